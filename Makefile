@@ -1,0 +1,53 @@
+# `make test`, `make train`, `make book`, `make lint`, `make bench`, `make notebooks`, `make clean`.
+# Each makes the environment .venv first, when it is missing or older than pyproject.toml.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Written last: an install that was cut off is not taken as done.
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help train test book lint bench notebooks clean versions
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "cibr needs Python 3.11 or later, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1);" \
+	       "name another: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@rm -f $@
+	@echo "making $(VENV) with $$($(PYTHON) --version) (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+versions: $(STAMP)
+	@$(BIN)/python -c 'import sys; from importlib.metadata import version; \
+	  names = "torch torchvision transformers timm numpy papermill nbval jupyter-book pytest".split(); \
+	  print("Python " + sys.version.split()[0], *(f"{n} {version(n)}" for n in names), sep=", ")'
+
+train: $(STAMP)  ## train at book scale with beta 0.05, into out.ipynb
+	$(BIN)/papermill book/train.ipynb out.ipynb -p beta 0.05
+
+test: $(STAMP) versions  ## the tests of the module, then every notebook again
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --nbval book/
+
+book: $(STAMP)  ## render the stored notebooks into _build/html; any warning is an error
+	$(BIN)/jupyter-book build . -W -n --keep-going --quiet
+
+notebooks: $(STAMP)  ## execute every notebook of the book in place
+	$(BIN)/python book/execute.py
+
+lint: $(STAMP)  ## ruff's rules and its format, notebooks included
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(STAMP)  ## every comparison with a peer, side by side
+	@for script in bench/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+clean:  ## remove the rendered book and caches; .venv, runs/ and data/ stay
+	rm -rf _build out.ipynb .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,52 @@
+"""How `pytest --nbval book/` compares a notebook with its stored outputs.
+
+The bare command works from any folder: each notebook runs in the environment that runs pytest, with the same
+variables as when it was executed, and what cannot repeat on another machine is left out of the comparison.
+Text is compared as it stands, but for floats with more than four significant digits: those are rounded to
+four, since the last digits change with the processor. Cells that cannot repeat carry the tag
+`nbval-ignore-output`.
+"""
+
+import re
+
+import pytest
+from execute import prepare_environment
+from nbval.plugin import IPyNbFile
+
+collect_ignore_glob = ["_build/*", "*/.ipynb_checkpoints/*"]
+
+# nbval leaves PNG and JPEG out; the same pictures pass through glue under these names. Warnings that a newer
+# library prints are no result of the book.
+NOT_COMPARED = ("stderr", "application/papermill.record/image/png", "application/papermill.record/image/jpeg")
+
+# A decimal or exponent makes a float; names, versions and dates such as fc1.0, 2.13.0 are none.
+FLOAT = r"(?<![\w.])[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?(?!\w|\.\w)"
+SIGNIFICANT_DIGITS = 4
+ZERO = 1e-12  # below this a printed difference of equal numbers is rounding noise, its sign included
+
+CELL_TIMEOUT_SECONDS = 600
+
+
+def round_float(match: re.Match[str]) -> str:
+    """Return the matched float with at most four significant digits, or as it stands when it has no more."""
+    text = match.group()
+    if abs(float(text)) < ZERO:
+        return "0"
+    digits = re.sub(r"[eE].*|[^\d]", "", text).lstrip("0")
+    return text if len(digits) <= SIGNIFICANT_DIGITS else f"{float(text):.{SIGNIFICANT_DIGITS}g}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set nbval's options, so that nobody has to type them."""
+    if config.option.nbval or config.option.nbval_lax:
+        config.option.nbval_current_env = config.option.nbval_kernel_name is None
+        config.option.nbval_cell_timeout = min(config.option.nbval_cell_timeout, CELL_TIMEOUT_SECONDS)
+        prepare_environment()
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Put the policy on each notebook as it is collected."""
+    if isinstance(collector, IPyNbFile):
+        collector.skip_compare = (*collector.skip_compare, *NOT_COMPARED)
+        collector.sanitize_patterns[FLOAT] = round_float
+        collector.sanitize_patterns[r"<Figure size [^>]*>"] = "<Figure>"

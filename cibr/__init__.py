@@ -1,0 +1,23 @@
+"""CIBR: the Cross-modal Information Bottleneck for CLIP, as models, losses, metrics and a training loop."""
+
+from cibr.data import Pairs, load_pairs
+from cibr.losses import CIBRLoss, beta_at, clip_loss
+from cibr.metrics import recall_at_k
+from cibr.models import DualEncoder
+from cibr.train import RunConfig, build_model, check_parameters, configure, fit, load_splits
+
+__all__ = [
+    "CIBRLoss",
+    "DualEncoder",
+    "Pairs",
+    "RunConfig",
+    "beta_at",
+    "build_model",
+    "check_parameters",
+    "clip_loss",
+    "configure",
+    "fit",
+    "load_pairs",
+    "load_splits",
+    "recall_at_k",
+]

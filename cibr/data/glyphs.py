@@ -1,0 +1,230 @@
+"""Glyph pairs: printed characters and their Unicode names, made on the spot from the fonts in matplotlib.
+
+A sample is one character in one face, drawn with Pillow on a 32 px square, with the character's Unicode name
+in lower case as its caption. What image and text share is the character. Image-only are typeface, weight,
+slant, size, position, ink and paper; text-only is the template around the name. Every choice is a hash of the
+character and the face, so characters, captions, factors and splits are the same on every machine; pixels can
+differ by a few grey levels with the FreeType version. Real ambiguity stays in: Latin A and Greek Alpha are the
+same drawing with two names.
+"""
+
+import hashlib
+import os
+import unicodedata
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.ft2font import FT2Font
+from PIL import Image, ImageDraw, ImageFont, features
+
+from cibr.data.pairs import Pairs
+from cibr.paths import data_folder
+
+IMAGE_SIZE = 32
+TEST_FONT_SIZE = 24
+VERSION = 1  # raise it when drawing changes: old caches are then left alone
+MIN_CONTRAST = 96
+_BLANK = ("braille pattern blank", "object replacement character")  # named, but drawn without ink
+TEMPLATES = (
+    "{}",
+    "the character {}",
+    "{} in print",
+    "a drawing of {}",
+    "this sign is called {}",
+    "{} on paper",
+)
+
+
+class Face(NamedTuple):
+    """One font file: `typeface` is the design, `weight` and `slant` its variant."""
+
+    typeface: str
+    weight: str
+    slant: str
+    file: str
+
+
+def _family(typeface: str, stem: str, suffixes: tuple[str, str, str, str]) -> tuple[Face, ...]:
+    variants = (("regular", "upright"), ("bold", "upright"), ("regular", "oblique"), ("bold", "oblique"))
+    return tuple(Face(typeface, *v, f"{stem}{s}.ttf") for v, s in zip(variants, suffixes, strict=True))
+
+
+_DEJAVU = ("", "-Bold", "-Oblique", "-BoldOblique")
+SANS = _family("sans", "DejaVuSans", _DEJAVU)
+MONO = _family("mono", "DejaVuSansMono", _DEJAVU)
+SERIF = _family("serif", "DejaVuSerif", ("", "-Bold", "-Italic", "-BoldItalic"))
+STIX = _family("stix", "STIXGeneral", ("", "Bol", "Italic", "BolIta"))
+
+# What each split draws: its faces, its group of characters, and whether nuisance factors vary.
+SPLITS = {
+    "train": (SANS + MONO, "seen", True),
+    "validation": (STIX[:1], "seen", False),
+    "test": (SERIF[:1], "seen", False),
+    "validation_characters": (SANS + MONO, "held-out-validation", False),
+    "test_characters": (SANS + MONO, "held-out-test", False),
+}
+
+
+def load_glyphs(split: str = "train") -> Pairs:
+    """The glyph pairs of one split, drawn once and then read from the cache.
+
+    `train` has the seen characters in eight faces (DejaVu Sans and Mono) with all nuisance factors varying.
+    `validation` (STIX) and `test` (DejaVu Serif) show the same characters in typefaces that training never
+    sees, black on white, 24 px, centred, under the bare name. `validation_characters` and `test_characters`
+    show characters that are held out whole, drawn the same plain way in the training faces.
+
+    Args:
+        split: one of `SPLITS`.
+
+    Returns:
+        Pairs with `labels` (equal for the same character; the code point) and `factors`, one row an image:
+        `character, name, category, typeface, weight, slant, size` (font size in px), `x, y` (offset from the
+        centre in px), `ink, paper` (grey levels, 0 to 255), `template` (index into `TEMPLATES`).
+
+    Raises:
+        ValueError: an unknown split; the message names the known ones.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r} of glyphs; its splits are {', '.join(SPLITS)}")
+    factors = glyph_factors(split)
+    captions = [
+        [TEMPLATES[t].format(name)] for t, name in zip(factors["template"], factors["name"], strict=True)
+    ]
+    keys = [
+        f"U+{ord(c):04X}/{t}-{w}-{s}"
+        for c, t, w, s in zip(*(factors[k] for k in ("character", "typeface", "weight", "slant")), strict=True)
+    ]
+    labels = torch.tensor([ord(c) for c in factors["character"]])
+    pixels = _cached_pixels(split, factors)
+    return Pairs("glyphs", split, captions, keys, PixelImages(pixels), labels=labels, factors=factors)
+
+
+class PixelImages:
+    """Grey squares in memory, given as RGB images by index: what `Pairs` calls to load a picture."""
+
+    def __init__(self, pixels: np.ndarray):
+        self.pixels = pixels
+
+    def __call__(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index]).convert("RGB")
+
+
+@lru_cache(maxsize=1)
+def glyph_characters() -> pd.DataFrame:
+    """All characters: `character, name, category, group`, in the order of their code points.
+
+    A character belongs when DejaVu Sans and DejaVu Serif both draw it, Unicode names it, and it is a letter,
+    number, punctuation mark or symbol that leaves ink on the paper. One in forty is held out for the test of
+    unseen characters and one in forty for its validation, by a hash of the name.
+    """
+    rows = []
+    for code in sorted(_charmap(SANS[0].file) & _charmap(SERIF[0].file)):
+        character = chr(code)
+        name, category = unicodedata.name(character, "").lower(), unicodedata.category(character)
+        if name and category[0] in "LNPS" and name not in _BLANK:
+            place = _hash(name)[0] % 40
+            group = {0: "held-out-test", 1: "held-out-validation"}.get(place, "seen")
+            rows.append((character, name, category, group))
+    return pd.DataFrame(rows, columns=["character", "name", "category", "group"])
+
+
+def glyph_factors(split: str) -> pd.DataFrame:
+    """The factors of every sample of a split, shared and nuisance, without drawing anything."""
+    faces, group, varied = SPLITS[split]
+    characters = glyph_characters()
+    characters = characters[characters["group"] == group]
+    rows = []
+    for character, name, category in characters[["character", "name", "category"]].itertuples(index=False):
+        for face in faces:
+            if ord(character) in _charmap(face.file):
+                nuisance = _draw_factors(f"{name}/{face.file}") if varied else _PLAIN
+                rows.append((character, name, category, *face[:3], *nuisance))
+    columns = ["character", "name", "category", "typeface", "weight", "slant"]
+    return pd.DataFrame(rows, columns=[*columns, "size", "x", "y", "ink", "paper", "template"])
+
+
+_PLAIN = (TEST_FONT_SIZE, 0, 0, 0, 255, 0)
+
+
+def _draw_factors(key: str) -> tuple[int, int, int, int, int, int]:
+    """Size, offsets, ink, paper and template as a hash of the sample's key."""
+    draw = _hash(key)
+    size, x, y = 18 + draw[0] % 10, draw[1] % 5 - 2, draw[2] % 5 - 2
+    contrast = MIN_CONTRAST + draw[3] % (256 - MIN_CONTRAST)
+    dark = draw[4] % (256 - contrast)
+    ink, paper = (dark, dark + contrast) if draw[5] % 4 else (dark + contrast, dark)
+    return size, x, y, ink, paper, draw[6] % len(TEMPLATES)
+
+
+def _hash(key: str) -> tuple[int, ...]:
+    digest = hashlib.sha256(key.encode()).digest()
+    return tuple(int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4))
+
+
+def draw_glyph(
+    character: str, file: str, size: int = TEST_FONT_SIZE, x: int = 0, y: int = 0, ink: int = 0, paper: int = 255
+) -> Image.Image:
+    """One character on a 32 px square, centred on its line box and moved by (x, y) px, in grey levels.
+
+    Centring by the line box rather than by the ink keeps a comma low and an apostrophe high.
+    """
+    image = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), paper)
+    centre = IMAGE_SIZE / 2
+    ImageDraw.Draw(image).text((centre + x, centre + y), character, fill=ink, font=_font(file, size), anchor="mm")
+    return image
+
+
+def _cached_pixels(split: str, factors: pd.DataFrame) -> np.ndarray:
+    """Pixels [n, 32, 32] of a split; the cache's name holds all that drawing depends on."""
+    versions = f"v{VERSION}-matplotlib{matplotlib.__version__}-freetype{features.version('freetype2')}"
+    file = data_folder() / "glyphs" / f"{split}-{versions}.npy"
+    if file.exists():
+        try:
+            pixels = np.load(file)
+            if pixels.shape == (len(factors), IMAGE_SIZE, IMAGE_SIZE):
+                return pixels
+        except (ValueError, EOFError):
+            pass  # a damaged cache is drawn again
+    pixels = _draw_all(factors)
+    _save(file, pixels)
+    return pixels
+
+
+def _draw_all(factors: pd.DataFrame) -> np.ndarray:
+    files = {face[:3]: face.file for face in SANS + MONO + SERIF + STIX}
+    columns = ["character", "typeface", "weight", "slant", "size", "x", "y", "ink", "paper"]
+    pixels = np.empty((len(factors), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    for i, (character, *face, size, x, y, ink, paper) in enumerate(factors[columns].itertuples(index=False)):
+        pixels[i] = draw_glyph(character, files[tuple(face)], size, x, y, ink, paper)
+    return pixels
+
+
+def _save(file: Path, pixels: np.ndarray) -> None:
+    """Written beside and moved into place; a folder that cannot be written only costs the drawing time."""
+    part = file.with_suffix(f".{os.getpid()}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as stream:
+            np.save(stream, pixels)
+        part.replace(file)
+    except OSError:
+        part.unlink(missing_ok=True)
+
+
+def _font_path(file: str) -> str:
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / file)
+
+
+@lru_cache(maxsize=None)
+def _charmap(file: str) -> frozenset[int]:
+    return frozenset(FT2Font(_font_path(file)).get_charmap())
+
+
+@lru_cache(maxsize=None)
+def _font(file: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(_font_path(file), size, layout_engine=ImageFont.Layout.BASIC)

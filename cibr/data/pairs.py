@@ -1,0 +1,196 @@
+"""Image-text pairs: one split of a data set, with its texts in memory and its images on demand.
+
+Image i comes with one text or more, `captions[i]`; flattened, the texts are numbered image by
+image. Pairs with equal labels show the same content, so that a loss can count them as matches.
+Images are decoded when they are asked for. Pairs can be pickled, for DataLoader workers.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas
+import torch
+from jaxtyping import Int, Int64
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+ON_ERROR = ("raise", "skip")
+
+Indices = Iterable[int] | Int[Tensor, " m"] | Int[np.ndarray, " m"]
+
+
+@dataclass(eq=False)
+class Pairs:
+    """Image-text pairs of one split.
+
+    Args:
+        name: the data set's name, for messages and tables.
+        split: the split's name, ``train``, ``validation`` or ``test``.
+        captions: the texts of each image, one at least; they are stripped, empty ones dropped.
+        keys: the samples' names, for messages.
+        load: takes an index and returns the image in mode ``RGB``; a module's function or an
+            object with ``__call__``, so that it can be pickled.
+        labels: what each pair shows: equal labels, same content; None if no two are known to.
+        factors: nuisance factors that vary beside the content, one row an image.
+        n_skipped: how many samples were left out as unusable.
+        classnames: the names that the labels number, in a set made for classification.
+
+    Raises:
+        ValueError: if the lengths disagree, or an image has no text.
+    """
+
+    name: str
+    split: str
+    captions: list[list[str]]
+    keys: list[str]
+    load: Callable[[int], Image.Image]
+    labels: Int64[Tensor, " n"] | None = None
+    factors: pandas.DataFrame | None = None
+    n_skipped: int = 0
+    classnames: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        self.captions = [clean_texts(texts) for texts in self.captions]
+        for part in ("keys", "labels", "factors"):
+            value = getattr(self, part)
+            if value is not None and len(value) != len(self):
+                raise ValueError(
+                    f"{self.name} has captions for {len(self)} images but {part} for {len(value)}: "
+                    "give one of each per image"
+                )
+        for key, texts in zip(self.keys, self.captions, strict=True):
+            if not texts:
+                raise ValueError(f"sample {key!r} of {self.name} has no text: give it one at least")
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def image(self, i: int) -> Image.Image:
+        """Returns image i, decoded now, in mode ``RGB``.
+
+        Raises:
+            IndexError: if there is no image i.
+            ValueError: if the picture does not decode.
+        """
+        if not 0 <= i < len(self):
+            raise IndexError(f"{self.name} has no image {i}: {self.split} holds 0 to {len(self) - 1}")
+        return self.load(i)
+
+    def images(self, indices: Indices | None = None) -> Iterator[Image.Image]:
+        """Yields the images of these indices in their order, or all images."""
+        return (self.image(int(i)) for i in (range(len(self)) if indices is None else indices))
+
+    def texts(self) -> list[str]:
+        """Returns all texts as one list, image by image."""
+        return [text for texts in self.captions for text in texts]
+
+    def text_to_image(self) -> Int64[Tensor, " n_texts"]:
+        """Returns the index of the image of each of `texts()`."""
+        n_texts = torch.tensor([len(texts) for texts in self.captions], dtype=torch.long)
+        return torch.repeat_interleave(torch.arange(len(self)), n_texts)
+
+    def subset(self, indices: Indices) -> "Pairs":
+        """Returns the pairs of these indices, in their order; an index may come more than once.
+
+        Raises:
+            IndexError: if there is no pair of an index.
+        """
+        chosen = [int(i) for i in indices]
+        for i in chosen:
+            if not 0 <= i < len(self):
+                raise IndexError(f"{self.name} has no pair {i}: {self.split} holds {len(self)}, from 0")
+        return replace(
+            self,
+            captions=[self.captions[i] for i in chosen],
+            keys=[self.keys[i] for i in chosen],
+            load=_Chosen(self.load, chosen),
+            labels=None if self.labels is None else self.labels[torch.tensor(chosen).long()],
+            factors=None if self.factors is None else self.factors.iloc[chosen].reset_index(drop=True),
+        )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Loads image `indices[i]` for i."""
+
+    load: Callable[[int], Image.Image]
+    indices: list[int]
+
+    def __call__(self, i: int) -> Image.Image:
+        return self.load(self.indices[i])
+
+
+@dataclass
+class Skips:
+    """The unusable samples of a set that is being read: raised at once, or counted up to a limit.
+
+    Args:
+        name: the data set's name, for messages.
+        on_error: ``raise``, or ``skip`` to count.
+        max_skipped: how many samples may be skipped.
+
+    Raises:
+        ValueError: if `on_error` is neither, or `max_skipped` does not fit it.
+    """
+
+    name: str
+    on_error: str
+    max_skipped: int
+    reasons: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ON_ERROR:
+            raise ValueError(f"on_error is {self.on_error!r}: it is 'raise' or 'skip'")
+        if self.max_skipped < 0:
+            raise ValueError(f"max_skipped is {self.max_skipped}: it is a number of samples, 0 or more")
+        if self.max_skipped and self.on_error == "raise":
+            raise ValueError(f"max_skipped={self.max_skipped} needs on_error='skip', which counts")
+
+    def add(self, error: ValueError | FileNotFoundError) -> None:
+        """Raises the error, or counts it.
+
+        Raises:
+            ValueError: if this one is more than `max_skipped`, with the first few reasons.
+        """
+        if self.on_error == "raise":
+            raise error
+        self.reasons.append(str(error))
+        if len(self.reasons) > self.max_skipped:
+            first = "\n  ".join(self.reasons[:3])
+            raise ValueError(
+                f"more than max_skipped={self.max_skipped} samples of {self.name} are unusable: "
+                f"mend them or raise the limit. The first are:\n  {first}"
+            ) from error
+
+
+def without_undecodable(pairs: Pairs, skips: Skips) -> Pairs:
+    """Returns the pairs whose images decode, with all that was skipped counted in `n_skipped`.
+
+    Images are decoded once each when `skips` counts; when it raises, broken ones show on use.
+
+    Raises:
+        ValueError: if too many samples are unusable, or none is left.
+    """
+    if skips.on_error == "skip":
+        good = []
+        for i in tqdm(range(len(pairs)), desc=f"{pairs.name} {pairs.split}: checking images", delay=1):
+            try:
+                pairs.image(i)
+                good.append(i)
+            except (ValueError, FileNotFoundError) as error:
+                skips.add(error)
+        if len(good) < len(pairs):
+            pairs = pairs.subset(good)
+    if not len(pairs):
+        raise ValueError(
+            f"{pairs.split} of {pairs.name} is empty ({len(skips.reasons)} samples skipped): "
+            "it needs one image with a text at least"
+        )
+    return replace(pairs, n_skipped=len(skips.reasons))
+
+
+def clean_texts(texts: Iterable[str]) -> list[str]:
+    """Returns the texts stripped of outer white space, without those that are then empty."""
+    return [stripped for text in texts if (stripped := text.strip())]

@@ -1,0 +1,166 @@
+"""Backbones that start from pretrained weights: two frozen towers under trained heads, or a whole CLIP.
+
+Names are resolved in the order: an existing folder; `$CIBR_MODELS/<hub id>`; the hub.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
+
+from cibr.models.tiny import mean_pool
+from cibr.names import nearest
+
+MODELS = ("tiny", "frozen")
+IMAGE_TOWER = "timm/tf_efficientnet_lite0.in1k"
+TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def resolve_model(name: str) -> str:
+    """Where a model's files are: a folder on this machine, or the hub id itself."""
+    local = Path(os.environ.get("CIBR_MODELS", "")) / name
+    if Path(name).is_dir():
+        return str(Path(name))
+    return str(local) if os.environ.get("CIBR_MODELS") and local.is_dir() else name
+
+
+def model_kind(name: str) -> str:
+    """`tiny`, `frozen` or `clip`, from a model's name, before anything is loaded.
+
+    Raises:
+        ValueError: a name that is none of them, no folder and no hub id (which holds a slash).
+    """
+    if name in MODELS:
+        return name
+    source = Path(resolve_model(name))
+    if source.is_dir() or name.count("/") == 1:
+        return "clip"
+    raise ValueError(
+        f"unknown model {name!r}{nearest(name, MODELS) or '.'} Give {' or '.join(MODELS)}, a folder with a "
+        "CLIPModel, or a hub id such as openai/clip-vit-base-patch32"
+    )
+
+
+def from_hub(loader, name: str, **options):
+    """`loader.from_pretrained` with an error that says where was looked and what helps."""
+    source = resolve_model(name)
+    try:
+        return loader.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        where = f"folder {source!r}" if Path(source).is_dir() else f"hub model {name!r}"
+        raise FileNotFoundError(
+            f"cannot load {where}: {str(error).splitlines()[0]}. Give a folder with the model's files, set "
+            f"CIBR_MODELS to a folder that holds <CIBR_MODELS>/{name}, or connect to the hub"
+        ) from error
+
+
+def text_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that comes with a pretrained model."""
+    return from_hub(AutoTokenizer, name)
+
+
+class ProjectionHead(nn.Module):
+    """Pooled features to the joint space: a linear map plus a residual layer, with dropout before both."""
+
+    def __init__(self, dim_in: int, dim: int, dropout: float):
+        super().__init__()
+        self.linear = nn.Linear(dim_in, dim)
+        self.residual = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, dim))
+        self.dropout, self.norm = nn.Dropout(dropout), nn.LayerNorm(dim)
+
+    def forward(self, pooled: Float[Tensor, "n dim_in"]) -> Float[Tensor, "n dim"]:
+        x = self.linear(self.dropout(pooled))
+        return self.norm(x + self.residual(x))
+
+
+class FrozenBackbone(nn.Module):
+    """Two pretrained towers that never train and always run in eval mode, under trained projection heads.
+
+    The image tower's pooled output and the text tower's mean over tokens are what the heads see; `fit`
+    computes them once for a data set and keeps them.
+    """
+
+    kind = "frozen"
+
+    def __init__(self, image_tower: nn.Module, text_tower: nn.Module, dim: int, dropout: float):
+        super().__init__()
+        self.settings = dict(dim=dim, dropout=dropout)
+        self.image_tower, self.text_tower = image_tower.requires_grad_(False), text_tower.requires_grad_(False)
+        self.dim, self.dim_text_pooled = dim, text_tower.config.hidden_size
+        self.dim_image_pooled = image_pooled_size(image_tower)
+        self.image_head = ProjectionHead(self.dim_image_pooled, dim, dropout)
+        self.text_head = ProjectionHead(self.dim_text_pooled, dim, dropout)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "FrozenBackbone":
+        super().train(mode)
+        self.image_tower.eval()
+        self.text_tower.eval()
+        return self
+
+    @torch.no_grad()
+    def image_pooled(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim_pooled"]:
+        return self.image_tower(pixel_values=pixels).pooler_output.flatten(1)
+
+    @torch.no_grad()
+    def text_pooled(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n dim_pooled"]:
+        states = self.text_tower(input_ids=ids, attention_mask=mask).last_hidden_state
+        return mean_pool(states, mask)
+
+
+def load_tower(name: str) -> nn.Module:
+    """A pretrained tower in float32 and eval mode."""
+    return from_hub(AutoModel, name, dtype=torch.float32).eval()
+
+
+def image_pooled_size(tower: nn.Module) -> int:
+    """The width of an image tower's pooled output, read off a blank picture."""
+    size = tower_image_size(tower.config)
+    with torch.no_grad():
+        return tower(pixel_values=torch.zeros(1, 3, size, size)).pooler_output.flatten(1).shape[1]
+
+
+def tower_normalisation(name: str, tower: nn.Module) -> tuple[list[float], list[float]]:
+    """The channel means and deviations that an image tower was trained with."""
+    timm = getattr(tower.config, "pretrained_cfg", None)
+    if timm:
+        return list(timm["mean"]), list(timm["std"])
+    processor = from_hub(AutoImageProcessor, name)
+    return list(processor.image_mean), list(processor.image_std)
+
+
+def tower_image_size(config: AutoConfig) -> int:
+    """The picture size that a tower was trained for."""
+    size = getattr(config, "image_size", None) or config.pretrained_cfg["input_size"][-1]
+    return size if isinstance(size, int) else size[0]
+
+
+class ClipBackbone(nn.Module):
+    """A `transformers.CLIPModel`, trained whole: its towers pool, its two projections are the heads."""
+
+    kind = "clip"
+
+    def __init__(self, clip: CLIPModel):
+        super().__init__()
+        self.settings: dict = {}
+        self.clip = clip
+        self.dim = clip.config.projection_dim
+        self.dim_image_pooled = clip.config.vision_config.hidden_size
+        self.dim_text_pooled = clip.config.text_config.hidden_size
+
+    @property
+    def image_head(self) -> nn.Module:
+        return self.clip.visual_projection
+
+    @property
+    def text_head(self) -> nn.Module:
+        return self.clip.text_projection
+
+    def image_pooled(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim_pooled"]:
+        return self.clip.vision_model(pixel_values=pixels).pooler_output
+
+    def text_pooled(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n dim_pooled"]:
+        return self.clip.text_model(input_ids=ids, attention_mask=mask).pooler_output

@@ -1,0 +1,155 @@
+"""Every figure of the book, in one visual language: each function draws on Axes and returns them.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; the background is white so that a
+figure reads the same on a light and on a dark page.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+import torch
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from PIL import Image
+from torch import Tensor
+
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6E6E6E"
+PALETTE = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+
+
+def set_style() -> None:
+    """The book's style; call it once in a notebook, before the first figure."""
+    settings = {
+        "figure.dpi": 110,
+        "figure.facecolor": "white",
+        "savefig.bbox": "tight",
+        "font.size": 10,
+        "axes.titlesize": 10,
+        "axes.titleweight": "bold",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "grid.color": "#E5E5E5",
+    }
+    sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE, rc=settings)
+
+
+def training_curves(history: pd.DataFrame) -> list[Axes]:
+    """Loss, penalty and validation recall over the epochs of `fit`'s history, side by side.
+
+    Args:
+        history: as `cibr.fit` returns it.
+
+    Returns:
+        Three Axes.
+    """
+    _, axes = plt.subplots(1, 3, figsize=(11, 3.1), layout="constrained")
+    epochs = history["epoch"]
+    axes[0].plot(epochs, history["clip_loss"], "o-", ms=3, color=BLUE)
+    axes[0].set(title="contrastive loss", xlabel="epoch", ylabel="nats", ylim=(0, None))
+    axes[1].plot(epochs, history["penalty_excess"], "o-", ms=3, color=ORANGE, label="excess")
+    weight = axes[1].twinx()
+    weight.step(epochs, history["beta"], where="pre", color=GREY, lw=1, label="beta")
+    weight.set(ylabel="beta", ylim=(0, max(history["beta"].max() * 1.1, 0.01)))
+    weight.grid(False)
+    axes[1].set(title="penalty excess and its weight", xlabel="epoch", ylabel="nats", ylim=(0, None))
+    lines = axes[1].get_lines() + weight.get_lines()
+    axes[1].legend(lines, [line.get_label() for line in lines], frameon=False)
+    for k, colour in ((1, BLUE), (10, GREEN)):
+        for side, style in (("image_to_text", "-"), ("text_to_image", "--")):
+            column = f"{side}_recall@{k}"
+            if column in history:
+                label = f"{side.replace('_', ' ')}, k={k}"
+                axes[2].plot(epochs, 100 * history[column], style, color=colour, label=label)
+    axes[2].set(title="validation recall@k", xlabel="epoch", ylabel="%", ylim=(0, 100))
+    axes[2].legend(frameon=False, fontsize=8)
+    return list(axes)
+
+
+def image_grid(
+    images: Sequence[Image.Image], titles: Sequence[str] | None = None, n_columns: int = 8, size: float = 1.2
+) -> list[Axes]:
+    """Pictures in rows, each under its title.
+
+    Args:
+        images: PIL images.
+        titles: one a picture, or None.
+        n_columns: pictures in a row.
+        size: width of a picture in inches.
+
+    Returns:
+        One Axes a picture.
+    """
+    n_rows = -(-len(images) // n_columns)
+    height = size * (1.35 if titles else 1.02)
+    _, axes = plt.subplots(
+        n_rows, n_columns, figsize=(n_columns * size, n_rows * height), layout="constrained", squeeze=False
+    )
+    flat = list(axes.flat)
+    for axis in flat:
+        axis.axis("off")
+    for i, image in enumerate(images):
+        flat[i].imshow(image.convert("RGB"))
+        if titles:
+            flat[i].set_title(titles[i], fontsize=8, fontweight="normal")
+    return flat[: len(images)]
+
+
+def retrieval_gallery(
+    images: Sequence[Image.Image],
+    texts: Sequence[str],
+    similarity: Float[Tensor, "n m"],
+    right: Int[Tensor, " n"],
+    n_shown: int = 3,
+    n_columns: int = 3,
+) -> list[Axes]:
+    """Each picture beside the texts that a model ranks first, right ones in green and wrong ones in red.
+
+    Args:
+        images: n pictures.
+        texts: m candidate texts.
+        similarity: cosines [n, m].
+        right: for each picture, the index of a text that is right; equal strings count as right too.
+        n_shown: texts a picture.
+        n_columns: pictures in a row.
+
+    Returns:
+        One Axes a picture.
+    """
+    n_rows = -(-len(images) // n_columns)
+    _, axes = plt.subplots(n_rows, 2 * n_columns, figsize=(11, 1.15 * n_rows), width_ratios=[1, 3.2] * n_columns,
+                           layout="constrained", squeeze=False)  # fmt: skip
+    pictures, words = list(axes[:, 0::2].flat), list(axes[:, 1::2].flat)
+    for axis in (*pictures, *words):
+        axis.axis("off")
+    for i, image in enumerate(images):
+        pictures[i].imshow(image.convert("RGB"))
+        truth = texts[int(right[i])]
+        first = similarity[i].topk(n_shown).indices.tolist()
+        for line, j in enumerate(first):
+            hit = texts[j] == truth
+            mark, colour = ("✓", GREEN) if hit else ("✗", RED)
+            words[i].text(0, 0.92 - 0.26 * line, f"{mark} {shorten(texts[j])}", color=colour, fontsize=8.5, va="top")
+        if truth not in [texts[j] for j in first]:
+            rank = int((similarity[i] > similarity[i, right[i]]).sum()) + 1
+            words[i].text(0, 0.92 - 0.26 * n_shown, f"is: {shorten(truth)} (rank {rank})", color=GREY, fontsize=7.5, va="top")
+    return words[: len(images)]
+
+
+def shorten(text: str, limit: int = 44) -> str:
+    """A text cut to `limit` characters, with an ellipsis where something was cut."""
+    text = unicodedata.normalize("NFC", text)
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def pick_right_and_wrong(hits: Sequence[bool] | Tensor, n: int, seed: int = 0) -> Int[Tensor, " n"]:
+    """Indices of queries for a gallery: as many hits as misses where there are enough, in a random order."""
+    hits = torch.as_tensor(hits).bool()
+    order = torch.randperm(len(hits), generator=torch.Generator().manual_seed(seed))
+    right, wrong = order[hits[order]], order[~hits[order]]
+    n_right = max(min(n // 2 + n % 2, len(right)), n - len(wrong))
+    chosen = torch.cat([right[:n_right], wrong[: n - n_right]])
+    return chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))]

@@ -1,0 +1,212 @@
+"""A run's configuration: checked before anything long starts, with presets chosen on validation splits."""
+
+import math
+import types
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import pandas as pd
+import torch
+
+from cibr.data import Pairs, available_splits, load_pairs, resolve
+from cibr.losses import ESTIMATORS
+from cibr.models import MODELS, DualEncoder, model_kind
+from cibr.names import nearest
+from cibr.paths import project_root
+
+# Chosen on validation recall alone; `bench/presets.py` repeats the choice.
+PRESETS = {
+    ("glyphs", "tiny"): dict(
+        epochs=8, batch_size=256, learning_rate=3e-3, temperature=0.15, dropout=0.0, weight_decay=0.01
+    ),
+    ("*", "tiny"): dict(
+        epochs=20, batch_size=256, learning_rate=2e-3, temperature=0.1, dropout=0.1, weight_decay=0.05
+    ),
+    ("*", "frozen"): dict(
+        epochs=30, batch_size=512, learning_rate=1e-3, temperature=0.03, dropout=0.6, weight_decay=0.1
+    ),
+    ("*", "clip"): dict(
+        epochs=3, batch_size=64, learning_rate=1e-5, temperature=0.01, dropout=0.0, weight_decay=0.1
+    ),
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run. Build it with `configure`, which fills presets and checks.
+
+    Args:
+        dataset: a data set's name or a folder; see `cibr.load_pairs`.
+        model: `tiny`, `frozen`, or a `CLIPModel` by folder or hub id.
+        beta: weight of the penalty; 0 is CLIP.
+        estimator: which bound of the residual information the penalty is.
+        epochs, batch_size, learning_rate, temperature, weight_decay: the optimisation (AdamW, one cycle).
+        dropout: in the heads, and in the text tower of `tiny`.
+        seed: of weights, order, captions, augmentation and noise.
+        output_dir: where the model, `history.csv` and the configuration go.
+        micro_batch_size: rows that go through the encoders at once; 0 for the whole batch.
+        learn_temperature: whether training moves the temperature.
+        kappa_e, kappa_b: concentrations of the encoder's and the backward von Mises-Fisher distributions.
+        augment: random shifts, scales and shears of the pictures (`tiny` only).
+        mixed_precision: `no`, or `bf16` for the encoders; the loss stays in float32.
+        on_error, max_skipped: what to do with unusable samples; see `cibr.load_pairs`.
+        truncate_texts: cut texts that are longer than the model reads instead of refusing them.
+    """
+
+    dataset: str = "glyphs"
+    model: str = "tiny"
+    beta: float = 0.05
+    estimator: str = "vmf"
+    epochs: int = 0
+    batch_size: int = 0
+    learning_rate: float = 0.0
+    temperature: float = 0.0
+    dropout: float = -1.0
+    weight_decay: float = -1.0
+    seed: int = 0
+    output_dir: str = ""
+    micro_batch_size: int = 0
+    learn_temperature: bool = False
+    kappa_e: float = 1024.0
+    kappa_b: float = 10.0
+    augment: bool = True
+    mixed_precision: str = "no"
+    on_error: str = "raise"
+    max_skipped: int = 0
+    truncate_texts: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def table(self) -> pd.DataFrame:
+        """The settings as a table of one column, for a notebook; without the output folder."""
+        settings = {name: value for name, value in self.to_dict().items() if name != "output_dir"}
+        return pd.DataFrame({"value": {name: str(value) for name, value in settings.items()}})
+
+
+def configure(**parameters: Any) -> RunConfig:
+    """A checked configuration; 0 (or -1 for dropout and weight decay) means the preset of data set and model.
+
+    Raises:
+        ValueError: an unknown parameter, data set, model or estimator (with the nearest known name), or a
+            value outside its range.
+        FileNotFoundError: a model that is not there.
+    """
+    known = [field.name for field in fields(RunConfig)]
+    for name in parameters:
+        if name not in known:
+            raise ValueError(f"unknown parameter {name!r}{nearest(name, known)} Known: {', '.join(known)}")
+    config = RunConfig(**parameters)
+    source, kind = resolve(config.dataset), model_kind(config.model)
+    if config.estimator not in ESTIMATORS:
+        raise ValueError(
+            f"unknown estimator {config.estimator!r}{nearest(config.estimator, ESTIMATORS)} "
+            f"Known: {', '.join(ESTIMATORS)}"
+        )
+    preset = PRESETS.get((source.name, kind), PRESETS["*", kind])
+    config = replace(config, **{k: v for k, v in preset.items() if getattr(config, k) == _PRESET[k]})
+    if not config.output_dir:
+        model = config.model.rstrip("/").split("/")[-1]
+        name = f"{source.name}-{model}-{config.estimator}-beta{config.beta:g}-seed{config.seed}"
+        config = replace(config, output_dir=str(project_root() / "runs" / name))
+    _check_ranges(config)
+    return config
+
+
+_PRESET = dict(epochs=0, batch_size=0, learning_rate=0.0, temperature=0.0, dropout=-1.0, weight_decay=-1.0)
+
+_RANGES = {
+    "beta": (0, math.inf, "the penalty's weight is a finite number, 0 (plain CLIP) or more"),
+    "epochs": (1, math.inf, "train for one epoch at least, or give 0 for the preset"),
+    "batch_size": (2, math.inf, "a contrast needs two pairs at least, or give 0 for the preset"),
+    "micro_batch_size": (0, math.inf, "rows at once through the encoders; 0 for the whole batch"),
+    "learning_rate": (1e-12, 1e3, "give a positive number, or 0 for the preset"),
+    "temperature": (0.01, 1e3, "CLIP keeps it at 0.01 or more; give 0 for the preset"),
+    "dropout": (0, 0.99, "a probability below 1, or -1 for the preset"),
+    "weight_decay": (0, 1e3, "0 or more, or -1 for the preset"),
+    "seed": (0, 2**32 - 1, "a whole number from 0"),
+    "kappa_e": (1e-3, 1e5, "a concentration between 1e-3 and 1e5"),
+    "kappa_b": (1e-3, 1e5, "a concentration between 1e-3 and 1e5"),
+    "max_skipped": (0, math.inf, "a number of samples"),
+}
+
+
+def _check_ranges(config: RunConfig) -> None:
+    for field in fields(RunConfig):
+        name, value = field.name, getattr(config, field.name)
+        wanted = type(field.default)
+        if isinstance(value, bool) != (wanted is bool) or not isinstance(value, (wanted, int)[: 1 + (wanted is float)]):
+            raise ValueError(f"{name} is {value!r}: it is of type {wanted.__name__}")
+        low, high, rule = _RANGES.get(name, (None, None, ""))
+        if low is not None and not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(f"{name} is {value}: {rule}")
+    if config.mixed_precision not in ("no", "bf16"):
+        raise ValueError(f"mixed_precision is {config.mixed_precision!r}: it is 'no' or 'bf16'")
+
+
+def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
+    """The parameters of a notebook; papermill only logs a name that it does not know, this refuses it.
+
+    Call it in the first cell after the parameters, with `globals()` and the known names.
+
+    Args:
+        namespace: the notebook's globals.
+        known: the known parameters, separated by white space.
+
+    Returns:
+        The known parameters with their values.
+
+    Raises:
+        ValueError: a variable that is none of them, with the nearest known name.
+    """
+    names = known.split()
+    for name, value in namespace.items():
+        ours = not (name.startswith("_") or name in ("In", "Out", "exit", "quit"))
+        if ours and name not in names and not callable(value) and not isinstance(value, types.ModuleType):
+            raise ValueError(f"unknown parameter {name!r}{nearest(name, names) or '.'} Known: {', '.join(names)}")
+    return {name: namespace[name] for name in names}
+
+
+def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
+    """The training, validation and test pairs of a run's data set.
+
+    A set without a validation split gives a tenth of its training pairs, at most 1,000, for it. A set without
+    a test split is tested on its validation pairs; their `split` says so.
+
+    Raises:
+        ValueError: an unusable sample, or a set that is too small to be split.
+    """
+    there = available_splits(config.dataset)
+    options = dict(on_error=config.on_error, max_skipped=config.max_skipped)
+    train = load_pairs(config.dataset, "train", **options)
+    if "validation" in there:
+        validation = load_pairs(config.dataset, "validation", **options)
+    else:
+        train, validation = _hold_out(train)
+    test = load_pairs(config.dataset, "test", **options) if "test" in there else validation
+    return train, validation, test
+
+
+def _hold_out(train: Pairs) -> tuple[Pairs, Pairs]:
+    n_held_out = min(1000, len(train) // 10)
+    if n_held_out < 1:
+        raise ValueError(f"{train.name} has {len(train)} pairs and no validation split: it takes ten pairs to make one")
+    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    validation = replace(train.subset(rows[:n_held_out].sort().values), split="validation")
+    return train.subset(rows[n_held_out:].sort().values), validation
+
+
+def build_model(config: RunConfig, train: Pairs) -> DualEncoder:
+    """The model that a configuration names, with weights that its seed decides."""
+    torch.manual_seed(config.seed)
+    options = dict(dropout=config.dropout, learn_variance=config.estimator == "gaussian")
+    if config.model == "tiny":
+        size = 32 if train.name == "glyphs" else 64
+        model = DualEncoder.tiny(train.texts(), image_size=size, **options)
+    elif config.model == "frozen":
+        model = DualEncoder.frozen(**options)
+    else:
+        del options["dropout"]
+        model = DualEncoder.clip(config.model, **options)
+    model.set_temperature(config.temperature, config.learn_temperature)
+    return model

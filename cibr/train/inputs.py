@@ -1,0 +1,193 @@
+"""What the encoders read of a set of pairs, as tensors: pictures as bytes, or a frozen tower's pooled features.
+
+Texts are tokenised once. Small sets of pictures are held in memory, larger ones are decoded batch by batch in
+worker processes. A frozen tower's features are computed once, in parts, and kept under `data/cache`, so that a
+killed extraction goes on where it stopped and a second run begins at once.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from cibr.data import Pairs
+from cibr.models import DualEncoder
+from cibr.paths import data_folder
+
+IN_MEMORY = 2**30  # bytes of pictures that are held decoded
+PART = 2048  # rows of a part of an extraction
+
+
+class Batch(NamedTuple):
+    """Rows of a batch: bytes [n, 3, h, w] or pooled features [n, p]; token ids and mask or pooled features."""
+
+    images: Tensor
+    texts: tuple[Tensor, ...]
+    labels: Int[Tensor, " n"]
+
+
+@dataclass(eq=False)
+class Inputs(Dataset):
+    """Pairs as a model reads them; `inputs[image_indices, text_indices]` is a `Batch`."""
+
+    pairs: Pairs
+    images: Tensor | None  # None: decoded when asked for
+    texts: tuple[Tensor, ...]
+    labels: Int[Tensor, " m"]  # one a text: equal labels match
+    preprocess: Callable[[list[Image.Image]], Tensor]
+
+    def __getitem__(self, rows: tuple[Tensor, Tensor]) -> Batch:
+        image_rows, text_rows = rows
+        return Batch(self.image_rows(image_rows), self.text_rows(text_rows), self.labels[text_rows])
+
+    def image_rows(self, rows: Tensor) -> Tensor:
+        if self.images is None:
+            return self.preprocess([self.pairs.image(int(i)) for i in rows])
+        return self.images[rows]
+
+    def text_rows(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Texts by their number in `pairs.texts()`, token ids cut to the longest of them."""
+        texts = tuple(part[rows] for part in self.texts)
+        if len(texts) == 2:
+            longest = int(texts[1].sum(1).max())
+            texts = tuple(part[:, :longest] for part in texts)
+        return texts
+
+    def loader(self, rows: list[tuple[Tensor, Tensor]]) -> DataLoader:
+        """Batches in the order of `rows`, decoded in worker processes where pictures are not in memory."""
+        workers = 0 if self.images is not None else min(8, os.cpu_count() or 1)
+        return DataLoader(self, batch_size=None, sampler=rows, num_workers=workers)
+
+
+def prepare(model: DualEncoder, pairs: Pairs, truncate: bool = False, device: torch.device | str = "cpu") -> Inputs:
+    """The inputs of a model for a set of pairs.
+
+    Raises:
+        ValueError: a text longer than the context unless `truncate`, or an image that does not decode.
+    """
+    if model.kind == "frozen":
+        images, texts = _pooled(model, pairs, truncate, device)
+    else:
+        images, texts = _pixels(model, pairs), model.tokenize(pairs.texts(), truncate)
+    return Inputs(pairs, images, texts, text_labels(pairs), model.preprocess)
+
+
+def text_labels(pairs: Pairs) -> Int[Tensor, " m"]:
+    """One label a text: the pairs' own, or equal for equal captions, which are no negatives of each other."""
+    if pairs.labels is not None:
+        return pairs.labels[pairs.text_to_image()]
+    first: dict[str, int] = {}
+    return torch.tensor([first.setdefault(text, len(first)) for text in pairs.texts()])
+
+
+def _pixels(model: DualEncoder, pairs: Pairs) -> Tensor | None:
+    if len(pairs) * 3 * model.image_size**2 > IN_MEMORY:
+        return None
+    parts = range(0, len(pairs), PART)
+    title = f"{pairs.name} {pairs.split}: pictures"
+    return torch.cat(
+        [
+            model.preprocess([pairs.image(i) for i in range(start, min(start + PART, len(pairs)))])
+            for start in tqdm(parts, desc=title, delay=2)
+        ]
+    )
+
+
+def _pooled(model: DualEncoder, pairs: Pairs, truncate: bool, device) -> tuple[Tensor, tuple[Tensor]]:
+    """Features of both frozen towers, from the cache where they are there."""
+    texts = pairs.texts()
+    images_folder, texts_folder = _cache_folders(model, pairs)
+    was_training = model.training
+    model.eval().to(device)
+
+    def pool_images(rows: range) -> Tensor:
+        pixels = model.preprocess([pairs.image(i) for i in rows])
+        return model.backbone.image_pooled(model.normalise(pixels.to(device)))
+
+    def pool_texts(rows: range) -> Tensor:
+        ids, mask = model.tokenize([texts[i] for i in rows], truncate)
+        return model.backbone.text_pooled(ids.to(device), mask.to(device))
+
+    images = _in_parts(images_folder, len(pairs), pool_images, f"{pairs.name} {pairs.split}: image features")
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of one length need no padding
+    by_length = _in_parts(
+        texts_folder, len(texts), lambda rows: pool_texts([order[i] for i in rows]), f"{pairs.name} {pairs.split}: text features"
+    )
+    features = torch.empty_like(by_length)
+    features[torch.tensor(order)] = by_length
+    model.train(was_training)
+    return images, (features,)
+
+
+def _in_parts(folder: Path, n: int, pool, title: str, batch: int = 64) -> Tensor:
+    """`pool` over 0..n in batches; every finished part is a file that a later run reads instead."""
+    parts = []
+    with tqdm(total=n, desc=title, delay=1, unit="rows") as bar:
+        for start in range(0, n, PART):
+            file, end = folder / f"{start:09d}.safetensors", min(start + PART, n)
+            part = _read(file, end - start)
+            if part is None:
+                part = torch.cat([pool(range(i, min(i + batch, end))).float().cpu() for i in _ticks(start, end, batch, bar)])
+                _write(file, part)
+            else:
+                bar.update(end - start)
+            parts.append(part)
+    return torch.cat(parts)
+
+
+def _ticks(start: int, end: int, batch: int, bar: tqdm):
+    for i in range(start, end, batch):
+        yield i
+        bar.update(min(batch, end - i))
+
+
+def _read(file: Path, rows: int) -> Tensor | None:
+    try:
+        features = load_file(file)["features"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return features if len(features) == rows else None
+
+
+def _write(file: Path, features: Tensor) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}.part")
+    save_file({"features": features.contiguous()}, part)
+    part.replace(file)
+
+
+def _cache_folders(model: DualEncoder, pairs: Pairs) -> tuple[Path, Path]:
+    """Folders named by what the features depend on: the towers' weights, preprocessing, and the pairs."""
+    root = data_folder() / "features"
+    image = hashlib.sha256(_weights_digest(model.backbone.image_tower))
+    image.update(model.processor.to_json_string().encode())
+    text = hashlib.sha256(_weights_digest(model.backbone.text_tower))
+    image.update(repr((pairs.name, pairs.split, pairs.keys, _pixel_digests(pairs))).encode())
+    text.update(repr(pairs.texts()).encode())
+    name = f"{pairs.name}-{pairs.split}"
+    return root / f"{name}-images-{image.hexdigest()[:16]}", root / f"{name}-texts-{text.hexdigest()[:16]}"
+
+
+def _pixel_digests(pairs: Pairs, n: int = 64) -> list[str]:
+    """Digests of a few pictures, evenly spaced: a set that was made again under the same names is seen."""
+    rows = torch.linspace(0, len(pairs) - 1, min(n, len(pairs))).long().tolist()
+    return [hashlib.sha256(pairs.image(i).tobytes()).hexdigest() for i in rows]
+
+
+def _weights_digest(tower: torch.nn.Module) -> bytes:
+    digest = hashlib.sha256(tower.config.to_json_string().encode())
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor).encode())
+    return digest.digest()

@@ -1,0 +1,174 @@
+"""Every notebook has the agreed shape and is committed executed; the book builds without a warning."""
+
+import ast
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK = ROOT / "book"
+NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
+PERSONAL_PATH = re.compile(r"/(?:home|root|tmp|Users|var|usr|opt|mnt|private)/\w|[A-Z]:\\\\?Users")
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path: Path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def parameter_cells(path: Path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
+
+
+def without_magics(source: str) -> str:
+    return "\n".join(line for line in source.splitlines() if not line.startswith(("%", "!")))
+
+
+@each_notebook
+def test_notebook_is_valid_and_has_one_title(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    prose = re.sub(r"^(`{3,}|:{3,}).*?^\1", "", prose, flags=re.MULTILINE | re.DOTALL)
+    assert len(re.findall(r"^# \S", prose, flags=re.MULTILINE)) == 1
+    assert notebook.cells[0].source.startswith("# ")
+
+
+@each_notebook
+def test_parameters_are_one_annotated_assignment_a_line_with_help(path):
+    cells = parameter_cells(path)
+    assert len(cells) <= 1
+    lines = [line for cell in cells for line in cell.source.splitlines()]
+    for line in lines:
+        (statement,) = ast.parse(line).body
+        assert isinstance(statement, ast.AnnAssign), line
+    # papermill's own reading is what `papermill --help-notebook` shows.
+    found = papermill.inspect_notebook(path)
+    assert len(found) == len(lines), f"papermill reads only {sorted(found)}"
+    assert [name for name, parameter in found.items() if not parameter["help"]] == []
+
+
+@each_notebook
+def test_notebook_defines_no_function_and_no_class(path):
+    definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    trees = [ast.parse(without_magics(cell.source)) for cell in code_cells(path)]
+    assert [n.name for tree in trees for n in ast.walk(tree) if isinstance(n, definitions)] == []
+
+
+@each_notebook
+def test_notebook_is_committed_executed_from_top_to_bottom(path):
+    counts = [cell.execution_count for cell in code_cells(path) if cell.source.strip()]
+    assert counts == list(range(1, len(counts) + 1)), f"run: python book/execute.py {path.stem}"
+    errors = [output for cell in code_cells(path) for output in cell.outputs if output.output_type == "error"]
+    assert errors == []
+
+
+@each_notebook
+def test_outputs_hold_no_path_of_a_machine_no_widget_and_no_stderr(path):
+    outputs = [output for cell in code_cells(path) for output in cell.outputs]
+    text = json.dumps([{k: v for k, v in o.items() if k != "data"} for o in outputs])
+    text += json.dumps(
+        [value for o in outputs for mime, value in o.get("data", {}).items() if "image" not in mime]
+    )
+    personal = PERSONAL_PATH.search(text)
+    assert personal is None, personal
+    assert str(ROOT) not in text
+    assert "widget-view" not in json.dumps([list(o.get("data", {})) for o in outputs])
+    assert [o.text for o in outputs if o.get("name") == "stderr"] == []
+
+
+@each_notebook
+def test_metadata_is_the_same_on_every_machine(path):
+    notebook = read(path)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert notebook.metadata.language_info == {"name": "python", "pygments_lexer": "ipython3"}
+    assert {"papermill", "widgets"}.isdisjoint(notebook.metadata)
+    assert all({"papermill", "execution"}.isdisjoint(cell.metadata) for cell in notebook.cells)
+
+
+def test_table_of_contents_lists_exactly_the_pages_that_exist():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    chapters = toc.get("chapters", []) + [c for part in toc.get("parts", []) for c in part["chapters"]]
+    listed = [toc["root"], *(chapter["file"] for chapter in chapters)]
+    pages = [path for path in BOOK.iterdir() if path.suffix in (".md", ".ipynb")]
+    assert sorted(listed) == sorted(page.relative_to(ROOT).with_suffix("").as_posix() for page in pages)
+
+
+@pytest.fixture
+def policy(monkeypatch):
+    """book/conftest.py as a module: what nbval is told."""
+    monkeypatch.syspath_prepend(BOOK)
+    spec = importlib.util.spec_from_file_location("book_conftest", BOOK / "conftest.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("printed", "compared"),
+    [
+        ("loss 0.12341999, 0.12342001.", "loss 0.1234, 0.1234."),
+        ("[1.0000, -12345.678, 3.14159e-05]", "[1, -1.235e+04, 3.142e-05]"),
+        ("0.05 1.5 12.25 1e-3", "0.05 1.5 12.25 1e-3"),
+        ("-0.00 and 1.2e-17 are 0", "0 and 0 are 0"),
+        (
+            "torch 2.13.0, 2026-11-25, v1.23456, 123456 images",
+            "torch 2.13.0, 2026-11-25, v1.23456, 123456 images",
+        ),
+    ],
+)
+def test_nbval_rounds_long_floats_and_nothing_else(policy, printed, compared):
+    assert re.sub(policy.FLOAT, policy.round_float, printed) == compared
+
+
+def test_executing_twice_leaves_the_same_bytes_and_a_failure_leaves_the_notebook(tmp_path):
+    cells = [nbformat.v4.new_code_cell("x: int = 2  # help", metadata={"tags": ["parameters"]})]
+    cells += [nbformat.v4.new_code_cell("import os\nprint(x, os.environ['TQDM_DISABLE'])\nx")]
+    path = tmp_path / "small.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    run = "import sys, execute; execute.prepare_environment(); execute.execute(execute.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", run, str(path)]
+    stored = []
+    for _ in range(2):
+        subprocess.run(command, cwd=BOOK, check=True, capture_output=True)
+        stored.append(path.read_bytes())
+    assert stored[0] == stored[1]
+    assert read(path).cells[1].outputs[0].text == "2 1\n"
+
+    broken = read(path)
+    broken.cells[1].source = "1 / 0"
+    nbformat.write(broken, path)
+    before = path.read_bytes()
+    assert subprocess.run(command, cwd=BOOK, capture_output=True).returncode != 0
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.slow
+def test_book_builds_without_a_warning_and_reads_offline(tmp_path):
+    build = ["build", str(ROOT), "--path-output", str(tmp_path), "-W", "-n", "--keep-going", "--quiet"]
+    program = Path(sys.executable).with_name("jupyter-book")
+    done = subprocess.run([program, *build], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    html = tmp_path / "_build" / "html"
+    pages = sorted((html / "book").glob("*.html"))
+    assert pages
+    for page in pages:
+        # Scripts, styles and pictures come with the book: equations and figures show without a network.
+        loaded = re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=\"(https?://[^\"]*)", page.read_text())
+        loaded += re.findall(r"<link[^>]*rel=\"stylesheet\"[^>]*href=\"(https?://[^\"]*)", page.read_text())
+        assert loaded == [], page.name
+    assert (html / "_static" / "mathjax" / "tex-chtml.js").is_file()
