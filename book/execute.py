@@ -10,6 +10,7 @@ machine.
 """
 
 import argparse
+import base64
 import os
 import sys
 import tempfile
@@ -22,6 +23,8 @@ import tqdm.auto  # noqa: F401  (here, before TQDM_DISABLE is set, so that paper
 from papermill.exceptions import PapermillExecutionError
 
 BOOK = Path(__file__).resolve().parent
+# (notebook, figure's name): the file that README.md and book/intro.md show
+FIGURES = {("train", "fig-train-gallery"): "images/gallery.png"}
 NOTEBOOK_METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python", "pygments_lexer": "ipython3"},
@@ -52,6 +55,17 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
+def export_figures(notebook: nbformat.NotebookNode, stem: str) -> None:
+    """Write the figures that pages outside the notebook show; FIGURES names them."""
+    for (owner, figure), file in FIGURES.items():
+        for cell in notebook.cells:
+            name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
+            if stem == owner and name == figure:
+                pictures = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+                (BOOK / file).parent.mkdir(exist_ok=True)
+                (BOOK / file).write_bytes(base64.b64decode(pictures[0]))
+
+
 def execute(path: Path) -> None:
     """Execute one notebook in its own folder and replace it by the result; raise and leave it on an error."""
     with tempfile.TemporaryDirectory() as folder:
@@ -70,6 +84,7 @@ def execute(path: Path) -> None:
     replacement = path.with_suffix(".ipynb.tmp")
     nbformat.write(notebook, replacement)
     replacement.replace(path)
+    export_figures(notebook, path.stem)
 
 
 def main() -> int:

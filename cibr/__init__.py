@@ -2,7 +2,7 @@
 
 from cibr.data import Pairs, load_pairs
 from cibr.losses import CIBRLoss, beta_at, clip_loss
-from cibr.metrics import recall_at_k
+from cibr.metrics import recall_at_k, retrieval_ranks
 from cibr.models import DualEncoder
 from cibr.train import RunConfig, build_model, check_parameters, configure, fit, load_splits
 
@@ -20,4 +20,5 @@ __all__ = [
     "load_pairs",
     "load_splits",
     "recall_at_k",
+    "retrieval_ranks",
 ]

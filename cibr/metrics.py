@@ -90,10 +90,16 @@ def _similarities(images: Float[Tensor, "n d"], texts: Float[Tensor, "m d"]):
 
 
 def _check(images: Tensor, texts: Tensor, text_to_image: Tensor) -> None:
-    if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1] or not len(images):
+    if (
+        images.ndim != 2
+        or texts.ndim != 2
+        or images.shape[1] != texts.shape[1]
+        or not len(images)
+        or not len(texts)
+    ):
         raise ValueError(
             f"image embeddings {tuple(images.shape)} and text embeddings {tuple(texts.shape)} do not fit: "
-            "give [n, d] and [m, d] with the same d and n at least 1"
+            "give [n, d] and [m, d] with the same d, n and m at least 1"
         )
     if text_to_image.shape != (len(texts),):
         raise ValueError(

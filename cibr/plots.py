@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; the back
 figure reads the same on a light and on a dark page.
 """
 
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from PIL import Image
 from torch import Tensor
@@ -65,7 +66,8 @@ def training_curves(history: pd.DataFrame) -> list[Axes]:
                 label = f"{side.replace('_', ' ')}, k={k}"
                 axes[2].plot(epochs, 100 * history[column], style, color=colour, label=label)
     axes[2].set(title="validation recall@k", xlabel="epoch", ylabel="%", ylim=(0, 100))
-    axes[2].legend(frameon=False, fontsize=8)
+    if axes[2].lines:  # runs without validation have none
+        axes[2].legend(frameon=False, fontsize=8)
     return list(axes)
 
 
@@ -94,49 +96,68 @@ def image_grid(
     for i, image in enumerate(images):
         flat[i].imshow(image.convert("RGB"))
         if titles:
-            flat[i].set_title(titles[i], fontsize=8, fontweight="normal")
+            flat[i].set_title(titles[i], fontsize=8, fontweight="normal", parse_math=False)
     return flat[: len(images)]
 
 
 def retrieval_gallery(
     images: Sequence[Image.Image],
+    captions: Sequence[Sequence[str]],
     texts: Sequence[str],
     similarity: Float[Tensor, "n m"],
-    right: Int[Tensor, " n"],
     n_shown: int = 3,
     n_columns: int = 3,
 ) -> list[Axes]:
     """Each picture beside the texts that a model ranks first, right ones in green and wrong ones in red.
 
+    Where none of them is right, the best ranked right text follows with its rank.
+
     Args:
         images: n pictures.
+        captions: the right texts of each picture.
         texts: m candidate texts.
         similarity: cosines [n, m].
-        right: for each picture, the index of a text that is right; equal strings count as right too.
         n_shown: texts a picture.
         n_columns: pictures in a row.
 
     Returns:
-        One Axes a picture.
+        One Axes a picture, the one that holds its texts.
     """
     n_rows = -(-len(images) // n_columns)
-    _, axes = plt.subplots(n_rows, 2 * n_columns, figsize=(11, 1.15 * n_rows), width_ratios=[1, 3.2] * n_columns,
-                           layout="constrained", squeeze=False)  # fmt: skip
-    pictures, words = list(axes[:, 0::2].flat), list(axes[:, 1::2].flat)
-    for axis in (*pictures, *words):
+    figure, axes = plt.subplots(
+        n_rows,
+        2 * n_columns,
+        figsize=(4 * n_columns, 1.1 * n_rows),
+        width_ratios=[1, 3.4] * n_columns,
+        squeeze=False,
+    )
+    figure.subplots_adjust(wspace=0.04, hspace=0.12, left=0, right=1, top=1, bottom=0)
+    for axis in axes.flat:
         axis.axis("off")
+    pictures, words = list(axes[:, 0::2].flat), list(axes[:, 1::2].flat)
     for i, image in enumerate(images):
         pictures[i].imshow(image.convert("RGB"))
-        truth = texts[int(right[i])]
-        first = similarity[i].topk(n_shown).indices.tolist()
-        for line, j in enumerate(first):
-            hit = texts[j] == truth
-            mark, colour = ("✓", GREEN) if hit else ("✗", RED)
-            words[i].text(0, 0.92 - 0.26 * line, f"{mark} {shorten(texts[j])}", color=colour, fontsize=8.5, va="top")
-        if truth not in [texts[j] for j in first]:
-            rank = int((similarity[i] > similarity[i, right[i]]).sum()) + 1
-            words[i].text(0, 0.92 - 0.26 * n_shown, f"is: {shorten(truth)} (rank {rank})", color=GREY, fontsize=7.5, va="top")
+        order = similarity[i].argsort(descending=True).tolist()
+        for line, j in enumerate(order[:n_shown]):
+            mark, colour = ("✓", GREEN) if texts[j] in captions[i] else ("✗", RED)
+            _write_line(words[i], line, f"{mark} {shorten(texts[j])}", colour)
+        rank = next((place for place, j in enumerate(order) if texts[j] in captions[i]), None)
+        if rank is None:
+            raise ValueError(f"none of the captions of picture {i} is among the texts: add {captions[i][0]!r}")
+        if rank >= n_shown:
+            _write_line(words[i], n_shown, f"right: {shorten(texts[order[rank]])} (rank {rank + 1:,})", GREY)
     return words[: len(images)]
+
+
+def _write_line(axis: Axes, line: int, text: str, colour: str) -> None:
+    place = (0, 0.95 - 0.25 * line)
+    options = dict(fontsize=8.5, va="top", transform=axis.transAxes, parse_math=False)  # a dollar is a dollar
+    axis.text(*place, text, color=colour, **options)
+
+
+def wrap(text: str, width: int = 16) -> str:
+    """A text broken into lines of at most `width` characters, three at most."""
+    return "\n".join(textwrap.wrap(text, width, max_lines=3, placeholder="…"))
 
 
 def shorten(text: str, limit: int = 44) -> str:
@@ -145,9 +166,8 @@ def shorten(text: str, limit: int = 44) -> str:
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
-def pick_right_and_wrong(hits: Sequence[bool] | Tensor, n: int, seed: int = 0) -> Int[Tensor, " n"]:
+def pick_right_and_wrong(hits: Bool[Tensor, " m"], n: int, seed: int = 0) -> Int[Tensor, " n"]:
     """Indices of queries for a gallery: as many hits as misses where there are enough, in a random order."""
-    hits = torch.as_tensor(hits).bool()
     order = torch.randperm(len(hits), generator=torch.Generator().manual_seed(seed))
     right, wrong = order[hits[order]], order[~hits[order]]
     n_right = max(min(n // 2 + n % 2, len(right)), n - len(wrong))

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "information": HELPERS,
     "metrics": HELPERS,
     "plots": HELPERS,
+    "plots_theory": HELPERS | {"plots"},
     "data": HELPERS,
     "models": HELPERS,
     "results": HELPERS,

@@ -1,6 +1,7 @@
 """Every notebook has the agreed shape and is committed executed; the book builds without a warning."""
 
 import ast
+import base64
 import importlib.util
 import json
 import re
@@ -97,6 +98,17 @@ def test_metadata_is_the_same_on_every_machine(path):
     assert notebook.metadata.language_info == {"name": "python", "pygments_lexer": "ipython3"}
     assert {"papermill", "widgets"}.isdisjoint(notebook.metadata)
     assert all({"papermill", "execution"}.isdisjoint(cell.metadata) for cell in notebook.cells)
+
+
+def test_the_first_page_and_the_readme_show_the_figure_that_the_notebook_made():
+    cell = next(
+        c
+        for c in code_cells(BOOK / "train.ipynb")
+        if c.metadata.get("mystnb", {}).get("figure", {}).get("name") == "fig-train-gallery"
+    )
+    made = next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
+    assert base64.b64decode(made) == (BOOK / "images" / "gallery.png").read_bytes()
+    assert "book/images/gallery.png" in (ROOT / "README.md").read_text()
 
 
 def test_table_of_contents_lists_exactly_the_pages_that_exist():

@@ -1,8 +1,11 @@
 """A folder of images with metadata: its splits, its texts, and what is wrong with it by name."""
 
+import gc
 import json
 import pickle
+from pathlib import Path
 
+import pandas
 import pytest
 from PIL import Image
 
@@ -174,6 +177,34 @@ def test_an_unusable_sample_is_named_or_skipped_and_counted_up_to_the_limit(phot
     assert (pairs.keys, pairs.n_skipped) == (["a.png"], 1)
     with pytest.raises(ValueError, match=r"(?s)more than max_skipped=0 samples of photos.*" + message):
         load_folder(photos, "train", on_error="skip")
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # their reader of csv leaves files open
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_file_names_texts_and_pictures_equal_those_that_datasets_reads(tmp_path, kind):
+    import datasets
+
+    texts = {"a.png": 'a "dog", brown', "in/b.jpg": "two\nlines", "ü c.png": "ein großer Vogel"}
+    rows = [{"file_name": name, "text": text} for name, text in texts.items()]
+    for split, grey in (("train", 9), ("validation", 99)):
+        folder = write_images(tmp_path / "set" / split, *texts, grey=grey)
+        if kind == "jsonl":
+            write_jsonl(folder, *rows)
+        else:
+            pandas.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
+    options = dict(data_dir=str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
+    for split in ("train", "validation"):
+        theirs = datasets.load_dataset("imagefolder", split=split, **options)
+        files = theirs.cast_column("image", datasets.Image(decode=False))["image"]
+        names = [Path(file["path"]).relative_to(tmp_path / "set" / split).as_posix() for file in files]
+        pictures = [image.convert("RGB").tobytes() for image in theirs["image"]]
+        ours = load_folder(tmp_path / "set", split)
+        assert dict(zip(names, pictures, strict=True)) == {
+            key: image.tobytes() for key, image in zip(ours.keys, ours.images(), strict=True)
+        }
+        assert dict(zip(names, theirs["text"], strict=True)) == texts
+        assert dict(zip(ours.keys, ours.texts(), strict=True)) == texts
+    gc.collect()
 
 
 def test_images_that_no_row_names_are_not_used(photos):

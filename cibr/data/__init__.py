@@ -18,7 +18,16 @@ from cibr.data.shards import load_shards
 from cibr.names import nearest
 from cibr.paths import cards_file
 
-__all__ = ["Pairs", "Source", "available_splits", "cards", "check_dataset", "known_datasets", "load_pairs", "resolve"]
+__all__ = [
+    "Pairs",
+    "Source",
+    "available_splits",
+    "cards",
+    "check_dataset",
+    "known_datasets",
+    "load_pairs",
+    "resolve",
+]
 
 
 def load_pairs(

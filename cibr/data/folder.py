@@ -65,9 +65,7 @@ def load_folder(
         if not (folder / file_name).is_file():
             skips.add(FileNotFoundError(f"{folder / file_name} is missing, but {folder}'s metadata name it"))
         elif not texts:
-            skips.add(
-                ValueError(f"{file_name} has no text in {folder}'s metadata: write one or drop the row")
-            )
+            skips.add(ValueError(f"{file_name} has no text in {folder}'s metadata: write one or drop the row"))
         else:
             keys.append(file_name)
     captions = [rows[key] for key in keys]
@@ -189,9 +187,7 @@ def _read_metadata(file: Path) -> Texts:
                 raise ValueError(f"{place} has no file_name: name the image, relative to {file.parent}")
             texts.setdefault(row["file_name"], []).extend(_texts(row[column], place))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(
-            f"{file} cannot be read ({error}): save it as UTF-8, with every quote closed"
-        ) from error
+        raise ValueError(f"{file} cannot be read ({error}): save it as UTF-8, with every quote closed") from error
     if not texts:
         raise ValueError(f"{file} has no rows: write one for each image")
     return texts

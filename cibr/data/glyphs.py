@@ -11,7 +11,7 @@ same drawing with two names.
 import hashlib
 import os
 import unicodedata
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +30,7 @@ TEST_FONT_SIZE = 24
 VERSION = 1  # raise it when drawing changes: old caches are then left alone
 MIN_CONTRAST = 96
 _BLANK = ("braille pattern blank", "object replacement character")  # named, but drawn without ink
+_BLANK_IN = {("modifier letter capital ou", "DejaVuSansMono-Oblique.ttf")}  # this face alone has no outline
 TEMPLATES = (
     "{}",
     "the character {}",
@@ -92,9 +93,7 @@ def load_glyphs(split: str = "train") -> Pairs:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r} of glyphs; its splits are {', '.join(SPLITS)}")
     factors = glyph_factors(split)
-    captions = [
-        [TEMPLATES[t].format(name)] for t, name in zip(factors["template"], factors["name"], strict=True)
-    ]
+    captions = [[TEMPLATES[t].format(name)] for t, name in zip(factors["template"], factors["name"], strict=True)]
     keys = [
         f"U+{ord(c):04X}/{t}-{w}-{s}"
         for c, t, w, s in zip(*(factors[k] for k in ("character", "typeface", "weight", "slant")), strict=True)
@@ -141,7 +140,7 @@ def glyph_factors(split: str) -> pd.DataFrame:
     rows = []
     for character, name, category in characters[["character", "name", "category"]].itertuples(index=False):
         for face in faces:
-            if ord(character) in _charmap(face.file):
+            if ord(character) in _charmap(face.file) and (name, face.file) not in _BLANK_IN:
                 nuisance = _draw_factors(f"{name}/{face.file}") if varied else _PLAIN
                 rows.append((character, name, category, *face[:3], *nuisance))
     columns = ["character", "name", "category", "typeface", "weight", "slant"]
@@ -167,7 +166,13 @@ def _hash(key: str) -> tuple[int, ...]:
 
 
 def draw_glyph(
-    character: str, file: str, size: int = TEST_FONT_SIZE, x: int = 0, y: int = 0, ink: int = 0, paper: int = 255
+    character: str,
+    file: str,
+    size: int = TEST_FONT_SIZE,
+    x: int = 0,
+    y: int = 0,
+    ink: int = 0,
+    paper: int = 255,
 ) -> Image.Image:
     """One character on a 32 px square, centred on its line box and moved by (x, y) px, in grey levels.
 
@@ -186,7 +191,7 @@ def _cached_pixels(split: str, factors: pd.DataFrame) -> np.ndarray:
     if file.exists():
         try:
             pixels = np.load(file)
-            if pixels.shape == (len(factors), IMAGE_SIZE, IMAGE_SIZE):
+            if pixels.shape == (len(factors), IMAGE_SIZE, IMAGE_SIZE) and pixels.dtype == np.uint8:
                 return pixels
         except (ValueError, EOFError):
             pass  # a damaged cache is drawn again
@@ -213,18 +218,19 @@ def _save(file: Path, pixels: np.ndarray) -> None:
             np.save(stream, pixels)
         part.replace(file)
     except OSError:
-        part.unlink(missing_ok=True)
+        if part.parent.is_dir():
+            part.unlink(missing_ok=True)
 
 
 def _font_path(file: str) -> str:
     return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / file)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _charmap(file: str) -> frozenset[int]:
     return frozenset(FT2Font(_font_path(file)).get_charmap())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _font(file: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(_font_path(file), size, layout_engine=ImageFont.Layout.BASIC)

@@ -29,8 +29,7 @@ from cibr.information.bessel import (
 def _check_dim(dim: int) -> None:
     if dim < 2:
         raise ValueError(
-            f"dim must be at least 2, got {dim}: a sphere needs two dimensions, pass "
-            "the width of the embedding"
+            f"dim must be at least 2, got {dim}: a sphere needs two dimensions, pass the width of the embedding"
         )
 
 

@@ -2,32 +2,26 @@
 
     L_CIBR = L_CLIP + beta * R,   R = (I(Z_v; X_v | X_t) + I(Z_t; X_t | X_v)) / 2
 
-after Ji et al. (2025, arXiv 2503.24182), who published no code. R is replaced by the
-upper bounds of `cibr.information`, so that minimising the sum is sound for every
-backward encoder.
+after Ji et al. (2025, arXiv 2503.24182), who published no code. With `vmf` and `gaussian`
+R is replaced by the upper bounds of `cibr.information`, so that minimising the sum is
+sound for every backward encoder. With `mine`, the paper's choice, and `club` it is
+estimated by critics that train beside the encoders.
 """
 
 import difflib
 import math
-from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.information import (
-    gaussian_kl_nats,
-    info_nce_nats,
-    sample_vmf,
-    vmf_fit_kappa,
-    vmf_floor_nats,
-    vmf_log_normalizer,
-    vmf_mean_cosine,
-)
-from cibr.losses.contrastive import Number, check_finite, check_shapes, clip_loss, full_precision
+from cibr.information import info_nce_nats, sample_vmf
+from cibr.losses.contrastive import Number, check_shapes, clip_loss, full_precision
+from cibr.losses.critics import CRITIC_ESTIMATORS, ResidualCritics, held_fixed
+from cibr.losses.penalties import checked_log_variances, gaussian_penalty, vmf_penalty
 
-ESTIMATORS = ("vmf", "gaussian")
+ESTIMATORS = ("vmf", "gaussian", *CRITIC_ESTIMATORS)
 
 
 def beta_at(progress: Number, beta: Number) -> float:
@@ -60,41 +54,6 @@ def _check_beta(beta: Number) -> float:
     return float(beta)
 
 
-@lru_cache(maxsize=64)
-def _vmf_constants(kappa_e: float, kappa_b: float, dim: int) -> dict[str, float]:
-    """The parts of `vmf_residual_nats` that no step of training changes."""
-    mean_cosine = vmf_mean_cosine(kappa_e, dim).item()
-    return {
-        "mean_cosine": mean_cosine,
-        "entropy": vmf_log_normalizer(kappa_e, dim).item() + kappa_e * mean_cosine,
-        "floor": vmf_floor_nats(kappa_e, kappa_b, dim).item(),
-        "slope": kappa_b * mean_cosine,
-    }
-
-
-def _fitted_residual_nats(cosine: Tensor, constants: dict[str, float], dim: int) -> Tensor:
-    """Mean of `vmf_residual_nats` at the kappa_b that makes it least, on the CPU."""
-    agreement = constants["mean_cosine"] * cosine.detach().double().cpu().clamp(max=1.0)
-    kappa_b = vmf_fit_kappa(agreement, dim)
-    return constants["entropy"] - vmf_log_normalizer(kappa_b, dim) - kappa_b * agreement
-
-
-def _checked_log_variances(
-    features: Tensor, image_log_variance: Tensor | None, text_log_variance: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    named = {"image_log_variance": image_log_variance, "text_log_variance": text_log_variance}
-    for name, value in named.items():
-        if value is None or value.shape != features.shape:
-            got = "None" if value is None else list(value.shape)
-            raise ValueError(
-                f"{name} must be {list(features.shape)} like the features for the estimator "
-                f"'gaussian', got {got}: let the encoder predict one log variance for each "
-                "feature, or use the estimator 'vmf'"
-            )
-    check_finite(**named)
-    return full_precision(image_log_variance), full_precision(text_log_variance)
-
-
 class CIBRLoss(nn.Module):
     """CLIP's loss plus beta times an upper bound on what only one modality knows.
 
@@ -102,22 +61,28 @@ class CIBRLoss(nn.Module):
     same with v and t exchanged: the penalty is kappa_b A_d(kappa_e) (1 - cosine) plus a
     constant. With `gaussian`, e(z|x_v) = N(mu_v, diag exp(image_log_variance)) and
     b(z|x_t) = N(mu_t, diag exp(text_log_variance)); the sample is normalised before it
-    is compared, which can only lose information, so the bound stays a bound.
+    is compared, which can only lose information, so the bound stays a bound. With `mine`
+    and `club`, e is that of `vmf`, the residual is estimated by `critics` (see
+    `cibr.losses.critics`), and whoever trains lowers `critic_loss` with an optimiser of
+    `critics.parameters()`.
 
     Source: the objective of Ji et al. (2025, arXiv 2503.24182), with the variational
-    bounds of Fischer (2020, arXiv 2002.05379) where they use MINE.
+    bounds of Fischer (2020, arXiv 2002.05379) besides MINE, which is theirs.
 
     Args:
         beta: weight of the penalty, >= 0.
         estimator: one of `ESTIMATORS`.
-        kappa_e: concentration of the encoders (vmf).
+        kappa_e: concentration of the encoders (all but gaussian).
         kappa_b: concentration of the backward encoders in the penalty (vmf).
         sample: compare samples of e(z|x) rather than its means, in training and in
             evaluation alike: the noise is part of what the terms mean.
+        dims: widths of the embeddings, of the image tower's and of the text tower's
+            pooled features (mine and club).
 
     Raises:
-        ValueError: an unknown estimator, a beta that is negative or not finite, or a
-            concentration that is not positive and finite.
+        ValueError: an unknown estimator, a beta that is negative or not finite, a
+            concentration that is not positive and finite, or no dims where critics
+            need them.
     """
 
     def __init__(
@@ -127,6 +92,7 @@ class CIBRLoss(nn.Module):
         kappa_e: Number = 1024.0,
         kappa_b: Number = 10.0,
         sample: bool = True,
+        dims: tuple[int, int, int] | None = None,
     ):
         super().__init__()
         if estimator not in ESTIMATORS:
@@ -144,6 +110,14 @@ class CIBRLoss(nn.Module):
         self.estimator = estimator
         self.kappa_e, self.kappa_b = float(kappa_e), float(kappa_b)
         self.sample = sample
+        self.critics = None
+        if estimator in CRITIC_ESTIMATORS:
+            if dims is None or len(dims) != 3:
+                raise ValueError(
+                    f"dims must be the widths of the embeddings and of both towers' pooled features for the "
+                    f"estimator {estimator!r}, got {dims}: pass dims=(dim, dim_image_pooled, dim_text_pooled)"
+                )
+            self.critics = ResidualCritics(estimator, *dims)
 
     def extra_repr(self) -> str:
         return (
@@ -174,8 +148,7 @@ class CIBRLoss(nn.Module):
             labels: as in `clip_loss`, [n].
             image_log_variance: log variances of e(z|x_v), [n, d]; gaussian only.
             text_log_variance: log variances of e(z|x_t), [n, d]; gaussian only.
-            image_pooled: features before the projection, [n, p]; for estimators with
-                critics, unused by `vmf` and `gaussian`.
+            image_pooled: features before the projection, [n, p]; mine and club only.
             text_pooled: the same of the texts, [n, q].
             beta: weight for this step, the module's own if None.
             generator: source of the noise, drawn for all n rows at once.
@@ -184,31 +157,36 @@ class CIBRLoss(nn.Module):
             Scalars. `clip_loss`; `penalty_loss`, beta times the penalty; `loss`, the
             sum of the two. Detached, in nats: `residual_image_nats` and
             `residual_text_nats`, the upper bounds on information of one modality only,
-            for `vmf` at the kappa_b that fits the batch, not that of the penalty;
+            for `vmf` at the kappa_b that fits the batch, not that of the penalty, and
+            for `mine` and `club` estimates that bound nothing while the critics learn;
             `mi_lower_bound_nats`, log n - clip_loss, with labels a lower bound if image
             and text are conditionally independent given the label; `penalty_excess`,
-            the penalty minus its value at cosine 1 (for `gaussian`, minus 0), which is
-            no information.
+            the penalty minus its value at cosine 1 (but for `vmf`, minus 0), which is no
+            information.
 
         Raises:
             ValueError: as in `clip_loss`, for a beta that is negative or not finite,
-                and for `gaussian` without log variances.
+                for `gaussian` without log variances, and for `mine` and `club`
+                without pooled features.
         """
         beta = self.beta if beta is None else _check_beta(beta)
         check_shapes(image_features, text_features, labels, None)
         image, text = full_precision(image_features), full_precision(text_features)
         log_variances = None
         if self.estimator == "gaussian":
-            log_variances = _checked_log_variances(image, image_log_variance, text_log_variance)
+            log_variances = checked_log_variances(image, image_log_variance, text_log_variance)
         z_image, z_text = image, text
         if self.sample:
             z_image, z_text = self._sample(image, text, log_variances, generator)
         contrastive = clip_loss(z_image, z_text, logit_scale, labels)
         with torch.set_grad_enabled(beta > 0 and torch.is_grad_enabled()):
-            if log_variances is None:
-                penalty, reports = self._vmf_penalty(image, text)
+            if self.estimator == "vmf":
+                penalty, reports = vmf_penalty(image, text, self.kappa_e, self.kappa_b)
+            elif self.estimator == "gaussian":
+                penalty, reports = gaussian_penalty(image, text, *log_variances)
             else:
-                penalty, reports = self._gaussian_penalty(image, text, *log_variances)
+                pooled = {"image": image_pooled, "text": text_pooled}
+                penalty, reports = self._estimated_penalty(z_image, z_text, pooled, contrastive)
             weighted = beta * penalty.to(contrastive) if beta else torch.zeros_like(contrastive)
         terms = {"clip_loss": contrastive, "penalty_loss": weighted}
         terms["loss"] = contrastive + weighted
@@ -228,29 +206,42 @@ class CIBRLoss(nn.Module):
             samples.append(F.normalize(mean + torch.exp(log_variance / 2) * noise.to(mean), dim=1))
         return samples
 
-    def _vmf_penalty(self, image: Tensor, text: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        dim = image.shape[1]
-        constants = _vmf_constants(self.kappa_e, self.kappa_b, dim)
-        cosine = (image * text).sum(1).mean()
-        excess = constants["slope"] * (1 - cosine)
-        residual = _fitted_residual_nats(cosine, constants, dim)
-        reports = {
-            "residual_image_nats": residual,
-            "residual_text_nats": residual,
-            "penalty_excess": excess,
-        }
-        return constants["floor"] + excess, reports
+    def _estimated_penalty(self, z_image, z_text, pooled, contrastive):
+        shared = info_nce_nats(contrastive, len(z_image))
+        residual = held_fixed(self.critics, {"image": z_image, "text": z_text}, pooled, shared)
+        penalty = (residual["image"] + residual["text"]) / 2
+        reports = {f"residual_{side}_nats": value for side, value in residual.items()}
+        return penalty, reports | {"penalty_excess": penalty}
 
-    def _gaussian_penalty(
-        self, image: Tensor, text: Tensor, image_log_variance: Tensor, text_log_variance: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        forward = (image, image_log_variance, text, text_log_variance)
-        residual_image = gaussian_kl_nats(*forward).mean()
-        residual_text = gaussian_kl_nats(*forward[2:], *forward[:2]).mean()
-        penalty = (residual_image + residual_text) / 2
-        reports = {
-            "residual_image_nats": residual_image,
-            "residual_text_nats": residual_text,
-            "penalty_excess": penalty,
-        }
-        return penalty, reports
+    def critic_loss(
+        self,
+        image_features: Float[Tensor, "n d"],
+        text_features: Float[Tensor, "n d"],
+        *,
+        image_pooled: Float[Tensor, "n p"],
+        text_pooled: Float[Tensor, "n q"],
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, ""]:
+        """What one step of the critics' own optimiser lowers; nothing flows back into the encoders.
+
+        Args:
+            image_features: unit vectors mu_v, [n, d].
+            text_features: unit vectors mu_t, [n, d].
+            image_pooled: features before the projection, [n, p].
+            text_pooled: the same of the texts, [n, q].
+            generator: source of the noise.
+
+        Returns:
+            Nats, a scalar with gradients to `critics.parameters()` alone.
+
+        Raises:
+            ValueError: an estimator without critics, or shapes that do not fit.
+        """
+        if self.critics is None:
+            raise ValueError(f"the estimator {self.estimator!r} has no critics to train: it is a closed form")
+        check_shapes(image_features, text_features, None, None)
+        z = [full_precision(features.detach()) for features in (image_features, text_features)]
+        if self.sample:
+            z = self._sample(*z, None, generator)
+        pooled = {"image": image_pooled, "text": text_pooled}
+        return self.critics.loss({"image": z[0], "text": z[1]}, pooled)

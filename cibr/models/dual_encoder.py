@@ -41,7 +41,7 @@ class DualEncoder(nn.Module):
         >>> model = DualEncoder.tiny(pairs.texts())
         >>> model.embed_images([pairs.image(0), pairs.image(1)]).shape
         torch.Size([2, 128])
-        >>> model.embed_texts(["latin small letter a"]).norm().item()
+        >>> round(model.embed_texts(["latin small letter a"]).norm().item(), 4)
         1.0
     """
 
@@ -58,7 +58,14 @@ class DualEncoder(nn.Module):
 
     @classmethod
     def tiny(
-        cls, texts: list[str], *, dim: int = 128, width: int = 32, image_size: int = 32, dropout: float = 0.0, **options
+        cls,
+        texts: list[str],
+        *,
+        dim: int = 128,
+        width: int = 32,
+        image_size: int = 32,
+        dropout: float = 0.0,
+        **options,
     ) -> "DualEncoder":
         """A small model from scratch; its tokenizer is learned from `texts`. `torch.manual_seed` fixes it."""
         if not texts:
@@ -92,24 +99,33 @@ class DualEncoder(nn.Module):
         processor = pretrained.from_hub(AutoImageProcessor, name)
         model = cls(pretrained.ClipBackbone(clip), processor, pretrained.text_tokenizer(name), **options)
         model.log_logit_scale.data.copy_(clip.logit_scale.data)
+        model.limit_logit_scale()
         return model
 
     @property
     def kind(self) -> str:
+        """`tiny`, `frozen` or `clip`."""
         return self.backbone.kind
 
     @property
     def dim(self) -> int:
+        """The dimensions of the joint space."""
         return self.backbone.dim
 
     @property
     def image_size(self) -> int:
+        """The side of the square that pictures are cut to, in pixels."""
         return self.processor.crop_size["height"]
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
-        """The multiplier of the cosines, 1 / temperature, at most 100 as in CLIP."""
-        return self.log_logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        """The multiplier of the cosines, 1 / temperature."""
+        return self.log_logit_scale.exp()
+
+    def limit_logit_scale(self) -> None:
+        """Keeps the multiplier at 100 or less, as in CLIP; for after a step. A clamp inside the loss would have no
+        gradient beyond 100, from where the temperature could not come back."""
+        self.log_logit_scale.data.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
     def set_temperature(self, temperature: float, learn: bool) -> None:
         """Sets the temperature and whether training moves it."""
@@ -122,6 +138,7 @@ class DualEncoder(nn.Module):
         return self.processor(rgb, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
 
     def normalise(self, pixels: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+        """Bytes to the values that the image tower reads."""
         return (pixels.float() / 255 - self.mean) / self.std
 
     def tokenize(self, texts: list[str], truncate: bool = False) -> tuple[Int[Tensor, "n t"], Int[Tensor, "n t"]]:
@@ -137,17 +154,15 @@ class DualEncoder(nn.Module):
         if ids.shape[1] > context:
             longest = int(mask.sum(1).argmax())
             raise ValueError(
-                f"text {longest} has {int(mask[longest].sum())} tokens and the model reads {context}: "
-                f"{texts[longest][:80]!r}... Shorten it, or pass truncate=True to cut such texts"
+                f"a text has {int(mask[longest].sum())} tokens and the model reads {context}: "
+                f"{texts[longest][:80]!r}... Shorten it, or cut such texts: truncate=True, truncate_texts in a run"
             )
         return ids, mask
 
     @property
     def context(self) -> int:
         """The number of tokens that the text encoder reads."""
-        config = getattr(getattr(self.backbone, "text_tower", None), "config", None)
-        limit = getattr(config, "max_position_embeddings", self.tokenizer.model_max_length)
-        return min(limit, self.tokenizer.model_max_length)
+        return min(self.backbone.context, self.tokenizer.model_max_length)
 
     def encode_images(self, pixels: Float[Tensor, "n 3 h w"]) -> Encoded:
         """Normalised pictures to unit features."""
@@ -177,8 +192,12 @@ class DualEncoder(nn.Module):
         Returns:
             Unit float32 vectors on the CPU.
         """
+        if isinstance(images, Image.Image):
+            raise ValueError("embed_images takes a list of pictures; put a single picture in a list")
         batches = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
-        return self._embed(lambda batch: self.encode_images(self.normalise(self._move(self.preprocess(batch)))), batches)
+        return self._embed(
+            lambda batch: self.encode_images(self.normalise(self._move(self.preprocess(batch)))), batches
+        )
 
     def embed_texts(self, texts: list[str], batch_size: int = 256, truncate: bool = False) -> Float[Tensor, "n d"]:
         """Texts as unit vectors.
@@ -197,7 +216,9 @@ class DualEncoder(nn.Module):
         if isinstance(texts, str):
             raise ValueError("embed_texts takes a list of strings; put a single text in a list")
         batches = (texts[i : i + batch_size] for i in range(0, len(texts), batch_size))
-        return self._embed(lambda batch: self.encode_texts(*map(self._move, self.tokenize(batch, truncate))), batches)
+        return self._embed(
+            lambda batch: self.encode_texts(*map(self._move, self.tokenize(batch, truncate))), batches
+        )
 
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.log_logit_scale.device)
@@ -227,10 +248,10 @@ class DualEncoder(nn.Module):
 
         Raises:
             FileNotFoundError: nothing to load there; the message says where was looked.
-            ValueError: a folder that is incomplete or damaged; the message names the file.
+            ValueError: a folder that is half-written or damaged; the message names the file.
         """
         source = Path(pretrained.resolve_model(str(name)))
-        if (source / saving.CONFIG).is_file():
+        if saving.holds_model(source):
             return saving.load(cls, source)
         return cls.clip(str(name))
 

@@ -8,8 +8,17 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    CLIPModel,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
 
 from cibr.models.tiny import mean_pool
 from cibr.names import nearest
@@ -21,10 +30,9 @@ TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
 
 def resolve_model(name: str) -> str:
     """Where a model's files are: a folder on this machine, or the hub id itself."""
-    local = Path(os.environ.get("CIBR_MODELS", "")) / name
-    if Path(name).is_dir():
-        return str(Path(name))
-    return str(local) if os.environ.get("CIBR_MODELS") and local.is_dir() else name
+    root = os.environ.get("CIBR_MODELS")
+    folders = [Path(name).expanduser()] + ([Path(root).expanduser() / name] if root else [])
+    return next((str(folder) for folder in folders if name and folder.is_dir()), name)
 
 
 def model_kind(name: str) -> str:
@@ -36,7 +44,7 @@ def model_kind(name: str) -> str:
     if name in MODELS:
         return name
     source = Path(resolve_model(name))
-    if source.is_dir() or name.count("/") == 1:
+    if name and (source.is_dir() or name.count("/") == 1):
         return "clip"
     raise ValueError(
         f"unknown model {name!r}{nearest(name, MODELS) or '.'} Give {' or '.join(MODELS)}, a folder with a "
@@ -47,14 +55,19 @@ def model_kind(name: str) -> str:
 def from_hub(loader, name: str, **options):
     """`loader.from_pretrained` with an error that says where was looked and what helps."""
     source = resolve_model(name)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a tower without its classifier is no news
     try:
         return loader.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         where = f"folder {source!r}" if Path(source).is_dir() else f"hub model {name!r}"
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise FileNotFoundError(
-            f"cannot load {where}: {str(error).splitlines()[0]}. Give a folder with the model's files, set "
+            f"cannot load {where}: {reason}. Give a folder with the model's files, set "
             f"CIBR_MODELS to a folder that holds <CIBR_MODELS>/{name}, or connect to the hub"
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def text_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -88,8 +101,12 @@ class FrozenBackbone(nn.Module):
     def __init__(self, image_tower: nn.Module, text_tower: nn.Module, dim: int, dropout: float):
         super().__init__()
         self.settings = dict(dim=dim, dropout=dropout)
-        self.image_tower, self.text_tower = image_tower.requires_grad_(False), text_tower.requires_grad_(False)
+        self.image_tower, self.text_tower = (
+            image_tower.requires_grad_(False),
+            text_tower.requires_grad_(False),
+        )
         self.dim, self.dim_text_pooled = dim, text_tower.config.hidden_size
+        self.context = text_tower.config.max_position_embeddings
         self.dim_image_pooled = image_pooled_size(image_tower)
         self.image_head = ProjectionHead(self.dim_image_pooled, dim, dropout)
         self.text_head = ProjectionHead(self.dim_text_pooled, dim, dropout)
@@ -103,6 +120,7 @@ class FrozenBackbone(nn.Module):
 
     @torch.no_grad()
     def image_pooled(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim_pooled"]:
+        pixels = pixels.contiguous(memory_format=torch.channels_last)  # convolutions run twice as fast on a CPU
         return self.image_tower(pixel_values=pixels).pooler_output.flatten(1)
 
     @torch.no_grad()
@@ -132,7 +150,7 @@ def tower_normalisation(name: str, tower: nn.Module) -> tuple[list[float], list[
     return list(processor.image_mean), list(processor.image_std)
 
 
-def tower_image_size(config: AutoConfig) -> int:
+def tower_image_size(config: PreTrainedConfig) -> int:
     """The picture size that a tower was trained for."""
     size = getattr(config, "image_size", None) or config.pretrained_cfg["input_size"][-1]
     return size if isinstance(size, int) else size[0]
@@ -148,6 +166,7 @@ class ClipBackbone(nn.Module):
         self.settings: dict = {}
         self.clip = clip
         self.dim = clip.config.projection_dim
+        self.context = clip.config.text_config.max_position_embeddings
         self.dim_image_pooled = clip.config.vision_config.hidden_size
         self.dim_text_pooled = clip.config.text_config.hidden_size
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
 PAD, END = "<pad>", "<end>"
-TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 128, 2, 4
+TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 128, 1, 4
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -93,6 +93,7 @@ class TinyBackbone(nn.Module):
     def __init__(self, dim: int, width: int, vocabulary: int, context: int, dropout: float):
         super().__init__()
         self.settings = dict(dim=dim, width=width, vocabulary=vocabulary, context=context, dropout=dropout)
+        self.context = context
         self.dim, self.dim_image_pooled, self.dim_text_pooled = dim, 64 * width, TEXT_WIDTH
         self.image_tower, self.text_tower = TinyImageTower(width), TinyTextTower(vocabulary, context, dropout)
         self.image_head = _head(self.dim_image_pooled, dim, dropout)
@@ -134,5 +135,8 @@ def square_processor(size: int) -> CLIPImageProcessor:
     """Short side to `size`, centre crop, values to [-1, 1]; in the format that the hub reads."""
     half = [0.5, 0.5, 0.5]
     return CLIPImageProcessor(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}, image_mean=half, image_std=half
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        image_mean=half,
+        image_std=half,
     )

@@ -7,4 +7,13 @@ from cibr.train.config import RunConfig, build_model, check_parameters, configur
 from cibr.train.inputs import prepare
 from cibr.train.loop import embed_pairs, fit
 
-__all__ = ["RunConfig", "build_model", "check_parameters", "configure", "embed_pairs", "fit", "load_splits", "prepare"]
+__all__ = [
+    "RunConfig",
+    "build_model",
+    "check_parameters",
+    "configure",
+    "embed_pairs",
+    "fit",
+    "load_splits",
+    "prepare",
+]

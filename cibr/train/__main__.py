@@ -18,10 +18,13 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="a JSON file with the parameters of the run")
     file = parser.parse_args().config
     try:
-        config = configure(**json.loads(file.read_text(encoding="utf-8")))
+        parameters = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(parameters, dict):
+            raise ValueError("it holds an object with the parameters of a run")
+        config = configure(**parameters)
     except json.JSONDecodeError as error:
         parser.error(f"{file} is not JSON ({error})")
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         parser.error(f"{file}: {error}")
     train, validation, _ = load_splits(config)
     history = fit(build_model(config, train), train, validation, config)

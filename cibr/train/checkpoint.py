@@ -34,7 +34,9 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
         part.unlink(missing_ok=True)
         good = checkpoints(folder)
         last = f"the last good checkpoint is {str(good[-1])!r}" if good else "there is no earlier checkpoint"
-        raise ValueError(f"cannot write {str(file)!r}: {error}; {last}. Make room or choose another output_dir") from error
+        raise ValueError(
+            f"cannot write {str(file)!r}: {error}; {last}. Make room or choose another output_dir"
+        ) from error
     for old in checkpoints(folder)[:-KEEP]:
         old.unlink(missing_ok=True)
     return file

@@ -1,7 +1,7 @@
 """A run's configuration: checked before anything long starts, with presets chosen on validation splits."""
 
+import ast
 import math
-import types
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -9,15 +9,16 @@ import pandas as pd
 import torch
 
 from cibr.data import Pairs, available_splits, load_pairs, resolve
+from cibr.data.pairs import Skips
 from cibr.losses import ESTIMATORS
-from cibr.models import MODELS, DualEncoder, model_kind
+from cibr.models import DualEncoder, model_kind
 from cibr.names import nearest
 from cibr.paths import project_root
 
 # Chosen on validation recall alone; `bench/presets.py` repeats the choice.
 PRESETS = {
     ("glyphs", "tiny"): dict(
-        epochs=8, batch_size=256, learning_rate=3e-3, temperature=0.15, dropout=0.0, weight_decay=0.01
+        epochs=7, batch_size=256, learning_rate=3e-3, temperature=0.12, dropout=0.0, weight_decay=0.01
     ),
     ("*", "tiny"): dict(
         epochs=20, batch_size=256, learning_rate=2e-3, temperature=0.1, dropout=0.1, weight_decay=0.05
@@ -42,12 +43,11 @@ class RunConfig:
         estimator: which bound of the residual information the penalty is.
         epochs, batch_size, learning_rate, temperature, weight_decay: the optimisation (AdamW, one cycle).
         dropout: in the heads, and in the text tower of `tiny`.
-        seed: of weights, order, captions, augmentation and noise.
+        seed: of weights, order, captions, dropout and noise.
         output_dir: where the model, `history.csv` and the configuration go.
         micro_batch_size: rows that go through the encoders at once; 0 for the whole batch.
         learn_temperature: whether training moves the temperature.
         kappa_e, kappa_b: concentrations of the encoder's and the backward von Mises-Fisher distributions.
-        augment: random shifts, scales and shears of the pictures (`tiny` only).
         mixed_precision: `no`, or `bf16` for the encoders; the loss stays in float32.
         on_error, max_skipped: what to do with unusable samples; see `cibr.load_pairs`.
         truncate_texts: cut texts that are longer than the model reads instead of refusing them.
@@ -69,13 +69,13 @@ class RunConfig:
     learn_temperature: bool = False
     kappa_e: float = 1024.0
     kappa_b: float = 10.0
-    augment: bool = True
     mixed_precision: str = "no"
     on_error: str = "raise"
     max_skipped: int = 0
     truncate_texts: bool = False
 
     def to_dict(self) -> dict[str, Any]:
+        """All settings by name."""
         return asdict(self)
 
     def table(self) -> pd.DataFrame:
@@ -95,12 +95,12 @@ def configure(**parameters: Any) -> RunConfig:
     known = [field.name for field in fields(RunConfig)]
     for name in parameters:
         if name not in known:
-            raise ValueError(f"unknown parameter {name!r}{nearest(name, known)} Known: {', '.join(known)}")
-    config = RunConfig(**parameters)
+            raise ValueError(f"unknown parameter {name!r}{nearest(name, known) or '.'} Known: {', '.join(known)}")
+    config = RunConfig(**{name: _typed(name, value) for name, value in parameters.items()})
     source, kind = resolve(config.dataset), model_kind(config.model)
     if config.estimator not in ESTIMATORS:
         raise ValueError(
-            f"unknown estimator {config.estimator!r}{nearest(config.estimator, ESTIMATORS)} "
+            f"unknown estimator {config.estimator!r}{nearest(config.estimator, ESTIMATORS) or '.'} "
             f"Known: {', '.join(ESTIMATORS)}"
         )
     preset = PRESETS.get((source.name, kind), PRESETS["*", kind])
@@ -131,23 +131,31 @@ _RANGES = {
 }
 
 
+def _typed(name: str, value: Any) -> Any:
+    """A parameter's value if its type is right; a whole number will do for a float."""
+    wanted = type(getattr(RunConfig, name))
+    if isinstance(value, bool) == (wanted is bool) and isinstance(
+        value, (int, float) if wanted is float else wanted
+    ):
+        return wanted(value)
+    raise ValueError(f"{name} is {value!r}, of type {type(value).__name__}: it is of type {wanted.__name__}")
+
+
 def _check_ranges(config: RunConfig) -> None:
-    for field in fields(RunConfig):
-        name, value = field.name, getattr(config, field.name)
-        wanted = type(field.default)
-        if isinstance(value, bool) != (wanted is bool) or not isinstance(value, (wanted, int)[: 1 + (wanted is float)]):
-            raise ValueError(f"{name} is {value!r}: it is of type {wanted.__name__}")
-        low, high, rule = _RANGES.get(name, (None, None, ""))
-        if low is not None and not (math.isfinite(value) and low <= value <= high):
+    for name, (low, high, rule) in _RANGES.items():
+        value = getattr(config, name)
+        if not (math.isfinite(value) and low <= value <= high):
             raise ValueError(f"{name} is {value}: {rule}")
     if config.mixed_precision not in ("no", "bf16"):
         raise ValueError(f"mixed_precision is {config.mixed_precision!r}: it is 'no' or 'bf16'")
+    Skips("", config.on_error, config.max_skipped)  # refuses what does not fit
 
 
 def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
     """The parameters of a notebook; papermill only logs a name that it does not know, this refuses it.
 
-    Call it in the first cell after the parameters, with `globals()` and the known names.
+    Call it in the first cell after the parameters, with `globals()` and the known names. What papermill
+    injected is read from the cells that ran (its cell starts with `# Parameters`), so the call can be repeated.
 
     Args:
         namespace: the notebook's globals.
@@ -157,13 +165,20 @@ def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
         The known parameters with their values.
 
     Raises:
-        ValueError: a variable that is none of them, with the nearest known name.
+        ValueError: papermill set a name that is none of them; the message has the nearest known name. Or a
+            known one has no value.
     """
     names = known.split()
-    for name, value in namespace.items():
-        ours = not (name.startswith("_") or name in ("In", "Out", "exit", "quit"))
-        if ours and name not in names and not callable(value) and not isinstance(value, types.ModuleType):
-            raise ValueError(f"unknown parameter {name!r}{nearest(name, names) or '.'} Known: {', '.join(names)}")
+    injected = [source for source in namespace.get("In", []) if source.startswith("# Parameters")]
+    for statement in (s for source in injected for s in ast.parse(source).body):
+        for name in (t.id for t in getattr(statement, "targets", []) if isinstance(t, ast.Name)):
+            if name not in names:
+                raise ValueError(
+                    f"unknown parameter {name!r}{nearest(name, names) or '.'} Known: {', '.join(names)}"
+                )
+    missing = [name for name in names if name not in namespace]
+    if missing:
+        raise ValueError(f"parameter {missing[0]!r} is not set: give it a default in the parameters cell")
     return {name: namespace[name] for name in names}
 
 
@@ -190,7 +205,9 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
 def _hold_out(train: Pairs) -> tuple[Pairs, Pairs]:
     n_held_out = min(1000, len(train) // 10)
     if n_held_out < 1:
-        raise ValueError(f"{train.name} has {len(train)} pairs and no validation split: it takes ten pairs to make one")
+        raise ValueError(
+            f"{train.name} has {len(train)} pairs and no validation split: it takes ten pairs to make one"
+        )
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     validation = replace(train.subset(rows[:n_held_out].sort().values), split="validation")
     return train.subset(rows[n_held_out:].sort().values), validation

@@ -6,8 +6,9 @@ killed extraction goes on where it stopped and a second run begins at once.
 """
 
 import hashlib
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from cibr.paths import data_folder
 
 IN_MEMORY = 2**30  # bytes of pictures that are held decoded
 PART = 2048  # rows of a part of an extraction
+AT_ONCE = 16  # pictures that are held at full size
 
 
 class Batch(NamedTuple):
@@ -53,7 +55,7 @@ class Inputs(Dataset):
 
     def image_rows(self, rows: Tensor) -> Tensor:
         if self.images is None:
-            return self.preprocess([self.pairs.image(int(i)) for i in rows])
+            return _decode(self.preprocess, self.pairs, rows.tolist())
         return self.images[rows]
 
     def text_rows(self, rows: Tensor) -> tuple[Tensor, ...]:
@@ -70,7 +72,9 @@ class Inputs(Dataset):
         return DataLoader(self, batch_size=None, sampler=rows, num_workers=workers)
 
 
-def prepare(model: DualEncoder, pairs: Pairs, truncate: bool = False, device: torch.device | str = "cpu") -> Inputs:
+def prepare(
+    model: DualEncoder, pairs: Pairs, truncate: bool = False, device: torch.device | str = "cpu"
+) -> Inputs:
     """The inputs of a model for a set of pairs.
 
     Raises:
@@ -94,35 +98,43 @@ def text_labels(pairs: Pairs) -> Int[Tensor, " m"]:
 def _pixels(model: DualEncoder, pairs: Pairs) -> Tensor | None:
     if len(pairs) * 3 * model.image_size**2 > IN_MEMORY:
         return None
-    parts = range(0, len(pairs), PART)
-    title = f"{pairs.name} {pairs.split}: pictures"
-    return torch.cat(
-        [
-            model.preprocess([pairs.image(i) for i in range(start, min(start + PART, len(pairs)))])
-            for start in tqdm(parts, desc=title, delay=2)
-        ]
-    )
+    rows = tqdm(range(len(pairs)), desc=f"{pairs.name} {pairs.split}: pictures", delay=2)
+    return _decode(model.preprocess, pairs, rows)
+
+
+def _decode(preprocess: Callable[[list[Image.Image]], Tensor], pairs: Pairs, rows: Iterable[int]) -> Tensor:
+    """Preprocessed pictures; a photo is many times larger before, so only a few are held at a time."""
+    rows = iter(rows)
+    groups = iter(lambda: [pairs.image(i) for i in itertools.islice(rows, AT_ONCE)], [])
+    return torch.cat([preprocess(group) for group in groups])
 
 
 def _pooled(model: DualEncoder, pairs: Pairs, truncate: bool, device) -> tuple[Tensor, tuple[Tensor]]:
     """Features of both frozen towers, from the cache where they are there."""
     texts = pairs.texts()
-    images_folder, texts_folder = _cache_folders(model, pairs)
+    images_folder, texts_folder = _cache_folders(model, pairs, truncate)
     was_training = model.training
     model.eval().to(device)
 
-    def pool_images(rows: range) -> Tensor:
-        pixels = model.preprocess([pairs.image(i) for i in rows])
+    def pool_images(rows: Iterable[int]) -> Tensor:
+        pixels = _decode(model.preprocess, pairs, rows)
         return model.backbone.image_pooled(model.normalise(pixels.to(device)))
 
-    def pool_texts(rows: range) -> Tensor:
+    def pool_texts(rows: Iterable[int]) -> Tensor:
         ids, mask = model.tokenize([texts[i] for i in rows], truncate)
         return model.backbone.text_pooled(ids.to(device), mask.to(device))
 
-    images = _in_parts(images_folder, len(pairs), pool_images, f"{pairs.name} {pairs.split}: image features")
+    # Small batches stay in a CPU's cache: 16 photos at once are twice as fast there as 64.
+    n_images, n_texts = (16, 64) if torch.device(device).type == "cpu" else (256, 1024)
+    title = f"{pairs.name} {pairs.split}"
+    images = _in_parts(images_folder, len(pairs), pool_images, f"{title}: image features", n_images)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of one length need no padding
     by_length = _in_parts(
-        texts_folder, len(texts), lambda rows: pool_texts([order[i] for i in rows]), f"{pairs.name} {pairs.split}: text features"
+        texts_folder,
+        len(texts),
+        lambda rows: pool_texts([order[i] for i in rows]),
+        f"{title}: text features",
+        n_texts,
     )
     features = torch.empty_like(by_length)
     features[torch.tensor(order)] = by_length
@@ -130,7 +142,7 @@ def _pooled(model: DualEncoder, pairs: Pairs, truncate: bool, device) -> tuple[T
     return images, (features,)
 
 
-def _in_parts(folder: Path, n: int, pool, title: str, batch: int = 64) -> Tensor:
+def _in_parts(folder: Path, n: int, pool, title: str, batch: int) -> Tensor:
     """`pool` over 0..n in batches; every finished part is a file that a later run reads instead."""
     parts = []
     with tqdm(total=n, desc=title, delay=1, unit="rows") as bar:
@@ -138,7 +150,9 @@ def _in_parts(folder: Path, n: int, pool, title: str, batch: int = 64) -> Tensor
             file, end = folder / f"{start:09d}.safetensors", min(start + PART, n)
             part = _read(file, end - start)
             if part is None:
-                part = torch.cat([pool(range(i, min(i + batch, end))).float().cpu() for i in _ticks(start, end, batch, bar)])
+                part = torch.cat(
+                    [pool(range(i, min(i + batch, end))).float().cpu() for i in _ticks(start, end, batch, bar)]
+                )
                 _write(file, part)
             else:
                 bar.update(end - start)
@@ -161,20 +175,26 @@ def _read(file: Path, rows: int) -> Tensor | None:
 
 
 def _write(file: Path, features: Tensor) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Written beside and moved into place; a folder that cannot be written only costs the next run its time."""
     part = file.with_suffix(f".{os.getpid()}.part")
-    save_file({"features": features.contiguous()}, part)
-    part.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"features": features.contiguous()}, part)
+        part.replace(file)
+    except (OSError, SafetensorError):
+        if part.parent.is_dir():
+            part.unlink(missing_ok=True)
 
 
-def _cache_folders(model: DualEncoder, pairs: Pairs) -> tuple[Path, Path]:
-    """Folders named by what the features depend on: the towers' weights, preprocessing, and the pairs."""
+def _cache_folders(model: DualEncoder, pairs: Pairs, truncate: bool) -> tuple[Path, Path]:
+    """Folders named by what the features depend on: the towers' weights, preprocessing, tokens and the pairs."""
     root = data_folder() / "features"
     image = hashlib.sha256(_weights_digest(model.backbone.image_tower))
     image.update(model.processor.to_json_string().encode())
     text = hashlib.sha256(_weights_digest(model.backbone.text_tower))
     image.update(repr((pairs.name, pairs.split, pairs.keys, _pixel_digests(pairs))).encode())
-    text.update(repr(pairs.texts()).encode())
+    vocabulary = sorted(model.tokenizer.get_vocab().items())
+    text.update(repr((pairs.texts(), truncate, model.context, vocabulary)).encode())
     name = f"{pairs.name}-{pairs.split}"
     return root / f"{name}-images-{image.hexdigest()[:16]}", root / f"{name}-texts-{text.hexdigest()[:16]}"
 
@@ -189,5 +209,7 @@ def _weights_digest(tower: torch.nn.Module) -> bytes:
     digest = hashlib.sha256(tower.config.to_json_string().encode())
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor).encode())
+        digest.update(
+            tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor).encode()
+        )
     return digest.digest()

@@ -1,15 +1,13 @@
 """`fit`: trains a `DualEncoder` on image-text pairs and leaves a model folder, a history and the configuration.
 
-Everything random is keyed by the seed and the step: order, captions, augmentation, dropout and noise. So a run
+Everything random is keyed by the seed and the step: order, captions, dropout and noise. So a run
 that was killed goes on from its newest checkpoint as if nothing had happened.
 """
 
+import hashlib
 import json
 import math
-import subprocess
-import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,11 @@ from cibr.data import Pairs
 from cibr.losses import CIBRLoss, beta_at
 from cibr.metrics import recall_at_k
 from cibr.models import DualEncoder
-from cibr.paths import project_root
 from cibr.train.checkpoint import newest_checkpoint, remove_checkpoints, write_checkpoint
 from cibr.train.config import RunConfig
 from cibr.train.inputs import Batch, Inputs, prepare
-from cibr.train.step import contrastive_backward, encode_images, encode_texts, random_maps
+from cibr.train.output import provenance, writable, write_text
+from cibr.train.step import contrastive_backward, encode_images, encode_texts
 
 WARM_UP = 0.15  # of the steps
 LARGEST_GRADIENT_NORM = 1.0
@@ -36,7 +34,11 @@ KS = (1, 5, 10)
 
 
 def fit(
-    model: DualEncoder, train: Pairs, validation: Pairs | None, config: RunConfig, accelerator: Accelerator | None = None
+    model: DualEncoder,
+    train: Pairs,
+    validation: Pairs | None,
+    config: RunConfig,
+    accelerator: Accelerator | None = None,
 ) -> pd.DataFrame:
     """Trains a model in place.
 
@@ -61,6 +63,7 @@ def fit(
     """
     if len(train) < 2:
         raise ValueError(f"{train.split} of {train.name} has {len(train)} pair: a contrast needs two at least")
+    writable(Path(config.output_dir))
     accelerator = accelerator or Accelerator(mixed_precision=config.mixed_precision)
     run = _Run(model, config, accelerator, prepare(model, train, config.truncate_texts, accelerator.device))
     held_out = None
@@ -68,7 +71,7 @@ def fit(
         held_out = prepare(model, validation, config.truncate_texts, accelerator.device)
     run.resume()
     quiet = {} if accelerator.is_main_process else {"disable": True}  # otherwise TQDM_DISABLE decides
-    with tqdm(total=run.n_steps, initial=run.step, desc="training", unit="step", **quiet) as bar:
+    with tqdm(total=run.n_steps, initial=run.step, desc="training", unit="step", mininterval=1, **quiet) as bar:
         for epoch in range(len(run.history), config.epochs):
             run.train_epoch(epoch, bar)
             if held_out is not None:
@@ -83,7 +86,7 @@ class _Run:
 
     def __init__(self, model: DualEncoder, config: RunConfig, accelerator: Accelerator, inputs: Inputs):
         self.model, self.config, self.accelerator, self.inputs = model, config, accelerator, inputs
-        self.folder = _writable(Path(config.output_dir))
+        self.folder = Path(config.output_dir)
         n, world = len(inputs.pairs), accelerator.num_processes
         batch_size = min(config.batch_size, n) // world
         if batch_size < 1:
@@ -93,11 +96,21 @@ class _Run:
         self.n_steps = config.epochs * self.steps_per_epoch
         model.to(accelerator.device)
         self.loss_fn = CIBRLoss(
-            config.beta, config.estimator, kappa_e=config.kappa_e, kappa_b=config.kappa_b, sample=config.beta > 0
+            config.beta,
+            config.estimator,
+            kappa_e=config.kappa_e,
+            kappa_b=config.kappa_b,
+            sample=config.beta > 0,
         )
-        self.optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98))
+        self.optimizer = torch.optim.AdamW(
+            _groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
+        )
         self.schedule = OneCycleLR(
-            self.optimizer, config.learning_rate, max(2, self.n_steps), pct_start=WARM_UP, cycle_momentum=False
+            self.optimizer,
+            config.learning_rate,
+            max(2, self.n_steps),
+            pct_start=WARM_UP,
+            cycle_momentum=False,
         )
         self.history: list[dict[str, Any]] = []
         self.step, self.seconds = 0, 0.0
@@ -111,21 +124,24 @@ class _Run:
             for name, value in self._train_step(batch).items():
                 sums[name] = sums.get(name, 0.0) + value
             bar.update()
-            bar.set_postfix(epoch=epoch + 1, loss=f"{sums['loss'] / (self.step - epoch * self.steps_per_epoch):.3f}")
+            bar.set_postfix(
+                epoch=epoch + 1, loss=f"{sums['loss'] / (self.step - epoch * self.steps_per_epoch):.3f}"
+            )
         self.seconds += time.perf_counter() - started
         self.history.append(
             {"epoch": epoch + 1, "step": self.step}
             | {name: value / self.steps_per_epoch for name, value in sums.items()}
-            | {"beta": self._beta(), "temperature": 1 / self.model.logit_scale.item(), "seconds": self.seconds}
+            | {
+                "beta": self._beta(),
+                "temperature": 1 / self.model.logit_scale.item(),
+                "seconds": self.seconds,
+            }
         )
 
     def _train_step(self, batch) -> dict[str, float]:
         generator = torch.Generator().manual_seed(self.config.seed + 1_000_003 * (self.step + 1))
         rank, config = self.accelerator.process_index, self.config
         torch.manual_seed(config.seed + 1_000_003 * (self.step + 1) + 7_919 * rank)
-        maps = None
-        if config.augment and self.model.kind == "tiny":
-            maps = random_maps(self.batch_size, generator)[rank * self.rows_here : (rank + 1) * self.rows_here]
         batch = _to_device(batch, self.accelerator.device)
         self.optimizer.zero_grad(set_to_none=True)
         terms = contrastive_backward(
@@ -136,13 +152,13 @@ class _Run:
             beta=self._beta(),
             generator=generator,
             micro_batch_size=config.micro_batch_size,
-            augmentation=maps,
         )
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM)
         values = {name: value.item() for name, value in terms.items()}
         if not math.isfinite(values["loss"]) or not torch.isfinite(norm):
             self._stop_non_finite(values, norm.item())
         self.optimizer.step()
+        self.model.limit_logit_scale()
         self.schedule.step()
         self.step += 1
         return values
@@ -171,6 +187,13 @@ class _Run:
             "Lower learning_rate or raise temperature"
         )
 
+    def _identity(self) -> dict[str, Any]:
+        """What two runs must share for one to go on where the other stopped."""
+        pairs = self.inputs.pairs
+        digest = hashlib.sha256(repr((pairs.keys, pairs.captions)).encode()).hexdigest()
+        settings = {name: value for name, value in self.config.to_dict().items() if name != "output_dir"}
+        return settings | {"pairs": f"{len(pairs):,} with digest {digest[:12]}"}
+
     def save_epoch(self) -> None:
         """Writes the history and a checkpoint."""
         if not self.accelerator.is_main_process:
@@ -179,7 +202,7 @@ class _Run:
             self.folder / "checkpoints",
             self.step,
             {
-                "config": _identity(self.config),
+                "config": self._identity(),
                 "model": self.model.own_state(),
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
@@ -188,20 +211,24 @@ class _Run:
                 "seconds": self.seconds,
             },
         )
-        _write_text(self.folder / "history.csv", pd.DataFrame(self.history).to_csv(index=False))
+        write_text(self.folder / "history.csv", pd.DataFrame(self.history).to_csv(index=False))
 
     def resume(self) -> None:
         """Takes up the newest readable checkpoint, if there is one.
 
         Raises:
-            ValueError: it belongs to another configuration.
+            ValueError: it belongs to another configuration or other pairs.
         """
         newest = newest_checkpoint(self.folder / "checkpoints")
         if newest is None:
             return
         file, state = newest
-        mine = _identity(self.config)
-        differing = [f"{k} ({state['config'].get(k)!r} there, {v!r} here)" for k, v in mine.items() if state["config"].get(k) != v]
+        mine = self._identity()
+        differing = [
+            f"{k} ({state['config'].get(k)!r} there, {v!r} here)"
+            for k, v in mine.items()
+            if state["config"].get(k) != v
+        ]
         if differing:
             raise ValueError(
                 f"{str(self.folder)!r} holds an unfinished run of another configuration: {', '.join(differing)}. "
@@ -217,7 +244,7 @@ class _Run:
         self.model.eval()
         if self.accelerator.is_main_process:
             self.model.save_pretrained(self.folder)
-            _write_text(self.folder / "run.json", json.dumps(provenance(self.config), indent=2) + "\n")
+            write_text(self.folder / "run.json", json.dumps(provenance(self.config), indent=2) + "\n")
             remove_checkpoints(self.folder / "checkpoints")
         self.accelerator.wait_for_everyone()
 
@@ -228,7 +255,9 @@ def embed_pairs(model: DualEncoder, inputs: Inputs, batch_size: int = 512) -> tu
     was_training, device = model.training, model.log_logit_scale.device
     model.eval()
     n, m = len(inputs.pairs), len(inputs.labels)
-    images = [encode_images(model, inputs.image_rows(rows).to(device)) for rows in torch.arange(n).split(batch_size)]
+    images = [
+        encode_images(model, inputs.image_rows(rows).to(device)) for rows in torch.arange(n).split(batch_size)
+    ]
     texts = [
         encode_texts(model, tuple(t.to(device) for t in inputs.text_rows(rows)))
         for rows in torch.arange(m).split(batch_size)
@@ -254,41 +283,3 @@ def _groups(model: DualEncoder, weight_decay: float) -> list[dict[str, Any]]:
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
     return Batch(batch.images.to(device), tuple(t.to(device) for t in batch.texts), batch.labels.to(device))
-
-
-def _identity(config: RunConfig) -> dict[str, Any]:
-    """What two runs must share for one to go on where the other stopped."""
-    return {k: v for k, v in config.to_dict().items() if k != "output_dir"}
-
-
-def provenance(config: RunConfig) -> dict[str, Any]:
-    """The configuration with the versions and the commit that ran it."""
-    names = ("cibr", "torch", "transformers", "accelerate", "numpy")
-    versions = {name: version(name) for name in names}
-    return {"configuration": config.to_dict(), "versions": versions, "commit": _commit()}
-
-
-def _commit() -> str | None:
-    """The checkout's commit, with `+` when files differ from it; None outside a checkout."""
-    try:
-        call = ["git", "-C", str(project_root()), "describe", "--always", "--dirty=+", "--abbrev=12"]
-        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _writable(folder: Path) -> Path:
-    """The output folder, made and tried now rather than after an hour of training."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"output_dir {str(folder)!r} cannot be written: {error}; choose another") from error
-    return folder
-
-
-def _write_text(file: Path, text: str) -> None:
-    part = file.with_name(file.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)

@@ -10,7 +10,6 @@ repeats (the scheme of Gao et al. 2021, "Scaling deep contrastive learning batch
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
@@ -20,12 +19,11 @@ from cibr.models import DualEncoder, Encoded
 from cibr.train.inputs import Batch
 
 
-def encode_images(model: DualEncoder, images: Tensor, maps: Tensor | None = None) -> Encoded:
-    """Images of `Inputs`: bytes, warped where maps are given, or pooled features of a frozen tower."""
+def encode_images(model: DualEncoder, images: Tensor) -> Encoded:
+    """Images of `Inputs`: bytes, or pooled features of a frozen tower."""
     if model.kind == "frozen":
         return model.project_images(images)
-    pixels = model.normalise(images)
-    return model.encode_images(pixels if maps is None else warp(pixels, maps))
+    return model.encode_images(model.normalise(images))
 
 
 def encode_texts(model: DualEncoder, texts: tuple[Tensor, ...]) -> Encoded:
@@ -42,7 +40,6 @@ def contrastive_backward(
     beta: float,
     generator: torch.Generator,
     micro_batch_size: int = 0,
-    augmentation: Tensor | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Adds the gradients of the whole batch, over all parts and processes, to the model's parameters.
 
@@ -54,7 +51,6 @@ def contrastive_backward(
         beta: the penalty's weight at this step.
         generator: the noise of the whole batch, in the same state on every process.
         micro_batch_size: rows that are encoded at once; 0 for all.
-        augmentation: affine maps of this process's pictures [n, 2, 3].
 
     Returns:
         The terms of the loss on the whole batch.
@@ -65,8 +61,7 @@ def contrastive_backward(
 
     def encode_part(rows: slice) -> list[Tensor]:
         with accelerator.autocast():
-            maps = None if augmentation is None else augmentation[rows]
-            image = encode_images(model, batch.images[rows], maps)
+            image = encode_images(model, batch.images[rows])
             text = encode_texts(model, tuple(t[rows] for t in batch.texts))
         return [t.float() if t.dtype == torch.bfloat16 else t for t in (*image, *text) if t is not None]
 
@@ -127,17 +122,3 @@ def _replayed(state: tuple[Tensor, Tensor | None], device: torch.device):
         if state[1] is not None:
             torch.cuda.set_rng_state(state[1], device)
         yield
-
-
-def random_maps(n: int, generator: torch.Generator) -> Float[Tensor, "n 2 3"]:
-    """Small random affine maps: scale, aspect, rotation, shear and shift, for `warp`."""
-    draw = 2 * torch.rand(6, n, generator=generator) - 1
-    scale, aspect, turn, shear = 1 + 0.25 * draw[0], 1 + 0.1 * draw[1], 0.15 * draw[2], 0.15 * draw[3]
-    maps = torch.stack([scale * aspect, turn + shear, 0.1 * draw[4], -turn, scale / aspect, 0.1 * draw[5]], 1)
-    return maps.view(n, 2, 3)
-
-
-def warp(pixels: Float[Tensor, "n 3 h w"], maps: Float[Tensor, "n 2 3"]) -> Float[Tensor, "n 3 h w"]:
-    """Pictures under affine maps, edges continued outwards."""
-    grid = F.affine_grid(maps.to(pixels.device), list(pixels.shape), align_corners=False)
-    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)

@@ -1,0 +1,31 @@
+"""Make the few Flickr8k thumbnails that the book shows: `CIBR_DATA=... python book/thumbnails.py`.
+
+They are written to book/thumbnails/test as a folder of images with metadata.jsonl, which the book then reads as
+it reads anybody's own pictures. The photos are Flickr8k's (Hodosh et al. 2013), for research use.
+"""
+
+import json
+from pathlib import Path
+
+from cibr import load_pairs
+
+FOLDER = Path(__file__).resolve().parent / "thumbnails" / "test"
+SHOWN = (10, 87, 245, 310, 522, 701)
+SIDE = 120
+
+
+def main() -> None:
+    """Write the pictures and their captions."""
+    pairs = load_pairs("flickr8k", "test")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in SHOWN:
+        file = FOLDER / f"{pairs.keys[i].split('/')[-1]}.jpg"
+        pairs.image(i).resize((SIDE, SIDE)).save(file, quality=80)
+        rows.append(json.dumps({"file_name": file.name, "text": pairs.captions[i]}))
+    (FOLDER / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    print(f"{len(rows)} thumbnails in {FOLDER}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Means over seeds with their 95 % intervals, the same way in every table of the two theory chapters."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from scipy.stats import t as student
+
+LEVEL = 0.95
+
+
+def mean_intervals(rows: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """Mean of a column over the seeds of each group, with Student's interval.
+
+    Args:
+        rows: tidy rows, one a seed.
+        by: the columns that name a group.
+        value: the column to average.
+
+    Returns:
+        A row a group: the columns of `by`, then `mean, low, high, n`; without an interval where n is 1.
+
+    Raises:
+        ValueError: a column that is not there.
+    """
+    missing = [name for name in (*by, value) if name not in rows]
+    if missing:
+        raise ValueError(f"the rows have no column {', '.join(missing)}; they have {', '.join(rows.columns)}")
+    groups = rows.groupby(list(by), sort=False)[value].agg(["mean", "sem", "count"]).reset_index()
+    half = groups["sem"] * student.ppf((1 + LEVEL) / 2, groups["count"] - 1)
+    bounds = {"low": groups["mean"] - half, "high": groups["mean"] + half, "n": groups["count"]}
+    return groups.drop(columns=["sem", "count"]).assign(**bounds)

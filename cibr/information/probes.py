@@ -1,0 +1,61 @@
+"""What a linear probe finds: a lower bound on information about a factor that is known.
+
+I(Z;V) >= H(V) - E[-log q(v|z)]      for every q (Barber & Agakov 2003), tightest for q = p(v|z)
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+
+def probe_nats(
+    features: Float[Tensor, "n d"],
+    factor: Int[Tensor, " n"],
+    held_out: Tensor,
+    regularisation: float = 1.0,
+) -> dict[str, float]:
+    """A linear probe's lower bound on I(Z;V), on samples that it was not fitted to.
+
+    Source: Barber & Agakov (2003), eq. 3, with a multinomial logistic regression as q. H(V) is that of the
+    held-out frequencies. The bound says what a linear reader can use: zero is no proof of independence.
+
+    Args:
+        features: z, [n, d]; standardised before the fit.
+        factor: v as small integers, [n].
+        held_out: which samples the probe is measured on, booleans [n].
+        regularisation: weight of the probe's penalty on squared weights, 1 / C of scikit-learn.
+
+    Returns:
+        `nats`, the bound, below 0 where the probe is worse than the frequencies; `entropy_nats` H(V), its
+        ceiling; `accuracy`.
+
+    Raises:
+        ValueError: shapes that do not fit, values that are not finite, a factor that does not vary, or a value
+            that the fitted half lacks.
+    """
+    if len(features) != len(factor) or held_out.shape != factor.shape or held_out.dtype != torch.bool:
+        raise ValueError(
+            f"features, factor and held_out must have one row a sample and held_out be booleans, got "
+            f"{list(features.shape)}, {list(factor.shape)} and {list(held_out.shape)} of {held_out.dtype}"
+        )
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError("features must be finite, and some entries are NaN or infinite")
+    seen, new = factor[~held_out].unique(), factor[held_out].unique()
+    if len(seen) < 2 or not set(new.tolist()) <= set(seen.tolist()):
+        raise ValueError(
+            "the factor must take two values at least, and the fitted half must have all held-out ones"
+        )
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=1 / regularisation, max_iter=300))
+    probe.fit(features[~held_out].numpy(), factor[~held_out].numpy())
+    log_q = probe.predict_log_proba(features[held_out].numpy())
+    truth = factor[held_out].numpy()
+    column = np.searchsorted(probe.classes_, truth)
+    frequencies = np.bincount(column) / len(column)
+    entropy = -sum(p * np.log(p) for p in frequencies if p > 0)
+    cross_entropy = -log_q[np.arange(len(truth)), column].mean()
+    accuracy = (probe.classes_[log_q.argmax(1)] == truth).mean()
+    return {"nats": float(entropy - cross_entropy), "entropy_nats": float(entropy), "accuracy": float(accuracy)}

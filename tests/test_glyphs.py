@@ -1,0 +1,191 @@
+"""Glyphs: the same characters, captions, factors and splits everywhere, and pixels that hardly differ."""
+
+import hashlib
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from cibr.data import glyphs
+from cibr.data.glyphs import SPLITS, TEMPLATES, glyph_characters, load_glyphs
+
+# Of everything that is not pixels. After a wanted change, put the digest that the failure prints here.
+DIGEST = "da4019dce2c26b14a082d447ee41004622395d5b6baea49339eb840b79a33efe"
+
+# Mean grey of 8 x 8 blocks of 4 x 4 pixels of "A", as the plain splits draw it.
+POOLED = {
+    "DejaVuSans.ttf": [
+        [255, 255, 255, 255, 255, 255, 255, 255],
+        [255, 255, 255, 234, 227, 255, 255, 255],
+        [255, 255, 255, 121, 109, 255, 255, 255],
+        [255, 255, 250, 106, 117, 238, 255, 255],
+        [255, 255, 178, 119, 139, 152, 255, 255],
+        [255, 255, 100, 190, 191, 94, 255, 255],
+        [255, 255, 215, 255, 255, 217, 254, 255],
+        [255, 255, 255, 255, 255, 255, 255, 255],
+    ],
+    "DejaVuSerif.ttf": [
+        [255, 255, 255, 255, 255, 255, 255, 255],
+        [255, 255, 255, 230, 243, 255, 255, 255],
+        [255, 255, 255, 119, 147, 255, 255, 255],
+        [255, 255, 245, 165, 83, 255, 255, 255],
+        [255, 255, 166, 174, 81, 214, 255, 255],
+        [255, 255, 161, 255, 217, 121, 255, 255],
+        [255, 237, 195, 255, 226, 191, 246, 255],
+        [255, 255, 255, 255, 255, 255, 255, 255],
+    ],
+    "STIXGeneral.ttf": [
+        [255, 255, 255, 255, 255, 255, 255, 255],
+        [255, 255, 255, 255, 255, 255, 255, 255],
+        [255, 255, 255, 136, 233, 255, 255, 255],
+        [255, 255, 248, 154, 128, 255, 255, 255],
+        [255, 255, 179, 200, 80, 246, 255, 255],
+        [255, 239, 134, 255, 153, 132, 255, 255],
+        [255, 255, 255, 255, 255, 255, 255, 255],
+        [255, 255, 255, 255, 255, 255, 255, 255],
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """All splits, drawn into an empty cache; how long it took is under `seconds`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(glyphs, "data_folder", lambda: tmp_path_factory.getbasetemp() / "drawn")
+        started = time.process_time()
+        pairs = {split: load_glyphs(split) for split in SPLITS}
+        return pairs | {"seconds": time.process_time() - started}
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A cache of the test's own; returns its folder."""
+    monkeypatch.setattr(glyphs, "data_folder", lambda: tmp_path)
+    return tmp_path / "glyphs"
+
+
+def canonical_text(drawn):
+    """Everything that decides characters, captions, factors and splits, one JSON line a sample."""
+    for split in SPLITS:
+        pairs = drawn[split]
+        rows = pairs.factors.itertuples(index=False)
+        for key, captions, label, row in zip(pairs.keys, pairs.captions, pairs.labels, rows, strict=True):
+            yield json.dumps([split, key, captions, int(label), *map(str, row)]) + "\n"
+
+
+def test_characters_captions_factors_and_splits_are_the_same_everywhere(drawn):
+    found = hashlib.sha256("".join(canonical_text(drawn)).encode()).hexdigest()
+    assert found == DIGEST, (
+        f"characters, captions, factors or splits changed; if that is wanted: DIGEST = {found!r}"
+    )
+
+
+@pytest.mark.parametrize("file", POOLED)
+def test_pixels_differ_little_between_freetype_versions(file):
+    pixels = np.asarray(glyphs.draw_glyph("A", file), dtype=float)
+    pooled = pixels.reshape(8, 4, 8, 4).mean((1, 3)).round().astype(int)
+    # Half a pixel of hinting along an edge moves the mean of a 4 x 4 block by 255 / 8.
+    assert np.abs(pooled - np.array(POOLED[file])).max() <= 32, pooled.tolist()
+
+
+def test_every_factor_comes_with_every_sample_and_train_varies_them_all(drawn):
+    shared = ["character", "name", "category", "typeface", "weight", "slant"]
+    varied = ["size", "x", "y", "ink", "paper", "template"]
+    for split in SPLITS:
+        factors = drawn[split].factors
+        assert list(factors.columns) == shared + varied
+        assert len(factors) == len(drawn[split]) and not factors.isna().any().any()
+    factors = drawn["train"].factors
+    assert (factors[["typeface", "weight", "slant", *varied]].nunique() > 1).all()
+    assert set(factors["template"]) == set(range(len(TEMPLATES)))
+    assert (drawn["test"].factors[varied].nunique() == 1).all()
+
+
+def test_captions_are_the_names_in_their_templates(drawn):
+    pairs = drawn["train"]
+    for caption, name, template in zip(
+        pairs.texts(), *(pairs.factors[k] for k in ("name", "template")), strict=True
+    ):
+        assert caption == TEMPLATES[template].format(name) and name == name.lower()
+    assert {texts[0] for texts in drawn["test"].captions} <= set(glyph_characters()["name"])
+
+
+def test_held_out_characters_and_unseen_faces_stay_out_of_training(drawn):
+    characters = {split: set(drawn[split].factors["character"]) for split in SPLITS}
+    seen = characters["train"] | characters["validation"] | characters["test"]
+    held_out = characters["validation_characters"], characters["test_characters"]
+    assert not seen & (held_out[0] | held_out[1]) and not held_out[0] & held_out[1]
+    assert min(map(len, held_out)) > 40
+    assert characters["validation"] | characters["test"] <= characters["train"]
+    faces = {split: set(drawn[split].factors["typeface"]) for split in SPLITS}
+    assert faces["train"] == {"sans", "mono"}
+    assert (faces["validation"], faces["test"]) == ({"stix"}, {"serif"})
+
+
+def test_no_font_without_a_design_is_drawn():
+    files = {face.file for faces, _, _ in SPLITS.values() for face in faces}
+    assert not any("LastResort" in file for file in files) and len(files) == 10
+
+
+def test_labels_are_equal_exactly_for_the_same_character(drawn):
+    for split in SPLITS:
+        pairs = drawn[split]
+        assert [chr(label) for label in pairs.labels] == pairs.factors["character"].tolist()
+    assert len(set(drawn["train"].keys)) == len(drawn["train"])
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_there_is_ink_on_the_paper_of_every_picture(drawn, split):
+    pairs = drawn[split]
+    pixels = pairs.load.pixels.astype(int)
+    paper = pairs.factors["paper"].to_numpy()[:, None, None]
+    faint = np.abs(pixels - paper).max((1, 2)) < glyphs.MIN_CONTRAST / 3
+    assert [pairs.keys[i] for i in faint.nonzero()[0]] == []
+
+
+def test_a_picture_is_rgb_and_is_drawn_as_its_factors_say(drawn):
+    pairs = drawn["train"]
+    files = {face[:3]: face.file for face in glyphs.SANS + glyphs.MONO}
+    for i in (0, 5000, len(pairs) - 1):
+        character, _, _, *face_and_numbers = pairs.factors.iloc[i]
+        face, numbers = tuple(face_and_numbers[:3]), map(int, face_and_numbers[3:-1])
+        expected = glyphs.draw_glyph(character, files[face], *numbers).convert("RGB")
+        assert pairs.image(i).mode == "RGB" and pairs.image(i).size == (32, 32)
+        assert pairs.image(i).tobytes() == expected.tobytes()
+
+
+def test_all_splits_are_drawn_in_seconds(drawn):
+    assert drawn["seconds"] < 30  # two on a quiet machine, six with every annotation checked as in the tests
+
+
+def test_a_second_load_reads_the_cache_and_a_damaged_cache_is_drawn_again(own_cache, monkeypatch):
+    first = load_glyphs("validation").load.pixels
+    with monkeypatch.context() as patch:
+        patch.setattr(glyphs, "_draw_all", None)
+        assert np.array_equal(load_glyphs("validation").load.pixels, first)
+    (file,) = own_cache.iterdir()
+    for damaged in (b"", b"nothing", file.read_bytes()[:5000]):
+        file.write_bytes(damaged)
+        assert np.array_equal(load_glyphs("validation").load.pixels, first)
+    np.save(file, first[:7])
+    assert np.array_equal(load_glyphs("validation").load.pixels, first)
+    np.save(file, first.astype(float))
+    assert load_glyphs("validation").load.pixels.dtype == np.uint8
+    assert [f.name for f in own_cache.iterdir()] == [file.name]
+
+
+def test_a_cache_that_cannot_be_written_only_costs_the_drawing(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(glyphs, "data_folder", lambda: tmp_path / "file")
+    assert len(load_glyphs("validation_characters")) > 100
+
+
+def test_an_unknown_split_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="unknown split 'dev' of glyphs; its splits are train, validation, test"):
+        load_glyphs("dev")
+
+
+def test_homoglyphs_are_there_as_real_ambiguity():
+    assert torch.equal(*(torch.tensor(np.array(glyphs.draw_glyph(c, "DejaVuSans.ttf"))) for c in "AΑ"))
