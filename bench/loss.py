@@ -1,24 +1,25 @@
 """Time and memory of `cibr.losses.clip_loss` beside its peers, forward and backward.
 
-    python bench/loss.py
+    python bench/loss.py [--save]
 
-Times are medians of runs that take turns in one process; peak memory is the growth of
-the resident set in a fresh process for each cell (Linux). The floor is the three matrix
+Times are medians of runs that take turns in one process; peak memory is the growth of the
+resident set in a fresh process for each cell (Linux). The floor is the three matrix
 products that no implementation which keeps the similarities can avoid.
 """
 
-import argparse
 import importlib.util
-import statistics
-import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from _measure import arguments, medians, peak_mib, show
 
 from cibr.losses import clip_loss
 
@@ -64,53 +65,27 @@ def step(name: str, tensors: list[torch.Tensor]) -> float:
     return time.perf_counter() - start
 
 
-def median_seconds(n: int, n_runs: int) -> dict[str, float]:
-    tensors = inputs(n)
-    times = {name: [] for name in LOSSES}
-    for run in range(n_runs + 2):
-        for name in LOSSES:
-            seconds = step(name, tensors)
-            if run >= 2:
-                times[name].append(seconds)
-    return {name: statistics.median(values) for name, values in times.items()}
+def prepared(name: str, n: int):
+    """A loss that is ready to run, once run on a small batch so that libraries have their buffers."""
+    step(name, inputs(16))
+    return partial(step, name, inputs(n))
 
 
-def resident_kib(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1])
-    raise ValueError(f"/proc/self/status has no {field}: peak memory needs Linux")
-
-
-def peak_mib_here(name: str, n: int) -> float:
-    step(name, inputs(16))  # libraries load their buffers
-    tensors = inputs(n)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = resident_kib("VmRSS")
-    step(name, tensors)
-    return (resident_kib("VmHWM") - before) / 1024
-
-
-def peak_mib(name: str, n: int) -> float:
-    command = [sys.executable, __file__, "--peak", name, "--n", str(n)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def table() -> list[dict]:
+    rows = []
+    for n in SIZES:
+        tensors = inputs(n)
+        calls = {name: partial(step, name, tensors) for name in LOSSES}
+        seconds = medians(calls, n_runs=31 if n <= 1024 else 7, n_warm=2)
+        for name, value in seconds.items():
+            row = {"n": n, "loss": name, "ms": value * 1e3, "/ plain torch": value / seconds["plain torch"]}
+            rows.append(row | {"peak MiB": peak_mib(prepared, name, n)})
+    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peak", choices=LOSSES, help="print the peak MiB of one loss")
-    parser.add_argument("--n", type=int, help="batch size of --peak")
-    arguments = parser.parse_args()
-    if arguments.peak:
-        print(peak_mib_here(arguments.peak, arguments.n))
-        return
-    print(f"forward + backward, d = {DIM}, float32, {torch.get_num_threads()} thread(s)")
-    print(f"{'n':>5}  {'loss':<13} {'ms':>8} {'/ plain':>8} {'peak MiB':>9}")
-    for n in SIZES:
-        seconds = median_seconds(n, n_runs=31 if n <= 1024 else 7)
-        for name, value in seconds.items():
-            ratio = value / seconds["plain torch"]
-            print(f"{n:>5}  {name:<13} {value * 1e3:8.2f} {ratio:8.2f} {peak_mib(name, n):9.1f}")
+    save = arguments(__doc__.splitlines()[0]).save
+    show(f"forward + backward, d = {DIM}, float32", "loss", table(), save)
     if "open_clip" not in LOSSES:
         print("open_clip is absent: pip install open_clip_torch to compare with it")
 

@@ -10,8 +10,9 @@ four, since the last digits change with the processor. Cells that cannot repeat 
 import re
 
 import pytest
-from execute import prepare_environment
 from nbval.plugin import IPyNbFile
+
+from execute import prepare_environment
 
 collect_ignore_glob = ["_build/*", "*/.ipynb_checkpoints/*"]
 

@@ -9,13 +9,13 @@ import argparse
 import json
 from dataclasses import replace
 
-import pandas as pd
-
 import cibr
+import pandas as pd
 from cibr.paths import project_root
 from cibr.train.config import RunConfig
 
 RESULTS = project_root() / "data" / "results" / "presets.csv"
+SETTINGS = ("batch_size", "dropout", "epochs", "learning_rate", "temperature", "weight_decay")
 VALUES = {
     ("glyphs", "tiny"): {
         "temperature": (0.08, 0.12, 0.15),
@@ -25,19 +25,18 @@ VALUES = {
     },
     ("flickr8k", "frozen"): {
         "temperature": (0.02, 0.03, 0.05),
-        "learning_rate": (5e-4, 1e-3, 2e-3),
-        "dropout": (0.4, 0.6, 0.75),
-        "weight_decay": (0.1, 0.5, 2.0),
+        "learning_rate": (1e-3, 2e-3, 4e-3),
+        "dropout": (0.3, 0.4, 0.5),
+        "weight_decay": (0.1, 1.0),
         "batch_size": (256, 512, 1024),
-        "epochs": (20, 30, 40),
+        "epochs": (20, 30),
     },
 }
 
 
 def score(config: RunConfig, splits: tuple) -> float:
     """Validation recall of one trial in per cent, from the table or from a run that is added to it."""
-    names = list(VALUES[config.dataset, config.model]) + ["epochs", "batch_size"]
-    key = {name: getattr(config, name) for name in dict.fromkeys(names)}
+    key = {name: getattr(config, name) for name in SETTINGS}
     trial = {"dataset": config.dataset, "model": config.model, "settings": json.dumps(key, sort_keys=True)}
     done = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=[*trial, "validation_recall@1"])
     same = (done[list(trial)] == pd.Series(trial)).all(axis=1)
@@ -45,7 +44,8 @@ def score(config: RunConfig, splits: tuple) -> float:
         history = cibr.fit(cibr.build_model(config, splits[0]), splits[0], splits[1], config)
         last = history.iloc[-1]
         recall = 50 * (last["image_to_text_recall@1"] + last["text_to_image_recall@1"])
-        row = pd.DataFrame([{**trial, "validation_recall@1": round(recall, 2), "seconds": round(last["seconds"], 1)}])
+        found = {"validation_recall@1": round(recall, 2), "seconds": round(last["seconds"], 1)}
+        row = pd.DataFrame([trial | found])
         done = pd.concat([done, row]) if len(done) else row
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         done.to_csv(RESULTS, index=False)

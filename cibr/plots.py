@@ -106,7 +106,7 @@ def retrieval_gallery(
     texts: Sequence[str],
     similarity: Float[Tensor, "n m"],
     n_shown: int = 3,
-    n_columns: int = 3,
+    n_columns: int = 2,
 ) -> list[Axes]:
     """Each picture beside the texts that a model ranks first, right ones in green and wrong ones in red.
 
@@ -127,8 +127,8 @@ def retrieval_gallery(
     figure, axes = plt.subplots(
         n_rows,
         2 * n_columns,
-        figsize=(4 * n_columns, 1.1 * n_rows),
-        width_ratios=[1, 3.4] * n_columns,
+        figsize=(4.6 * n_columns, 1.05 * n_rows),
+        width_ratios=[1, 3.6] * n_columns,
         squeeze=False,
     )
     figure.subplots_adjust(wspace=0.04, hspace=0.12, left=0, right=1, top=1, bottom=0)
@@ -145,13 +145,13 @@ def retrieval_gallery(
         if rank is None:
             raise ValueError(f"none of the captions of picture {i} is among the texts: add {captions[i][0]!r}")
         if rank >= n_shown:
-            _write_line(words[i], n_shown, f"right: {shorten(texts[order[rank]])} (rank {rank + 1:,})", GREY)
+            _write_line(words[i], n_shown, f"rank {rank + 1:,}: {shorten(texts[order[rank]], 38)}", GREY)
     return words[: len(images)]
 
 
 def _write_line(axis: Axes, line: int, text: str, colour: str) -> None:
     place = (0, 0.95 - 0.25 * line)
-    options = dict(fontsize=8.5, va="top", transform=axis.transAxes, parse_math=False)  # a dollar is a dollar
+    options = dict(fontsize=9.5, va="top", transform=axis.transAxes, parse_math=False)  # a dollar is a dollar
     axis.text(*place, text, color=colour, **options)
 
 

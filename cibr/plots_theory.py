@@ -10,8 +10,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
+from torch import Tensor
 
 from cibr.plots import BLUE, GREEN, GREY, ORANGE, PALETTE, RED
+
+Values = Sequence[float | int] | Tensor
+SEVEN = (*PALETTE[:6], "#000000")  # without the yellow, which is too pale for a line
 
 
 def information_plane(curve: pd.DataFrame, clip: pd.DataFrame, limit: float) -> Axes:
@@ -27,9 +31,10 @@ def information_plane(curve: pd.DataFrame, clip: pd.DataFrame, limit: float) -> 
     """
     _, axis = plt.subplots(figsize=(6.6, 4.2), layout="constrained")
     axis.axhline(limit, color=GREY, lw=1, ls=":")
-    axis.text(axis.get_xlim()[1], limit, " I(images; texts)", color=GREY, va="bottom", ha="right", fontsize=9)
+    place = axis.get_yaxis_transform()
+    axis.text(0.02, limit, "I(image; text)", color=GREY, va="bottom", fontsize=9, transform=place)
     curve = curve.sort_values("residual_nats")
-    axis.plot(curve["residual_nats"], curve["shared_nats"], "o-", color=BLUE, label="CIB, beta rising to the left")
+    axis.plot(curve["residual_nats"], curve["shared_nats"], "o-", color=BLUE, label="CIB, β rising to the left")
     seen: list[float] = []
     for beta, x, y in curve[["beta", "residual_nats", "shared_nats"]].itertuples(index=False):
         if all(abs(x - other) > 0.05 for other in seen):
@@ -43,15 +48,15 @@ def information_plane(curve: pd.DataFrame, clip: pd.DataFrame, limit: float) -> 
             label=f"β=0, {codes} codes",
         )  # fmt: skip
     axis.set(xlabel="residual information R (nats)", ylabel="shared information (nats)", xlim=(-0.02, None))
-    axis.legend(frameon=False, loc="lower right", fontsize=9)
+    axis.legend(frameon=False, loc="center right", fontsize=9)
     return axis
 
 
 def noise_and_floor(
-    variance: Sequence[float],
-    residual: Sequence[float],
-    cosine: Sequence[float],
-    terms: Mapping[str, Sequence[float]],
+    variance: Values,
+    residual: Values,
+    cosine: Values,
+    terms: Mapping[str, Values],
 ) -> list[Axes]:
     """Left, the residual of a linear encoder as its noise goes; right, terms on the sphere over the cosine.
 
@@ -70,14 +75,12 @@ def noise_and_floor(
     axes[0].set(title="less noise, more residual", xlabel="variance of the noise", ylabel="residual (nats)")
     for (name, values), colour in zip(terms.items(), (RED, ORANGE, GREEN), strict=False):
         axes[1].plot(cosine, values, color=colour, lw=2, label=name)
-    axes[1].set(
-        title="what the sphere's bound says", xlabel="cosine of paired means", ylabel="nats", ylim=(0, None)
-    )
+    axes[1].set(title="terms on the sphere", xlabel="cosine of paired means", ylabel="nats", ylim=(0, None))
     axes[1].legend(frameon=False, fontsize=9)
     return list(axes)
 
 
-def gaussian_optimum(beta: Sequence[float], parts: Mapping[str, Sequence[Sequence[float]]]) -> list[Axes]:
+def gaussian_optimum(beta: Values, parts: Mapping[str, Mapping[str, Values]]) -> list[Axes]:
     """Information of the optimal linear encoder in each canonical direction, over beta.
 
     Args:
@@ -117,9 +120,13 @@ def before_after(rows: pd.DataFrame, panel: str, ylabel: str) -> list[Axes]:
             errors = [part["mean"] - part["low"], part["high"] - part["mean"]]
             axis.errorbar(places, part["mean"], yerr=errors, fmt="o-", color=colour, capsize=3, label=label)
         ticks = [f"{t:g}" for t in group["temperature"].unique()]
-        axis.set(title=f"{panel} {value}", xlabel="temperature", xticks=range(len(ticks)), xticklabels=ticks)
-        axis.set_ylim(0, None)
-    axes[0][0].set_ylabel(ylabel)
+        axis.set(
+            title=f"{panel.replace('_', ' ')} {value}",
+            xlabel="temperature",
+            xticks=range(len(ticks)),
+            xticklabels=ticks,
+        )
+    axes[0][0].set(ylabel=ylabel, ylim=(0, None))
     axes[0][0].legend(frameon=False, fontsize=9)
     return list(axes[0])
 
@@ -145,7 +152,7 @@ def factor_bars(rows: pd.DataFrame, ceilings: Mapping[str, float]) -> Axes:
     for place, factor in enumerate(factors):
         axis.plot([place - 0.45, place + 0.45], [ceilings[factor]] * 2, color="black", lw=1)
     axis.axhline(0, color=GREY, lw=0.8)
-    axis.set(ylabel="found by a linear probe (nats)", xticks=range(len(factors)), xticklabels=factors)
+    axis.set(ylabel="found by a probe (nats)", xticks=range(len(factors)), xticklabels=factors)
     axis.legend(frameon=False, fontsize=9, ncols=len(layers), loc="upper center", bbox_to_anchor=(0.5, 1.14))
     return axis
 
@@ -165,10 +172,8 @@ def estimates_against_truth(rows: pd.DataFrame, ceiling: float) -> Axes:
     axis.plot([0, most], [0, most], color="black", lw=1)
     axis.text(most, most, "truth ", ha="right", va="bottom", fontsize=9)
     axis.axhline(ceiling, color=GREY, lw=1, ls=":")
-    axis.text(most, ceiling, "log N ", color=GREY, ha="right", va="bottom", fontsize=9)
-    for (name, part), colour, marker in zip(
-        rows.groupby("estimator", sort=False), PALETTE, "os^DvP*X", strict=False
-    ):
+    axis.text(0, ceiling, "log N", color=GREY, va="bottom", fontsize=9)
+    for (name, part), colour, marker in zip(rows.groupby("estimator", sort=False), SEVEN, "os^DvP*", strict=False):
         errors = [part["mean"] - part["low"], part["high"] - part["mean"]]
         axis.errorbar(
             part["truth"],
@@ -182,7 +187,7 @@ def estimates_against_truth(rows: pd.DataFrame, ceiling: float) -> Axes:
             label=name,
         )
     axis.set(xlabel="true information (nats)", ylabel="estimate (nats)", ylim=(0, 1.6 * most))
-    axis.legend(frameon=False, fontsize=9, loc="upper left")
+    axis.legend(frameon=False, fontsize=9, loc="upper center")
     return axis
 
 
@@ -203,7 +208,8 @@ def error_table(errors: pd.DataFrame, truths: pd.Series) -> Axes:
     for i, row in enumerate(errors.to_numpy()):
         for j, value in enumerate(row):
             colour = "white" if abs(value) > 0.6 else "black"
-            axis.text(j, i, f"{value:+.2f}", ha="center", va="center", fontsize=8.5, color=colour)
+            text = f"{value:+.2f}" if abs(value) < 100 else f"{value:+.0f}".replace("inf", "∞")
+            axis.text(j, i, text, ha="center", va="center", fontsize=8.5, color=colour)
     axis.set_yticks(range(len(errors)), [f"{name} ({truths[name]:.2f})" for name in errors.index], fontsize=9)
     axis.set_xticks(range(errors.shape[1]), errors.columns, fontsize=9)
     axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
@@ -223,7 +229,7 @@ def batch_values(rows: pd.DataFrame, truth: float) -> Axes:
     """
     _, axis = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
     axis.axhline(truth, color="black", lw=1)
-    axis.text(rows["batch_size"].min(), truth, "truth", va="bottom", fontsize=9)
+    axis.text(0.86, truth, "truth", va="bottom", ha="right", fontsize=9, transform=axis.get_yaxis_transform())
     sizes = np.sort(rows["batch_size"].unique())
     axis.plot(sizes, np.log(sizes), color=GREY, ls=":", label="log N")
     for i, ((name, part), colour, marker) in enumerate(

@@ -242,5 +242,16 @@ def test_errors_name_the_thing_the_rule_and_the_fix(unchecked):
         vmf_fit_kappa(1.0, 8)
     with pytest.raises(ValueError, match="mean_cosine must be below 1"):
         vmf_fit_kappa(math.nan, 8)
+    with pytest.raises(ValueError, match="cosine must lie in .*1.2"):
+        vmf_residual_nats(1.2, 10.0, 10.0, 8)
+    with pytest.raises(ValueError, match="cosine must lie in .*nan"):
+        vmf_residual_nats(math.nan, 10.0, 10.0, 8)
+    mean = torch.zeros(3, 2)
+    with pytest.raises(ValueError, match=r"all be \[n, d\], got mean_e \[3, 2\].*log_variance_b \[2, 2\]"):
+        gaussian_kl_nats(mean, mean, mean, mean[:2])
+    with pytest.raises(ValueError, match="mean_b must be finite"):
+        gaussian_kl_nats(mean, mean, mean * math.nan, mean)
+    with pytest.raises(ValueError, match="n must be at least 2"):
+        info_nce_nats(0.5, 1)
     with pytest.raises(ValueError, match="order must be finite"):
         log_bessel_i(-0.5, 1.0)

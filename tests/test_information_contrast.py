@@ -7,9 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from cibr.information import (
+    discrete_contrast_rows,
     discrete_world,
     embedding_informations,
     encoder_informations,
+    gaussian_contrast_rows,
     gaussian_world,
     linear_encoder_nats,
     train_discrete,
@@ -69,3 +71,20 @@ def test_errors_of_contrastive_worlds_name_the_rule():
         train_discrete(world, temperature=-1.0)
     with pytest.raises(ValueError, match="temperature must be positive"):
         train_gaussian(gaussian_world(), temperature=0.0)
+
+
+def test_rows_measure_each_setting_before_and_after_with_the_noise_of_its_temperature():
+    gaussian = gaussian_world()
+    rows = gaussian_contrast_rows(gaussian, (0.1, 0.5), (16,), (4,), (0, 1), n_steps=5)
+    assert list(rows["trained"]) == [False, True] * 4
+    last = rows.iloc[-1]
+    weights, _ = train_gaussian(gaussian, 4, 0.5, 16, 5, seed=1)
+    expected = linear_encoder_nats(gaussian, weights, 0.5)["nuisance_image_nats"].item()
+    assert last["nuisance_image_nats"] == expected
+    world = discrete_world()
+    rows = discrete_contrast_rows(world, (0.1,), (16,), (4,), (0,), n_steps=5)
+    embeddings, _ = train_discrete(world, 4, 0.1, 16, 5, seed=0)
+    assert (
+        rows.iloc[1]["nuisance_image_nats"]
+        == embedding_informations(world, embeddings, 10.0)["nuisance_image_nats"]
+    )

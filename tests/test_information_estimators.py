@@ -3,22 +3,26 @@
 import math
 
 import jaxtyping
+import pandas as pd
 import pytest
 import torch
 from sklearn.feature_selection import mutual_info_regression
 
 from cibr.information import (
     ESTIMATORS,
+    MAPS,
     GaussianConditional,
     JointCritic,
     SeparableCritic,
     additive_noise_task,
     correlation_of,
     estimate_nats,
+    estimate_rows,
     fit_critic,
     gaussian_log_ratio,
     gaussian_task,
     ksg_nats,
+    mean_intervals,
     probe_nats,
     sparse_task,
     student_excess_nats,
@@ -113,6 +117,20 @@ def test_student_excess_is_the_information_that_its_densities_have():
     assert ratio.mean().item() == pytest.approx(student_excess_nats(dof, dim, dim), abs=4 * error)
 
 
+@pytest.mark.parametrize("spread", [0.1, 0.5])
+def test_information_through_uniform_noise_is_that_of_quadrature(spread):
+    y = torch.linspace(-spread, 1 + spread, 200_001, dtype=torch.float64)
+    density = (torch.clamp(y + spread, max=1) - torch.clamp(y - spread, min=0)) / (2 * spread)
+    entropy = torch.trapezoid(-torch.special.xlogy(density, density), y).item()
+    assert additive_noise_task(spread).nats == pytest.approx(entropy - math.log(2 * spread), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(MAPS))
+def test_maps_of_coordinates_can_be_undone(name):
+    x = torch.linspace(-6, 6, 4001, dtype=torch.float64)
+    assert (MAPS[name](x).diff() > 0).all()
+
+
 def test_perfect_critic_is_the_log_ratio_of_densities():
     rho, x, y = 0.6, *gaussian_task(2, 1.0).sample(5, seed=7)
     covariance = torch.tensor([[1, rho], [rho, 1]], dtype=torch.float64)
@@ -165,6 +183,15 @@ def test_probe_finds_a_known_factor_and_nothing_in_noise():
     assert probe_nats(noise, factor, held_out)["nats"] < 0.01
 
 
+def test_a_network_reads_rings_that_a_linear_probe_cannot():
+    generator = torch.Generator().manual_seed(9)
+    factor = torch.randint(3, (6000,), generator=generator)
+    directions = torch.nn.functional.normalize(torch.randn(6000, 2, generator=generator), dim=1)
+    rings, held_out = directions * (factor + 1)[:, None], torch.arange(6000) % 2 == 0
+    assert probe_nats(rings, factor, held_out)["nats"] < 0.01
+    assert probe_nats(rings, factor, held_out, 32)["nats"] > 0.5
+
+
 def test_errors_of_estimators_name_the_rule(unchecked):
     x, y = gaussian_task(1, 1.0).sample(40)
     with pytest.raises(ValueError, match="row i of one drawn with row i"):
@@ -181,3 +208,27 @@ def test_errors_of_estimators_name_the_rule(unchecked):
         student_task(1, 0.0)
     with pytest.raises(ValueError, match="two values at least"):
         probe_nats(torch.zeros(4, 1), torch.zeros(4).long(), torch.tensor([True, False, True, False]))
+
+
+def test_rows_of_estimates_are_those_of_single_estimates_and_smile_shares_the_critic_of_jsd():
+    task = gaussian_task(1, 0.5)
+    rows = estimate_rows([task], 600, seeds=(0, 1), n_steps=5)
+    assert list(rows["estimator"]) == [*ESTIMATORS, "ksg"] * 2
+    assert set(rows["truth"]) == {0.5}
+    x, y = task.sample(600, 1)
+    second = rows[rows["seed"] == 1].set_index("estimator")["nats"]
+    assert second["nce"] == estimate_nats(x, y, "nce", n_steps=5, seed=1).nats
+    assert second["smile"] == estimate_nats(x, y, "smile", n_steps=5, seed=1).nats
+    assert second["ksg"] == ksg_nats(x, y)
+
+
+def test_mean_intervals_are_those_of_student_in_every_group():
+    rows = pd.DataFrame({"arm": list("aaab"), "nats": [1.0, 2.0, 3.0, 5.0]})
+    found = mean_intervals(rows, ["arm"], "nats").set_index("arm")
+    # 4.3027 is Student's 97.5 % quantile for two degrees of freedom
+    assert found.loc["a", "mean"] == 2
+    assert found.loc["a", "high"] == pytest.approx(2 + 4.3027 / 3**0.5, abs=1e-4)
+    assert found.loc["a", "low"] == pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-4)
+    assert math.isnan(found.loc["b", "low"])
+    with pytest.raises(ValueError, match="no column nat; they have arm, nats"):
+        mean_intervals(rows, ["arm"], "nat")

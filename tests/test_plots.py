@@ -64,7 +64,7 @@ def test_a_gallery_marks_right_and_wrong_and_gives_the_rank_of_the_right_one():
     first, second = plots.retrieval_gallery([picture(0), picture(1)], captions, texts, similarity, n_shown=2)
     assert shown(first) == [("✓ a", plots.GREEN), ("✓ c", plots.GREEN)]
     assert shown(second) == [
-        ("✗ a", plots.RED), ("✗ c", plots.RED), ("right: b costs $1 or $2 (rank 4)", plots.GREY),
+        ("✗ a", plots.RED), ("✗ c", plots.RED), ("rank 4: b costs $1 or $2", plots.GREY),
     ]  # fmt: skip
     first.figure.canvas.draw()
 

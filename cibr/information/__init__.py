@@ -34,7 +34,15 @@ from cibr.information.discrete import (
     fit_tables,
     mutual_information_nats,
 )
-from cibr.information.estimators import ESTIMATORS, Estimate, estimate_nats, fit_critic, ksg_nats, read_nats
+from cibr.information.estimators import (
+    ESTIMATORS,
+    Estimate,
+    estimate_nats,
+    estimate_rows,
+    fit_critic,
+    ksg_nats,
+    read_nats,
+)
 from cibr.information.gaussian import (
     GaussianWorld,
     canonical_correlations,
@@ -104,6 +112,7 @@ __all__ = [
     "encoder_informations",
     "entropy_nats",
     "estimate_nats",
+    "estimate_rows",
     "fit_critic",
     "fit_tables",
     "gaussian_contrast_rows",

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cibr.information.checks import check_finite
+
 Number = float | int
 
 
@@ -31,7 +33,21 @@ def gaussian_kl_nats(
 
     Returns:
         Nats, [n]; 0 where the two agree.
+
+    Raises:
+        ValueError: shapes that differ, or entries that are not finite.
     """
+    named = {
+        "mean_e": mean_e,
+        "log_variance_e": log_variance_e,
+        "mean_b": mean_b,
+        "log_variance_b": log_variance_b,
+    }
+    if mean_e.ndim != 2 or len({value.shape for value in named.values()}) > 1:
+        shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in named.items())
+        raise ValueError(f"means and log variances must all be [n, d], got {shapes}")
+    for name, value in named.items():
+        check_finite(name, value.detach())
     log_ratio = log_variance_e - log_variance_b
     distance = (mean_e - mean_b) ** 2 * torch.exp(-log_variance_b)
     return (torch.expm1(log_ratio) - log_ratio + distance).sum(1) / 2
@@ -48,5 +64,10 @@ def info_nce_nats(loss: Float[Tensor, ""] | Number, n: int) -> Float[Tensor, ""]
 
     Returns:
         Nats, of the kind of `loss`.
+
+    Raises:
+        ValueError: fewer than two pairs.
     """
+    if n < 2:
+        raise ValueError(f"n must be at least 2, got {n}: a pair alone has nothing to be told from")
     return math.log(n) - loss

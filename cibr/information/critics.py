@@ -71,7 +71,7 @@ class JointCritic(nn.Module):
 class GaussianConditional(nn.Module):
     """q(y|x): a Gaussian with independent coordinates whose mean and variance a network predicts.
 
-    Source: the variational network of Cheng et al. (2020, arXiv 2006.12013), section 4.1.
+    Source: the variational network of Cheng et al. (2020, arXiv 2006.12013), section 3.2.
 
     Args:
         dim_x: length of x.

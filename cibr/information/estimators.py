@@ -4,9 +4,11 @@
 Jensen-Shannon objective; `ksg_nats` needs no critic.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from scipy.special import digamma
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from cibr.information import scores as of
 from cibr.information.checks import check_samples
 from cibr.information.critics import GaussianConditional, MovingAverage, SeparableCritic
+from cibr.information.tasks import Task
 from cibr.names import nearest
 
 # What each estimator reads off the held-out scores; `mine` is the only one whose training needs memory.
@@ -28,6 +31,7 @@ VALUES: dict[str, Callable[[Tensor], Tensor]] = {
     "club": of.club_nats,
 }
 OBJECTIVES = {"nwj": of.nwj_nats, "nce": of.nce_nats, "smile": of.jsd_objective, "jsd": of.jsd_objective}
+TRAINED_AS = {"smile": "jsd"}
 ESTIMATORS = tuple(VALUES)
 KNOWN = ", ".join(ESTIMATORS)
 N_BLOCKS = 5  # of held-out samples; the standard error is that of their mean
@@ -116,11 +120,22 @@ def estimate_nats(
     Raises:
         ValueError: as `fit_critic`.
     """
+    return _estimates(x, y, (estimator,), batch_size, **options)[estimator]
+
+
+def _estimates(x: Tensor, y: Tensor, estimators: Sequence[str], batch_size: int, **options) -> dict[str, Estimate]:
+    """Several estimates of the same samples; those that train alike share a critic."""
     check_samples(x, y, least=2 * max(batch_size, 2 * N_BLOCKS))
     half = len(x) // 2
     x, y = (_standardised(side, half) for side in (x, y))
-    critic = fit_critic(x[:half], y[:half], estimator, batch_size=batch_size, **options)
-    return read_nats(critic, x[half:], y[half:], estimator, batch_size)
+    critics: dict[str, nn.Module] = {}
+    found = {}
+    for estimator in estimators:
+        trained_as = TRAINED_AS.get(estimator, estimator)
+        if trained_as not in critics:
+            critics[trained_as] = fit_critic(x[:half], y[:half], trained_as, batch_size=batch_size, **options)
+        found[estimator] = read_nats(critics[trained_as], x[half:], y[half:], estimator, batch_size)
+    return found
 
 
 @torch.no_grad()
@@ -133,6 +148,31 @@ def read_nats(
     values = torch.stack([VALUES[estimator](critic(a, b)) for a, b in blocks])
     error = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(float("nan"))
     return Estimate(values.mean().item(), error.item())
+
+
+def estimate_rows(
+    tasks: Sequence[Task], n_samples: int, seeds: Sequence[int], batch_size: int = 128, **options
+) -> pd.DataFrame:
+    """Every estimator, KSG among them, on fresh samples of every task.
+
+    Args:
+        tasks: samplers with their truth.
+        n_samples: samples of each; half of them train a critic, KSG has all.
+        seeds: one run each, of samples, weights and batches.
+        batch_size: pairs a step of training, and a batch of InfoNCE.
+        options: of `fit_critic`.
+
+    Returns:
+        Tidy rows: `task, truth, seed, estimator, nats, standard_error`.
+    """
+    rows = []
+    for task, seed in itertools.product(tasks, seeds):
+        x, y = task.sample(n_samples, seed)
+        found = _estimates(x, y, ESTIMATORS, batch_size, seed=seed, **options)
+        found["ksg"] = Estimate(ksg_nats(x, y), float("nan"))
+        setting = dict(task=task.name, truth=task.nats, seed=seed)
+        rows += [setting | {"estimator": name} | estimate._asdict() for name, estimate in found.items()]
+    return pd.DataFrame(rows)
 
 
 def ksg_nats(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"], n_neighbors: int = 3) -> float:

@@ -1,4 +1,4 @@
-"""What a linear probe finds: a lower bound on information about a factor that is known.
+"""What a probe finds: a lower bound on information about a factor that is known.
 
 I(Z;V) >= H(V) - E[-log q(v|z)]      for every q (Barber & Agakov 2003), tightest for q = p(v|z)
 """
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -16,18 +17,19 @@ def probe_nats(
     features: Float[Tensor, "n d"],
     factor: Int[Tensor, " n"],
     held_out: Tensor,
-    regularisation: float = 1.0,
+    dim_hidden: int = 0,
 ) -> dict[str, float]:
-    """A linear probe's lower bound on I(Z;V), on samples that it was not fitted to.
+    """A probe's lower bound on I(Z;V), on samples that it was not fitted to.
 
-    Source: Barber & Agakov (2003), eq. 3, with a multinomial logistic regression as q. H(V) is that of the
-    held-out frequencies. The bound says what a linear reader can use: zero is no proof of independence.
+    Source: Barber & Agakov (2003), eq. 3, with a multinomial logistic regression or a network of one hidden layer
+    as q. H(V) is that of the held-out frequencies. The bound says what this reader can use: zero is no proof of
+    independence.
 
     Args:
         features: z, [n, d]; standardised before the fit.
         factor: v as small integers, [n].
         held_out: which samples the probe is measured on, booleans [n].
-        regularisation: weight of the probe's penalty on squared weights, 1 / C of scikit-learn.
+        dim_hidden: width of the network's hidden layer, 0 for a linear probe.
 
     Returns:
         `nats`, the bound, below 0 where the probe is worse than the frequencies; `entropy_nats` H(V), its
@@ -49,9 +51,15 @@ def probe_nats(
         raise ValueError(
             "the factor must take two values at least, and the fitted half must have all held-out ones"
         )
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=1 / regularisation, max_iter=300))
+    reader = LogisticRegression(max_iter=300)
+    if dim_hidden:
+        # It stops when a tenth of the fitted half that it does not train on is no longer predicted better.
+        reader = MLPClassifier(
+            (dim_hidden,), alpha=1e-3, early_stopping=True, max_iter=200, random_state=0, learning_rate_init=2e-3
+        )
+    probe = make_pipeline(StandardScaler(), reader)
     probe.fit(features[~held_out].numpy(), factor[~held_out].numpy())
-    log_q = probe.predict_log_proba(features[held_out].numpy())
+    log_q = np.log(probe.predict_proba(features[held_out].numpy()).clip(1e-12))
     truth = factor[held_out].numpy()
     column = np.searchsorted(probe.classes_, truth)
     frequencies = np.bincount(column) / len(column)

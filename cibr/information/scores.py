@@ -40,7 +40,7 @@ def log_mean_exp(values: Float[Tensor, " m"]) -> Float[Tensor, ""]:
 def nce_nats(scores: Scores) -> Float[Tensor, ""]:
     """InfoNCE: log n + E[log softmax over the candidates of the true one], both directions averaged.
 
-    Source: van den Oord et al. (2018, arXiv 1807.03748), eq. 4 and section 2.3; Poole et al. (2019), eq. 10.
+    Source: van den Oord et al. (2018, arXiv 1807.03748), eq. 4 and section 2.3; Poole et al. (2019), section 2.3.
     Symmetric here, as CLIP's loss: `nce_nats(scores)` is log n - `clip_loss`.
 
     Args:
@@ -60,7 +60,8 @@ def nce_nats(scores: Scores) -> Float[Tensor, ""]:
 def nwj_nats(scores: Scores) -> Float[Tensor, ""]:
     """Nguyen, Wainwright and Jordan: E_P[T] - E_Q[e^(T - 1)].
 
-    Source: Nguyen et al. (2010, arXiv 0809.0853), eq. 25 for this divergence; Poole et al. (2019), eq. 7.
+    Source: Nguyen et al. (2010, arXiv 0809.0853), section II, for the divergence of P from Q; Poole et al. (2019),
+    section 2.2.
 
     Args:
         scores: [n, n], diagonal from P; the best critic is 1 + log p(x,y) / p(x)p(y).
@@ -78,8 +79,8 @@ def nwj_nats(scores: Scores) -> Float[Tensor, ""]:
 def dv_nats(scores: Scores) -> Float[Tensor, ""]:
     """Donsker and Varadhan: E_P[T] - log E_Q[e^T].
 
-    Source: Belghazi et al. (2018, arXiv 1801.04062), eq. 10, from Donsker & Varadhan (1983). The mean over Q is
-    taken over all mismatches of the batch, not over one permutation.
+    Source: Belghazi et al. (2018, arXiv 1801.04062), definition 3.1, from Donsker & Varadhan (1983). The mean
+    over Q is taken over all mismatches of the batch, not over one permutation.
 
     Args:
         scores: [n, n], diagonal from P.
@@ -121,7 +122,7 @@ def jsd_objective(scores: Scores) -> Float[Tensor, ""]:
 
     A well-behaved gradient for a critic, and no information: at its best it is 2 JSD(P, Q) - 2 log 2.
 
-    Source: Hjelm et al. (2019, arXiv 1808.06670), eq. 4; Nowozin et al. (2016, arXiv 1606.00709), table 2.
+    Source: Hjelm et al. (2019, arXiv 1808.06670), eq. 4.
 
     Args:
         scores: [n, n], diagonal from P.
@@ -155,7 +156,8 @@ def plug_in_nats(scores: Scores) -> Float[Tensor, ""]:
 def smile_nats(scores: Scores, clip: float = 5.0) -> Float[Tensor, ""]:
     """SMILE: Donsker-Varadhan with e^T clipped to [e^-clip, e^clip] under Q, which bounds its variance.
 
-    Source: Song & Ermon (2020, arXiv 1910.06222), eq. 15. The critic is trained with `jsd_objective`, as theirs.
+    Source: Song & Ermon (2020, arXiv 1910.06222), section 5. The critic is trained with `jsd_objective`, as
+    theirs is.
 
     Args:
         scores: [n, n], diagonal from P.
@@ -175,8 +177,8 @@ def smile_nats(scores: Scores, clip: float = 5.0) -> Float[Tensor, ""]:
 def club_nats(log_q: Scores) -> Float[Tensor, ""]:
     """CLUB: E_P[log q(y|x)] - E_Q[log q(y|x)], an upper bound when q is the true conditional.
 
-    Source: Cheng et al. (2020, arXiv 2006.12013), eq. 6. The second mean leaves the diagonal out, theirs (eq. 8)
-    keeps it, which is lower by a share of 1/n.
+    Source: Cheng et al. (2020, arXiv 2006.12013), section 3.1, and 3.2 for a fitted q. The second mean leaves the
+    diagonal out, theirs keeps it, which makes the value lower by a share of 1/n.
 
     Args:
         log_q: log q(y_j|x_i), [n, n].

@@ -106,7 +106,7 @@ def student_excess_nats(dof: float, dim_x: int, dim_y: int) -> float:
 
     f(v) + f(v + m + n) - f(v + m) - f(v + n) with f(x) = log Gamma(x/2) - x/2 psi(x/2).
 
-    Source: Arellano-Valle et al. (2013), as Czyz et al. (2023, arXiv 2306.11078) state it in their appendix.
+    Source: from the entropies of Arellano-Valle et al. (2013), eq. 7; Czyz et al. (2023, arXiv 2306.11078) use it.
 
     Args:
         dof: degrees of freedom > 0.

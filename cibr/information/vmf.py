@@ -137,9 +137,14 @@ def vmf_residual_nats(
         Nats, the common shape of the three, float64; never negative.
 
     Raises:
-        ValueError: a concentration is negative or not finite, or dim < 2.
+        ValueError: a concentration is negative or not finite, dim < 2, or a cosine is NaN or
+            outside [-1, 1] by more than rounding.
     """
     cosine = torch.as_tensor(cosine, dtype=torch.float64)
+    if not bool((cosine.abs() <= 1 + 1e-3).all()):
+        raise ValueError(
+            f"cosine must lie in [-1, 1], got {cosine.detach().abs().max().item()}: pass products of unit vectors"
+        )
     kappa_e, kappa_b = as_double(kappa_e, "kappa_e"), as_double(kappa_b, "kappa_b")
     log_ratio = vmf_log_normalizer(kappa_e, dim) - vmf_log_normalizer(kappa_b, dim)
     mean_cosine = vmf_mean_cosine(kappa_e, dim)

@@ -4,6 +4,7 @@ Names are resolved in the order: an existing folder; `$CIBR_MODELS/<hub id>`; th
 """
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -52,13 +53,26 @@ def model_kind(name: str) -> str:
     )
 
 
+@contextmanager
+def quiet_transformers():
+    """No bars and no reports from transformers: that a tower comes without its classifier is no news."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def from_hub(loader, name: str, **options):
     """`loader.from_pretrained` with an error that says where was looked and what helps."""
     source = resolve_model(name)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # a tower without its classifier is no news
     try:
-        return loader.from_pretrained(source, **options)
+        with quiet_transformers():
+            return loader.from_pretrained(source, **options)
     except (OSError, ValueError, SafetensorError) as error:
         where = f"folder {source!r}" if Path(source).is_dir() else f"hub model {name!r}"
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
@@ -66,8 +80,6 @@ def from_hub(loader, name: str, **options):
             f"cannot load {where}: {reason}. Give a folder with the model's files, set "
             f"CIBR_MODELS to a folder that holds <CIBR_MODELS>/{name}, or connect to the hub"
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def text_tokenizer(name: str) -> PreTrainedTokenizerBase:

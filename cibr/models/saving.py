@@ -44,7 +44,8 @@ def save(model, folder: Path) -> Path:
             shutil.rmtree(left)
         part = Path(tempfile.mkdtemp(dir=folder, prefix=SAVING))
         try:
-            _write(model, part)
+            with pretrained.quiet_transformers():
+                _write(model, part)
             _sync(part)
             part.chmod(0o777 & ~_umask())
             part.rename(folder / COMPLETE)
@@ -184,7 +185,8 @@ def _build_backbone(config: dict, folder: Path) -> torch.nn.Module:
 def _read(loader, folder: Path, **options):
     """`loader.from_pretrained` of a part of the folder; what it raises on a damaged file is nearly anything."""
     try:
-        return loader.from_pretrained(folder, **options)
+        with pretrained.quiet_transformers():
+            return loader.from_pretrained(folder, **options)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(

@@ -4,8 +4,9 @@
 """
 
 from cibr.train.config import RunConfig, build_model, check_parameters, configure, load_splits
+from cibr.train.embed import embed_pairs
 from cibr.train.inputs import prepare
-from cibr.train.loop import embed_pairs, fit
+from cibr.train.loop import fit
 
 __all__ = [
     "RunConfig",

@@ -8,6 +8,8 @@ import argparse
 import json
 from pathlib import Path
 
+from accelerate import PartialState
+
 from cibr.train import build_model, configure, fit, load_splits
 
 
@@ -28,7 +30,8 @@ def main() -> None:
         parser.error(f"{file}: {error}")
     train, validation, _ = load_splits(config)
     history = fit(build_model(config, train), train, validation, config)
-    print(history.iloc[-1].to_string())
+    if PartialState().is_main_process:
+        print(history.iloc[-1].to_string())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from cibr.models import DualEncoder, model_kind
 from cibr.names import nearest
 from cibr.paths import project_root
 
-# Chosen on validation recall alone; `bench/presets.py` repeats the choice.
+# Chosen on validation recall alone; `python book/presets.py` repeats the choice.
 PRESETS = {
     ("glyphs", "tiny"): dict(
         epochs=7, batch_size=256, learning_rate=3e-3, temperature=0.12, dropout=0.0, weight_decay=0.01
@@ -24,7 +24,7 @@ PRESETS = {
         epochs=20, batch_size=256, learning_rate=2e-3, temperature=0.1, dropout=0.1, weight_decay=0.05
     ),
     ("*", "frozen"): dict(
-        epochs=30, batch_size=512, learning_rate=1e-3, temperature=0.03, dropout=0.6, weight_decay=0.1
+        epochs=30, batch_size=1024, learning_rate=4e-3, temperature=0.05, dropout=0.4, weight_decay=1.0
     ),
     ("*", "clip"): dict(
         epochs=3, batch_size=64, learning_rate=1e-5, temperature=0.01, dropout=0.0, weight_decay=0.1
@@ -49,6 +49,9 @@ class RunConfig:
         learn_temperature: whether training moves the temperature.
         kappa_e, kappa_b: concentrations of the encoder's and the backward von Mises-Fisher distributions.
         mixed_precision: `no`, or `bf16` for the encoders; the loss stays in float32.
+        critic_steps: steps of the critics' own optimiser before each step (mine and club).
+        checkpoint_every: steps between checkpoints within an epoch; 0 for one at the end of each epoch.
+        on_non_finite: `stop` at a loss or gradient that is not finite, or `skip` that step and count it.
         on_error, max_skipped: what to do with unusable samples; see `cibr.load_pairs`.
         truncate_texts: cut texts that are longer than the model reads instead of refusing them.
     """
@@ -70,6 +73,9 @@ class RunConfig:
     kappa_e: float = 1024.0
     kappa_b: float = 10.0
     mixed_precision: str = "no"
+    critic_steps: int = 1
+    checkpoint_every: int = 0
+    on_non_finite: str = "stop"
     on_error: str = "raise"
     max_skipped: int = 0
     truncate_texts: bool = False
@@ -127,8 +133,12 @@ _RANGES = {
     "seed": (0, 2**32 - 1, "a whole number from 0"),
     "kappa_e": (1e-3, 1e5, "a concentration between 1e-3 and 1e5"),
     "kappa_b": (1e-3, 1e5, "a concentration between 1e-3 and 1e5"),
+    "critic_steps": (1, 100, "one to five are usual"),
+    "checkpoint_every": (0, math.inf, "a number of steps, or 0 for the end of each epoch"),
     "max_skipped": (0, math.inf, "a number of samples"),
 }
+
+_CHOICES = {"mixed_precision": ("no", "bf16"), "on_non_finite": ("stop", "skip")}
 
 
 def _typed(name: str, value: Any) -> Any:
@@ -146,8 +156,9 @@ def _check_ranges(config: RunConfig) -> None:
         value = getattr(config, name)
         if not (math.isfinite(value) and low <= value <= high):
             raise ValueError(f"{name} is {value}: {rule}")
-    if config.mixed_precision not in ("no", "bf16"):
-        raise ValueError(f"mixed_precision is {config.mixed_precision!r}: it is 'no' or 'bf16'")
+    for name, choices in _CHOICES.items():
+        if getattr(config, name) not in choices:
+            raise ValueError(f"{name} is {getattr(config, name)!r}: it is {' or '.join(map(repr, choices))}")
     Skips("", config.on_error, config.max_skipped)  # refuses what does not fit
 
 

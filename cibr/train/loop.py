@@ -4,33 +4,35 @@ Everything random is keyed by the seed and the step: order, captions, dropout an
 that was killed goes on from its newest checkpoint as if nothing had happened.
 """
 
-import hashlib
 import json
 import math
+import sys
 import time
+from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor
-from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 from cibr.data import Pairs
-from cibr.losses import CIBRLoss, beta_at
-from cibr.metrics import recall_at_k
+from cibr.losses import beta_at
 from cibr.models import DualEncoder
 from cibr.train.checkpoint import newest_checkpoint, remove_checkpoints, write_checkpoint
 from cibr.train.config import RunConfig
+from cibr.train.embed import recalls
+from cibr.train.guards import StopRequest, Terminated, own_errors, say_once
 from cibr.train.inputs import Batch, Inputs, prepare
+from cibr.train.optimise import build_loss, build_optimizer, check_pairs, precision, rows_a_process
 from cibr.train.output import provenance, writable, write_text
-from cibr.train.step import contrastive_backward, encode_images, encode_texts
+from cibr.train.state import check_agreement, identity, pack, share_weights, unpack
+from cibr.train.step import contrastive_backward
 
-WARM_UP = 0.15  # of the steps
 LARGEST_GRADIENT_NORM = 1.0
-KS = (1, 5, 10)
+LONGEST_WAIT = timedelta(hours=3)  # for the process that extracts a frozen tower's features
 
 
 def fit(
@@ -54,31 +56,40 @@ def fit(
 
     Returns:
         The history, a row an epoch: `epoch, step, loss, clip_loss, penalty_loss`, the other terms of the loss in
-        nats, `beta`, `temperature`, `seconds` of training, and validation recalls in [0, 1].
+        nats, the columns of `embedding_health`, `beta`, `temperature`, `seconds` of training, `skipped_steps` if
+        steps may be skipped, and validation recalls in [0, 1].
 
     Raises:
-        ValueError: fewer than two pairs, an output folder that cannot be written or that holds an unfinished
-            run of another configuration, an unusable sample.
+        ValueError: fewer than two pairs or captions, an output folder that cannot be written or that holds an
+            unfinished run of another configuration, an unusable sample.
         FloatingPointError: a loss or gradient that is not finite; the last good checkpoint is named.
+        Terminated: SIGTERM; the run was saved and goes on when it is started again.
     """
-    if len(train) < 2:
-        raise ValueError(f"{train.split} of {train.name} has {len(train)} pair: a contrast needs two at least")
+    check_pairs(train)
     writable(Path(config.output_dir))
-    accelerator = accelerator or Accelerator(mixed_precision=config.mixed_precision)
-    run = _Run(model, config, accelerator, prepare(model, train, config.truncate_texts, accelerator.device))
-    held_out = None
-    if validation is not None:
-        held_out = prepare(model, validation, config.truncate_texts, accelerator.device)
+    accelerator = accelerator or _processes()
+    with own_errors(accelerator.process_index, accelerator.num_processes):
+        return _fit(model, train, validation, config, accelerator)
+
+
+def _fit(model, train, validation, config, accelerator) -> pd.DataFrame:
+    # Features of frozen towers are extracted by one process and read by the others.
+    with accelerator.main_process_first() if model.kind == "frozen" else nullcontext():
+        sets = [
+            None if pairs is None else prepare(model, pairs, config.truncate_texts, accelerator.device)
+            for pairs in (train, validation)
+        ]
+    run = _Run(model, config, accelerator, sets[0])
     run.resume()
     quiet = {} if accelerator.is_main_process else {"disable": True}  # otherwise TQDM_DISABLE decides
-    with tqdm(total=run.n_steps, initial=run.step, desc="training", unit="step", mininterval=1, **quiet) as bar:
-        for epoch in range(len(run.history), config.epochs):
-            run.train_epoch(epoch, bar)
-            if held_out is not None:
-                run.history[-1] |= _recalls(model, held_out)
-            run.save_epoch()
+    pause = 0.5 if sys.stderr.isatty() else 10  # seconds; a notebook or a log keeps every line
+    bar = tqdm(total=run.n_steps, initial=run.at.step, desc="training", unit="step", mininterval=pause, **quiet)
+    with bar, StopRequest() as stop:
+        for _ in range(len(run.at.history), config.epochs):
+            run.train_epoch(bar, stop)
+            run.end_epoch(sets[1])
     run.finish()
-    return pd.DataFrame(run.history)
+    return pd.DataFrame(run.at.history)
 
 
 class _Run:
@@ -86,85 +97,90 @@ class _Run:
 
     def __init__(self, model: DualEncoder, config: RunConfig, accelerator: Accelerator, inputs: Inputs):
         self.model, self.config, self.accelerator, self.inputs = model, config, accelerator, inputs
-        self.folder = Path(config.output_dir)
-        n, world = len(inputs.pairs), accelerator.num_processes
-        batch_size = min(config.batch_size, n) // world
-        if batch_size < 1:
-            raise ValueError(f"a batch of {min(config.batch_size, n)} pairs cannot be shared by {world} processes")
-        self.rows_here, self.batch_size = batch_size, batch_size * world
-        self.steps_per_epoch = n // self.batch_size
+        self.folder, self.checkpoints = Path(config.output_dir), Path(config.output_dir) / "checkpoints"
+        self.rows_here = rows_a_process(config.batch_size, len(inputs.pairs), accelerator)
+        self.batch_size = self.rows_here * accelerator.num_processes
+        self.steps_per_epoch = len(inputs.pairs) // self.batch_size
         self.n_steps = config.epochs * self.steps_per_epoch
+        self.precision = precision(config, accelerator)
         model.to(accelerator.device)
-        self.loss_fn = CIBRLoss(
-            config.beta,
-            config.estimator,
-            kappa_e=config.kappa_e,
-            kappa_b=config.kappa_b,
-            sample=config.beta > 0,
-        )
-        self.optimizer = torch.optim.AdamW(
-            _groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
-        )
-        self.schedule = OneCycleLR(
-            self.optimizer,
-            config.learning_rate,
-            max(2, self.n_steps),
-            pct_start=WARM_UP,
-            cycle_momentum=False,
-        )
-        self.history: list[dict[str, Any]] = []
-        self.step, self.seconds = 0, 0.0
+        self.loss_fn, self.critics = build_loss(model, config)
+        self.optimizer, self.schedule = build_optimizer(model, config, self.n_steps)
+        self.identity = identity(config, inputs.pairs, self.batch_size)
+        self.parts = {"model": model, "optimizer": self.optimizer, "schedule": self.schedule}
+        if self.critics:
+            self.parts |= {"loss": self.loss_fn, "critic_optimizer": self.critics.optimizer}
+        self.said: set[str] = set()
 
-    def train_epoch(self, epoch: int, bar: tqdm) -> None:
-        """One pass over the images, each with one of its texts; appends a row to the history."""
+    def resume(self) -> None:
+        """Takes up the newest readable checkpoint, if there is one; the processes start from equal weights."""
+        share_weights(self.model, self.accelerator)
+        self.at = unpack(self.checkpoints, self.parts, self.identity)
+        check_agreement(self.at.step, self.checkpoints, self.accelerator)
+
+    def train_epoch(self, bar: tqdm, stop: StopRequest) -> None:
+        """What is left of a pass over the images, each with one of its texts."""
         self.model.train()
-        sums: dict[str, float] = {}
+        epoch, every = len(self.at.history), self.config.checkpoint_every
         started = time.perf_counter()
-        for batch in self.inputs.loader(self._rows(epoch)):
-            for name, value in self._train_step(batch).items():
-                sums[name] = sums.get(name, 0.0) + value
+        for batch in self.inputs.loader(self._rows(epoch)[self.at.step - epoch * self.steps_per_epoch :]):
+            self._train_step(batch)
+            self.at.seconds += time.perf_counter() - started
+            if self._everywhere(stop):
+                self._leave()
+            if every and self.at.step % every == 0 and self.at.step % self.steps_per_epoch:
+                self.save()
             bar.update()
-            bar.set_postfix(
-                epoch=epoch + 1, loss=f"{sums['loss'] / (self.step - epoch * self.steps_per_epoch):.3f}"
-            )
-        self.seconds += time.perf_counter() - started
-        self.history.append(
-            {"epoch": epoch + 1, "step": self.step}
-            | {name: value / self.steps_per_epoch for name, value in sums.items()}
-            | {
-                "beta": self._beta(),
-                "temperature": 1 / self.model.logit_scale.item(),
-                "seconds": self.seconds,
-            }
-        )
+            if self.at.n_summed:
+                bar.set_postfix(
+                    refresh=False, epoch=epoch + 1, clip_loss=f"{self.at.sums['clip_loss'] / self.at.n_summed:.3f}"
+                )
+            started = time.perf_counter()
 
-    def _train_step(self, batch) -> dict[str, float]:
-        generator = torch.Generator().manual_seed(self.config.seed + 1_000_003 * (self.step + 1))
+    def _train_step(self, batch: Batch) -> None:
+        generator = torch.Generator().manual_seed(self.config.seed + 1_000_003 * (self.at.step + 1))
         rank, config = self.accelerator.process_index, self.config
-        torch.manual_seed(config.seed + 1_000_003 * (self.step + 1) + 7_919 * rank)
-        batch = _to_device(batch, self.accelerator.device)
+        torch.manual_seed(config.seed + 1_000_003 * (self.at.step + 1) + 7_919 * rank)
         self.optimizer.zero_grad(set_to_none=True)
-        terms = contrastive_backward(
-            self.model,
-            self.loss_fn,
-            batch,
-            self.accelerator,
-            beta=self._beta(),
-            generator=generator,
-            micro_batch_size=config.micro_batch_size,
-        )
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM)
-        values = {name: value.item() for name, value in terms.items()}
-        if not math.isfinite(values["loss"]) or not torch.isfinite(norm):
-            self._stop_non_finite(values, norm.item())
+        try:
+            terms = contrastive_backward(
+                self.model,
+                self.loss_fn,
+                _to_device(batch, self.accelerator.device),
+                self.accelerator,
+                beta=self._beta(),
+                generator=generator,
+                micro_batch_size=config.micro_batch_size,
+                mixed_precision=self.precision,
+                critics=self.critics,
+            )
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM).item()
+            values = dict(zip(terms, torch.stack([t.double() for t in terms.values()]).tolist(), strict=True))
+            if not math.isfinite(values["loss"]) or not math.isfinite(norm):
+                named = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+                raise FloatingPointError(f"{named}, gradient norm {norm:.6g}")
+            self.at.add(values)
+        except FloatingPointError as error:
+            self._pass_over(error)
         self.optimizer.step()
         self.model.limit_logit_scale()
         self.schedule.step()
-        self.step += 1
-        return values
+        self.at.step += 1
+
+    def _pass_over(self, error: FloatingPointError) -> None:
+        """Ends the run before the step is taken, or leaves a step without gradients, which moves nothing."""
+        if self.config.on_non_finite == "stop":
+            newest = newest_checkpoint(self.checkpoints)
+            last = f"the last good checkpoint is {str(newest[0])!r}" if newest else "there is no checkpoint yet"
+            raise FloatingPointError(
+                f"step {self.at.step + 1} is not finite ({error}) and was not taken; {last}. "
+                "Lower learning_rate or raise temperature, or skip such steps: on_non_finite='skip'"
+            ) from error
+        self.optimizer.zero_grad(set_to_none=True)
+        self.at.n_skipped += 1
 
     def _beta(self) -> float:
-        return beta_at(self.step / self.n_steps, self.config.beta)
+        return beta_at(self.at.step / self.n_steps, self.config.beta)
 
     def _rows(self, epoch: int) -> list[tuple[Tensor, Tensor]]:
         """This process's image and text rows of every batch of an epoch; the same order for any split."""
@@ -178,66 +194,47 @@ class _Run:
         rows = [order[start : start + self.rows_here] for start in starts]
         return [(r, texts[r]) for r in rows]
 
-    def _stop_non_finite(self, values: dict[str, float], norm: float) -> None:
-        newest = newest_checkpoint(self.folder / "checkpoints")
-        last = f"the last good checkpoint is {str(newest[0])!r}" if newest else "there is no checkpoint yet"
-        terms = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
-        raise FloatingPointError(
-            f"step {self.step + 1} is not finite ({terms}, gradient norm {norm:.6g}) and was not taken; {last}. "
-            "Lower learning_rate or raise temperature"
-        )
+    def _everywhere(self, stop: StopRequest) -> bool:
+        """Whether any process was told to stop; the same answer on all of them."""
+        if self.accelerator.num_processes == 1:
+            return stop.noted
+        noted = torch.tensor([float(stop.noted)], device=self.accelerator.device)
+        return self.accelerator.reduce(noted, reduction="sum").item() > 0
 
-    def _identity(self) -> dict[str, Any]:
-        """What two runs must share for one to go on where the other stopped."""
-        pairs = self.inputs.pairs
-        digest = hashlib.sha256(repr((pairs.keys, pairs.captions)).encode()).hexdigest()
-        settings = {name: value for name, value in self.config.to_dict().items() if name != "output_dir"}
-        return settings | {"pairs": f"{len(pairs):,} with digest {digest[:12]}"}
+    def _leave(self) -> None:
+        self.save()
+        message = f"SIGTERM: the run is saved at step {self.at.step} of {self.n_steps} in {str(self.folder)!r}"
+        if self.accelerator.is_main_process:
+            print(f"{message}; start it again to go on", file=sys.stderr, flush=True)
+        self.accelerator.wait_for_everyone()
+        raise Terminated(message)
 
-    def save_epoch(self) -> None:
-        """Writes the history and a checkpoint."""
-        if not self.accelerator.is_main_process:
-            return
-        write_checkpoint(
-            self.folder / "checkpoints",
-            self.step,
-            {
-                "config": self._identity(),
-                "model": self.model.own_state(),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "history": self.history,
-                "step": self.step,
-                "seconds": self.seconds,
-            },
-        )
-        write_text(self.folder / "history.csv", pd.DataFrame(self.history).to_csv(index=False))
-
-    def resume(self) -> None:
-        """Takes up the newest readable checkpoint, if there is one.
+    def end_epoch(self, held_out: Inputs | None) -> None:
+        """Appends a row to the history and saves.
 
         Raises:
-            ValueError: it belongs to another configuration or other pairs.
+            FloatingPointError: not one step of the epoch was finite.
         """
-        newest = newest_checkpoint(self.folder / "checkpoints")
-        if newest is None:
-            return
-        file, state = newest
-        mine = self._identity()
-        differing = [
-            f"{k} ({state['config'].get(k)!r} there, {v!r} here)"
-            for k, v in mine.items()
-            if state["config"].get(k) != v
-        ]
-        if differing:
-            raise ValueError(
-                f"{str(self.folder)!r} holds an unfinished run of another configuration: {', '.join(differing)}. "
-                f"Choose another output_dir, finish that run, or delete {str(file.parent)!r}"
-            )
-        self.model.load_state_dict(state["model"], strict=False)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.history, self.step, self.seconds = state["history"], state["step"], state["seconds"]
+        epoch = len(self.at.history) + 1
+        if not self.at.n_summed:
+            raise FloatingPointError(f"epoch {epoch} has no finite step: lower learning_rate or raise temperature")
+        row = {"epoch": epoch, "step": self.at.step} | self.at.means() | {"beta": self._beta()}
+        row |= {"temperature": 1 / self.model.logit_scale.item(), "seconds": self.at.seconds}
+        if self.config.on_non_finite == "skip":
+            row["skipped_steps"] = self.at.n_skipped
+        if held_out is not None:
+            row |= recalls(self.model, held_out)
+        self.at.end_epoch(row)
+        if self.accelerator.is_main_process:
+            say_once(row, self.said)
+        self.save()
+
+    def save(self) -> None:
+        """Writes a checkpoint and the history."""
+        if self.accelerator.is_main_process:
+            write_checkpoint(self.checkpoints, self.at.step, pack(self.parts, self.at, self.identity))
+            if self.at.history:
+                write_text(self.folder / "history.csv", pd.DataFrame(self.at.history).to_csv(index=False))
 
     def finish(self) -> None:
         """Writes the model's folder and the configuration; the checkpoints are then no longer needed."""
@@ -245,40 +242,14 @@ class _Run:
         if self.accelerator.is_main_process:
             self.model.save_pretrained(self.folder)
             write_text(self.folder / "run.json", json.dumps(provenance(self.config), indent=2) + "\n")
-            remove_checkpoints(self.folder / "checkpoints")
+            remove_checkpoints(self.checkpoints)
         self.accelerator.wait_for_everyone()
 
 
-@torch.no_grad()
-def embed_pairs(model: DualEncoder, inputs: Inputs, batch_size: int = 512) -> tuple[Tensor, Tensor]:
-    """Unit vectors of all images [n, d] and all texts [m, d] of a set, in eval mode, on the CPU."""
-    was_training, device = model.training, model.log_logit_scale.device
-    model.eval()
-    n, m = len(inputs.pairs), len(inputs.labels)
-    images = [
-        encode_images(model, inputs.image_rows(rows).to(device)) for rows in torch.arange(n).split(batch_size)
-    ]
-    texts = [
-        encode_texts(model, tuple(t.to(device) for t in inputs.text_rows(rows)))
-        for rows in torch.arange(m).split(batch_size)
-    ]
-    model.train(was_training)
-    return tuple(torch.cat([e.features.float().cpu() for e in side]) for side in (images, texts))
-
-
-def _recalls(model: DualEncoder, inputs: Inputs) -> dict[str, float]:
-    images, texts = embed_pairs(model, inputs)
-    ks = [k for k in KS if k <= min(len(images), len(texts))]
-    return recall_at_k(images, texts, inputs.pairs.text_to_image(), ks)
-
-
-def _groups(model: DualEncoder, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; gains, biases and the temperature do not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def _processes() -> Accelerator:
+    """What a launcher set up, or one process; launched processes without a device of their own share the CPU."""
+    options = [InitProcessGroupKwargs(timeout=LONGEST_WAIT)]
+    return Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=options)
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:

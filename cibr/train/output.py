@@ -28,10 +28,18 @@ def writable(folder: Path) -> Path:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Written beside and moved into place."""
+    """Written beside and moved into place.
+
+    Raises:
+        ValueError: it cannot be written; what was there before stays.
+    """
     part = file.with_name(file.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(file)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ValueError(f"cannot write {str(file)!r}: {error}; make room or choose another output_dir") from error
 
 
 def provenance(config: RunConfig) -> dict[str, Any]:

@@ -1,0 +1,73 @@
+"""What the benches share: medians of runs that take turns, peak memory of a process, tables with the machine."""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
+
+
+def medians(calls: dict[str, Callable[[], float]], n_runs: int, n_warm: int = 1) -> dict[str, float]:
+    """The median of each call's seconds; the calls take turns, so that all meet the same disturbances."""
+    times = {name: [] for name in calls}
+    for run in range(n_runs + n_warm):
+        for name, call in calls.items():
+            seconds = call()
+            if run >= n_warm:
+                times[name].append(seconds)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def resident_kib(field: str) -> int:
+    """A field of the process's memory, VmRSS or VmHWM (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1])
+    raise ValueError(f"/proc/self/status has no {field}: peak memory needs Linux")
+
+
+def peak_mib(make: Callable, *args) -> float:
+    """Growth of the resident set while `make(*args)` is called once more, in a process of its own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cibr.train"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_peak_mib_here, make, args).result()
+
+
+def _peak_mib_here(make: Callable, args: tuple) -> float:
+    call = make(*args)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = resident_kib("VmRSS")
+    call()
+    return (resident_kib("VmHWM") - before) / 1024
+
+
+def machine() -> dict[str, str | int]:
+    """What the numbers were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    threads = torch.get_num_threads()
+    return {"processor": processor, "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """The command line of a bench."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--save", action="store_true", help="also write the table to data/results")
+    return parser.parse_args()
+
+
+def show(title: str, name: str, rows: list[dict], save: bool) -> None:
+    """Prints a table and, if asked, stores it as `bench_<name>.csv` with the machine."""
+    table = pd.DataFrame(rows)
+    print(f"\n{title}\n{', '.join(f'{k} {v}' for k, v in machine().items())}")
+    print(table.to_string(index=False, float_format=lambda x: f"{x:.4g}", na_rep=""))
+    if save:
+        table.assign(**machine()).to_csv(RESULTS / f"bench_{name}.csv", index=False, float_format="%.4g")
