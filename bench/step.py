@@ -30,7 +30,7 @@ from cibr.models.tiny import square_processor, train_tokenizer
 from cibr.train.inputs import Batch
 from cibr.train.step import contrastive_backward, encode_images, encode_texts
 
-SIZES, PART, CLIP_ROWS, CLIP_PART = (256, 1024, 4096), 256, 32, 8
+SIZES, PART, CLIP_ROWS, CLIP_PART = (256, 1024, 4096), 256, 16, 4
 BETA = 0.05
 
 
@@ -43,7 +43,7 @@ def inputs(n: int, size: int = 32, tokens: int = 12, vocabulary: int = 256) -> B
 
 def tiny() -> DualEncoder:
     torch.manual_seed(0)
-    return with_temperature(DualEncoder.tiny(["a letter", "another one"], width=16))
+    return with_temperature(DualEncoder.tiny(["a letter", "another one"], width=8))
 
 
 def with_temperature(model: DualEncoder) -> DualEncoder:
@@ -149,7 +149,7 @@ def table_of_steps() -> list[dict]:
     for n in SIZES:
         model, batch, wrong = tiny(), inputs(n), errors(n)
         calls = {name: partial(timed, step, model, batch) for name, step in STEPS.items()}
-        seconds = medians(calls, n_runs=5 if n <= 1024 else 3, n_warm=1 if n <= 1024 else 0)
+        seconds = medians(calls, n_runs=5 if n <= 256 else 3, n_warm=int(n <= 1024))
         for name, value in seconds.items():
             row = {"n": n, "step": name, "s": value, "/ plain torch": value / seconds["plain torch"]}
             rows.append(row | {"peak MiB": peak_mib(prepared, name, n)} | wrong.get(name, {}))
@@ -191,7 +191,7 @@ def table_of_clip() -> list[dict]:
     model, batch = vit_b_32(), clip_inputs(CLIP_ROWS)
     parts = {f"step, parts of {p or CLIP_ROWS}": p for p in (0, CLIP_PART)}
     calls = {name: partial(timed, partial(ours, part=p), model, batch) for name, p in parts.items()}
-    seconds = medians(calls, n_runs=3)
+    seconds = medians(calls, n_runs=3, n_warm=0)
     del model
     whole = min(seconds.values())
     seconds |= medians(losses, n_runs=101, n_warm=5)

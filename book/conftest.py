@@ -18,7 +18,11 @@ collect_ignore_glob = ["_build/*", "*/.ipynb_checkpoints/*"]
 
 # nbval leaves PNG and JPEG out; the same pictures pass through glue under these names. Warnings that a newer
 # library prints are no result of the book.
-NOT_COMPARED = ("stderr", "application/papermill.record/image/png", "application/papermill.record/image/jpeg")
+NOT_COMPARED = (
+    "stderr",
+    "application/papermill.record/image/png",
+    "application/papermill.record/image/jpeg",
+)
 
 # A decimal or exponent makes a float; names, versions and dates such as fc1.0, 2.13.0 are none.
 FLOAT = r"(?<![\w.])[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?(?!\w|\.\w)"
@@ -34,14 +38,20 @@ def round_float(match: re.Match[str]) -> str:
     if abs(float(text)) < ZERO:
         return "0"
     digits = re.sub(r"[eE].*|[^\d]", "", text).lstrip("0")
-    return text if len(digits) <= SIGNIFICANT_DIGITS else f"{float(text):.{SIGNIFICANT_DIGITS}g}"
+    return (
+        text
+        if len(digits) <= SIGNIFICANT_DIGITS
+        else f"{float(text):.{SIGNIFICANT_DIGITS}g}"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Set nbval's options, so that nobody has to type them."""
     if config.option.nbval or config.option.nbval_lax:
         config.option.nbval_current_env = config.option.nbval_kernel_name is None
-        config.option.nbval_cell_timeout = min(config.option.nbval_cell_timeout, CELL_TIMEOUT_SECONDS)
+        config.option.nbval_cell_timeout = min(
+            config.option.nbval_cell_timeout, CELL_TIMEOUT_SECONDS
+        )
         prepare_environment()
 
 

@@ -45,7 +45,9 @@ def prepare_environment() -> None:
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Remove from an executed notebook what differs between two runs or two machines; cell ids stay."""
-    kept = {k: v for k, v in notebook.metadata.items() if k not in ("papermill", "widgets")}
+    kept = {
+        k: v for k, v in notebook.metadata.items() if k not in ("papermill", "widgets")
+    }
     notebook.metadata = nbformat.from_dict({**kept, **NOTEBOOK_METADATA})
     for cell in notebook.cells:
         for key in ("papermill", "execution"):
@@ -61,7 +63,11 @@ def export_figures(notebook: nbformat.NotebookNode, stem: str) -> None:
         for cell in notebook.cells:
             name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
             if stem == owner and name == figure:
-                pictures = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+                pictures = [
+                    o.data["image/png"]
+                    for o in cell.outputs
+                    if "image/png" in o.get("data", {})
+                ]
                 (BOOK / file).parent.mkdir(exist_ok=True)
                 (BOOK / file).write_bytes(base64.b64decode(pictures[0]))
 
@@ -91,9 +97,13 @@ def main() -> int:
     """Execute the notebooks named on the command line, or all; the exit status is 1 when a cell fails."""
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("names", nargs="*", help="names of notebooks, such as train; none means all")
+    parser.add_argument(
+        "names", nargs="*", help="names of notebooks, such as train; none means all"
+    )
     names = parser.parse_args().names
-    paths = [BOOK / f"{Path(name).stem}.ipynb" for name in names] or sorted(BOOK.glob("*.ipynb"))
+    paths = [BOOK / f"{Path(name).stem}.ipynb" for name in names] or sorted(
+        BOOK.glob("*.ipynb")
+    )
     if missing := [path.name for path in paths if not path.is_file()]:
         parser.error(f"not in {BOOK.name}/: {', '.join(missing)}")
     prepare_environment()
@@ -102,7 +112,9 @@ def main() -> int:
         try:
             execute(path)
         except PapermillExecutionError as error:
-            print(f"{path.name} failed and is left as it was:\n{error}", file=sys.stderr)
+            print(
+                f"{path.name} failed and is left as it was:\n{error}", file=sys.stderr
+            )
             return 1
         print(f"{path.name} done in {time.monotonic() - start:.0f} s", flush=True)
     return 0

@@ -9,13 +9,21 @@ import argparse
 import json
 from dataclasses import replace
 
-import cibr
 import pandas as pd
+
+import cibr
 from cibr.paths import project_root
 from cibr.train.config import RunConfig
 
 RESULTS = project_root() / "data" / "results" / "presets.csv"
-SETTINGS = ("batch_size", "dropout", "epochs", "learning_rate", "temperature", "weight_decay")
+SETTINGS = (
+    "batch_size",
+    "dropout",
+    "epochs",
+    "learning_rate",
+    "temperature",
+    "weight_decay",
+)
 VALUES = {
     ("glyphs", "tiny"): {
         "temperature": (0.08, 0.12, 0.15),
@@ -37,14 +45,27 @@ VALUES = {
 def score(config: RunConfig, splits: tuple) -> float:
     """Validation recall of one trial in per cent, from the table or from a run that is added to it."""
     key = {name: getattr(config, name) for name in SETTINGS}
-    trial = {"dataset": config.dataset, "model": config.model, "settings": json.dumps(key, sort_keys=True)}
-    done = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=[*trial, "validation_recall@1"])
+    trial = {
+        "dataset": config.dataset,
+        "model": config.model,
+        "settings": json.dumps(key, sort_keys=True),
+    }
+    done = (
+        pd.read_csv(RESULTS)
+        if RESULTS.exists()
+        else pd.DataFrame(columns=[*trial, "validation_recall@1"])
+    )
     same = (done[list(trial)] == pd.Series(trial)).all(axis=1)
     if not same.any():
-        history = cibr.fit(cibr.build_model(config, splits[0]), splits[0], splits[1], config)
+        history = cibr.fit(
+            cibr.build_model(config, splits[0]), splits[0], splits[1], config
+        )
         last = history.iloc[-1]
         recall = 50 * (last["image_to_text_recall@1"] + last["text_to_image_recall@1"])
-        found = {"validation_recall@1": round(recall, 2), "seconds": round(last["seconds"], 1)}
+        found = {
+            "validation_recall@1": round(recall, 2),
+            "seconds": round(last["seconds"], 1),
+        }
         row = pd.DataFrame([trial | found])
         done = pd.concat([done, row]) if len(done) else row
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -55,12 +76,17 @@ def score(config: RunConfig, splits: tuple) -> float:
 
 def main() -> None:
     """Search one setting at a time and print what was found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("dataset")
     parser.add_argument("model")
     given = parser.parse_args()
     best = cibr.configure(
-        dataset=given.dataset, model=given.model, beta=0.0, output_dir=str(project_root() / "runs" / "presets")
+        dataset=given.dataset,
+        model=given.model,
+        beta=0.0,
+        output_dir=str(project_root() / "runs" / "presets"),
     )
     splits = cibr.load_splits(best)
     best_score = score(best, splits)
@@ -68,11 +94,16 @@ def main() -> None:
         for value in values:
             trial = replace(best, **{name: value})
             trial_score = score(trial, splits)
-            print(f"{name} = {value:g}: {trial_score:.1f} % (best so far {best_score:.1f} %)", flush=True)
+            print(
+                f"{name} = {value:g}: {trial_score:.1f} % (best so far {best_score:.1f} %)",
+                flush=True,
+            )
             if trial_score > best_score:
                 best, best_score = trial, trial_score
     chosen = {name: getattr(best, name) for name in VALUES[given.dataset, given.model]}
-    print(f"chosen for {given.dataset} {given.model}: {chosen}, validation recall@1 {best_score:.1f} %")
+    print(
+        f"chosen for {given.dataset} {given.model}: {chosen}, validation recall@1 {best_score:.1f} %"
+    )
 
 
 if __name__ == "__main__":

@@ -10,15 +10,16 @@ hour on two cores.
 import argparse
 import tempfile
 
-import cibr
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
+
+import cibr
 from cibr.information import probe_nats
 from cibr.models import DualEncoder
 from cibr.paths import project_root
 from cibr.train.output import provenance
-from threadpoolctl import threadpool_limits
 
 RESULTS = project_root() / "data" / "results" / "theory_glyphs.csv"
 SETTINGS = [(0.05, 256), (0.15, 256), (0.5, 256), (0.15, 64)]  # temperature, batch size

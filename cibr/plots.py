@@ -47,7 +47,7 @@ def training_curves(history: pd.DataFrame) -> list[Axes]:
     Returns:
         Three Axes.
     """
-    _, axes = plt.subplots(1, 3, figsize=(11, 3.1), layout="constrained")
+    _, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
     epochs = history["epoch"]
     axes[0].plot(epochs, history["clip_loss"], "o-", ms=3, color=BLUE)
     axes[0].set(title="contrastive loss", xlabel="epoch", ylabel="nats", ylim=(0, None))
@@ -58,7 +58,8 @@ def training_curves(history: pd.DataFrame) -> list[Axes]:
     weight.grid(False)
     axes[1].set(title="penalty excess and its weight", xlabel="epoch", ylabel="nats", ylim=(0, None))
     lines = axes[1].get_lines() + weight.get_lines()
-    axes[1].legend(lines, [line.get_label() for line in lines], frameon=False)
+    below = dict(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2, frameon=False, fontsize=9)
+    axes[1].legend(lines, [line.get_label() for line in lines], **below)
     for k, colour in ((1, BLUE), (10, GREEN)):
         for side, style in (("image_to_text", "-"), ("text_to_image", "--")):
             column = f"{side}_recall@{k}"
@@ -67,7 +68,7 @@ def training_curves(history: pd.DataFrame) -> list[Axes]:
                 axes[2].plot(epochs, 100 * history[column], style, color=colour, label=label)
     axes[2].set(title="validation recall@k", xlabel="epoch", ylabel="%", ylim=(0, 100))
     if axes[2].lines:  # runs without validation have none
-        axes[2].legend(frameon=False, fontsize=8)
+        axes[2].legend(**below)
     return list(axes)
 
 

@@ -22,7 +22,7 @@ def start(function, *args, environment: dict[str, str] | None = None, log: Path 
     return process
 
 
-def finish(process, timeout: float = 60) -> int | None:
+def finish(process, timeout: float = 200) -> int | None:
     """The exit code of a process, which is killed if it takes longer."""
     process.join(timeout)
     process.kill()
@@ -51,7 +51,7 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def run_together(world: int, function, *args, log: Path | None = None, timeout: float = 60) -> list[int]:
+def run_together(world: int, function, *args, log: Path | None = None, timeout: float = 200) -> list[int]:
     """Exit codes of `world` processes that find each other over gloo; one that fails ends the others, as a
     launcher does."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(world)}

@@ -150,14 +150,14 @@ def launch(folder, config, *, kill_when=None):
             time.sleep(0.01)
         if kill_when:
             process.send_signal(signal.SIGTERM)
-        process.wait(timeout=120)
+        process.wait(timeout=300)
     return process.returncode, (folder / "log").read_text()
 
 
 @pytest.mark.slow
 def test_accelerate_launch_trains_as_one_process_does_and_goes_on_after_sigterm(tmp_path):
     data = write_folder(tmp_path / "mine", train=24, validation=10)
-    config = dict(dataset=str(data), beta=0.1, epochs=12, batch_size=8, dropout=0.0, checkpoint_every=1)
+    config = dict(dataset=str(data), beta=0.1, epochs=40, batch_size=8, dropout=0.0, checkpoint_every=1)
     (tmp_path / "launched").mkdir()
     launched = config | {"output_dir": "out"}
     code, log = launch(tmp_path / "launched", launched, kill_when="out/checkpoints/*.pt")

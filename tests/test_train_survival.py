@@ -112,7 +112,7 @@ def test_kill_anywhere(whole, tmp_path):
         folder, process = tmp_path / f"run-{n_runs}", None
         while process is None or process.exitcode:
             process = start(train, folder)
-            process.join(chance.uniform(0.2, 1.0) * seconds if time.monotonic() < deadline else 60)
+            process.join(chance.uniform(0.2, 1.0) * seconds if time.monotonic() < deadline else 200)
             process.kill()
             process.join()
             assert process.exitcode in (0, -signal.SIGKILL)

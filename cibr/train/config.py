@@ -15,7 +15,7 @@ from cibr.models import DualEncoder, model_kind
 from cibr.names import nearest
 from cibr.paths import project_root
 
-# Chosen on validation recall alone; `python book/presets.py` repeats the choice.
+# Chosen on validation recall alone; `python book/presets.py` searches around them.
 PRESETS = {
     ("glyphs", "tiny"): dict(
         epochs=7, batch_size=256, learning_rate=3e-3, temperature=0.12, dropout=0.0, weight_decay=0.01

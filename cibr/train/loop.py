@@ -155,7 +155,7 @@ class _Run:
                 critics=self.critics,
             )
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM).item()
-            values = dict(zip(terms, torch.stack([t.double() for t in terms.values()]).tolist(), strict=True))
+            values = dict(zip(terms, torch.stack([*terms.values()]).tolist(), strict=True))
             if not math.isfinite(values["loss"]) or not math.isfinite(norm):
                 named = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
                 raise FloatingPointError(f"{named}, gradient norm {norm:.6g}")
