@@ -45,7 +45,7 @@ def information_plane(curve: pd.DataFrame, clip: pd.DataFrame, limit: float) -> 
     for (codes, rows), colour, marker in zip(clip.groupby("codes"), (GREEN, ORANGE, RED), "s^D", strict=False):
         axis.plot(
             rows["residual_nats"], rows["shared_nats"], marker, color=colour, ls="", ms=7, alpha=0.8,
-            label=f"β=0, {codes} codes",
+            label=f"β=0, {codes:g} codes",
         )  # fmt: skip
     axis.set(xlabel="residual information R (nats)", ylabel="shared information (nats)", xlim=(-0.02, None))
     axis.legend(frameon=False, loc="center right", fontsize=9)

@@ -91,8 +91,7 @@ def die_after_five(folder):
     die_after_step(5)
 
 
-@pytest.mark.parametrize("estimator", ["vmf", "gaussian", "mine", "club"])
-@pytest.mark.parametrize("every", [0, 2])
+@pytest.mark.parametrize(("estimator", "every"), [("vmf", 0), ("gaussian", 2), ("mine", 2), ("club", 0)])
 def test_resume_is_bit_equal(tmp_path, estimator, every):
     options = dict(estimator=estimator, checkpoint_every=every, micro_batch_size=3)
     assert run(tmp_path / "whole", **options) == 0
@@ -167,6 +166,17 @@ def after_move(folder):
     die_in("_sync_folder", checkpoint, lambda real, folder: None)
 
 
+def after_the_last_checkpoint(folder):
+    real = loop.write_checkpoint
+
+    def deadly(folder, step, state):
+        real(folder, step, state)
+        if step == STEPS:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    loop.write_checkpoint = deadly
+
+
 def before_removal(folder):
     die_in("unlink", Path, lambda real, path, missing_ok: None)
 
@@ -177,7 +187,8 @@ def in_the_model_folder(folder):
     saving._finish = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
 
 
-MOMENTS = [half_written, before_sync, before_move, after_move, before_removal, in_the_model_folder]
+MOMENTS = [half_written, before_sync, before_move, after_move, before_removal]
+MOMENTS += [after_the_last_checkpoint, in_the_model_folder]
 
 
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.__name__)

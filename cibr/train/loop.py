@@ -233,13 +233,17 @@ class _Run:
         """Writes a checkpoint and the history."""
         if self.accelerator.is_main_process:
             write_checkpoint(self.checkpoints, self.at.step, pack(self.parts, self.at, self.identity))
-            if self.at.history:
-                write_text(self.folder / "history.csv", pd.DataFrame(self.at.history).to_csv(index=False))
+            self._write_history()
+
+    def _write_history(self) -> None:
+        if self.at.history:
+            write_text(self.folder / "history.csv", pd.DataFrame(self.at.history).to_csv(index=False))
 
     def finish(self) -> None:
         """Writes the model's folder and the configuration; the checkpoints are then no longer needed."""
         self.model.eval()
         if self.accelerator.is_main_process:
+            self._write_history()  # a run may have been killed between its last checkpoint and this file
             self.model.save_pretrained(self.folder)
             write_text(self.folder / "run.json", json.dumps(provenance(self.config), indent=2) + "\n")
             remove_checkpoints(self.checkpoints)
