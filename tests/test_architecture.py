@@ -69,9 +69,7 @@ def test_imports_point_one_way(path):
     module = top_module(path)
     assert module in MAY_IMPORT, f"say in {Path(__file__).name} what cibr.{module} may import"
     too_much = imported(ast.parse(path.read_text())) - {module} - MAY_IMPORT[module]
-    assert not too_much, (
-        f"cibr.{module} imports {sorted(too_much)}; it may import {sorted(MAY_IMPORT[module])}"
-    )
+    assert not too_much, f"cibr.{module} imports {sorted(too_much)}; it may import {sorted(MAY_IMPORT[module])}"
 
 
 def test_the_import_rule_itself_has_no_cycle():
@@ -93,7 +91,5 @@ def test_a_loss_takes_tensors_and_never_a_model():
 def test_files_and_functions_stay_short(path):
     text = path.read_text()
     assert len(text.splitlines()) <= MAX_FILE_LINES, "make it a folder of the same name, split by idea"
-    functions = [
-        n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     assert [f"{f.name}, line {f.lineno}" for f in functions if function_lines(f) > MAX_FUNCTION_LINES] == []

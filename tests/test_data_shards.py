@@ -247,9 +247,7 @@ def test_a_split_or_a_shard_that_the_hub_lacks_is_named(three, hub):
         load_shards("owner/wds_three", "train")
 
 
-@pytest.mark.parametrize(
-    "error", [LocalEntryNotFoundError("offline"), OSError("disk full"), RuntimeError("?")]
-)
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline"), OSError("disk full"), RuntimeError("?")])
 def test_a_hub_out_of_reach_names_the_repository_and_the_local_way(monkeypatch, error):
     def fail(*args, **kwargs):
         raise error
