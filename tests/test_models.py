@@ -12,6 +12,7 @@ from transformers import CLIPModel
 
 from cibr.models import DualEncoder, model_kind, pretrained
 from cibr.models.dual_encoder import MAX_LOGIT_SCALE
+from cibr.models.tiny import TinyImageTower
 
 KINDS = ("tiny", "frozen", "clip")
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -220,3 +221,21 @@ def test_the_real_frozen_towers_embed_two_pictures_and_two_texts(tmp_path):
     again = DualEncoder.from_pretrained(model.save_pretrained(tmp_path))
     assert torch.equal(again.embed_texts(texts), model.embed_texts(texts))
     assert torch.equal(again.embed_images([picture(0)]), model.embed_images([picture(0)]))
+
+
+@pytest.mark.parametrize("width", [4, 8, 16, 32])
+def test_gradients_of_odd_batches_are_those_of_one_thread(width):
+    tower, pixels, found = TinyImageTower(width), torch.randn(5, 3, 32, 32), []
+    before = torch.get_num_threads()
+    try:
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            for _ in range(20):
+                tower.zero_grad()
+                tower(pixels).square().sum().backward()
+            found.append([p.grad.clone() for p in tower.parameters()])
+    finally:
+        torch.set_num_threads(before)
+    assert all(
+        torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max())) for a, b in zip(*found, strict=True)
+    )

@@ -16,22 +16,36 @@ PAD, END = "<pad>", "<end>"
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 128, 1, 4
 
 
+def layout(width: int) -> torch.memory_format:
+    """How activations lie in memory: channels last, unless a tower is narrower than the 16 channels of a block.
+
+    On several threads oneDNN's gradient of such narrow channels-last convolutions writes out of bounds
+    (torch 2.13, odd batches).
+    """
+    return torch.contiguous_format if width % 16 else torch.channels_last
+
+
 class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels at each place of a feature map [n, c, h, w]."""
 
+    def __init__(self, dim: int, memory_format: torch.memory_format):
+        super().__init__(dim)
+        self.memory_format = memory_format
+
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        normed = super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return normed.contiguous(memory_format=self.memory_format)
 
 
 class Block(nn.Module):
     """Two 3x3 convolutions beside a skip connection; it starts as the skip alone."""
 
-    def __init__(self, dim_in: int, dim_out: int, stride: int = 1):
+    def __init__(self, dim_in: int, dim_out: int, memory_format: torch.memory_format, stride: int = 1):
         super().__init__()
         self.conv1 = nn.Conv2d(dim_in, dim_out, 3, stride, 1, bias=False)
-        self.norm1 = ChannelNorm(dim_out)
+        self.norm1 = ChannelNorm(dim_out, memory_format)
         self.conv2 = nn.Conv2d(dim_out, dim_out, 3, 1, 1, bias=False)
-        self.norm2 = ChannelNorm(dim_out)
+        self.norm2 = ChannelNorm(dim_out, memory_format)
         self.skip = nn.Identity() if stride == 1 else nn.Conv2d(dim_in, dim_out, 1, stride, bias=False)
         nn.init.zeros_(self.norm2.weight)
 
@@ -44,20 +58,22 @@ class TinyImageTower(nn.Sequential):
     """Pictures [n, 3, size, size] to pooled features [n, 4 * width * 16] on a grid of 4 x 4 places."""
 
     def __init__(self, width: int):
+        memory_format = layout(width)
         super().__init__(
             nn.Conv2d(3, width, 5, 2, 2, bias=False),
-            ChannelNorm(width),
+            ChannelNorm(width, memory_format),
             nn.ReLU(),
-            Block(width, width),
-            Block(width, 2 * width, 2),
-            Block(2 * width, 4 * width, 2),
+            Block(width, width, memory_format),
+            Block(width, 2 * width, memory_format, 2),
+            Block(2 * width, 4 * width, memory_format, 2),
             nn.AdaptiveAvgPool2d(4),
             nn.Flatten(),
         )
-        self.to(memory_format=torch.channels_last)
+        self.memory_format = memory_format
+        self.to(memory_format=memory_format)
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim_pooled"]:
-        return super().forward(pixels.contiguous(memory_format=torch.channels_last))
+        return super().forward(pixels.contiguous(memory_format=self.memory_format))
 
 
 class TinyTextTower(nn.Module):
