@@ -1,5 +1,6 @@
 """Small models and pairs for the tests: real classes with random weights, saved as the hub would have them."""
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -72,3 +73,12 @@ def build(tower_folders, clip_folder):
         return DualEncoder.clip(clip_folder, **options)
 
     return build
+
+
+@pytest.fixture
+def unchecked():
+    """Lets wrong shapes reach our own errors when annotations are checked too."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

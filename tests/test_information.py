@@ -3,7 +3,6 @@
 import itertools
 import math
 
-import jaxtyping
 import mpmath
 import pytest
 import torch
@@ -25,15 +24,6 @@ from cibr.information import (
 DIMS = (2, 3, 8, 128, 512, 1024, 2048)
 KAPPAS = (1e-3, 0.1, 1.0, 10.0, 100.0, 1024.0, 1e5)
 GRID = list(itertools.product(DIMS, KAPPAS))
-
-
-@pytest.fixture
-def unchecked():
-    """Lets wrong shapes reach our own errors when annotations are checked too."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 import math
 
-import jaxtyping
 import pandas as pd
 import pytest
 import torch
@@ -28,15 +27,6 @@ from cibr.information import (
     student_excess_nats,
     student_task,
 )
-
-
-@pytest.fixture
-def unchecked():
-    """Lets wrong shapes reach our own errors when annotations are checked too."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -3,7 +3,6 @@
 import itertools
 import math
 
-import jaxtyping
 import pytest
 import torch
 
@@ -24,15 +23,6 @@ from cibr.information import (
     mutual_information_nats,
     optimal_linear_encoder,
 )
-
-
-@pytest.fixture
-def unchecked():
-    """Lets wrong shapes reach our own errors when annotations are checked too."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def random_joint(*sizes, seed=0):

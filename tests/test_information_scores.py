@@ -2,7 +2,6 @@
 
 import math
 
-import jaxtyping
 import pytest
 import torch
 
@@ -22,15 +21,6 @@ from cibr.information import (
     smile_nats,
 )
 from cibr.losses import clip_loss
-
-
-@pytest.fixture
-def unchecked():
-    """Lets wrong shapes reach our own errors when annotations are checked too."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def random_scores(n=7, seed=0):

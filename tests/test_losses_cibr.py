@@ -2,7 +2,6 @@
 
 import math
 
-import jaxtyping
 import pytest
 import torch
 from torch.nn import functional as F
@@ -17,15 +16,6 @@ from cibr.information import (
 from cibr.losses import CIBRLoss, beta_at, clip_loss
 
 ESTIMATORS = ("vmf", "gaussian")  # those in closed form; test_losses_critics.py has the others
-
-
-@pytest.fixture
-def unchecked():
-    """Lets wrong shapes reach our own errors when annotations are checked too."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def pair(n=12, d=6, dtype=torch.float64, seed=0):

@@ -2,7 +2,6 @@
 
 import math
 
-import jaxtyping
 import pytest
 import torch
 from torch.nn import functional as F
@@ -18,15 +17,6 @@ from cibr.losses.critics import ResidualCritics
 
 N, DIM, DIM_IMAGE, DIM_TEXT = 16, 6, 10, 7
 both = pytest.mark.parametrize("estimator", ["mine", "club"])
-
-
-@pytest.fixture
-def unchecked():
-    """Lets wrong shapes reach our own errors when annotations are checked too."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def build(estimator, beta=0.3, seed=0, **options):

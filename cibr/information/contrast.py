@@ -191,13 +191,10 @@ def discrete_contrast_rows(
         Tidy rows: `temperature, batch_size, dim, seed, trained`, and the nats of `embedding_informations`.
     """
     rows = []
-    for temperature, batch_size, dim, seed in itertools.product(temperatures, batch_sizes, dims, seeds):
-        setting = dict(temperature=temperature, batch_size=batch_size, dim=dim, seed=seed)
-        for trained in (False, True):
-            steps = options if trained else {"n_steps": 0}
-            embeddings, _ = train_discrete(world, **setting, **steps)
-            nats = embedding_informations(world, embeddings, 1 / temperature, seed=seed)
-            rows.append(setting | {"trained": trained} | nats)
+    for setting, trained, steps in _grid(temperatures, batch_sizes, dims, seeds, options):
+        embeddings, _ = train_discrete(world, **setting, **steps)
+        nats = embedding_informations(world, embeddings, 1 / setting["temperature"], seed=setting["seed"])
+        rows.append(setting | {"trained": trained} | nats)
     return pd.DataFrame(rows)
 
 
@@ -223,14 +220,19 @@ def gaussian_contrast_rows(
         Tidy rows: `temperature, batch_size, dim, seed, trained`, and the nats of `linear_encoder_nats`.
     """
     rows = []
+    for setting, trained, steps in _grid(temperatures, batch_sizes, dims, seeds, options):
+        weights, _ = train_gaussian(world, **setting, **steps)
+        nats = linear_encoder_nats(world, weights, setting["temperature"])
+        rows.append(setting | {"trained": trained} | {name: value.item() for name, value in nats.items()})
+    return pd.DataFrame(rows)
+
+
+def _grid(temperatures, batch_sizes, dims, seeds, options):
+    """Every setting twice, before and after training: the setting, whether trained, the training's options."""
     for temperature, batch_size, dim, seed in itertools.product(temperatures, batch_sizes, dims, seeds):
         setting = dict(temperature=temperature, batch_size=batch_size, dim=dim, seed=seed)
         for trained in (False, True):
-            steps = options if trained else {"n_steps": 0}
-            weights, _ = train_gaussian(world, **setting, **steps)
-            nats = {name: value.item() for name, value in linear_encoder_nats(world, weights, temperature).items()}
-            rows.append(setting | {"trained": trained} | nats)
-    return pd.DataFrame(rows)
+            yield setting, trained, options if trained else {"n_steps": 0}
 
 
 def _one_hot(*factors: Tensor) -> Float64[Tensor, "n d"]:
