@@ -26,11 +26,11 @@ from _measure import arguments, medians, peak_mib, show
 
 from cibr import CIBRLoss, DualEncoder, clip_loss
 from cibr.information import sample_vmf
+from cibr.inputs import Batch, encode_images, encode_texts
 from cibr.losses.penalties import vmf_penalty
 from cibr.models.pretrained import ClipBackbone
 from cibr.models.tiny import square_processor, train_tokenizer
-from cibr.train.inputs import Batch
-from cibr.train.step import contrastive_backward, encode_images, encode_texts
+from cibr.train.step import contrastive_backward
 
 SIZES, PART, CLIP_ROWS, CLIP_PART = (256, 1024, 4096), 256, 16, 4
 BETA = 0.05
@@ -179,7 +179,8 @@ def plain_clip(image, text):
 
 
 def penalty(image, text):
-    return BETA * vmf_penalty(image, text, kappa_e=1024.0, kappa_b=10.0)[0]
+    cosine = (image * text).sum(1).mean()
+    return BETA * vmf_penalty({"image": cosine, "text": cosine}, image.shape[1], 1024.0, 10.0)[0]
 
 
 def noise(image, text):

@@ -1,6 +1,6 @@
 """Execute notebooks of the book in place, so that a second run leaves the same bytes.
 
-    python book/execute.py            every notebook in book/
+    python book/execute.py            every notebook in book/ and book/howto/
     python book/execute.py train      book/train.ipynb only
 
 papermill executes each notebook in its own folder, as nbval does, into a temporary file that replaces the
@@ -101,11 +101,11 @@ def main() -> int:
         "names", nargs="*", help="names of notebooks, such as train; none means all"
     )
     names = parser.parse_args().names
-    paths = [BOOK / f"{Path(name).stem}.ipynb" for name in names] or sorted(
-        BOOK.glob("*.ipynb")
-    )
-    if missing := [path.name for path in paths if not path.is_file()]:
+    there = sorted([*BOOK.glob("*.ipynb"), *BOOK.glob("howto/*.ipynb")])
+    known = {path.stem: path for path in there}
+    if missing := [name for name in names if Path(name).stem not in known]:
         parser.error(f"not in {BOOK.name}/: {', '.join(missing)}")
+    paths = [known[Path(name).stem] for name in names] or there
     prepare_environment()
     for path in paths:
         start = time.monotonic()

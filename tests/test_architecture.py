@@ -20,11 +20,13 @@ MAY_IMPORT = {
     "plots_theory": HELPERS | {"plots"},
     "data": HELPERS,
     "models": HELPERS,
+    "inputs": HELPERS | {"models", "data"},
     "results": HELPERS,
     "losses": HELPERS | {"information"},
-    "train": HELPERS | {"models", "losses", "information", "data", "metrics"},
-    "evaluate": HELPERS | {"models", "metrics", "information", "data", "results"},
-    "sweep": HELPERS | {"models", "losses", "information", "data", "metrics", "results", "train", "evaluate"},
+    "train": HELPERS | {"inputs", "models", "losses", "information", "data", "metrics", "results"},
+    "evaluate": HELPERS | {"inputs", "models", "metrics", "information", "data", "results"},
+    "sweep": HELPERS
+    | {"inputs", "models", "losses", "information", "data", "metrics", "results", "train", "evaluate"},
 }
 
 MAX_FILE_LINES = 300

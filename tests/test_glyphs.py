@@ -163,7 +163,7 @@ def test_all_splits_are_drawn_in_seconds(drawn):
 def test_a_second_load_reads_the_cache_and_a_damaged_cache_is_drawn_again(own_cache, monkeypatch):
     first = load_glyphs("validation").load.pixels
     with monkeypatch.context() as patch:
-        patch.setattr(glyphs, "_draw_all", None)
+        patch.setattr(glyphs, "draw_all", None)
         assert np.array_equal(load_glyphs("validation").load.pixels, first)
     (file,) = own_cache.iterdir()
     for damaged in (b"", b"nothing", file.read_bytes()[:5000]):

@@ -172,7 +172,7 @@ def test_the_gaussian_estimator_learns_its_variances(run):
 
 @pytest.mark.parametrize("kind", ["frozen", "clip"])
 def test_pretrained_models_train_and_frozen_towers_do_not_move(build, tmp_path, monkeypatch, kind):
-    from cibr.train import inputs
+    from cibr import inputs
 
     monkeypatch.setattr(inputs, "data_folder", lambda: tmp_path / "data")
     config = configure(model={"clip": "some/clip"}.get(kind, kind), output_dir=str(tmp_path / "out"), epochs=2,

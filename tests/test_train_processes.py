@@ -17,9 +17,9 @@ from processes import finish, free_port, run_together, start
 from test_train_config import write_folder
 
 from cibr import DualEncoder, fit
+from cibr.inputs import prepare
 from cibr.losses import CIBRLoss
 from cibr.train import build_model, configure, load_splits, loop
-from cibr.train.inputs import prepare
 from cibr.train.step import CriticSteps, contrastive_backward
 
 PAIRS = noise_pairs(12)

@@ -5,9 +5,9 @@ import torch
 from accelerate import Accelerator
 from conftest import noise_pairs
 
+from cibr.inputs import encode_images, encode_texts, prepare
 from cibr.losses import CIBRLoss
-from cibr.train.inputs import prepare
-from cibr.train.step import CriticSteps, contrastive_backward, encode_images, encode_texts
+from cibr.train.step import CriticSteps, contrastive_backward
 
 PAIRS = noise_pairs(10)
 

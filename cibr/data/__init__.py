@@ -1,8 +1,8 @@
 """Data sets by name: glyphs made on the spot, local folders, and the sets of the hub.
 
-`load_pairs` turns a name and a split into `Pairs`. A name resolves in this order: ``glyphs``; an
-existing folder, of shards or of images with metadata; ``$CIBR_DATA/wds_<name>``; the hub, for the
-sets that have a card in ``data/datasets.yaml``.
+`load_pairs` turns a name and a split into `Pairs`. A name resolves in this order: ``glyphs`` and
+the zero-shot sets that are drawn here too; an existing folder, of shards or of images with
+metadata; ``$CIBR_DATA/wds_<name>``; the hub, for the sets that have a card in ``data/datasets.yaml``.
 """
 
 import os
@@ -58,9 +58,10 @@ def load_pairs(
     """
     source = resolve(name)
     if source.kind == "glyphs":
+        from cibr.data.glyph_sets import load_glyph_set
         from cibr.data.glyphs import load_glyphs
 
-        return load_glyphs(split)
+        return load_glyphs(split) if source.name == "glyphs" else load_glyph_set(source.name, split)
     options = {"name": source.name, "on_error": on_error, "max_skipped": max_skipped}
     if source.kind == "images":
         return load_folder(source.place, split, **options)
@@ -89,8 +90,9 @@ class Source:
 
     Args:
         name: the data set's name, in messages and tables.
-        kind: ``glyphs``; ``shards`` or ``images`` in a local folder; or shards on the ``hub``.
-        place: the folder or the hub id; empty for glyphs.
+        kind: ``glyphs``, what is drawn here; ``shards`` or ``images`` in a local folder; or shards
+            on the ``hub``.
+        place: the folder or the hub id; empty for what is drawn here.
     """
 
     name: str
@@ -105,16 +107,16 @@ def resolve(name: str | Path) -> Source:
         ValueError: if it leads nowhere, with the nearest known name and the ways to give data.
     """
     name = str(name)
-    if name == "glyphs":
+    card = cards().get(name)
+    if card and card["hub"] is None:
         return Source(name, "glyphs")
     for folder in _folders(name):
         if folder.is_dir():
             shards = (folder / "dataset_type.txt").is_file() or any(folder.glob("*/nshards.txt"))
             title = folder.resolve().name.removeprefix("wds_")
             return Source(title, "shards" if shards else "images", str(folder))
-    hub = cards().get(name, {}).get("hub")
-    if hub:
-        return Source(name, "hub", hub)
+    if card:
+        return Source(name, "hub", card["hub"])
     known = known_datasets()
     raise ValueError(
         f"there is no data set {name!r}{nearest(name, known) or '.'} Known: {', '.join(known)}. "

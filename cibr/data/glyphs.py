@@ -41,6 +41,11 @@ TEMPLATES = (
 )
 
 
+_SHARED = ["character", "name", "category", "typeface", "weight", "slant"]
+FACTORS = [*_SHARED, "size", "x", "y", "ink", "paper", "template"]
+PLAIN = (TEST_FONT_SIZE, 0, 0, 0, 255, 0)  # the nuisance factors, from size to template, of the plain splits
+
+
 class Face(NamedTuple):
     """One font file: `typeface` is the design, `weight` and `slant` its variant."""
 
@@ -60,6 +65,12 @@ SANS = _family("sans", "DejaVuSans", _DEJAVU)
 MONO = _family("mono", "DejaVuSansMono", _DEJAVU)
 SERIF = _family("serif", "DejaVuSerif", ("", "-Bold", "-Italic", "-BoldItalic"))
 STIX = _family("stix", "STIXGeneral", ("", "Bol", "Italic", "BolIta"))
+COMPUTER_MODERN = (  # for Latin letters only: their other code points show what TeX's encodings have there
+    Face("computer modern roman", "regular", "upright", "cmr10.ttf"),
+    Face("computer modern roman", "bold", "upright", "cmb10.ttf"),
+    Face("computer modern sans", "regular", "upright", "cmss10.ttf"),
+    Face("computer modern typewriter", "regular", "upright", "cmtt10.ttf"),
+)
 
 # What each split draws: its faces, its group of characters, and whether nuisance factors vary.
 SPLITS = {
@@ -94,10 +105,7 @@ def load_glyphs(split: str = "train") -> Pairs:
         raise ValueError(f"unknown split {split!r} of glyphs; its splits are {', '.join(SPLITS)}")
     factors = glyph_factors(split)
     captions = [[TEMPLATES[t].format(name)] for t, name in zip(factors["template"], factors["name"], strict=True)]
-    keys = [
-        f"U+{ord(c):04X}/{t}-{w}-{s}"
-        for c, t, w, s in zip(*(factors[k] for k in ("character", "typeface", "weight", "slant")), strict=True)
-    ]
+    keys = sample_keys(factors)
     labels = torch.tensor([ord(c) for c in factors["character"]])
     pixels = _cached_pixels(split, factors)
     return Pairs("glyphs", split, captions, keys, PixelImages(pixels), labels=labels, factors=factors)
@@ -122,11 +130,11 @@ def glyph_characters() -> pd.DataFrame:
     unseen characters and one in forty for its validation, by a hash of the name.
     """
     rows = []
-    for code in sorted(_charmap(SANS[0].file) & _charmap(SERIF[0].file)):
+    for code in sorted(charmap(SANS[0].file) & charmap(SERIF[0].file)):
         character = chr(code)
         name, category = unicodedata.name(character, "").lower(), unicodedata.category(character)
         if name and category[0] in "LNPS" and name not in _BLANK:
-            place = _hash(name)[0] % 40
+            place = hash_numbers(name)[0] % 40
             group = {0: "held-out-test", 1: "held-out-validation"}.get(place, "seen")
             rows.append((character, name, category, group))
     return pd.DataFrame(rows, columns=["character", "name", "category", "group"])
@@ -136,23 +144,40 @@ def glyph_factors(split: str) -> pd.DataFrame:
     """The factors of every sample of a split, shared and nuisance, without drawing anything."""
     faces, group, varied = SPLITS[split]
     characters = glyph_characters()
-    characters = characters[characters["group"] == group]
+    return sample_factors(characters[characters["group"] == group], faces, n_draws=int(varied))
+
+
+def sample_factors(characters: pd.DataFrame, faces: tuple[Face, ...], n_draws: int = 0) -> pd.DataFrame:
+    """The factors of characters in every face that has them, in the order of the characters.
+
+    Args:
+        characters: rows of `glyph_characters`.
+        faces: the faces to draw them in.
+        n_draws: how many samples with nuisance factors of their own a character has in a face; with 0 it
+            has one sample, drawn plainly.
+
+    Returns:
+        One row a sample, with the columns `FACTORS`.
+    """
     rows = []
     for character, name, category in characters[["character", "name", "category"]].itertuples(index=False):
         for face in faces:
-            if ord(character) in _charmap(face.file) and (name, face.file) not in _BLANK_IN:
-                nuisance = _draw_factors(f"{name}/{face.file}") if varied else _PLAIN
-                rows.append((character, name, category, *face[:3], *nuisance))
-    columns = ["character", "name", "category", "typeface", "weight", "slant"]
-    return pd.DataFrame(rows, columns=[*columns, "size", "x", "y", "ink", "paper", "template"])
+            if ord(character) in charmap(face.file) and (name, face.file) not in _BLANK_IN:
+                keys = [f"{name}/{face.file}" + (f"/{draw}" if draw else "") for draw in range(n_draws)]
+                for nuisance in map(nuisance_factors, keys) if keys else [PLAIN]:
+                    rows.append((character, name, category, *face[:3], *nuisance))
+    return pd.DataFrame(rows, columns=FACTORS)
 
 
-_PLAIN = (TEST_FONT_SIZE, 0, 0, 0, 255, 0)
+def sample_keys(factors: pd.DataFrame) -> list[str]:
+    """The samples' names: code point and face; samples that share both share the name."""
+    columns = (factors[column] for column in ("character", "typeface", "weight", "slant"))
+    return [f"U+{ord(c):04X}/{t}-{w}-{s}" for c, t, w, s in zip(*columns, strict=True)]
 
 
-def _draw_factors(key: str) -> tuple[int, int, int, int, int, int]:
+def nuisance_factors(key: str) -> tuple[int, int, int, int, int, int]:
     """Size, offsets, ink, paper and template as a hash of the sample's key."""
-    draw = _hash(key)
+    draw = hash_numbers(key)
     size, x, y = 18 + draw[0] % 10, draw[1] % 5 - 2, draw[2] % 5 - 2
     contrast = MIN_CONTRAST + draw[3] % (256 - MIN_CONTRAST)
     dark = draw[4] % (256 - contrast)
@@ -160,7 +185,8 @@ def _draw_factors(key: str) -> tuple[int, int, int, int, int, int]:
     return size, x, y, ink, paper, draw[6] % len(TEMPLATES)
 
 
-def _hash(key: str) -> tuple[int, ...]:
+def hash_numbers(key: str) -> tuple[int, ...]:
+    """Eight numbers of 32 bits that a key alone decides."""
     digest = hashlib.sha256(key.encode()).digest()
     return tuple(int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4))
 
@@ -195,13 +221,14 @@ def _cached_pixels(split: str, factors: pd.DataFrame) -> np.ndarray:
                 return pixels
         except (ValueError, EOFError):
             pass  # a damaged cache is drawn again
-    pixels = _draw_all(factors)
+    pixels = draw_all(factors)
     _save(file, pixels)
     return pixels
 
 
-def _draw_all(factors: pd.DataFrame) -> np.ndarray:
-    files = {face[:3]: face.file for face in SANS + MONO + SERIF + STIX}
+def draw_all(factors: pd.DataFrame) -> np.ndarray:
+    """Pixels [n, 32, 32] of the samples whose factors are given, one row a sample."""
+    files = {face[:3]: face.file for face in SANS + MONO + SERIF + STIX + COMPUTER_MODERN}
     columns = ["character", "typeface", "weight", "slant", "size", "x", "y", "ink", "paper"]
     pixels = np.empty((len(factors), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     for i, (character, *face, size, x, y, ink, paper) in enumerate(factors[columns].itertuples(index=False)):
@@ -227,7 +254,8 @@ def _font_path(file: str) -> str:
 
 
 @cache
-def _charmap(file: str) -> frozenset[int]:
+def charmap(file: str) -> frozenset[int]:
+    """The code points that a font file draws."""
     return frozenset(FT2Font(_font_path(file)).get_charmap())
 
 

@@ -36,6 +36,7 @@ class Pairs:
         factors: nuisance factors that vary beside the content, one row an image.
         n_skipped: how many samples were left out as unusable.
         classnames: the names that the labels number, in a set made for classification.
+        templates: prompt templates for zero-shot classification, with ``{c}`` for the class's name.
 
     Raises:
         ValueError: if the lengths disagree, or an image has no text.
@@ -50,6 +51,7 @@ class Pairs:
     factors: pandas.DataFrame | None = None
     n_skipped: int = 0
     classnames: list[str] | None = None
+    templates: list[str] | None = None
 
     def __post_init__(self) -> None:
         self.captions = [clean_texts(texts) for texts in self.captions]
@@ -90,6 +92,30 @@ class Pairs:
         """Returns the index of the image of each of `texts()`."""
         n_texts = torch.tensor([len(texts) for texts in self.captions], dtype=torch.long)
         return torch.repeat_interleave(torch.arange(len(self)), n_texts)
+
+    def prompts(self) -> list[list[str]]:
+        """Returns the prompts of each class, for zero-shot classification: its name in every template.
+
+        Raises:
+            ValueError: if the set has no class names, no templates, or a template without ``{c}``.
+        """
+        wanted = {
+            "class names": ("classnames.txt", self.classnames),
+            "prompt templates": ("zeroshot_classification_templates.txt", self.templates),
+        }
+        for part, (file, lines) in wanted.items():
+            if not lines:
+                raise ValueError(
+                    f"{self.name} has no {part}, which zero-shot classification needs: put {file} into the "
+                    "set's folder, one a line"
+                )
+        for template in self.templates:
+            if "{c}" not in template:
+                raise ValueError(
+                    f"{self.name} has the prompt template {template!r} without {{c}}: write {{c}} where the "
+                    "class's name goes, in zeroshot_classification_templates.txt"
+                )
+        return [[template.replace("{c}", name) for template in self.templates] for name in self.classnames]
 
     def subset(self, indices: Indices) -> "Pairs":
         """Returns the pairs of these indices, in their order; an index may come more than once.

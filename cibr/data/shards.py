@@ -3,7 +3,8 @@
 The layout is that of the hub's ``clip-benchmark/wds_*`` sets. ``<split>/nshards.txt`` holds the
 number of shards, ``<split>/0.tar``, ``1.tar``, ... hold the samples. A sample is the members that
 share a name up to its first dot: an image (``.jpg``, ``.jpeg``, ``.png``, ``.webp``) with ``.txt``
-(captions, one a line) or ``.cls`` (the class's index into the lines of ``classnames.txt``).
+(captions, one a line) or ``.cls`` (the class's index into the lines of ``classnames.txt``; beside
+it ``zeroshot_classification_templates.txt`` holds prompts with ``{c}`` for the class).
 Tar files are indexed once; an image is then read by its offset. Only texts are held in memory.
 """
 
@@ -51,7 +52,7 @@ def load_shards(
         cache_dir: where files from the hub are kept; by default in the hub's own cache.
 
     Returns:
-        The pairs; with labels and class names if the samples have ``.cls``.
+        The pairs; with labels, class names and prompt templates if the samples have ``.cls``.
 
     Raises:
         FileNotFoundError: if the split, a shard or another file is missing.
@@ -72,8 +73,9 @@ def load_shards(
     captions = [sample.captions for sample in samples]
     if labels is not None:
         captions = [own or [classnames[i]] for own, i in zip(captions, labels.tolist(), strict=True)]
+    templates = None if classnames is None else _templates(files)
     load = ShardImages(shards, keys, places)
-    pairs = Pairs(name, split, captions, keys, load, labels=labels, classnames=classnames)
+    pairs = Pairs(name, split, captions, keys, load, labels=labels, classnames=classnames, templates=templates)
     return without_undecodable(pairs, skips)
 
 
@@ -203,6 +205,15 @@ def _labels(
         except ValueError as error:
             skips.add(error)
     return labelled, torch.tensor(labels, dtype=torch.long), classnames
+
+
+def _templates(files: LocalFiles | HubFiles) -> list[str] | None:
+    """Returns the prompt templates, or None if the set has none: only zero-shot classification needs them."""
+    try:
+        file = files.fetch("zeroshot_classification_templates.txt")
+    except FileNotFoundError:
+        return None
+    return clean_texts(file.read_text(encoding="utf-8-sig").splitlines()) or None
 
 
 def _n_shards(files: LocalFiles | HubFiles, split: str, name: str) -> int:

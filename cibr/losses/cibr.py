@@ -4,11 +4,11 @@
 
 after Ji et al. (2025, arXiv 2503.24182), who published no code. With `vmf` and `gaussian`
 R is replaced by the upper bounds of `cibr.information`, so that minimising the sum is
-sound for every backward encoder. With `mine`, the paper's choice, and `club` it is
-estimated by critics that train beside the encoders.
+sound for every backward encoder; `siblings` and `crossfit` are that of `vmf` with a
+backward encoder that a finite sample cannot satisfy by heart. With `mine`, the paper's
+choice, and `club` it is estimated by critics that train beside the encoders.
 """
 
-import difflib
 import math
 
 import torch
@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cibr.information import info_nce_nats, sample_vmf
+from cibr.losses.backward import crossfitted_means, sibling_means
 from cibr.losses.contrastive import Number, check_shapes, clip_loss, full_precision
 from cibr.losses.critics import CRITIC_ESTIMATORS, ResidualCritics, held_fixed
-from cibr.losses.penalties import checked_log_variances, gaussian_penalty, vmf_penalty
+from cibr.losses.penalties import checked_log_variances, gaussian_penalty, vmf_penalty, weigh
+from cibr.names import nearest
 
-ESTIMATORS = ("vmf", "gaussian", *CRITIC_ESTIMATORS)
+VMF_ESTIMATORS = ("vmf", "siblings", "crossfit")
+ESTIMATORS = (*VMF_ESTIMATORS, "gaussian", *CRITIC_ESTIMATORS)
 
 
 def beta_at(progress: Number, beta: Number) -> float:
@@ -59,7 +62,9 @@ class CIBRLoss(nn.Module):
 
     With `vmf`, e(z|x_v) = vMF(mu_v, kappa_e) and b(z|x_t) = vMF(mu_t, kappa_b), and the
     same with v and t exchanged: the penalty is kappa_b A_d(kappa_e) (1 - cosine) plus a
-    constant. With `gaussian`, e(z|x_v) = N(mu_v, diag exp(image_log_variance)) and
+    constant. `siblings` and `crossfit` centre b elsewhere, see `cibr.losses.backward`;
+    `siblings` reads the labels, and rows without a sibling do not count. With
+    `gaussian`, e(z|x_v) = N(mu_v, diag exp(image_log_variance)) and
     b(z|x_t) = N(mu_t, diag exp(text_log_variance)); the sample is normalised before it
     is compared, which can only lose information, so the bound stays a bound. With `mine`
     and `club`, e is that of `vmf`, the residual is estimated by `critics` (see
@@ -73,7 +78,9 @@ class CIBRLoss(nn.Module):
         beta: weight of the penalty, >= 0.
         estimator: one of `ESTIMATORS`.
         kappa_e: concentration of the encoders (all but gaussian).
-        kappa_b: concentration of the backward encoders in the penalty (vmf).
+        kappa_b: concentration of the backward encoders in the penalty (vmf, siblings, crossfit).
+        text_weight: the texts' share of R, in [0, 1]; 1/2 in its definition, 1 leaves the images alone.
+        stop_gradient: hold the backward encoders fixed, so that only e moves (not mine and club).
         sample: compare samples of e(z|x) rather than its means, in training and in
             evaluation alike: the noise is part of what the terms mean.
         dims: widths of the embeddings, of the image tower's and of the text tower's
@@ -93,13 +100,17 @@ class CIBRLoss(nn.Module):
         kappa_b: Number = 10.0,
         sample: bool = True,
         dims: tuple[int, int, int] | None = None,
+        text_weight: Number = 0.5,
+        stop_gradient: bool = False,
     ):
         super().__init__()
         if estimator not in ESTIMATORS:
-            near = difflib.get_close_matches(str(estimator), ESTIMATORS, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}: did you mean {near!r}?"
-            )
+            near = nearest(estimator, ESTIMATORS)
+            raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}{near}")
+        if not 0 <= text_weight <= 1:
+            raise ValueError(f"text_weight is the texts' share of the penalty, in [0, 1]; got {text_weight}")
+        if stop_gradient and estimator in CRITIC_ESTIMATORS:
+            raise ValueError(f"{estimator!r} has no backward encoder to hold fixed: leave stop_gradient out")
         for name, kappa in (("kappa_e", kappa_e), ("kappa_b", kappa_b)):
             if not 0 < kappa < math.inf:
                 raise ValueError(
@@ -110,6 +121,7 @@ class CIBRLoss(nn.Module):
         self.estimator = estimator
         self.kappa_e, self.kappa_b = float(kappa_e), float(kappa_b)
         self.sample = sample
+        self.text_weight, self.stop_gradient = float(text_weight), stop_gradient
         self.critics = None
         if estimator in CRITIC_ESTIMATORS:
             if dims is None or len(dims) != 3:
@@ -122,7 +134,8 @@ class CIBRLoss(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"beta={self.beta}, estimator={self.estimator!r}, kappa_e={self.kappa_e}, "
-            f"kappa_b={self.kappa_b}, sample={self.sample}"
+            f"kappa_b={self.kappa_b}, sample={self.sample}, text_weight={self.text_weight}, "
+            f"stop_gradient={self.stop_gradient}"
         )
 
     def forward(
@@ -180,10 +193,13 @@ class CIBRLoss(nn.Module):
             z_image, z_text = self._sample(image, text, log_variances, generator)
         contrastive = clip_loss(z_image, z_text, logit_scale, labels)
         with torch.set_grad_enabled(beta > 0 and torch.is_grad_enabled()):
-            if self.estimator == "vmf":
-                penalty, reports = vmf_penalty(image, text, self.kappa_e, self.kappa_b)
+            if self.estimator in VMF_ESTIMATORS:
+                cosines = self._cosines(image, text, labels)
+                kappas = (self.kappa_e, self.kappa_b)
+                penalty, reports = vmf_penalty(cosines, image.shape[1], *kappas, self.text_weight)
             elif self.estimator == "gaussian":
-                penalty, reports = gaussian_penalty(image, text, *log_variances)
+                sides = ((image, log_variances[0]), (text, log_variances[1]))
+                penalty, reports = gaussian_penalty(*sides, self.text_weight, self.stop_gradient)
             else:
                 pooled = {"image": image_pooled, "text": text_pooled}
                 penalty, reports = self._estimated_penalty(z_image, z_text, pooled, contrastive)
@@ -192,6 +208,30 @@ class CIBRLoss(nn.Module):
         terms["loss"] = contrastive + weighted
         terms["mi_lower_bound_nats"] = info_nce_nats(contrastive.detach(), len(image))
         return terms | {name: value.detach().to(contrastive) for name, value in reports.items()}
+
+    def _cosines(self, image, text, labels):
+        """Mean cosine of each modality's embeddings with the centres of its backward encoder."""
+        if self.estimator == "siblings":
+            if labels is None or len(labels.unique()) == len(labels):
+                raise ValueError(
+                    "the estimator 'siblings' needs rows that share a label: pass labels, and batches that hold "
+                    "several captions of a picture or several pictures of a text (group_size=2 in a run)"
+                )
+            image_centres, counted = sibling_means(image, labels)
+            text_centres, _ = sibling_means(text, labels)
+            image, text = image[counted], text[counted]
+            image_centres, text_centres = image_centres[counted], text_centres[counted]
+        elif self.estimator == "crossfit":
+            image_centres = crossfitted_means(text, image, labels)
+            text_centres = crossfitted_means(image, text, labels)
+        else:
+            image_centres, text_centres = text, image
+        if self.stop_gradient:
+            image_centres, text_centres = image_centres.detach(), text_centres.detach()
+        return {
+            "image": (image * image_centres).sum(1).mean(),
+            "text": (text * text_centres).sum(1).mean(),
+        }
 
     def _sample(self, image, text, log_variances, generator):
         if log_variances is None:
@@ -209,7 +249,7 @@ class CIBRLoss(nn.Module):
     def _estimated_penalty(self, z_image, z_text, pooled, contrastive):
         shared = info_nce_nats(contrastive, len(z_image))
         residual = held_fixed(self.critics, {"image": z_image, "text": z_text}, pooled, shared)
-        penalty = (residual["image"] + residual["text"]) / 2
+        penalty = weigh(residual, self.text_weight)
         reports = {f"residual_{side}_nats": value for side, value in residual.items()}
         return penalty, reports | {"penalty_excess": penalty}
 

@@ -57,36 +57,38 @@ def checked_log_variances(
 
 
 def vmf_penalty(
-    image: Float[Tensor, "n d"], text: Float[Tensor, "n d"], kappa_e: float, kappa_b: float
+    cosines: dict[str, Float[Tensor, ""]], dim: int, kappa_e: float, kappa_b: float, text_weight: float = 0.5
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """kappa_b A_d(kappa_e) (1 - mean cosine) above the floor; reported at the kappa_b that fits."""
-    dim = image.shape[1]
+    """kappa_b A_d(kappa_e) (1 - mean cosine) above the floor; reported at the kappa_b that fits.
+
+    `cosines` has the mean cosine of each modality's embeddings with the centres of its backward encoder.
+    """
     constants = _vmf_constants(kappa_e, kappa_b, dim)
-    cosine = (image * text).sum(1).mean()
-    excess = constants["slope"] * (1 - cosine)
-    residual = _fitted_residual_nats(cosine, constants, dim)
-    reports = {
-        "residual_image_nats": residual,
-        "residual_text_nats": residual,
-        "penalty_excess": excess,
-    }
-    return constants["floor"] + excess, reports
+    residuals = {side: _fitted_residual_nats(cosine, constants, dim) for side, cosine in cosines.items()}
+    excess = constants["slope"] * (1 - weigh(cosines, text_weight))
+    reports = {f"residual_{side}_nats": residual for side, residual in residuals.items()}
+    return constants["floor"] + excess, reports | {"penalty_excess": excess}
 
 
 def gaussian_penalty(
-    image: Float[Tensor, "n d"],
-    text: Float[Tensor, "n d"],
-    image_log_variance: Float[Tensor, "n d"],
-    text_log_variance: Float[Tensor, "n d"],
+    image: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]],
+    text: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]],
+    text_weight: float = 0.5,
+    stop_gradient: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The mean of both divergences, which are the upper bounds themselves."""
-    forward = (image, image_log_variance, text, text_log_variance)
-    residual_image = gaussian_kl_nats(*forward).mean()
-    residual_text = gaussian_kl_nats(*forward[2:], *forward[:2]).mean()
-    penalty = (residual_image + residual_text) / 2
-    reports = {
-        "residual_image_nats": residual_image,
-        "residual_text_nats": residual_text,
-        "penalty_excess": penalty,
+    """The weighted mean of both divergences, which are the upper bounds themselves; means and log variances."""
+
+    def divergence(encoder, backward):
+        backward = [part.detach() for part in backward] if stop_gradient else backward
+        return gaussian_kl_nats(*encoder, *backward).mean()
+
+    residuals = {"image": divergence(image, text), "text": divergence(text, image)}
+    penalty = weigh(residuals, text_weight)
+    return penalty, {f"residual_{side}_nats": value for side, value in residuals.items()} | {
+        "penalty_excess": penalty
     }
-    return penalty, reports
+
+
+def weigh(sides: dict[str, Tensor], text_weight: float) -> Tensor:
+    """The mean over both modalities in which the text's has this weight."""
+    return (1 - text_weight) * sides["image"] + text_weight * sides["text"]

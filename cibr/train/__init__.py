@@ -3,9 +3,8 @@
 `python -m cibr.train config.json` runs what the notebook runs.
 """
 
+from cibr.inputs import embed_pairs, prepare
 from cibr.train.config import RunConfig, build_model, check_parameters, configure, load_splits
-from cibr.train.embed import embed_pairs
-from cibr.train.inputs import prepare
 from cibr.train.loop import fit
 
 __all__ = [

@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 
 from cibr.data import Pairs, available_splits, load_pairs, resolve
+from cibr.data.changes import exchange_captions, keep_fraction
 from cibr.data.pairs import Skips
-from cibr.losses import ESTIMATORS
+from cibr.losses import BASELINES, ESTIMATORS
 from cibr.models import DualEncoder, model_kind
 from cibr.names import nearest
 from cibr.paths import project_root
@@ -40,7 +41,7 @@ class RunConfig:
         dataset: a data set's name or a folder; see `cibr.load_pairs`.
         model: `tiny`, `frozen`, or a `CLIPModel` by folder or hub id.
         beta: weight of the penalty; 0 is CLIP.
-        estimator: which bound of the residual information the penalty is.
+        estimator: which bound of the residual information the penalty is, or a baseline of `cibr.losses`.
         epochs, batch_size, learning_rate, temperature, weight_decay: the optimisation (AdamW, one cycle).
         dropout: in the heads, and in the text tower of `tiny`.
         seed: of weights, order, captions, dropout and noise.
@@ -48,6 +49,11 @@ class RunConfig:
         micro_batch_size: rows that go through the encoders at once; 0 for the whole batch.
         learn_temperature: whether training moves the temperature.
         kappa_e, kappa_b: concentrations of the encoder's and the backward von Mises-Fisher distributions.
+        text_weight, stop_gradient: the texts' share of the penalty, and whether only the encoder that is penalised
+            moves; see `CIBRLoss`.
+        group_size: rows of a batch that are pictures of one label, or captions of one picture; 1 for none.
+        train_fraction, caption_noise: the share of the training pictures that is used, and the share of those
+            that gets the captions of others.
         mixed_precision: `no`, or `bf16` for the encoders; the loss stays in float32.
         critic_steps: steps of the critics' own optimiser before each step (mine and club).
         checkpoint_every: steps between checkpoints within an epoch; 0 for one at the end of each epoch.
@@ -72,6 +78,11 @@ class RunConfig:
     learn_temperature: bool = False
     kappa_e: float = 1024.0
     kappa_b: float = 10.0
+    text_weight: float = 0.5
+    stop_gradient: bool = False
+    group_size: int = 1
+    train_fraction: float = 1.0
+    caption_noise: float = 0.0
     mixed_precision: str = "no"
     critic_steps: int = 1
     checkpoint_every: int = 0
@@ -104,11 +115,14 @@ def configure(**parameters: Any) -> RunConfig:
             raise ValueError(f"unknown parameter {name!r}{nearest(name, known) or '.'} Known: {', '.join(known)}")
     config = RunConfig(**{name: _typed(name, value) for name, value in parameters.items()})
     source, kind = resolve(config.dataset), model_kind(config.model)
-    if config.estimator not in ESTIMATORS:
+    penalties = (*ESTIMATORS, *BASELINES)
+    if config.estimator not in penalties:
         raise ValueError(
-            f"unknown estimator {config.estimator!r}{nearest(config.estimator, ESTIMATORS) or '.'} "
-            f"Known: {', '.join(ESTIMATORS)}"
+            f"unknown estimator {config.estimator!r}{nearest(config.estimator, penalties) or '.'} "
+            f"Known: {', '.join(penalties)}"
         )
+    if config.estimator == "siblings" and config.group_size < 2:
+        raise ValueError("the estimator 'siblings' compares rows of one group: set group_size to 2 or more")
     preset = PRESETS.get((source.name, kind), PRESETS["*", kind])
     config = replace(config, **{k: v for k, v in preset.items() if getattr(config, k) == _PRESET[k]})
     if not config.output_dir:
@@ -133,6 +147,10 @@ _RANGES = {
     "seed": (0, 2**32 - 1, "a whole number from 0"),
     "kappa_e": (1e-3, 1e5, "a concentration between 1e-3 and 1e5"),
     "kappa_b": (1e-3, 1e5, "a concentration between 1e-3 and 1e5"),
+    "text_weight": (0, 1, "the texts' share of the penalty; 0.5 in its definition"),
+    "group_size": (1, 64, "rows of a batch that belong together; 1 for none"),
+    "train_fraction": (1e-9, 1, "the share of the training pictures, above 0 and at most 1"),
+    "caption_noise": (0, 1, "a share of the training pictures"),
     "critic_steps": (1, 100, "one to five are usual"),
     "checkpoint_every": (0, math.inf, "a number of steps, or 0 for the end of each epoch"),
     "max_skipped": (0, math.inf, "a number of samples"),
@@ -210,6 +228,7 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
     else:
         train, validation = _hold_out(train)
     test = load_pairs(config.dataset, "test", **options) if "test" in there else validation
+    train = exchange_captions(keep_fraction(train, config.train_fraction), config.caption_noise)
     return train, validation, test
 
 

@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,14 +20,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cibr.data import Pairs
+from cibr.inputs import Batch, Inputs, prepare
 from cibr.losses import beta_at
 from cibr.models import DualEncoder
 from cibr.train.checkpoint import newest_checkpoint, remove_checkpoints, write_checkpoint
 from cibr.train.config import RunConfig
 from cibr.train.embed import recalls
 from cibr.train.guards import StopRequest, Terminated, own_errors, say_once
-from cibr.train.inputs import Batch, Inputs, prepare
 from cibr.train.optimise import build_loss, build_optimizer, check_pairs, precision, rows_a_process
+from cibr.train.order import epoch_rows
 from cibr.train.output import provenance, writable, write_text
 from cibr.train.state import check_agreement, identity, pack, share_weights, unpack
 from cibr.train.step import contrastive_backward
@@ -79,6 +81,8 @@ def _fit(model, train, validation, config, accelerator) -> pd.DataFrame:
             None if pairs is None else prepare(model, pairs, config.truncate_texts, accelerator.device)
             for pairs in (train, validation)
         ]
+    if config.group_size > 1 and train.labels is None:  # captions of one picture are what its rows share
+        sets[0] = replace(sets[0], labels=train.text_to_image())
     run = _Run(model, config, accelerator, sets[0])
     run.resume()
     quiet = {} if accelerator.is_main_process else {"disable": True}  # otherwise TQDM_DISABLE decides
@@ -184,15 +188,11 @@ class _Run:
 
     def _rows(self, epoch: int) -> list[tuple[Tensor, Tensor]]:
         """This process's image and text rows of every batch of an epoch; the same order for any split."""
-        generator = torch.Generator().manual_seed(self.config.seed + 15_485_863 * (epoch + 1))
-        n, text_to_image = len(self.inputs.pairs), self.inputs.pairs.text_to_image()
-        order = torch.randperm(n, generator=generator)
-        n_texts = torch.bincount(text_to_image, minlength=n)
-        texts = n_texts.cumsum(0) - n_texts + (torch.rand(n, generator=generator) * n_texts).long()
+        images, texts = epoch_rows(self.inputs.pairs, self.config.group_size, self.config.seed, epoch)
         first = self.accelerator.process_index * self.rows_here
         starts = (i * self.batch_size + first for i in range(self.steps_per_epoch))
-        rows = [order[start : start + self.rows_here] for start in starts]
-        return [(r, texts[r]) for r in rows]
+        rows = [slice(start, start + self.rows_here) for start in starts]
+        return [(images[r], texts[r]) for r in rows]
 
     def _everywhere(self, stop: StopRequest) -> bool:
         """Whether any process was told to stop; the same answer on all of them."""

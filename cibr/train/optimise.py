@@ -7,10 +7,10 @@ from accelerate import Accelerator
 from torch.optim.lr_scheduler import OneCycleLR
 
 from cibr.data import Pairs
-from cibr.losses import CIBRLoss
+from cibr.inputs import text_labels
+from cibr.losses import BASELINES, BaselineLoss, CIBRLoss
 from cibr.models import DualEncoder
 from cibr.train.config import RunConfig
-from cibr.train.inputs import text_labels
 from cibr.train.step import CriticSteps
 
 WARM_UP = 0.15  # of the steps
@@ -59,8 +59,10 @@ def rows_a_process(batch_size: int, n_pairs: int, accelerator: Accelerator) -> i
     return wanted // world
 
 
-def build_loss(model: DualEncoder, config: RunConfig) -> tuple[CIBRLoss, CriticSteps | None]:
+def build_loss(model: DualEncoder, config: RunConfig) -> tuple[CIBRLoss | BaselineLoss, CriticSteps | None]:
     """The loss and, if it has critics, their optimiser; the seed decides their weights."""
+    if config.estimator in BASELINES:
+        return BaselineLoss(config.estimator, config.beta, config.kappa_e), None
     torch.manual_seed(config.seed)
     backbone = model.backbone
     loss_fn = CIBRLoss(
@@ -70,6 +72,8 @@ def build_loss(model: DualEncoder, config: RunConfig) -> tuple[CIBRLoss, CriticS
         kappa_b=config.kappa_b,
         sample=config.beta > 0,
         dims=(model.dim, backbone.dim_image_pooled, backbone.dim_text_pooled),
+        text_weight=config.text_weight,
+        stop_gradient=config.stop_gradient,
     ).to(model.log_logit_scale.device)
     if loss_fn.critics is None:
         return loss_fn, None

@@ -1,15 +1,11 @@
 """What a run leaves in its folder beside model and checkpoints: its history and where it came from."""
 
-import subprocess
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cibr.paths import in_checkout, project_root
+from cibr import results
 from cibr.train.config import RunConfig
-
-VERSIONS_OF = ("cibr", "torch", "transformers", "accelerate", "numpy")
 
 
 def writable(folder: Path) -> Path:
@@ -44,23 +40,4 @@ def write_text(file: Path, text: str) -> None:
 
 def provenance(config: RunConfig) -> dict[str, Any]:
     """The configuration with the versions and the commit that ran it."""
-    versions = {name: _version(name) for name in VERSIONS_OF}
-    return {"configuration": config.to_dict(), "versions": versions, "commit": _commit()}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # a checkout that runs without being installed
-        return None
-
-
-def _commit() -> str | None:
-    """The checkout's commit, with `+` when files differ from it; None outside a checkout."""
-    if not in_checkout():
-        return None
-    try:
-        call = ["git", "-C", str(project_root()), "describe", "--always", "--dirty=+", "--abbrev=12"]
-        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    return {"configuration": config.to_dict(), **results.provenance()}

@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
+from cibr.inputs import Batch, encode_images, encode_texts
 from cibr.losses import CIBRLoss
 from cibr.models import DualEncoder, Encoded
-from cibr.train.inputs import Batch
 
 BUCKET = 2**24  # entries of gradients that are summed over processes at once
 
@@ -27,18 +27,6 @@ class CriticSteps(NamedTuple):
 
     optimizer: torch.optim.Optimizer
     n_steps: int = 1
-
-
-def encode_images(model: DualEncoder, images: Tensor) -> Encoded:
-    """Images of `Inputs`: bytes, or pooled features of a frozen tower."""
-    if model.kind == "frozen":
-        return model.project_images(images)
-    return model.encode_images(model.normalise(images))
-
-
-def encode_texts(model: DualEncoder, texts: tuple[Tensor, ...]) -> Encoded:
-    """Texts of `Inputs`: token ids and mask, or pooled features of a frozen tower."""
-    return model.project_texts(*texts) if model.kind == "frozen" else model.encode_texts(*texts)
 
 
 def contrastive_backward(

@@ -6,9 +6,10 @@ import pytest
 import torch
 from conftest import TEXTS, noise_pairs
 
+from cibr import inputs
 from cibr.data import Pairs
-from cibr.train import inputs
-from cibr.train.inputs import prepare, text_labels
+from cibr.inputs import digest_model, embed_pairs, prepare, text_labels
+from cibr.models import DualEncoder
 
 PAIRS = noise_pairs(23, n_captions=3)
 
@@ -152,6 +153,41 @@ def test_a_cache_that_cannot_be_written_only_costs_the_time(build, tmp_path, mon
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(inputs, "data_folder", lambda: tmp_path / "file")
     assert len(prepare(build("frozen"), PAIRS).images) == 23
+
+
+@pytest.mark.parametrize("kind", ["tiny", "frozen", "clip"])
+def test_embeddings_are_those_of_the_model_with_the_texts_that_were_asked_for(build, store, kind):
+    model, prompts = build(kind).train(), TEXTS[:4]
+    inputs_of_prompts = prepare(model, PAIRS, texts=prompts, digests=digest_model(model))
+    before = torch.get_rng_state()
+    images, texts = embed_pairs(model, inputs_of_prompts, batch_size=7)
+    assert torch.equal(torch.get_rng_state(), before) and model.training
+    assert torch.allclose(images, model.embed_images(list(PAIRS.images())), atol=1e-5)
+    assert torch.allclose(texts, model.embed_texts(prompts), atol=1e-5)
+    assert inputs_of_prompts.labels.tolist() == [0, 1, 2, 3]
+    assert len(embed_pairs(model, prepare(model, PAIRS))[1]) == len(PAIRS.texts())
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_pictures_that_do_not_fit_in_memory_are_embedded_alike(build, monkeypatch):
+    model = build("tiny")
+    expected = embed_pairs(model, prepare(model, PAIRS), batch_size=10)
+    monkeypatch.setattr(inputs, "IN_MEMORY", 0)
+    found = embed_pairs(model, prepare(model, PAIRS), batch_size=10)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("kind", ["tiny", "frozen", "clip"])
+def test_a_saved_model_has_the_digests_of_the_one_in_memory_and_another_has_not(build, tmp_path, kind):
+    model = build(kind)
+    first = digest_model(model)
+    assert digest_model(DualEncoder.from_pretrained(model.save_pretrained(tmp_path))) == first
+    head = model.backbone.image_head
+    next(head.parameters()).data.neg_()
+    changed = digest_model(model)
+    assert changed.model != first.model and changed[:2] == first[:2]
+    model.processor.image_mean = [0.1, 0.2, 0.3]
+    assert digest_model(model).image != first.image and digest_model(model).text == first.text
 
 
 def test_equal_captions_get_equal_labels_unless_the_pairs_have_their_own():

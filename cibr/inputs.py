@@ -1,12 +1,14 @@
 """What the encoders read of a set of pairs, as tensors: pictures as bytes, or a frozen tower's pooled features.
 
-Texts are tokenised once. Small sets of pictures are held in memory, larger ones are decoded batch by batch in
-worker processes. A frozen tower's features are computed once, in parts, and kept under `data/cache`, so that a
-killed extraction goes on where it stopped and a second run begins at once.
+`prepare` makes them and `embed_pairs` takes them through a model, in training and evaluation alike. Texts are
+tokenised once. Small sets of pictures are held in memory, larger ones are decoded batch by batch in worker
+processes. A frozen tower's features are computed once, in parts, and kept under `data/cache`, so that a killed
+extraction goes on where it stopped and a second run begins at once.
 """
 
 import hashlib
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,12 +25,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from cibr.data import Pairs
-from cibr.models import DualEncoder
+from cibr.models import DualEncoder, Encoded
 from cibr.paths import data_folder
 
 IN_MEMORY = 2**30  # bytes of pictures that are held decoded
 PART = 2048  # rows of a part of an extraction
 AT_ONCE = 16  # pictures that are held at full size
+NO_SETTINGS = ("architectures", "transformers_version", "_name_or_path")  # of a config: change no feature
 
 
 class Batch(NamedTuple):
@@ -61,7 +64,7 @@ class Inputs(Dataset):
     def text_rows(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Texts by their number in `pairs.texts()`, token ids cut to the longest of them."""
         texts = tuple(part[rows] for part in self.texts)
-        if len(texts) == 2:
+        if len(texts) == 2 and len(rows):
             longest = int(texts[1].sum(1).max())
             texts = tuple(part[:, :longest] for part in texts)
         return texts
@@ -69,22 +72,81 @@ class Inputs(Dataset):
     def loader(self, rows: list[tuple[Tensor, Tensor]]) -> DataLoader:
         """Batches in the order of `rows`, decoded in worker processes where pictures are not in memory."""
         workers = 0 if self.images is not None else min(8, os.cpu_count() or 1)
-        return DataLoader(self, batch_size=None, sampler=rows, num_workers=workers)
+        own = torch.Generator()  # the loader draws a seed for its workers, and not from the global stream
+        return DataLoader(self, batch_size=None, sampler=rows, num_workers=workers, generator=own)
+
+
+class Digests(NamedTuple):
+    """What features depend on, as `digest_model` finds it: each side's tower and its input, and all of a model."""
+
+    image: bytes
+    text: bytes
+    model: str
 
 
 def prepare(
-    model: DualEncoder, pairs: Pairs, truncate: bool = False, device: torch.device | str = "cpu"
+    model: DualEncoder,
+    pairs: Pairs,
+    truncate: bool = False,
+    device: torch.device | str = "cpu",
+    *,
+    texts: list[str] | None = None,
+    digests: Digests | None = None,
 ) -> Inputs:
     """The inputs of a model for a set of pairs.
+
+    Args:
+        model: the encoders.
+        pairs: the pictures, and the texts unless others are given.
+        truncate: cut texts that are longer than the context instead of refusing them.
+        device: where frozen towers run.
+        texts: read in place of the pairs' own, such as a classifier's prompts; each has a label of its own.
+        digests: the model's, from a caller who prepares many sets and takes them once.
 
     Raises:
         ValueError: a text longer than the context unless `truncate`, or an image that does not decode.
     """
+    labels = text_labels(pairs) if texts is None else torch.arange(len(texts))
+    texts = pairs.texts() if texts is None else texts
     if model.kind == "frozen":
-        images, texts = _pooled(model, pairs, truncate, device)
+        images, rows = _pooled(model, pairs, texts, truncate, device, digests or digest_model(model))
     else:
-        images, texts = _pixels(model, pairs), model.tokenize(pairs.texts(), truncate)
-    return Inputs(pairs, images, texts, text_labels(pairs), model.preprocess)
+        images, rows = _pixels(model, pairs), model.tokenize(texts, truncate)
+    return Inputs(pairs, images, rows, labels, model.preprocess)
+
+
+def encode_images(model: DualEncoder, images: Tensor) -> Encoded:
+    """Images of `Inputs`: bytes, or pooled features of a frozen tower."""
+    if model.kind == "frozen":
+        return model.project_images(images)
+    return model.encode_images(model.normalise(images))
+
+
+def encode_texts(model: DualEncoder, texts: tuple[Tensor, ...]) -> Encoded:
+    """Texts of `Inputs`: token ids and mask, or pooled features of a frozen tower."""
+    return model.project_texts(*texts) if model.kind == "frozen" else model.encode_texts(*texts)
+
+
+@torch.no_grad()
+def embed_pairs(
+    model: DualEncoder, inputs: Inputs, batch_size: int = 512
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
+    """Unit vectors of all images [n, d] and all texts [m, d] of a set, in eval mode, on the CPU."""
+    was_training, device = model.training, model.log_logit_scale.device
+    image_rows, text_rows = (torch.arange(len(x)).split(batch_size) for x in (inputs.pairs, inputs.labels))
+    image_batches = inputs.loader([(rows, rows[:0]) for rows in image_rows])
+    title = f"{inputs.pairs.name} {inputs.pairs.split}"
+    images, texts = [], []
+    model.eval()
+    try:
+        for batch in tqdm(image_batches, desc=f"{title}: images", delay=2, leave=False):
+            images.append(encode_images(model, batch.images.to(device)).features.float().cpu())
+        for rows in tqdm(text_rows, desc=f"{title}: texts", delay=2, leave=False):
+            tokens = tuple(part.to(device) for part in inputs.text_rows(rows))
+            texts.append(encode_texts(model, tokens).features.float().cpu())
+    finally:
+        model.train(was_training)
+    return torch.cat(images), torch.cat(texts)
 
 
 def text_labels(pairs: Pairs) -> Int[Tensor, " m"]:
@@ -109,10 +171,11 @@ def _decode(preprocess: Callable[[list[Image.Image]], Tensor], pairs: Pairs, row
     return torch.cat([preprocess(group) for group in groups])
 
 
-def _pooled(model: DualEncoder, pairs: Pairs, truncate: bool, device) -> tuple[Tensor, tuple[Tensor]]:
+def _pooled(
+    model: DualEncoder, pairs: Pairs, texts: list[str], truncate: bool, device, digests: Digests
+) -> tuple[Tensor, tuple[Tensor]]:
     """Features of both frozen towers, from the cache where they are there."""
-    texts = pairs.texts()
-    images_folder, texts_folder = _cache_folders(model, pairs, truncate)
+    images_folder, texts_folder = _cache_folders(pairs, texts, truncate, digests)
     was_training = model.training
     model.eval().to(device)
 
@@ -186,30 +249,43 @@ def _write(file: Path, features: Tensor) -> None:
             part.unlink(missing_ok=True)
 
 
-def _cache_folders(model: DualEncoder, pairs: Pairs, truncate: bool) -> tuple[Path, Path]:
-    """Folders named by what the features depend on: the towers' weights, preprocessing, tokens and the pairs."""
-    root = data_folder() / "features"
-    image = hashlib.sha256(_weights_digest(model.backbone.image_tower))
-    image.update(model.processor.to_json_string().encode())
-    text = hashlib.sha256(_weights_digest(model.backbone.text_tower))
-    image.update(repr((pairs.name, pairs.split, pairs.keys, _pixel_digests(pairs))).encode())
-    vocabulary = sorted(model.tokenizer.get_vocab().items())
-    text.update(repr((pairs.texts(), truncate, model.context, vocabulary)).encode())
-    name = f"{pairs.name}-{pairs.split}"
+def _cache_folders(pairs: Pairs, texts: list[str], truncate: bool, digests: Digests) -> tuple[Path, Path]:
+    """Folders named by what the features depend on: a side's tower and its input, and the pairs."""
+    root, name = data_folder() / "features", f"{pairs.name}-{pairs.split}"
+    image, text = hashlib.sha256(digests.image), hashlib.sha256(digests.text)
+    image.update(repr((pairs.name, pairs.split, pairs.keys, pixel_digests(pairs))).encode())
+    text.update(repr((texts, truncate)).encode())
     return root / f"{name}-images-{image.hexdigest()[:16]}", root / f"{name}-texts-{text.hexdigest()[:16]}"
 
 
-def _pixel_digests(pairs: Pairs, n: int = 64) -> list[str]:
+def pixel_digests(pairs: Pairs, n: int = 64) -> list[str]:
     """Digests of a few pictures, evenly spaced: a set that was made again under the same names is seen."""
     rows = torch.linspace(0, len(pairs) - 1, min(n, len(pairs))).long().tolist()
     return [hashlib.sha256(pairs.image(i).tobytes()).hexdigest() for i in rows]
 
 
-def _weights_digest(tower: torch.nn.Module) -> bytes:
-    digest = hashlib.sha256(tower.config.to_json_string().encode())
-    for name, tensor in sorted(tower.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(
-            tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor).encode()
-        )
+def digest_model(model: DualEncoder) -> Digests:
+    """Digests of a model's weights, preprocessing and vocabulary."""
+    processor = model.processor.to_json_string()
+    vocabulary = repr((model.context, sorted(model.tokenizer.get_vocab().items())))
+    image, text = processor.encode(), vocabulary.encode()
+    if model.kind == "frozen":
+        image += _tower_digest(model.backbone.image_tower)
+        text += _tower_digest(model.backbone.text_tower)
+    whole = hashlib.sha256(image + text + repr((model.kind, model.backbone.settings)).encode())
+    whole.update(_digest(model.own_state()))
+    return Digests(image, text, whole.hexdigest())
+
+
+def _tower_digest(tower: torch.nn.Module) -> bytes:
+    """Equal for a tower from the hub and the same one from a run's folder, which writes down its class."""
+    config = {name: value for name, value in tower.config.to_dict().items() if name not in NO_SETTINGS}
+    return json.dumps(config, sort_keys=True, default=str).encode() + _digest(tower.state_dict())
+
+
+def _digest(state: dict[str, Tensor]) -> bytes:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.digest()

@@ -1,0 +1,114 @@
+"""What the rendered pages need beyond Jupyter Book, as a small Sphinx extension that _config.yml loads.
+
+Pages drop the scripts of Thebe, which would fetch kernels from the network and is not used, and mark up the
+bibliography and the parameters of functions as screen readers expect them. Docstrings, which hold code in single backticks and equations in indented
+lines, reach the reference in the markup that Sphinx reads. Of MathJax and of the theme only those files stay that a page can ask for:
+the whole site is small enough to be sent as a file.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+from sphinx.application import Sphinx
+from sphinx.util.typing import ExtensionMetadata
+
+# Folders and files of MathJax that tex-chtml.js loads: fonts, TeX extensions, and its spoken mathematics.
+MATHJAX = (
+    "tex-chtml.js",
+    "output/chtml/fonts",
+    "input/tex/extensions",
+    "a11y",
+    "sre/mathmaps/base.json",
+    "sre/mathmaps/en.json",
+    "sre/mathmaps/nemeth.json",
+)
+# Maps for debuggers, translations of the theme, and fonts whose smaller WOFF2 twin every browser takes.
+UNUSED = ("**/*.map", "locales/**/*.*", "vendor/fontawesome/**/*.ttf")
+
+# Parameters one a line: Sphinx writes them as the definitions in a list that defines no term.
+SIGNATURE = re.compile(r'<dl>\n(?:<dd><em class="sig-param">.*</dd>\n)+</dl>')
+
+
+def tidy_page(
+    app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object
+) -> None:
+    """Take Thebe's scripts off a page, and give what Sphinx marks up as odd lists a form that is allowed."""
+    context["script_files"] = [
+        script
+        for script in context.get("script_files", [])
+        if "thebe" not in str(script).lower()
+        and "THEBE" not in str(getattr(script, "attributes", ""))
+    ]
+    if "body" in context:
+        body = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+        context["body"] = SIGNATURE.sub(_as_plain_lines, body)
+
+
+def _as_plain_lines(signature: re.Match[str]) -> str:
+    return re.sub(r"<(/?)d[ld]>", r"<\1div>", signature.group())
+
+
+def mark_up_docstring(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Give single backticks their twin, bars their escape, and make what is indented up front a literal block."""
+    if isinstance(obj, tuple | dict):  # a constant has the docstring of its type
+        lines[:] = ["Holds " + ", ".join(f"``{key}``" for key in obj) + "."]
+    starts = [i for i, line in enumerate(lines) if re.fullmatch(r"[A-Z]\w+:", line)]
+    front = "\n".join(lines[: starts[0]] if starts else lines)
+    rest = "\n".join(lines[starts[0] :]) if starts else ""
+    blocks = re.split(r"((?:^    .*\n?|^\n(?=    ))+)", front, flags=re.MULTILINE)
+    for i, block in enumerate(blocks):
+        equation = i % 2 and block.strip()
+        blocks[i] = f"::\n\n{block.lstrip(chr(10))}" if equation else _inline(block)
+    lines[:] = ("".join(blocks) + "\n" + _inline(rest)).split("\n")
+
+
+def skip_alias(
+    app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object
+) -> bool | None:
+    """Leave out the fields of named tuples, which their class describes; None leaves the choice to others."""
+    documented = getattr(obj, "__doc__", None) or ""
+    return True if documented.startswith("Alias for field number") else None
+
+
+def _inline(text: str) -> str:
+    text = re.sub(
+        r"(?<![`:])`([^`]+)`(?![`_])",
+        lambda m: f"``{' '.join(m[1].split())}``",
+        text,
+    )
+    parts = re.split(r"(``[^`]+``)", text)
+    return "".join(
+        part if part.startswith("``") else part.replace("|", "\\|") for part in parts
+    )
+
+
+def remove_unused_files(app: Sphinx, error: Exception | None) -> None:
+    """Remove from the built site what no page asks for."""
+    static = Path(app.outdir, "_static")
+    if error is not None or app.builder.format != "html":
+        return
+    mathjax = static / "mathjax"
+    for file in mathjax.rglob("*"):
+        name = file.relative_to(mathjax).as_posix()
+        if file.is_file() and not any(
+            name == kept or name.startswith(f"{kept}/") for kept in MATHJAX
+        ):
+            file.unlink()
+    for pattern in UNUSED:
+        for file in static.glob(pattern):
+            file.unlink()
+    for folder in sorted(static.rglob("*"), reverse=True):
+        if folder.is_dir() and not any(folder.iterdir()):
+            shutil.rmtree(folder)
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    """Connect them: before the docstrings are taken apart, and after others have put things in place."""
+    app.connect("autodoc-process-docstring", mark_up_docstring, priority=400)
+    app.connect("autodoc-skip-member", skip_alias)
+    app.connect("html-page-context", tidy_page, priority=900)
+    app.connect("build-finished", remove_unused_files, priority=900)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,191 @@
+"""Zero-shot sets drawn from the fonts in matplotlib: which letter, script, category, shape, direction or mark.
+
+Seven sets for a model that was trained on glyphs, none of which needs a download. Each asks one question of a
+picture, in words that the Unicode names use. All show typefaces that training never sees: `validation` STIX,
+`test` DejaVu Serif, and for letters Computer Modern too. Characters that are held out from training stay out,
+and so do those that a face draws just like one of another class, such as Latin A and Greek Alpha among the
+scripts. The digits alone are handwritten, from scikit-learn, the first half of them for validation.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from cibr.data import glyphs
+from cibr.data.glyphs import COMPUTER_MODERN, IMAGE_SIZE, SERIF, STIX, TEMPLATES, Face, PixelImages
+from cibr.data.pairs import Pairs
+
+SPLITS = ("validation", "test")
+DIGIT_SIZE = 20  # px of a handwritten digit: about the height of a printed one at 27 px
+MAX_PER_CLASS = 100
+
+_NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_SCRIPTS = ["latin", "greek", "cyrillic", "armenian", "georgian"]
+_DIRECTIONS = (
+    "leftwards|rightwards|upwards|downwards|left right|up down|north east|north west|south east|south west"
+)
+_SHAPES = ["square", "rectangle", "parallelogram", "triangle", "circle", "diamond", "suit", "note", "face"]
+_MARKS = (
+    "acute|grave|circumflex|diaeresis|tilde|caron|breve|macron|cedilla|ogonek|dot above|ring above|double acute"
+)
+
+
+def _letter(name: str, category: str) -> str | None:
+    return name if re.fullmatch("latin (capital|small) letter [a-z]", name) else None
+
+
+def _script(name: str, category: str) -> str | None:
+    script = name.split()[0]
+    return f"{script} letter" if script in _SCRIPTS and category in ("Lu", "Ll", "Lo") else None
+
+
+def _category(name: str, category: str) -> str | None:
+    words = name.split()
+    rules = {
+        "capital letter": category == "Lu" and "capital letter" in name,
+        "small letter": category == "Ll" and "small letter" in name,
+        "modifier letter": category == "Lm" and name.startswith("modifier letter"),
+        "digit": category == "Nd" and "digit" in words,
+        "vulgar fraction": name.startswith("vulgar fraction"),
+        "punctuation mark": category[0] == "P",
+        "currency sign": category == "Sc",
+        "arrow": category in ("So", "Sm") and "arrow" in words,
+        "mathematical sign": category == "Sm" and "arrow" not in words,
+        "box drawings": name.startswith("box drawings"),
+    }
+    return next((kind for kind, holds in rules.items() if holds), None)
+
+
+def _shape(name: str, category: str) -> str | None:
+    words = name.split()
+    shapes = [shape for shape in _SHAPES if category == "So" and shape in words and "arrow" not in words]
+    return shapes[0] if len(shapes) == 1 else None
+
+
+def _arrow(name: str, category: str) -> str | None:
+    directions = re.findall(rf"\b(?:{_DIRECTIONS})\b", name)
+    found = re.fullmatch(rf"(?:long )?({_DIRECTIONS})(?: [a-z-]+)* arrow\b.*", name)
+    return f"{found[1]} arrow" if found and len(directions) == 1 else None
+
+
+def _diacritic(name: str, category: str) -> str | None:
+    found = re.fullmatch(rf".* letter .* with ({_MARKS})", name)
+    return f"letter with {found[1]}" if found and category in ("Lu", "Ll") else None
+
+
+class GlyphSet(NamedTuple):
+    """A question about printed characters.
+
+    Args:
+        classify: takes a character's Unicode name in lower case and its category, and returns the name of its
+            class, or None if the character does not belong to the set.
+        n_draws: samples of a character in a face with nuisance factors of their own; with 0 one plain sample.
+        test_faces: the faces of the split `test`.
+    """
+
+    classify: Callable[[str, str], str | None]
+    n_draws: int = 0
+    test_faces: tuple[Face, ...] = SERIF
+
+
+GLYPH_SETS = {
+    "glyph_letters": GlyphSet(_letter, test_faces=SERIF + COMPUTER_MODERN),
+    "glyph_scripts": GlyphSet(_script),
+    "glyph_categories": GlyphSet(_category),
+    "glyph_shapes": GlyphSet(_shape, n_draws=4),
+    "glyph_arrows": GlyphSet(_arrow, n_draws=4),
+    "glyph_diacritics": GlyphSet(_diacritic),
+}
+
+
+def load_glyph_set(name: str, split: str = "test") -> Pairs:
+    """Draws one split of a zero-shot set.
+
+    Args:
+        name: ``glyph_digits`` or one of `GLYPH_SETS`.
+        split: ``validation`` or ``test``.
+
+    Returns:
+        Pairs with `labels`, `classnames` (those that have an image in the split), `templates` and, but for the
+        handwritten digits, `factors` as those of the glyphs. The text of an image is its class's name.
+
+    Raises:
+        ValueError: if there is no such set or split; the message names those that there are.
+    """
+    known = ["glyph_digits", *GLYPH_SETS]
+    if name not in known:
+        raise ValueError(f"there is no set {name!r} drawn from glyphs: there are {', '.join(known)}")
+    if split not in SPLITS:
+        raise ValueError(f"{name} has no split {split!r}: it has {', '.join(SPLITS)}")
+    keys, classes, pixels, factors = _digits(split) if name == "glyph_digits" else _characters(name, split)
+    classnames = sorted(set(classes))
+    return Pairs(
+        name,
+        split,
+        captions=[[kind] for kind in classes],
+        keys=keys,
+        load=PixelImages(pixels),
+        labels=torch.tensor([classnames.index(kind) for kind in classes]),
+        factors=factors,
+        classnames=classnames,
+        templates=[template.format("{c}") for template in TEMPLATES],
+    )
+
+
+def _digits(split: str) -> tuple[list[str], list[str], np.ndarray, None]:
+    """Keys, class names and pixels of the handwritten digits, dark on light."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    half = len(digits.target) // 2
+    chosen = range(half) if split == "validation" else range(half, len(digits.target))
+    pixels = np.full((len(chosen), IMAGE_SIZE, IMAGE_SIZE), 255, np.uint8)
+    margin = (IMAGE_SIZE - DIGIT_SIZE) // 2
+    for place, i in zip(pixels, chosen, strict=True):
+        grey = Image.fromarray((255 - digits.images[i] * (255 / 16)).round().astype(np.uint8))
+        resized = grey.resize((DIGIT_SIZE, DIGIT_SIZE), Image.Resampling.BILINEAR)
+        place[margin:-margin, margin:-margin] = np.asarray(resized)
+    classes = [f"digit {_NUMBERS[digits.target[i]]}" for i in chosen]
+    return [f"handwritten/{i:04d}" for i in chosen], classes, pixels, None
+
+
+def _characters(name: str, split: str) -> tuple[list[str], list[str], np.ndarray, pd.DataFrame]:
+    """Keys, class names, pixels and factors of a set of printed characters."""
+    asked = GLYPH_SETS[name]
+    characters = glyphs.glyph_characters()
+    classes = [asked.classify(*row) for row in characters[["name", "category"]].itertuples(index=False)]
+    characters = characters.assign(kind=classes)
+    characters = characters[(characters["group"] == "seen") & characters["kind"].notna()]
+    faces = STIX if split == "validation" else asked.test_faces
+    factors = glyphs.sample_factors(characters, faces, asked.n_draws)
+    kind_of = dict(zip(characters["character"], characters["kind"], strict=True))
+    classes = [kind_of[character] for character in factors["character"]]
+    pixels = glyphs.draw_all(factors)
+    keys = pd.Series(glyphs.sample_keys(factors))
+    keys = (keys + "/" + keys.groupby(keys).cumcount().astype(str)).tolist()
+    chosen = _balanced(keys, classes, _distinct(pixels, classes, factors["character"].tolist()))
+    factors = factors.iloc[chosen].reset_index(drop=True)
+    return [keys[i] for i in chosen], [classes[i] for i in chosen], pixels[chosen], factors
+
+
+def _distinct(pixels: np.ndarray, classes: list[str], characters: list[str]) -> list[int]:
+    """The images of characters that no face of the split draws just like a character of another class."""
+    drawings = [image.tobytes() for image in pixels]
+    kinds: dict[bytes, set[str]] = {}
+    for drawing, kind in zip(drawings, classes, strict=True):
+        kinds.setdefault(drawing, set()).add(kind)
+    shared = {c for c, drawing in zip(characters, drawings, strict=True) if len(kinds[drawing]) > 1}
+    return [i for i, character in enumerate(characters) if character not in shared]
+
+
+def _balanced(keys: list[str], classes: list[str], among: list[int]) -> list[int]:
+    """At most `MAX_PER_CLASS` images of each class, chosen by the hash of their keys, in their old order."""
+    by_class: dict[str, list[int]] = {}
+    for i in sorted(among, key=lambda i: glyphs.hash_numbers(keys[i])):
+        by_class.setdefault(classes[i], []).append(i)
+    return sorted(i for members in by_class.values() for i in members[:MAX_PER_CLASS])

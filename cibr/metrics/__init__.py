@@ -1,0 +1,35 @@
+"""Scores of paired embeddings: retrieval, zero-shot classification, geometry, and intervals around any of them.
+
+Everything is a function of tensors. Ranks are counted, ties count against the model, and embeddings that are zero
+or not finite are refused: a broken model never scores well.
+"""
+
+from cibr.metrics.geometry import alignment, linear_cka, modality_gap, mutual_knn, uniformity
+from cibr.metrics.intervals import bootstrap_interval, paired_difference
+from cibr.metrics.retrieval import (
+    RetrievalOutcomes,
+    recall_at_k,
+    retrieval_outcomes,
+    retrieval_ranks,
+    retrieval_scores,
+)
+from cibr.metrics.zeroshot import class_embeddings, class_ranks, predictions, zeroshot_accuracy
+
+__all__ = [
+    "RetrievalOutcomes",
+    "alignment",
+    "bootstrap_interval",
+    "class_embeddings",
+    "class_ranks",
+    "linear_cka",
+    "modality_gap",
+    "mutual_knn",
+    "paired_difference",
+    "predictions",
+    "recall_at_k",
+    "retrieval_outcomes",
+    "retrieval_ranks",
+    "retrieval_scores",
+    "uniformity",
+    "zeroshot_accuracy",
+]

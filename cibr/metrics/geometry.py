@@ -1,0 +1,158 @@
+"""Where paired embeddings lie: how near pairs are, how spread each side is, how alike the two sides' shapes are.
+
+All but `linear_cka` want unit vectors, as the similarities of CLIP do.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cibr.metrics.ranking import check_embeddings, similarity_tiles
+
+UNIT_TOLERANCE = 1e-2  # bfloat16 has three digits
+
+
+def alignment(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n d"]) -> float:
+    """Mean squared distance of pairs: 2 - 2 times the mean cosine, 0 when all pairs coincide.
+
+    Source: Wang and Isola (2020, arXiv 2005.10242), section 4.1, with exponent 2.
+
+    Args:
+        image_embeddings: unit vectors [n, d].
+        text_embeddings: unit vectors [n, d], row by row the images' pairs.
+
+    Returns:
+        A value in [0, 4].
+
+    Raises:
+        ValueError: other shapes, rows that are not finite or not of unit length.
+    """
+    _check_pairs(image_embeddings, text_embeddings)
+    _check_unit(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
+    return (image_embeddings.double() - text_embeddings.double()).square().sum(1).mean().item()
+
+
+def uniformity(embeddings: Float[Tensor, "n d"], t: float = 2.0) -> float:
+    """Log of the mean Gaussian potential exp(-t |x - y|^2) over distinct items: 0 when all coincide.
+
+    Source: Wang and Isola (2020, arXiv 2005.10242), section 4.1.
+
+    Args:
+        embeddings: unit vectors [n, d], two at least.
+        t: the sharpness of the potential, positive.
+
+    Returns:
+        A value in [-4 t, 0]; lower is more uniform.
+
+    Raises:
+        ValueError: one item alone, rows that are not finite or not of unit length, a t that is not positive.
+    """
+    _check_unit(embeddings=embeddings)
+    if len(embeddings) < 2 or not t > 0:
+        raise ValueError(f"{len(embeddings)} embeddings, t={t}: give two embeddings at least and a positive t")
+    total, n = 0.0, len(embeddings)
+    for rows, tile in similarity_tiles(embeddings, embeddings):
+        potential = torch.exp(2 * t * (tile - 1))
+        own = torch.arange(rows.start, rows.stop, device=tile.device)[:, None]
+        total += (potential.sum(dtype=torch.double) - potential.gather(1, own).sum(dtype=torch.double)).item()
+    return torch.tensor(total / (n * (n - 1)), dtype=torch.double).log().item()
+
+
+def modality_gap(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "m d"]) -> float:
+    """Distance between the mean image and the mean text embedding.
+
+    Source: Liang et al. (2022, arXiv 2203.02053), section 4.2.
+
+    Args:
+        image_embeddings: unit vectors [n, d].
+        text_embeddings: unit vectors [m, d].
+
+    Returns:
+        A value in [0, 2].
+
+    Raises:
+        ValueError: shapes that do not fit, rows that are not finite or not of unit length.
+    """
+    _check_unit(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
+    return (image_embeddings.double().mean(0) - text_embeddings.double().mean(0)).norm().item()
+
+
+def linear_cka(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n e"]) -> float:
+    """Centred kernel alignment with linear kernels: 1 for a rotation and scaling of the same cloud.
+
+    Source: Kornblith et al. (2019, arXiv 1905.00414), section 3.
+
+    Args:
+        image_embeddings: [n, d], of any length.
+        text_embeddings: [n, e], row by row the images' pairs; e may differ from d.
+
+    Returns:
+        A value in [0, 1].
+
+    Raises:
+        ValueError: sides of different length, rows that are zero or not finite, a side whose rows are all equal.
+    """
+    _check_pairs(image_embeddings, text_embeddings)
+    check_embeddings(image_embeddings=image_embeddings)
+    check_embeddings(text_embeddings=text_embeddings)
+    _check_spread(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
+    x, y = (side.double() - side.double().mean(0) for side in (image_embeddings, text_embeddings))
+    return ((x.T @ y).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm())).item()
+
+
+def mutual_knn(
+    image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n e"], k: int = 10
+) -> float:
+    """The share of its k nearest other items that a pair has in common among images and among texts.
+
+    Source: Huh et al. (2024, arXiv 2405.07987), section 2. If items tie for the k-th place, any may count.
+
+    Args:
+        image_embeddings: unit vectors [n, d].
+        text_embeddings: unit vectors [n, e], row by row the images' pairs.
+        k: neighbours, between 1 and n - 1.
+
+    Returns:
+        A value in [0, 1]; about k / (n - 1) for unrelated sides.
+
+    Raises:
+        ValueError: sides of different length, a k that does not fit, rows that are not finite or not of unit
+            length, a side whose rows are all equal.
+    """
+    _check_pairs(image_embeddings, text_embeddings)
+    if not 1 <= k < len(image_embeddings):
+        raise ValueError(f"k={k} does not fit {len(image_embeddings)} pairs: k is between 1 and n - 1")
+    _check_unit(image_embeddings=image_embeddings)
+    _check_unit(text_embeddings=text_embeddings)
+    _check_spread(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
+    near_images, near_texts = (_neighbours(side, k) for side in (image_embeddings, text_embeddings))
+    shared = sum((near_images[:, [i]] == near_texts).sum() for i in range(k))
+    return shared.item() / (k * len(near_images))
+
+
+def _neighbours(embeddings: Tensor, k: int) -> Tensor:
+    """The k most similar other items of each, [n, k]."""
+    nearest = []
+    for rows, tile in similarity_tiles(embeddings, embeddings):
+        own = torch.arange(rows.start, rows.stop, device=tile.device)[:, None]
+        nearest.append(tile.scatter(1, own, -torch.inf).topk(k).indices)
+    return torch.cat(nearest)
+
+
+def _check_pairs(images: Tensor, texts: Tensor) -> None:
+    if len(images) != len(texts):
+        raise ValueError(f"{len(images)} images and {len(texts)} texts are no pairs: give one text an image")
+
+
+def _check_unit(**embeddings: Tensor) -> None:
+    check_embeddings(**embeddings)
+    for name, side in embeddings.items():
+        away = (side.float().norm(dim=1) - 1).abs().max().item()
+        if away > UNIT_TOLERANCE:
+            raise ValueError(f"{name} has norms up to {away:.3g} away from 1: normalise the rows to unit length")
+
+
+def _check_spread(**embeddings: Tensor) -> None:
+    for name, side in embeddings.items():
+        if (side - side[0]).abs().max() <= 1e-6 * side[0].abs().max():
+            raise ValueError(f"all rows of {name} are equal: a collapsed side has no neighbours and no shape")

@@ -1,0 +1,121 @@
+"""Zero-shot classification: a class is the mean of its prompts' embeddings, an image belongs to the nearest.
+
+As in retrieval, an image's rank is the number of wrong classes at least as similar as its own, so that ties count
+against the model and collapsed embeddings score 0.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from cibr.metrics.ranking import check_embeddings, own_ranks, similarity_tiles
+
+
+def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor, "c d"]:
+    """One unit vector a class: the mean of its prompts' unit vectors, again of unit length.
+
+    Source: Radford et al. (2021, arXiv 2103.00020), section 3.1.4, ensembles over the embedding space.
+
+    Args:
+        prompt_embeddings: embeddings [c, t, d] of c classes in t templates, of any length.
+
+    Returns:
+        Unit vectors [c, d], float32.
+
+    Raises:
+        ValueError: no class or template, a prompt that is zero or not finite, a class whose prompts cancel.
+    """
+    if prompt_embeddings.ndim != 3 or not prompt_embeddings.numel():
+        raise ValueError(
+            f"prompt_embeddings has shape {tuple(prompt_embeddings.shape)}: give [classes, templates, d], "
+            "one of each at least"
+        )
+    check_embeddings(prompt_embeddings=prompt_embeddings.flatten(0, 1))
+    means = F.normalize(prompt_embeddings.float(), dim=2).mean(1)
+    cancelled = (
+        (means.norm(dim=1) < 1e-6).nonzero().flatten().tolist()
+    )  # float32 leaves about 1e-8 of a cancelled sum
+    if cancelled:
+        raise ValueError(f"the prompts of class {cancelled[0]} cancel: their mean is zero and has no direction")
+    return F.normalize(means, dim=1)
+
+
+def class_ranks(
+    image_embeddings: Float[Tensor, "n d"],
+    class_embeddings: Float[Tensor, "c d"],
+    labels: Int[Tensor, " n"],
+) -> Int[Tensor, " n"]:
+    """For every image, how many wrong classes are at least as similar as its own.
+
+    Args:
+        image_embeddings: unit vectors [n, d].
+        class_embeddings: unit vectors [c, d].
+        labels: the class of each image [n], in 0..c-1.
+
+    Returns:
+        Ranks [n], from 0.
+
+    Raises:
+        ValueError: shapes that do not fit, embeddings that are zero or not finite, a label outside the classes.
+    """
+    check_embeddings(image_embeddings=image_embeddings, class_embeddings=class_embeddings)
+    if labels.shape != (len(image_embeddings),):
+        raise ValueError(f"labels has shape {tuple(labels.shape)}: give one an image, ({len(image_embeddings)},)")
+    outside = ((labels < 0) | (labels >= len(class_embeddings))).nonzero().flatten().tolist()
+    if outside:
+        raise ValueError(
+            f"{len(outside)} labels lie outside the classes, first {labels[outside[0]].item()} of image "
+            f"{outside[0]}: labels count from 0 to {len(class_embeddings) - 1}"
+        )
+    return own_ranks(image_embeddings, class_embeddings, labels.long()).long()
+
+
+def predictions(
+    image_embeddings: Float[Tensor, "n d"], class_embeddings: Float[Tensor, "c d"]
+) -> Int[Tensor, " n"]:
+    """The most similar class of every image; of classes that tie, any one.
+
+    Args:
+        image_embeddings: unit vectors [n, d].
+        class_embeddings: unit vectors [c, d].
+
+    Returns:
+        Class indices [n].
+
+    Raises:
+        ValueError: shapes that do not fit, embeddings that are zero or not finite.
+    """
+    check_embeddings(image_embeddings=image_embeddings, class_embeddings=class_embeddings)
+    nearest = torch.empty(len(image_embeddings), dtype=torch.long, device=image_embeddings.device)
+    for rows, tile in similarity_tiles(image_embeddings, class_embeddings):
+        nearest[rows] = tile.argmax(1)
+    return nearest
+
+
+def zeroshot_accuracy(
+    image_embeddings: Float[Tensor, "n d"],
+    class_embeddings: Float[Tensor, "c d"],
+    labels: Int[Tensor, " n"],
+) -> dict[str, float]:
+    """Top-1, top-5 and mean per-class accuracy.
+
+    Args:
+        image_embeddings: unit vectors [n, d].
+        class_embeddings: unit vectors [c, d].
+        labels: the class of each image [n], in 0..c-1.
+
+    Returns:
+        `accuracy@1`, `accuracy@5` when there are five classes, and `mean_per_class_accuracy`: the mean of the
+        accuracies of the classes that occur among the labels. All in [0, 1].
+
+    Raises:
+        ValueError: as `class_ranks`.
+    """
+    ranks = class_ranks(image_embeddings, class_embeddings, labels)
+    ks = [k for k in (1, 5) if k <= len(class_embeddings)]
+    n_images = labels.bincount()
+    n_right = labels.bincount((ranks == 0).double())
+    scores = {f"accuracy@{k}": (ranks < k).double().mean().item() for k in ks}
+    present = n_images > 0
+    return scores | {"mean_per_class_accuracy": (n_right[present] / n_images[present]).mean().item()}

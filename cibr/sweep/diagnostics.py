@@ -1,0 +1,113 @@
+"""What a model's embeddings hold: geometry, bounds on information, and what a probe reads of each factor."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from cibr.data import Pairs
+from cibr.information import info_nce_nats, probe_nats
+from cibr.inputs import embed_pairs, prepare
+from cibr.losses import BaselineLoss, clip_loss
+from cibr.metrics import alignment, linear_cka, modality_gap, mutual_knn, recall_at_k, uniformity
+from cibr.models import DualEncoder
+
+N_DESCRIBED = 1000  # pictures, the same number in training and validation, so that bounds and recalls compare
+N_PROBED = 3000
+FIXED_TEMPERATURE = 0.07  # for the bound: one ruler for all runs, whatever temperature they train at
+N_BINS = 3
+N_COMPONENTS = 32  # that a probe reads: with more, it fits the noise of a few hundred pictures
+
+
+def describe_embeddings(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
+    """Geometry and information of at most `N_DESCRIBED` pairs, each picture with its first text.
+
+    Returns:
+        `alignment, uniformity_image, uniformity_text, modality_gap, linear_cka, mutual_knn` (see `cibr.metrics`);
+        `one_text_recall@1`, the mean of both directions; in nats `mi_lower_bound_nats`, at one temperature for
+        every model, and `residual_nats`, the upper bound of `vmf` at the concentration that fits.
+    """
+    images, texts = _embedded(model, _first_texts(_sample(pairs, N_DESCRIBED)))
+    n = len(images)
+    recalls = recall_at_k(images, texts, torch.arange(n), (1,))
+    terms = BaselineLoss("cosine")(images, texts, 1.0)
+    return {
+        "alignment": alignment(images, texts),
+        "uniformity_image": uniformity(images),
+        "uniformity_text": uniformity(texts),
+        "modality_gap": modality_gap(images, texts),
+        "linear_cka": linear_cka(images, texts),
+        "mutual_knn": mutual_knn(images, texts),
+        "one_text_recall@1": sum(recalls.values()) / 2,
+        "mi_lower_bound_nats": float(info_nce_nats(clip_loss(images, texts, 1 / FIXED_TEMPERATURE), n)),
+        "residual_nats": float(terms["residual_image_nats"]),
+    }
+
+
+def leakage(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
+    """What a linear probe reads of each factor in the principal components, as a share of the factor's entropy.
+
+    Args:
+        model: the encoders.
+        pairs: glyphs, whose factors are known; or photos, of which brightness, colourfulness and caption length
+            stand for what one modality has alone, and whether people are spoken of for what both have.
+
+    Returns:
+        `leakage_image_<factor>`, `leakage_text_<factor>` for factors of one modality and
+        `shared_image_<factor>`, `shared_text_<factor>` for those of both.
+    """
+    pairs = _first_texts(_sample(pairs, N_PROBED))
+    embedded = {
+        side: torch.from_numpy(PCA(min(N_COMPONENTS, *z.shape), svd_solver="full").fit_transform(z.numpy()))
+        for side, z in zip(("image", "text"), _embedded(model, pairs), strict=True)
+    }
+    held_out = torch.arange(len(pairs)) % 2 == 1
+    found = {}
+    for kind, side, name, values in _factors(pairs):
+        codes = torch.from_numpy(pd.factorize(np.asarray(values), sort=True)[0].astype(np.int64))
+        for probed in ("image", "text") if side == "both" else (side,):
+            probe = probe_nats(embedded[probed], codes, held_out)
+            found[f"{kind}_{probed}_{name}"] = probe["nats"] / probe["entropy_nats"]
+    return found
+
+
+def _factors(pairs: Pairs):
+    """Kind (leakage or shared), the modality that has it, its name and its values."""
+    if pairs.factors is not None:
+        table = pairs.factors
+        for name in ("typeface", "weight", "slant", "size", "x", "y"):
+            yield "leakage", "image", name, table[name]
+        yield "leakage", "image", "polarity", table["ink"] > table["paper"]
+        yield "leakage", "text", "template", table["template"]
+        yield "shared", "both", "category", table["category"].where(_often(table["category"]), "other")
+        return
+    pixels = [np.asarray(image.resize((16, 16)), dtype=float) for image in pairs.images()]
+    yield "leakage", "image", "brightness", _bins([p.mean() for p in pixels])
+    yield "leakage", "image", "colourfulness", _bins([p.std(axis=2).mean() for p in pixels])
+    yield "leakage", "text", "length", _bins([len(texts[0].split()) for texts in pairs.captions])
+    people = {"man", "woman", "boy", "girl", "people", "child", "men", "women", "boys", "girls", "children"}
+    yield "shared", "both", "people", [bool(people & set(texts[0].lower().split())) for texts in pairs.captions]
+
+
+def _often(values: pd.Series, least: int = 50) -> pd.Series:
+    return values.map(values.value_counts()) >= least
+
+
+def _bins(values: list[float]) -> Tensor:
+    return pd.qcut(pd.Series(values).rank(method="first"), N_BINS, labels=False)
+
+
+def _sample(pairs: Pairs, n: int) -> Pairs:
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))
+    return pairs.subset(order[:n])
+
+
+def _first_texts(pairs: Pairs) -> Pairs:
+    return replace(pairs, captions=[texts[:1] for texts in pairs.captions])
+
+
+def _embedded(model: DualEncoder, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    return embed_pairs(model, prepare(model, pairs, truncate=True))

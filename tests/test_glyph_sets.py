@@ -1,0 +1,217 @@
+"""Zero-shot sets of glyphs: every label is true by an independent reference, and training saw none of it."""
+
+import hashlib
+import json
+import time
+import unicodedata
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from cibr.data import available_splits, cards, glyph_sets, load_pairs
+from cibr.data.glyph_sets import GLYPH_SETS, SPLITS, load_glyph_set
+from cibr.data.glyphs import MIN_CONTRAST, TEMPLATES, glyph_characters
+
+NAMES = ["glyph_digits", *GLYPH_SETS]
+N_CLASSES = {
+    "glyph_digits": (10, 10),
+    "glyph_letters": (52, 52),
+    "glyph_scripts": (3, 5),  # STIX has no Armenian and no Georgian
+    "glyph_categories": (10, 10),
+    "glyph_shapes": (9, 9),
+    "glyph_arrows": (10, 10),
+    "glyph_diacritics": (13, 13),
+}
+
+# Of everything that is not pixels. After a wanted change, put the digest that the failure prints here.
+DIGEST = "b129b21ba79c3c5587da2671a2c9dc97081947c234bfb979a3e75edf0835fc66"
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """All sets in both splits; how long drawing took is under `seconds`."""
+    started = time.process_time()
+    pairs = {(name, split): load_glyph_set(name, split) for name in NAMES for split in SPLITS}
+    return pairs | {"seconds": time.process_time() - started}
+
+
+def of_characters(drawn, name):
+    """(class name, character) of every image of a set."""
+    for split in SPLITS:
+        pairs = drawn[name, split]
+        yield from zip(pairs.texts(), pairs.factors["character"], strict=True)
+
+
+def test_keys_classes_and_factors_are_the_same_everywhere(drawn):
+    digest = hashlib.sha256()
+    for name in NAMES:
+        for split in SPLITS:
+            pairs = drawn[name, split]
+            rows = [] if pairs.factors is None else pairs.factors.astype(str).values.tolist()
+            content = [name, split, pairs.keys, pairs.labels.tolist(), pairs.classnames, pairs.templates, rows]
+            digest.update(json.dumps(content).encode())
+    found = digest.hexdigest()
+    assert found == DIGEST, f"keys, classes or factors changed; if that is wanted: DIGEST = {found!r}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_class_has_an_image_and_every_image_the_name_of_its_class(drawn, name):
+    for split, n_classes in zip(SPLITS, N_CLASSES[name], strict=True):
+        pairs = drawn[name, split]
+        assert len(pairs.classnames) == len(set(pairs.classnames)) == n_classes
+        assert (np.bincount(pairs.labels, minlength=n_classes) > 0).all()
+        assert pairs.captions == [[pairs.classnames[label]] for label in pairs.labels]
+        assert all(kind == kind.lower() for kind in pairs.classnames)
+        assert len(pairs) >= 200 and len(set(pairs.keys)) == len(pairs)
+
+
+def test_prompts_are_the_class_names_in_the_templates_of_training(drawn):
+    prompts = drawn["glyph_arrows", "test"].prompts()
+    assert prompts[2] == [template.format("leftwards arrow") for template in TEMPLATES]
+    assert len(prompts) == 10
+
+
+@pytest.mark.parametrize("name", GLYPH_SETS)
+def test_typefaces_and_characters_are_those_that_the_split_may_show(drawn, name):
+    seen = set(glyph_characters().query("group == 'seen'")["character"])
+    for split in SPLITS:
+        assert set(drawn[name, split].factors["character"]) <= seen
+    assert set(drawn[name, "validation"].factors["typeface"]) == {"stix"}
+    faces = set(drawn[name, "test"].factors["typeface"])
+    modern = {f"computer modern {kind}" for kind in ("roman", "sans", "typewriter")}
+    assert faces == ({"serif"} | modern if name == "glyph_letters" else {"serif"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("split", SPLITS)
+def test_no_picture_comes_under_two_classes_and_all_have_ink(drawn, name, split):
+    pairs = drawn[name, split]
+    kind_of = {}
+    for image, kind in zip(pairs.images(), pairs.texts(), strict=True):
+        assert kind_of.setdefault(image.tobytes(), kind) == kind
+        low, high = image.getextrema()[0]
+        assert high - low > MIN_CONTRAST / 3 and image.size == (32, 32) and image.mode == "RGB"
+
+
+def test_a_letter_is_the_character_of_its_class_name(drawn):
+    assert all(unicodedata.lookup(kind) == character for kind, character in of_characters(drawn, "glyph_letters"))
+
+
+def test_a_mark_is_the_one_that_unicode_takes_off_the_letter(drawn):
+    accents = {"acute", "grave", "circumflex"}
+    checked = total = 0
+    for kind, character in of_characters(drawn, "glyph_diacritics"):
+        mark = kind.removeprefix("letter with ")
+        parts = [unicodedata.name(part).lower() for part in unicodedata.normalize("NFD", character)]
+        total += 1
+        if len(parts) > 1:
+            checked += 1
+            assert parts[-1] == f"combining {mark}" + (
+                " accent" if mark in accents or mark == "double acute" else ""
+            )
+    assert checked > 0.98 * total
+
+
+def test_kinds_of_characters_are_as_python_has_them(drawn):
+    holds = {
+        "capital letter": str.isupper,
+        "small letter": str.islower,
+        "digit": str.isdecimal,
+        "vulgar fraction": lambda c: "FRACTION SLASH" in map(unicodedata.name, unicodedata.normalize("NFKC", c)),
+        "modifier letter": lambda c: c.isalpha() and not c.isupper(),
+        "currency sign": lambda c: unicodedata.category(c) == "Sc",
+        "box drawings": lambda c: 0x2500 <= ord(c) <= 0x257F,
+        "mathematical sign": lambda c: not c.isalnum() and not 0x2190 <= ord(c) <= 0x21FF,
+        "punctuation mark": lambda c: not c.isalnum() and not c.isspace(),
+        "arrow": lambda c: not c.isalnum() and 0x2190 <= ord(c) <= 0x2BFF,
+    }
+    wrong = [pair for pair in of_characters(drawn, "glyph_categories") if not holds[pair[0]](pair[1])]
+    assert wrong == []
+
+
+def test_letters_of_a_script_lie_in_its_blocks(drawn):
+    blocks = {
+        "latin": [(0x41, 0x2AF), (0x1D00, 0x1EFF), (0x2C60, 0x2C7F), (0xA720, 0xA7FF), (0xFB00, 0xFB06)],
+        "greek": [(0x370, 0x3FF), (0x1D26, 0x1D2A), (0x1F00, 0x1FFF)],
+        "cyrillic": [(0x400, 0x52F), (0x1C80, 0x1C8F), (0x1D2B, 0x1D2B), (0xA640, 0xA69F)],
+        "armenian": [(0x530, 0x58F), (0xFB13, 0xFB17)],
+        "georgian": [(0x10A0, 0x10FF), (0x1C90, 0x1CBF), (0x2D00, 0x2D2F)],
+    }  # fmt: skip
+    for kind, character in of_characters(drawn, "glyph_scripts"):
+        assert any(first <= ord(character) <= last for first, last in blocks[kind.split()[0]]), (kind, character)
+
+
+@pytest.mark.parametrize(
+    ("name", "character", "kind"),
+    [
+        ("glyph_arrows", "leftwards arrow", "leftwards arrow"),
+        ("glyph_arrows", "long left right double arrow", "left right arrow"),
+        ("glyph_arrows", "north east white arrow", "north east arrow"),
+        ("glyph_arrows", "upwards two headed arrow", "upwards arrow"),
+        ("glyph_arrows", "leftwards arrow over rightwards arrow", None),
+        ("glyph_arrows", "rightwards paired arrows", None),
+        ("glyph_arrows", "clockwise open circle arrow", None),
+        ("glyph_shapes", "white square with upper left quadrant", "square"),
+        ("glyph_shapes", "white diamond suit", None),
+        ("glyph_shapes", "white spade suit", "suit"),
+        ("glyph_shapes", "clockwise open circle arrow", None),
+        ("glyph_shapes", "square lozenge", "square"),
+        ("glyph_shapes", "full block", None),
+    ],
+)
+def test_arrows_and_shapes_have_the_class_that_their_name_says_alone(name, character, kind):
+    assert GLYPH_SETS[name].classify(character, "So") == kind
+
+
+def test_shapes_and_arrows_are_drawn_in_varied_ways_and_the_others_plainly(drawn):
+    varied = ["size", "x", "y", "ink", "paper"]
+    for name in GLYPH_SETS:
+        n_values = drawn[name, "test"].factors[varied].nunique()
+        assert (n_values > 1).all() if name in ("glyph_shapes", "glyph_arrows") else (n_values == 1).all()
+
+
+def test_handwritten_digits_are_scikit_learns_dark_on_light_each_in_one_split(drawn):
+    digits = load_digits()
+    n_validation = len(drawn["glyph_digits", "validation"])
+    numbers = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    for split, first in (("validation", 0), ("test", n_validation)):
+        pairs = drawn["glyph_digits", split]
+        for i, image in enumerate(pairs.images()):
+            assert pairs.captions[i] == [f"digit {numbers[digits.target[first + i]]}"]
+            small = image.convert("L").crop((6, 6, 26, 26)).resize((8, 8), Image.Resampling.BOX)
+            ink = 255 - np.asarray(small, dtype=float)
+            assert np.corrcoef(ink.ravel(), digits.images[first + i].ravel())[0, 1] > 0.9
+    assert n_validation + len(drawn["glyph_digits", "test"]) == len(digits.target)
+
+
+def test_classes_are_balanced_up_to_the_limit_by_the_hash_of_the_key_alone(drawn):
+    keys, classes = [f"k{i}" for i in range(400)], ["a"] * 300 + ["b"] * 100
+    chosen = glyph_sets._balanced(keys, classes, list(range(1, 400)))
+    assert len(chosen) == 200 and chosen == sorted(chosen) and 0 not in chosen
+    turned = glyph_sets._balanced(keys[::-1], classes[::-1], list(range(399)))
+    assert {keys[i] for i in chosen} == {keys[::-1][i] for i in turned}
+    for name in GLYPH_SETS:
+        for split in SPLITS:
+            assert np.bincount(drawn[name, split].labels).max() <= glyph_sets.MAX_PER_CLASS
+
+
+def test_sets_load_by_name_with_the_splits_of_their_cards(drawn):
+    for name in NAMES:
+        assert cards()[name]["kind"] == "zero-shot" and tuple(available_splits(name)) == SPLITS
+    by_name = load_pairs("glyph_shapes", "validation")
+    assert (by_name.name, by_name.keys) == ("glyph_shapes", drawn["glyph_shapes", "validation"].keys)
+    part = by_name.subset([3, 300])
+    assert part.classnames == by_name.classnames and part.prompts() == by_name.prompts()
+
+
+def test_unknown_sets_and_splits_are_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="no set 'glyph_runes' drawn from glyphs: there are glyph_digits, "):
+        load_glyph_set("glyph_runes")
+    with pytest.raises(ValueError, match="glyph_letters has no split 'train': it has validation, test"):
+        load_pairs("glyph_letters", "train")
+
+
+def test_all_sets_are_drawn_in_seconds(drawn):
+    assert drawn["seconds"] < 20  # 1.5 on a quiet machine, more with every annotation checked as in the tests

@@ -1,0 +1,107 @@
+"""Geometry of pairs on configurations with known values, against loops, and refusals of degenerate ones."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cibr.metrics import alignment, linear_cka, modality_gap, mutual_knn, ranking, uniformity
+
+
+def unit(n, d, seed=0):
+    return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def test_alignment_is_two_minus_twice_the_mean_cosine():
+    x = unit(50, 8)
+    assert alignment(x, x) == 0 and alignment(x, -x) == pytest.approx(4)
+    assert alignment(torch.eye(4), torch.eye(4).roll(1, 0)) == pytest.approx(2)
+    y = unit(50, 8, seed=1)
+    assert alignment(x, y) == pytest.approx(2 - 2 * (x * y).sum(1).mean().item(), rel=1e-5)
+
+
+def test_uniformity_of_orthogonal_opposite_and_equal_vectors_is_known():
+    assert uniformity(torch.eye(6)) == pytest.approx(-4)  # squared distance 2 everywhere, t = 2
+    assert uniformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), t=1.0) == pytest.approx(-4)
+    assert uniformity(unit(1, 9).repeat(30, 1)) == pytest.approx(0, abs=1e-5)
+
+
+def test_uniformity_equals_a_loop_over_pairs_in_tiles_of_any_size(monkeypatch):
+    x = unit(90, 6)
+    pairs = [math.exp(-2 * float((x[i] - x[j]).square().sum())) for i in range(90) for j in range(i)]
+    monkeypatch.setattr(ranking, "BLOCK", 64)
+    monkeypatch.setattr(ranking, "TILE_ELEMENTS", 500)
+    assert uniformity(x) == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-5)
+
+
+def test_the_gap_of_two_points_is_their_distance_and_of_centred_sides_zero():
+    side = F.normalize(torch.tensor([[1.0, 1.0]]), dim=1)
+    assert modality_gap(torch.tensor([[1.0, 0.0]]).repeat(3, 1), side.repeat(5, 1)) == pytest.approx(
+        math.sqrt(2 - math.sqrt(2))
+    )
+    both = torch.cat([torch.eye(3), -torch.eye(3)])
+    assert modality_gap(both, both.flip(0)) == pytest.approx(0, abs=1e-7)
+
+
+def test_cka_is_one_for_a_turned_and_scaled_cloud_and_equals_its_kernel_form():
+    x, y = unit(40, 5), unit(40, 7, seed=1)
+    turn = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(2)))[0]
+    assert linear_cka(x, 3 * x @ turn + 1) == pytest.approx(1, abs=1e-6)
+    centre = torch.eye(40) - 1 / 40
+    k, q = (centre @ side @ side.T @ centre for side in (x, y))
+    assert linear_cka(x, y) == pytest.approx(((k * q).sum() / (k.norm() * q.norm())).item(), rel=1e-5)
+    a, b = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]), torch.tensor([[1.0], [1.0], [-1.0], [-1.0]])
+    assert linear_cka(a, b) == 0
+
+
+def test_mutual_neighbours_equal_a_loop_over_sets():
+    x, y = unit(80, 4), unit(80, 3, seed=1)
+    y = F.normalize(y + x[:, :3], dim=1)
+    shared = 0
+    for i in range(80):
+        others = [j for j in range(80) if j != i]
+        near = [set(sorted(others, key=lambda j, s=s: -float(s[i] @ s[j]))[:6]) for s in (x, y)]
+        shared += len(near[0] & near[1])
+    assert mutual_knn(x, y, k=6) == pytest.approx(shared / (6 * 80))
+    assert mutual_knn(x, x, k=6) == 1
+
+
+def test_unrelated_sides_share_neighbours_at_the_rate_of_chance():
+    found = mutual_knn(unit(600, 16), unit(600, 16, seed=1), k=60)
+    assert found == pytest.approx(60 / 599, abs=0.01)
+
+
+@pytest.mark.parametrize("score", [alignment, modality_gap, mutual_knn])
+def test_vectors_that_are_not_of_unit_length_are_refused(score):
+    with pytest.raises(ValueError, match="text_embeddings has norms up to 1 away from 1"):
+        score(torch.eye(12), 2 * torch.eye(12))
+
+
+@pytest.mark.parametrize("score", [alignment, linear_cka, modality_gap, mutual_knn])
+def test_rows_that_are_not_finite_are_refused(score):
+    broken = torch.eye(12)
+    broken[5, 5] = math.nan
+    with pytest.raises(ValueError, match="image_embeddings has 1 rows .* first row 5"):
+        score(broken, torch.eye(12))
+
+
+@pytest.mark.parametrize("score", [linear_cka, mutual_knn])
+def test_a_collapsed_side_has_no_shape(score):
+    with pytest.raises(ValueError, match="all rows of text_embeddings are equal"):
+        score(unit(20, 6), unit(1, 6).repeat(20, 1))
+
+
+@pytest.mark.parametrize("score", [alignment, linear_cka, mutual_knn])
+def test_sides_of_other_length_are_no_pairs(score, unchecked):
+    with pytest.raises(ValueError, match="12 images and 11 texts are no pairs"):
+        score(torch.eye(12), torch.eye(12)[:11])
+
+
+def test_settings_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="k=3 does not fit 3 pairs"):
+        mutual_knn(torch.eye(3), torch.eye(3), k=3)
+    with pytest.raises(ValueError, match="two embeddings at least"):
+        uniformity(torch.eye(1))
+    with pytest.raises(ValueError, match="positive t"):
+        uniformity(torch.eye(2), t=0.0)

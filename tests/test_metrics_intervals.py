@@ -1,0 +1,152 @@
+"""Bootstrap intervals: the normal interval where it holds, coverage of a known truth, clusters, seeds, pairs."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+
+from cibr.metrics import bootstrap_interval, intervals, paired_difference
+
+Z = norm.ppf(0.975)
+
+
+def test_the_interval_of_a_mean_is_the_normal_one_for_many_items():
+    hits = (np.arange(2000) < 600).astype(float)
+    mean, low, high = bootstrap_interval(hits)
+    half = Z * np.sqrt(0.3 * 0.7 / 2000)
+    assert mean == 0.3
+    # An end of 2,000 resamples has a standard error of about 4 % of the half-width.
+    assert (low, high) == pytest.approx((0.3 - half, 0.3 + half), abs=0.15 * half)
+    narrow = bootstrap_interval(hits, level=0.5)
+    assert narrow[2] - narrow[1] == pytest.approx(2 * norm.ppf(0.75) * half / Z, rel=0.15)
+
+
+@pytest.mark.parametrize("statistic", [np.mean, np.median])
+@pytest.mark.parametrize("clustered", [False, True])
+def test_weights_equal_a_loop_that_draws_the_items_themselves(statistic, clustered):
+    rng = np.random.default_rng(0)
+    values, clusters = (
+        rng.integers(0, 9, 40).astype(float),
+        rng.integers(0, 11, 40) if clustered else np.arange(40),
+    )
+    groups = [values[clusters == c] for c in np.unique(clusters)]
+    draws = np.random.default_rng(5).integers(len(groups), size=(300, len(groups)))
+    slow = [statistic(np.concatenate([groups[c] for c in row])) for row in draws]
+    found = bootstrap_interval(
+        values, clusters if clustered else None, seed=5, statistic=statistic, n_resamples=300
+    )
+    assert found == pytest.approx((statistic(values), *np.quantile(slow, [0.025, 0.975])))
+
+
+def test_nineteen_of_twenty_intervals_hold_the_truth_and_fewer_where_clusters_are_ignored():
+    rng = np.random.default_rng(0)
+    clusters, inside = np.arange(300) // 5, {True: 0, False: 0}
+    for repeat in range(300):
+        rates = rng.beta(1, 1, 60)  # an image's five texts are hit at a rate of its own; the mean rate is 1/2
+        hits = rng.random(300) < rates[clusters]
+        for kept in inside:
+            _, low, high = bootstrap_interval(hits, clusters if kept else None, seed=repeat, n_resamples=300)
+            inside[kept] += low <= 0.5 <= high
+    assert (
+        0.90 < inside[True] / 300 < 0.985
+    )  # 0.95 give or take three standard errors, less a little for 60 clusters
+    assert inside[False] / 300 < 0.9
+
+
+def test_paired_intervals_over_seeds_and_items_hold_the_true_difference():
+    rng, inside, items_only = np.random.default_rng(1), 0, 0
+    for repeat in range(200):
+        skill = rng.normal(0.3, 0.2, (12, 1))  # what a seed adds on both sets
+        sets = [skill + rng.normal(0, 1, (1, n)) + rng.normal(0, 0.2, (12, n)) for n in (150, 80)]
+        zeros = [np.zeros_like(x) for x in sets]
+        found = paired_difference(zeros, sets, seed=repeat, n_resamples=300)
+        inside += found["low"] <= 0.3 <= found["high"]
+        found = paired_difference([x[:1] for x in zeros], [x[:1] for x in sets], seed=repeat, n_resamples=300)
+        items_only += found["low"] <= 0.3 <= found["high"]
+    assert 0.89 < inside / 200 <= 0.99
+    assert items_only / 200 < 0.8  # one seed says nothing about seeds
+
+
+def test_the_paired_interval_is_the_normal_one_and_much_shorter_than_an_unpaired_one():
+    rng = np.random.default_rng(2)
+    a = rng.normal(0, 1, (1, 4000))
+    b = a + 0.05 + rng.normal(0, 0.1, (1, 4000))
+    found = paired_difference([a], [b])
+    half = Z * (b - a).std() / np.sqrt(4000)
+    assert found["mean"] == pytest.approx((b - a).mean())
+    assert (found["low"], found["high"]) == pytest.approx(
+        (found["mean"] - half, found["mean"] + half), abs=0.15 * half
+    )
+
+
+def test_the_variance_of_seeds_and_of_items_add_up():
+    rng = np.random.default_rng(3)
+    seeds, items = rng.normal(0, 1, (40, 1)), rng.normal(0, 3, (1, 500))
+    found = paired_difference([np.zeros((40, 500))], [seeds + items])
+    half = Z * np.sqrt(seeds.var() / 40 + items.var() / 500)
+    assert (found["high"] - found["low"]) / 2 == pytest.approx(half, rel=0.1)
+
+
+def test_seeds_are_drawn_for_all_data_sets_at_once():
+    rng = np.random.default_rng(4)
+    opposed = rng.normal(0, 1, (8, 1)) * np.ones((8, 30))
+    found = paired_difference([np.zeros((8, 30))] * 2, [opposed, -opposed])
+    assert (found["low"], found["high"]) == pytest.approx((0, 0), abs=1e-12)  # what one set gains the other loses
+
+
+def test_data_sets_count_alike_whatever_their_size_and_four_styles_can_share_one_weight():
+    sets = [np.full((1, n), value) for n, value in ((10, 1.0), (1000, 0.0), (20, 0.0))]
+    zeros = [np.zeros_like(x) for x in sets]
+    assert paired_difference(zeros, sets)["mean"] == pytest.approx(1 / 3)
+    assert paired_difference(zeros, sets, weights=[2.0, 1.0, 1.0])["mean"] == pytest.approx(1 / 2)
+
+
+def test_the_other_order_of_models_gives_the_negative_and_equal_models_nothing():
+    rng = np.random.default_rng(6)
+    a, b = ([rng.random((3, n)) for n in (20, 31)] for _ in range(2))
+    there, back = paired_difference(a, b), paired_difference(b, a)
+    assert (back["mean"], back["low"], back["high"]) == pytest.approx(
+        (-there["mean"], -there["high"], -there["low"])
+    )
+    assert paired_difference(a, a) == {"mean": 0, "low": 0, "high": 0}
+
+
+def test_a_seed_repeats_an_interval_in_blocks_of_any_size_and_another_moves_it(monkeypatch):
+    ranks = torch.randint(1, 99, (500,), generator=torch.Generator().manual_seed(0))
+    first = bootstrap_interval(ranks)
+    monkeypatch.setattr(intervals, "DRAWS", 3000)
+    assert bootstrap_interval(ranks) == first != bootstrap_interval(ranks, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        ([1.0, np.nan], {}, "values is empty or has values that are not finite"),
+        ([], {}, "values is empty"),
+        ([1.0], {}, "1 items with 1 cluster labels in 1 clusters"),
+        ([1.0, 2.0], {"clusters": np.zeros(2)}, "two clusters at least"),
+        ([1.0, 2.0, 3.0], {"clusters": np.arange(2)}, "3 items with 2 cluster labels"),
+        ([1.0, 2.0], {"level": 1.0}, "level is 1.0"),
+        ([1.0, 2.0], {"statistic": np.max}, "give np.mean or np.median"),
+    ],
+)
+def test_values_that_have_no_interval_are_refused(values, options, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(np.array(values), **options)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "weights", "message"),
+    [
+        ([], [], None, "on the same data sets"),
+        ([(2, 3)], [(1, 3)], None, "on the same data sets"),
+        ([(2, 3), (1, 3)], [(2, 3), (1, 3)], None, "the same seeds everywhere"),
+        ([(1, 3)], [(1, 3)], [1, 1], "weights \\[1, 1\\] for 1 data sets"),
+        ([(1, 3)], [(1, 3)], [-1], "none below zero"),
+        ([(1, 3)], [(1, 3)], [0], "none below zero"),
+        ([(1, 0)], [(1, 0)], None, "b is empty"),
+    ],
+)
+def test_models_that_do_not_pair_are_refused(a, b, weights, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        paired_difference([np.ones(s) for s in a], [np.ones(s) for s in b], weights)

@@ -1,0 +1,103 @@
+"""Zero-shot accuracy against a loop; ties count against, prompts are averaged on the sphere, bad input refused."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cibr.metrics import class_embeddings, class_ranks, predictions, ranking, zeroshot_accuracy
+
+
+def labelled(n=70, c=7, d=5, seed=0):
+    """Small whole numbers, so that many similarities tie exactly."""
+    generator = torch.Generator().manual_seed(seed)
+    images, classes = (torch.randint(-2, 3, (size, d), generator=generator).float() for size in (n, c))
+    for side in (images, classes):
+        side[(side == 0).all(1)] = 1
+    return images, classes, torch.randint(c, (n,), generator=generator)
+
+
+@pytest.mark.parametrize("block", [3, 1024])
+def test_ranks_and_accuracies_equal_a_loop_over_images_and_classes(block, monkeypatch):
+    monkeypatch.setattr(ranking, "BLOCK", block)
+    images, classes, labels = labelled()
+    slow = []
+    for image, label in zip(images, labels.tolist(), strict=True):
+        cosines = [float(image @ one) for one in classes]
+        slow.append(sum(cosine >= cosines[label] and c != label for c, cosine in enumerate(cosines)))
+    assert class_ranks(images, classes, labels).tolist() == slow
+    by_class = [[rank < 1 for rank, j in zip(slow, labels.tolist(), strict=True) if j == c] for c in range(7)]
+    assert zeroshot_accuracy(images, classes, labels) == pytest.approx(
+        {
+            "accuracy@1": sum(rank < 1 for rank in slow) / 70,
+            "accuracy@5": sum(rank < 5 for rank in slow) / 70,
+            "mean_per_class_accuracy": sum(sum(hits) / len(hits) for hits in by_class) / 7,
+        }
+    )
+
+
+def test_the_mean_over_classes_leaves_out_those_without_an_image_and_top_five_needs_five_classes():
+    classes = torch.eye(4)
+    found = zeroshot_accuracy(classes[[0, 0, 0, 1]], classes, torch.tensor([0, 0, 0, 3]))
+    assert found == {"accuracy@1": 0.75, "mean_per_class_accuracy": 0.5}
+
+
+@pytest.mark.parametrize(("n", "c", "d"), [(1, 2, 512), (1025, 3, 100), (300, 1000, 64), (7, 17, 31)])
+def test_collapsed_embeddings_name_no_image_rightly(n, c, d):
+    point = F.normalize(torch.randn(1, d, generator=torch.Generator().manual_seed(0)), dim=1)
+    found = zeroshot_accuracy(point.repeat(n, 1), point.repeat(c, 1), torch.arange(n) % c)
+    assert found["accuracy@1"] == found["mean_per_class_accuracy"] == 0
+
+
+def test_the_predicted_class_is_the_nearest():
+    images, classes, _ = labelled(200, 9, 12)
+    images = images + 0.01 * torch.randn(200, 12, generator=torch.Generator().manual_seed(1))
+    nearest = predictions(images, classes)
+    assert nearest.tolist() == [max(range(9), key=lambda c, x=x: float(x @ classes[c])) for x in images]
+    assert class_ranks(images, classes, nearest).eq(0).all()
+
+
+def test_a_class_is_the_normalised_mean_of_unit_prompts_whatever_their_length():
+    prompts = torch.tensor([[[3.0, 0.0], [0.0, 0.1]], [[0.0, -2.0], [0.0, -5.0]]])
+    wanted = torch.tensor([[math.sqrt(0.5), math.sqrt(0.5)], [0.0, -1.0]])
+    torch.testing.assert_close(class_embeddings(prompts), wanted)
+    torch.testing.assert_close(class_embeddings(prompts.bfloat16()), wanted, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize(("value", "first"), [(math.nan, 3), (0.0, 3), (math.inf, 3)])
+def test_a_prompt_that_is_zero_or_not_finite_is_named(value, first):
+    prompts = torch.ones(3, 2, 4)
+    prompts[1, 1] = value
+    with pytest.raises(ValueError, match=f"1 rows that are zero or not finite, first row {first}"):
+        class_embeddings(prompts)
+
+
+def test_prompts_that_cancel_are_refused_with_their_class():
+    direction = F.normalize(torch.randn(1, 1, 64, generator=torch.Generator().manual_seed(0)), dim=2)
+    prompts = torch.cat([torch.cat([direction, direction], 1), torch.cat([direction, -3 * direction], 1)])
+    with pytest.raises(ValueError, match="the prompts of class 1 cancel"):
+        class_embeddings(prompts)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 4), (3, 0, 4)])
+def test_prompts_without_class_or_template_are_refused(shape):
+    with pytest.raises(ValueError, match="one of each at least"):
+        class_embeddings(torch.ones(shape))
+
+
+@pytest.mark.parametrize("label", [-1, 3, 100])
+def test_a_label_outside_the_classes_is_named_with_its_image(label):
+    with pytest.raises(ValueError, match=f"1 labels lie outside the classes, first {label} of image 1"):
+        zeroshot_accuracy(torch.eye(3), torch.eye(3), torch.tensor([0, label, 2]))
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_images_and_classes_that_are_zero_or_not_finite_are_named(side):
+    pair = [torch.eye(3), torch.eye(3)]
+    pair[side][2] = math.nan
+    name = ("image_embeddings", "class_embeddings")[side]
+    with pytest.raises(ValueError, match=f"{name} has 1 rows that are zero or not finite, first row 2"):
+        class_ranks(*pair, torch.arange(3))
+    with pytest.raises(ValueError, match=f"{name} has 1 rows"):
+        predictions(*pair)
