@@ -189,11 +189,12 @@ def test_the_dark_page_is_dark_and_the_light_one_light(opened):
 
 
 def test_search_finds_each_chapter_by_its_title(opened, visit):
-    title = opened.page.eval_on_selector("article h1", "h => h.firstChild.textContent")
+    title = opened.page.title().split(" — ")[0]
     here = opened.page.url.split("/")[-1]
     found = visit(f"search.html?q={title}")
     found.page.wait_for_selector("#search-results li")
     links = found.page.eval_on_selector_all("#search-results li a", "all => all.map(a => a.href)")
+    found.page.evaluate("localStorage.clear()")  # or the words are marked on the pages that follow
     found.page.close()
     assert any(here in link for link in links)
     assert found.errors == found.strangers == []
