@@ -91,6 +91,20 @@ def test_a_limit_draws_some_pictures_and_keeps_all_classes_to_choose_from(build,
     assert len(everything["one"].items["labels"]) == 12
 
 
+def test_one_kind_of_a_suite_gives_the_rows_of_that_kind_and_keeps_them_apart(build, small, tmp_path):
+    whole = evaluate(build("tiny"), "small", name="m", output_dir=tmp_path).rows
+    for kind in ("zero-shot", "retrieval"):
+        found = evaluate(build("tiny"), "small", name="m", kinds=[kind], output_dir=tmp_path).rows
+        assert found.equals(whole[whole["kind"] == kind].reset_index(drop=True))
+    names = ["rows-retrieval.csv", "rows-zero-shot.csv", "rows.csv"]
+    assert sorted(file.name for file in (tmp_path / "small").glob("*.csv")) == names
+    for wrong in ("retrieval", ["zeroshot"], []):
+        with pytest.raises(ValueError, match="give a list with 'zero-shot' or 'retrieval', or both"):
+            evaluate(build("tiny"), "small", name="m", kinds=wrong)
+    with pytest.raises(ValueError, match="suite 'paper-extras' has no retrieval set"):
+        suite_tasks("paper-extras", ["retrieval"])
+
+
 def counted(monkeypatch):
     calls, real = [], engine.embed_pairs
     monkeypatch.setattr(engine, "embed_pairs", lambda m, i, b: calls.append(i.pairs.name) or real(m, i, b))

@@ -6,6 +6,7 @@ vectors. Retrieval follows Karpathy and Fei-Fei (2015). Texts longer than the co
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from cibr.data import Pairs, check_dataset, load_pairs
 from cibr.evaluate.outcomes import Outcome, read_outcome
-from cibr.evaluate.suites import Task, suite_tasks
+from cibr.evaluate.suites import KINDS, Task, suite_tasks
 from cibr.evaluate.tables import Evaluation
 from cibr.inputs import Digests, digest_model, embed_pairs, pixel_digests, prepare
 from cibr.metrics import class_embeddings, class_ranks, predictions, retrieval_outcomes
@@ -26,6 +27,7 @@ def evaluate(
     suite: str,
     *,
     name: str,
+    kinds: Sequence[str] = KINDS,
     limit: int = 0,
     batch_size: int = 256,
     output_dir: str | Path | None = None,
@@ -38,6 +40,7 @@ def evaluate(
         model: the encoders, on the device where they run.
         suite: a name of `SUITES`.
         name: what tables call the model.
+        kinds: of the suite's sets: `zero-shot`, `retrieval` or both.
         limit: at most this many pictures a set, two or more, drawn by a fixed seed; 0 for all.
         batch_size: rows that are encoded at once.
         output_dir: where results are kept, in a folder of the suite's name. A set whose results lie there, of the
@@ -49,12 +52,12 @@ def evaluate(
         The evaluation, with `rows` of scores and the `outcomes` of single items.
 
     Raises:
-        ValueError: an unknown suite or set, an unusable sample (the message names its set), or an output folder
-            that cannot be made.
+        ValueError: an unknown suite, kind or set, an unusable sample (the message names its set), or an output
+            folder that cannot be made.
         FileNotFoundError: a file of a set is missing.
         ConnectionError: the hub does not give a file.
     """
-    tasks = suite_tasks(suite)
+    tasks = suite_tasks(suite, kinds)
     if limit < 0 or limit == 1 or batch_size < 1:
         raise ValueError(
             f"limit is {limit} and batch_size {batch_size}: a limit is 0 for all pictures, or 2 or more, for one "

@@ -5,9 +5,12 @@ subsets in folders of `$CIBR_DATA`, named after their folders. `glyphs` is drawn
 `glyphs-validation` is its twin for choosing settings.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from cibr.names import nearest
+
+KINDS = ("zero-shot", "retrieval")
 
 
 class Task(NamedTuple):
@@ -52,14 +55,19 @@ SUITES: dict[str, tuple[Task, ...]] = {
 }
 
 
-def suite_tasks(suite: str) -> tuple[Task, ...]:
-    """The tasks of a suite.
+def suite_tasks(suite: str, kinds: Sequence[str] = KINDS) -> tuple[Task, ...]:
+    """The tasks of a suite, all or those of some kinds.
 
     Raises:
-        ValueError: no suite of that name; the message names those that there are.
+        ValueError: no suite or kind of that name, with those that there are; no task of these kinds.
     """
     if suite not in SUITES:
         raise ValueError(
             f"there is no suite {suite!r}{nearest(suite, SUITES) or '.'} Choose one of {', '.join(SUITES)}"
         )
-    return SUITES[suite]
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise ValueError(f"kinds is {kinds!r}: give a list with {' or '.join(map(repr, KINDS))}, or both")
+    tasks = tuple(task for task in SUITES[suite] if task.kind in kinds)
+    if not tasks:
+        raise ValueError(f"suite {suite!r} has no {' or '.join(kinds)} set")
+    return tasks

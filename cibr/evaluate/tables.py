@@ -17,8 +17,6 @@ from cibr.evaluate.outcomes import Outcome, Part, read_outcome
 from cibr.evaluate.suites import suite_tasks
 from cibr.metrics import bootstrap_interval, paired_difference
 
-ROWS = "rows.csv"
-
 
 @dataclass(eq=False)
 class Evaluation:
@@ -51,10 +49,12 @@ class Evaluation:
         return rows
 
     def save(self, folder: Path) -> None:
-        """Writes the rows; the outcomes were kept set by set."""
-        part = folder / f"{ROWS}.part"
+        """Writes the rows, to a file of their kind if they are of one; the outcomes were kept set by set."""
+        kinds = {outcome.kind for outcome in self.outcomes.values()}
+        file = folder / (f"rows-{kinds.pop()}.csv" if len(kinds) == 1 else "rows.csv")
+        part = file.with_name(f"{file.name}.part")
         self.rows.to_csv(part, index=False)
-        part.replace(folder / ROWS)
+        part.replace(file)
 
 
 def read_evaluation(output_dir: str | Path, suite: str, name: str) -> Evaluation:

@@ -1,6 +1,7 @@
 """Backbones that start from pretrained weights: two frozen towers under trained heads, or a whole CLIP.
 
-Names are resolved in the order: an existing folder; `$CIBR_MODELS/<hub id>`; the hub.
+Names are resolved in the order: an existing folder; `$CIBR_MODELS/<hub id>`; the checkpoints that come with the
+repository, `clip-tiny` and `cibr-tiny`; the hub.
 """
 
 import os
@@ -23,6 +24,7 @@ from transformers.utils import logging
 
 from cibr.models.tiny import mean_pool
 from cibr.names import nearest
+from cibr.paths import project_root
 
 MODELS = ("tiny", "frozen")
 IMAGE_TOWER = "timm/tf_efficientnet_lite0.in1k"
@@ -33,6 +35,7 @@ def resolve_model(name: str) -> str:
     """Where a model's files are: a folder on this machine, or the hub id itself."""
     root = os.environ.get("CIBR_MODELS")
     folders = [Path(name).expanduser()] + ([Path(root).expanduser() / name] if root else [])
+    folders.append(project_root() / "data" / "checkpoints" / name)
     return next((str(folder) for folder in folders if name and folder.is_dir()), name)
 
 
