@@ -8,7 +8,7 @@ from sweep_work import taken
 
 from cibr.results import read_rows
 from cibr.sweep import __main__ as command
-from cibr.sweep import read_plan, run_id
+from cibr.sweep import read_plan, run_id, sweeps_in
 
 SWEEP = """
 results: tables/rows.csv
@@ -131,6 +131,23 @@ def test_the_command_does_what_is_missing_and_says_what_failed(sweep, run, tmp_p
     status, said = run(file, "--retry")
     assert status == 0 and taken(log)[5:] == [1] and "5 done, 0 missing, 0 failed" in said
     assert set(read_rows(tmp_path / "tables" / "rows.csv")["status"]) == {"ok"}
+
+
+def test_one_row_of_a_table_is_made_again_beside_it(sweep, run, tmp_path):
+    file, again = sweep(), tmp_path / "again.csv"
+    run(file, "--only", "i=[0, 2]")
+    before = read_rows(tmp_path / "tables" / "rows.csv")
+    status, said = run(file, "--run", before["run"][1], "--results", again)
+    assert status == 0 and "again.csv: 1 done, 0 missing, 0 failed" in said
+    columns = ["run", "configuration", "square"]
+    assert read_rows(again)[columns].equals(before[columns].iloc[[1]].reset_index(drop=True))
+    status, said = run(file, "--run", "0123456789ab")
+    assert status == 2 and "no run of the sweep is called '0123456789ab'" in said
+
+
+def test_the_sweeps_of_a_folder_are_known_by_their_files(sweep, tmp_path):
+    file = sweep()
+    assert {name: len(plan.runs) for name, plan in sweeps_in(tmp_path).items()} == {file.name: 5}
 
 
 def test_an_interrupted_command_says_how_to_go_on(sweep, run, tmp_path):

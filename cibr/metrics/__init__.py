@@ -6,6 +6,7 @@ or not finite are refused: a broken model never scores well.
 
 from cibr.metrics.geometry import alignment, linear_cka, modality_gap, mutual_knn, uniformity
 from cibr.metrics.intervals import bootstrap_interval, paired_difference
+from cibr.metrics.relation import rank_correlation
 from cibr.metrics.retrieval import (
     RetrievalOutcomes,
     recall_at_k,
@@ -26,6 +27,7 @@ __all__ = [
     "mutual_knn",
     "paired_difference",
     "predictions",
+    "rank_correlation",
     "recall_at_k",
     "retrieval_outcomes",
     "retrieval_ranks",

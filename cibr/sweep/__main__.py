@@ -1,12 +1,14 @@
 """`python -m cibr.sweep SWEEP.yaml --processes 2`: does the runs of a file that its table lacks.
 
 Start it as often as you like, on several machines with one file system too: no run is done twice, and what a
-killed command had in hand is taken up by another. A failed run is a row with its error.
+killed command had in hand is taken up by another. A failed run is a row with its error. `--run NAME --results
+AGAIN.csv` makes one row of a table again, beside it.
 """
 
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from cibr.sweep import Plan, missing, read_plan, run_id, run_sweep
@@ -20,7 +22,9 @@ def main() -> int:
     options = parser.parse_args()
     try:
         plan = read_plan(options.sweep)
+        plan = replace(plan, results=options.results.resolve()) if options.results else plan
         plan = plan.only(options.only) if options.only else plan
+        plan = plan.run(options.run) if options.run else plan
         plan = plan.shard(options.shard) if options.shard else plan
         work = plan.function()
         _say_progress(plan)
@@ -61,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="only say what is done, missing and failed")
     parser.add_argument("--retry", action="store_true", help="do failed runs again")
     parser.add_argument("--shard", metavar="i/n", help="every n-th run from the i-th, for one of n machines")
+    parser.add_argument("--run", metavar="NAME", help="the one run of this name in the table")
+    parser.add_argument("--results", type=Path, metavar="CSV", help="another table, to do again what is done")
     parser.add_argument(
         "--only", action="append", metavar="SETTING=VALUE", help="runs with this value, or with one of [a, b]"
     )

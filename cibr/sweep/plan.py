@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from cibr.names import nearest
-from cibr.sweep.runs import as_json, by_id, grid
+from cibr.sweep.runs import as_json, by_id, grid, run_id
 
 ENTRIES = ("results", "work", "fixed", "arms")
 EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+")  # which YAML 1.1 reads as text for want of a point
@@ -67,6 +67,17 @@ class Plan:
             raise ValueError(f"no run has {' and '.join(filters)}")
         return Plan(self.results, self.work, runs)
 
+    def run(self, name: str) -> "Plan":
+        """The plan of one run, by its name in the tables.
+
+        Raises:
+            ValueError: it is no run of the plan.
+        """
+        runs = [run for run in self.runs if run_id(run) == name]
+        if not runs:
+            raise ValueError(f"no run of the sweep is called {name!r}; --dry-run shows the names of missing ones")
+        return Plan(self.results, self.work, runs)
+
     def shard(self, text: str) -> "Plan":
         """Every n-th run from the i-th, by `i/n`; the n shards are the whole.
 
@@ -94,6 +105,15 @@ def read_plan(file: str | Path) -> Plan:
         raise ValueError(f"{str(file)!r} is no YAML: {error}") from error
     except ValueError as error:
         raise ValueError(f"{str(file)!r}: {error}") from error
+
+
+def sweeps_in(folder: str | Path) -> dict[str, Plan]:
+    """The plans of a folder by the names of their files.
+
+    Raises:
+        ValueError: a file that describes no sweep; it is named.
+    """
+    return {file.name: read_plan(file) for file in sorted(Path(folder).glob("*.yaml"))}
 
 
 def _plan(entries: Any, folder: Path) -> Plan:
