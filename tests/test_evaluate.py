@@ -65,6 +65,26 @@ def test_retrieval_scores_are_those_of_the_metrics(build, small):
     assert rows.set_index("metric").loc["text_to_image_recall@1", "n"] == len(texts) > len(images)
 
 
+def test_a_text_that_pictures_share_stands_once_and_each_of_its_pictures_is_right(build, small, monkeypatch):
+    monkeypatch.setitem(SUITES, "shared", (Task("one", "retrieval"),))
+    model, pairs = build("tiny"), load_pairs("one", "test")
+    rows = evaluate(model, "shared", name="m").rows.set_index("metric")
+    texts = list(dict.fromkeys(pairs.texts()))
+    cosines = (model.embed_images(list(pairs.images())) @ model.embed_texts(texts).T).tolist()
+    own = [texts.index(text) for text in pairs.texts()]
+    ranks = [sum(c >= row[j] for c in row) - 1 for row, j in zip(cosines, own, strict=True)]
+    best = [max(row[j] for row, k in zip(cosines, own, strict=True) if k == j) for j in range(len(texts))]
+    wrong = [
+        sum(row[j] >= best[j] for row, k in zip(cosines, own, strict=True) if k != j) for j in range(len(texts))
+    ]
+    for k in (1, 5):
+        assert rows.loc[f"image_to_text_recall@{k}", "value"] == pytest.approx(np.mean(np.array(ranks) < k))
+        assert rows.loc[f"text_to_image_recall@{k}", "value"] == pytest.approx(np.mean(np.array(wrong) < k))
+    assert rows.loc["image_to_text_median_rank", "value"] == np.median(ranks) + 1
+    assert (rows.loc["image_to_text_recall@1", "n"], rows.loc["text_to_image_recall@1", "n"]) == (12, 6)
+    assert (rows["low"] <= rows["value"]).all() and (rows["value"] <= rows["high"]).all()
+
+
 def test_a_group_counts_as_one_set_in_the_mean_of_the_suite(build, small):
     rows = evaluate(build("tiny"), "small", name="m").rows
     for metric in ("accuracy@1", "mean_per_class_accuracy"):

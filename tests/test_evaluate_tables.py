@@ -6,8 +6,8 @@ import pytest
 import torch
 from small_suite import make_small_suite
 
-import cibr.evaluate.__main__ as command_line
 from cibr.evaluate import Evaluation, Outcome, compare, evaluate, format_table, suite_tasks
+from cibr.evaluate import __main__ as command_line
 from cibr.evaluate.published import against_published, published
 
 
@@ -99,6 +99,19 @@ def test_texts_of_one_picture_count_once_in_an_interval(small):
     half = 1.96 * (share * (1 - share) / n_images) ** 0.5  # of independent pictures; texts would halve it
     assert row["value"] == pytest.approx(share) and row["n"] == 1000
     assert row["high"] - row["low"] == pytest.approx(2 * half, rel=0.1)
+
+
+def test_pictures_with_many_texts_do_not_widen_the_interval_by_their_number(small):
+    texts, everything = [1] * 50 + [9] * 50, [0] * 500
+    row = rows_of(
+        "retrieval",
+        image_ranks=[0] * 100,
+        text_ranks=everything,
+        text_to_image=[i for i, n in enumerate(texts) for _ in range(n)],
+        image_average_precisions=[1.0] * 100,
+        text_average_precisions=[1.0] * 500,
+    ).loc["text_to_image_recall@1"]
+    assert (row["low"], row["value"], row["high"]) == pytest.approx((1, 1, 1))  # not 1 give or take a tenth
 
 
 def test_mean_per_class_accuracy_draws_pictures_within_their_classes(small):

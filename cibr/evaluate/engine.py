@@ -1,7 +1,9 @@
 """Evaluation of a model on a suite: every set once, what is finished kept, a rerun goes on where it stopped.
 
 Zero-shot classification follows Radford et al. (2021): a class is the renormalised mean of its prompts' unit
-vectors. Retrieval follows Karpathy and Fei-Fei (2015). Texts longer than the context are cut, as both do.
+vectors. Retrieval follows Karpathy and Fei-Fei (2015). Texts longer than the context are cut, as both do. Where
+several pictures of a set share one text, as drawings of one character do, it stands once among the texts and each
+of its pictures is a right one: copies of it would tie with each other, and a tie counts against the model.
 """
 
 import hashlib
@@ -84,8 +86,8 @@ def _outcome(
     model: DualEncoder, task: Task, pairs: Pairs, batch_size: int, folder: Path | None, digests: Digests
 ) -> Outcome:
     """The outcome that lies in the folder if it is this model's on these pairs, or a new one."""
-    prompts = pairs.prompts() if task.kind == "zero-shot" else None
-    asked = _asked(task, pairs, prompts)
+    texts = pairs.prompts() if task.kind == "zero-shot" else _shared_texts(pairs)
+    asked = _asked(task, pairs, texts)
     identity = hashlib.sha256(f"{digests.model} {asked}".encode()).hexdigest()
     file = None if folder is None else folder / task.file
     stored = None if file is None else read_outcome(file)
@@ -95,7 +97,7 @@ def _outcome(
         other = "another model" if stored[0].asked == asked else "other pictures or texts"
         warnings.warn(f"{str(file)!r} holds results of {other}: {task.title} is evaluated again", stacklevel=3)
     score = _zero_shot if task.kind == "zero-shot" else _retrieval
-    outcome = Outcome(task.kind, score(model, pairs, prompts, batch_size, digests), asked)
+    outcome = Outcome(task.kind, score(model, pairs, texts, batch_size, digests), asked)
     if file is not None:
         outcome.save(file, identity)
     return outcome
@@ -113,11 +115,32 @@ def _zero_shot(model, pairs: Pairs, prompts, batch_size: int, digests: Digests) 
     }
 
 
-def _retrieval(model, pairs: Pairs, prompts, batch_size: int, digests: Digests) -> dict[str, torch.Tensor]:
-    images, texts = _embed(model, pairs, None, batch_size, digests)
-    text_to_image = pairs.text_to_image()
-    found = retrieval_outcomes(images, texts, text_to_image)
-    return found._asdict() | {"text_to_image": text_to_image}
+def _retrieval(model, pairs: Pairs, shared, batch_size: int, digests: Digests) -> dict[str, torch.Tensor]:
+    images, texts = _embed(model, pairs, shared, batch_size, digests)
+    if shared is None:
+        text_to_image = pairs.text_to_image()
+        found = retrieval_outcomes(images, texts, text_to_image)
+        return found._asdict() | {"text_to_image": text_to_image}
+    places = {text: i for i, text in enumerate(shared)}
+    image_to_text = torch.tensor([places[text] for text in pairs.texts()])
+    found = retrieval_outcomes(
+        texts, images, image_to_text
+    )  # one text has several pictures: the sides trade places
+    return {
+        "image_ranks": found.text_ranks,
+        "text_ranks": found.image_ranks,
+        "image_average_precisions": found.text_average_precisions,
+        "text_average_precisions": found.image_average_precisions,
+        "image_to_text": image_to_text,
+    }
+
+
+def _shared_texts(pairs: Pairs) -> list[str] | None:
+    """The texts, each once, of a set in which pictures of the same content share one; of other sets None."""
+    if pairs.labels is None or len(pairs.texts()) > len(pairs):
+        return None
+    texts = list(dict.fromkeys(pairs.texts()))
+    return texts if len(texts) == len(pairs.labels.unique()) < len(pairs) else None
 
 
 def _embed(model, pairs: Pairs, texts: list[str] | None, batch_size: int, digests: Digests):
@@ -143,10 +166,10 @@ def _limited(pairs: Pairs, limit: int) -> Pairs:
     return pairs.subset(order[:limit].sort().values)
 
 
-def _asked(task: Task, pairs: Pairs, prompts: list[list[str]] | None) -> str:
-    """A digest of what the model is shown and asked."""
+def _asked(task: Task, pairs: Pairs, given: list | None) -> str:
+    """A digest of what the model is shown and asked; `given` are prompts, or texts that pictures share."""
     labels = None if pairs.labels is None else pairs.labels.tolist()
-    texts = pairs.captions if prompts is None else (prompts, labels)
+    texts = pairs.captions if given is None else (given, labels)
     shown = (task.kind, pairs.name, pairs.split, pairs.keys, texts, pixel_digests(pairs))
     return hashlib.sha256(repr(shown).encode()).hexdigest()
 

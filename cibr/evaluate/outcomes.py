@@ -3,7 +3,7 @@
 A score is a weighted sum of means: over all items, over the items of each class (mean per-class accuracy), or
 over the items of several sets (the mean of a suite). Written so, every score, its interval and its paired
 difference come from one rule: items are drawn again within each part. What counts as an item is a picture; the
-texts of a picture stay together.
+texts of a picture stay together, and so do pictures that share a text.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -33,8 +33,8 @@ class Outcome:
     Args:
         kind: `zero-shot` or `retrieval`.
         items: of zero-shot `labels`, `predictions` and `ranks` [n], and `n_classes` []; of retrieval
-            `image_ranks` and `image_average_precisions` [n], `text_ranks`, `text_average_precisions` and
-            `text_to_image` [m]. Ranks count from 0.
+            `image_ranks` and `image_average_precisions` [n], `text_ranks` and `text_average_precisions` [m], and
+            either `text_to_image` [m] or, where pictures share texts, `image_to_text` [n]. Ranks count from 0.
         asked: a digest of the pictures and texts; results with equal ones can be compared item by item.
     """
 
@@ -60,23 +60,31 @@ class Outcome:
             ranks, precisions = (self.items[f"{side}_{name}"] for name in ("ranks", "average_precisions"))
             values = {f"recall@{k}": ranks < k for k in KS if k <= min(sizes)}
             for name, each in (values | {"mean_average_precision": precisions}).items():
-                of_images = each.double().numpy() if side == "image" else self._by_image(each.double().numpy())
-                found[f"{direction}_{name}"] = [Part(1.0, of_images)]
+                found[f"{direction}_{name}"] = [Part(1.0, self._by_unit(each.double().numpy(), side))]
         return found
 
-    def _by_image(self, values: Float[np.ndarray, " m"]) -> Float[np.ndarray, " n"]:
-        """Sums over each image's texts, scaled so that their mean is the mean over texts."""
-        n, m = len(self.items["image_ranks"]), len(values)
-        return np.bincount(self.items["text_to_image"].numpy(), values, n) * n / m
+    def _units(self, side: str) -> Int[np.ndarray, " m"]:
+        """What each query is drawn with: its picture or, where pictures share a text, its text."""
+        one = "image" if "text_to_image" in self.items else "text"
+        if side == one:
+            return np.arange(len(self.items[f"{side}_ranks"]))
+        return self.items[f"{side}_to_{one}"].numpy()
+
+    def _by_unit(self, values: Float[np.ndarray, " m"], side: str) -> Float[np.ndarray, " n"]:
+        """A number a unit whose mean is the mean over queries, and whose spread is that of the mean over queries
+        of drawn units, to first order (a ratio, as units have unequal numbers of queries)."""
+        units, mean = self._units(side), values.mean()
+        counts = np.bincount(units)
+        return mean + (np.bincount(units, values) - mean * counts) / counts.mean()
 
     def median_ranks(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Ranks from 1 and the image that each query belongs to, by metric: medians are no means over items."""
+        """Ranks from 1 and the unit that each query belongs to, by metric: medians are no means over items."""
         if self.kind == "zero-shot":
             return {}
-        images, texts = (1.0 + self.items[f"{side}_ranks"].numpy() for side in ("image", "text"))
+        sides = {"image_to_text": "image", "text_to_image": "text"}
         return {
-            "image_to_text_median_rank": (images, np.arange(len(images))),
-            "text_to_image_median_rank": (texts, self.items["text_to_image"].numpy()),
+            f"{direction}_median_rank": (1.0 + self.items[f"{side}_ranks"].numpy(), self._units(side))
+            for direction, side in sides.items()
         }
 
     def n_queries(self, metric: str) -> int:
