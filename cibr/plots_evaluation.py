@@ -160,6 +160,15 @@ def _without_shared_words(names: Sequence[str]) -> list[str]:
     return [" ".join(each) for each in words]
 
 
+def pick_evenly(groups: Int[Tensor, " m"], n: int, seed: int = 0) -> Int[Tensor, " n"]:
+    """Indices of n items for a gallery, as many of each group as there are, in a random order within groups."""
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
+    members = [order[groups[order] == group].tolist() for group in groups.unique().tolist()]
+    turns = [(turn, i) for each in members for turn, i in enumerate(each)]
+    chosen = [i for _, i in sorted(turns, key=lambda x: x[0])[:n]]
+    return torch.tensor(sorted(chosen, key=lambda i: int(groups[i])), dtype=torch.long)
+
+
 def prediction_gallery(
     images: Sequence[Image.Image],
     labels: Int[Tensor, " n"],

@@ -193,6 +193,11 @@ def test_errors_name_the_set_the_sample_and_the_suite(build, small):
         evaluate(build("tiny"), "small", name="m", limit=1)
 
 
+def test_a_limit_that_is_no_whole_number_is_refused(build, small, unchecked):
+    with pytest.raises(ValueError, match="limit is 'ten' and batch_size 256"):
+        evaluate(build("tiny"), "small", name="m", limit="ten")
+
+
 def test_a_picture_that_does_not_decode_is_named_with_its_set(build, small):
     bad = [("s0.png", b"no picture"), ("s0.txt", "a red cat"), ("s1.png", png(1)), ("s1.txt", "a big dog")]
     write_set(small / "wds_captions", bad, split="test")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_suite import make_small_suite
 
-from cibr.evaluate import Evaluation, Outcome, compare, evaluate, format_table, suite_tasks
+from cibr.evaluate import Evaluation, Outcome, compare, evaluate, format_table, short_names, suite_tasks
 from cibr.evaluate import __main__ as command_line
 from cibr.evaluate.published import against_published, published
 
@@ -120,6 +120,13 @@ def test_mean_per_class_accuracy_draws_pictures_within_their_classes(small):
     assert (row["value"], row["low"], row["high"]) == (0.5, 0.5, 0.5)
     assert rows.loc["accuracy@1", "low"] < 30 / 33 < rows.loc["accuracy@1", "high"]
     assert rows.loc["accuracy@5", "low"] == 1
+
+
+def test_names_are_cut_to_what_tells_models_apart():
+    assert short_names("clip-tiny", "a/cibr-tiny/") == ["clip-tiny", "cibr-tiny"]
+    assert short_names("x/a/seed-0", "x/b/seed-0") == ["a/seed-0", "b/seed-0"]
+    assert short_names("a", "a") == ["a", "a"] and short_names("openai/clip") == ["clip"]
+    assert short_names("a", "/a") == ["a", "/a"]
 
 
 def test_the_table_has_a_line_a_set_and_a_column_a_metric(build, small):

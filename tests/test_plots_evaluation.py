@@ -123,6 +123,15 @@ def test_confusions_of_many_classes_have_no_numbers_and_no_names():
     assert not axis.texts and not axis.get_xticklabels() and not axis.get_yticklabels()
 
 
+@pytest.mark.parametrize(("n", "counts"), [(6, [2, 2, 2]), (9, [5, 2, 2]), (99, [40, 2, 2])])
+def test_a_gallery_gets_as_many_of_each_group_as_there_are(n, counts):
+    groups = torch.tensor([5] * 40 + [7, 7, 9, 9])
+    chosen = figures.pick_evenly(groups, n)
+    assert groups[chosen].tolist() == sorted(groups[chosen].tolist())
+    assert [int((groups[chosen] == group).sum()) for group in (5, 7, 9)] == counts
+    assert len(set(chosen.tolist())) == len(chosen) and torch.equal(chosen, figures.pick_evenly(groups, n))
+
+
 def lines_of(axis):
     return [(text.get_text(), to_hex(text.get_color()).upper()) for text in axis.texts]
 

@@ -3,10 +3,10 @@
 `python -m cibr.evaluate MODEL --suite mini` prints the tables.
 """
 
-from cibr.evaluate.engine import evaluate
+from cibr.evaluate.engine import evaluate, load_task
 from cibr.evaluate.outcomes import Outcome
 from cibr.evaluate.suites import SUITES, Task, suite_tasks
-from cibr.evaluate.tables import Evaluation, compare, format_table, read_evaluation
+from cibr.evaluate.tables import Evaluation, compare, format_table, read_evaluation, short_names
 
 __all__ = [
     "SUITES",
@@ -16,6 +16,8 @@ __all__ = [
     "compare",
     "evaluate",
     "format_table",
+    "load_task",
     "read_evaluation",
+    "short_names",
     "suite_tasks",
 ]

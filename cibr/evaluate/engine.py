@@ -60,10 +60,11 @@ def evaluate(
         ConnectionError: the hub does not give a file.
     """
     tasks = suite_tasks(suite, kinds)
-    if limit < 0 or limit == 1 or batch_size < 1:
+    whole = all(isinstance(number, int) for number in (limit, batch_size))
+    if not whole or limit < 0 or limit == 1 or batch_size < 1:
         raise ValueError(
-            f"limit is {limit} and batch_size {batch_size}: a limit is 0 for all pictures, or 2 or more, for one "
-            "alone has no interval; a batch has a row at least"
+            f"limit is {limit!r} and batch_size {batch_size!r}: a limit is 0 for all pictures, or 2 or more, for "
+            "one alone has no interval; a batch has a row at least"
         )
     for task in tasks:
         check_dataset(task.dataset)
@@ -74,12 +75,30 @@ def evaluate(
         for task in bar:
             bar.set_postfix_str(task.title)
             with _naming(task, suite, folder):
-                pairs = _limited(load_pairs(task.dataset, task.split, **options), limit)
+                pairs = load_task(task, limit, **options)
                 outcomes[task.title] = _outcome(model, task, pairs, batch_size, folder, digests)
     evaluation = Evaluation(name, suite, outcomes)
     if folder is not None:
         evaluation.save(folder)
     return evaluation
+
+
+def load_task(task: Task, limit: int = 0, **options) -> Pairs:
+    """The pairs that `evaluate` shows to a model.
+
+    Args:
+        task: of a suite.
+        limit: at most this many pictures, drawn by a fixed seed (the first ones may be of one class); 0 for all.
+        options: of `cibr.load_pairs`.
+
+    Raises:
+        ValueError, FileNotFoundError, ConnectionError: as `cibr.load_pairs`.
+    """
+    pairs = load_pairs(task.dataset, task.split, **options)
+    if not limit or limit >= len(pairs):
+        return pairs
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))
+    return pairs.subset(order[:limit].sort().values)
 
 
 def _outcome(
@@ -156,14 +175,6 @@ def _made(folder: Path) -> Path:
     except OSError as error:
         raise ValueError(f"cannot make {str(folder)!r}: {error}; choose another output_dir") from error
     return folder
-
-
-def _limited(pairs: Pairs, limit: int) -> Pairs:
-    """A sample of at most `limit` pictures, in the set's order; the first ones may be of one class."""
-    if not limit or limit >= len(pairs):
-        return pairs
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))
-    return pairs.subset(order[:limit].sort().values)
 
 
 def _asked(task: Task, pairs: Pairs, given: list | None) -> str:

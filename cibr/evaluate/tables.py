@@ -132,6 +132,22 @@ def compare(a: Evaluation | Sequence[Evaluation], b: Evaluation | Sequence[Evalu
     return pd.DataFrame(rows)[order]
 
 
+def short_names(*names: str) -> list[str]:
+    """What tables and figures call models: the ends of their names, as long as it takes to tell them apart.
+
+    Examples:
+        >>> from cibr.evaluate import short_names
+        >>> short_names("runs/plain/seed-0", "runs/penalty/seed-0")
+        ['plain/seed-0', 'penalty/seed-0']
+    """
+    parts = [name.rstrip("/").split("/") for name in names]
+    for n in range(1, max(map(len, parts))):
+        ends = ["/".join(each[-n:]) for each in parts]
+        if len(set(ends)) == len(set(names)):
+            return ends
+    return list(names)
+
+
 def format_table(rows: pd.DataFrame, value: str = "value") -> pd.DataFrame:
     """Rows as a table to read, a data set a line and a metric a column, in per cent but for ranks."""
 
