@@ -11,6 +11,7 @@ import torch
 from cibr.data import Pairs, available_splits, load_pairs, resolve
 from cibr.data.changes import exchange_captions, keep_fraction
 from cibr.data.pairs import Skips
+from cibr.data.views import HELD_OUT_VIEW, seen_through, with_views
 from cibr.losses import BASELINES, ESTIMATORS
 from cibr.models import DualEncoder, model_kind
 from cibr.names import nearest
@@ -54,6 +55,8 @@ class RunConfig:
         group_size: rows of a batch that are pictures of one label, or captions of one picture; 1 for none.
         train_fraction, caption_noise: the share of the training pictures that is used, and the share of those
             that gets the captions of others.
+        views: train on each picture in other styles too, and validate on one that training does not show; see
+            `cibr.data.views`.
         mixed_precision: `no`, or `bf16` for the encoders; the loss stays in float32.
         critic_steps: steps of the critics' own optimiser before each step (mine and club).
         checkpoint_every: steps between checkpoints within an epoch; 0 for one at the end of each epoch.
@@ -83,6 +86,7 @@ class RunConfig:
     group_size: int = 1
     train_fraction: float = 1.0
     caption_noise: float = 0.0
+    views: bool = False
     mixed_precision: str = "no"
     critic_steps: int = 1
     checkpoint_every: int = 0
@@ -229,6 +233,8 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
         train, validation = _hold_out(train)
     test = load_pairs(config.dataset, "test", **options) if "test" in there else validation
     train = exchange_captions(keep_fraction(train, config.train_fraction), config.caption_noise)
+    if config.views:
+        train, validation = with_views(train), seen_through(validation, HELD_OUT_VIEW)
     return train, validation, test
 
 
