@@ -9,6 +9,7 @@ import torch
 from cibr.evaluate import Outcome, Task
 from cibr.results import append_row
 from cibr.sweep import run_id
+from cibr.sweep.choice import VALIDATION
 
 TASKS = (
     Task("one"),
@@ -30,7 +31,7 @@ def add_run(table, runs, settings, skill=0.5, status="ok", **metrics):
     about = {name: settings.get(name, default) for name, default in dict(arm="", beta=0.0, seed=0).items()}
     row = {"run": name, "configuration": json.dumps(settings), "status": status} | about
     if status == "ok":
-        row |= {"estimator": settings.get("estimator", "vmf"), "validation_recall@1": skill} | metrics
+        row |= {"estimator": settings.get("estimator", "vmf")} | dict.fromkeys(VALIDATION, skill) | metrics
         write_outcomes(runs / name / "small", skill, settings["seed"])
         write_history(runs / name, skill)
     append_row(table, row)

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "metrics": HELPERS,
     "plots": HELPERS,
     "plots_theory": HELPERS | {"plots"},
+    "plots_ablation": HELPERS | {"plots"},
     "plots_evaluation": HELPERS | {"plots"},
     "data": HELPERS,
     "models": HELPERS,

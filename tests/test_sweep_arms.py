@@ -8,6 +8,7 @@ from fake_ablation import add_run, settings_of
 
 from cibr.sweep import read_arms, trials
 from cibr.sweep.arms import setting_name, tuned_baseline
+from cibr.sweep.choice import VALIDATION
 
 
 @pytest.fixture
@@ -78,8 +79,9 @@ def test_trials_are_counted_by_arm_with_the_best_of_them():
             "configuration": [json.dumps({"dataset": "glyphs", "beta": beta}) for beta in (0.1, 0.2, 0.3)],
             "status": ["ok", "ok", "ValueError: no"],
             "arm": ["CIBR"] * 3,
-            "validation_recall@1": [0.3, 0.4, float("nan")],
+            **{name: [0.3, 0.4, float("nan")] for name in VALIDATION},
         }
     )
     (row,) = trials(rows).to_dict("records")
-    assert row == dict(setting="glyphs", arm="CIBR", trials=3, failed=1, best=0.4, chosen="beta 0.2")
+    best = pytest.approx(0.4)
+    assert row == dict(setting="glyphs", arm="CIBR", trials=3, failed=1, best=best, chosen="beta 0.2")

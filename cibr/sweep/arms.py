@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from cibr.results import read_rows
+from cibr.sweep.choice import VALIDATION
 from cibr.sweep.engine import OK
 from cibr.train import RunConfig
 
@@ -57,7 +58,7 @@ def read_arms(file: str | Path) -> pd.DataFrame:
 
 
 def setting_name(settings: dict[str, Any]) -> str:
-    """What a run's data and training are called in tables.
+    """What a run's data are called in tables.
 
     Examples:
         >>> setting_name({"dataset": "flickr8k", "model": "frozen", "train_fraction": 0.1, "beta": 0.05})
@@ -79,13 +80,14 @@ def setting_name(settings: dict[str, Any]) -> str:
                 "train_fraction": lambda x: f"{100 * x:g} % of the pairs",
                 "caption_noise": lambda x: f"{100 * x:g} % wrong captions",
                 "learn_temperature": lambda x: "temperature learned",
+                "views": lambda x: "pictures in several styles",
             }.get(name, lambda x, name=name: _words(name, x))(value)
         )
     return ", ".join(words)
 
 
 def tuned_baseline(rows: pd.DataFrame, arm: str = BASELINE) -> tuple | None:
-    """The `KEY` of an arm's rows in one setting; of several, those with the best validation recall.
+    """The `KEY` of an arm's rows in one setting; of several, those with the best mean of validation recalls.
 
     Args:
         rows: of one setting, from `read_arms`.
@@ -97,29 +99,27 @@ def tuned_baseline(rows: pd.DataFrame, arm: str = BASELINE) -> tuple | None:
     of_arm = rows[rows["arm"] == arm]
     if not len(of_arm):
         return None
-    recalls = of_arm.groupby(KEY)["validation_recall@1"].mean()
-    return recalls.idxmax()
+    return of_arm.assign(score=of_arm[VALIDATION].mean(axis=1)).groupby(KEY)["score"].mean().idxmax()
 
 
 def trials(rows: pd.DataFrame) -> pd.DataFrame:
-    """How many validation trials each arm had, and the best of them.
+    """How many validation trials each arm had, and the best of them by the rule of `best_trials`.
 
     Args:
         rows: of a table of trials, from `cibr.results.read_rows`.
 
     Returns:
-        A row a setting and arm: `setting, arm, trials, failed, best` (validation recall@1) and `chosen`, the
-        settings of the best trial.
+        A row a setting and arm: `setting, arm, trials, failed, best` (the mean of six validation recalls, in
+        [0, 1]) and `chosen`, the settings of the best trial.
     """
     settings = rows["configuration"].map(json.loads)
     named = rows.assign(setting=settings.map(setting_name), chosen=settings.map(_tuned))
     found = []
     for (setting, arm), group in named.groupby(["setting", "arm"], sort=False):
-        good = group[group["status"] == OK]
-        best = good.loc[good["validation_recall@1"].idxmax()] if len(good) else None
-        row = {"setting": setting, "arm": arm, "trials": len(group), "failed": len(group) - len(good)}
-        row["best"] = float("nan") if best is None else best["validation_recall@1"]
-        found.append(row | {"chosen": "" if best is None else best["chosen"]})
+        scores = group.loc[group["status"] == OK, VALIDATION].mean(axis=1)
+        row = {"setting": setting, "arm": arm, "trials": len(group), "failed": len(group) - len(scores)}
+        best = {"best": scores.max(), "chosen": group.loc[scores.idxmax(), "chosen"] if len(scores) else ""}
+        found.append(row | best)
     return pd.DataFrame(found, columns=["setting", "arm", "trials", "failed", "best", "chosen"])
 
 
