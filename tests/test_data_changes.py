@@ -1,0 +1,87 @@
+"""Training sets that are made smaller, noisier or richer in styles: what stays, what moves, what repeats."""
+
+import pickle
+
+import pytest
+import torch
+from conftest import noise_pairs
+from PIL import Image, ImageChops
+
+from cibr.data.changes import exchange_captions, keep_fraction
+from cibr.data.views import HELD_OUT_VIEW, TRAINED_VIEWS, VIEWS, seen_through, with_views
+
+
+def test_a_smaller_part_lies_within_a_larger_one_in_the_order_of_the_set():
+    pairs = noise_pairs(40)
+    small, large = (keep_fraction(pairs, share).keys for share in (0.1, 0.3))
+    assert (len(small), len(large)) == (4, 12)
+    assert set(small) < set(large)
+    assert large == [key for key in pairs.keys if key in large]
+    assert keep_fraction(pairs, 1.0) is pairs
+    assert len(keep_fraction(pairs, 1e-6)) == 2
+    assert keep_fraction(pairs, 0.1).keys == small
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_captions_change_hands_within_the_share_and_none_is_lost(share):
+    pairs = noise_pairs(40)
+    pairs.captions = [[f"text {i}"] for i in range(40)]
+    pairs.labels = torch.arange(40)
+    noisy = exchange_captions(pairs, share)
+    moved = [i for i in range(40) if noisy.captions[i] != pairs.captions[i]]
+    assert len(moved) == round(40 * share)
+    assert sorted(noisy.captions) == sorted(pairs.captions)
+    assert noisy.keys == pairs.keys
+    assert [texts[0] for texts in noisy.captions] == [f"text {label}" for label in noisy.labels.tolist()]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_shares_outside_their_range_are_refused(share):
+    with pytest.raises(ValueError, match="share of captions"):
+        exchange_captions(noise_pairs(8), share)
+    with pytest.raises(ValueError, match=r"in \(0, 1\]"):
+        keep_fraction(noise_pairs(8), share)
+
+
+def test_each_picture_is_there_as_it_is_and_in_every_trained_view_under_one_label():
+    pairs = noise_pairs(6, n_captions=3)
+    viewed = pickle.loads(pickle.dumps(with_views(pairs)))
+    assert len(viewed) == 6 * (1 + len(TRAINED_VIEWS))
+    for i in range(len(viewed)):
+        assert viewed.labels[i] == i % 6
+        assert viewed.captions[i] == pairs.captions[i % 6]
+        plain = pairs.image(i % 6)
+        expected = plain if i < 6 else VIEWS[TRAINED_VIEWS[i // 6 - 1]](plain)
+        assert viewed.image(i).tobytes() == expected.tobytes()
+    assert len(set(viewed.keys)) == len(viewed)
+
+
+def test_known_labels_are_kept_in_every_view():
+    pairs = noise_pairs(6)
+    pairs.labels = torch.tensor([5, 5, 2, 2, 0, 1])
+    assert with_views(pairs).labels.tolist() == pairs.labels.tolist() * 4
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_keeps_the_form_and_changes_the_pixels(view):
+    pairs = noise_pairs(3)
+    seen = seen_through(pairs, view)
+    assert seen.captions == pairs.captions
+    for before, after in zip(pairs.images(), seen.images(), strict=True):
+        assert (after.size, after.mode) == (before.size, "RGB")
+        assert ImageChops.difference(before, after).getbbox() is not None
+
+
+def test_contours_show_edges_alone_whatever_the_colours():
+    black_on_red = Image.new("RGB", (40, 40), (200, 0, 0))
+    black_on_red.paste((0, 0, 0), (10, 10, 30, 30))
+    drawn = VIEWS["contours"](black_on_red).convert("L")
+    assert drawn.getpixel((20, 20)) == drawn.getpixel((3, 3)) == 255
+    assert min(drawn.getpixel((x, 20)) for x in range(8, 12)) < 128  # the blur spreads it over a few pixels
+
+
+def test_the_view_of_validation_is_none_of_training():
+    assert HELD_OUT_VIEW in VIEWS
+    assert HELD_OUT_VIEW not in TRAINED_VIEWS
+    with pytest.raises(ValueError, match="no view 'sketch'"):
+        seen_through(noise_pairs(3), "sketch")
