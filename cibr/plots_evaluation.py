@@ -229,7 +229,7 @@ def search_gallery(
         queries: q texts.
         similarity: cosines of texts to n pictures [q, n].
         load: takes an index and returns the picture, such as `pairs.image`.
-        right: the index of each text's picture, or None.
+        right: the index of each text's picture, -1 where none is known, or None where none is for any.
         n_shown: pictures a text, at most.
 
     Returns:
@@ -245,10 +245,10 @@ def search_gallery(
     shown = []
     for i, query in enumerate(queries):
         order = similarity[i].argsort(descending=True, stable=True).tolist()
-        own = None if right is None else int(right[i])
+        own = None if right is None or right[i] < 0 else int(right[i])
         for axis in axes[i]:
             axis.axis("off")
-        axes[i, 0].set_title(shorten(query, 70), loc="left", fontsize=9.5, fontweight="normal", parse_math=False)
+        axes[i, 0].set_title(shorten(query, 62), loc="left", fontsize=9.5, fontweight="normal", parse_math=False)
         for axis, j in zip(axes[i], order[:n_shown], strict=False):
             _show(axis, load(j), GREEN if j == own else None)
             shown.append(axis)

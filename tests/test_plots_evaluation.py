@@ -171,3 +171,5 @@ def test_a_search_shows_the_first_pictures_in_order_frames_the_right_one_and_add
 def test_a_search_without_a_known_answer_frames_nothing():
     axes = figures.search_gallery(["a"], torch.tensor([[0.1, 0.9, 0.5]]), numbered)
     assert shown(axes) == [1, 2, 0] and [frame(axis) for axis in axes] == [None] * 3
+    mixed = figures.search_gallery(["a", "b"], torch.eye(2), numbered, torch.tensor([-1, 1]), n_shown=1)
+    assert [frame(axis) for axis in mixed] == [None, plots.GREEN]

@@ -246,11 +246,13 @@ class DualEncoder(nn.Module):
     def from_pretrained(cls, name: str | Path) -> "DualEncoder":
         """Loads what `save_pretrained` wrote, bit for bit, or any `CLIPModel` by folder or hub id.
 
+        The repository brings two small models of its own, trained on glyphs: `clip-tiny` and `cibr-tiny`.
+
         Raises:
             FileNotFoundError: nothing to load there; the message says where was looked.
             ValueError: a folder that is half-written or damaged; the message names the file.
         """
-        source = Path(pretrained.resolve_model(str(name)))
+        source = pretrained.trained_model(str(name))
         if saving.holds_model(source):
             return saving.load(cls, source)
         return cls.clip(str(name))

@@ -29,6 +29,7 @@ from cibr.paths import project_root
 MODELS = ("tiny", "frozen")
 IMAGE_TOWER = "timm/tf_efficientnet_lite0.in1k"
 TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
+CHECKPOINTS = ("clip-tiny", "cibr-tiny")  # come with the repository
 
 
 def resolve_model(name: str) -> str:
@@ -37,6 +38,21 @@ def resolve_model(name: str) -> str:
     folders = [Path(name).expanduser()] + ([Path(root).expanduser() / name] if root else [])
     folders.append(project_root() / "data" / "checkpoints" / name)
     return next((str(folder) for folder in folders if name and folder.is_dir()), name)
+
+
+def trained_model(name: str) -> Path:
+    """The folder of a trained model, or its hub id as a path; nothing is fetched.
+
+    Raises:
+        FileNotFoundError: a name that is no folder and, without a slash, no hub id.
+    """
+    source = Path(resolve_model(name))
+    if (name and source.is_dir()) or "/" in name:
+        return source
+    raise FileNotFoundError(
+        f"there is no model {name!r}{nearest(name, CHECKPOINTS) or '.'} Give a folder, a hub id such as "
+        f"openai/clip-vit-base-patch32, or one of {', '.join(CHECKPOINTS)}"
+    )
 
 
 def model_kind(name: str) -> str:
