@@ -113,7 +113,7 @@ def trials(rows: pd.DataFrame) -> pd.DataFrame:
         [0, 1]) and `chosen`, the settings of the best trial.
     """
     settings = rows["configuration"].map(json.loads)
-    named = rows.assign(setting=settings.map(setting_name), chosen=settings.map(_tuned))
+    named = rows.assign(setting=settings.map(setting_name), chosen=rows["configuration"].map(settings_in_words))
     found = []
     for (setting, arm), group in named.groupby(["setting", "arm"], sort=False):
         scores = group.loc[group["status"] == OK, VALIDATION].mean(axis=1)
@@ -135,7 +135,14 @@ def _variants(rows: pd.DataFrame, settings: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-def _tuned(settings: dict[str, Any]) -> str:
+def settings_in_words(configuration: str) -> str:
+    """The tuned settings of a run's configuration in JSON.
+
+    Examples:
+        >>> settings_in_words('{"dataset": "glyphs", "estimator": "vmf", "beta": 0.1, "kappa_e": 512}')
+        'beta 0.1, kappa e 512'
+    """
+    settings = json.loads(configuration)
     return _together((name, settings[name]) for name in TUNED if name in settings and name != "estimator")
 
 

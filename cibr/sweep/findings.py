@@ -1,0 +1,167 @@
+"""What the tables of an ablation say: verdicts counted, a recommendation a setting, what each arm ran with.
+
+Sentences and tables are computed, so that a page that shows them stays true when a table grows.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from cibr.sweep.arms import BASELINE, KEY, settings_in_words, tuned_baseline
+from cibr.sweep.choice import VALIDATION
+from cibr.sweep.comparison import ABOVE, ALONE, BELOW, HEADLINE
+from cibr.sweep.plan import Plan
+from cibr.sweep.runs import run_id
+
+OURS = "CIBR"  # how the names of its arms begin
+ONE_SIDE = 0.025  # of intervals of 95 %: how often chance alone puts one above 0
+
+ARMS = {
+    "CLIP": "the contrastive loss alone, temperature and dropout tuned",
+    "CLIP in groups": "CLIP on batches that hold several captions (or pictures) of one item",
+    "noise only": "CLIP on von Mises-Fisher samples of its embeddings; no penalty",
+    "CLIP + cosine": "beta (1 - cosine) of each pair",
+    "CLIP + alignment and uniformity": "beta (alignment + uniformity), Wang and Isola (2020)",
+    "CyCLIP": "beta (cross-modal + in-modal cyclic consistency), Goel et al. (2022)",
+    "SigLIP": "the sigmoid loss instead of the softmax, Zhai et al. (2023)",
+    "CIBR vMF": "beta times the bound of von Mises-Fisher encoders; the other tower is the backward encoder",
+    "CIBR Gaussian": "beta times the bound of Gaussian encoders with learned variances",
+    "CIBR MINE": "beta times a difference of MINE estimates, the paper's choice",
+    "CIBR CLUB": "beta times a CLUB estimate",
+    "CIBR siblings": "vMF, the backward encoder centred on other captions or pictures of the same item",
+    "CIBR cross-fitted": "vMF, the backward encoder fitted on the other half of the batch",
+}
+
+
+def interval_text(row: Mapping, scale: float = 100.0, digits: int = 1) -> str:
+    """A difference with its interval, by default a share in percentage points.
+
+    Examples:
+        >>> interval_text({"difference": 0.0123, "low": -0.004, "high": 0.03})
+        '+1.2 [-0.4, +3.0]'
+    """
+    difference, low, high = (f"{scale * row[name]:+.{digits}f}" for name in ("difference", "low", "high"))
+    return f"{difference} [{low}, {high}]"
+
+
+def side_by_side(rows: pd.DataFrame, scale: float = 100.0, digits: int = 1) -> pd.DataFrame:
+    """Differences as text, a line an arm and a column a measure; what lies off 0 is marked with `*`.
+
+    Args:
+        rows: `setting, arm, beta, variant, measure, difference, low, high, verdict`, of one control.
+        scale: that differences are told in.
+        digits: after the point.
+    """
+    text = [interval_text(row, scale, digits) for row in rows.to_dict("records")]
+    marks = rows["verdict"].isin([ABOVE, BELOW]).map({True: " *", False: ""})
+    shown = rows.assign(cell=pd.Series(text, index=rows.index, dtype=object) + marks)
+    keys = [name for name in KEY if name == "arm" or shown[name].nunique() > 1]
+    table = shown.pivot_table(index=keys, columns="measure", values="cell", aggfunc="first", sort=False)
+    return table.reindex(columns=list(shown["measure"].unique())).fillna("")
+
+
+def count_verdicts(rows: pd.DataFrame) -> dict[str, int | float]:
+    """How many intervals lie above and below 0, and how many chance alone would put on each side.
+
+    Args:
+        rows: with `verdict`.
+
+    Returns:
+        `n` intervals over several seeds, `above`, `below`, and `by_chance`, the expected number above 0 (as many
+        below) if nothing differed.
+    """
+    n = int((rows["verdict"] != ALONE).sum())
+    above, below = (int((rows["verdict"] == side).sum()) for side in (ABOVE, BELOW))
+    return {"n": n, "above": above, "below": below, "by_chance": ONE_SIDE * n}
+
+
+def recommend(differences: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
+    """Whether to penalise, setting by setting: only if an arm gains in all three scores of the headline.
+
+    Args:
+        differences: from `arm_differences`.
+        arms: from `read_arms`.
+
+    Returns:
+        A row a setting: `setting`; `advice`, an arm of ours with its beta or plain CLIP; `arm, beta, variant` of
+        the arm of ours that is shown for evidence, the best on validation among those that gain everywhere, or
+        among all; `n_ours` arms and betas of ours; `gaining`, which of them gain in all three against every
+        control; `controls_gaining`, which other arms do; `hurting`, how many of ours lose in one score or more.
+    """
+    found = []
+    for setting, rows in differences[differences["measure"].isin(HEADLINE)].groupby("setting", sort=False):
+        of_setting = arms[arms["setting"] == setting]
+        scores = of_setting.assign(score=of_setting[VALIDATION].mean(axis=1)).groupby(KEY)["score"].mean()
+        groups = {key: part for key, part in rows.groupby(KEY, sort=False) if key[1] != BASELINE}
+        gains = [key for key, part in groups.items() if (part["verdict"] == ABOVE).all()]
+        ours = [key for key in groups if key[1].startswith(OURS)]
+        ours_gaining = [key for key in gains if key in ours]
+        shown = max(ours_gaining or ours, key=lambda key: scores.get(key, -1.0), default=(setting, "", np.nan, ""))
+        hurting = sum((groups[key]["verdict"] == BELOW).any() for key in ours)
+        advice = _name(shown) if ours_gaining else "plain CLIP (beta = 0)"
+        row = dict(zip(KEY, shown, strict=True)) | {"advice": advice, "n_ours": len(ours), "hurting": int(hurting)}
+        others = [_name(key) for key in gains if key not in ours]
+        found.append(row | {"gaining": [_name(k) for k in ours_gaining], "controls_gaining": others})
+    columns = ["setting", "advice", "arm", "beta", "variant", "n_ours", "gaining", "controls_gaining", "hurting"]
+    return pd.DataFrame(found, columns=columns)
+
+
+def defaults(arms: pd.DataFrame) -> pd.DataFrame:
+    """What each arm ran with, as chosen on validation, with its mean validation score over seeds.
+
+    Args:
+        arms: from `read_arms`.
+
+    Returns:
+        A row an arm, beta and variant of each setting: `setting, arm, beta, settings` (in words), `validation`
+        (the mean of six recalls, in per cent), `seeds`, and `tuned_clip`, whether others are compared with it.
+    """
+    found = []
+    for setting, rows in arms.groupby("setting", sort=False):
+        control = tuned_baseline(rows)
+        for key, part in rows.groupby(KEY, sort=False):
+            score = 100 * part[VALIDATION].mean(axis=1).mean()
+            row = {"setting": setting, "arm": key[1], "beta": key[2]}
+            row |= {"settings": settings_in_words(part["configuration"].iloc[0]), "validation": score}
+            found.append(row | {"seeds": part["seed"].nunique(), "tuned_clip": key == control})
+    return pd.DataFrame(found)
+
+
+def arm_commands(plans: Mapping[str, Plan], table: str) -> pd.DataFrame:
+    """The command that makes each arm's rows of a table, from the plans that write to it.
+
+    Args:
+        plans: from `sweeps_in`, by the names of their files.
+        table: the name of the CSV file.
+
+    Returns:
+        A row a sweep and arm: `sweep, arm, runs, command`.
+    """
+    found = []
+    for file, plan in plans.items():
+        names = [run.get("arm", "") for run in plan.runs] if plan.results.name == table else []
+        for arm in dict.fromkeys(names):
+            command = f'python -m cibr.sweep workflow/{file} --only "arm={arm}"'
+            found.append({"sweep": file, "arm": arm, "runs": names.count(arm), "command": command})
+    return pd.DataFrame(found, columns=["sweep", "arm", "runs", "command"])
+
+
+def sweeps_of(rows: pd.DataFrame, plans: Mapping[str, Plan]) -> pd.Series:
+    """The file of the sweep that each row's run is of, empty for a row that no plan has any more.
+
+    Args:
+        rows: with `run`.
+        plans: from `sweeps_in`.
+    """
+    owner: dict[str, str] = {}
+    for file, plan in plans.items():
+        for settings in plan.runs:
+            owner.setdefault(run_id(settings), file)
+    return rows["run"].map(owner).fillna("")
+
+
+def _name(key: tuple) -> str:
+    _, arm, beta, variant = key
+    more = [f"beta = {beta:g}"] if beta else []
+    return " ".join([arm, f"({', '.join([*more, variant] if variant else more)})"]) if more or variant else arm

@@ -1,0 +1,106 @@
+"""What the ablation's chapter says is computed from its tables, and follows them."""
+
+import pandas as pd
+import pytest
+from fake_ablation import add_run, settings_of
+
+from cibr.sweep import read_arms
+from cibr.sweep.comparison import HEADLINE
+from cibr.sweep.findings import (
+    arm_commands,
+    count_verdicts,
+    defaults,
+    recommend,
+    side_by_side,
+    sweeps_of,
+)
+from cibr.sweep.plan import Plan
+
+UP, NONE, DOWN = (0.01, 0.02, "above 0"), (-0.01, 0.01, "around 0"), (-0.02, -0.01, "below 0")
+
+
+def differences(verdicts, against="CLIP", setting="flickr8k", beta=0.1):
+    """Rows of the headline, with the verdict of each of its three scores by arm."""
+    rows = [
+        {"setting": setting, "arm": arm, "beta": beta if arm.startswith("CIBR") else 0.0, "variant": ""}
+        | {"against": against, "measure": measure, "difference": (low + high) / 2, "low": low, "high": high}
+        | {"verdict": verdict}
+        for arm, of_arm in verdicts.items()
+        for measure, (low, high, verdict) in zip(HEADLINE, of_arm, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def arms(tmp_path):
+    """Rows of CLIP, a control and two arms of ours; CIBR b is the better one on validation."""
+    table = tmp_path / "ablation.csv"
+    for arm, skill, beta in (
+        ("CLIP", 0.5, 0.0),
+        ("noise only", 0.4, 0.0),
+        ("CIBR a", 0.3, 0.1),
+        ("CIBR b", 0.6, 0.1),
+    ):
+        add_run(table, tmp_path / "runs", settings_of(arm, beta=beta), skill=skill)
+    return read_arms(table)
+
+
+def test_an_arm_that_gains_in_all_three_is_recommended(arms):
+    rows = differences({"noise only": [UP, NONE, UP], "CIBR a": [UP] * 3, "CIBR b": [UP, UP, NONE]})
+    (row,) = recommend(rows, arms).to_dict("records")
+    assert (row["advice"], row["arm"], row["gaining"]) == (
+        "CIBR a (beta = 0.1)",
+        "CIBR a",
+        ["CIBR a (beta = 0.1)"],
+    )
+    assert (row["n_ours"], row["hurting"], row["controls_gaining"]) == (2, 0, [])
+
+
+def test_otherwise_plain_clip_is_and_the_best_arm_on_validation_is_shown(arms):
+    rows = differences({"noise only": [UP] * 3, "CIBR a": [UP, NONE, NONE], "CIBR b": [NONE, NONE, DOWN]})
+    (row,) = recommend(rows, arms).to_dict("records")
+    assert (row["advice"], row["arm"], row["gaining"]) == ("plain CLIP (beta = 0)", "CIBR b", [])
+    assert (row["hurting"], row["controls_gaining"]) == (1, ["noise only"])
+
+
+def test_a_gain_has_to_stand_against_every_control(arms):
+    rows = [differences({"CIBR a": [UP] * 3}), differences({"CIBR a": [UP, UP, NONE]}, against="CLIP in groups")]
+    (row,) = recommend(pd.concat(rows), arms).to_dict("records")
+    assert row["advice"] == "plain CLIP (beta = 0)"
+
+
+def test_a_setting_without_arms_of_ours_is_said_as_it_is(arms):
+    (row,) = recommend(differences({"noise only": [UP] * 3}), arms).to_dict("records")
+    assert (row["advice"], row["arm"], row["n_ours"]) == ("plain CLIP (beta = 0)", "", 0)
+
+
+def test_tables_show_intervals_in_points_and_mark_those_off_zero():
+    table = side_by_side(differences({"noise only": [UP, NONE, DOWN]}))
+    assert table.loc["noise only"].tolist() == ["+1.5 [+1.0, +2.0] *", "+0.0 [-1.0, +1.0]", "-1.5 [-2.0, -1.0] *"]
+    assert list(table.columns) == list(HEADLINE)
+    both = [differences({"CIBR a": [UP] * 3}, beta=beta) for beta in (0.01, 0.1)]
+    assert side_by_side(pd.concat(both)).index.tolist() == [("CIBR a", 0.01), ("CIBR a", 0.1)]
+
+
+def test_verdicts_are_counted_beside_what_chance_alone_would_give():
+    rows = differences({f"arm {i}": [UP, NONE, DOWN] for i in range(40)})
+    assert count_verdicts(rows) == {"n": 120, "above": 40, "below": 40, "by_chance": pytest.approx(3.0)}
+
+
+def test_defaults_name_what_each_arm_ran_with_and_which_is_tuned_clip(arms):
+    table = defaults(arms).set_index("arm")
+    assert table["tuned_clip"].to_dict() == {"CLIP": True, "noise only": False, "CIBR a": False, "CIBR b": False}
+    assert table.loc["CIBR b", ["settings", "validation", "seeds"]].tolist() == ["beta 0.1", pytest.approx(60), 1]
+
+
+def test_every_arm_has_its_command_and_every_row_its_sweep(tmp_path, arms):
+    runs = [settings_of(arm, beta=0.1) for arm in ("CIBR a", "CIBR b")]
+    plans = {
+        "a.yaml": Plan(tmp_path / "ablation.csv", "w", runs),
+        "b.yaml": Plan(tmp_path / "other.csv", "w", runs),
+    }
+    table = arm_commands(plans, "ablation.csv")
+    assert table["command"].tolist() == [
+        f'python -m cibr.sweep workflow/a.yaml --only "arm={arm}"' for arm in ("CIBR a", "CIBR b")
+    ]
+    assert sweeps_of(arms, plans).tolist() == ["", "", "a.yaml", "a.yaml"]
