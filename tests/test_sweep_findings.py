@@ -8,11 +8,14 @@ from cibr.sweep import read_arms
 from cibr.sweep.comparison import HEADLINE
 from cibr.sweep.findings import (
     arm_commands,
+    chosen,
     count_verdicts,
     defaults,
     recommend,
+    relation_text,
     side_by_side,
     sweeps_of,
+    verdict_sentences,
 )
 from cibr.sweep.plan import Plan
 
@@ -104,3 +107,37 @@ def test_every_arm_has_its_command_and_every_row_its_sweep(tmp_path, arms):
         f'python -m cibr.sweep workflow/a.yaml --only "arm={arm}"' for arm in ("CIBR a", "CIBR b")
     ]
     assert sweeps_of(arms, plans).tolist() == ["", "", "a.yaml", "a.yaml"]
+
+
+def test_of_an_arm_over_beta_the_best_on_validation_is_chosen(tmp_path):
+    table = tmp_path / "ablation.csv"
+    for beta, skill in ((0.01, 0.3), (0.1, 0.6), (1.0, 0.2)):
+        add_run(table, tmp_path / "runs", settings_of("CIBR", beta=beta), skill=skill)
+    assert chosen(read_arms(table)).to_numpy().tolist() == [["flickr8k", "CIBR", 0.1, ""]]
+
+
+def test_sentences_follow_the_verdicts(arms):
+    rows = differences({"noise only": [UP] * 3, "CIBR a": [UP, NONE, NONE], "CIBR b": [NONE, NONE, DOWN]})
+    rows["n_seeds"] = 5
+    (said,) = verdict_sentences(recommend(rows, arms), rows)
+    assert said == (
+        "**flickr8k: plain CLIP (beta = 0).** CIBR arms that gain in all three scores: 0 of 2; that lose in one or "
+        "more: 1. CIBR b (beta = 0.1) is the best of them on validation: points against tuned CLIP +0.0 [-1.0, "
+        "+1.0] in zero-shot mean, +0.0 [-1.0, +1.0] in image to text, -1.5 [-2.0, -1.0] in text to image, over 5 "
+        "seeds. Without a bottleneck, noise only gain in all three too."
+    )
+    rows = differences({"CIBR a": [UP] * 3}).assign(n_seeds=1)
+    (said,) = verdict_sentences(recommend(rows, arms), rows)
+    assert said.startswith("**flickr8k: CIBR a (beta = 0.1).** CIBR arms that gain in all three scores: 1 of 1;")
+    assert said.endswith("over one seed, whose interval is over pictures alone.")
+    rows = differences({"noise only": [NONE] * 3}).assign(n_seeds=5)
+    assert verdict_sentences(recommend(rows, arms), rows) == ["**flickr8k: plain CLIP (beta = 0).**"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"), [(-0.9, -0.1, "less"), (0.1, 0.9, "more"), (-0.1, 0.1, "neither")]
+)
+def test_a_relation_is_told_by_its_interval(low, high, word):
+    found = {"correlation": 0.0, "low": low, "high": high, "n": 12, "n_clusters": 4}
+    said = relation_text(found, "less", "more", "neither")
+    assert said == f"{word} (rank correlation +0.00 [{low:+.2f}, {high:+.2f}], 12 points in 4 clusters)"

@@ -161,6 +161,60 @@ def sweeps_of(rows: pd.DataFrame, plans: Mapping[str, Plan]) -> pd.Series:
     return rows["run"].map(owner).fillna("")
 
 
+def chosen(arms: pd.DataFrame) -> pd.DataFrame:
+    """The beta and variant of each arm in each setting that is the best on validation: one row of `KEY` an arm."""
+    scored = arms.assign(score=arms[VALIDATION].mean(axis=1))
+    scores = scored.groupby(KEY, sort=False)["score"].mean().reset_index()
+    return scores.loc[scores.groupby(["setting", "arm"], sort=False)["score"].idxmax(), KEY]
+
+
+def verdict_sentences(recommended: pd.DataFrame, differences: pd.DataFrame) -> list[str]:
+    """The recommendation of each setting as a sentence or three, with the numbers it rests on.
+
+    Args:
+        recommended: from `recommend`.
+        differences: from `arm_differences`.
+    """
+    said = []
+    for row in recommended.to_dict("records"):
+        words = [f"**{row['setting']}: {row['advice']}.**"]
+        n, n_gaining = row["n_ours"], len(row["gaining"])
+        if n:
+            words.append(f"CIBR arms that gain in all three scores: {n_gaining} of {n};")
+            words.append(f"that lose in one or more: {row['hurting']}. {_evidence(row, differences)}")
+        if row["controls_gaining"]:
+            words.append(
+                f"Without a bottleneck, these gain in all three too: {', '.join(row['controls_gaining'])}."
+            )
+        said.append(" ".join(words))
+    return said
+
+
+def relation_text(found: Mapping[str, float], less: str, more: str, neither: str) -> str:
+    """What a correlation with its interval says, and its numbers.
+
+    Args:
+        found: from `cibr.metrics.rank_correlation`.
+        less: said where the interval lies below 0.
+        more: said where it lies above 0.
+        neither: said where 0 is inside, or nothing varies.
+    """
+    words = less if found["high"] < 0 else more if found["low"] > 0 else neither
+    numbers = f"{found['correlation']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+    return f"{words} (rank correlation {numbers}, {found['n']} points in {found['n_clusters']} clusters)"
+
+
+def _evidence(row: Mapping, differences: pd.DataFrame) -> str:
+    """The three differences of the arm that is shown, against tuned CLIP."""
+    same = np.logical_and.reduce([differences[name] == row[name] for name in KEY])
+    rows = differences[same & (differences["against"] == BASELINE) & differences["measure"].isin(HEADLINE)]
+    parts = [f"{interval_text(r)} in {r['measure']}" for r in rows.to_dict("records")]
+    seeds = rows["n_seeds"].iloc[0]
+    name = _name(tuple(row[key] for key in KEY))
+    over = "one seed, whose interval is over pictures alone" if seeds == 1 else f"{seeds} seeds"
+    return f"{name} is the best of them on validation: points against tuned CLIP {', '.join(parts)}, over {over}."
+
+
 def _name(key: tuple) -> str:
     _, arm, beta, variant = key
     more = [f"beta = {beta:g}"] if beta else []
