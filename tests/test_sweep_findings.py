@@ -15,6 +15,7 @@ from cibr.sweep.findings import (
     relation_text,
     side_by_side,
     sweeps_of,
+    trial_log,
     verdict_sentences,
 )
 from cibr.sweep.plan import Plan
@@ -121,10 +122,10 @@ def test_sentences_follow_the_verdicts(arms):
     rows["n_seeds"] = 5
     (said,) = verdict_sentences(recommend(rows, arms), rows)
     assert said == (
-        "**flickr8k: plain CLIP (beta = 0).** CIBR arms that gain in all three scores: 0 of 2; that lose in one or "
-        "more: 1. CIBR b (beta = 0.1) is the best of them on validation: points against tuned CLIP +0.0 [-1.0, "
+        "**flickr8k: plain CLIP (beta = 0).** CIBR arms that gain in all three scores: 0 of 2; that lose in one "
+        "or more: 1. CIBR b (beta = 0.1) is the best of them on validation: points against tuned CLIP +0.0 [-1.0, "
         "+1.0] in zero-shot mean, +0.0 [-1.0, +1.0] in image to text, -1.5 [-2.0, -1.0] in text to image, over 5 "
-        "seeds. Without a bottleneck, noise only gain in all three too."
+        "seeds. Without a bottleneck, these gain in all three too: noise only."
     )
     rows = differences({"CIBR a": [UP] * 3}).assign(n_seeds=1)
     (said,) = verdict_sentences(recommend(rows, arms), rows)
@@ -141,3 +142,15 @@ def test_a_relation_is_told_by_its_interval(low, high, word):
     found = {"correlation": 0.0, "low": low, "high": high, "n": 12, "n_clusters": 4}
     said = relation_text(found, "less", "more", "neither")
     assert said == f"{word} (rank correlation +0.00 [{low:+.2f}, {high:+.2f}], 12 points in 4 clusters)"
+
+
+def test_the_log_has_every_trial_with_its_score_or_its_error(tmp_path):
+    table = tmp_path / "ablation_trials.csv"
+    add_run(table, tmp_path / "runs", settings_of("CIBR", beta=0.1, suites=[]), skill=0.3)
+    add_run(table, tmp_path / "runs", settings_of("CIBR", beta=9.0, suites=[]), status="ValueError: no")
+    rows = trial_log([table, tmp_path / "absent.csv"])
+    assert rows["settings"].tolist() == ["beta 0.1", "beta 9"] and rows["setting"].unique().tolist() == [
+        "flickr8k"
+    ]
+    assert rows["validation"].iloc[0] == pytest.approx(30) and rows["validation"].isna().tolist() == [False, True]
+    assert rows["status"].tolist() == ["ok", "ValueError: no"]

@@ -3,12 +3,15 @@
 Sentences and tables are computed, so that a page that shows them stays true when a table grows.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from cibr.sweep.arms import BASELINE, KEY, settings_in_words, tuned_baseline
+from cibr.results import read_rows
+from cibr.sweep.arms import BASELINE, KEY, setting_name, settings_in_words, tuned_baseline
 from cibr.sweep.choice import VALIDATION
 from cibr.sweep.comparison import ABOVE, ALONE, BELOW, HEADLINE
 from cibr.sweep.plan import Plan
@@ -145,6 +148,27 @@ def arm_commands(plans: Mapping[str, Plan], table: str) -> pd.DataFrame:
             command = f'python -m cibr.sweep workflow/{file} --only "arm={arm}"'
             found.append({"sweep": file, "arm": arm, "runs": names.count(arm), "command": command})
     return pd.DataFrame(found, columns=["sweep", "arm", "runs", "command"])
+
+
+def trial_log(files: Iterable[str | Path]) -> pd.DataFrame:
+    """Every trial of the tables, in their order.
+
+    Args:
+        files: tables of trials; those that are not there count as empty.
+
+    Returns:
+        A row a trial: `setting, arm, settings` (in words), `validation` (the mean of six recalls, in per cent),
+        `status`.
+    """
+    found = []
+    for rows in map(read_rows, files):
+        for row in rows.to_dict("records"):
+            score = 100 * float(np.mean([row[name] for name in VALIDATION]))
+            settings = json.loads(row["configuration"])
+            words = {"setting": setting_name(settings), "arm": row["arm"]}
+            words["settings"] = settings_in_words(row["configuration"])
+            found.append(words | {"validation": score, "status": row["status"]})
+    return pd.DataFrame(found, columns=["setting", "arm", "settings", "validation", "status"])
 
 
 def sweeps_of(rows: pd.DataFrame, plans: Mapping[str, Plan]) -> pd.Series:
