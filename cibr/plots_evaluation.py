@@ -17,15 +17,12 @@ from torch import Tensor
 
 from cibr.plots import BLUE, GREEN, GREY, RED, plt, shorten
 
-MAIN_METRICS = {
-    "accuracy@1": "",
-    "image_to_text_recall@1": "image → text",
-    "text_to_image_recall@1": "text → image",
-}
+MEAN = "mean, each set counts once"
 HEADINGS = {
-    "zero-shot": "zero-shot accuracy",
-    "mean": "mean, each set counts once",
-    "retrieval": "retrieval, recall@1",
+    "accuracy@1": "zero-shot accuracy",
+    "mean": MEAN,
+    "image_to_text_recall@1": "recall@1, image → text",
+    "text_to_image_recall@1": "recall@1, text → image",
 }
 
 
@@ -55,7 +52,7 @@ def forest(rows: pd.DataFrame, a: str = "CLIP", b: str = "CIBR") -> Axes:
         ticks.append((line, heading, True))
         for row in block.itertuples():
             line += 1
-            _draw_interval(axis, line, row, "D" if heading == HEADINGS["mean"] else "o")
+            _draw_interval(axis, line, row, "D" if heading == MEAN else "o")
             ticks.append((line, row.label, False))
         line += 1.4
     axis.set_yticks([place for place, *_ in ticks], [text for _, text, _ in ticks], fontsize=9)
@@ -77,21 +74,21 @@ def forest(rows: pd.DataFrame, a: str = "CLIP", b: str = "CIBR") -> Axes:
 
 def _blocks(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of each heading with their `label`, empty ones left out."""
-    kept = rows[rows["metric"].isin(MAIN_METRICS)]
+    kept = rows[rows["metric"].isin(HEADINGS)]
     if kept.empty:
-        raise ValueError(f"there is nothing to draw: none of the rows is one of {', '.join(MAIN_METRICS)}")
-    is_mean = kept["dataset"].str.startswith("mean of ")
-    part = kept["kind"].where(~is_mean, "mean")
-    sets = kept["dataset"].unique()
-    order, labels = [], []
-    for position, row in enumerate(kept.itertuples()):
-        group = next((name for name in sets if row.dataset.startswith(f"{name}-")), None)
-        first = position if group is None else list(kept["dataset"]).index(group) + 0.5
-        order.append((first, position))
-        direction = MAIN_METRICS[row.metric]
-        labels.append(f"{'· ' if group else ''}{row.dataset}{', ' if direction else ''}{direction}")
-    kept = kept.assign(label=labels, part=part).iloc[sorted(range(len(kept)), key=order.__getitem__)]
-    return {text: kept[kept["part"] == name] for name, text in HEADINGS.items() if (kept["part"] == name).any()}
+        metrics = ", ".join(metric for metric in HEADINGS if metric != "mean")
+        raise ValueError(f"there is nothing to draw: none of the rows is one of {metrics}")
+    sets = list(kept["dataset"].unique())
+    groups = {name: next((g for g in sets if name.startswith(f"{g}-")), None) for name in sets}
+    place = {
+        name: sets.index(name) if group is None else sets.index(group) + 0.5 for name, group in groups.items()
+    }
+    kept = kept.assign(
+        label=[f"· {name}" if groups[name] else name for name in kept["dataset"]],
+        part=kept["metric"].where(~kept["dataset"].str.startswith("mean of "), "mean"),
+        place=kept["dataset"].map(place),
+    ).sort_values("place", kind="stable")
+    return {text: kept[kept["part"] == part] for part, text in HEADINGS.items() if (kept["part"] == part).any()}
 
 
 def _draw_interval(axis: Axes, line: float, row, marker: str) -> None:
@@ -146,6 +143,7 @@ def confusion_matrices(
         axis.set(title=model)
         axis.set_xlabel("predicted", fontsize=9.5)
         axis.tick_params(labelsize=9, length=0)
+        axis.tick_params(axis="y", rotation=0)
     axes.flat[0].set_ylabel("shown", fontsize=9.5)
     return list(axes.flat)
 

@@ -65,7 +65,8 @@ def _compared(arguments: argparse.Namespace) -> None:
 
 def _print(rows: pd.DataFrame, value: str = "value") -> None:
     for _, of_kind in rows.groupby("kind", sort=False):
-        print(format_table(of_kind, value).to_string(), "\n")
+        table = format_table(of_kind, value)
+        print((table.T if len(table) < len(table.columns) else table).to_string(), "\n")  # the narrower way
 
 
 def _published(arguments: argparse.Namespace) -> pd.DataFrame:
