@@ -7,18 +7,14 @@ from fake_ablation import add_run, settings_of
 from cibr.sweep import read_arms
 from cibr.sweep.comparison import HEADLINE
 from cibr.sweep.findings import (
-    arm_commands,
     chosen,
     count_verdicts,
-    defaults,
+    interval_text,
     recommend,
     relation_text,
     side_by_side,
-    sweeps_of,
-    trial_log,
     verdict_sentences,
 )
-from cibr.sweep.plan import Plan
 
 UP, NONE, DOWN = (0.01, 0.02, "above 0"), (-0.01, 0.01, "around 0"), (-0.02, -0.01, "below 0")
 
@@ -91,25 +87,6 @@ def test_verdicts_are_counted_beside_what_chance_alone_would_give():
     assert count_verdicts(rows) == {"n": 120, "above": 40, "below": 40, "by_chance": pytest.approx(3.0)}
 
 
-def test_defaults_name_what_each_arm_ran_with_and_which_is_tuned_clip(arms):
-    table = defaults(arms).set_index("arm")
-    assert table["tuned_clip"].to_dict() == {"CLIP": True, "noise only": False, "CIBR a": False, "CIBR b": False}
-    assert table.loc["CIBR b", ["settings", "validation", "seeds"]].tolist() == ["beta 0.1", pytest.approx(60), 1]
-
-
-def test_every_arm_has_its_command_and_every_row_its_sweep(tmp_path, arms):
-    runs = [settings_of(arm, beta=0.1) for arm in ("CIBR a", "CIBR b")]
-    plans = {
-        "a.yaml": Plan(tmp_path / "ablation.csv", "w", runs),
-        "b.yaml": Plan(tmp_path / "other.csv", "w", runs),
-    }
-    table = arm_commands(plans, "ablation.csv")
-    assert table["command"].tolist() == [
-        f'python -m cibr.sweep workflow/a.yaml --only "arm={arm}"' for arm in ("CIBR a", "CIBR b")
-    ]
-    assert sweeps_of(arms, plans).tolist() == ["", "", "a.yaml", "a.yaml"]
-
-
 def test_of_an_arm_over_beta_the_best_on_validation_is_chosen(tmp_path):
     table = tmp_path / "ablation.csv"
     for beta, skill in ((0.01, 0.3), (0.1, 0.6), (1.0, 0.2)):
@@ -144,13 +121,5 @@ def test_a_relation_is_told_by_its_interval(low, high, word):
     assert said == f"{word} (rank correlation +0.00 [{low:+.2f}, {high:+.2f}], 12 points in 4 clusters)"
 
 
-def test_the_log_has_every_trial_with_its_score_or_its_error(tmp_path):
-    table = tmp_path / "ablation_trials.csv"
-    add_run(table, tmp_path / "runs", settings_of("CIBR", beta=0.1, suites=[]), skill=0.3)
-    add_run(table, tmp_path / "runs", settings_of("CIBR", beta=9.0, suites=[]), status="ValueError: no")
-    rows = trial_log([table, tmp_path / "absent.csv"])
-    assert rows["settings"].tolist() == ["beta 0.1", "beta 9"] and rows["setting"].unique().tolist() == [
-        "flickr8k"
-    ]
-    assert rows["validation"].iloc[0] == pytest.approx(30) and rows["validation"].isna().tolist() == [False, True]
-    assert rows["status"].tolist() == ["ok", "ValueError: no"]
+def test_one_seed_has_no_interval_of_students():
+    assert interval_text({"difference": 0.5, "low": float("nan"), "high": float("nan")}) == "+50.0 (one seed)"

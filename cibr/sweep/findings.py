@@ -1,40 +1,19 @@
-"""What the tables of an ablation say: verdicts counted, a recommendation a setting, what each arm ran with.
+"""What the tables of an ablation say: verdicts counted, a recommendation a setting, the sentences of both.
 
 Sentences and tables are computed, so that a page that shows them stays true when a table grows.
 """
 
-import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
-from cibr.results import read_rows
-from cibr.sweep.arms import BASELINE, KEY, setting_name, settings_in_words, tuned_baseline
+from cibr.sweep.arms import BASELINE, KEY
 from cibr.sweep.choice import VALIDATION
 from cibr.sweep.comparison import ABOVE, ALONE, BELOW, HEADLINE
-from cibr.sweep.plan import Plan
-from cibr.sweep.runs import run_id
 
 OURS = "CIBR"  # how the names of its arms begin
 ONE_SIDE = 0.025  # of intervals of 95 %: how often chance alone puts one above 0
-
-ARMS = {
-    "CLIP": "the contrastive loss alone, temperature and dropout tuned",
-    "CLIP in groups": "CLIP on batches that hold several captions (or pictures) of one item",
-    "noise only": "CLIP on von Mises-Fisher samples of its embeddings; no penalty",
-    "CLIP + cosine": "beta (1 - cosine) of each pair",
-    "CLIP + alignment and uniformity": "beta (alignment + uniformity), Wang and Isola (2020)",
-    "CyCLIP": "beta (cross-modal + in-modal cyclic consistency), Goel et al. (2022)",
-    "SigLIP": "the sigmoid loss instead of the softmax, Zhai et al. (2023)",
-    "CIBR vMF": "beta times the bound of von Mises-Fisher encoders; the other tower is the backward encoder",
-    "CIBR Gaussian": "beta times the bound of Gaussian encoders with learned variances",
-    "CIBR MINE": "beta times a difference of MINE estimates, the paper's choice",
-    "CIBR CLUB": "beta times a CLUB estimate",
-    "CIBR siblings": "vMF, the backward encoder centred on other captions or pictures of the same item",
-    "CIBR cross-fitted": "vMF, the backward encoder fitted on the other half of the batch",
-}
 
 
 def interval_text(row: Mapping, scale: float = 100.0, digits: int = 1) -> str:
@@ -45,7 +24,7 @@ def interval_text(row: Mapping, scale: float = 100.0, digits: int = 1) -> str:
         '+1.2 [-0.4, +3.0]'
     """
     difference, low, high = (f"{scale * row[name]:+.{digits}f}" for name in ("difference", "low", "high"))
-    return f"{difference} [{low}, {high}]"
+    return f"{difference} (one seed)" if np.isnan(row["low"]) else f"{difference} [{low}, {high}]"
 
 
 def side_by_side(rows: pd.DataFrame, scale: float = 100.0, digits: int = 1) -> pd.DataFrame:
@@ -61,7 +40,7 @@ def side_by_side(rows: pd.DataFrame, scale: float = 100.0, digits: int = 1) -> p
     shown = rows.assign(cell=pd.Series(text, index=rows.index, dtype=object) + marks)
     keys = [name for name in KEY if name == "arm" or shown[name].nunique() > 1]
     table = shown.pivot_table(index=keys, columns="measure", values="cell", aggfunc="first", sort=False)
-    return table.reindex(columns=list(shown["measure"].unique())).fillna("")
+    return table.reindex(columns=sorted(shown["measure"].unique(), key=_place)).fillna("")
 
 
 def count_verdicts(rows: pd.DataFrame) -> dict[str, int | float]:
@@ -110,81 +89,6 @@ def recommend(differences: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=columns)
 
 
-def defaults(arms: pd.DataFrame) -> pd.DataFrame:
-    """What each arm ran with, as chosen on validation, with its mean validation score over seeds.
-
-    Args:
-        arms: from `read_arms`.
-
-    Returns:
-        A row an arm, beta and variant of each setting: `setting, arm, beta, settings` (in words), `validation`
-        (the mean of six recalls, in per cent), `seeds`, and `tuned_clip`, whether others are compared with it.
-    """
-    found = []
-    for setting, rows in arms.groupby("setting", sort=False):
-        control = tuned_baseline(rows)
-        for key, part in rows.groupby(KEY, sort=False):
-            score = 100 * part[VALIDATION].mean(axis=1).mean()
-            row = {"setting": setting, "arm": key[1], "beta": key[2]}
-            row |= {"settings": settings_in_words(part["configuration"].iloc[0]), "validation": score}
-            found.append(row | {"seeds": part["seed"].nunique(), "tuned_clip": key == control})
-    return pd.DataFrame(found)
-
-
-def arm_commands(plans: Mapping[str, Plan], table: str) -> pd.DataFrame:
-    """The command that makes each arm's rows of a table, from the plans that write to it.
-
-    Args:
-        plans: from `sweeps_in`, by the names of their files.
-        table: the name of the CSV file.
-
-    Returns:
-        A row a sweep and arm: `sweep, arm, runs, command`.
-    """
-    found = []
-    for file, plan in plans.items():
-        names = [run.get("arm", "") for run in plan.runs] if plan.results.name == table else []
-        for arm in dict.fromkeys(names):
-            command = f'python -m cibr.sweep workflow/{file} --only "arm={arm}"'
-            found.append({"sweep": file, "arm": arm, "runs": names.count(arm), "command": command})
-    return pd.DataFrame(found, columns=["sweep", "arm", "runs", "command"])
-
-
-def trial_log(files: Iterable[str | Path]) -> pd.DataFrame:
-    """Every trial of the tables, in their order.
-
-    Args:
-        files: tables of trials; those that are not there count as empty.
-
-    Returns:
-        A row a trial: `setting, arm, settings` (in words), `validation` (the mean of six recalls, in per cent),
-        `status`.
-    """
-    found = []
-    for rows in map(read_rows, files):
-        for row in rows.to_dict("records"):
-            score = 100 * float(np.mean([row[name] for name in VALIDATION]))
-            settings = json.loads(row["configuration"])
-            words = {"setting": setting_name(settings), "arm": row["arm"]}
-            words["settings"] = settings_in_words(row["configuration"])
-            found.append(words | {"validation": score, "status": row["status"]})
-    return pd.DataFrame(found, columns=["setting", "arm", "settings", "validation", "status"])
-
-
-def sweeps_of(rows: pd.DataFrame, plans: Mapping[str, Plan]) -> pd.Series:
-    """The file of the sweep that each row's run is of, empty for a row that no plan has any more.
-
-    Args:
-        rows: with `run`.
-        plans: from `sweeps_in`.
-    """
-    owner: dict[str, str] = {}
-    for file, plan in plans.items():
-        for settings in plan.runs:
-            owner.setdefault(run_id(settings), file)
-    return rows["run"].map(owner).fillna("")
-
-
 def chosen(arms: pd.DataFrame) -> pd.DataFrame:
     """The beta and variant of each arm in each setting that is the best on validation: one row of `KEY` an arm."""
     scored = arms.assign(score=arms[VALIDATION].mean(axis=1))
@@ -225,13 +129,19 @@ def relation_text(found: Mapping[str, float], less: str, more: str, neither: str
     """
     words = less if found["high"] < 0 else more if found["low"] > 0 else neither
     numbers = f"{found['correlation']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
-    return f"{words} (rank correlation {numbers}, {found['n']} points in {found['n_clusters']} clusters)"
+    clusters = f" in {found['n_clusters']} clusters" if found["n_clusters"] < found["n"] else ""
+    return f"{words} (rank correlation {numbers}, {found['n']} points{clusters})"
+
+
+def _place(measure: str) -> int:
+    return HEADLINE.index(measure) if measure in HEADLINE else len(HEADLINE)
 
 
 def _evidence(row: Mapping, differences: pd.DataFrame) -> str:
     """The three differences of the arm that is shown, against tuned CLIP."""
     same = np.logical_and.reduce([differences[name] == row[name] for name in KEY])
     rows = differences[same & (differences["against"] == BASELINE) & differences["measure"].isin(HEADLINE)]
+    rows = rows.sort_values("measure", key=lambda names: names.map(_place))
     parts = [f"{interval_text(r)} in {r['measure']}" for r in rows.to_dict("records")]
     seeds = rows["n_seeds"].iloc[0]
     name = _name(tuple(row[key] for key in KEY))
