@@ -13,7 +13,7 @@ from cibr.data import glyphs
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(cibr.__path__, "cibr.") if not module.name.endswith("__main__")
 )
-PACKAGES = ("cibr", "cibr.data", "cibr.information", "cibr.losses", "cibr.models", "cibr.train")
+PACKAGES = ("cibr", "cibr.data", "cibr.information", "cibr.interpret", "cibr.losses", "cibr.models", "cibr.train")
 
 
 def public_members(module):

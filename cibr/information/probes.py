@@ -5,7 +5,7 @@ I(Z;V) >= H(V) - E[-log q(v|z)]      for every q (Barber & Agakov 2003), tightes
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
@@ -39,6 +39,35 @@ def probe_nats(
         ValueError: shapes that do not fit, values that are not finite, a factor that does not vary, or a value
             that the fitted half lacks.
     """
+    log_q, log_p, right = probe_items(features, factor, held_out, dim_hidden)
+    return {
+        "nats": float((log_q - log_p).mean()),
+        "entropy_nats": float(-log_p.mean()),
+        "accuracy": float(right.double().mean()),
+    }
+
+
+def probe_items(
+    features: Float[Tensor, "n d"],
+    factor: Int[Tensor, " n"],
+    held_out: Tensor,
+    dim_hidden: int = 0,
+) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"], Bool[Tensor, " m"]]:
+    """What `probe_nats` is the mean of: one row a held-out sample, for intervals and paired differences.
+
+    Args:
+        features: as `probe_nats`.
+        factor: as `probe_nats`.
+        held_out: as `probe_nats`, m of them true.
+        dim_hidden: as `probe_nats`.
+
+    Returns:
+        log q(v|z) of the probe and log p(v) of the held-out frequencies, in nats, and whether its first choice is
+        right.
+
+    Raises:
+        ValueError: as `probe_nats`.
+    """
     if len(features) != len(factor) or held_out.shape != factor.shape or held_out.dtype != torch.bool:
         raise ValueError(
             f"features, factor and held_out must have one row a sample and held_out be booleans, got "
@@ -62,8 +91,6 @@ def probe_nats(
     log_q = np.log(probe.predict_proba(features[held_out].numpy()).clip(1e-12))
     truth = factor[held_out].numpy()
     column = np.searchsorted(probe.classes_, truth)
-    frequencies = np.bincount(column) / len(column)
-    entropy = -sum(p * np.log(p) for p in frequencies if p > 0)
-    cross_entropy = -log_q[np.arange(len(truth)), column].mean()
-    accuracy = (probe.classes_[log_q.argmax(1)] == truth).mean()
-    return {"nats": float(entropy - cross_entropy), "entropy_nats": float(entropy), "accuracy": float(accuracy)}
+    log_p = np.log(np.bincount(column) / len(column))[column]
+    right = probe.classes_[log_q.argmax(1)] == truth
+    return torch.from_numpy(log_q[np.arange(len(truth)), column]), torch.from_numpy(log_p), torch.from_numpy(right)

@@ -1,0 +1,95 @@
+"""Pictures made to ask a question of a model: nuisance factors that vary in unseen faces, and letters with a mark.
+
+A letter and the same letter under an accent differ in the mark alone, in the picture and in the name, so that the
+place which the words "with acute" should point at is known to the pixel.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from cibr.data import Pairs
+from cibr.data.glyphs import (
+    IMAGE_SIZE,
+    SERIF,
+    STIX,
+    TEMPLATES,
+    PixelImages,
+    draw_all,
+    glyph_characters,
+    sample_factors,
+    sample_keys,
+)
+
+MARK_CONTRAST = 64  # grey levels by which a mark's pixel differs from the plain letter's
+LEAST_MARK = 4  # pixels
+
+
+class MarkedLetters(NamedTuple):
+    """Letters with a mark beside the same letters without it.
+
+    Args:
+        marked: the pictures with the mark, under their full names.
+        plain: the names without the mark, such as `latin small letter a`, one a picture.
+        mark: where the mark is, [n, 32, 32].
+    """
+
+    marked: Pairs
+    plain: list[str]
+    mark: Bool[Tensor, "n 32 32"]
+
+
+def varied_glyphs(n: int, seed: int = 0) -> Pairs:
+    """Characters of the training set as training never shows them: in Serif and STIX faces, all factors varied.
+
+    Args:
+        n: pictures, one a character and face, drawn at random from all.
+        seed: of the choice.
+
+    Returns:
+        Pairs with `factors`; the texts carry their templates.
+
+    Raises:
+        ValueError: more pictures than there are.
+    """
+    characters = glyph_characters()
+    factors = sample_factors(characters[characters["group"] == "seen"], SERIF + STIX, n_draws=1)
+    if not 0 < n <= len(factors):
+        raise ValueError(f"n is {n}: give a number from 1 to {len(factors):,}")
+    factors = factors.sample(n, random_state=seed).reset_index(drop=True)
+    captions = [[TEMPLATES[t].format(name)] for t, name in zip(factors["template"], factors["name"], strict=True)]
+    labels = torch.tensor([ord(character) for character in factors["character"]])
+    images = PixelImages(draw_all(factors))
+    return Pairs("glyphs", "varied", captions, sample_keys(factors), images, labels=labels, factors=factors)
+
+
+def marked_letters() -> MarkedLetters:
+    """All letters of DejaVu Serif that are drawn as a plain letter plus a mark, and named so.
+
+    A letter stays out where the mark changes the base, as a cedilla that melts into it or an i that loses its dot.
+    """
+    characters = glyph_characters()
+    known = dict(zip(characters["name"], characters["character"], strict=True))
+    split = [(name, *name.partition(" with ")[::2]) for name in known]
+    found = [(name, base) for name, base, mark in split if mark and " and " not in mark and base in known]
+    table = sample_factors(characters.set_index("name", drop=False).loc[[name for name, _ in found]], SERIF[:1])
+    bases = dict(found)
+    base_table = table.assign(character=[known[bases[name]] for name in table["name"]])
+    pixels, plain = (draw_all(t).astype(int) for t in (table, base_table))
+    mark = plain - pixels > MARK_CONTRAST
+    untouched = (pixels - plain).max(axis=(1, 2)) <= MARK_CONTRAST
+    kept = np.flatnonzero(untouched & (mark.sum(axis=(1, 2)) >= LEAST_MARK))
+    names = table["name"].iloc[kept].tolist()
+    pairs = Pairs(
+        "glyphs",
+        "marked letters",
+        [[name] for name in names],
+        names,
+        PixelImages(pixels[kept].astype(np.uint8)),
+        factors=table.iloc[kept].reset_index(drop=True),
+    )
+    assert pixels.shape[1:] == (IMAGE_SIZE, IMAGE_SIZE)
+    return MarkedLetters(pairs, [bases[name] for name in names], torch.from_numpy(mark[kept]))
