@@ -1,5 +1,6 @@
 """What the ablation's chapter says is computed from its tables, and follows them."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from fake_ablation import add_run, settings_of
@@ -112,13 +113,29 @@ def test_sentences_follow_the_verdicts(arms):
     assert verdict_sentences(recommend(rows, arms), rows) == ["**flickr8k: plain CLIP (beta = 0).**"]
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "word"), [(-0.9, -0.1, "less"), (0.1, 0.9, "more"), (-0.1, 0.1, "neither")]
-)
-def test_a_relation_is_told_by_its_interval(low, high, word):
-    found = {"correlation": 0.0, "low": low, "high": high, "n": 12, "n_clusters": 4}
-    said = relation_text(found, "less", "more", "neither")
-    assert said == f"{word} (rank correlation +0.00 [{low:+.2f}, {high:+.2f}], 12 points in 4 clusters)"
+@pytest.mark.parametrize(("sign", "word"), [(-1, "less"), (1, "more"), (0, "neither")])
+def test_a_relation_is_told_by_the_interval_of_its_correlation(sign, word):
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"setting": "s", "arm": np.repeat([f"arm {i}" for i in range(12)], 3)})
+    rows["x"] = np.repeat(np.arange(12.0), 3) + rng.normal(0, 0.1, 36)
+    rows["y"] = sign * rows["x"] + np.repeat(rng.normal(0, 1, 12), 3)
+    said = relation_text(rows, "x", "y", ("less", "more", "neither"), ["setting", "arm"])
+    assert said.startswith(f"{word} (rank correlation ") and said.endswith("], 36 runs of 12 arms)")
+    few = rows[rows["arm"].isin(["arm 0", "arm 1"])]
+    assert relation_text(few, "x", "y", ("a", "b", "c"), ["arm"]) == "2 arms are too few to tell"
+    alone = rows.groupby("arm").head(1).assign(x=lambda t: t["x"].where(t["arm"] != "arm 3"))
+    assert relation_text(alone, "x", "y", ("", "", ""), ["arm"]).endswith(", 11 arms)")
+
+
+def test_a_relation_within_settings_leaves_out_what_lies_between_them():
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"setting": np.repeat(["a", "b", "c"], 10), "arm": [f"arm {i}" for i in range(30)]})
+    offsets = np.repeat([0.0, 100.0, 200.0], 10)
+    x = rng.normal(size=30)
+    rows = rows.assign(x=offsets + x, y=offsets - x)
+    words = ("less", "more", "neither")
+    assert relation_text(rows, "x", "y", words, ["arm"]).startswith("more")
+    assert relation_text(rows, "x", "y", words, ["arm"], within=True).startswith("less")
 
 
 def test_one_seed_has_no_interval_of_students():

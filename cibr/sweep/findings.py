@@ -3,16 +3,18 @@
 Sentences and tables are computed, so that a page that shows them stays true when a table grows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from cibr.metrics import rank_correlation
 from cibr.sweep.arms import BASELINE, KEY
 from cibr.sweep.choice import VALIDATION
 from cibr.sweep.comparison import ABOVE, ALONE, BELOW, HEADLINE
 
 OURS = "CIBR"  # how the names of its arms begin
+FEWEST_CLUSTERS = 6  # with fewer, a bootstrap over clusters is too sure of itself
 ONE_SIDE = 0.025  # of intervals of 95 %: how often chance alone puts one above 0
 
 
@@ -118,19 +120,31 @@ def verdict_sentences(recommended: pd.DataFrame, differences: pd.DataFrame) -> l
     return said
 
 
-def relation_text(found: Mapping[str, float], less: str, more: str, neither: str) -> str:
-    """What a correlation with its interval says, and its numbers.
+def relation_text(
+    rows: pd.DataFrame, x: str, y: str, words: tuple[str, str, str], clusters: Sequence[str], within: bool = False
+) -> str:
+    """How two columns go together over rows, in words that the interval of their rank correlation chooses.
 
     Args:
-        found: from `cibr.metrics.rank_correlation`.
-        less: said where the interval lies below 0.
-        more: said where it lies above 0.
-        neither: said where 0 is inside, or nothing varies.
+        rows: one a run or an arm.
+        x: a column.
+        y: the other column.
+        words: said where the interval lies below 0, where it lies above, and where 0 is inside.
+        clusters: the columns that name what belongs together, such as the seeds of one arm.
+        within: whether what differs between settings is taken off first.
     """
-    words = less if found["high"] < 0 else more if found["low"] > 0 else neither
+    rows = rows.dropna(subset=[x, y])
+    names = rows[list(clusters)].astype(str).agg("|".join, axis=1).to_numpy(dtype=str)
+    n, n_clusters = len(rows), len(set(names))
+    if n_clusters < FEWEST_CLUSTERS:
+        return f"{n_clusters} arms are too few to tell"
+    groups = rows["setting"].to_numpy(dtype=str) if within else None
+    found = rank_correlation(rows[x].to_numpy(), rows[y].to_numpy(), names, groups)
+    less, more, neither = words
+    said = less if found["high"] < 0 else more if found["low"] > 0 else neither
     numbers = f"{found['correlation']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
-    clusters = f" in {found['n_clusters']} clusters" if found["n_clusters"] < found["n"] else ""
-    return f"{words} (rank correlation {numbers}, {found['n']} points{clusters})"
+    of = f"{n} arms" if n == n_clusters else f"{n} runs of {n_clusters} arms"
+    return f"{said} (rank correlation {numbers}, {of})"
 
 
 def _place(measure: str) -> int:
