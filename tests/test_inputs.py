@@ -90,6 +90,19 @@ def test_frozen_features_are_those_of_the_towers_in_the_order_of_the_pairs(build
     assert torch.allclose(prepared.texts[0], texts, atol=1e-5)
 
 
+def test_a_text_that_comes_often_is_encoded_once(build, store, monkeypatch):
+    model, pairs = build("frozen"), noise_pairs(10)
+    often = pairs.subset([3, 1, 3, 1, 7, 3])
+    expected = [prepare(model, pairs.subset([i])).texts[0][0] for i in (3, 1, 3, 1, 7, 3)]
+    n_encoded = []
+    pool = model.backbone.text_pooled
+    monkeypatch.setattr(
+        model.backbone, "text_pooled", lambda ids, mask: n_encoded.append(len(ids)) or pool(ids, mask)
+    )
+    torch.testing.assert_close(prepare(model, often).texts[0], torch.stack(expected))
+    assert sum(n_encoded) == len({pairs.captions[i][0] for i in (3, 1, 7)})
+
+
 def test_a_second_run_reads_the_features(build, store, monkeypatch):
     model = build("frozen")
     first = prepare(model, PAIRS)
@@ -103,7 +116,7 @@ def test_a_killed_extraction_goes_on_where_it_stopped(build, store, monkeypatch)
     model = build("frozen")
     whole = prepare(model, PAIRS)
     shutil.rmtree(store)
-    n_parts = -(-len(PAIRS) // 5) + -(-len(PAIRS.texts()) // 5)
+    n_parts = -(-len(PAIRS) // 5) + -(-len(set(PAIRS.texts())) // 5)
     for stop_after in (3, 4):
         with monkeypatch.context() as patch:
             calls = count_pooling(patch, model, stop_after)
