@@ -165,7 +165,7 @@ def plane_over_training(curves: pd.DataFrame, ends: pd.DataFrame) -> list[Axes]:
 
 
 def leakage_against_score(rows: pd.DataFrame, xlabel: str, ylabel: str) -> list[Axes]:
-    """One letter an arm: what its embeddings leak against what it scores, both against tuned CLIP.
+    """One letter an arm: what its embeddings leak against what it scores, both against tuned CLIP at the origin.
 
     Args:
         rows: `setting, arm`, and of the leakage and of the score the difference and its interval: `x, x_low,
@@ -176,12 +176,13 @@ def leakage_against_score(rows: pd.DataFrame, xlabel: str, ylabel: str) -> list[
     Returns:
         One Axes a setting.
     """
-    settings, arms = list(rows["setting"].unique()), list(rows["arm"].unique())
+    settings, arms = list(rows["setting"].unique()), ["CLIP", *rows["arm"].unique()]  # letters as in the plane
     size = (WIDTH, 2.6 * len(settings) + 0.5 + 0.1 * len(arms))
     figure, axes = plt.subplots(len(settings), 1, figsize=size, layout="constrained", squeeze=False)
     for axis, setting in zip(axes[:, 0], settings, strict=True):
         axis.axvline(0, color="black", lw=0.8)
         axis.axhline(0, color="black", lw=0.8)
+        _letter(axis, arms, arms[0], 0.0, 0.0)
         for row in rows[rows["setting"] == setting].itertuples():
             axis.plot([row.x_low, row.x_high], [row.y, row.y], color=_of_arm(row.arm), lw=0.8, alpha=0.6)
             axis.plot([row.x, row.x], [row.y_low, row.y_high], color=_of_arm(row.arm), lw=0.8, alpha=0.6)

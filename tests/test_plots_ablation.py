@@ -100,7 +100,8 @@ def test_leakage_and_score_cross_at_their_arm():
     table = table.assign(y=3.0, y_low=2.0, y_high=5.0)
     (axis,) = plots_ablation.leakage_against_score(table, "leakage", "score")
     crosses = [(list(line.get_xdata()), list(line.get_ydata())) for line in axis.get_lines()[2:]]
-    assert crosses == [([0.5, 2.0], [3.0, 3.0]), ([1.0, 1.0], [2.0, 5.0]), ([1.0], [3.0])]
+    cross = [([0.5, 2.0], [3.0, 3.0]), ([1.0, 1.0], [2.0, 5.0]), ([1.0], [3.0])]
+    assert crosses == [([0.0], [0.0]), *cross] and legend(axis) == ["CLIP", "CIBR"]
 
 
 def test_every_run_is_a_point_in_each_panel():
