@@ -1,6 +1,5 @@
 """Classes and prompts of zero-shot sets: as clip-benchmark reads them, and refused where a part is missing."""
 
-import itertools
 import os
 from pathlib import Path
 
@@ -134,24 +133,22 @@ def test_a_template_may_come_with_pairs_that_are_made_in_memory():
 @pytest.mark.data
 @pytest.mark.skipif(not CIBR_DATA, reason="CIBR_DATA is unset")
 @pytest.mark.filterwarnings("ignore:.*shardshuffle:UserWarning", "ignore::ResourceWarning")  # of webdataset
-@pytest.mark.parametrize(
-    ("name", "n_images"), [("cifar10", 5000), ("dtd10", 600), ("pacs-sketch", 420), ("flickr8k", 200)]
-)
-def test_images_labels_captions_and_prompts_are_those_that_clip_benchmark_loads(name, n_images):
+@pytest.mark.parametrize("name", sorted(folder.name[4:] for folder in Path(CIBR_DATA or "unset").glob("wds_*")))
+def test_images_labels_captions_and_prompts_are_those_that_clip_benchmark_loads(name):
     builder = pytest.importorskip("clip_benchmark.datasets.builder")
     folder = Path(CIBR_DATA) / f"wds_{name}"
     theirs = builder.build_wds_dataset(name, np.asarray, split="test", data_dir=str(folder))
     pairs = load_pairs(folder, "test")
     assert (pairs.classnames, pairs.templates) == (theirs.classes, theirs.templates)
     n_compared = 0
-    for i, (image, target) in enumerate(itertools.islice(iter(theirs), n_images)):
-        assert np.array_equal(image, pairs.image(i)), pairs.keys[i]
+    for i, (image, target) in enumerate(theirs):
+        assert i % 10 or np.array_equal(image, pairs.image(i)), pairs.keys[i]
         if pairs.labels is None:
             assert pairs.captions[i] == [text.strip() for text in target]
         else:
             assert pairs.labels[i] == target and pairs.captions[i] == [theirs.classes[target]]
         n_compared += 1
-    assert n_compared == n_images and (n_images == len(pairs) or pairs.labels is None)
+    assert n_compared == len(pairs)
     if pairs.classnames:
         own = [[template.format(c=kind) for template in theirs.templates] for kind in theirs.classes]
         assert pairs.prompts() == own

@@ -207,6 +207,24 @@ def test_a_picture_that_does_not_decode_is_named_with_its_set(build, small):
         evaluate(build("tiny"), "small", name="m")
 
 
+@pytest.mark.parametrize(
+    ("broken", "error", "message"),
+    [
+        ("test/0.tar", ValueError, r"right of suite 'small': .*wds_right.test.0\.tar is cut short"),
+        ("classnames.txt", FileNotFoundError, r"right of suite 'small': .*classnames\.txt is missing"),
+        ("zeroshot_classification_templates.txt", ValueError, "right has no prompt templates.*put zeroshot_"),
+    ],
+)
+def test_a_part_of_a_set_that_is_cut_short_or_missing_is_named_with_the_set(build, small, broken, error, message):
+    file = small / "wds_right" / broken
+    if file.suffix == ".tar":
+        file.write_bytes(file.read_bytes()[:3000])
+    else:
+        file.unlink()
+    with pytest.raises(error, match=message):
+        evaluate(build("tiny"), "small", name="m")
+
+
 def test_a_missing_set_or_folder_is_said_before_anything_is_computed(build, small, monkeypatch):
     monkeypatch.setitem(SUITES, "small", (*TASKS, Task("absent")))
     calls = counted(monkeypatch)
