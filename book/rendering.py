@@ -1,17 +1,30 @@
 """What the rendered pages need beyond Jupyter Book, as a small Sphinx extension that _config.yml loads.
 
-Pages drop the scripts of Thebe, which would fetch kernels from the network and is not used, and mark up the
+Directives put in what is read from the project when the book is built: `answer` and `chapters` for the first page
+(book/front.py), `explorer` for the figure that moves (book/explorer.py), `drawing` for an SVG file, which as a part
+of the page has the page's colours. Pages drop the scripts of Thebe, which would fetch kernels from the network and is not used, and mark up the
 bibliography and the parameters of functions as screen readers expect them. Docstrings, which hold code in single backticks and equations in indented
-lines, reach the reference in the markup that Sphinx reads. Of MathJax and of the theme only those files stay that a page can ask for:
-the whole site is small enough to be sent as a file.
+lines, reach the reference in the markup that Sphinx reads. Of MathJax and of the theme only those files stay that a
+page can ask for: the whole site is small enough to be sent as a file.
 """
 
+import io
 import re
 import shutil
 from pathlib import Path
 
+import yaml
+from docutils import nodes
+from PIL import Image
 from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
+
+import explorer
+import front
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "data" / "results"
 
 # Folders and files of MathJax that tex-chtml.js loads: fonts, TeX extensions, and its spoken mathematics.
 MATHJAX = (
@@ -23,17 +36,57 @@ MATHJAX = (
     "sre/mathmaps/en.json",
     "sre/mathmaps/nemeth.json",
 )
-# Maps for debuggers, translations of the theme, and fonts whose smaller WOFF2 twin every browser takes.
-UNUSED = ("**/*.map", "locales/**/*.*", "vendor/fontawesome/**/*.ttf")
+# Maps for debuggers, translations of the theme, fonts whose smaller WOFF2 twin every browser takes, and the script
+# that draws the same icons again.
+UNUSED = (
+    "**/*.map",
+    "locales/**/*.*",
+    "vendor/fontawesome/**/*.ttf",
+    "vendor/fontawesome/**/*.js",
+)
+ICON_SCRIPT = re.compile(r'<script [^>]*src="[^"]*fontawesome[^"]*"[^>]*></script>')
 
 # Parameters one a line: Sphinx writes them as the definitions in a list that defines no term.
 SIGNATURE = re.compile(r'<dl>\n(?:<dd><em class="sig-param">.*</dd>\n)+</dl>')
+
+
+class Made(SphinxDirective):
+    """A piece of a page that is made from the project's files: Markdown, or HTML as it stands."""
+
+    optional_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        argument = self.arguments[0] if self.arguments else ""
+        for file in (*RESULTS.glob("*.csv"), *Path(ROOT, "book").rglob("*.ipynb")):
+            self.env.note_dependency(str(file))
+        if self.name == "drawing":
+            self.env.note_dependency(str(ROOT / "book" / "_static" / argument))
+            return _raw((ROOT / "book" / "_static" / argument).read_text("utf-8"))
+        if self.name == "explorer":
+            return _raw(explorer.as_page(explorer.curves(RESULTS)))
+        toc = yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))
+        if self.name == "chapters":
+            return self.markdown(front.chapter_table(toc, ROOT / "book", argument))
+        return self.markdown(front.answer(RESULTS))
+
+    def markdown(self, text: str) -> list[nodes.Node]:
+        """The nodes of a text in the markup of the page."""
+        box = nodes.container(classes=[self.name])
+        self.state.nested_parse(text.split("\n"), self.content_offset, box)
+        return [box]
+
+
+def _raw(html: str) -> list[nodes.Node]:
+    return [nodes.raw("", html, format="html")]
 
 
 def tidy_page(
     app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object
 ) -> None:
     """Take Thebe's scripts off a page, and give what Sphinx marks up as odd lists a form that is allowed."""
+    if 'id="explorer"' in context.get("body", ""):
+        app.add_js_file("explorer.js", loading_method="defer")  # on this page alone
     context["script_files"] = [
         script
         for script in context.get("script_files", [])
@@ -41,6 +94,8 @@ def tidy_page(
         and "THEBE" not in str(getattr(script, "attributes", ""))
     ]
     if "body" in context:
+        if pagename == "book/intro":
+            context["body"] = f'<div class="first-page">{context["body"]}</div>'
         body = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
         context["body"] = SIGNATURE.sub(_as_plain_lines, body)
 
@@ -105,10 +160,30 @@ def remove_unused_files(app: Sphinx, error: Exception | None) -> None:
             shutil.rmtree(folder)
 
 
+def shrink_pages(app: Sphinx, error: Exception | None) -> None:
+    """Store figures with 256 colours, a third of their size, and draw icons by their font alone, not by a script."""
+    if error is not None or app.builder.format != "html":
+        return
+    for file in Path(app.outdir, "_images").glob("*.png"):
+        with Image.open(file) as picture:
+            if picture.mode == "P":
+                continue
+            few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        part = io.BytesIO()
+        few.save(part, "PNG", optimize=True)
+        if part.tell() < file.stat().st_size:
+            file.write_bytes(part.getvalue())
+    for page in Path(app.outdir).rglob("*.html"):
+        page.write_text(ICON_SCRIPT.sub("", page.read_text("utf-8")), "utf-8")
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Connect them: before the docstrings are taken apart, and after others have put things in place."""
+    for name in ("answer", "chapters", "drawing", "explorer"):
+        app.add_directive(name, Made)
     app.connect("autodoc-process-docstring", mark_up_docstring, priority=400)
     app.connect("autodoc-skip-member", skip_alias)
     app.connect("html-page-context", tidy_page, priority=900)
     app.connect("build-finished", remove_unused_files, priority=900)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    app.connect("build-finished", shrink_pages, priority=901)
+    return {"version": "2", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 import yaml
@@ -127,6 +128,70 @@ def test_the_reference_opens_with_every_name_that_the_package_offers():
     for name in shown:
         module, _, member = name.rpartition(".")
         assert getattr(importlib.import_module(module), member) is getattr(cibr, member)
+
+
+@pytest.fixture
+def book_modules(monkeypatch):
+    """The modules of book/ that the build of the pages uses."""
+    monkeypatch.syspath_prepend(BOOK)
+    return importlib.import_module("front"), importlib.import_module("explorer")
+
+
+def test_the_answer_of_the_first_page_is_that_of_the_tables(book_modules, tmp_path):
+    front, _ = book_modules
+    with pytest.raises(FileNotFoundError, match=r"book/mini_suite.py makes it"):
+        front.answer(tmp_path)
+    said = front.answer(ROOT / "data" / "results")
+    rows = pd.read_csv(ROOT / "data" / "results" / "mini_suite.csv")
+    row = rows[(rows["dataset"] == "flickr8k") & (rows["metric"] == "text_to_image_recall@1")].iloc[0]
+    assert f"{100 * row.a:.1f} % | {100 * row.b:.1f} % | {front.interval(row)}" in said
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        ([(-0.01, 0.02), (-0.001, 0.004)], "no difference that shows.*beyond 2.0 points"),
+        ([(0.01, 0.02), (-0.001, 0.004)], "yes, a little.*1 of 2"),
+        ([(-0.02, -0.01), (-0.001, 0.004)], "no\\..*1 of 2 scores lose"),
+        ([(-0.02, -0.01), (0.001, 0.004)], "it depends"),
+    ],
+)
+def test_the_verdict_of_the_first_page_follows_the_intervals(book_modules, ends, words):
+    front, _ = book_modules
+    assert re.search(words, front.verdict([pd.Series({"low": low, "high": high}) for low, high in ends]))
+
+
+@each_notebook
+def test_every_chapter_says_how_long_it_takes_to_read_and_to_run(book_modules, path):
+    about = book_modules[0].chapter(path)
+    assert re.fullmatch(r"[1-9]\d? min", about["reading"]) and re.search(r"second|minute", about["running"])
+
+
+def test_the_figure_of_beta_has_the_means_of_its_table(book_modules):
+    _, explorer = book_modules
+    results = ROOT / "data" / "results"
+    data = explorer.curves(results)
+    rows = pd.read_csv(results / data["source"])
+    column = "validation_image_to_text_recall@1"
+    for arm in data["arms"]:
+        betas = [point["beta"] for point in arm["points"]]
+        assert betas[0] == 0 and betas == sorted(betas) and len(betas) > explorer.LEAST_BETAS
+        for point in arm["points"][1:]:
+            own = rows[(rows["arm"] == arm["name"]) & (rows["beta"] == point["beta"])]
+            assert 100 * own[column].min() - 0.01 <= point["scores"][0] <= 100 * own[column].max() + 0.01
+    page = explorer.as_page(data)
+    assert json.loads(re.search(r'application/json"[^>]*>(.*?)</script>', page)[1]) == data
+
+
+def test_the_figure_of_beta_needs_a_table(book_modules, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"flickr8k-trials.yaml makes"):
+        book_modules[1].curves(tmp_path)
+
+
+def test_the_drawing_is_what_its_script_draws(monkeypatch):
+    monkeypatch.syspath_prepend(BOOK)
+    drawings = importlib.import_module("drawings")
+    assert drawings.drawing() == drawings.FILE.read_text(encoding="utf-8")
 
 
 def test_citation_names_the_version_and_the_licence_of_the_package():

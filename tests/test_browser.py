@@ -188,6 +188,63 @@ def test_the_dark_page_is_dark_and_the_light_one_light(opened):
     assert brightness["dark"] < 60 < 200 < brightness["light"]
 
 
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_the_figure_of_beta_answers_to_the_keyboard(visit, width, theme):
+    visited = visit("book/explore.html")
+    visited.show(width, theme)
+    page, slider = visited.page, visited.page.locator("#explorer-beta")
+
+    def drawn() -> list[str]:
+        shapes = "#explorer rect, #explorer circle"
+        return page.eval_on_selector_all(shapes, "all => all.map(e => e.outerHTML)")
+
+    at_clip, said = drawn(), page.text_content("#explorer-said")
+    assert page.text_content("#explorer-value") == "0 (CLIP)" and "CLIP at" in said
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    assert drawn() != at_clip and page.locator("#explorer .chosen").count() == 1
+    assert "against CLIP" in page.text_content("#explorer-said")
+    assert slider.get_attribute("aria-valuetext") == "beta " + page.text_content("#explorer-value")
+    page.keyboard.press("End")
+    last = page.text_content("#explorer-said")
+    page.select_option("#explorer-arm", index=1)
+    assert page.text_content("#explorer-said") != last
+    page.keyboard.press("Home")
+    assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+    assert axe_barriers(page, {"include": [["#explorer"]]}, {}) == [] == visited.errors == visited.strangers
+    page.close()
+
+
+def test_without_scripts_the_numbers_of_beta_are_a_table(browser, home):
+    window = browser.new_context(java_script_enabled=False)
+    page = window.new_page()
+    page.goto(f"{home}/book/explore.html")
+    assert page.locator(".explorer-table tr").count() > 4 and not page.locator("#explorer").is_visible()
+    window.close()
+
+
+def test_the_first_page_shows_question_drawing_answer_and_ways_in_on_one_screen(visit):
+    visited = visit(f"{PAGES[0]}.html")
+    visited.show(DESK, "light")
+    ends = visited.page.eval_on_selector_all(
+        ".first-page h1, .first-page svg.idea, .first-page .answer table, .first-page .sd-card",
+        "all => all.map(e => e.getBoundingClientRect().bottom)",
+    )
+    assert len(ends) == 6 and max(ends) <= 800
+    visited.page.close()
+
+
+def test_every_notebook_can_be_downloaded_from_the_first_page(visit, built, home):
+    visited = visit(f"{PAGES[0]}.html")
+    links = visited.page.eval_on_selector_all("a[download]", "all => all.map(a => a.href)")
+    visited.page.close()
+    notebooks = {page for page in PAGES if (ROOT / f"{page}.ipynb").is_file()}
+    for page in notebooks:
+        assert f"{home}/_sources/{page}.ipynb" in links
+        assert (built[0] / "_sources" / f"{page}.ipynb").read_bytes() == (ROOT / f"{page}.ipynb").read_bytes()
+
+
 def test_search_finds_each_chapter_by_its_title(opened, visit):
     title = opened.page.title().split(" — ")[0]
     here = opened.page.url.split("/")[-1]

@@ -72,7 +72,8 @@ def test_the_two_halves_of_a_tower_are_the_encoder(tiny):
     pixels = torch.randn(2, 3, 32, 32, generator=generator())
     lower, upper = interpret.split_image_tower(tiny)
     assert lower(pixels).shape == (2, 16, 16, 16)
-    assert torch.equal(upper(lower(pixels)), tiny.encode_images(pixels).features)
+    whole = tiny.encode_images(pixels).features
+    assert torch.equal(upper(lower(pixels)), whole) and torch.equal(interpret.image_encoder(tiny)(pixels), whole)
 
 
 def test_a_tower_without_a_known_feature_map_is_refused(tiny, monkeypatch):

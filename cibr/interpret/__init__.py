@@ -9,6 +9,7 @@ from cibr.interpret.attribution import (
     bottleneck_maps,
     enlarge,
     gradient_maps,
+    image_encoder,
     occlusion_maps,
     split_image_tower,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "gap_share",
     "gap_table",
     "gradient_maps",
+    "image_encoder",
     "map_agreement",
     "margins",
     "marked_letters",

@@ -54,6 +54,12 @@ def split_image_tower(model: DualEncoder) -> tuple[Callable, Callable]:
     return lower, lambda maps: model.project_images(pool(maps).flatten(1)).features
 
 
+def image_encoder(model: DualEncoder) -> Callable[[Tensor], Float[Tensor, "n d"]]:
+    """Both halves of `split_image_tower` in one: normalised pictures to unit features, with gradients."""
+    lower, upper = split_image_tower(model)
+    return lambda pixels: upper(lower(pixels))
+
+
 def bottleneck_maps(
     maps: Maps,
     texts: Float[Tensor, "n d"],

@@ -34,7 +34,7 @@ def gap_share(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Ten
     the embeddings' span. Here the span is that of the directions with 90 % of the variance.
 
     Returns:
-        Squared length of the gap's projection over its squared length: 0 orthogonal, 1 within.
+        A share of the squared length: 0 orthogonal, 1 within.
     """
     means = [side.double().mean(0) for side in (image_embeddings, text_embeddings)]
     centred = torch.cat(
