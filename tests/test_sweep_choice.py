@@ -14,6 +14,8 @@ from cibr.sweep.runs import as_json
 ROOT = Path(__file__).resolve().parents[1]
 CHOSEN_FROM = {
     "flickr8k": "ablation_trials",
+    "flickr8k-views": "ablation_trials_views",
+    "flickr8k-small": "ablation_trials_small",
 }
 
 
