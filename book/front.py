@@ -46,7 +46,7 @@ def answer(results: Path) -> str:
         where = "Flickr8k" if prefix == "flickr8k" else f"{row.dataset} sets"
         rows.append(row)
         lines.append(
-            f"| {name.format(where)} | {100 * row.a:.1f} % | {100 * row.b:.1f} % | "
+            f"| {name.format(where)} | {100 * row.a:.1f}\u00a0% | {100 * row.b:.1f}\u00a0% | "
             f"{interval(row)} |"
         )
     n_seeds = int(min(row.n_seeds for row in rows))
@@ -112,7 +112,7 @@ def chapter(file: Path) -> dict[str, str]:
     minutes += (SECONDS_A_FIGURE * figures + SECONDS_A_CODE_CELL * len(code)) / 60
     return {
         "title": title[1],
-        "reading": f"{max(1, round(minutes))} min",
+        "reading": f"{max(1, round(minutes))}\u00a0min",
         "running": takes[1],
     }
 

@@ -44,6 +44,7 @@ UNUSED = (
     "vendor/fontawesome/**/*.ttf",
     "vendor/fontawesome/**/*.js",
 )
+NARROW = 680  # px of a figure: 5.6 inches and a margin, at 110 dpi
 ICON_SCRIPT = re.compile(r'<script [^>]*src="[^"]*fontawesome[^"]*"[^>]*></script>')
 
 # Parameters one a line: Sphinx writes them as the definitions in a list that defines no term.
@@ -161,11 +162,17 @@ def remove_unused_files(app: Sphinx, error: Exception | None) -> None:
 
 
 def shrink_pages(app: Sphinx, error: Exception | None) -> None:
-    """Store figures with 256 colours, a third of their size, and draw icons by their font alone, not by a script."""
+    """Store figures with 256 colours, a third of their size; mark narrow ones; draw icons by their font alone.
+
+    A figure that is made narrow is legible on a phone as it is, while a wide one keeps its size there and scrolls.
+    """
     if error is not None or app.builder.format != "html":
         return
+    narrow = []
     for file in Path(app.outdir, "_images").glob("*.png"):
         with Image.open(file) as picture:
+            if picture.width <= NARROW:
+                narrow.append(re.escape(file.name))
             if picture.mode == "P":
                 continue
             few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
@@ -173,8 +180,11 @@ def shrink_pages(app: Sphinx, error: Exception | None) -> None:
         few.save(part, "PNG", optimize=True)
         if part.tell() < file.stat().st_size:
             file.write_bytes(part.getvalue())
+    mark = re.compile(rf'<img (?=[^>]*src="[^"]*_images/(?:{"|".join(narrow)})")')
     for page in Path(app.outdir).rglob("*.html"):
-        page.write_text(ICON_SCRIPT.sub("", page.read_text("utf-8")), "utf-8")
+        text = ICON_SCRIPT.sub("", page.read_text("utf-8"))
+        text = mark.sub("<img data-narrow ", text) if narrow else text
+        page.write_text(text, "utf-8")
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:

@@ -144,7 +144,7 @@ def test_the_answer_of_the_first_page_is_that_of_the_tables(book_modules, tmp_pa
     said = front.answer(ROOT / "data" / "results")
     rows = pd.read_csv(ROOT / "data" / "results" / "mini_suite.csv")
     row = rows[(rows["dataset"] == "flickr8k") & (rows["metric"] == "text_to_image_recall@1")].iloc[0]
-    assert f"{100 * row.a:.1f} % | {100 * row.b:.1f} % | {front.interval(row)}" in said
+    assert f"{100 * row.a:.1f}\u00a0% | {100 * row.b:.1f}\u00a0% | {front.interval(row)}" in said
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_the_verdict_of_the_first_page_follows_the_intervals(book_modules, ends,
 @each_notebook
 def test_every_chapter_says_how_long_it_takes_to_read_and_to_run(book_modules, path):
     about = book_modules[0].chapter(path)
-    assert re.fullmatch(r"[1-9]\d? min", about["reading"]) and re.search(r"second|minute", about["running"])
+    assert re.fullmatch(r"[1-9]\d?\xa0min", about["reading"]) and re.search(r"second|minute", about["running"])
 
 
 def test_the_figure_of_beta_has_the_means_of_its_table(book_modules):
