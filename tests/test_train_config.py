@@ -18,7 +18,7 @@ from cibr.train import build_model, check_parameters, config, configure, load_sp
         (dict(dataset="glyph"), "no data set 'glyph', did you mean 'glyphs'"),
         (dict(model="froze"), "unknown model 'froze', did you mean 'frozen'"),
         (dict(model=""), "unknown model ''"),
-        (dict(estimator="vfm"), "unknown estimator 'vfm', did you mean 'vmf'.*Known: vmf, siblings, crossfit, gaussian"),
+        (dict(estimator="vfm"), "unknown estimator 'vfm', did you mean 'vmf'.*Known: vmf, siblings, crossfit, g"),
         (dict(estimator="quantum"), "unknown estimator 'quantum'\\. Known"),
         (dict(beta=-0.1), "beta is -0.1: the penalty's weight is a finite number"),
         (dict(beta=math.nan), "beta is nan"),
