@@ -124,20 +124,8 @@ def retrieval_gallery(
     Returns:
         One Axes a picture, the one that holds its texts.
     """
-    n_rows = -(-len(images) // n_columns)
-    figure, axes = plt.subplots(
-        n_rows,
-        2 * n_columns,
-        figsize=(4.6 * n_columns, 1.05 * n_rows),
-        width_ratios=[1, 3.6] * n_columns,
-        squeeze=False,
-    )
-    figure.subplots_adjust(wspace=0.04, hspace=0.12, left=0, right=1, top=1, bottom=0)
-    for axis in axes.flat:
-        axis.axis("off")
-    pictures, words = list(axes[:, 0::2].flat), list(axes[:, 1::2].flat)
-    for i, image in enumerate(images):
-        pictures[i].imshow(image.convert("RGB"))
+    words = pictures_beside_words(images, n_columns, (4.6, 1.05), 3.6)
+    for i in range(len(images)):
         order = similarity[i].argsort(descending=True).tolist()
         for line, j in enumerate(order[:n_shown]):
             mark, colour = ("✓", GREEN) if texts[j] in captions[i] else ("✗", RED)
@@ -147,7 +135,42 @@ def retrieval_gallery(
             raise ValueError(f"none of the captions of picture {i} is among the texts: add {captions[i][0]!r}")
         if rank >= n_shown:
             _write_line(words[i], n_shown, f"rank {rank + 1:,}: {shorten(texts[order[rank]], 38)}", GREY)
-    return words[: len(images)]
+    return words
+
+
+def pictures_beside_words(
+    images: Sequence[Image.Image],
+    n_columns: int,
+    size: tuple[float, float],
+    width_of_words: float,
+    space: tuple[float, float] = (0.04, 0.12),
+) -> list[Axes]:
+    """Pictures in rows, each beside empty Axes for words about it.
+
+    Args:
+        images: PIL images.
+        n_columns: pictures in a row.
+        size: width and height of a picture with its words, in inches.
+        width_of_words: of the words, in widths of the picture.
+        space: between columns and between rows, in widths and heights of the Axes.
+
+    Returns:
+        The Axes for words, one a picture.
+    """
+    n_rows = -(-len(images) // n_columns)
+    figure, axes = plt.subplots(
+        n_rows,
+        2 * n_columns,
+        figsize=(size[0] * n_columns, size[1] * n_rows),
+        width_ratios=[1, width_of_words] * n_columns,
+        squeeze=False,
+    )
+    figure.subplots_adjust(wspace=space[0], hspace=space[1], left=0, right=1, top=1, bottom=0)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image in zip(axes[:, 0::2].flat, images, strict=False):
+        axis.imshow(image.convert("RGB"))
+    return list(axes[:, 1::2].flat)[: len(images)]
 
 
 def _write_line(axis: Axes, line: int, text: str, colour: str) -> None:

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 from torch import Tensor
 
-from cibr.plots import BLUE, GREEN, GREY, RED, plt, shorten
+from cibr.plots import BLUE, GREEN, GREY, RED, pictures_beside_words, plt, shorten
 
 MEAN = "mean, each set counts once"
 HEADINGS = {
@@ -186,20 +186,8 @@ def prediction_gallery(
     Returns:
         One Axes a picture, the one that holds its lines.
     """
-    n_rows = -(-len(images) // n_columns)
-    figure, axes = plt.subplots(
-        n_rows,
-        2 * n_columns,
-        figsize=(3.1 * n_columns, 1.0 * n_rows),
-        width_ratios=[1, 2.2] * n_columns,
-        squeeze=False,
-    )
-    figure.subplots_adjust(wspace=0.05, hspace=0.15, left=0, right=1, top=1, bottom=0)
-    for axis in axes.flat:
-        axis.axis("off")
-    pictures, words = list(axes[:, 0::2].flat), list(axes[:, 1::2].flat)
-    for i, image in enumerate(images):
-        pictures[i].imshow(image.convert("RGB"))
+    words = pictures_beside_words(images, n_columns, (3.1, 1.0), 2.2, (0.05, 0.15))
+    for i in range(len(images)):
         lines = [(shorten(classnames[int(labels[i])], 24), "black")]
         for model, answers in predicted.items():
             right = int(answers[i]) == int(labels[i])
@@ -208,7 +196,7 @@ def prediction_gallery(
         for line, (text, colour) in enumerate(lines):
             options = dict(fontsize=9.5, va="top", transform=words[i].transAxes, parse_math=False)
             words[i].text(0, 0.9 - 0.29 * line, text, color=colour, **options)
-    return words[: len(images)]
+    return words
 
 
 def search_gallery(

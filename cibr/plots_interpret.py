@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 from torch import Tensor
 
-from cibr.plots import BLUE, GREEN, GREY, ORANGE, PALETTE, RED
+from cibr.plots import BLUE, GREEN, GREY, ORANGE, PALETTE, RED, pictures_beside_words
 
 PAIR = (BLUE, ORANGE)
 MARKERS = "osD^vP*X"
@@ -168,17 +168,8 @@ def answer_rows(
     Returns:
         One Axes a picture, the one that holds the words.
     """
-    n_rows = -(-len(pictures) // n_columns)
-    figure, axes = plt.subplots(
-        n_rows, 2 * n_columns, figsize=(5.0 * n_columns, 0.95 * n_rows),
-        width_ratios=[1, 5] * n_columns, squeeze=False,
-    )  # fmt: skip
-    figure.subplots_adjust(wspace=0.04, hspace=0.15, left=0, right=1, top=1, bottom=0)
-    for axis in axes.flat:
-        axis.axis("off")
-    left, words = list(axes[:, 0::2].flat), list(axes[:, 1::2].flat)
-    for i, picture in enumerate(pictures):
-        left[i].imshow(picture.convert("RGB"))
+    words = pictures_beside_words(pictures, n_columns, (5.0, 0.95), 5.0, (0.04, 0.15))
+    for i in range(len(pictures)):
         lines = [(f"is: {truths[i]}", "black")]
         for model, answer in answers.items():
             right = answer[i] == truths[i]
@@ -189,7 +180,7 @@ def answer_rows(
                 0, 0.95 - 0.32 * line, short, color=colour, fontsize=9.5, va="top",
                 transform=words[i].transAxes, parse_math=False,
             )  # fmt: skip
-    return words[: len(pictures)]
+    return words
 
 
 def attribution_rows(
