@@ -8,7 +8,7 @@ import torch
 
 from cibr.evaluate import Outcome, Task
 from cibr.results import append_row
-from cibr.sweep import run_id
+from cibr.sweep import read_arms, run_id
 from cibr.sweep.choice import VALIDATION
 
 TASKS = (
@@ -58,3 +58,16 @@ def write_history(folder, skill, n_epochs=4, residual=717.179703, **columns):
     for side in ("image_to_text", "text_to_image"):
         rows[f"{side}_recall@1"] = skill * rows["epoch"] / n_epochs
     rows.assign(**columns).to_csv(folder / "history.csv", index=False)
+
+
+def four_arms(folder):
+    """Rows of CLIP, a control and two arms of ours; CIBR b is the better one on validation."""
+    table = folder / "ablation.csv"
+    for arm, skill, beta in (
+        ("CLIP", 0.5, 0.0),
+        ("noise only", 0.4, 0.0),
+        ("CIBR a", 0.3, 0.1),
+        ("CIBR b", 0.6, 0.1),
+    ):
+        add_run(table, folder / "runs", settings_of(arm, beta=beta), skill=skill)
+    return read_arms(table)

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from fake_ablation import add_run, settings_of
+from fake_ablation import add_run, four_arms, settings_of
 
 from cibr.sweep import read_arms
 from cibr.sweep.comparison import HEADLINE
@@ -20,6 +20,11 @@ from cibr.sweep.findings import (
 UP, NONE, DOWN = (0.01, 0.02, "above 0"), (-0.01, 0.01, "around 0"), (-0.02, -0.01, "below 0")
 
 
+@pytest.fixture
+def arms(tmp_path):
+    return four_arms(tmp_path)
+
+
 def differences(verdicts, against="CLIP", setting="flickr8k", beta=0.1):
     """Rows of the headline, with the verdict of each of its three scores by arm."""
     rows = [
@@ -30,20 +35,6 @@ def differences(verdicts, against="CLIP", setting="flickr8k", beta=0.1):
         for measure, (low, high, verdict) in zip(HEADLINE, of_arm, strict=True)
     ]
     return pd.DataFrame(rows)
-
-
-@pytest.fixture
-def arms(tmp_path):
-    """Rows of CLIP, a control and two arms of ours; CIBR b is the better one on validation."""
-    table = tmp_path / "ablation.csv"
-    for arm, skill, beta in (
-        ("CLIP", 0.5, 0.0),
-        ("noise only", 0.4, 0.0),
-        ("CIBR a", 0.3, 0.1),
-        ("CIBR b", 0.6, 0.1),
-    ):
-        add_run(table, tmp_path / "runs", settings_of(arm, beta=beta), skill=skill)
-    return read_arms(table)
 
 
 def test_an_arm_that_gains_in_all_three_is_recommended(arms):

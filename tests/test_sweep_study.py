@@ -2,25 +2,15 @@
 
 import pandas as pd
 import pytest
-from fake_ablation import add_run, settings_of
+from fake_ablation import add_run, four_arms, settings_of
 
-from cibr.sweep import read_arms
 from cibr.sweep.plan import Plan
 from cibr.sweep.study import arm_commands, defaults, read_study, sweeps_of, trial_log
 
 
 @pytest.fixture
 def arms(tmp_path):
-    """Rows of CLIP, a control and two arms of ours; CIBR b is the better one on validation."""
-    table = tmp_path / "ablation.csv"
-    for arm, skill, beta in (
-        ("CLIP", 0.5, 0.0),
-        ("noise only", 0.4, 0.0),
-        ("CIBR a", 0.3, 0.1),
-        ("CIBR b", 0.6, 0.1),
-    ):
-        add_run(table, tmp_path / "runs", settings_of(arm, beta=beta), skill=skill)
-    return read_arms(table)
+    return four_arms(tmp_path)
 
 
 def test_a_study_is_read_whole_or_says_how_to_make_it(tmp_path, arms):

@@ -54,7 +54,7 @@ from cibr.information.gaussian import (
     optimal_linear_encoder,
 )
 from cibr.information.intervals import mean_intervals
-from cibr.information.probes import probe_items, probe_nats
+from cibr.information.probes import principal_components, probe_items, probe_nats
 from cibr.information.scores import (
     club_nats,
     dv_nats,
@@ -134,6 +134,7 @@ __all__ = [
     "nwj_nats",
     "optimal_linear_encoder",
     "plug_in_nats",
+    "principal_components",
     "probe_items",
     "probe_nats",
     "read_nats",

@@ -6,11 +6,20 @@ I(Z;V) >= H(V) - E[-log q(v|z)]      for every q (Barber & Agakov 2003), tightes
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
+
+N_COMPONENTS = 32  # that a probe reads: with more, it fits the noise of a few hundred pictures
+
+
+def principal_components(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
+    """The first principal components of embeddings, at most `N_COMPONENTS`: what a probe of few items reads."""
+    components = min(N_COMPONENTS, *embeddings.shape)
+    return torch.from_numpy(PCA(components, svd_solver="full").fit_transform(embeddings.numpy()))
 
 
 def probe_nats(

@@ -7,13 +7,10 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from sklearn.decomposition import PCA
 from torch import Tensor
 
-from cibr.information import probe_items
+from cibr.information import principal_components, probe_items
 from cibr.metrics import modality_gap, uniformity
-
-N_COMPONENTS = 32  # that a probe reads: with more, it fits the noise of a few hundred pictures
 
 
 def effective_dimension(embeddings: Float[Tensor, "n d"]) -> float:
@@ -143,8 +140,7 @@ def factor_information(
         For each factor the share of its entropy that each held-out item gives (their mean is the leakage), and
         the probe's accuracy.
     """
-    components = min(N_COMPONENTS, *embeddings.shape)
-    read = torch.from_numpy(PCA(components, svd_solver="full").fit_transform(embeddings.numpy()))
+    read = principal_components(embeddings)
     held_out = torch.arange(len(embeddings)) % 2 == 1
     found = {}
     for name, factor in factors.items():

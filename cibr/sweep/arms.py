@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from cibr.results import read_rows
-from cibr.sweep.choice import VALIDATION
+from cibr.sweep.choice import best_trials, validation_scores
 from cibr.sweep.engine import OK
 from cibr.train import RunConfig
 
@@ -99,7 +99,7 @@ def tuned_baseline(rows: pd.DataFrame, arm: str = BASELINE) -> tuple | None:
     of_arm = rows[rows["arm"] == arm]
     if not len(of_arm):
         return None
-    return of_arm.assign(score=of_arm[VALIDATION].mean(axis=1)).groupby(KEY)["score"].mean().idxmax()
+    return of_arm.assign(score=validation_scores(of_arm)).groupby(KEY)["score"].mean().idxmax()
 
 
 def trials(rows: pd.DataFrame) -> pd.DataFrame:
@@ -112,14 +112,16 @@ def trials(rows: pd.DataFrame) -> pd.DataFrame:
         A row a setting and arm: `setting, arm, trials, failed, best` (the mean of six validation recalls, in
         [0, 1]) and `chosen`, the settings of the best trial.
     """
-    settings = rows["configuration"].map(json.loads)
-    named = rows.assign(setting=settings.map(setting_name), chosen=rows["configuration"].map(settings_in_words))
+    named = rows.assign(setting=rows["configuration"].map(json.loads).map(setting_name))
     found = []
     for (setting, arm), group in named.groupby(["setting", "arm"], sort=False):
-        scores = group.loc[group["status"] == OK, VALIDATION].mean(axis=1)
-        row = {"setting": setting, "arm": arm, "trials": len(group), "failed": len(group) - len(scores)}
-        best = {"best": scores.max(), "chosen": group.loc[scores.idxmax(), "chosen"] if len(scores) else ""}
-        found.append(row | best)
+        n_good = int((group["status"] == OK).sum())
+        row = {"setting": setting, "arm": arm, "trials": len(group), "failed": len(group) - n_good}
+        row |= {"best": float("nan"), "chosen": ""}
+        if n_good:
+            best = best_trials(group).iloc[0]
+            row |= {"best": best["validation_score"], "chosen": settings_in_words(json.dumps(best["settings"]))}
+        found.append(row)
     return pd.DataFrame(found, columns=["setting", "arm", "trials", "failed", "best", "chosen"])
 
 

@@ -4,14 +4,22 @@ import json
 
 import pandas as pd
 
+from cibr.sweep.engine import OK
+
 NOT_CHOSEN = ("seed", "suites")  # settings of a run that no trial decides
 VALIDATION = [f"validation_{side}_recall@{k}" for side in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
 
 
-def best_trials(trials: pd.DataFrame) -> pd.DataFrame:
-    """The best trial of each arm by the mean of recall@1, 5 and 10 in both directions on validation.
+def validation_scores(rows: pd.DataFrame) -> pd.Series:
+    """The mean of recall@1, 5 and 10 in both directions on validation, of every run.
 
     Six recalls together move less by chance than one alone.
+    """
+    return rows[VALIDATION].mean(axis=1)
+
+
+def best_trials(trials: pd.DataFrame) -> pd.DataFrame:
+    """The best trial of each arm by `validation_scores`.
 
     Args:
         trials: rows that a sweep of `train_and_evaluate` wrote, of one setting; failed ones do not count.
@@ -23,10 +31,10 @@ def best_trials(trials: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: there is no good trial.
     """
-    good = trials[trials["status"] == "ok"]
+    good = trials[trials["status"] == OK]
     if good.empty:
         raise ValueError("none of the trials has the status ok: run the sweep of trials first")
-    good = good.assign(validation_score=good[VALIDATION].mean(axis=1))
+    good = good.assign(validation_score=validation_scores(good))
     best = good.loc[good.groupby("arm", sort=False)["validation_score"].idxmax()]
     n_trials = good.groupby("arm", sort=False).size()
     settings = [json.loads(text) for text in best["configuration"]]

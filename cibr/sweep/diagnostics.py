@@ -5,11 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from cibr.data import Pairs
-from cibr.information import info_nce_nats, probe_nats
+from cibr.information import info_nce_nats, principal_components, probe_nats
 from cibr.inputs import embed_pairs, prepare
 from cibr.losses import BaselineLoss, clip_loss
 from cibr.metrics import alignment, linear_cka, modality_gap, mutual_knn, recall_at_k, uniformity
@@ -19,7 +18,6 @@ N_DESCRIBED = 1000  # pictures, the same number in training and validation, so t
 N_PROBED = 3000
 FIXED_TEMPERATURE = 0.07  # for the bound: one ruler for all runs, whatever temperature they train at
 N_BINS = 3
-N_COMPONENTS = 32  # that a probe reads: with more, it fits the noise of a few hundred pictures
 
 
 def describe_embeddings(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
@@ -60,10 +58,8 @@ def leakage(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
         `shared_image_<factor>`, `shared_text_<factor>` for those of both.
     """
     pairs = _first_texts(_sample(pairs, N_PROBED))
-    embedded = {
-        side: torch.from_numpy(PCA(min(N_COMPONENTS, *z.shape), svd_solver="full").fit_transform(z.numpy()))
-        for side, z in zip(("image", "text"), _embedded(model, pairs), strict=True)
-    }
+    sides = zip(("image", "text"), _embedded(model, pairs), strict=True)
+    embedded = {side: principal_components(z) for side, z in sides}
     held_out = torch.arange(len(pairs)) % 2 == 1
     found = {}
     for kind, side, name, values in _factors(pairs):

@@ -10,7 +10,7 @@ import pandas as pd
 
 from cibr.metrics import rank_correlation
 from cibr.sweep.arms import BASELINE, KEY
-from cibr.sweep.choice import VALIDATION
+from cibr.sweep.choice import validation_scores
 from cibr.sweep.comparison import ABOVE, ALONE, BELOW, HEADLINE
 
 OURS = "CIBR"  # how the names of its arms begin
@@ -76,7 +76,7 @@ def recommend(differences: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
     found = []
     for setting, rows in differences[differences["measure"].isin(HEADLINE)].groupby("setting", sort=False):
         of_setting = arms[arms["setting"] == setting]
-        scores = of_setting.assign(score=of_setting[VALIDATION].mean(axis=1)).groupby(KEY)["score"].mean()
+        scores = of_setting.assign(score=validation_scores(of_setting)).groupby(KEY)["score"].mean()
         groups = {key: part for key, part in rows.groupby(KEY, sort=False) if key[1] != BASELINE}
         gains = [key for key, part in groups.items() if (part["verdict"] == ABOVE).all()]
         ours = [key for key in groups if key[1].startswith(OURS)]
@@ -93,7 +93,7 @@ def recommend(differences: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
 
 def chosen(arms: pd.DataFrame) -> pd.DataFrame:
     """The beta and variant of each arm in each setting that is the best on validation: one row of `KEY` an arm."""
-    scored = arms.assign(score=arms[VALIDATION].mean(axis=1))
+    scored = arms.assign(score=validation_scores(arms))
     scores = scored.groupby(KEY, sort=False)["score"].mean().reset_index()
     return scores.loc[scores.groupby(["setting", "arm"], sort=False)["score"].idxmax(), KEY]
 

@@ -5,12 +5,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from cibr.results import read_rows
 from cibr.sweep.arms import KEY, read_arms, setting_name, settings_in_words, tuned_baseline
-from cibr.sweep.choice import VALIDATION
+from cibr.sweep.choice import validation_scores
 from cibr.sweep.plan import Plan
 from cibr.sweep.runs import run_id
 
@@ -75,7 +74,7 @@ def defaults(arms: pd.DataFrame) -> pd.DataFrame:
     for setting, rows in arms.groupby("setting", sort=False):
         control = tuned_baseline(rows)
         for key, part in rows.groupby(KEY, sort=False):
-            score = 100 * part[VALIDATION].mean(axis=1).mean()
+            score = 100 * validation_scores(part).mean()
             row = {"setting": setting, "arm": key[1], "beta": key[2]}
             row |= {"settings": settings_in_words(part["configuration"].iloc[0]), "validation": score}
             found.append(row | {"seeds": part["seed"].nunique(), "tuned_clip": key == control})
@@ -112,13 +111,13 @@ def trial_log(files: Iterable[str | Path]) -> pd.DataFrame:
         `status`.
     """
     found = []
-    for rows in map(read_rows, files):
-        for row in rows.to_dict("records"):
-            score = 100 * float(np.mean([row[name] for name in VALIDATION]))
+    for rows in filter(len, map(read_rows, files)):
+        scored = rows.assign(validation=100 * validation_scores(rows))
+        for row in scored.to_dict("records"):
             settings = json.loads(row["configuration"])
             words = {"setting": setting_name(settings), "arm": row["arm"]}
             words["settings"] = settings_in_words(row["configuration"])
-            found.append(words | {"validation": score, "status": row["status"]})
+            found.append(words | {name: row[name] for name in ("validation", "status")})
     return pd.DataFrame(found, columns=["setting", "arm", "settings", "validation", "status"])
 
 
