@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from conftest import TEXTS, noise_pairs, picture
+from PIL import ImageOps
 
 from cibr.data import Pairs
 from cibr.train import build_model, check_parameters, config, configure, load_splits
@@ -117,6 +118,21 @@ def test_a_folder_without_a_test_is_tested_on_validation_and_says_so(tmp_path):
     run = configure(dataset=str(write_folder(tmp_path / "mine", train=3, validation=2)))
     train, validation, test = load_splits(run)
     assert (len(train), len(validation), test.split) == (3, 2, "validation") and test.keys == validation.keys
+
+
+def test_harder_training_sets_leave_validation_and_test_alone_but_for_the_style_that_is_held_out(tmp_path):
+    folder = str(write_folder(tmp_path / "mine", train=20, validation=4, test=3))
+    plain = load_splits(configure(dataset=folder))
+    train, *others = load_splits(configure(dataset=folder, train_fraction=0.5, caption_noise=0.4))
+    assert len(train) == 10 and set(train.keys) < set(plain[0].keys)
+    assert sum(
+        plain[0].captions[plain[0].keys.index(k)] != c for k, c in zip(train.keys, train.captions, strict=True)
+    )
+    assert [pairs.captions for pairs in others] == [pairs.captions for pairs in plain[1:]]
+    train, validation, test = load_splits(configure(dataset=folder, train_fraction=0.5, views=True))
+    assert len(train) == 40 and train.labels.bincount().tolist() == [4] * 10
+    assert validation.image(0).tobytes() == ImageOps.invert(plain[1].image(0)).tobytes()
+    assert test.image(0).tobytes() == plain[2].image(0).tobytes()
 
 
 def test_too_few_pairs_to_hold_out_any_are_refused(tmp_path):

@@ -1,0 +1,80 @@
+"""What a run is measured by: geometry as `cibr.metrics` has it, and probes that find what was planted alone."""
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from conftest import noise_pairs
+from torch.nn import functional as F
+
+from cibr.metrics import alignment, modality_gap, recall_at_k
+from cibr.sweep import diagnostics
+
+N = 400
+
+
+@pytest.fixture
+def pairs():
+    """Pairs whose factors are drawn independently of each other."""
+    rng = np.random.default_rng(0)
+    pairs = noise_pairs(N, n_captions=2)
+    pairs.factors = pandas.DataFrame(
+        {
+            **{
+                name: rng.integers(0, 2, N)
+                for name in ("typeface", "weight", "slant", "size", "x", "y", "template")
+            },
+            "category": rng.choice(["Lu", "Ll"], N),
+            "ink": rng.choice([0, 255], N),
+            "paper": 128,
+        }
+    )
+    return pairs
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """Lets embeddings stand for a model: a function of the pairs that are shown to it."""
+
+    def plant(embed):
+        monkeypatch.setattr(diagnostics, "_embedded", lambda model, pairs: embed(pairs))
+
+    return plant
+
+
+def noise(n, seed):
+    return F.normalize(torch.randn(n, 8, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def test_a_probe_reads_the_factor_that_an_embedding_holds_and_no_other(build, pairs, planted):
+    def embed(shown):
+        held = torch.tensor((shown.factors["ink"] > shown.factors["paper"]).to_numpy()).float()
+        images = torch.cat([3 * held[:, None] - 1.5, noise(len(shown), 0)], dim=1)
+        return F.normalize(images, dim=1), F.normalize(
+            torch.cat([0 * held[:, None], noise(len(shown), 1)], 1), dim=1
+        )
+
+    planted(embed)
+    found = diagnostics.leakage(build("tiny"), pairs)
+    nuisance = {f"leakage_image_{name}" for name in ("typeface", "weight", "slant", "size", "x", "y", "polarity")}
+    assert set(found) == nuisance | {"leakage_text_template", "shared_image_category", "shared_text_category"}
+    assert found.pop("leakage_image_polarity") > 0.9
+    assert max(found.values()) < 0.1  # of noise a probe guesses at best, and at worst errs
+
+
+def test_geometry_is_that_of_the_pictures_and_their_first_texts(build, planted):
+    images, texts = noise(N, 0), noise(N, 1)
+    shown = []
+
+    def embed(pairs):
+        shown.append(pairs)
+        return images, texts
+
+    planted(embed)
+    found = diagnostics.describe_embeddings(build("tiny"), noise_pairs(N, n_captions=3))
+    assert all(len(captions) == 1 for captions in shown[0].captions)
+    assert found["alignment"] == alignment(images, texts)
+    assert found["modality_gap"] == modality_gap(images, texts)
+    recalls = recall_at_k(images, texts, torch.arange(N), (1,))
+    assert found["one_text_recall@1"] == pytest.approx(sum(recalls.values()) / 2)
+    assert found["mi_lower_bound_nats"] < np.log(N)
