@@ -19,6 +19,8 @@ from cibr.inputs import embed_pairs, prepare
 from cibr.metrics import bootstrap_interval, paired_difference
 from cibr.paths import project_root
 from cibr.results import provenance
+from cibr.sweep import read_arms
+from cibr.sweep.findings import chosen
 
 RESULTS = project_root() / "data" / "results"
 THUMBNAILS = project_root() / "book" / "thumbnails" / "test"
@@ -53,25 +55,16 @@ def main() -> None:
 def runs_of_both(
     table: Path, runs: Path, arms: tuple[str, str]
 ) -> dict[str, list[Path]]:
-    """The model folders of two arms on Flickr8k, in the order of their common seeds.
+    """The model folders of two arms on all of Flickr8k, in the order of their common seeds.
 
-    Of an arm with several settings that one counts which has most seeds, and of those the best in validation.
+    Of an arm that ran at several weights the best on validation counts.
     """
-    rows = pd.read_csv(table)
-    rows = rows[
-        (rows["dataset"] == "flickr8k")
-        & (rows["status"] == "ok")
-        & rows["run"].map(lambda run: (runs / run / "cibr.json").is_file())
-    ]
-    rows["setting"] = rows["configuration"].str.replace(r'"seed": \d+', "", regex=True)
-    found = {}
-    for arm in arms:
-        own = rows[rows["arm"] == arm]
-        groups = own.groupby("setting")["validation_recall@1"].agg(["count", "mean"])
-        if groups.empty:
-            raise SystemExit(f"no model of the arm {arm!r} under {runs}")
-        best = groups.sort_values(["count", "mean"]).index[-1]
-        found[arm] = own[own["setting"] == best].set_index("seed")["run"]
+    rows = read_arms(table)
+    rows = rows[rows["setting"] == "flickr8k"].merge(chosen(rows))
+    rows = rows[rows["run"].map(lambda run: (runs / run / "cibr.json").is_file())]
+    found = {arm: rows[rows["arm"] == arm].set_index("seed")["run"] for arm in arms}
+    if absent := [arm for arm, own in found.items() if own.empty]:
+        raise SystemExit(f"no model of the arm {absent[0]!r} under {runs}")
     seeds = sorted(set.intersection(*(set(own.index) for own in found.values())))
     return {arm: [runs / own[seed] for seed in seeds] for arm, own in found.items()}
 

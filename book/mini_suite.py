@@ -21,7 +21,7 @@ def main() -> None:
         [
             read_evaluation(run_folder(run), "mini", arm)
             for run in runs
-            if run["arm"] == arm and run.get("train_fraction", 1.0) == 1.0
+            if run["arm"] == arm
         ]
         for arm in MODELS
     ]

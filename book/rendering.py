@@ -2,10 +2,11 @@
 
 Directives put in what is read from the project when the book is built: `answer` and `chapters` for the first page
 (book/front.py), `explorer` for the figure that moves (book/explorer.py), `drawing` for an SVG file, which as a part
-of the page has the page's colours. Pages drop the scripts of Thebe, which would fetch kernels from the network and is not used, and mark up the
-bibliography and the parameters of functions as screen readers expect them. Docstrings, which hold code in single backticks and equations in indented
-lines, reach the reference in the markup that Sphinx reads. Of MathJax and of the theme only those files stay that a
-page can ask for: the whole site is small enough to be sent as a file.
+of the page has the page's colours. Pages drop the scripts of Thebe, which would fetch kernels from the network and
+is not used, and mark up the bibliography and the parameters of functions as screen readers expect them. Docstrings,
+which hold code in single backticks and equations in indented lines, reach the reference in the markup that Sphinx
+reads. Of MathJax and of the theme only those files stay that a page can ask for: the whole site is small enough to
+be sent as a file.
 """
 
 import io
