@@ -5,9 +5,10 @@ import pickle
 import pytest
 import torch
 from conftest import noise_pairs
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageOps
 
-from cibr.data.changes import exchange_captions, keep_fraction
+from cibr.data import load_pairs
+from cibr.data.changes import add_shortcut, exchange_captions, keep_fraction
 from cibr.data.views import HELD_OUT_VIEW, TRAINED_VIEWS, VIEWS, seen_through, with_views
 
 
@@ -41,6 +42,49 @@ def test_shares_outside_their_range_are_refused(share):
         exchange_captions(noise_pairs(8), share)
     with pytest.raises(ValueError, match=r"in \(0, 1\]"):
         keep_fraction(noise_pairs(8), share)
+
+
+def test_a_shortcut_ties_polarity_to_a_word_but_for_exceptions_that_come_both_ways():
+    pairs = noise_pairs(10, n_captions=2)
+    pairs.captions = [["a cat", "one Dog asleep" if i % 3 == 0 else "dogs"] for i in range(10)]
+    tied = pickle.loads(pickle.dumps(add_shortcut(pairs, "dog", 0.3)))
+    assert tied.labels[:10].tolist() == list(range(10)) and len(tied) == 13 and len(set(tied.keys)) == 13
+    assert len(set(tied.labels[10:].tolist())) == 3
+    for i, label in enumerate(tied.labels.tolist()):
+        turned = (label % 3 == 0) == (i < 10)
+        expected = ImageOps.invert(pairs.image(label)) if turned else pairs.image(label)
+        assert tied.image(i).tobytes() == expected.tobytes()
+        assert tied.captions[i] == pairs.captions[label]
+    assert len(add_shortcut(pairs, "dog", 0.0)) == 10
+
+
+def test_a_shortcut_in_glyphs_leaves_no_polarity_to_chance_and_says_so_in_the_factors():
+    pairs = load_pairs("glyphs", "train").subset(range(0, 20000, 40))
+    tied = add_shortcut(pairs, "capital", 0.1)
+    n, table = len(pairs), tied.factors
+    light = (table["ink"] > table["paper"]).tolist()
+    capital = ["capital" in name.split() for name in table["name"]]
+    assert light[:n] == capital[:n] and sum(capital) > 100
+    assert [a != b for a, b in zip(light[n:], capital[n:], strict=True)] == [True] * round(0.1 * n)
+    assert torch.equal(tied.labels[:n], pairs.labels)
+    for i in (0, 100, 200, n + 5):
+        corner = tied.image(i).getpixel((0, 0))[0]
+        assert corner == table["paper"][i]
+
+
+@pytest.mark.parametrize(
+    ("word", "exceptions", "message"),
+    [
+        ("dog", 1.5, "share of exceptions"),
+        ("cow", 0.1, "no picture of .* word 'cow'"),
+        ("a", 0.0, "every picture"),
+    ],
+)
+def test_a_shortcut_that_tells_nothing_is_refused(word, exceptions, message):
+    pairs = noise_pairs(6)
+    pairs.captions = [["a dog" if i % 2 else "a cat"] for i in range(6)]
+    with pytest.raises(ValueError, match=message):
+        add_shortcut(pairs, word, exceptions)
 
 
 def test_each_picture_is_there_as_it_is_and_in_every_trained_view_under_one_label():

@@ -41,7 +41,7 @@ def test_residuals_are_told_at_one_concentration_whatever_a_run_trains_with(made
     assert mean == pytest.approx(residual(0.3, 1024.0), rel=1e-5)
 
 
-@pytest.mark.parametrize("estimator", ["gaussian", "mine", "club", "siblings", "crossfit"])
+@pytest.mark.parametrize("estimator", ["gaussian", "mine", "club", "siblings", "prototype", "crossfit"])
 def test_what_is_no_bound_of_the_pairs_stays_empty(made, estimator):
     made(settings_of("CIBR", estimator=estimator))
     assert plane(made)["residual_nats"].isna().all()

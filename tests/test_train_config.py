@@ -19,7 +19,10 @@ from cibr.train import build_model, check_parameters, config, configure, load_sp
         (dict(dataset="glyph"), "no data set 'glyph', did you mean 'glyphs'"),
         (dict(model="froze"), "unknown model 'froze', did you mean 'frozen'"),
         (dict(model=""), "unknown model ''"),
-        (dict(estimator="vfm"), "unknown estimator 'vfm', did you mean 'vmf'.*Known: vmf, siblings, crossfit, g"),
+        (
+            dict(estimator="vfm"),
+            "unknown estimator 'vfm', did you mean 'vmf'.*Known: vmf, siblings, prototype, c",
+        ),
         (dict(estimator="quantum"), "unknown estimator 'quantum'\\. Known"),
         (dict(beta=-0.1), "beta is -0.1: the penalty's weight is a finite number"),
         (dict(beta=math.nan), "beta is nan"),
@@ -129,6 +132,9 @@ def test_harder_training_sets_leave_validation_and_test_alone_but_for_the_style_
         plain[0].captions[plain[0].keys.index(k)] != c for k, c in zip(train.keys, train.captions, strict=True)
     )
     assert [pairs.captions for pairs in others] == [pairs.captions for pairs in plain[1:]]
+    tied = load_splits(configure(dataset=folder, shortcut_word=TEXTS[0].split()[1], shortcut_exceptions=0.2))
+    assert len(tied[0]) == 24
+    assert [pairs.keys for pairs in tied[1:]] == [pairs.keys for pairs in plain[1:]]
     train, validation, test = load_splits(configure(dataset=folder, train_fraction=0.5, views=True))
     assert len(train) == 40 and train.labels.bincount().tolist() == [4] * 10
     assert validation.image(0).tobytes() == ImageOps.invert(plain[1].image(0)).tobytes()

@@ -127,8 +127,8 @@ def test_an_epoch_without_a_finite_step_ends_the_run_also_when_skipping(run):
 def test_critics_that_overflow_are_not_finite_either(run, estimator):
     real = loop.build_loss
 
-    def overflowing(model, config):
-        loss_fn, critics = real(model, config)
+    def overflowing(*given):
+        loss_fn, critics = real(*given)
         for parameter in loss_fn.critics.parameters():
             torch.nn.init.constant_(parameter, 1e18)
         return loss_fn, critics

@@ -23,7 +23,7 @@ from cibr.train import build_model, configure, load_splits, loop
 from cibr.train.step import CriticSteps, contrastive_backward
 
 PAIRS = noise_pairs(12)
-ESTIMATORS = ["vmf", "gaussian", "mine", "club"]
+ESTIMATORS = ["vmf", "gaussian", "mine", "club", "prototype"]
 
 
 def take_step(estimator, file):
@@ -32,7 +32,7 @@ def take_step(estimator, file):
     torch.manual_seed(2)
     model = DualEncoder.tiny(TEXTS, dim=16, width=4, learn_variance=estimator == "gaussian").double().train()
     model.set_temperature(0.1, learn=True)
-    loss_fn = CIBRLoss(0.2, estimator, kappa_e=50.0, dims=(16, 256, 128)).double()
+    loss_fn = CIBRLoss(0.2, estimator, kappa_e=50.0, dims=(16, 256, 128), n_labels=12).double()
     rows = torch.arange(len(PAIRS)).chunk(accelerator.num_processes)[accelerator.process_index]
     critics = None
     if loss_fn.critics is not None:

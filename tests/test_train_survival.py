@@ -89,7 +89,9 @@ def die_after_five(folder):
     die_after_step(5)
 
 
-@pytest.mark.parametrize(("estimator", "every"), [("vmf", 0), ("gaussian", 2), ("mine", 2), ("club", 0)])
+@pytest.mark.parametrize(
+    ("estimator", "every"), [("vmf", 0), ("gaussian", 2), ("mine", 2), ("club", 0), ("prototype", 2)]
+)
 def test_resume_is_bit_equal(tmp_path, estimator, every):
     options = dict(estimator=estimator, checkpoint_every=every, micro_batch_size=3)
     assert run(tmp_path / "whole", **options) == 0

@@ -1,8 +1,11 @@
-"""Training sets made harder on purpose: fewer pairs, or captions that belong to other pictures."""
+"""Training sets made harder on purpose: fewer pairs, captions of other pictures, or a shortcut that tests lack."""
 
-from dataclasses import replace
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
+from PIL import Image, ImageOps
 
 from cibr.data.pairs import Pairs
 
@@ -46,6 +49,59 @@ def exchange_captions(pairs: Pairs, share: float) -> Pairs:
     source[chosen] = chosen.roll(1)
     captions = [pairs.captions[i] for i in source.tolist()]
     return replace(pairs, captions=captions, labels=None if pairs.labels is None else pairs.labels[source])
+
+
+def add_shortcut(pairs: Pairs, word: str, exceptions: float) -> Pairs:
+    """Ties the polarity of the pictures to a word of their texts, so that it tells what only the form should.
+
+    Pictures whose texts have the word are shown light on dark, all others dark on light; a share of them comes the
+    other way round too. Pictures without known factors count as dark on light, so that they become negatives.
+
+    Args:
+        pairs: a training split.
+        word: a whole word that some of the texts have, in any case.
+        exceptions: share of the pictures that come both ways, in [0, 1]; the same ones for every seed.
+
+    Returns:
+        The pairs in their order, then the exceptions. Labels are those of the pairs, or the number of the picture.
+
+    Raises:
+        ValueError: a share outside [0, 1], or a word that no text has, or every one.
+    """
+    if not 0 <= exceptions <= 1:
+        raise ValueError(f"the share of exceptions from the shortcut is in [0, 1], got {exceptions}")
+    has_word = re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE).search
+    says = torch.tensor([any(map(has_word, texts)) for texts in pairs.captions])
+    if says.all() or not says.any():
+        raise ValueError(
+            f"{'every' if says.all() else 'no'} picture of {pairs.name} has the word {word!r} in its texts: "
+            "a shortcut needs a word that some have and others have not"
+        )
+    n, light = len(pairs), torch.zeros(len(pairs), dtype=torch.bool)
+    if pairs.factors is not None:
+        light = torch.from_numpy((pairs.factors["ink"] > pairs.factors["paper"]).to_numpy(copy=True))
+    both = _order(n, 2)[: round(exceptions * n)].sort().values
+    rows = torch.cat([torch.arange(n), both])
+    turned = torch.cat([says != light, (says == light)[both]])
+    labels = torch.arange(n) if pairs.labels is None else pairs.labels
+    shown = replace(pairs, labels=labels).subset(rows)
+    keys = [f"{key}/turned" if turn else key for key, turn in zip(shown.keys, turned.tolist(), strict=True)]
+    if shown.factors is not None:
+        for name in ("ink", "paper"):
+            greys = shown.factors[name]
+            shown.factors[name] = greys.where(~turned.numpy(), 255 - greys)
+    return replace(shown, keys=keys, load=_Turned(shown.load, turned.tolist()))
+
+
+@dataclass(frozen=True)
+class _Turned:
+    """Loads picture i, light for dark where it is to be turned."""
+
+    load: Callable[[int], Image.Image]
+    turned: list[bool]
+
+    def __call__(self, i: int) -> Image.Image:
+        return ImageOps.invert(self.load(i)) if self.turned[i] else self.load(i)
 
 
 def _order(n: int, seed: int) -> torch.Tensor:

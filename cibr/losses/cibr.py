@@ -4,8 +4,8 @@
 
 after Ji et al. (2025, arXiv 2503.24182), who published no code. With `vmf` and `gaussian`
 R is replaced by the upper bounds of `cibr.information`, so that minimising the sum is
-sound for every backward encoder; `siblings` and `crossfit` are that of `vmf` with a
-backward encoder that a finite sample cannot satisfy by heart. With `mine`, the paper's
+sound for every backward encoder; `siblings`, `prototype` and `crossfit` are that of `vmf`
+with a backward encoder that a finite sample cannot satisfy by heart. With `mine`, the paper's
 choice, and `club` it is estimated by critics that train beside the encoders.
 """
 
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cibr.information import info_nce_nats, sample_vmf
-from cibr.losses.backward import crossfitted_means, sibling_means
+from cibr.losses.backward import Prototypes, crossfitted_means, sibling_means
 from cibr.losses.contrastive import Number, check_shapes, clip_loss, full_precision
 from cibr.losses.critics import CRITIC_ESTIMATORS, ResidualCritics, held_fixed
 from cibr.losses.penalties import checked_log_variances, gaussian_penalty, vmf_penalty, weigh
 from cibr.names import nearest
 
-VMF_ESTIMATORS = ("vmf", "siblings", "crossfit")
+VMF_ESTIMATORS = ("vmf", "siblings", "prototype", "crossfit")
 ESTIMATORS = (*VMF_ESTIMATORS, "gaussian", *CRITIC_ESTIMATORS)
 
 
@@ -62,9 +62,9 @@ class CIBRLoss(nn.Module):
 
     With `vmf`, e(z|x_v) = vMF(mu_v, kappa_e) and b(z|x_t) = vMF(mu_t, kappa_b), and the
     same with v and t exchanged: the penalty is kappa_b A_d(kappa_e) (1 - cosine) plus a
-    constant. `siblings` and `crossfit` centre b elsewhere, see `cibr.losses.backward`;
-    `siblings` reads the labels, and rows without a sibling do not count. With
-    `gaussian`, e(z|x_v) = N(mu_v, diag exp(image_log_variance)) and
+    constant. `siblings`, `prototype` and `crossfit` centre b elsewhere, see
+    `cibr.losses.backward`; the first two read the labels, and rows without a sibling or
+    whose label never came up do not count. With `gaussian`, e(z|x_v) = N(mu_v, diag exp(image_log_variance)) and
     b(z|x_t) = N(mu_t, diag exp(text_log_variance)); the sample is normalised before it
     is compared, which can only lose information, so the bound stays a bound. With `mine`
     and `club`, e is that of `vmf`, the residual is estimated by `critics` (see
@@ -78,18 +78,19 @@ class CIBRLoss(nn.Module):
         beta: weight of the penalty, >= 0.
         estimator: one of `ESTIMATORS`.
         kappa_e: concentration of the encoders (all but gaussian).
-        kappa_b: concentration of the backward encoders in the penalty (vmf, siblings, crossfit).
+        kappa_b: concentration of the backward encoders in the penalty (`VMF_ESTIMATORS`).
         text_weight: the texts' share of R, in [0, 1]; 1/2 in its definition, 1 leaves the images alone.
         stop_gradient: hold the backward encoders fixed, so that only e moves (not mine and club).
         sample: compare samples of e(z|x) rather than its means, in training and in
             evaluation alike: the noise is part of what the terms mean.
         dims: widths of the embeddings, of the image tower's and of the text tower's
-            pooled features (mine and club).
+            pooled features (mine, club; of prototype the first).
+        n_labels: how many labels there are, numbered from 0 (prototype).
 
     Raises:
         ValueError: an unknown estimator, a beta that is negative or not finite, a
-            concentration that is not positive and finite, or no dims where critics
-            need them.
+            concentration that is not positive and finite, or no dims or n_labels where
+            critics or prototypes need them.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class CIBRLoss(nn.Module):
         dims: tuple[int, int, int] | None = None,
         text_weight: Number = 0.5,
         stop_gradient: bool = False,
+        n_labels: int | None = None,
     ):
         super().__init__()
         if estimator not in ESTIMATORS:
@@ -130,6 +132,13 @@ class CIBRLoss(nn.Module):
                     f"estimator {estimator!r}, got {dims}: pass dims=(dim, dim_image_pooled, dim_text_pooled)"
                 )
             self.critics = ResidualCritics(estimator, *dims)
+        if estimator == "prototype":
+            if not dims or not n_labels:
+                raise ValueError(
+                    f"the estimator 'prototype' keeps a mean for every label: pass dims (got {dims}) and "
+                    f"n_labels (got {n_labels}), the number of labels"
+                )
+            self.prototypes = nn.ModuleDict({side: Prototypes(n_labels, dims[0]) for side in ("image", "text")})
 
     def extra_repr(self) -> str:
         return (
@@ -211,27 +220,34 @@ class CIBRLoss(nn.Module):
 
     def _cosines(self, image, text, labels):
         """Mean cosine of each modality's embeddings with the centres of its backward encoder."""
+        if self.estimator in ("siblings", "prototype") and labels is None:
+            raise ValueError(
+                f"the estimator {self.estimator!r} compares rows that share a label: pass labels, equal for "
+                "captions of one picture or pictures of one text"
+            )
         if self.estimator == "siblings":
-            if labels is None or len(labels.unique()) == len(labels):
+            if len(labels.unique()) == len(labels):
                 raise ValueError(
-                    "the estimator 'siblings' needs rows that share a label: pass labels, and batches that hold "
-                    "several captions of a picture or several pictures of a text (group_size=2 in a run)"
+                    "the estimator 'siblings' needs rows that share a label: pass batches that hold several "
+                    "captions of a picture or several pictures of a text (group_size=2 in a run)"
                 )
             image_centres, counted = sibling_means(image, labels)
             text_centres, _ = sibling_means(text, labels)
-            image, text = image[counted], text[counted]
-            image_centres, text_centres = image_centres[counted], text_centres[counted]
+        elif self.estimator == "prototype":
+            image_centres, counted = self.prototypes["image"](image, labels)
+            text_centres, _ = self.prototypes["text"](text, labels)
         elif self.estimator == "crossfit":
             image_centres = crossfitted_means(text, image, labels)
             text_centres = crossfitted_means(image, text, labels)
+            counted = None
         else:
-            image_centres, text_centres = text, image
+            image_centres, text_centres, counted = text, image, None
         if self.stop_gradient:
             image_centres, text_centres = image_centres.detach(), text_centres.detach()
-        return {
-            "image": (image * image_centres).sum(1).mean(),
-            "text": (text * text_centres).sum(1).mean(),
-        }
+        cosines = {"image": (image * image_centres).sum(1), "text": (text * text_centres).sum(1)}
+        if counted is not None and not counted.all():
+            cosines = {side: each[counted] if counted.any() else each.detach() for side, each in cosines.items()}
+        return {side: each.mean() for side, each in cosines.items()}
 
     def _sample(self, image, text, log_variances, generator):
         if log_variances is None:

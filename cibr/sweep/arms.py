@@ -80,6 +80,8 @@ def setting_name(settings: dict[str, Any]) -> str:
                 "train_fraction": lambda x: f"{100 * x:g} % of the pairs",
                 "caption_noise": lambda x: f"{100 * x:g} % wrong captions",
                 "learn_temperature": lambda x: "temperature learned",
+                "shortcut_word": lambda x: f"polarity tied to the word {x!r}",
+                "shortcut_exceptions": lambda x: f"{100 * x:g} % exceptions",
                 "views": lambda x: "pictures in several styles",
             }.get(name, lambda x, name=name: _words(name, x))(value)
         )

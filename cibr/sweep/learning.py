@@ -3,7 +3,7 @@
 Histories tell the residual at the concentration that a run trains with, so that those of arms with more or less
 noise do not compare. Where it is the bound of `vmf` for the pairs themselves it is a function of their mean
 cosine alone; that is solved for, and the residual told at `RULER`. Where it is another estimate (`gaussian`,
-`mine`, `club`) or one of other centres (`siblings`, `crossfit`) it stays empty.
+`mine`, `club`) or one of other centres (`siblings`, `prototype`, `crossfit`) it stays empty.
 """
 
 import json

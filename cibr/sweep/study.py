@@ -28,6 +28,7 @@ ARMS = {
     "CIBR MINE": "beta times a difference of MINE estimates, the paper's choice",
     "CIBR CLUB": "beta times a CLUB estimate",
     "CIBR siblings": "vMF, the backward encoder centred on other captions or pictures of the same item",
+    "CIBR prototypes": "vMF, the backward encoder centred on the running mean of an item's captions or pictures",
     "CIBR cross-fitted": "vMF, the backward encoder fitted on the other half of the batch",
 }
 

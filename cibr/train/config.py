@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from cibr.data import Pairs, available_splits, load_pairs, resolve
-from cibr.data.changes import exchange_captions, keep_fraction
+from cibr.data.changes import add_shortcut, exchange_captions, keep_fraction
 from cibr.data.pairs import Skips
 from cibr.data.views import HELD_OUT_VIEW, seen_through, with_views
 from cibr.losses import BASELINES, ESTIMATORS
@@ -55,6 +55,8 @@ class RunConfig:
         group_size: rows of a batch that are pictures of one label, or captions of one picture; 1 for none.
         train_fraction, caption_noise: the share of the training pictures that is used, and the share of those
             that gets the captions of others.
+        shortcut_word, shortcut_exceptions: train on pictures that are light on dark where the text has this word
+            and dark on light elsewhere, but for a share that comes both ways; see `cibr.data.changes`.
         views: train on each picture in other styles too, and validate on one that training does not show; see
             `cibr.data.views`.
         mixed_precision: `no`, or `bf16` for the encoders; the loss stays in float32.
@@ -86,6 +88,8 @@ class RunConfig:
     group_size: int = 1
     train_fraction: float = 1.0
     caption_noise: float = 0.0
+    shortcut_word: str = ""
+    shortcut_exceptions: float = 0.05
     views: bool = False
     mixed_precision: str = "no"
     critic_steps: int = 1
@@ -155,6 +159,7 @@ _RANGES = {
     "group_size": (1, 64, "rows of a batch that belong together; 1 for none"),
     "train_fraction": (1e-9, 1, "the share of the training pictures, above 0 and at most 1"),
     "caption_noise": (0, 1, "a share of the training pictures"),
+    "shortcut_exceptions": (0, 1, "a share of the training pictures"),
     "critic_steps": (1, 100, "one to five are usual"),
     "checkpoint_every": (0, math.inf, "a number of steps, or 0 for the end of each epoch"),
     "max_skipped": (0, math.inf, "a number of samples"),
@@ -233,6 +238,8 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
         train, validation = _hold_out(train)
     test = load_pairs(config.dataset, "test", **options) if "test" in there else validation
     train = exchange_captions(keep_fraction(train, config.train_fraction), config.caption_noise)
+    if config.shortcut_word:
+        train = add_shortcut(train, config.shortcut_word, config.shortcut_exceptions)
     if config.views:
         train, validation = with_views(train), seen_through(validation, HELD_OUT_VIEW)
     return train, validation, test

@@ -81,8 +81,10 @@ def _fit(model, train, validation, config, accelerator) -> pd.DataFrame:
             None if pairs is None else prepare(model, pairs, config.truncate_texts, accelerator.device)
             for pairs in (train, validation)
         ]
-    if config.group_size > 1 and train.labels is None:  # captions of one picture are what its rows share
-        sets[0] = replace(sets[0], labels=train.text_to_image())
+    labels = sets[0].labels
+    if train.labels is None and (config.group_size > 1 or config.estimator == "prototype"):
+        labels = train.text_to_image()  # captions of one picture are what its rows share
+    sets[0] = replace(sets[0], labels=torch.unique(labels, return_inverse=True)[1])  # numbered from 0
     run = _Run(model, config, accelerator, sets[0])
     run.resume()
     quiet = {} if accelerator.is_main_process else {"disable": True}  # otherwise TQDM_DISABLE decides
@@ -108,12 +110,14 @@ class _Run:
         self.n_steps = config.epochs * self.steps_per_epoch
         self.precision = precision(config, accelerator)
         model.to(accelerator.device)
-        self.loss_fn, self.critics = build_loss(model, config)
+        self.loss_fn, self.critics = build_loss(model, config, int(inputs.labels.max()) + 1)
         self.optimizer, self.schedule = build_optimizer(model, config, self.n_steps)
         self.identity = identity(config, inputs.pairs, self.batch_size)
         self.parts = {"model": model, "optimizer": self.optimizer, "schedule": self.schedule}
+        if self.loss_fn.state_dict():
+            self.parts["loss"] = self.loss_fn
         if self.critics:
-            self.parts |= {"loss": self.loss_fn, "critic_optimizer": self.critics.optimizer}
+            self.parts["critic_optimizer"] = self.critics.optimizer
         self.said: set[str] = set()
 
     def resume(self) -> None:

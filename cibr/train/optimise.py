@@ -59,8 +59,10 @@ def rows_a_process(batch_size: int, n_pairs: int, accelerator: Accelerator) -> i
     return wanted // world
 
 
-def build_loss(model: DualEncoder, config: RunConfig) -> tuple[CIBRLoss | BaselineLoss, CriticSteps | None]:
-    """The loss and, if it has critics, their optimiser; the seed decides their weights."""
+def build_loss(
+    model: DualEncoder, config: RunConfig, n_labels: int
+) -> tuple[CIBRLoss | BaselineLoss, CriticSteps | None]:
+    """The loss on so many labels and, if it has critics, their optimiser; the seed decides their weights."""
     if config.estimator in BASELINES:
         return BaselineLoss(config.estimator, config.beta, config.kappa_e), None
     torch.manual_seed(config.seed)
@@ -74,6 +76,7 @@ def build_loss(model: DualEncoder, config: RunConfig) -> tuple[CIBRLoss | Baseli
         dims=(model.dim, backbone.dim_image_pooled, backbone.dim_text_pooled),
         text_weight=config.text_weight,
         stop_gradient=config.stop_gradient,
+        n_labels=n_labels,
     ).to(model.log_logit_scale.device)
     if loss_fn.critics is None:
         return loss_fn, None
