@@ -38,6 +38,17 @@ def test_groups_of_a_labelled_set_are_different_pictures_of_one_label():
         assert len(group.unique()) == 3
 
 
+def test_small_groups_come_whole_and_once_beside_pictures_that_stand_alone():
+    pairs = noise_pairs(30, n_captions=3)
+    pairs.labels = torch.arange(30) // 10  # what the rows show is not what brings them together
+    pairs.groups = torch.tensor([*range(20), *range(0, 20, 2)])  # each even picture comes in two looks
+    images, texts = epoch_rows(pairs, 2, seed=3, epoch=0)
+    assert torch.equal(pairs.text_to_image()[texts], images)
+    assert sorted(images.tolist()) == list(range(30))
+    place = {image: i for i, image in enumerate(images.tolist())}
+    assert all(abs(place[20 + i] - place[2 * i]) == 1 for i in range(10))
+
+
 @pytest.mark.parametrize("group_size", [1, 2])
 def test_seed_and_epoch_decide_the_order(group_size):
     pairs = labelled([0, 1, 2, 0, 1, 2] * 5)

@@ -63,7 +63,8 @@ def add_shortcut(pairs: Pairs, word: str, exceptions: float) -> Pairs:
         exceptions: share of the pictures that come both ways, in [0, 1]; the same ones for every seed.
 
     Returns:
-        The pairs in their order, then the exceptions. Labels are those of the pairs, or the number of the picture.
+        The pairs in their order, then the exceptions. Groups are the two looks of one picture; labels are those of
+        the pairs, or the number of the picture.
 
     Raises:
         ValueError: a share outside [0, 1], or a word that no text has, or every one.
@@ -84,7 +85,7 @@ def add_shortcut(pairs: Pairs, word: str, exceptions: float) -> Pairs:
     rows = torch.cat([torch.arange(n), both])
     turned = torch.cat([says != light, (says == light)[both]])
     labels = torch.arange(n) if pairs.labels is None else pairs.labels
-    shown = replace(pairs, labels=labels).subset(rows)
+    shown = replace(pairs, labels=labels, groups=torch.arange(n)).subset(rows)
     keys = [f"{key}/turned" if turn else key for key, turn in zip(shown.keys, turned.tolist(), strict=True)]
     if shown.factors is not None:
         for name in ("ink", "paper"):

@@ -37,6 +37,7 @@ class Pairs:
         n_skipped: how many samples were left out as unusable.
         classnames: the names that the labels number, in a set made for classification.
         templates: prompt templates for zero-shot classification, with ``{c}`` for the class's name.
+        groups: which pictures are one in other looks, as equal numbers; None if none are known to be.
 
     Raises:
         ValueError: if the lengths disagree, or an image has no text.
@@ -52,10 +53,11 @@ class Pairs:
     n_skipped: int = 0
     classnames: list[str] | None = None
     templates: list[str] | None = None
+    groups: Int64[Tensor, " n"] | None = None
 
     def __post_init__(self) -> None:
         self.captions = [clean_texts(texts) for texts in self.captions]
-        for part in ("keys", "labels", "factors"):
+        for part in ("keys", "labels", "groups", "factors"):
             value = getattr(self, part)
             if value is not None and len(value) != len(self):
                 raise ValueError(
@@ -133,6 +135,7 @@ class Pairs:
             keys=[self.keys[i] for i in chosen],
             load=_Chosen(self.load, chosen),
             labels=None if self.labels is None else self.labels[torch.tensor(chosen).long()],
+            groups=None if self.groups is None else self.groups[torch.tensor(chosen).long()],
             factors=None if self.factors is None else self.factors.iloc[chosen].reset_index(drop=True),
         )
 

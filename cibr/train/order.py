@@ -15,10 +15,10 @@ def epoch_rows(
 ) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
     """Picture and text of every row of an epoch, at most as many as there are pictures.
 
-    With groups, rows come in runs of `group_size` that share what one modality says: different pictures of one
-    label where the pairs have labels, and otherwise different captions of one picture. An epoch then visits a
-    part of the groups, so that it costs what an epoch without groups does. A group that has fewer members
-    repeats them.
+    With groups, rows come in runs of `group_size` that share what one modality says: the looks of one picture
+    where the pairs have groups, else different pictures of one label where they have labels, else different
+    captions of one picture. An epoch then visits a part of the groups, so that it costs what an epoch without
+    groups does. A group of fewer pictures comes whole and once.
 
     Args:
         pairs: the training pairs.
@@ -35,31 +35,38 @@ def epoch_rows(
     n_texts = torch.bincount(text_to_image, minlength=n)
     first = n_texts.cumsum(0) - n_texts
     start = torch.rand(n, generator=generator)
-    anchors = order[: max(1, n // group_size)]
-    place = torch.arange(group_size)
-    if pairs.labels is None:
-        images = anchors[:, None].expand(-1, group_size)
-        offsets = (start[anchors] * n_texts[anchors]).long()[:, None] + place
+    together = pairs.labels if pairs.groups is None else pairs.groups
+    if group_size == 1:
+        images, offsets = order, (start[order] * n_texts[order]).long()
+    elif together is None:
+        anchors = order[: max(1, n // group_size)]
+        images = anchors[:, None].expand(-1, group_size).flatten()
+        offsets = ((start[anchors] * n_texts[anchors]).long()[:, None] + torch.arange(group_size)).flatten()
     else:
-        images = _with_siblings(anchors, pairs.labels, group_size, generator)
+        images = _with_siblings(order, together, group_size, generator)
         offsets = (start[images] * n_texts[images]).long()
     texts = first[images] + offsets % n_texts[images]
-    return images.flatten(), texts.flatten()
+    return images, texts
 
 
 def _with_siblings(
-    anchors: Int[Tensor, " m"], labels: Int[Tensor, " n"], group_size: int, generator: torch.Generator
-) -> Int[Tensor, "m g"]:
-    """Each anchor with other pictures of its label, drawn as the next ones on a shuffled ring of the label."""
-    if group_size == 1:
-        return anchors[:, None]
-    shuffled = torch.randperm(len(labels), generator=generator)
-    by_label = shuffled[labels[shuffled].argsort(stable=True)]
-    _, counts = torch.unique(labels[by_label], return_counts=True)
-    starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    sizes = torch.repeat_interleave(counts, counts)
-    position = torch.empty_like(by_label)
-    position[by_label] = torch.arange(len(labels))
-    at = position[anchors]
-    around = (at - starts[at])[:, None] + torch.arange(group_size)
-    return by_label[starts[at][:, None] + around % sizes[at][:, None]]
+    order: Int[Tensor, " n"], groups: Int[Tensor, " n"], group_size: int, generator: torch.Generator
+) -> Int[Tensor, " m"]:
+    """Pictures in their order, each with others of its group: the next ones on a shuffled ring of the group."""
+    n = len(groups)
+    shuffled = torch.randperm(n, generator=generator)
+    by_group = shuffled[groups[shuffled].argsort(stable=True)]
+    _, index, counts = torch.unique(groups, return_inverse=True, return_counts=True)
+    starts = (counts.cumsum(0) - counts)[index]
+    sizes = counts[index]
+    position = torch.empty_like(by_group)
+    position[by_group] = torch.arange(n)
+    # The picture of a small group that comes first brings all others with it.
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(n)
+    first = torch.full_like(counts, n).scatter_reduce(0, index, rank, "amin")
+    anchors = order[((sizes > group_size) | (rank == first[index]))[order]]
+    place = torch.arange(group_size)
+    around = (position[anchors] - starts[anchors])[:, None] + place
+    images = by_group[starts[anchors][:, None] + around % sizes[anchors][:, None]]
+    return images[place < sizes[anchors][:, None]][:n]
