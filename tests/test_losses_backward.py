@@ -133,8 +133,12 @@ def test_a_stopped_gradient_moves_only_the_encoder_that_is_penalised(estimator):
     assert text.grad is None or text.grad.abs().sum() == 0
 
 
-@pytest.mark.parametrize("labels", [None, torch.arange(10)])
-def test_siblings_without_rows_that_share_a_label_are_refused(labels):
-    message = "pass labels" if labels is None else "group_size=2"
-    with pytest.raises(ValueError, match=rf"'siblings' (compares|needs) rows that share a label.*{message}"):
-        CIBRLoss(0.5, "siblings")(unit(10, 6), unit(10, 6, seed=1), 4.0, labels)
+def test_a_batch_without_siblings_has_nothing_to_pull_and_one_without_labels_is_refused():
+    image, text = (side.requires_grad_() for side in (unit(10, 6), unit(10, 6, seed=1)))
+    terms = CIBRLoss(0.5, "siblings", sample=False)(image, text, 4.0, torch.arange(10))
+    assert terms["penalty_excess"] == pytest.approx(0, abs=1e-6)
+    pulled = torch.autograd.grad(terms["loss"], image)[0]
+    alone = CIBRLoss(0.0, "vmf", sample=False)(image, text, 4.0, torch.arange(10))["loss"]
+    torch.testing.assert_close(pulled, torch.autograd.grad(alone, image)[0])
+    with pytest.raises(ValueError, match="'siblings' compares rows that share a label: pass labels"):
+        CIBRLoss(0.5, "siblings")(image, text, 4.0)

@@ -186,6 +186,15 @@ def test_pretrained_models_train_and_frozen_towers_do_not_move(build, tmp_path, 
     assert same(DualEncoder.from_pretrained(tmp_path / "out"), model)
 
 
+def test_siblings_are_refused_where_every_text_is_of_one_picture_and_every_picture_has_one(tmp_path):
+    pairs = noise_pairs(12, n_captions=1)
+    pairs.captions = [[f"picture {i}"] for i in range(12)]
+    options = dict(estimator="siblings", group_size=2, epochs=1, batch_size=8, output_dir=str(tmp_path))
+    config = configure(dataset=str(write_folder(tmp_path / "mine", train=24)), **options)
+    with pytest.raises(ValueError, match="'siblings' compares pictures of one text.*train of noise has none"):
+        fit(build_model(config, pairs), pairs, None, config)
+
+
 def test_the_command_line_trains_on_a_folder_of_pictures(tmp_path):
     config = dict(dataset=str(write_folder(tmp_path / "mine", train=24)), beta=0, epochs=2, batch_size=8)
     (tmp_path / "config.json").write_text(json.dumps(config | {"output_dir": "out"}))

@@ -63,8 +63,9 @@ class CIBRLoss(nn.Module):
     With `vmf`, e(z|x_v) = vMF(mu_v, kappa_e) and b(z|x_t) = vMF(mu_t, kappa_b), and the
     same with v and t exchanged: the penalty is kappa_b A_d(kappa_e) (1 - cosine) plus a
     constant. `siblings`, `prototype` and `crossfit` centre b elsewhere, see
-    `cibr.losses.backward`; the first two read the labels, and rows without a sibling or
-    whose label never came up do not count. With `gaussian`, e(z|x_v) = N(mu_v, diag exp(image_log_variance)) and
+    `cibr.losses.backward`; the first two read the labels, and rows without a sibling in
+    the batch, or whose label never came up, do not count. With `gaussian`,
+    e(z|x_v) = N(mu_v, diag exp(image_log_variance)) and
     b(z|x_t) = N(mu_t, diag exp(text_log_variance)); the sample is normalised before it
     is compared, which can only lose information, so the bound stays a bound. With `mine`
     and `club`, e is that of `vmf`, the residual is estimated by `critics` (see
@@ -226,11 +227,6 @@ class CIBRLoss(nn.Module):
                 "captions of one picture or pictures of one text"
             )
         if self.estimator == "siblings":
-            if len(labels.unique()) == len(labels):
-                raise ValueError(
-                    "the estimator 'siblings' needs rows that share a label: pass batches that hold several "
-                    "captions of a picture or several pictures of a text (group_size=2 in a run)"
-                )
             image_centres, counted = sibling_means(image, labels)
             text_centres, _ = sibling_means(text, labels)
         elif self.estimator == "prototype":

@@ -27,7 +27,14 @@ from cibr.train.checkpoint import newest_checkpoint, remove_checkpoints, write_c
 from cibr.train.config import RunConfig
 from cibr.train.embed import recalls
 from cibr.train.guards import StopRequest, Terminated, own_errors, say_once
-from cibr.train.optimise import build_loss, build_optimizer, check_pairs, precision, rows_a_process
+from cibr.train.optimise import (
+    build_loss,
+    build_optimizer,
+    check_pairs,
+    check_siblings,
+    precision,
+    rows_a_process,
+)
 from cibr.train.order import epoch_rows
 from cibr.train.output import provenance, writable, write_text
 from cibr.train.state import check_agreement, identity, pack, share_weights, unpack
@@ -85,6 +92,7 @@ def _fit(model, train, validation, config, accelerator) -> pd.DataFrame:
     if train.labels is None and (config.group_size > 1 or config.estimator == "prototype"):
         labels = train.text_to_image()  # captions of one picture are what its rows share
     sets[0] = replace(sets[0], labels=torch.unique(labels, return_inverse=True)[1])  # numbered from 0
+    check_siblings(config, sets[0])
     run = _Run(model, config, accelerator, sets[0])
     run.resume()
     quiet = {} if accelerator.is_main_process else {"disable": True}  # otherwise TQDM_DISABLE decides

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch.optim.lr_scheduler import OneCycleLR
 
 from cibr.data import Pairs
-from cibr.inputs import text_labels
+from cibr.inputs import Inputs, text_labels
 from cibr.losses import BASELINES, BaselineLoss, CIBRLoss
 from cibr.models import DualEncoder
 from cibr.train.config import RunConfig
@@ -29,6 +29,19 @@ def check_pairs(train: Pairs) -> None:
         raise ValueError(
             f"all captions of {train.split} of {train.name} are one, {train.texts()[0]!r}: "
             "a contrast needs two different ones at least"
+        )
+
+
+def check_siblings(config: RunConfig, inputs: Inputs) -> None:
+    """Refuses a penalty on siblings where no two texts share a label.
+
+    Raises:
+        ValueError: the estimator `siblings` on a set where each picture has one text and each text one picture.
+    """
+    if config.estimator == "siblings" and len(torch.unique(inputs.labels)) == len(inputs.labels):
+        raise ValueError(
+            f"the estimator 'siblings' compares pictures of one text or texts of one picture, and "
+            f"{inputs.pairs.split} of {inputs.pairs.name} has none: choose another estimator, such as 'crossfit'"
         )
 
 
