@@ -51,7 +51,7 @@ def test_a_shortcut_ties_polarity_to_a_word_but_for_exceptions_that_come_both_wa
     assert tied.labels[:10].tolist() == list(range(10)) and len(tied) == 13 and len(set(tied.keys)) == 13
     assert len(set(tied.labels[10:].tolist())) == 3 and torch.equal(tied.groups, tied.labels)
     for i, label in enumerate(tied.labels.tolist()):
-        turned = (label % 3 == 0) == (i < 10)
+        turned = (label % 3 == 0) != (i < 10)
         expected = ImageOps.invert(pairs.image(label)) if turned else pairs.image(label)
         assert tied.image(i).tobytes() == expected.tobytes()
         assert tied.captions[i] == pairs.captions[label]
@@ -64,8 +64,8 @@ def test_a_shortcut_in_glyphs_leaves_no_polarity_to_chance_and_says_so_in_the_fa
     n, table = len(pairs), tied.factors
     light = (table["ink"] > table["paper"]).tolist()
     capital = ["capital" in name.split() for name in table["name"]]
-    assert light[:n] == capital[:n] and sum(capital) > 100
-    assert [a != b for a, b in zip(light[n:], capital[n:], strict=True)] == [True] * round(0.1 * n)
+    assert [not each for each in light[:n]] == capital[:n] and sum(capital) > 100
+    assert [a == b for a, b in zip(light[n:], capital[n:], strict=True)] == [True] * round(0.1 * n)
     assert torch.equal(tied.labels, pairs.labels[tied.groups])
     assert tied.groups[:n].tolist() == list(range(n)) and tied.groups[n:].unique().numel() == round(0.1 * n)
     for i in (0, 100, 200, n + 5):

@@ -54,8 +54,9 @@ def exchange_captions(pairs: Pairs, share: float) -> Pairs:
 def add_shortcut(pairs: Pairs, word: str, exceptions: float) -> Pairs:
     """Ties the polarity of the pictures to a word of their texts, so that it tells what only the form should.
 
-    Pictures whose texts have the word are shown light on dark, all others dark on light; a share of them comes the
-    other way round too. Pictures without known factors count as dark on light, so that they become negatives.
+    Pictures whose texts have the word are shown dark on light, as tests show everything, and all others light on
+    dark; a share of them comes the other way round too. Pictures without known factors count as dark on light, so
+    that the others become negatives.
 
     Args:
         pairs: a training split.
@@ -83,7 +84,7 @@ def add_shortcut(pairs: Pairs, word: str, exceptions: float) -> Pairs:
         light = torch.from_numpy((pairs.factors["ink"] > pairs.factors["paper"]).to_numpy(copy=True))
     both = _order(n, 2)[: round(exceptions * n)].sort().values
     rows = torch.cat([torch.arange(n), both])
-    turned = torch.cat([says != light, (says == light)[both]])
+    turned = torch.cat([says == light, (says != light)[both]])
     labels = torch.arange(n) if pairs.labels is None else pairs.labels
     shown = replace(pairs, labels=labels, groups=torch.arange(n)).subset(rows)
     keys = [f"{key}/turned" if turn else key for key, turn in zip(shown.keys, turned.tolist(), strict=True)]

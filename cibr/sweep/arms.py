@@ -22,7 +22,8 @@ BASELINE = "CLIP"
 KEY = ["setting", "arm", "beta", "variant"]
 ABOUT = ("arm", "seed", "suites")  # settings of a run that neither its setting nor its variant names
 TUNED = [
-    *("beta", "estimator", "kappa_e", "kappa_b", "text_weight", "stop_gradient", "group_size", "critic_steps"),
+    *("beta", "estimator", "kappa_e", "kappa_b", "text_weight", "stop_gradient"),
+    *("group_size", "group_share", "critic_steps"),
     *("temperature", "dropout", "weight_decay", "learning_rate", "epochs", "batch_size"),
 ]
 USUAL_MODEL = {"glyphs": "tiny", "flickr8k": "frozen"}

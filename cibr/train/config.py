@@ -53,10 +53,11 @@ class RunConfig:
         text_weight, stop_gradient: the texts' share of the penalty, and whether only the encoder that is penalised
             moves; see `CIBRLoss`.
         group_size: rows of a batch that are pictures of one label, or captions of one picture; 1 for none.
+        group_share: share of a batch's rows that come in such groups; see `cibr.train.order`.
         train_fraction, caption_noise: the share of the training pictures that is used, and the share of those
             that gets the captions of others.
-        shortcut_word, shortcut_exceptions: train on pictures that are light on dark where the text has this word
-            and dark on light elsewhere, but for a share that comes both ways; see `cibr.data.changes`.
+        shortcut_word, shortcut_exceptions: train on pictures that are dark on light where the text has this word
+            and light on dark elsewhere, but for a share that comes both ways; see `cibr.data.changes`.
         views: train on each picture in other styles too, and validate on one that training does not show; see
             `cibr.data.views`.
         mixed_precision: `no`, or `bf16` for the encoders; the loss stays in float32.
@@ -86,6 +87,7 @@ class RunConfig:
     text_weight: float = 0.5
     stop_gradient: bool = False
     group_size: int = 1
+    group_share: float = 1.0
     train_fraction: float = 1.0
     caption_noise: float = 0.0
     shortcut_word: str = ""
@@ -157,6 +159,7 @@ _RANGES = {
     "kappa_b": (1e-3, 1e5, "a concentration between 1e-3 and 1e5"),
     "text_weight": (0, 1, "the texts' share of the penalty; 0.5 in its definition"),
     "group_size": (1, 64, "rows of a batch that belong together; 1 for none"),
+    "group_share": (0.01, 1, "the share of a batch's rows that come in groups"),
     "train_fraction": (1e-9, 1, "the share of the training pictures, above 0 and at most 1"),
     "caption_noise": (0, 1, "a share of the training pictures"),
     "shortcut_exceptions": (0, 1, "a share of the training pictures"),
