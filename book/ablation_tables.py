@@ -3,7 +3,8 @@
 Reads data/results/ablation.csv, one row a run, and the runs' folders, and writes beside it
   ablation_differences.csv  every arm against tuned CLIP of its setting, paired by picture, with 95 % intervals
   ablation_training.csv     bounds on information and validation recall over the epochs, means over seeds
-What is missing is said and left out, so that it can be called while a sweep is under way.
+What is missing is said and left out, so that it can be called while a sweep is under way; where the folders of an
+arm's runs are gone altogether, what the tables said about that arm before stays.
 """
 
 import argparse
@@ -12,7 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from cibr.paths import project_root
+from cibr.results import read_rows
 from cibr.sweep import arm_differences, read_arms, training_plane
+from cibr.sweep.arms import KEY
 
 
 def main() -> None:
@@ -35,8 +38,29 @@ def main() -> None:
         "ablation_training.csv": training_plane(arms, given.runs, say=_say),
     }
     for name, rows in made.items():
+        rows = with_earlier(rows, output / name, arms)
         write(rows, output / name)
         print(f"{name}: {len(rows):,} rows of {len(arms)} runs", flush=True)
+
+
+def with_earlier(rows: pd.DataFrame, file: Path, arms: pd.DataFrame) -> pd.DataFrame:
+    """The rows, and before them those of an earlier table whose arm is still in the study but not in them."""
+    if not file.exists():
+        return rows
+    by = [*KEY, "against"] if "against" in rows else KEY
+    earlier = read_rows(file)
+    earlier["variant"] = earlier["variant"].astype(object).fillna("")
+    kept = set(arms[KEY].itertuples(index=False, name=None))
+    known = set(rows[by].itertuples(index=False, name=None))
+    stays = [
+        arm in kept and each not in known
+        for arm, each in zip(
+            earlier[KEY].itertuples(index=False, name=None),
+            earlier[by].itertuples(index=False, name=None),
+            strict=True,
+        )
+    ]
+    return pd.concat([earlier[stays], rows], ignore_index=True)
 
 
 def write(rows: pd.DataFrame, file: Path) -> None:

@@ -62,7 +62,10 @@ def test_with_a_share_each_run_of_a_group_is_followed_by_pictures_as_they_come(g
     alone = epoch_rows(pairs, 1, 1.0, seed=3, epoch=0)[0]
     assert torch.equal(blocks[:, 2:].flatten(), alone[:18])
     for (i, j), (a, b) in zip(blocks[:, :2].tolist(), texts.view(6, 5)[:, :2].tolist(), strict=True):
-        assert (i == j and a != b) if groups is None else (i != j and together[i] == together[j])
+        if groups is None:
+            assert i == j and (a != b) == (len(pairs.captions[i]) > 1)
+        else:
+            assert i != j and together[i] == together[j]
 
 
 def test_few_groups_come_again_as_often_as_their_share_takes():

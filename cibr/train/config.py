@@ -133,6 +133,8 @@ def configure(**parameters: Any) -> RunConfig:
         )
     if config.estimator == "siblings" and config.group_size < 2:
         raise ValueError("the estimator 'siblings' compares rows of one group: set group_size to 2 or more")
+    if config.group_share != 1 and config.group_size < 2:
+        raise ValueError("group_share is the share of rows that come in groups: set group_size to 2 or more too")
     preset = PRESETS.get((source.name, kind), PRESETS["*", kind])
     config = replace(config, **{k: v for k, v in preset.items() if getattr(config, k) == _PRESET[k]})
     if not config.output_dir:

@@ -55,7 +55,9 @@ def epoch_rows(
         nth_text = torch.zeros_like(images)
     if group_size > 1 and group_share < 1:
         if len(images) < group_size:
-            raise ValueError(f"{pairs.split} of {pairs.name} has no group of {group_size} pictures: lower group_size")
+            raise ValueError(
+                f"{pairs.split} of {pairs.name} has no group of {group_size} pictures: choose a smaller group_size"
+            )
         every = round(group_size / group_share)
         images = _among(images, order, group_size, every)
         nth_text = _among(nth_text, torch.zeros_like(order), group_size, every)
