@@ -16,6 +16,8 @@ CHOSEN_FROM = {
     "flickr8k": "ablation_trials",
     "flickr8k-views": "ablation_trials_views",
     "flickr8k-small": "ablation_trials_small",
+    "glyphs": "ablation_trials_glyphs",
+    "glyphs-shortcut": "ablation_trials_shortcut",
 }
 
 
