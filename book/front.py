@@ -60,8 +60,18 @@ def answer(results: Path) -> str:
     return (
         f"{verdict(rows)}\n\n{header}" + "\n".join(lines) + "\n\n"
         f"Both are tuned alike on validation. Of all {len(counted)} such comparisons in the ablation "
-        f"({len(arms)} penalties with their settings), {above} lie above zero and {below} below."
+        f"({len(arms)} penalties with their settings), {above} lie above zero and {below} below.{gains(counted)}"
     )
+
+
+def gains(counted: pd.DataFrame) -> str:
+    """Which penalties gain in all three scores against every control, as a sentence; empty if none does."""
+    keys = ["setting", "arm", "beta", "variant"]
+    won = counted.groupby(keys, dropna=False, sort=False)["verdict"].agg(
+        lambda said: (said == "above 0").all()
+    )
+    names = [f"{arm} (β = {beta:g}) on {setting}" for setting, arm, beta, _ in won[won].index]
+    return f" All three scores gain, against every control, with {'; '.join(names)}." if names else ""
 
 
 def interval(row: pd.Series) -> str:

@@ -161,6 +161,17 @@ def test_the_verdict_of_the_first_page_follows_the_intervals(book_modules, ends,
     assert re.search(words, front.verdict([pd.Series({"low": low, "high": high}) for low, high in ends]))
 
 
+def test_the_first_page_names_what_gains_in_all_scores_against_every_control(book_modules):
+    front, _ = book_modules
+    rows = [
+        {"setting": "glyphs", "arm": "CIBR", "beta": beta, "variant": None, "verdict": verdict}
+        for beta, verdicts in ((0.1, ("above 0", "above 0")), (0.3, ("above 0", "around 0")))
+        for verdict in verdicts
+    ]
+    assert front.gains(pd.DataFrame(rows)).endswith("with CIBR (β = 0.1) on glyphs.")
+    assert front.gains(pd.DataFrame(rows[2:])) == ""
+
+
 @each_notebook
 def test_every_chapter_says_how_long_it_takes_to_read_and_to_run(book_modules, path):
     about = book_modules[0].chapter(path)
