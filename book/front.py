@@ -70,8 +70,14 @@ def gains(counted: pd.DataFrame) -> str:
     won = counted.groupby(keys, dropna=False, sort=False)["verdict"].agg(
         lambda said: (said == "above 0").all()
     )
-    names = [f"{arm} (β = {beta:g}) on {setting}" for setting, arm, beta, _ in won[won].index]
-    return f" All three scores gain, against every control, with {'; '.join(names)}." if names else ""
+    names = [
+        f"{arm} (β = {beta:g}) on {setting}" for setting, arm, beta, _ in won[won].index
+    ]
+    return (
+        f" All three scores gain, against every control, with {'; '.join(names)}."
+        if names
+        else ""
+    )
 
 
 def interval(row: pd.Series) -> str:

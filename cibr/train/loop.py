@@ -201,9 +201,7 @@ class _Run:
     def _rows(self, epoch: int) -> list[tuple[Tensor, Tensor]]:
         """This process's image and text rows of every batch of an epoch; the same order for any split."""
         config = self.config
-        images, texts = epoch_rows(
-            self.inputs.pairs, config.group_size, config.group_share, config.seed, epoch
-        )
+        images, texts = epoch_rows(self.inputs.pairs, config.group_size, config.group_share, config.seed, epoch)
         first = self.accelerator.process_index * self.rows_here
         starts = (i * self.batch_size + first for i in range(self.steps_per_epoch))
         rows = [slice(start, start + self.rows_here) for start in starts]

@@ -99,9 +99,7 @@ def _with_siblings(
     return images if whole else images[:n]
 
 
-def _among(
-    runs: Int[Tensor, " m"], order: Int[Tensor, " n"], group_size: int, every: int
-) -> Int[Tensor, " n"]:
+def _among(runs: Int[Tensor, " m"], order: Int[Tensor, " n"], group_size: int, every: int) -> Int[Tensor, " n"]:
     """As many rows as the order has: a run at the head of `every` rows, the order's own rows after it."""
     n = len(order)
     n_runs = max(1, n // every)
