@@ -84,6 +84,7 @@ def setting_name(settings: dict[str, Any]) -> str:
                 "shortcut_word": lambda x: f"polarity tied to the word {x!r}",
                 "shortcut_exceptions": lambda x: f"{100 * x:g} % exceptions",
                 "views": lambda x: "pictures in several styles",
+                "label": str,
             }.get(name, lambda x, name=name: _words(name, x))(value)
         )
     return ", ".join(words)

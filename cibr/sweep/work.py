@@ -26,8 +26,9 @@ def train_and_evaluate(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Trains one configuration and measures it.
 
     Args:
-        settings: of `cibr.configure`; besides, `arm` names the run in tables, and `suites` lists the suites of
-            `cibr.evaluate` that it is measured on, with none for a trial on validation recall alone.
+        settings: of `cibr.configure`; besides, `arm` names the run in tables, `label` adds words to the name of
+            its setting, and `suites` lists the suites of `cibr.evaluate` that it is measured on, with none for a
+            trial on validation recall alone.
 
     Returns:
         One row: `arm, dataset, estimator, beta, seed`; `validation_*` recalls after the last epoch;
@@ -37,7 +38,7 @@ def train_and_evaluate(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: as `configure`.
     """
-    own = {name: value for name, value in settings.items() if name not in ("arm", "suites")}
+    own = {name: value for name, value in settings.items() if name not in ("arm", "label", "suites")}
     config = configure(output_dir=run_folder(settings), **own)
     train, validation, _ = load_splits(config)
     model = build_model(config, train)
