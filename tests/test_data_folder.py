@@ -92,6 +92,43 @@ def test_one_image_cannot_be_split(tmp_path):
         load_folder(tmp_path, "train")
 
 
+def test_images_of_one_group_are_known_as_looks_of_one_thing_and_stay_in_one_split(tmp_path):
+    names = [f"{i}.png" for i in range(60)]
+    rows = [{"file_name": name, "text": "x", "group": i // 3 if i < 45 else None} for i, name in enumerate(names)]
+    write_jsonl(write_images(tmp_path, *names), *rows)
+    parts = [load_folder(tmp_path, split) for split in ("train", "validation")]
+    thing = {name: i // 3 if i < 45 else i for i, name in enumerate(names)}
+    for part in parts:
+        things = [thing[key] for key in part.keys]
+        equal = [[a == b for b in things] for a in things]
+        assert [[a == b for b in part.groups.tolist()] for a in part.groups.tolist()] == equal
+    assert not {thing[key] for key in parts[0].keys} & {thing[key] for key in parts[1].keys}
+
+
+def test_without_a_group_none_is_known(tmp_path):
+    write_csv(write_images(tmp_path, "a.png", "b.png"), "file_name,text,group\na.png,x,\nb.png,y, \n")
+    assert load_folder(tmp_path, "train").groups is None
+
+
+def test_images_of_one_group_cannot_be_split(tmp_path):
+    write_csv(write_images(tmp_path, "a.png", "b.png"), "file_name,text,group\na.png,x,1\nb.png,y,1\n")
+    with pytest.raises(ValueError, match="names 2 images of one group: train and validation need two"):
+        load_folder(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ((1.5, 2), "line 1, has the group 1.5: it is a string or a whole number"),
+        (("a", "b"), "line 2, puts c.webp into group 'b', an earlier row into 'a': an image has one group"),
+    ],
+)
+def test_a_group_that_is_none_names_the_line_and_the_rule(photos, groups, message):
+    write_jsonl(photos / "test", *({"file_name": "c.webp", "text": "x", "group": group} for group in groups))
+    with pytest.raises(ValueError, match=message):
+        load_folder(photos, "test")
+
+
 def test_a_split_that_is_not_there_is_answered_with_those_that_are(photos):
     with pytest.raises(ValueError, match="no split 'validation': .*there: train, test"):
         load_folder(photos, "validation")

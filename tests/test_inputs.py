@@ -209,3 +209,10 @@ def test_equal_captions_get_equal_labels_unless_the_pairs_have_their_own():
     assert [[a == b for b in labels.tolist()] for a in labels.tolist()] == [[a == b for b in texts] for a in texts]
     own = Pairs("x", "train", [TEXTS[:2], TEXTS[2:3]], ["a", "b"], PAIRS.load, labels=torch.tensor([7, 3]))
     assert text_labels(own).tolist() == [7, 7, 3]
+
+
+def test_captions_of_one_group_get_one_label_with_those_that_equal_them():
+    captions = [["a", "b"], ["c"], ["a"], ["d", "e"], ["f"]]
+    pairs = Pairs("x", "train", captions, list("vwxyz"), PAIRS.load, groups=torch.tensor([4, 4, 1, 2, 3]))
+    a, b, c, again, d, e, f = text_labels(pairs).tolist()
+    assert a == b == c == again and len({a, d, e, f}) == 4  # captions of a picture that stands alone stay apart

@@ -195,6 +195,16 @@ def test_siblings_are_refused_where_every_text_is_of_one_picture_and_every_pictu
         fit(build_model(config, pairs), pairs, None, config)
 
 
+def test_looks_of_one_thing_are_siblings_though_their_texts_differ(tmp_path):
+    pairs = noise_pairs(16, n_captions=1)
+    pairs.captions, pairs.groups = [[f"picture {i}"] for i in range(16)], torch.arange(16) // 2
+    options = dict(estimator="siblings", group_size=2, group_share=0.5, epochs=2, batch_size=8)
+    options |= dict(dataset=str(write_folder(tmp_path / "mine", train=24)), output_dir=str(tmp_path / "out"))
+    config = configure(**options)
+    history = fit(build_model(config, pairs), pairs, None, config)
+    assert (history["penalty_excess"] > 0).all()  # by the distance of looks that differ
+
+
 def test_the_command_line_trains_on_a_folder_of_pictures(tmp_path):
     config = dict(dataset=str(write_folder(tmp_path / "mine", train=24)), beta=0, epochs=2, batch_size=8)
     (tmp_path / "config.json").write_text(json.dumps(config | {"output_dir": "out"}))

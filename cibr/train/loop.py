@@ -89,7 +89,8 @@ def _fit(model, train, validation, config, accelerator) -> pd.DataFrame:
             for pairs in (train, validation)
         ]
     labels = sets[0].labels
-    if train.labels is None and (config.group_size > 1 or config.estimator == "prototype"):
+    known = train.labels is not None or train.groups is not None
+    if not known and (config.group_size > 1 or config.estimator == "prototype"):
         labels = train.text_to_image()  # captions of one picture are what its rows share
     sets[0] = replace(sets[0], labels=torch.unique(labels, return_inverse=True)[1])  # numbered from 0
     check_siblings(config, sets[0])
