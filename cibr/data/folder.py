@@ -4,9 +4,9 @@ The layout is the one that the ``datasets`` library calls imagefolder: a row nam
 (``file_name``, relative to the metadata file) and its text (``text`` or ``caption``; in jsonl a
 list of texts too). Several rows that name one image give it several texts. Images that no row
 names are not used. Where rows have a ``group`` too, images of one group are one thing in other
-looks, such as a product before two backgrounds; an empty one means none. Splits are the subfolders ``train``, ``validation`` and ``test``, each with its
-metadata or all under one; a folder without them is split by a hash of the file name, or of the
-group.
+looks, such as a product before two backgrounds; an empty one means none. Splits are the subfolders
+``train``, ``validation`` and ``test``, each with its metadata or all under one; a folder without
+them is split by a hash of the file name, or of the group.
 """
 
 import csv
@@ -174,7 +174,7 @@ def folder_splits(folder: str | Path) -> list[str]:
 
 
 def _splits_of_names(rows: Rows, file: Path) -> dict[str, str]:
-    """Returns the split of each name: its first folder if that is a split's name, else by hash of what it shows."""
+    """Returns the split of each name: its first folder where that is one, else by hash of what it shows."""
     first = {name: name.partition("/")[0] for name in rows}
     outside = [name for name in rows if first[name] not in SPLITS]
     if outside and len(outside) < len(rows):
