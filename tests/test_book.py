@@ -127,8 +127,11 @@ def test_the_numbers_of_the_readme_are_those_of_the_tables():
     for row in best[best["against"] == "CLIP"].to_dict("records"):
         assert interval_text(row) in readme
     photos = headline[headline["arm"].str.startswith("CIBR") & headline["setting"].str.startswith("flickr8k")]
-    gains = photos.groupby(["setting", "arm", "beta", "variant"], dropna=False)["verdict"].agg(set)
-    assert not any(said == {"above 0"} for said in gains)
+    gains = photos[photos["verdict"] == "above 0"].groupby(["setting", "arm", "beta"])["measure"].agg(set)
+    assert all(said == {"zero-shot mean"} for said in gains)
+    crossfit = photos[(photos["arm"] == "CIBR cross-fitted") & (photos["beta"] == 0.1)]
+    fresh = crossfit[(crossfit["n_seeds"] == 10) & (crossfit["measure"] == "zero-shot mean")]
+    assert [interval_text(row) in readme for row in fresh.to_dict("records")] == [True]
 
 
 def test_table_of_contents_lists_exactly_the_pages_that_exist():
