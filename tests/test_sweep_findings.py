@@ -59,6 +59,12 @@ def test_a_gain_has_to_stand_against_every_control(arms):
     rows = [differences({"CIBR a": [UP] * 3}), differences({"CIBR a": [UP, UP, NONE]}, against="CLIP in groups")]
     (row,) = recommend(pd.concat(rows), arms).to_dict("records")
     assert row["advice"] == "plain CLIP (beta = 0)"
+    assert row["partly"] == ["CIBR a (beta = 0.1) in zero-shot mean and image to text"]
+
+
+def test_a_gain_beside_a_loss_is_no_part_of_a_gain(arms):
+    rows = differences({"CIBR a": [UP, NONE, DOWN], "CIBR b": [NONE] * 3})
+    assert recommend(rows, arms)["partly"].tolist() == [[]]
 
 
 def test_a_setting_without_arms_of_ours_is_said_as_it_is(arms):
@@ -94,7 +100,8 @@ def test_sentences_follow_the_verdicts(arms):
         "**flickr8k: plain CLIP (beta = 0).** CIBR arms that gain in all three scores: 0 of 2; that lose in one "
         "or more: 1. CIBR b (beta = 0.1) is the best of them on validation: points against tuned CLIP +0.0 [-1.0, "
         "+1.0] in zero-shot mean, +0.0 [-1.0, +1.0] in image to text, -1.5 [-2.0, -1.0] in text to image, over 5 "
-        "seeds. Without a bottleneck, these gain in all three too: noise only."
+        "seeds. Gain in some scores alone, and lose in none: CIBR a (beta = 0.1) in zero-shot mean. Without a "
+        "bottleneck, these gain in all three too: noise only."
     )
     rows = differences({"CIBR a": [UP] * 3}).assign(n_seeds=1)
     (said,) = verdict_sentences(recommend(rows, arms), rows)

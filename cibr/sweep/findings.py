@@ -71,7 +71,8 @@ def recommend(differences: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
         A row a setting: `setting`; `advice`, an arm of ours with its beta or plain CLIP; `arm, beta, variant` of
         the arm of ours that is shown for evidence, the best on validation among those that gain everywhere, or
         among all; `n_ours` arms and betas of ours; `gaining`, which of them gain in all three against every
-        control; `controls_gaining`, which other arms do; `hurting`, how many of ours lose in one score or more.
+        control; `partly`, which of ours gain in some scores alone and lose in none, with those scores;
+        `controls_gaining`, which other arms gain in all three; `hurting`, how many of ours lose in one score or more.
     """
     found = []
     for setting, rows in differences[differences["measure"].isin(HEADLINE)].groupby("setting", sort=False):
@@ -86,9 +87,11 @@ def recommend(differences: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
         advice = _name(shown) if ours_gaining else "plain CLIP (beta = 0)"
         row = dict(zip(KEY, shown, strict=True)) | {"advice": advice, "n_ours": len(ours), "hurting": int(hurting)}
         others = [_name(key) for key in gains if key not in ours]
+        partly = {key: _gains_without_loss(groups[key]) for key in ours if key not in ours_gaining}
+        row["partly"] = [f"{_name(key)} in {' and '.join(scores)}" for key, scores in partly.items() if scores]
         found.append(row | {"gaining": [_name(k) for k in ours_gaining], "controls_gaining": others})
-    columns = ["setting", "advice", "arm", "beta", "variant", "n_ours", "gaining", "controls_gaining", "hurting"]
-    return pd.DataFrame(found, columns=columns)
+    columns = ["setting", "advice", "arm", "beta", "variant", "n_ours", "gaining", "partly", "controls_gaining"]
+    return pd.DataFrame(found, columns=[*columns, "hurting"])
 
 
 def chosen(arms: pd.DataFrame) -> pd.DataFrame:
@@ -112,6 +115,8 @@ def verdict_sentences(recommended: pd.DataFrame, differences: pd.DataFrame) -> l
         if n:
             words.append(f"CIBR arms that gain in all three scores: {n_gaining} of {n};")
             words.append(f"that lose in one or more: {row['hurting']}. {_evidence(row, differences)}")
+        if row["partly"]:
+            words.append(f"Gain in some scores alone, and lose in none: {', '.join(row['partly'])}.")
         if row["controls_gaining"]:
             words.append(
                 f"Without a bottleneck, these gain in all three too: {', '.join(row['controls_gaining'])}."
@@ -145,6 +150,14 @@ def relation_text(
     numbers = f"{found['correlation']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
     of = f"{n} arms" if n == n_clusters else f"{n} runs of {n_clusters} arms"
     return f"{said} (rank correlation {numbers}, {of})"
+
+
+def _gains_without_loss(rows: pd.DataFrame) -> list[str]:
+    """The scores in which one arm gains against every control; none if it loses in any."""
+    if (rows["verdict"] == BELOW).any():
+        return []
+    said = rows.groupby("measure")["verdict"].agg(set)
+    return sorted(said[[verdicts == {ABOVE} for verdicts in said]].index, key=_place)
 
 
 def _place(measure: str) -> int:
