@@ -72,7 +72,7 @@ def recommend(differences: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
         the arm of ours that is shown for evidence, the best on validation among those that gain everywhere, or
         among all; `n_ours` arms and betas of ours; `gaining`, which of them gain in all three against every
         control; `partly`, which of ours gain in some scores alone and lose in none, with those scores;
-        `controls_gaining`, which other arms gain in all three; `hurting`, how many of ours lose in one score or more.
+        `controls_gaining`, which other arms gain in all three; `hurting`, how many of ours lose in a score.
     """
     found = []
     for setting, rows in differences[differences["measure"].isin(HEADLINE)].groupby("setting", sort=False):
