@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from cibr.plots import BLUE, GREY, RED, wrap
 
@@ -79,7 +80,8 @@ def verdict_map(rows: pd.DataFrame, measures: Sequence[str]) -> list[Axes]:
         One Axes a measure.
     """
     arms, settings = list(rows["arm"].unique()), list(rows["setting"].unique())
-    labels = [wrap(setting, 22) for setting in settings]
+    upright = len(settings) > 3
+    labels = [wrap(setting, 28 if upright else 22) for setting in settings]
     height = len(measures) * (0.35 + 0.24 * len(arms)) + 1.4
     _, axes = plt.subplots(
         len(measures), 1, figsize=(WIDTH, height), layout="constrained", sharex=True, squeeze=False
@@ -96,7 +98,7 @@ def verdict_map(rows: pd.DataFrame, measures: Sequence[str]) -> list[Axes]:
         axis.imshow(codes, cmap=ListedColormap(list(PALE.values())), vmin=0, vmax=2, aspect="auto")
         axis.set(title=measure, yticks=range(len(arms)), xticks=range(len(settings)))
         axis.set_yticklabels(arms, fontsize=8)
-        axis.set_xticklabels(labels, fontsize=8, rotation=45 if len(settings) > 3 else 0, ha=_ends(settings))
+        axis.set_xticklabels(labels, fontsize=8, rotation=90 if upright else 0)
         axis.grid(False)
     return list(axes[:, 0])
 
@@ -126,6 +128,7 @@ def beta_curves(rows: pd.DataFrame, measures: Sequence[str]) -> list[Axes]:
             style = dict(color=LINES[place % len(LINES)], marker=SHAPES[place], ms=4, capsize=2, lw=1.2)
             axis.errorbar(curve["beta"] * shift, 100 * curve["difference"], yerr=errors, label=arm, **style)
         axis.set(xscale="log", xlabel="beta" if measure == measures[-1] else "")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(f"{wrap(setting, 30)}\n{measure}" if i == 0 else measure, fontsize=9)
         axis.tick_params(labelsize=8)
     axes[0, 0].figure.supylabel("points", fontsize=9)
@@ -134,7 +137,7 @@ def beta_curves(rows: pd.DataFrame, measures: Sequence[str]) -> list[Axes]:
 
 
 def plane_over_training(curves: pd.DataFrame, ends: pd.DataFrame) -> list[Axes]:
-    """The information plane, a column a setting: above, paths over the epochs; below, where arms end.
+    """The information plane, a line a setting: on the left paths over the epochs, on the right where arms end.
 
     Args:
         curves: `setting, arm, epoch, residual_nats, mi_lower_bound_nats` on training batches, one row an epoch;
@@ -142,13 +145,13 @@ def plane_over_training(curves: pd.DataFrame, ends: pd.DataFrame) -> list[Axes]:
         ends: `setting, arm, residual_nats, mi_lower_bound_nats`, means over seeds on validation pairs.
 
     Returns:
-        The Axes, those of the paths first.
+        The Axes, line by line.
     """
     columns = ["residual_nats", "mi_lower_bound_nats"]
     settings, arms = list(ends["setting"].unique()), list(ends["arm"].unique())
-    size = (WIDTH, 6.2 + 0.09 * len(arms))
-    figure, axes = plt.subplots(2, len(settings), figsize=size, layout="constrained", squeeze=False)
-    for (over, end), setting in zip(axes.T, settings, strict=True):
+    size = (WIDTH, 2.8 * len(settings) + 0.6 + 0.09 * len(arms))
+    figure, axes = plt.subplots(len(settings), 2, figsize=size, layout="constrained", squeeze=False)
+    for (over, end), setting in zip(axes, settings, strict=True):
         part = curves[curves["setting"] == setting].dropna(subset=columns)
         for arm, curve in part.groupby("arm", sort=False):
             x, y = curve.sort_values("epoch")[columns].to_numpy().T
@@ -158,7 +161,12 @@ def plane_over_training(curves: pd.DataFrame, ends: pd.DataFrame) -> list[Axes]:
             _letter(end, arms, row.arm, row.residual_nats, row.mi_lower_bound_nats)
         over.set_title(f"{wrap(setting, 30)}\nover training", fontsize=9)
         end.set_title("at the end, unseen pairs", fontsize=9)
-        end.set_xlabel("residual, upper bound (nats)", fontsize=9)
+        end.margins(0.1)
+    for axis in axes[-1]:
+        axis.set_xlabel("residual, upper bound (nats)", fontsize=9)
+    for axis in axes.flat:
+        axis.tick_params(labelsize=8)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
     figure.supylabel("shared, lower bound (nats)", fontsize=9)
     _shared_legend(figure, axes)
     return list(axes.flat)
@@ -239,7 +247,3 @@ def _shared_legend(figure: Figure, axes: np.ndarray) -> None:
     labels = sorted(named, key=lambda label: getattr(named[label], "get_marker", str)() or "")
     options = dict(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     figure.legend([named[label] for label in labels], labels, **options)
-
-
-def _ends(settings: Sequence[str]) -> str:
-    return "right" if len(settings) > 3 else "center"
