@@ -8,7 +8,8 @@ from conftest import TEXTS, noise_pairs
 
 from cibr import inputs
 from cibr.data import Pairs
-from cibr.inputs import digest_model, embed_pairs, prepare, text_labels
+from cibr.data.labels import text_labels
+from cibr.inputs import digest_model, embed_pairs, prepare
 from cibr.models import DualEncoder
 
 PAIRS = noise_pairs(23, n_captions=3)

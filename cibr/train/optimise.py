@@ -7,7 +7,8 @@ from accelerate import Accelerator
 from torch.optim.lr_scheduler import OneCycleLR
 
 from cibr.data import Pairs
-from cibr.inputs import Inputs, text_labels
+from cibr.data.labels import text_labels
+from cibr.inputs import Inputs
 from cibr.losses import BASELINES, BaselineLoss, CIBRLoss
 from cibr.models import DualEncoder
 from cibr.train.config import RunConfig
