@@ -91,13 +91,13 @@ def verdict(rows: list[pd.Series]) -> str:
     above, below = sum(row.low > 0 for row in rows), sum(row.high < 0 for row in rows)
     widest = 100 * max(max(abs(row.low), abs(row.high)) for row in rows)
     if above and below:
-        return "**The answer so far: it depends.** The penalty gains in one score and costs in another."
+        return "**The answer so far, on photos: it depends.** The penalty gains in one score and costs in another."
     if above:
-        return f"**The answer so far: yes, a little.** {above} of {len(rows)} scores gain, none loses."
+        return f"**The answer so far, on photos: yes, a little.** {above} of {len(rows)} scores gain, none loses."
     if below:
-        return f"**The answer so far: no.** {below} of {len(rows)} scores lose, none gains."
+        return f"**The answer so far, on photos: no.** {below} of {len(rows)} scores lose, none gains."
     return (
-        "**The answer so far: it makes no difference that shows.** Against CLIP tuned as hard, every "
+        "**The answer so far, on photos: it makes no difference that shows.** Against CLIP tuned as hard, every "
         f"interval holds zero, and none reaches beyond {widest:.1f} points."
     )
 
