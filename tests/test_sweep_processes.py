@@ -42,7 +42,16 @@ def test_processes_do_each_run_once(tmp_path, quick_start):
     assert dict(os.environ) == before and alive(log) == []
 
 
-def test_an_interrupted_sweep_leaves_no_process_and_the_next_does_only_what_is_missing(tmp_path, quick_start):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, even where a shell has started pytest in the background and told it to ignore that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("quick_start", "interruptible")
+def test_an_interrupted_sweep_leaves_no_process_and_the_next_does_only_what_is_missing(tmp_path):
     log, file = tmp_path / "log", tmp_path / "rows.csv"
     runs, work = runs_of(log, 4), sweep_work.hang_from_2_on_at_first
 
