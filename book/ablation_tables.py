@@ -13,8 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from cibr.paths import project_root
-from cibr.results import read_rows
-from cibr.sweep import arm_differences, read_arms, training_plane
+from cibr.sweep import arm_differences, read_arms, study, training_plane
 from cibr.sweep.arms import KEY
 
 
@@ -48,19 +47,14 @@ def with_earlier(rows: pd.DataFrame, file: Path, arms: pd.DataFrame) -> pd.DataF
     if not file.exists():
         return rows
     by = [*KEY, "against"] if "against" in rows else KEY
-    earlier = read_rows(file)
-    earlier["variant"] = earlier["variant"].astype(object).fillna("")
-    kept = set(arms[KEY].itertuples(index=False, name=None))
-    known = set(rows[by].itertuples(index=False, name=None))
-    stays = [
-        arm in kept and each not in known
-        for arm, each in zip(
-            earlier[KEY].itertuples(index=False, name=None),
-            earlier[by].itertuples(index=False, name=None),
-            strict=True,
-        )
-    ]
-    return pd.concat([earlier[stays], rows], ignore_index=True)
+    earlier = study.read_later(file)
+    of_study = _index(earlier, KEY).isin(_index(arms, KEY))
+    made_again = _index(earlier, by).isin(_index(rows, by))
+    return pd.concat([earlier[of_study & ~made_again], rows], ignore_index=True)
+
+
+def _index(rows: pd.DataFrame, columns: list[str]) -> pd.MultiIndex:
+    return pd.MultiIndex.from_frame(rows[columns])
 
 
 def write(rows: pd.DataFrame, file: Path) -> None:

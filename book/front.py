@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from cibr.sweep.findings import gain_everywhere
+
 WORDS_A_MINUTE = 220
 SECONDS_A_FIGURE = 15
 SECONDS_A_CODE_CELL = 8
@@ -66,12 +68,9 @@ def answer(results: Path) -> str:
 
 def gains(counted: pd.DataFrame) -> str:
     """Which penalties gain in all three scores against every control, as a sentence; empty if none does."""
-    keys = ["setting", "arm", "beta", "variant"]
-    won = counted.groupby(keys, dropna=False, sort=False)["verdict"].agg(
-        lambda said: (said == "above 0").all()
-    )
     names = [
-        f"{arm} (β = {beta:g}) on {setting}" for setting, arm, beta, _ in won[won].index
+        f"{arm} (β = {beta:g}) on {setting}"
+        for setting, arm, beta, _ in gain_everywhere(counted)
     ]
     return (
         f" All three scores gain, against every control, with {'; '.join(names)}."

@@ -79,7 +79,7 @@ def recommend(differences: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
         of_setting = arms[arms["setting"] == setting]
         scores = of_setting.assign(score=validation_scores(of_setting)).groupby(KEY)["score"].mean()
         groups = {key: part for key, part in rows.groupby(KEY, sort=False) if key[1] != BASELINE}
-        gains = [key for key, part in groups.items() if (part["verdict"] == ABOVE).all()]
+        gains = gain_everywhere(rows[rows["arm"] != BASELINE])
         ours = [key for key in groups if key[1].startswith(OURS)]
         ours_gaining = [key for key in gains if key in ours]
         shown = max(ours_gaining or ours, key=lambda key: scores.get(key, -1.0), default=(setting, "", np.nan, ""))
@@ -92,6 +92,12 @@ def recommend(differences: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
         found.append(row | {"gaining": [_name(k) for k in ours_gaining], "controls_gaining": others})
     columns = ["setting", "advice", "arm", "beta", "variant", "n_ours", "gaining", "partly", "controls_gaining"]
     return pd.DataFrame(found, columns=[*columns, "hurting"])
+
+
+def gain_everywhere(rows: pd.DataFrame) -> list[tuple]:
+    """The `KEY` of each arm whose every interval in these rows lies above 0, in their order."""
+    above = (rows["verdict"] == ABOVE).groupby([rows[name] for name in KEY], sort=False, dropna=False).all()
+    return list(above[above].index)
 
 
 def chosen(arms: pd.DataFrame) -> pd.DataFrame:

@@ -54,11 +54,17 @@ def read_study(folder: str | Path) -> Study:
     arms = read_arms(folder / TABLES[0])
     later = []
     for name in TABLES[1:]:
-        rows = read_rows(folder / name)
-        later.append(rows.assign(variant=rows["variant"].astype(object).fillna("")))
+        rows = read_later(folder / name)
+        later.append(rows)
         if unknown := set(rows["setting"]) - set(arms["setting"]):
             raise ValueError(f"{name} has the setting {min(unknown)!r}, which {TABLES[0]} lacks: {how}")
     return Study(arms, *later)
+
+
+def read_later(file: Path) -> pd.DataFrame:
+    """A table that `book/ablation_tables.py` wrote; where there is no variant it is empty, as in `read_arms`."""
+    rows = read_rows(file)
+    return rows.assign(variant=rows["variant"].astype(object).fillna(""))
 
 
 def defaults(arms: pd.DataFrame) -> pd.DataFrame:
