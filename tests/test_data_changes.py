@@ -8,7 +8,7 @@ from conftest import noise_pairs
 from PIL import Image, ImageChops, ImageOps
 
 from cibr.data import load_pairs
-from cibr.data.changes import add_shortcut, exchange_captions, keep_fraction
+from cibr.data.changes import add_shortcut, both_polarities, exchange_captions, keep_fraction
 from cibr.data.views import HELD_OUT_VIEW, TRAINED_VIEWS, VIEWS, seen_through, with_views
 
 
@@ -71,6 +71,15 @@ def test_a_shortcut_in_glyphs_leaves_no_polarity_to_chance_and_says_so_in_the_fa
     for i in (0, 100, 200, n + 5):
         corner = tied.image(i).getpixel((0, 0))[0]
         assert corner == table["paper"][i]
+
+
+def test_both_polarities_are_each_picture_and_its_negative():
+    pairs = noise_pairs(4, n_captions=2)
+    both = both_polarities(pairs)
+    assert len(both) == 8 and len(set(both.keys)) == 8 and both.captions == 2 * pairs.captions
+    for i in range(4):
+        assert both.image(i).tobytes() == pairs.image(i).tobytes()
+        assert both.image(4 + i).tobytes() == ImageOps.invert(pairs.image(i)).tobytes()
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from cibr.sweep.comparison import HEADLINE
 from cibr.sweep.findings import (
     chosen,
     count_verdicts,
+    evidence,
     interval_text,
     recommend,
     relation_text,
     side_by_side,
-    verdict_sentences,
 )
 
 UP, NONE, DOWN = (0.01, 0.02, "above 0"), (-0.01, 0.01, "around 0"), (-0.02, -0.01, "below 0")
@@ -92,23 +92,23 @@ def test_of_an_arm_over_beta_the_best_on_validation_is_chosen(tmp_path):
     assert chosen(read_arms(table)).to_numpy().tolist() == [["flickr8k", "CIBR", 0.1, ""]]
 
 
-def test_sentences_follow_the_verdicts(arms):
+def test_the_evidence_of_a_setting_is_that_of_the_arm_that_is_shown(arms):
     rows = differences({"noise only": [UP] * 3, "CIBR a": [UP, NONE, NONE], "CIBR b": [NONE, NONE, DOWN]})
-    rows["n_seeds"] = 5
-    (said,) = verdict_sentences(recommend(rows, arms), rows)
-    assert said == (
-        "**flickr8k: plain CLIP (beta = 0).** CIBR arms that gain in all three scores: 0 of 2; that lose in one "
-        "or more: 1. CIBR b (beta = 0.1) is the best of them on validation: points against tuned CLIP +0.0 [-1.0, "
-        "+1.0] in zero-shot mean, +0.0 [-1.0, +1.0] in image to text, -1.5 [-2.0, -1.0] in text to image, over 5 "
-        "seeds. Gain in some scores alone, and lose in none: CIBR a (beta = 0.1) in zero-shot mean. Without a "
-        "bottleneck, these gain in all three too: noise only."
-    )
-    rows = differences({"CIBR a": [UP] * 3}).assign(n_seeds=1)
-    (said,) = verdict_sentences(recommend(rows, arms), rows)
-    assert said.startswith("**flickr8k: CIBR a (beta = 0.1).** CIBR arms that gain in all three scores: 1 of 1;")
-    assert said.endswith("over one seed, whose interval is over pictures alone.")
-    rows = differences({"noise only": [NONE] * 3}).assign(n_seeds=5)
-    assert verdict_sentences(recommend(rows, arms), rows) == ["**flickr8k: plain CLIP (beta = 0).**"]
+    grouped = differences({"CIBR b": [UP] * 3}, against="CLIP in groups")
+    rows = pd.concat([rows, grouped]).assign(n_seeds=5)
+    table = evidence(recommend(rows, arms), rows)
+    (row,) = table.reset_index().to_numpy().tolist()
+    assert row[:4] == ["flickr8k", "plain CLIP (beta = 0)", "CIBR b (beta = 0.1)", 5]
+    assert row[4:] == ["+0.0 [-1.0, +1.0]", "+0.0 [-1.0, +1.0]", "-1.5 [-2.0, -1.0] *"]
+    assert list(table.columns) == list(HEADLINE)
+    assert not len(evidence(recommend(rows[:3], arms), rows[:3])), "no arm of ours, nothing to show"
+
+
+def test_settings_of_the_evidence_keep_the_order_of_the_recommendation(arms):
+    rows = [differences({"CIBR a": [NONE] * 3}, setting=setting) for setting in ("z", "flickr8k", "a")]
+    rows = pd.concat(rows).assign(n_seeds=1)
+    table = evidence(recommend(rows, arms), rows)
+    assert table.index.get_level_values("setting").tolist() == ["z", "flickr8k", "a"]
 
 
 @pytest.mark.parametrize(("sign", "word"), [(-1, "less"), (1, "more"), (0, "neither")])

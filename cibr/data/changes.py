@@ -86,13 +86,24 @@ def add_shortcut(pairs: Pairs, word: str, exceptions: float) -> Pairs:
     rows = torch.cat([torch.arange(n), both])
     turned = torch.cat([says == light, (says != light)[both]])
     labels = torch.arange(n) if pairs.labels is None else pairs.labels
-    shown = replace(pairs, labels=labels, groups=torch.arange(n)).subset(rows)
-    keys = [f"{key}/turned" if turn else key for key, turn in zip(shown.keys, turned.tolist(), strict=True)]
-    if shown.factors is not None:
-        for name in ("ink", "paper"):
-            greys = shown.factors[name]
-            shown.factors[name] = greys.where(~turned.numpy(), 255 - greys)
-    return replace(shown, keys=keys, load=_Turned(shown.load, turned.tolist()))
+    return _turn(replace(pairs, labels=labels, groups=torch.arange(n)).subset(rows), turned)
+
+
+def both_polarities(pairs: Pairs) -> Pairs:
+    """All pictures as they are, then all of them light for dark."""
+    n = len(pairs)
+    return _turn(pairs.subset(torch.arange(n).repeat(2)), torch.arange(2 * n) >= n)
+
+
+def _turn(pairs: Pairs, turned: torch.Tensor) -> Pairs:
+    """The pairs with some pictures light for dark, told by their keys and by their factors where they have any."""
+    flags = turned.tolist()
+    keys = [f"{key}/turned" if flag else key for key, flag in zip(pairs.keys, flags, strict=True)]
+    factors = pairs.factors
+    if factors is not None:
+        greys = {name: factors[name].where(~turned.numpy(), 255 - factors[name]) for name in ("ink", "paper")}
+        factors = factors.assign(**greys)
+    return replace(pairs, keys=keys, factors=factors, load=_Turned(pairs.load, flags))
 
 
 @dataclass(frozen=True)

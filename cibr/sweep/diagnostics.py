@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cibr.data import Pairs
+from cibr.data.changes import both_polarities
 from cibr.information import info_nce_nats, principal_components, probe_nats
 from cibr.inputs import embed_pairs, prepare
 from cibr.losses import BaselineLoss, clip_loss
@@ -65,9 +66,25 @@ def leakage(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
     for kind, side, name, values in _factors(pairs):
         codes = torch.from_numpy(pd.factorize(np.asarray(values), sort=True)[0].astype(np.int64))
         for probed in ("image", "text") if side == "both" else (side,):
-            probe = probe_nats(embedded[probed], codes, held_out)
-            found[f"{kind}_{probed}_{name}"] = probe["nats"] / probe["entropy_nats"]
+            found[f"{kind}_{probed}_{name}"] = _share_read(embedded[probed], codes, held_out)
     return found
+
+
+def polarity_leakage(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
+    """`leakage_image_polarity` where no factor tells it: the pictures are shown as they are and light for dark.
+
+    Both looks of a picture train the probe, or both test it.
+    """
+    pairs = _first_texts(_sample(pairs, N_PROBED // 2))
+    images, _ = _embedded(model, both_polarities(pairs))
+    picture = torch.arange(len(pairs)).repeat(2)
+    turned = (torch.arange(len(picture)) >= len(pairs)).long()
+    return {"leakage_image_polarity": _share_read(principal_components(images), turned, picture % 2 == 1)}
+
+
+def _share_read(z: Tensor, codes: Tensor, held_out: Tensor) -> float:
+    probe = probe_nats(z, codes, held_out)
+    return probe["nats"] / probe["entropy_nats"]
 
 
 def _factors(pairs: Pairs):

@@ -37,12 +37,8 @@ def side_by_side(rows: pd.DataFrame, scale: float = 100.0, digits: int = 1) -> p
         scale: that differences are told in.
         digits: after the point.
     """
-    text = [interval_text(row, scale, digits) for row in rows.to_dict("records")]
-    marks = rows["verdict"].isin([ABOVE, BELOW]).map({True: " *", False: ""})
-    shown = rows.assign(cell=pd.Series(text, index=rows.index, dtype=object) + marks)
-    keys = [name for name in KEY if name == "arm" or shown[name].nunique() > 1]
-    table = shown.pivot_table(index=keys, columns="measure", values="cell", aggfunc="first", sort=False)
-    return table.reindex(columns=sorted(shown["measure"].unique(), key=_place)).fillna("")
+    keys = [name for name in KEY if name == "arm" or rows[name].nunique() > 1]
+    return _pivot(rows, keys, scale, digits)
 
 
 def count_verdicts(rows: pd.DataFrame) -> dict[str, int | float]:
@@ -107,28 +103,23 @@ def chosen(arms: pd.DataFrame) -> pd.DataFrame:
     return scores.loc[scores.groupby(["setting", "arm"], sort=False)["score"].idxmax(), KEY]
 
 
-def verdict_sentences(recommended: pd.DataFrame, differences: pd.DataFrame) -> list[str]:
-    """The recommendation of each setting as a sentence or three, with the numbers it rests on.
+def evidence(recommended: pd.DataFrame, differences: pd.DataFrame) -> pd.DataFrame:
+    """The recommendation of each setting beside the numbers it rests on: points against tuned CLIP, as text.
 
     Args:
         recommended: from `recommend`.
         differences: from `arm_differences`.
+
+    Returns:
+        A row a setting with an arm of ours: `setting`, `train` (the advice), `shown` (the arm that the numbers are
+        of, see `recommend`) and `seeds` in the index, and a column a score of the headline.
     """
-    said = []
-    for row in recommended.to_dict("records"):
-        words = [f"**{row['setting']}: {row['advice']}.**"]
-        n, n_gaining = row["n_ours"], len(row["gaining"])
-        if n:
-            words.append(f"CIBR arms that gain in all three scores: {n_gaining} of {n};")
-            words.append(f"that lose in one or more: {row['hurting']}. {_evidence(row, differences)}")
-        if row["partly"]:
-            words.append(f"Gain in some scores alone, and lose in none: {', '.join(row['partly'])}.")
-        if row["controls_gaining"]:
-            words.append(
-                f"Without a bottleneck, these gain in all three too: {', '.join(row['controls_gaining'])}."
-            )
-        said.append(" ".join(words))
-    return said
+    of_headline = differences["measure"].isin(HEADLINE) & (differences["against"] == BASELINE)
+    rows = differences[of_headline].merge(recommended[[*KEY, "advice"]], on=KEY)
+    rows["shown"] = [_name(key) for key in rows[KEY].itertuples(index=False)]
+    rows = rows.rename(columns={"advice": "train", "n_seeds": "seeds"})
+    rows["setting"] = pd.Categorical(rows["setting"], recommended["setting"])
+    return _pivot(rows.sort_values("setting", kind="stable"), ["setting", "train", "shown", "seeds"])
 
 
 def relation_text(
@@ -170,16 +161,13 @@ def _place(measure: str) -> int:
     return HEADLINE.index(measure) if measure in HEADLINE else len(HEADLINE)
 
 
-def _evidence(row: Mapping, differences: pd.DataFrame) -> str:
-    """The three differences of the arm that is shown, against tuned CLIP."""
-    same = np.logical_and.reduce([differences[name] == row[name] for name in KEY])
-    rows = differences[same & (differences["against"] == BASELINE) & differences["measure"].isin(HEADLINE)]
-    rows = rows.sort_values("measure", key=lambda names: names.map(_place))
-    parts = [f"{interval_text(r)} in {r['measure']}" for r in rows.to_dict("records")]
-    seeds = rows["n_seeds"].iloc[0]
-    name = _name(tuple(row[key] for key in KEY))
-    over = "one seed, whose interval is over pictures alone" if seeds == 1 else f"{seeds} seeds"
-    return f"{name} is the best of them on validation: points against tuned CLIP {', '.join(parts)}, over {over}."
+def _pivot(rows: pd.DataFrame, index: list[str], scale: float = 100.0, digits: int = 1) -> pd.DataFrame:
+    text = [interval_text(row, scale, digits) for row in rows.to_dict("records")]
+    marks = rows["verdict"].isin([ABOVE, BELOW]).map({True: " *", False: ""})
+    shown = rows.assign(cell=pd.Series(text, index=rows.index, dtype=object) + marks)
+    options = dict(aggfunc="first", sort=False, observed=True)
+    table = shown.pivot_table(index=index, columns="measure", values="cell", **options)
+    return table.reindex(columns=sorted(shown["measure"].unique(), key=_place)).fillna("")
 
 
 def _name(key: tuple) -> str:

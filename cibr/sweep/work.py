@@ -9,7 +9,7 @@ from cibr.data import Pairs, load_pairs
 from cibr.evaluate import evaluate
 from cibr.models import DualEncoder
 from cibr.paths import project_root
-from cibr.sweep.diagnostics import describe_embeddings, leakage
+from cibr.sweep.diagnostics import describe_embeddings, leakage, polarity_leakage
 from cibr.sweep.runs import run_id
 from cibr.train import RunConfig, build_model, configure, fit, load_splits
 
@@ -79,4 +79,6 @@ def _measure(model: DualEncoder, train: Pairs, validation: Pairs, config: RunCon
     gap = found["train_mi_lower_bound_nats"] - found["validation_mi_lower_bound_nats"]
     # The glyphs' nuisance factors vary in training alone; what was changed about it is no part of the measure.
     probed = load_pairs("glyphs", "train") if config.dataset == "glyphs" else validation
-    return found | {"train_test_gap_nats": gap} | leakage(model, probed)
+    found |= {"train_test_gap_nats": gap} | leakage(model, probed)
+    tied = config.shortcut_word and "leakage_image_polarity" not in found
+    return found | (polarity_leakage(model, validation) if tied else {})

@@ -1,0 +1,16 @@
+"""What a run of the ablation is measured by, once it is trained."""
+
+import pytest
+from conftest import noise_pairs
+
+from cibr.sweep import work
+from cibr.train import RunConfig
+
+
+@pytest.mark.parametrize("word", ["", "dog"])
+def test_photos_are_probed_for_polarity_where_training_tied_it_to_a_word(build, word):
+    train, validation = noise_pairs(64), noise_pairs(64, split="validation")
+    found = work._measure(build("tiny"), train, validation, RunConfig(dataset="mine", shortcut_word=word))
+    assert ("leakage_image_polarity" in found) == bool(word)
+    gap = found["train_mi_lower_bound_nats"] - found["validation_mi_lower_bound_nats"]
+    assert found["train_test_gap_nats"] == gap and "leakage_image_brightness" in found
