@@ -109,7 +109,7 @@ def _often(values: pd.Series, least: int = 50) -> pd.Series:
     return values.map(values.value_counts()) >= least
 
 
-def _bins(values: list[float]) -> Tensor:
+def _bins(values: list[float]) -> pd.Series:
     return pd.qcut(pd.Series(values).rank(method="first"), N_BINS, labels=False)
 
 
