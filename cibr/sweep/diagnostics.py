@@ -1,5 +1,6 @@
 """What a model's embeddings hold: geometry, bounds on information, and what a probe reads of each factor."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -109,7 +110,7 @@ def _often(values: pd.Series, least: int = 50) -> pd.Series:
     return values.map(values.value_counts()) >= least
 
 
-def _bins(values: list[float]) -> pd.Series:
+def _bins(values: Sequence[float]) -> pd.Series:
     return pd.qcut(pd.Series(values).rank(method="first"), N_BINS, labels=False)
 
 
