@@ -10,6 +10,8 @@ from cibr.train import RunConfig
 @pytest.mark.parametrize("word", ["", "dog"])
 def test_photos_are_probed_for_polarity_where_training_tied_it_to_a_word(build, word):
     train, validation = noise_pairs(64), noise_pairs(64, split="validation")
+    for i in range(0, 64, 3):
+        validation.captions[i] = [f"a man and {validation.captions[i][0]}"]
     found = work._measure(build("tiny"), train, validation, RunConfig(dataset="mine", shortcut_word=word))
     assert ("leakage_image_polarity" in found) == bool(word)
     gap = found["train_mi_lower_bound_nats"] - found["validation_mi_lower_bound_nats"]

@@ -110,7 +110,7 @@ def _often(values: pd.Series, least: int = 50) -> pd.Series:
     return values.map(values.value_counts()) >= least
 
 
-def _bins(values: Sequence[float]) -> pd.Series:
+def _bins(values: Sequence[int | float]) -> pd.Series:
     return pd.qcut(pd.Series(values).rank(method="first"), N_BINS, labels=False)
 
 
