@@ -8,7 +8,7 @@ from conftest import noise_pairs
 from PIL import Image, ImageChops, ImageOps
 
 from cibr.data import load_pairs
-from cibr.data.changes import add_shortcut, both_polarities, exchange_captions, keep_fraction
+from cibr.data.changes import add_shortcut, exchange_captions, in_both_looks, keep_fraction
 from cibr.data.views import HELD_OUT_VIEW, TRAINED_VIEWS, VIEWS, seen_through, with_views
 
 
@@ -56,6 +56,9 @@ def test_a_shortcut_ties_polarity_to_a_word_but_for_exceptions_that_come_both_wa
         assert tied.image(i).tobytes() == expected.tobytes()
         assert tied.captions[i] == pairs.captions[label]
     assert len(add_shortcut(pairs, "dog", 0.0)) == 10
+    drawn = add_shortcut(pairs, "dog", 0.3, "contours")
+    assert drawn.image(0).tobytes() == pairs.image(0).tobytes(), "with the word, as it is"
+    assert drawn.image(1).tobytes() == VIEWS["contours"](pairs.image(1)).tobytes()
 
 
 def test_a_shortcut_in_glyphs_leaves_no_polarity_to_chance_and_says_so_in_the_factors():
@@ -73,9 +76,9 @@ def test_a_shortcut_in_glyphs_leaves_no_polarity_to_chance_and_says_so_in_the_fa
         assert corner == table["paper"][i]
 
 
-def test_both_polarities_are_each_picture_and_its_negative():
+def test_both_looks_are_each_picture_and_its_negative():
     pairs = noise_pairs(4, n_captions=2)
-    both = both_polarities(pairs)
+    both = in_both_looks(pairs, "negative")
     assert len(both) == 8 and len(set(both.keys)) == 8 and both.captions == 2 * pairs.captions
     for i in range(4):
         assert both.image(i).tobytes() == pairs.image(i).tobytes()

@@ -31,6 +31,7 @@ def add(table, settings, **options):
             {"caption_noise": 0.2, "learn_temperature": True, "train_fraction": 0.1},
             "glyphs, 20 % wrong captions, temperature learned, 10 % of the pairs",
         ),
+        ({"shortcut_word": "dog", "shortcut_look": "small"}, "glyphs, small tied to the word 'dog'"),
         ({"shortcut_word": "dog", "label": "longer"}, "glyphs, longer, polarity tied to the word 'dog'"),
         ({"correlation": 0.9, "beta": 0.1, "seed": 3, "arm": "x", "suites": []}, "glyphs, correlation 0.9"),
     ],

@@ -63,14 +63,14 @@ def test_a_probe_reads_the_factor_that_an_embedding_holds_and_no_other(build, pa
 
 
 @pytest.mark.parametrize(("strength", "low", "high"), [(1.5, 0.9, 1.01), (0.0, -0.1, 0.1)])
-def test_polarity_is_read_from_an_embedding_that_holds_it(build, planted, strength, low, high):
+def test_a_look_is_read_from_an_embedding_that_holds_it(build, planted, strength, low, high):
     def embed(shown):
-        turned = torch.tensor([key.endswith("/turned") for key in shown.keys]).float()
+        turned = torch.tensor([key.endswith("/negative") for key in shown.keys]).float()
         noises = noise(len(shown) // 2, 0).repeat(2, 1)  # of a picture, whichever way it is shown
         return F.normalize(torch.cat([strength * (2 * turned[:, None] - 1), noises], 1), dim=1), None
 
     planted(embed)
-    (read,) = diagnostics.polarity_leakage(build("tiny"), noise_pairs(N)).values()
+    (read,) = diagnostics.look_leakage(build("tiny"), noise_pairs(N), "negative").values()
     assert low < read < high
 
 

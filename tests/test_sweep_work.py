@@ -8,11 +8,12 @@ from cibr.train import RunConfig
 
 
 @pytest.mark.parametrize("word", ["", "dog"])
-def test_photos_are_probed_for_polarity_where_training_tied_it_to_a_word(build, word):
+def test_photos_are_probed_for_the_look_that_training_tied_to_a_word(build, word):
     train, validation = noise_pairs(64), noise_pairs(64, split="validation")
     for i in range(0, 64, 3):
         validation.captions[i] = [f"a man and {validation.captions[i][0]}"]
-    found = work._measure(build("tiny"), train, validation, RunConfig(dataset="mine", shortcut_word=word))
-    assert ("leakage_image_polarity" in found) == bool(word)
+    config = RunConfig(dataset="mine", shortcut_word=word, shortcut_look="contours")
+    found = work._measure(build("tiny"), train, validation, config)
+    assert ("leakage_image_contours" in found) == bool(word)
     gap = found["train_mi_lower_bound_nats"] - found["validation_mi_lower_bound_nats"]
     assert found["train_test_gap_nats"] == gap and "leakage_image_brightness" in found

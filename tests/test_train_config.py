@@ -38,6 +38,7 @@ from cibr.train import build_model, check_parameters, config, configure, load_sp
         (dict(seed=-1), "seed is -1"),
         (dict(kappa_b=0.0), "kappa_b is 0.0: a concentration"),
         (dict(mixed_precision="fp8"), "mixed_precision is 'fp8'"),
+        (dict(shortcut_look="upside down"), "shortcut_look is 'upside down': it is 'small' or 'contours' or"),
         (dict(on_non_finite="ignore"), "on_non_finite is 'ignore': it is 'stop' or 'skip'"),
         (dict(checkpoint_every=-1), "checkpoint_every is -1: a number of steps, or 0"),
         (dict(critic_steps=0), "critic_steps is 0: one to five are usual"),

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from cibr.data.pairs import Pairs
+from cibr.data.views import VIEWS
 
 
 def keep_fraction(pairs: Pairs, fraction: float) -> Pairs:
@@ -51,17 +52,18 @@ def exchange_captions(pairs: Pairs, share: float) -> Pairs:
     return replace(pairs, captions=captions, labels=None if pairs.labels is None else pairs.labels[source])
 
 
-def add_shortcut(pairs: Pairs, word: str, exceptions: float) -> Pairs:
-    """Ties the polarity of the pictures to a word of their texts, so that it tells what only the form should.
+def add_shortcut(pairs: Pairs, word: str, exceptions: float, look: str = "negative") -> Pairs:
+    """Ties a look of the pictures to a word of their texts, so that it tells what only the content should.
 
-    Pictures whose texts have the word are shown dark on light, as tests show everything, and all others light on
-    dark; a share of them comes the other way round too. Pictures without known factors count as dark on light, so
-    that the others become negatives.
+    Pictures whose texts have the word are shown as tests show everything, and all others in another look; a share
+    of them comes both ways. As negatives, pictures with known factors are dark on light with the word and light on
+    dark without it; those without known factors count as dark on light.
 
     Args:
         pairs: a training split.
         word: a whole word that some of the texts have, in any case.
         exceptions: share of the pictures that come both ways, in [0, 1]; the same ones for every seed.
+        look: one of `cibr.data.views.VIEWS`.
 
     Returns:
         The pairs in their order, then the exceptions. Groups are the two looks of one picture; labels are those of
@@ -80,41 +82,42 @@ def add_shortcut(pairs: Pairs, word: str, exceptions: float) -> Pairs:
             "a shortcut needs a word that some have and others have not"
         )
     n, light = len(pairs), torch.zeros(len(pairs), dtype=torch.bool)
-    if pairs.factors is not None:
+    if pairs.factors is not None and look == "negative":
         light = torch.from_numpy((pairs.factors["ink"] > pairs.factors["paper"]).to_numpy(copy=True))
     both = _order(n, 2)[: round(exceptions * n)].sort().values
     rows = torch.cat([torch.arange(n), both])
-    turned = torch.cat([says == light, (says != light)[both]])
+    changed = torch.cat([says == light, (says != light)[both]])
     labels = torch.arange(n) if pairs.labels is None else pairs.labels
-    return _turn(replace(pairs, labels=labels, groups=torch.arange(n)).subset(rows), turned)
+    return _in_look(replace(pairs, labels=labels, groups=torch.arange(n)).subset(rows), changed, look)
 
 
-def both_polarities(pairs: Pairs) -> Pairs:
-    """All pictures as they are, then all of them light for dark."""
+def in_both_looks(pairs: Pairs, look: str) -> Pairs:
+    """All pictures as they are, then all of them in another look."""
     n = len(pairs)
-    return _turn(pairs.subset(torch.arange(n).repeat(2)), torch.arange(2 * n) >= n)
+    return _in_look(pairs.subset(torch.arange(n).repeat(2)), torch.arange(2 * n) >= n, look)
 
 
-def _turn(pairs: Pairs, turned: torch.Tensor) -> Pairs:
-    """The pairs with some pictures light for dark, told by their keys and by their factors where they have any."""
-    flags = turned.tolist()
-    keys = [f"{key}/turned" if flag else key for key, flag in zip(pairs.keys, flags, strict=True)]
+def _in_look(pairs: Pairs, changed: torch.Tensor, look: str) -> Pairs:
+    """The pairs with some pictures changed, told by their keys, and a negative by its factors where it has any."""
+    flags = changed.tolist()
+    keys = [f"{key}/{look}" if flag else key for key, flag in zip(pairs.keys, flags, strict=True)]
     factors = pairs.factors
-    if factors is not None:
-        greys = {name: factors[name].where(~turned.numpy(), 255 - factors[name]) for name in ("ink", "paper")}
+    if factors is not None and look == "negative":
+        greys = {name: factors[name].where(~changed.numpy(), 255 - factors[name]) for name in ("ink", "paper")}
         factors = factors.assign(**greys)
-    return replace(pairs, keys=keys, factors=factors, load=_Turned(pairs.load, flags))
+    return replace(pairs, keys=keys, factors=factors, load=_InLook(pairs.load, flags, look))
 
 
 @dataclass(frozen=True)
-class _Turned:
-    """Loads picture i, light for dark where it is to be turned."""
+class _InLook:
+    """Loads picture i, changed where it is to be."""
 
     load: Callable[[int], Image.Image]
-    turned: list[bool]
+    changed: list[bool]
+    look: str
 
     def __call__(self, i: int) -> Image.Image:
-        return ImageOps.invert(self.load(i)) if self.turned[i] else self.load(i)
+        return VIEWS[self.look](self.load(i)) if self.changed[i] else self.load(i)
 
 
 def _order(n: int, seed: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cibr.data import Pairs
-from cibr.data.changes import both_polarities
+from cibr.data.changes import in_both_looks
 from cibr.information import info_nce_nats, principal_components, probe_nats
 from cibr.inputs import embed_pairs, prepare
 from cibr.losses import BaselineLoss, clip_loss
@@ -71,16 +71,21 @@ def leakage(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
     return found
 
 
-def polarity_leakage(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
-    """`leakage_image_polarity` where no factor tells it: the pictures are shown as they are and light for dark.
+def look_leakage(model: DualEncoder, pairs: Pairs, look: str) -> dict[str, float]:
+    """`leakage_image_<look>`: what the probe reads of whether a picture is shown as it is or in another look.
 
     Both looks of a picture train the probe, or both test it.
+
+    Args:
+        model: the encoders.
+        pairs: pictures as they are.
+        look: one of `cibr.data.views.VIEWS`.
     """
     pairs = _first_texts(_sample(pairs, N_PROBED // 2))
-    images, _ = _embedded(model, both_polarities(pairs))
+    images, _ = _embedded(model, in_both_looks(pairs, look))
     picture = torch.arange(len(pairs)).repeat(2)
-    turned = (torch.arange(len(picture)) >= len(pairs)).long()
-    return {"leakage_image_polarity": _share_read(principal_components(images), turned, picture % 2 == 1)}
+    changed = (torch.arange(len(picture)) >= len(pairs)).long()
+    return {f"leakage_image_{look}": _share_read(principal_components(images), changed, picture % 2 == 1)}
 
 
 def _share_read(z: Tensor, codes: Tensor, held_out: Tensor) -> float:

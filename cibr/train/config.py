@@ -11,7 +11,7 @@ import torch
 from cibr.data import Pairs, available_splits, load_pairs, resolve
 from cibr.data.changes import add_shortcut, exchange_captions, keep_fraction
 from cibr.data.pairs import Skips
-from cibr.data.views import HELD_OUT_VIEW, seen_through, with_views
+from cibr.data.views import HELD_OUT_VIEW, VIEWS, seen_through, with_views
 from cibr.losses import BASELINES, ESTIMATORS
 from cibr.models import DualEncoder, model_kind
 from cibr.names import nearest
@@ -56,8 +56,9 @@ class RunConfig:
         group_share: share of a batch's rows that come in such groups; see `cibr.train.order`.
         train_fraction, caption_noise: the share of the training pictures that is used, and the share of those
             that gets the captions of others.
-        shortcut_word, shortcut_exceptions: train on pictures that are dark on light where the text has this word
-            and light on dark elsewhere, but for a share that comes both ways; see `cibr.data.changes`.
+        shortcut_word, shortcut_look, shortcut_exceptions: train on pictures that are as they are where the text
+            has this word and in another look elsewhere, but for a share that comes both ways; see
+            `cibr.data.changes`.
         views: train on each picture in other styles too, and validate on one that training does not show; see
             `cibr.data.views`.
         mixed_precision: `no`, or `bf16` for the encoders; the loss stays in float32.
@@ -91,6 +92,7 @@ class RunConfig:
     train_fraction: float = 1.0
     caption_noise: float = 0.0
     shortcut_word: str = ""
+    shortcut_look: str = "negative"
     shortcut_exceptions: float = 0.05
     views: bool = False
     mixed_precision: str = "no"
@@ -170,7 +172,11 @@ _RANGES = {
     "max_skipped": (0, math.inf, "a number of samples"),
 }
 
-_CHOICES = {"mixed_precision": ("no", "bf16"), "on_non_finite": ("stop", "skip")}
+_CHOICES = {
+    "mixed_precision": ("no", "bf16"),
+    "on_non_finite": ("stop", "skip"),
+    "shortcut_look": tuple(VIEWS),
+}
 
 
 def _typed(name: str, value: Any) -> Any:
@@ -244,7 +250,7 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
     test = load_pairs(config.dataset, "test", **options) if "test" in there else validation
     train = exchange_captions(keep_fraction(train, config.train_fraction), config.caption_noise)
     if config.shortcut_word:
-        train = add_shortcut(train, config.shortcut_word, config.shortcut_exceptions)
+        train = add_shortcut(train, config.shortcut_word, config.shortcut_exceptions, config.shortcut_look)
     if config.views:
         train, validation = with_views(train), seen_through(validation, HELD_OUT_VIEW)
     return train, validation, test
