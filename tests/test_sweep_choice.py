@@ -16,6 +16,7 @@ CHOSEN_FROM = {
     "flickr8k": "ablation_trials",
     "flickr8k-views": "ablation_trials_views",
     "flickr8k-small": "ablation_trials_small",
+    "flickr8k-look": "ablation_trials_look",
     "glyphs": "ablation_trials_glyphs",
     "glyphs-shortcut": "ablation_trials_shortcut",
 }
