@@ -90,6 +90,8 @@ def test_of_an_arm_over_beta_the_best_on_validation_is_chosen(tmp_path):
     for beta, skill in ((0.01, 0.3), (0.1, 0.6), (1.0, 0.2)):
         add_run(table, tmp_path / "runs", settings_of("CIBR", beta=beta), skill=skill)
     assert chosen(read_arms(table)).to_numpy().tolist() == [["flickr8k", "CIBR", 0.1, ""]]
+    add_run(table, tmp_path / "runs", settings_of("CIBR", beta=0.01, seed=9), skill=0.3)
+    assert chosen(read_arms(table))["beta"].tolist() == [0.01], "two seeds tell more than one"
 
 
 def test_the_evidence_of_a_setting_is_that_of_the_arm_that_is_shown(arms):

@@ -65,20 +65,23 @@ def recommend(differences: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row a setting: `setting`; `advice`, an arm of ours with its beta or plain CLIP; `arm, beta, variant` of
-        the arm of ours that is shown for evidence, the best on validation among those that gain everywhere, or
-        among all; `n_ours` arms and betas of ours; `gaining`, which of them gain in all three against every
-        control; `partly`, which of ours gain in some scores alone and lose in none, with those scores;
-        `controls_gaining`, which other arms gain in all three; `hurting`, how many of ours lose in a score.
+        the arm of ours that is shown for evidence: of those that gain everywhere, or of all, the one with the most
+        seeds and then the best on validation; `n_ours` arms and betas of ours; `gaining`, which of them gain in
+        all three against every control; `partly`, which of ours gain in some scores alone and lose in none, with
+        those scores; `controls_gaining`, which other arms gain in all three; `hurting`, how many of ours lose in
+        a score.
     """
     found = []
     for setting, rows in differences[differences["measure"].isin(HEADLINE)].groupby("setting", sort=False):
         of_setting = arms[arms["setting"] == setting]
-        scores = of_setting.assign(score=validation_scores(of_setting)).groupby(KEY)["score"].mean()
+        ranks = _ranks(of_setting)
         groups = {key: part for key, part in rows.groupby(KEY, sort=False) if key[1] != BASELINE}
         gains = gain_everywhere(rows[rows["arm"] != BASELINE])
         ours = [key for key in groups if key[1].startswith(OURS)]
         ours_gaining = [key for key in gains if key in ours]
-        shown = max(ours_gaining or ours, key=lambda key: scores.get(key, -1.0), default=(setting, "", np.nan, ""))
+        shown = max(
+            ours_gaining or ours, key=lambda key: ranks.get(key, (0, 0.0)), default=(setting, "", np.nan, "")
+        )
         hurting = sum((groups[key]["verdict"] == BELOW).any() for key in ours)
         advice = _name(shown) if ours_gaining else "plain CLIP (beta = 0)"
         row = dict(zip(KEY, shown, strict=True)) | {"advice": advice, "n_ours": len(ours), "hurting": int(hurting)}
@@ -97,10 +100,22 @@ def gain_everywhere(rows: pd.DataFrame) -> list[tuple]:
 
 
 def chosen(arms: pd.DataFrame) -> pd.DataFrame:
-    """The beta and variant of each arm in each setting that is the best on validation: one row of `KEY` an arm."""
-    scored = arms.assign(score=validation_scores(arms))
-    scores = scored.groupby(KEY, sort=False)["score"].mean().reset_index()
-    return scores.loc[scores.groupby(["setting", "arm"], sort=False)["score"].idxmax(), KEY]
+    """The beta and variant of each arm in each setting that tells most: one row of `KEY` an arm.
+
+    Those with the most seeds, and of these the best on validation: means over few seeds are not compared with
+    means over many.
+    """
+    best = {}
+    for key, rank in _ranks(arms).items():
+        if key[:2] not in best or rank > best[key[:2]][0]:
+            best[key[:2]] = rank, key
+    return pd.DataFrame([key for _, key in best.values()], columns=KEY)
+
+
+def _ranks(arms: pd.DataFrame) -> dict[tuple, tuple[int, float]]:
+    """The number of seeds and the mean validation score of each `KEY`, in their order."""
+    groups = arms.assign(score=validation_scores(arms)).groupby(KEY, sort=False)
+    return {key: (rows["seed"].nunique(), rows["score"].mean()) for key, rows in groups}
 
 
 def evidence(recommended: pd.DataFrame, differences: pd.DataFrame) -> pd.DataFrame:
