@@ -68,9 +68,13 @@ def answer(results: Path) -> str:
 
 def gains(counted: pd.DataFrame) -> str:
     """Which penalties gain in all three scores against every control, as a sentence; empty if none does."""
+    betas: dict[str, dict[str, list[str]]] = {}
+    for setting, arm, beta, _ in gain_everywhere(counted):
+        betas.setdefault(arm, {}).setdefault(setting, []).append(f"{beta:g}")
     names = [
-        f"{arm} (β = {beta:g}) on {setting}"
-        for setting, arm, beta, _ in gain_everywhere(counted)
+        f"{arm} on "
+        + ", and on ".join(f"{s} (β = {', '.join(b)})" for s, b in at.items())
+        for arm, at in betas.items()
     ]
     return (
         f" All three scores gain, against every control, with {'; '.join(names)}."
