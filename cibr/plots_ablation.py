@@ -104,20 +104,20 @@ def verdict_map(rows: pd.DataFrame, measures: Sequence[str]) -> list[Axes]:
 
 
 def beta_curves(rows: pd.DataFrame, measures: Sequence[str]) -> list[Axes]:
-    """Differences to tuned CLIP over the penalty's weight, with intervals: a line a measure, a column a setting.
+    """Differences to tuned CLIP over the penalty's weight, with intervals: a line a setting, a column a measure.
 
     Args:
         rows: `setting, arm, beta, measure, difference, low, high`, one beta an arm or more, all above 0.
-        measures: the lines, from top to bottom.
+        measures: the columns, from left to right.
 
     Returns:
         The Axes, line by line.
     """
     settings, arms = list(rows["setting"].unique()), list(rows["arm"].unique())
-    size = (WIDTH, 1.8 * len(measures) + 0.7 + 0.1 * len(arms))
-    options = dict(layout="constrained", sharex="col", squeeze=False)
-    figure, axes = plt.subplots(len(measures), len(settings), figsize=size, **options)
-    for (i, measure), (j, setting) in itertools.product(enumerate(measures), enumerate(settings)):
+    size = (WIDTH, 1.8 * len(settings) + 0.7 + 0.1 * len(arms))
+    options = dict(layout="constrained", sharex="row", squeeze=False)
+    figure, axes = plt.subplots(len(settings), len(measures), figsize=size, **options)
+    for (i, setting), (j, measure) in itertools.product(enumerate(settings), enumerate(measures)):
         axis = axes[i, j]
         axis.axhline(0, color="black", lw=0.8)
         for arm, curve in rows[(rows["measure"] == measure) & (rows["setting"] == setting)].groupby("arm"):
@@ -127,9 +127,9 @@ def beta_curves(rows: pd.DataFrame, measures: Sequence[str]) -> list[Axes]:
             errors = 100 * np.array([curve["difference"] - curve["low"], curve["high"] - curve["difference"]])
             style = dict(color=LINES[place % len(LINES)], marker=SHAPES[place], ms=4, capsize=2, lw=1.2)
             axis.errorbar(curve["beta"] * shift, 100 * curve["difference"], yerr=errors, label=arm, **style)
-        axis.set(xscale="log", xlabel="beta" if measure == measures[-1] else "")
+        axis.set(xscale="log", xlabel="beta" if setting == settings[-1] else "")
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_title(f"{wrap(setting, 30)}\n{measure}" if i == 0 else measure, fontsize=9)
+        axis.set_title(f"{setting}\n{measure}" if j == len(measures) // 2 else measure, fontsize=9)
         axis.tick_params(labelsize=8)
     axes[0, 0].figure.supylabel("points", fontsize=9)
     _shared_legend(figure, axes)

@@ -75,10 +75,10 @@ def test_beta_curves_have_a_line_an_arm_and_measure_and_setting():
     table = table[(table["arm"] != "down") | (table["beta"] == 0.1)]
     axes = plots_ablation.beta_curves(table, MEASURES)
     assert [axis.get_title() for axis in axes] == [
-        "photos\nzero-shot mean",
-        "glyphs\nzero-shot mean",
-        "image to text",
-        "image to text",
+        "zero-shot mean",
+        "photos\nimage to text",
+        "zero-shot mean",
+        "glyphs\nimage to text",
     ]
     lines = {bar.get_label(): bar.lines[0].get_ydata().tolist() for bar in axes[0].containers}
     assert lines == {"up": pytest.approx([2, 2]), "none": pytest.approx([0.5, 0.5]), "down": pytest.approx([-2])}
