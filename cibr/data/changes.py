@@ -1,14 +1,12 @@
 """Training sets made harder on purpose: fewer pairs, captions of other pictures, or a shortcut that tests lack."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from PIL import Image
 
 from cibr.data.pairs import Pairs
-from cibr.data.views import VIEWS
+from cibr.data.views import in_views
 
 
 def keep_fraction(pairs: Pairs, fraction: float) -> Pairs:
@@ -98,26 +96,12 @@ def in_both_looks(pairs: Pairs, look: str) -> Pairs:
 
 
 def _in_look(pairs: Pairs, changed: torch.Tensor, look: str) -> Pairs:
-    """The pairs with some pictures changed, told by their keys, and a negative by its factors where it has any."""
-    flags = changed.tolist()
-    keys = [f"{key}/{look}" if flag else key for key, flag in zip(pairs.keys, flags, strict=True)]
-    factors = pairs.factors
-    if factors is not None and look == "negative":
-        greys = {name: factors[name].where(~changed.numpy(), 255 - factors[name]) for name in ("ink", "paper")}
-        factors = factors.assign(**greys)
-    return replace(pairs, keys=keys, factors=factors, load=_InLook(pairs.load, flags, look))
-
-
-@dataclass(frozen=True)
-class _InLook:
-    """Loads picture i, changed where it is to be."""
-
-    load: Callable[[int], Image.Image]
-    changed: list[bool]
-    look: str
-
-    def __call__(self, i: int) -> Image.Image:
-        return VIEWS[self.look](self.load(i)) if self.changed[i] else self.load(i)
+    """The pairs with some pictures in another look; a negative is told by its factors too, where it has any."""
+    shown = in_views(pairs, [look if flag else "" for flag in changed.tolist()])
+    if (factors := pairs.factors) is None or look != "negative":
+        return shown
+    greys = {name: factors[name].where(~changed.numpy(), 255 - factors[name]) for name in ("ink", "paper")}
+    return replace(shown, factors=factors.assign(**greys))
 
 
 def _order(n: int, seed: int) -> torch.Tensor:

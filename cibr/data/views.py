@@ -57,12 +57,9 @@ def with_views(pairs: Pairs) -> Pairs:
         pairs, or the number of the picture.
     """
     labels = torch.arange(len(pairs)) if pairs.labels is None else pairs.labels
-    n, repeats = len(pairs), 1 + len(TRAINED_VIEWS)
-    rows = list(range(n)) * repeats
-    repeated = replace(pairs, labels=labels).subset(rows)
-    names = ["", *TRAINED_VIEWS]
-    keys = [f"{key}/{names[i // n]}" if i >= n else key for i, key in enumerate(repeated.keys)]
-    return replace(repeated, keys=keys, load=_Viewed(pairs.load, n, names))
+    n, views = len(pairs), ("", *TRAINED_VIEWS)
+    repeated = replace(pairs, labels=labels).subset(list(range(n)) * len(views))
+    return in_views(repeated, [view for view in views for _ in range(n)])
 
 
 def seen_through(pairs: Pairs, view: str) -> Pairs:
@@ -73,18 +70,22 @@ def seen_through(pairs: Pairs, view: str) -> Pairs:
     """
     if view not in VIEWS:
         raise ValueError(f"there is no view {view!r}: there are {', '.join(VIEWS)}")
-    keys = [f"{key}/{view}" for key in pairs.keys]
-    return replace(pairs, keys=keys, load=_Viewed(pairs.load, len(pairs), [view]))
+    return in_views(pairs, [view] * len(pairs))
+
+
+def in_views(pairs: Pairs, views: list[str]) -> Pairs:
+    """The same pairs with each picture in a view of its own, or as it is where the view is empty; keys tell."""
+    keys = [f"{key}/{view}" if view else key for key, view in zip(pairs.keys, views, strict=True)]
+    return replace(pairs, keys=keys, load=_Viewed(pairs.load, views))
 
 
 @dataclass(frozen=True)
 class _Viewed:
-    """Loads picture i % n in the view of i // n."""
+    """Loads picture i in its view."""
 
     load: Callable[[int], Image.Image]
-    n: int
-    names: list[str]
+    views: list[str]
 
     def __call__(self, i: int) -> Image.Image:
-        image, name = self.load(i % self.n), self.names[i // self.n]
-        return VIEWS[name](image) if name else image
+        image, view = self.load(i), self.views[i]
+        return VIEWS[view](image) if view else image
