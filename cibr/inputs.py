@@ -1,4 +1,4 @@
-"""What the encoders read of a set of pairs, as tensors: pictures as bytes, or a frozen tower's pooled features.
+"""What the encoders read of a set of pairs, as tensors: pictures as bytes, or what a frozen tower gives of them.
 
 `prepare` makes them and `embed_pairs` takes them through a model, in training and evaluation alike. Texts are
 tokenised once. Small sets of pictures are held in memory, larger ones are decoded batch by batch in worker
@@ -36,7 +36,8 @@ NO_SETTINGS = ("architectures", "transformers_version", "_name_or_path")  # of a
 
 
 class Batch(NamedTuple):
-    """Rows of a batch: bytes [n, 3, h, w] or pooled features [n, p]; token ids and mask or pooled features."""
+    """Rows of a batch: bytes [n, 3, h, w], a frozen tower's pooled features [n, p] or, below blocks that are
+    trained, its maps [n, c, h, w]; token ids and mask or pooled features."""
 
     images: Tensor
     texts: tuple[Tensor, ...]
@@ -117,9 +118,9 @@ def prepare(
 
 
 def encode_images(model: DualEncoder, images: Tensor) -> Encoded:
-    """Images of `Inputs`: bytes, or pooled features of a frozen tower."""
+    """Images of `Inputs`: bytes, or what a frozen tower gives of them."""
     if model.kind == "frozen":
-        return model.project_images(images)
+        return model.project_images(model.backbone.finish_image(images))
     return model.encode_images(model.normalise(images))
 
 
@@ -175,7 +176,7 @@ def _pooled(
 
     def pool_images(rows: Iterable[int]) -> Tensor:
         pixels = _decode(model.preprocess, pairs, rows)
-        return model.backbone.image_pooled(model.normalise(pixels.to(device)))
+        return model.backbone.image_base(model.normalise(pixels.to(device)))
 
     def pool_texts(rows: list[str]) -> Tensor:
         ids, mask = model.tokenize(rows, truncate)
@@ -264,6 +265,8 @@ def digest_model(model: DualEncoder) -> Digests:
     image, text = processor.encode(), vocabulary.encode()
     if model.kind == "frozen":
         image += _tower_digest(model.backbone.image_tower)
+        if n_blocks := model.backbone.trained_blocks:
+            image += f"below the last {n_blocks} blocks".encode()
         text += _tower_digest(model.backbone.text_tower)
     whole = hashlib.sha256(image + text + repr((model.kind, model.backbone.settings)).encode())
     whole.update(_digest(model.own_state()))

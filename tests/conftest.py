@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import BertConfig, BertModel, CLIPConfig, CLIPImageProcessor, CLIPModel, ViTConfig, ViTModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    TimmWrapperConfig,
+    TimmWrapperModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from cibr.data import Pairs
 from cibr.models import DualEncoder
@@ -57,6 +67,17 @@ def clip_folder(tmp_path_factory):
     tokenizer.save_pretrained(folder)
     size = {"height": 32, "width": 32}
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def efficientnet_folder(tmp_path_factory):
+    """An image tower with blocks, as timm makes it, with random weights."""
+    torch.manual_seed(3)
+    folder = str(tmp_path_factory.mktemp("efficientnet"))
+    about = {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.5] * 3}
+    config = TimmWrapperConfig(architecture="tf_efficientnet_lite0", pretrained_cfg=about)
+    TimmWrapperModel(config).save_pretrained(folder)
     return folder
 
 

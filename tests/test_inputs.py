@@ -38,7 +38,7 @@ def count_pooling(monkeypatch, model, stop_after=None):
 
         monkeypatch.setattr(model.backbone, name, pool)
 
-    counted("image_pooled")
+    counted("image_base")
     counted("text_pooled")
     return calls
 
@@ -137,7 +137,7 @@ def test_a_damaged_part_is_computed_again(build, store, monkeypatch):
     shutil.copy(parts[-1], parts[0])  # readable, but of another length
     calls = count_pooling(monkeypatch, model)
     assert torch.equal(prepare(model, PAIRS).images, whole.images)
-    assert calls == ["image_pooled"] * 2
+    assert calls == ["image_base"] * 2
 
 
 def test_features_are_not_taken_for_those_of_other_towers_pictures_or_texts(build, store, monkeypatch):
@@ -148,11 +148,11 @@ def test_features_are_not_taken_for_those_of_other_towers_pictures_or_texts(buil
     assert calls and set(calls) == {"text_pooled"}
     calls.clear()
     prepare(model, PAIRS.subset(range(23)[::-1]))
-    assert {"image_pooled", "text_pooled"} == set(calls)
+    assert {"image_base", "text_pooled"} == set(calls)
     calls.clear()
     model.backbone.image_tower.layernorm.weight.data.mul_(2)
     prepare(model, PAIRS)
-    assert calls and set(calls) == {"image_pooled"}
+    assert calls and set(calls) == {"image_base"}
 
 
 def test_features_of_cut_texts_do_not_hide_that_texts_are_too_long(build, store):

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cibr.models import DualEncoder
+from cibr.models.pretrained import STEM, split_tower
 
 OPEN = 5.0  # the mask's logit at the start: 0.7 % noise
 TINY_LAYERS = 4  # of the tiny image tower: 16 x 16 places, each of which has seen 13 px
@@ -43,9 +44,10 @@ def split_image_tower(model: DualEncoder) -> tuple[Callable, Callable]:
         layers = list(tower)
         lower, pool = torch.nn.Sequential(*layers[:TINY_LAYERS]), torch.nn.Sequential(*layers[TINY_LAYERS:])
     elif model.kind == "frozen" and hasattr(getattr(tower, "timm_model", None), "blocks"):
-        net = tower.timm_model
-        lower = torch.nn.Sequential(net.conv_stem, net.bn1, *net.blocks[:FROZEN_BLOCKS])
-        pool = torch.nn.Sequential(*net.blocks[FROZEN_BLOCKS:], net.conv_head, net.bn2, net.global_pool)
+        n_trained = model.backbone.trained_blocks
+        base, top = split_tower(tower, n_trained or 1)
+        layers, below = [*base, *(model.backbone.image_top if n_trained else top)], len(STEM) + FROZEN_BLOCKS
+        lower, pool = torch.nn.Sequential(*layers[:below]), torch.nn.Sequential(*layers[below:])
     else:
         raise ValueError(
             f"a {model.kind} model with {type(tower).__name__} has no feature map that is known here: give a tiny "

@@ -77,7 +77,8 @@ def scrambled(model: DualEncoder, seed: int = 0) -> DualEncoder:
     broken = copy.deepcopy(model).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for part in (broken.backbone.image_tower, broken.backbone.image_head):
+        parts = ("image_tower", "image_top", "image_head")
+        for part in (getattr(broken.backbone, name) for name in parts if hasattr(broken.backbone, name)):
             for weight in part.parameters():
                 order = torch.randperm(weight.numel(), generator=generator)
                 weight.copy_(weight.flatten()[order].view_as(weight))

@@ -83,11 +83,13 @@ class DualEncoder(nn.Module):
         dim: int = 512,
         image_size: int = 160,
         dropout: float = 0.5,
+        trained_blocks: int = 0,
         **options,
     ) -> "DualEncoder":
-        """Two pretrained towers by folder or hub id, held fixed, under projection heads to be trained."""
+        """Two pretrained towers by folder or hub id, held fixed, under projection heads to be trained; of an
+        EfficientNet of timm so many last blocks are trained too."""
         image, text = pretrained.load_tower(image_tower), pretrained.load_tower(text_tower)
-        backbone = pretrained.FrozenBackbone(image, text, dim, dropout)
+        backbone = pretrained.FrozenBackbone(image, text, dim, dropout, trained_blocks)
         processor = tiny.square_processor(image_size)
         processor.image_mean, processor.image_std = pretrained.tower_normalisation(image_tower, image)
         return cls(backbone, processor, pretrained.text_tokenizer(text_tower), **options)

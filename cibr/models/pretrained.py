@@ -1,9 +1,13 @@
 """Backbones that start from pretrained weights: two frozen towers under trained heads, or a whole CLIP.
 
+Of a frozen image tower the last blocks can be trained too, as a copy of them: the tower below them stays as it is,
+so what it gives is still computed once.
+
 Names are resolved in the order: an existing folder; `$CIBR_MODELS/<hub id>`; the checkpoints that come with the
 repository, `clip-tiny` and `cibr-tiny`; the hub.
 """
 
+import copy
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +33,10 @@ from cibr.paths import project_root
 MODELS = ("tiny", "frozen")
 IMAGE_TOWER = "timm/tf_efficientnet_lite0.in1k"
 TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
+STEM, NECK = (
+    ("conv_stem", "bn1"),
+    ("conv_head", "bn2", "global_pool"),
+)  # of timm's EfficientNets, around the blocks
 CHECKPOINTS = ("clip-tiny", "cibr-tiny")  # come with the repository
 
 
@@ -124,14 +132,20 @@ class FrozenBackbone(nn.Module):
     """Two pretrained towers that never train and always run in eval mode, under trained projection heads.
 
     The image tower's pooled output and the text tower's mean over tokens are what the heads see; `fit`
-    computes them once for a data set and keeps them.
+    computes them once for a data set and keeps them. With `trained_blocks` the image tower's last blocks are
+    trained too, in a copy, and what is kept are the maps that enter them; their batch statistics stay fixed.
     """
 
     kind = "frozen"
 
-    def __init__(self, image_tower: nn.Module, text_tower: nn.Module, dim: int, dropout: float):
+    def __init__(
+        self, image_tower: nn.Module, text_tower: nn.Module, dim: int, dropout: float, trained_blocks: int = 0
+    ):
         super().__init__()
-        self.settings = dict(dim=dim, dropout=dropout)
+        self.settings = dict(dim=dim, dropout=dropout) | (
+            {"trained_blocks": trained_blocks} if trained_blocks else {}
+        )
+        self.trained_blocks = trained_blocks
         self.image_tower, self.text_tower = (
             image_tower.requires_grad_(False),
             text_tower.requires_grad_(False),
@@ -141,23 +155,63 @@ class FrozenBackbone(nn.Module):
         self.dim_image_pooled = image_pooled_size(image_tower)
         self.image_head = ProjectionHead(self.dim_image_pooled, dim, dropout)
         self.text_head = ProjectionHead(self.dim_text_pooled, dim, dropout)
+        if trained_blocks:
+            self.image_top = copy.deepcopy(split_tower(image_tower, trained_blocks)[1]).requires_grad_(True)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "FrozenBackbone":
         super().train(mode)
         self.image_tower.eval()
         self.text_tower.eval()
+        if self.trained_blocks:
+            self.image_top.eval()
         return self
 
     @torch.no_grad()
-    def image_pooled(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim_pooled"]:
+    def image_base(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n ..."]:
+        """What never changes for a picture: the pooled output, or the map that enters the trained blocks."""
         pixels = pixels.contiguous(memory_format=torch.channels_last)  # convolutions run twice as fast on a CPU
+        if self.trained_blocks:
+            return split_tower(self.image_tower, self.trained_blocks)[0](pixels)
         return self.image_tower(pixel_values=pixels).pooler_output.flatten(1)
+
+    def finish_image(self, base: Float[Tensor, "n ..."]) -> Float[Tensor, "n dim_pooled"]:
+        """What `image_base` gives, pooled."""
+        if not self.trained_blocks:
+            return base
+        return self.image_top(base.contiguous(memory_format=torch.channels_last)).flatten(1)
+
+    def image_pooled(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim_pooled"]:
+        return self.finish_image(self.image_base(pixels))
 
     @torch.no_grad()
     def text_pooled(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n dim_pooled"]:
         states = self.text_tower(input_ids=ids, attention_mask=mask).last_hidden_state
         return mean_pool(states, mask)
+
+
+def split_tower(tower: nn.Module, n_blocks: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """An image tower below its last blocks, pictures to maps [n, c, h, w], and from there on to pooled features.
+
+    Args:
+        tower: an EfficientNet of timm.
+        n_blocks: how many of its stages the second part has, with all that follows them.
+
+    Raises:
+        ValueError: another tower, or as many blocks as it has or more.
+    """
+    net = getattr(tower, "timm_model", None)
+    if not all(hasattr(net, part) for part in (*STEM, "blocks", *NECK)):
+        raise ValueError(
+            f"an image tower of type {type(tower).__name__} has no blocks that are known here: give an "
+            "EfficientNet of timm"
+        )
+    if not 0 < n_blocks < len(net.blocks):
+        raise ValueError(
+            f"trained_blocks is {n_blocks}: the image tower has {len(net.blocks)}, and one stays fixed"
+        )
+    stem, neck = ([getattr(net, part) for part in parts] for parts in (STEM, NECK))
+    return nn.Sequential(*stem, *net.blocks[:-n_blocks]), nn.Sequential(*net.blocks[-n_blocks:], *neck)
 
 
 def load_tower(name: str) -> nn.Module:

@@ -59,6 +59,7 @@ class RunConfig:
         shortcut_word, shortcut_look, shortcut_exceptions: train on pictures that are as they are where the text
             has this word and in another look elsewhere, but for a share that comes both ways; see
             `cibr.data.changes`.
+        trained_blocks: how many of the last blocks of the frozen image tower are trained too.
         views: train on each picture in other styles too, and validate on one that training does not show; see
             `cibr.data.views`.
         mixed_precision: `no`, or `bf16` for the encoders; the loss stays in float32.
@@ -94,6 +95,7 @@ class RunConfig:
     shortcut_word: str = ""
     shortcut_look: str = "negative"
     shortcut_exceptions: float = 0.05
+    trained_blocks: int = 0
     views: bool = False
     mixed_precision: str = "no"
     critic_steps: int = 1
@@ -137,6 +139,8 @@ def configure(**parameters: Any) -> RunConfig:
         raise ValueError("the estimator 'siblings' compares rows of one group: set group_size to 2 or more")
     if config.group_share != 1 and config.group_size < 2:
         raise ValueError("group_share is the share of rows that come in groups: set group_size to 2 or more too")
+    if config.trained_blocks and kind != "frozen":
+        raise ValueError(f"trained_blocks is for model 'frozen'; {config.model!r} is trained whole: leave it at 0")
     preset = PRESETS.get((source.name, kind), PRESETS["*", kind])
     config = replace(config, **{k: v for k, v in preset.items() if getattr(config, k) == _PRESET[k]})
     if not config.output_dir:
@@ -167,6 +171,7 @@ _RANGES = {
     "train_fraction": (1e-9, 1, "the share of the training pictures, above 0 and at most 1"),
     "caption_noise": (0, 1, "a share of the training pictures"),
     "shortcut_exceptions": (0, 1, "a share of the training pictures"),
+    "trained_blocks": (0, 100, "last blocks of the frozen image tower; 0 for its heads alone"),
     "critic_steps": (1, 100, "one to five are usual"),
     "checkpoint_every": (0, math.inf, "a number of steps, or 0 for the end of each epoch"),
     "max_skipped": (0, math.inf, "a number of samples"),
@@ -275,7 +280,7 @@ def build_model(config: RunConfig, train: Pairs) -> DualEncoder:
         size = 32 if train.name == "glyphs" else 64
         model = DualEncoder.tiny(train.texts(), image_size=size, **options)
     elif config.model == "frozen":
-        model = DualEncoder.frozen(**options)
+        model = DualEncoder.frozen(trained_blocks=config.trained_blocks, **options)
     else:
         del options["dropout"]
         model = DualEncoder.clip(config.model, **options)

@@ -16,6 +16,7 @@ from cibr.train.step import CriticSteps
 
 WARM_UP = 0.15  # of the steps
 CRITIC_LEARNING_RATE = 1e-3
+PRETRAINED_SHARE = 0.1  # of the learning rate, for the blocks of a tower that are trained under new heads
 
 
 def check_pairs(train: Pairs) -> None:
@@ -102,17 +103,22 @@ def build_optimizer(
     model: DualEncoder, config: RunConfig, n_steps: int
 ) -> tuple[torch.optim.Optimizer, OneCycleLR]:
     """AdamW and one cycle of its learning rate."""
-    optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98))
-    schedule = OneCycleLR(
-        optimizer, config.learning_rate, max(2, n_steps), pct_start=WARM_UP, cycle_momentum=False
-    )
+    groups = _groups(model, config)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+    highest = [group["lr"] for group in groups]
+    schedule = OneCycleLR(optimizer, highest, max(2, n_steps), pct_start=WARM_UP, cycle_momentum=False)
     return optimizer, schedule
 
 
-def _groups(model: DualEncoder, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; gains, biases and the temperature do not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+def _groups(model: DualEncoder, config: RunConfig) -> list[dict[str, Any]]:
+    """Matrices decay; gains, biases, the temperature and a tower's trained blocks, which start good, do not."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    of_tower = [name for name in trained if name.startswith("backbone.image_top.")]
+    blocks = [trained.pop(name) for name in of_tower]
+    rate, new = config.learning_rate, trained.values()
+    groups = [
+        {"params": [p for p in new if p.ndim > 1], "weight_decay": config.weight_decay, "lr": rate},
+        {"params": [p for p in new if p.ndim <= 1], "weight_decay": 0.0, "lr": rate},
+        {"params": blocks, "weight_decay": 0.0, "lr": PRETRAINED_SHARE * rate},
     ]
+    return [group for group in groups if group["params"]]
