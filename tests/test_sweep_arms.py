@@ -33,6 +33,10 @@ def add(table, settings, **options):
         ),
         ({"shortcut_word": "dog", "shortcut_look": "small"}, "glyphs, small tied to the word 'dog'"),
         ({"shortcut_word": "dog", "label": "longer"}, "glyphs, longer, polarity tied to the word 'dog'"),
+        (
+            {"dataset": "flickr8k", "model": "frozen", "trained_blocks": 1, "train_fraction": 0.1},
+            "flickr8k, 10 % of the pairs, last block trained",
+        ),
         ({"correlation": 0.9, "beta": 0.1, "seed": 3, "arm": "x", "suites": []}, "glyphs, correlation 0.9"),
     ],
 )

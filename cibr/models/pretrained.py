@@ -33,10 +33,8 @@ from cibr.paths import project_root
 MODELS = ("tiny", "frozen")
 IMAGE_TOWER = "timm/tf_efficientnet_lite0.in1k"
 TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
-STEM, NECK = (
-    ("conv_stem", "bn1"),
-    ("conv_head", "bn2", "global_pool"),
-)  # of timm's EfficientNets, around the blocks
+STEM = ("conv_stem", "bn1")  # of an EfficientNet of timm, below its blocks
+NECK = ("conv_head", "bn2", "global_pool")  # and above them
 CHECKPOINTS = ("clip-tiny", "cibr-tiny")  # come with the repository
 
 
@@ -142,9 +140,7 @@ class FrozenBackbone(nn.Module):
         self, image_tower: nn.Module, text_tower: nn.Module, dim: int, dropout: float, trained_blocks: int = 0
     ):
         super().__init__()
-        self.settings = dict(dim=dim, dropout=dropout) | (
-            {"trained_blocks": trained_blocks} if trained_blocks else {}
-        )
+        self.settings = dict(dim=dim, dropout=dropout, trained_blocks=trained_blocks)
         self.trained_blocks = trained_blocks
         self.image_tower, self.text_tower = (
             image_tower.requires_grad_(False),

@@ -84,6 +84,7 @@ def setting_name(settings: dict[str, Any]) -> str:
                 "learn_temperature": lambda x: "temperature learned",
                 "shortcut_word": lambda x: f"{look} tied to the word {x!r}",
                 "shortcut_exceptions": lambda x: f"{100 * x:g} % exceptions",
+                "trained_blocks": lambda x: f"last {x} blocks trained" if x > 1 else "last block trained",
                 "views": lambda x: "pictures in several styles",
                 "label": str,
             }.get(name, lambda x, name=name: _words(name, x))(value)
