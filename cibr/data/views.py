@@ -3,6 +3,7 @@
     small     as a picture of a few pixels would show it
     contours  its outlines, dark on light, without colour
     flat      few colours in plain patches, like a poster
+    grey      without colour
     negative  dark for light: for validation alone, so that a choice is made on a change that no training saw
 
 What differs between views is information of the image alone: that is what the penalty is about.
@@ -36,10 +37,15 @@ def _flat(image: Image.Image) -> Image.Image:
     return ImageOps.posterize(image.filter(ImageFilter.MedianFilter(5)), 2)
 
 
+def _grey(image: Image.Image) -> Image.Image:
+    return ImageOps.grayscale(image).convert("RGB")
+
+
 VIEWS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "small": _small,
     "contours": _contours,
     "flat": _flat,
+    "grey": _grey,
     "negative": ImageOps.invert,
 }
 TRAINED_VIEWS = ("small", "contours", "flat")
