@@ -17,7 +17,9 @@ CHOSEN_FROM = {
     "flickr8k-views": "ablation_trials_views",
     "flickr8k-small": "ablation_trials_small",
     "flickr8k-look": "ablation_trials_look",
+    "flickr8k-grey": "ablation_trials_grey",
     "glyphs": "ablation_trials_glyphs",
+    "glyphs-small": "ablation_trials_glyphs_small",
     "glyphs-shortcut": "ablation_trials_shortcut",
 }
 
