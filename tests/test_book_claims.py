@@ -12,6 +12,9 @@ from cibr.sweep.study import read_study
 ROOT = Path(__file__).resolve().parents[1]
 README = " ".join((ROOT / "README.md").read_text().split())
 
+TIED = [f"{look} tied to the word 'dog'" for look in ("contours", "grey")]
+TIED += [f"{TIED[1]}, last block trained"]
+
 
 def test_the_numbers_of_the_readme_are_those_of_the_tables():
     rows = pd.read_csv(ROOT / "data" / "results" / "ablation_differences.csv")
@@ -27,10 +30,7 @@ def test_the_numbers_of_the_readme_are_those_of_the_tables():
     crossfit = photos[photos["arm"] == "CIBR cross-fitted"]
     told = [
         crossfit[crossfit["setting"] == "flickr8k, 30 % of the pairs"],
-        *(
-            siblings[siblings["setting"] == f"flickr8k, {look} tied to the word 'dog'"]
-            for look in ("contours", "grey")
-        ),
+        *(siblings[siblings["setting"] == f"flickr8k, {setting}"] for setting in TIED),
         headline[(headline["setting"] == "glyphs") & (headline["arm"] == "CIBR vMF")],
     ]
     for rows in told:
@@ -60,3 +60,10 @@ def test_the_answer_of_the_ablation_is_that_of_its_tables():
     assert betas == [f"CIBR siblings (beta = {beta:g})" for beta in (0.1, 0.3, 1)]
     assert all(name.startswith("CIBR siblings") for names in gaining for name in names)
     assert "{term}`sibling` penalty; any $\\beta$ from 0.1 to 1 did" in said
+    means = differences[(differences["measure"] == "zero-shot mean") & (differences["verdict"] == "above 0")]
+    photos = means[means["setting"].str.startswith("flickr8k") & (means["against"] == "CLIP")]
+    points = 100 * photos.set_index("arm")["difference"]
+    assert set(points["CIBR siblings"].round()) == {1, 2} and len(points["CIBR siblings"]) == len(TIED)
+    assert points["CIBR cross-fitted"].max() < 0.5 and set(points.index) == {"CIBR siblings", "CIBR cross-fitted"}
+    assert "one or two points with the sibling penalty" in said
+    assert "less than half a point with cross-fitting" in said
