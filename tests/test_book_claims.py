@@ -67,3 +67,14 @@ def test_the_answer_of_the_ablation_is_that_of_its_tables():
     assert points["CIBR cross-fitted"].max() < 0.5 and set(points.index) == {"CIBR siblings", "CIBR cross-fitted"}
     assert "one or two points with the sibling penalty" in said
     assert "less than half a point with cross-fitting" in said
+
+
+def test_on_photos_with_a_tied_look_the_sets_with_dogs_gain_and_no_other():
+    _, differences, _ = read_study(ROOT / "data" / "results")
+    tied = differences[differences["setting"].isin([f"flickr8k, {setting}" for setting in TIED])]
+    siblings = tied[(tied["arm"] == "CIBR siblings") & (tied["against"] == "CLIP")]
+    above = siblings[siblings["verdict"] == "above 0"].groupby("setting")["measure"].agg(set)
+    assert len(above) == len(TIED)
+    for measures in above:
+        assert {"cifar10", "pacs"} <= measures
+        assert not [name for name in measures - {"cifar10", "zero-shot mean"} if not name.startswith("pacs")]
