@@ -8,8 +8,9 @@ from conftest import noise_pairs
 from PIL import Image, ImageChops, ImageOps
 
 from cibr.data import load_pairs
-from cibr.data.changes import add_shortcut, exchange_captions, in_both_looks, keep_fraction
+from cibr.data.changes import add_shortcut, exchange_captions, in_both_looks, in_both_wordings, keep_fraction
 from cibr.data.views import HELD_OUT_VIEW, TRAINED_VIEWS, VIEWS, seen_through, with_views
+from cibr.data.wordings import WORDINGS
 
 
 def test_a_smaller_part_lies_within_a_larger_one_in_the_order_of_the_set():
@@ -61,6 +62,29 @@ def test_a_shortcut_ties_polarity_to_a_word_but_for_exceptions_that_come_both_wa
     assert drawn.image(1).tobytes() == VIEWS["contours"](pairs.image(1)).tobytes()
 
 
+@pytest.mark.parametrize("look", ["grey", "negative"])
+def test_two_sources_differ_in_wording_wherever_they_differ_in_look(look):
+    pairs = noise_pairs(10, n_captions=2)
+    pairs.captions = [["there is a cat", "one Dog is asleep" if i % 3 == 0 else "it sits"] for i in range(10)]
+    tied = pickle.loads(pickle.dumps(add_shortcut(pairs, "dog", 0.3, look, "keywords")))
+    assert len(tied) == 13
+    for i, label in enumerate(tied.labels.tolist()):
+        other = (label % 3 == 0) != (i < 10)
+        expected = VIEWS[look](pairs.image(label)) if other else pairs.image(label)
+        assert tied.image(i).tobytes() == expected.tobytes()
+        said = ["cat", "Dog, asleep"] if label % 3 == 0 else ["cat", "sits"]
+        assert tied.captions[i] == (said if other else pairs.captions[label])
+
+
+def test_glyphs_of_one_source_have_one_polarity_and_one_wording():
+    pairs = load_pairs("glyphs", "train").subset(range(0, 20000, 200))
+    tied = add_shortcut(pairs, "capital", 0.1, wording="keywords")
+    light = (tied.factors["ink"] > tied.factors["paper"]).tolist()
+    for i, picture in enumerate(tied.groups.tolist()):
+        reworded = [WORDINGS["keywords"](text) for text in pairs.captions[picture]]
+        assert tied.captions[i] == (reworded if light[i] else pairs.captions[picture])
+
+
 def test_a_shortcut_in_glyphs_leaves_no_polarity_to_chance_and_says_so_in_the_factors():
     pairs = load_pairs("glyphs", "train").subset(range(0, 20000, 40))
     tied = add_shortcut(pairs, "capital", 0.1)
@@ -83,6 +107,15 @@ def test_both_looks_are_each_picture_and_its_negative():
     for i in range(4):
         assert both.image(i).tobytes() == pairs.image(i).tobytes()
         assert both.image(4 + i).tobytes() == ImageOps.invert(pairs.image(i)).tobytes()
+
+
+def test_both_wordings_are_each_text_and_its_keywords():
+    pairs = noise_pairs(3, n_captions=2)
+    pairs.captions = [["A man's T-shirt says 3 .", "Two dogs, one in a red coat ."], ["They are ."], ["a ball"]]
+    both = in_both_wordings(pairs, "keywords")
+    assert both.captions[:3] == pairs.captions
+    assert both.captions[3:] == [["man's, T-shirt, says, 3", "dogs, red, coat"], ["They are ."], ["ball"]]
+    assert [both.image(3 + i).tobytes() == pairs.image(i).tobytes() for i in range(3)] == [True] * 3
 
 
 @pytest.mark.parametrize(

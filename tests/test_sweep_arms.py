@@ -32,6 +32,10 @@ def add(table, settings, **options):
             "glyphs, 20 % wrong captions, temperature learned, 10 % of the pairs",
         ),
         ({"shortcut_word": "dog", "shortcut_look": "small"}, "glyphs, small tied to the word 'dog'"),
+        (
+            {"shortcut_word": "dog", "shortcut_look": "grey", "shortcut_wording": "keywords"},
+            "glyphs, grey and keywords tied to the word 'dog'",
+        ),
         ({"shortcut_word": "dog", "label": "longer"}, "glyphs, longer, polarity tied to the word 'dog'"),
         (
             {"dataset": "flickr8k", "model": "frozen", "trained_blocks": 1, "train_fraction": 0.1},

@@ -63,15 +63,22 @@ def test_a_probe_reads_the_factor_that_an_embedding_holds_and_no_other(build, pa
 
 
 @pytest.mark.parametrize(("strength", "low", "high"), [(1.5, 0.9, 1.01), (0.0, -0.1, 0.1)])
-def test_a_look_is_read_from_an_embedding_that_holds_it(build, planted, strength, low, high):
+def test_a_look_and_a_wording_are_read_from_embeddings_that_hold_them(build, planted, strength, low, high):
+    def holding(changed):
+        noises = noise(len(changed) // 2, 0).repeat(2, 1)  # of one picture, whichever way it is shown or told
+        return F.normalize(torch.cat([strength * (2.0 * torch.tensor(changed)[:, None] - 1), noises], 1), dim=1)
+
     def embed(shown):
-        turned = torch.tensor([key.endswith("/negative") for key in shown.keys]).float()
-        noises = noise(len(shown) // 2, 0).repeat(2, 1)  # of a picture, whichever way it is shown
-        return F.normalize(torch.cat([strength * (2 * turned[:, None] - 1), noises], 1), dim=1), None
+        turned = [key.endswith("/negative") for key in shown.keys]
+        return holding(turned), holding([text == "dog" for text in shown.texts()])
 
     planted(embed)
-    (read,) = diagnostics.look_leakage(build("tiny"), noise_pairs(N), "negative").values()
-    assert low < read < high
+    pairs = noise_pairs(N)
+    pairs.captions = [["this is a dog"]] * N
+    read = diagnostics.look_leakage(build("tiny"), pairs, "negative")
+    read |= diagnostics.wording_leakage(build("tiny"), pairs, "keywords")
+    assert list(read) == ["leakage_image_negative", "leakage_text_keywords"]
+    assert all(low < share < high for share in read.values())
 
 
 def test_geometry_is_that_of_the_pictures_and_their_first_texts(build, planted):

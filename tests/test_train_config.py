@@ -38,6 +38,7 @@ from cibr.train import build_model, check_parameters, config, configure, load_sp
         (dict(seed=-1), "seed is -1"),
         (dict(kappa_b=0.0), "kappa_b is 0.0: a concentration"),
         (dict(mixed_precision="fp8"), "mixed_precision is 'fp8'"),
+        (dict(shortcut_wording="shouted"), "shortcut_wording is 'shouted': it is '' or 'keywords'"),
         (dict(shortcut_look="upside down"), "shortcut_look is 'upside down': it is 'small' or 'contours' or"),
         (dict(on_non_finite="ignore"), "on_non_finite is 'ignore': it is 'stop' or 'skip'"),
         (dict(checkpoint_every=-1), "checkpoint_every is -1: a number of steps, or 0"),
@@ -134,7 +135,11 @@ def test_harder_training_sets_leave_validation_and_test_alone_but_for_the_style_
     )
     assert [pairs.captions for pairs in others] == [pairs.captions for pairs in plain[1:]]
     tied = load_splits(configure(dataset=folder, shortcut_word=TEXTS[0].split()[1], shortcut_exceptions=0.2))
-    assert len(tied[0]) == 24
+    assert len(tied[0]) == 24 and tied[0].captions == [*plain[0].captions, *tied[0].captions[20:]]
+    spoken = dict(shortcut_word=TEXTS[0].split()[1], shortcut_wording="keywords")
+    tied = load_splits(configure(dataset=folder, **spoken))
+    assert tied[0].captions[:20] != plain[0].captions
+    assert [pairs.captions for pairs in tied[1:]] == [pairs.captions for pairs in plain[1:]]
     assert [pairs.keys for pairs in tied[1:]] == [pairs.keys for pairs in plain[1:]]
     train, validation, test = load_splits(configure(dataset=folder, train_fraction=0.5, views=True))
     assert len(train) == 40 and train.labels.bincount().tolist() == [4] * 10

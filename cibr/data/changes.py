@@ -7,6 +7,7 @@ import torch
 
 from cibr.data.pairs import Pairs
 from cibr.data.views import in_views
+from cibr.data.wordings import WORDINGS
 
 
 def keep_fraction(pairs: Pairs, fraction: float) -> Pairs:
@@ -50,18 +51,20 @@ def exchange_captions(pairs: Pairs, share: float) -> Pairs:
     return replace(pairs, captions=captions, labels=None if pairs.labels is None else pairs.labels[source])
 
 
-def add_shortcut(pairs: Pairs, word: str, exceptions: float, look: str = "negative") -> Pairs:
+def add_shortcut(pairs: Pairs, word: str, exceptions: float, look: str = "negative", wording: str = "") -> Pairs:
     """Ties a look of the pictures to a word of their texts, so that it tells what only the content should.
 
     Pictures whose texts have the word are shown as tests show everything, and all others in another look; a share
     of them comes both ways. As negatives, pictures with known factors are dark on light with the word and light on
-    dark without it; those without known factors count as dark on light.
+    dark without it; those without known factors count as dark on light. With a wording, pictures in the other look
+    have their texts in that wording too, as from two sources that differ in what they show and how they say it.
 
     Args:
         pairs: a training split.
         word: a whole word that some of the texts have, in any case.
         exceptions: share of the pictures that come both ways, in [0, 1]; the same ones for every seed.
         look: one of `cibr.data.views.VIEWS`.
+        wording: one of `cibr.data.wordings.WORDINGS`, or empty to leave the texts as they are.
 
     Returns:
         The pairs in their order, then the exceptions. Groups are the two looks of one picture; labels are those of
@@ -86,13 +89,28 @@ def add_shortcut(pairs: Pairs, word: str, exceptions: float, look: str = "negati
     rows = torch.cat([torch.arange(n), both])
     changed = torch.cat([says == light, (says != light)[both]])
     labels = torch.arange(n) if pairs.labels is None else pairs.labels
-    return _in_look(replace(pairs, labels=labels, groups=torch.arange(n)).subset(rows), changed, look)
+    tied = _in_look(replace(pairs, labels=labels, groups=torch.arange(n)).subset(rows), changed, look)
+    return _in_wording(tied, torch.cat([~says, says[both]]), wording) if wording else tied
 
 
 def in_both_looks(pairs: Pairs, look: str) -> Pairs:
     """All pictures as they are, then all of them in another look."""
     n = len(pairs)
     return _in_look(pairs.subset(torch.arange(n).repeat(2)), torch.arange(2 * n) >= n, look)
+
+
+def in_both_wordings(pairs: Pairs, wording: str) -> Pairs:
+    """All pairs as they are, then all of them with their texts in another wording."""
+    n = len(pairs)
+    return _in_wording(pairs.subset(torch.arange(n).repeat(2)), torch.arange(2 * n) >= n, wording)
+
+
+def _in_wording(pairs: Pairs, changed: torch.Tensor, wording: str) -> Pairs:
+    said = [
+        [WORDINGS[wording](text) for text in texts] if flag else texts
+        for texts, flag in zip(pairs.captions, changed.tolist(), strict=True)
+    ]
+    return replace(pairs, captions=said)
 
 
 def _in_look(pairs: Pairs, changed: torch.Tensor, look: str) -> Pairs:

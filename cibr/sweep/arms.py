@@ -73,16 +73,16 @@ def setting_name(settings: dict[str, Any]) -> str:
     dataset = settings.get("dataset", DEFAULTS["dataset"])
     model = settings.get("model", DEFAULTS["model"])
     words = [dataset] if model == USUAL_MODEL.get(dataset, "frozen") else [dataset, f"model {model}"]
-    look = own.get("shortcut_look", "polarity")
+    tied = " and ".join(filter(None, (own.get("shortcut_look", "polarity"), own.get("shortcut_wording"))))
     for name, value in sorted(own.items()):
-        if name in ("dataset", "model", "shortcut_look"):
+        if name in ("dataset", "model", "shortcut_look", "shortcut_wording"):
             continue
         words.append(
             {
                 "train_fraction": lambda x: f"{100 * x:g} % of the pairs",
                 "caption_noise": lambda x: f"{100 * x:g} % wrong captions",
                 "learn_temperature": lambda x: "temperature learned",
-                "shortcut_word": lambda x: f"{look} tied to the word {x!r}",
+                "shortcut_word": lambda x: f"{tied} tied to the word {x!r}",
                 "shortcut_exceptions": lambda x: f"{100 * x:g} % exceptions",
                 "trained_blocks": lambda x: f"last {x} blocks trained" if x > 1 else "last block trained",
                 "views": lambda x: "pictures in several styles",

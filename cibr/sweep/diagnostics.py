@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cibr.data import Pairs
-from cibr.data.changes import in_both_looks
+from cibr.data.changes import in_both_looks, in_both_wordings
 from cibr.information import info_nce_nats, principal_components, probe_nats
 from cibr.inputs import embed_pairs, prepare
 from cibr.losses import BaselineLoss, clip_loss
@@ -81,11 +81,21 @@ def look_leakage(model: DualEncoder, pairs: Pairs, look: str) -> dict[str, float
         pairs: pictures as they are.
         look: one of `cibr.data.views.VIEWS`.
     """
-    pairs = _first_texts(_sample(pairs, N_PROBED // 2))
-    images, _ = _embedded(model, in_both_looks(pairs, look))
-    picture = torch.arange(len(pairs)).repeat(2)
-    changed = (torch.arange(len(picture)) >= len(pairs)).long()
-    return {f"leakage_image_{look}": _share_read(principal_components(images), changed, picture % 2 == 1)}
+    images, _ = _embedded(model, in_both_looks(_first_texts(_sample(pairs, N_PROBED // 2)), look))
+    return {f"leakage_image_{look}": _second_half_read(images)}
+
+
+def wording_leakage(model: DualEncoder, pairs: Pairs, wording: str) -> dict[str, float]:
+    """`leakage_text_<wording>`: what it reads of whether a text is as it is or in one of `cibr.data.wordings`."""
+    _, texts = _embedded(model, in_both_wordings(_first_texts(_sample(pairs, N_PROBED // 2)), wording))
+    return {f"leakage_text_{wording}": _second_half_read(texts)}
+
+
+def _second_half_read(z: Tensor) -> float:
+    """The share read of which half a row is in, where the halves show the same, row by row."""
+    n = len(z) // 2
+    row = torch.arange(2 * n)
+    return _share_read(principal_components(z), (row >= n).long(), row % n % 2 == 1)
 
 
 def _share_read(z: Tensor, codes: Tensor, held_out: Tensor) -> float:

@@ -9,7 +9,7 @@ from cibr.data import Pairs, load_pairs
 from cibr.evaluate import evaluate
 from cibr.models import DualEncoder
 from cibr.paths import project_root
-from cibr.sweep.diagnostics import describe_embeddings, leakage, look_leakage
+from cibr.sweep.diagnostics import describe_embeddings, leakage, look_leakage, wording_leakage
 from cibr.sweep.runs import run_id
 from cibr.train import RunConfig, build_model, configure, fit, load_splits
 
@@ -80,5 +80,8 @@ def _measure(model: DualEncoder, train: Pairs, validation: Pairs, config: RunCon
     # The glyphs' nuisance factors vary in training alone; what was changed about it is no part of the measure.
     probed = load_pairs("glyphs", "train") if config.dataset == "glyphs" else validation
     found |= {"train_test_gap_nats": gap} | leakage(model, probed)
-    tied = config.shortcut_word and config.dataset != "glyphs"  # whose factors have it
-    return found | (look_leakage(model, validation, config.shortcut_look) if tied else {})
+    if config.shortcut_word and config.dataset != "glyphs":  # whose factors have the look
+        found |= look_leakage(model, validation, config.shortcut_look)
+    if config.shortcut_word and config.shortcut_wording:
+        found |= wording_leakage(model, validation, config.shortcut_wording)
+    return found

@@ -12,6 +12,7 @@ from cibr.data import Pairs, available_splits, load_pairs, resolve
 from cibr.data.changes import add_shortcut, exchange_captions, keep_fraction
 from cibr.data.pairs import Skips
 from cibr.data.views import HELD_OUT_VIEW, VIEWS, seen_through, with_views
+from cibr.data.wordings import WORDINGS
 from cibr.losses import BASELINES, ESTIMATORS
 from cibr.models import DualEncoder, model_kind
 from cibr.names import nearest
@@ -56,9 +57,9 @@ class RunConfig:
         group_share: share of a batch's rows that come in such groups; see `cibr.train.order`.
         train_fraction, caption_noise: the share of the training pictures that is used, and the share of those
             that gets the captions of others.
-        shortcut_word, shortcut_look, shortcut_exceptions: train on pictures that are as they are where the text
-            has this word and in another look elsewhere, but for a share that comes both ways; see
-            `cibr.data.changes`.
+        shortcut_word, shortcut_look, shortcut_wording, shortcut_exceptions: train on pairs that are as they are
+            where the text has this word, and elsewhere in another look (and, if one is given, another wording),
+            but for a share that comes both ways; see `cibr.data.changes`.
         trained_blocks: how many of the last blocks of the frozen image tower are trained too.
         views: train on each picture in other styles too, and validate on one that training does not show; see
             `cibr.data.views`.
@@ -94,6 +95,7 @@ class RunConfig:
     caption_noise: float = 0.0
     shortcut_word: str = ""
     shortcut_look: str = "negative"
+    shortcut_wording: str = ""
     shortcut_exceptions: float = 0.05
     trained_blocks: int = 0
     views: bool = False
@@ -181,6 +183,7 @@ _CHOICES = {
     "mixed_precision": ("no", "bf16"),
     "on_non_finite": ("stop", "skip"),
     "shortcut_look": tuple(VIEWS),
+    "shortcut_wording": ("", *WORDINGS),
 }
 
 
@@ -255,7 +258,8 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
     test = load_pairs(config.dataset, "test", **options) if "test" in there else validation
     train = exchange_captions(keep_fraction(train, config.train_fraction), config.caption_noise)
     if config.shortcut_word:
-        train = add_shortcut(train, config.shortcut_word, config.shortcut_exceptions, config.shortcut_look)
+        word, look, wording = config.shortcut_word, config.shortcut_look, config.shortcut_wording
+        train = add_shortcut(train, word, config.shortcut_exceptions, look, wording)
     if config.views:
         train, validation = with_views(train), seen_through(validation, HELD_OUT_VIEW)
     return train, validation, test
