@@ -69,6 +69,18 @@ def test_the_answer_of_the_ablation_is_that_of_its_tables():
     assert "less than half a point with cross-fitting" in said
 
 
+def test_where_the_wording_is_tied_too_the_look_stays_and_nothing_gains():
+    arms, differences, _ = read_study(ROOT / "data" / "results")
+    rows = differences[differences["setting"] == "flickr8k, grey and keywords tied to the word 'dog'"]
+    assert {"CIBR siblings", "CLIP in groups"} == set(rows["arm"]) and set(rows["n_seeds"]) == {5}
+    headline = rows[rows["measure"].isin(["zero-shot mean", "image to text", "text to image"])]
+    assert len(headline) == 9 and not (headline["verdict"] == "above 0").any()
+    leaks = measure_differences(arms[arms["arm"] != "CLIP in groups"], ["leakage_image_grey"])
+    removed = -100 * leaks[leaks["beta"] == 0.3].set_index("setting")["difference"]
+    assert removed["flickr8k, grey and keywords tied to the word 'dog'"] < 10
+    assert removed["flickr8k, grey tied to the word 'dog'"] > 50
+
+
 def test_on_photos_with_a_tied_look_the_sets_with_dogs_gain_and_no_other():
     _, differences, _ = read_study(ROOT / "data" / "results")
     tied = differences[differences["setting"].isin([f"flickr8k, {setting}" for setting in TIED])]

@@ -18,6 +18,7 @@ CHOSEN_FROM = {
     "flickr8k-small": "ablation_trials_small",
     "flickr8k-look": "ablation_trials_look",
     "flickr8k-grey": "ablation_trials_grey",
+    "flickr8k-sources": "ablation_trials_sources",
     "flickr8k-blocks": "ablation_trials_blocks",
     "glyphs": "ablation_trials_glyphs",
     "glyphs-small": "ablation_trials_glyphs_small",
