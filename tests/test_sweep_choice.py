@@ -22,6 +22,7 @@ CHOSEN_FROM = {
     "flickr8k-blocks": "ablation_trials_blocks",
     "glyphs": "ablation_trials_glyphs",
     "glyphs-small": "ablation_trials_glyphs_small",
+    "glyphs-third": "ablation_trials_glyphs_third",
     "glyphs-shortcut": "ablation_trials_shortcut",
 }
 
