@@ -55,7 +55,7 @@ def read_arms(file: str | Path) -> pd.DataFrame:
     rows["setting"] = [setting_name(s) for s in settings]
     rows["arm"] = rows["arm"].fillna("")
     rows["variant"] = _variants(rows, settings)
-    return rows
+    return rows.copy()  # in one piece: pandas warns of tables of many columns that grew one by one
 
 
 def setting_name(settings: dict[str, Any]) -> str:
