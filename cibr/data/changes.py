@@ -95,14 +95,18 @@ def add_shortcut(pairs: Pairs, word: str, exceptions: float, look: str = "negati
 
 def in_both_looks(pairs: Pairs, look: str) -> Pairs:
     """All pictures as they are, then all of them in another look."""
-    n = len(pairs)
-    return _in_look(pairs.subset(torch.arange(n).repeat(2)), torch.arange(2 * n) >= n, look)
+    return _in_look(*_twice(pairs), look)
 
 
 def in_both_wordings(pairs: Pairs, wording: str) -> Pairs:
     """All pairs as they are, then all of them with their texts in another wording."""
+    return _in_wording(*_twice(pairs), wording)
+
+
+def _twice(pairs: Pairs) -> tuple[Pairs, torch.Tensor]:
+    """All pairs, then all of them again, and which rows are of the second time."""
     n = len(pairs)
-    return _in_wording(pairs.subset(torch.arange(n).repeat(2)), torch.arange(2 * n) >= n, wording)
+    return pairs.subset(torch.arange(n).repeat(2)), torch.arange(2 * n) >= n
 
 
 def _in_wording(pairs: Pairs, changed: torch.Tensor, wording: str) -> Pairs:
