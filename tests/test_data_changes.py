@@ -8,7 +8,14 @@ from conftest import noise_pairs
 from PIL import Image, ImageChops, ImageOps
 
 from cibr.data import load_pairs
-from cibr.data.changes import add_shortcut, exchange_captions, in_both_looks, in_both_wordings, keep_fraction
+from cibr.data.changes import (
+    add_shortcut,
+    exchange_captions,
+    half_in_look,
+    in_both_looks,
+    in_both_wordings,
+    keep_fraction,
+)
 from cibr.data.views import HELD_OUT_VIEW, TRAINED_VIEWS, VIEWS, seen_through, with_views
 from cibr.data.wordings import WORDINGS
 
@@ -107,6 +114,17 @@ def test_both_looks_are_each_picture_and_its_negative():
     for i in range(4):
         assert both.image(i).tobytes() == pairs.image(i).tobytes()
         assert both.image(4 + i).tobytes() == ImageOps.invert(pairs.image(i)).tobytes()
+
+
+def test_half_of_the_pictures_change_their_look_and_nothing_else_does():
+    pairs = noise_pairs(10, n_captions=2)
+    mixed = half_in_look(pairs, "negative")
+    assert mixed.captions == pairs.captions and mixed.keys == half_in_look(pairs, "negative").keys
+    changed = [mixed.image(i).tobytes() != pairs.image(i).tobytes() for i in range(10)]
+    assert sum(changed) == 5 and changed != sorted(changed)
+    for i in range(10):
+        shown = ImageOps.invert(pairs.image(i)) if changed[i] else pairs.image(i)
+        assert mixed.image(i).tobytes() == shown.tobytes()
 
 
 def test_both_wordings_are_each_text_and_its_keywords():

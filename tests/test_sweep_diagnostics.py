@@ -81,6 +81,20 @@ def test_a_look_and_a_wording_are_read_from_embeddings_that_hold_them(build, pla
     assert all(low < share < high for share in read.values())
 
 
+@pytest.mark.parametrize(("bias", "low", "high"), [(0.0, 1.0, 1.0), (10.0, 0.4, 0.6)])
+def test_a_bias_towards_a_look_costs_retrieval_where_looks_are_mixed(build, planted, bias, low, high):
+    def embed(shown):
+        content, every_other = noise(N, 0), torch.arange(N) % 2
+        turned = torch.tensor([key.endswith("/negative") for key in shown.keys])
+        sides = [bias * (2.0 * side[:, None] - 1) for side in (turned, every_other)]
+        return tuple(F.normalize(torch.cat([side, content], 1), dim=1) for side in sides)
+
+    planted(embed)
+    found = diagnostics.mixed_looks_recall(build("tiny"), noise_pairs(N), "negative")
+    assert list(found) == [f"mixed_looks_{d}_recall@1" for d in ("image_to_text", "text_to_image")]
+    assert all(low <= recall <= high for recall in found.values())  # half of the texts ask for the other look
+
+
 def test_geometry_is_that_of_the_pictures_and_their_first_texts(build, planted):
     images, texts = noise(N, 0), noise(N, 1)
     shown = []

@@ -7,6 +7,7 @@ metadata; ``$CIBR_DATA/wds_<name>``; the hub, for the sets that have a card in `
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,12 @@ def known_datasets() -> list[str]:
 
 def cards() -> dict[str, dict[str, Any]]:
     """Returns the data sets' cards by name, as ``data/datasets.yaml`` has them."""
-    return yaml.safe_load(cards_file().read_text(encoding="utf-8"))
+    return _parsed(cards_file().read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=1)
+def _parsed(text: str) -> dict[str, dict[str, Any]]:
+    return yaml.safe_load(text)
 
 
 def _folders(name: str) -> list[Path]:

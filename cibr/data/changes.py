@@ -98,6 +98,13 @@ def in_both_looks(pairs: Pairs, look: str) -> Pairs:
     return _in_look(*_twice(pairs), look)
 
 
+def half_in_look(pairs: Pairs, look: str) -> Pairs:
+    """The same pairs, half of the pictures in another look; which ones is the same for every seed."""
+    changed = torch.zeros(len(pairs), dtype=torch.bool)
+    changed[_order(len(pairs), 3)[: len(pairs) // 2]] = True
+    return _in_look(pairs, changed, look)
+
+
 def in_both_wordings(pairs: Pairs, wording: str) -> Pairs:
     """All pairs as they are, then all of them with their texts in another wording."""
     return _in_wording(*_twice(pairs), wording)

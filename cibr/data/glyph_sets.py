@@ -9,6 +9,7 @@ scripts. The digits alone are handwritten, from scikit-learn, the first half of 
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -154,8 +155,9 @@ def _digits(split: str) -> tuple[list[str], list[str], np.ndarray, None]:
     return [f"handwritten/{i:04d}" for i in chosen], classes, pixels, None
 
 
+@cache
 def _characters(name: str, split: str) -> tuple[list[str], list[str], np.ndarray, pd.DataFrame]:
-    """Keys, class names, pixels and factors of a set of printed characters."""
+    """Keys, class names, pixels and factors of a set of printed characters; a process draws each once."""
     asked = GLYPH_SETS[name]
     characters = glyphs.glyph_characters()
     classes = [asked.classify(*row) for row in characters[["name", "category"]].itertuples(index=False)]

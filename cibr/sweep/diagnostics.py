@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cibr.data import Pairs
-from cibr.data.changes import in_both_looks, in_both_wordings
+from cibr.data.changes import half_in_look, in_both_looks, in_both_wordings
 from cibr.information import info_nce_nats, principal_components, probe_nats
 from cibr.inputs import embed_pairs, prepare
 from cibr.losses import BaselineLoss, clip_loss
@@ -89,6 +89,23 @@ def wording_leakage(model: DualEncoder, pairs: Pairs, wording: str) -> dict[str,
     """`leakage_text_<wording>`: what it reads of whether a text is as it is or in one of `cibr.data.wordings`."""
     _, texts = _embedded(model, in_both_wordings(_first_texts(_sample(pairs, N_PROBED // 2)), wording))
     return {f"leakage_text_{wording}": _second_half_read(texts)}
+
+
+def mixed_looks_recall(model: DualEncoder, pairs: Pairs, look: str) -> dict[str, float]:
+    """Retrieval among pictures half of which, drawn without regard to their texts, are shown in another look.
+
+    A bias that all pictures share moves none of them past another; among mixed looks it does.
+
+    Args:
+        model: the encoders.
+        pairs: pictures as they are, with all their texts.
+        look: one of `cibr.data.views.VIEWS`.
+
+    Returns:
+        `mixed_looks_image_to_text_recall@1`, `mixed_looks_text_to_image_recall@1`.
+    """
+    recalls = recall_at_k(*_embedded(model, half_in_look(pairs, look)), pairs.text_to_image(), (1,))
+    return {f"mixed_looks_{name}": value for name, value in recalls.items()}
 
 
 def _second_half_read(z: Tensor) -> float:

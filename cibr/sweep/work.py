@@ -9,7 +9,13 @@ from cibr.data import Pairs, load_pairs
 from cibr.evaluate import evaluate
 from cibr.models import DualEncoder
 from cibr.paths import project_root
-from cibr.sweep.diagnostics import describe_embeddings, leakage, look_leakage, wording_leakage
+from cibr.sweep.diagnostics import (
+    describe_embeddings,
+    leakage,
+    look_leakage,
+    mixed_looks_recall,
+    wording_leakage,
+)
 from cibr.sweep.runs import run_id
 from cibr.train import RunConfig, build_model, configure, fit, load_splits
 
@@ -32,7 +38,7 @@ def train_and_evaluate(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         One row: `arm, dataset, estimator, beta, seed`; `validation_*` recalls after the last epoch;
-        `<suite>/<set>/<metric>` for each suite; what `describe_embeddings` and `leakage` find; `steps_to_*`;
+        `<suite>/<set>/<metric>` for each suite; what `cibr.sweep.diagnostics` finds; `steps_to_*`;
         `training_seconds`.
 
     Raises:
@@ -40,12 +46,12 @@ def train_and_evaluate(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     own = {name: value for name, value in settings.items() if name not in ("arm", "label", "suites")}
     config = configure(output_dir=run_folder(settings), **own)
-    train, validation, _ = load_splits(config)
+    train, validation, test = load_splits(config)
     model = build_model(config, train)
     history = fit(model, train, validation, config)
     metrics = _from_history(history)
     if settings.get("suites"):
-        metrics |= _measure(model, train, validation, config)
+        metrics |= _measure(model, train, validation, test, config)
     for suite in settings.get("suites", ()):
         found = evaluate(model, suite, name=run_id(settings), output_dir=config.output_dir)
         kept = found.rows[found.rows["metric"].isin(KEPT)]
@@ -70,7 +76,9 @@ def _from_history(history: pd.DataFrame) -> dict[str, float]:
     return metrics | {"steps": last["step"], "training_seconds": last["seconds"]}
 
 
-def _measure(model: DualEncoder, train: Pairs, validation: Pairs, config: RunConfig) -> dict[str, float]:
+def _measure(
+    model: DualEncoder, train: Pairs, validation: Pairs, test: Pairs, config: RunConfig
+) -> dict[str, float]:
     described = {
         "train": describe_embeddings(model, train),
         "validation": describe_embeddings(model, validation),
@@ -82,6 +90,7 @@ def _measure(model: DualEncoder, train: Pairs, validation: Pairs, config: RunCon
     found |= {"train_test_gap_nats": gap} | leakage(model, probed)
     if config.shortcut_word and config.dataset != "glyphs":  # whose factors have the look
         found |= look_leakage(model, validation, config.shortcut_look)
+        found |= mixed_looks_recall(model, test, config.shortcut_look)
     if config.shortcut_word and config.shortcut_wording:
         found |= wording_leakage(model, validation, config.shortcut_wording)
     return found
