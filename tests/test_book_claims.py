@@ -29,10 +29,12 @@ def test_the_numbers_of_the_readme_are_those_of_the_tables():
     gains = photos[photos["verdict"] == "above 0"].groupby(["setting", "arm", "beta"])["measure"].agg(set)
     assert all(said == {"zero-shot mean"} for said in gains)
     crossfit = photos[photos["arm"] == "CIBR cross-fitted"]
+    of_noisy = headline[headline["setting"] == "glyphs, 30 % wrong captions"]
     told = [
         crossfit[crossfit["setting"] == "flickr8k, 30 % of the pairs"],
         *(siblings[siblings["setting"] == f"flickr8k, {setting}"] for setting in TIED),
         headline[(headline["setting"] == "glyphs") & (headline["arm"] == "CIBR vMF")],
+        *(of_noisy[(of_noisy["arm"] == arm) & (of_noisy["n_seeds"] == 5)] for arm in ("CIBR vMF", "noise only")),
     ]
     for rows in told:
         of_mean = rows[(rows["measure"] == "zero-shot mean") & (rows["against"] == "CLIP")]
@@ -91,3 +93,26 @@ def test_on_photos_with_a_tied_look_the_sets_with_dogs_gain_and_no_other():
     for measures in above:
         assert {"cifar10", "pacs"} <= measures
         assert not [name for name in measures - {"cifar10", "zero-shot mean"} if not name.startswith("pacs")]
+
+
+def test_among_mixed_looks_clip_loses_recall_and_the_penalty_is_worth_no_more():
+    arms, _, _ = read_study(ROOT / "data" / "results")
+    grey = arms[arms["setting"] == "flickr8k, grey tied to the word 'dog'"]
+    directions = ("image_to_text", "text_to_image")
+    clip = grey[grey["arm"] == "CLIP"]
+    for direction in directions:
+        lost = clip[f"mini/flickr8k/{direction}_recall@1"] - clip[f"mixed_looks_{direction}_recall@1"]
+        assert len(lost) == 8 and 0.005 < lost.mean() < 0.03
+    found = measure_differences(grey, [f"mixed_looks_{direction}_recall@1" for direction in directions])
+    assert len(found) == 4 and set(found["verdict"]) == {"around 0"} and set(found["n_seeds"]) == {8}
+
+
+def test_with_wrong_captions_the_gain_of_vmf_is_not_told_from_that_of_its_noise():
+    arms, _, _ = read_study(ROOT / "data" / "results")
+    noisy = arms[(arms["setting"] == "glyphs, 30 % wrong captions") & (arms["beta"] < 0.1)]
+    mean = "glyphs/mean of 7/accuracy@1"
+    against_clip = measure_differences(noisy, [mean]).set_index("arm")
+    assert against_clip.loc["CIBR vMF", "verdict"] == "above 0" and set(against_clip["n_seeds"]) == {5}
+    assert 2 * against_clip.loc["noise only", "difference"] > against_clip.loc["CIBR vMF", "difference"]
+    vmf_and_noise = noisy[noisy["arm"].isin(["CIBR vMF", "noise only"])].replace({"arm": {"noise only": "CLIP"}})
+    assert measure_differences(vmf_and_noise, [mean])["verdict"].tolist() == ["around 0"]

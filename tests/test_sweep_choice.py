@@ -23,6 +23,7 @@ CHOSEN_FROM = {
     "glyphs": "ablation_trials_glyphs",
     "glyphs-small": "ablation_trials_glyphs_small",
     "glyphs-third": "ablation_trials_glyphs_third",
+    "glyphs-noisy": "ablation_trials_glyphs_noisy",
     "glyphs-shortcut": "ablation_trials_shortcut",
 }
 
