@@ -86,4 +86,5 @@ def test_a_killed_sweep_takes_its_processes_along_and_the_next_does_only_what_is
     cores = len(os.sched_getaffinity(0))
     assert set(read_rows(file)["threads"]) == {max(1, cores // 2)}  # each had its share
     log.write_text(log.read_text() + "4 0\n")  # begun once, it hangs no more
-    assert run_sweep(runs, file, work)["square"].tolist() == [0, 1, 4, 9, 16] and taken(log)[5:] == [2, 3, 4]
+    assert run_sweep(runs, file, work)["square"].tolist() == [0, 1, 4, 9, 16]
+    assert sorted(taken(log)[5:]) == [2, 3, 4]  # each once; a lock may outlive its process by a moment
