@@ -117,3 +117,7 @@ def test_measures_of_runs_are_compared_over_seeds_by_students_interval(made):
     assert row["difference"] == pytest.approx(each.mean())
     assert (row["low"], row["high"]) == pytest.approx((each.mean() - half, each.mean() + half))
     assert (row["n_seeds"], row["verdict"], row["a"]) == (3, "below 0", pytest.approx(0.4))
+    called = measure_differences(read_arms(made.table), {"leakage": "read by a probe", "absent": "no column"})
+    assert called["measure"].tolist() == ["read by a probe"] and called["difference"].tolist() == [
+        row["difference"]
+    ]

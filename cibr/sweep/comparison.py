@@ -6,7 +6,7 @@ has are left out and said.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,12 +61,12 @@ def arm_differences(arms: pd.DataFrame, runs: str | Path, say: Say = print) -> p
     return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
 
-def measure_differences(arms: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+def measure_differences(arms: pd.DataFrame, measures: Sequence[str] | Mapping[str, str]) -> pd.DataFrame:
     """Every arm against tuned CLIP in what a run has one number of, such as leakage; seeds are paired.
 
     Args:
         arms: from `read_arms`.
-        measures: columns; those that the rows lack are left out.
+        measures: columns, or what readers call them by column; those that the rows lack are left out.
 
     Returns:
         A row an arm and measure: `setting, arm, beta, variant, measure`, `a` (tuned CLIP's mean over seeds) and
@@ -94,6 +94,8 @@ def measure_differences(arms: pd.DataFrame, measures: Sequence[str]) -> pd.DataF
                 found.append(row | {"n_seeds": len(both)})
     columns = [*KEY, "measure", "a", "b", "difference", "low", "high", "n_seeds"]
     rows = pd.DataFrame(found, columns=columns)
+    if isinstance(measures, Mapping):
+        rows["measure"] = rows["measure"].map(measures)
     return rows.assign(verdict=_verdicts(rows))
 
 
