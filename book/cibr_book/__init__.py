@@ -1,0 +1,1 @@
+"""The study: what the chapters of the book need beside the library."""
