@@ -1,29 +1,41 @@
-"""CIBR: the Cross-modal Information Bottleneck for CLIP, as models, losses, metrics and a training loop."""
+"""CIBR: the Cross-modal Information Bottleneck for CLIP, as models, losses, metrics and a training loop.
 
-from cibr.data import Pairs, load_pairs
-from cibr.evaluate import Evaluation, compare, evaluate
-from cibr.losses import CIBRLoss, beta_at, clip_loss
-from cibr.metrics import recall_at_k, retrieval_ranks, zeroshot_accuracy
-from cibr.models import DualEncoder
-from cibr.train import RunConfig, build_model, check_parameters, configure, fit, load_splits
+Names are loaded when they are first used (PEP 562), so that the losses alone can be imported without the libraries
+that models and training need.
+"""
 
-__all__ = [
-    "CIBRLoss",
-    "DualEncoder",
-    "Evaluation",
-    "Pairs",
-    "RunConfig",
-    "beta_at",
-    "build_model",
-    "check_parameters",
-    "clip_loss",
-    "compare",
-    "configure",
-    "evaluate",
-    "fit",
-    "load_pairs",
-    "load_splits",
-    "recall_at_k",
-    "retrieval_ranks",
-    "zeroshot_accuracy",
-]
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("cibr")
+except PackageNotFoundError:  # a checkout on the path that was never installed
+    __version__ = "0+unknown"
+
+_HOME = {
+    "CIBRLoss": "cibr.losses",
+    "DualEncoder": "cibr.models",
+    "Pairs": "cibr.data",
+    "RunConfig": "cibr.train",
+    "beta_at": "cibr.losses",
+    "build_model": "cibr.train",
+    "check_parameters": "cibr.train",
+    "clip_loss": "cibr.losses",
+    "configure": "cibr.train",
+    "fit": "cibr.train",
+    "load_pairs": "cibr.data",
+    "load_splits": "cibr.train",
+    "recall_at_k": "cibr.metrics",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'cibr' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
