@@ -1,0 +1,21 @@
+"""Images, captions and pairs that the tests of several rooms share; nothing here is slow to import."""
+
+import numpy as np
+from PIL import Image
+
+from cibr.data import Pairs
+
+COLOURS = ["red", "green", "blue", "grey", "dark", "light", "big", "small"]
+THINGS = ["cat", "dog", "bird", "tree", "house", "car", "boat"]
+TEXTS = [f"a {COLOURS[i % 8]} {THINGS[i % 7]}" for i in range(56)]
+
+
+def picture(i: int) -> Image.Image:
+    """Noise that its number decides; module-level, so that loader workers can have it."""
+    return Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 36, 3), dtype=np.uint8))
+
+
+def noise_pairs(n: int = 48, n_captions: int = 1, split: str = "train") -> Pairs:
+    """Pairs of noise images with one caption or more; some captions are equal."""
+    captions = [[TEXTS[(i + 5 * c) % len(TEXTS)] for c in range(1 + i % n_captions)] for i in range(n)]
+    return Pairs("noise", split, captions, [f"picture {i}" for i in range(n)], picture)
