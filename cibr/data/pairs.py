@@ -1,22 +1,25 @@
-"""Image-text pairs: one split of a data set, with its texts in memory and its images on demand.
+"""Image-text pairs: one split of a data set, with its captions in memory and its images decoded on demand.
 
-Image i comes with one text or more, `captions[i]`; flattened, the texts are numbered image by
-image. Pairs with equal labels show the same content, so that a loss can count them as matches.
-Images are decoded when they are asked for. Pairs can be pickled, for DataLoader workers.
+Image i comes with one text or more, `captions[i]`; flattened, the texts are numbered image by image.
+`Pairs.match_labels` is the one definition of which pairs match, for losses and metrics alike. Files of every kind
+become 8-bit RGB by one rule, `to_rgb`. Pairs can be pickled, for DataLoader workers.
 """
 
+import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas
 import torch
 from jaxtyping import Int, Int64
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
 ON_ERROR = ("raise", "skip")
+GREY_RANGES = (255.0, 65535.0)
 
 Indices = Iterable[int] | Int[Tensor, " m"] | Int[np.ndarray, " m"]
 
@@ -32,12 +35,12 @@ class Pairs:
         keys: the samples' names, for messages.
         load: takes an index and returns the image in mode ``RGB``; a module's function or an
             object with ``__call__``, so that it can be pickled.
-        labels: what each pair shows: equal labels, same content; None if no two are known to.
-        factors: nuisance factors that vary beside the content, one row an image.
+        labels: content labels: pairs with equal labels show the same; None if nothing is known.
+        factors: a `pandas.DataFrame` of what varies between the images, one row an image.
         n_skipped: how many samples were left out as unusable.
         classnames: the names that the labels number, in a set made for classification.
         templates: prompt templates for zero-shot classification, with ``{c}`` for the class's name.
-        groups: which pictures are one in other looks, as equal numbers; None if none are known to be.
+        groups: equal numbers for renderings of the same item; None if none are known.
 
     Raises:
         ValueError: if the lengths disagree, or an image has no text.
@@ -49,7 +52,7 @@ class Pairs:
     keys: list[str]
     load: Callable[[int], Image.Image]
     labels: Int64[Tensor, " n"] | None = None
-    factors: pandas.DataFrame | None = None
+    factors: Any = None
     n_skipped: int = 0
     classnames: list[str] | None = None
     templates: list[str] | None = None
@@ -76,7 +79,7 @@ class Pairs:
 
         Raises:
             IndexError: if there is no image i.
-            ValueError: if the picture does not decode.
+            ValueError: if the file does not decode.
         """
         if not 0 <= i < len(self):
             raise IndexError(f"{self.name} has no image {i}: {self.split} holds 0 to {len(self) - 1}")
@@ -94,6 +97,42 @@ class Pairs:
         """Returns the index of the image of each of `texts()`."""
         n_texts = torch.tensor([len(texts) for texts in self.captions], dtype=torch.long)
         return torch.repeat_interleave(torch.arange(len(self)), n_texts)
+
+    def match_labels(self) -> Int64[Tensor, " n"]:
+        """Returns one label an image; images with equal labels, and their texts, are positives of each other.
+
+        Returns:
+            `labels` where they are given. Else images that share a caption or a group have equal labels, as have
+            those that such images connect (connected components); numbered from 0 in the order of the images.
+        """
+        if self.labels is not None:
+            return self.labels
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        # A graph of images, each with an edge to its captions and to its group.
+        nodes = {text: len(self) + i for i, text in enumerate(dict.fromkeys(self.texts()))}
+        rows, columns = self.text_to_image().tolist(), [nodes[text] for text in self.texts()]
+        if self.groups is not None:
+            _, group = self.groups.unique(return_inverse=True)
+            rows += range(len(self))
+            columns += (group + len(self) + len(nodes)).tolist()
+        size = 2 * len(self) + len(nodes)
+        graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(size, size))
+        _, component = connected_components(graph, directed=False)
+        return torch.from_numpy(component[: len(self)]).long()
+
+    @property
+    def paired(self) -> bool:
+        """Whether retrieval follows Karpathy's protocol: right answers are an image's own captions alone.
+
+        It does where no labels and no groups are known, and captions tell images apart or some image has several.
+        Otherwise retrieval is scored by `match_labels`.
+        """
+        if self.labels is not None or self.groups is not None:
+            return False
+        texts = self.texts()
+        return len(texts) > len(self) or len(set(texts)) == len(texts)
 
     def prompts(self) -> list[list[str]]:
         """Returns the prompts of each class, for zero-shot classification: its name in every template.
@@ -223,3 +262,72 @@ def without_undecodable(pairs: Pairs, skips: Skips) -> Pairs:
 def clean_texts(texts: Iterable[str]) -> list[str]:
     """Returns the texts stripped of outer white space, without those that are then empty."""
     return [stripped for text in texts if (stripped := text.strip())]
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Converts an image of any Pillow mode to a new 8-bit RGB image.
+
+    It is turned upright by its EXIF orientation; colour profiles are not applied. Of an animation, the current
+    frame is taken.
+
+    Args:
+        image: an image of any mode: ``1``, ``L``, ``P``, ``RGBA``, ``CMYK``, ``I;16``, ``F``, ...
+
+    Returns:
+        The image in mode ``RGB``, upright, on white where it was transparent.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _scale_grey(image).convert("RGB")
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(paper, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def open_rgb(file: str | Path | bytes, where: str) -> Image.Image:
+    """Decodes an image file as RGB.
+
+    Args:
+        file: a path, or the bytes of a file.
+        where: what to call the image in an error.
+
+    Returns:
+        The image in mode ``RGB``, see `to_rgb`.
+
+    Raises:
+        ValueError: if the file does not decode.
+        FileNotFoundError: if there is no such file.
+    """
+    data = file if isinstance(file, bytes) else Path(file).read_bytes()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return to_rgb(image)
+    # Broken files make Pillow raise nearly anything: OSError, SyntaxError, struct.error, EOFError.
+    except Exception as error:
+        raise ValueError(
+            f"{where} does not decode as an image ({error}): replace the file, "
+            "or leave such samples out with on_error='skip' and a limit max_skipped"
+        ) from error
+
+
+def _scale_grey(image: Image.Image) -> Image.Image:
+    """Scales a grey image of more than 8 bits to 8 bits.
+
+    ``I;16`` has a range of its own. ``I`` and ``F`` do not say theirs: the smallest usual one that
+    holds the values is taken (1 for fractions, 255, 65535), else the values' own.
+    """
+    grey = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
+    ranges = {"I": GREY_RANGES, "F": (1.0, *GREY_RANGES)}.get(image.mode, GREY_RANGES[-1:])
+    low, high = grey.min(), grey.max()
+    fitting = [top for top in ranges if low >= 0 and high <= top]
+    if fitting:
+        low, high = 0.0, fitting[0]
+    pixels = np.rint((grey - low) * (255.0 / (high - low or 1.0)))
+    return Image.fromarray(pixels.astype(np.uint8))

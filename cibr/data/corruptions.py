@@ -1,0 +1,213 @@
+"""Corruptions of a training set: subsampling, shuffled captions, and a style spuriously correlated with a word.
+
+Styles change how an image is rendered and leave its content, so that a text describes all of them alike:
+
+    small     as an image of a few pixels would show it
+    contours  its outlines, dark on light, without colour
+    flat      few colours in plain patches, like a poster
+    grey      without colour
+    negative  dark for light
+
+Which images a corruption takes is the same for every seed of training.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from PIL import Image, ImageFilter, ImageOps
+from torch import Tensor
+
+from cibr.data.pairs import Pairs
+from cibr.utils import nearest
+
+SMALL = 24  # px of the shorter side
+
+
+def _small(image: Image.Image) -> Image.Image:
+    scale = SMALL / min(image.size)
+    size = [max(1, round(side * scale)) for side in image.size]
+    return image.resize(size, Image.Resampling.BOX).resize(image.size, Image.Resampling.BILINEAR)
+
+
+def _contours(image: Image.Image) -> Image.Image:
+    edges = ImageOps.grayscale(image).filter(ImageFilter.GaussianBlur(1)).filter(ImageFilter.FIND_EDGES)
+    # The filter marks the frame of the image itself.
+    inner = ImageOps.expand(ImageOps.crop(edges, 1), 1, fill=0)
+    return ImageOps.invert(ImageOps.autocontrast(inner, cutoff=1)).convert("RGB")
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    return ImageOps.posterize(image.filter(ImageFilter.MedianFilter(5)), 2)
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    return ImageOps.grayscale(image).convert("RGB")
+
+
+STYLES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "small": _small,
+    "contours": _contours,
+    "flat": _flat,
+    "grey": _grey,
+    "negative": ImageOps.invert,
+}
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """What is changed in a training set; the defaults change nothing.
+
+    Args:
+        fraction: share of the images that is kept, in (0, 1]; a smaller subset lies within a larger one.
+        shuffled_captions: share of the kept images that get the captions of others of that share.
+        spurious_word: a whole word, in any case, that some captions have; empty for no spurious correlation.
+        spurious_style: style, one of `STYLES`, of the images whose captions do not have the word.
+        counterexamples: share of the images that come in both styles; 1 is augmentation in both styles.
+
+    Raises:
+        ValueError: a share outside its range, or an unknown style (with the nearest known one).
+    """
+
+    fraction: float = 1.0
+    shuffled_captions: float = 0.0
+    spurious_word: str = ""
+    spurious_style: str = "negative"
+    counterexamples: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("fraction", "shuffled_captions", "counterexamples"):
+            share = getattr(self, name)
+            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+                raise ValueError(f"{name} is {share!r}: it is a share of the images, a number from 0 to 1")
+        if self.fraction == 0:
+            raise ValueError("fraction is 0: the share of the images that is kept is above 0")
+        if not isinstance(self.spurious_word, str):
+            raise ValueError(f"spurious_word is {self.spurious_word!r}: it is a word, or empty for none")
+        _check_style(self.spurious_style)
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, Any]) -> "Corruption":
+        """Checks settings by name, as a run's configuration has them.
+
+        Raises:
+            ValueError: a name that is no field (with the nearest one), or as `Corruption`.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise ValueError(
+                    f"unknown corruption {name!r}{nearest(name, known) or '.'} Known: {', '.join(known)}"
+                )
+        return cls(**settings)
+
+
+def corrupt(pairs: Pairs, corruption: Corruption) -> Pairs:
+    """Corrupts a training split: first a subset is taken, then captions are shuffled, then styles correlated.
+
+    With a `spurious_word`, images whose captions have it stay as they are and all others are in `spurious_style`;
+    `counterexamples` come in both styles. As negatives, images with known factors are dark on light with the word
+    and light on dark without it; those without known factors count as dark on light.
+
+    Args:
+        pairs: a training split.
+        corruption: what to change.
+
+    Returns:
+        The pairs in their order, then the counterexamples, the second renderings of some. With a spurious
+        correlation, `groups` number the images before corruption, and so do `labels` if there were none.
+
+    Raises:
+        ValueError: a word that no caption has, or every one.
+    """
+    return _correlated(_with_shuffled_captions(_subset(pairs, corruption), corruption), corruption)
+
+
+def _subset(pairs: Pairs, corruption: Corruption) -> Pairs:
+    n_kept = min(len(pairs), max(2, round(corruption.fraction * len(pairs))))
+    return pairs if n_kept == len(pairs) else pairs.subset(_order(len(pairs), 0)[:n_kept].sort().values)
+
+
+def _with_shuffled_captions(pairs: Pairs, corruption: Corruption) -> Pairs:
+    """Gives a share of the images the captions, and with them the labels, of the next of that share."""
+    chosen = _order(len(pairs), 1)[: round(corruption.shuffled_captions * len(pairs))]
+    source = torch.arange(len(pairs))
+    source[chosen] = chosen.roll(1)
+    captions = [pairs.captions[i] for i in source.tolist()]
+    return replace(pairs, captions=captions, labels=None if pairs.labels is None else pairs.labels[source])
+
+
+def _correlated(pairs: Pairs, corruption: Corruption) -> Pairs:
+    word, style = corruption.spurious_word, corruption.spurious_style
+    if not word:
+        return pairs
+    has_word = re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE).search
+    says = torch.tensor([any(map(has_word, texts)) for texts in pairs.captions])
+    if says.all() or not says.any():
+        raise ValueError(
+            f"{'every' if says.all() else 'no'} image of {pairs.name} has the word {word!r} in its captions: "
+            "a spurious correlation needs a word that some have and others have not"
+        )
+    n, light = len(pairs), torch.zeros(len(pairs), dtype=torch.bool)
+    if pairs.factors is not None and style == "negative":
+        light = torch.from_numpy((pairs.factors["ink"] > pairs.factors["paper"]).to_numpy(copy=True))
+    both = _order(n, 2)[: round(corruption.counterexamples * n)].sort().values
+    rows = torch.cat([torch.arange(n), both])
+    changed = torch.cat([says == light, (says != light)[both]])
+    labels = torch.arange(n) if pairs.labels is None else pairs.labels
+    return _restyled(replace(pairs, labels=labels, groups=torch.arange(n)).subset(rows), changed, style)
+
+
+def in_style(pairs: Pairs, style: str) -> Pairs:
+    """The same pairs with every image in one of `STYLES`."""
+    return _restyled(pairs, torch.ones(len(pairs), dtype=torch.bool), style)
+
+
+def in_both_styles(pairs: Pairs, style: str) -> Pairs:
+    """All pairs as they are, then all of them with their images in one of `STYLES`."""
+    n = len(pairs)
+    return _restyled(pairs.subset(torch.arange(n).repeat(2)), torch.arange(2 * n) >= n, style)
+
+
+def half_in_style(pairs: Pairs, style: str) -> Pairs:
+    """The same pairs, half of the images, always the same ones, in one of `STYLES`."""
+    changed = torch.zeros(len(pairs), dtype=torch.bool)
+    changed[_order(len(pairs), 3)[: len(pairs) // 2]] = True
+    return _restyled(pairs, changed, style)
+
+
+@dataclass(frozen=True)
+class _Styled:
+    """Loads image i, in a style where it has changed."""
+
+    load: Callable[[int], Image.Image]
+    changed: list[bool]
+    style: str
+
+    def __call__(self, i: int) -> Image.Image:
+        image = self.load(i)
+        return STYLES[self.style](image) if self.changed[i] else image
+
+
+def _restyled(pairs: Pairs, changed: Bool[Tensor, " n"], style: str) -> Pairs:
+    """The pairs with some images in a style; keys tell which, and a negative's factors do where there are any."""
+    _check_style(style)
+    flags = changed.tolist()
+    keys = [f"{key}/{style}" if flag else key for key, flag in zip(pairs.keys, flags, strict=True)]
+    factors = pairs.factors
+    if factors is not None and style == "negative":
+        greys = {name: factors[name].where(~changed.numpy(), 255 - factors[name]) for name in ("ink", "paper")}
+        factors = factors.assign(**greys)
+    return replace(pairs, keys=keys, load=_Styled(pairs.load, flags, style), factors=factors)
+
+
+def _check_style(style: str) -> None:
+    if style not in STYLES:
+        raise ValueError(f"there is no style {style!r}{nearest(style, STYLES) or '.'} Known: {', '.join(STYLES)}")
+
+
+def _order(n: int, seed: int) -> torch.Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
