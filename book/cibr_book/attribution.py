@@ -1,0 +1,213 @@
+"""Where a text finds its evidence in an image: information bottleneck attribution, and checks of such maps.
+
+    minimise over the mask m in (0, 1):   weight * I - E cos(f(m r + (1 - m) e), text),   e ~ N(mean, std^2)
+    I = sum of KL( N(m r + (1 - m) mean, (1 - m)^2 std^2) || N(mean, std^2) ) over places and channels
+
+The mask replaces a share of each place of a feature map r by noise that looks like other images; I bounds what
+then passes, in nats, and is the map. It is the book's objective for one image: keep what serves the text, pay for
+every nat.
+
+Source: Schulz et al. (2020, arXiv 2001.00396) for the mask; Wang, Rudner and Wilson (2023, M2IB, arXiv 2312.17174)
+put the cosine with a text in place of a class.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from cibr.models import DualEncoder
+
+INITIAL_LOGIT = 5.0  # of the mask: 0.7 % noise
+TINY_LAYERS = 4  # of the tiny image tower below the map: 16 x 16 places, each of which has seen 13 px
+FROZEN_BLOCKS = 5  # of a timm EfficientNet below the map: a stride of 16
+Maps = Float[Tensor, "n h w"]
+Features = Float[Tensor, "n c h w"]
+
+
+def split_image_tower(model: DualEncoder) -> tuple[Callable, Callable]:
+    """The image encoder in two halves: images to a feature map, and the map to unit features.
+
+    Args:
+        model: `tiny`, or `frozen` with an EfficientNet of timm.
+
+    Returns:
+        `lower`, normalised images [n, 3, h, w] to maps [n, c, h', w'], and `upper`, maps to unit vectors [n, d];
+        together they are `encode_images`. Both pass gradients.
+
+    Raises:
+        ValueError: a tower whose feature map is not known here.
+    """
+    tower = getattr(model.backbone, "image_tower", None)
+    net = getattr(tower, "timm_model", None)
+    if model.kind == "tiny":
+        layers, n_lower = list(tower), TINY_LAYERS
+    elif all(hasattr(net, part) for part in ("conv_stem", "bn1", "blocks", "conv_head", "bn2", "global_pool")):
+        layers = [net.conv_stem, net.bn1, *net.blocks, net.conv_head, net.bn2, net.global_pool]
+        n_lower = 2 + FROZEN_BLOCKS
+    else:
+        raise ValueError(
+            f"a {model.kind} model with {type(tower).__name__} has no feature map that is known here: give a tiny "
+            "model, or a frozen EfficientNet of timm"
+        )
+    lower, pool = nn.Sequential(*layers[:n_lower]), nn.Sequential(*layers[n_lower:])
+    return lower, lambda maps: model.project_images(pool(maps).flatten(1)).features
+
+
+def cosine_score(model: DualEncoder) -> Callable[[Tensor, Tensor], Float[Tensor, " n"]]:
+    """The function from normalised images and text vectors [n, d] to their cosines, which captum explains."""
+    lower, upper = split_image_tower(model)
+    return lambda pixels, texts: (upper(lower(pixels)) * texts).sum(1)
+
+
+def bottleneck_maps(
+    maps: Features,
+    texts: Float[Tensor, "n d"],
+    upper: Callable[[Features], Float[Tensor, "n d"]],
+    noise_like: Float[Tensor, "m c h w"],
+    weight: float = 3e-4,
+    n_steps: int = 40,
+    n_noise: int = 4,
+    learning_rate: float = 0.5,
+    seed: int = 0,
+) -> tuple[Maps, Float[Tensor, " n"]]:
+    """The information that each place must pass for an image to stay near its text.
+
+    Source: Wang, Rudner and Wilson (2023), for the image side, with the mask of Schulz et al. (2020). Theirs has a
+    value for each channel; here all channels of a place share one.
+
+    Args:
+        maps: feature maps of the images [n, c, h, w].
+        texts: the unit vector of each image's text [n, d].
+        upper: feature maps to unit vectors, as `split_image_tower` returns it; in eval mode.
+        noise_like: maps of other images; the noise has their mean and standard deviation at every entry.
+        weight: the price of a nat in cosine; positive.
+        n_steps: of Adam.
+        n_noise: draws of the noise a step.
+        learning_rate: of Adam, for the logits of the mask.
+        seed: of the noise.
+
+    Returns:
+        Nats a place [n, h, w]; and the mean cosine with the text of each image under its final mask [n].
+
+    Raises:
+        ValueError: shapes that do not fit, or a weight that is not positive.
+    """
+    if noise_like.shape[1:] != maps.shape[1:] or len(texts) != len(maps):
+        raise ValueError(
+            f"maps {list(maps.shape)}, noise_like {list(noise_like.shape)} and texts {list(texts.shape)} do not "
+            "fit: give one text a map, and other maps of the same size"
+        )
+    if not 0 < weight < float("inf"):
+        raise ValueError(f"weight is {weight}: give a positive price of a nat, such as 3e-4")
+    maps, texts, mean, std = maps.detach(), texts.detach(), noise_like.mean(0), noise_like.std(0)
+    std = std.clamp(min=1e-3 * std.mean().clamp(min=1e-6))  # a channel that is constant elsewhere has no noise
+    centred = (maps - mean) / std
+    energy = centred.square().sum(1)
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.full_like(energy, INITIAL_LOGIT).requires_grad_()
+    adam = torch.optim.Adam([logits], lr=learning_rate)
+    for step in range(n_steps + 1):
+        smooth = _smooth(logits)
+        m = torch.sigmoid(smooth)[:, None]
+        cosines = 0
+        for _ in range(n_noise):
+            noise = torch.randn(maps.shape, generator=generator)
+            cosines = cosines + (upper(mean + std * (m * centred + (1 - m) * noise)) * texts).sum(1) / n_noise
+        nats = _passed_nats(smooth, energy, maps.shape[1])
+        if step == n_steps:
+            break
+        loss = (weight * nats.flatten(1).sum(1) - cosines).sum()
+        (logits.grad,) = torch.autograd.grad(loss, [logits])
+        adam.step()
+    return nats.detach(), cosines.detach()
+
+
+def _smooth(logits: Maps) -> Maps:
+    """Neighbouring places pass alike, as in Schulz et al.: weights 1, 2, 1 in both directions."""
+    line = torch.tensor([0.25, 0.5, 0.25])
+    padded = F.pad(logits[:, None], (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(padded, (line[:, None] * line)[None, None])[:, 0]
+
+
+def _passed_nats(logits: Maps, energy: Maps, n_channels: int) -> Tensor:
+    """KL of the masked features from pure noise, summed over channels; in logits, so that log(1 - m) is exact."""
+    mask = torch.sigmoid(logits)
+    log_rest = -F.softplus(logits)  # log(1 - mask)
+    return 0.5 * (mask.square() * energy + n_channels * ((1 - mask).square() - 1)) - n_channels * log_rest
+
+
+def enlarge(maps: Maps, side: int) -> Float[Tensor, "n side side"]:
+    """Maps at the size of their images, with straight lines between the centres of places."""
+    return F.interpolate(maps[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0]
+
+
+def share_inside(maps: Maps, region: Bool[Tensor, "n h w"]) -> Float[Tensor, " n"]:
+    """The part of each map's positive values that lies in a region; its area where the map is nowhere positive."""
+    positive = maps.clamp(min=0).flatten(1)
+    total = positive.sum(1)
+    inside = (positive * region.flatten(1)).sum(1) / total.clamp(min=1e-30)
+    return torch.where(total > 0, inside, region.flatten(1).float().mean(1))
+
+
+def deletion_curve(
+    pixels: Float[Tensor, "n c h w"],
+    maps: Maps,
+    score: Callable[[Tensor], Float[Tensor, " n"]],
+    fill: float,
+    fractions: Sequence[float | int],
+) -> Float[Tensor, "n k"]:
+    """Scores as pixels are painted over, those with the highest attribution first.
+
+    Source: Samek et al. (2017, arXiv 1509.06321), section III, pixel by pixel.
+
+    Args:
+        pixels: normalised images.
+        maps: attribution at the size of the images.
+        score: images to one number each, such as the cosine with their text.
+        fill: the value of a deleted pixel.
+        fractions: shares of the pixels that are deleted, in [0, 1].
+
+    Returns:
+        The score at each fraction.
+
+    Raises:
+        ValueError: maps of another size than the images, or fractions outside [0, 1].
+    """
+    n, _, h, w = pixels.shape
+    if maps.shape != (n, h, w) or not all(0 <= f <= 1 for f in fractions):
+        raise ValueError(
+            f"images {list(pixels.shape)}, maps {list(maps.shape)}, fractions {list(fractions)}: enlarge the maps "
+            "to the images, and give shares between 0 and 1"
+        )
+    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(dim=1, stable=True).view(n, 1, h, w)
+    with torch.no_grad():
+        curves = [score(torch.where(rank < round(f * h * w), fill, pixels)) for f in fractions]
+    return torch.stack(curves, 1)
+
+
+def randomised_weights(model: DualEncoder, seed: int = 0) -> DualEncoder:
+    """A copy whose image encoder has learned nothing: the entries of each of its weights in a random order.
+
+    Source: Adebayo et al. (2018, arXiv 1810.03292), section 3; shuffled instead of drawn anew, so that sizes stay.
+    """
+    broken = copy.deepcopy(model).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for part in (broken.backbone.image_tower, broken.backbone.image_head):
+            for weight in part.parameters():
+                order = torch.randperm(weight.numel(), generator=generator)
+                weight.copy_(weight.flatten()[order].view_as(weight))
+    return broken
+
+
+def map_agreement(a: Maps, b: Maps) -> Float[Tensor, " n"]:
+    """Spearman's rank correlation of two maps of each image; 0 where a map is flat."""
+    columns = (pd.DataFrame(side.flatten(1).T.numpy()).rank() for side in (a, b))
+    x, y = (side - side.mean() for side in columns)
+    return torch.from_numpy(((x * y).sum() / ((x**2).sum() * (y**2).sum()) ** 0.5).fillna(0).to_numpy()).float()

@@ -1,0 +1,173 @@
+"""What lies near what in a joint embedding space, and the gap between its modalities."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from torch import Tensor
+
+from cibr.metrics import modality_gap, uniformity
+
+MAP_COMPONENTS = 30  # principal components that t-SNE starts from
+
+
+def nearest_items(embeddings: Float[Tensor, "n d"], k: int) -> Int[Tensor, "n k"]:
+    """The k most similar other items of each unit vector, the most similar first; k is between 1 and n - 1."""
+    if not 1 <= k < len(embeddings):
+        raise ValueError(f"k={k} does not fit {len(embeddings)} items: k is between 1 and n - 1")
+    return (embeddings @ embeddings.T).fill_diagonal_(-torch.inf).topk(k).indices
+
+
+def neighbour_agreement(nearest: Int[Tensor, "n k"], factor: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """The share of neighbours with an item's own value of a factor, beyond chance: 0 at chance, 1 for all.
+
+    Args:
+        nearest: as `nearest_items` returns them.
+        factor: small integers.
+
+    Returns:
+        (share - chance) / (1 - chance), with the chance that another item drawn at random has the same value.
+
+    Raises:
+        ValueError: a factor that does not vary.
+    """
+    share = (factor[nearest] == factor[:, None]).double().mean(1)
+    counts, n = torch.bincount(factor).double(), len(factor)
+    chance = (counts * (counts - 1)).sum() / (n * (n - 1))
+    if chance >= 1:
+        raise ValueError("the factor has the same value everywhere: neighbours cannot differ in it")
+    return (share - chance) / (1 - chance)
+
+
+def embedding_map(embeddings: Float[Tensor, "n d"], seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
+    """t-SNE of unit vectors, from their principal components: points [n, 2] that keep neighbours together."""
+    components = PCA(min(MAP_COMPONENTS, *embeddings.shape), svd_solver="full").fit_transform(embeddings.numpy())
+    return TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(components)
+
+
+def margins(similarity: Float[Tensor, "n m"], is_right: Bool[Tensor, "n m"]) -> Float[Tensor, " n"]:
+    """By how much the best right answer beats the best wrong one, in cosine; below zero for a wrong answer."""
+    best = similarity.masked_fill(~is_right, -torch.inf).amax(1)
+    return best - similarity.masked_fill(is_right, -torch.inf).amax(1)
+
+
+def error_kind(name: str, chosen: str, same_drawing: bool) -> str:
+    """In what a chosen name of a character differs from the right one, from near to far.
+
+    Returns:
+        `right`; `same drawing` under another name; `same letter` with another mark or none; `same script or
+        kind`, where the first word agrees; or `other`.
+    """
+    rules = {
+        "right": name == chosen,
+        "same drawing": same_drawing,
+        "same letter": name.partition(" with ")[0] == chosen.partition(" with ")[0],
+        "same script or kind": name.split()[0] == chosen.split()[0],
+    }
+    return next((kind for kind, holds in rules.items() if holds), "other")
+
+
+def effective_dimension(embeddings: Float[Tensor, "n d"]) -> float:
+    """How many directions share the variance: (sum of eigenvalues)^2 / sum of squares, of the covariance."""
+    centred = embeddings.double() - embeddings.double().mean(0)
+    covariance = centred.T @ centred
+    return (covariance.trace().square() / covariance.square().sum()).item()
+
+
+def gap_share(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "m d"]) -> float:
+    """The part of the modality gap that lies in the directions that hold 90 % of the embeddings' variance.
+
+    Source: the question of Zhang et al. (2023, arXiv 2302.04269): in CLIP the gap is orthogonal to the span of the
+    embeddings.
+
+    Returns:
+        A share of the squared length: 0 orthogonal, 1 within.
+    """
+    sides = [side.double() for side in (image_embeddings, text_embeddings)]
+    centred = torch.cat([side - side.mean(0) for side in sides])
+    values, vectors = torch.linalg.eigh(centred.T @ centred)
+    share = values.flip(0).cumsum(0) / values.sum()
+    top = vectors.flip(1)[:, : int((share < 0.9).sum()) + 1]
+    gap = sides[0].mean(0) - sides[1].mean(0)
+    return ((gap @ top).square().sum() / gap.square().sum()).item()
+
+
+def closed_gap(
+    image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "m d"]
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
+    """Both sides moved to the mean between them, and back to unit length: the space without its gap.
+
+    Source: Liang et al. (2022, arXiv 2203.02053), section 4.2, who move along the gap.
+    """
+    middle = (image_embeddings.mean(0) + text_embeddings.mean(0)) / 2
+    return tuple(F.normalize(side - side.mean(0) + middle, dim=1) for side in (image_embeddings, text_embeddings))
+
+
+def gap_table(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n d"]) -> dict[str, float]:
+    """The geometry of a joint space in numbers.
+
+    Args:
+        image_embeddings: unit vectors.
+        text_embeddings: unit vectors, row by row the images' pairs.
+
+    Returns:
+        `paired_cosine` and `unpaired_cosine`, means over pairs and over all others; `modality_gap`, the distance
+        of the means; `gap_share`; `image_dimension` and `text_dimension`, effective; `image_uniformity` and
+        `text_uniformity`.
+    """
+    n = len(image_embeddings)
+    paired = (image_embeddings * text_embeddings).sum(1).double().sum()
+    total = (image_embeddings.double().sum(0) * text_embeddings.double().sum(0)).sum()
+    table = {
+        "paired_cosine": (paired / n).item(),
+        "unpaired_cosine": ((total - paired) / (n * (n - 1))).item(),
+        "modality_gap": modality_gap(image_embeddings, text_embeddings),
+        "gap_share": gap_share(image_embeddings, text_embeddings),
+    }
+    sides = {"image": image_embeddings, "text": text_embeddings}
+    table |= {f"{name}_dimension": effective_dimension(side) for name, side in sides.items()}
+    return table | {f"{name}_uniformity": uniformity(side) for name, side in sides.items()}
+
+
+def subsampling_intervals(
+    statistic: Callable[[Int[Tensor, " n"]], dict[str, float]],
+    n: int,
+    n_resamples: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Statistics of n items with intervals, from random halves of the items.
+
+    A bootstrap's repeated items distort a statistic of pairs, such as uniformity. A half drawn without replacement
+    varies around the whole as the whole does around its source, in first order.
+
+    Source: Politis, Romano and Wolf (1999), Subsampling. The variance of a mean over a half, drawn from n items
+    without replacement, is sigma^2 / n: that of the mean over n independent items.
+
+    Args:
+        statistic: takes indices of items and returns numbers by name.
+        n: how many items there are, 20 at least.
+        n_resamples: how many halves.
+        level: the share of halves between the ends, in (0, 1).
+        seed: of the halves.
+
+    Returns:
+        `value, low, high`, one row a name.
+
+    Raises:
+        ValueError: too few items, or a level outside (0, 1).
+    """
+    if n < 20 or not 0 < level < 1:
+        raise ValueError(f"n is {n} and level {level}: give 20 items at least, and a share between 0 and 1")
+    value = pd.Series(statistic(torch.arange(n)))
+    generator = torch.Generator().manual_seed(seed)
+    halves = [statistic(torch.randperm(n, generator=generator)[: n // 2]) for _ in range(n_resamples)]
+    away = pd.DataFrame(halves)[value.index]
+    away = away - away.mean()  # some statistics, such as a probe's, depend on the number of items themselves
+    low, high = (value + away.quantile(q) for q in ((1 - level) / 2, (1 + level) / 2))
+    return pd.DataFrame({"value": value, "low": low, "high": high})

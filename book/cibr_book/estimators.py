@@ -1,0 +1,492 @@
+"""Estimators of mutual information, in nats, and samplers whose mutual information is known to try them on.
+
+A critic scores every pair, scores[i, j] = T(x_i, y_j). The diagonal holds samples of the joint distribution P, the
+rest samples of the product of the marginals Q. With the critic T = log p(x,y) / p(x)p(y) each reading of that
+matrix tends to I(X;Y); they differ in what they do with an imperfect critic or a small batch.
+
+    InfoNCE    lower bound, also for a batch       never above log n
+    NWJ        lower bound in expectation          variance grows like e^I
+    DV         lower bound as n grows              the log of a batch mean is too small: the value is too high
+    SMILE      no bound                            the clipped e^T may miss most of the mean: too high
+    plug-in    no bound                            as good as the critic is
+    CLUB       upper bound for the true q(y|x)     none for a fitted one
+
+Source: Poole et al. (2019, arXiv 1905.06922) for the family, Kraskov et al. (2004) for KSG, which needs no critic,
+Czyz et al. (2023, arXiv 2306.11078), section 3, for the families of samplers. The samplers are our own.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Float64
+from scipy.special import digamma, gammaln
+from sklearn.neighbors import KDTree, NearestNeighbors
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cibr.losses.critics import MovingAverage, SeparableCritic, log_mean_exp, mine_nats, mismatches, mlp
+from cibr.utils import nearest
+
+Scores = Float[Tensor, "n n"]
+N_BLOCKS = 5  # of held-out samples; the standard error is that of their mean
+
+
+def nce_nats(scores: Scores) -> Float[Tensor, ""]:
+    """InfoNCE: log n + E[log softmax over the candidates of the true one], both directions averaged.
+
+    Source: van den Oord et al. (2018, arXiv 1807.03748), eq. 4 and section 2.3; Poole et al. (2019), section 2.3.
+    Symmetric here, as CLIP's loss: `nce_nats(scores)` is log n - `clip_loss`.
+
+    Args:
+        scores: [n, n], diagonal from P.
+
+    Returns:
+        Nats, a scalar; a lower bound in expectation, and at most log n always.
+
+    Raises:
+        ValueError: scores that are not square, not finite, or of fewer than two pairs.
+    """
+    _check_scores(scores)
+    rows, columns = scores.log_softmax(1).diagonal(), scores.log_softmax(0).diagonal()
+    return math.log(len(scores)) + (rows + columns).mean() / 2
+
+
+def nwj_nats(scores: Scores) -> Float[Tensor, ""]:
+    """Nguyen, Wainwright and Jordan: E_P[T] - E_Q[e^(T - 1)], a lower bound in expectation for every critic.
+
+    Source: Nguyen et al. (2010, arXiv 0809.0853), section II, for the divergence of P from Q; Poole et al. (2019),
+    section 2.2. The best critic is 1 + log p(x,y) / p(x)p(y). Scores and errors as for `nce_nats`.
+    """
+    _check_scores(scores)
+    return scores.diagonal().mean() - torch.exp(log_mean_exp(mismatches(scores)) - 1)
+
+
+def dv_nats(scores: Scores) -> Float[Tensor, ""]:
+    """Donsker and Varadhan: E_P[T] - log E_Q[e^T], a lower bound as n grows; small batches may lie above.
+
+    Source: Belghazi et al. (2018, arXiv 1801.04062), definition 3.1. The mean over Q is taken over all mismatches
+    of the batch, not over one permutation. Scores and errors as for `nce_nats`.
+    """
+    _check_scores(scores)
+    return scores.diagonal().mean() - log_mean_exp(mismatches(scores))
+
+
+def smile_nats(scores: Scores, clip: float = 5.0) -> Float[Tensor, ""]:
+    """SMILE: Donsker-Varadhan with e^T clipped to [e^-clip, e^clip] under Q, which bounds its variance; no bound.
+
+    Source: Song & Ermon (2020, arXiv 1910.06222), section 5. The critic is trained with `jsd_objective`, as theirs.
+    Scores and errors as for `nce_nats`.
+    """
+    _check_scores(scores)
+    return scores.diagonal().mean() - log_mean_exp(mismatches(scores).clamp(-clip, clip))
+
+
+def jsd_objective(scores: Scores) -> Float[Tensor, ""]:
+    """E_P[-softplus(-T)] - E_Q[softplus(T)], whose best critic is log p(x,y) / p(x)p(y); not an information.
+
+    Source: Hjelm et al. (2019, arXiv 1808.06670), eq. 4. At its best it is 2 JSD(P, Q) - 2 log 2. Scores and errors
+    as for `nce_nats`.
+    """
+    _check_scores(scores)
+    return -F.softplus(-scores.diagonal()).mean() - F.softplus(mismatches(scores)).mean()
+
+
+def plug_in_nats(scores: Scores) -> Float[Tensor, ""]:
+    """E_P[T]: the information if T is the log ratio of densities, as a critic of `jsd_objective` tends to be."""
+    return scores.diagonal().mean()
+
+
+def club_nats(log_q: Scores) -> Float[Tensor, ""]:
+    """CLUB: E_P[log q(y|x)] - E_Q[log q(y|x)], an upper bound when q is the true conditional.
+
+    For a fitted q it is an upper bound only while q is closer to p(x,y) than to p(x)p(y).
+
+    Source: Cheng et al. (2020, arXiv 2006.12013), sections 3.1 and 3.2. The second mean leaves the diagonal out,
+    theirs keeps it, which makes the value lower by a share of 1/n.
+
+    Args:
+        log_q: log q(y_j|x_i), [n, n].
+
+    Returns:
+        Nats, a scalar.
+
+    Raises:
+        ValueError: as `nce_nats`.
+    """
+    _check_scores(log_q)
+    return log_q.diagonal().mean() - mismatches(log_q).mean()
+
+
+def _check_scores(scores: Tensor) -> None:
+    if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or len(scores) < 2:
+        raise ValueError(
+            f"scores must be [n, n] with n at least 2, entry (i, j) for x_i beside y_j, got {list(scores.shape)}: "
+            "score every x of the batch against every y"
+        )
+    if not bool(torch.isfinite(scores).all()):
+        raise ValueError("scores must be finite, and some are NaN or infinite: find what computed them")
+
+
+class GaussianConditional(nn.Module):
+    """q(y|x): a Gaussian with independent coordinates whose mean and variance a network predicts.
+
+    Source: the variational network of Cheng et al. (2020, arXiv 2006.12013), section 3.2.
+
+    Args:
+        dim_x: length of x.
+        dim_y: length of y.
+        dim_hidden: width of the two hidden layers.
+    """
+
+    LIMIT = 8.0  # of a log variance, approached smoothly: a variance of 0 would be an infinite density
+
+    def __init__(self, dim_x: int, dim_y: int, dim_hidden: int = 64):
+        super().__init__()
+        self.net = mlp(dim_x, dim_hidden, 2 * dim_y)
+
+    def parameters_of(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]]:
+        """Means and log variances of q(y|x), [n, e] each."""
+        mean, raw = self.net(x).chunk(2, dim=1)
+        return mean, self.LIMIT * torch.tanh(raw / self.LIMIT)
+
+    def log_likelihood(self, x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Tensor, " n"]:
+        """log q(y_i|x_i) in nats, [n]: its mean is what fitting q maximises."""
+        mean, log_variance = self.parameters_of(x)
+        error = (y - mean) ** 2 * torch.exp(-log_variance)
+        return -(error + log_variance + math.log(2 * math.pi)).sum(1) / 2
+
+    def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Tensor, "n n"]:
+        """log q(y_j|x_i) in nats, [n, n]."""
+        mean, log_variance = self.parameters_of(x)
+        precision = torch.exp(-log_variance)
+        # sum over coordinates of (y - mean)^2 / variance, expanded so that no [n, n, e] is held
+        error = precision @ (y**2).T - 2 * (mean * precision) @ y.T + (mean**2 * precision).sum(1, keepdim=True)
+        constant = log_variance.sum(1, keepdim=True) + y.shape[1] * math.log(2 * math.pi)
+        return -(error + constant) / 2
+
+
+class Estimate(NamedTuple):
+    """An estimate in nats, and the standard error of its mean over blocks of held-out samples."""
+
+    nats: float
+    standard_error: float
+
+
+# What each estimator reads off the held-out scores. `mine` trains with memory, `club` by likelihood; `smile` and
+# `jsd` share a critic, trained with the Jensen-Shannon objective.
+READINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mine": dv_nats,
+    "nwj": nwj_nats,
+    "nce": nce_nats,
+    "smile": smile_nats,
+    "jsd": plug_in_nats,
+    "club": club_nats,
+}
+OBJECTIVES = {"nwj": nwj_nats, "nce": nce_nats, "smile": jsd_objective, "jsd": jsd_objective}
+
+
+def fit_critic(
+    x: Float[Tensor, "n d"],
+    y: Float[Tensor, "n e"],
+    estimator: str,
+    n_steps: int = 400,
+    batch_size: int = 128,
+    learning_rate: float = 2e-3,
+    dim_hidden: int = 64,
+    seed: int = 0,
+) -> nn.Module:
+    """Trains the critic of an estimator on samples.
+
+    Args:
+        x: samples, [n, d].
+        y: samples, row i drawn with row i of x, [n, e].
+        estimator: one of `READINGS`.
+        n_steps: steps of Adam.
+        batch_size: pairs a step, drawn without replacement within the step.
+        learning_rate: of Adam, falling to zero along a half cosine.
+        dim_hidden: width of the critic.
+        seed: of its weights and of the batches.
+
+    Returns:
+        The critic; `critic(x, y)` is [n, n].
+
+    Raises:
+        ValueError: an unknown estimator, or samples that do not fit each other or a batch.
+    """
+    if estimator not in READINGS:
+        raise ValueError(
+            f"unknown estimator {estimator!r}{nearest(estimator, READINGS) or '.'} Known: {', '.join(READINGS)}"
+        )
+    _check_samples(x, y, least=batch_size)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        kind = GaussianConditional if estimator == "club" else SeparableCritic
+        critic = kind(x.shape[1], y.shape[1], dim_hidden).to(x.dtype)
+    average = MovingAverage()
+    optimizer = torch.optim.Adam(critic.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    for _ in range(n_steps):
+        rows = torch.randperm(len(x), generator=generator)[:batch_size]
+        if estimator == "club":
+            gain = critic.log_likelihood(x[rows], y[rows]).mean()
+        else:
+            scores = critic(x[rows], y[rows])
+            mine = estimator == "mine"
+            gain = mine_nats(scores, average.update(scores)) if mine else OBJECTIVES[estimator](scores)
+        optimizer.zero_grad()
+        (-gain).backward()
+        optimizer.step()
+        schedule.step()
+    return critic
+
+
+def estimate_nats(
+    x: Float[Tensor, "n d"], y: Float[Tensor, "n e"], estimator: str, batch_size: int = 128, **options
+) -> Estimate:
+    """I(X;Y) from samples: `fit_critic` on the first half, the value on the second.
+
+    Columns are standardised first, which changes no information. InfoNCE is read in batches of `batch_size` and
+    cannot exceed its log; the others are read in `N_BLOCKS` blocks.
+
+    Args:
+        x: samples, [n, d].
+        y: samples, row i drawn with row i of x, [n, e].
+        estimator: one of `READINGS`.
+        batch_size: pairs a step of training, and a batch of InfoNCE.
+        options: of `fit_critic`.
+
+    Returns:
+        The estimate and its standard error, in nats.
+
+    Raises:
+        ValueError: as `fit_critic`.
+    """
+    return _estimates(x, y, (estimator,), batch_size, **options)[estimator]
+
+
+def estimate_rows(
+    tasks: Sequence["InformationTask"], n_samples: int, seeds: Sequence[int], batch_size: int = 128, **options
+) -> pd.DataFrame:
+    """Every estimator, KSG among them, on fresh samples of every task.
+
+    Args:
+        tasks: samplers with their true information.
+        n_samples: samples of each; half of them train a critic, KSG has all.
+        seeds: one run each, of samples, weights and batches.
+        batch_size: pairs a step of training, and a batch of InfoNCE.
+        options: of `fit_critic`.
+
+    Returns:
+        Tidy rows: `task, truth, seed, estimator, nats, standard_error`.
+    """
+    rows = []
+    for task, seed in itertools.product(tasks, seeds):
+        x, y = task.sample(n_samples, seed)
+        found = _estimates(x, y, tuple(READINGS), batch_size, seed=seed, **options)
+        found["ksg"] = Estimate(ksg_nats(x, y), float("nan"))
+        about = dict(task=task.name, truth=task.nats, seed=seed)
+        rows += [about | {"estimator": name} | estimate._asdict() for name, estimate in found.items()]
+    return pd.DataFrame(rows)
+
+
+def _estimates(x: Tensor, y: Tensor, estimators: Sequence[str], batch_size: int, **options) -> dict[str, Estimate]:
+    """Several estimates of the same samples; those that train alike share a critic."""
+    _check_samples(x, y, least=2 * max(batch_size, 2 * N_BLOCKS))
+    half = len(x) // 2
+    x, y = (((s - s[:half].mean(0)) / s[:half].std(0).clamp(min=1e-12)).float() for s in (x, y))
+    critics: dict[str, nn.Module] = {}
+    found = {}
+    for estimator in estimators:
+        trained_as = "jsd" if estimator == "smile" else estimator
+        if trained_as not in critics:
+            critics[trained_as] = fit_critic(x[:half], y[:half], trained_as, batch_size=batch_size, **options)
+        size = batch_size if estimator == "nce" else (len(x) - half) // N_BLOCKS
+        with torch.no_grad():
+            blocks = zip(x[half:].split(size), y[half:].split(size), strict=True)
+            values = [READINGS[estimator](critics[trained_as](a, b)) for a, b in blocks if len(a) == size]
+        values = torch.stack(values)
+        error = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(float("nan"))
+        found[estimator] = Estimate(values.mean().item(), error.item())
+    return found
+
+
+def ksg_nats(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"], n_neighbors: int = 3) -> float:
+    """Kraskov, Stoegbauer and Grassberger: psi(k) + psi(n) - E[psi(n_x + 1) + psi(n_y + 1)], no bound.
+
+    n_x and n_y count the neighbours of each side within the distance of the k-th joint neighbour, on scikit-learn's
+    trees. In one dimension a side it is `sklearn.feature_selection.mutual_info_regression`, which clips at 0.
+
+    Source: Kraskov et al. (2004, arXiv cond-mat/0305641), eq. 8, with the maximum norm.
+
+    Args:
+        x: samples, [n, d].
+        y: samples, row i drawn with row i of x, [n, e].
+        n_neighbors: k; small is less biased, large varies less.
+
+    Returns:
+        Nats.
+
+    Raises:
+        ValueError: shapes that do not fit, or no more samples than neighbours.
+    """
+    _check_samples(x, y, least=max(2, n_neighbors + 1))
+    sides = [(side / side.std(0).clamp(min=1e-30)).double().numpy() for side in (x, y)]
+    joint = torch.cat([torch.from_numpy(side) for side in sides], 1).numpy()
+    neighbors = NearestNeighbors(n_neighbors=n_neighbors, metric="chebyshev").fit(joint)
+    distance = torch.from_numpy(neighbors.kneighbors()[0][:, -1])
+    # Strictly closer than the k-th neighbour; each point counts itself, which is the + 1.
+    radius = torch.nextafter(distance, torch.zeros_like(distance)).numpy()
+    counts = [KDTree(side, metric="chebyshev").query_radius(side, radius, count_only=True) for side in sides]
+    return float(digamma(len(x)) + digamma(n_neighbors) - sum(digamma(count).mean() for count in counts))
+
+
+def _check_samples(x: Tensor, y: Tensor, least: int) -> None:
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < least:
+        raise ValueError(
+            f"x and y must be [n, d] and [n, e] with row i of one drawn with row i of the other and n at least "
+            f"{least}, got {list(x.shape)} and {list(y.shape)}: reshape single numbers to [n, 1], or draw more"
+        )
+    if not all(bool(torch.isfinite(side).all()) for side in (x, y)):
+        raise ValueError("x and y must be finite, and some entries are NaN or infinite: find what computed them")
+
+
+# Invertible maps of single coordinates, which change no information.
+MAPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "half-cube": lambda x: x * x.abs().sqrt(),
+    "asinh": torch.asinh,
+    "wiggly": lambda x: x + 0.4 * torch.sin(x) + 0.3 * torch.sin(1.7 * x + 1),
+    "uniform": lambda x: torch.special.ndtr(x),
+}
+
+
+@dataclass(frozen=True)
+class InformationTask:
+    """A named, preconfigured sampler and its true information.
+
+    Args:
+        name: for tables.
+        nats: the true I(X;Y).
+        draw: from a number of samples and a generator to x [n, d] and y [n, e].
+    """
+
+    name: str
+    nats: float
+    draw: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
+
+    def sample(self, n: int, seed: int = 0) -> tuple[Float64[Tensor, "n d"], Float64[Tensor, "n e"]]:
+        """n pairs, float64; the same seed gives the same pairs."""
+        return self.draw(n, torch.Generator().manual_seed(seed))
+
+    def seen_through(self, name: str) -> "InformationTask":
+        """The task with every coordinate passed through one of `MAPS`: the same information in another shape."""
+        if name not in MAPS:
+            raise ValueError(f"unknown map {name!r}: it is one of {', '.join(MAPS)}")
+
+        def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            return tuple(MAPS[name](side) for side in self.draw(n, generator))
+
+        return InformationTask(f"{self.name}, {name}", self.nats, draw)
+
+
+def correlation_of(nats: float, dim: int = 1) -> float:
+    """The correlation that dim independent pairs of Gaussians need for this information together."""
+    if not 0 <= nats < math.inf:
+        raise ValueError(f"nats must be finite and at least 0, got {nats}")
+    return math.sqrt(-math.expm1(-2 * nats / dim))
+
+
+def _correlated(n: int, dim: int, rho: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    x, noise = (torch.randn(n, dim, generator=generator, dtype=torch.float64) for _ in range(2))
+    return x, rho * x + math.sqrt(1 - rho**2) * noise
+
+
+def gaussian_task(dim: int, nats: float) -> InformationTask:
+    """dim pairs of Gaussians with one correlation."""
+    rho = correlation_of(nats, dim)
+    return InformationTask(
+        f"Gaussian {dim} x {dim}", nats, lambda n, generator: _correlated(n, dim, rho, generator)
+    )
+
+
+def sparse_task(dim: int = 5, n_pairs: int = 2, correlation: float = 0.8) -> InformationTask:
+    """Gaussians of which only the first n_pairs coordinates of x and y are correlated.
+
+    Two pairs with correlation 0.8 have -log(1 - 0.64) = 1.0217 nats, the value that Czyz et al. (2023) list.
+    """
+
+    def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        x, y = _correlated(n, dim, 0.0, generator)
+        y[:, :n_pairs] = correlation * x[:, :n_pairs] + math.sqrt(1 - correlation**2) * y[:, :n_pairs]
+        return x, y
+
+    nats = -n_pairs * math.log1p(-(correlation**2)) / 2
+    return InformationTask(f"{n_pairs} pairs in {dim} x {dim}", nats, draw)
+
+
+def student_task(dim: int, dof: float, nats_of_gaussian: float = 0.0) -> InformationTask:
+    """A multivariate Student t: one heavy-tailed scale multiplies all of x and y, and is information itself."""
+    rho = correlation_of(nats_of_gaussian, dim)
+
+    def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        x, y = _correlated(n, dim, rho, generator)
+        # Chi-squared by its Gamma, drawn with the generator through the exponential family's own sampler.
+        gamma = torch._standard_gamma(torch.full((n, 1), dof / 2, dtype=torch.float64), generator=generator)
+        scale = torch.sqrt(dof / (2 * gamma))
+        return scale * x, scale * y
+
+    nats = nats_of_gaussian + student_excess_nats(dof, dim, dim)
+    return InformationTask(f"Student {dim} x {dim}, {dof:g} d.o.f.", nats, draw)
+
+
+def student_excess_nats(dof: float, dim_x: int, dim_y: int) -> float:
+    """What a multivariate Student t has beyond the Gaussian of the same dispersion.
+
+    f(v) + f(v + m + n) - f(v + m) - f(v + n) with f(x) = log Gamma(x/2) - x/2 psi(x/2).
+
+    Source: from the entropies of Arellano-Valle et al. (2013), eq. 7; Czyz et al. (2023, arXiv 2306.11078) use it.
+
+    Args:
+        dof: degrees of freedom > 0.
+        dim_x: m.
+        dim_y: n.
+
+    Returns:
+        Nats.
+
+    Raises:
+        ValueError: dof is not positive.
+    """
+    if not dof > 0:
+        raise ValueError(f"dof must be positive, got {dof}")
+
+    def f(x: float) -> float:
+        return float(gammaln(x / 2) - x / 2 * digamma(x / 2))
+
+    return f(dof) + f(dof + dim_x + dim_y) - f(dof + dim_x) - f(dof + dim_y)
+
+
+def additive_noise_task(spread: float = 0.1) -> InformationTask:
+    """x uniform on [0, 1], y = x + uniform noise on [-spread, spread]: log(1 / (2 spread)) + spread nats."""
+    if not 0 < spread <= 0.5:
+        raise ValueError(f"spread must be in (0, 1/2], got {spread}: the closed form holds there alone")
+
+    def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        x, noise = (torch.rand(n, 1, generator=generator, dtype=torch.float64) for _ in range(2))
+        return x, x + spread * (2 * noise - 1)
+
+    return InformationTask(f"uniform noise {spread:g}", spread - math.log(2 * spread), draw)
+
+
+def gaussian_log_ratio(
+    x: Float64[Tensor, "n d"], y: Float64[Tensor, "n d"], correlation: float
+) -> Float64[Tensor, "n n"]:
+    """The perfect critic of `gaussian_task`: log p(x_i, y_j) / p(x_i) p(y_j), [n, n], in nats."""
+    gap = 1 - correlation**2
+    squares = correlation**2 * ((x**2).sum(1)[:, None] + (y**2).sum(1)[None])
+    return -x.shape[1] * math.log(gap) / 2 - (squares - 2 * correlation * x @ y.T) / (2 * gap)

@@ -1,0 +1,87 @@
+"""Glyphs drawn to probe a model: all image-only factors varied in unseen typefaces, and letters with a mark.
+
+A letter and the same letter under an accent differ in the mark alone, in the image and in the name, so that the
+place that the words "with acute" should point at is known to the pixel.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from cibr.data import Pairs
+from cibr.data.glyphs import (
+    SERIF,
+    STIX,
+    TEMPLATES,
+    PixelImages,
+    draw_all,
+    glyph_characters,
+    sample_factors,
+    sample_keys,
+)
+
+MARK_CONTRAST = 64  # grey levels by which a mark's pixel differs from the plain letter's
+LEAST_MARK = 4  # pixels
+
+
+class MarkedLetters(NamedTuple):
+    """Letters with a mark beside the same letters without it.
+
+    Args:
+        marked: the images with the mark, under their full names.
+        plain: the names without the mark, such as `latin small letter a`, one an image.
+        mark: where the mark is, [n, 32, 32].
+    """
+
+    marked: Pairs
+    plain: list[str]
+    mark: Bool[Tensor, "n 32 32"]
+
+
+def varied_glyphs(n: int, seed: int = 0) -> Pairs:
+    """Characters of the training set as training never shows them: in Serif and STIX faces, all factors varied.
+
+    Args:
+        n: images, one a character and face, drawn at random from all.
+        seed: of the choice.
+
+    Returns:
+        Pairs with `factors`; the texts carry their templates.
+
+    Raises:
+        ValueError: more images than there are.
+    """
+    characters = glyph_characters()
+    factors = sample_factors(characters[characters["group"] == "seen"], SERIF + STIX, n_draws=1)
+    if not 0 < n <= len(factors):
+        raise ValueError(f"n is {n}: give a number from 1 to {len(factors):,}")
+    factors = factors.sample(n, random_state=seed).reset_index(drop=True)
+    captions = [[TEMPLATES[t].format(name)] for t, name in zip(factors["template"], factors["name"], strict=True)]
+    labels = torch.tensor([ord(character) for character in factors["character"]])
+    images = PixelImages(draw_all(factors))
+    return Pairs("glyphs", "varied", captions, sample_keys(factors), images, labels=labels, factors=factors)
+
+
+def marked_letters() -> MarkedLetters:
+    """All letters of DejaVu Serif that are drawn as a plain letter plus a mark, and named so.
+
+    A letter stays out where the mark changes the base, as a cedilla that melts into it or an i that loses its dot.
+    """
+    known = glyph_characters().set_index("name", drop=False)
+    split = {name: name.partition(" with ")[::2] for name in known.index}
+    bases = {
+        name: base for name, (base, mark) in split.items() if mark and " and " not in mark and base in known.index
+    }
+    table = sample_factors(known.loc[list(bases)], SERIF[:1])
+    plain_table = table.assign(character=[known["character"][bases[name]] for name in table["name"]])
+    pixels, plain = (draw_all(t).astype(int) for t in (table, plain_table))
+    mark = plain - pixels > MARK_CONTRAST
+    base_unchanged = (pixels - plain).max(axis=(1, 2)) <= MARK_CONTRAST
+    kept = np.flatnonzero(base_unchanged & (mark.sum(axis=(1, 2)) >= LEAST_MARK))
+    names = table["name"].iloc[kept].tolist()
+    images = PixelImages(pixels[kept].astype(np.uint8))
+    pairs = Pairs("glyphs", "marked letters", [[name] for name in names], names, images)
+    return MarkedLetters(pairs, [bases[name] for name in names], torch.from_numpy(mark[kept]))

@@ -1,0 +1,636 @@
+"""Two worlds of images and texts in which every information is exact, and contrastive training in them.
+
+The *discrete world* is a table p(x_v, x_t), encoders are tables p(z|x), and every information is a finite sum. In
+the *Gaussian world* every information is a ratio of determinants. `train_discrete` and `train_gaussian` train
+encoders as CLIP does, without penalty and without noise; they are measured with the noise that their temperature
+implies: exp(<u, z> / temperature) is a von Mises-Fisher density of concentration 1 / temperature around u, and a
+Gaussian one of variance temperature.
+
+Source: Cover & Thomas, Elements of Information Theory (2006), for the identities; Chechik et al. (2005, JMLR 6)
+for the optimal linear encoder.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cibr.losses.vmf import sample_vmf
+from cibr_book.estimators import nce_nats
+
+Block = Sequence[int]
+
+
+def entropy_nats(p: Float64[Tensor, "..."]) -> Float64[Tensor, ""]:
+    """Entropy of a finite distribution, -sum p log p.
+
+    Args:
+        p: probabilities of any shape that sum to 1 over all entries.
+
+    Returns:
+        Nats, a scalar, differentiable.
+
+    Raises:
+        ValueError: entries that are negative, not finite, or do not sum to 1.
+    """
+    total = p.detach().sum().item()
+    if not (bool((p >= 0).all()) and abs(total - 1) <= 1e-8):
+        raise ValueError(f"p must be probabilities that sum to 1, the sum is {total:.6g}: divide by it")
+    # log 1 in place of log 0: the value is the same and the gradient finite where an event cannot happen.
+    return -(p * torch.log(torch.where(p > 0, p, torch.ones_like(p)))).sum()
+
+
+def mutual_information_nats(joint: Float64[Tensor, "a b"]) -> Float64[Tensor, ""]:
+    """I(A;B) of a joint distribution [a, b] by enumeration: H(A) + H(B) - H(A,B) (Cover & Thomas, eq. 2.45)."""
+    return entropy_nats(joint.sum(1)) + entropy_nats(joint.sum(0)) - entropy_nats(joint)
+
+
+def conditional_information_nats(joint: Float64[Tensor, "a b c"]) -> Float64[Tensor, ""]:
+    """I(A;B|C) of a joint distribution [a, b, c] by enumeration: H(A,C) + H(B,C) - H(A,B,C) - H(C) (eq. 2.61)."""
+    pairs = entropy_nats(joint.sum(1)) + entropy_nats(joint.sum(0))
+    return pairs - entropy_nats(joint) - entropy_nats(joint.sum((0, 1)))
+
+
+@dataclass(frozen=True)
+class DiscreteWorld:
+    """Finite images and texts with a known joint distribution; build one with `discrete_world`.
+
+    Args:
+        joint: p(x_v, x_t), [n_images, n_texts].
+        shared: the shared factor of each image, [n_images].
+        image_only: the factor of each image that no text mentions, [n_images].
+        text_shared: the shared factor of each text, [n_texts].
+        text_only: the factor of each text that no image shows, [n_texts].
+    """
+
+    joint: Float64[Tensor, "n_images n_texts"]
+    shared: Int64[Tensor, " n_images"]
+    image_only: Int64[Tensor, " n_images"]
+    text_shared: Int64[Tensor, " n_texts"]
+    text_only: Int64[Tensor, " n_texts"]
+
+
+def discrete_world(confusions: Sequence[float] = (0.3, 0.05), n_image: int = 3, n_text: int = 2) -> DiscreteWorld:
+    """A world whose shared factor comes in pairs of look-alikes that a text may confuse.
+
+    Shared values 2i and 2i + 1 look alike, and a text names the wrong one with probability confusions[i], as Latin
+    A and Greek Alpha are one drawing with two names. All factors are uniform and, but for this, independent.
+
+    Args:
+        confusions: a probability in [0, 1/2] for each pair; the shared factor has twice as many values.
+        n_image: values of the image-only factor.
+        n_text: values of the text-only factor.
+
+    Returns:
+        The world, of 2 len(confusions) n_image images and 2 len(confusions) n_text texts.
+
+    Raises:
+        ValueError: a factor without values, or a probability outside [0, 1/2].
+    """
+    if min(len(confusions), n_image, n_text) < 1 or not all(0 <= chance <= 0.5 for chance in confusions):
+        raise ValueError(
+            f"confusions must be probabilities in [0, 1/2], at least one, got {list(confusions)}; n_image "
+            f"({n_image}) and n_text ({n_text}) must be at least 1"
+        )
+    n_shared = 2 * len(confusions)
+    wrong = torch.tensor(confusions, dtype=torch.float64).repeat_interleave(2)
+    channel = torch.diag(1 - wrong)
+    channel[range(n_shared), torch.arange(n_shared) ^ 1] += wrong  # p(s'|s)
+    joint = (channel / n_shared)[:, None, :, None].expand(n_shared, n_image, n_shared, n_text)
+    images = torch.cartesian_prod(torch.arange(n_shared), torch.arange(n_image))
+    texts = torch.cartesian_prod(torch.arange(n_shared), torch.arange(n_text))
+    joint = joint.reshape(len(images), len(texts)) / (n_image * n_text)
+    return DiscreteWorld(joint, images[:, 0], images[:, 1], texts[:, 0], texts[:, 1])
+
+
+def encoder_informations(
+    world: DiscreteWorld, image_encoder: Float64[Tensor, "n_images k"], text_encoder: Float64[Tensor, "n_texts l"]
+) -> dict[str, Float64[Tensor, ""]]:
+    """All informations of a pair of tabular encoders, exact.
+
+    Args:
+        world: the images and texts.
+        image_encoder: p(z_v|x_v), one distribution a row.
+        text_encoder: p(z_t|x_t), one distribution a row.
+
+    Returns:
+        Nats, scalars: `shared_nats` I(Z_v;Z_t); `sufficiency_nats` I(Z_v;X_t); `image_nats` I(Z_v;X_v);
+        `residual_image_nats` I(Z_v;X_v|X_t) and `residual_text_nats` I(Z_t;X_t|X_v), each enumerated over
+        three variables rather than taken as a difference; `residual_nats`, their mean; `nuisance_image_nats`
+        I(Z_v;V|S), the part of the image's residual that is about the image-only factor V. The rest of it,
+        I(Z_v;S|X_t), is about the shared factor S where the text leaves it open.
+
+    Raises:
+        ValueError: tables that do not fit the world or whose rows are not distributions.
+    """
+    joint = world.joint
+    _check_table("image_encoder", image_encoder, joint.shape[0])
+    _check_table("text_encoder", text_encoder, joint.shape[1])
+    # p(z_v, x_v, x_t) and p(z_t, x_t, x_v): given x_v, z_v is independent of x_t.
+    image = torch.einsum("ik,ij->kij", image_encoder, joint)
+    text = torch.einsum("jl,ij->lji", text_encoder, joint)
+    codes = torch.einsum("ik,ij,jl->kl", image_encoder, joint, text_encoder)
+    n_shared, n_only = world.shared.max() + 1, world.image_only.max() + 1
+    factors = image.sum(2).view(-1, n_shared, n_only).transpose(1, 2)  # p(z_v, v, s)
+    residual_image, residual_text = conditional_information_nats(image), conditional_information_nats(text)
+    return {
+        "shared_nats": mutual_information_nats(codes),
+        "sufficiency_nats": mutual_information_nats(image.sum(1)),
+        "image_nats": mutual_information_nats(image.sum(2)),
+        "residual_image_nats": residual_image,
+        "residual_text_nats": residual_text,
+        "residual_nats": (residual_image + residual_text) / 2,
+        "nuisance_image_nats": conditional_information_nats(factors),
+    }
+
+
+def backward_posterior(
+    joint: Float64[Tensor, "n_images n_texts"], encoder: Float64[Tensor, "n_images k"]
+) -> Float64[Tensor, "n_texts k"]:
+    """p(z|x_t) = sum over images of p(x_v|x_t) e(z|x_v): the backward encoder that makes the bound tight."""
+    return (joint / joint.sum(0)).T @ encoder
+
+
+def residual_bound_nats(
+    joint: Float64[Tensor, "n_images n_texts"],
+    encoder: Float64[Tensor, "n_images k"],
+    backward: Float64[Tensor, "n_texts k"],
+) -> Float64[Tensor, ""]:
+    """E[log e(z|x_v) - log b(z|x_t)], the upper bound on I(Z_v;X_v|X_t), enumerated.
+
+    Source: Fischer (2020, arXiv 2002.05379), section 2.3; equality when b is `backward_posterior`.
+
+    Args:
+        joint: p(x_v, x_t).
+        encoder: e(z|x_v), one distribution a row.
+        backward: b(z|x_t), one distribution a row.
+
+    Returns:
+        Nats, a scalar; infinite where b excludes a code that occurs.
+
+    Raises:
+        ValueError: tables that do not fit each other or whose rows are not distributions.
+    """
+    _check_table("encoder", encoder, joint.shape[0])
+    _check_table("backward", backward, joint.shape[1])
+    p = torch.einsum("ij,ik->ijk", joint, encoder)
+    return torch.special.xlogy(p, encoder[:, None, :]).sum() - torch.special.xlogy(p, backward[None]).sum()
+
+
+def fit_tables(
+    world: DiscreteWorld, beta: float, n_codes: int, seed: int = 0, n_steps: int = 400, learning_rate: float = 0.1
+) -> tuple[Float64[Tensor, "n_images k"], Float64[Tensor, "n_texts k"]]:
+    """Encoder tables that maximise I(Z_v;Z_t) - beta * R by gradient, from a random start.
+
+    The objective is exact: with beta = 0 it is what InfoNCE tends to with ever larger batches and an unrestricted
+    critic. It is not concave, so take the best of a few seeds for an optimum. The weight rises from 0 to beta over
+    the first half: from a random start, the full weight can end at encoders that carry no information.
+
+    Args:
+        world: the images and texts.
+        beta: weight of the mean residual information, >= 0.
+        n_codes: codes that each encoder may use.
+        seed: of the start.
+        n_steps: steps of Adam.
+        learning_rate: of Adam.
+
+    Returns:
+        The image table and the text table.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [(n, n_codes) for n in world.joint.shape]
+    logits = [torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_() for size in sizes]
+    optimizer = torch.optim.Adam(logits, lr=learning_rate)
+    for step in range(n_steps):
+        weight = beta * min(1.0, 2 * step / n_steps)
+        optimizer.zero_grad()
+        _cib_loss(world.joint, *(x.softmax(1) for x in logits), weight).backward()
+        optimizer.step()
+    return tuple(x.detach().softmax(1) for x in logits)
+
+
+def _cib_loss(joint: Tensor, image_encoder: Tensor, text_encoder: Tensor, beta: float) -> Tensor:
+    """beta R - I(Z_v;Z_t) from five tables of two variables, by the Markov identity; nothing is checked."""
+
+    def nats(p: Tensor) -> Tensor:
+        entropies = [-(q * torch.log(q.clamp(min=1e-300))).sum() for q in (p.sum(0), p.sum(1), p)]
+        return entropies[0] + entropies[1] - entropies[2]
+
+    sides = (joint, image_encoder), (joint.T, text_encoder)
+    residual = sum(nats(e * p.sum(1, keepdim=True)) - nats(e.T @ p) for p, e in sides) / 2
+    return beta * residual - nats(image_encoder.T @ joint @ text_encoder)
+
+
+def _check_table(name: str, table: Tensor, n_rows: int) -> None:
+    if table.ndim != 2 or len(table) != n_rows:
+        raise ValueError(f"{name} must be [{n_rows}, k], one distribution a row, got {list(table.shape)}")
+    if not (bool((table >= 0).all()) and bool(((table.detach().sum(1) - 1).abs() <= 1e-8).all())):
+        raise ValueError(f"each row of {name} must be probabilities that sum to 1: use a softmax over the codes")
+
+
+def conditional_covariance(covariance: Float64[Tensor, "n n"], a: Block, given: Block) -> Float64[Tensor, "a a"]:
+    """Covariance of A when B is known, S_aa - S_ab S_bb^-1 S_ba.
+
+    Args:
+        covariance: of all variables, positive definite.
+        a: the indices of A.
+        given: the indices of what is known.
+
+    Returns:
+        The covariance of A given B.
+
+    Raises:
+        ValueError: a covariance that is not positive definite.
+    """
+    _check_covariance(covariance)
+    across = covariance[a][:, given]
+    return covariance[a][:, a] - across @ torch.linalg.solve(covariance[given][:, given], across.T)
+
+
+def gaussian_information_nats(
+    covariance: Float64[Tensor, "n n"], a: Block, b: Block, given: Block = ()
+) -> Float64[Tensor, ""]:
+    """I(A;B) or I(A;B|C) of jointly Gaussian variables by determinants of covariance blocks.
+
+    Source: Cover & Thomas (2006), section 8.5.
+
+    Args:
+        covariance: of all variables, positive definite.
+        a: the indices of A.
+        b: the indices of B, none of A's.
+        given: the indices of C, none of A's and B's.
+
+    Returns:
+        Nats, a scalar, differentiable.
+
+    Raises:
+        ValueError: a covariance that is not positive definite, or blocks that share an index.
+    """
+    _check_covariance(covariance)
+    a, b, c = list(a), list(b), list(given)
+    if len({*a, *b, *c}) < len(a) + len(b) + len(c):
+        raise ValueError("the blocks must have no index in common: a variable determines itself")
+    ac, bc, abc, c = (torch.logdet(covariance[block][:, block]) for block in (a + c, b + c, a + b + c, c))
+    return (ac + bc - abc - c) / 2  # the determinant of an empty block is 1
+
+
+def canonical_correlations(covariance: Float64[Tensor, "n n"], a: Block, b: Block) -> Float64[Tensor, " k"]:
+    """Canonical correlations of A and B, largest first: singular values of S_a^-1/2 S_ab S_b^-1/2.
+
+    Args:
+        covariance: of all variables, positive definite.
+        a: the indices of A.
+        b: the indices of B.
+
+    Returns:
+        Correlations in [0, 1), as many as the smaller block has variables.
+
+    Raises:
+        ValueError: a covariance that is not positive definite.
+    """
+    _check_covariance(covariance)
+    roots = [torch.linalg.cholesky(covariance[block][:, block]) for block in (a, b)]
+    left = torch.linalg.solve_triangular(roots[0], covariance[a][:, b], upper=False)
+    return torch.linalg.svdvals(torch.linalg.solve_triangular(roots[1], left.T, upper=False))
+
+
+@dataclass(frozen=True)
+class GaussianWorld:
+    """Images and texts that are Gaussian vectors; build one with `gaussian_world`.
+
+    Args:
+        covariance: of (x_v, x_t).
+        mix_image: the image's factors are rotated into x_v = mix_image @ (shared, image-only).
+        mix_text: the same of the text.
+        correlations: of the shared factors of image and text.
+    """
+
+    covariance: Float64[Tensor, "n n"]
+    mix_image: Float64[Tensor, "v v"]
+    mix_text: Float64[Tensor, "t t"]
+    correlations: Float64[Tensor, " s"]
+
+    @property
+    def image(self) -> list[int]:
+        """The indices of x_v in the covariance."""
+        return list(range(len(self.mix_image)))
+
+    @property
+    def text(self) -> list[int]:
+        """The indices of x_t in the covariance."""
+        return list(range(len(self.mix_image), len(self.covariance)))
+
+
+def gaussian_world(
+    correlations: Sequence[float] = (0.95, 0.8, 0.5), n_image: int = 5, n_text: int = 3, seed: int = 0
+) -> GaussianWorld:
+    """Shared factors with given correlations, image-only and text-only factors, all of unit variance.
+
+    The factors of each side are hidden by a random rotation, so that no coordinate is one of them.
+
+    Args:
+        correlations: between the image's and the text's copy of each shared factor, in (0, 1).
+        n_image: image-only factors.
+        n_text: text-only factors.
+        seed: of the rotations.
+
+    Returns:
+        The world.
+
+    Raises:
+        ValueError: a correlation outside (0, 1).
+    """
+    rho = torch.tensor(correlations, dtype=torch.float64)
+    if not bool(((rho > 0) & (rho < 1)).all()):
+        raise ValueError(
+            f"correlations must lie in (0, 1), got {list(correlations)}: at 1 information is infinite"
+        )
+    n_shared, generator = len(rho), torch.Generator().manual_seed(seed)
+    sizes = n_shared + n_image, n_shared + n_text
+    mixes = [torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q for n in sizes]
+    across = torch.zeros(sizes, dtype=torch.float64)
+    across[range(n_shared), range(n_shared)] = rho
+    across = mixes[0] @ across @ mixes[1].T
+    identity = [torch.eye(n, dtype=torch.float64) for n in sizes]
+    covariance = torch.cat([torch.cat([identity[0], across], 1), torch.cat([across.T, identity[1]], 1)])
+    return GaussianWorld(covariance, *mixes, rho)
+
+
+def linear_encoder_nats(
+    world: GaussianWorld, weights: Float64[Tensor, "d v"], noise_variance: float = 1.0
+) -> dict[str, Float64[Tensor, ""]]:
+    """Informations of Z_v = W x_v + noise, exact.
+
+    Args:
+        world: images and texts.
+        weights: W, [d, dim_image].
+        noise_variance: of each coordinate of the noise, > 0: without noise the residual is infinite.
+
+    Returns:
+        Nats, scalars: `sufficiency_nats` I(Z_v;X_t), `image_nats` I(Z_v;X_v), `residual_image_nats`
+        I(Z_v;X_v|X_t), and `nuisance_image_nats` I(Z_v;V|S), the part of the residual that is about the
+        image-only factors V; the rest is about the shared factors S where the text leaves them open.
+
+    Raises:
+        ValueError: a noise variance that is not positive.
+    """
+    _check_positive("noise_variance", noise_variance)
+    identity = torch.eye(len(weights), dtype=torch.float64)
+    given_text = conditional_covariance(world.covariance, world.image, world.text)
+    image_only = world.mix_image[:, len(world.correlations) :]
+
+    def log_det(of_image: Tensor) -> Tensor:
+        """log det of the covariance of Z_v, in units of the noise, for a covariance of x_v."""
+        return torch.logdet(identity + weights @ of_image @ weights.T / noise_variance)
+
+    everything, remaining = log_det(torch.eye(len(given_text), dtype=torch.float64)), log_det(given_text)
+    return {
+        "sufficiency_nats": (everything - remaining) / 2,
+        "image_nats": everything / 2,
+        "residual_image_nats": remaining / 2,
+        "nuisance_image_nats": log_det(image_only @ image_only.T) / 2,
+    }
+
+
+def optimal_linear_encoder(world: GaussianWorld, beta: float) -> Float64[Tensor, "s v"]:
+    """W of the encoder Z_v = W x_v + N(0, I) with the largest I(Z_v;X_t) - beta * I(Z_v;X_v|X_t).
+
+    Along the canonical direction with correlation rho, with c = beta / (1 + beta), the squared gain is
+    (rho^2 / c - 1) / (1 - rho^2), and 0 where rho^2 <= c.
+
+    Source: Chechik et al. (2005, JMLR 6), theorem 3.1, whose beta is (1 + beta) / beta here.
+
+    Args:
+        world: images and texts.
+        beta: weight of the residual, > 0: without it the best gain is infinite.
+
+    Returns:
+        W, one row a canonical direction, in the order of the world's correlations.
+
+    Raises:
+        ValueError: beta is not positive.
+    """
+    _check_positive("beta", beta)
+    squared, c = world.correlations**2, beta / (1 + beta)
+    gain = torch.sqrt(torch.clamp((squared / c - 1) / (1 - squared), min=0))
+    return gain[:, None] * world.mix_image[:, : len(squared)].T
+
+
+def _check_covariance(covariance: Tensor) -> None:
+    lowest = torch.linalg.eigvalsh(covariance.detach())[0].item()
+    if not lowest > 0:
+        raise ValueError(
+            f"covariance must be positive definite, its lowest eigenvalue is {lowest:.3g}: a variable that is a "
+            "sum of others has infinite information about them"
+        )
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def train_discrete(
+    world: DiscreteWorld,
+    dim: int = 16,
+    temperature: float = 0.1,
+    batch_size: int = 64,
+    n_steps: int = 300,
+    learning_rate: float = 1e-2,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+) -> tuple[Float64[Tensor, "n_images d"], Float64[Tensor, "n_texts d"]]:
+    """Two small networks trained with InfoNCE on pairs drawn from the discrete world.
+
+    Each reads its two factors as one-hot vectors, so that untrained embeddings show both.
+
+    Args:
+        world: images and texts.
+        dim: width of the embedding.
+        temperature: of the softmax, positive.
+        batch_size: pairs a step.
+        n_steps: steps of AdamW; 0 gives the untrained encoders.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW.
+        seed: of weights and pairs.
+
+    Returns:
+        Unit vectors of all images and of all texts.
+
+    Raises:
+        ValueError: a temperature that is not positive.
+    """
+    factors = (world.shared, world.image_only), (world.text_shared, world.text_only)
+    inputs = [torch.cat([F.one_hot(factor) for factor in side], 1).double() for side in factors]
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        nets = nn.ModuleList(
+            nn.Sequential(nn.Linear(x.shape[1], 64), nn.ReLU(), nn.Linear(64, dim, bias=False)) for x in inputs
+        ).double()
+
+    def embed() -> list[Tensor]:  # the finite sets are embedded whole: there are fewer images than rows of a batch
+        return [F.normalize(net(x), dim=1) for net, x in zip(nets, inputs, strict=True)]
+
+    def batch() -> list[Tensor]:
+        pairs = torch.multinomial(world.joint.flatten(), batch_size, replacement=True, generator=generator)
+        rows = pairs // world.joint.shape[1], pairs % world.joint.shape[1]
+        return [side[r] for side, r in zip(embed(), rows, strict=True)]
+
+    _maximise_nce(nets.parameters(), batch, temperature, n_steps, learning_rate, weight_decay)
+    with torch.no_grad():
+        return tuple(embed())
+
+
+def train_gaussian(
+    world: GaussianWorld,
+    dim: int = 8,
+    temperature: float = 0.1,
+    batch_size: int = 128,
+    n_steps: int = 400,
+    learning_rate: float = 1e-2,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+) -> tuple[Float64[Tensor, "d v"], Float64[Tensor, "d t"]]:
+    """Two linear encoders trained with InfoNCE on fresh pairs; embeddings have mean squared length 1.
+
+    The power of the whole embedding is fixed, not the length of each vector, so that Z_v = W x_v + noise stays
+    Gaussian and its informations exact.
+
+    Args:
+        world: images and texts.
+        dim: width of the embedding.
+        temperature: of the softmax, positive; the noise variance to measure with.
+        batch_size: pairs a step.
+        n_steps: steps of AdamW; 0 gives the untrained encoders.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW.
+        seed: of weights and pairs.
+
+    Returns:
+        W of the images and of the texts, each with tr(W W^T) = 1.
+
+    Raises:
+        ValueError: a temperature that is not positive.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [len(world.image), len(world.text)]
+    weights = [torch.randn(dim, n, generator=generator, dtype=torch.float64).requires_grad_() for n in sizes]
+    root = torch.linalg.cholesky(world.covariance)
+
+    def batch() -> list[Tensor]:
+        noise = torch.randn(batch_size, len(root), generator=generator, dtype=torch.float64)
+        return [x @ (w / w.norm()).T for x, w in zip((noise @ root.T).split(sizes, 1), weights, strict=True)]
+
+    _maximise_nce(weights, batch, temperature, n_steps, learning_rate, weight_decay)
+    return tuple((w / w.norm()).detach() for w in weights)
+
+
+def _maximise_nce(
+    parameters: Iterable[Tensor],
+    batch: Callable[[], list[Tensor]],
+    temperature: float,
+    n_steps: int,
+    learning_rate: float,
+    weight_decay: float,
+) -> None:
+    """AdamW on InfoNCE of image and text features, which `batch` draws anew each step."""
+    _check_positive("temperature", temperature)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    for _ in range(n_steps):
+        optimizer.zero_grad()
+        image, text = batch()
+        (-nce_nats(image @ text.T / temperature)).backward()
+        optimizer.step()
+
+
+def embedding_informations(
+    world: DiscreteWorld,
+    embeddings: Float64[Tensor, "n_images d"],
+    kappa: float,
+    n_samples: int = 2000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Informations of Z_v ~ vMF(mu(x_v), kappa) over a finite set of images, by sampling z alone.
+
+    All densities are exact mixtures; the normalising constants cancel, so that only the mean over z is sampled.
+
+    Args:
+        world: images and texts.
+        embeddings: mu(x_v), unit vectors.
+        kappa: concentration of the noise, positive.
+        n_samples: draws of z for each image.
+        seed: of the draws.
+
+    Returns:
+        Nats: `image_nats` I(Z_v;X_v), `sufficiency_nats` I(Z_v;X_t), `residual_image_nats` I(Z_v;X_v|X_t) with
+        its `standard_error`, and `nuisance_image_nats` I(Z_v;V|S).
+
+    Raises:
+        ValueError: embeddings that do not fit the world, or a kappa that is not positive.
+    """
+    _check_positive("kappa", kappa)
+    joint, n_images = world.joint, len(world.joint)
+    if len(embeddings) != n_images:
+        raise ValueError(f"embeddings must have one row an image, {n_images}, got {len(embeddings)}")
+    generator = torch.Generator().manual_seed(seed)
+    z = sample_vmf(embeddings.repeat_interleave(n_samples, 0), kappa, generator)
+    log_e = (kappa * z @ embeddings.T).view(n_images, n_samples, n_images)  # log e(z|image) + a constant
+    prior, given_text = joint.sum(1), (joint / joint.sum(0)).T  # p(x_v), p(x_v|x_t)
+    own = log_e.diagonal(dim1=0, dim2=2).T  # [image, sample]
+    log_z = torch.logsumexp(log_e + prior.log(), 2)
+    log_z_text = torch.logsumexp(log_e[:, :, None, :] + given_text.log(), 3)  # [image, sample, text]
+    of_text = torch.einsum("ist,it->is", own[:, :, None] - log_z_text, joint / prior[:, None])
+    same = prior * (world.shared[:, None] == world.shared)  # images of the same shared factor
+    log_z_shared = torch.logsumexp(log_e + (same / same.sum(1, keepdim=True)).log()[:, None], 2)
+    image_nats, residual = (prior * (own - log_z).mean(1)).sum(), (prior * of_text.mean(1)).sum()
+    error = torch.sqrt((prior**2 * of_text.var(1) / n_samples).sum())
+    return {
+        "image_nats": image_nats.item(),
+        "sufficiency_nats": (image_nats - residual).item(),
+        "residual_image_nats": residual.item(),
+        "standard_error": error.item(),
+        "nuisance_image_nats": (prior * (own - log_z_shared).mean(1)).sum().item(),
+    }
+
+
+def contrast_rows(
+    world: DiscreteWorld | GaussianWorld,
+    temperatures: Sequence[float],
+    batch_sizes: Sequence[int],
+    dims: Sequence[int],
+    seeds: Sequence[int],
+    **options,
+) -> pd.DataFrame:
+    """Contrastive training over a grid, each run measured before and after with the noise of its temperature.
+
+    Args:
+        world: discrete, for `train_discrete` and `embedding_informations` at concentration 1 / temperature; or
+            Gaussian, for `train_gaussian` and `linear_encoder_nats` at variance temperature.
+        temperatures: of the softmax.
+        batch_sizes: pairs a step.
+        dims: widths of the embedding.
+        seeds: of weights and pairs; before and after share their weights.
+        options: of the training.
+
+    Returns:
+        Tidy rows: `temperature, batch_size, dim, seed, trained`, and the nats.
+    """
+    rows = []
+    for temperature, batch_size, dim, seed in itertools.product(temperatures, batch_sizes, dims, seeds):
+        settings = dict(temperature=temperature, batch_size=batch_size, dim=dim, seed=seed)
+        for trained in (False, True):
+            training = settings | (options if trained else {"n_steps": 0})
+            if isinstance(world, DiscreteWorld):
+                nats = embedding_informations(
+                    world, train_discrete(world, **training)[0], 1 / temperature, seed=seed
+                )
+            else:
+                nats = linear_encoder_nats(world, train_gaussian(world, **training)[0], temperature)
+            rows.append(settings | {"trained": trained} | {name: float(value) for name, value in nats.items()})
+    return pd.DataFrame(rows)
