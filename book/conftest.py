@@ -2,9 +2,8 @@
 
 The bare command works from any folder: each notebook runs in the environment that runs pytest, with the same
 variables as when it was executed, and what cannot repeat on another machine is left out of the comparison.
-Text is compared as it stands, but for floats with more than four significant digits: those are rounded to
-four, since the last digits change with the processor. Cells that cannot repeat carry the tag
-`nbval-ignore-output`.
+Text is compared as it stands, except that floats with more than four significant digits are rounded to four,
+since the last digits change with the processor. Cells that cannot repeat carry the tag `nbval-ignore-output`.
 """
 
 import re
@@ -16,8 +15,8 @@ from execute import prepare_environment
 
 collect_ignore_glob = ["_build/*", "*/.ipynb_checkpoints/*"]
 
-# nbval leaves PNG and JPEG out; the same pictures pass through glue under these names. Warnings that a newer
-# library prints are no result of the book.
+# nbval leaves PNG and JPEG out; the same images pass through glue under these names. A newer library's warnings
+# are no result of the book.
 NOT_COMPARED = (
     "stderr",
     "application/papermill.record/image/png",
@@ -27,13 +26,15 @@ NOT_COMPARED = (
 # A decimal or exponent makes a float; names, versions and dates such as fc1.0, 2.13.0 are none.
 FLOAT = r"(?<![\w.])[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?(?!\w|\.\w)"
 SIGNIFICANT_DIGITS = 4
-ZERO = 1e-12  # below this a printed difference of equal numbers is rounding noise, its sign included
-
-CELL_TIMEOUT_SECONDS = 600
+ZERO = 1e-12  # a printed difference of equal numbers below this is rounding error, its sign included
+NBVAL_SECONDS, CELL_SECONDS = (
+    2000.0,
+    3600.0,
+)  # nbval's default limit of a cell, and ours, for busy machines
 
 
 def round_float(match: re.Match[str]) -> str:
-    """Return the matched float with at most four significant digits, or as it stands when it has no more."""
+    """The matched float with at most four significant digits, or as it stands when it has no more."""
     text = match.group()
     if abs(float(text)) < ZERO:
         return "0"
@@ -46,12 +47,12 @@ def round_float(match: re.Match[str]) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set nbval's options, so that nobody has to type them."""
-    if config.option.nbval or config.option.nbval_lax:
-        config.option.nbval_current_env = config.option.nbval_kernel_name is None
-        config.option.nbval_cell_timeout = min(
-            config.option.nbval_cell_timeout, CELL_TIMEOUT_SECONDS
-        )
+    """Set nbval's options, so that nobody has to type them; a limit on the command line is kept."""
+    option = config.option
+    if option.nbval or option.nbval_lax:
+        option.nbval_current_env = option.nbval_kernel_name is None
+        if float(option.nbval_cell_timeout) == NBVAL_SECONDS:
+            option.nbval_cell_timeout = CELL_SECONDS
         prepare_environment()
 
 

@@ -1,7 +1,7 @@
 """Make the few Flickr8k thumbnails that the book shows: `CIBR_DATA=... python book/thumbnails.py`.
 
-They are written to book/thumbnails/test as a folder of images with metadata.jsonl, which the book then reads as
-it reads anybody's own pictures. The photos are Flickr8k's (Hodosh et al. 2013), for research use.
+They are written to book/thumbnails/test as a folder of images with metadata.jsonl, which the book then reads like any
+folder of pairs. The photos are Flickr8k's (Hodosh et al. 2013), for research use.
 """
 
 import json
@@ -11,11 +11,9 @@ from cibr import load_pairs
 
 FOLDER = Path(__file__).resolve().parent / "thumbnails" / "test"
 SHOWN = (10, 87, 245, 310, 522, 701)
-SIDE = 120
+SIDE = 120  # pixels
 
-
-def main() -> None:
-    """Write the pictures and their captions."""
+if __name__ == "__main__":
     pairs = load_pairs("flickr8k", "test")
     FOLDER.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -25,7 +23,3 @@ def main() -> None:
         rows.append(json.dumps({"file_name": file.name, "text": pairs.captions[i]}))
     (FOLDER / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     print(f"{len(rows)} thumbnails in {FOLDER}")
-
-
-if __name__ == "__main__":
-    main()
