@@ -8,30 +8,34 @@ from cibr.metrics.geometry import alignment, linear_cka, modality_gap, mutual_kn
 from cibr.metrics.intervals import bootstrap_interval, paired_difference
 from cibr.metrics.relation import rank_correlation
 from cibr.metrics.retrieval import (
-    RetrievalOutcomes,
+    QueryScores,
+    distinct_texts,
+    label_recall_at_k,
+    query_scores,
     recall_at_k,
-    retrieval_outcomes,
     retrieval_ranks,
-    retrieval_scores,
+    retrieval_recalls,
 )
 from cibr.metrics.zeroshot import class_embeddings, class_ranks, predictions, zeroshot_accuracy
 
 __all__ = [
-    "RetrievalOutcomes",
+    "QueryScores",
     "alignment",
     "bootstrap_interval",
     "class_embeddings",
     "class_ranks",
+    "distinct_texts",
+    "label_recall_at_k",
     "linear_cka",
     "modality_gap",
     "mutual_knn",
     "paired_difference",
     "predictions",
+    "query_scores",
     "rank_correlation",
     "recall_at_k",
-    "retrieval_outcomes",
     "retrieval_ranks",
-    "retrieval_scores",
+    "retrieval_recalls",
     "uniformity",
     "zeroshot_accuracy",
 ]

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cibr.metrics.ranking import check_embeddings, similarity_tiles
+from cibr.metrics.retrieval import check_embeddings, similarity_tiles
 
 UNIT_TOLERANCE = 1e-2  # bfloat16 has three digits
 

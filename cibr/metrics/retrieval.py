@@ -1,37 +1,41 @@
-"""Retrieval metrics by rank counting: exact, one pass over the similarities, ties counted against the model.
+"""Retrieval metrics by counting ranks: exact, ties counted against the model, memory bounded.
 
-A query's rank is the number of wrong items at least as similar as its best right one. So collapsed embeddings,
-where everything ties with everything, score 0 and never 100 %.
+The rank of a query is the number of wrong items at least as similar as its best right one, so that collapsed
+embeddings, where everything ties, score 0 and never 100 %. There are two protocols. *Paired* (Karpathy and
+Fei-Fei, 2015): an image's own captions alone are right. *By label*: every item with the query's label is right, as
+in a loss with several positives.
 
-A row of similarities (a text to all images) holds its text's right image, so that texts are ranked while the row
-is there. An image's texts are spread over rows, and its thresholds must be known before. They come from a narrow
-band: texts sorted by image, a tile of them against their own images only, some per cent of the whole product. The
-pass then reads the same entries again. Where kernels rounded one otherwise, a second pass takes the first one's
-entries as thresholds: exact always, one pass nearly always.
+Paired ranks take one pass over the similarities. A row (a text against all images) holds its text's right image,
+so that texts are ranked while the row is there. An image's captions are spread over rows, and its threshold must
+be known before: it comes from a narrow band, texts sorted by image, a tile of them against their own images only.
+The pass then reads the same entries again. Where kernels rounded one otherwise, a second pass takes the first
+one's entries as thresholds: exact always, one pass nearly always.
+
+A piece of the product is compared while it is in a core's cache, and a comparison writes 0 and 1 as floats, whose
+sums are products with ones: several times faster than counting Booleans. Kernels may round a pair otherwise in a
+matrix of another shape. So the last block reaches back rather than being thin, and a side of fewer than `SMALLEST`
+rows is padded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
-from cibr.metrics.ranking import (
-    SMALLEST,
-    check_embeddings,
-    count_in_columns,
-    count_in_rows,
-    padded,
-    similarity_tiles,
-    spans,
-)
-
-BAND = 256  # texts at a time in the band
+KS = (1, 5, 10)
+BLOCK = 1024  # queries a product
+BLOCK_ELEMENTS = 2**23  # similarities held at most (32 MiB), as long as a block has SMALLEST queries
+TILE_ELEMENTS = 2**18  # similarities compared at a time (1 MiB): they fit a core's cache
+SMALLEST = 64  # thinner products fall to other kernels
+FEW = 8  # right items a query up to which counting is faster than sorting
+BAND = 256  # texts at a time in the band of own similarities
 
 
-class RetrievalOutcomes(NamedTuple):
-    """What every query found: the items that scores average and intervals resample.
+class QueryScores(NamedTuple):
+    """Rank and average precision of every query: the items that metrics average and intervals resample.
 
     Ranks count wrong items from 0; average precision is in (0, 1] over all of a query's right items.
     """
@@ -42,135 +46,278 @@ class RetrievalOutcomes(NamedTuple):
     text_average_precisions: Float[Tensor, " m"]
 
 
-def retrieval_ranks(
-    image_embeddings: Float[Tensor, "n d"],
-    text_embeddings: Float[Tensor, "m d"],
-    text_to_image: Int[Tensor, " m"],
-) -> tuple[Int[Tensor, " n"], Int[Tensor, " m"]]:
-    """For every image and every text, how many wrong items are at least as similar as its best right one.
-
-    Args:
-        image_embeddings: unit vectors [n, d].
-        text_embeddings: unit vectors [m, d].
-        text_to_image: the index of each text's image [m], in any order; every image has a text at least.
-
-    Returns:
-        Ranks of the images among texts [n] and of the texts among images [m], from 0.
-
-    Raises:
-        ValueError: shapes that do not fit, an image without text, embeddings that are not finite or zero.
-    """
-    _check(image_embeddings, text_embeddings, text_to_image)
-    wrong, text_ranks = _counts(image_embeddings, text_embeddings, text_to_image, n_best=1)
-    return wrong[0].long(), text_ranks.long()
-
-
-def retrieval_outcomes(
-    image_embeddings: Float[Tensor, "n d"],
-    text_embeddings: Float[Tensor, "m d"],
-    text_to_image: Int[Tensor, " m"],
-) -> RetrievalOutcomes:
-    """Rank and average precision of every query, in both directions.
-
-    An image's average precision is the mean over its texts, best first, of k / (k + wrong texts at least as
-    similar as the k-th). A text has one right image: 1 / (rank + 1).
-
-    Source: Manning et al. (2008), Introduction to Information Retrieval, section 8.4; ties count against.
-
-    Args:
-        image_embeddings: unit vectors [n, d].
-        text_embeddings: unit vectors [m, d].
-        text_to_image: the index of each text's image [m].
-
-    Returns:
-        Ranks from 0 and average precisions, of images [n] and texts [m].
-
-    Raises:
-        ValueError: as `retrieval_ranks`.
-    """
-    _check(image_embeddings, text_embeddings, text_to_image)
-    n_texts = text_to_image.bincount(minlength=len(image_embeddings))
-    wrong, text_ranks = _counts(image_embeddings, text_embeddings, text_to_image, n_best=int(n_texts.max()))
-    k = torch.arange(1, len(wrong) + 1, device=wrong.device)[:, None]
-    precisions = torch.where(k <= n_texts, k / (k + wrong), 0.0)
-    return RetrievalOutcomes(wrong[0].long(), text_ranks.long(), precisions.sum(0) / n_texts, 1 / (text_ranks + 1))
-
-
 def recall_at_k(
     image_embeddings: Float[Tensor, "n d"],
     text_embeddings: Float[Tensor, "m d"],
     text_to_image: Int[Tensor, " m"],
-    ks: Sequence[int] = (1, 5, 10),
+    ks: Sequence[int] = KS,
 ) -> dict[str, float]:
-    """Recall@k of retrieval in both directions, any number of texts an image.
+    """Recall@k of paired retrieval in both directions, any number of captions an image.
 
-    Image to text is a hit when any of the image's texts is among the first k.
+    Image to text is a hit when any of the image's captions is among the first k.
 
     Source: the protocol of Karpathy and Fei-Fei (2015) for captioned photos; ties count against the model.
 
     Args:
         image_embeddings: unit vectors [n, d].
         text_embeddings: unit vectors [m, d].
-        text_to_image: the index of each text's image [m].
+        text_to_image: the index of each text's image [m], in any order; every image has a text at least.
         ks: the cut-offs.
 
     Returns:
         `{"image_to_text_recall@k": ..., "text_to_image_recall@k": ...}` in [0, 1].
 
     Raises:
-        ValueError: as `retrieval_ranks`, or a k that is not between 1 and the gallery's size.
+        ValueError: shapes that do not fit, an image without text, embeddings that are not finite or zero, a k that
+            is not between 1 and the smaller gallery's size.
     """
     _check_ks(ks, len(image_embeddings), len(text_embeddings))
-    return _recalls(*retrieval_ranks(image_embeddings, text_embeddings, text_to_image), ks)
+    return _recalls(retrieval_ranks(image_embeddings, text_embeddings, text_to_image), ks, "recall")
 
 
-def retrieval_scores(
+def label_recall_at_k(
+    image_embeddings: Float[Tensor, "n d"],
+    text_embeddings: Float[Tensor, "m d"],
+    image_labels: Int[Tensor, " n"],
+    text_labels: Int[Tensor, " m"],
+    ks: Sequence[int] = KS,
+) -> dict[str, float]:
+    """Recall@k of retrieval by label in both directions: every item with the query's label is right.
+
+    A hit is a right item among the first k. A text that stands twice in the gallery counts as two wrong ones for
+    images of other labels: give each text once, see `distinct_texts`.
+
+    Args:
+        image_embeddings: unit vectors [n, d].
+        text_embeddings: unit vectors [m, d].
+        image_labels: what each image shows [n]; every label is one of a text, too.
+        text_labels: what each text says [m]; every label is one of an image, too.
+        ks: the cut-offs.
+
+    Returns:
+        `{"image_to_text_label_recall@k": ..., "text_to_image_label_recall@k": ...}` in [0, 1].
+
+    Raises:
+        ValueError: as `recall_at_k`, or a label that one side alone has.
+    """
+    _check_ks(ks, len(image_embeddings), len(text_embeddings))
+    _check_labels(image_embeddings, text_embeddings, image_labels, text_labels)
+    image_ranks, _ = _label_scores(image_embeddings, text_embeddings, image_labels, text_labels)
+    text_ranks, _ = _label_scores(text_embeddings, image_embeddings, text_labels, image_labels)
+    return _recalls((image_ranks, text_ranks), ks, "label_recall")
+
+
+def retrieval_recalls(
+    pairs, image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "m d"], ks: Sequence[int] = KS
+) -> dict[str, float]:
+    """Recall@k of pairs by the protocol that fits them: `recall_at_k` if `pairs.paired`, else `label_recall_at_k`.
+
+    By label, what is a positive in training is a hit, and a text that several images share stands once in the
+    gallery, so that a perfect model scores 1.
+
+    Args:
+        pairs: `cibr.data.Pairs`, with `paired`, `texts()`, `text_to_image()` and `match_labels()`.
+        image_embeddings: unit vectors [n, d] of the pairs' images.
+        text_embeddings: unit vectors [m, d] of all of `pairs.texts()`.
+        ks: the cut-offs; those that exceed the smaller gallery are left out.
+
+    Returns:
+        Recalls in [0, 1], named as those two functions name them.
+
+    Raises:
+        ValueError: as those two functions.
+    """
+    if pairs.paired:
+        kept = [k for k in ks if k <= min(len(image_embeddings), len(text_embeddings))]
+        return recall_at_k(image_embeddings, text_embeddings, pairs.text_to_image(), kept)
+    rows, text_labels = distinct_texts(pairs)
+    kept = [k for k in ks if k <= min(len(image_embeddings), len(rows))]
+    return label_recall_at_k(image_embeddings, text_embeddings[rows], pairs.match_labels(), text_labels, kept)
+
+
+def distinct_texts(pairs) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
+    """The texts that a gallery by label holds: each string once for a label.
+
+    Args:
+        pairs: `cibr.data.Pairs`.
+
+    Returns:
+        Indices into `pairs.texts()` [t], and the labels of these texts [t].
+    """
+    labels = pairs.match_labels()[pairs.text_to_image()]
+    first: dict[tuple[int, str], int] = {}
+    for row, key in enumerate(zip(labels.tolist(), pairs.texts(), strict=True)):
+        first.setdefault(key, row)
+    rows = torch.tensor(list(first.values()), dtype=torch.long)
+    return rows, labels[rows]
+
+
+def retrieval_ranks(
     image_embeddings: Float[Tensor, "n d"],
     text_embeddings: Float[Tensor, "m d"],
     text_to_image: Int[Tensor, " m"],
-    ks: Sequence[int] = (1, 5, 10),
-) -> dict[str, float]:
-    """Recall@k, median rank and mean average precision in both directions.
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " m"]]:
+    """Paired ranks: for every image and text, how many wrong items are at least as similar as its best right one.
 
     Args:
         image_embeddings: unit vectors [n, d].
         text_embeddings: unit vectors [m, d].
         text_to_image: the index of each text's image [m].
-        ks: the cut-offs.
 
     Returns:
-        `recall_at_k`'s scores, then `<direction>_median_rank` (from 1, the mean of the two middle ones where
-        their number is even) and `<direction>_mean_average_precision` in (0, 1].
+        Ranks of the images among texts [n] and of the texts among images [m], from 0.
 
     Raises:
         ValueError: as `recall_at_k`.
     """
-    _check_ks(ks, len(image_embeddings), len(text_embeddings))
-    found = retrieval_outcomes(image_embeddings, text_embeddings, text_to_image)
-    scores = _recalls(found.image_ranks, found.text_ranks, ks)
-    for direction, ranks in (("image_to_text", found.image_ranks), ("text_to_image", found.text_ranks)):
-        scores[f"{direction}_median_rank"] = ranks.double().quantile(0.5).item() + 1
-    scores["image_to_text_mean_average_precision"] = found.image_average_precisions.double().mean().item()
-    scores["text_to_image_mean_average_precision"] = found.text_average_precisions.double().mean().item()
-    return scores
-
-
-def _recalls(image_ranks: Tensor, text_ranks: Tensor, ks: Sequence[int]) -> dict[str, float]:
-    ranks = {"image_to_text": image_ranks, "text_to_image": text_ranks}
-    return {f"{name}_recall@{k}": (r < k).double().mean().item() for name, r in ranks.items() for k in ks}
-
-
-def _counts(images: Tensor, texts: Tensor, text_to_image: Tensor, n_best: int) -> tuple[Tensor, Tensor]:
-    """Wrong texts that reach an image's n_best best own ones [n_best, n], and the ranks of the texts [m]."""
-    images, texts = images.float(), texts.float()
+    _check_paired(image_embeddings, text_embeddings, text_to_image)
+    images, texts = image_embeddings.float(), text_embeddings.float()
     own = _own_of_band(images, texts, text_to_image)
     for _ in range(2):  # the second pass finds what the first one did: the same products of the same shape
-        thresholds = _best_own(own, text_to_image, len(images), n_best)
-        found, wrong, text_ranks = _pass(images, texts, text_to_image, thresholds)
+        best = own.new_full((len(images),), -torch.inf).scatter_reduce(0, text_to_image, own, "amax")
+        found, wrong, text_ranks = _pass(images, texts, text_to_image, best)
         if torch.equal(found, own):
             break
         own = found
-    return wrong, text_ranks
+    return wrong.long(), text_ranks.long()
+
+
+def query_scores(
+    image_embeddings: Float[Tensor, "n d"],
+    text_embeddings: Float[Tensor, "m d"],
+    image_labels: Int[Tensor, " n"],
+    text_labels: Int[Tensor, " m"],
+) -> QueryScores:
+    """Rank and average precision of every query, by label; paired where the labels are the images' own numbers.
+
+    Average precision is the mean over a query's right items, best first, of k / (k + wrong items at least as
+    similar as the k-th). It takes several times as long as ranks alone.
+
+    Source: Manning et al. (2008), Introduction to Information Retrieval, section 8.4; ties count against.
+
+    Args:
+        image_embeddings: unit vectors [n, d].
+        text_embeddings: unit vectors [m, d].
+        image_labels: what each image shows [n], or `torch.arange(n)` for paired retrieval.
+        text_labels: what each text says [m], or the index of its image.
+
+    Returns:
+        Ranks from 0 and average precisions, of images [n] and texts [m].
+
+    Raises:
+        ValueError: as `label_recall_at_k`.
+    """
+    _check_labels(image_embeddings, text_embeddings, image_labels, text_labels)
+    sides = (image_embeddings, image_labels), (text_embeddings, text_labels)
+    of_images, of_texts = (
+        _label_scores(queries, gallery, labels, gallery_labels, precisions=True)
+        for (queries, labels), (gallery, gallery_labels) in (sides, sides[::-1])
+    )
+    return QueryScores(of_images[0], of_texts[0], of_images[1], of_texts[1])
+
+
+def own_ranks(queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"], own: Tensor) -> Float[Tensor, " n"]:
+    """For every query with one right item `own` [n], how many others of the gallery are at least as similar."""
+    ranks = torch.empty(len(queries), device=queries.device)
+    for rows, tile in similarity_tiles(queries, gallery):
+        right = tile.gather(1, own[rows, None]).squeeze(1)
+        ranks[rows] = count_in_rows(tile, right) - 1  # the right item reaches its own threshold
+    return ranks
+
+
+def similarity_tiles(
+    queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"]
+) -> Iterator[tuple[slice, Float[Tensor, "t m"]]]:
+    """The similarities of all queries to a gallery, in tiles of rows that are valid until the next one.
+
+    Args:
+        queries: [n, d].
+        gallery: [m, d].
+
+    Yields:
+        The rows of a tile and their similarities [t, m], float32; every row comes once, in order.
+    """
+    n, m = len(queries), len(gallery)
+    queries, gallery = padded(queries), padded(gallery)
+    block = min(len(queries), BLOCK, max(SMALLEST, BLOCK_ELEMENTS // len(gallery)))
+    tile = max(1, TILE_ELEMENTS // len(gallery))
+    product = queries.new_empty(block, len(gallery))
+    for start, new, end in spans(len(queries), block):
+        torch.mm(queries[start:end], gallery.T, out=product)
+        for first in range(new, min(end, n), tile):
+            last = min(first + tile, end, n)
+            yield slice(first, last), product[first - start : last - start, :m]
+
+
+def count_in_rows(tile: Float[Tensor, "t m"], thresholds: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+    """How many similarities of each row reach its threshold; exact as float32 up to 2^24."""
+    reached = torch.ge(tile, thresholds[:, None], out=torch.empty_like(tile))
+    return reached.mv(reached.new_ones(reached.shape[1]))
+
+
+def count_in_columns(tile: Float[Tensor, "t m"], thresholds: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """How many similarities of each column reach its threshold; exact as float32 up to 2^24."""
+    reached = torch.ge(tile, thresholds, out=torch.empty_like(tile))
+    return reached.T.mv(reached.new_ones(len(reached)))
+
+
+def padded(rows: Float[Tensor, "n d"]) -> Float[Tensor, "p d"]:
+    """The rows as float32, followed by zero rows up to `SMALLEST`."""
+    missing = SMALLEST - len(rows)
+    return F.pad(rows.float(), (0, 0, 0, missing)) if missing > 0 else rows.float()  # padding copies
+
+
+def spans(n: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """Start, first new row and end of blocks that cover n rows; the last reaches back to be of full size."""
+    for new in range(0, n, size):
+        end = min(new + size, n)
+        yield max(0, end - size), new, end
+
+
+def check_embeddings(**embeddings: Tensor) -> None:
+    """Refuses embeddings that are not [n, d] with one d, or have rows that are zero or not finite.
+
+    Args:
+        embeddings: tensors by the names that messages call them.
+
+    Raises:
+        ValueError: naming the argument and the first bad row.
+    """
+    shapes = " and ".join(f"{name} {tuple(e.shape)}" for name, e in embeddings.items())
+    fit = all(e.ndim == 2 and len(e) for e in embeddings.values())
+    if not fit or len({e.shape[-1] for e in embeddings.values()}) > 1:
+        raise ValueError(f"{shapes} do not fit: give [n, d] and [m, d] with the same d, n and m at least 1")
+    for name, side in embeddings.items():
+        norms = side.float().norm(dim=1)
+        bad = (~torch.isfinite(norms) | (norms == 0)).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(f"{name} has {len(bad)} rows that are zero or not finite, first row {bad[0]}")
+
+
+def _recalls(ranks: tuple[Tensor, Tensor], ks: Sequence[int], name: str) -> dict[str, float]:
+    sides = dict(zip(("image_to_text", "text_to_image"), ranks, strict=True))
+    return {f"{side}_{name}@{k}": (r < k).double().mean().item() for side, r in sides.items() for k in ks}
+
+
+def _label_scores(
+    queries: Tensor, gallery: Tensor, labels: Tensor, gallery_labels: Tensor, precisions: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Ranks [n] and, if asked for, average precisions [n] of queries with several right items."""
+    ranks, found = queries.new_empty(len(queries), dtype=torch.float32), torch.zeros(len(queries))
+    for rows, tile in similarity_tiles(queries, gallery):
+        is_right = labels[rows, None] == gallery_labels
+        right, wrong = tile.masked_fill(~is_right, -torch.inf), tile.masked_fill(is_right, -torch.inf)
+        ranks[rows] = count_in_rows(wrong, right.amax(1))
+        if precisions:
+            n_right = is_right.sum(1)
+            best = right.topk(int(n_right.max())).values  # best first, -inf behind a query's last right item
+            if best.shape[1] <= FEW:
+                n_wrong = torch.stack([count_in_rows(wrong, threshold) for threshold in best.T], 1)
+            else:
+                n_wrong = tile.shape[1] - torch.searchsorted(wrong.sort(1).values, best)  # ties count against
+            k = torch.arange(1, best.shape[1] + 1, device=tile.device)
+            found[rows] = (torch.where(k <= n_right[:, None], k / (k + n_wrong), 0.0).sum(1) / n_right).cpu()
+    return ranks.long(), found
 
 
 def _own_of_band(images: Tensor, texts: Tensor, text_to_image: Tensor) -> Tensor:
@@ -186,31 +333,14 @@ def _own_of_band(images: Tensor, texts: Tensor, text_to_image: Tensor) -> Tensor
     return own
 
 
-def _best_own(own: Tensor, text_to_image: Tensor, n: int, n_best: int) -> Tensor:
-    """The n_best largest own similarities of every image, best first [n_best, n]; infinite where it has fewer."""
-    order = own.argsort(descending=True)
-    order = order[text_to_image[order].argsort(stable=True)]
-    image = text_to_image[order]
-    n_texts = image.bincount(minlength=n)
-    place = torch.arange(len(own), device=own.device) - (n_texts.cumsum(0) - n_texts)[image]
-    best, kept = own.new_full((n_best, n), torch.inf), place < n_best
-    best[place[kept], image[kept]] = own[order[kept]]
-    return best
-
-
-def _pass(
-    images: Tensor, texts: Tensor, text_to_image: Tensor, thresholds: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Own similarities [m], texts not of an image that reach its thresholds [k, n], ranks of the texts [m]."""
-    own, text_ranks = texts.new_empty(len(texts)), texts.new_empty(len(texts))
-    reached = torch.zeros_like(thresholds)
+def _pass(images: Tensor, texts: Tensor, text_to_image: Tensor, best: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Own similarities [m], texts not of an image that reach its best own one [n], ranks of the texts [m]."""
+    own, text_ranks, reached = texts.new_empty(len(texts)), texts.new_empty(len(texts)), torch.zeros_like(best)
     for rows, tile in similarity_tiles(texts, images):
         own[rows] = right = tile.gather(1, text_to_image[rows, None]).squeeze(1)
         text_ranks[rows] = count_in_rows(tile, right) - 1  # the right image reaches its own threshold
-        for counts, threshold in zip(reached, thresholds, strict=True):
-            counts += count_in_columns(tile, threshold)
-    for counts, threshold in zip(reached, thresholds, strict=True):  # own texts are not wrong ones
-        counts.scatter_add_(0, text_to_image, -(own >= threshold[text_to_image]).float())
+        reached += count_in_columns(tile, best)
+    reached.scatter_add_(0, text_to_image, -(own >= best[text_to_image]).float())  # own texts are not wrong ones
     return own, reached, text_ranks
 
 
@@ -223,7 +353,7 @@ def _check_ks(ks: Sequence[int], n: int, m: int) -> None:
             )
 
 
-def _check(images: Tensor, texts: Tensor, text_to_image: Tensor) -> None:
+def _check_paired(images: Tensor, texts: Tensor, text_to_image: Tensor) -> None:
     check_embeddings(image_embeddings=images, text_embeddings=texts)
     if text_to_image.shape != (len(texts),):
         raise ValueError(
@@ -234,3 +364,17 @@ def _check(images: Tensor, texts: Tensor, text_to_image: Tensor) -> None:
     without = len(images) - len(text_to_image.unique())
     if without:
         raise ValueError(f"{without} images have no text: leave them out, every image needs one at least")
+
+
+def _check_labels(images: Tensor, texts: Tensor, image_labels: Tensor, text_labels: Tensor) -> None:
+    check_embeddings(image_embeddings=images, text_embeddings=texts)
+    for name, rows, labels in (("image_labels", images, image_labels), ("text_labels", texts, text_labels)):
+        if labels.shape != (len(rows),):
+            raise ValueError(f"{name} has shape {tuple(labels.shape)}: give one label a row, ({len(rows)},)")
+    for side, labels, others in (("images", image_labels, text_labels), ("texts", text_labels, image_labels)):
+        alone = labels[~torch.isin(labels, others)].tolist()
+        if alone:
+            raise ValueError(
+                f"{len(alone)} {side} have a label that the other side lacks, first label {alone[0]}: leave them "
+                "out, every query needs a right item"
+            )

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from cibr.metrics.ranking import check_embeddings, own_ranks, similarity_tiles
+from cibr.metrics.retrieval import check_embeddings, own_ranks, similarity_tiles
 
 
 def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor, "c d"]:
