@@ -3,24 +3,9 @@
 A loss takes tensors, never a model, and returns scalars in nats.
 """
 
-from cibr.losses.baselines import (
-    BASELINES,
-    BaselineLoss,
-    alignment_uniformity_penalty,
-    cyclip_penalty,
-    siglip_loss,
-)
-from cibr.losses.cibr import ESTIMATORS, CIBRLoss, beta_at
-from cibr.losses.contrastive import clip_loss
+from cibr.losses.baselines import siglip_loss
+from cibr.losses.cibr import CIBRLoss, beta_at
+from cibr.losses.clip import clip_loss
+from cibr.losses.penalties import PENALTIES
 
-__all__ = [
-    "BASELINES",
-    "ESTIMATORS",
-    "BaselineLoss",
-    "CIBRLoss",
-    "alignment_uniformity_penalty",
-    "beta_at",
-    "clip_loss",
-    "cyclip_penalty",
-    "siglip_loss",
-]
+__all__ = ["PENALTIES", "CIBRLoss", "beta_at", "clip_loss", "siglip_loss"]

@@ -2,11 +2,7 @@
 
     L_CIBR = L_CLIP + beta * R,   R = (I(Z_v; X_v | X_t) + I(Z_t; X_t | X_v)) / 2
 
-after Ji et al. (2025, arXiv 2503.24182), who published no code. With `vmf` and `gaussian`
-R is replaced by the upper bounds of `cibr.information`, so that minimising the sum is
-sound for every backward encoder; `siblings`, `prototype` and `crossfit` are that of `vmf`
-with a backward encoder that a finite sample cannot satisfy by heart. With `mine`, the paper's
-choice, and `club` it is estimated by critics that train beside the encoders.
+after Ji et al. (2025, arXiv 2503.24182), who published no code. `cibr.losses.penalties` has what stands for R.
 """
 
 import math
@@ -14,24 +10,24 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from cibr.information import info_nce_nats, sample_vmf
-from cibr.losses.backward import Prototypes, crossfitted_means, sibling_means
-from cibr.losses.contrastive import Number, check_shapes, clip_loss, full_precision
-from cibr.losses.critics import CRITIC_ESTIMATORS, ResidualCritics, held_fixed
-from cibr.losses.penalties import checked_log_variances, gaussian_penalty, vmf_penalty, weigh
-from cibr.names import nearest
+from cibr.losses.baselines import siglip_loss
+from cibr.losses.clip import Number, checked, info_nce
+from cibr.losses.critics import ResidualCritics
+from cibr.losses.penalties import PENALTIES, PenaltyInputs
+from cibr.losses.vmf import sample_vmf
+from cibr.utils import nearest
 
-VMF_ESTIMATORS = ("vmf", "siblings", "prototype", "crossfit")
-ESTIMATORS = (*VMF_ESTIMATORS, "gaussian", *CRITIC_ESTIMATORS)
+CONTRASTIVE = {"clip": info_nce, "siglip": siglip_loss}
+LENGTH_TOLERANCE = 1e-2  # of unit vectors; rounding to bfloat16 moves a length by up to 4e-3
+MAX_BETA = 1e4  # beyond, less than 1e-4 of the gradient is the contrastive loss's: no longer a trade-off
 
 
 def beta_at(progress: Number, beta: Number) -> float:
     """Weight of the penalty at a point of training: 0, then a ramp, then beta.
 
-    Zero for the first third, linear to beta at two thirds, constant from there: a
-    penalty from the first step stalls training from scratch.
+    Zero for the first third, linear to beta at two thirds, constant from there: a penalty from the first step
+    stalls training from scratch.
 
     Args:
         progress: fraction of training done, in [0, 1].
@@ -42,111 +38,110 @@ def beta_at(progress: Number, beta: Number) -> float:
 
     Raises:
         ValueError: progress is outside [0, 1].
+
+    Examples:
+        >>> [beta_at(progress, beta=0.05) for progress in (0, 0.5, 1)]
+        [0.0, 0.025, 0.05]
     """
     if not 0 <= progress <= 1:
         raise ValueError(f"progress must be in [0, 1], got {progress}: pass step / n_steps, not the step")
     return float(beta) * min(max(3 * progress - 1, 0.0), 1.0)
 
 
-def _check_beta(beta: Number) -> float:
-    if not 0 <= beta < math.inf:
-        raise ValueError(
-            f"beta must be finite and not negative, got {beta}: it is the weight of an "
-            "upper bound that is minimised, pass 0 to train plain CLIP"
-        )
-    return float(beta)
-
-
 class CIBRLoss(nn.Module):
-    """CLIP's loss plus beta times an upper bound on what only one modality knows.
+    """CLIP's loss plus beta times a penalty on what only one modality knows.
 
-    With `vmf`, e(z|x_v) = vMF(mu_v, kappa_e) and b(z|x_t) = vMF(mu_t, kappa_b), and the
-    same with v and t exchanged: the penalty is kappa_b A_d(kappa_e) (1 - cosine) plus a
-    constant. `siblings`, `prototype` and `crossfit` centre b elsewhere, see
-    `cibr.losses.backward`; the first two read the labels, and rows without a sibling in
-    the batch, or whose label never came up, do not count. With `gaussian`,
-    e(z|x_v) = N(mu_v, diag exp(image_log_variance)) and
-    b(z|x_t) = N(mu_t, diag exp(text_log_variance)); the sample is normalised before it
-    is compared, which can only lose information, so the bound stays a bound. With `mine`
-    and `club`, e is that of `vmf`, the residual is estimated by `critics` (see
-    `cibr.losses.critics`), and whoever trains lowers `critic_loss` with an optimiser of
-    `critics.parameters()`.
+    Examples:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> features = torch.randn(2, 8, 16, generator=generator)
+        >>> image_features, text_features = nn.functional.normalize(features, dim=2)
+        >>> loss_fn = CIBRLoss(beta=0.05)
+        >>> terms = loss_fn(image_features.requires_grad_(), text_features, logit_scale=10.0)
+        >>> terms["loss"].backward()
+        >>> bool(terms["loss"] == terms["clip_loss"] + terms["penalty_loss"])
+        True
 
-    Source: the objective of Ji et al. (2025, arXiv 2503.24182), with the variational
-    bounds of Fischer (2020, arXiv 2002.05379) besides MINE, which is theirs.
+    The penalties, with the backward encoder b(z|x_t) of those that are bounds:
+
+    ==================== =================================== ================ ================================
+    penalty              b(z|x_t), or formula                needs            when to use
+    ==================== =================================== ================ ================================
+    vmf                  vMF at the paired text embedding    nothing          the default
+    crossfit             vMF at a ridge prediction from the  nothing          texts are unique, so that pairs
+                         other half of the batch                              could be memorised
+    consistency          vMF at the mean of the other rows   several rows a   several renderings of one item;
+                         with the label                      label            not the CIBR objective
+    mine                 none, a difference of two MINEs     dims and pooled  to follow the paper
+                                                             features
+    cosine               1 - cosine of the pairs             nothing          control
+    alignment_uniformity Wang and Isola (2020)               nothing          control
+    cyclip               Goel et al. (2022)                  nothing          control
+    ==================== =================================== ================ ================================
+
+    `vmf` and `crossfit` are upper bounds on R for every b (Fischer 2020, arXiv 2002.05379); at fixed
+    concentrations they are kappa_b A_d(kappa_e) (1 - mean cosine with the centre of b) plus a constant, the floor.
+    The floor is a mismatch of concentrations and no information.
+
+    `consistency` is same-item consistency, a counterfactual-invariance penalty related to CoRe (Heinze-Deml and
+    Meinshausen, arXiv 1710.11469). It is *not* the CIBR objective: it bounds I(Z_v;X_v|X_v') for another rendering
+    X_v' of the same item, and not I(Z_v;X_v|X_t). An encoder that copies what all renderings share pays nothing.
+
+    With `mine` the residual is estimated by `critics`, which whoever trains improves beside the encoders: an
+    optimiser of `critics.parameters()` lowers `critic_loss`. `critics` is None for every other penalty.
+
+    Source: the objective of Ji et al. (2025, arXiv 2503.24182).
 
     Args:
-        beta: weight of the penalty, >= 0.
-        estimator: one of `ESTIMATORS`.
-        kappa_e: concentration of the encoders (all but gaussian).
-        kappa_b: concentration of the backward encoders in the penalty (`VMF_ESTIMATORS`).
-        text_weight: the texts' share of R, in [0, 1]; 1/2 in its definition, 1 leaves the images alone.
-        stop_gradient: hold the backward encoders fixed, so that only e moves (not mine and club).
-        sample: compare samples of e(z|x) rather than its means, in training and in
-            evaluation alike: the noise is part of what the terms mean.
-        dims: widths of the embeddings, of the image tower's and of the text tower's
-            pooled features (mine, club; of prototype the first).
-        n_labels: how many labels there are, numbered from 0 (prototype).
+        beta: weight of the penalty, from 0 (plain CLIP, bit for bit) to 10,000; a plain attribute that a schedule
+            may set before each step, see `beta_at`.
+        penalty: one of `PENALTIES`.
+        kappa_e: concentration of the encoders e(z|x), of the samples and of the reported residuals.
+        kappa_b: concentration of the backward encoders in the vMF penalties.
+        text_weight: the texts' share of R, in [0, 1] (all vMF penalties and mine); 1/2 in its definition, 0
+            penalises the images alone, 1 the texts alone.
+        sample: contrast samples of vMF(mu, kappa_e) rather than the means mu, in training and evaluation alike.
+            Noise without a penalty is `sample=True, beta=0`.
+        contrastive: `clip`, or `siglip` for the sigmoid loss in its place.
+        dims: widths of the embeddings, of the image tower's and of the text tower's pooled features (mine).
 
     Raises:
-        ValueError: an unknown estimator, a beta that is negative or not finite, a
-            concentration that is not positive and finite, or no dims or n_labels where
-            critics or prototypes need them.
+        ValueError: an unknown penalty or contrastive loss, a number out of its range, or `mine` without dims.
     """
 
     def __init__(
         self,
         beta: Number,
-        estimator: str = "vmf",
+        penalty: str = "vmf",
+        *,
         kappa_e: Number = 1024.0,
         kappa_b: Number = 10.0,
-        sample: bool = True,
-        dims: tuple[int, int, int] | None = None,
         text_weight: Number = 0.5,
-        stop_gradient: bool = False,
-        n_labels: int | None = None,
+        sample: bool = False,
+        contrastive: str = "clip",
+        dims: tuple[int, int, int] | None = None,
     ):
         super().__init__()
-        if estimator not in ESTIMATORS:
-            near = nearest(estimator, ESTIMATORS)
-            raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}{near}")
-        if not 0 <= text_weight <= 1:
-            raise ValueError(f"text_weight is the texts' share of the penalty, in [0, 1]; got {text_weight}")
-        if stop_gradient and estimator in CRITIC_ESTIMATORS:
-            raise ValueError(f"{estimator!r} has no backward encoder to hold fixed: leave stop_gradient out")
+        for name, value, known in (("penalty", penalty, PENALTIES), ("contrastive", contrastive, CONTRASTIVE)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{nearest(value, known)}")
         for name, kappa in (("kappa_e", kappa_e), ("kappa_b", kappa_b)):
             if not 0 < kappa < math.inf:
-                raise ValueError(
-                    f"{name} must be positive and finite, got {kappa}: it is the "
-                    "concentration of a von Mises-Fisher distribution, try 10 to 1000"
-                )
-        self.beta = _check_beta(beta)
-        self.estimator = estimator
-        self.kappa_e, self.kappa_b = float(kappa_e), float(kappa_b)
+                raise ValueError(f"{name} must be a positive, finite concentration, got {kappa}: try 10 to 1000")
+        if not 0 <= text_weight <= 1:
+            raise ValueError(f"text_weight is the texts' share of the penalty, in [0, 1]; got {text_weight}")
+        if penalty == "mine" and (dims is None or len(dims) != 3):
+            raise ValueError(
+                f"the penalty 'mine' trains critics and needs dims, the widths that they read, got {dims}: pass "
+                "dims=(image_features.shape[1], image_pooled.shape[1], text_pooled.shape[1])"
+            )
+        self.beta, self.penalty, self.contrastive = _checked_beta(beta), penalty, contrastive
+        self.kappa_e, self.kappa_b, self.text_weight = float(kappa_e), float(kappa_b), float(text_weight)
         self.sample = sample
-        self.text_weight, self.stop_gradient = float(text_weight), stop_gradient
-        self.critics = None
-        if estimator in CRITIC_ESTIMATORS:
-            if dims is None or len(dims) != 3:
-                raise ValueError(
-                    f"dims must be the widths of the embeddings and of both towers' pooled features for the "
-                    f"estimator {estimator!r}, got {dims}: pass dims=(dim, dim_image_pooled, dim_text_pooled)"
-                )
-            self.critics = ResidualCritics(estimator, *dims)
-        if estimator == "prototype":
-            if not dims or not n_labels:
-                raise ValueError(
-                    f"the estimator 'prototype' keeps a mean for every label: pass dims (got {dims}) and "
-                    f"n_labels (got {n_labels}), the number of labels"
-                )
-            self.prototypes = nn.ModuleDict({side: Prototypes(n_labels, dims[0]) for side in ("image", "text")})
+        self.critics = ResidualCritics(*dims) if penalty == "mine" else None
 
     def extra_repr(self) -> str:
-        return (
-            f"beta={self.beta}, estimator={self.estimator!r}, kappa_e={self.kappa_e}, "
-            f"kappa_b={self.kappa_b}, sample={self.sample}, text_weight={self.text_weight}, "
-            f"stop_gradient={self.stop_gradient}"
-        )
+        names = ("beta", "penalty", "kappa_e", "kappa_b", "text_weight", "sample", "contrastive")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def forward(
         self,
@@ -155,11 +150,8 @@ class CIBRLoss(nn.Module):
         logit_scale: Float[Tensor, ""] | Number,
         labels: Int[Tensor, " n"] | None = None,
         *,
-        image_log_variance: Float[Tensor, "n d"] | None = None,
-        text_log_variance: Float[Tensor, "n d"] | None = None,
         image_pooled: Float[Tensor, "n p"] | None = None,
         text_pooled: Float[Tensor, "n q"] | None = None,
-        beta: Number | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """The terms of the loss and what they say about information.
@@ -169,101 +161,39 @@ class CIBRLoss(nn.Module):
             text_features: unit vectors mu_t, [n, d].
             logit_scale: multiplier of the cosines, 1 / temperature.
             labels: as in `clip_loss`, [n].
-            image_log_variance: log variances of e(z|x_v), [n, d]; gaussian only.
-            text_log_variance: log variances of e(z|x_t), [n, d]; gaussian only.
-            image_pooled: features before the projection, [n, p]; mine and club only.
-            text_pooled: the same of the texts, [n, q].
-            beta: weight for this step, the module's own if None.
-            generator: source of the noise, drawn for all n rows at once.
+            image_pooled: the image tower's features before the projection, [n, p] (mine).
+            text_pooled: the same of the texts, [n, q] (mine).
+            generator: source of the noise, drawn for all n rows at once (sample).
 
         Returns:
-            Scalars. `clip_loss`; `penalty_loss`, beta times the penalty; `loss`, the
-            sum of the two. Detached, in nats: `residual_image_nats` and
-            `residual_text_nats`, the upper bounds on information of one modality only,
-            for `vmf` at the kappa_b that fits the batch, not that of the penalty, and
-            for `mine` and `club` estimates that bound nothing while the critics learn;
-            `mi_lower_bound_nats`, log n - clip_loss, with labels a lower bound if image
-            and text are conditionally independent given the label; `penalty_excess`,
-            the penalty minus its value at cosine 1 (but for `vmf`, minus 0), which is no
-            information.
+            Scalars. `clip_loss`, the contrastive term; `penalty_loss`, beta times the penalty; `loss`, the sum of
+            both. Detached: `penalty_excess`, the penalty less its floor, which is no information; in nats
+            `residual_image_nats` and `residual_text_nats`, for the vMF penalties upper bounds at the kappa_b that
+            fits the batch, for `mine` estimates that bound nothing, for the controls those of `vmf`; and
+            `mi_lower_bound_nats`, log n - clip_loss (not for siglip), with labels a lower bound if image and text
+            are conditionally independent given the label.
 
         Raises:
-            ValueError: as in `clip_loss`, for a beta that is negative or not finite,
-                for `gaussian` without log variances, and for `mine` and `club`
-                without pooled features.
+            ValueError: as `clip_loss`; features whose lengths differ from 1 by more than 0.01; a beta out of its
+                range; `consistency` without labels; `mine` without pooled features.
         """
-        beta = self.beta if beta is None else _check_beta(beta)
-        check_shapes(image_features, text_features, labels, None)
-        image, text = full_precision(image_features), full_precision(text_features)
-        log_variances = None
-        if self.estimator == "gaussian":
-            log_variances = checked_log_variances(image, image_log_variance, text_log_variance)
-        z_image, z_text = image, text
-        if self.sample:
-            z_image, z_text = self._sample(image, text, log_variances, generator)
-        contrastive = clip_loss(z_image, z_text, logit_scale, labels)
-        with torch.set_grad_enabled(beta > 0 and torch.is_grad_enabled()):
-            if self.estimator in VMF_ESTIMATORS:
-                cosines = self._cosines(image, text, labels)
-                kappas = (self.kappa_e, self.kappa_b)
-                penalty, reports = vmf_penalty(cosines, image.shape[1], *kappas, self.text_weight)
-            elif self.estimator == "gaussian":
-                sides = ((image, log_variances[0]), (text, log_variances[1]))
-                penalty, reports = gaussian_penalty(*sides, self.text_weight, self.stop_gradient)
-            else:
-                pooled = {"image": image_pooled, "text": text_pooled}
-                penalty, reports = self._estimated_penalty(z_image, z_text, pooled, contrastive)
-            weighted = beta * penalty.to(contrastive) if beta else torch.zeros_like(contrastive)
-        terms = {"clip_loss": contrastive, "penalty_loss": weighted}
-        terms["loss"] = contrastive + weighted
-        terms["mi_lower_bound_nats"] = info_nce_nats(contrastive.detach(), len(image))
-        return terms | {name: value.detach().to(contrastive) for name, value in reports.items()}
-
-    def _cosines(self, image, text, labels):
-        """Mean cosine of each modality's embeddings with the centres of its backward encoder."""
-        if self.estimator in ("siblings", "prototype") and labels is None:
-            raise ValueError(
-                f"the estimator {self.estimator!r} compares rows that share a label: pass labels, equal for "
-                "captions of one picture or pictures of one text"
-            )
-        if self.estimator == "siblings":
-            image_centres, counted = sibling_means(image, labels)
-            text_centres, _ = sibling_means(text, labels)
-        elif self.estimator == "prototype":
-            image_centres, counted = self.prototypes["image"](image, labels)
-            text_centres, _ = self.prototypes["text"](text, labels)
-        elif self.estimator == "crossfit":
-            image_centres = crossfitted_means(text, image, labels)
-            text_centres = crossfitted_means(image, text, labels)
-            counted = None
-        else:
-            image_centres, text_centres, counted = text, image, None
-        if self.stop_gradient:
-            image_centres, text_centres = image_centres.detach(), text_centres.detach()
-        cosines = {"image": (image * image_centres).sum(1), "text": (text * text_centres).sum(1)}
-        if counted is not None and not counted.all():
-            cosines = {side: each[counted] if counted.any() else each.detach() for side, each in cosines.items()}
-        return {side: each.mean() for side, each in cosines.items()}
-
-    def _sample(self, image, text, log_variances, generator):
-        if log_variances is None:
-            return (
-                sample_vmf(image, self.kappa_e, generator),
-                sample_vmf(text, self.kappa_e, generator),
-            )
-        device = image.device if generator is None else generator.device
-        samples = []
-        for mean, log_variance in zip((image, text), log_variances, strict=True):
-            noise = torch.randn(mean.shape, generator=generator, device=device)
-            samples.append(F.normalize(mean + torch.exp(log_variance / 2) * noise.to(mean), dim=1))
-        return samples
-
-    def _estimated_penalty(self, z_image, z_text, pooled, contrastive):
-        shared = info_nce_nats(contrastive, len(z_image))
-        residual = held_fixed(self.critics, {"image": z_image, "text": z_text}, pooled, shared)
-        penalty = weigh(residual, self.text_weight)
-        reports = {f"residual_{side}_nats": value for side, value in residual.items()}
-        return penalty, reports | {"penalty_excess": penalty}
+        image, text, scale = checked(image_features, text_features, logit_scale, labels, LENGTH_TOLERANCE)
+        z_image, z_text = self._sampled(image, text, generator)
+        beta = _checked_beta(self.beta)
+        with torch.autocast(image.device.type, enabled=False):
+            clip_loss = CONTRASTIVE[self.contrastive](z_image, z_text, scale, labels)
+            with torch.set_grad_enabled(beta > 0 and torch.is_grad_enabled()):
+                means, contrasted, pooled = (image, text), (z_image, z_text), (image_pooled, text_pooled)
+                settings = (self.kappa_e, self.kappa_b, self.text_weight, self.critics)
+                penalty = PENALTIES[self.penalty](PenaltyInputs(*means, *contrasted, *pooled, labels, *settings))
+                penalty_loss = beta * penalty.value
+        terms = {"clip_loss": clip_loss, "penalty_loss": penalty_loss, "loss": clip_loss + penalty_loss}
+        terms["penalty_excess"] = penalty.excess.detach()
+        terms["residual_image_nats"] = penalty.residual_image_nats.detach()
+        terms["residual_text_nats"] = penalty.residual_text_nats.detach()
+        if self.contrastive == "clip":
+            terms["mi_lower_bound_nats"] = math.log(len(image)) - clip_loss.detach()
+        return terms
 
     def critic_loss(
         self,
@@ -281,19 +211,28 @@ class CIBRLoss(nn.Module):
             text_features: unit vectors mu_t, [n, d].
             image_pooled: features before the projection, [n, p].
             text_pooled: the same of the texts, [n, q].
-            generator: source of the noise.
+            generator: source of the noise (sample).
 
         Returns:
             Nats, a scalar with gradients to `critics.parameters()` alone.
 
         Raises:
-            ValueError: an estimator without critics, or shapes that do not fit.
+            ValueError: a penalty without critics, or features as `forward` refuses them.
         """
         if self.critics is None:
-            raise ValueError(f"the estimator {self.estimator!r} has no critics to train: it is a closed form")
-        check_shapes(image_features, text_features, None, None)
-        z = [full_precision(features.detach()) for features in (image_features, text_features)]
-        if self.sample:
-            z = self._sample(*z, None, generator)
-        pooled = {"image": image_pooled, "text": text_pooled}
-        return self.critics.loss({"image": z[0], "text": z[1]}, pooled)
+            raise ValueError(f"the penalty {self.penalty!r} has no critics to train: it is a closed form")
+        features = image_features.detach(), text_features.detach()
+        image, text, _ = checked(*features, 1.0, None, LENGTH_TOLERANCE)
+        z_image, z_text = self._sampled(image, text, generator)
+        return self.critics.loss({"image": z_image, "text": z_text}, {"image": image_pooled, "text": text_pooled})
+
+    def _sampled(self, image: Tensor, text: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        if not self.sample:
+            return image, text
+        return sample_vmf(image, self.kappa_e, generator), sample_vmf(text, self.kappa_e, generator)
+
+
+def _checked_beta(beta: Number) -> float:
+    if not 0 <= beta <= MAX_BETA:
+        raise ValueError(f"beta must be from 0 (plain CLIP) to {MAX_BETA:,.0f}, usually 0.001 to 1; got {beta}")
+    return beta

@@ -1,113 +1,180 @@
-"""Residual information by critics: what `CIBRLoss` estimates with `mine` and with `club`.
+"""MINE: residual information by critics that train beside the encoders, the estimator of the paper.
 
 Given x_v, z_v does not look at x_t, so I(Z_v;X_v|X_t) = I(Z_v;X_v) - I(Z_v;X_t). Here X is what the tower has
-pooled before its head.
+pooled before its head, and both terms are Donsker-Varadhan estimates with critics of their own. A difference of
+lower bounds bounds nothing. The critics have an optimiser of their own, which lowers `ResidualCritics.loss`; the
+encoders see them frozen.
 
-    mine    both terms by Donsker-Varadhan with critics of their own; a difference of lower bounds bounds nothing
-    club    the first by CLUB, an upper bound while its q fits; from it goes log n - L_CLIP, a lower bound of
-            I(Z_v;Z_t) and so of the second: an upper bound as far as q fits
-
-The critics have an optimiser of their own, which lowers `critic_loss`; the encoders see them held fixed.
+Source: Belghazi et al. (2018, arXiv 1801.04062) for MINE, Ji et al. (2025, arXiv 2503.24182) for its use.
 """
+
+import math
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.information import GaussianConditional, MovingAverage, SeparableCritic, mine_nats
-from cibr.losses.contrastive import check_finite
+from cibr.losses.clip import check_finite
 
-CRITIC_ESTIMATORS = ("mine", "club")
 DIM_HIDDEN = 128
 
 
-class ResidualCritics(nn.Module):
-    """Critics of both modalities on (z, pooled features).
+def mismatches(scores: Float[Tensor, "n n"]) -> Float[Tensor, " m"]:
+    """The n (n - 1) scores off the diagonal: samples of the product of the marginals."""
+    n = len(scores)
+    return scores.flatten()[1:].view(n - 1, n + 1)[:, :-1].flatten()
 
-    Source: Ji et al. (2025, arXiv 2503.24182) for MINE as estimator; Belghazi et al. (2018, arXiv 1801.04062) for
-    MINE with its moving average (0.9); Cheng et al. (2020, arXiv 2006.12013) for CLUB. The critics are separable:
-    all n^2 pairs of the batch are scored, and the mismatches among them are the samples of the marginals.
+
+def log_mean_exp(values: Float[Tensor, " m"]) -> Float[Tensor, ""]:
+    """log of the mean of e^values, without overflow."""
+    return torch.logsumexp(values, 0) - math.log(len(values))
+
+
+def mine_nats(scores: Float[Tensor, "n n"], log_average: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Donsker-Varadhan, E_P[T] - log E_Q[e^T], with the gradient that a moving average of E_Q[e^T] corrects.
+
+    The gradient of log E_Q[e^T] divides by a batch mean and is biased; MINE divides by an average over steps. The
+    mean over Q is taken over all mismatches of the batch, not over one permutation.
+
+    Source: Belghazi et al. (2018, arXiv 1801.04062), section 3.2, eq. 12.
 
     Args:
-        estimator: `mine` or `club`.
+        scores: T(x_i, y_j), [n, n], n at least 2; the diagonal holds pairs drawn together, from P.
+        log_average: log of the moving average of E_Q[e^T], see `MovingAverage`.
+
+    Returns:
+        Nats, a scalar; a lower bound as n grows, at small n an estimate that may lie above the information.
+    """
+    joint, marginal = scores.diagonal().mean(), log_mean_exp(mismatches(scores))
+    corrected = joint - torch.exp(marginal - log_average.detach())
+    return corrected + (joint - marginal - corrected).detach()
+
+
+class SeparableCritic(nn.Module):
+    """T(x, y) = <f(x), g(y)>: n^2 scores for the price of 2n rows through a network.
+
+    Source: the separable critic of Poole et al. (2019, arXiv 1905.06922), section 4; and CLIP's own form.
+
+    Args:
+        dim_x: length of x.
+        dim_y: length of y.
+        dim_hidden: width of the two hidden layers.
+        dim_out: length of f(x) and g(y), a bound on the rank of the scores.
+    """
+
+    def __init__(self, dim_x: int, dim_y: int, dim_hidden: int = 64, dim_out: int = 32):
+        super().__init__()
+        self.f, self.g = mlp(dim_x, dim_hidden, dim_out), mlp(dim_y, dim_hidden, dim_out)
+
+    def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Tensor, "n n"]:
+        """Scores [n, n], entry (i, j) for x_i beside y_j."""
+        return self.f(x) @ self.g(y).T
+
+
+def mlp(dim_in: int, dim_hidden: int, dim_out: int) -> nn.Sequential:
+    """Two hidden layers of rectified units."""
+    if min(dim_in, dim_hidden, dim_out) < 1:
+        raise ValueError(f"a network needs widths of at least 1, got {dim_in}, {dim_hidden} and {dim_out}")
+    inner = nn.Linear(dim_in, dim_hidden), nn.ReLU(), nn.Linear(dim_hidden, dim_hidden), nn.ReLU()
+    return nn.Sequential(*inner, nn.Linear(dim_hidden, dim_out))
+
+
+class MovingAverage(nn.Module):
+    """log of an exponentially weighted average of E_Q[e^T] over the steps of training, for `mine_nats`.
+
+    It is a buffer: it is saved, resumed and moved with the module.
+
+    Source: Belghazi et al. (2018, arXiv 1801.04062), section 3.2.
+
+    Args:
+        decay: weight of the past, above 0 and below 1.
+    """
+
+    def __init__(self, decay: float = 0.9):
+        super().__init__()
+        if not 0 < decay < 1:
+            raise ValueError(f"decay must be above 0 and below 1, got {decay}: it is the weight of the past")
+        self.decay = decay
+        self.register_buffer("log_average", torch.tensor(math.nan))  # until the first update
+
+    def update(self, scores: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
+        """Takes in a batch's mismatches and returns the log of the average."""
+        now = log_mean_exp(mismatches(scores.detach())).to(self.log_average)
+        kept = torch.logaddexp(self.log_average + math.log(self.decay), now + math.log(1 - self.decay))
+        self.log_average.copy_(torch.where(self.log_average.isnan(), now, kept))
+        return self.log_average.clone()
+
+    def read(self, scores: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
+        """The log of the average as it stands; before the first update, that of this batch alone."""
+        now = log_mean_exp(mismatches(scores.detach())).to(self.log_average)
+        return torch.where(self.log_average.isnan(), now, self.log_average)
+
+
+class ResidualCritics(nn.Module):
+    """Critics of both modalities' embeddings, each on the pooled features of both towers.
+
+    They are separable: all n^2 pairs of the batch are scored, and the mismatches among them are the samples of the
+    marginals.
+
+    Args:
         dim: width of the embeddings.
         dim_image_pooled: width of the image tower's pooled features.
         dim_text_pooled: width of the text tower's pooled features.
     """
 
-    def __init__(self, estimator: str, dim: int, dim_image_pooled: int, dim_text_pooled: int):
+    def __init__(self, dim: int, dim_image_pooled: int, dim_text_pooled: int):
         super().__init__()
-        self.estimator, self.dim = estimator, dim
+        self.dim = dim
         widths = {"image": dim_image_pooled, "text": dim_text_pooled}
-        if estimator == "mine":
-            pairs = [(z, x) for z in widths for x in widths]
-            self.critics = nn.ModuleDict(
-                {f"{z}_{x}": SeparableCritic(dim, widths[x], DIM_HIDDEN) for z, x in pairs}
-            )
-            self.averages = nn.ModuleDict({name: MovingAverage() for name in self.critics})
-        else:
-            self.critics = nn.ModuleDict({x: GaussianConditional(widths[x], dim, DIM_HIDDEN) for x in widths})
+        self.critics = nn.ModuleDict(
+            {f"{z}_{x}": SeparableCritic(dim, widths[x], DIM_HIDDEN) for z in widths for x in widths}
+        )
+        self.averages = nn.ModuleDict({name: MovingAverage() for name in self.critics})
 
     def forward(
-        self,
-        z: dict[str, Float[Tensor, "n d"]],
-        pooled: dict[str, Tensor],
-        shared_nats: Float[Tensor, ""],
-        update: bool = False,
+        self, z: dict[str, Float[Tensor, "n d"]], pooled: dict[str, Tensor | None]
     ) -> dict[str, Float[Tensor, ""]]:
-        """Residual information of each modality.
+        """Estimates of the residual information of each modality, in nats; they may be negative.
 
         Args:
             z: embeddings of `image` and `text`, [n, d] each.
             pooled: pooled features of `image` and `text`, [n, p] and [n, q].
-            shared_nats: a lower bound on I(Z_v;Z_t), of which `club` makes use.
-            update: whether the moving averages take in this batch.
-
-        Returns:
-            Nats by `image` and `text`: an estimate for `mine`, which may be negative.
         """
-        z, x = self._inputs(z, pooled)
-        if self.estimator == "club":
-            return {side: self.critics[side].club_nats(x[side], z[side]) - shared_nats for side in z}
-        nats = {f"{a}_{b}": self._mine(f"{a}_{b}", z[a], x[b], update) for a in z for b in x}
+        nats = self._nats(z, pooled, update=False)
         return {a: nats[f"{a}_{a}"] - nats[f"{a}_{b}"] for a, b in (("image", "text"), ("text", "image"))}
 
-    def loss(self, z: dict[str, Float[Tensor, "n d"]], pooled: dict[str, Tensor]) -> Float[Tensor, ""]:
-        """What the critics' optimiser lowers, for embeddings and features that are held fixed.
+    def loss(self, z: dict[str, Float[Tensor, "n d"]], pooled: dict[str, Tensor | None]) -> Float[Tensor, ""]:
+        """Minus the sum of the four estimates, for embeddings that are held fixed; moves the averages.
 
         Args:
             z: embeddings of `image` and `text`, [n, d] each.
             pooled: pooled features of `image` and `text`.
-
-        Returns:
-            Nats, a scalar: minus the sum of the bounds (`mine`), or of the log likelihoods of q (`club`).
         """
-        z, x = self._inputs({k: v.detach() for k, v in z.items()}, {k: v.detach() for k, v in pooled.items()})
-        if self.estimator == "club":
-            return -sum(self.critics[side].log_likelihood(x[side], z[side]).mean() for side in z)
-        return -sum(self._mine(f"{a}_{b}", z[a], x[b], update=True) for a in z for b in x)
+        return -sum(self._nats({side: value.detach() for side, value in z.items()}, pooled, update=True).values())
 
-    def _mine(self, name: str, z: Tensor, x: Tensor, update: bool) -> Float[Tensor, ""]:
-        scores, average = self.critics[name](z, x), self.averages[name]
-        return mine_nats(scores, average.update(scores) if update else average.read(scores))
-
-    def _inputs(self, z: dict[str, Tensor], pooled: dict[str, Tensor]) -> tuple[dict, dict]:
-        """Coordinates of about unit variance, whatever the widths; pooled features lead nowhere back."""
-        for name, value in pooled.items():
-            if value is None or value.ndim != 2 or len(value) != len(z[name]):
+    def _nats(self, z: dict[str, Tensor], pooled: dict[str, Tensor | None], update: bool) -> dict[str, Tensor]:
+        """The four estimates, from coordinates of about unit variance; pooled features lead nowhere back."""
+        for side, value in pooled.items():
+            if value is None or value.ndim != 2 or len(value) != len(z[side]):
                 got = "None" if value is None else list(value.shape)
                 raise ValueError(
-                    f"{name}_pooled must be [{len(z[name])}, p], one row a pair, for the estimator "
-                    f"{self.estimator!r}, got {got}: pass what the tower pools before its head"
+                    f"{side}_pooled must be [{len(z[side])}, p] for the penalty 'mine', got {got}: pass what the "
+                    "tower pools before its head, one row a pair"
                 )
-        check_finite(**{f"{name}_pooled": value for name, value in pooled.items()})
-        dtype = next(self.parameters()).dtype
-        z = {name: value.to(dtype) * self.dim**0.5 for name, value in z.items()}
-        return z, {name: F.layer_norm(v.detach().to(dtype), v.shape[1:]) for name, v in pooled.items()}
+        check_finite(**{f"{side}_pooled": value for side, value in pooled.items()})
+        dtype = next(iter(self.critics.values())).f[0].weight.dtype
+        nats = {}
+        for a, embedding in z.items():
+            for b, value in pooled.items():
+                name, x = f"{a}_{b}", F.layer_norm(value.detach().to(dtype), value.shape[1:])
+                scores, average = self.critics[name](embedding.to(dtype) * self.dim**0.5, x), self.averages[name]
+                check_finite(**{f"the scores of the critic {name}": scores})
+                nats[name] = mine_nats(scores, average.update(scores) if update else average.read(scores))
+        return nats
 
 
-def held_fixed(critics: ResidualCritics, *inputs) -> dict[str, Float[Tensor, ""]]:
-    """The critics' residuals, whose gradient goes to the embeddings and not to the critics."""
+def frozen_critics(critics: ResidualCritics, *inputs) -> dict[str, Float[Tensor, ""]]:
+    """The critics' estimates, whose gradient goes to the embeddings and not to the critics."""
     fixed = {name: value.detach() for name, value in critics.named_parameters()}
     return torch.func.functional_call(critics, fixed, inputs)

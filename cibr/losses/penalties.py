@@ -1,94 +1,210 @@
-"""Penalties of `CIBRLoss` in closed form: von Mises-Fisher encoders at fixed concentrations, Gaussian ones.
+"""Penalties of `CIBRLoss`: one function each, from what the loss has at hand to a number in nats, and their names.
 
-Each returns the penalty, whose gradient trains, and what is reported beside it: upper bounds on information of
-one modality only, and how far the penalty is above its least value.
+The first three are von Mises-Fisher bounds on information of one modality only: for every backward encoder b,
+E[log e(z|x_v) - log b(z|x_t)] >= I(Z_v;X_v|X_t), here with e = vMF(mu_v, kappa_e) and b = vMF(centre, kappa_b).
+They differ in the centre of b, and so in what a finite sample can hide from them: where every text is unique it
+names its image, and the bound falls to its floor by memorising the pairs.
 
-Source: the bounds of Fischer (2020, arXiv 2002.05379) as `cibr.information` has them.
+A new penalty is a function from `PenaltyInputs` to `Penalty` and a line in `PENALTIES`.
+
+Source: the bounds of Fischer (2020, arXiv 2002.05379); Ji et al. (2025, arXiv 2503.24182) for MINE.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
-from jaxtyping import Float
-from torch import Tensor
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from cibr.information import (
-    gaussian_kl_nats,
-    vmf_fit_kappa,
-    vmf_floor_nats,
-    vmf_log_normalizer,
-    vmf_mean_cosine,
-)
-from cibr.losses.contrastive import check_finite, full_precision
+from cibr.losses import baselines
+from cibr.losses.critics import frozen_critics
+from cibr.losses.vmf import fitted_log_likelihood, vmf_floor_nats, vmf_log_normalizer, vmf_mean_cosine
+
+RIDGE = 1.0  # times the mean eigenvalue of the unit vectors' second moment, 1 / d
+
+
+class PenaltyInputs(NamedTuple):
+    """What a penalty may read: unit vectors [n, d], labels [n], and the settings of the loss."""
+
+    image: Tensor  # mean directions mu_v
+    text: Tensor  # mean directions mu_t
+    z_image: Tensor  # what the contrastive loss compared: samples with `sample`, else the mean directions
+    z_text: Tensor
+    image_pooled: Tensor | None
+    text_pooled: Tensor | None
+    labels: Tensor | None
+    kappa_e: float
+    kappa_b: float
+    text_weight: float
+    critics: nn.Module | None
+
+
+class Penalty(NamedTuple):
+    """What a penalty returns, scalars: what beta weighs, what is reported beside it."""
+
+    value: Tensor  # minimised
+    excess: Tensor  # the value less its floor: no information, but comparable over training
+    residual_image_nats: Tensor  # estimates of, or bounds on, I(Z_v;X_v|X_t) and I(Z_t;X_t|X_v)
+    residual_text_nats: Tensor
 
 
 @lru_cache(maxsize=64)
-def _vmf_constants(kappa_e: float, kappa_b: float, dim: int) -> dict[str, float]:
-    """The parts of `vmf_residual_nats` that no step of training changes."""
+@torch.compiler.assume_constant_result
+def _constants(kappa_e: float, kappa_b: float, dim: int) -> tuple[float, float, float]:
+    """What no step of training changes: the encoder's mean cosine and negative entropy, the floor of the bound."""
     mean_cosine = vmf_mean_cosine(kappa_e, dim).item()
-    return {
-        "mean_cosine": mean_cosine,
-        "entropy": vmf_log_normalizer(kappa_e, dim).item() + kappa_e * mean_cosine,
-        "floor": vmf_floor_nats(kappa_e, kappa_b, dim).item(),
-        "slope": kappa_b * mean_cosine,
-    }
+    negative_entropy = vmf_log_normalizer(kappa_e, dim).item() + kappa_e * mean_cosine
+    return mean_cosine, negative_entropy, vmf_floor_nats(kappa_e, kappa_b, dim).item()
 
 
-def _fitted_residual_nats(cosine: Tensor, constants: dict[str, float], dim: int) -> Tensor:
-    """Mean of `vmf_residual_nats` at the kappa_b that makes it least, on the CPU."""
-    agreement = constants["mean_cosine"] * cosine.detach().double().cpu().clamp(max=1.0)
-    kappa_b = vmf_fit_kappa(agreement, dim)
-    return constants["entropy"] - vmf_log_normalizer(kappa_b, dim) - kappa_b * agreement
+def weighted_mean(image: Tensor, text: Tensor, text_weight: float) -> Tensor:
+    """The mean over both modalities in which the text has this weight."""
+    return (1 - text_weight) * image + text_weight * text
 
 
-def checked_log_variances(
-    features: Tensor, image_log_variance: Tensor | None, text_log_variance: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    named = {"image_log_variance": image_log_variance, "text_log_variance": text_log_variance}
-    for name, value in named.items():
-        if value is None or value.shape != features.shape:
-            got = "None" if value is None else list(value.shape)
-            raise ValueError(
-                f"{name} must be {list(features.shape)} like the features for the estimator "
-                f"'gaussian', got {got}: let the encoder predict one log variance for each "
-                "feature, or use the estimator 'vmf'"
-            )
-    check_finite(**named)
-    return full_precision(image_log_variance), full_precision(text_log_variance)
+def _vmf_bound(inputs: PenaltyInputs, image_cosine: Tensor, text_cosine: Tensor) -> Penalty:
+    """The bound from mean cosines of the embeddings with the centres of their backward encoders.
 
-
-def vmf_penalty(
-    cosines: dict[str, Float[Tensor, ""]], dim: int, kappa_e: float, kappa_b: float, text_weight: float = 0.5
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """kappa_b A_d(kappa_e) (1 - mean cosine) above the floor; reported at the kappa_b that fits.
-
-    `cosines` has the mean cosine of each modality's embeddings with the centres of its backward encoder.
+    It is kappa_b A_d(kappa_e) (1 - mean cosine) above its floor; residuals are reported at the kappa_b that fits.
     """
-    constants = _vmf_constants(kappa_e, kappa_b, dim)
-    residuals = {side: _fitted_residual_nats(cosine, constants, dim) for side, cosine in cosines.items()}
-    excess = constants["slope"] * (1 - weigh(cosines, text_weight))
-    reports = {f"residual_{side}_nats": residual for side, residual in residuals.items()}
-    return constants["floor"] + excess, reports | {"penalty_excess": excess}
+    dim = inputs.image.shape[1]
+    spread, negative_entropy, floor = _constants(inputs.kappa_e, inputs.kappa_b, dim)
+    mean = weighted_mean(image_cosine, text_cosine, inputs.text_weight)
+    excess = inputs.kappa_b * spread * (1 - mean)
+    agreement = torch.stack([image_cosine, text_cosine]).detach()
+    agreement = agreement.cpu() if agreement.device.type == "mps" else agreement  # which has no float64
+    agreement = spread * agreement.double().clamp(max=1.0)
+    residuals = negative_entropy - fitted_log_likelihood(agreement, dim)
+    return Penalty(floor + excess, excess, *residuals.to(mean))
 
 
-def gaussian_penalty(
-    image: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]],
-    text: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]],
-    text_weight: float = 0.5,
-    stop_gradient: bool = False,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted mean of both divergences, which are the upper bounds themselves; means and log variances."""
-
-    def divergence(encoder, backward):
-        backward = [part.detach() for part in backward] if stop_gradient else backward
-        return gaussian_kl_nats(*encoder, *backward).mean()
-
-    residuals = {"image": divergence(image, text), "text": divergence(text, image)}
-    penalty = weigh(residuals, text_weight)
-    return penalty, {f"residual_{side}_nats": value for side, value in residuals.items()} | {
-        "penalty_excess": penalty
-    }
+def _mean_cosine(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(1).mean()
 
 
-def weigh(sides: dict[str, Tensor], text_weight: float) -> Tensor:
-    """The mean over both modalities in which the text's has this weight."""
-    return (1 - text_weight) * sides["image"] + text_weight * sides["text"]
+def vmf(inputs: PenaltyInputs) -> Penalty:
+    """Backward encoders centred at the other modality's own embedding."""
+    cosine = _mean_cosine(inputs.image, inputs.text)
+    return _vmf_bound(inputs, cosine, cosine)
+
+
+def crossfit(inputs: PenaltyInputs) -> Penalty:
+    """Backward encoders centred at what ridge regression on the other half of the batch predicts from the text."""
+    image, text = inputs.image, inputs.text
+    image_cosine = _mean_cosine(image, crossfitted_means(text, image, inputs.labels))
+    text_cosine = _mean_cosine(text, crossfitted_means(image, text, inputs.labels))
+    return _vmf_bound(inputs, image_cosine, text_cosine)
+
+
+def consistency(inputs: PenaltyInputs) -> Penalty:
+    """Same-item consistency: backward encoders centred at the mean embedding of the other rows with the label.
+
+    It is not the CIBR objective: for another rendering X_v' of the same item it bounds I(Z_v;X_v|X_v'), not
+    I(Z_v;X_v|X_t). A counterfactual-invariance penalty related to CoRe (Heinze-Deml and Meinshausen, arXiv
+    1710.11469). Rows that are alone with their label do not count.
+    """
+    if inputs.labels is None:
+        raise ValueError("the penalty 'consistency' compares rows of equal labels: pass labels, one for each item")
+    cosines = []
+    for features in (inputs.image, inputs.text):
+        means, counted = other_means(features, inputs.labels)
+        distances = (1 - (features * means).sum(1)) * counted
+        cosines.append(1 - distances.sum() / counted.sum().clamp(min=1))
+    return _vmf_bound(inputs, *cosines)
+
+
+def mine(inputs: PenaltyInputs) -> Penalty:
+    """The paper's estimator: a difference of two Donsker-Varadhan estimates with trained critics; no bound."""
+    z = {"image": inputs.z_image, "text": inputs.z_text}
+    pooled = {"image": inputs.image_pooled, "text": inputs.text_pooled}
+    nats = frozen_critics(inputs.critics, z, pooled)
+    value = weighted_mean(nats["image"], nats["text"], inputs.text_weight)
+    return Penalty(value, value, nats["image"], nats["text"])
+
+
+def cosine(inputs: PenaltyInputs) -> Penalty:
+    """A control: 1 - mean cosine of the pairs; residuals as those of `vmf`, here and below."""
+    value = 1 - _mean_cosine(inputs.image, inputs.text)
+    return vmf(inputs)._replace(value=value, excess=value)
+
+
+def alignment_uniformity(inputs: PenaltyInputs) -> Penalty:
+    """A control: alignment plus uniformity, see `cibr.losses.baselines`."""
+    value = baselines.alignment_uniformity(inputs.image, inputs.text)
+    return vmf(inputs)._replace(value=value, excess=value)
+
+
+def cyclip(inputs: PenaltyInputs) -> Penalty:
+    """A control: cyclic consistency, see `cibr.losses.baselines`."""
+    value = baselines.cyclip(inputs.image, inputs.text)
+    return vmf(inputs)._replace(value=value, excess=value)
+
+
+PENALTIES: dict[str, Callable[[PenaltyInputs], Penalty]] = {
+    "vmf": vmf,
+    "crossfit": crossfit,
+    "consistency": consistency,
+    "mine": mine,
+    "cosine": cosine,
+    "alignment_uniformity": alignment_uniformity,
+    "cyclip": cyclip,
+}
+
+
+def label_index(labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Each row's place among the sorted distinct labels, [n]: the inverse of torch.unique, in fixed shapes."""
+    ordered, order = labels.sort()
+    place = F.pad(ordered[1:] != ordered[:-1], (1, 0)).cumsum(0)
+    return torch.empty_like(place).scatter(0, order, place)
+
+
+def other_means(
+    features: Float[Tensor, "n d"], labels: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, "n d"], Bool[Tensor, " n"]]:
+    """For each row the direction of the mean of the other rows with its label.
+
+    Source: for x_v' drawn beside x_v, b(z) = E vMF(z; mu(x_v'), kappa_b) is a backward encoder, and by Jensen -log
+    b is at most the mean of the others' own terms; the leave-one-out mean estimates the centre.
+
+    Args:
+        features: unit vectors, [n, d].
+        labels: equal labels are renderings of one item, [n].
+
+    Returns:
+        Unit vectors [n, d] and which rows have another one, [n]; the rest keep their own vector.
+    """
+    index = label_index(labels)
+    counts = torch.zeros_like(index).index_add(0, index, torch.ones_like(index))
+    sums = torch.zeros_like(features).index_add(0, index, features)
+    counted = counts[index] > 1
+    others = torch.where(counted[:, None], sums[index] - features, features)
+    return F.normalize(others, dim=1), counted
+
+
+@torch.no_grad()
+def crossfitted_means(
+    source: Float[Tensor, "n d"], target: Float[Tensor, "n d"], labels: Int[Tensor, " n"] | None
+) -> Float[Tensor, "n d"]:
+    """For each row the direction that ridge regression on the other half of the batch predicts for its target.
+
+    Rows with one label fall in one half, so that no row is predicted from its own label. Nothing flows back.
+
+    Args:
+        source: unit vectors of the other modality, [n, d].
+        target: unit vectors to be predicted, [n, d].
+        labels: as in `clip_loss`, [n]; None when all differ.
+
+    Returns:
+        Unit vectors, [n, d].
+    """
+    n, dim = source.shape
+    first = (torch.arange(n, device=source.device) if labels is None else label_index(labels)) % 2 == 0
+    fitted_on = torch.stack([~first, first]).to(source)  # [half that is predicted, n]
+    x = fitted_on[..., None] * source
+    ridge = RIDGE * fitted_on.sum(1).clamp(min=1) / dim
+    moment = x.mT @ x + ridge[:, None, None] * torch.eye(dim, dtype=x.dtype, device=x.device)
+    of_first, of_second = source @ torch.linalg.solve(moment, x.mT @ target)
+    return F.normalize(torch.where(first[:, None], of_first, of_second), dim=1)

@@ -1,0 +1,218 @@
+"""The symmetric contrastive loss of CLIP, exact and in bounded memory.
+
+    L = -1/(2n) sum_i [ log softmax_j(s <x_i, t_j>)_i + log softmax_j(s <x_j, t_i>)_i ]
+
+Value and gradient are those of the whole n x n matrix of similarities, of which only blocks of rows are ever held
+where it is large. Source: Radford et al. (2021, arXiv 2103.00020), figure 3.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Up to here one n x n matrix is kept for the backward pass (16 MiB in float32); beyond, blocks of similarities are
+# computed again, which costs one matrix product in four.
+LARGEST_DIRECT = 2048
+AUTOMATIC_CHUNK = 512
+
+Number = float | int
+
+
+class _SymmetricInfoNCE(torch.autograd.Function):
+    """Mean of both cross-entropies, from the whole matrix of similarities or from blocks of its rows.
+
+    Each block serves both directions: rows are finished at once, columns keep a running maximum and sum. Maxima
+    and sums are kept apart because their merged logarithm would cost the digits of a loss near zero.
+    """
+
+    @staticmethod
+    def forward(ctx, image, text, scale, labels, chunk):
+        n, ctx.chunk = len(image), chunk
+        if chunk >= n:
+            every = slice(0, n)
+            logits = (scale * image) @ text.T
+            rows, columns = logits.log_softmax(1), logits.log_softmax(0)
+            target = _target(labels, every, logits)
+            value = -(_at_target(rows, target, every) + _at_target(columns, target, every)).mean() / 2
+            kept = [_minus_targets(rows.exp_().add_(columns.exp_()), target, every)]
+        else:
+            row_max, row_sum, positive = image.new_empty(3, n)
+            column_max, column_sum = image.new_full((n,), -math.inf), image.new_zeros(n)
+            for rows in _blocks(n, chunk):
+                logits = (scale * image[rows]) @ text.T  # [chunk, n]
+                row_max[rows] = logits.amax(1)
+                row_sum[rows] = (logits - row_max[rows, None]).exp_().sum(1)
+                highest = torch.maximum(column_max, logits.amax(0))
+                column_sum *= (column_max - highest).exp_()
+                column_sum += (logits - highest).exp_().sum(0)
+                column_max = highest
+                positive[rows] = _at_target(logits, _target(labels, rows, logits), rows)
+            above = (row_max - positive) + (column_max - positive)
+            value = (above + row_sum.log() + column_sum.log()).mean() / 2
+            kept = [row_max, row_sum, column_max, column_sum]
+        ctx.save_for_backward(image, text, scale, labels, *kept)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        image, text, scale, labels, *kept = ctx.saved_tensors
+        grad_image, grad_text = torch.empty_like(image), torch.zeros_like(text)
+        with torch.autocast(image.device.type, enabled=False):
+            for rows in _blocks(len(image), ctx.chunk):
+                if len(kept) == 1:
+                    slope = kept[0]
+                else:
+                    row_max, row_sum, column_max, column_sum = kept
+                    logits = (scale * image[rows]) @ text.T
+                    slope = (logits - row_max[rows, None]).exp_().div_(row_sum[rows, None])
+                    slope = slope.addcdiv_((logits - column_max).exp_(), column_sum)
+                    slope = _minus_targets(slope, _target(labels, rows, slope), rows)
+                torch.mm(slope, text, out=grad_image[rows])
+                grad_text.addmm_(slope.T, image[rows])
+        for gradient in (grad_image, grad_text):
+            gradient *= grad * scale / (2 * len(image))
+        return grad_image, grad_text, (image * grad_image).sum() / scale, None, None
+
+
+def _blocks(n: int, chunk: int) -> list[slice]:
+    return [slice(start, min(start + chunk, n)) for start in range(0, n, chunk)]
+
+
+def _target(labels: Tensor | None, rows: slice, like: Tensor) -> Tensor | None:
+    """The target distribution of some rows, [rows, n]: 1 / m for each of the m rows with the same label."""
+    if labels is None:
+        return None  # all on the pair itself
+    same = (labels[rows, None] == labels).to(like)
+    return same.div_(same.sum(1, keepdim=True))
+
+
+def _at_target(matrix: Tensor, target: Tensor | None, rows: slice) -> Tensor:
+    """Mean of each row of the matrix [rows, n] over its target distribution, [rows]."""
+    return matrix[:, rows].diagonal() if target is None else (matrix * target).sum(1)
+
+
+def _minus_targets(slope: Tensor, target: Tensor | None, rows: slice) -> Tensor:
+    """The sum of both softmaxes [rows, n] less the targets of both directions, in place."""
+    if target is None:
+        slope[:, rows].diagonal().sub_(2)
+        return slope
+    return slope.sub_(target, alpha=2)
+
+
+def check_shapes(image: Tensor, text: Tensor, labels: Tensor | None) -> None:
+    """Refuse what is no batch of at least two pairs, or labels that do not fit it."""
+    for name, value in (("image_features", image), ("text_features", text)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name} must be a tensor of floats, got {got}: pass torch.as_tensor(x).float()")
+    if image.ndim != 2 or image.shape != text.shape:
+        raise ValueError(
+            "image_features and text_features must both be [n, d], row i paired with row i, "
+            f"got {list(image.shape)} and {list(text.shape)}: project both towers to one width"
+        )
+    if len(image) < 2:
+        raise ValueError(f"a contrast needs at least 2 pairs, got {len(image)}: pass drop_last=True to the loader")
+    if labels is None:
+        return
+    if not isinstance(labels, Tensor) or labels.is_floating_point():
+        got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"labels must be a tensor of integers, got {got}: number the distinct labels from 0")
+    if labels.shape != image.shape[:1]:
+        raise ValueError(f"labels must have one entry a pair, [{len(image)}], got {list(labels.shape)}")
+
+
+def check_finite(**tensors: Tensor) -> None:
+    """Refuse NaN and infinity in any of the tensors, named by their keywords."""
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(
+                f"{name} must be finite, and some entries are NaN or infinite: look for a zero vector that was "
+                "divided by its length, or training that diverged"
+            )
+
+
+def checked(
+    image: Tensor, text: Tensor, scale: Tensor | Number, labels: Tensor | None, tolerance: float = math.inf
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features in one precision, float32 at least, and the multiplier as a tensor, if they are in order.
+
+    Lengths of rows differ from 1 by less than the tolerance. One device transfer tells of all values; compiled
+    code asserts them on the device and waits for nothing.
+    """
+    check_shapes(image, text, labels)
+    dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
+    image, text = image.to(dtype), text.to(dtype)
+    scale = scale.to(image) if isinstance(scale, Tensor) else image.new_full((), scale)
+    if scale.ndim:
+        raise ValueError(f"logit_scale must be one number, got the shape {list(scale.shape)}: squeeze it")
+    off = [(torch.linalg.vector_norm(side.detach(), dim=1) - 1).abs().amax() for side in (image, text)]
+    if torch.compiler.is_compiling():
+        in_order = (off[0] < tolerance) & (off[1] < tolerance) & (scale > 0) & (scale < math.inf)
+        torch._assert_async(in_order, "features must be finite (CIBRLoss: unit vectors), logit_scale positive")
+        return image, text, scale
+    *off, multiplier = torch.stack([*off, scale.detach()]).tolist()
+    for name, side, value in zip(("image_features", "text_features"), (image, text), off, strict=True):
+        if not value < tolerance:
+            check_finite(**{name: side})
+            raise ValueError(
+                f"{name} must be unit vectors, within {tolerance} of length 1, and one is off by {value:.3g}: "
+                "divide each row by its length with torch.nn.functional.normalize(x, dim=1)"
+            )
+    if not 0 < multiplier < math.inf:
+        raise ValueError(
+            f"logit_scale must be positive and finite, got {multiplier}: pass the multiplier itself, exp() of the "
+            "logarithm that CLIP learns"
+        )
+    return image, text, scale
+
+
+def info_nce(image: Tensor, text: Tensor, scale: Tensor, labels: Tensor | None, chunk_size: int | None = None):
+    """`clip_loss` of what `checked` returned."""
+    n = len(image)
+    automatic = n if n <= LARGEST_DIRECT else AUTOMATIC_CHUNK
+    with torch.autocast(image.device.type, enabled=False):
+        return _SymmetricInfoNCE.apply(image, text, scale, labels, min(chunk_size or automatic, n))
+
+
+def clip_loss(
+    image_features: Float[Tensor, "n d"],
+    text_features: Float[Tensor, "n d"],
+    logit_scale: Float[Tensor, ""] | Number,
+    labels: Int[Tensor, " n"] | None = None,
+    chunk_size: int | None = None,
+) -> Float[Tensor, ""]:
+    """Symmetric InfoNCE: the mean of image-to-text and text-to-image cross-entropy.
+
+    Source: Radford et al. (2021, arXiv 2103.00020), figure 3, whose mean over both directions this is; labels as
+    in supervised contrastive learning (Khosla et al. 2020, arXiv 2004.11362, L_out). Value and gradient are exact
+    for every chunk_size; the gradient cannot be differentiated again. Under autocast, and for features in half
+    precision, everything is float32. `torch.compile(clip_loss, fullgraph=True)` works.
+
+    Args:
+        image_features: unit vectors, [n, d]; other lengths change the temperature of their row and are not
+        refused. text_features: unit vectors, [n, d]; row i belongs to image i.
+        logit_scale: multiplier of the cosines, 1 / temperature, not its logarithm.
+        labels: pairs with equal labels share the target mass, 1 / m for each of the m, instead of being negatives
+            of each other, [n].
+        chunk_size: rows of the similarity matrix held at a time; None keeps the whole up to n = 2,048 and takes
+            512 beyond.
+
+    Returns:
+        Nats, a scalar in the precision of the features, float32 at least.
+
+    Raises:
+        ValueError: fewer than two pairs, shapes that differ, entries that are not finite, a logit_scale that is
+            not positive, or chunk_size < 1. For values, compiled code raises a RuntimeError.
+
+    Examples:
+        >>> features = torch.eye(4)  # four pairs, orthogonal to each other
+        >>> round(clip_loss(features, features, logit_scale=10.0).item(), 6)
+        0.000136
+    """
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}: pass None to have it chosen")
+    return info_nce(*checked(image_features, text_features, logit_scale, labels), labels, chunk_size)
