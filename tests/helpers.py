@@ -1,5 +1,8 @@
 """Images, captions and pairs that the tests of several rooms share; nothing here is slow to import."""
 
+from contextlib import contextmanager
+
+import jaxtyping
 import numpy as np
 from PIL import Image
 
@@ -19,3 +22,14 @@ def noise_pairs(n: int = 48, n_captions: int = 1, split: str = "train") -> Pairs
     """Pairs of noise images with one caption or more; some captions are equal."""
     captions = [[TEXTS[(i + 5 * c) % len(TEXTS)] for c in range(1 + i % n_captions)] for i in range(n)]
     return Pairs("noise", split, captions, [f"picture {i}" for i in range(n)], picture)
+
+
+@contextmanager
+def unchecked():
+    """Lets wrong types and shapes reach our own errors when annotations are checked too."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)

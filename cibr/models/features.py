@@ -1,0 +1,236 @@
+"""What encoders read of a set of pairs, as tensors: uint8 images and tokens, or cached features of frozen towers.
+
+`prepare` makes them and `embed_pairs` takes them through a model, in training and evaluation alike. Texts are
+tokenised once. Small sets of images are held in memory, larger ones are decoded batch by batch in workers.
+The features of frozen towers are computed once, in parts, and kept in the cache folder under a digest of all that
+they depend on, so that a killed extraction resumes and a second run begins at once.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from cibr.data import Pairs
+from cibr.models.dual_encoder import DualEncoder, Encoded
+from cibr.utils import cache_folder, write_atomically
+
+IN_MEMORY = 2**30  # bytes of images that are held decoded
+PART = 512  # rows of a part of an extraction
+AT_ONCE = 16  # images that are held at full size
+NO_SETTINGS = ("architectures", "transformers_version", "_name_or_path")  # of a config: change no feature
+
+
+class Batch(NamedTuple):
+    """Rows of a batch: uint8 images [n, 3, h, w] with token ids and mask, or pooled features of frozen towers."""
+
+    images: Tensor
+    texts: tuple[Tensor, ...]
+    labels: Int[Tensor, " n"]
+
+
+@dataclass(eq=False)
+class Inputs(Dataset):
+    """Pairs as a model reads them; `inputs[image_indices, text_indices]` is a `Batch`."""
+
+    pairs: Pairs
+    images: Tensor | None  # None: decoded when asked for
+    texts: tuple[Tensor, ...]
+    labels: Int[Tensor, " m"]  # one a text: equal labels match
+    preprocess: Callable[[list[Image.Image]], Tensor]
+
+    def __getitem__(self, rows: tuple[Tensor, Tensor]) -> Batch:
+        image_rows, text_rows = rows
+        return Batch(self.image_rows(image_rows), self.text_rows(text_rows), self.labels[text_rows])
+
+    def image_rows(self, rows: Tensor) -> Tensor:
+        """Images by their number in the pairs."""
+        return _decode(self.preprocess, self.pairs, rows.tolist()) if self.images is None else self.images[rows]
+
+    def text_rows(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Texts by their number in `pairs.texts()`, token ids cut to the longest of them."""
+        texts = tuple(part[rows] for part in self.texts)
+        longest = int(texts[1].sum(1).max()) if len(texts) == 2 and len(rows) else None
+        return tuple(part[:, :longest] for part in texts)
+
+    def loader(self, rows: list[tuple[Tensor, Tensor]]) -> DataLoader:
+        """Batches in the order of `rows`, decoded in worker processes where images are not in memory."""
+        workers = 0 if self.images is not None else min(8, os.cpu_count() or 1)
+        own = torch.Generator()  # the loader draws a seed for its workers, and not from the global stream
+        return DataLoader(self, batch_size=None, sampler=rows, num_workers=workers, generator=own)
+
+
+class Digests(NamedTuple):
+    """What features depend on, as `digest_model` finds it: each side's tower and its input, and all of a model."""
+
+    image: bytes
+    text: bytes
+    model: str
+
+
+def prepare(
+    model: DualEncoder,
+    pairs: Pairs,
+    truncate: bool = False,
+    device: torch.device | str = "cpu",
+    *,
+    texts: list[str] | None = None,
+    digests: Digests | None = None,
+) -> Inputs:
+    """The inputs of a model for a set of pairs.
+
+    Args:
+        model: the encoders.
+        pairs: the images, and the texts unless others are given.
+        truncate: cut texts that are longer than the context instead of refusing them.
+        device: where frozen towers run.
+        texts: read in place of the pairs' own, such as a classifier's prompts; each has a label of its own.
+        digests: the model's, from a caller who prepares many sets and takes them once.
+
+    Raises:
+        ValueError: a text longer than the context unless `truncate`, or an image that does not decode.
+    """
+    labels = pairs.match_labels()[pairs.text_to_image()] if texts is None else torch.arange(len(texts))
+    texts = pairs.texts() if texts is None else texts
+    if model.kind != "frozen":
+        return Inputs(pairs, _pixels(model, pairs), model.tokenize(texts, truncate), labels, model.processor)
+    digests = digests or digest_model(model)
+    with model.to(device).evaluating():
+        images = _image_features(model, pairs, device, digests)
+        features = _text_features(model, texts, truncate, device, digests, f"{pairs.name}-{pairs.split}")
+    return Inputs(pairs, images, (features,), labels, model.processor)
+
+
+def encode_images(model: DualEncoder, images: Tensor) -> Encoded:
+    """Images of `Inputs`: 8-bit pixels, or pooled features of a frozen tower."""
+    return model.project_images(images) if model.kind == "frozen" else model.encode_images(model.normalise(images))
+
+
+def encode_texts(model: DualEncoder, texts: tuple[Tensor, ...]) -> Encoded:
+    """Texts of `Inputs`: token ids and mask, or pooled features of a frozen tower."""
+    return model.project_texts(*texts) if model.kind == "frozen" else model.encode_texts(*texts)
+
+
+def embed_pairs(
+    model: DualEncoder, inputs: Inputs, batch_size: int = 512
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
+    """Unit vectors of all images [n, d] and all texts [m, d] of a set, in eval mode, on the CPU."""
+    device, title = model.log_logit_scale.device, f"{inputs.pairs.name} {inputs.pairs.split}"
+    image_rows, text_rows = (torch.arange(len(x)).split(batch_size) for x in (inputs.pairs, inputs.labels))
+    image_batches = inputs.loader([(rows, rows[:0]) for rows in image_rows])
+    images, texts = [], []
+    with model.evaluating():
+        for batch in tqdm(image_batches, desc=f"{title}: images", delay=2, leave=False):
+            images.append(encode_images(model, batch.images.to(device)).features.float().cpu())
+        for rows in tqdm(text_rows, desc=f"{title}: texts", delay=2, leave=False):
+            tokens = tuple(part.to(device) for part in inputs.text_rows(rows))
+            texts.append(encode_texts(model, tokens).features.float().cpu())
+    return torch.cat(images), torch.cat(texts)
+
+
+def _pixels(model: DualEncoder, pairs: Pairs) -> Tensor | None:
+    if len(pairs) * 3 * model.image_size**2 > IN_MEMORY:
+        return None
+    rows = tqdm(range(len(pairs)), desc=f"{pairs.name} {pairs.split}: images", delay=2)
+    return _decode(model.preprocess, pairs, rows)
+
+
+def _decode(preprocess: Callable[[list[Image.Image]], Tensor], pairs: Pairs, rows: Iterable[int]) -> Tensor:
+    """Preprocessed images; a photo is many times larger before, so only a few are held at a time."""
+    rows = iter(rows)
+    groups = iter(lambda: [pairs.image(i) for i in itertools.islice(rows, AT_ONCE)], [])
+    return torch.cat([preprocess(group) for group in groups])
+
+
+def _image_features(model: DualEncoder, pairs: Pairs, device, digests: Digests) -> Float[Tensor, "n p"]:
+    def pool(rows: Sequence[int]) -> Tensor:
+        pixels = _decode(model.preprocess, pairs, rows).to(device)
+        return model.backbone.image_pooled(model.normalise(pixels))
+
+    name, shown = f"{pairs.name}-{pairs.split}", (pairs.name, pairs.split, pairs.keys, pixel_digests(pairs))
+    # Small batches stay in a CPU's cache: 16 photos at once are twice as fast there as 64.
+    batch = 16 if torch.device(device).type == "cpu" else 256
+    return _in_parts(f"{name}-images", digests.image + repr(shown).encode(), range(len(pairs)), pool, batch)
+
+
+def _text_features(
+    model: DualEncoder, texts: list[str], truncate: bool, device, digests: Digests, name: str
+) -> Float[Tensor, "m p"]:
+    def pool(rows: Sequence[str]) -> Tensor:
+        return model.backbone.text_pooled(*(part.to(device) for part in model.tokenize(rows, truncate)))
+
+    once = sorted(dict.fromkeys(texts), key=len)  # each once; neighbours of one length need no padding
+    batch = 64 if torch.device(device).type == "cpu" else 1024
+    features = _in_parts(f"{name}-texts", digests.text + repr((once, truncate)).encode(), once, pool, batch)
+    place = {text: i for i, text in enumerate(once)}
+    return features[torch.tensor([place[text] for text in texts])]
+
+
+def _in_parts(
+    name: str, identity: bytes, items: Sequence, pool: Callable[[Sequence], Tensor], batch: int
+) -> Tensor:
+    """`pool` over all items in batches; every finished part is a file that a later run reads instead."""
+    folder = cache_folder() / "features" / f"{name}-{hashlib.sha256(identity).hexdigest()[:16]}"
+    parts = []
+    for start in tqdm(range(0, len(items), PART), desc=f"{name}: features", delay=1):
+        file, rows = folder / f"{start:09d}.safetensors", items[start : start + PART]
+        part = _read(file)
+        if part is None or len(part) != len(rows):
+            batches = (rows[i : i + batch] for i in range(0, len(rows), batch))
+            part = torch.cat([pool(batch).float().cpu() for batch in batches])
+            with suppress(OSError, SafetensorError):  # it only costs the next run its time
+                folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(file, lambda path, part=part: save_file({"features": part}, path))
+        parts.append(part)
+    return torch.cat(parts)
+
+
+def _read(file: Path) -> Tensor | None:
+    with suppress(OSError, SafetensorError, KeyError):
+        return load_file(file)["features"]
+    return None
+
+
+def pixel_digests(pairs: Pairs, n: int = 64) -> list[str]:
+    """Digests of a few images, evenly spaced: a set that was made again under the same names is seen."""
+    rows = torch.linspace(0, len(pairs) - 1, min(n, len(pairs))).long().tolist()
+    return [hashlib.sha256(pairs.image(i).tobytes()).hexdigest() for i in rows]
+
+
+def digest_model(model: DualEncoder) -> Digests:
+    """Digests of a model's weights, preprocessing and vocabulary."""
+    backbone, vocabulary = model.backbone, sorted(model.tokenizer.get_vocab().items())
+    image, text = json.dumps(model.processor.to_dict()).encode(), repr((model.context, vocabulary)).encode()
+    if model.kind == "frozen":
+        image, text = image + _tower_digest(backbone.image_tower), text + _tower_digest(backbone.text_tower)
+    settings = repr((model.kind, backbone.settings)).encode()
+    whole = hashlib.sha256(image + text + settings + _digest(model.own_state()))
+    return Digests(image, text, whole.hexdigest())
+
+
+def _tower_digest(tower: torch.nn.Module) -> bytes:
+    """Equal for a tower from the hub and the same one from a run's folder, which writes down its class."""
+    config = {name: value for name, value in tower.config.to_dict().items() if name not in NO_SETTINGS}
+    return json.dumps(config, sort_keys=True, default=str).encode() + _digest(tower.state_dict())
+
+
+def _digest(state: dict[str, Tensor]) -> bytes:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.digest()

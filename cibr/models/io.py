@@ -1,0 +1,159 @@
+"""A `DualEncoder` as a folder: what `save_pretrained` writes and `from_pretrained` reads, bit for bit.
+
+    cibr.json                  the format, the backbone's kind and its settings
+    cibr.safetensors           every weight that training can move, a CLIP's own aside
+    preprocessor_config.json   image preprocessing, in the hub's format
+    tokenizer.json, ...        the tokenizer, in the hub's format
+    image_tower/, text_tower/  the frozen towers (kind `frozen`)
+    config.json, model.safetensors  the CLIP itself (kind `clip`), so that `CLIPModel.from_pretrained` reads it
+
+Other files, such as a run's history, may lie in the same folder, so it cannot be replaced whole. A save writes
+everything to a folder inside it and renames that to `.complete`, in one step: before it the old model is what
+loads, after it the new one, whose files are then moved to their places, by the next load if need be. So a kill at
+any moment, or a full disk, leaves one model or the other whole.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cibr.models import towers
+
+CONFIG, WEIGHTS, PREPROCESSING = "cibr.json", "cibr.safetensors", "preprocessor_config.json"
+COMPLETE, SAVING = ".complete", ".saving"
+FORMAT = 2
+
+
+def save(model, folder: Path) -> Path:
+    """Writes a model's folder; other files that lie in the folder stay.
+
+    Raises:
+        ValueError: a folder that cannot be written; the model that was there still loads.
+    """
+    part = folder / SAVING
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _move_into_place(folder)
+        shutil.rmtree(part, ignore_errors=True)  # of a save that was killed
+        part.mkdir()
+        with towers.quiet_transformers():
+            _write(model, part)
+        for file in (file for file in part.rglob("*") if file.is_file()):
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())  # durable before the rename that makes it count
+        part.rename(folder / COMPLETE)
+        _move_into_place(folder)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"cannot write the model to {str(folder)!r}: {error}; make room or choose another output_dir"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _write(model, folder: Path) -> None:
+    backbone = model.backbone
+    model.tokenizer.save_pretrained(folder)
+    if backbone.kind == "frozen":
+        backbone.image_tower.save_pretrained(folder / "image_tower")
+        backbone.text_tower.save_pretrained(folder / "text_tower")
+    if backbone.kind == "clip":
+        backbone.clip.logit_scale.data.copy_(model.log_logit_scale.data)  # for those who load it as a CLIPModel
+        backbone.clip.save_pretrained(folder)
+    save_file({k: v.contiguous() for k, v in _weights(model).items()}, folder / WEIGHTS)
+    config = {"format": FORMAT, "kind": backbone.kind, "settings": backbone.settings}
+    for name, content in ((PREPROCESSING, model.processor.to_dict()), (CONFIG, config)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _weights(model) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in model.own_state().items() if not name.startswith("backbone.clip.")}
+
+
+def _move_into_place(folder: Path) -> None:
+    """Moves the files of a complete save to their places; a second call goes on where a killed one stopped."""
+    complete = folder / COMPLETE
+    for file in [file for file in complete.rglob("*") if file.is_file()]:
+        target = folder / file.relative_to(complete)
+        target.parent.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # moved by another process, which loads this model too
+            file.replace(target)
+    shutil.rmtree(complete, ignore_errors=True)  # folders only
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether `save` wrote this folder, wholly or in part."""
+    return any((folder / name).exists() for name in (COMPLETE, CONFIG, WEIGHTS))
+
+
+def load(cls, folder: Path):
+    """Reads a folder that `save` wrote.
+
+    Raises:
+        FileNotFoundError: a folder without a model.
+        ValueError: a missing or damaged file, named.
+    """
+    if not holds_model(folder):
+        raise FileNotFoundError(
+            f"{str(folder)!r} holds no model: give what `save_pretrained` wrote ({CONFIG}, {WEIGHTS}, ...), "
+            "or a folder with config.json and model.safetensors of a CLIPModel"
+        )
+    _move_into_place(folder)
+    with _reading(folder / CONFIG):
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        found, kind, settings = config["format"], config["kind"], config["settings"]
+    if found != FORMAT:
+        raise ValueError(
+            f"{str(folder / CONFIG)!r} has format {found!r} and this version reads {FORMAT}: train the model again"
+        )
+    backbone = _build_backbone(kind, settings, folder)
+    with _reading(folder / PREPROCESSING):
+        processor = towers.ImageProcessor.from_dict(
+            json.loads((folder / PREPROCESSING).read_text(encoding="utf-8"))
+        )
+    with _reading(folder / "tokenizer.json"):
+        loader = transformers.PreTrainedTokenizerFast if kind == "tiny" else transformers.AutoTokenizer
+        tokenizer = loader.from_pretrained(folder)
+    model = cls(backbone, processor, tokenizer)
+    with _reading(folder / WEIGHTS):
+        state, wanted = load_file(folder / WEIGHTS), _weights(model)
+        shapes, there = ({name: part.shape for name, part in weights.items()} for weights in (wanted, state))
+        if odd := sorted(n for n in shapes.keys() | there.keys() if shapes.get(n) != there.get(n)):
+            raise ValueError(f"it does not fit {CONFIG}: {len(odd)} weights differ, first {odd[0]!r}")
+    model.load_state_dict(state, strict=False)  # the towers' weights are in files of their own
+    return model.eval()
+
+
+def _build_backbone(kind: str, settings: dict, folder: Path) -> torch.nn.Module:
+    if kind == "frozen":
+        parts = (_read_model(transformers.AutoModel, folder / name) for name in ("image_tower", "text_tower"))
+        return towers.FrozenBackbone(*parts, **settings)
+    if kind == "clip":
+        return towers.ClipBackbone(_read_model(transformers.CLIPModel, folder))
+    with _reading(folder / CONFIG):
+        return {"tiny": towers.TinyBackbone}[kind](**settings)
+
+
+def _read_model(loader: type, folder: Path) -> torch.nn.Module:
+    with _reading(folder):
+        return loader.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Names the file or folder whose reading failed; on damaged ones, readers raise nearly anything."""
+    try:
+        with towers.quiet_transformers():
+            yield
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{str(path)!r} is missing or damaged ({reason}): save the model again") from error

@@ -1,0 +1,400 @@
+"""Backbones of a `DualEncoder`: tiny towers from scratch, frozen pretrained towers under heads, or a whole CLIP.
+
+A backbone pools each side (`image_pooled`, `text_pooled`), projects it (`image_head`, `text_head`) and states
+`dim`, `dim_image_pooled`, `dim_text_pooled`, `context` and its `settings`. Beside them stand image preprocessing,
+the tokenizer of tiny models, and the places where pretrained models are looked for, in this order: an existing
+folder, `$CIBR_MODELS/<hub id>`, the two checkpoints that are shipped with the package, the hub.
+
+Classes of transformers are looked up when they are used: those of images import torchvision, which takes two
+seconds that tiny models do without.
+"""
+
+import os
+import pickle
+import re
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from safetensors import SafetensorError
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from cibr.data.pairs import to_rgb
+from cibr.utils import nearest, shipped
+
+MODELS = ("tiny", "frozen")
+CHECKPOINTS = ("clip-tiny", "cibr-tiny")  # shipped with the package
+IMAGE_TOWER = "timm/tf_efficientnet_lite0.in1k"
+TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
+PAD, END = "<pad>", "<end>"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
+TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 128, 1, 4  # of the tiny text tower
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """CLIP's image preprocessing: short side to `size` by antialiased bicubic interpolation, then a centre crop.
+
+    The pixels equal those of `transformers.CLIPImageProcessor` bit for bit, and it is written in its format.
+
+    Args:
+        size: the short side after the resize, in pixels.
+        crop_size: the side of the square that is cut out, `size` at most.
+        image_mean: channel means that normalised images are centred by, for values in [0, 1].
+        image_std: channel deviations that they are divided by.
+    """
+
+    size: int
+    crop_size: int
+    image_mean: Sequence[float] = (0.5, 0.5, 0.5)
+    image_std: Sequence[float] = (0.5, 0.5, 0.5)
+
+    def __call__(self, images: list[Image.Image]) -> UInt8[Tensor, "n 3 crop_size crop_size"]:
+        """Images of any mode and size as 8-bit squares."""
+        return torch.stack([self._square(torch.from_numpy(np.array(to_rgb(image)))) for image in images])
+
+    def _square(self, pixels: UInt8[Tensor, "h w 3"]) -> UInt8[Tensor, "3 crop_size crop_size"]:
+        pixels, sides = pixels.movedim(2, 0), pixels.shape[:2]
+        new = [self.size * side // min(sides) for side in sides]
+        if new != list(sides):
+            pixels = F.interpolate(pixels[None], new, mode="bicubic", antialias=True)[0]
+        top, left = ((side - self.crop_size) // 2 for side in new)
+        return pixels[:, top : top + self.crop_size, left : left + self.crop_size]
+
+    def to_dict(self) -> dict:
+        """The settings in the hub's format; those that are left out are the defaults of CLIP."""
+        return {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": self.size},
+            "crop_size": {"height": self.crop_size, "width": self.crop_size},
+            "image_mean": list(self.image_mean),
+            "image_std": list(self.image_std),
+        }
+
+    @classmethod
+    def from_dict(cls, settings: dict) -> "ImageProcessor":
+        """Reads the hub's format.
+
+        Raises:
+            ValueError: preprocessing that is not CLIP's.
+        """
+        size, crop = settings["size"], settings["crop_size"]
+        like_clip = {"do_resize": True, "do_center_crop": True, "resample": Image.Resampling.BICUBIC}
+        odd = [name for name, value in like_clip.items() if settings.get(name, value) != value]
+        odd += ["size"] * ("shortest_edge" not in size) + ["crop_size"] * (crop["height"] != crop["width"])
+        if odd:
+            raise ValueError(
+                f"the model's image preprocessing is not CLIP's, a bicubic resize of the short side and a square "
+                f"centre crop, in {', '.join(odd)}: give a model with a CLIPImageProcessor"
+            )
+        return cls(size["shortest_edge"], crop["height"], settings["image_mean"], settings["image_std"])
+
+
+def train_tokenizer(
+    texts: list[str], vocabulary: int = 2048, context: int = 64
+) -> transformers.PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer learned from texts, in lower case; every string can be written with it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, model_max_length=context
+    )
+
+
+def layout(width: int) -> torch.memory_format:
+    """How activations lie in memory: channels last, unless a tower is narrower than the 16 channels of a block.
+
+    On several threads oneDNN's gradient of such narrow channels-last convolutions writes out of bounds
+    (torch 2.13, odd batches).
+    """
+    return torch.contiguous_format if width % 16 else torch.channels_last
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels at each place of a feature map [n, c, h, w]."""
+
+    def __init__(self, dim: int, memory_format: torch.memory_format):
+        super().__init__(dim)
+        self.memory_format = memory_format
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        normed = super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return normed.contiguous(memory_format=self.memory_format)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions beside a skip connection; it starts as the skip alone."""
+
+    def __init__(self, dim_in: int, dim_out: int, memory_format: torch.memory_format, stride: int = 1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim_in, dim_out, 3, stride, 1, bias=False)
+        self.norm1 = ChannelNorm(dim_out, memory_format)
+        self.conv2 = nn.Conv2d(dim_out, dim_out, 3, 1, 1, bias=False)
+        self.norm2 = ChannelNorm(dim_out, memory_format)
+        self.skip = nn.Identity() if stride == 1 else nn.Conv2d(dim_in, dim_out, 1, stride, bias=False)
+        nn.init.zeros_(self.norm2.weight)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
+        h = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(h)) + self.skip(x))
+
+
+class TinyImageTower(nn.Sequential):
+    """Normalised images [n, 3, size, size] to pooled features [n, 4 * width * 16] on a grid of 4 x 4 places."""
+
+    def __init__(self, width: int):
+        memory_format = layout(width)
+        super().__init__(
+            nn.Conv2d(3, width, 5, 2, 2, bias=False),
+            ChannelNorm(width, memory_format),
+            nn.ReLU(),
+            Block(width, width, memory_format),
+            Block(width, 2 * width, memory_format, 2),
+            Block(2 * width, 4 * width, memory_format, 2),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+        )
+        self.memory_format = memory_format
+        self.to(memory_format=memory_format)
+
+    def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim_pooled"]:
+        return super().forward(pixels.contiguous(memory_format=self.memory_format))
+
+
+class TinyTextTower(nn.Module):
+    """Token ids to the mean of the last layer's states, padding left out."""
+
+    def __init__(self, vocabulary: int, context: int, dropout: float):
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, TEXT_WIDTH)
+        self.positions = nn.Parameter(0.02 * torch.randn(context, TEXT_WIDTH))
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        layer = nn.TransformerEncoderLayer(
+            TEXT_WIDTH, TEXT_HEADS, 4 * TEXT_WIDTH, dropout, "gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, TEXT_LAYERS, enable_nested_tensor=False)
+
+    def forward(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n dim_pooled"]:
+        states = self.tokens(ids) + self.positions[: ids.shape[1]]
+        states = self.layers(states, src_key_padding_mask=mask == 0)
+        return mean_pool(states, mask)
+
+
+def mean_pool(states: Float[Tensor, "n t d"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
+    """The mean over the tokens that are not padding."""
+    weight = mask.unsqueeze(-1).to(states.dtype)
+    return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+class TinyBackbone(nn.Module):
+    """Both tiny towers with linear heads; the parts that `DualEncoder` asks of every backbone."""
+
+    kind = "tiny"
+
+    def __init__(self, dim: int, width: int, vocabulary: int, context: int, dropout: float):
+        super().__init__()
+        self.settings = dict(dim=dim, width=width, vocabulary=vocabulary, context=context, dropout=dropout)
+        self.context = context
+        self.dim, self.dim_image_pooled, self.dim_text_pooled = dim, 64 * width, TEXT_WIDTH
+        self.image_tower, self.text_tower = TinyImageTower(width), TinyTextTower(vocabulary, context, dropout)
+        self.image_head = _head(self.dim_image_pooled, dim, dropout)
+        self.text_head = _head(self.dim_text_pooled, dim, dropout)
+
+    def image_pooled(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim_pooled"]:
+        return self.image_tower(pixels)
+
+    def text_pooled(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n dim_pooled"]:
+        return self.text_tower(ids, mask)
+
+
+def _head(dim_in: int, dim: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(dim_in), nn.Dropout(dropout), nn.Linear(dim_in, dim, bias=False))
+
+
+class ProjectionHead(nn.Module):
+    """Pooled features to the joint space: a linear map plus a residual layer, with dropout before both."""
+
+    def __init__(self, dim_in: int, dim: int, dropout: float):
+        super().__init__()
+        self.linear = nn.Linear(dim_in, dim)
+        self.residual = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, dim))
+        self.dropout, self.norm = nn.Dropout(dropout), nn.LayerNorm(dim)
+
+    def forward(self, pooled: Float[Tensor, "n dim_in"]) -> Float[Tensor, "n dim"]:
+        x = self.linear(self.dropout(pooled))
+        return self.norm(x + self.residual(x))
+
+
+class FrozenBackbone(nn.Module):
+    """Two pretrained towers that never train and always run in eval mode, under trained projection heads.
+
+    The heads see the image tower's pooled output and the mean over the text tower's tokens; `cibr.models.features`
+    computes both once for a data set and keeps them.
+    """
+
+    kind = "frozen"
+
+    def __init__(self, image_tower: nn.Module, text_tower: nn.Module, dim: int, dropout: float):
+        super().__init__()
+        self.settings = dict(dim=dim, dropout=dropout)
+        self.image_tower, self.text_tower = (t.requires_grad_(False) for t in (image_tower, text_tower))
+        self.dim, self.dim_text_pooled = dim, text_tower.config.hidden_size
+        self.context = text_tower.config.max_position_embeddings
+        self.dim_image_pooled = image_pooled_size(image_tower)
+        self.image_head = ProjectionHead(self.dim_image_pooled, dim, dropout)
+        self.text_head = ProjectionHead(self.dim_text_pooled, dim, dropout)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "FrozenBackbone":
+        super().train(mode)
+        self.image_tower.eval()
+        self.text_tower.eval()
+        return self
+
+    @torch.no_grad()
+    def image_pooled(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim_pooled"]:
+        pixels = pixels.contiguous(memory_format=torch.channels_last)  # convolutions run twice as fast on a CPU
+        return self.image_tower(pixel_values=pixels).pooler_output.flatten(1)
+
+    @torch.no_grad()
+    def text_pooled(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n dim_pooled"]:
+        return mean_pool(self.text_tower(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
+
+
+def image_pooled_size(tower: nn.Module) -> int:
+    """The width of an image tower's pooled output, read off a blank image."""
+    size = getattr(tower.config, "image_size", None) or tower.config.pretrained_cfg["input_size"][-1]
+    height, width = (size, size) if isinstance(size, int) else size
+    with torch.no_grad():
+        return tower(pixel_values=torch.zeros(1, 3, height, width)).pooler_output.flatten(1).shape[1]
+
+
+def tower_normalisation(name: str, tower: nn.Module) -> tuple[list[float], list[float]]:
+    """The channel means and deviations that an image tower was trained with."""
+    timm = getattr(tower.config, "pretrained_cfg", None)
+    if timm:
+        return list(timm["mean"]), list(timm["std"])
+    processor = from_hub("AutoImageProcessor", name)
+    return list(processor.image_mean), list(processor.image_std)
+
+
+class ClipBackbone(nn.Module):
+    """A `transformers.CLIPModel`, trained whole: its towers pool, its two projections are the heads."""
+
+    kind = "clip"
+
+    def __init__(self, clip: nn.Module):
+        super().__init__()
+        self.settings: dict = {}
+        self.clip = clip
+        self.dim = clip.config.projection_dim
+        self.context = clip.config.text_config.max_position_embeddings
+        self.dim_image_pooled = clip.config.vision_config.hidden_size
+        self.dim_text_pooled = clip.config.text_config.hidden_size
+
+    @property
+    def image_head(self) -> nn.Module:
+        return self.clip.visual_projection
+
+    @property
+    def text_head(self) -> nn.Module:
+        return self.clip.text_projection
+
+    def image_pooled(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim_pooled"]:
+        return self.clip.vision_model(pixel_values=pixels).pooler_output
+
+    def text_pooled(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n dim_pooled"]:
+        return self.clip.text_model(input_ids=ids, attention_mask=mask).pooler_output
+
+
+def resolve_model(name: str) -> str:
+    """Where a model's files are: a folder on this machine, or else the name itself, as a hub id."""
+    root = os.environ.get("CIBR_MODELS")
+    folders = [Path(name).expanduser()] + ([Path(root).expanduser() / name] if root else [])
+    if name in CHECKPOINTS:
+        folders.append(shipped(f"checkpoints/{name}"))
+    return next((str(folder) for folder in folders if name and folder.is_dir()), name)
+
+
+def model_folder(name: str) -> Path | None:
+    """The folder of a trained model; None for a hub id, from which nothing is fetched yet.
+
+    Raises:
+        FileNotFoundError: a name that is neither.
+    """
+    path = Path(resolve_model(name))
+    if name and path.is_dir():
+        return path
+    if HUB_ID.fullmatch(name) and not path.is_symlink():
+        return None
+    found = ": it is a link to nothing" if path.is_symlink() else ": it is a file" if path.is_file() else ""
+    raise FileNotFoundError(
+        f"there is no model {name!r}{found or nearest(name, CHECKPOINTS)}. Give the folder of a saved model, "
+        f"a hub id such as openai/clip-vit-base-patch32, or {' or '.join(CHECKPOINTS)}"
+    )
+
+
+def model_kind(name: str) -> str:
+    """`tiny`, `frozen` or `clip`, from a model's name, before anything is loaded.
+
+    Raises:
+        ValueError: a name that is none of them, no folder and no hub id.
+    """
+    if name in MODELS:
+        return name
+    if name and (Path(resolve_model(name)).is_dir() or HUB_ID.fullmatch(name)):
+        return "clip"
+    raise ValueError(
+        f"unknown model {name!r}{nearest(name, MODELS)}. Give {' or '.join(MODELS)}, a folder with a "
+        "CLIPModel, or a hub id such as openai/clip-vit-base-patch32"
+    )
+
+
+@contextmanager
+def quiet_transformers():
+    """No bars and no reports from transformers: that a tower comes without its classifier is no news."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def from_hub(loader: str, name: str, **options):
+    """`from_pretrained` of a class of transformers, with an error that says where was looked and what helps."""
+    source = resolve_model(name)
+    try:
+        with quiet_transformers():
+            return getattr(transformers, loader).from_pretrained(source, **options)
+    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+        where = f"folder {source!r}" if Path(source).is_dir() else f"hub model {name!r}"
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise FileNotFoundError(
+            f"cannot load {where}: {reason}. Give a folder with the model's files, set "
+            f"CIBR_MODELS to a folder that holds <CIBR_MODELS>/{name}, or connect to the hub"
+        ) from error

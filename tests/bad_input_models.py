@@ -1,0 +1,169 @@
+"""Bad input to models: images and texts of other types, and folders that hold no model or a damaged one."""
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from helpers import TEXTS, noise_pairs, picture, unchecked
+
+from cibr import DualEncoder
+from cibr.data import Pairs
+from cibr.models import model_kind
+from cibr.models.features import prepare
+from cibr.models.towers import ImageProcessor
+from cibr.utils import shipped
+
+LONG = "every " * 80
+PHOTO = np.zeros((4, 4, 3), np.uint8)
+
+
+@cache
+def model() -> DualEncoder:
+    return DualEncoder.tiny(TEXTS, dim=16, width=4)
+
+
+def embed(side: str, items, **options):
+    def call():
+        with unchecked():
+            getattr(model(), f"embed_{side}")(items, **options)
+
+    return call
+
+
+def load(write):
+    """Loads from a folder after something was written to it."""
+
+    def call(tmp_path):
+        with unchecked():
+            DualEncoder.from_pretrained(write(tmp_path) or tmp_path)
+
+    return call
+
+
+def changed(**settings):
+    """A copy of a shipped model whose configuration is changed."""
+
+    def write(folder: Path):
+        shutil.copytree(shipped("checkpoints/clip-tiny"), folder, dirs_exist_ok=True)
+        config = json.loads((folder / "cibr.json").read_text())
+        (folder / "cibr.json").write_text(json.dumps(config | settings))
+
+    return load(write)
+
+
+def dangling(folder: Path):
+    (folder / "latest").symlink_to(folder / "gone")
+    return folder / "latest"
+
+
+def half_written(folder: Path):
+    shutil.copy(shipped("checkpoints/clip-tiny") / "cibr.safetensors", folder)
+
+
+def dangling_weights(folder: Path):
+    shutil.copytree(shipped("checkpoints/clip-tiny"), folder, dirs_exist_ok=True)
+    (folder / "cibr.safetensors").unlink()
+    (folder / "cibr.safetensors").symlink_to(folder / "gone")
+
+
+class Crafted:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def crafted_pickle(tmp_path):
+    from transformers import CLIPConfig
+
+    CLIPConfig().save_pretrained(tmp_path)
+    torch.save({"logit_scale": Crafted(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
+    try:
+        DualEncoder.from_pretrained(tmp_path)
+    finally:
+        assert not (tmp_path / "ran").exists()
+
+
+def file_in_the_way(tmp_path):
+    (tmp_path / "file").write_text("")
+    model().save_pretrained(tmp_path / "file" / "model")
+
+
+def long_captions():
+    pairs = noise_pairs(2)
+    prepare(model(), Pairs("noise", "train", [[LONG]] * 2, ["a", "b"], pairs.load))
+
+
+open_files = r"open files with PIL\.Image\.open\(path\)"
+CASES = [
+    (
+        "one image",
+        embed("images", picture(0)),
+        ValueError,
+        "list of PIL images, not one Image: put it in a list",
+    ),
+    ("one path", embed("images", "cat.png"), ValueError, f"list of PIL images, not one str.*{open_files}"),
+    ("paths", embed("images", [Path("cat.png")]), ValueError, f"item 0 is a PosixPath: {open_files}"),
+    ("array", embed("images", PHOTO[None]), ValueError, r"item 0 is a ndarray.*PIL\.Image\.fromarray\(array\)"),
+    ("tensor", embed("images", torch.zeros(2, 3, 4, 4)), ValueError, "item 0 is a Tensor"),
+    ("one text", embed("texts", "a cat"), ValueError, "a list of strings, not one str: put it in a list"),
+    ("missing text", embed("texts", ["a cat", None]), ValueError, "takes strings, and item 1 is a NoneType"),
+    ("tokens", embed("texts", torch.ones(2, 3)), ValueError, "takes strings, and item 0 is a Tensor"),
+    ("batches of none", embed("texts", TEXTS, batch_size=0), ValueError, "batch_size is 0: .* 1 or more"),
+    (
+        "long text",
+        embed("texts", [LONG]),
+        ValueError,
+        r"\d+ tokens and the model reads 64: 'every .*truncate=",
+    ),
+    ("long caption", long_captions, ValueError, r"Shorten it, or cut .* truncate_texts=True"),
+    ("no texts", lambda: DualEncoder.tiny([]), ValueError, "learns its tokenizer from texts: give at least one"),
+    (
+        "misspelt checkpoint",
+        lambda: DualEncoder.from_pretrained("cibr-tinny"),
+        FileNotFoundError,
+        "no model 'cibr-tinny', did you mean 'cibr-tiny'.* a hub id",
+    ),
+    ("empty name", lambda: DualEncoder.from_pretrained(""), FileNotFoundError, "no model ''. Give the folder"),
+    ("misspelt kind", lambda: model_kind("frozn"), ValueError, "unknown model 'frozn', did you mean 'frozen'"),
+    ("unknown kind", lambda: model_kind("/nowhere"), ValueError, "Give tiny or frozen, a folder with a CLIPModel"),
+    ("no folder", load(lambda folder: folder / "gone"), FileNotFoundError, "no model '.*gone'. Give the folder"),
+    (
+        "empty folder",
+        load(lambda folder: None),
+        FileNotFoundError,
+        "holds no model: .*save_pretrained.* CLIPModel",
+    ),
+    ("dangling link", load(dangling), FileNotFoundError, "no model '.*latest': it is a link to nothing"),
+    (
+        "a file",
+        load(lambda folder: Path(__file__)),
+        FileNotFoundError,
+        r"models\.py': it is a file. Give",
+    ),
+    ("half-written folder", load(half_written), ValueError, r"cibr\.json' is missing or damaged.*save .* again"),
+    ("dangling weights", load(dangling_weights), ValueError, r"cibr\.safetensors' is missing or damaged"),
+    ("first format", changed(format=1), ValueError, "format 1 and this version reads 2: train the model again"),
+    ("unknown backbone", changed(kind="huge"), ValueError, r"cibr\.json' is missing or damaged \('huge'\)"),
+    ("other settings", changed(settings=[]), ValueError, r"cibr\.json' is missing or damaged"),
+    (
+        "weights of another size",
+        changed(settings=dict(dim=8, width=32, vocabulary=1949, context=64, dropout=0.0)),
+        ValueError,
+        r"safetensors' is missing or damaged \(it does not fit cibr\.json: 2 weights differ, first '.*head",
+    ),
+    ("crafted pickle", crafted_pickle, FileNotFoundError, "cannot load folder '.*': .*[Ww]eights.only"),
+    ("folder in the way", file_in_the_way, ValueError, "cannot write the model to .*choose another output_dir"),
+    (
+        "other preprocessing",
+        lambda: ImageProcessor.from_dict(ImageProcessor(8, 8).to_dict() | {"resample": 0}),
+        ValueError,
+        "image preprocessing is not CLIP's.* in resample: give a model with a CLIPImageProcessor",
+    ),
+]

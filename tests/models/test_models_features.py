@@ -1,0 +1,168 @@
+"""What encoders read: images in memory or decoded when asked for, and cached features of frozen towers."""
+
+import shutil
+
+import pytest
+import torch
+from helpers import TEXTS, noise_pairs
+
+from cibr.models import DualEncoder, features
+from cibr.models.features import digest_model, embed_pairs, prepare
+
+PAIRS = noise_pairs(23, n_captions=3)
+each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "clip"])
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    """A folder of the test's own for features, in parts of five rows."""
+    monkeypatch.setattr(features, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(features, "PART", 5)
+    return tmp_path / "features"
+
+
+def count_pooling(monkeypatch, model, stop_after=None):
+    """Counts what goes through a frozen model's towers; raises once `stop_after` batches did."""
+    calls = []
+
+    def counted(name):
+        real = getattr(model.backbone, name)
+
+        def pool(*args):
+            if len(calls) == stop_after:
+                raise KeyboardInterrupt
+            calls.append(name)
+            return real(*args)
+
+        monkeypatch.setattr(model.backbone, name, pool)
+
+    counted("image_pooled")
+    counted("text_pooled")
+    return calls
+
+
+def batches(prepared):
+    rows = [(torch.tensor([3, 1, 22]), torch.tensor([4, 0, 40])), (torch.tensor([7]), torch.tensor([9]))]
+    return list(prepared.loader(rows))
+
+
+def test_a_batch_is_the_rows_that_were_asked_for(build):
+    model = build("tiny")
+    batch = batches(prepare(model, PAIRS))[0]
+    assert torch.equal(batch.images, model.preprocess([PAIRS.image(i) for i in (3, 1, 22)]))
+    ids, mask = model.tokenize([PAIRS.texts()[i] for i in (4, 0, 40)])
+    assert torch.equal(batch.texts[0], ids) and torch.equal(batch.texts[1], mask)
+    matches = PAIRS.match_labels()[PAIRS.text_to_image()]
+    assert batch.images.dtype == torch.uint8 and torch.equal(batch.labels, matches[[4, 0, 40]])
+
+
+# From Python 3.12 on, of every fork beside threads; the workers only decode images.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_images_that_do_not_fit_in_memory_give_the_same_batches_and_embeddings(build, monkeypatch):
+    model, at_once = build("tiny"), []
+    in_memory = prepare(model, PAIRS)
+    expected = embed_pairs(model, in_memory, batch_size=10)
+    monkeypatch.setattr(features, "IN_MEMORY", 0)
+    lazily = prepare(model, PAIRS)
+    assert lazily.images is None and in_memory.images is not None
+    for lazy, held in zip(batches(lazily), batches(in_memory), strict=True):
+        assert torch.equal(lazy.images, held.images) and torch.equal(lazy.labels, held.labels)
+        assert all(torch.equal(a, b) for a, b in zip(lazy.texts, held.texts, strict=True))
+    found = embed_pairs(model, lazily, batch_size=10)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    monkeypatch.setattr(features, "AT_ONCE", 4)  # images at full size are held a few at a time
+    lazily.preprocess = lambda images: at_once.append(len(images)) or model.preprocess(images)
+    assert torch.equal(lazily.image_rows(torch.arange(23)), in_memory.images)
+    assert max(at_once) == 4 and sum(at_once) == 23
+
+
+def test_frozen_features_are_those_of_the_towers_in_the_order_of_the_pairs_each_text_once(build, monkeypatch):
+    model = build("frozen").train()
+    with torch.no_grad():
+        images = model.backbone.image_pooled(model.normalise(model.preprocess(list(PAIRS.images()))))
+        texts = torch.cat([model.backbone.text_pooled(*model.tokenize([text])) for text in PAIRS.texts()])
+    once, real = [], model.tokenize
+    monkeypatch.setattr(model, "tokenize", lambda texts, truncate: once.extend(texts) or real(texts, truncate))
+    prepared = prepare(model, PAIRS)
+    assert model.training and len(once) == len(set(PAIRS.texts())) < len(texts)
+    assert torch.allclose(prepared.images, images, atol=1e-5)
+    assert torch.allclose(prepared.texts[0], texts, atol=1e-5)
+
+
+def test_a_killed_extraction_resumes_and_a_second_run_reads_all(build, store, monkeypatch):
+    model = build("frozen")
+    whole = prepare(model, PAIRS)
+    n_parts = len(list(store.glob("*/*.safetensors")))
+    shutil.rmtree(store)
+    for stop_after in (3, 4):
+        with monkeypatch.context() as patch:
+            count_pooling(patch, model, stop_after)
+            with pytest.raises(KeyboardInterrupt):
+                prepare(model, PAIRS)
+    calls = count_pooling(monkeypatch, model)
+    for expected in (n_parts - 7, 0):
+        calls.clear()
+        resumed = prepare(model, PAIRS)
+        assert len(calls) == expected
+        assert torch.equal(resumed.images, whole.images) and torch.equal(resumed.texts[0], whole.texts[0])
+
+
+def test_a_damaged_part_is_computed_again_and_a_cache_that_cannot_be_written_only_costs_time(
+    build, store, tmp_path, monkeypatch
+):
+    model = build("frozen")
+    whole = prepare(model, PAIRS)
+    parts = sorted(store.glob("*-images-*/*.safetensors"))
+    parts[1].write_bytes(parts[1].read_bytes()[:100])
+    shutil.copy(parts[-1], parts[0])  # readable, but of another length
+    calls = count_pooling(monkeypatch, model)
+    assert torch.equal(prepare(model, PAIRS).images, whole.images)
+    assert calls == ["image_pooled"] * 2
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "file")
+    assert torch.equal(prepare(model, PAIRS).images, whole.images)
+
+
+def test_features_are_not_taken_for_those_of_other_towers_images_or_texts(build, monkeypatch):
+    model = build("frozen")
+    prepare(model, PAIRS)
+    calls = count_pooling(monkeypatch, model)
+
+    def computed(pairs):
+        calls.clear()
+        prepare(model, pairs)
+        return set(calls)
+
+    assert computed(PAIRS) == set()
+    assert computed(noise_pairs(23, n_captions=2)) == {"text_pooled"}
+    assert computed(PAIRS.subset(range(23)[::-1])) == {"image_pooled", "text_pooled"}
+    inverted = noise_pairs(23, n_captions=3)
+    inverted.load = lambda i: PAIRS.image(i).point(lambda value: 255 - value)
+    assert computed(inverted) == {"image_pooled"}
+    model.backbone.image_tower.layernorm.weight.data.mul_(2)
+    assert computed(PAIRS) == {"image_pooled"}
+
+
+@each_kind
+def test_embeddings_are_those_of_the_model_with_the_texts_that_were_asked_for(build, kind):
+    model, prompts = build(kind).train(), TEXTS[:4]
+    of_prompts = prepare(model, PAIRS, texts=prompts, digests=digest_model(model))
+    before = torch.get_rng_state()
+    images, texts = embed_pairs(model, of_prompts, batch_size=7)
+    assert torch.equal(torch.get_rng_state(), before) and model.training
+    assert torch.allclose(images, model.embed_images(list(PAIRS.images())), atol=1e-5)
+    assert torch.allclose(texts, model.embed_texts(prompts), atol=1e-5)
+    assert of_prompts.labels.tolist() == [0, 1, 2, 3]
+    assert len(embed_pairs(model, prepare(model, PAIRS))[1]) == len(PAIRS.texts())
+
+
+@each_kind
+def test_a_saved_model_has_the_digests_of_the_one_in_memory_and_another_has_not(build, tmp_path, kind):
+    model = build(kind)
+    first = digest_model(model)
+    assert digest_model(DualEncoder.from_pretrained(model.save_pretrained(tmp_path))) == first
+    next(model.backbone.image_head.parameters()).data.neg_()
+    changed = digest_model(model)
+    assert changed.model != first.model and changed[:2] == first[:2]
+    object.__setattr__(model.processor, "image_mean", [0.1, 0.2, 0.3])
+    assert digest_model(model).image != first.image and digest_model(model).text == first.text

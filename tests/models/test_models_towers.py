@@ -1,0 +1,90 @@
+"""Towers and what they read: pixels as transformers has them, names in order, no torchvision for tiny ones."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import picture
+from test_models_dual_encoder import odd_images
+
+from cibr import DualEncoder
+from cibr.data.pairs import to_rgb
+from cibr.models import model_kind
+from cibr.models.towers import ImageProcessor, TinyImageTower, resolve_model
+from cibr.utils import shipped
+
+
+def test_images_are_preprocessed_as_by_transformers_bit_for_bit():
+    from transformers import CLIPImageProcessor
+
+    images = [to_rgb(image) for image in odd_images()] + [picture(0).resize((47, 33)), picture(0).resize((32, 32))]
+    for size, crop in ((32, 32), (40, 32), (23, 17)):
+        ours = ImageProcessor(size, crop)
+        theirs = CLIPImageProcessor(**ours.to_dict())
+        pixels = theirs(images, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
+        assert torch.equal(ours(images), pixels)
+        assert ImageProcessor.from_dict(theirs.to_dict()).to_dict() == ours.to_dict()
+
+
+def test_a_tiny_model_is_loaded_and_used_without_torchvision():
+    code = """if True:
+        import sys
+        from PIL import Image
+        from cibr import DualEncoder
+        DualEncoder.from_pretrained("cibr-tiny").embed_images([Image.new("RGB", (50, 40))])
+        print([name for name in ("torchvision", "timm", "datasets", "sklearn") if name in sys.modules])
+    """
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_no_layer_of_a_trained_tower_looks_at_the_batch(build):
+    model = build("tiny").train()
+    assert not any(isinstance(module, torch.nn.modules.batchnorm._NormBase) for module in model.modules())
+    pixels = model.normalise(model.preprocess([picture(i) for i in range(4)]))
+    alone, together = model.encode_images(pixels[:1]), model.encode_images(pixels)
+    assert torch.allclose(alone.features, together.features[:1], atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [4, 16])
+def test_gradients_of_odd_batches_are_those_of_one_thread(width):
+    tower, pixels, found = TinyImageTower(width), torch.randn(5, 3, 32, 32), []
+    before = torch.get_num_threads()
+    try:
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            for _ in range(10):
+                tower.zero_grad()
+                tower(pixels).square().sum().backward()
+            found.append([p.grad.clone() for p in tower.parameters()])
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))  # float32 sums in another order
+
+
+def test_a_model_is_looked_for_in_a_folder_then_in_cibr_models_then_as_shipped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CIBR_MODELS", raising=False)
+    assert resolve_model("some/model") == "some/model"
+    assert resolve_model("cibr-tiny") == str(shipped("checkpoints/cibr-tiny"))
+    for name in ("some/model", "cibr-tiny"):
+        (tmp_path / "store" / name).mkdir(parents=True)
+        monkeypatch.setenv("CIBR_MODELS", str(tmp_path / "store"))
+        assert resolve_model(name) == str(tmp_path / "store" / name)
+        (tmp_path / name).mkdir(parents=True)
+        assert resolve_model(name) == name
+    names = ("tiny", "frozen", "openai/clip-vit-base-patch32", str(tmp_path))
+    assert [model_kind(name) for name in names] == ["tiny", "frozen", "clip", "clip"]
+
+
+@pytest.mark.models
+@pytest.mark.skipif(not os.environ.get("CIBR_MODELS"), reason="CIBR_MODELS is not set")
+def test_the_real_frozen_towers_embed_images_and_texts_and_come_back(tmp_path):
+    model, texts, images = DualEncoder.frozen(), ["a dog runs over grass", "a red car"], [picture(0), picture(1)]
+    assert model.embed_images(images).shape == model.embed_texts(texts).shape == (2, 512)
+    again = DualEncoder.from_pretrained(model.save_pretrained(tmp_path))
+    assert torch.equal(again.embed_texts(texts), model.embed_texts(texts))
+    assert torch.equal(again.embed_images(images), model.embed_images(images))
