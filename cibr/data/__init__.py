@@ -1,11 +1,12 @@
 """Data sets by name: glyphs made on the spot, local folders, and the sets of the hub.
 
-`load_pairs` turns a name and a split into `Pairs`. A name resolves in this order: ``glyphs`` and
-the zero-shot sets that are drawn here too; an existing folder, of shards or of images with
-metadata; ``$CIBR_DATA/wds_<name>``; the hub, for the sets that have a card in ``data/datasets.yaml``.
+`load_pairs` turns a name and a split into `Pairs`. A name resolves in this order: ``glyphs`` and the benchmarks
+that are drawn here too; an existing folder; ``$CIBR_DATA/wds_<name>``; the sets that have a card in
+``datasets.yaml``; a hub id, ``owner/name``.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,22 +14,17 @@ from typing import Any
 
 import yaml
 
-from cibr.data.folder import folder_splits, load_folder
-from cibr.data.pairs import Pairs
-from cibr.data.shards import load_shards
-from cibr.names import nearest
-from cibr.paths import cards_file
+from cibr.data import readers
+from cibr.data.pairs import Pairs, Skips, without_undecodable
+from cibr.utils import nearest, shipped
 
-__all__ = [
-    "Pairs",
-    "Source",
-    "available_splits",
-    "cards",
-    "check_dataset",
-    "known_datasets",
-    "load_pairs",
-    "resolve",
-]
+__all__ = ["Pairs", "Source", "available_splits", "cards", "known_datasets", "load_pairs", "resolve"]
+
+READERS = {
+    "images": (readers.load_images, readers.image_splits),
+    "shards": (readers.load_shards, readers.shard_splits),
+    "hub": (readers.load_hub, readers.hub_splits),
+}
 
 
 def load_pairs(
@@ -42,10 +38,11 @@ def load_pairs(
     """Loads one split of a data set.
 
     Args:
-        name: a known name (see `known_datasets`), or a folder of shards or of images with metadata.
-        split: ``train``, ``validation`` or ``test``.
-        on_error: ``raise`` at the first unusable sample, or ``skip`` and count such samples; then
-            every image is decoded once, at load.
+        name: a known name (see `known_datasets`); a folder of images with metadata, of shards or of Parquet files;
+            or a hub id, ``owner/name``.
+        split: ``train``, ``validation`` (``val`` and ``dev`` will do) or ``test``.
+        on_error: ``raise`` at the first unusable sample, or ``skip`` and count such samples; then every image is
+            decoded once, at load.
         max_skipped: with ``skip``, how many samples may be left out.
         cache_dir: where files from the hub are kept; by default in the hub's own cache.
 
@@ -55,34 +52,34 @@ def load_pairs(
     Raises:
         ValueError: if the name or the split is not known, or the data are not usable.
         FileNotFoundError: if a part of the data set is missing.
-        ConnectionError: if the hub does not give a file.
+        ConnectionError: if the hub does not give the data set.
     """
-    source = resolve(name)
+    source, split = resolve(name), readers.split_of(split)
+    skips = Skips(source.name, on_error, max_skipped)
     if source.kind == "glyphs":
-        from cibr.data.glyph_sets import load_glyph_set
+        from cibr.data.glyph_benchmarks import load_glyph_benchmark
         from cibr.data.glyphs import load_glyphs
 
-        return load_glyphs(split) if source.name == "glyphs" else load_glyph_set(source.name, split)
-    options = {"name": source.name, "on_error": on_error, "max_skipped": max_skipped}
-    if source.kind == "images":
-        return load_folder(source.place, split, **options)
-    if source.kind == "hub" and split not in (there := cards()[source.name]["splits"]):
+        return load_glyphs(split) if source.name == "glyphs" else load_glyph_benchmark(source.name, split)
+    there = _splits_of_card(source)
+    if there and split not in there:
         raise ValueError(f"{name} has no split {split!r} on the hub: it has {', '.join(there)}")
-    return load_shards(source.place, split, cache_dir=cache_dir, **options)
+    load, _ = READERS[source.kind]
+    return without_undecodable(load(source.place, split, skips, cache_dir), skips)
 
 
-def available_splits(name: str | Path) -> list[str]:
+def available_splits(name: str | Path, cache_dir: str | Path | None = None) -> list[str]:
     """Returns the splits that `load_pairs` offers for a name.
 
     Raises:
         ValueError: as `resolve`.
+        ConnectionError: if the name is a hub id and the hub does not give it.
     """
     source = resolve(name)
-    if source.kind == "images":
-        return folder_splits(source.place)
-    if source.kind == "shards":
-        return sorted(file.parent.name for file in Path(source.place).glob("*/nshards.txt"))
-    return cards()[source.name]["splits"]
+    if splits := _splits_of_card(source):
+        return splits
+    _, splits = READERS[source.kind]
+    return splits(source.place, cache_dir)
 
 
 @dataclass(frozen=True)
@@ -91,8 +88,8 @@ class Source:
 
     Args:
         name: the data set's name, in messages and tables.
-        kind: ``glyphs``, what is drawn here; ``shards`` or ``images`` in a local folder; or shards
-            on the ``hub``.
+        kind: ``glyphs``, what is drawn here; ``images``, a folder of images with metadata; ``shards``; or ``hub``,
+            what the library `datasets` reads.
         place: the folder or the hub id; empty for what is drawn here.
     """
 
@@ -113,26 +110,31 @@ def resolve(name: str | Path) -> Source:
         return Source(name, "glyphs")
     for folder in _folders(name):
         if folder.is_dir():
-            shards = (folder / "dataset_type.txt").is_file() or any(folder.glob("*/nshards.txt"))
-            title = folder.resolve().name.removeprefix("wds_")
-            return Source(title, "shards" if shards else "images", str(folder))
+            return Source(folder.resolve().name.removeprefix("wds_"), _kind(folder), str(folder))
     if card:
-        return Source(name, "hub", card["hub"])
+        return Source(name, "shards", card["hub"])
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        title = name.partition("/")[2]
+        return Source(title.removeprefix("wds_"), "shards" if title.startswith("wds_") else "hub", name)
     known = known_datasets()
     raise ValueError(
         f"there is no data set {name!r}{nearest(name, known) or '.'} Known: {', '.join(known)}. "
-        "Or give a folder of images with metadata.csv, a folder of shards, or set CIBR_DATA to a "
-        f"folder that holds wds_{Path(name).name}"
+        "Or give a folder of images with metadata.csv, a folder of shards, a hub id (owner/name), or set "
+        f"CIBR_DATA to a folder that holds wds_{Path(name).name}"
     )
 
 
-def check_dataset(name: str | Path) -> None:
-    """Checks, before a long run, that a name leads somewhere; nothing is read or fetched.
+def _splits_of_card(source: Source) -> list[str]:
+    """The splits of what is drawn here or lies on the hub, as its card has them; empty without a card."""
+    card = cards().get(source.name)
+    return card["splits"] if card and source.place == (card["hub"] or "") else []
 
-    Raises:
-        ValueError: as `resolve`.
-    """
-    resolve(name)
+
+def _kind(folder: Path) -> str:
+    if (folder / "dataset_type.txt").is_file() or any(folder.glob("*/nshards.txt")):
+        return "shards"
+    described = any(any(folder.glob(pattern)) for name in readers.METADATA for pattern in (name, f"*/{name}"))
+    return "hub" if not described and any(folder.rglob("*.parquet")) else "images"
 
 
 def known_datasets() -> list[str]:
@@ -143,8 +145,8 @@ def known_datasets() -> list[str]:
 
 
 def cards() -> dict[str, dict[str, Any]]:
-    """Returns the data sets' cards by name, as ``data/datasets.yaml`` has them."""
-    return _parsed(cards_file().read_text(encoding="utf-8"))
+    """Returns the data sets' cards by name, as ``datasets.yaml`` has them."""
+    return _parsed(shipped("datasets.yaml").read_text(encoding="utf-8"))
 
 
 @lru_cache(maxsize=1)

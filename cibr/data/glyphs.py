@@ -9,8 +9,8 @@ same drawing with two names.
 """
 
 import hashlib
-import os
 import unicodedata
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont, features
 
 from cibr.data.pairs import Pairs
-from cibr.paths import data_folder
+from cibr.utils import cache_folder, write_atomically
 
 IMAGE_SIZE = 32
 TEST_FONT_SIZE = 24
@@ -112,7 +112,7 @@ def load_glyphs(split: str = "train") -> Pairs:
 
 
 class PixelImages:
-    """Grey squares in memory, given as RGB images by index: what `Pairs` calls to load a picture."""
+    """Grey squares in memory, given as RGB images by index: the `load` of `Pairs`."""
 
     def __init__(self, pixels: np.ndarray):
         self.pixels = pixels
@@ -213,17 +213,21 @@ def draw_glyph(
 def _cached_pixels(split: str, factors: pd.DataFrame) -> np.ndarray:
     """Pixels [n, 32, 32] of a split; the cache's name holds all that drawing depends on."""
     versions = f"v{VERSION}-matplotlib{matplotlib.__version__}-freetype{features.version('freetype2')}"
-    file = data_folder() / "glyphs" / f"{split}-{versions}.npy"
-    if file.exists():
-        try:
-            pixels = np.load(file)
-            if pixels.shape == (len(factors), IMAGE_SIZE, IMAGE_SIZE) and pixels.dtype == np.uint8:
-                return pixels
-        except (ValueError, EOFError):
-            pass  # a damaged cache is drawn again
+    file = cache_folder() / "glyphs" / f"{split}-{versions}.npy"
+    with suppress(OSError, ValueError, EOFError):  # a damaged cache is drawn again
+        pixels = np.load(file)
+        if pixels.shape == (len(factors), IMAGE_SIZE, IMAGE_SIZE) and pixels.dtype == np.uint8:
+            return pixels
     pixels = draw_all(factors)
-    _save(file, pixels)
+    with suppress(OSError):  # a folder that cannot be written only costs the drawing time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, lambda part: _save(part, pixels))
     return pixels
+
+
+def _save(file: Path, pixels: np.ndarray) -> None:
+    with file.open("wb") as stream:  # given a path, NumPy would add .npy to its name
+        np.save(stream, pixels)
 
 
 def draw_all(factors: pd.DataFrame) -> np.ndarray:
@@ -234,19 +238,6 @@ def draw_all(factors: pd.DataFrame) -> np.ndarray:
     for i, (character, *face, size, x, y, ink, paper) in enumerate(factors[columns].itertuples(index=False)):
         pixels[i] = draw_glyph(character, files[tuple(face)], size, x, y, ink, paper)
     return pixels
-
-
-def _save(file: Path, pixels: np.ndarray) -> None:
-    """Written beside and moved into place; a folder that cannot be written only costs the drawing time."""
-    part = file.with_suffix(f".{os.getpid()}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as stream:
-            np.save(stream, pixels)
-        part.replace(file)
-    except OSError:
-        if part.parent.is_dir():
-            part.unlink(missing_ok=True)
 
 
 def _font_path(file: str) -> str:

@@ -1,10 +1,10 @@
-"""Zero-shot sets drawn from the fonts in matplotlib: which letter, script, category, shape, direction or mark.
+"""Zero-shot benchmarks for glyphs: letters, scripts, categories, shapes, arrows, diacritics, handwritten digits.
 
-Seven sets for a model that was trained on glyphs, none of which needs a download. Each asks one question of a
-picture, in words that the Unicode names use. All show typefaces that training never sees: `validation` STIX,
-`test` DejaVu Serif, and for letters Computer Modern too. Characters that are held out from training stay out,
-and so do those that a face draws just like one of another class, such as Latin A and Greek Alpha among the
-scripts. The digits alone are handwritten, from scikit-learn, the first half of them for validation.
+Seven sets for a model that was trained on glyphs, none of which needs a download. Class names are in the words of
+the Unicode names. All show typefaces that training never sees: `validation` STIX, `test` DejaVu Serif, and for
+letters Computer Modern too. Characters that are held out from training stay out, and so do those that a face
+draws just like one of another class, such as Latin A and Greek Alpha among the scripts. The digits alone are
+handwritten, from scikit-learn, the first half of them for validation.
 """
 
 import re
@@ -79,8 +79,8 @@ def _diacritic(name: str, category: str) -> str | None:
     return f"letter with {found[1]}" if found and category in ("Lu", "Ll") else None
 
 
-class GlyphSet(NamedTuple):
-    """A question about printed characters.
+class GlyphBenchmark(NamedTuple):
+    """A classification of printed characters.
 
     Args:
         classify: takes a character's Unicode name in lower case and its category, and returns the name of its
@@ -94,21 +94,21 @@ class GlyphSet(NamedTuple):
     test_faces: tuple[Face, ...] = SERIF
 
 
-GLYPH_SETS = {
-    "glyph_letters": GlyphSet(_letter, test_faces=SERIF + COMPUTER_MODERN),
-    "glyph_scripts": GlyphSet(_script),
-    "glyph_categories": GlyphSet(_category),
-    "glyph_shapes": GlyphSet(_shape, n_draws=4),
-    "glyph_arrows": GlyphSet(_arrow, n_draws=4),
-    "glyph_diacritics": GlyphSet(_diacritic),
+GLYPH_BENCHMARKS = {
+    "glyph_letters": GlyphBenchmark(_letter, test_faces=SERIF + COMPUTER_MODERN),
+    "glyph_scripts": GlyphBenchmark(_script),
+    "glyph_categories": GlyphBenchmark(_category),
+    "glyph_shapes": GlyphBenchmark(_shape, n_draws=4),
+    "glyph_arrows": GlyphBenchmark(_arrow, n_draws=4),
+    "glyph_diacritics": GlyphBenchmark(_diacritic),
 }
 
 
-def load_glyph_set(name: str, split: str = "test") -> Pairs:
+def load_glyph_benchmark(name: str, split: str = "test") -> Pairs:
     """Draws one split of a zero-shot set.
 
     Args:
-        name: ``glyph_digits`` or one of `GLYPH_SETS`.
+        name: ``glyph_digits`` or one of `GLYPH_BENCHMARKS`.
         split: ``validation`` or ``test``.
 
     Returns:
@@ -118,9 +118,9 @@ def load_glyph_set(name: str, split: str = "test") -> Pairs:
     Raises:
         ValueError: if there is no such set or split; the message names those that there are.
     """
-    known = ["glyph_digits", *GLYPH_SETS]
+    known = ["glyph_digits", *GLYPH_BENCHMARKS]
     if name not in known:
-        raise ValueError(f"there is no set {name!r} drawn from glyphs: there are {', '.join(known)}")
+        raise ValueError(f"there is no glyph benchmark {name!r}: there are {', '.join(known)}")
     if split not in SPLITS:
         raise ValueError(f"{name} has no split {split!r}: it has {', '.join(SPLITS)}")
     keys, classes, pixels, factors = _digits(split) if name == "glyph_digits" else _characters(name, split)
@@ -158,13 +158,13 @@ def _digits(split: str) -> tuple[list[str], list[str], np.ndarray, None]:
 @cache
 def _characters(name: str, split: str) -> tuple[list[str], list[str], np.ndarray, pd.DataFrame]:
     """Keys, class names, pixels and factors of a set of printed characters; a process draws each once."""
-    asked = GLYPH_SETS[name]
+    benchmark = GLYPH_BENCHMARKS[name]
     characters = glyphs.glyph_characters()
-    classes = [asked.classify(*row) for row in characters[["name", "category"]].itertuples(index=False)]
+    classes = [benchmark.classify(*row) for row in characters[["name", "category"]].itertuples(index=False)]
     characters = characters.assign(kind=classes)
     characters = characters[(characters["group"] == "seen") & characters["kind"].notna()]
-    faces = STIX if split == "validation" else asked.test_faces
-    factors = glyphs.sample_factors(characters, faces, asked.n_draws)
+    faces = STIX if split == "validation" else benchmark.test_faces
+    factors = glyphs.sample_factors(characters, faces, benchmark.n_draws)
     kind_of = dict(zip(characters["character"], characters["kind"], strict=True))
     classes = [kind_of[character] for character in factors["character"]]
     pixels = glyphs.draw_all(factors)

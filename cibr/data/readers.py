@@ -1,0 +1,560 @@
+"""Readers of image-text sets: image folders, hub data sets through `datasets`, and WebDataset shards.
+
+Image folder: the convention that `datasets` calls imagefolder. A row of ``metadata.csv`` or ``metadata.jsonl``
+names an image (``file_name``, relative to the metadata) and its text (``text`` or ``caption``; in jsonl a list
+too). Several rows that name one image give it several texts; images of no row are not used. An optional ``group``
+is equal for renderings of one item, such as a product before two backgrounds. Splits are subfolders, each with its
+metadata or all under one; a folder without them is split by a hash of each file name or group. Rows are read here
+and not by `datasets`, which takes the text "NA" for a missing one and "2013" for a number, and names no line.
+
+Hub: any set with the columns ``image`` and ``text``, ``caption``, ``captions`` or ``texts`` (a string or a list),
+and perhaps ``group``; a local folder of Parquet files as well.
+
+Shards: the layout of the hub's ``clip-benchmark/wds_*``. ``<split>/nshards.txt`` holds the number of shards,
+``<split>/0.tar``, ``1.tar``, ... the samples: members that share a name up to its first dot, an image with
+``.txt`` (captions, one a line) or ``.cls`` (index into the lines of ``classnames.txt``; beside it
+``zeroshot_classification_templates.txt`` holds prompts with ``{c}`` for the class). Tar files are indexed once,
+and an image is then read by its offset.
+
+A split's folder may have any of the names in `SPLIT_NAMES`: ``val`` is ``validation``.
+"""
+
+import csv
+import hashlib
+import json
+import re
+import tarfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from cibr.data.pairs import Pairs, Skips, clean_texts, open_rgb
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+METADATA = ("metadata.jsonl", "metadata.csv")
+TEXT_COLUMNS = ("text", "caption", "captions", "texts")
+VALIDATION_SHARE = 10  # one image in ten
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+SAMPLE_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+TAR_BLOCK = 512
+CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
+
+
+def split_of(name: str) -> str:
+    """Returns the split that a name stands for: ``validation`` for ``val``; other names stand for themselves."""
+    return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), name)
+
+
+def split_folders(folder: Path, *files: str) -> dict[str, Path]:
+    """Returns the subfolders that have one of the files, by split.
+
+    Raises:
+        ValueError: if two subfolders are the same split.
+    """
+    found: dict[str, Path] = {}
+    for part in sorted({file.parent for name in files for file in folder.glob(f"[!.]*/{name}")}):
+        other = found.setdefault(split_of(part.name), part)
+        if other != part:
+            raise ValueError(f"{other} and {part} are both the split {split_of(part.name)!r}: keep one")
+    return found
+
+
+@dataclass
+class _Item:
+    """Texts and group of an image, and the number of the row that it first came from."""
+
+    row: int = 0
+    texts: list[str] = field(default_factory=list)
+    group: str = ""
+
+    def add(self, texts: Any, group: Any, place: str) -> int:
+        """Adds a row's texts and group; returns how many of the texts it had before.
+
+        Raises:
+            ValueError: if a text is none, or the image has another group.
+        """
+        values = texts if isinstance(texts, list) else [] if texts is None else [texts]
+        if not all(isinstance(text, str) for text in values):
+            raise ValueError(f"{place} has the text {texts!r}: it is a string or a list of strings")
+        group = "" if group is None else str(group).strip()
+        if self.group and group and group != self.group:
+            raise ValueError(
+                f"{place} has the group {group!r}, an earlier row of the image {self.group!r}: keep one"
+            )
+        self.group = self.group or group
+        values = self.texts + clean_texts(values)
+        self.texts = list(dict.fromkeys(values))
+        return len(values) - len(self.texts)
+
+
+Items = dict[str, _Item]
+
+
+def _pairs(items: Items, split: str, skips: Skips, load: Callable[[list[str]], Callable]) -> Pairs:
+    """Pairs of the items that have a text; `load` takes their keys and returns what loads their images."""
+    for key, item in items.items():
+        if not item.texts:
+            skips.add(ValueError(f"{key} of {skips.name} has no text: write one or drop the row"))
+    items = {key: item for key, item in items.items() if item.texts}
+    numbers: dict[tuple[str, str], int] = {}
+    groups = [numbers.setdefault(_thing(key, item), len(numbers)) for key, item in items.items()]
+    grouped = any(item.group for item in items.values())
+    captions, keys = [item.texts for item in items.values()], list(items)
+    return Pairs(skips.name, split, captions, keys, load(keys), groups=torch.tensor(groups) if grouped else None)
+
+
+def _thing(key: str, item: _Item) -> tuple[str, str]:
+    """What an image shows: its group, else itself."""
+    return ("group", item.group) if item.group else ("image", key)
+
+
+# Image folders
+
+
+def load_images(folder: str | Path, split: str, skips: Skips, cache_dir: str | Path | None = None) -> Pairs:
+    """Reads one split of a folder of images with metadata, in the order of the metadata.
+
+    Args:
+        folder: the folder.
+        split: ``train``, ``validation``, ``test`` or the name of a subfolder with metadata. Without subfolders for
+            the splits, a tenth of the images is ``validation``, chosen by a hash of each ``file_name`` (or its
+            group), so that images added later move no others, and the rest is ``train``.
+        skips: the set's name, and what happens to unusable samples.
+        cache_dir: not used; nothing is fetched.
+
+    Raises:
+        FileNotFoundError: if the metadata or an image is missing.
+        ValueError: if there is no such split, the metadata are malformed or a sample is unusable.
+    """
+    splits = _image_splits(Path(folder))
+    root, items = _split_given(splits, split, folder, f"add a subfolder {split} with its own metadata")
+    items = items if items is not None else _read_metadata(_metadata_file(root))
+
+    for key in list(items):
+        file = root / key
+        if not file.is_file():
+            how = f"is a link to {file.readlink()}, which is missing" if file.is_symlink() else "is missing"
+            skips.add(FileNotFoundError(f"{file} {how}, but {root}'s metadata name it"))
+            del items[key]
+    return _pairs(items, split, skips, lambda keys: FolderImages(root, keys))
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """Loads image i from its file."""
+
+    folder: Path
+    file_names: list[str]
+
+    def __call__(self, i: int) -> Image.Image:
+        file = self.folder / self.file_names[i]
+        return open_rgb(file, str(file))
+
+
+def image_splits(folder: str | Path, cache_dir: str | Path | None = None) -> list[str]:
+    """Returns the splits of a folder of images; the images are not looked at.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_images`, for metadata that are missing or malformed.
+    """
+    return list(_image_splits(Path(folder)))
+
+
+def _image_splits(folder: Path) -> dict[str, tuple[Path, Items | None]]:
+    """Folder and rows of each split; rows are None where the folder's own metadata have them all."""
+    folders, file = split_folders(folder, *METADATA), _metadata_file(folder)
+    if folders and file:
+        raise ValueError(f"{file} is there, and so are metadata in {next(iter(folders.values()))}: keep one kind")
+    if folders:
+        return {split: (part, None) for split, part in folders.items()}
+    if file is None:
+        raise FileNotFoundError(
+            f"{folder} has no {METADATA[0]} and no {METADATA[1]}: write one, with the columns file_name and text"
+        )
+    items = _read_metadata(file)
+    split = _splits_of_names(items, file)
+    names = [name for name in SPLIT_NAMES if name in split.values()]
+    return {name: (folder, {key: item for key, item in items.items() if split[key] == name}) for name in names}
+
+
+def _split_given(splits: dict[str, Any], split: str, place: str | Path, advice: str) -> Any:
+    if split not in splits:
+        there = ", ".join(splits) or "none"
+        raise ValueError(f"{place} has no split {split!r}: those that are there: {there}; {advice}")
+    return splits[split]
+
+
+def _splits_of_names(items: Items, file: Path) -> dict[str, str]:
+    """Returns the split of each name: its first folder where that is one, else by hash of what it shows."""
+    first = {name: split_of(name.partition("/")[0]) for name in items}
+    outside = [name for name in items if first[name] not in SPLIT_NAMES]
+    if not outside:
+        return first
+    if len(outside) < len(items):
+        raise ValueError(
+            f"{file} names images in subfolders {', '.join(SPLIT_NAMES)} and others outside, such as "
+            f"{outside[0]}: put all into subfolders, or none"
+        )
+    things = {name: _thing(name, item) for name, item in items.items()}
+    if len(set(things.values())) < 2:
+        n = "1 image" if len(items) == 1 else f"{len(items)} images of one group"
+        raise ValueError(f"{file} names {n}: train and validation need two")
+    by_hash = hash_split(name for _, name in things.values())
+    return {name: by_hash[thing] for name, (_, thing) in things.items()}
+
+
+def hash_split(names: Iterable[str]) -> dict[str, str]:
+    """Assigns each name to ``validation``, one in ten, or ``train``, by its SHA-256 alone.
+
+    Only where that leaves a split empty, in a very small set, is the nearest name moved into it.
+
+    Args:
+        names: two at least.
+
+    Returns:
+        The split of each name.
+
+    Examples:
+        >>> hash_split(["a.jpg", "b.jpg", "c.jpg"])
+        {'a.jpg': 'validation', 'b.jpg': 'train', 'c.jpg': 'train'}
+    """
+    score = {name: int(hashlib.sha256(name.encode()).hexdigest(), 16) for name in names}
+    chosen = {name for name in score if score[name] < 2**256 // VALIDATION_SHARE} or {min(score, key=score.get)}
+    if len(chosen) == len(score):
+        chosen.remove(max(score, key=score.get))
+    return {name: "validation" if name in chosen else "train" for name in score}
+
+
+def _metadata_file(folder: Path) -> Path | None:
+    there = [folder / name for name in METADATA if (folder / name).is_file()]
+    if len(there) > 1:
+        raise ValueError(f"{folder} has both {METADATA[0]} and {METADATA[1]}: keep one")
+    return there[0] if there else None
+
+
+def _read_metadata(file: Path) -> Items:
+    """Reads what is said of each image, in the file's order; rows of the same image are joined."""
+    items: Items = {}
+    n_repeated = 0
+    try:
+        for place, row in (_jsonl_rows if file.suffix == ".jsonl" else _csv_rows)(file):
+            column = next((column for column in TEXT_COLUMNS if column in row), None)
+            if "file_name" not in row or column is None:
+                raise ValueError(
+                    f"{place} needs the columns file_name and {TEXT_COLUMNS[0]} or {TEXT_COLUMNS[1]}; "
+                    f"those that are there: {', '.join(map(str, row)) or 'none'}"
+                )
+            name = _file_name(row["file_name"], place, file.parent)
+            n_repeated += items.setdefault(name, _Item()).add(row[column], row.get("group"), place)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file} cannot be read ({error}): save it as UTF-8, with every quote closed") from error
+    if not items:
+        raise ValueError(f"{file} has no rows: write one for each image")
+    if n_repeated:
+        warnings.warn(f"{file} repeats {n_repeated} texts of the same image: each is used once", stacklevel=2)
+    return items
+
+
+def _file_name(value: Any, place: str, folder: Path) -> str:
+    """Returns a file's name within the folder, with slashes; Windows writes it with backslashes."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{place} has no file_name: name the image, relative to {folder}")
+    path = PureWindowsPath(value)
+    if path.anchor or ".." in path.parts:
+        raise ValueError(f"{place} has the file_name {value!r}, which is not within {folder}: move the file there")
+    return path.as_posix()
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with open(file, encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, skipinitialspace=True, strict=True)
+        for row in reader:
+            place = f"{file}, line {reader.line_num},"
+            if None in row:
+                raise ValueError(f"{place} has more fields than columns: quote texts that hold a comma")
+            yield place, row
+
+
+def _jsonl_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with open(file, encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            place = f"{file}, line {number},"
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
+                raise ValueError(f"{place} is not JSON ({error}): write one object a line") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{place} is not a JSON object: write one object a line")
+            yield place, row
+
+
+# The hub, and local Parquet files, through `datasets`
+
+
+def load_hub(source: str | Path, split: str, skips: Skips, cache_dir: str | Path | None = None) -> Pairs:
+    """Reads one split of an image-text set that `datasets` loads; images are decoded on demand.
+
+    Rows that show the same file are joined; rows with images of their own are images of their own.
+
+    Args:
+        source: the hub id of a data set, ``owner/name``, or a local folder of Parquet files.
+        split: the split's name.
+        skips: the set's name, and what happens to unusable samples.
+        cache_dir: where files are kept; by default in the cache of `datasets`.
+
+    Raises:
+        ConnectionError: if the hub does not give the set.
+        ValueError: if there is no such split, a column is missing, or a sample is unusable.
+    """
+    import datasets
+    import pyarrow.compute
+
+    loaded = _asked(source, lambda: datasets.load_dataset(str(source), cache_dir=cache_dir))
+    splits = {split_of(str(name)): data for name, data in loaded.items()}
+    data = _split_given(splits, split, source, "name another split")
+    column = next((column for column in TEXT_COLUMNS if column in data.column_names), None)
+    if column is None or not isinstance(data.features.get("image"), datasets.Image):
+        features = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in data.features.items())
+        raise ValueError(
+            f"{source} needs a column image of images and one of {', '.join(TEXT_COLUMNS)}; there are {features}"
+        )
+    files = data.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    paths = pyarrow.compute.struct_field(files.data["image"], "path").to_pylist()
+    groups = data["group"] if "group" in data.column_names else [None] * len(data)
+    items: Items = {}
+    for row, (path, texts, group) in enumerate(zip(paths, data[column], groups, strict=True)):
+        key = path if path and Path(path).is_absolute() else f"row {row}"
+        items.setdefault(key, _Item(row)).add(texts, group, f"row {row} of {source}")
+    rows = {key: item.row for key, item in items.items()}
+    return _pairs(
+        items, split, skips, lambda keys: HubImages(files, [rows[key] for key in keys]), lambda key: None
+    )
+
+
+@dataclass(frozen=True)
+class HubImages:
+    """Loads image i from its row of a `datasets.Dataset` that gives images as they are stored."""
+
+    files: Any
+    rows: list[int]
+
+    def __call__(self, i: int) -> Image.Image:
+        image = self.files[self.rows[i]]["image"] or {"bytes": b"", "path": None}
+        return open_rgb(image["bytes"] or image["path"] or b"", f"the image of row {self.rows[i]}")
+
+
+def hub_splits(source: str | Path, cache_dir: str | Path | None = None) -> list[str]:
+    """Returns the splits of an image-text set that `datasets` loads; no images are fetched.
+
+    Raises:
+        ConnectionError: if the hub does not give the set.
+    """
+    import datasets
+
+    return [split_of(name) for name in _asked(source, lambda: datasets.get_dataset_split_names(str(source)))]
+
+
+def _asked(source: str | Path, ask: Callable[[], Any]) -> Any:
+    """What `datasets` answers; its errors are told with the source."""
+    import datasets
+
+    try:
+        return ask()
+    except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise ConnectionError(
+            f"{source} is neither a folder here nor a data set that the hub gives ({error}): check the path or "
+            "the name, and the network"
+        ) from error
+    except Exception as error:  # its builders raise nearly anything
+        cause = error.__cause__ or error
+        raise ValueError(f"{source} cannot be read as a data set ({type(cause).__name__}: {cause})") from error
+
+
+# WebDataset shards
+
+
+def load_shards(source: str | Path, split: str, skips: Skips, cache_dir: str | Path | None = None) -> Pairs:
+    """Reads one split of a set of WebDataset shards.
+
+    Args:
+        source: a local folder, or else the hub id of a data set, ``owner/name``.
+        split: the split's name.
+        skips: the set's name, and what happens to unusable samples.
+        cache_dir: where files from the hub are kept; by default in the hub's own cache.
+
+    Returns:
+        The pairs; with labels, class names and prompt templates if the samples have ``.cls``.
+
+    Raises:
+        FileNotFoundError: if a shard or another file is missing.
+        ValueError: if there is no such split, a file is not what the layout says, or a sample is unusable.
+        ConnectionError: if the hub does not give the files.
+    """
+    patterns = ["*.txt", *(f"{name}/*" for name in SPLIT_NAMES.get(split, (split,)))]
+    root = _shard_root(source, patterns, cache_dir)
+    folder = _split_given(_shard_folders(root), split, source, f"add {split}/nshards.txt with its shards")
+    shards = [folder / f"{number}.tar" for number in range(_n_shards(folder / "nshards.txt"))]
+    samples = [
+        (key, number, parts)
+        for number, shard in enumerate(tqdm(shards, desc=f"{skips.name} {split}: shards", unit="shard", delay=1))
+        for key, parts in _index(shard).items()
+    ]
+    classnames = _classnames(root) if any("cls" in parts for _, _, parts in samples) else None
+    keys, captions, labels, places = [], [], [], []
+    for key, number, parts in samples:
+        if problem := _problem(parts, classnames):
+            skips.add(ValueError(f"sample {key!r} of {shards[number]} has {problem}"))
+            continue
+        keys.append(key)
+        places.append((number, *parts["image"]))
+        captions.append(clean_texts(parts.get("txt", "").split("\n")))
+        if classnames:
+            labels.append(int(parts["cls"]))
+            captions[-1] = captions[-1] or [classnames[labels[-1]]]
+    load = ShardImages(shards, keys, np.array(places, dtype=np.int64).reshape(-1, 3))
+    if not classnames:
+        return Pairs(skips.name, split, captions, keys, load)
+    file = root / TEMPLATES
+    templates = clean_texts(file.read_text(encoding="utf-8-sig").splitlines()) if file.is_file() else None
+    about = {
+        "labels": torch.tensor(labels, dtype=torch.long),
+        "classnames": classnames,
+        "templates": templates or None,
+    }
+    return Pairs(skips.name, split, captions, keys, load, **about)
+
+
+@dataclass(frozen=True)
+class ShardImages:
+    """Loads image i from its place: columns of `places` are shard number, offset, size in bytes."""
+
+    shards: list[Path]
+    keys: list[str]
+    places: np.ndarray
+
+    def __call__(self, i: int) -> Image.Image:
+        number, offset, size = self.places[i].tolist()
+        with open(self.shards[number], "rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+        return open_rgb(data, f"the image of sample {self.keys[i]!r} of {self.shards[number]}")
+
+
+def shard_splits(source: str | Path, cache_dir: str | Path | None = None) -> list[str]:
+    """Returns the splits of a set of WebDataset shards; no shard is fetched.
+
+    Raises:
+        ConnectionError: if the hub does not give the set.
+    """
+    return list(_shard_folders(_shard_root(source, ["*.txt"], cache_dir)))
+
+
+def _shard_folders(root: Path) -> dict[str, Path]:
+    return split_folders(root, "nshards.txt", "0.tar")
+
+
+def _shard_root(source: str | Path, patterns: list[str], cache_dir: str | Path | None) -> Path:
+    """The local folder of a set, with the files that match fetched from the hub where it is there."""
+    if Path(source).is_dir():
+        return Path(source)
+    import huggingface_hub
+
+    options = dict(repo_type="dataset", allow_patterns=patterns, cache_dir=cache_dir)
+    try:
+        return Path(huggingface_hub.snapshot_download(str(source), **options))
+    # The hub's client raises its own errors, those of its HTTP library and the system's.
+    except Exception as error:
+        raise ConnectionError(
+            f"could not fetch {source} from the hub ({type(error).__name__}: {error}): check the network and the "
+            f"name, or point CIBR_DATA at a folder that holds the data set as {Path(source).name}"
+        ) from error
+
+
+def _n_shards(file: Path) -> int:
+    text = _required(file).read_text(encoding="utf-8", errors="replace").strip()
+    if not text.isdecimal() or len(text) > 9 or int(text) == 0:
+        raise ValueError(f"{file} says {text[:40]!r}: it holds the number of the split's shards, 1 or more")
+    return int(text)
+
+
+def _required(file: Path) -> Path:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: put the data set's {file.name} there")
+    return file
+
+
+def _classnames(root: Path) -> list[str]:
+    text = _required(root / CLASSNAMES).read_text(encoding="utf-8-sig")
+    names = [name.strip() for name in text.strip().split("\n")]
+    # ImageNet's usual list has two missiles and two pairs of sunglasses, so that this is no error.
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        warnings.warn(
+            f"{root / CLASSNAMES} gives several classes the name {', '.join(map(repr, repeated))}: "
+            "no text tells them apart, so name each differently where you can",
+            stacklevel=3,
+        )
+    return names
+
+
+def _index(shard: Path) -> dict[str, dict[str, Any]]:
+    """Lists the samples of an uncompressed tar file: ``image`` (offset, size), ``txt`` and ``cls`` by key.
+
+    Raises:
+        ValueError: if it is not a whole tar file, two members have the same name, or a text is not UTF-8.
+    """
+    samples: dict[str, dict[str, Any]] = {}
+    end, where = 0, str(shard)
+    try:
+        with tarfile.open(_required(shard), "r:") as tar:
+            for member in tar:
+                end = member.offset_data + -(-member.size // TAR_BLOCK) * TAR_BLOCK
+                named = SAMPLE_NAME.fullmatch(member.name)
+                suffix = named[2].lower() if named and member.isfile() else ""
+                part = "image" if suffix in IMAGE_SUFFIXES else suffix
+                if part not in ("image", "txt", "cls"):
+                    continue
+                parts, where = samples.setdefault(named[1], {}), f"sample {named[1]!r} of {shard}"
+                if part in parts:
+                    raise ValueError(f"{where} has two of {part}: give each a name of its own")
+                place = member.offset_data, member.size
+                parts[part] = place if part == "image" else tar.extractfile(member).read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"a text of {where} is not UTF-8 ({error}): write it again") from error
+    except tarfile.TarError as error:
+        raise ValueError(f"{shard} is cut short or is no tar file ({error}): fetch it again") from error
+    # tarfile takes a damaged header, or the lack of one, for the end; a whole file ends in zeros.
+    with open(shard, "rb") as file:
+        file.seek(end)
+        if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):
+            raise ValueError(f"{shard} is cut short or damaged at byte {end:,}: fetch it again")
+    return samples
+
+
+def _problem(parts: dict[str, Any], classnames: list[str] | None) -> str:
+    """What a sample has that makes it unusable, with the fix; empty if nothing."""
+    if "image" not in parts:
+        return f"a text but no image: add one of {', '.join(f'.{suffix}' for suffix in IMAGE_SUFFIXES)}"
+    if len(parts) == 1:
+        return "an image but no text: add a .txt or a .cls"
+    if "txt" in parts and not parts["txt"].strip():
+        return "an empty .txt: write one caption a line"
+    label = parts.get("cls", "").strip()
+    if classnames and not (label.isdecimal() and len(label) < 10 and int(label) < len(classnames)):
+        n = len(classnames)
+        return (
+            f"the label {label[:40]!r}: a .cls holds an index into the {n} lines of {CLASSNAMES}, counted from 0"
+        )
+    return ""
