@@ -1,49 +1,218 @@
-"""Checkpoints that survive: written beside and moved into place, read as weights only, the newest good one found.
+"""What a run leaves on disk: its claim on a folder, checkpoints that survive a kill, and the finished run.
 
-A checkpoint is one file, `checkpoints/step-000000123.pt`. It is complete before it has its name, and the one
-before it is removed only then, so a kill at any moment or a full disk leaves a readable one.
+A checkpoint is one file, `checkpoints/step-000000123.pt`. It is whole before it has its name, and older ones are
+removed only then, so a kill at any moment or a full disk leaves a readable one. Order, captions, dropout and noise
+are keyed by the seed and the step, so that the step is the position in the data and the random state at once.
 """
 
-import os
+import hashlib
+import json
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 
-KEEP = 2  # the newest and the one before it
+from cibr.data import Pairs
+from cibr.models import DualEncoder
+from cibr.train.config import NOT_THE_RUN, RunConfig
+from cibr.utils import provenance, write_atomically
+
+KEEP = 2  # checkpoints: the newest and the one before it
+PATIENCE = 5  # s, for a lock that worker processes of a killed run may hold a moment longer than it
+HISTORY, RECORD, MODEL = "history.csv", "run.json", "cibr.json"
+OF_A_RUN = (HISTORY, RECORD, "checkpoints", "*.ipynb", "*.log", "*.part", ".*")  # may lie there when it begins
 
 
-def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Writes the state of a run; older checkpoints than the last two are removed afterwards.
+@dataclass
+class Progress:
+    """Where a run stands: steps, finished epochs, and the sums of the epoch under way."""
 
-    Raises:
-        ValueError: the folder cannot be written; the last good checkpoint is named and untouched.
+    n_steps: int
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+    n_summed: int = 0
+    n_skipped: int = 0
+
+    def add(self, terms: dict[str, float]) -> None:
+        """Takes in the terms of a step."""
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in terms.items()}
+        self.n_summed += 1
+
+    def means(self) -> dict[str, float]:
+        """The terms of the epoch so far, mean over its steps."""
+        return {name: value / self.n_summed for name, value in self.sums.items()}
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """Appends a row to the history and begins another epoch."""
+        self.history.append(row)
+        self.sums, self.n_summed, self.n_skipped = {}, 0, 0
+
+
+def run_identity(
+    model: DualEncoder, train: Pairs, validation: Pairs | None, config: RunConfig, batch_size: int
+) -> dict[str, Any]:
+    """What two runs must share for one to go on where the other stopped, as JSON holds it."""
+    run = {name: value for name, value in config.to_dict().items() if name not in NOT_THE_RUN}
+    run |= {"architecture": f"{model.kind} {model.backbone.settings}", "pairs a step": batch_size}
+    for name, pairs in (("training pairs", train), ("validation pairs", validation)):
+        if pairs is not None:
+            digest = hashlib.sha256(repr((pairs.keys, pairs.captions)).encode()).hexdigest()
+            run[name] = f"{len(pairs):,} with digest {digest[:12]}"
+    return json.loads(json.dumps(run))
+
+
+class RunFolder:
+    """The output folder of a run.
+
+    Args:
+        folder: where it is.
+        identity: the run's `run_identity`.
+        writes: whether this process is the one that writes.
     """
-    file = folder / f"step-{step:09d}.pt"
-    part = file.with_suffix(".part")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as stream:
-            torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(file)
-        _sync_folder(folder)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        good = checkpoints(folder)
-        last = f"the last good checkpoint is {str(good[-1])!r}" if good else "there is no earlier checkpoint"
-        raise ValueError(
-            f"cannot write {str(file)!r}: {error}; {last}. Make room or choose another output_dir"
-        ) from error
-    for old in checkpoints(folder)[:-KEEP]:
-        old.unlink(missing_ok=True)
-    return file
+
+    def __init__(self, folder: Path, identity: dict[str, Any], writes: bool = True):
+        self.folder, self.identity, self.writes = folder, identity, writes
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Makes the folder if need be, and holds it against other runs, until this one ends or dies.
+
+        Raises:
+            ValueError: it cannot be written, another run holds it, or it has files that are no run's.
+        """
+        if not self.writes:
+            yield
+            return
+        name, lock = f"output_dir {str(self.folder)!r}", FileLock(self.folder / ".lock", timeout=PATIENCE)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise ValueError(f"another run is writing to {name}: wait for its end, or choose another") from error
+        except OSError as error:
+            raise ValueError(f"{name} cannot be written: {error}; choose another") from error
+        try:
+            if not checkpoints(self.folder) and not (self.folder / RECORD).exists():
+                foreign = [f.name for f in self.folder.iterdir() if not any(map(f.match, OF_A_RUN))]
+                if foreign:
+                    raise ValueError(
+                        f"{name} has files that are no run's, such as {min(foreign)!r}: choose another"
+                    )
+            yield
+        finally:
+            (self.folder / ".lock").unlink(missing_ok=True)
+            lock.release()
+
+    def finished(self, model: DualEncoder) -> pd.DataFrame | None:
+        """The history of the finished run that lies here, if one does; its weights are loaded into the model.
+
+        Raises:
+            ValueError: it is a run of another configuration or of other pairs; the differences are named.
+        """
+        if checkpoints(self.folder) or not all((self.folder / f).exists() for f in (RECORD, MODEL, HISTORY)):
+            return None
+        there = json.loads((self.folder / RECORD).read_text(encoding="utf-8")).get("run", {})
+        self._refuse_another(there, "a finished run", f"or remove {str(self.folder)!r}")
+        model.load_state_dict(DualEncoder.from_pretrained(self.folder).own_state(), strict=False)
+        model.eval()
+        return pd.read_csv(self.folder / HISTORY, float_precision="round_trip")
+
+    def resume(self, parts: dict[str, Any], start: Progress) -> Progress:
+        """Loads the newest readable checkpoint, if there is one, into the parts.
+
+        Args:
+            parts: model, optimiser and all that has a `state_dict`, by name.
+            start: where a new run stands.
+
+        Raises:
+            ValueError: it belongs to another configuration or other pairs; the differences are named.
+        """
+        newest = newest_checkpoint(self.folder)
+        if newest is None:
+            return start
+        file, state = newest
+        fix = f"finish that run, or delete {str(file.parent)!r}"
+        self._refuse_another(state.get("run", {}), "an unfinished run", fix)
+        for name, part in parts.items():
+            options = {"strict": False} if isinstance(part, DualEncoder) else {}  # frozen towers are not stored
+            part.load_state_dict(state[name], **options)
+        return Progress(**state["progress"])
+
+    def save(self, parts: dict[str, Any], at: Progress) -> Path:
+        """Writes a checkpoint and the history; older checkpoints than the last two are then removed.
+
+        Raises:
+            ValueError: the folder cannot be written; the last good checkpoint is named and untouched.
+        """
+        file = self.folder / "checkpoints" / f"step-{at.step:09d}.pt"
+        if self.writes:
+            states = {n: p.own_state() if isinstance(p, DualEncoder) else p.state_dict() for n, p in parts.items()}
+            state = {"run": self.identity, "progress": vars(at)} | states
+            self._write(file, lambda part: _save(state, part))
+            for old in checkpoints(self.folder)[:-KEEP]:
+                old.unlink(missing_ok=True)
+            self._write_history(at)
+        return file
+
+    def finish(self, model: DualEncoder, config: RunConfig, at: Progress) -> None:
+        """Writes the model and where it comes from; the checkpoints are then no longer needed."""
+        if not self.writes:
+            return
+        self._write_history(at)  # a run may have been killed between its last checkpoint and this file
+        model.save_pretrained(self.folder)
+        record = json.dumps({"configuration": config.to_dict(), "run": self.identity} | provenance(), indent=2)
+        self._write(self.folder / RECORD, lambda part: part.write_text(record + "\n", encoding="utf-8"))
+        for pattern in ("checkpoints/*.pt", "checkpoints/*.part", "*.part"):
+            for file in self.folder.glob(pattern):
+                file.unlink(missing_ok=True)
+        (self.folder / "checkpoints").rmdir()
+
+    def last_good(self) -> str:
+        """The checkpoint to go on from, in words."""
+        newest = newest_checkpoint(self.folder)
+        return f"the last good checkpoint is {str(newest[0])!r}" if newest else "there is no checkpoint yet"
+
+    def _write_history(self, at: Progress) -> None:
+        if at.history:
+            table = pd.DataFrame(at.history)
+            self._write(self.folder / HISTORY, lambda part: table.to_csv(part, index=False))
+
+    def _write(self, file: Path, write: Callable[[Path], Any]) -> None:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, write)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"cannot write {str(file)!r}: {error}; {self.last_good()}. Make room or choose another output_dir"
+            ) from error
+
+    def _refuse_another(self, there: dict[str, Any], what: str, fix: str) -> None:
+        here = self.identity
+        names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+        if names:
+            differing = ", ".join(f"{n} ({there.get(n)!r} there, {here.get(n)!r} here)" for n in names[:5])
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise ValueError(
+                f"{str(self.folder)!r} holds {what} of another configuration: {differing}{more}. "
+                f"Choose another output_dir, {fix}"
+            )
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The finished checkpoints of a run's folder, oldest first."""
+    return sorted(folder.glob("checkpoints/step-*.pt"))
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that can be read, with its state; damaged ones are passed over with a warning."""
+    """The newest checkpoint that can be read as weights only, with its state; damaged ones are passed over."""
     for file in reversed(checkpoints(folder)):
         try:
             return file, torch.load(file, map_location="cpu", weights_only=True)
@@ -53,24 +222,6 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints of a folder, oldest first."""
-    return sorted(folder.glob("step-*.pt"))
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Removes the checkpoints of a run that has finished."""
-    for file in [*checkpoints(folder), *folder.glob("step-*.part")]:
-        file.unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the new name itself durable, where the system can."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _save(state: dict[str, Any], file: Path) -> None:
+    with file.open("wb") as stream:
+        torch.save(state, stream)

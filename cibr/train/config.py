@@ -1,24 +1,26 @@
-"""A run's configuration: checked before anything long starts, with presets chosen on validation splits."""
+"""A run's configuration: checked before anything long starts, with presets that were chosen on validation splits.
+
+`configure` makes it, `load_splits` reads its pairs and `build_model` builds its encoders.
+"""
 
 import ast
+import hashlib
 import math
-from dataclasses import asdict, dataclass, fields, replace
+import warnings
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
 from cibr.data import Pairs, available_splits, load_pairs, resolve
-from cibr.data.changes import add_shortcut, exchange_captions, keep_fraction
-from cibr.data.pairs import Skips
-from cibr.data.views import HELD_OUT_VIEW, VIEWS, seen_through, with_views
-from cibr.data.wordings import WORDINGS
-from cibr.losses import BASELINES, ESTIMATORS
+from cibr.data.corruptions import Corruption, corrupt
+from cibr.losses import PENALTIES
 from cibr.models import DualEncoder, model_kind
-from cibr.names import nearest
-from cibr.paths import project_root
+from cibr.utils import nearest, project_root
 
-# Chosen on validation recall alone; `python book/presets.py` searches around them.
+# Hyper-parameters chosen on validation recall alone, by data set and kind of model.
 PRESETS = {
     ("glyphs", "tiny"): dict(
         epochs=7, batch_size=256, learning_rate=3e-3, temperature=0.12, dropout=0.0, weight_decay=0.01
@@ -33,6 +35,7 @@ PRESETS = {
         epochs=3, batch_size=64, learning_rate=1e-5, temperature=0.01, dropout=0.0, weight_decay=0.1
     ),
 }
+NOT_THE_RUN = ("output_dir", "checkpoint_every")  # settings that change no weight
 
 
 @dataclass(frozen=True)
@@ -40,31 +43,25 @@ class RunConfig:
     """Everything that decides a run. Build it with `configure`, which fills presets and checks.
 
     Args:
-        dataset: a data set's name or a folder; see `cibr.load_pairs`.
+        dataset: a data set's name, a folder or a hub id; see `cibr.load_pairs`.
         model: `tiny`, `frozen`, or a `CLIPModel` by folder or hub id.
+        penalty: which penalty is added to the contrastive loss, one of `cibr.losses.PENALTIES`.
         beta: weight of the penalty; 0 is CLIP.
-        estimator: which bound of the residual information the penalty is, or a baseline of `cibr.losses`.
+        sample: contrast samples of the encoders' distributions rather than their means.
+        contrastive: the contrastive loss, `clip` or `siglip`.
         epochs, batch_size, learning_rate, temperature, weight_decay: the optimisation (AdamW, one cycle).
-        dropout: in the heads, and in the text tower of `tiny`.
+        dropout: in the heads, and in the text encoder of `tiny`.
         seed: of weights, order, captions, dropout and noise.
         output_dir: where the model, `history.csv` and the configuration go.
         micro_batch_size: rows that go through the encoders at once; 0 for the whole batch.
-        learn_temperature: whether training moves the temperature.
+        learn_temperature: whether the temperature is trained.
         kappa_e, kappa_b: concentrations of the encoder's and the backward von Mises-Fisher distributions.
-        text_weight, stop_gradient: the texts' share of the penalty, and whether only the encoder that is penalised
-            moves; see `CIBRLoss`.
-        group_size: rows of a batch that are pictures of one label, or captions of one picture; 1 for none.
-        group_share: share of a batch's rows that come in such groups; see `cibr.train.order`.
-        train_fraction, caption_noise: the share of the training pictures that is used, and the share of those
-            that gets the captions of others.
-        shortcut_word, shortcut_look, shortcut_wording, shortcut_exceptions: train on pairs that are as they are
-            where the text has this word, and elsewhere in another look (and, if one is given, another wording),
-            but for a share that comes both ways; see `cibr.data.changes`.
-        trained_blocks: how many of the last blocks of the frozen image tower are trained too.
-        views: train on each picture in other styles too, and validate on one that training does not show; see
-            `cibr.data.views`.
+        text_weight: the texts' share of the penalty; see `CIBRLoss`.
+        group_size: rows of a batch that are images of one label, or captions of one image; 1 for none.
+        group_share: share of a batch's rows that come in such groups; see `cibr.train.sampler`.
+        corruption: the fields of `cibr.data.corruptions.Corruption` that change the training pairs.
         mixed_precision: `no`, or `bf16` for the encoders; the loss stays in float32.
-        critic_steps: steps of the critics' own optimiser before each step (mine and club).
+        critic_steps: steps of the critics' own optimiser before each step (`mine`).
         checkpoint_every: steps between checkpoints within an epoch; 0 for one at the end of each epoch.
         on_non_finite: `stop` at a loss or gradient that is not finite, or `skip` that step and count it.
         on_error, max_skipped: what to do with unusable samples; see `cibr.load_pairs`.
@@ -73,8 +70,10 @@ class RunConfig:
 
     dataset: str = "glyphs"
     model: str = "tiny"
+    penalty: str = "vmf"
     beta: float = 0.05
-    estimator: str = "vmf"
+    sample: bool = False
+    contrastive: str = "clip"
     epochs: int = 0
     batch_size: int = 0
     learning_rate: float = 0.0
@@ -88,17 +87,9 @@ class RunConfig:
     kappa_e: float = 1024.0
     kappa_b: float = 10.0
     text_weight: float = 0.5
-    stop_gradient: bool = False
     group_size: int = 1
     group_share: float = 1.0
-    train_fraction: float = 1.0
-    caption_noise: float = 0.0
-    shortcut_word: str = ""
-    shortcut_look: str = "negative"
-    shortcut_wording: str = ""
-    shortcut_exceptions: float = 0.05
-    trained_blocks: int = 0
-    views: bool = False
+    corruption: dict = field(default_factory=dict)
     mixed_precision: str = "no"
     critic_steps: int = 1
     checkpoint_every: int = 0
@@ -117,46 +108,12 @@ class RunConfig:
         return pd.DataFrame({"value": {name: str(value) for name, value in settings.items()}})
 
 
-def configure(**parameters: Any) -> RunConfig:
-    """A checked configuration; 0 (or -1 for dropout and weight decay) means the preset of data set and model.
-
-    Raises:
-        ValueError: an unknown parameter, data set, model or estimator (with the nearest known name), or a
-            value outside its range.
-        FileNotFoundError: a model that is not there.
-    """
-    known = [field.name for field in fields(RunConfig)]
-    for name in parameters:
-        if name not in known:
-            raise ValueError(f"unknown parameter {name!r}{nearest(name, known) or '.'} Known: {', '.join(known)}")
-    config = RunConfig(**{name: _typed(name, value) for name, value in parameters.items()})
-    source, kind = resolve(config.dataset), model_kind(config.model)
-    penalties = (*ESTIMATORS, *BASELINES)
-    if config.estimator not in penalties:
-        raise ValueError(
-            f"unknown estimator {config.estimator!r}{nearest(config.estimator, penalties) or '.'} "
-            f"Known: {', '.join(penalties)}"
-        )
-    if config.estimator == "siblings" and config.group_size < 2:
-        raise ValueError("the estimator 'siblings' compares rows of one group: set group_size to 2 or more")
-    if config.group_share != 1 and config.group_size < 2:
-        raise ValueError("group_share is the share of rows that come in groups: set group_size to 2 or more too")
-    if config.trained_blocks and kind != "frozen":
-        raise ValueError(f"trained_blocks is for model 'frozen'; {config.model!r} is trained whole: leave it at 0")
-    preset = PRESETS.get((source.name, kind), PRESETS["*", kind])
-    config = replace(config, **{k: v for k, v in preset.items() if getattr(config, k) == _PRESET[k]})
-    if not config.output_dir:
-        model = config.model.rstrip("/").split("/")[-1]
-        name = f"{source.name}-{model}-{config.estimator}-beta{config.beta:g}-seed{config.seed}"
-        config = replace(config, output_dir=str(project_root() / "runs" / name))
-    _check_ranges(config)
-    return config
-
+_TYPES = {each.name: each.type for each in fields(RunConfig)}
 
 _PRESET = dict(epochs=0, batch_size=0, learning_rate=0.0, temperature=0.0, dropout=-1.0, weight_decay=-1.0)
 
 _RANGES = {
-    "beta": (0, math.inf, "the penalty's weight is a finite number, 0 (plain CLIP) or more"),
+    "beta": (0, 1e4, "the penalty's weight is 0 (plain CLIP) to 10,000; 0.001 to 10 are usual"),
     "epochs": (1, math.inf, "train for one epoch at least, or give 0 for the preset"),
     "batch_size": (2, math.inf, "a contrast needs two pairs at least, or give 0 for the preset"),
     "micro_batch_size": (0, math.inf, "rows at once through the encoders; 0 for the whole batch"),
@@ -170,26 +127,74 @@ _RANGES = {
     "text_weight": (0, 1, "the texts' share of the penalty; 0.5 in its definition"),
     "group_size": (1, 64, "rows of a batch that belong together; 1 for none"),
     "group_share": (0.01, 1, "the share of a batch's rows that come in groups"),
-    "train_fraction": (1e-9, 1, "the share of the training pictures, above 0 and at most 1"),
-    "caption_noise": (0, 1, "a share of the training pictures"),
-    "shortcut_exceptions": (0, 1, "a share of the training pictures"),
-    "trained_blocks": (0, 100, "last blocks of the frozen image tower; 0 for its heads alone"),
     "critic_steps": (1, 100, "one to five are usual"),
     "checkpoint_every": (0, math.inf, "a number of steps, or 0 for the end of each epoch"),
     "max_skipped": (0, math.inf, "a number of samples"),
 }
 
 _CHOICES = {
+    "penalty": PENALTIES,
+    "contrastive": ("clip", "siglip"),
     "mixed_precision": ("no", "bf16"),
     "on_non_finite": ("stop", "skip"),
-    "shortcut_look": tuple(VIEWS),
-    "shortcut_wording": ("", *WORDINGS),
+    "on_error": ("raise", "skip"),
 }
+
+
+def configure(**parameters: Any) -> RunConfig:
+    """A checked configuration; 0 (or -1 for dropout and weight decay) means the preset of data set and model.
+
+    Without an `output_dir` the run gets a folder under `runs/`, whose name has the settings that runs usually
+    differ in, and a digest of the others that are not at their defaults.
+
+    Raises:
+        ValueError: an unknown parameter, data set, model or penalty (with the nearest known name), a value outside
+            its range, or an output folder within the data.
+        FileNotFoundError: a model that is not there.
+    """
+    for name in parameters:
+        if name not in _TYPES:
+            raise ValueError(
+                f"unknown parameter {name!r}{nearest(name, _TYPES) or '.'} Known: {', '.join(_TYPES)}"
+            )
+    config = RunConfig(**{name: _typed(name, value) for name, value in parameters.items()})
+    for name, known in _CHOICES.items():
+        if (value := getattr(config, name)) not in known:
+            raise ValueError(f"unknown {name} {value!r}{nearest(value, known) or '.'} Known: {', '.join(known)}")
+    source, kind = resolve(config.dataset), model_kind(config.model)
+    preset = PRESETS.get((source.name, kind), PRESETS["*", kind])
+    defaults = replace(RunConfig(), **preset).to_dict()
+    corruption, unchanged = asdict(Corruption.parse(config.corruption)), asdict(Corruption())
+    changes = {name: value for name, value in corruption.items() if value != unchanged[name]}
+    filled = {name: preset[name] for name, unset in _PRESET.items() if getattr(config, name) == unset}
+    config = replace(config, corruption=changes, **filled)
+    _check(config)
+    if not config.output_dir:
+        config = replace(
+            config, output_dir=str(project_root() / "runs" / _run_name(config, source.name, defaults))
+        )
+    out = Path(config.output_dir).resolve()
+    if source.place and Path(source.place).is_dir() and out.is_relative_to(Path(source.place).resolve()):
+        raise ValueError(
+            f"output_dir {config.output_dir!r} is within the data set's folder {source.place!r}: "
+            "choose a folder outside it, so that no run changes the data"
+        )
+    return config
+
+
+def _run_name(config: RunConfig, dataset: str, defaults: dict[str, Any]) -> str:
+    model = config.model.rstrip("/").split("/")[-1]
+    named = dict(penalty=config.penalty, beta=config.beta, seed=config.seed, dataset=dataset, model=model)
+    settings = {name: value for name, value in config.to_dict().items() if name not in NOT_THE_RUN}
+    others = {k: v for k, v in settings.items() if v != named.get(k, defaults[k])}
+    name = f"{dataset}-{model}-{config.penalty}-beta{config.beta:g}-seed{config.seed}"
+    digest = hashlib.sha256(repr(sorted(others.items())).encode()).hexdigest()[:6]
+    return f"{name}-{digest}" if others else name
 
 
 def _typed(name: str, value: Any) -> Any:
     """A parameter's value if its type is right; a whole number will do for a float."""
-    wanted = type(getattr(RunConfig, name))
+    wanted = _TYPES[name]
     if isinstance(value, bool) == (wanted is bool) and isinstance(
         value, (int, float) if wanted is float else wanted
     ):
@@ -197,15 +202,17 @@ def _typed(name: str, value: Any) -> Any:
     raise ValueError(f"{name} is {value!r}, of type {type(value).__name__}: it is of type {wanted.__name__}")
 
 
-def _check_ranges(config: RunConfig) -> None:
+def _check(config: RunConfig) -> None:
     for name, (low, high, rule) in _RANGES.items():
         value = getattr(config, name)
         if not (math.isfinite(value) and low <= value <= high):
             raise ValueError(f"{name} is {value}: {rule}")
-    for name, choices in _CHOICES.items():
-        if getattr(config, name) not in choices:
-            raise ValueError(f"{name} is {getattr(config, name)!r}: it is {' or '.join(map(repr, choices))}")
-    Skips("", config.on_error, config.max_skipped)  # refuses what does not fit
+    if config.max_skipped and config.on_error == "raise":
+        raise ValueError(f"max_skipped={config.max_skipped} needs on_error='skip', which counts")
+    if config.penalty == "consistency" and config.group_size < 2:
+        raise ValueError("the penalty 'consistency' compares rows of one group: set group_size to 2 or more")
+    if config.group_share != 1 and config.group_size < 2:
+        raise ValueError("group_share is the share of rows that come in groups: set group_size to 2 or more too")
 
 
 def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
@@ -240,10 +247,10 @@ def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
 
 
 def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
-    """The training, validation and test pairs of a run's data set.
+    """The training, validation and test pairs of a run's data set, the training pairs corrupted as it says.
 
     A set without a validation split gives a tenth of its training pairs, at most 1,000, for it. A set without
-    a test split is tested on its validation pairs; their `split` says so.
+    a test split is tested on its validation pairs; a warning and their `split` say so.
 
     Raises:
         ValueError: an unusable sample, or a set that is too small to be split.
@@ -255,14 +262,15 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
         validation = load_pairs(config.dataset, "validation", **options)
     else:
         train, validation = _hold_out(train)
-    test = load_pairs(config.dataset, "test", **options) if "test" in there else validation
-    train = exchange_captions(keep_fraction(train, config.train_fraction), config.caption_noise)
-    if config.shortcut_word:
-        word, look, wording = config.shortcut_word, config.shortcut_look, config.shortcut_wording
-        train = add_shortcut(train, word, config.shortcut_exceptions, look, wording)
-    if config.views:
-        train, validation = with_views(train), seen_through(validation, HELD_OUT_VIEW)
-    return train, validation, test
+    if "test" in there:
+        test = load_pairs(config.dataset, "test", **options)
+    else:
+        test = validation
+        warnings.warn(
+            f"{train.name} has no test split: the validation pairs, which choices may rest on, stand in for it",
+            stacklevel=2,
+        )
+    return corrupt(train, Corruption.parse(config.corruption)), validation, test
 
 
 def _hold_out(train: Pairs) -> tuple[Pairs, Pairs]:
@@ -279,14 +287,12 @@ def _hold_out(train: Pairs) -> tuple[Pairs, Pairs]:
 def build_model(config: RunConfig, train: Pairs) -> DualEncoder:
     """The model that a configuration names, with weights that its seed decides."""
     torch.manual_seed(config.seed)
-    options = dict(dropout=config.dropout, learn_variance=config.estimator == "gaussian")
     if config.model == "tiny":
         size = 32 if train.name == "glyphs" else 64
-        model = DualEncoder.tiny(train.texts(), image_size=size, **options)
+        model = DualEncoder.tiny(train.texts(), image_size=size, dropout=config.dropout)
     elif config.model == "frozen":
-        model = DualEncoder.frozen(trained_blocks=config.trained_blocks, **options)
+        model = DualEncoder.frozen(dropout=config.dropout)
     else:
-        del options["dropout"]
-        model = DualEncoder.clip(config.model, **options)
+        model = DualEncoder.clip(config.model)
     model.set_temperature(config.temperature, config.learn_temperature)
     return model

@@ -1,67 +1,80 @@
 """`fit`: trains a `DualEncoder` on image-text pairs and leaves a model folder, a history and the configuration.
 
-Everything random is keyed by the seed and the step: order, captions, dropout and noise. So a run
-that was killed goes on from its newest checkpoint as if nothing had happened.
+One loop, to be read from top to bottom: `fit` sets up the pairs, the loss and the optimiser and goes through the
+epochs; `train_step` is one step. Everything random is keyed by the seed and the step: order, captions, dropout and
+noise. So a run that was stopped goes on from its newest checkpoint as if nothing had happened.
 """
 
-import json
 import math
+import signal
 import sys
+import threading
 import time
-from contextlib import nullcontext
+import traceback
+import warnings
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 from cibr.data import Pairs
-from cibr.inputs import Batch, Inputs, prepare
-from cibr.losses import beta_at
+from cibr.losses import CIBRLoss, beta_at
+from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
-from cibr.train.checkpoint import newest_checkpoint, remove_checkpoints, write_checkpoint
+from cibr.models.features import Batch, embed_pairs, prepare
+from cibr.train.checkpoint import Progress, RunFolder, run_identity
 from cibr.train.config import RunConfig
-from cibr.train.embed import recalls
-from cibr.train.guards import StopRequest, Terminated, own_errors, say_once
-from cibr.train.optimise import (
-    build_loss,
-    build_optimizer,
-    check_pairs,
-    check_siblings,
-    precision,
-    rows_a_process,
-)
-from cibr.train.order import epoch_rows
-from cibr.train.output import provenance, writable, write_text
-from cibr.train.state import check_agreement, identity, pack, share_weights, unpack
-from cibr.train.step import contrastive_backward
+from cibr.train.grad_cache import GradCache, average_gradient
+from cibr.train.sampler import epoch_rows
 
+WARM_UP = 0.15  # of the steps
 LARGEST_GRADIENT_NORM = 1.0
+CRITIC_LEARNING_RATE = 1e-3
 LONGEST_WAIT = timedelta(hours=3)  # for the process that extracts a frozen tower's features
+
+# What leaves the loss finite and teaches nothing: a column of the history, the value beyond which it is said.
+DEGENERATE = {
+    "image_mean_cosine": (
+        0.99,
+        "image embeddings are nearly one point: the mean cosine of different ones is {:.4f}; "
+        "lower learning_rate or beta, or look for images that are all equal",
+    ),
+    "text_mean_cosine": (
+        0.99,
+        "text embeddings are nearly one point: the mean cosine of different ones is {:.4f}; "
+        "lower learning_rate or beta, or look for texts that are all equal",
+    ),
+    "repeated_captions": (
+        0.9,
+        "{:.0%} of a batch's captions are repeats of others in it, which are no negatives; "
+        "lower batch_size or write captions that tell images apart",
+    ),
+}
 
 
 def fit(
-    model: DualEncoder,
-    train: Pairs,
-    validation: Pairs | None,
-    config: RunConfig,
-    accelerator: Accelerator | None = None,
+    model: DualEncoder, train: Pairs, validation: Pairs | None, config: RunConfig, accelerator=None
 ) -> pd.DataFrame:
     """Trains a model in place.
 
     `config.output_dir` then holds the model's folder (see `DualEncoder.save_pretrained`), `history.csv` and
-    `run.json`. While it trains, checkpoints lie there too; an unfinished run of the same configuration resumes.
+    `run.json`. While it trains, checkpoints lie there too; an unfinished run of the same configuration resumes,
+    and of a finished one the weights and the history are loaded.
 
     Args:
         model: as `build_model` makes it.
         train: the pairs to train on.
         validation: pairs whose recall is measured after each epoch, or None.
         config: as `configure` makes it.
-        accelerator: devices and processes; by default what `accelerate launch` set up, or one process.
+        accelerator: an `accelerate.Accelerator`; by default what `accelerate launch` set up, or one process.
 
     Returns:
         The history, a row an epoch: `epoch, step, loss, clip_loss, penalty_loss`, the other terms of the loss in
@@ -69,206 +82,345 @@ def fit(
         steps may be skipped, and validation recalls in [0, 1].
 
     Raises:
-        ValueError: fewer than two pairs or captions, an output folder that cannot be written or that holds an
-            unfinished run of another configuration, an unusable sample.
+        ValueError: fewer than two pairs or captions, groups of pairs that have none, an unusable sample, or an
+            output folder that cannot be written, that another run holds or that holds another run.
         FloatingPointError: a loss or gradient that is not finite; the last good checkpoint is named.
-        Terminated: SIGTERM; the run was saved and goes on when it is started again.
+        SystemExit: with code 143 after SIGTERM; the run was saved and goes on when it is started again.
+        KeyboardInterrupt: the same after Ctrl-C.
     """
-    check_pairs(train)
-    writable(Path(config.output_dir))
-    accelerator = accelerator or _processes()
-    with own_errors(accelerator.process_index, accelerator.num_processes):
-        return _fit(model, train, validation, config, accelerator)
+    accelerator = accelerator or _launched_processes()
+    first, world, device = accelerator.is_main_process, accelerator.num_processes, accelerator.device
+    _check_pairs(train, config)
+    rows_here = _rows_a_process(config.batch_size, len(train), world)
+    batch_size = rows_here * world
+    steps_per_epoch = len(train) // batch_size
+    run = RunFolder(
+        Path(config.output_dir), run_identity(model, train, validation, config, batch_size), writes=first
+    )
+    config = replace(config, mixed_precision=_precision(config, accelerator))
+    with _own_errors(accelerator), run.claimed():
+        history = run.finished(model)
+        if history is not None:
+            if first:
+                print(f"{config.output_dir!r} holds this run, finished: its model and history are loaded")
+            return history
+
+        # Features of frozen towers are extracted by the first process and read by the others.
+        with accelerator.main_process_first() if model.kind == "frozen" else nullcontext():
+            inputs = prepare(model, train, config.truncate_texts, device)
+            held_out = validation and prepare(model, validation, config.truncate_texts, device)
+        model.to(device)
+        loss_fn, critic_optimizer = build_loss(model, config)
+        optimizer, schedule = build_optimizer(model, config, config.epochs * steps_per_epoch)
+        parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+        if critic_optimizer is not None:
+            parts |= {"loss": loss_fn, "critic_optimizer": critic_optimizer}
+        at = run.resume(parts, Progress(n_steps=config.epochs * steps_per_epoch))
+        _share(model, at.step, run.folder, accelerator)
+
+        warned: set[str] = set()
+        with _progress_bar(at, first) as bar, _noted_signals() as signals:
+            for epoch in range(len(at.history), config.epochs):
+                model.train()
+                images, texts = epoch_rows(train, config.group_size, config.group_share, config.seed, epoch)
+                starts = range(accelerator.process_index * rows_here, steps_per_epoch * batch_size, batch_size)
+                rows = [(images[s : s + rows_here], texts[s : s + rows_here]) for s in starts]
+                started = time.perf_counter()
+                for batch in inputs.loader(rows[at.step - epoch * steps_per_epoch :]):
+                    train_step(model, loss_fn, batch, optimizer, critic_optimizer, config, at, run, accelerator)
+                    schedule.step()
+                    at.step += 1
+                    at.seconds += time.perf_counter() - started
+                    if number := _agreed(signals, accelerator):
+                        _leave(number, run.save(parts, at), at, accelerator)
+                    is_inside = at.step % steps_per_epoch != 0
+                    if config.checkpoint_every and at.step % config.checkpoint_every == 0 and is_inside:
+                        run.save(parts, at)
+                    bar.update()
+                    if at.n_summed:
+                        clip_loss = at.means()["clip_loss"]
+                        bar.set_postfix(refresh=False, epoch=epoch + 1, clip_loss=f"{clip_loss:.3f}")
+                    started = time.perf_counter()
+
+                if not at.n_summed:
+                    raise FloatingPointError(
+                        f"epoch {epoch + 1} has no finite step: lower learning_rate or raise temperature"
+                    )
+                row = {"epoch": epoch + 1, "step": at.step} | at.means()
+                row |= {"beta": beta_at(at.step / at.n_steps, config.beta)}
+                row |= {"temperature": 1 / model.logit_scale.item(), "seconds": at.seconds}
+                if config.on_non_finite == "skip":
+                    row["skipped_steps"] = at.n_skipped
+                if validation is not None:
+                    row |= retrieval_recalls(validation, *embed_pairs(model, held_out))
+                at.end_epoch(row)
+                if first:
+                    _warn_of_degenerate(row, warned)
+                run.save(parts, at)
+
+        model.eval()
+        run.finish(model, config, at)
+        accelerator.wait_for_everyone()
+        return pd.DataFrame(at.history)
 
 
-def _fit(model, train, validation, config, accelerator) -> pd.DataFrame:
-    # Features of frozen towers are extracted by one process and read by the others.
-    with accelerator.main_process_first() if model.kind == "frozen" else nullcontext():
-        sets = [
-            None if pairs is None else prepare(model, pairs, config.truncate_texts, accelerator.device)
-            for pairs in (train, validation)
-        ]
-    labels = sets[0].labels
-    known = train.labels is not None or train.groups is not None
-    if not known and (config.group_size > 1 or config.estimator == "prototype"):
-        labels = train.text_to_image()  # captions of one picture are what its rows share
-    sets[0] = replace(sets[0], labels=torch.unique(labels, return_inverse=True)[1])  # numbered from 0
-    check_siblings(config, sets[0])
-    run = _Run(model, config, accelerator, sets[0])
-    run.resume()
-    quiet = {} if accelerator.is_main_process else {"disable": True}  # otherwise TQDM_DISABLE decides
-    pause = 0.5 if sys.stderr.isatty() else 10  # seconds; a notebook or a log keeps every line
-    bar = tqdm(total=run.n_steps, initial=run.at.step, desc="training", unit="step", mininterval=pause, **quiet)
-    with bar, StopRequest() as stop:
-        for _ in range(len(run.at.history), config.epochs):
-            run.train_epoch(bar, stop)
-            run.end_epoch(sets[1])
-    run.finish()
-    return pd.DataFrame(run.at.history)
+def train_step(
+    model: DualEncoder,
+    loss_fn: CIBRLoss,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    critic_optimizer: torch.optim.Optimizer | None,
+    config: RunConfig,
+    at: Progress,
+    run: RunFolder,
+    accelerator,
+) -> None:
+    """One step on a batch: encode, loss, gradients of the whole batch, finite check, step, clamp.
 
-
-class _Run:
-    """The state of a run: model, optimiser, schedule, position and history."""
-
-    def __init__(self, model: DualEncoder, config: RunConfig, accelerator: Accelerator, inputs: Inputs):
-        self.model, self.config, self.accelerator, self.inputs = model, config, accelerator, inputs
-        self.folder, self.checkpoints = Path(config.output_dir), Path(config.output_dir) / "checkpoints"
-        self.rows_here = rows_a_process(config.batch_size, len(inputs.pairs), accelerator)
-        self.batch_size = self.rows_here * accelerator.num_processes
-        self.steps_per_epoch = len(inputs.pairs) // self.batch_size
-        self.n_steps = config.epochs * self.steps_per_epoch
-        self.precision = precision(config, accelerator)
-        model.to(accelerator.device)
-        self.loss_fn, self.critics = build_loss(model, config, int(inputs.labels.max()) + 1)
-        self.optimizer, self.schedule = build_optimizer(model, config, self.n_steps)
-        self.identity = identity(config, inputs.pairs, self.batch_size)
-        self.parts = {"model": model, "optimizer": self.optimizer, "schedule": self.schedule}
-        if self.loss_fn.state_dict():
-            self.parts["loss"] = self.loss_fn
-        if self.critics:
-            self.parts["critic_optimizer"] = self.critics.optimizer
-        self.said: set[str] = set()
-
-    def resume(self) -> None:
-        """Takes up the newest readable checkpoint, if there is one; the processes start from equal weights."""
-        share_weights(self.model, self.accelerator)
-        self.at = unpack(self.checkpoints, self.parts, self.identity)
-        check_agreement(self.at.step, self.checkpoints, self.accelerator)
-
-    def train_epoch(self, bar: tqdm, stop: StopRequest) -> None:
-        """What is left of a pass over the images, each with one of its texts."""
-        self.model.train()
-        epoch, every = len(self.at.history), self.config.checkpoint_every
-        started = time.perf_counter()
-        for batch in self.inputs.loader(self._rows(epoch)[self.at.step - epoch * self.steps_per_epoch :]):
-            self._train_step(batch)
-            self.at.seconds += time.perf_counter() - started
-            if self._everywhere(stop):
-                self._leave()
-            if every and self.at.step % every == 0 and self.at.step % self.steps_per_epoch:
-                self.save()
-            bar.update()
-            if self.at.n_summed:
-                bar.set_postfix(
-                    refresh=False, epoch=epoch + 1, clip_loss=f"{self.at.sums['clip_loss'] / self.at.n_summed:.3f}"
-                )
-            started = time.perf_counter()
-
-    def _train_step(self, batch: Batch) -> None:
-        generator = torch.Generator().manual_seed(self.config.seed + 1_000_003 * (self.at.step + 1))
-        rank, config = self.accelerator.process_index, self.config
-        torch.manual_seed(config.seed + 1_000_003 * (self.at.step + 1) + 7_919 * rank)
-        self.optimizer.zero_grad(set_to_none=True)
-        try:
-            terms = contrastive_backward(
-                self.model,
-                self.loss_fn,
-                _to_device(batch, self.accelerator.device),
-                self.accelerator,
-                beta=self._beta(),
-                generator=generator,
-                micro_batch_size=config.micro_batch_size,
-                mixed_precision=self.precision,
-                critics=self.critics,
-            )
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM).item()
-            values = dict(zip(terms, torch.stack([*terms.values()]).tolist(), strict=True))
-            if not math.isfinite(values["loss"]) or not math.isfinite(norm):
-                named = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
-                raise FloatingPointError(f"{named}, gradient norm {norm:.6g}")
-            self.at.add(values)
-        except FloatingPointError as error:
-            self._pass_over(error)
-        self.optimizer.step()
-        self.model.limit_logit_scale()
-        self.schedule.step()
-        self.at.step += 1
-
-    def _pass_over(self, error: FloatingPointError) -> None:
-        """Ends the run before the step is taken, or leaves a step without gradients, which moves nothing."""
-        if self.config.on_non_finite == "stop":
-            newest = newest_checkpoint(self.checkpoints)
-            last = f"the last good checkpoint is {str(newest[0])!r}" if newest else "there is no checkpoint yet"
+    A step that is not finite ends the run before it is taken, or is left out and counted.
+    """
+    seed = config.seed + 1_000_003 * (at.step + 1)
+    torch.manual_seed(seed + 7_919 * accelerator.process_index)  # dropout, of this process's rows
+    generator = torch.Generator().manual_seed(seed)  # noise, of the whole batch
+    images, texts, labels = batch
+    device = accelerator.device
+    batch = Batch(images.to(device), tuple(part.to(device) for part in texts), labels.to(device))
+    loss_fn.beta = beta_at(at.step / at.n_steps, config.beta)
+    optimizer.zero_grad(set_to_none=True)
+    try:
+        # Encoded in micro batches, under autocast; the features are those of all processes.
+        has_critics, size = critic_optimizer is not None, config.micro_batch_size
+        cache = GradCache(model, batch, accelerator, size, config.mixed_precision, with_pooled=has_critics)
+        if has_critics:
+            train_critics(loss_fn, critic_optimizer, config.critic_steps, cache.features, generator, accelerator)
+        terms = loss_fn(**cache.features, logit_scale=model.logit_scale, labels=cache.labels, generator=generator)
+        terms["loss"].backward()
+        cache.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT_NORM)
+        terms |= embedding_health(cache.features["image_features"], cache.features["text_features"], cache.labels)
+        values = dict(zip(terms, torch.stack([*terms.values()]).tolist(), strict=True))
+        if not math.isfinite(values["loss"]) or not norm.isfinite():
+            named = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+            raise FloatingPointError(f"it is not finite ({named}, gradient norm {norm.item():.6g})")
+        at.add(values)
+    except (FloatingPointError, ValueError) as error:  # the loss refuses features that are no finite unit vectors
+        if config.on_non_finite == "stop":
             raise FloatingPointError(
-                f"step {self.at.step + 1} is not finite ({error}) and was not taken; {last}. "
+                f"step {at.step + 1} was not taken: {error}; {run.last_good()}. "
                 "Lower learning_rate or raise temperature, or skip such steps: on_non_finite='skip'"
             ) from error
-        self.optimizer.zero_grad(set_to_none=True)
-        self.at.n_skipped += 1
-
-    def _beta(self) -> float:
-        return beta_at(self.at.step / self.n_steps, self.config.beta)
-
-    def _rows(self, epoch: int) -> list[tuple[Tensor, Tensor]]:
-        """This process's image and text rows of every batch of an epoch; the same order for any split."""
-        config = self.config
-        images, texts = epoch_rows(self.inputs.pairs, config.group_size, config.group_share, config.seed, epoch)
-        first = self.accelerator.process_index * self.rows_here
-        starts = (i * self.batch_size + first for i in range(self.steps_per_epoch))
-        rows = [slice(start, start + self.rows_here) for start in starts]
-        return [(images[r], texts[r]) for r in rows]
-
-    def _everywhere(self, stop: StopRequest) -> bool:
-        """Whether any process was told to stop; the same answer on all of them."""
-        if self.accelerator.num_processes == 1:
-            return stop.noted
-        noted = torch.tensor([float(stop.noted)], device=self.accelerator.device)
-        return self.accelerator.reduce(noted, reduction="sum").item() > 0
-
-    def _leave(self) -> None:
-        self.save()
-        message = f"SIGTERM: the run is saved at step {self.at.step} of {self.n_steps} in {str(self.folder)!r}"
-        if self.accelerator.is_main_process:
-            print(f"{message}; start it again to go on", file=sys.stderr, flush=True)
-        self.accelerator.wait_for_everyone()
-        raise Terminated(message)
-
-    def end_epoch(self, held_out: Inputs | None) -> None:
-        """Appends a row to the history and saves.
-
-        Raises:
-            FloatingPointError: not one step of the epoch was finite.
-        """
-        epoch = len(self.at.history) + 1
-        if not self.at.n_summed:
-            raise FloatingPointError(f"epoch {epoch} has no finite step: lower learning_rate or raise temperature")
-        row = {"epoch": epoch, "step": self.at.step} | self.at.means() | {"beta": self._beta()}
-        row |= {"temperature": 1 / self.model.logit_scale.item(), "seconds": self.at.seconds}
-        if self.config.on_non_finite == "skip":
-            row["skipped_steps"] = self.at.n_skipped
-        if held_out is not None:
-            row |= recalls(self.model, held_out)
-        self.at.end_epoch(row)
-        if self.accelerator.is_main_process:
-            say_once(row, self.said)
-        self.save()
-
-    def save(self) -> None:
-        """Writes a checkpoint and the history."""
-        if self.accelerator.is_main_process:
-            write_checkpoint(self.checkpoints, self.at.step, pack(self.parts, self.at, self.identity))
-            self._write_history()
-
-    def _write_history(self) -> None:
-        if self.at.history:
-            write_text(self.folder / "history.csv", pd.DataFrame(self.at.history).to_csv(index=False))
-
-    def finish(self) -> None:
-        """Writes the model's folder and the configuration; the checkpoints are then no longer needed."""
-        self.model.eval()
-        if self.accelerator.is_main_process:
-            self._write_history()  # a run may have been killed between its last checkpoint and this file
-            self.model.save_pretrained(self.folder)
-            write_text(self.folder / "run.json", json.dumps(provenance(self.config), indent=2) + "\n")
-            remove_checkpoints(self.checkpoints)
-        self.accelerator.wait_for_everyone()
+        optimizer.zero_grad(set_to_none=True)  # a step without gradients moves nothing
+        at.n_skipped += 1
+    optimizer.step()
+    model.limit_logit_scale()
 
 
-def _processes() -> Accelerator:
+def train_critics(
+    loss_fn: CIBRLoss,
+    optimizer: torch.optim.Optimizer,
+    n_steps: int,
+    features: dict[str, Tensor],
+    generator: torch.Generator,
+    accelerator,
+) -> None:
+    """Steps of the critics on the whole batch, the encoders held fixed; every process takes the same ones."""
+    fixed = {name: leaf.detach() for name, leaf in features.items()}
+    for _ in range(n_steps):
+        buffers = [(buffer, buffer.clone()) for buffer in loss_fn.buffers()]
+        optimizer.zero_grad(set_to_none=True)
+        try:
+            loss = loss_fn.critic_loss(**fixed, generator=generator)
+            loss.backward()
+            for parameter in loss_fn.parameters():
+                average_gradient(parameter, accelerator)
+            norm = torch.nn.utils.clip_grad_norm_(loss_fn.parameters(), math.inf)
+            if not norm.isfinite():
+                raise FloatingPointError(
+                    f"the critics' loss is {loss.item():.6g}, their gradient's norm {norm.item():.6g}"
+                )
+        except (FloatingPointError, ValueError):
+            for buffer, before in buffers:
+                buffer.copy_(before)
+            raise
+        optimizer.step()
+
+
+@torch.no_grad()
+def embedding_health(
+    image: Float[Tensor, "n d"], text: Float[Tensor, "n d"], labels: Int[Tensor, " n"]
+) -> dict[str, Float[Tensor, ""]]:
+    """What a loss hides: whether the vectors of a batch differ, and how many of its labels repeat.
+
+    Args:
+        image: unit vectors, [n, d].
+        text: unit vectors, [n, d].
+        labels: equal for rows that match, [n].
+
+    Returns:
+        `image_mean_cosine` and `text_mean_cosine` between different rows, near 1 for embeddings that have
+        collapsed to a point; `repeated_captions`, the fraction of rows that match others.
+    """
+    n, health = len(labels), {}
+    for side, features in (("image", image), ("text", text)):
+        squares = features.square().sum(1)
+        health[f"{side}_mean_cosine"] = (features.sum(0).square().sum() - squares.sum()) / (n * (n - 1))
+    return health | {"repeated_captions": torch.tensor(1 - len(torch.unique(labels)) / n).to(image)}
+
+
+def _warn_of_degenerate(row: dict[str, Any], warned: set[str]) -> None:
+    for column, (limit, words) in DEGENERATE.items():
+        if row[column] > limit and column not in warned:
+            warned.add(column)
+            warnings.warn(f"epoch {row['epoch']}: {words.format(row[column])}", stacklevel=3)
+
+
+def build_loss(model: DualEncoder, config: RunConfig) -> tuple[CIBRLoss, torch.optim.Optimizer | None]:
+    """The loss of a run and, where it has critics, their optimiser; the seed decides the critics' weights."""
+    torch.manual_seed(config.seed)
+    backbone, names = model.backbone, ("kappa_e", "kappa_b", "text_weight", "sample", "contrastive")
+    options = {name: getattr(config, name) for name in names}
+    options["dims"] = (model.dim, backbone.dim_image_pooled, backbone.dim_text_pooled)
+    loss_fn = CIBRLoss(config.beta, config.penalty, **options).to(model.log_logit_scale.device)
+    if loss_fn.critics is None:
+        return loss_fn, None
+    return loss_fn, torch.optim.Adam(loss_fn.critics.parameters(), lr=CRITIC_LEARNING_RATE)
+
+
+def build_optimizer(
+    model: DualEncoder, config: RunConfig, n_steps: int
+) -> tuple[torch.optim.Optimizer, OneCycleLR]:
+    """AdamW, whose weight decay leaves gains, biases and the temperature alone, and one cycle of its rate."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    rate = config.learning_rate
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
+    return optimizer, OneCycleLR(optimizer, rate, max(2, n_steps), pct_start=WARM_UP, cycle_momentum=False)
+
+
+def _check_pairs(train: Pairs, config: RunConfig) -> None:
+    where, n_labels = f"{train.split} of {train.name}", len(torch.unique(train.match_labels()))
+    if len(train) < 2:
+        raise ValueError(f"{where} has {len(train)} pair: a contrast needs two at least")
+    if n_labels < 2:
+        raise ValueError(
+            f"all pairs of {where} match by caption, label or group, such as {train.texts()[0]!r}: "
+            "a contrast needs two different ones at least"
+        )
+    if config.group_size > 1 and n_labels == len(train) == len(train.texts()):
+        raise ValueError(
+            f"group_size={config.group_size} needs images of one label, or captions of one image, and {where} has "
+            "neither: leave group_size at 1, with another penalty than 'consistency'"
+        )
+    if config.batch_size > len(train):
+        warnings.warn(
+            f"batch_size {config.batch_size:,} is larger than the {len(train):,} pairs of {where}: a batch is the "
+            "whole set and an epoch one step; lower batch_size or raise epochs",
+            stacklevel=3,
+        )
+
+
+def _rows_a_process(batch_size: int, n_pairs: int, world: int) -> int:
+    """Rows of a batch that each process takes; all of them take the same number."""
+    wanted = min(batch_size, n_pairs)
+    if wanted < world:
+        raise ValueError(f"a batch of {wanted} pairs cannot be shared by {world} processes: use fewer processes")
+    if batch_size % world and batch_size <= n_pairs:
+        raise ValueError(
+            f"batch_size {batch_size} cannot be shared equally by {world} processes: "
+            f"choose a multiple such as {batch_size // world * world or world}"
+        )
+    return wanted // world
+
+
+def _precision(config: RunConfig, accelerator) -> str:
+    """The encoders' precision: the configuration's, or bf16 where `accelerate launch` was told so."""
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise ValueError(
+            f"accelerate is set to mixed_precision {accelerator.mixed_precision!r}: it is 'no' or 'bf16', "
+            "whose gradients need no scaling"
+        )
+    return "bf16" if "bf16" in (config.mixed_precision, accelerator.mixed_precision) else "no"
+
+
+def _launched_processes():
     """What a launcher set up, or one process; launched processes without a device of their own share the CPU."""
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
     options = [InitProcessGroupKwargs(timeout=LONGEST_WAIT)]
     return Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=options)
 
 
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    return Batch(batch.images.to(device), tuple(t.to(device) for t in batch.texts), batch.labels.to(device))
+def _share(model: DualEncoder, step: int, folder: Path, accelerator) -> None:
+    """Gives every process the first one's weights, and refuses processes that would go on from other steps."""
+    if accelerator.num_processes == 1:
+        return
+    for tensor in model.state_dict().values():
+        torch.distributed.broadcast(tensor, 0)
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"the processes found checkpoints of the steps {', '.join(map(str, steps))} in {str(folder)!r}: "
+            "output_dir must be on a file system that all nodes share"
+        )
+
+
+@contextmanager
+def _own_errors(accelerator):
+    """Prints the error of one process of several as its own: the others then fail too, for want of an answer, and
+    a launcher shows the error of any one of them."""
+    try:
+        yield
+    except Exception:
+        if accelerator.num_processes > 1:
+            who = f"process {accelerator.process_index} of {accelerator.num_processes}"
+            print(f"{who} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        raise
+
+
+@contextmanager
+def _noted_signals():
+    """Notes SIGTERM (SLURM before its time limit) and Ctrl-C, to be answered after the step under way; a second
+    Ctrl-C acts at once. Outside the main thread, signals are not its business."""
+    noted: list[int] = []
+
+    def note(number, frame):
+        if number == signal.SIGINT and noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)} if is_main else {}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _agreed(noted: list[int], accelerator) -> int:
+    """The signal that any process was sent, or 0; the same answer on all of them."""
+    number = noted[0] if noted else 0
+    if accelerator.num_processes == 1:
+        return number
+    return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
+
+
+def _leave(number: int, saved: Path, at: Progress, accelerator) -> None:
+    """Says where the run is saved and how to go on, and ends it as the signal would."""
+    message = (
+        f"{signal.Signals(number).name}: the run is saved at step {at.step} of {at.n_steps} in {str(saved)!r}; "
+        "start it again with the same settings to go on"
+    )
+    if accelerator.is_main_process:
+        print(message, file=sys.stderr, flush=True)
+    accelerator.wait_for_everyone()
+    raise KeyboardInterrupt(message) if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def _progress_bar(at: Progress, shown: bool) -> tqdm:
+    quiet = {} if shown else {"disable": True}  # otherwise TQDM_DISABLE decides
+    pause = 0.5 if sys.stderr.isatty() else 10  # s; a notebook or a log keeps every line
+    return tqdm(total=at.n_steps, initial=at.step, desc="training", unit="step", mininterval=pause, **quiet)

@@ -1,6 +1,6 @@
-"""The order of an epoch: which picture and which of its texts each row of a batch holds.
+"""The order of an epoch: which image and which of its texts each row of a batch holds.
 
-It is keyed by the seed and the epoch alone, so that any split over processes and any resumption has the same.
+It is keyed by the seed and the epoch alone, so that it is the same for any number of processes and after a resume.
 """
 
 import torch
@@ -13,16 +13,16 @@ from cibr.data import Pairs
 def epoch_rows(
     pairs: Pairs, group_size: int, group_share: float, seed: int, epoch: int
 ) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
-    """Picture and text of every row of an epoch, at most as many as there are pictures.
+    """Image and text of every row of an epoch, at most as many as there are images.
 
-    With groups, rows come in runs of `group_size` that share what one modality says: the looks of one picture
-    where the pairs have groups, else different pictures of one label where they have labels, else different
-    captions of one picture. An epoch then visits a part of the groups, so that it costs what an epoch without
-    groups does. A group of fewer pictures comes whole and once.
+    With groups, rows come in runs of `group_size` that share their content: the renderings of one image where the
+    pairs have groups, else different images of one label where they have labels, else different captions of one
+    image. An epoch then visits a part of the groups, so that it costs what an epoch without groups does. A group
+    of fewer images comes whole and once.
 
-    With a share below 1 each run is followed by pictures as they come without groups, so that all batches have
-    about that share of their rows in groups. Groups are then visited as often as that takes, but for those of
-    fewer pictures.
+    With a share below 1 each run is followed by images in the order without groups, so that all batches have about
+    that share of their rows in groups. Groups are then repeated as often as that takes, but for those of fewer
+    images, which are left out.
 
     Args:
         pairs: the training pairs.
@@ -32,10 +32,10 @@ def epoch_rows(
         epoch: counted from 0.
 
     Returns:
-        Indices of pictures, and of texts in `pairs.texts()`.
+        Indices of images, and of texts in `pairs.texts()`.
 
     Raises:
-        ValueError: a share of the rows in groups, of pictures that have no group so large.
+        ValueError: a share of the rows in groups, of images that have no group so large.
     """
     generator = torch.Generator().manual_seed(seed + 15_485_863 * (epoch + 1))
     n, text_to_image = len(pairs), pairs.text_to_image()
@@ -51,31 +51,30 @@ def epoch_rows(
         images = order[: max(1, n // group_size)].repeat_interleave(group_size)
         nth_text = torch.arange(len(images)) % group_size
     else:
-        images = _with_siblings(order, together, group_size, generator, whole=group_share < 1)
+        images = _grouped(order, together, group_size, generator, whole=group_share < 1)
         nth_text = torch.zeros_like(images)
     if group_size > 1 and group_share < 1:
         if len(images) < group_size:
             raise ValueError(
-                f"{pairs.split} of {pairs.name} has no group of {group_size} pictures: choose a smaller group_size"
+                f"{pairs.split} of {pairs.name} has no group of {group_size} images: choose a smaller group_size"
             )
         every = round(group_size / group_share)
-        images = _among(images, order, group_size, every)
-        nth_text = _among(nth_text, torch.zeros_like(order), group_size, every)
+        images = _interleaved(images, order, group_size, every)
+        nth_text = _interleaved(nth_text, torch.zeros_like(order), group_size, every)
     offsets = (start[images] * n_texts[images]).long() + nth_text
-    texts = first[images] + offsets % n_texts[images]
-    return images, texts
+    return images, first[images] + offsets % n_texts[images]
 
 
-def _with_siblings(
+def _grouped(
     order: Int[Tensor, " n"],
     groups: Int[Tensor, " n"],
     group_size: int,
     generator: torch.Generator,
     whole: bool,
 ) -> Int[Tensor, " m"]:
-    """Pictures in their order, each with others of its group: the next ones on a shuffled ring of the group.
+    """Images in their order, each with others of its group: the next ones on a shuffled ring of the group.
 
-    Where only whole runs are wanted, pictures of smaller groups are left out.
+    Where only whole runs are wanted, images of smaller groups are left out.
     """
     n = len(groups)
     shuffled = torch.randperm(n, generator=generator)
@@ -85,7 +84,7 @@ def _with_siblings(
     sizes = counts[index]
     position = torch.empty_like(by_group)
     position[by_group] = torch.arange(n)
-    # The picture of a small group that comes first brings all others with it.
+    # The image of a small group that comes first brings all others with it.
     rank = torch.empty_like(order)
     rank[order] = torch.arange(n)
     first = torch.full_like(counts, n).scatter_reduce(0, index, rank, "amin")
@@ -99,7 +98,9 @@ def _with_siblings(
     return images if whole else images[:n]
 
 
-def _among(runs: Int[Tensor, " m"], order: Int[Tensor, " n"], group_size: int, every: int) -> Int[Tensor, " n"]:
+def _interleaved(
+    runs: Int[Tensor, " m"], order: Int[Tensor, " n"], group_size: int, every: int
+) -> Int[Tensor, " n"]:
     """As many rows as the order has: a run at the head of `every` rows, the order's own rows after it."""
     n = len(order)
     n_runs = max(1, n // every)
