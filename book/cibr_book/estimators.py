@@ -19,7 +19,6 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -32,11 +31,13 @@ from torch.nn import functional as F
 from cibr.losses.critics import MovingAverage, SeparableCritic, log_mean_exp, mine_nats, mismatches, mlp
 from cibr.utils import nearest
 
+Nats = Float[Tensor, ""]
 Scores = Float[Tensor, "n n"]
-N_BLOCKS = 5  # of held-out samples; the standard error is that of their mean
+X, Y = Float[Tensor, "n d"], Float[Tensor, "n e"]
+N_BLOCKS = 5  # of held-out samples, that a value is the mean of
 
 
-def nce_nats(scores: Scores) -> Float[Tensor, ""]:
+def nce_nats(scores: Scores) -> Nats:
     """InfoNCE: log n + E[log softmax over the candidates of the true one], both directions averaged.
 
     Source: van den Oord et al. (2018, arXiv 1807.03748), eq. 4 and section 2.3; Poole et al. (2019), section 2.3.
@@ -56,7 +57,7 @@ def nce_nats(scores: Scores) -> Float[Tensor, ""]:
     return math.log(len(scores)) + (rows + columns).mean() / 2
 
 
-def nwj_nats(scores: Scores) -> Float[Tensor, ""]:
+def nwj_nats(scores: Scores) -> Nats:
     """Nguyen, Wainwright and Jordan: E_P[T] - E_Q[e^(T - 1)], a lower bound in expectation for every critic.
 
     Source: Nguyen et al. (2010, arXiv 0809.0853), section II, for the divergence of P from Q; Poole et al. (2019),
@@ -66,7 +67,7 @@ def nwj_nats(scores: Scores) -> Float[Tensor, ""]:
     return scores.diagonal().mean() - torch.exp(log_mean_exp(mismatches(scores)) - 1)
 
 
-def dv_nats(scores: Scores) -> Float[Tensor, ""]:
+def dv_nats(scores: Scores) -> Nats:
     """Donsker and Varadhan: E_P[T] - log E_Q[e^T], a lower bound as n grows; small batches may lie above.
 
     Source: Belghazi et al. (2018, arXiv 1801.04062), definition 3.1. The mean over Q is taken over all mismatches
@@ -76,32 +77,32 @@ def dv_nats(scores: Scores) -> Float[Tensor, ""]:
     return scores.diagonal().mean() - log_mean_exp(mismatches(scores))
 
 
-def smile_nats(scores: Scores, clip: float = 5.0) -> Float[Tensor, ""]:
+def smile_nats(scores: Scores, clip: float = 5.0) -> Nats:
     """SMILE: Donsker-Varadhan with e^T clipped to [e^-clip, e^clip] under Q, which bounds its variance; no bound.
 
-    Source: Song & Ermon (2020, arXiv 1910.06222), section 5. The critic is trained with `jsd_objective`, as theirs.
+    Source: Song & Ermon (2020, arXiv 1910.06222), section 5. It is trained with `jsd_objective`, as theirs.
     Scores and errors as for `nce_nats`.
     """
     _check_scores(scores)
     return scores.diagonal().mean() - log_mean_exp(mismatches(scores).clamp(-clip, clip))
 
 
-def jsd_objective(scores: Scores) -> Float[Tensor, ""]:
+def jsd_objective(scores: Scores) -> Nats:
     """E_P[-softplus(-T)] - E_Q[softplus(T)], whose best critic is log p(x,y) / p(x)p(y); not an information.
 
-    Source: Hjelm et al. (2019, arXiv 1808.06670), eq. 4. At its best it is 2 JSD(P, Q) - 2 log 2. Scores and errors
-    as for `nce_nats`.
+    Source: Hjelm et al. (2019, arXiv 1808.06670), eq. 4. Its maximum is 2 JSD(P, Q) - 2 log 2. Scores and
+    errors as for `nce_nats`.
     """
     _check_scores(scores)
     return -F.softplus(-scores.diagonal()).mean() - F.softplus(mismatches(scores)).mean()
 
 
-def plug_in_nats(scores: Scores) -> Float[Tensor, ""]:
+def plug_in_nats(scores: Scores) -> Nats:
     """E_P[T]: the information if T is the log ratio of densities, as a critic of `jsd_objective` tends to be."""
     return scores.diagonal().mean()
 
 
-def club_nats(log_q: Scores) -> Float[Tensor, ""]:
+def club_nats(log_q: Scores) -> Nats:
     """CLUB: E_P[log q(y|x)] - E_Q[log q(y|x)], an upper bound when q is the true conditional.
 
     For a fitted q it is an upper bound only while q is closer to p(x,y) than to p(x)p(y).
@@ -149,18 +150,18 @@ class GaussianConditional(nn.Module):
         super().__init__()
         self.net = mlp(dim_x, dim_hidden, 2 * dim_y)
 
-    def parameters_of(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]]:
+    def parameters_of(self, x: X) -> tuple[Y, Y]:
         """Means and log variances of q(y|x), [n, e] each."""
         mean, raw = self.net(x).chunk(2, dim=1)
         return mean, self.LIMIT * torch.tanh(raw / self.LIMIT)
 
-    def log_likelihood(self, x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Tensor, " n"]:
+    def log_likelihood(self, x: X, y: Y) -> Float[Tensor, " n"]:
         """log q(y_i|x_i) in nats, [n]: its mean is what fitting q maximises."""
         mean, log_variance = self.parameters_of(x)
         error = (y - mean) ** 2 * torch.exp(-log_variance)
         return -(error + log_variance + math.log(2 * math.pi)).sum(1) / 2
 
-    def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Tensor, "n n"]:
+    def forward(self, x: X, y: Y) -> Float[Tensor, "n n"]:
         """log q(y_j|x_i) in nats, [n, n]."""
         mean, log_variance = self.parameters_of(x)
         precision = torch.exp(-log_variance)
@@ -168,13 +169,6 @@ class GaussianConditional(nn.Module):
         error = precision @ (y**2).T - 2 * (mean * precision) @ y.T + (mean**2 * precision).sum(1, keepdim=True)
         constant = log_variance.sum(1, keepdim=True) + y.shape[1] * math.log(2 * math.pi)
         return -(error + constant) / 2
-
-
-class Estimate(NamedTuple):
-    """An estimate in nats, and the standard error of its mean over blocks of held-out samples."""
-
-    nats: float
-    standard_error: float
 
 
 # What each estimator reads off the held-out scores. `mine` trains with memory, `club` by likelihood; `smile` and
@@ -191,8 +185,8 @@ OBJECTIVES = {"nwj": nwj_nats, "nce": nce_nats, "smile": jsd_objective, "jsd": j
 
 
 def fit_critic(
-    x: Float[Tensor, "n d"],
-    y: Float[Tensor, "n e"],
+    x: X,
+    y: Y,
     estimator: str,
     n_steps: int = 400,
     batch_size: int = 128,
@@ -246,10 +240,8 @@ def fit_critic(
     return critic
 
 
-def estimate_nats(
-    x: Float[Tensor, "n d"], y: Float[Tensor, "n e"], estimator: str, batch_size: int = 128, **options
-) -> Estimate:
-    """I(X;Y) from samples: `fit_critic` on the first half, the value on the second.
+def estimate_nats(x: X, y: Y, estimators: Sequence[str], batch_size: int = 128, **options) -> dict[str, float]:
+    """I(X;Y) from samples by several estimators: critics are fitted on the first half, values read on the second.
 
     Columns are standardised first, which changes no information. InfoNCE is read in batches of `batch_size` and
     cannot exceed its log; the others are read in `N_BLOCKS` blocks.
@@ -257,17 +249,31 @@ def estimate_nats(
     Args:
         x: samples, [n, d].
         y: samples, row i drawn with row i of x, [n, e].
-        estimator: one of `READINGS`.
+        estimators: of `READINGS`; `smile` and `jsd` share a critic.
         batch_size: pairs a step of training, and a batch of InfoNCE.
         options: of `fit_critic`.
 
     Returns:
-        The estimate and its standard error, in nats.
+        Nats by estimator.
 
     Raises:
         ValueError: as `fit_critic`.
     """
-    return _estimates(x, y, (estimator,), batch_size, **options)[estimator]
+    _check_samples(x, y, least=2 * max(batch_size, 2 * N_BLOCKS))
+    half = len(x) // 2
+    x, y = (((s - s[:half].mean(0)) / s[:half].std(0).clamp(min=1e-12)).float() for s in (x, y))
+    critics: dict[str, nn.Module] = {}
+    nats = {}
+    for estimator in estimators:
+        objective = "jsd" if estimator == "smile" else estimator
+        if objective not in critics:
+            critics[objective] = fit_critic(x[:half], y[:half], objective, batch_size=batch_size, **options)
+        size = batch_size if estimator == "nce" else (len(x) - half) // N_BLOCKS
+        blocks = zip(x[half:].split(size), y[half:].split(size), strict=True)
+        with torch.no_grad():
+            values = [READINGS[estimator](critics[objective](a, b)) for a, b in blocks if len(a) == size]
+        nats[estimator] = torch.stack(values).mean().item()
+    return nats
 
 
 def estimate_rows(
@@ -283,44 +289,21 @@ def estimate_rows(
         options: of `fit_critic`.
 
     Returns:
-        Tidy rows: `task, truth, seed, estimator, nats, standard_error`.
+        Tidy rows: `task, truth, seed, estimator, nats`.
     """
     rows = []
     for task, seed in itertools.product(tasks, seeds):
         x, y = task.sample(n_samples, seed)
-        found = _estimates(x, y, tuple(READINGS), batch_size, seed=seed, **options)
-        found["ksg"] = Estimate(ksg_nats(x, y), float("nan"))
-        about = dict(task=task.name, truth=task.nats, seed=seed)
-        rows += [about | {"estimator": name} | estimate._asdict() for name, estimate in found.items()]
-    return pd.DataFrame(rows)
+        found = estimate_nats(x, y, tuple(READINGS), batch_size, seed=seed, **options) | {"ksg": ksg_nats(x, y)}
+        rows += [(task.name, task.nats, seed, name, nats) for name, nats in found.items()]
+    return pd.DataFrame(rows, columns=["task", "truth", "seed", "estimator", "nats"])
 
 
-def _estimates(x: Tensor, y: Tensor, estimators: Sequence[str], batch_size: int, **options) -> dict[str, Estimate]:
-    """Several estimates of the same samples; those that train alike share a critic."""
-    _check_samples(x, y, least=2 * max(batch_size, 2 * N_BLOCKS))
-    half = len(x) // 2
-    x, y = (((s - s[:half].mean(0)) / s[:half].std(0).clamp(min=1e-12)).float() for s in (x, y))
-    critics: dict[str, nn.Module] = {}
-    found = {}
-    for estimator in estimators:
-        trained_as = "jsd" if estimator == "smile" else estimator
-        if trained_as not in critics:
-            critics[trained_as] = fit_critic(x[:half], y[:half], trained_as, batch_size=batch_size, **options)
-        size = batch_size if estimator == "nce" else (len(x) - half) // N_BLOCKS
-        with torch.no_grad():
-            blocks = zip(x[half:].split(size), y[half:].split(size), strict=True)
-            values = [READINGS[estimator](critics[trained_as](a, b)) for a, b in blocks if len(a) == size]
-        values = torch.stack(values)
-        error = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(float("nan"))
-        found[estimator] = Estimate(values.mean().item(), error.item())
-    return found
-
-
-def ksg_nats(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"], n_neighbors: int = 3) -> float:
+def ksg_nats(x: X, y: Y, n_neighbors: int = 3) -> float:
     """Kraskov, Stoegbauer and Grassberger: psi(k) + psi(n) - E[psi(n_x + 1) + psi(n_y + 1)], no bound.
 
-    n_x and n_y count the neighbours of each side within the distance of the k-th joint neighbour, on scikit-learn's
-    trees. In one dimension a side it is `sklearn.feature_selection.mutual_info_regression`, which clips at 0.
+    n_x and n_y count the neighbours of each side within the distance of the k-th joint neighbour, on trees of
+    scikit-learn. In one dimension it is `sklearn.feature_selection.mutual_info_regression`, which clips at 0.
 
     Source: Kraskov et al. (2004, arXiv cond-mat/0305641), eq. 8, with the maximum norm.
 
@@ -361,7 +344,6 @@ MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "half-cube": lambda x: x * x.abs().sqrt(),
     "asinh": torch.asinh,
     "wiggly": lambda x: x + 0.4 * torch.sin(x) + 0.3 * torch.sin(1.7 * x + 1),
-    "uniform": lambda x: torch.special.ndtr(x),
 }
 
 
@@ -409,9 +391,7 @@ def _correlated(n: int, dim: int, rho: float, generator: torch.Generator) -> tup
 def gaussian_task(dim: int, nats: float) -> InformationTask:
     """dim pairs of Gaussians with one correlation."""
     rho = correlation_of(nats, dim)
-    return InformationTask(
-        f"Gaussian {dim} x {dim}", nats, lambda n, generator: _correlated(n, dim, rho, generator)
-    )
+    return InformationTask(f"Gaussian {dim} x {dim}", nats, lambda n, source: _correlated(n, dim, rho, source))
 
 
 def sparse_task(dim: int = 5, n_pairs: int = 2, correlation: float = 0.8) -> InformationTask:

@@ -71,10 +71,8 @@ def marked_letters() -> MarkedLetters:
     A letter stays out where the mark changes the base, as a cedilla that melts into it or an i that loses its dot.
     """
     known = glyph_characters().set_index("name", drop=False)
-    split = {name: name.partition(" with ")[::2] for name in known.index}
-    bases = {
-        name: base for name, (base, mark) in split.items() if mark and " and " not in mark and base in known.index
-    }
+    split = [(name, *name.partition(" with ")[::2]) for name in known.index]
+    bases = {name: base for name, base, mark in split if mark and " and " not in mark and base in known.index}
     table = sample_factors(known.loc[list(bases)], SERIF[:1])
     plain_table = table.assign(character=[known["character"][bases[name]] for name in table["name"]])
     pixels, plain = (draw_all(t).astype(int) for t in (table, plain_table))

@@ -23,10 +23,14 @@ from torch.nn import functional as F
 from cibr.losses.vmf import sample_vmf
 from cibr_book.estimators import nce_nats
 
-Block = Sequence[int]
+Nats = Float64[Tensor, ""]
+Covariance = Float64[Tensor, "n n"]
+Joint = Float64[Tensor, "n_images n_texts"]
+ImageTable, TextTable = Float64[Tensor, "n_images k"], Float64[Tensor, "n_texts k"]
+Indices = Sequence[int]
 
 
-def entropy_nats(p: Float64[Tensor, "..."]) -> Float64[Tensor, ""]:
+def entropy_nats(p: Float64[Tensor, "..."]) -> Nats:
     """Entropy of a finite distribution, -sum p log p.
 
     Args:
@@ -45,12 +49,12 @@ def entropy_nats(p: Float64[Tensor, "..."]) -> Float64[Tensor, ""]:
     return -(p * torch.log(torch.where(p > 0, p, torch.ones_like(p)))).sum()
 
 
-def mutual_information_nats(joint: Float64[Tensor, "a b"]) -> Float64[Tensor, ""]:
+def mutual_information_nats(joint: Float64[Tensor, "a b"]) -> Nats:
     """I(A;B) of a joint distribution [a, b] by enumeration: H(A) + H(B) - H(A,B) (Cover & Thomas, eq. 2.45)."""
     return entropy_nats(joint.sum(1)) + entropy_nats(joint.sum(0)) - entropy_nats(joint)
 
 
-def conditional_information_nats(joint: Float64[Tensor, "a b c"]) -> Float64[Tensor, ""]:
+def conditional_information_nats(joint: Float64[Tensor, "a b c"]) -> Nats:
     """I(A;B|C) of a joint distribution [a, b, c] by enumeration: H(A,C) + H(B,C) - H(A,B,C) - H(C) (eq. 2.61)."""
     pairs = entropy_nats(joint.sum(1)) + entropy_nats(joint.sum(0))
     return pairs - entropy_nats(joint) - entropy_nats(joint.sum((0, 1)))
@@ -68,7 +72,7 @@ class DiscreteWorld:
         text_only: the factor of each text that no image shows, [n_texts].
     """
 
-    joint: Float64[Tensor, "n_images n_texts"]
+    joint: Joint
     shared: Int64[Tensor, " n_images"]
     image_only: Int64[Tensor, " n_images"]
     text_shared: Int64[Tensor, " n_texts"]
@@ -109,8 +113,8 @@ def discrete_world(confusions: Sequence[float] = (0.3, 0.05), n_image: int = 3, 
 
 
 def encoder_informations(
-    world: DiscreteWorld, image_encoder: Float64[Tensor, "n_images k"], text_encoder: Float64[Tensor, "n_texts l"]
-) -> dict[str, Float64[Tensor, ""]]:
+    world: DiscreteWorld, image_encoder: ImageTable, text_encoder: TextTable
+) -> dict[str, Nats]:
     """All informations of a pair of tabular encoders, exact.
 
     Args:
@@ -149,18 +153,12 @@ def encoder_informations(
     }
 
 
-def backward_posterior(
-    joint: Float64[Tensor, "n_images n_texts"], encoder: Float64[Tensor, "n_images k"]
-) -> Float64[Tensor, "n_texts k"]:
+def backward_posterior(joint: Joint, encoder: ImageTable) -> TextTable:
     """p(z|x_t) = sum over images of p(x_v|x_t) e(z|x_v): the backward encoder that makes the bound tight."""
     return (joint / joint.sum(0)).T @ encoder
 
 
-def residual_bound_nats(
-    joint: Float64[Tensor, "n_images n_texts"],
-    encoder: Float64[Tensor, "n_images k"],
-    backward: Float64[Tensor, "n_texts k"],
-) -> Float64[Tensor, ""]:
+def residual_bound_nats(joint: Joint, encoder: ImageTable, backward: TextTable) -> Nats:
     """E[log e(z|x_v) - log b(z|x_t)], the upper bound on I(Z_v;X_v|X_t), enumerated.
 
     Source: Fischer (2020, arXiv 2002.05379), section 2.3; equality when b is `backward_posterior`.
@@ -184,7 +182,7 @@ def residual_bound_nats(
 
 def fit_tables(
     world: DiscreteWorld, beta: float, n_codes: int, seed: int = 0, n_steps: int = 400, learning_rate: float = 0.1
-) -> tuple[Float64[Tensor, "n_images k"], Float64[Tensor, "n_texts k"]]:
+) -> tuple[ImageTable, TextTable]:
     """Encoder tables that maximise I(Z_v;Z_t) - beta * R by gradient, from a random start.
 
     The objective is exact: with beta = 0 it is what InfoNCE tends to with ever larger batches and an unrestricted
@@ -233,7 +231,7 @@ def _check_table(name: str, table: Tensor, n_rows: int) -> None:
         raise ValueError(f"each row of {name} must be probabilities that sum to 1: use a softmax over the codes")
 
 
-def conditional_covariance(covariance: Float64[Tensor, "n n"], a: Block, given: Block) -> Float64[Tensor, "a a"]:
+def conditional_covariance(covariance: Covariance, a: Indices, given: Indices) -> Float64[Tensor, "a a"]:
     """Covariance of A when B is known, S_aa - S_ab S_bb^-1 S_ba.
 
     Args:
@@ -252,9 +250,7 @@ def conditional_covariance(covariance: Float64[Tensor, "n n"], a: Block, given: 
     return covariance[a][:, a] - across @ torch.linalg.solve(covariance[given][:, given], across.T)
 
 
-def gaussian_information_nats(
-    covariance: Float64[Tensor, "n n"], a: Block, b: Block, given: Block = ()
-) -> Float64[Tensor, ""]:
+def gaussian_information_nats(covariance: Covariance, a: Indices, b: Indices, given: Indices = ()) -> Nats:
     """I(A;B) or I(A;B|C) of jointly Gaussian variables by determinants of covariance blocks.
 
     Source: Cover & Thomas (2006), section 8.5.
@@ -279,7 +275,7 @@ def gaussian_information_nats(
     return (ac + bc - abc - c) / 2  # the determinant of an empty block is 1
 
 
-def canonical_correlations(covariance: Float64[Tensor, "n n"], a: Block, b: Block) -> Float64[Tensor, " k"]:
+def canonical_correlations(covariance: Covariance, a: Indices, b: Indices) -> Float64[Tensor, " k"]:
     """Canonical correlations of A and B, largest first: singular values of S_a^-1/2 S_ab S_b^-1/2.
 
     Args:
@@ -310,7 +306,7 @@ class GaussianWorld:
         correlations: of the shared factors of image and text.
     """
 
-    covariance: Float64[Tensor, "n n"]
+    covariance: Covariance
     mix_image: Float64[Tensor, "v v"]
     mix_text: Float64[Tensor, "t t"]
     correlations: Float64[Tensor, " s"]
@@ -363,7 +359,7 @@ def gaussian_world(
 
 def linear_encoder_nats(
     world: GaussianWorld, weights: Float64[Tensor, "d v"], noise_variance: float = 1.0
-) -> dict[str, Float64[Tensor, ""]]:
+) -> dict[str, Nats]:
     """Informations of Z_v = W x_v + noise, exact.
 
     Args:
@@ -436,14 +432,7 @@ def _check_positive(name: str, value: float) -> None:
 
 
 def train_discrete(
-    world: DiscreteWorld,
-    dim: int = 16,
-    temperature: float = 0.1,
-    batch_size: int = 64,
-    n_steps: int = 300,
-    learning_rate: float = 1e-2,
-    weight_decay: float = 0.0,
-    seed: int = 0,
+    world: DiscreteWorld, dim: int = 16, temperature: float = 0.1, batch_size: int = 64, seed: int = 0, **options
 ) -> tuple[Float64[Tensor, "n_images d"], Float64[Tensor, "n_texts d"]]:
     """Two small networks trained with InfoNCE on pairs drawn from the discrete world.
 
@@ -454,10 +443,8 @@ def train_discrete(
         dim: width of the embedding.
         temperature: of the softmax, positive.
         batch_size: pairs a step.
-        n_steps: steps of AdamW; 0 gives the untrained encoders.
-        learning_rate: of AdamW.
-        weight_decay: of AdamW.
         seed: of weights and pairs.
+        options: `n_steps` (0 gives the untrained encoders), `learning_rate` and `weight_decay` of AdamW.
 
     Returns:
         Unit vectors of all images and of all texts.
@@ -482,20 +469,13 @@ def train_discrete(
         rows = pairs // world.joint.shape[1], pairs % world.joint.shape[1]
         return [side[r] for side, r in zip(embed(), rows, strict=True)]
 
-    _maximise_nce(nets.parameters(), batch, temperature, n_steps, learning_rate, weight_decay)
+    _maximise_nce(nets.parameters(), batch, temperature, **options)
     with torch.no_grad():
         return tuple(embed())
 
 
 def train_gaussian(
-    world: GaussianWorld,
-    dim: int = 8,
-    temperature: float = 0.1,
-    batch_size: int = 128,
-    n_steps: int = 400,
-    learning_rate: float = 1e-2,
-    weight_decay: float = 0.0,
-    seed: int = 0,
+    world: GaussianWorld, dim: int = 8, temperature: float = 0.1, batch_size: int = 128, seed: int = 0, **options
 ) -> tuple[Float64[Tensor, "d v"], Float64[Tensor, "d t"]]:
     """Two linear encoders trained with InfoNCE on fresh pairs; embeddings have mean squared length 1.
 
@@ -507,10 +487,8 @@ def train_gaussian(
         dim: width of the embedding.
         temperature: of the softmax, positive; the noise variance to measure with.
         batch_size: pairs a step.
-        n_steps: steps of AdamW; 0 gives the untrained encoders.
-        learning_rate: of AdamW.
-        weight_decay: of AdamW.
         seed: of weights and pairs.
+        options: `n_steps` (0 gives the untrained encoders), `learning_rate` and `weight_decay` of AdamW.
 
     Returns:
         W of the images and of the texts, each with tr(W W^T) = 1.
@@ -527,7 +505,7 @@ def train_gaussian(
         noise = torch.randn(batch_size, len(root), generator=generator, dtype=torch.float64)
         return [x @ (w / w.norm()).T for x, w in zip((noise @ root.T).split(sizes, 1), weights, strict=True)]
 
-    _maximise_nce(weights, batch, temperature, n_steps, learning_rate, weight_decay)
+    _maximise_nce(weights, batch, temperature, **options)
     return tuple((w / w.norm()).detach() for w in weights)
 
 
@@ -535,9 +513,9 @@ def _maximise_nce(
     parameters: Iterable[Tensor],
     batch: Callable[[], list[Tensor]],
     temperature: float,
-    n_steps: int,
-    learning_rate: float,
-    weight_decay: float,
+    n_steps: int = 300,
+    learning_rate: float = 1e-2,
+    weight_decay: float = 0.0,
 ) -> None:
     """AdamW on InfoNCE of image and text features, which `batch` draws anew each step."""
     _check_positive("temperature", temperature)
