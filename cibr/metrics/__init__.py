@@ -16,10 +16,11 @@ from cibr.metrics.retrieval import (
     retrieval_ranks,
     retrieval_recalls,
 )
-from cibr.metrics.zeroshot import class_embeddings, class_ranks, predictions, zeroshot_accuracy
+from cibr.metrics.zeroshot import accuracy_parts, class_embeddings, class_ranks, predictions, zeroshot_accuracy
 
 __all__ = [
     "QueryScores",
+    "accuracy_parts",
     "alignment",
     "bootstrap_interval",
     "class_embeddings",

@@ -4,6 +4,7 @@ As in retrieval, an image's rank is the number of wrong classes at least as simi
 against the model and collapsed embeddings score 0.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -33,9 +34,8 @@ def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor,
         )
     check_embeddings(prompt_embeddings=prompt_embeddings.flatten(0, 1))
     means = F.normalize(prompt_embeddings.float(), dim=2).mean(1)
-    cancelled = (
-        (means.norm(dim=1) < 1e-6).nonzero().flatten().tolist()
-    )  # float32 leaves about 1e-8 of a cancelled sum
+    # float32 leaves about 1e-8 of a sum that cancels
+    cancelled = (means.norm(dim=1) < 1e-6).nonzero().flatten().tolist()
     if cancelled:
         raise ValueError(f"the prompts of class {cancelled[0]} cancel: their mean is zero and has no direction")
     return F.normalize(means, dim=1)
@@ -113,9 +113,24 @@ def zeroshot_accuracy(
         ValueError: as `class_ranks`.
     """
     ranks = class_ranks(image_embeddings, class_embeddings, labels)
-    ks = [k for k in (1, 5) if k <= len(class_embeddings)]
-    n_images = labels.bincount()
-    n_right = labels.bincount((ranks == 0).double())
-    scores = {f"accuracy@{k}": (ranks < k).double().mean().item() for k in ks}
-    present = n_images > 0
-    return scores | {"mean_per_class_accuracy": (n_right[present] / n_images[present]).mean().item()}
+    parts = accuracy_parts(ranks, labels, len(class_embeddings))
+    return {name: float(sum(w * hits.mean() for w, hits in each)) for name, each in parts.items()}
+
+
+def accuracy_parts(
+    ranks: Int[Tensor, " n"], labels: Int[Tensor, " n"], n_classes: int
+) -> dict[str, list[tuple[float, Float[np.ndarray, " _"]]]]:
+    """The accuracies as weighted sums of means over images, from which scores and their intervals come.
+
+    Args:
+        ranks: of each image's own class, as `class_ranks` has them.
+        labels: the class of each image [n].
+        n_classes: how many there are to choose from.
+
+    Returns:
+        By metric, the weight and the hits (0 or 1) of each mean: one over all images, or one a class that occurs.
+    """
+    ranks, labels = ranks.cpu().numpy(), labels.cpu().numpy()
+    found = {f"accuracy@{k}": [(1.0, (ranks < k).astype(float))] for k in (1, 5) if k <= n_classes}
+    by_class = [(ranks[labels == c] < 1).astype(float) for c in np.unique(labels)]
+    return found | {"mean_per_class_accuracy": [(1 / len(by_class), hits) for hits in by_class]}
