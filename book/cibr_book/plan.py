@@ -1,0 +1,171 @@
+"""Sweeps: a YAML file becomes runs with their ids, each run leaves a row, and the rows become one table.
+
+    results: ../data/results/ablation.csv        # the table, beside this file unless absolute
+    fixed: {dataset: glyphs, model: tiny}
+    conditions:
+      glyphs, 10 % of the pairs:
+        fixed: {corruption: {fraction: 0.1}}
+        methods:
+          - {method: CLIP, beta: 0, seed: [1, 2]}
+          - {method: CIBR vMF, penalty: vmf, beta: [0.01, 0.1], seed: [1, 2]}
+
+A list is an axis of a grid; a value that is itself a list stands in a list. `python -m cibr_book.plan SWEEP.yaml
+FOLDER` adds the rows of a folder to the sweep's table. `experiments/Snakefile` does the runs.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import math
+import pkgutil
+import re
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import yaml
+
+from cibr.utils import nearest, provenance, write_atomically
+
+ENTRIES = ("results", "work", "fixed", "conditions")
+NAMES = ("method", "condition")  # what a run is called, which decides none of its numbers
+
+
+class Plan(NamedTuple):
+    """A sweep: the CSV file of its rows, the function that does a run as a dotted name, the settings by run id."""
+
+    results: Path
+    work: str
+    runs: dict[str, dict[str, Any]]
+
+
+def read_plan(file: str | Path) -> Plan:
+    """The sweep that a YAML file describes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an entry is unknown or missing, or two runs are equal.
+    """
+    file = Path(file)
+    entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for name in entries:
+        if name not in ENTRIES:
+            raise ValueError(
+                f"{file}: unknown entry {name!r}{nearest(name, ENTRIES)}. Known: {', '.join(ENTRIES)}"
+            )
+    if absent := [name for name in ("results", "conditions") if name not in entries]:
+        raise ValueError(f"{file}: the entry {absent[0]!r} is missing; see the head of cibr_book/plan.py")
+    runs: dict[str, dict[str, Any]] = {}
+    for condition, part in entries["conditions"].items():
+        for method in part["methods"]:
+            for settings in grid(entries.get("fixed", {}) | part.get("fixed", {}) | method):
+                run = run_id(settings)
+                if run in runs:
+                    raise ValueError(f"{file}: two runs have the settings {settings}; give each run once")
+                runs[run] = settings | {"condition": condition}
+    work = entries.get("work", "cibr_book.run.train_and_measure")
+    return Plan((file.parent / entries["results"]).resolve(), work, runs)
+
+
+def grid(axes: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every combination of values; the last axis changes fastest.
+
+    Examples:
+        >>> grid({"beta": [0.0, 0.1], "seed": [0, 1], "model": "tiny"})[1]
+        {'beta': 0.0, 'seed': 1, 'model': 'tiny'}
+    """
+    values = [axis if isinstance(axis, list) else [axis] for axis in axes.values()]
+    for name, value in ((name, v) for name, axis in zip(axes, values, strict=True) for v in axis):
+        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
+            raise ValueError(f"{name}: YAML reads {value!r} as text for want of a point; write 1.0e-3")
+    return [dict(zip(axes, combination, strict=True)) for combination in itertools.product(*values)]
+
+
+def run_id(settings: dict[str, Any]) -> str:
+    """Twelve hexadecimal digits that name a run's settings, whatever their order; 1 is 1.0.
+
+    Examples:
+        >>> run_id({"beta": 1, "seed": 0}) == run_id({"seed": 0, "beta": 1.0, "method": "CLIP"})
+        True
+    """
+    return hashlib.sha256(as_json(settings).encode()).hexdigest()[:12]
+
+
+def as_json(settings: dict[str, Any]) -> str:
+    """Settings without the run's names, as JSON that is the same for equal settings."""
+    decisive = {name: value for name, value in settings.items() if name not in NAMES}
+    return json.dumps(_plain(decisive), sort_keys=True, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def save_row(settings: dict[str, Any], file: str | Path, work: str) -> dict[str, Any]:
+    """Does a run and writes its row as JSON; the folder of the same name keeps its model and scores of items.
+
+    Args:
+        settings: the run's, with `method` and `condition`, its names in tables.
+        file: the JSON file.
+        work: a dotted name, of a function from settings and folder to metrics.
+
+    Returns:
+        The row: `run, method, condition, beta, seed, configuration, commit, versions, seconds` and the metrics.
+    """
+    file, start = Path(file), time.monotonic()
+    own = {name: value for name, value in settings.items() if name not in NAMES}
+    metrics = pkgutil.resolve_name(work)(own, file.with_suffix(""))
+    row = {"run": run_id(settings)} | {name: settings.get(name, "") for name in (*NAMES, "beta", "seed")}
+    row |= {"configuration": as_json(settings)} | provenance() | {"seconds": round(time.monotonic() - start, 3)}
+    row |= {name: float(f"{value:.6g}") for name, value in metrics.items() if not math.isnan(value)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, lambda part: part.write_text(json.dumps(row), encoding="utf-8"))
+    return row
+
+
+def committed(results: Path) -> pd.DataFrame:
+    """The rows of a table, every cell as the text that it is, so that rewriting it changes none."""
+    if not results.exists():
+        return pd.DataFrame({"run": []}, dtype=str)
+    return pd.read_csv(results, dtype=str, keep_default_na=False)
+
+
+def collect(plan: Plan, folder: str | Path) -> int:
+    """Adds the rows of a folder, `<run>.json`, that the plan's table lacks; returns how many.
+
+    The table needs no lock: two sweeps that write it at once may lose rows, and the next call adds them again.
+    """
+    rows = committed(plan.results)
+    found = [Path(folder) / f"{run}.json" for run in plan.runs if run not in set(rows["run"])]
+    new = [json.loads(file.read_text(encoding="utf-8")) for file in found if file.exists()]
+    if new:
+        cells = [
+            {name: value if isinstance(value, str) else json.dumps(value) for name, value in row.items()}
+            for row in new
+        ]
+        table = pd.concat([rows, pd.DataFrame(cells)], ignore_index=True).fillna("").replace("null", "")
+        plan.results.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(plan.results, lambda part: table.to_csv(part, index=False))
+    return len(new)
+
+
+def main() -> None:
+    """Collect the rows of a sweep and say which of its runs have none."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("sweep", type=Path)
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    plan = read_plan(given.sweep)
+    n_new, table = collect(plan, given.folder), plan.results.name
+    missing = set(plan.runs) - set(committed(plan.results)["run"])
+    print(f"{table}: {n_new} new rows; {len(missing)} of the {len(plan.runs)} runs have none")
+
+
+if __name__ == "__main__":
+    main()

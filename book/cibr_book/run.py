@@ -1,0 +1,180 @@
+"""What one run of the ablation does: train a configuration, score it on suites, describe its embeddings."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from cibr.data import Pairs, load_pairs
+from cibr.data.corruptions import half_in_style, in_both_styles
+from cibr.evaluate import evaluate
+from cibr.losses import clip_loss
+from cibr.losses.vmf import vmf_fit_kappa, vmf_mean_cosine, vmf_residual_nats
+from cibr.metrics.geometry import alignment, linear_cka, modality_gap, mutual_knn, uniformity
+from cibr.metrics.retrieval import retrieval_recalls
+from cibr.models import DualEncoder
+from cibr.models.features import embed_pairs, prepare
+from cibr.train import RunConfig, build_model, configure, fit, load_splits
+from cibr_book.probes import principal_components, probe_nats
+
+KEPT = r"accuracy@1$|_recall@(?:1|5|10)$"
+N_DESCRIBED = 1000  # pairs, the same number in training and validation, so that their bounds compare
+N_PROBED = 3000
+TEMPERATURE, KAPPA = 0.07, 1024.0  # at which information is told, one scale for all runs
+PEOPLE = {"man", "woman", "boy", "girl", "people", "child", "men", "women", "boys", "girls", "children"}
+
+
+def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
+    """Trains one configuration and measures it.
+
+    Args:
+        settings: of `cibr.configure`; besides, `suites`, the suites of `cibr.evaluate`, none for a trial on
+            validation recall alone.
+        folder: of the trained model, its history and the predictions of single items.
+
+    Returns:
+        `validation_*` recalls and `last_*` values of the last epoch; `steps_to_*`; `<suite>/<set>/<metric>`; of
+        runs with suites what `measure` finds.
+    """
+    suites = settings.get("suites", [])
+    config = configure(output_dir=str(folder), **{k: v for k, v in settings.items() if k != "suites"})
+    train, validation, test = load_splits(config)
+    model = build_model(config, train)
+    metrics = _from_history(fit(model, train, validation, config))
+    if suites:
+        metrics |= measure(model, train, validation, test, config)
+    for suite in suites:
+        rows = evaluate(model, suite, name=Path(folder).name, output_dir=str(folder)).rows
+        kept = rows[rows["metric"].str.contains(KEPT)]
+        metrics |= {f"{suite}/{row.dataset}/{row.metric}": row.value for row in kept.itertuples()}
+    return metrics
+
+
+def _from_history(history: pd.DataFrame) -> dict[str, float]:
+    last = history.iloc[-1]
+    metrics = {f"validation_{name}": last[name] for name in history if "_recall@" in name}
+    for k in (1, 5, 10):
+        metrics[f"validation_recall@{k}"] = last.filter(regex=f"_recall@{k}$").mean()
+    at_10 = history.filter(regex="_recall@10$").mean(axis=1)
+    for level in (0.1, 0.3):
+        reached = history["step"][at_10 >= level]
+        metrics[f"steps_to_recall@10_{level:g}"] = reached.iloc[0] if len(reached) else math.nan
+    kept = ("clip_loss", "penalty_excess", "residual_image_nats", "residual_text_nats", "temperature")
+    metrics |= {f"last_{name}": last[name] for name in kept}
+    return metrics | {"steps": last["step"], "training_seconds": last["seconds"]}
+
+
+def measure(
+    model: DualEncoder, train: Pairs, validation: Pairs, test: Pairs, config: RunConfig
+) -> dict[str, float]:
+    """Geometry and information of training and validation pairs, and what probes read of each factor.
+
+    Returns:
+        `train_*` and `validation_*` of `describe_embeddings`, `train_test_gap_nats`, what `leakage` finds and,
+        where photos of a style were spuriously correlated with a word, what a probe reads of the style and recalls
+        among images half of which are in it.
+    """
+    splits = {"train": train, "validation": validation}
+    found = {f"{s}_{k}": v for s, pairs in splits.items() for k, v in describe_embeddings(model, pairs).items()}
+    found["train_test_gap_nats"] = found["train_mi_lower_bound_nats"] - found["validation_mi_lower_bound_nats"]
+    # The nuisance factors of glyphs vary in training alone; the corruption is no part of the measure.
+    found |= leakage(model, load_pairs("glyphs", "train") if config.dataset == "glyphs" else validation)
+    if config.corruption.get("spurious_word") and config.dataset != "glyphs":  # whose factors have the style
+        style = config.corruption.get("spurious_style", "negative")
+        images, _ = _embed(model, in_both_styles(_sample(validation, N_PROBED // 2), style))
+        row, n = torch.arange(len(images)), len(images) // 2
+        # Both styles of an image train the probe, or both test it.
+        found[f"leakage_image_{style}"] = _share_read(images, row >= n, row % n % 2 == 1)
+        mixed = half_in_style(test, style)
+        recalls = retrieval_recalls(mixed, *_embed(model, mixed), (1,))
+        found |= {f"mixed_styles_{name}": value for name, value in recalls.items()}
+    return found
+
+
+def describe_embeddings(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
+    """Geometry of at most `N_DESCRIBED` pairs and bounds in nats, one text an image.
+
+    Returns:
+        `alignment, uniformity_image, uniformity_text, modality_gap, linear_cka, mutual_knn` of `cibr.metrics`;
+        `mi_lower_bound_nats`, InfoNCE at one temperature for all models; `residual_nats`, see `residual_nats`.
+    """
+    images, texts = _embed(model, _sample(pairs, N_DESCRIBED))
+    geometry = {f.__name__: f(images, texts) for f in (alignment, modality_gap, linear_cka, mutual_knn)}
+    geometry |= {"uniformity_image": uniformity(images), "uniformity_text": uniformity(texts)}
+    bound = math.log(len(images)) - float(clip_loss(images, texts, 1 / TEMPERATURE))
+    mean_cosine = float((images * texts).sum(1).double().mean())
+    return geometry | {"mi_lower_bound_nats": bound, "residual_nats": residual_nats(mean_cosine, images.shape[1])}
+
+
+def residual_nats(mean_cosine: float, dim: int) -> float:
+    """The vMF bound on the residual at concentration `KAPPA`, with the backward encoder that fits.
+
+    It is a function of the mean cosine of the pairs and of nothing else.
+    """
+    fitted = vmf_fit_kappa(vmf_mean_cosine(KAPPA, dim) * mean_cosine, dim)
+    return float(vmf_residual_nats(mean_cosine, KAPPA, fitted, dim))
+
+
+def leakage(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
+    """What a linear probe reads of each factor, as a share of the factor's entropy.
+
+    Args:
+        model: the encoders.
+        pairs: glyphs, whose factors are known; or photos, of which brightness, colourfulness and caption length
+            stand for what one modality has alone, and whether people are mentioned for what both have.
+
+    Returns:
+        `leakage_image_<factor>`, `leakage_text_<factor>` of one modality's factors, `shared_image_<factor>`,
+        `shared_text_<factor>` of those of both.
+    """
+    pairs = _sample(pairs, N_PROBED)
+    embedded = dict(zip(("image", "text"), _embed(model, pairs), strict=True))
+    held_out = torch.arange(len(pairs)) % 2 == 1
+    codes = {
+        name: pd.factorize(np.asarray(v), sort=True)[0].astype(np.int64) for name, v in _factors(pairs).items()
+    }
+    return {
+        name: _share_read(embedded[name.split("_")[1]], torch.from_numpy(c), held_out) for name, c in codes.items()
+    }
+
+
+def _factors(pairs: Pairs) -> dict[str, Any]:
+    if (table := pairs.factors) is not None:
+        names = ("typeface", "weight", "slant", "size", "x", "y")
+        found = {f"leakage_image_{name}": table[name] for name in names}
+        found |= {
+            "leakage_image_polarity": table["ink"] > table["paper"],
+            "leakage_text_template": table["template"],
+        }
+        often = table["category"].map(table["category"].value_counts()) >= 50
+        shared, name = table["category"].where(often, "other"), "category"
+    else:
+        pixels = [np.asarray(image.resize((16, 16)), dtype=float) for image in pairs.images()]
+        words = [texts[0].lower().split() for texts in pairs.captions]
+        values = {"image_brightness": [p.mean() for p in pixels], "text_length": [len(w) for w in words]}
+        values["image_colourfulness"] = [p.std(axis=2).mean() for p in pixels]
+        thirds = {k: pd.qcut(pd.Series(v).rank(method="first"), 3, labels=False) for k, v in values.items()}
+        found = {f"leakage_{k}": v for k, v in thirds.items()}
+        shared, name = [bool(PEOPLE & set(w)) for w in words], "people"
+    return found | {f"shared_{side}_{name}": shared for side in ("image", "text")}
+
+
+def _share_read(embeddings: Tensor, codes: Tensor, held_out: Tensor) -> float:
+    read = probe_nats(principal_components(embeddings), codes.long(), held_out)
+    return read["nats"] / read["entropy_nats"]
+
+
+def _sample(pairs: Pairs, n: int) -> Pairs:
+    """At most n pairs, the same for every model, each image with its first text."""
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))
+    chosen = pairs.subset(order[:n])
+    return replace(chosen, captions=[texts[:1] for texts in chosen.captions])
+
+
+def _embed(model: DualEncoder, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    return embed_pairs(model, prepare(model, pairs, truncate=True))

@@ -1,0 +1,89 @@
+"""The Snakefile, run for real on toy runs: what is missing is done once, what fails is reported."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from cibr_book.plan import committed, read_plan, run_id
+
+ROOT = Path(__file__).resolve().parents[2]
+pytest.importorskip("snakemake")
+pytestmark = pytest.mark.slow  # each run has a kernel of its own
+
+
+def sweep_file(folder: Path, i: list[int], hang: bool = False) -> Path:
+    fixed = {"log": str(folder / "it's a log"), "hang": hang}
+    methods = [{"method": "toy", "beta": 0, "seed": 0, "i": i}]
+    file = folder / "toy.yaml"
+    plan = {"results": "rows.csv", "work": "toy_run.square", "fixed": fixed}
+    file.write_text(yaml.safe_dump(plan | {"conditions": {"toys": {"methods": methods}}}))
+    return file
+
+
+def start(folder: Path, cores: int = 2) -> subprocess.Popen:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "book"), str(ROOT / "tests" / "experiments")])
+    call = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-s",
+        ROOT / "experiments" / "Snakefile",
+        "--config",
+        "sweep=toy.yaml",
+    ]
+    call += ["--profile", ROOT / "experiments" / "profiles" / "local", "--cores", str(cores)]
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": paths}
+    options = dict(cwd=folder, env=environment, text=True, start_new_session=True)
+    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+
+
+def begun(folder: Path) -> list[int]:
+    log = folder / "it's a log"
+    return sorted(map(int, log.read_text().split())) if log.exists() else []
+
+
+def test_a_failed_run_is_reported_and_stops_no_other_and_committed_rows_are_not_run(tmp_path):
+    plan = read_plan(sweep_file(tmp_path, [2, -1, 3]))
+    two = next(run for run, settings in plan.runs.items() if settings["i"] == 2)
+    (tmp_path / "rows.csv").write_text(f"run,method,note\n{two},toy,1.50\n012345678901,elsewhere,00\n")
+    sweep = start(tmp_path)
+    output, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 1 and "ArithmeticError: -1 is negative" in output
+    assert begun(tmp_path) == [-1, 3]
+    rows = committed(tmp_path / "rows.csv").set_index("run")
+    assert rows.loc[two, "note"] == "1.50" and rows.loc["012345678901", "note"] == "00"  # text as it was
+    (three,) = set(rows.index) - {two, "012345678901"}
+    row = rows.loc[three]
+    assert [row["method"], row["condition"], row["square"], row["note"]] == ["toy", "toys", "9.0", ""]
+    assert run_id(json.loads(row["configuration"])) == three and "python" in json.loads(row["versions"])
+    assert "undefined" not in rows
+
+
+def test_a_killed_sweep_goes_on_with_what_is_missing(tmp_path):
+    sweep_file(tmp_path, [2, 3], hang=False)
+    plan = read_plan(tmp_path / "toy.yaml")
+    text = (tmp_path / "toy.yaml").read_text()
+    (tmp_path / "toy.yaml").write_text(text.replace("hang: false", "hang: [false, true]").replace("- 3\n", ""))
+    plan = read_plan(tmp_path / "toy.yaml")
+    assert len(plan.runs) == 2
+    sweep = start(tmp_path)
+    deadline = time.monotonic() + 60
+    done, hung = (next(r for r, s in plan.runs.items() if s["hang"] is hang) for hang in (False, True))
+    while not ((tmp_path / "runs" / "toy" / f"{done}.json").exists() and begun(tmp_path).count(2) == 2):
+        assert time.monotonic() < deadline and sweep.poll() is None, sweep.communicate()[0]
+        time.sleep(0.1)
+    os.killpg(sweep.pid, signal.SIGKILL)
+    sweep.communicate()
+    assert not (tmp_path / "rows.csv").exists()
+    again = start(tmp_path)
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    assert begun(tmp_path) == [2, 2, 2]  # the finished run was not done again
+    assert committed(tmp_path / "rows.csv")["run"].tolist() == [done, hung]
