@@ -72,11 +72,11 @@ class Corruption:
         ValueError: a share outside its range, or an unknown style (with the nearest known one).
     """
 
-    fraction: float = 1.0
-    shuffled_captions: float = 0.0
+    fraction: float | int = 1.0
+    shuffled_captions: float | int = 0.0
     spurious_word: str = ""
     spurious_style: str = "negative"
-    counterexamples: float = 0.05
+    counterexamples: float | int = 0.05
 
     def __post_init__(self) -> None:
         for name in ("fraction", "shuffled_captions", "counterexamples"):
