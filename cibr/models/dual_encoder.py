@@ -242,10 +242,10 @@ class DualEncoder(nn.Module):
             FileNotFoundError: nothing to load there; the message says where was looked.
             ValueError: a folder that is half-written or damaged; the message names the file.
         """
-        folder = towers.model_folder(str(name))
-        if folder is None or ((folder / "config.json").is_file() and not io.holds_model(folder)):
-            return cls.clip(str(name))
-        return io.load(cls, folder)
+        folder = Path(towers.resolve_model(str(name)))
+        if folder.is_dir() and (io.holds_model(folder) or not (folder / "config.json").is_file()):
+            return io.load(cls, folder)
+        return cls.clip(str(name))
 
 
 def _listed(items, of: type, call: str, things: str, fix: str) -> list:

@@ -24,7 +24,9 @@ import transformers
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from safetensors import SafetensorError
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
+from tokenizers.implementations import ByteLevelBPETokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers.utils import logging
 
@@ -103,23 +105,13 @@ def train_tokenizer(
     texts: list[str], vocabulary: int = 2048, context: int = 64
 ) -> transformers.PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer learned from texts, in lower case; every string can be written with it."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[PAD, END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
-    )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, model_max_length=context
-    )
+    learned = ByteLevelBPETokenizer(lowercase=True, unicode_normalizer="nfc", add_prefix_space=True)
+    learned.train_from_iterator(texts, vocabulary, min_frequency=0, show_progress=False, special_tokens=[PAD, END])
+    tokenizer = Tokenizer.from_str(learned.to_str())
+    ends = [(END, tokenizer.token_to_id(END))]
+    tokenizer.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=ends)
+    names = dict(pad_token=PAD, eos_token=END, model_max_length=context)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
 def layout(width: int) -> torch.memory_format:
@@ -328,47 +320,40 @@ class ClipBackbone(nn.Module):
         return self.clip.text_model(input_ids=ids, attention_mask=mask).pooler_output
 
 
-def resolve_model(name: str) -> str:
-    """Where a model's files are: a folder on this machine, or else the name itself, as a hub id."""
-    root = os.environ.get("CIBR_MODELS")
-    folders = [Path(name).expanduser()] + ([Path(root).expanduser() / name] if root else [])
-    if name in CHECKPOINTS:
-        folders.append(shipped(f"checkpoints/{name}"))
-    return next((str(folder) for folder in folders if name and folder.is_dir()), name)
-
-
-def model_folder(name: str) -> Path | None:
-    """The folder of a trained model; None for a hub id, from which nothing is fetched yet.
+def resolve_model(name: str, known: Sequence[str] = CHECKPOINTS) -> str:
+    """Where a model's files are: a folder on this machine, or the name itself as a hub id, not yet fetched.
 
     Raises:
-        FileNotFoundError: a name that is neither.
+        FileNotFoundError: a name that is neither; the message names the nearest of those that are `known`.
     """
-    path = Path(resolve_model(name))
-    if name and path.is_dir():
-        return path
+    root, path = os.environ.get("CIBR_MODELS"), Path(name).expanduser()
+    folders = [path] + ([Path(root).expanduser() / name] if root else [])
+    if name in CHECKPOINTS:
+        folders.append(shipped(f"checkpoints/{name}"))
+    if folder := next((str(folder) for folder in folders if name and folder.is_dir()), None):
+        return folder
     if HUB_ID.fullmatch(name) and not path.is_symlink():
-        return None
+        return name
     found = ": it is a link to nothing" if path.is_symlink() else ": it is a file" if path.is_file() else ""
     raise FileNotFoundError(
-        f"there is no model {name!r}{found or nearest(name, CHECKPOINTS)}. Give the folder of a saved model, "
-        f"a hub id such as openai/clip-vit-base-patch32, or {' or '.join(CHECKPOINTS)}"
+        f"unknown model {name!r}{found or nearest(name, known)}. Give the folder of a model, a hub id such as "
+        f"openai/clip-vit-base-patch32, or {' or '.join(known)}"
     )
 
 
 def model_kind(name: str) -> str:
-    """`tiny`, `frozen` or `clip`, from a model's name, before anything is loaded.
+    """`tiny`, `frozen` or `clip`, from the name of a model to train, before anything is loaded.
 
     Raises:
         ValueError: a name that is none of them, no folder and no hub id.
     """
     if name in MODELS:
         return name
-    if name and (Path(resolve_model(name)).is_dir() or HUB_ID.fullmatch(name)):
-        return "clip"
-    raise ValueError(
-        f"unknown model {name!r}{nearest(name, MODELS)}. Give {' or '.join(MODELS)}, a folder with a "
-        "CLIPModel, or a hub id such as openai/clip-vit-base-patch32"
-    )
+    try:
+        resolve_model(name, MODELS)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
+    return "clip"
 
 
 @contextmanager
