@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from _measure import arguments, medians, peak_mib, show
 
-from cibr.metrics import recall_at_k, retrieval_scores, zeroshot_accuracy
+from cibr.metrics import label_recall_at_k, query_scores, recall_at_k, zeroshot_accuracy
 
 DIM, KS = 512, (1, 5, 10)
 N_IMAGES, N_CAPTIONS = 5000, 5
@@ -37,8 +37,12 @@ def ours(texts, images, own):
     recall_at_k(images, texts, own, KS)
 
 
+def ours_by_label(texts, images, own):
+    label_recall_at_k(images, texts, torch.arange(len(images)), own, KS)
+
+
 def ours_all(texts, images, own):
-    retrieval_scores(images, texts, own, KS)
+    query_scores(images, texts, torch.arange(len(images)), own)
 
 
 def topk(texts, images, own):
@@ -66,7 +70,13 @@ def zeroshot(images, classes, labels):
     zeroshot_accuracy(images, classes, labels)
 
 
-RETRIEVAL = {"floor": floor, "recall_at_k": ours, "retrieval_scores": ours_all, "torch.topk": topk}
+RETRIEVAL = {
+    "floor": floor,
+    "recall_at_k": ours,
+    "label_recall_at_k": ours_by_label,
+    "query_scores": ours_all,
+    "torch.topk": topk,
+}
 SLOW = {"clip-benchmark": clip_benchmark} if importlib.util.find_spec("clip_benchmark") else {}
 ZEROSHOT = {"floor": floor, "zeroshot_accuracy": zeroshot}
 CALLS = {"retrieval": RETRIEVAL | SLOW, "zero-shot": ZEROSHOT}

@@ -504,7 +504,8 @@ def _difference(b: list[Parts], a: list[Parts] | None, name: str) -> dict[str, f
     stacked = [[np.stack([seed[k][1] for seed in side]) for k in range(len(b[0]))] for side in (b, a or b)]
     of_a = [np.zeros_like(x) for x in stacked[0]] if a is None else stacked[1]
     found = paired_difference(of_a, stacked[0], weights=[weight for weight, _ in b[0]])
-    return {name: found["mean"], "low": found["low"], "high": found["high"]}
+    low, high = (found["low"], found["high"]) if a else (max(0.0, found["low"]), min(1.0, found["high"]))
+    return {name: found["mean"], "low": low, "high": high}
 
 
 def short_names(*names: str) -> list[str]:

@@ -1,0 +1,232 @@
+"""The command `cibr` (or `python -m cibr`): train a model, evaluate it on benchmarks, search a folder of images.
+
+What goes wrong is said in one line on stderr, with exit code 2 for a wrong call and 1 for anything else; `--debug`
+shows the traceback.
+"""
+
+import argparse
+import inspect
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+EXAMPLES = """examples:
+  cibr train --dataset glyphs --penalty vmf --beta 0.05 --output-dir runs/mine
+  cibr train config.json --seed 1
+  accelerate launch -m cibr train config.json
+  cibr evaluate runs/mine --suite glyphs --compare-with clip-tiny
+  cibr evaluate runs/mine --data path/to/folder
+  cibr search runs/mine path/to/photos "a dog on the beach" --top 5
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code.
+
+    Args:
+        argv: the arguments, by default those of the process.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    argv = [re.sub("^--[^=]+", lambda option: option[0].replace("_", "-"), word) for word in argv]
+    try:
+        arguments = _parser("train" in argv).parse_args(argv)
+        arguments.run(arguments)
+        return 0
+    except SystemExit as stop:  # of the parser, or of a run that was told to stop
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt as stop:
+        return _fail(f"stopped by Ctrl-C. {stop}".strip(), 130)
+    except Exception as error:
+        if "--debug" in argv:
+            raise
+        expected = isinstance(error, (ValueError, FileNotFoundError, ConnectionError))
+        return _fail(str(error) if expected else f"{type(error).__name__}: {error} (--debug shows where)", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"cibr: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _parser(with_settings: bool) -> argparse.ArgumentParser:
+    """The parser; the settings of a run are asked for by `train` alone, as they take seconds to import."""
+    layout = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser("cibr", description=__doc__.partition("\n")[0], epilog=EXAMPLES, **layout)
+    commands = parser.add_subparsers(required=True, metavar="train | evaluate | search")
+    train = commands.add_parser("train", help="train a model, CLIP or CIBR", **layout)
+    train.add_argument("config", nargs="?", type=Path, help="a JSON file with settings; options win over it")
+    if with_settings:
+        _add_settings(train)
+    evaluate = commands.add_parser("evaluate", help="measure a model on benchmarks", **layout)
+    evaluate.add_argument("model", help="clip-tiny, cibr-tiny, a folder or a hub id")
+    on = evaluate.add_mutually_exclusive_group()
+    on.add_argument("--suite", help="glyphs (default), mini, paper, paper-extras, or a YAML file of tasks")
+    on.add_argument("--data", metavar="NAME_OR_FOLDER", help="one data set instead of a suite")
+    on.add_argument("--published", action="store_true", help="the sets with published results of this hub id")
+    evaluate.add_argument(
+        "--compare-with", metavar="MODEL", help="a second model; differences are its scores minus"
+    )
+    evaluate.add_argument("--limit", type=int, default=0, help="at most so many images a set; 0 for all")
+    evaluate.add_argument("--output", type=Path, help="a folder that keeps what is finished")
+    search = commands.add_parser("search", help="find the images of a folder that fit a text", **layout)
+    search.add_argument("model", help="clip-tiny, cibr-tiny, a folder or a hub id")
+    search.add_argument("folder", type=Path, help="images in it and in the folders below")
+    search.add_argument("text", help="what to look for")
+    search.add_argument("--top", type=int, default=5, help="how many images are printed (default 5)")
+    for each in (evaluate, search):
+        each.add_argument(
+            "--batch-size", type=int, default=256, help="rows that are encoded at once (default 256)"
+        )
+        each.add_argument(
+            "--device", default="auto", help="where the model runs; by default a GPU if there is one"
+        )
+    for each, run in ((train, _train), (evaluate, _evaluate), (search, _search)):
+        each.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        each.set_defaults(run=run)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """An option for every field of `RunConfig`, and one for every field of its corruption."""
+    from cibr.data.corruptions import Corruption
+    from cibr.train import RunConfig
+
+    for of, prefix in ((RunConfig, ""), (Corruption, "corruption.")):
+        group, said = parser.add_argument_group(of.__name__), _described(of)
+        for field in (each for each in fields(of) if each.name != "corruption"):
+            option = f"--{prefix}{field.name}".replace("_", "-")
+            words = f"{said[field.name].rstrip('.')} (default {field.default!r})".replace("%", "%%")
+            kind = type(field.default)
+            how = (
+                dict(action=argparse.BooleanOptionalAction)
+                if kind is bool
+                else dict(type=kind, metavar=kind.__name__)
+            )
+            group.add_argument(option, dest=prefix + field.name, default=argparse.SUPPRESS, help=words, **how)
+
+
+def _described(cls: type) -> dict[str, str]:
+    """What the docstring of a class says of each argument."""
+    entries = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {6,}.*)*)", inspect.getdoc(cls).partition("Args:")[2], re.M)
+    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from accelerate import PartialState
+
+    from cibr.train import build_model, configure, fit, load_splits
+
+    config = configure(**_settings(arguments))
+    train, validation, _ = load_splits(config)
+    history = fit(build_model(config, train), train, validation, config)
+    if PartialState().is_main_process:
+        print(history.iloc[-1].to_string())
+        print(f"\nmodel and history: {config.output_dir}")
+
+
+def _settings(arguments: argparse.Namespace) -> dict:
+    """The settings of the file, then those of the command line."""
+    settings, file = {}, arguments.config
+    if file is not None:
+        try:
+            settings = json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{str(file)!r} is not JSON ({error})") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f'{str(file)!r} holds no settings: give an object, such as {{"beta": 0.05}}')
+    for name, value in vars(arguments).items():
+        of, _, field = name.partition(".")
+        if field:
+            settings[of] = settings.get(of, {}) | {field: value}
+        elif name not in ("config", "run", "debug"):
+            settings[name] = value
+    return settings
+
+
+def _load(arguments: argparse.Namespace, name: str):
+    import torch
+
+    from cibr.models import DualEncoder
+
+    gpu = "cuda" if torch.cuda.is_available() else "cpu"
+    return DualEncoder.from_pretrained(name).to(gpu if arguments.device == "auto" else arguments.device)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from cibr import evaluate as evaluation
+
+    if arguments.published:
+        known, suites = evaluation.published(arguments.model), evaluation.PUBLISHED_SUITES
+    else:
+        tasks = evaluation.dataset_tasks(arguments.data) if arguments.data else arguments.suite or "glyphs"
+        evaluation.suite_tasks(tasks)  # a mistyped name is said before a model is loaded
+        suites = (tasks,)
+    names = [arguments.model] + ([arguments.compare_with] if arguments.compare_with else [])
+    found = []
+    for name in names:
+        model, folder = (
+            _load(arguments, name),
+            arguments.output and arguments.output / name.strip("/").replace("/", "-"),
+        )
+        options = dict(limit=arguments.limit, batch_size=arguments.batch_size, output_dir=folder)
+        found.append([evaluation.evaluate(model, suite, name=name, **options) for suite in suites])
+    if arguments.published:
+        rows = pd.concat([each.rows for each in found[0]])
+        print(evaluation.against_published(rows, known).to_string(index=False, float_format="{:.2f}".format))
+        return
+    title = arguments.data or f"suite {found[0][0].suite}"
+    for (each,) in found:
+        print(f"\n{each.model} on {title}: per cent (ranks from 1), with 95 % intervals")
+        _print_tables(each.rows, "value")
+    if len(found) == 2:
+        print(f"\n{names[1]} minus {names[0]}, paired by image: percentage points, with 95 % intervals")
+        _print_tables(evaluation.compare(found[0][0], found[1][0]), "difference")
+
+
+def _print_tables(rows, value: str) -> None:
+    from cibr.evaluate import format_table
+
+    for _, of_kind in rows.groupby("kind", sort=False):
+        table = format_table(of_kind, value)
+        print((table.T if len(table) < len(table.columns) else table).to_string(), "\n")  # the narrower way
+
+
+def _search(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from cibr.data.pairs import open_rgb
+
+    if not arguments.text.strip():
+        raise ValueError("the text to search for is empty: describe what the images should show")
+    if not arguments.folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(arguments.folder)!r}: give one with images")
+    if arguments.top < 1 or arguments.batch_size < 1:
+        raise ValueError(
+            f"--top is {arguments.top} and --batch-size {arguments.batch_size}: give 1 or more of each"
+        )
+    files = sorted(file for file in arguments.folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    model = _load(arguments, arguments.model)
+    kept, features = [], []
+    for start in range(0, len(files), arguments.batch_size):
+        images = []
+        for file in files[start : start + arguments.batch_size]:
+            try:
+                images.append(open_rgb(file, str(file)))
+                kept.append(file)
+            except (OSError, ValueError):
+                print(f"cibr: left out {str(file)!r}, which does not decode as an image", file=sys.stderr)
+        features.append(model.embed_images(images))
+    if not kept:
+        raise ValueError(
+            f"no image in {str(arguments.folder)!r}: it has none of {', '.join(IMAGE_SUFFIXES)} that decodes"
+        )
+    cosines = torch.cat(features) @ model.embed_texts([arguments.text], truncate=True)[0]
+    print("rank  cosine  image")
+    for rank, i in enumerate(cosines.argsort(descending=True, stable=True)[: arguments.top].tolist(), 1):
+        print(f"{rank:4}  {cosines[i]:6.3f}  {kept[i]}")
