@@ -1,14 +1,16 @@
-"""Every figure of the book, in one visual language: each function draws on Axes and returns them.
+"""What a user draws, in one style: training curves, galleries, and forests and bars of evaluations.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; the background is white so that a
-figure reads the same on a light and on a dark page.
+Each function takes tidy rows or tensors and returns its Axes. Colours are Okabe and Ito's, which colour-blind
+readers can tell apart: green is right, red is wrong, grey is context. The background is white, so that a figure
+reads the same on a light and on a dark page.
 """
 
 import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
@@ -19,6 +21,11 @@ from torch import Tensor
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6E6E6E"
 PALETTE = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+BELOW = dict(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2, frameon=False, fontsize=9)
+MEAN = "mean, each set counts once"
+HEADINGS = {"accuracy@1": "zero-shot accuracy", "mean": MEAN}
+HEADINGS |= {f"image_to_text_{name}@1": "recall@1, image → text" for name in ("recall", "label_recall")}
+HEADINGS |= {f"text_to_image_{name}@1": "recall@1, text → image" for name in ("recall", "label_recall")}
 
 
 def set_style() -> None:
@@ -39,7 +46,9 @@ def set_style() -> None:
 
 
 def training_curves(history: pd.DataFrame) -> list[Axes]:
-    """Loss, penalty and validation recall over the epochs of `fit`'s history, side by side.
+    """Contrastive loss, penalty excess with its weight, and validation recall over the epochs, side by side.
+
+    The loss that is minimised is not drawn: it holds the penalty's floor, and climbs with beta.
 
     Args:
         history: as `cibr.fit` returns it.
@@ -52,53 +61,46 @@ def training_curves(history: pd.DataFrame) -> list[Axes]:
     axes[0].plot(epochs, history["clip_loss"], "o-", ms=3, color=BLUE)
     axes[0].set(title="contrastive loss", xlabel="epoch", ylabel="nats", ylim=(0, None))
     axes[1].plot(epochs, history["penalty_excess"], "o-", ms=3, color=ORANGE, label="excess")
+    axes[1].set(title="penalty excess and its weight", xlabel="epoch", ylabel="nats", ylim=(0, None))
     weight = axes[1].twinx()
     weight.step(epochs, history["beta"], where="pre", color=GREY, lw=1, label="beta")
     weight.set(ylabel="beta", ylim=(0, max(history["beta"].max() * 1.1, 0.01)))
     weight.grid(False)
-    axes[1].set(title="penalty excess and its weight", xlabel="epoch", ylabel="nats", ylim=(0, None))
-    lines = axes[1].get_lines() + weight.get_lines()
-    below = dict(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2, frameon=False, fontsize=9)
-    axes[1].legend(lines, [line.get_label() for line in lines], **below)
+    axes[1].legend(handles=[*axes[1].get_lines(), *weight.get_lines()], **BELOW)
     for k, colour in ((1, BLUE), (10, GREEN)):
-        for side, style in (("image_to_text", "-"), ("text_to_image", "--")):
-            column = f"{side}_recall@{k}"
-            if column in history:
+        for side, line in (("image_to_text", "-"), ("text_to_image", "--")):
+            for column in history.columns.intersection([f"{side}_recall@{k}", f"{side}_label_recall@{k}"]):
                 label = f"{side.replace('_', ' ')}, k={k}"
-                axes[2].plot(epochs, 100 * history[column], style, color=colour, label=label)
+                axes[2].plot(epochs, 100 * history[column], line, color=colour, label=label)
     axes[2].set(title="validation recall@k", xlabel="epoch", ylabel="%", ylim=(0, 100))
     if axes[2].lines:  # runs without validation have none
-        axes[2].legend(**below)
+        axes[2].legend(**BELOW)
     return list(axes)
 
 
 def image_grid(
     images: Sequence[Image.Image], titles: Sequence[str] | None = None, n_columns: int = 8, size: float = 1.2
 ) -> list[Axes]:
-    """Pictures in rows, each under its title.
+    """Images in rows, each under its title.
 
     Args:
         images: PIL images.
-        titles: one a picture, or None.
-        n_columns: pictures in a row.
-        size: width of a picture in inches.
+        titles: one an image, or None.
+        n_columns: images in a row.
+        size: width of an image in inches.
 
     Returns:
-        One Axes a picture.
+        One Axes an image.
     """
     n_rows = -(-len(images) // n_columns)
-    height = size * (1.35 if titles else 1.02)
-    _, axes = plt.subplots(
-        n_rows, n_columns, figsize=(n_columns * size, n_rows * height), layout="constrained", squeeze=False
-    )
-    flat = list(axes.flat)
-    for axis in flat:
+    figsize = (n_columns * size, n_rows * size * (1.35 if titles else 1.02))
+    _, axes = plt.subplots(n_rows, n_columns, figsize=figsize, layout="constrained", squeeze=False)
+    for axis in axes.flat:
         axis.axis("off")
-    for i, image in enumerate(images):
-        flat[i].imshow(image.convert("RGB"))
-        if titles:
-            flat[i].set_title(titles[i], fontsize=8, fontweight="normal", parse_math=False)
-    return flat[: len(images)]
+    for axis, image, title in zip(axes.flat, images, titles or [""] * len(images), strict=False):
+        axis.imshow(image.convert("RGB"))
+        axis.set_title(title, fontsize=8, fontweight="normal", parse_math=False)  # a dollar is a dollar
+    return list(axes.flat)[: len(images)]
 
 
 def retrieval_gallery(
@@ -109,74 +111,194 @@ def retrieval_gallery(
     n_shown: int = 3,
     n_columns: int = 2,
 ) -> list[Axes]:
-    """Each picture beside the texts that a model ranks first, right ones in green and wrong ones in red.
+    """Each image beside the texts that a model ranks first, right ones in green and wrong ones in red.
 
     Where none of them is right, the best ranked right text follows with its rank.
 
     Args:
-        images: n pictures.
-        captions: the right texts of each picture.
+        images: n images.
+        captions: the right texts of each image.
         texts: m candidate texts.
         similarity: cosines [n, m].
-        n_shown: texts a picture.
-        n_columns: pictures in a row.
+        n_shown: texts an image.
+        n_columns: images in a row.
 
     Returns:
-        One Axes a picture, the one that holds its texts.
+        One Axes an image, the one that holds its texts.
+
+    Raises:
+        ValueError: an image whose captions are not among the texts.
     """
-    words = pictures_beside_words(images, n_columns, (4.6, 1.05), 3.6)
-    for i in range(len(images)):
-        order = similarity[i].argsort(descending=True).tolist()
-        for line, j in enumerate(order[:n_shown]):
-            mark, colour = ("✓", GREEN) if texts[j] in captions[i] else ("✗", RED)
-            _write_line(words[i], line, f"{mark} {shorten(texts[j])}", colour)
-        rank = next((place for place, j in enumerate(order) if texts[j] in captions[i]), None)
+    n_rows = -(-len(images) // n_columns)
+    size = dict(figsize=(4.6 * n_columns, 1.05 * n_rows), width_ratios=[1, 3.6] * n_columns)
+    figure, axes = plt.subplots(n_rows, 2 * n_columns, squeeze=False, **size)
+    figure.subplots_adjust(wspace=0.04, hspace=0.12, left=0, right=1, top=1, bottom=0)
+    for axis in axes.flat:
+        axis.axis("off")
+    words = list(axes[:, 1::2].flat)[: len(images)]
+    for i, (axis, image) in enumerate(zip(axes[:, 0::2].flat, images, strict=False)):
+        axis.imshow(image.convert("RGB"))
+        ranked = [texts[j] for j in similarity[i].argsort(descending=True).tolist()]
+        rank = next((place for place, text in enumerate(ranked) if text in captions[i]), None)
         if rank is None:
-            raise ValueError(f"none of the captions of picture {i} is among the texts: add {captions[i][0]!r}")
+            raise ValueError(f"none of the captions of image {i} is among the texts: add {captions[i][0]!r}")
+        marks = {True: ("✓", GREEN), False: ("✗", RED)}
+        lines = [(*marks[text in captions[i]], shorten(text)) for text in ranked[:n_shown]]
         if rank >= n_shown:
-            _write_line(words[i], n_shown, f"rank {rank + 1:,}: {shorten(texts[order[rank]], 38)}", GREY)
+            lines.append((f"rank {rank + 1:,}:", GREY, shorten(ranked[rank], 38)))
+        for line, (mark, colour, text) in enumerate(lines):
+            style = dict(color=colour, fontsize=9.5, va="top", transform=words[i].transAxes, parse_math=False)
+            words[i].text(0, 0.95 - 0.25 * line, f"{mark} {text}", **style)
     return words
 
 
-def pictures_beside_words(
-    images: Sequence[Image.Image],
-    n_columns: int,
-    size: tuple[float, float],
-    width_of_words: float,
-    space: tuple[float, float] = (0.04, 0.12),
+def search_gallery(
+    queries: Sequence[str],
+    similarity: Float[Tensor, "q n"],
+    load: Callable[[int], Image.Image],
+    right: Int[Tensor, " q"] | None = None,
+    n_shown: int = 5,
 ) -> list[Axes]:
-    """Pictures in rows, each beside empty Axes for words about it.
+    """Each text above the images that a model ranks first; where a right one is known, it has a green frame.
+
+    Where the right image is not among them, it closes the row, with its rank and in a grey frame. An image with
+    the same similarity as the right one ranks before it.
 
     Args:
-        images: PIL images.
-        n_columns: pictures in a row.
-        size: width and height of a picture with its words, in inches.
-        width_of_words: of the words, in widths of the picture.
-        space: between columns and between rows, in widths and heights of the Axes.
+        queries: q texts.
+        similarity: cosines of texts to n images [q, n].
+        load: takes an index and returns the image, such as `pairs.image`.
+        right: the index of each text's image, -1 where none is known, or None where none is for any.
+        n_shown: images a text, at most.
 
     Returns:
-        The Axes for words, one a picture.
+        The Axes of the images, row by row, without those that stay empty.
     """
-    n_rows = -(-len(images) // n_columns)
-    figure, axes = plt.subplots(
-        n_rows,
-        2 * n_columns,
-        figsize=(size[0] * n_columns, size[1] * n_rows),
-        width_ratios=[1, width_of_words] * n_columns,
-        squeeze=False,
-    )
-    figure.subplots_adjust(wspace=space[0], hspace=space[1], left=0, right=1, top=1, bottom=0)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, image in zip(axes[:, 0::2].flat, images, strict=False):
-        axis.imshow(image.convert("RGB"))
-    return list(axes[:, 1::2].flat)[: len(images)]
+    n_shown = min(n_shown, similarity.shape[1])
+    n_columns = n_shown + (right is not None)
+    figsize = (5.6, len(queries) * (5.6 / n_columns + 0.34))
+    figure, axes = plt.subplots(len(queries), n_columns, figsize=figsize, squeeze=False)
+    figure.subplots_adjust(wspace=0.08, hspace=0.38, left=0.01, right=0.99, top=0.96, bottom=0.01)
+    for i, (query, row) in enumerate(zip(queries, axes, strict=True)):
+        row[0].set_title(shorten(query, 62), loc="left", fontsize=9.5, fontweight="normal", parse_math=False)
+        own = -1 if right is None else int(right[i])
+        shown = similarity[i].argsort(descending=True, stable=True)[:n_shown].tolist()
+        frames = [GREEN if j == own else None for j in shown]
+        if own >= 0 and own not in shown:
+            shown, frames = [*shown, own], [*frames, GREY]
+            rank = int((similarity[i] >= similarity[i, own]).sum())
+            row[-1].set_title(f"rank {rank:,}", fontsize=9, fontweight="normal", color=GREY)
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+            axis.spines[:].set_visible(False)
+        for axis, j, frame in zip(row, shown, frames, strict=False):
+            axis.imshow(load(j).convert("RGB"))
+            axis.spines[:].set(visible=frame is not None, color=frame, linewidth=3)
+    return [axis for axis in axes.flat if axis.images]
 
 
-def _write_line(axis: Axes, line: int, text: str, colour: str) -> None:
-    place = (0, 0.95 - 0.25 * line)
-    options = dict(fontsize=9.5, va="top", transform=axis.transAxes, parse_math=False)  # a dollar is a dollar
-    axis.text(*place, text, color=colour, **options)
+def forest(rows: pd.DataFrame, a: str = "CLIP", b: str = "CIBR") -> Axes:
+    """Paired differences of two models in percentage points, a line a score, with their intervals.
+
+    Zero-shot accuracies come first, then their mean, set apart, then recalls at 1. An interval without zero has a
+    colour: blue where b is better, red where a is. The members of a group stand below it, in grey.
+
+    Args:
+        rows: as `cibr.evaluate.compare` returns them: `dataset, kind, metric, difference, low, high` in [-1, 1].
+        a: what the first model is called; a difference is b - a.
+        b: what the second model is called.
+
+    Returns:
+        The Axes; zero is a grey line.
+
+    Raises:
+        ValueError: none of the rows is an accuracy or a recall at 1.
+    """
+    blocks = _blocks(rows)
+    n_lines = sum(1 + len(block) for block in blocks.values())
+    _, axis = plt.subplots(figsize=(4.4, 0.9 + 0.27 * n_lines), layout="constrained")
+    axis.axvline(0, color=GREY, lw=1)
+    ticks, line = [], 0.0
+    for heading, block in blocks.items():
+        ticks.append((line, heading))
+        for row in block.itertuples():
+            line += 1
+            colour = BLUE if row.low > 0 else RED if row.high < 0 else GREY
+            axis.plot([100 * row.low, 100 * row.high], [line, line], color=colour, lw=2, solid_capstyle="butt")
+            axis.plot(100 * row.difference, line, "D" if heading == MEAN else "o", color=colour, ms=5.5)
+            ticks.append((line, row.label))
+        line += 1.4
+    axis.set_yticks([place for place, _ in ticks], [text for _, text in ticks], fontsize=9)
+    for label, (_, text) in zip(axis.get_yticklabels(), ticks, strict=True):
+        label.set(fontweight="bold" if text in HEADINGS.values() else "normal", parse_math=False)
+        label.set_color(GREY if text.startswith("·") else "black")
+    axis.grid(axis="y", visible=False)
+    axis.spines["left"].set_visible(False)
+    axis.tick_params(labelsize=9)
+    reach = max(abs(x) for x in axis.get_xlim())
+    axis.set(ylim=(line - 0.6, -0.7), xlim=(-reach, reach))
+    axis.set_xlabel(f"{b} minus {a}, percentage points", fontsize=9.5)
+    axis.set_title(f"← {a} better    {b} better →", fontsize=9, fontweight="normal", color=GREY)
+    return axis
+
+
+def _blocks(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each heading with their `label`, empty ones left out."""
+    kept = rows[rows["metric"].isin(HEADINGS)]
+    if kept.empty:
+        raise ValueError("there is nothing to draw: none of the rows is accuracy@1 or a recall@1")
+    sets = list(kept["dataset"].unique())
+    groups = {name: next((g for g in sets if name.startswith(f"{g}-")), None) for name in sets}
+    places = {name: sets.index(group or name) + 0.5 * bool(group) for name, group in groups.items()}
+    is_mean = kept["dataset"].str.startswith("mean of ")
+    kept = kept.assign(
+        label=[f"· {name}" if groups[name] else name for name in kept["dataset"]],
+        heading=kept["metric"].where(~is_mean, "mean").map(HEADINGS),
+        place=kept["dataset"].map(places),
+    ).sort_values("place", kind="stable")
+    headings = dict.fromkeys(HEADINGS.values())
+    return {text: kept[kept["heading"] == text] for text in headings if (kept["heading"] == text).any()}
+
+
+def score_bars(rows: pd.DataFrame, metric: str = "accuracy@1") -> Axes:
+    """Scores with their intervals in per cent, a group of bars a data set and a colour a model.
+
+    Args:
+        rows: of one evaluation or several, as `Evaluation.rows` has them, concatenated.
+        metric: which score.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: none of the rows has this metric.
+    """
+    kept = rows[rows["metric"] == metric]
+    if kept.empty:
+        raise ValueError(f"none of the rows is {metric!r}: they have {', '.join(rows['metric'].unique())}")
+    sets, models = list(kept["dataset"].unique()), list(kept["model"].unique())
+    _, axis = plt.subplots(figsize=(5.6, 0.8 + 0.2 * len(sets) * (len(models) + 1)), layout="constrained")
+    height = 1 / (len(models) + 1)
+    for i, (model, colour) in enumerate(zip(models, PALETTE * len(models), strict=False)):
+        part = kept[kept["model"] == model]
+        at = np.array([sets.index(name) for name in part["dataset"]]) + (i - (len(models) - 1) / 2) * height
+        errors = 100 * np.abs(part[["low", "high"]].to_numpy().T - part["value"].to_numpy())
+        style = dict(color=colour, error_kw=dict(ecolor="black", lw=1, capsize=2))
+        axis.barh(at, 100 * part["value"], height, xerr=errors, label=model, **style)
+    axis.set(yticks=range(len(sets)), yticklabels=sets, ylim=(len(sets) - 0.5, -0.5), xlabel=f"{metric}, %")
+    axis.grid(False, axis="y")
+    axis.legend(**BELOW | dict(bbox_to_anchor=(0.5, -0.25)))
+    return axis
+
+
+def pick_evenly(groups: Int[Tensor, " m"] | Bool[Tensor, " m"], n: int, seed: int = 0) -> Int[Tensor, " n"]:
+    """Indices of n items for a gallery, sorted by group: as many of each as there are, such as hits and misses."""
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
+    members = [order[groups[order] == group].tolist() for group in groups.unique().tolist()]
+    turns = [(turn, i) for each in members for turn, i in enumerate(each)]
+    chosen = [i for _, i in sorted(turns, key=lambda x: x[0])[:n]]
+    return torch.tensor(sorted(chosen, key=lambda i: int(groups[i])), dtype=torch.long)
 
 
 def wrap(text: str, width: int = 16) -> str:
@@ -188,12 +310,3 @@ def shorten(text: str, limit: int = 44) -> str:
     """A text cut to `limit` characters, with an ellipsis where something was cut."""
     text = unicodedata.normalize("NFC", text)
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
-
-
-def pick_right_and_wrong(hits: Bool[Tensor, " m"], n: int, seed: int = 0) -> Int[Tensor, " n"]:
-    """Indices of queries for a gallery: as many hits as misses where there are enough, in a random order."""
-    order = torch.randperm(len(hits), generator=torch.Generator().manual_seed(seed))
-    right, wrong = order[hits[order]], order[~hits[order]]
-    n_right = max(min(n // 2 + n % 2, len(right)), n - len(wrong))
-    chosen = torch.cat([right[:n_right], wrong[: n - n_right]])
-    return chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))]
