@@ -243,9 +243,7 @@ class DualEncoder(nn.Module):
             ValueError: a folder that is half-written or damaged; the message names the file.
         """
         folder = Path(towers.resolve_model(str(name)))
-        if folder.is_dir() and (io.holds_model(folder) or not (folder / "config.json").is_file()):
-            return io.load(cls, folder)
-        return cls.clip(str(name))
+        return io.load(cls, folder) if io.holds_model(folder) else cls.clip(str(name))
 
 
 def _listed(items, of: type, call: str, things: str, fix: str) -> list:

@@ -99,14 +99,8 @@ def load(cls, folder: Path):
     """Reads a folder that `save` wrote.
 
     Raises:
-        FileNotFoundError: a folder without a model.
         ValueError: a missing or damaged file, named.
     """
-    if not holds_model(folder):
-        raise FileNotFoundError(
-            f"{str(folder)!r} holds no model: give what `save_pretrained` wrote ({CONFIG}, {WEIGHTS}, ...), "
-            "or a folder with config.json and model.safetensors of a CLIPModel"
-        )
     _move_into_place(folder)
     with _reading(folder / CONFIG):
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

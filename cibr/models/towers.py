@@ -380,6 +380,6 @@ def from_hub(loader: str, name: str, **options):
         where = f"folder {source!r}" if Path(source).is_dir() else f"hub model {name!r}"
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise FileNotFoundError(
-            f"cannot load {where}: {reason}. Give a folder with the model's files, set "
-            f"CIBR_MODELS to a folder that holds <CIBR_MODELS>/{name}, or connect to the hub"
+            f"cannot load {where}: {reason}. Give a folder with config.json and weights, or one that "
+            f"`save_pretrained` wrote; set CIBR_MODELS to a folder that holds {name}; or connect to the hub"
         ) from error
