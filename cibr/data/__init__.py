@@ -56,14 +56,14 @@ def load_pairs(
     """
     source, split = resolve(name), readers.split_of(split)
     skips = Skips(source.name, on_error, max_skipped)
+    there = _splits_of_card(source)
+    if there and split not in there:
+        raise ValueError(f"{name} has no split {split!r}: it has {', '.join(there)}")
     if source.kind == "glyphs":
         from cibr.data.glyph_benchmarks import load_glyph_benchmark
         from cibr.data.glyphs import load_glyphs
 
         return load_glyphs(split) if source.name == "glyphs" else load_glyph_benchmark(source.name, split)
-    there = _splits_of_card(source)
-    if there and split not in there:
-        raise ValueError(f"{name} has no split {split!r} on the hub: it has {', '.join(there)}")
     load, _ = READERS[source.kind]
     return without_undecodable(load(source.place, split, skips, cache_dir), skips)
 

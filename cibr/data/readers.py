@@ -339,9 +339,7 @@ def load_hub(source: str | Path, split: str, skips: Skips, cache_dir: str | Path
         key = path if path and Path(path).is_absolute() else f"row {row}"
         items.setdefault(key, _Item(row)).add(texts, group, f"row {row} of {source}")
     rows = {key: item.row for key, item in items.items()}
-    return _pairs(
-        items, split, skips, lambda keys: HubImages(files, [rows[key] for key in keys]), lambda key: None
-    )
+    return _pairs(items, split, skips, lambda keys: HubImages(files, [rows[key] for key in keys]))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Zero-shot sets of glyphs: every label is true by an independent reference, and training saw none of it."""
+"""Glyph benchmarks: every label is true by an independent reference, and training saw none of it."""
 
 import hashlib
 import json
@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from cibr.data import available_splits, cards, glyph_sets, load_pairs
-from cibr.data.glyph_sets import GLYPH_SETS, SPLITS, load_glyph_set
+from cibr.data import glyph_benchmarks, load_pairs
+from cibr.data.glyph_benchmarks import GLYPH_BENCHMARKS, SPLITS, load_glyph_benchmark
 from cibr.data.glyphs import MIN_CONTRAST, TEMPLATES, glyph_characters
 
-NAMES = ["glyph_digits", *GLYPH_SETS]
+NAMES = ["glyph_digits", *GLYPH_BENCHMARKS]
 N_CLASSES = {
     "glyph_digits": (10, 10),
     "glyph_letters": (52, 52),
@@ -33,7 +33,7 @@ DIGEST = "b129b21ba79c3c5587da2671a2c9dc97081947c234bfb979a3e75edf0835fc66"
 def drawn():
     """All sets in both splits; how long drawing took is under `seconds`."""
     started = time.process_time()
-    pairs = {(name, split): load_glyph_set(name, split) for name in NAMES for split in SPLITS}
+    pairs = {(name, split): load_glyph_benchmark(name, split) for name in NAMES for split in SPLITS}
     return pairs | {"seconds": time.process_time() - started}
 
 
@@ -59,7 +59,8 @@ def test_keys_classes_and_factors_are_the_same_everywhere(drawn):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_class_has_an_image_and_every_image_the_name_of_its_class(drawn, name):
     for split, n_classes in zip(SPLITS, N_CLASSES[name], strict=True):
-        pairs = drawn[name, split]
+        pairs = load_pairs(name, split)
+        assert pairs.keys == drawn[name, split].keys
         assert len(pairs.classnames) == len(set(pairs.classnames)) == n_classes
         assert (np.bincount(pairs.labels, minlength=n_classes) > 0).all()
         assert pairs.captions == [[pairs.classnames[label]] for label in pairs.labels]
@@ -73,7 +74,7 @@ def test_prompts_are_the_class_names_in_the_templates_of_training(drawn):
     assert len(prompts) == 10
 
 
-@pytest.mark.parametrize("name", GLYPH_SETS)
+@pytest.mark.parametrize("name", GLYPH_BENCHMARKS)
 def test_typefaces_and_characters_are_those_that_the_split_may_show(drawn, name):
     seen = set(glyph_characters().query("group == 'seen'")["character"])
     for split in SPLITS:
@@ -86,7 +87,7 @@ def test_typefaces_and_characters_are_those_that_the_split_may_show(drawn, name)
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("split", SPLITS)
-def test_no_picture_comes_under_two_classes_and_all_have_ink(drawn, name, split):
+def test_no_image_comes_under_two_classes_and_all_have_ink(drawn, name, split):
     pairs = drawn[name, split]
     kind_of = {}
     for image, kind in zip(pairs.images(), pairs.texts(), strict=True):
@@ -162,12 +163,12 @@ def test_letters_of_a_script_lie_in_its_blocks(drawn):
     ],
 )
 def test_arrows_and_shapes_have_the_class_that_their_name_says_alone(name, character, kind):
-    assert GLYPH_SETS[name].classify(character, "So") == kind
+    assert GLYPH_BENCHMARKS[name].classify(character, "So") == kind
 
 
 def test_shapes_and_arrows_are_drawn_in_varied_ways_and_the_others_plainly(drawn):
     varied = ["size", "x", "y", "ink", "paper"]
-    for name in GLYPH_SETS:
+    for name in GLYPH_BENCHMARKS:
         n_values = drawn[name, "test"].factors[varied].nunique()
         assert (n_values > 1).all() if name in ("glyph_shapes", "glyph_arrows") else (n_values == 1).all()
 
@@ -188,29 +189,13 @@ def test_handwritten_digits_are_scikit_learns_dark_on_light_each_in_one_split(dr
 
 def test_classes_are_balanced_up_to_the_limit_by_the_hash_of_the_key_alone(drawn):
     keys, classes = [f"k{i}" for i in range(400)], ["a"] * 300 + ["b"] * 100
-    chosen = glyph_sets._balanced(keys, classes, list(range(1, 400)))
+    chosen = glyph_benchmarks._balanced(keys, classes, list(range(1, 400)))
     assert len(chosen) == 200 and chosen == sorted(chosen) and 0 not in chosen
-    turned = glyph_sets._balanced(keys[::-1], classes[::-1], list(range(399)))
+    turned = glyph_benchmarks._balanced(keys[::-1], classes[::-1], list(range(399)))
     assert {keys[i] for i in chosen} == {keys[::-1][i] for i in turned}
-    for name in GLYPH_SETS:
+    for name in GLYPH_BENCHMARKS:
         for split in SPLITS:
-            assert np.bincount(drawn[name, split].labels).max() <= glyph_sets.MAX_PER_CLASS
-
-
-def test_sets_load_by_name_with_the_splits_of_their_cards(drawn):
-    for name in NAMES:
-        assert cards()[name]["kind"] == "zero-shot" and tuple(available_splits(name)) == SPLITS
-    by_name = load_pairs("glyph_shapes", "validation")
-    assert (by_name.name, by_name.keys) == ("glyph_shapes", drawn["glyph_shapes", "validation"].keys)
-    part = by_name.subset([3, 300])
-    assert part.classnames == by_name.classnames and part.prompts() == by_name.prompts()
-
-
-def test_unknown_sets_and_splits_are_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match="no set 'glyph_runes' drawn from glyphs: there are glyph_digits, "):
-        load_glyph_set("glyph_runes")
-    with pytest.raises(ValueError, match="glyph_letters has no split 'train': it has validation, test"):
-        load_pairs("glyph_letters", "train")
+            assert np.bincount(drawn[name, split].labels).max() <= glyph_benchmarks.MAX_PER_CLASS
 
 
 def test_all_sets_are_drawn_in_seconds(drawn):

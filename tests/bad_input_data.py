@@ -1,0 +1,272 @@
+"""Bad input to data: names that lead nowhere, malformed metadata and shards, broken images, unfit corruptions."""
+
+import datasets
+import huggingface_hub
+import pytest
+import torch
+from data_files import png, write_classes, write_csv, write_images, write_shards
+from helpers import noise_pairs, picture, unchecked
+
+from cibr.data import Pairs, load_pairs
+from cibr.data.corruptions import Corruption, corrupt, in_style
+from cibr.data.pairs import Skips, open_rgb
+
+
+def folder(text: str | bytes, kind: str = "csv", split: str = "train", **options):
+    """Loads a folder with images a.png, in/b.png and broken.png, whose metadata are as given."""
+
+    def call(tmp_path):
+        part = write_images(tmp_path / "photos" / split, "a.png", "in/b.png")
+        (part / "broken.png").write_bytes(png()[:50])
+        (part / "link.png").symlink_to("gone/away.png")
+        file = part / f"metadata.{kind}"
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        list(load_pairs(tmp_path / "photos", **options).images())
+
+    return call
+
+
+def one_file(*lines: str):
+    """Loads a folder whose metadata are not in subfolders."""
+
+    def call(tmp_path):
+        write_csv(write_images(tmp_path, "a.png", "b.png", "train/c.png"), "\n".join(lines))
+        load_pairs(tmp_path)
+
+    return call
+
+
+def two_of_a_kind(first: str, second: str):
+    def call(tmp_path):
+        for name in (first, second):
+            write_images(tmp_path, name)
+        load_pairs(tmp_path)
+
+    return call
+
+
+def shards(*members: tuple, **options):
+    def call(tmp_path):
+        list(load_pairs(write_shards(tmp_path / "set", list(members)), **options).images())
+
+    return call
+
+
+def damaged(file: str, content: bytes | None):
+    """Loads a set of classes after one of its files was changed or removed."""
+
+    def call(tmp_path):
+        root = write_classes(tmp_path / "set")
+        (root / file).unlink()
+        if content is not None:
+            (root / file).write_bytes(content)
+        load_pairs(root, "validation")
+
+    return call
+
+
+def damaged_header(tmp_path):
+    shard = write_classes(tmp_path) / "val" / "0.tar"
+    data = bytearray(shard.read_bytes())
+    start = data.index(b"b.png")
+    data[start : start + 512] = b"\x01" * 512
+    shard.write_bytes(data)
+    load_pairs(tmp_path, "val")
+
+
+def prompts(**about):
+    return lambda: Pairs("set", "test", [["a"]], ["k"], picture, torch.tensor([0]), **about).prompts()
+
+
+def corruption(word: str = "", **shares):
+    def call():
+        with unchecked():
+            corrupt(noise_pairs(8), Corruption(spurious_word=word, **shares))
+
+    return call
+
+
+def hub(name: str, error: Exception):
+    """Loads a set of a hub that answers with an error."""
+
+    def fail(*args, **kwargs):
+        raise error
+
+    def call():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(datasets, "load_dataset", fail)
+            patch.setattr(huggingface_hub, "snapshot_download", fail)
+            load_pairs(name)
+
+    return call
+
+
+def without_texts(tmp_path):
+    content = datasets.Dataset.from_dict({"image": [{"bytes": png(), "path": "a"}], "label": [0]})
+    content.cast_column("image", datasets.Image()).to_parquet(tmp_path / "train.parquet")
+    load_pairs(tmp_path, cache_dir=tmp_path / "cache")
+
+
+def cibr_data_that_is_no_folder():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIBR_DATA", "nowhere")
+        load_pairs("flickr8k")
+
+
+NAMES = {
+    "flickr8": ("train", "'flickr8', did you mean 'flickr8k'.*metadata.csv.*CIBR_DATA"),
+    "no/such/place": ("train", r"no data set 'no/such/place'\. Known: glyphs, "),
+    "": ("train", "no data set ''"),
+    "imagenet1k": ("dev", "no split 'validation': it has train, test"),
+    "glyphs": ("half", "no split 'half': it has train, validation, test, validation_characters"),
+    "glyph_letters": ("train", "no split 'train': it has validation, test"),
+}
+CSV = {
+    "image column": ("file,text\na.png,x", "line 2, needs the columns .* there: file, text"),
+    "text column": ("file_name,title\na.png,x", "needs the columns file_name and text or caption.*title"),
+    "comma": ("file_name,text\na.png,a dog, brown", "line 2, has more fields than columns: quote texts"),
+    "no file name": ("file_name,text\n,x", "line 2, has no file_name"),
+    "no rows": ("file_name,text\n", r"metadata\.csv has no rows"),
+    "empty": ("", r"metadata\.csv has no rows"),
+    "open quote": ('file_name,text\na.png,"a dog\nin/b.png,x', "every quote closed"),
+    "latin-1": ("file_name,text\na.png,größer".encode("latin-1"), r"metadata\.csv cannot be read .*UTF-8"),
+    "parent": ("file_name,text\n../a.png,x", r"line 2, has the file_name '\.\./a\.png', which is not within"),
+    "hidden parent": ("file_name,text\nin/../../a.png,x", "which is not within"),
+    "absolute": ("file_name,text\n/etc/a.png,x", "'/etc/a.png', which is not within"),
+    "Windows path": ("file_name,text\nC:\\photos\\a.png,x", "which is not within"),
+    "Windows parent": ("file_name,text\n..\\a.png,x", "which is not within"),
+    "no text": ("file_name,text\na.png, ", r"a\.png of photos has no text"),
+    "broken image": ("file_name,text\nbroken.png,x", r"broken\.png does not decode as an image"),
+    "two groups": (
+        "file_name,text,group\na.png,x,1\na.png,y,2",
+        "group '2', an earlier row .* '1'",
+    ),
+}
+JSONL = {
+    "half a row": ('{"file_name": "a.png", "text": "x"}\n{"file_name"', "line 2, is not JSON"),
+    "huge number": ('{"text": ' + "9" * 5000 + "}", "line 1, is not JSON"),
+    "nesting": ("[" * 100_000, "line 1, is not JSON"),
+    "list": ('["a.png", "x"]', "line 1, is not a JSON object"),
+    "number": ('{"file_name": "a.png", "text": 7}', "line 1, has the text 7: it is a string or a list"),
+    "null in a list": ('{"file_name": "a.png", "text": ["x", null]}', "it is a string or a list of strings"),
+    "null name": ('{"file_name": null, "text": "x"}', "line 1, has no file_name"),
+}
+SHARDS = {
+    "no text": ([("bad.png", png())], r"sample 'bad' of .*0\.tar has an image but no text"),
+    "no image": ([("bad.txt", "x")], r"sample 'bad' of .*0\.tar has a text but no image"),
+    "empty text": ([("bad.png", png()), ("bad.txt", " \n")], r"'bad' of .*0\.tar has an empty \.txt"),
+    "broken image": ([("bad.png", png()[:-30]), ("bad.txt", "x")], r"'bad' of .*0\.tar does not decode"),
+    "not UTF-8": ([("a.png", png()), ("a.txt", b"\xff\xfe")], "text of sample 'a' of .* is not UTF-8"),
+    "two images": ([("a.png", png()), ("a.jpg", png())], "sample 'a' of .* has two of image"),
+    "two texts": ([("a.txt", "x"), ("a.txt", "y")], "sample 'a' of .* has two of txt"),
+    "no samples": ([("a.json", "{}")], "train of set is empty"),
+}
+CLASSES = {
+    "no label": ([("c.png", png()), ("c.txt", "x")], r"sample 'c' of .*0\.tar has the label ''"),
+    "negative label": ([("c.png", png()), ("c.cls", "-1")], "has the label '-1': .* 2 lines of classnames.txt"),
+    "name for label": ([("c.png", png()), ("c.cls", "cat")], "has the label 'cat': a .cls holds an index"),
+    "extreme label": ([("c.png", png()), ("c.cls", "9" * 5000)], "has the label '9+': a .cls holds an index"),
+}
+DAMAGED = {
+    "compressed": ("val/0.tar", b"\x1f\x8b" + bytes(range(256)) * 8, "0.tar is cut short or is no tar file"),
+    "label too high": ("classnames.txt", b"cat", r"sample 'a' of .*0\.tar has the label '1'.* 1 lines"),
+    "no number": ("val/nshards.txt", b"", r"nshards\.txt says ''"),
+    "word for number": ("val/nshards.txt", b"many", r"nshards\.txt says 'many'"),
+    "no shards": ("val/nshards.txt", b"0", r"nshards\.txt says '0': it holds the number"),
+    "half a shard": ("val/nshards.txt", b"1.5", r"nshards\.txt says '1.5'"),
+    "extreme number": ("val/nshards.txt", b"9" * 5000, r"nshards\.txt says '9+'"),
+}
+PAIRS = {
+    "lengths": (lambda: Pairs("x", "train", [["a"]], [], picture), "captions for 1 images but keys for 0"),
+    "labels": (lambda: Pairs("x", "t", [["a"]], ["k"], picture, torch.arange(2)), "but labels for 2"),
+    "no caption": (lambda: Pairs("x", "train", [[" "]], ["k"], picture), "sample 'k' of x has no text"),
+    "no classes": (prompts(), "set has no class names, .*: put classnames.txt into"),
+    "no templates": (prompts(classnames=["a"]), "set has no prompt templates, .*: put zeroshot_"),
+    "template": (prompts(classnames=["a"], templates=["a {}"]), r"template 'a \{\}' without \{c\}"),
+    "on_error": (lambda: Skips("set", "ignore", 0), "on_error is 'ignore': it is 'raise' or 'skip'"),
+    "negative limit": (lambda: Skips("set", "skip", -1), "max_skipped is -1: it is a number of samples"),
+    "limit without skip": (lambda: Skips("set", "raise", 3), "max_skipped=3 needs on_error='skip'"),
+}
+CORRUPTIONS = {
+    "unknown": (lambda: Corruption.parse({"fractions": 1}), "'fractions', did you mean 'fraction'.*Known: "),
+    "above 1": (corruption(shuffled_captions=2), "shuffled_captions is 2: it is a share .* from 0 to 1"),
+    "below 0": (corruption(counterexamples=-1), "counterexamples is -1: it is a share"),
+    "word is a number": (corruption(7), "spurious_word is 7: it is a word, or empty for none"),
+    "word of none": (corruption("cow"), "no image of noise has the word 'cow' in its captions"),
+    "word of all": (corruption("a"), "every image of noise has the word 'a'"),
+    "near style": (corruption(spurious_style="negativ"), "no style 'negativ', did you mean 'negative'"),
+    "style": (lambda: in_style(noise_pairs(2), "sketch"), r"no style 'sketch'\. Known: small, contours"),
+}
+BAD_FRACTIONS = (0, -0.1, 1.1, float("nan"), 1e300, "half", True)
+GONE, SKIP = "file_name,text\ngone.png,x", dict(on_error="skip")
+
+
+def load(name: str, split: str):
+    return lambda: load_pairs(name, split)
+
+
+def classes(*members: tuple):
+    return lambda tmp_path: load_pairs(write_classes(tmp_path / "set", *members), "val")
+
+
+CASES = [
+    *((f"name {name!r}", load(name, split), ValueError, message) for name, (split, message) in NAMES.items()),
+    *((f"csv: {case}", folder(text), ValueError, message) for case, (text, message) in CSV.items()),
+    *((f"jsonl: {case}", folder(text, "jsonl"), ValueError, message) for case, (text, message) in JSONL.items()),
+    *((f"shard: {case}", shards(*given), ValueError, message) for case, (given, message) in SHARDS.items()),
+    *((f"classes: {case}", classes(*given), ValueError, message) for case, (given, message) in CLASSES.items()),
+    *((f"shards: {case}", damaged(*how), ValueError, message) for case, (*how, message) in DAMAGED.items()),
+    *((f"pairs: {case}", call, ValueError, message) for case, (call, message) in PAIRS.items()),
+    *((f"corruption: {case}", call, ValueError, message) for case, (call, message) in CORRUPTIONS.items()),
+    *((f"fraction {x}", corruption(fraction=x), ValueError, "fraction is ") for x in BAD_FRACTIONS),
+    ("CIBR_DATA", cibr_data_that_is_no_folder, ValueError, "CIBR_DATA is 'nowhere', .*: correct it or unset it"),
+    (
+        "hub offline",
+        hub("owner/birds", ConnectionError("no")),
+        ConnectionError,
+        "owner/birds is neither",
+    ),
+    ("hub set broken", hub("owner/birds", KeyError("rows")), ValueError, "owner/birds cannot be read .*KeyError"),
+    ("hub shards offline", hub("owner/wds_x", OSError("no")), ConnectionError, "owner/wds_x .*CIBR_DATA .* wds_x"),
+    ("no text column", without_texts, ValueError, r"column image of images and one of text, .*image \(Image\)"),
+    ("no metadata", lambda p: load_pairs(write_images(p, "a.png")), FileNotFoundError, "no metadata.jsonl and no"),
+    ("both kinds", two_of_a_kind("metadata.csv", "metadata.jsonl"), ValueError, "has both metadata.* keep one"),
+    (
+        "two splits",
+        two_of_a_kind("val/metadata.csv", "dev/metadata.csv"),
+        ValueError,
+        "both the split 'val",
+    ),
+    ("root and split", two_of_a_kind("metadata.csv", "train/metadata.csv"), ValueError, "keep one kind"),
+    ("other split", folder("", split="test"), ValueError, "no split 'train': those that are there: test;"),
+    ("missing image", folder(GONE), FileNotFoundError, r"gone\.png is missing, but .* metadata name it"),
+    (
+        "dangling link",
+        folder("file_name,text\nlink.png,x"),
+        FileNotFoundError,
+        "is a link to gone/away.png",
+    ),
+    ("nothing left", folder(GONE, max_skipped=3, **SKIP), ValueError, r"empty \(1 samples skipped\)"),
+    ("too many bad", folder(GONE, **SKIP), ValueError, "(?s)more than max_skipped=0 samples of photos.*gone.png"),
+    (
+        "one image",
+        one_file("file_name,text", "a.png,x"),
+        ValueError,
+        "names 1 image: train and val",
+    ),
+    ("one group", one_file("file_name,text,group", "a.png,x,1", "b.png,y,1"), ValueError, "2 images of one group"),
+    ("mixed", one_file("file_name,text", "a.png,x", "train/c.png,y"), ValueError, "others outside, such as a.png"),
+    (
+        "split of shards",
+        shards(("a.txt", "x"), split="dev"),
+        ValueError,
+        "no split 'validation': .* train;",
+    ),
+    ("damaged header", damaged_header, ValueError, r"0\.tar is cut short or damaged at byte"),
+    ("missing shard", damaged("val/0.tar", None), FileNotFoundError, r"0\.tar is missing: put"),
+    ("missing number", damaged("val/nshards.txt", None), FileNotFoundError, r"nshards\.txt is missing"),
+    ("missing names", damaged("classnames.txt", None), FileNotFoundError, "classnames.txt is missing"),
+    ("image 48", lambda: noise_pairs().image(48), IndexError, "noise has no image 48: train holds 0 to 47"),
+    ("pair -1", lambda: noise_pairs().subset([-1]), IndexError, "noise has no pair -1: train holds 48"),
+    ("no image file", lambda p: open_rgb(p / "gone.png", "gone.png"), FileNotFoundError, "gone.png"),
+]

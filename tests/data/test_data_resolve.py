@@ -1,0 +1,79 @@
+"""A data set's name leads to glyphs, a folder, CIBR_DATA, a card or the hub, in this order."""
+
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from data_files import png, write_csv, write_images, write_shards
+
+from cibr.data import Source, available_splits, cards, known_datasets, load_pairs, resolve
+from cibr.data.glyph_benchmarks import GLYPH_BENCHMARKS
+
+SHARD = [("s.png", png()), ("s.txt", "a shard")]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """An empty current folder, an empty CIBR_DATA, and a hub that must not be asked."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("CIBR_DATA", str(tmp_path / "data"))
+
+    def fail(*args, **kwargs):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+
+
+def write_photos(folder: Path) -> None:
+    write_csv(write_images(folder, "a.png", "b.png"), "file_name,text\na.png,x\nb.png,y\n")
+
+
+def test_a_folder_comes_before_cibr_data_and_that_before_the_hub(tmp_path):
+    write_photos(Path("glyphs"))
+    assert resolve("glyphs") == Source("glyphs", "glyphs")
+    assert resolve("flickr8k") == Source("flickr8k", "shards", "clip-benchmark/wds_flickr8k")
+    write_shards(tmp_path / "data" / "wds_flickr8k", SHARD)
+    assert resolve("flickr8k") == Source("flickr8k", "shards", str(tmp_path / "data" / "wds_flickr8k"))
+    write_photos(Path("flickr8k"))
+    assert resolve("flickr8k") == Source("flickr8k", "images", "flickr8k")
+
+
+def test_a_hub_id_is_of_shards_if_its_name_says_so():
+    assert resolve("owner/wds_birds") == Source("birds", "shards", "owner/wds_birds")
+    assert resolve("owner/birds-2.0") == Source("birds-2.0", "hub", "owner/birds-2.0")
+
+
+def test_a_folder_is_of_shards_or_of_parquet_files_or_of_images():
+    for file, kind in (("dataset_type.txt", "shards"), ("train/nshards.txt", "shards"), ("data/a.parquet", "hub")):
+        write_images(Path(kind + file[0]), file)
+        assert resolve(kind + file[0]).kind == kind
+    write_photos(Path("x"))
+    write_images(Path("x"), "a.parquet")
+    assert resolve("x").kind == "images"
+
+
+def test_pairs_are_loaded_from_where_the_name_leads(tmp_path):
+    write_shards(tmp_path / "data" / "wds_mine", [*SHARD, ("t.txt", "no image")])
+    write_photos(Path("photos"))
+    shards = load_pairs("mine", on_error="skip", max_skipped=1)
+    assert (shards.name, shards.captions, shards.split, shards.n_skipped) == ("mine", [["a shard"]], "train", 1)
+    assert len(load_pairs(Path("photos"))) + len(load_pairs("photos", "val")) == 2
+    assert available_splits("photos") == ["train", "validation"] and available_splits("mine") == ["train"]
+    assert len(load_pairs("glyph_scripts", "val")) == 300
+
+
+def test_known_names_are_the_cards_and_the_sets_in_cibr_data(tmp_path):
+    assert known_datasets() == list(cards())
+    for name in ("mine", "flickr8k"):
+        write_shards(tmp_path / "data" / f"wds_{name}", SHARD)
+    assert known_datasets() == [*cards(), "mine"]
+
+
+def test_every_card_has_every_field_and_names_its_splits():
+    for name, card in cards().items():
+        assert set(card) == {"title", "kind", "hub", "splits", "captions_per_image", "citation", "terms"}, name
+        assert card["kind"] in ("pairs", "zero-shot") and available_splits(name) == card["splits"]
+        assert card["hub"] == f"clip-benchmark/wds_{name}" or card["hub"] is None
+    assert {"glyphs", "glyph_digits", *GLYPH_BENCHMARKS} == {name for name in cards() if not cards()[name]["hub"]}

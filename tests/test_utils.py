@@ -1,0 +1,98 @@
+"""Utilities: near names, the project's folders, files that are whole or absent, and provenance."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cibr import utils
+from cibr.utils import cache_folder, nearest, project_root, provenance, shipped, write_atomically
+
+
+def test_the_nearest_name_ignores_case_and_stays_silent_when_none_is_near():
+    assert nearest("Flickr-8K", ["flickr8k", "glyphs"]) == ", did you mean 'flickr8k'?"
+    assert nearest("photos", ["flickr8k", "glyphs"]) == nearest("x", []) == ""
+
+
+def test_folders_are_those_of_the_checkout_or_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "PACKAGE", tmp_path / "site" / "cibr")
+    assert project_root() == Path.cwd() and cache_folder() == Path.home() / ".cache" / "cibr"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "pyproject.toml").touch()
+    assert project_root() == tmp_path / "site" and cache_folder() == tmp_path / "site" / "data" / "cache"
+
+
+def test_what_is_shipped_lies_in_the_package_or_in_the_checkout(tmp_path, monkeypatch):
+    for name in ("datasets.yaml", "checkpoints/clip-tiny", "results/published.csv"):
+        assert shipped(name).exists()
+    monkeypatch.setattr(utils, "PACKAGE", tmp_path / "cibr")
+    with pytest.raises(FileNotFoundError, match="datasets.yaml of the package is missing.*install"):
+        shipped("datasets.yaml")
+    for folder in (tmp_path / "data", tmp_path / "cibr" / "_shipped"):
+        folder.mkdir(parents=True)
+        (folder / "datasets.yaml").touch()
+        assert shipped("datasets.yaml").parent == folder
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path, monkeypatch):
+    file = tmp_path / "file.txt"
+    write_atomically(file, lambda part: part.write_text("one"))
+
+    def half(part: Path) -> None:
+        part.write_text("tw")
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        write_atomically(file, half)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_atomically(file, lambda part: part.write_text("two"))
+    assert file.read_text() == "one" and list(tmp_path.iterdir()) == [file]
+
+
+def test_the_content_is_on_disk_before_the_file_has_its_name(tmp_path, monkeypatch):
+    link, seen = tmp_path / "link.txt", []
+    link.symlink_to(tmp_path / "file.txt")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append((tmp_path / "file.txt").exists()))
+    write_atomically(link, lambda part: part.write_text("one"))
+    assert seen == [False, True], "the file is synced, then named, then its folder is synced"
+    assert link.is_symlink() and (tmp_path / "file.txt").read_text() == "one"
+
+
+def test_provenance_marks_changed_code_but_neither_changed_results_nor_new_files(tmp_path, monkeypatch):
+    def git(*arguments: str) -> str:
+        call = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *arguments]
+        return subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setattr(utils, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(utils, "in_checkout", lambda: True)
+    assert provenance()["commit"] is None  # no repository
+    (tmp_path / "data" / "results").mkdir(parents=True)
+    code, table = tmp_path / "code.py", tmp_path / "data" / "results" / "rows.csv"
+    code.write_text("a = 1\n")
+    table.write_text("a\n1\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "Start")
+    commit = git("rev-parse", "HEAD")[:12]
+    table.write_text("a\n1\n2\n")
+    (tmp_path / "new.py").touch()
+    assert provenance()["commit"] == commit
+    code.write_text("a = 2\n")
+    assert provenance()["commit"] == commit + "+"
+
+
+def test_provenance_has_the_versions_that_run():
+    versions = provenance()["versions"]
+    assert versions["torch"] == torch.__version__ or torch.__version__.startswith(versions["torch"])
+    assert versions["numpy"] == np.__version__
+    assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
