@@ -183,11 +183,10 @@ class CIBRLoss(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             clip_loss = CONTRASTIVE[self.contrastive](z_image, z_text, scale, labels)
             with torch.set_grad_enabled(beta > 0 and torch.is_grad_enabled()):
-                means, contrasted, pooled = (image, text), (z_image, z_text), (image_pooled, text_pooled)
-                settings = (self.kappa_e, self.kappa_b, self.text_weight, self.critics)
-                penalty = PENALTIES[self.penalty](PenaltyInputs(*means, *contrasted, *pooled, labels, *settings))
-                penalty_loss = beta * penalty.value
-        terms = {"clip_loss": clip_loss, "penalty_loss": penalty_loss, "loss": clip_loss + penalty_loss}
+                inputs = PenaltyInputs(image, text, z_image, z_text, image_pooled, text_pooled, labels, self)
+                penalty = PENALTIES[self.penalty](inputs)
+        terms = {"clip_loss": clip_loss, "penalty_loss": beta * penalty.value}
+        terms["loss"] = clip_loss + beta * penalty.value
         terms["penalty_excess"] = penalty.excess.detach()
         terms["residual_image_nats"] = penalty.residual_image_nats.detach()
         terms["residual_text_nats"] = penalty.residual_text_nats.detach()

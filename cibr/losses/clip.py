@@ -103,26 +103,26 @@ def _minus_targets(slope: Tensor, target: Tensor | None, rows: slice) -> Tensor:
     return slope.sub_(target, alpha=2)
 
 
+def described(value) -> str:
+    """The type and shape of what was passed in place of a tensor that fits, for the end of an error."""
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
 def check_shapes(image: Tensor, text: Tensor, labels: Tensor | None) -> None:
     """Refuse what is no batch of at least two pairs, or labels that do not fit it."""
     for name, value in (("image_features", image), ("text_features", text)):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{name} must be a tensor of floats, got {got}: pass torch.as_tensor(x).float()")
-    if image.ndim != 2 or image.shape != text.shape:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 2:
+            raise ValueError(f"{name} must be a float tensor [n, d], got {described(value)}: use torch.tensor")
+    if image.shape != text.shape:
         raise ValueError(
-            "image_features and text_features must both be [n, d], row i paired with row i, "
-            f"got {list(image.shape)} and {list(text.shape)}: project both towers to one width"
+            "row i of image_features and of text_features are a pair, so their shapes must be equal, got "
+            f"{list(image.shape)} and {list(text.shape)}: project both towers to one width"
         )
     if len(image) < 2:
         raise ValueError(f"a contrast needs at least 2 pairs, got {len(image)}: pass drop_last=True to the loader")
-    if labels is None:
-        return
-    if not isinstance(labels, Tensor) or labels.is_floating_point():
-        got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise ValueError(f"labels must be a tensor of integers, got {got}: number the distinct labels from 0")
-    if labels.shape != image.shape[:1]:
-        raise ValueError(f"labels must have one entry a pair, [{len(image)}], got {list(labels.shape)}")
+    fitting = isinstance(labels, Tensor) and labels.shape == image.shape[:1] and not labels.is_floating_point()
+    if labels is not None and not fitting:
+        raise ValueError(f"labels must be an integer tensor [{len(image)}], one a pair, got {described(labels)}")
 
 
 def check_finite(**tensors: Tensor) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.losses.clip import check_finite
+from cibr.losses.clip import check_finite, described
 
 DIM_HIDDEN = 128
 
@@ -156,12 +156,9 @@ class ResidualCritics(nn.Module):
     def _nats(self, z: dict[str, Tensor], pooled: dict[str, Tensor | None], update: bool) -> dict[str, Tensor]:
         """The four estimates, from coordinates of about unit variance; pooled features lead nowhere back."""
         for side, value in pooled.items():
-            if value is None or value.ndim != 2 or len(value) != len(z[side]):
-                got = "None" if value is None else list(value.shape)
-                raise ValueError(
-                    f"{side}_pooled must be [{len(z[side])}, p] for the penalty 'mine', got {got}: pass what the "
-                    "tower pools before its head, one row a pair"
-                )
+            if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != len(z[side]):
+                rule = f"{side}_pooled must be [{len(z[side])}, p] for the penalty 'mine', got {described(value)}"
+                raise ValueError(f"{rule}: pass what the tower pools before its head, one row a pair")
         check_finite(**{f"{side}_pooled": value for side, value in pooled.items()})
         dtype = next(iter(self.critics.values())).f[0].weight.dtype
         nats = {}

@@ -27,7 +27,7 @@ RIDGE = 1.0  # times the mean eigenvalue of the unit vectors' second moment, 1 /
 
 
 class PenaltyInputs(NamedTuple):
-    """What a penalty may read: unit vectors [n, d], labels [n], and the settings of the loss."""
+    """What a penalty may read: unit vectors [n, d], pooled features [n, p], labels [n], the settings of the loss."""
 
     image: Tensor  # mean directions mu_v
     text: Tensor  # mean directions mu_t
@@ -36,10 +36,7 @@ class PenaltyInputs(NamedTuple):
     image_pooled: Tensor | None
     text_pooled: Tensor | None
     labels: Tensor | None
-    kappa_e: float
-    kappa_b: float
-    text_weight: float
-    critics: nn.Module | None
+    settings: nn.Module  # the `CIBRLoss` itself: kappa_e, kappa_b, text_weight, critics
 
 
 class Penalty(NamedTuple):
@@ -51,9 +48,13 @@ class Penalty(NamedTuple):
     residual_text_nats: Tensor
 
 
-@lru_cache(maxsize=64)
 @torch.compiler.assume_constant_result
-def _constants(kappa_e: float, kappa_b: float, dim: int) -> tuple[float, float, float]:
+def _constants(*settings: float) -> tuple[float, float, float]:
+    return _cached_constants(*settings)  # torch.compile does not look at a cache by itself
+
+
+@lru_cache(maxsize=64)
+def _cached_constants(kappa_e: float, kappa_b: float, dim: int) -> tuple[float, float, float]:
     """What no step of training changes: the encoder's mean cosine and negative entropy, the floor of the bound."""
     mean_cosine = vmf_mean_cosine(kappa_e, dim).item()
     negative_entropy = vmf_log_normalizer(kappa_e, dim).item() + kappa_e * mean_cosine
@@ -70,10 +71,10 @@ def _vmf_bound(inputs: PenaltyInputs, image_cosine: Tensor, text_cosine: Tensor)
 
     It is kappa_b A_d(kappa_e) (1 - mean cosine) above its floor; residuals are reported at the kappa_b that fits.
     """
-    dim = inputs.image.shape[1]
-    spread, negative_entropy, floor = _constants(inputs.kappa_e, inputs.kappa_b, dim)
-    mean = weighted_mean(image_cosine, text_cosine, inputs.text_weight)
-    excess = inputs.kappa_b * spread * (1 - mean)
+    settings, dim = inputs.settings, inputs.image.shape[1]
+    spread, negative_entropy, floor = _constants(settings.kappa_e, settings.kappa_b, dim)
+    mean = weighted_mean(image_cosine, text_cosine, settings.text_weight)
+    excess = settings.kappa_b * spread * (1 - mean)
     agreement = torch.stack([image_cosine, text_cosine]).detach()
     agreement = agreement.cpu() if agreement.device.type == "mps" else agreement  # which has no float64
     agreement = spread * agreement.double().clamp(max=1.0)
@@ -120,8 +121,8 @@ def mine(inputs: PenaltyInputs) -> Penalty:
     """The paper's estimator: a difference of two Donsker-Varadhan estimates with trained critics; no bound."""
     z = {"image": inputs.z_image, "text": inputs.z_text}
     pooled = {"image": inputs.image_pooled, "text": inputs.text_pooled}
-    nats = frozen_critics(inputs.critics, z, pooled)
-    value = weighted_mean(nats["image"], nats["text"], inputs.text_weight)
+    nats = frozen_critics(inputs.settings.critics, z, pooled)
+    value = weighted_mean(nats["image"], nats["text"], inputs.settings.text_weight)
     return Penalty(value, value, nats["image"], nats["text"])
 
 

@@ -12,7 +12,6 @@ functions.
 """
 
 import math
-from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Float64
@@ -47,11 +46,6 @@ def _debye_polynomials() -> Float64[Tensor, "2 k powers"]:
 _DEBYE = _debye_polynomials()
 
 
-@lru_cache(maxsize=8)
-def _debye_on(device: torch.device) -> Tensor:
-    return _DEBYE.to(device)
-
-
 def _bessel(order: float, x: Tensor) -> tuple[Tensor, Tensor]:
     """log(I_v(x) / x^v) and I_{v+1}(x) / I_v(x), both regular at x = 0, with relative errors of about 1e-14.
 
@@ -66,7 +60,8 @@ def _bessel(order: float, x: Tensor) -> tuple[Tensor, Tensor]:
     weights = float(top) ** -torch.arange(N_TERMS, dtype=x.dtype, device=x.device)
     exponents = torch.arange(_DEBYE.shape[2], dtype=x.dtype, device=x.device)
     powers = (top / s).unsqueeze(-1) ** exponents  # [..., 3 * N_TERMS - 2]
-    sum_u, sum_v = (powers @ (weights @ _debye_on(x.device)).T).unbind(-1)
+    tables = _DEBYE.to(x.device, non_blocking=True)  # small enough never to wait for the device
+    sum_u, sum_v = (powers @ (weights @ tables).T).unbind(-1)
     log_scaled = s - top * torch.log(top + s) - torch.log(2 * math.pi * s) / 2 + torch.log(sum_u)
     y = s * sum_v / sum_u - top
     for step in reversed(range(n_steps)):
