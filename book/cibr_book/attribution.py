@@ -210,4 +210,5 @@ def map_agreement(a: Maps, b: Maps) -> Float[Tensor, " n"]:
     """Spearman's rank correlation of two maps of each image; 0 where a map is flat."""
     columns = (pd.DataFrame(side.flatten(1).T.numpy()).rank() for side in (a, b))
     x, y = (side - side.mean() for side in columns)
-    return torch.from_numpy(((x * y).sum() / ((x**2).sum() * (y**2).sum()) ** 0.5).fillna(0).to_numpy()).float()
+    correlation = (x * y).sum() / ((x**2).sum() * (y**2).sum()) ** 0.5
+    return torch.tensor(correlation.fillna(0).to_numpy()).float()

@@ -1,0 +1,101 @@
+"""Bad input to the study's worlds, estimators, probes and attribution."""
+
+import math
+
+import pandas as pd
+import torch
+from cibr_book import analysis, attribution, embeddings, estimators, probes, stimuli, worlds
+from helpers import unchecked
+
+from cibr import DualEncoder
+
+DISCRETE, GAUSSIAN = worlds.discrete_world(), worlds.gaussian_world()
+IMAGE, TEXT = (torch.full((n, 2), 0.5, dtype=torch.float64) for n in DISCRETE.joint.shape)
+SINGULAR = torch.ones(2, 2, dtype=torch.float64)
+X, Y = estimators.gaussian_task(1, 1.0).sample(40)
+MAPS, PIXELS, UNIT = torch.zeros(3, 2, 4, 4), torch.zeros(3, 3, 4, 4), torch.eye(3)
+HALF = torch.tensor([True, False, True, False])
+
+
+def entropy(*p):
+    return worlds.entropy_nats(torch.tensor(p, dtype=torch.float64))
+
+
+def no_feature_map():
+    model = DualEncoder.tiny(["a"], dim=4, width=4)
+    model.kind = "clip"
+    attribution.split_image_tower(model)
+
+
+def probe(n, factor):
+    return probes.probe_nats(torch.zeros(n, 1), factor, HALF)
+
+
+def maps(noise=MAPS, weight=1.0):
+    return attribution.bottleneck_maps(MAPS, UNIT, torch.nn.Identity(), noise, weight)
+
+
+def correlation(x, y, clusters=None):
+    return analysis.rank_correlation(x, y, clusters)
+
+
+CALLS = {
+    "entropy-sum": (lambda: entropy(0.5, 0.4), "p must be probabilities that sum to 1, the sum is 0.9"),
+    "entropy-nan": (lambda: entropy(0.5, math.nan), "p must be probabilities"),
+    "table-rows": (lambda: worlds.encoder_informations(DISCRETE, IMAGE[:3], TEXT), r"image_encoder.*\[12, k\]"),
+    "table-sum": (lambda: worlds.encoder_informations(DISCRETE, IMAGE, 2 * TEXT), "each row of text_encoder"),
+    "confusions": (lambda: worlds.discrete_world((0.7,)), r"probabilities in \[0, 1/2\].*0.7"),
+    "correlations": (lambda: worlds.gaussian_world((1.0,)), r"must lie in \(0, 1\)"),
+    "covariance": (lambda: worlds.gaussian_information_nats(SINGULAR, [0], [1]), "positive definite"),
+    "blocks": (lambda: worlds.gaussian_information_nats(GAUSSIAN.covariance, [0, 1], [1]), "no index in common"),
+    "noise": (lambda: worlds.linear_encoder_nats(GAUSSIAN, torch.eye(8).double(), 0.0), "noise_variance must be"),
+    "beta": (lambda: worlds.optimal_linear_encoder(GAUSSIAN, 0.0), "beta must be positive"),
+    "temperature": (lambda: worlds.train_discrete(DISCRETE, temperature=-1.0), "temperature must be positive"),
+    "embeddings": (lambda: worlds.embedding_informations(DISCRETE, IMAGE[:3], 1.0), "one row an image, 12, got 3"),
+    "kappa": (lambda: worlds.embedding_informations(DISCRETE, IMAGE, 0.0), "kappa must be positive"),
+    "scores-shape": (lambda: estimators.nce_nats(torch.zeros(3, 4)), r"scores must be \[n, n\].*\[3, 4\]"),
+    "scores-one": (lambda: estimators.nwj_nats(torch.zeros(1, 1)), "n at least 2"),
+    "scores-nan": (lambda: estimators.dv_nats(torch.full((2, 2), math.nan)), "scores must be finite"),
+    "samples-rows": (lambda: estimators.estimate_nats(X, Y[:-1], ["nce"]), "row i of one drawn with row i"),
+    "samples-few": (lambda: estimators.estimate_nats(X, Y, ["nce"]), "at least 256"),
+    "samples-inf": (lambda: estimators.ksg_nats(X * math.inf, Y), "x and y must be finite"),
+    "estimator": (lambda: estimators.fit_critic(X, Y, "nse"), "unknown estimator 'nse'.*did you mean 'nce'"),
+    "nats": (lambda: estimators.correlation_of(-1.0), "nats must be finite and at least 0"),
+    "dof": (lambda: estimators.student_task(1, 0.0), "dof must be positive"),
+    "spread": (lambda: estimators.additive_noise_task(0.7), r"spread must be in \(0, 1/2\]"),
+    "map": (lambda: estimators.gaussian_task(1, 1.0).seen_through("sine"), "unknown map 'sine'.*wiggly"),
+    "probe-rows": (lambda: probe(3, torch.arange(4)), "one row for each value of factor"),
+    "probe-constant": (lambda: probe(4, torch.zeros(4).long()), "two values at least"),
+    "interval-column": (
+        lambda: analysis.mean_intervals(pd.DataFrame({"method": [1]}), ["method"], "nat"),
+        "no column nat; they have method",
+    ),
+    "correlation-lengths": (lambda: correlation([1.0, 2.0, 3.0], [1.0, 2.0]), "two finite numbers a run"),
+    "correlation-nan": (lambda: correlation([1.0, 2.0, math.nan], [1.0, 2.0, 3.0]), "two finite numbers"),
+    "correlation-clusters": (lambda: correlation([1, 2, 3], [1, 2, 3], [0, 0, 1]), "in 2 clusters"),
+    "nearest": (lambda: embeddings.nearest_items(UNIT, 3), "k is between 1 and n - 1"),
+    "agreement": (
+        lambda: embeddings.neighbour_agreement(torch.zeros(3, 1).long(), torch.zeros(3).long()),
+        "same value everywhere",
+    ),
+    "subsampling": (lambda: embeddings.subsampling_intervals(lambda i: {}, 10), "20 items at least"),
+    "glyphs": (lambda: stimuli.varied_glyphs(0), "give a number from 1"),
+    "feature-map": (no_feature_map, "no feature map that is known here"),
+    "maps-shape": (lambda: maps(noise=MAPS[..., :2]), "do not fit: give one text a map"),
+    "maps-weight": (lambda: maps(weight=-1.0), "give a positive price of a nat"),
+    "deletion": (
+        lambda: attribution.deletion_curve(PIXELS, MAPS[:, 0], torch.nn.Identity(), 0.0, (0, 1.5)),
+        "shares between 0 and 1",
+    ),
+}
+
+
+def without_shape_checks(call):
+    def checked_by_us_alone():
+        with unchecked():
+            call()
+
+    return checked_by_us_alone
+
+
+CASES = [(name, without_shape_checks(call), ValueError, message) for name, (call, message) in CALLS.items()]

@@ -1,0 +1,193 @@
+"""Estimates of information against slow loops, limits, the perfect critic of a known world, and libraries."""
+
+import math
+
+import pytest
+import torch
+from cibr_book import estimators
+from sklearn.feature_selection import mutual_info_regression
+
+from cibr.losses import clip_loss
+
+
+def random_scores(n=7, seed=0):
+    return 3 * torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_readings_of_a_score_matrix_are_those_of_slow_loops():
+    scores = random_scores()
+    n, s = len(scores), scores.tolist()
+    off = [s[i][j] for i in range(n) for j in range(n) if i != j]
+    joint = sum(s[i][i] for i in range(n)) / n
+    nce = math.log(n)
+    for i in range(n):
+        row = math.log(sum(math.exp(s[i][j]) for j in range(n)))
+        column = math.log(sum(math.exp(s[j][i]) for j in range(n)))
+        nce += (2 * s[i][i] - row - column) / (2 * n)
+    mean_exp = sum(math.exp(t) for t in off) / len(off)
+    clipped = sum(math.exp(min(max(t, -1), 1)) for t in off) / len(off)
+    jsd = sum(-math.log1p(math.exp(-s[i][i])) for i in range(n)) / n
+    jsd -= sum(math.log1p(math.exp(t)) for t in off) / len(off)
+    expected = {
+        estimators.nce_nats: nce,
+        estimators.nwj_nats: joint - mean_exp / math.e,
+        estimators.dv_nats: joint - math.log(mean_exp),
+        estimators.club_nats: joint - sum(off) / len(off),
+        estimators.plug_in_nats: joint,
+        estimators.jsd_objective: jsd,
+    }
+    for function, value in expected.items():
+        assert function(scores).item() == pytest.approx(value, rel=1e-12), function
+    assert estimators.smile_nats(scores, 1.0).item() == pytest.approx(joint - math.log(clipped), rel=1e-12)
+    assert torch.equal(estimators.smile_nats(scores, 1e6), estimators.dv_nats(scores))
+
+
+def test_nce_is_log_n_minus_the_clip_loss():
+    generator = torch.Generator().manual_seed(1)
+    image, text = (
+        torch.nn.functional.normalize(torch.randn(9, 4, generator=generator, dtype=torch.float64), dim=1)
+        for _ in range(2)
+    )
+    expected = math.log(9) - clip_loss(image, text, 3.0).item()
+    assert estimators.nce_nats(3 * image @ text.T).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_nce_never_exceeds_log_n_and_reaches_it_for_perfect_scores():
+    for seed in range(5):
+        assert estimators.nce_nats(10 * random_scores(seed=seed)).item() <= math.log(7)
+    assert estimators.nce_nats(100 * torch.eye(7, dtype=torch.float64)).item() == pytest.approx(math.log(7))
+
+
+def repeated(value, dim, nats, n, n_repeats):
+    """Mean and standard error of a function of the perfect critic's scores over fresh batches."""
+    task, rho = estimators.gaussian_task(dim, nats), estimators.correlation_of(nats, dim)
+    draws = [task.sample(n, seed) for seed in range(n_repeats)]
+    values = torch.stack([value(estimators.gaussian_log_ratio(x, y, rho)) for x, y in draws])
+    return values.mean().item(), values.std().item() / n_repeats**0.5
+
+
+@pytest.mark.parametrize(("dim", "nats"), [(1, 0.5), (5, 2.0), (20, 8.0)])
+def test_nwj_and_nce_stay_below_the_truth_even_with_the_perfect_critic(dim, nats):
+    for value in (estimators.nce_nats, lambda scores: estimators.nwj_nats(scores + 1)):
+        mean, error = repeated(value, dim, nats, 64, 100)
+        assert mean < nats + 3 * error
+
+
+def test_minibatch_donsker_varadhan_and_smile_are_no_bounds():
+    for value in (estimators.dv_nats, lambda scores: estimators.smile_nats(scores, 1.0)):
+        mean, error = repeated(value, 20, 8.0, 32, 100)
+        assert mean > 8.0 + 4 * error
+
+
+def test_plug_in_of_the_perfect_critic_is_unbiased():
+    mean, error = repeated(estimators.plug_in_nats, 5, 2.0, 64, 100)
+    assert mean == pytest.approx(2.0, abs=3 * error)
+
+
+@pytest.fixture(scope="module")
+def easy():
+    """All estimates of one easy task, 0.8 nats between single Gaussians, and its samples."""
+    x, y = estimators.gaussian_task(1, 0.8).sample(4000, seed=2)
+    return x, y, estimators.estimate_nats(x, y, tuple(estimators.READINGS), n_steps=150)
+
+
+def test_trained_estimates_of_an_easy_task_lie_where_they_should(easy):
+    _, _, found = easy
+    assert found["mine"] == pytest.approx(0.8, rel=0.15)
+    for name in ("nwj", "nce"):  # lower bounds, up to the noise of a mean over 2,000 samples
+        assert 0.6 < found[name] < 0.85, name
+    # with the true q, CLUB is d rho^2 / (1 - rho^2) = d (e^(2 I / d) - 1)
+    assert found["club"] == pytest.approx(math.expm1(1.6), rel=0.1)
+
+
+def test_estimates_repeat_with_the_seed_and_leave_the_global_generator(easy):
+    x, y, found = easy
+    state = torch.get_rng_state()
+    assert estimators.estimate_nats(x, y, ["nce"], n_steps=150)["nce"] == found["nce"]
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_rows_hold_the_estimates_of_every_task_and_seed():
+    task = estimators.gaussian_task(1, 0.5)
+    rows = estimators.estimate_rows([task], 600, seeds=(0, 1), n_steps=5)
+    assert list(rows["estimator"]) == [*estimators.READINGS, "ksg"] * 2
+    assert set(rows["truth"]) == {0.5}
+    x, y = task.sample(600, 1)
+    second = rows[rows["seed"] == 1].set_index("estimator")["nats"]
+    for name in ("nce", "smile"):
+        assert second[name] == estimators.estimate_nats(x, y, [name], n_steps=5, seed=1)[name]
+    assert second["ksg"] == estimators.ksg_nats(x, y)
+
+
+def test_ksg_is_the_library_in_one_dimension_and_near_the_truth_in_two():
+    tasks = estimators.gaussian_task(1, 1.0), estimators.additive_noise_task(), estimators.student_task(1, 1.0)
+    for task in tasks:
+        x, y = task.sample(800, seed=4)
+        library = mutual_info_regression(x.numpy(), y.flatten().numpy(), n_neighbors=3, random_state=0)[0]
+        # the library adds noise of 1e-10 to break ties
+        assert estimators.ksg_nats(x, y) == pytest.approx(library, abs=1e-6), task.name
+    assert estimators.ksg_nats(*estimators.gaussian_task(2, 1.0).sample(3000, seed=5)) == pytest.approx(1, abs=0.1)
+
+
+def test_published_values_of_beyond_normal_are_reached_in_closed_form():
+    assert estimators.sparse_task(5, 2, 0.8).nats == pytest.approx(1.0217, abs=5e-5)
+    assert estimators.correlation_of(estimators.sparse_task(1, 1, 0.75).nats) == pytest.approx(0.75)
+    assert estimators.student_excess_nats(1e6, 2, 3) == pytest.approx(0, abs=1e-5)
+
+
+def test_student_excess_is_the_information_that_its_densities_have():
+    # A scale mixture with identity dispersion: all information is in the shared scale. Monte Carlo over densities.
+    dof, dim = 3.0, 2
+    x, y = estimators.student_task(dim, dof).sample(100_000, seed=6)
+
+    def log_density(z):
+        d = z.shape[1]
+        constant = math.lgamma((dof + d) / 2) - math.lgamma(dof / 2) - d / 2 * math.log(dof * math.pi)
+        return constant - (dof + d) / 2 * torch.log1p((z**2).sum(1) / dof)
+
+    ratio = log_density(torch.cat([x, y], 1)) - log_density(x) - log_density(y)
+    error = ratio.std().item() / len(ratio) ** 0.5
+    assert ratio.mean().item() == pytest.approx(estimators.student_excess_nats(dof, dim, dim), abs=4 * error)
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.5])
+def test_information_through_uniform_noise_is_that_of_quadrature(spread):
+    y = torch.linspace(-spread, 1 + spread, 200_001, dtype=torch.float64)
+    density = (torch.clamp(y + spread, max=1) - torch.clamp(y - spread, min=0)) / (2 * spread)
+    entropy = torch.trapezoid(-torch.special.xlogy(density, density), y).item()
+    expected = entropy - math.log(2 * spread)
+    assert estimators.additive_noise_task(spread).nats == pytest.approx(expected, abs=1e-6)
+
+
+def test_maps_are_invertible_and_keep_the_information():
+    x = torch.linspace(-6, 6, 4001, dtype=torch.float64)
+    task = estimators.gaussian_task(2, 1.0)
+    for name, function in estimators.MAPS.items():
+        assert (function(x).diff() > 0).all(), name
+        seen = task.seen_through(name)
+        assert seen.nats == 1.0 and torch.equal(seen.sample(5, 1)[0], function(task.sample(5, 1)[0]))
+
+
+def test_perfect_critic_is_the_log_ratio_of_densities():
+    rho = 0.6
+    x, y = estimators.gaussian_task(2, 1.0).sample(4, seed=7)
+    covariance = torch.tensor([[1, rho], [rho, 1]], dtype=torch.float64)
+    joint = torch.distributions.MultivariateNormal(torch.zeros(2, dtype=torch.float64), covariance)
+    single = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), 1.0)
+    scores = estimators.gaussian_log_ratio(x, y, rho)
+    for i in range(4):
+        for j in range(4):
+            both = joint.log_prob(torch.stack([x[i], y[j]], 1))
+            expected = (both - single.log_prob(x[i]) - single.log_prob(y[j])).sum()
+            assert scores[i, j].item() == pytest.approx(expected.item(), rel=1e-10)
+
+
+def test_conditional_gaussian_gives_the_density_of_every_pair():
+    torch.manual_seed(0)
+    q = estimators.GaussianConditional(2, 3).double()
+    x, y = (torch.randn(4, n, dtype=torch.float64) for n in (2, 3))
+    mean, log_variance = q.parameters_of(x)
+    density = torch.distributions.Normal(mean[:, None], torch.exp(log_variance / 2)[:, None])
+    table = q(x, y)
+    assert torch.allclose(table, density.log_prob(y).sum(2), rtol=1e-10)
+    assert torch.allclose(table.diagonal(), q.log_likelihood(x, y))

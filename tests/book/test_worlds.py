@@ -1,0 +1,251 @@
+"""The two exact worlds against brute force: loops over every outcome, determinants in three routes, quadrature."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from cibr_book import worlds
+from torch.nn import functional as F
+
+from cibr.losses.vmf import vmf_log_normalizer
+
+
+def random_joint(*sizes, seed=0):
+    joint = torch.rand(sizes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 3
+    return joint / joint.sum()
+
+
+def random_tables(world, n_codes=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (2 * torch.randn(n, n_codes, generator=generator, dtype=torch.float64)).softmax(1)
+        for n in world.joint.shape
+    ]
+
+
+def information_by_loops(outcomes, a, b, c=()):
+    """I(A;B|C) from a dict of probabilities of outcomes, A, B and C being places in the outcome."""
+
+    def marginal(places):
+        sums = {}
+        for outcome, p in outcomes.items():
+            key = tuple(outcome[i] for i in places)
+            sums[key] = sums.get(key, 0.0) + p
+        return sums
+
+    abc, ac, bc, given = marginal(a + b + c), marginal(a + c), marginal(b + c), marginal(c)
+    total = 0.0
+    for key, p in abc.items():
+        ka, kb, kc = key[: len(a)], key[len(a) : len(a) + len(b)], key[len(a) + len(b) :]
+        if p > 0:
+            total += p * math.log(p * given[kc] / (ac[ka + kc] * bc[kb + kc]))
+    return total
+
+
+def test_discrete_information_is_that_of_a_loop_over_outcomes():
+    joint = random_joint(3, 4, 2)
+    joint[0, 1] = 0
+    joint = joint / joint.sum()
+    outcomes = {key: joint[key].item() for key in itertools.product(range(3), range(4), range(2))}
+    expected = information_by_loops(outcomes, (0,), (1,))
+    assert worlds.mutual_information_nats(joint.sum(2)).item() == pytest.approx(expected)
+    expected = information_by_loops(outcomes, (0,), (1,), (2,))
+    assert worlds.conditional_information_nats(joint).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_entropy_of_n_equal_outcomes_is_log_n_and_of_one_is_zero():
+    assert worlds.entropy_nats(torch.full((7,), 1 / 7, dtype=torch.float64)).item() == pytest.approx(math.log(7))
+    assert worlds.entropy_nats(torch.tensor([1.0, 0.0], dtype=torch.float64)).item() == 0
+
+
+def test_informations_of_encoders_are_those_of_brute_force_enumeration():
+    world = worlds.discrete_world((0.2, 0.0), 2, 2)
+    image_encoder, text_encoder = random_tables(world)
+    outcomes = {}  # (z_v, x_v, s, v, x_t, z_t)
+    for i, j in itertools.product(*map(range, world.joint.shape)):
+        for k, m in itertools.product(range(3), range(3)):
+            key = (k, i, world.shared[i].item(), world.image_only[i].item(), j, m)
+            outcomes[key] = (world.joint[i, j] * image_encoder[i, k] * text_encoder[j, m]).item()
+    found = worlds.encoder_informations(world, image_encoder, text_encoder)
+    expected = {
+        "shared_nats": information_by_loops(outcomes, (0,), (5,)),
+        "sufficiency_nats": information_by_loops(outcomes, (0,), (4,)),
+        "image_nats": information_by_loops(outcomes, (0,), (1,)),
+        "residual_image_nats": information_by_loops(outcomes, (0,), (1,), (4,)),
+        "residual_text_nats": information_by_loops(outcomes, (5,), (4,), (1,)),
+        "nuisance_image_nats": information_by_loops(outcomes, (0,), (3,), (2,)),
+    }
+    expected["residual_nats"] = (expected["residual_image_nats"] + expected["residual_text_nats"]) / 2
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-10)
+
+
+def test_markov_identity_residual_is_the_difference_of_two_informations():
+    world = worlds.discrete_world()
+    for seed in range(5):
+        found = worlds.encoder_informations(world, *random_tables(world, seed=seed))
+        difference = found["image_nats"] - found["sufficiency_nats"]
+        assert found["residual_image_nats"].item() == pytest.approx(difference.item(), rel=1e-10)
+        assert found["shared_nats"] <= found["sufficiency_nats"] + 1e-12
+
+
+def test_residual_bound_lies_above_the_truth_by_the_divergence_from_the_posterior():
+    world = worlds.discrete_world()
+    for seed in range(10):
+        encoder, text_encoder = random_tables(world, seed=seed)
+        backward = torch.rand(len(world.text_only), 3, generator=torch.Generator().manual_seed(seed)).double()
+        backward = backward / backward.sum(1, keepdim=True)
+        truth = worlds.encoder_informations(world, encoder, text_encoder)["residual_image_nats"].item()
+        posterior = worlds.backward_posterior(world.joint, encoder)
+        at_posterior = worlds.residual_bound_nats(world.joint, encoder, posterior).item()
+        assert at_posterior == pytest.approx(truth, rel=1e-10)
+        gap = (world.joint.sum(0)[:, None] * posterior * (posterior / backward).log()).sum().item()
+        bound = worlds.residual_bound_nats(world.joint, encoder, backward).item()
+        assert bound == pytest.approx(truth + gap) and bound > truth
+
+
+def test_a_penalty_leaves_a_table_without_nuisance_and_beta_zero_does_not():
+    world = worlds.discrete_world()
+    plain, penalised = (
+        worlds.encoder_informations(world, *worlds.fit_tables(world, beta, 8, 0, 250)) for beta in (0.0, 0.2)
+    )
+    assert plain["nuisance_image_nats"] > 0.1
+    assert penalised["nuisance_image_nats"] < 0.01 and penalised["shared_nats"] > 0.9
+
+
+def test_gaussian_information_agrees_in_three_routes():
+    world = worlds.gaussian_world()
+    determinants = worlds.gaussian_information_nats(world.covariance, world.image, world.text)
+    rho = worlds.canonical_correlations(world.covariance, world.image, world.text)
+    remaining = worlds.conditional_covariance(world.covariance, world.image, world.text)
+    of_image = world.covariance[world.image][:, world.image]
+    conditional = (torch.logdet(of_image) - torch.logdet(remaining)) / 2
+    expected = -sum(math.log(1 - rho**2) for rho in (0.95, 0.8, 0.5)) / 2
+    for route in (determinants, -torch.log1p(-(rho**2)).sum() / 2, conditional):
+        assert route.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_conditional_gaussian_information_follows_the_chain_rule():
+    a = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    covariance = a @ a.T + torch.eye(6, dtype=torch.float64)
+    together = worlds.gaussian_information_nats(covariance, [0, 1], [2, 3, 4, 5])
+    first = worlds.gaussian_information_nats(covariance, [0, 1], [2, 3])
+    then = worlds.gaussian_information_nats(covariance, [0, 1], [4, 5], given=[2, 3])
+    assert together.item() == pytest.approx((first + then).item(), abs=1e-12)
+
+
+def joint_with_code(world, weights, noise):
+    """Covariance of (x_v, x_t, z_v) with z_v = W x_v + noise, written out."""
+    lift = torch.cat([weights, torch.zeros(len(weights), len(world.text), dtype=torch.float64)], 1)
+    across = lift @ world.covariance
+    below = torch.cat([across, across @ lift.T + noise * torch.eye(len(weights), dtype=torch.float64)], 1)
+    return torch.cat([torch.cat([world.covariance, across.T], 1), below])
+
+
+def test_linear_encoder_informations_are_determinants_of_the_whole_covariance():
+    world = worlds.gaussian_world()
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(4, len(world.image), generator=generator, dtype=torch.float64)
+    found = worlds.linear_encoder_nats(world, weights, 0.3)
+    covariance = joint_with_code(world, weights, 0.3)
+    code = list(range(len(world.covariance), len(covariance)))
+    factors = torch.block_diag(world.mix_image.T, torch.eye(len(world.text) + 4, dtype=torch.float64))
+    turned = factors @ covariance @ factors.T
+    expected = {
+        "sufficiency_nats": worlds.gaussian_information_nats(covariance, code, world.text),
+        # I(Z;X_v|X_t) by the definition of the conditional one, not as a difference
+        "residual_image_nats": worlds.gaussian_information_nats(covariance, code, world.image, given=world.text),
+        "nuisance_image_nats": worlds.gaussian_information_nats(turned, code, world.image[3:], world.image[:3]),
+    }
+    for name, value in expected.items():
+        assert found[name].item() == pytest.approx(value.item(), abs=1e-12), name
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 2.0])
+def test_no_linear_encoder_beats_the_optimal_one(beta):
+    world = worlds.gaussian_world()
+
+    def objective(weights):
+        found = worlds.linear_encoder_nats(world, weights)
+        return found["sufficiency_nats"] - beta * found["residual_image_nats"]
+
+    value = objective(worlds.optimal_linear_encoder(world, beta)).item()
+    # The optimum in closed form: 1/2 log((1 - c) / (1 - rho^2)) - beta/2 log(rho^2 / c) a kept direction.
+    c = beta / (1 + beta)
+    kept = [rho**2 for rho in (0.95, 0.8, 0.5) if rho**2 > c]
+    closed = sum(math.log((1 - c) / (1 - r)) - beta * math.log(r / c) for r in kept) / 2
+    assert value == pytest.approx(closed, abs=1e-12)
+    generator = torch.Generator().manual_seed(2)
+    weights = torch.randn(4, len(world.image), generator=generator, dtype=torch.float64).requires_grad_()
+    optimizer = torch.optim.LBFGS([weights], max_iter=300, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = -objective(weights)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert value - 1e-4 < objective(weights).item() <= value + 1e-9
+
+
+def test_residual_of_a_linear_encoder_has_no_limit_as_the_noise_goes():
+    world = worlds.gaussian_world()
+    weights = worlds.optimal_linear_encoder(world, 0.1)
+    values = [worlds.linear_encoder_nats(world, weights, v)["residual_image_nats"].item() for v in (1e-6, 1e-8)]
+    # each hundredth of the variance adds log(100)/2 nats for each of the three directions
+    assert values[1] - values[0] == pytest.approx(3 * math.log(100) / 2, rel=1e-3)
+
+
+def test_information_of_noisy_embeddings_is_that_of_quadrature_on_the_circle():
+    world, kappa = worlds.discrete_world(), 8.0
+    angles = torch.rand(12, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 2 * math.pi
+    embeddings = torch.stack([angles.cos(), angles.sin()], 1)
+    grid = torch.arange(2000, dtype=torch.float64) * 2 * math.pi / 2000
+    density = torch.exp(vmf_log_normalizer(kappa, 2) + kappa * torch.cos(grid[:, None] - angles))  # [z, image]
+    table = (density * 2 * math.pi / 2000).T
+    table = table / table.sum(1, keepdim=True)
+    exact = worlds.encoder_informations(world, table, torch.ones(8, 1, dtype=torch.float64))
+    found = worlds.embedding_informations(world, embeddings, kappa, n_samples=4000)
+    for name in ("image_nats", "sufficiency_nats", "residual_image_nats", "nuisance_image_nats"):
+        assert found[name] == pytest.approx(exact[name].item(), abs=5 * found["standard_error"]), name
+
+
+def test_contrastive_training_raises_shared_information_and_repeats_with_its_seed():
+    discrete, gaussian = worlds.discrete_world(), worlds.gaussian_world()
+    before, after, again = (worlds.train_discrete(discrete, n_steps=n)[0] for n in (0, 60, 60))
+    assert torch.equal(after, again)
+    assert torch.allclose(after.norm(dim=1), torch.ones(12, dtype=torch.float64))
+    shared = [worlds.embedding_informations(discrete, e, 10.0)["sufficiency_nats"] for e in (before, after)]
+    assert shared[1] > shared[0]
+    before, after, again = (worlds.train_gaussian(gaussian, n_steps=n)[0] for n in (0, 60, 60))
+    assert torch.equal(after, again)
+    assert after.square().sum().item() == pytest.approx(1)
+    shared = [worlds.linear_encoder_nats(gaussian, w, 0.1)["sufficiency_nats"] for w in (before, after)]
+    assert shared[1] > shared[0]
+
+
+def test_gradient_of_a_linear_tower_stays_in_the_span_of_the_other_tower():
+    # Without a length to keep, InfoNCE moves W_v by W_t times something: what W_t does not use is never touched.
+    generator = torch.Generator().manual_seed(4)
+    image, text = (torch.randn(32, n, generator=generator, dtype=torch.float64) for n in (8, 6))
+    w_image = torch.randn(16, 8, generator=generator, dtype=torch.float64).requires_grad_()
+    w_text = torch.randn(16, 6, generator=generator, dtype=torch.float64)
+    scores = image @ w_image.T @ w_text @ text.T
+    (gradient,) = torch.autograd.grad(F.cross_entropy(scores, torch.arange(32)), w_image)
+    basis = torch.linalg.qr(w_text).Q
+    outside = gradient - basis @ (basis.T @ gradient)
+    assert outside.abs().max() < 1e-12 * gradient.abs().max()
+
+
+def test_rows_measure_each_condition_before_and_after_with_the_noise_of_its_temperature():
+    gaussian, discrete = worlds.gaussian_world(), worlds.discrete_world()
+    rows = worlds.contrast_rows(gaussian, (0.1, 0.5), (16,), (4,), (0, 1), n_steps=5)
+    assert list(rows["trained"]) == [False, True] * 4
+    weights, _ = worlds.train_gaussian(gaussian, 4, 0.5, 16, seed=1, n_steps=5)
+    expected = worlds.linear_encoder_nats(gaussian, weights, 0.5)["nuisance_image_nats"].item()
+    assert rows.iloc[-1]["nuisance_image_nats"] == expected
+    rows = worlds.contrast_rows(discrete, (0.1,), (16,), (4,), (0,), n_steps=5)
+    embeddings, _ = worlds.train_discrete(discrete, 4, 0.1, 16, seed=0, n_steps=5)
+    expected = worlds.embedding_informations(discrete, embeddings, 10.0)["nuisance_image_nats"]
+    assert rows.iloc[1]["nuisance_image_nats"] == expected
