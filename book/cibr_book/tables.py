@@ -41,7 +41,7 @@ def read_table(name: str | Path = "ablation.csv") -> pd.DataFrame:
     rows = pd.read_csv(RESULTS / name, dtype={"run": str, "commit": str})
     found = {score: 100 * rows.filter(regex=columns).mean(axis=1) for score, columns in _SCORES.items()}
     words = rows["configuration"].map(json.loads).map(_in_words)
-    return pd.concat([rows, pd.DataFrame(found).assign(hyperparameters=words)], axis=1)
+    return pd.concat([rows, pd.DataFrame(found).assign(hyperparameters=words)], axis=1).copy()
 
 
 def _in_words(settings: dict) -> str:

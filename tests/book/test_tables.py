@@ -1,0 +1,73 @@
+"""The tables as chapters read them: scores by name, the tuned control, paired differences, the committed rows."""
+
+import math
+
+import pandas as pd
+import pytest
+from cibr_book.tables import HEADLINE, KEY, RESULTS, control_of, differences, in_points, read_table
+from scipy import stats
+
+
+@pytest.fixture
+def rows():
+    """Three seeds of CLIP at two temperatures, two of a penalty."""
+    table = [("CLIP", "temperature 0.1", s, 30 + s, 50 + s) for s in (1, 2, 3)]
+    table += [("CLIP", "temperature 0.2", s, 20, 90) for s in (1, 2, 3)]
+    table += [("ours", "", s, 30, 53 + s**2) for s in (2, 3, 4)]
+    names = ["method", "hyperparameters", "seed", "validation", "zero-shot"]
+    return pd.DataFrame(table, columns=names).assign(condition="toys", beta=0.0)
+
+
+def test_the_control_is_the_variant_that_is_best_on_validation(rows):
+    assert control_of(rows)["hyperparameters"].unique() == ["temperature 0.1"]
+
+
+def test_differences_pair_seeds_and_give_students_interval(rows):
+    found = differences(rows, ["zero-shot"]).set_index("hyperparameters")
+    assert len(found) == 2 and found.loc["temperature 0.2", "n_seeds"] == 3
+    ours = found.loc[""]
+    by_seed = [53 + 4 - 52, 53 + 9 - 53]  # seeds 2 and 3, which both have
+    low, high = stats.ttest_1samp(by_seed, 0).confidence_interval(0.95)
+    assert [ours["difference"], ours["low"], ours["high"]] == pytest.approx([7, low, high])
+    assert ours["control"] == 52.5 and ours["value"] == 59.5 and ours["significance"] == "not significant"
+    assert found.loc["temperature 0.2", "significance"] == "gain"
+    text = in_points(differences(rows, ["zero-shot"]), KEY)["zero-shot"]
+    assert text.iloc[0].endswith("*") and text.iloc[1].startswith("+7.00 [")
+
+
+def test_conditions_without_the_control_are_left_out(rows):
+    alone = rows[rows["method"] == "ours"].assign(condition="alone")
+    found = differences(pd.concat([rows, alone]), ["zero-shot"])
+    assert set(found["condition"]) == {"toys"}
+
+
+def test_every_committed_run_has_the_three_scores_of_one_suite():
+    rows = read_table()
+    assert rows[[*HEADLINE, "validation"]].notna().all(axis=None) and rows["run"].is_unique
+    assert (rows.groupby([*KEY, "seed"]).size() == 1).all()
+    assert not rows.filter(regex="^test|looks|arm$").columns.tolist()
+    glyphs = rows["condition"].str.startswith("glyphs")
+    assert rows.loc[glyphs].filter(regex="_to_(image|text)_recall@").isna().all(axis=None)  # by label, not by pair
+    trials = read_table("ablation_trials.csv")
+    assert trials["validation"].notna().all() and trials["zero-shot"].isna().all()
+
+
+def test_the_mini_suite_agrees_with_the_rows_that_it_compares():
+    suite, rows = pd.read_csv(RESULTS / "mini_suite.csv"), read_table()
+    rows = rows[(rows["condition"] == "Flickr8k") & (rows["seed"] <= 5)]
+    rows = rows[rows["method"].isin(["CLIP", "CIBR vMF"])]
+    means = rows.groupby("method").mean(numeric_only=True)
+    n_compared = 0
+    for row in suite.itertuples():
+        if (column := f"{row.suite}/{row.dataset}/{row.metric}") in means:
+            assert [row.a, row.b] == pytest.approx([means.loc[m, column] for m in ("CLIP", "CIBR vMF")], abs=2e-6)
+            n_compared += 1
+        assert math.isclose(row.difference, row.b - row.a, abs_tol=2e-6) and row.low <= row.difference <= row.high
+    assert n_compared == 18
+
+
+def test_the_archive_names_the_commit_of_every_retired_row():
+    rows = pd.read_csv(RESULTS / "ablation_archive.csv", dtype={"run": str, "commit": str})
+    assert len(rows) == 208 and rows["run"].is_unique and rows["commit"].str.match(r"[0-9a-f]{12}\+?$").all()
+    assert not set(rows["run"]) & set(read_table()["run"])
+    assert rows["method"].isin(["CIBR prototypes", "CIBR Gaussian", "CIBR CLUB"]).sum() == 71
