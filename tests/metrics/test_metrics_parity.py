@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from clip_benchmark.metrics import zeroshot_retrieval
 from sklearn import metrics as sklearn_metrics
 
-from cibr.metrics import class_ranks, predictions, recall_at_k, retrieval_outcomes, zeroshot_accuracy
+from cibr.metrics import class_ranks, predictions, query_scores, recall_at_k, zeroshot_accuracy
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)  # it would like ujson
@@ -79,7 +79,7 @@ def test_recalls_equal_those_of_eccv_caption_on_the_five_thousand_images_of_coco
 
 def test_average_precisions_equal_those_of_scikit_learn():
     images, texts, text_to_image = captioned(60, 4, 16, 2.0)
-    found = retrieval_outcomes(images, texts, text_to_image)
+    found = query_scores(images, texts, torch.arange(60), text_to_image)
     right = (text_to_image == torch.arange(60)[:, None]).numpy()
     similarity = (images @ texts.T).numpy()
     for precisions, truth, score in (

@@ -116,37 +116,3 @@ def test_a_seed_repeats_an_interval_in_blocks_of_any_size_and_another_moves_it(m
     first = bootstrap_interval(ranks)
     monkeypatch.setattr(intervals, "DRAWS", 3000)
     assert bootstrap_interval(ranks) == first != bootstrap_interval(ranks, seed=1)
-
-
-@pytest.mark.parametrize(
-    ("values", "options", "message"),
-    [
-        ([1.0, np.nan], {}, "values is empty or has values that are not finite"),
-        ([], {}, "values is empty"),
-        ([1.0], {}, "1 items with 1 cluster labels in 1 clusters"),
-        ([1.0, 2.0], {"clusters": np.zeros(2)}, "two clusters at least"),
-        ([1.0, 2.0, 3.0], {"clusters": np.arange(2)}, "3 items with 2 cluster labels"),
-        ([1.0, 2.0], {"level": 1.0}, "level is 1.0"),
-        ([1.0, 2.0], {"statistic": np.max}, "give np.mean or np.median"),
-    ],
-)
-def test_values_that_have_no_interval_are_refused(values, options, message, unchecked):
-    with pytest.raises(ValueError, match=message):
-        bootstrap_interval(np.array(values), **options)
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "weights", "message"),
-    [
-        ([], [], None, "on the same data sets"),
-        ([(2, 3)], [(1, 3)], None, "on the same data sets"),
-        ([(2, 3), (1, 3)], [(2, 3), (1, 3)], None, "the same seeds everywhere"),
-        ([(1, 3)], [(1, 3)], [1, 1], "weights \\[1, 1\\] for 1 data sets"),
-        ([(1, 3)], [(1, 3)], [-1], "none below zero"),
-        ([(1, 3)], [(1, 3)], [0], "none below zero"),
-        ([(1, 0)], [(1, 0)], None, "b is empty"),
-    ],
-)
-def test_models_that_do_not_pair_are_refused(a, b, weights, message, unchecked):
-    with pytest.raises(ValueError, match=message):
-        paired_difference([np.ones(s) for s in a], [np.ones(s) for s in b], weights)

@@ -1,4 +1,4 @@
-"""Geometry of pairs on configurations with known values, against loops, and refusals of degenerate ones."""
+"""Geometry of pairs on configurations with known values and against loops."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cibr.metrics import alignment, linear_cka, modality_gap, mutual_knn, ranking, uniformity
+from cibr.metrics import alignment, linear_cka, modality_gap, mutual_knn, retrieval, uniformity
 
 
 def unit(n, d, seed=0):
@@ -30,8 +30,8 @@ def test_uniformity_of_orthogonal_opposite_and_equal_vectors_is_known():
 def test_uniformity_equals_a_loop_over_pairs_in_tiles_of_any_size(monkeypatch):
     x = unit(90, 6)
     pairs = [math.exp(-2 * float((x[i] - x[j]).square().sum())) for i in range(90) for j in range(i)]
-    monkeypatch.setattr(ranking, "BLOCK", 64)
-    monkeypatch.setattr(ranking, "TILE_ELEMENTS", 500)
+    monkeypatch.setattr(retrieval, "BLOCK", 64)
+    monkeypatch.setattr(retrieval, "TILE_ELEMENTS", 500)
     assert uniformity(x) == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-5)
 
 
@@ -70,38 +70,3 @@ def test_mutual_neighbours_equal_a_loop_over_sets():
 def test_unrelated_sides_share_neighbours_at_the_rate_of_chance():
     found = mutual_knn(unit(600, 16), unit(600, 16, seed=1), k=60)
     assert found == pytest.approx(60 / 599, abs=0.01)
-
-
-@pytest.mark.parametrize("score", [alignment, modality_gap, mutual_knn])
-def test_vectors_that_are_not_of_unit_length_are_refused(score):
-    with pytest.raises(ValueError, match="text_embeddings has norms up to 1 away from 1"):
-        score(torch.eye(12), 2 * torch.eye(12))
-
-
-@pytest.mark.parametrize("score", [alignment, linear_cka, modality_gap, mutual_knn])
-def test_rows_that_are_not_finite_are_refused(score):
-    broken = torch.eye(12)
-    broken[5, 5] = math.nan
-    with pytest.raises(ValueError, match="image_embeddings has 1 rows .* first row 5"):
-        score(broken, torch.eye(12))
-
-
-@pytest.mark.parametrize("score", [linear_cka, mutual_knn])
-def test_a_collapsed_side_has_no_shape(score):
-    with pytest.raises(ValueError, match="all rows of text_embeddings are equal"):
-        score(unit(20, 6), unit(1, 6).repeat(20, 1))
-
-
-@pytest.mark.parametrize("score", [alignment, linear_cka, mutual_knn])
-def test_sides_of_other_length_are_no_pairs(score, unchecked):
-    with pytest.raises(ValueError, match="12 images and 11 texts are no pairs"):
-        score(torch.eye(12), torch.eye(12)[:11])
-
-
-def test_settings_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="k=3 does not fit 3 pairs"):
-        mutual_knn(torch.eye(3), torch.eye(3), k=3)
-    with pytest.raises(ValueError, match="two embeddings at least"):
-        uniformity(torch.eye(1))
-    with pytest.raises(ValueError, match="positive t"):
-        uniformity(torch.eye(2), t=0.0)
