@@ -40,19 +40,11 @@ def _contours(image: Image.Image) -> Image.Image:
     return ImageOps.invert(ImageOps.autocontrast(inner, cutoff=1)).convert("RGB")
 
 
-def _flat(image: Image.Image) -> Image.Image:
-    return ImageOps.posterize(image.filter(ImageFilter.MedianFilter(5)), 2)
-
-
-def _grey(image: Image.Image) -> Image.Image:
-    return ImageOps.grayscale(image).convert("RGB")
-
-
 STYLES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "small": _small,
     "contours": _contours,
-    "flat": _flat,
-    "grey": _grey,
+    "flat": lambda image: ImageOps.posterize(image.filter(ImageFilter.MedianFilter(5)), 2),
+    "grey": lambda image: ImageOps.grayscale(image).convert("RGB"),
     "negative": ImageOps.invert,
 }
 

@@ -140,16 +140,11 @@ class Pairs:
         Raises:
             ValueError: if the set has no class names, no templates, or a template without ``{c}``.
         """
-        wanted = {
-            "class names": ("classnames.txt", self.classnames),
-            "prompt templates": ("zeroshot_classification_templates.txt", self.templates),
-        }
-        for part, (file, lines) in wanted.items():
-            if not lines:
-                raise ValueError(
-                    f"{self.name} has no {part}, which zero-shot classification needs: put {file} into the "
-                    "set's folder, one a line"
-                )
+        if not self.classnames or not self.templates:
+            missing = "zeroshot_classification_templates.txt" if self.classnames else "classnames.txt"
+            raise ValueError(
+                f"{self.name} cannot be classified without {missing}: put it into the set's folder, one a line"
+            )
         for template in self.templates:
             if "{c}" not in template:
                 raise ValueError(

@@ -26,6 +26,7 @@ import re
 import tarfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -89,9 +90,7 @@ class _Item:
             raise ValueError(f"{place} has the text {texts!r}: it is a string or a list of strings")
         group = "" if group is None else str(group).strip()
         if self.group and group and group != self.group:
-            raise ValueError(
-                f"{place} has the group {group!r}, an earlier row of the image {self.group!r}: keep one"
-            )
+            raise ValueError(f"{place} has the group {group!r}, an earlier row {self.group!r}: an image has one")
         self.group = self.group or group
         values = self.texts + clean_texts(values)
         self.texts = list(dict.fromkeys(values))
@@ -140,7 +139,6 @@ def load_images(folder: str | Path, split: str, skips: Skips, cache_dir: str | P
     splits = _image_splits(Path(folder))
     root, items = _split_given(splits, split, folder, f"add a subfolder {split} with its own metadata")
     items = items if items is not None else _read_metadata(_metadata_file(root))
-
     for key in list(items):
         file = root / key
         if not file.is_file():
@@ -248,7 +246,12 @@ def _read_metadata(file: Path) -> Items:
     items: Items = {}
     n_repeated = 0
     try:
-        for place, row in (_jsonl_rows if file.suffix == ".jsonl" else _csv_rows)(file):
+        for line, row in _rows(file):
+            place = f"{file}, line {line},"
+            if not isinstance(row, dict):
+                raise ValueError(f"{place} is not a JSON object: write one object a line")
+            if None in row:
+                raise ValueError(f"{place} has more fields than columns: quote texts that hold a comma")
             column = next((column for column in TEXT_COLUMNS if column in row), None)
             if "file_name" not in row or column is None:
                 raise ValueError(
@@ -276,29 +279,19 @@ def _file_name(value: Any, place: str, folder: Path) -> str:
     return path.as_posix()
 
 
-def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(file: Path) -> Iterator[tuple[int, Any]]:
+    """Line numbers and rows of a metadata file; None for a line that is not JSON."""
     with open(file, encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, skipinitialspace=True, strict=True)
-        for row in reader:
-            place = f"{file}, line {reader.line_num},"
-            if None in row:
-                raise ValueError(f"{place} has more fields than columns: quote texts that hold a comma")
-            yield place, row
+        if file.suffix == ".csv":
+            reader = csv.DictReader(lines, skipinitialspace=True, strict=True)
+            yield from ((reader.line_num, row) for row in reader)
+        else:
+            yield from ((number, _json(line)) for number, line in enumerate(lines, start=1) if line.strip())
 
 
-def _jsonl_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with open(file, encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            place = f"{file}, line {number},"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
-                raise ValueError(f"{place} is not JSON ({error}): write one object a line") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{place} is not a JSON object: write one object a line")
-            yield place, row
+def _json(line: str) -> Any:
+    with suppress(ValueError, RecursionError):  # also of numbers with thousands of digits
+        return json.loads(line)
 
 
 # The hub, and local Parquet files, through `datasets`
