@@ -169,6 +169,3 @@ def _cibr_data() -> Path | None:
     if not folder.is_dir():
         raise ValueError(f"CIBR_DATA is {value!r}, which is not a folder: correct it or unset it")
     return folder
-
-
-check_dataset = resolve
