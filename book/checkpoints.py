@@ -51,5 +51,5 @@ def halve(weights: Path) -> None:
 if __name__ == "__main__":
     for name, beta in BETAS.items():
         history = make(project_root() / "data" / "checkpoints" / name, beta)
-        row = history[["epoch", "clip_loss", "image_to_text_recall@1"]].tail(1)
+        row = history[["epoch", "clip_loss", "image_to_text_label_recall@1"]].tail(1)
         print(f"{name}, beta = {beta:g}:\n{row.to_string(index=False)}", flush=True)
