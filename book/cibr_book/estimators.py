@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from scipy.special import digamma, gammaln
 from sklearn.neighbors import KDTree, NearestNeighbors
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from cibr.utils import nearest
 Nats = Float[Tensor, ""]
 Scores = Float[Tensor, "n n"]
 X, Y = Float[Tensor, "n d"], Float[Tensor, "n e"]
+LEARNING_RATE = 2e-3
 N_BLOCKS = 5  # of held-out samples, that a value is the mean of
 
 
@@ -161,7 +162,7 @@ class GaussianConditional(nn.Module):
         error = (y - mean) ** 2 * torch.exp(-log_variance)
         return -(error + log_variance + math.log(2 * math.pi)).sum(1) / 2
 
-    def forward(self, x: X, y: Y) -> Float[Tensor, "n n"]:
+    def forward(self, x: X, y: Y) -> Scores:
         """log q(y_j|x_i) in nats, [n, n]."""
         mean, log_variance = self.parameters_of(x)
         precision = torch.exp(-log_variance)
@@ -184,26 +185,15 @@ READINGS: dict[str, Callable[[Tensor], Tensor]] = {
 OBJECTIVES = {"nwj": nwj_nats, "nce": nce_nats, "smile": jsd_objective, "jsd": jsd_objective}
 
 
-def fit_critic(
-    x: X,
-    y: Y,
-    estimator: str,
-    n_steps: int = 400,
-    batch_size: int = 128,
-    learning_rate: float = 2e-3,
-    dim_hidden: int = 64,
-    seed: int = 0,
-) -> nn.Module:
+def fit_critic(x: X, y: Y, estimator: str, n_steps: int = 400, batch_size: int = 128, seed: int = 0) -> nn.Module:
     """Trains the critic of an estimator on samples.
 
     Args:
         x: samples, [n, d].
         y: samples, row i drawn with row i of x, [n, e].
         estimator: one of `READINGS`.
-        n_steps: steps of Adam.
+        n_steps: steps of Adam, whose rate falls to zero along a half cosine.
         batch_size: pairs a step, drawn without replacement within the step.
-        learning_rate: of Adam, falling to zero along a half cosine.
-        dim_hidden: width of the critic.
         seed: of its weights and of the batches.
 
     Returns:
@@ -221,9 +211,9 @@ def fit_critic(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         kind = GaussianConditional if estimator == "club" else SeparableCritic
-        critic = kind(x.shape[1], y.shape[1], dim_hidden).to(x.dtype)
+        critic = kind(x.shape[1], y.shape[1]).to(x.dtype)
     average = MovingAverage()
-    optimizer = torch.optim.Adam(critic.parameters(), lr=learning_rate)
+    optimizer = torch.optim.Adam(critic.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     for _ in range(n_steps):
         rows = torch.randperm(len(x), generator=generator)[:batch_size]
@@ -361,7 +351,7 @@ class InformationTask:
     nats: float
     draw: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 
-    def sample(self, n: int, seed: int = 0) -> tuple[Float64[Tensor, "n d"], Float64[Tensor, "n e"]]:
+    def sample(self, n: int, seed: int = 0) -> tuple[X, Y]:
         """n pairs, float64; the same seed gives the same pairs."""
         return self.draw(n, torch.Generator().manual_seed(seed))
 
@@ -463,9 +453,7 @@ def additive_noise_task(spread: float = 0.1) -> InformationTask:
     return InformationTask(f"uniform noise {spread:g}", spread - math.log(2 * spread), draw)
 
 
-def gaussian_log_ratio(
-    x: Float64[Tensor, "n d"], y: Float64[Tensor, "n d"], correlation: float
-) -> Float64[Tensor, "n n"]:
+def gaussian_log_ratio(x: X, y: X, correlation: float) -> Scores:
     """The perfect critic of `gaussian_task`: log p(x_i, y_j) / p(x_i) p(y_j), [n, n], in nats."""
     gap = 1 - correlation**2
     squares = correlation**2 * ((x**2).sum(1)[:, None] + (y**2).sum(1)[None])

@@ -83,10 +83,10 @@ def interval_lines(
 
 
 def reference_line(axis: Axes, value: float, text: str) -> None:
-    """A dotted horizontal line with its name at the right end."""
+    """A dotted horizontal line with its name at the left end."""
     axis.axhline(value, color=GREY, lw=1, ls=":")
     place = axis.get_yaxis_transform()
-    axis.text(0.99, value, text, color=GREY, va="bottom", ha="right", fontsize=9, transform=place)
+    axis.text(0.01, value, text, color=GREY, va="bottom", fontsize=9, transform=place)
 
 
 def interval_bars(

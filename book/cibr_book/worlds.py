@@ -11,7 +11,7 @@ for the optimal linear encoder.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -27,7 +27,8 @@ Nats = Float64[Tensor, ""]
 Covariance = Float64[Tensor, "n n"]
 Joint = Float64[Tensor, "n_images n_texts"]
 ImageTable, TextTable = Float64[Tensor, "n_images k"], Float64[Tensor, "n_texts k"]
-Indices = Sequence[int]
+Embeddings = Float64[Tensor, "n d"]
+Ints, Floats = Sequence[int], Sequence[float]
 
 
 def entropy_nats(p: Float64[Tensor, "..."]) -> Nats:
@@ -79,7 +80,7 @@ class DiscreteWorld:
     text_only: Int64[Tensor, " n_texts"]
 
 
-def discrete_world(confusions: Sequence[float] = (0.3, 0.05), n_image: int = 3, n_text: int = 2) -> DiscreteWorld:
+def discrete_world(confusions: Floats = (0.3, 0.05), n_image: int = 3, n_text: int = 2) -> DiscreteWorld:
     """A world whose shared factor comes in pairs of look-alikes that a text may confuse.
 
     Shared values 2i and 2i + 1 look alike, and a text names the wrong one with probability confusions[i], as Latin
@@ -97,10 +98,8 @@ def discrete_world(confusions: Sequence[float] = (0.3, 0.05), n_image: int = 3, 
         ValueError: a factor without values, or a probability outside [0, 1/2].
     """
     if min(len(confusions), n_image, n_text) < 1 or not all(0 <= chance <= 0.5 for chance in confusions):
-        raise ValueError(
-            f"confusions must be probabilities in [0, 1/2], at least one, got {list(confusions)}; n_image "
-            f"({n_image}) and n_text ({n_text}) must be at least 1"
-        )
+        got = f"{list(confusions)}, {n_image} and {n_text}"
+        raise ValueError(f"give probabilities in [0, 1/2] and at least one value of each factor, not {got}")
     n_shared = 2 * len(confusions)
     wrong = torch.tensor(confusions, dtype=torch.float64).repeat_interleave(2)
     channel = torch.diag(1 - wrong)
@@ -231,7 +230,7 @@ def _check_table(name: str, table: Tensor, n_rows: int) -> None:
         raise ValueError(f"each row of {name} must be probabilities that sum to 1: use a softmax over the codes")
 
 
-def conditional_covariance(covariance: Covariance, a: Indices, given: Indices) -> Float64[Tensor, "a a"]:
+def conditional_covariance(covariance: Covariance, a: Ints, given: Ints) -> Float64[Tensor, "a a"]:
     """Covariance of A when B is known, S_aa - S_ab S_bb^-1 S_ba.
 
     Args:
@@ -250,7 +249,7 @@ def conditional_covariance(covariance: Covariance, a: Indices, given: Indices) -
     return covariance[a][:, a] - across @ torch.linalg.solve(covariance[given][:, given], across.T)
 
 
-def gaussian_information_nats(covariance: Covariance, a: Indices, b: Indices, given: Indices = ()) -> Nats:
+def gaussian_information_nats(covariance: Covariance, a: Ints, b: Ints, given: Ints = ()) -> Nats:
     """I(A;B) or I(A;B|C) of jointly Gaussian variables by determinants of covariance blocks.
 
     Source: Cover & Thomas (2006), section 8.5.
@@ -275,7 +274,7 @@ def gaussian_information_nats(covariance: Covariance, a: Indices, b: Indices, gi
     return (ac + bc - abc - c) / 2  # the determinant of an empty block is 1
 
 
-def canonical_correlations(covariance: Covariance, a: Indices, b: Indices) -> Float64[Tensor, " k"]:
+def canonical_correlations(covariance: Covariance, a: Ints, b: Ints) -> Float64[Tensor, " k"]:
     """Canonical correlations of A and B, largest first: singular values of S_a^-1/2 S_ab S_b^-1/2.
 
     Args:
@@ -323,7 +322,7 @@ class GaussianWorld:
 
 
 def gaussian_world(
-    correlations: Sequence[float] = (0.95, 0.8, 0.5), n_image: int = 5, n_text: int = 3, seed: int = 0
+    correlations: Floats = (0.95, 0.8, 0.5), n_image: int = 5, n_text: int = 3, seed: int = 0
 ) -> GaussianWorld:
     """Shared factors with given correlations, image-only and text-only factors, all of unit variance.
 
@@ -343,9 +342,7 @@ def gaussian_world(
     """
     rho = torch.tensor(correlations, dtype=torch.float64)
     if not bool(((rho > 0) & (rho < 1)).all()):
-        raise ValueError(
-            f"correlations must lie in (0, 1), got {list(correlations)}: at 1 information is infinite"
-        )
+        raise ValueError(f"correlations must lie in (0, 1), got {list(correlations)}: at 1 it is infinite")
     n_shared, generator = len(rho), torch.Generator().manual_seed(seed)
     sizes = n_shared + n_image, n_shared + n_text
     mixes = [torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q for n in sizes]
@@ -433,7 +430,7 @@ def _check_positive(name: str, value: float) -> None:
 
 def train_discrete(
     world: DiscreteWorld, dim: int = 16, temperature: float = 0.1, batch_size: int = 64, seed: int = 0, **options
-) -> tuple[Float64[Tensor, "n_images d"], Float64[Tensor, "n_texts d"]]:
+) -> tuple[Embeddings, Embeddings]:
     """Two small networks trained with InfoNCE on pairs drawn from the discrete world.
 
     Each reads its two factors as one-hot vectors, so that untrained embeddings show both.
@@ -509,14 +506,7 @@ def train_gaussian(
     return tuple((w / w.norm()).detach() for w in weights)
 
 
-def _maximise_nce(
-    parameters: Iterable[Tensor],
-    batch: Callable[[], list[Tensor]],
-    temperature: float,
-    n_steps: int = 300,
-    learning_rate: float = 1e-2,
-    weight_decay: float = 0.0,
-) -> None:
+def _maximise_nce(parameters, batch, temperature, n_steps=300, learning_rate=1e-2, weight_decay=0.0) -> None:
     """AdamW on InfoNCE of image and text features, which `batch` draws anew each step."""
     _check_positive("temperature", temperature)
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
@@ -528,11 +518,7 @@ def _maximise_nce(
 
 
 def embedding_informations(
-    world: DiscreteWorld,
-    embeddings: Float64[Tensor, "n_images d"],
-    kappa: float,
-    n_samples: int = 2000,
-    seed: int = 0,
+    world: DiscreteWorld, embeddings: Embeddings, kappa: float, n_samples: int = 2000, seed: int = 0
 ) -> dict[str, float]:
     """Informations of Z_v ~ vMF(mu(x_v), kappa) over a finite set of images, by sampling z alone.
 
@@ -577,13 +563,11 @@ def embedding_informations(
     }
 
 
+World = DiscreteWorld | GaussianWorld
+
+
 def contrast_rows(
-    world: DiscreteWorld | GaussianWorld,
-    temperatures: Sequence[float],
-    batch_sizes: Sequence[int],
-    dims: Sequence[int],
-    seeds: Sequence[int],
-    **options,
+    world: World, temperatures: Floats, batch_sizes: Ints, dims: Ints, seeds: Ints, **options
 ) -> pd.DataFrame:
     """Contrastive training over a grid, each run measured before and after with the noise of its temperature.
 
@@ -605,9 +589,8 @@ def contrast_rows(
         for trained in (False, True):
             training = settings | (options if trained else {"n_steps": 0})
             if isinstance(world, DiscreteWorld):
-                nats = embedding_informations(
-                    world, train_discrete(world, **training)[0], 1 / temperature, seed=seed
-                )
+                embeddings, _ = train_discrete(world, **training)
+                nats = embedding_informations(world, embeddings, 1 / temperature, seed=seed)
             else:
                 nats = linear_encoder_nats(world, train_gaussian(world, **training)[0], temperature)
             rows.append(settings | {"trained": trained} | {name: float(value) for name, value in nats.items()})
