@@ -1,17 +1,21 @@
-"""Figures return Axes that show what they claim."""
+"""Figures show the numbers they are given, right and wrong in their colours."""
 
 import matplotlib
 import pandas as pd
 import pytest
 import torch
-from conftest import picture
+from helpers import picture
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.colors import to_hex, to_rgb
+from PIL import Image
 
 from cibr import plots
+
+PHONE = 330  # px that a telephone leaves for a figure
+DIRECTIONS = ("image_to_text", "text_to_image")
 
 
 @pytest.fixture(autouse=True)
@@ -22,29 +26,24 @@ def figures_are_closed():
 
 
 def history(**columns):
-    return pd.DataFrame(
-        {"epoch": [1, 2], "clip_loss": [3.0, 2.0], "penalty_excess": [2.0, 1.0], "beta": [0.0, 0.05]} | columns
-    )
+    given = {"epoch": [1, 2], "clip_loss": [3.0, 2.0], "penalty_excess": [2.0, 1.0], "loss": [3.5, 7.5]}
+    return pd.DataFrame(given | {"beta": [0.0, 0.05]} | columns)
 
 
-def test_training_curves_show_loss_penalty_and_recall_in_percent():
-    recalls = {f"{s}_recall@{k}": [0.1, 0.2] for s in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+@pytest.mark.parametrize("name", ["recall", "label_recall"])
+def test_training_curves_show_clip_loss_penalty_excess_and_recall_and_never_the_loss_with_its_floor(name):
+    recalls = {f"{side}_{name}@{k}": [0.1, 0.2] for side in DIRECTIONS for k in (1, 5, 10)}
     loss, penalty, recall = plots.training_curves(history(**recalls))
-    assert loss.lines[0].get_ydata().tolist() == [3.0, 2.0]
+    assert loss.lines[0].get_ydata().tolist() == [3.0, 2.0] and len(loss.lines) == 1
     assert penalty.lines[0].get_ydata().tolist() == [2.0, 1.0]
-    assert [line.get_label() for line in recall.lines] == [
-        "image to text, k=1", "text to image, k=1", "image to text, k=10", "text to image, k=10",
-    ]  # fmt: skip
+    labels = ["image to text, k=1", "text to image, k=1", "image to text, k=10", "text to image, k=10"]
+    assert [line.get_label() for line in recall.lines] == labels
     assert recall.lines[0].get_ydata().tolist() == pytest.approx([10, 20])
-    loss.figure.canvas.draw()
+    *_, empty = plots.training_curves(history())  # a run without validation
+    assert not empty.lines and empty.get_legend() is None
 
 
-def test_training_curves_of_a_run_without_validation_warn_of_nothing():
-    *_, recall = plots.training_curves(history())
-    assert not recall.lines and recall.get_legend() is None
-
-
-def test_an_image_grid_shows_every_picture_under_its_title_as_it_is_written():
+def test_an_image_grid_shows_every_image_under_its_title_as_it_is_written():
     titles = ["costs $5 or $6", "b_c^", "$\\bad{$", "d"]
     axes = plots.image_grid([picture(i) for i in range(4)], titles, n_columns=3)
     assert [axis.get_title() for axis in axes] == titles and all(len(axis.images) == 1 for axis in axes)
@@ -52,34 +51,111 @@ def test_an_image_grid_shows_every_picture_under_its_title_as_it_is_written():
     assert len(plots.image_grid([picture(0).convert("L")])) == 1
 
 
-def shown(axis):
-    """The lines of a gallery's text Axes, with their colours."""
-    return [(text.get_text(), to_hex(text.get_color()).upper()) for text in axis.texts]
-
-
 def test_a_gallery_marks_right_and_wrong_and_gives_the_rank_of_the_right_one():
     texts = ["a", "b costs $1 or $2", "c", "d"]
     similarity = torch.tensor([[0.9, 0.1, 0.5, 0.2], [0.4, 0.1, 0.3, 0.2]])
     captions = [["a", "c"], ["b costs $1 or $2"]]
     first, second = plots.retrieval_gallery([picture(0), picture(1)], captions, texts, similarity, n_shown=2)
-    assert shown(first) == [("✓ a", plots.GREEN), ("✓ c", plots.GREEN)]
-    assert shown(second) == [
-        ("✗ a", plots.RED), ("✗ c", plots.RED), ("rank 4: b costs $1 or $2", plots.GREY),
-    ]  # fmt: skip
+    lines = [[(t.get_text(), to_hex(t.get_color()).upper()) for t in axis.texts] for axis in (first, second)]
+    assert lines[0] == [("✓ a", plots.GREEN), ("✓ c", plots.GREEN)]
+    rank = ("rank 4: b costs $1 or $2", plots.GREY)
+    assert lines[1] == [("✗ a", plots.RED), ("✗ c", plots.RED), rank]
     first.figure.canvas.draw()
 
 
-def test_a_gallery_refuses_a_picture_whose_captions_are_no_candidates():
-    with pytest.raises(ValueError, match="none of the captions of picture 0 is among the texts: add 'z'"):
-        plots.retrieval_gallery([picture(0)], [["z"]], ["a"], torch.ones(1, 1))
+def test_a_search_shows_the_first_images_frames_the_right_one_and_adds_it_where_it_is_missing():
+    def greys_and_frames(axes):
+        spines = [axis.spines["left"] for axis in axes]
+        frames = [to_hex(s.get_edgecolor()).upper() if s.get_visible() else None for s in spines]
+        return [int(axis.images[0].get_array()[0, 0, 0]) for axis in axes], frames
+
+    def load(i):
+        return Image.new("L", (4, 4), i)  # the grey is the number
+
+    similarity = torch.tensor([[0.1, 0.9, 0.5, 0.2], [0.4, 0.9, 0.4, 0.8]])
+    axes = plots.search_gallery(["a", "costs $1 or $2"], similarity, load, torch.tensor([2, 0]), n_shown=2)
+    assert greys_and_frames(axes) == ([1, 2, 1, 3, 0], [None, plots.GREEN, None, None, plots.GREY])
+    assert axes[0].get_title("left") == "a" and axes[2].get_title("left") == "costs $1 or $2"
+    assert axes[-1].get_title() == "rank 4"  # of two that tie, the right one comes last
+    axes[0].figure.canvas.draw()
+    unknown = plots.search_gallery(["a"], torch.tensor([[0.1, 0.9, 0.5]]), load)
+    assert greys_and_frames(unknown) == ([1, 2, 0], [None] * 3)
+    mixed = plots.search_gallery(["a", "b"], torch.eye(2), load, torch.tensor([-1, 1]), n_shown=1)
+    assert greys_and_frames(mixed)[1] == [None, plots.GREEN]
 
 
-@pytest.mark.parametrize(("n_hits", "n_right"), [(20, 4), (2, 2), (39, 7), (0, 0), (40, 8)])
-def test_a_gallery_gets_as_many_hits_as_misses_where_there_are_enough(n_hits, n_right):
-    hits = torch.arange(40) < n_hits
-    chosen = plots.pick_right_and_wrong(hits, 8)
-    assert len(set(chosen.tolist())) == 8 and int(hits[chosen].sum()) == n_right
-    assert torch.equal(chosen, plots.pick_right_and_wrong(hits, 8))
+SUITE = pd.DataFrame(
+    [
+        ("cats", "accuracy@1", 0.02, 0.01, 0.03),
+        ("cats", "accuracy@5", 0.5, 0.4, 0.6),
+        ("pacs-photo", "accuracy@1", -0.04, -0.06, -0.02),
+        ("pacs-sketch", "accuracy@1", 0.0, -0.02, 0.02),
+        ("dogs", "accuracy@1", 0.01, -0.01, 0.03),
+        ("flickr8k", "image_to_text_recall@1", 0.03, 0.02, 0.04),
+        ("flickr8k", "text_to_image_recall@1", -0.01, -0.02, 0.01),
+        ("glyphs", "image_to_text_label_recall@1", 0.03, 0.02, 0.04),
+        ("pacs", "accuracy@1", -0.02, -0.03, -0.01),
+        ("mean of 3", "accuracy@1", 0.003, -0.01, 0.01),
+    ],
+    columns=["dataset", "metric", "difference", "low", "high"],
+)
+LABELS = [
+    "zero-shot accuracy", "cats", "dogs", "pacs", "· pacs-photo", "· pacs-sketch", plots.MEAN, "mean of 3",
+    "recall@1, image → text", "flickr8k", "glyphs", "recall@1, text → image", "flickr8k",
+]  # fmt: skip
+
+
+def test_a_forest_draws_every_main_score_with_its_interval_and_the_mean_apart():
+    axis = plots.forest(SUITE, "plain", "new")
+    assert [label.get_text() for label in axis.get_yticklabels()] == LABELS
+    labels = dict(zip(axis.get_yticks(), LABELS, strict=True))
+    found = {}
+    for bar, point in zip(axis.lines[1::2], axis.lines[2::2], strict=True):  # the first line is zero
+        values = pytest.approx((*bar.get_xdata(), *point.get_xdata()))
+        found[labels[bar.get_ydata()[0]]] = (values, to_hex(bar.get_color()).upper(), point.get_marker())
+    assert found["cats"] == ((1, 3, 2), plots.BLUE, "o")
+    assert found["· pacs-photo"][1] == plots.RED and found["dogs"][1] == plots.GREY
+    assert found["mean of 3"][2] == "D" and len(axis.lines) == 1 + 2 * 9
+    places = axis.get_yticks()
+    assert places[6] - places[5] > places[5] - places[4]  # the mean stands apart
+    bold = [label.get_text() for label in axis.get_yticklabels() if label.get_fontweight() == "bold"]
+    assert bold == [LABELS[i] for i in (0, 6, 8, 11)]
+    assert axis.lines[0].get_xdata() == [0, 0] and axis.get_xlim()[0] == -axis.get_xlim()[1] <= -6
+    assert axis.get_xlabel() == "new minus plain, percentage points"
+    assert axis.get_title() == "← plain better    new better →"
+
+
+def test_the_text_of_a_forest_is_readable_on_a_telephone():
+    plots.set_style()
+    axis = plots.forest(SUITE)
+    axis.figure.canvas.draw()
+    shrunk = PHONE / (axis.figure.get_figwidth() * 72)
+    sizes = [label.get_fontsize() * shrunk for label in axis.get_yticklabels() + axis.get_xticklabels()]
+    assert min(sizes) >= 9  # px
+    inside = axis.figure.bbox
+    assert all(inside.x0 <= label.get_window_extent().x0 for label in axis.get_yticklabels())
+
+
+def test_bars_are_scores_in_per_cent_with_their_intervals_a_colour_a_model():
+    columns = ["model", "dataset", "metric", "value", "low", "high"]
+    given = [(model, name, "accuracy@1", 0.5, 0.4, 0.7) for model in ("clip", "cibr") for name in ("cats", "dogs")]
+    axis = plots.score_bars(pd.DataFrame([*given, ("clip", "cats", "other", 0, 0, 0)], columns=columns))
+    assert [bar.get_width() for bar in axis.patches] == [50.0] * 4
+    assert [to_hex(bar.get_facecolor()).upper() for bar in axis.patches[1:3]] == [plots.BLUE, plots.ORANGE]
+    ends = axis.collections[0].get_segments()[0]
+    assert sorted(ends[:, 0].tolist()) == pytest.approx([40, 70])
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["cats", "dogs"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["clip", "cibr"]
+
+
+@pytest.mark.parametrize(("n", "counts"), [(6, [2, 2, 2]), (9, [5, 2, 2]), (99, [40, 2, 2])])
+def test_a_gallery_gets_as_many_of_each_group_as_there_are(n, counts):
+    groups = torch.tensor([5] * 40 + [7, 7, 9, 9])
+    chosen = plots.pick_evenly(groups, n)
+    assert groups[chosen].tolist() == sorted(groups[chosen].tolist())
+    assert [int((groups[chosen] == group).sum()) for group in (5, 7, 9)] == counts
+    assert len(set(chosen.tolist())) == len(chosen) and torch.equal(chosen, plots.pick_evenly(groups, n))
+    assert plots.pick_evenly(groups == 5, 4).shape == (4,)
 
 
 def test_long_texts_are_shortened_and_short_ones_are_not():
