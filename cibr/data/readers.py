@@ -359,9 +359,12 @@ def hub_splits(source: str | Path, cache_dir: str | Path | None = None) -> list[
 
 
 def _asked(source: str | Path, ask: Callable[[], Any]) -> Any:
-    """What `datasets` answers; its errors are told with the source."""
+    """What `datasets` answers, without progress bars for local files; its errors are told with the source."""
     import datasets
 
+    had_bars = not datasets.are_progress_bars_disabled()
+    if Path(source).is_dir():
+        datasets.disable_progress_bars()
     try:
         return ask()
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
@@ -372,6 +375,9 @@ def _asked(source: str | Path, ask: Callable[[], Any]) -> Any:
     except Exception as error:  # its builders raise nearly anything
         cause = error.__cause__ or error
         raise ValueError(f"{source} cannot be read as a data set ({type(cause).__name__}: {cause})") from error
+    finally:
+        if had_bars:
+            datasets.enable_progress_bars()
 
 
 # WebDataset shards
