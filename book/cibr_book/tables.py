@@ -14,6 +14,7 @@ import pandas as pd
 
 from cibr.utils import project_root
 from cibr_book.analysis import mean_intervals
+from cibr_book.plan import read_plan
 
 RESULTS = project_root() / "data" / "results"
 HEADLINE = ("zero-shot", "image to text", "text to image")
@@ -102,3 +103,21 @@ def in_points(rows: pd.DataFrame, index: Sequence[str] = ("condition", "method",
     ]
     columns = list(dict.fromkeys(rows["measure"]))
     return rows.assign(text=text).pivot(index=[*index], columns="measure", values="text")[columns]
+
+
+def main() -> None:
+    """Write mini_suite.csv: CLIP and CIBR vMF of experiments/photos.yaml, item by item, from the runs' folders."""
+    from cibr.evaluate import compare, read_evaluation
+
+    plan = read_plan(project_root() / "experiments" / "photos.yaml")
+    folders = {
+        method: [run for run, s in plan.runs.items() if s["method"] == method and s["seed"] <= 5]
+        for method in ("CLIP", "CIBR vMF")
+    }
+    runs = project_root() / "runs" / "photos"
+    sides = [[read_evaluation(runs / run, "mini", method) for run in ids] for method, ids in folders.items()]
+    compare(*sides).to_csv(RESULTS / "mini_suite.csv", index=False, float_format="%.6g")
+
+
+if __name__ == "__main__":
+    main()
