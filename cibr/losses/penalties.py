@@ -27,7 +27,7 @@ RIDGE = 1.0  # times the mean eigenvalue of the unit vectors' second moment, 1 /
 
 
 class PenaltyInputs(NamedTuple):
-    """What a penalty may read: unit vectors [n, d], pooled features [n, p], labels [n], the settings of the loss."""
+    """What a penalty may read: unit vectors [n, d], pooled features [n, p], labels [n], the loss's settings."""
 
     image: Tensor  # mean directions mu_v
     text: Tensor  # mean directions mu_t
@@ -49,8 +49,8 @@ class Penalty(NamedTuple):
 
 
 @torch.compiler.assume_constant_result
-def _constants(*settings: float) -> tuple[float, float, float]:
-    return _cached_constants(*settings)  # torch.compile does not look at a cache by itself
+def _constants(kappa_e: float, kappa_b: float, dim: int) -> tuple[float, float, float]:
+    return _cached_constants(kappa_e, kappa_b, dim)  # torch.compile does not look at a cache by itself
 
 
 @lru_cache(maxsize=64)

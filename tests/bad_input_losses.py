@@ -1,0 +1,97 @@
+"""What the losses refuse, and in which words."""
+
+import math
+
+import numpy as np
+import torch
+from helpers import unchecked
+from torch.nn import functional as F
+
+from cibr.losses import CIBRLoss, beta_at, clip_loss
+from cibr.losses.critics import MovingAverage, SeparableCritic
+from cibr.losses.vmf import sample_vmf, vmf_fit_kappa, vmf_log_normalizer, vmf_mean_cosine, vmf_residual_nats
+
+IMAGE, TEXT = F.normalize(torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(0)), dim=2)
+POOLED = dict(image_pooled=torch.randn(12, 5), text_pooled=torch.randn(12, 4))
+BROKEN = IMAGE.index_fill(0, torch.tensor([3]), math.nan)
+ENDLESS = IMAGE.index_fill(0, torch.tensor([3]), math.inf)
+
+
+def without_checks(call):
+    """Lets the input reach our own errors where annotations are checked."""
+
+    def run():
+        with unchecked():
+            call()
+
+    return run
+
+
+def clip(image=IMAGE, text=TEXT, scale=7.0, labels=None, chunk_size=None):
+    return lambda: clip_loss(image, text, scale, labels, chunk_size)
+
+
+def loss(*settings, image=IMAGE, text=TEXT, scale=7.0, labels=None, pooled=None, **options):
+    return lambda: CIBRLoss(*settings, **options)(image, text, scale, labels, **(pooled or {}))
+
+
+def mine(pooled):
+    return loss(0.1, "mine", dims=(6, 5, 4), pooled=pooled)
+
+
+LABELS = r"labels must be an integer tensor \[12\]"
+SCALE = r"logit_scale must be positive and finite.*exp\(\)"
+UNIT = r"image_features must be unit vectors.*length 1.*normalize"
+_CASES = [
+    ("one-pair", clip(IMAGE[:1], TEXT[:1]), "at least 2 pairs, got 1.*drop_last=True"),
+    ("shapes", clip(text=TEXT[:-1]), r"pair.*equal, got \[12, 6\] and \[11, 6\].*one width"),
+    ("widths", clip(text=TEXT[:, :-1]), r"pair.*equal, got \[12, 6\] and \[12, 5\].*one width"),
+    (
+        "one-axis",
+        clip(IMAGE[0], TEXT[0]),
+        r"image_features must be .* \[n, d\], got torch.float32 \[6\]",
+    ),
+    ("numpy", clip(np.eye(12), np.eye(12)), "image_features must be a float tensor .* got ndarray.*torch.tensor"),
+    ("integers", clip(text=TEXT.long()), "text_features must be a float tensor .* got torch.int64"),
+    ("labels-length", clip(labels=torch.arange(11)), LABELS + r".* got torch.int64 \[11\]"),
+    ("labels-float", clip(labels=torch.arange(12.0)), LABELS + ".* got torch.float32"),
+    ("labels-list", clip(labels=list(range(12))), LABELS + ".* got list"),
+    ("chunk", clip(chunk_size=0), "chunk_size must be at least 1, got 0"),
+    ("scale-log", clip(scale=torch.tensor(-2.0)), SCALE),
+    ("scale-zero", clip(scale=0.0), SCALE),
+    ("scale-nan", clip(scale=math.nan), SCALE),
+    ("scale-infinite", loss(0.1, scale=math.inf), SCALE),
+    ("scale-vector", clip(scale=torch.ones(1)), r"logit_scale must be one number, got the shape \[1\]"),
+    ("nan-image", clip(BROKEN), "image_features must be finite"),
+    ("nan-text", loss(0.1, text=BROKEN), "text_features must be finite"),
+    ("infinite-image", clip(ENDLESS), "image_features must be finite"),
+    ("infinite-text", loss(0.1, text=ENDLESS), "text_features must be finite"),
+    ("not-unit", loss(0.1, image=1.05 * IMAGE), UNIT),
+    ("zero-row", loss(0.1, image=IMAGE * torch.arange(12)[:, None].clamp(max=1)), UNIT),
+    ("beta-negative", loss(-0.1), "beta must be from 0 .* got -0.1"),
+    ("beta-infinite", loss(math.inf), "beta must be from 0 .* got inf"),
+    ("beta-nan", loss(math.nan), "beta must be from 0 .* got nan"),
+    ("beta-huge", loss(1e9), "beta must be from 0 .*10,000"),
+    ("penalty", loss(0.1, "vfm"), "penalty must be one of vmf, .* got 'vfm', did you mean 'vmf'"),
+    ("penalty-retired", loss(0.1, "club"), "penalty must be one of vmf, .* got 'club'"),
+    ("contrastive", loss(0.1, contrastive="siglib"), "contrastive must be .* did you mean 'siglip'"),
+    ("kappa-e", loss(0.1, kappa_e=0), "kappa_e must be a positive, finite concentration, got 0"),
+    ("kappa-b", loss(0.1, kappa_b=-3.0), "kappa_b must be a positive, finite concentration, got -3"),
+    ("text-weight", loss(0.1, text_weight=2), r"text_weight .* in \[0, 1\]; got 2"),
+    ("mine-dims", loss(0.1, "mine"), r"'mine' .*dims=\(image_features.shape\[1\], image_pooled.shape\[1\]"),
+    ("mine-no-pooled", mine(None), r"image_pooled must be \[12, p\].* got NoneType.*tower pools"),
+    ("mine-short", mine(POOLED | {"text_pooled": torch.ones(3, 4)}), r"text_pooled must be \[12, p\].*\[3, 4\]"),
+    ("mine-nan", mine(POOLED | {"text_pooled": torch.full((12, 4), math.nan)}), "text_pooled must be finite"),
+    ("no-critics", lambda: CIBRLoss(0.1).critic_loss(IMAGE, TEXT, **POOLED), "'vmf' has no critics"),
+    ("no-labels", loss(0.1, "consistency"), "'consistency' compares rows of equal labels: pass labels"),
+    ("progress", lambda: beta_at(20, 0.6), r"progress must be in \[0, 1\].*n_steps"),
+    ("average-decay", lambda: MovingAverage(1.0), "decay must be above 0 and below 1, got 1.0"),
+    ("critic-width", lambda: SeparableCritic(0, 3), "widths of at least 1, got 0"),
+    ("vmf-kappa", lambda: vmf_log_normalizer(-1.0, 8), "kappa must be finite and not negative.*-1"),
+    ("vmf-sample", lambda: sample_vmf(IMAGE, math.nan), "kappa must be finite"),
+    ("vmf-dim", lambda: vmf_mean_cosine(1.0, 1), "dim must be at least 2.*width"),
+    ("vmf-fit-one", lambda: vmf_fit_kappa(1.0, 8), "mean_cosine must be below 1"),
+    ("vmf-fit-nan", lambda: vmf_fit_kappa(math.nan, 8), "mean_cosine must be below 1"),
+    ("vmf-cosine", lambda: vmf_residual_nats(1.2, 10.0, 10.0, 8), "cosine must lie in .*1.2"),
+]
+CASES = [(name, without_checks(call), ValueError, message) for name, call, message in _CASES]

@@ -1,0 +1,62 @@
+"""The losses that CIBR is compared with, against loops, closed forms and a bracketed bias."""
+
+import pytest
+import torch
+from losses_pairs import pair
+from scipy.optimize import brentq
+from torch.nn import functional as F
+
+from cibr.losses import siglip_loss
+from cibr.losses.baselines import alignment_uniformity, cyclip
+
+
+def test_alignment_and_uniformity_equal_a_loop():
+    image, text, _ = (leaf.detach() for leaf in pair(9, 5))
+    n = len(image)
+    expected = sum((image[i] - text[i]).square().sum() for i in range(n)) / n
+    for side in (image, text):
+        distances = [(side[i] - side[j]).square().sum() for i in range(n) for j in range(n) if i != j]
+        expected = expected + torch.log(sum(torch.exp(-2 * x) for x in distances) / len(distances)) / 2
+    torch.testing.assert_close(alignment_uniformity(image, text), expected)
+
+
+def test_cyclip_equals_a_loop_and_is_zero_for_equal_modalities():
+    image, text, _ = (leaf.detach() for leaf in pair(9, 5))
+    total = 0.0
+    for j in range(9):
+        for k in range(9):
+            total += (image[j] @ text[k] - image[k] @ text[j]) ** 2
+            total += (image[j] @ image[k] - text[j] @ text[k]) ** 2
+    torch.testing.assert_close(cyclip(image, text), total / 9)
+    assert cyclip(image, image).item() == pytest.approx(0, abs=1e-12)
+    rotation = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(1)).double())[0]
+    torch.testing.assert_close(cyclip(image @ rotation, text @ rotation), cyclip(image, text))
+
+
+@pytest.mark.parametrize("labels", [None, torch.tensor([0, 1, 1, 2, 3, 3, 3, 4, 5])])
+def test_siglip_takes_the_bias_at_which_its_slope_is_zero(labels):
+    image, text, _ = pair(9, 5)
+    names = torch.arange(9) if labels is None else labels
+    signs = torch.where(names[:, None] == names[None], 1.0, -1.0).double()
+
+    def written_out(bias):
+        return -F.logsigmoid(signs * (6.0 * image @ text.T + bias)).sum() / 9
+
+    def slope(bias):
+        leaf = torch.tensor(bias, dtype=torch.float64, requires_grad=True)
+        return torch.autograd.grad(written_out(leaf), leaf)[0].item()
+
+    found, expected = siglip_loss(image, text, 6.0, labels), written_out(brentq(slope, -50, 50, xtol=1e-13))
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (torch.autograd.grad(loss, (image, text)) for loss in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
+def test_the_bias_of_siglip_is_found_for_flat_and_for_steep_logits(scale):
+    image, text, _ = (leaf.detach() for leaf in pair(32, 8))
+    logits = scale * image @ text.T
+    signs = 2 * torch.eye(32, dtype=torch.float64) - 1
+    grid = torch.linspace(-2 * scale - 20, 2 * scale + 20, 1001, dtype=torch.float64)
+    least = (-F.logsigmoid(signs * (logits + grid[:, None, None])).sum((1, 2)) / 32).min().item()
+    assert siglip_loss(image, text, scale).item() <= least + 1e-9

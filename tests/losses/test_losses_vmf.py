@@ -1,0 +1,158 @@
+"""Von Mises-Fisher distributions against mpmath, Monte Carlo, numerical gradients and limits."""
+
+import itertools
+import math
+
+import mpmath
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cibr.losses.vmf import (
+    fitted_log_likelihood,
+    sample_vmf,
+    vmf_fit_kappa,
+    vmf_floor_nats,
+    vmf_log_normalizer,
+    vmf_mean_cosine,
+    vmf_residual_nats,
+)
+
+DIMS = (2, 3, 8, 128, 512, 1024, 2048)
+KAPPAS = (1e-3, 0.1, 1.0, 10.0, 100.0, 1024.0, 1e5)
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """A_d(kappa) and log C_d(kappa) of every pair of the grid, from fifty digits."""
+    values = {}
+    with mpmath.workdps(50):
+        for dim, kappa in itertools.product(DIMS, KAPPAS):
+            order = mpmath.mpf(dim) / 2 - 1
+            bessel = mpmath.besseli(order, kappa)
+            log_normalizer = order * mpmath.log(kappa) - mpmath.mpf(dim) / 2 * mpmath.log(2 * mpmath.pi)
+            mean_cosine = mpmath.besseli(order + 1, kappa) / bessel
+            values[dim, kappa] = float(mean_cosine), float(log_normalizer - mpmath.log(bessel))
+    return values
+
+
+def unit_rows(n, d, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(n, d, generator=generator, dtype=dtype), dim=1)
+
+
+def test_mean_cosine_and_log_normalizer_match_mpmath_where_scipy_underflows(exact):
+    for (dim, kappa), (mean_cosine, log_normalizer) in exact.items():
+        assert vmf_mean_cosine(kappa, dim).item() == pytest.approx(mean_cosine, rel=1e-12)
+        assert vmf_log_normalizer(kappa, dim).item() == pytest.approx(log_normalizer, rel=1e-12)
+
+
+def test_fitted_kappa_inverts_the_mean_cosine(exact):
+    for (dim, kappa), (mean_cosine, log_normalizer) in exact.items():
+        # near 1, rounding the cosine moves the answer by about kappa * 1e-16 of itself
+        assert vmf_fit_kappa(mean_cosine, dim).item() == pytest.approx(kappa, rel=1e-9)
+        found = fitted_log_likelihood(torch.tensor(mean_cosine, dtype=torch.float64), dim).item()
+        assert found == pytest.approx(log_normalizer + kappa * mean_cosine, rel=1e-9, abs=1e-9)
+
+
+def test_concentration_zero_is_uniform_on_the_sphere():
+    for dim, area in ((2, 2 * math.pi), (3, 4 * math.pi), (4, 2 * math.pi**2)):
+        assert vmf_log_normalizer(0, dim).item() == pytest.approx(-math.log(area), rel=1e-12)
+    assert vmf_mean_cosine(0.0, 128).item() == 0
+    assert vmf_fit_kappa(torch.tensor([-0.5, 0.0]), 16).tolist() == [0.0, 0.0]
+
+
+def test_gradients_by_kappa_and_cosine_are_those_of_finite_differences():
+    kappa = torch.tensor([0.5, 8.0, 300.0], dtype=torch.float64, requires_grad=True)
+    cosine = torch.tensor([0.01, 0.3, 0.9], dtype=torch.float64, requires_grad=True)
+    for dim in (2, 3, 64, 1024):
+        # values near 1e3 leave finite differences with six digits
+        assert torch.autograd.gradcheck(
+            lambda k, c: vmf_residual_nats(c, k, 2 * k, dim),  # noqa: B023
+            (kappa, cosine),
+            rtol=1e-4,
+            atol=1e-7,
+        )
+
+
+def test_everything_is_float64_whatever_comes_in():
+    half = torch.tensor([1.0, 1024.0], dtype=torch.bfloat16)
+    for value in (vmf_mean_cosine(half, 256), vmf_log_normalizer(half, 256), vmf_residual_nats(0.5, half, 9, 256)):
+        assert value.dtype == torch.float64
+        assert value.isfinite().all()
+
+
+def test_vmf_residual_is_the_divergence_that_monte_carlo_finds():
+    dim, kappa_e, kappa_b, n = 16, 40.0, 15.0, 100_000
+    mu_v, mu_t = unit_rows(2, dim)
+    z = sample_vmf(mu_v.expand(n, dim), kappa_e, torch.Generator().manual_seed(1))
+    log_e = vmf_log_normalizer(kappa_e, dim) + kappa_e * (z @ mu_v)
+    log_b = vmf_log_normalizer(kappa_b, dim) + kappa_b * (z @ mu_t)
+    difference = log_e - log_b
+    residual = vmf_residual_nats(mu_v @ mu_t, kappa_e, kappa_b, dim)
+    assert abs(difference.mean() - residual) < 4 * difference.std() / math.sqrt(n)
+
+
+def test_vmf_residual_is_zero_for_equal_encoders_and_never_negative():
+    assert vmf_residual_nats(1.0, 30.0, 30.0, 64).item() == pytest.approx(0.0, abs=1e-10)
+    for kappa_e, kappa_b, dim in itertools.product((0.1, 10.0, 1e3), (0.0, 5.0, 2e3), (2, 256)):
+        assert vmf_floor_nats(kappa_e, kappa_b, dim).item() > -1e-10
+    assert vmf_floor_nats(1024, 10, 256).item() == pytest.approx(184.684, abs=1e-3)
+
+
+def test_fitted_concentration_makes_the_residual_least():
+    kappa_e, dim, cosine = 200.0, 64, 0.6
+    best = vmf_fit_kappa(vmf_mean_cosine(kappa_e, dim) * cosine, dim)
+    at_best = vmf_residual_nats(cosine, kappa_e, best, dim)
+    for factor in (0.9, 0.99, 1.01, 1.1):
+        assert vmf_residual_nats(cosine, kappa_e, best * factor, dim) > at_best
+
+
+@pytest.mark.parametrize("dim", [2, 3, 128, 1024])
+@pytest.mark.parametrize("kappa", [1e-2, 50.0, 1e5])
+def test_samples_have_the_moments_of_the_distribution(dim, kappa):
+    n = 20_000 if dim < 1000 else 2_000
+    mu = unit_rows(1, dim).expand(n, dim)
+    z = sample_vmf(mu, kappa, torch.Generator().manual_seed(2))
+    gap, mean_cosine = 1 - (z * mu).sum(1), vmf_mean_cosine(kappa, dim)
+    variance = 1 - mean_cosine**2 - (dim - 1) * mean_cosine / kappa
+    # double rounding of a cosine near 1 adds 1e-16 to gaps of 1e-5
+    assert abs((1 - gap).mean() - mean_cosine) < 4.5 * torch.sqrt(variance / n)
+    assert gap.var() / variance == pytest.approx(1.0, abs=0.25 if n < 20_000 else 0.1)
+    assert torch.allclose(z.norm(dim=1), torch.ones(n, dtype=z.dtype), atol=1e-12)
+    across = z - (1 - gap).unsqueeze(1) * mu  # isotropic in the tangent space
+    assert across.mean(0).abs().max() < 6 * (across.pow(2).mean() / n).sqrt()
+
+
+def test_distribution_of_the_cosine_is_exact_on_the_ordinary_sphere():
+    kappa, n = 5.0, 100_000
+    mu = unit_rows(1, 3).expand(n, 3)
+    z = sample_vmf(mu, kappa, torch.Generator().manual_seed(3))
+    cosine = (z * mu).sum(1).sort().values
+    # d = 3 has the closed form (e^{kw} - e^{-k}) / (e^k - e^{-k})
+    expected = torch.expm1(kappa * (cosine + 1)) / math.expm1(2 * kappa)
+    distance = (expected - (torch.arange(n) + 0.5) / n).abs().max()
+    assert distance < 1.95 / math.sqrt(n)  # Kolmogorov-Smirnov, one in a thousand
+
+
+def test_samples_repeat_with_the_generator_and_do_not_depend_on_the_dtype():
+    mu = unit_rows(64, 32)
+    dtypes = (torch.float64, torch.float64, torch.float32)
+    draws = [sample_vmf(mu.to(dtype), 100.0, torch.Generator().manual_seed(4)) for dtype in dtypes]
+    assert torch.equal(draws[0], draws[1])
+    assert draws[2].dtype == torch.float32
+    assert torch.allclose(draws[0], draws[2].double(), atol=1e-6)
+    assert sample_vmf(mu.bfloat16(), 100.0).dtype == torch.bfloat16
+
+
+def test_rows_may_have_concentrations_of_their_own():
+    kappa = torch.cat([torch.full((1000,), 1.0), torch.full((1000,), 1e4)])
+    mu = unit_rows(2000, 32)
+    cosine = (sample_vmf(mu, kappa, torch.Generator().manual_seed(5)) * mu).sum(1)
+    assert cosine[:1000].mean() == pytest.approx(vmf_mean_cosine(1.0, 32).item(), abs=0.03)
+    assert cosine[1000:].mean() == pytest.approx(vmf_mean_cosine(1e4, 32).item(), abs=1e-3)
+
+
+def test_samples_carry_gradients_to_the_mean_directions():
+    mu = unit_rows(3, 5).requires_grad_()
+    assert torch.autograd.gradcheck(lambda m: sample_vmf(m, 20.0, torch.Generator().manual_seed(6)), mu)
