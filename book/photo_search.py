@@ -46,7 +46,7 @@ def main() -> None:
     print(cibr.recall_at_k(images, texts, text_to_image, [1]))
     as_jpeg = {"dpi": 110, "pil_kwargs": {"quality": 85}}
 
-    shown = plots.pick_right_and_wrong(of_images == 0, N_PHOTOS, SEED)
+    shown = plots.pick_evenly(of_images == 0, N_PHOTOS, SEED)
     captions = [pairs.captions[i] for i in shown]
     similarity = images[shown] @ texts.T
     axes = plots.retrieval_gallery(
@@ -54,7 +54,7 @@ def main() -> None:
     )
     axes[0].figure.savefig(FOLDER / "photos-image-to-text.jpg", **as_jpeg)
 
-    asked = plots.pick_right_and_wrong(of_texts == 0, N_CAPTIONS, SEED)
+    asked = plots.pick_evenly(of_texts == 0, N_CAPTIONS, SEED)
     queries = [pairs.texts()[i] for i in asked] + QUERIES
     found = model.embed_texts(queries, truncate=True) @ images.T
     right = torch.cat([text_to_image[asked], torch.full((len(QUERIES),), -1)])
