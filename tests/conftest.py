@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import TEXTS, noise_pairs, picture, unchecked  # noqa: F401
+from helpers import TEXTS, unchecked
 
 from cibr.models import DualEncoder
 from cibr.models.towers import train_tokenizer
