@@ -349,8 +349,8 @@ def test_the_shipped_models_are_evaluated_without_a_download(monkeypatch):
     tasks = [Task("glyph_digits"), Task("glyphs", "retrieval", "test_characters")]
     a, b = (evaluate(DualEncoder.from_pretrained(n), tasks, name=n) for n in ("clip-tiny", "cibr-tiny"))
     assert list(dict.fromkeys(a.rows["dataset"])) == ["glyph_digits", "glyphs/test_characters"]
-    assert values(a.rows, tasks[0])["accuracy@1"] == pytest.approx(0.594, abs=0.02)
-    assert values(a.rows, tasks[1])["image_to_text_label_recall@1"] == pytest.approx(0.755, abs=0.02)
+    assert 0.5 < values(a.rows, tasks[0])["accuracy@1"] < 0.7  # one in ten by chance
+    assert 0.7 < values(a.rows, tasks[1])["image_to_text_label_recall@1"] < 0.85  # one in 79
     assert compare(a, b)["n"].tolist() == [899] * 3 + [580] * 4 + [79] * 4
 
 

@@ -1,0 +1,169 @@
+"""The command `cibr`: what it prints, what it leaves behind, and one clear line for what goes wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import picture
+from small_suite import make_small_suite
+
+from cibr import evaluate
+from cibr.cli import main
+from cibr.evaluate import published
+from cibr.train import RunConfig
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    return make_small_suite(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Six images in a folder and the ones below, a broken one, and a text."""
+    folder = tmp_path / "photos"
+    (folder / "deep" / "er").mkdir(parents=True)
+    for i, name in enumerate(["a.png", "b.JPG", "deep/c.webp", "deep/d.gif", "deep/er/e.bmp", "f.tiff"]):
+        picture(i).save(folder / name)
+    (folder / "deep" / "broken.jpeg").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_search_ranks_the_images_of_a_folder_and_names_those_that_do_not_decode(photos, capsys, build):
+    model = build("tiny")
+    folder = model.save_pretrained(photos.parent / "model")
+    assert main(["search", str(folder), str(photos), "a red cat", "--top", "9", "--batch-size", "4"]) == 0
+    printed, errors = capsys.readouterr()
+    rows = [line.split() for line in printed.splitlines()[1:]]
+    assert len(rows) == 6 and [int(rank) for rank, *_ in rows] == [1, 2, 3, 4, 5, 6]
+    assert {str(Path(path).relative_to(photos)) for *_, path in rows} >= {"a.png", "b.JPG", "deep/er/e.bmp"}
+    cosines = [float(cosine) for _, cosine, _ in rows]
+    assert cosines == sorted(cosines, reverse=True)
+    assert "left out" in errors and "broken.jpeg" in errors and errors.count("\n") == 1
+    from PIL import Image
+
+    with Image.open(rows[0][2]) as best:
+        features = model.embed_images([best.convert("RGB")])
+    assert cosines[0] == pytest.approx((features @ model.embed_texts(["a red cat"]).T).item(), abs=6e-4)
+    assert main(["search", "clip-tiny", str(photos), "an arrow", "--top", "1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_evaluate_prints_both_models_and_their_difference(small, clip_folder, tmp_path, capsys, build):
+    other = str(build("tiny").save_pretrained(tmp_path / "tiny"))
+    call = ["evaluate", clip_folder, "--suite", "small", "--compare-with", other, "--limit", "9"]
+    assert main([*call, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("mean of 2") == 3 and f"{other} minus {clip_folder}" in printed
+    assert len(list((tmp_path / "out").glob("*/small/rows.csv"))) == 2
+
+
+def test_evaluate_takes_a_data_set_of_ones_own_or_a_file_of_tasks(small, clip_folder, tmp_path, capsys):
+    assert main(["evaluate", clip_folder, "--data", str(small / "wds_captions")]) == 0
+    printed = capsys.readouterr().out
+    assert f"on {small / 'wds_captions'}" in printed and "text_to_image_recall@10" in printed
+    file = tmp_path / "own.yaml"
+    file.write_text("- dataset: left\n")
+    assert main(["evaluate", clip_folder, "--suite", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "suite own" in printed and "accuracy@1" in printed and "recall" not in printed
+
+
+def test_evaluate_recomputes_published_scores(small, clip_folder, monkeypatch, capsys):
+    known = published("openai/clip-vit-base-patch32")[:1].assign(dataset="one")
+    monkeypatch.setattr(evaluate, "PUBLISHED_SUITES", ("small",))
+    monkeypatch.setattr(evaluate, "published", lambda model: known)
+    assert main(["evaluate", "--published", clip_folder]) == 0
+    header, row = capsys.readouterr().out.strip().splitlines()
+    assert header.split() == ["dataset", "metric", "published", "measured", "low", "high", "difference"]
+    assert row.split()[:3] == ["one", "accuracy@1", "63.32"]
+
+
+def test_train_merges_a_file_and_options_and_prints_the_last_row_of_the_history(monkeypatch, tmp_path, capsys):
+    import pandas as pd
+
+    from cibr import train
+
+    seen, history = [], pd.DataFrame({"epoch": [1, 2], "clip_loss": [3.0, 2.5]})
+    monkeypatch.setattr(train, "load_splits", lambda config: (None, None, None))
+    monkeypatch.setattr(train, "build_model", lambda config, pairs: None)
+    monkeypatch.setattr(train, "fit", lambda model, pairs, validation, config: seen.append(config) or history)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"beta": 0.2, "seed": 3, "corruption": {"fraction": 0.5}}))
+    options = ["--seed", "4", "--sample", "--learning_rate=0.01", "--batch-size", "64"]
+    corrupted = ["--corruption.counterexamples", "1", "--corruption.spurious-word", "dog"]
+    assert main(["train", str(file), *options, *corrupted, "--output-dir", str(tmp_path / "run")]) == 0
+    (config,) = seen
+    assert (config.beta, config.seed, config.sample, config.learning_rate) == (0.2, 4, True, 0.01)
+    assert config.batch_size == 64 and config.dataset == RunConfig.dataset
+    assert config.corruption == {"fraction": 0.5, "counterexamples": 1, "spurious_word": "dog"}
+    printed = capsys.readouterr().out
+    assert "clip_loss    2.5" in printed and str(tmp_path / "run") in printed
+
+
+def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
+    from cibr import train
+
+    def stopped(error):
+        def load_splits(config):
+            raise error
+
+        monkeypatch.setattr(train, "load_splits", load_splits)
+        return main(["train"]), capsys.readouterr().err
+
+    assert stopped(KeyboardInterrupt("saved in runs/x")) == (130, "cibr: stopped by Ctrl-C. saved in runs/x\n")
+    assert stopped(SystemExit(143)) == (143, "")
+    assert stopped(ValueError("two\n  lines")) == (1, "cibr: two lines\n")
+    assert stopped(TypeError("odd")) == (1, "cibr: TypeError: odd (--debug shows where)\n")
+    with pytest.raises(TypeError, match="odd"):
+        main(["train", "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "message"),
+    [
+        ([], 2, "the following arguments are required"),
+        (["evaluat"], 2, "invalid choice: 'evaluat'"),
+        (["evaluate", "clip-tiny", "--limit", "ten"], 2, "argument --limit: invalid int value: 'ten'"),
+        (["evaluate", "clip-tiny", "--suite", "mini", "--data", "x"], 2, "not allowed with argument --suite"),
+        (["evaluate", "clip-tiny", "--limit", "1"], 1, "one alone has no interval"),
+        (["evaluate", "clip-tiny", "--suite", "glyph"], 1, "no suite 'glyph', did you mean 'glyphs'"),
+        (["evaluate", "clip-tiny", "--data", "flickr8"], 1, "there is no data set 'flickr8'"),
+        (["evaluate", "{tmp}", "--suite", "glyphs"], 1, "{tmp}"),
+        (["evaluate", "clip-tiny", "--published"], 1, "no results of 'clip-tiny'"),
+        (["search", "clip-tiny", "{tmp}", "a dog"], 1, "no image in '{tmp}'"),
+        (["search", "clip-tiny", "{tmp}/none", "a dog"], 1, "there is no folder '{tmp}/none'"),
+        (["search", "clip-tiny", "{tmp}", " "], 1, "the text to search for is empty"),
+        (["search", "clip-tiny", "{tmp}", "a dog", "--top", "0"], 1, "--top is 0"),
+        (["search", "no-such-model-at-all/x/y", "{tmp}", "a dog"], 1, "no-such-model-at-all"),
+        (["train", "--penalty", "vmff"], 1, "'vmff', did you mean 'vmf'"),
+        (["train", "--beta", "much"], 2, "argument --beta: invalid float value: 'much'"),
+        (["train", "--bta", "1"], 2, "unrecognized arguments: --bta"),
+        (["train", "{tmp}/none.json"], 1, "none.json"),
+        (["train", "--corruption.fraction", "7"], 1, "fraction"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_is_wrong_is_said_in_a_line(call, code, message, tmp_path, capsys):
+    assert main([word.format(tmp=tmp_path) for word in call]) == code
+    printed, errors = capsys.readouterr()
+    assert message.format(tmp=tmp_path) in errors and not printed
+    assert "Traceback" not in errors and (code == 2 or errors.count("\n") == 1)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "search"])
+def test_help_explains_every_option(command, capsys):
+    assert main([command, "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    expected = {"train": "weight of the penalty; 0 is CLIP (default 0.05)", "evaluate": "or a YAML file of tasks"}
+    assert expected.get(command, "images in it and in the folders below") in words
+
+
+def test_the_module_is_the_command():
+    call = [sys.executable, "-m", "cibr", "search", "clip-tiny", "/nowhere", "a dog"]
+    found = subprocess.run(call, capture_output=True, text=True)
+    assert found.returncode == 1 and found.stdout == ""
+    assert found.stderr == "cibr: there is no folder '/nowhere': give one with images\n"
