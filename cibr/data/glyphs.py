@@ -97,12 +97,7 @@ def load_glyphs(split: str = "train") -> Pairs:
         Pairs with `labels` (equal for the same character; the code point) and `factors`, one row an image:
         `character, name, category, typeface, weight, slant, size` (font size in px), `x, y` (offset from the
         centre in px), `ink, paper` (grey levels, 0 to 255), `template` (index into `TEMPLATES`).
-
-    Raises:
-        ValueError: an unknown split; the message names the known ones.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r} of glyphs; its splits are {', '.join(SPLITS)}")
     factors = glyph_factors(split)
     captions = [[TEMPLATES[t].format(name)] for t, name in zip(factors["template"], factors["name"], strict=True)]
     keys = sample_keys(factors)
