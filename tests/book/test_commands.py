@@ -16,7 +16,7 @@ def test_a_run_on_glyphs_leaves_the_rows_of_the_committed_table(monkeypatch):
     monkeypatch.setattr(theory_glyphs, "PROBES", {"linear": 0})
     monkeypatch.setattr(theory_glyphs, "CONDITIONS", ((0.05, 60),))
     few = [stimuli.varied_glyphs(n, seed=n) for n in (120, 40)]
-    codes = {name: probes.factor_codes(few[0].factors)[name] for name in ("category", "slant", "polarity")}
+    codes = {name: probes.factor_codes(few[0].factors)[name] for name in ("slant", "polarity")}
     monkeypatch.setattr(theory_glyphs, "factor_codes", lambda table: codes)
     rows = theory_glyphs.probe_run(*few, temperature=0.05, batch_size=60, seed=0, epochs=1)
     assert list(rows) == list(committed)
