@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+AT_ONCE = 16  # photos that are held at full size
 EXAMPLES = """examples:
   cibr train --dataset glyphs --penalty vmf --beta 0.05 --output-dir runs/mine
   cibr train config.json --seed 1
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     argv = [re.sub("^--[^=]+", lambda option: option[0].replace("_", "-"), word) for word in argv]
     try:
-        arguments = _parser("train" in argv).parse_args(argv)
+        arguments = _parser(argv[:1] == ["train"]).parse_args(argv)
         arguments.run(arguments)
         return 0
     except SystemExit as stop:  # of the parser, or of a run that was told to stop
@@ -67,9 +68,7 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
     on.add_argument("--suite", help="glyphs (default), mini, paper, paper-extras, or a YAML file of tasks")
     on.add_argument("--data", metavar="NAME_OR_FOLDER", help="one data set instead of a suite")
     on.add_argument("--published", action="store_true", help="the sets with published results of this hub id")
-    evaluate.add_argument(
-        "--compare-with", metavar="MODEL", help="a second model; differences are its scores minus"
-    )
+    evaluate.add_argument("--compare-with", metavar="MODEL", help="a second model, whose gain is printed too")
     evaluate.add_argument("--limit", type=int, default=0, help="at most so many images a set; 0 for all")
     evaluate.add_argument("--output", type=Path, help="a folder that keeps what is finished")
     search = commands.add_parser("search", help="find the images of a folder that fit a text", **layout)
@@ -77,13 +76,9 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
     search.add_argument("folder", type=Path, help="images in it and in the folders below")
     search.add_argument("text", help="what to look for")
     search.add_argument("--top", type=int, default=5, help="how many images are printed (default 5)")
+    evaluate.add_argument("--batch-size", type=int, default=256, help="rows encoded at once (default 256)")
     for each in (evaluate, search):
-        each.add_argument(
-            "--batch-size", type=int, default=256, help="rows that are encoded at once (default 256)"
-        )
-        each.add_argument(
-            "--device", default="auto", help="where the model runs; by default a GPU if there is one"
-        )
+        each.add_argument("--device", default="auto", help="where the model runs; by default a GPU if any")
     for each, run in ((train, _train), (evaluate, _evaluate), (search, _search)):
         each.add_argument("--debug", action="store_true", help="show the traceback of an error")
         each.set_defaults(run=run)
@@ -101,11 +96,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             option = f"--{prefix}{field.name}".replace("_", "-")
             words = f"{said[field.name].rstrip('.')} (default {field.default!r})".replace("%", "%%")
             kind = type(field.default)
-            how = (
-                dict(action=argparse.BooleanOptionalAction)
-                if kind is bool
-                else dict(type=kind, metavar=kind.__name__)
-            )
+            how = dict(type=kind, metavar=kind.__name__)
+            if kind is bool:
+                how = dict(action=argparse.BooleanOptionalAction)
             group.add_argument(option, dest=prefix + field.name, default=argparse.SUPPRESS, help=words, **how)
 
 
@@ -161,32 +154,27 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     from cibr import evaluate as evaluation
 
-    if arguments.published:
-        known, suites = evaluation.published(arguments.model), evaluation.PUBLISHED_SUITES
-    else:
-        tasks = evaluation.dataset_tasks(arguments.data) if arguments.data else arguments.suite or "glyphs"
-        evaluation.suite_tasks(tasks)  # a mistyped name is said before a model is loaded
-        suites = (tasks,)
-    names = [arguments.model] + ([arguments.compare_with] if arguments.compare_with else [])
-    found = []
-    for name in names:
-        model, folder = (
-            _load(arguments, name),
-            arguments.output and arguments.output / name.strip("/").replace("/", "-"),
-        )
+    def measure(name: str, suite):
+        folder = arguments.output and arguments.output / name.strip("/").replace("/", "-")
         options = dict(limit=arguments.limit, batch_size=arguments.batch_size, output_dir=folder)
-        found.append([evaluation.evaluate(model, suite, name=name, **options) for suite in suites])
+        return evaluation.evaluate(_load(arguments, name), suite, name=name, **options)
+
     if arguments.published:
-        rows = pd.concat([each.rows for each in found[0]])
+        known = evaluation.published(arguments.model)
+        rows = pd.concat([measure(arguments.model, suite).rows for suite in evaluation.PUBLISHED_SUITES])
         print(evaluation.against_published(rows, known).to_string(index=False, float_format="{:.2f}".format))
         return
-    title = arguments.data or f"suite {found[0][0].suite}"
-    for (each,) in found:
+    suite = evaluation.dataset_tasks(arguments.data) if arguments.data else arguments.suite or "glyphs"
+    evaluation.suite_tasks(suite)  # a mistyped name is said before a model is loaded
+    found = [measure(name, suite) for name in (arguments.model, arguments.compare_with) if name]
+    for each in found:
+        title = arguments.data or f"suite {each.suite}"
         print(f"\n{each.model} on {title}: per cent (ranks from 1), with 95 % intervals")
         _print_tables(each.rows, "value")
     if len(found) == 2:
-        print(f"\n{names[1]} minus {names[0]}, paired by image: percentage points, with 95 % intervals")
-        _print_tables(evaluation.compare(found[0][0], found[1][0]), "difference")
+        a, b = found
+        print(f"\n{b.model} minus {a.model}, paired by image: percentage points, with 95 % intervals")
+        _print_tables(evaluation.compare(a, b), "difference")
 
 
 def _print_tables(rows, value: str) -> None:
@@ -206,16 +194,14 @@ def _search(arguments: argparse.Namespace) -> None:
         raise ValueError("the text to search for is empty: describe what the images should show")
     if not arguments.folder.is_dir():
         raise FileNotFoundError(f"there is no folder {str(arguments.folder)!r}: give one with images")
-    if arguments.top < 1 or arguments.batch_size < 1:
-        raise ValueError(
-            f"--top is {arguments.top} and --batch-size {arguments.batch_size}: give 1 or more of each"
-        )
+    if arguments.top < 1:
+        raise ValueError(f"--top is {arguments.top}: give the number of images to print, 1 or more")
     files = sorted(file for file in arguments.folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     model = _load(arguments, arguments.model)
     kept, features = [], []
-    for start in range(0, len(files), arguments.batch_size):
+    for start in range(0, len(files), AT_ONCE):
         images = []
-        for file in files[start : start + arguments.batch_size]:
+        for file in files[start : start + AT_ONCE]:
             try:
                 images.append(open_rgb(file, str(file)))
                 kept.append(file)
@@ -223,9 +209,8 @@ def _search(arguments: argparse.Namespace) -> None:
                 print(f"cibr: left out {str(file)!r}, which does not decode as an image", file=sys.stderr)
         features.append(model.embed_images(images))
     if not kept:
-        raise ValueError(
-            f"no image in {str(arguments.folder)!r}: it has none of {', '.join(IMAGE_SUFFIXES)} that decodes"
-        )
+        suffixes = ", ".join(IMAGE_SUFFIXES)
+        raise ValueError(f"no image in {str(arguments.folder)!r}: it has none of {suffixes} that decodes")
     cosines = torch.cat(features) @ model.embed_texts([arguments.text], truncate=True)[0]
     print("rank  cosine  image")
     for rank, i in enumerate(cosines.argsort(descending=True, stable=True)[: arguments.top].tolist(), 1):

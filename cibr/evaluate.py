@@ -169,9 +169,14 @@ def dataset_tasks(dataset: str) -> tuple[Task, ...]:
     there = available_splits(dataset)
     split = next((name for name in ("test", "validation", "train") if name in there), "test")
     pairs = load_pairs(dataset, split)
-    captioned = not pairs.classnames or not set(pairs.texts()) <= set(pairs.classnames)
-    classified = bool(pairs.classnames) and (bool(pairs.templates) or not captioned) and bool(pairs.prompts())
-    return tuple(Task(dataset, kind, split) for kind in KINDS if (classified, captioned)[KINDS.index(kind)])
+    tasks = []
+    if pairs.classnames and pairs.templates:
+        tasks.append(Task(dataset, "zero-shot", split))
+    if not pairs.classnames or not set(pairs.texts()) <= set(pairs.classnames):
+        tasks.append(Task(dataset, "retrieval", split))
+    if not tasks:
+        pairs.prompts()  # says what class names lack
+    return tuple(tasks)
 
 
 def load_task(task: Task, limit: int = 0, **options) -> Pairs:

@@ -9,7 +9,7 @@ import pytest
 from helpers import picture
 from small_suite import make_small_suite
 
-from cibr import evaluate
+from cibr import cli, evaluate
 from cibr.cli import main
 from cibr.evaluate import published
 from cibr.train import RunConfig
@@ -32,10 +32,11 @@ def photos(tmp_path):
     return folder
 
 
-def test_search_ranks_the_images_of_a_folder_and_names_those_that_do_not_decode(photos, capsys, build):
+def test_search_ranks_the_images_of_a_folder_and_names_broken_ones(photos, monkeypatch, capsys, build):
     model = build("tiny")
     folder = model.save_pretrained(photos.parent / "model")
-    assert main(["search", str(folder), str(photos), "a red cat", "--top", "9", "--batch-size", "4"]) == 0
+    monkeypatch.setattr(cli, "AT_ONCE", 4)
+    assert main(["search", str(folder), str(photos), "a red cat", "--top", "9"]) == 0
     printed, errors = capsys.readouterr()
     rows = [line.split() for line in printed.splitlines()[1:]]
     assert len(rows) == 6 and [int(rank) for rank, *_ in rows] == [1, 2, 3, 4, 5, 6]

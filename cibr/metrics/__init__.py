@@ -6,7 +6,6 @@ or not finite are refused: a broken model never scores well.
 
 from cibr.metrics.geometry import alignment, linear_cka, modality_gap, mutual_knn, uniformity
 from cibr.metrics.intervals import bootstrap_interval, paired_difference
-from cibr.metrics.relation import rank_correlation
 from cibr.metrics.retrieval import (
     QueryScores,
     distinct_texts,
@@ -33,7 +32,6 @@ __all__ = [
     "paired_difference",
     "predictions",
     "query_scores",
-    "rank_correlation",
     "recall_at_k",
     "retrieval_ranks",
     "retrieval_recalls",

@@ -216,15 +216,6 @@ def query_scores(
     return QueryScores(of_images[0], of_texts[0], of_images[1], of_texts[1])
 
 
-def own_ranks(queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"], own: Tensor) -> Float[Tensor, " n"]:
-    """For every query with one right item `own` [n], how many others of the gallery are at least as similar."""
-    ranks = torch.empty(len(queries), device=queries.device)
-    for rows, tile in similarity_tiles(queries, gallery):
-        right = tile.gather(1, own[rows, None]).squeeze(1)
-        ranks[rows] = count_in_rows(tile, right) - 1  # the right item reaches its own threshold
-    return ranks
-
-
 def similarity_tiles(
     queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"]
 ) -> Iterator[tuple[slice, Float[Tensor, "t m"]]]:

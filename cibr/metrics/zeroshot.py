@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from cibr.metrics.retrieval import check_embeddings, own_ranks, similarity_tiles
+from cibr.metrics.retrieval import check_embeddings, count_in_rows, similarity_tiles
 
 
 def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor, "c d"]:
@@ -68,7 +68,11 @@ def class_ranks(
             f"{len(outside)} labels lie outside the classes, first {labels[outside[0]].item()} of image "
             f"{outside[0]}: labels count from 0 to {len(class_embeddings) - 1}"
         )
-    return own_ranks(image_embeddings, class_embeddings, labels.long()).long()
+    ranks = torch.empty(len(labels), device=labels.device)
+    for rows, tile in similarity_tiles(image_embeddings, class_embeddings):
+        own = tile.gather(1, labels[rows, None].long()).squeeze(1)
+        ranks[rows] = count_in_rows(tile, own) - 1  # the right class reaches its own threshold
+    return ranks.long()
 
 
 def predictions(
