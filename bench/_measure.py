@@ -4,8 +4,9 @@ import argparse
 import multiprocessing
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -49,12 +50,13 @@ def _peak_mib_here(make: Callable, args: tuple) -> float:
     return (resident_kib("VmHWM") - before) / 1024
 
 
-def machine() -> dict[str, str | int]:
-    """What the numbers were measured on."""
+def machine(peers: Sequence[str] = ()) -> dict[str, str | int]:
+    """What the numbers were measured on, with the versions of torch and of the peers, by distribution."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
     threads = torch.get_num_threads()
-    return {"processor": processor, "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
+    about = {"processor": processor, "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
+    return about | {peer: version(peer) for peer in peers}
 
 
 def arguments(description: str) -> argparse.Namespace:
@@ -64,10 +66,10 @@ def arguments(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def show(title: str, name: str, rows: list[dict], save: bool) -> None:
-    """Prints a table and, if asked, stores it as `bench_<name>.csv` with the machine."""
+def show(title: str, name: str, rows: list[dict], save: bool, peers: Sequence[str] = ()) -> None:
+    """Prints a table and, if asked, stores it as `bench_<name>.csv` with the machine and the peers' versions."""
     table = pd.DataFrame(rows)
-    print(f"\n{title}\n{', '.join(f'{k} {v}' for k, v in machine().items())}")
+    print(f"\n{title}\n{', '.join(f'{k} {v}' for k, v in machine(peers).items())}")
     print(table.to_string(index=False, float_format=lambda x: f"{x:.4g}", na_rep=""))
     if save:
-        table.assign(**machine()).to_csv(RESULTS / f"bench_{name}.csv", index=False, float_format="%.4g")
+        table.assign(**machine(peers)).to_csv(RESULTS / f"bench_{name}.csv", index=False, float_format="%.4g")

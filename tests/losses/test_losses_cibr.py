@@ -7,19 +7,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from losses_pairs import assert_same, pair, some_labels, value_and_gradients
+from losses_pairs import assert_same, some_labels, value_and_gradients
+from losses_pairs import pair as pair_of
 from torch.nn import functional as F
 
 from cibr.losses import PENALTIES, CIBRLoss, beta_at, clip_loss, siglip_loss
 from cibr.losses.vmf import sample_vmf
 
 EVERY = pytest.mark.parametrize("penalty", PENALTIES)
-DIMS = (6, 5, 4)
+DIM = 104  # from here on the Bessel functions of the reports need no recurrence
+
+
+def pair(n=12, d=DIM, dtype=torch.float64):
+    return pair_of(n, d, dtype)
 
 
 def build(beta, penalty="vmf", **options):
     torch.manual_seed(0)
-    return CIBRLoss(beta, penalty, dims=DIMS if penalty == "mine" else None, **options)
+    return CIBRLoss(beta, penalty, dims=(DIM, 5, 4) if penalty == "mine" else None, **options)
 
 
 def pooled():
@@ -94,22 +99,19 @@ def test_siglip_takes_the_place_of_the_contrastive_term():
     assert "mi_lower_bound_nats" not in terms
 
 
-@pytest.mark.parametrize("penalty", ["vmf", "crossfit", "consistency"])
+@pytest.mark.parametrize("penalty", ["vmf", "consistency", "cyclip"])  # crossfit holds its centres fixed
 def test_gradients_of_the_whole_are_those_of_finite_differences(penalty):
-    loss = build(0.1, penalty, kappa_e=30.0, sample=penalty == "vmf")
-    labels = torch.tensor([0, 1, 0, 1])
+    loss, labels = build(0.1, penalty, kappa_e=30.0, sample=penalty == "vmf"), torch.tensor([0, 1, 0, 1])
 
     def total(*directions):
-        unit = [F.normalize(x, dim=1) for x in directions]
-        if penalty == "crossfit":  # its centres are held fixed, which no difference of values does
-            unit[1] = unit[1].detach()
-        return loss(*unit, 7.0, labels, generator=torch.Generator().manual_seed(4))["clip_loss"]
+        generator = torch.Generator().manual_seed(4)
+        return loss(*(F.normalize(x, dim=1) for x in directions), 7.0, labels, generator=generator)["loss"]
 
-    assert torch.autograd.gradcheck(total, pair(n=4, d=3)[:2])
+    assert torch.autograd.gradcheck(total, pair(n=4, d=3)[:2], fast_mode=True)
 
 
 def test_bfloat16_features_pass_as_unit_vectors_and_autocast_changes_no_bit():
-    image, text, scale = (leaf.detach() for leaf in pair(64, 16, torch.float32))
+    image, text, scale = (leaf.detach() for leaf in pair(64, dtype=torch.float32))
     labels = torch.arange(64) // 2
     for penalty in ("crossfit", "cyclip"):
         loss = build(0.3, penalty)
