@@ -25,12 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from _measure import arguments, medians, peak_mib, show
 
 from cibr import CIBRLoss, DualEncoder, clip_loss
-from cibr.information import sample_vmf
-from cibr.inputs import Batch, encode_images, encode_texts
-from cibr.losses.penalties import vmf_penalty
-from cibr.models.pretrained import ClipBackbone
-from cibr.models.tiny import square_processor, train_tokenizer
-from cibr.train.step import contrastive_backward
+from cibr.losses.penalties import PENALTIES, PenaltyInputs
+from cibr.losses.vmf import sample_vmf
+from cibr.models.features import Batch, encode_images, encode_texts
+from cibr.models.towers import ClipBackbone, ImageProcessor, train_tokenizer
+from cibr.train.grad_cache import GradCache
 
 SIZES, PART, CLIP_ROWS, CLIP_PART = (256, 1024, 4096), 256, 16, 4
 BETA = 0.05
@@ -63,9 +62,10 @@ def slices(n):
 
 
 def ours(model, batch, beta=BETA, part=PART):
-    loss_fn, generator = CIBRLoss(beta, sample=beta > 0), torch.Generator().manual_seed(0)
-    options = dict(beta=beta, generator=generator, micro_batch_size=part)
-    contrastive_backward(model, loss_fn, batch, Accelerator(), **options)
+    loss_fn = CIBRLoss(beta)
+    cache = GradCache(model, batch, Accelerator(), micro_batch_size=part)
+    loss_fn(**cache.features, logit_scale=model.logit_scale, labels=cache.labels)["loss"].backward()
+    cache.backward()
 
 
 def plain_loss(image, text, scale):
@@ -161,7 +161,9 @@ def table_of_steps() -> list[dict]:
 def vit_b_32() -> DualEncoder:
     torch.manual_seed(0)
     clip = CLIPModel(CLIPConfig())
-    return with_temperature(DualEncoder(ClipBackbone(clip), square_processor(224), train_tokenizer(["a letter"])))
+    return with_temperature(
+        DualEncoder(ClipBackbone(clip), ImageProcessor(224, 224), train_tokenizer(["a letter"]))
+    )
 
 
 def prepared_clip(part: int):
@@ -179,8 +181,8 @@ def plain_clip(image, text):
 
 
 def penalty(image, text):
-    cosine = (image * text).sum(1).mean()
-    return BETA * vmf_penalty({"image": cosine, "text": cosine}, image.shape[1], 1024.0, 10.0)[0]
+    given = PenaltyInputs(image, text, image, text, None, None, None, CIBRLoss(BETA))
+    return BETA * PENALTIES["vmf"](given).value
 
 
 def noise(image, text):

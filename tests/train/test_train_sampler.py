@@ -1,10 +1,10 @@
-"""The order of an epoch: every picture once, or groups that share what one modality says."""
+"""The order of an epoch: every image once, or groups that share what one modality says."""
 
 import pytest
 import torch
-from conftest import noise_pairs
+from helpers import noise_pairs
 
-from cibr.train.order import epoch_rows
+from cibr.train.sampler import epoch_rows
 
 
 def labelled(labels):
@@ -13,14 +13,14 @@ def labelled(labels):
     return pairs
 
 
-def test_without_groups_an_epoch_is_every_picture_once_with_one_of_its_texts():
+def test_without_groups_an_epoch_is_every_image_once_with_one_of_its_texts():
     pairs = noise_pairs(30, n_captions=4)
     images, texts = epoch_rows(pairs, 1, 1.0, seed=3, epoch=0)
     assert sorted(images.tolist()) == list(range(30))
     assert torch.equal(pairs.text_to_image()[texts], images)
 
 
-def test_groups_of_an_unlabelled_set_are_different_captions_of_one_picture():
+def test_groups_of_an_unlabelled_set_are_different_captions_of_one_image():
     pairs = noise_pairs(30, n_captions=4)
     images, texts = epoch_rows(pairs, 2, 1.0, seed=3, epoch=0)
     assert len(images) == 30
@@ -29,7 +29,7 @@ def test_groups_of_an_unlabelled_set_are_different_captions_of_one_picture():
         assert (a != b) == (len(pairs.captions[i]) > 1)
 
 
-def test_groups_of_a_labelled_set_are_different_pictures_of_one_label():
+def test_groups_of_a_labelled_set_are_different_images_of_one_label():
     pairs = labelled([0, 1, 2, 0, 1, 2, 0, 1, 3, 3] * 3)
     images, texts = epoch_rows(pairs, 3, 1.0, seed=3, epoch=0)
     assert torch.equal(pairs.text_to_image()[texts], images)
@@ -38,10 +38,10 @@ def test_groups_of_a_labelled_set_are_different_pictures_of_one_label():
         assert len(group.unique()) == 3
 
 
-def test_small_groups_come_whole_and_once_beside_pictures_that_stand_alone():
+def test_small_groups_come_whole_and_once_beside_images_that_stand_alone():
     pairs = noise_pairs(30, n_captions=3)
     pairs.labels = torch.arange(30) // 10  # what the rows show is not what brings them together
-    pairs.groups = torch.tensor([*range(20), *range(0, 20, 2)])  # each even picture comes in two looks
+    pairs.groups = torch.tensor([*range(20), *range(0, 20, 2)])  # each even image comes in two renderings
     images, texts = epoch_rows(pairs, 2, 1.0, seed=3, epoch=0)
     assert torch.equal(pairs.text_to_image()[texts], images)
     assert sorted(images.tolist()) == list(range(30))
@@ -50,7 +50,7 @@ def test_small_groups_come_whole_and_once_beside_pictures_that_stand_alone():
 
 
 @pytest.mark.parametrize("groups", [None, "labels", "groups"])
-def test_with_a_share_each_run_of_a_group_is_followed_by_pictures_as_they_come(groups):
+def test_with_a_share_each_run_of_a_group_is_followed_by_images_as_they_come(groups):
     pairs = noise_pairs(30, n_captions=3)
     together = torch.tensor([*range(20), *range(0, 20, 2)])  # ten come twice, ten are alone
     if groups is not None:
@@ -72,12 +72,12 @@ def test_few_groups_come_again_as_often_as_their_share_takes():
     pairs = labelled([0, 0, *range(1, 19)])
     images, _ = epoch_rows(pairs, 2, 0.5, seed=0, epoch=0)
     assert [sorted(block) for block in images.view(5, 4)[:, :2].tolist()] == [[0, 1]] * 5
-    with pytest.raises(ValueError, match="no group of 3 pictures"):
+    with pytest.raises(ValueError, match="no group of 3 images"):
         epoch_rows(pairs, 3, 0.5, seed=0, epoch=0)
 
 
 @pytest.mark.parametrize(("n", "share"), [(3, 0.05), (33, 0.4), (30, 0.99)])
-def test_an_epoch_with_a_share_has_as_many_rows_as_there_are_pictures(n, share):
+def test_an_epoch_with_a_share_has_as_many_rows_as_there_are_images(n, share):
     images, _ = epoch_rows(labelled([i // 2 for i in range(n)]), 2, share, seed=0, epoch=0)
     assert len(images) == n
 

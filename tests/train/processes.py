@@ -41,7 +41,9 @@ def _run(function, args, environment, log):
     except BaseException as error:
         traceback.print_exc()
         sys.stderr.flush()
-        os._exit(error.code if isinstance(error, SystemExit) else 1)
+        os._exit(
+            error.code if isinstance(error, SystemExit) else 130 if isinstance(error, KeyboardInterrupt) else 1
+        )
     os._exit(0)
 
 

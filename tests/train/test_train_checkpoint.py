@@ -1,0 +1,158 @@
+"""A run's folder: a failed write leaves what was there, code in a file is not run, one run at a time."""
+
+import errno
+import os
+import pickle
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from processes import finish, start
+from small_runs import train
+
+from cibr import DualEncoder
+from cibr.train import checkpoint
+from cibr.train.checkpoint import Progress, RunFolder, checkpoints, newest_checkpoint
+
+
+class Part:
+    """Stands for a model or an optimiser."""
+
+    def __init__(self, **state):
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+
+def save(folder, step, **state):
+    RunFolder(folder, {}).save({"part": Part(**state)}, Progress(10, step))
+
+
+@pytest.mark.parametrize("room", [0, 1000, 100_000])
+def test_a_write_that_fails_at_any_place_leaves_the_last_checkpoint_and_no_part(tmp_path, monkeypatch, room):
+    weights = torch.arange(50_000.0)
+    save(tmp_path, 1, weights=weights)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "checkpoints").iterdir()}
+
+    class Full:
+        def __init__(self, stream):
+            self.stream, self.left = stream, room
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.stream.close()
+
+        def write(self, data):
+            self.left -= len(data)
+            if self.left < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self.stream.write(data)
+
+        def flush(self):
+            self.stream.flush()
+
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, mode="r", **o: Full(real(path, mode, **o)))
+    with pytest.raises(ValueError, match=r"cannot write .*0002.pt'.*the last good checkpoint is .*0001.pt'"):
+        save(tmp_path, 2, weights=weights)
+    monkeypatch.undo()
+    assert {p.name: p.read_bytes() for p in (tmp_path / "checkpoints").iterdir()} == before
+
+
+class Payload:
+    """A pickle that would make a folder when it is loaded."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+def test_crafted_pickle_refused(tmp_path, clip_folder):
+    save(tmp_path, 1, good=True)
+    folder = tmp_path / "checkpoints"
+    torch.save({"model": Payload(tmp_path / "owned")}, folder / "step-000000002.pt")
+    (folder / "step-000000003.pt").write_bytes(pickle.dumps(Payload(tmp_path / "owned"), protocol=2))
+    with pytest.warns(UserWarning, match="cannot be read and is passed over") as warned:
+        file, state = newest_checkpoint(tmp_path)
+    assert file.name == "step-000000001.pt" and state["part"] == {"good": True} and len(warned) == 2
+    crafted = tmp_path / "clip"
+    crafted.mkdir()
+    for source in Path(clip_folder).iterdir():
+        if source.suffix != ".safetensors":
+            (crafted / source.name).write_bytes(source.read_bytes())
+    torch.save({"logit_scale": Payload(tmp_path / "owned")}, crafted / "pytorch_model.bin")
+    with pytest.raises(Exception, match="(?i)weights.only|cannot load"):
+        DualEncoder.clip(str(crafted))
+    assert not (tmp_path / "owned").exists()
+
+
+def hold(folder):
+    with RunFolder(folder, {}).claimed():
+        (folder / "held.log").touch()
+        time.sleep(60)
+
+
+def test_a_second_run_on_a_folder_is_refused_until_the_first_one_is_dead(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PATIENCE", 0.1)
+    first = start(hold, tmp_path / "out")
+    while not (tmp_path / "out" / "held.log").exists():
+        time.sleep(0.02)
+    with pytest.raises(ValueError, match=r"another run is writing to output_dir .*out': wait for its end, or"):
+        train(tmp_path / "out")
+    os.kill(first.pid, signal.SIGKILL)
+    assert finish(first) == -signal.SIGKILL
+    monkeypatch.setattr(checkpoint, "PATIENCE", 5)
+    train(tmp_path / "out", epochs=1)  # the dead run's lock is taken over
+    assert not (tmp_path / "out" / ".lock").exists()
+
+
+def test_a_claim_ends_with_the_run_also_after_an_error(tmp_path):
+    run = RunFolder(tmp_path, {})
+    with pytest.raises(RuntimeError), run.claimed():
+        raise RuntimeError
+    with run.claimed(), RunFolder(tmp_path, {}, writes=False).claimed():  # another process of the same run
+        pass
+
+
+def test_a_finished_run_is_loaded_and_one_of_another_configuration_refused(tmp_path, capsys):
+    model, history, folder = train(tmp_path / "out", epochs=2)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def spoil(model):
+        torch.nn.init.zeros_(model.backbone.image_head[2].weight)
+
+    capsys.readouterr()
+    again, stored, _ = train(folder, prepare=spoil, epochs=2, checkpoint_every=3)  # which changes no weight
+    assert (
+        capsys.readouterr().out == f"{str(folder)!r} holds this run, finished: its model and history are loaded\n"
+    )
+    assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
+    assert not again.training and stored.equals(history)
+    with pytest.raises(
+        ValueError, match=r"a finished run of another configuration: beta \(0.1 there, 0.2 here\)\. "
+    ):
+        train(folder, epochs=2, beta=0.2)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_progress_means_over_the_steps_of_its_epoch():
+    at = Progress(4)
+    at.add({"loss": 1.0})
+    at.add({"loss": 2.0})
+    assert at.means() == {"loss": 1.5}
+    at.end_epoch({"epoch": 1})
+    at.add({"loss": 5.0})
+    assert at.means() == {"loss": 5.0} and at.history == [{"epoch": 1}]
+
+
+def test_only_the_two_newest_checkpoints_stay(tmp_path):
+    for step in range(1, 5):
+        save(tmp_path, step)
+    assert [file.name for file in checkpoints(tmp_path)] == ["step-000000003.pt", "step-000000004.pt"]

@@ -1,0 +1,167 @@
+"""`fit`: what it leaves, and that the same seed gives the same weights, also after a stop."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from helpers import noise_pairs
+from small_runs import HELD_OUT, PAIRS, same, settings, small_model
+from small_runs import train as train_small
+
+from cibr import DualEncoder, fit
+from cibr.train import configure, loop
+from cibr.train.checkpoint import checkpoints
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Two epochs of three steps on noise, or as the options say; returns model, history and folder."""
+
+    def run(folder="out", **options):
+        return train_small(tmp_path / folder, **(dict(epochs=2, learn_temperature=False) | options))
+
+    return run
+
+
+def test_a_run_leaves_model_history_and_configuration_and_no_checkpoints(run):
+    model, history, folder = run()
+    wanted = ["epoch", "step", "loss", "clip_loss", "penalty_loss", "temperature", "seconds", "beta"]
+    wanted += [f"{s}_recall@{k}" for s in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+    assert set(wanted) <= set(history.columns) and not history.isna().any().any()
+    assert history["epoch"].tolist() == [1, 2] and history["step"].tolist() == [3, 6]
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "history.csv"), history)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["configuration"]["beta"] == 0.1 and {"torch", "cibr"} <= record["versions"].keys()
+    assert same(DualEncoder.from_pretrained(folder), model) and not model.training
+    left = {path.name for path in folder.iterdir()}
+    assert (
+        not [name for name in left if name.endswith(".part") or name.startswith(".")] and "checkpoints" not in left
+    )
+
+
+def test_validation_by_label_is_reported_as_such(run):
+    labelled = noise_pairs(10, split="validation")
+    labelled.labels = torch.arange(10) // 2
+    columns = run(held_out=labelled)[1].columns
+    assert "image_to_text_label_recall@5" in columns and "image_to_text_recall@5" not in columns
+
+
+def test_the_penalty_is_really_on_at_the_end_and_off_before_its_ramp(run):
+    _, history, _ = run(epochs=3)
+    assert history["penalty_loss"].iloc[0] == 0 and history["penalty_loss"].iloc[-1] > 0.1
+    assert history["beta"].iloc[-1] == pytest.approx(0.1)
+    loss = history["clip_loss"] + history["penalty_loss"]
+    assert history["loss"].tolist() == pytest.approx(loss.tolist(), rel=1e-5)
+    _, plain, _ = run("plain", beta=0.0)
+    assert (plain["penalty_loss"] == 0).all() and (plain["loss"] == plain["clip_loss"]).all()
+
+
+def test_what_is_learned_depends_on_seed_penalty_noise_and_loss_alone(run):
+    first, torch_state = run("a")[0], torch.manual_seed(77)
+    assert torch_state is not None and same(first, run("b")[0])
+    assert same(first, run("c", held_out=None)[0])
+    changes = dict(seed=1), dict(beta=0.0), dict(sample=True), dict(contrastive="siglip"), dict(penalty="cyclip")
+    assert not [change for change in changes if same(first, run(str(change), **change)[0])]
+
+
+def test_a_small_beta_tends_to_clip_and_sampling_is_a_setting_of_its_own(run):
+    clip, almost = run("a", beta=0.0)[0], run("b", beta=1e-9)[0]
+    noisy = run("c", beta=0.0, sample=True)[0]
+    distance = {
+        m: (m.backbone.image_head[2].weight - clip.backbone.image_head[2].weight).norm() for m in (almost, noisy)
+    }
+    assert distance[almost] < 1e-3 * distance[noisy]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing may catch it."""
+
+
+def stopped_run(run, step, **options):
+    """Makes `fit` stop in the middle, before this step is taken."""
+    real, n_calls = loop.train_step, iter(range(1, 1000))
+
+    def train_step(*args, **given):
+        if next(n_calls) == step:
+            raise Killed
+        return real(*args, **given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_step", train_step)
+        with pytest.raises(Killed):
+            run(**options)
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_a_stopped_run_goes_on_to_the_same_weights_bit_for_bit(run, step):
+    whole, history, _ = run("whole", learn_temperature=True)
+    stopped_run(run, step, folder="stopped", learn_temperature=True)
+    model, resumed, folder = run("stopped", learn_temperature=True)
+    assert same(model, whole) and not (folder / "checkpoints").exists()
+    columns = history.columns.drop("seconds")
+    pd.testing.assert_frame_equal(resumed[columns], history[columns], check_exact=True)
+
+
+def test_a_checkpoint_of_another_configuration_or_other_pairs_is_refused(run, tmp_path):
+    stopped_run(run, 8, epochs=4)
+    with pytest.raises(
+        ValueError, match=r"unfinished run of another configuration: beta \(0.1 there, 0.2 here\)\. "
+    ):
+        run(epochs=4, beta=0.2)
+    config = settings(tmp_path / "out", epochs=4, learn_temperature=False)
+    fewer = PAIRS.subset([*range(24)][::-1])
+    with pytest.raises(ValueError, match=r"training pairs \('24 with digest .*' there, '24 with digest"):
+        fit(small_model(config), fewer, HELD_OUT, config)
+    assert len(checkpoints(tmp_path / "out")) == 2  # a refusal loses nothing
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(run, tmp_path):
+    whole = run("whole", epochs=4)[0]
+    stopped_run(run, 8, epochs=4)
+    newest = checkpoints(tmp_path / "out")[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="step-000000006.pt' cannot be read and is passed over"):
+        model = run(epochs=4)[0]
+    assert same(model, whole)
+
+
+def test_a_batch_larger_than_the_set_is_the_whole_set_and_that_is_said(run):
+    with pytest.warns(
+        UserWarning, match="batch_size 1,000 is larger than the 24 pairs of train of noise: a batch is"
+    ):
+        assert run(batch_size=1000)[1]["step"].tolist() == [1, 2]
+
+
+def test_the_temperature_moves_only_if_asked(run):
+    assert run("a", temperature=0.1)[1]["temperature"].tolist() == pytest.approx([0.1, 0.1])
+    model, history, _ = run("b", temperature=0.1, learn_temperature=True)
+    assert abs(history["temperature"].iloc[-1] - 0.1) > 1e-5
+    assert 1 / model.logit_scale.item() == pytest.approx(history["temperature"].iloc[-1])
+
+
+@pytest.mark.parametrize("kind", ["frozen", "clip"])
+def test_pretrained_models_train_and_frozen_towers_do_not_move(build, tmp_path, monkeypatch, kind):
+    from cibr.models import features
+
+    monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "cache")
+    config = configure(model={"clip": "some/clip"}.get(kind, kind), output_dir=str(tmp_path / "out"), epochs=2,
+                       batch_size=8, learning_rate=1e-3, temperature=0.05)  # fmt: skip
+    model, before = build(kind), build(kind).state_dict()
+    model.set_temperature(0.05, learn=False)
+    history = fit(model, PAIRS, HELD_OUT, config)
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert any("projection" in name or "head" in name for name in moved)
+    assert any("tower" in name or "_model" in name for name in moved) == (kind == "clip")
+    assert same(DualEncoder.from_pretrained(tmp_path / "out"), model)
+    again = build(kind)
+    assert fit(again, PAIRS, HELD_OUT, config).equals(history) and same(again, model)
+
+
+def test_renderings_of_one_item_are_compared_though_their_texts_differ(tmp_path):
+    pairs = noise_pairs(16)
+    pairs.captions, pairs.groups = [[f"image {i}"] for i in range(16)], torch.arange(16) // 2
+    _, history, _ = train_small(
+        tmp_path / "out", pairs, None, penalty="consistency", group_size=2, group_share=0.5, epochs=2
+    )
+    assert (history["penalty_excess"] > 0).all()  # by the distance of renderings that differ

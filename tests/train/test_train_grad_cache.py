@@ -1,0 +1,155 @@
+"""A step's gradients are those of the whole batch, however it is cut, with dropout and noise on."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from helpers import noise_pairs
+
+from cibr.losses import CIBRLoss
+from cibr.models.features import encode_images, encode_texts, prepare
+from cibr.train.grad_cache import GradCache
+from cibr.train.loop import train_critics
+
+PAIRS = noise_pairs(10)
+
+
+def batch_of(model):
+    rows = torch.arange(len(PAIRS))
+    return prepare(model, PAIRS)[rows, rows]
+
+
+def build_double(build, dropout=0.3, dtype=torch.float64):
+    model = build("tiny", dropout=dropout).to(dtype).train()
+    model.set_temperature(0.1, learn=True)
+    return model
+
+
+def build_loss(penalty="vmf", dtype=torch.float64, **options):
+    torch.manual_seed(4)
+    return CIBRLoss(0.2, penalty, dims=(16, 256, 128), **options).to(dtype)
+
+
+def step(model, loss_fn, batch, critics=None, **options):
+    """Terms of the loss and gradients, as a training step takes them."""
+    model.zero_grad()
+    generator = torch.Generator().manual_seed(3)
+    cache = GradCache(model, batch, Accelerator(), with_pooled=loss_fn.critics is not None, **options)
+    if critics:
+        train_critics(loss_fn, critics, 3, cache.features, generator, Accelerator())
+    terms = loss_fn(**cache.features, logit_scale=model.logit_scale, labels=cache.labels, generator=generator)
+    terms["loss"].backward()
+    cache.backward()
+    return terms, gradients(model)
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def plain_gradients(model, loss_fn, batch, size):
+    """Plain autograd through all parts at once, which holds every part's graph: what the step must equal."""
+    images, texts = [], []
+    for start in range(0, len(batch.labels), size):
+        rows = slice(start, start + size)
+        images.append(encode_images(model, batch.images[rows]))
+        texts.append(encode_texts(model, tuple(t[rows] for t in batch.texts)))
+    (image, image_pooled), (text, text_pooled) = (
+        [torch.cat(t) for t in zip(*side, strict=True)] for side in (images, texts)
+    )
+    pooled = dict(image_pooled=image_pooled, text_pooled=text_pooled)
+    generator = torch.Generator().manual_seed(3)
+    terms = loss_fn(image, text, model.logit_scale, batch.labels, generator=generator, **pooled)
+    model.zero_grad()
+    terms["loss"].backward()
+    return terms, gradients(model)
+
+
+EXACT, SINGLE = (torch.float64, 1e-11), (torch.float32, 1e-5)
+CASES = [("vmf", False, 3, EXACT), ("vmf", True, 5, EXACT), ("vmf", True, 3, SINGLE), ("vmf", True, 0, EXACT)]
+CASES += [("crossfit", False, 5, EXACT), ("mine", True, 3, EXACT), ("mine", True, 5, SINGLE)]
+
+
+@pytest.mark.parametrize(("penalty", "sample", "size", "precision"), CASES)
+def test_accumulation_equals_full_batch(build, penalty, sample, size, precision):
+    dtype, tolerance = precision
+    model, loss_fn = build_double(build, dtype=dtype), build_loss(penalty, dtype, sample=sample)
+    batch = batch_of(model)
+    torch.manual_seed(5)
+    terms, expected = plain_gradients(model, loss_fn, batch, size or 10)
+    torch.manual_seed(5)
+    found_terms, found = step(model, loss_fn, batch, micro_batch_size=size)
+    assert found.keys() == expected.keys() and "log_logit_scale" in found
+    assert all(expected[name].abs().max() > 0 for name in ("log_logit_scale", "backbone.image_head.2.weight"))
+    assert terms["penalty_loss"] != 0
+    # Sums in another order; a bias whose gradient is a difference of large terms has that of all as its scale.
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    for name in expected:
+        scale = torch.maximum(expected[name].abs().max(), 1e-2 * largest)
+        assert (found[name] - expected[name]).abs().max() <= tolerance * scale, name
+    for name, term in terms.items():
+        assert torch.allclose(found_terms[name], term, rtol=tolerance, atol=tolerance), name
+
+
+def test_without_dropout_the_cut_of_the_batch_does_not_matter_at_all(build):
+    model = build_double(build, dropout=0.0)
+    batch = batch_of(model)
+    whole, cut = (step(model, build_loss(), batch, micro_batch_size=size)[1] for size in (0, 4))
+    assert whole.keys() == cut.keys()
+    assert all(torch.allclose(cut[name], whole[name], rtol=1e-11, atol=1e-11) for name in whole)
+
+
+def test_micro_batches_hold_no_activations_until_the_way_back(build):
+    model, held = build_double(build), []
+    for size in (0, 2):
+        n_saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, n=n_saved: n.append(t.numel()) or t, lambda t: t):
+            GradCache(model, batch_of(model), Accelerator(), micro_batch_size=size)
+        held.append(sum(n_saved))
+    assert held[1] < 0.01 * held[0]
+
+
+def test_critics_take_their_steps_on_the_whole_batch_and_leave_the_encoders_alone(build):
+    model, states = build_double(build, dropout=0.0), []
+    batch = batch_of(model)
+    for size in (0, 4):
+        loss_fn = build_loss("mine")
+        loss_fn.beta = 0.0
+        optimizer = torch.optim.SGD(loss_fn.critics.parameters(), lr=0.1)
+        before = {name: tensor.clone() for name, tensor in loss_fn.state_dict().items()}
+        found = step(model, loss_fn, batch, critics=optimizer, micro_batch_size=size)[1]
+        assert any(not torch.equal(before[name], tensor) for name, tensor in loss_fn.state_dict().items())
+        states.append((loss_fn.state_dict(), found))
+    for whole, cut in zip(*states, strict=True):
+        assert all(torch.allclose(cut[name], whole[name], rtol=1e-9, atol=1e-11) for name in whole)
+    plain = build_loss()
+    plain.beta = 0.0
+    clip = step(model, plain, batch)[1]
+    assert all(torch.allclose(states[0][1][name], clip[name], rtol=1e-9, atol=1e-11) for name in clip)
+
+
+def test_bf16_encoders_leave_the_loss_in_float32(build, monkeypatch):
+    model, loss_fn, seen = build("tiny"), CIBRLoss(0.2), {}
+    monkeypatch.setattr(
+        loss_fn, "forward", lambda **given: seen.update(given) or CIBRLoss.forward(loss_fn, **given)
+    )
+    terms, found = step(model, loss_fn, batch_of(model), mixed_precision="bf16")
+    assert seen["image_features"].dtype == torch.float32 and terms["loss"].dtype == torch.float32
+    rough = seen["image_features"] @ seen["text_features"].detach().T
+    assert not torch.equal(rough, rough.bfloat16().float())
+    assert found["backbone.image_head.2.weight"].dtype == torch.float32
+    exact = step(build("tiny"), CIBRLoss(0.2), batch_of(model))[0]["loss"]
+    assert terms["loss"] != exact and terms["loss"].item() == pytest.approx(exact.item(), rel=0.02)
+
+
+def test_the_random_state_goes_on_after_the_parts_and_dropout_differs_from_step_to_step(build):
+    model = build_double(build)
+    torch.manual_seed(5)
+    losses = [step(model, CIBRLoss(0.2), batch_of(model), micro_batch_size=4)[0]["loss"] for _ in range(2)]
+    assert losses[0] != losses[1]
+
+
+def test_a_temperature_that_is_fixed_has_no_gradient(build):
+    model = build("tiny")
+    model.set_temperature(0.1, learn=False)
+    found = step(model, CIBRLoss(0.2), batch_of(model), micro_batch_size=4)[1]
+    assert "log_logit_scale" not in found and "backbone.image_head.2.weight" in found

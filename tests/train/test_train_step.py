@@ -1,0 +1,184 @@
+"""What is not finite stops before its step or is skipped and counted; collapse and degenerate batches are said."""
+
+import math
+import signal
+import threading
+import warnings
+
+import pytest
+import torch
+from helpers import TEXTS, noise_pairs, picture
+from small_runs import train
+from torch.nn import functional as F
+
+from cibr.data import Pairs
+from cibr.losses import CIBRLoss
+from cibr.train import loop
+from cibr.train.checkpoint import checkpoints
+
+PAIRS = noise_pairs(24)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Trains a narrow model for two epochs of three steps; returns it with its history."""
+
+    def run(folder="out", pairs=PAIRS, **options):
+        settings = dict(dropout=0.0, epochs=2, learn_temperature=False) | options
+        return train(tmp_path / folder, pairs, None, **settings)[:2]
+
+    return run
+
+
+def spoil(monkeypatch, step, where):
+    """Puts a NaN into the features, the loss or the gradient of one step."""
+    real, calls = CIBRLoss.forward, []
+
+    def forward(loss_fn, image_features, text_features, **rest):
+        calls.append(1)
+        if len(calls) == step and where == "features":
+            image_features = image_features * math.nan
+        if len(calls) == step and where == "gradient":
+            text_features.register_hook(lambda gradient: gradient * math.inf)
+        terms = real(loss_fn, image_features, text_features, **rest)
+        return terms | {"loss": terms["loss"] * (math.nan if len(calls) == step and where == "loss" else 1)}
+
+    monkeypatch.setattr(CIBRLoss, "forward", forward)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("features", "image_features must be finite"),
+        ("loss", "it is not finite .*clip_loss .*, loss nan, .*gradient norm"),
+        ("gradient", "it is not finite .*clip_loss .*, loss .*, gradient norm (inf|nan)"),
+    ],
+)
+def test_non_finite_stops(run, monkeypatch, tmp_path, where, message):
+    spoil(monkeypatch, 5, where)
+    steps, real = [], torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *a, **o: steps.append(1) or real(*a, **o))
+    with pytest.raises(FloatingPointError, match=f"step 5 was not taken: {message}") as raised:
+        run()
+    assert len(steps) == 4
+    newest = checkpoints(tmp_path / "out")[-1]
+    assert newest.name == "step-000000003.pt" and f"last good checkpoint is {str(newest)!r}" in str(raised.value)
+
+
+def test_non_finite_in_the_first_step_says_that_there_is_no_checkpoint(run, monkeypatch):
+    spoil(monkeypatch, 1, "loss")
+    with pytest.raises(FloatingPointError, match="step 1 was not taken: .*there is no checkpoint yet"):
+        run()
+
+
+@pytest.mark.parametrize(("where", "step"), [("features", 1), ("loss", 5), ("gradient", 5)])
+def test_a_skipped_step_is_counted_and_moves_nothing(run, monkeypatch, where, step):
+    spoil(monkeypatch, step, where)
+    states, real = [], torch.optim.AdamW.step
+
+    def stepped(optimizer, *args, **options):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        before = [p.clone() for p in parameters]
+        real(optimizer, *args, **options)
+        states.append(all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True)))
+
+    stepped._wrapped_by_lr_sched = True
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")  # of the wrapper above
+        _, history = run(on_non_finite="skip")
+    assert states == [i == step - 1 for i in range(6)]
+    assert history["skipped_steps"].tolist() == ([1, 0] if step == 1 else [0, 1])
+    assert not history.isna().any().any() and history["step"].tolist() == [3, 6]
+
+
+def test_an_epoch_without_a_finite_step_ends_the_run_also_when_skipping(run):
+    def ruin(model):
+        torch.nn.init.constant_(model.backbone.image_head[2].weight, math.nan)
+
+    with pytest.raises(FloatingPointError, match="epoch 1 has no finite step"):
+        run(prepare=ruin, on_non_finite="skip")
+
+
+def test_zero_vectors_stop_a_run_in_words(run):
+    def silence(model):
+        torch.nn.init.zeros_(model.backbone.text_head[2].weight)
+
+    with pytest.raises(FloatingPointError, match="step 1 was not taken: text_features must be unit vectors"):
+        run(prepare=silence)
+
+
+def test_critics_that_overflow_are_not_finite_either_and_their_averages_stay(run, monkeypatch):
+    real, losses = loop.build_loss, []
+
+    def overflowing(*given):
+        loss_fn, optimizer = real(*given)
+        for parameter in loss_fn.critics.parameters():
+            torch.nn.init.constant_(parameter, 1e18)
+        losses.append(loss_fn)
+        return loss_fn, optimizer
+
+    monkeypatch.setattr(loop, "build_loss", overflowing)
+    with pytest.raises(FloatingPointError, match="step 1 was not taken: the (scores of the critic|critics' loss)"):
+        run(penalty="mine")
+    assert all(buffer.isnan() for buffer in losses[0].buffers())  # as before the first update
+
+
+def test_health_against_loops_and_known_batches():
+    generator = torch.Generator().manual_seed(0)
+    image, text = (F.normalize(torch.randn(7, 5, generator=generator, dtype=torch.float64)) for _ in range(2))
+    health = loop.embedding_health(image, text, torch.tensor([4, 4, 1, 2, 3, 1, 1]))
+    for name, x in (("image", image), ("text", text)):
+        cosines = [x[i] @ x[j] for i in range(7) for j in range(7) if i != j]
+        assert health[f"{name}_mean_cosine"].item() == pytest.approx(sum(cosines).item() / 42, abs=1e-12)
+    assert health["repeated_captions"].item() == pytest.approx(3 / 7)
+    point = F.normalize(torch.ones(7, 5))
+    assert loop.embedding_health(point, point, torch.arange(7))["image_mean_cosine"].item() == pytest.approx(1)
+
+
+def test_a_run_as_usual_says_nothing_and_shows_its_health(run):
+    history = run()[1]  # a warning would be an error
+    columns = ["image_mean_cosine", "text_mean_cosine", "repeated_captions"]
+    assert (history[columns].abs() < 0.99).all().all()
+
+
+def test_constant_embeddings_are_said_once(run):
+    same = Pairs("grey", "train", PAIRS.captions, PAIRS.keys, grey)
+    with pytest.warns(UserWarning, match="epoch 1: image embeddings are nearly one point: .* is 1.0000") as said:
+        run(pairs=same)
+    assert len(said) == 1
+
+
+def grey(i):
+    return picture(0)
+
+
+def test_captions_that_mostly_repeat_are_said(run):
+    few = Pairs("few", "train", [[TEXTS[i >= 20]] for i in range(40)], [str(i) for i in range(40)], picture)
+    with pytest.warns(UserWarning, match="9[0-9]% of a batch's captions are repeats"):
+        _, history = run(pairs=few, batch_size=40)
+    assert history["repeated_captions"].tolist() == pytest.approx([38 / 40] * 2)
+
+
+def test_a_second_run_of_this_process_may_have_another_precision(run):
+    exact = run("a")[1]
+    rough = run("b", mixed_precision="bf16")[1]
+    assert exact["loss"].tolist() != rough["loss"].tolist()
+    assert rough["loss"].tolist() == pytest.approx(exact["loss"].tolist(), rel=0.1)
+
+
+def test_signals_are_noted_and_the_handlers_that_were_there_come_back():
+    numbers = signal.SIGTERM, signal.SIGINT
+    before = [signal.getsignal(number) for number in numbers]
+    with loop._noted_signals() as noted:
+        signal.raise_signal(signal.SIGTERM)
+        noted.clear()
+        signal.raise_signal(signal.SIGINT)
+        assert noted == [signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):  # the second Ctrl-C
+            signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(number) for number in numbers] == before
+    thread = threading.Thread(target=lambda: loop._noted_signals().__enter__())
+    thread.start()
+    thread.join()
+    assert [signal.getsignal(number) for number in numbers] == before
