@@ -1,4 +1,4 @@
-"""Every number in the prose of the ablation's chapter is one of its tables, and its verdicts are those of the rows."""
+"""Every number in the prose of the ablation's chapter is one of its tables, and its conclusions hold in the rows."""
 
 import json
 import re
@@ -62,7 +62,7 @@ def test_every_other_number_in_the_prose_is_a_setting_of_the_study(prose):
     assert numbers <= shares | recalls | level | weight | text_weights
 
 
-def test_verdicts_of_the_prose_are_those_of_the_rows(rows):
+def test_the_conclusions_of_the_prose_hold_in_the_rows(rows):
     found = differences(rows)
     ours = found[found["method"].str.contains("CIBR")]
     gains = ours[ours["significance"] == "gain"].groupby(["condition", "method", "beta"]).size()
