@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 from scipy.stats import t as student
 
@@ -33,10 +34,10 @@ def mean_intervals(rows: pd.DataFrame, by: Sequence[str], value: str, level: flo
 
 
 def rank_correlation(
-    x: Sequence[float],
-    y: Sequence[float],
-    clusters: Sequence | None = None,
-    within: Sequence | None = None,
+    x: ArrayLike,
+    y: ArrayLike,
+    clusters: ArrayLike | None = None,
+    within: ArrayLike | None = None,
     level: float = 0.95,
     seed: int = 0,
     n_resamples: int = 2000,

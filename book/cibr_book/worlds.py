@@ -26,8 +26,8 @@ from cibr_book.estimators import nce_nats
 Nats = Float64[Tensor, ""]
 Covariance = Float64[Tensor, "n n"]
 Joint = Float64[Tensor, "n_images n_texts"]
-ImageTable, TextTable = Float64[Tensor, "n_images k"], Float64[Tensor, "n_texts k"]
-Embeddings = Float64[Tensor, "n d"]
+ImageTable, TextTable = Float64[Tensor, "n_images k"], Float64[Tensor, "n_texts l"]
+ImageEmbeddings, TextEmbeddings = Float64[Tensor, "n_images d"], Float64[Tensor, "n_texts d"]
 Ints, Floats = Sequence[int], Sequence[float]
 
 
@@ -430,7 +430,7 @@ def _check_positive(name: str, value: float) -> None:
 
 def train_discrete(
     world: DiscreteWorld, dim: int = 16, temperature: float = 0.1, batch_size: int = 64, seed: int = 0, **options
-) -> tuple[Embeddings, Embeddings]:
+) -> tuple[ImageEmbeddings, TextEmbeddings]:
     """Two small networks trained with InfoNCE on pairs drawn from the discrete world.
 
     Each reads its two factors as one-hot vectors, so that untrained embeddings show both.
@@ -518,7 +518,7 @@ def _maximise_nce(parameters, batch, temperature, n_steps=300, learning_rate=1e-
 
 
 def embedding_informations(
-    world: DiscreteWorld, embeddings: Embeddings, kappa: float, n_samples: int = 2000, seed: int = 0
+    world: DiscreteWorld, embeddings: ImageEmbeddings, kappa: float, n_samples: int = 2000, seed: int = 0
 ) -> dict[str, float]:
     """Informations of Z_v ~ vMF(mu(x_v), kappa) over a finite set of images, by sampling z alone.
 
