@@ -35,10 +35,6 @@ def maps(noise=MAPS, weight=1.0):
     return attribution.bottleneck_maps(MAPS, UNIT, torch.nn.Identity(), noise, weight)
 
 
-def correlation(x, y, clusters=None):
-    return analysis.rank_correlation(x, y, clusters)
-
-
 CALLS = {
     "entropy-sum": (lambda: entropy(0.5, 0.4), "p must be probabilities that sum to 1, the sum is 0.9"),
     "entropy-nan": (lambda: entropy(0.5, math.nan), "p must be probabilities"),
@@ -70,9 +66,6 @@ CALLS = {
         lambda: analysis.mean_intervals(pd.DataFrame({"method": [1]}), ["method"], "nat"),
         "no column nat; they have method",
     ),
-    "correlation-lengths": (lambda: correlation([1.0, 2.0, 3.0], [1.0, 2.0]), "two finite numbers a run"),
-    "correlation-nan": (lambda: correlation([1.0, 2.0, math.nan], [1.0, 2.0, 3.0]), "two finite numbers"),
-    "correlation-clusters": (lambda: correlation([1, 2, 3], [1, 2, 3], [0, 0, 1]), "in 2 clusters"),
     "nearest": (lambda: embeddings.nearest_items(UNIT, 3), "k is between 1 and n - 1"),
     "agreement": (
         lambda: embeddings.neighbour_agreement(torch.zeros(3, 1).long(), torch.zeros(3).long()),
