@@ -8,7 +8,6 @@ failed run leaves the notebook as it was. Timings, widget states and the kernel'
 runs or machines, are removed.
 """
 
-import argparse
 import base64
 import os
 import sys
@@ -17,7 +16,6 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
 from cibr.utils import write_atomically
 
@@ -74,26 +72,12 @@ def execute(path: Path) -> None:
     write_atomically(path, lambda part: nbformat.write(notebook, part))
 
 
-def main() -> int:
-    """Execute the notebooks named on the command line, or all; returns 1 when a cell fails."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("names", nargs="*", help="such as train; none means all")
-    names = [Path(name).stem for name in parser.parse_args().names] or list(NOTEBOOKS)
-    if missing := [name for name in names if name not in NOTEBOOKS]:
-        parser.error(f"no such notebook: {missing}; there are {list(NOTEBOOKS)}")
+if __name__ == "__main__":
     prepare_environment()
+    names = [Path(name).stem for name in sys.argv[1:]] or list(NOTEBOOKS)
+    if missing := set(names) - set(NOTEBOOKS):
+        sys.exit(f"no such notebook: {missing}; there are {', '.join(NOTEBOOKS)}")
     for name in names:
         start = time.monotonic()
-        try:
-            execute(NOTEBOOKS[name])
-        except CellExecutionError as error:
-            print(f"{name} failed and is left as it was:\n{error}", file=sys.stderr)
-            return 1
+        execute(NOTEBOOKS[name])
         print(f"{name} executed in {time.monotonic() - start:.0f} s", flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

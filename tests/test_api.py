@@ -48,7 +48,7 @@ def test_every_module_and_all_that_is_public_in_it_is_documented(name):
 def test_the_public_methods_of_the_main_classes_are_documented(owner):
     own = {name: member for name, member in vars(owner).items() if not name.startswith("_")}
     methods = [n for n, m in own.items() if inspect.isfunction(m) or isinstance(m, classmethod | property)]
-    assert [name for name in methods if not own[name].__doc__] == []
+    assert [name for name in methods if not inspect.getdoc(getattr(owner, name))] == []
 
 
 @pytest.mark.parametrize("name", ["cibr", *MODULES])
