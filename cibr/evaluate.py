@@ -40,12 +40,12 @@ from cibr.metrics import (
     predictions,
     query_scores,
 )
+from cibr.metrics.retrieval import KS
 from cibr.models import DualEncoder
 from cibr.models.features import Digests, digest_model, embed_pairs, pixel_digests, prepare
 from cibr.utils import nearest, shipped, write_atomically
 
 KINDS = ("zero-shot", "retrieval")
-KS = (1, 5, 10)
 DIRECTIONS = {"image_to_text": "image", "text_to_image": "text"}
 ERRORS = (FileNotFoundError, ConnectionError, ValueError)
 PUBLISHED_SUITES = ("paper", "paper-extras")

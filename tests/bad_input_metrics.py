@@ -75,6 +75,10 @@ NO_INTERVAL = {
 }
 
 METRICS = [
+    *[case(f"{call.__name__}: {side} of {value}", f"{side}_embeddings has 1 rows .* row 5", call, *pair, *own)
+      for value in (math.nan, math.inf, 0.0)
+      for side, pair in {"image": (broken(value), EYE), "text": (EYE, broken(value))}.items()
+      for call, own in ((retrieval_ranks, [torch.arange(12)]), (query_scores, [torch.arange(12)] * 2))],
     case("retrieval: k of 0", "k=0 does not fit a gallery", recall_at_k, EYE, EYE, torch.arange(12), [0]),
     case("retrieval: k too large", "k=13 does not fit", recall_at_k, EYE, EYE, torch.arange(12), [1, 13]),
     case("by label: k too large", "k=5 does not fit", label_recall_at_k, EYE, EYE[:4], *[ints(0)] * 2, [5]),

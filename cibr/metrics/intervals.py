@@ -2,7 +2,8 @@
 
 A resample is a row of weights, how often each cluster was drawn, and a mean is weights times sums. Intervals are
 percentiles. They say how far a score would move with other test items (and other training seeds) of the same
-kind; where all items agree, as in 0 of n hits, they have no width.
+kind; where all items agree, as in 0 of n hits, they have no width. `scipy.stats.bootstrap` draws neither clusters
+for a median nor seeds and items at once, and gathers every resample in memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence

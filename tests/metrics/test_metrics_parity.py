@@ -2,7 +2,6 @@
 
 import warnings
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,7 +52,7 @@ def ten_nearest(images, texts, image_ids, text_ids):
     }
 
 
-def test_recalls_equal_those_of_eccv_caption_on_the_five_thousand_images_of_coco_and_on_its_fifths():
+def test_recalls_equal_those_of_eccv_caption_on_the_five_thousand_images_of_coco():
     reference, ks = Metrics(), (1, 5, 10)
     image_ids = torch.tensor(sorted(reference.coco_gts["i2t"]))
     text_ids = torch.from_numpy(reference.coco_ids)
@@ -62,18 +61,10 @@ def test_recalls_equal_those_of_eccv_caption_on_the_five_thousand_images_of_coco
     images, texts, _ = captioned(5000, 5, 24, 1.6)
     texts = texts[5 * text_to_image + torch.arange(len(texts)) % 5]
     lists, ours = ten_nearest(images, texts, image_ids, text_ids), recall_at_k(images, texts, text_to_image, ks)
-    fifths, of_fifths = {"i2t": {}, "t2i": {}}, []
-    for rows in torch.arange(25000).split(5000):
-        kept, own = text_to_image[rows].unique(return_inverse=True)
-        assert len(kept) == 1000
-        of_fifths.append(recall_at_k(images[kept], texts[rows], own, ks))
-        for name, nearest in ten_nearest(images[kept], texts[rows], image_ids[kept], text_ids[rows]).items():
-            fifths[name] |= nearest
     for k in ks:
-        theirs, theirs_1k = reference.coco_5k_recalls(lists, "all", k), reference.coco_1k_recalls(fifths, "all", k)
+        theirs = reference.coco_5k_recalls(lists, "all", k)
         for side, name in (("i2t", f"image_to_text_recall@{k}"), ("t2i", f"text_to_image_recall@{k}")):
             assert ours[name] == pytest.approx(theirs[side], abs=1e-12)
-            assert np.mean([each[name] for each in of_fifths]) == pytest.approx(theirs_1k[side], abs=1e-12)
             assert 0.02 < ours[name] < 0.98
 
 
