@@ -1,4 +1,4 @@
-"""Every number in the prose of the ablation's chapter is one of its tables, and its conclusions hold in the rows."""
+"""Every number in the prose of the ablation's chapter is of its tables, and its conclusions hold in the rows."""
 
 import json
 import re
