@@ -107,7 +107,7 @@ def test_only_training_the_critics_moves_the_averages_and_all_is_saved():
     assert all(torch.equal(restored[name], expected[name]) for name in expected)
 
 
-def test_trained_critics_order_encoders_by_their_residual_information():
+def test_trained_critics_order_encoders_by_their_residual_information(unchecked):
     # Texts know one of four factors of the images; z = gain * factors + noise keeps more of the other three with a
     # larger gain, I(Z;X|T) = 3/2 log(1 + gain^2) nats and a little of the shared one.
     found, n, generator = [], 128, torch.Generator().manual_seed(4)
