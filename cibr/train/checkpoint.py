@@ -5,6 +5,7 @@ removed only then, so a kill at any moment or a full disk leaves a readable one.
 are keyed by the seed and the step, so that the step is the position in the data and the random state at once.
 """
 
+import csv
 import hashlib
 import json
 import warnings
@@ -123,7 +124,8 @@ class RunFolder:
         self._refuse_another(there, "a finished run", f"or remove {str(self.folder)!r}")
         model.load_state_dict(DualEncoder.from_pretrained(self.folder).own_state(), strict=False)
         model.eval()
-        return pd.read_csv(self.folder / HISTORY, float_precision="round_trip")
+        with (self.folder / HISTORY).open(encoding="utf-8", newline="") as stream:  # every digit counts
+            return pd.DataFrame([{k: json.loads(v) for k, v in row.items()} for row in csv.DictReader(stream)])
 
     def resume(self, parts: dict[str, Any], start: Progress) -> Progress:
         """Loads the newest readable checkpoint, if there is one, into the parts.

@@ -110,8 +110,6 @@ class RunConfig:
 
 _TYPES = {each.name: each.type for each in fields(RunConfig)}
 
-_PRESET = dict(epochs=0, batch_size=0, learning_rate=0.0, temperature=0.0, dropout=-1.0, weight_decay=-1.0)
-
 _RANGES = {
     "beta": (0, 1e4, "the penalty's weight is 0 (plain CLIP) to 10,000; 0.001 to 10 are usual"),
     "epochs": (1, math.inf, "train for one epoch at least, or give 0 for the preset"),
@@ -166,7 +164,7 @@ def configure(**parameters: Any) -> RunConfig:
     defaults = replace(RunConfig(), **preset).to_dict()
     corruption, unchanged = asdict(Corruption.parse(config.corruption)), asdict(Corruption())
     changes = {name: value for name, value in corruption.items() if value != unchanged[name]}
-    filled = {name: preset[name] for name, unset in _PRESET.items() if getattr(config, name) == unset}
+    filled = {name: value for name, value in preset.items() if getattr(config, name) == getattr(RunConfig, name)}
     config = replace(config, corruption=changes, **filled)
     _check(config)
     if not config.output_dir:

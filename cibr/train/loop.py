@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -40,24 +39,8 @@ LARGEST_GRADIENT_NORM = 1.0
 CRITIC_LEARNING_RATE = 1e-3
 LONGEST_WAIT = timedelta(hours=3)  # for the process that extracts a frozen tower's features
 
-# What leaves the loss finite and teaches nothing: a column of the history, the value beyond which it is said.
-DEGENERATE = {
-    "image_mean_cosine": (
-        0.99,
-        "image embeddings are nearly one point: the mean cosine of different ones is {:.4f}; "
-        "lower learning_rate or beta, or look for images that are all equal",
-    ),
-    "text_mean_cosine": (
-        0.99,
-        "text embeddings are nearly one point: the mean cosine of different ones is {:.4f}; "
-        "lower learning_rate or beta, or look for texts that are all equal",
-    ),
-    "repeated_captions": (
-        0.9,
-        "{:.0%} of a batch's captions are repeats of others in it, which are no negatives; "
-        "lower batch_size or write captions that tell images apart",
-    ),
-}
+COLLAPSED = 0.99  # mean cosine of different items
+REPEATED = 0.9  # of a batch's rows
 
 
 def fit(
@@ -98,7 +81,7 @@ def fit(
         Path(config.output_dir), run_identity(model, train, validation, config, batch_size), writes=first
     )
     config = replace(config, mixed_precision=_precision(config, accelerator))
-    with _own_errors(accelerator), run.claimed():
+    with run.claimed():
         history = run.finished(model)
         if history is not None:
             if first:
@@ -268,10 +251,22 @@ def embedding_health(
 
 
 def _warn_of_degenerate(row: dict[str, Any], warned: set[str]) -> None:
-    for column, (limit, words) in DEGENERATE.items():
-        if row[column] > limit and column not in warned:
-            warned.add(column)
-            warnings.warn(f"epoch {row['epoch']}: {words.format(row[column])}", stacklevel=3)
+    """Warns, once each, of what leaves the loss finite and teaches nothing."""
+    found = {}
+    for side in ("image", "text"):
+        if (cosine := row[f"{side}_mean_cosine"]) > COLLAPSED:
+            found[side] = (
+                f"{side} embeddings are nearly one point: the mean cosine of different ones is {cosine:.4f}; "
+                f"lower learning_rate or beta, or look for {side}s that are all equal"
+            )
+    if (share := row["repeated_captions"]) > REPEATED:
+        found["captions"] = (
+            f"{share:.0%} of a batch's captions are repeats of others in it, which are no negatives; "
+            "lower batch_size or write captions that tell images apart"
+        )
+    for what in found.keys() - warned:
+        warned.add(what)
+        warnings.warn(f"epoch {row['epoch']}: {found[what]}", stacklevel=3)
 
 
 def build_loss(model: DualEncoder, config: RunConfig) -> tuple[CIBRLoss, torch.optim.Optimizer | None]:
@@ -365,19 +360,6 @@ def _share(model: DualEncoder, step: int, folder: Path, accelerator) -> None:
             f"the processes found checkpoints of the steps {', '.join(map(str, steps))} in {str(folder)!r}: "
             "output_dir must be on a file system that all nodes share"
         )
-
-
-@contextmanager
-def _own_errors(accelerator):
-    """Prints the error of one process of several as its own: the others then fail too, for want of an answer, and
-    a launcher shows the error of any one of them."""
-    try:
-        yield
-    except Exception:
-        if accelerator.num_processes > 1:
-            who = f"process {accelerator.process_index} of {accelerator.num_processes}"
-            print(f"{who} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-        raise
 
 
 @contextmanager
