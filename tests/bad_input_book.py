@@ -4,10 +4,10 @@ import math
 
 import pandas as pd
 import torch
-from cibr_book import analysis, attribution, embeddings, estimators, probes, stimuli, worlds
 from helpers import unchecked
 
 from cibr import DualEncoder
+from cibr_book import analysis, attribution, embeddings, estimators, probes, stimuli, worlds
 
 DISCRETE, GAUSSIAN = worlds.discrete_world(), worlds.gaussian_world()
 IMAGE, TEXT = (torch.full((n, 2), 0.5, dtype=torch.float64) for n in DISCRETE.joint.shape)

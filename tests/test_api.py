@@ -5,10 +5,10 @@ import importlib
 import inspect
 import pkgutil
 
-import cibr_book
 import pytest
 
 import cibr
+import cibr_book
 from cibr.data import glyphs
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(cibr.__path__, "cibr.") if not m.name.endswith("__main__"))

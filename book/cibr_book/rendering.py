@@ -1,10 +1,10 @@
 """What the rendered pages need beyond Jupyter Book: a small Sphinx extension that _config.yml loads.
 
-Two directives put files of the project into a page when the book is built: `explorer`, the figure with a slider, and
-`drawing`, an SVG that takes the page's colours. Docstrings, with code in single backticks and equations in indented
-lines, are turned into the markup that Sphinx reads. Pages drop the scripts of Thebe, which would fetch kernels from
-the network. Files that no page asks for are removed and figures stored with 256 colours, so that the whole site is
-small enough to be sent as a file.
+Two directives put files of the project into a page when the book is built: `explorer`, the figure with a slider,
+and `drawing`, an SVG that takes the page's colours. Docstrings, with code in single backticks and equations in
+indented lines, are turned into the markup that Sphinx reads. Pages drop the scripts of Thebe, which would fetch
+kernels from the network. Files that no page asks for are removed and figures stored with 256 colours, so that the
+whole site is small enough to be sent as a file.
 """
 
 import re
@@ -25,7 +25,7 @@ RESULTS = BOOK.parent / "data" / "results"
 # The parts of MathJax that tex-chtml.js loads: fonts, TeX extensions, and its spoken mathematics.
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y", "sre/mathmaps/base.json")
 MATHJAX += ("sre/mathmaps/en.json", "sre/mathmaps/nemeth.json")
-# Maps for debuggers, translations of the theme, fonts with a smaller WOFF2 twin, and a script that draws icons again.
+# Maps for debuggers, translations of the theme, fonts with a smaller WOFF2 twin, a script that draws icons again.
 UNUSED = ("**/*.map", "locales/**/*.*", "vendor/fontawesome/**/*.ttf", "vendor/fontawesome/**/*.js")
 ICON_SCRIPT = re.compile(r'<script [^>]*src="[^"]*fontawesome[^"]*"[^>]*></script>')
 # Parameters one a line: Sphinx writes them as the definitions in a list that defines no term.

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from cibr_book.tables import HEADLINE, differences, in_points, read_table
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "book" / "ablation.ipynb"

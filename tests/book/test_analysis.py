@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 import pytest
+
 from cibr_book.analysis import mean_intervals
 
 

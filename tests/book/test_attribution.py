@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from transformers import TimmWrapperConfig, TimmWrapperModel
-from cibr_book import attribution, stimuli
 
 from cibr import DualEncoder
+from cibr_book import attribution, stimuli
 
 
 def generator(seed=0):

@@ -14,9 +14,9 @@ import nbformat
 import papermill
 import pytest
 import yaml
-from cibr_book.tables import HEADLINE, differences, in_points, read_table
 
 import cibr
+from cibr_book.tables import HEADLINE, differences, in_points, read_table
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"

@@ -2,11 +2,11 @@
 
 import pandas as pd
 import torch
-from cibr_book import interpretability_photos, probes, stimuli, theory_glyphs
 from helpers import TEXTS, noise_pairs
 
 from cibr import DualEncoder
 from cibr.utils import project_root
+from cibr_book import interpretability_photos, probes, stimuli, theory_glyphs
 
 RESULTS = project_root() / "data" / "results"
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cibr_book import embeddings
 
 from cibr.metrics import bootstrap_interval
+from cibr_book import embeddings
 
 
 def unit(*shape, seed=0):

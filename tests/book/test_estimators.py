@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from cibr_book import estimators
 from sklearn.feature_selection import mutual_info_regression
 
 from cibr.losses import clip_loss
+from cibr_book import estimators
 
 
 def random_scores(n=7, seed=0):

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from cibr_book.explorer import LEAST_BETAS, as_page, curves
 from cibr_book.tables import HEADLINE, RESULTS, read_table
 

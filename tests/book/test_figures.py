@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cibr_book import figures
 from helpers import picture
 from matplotlib.colors import to_hex, to_rgba
 
 from cibr.plots import BLUE, GREEN, GREY, RED
+from cibr_book import figures
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,11 @@ import math
 import pandas as pd
 import pytest
 import torch
-from cibr_book.run import describe_embeddings, leakage, residual_nats, train_and_measure
-from cibr_book.tables import read_table
 from helpers import noise_pairs
 
 from cibr.data import Pairs, load_pairs
+from cibr_book.run import describe_embeddings, leakage, residual_nats, train_and_measure
+from cibr_book.tables import read_table
 
 TINY = {"dataset": "glyphs", "model": "tiny", "penalty": "vmf", "sample": True, "kappa_e": 8192.0, "beta": 0.1}
 TINY |= {"epochs": 1, "batch_size": 64, "temperature": 0.1, "seed": 1, "corruption": {"fraction": 0.02}}

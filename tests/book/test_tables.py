@@ -4,8 +4,9 @@ import math
 
 import pandas as pd
 import pytest
-from cibr_book.tables import HEADLINE, KEY, RESULTS, control_of, differences, in_points, read_table
 from scipy import stats
+
+from cibr_book.tables import HEADLINE, KEY, RESULTS, control_of, differences, in_points, read_table
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from cibr_book import worlds
 from torch.nn import functional as F
 
 from cibr.losses.vmf import vmf_log_normalizer
+from cibr_book import worlds
 
 
 def random_joint(*sizes, seed=0):

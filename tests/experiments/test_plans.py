@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from cibr_book.plan import Plan, collect, committed, grid, read_plan, run_id
 from cibr_book.tables import RESULTS, control_of, read_table
 

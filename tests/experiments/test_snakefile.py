@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from cibr_book.plan import committed, read_plan, run_id
 
 ROOT = Path(__file__).resolve().parents[2]
