@@ -90,14 +90,6 @@ def test_accumulation_equals_full_batch(build, penalty, sample, size, precision)
         assert torch.allclose(found_terms[name], term, rtol=tolerance, atol=tolerance), name
 
 
-def test_without_dropout_the_cut_of_the_batch_does_not_matter_at_all(build):
-    model = build_double(build, dropout=0.0)
-    batch = batch_of(model)
-    whole, cut = (step(model, build_loss(), batch, micro_batch_size=size)[1] for size in (0, 4))
-    assert whole.keys() == cut.keys()
-    assert all(torch.allclose(cut[name], whole[name], rtol=1e-11, atol=1e-11) for name in whole)
-
-
 def test_micro_batches_hold_no_activations_until_the_way_back(build):
     model, held = build_double(build), []
     for size in (0, 2):

@@ -144,9 +144,11 @@ def test_a_run_as_usual_says_nothing_and_shows_its_health(run):
 
 def test_constant_embeddings_are_said_once(run):
     same = Pairs("grey", "train", PAIRS.captions, PAIRS.keys, grey)
-    with pytest.warns(UserWarning, match="epoch 1: image embeddings are nearly one point: .* is 1.0000") as said:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         run(pairs=same)
-    assert len(said) == 1
+    images = [str(warning.message) for warning in said if "image embeddings" in str(warning.message)]
+    assert len(images) == 1 and images[0].startswith("epoch 1: image embeddings are nearly one point: the mean")
 
 
 def grey(i):
@@ -158,13 +160,6 @@ def test_captions_that_mostly_repeat_are_said(run):
     with pytest.warns(UserWarning, match="9[0-9]% of a batch's captions are repeats"):
         _, history = run(pairs=few, batch_size=40)
     assert history["repeated_captions"].tolist() == pytest.approx([38 / 40] * 2)
-
-
-def test_a_second_run_of_this_process_may_have_another_precision(run):
-    exact = run("a")[1]
-    rough = run("b", mixed_precision="bf16")[1]
-    assert exact["loss"].tolist() != rough["loss"].tolist()
-    assert rough["loss"].tolist() == pytest.approx(exact["loss"].tolist(), rel=0.1)
 
 
 def test_signals_are_noted_and_the_handlers_that_were_there_come_back():
