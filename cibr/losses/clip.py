@@ -73,9 +73,9 @@ class _SymmetricInfoNCE(torch.autograd.Function):
                     slope = _minus_targets(slope, _target(labels, rows, slope), rows)
                 torch.mm(slope, text, out=grad_image[rows])
                 grad_text.addmm_(slope.T, image[rows])
-        for gradient in (grad_image, grad_text):
-            gradient *= grad * scale / (2 * len(image))
-        return grad_image, grad_text, (image * grad_image).sum() / scale, None, None
+        weight = grad * scale / (2 * len(image))
+        grad_image, grad_text = grad_image.mul_(weight), grad_text.mul_(weight)
+        return grad_image, grad_text, torch.dot(image.flatten(), grad_image.flatten()) / scale, None, None
 
 
 def _blocks(n: int, chunk: int) -> list[slice]:
@@ -149,7 +149,10 @@ def checked(
     scale = scale.to(image) if isinstance(scale, Tensor) else image.new_full((), scale)
     if scale.ndim:
         raise ValueError(f"logit_scale must be one number, got the shape {list(scale.shape)}: squeeze it")
-    off = [(torch.linalg.vector_norm(side.detach(), dim=1) - 1).abs().amax() for side in (image, text)]
+    if tolerance < math.inf:
+        off = [(torch.linalg.vector_norm(side.detach(), dim=1) - 1).abs().amax() for side in (image, text)]
+    else:
+        off = [side.detach().sum().abs() for side in (image, text)]  # finite unless an entry is not
     if torch.compiler.is_compiling():
         in_order = (off[0] < tolerance) & (off[1] < tolerance) & (scale > 0) & (scale < math.inf)
         torch._assert_async(in_order, "features must be finite (CIBRLoss: unit vectors), logit_scale positive")
