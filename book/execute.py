@@ -11,6 +11,7 @@ runs or machines, are removed.
 import base64
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -33,10 +34,13 @@ KERNEL = {
 # wait, since spinning makes training four times slower beside a busy neighbour.
 ENVIRONMENT = {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "GOMP_SPINCOUNT": "10000"}
 
+RUNS = tempfile.TemporaryDirectory(prefix="cibr-runs-")
+
 
 def prepare_environment() -> None:
-    """Set ENVIRONMENT and hide local data and models, so that no cell depends on them."""
+    """Set ENVIRONMENT, hide local data and models, and send runs to a new folder, so that no cell depends on them."""
     os.environ.update(ENVIRONMENT)
+    os.environ["CIBR_RUNS"] = RUNS.name
     os.environ.pop("CIBR_DATA", None)
     os.environ.pop("CIBR_MODELS", None)
 

@@ -47,6 +47,11 @@ def cache_folder() -> Path:
     return PACKAGE.parent / "data" / "cache" if in_checkout() else Path.home() / ".cache" / "cibr"
 
 
+def runs_folder() -> Path:
+    """Returns the folder that runs without an output folder of their own go to: ``$CIBR_RUNS``, or ``runs``."""
+    return Path(os.environ.get("CIBR_RUNS") or project_root() / "runs").expanduser()
+
+
 def shipped(relative: str) -> Path:
     """Returns the path of a data file or folder that comes with the package.
 

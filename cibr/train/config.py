@@ -18,7 +18,7 @@ from cibr.data import Pairs, available_splits, load_pairs, resolve
 from cibr.data.corruptions import Corruption, corrupt
 from cibr.losses import PENALTIES
 from cibr.models import DualEncoder, model_kind
-from cibr.utils import nearest, project_root
+from cibr.utils import nearest, runs_folder
 
 # Hyper-parameters chosen on validation recall alone, by data set and kind of model.
 PRESETS = {
@@ -168,9 +168,7 @@ def configure(**parameters: Any) -> RunConfig:
     config = replace(config, corruption=changes, **filled)
     _check(config)
     if not config.output_dir:
-        config = replace(
-            config, output_dir=str(project_root() / "runs" / _run_name(config, source.name, defaults))
-        )
+        config = replace(config, output_dir=str(runs_folder() / _run_name(config, source.name, defaults)))
     out = Path(config.output_dir).resolve()
     if source.place and Path(source.place).is_dir() and out.is_relative_to(Path(source.place).resolve()):
         raise ValueError(

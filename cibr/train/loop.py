@@ -85,7 +85,10 @@ def fit(
         history = run.finished(model)
         if history is not None:
             if first:
-                print(f"{config.output_dir!r} holds this run, finished: its model and history are loaded")
+                print(
+                    f"{config.output_dir!r} holds this run, finished: its model and history are loaded",
+                    file=sys.stderr,
+                )
             return history
 
         # Features of frozen towers are extracted by the first process and read by the others.

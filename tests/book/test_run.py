@@ -8,6 +8,7 @@ import torch
 from helpers import noise_pairs
 
 from cibr.data import Pairs, load_pairs
+from cibr.models import DualEncoder
 from cibr_book.run import describe_embeddings, leakage, residual_nats, train_and_measure
 from cibr_book.tables import read_table
 
@@ -38,10 +39,11 @@ def test_the_residual_is_the_committed_function_of_the_cosine():
     assert found == pytest.approx(rows["validation_residual_nats"].tolist(), rel=1e-4)
 
 
-class Rigged:
+class Rigged(DualEncoder):
     """Embeds each image as its row of a table, and texts at random."""
 
     def __init__(self, images):
+        torch.nn.Module.__init__(self)
         self.images = torch.nn.functional.normalize(images, dim=1)
 
     def embed(self, pairs):

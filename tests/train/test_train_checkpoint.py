@@ -97,7 +97,7 @@ def test_a_finished_run_is_loaded_and_one_of_another_configuration_refused(tmp_p
     capsys.readouterr()
     again, stored, _ = train(folder, prepare=spoil, epochs=2, checkpoint_every=3)  # which changes no weight
     assert (
-        capsys.readouterr().out == f"{str(folder)!r} holds this run, finished: its model and history are loaded\n"
+        capsys.readouterr().err == f"{str(folder)!r} holds this run, finished: its model and history are loaded\n"
     )
     assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
     assert not again.training and stored.equals(history)
