@@ -35,7 +35,7 @@ train: $(STAMP)  ## train at book scale with beta 0.05, into out.ipynb
 	$(BIN)/papermill book/train.ipynb out.ipynb -p beta 0.05 --log-output
 
 test: $(STAMP) versions  ## the tests, then every notebook again; two workers
-	$(BIN)/python -m pytest tests -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2
 	$(BIN)/python -m pytest --nbval book/ -n 2 --dist loadscope
 
 book: $(STAMP)  ## render the stored notebooks into _build/html; any warning is an error
