@@ -1,0 +1,43 @@
+"""The built wheel works away from the checkout: cards, checkpoints and published results come with it."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+USE = """
+import cibr
+from cibr.evaluate import published
+
+assert "site" in cibr.__file__ and cibr.__version__
+pairs = cibr.load_pairs("glyphs", "test").subset(range(4))
+model = cibr.DualEncoder.from_pretrained("cibr-tiny")
+assert model.embed_images(list(pairs.images())).shape == (4, 128)
+assert len(published("openai/clip-vit-base-patch32"))
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder with the unpacked wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = folder.glob("cibr-*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "site")
+    return folder / "site"
+
+
+def test_a_wheel_away_from_the_checkout_has_all_that_it_reads(site, tmp_path):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CIBR_")}
+    environment = kept | {"PYTHONPATH": str(site), "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, env=environment, check=True)
+
+
+def test_a_wheel_holds_the_library_alone_and_says_that_it_is_typed(site):
+    assert (site / "cibr" / "py.typed").exists()
+    assert sorted(p.name for p in site.iterdir() if not p.name.endswith(".dist-info")) == ["cibr"]
