@@ -8,7 +8,7 @@ that are drawn here too; an existing folder; ``$CIBR_DATA/wds_<name>``; the sets
 import os
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,7 @@ READERS = {
 }
 
 
-def load_pairs(
-    name: str | Path,
-    split: str = "train",
-    *,
-    on_error: str = "raise",
-    max_skipped: int = 0,
-    cache_dir: str | Path | None = None,
-) -> Pairs:
+def load_pairs(name: str | Path, split: str = "train", *, on_error: str = "raise", max_skipped: int = 0) -> Pairs:
     """Loads one split of a data set.
 
     Args:
@@ -44,7 +37,6 @@ def load_pairs(
         on_error: ``raise`` at the first unusable sample, or ``skip`` and count such samples; then every image is
             decoded once, at load.
         max_skipped: with ``skip``, how many samples may be left out.
-        cache_dir: where files from the hub are kept; by default in the hub's own cache.
 
     Returns:
         The pairs of the split.
@@ -65,10 +57,10 @@ def load_pairs(
 
         return load_glyphs(split) if source.name == "glyphs" else load_glyph_benchmark(source.name, split)
     load, _ = READERS[source.kind]
-    return without_undecodable(load(source.place, split, skips, cache_dir), skips)
+    return without_undecodable(load(source.place, split, skips), skips)
 
 
-def available_splits(name: str | Path, cache_dir: str | Path | None = None) -> list[str]:
+def available_splits(name: str | Path) -> list[str]:
     """Returns the splits that `load_pairs` offers for a name.
 
     Raises:
@@ -79,7 +71,7 @@ def available_splits(name: str | Path, cache_dir: str | Path | None = None) -> l
     if splits := _splits_of_card(source):
         return splits
     _, splits = READERS[source.kind]
-    return splits(source.place, cache_dir)
+    return splits(source.place)
 
 
 @dataclass(frozen=True)
@@ -144,14 +136,10 @@ def known_datasets() -> list[str]:
     return [*cards(), *(name for name in names if name not in cards())]
 
 
+@cache
 def cards() -> dict[str, dict[str, Any]]:
     """Returns the data sets' cards by name, as ``datasets.yaml`` has them."""
-    return _parsed(shipped("datasets.yaml").read_text(encoding="utf-8"))
-
-
-@lru_cache(maxsize=1)
-def _parsed(text: str) -> dict[str, dict[str, Any]]:
-    return yaml.safe_load(text)
+    return yaml.safe_load(shipped("datasets.yaml").read_text(encoding="utf-8"))
 
 
 def _folders(name: str) -> list[Path]:

@@ -81,9 +81,7 @@ class Pairs:
             IndexError: if there is no image i.
             ValueError: if the file does not decode.
         """
-        if not 0 <= i < len(self):
-            raise IndexError(f"{self.name} has no image {i}: {self.split} holds 0 to {len(self) - 1}")
-        return self.load(i)
+        return self.load(self._checked(i))
 
     def images(self, indices: Indices | None = None) -> Iterator[Image.Image]:
         """Yields the images of these indices in their order, or all images."""
@@ -159,19 +157,22 @@ class Pairs:
         Raises:
             IndexError: if there is no pair of an index.
         """
-        chosen = [int(i) for i in indices]
-        for i in chosen:
-            if not 0 <= i < len(self):
-                raise IndexError(f"{self.name} has no pair {i}: {self.split} holds {len(self)}, from 0")
+        chosen = [self._checked(int(i)) for i in indices]
+        rows = torch.tensor(chosen).long()
         return replace(
             self,
             captions=[self.captions[i] for i in chosen],
             keys=[self.keys[i] for i in chosen],
             load=_Chosen(self.load, chosen),
-            labels=None if self.labels is None else self.labels[torch.tensor(chosen).long()],
-            groups=None if self.groups is None else self.groups[torch.tensor(chosen).long()],
+            labels=None if self.labels is None else self.labels[rows],
+            groups=None if self.groups is None else self.groups[rows],
             factors=None if self.factors is None else self.factors.iloc[chosen].reset_index(drop=True),
         )
+
+    def _checked(self, i: int) -> int:
+        if not 0 <= i < len(self):
+            raise IndexError(f"{self.name} has no image {i}: {self.split} holds 0 to {len(self) - 1}")
+        return i
 
 
 @dataclass(frozen=True)
@@ -206,10 +207,9 @@ class Skips:
     def __post_init__(self) -> None:
         if self.on_error not in ON_ERROR:
             raise ValueError(f"on_error is {self.on_error!r}: it is 'raise' or 'skip'")
-        if self.max_skipped < 0:
-            raise ValueError(f"max_skipped is {self.max_skipped}: it is a number of samples, 0 or more")
-        if self.max_skipped and self.on_error == "raise":
-            raise ValueError(f"max_skipped={self.max_skipped} needs on_error='skip', which counts")
+        if self.max_skipped < 0 or (self.max_skipped and self.on_error == "raise"):
+            rule = "it is a number of samples, 0 or more, and needs on_error='skip', which counts"
+            raise ValueError(f"max_skipped is {self.max_skipped}: {rule}")
 
     def add(self, error: ValueError | FileNotFoundError) -> None:
         """Raises the error, or counts it.
@@ -244,13 +244,10 @@ def without_undecodable(pairs: Pairs, skips: Skips) -> Pairs:
                 good.append(i)
             except (ValueError, FileNotFoundError) as error:
                 skips.add(error)
-        if len(good) < len(pairs):
-            pairs = pairs.subset(good)
+        pairs = pairs.subset(good)
     if not len(pairs):
-        raise ValueError(
-            f"{pairs.split} of {pairs.name} is empty ({len(skips.reasons)} samples skipped): "
-            "it needs one image with a text at least"
-        )
+        left = f"{pairs.split} of {pairs.name} is empty ({len(skips.reasons)} samples skipped)"
+        raise ValueError(f"{left}: it needs one image with a text at least")
     return replace(pairs, n_skipped=len(skips.reasons))
 
 

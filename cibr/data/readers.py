@@ -48,8 +48,11 @@ TEXT_COLUMNS = ("text", "caption", "captions", "texts")
 VALIDATION_SHARE = 10  # one image in ten
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 SAMPLE_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
-TAR_BLOCK = 512
 CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
+NOT_GIVEN = (
+    "{source} is neither a folder here nor a data set that the hub gives ({error}): check the name and the "
+    "network, or give a folder that holds its files; CIBR_DATA may hold those of a known name as wds_NAME"
+)
 
 
 def split_of(name: str) -> str:
@@ -57,17 +60,17 @@ def split_of(name: str) -> str:
     return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), name)
 
 
-def split_folders(folder: Path, *files: str) -> dict[str, Path]:
-    """Returns the subfolders that have one of the files, by split.
+def by_split(files: Iterable[Path]) -> dict[str, Path]:
+    """Returns files by the split that their folder's name stands for.
 
     Raises:
-        ValueError: if two subfolders are the same split.
+        ValueError: if two are of the same split.
     """
     found: dict[str, Path] = {}
-    for part in sorted({file.parent for name in files for file in folder.glob(f"[!.]*/{name}")}):
-        other = found.setdefault(split_of(part.name), part)
-        if other != part:
-            raise ValueError(f"{other} and {part} are both the split {split_of(part.name)!r}: keep one")
+    for file in sorted(files):
+        other = found.setdefault(split_of(file.parent.name), file)
+        if other != file:
+            raise ValueError(f"{other} and {file} are both the split {split_of(file.parent.name)!r}: keep one")
     return found
 
 
@@ -121,7 +124,7 @@ def _thing(key: str, item: _Item) -> tuple[str, str]:
 # Image folders
 
 
-def load_images(folder: str | Path, split: str, skips: Skips, cache_dir: str | Path | None = None) -> Pairs:
+def load_images(folder: str, split: str, skips: Skips) -> Pairs:
     """Reads one split of a folder of images with metadata, in the order of the metadata.
 
     Args:
@@ -130,22 +133,21 @@ def load_images(folder: str | Path, split: str, skips: Skips, cache_dir: str | P
             the splits, a tenth of the images is ``validation``, chosen by a hash of each ``file_name`` (or its
             group), so that images added later move no others, and the rest is ``train``.
         skips: the set's name, and what happens to unusable samples.
-        cache_dir: not used; nothing is fetched.
 
     Raises:
         FileNotFoundError: if the metadata or an image is missing.
         ValueError: if there is no such split, the metadata are malformed or a sample is unusable.
     """
     splits = _image_splits(Path(folder))
-    root, items = _split_given(splits, split, folder, f"add a subfolder {split} with its own metadata")
-    items = items if items is not None else _read_metadata(_metadata_file(root))
+    metadata, items = _split_given(splits, split, folder, f"add a subfolder {split} with its own metadata")
+    items = _read_metadata(metadata) if items is None else items
     for key in list(items):
-        file = root / key
+        file = metadata.parent / key
         if not file.is_file():
             how = f"is a link to {file.readlink()}, which is missing" if file.is_symlink() else "is missing"
-            skips.add(FileNotFoundError(f"{file} {how}, but {root}'s metadata name it"))
+            skips.add(FileNotFoundError(f"{file} {how}, but {metadata} names it"))
             del items[key]
-    return _pairs(items, split, skips, lambda keys: FolderImages(root, keys))
+    return _pairs(items, split, skips, lambda keys: FolderImages(metadata.parent, keys))
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class FolderImages:
         return open_rgb(file, str(file))
 
 
-def image_splits(folder: str | Path, cache_dir: str | Path | None = None) -> list[str]:
+def image_splits(folder: str) -> list[str]:
     """Returns the splits of a folder of images; the images are not looked at.
 
     Raises:
@@ -170,20 +172,22 @@ def image_splits(folder: str | Path, cache_dir: str | Path | None = None) -> lis
 
 
 def _image_splits(folder: Path) -> dict[str, tuple[Path, Items | None]]:
-    """Folder and rows of each split; rows are None where the folder's own metadata have them all."""
-    folders, file = split_folders(folder, *METADATA), _metadata_file(folder)
-    if folders and file:
-        raise ValueError(f"{file} is there, and so are metadata in {next(iter(folders.values()))}: keep one kind")
-    if folders:
-        return {split: (part, None) for split, part in folders.items()}
-    if file is None:
+    """Metadata file and rows of each split; rows are None, to be read, where a file has one split's."""
+    files = [file for name in METADATA for where in ("", "[!.]*/") for file in folder.glob(where + name)]
+    own = [file for file in files if file.parent == folder]
+    if not files:
         raise FileNotFoundError(
-            f"{folder} has no {METADATA[0]} and no {METADATA[1]}: write one, with the columns file_name and text"
+            f"{folder} has no {' or '.join(METADATA)}: write one, with the columns file_name and text"
         )
-    items = _read_metadata(file)
-    split = _splits_of_names(items, file)
+    if not own:
+        return {split: (file, None) for split, file in by_split(files).items()}
+    if len(files) > 1:
+        names = " and ".join(str(file.relative_to(folder)) for file in files[:2])
+        raise ValueError(f"{folder} has {names}: keep one file of metadata, or one in each split's subfolder")
+    items = _read_metadata(own[0])
+    split = _splits_of_names(items, own[0])
     names = [name for name in SPLIT_NAMES if name in split.values()]
-    return {name: (folder, {key: item for key, item in items.items() if split[key] == name}) for name in names}
+    return {name: (own[0], {key: item for key, item in items.items() if split[key] == name}) for name in names}
 
 
 def _split_given(splits: dict[str, Any], split: str, place: str | Path, advice: str) -> Any:
@@ -197,31 +201,23 @@ def _splits_of_names(items: Items, file: Path) -> dict[str, str]:
     """Returns the split of each name: its first folder where that is one, else by hash of what it shows."""
     first = {name: split_of(name.partition("/")[0]) for name in items}
     outside = [name for name in items if first[name] not in SPLIT_NAMES]
-    if not outside:
-        return first
-    if len(outside) < len(items):
+    if len(outside) == len(items):
+        things = {name: _thing(name, item)[1] for name, item in items.items()}
+        by_hash = hash_split(things.values())
+        return {name: by_hash[thing] for name, thing in things.items()}
+    if outside:
         raise ValueError(
             f"{file} names images in subfolders {', '.join(SPLIT_NAMES)} and others outside, such as "
             f"{outside[0]}: put all into subfolders, or none"
         )
-    things = {name: _thing(name, item) for name, item in items.items()}
-    if len(set(things.values())) < 2:
-        n = "1 image" if len(items) == 1 else f"{len(items)} images of one group"
-        raise ValueError(f"{file} names {n}: train and validation need two")
-    by_hash = hash_split(name for _, name in things.values())
-    return {name: by_hash[thing] for name, (_, thing) in things.items()}
+    return first
 
 
 def hash_split(names: Iterable[str]) -> dict[str, str]:
     """Assigns each name to ``validation``, one in ten, or ``train``, by its SHA-256 alone.
 
-    Only where that leaves a split empty, in a very small set, is the nearest name moved into it.
-
-    Args:
-        names: two at least.
-
-    Returns:
-        The split of each name.
+    Only where that leaves a split empty, in a very small set, is the nearest name moved into it; one name alone is
+    ``train``.
 
     Examples:
         >>> hash_split(["a.jpg", "b.jpg", "c.jpg"])
@@ -232,13 +228,6 @@ def hash_split(names: Iterable[str]) -> dict[str, str]:
     if len(chosen) == len(score):
         chosen.remove(max(score, key=score.get))
     return {name: "validation" if name in chosen else "train" for name in score}
-
-
-def _metadata_file(folder: Path) -> Path | None:
-    there = [folder / name for name in METADATA if (folder / name).is_file()]
-    if len(there) > 1:
-        raise ValueError(f"{folder} has both {METADATA[0]} and {METADATA[1]}: keep one")
-    return there[0] if there else None
 
 
 def _read_metadata(file: Path) -> Items:
@@ -297,7 +286,7 @@ def _json(line: str) -> Any:
 # The hub, and local Parquet files, through `datasets`
 
 
-def load_hub(source: str | Path, split: str, skips: Skips, cache_dir: str | Path | None = None) -> Pairs:
+def load_hub(source: str, split: str, skips: Skips) -> Pairs:
     """Reads one split of an image-text set that `datasets` loads; images are decoded on demand.
 
     Rows that show the same file are joined; rows with images of their own are images of their own.
@@ -306,7 +295,6 @@ def load_hub(source: str | Path, split: str, skips: Skips, cache_dir: str | Path
         source: the hub id of a data set, ``owner/name``, or a local folder of Parquet files.
         split: the split's name.
         skips: the set's name, and what happens to unusable samples.
-        cache_dir: where files are kept; by default in the cache of `datasets`.
 
     Raises:
         ConnectionError: if the hub does not give the set.
@@ -315,7 +303,7 @@ def load_hub(source: str | Path, split: str, skips: Skips, cache_dir: str | Path
     import datasets
     import pyarrow.compute
 
-    loaded = _asked(source, lambda: datasets.load_dataset(str(source), cache_dir=cache_dir))
+    loaded = _asked_datasets(source, datasets.load_dataset)
     splits = {split_of(str(name)): data for name, data in loaded.items()}
     data = _split_given(splits, split, source, "name another split")
     column = next((column for column in TEXT_COLUMNS if column in data.column_names), None)
@@ -331,8 +319,7 @@ def load_hub(source: str | Path, split: str, skips: Skips, cache_dir: str | Path
     for row, (path, texts, group) in enumerate(zip(paths, data[column], groups, strict=True)):
         key = path if path and Path(path).is_absolute() else f"row {row}"
         items.setdefault(key, _Item(row)).add(texts, group, f"row {row} of {source}")
-    rows = {key: item.row for key, item in items.items()}
-    return _pairs(items, split, skips, lambda keys: HubImages(files, [rows[key] for key in keys]))
+    return _pairs(items, split, skips, lambda keys: HubImages(files, [items[key].row for key in keys]))
 
 
 @dataclass(frozen=True)
@@ -347,7 +334,7 @@ class HubImages:
         return open_rgb(image["bytes"] or image["path"] or b"", f"the image of row {self.rows[i]}")
 
 
-def hub_splits(source: str | Path, cache_dir: str | Path | None = None) -> list[str]:
+def hub_splits(source: str) -> list[str]:
     """Returns the splits of an image-text set that `datasets` loads; no images are fetched.
 
     Raises:
@@ -355,42 +342,32 @@ def hub_splits(source: str | Path, cache_dir: str | Path | None = None) -> list[
     """
     import datasets
 
-    return [split_of(name) for name in _asked(source, lambda: datasets.get_dataset_split_names(str(source)))]
+    return [split_of(name) for name in _asked_datasets(source, datasets.get_dataset_split_names)]
 
 
-def _asked(source: str | Path, ask: Callable[[], Any]) -> Any:
-    """What `datasets` answers, without progress bars for local files; its errors are told with the source."""
+def _asked_datasets(source: str, ask: Callable[[str], Any]) -> Any:
+    """What `datasets` answers; its errors are told with the source."""
     import datasets
 
-    had_bars = not datasets.are_progress_bars_disabled()
-    if Path(source).is_dir():
-        datasets.disable_progress_bars()
     try:
-        return ask()
+        return ask(source)
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise ConnectionError(
-            f"{source} is neither a folder here nor a data set that the hub gives ({error}): check the path or "
-            "the name, and the network"
-        ) from error
+        raise ConnectionError(NOT_GIVEN.format(source=source, error=error)) from error
     except Exception as error:  # its builders raise nearly anything
         cause = error.__cause__ or error
         raise ValueError(f"{source} cannot be read as a data set ({type(cause).__name__}: {cause})") from error
-    finally:
-        if had_bars:
-            datasets.enable_progress_bars()
 
 
 # WebDataset shards
 
 
-def load_shards(source: str | Path, split: str, skips: Skips, cache_dir: str | Path | None = None) -> Pairs:
+def load_shards(source: str, split: str, skips: Skips) -> Pairs:
     """Reads one split of a set of WebDataset shards.
 
     Args:
         source: a local folder, or else the hub id of a data set, ``owner/name``.
         split: the split's name.
         skips: the set's name, and what happens to unusable samples.
-        cache_dir: where files from the hub are kept; by default in the hub's own cache.
 
     Returns:
         The pairs; with labels, class names and prompt templates if the samples have ``.cls``.
@@ -400,37 +377,27 @@ def load_shards(source: str | Path, split: str, skips: Skips, cache_dir: str | P
         ValueError: if there is no such split, a file is not what the layout says, or a sample is unusable.
         ConnectionError: if the hub does not give the files.
     """
-    patterns = ["*.txt", *(f"{name}/*" for name in SPLIT_NAMES.get(split, (split,)))]
-    root = _shard_root(source, patterns, cache_dir)
-    folder = _split_given(_shard_folders(root), split, source, f"add {split}/nshards.txt with its shards")
-    shards = [folder / f"{number}.tar" for number in range(_n_shards(folder / "nshards.txt"))]
-    samples = [
-        (key, number, parts)
-        for number, shard in enumerate(tqdm(shards, desc=f"{skips.name} {split}: shards", unit="shard", delay=1))
-        for key, parts in _index(shard).items()
-    ]
+    root = _shard_root(source, ["*.txt", *(f"{name}/*" for name in SPLIT_NAMES.get(split, (split,)))])
+    numbered = _split_given(_numbers_of_shards(root), split, source, f"add {split}/nshards.txt with its shards")
+    shards = [numbered.parent / f"{number}.tar" for number in range(_n_shards(numbered))]
+    bar = tqdm(shards, desc=f"{skips.name} {split}: shards", unit="shard", delay=1)
+    samples = [(n, key, parts) for n, shard in enumerate(bar) for key, parts in _index(shard).items()]
     classnames = _classnames(root) if any("cls" in parts for _, _, parts in samples) else None
     keys, captions, labels, places = [], [], [], []
-    for key, number, parts in samples:
+    for number, key, parts in samples:
         if problem := _problem(parts, classnames):
             skips.add(ValueError(f"sample {key!r} of {shards[number]} has {problem}"))
             continue
         keys.append(key)
         places.append((number, *parts["image"]))
-        captions.append(clean_texts(parts.get("txt", "").split("\n")))
-        if classnames:
-            labels.append(int(parts["cls"]))
-            captions[-1] = captions[-1] or [classnames[labels[-1]]]
+        labels.append(int(parts.get("cls", 0)))
+        captions.append(clean_texts(parts.get("txt", "").split("\n")) or [classnames[labels[-1]]])
+    about: dict[str, Any] = {}
+    if classnames:
+        about = {"labels": torch.tensor(labels, dtype=torch.long), "classnames": classnames}
+    if classnames and (root / TEMPLATES).is_file():
+        about["templates"] = clean_texts((root / TEMPLATES).read_text(encoding="utf-8-sig").splitlines())
     load = ShardImages(shards, keys, np.array(places, dtype=np.int64).reshape(-1, 3))
-    if not classnames:
-        return Pairs(skips.name, split, captions, keys, load)
-    file = root / TEMPLATES
-    templates = clean_texts(file.read_text(encoding="utf-8-sig").splitlines()) if file.is_file() else None
-    about = {
-        "labels": torch.tensor(labels, dtype=torch.long),
-        "classnames": classnames,
-        "templates": templates or None,
-    }
     return Pairs(skips.name, split, captions, keys, load, **about)
 
 
@@ -450,38 +417,33 @@ class ShardImages:
         return open_rgb(data, f"the image of sample {self.keys[i]!r} of {self.shards[number]}")
 
 
-def shard_splits(source: str | Path, cache_dir: str | Path | None = None) -> list[str]:
+def shard_splits(source: str) -> list[str]:
     """Returns the splits of a set of WebDataset shards; no shard is fetched.
 
     Raises:
         ConnectionError: if the hub does not give the set.
     """
-    return list(_shard_folders(_shard_root(source, ["*.txt"], cache_dir)))
+    return list(_numbers_of_shards(_shard_root(source, ["*.txt"])))
 
 
-def _shard_folders(root: Path) -> dict[str, Path]:
-    return split_folders(root, "nshards.txt", "0.tar")
+def _numbers_of_shards(root: Path) -> dict[str, Path]:
+    return by_split(root.glob("[!.]*/nshards.txt"))
 
 
-def _shard_root(source: str | Path, patterns: list[str], cache_dir: str | Path | None) -> Path:
+def _shard_root(source: str, patterns: list[str]) -> Path:
     """The local folder of a set, with the files that match fetched from the hub where it is there."""
     if Path(source).is_dir():
         return Path(source)
     import huggingface_hub
 
-    options = dict(repo_type="dataset", allow_patterns=patterns, cache_dir=cache_dir)
     try:
-        return Path(huggingface_hub.snapshot_download(str(source), **options))
-    # The hub's client raises its own errors, those of its HTTP library and the system's.
-    except Exception as error:
-        raise ConnectionError(
-            f"could not fetch {source} from the hub ({type(error).__name__}: {error}): check the network and the "
-            f"name, or point CIBR_DATA at a folder that holds the data set as {Path(source).name}"
-        ) from error
+        return Path(huggingface_hub.snapshot_download(source, repo_type="dataset", allow_patterns=patterns))
+    except Exception as error:  # the client raises its own errors, those of its HTTP library and the system's
+        raise ConnectionError(NOT_GIVEN.format(source=source, error=error)) from error
 
 
 def _n_shards(file: Path) -> int:
-    text = _required(file).read_text(encoding="utf-8", errors="replace").strip()
+    text = file.read_text(encoding="utf-8", errors="replace").strip()
     if not text.isdecimal() or len(text) > 9 or int(text) == 0:
         raise ValueError(f"{file} says {text[:40]!r}: it holds the number of the split's shards, 1 or more")
     return int(text)
@@ -513,11 +475,9 @@ def _index(shard: Path) -> dict[str, dict[str, Any]]:
         ValueError: if it is not a whole tar file, two members have the same name, or a text is not UTF-8.
     """
     samples: dict[str, dict[str, Any]] = {}
-    end, where = 0, str(shard)
     try:
         with tarfile.open(_required(shard), "r:") as tar:
             for member in tar:
-                end = member.offset_data + -(-member.size // TAR_BLOCK) * TAR_BLOCK
                 named = SAMPLE_NAME.fullmatch(member.name)
                 suffix = named[2].lower() if named and member.isfile() else ""
                 part = "image" if suffix in IMAGE_SUFFIXES else suffix
@@ -528,15 +488,14 @@ def _index(shard: Path) -> dict[str, dict[str, Any]]:
                     raise ValueError(f"{where} has two of {part}: give each a name of its own")
                 place = member.offset_data, member.size
                 parts[part] = place if part == "image" else tar.extractfile(member).read().decode("utf-8-sig")
+            # tarfile takes a damaged header, or the lack of one, for the end; a whole file ends in zeros.
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise ValueError(f"{shard} is cut short or damaged at byte {tar.offset:,}: fetch it again")
     except UnicodeDecodeError as error:
         raise ValueError(f"a text of {where} is not UTF-8 ({error}): write it again") from error
     except tarfile.TarError as error:
         raise ValueError(f"{shard} is cut short or is no tar file ({error}): fetch it again") from error
-    # tarfile takes a damaged header, or the lack of one, for the end; a whole file ends in zeros.
-    with open(shard, "rb") as file:
-        file.seek(end)
-        if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):
-            raise ValueError(f"{shard} is cut short or damaged at byte {end:,}: fetch it again")
     return samples
 
 
@@ -544,14 +503,10 @@ def _problem(parts: dict[str, Any], classnames: list[str] | None) -> str:
     """What a sample has that makes it unusable, with the fix; empty if nothing."""
     if "image" not in parts:
         return f"a text but no image: add one of {', '.join(f'.{suffix}' for suffix in IMAGE_SUFFIXES)}"
-    if len(parts) == 1:
-        return "an image but no text: add a .txt or a .cls"
-    if "txt" in parts and not parts["txt"].strip():
-        return "an empty .txt: write one caption a line"
+    if "cls" not in parts and not parts.get("txt", "").strip():
+        return "an image but no text: add a .txt with one caption a line, or a .cls"
     label = parts.get("cls", "").strip()
     if classnames and not (label.isdecimal() and len(label) < 10 and int(label) < len(classnames)):
-        n = len(classnames)
-        return (
-            f"the label {label[:40]!r}: a .cls holds an index into the {n} lines of {CLASSNAMES}, counted from 0"
-        )
+        place = f"an index into the {len(classnames)} lines of {CLASSNAMES}, counted from 0"
+        return f"the label {label[:40]!r}: a .cls holds {place}"
     return ""
