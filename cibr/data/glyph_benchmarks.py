@@ -152,35 +152,20 @@ def _digits(split: str) -> tuple[list[str], list[str], np.ndarray, None]:
 def _characters(name: str, split: str) -> tuple[list[str], list[str], np.ndarray, pd.DataFrame]:
     """Keys, class names, pixels and factors of a set of printed characters; a process draws each once."""
     benchmark = GLYPH_BENCHMARKS[name]
-    characters = glyphs.glyph_characters()
-    classes = [benchmark.classify(*row) for row in characters[["name", "category"]].itertuples(index=False)]
-    characters = characters.assign(kind=classes)
-    characters = characters[(characters["group"] == "seen") & characters["kind"].notna()]
+    characters = glyphs.glyph_characters().query("group == 'seen'")
+    kinds = map(benchmark.classify, characters["name"], characters["category"])
+    characters = characters.assign(kind=list(kinds)).dropna(subset="kind")
     faces = STIX if split == "validation" else benchmark.test_faces
     factors = glyphs.sample_factors(characters, faces, benchmark.n_draws)
-    kind_of = dict(zip(characters["character"], characters["kind"], strict=True))
-    classes = [kind_of[character] for character in factors["character"]]
     pixels = glyphs.draw_all(factors)
+    kinds = factors["character"].map(characters.set_index("character")["kind"])
     keys = pd.Series(glyphs.sample_keys(factors))
-    keys = (keys + "/" + keys.groupby(keys).cumcount().astype(str)).tolist()
-    chosen = _balanced(keys, classes, _distinct(pixels, classes, factors["character"].tolist()))
+    keys = keys + "/" + keys.groupby(keys).cumcount().astype(str)
+    # Characters that a face draws just like one of another class are left out of all faces.
+    drawings = pd.Series([image.tobytes() for image in pixels])
+    twins = factors["character"][kinds.groupby(drawings).transform("nunique") > 1]
+    # Which images of a class stay is decided by the hashes of their keys.
+    hashes = keys.map(glyphs.hash_numbers)[~factors["character"].isin(twins)].sort_values()
+    chosen = sorted(hashes.groupby(kinds).head(MAX_PER_CLASS).index)
     factors = factors.iloc[chosen].reset_index(drop=True)
-    return [keys[i] for i in chosen], [classes[i] for i in chosen], pixels[chosen], factors
-
-
-def _distinct(pixels: np.ndarray, classes: list[str], characters: list[str]) -> list[int]:
-    """The images of characters that no face of the split draws just like a character of another class."""
-    drawings = [image.tobytes() for image in pixels]
-    kinds: dict[bytes, set[str]] = {}
-    for drawing, kind in zip(drawings, classes, strict=True):
-        kinds.setdefault(drawing, set()).add(kind)
-    shared = {c for c, drawing in zip(characters, drawings, strict=True) if len(kinds[drawing]) > 1}
-    return [i for i, character in enumerate(characters) if character not in shared]
-
-
-def _balanced(keys: list[str], classes: list[str], among: list[int]) -> list[int]:
-    """At most `MAX_PER_CLASS` images of each class, chosen by the hash of their keys, in their old order."""
-    by_class: dict[str, list[int]] = {}
-    for i in sorted(among, key=lambda i: glyphs.hash_numbers(keys[i])):
-        by_class.setdefault(classes[i], []).append(i)
-    return sorted(i for members in by_class.values() for i in members[:MAX_PER_CLASS])
+    return keys[chosen].tolist(), kinds[chosen].tolist(), pixels[chosen], factors

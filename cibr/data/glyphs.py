@@ -31,18 +31,9 @@ VERSION = 1  # raise it when drawing changes: old caches are then left alone
 MIN_CONTRAST = 96
 _BLANK = ("braille pattern blank", "object replacement character")  # named, but drawn without ink
 _BLANK_IN = {("modifier letter capital ou", "DejaVuSansMono-Oblique.ttf")}  # this face alone has no outline
-TEMPLATES = (
-    "{}",
-    "the character {}",
-    "{} in print",
-    "a drawing of {}",
-    "this sign is called {}",
-    "{} on paper",
-)
-
-
-_SHARED = ["character", "name", "category", "typeface", "weight", "slant"]
-FACTORS = [*_SHARED, "size", "x", "y", "ink", "paper", "template"]
+TEMPLATES = ("{}", "the character {}", "{} in print", "a drawing of {}", "this sign is called {}", "{} on paper")
+FACTORS = ["character", "name", "category", "typeface", "weight", "slant"]
+FACTORS += ["size", "x", "y", "ink", "paper", "template"]
 PLAIN = (TEST_FONT_SIZE, 0, 0, 0, 255, 0)  # the nuisance factors, from size to template, of the plain splits
 
 
@@ -98,7 +89,9 @@ def load_glyphs(split: str = "train") -> Pairs:
         `character, name, category, typeface, weight, slant, size` (font size in px), `x, y` (offset from the
         centre in px), `ink, paper` (grey levels, 0 to 255), `template` (index into `TEMPLATES`).
     """
-    factors = glyph_factors(split)
+    faces, group, varied = SPLITS[split]
+    characters = glyph_characters()
+    factors = sample_factors(characters[characters["group"] == group], faces, n_draws=int(varied))
     captions = [[TEMPLATES[t].format(name)] for t, name in zip(factors["template"], factors["name"], strict=True)]
     keys = sample_keys(factors)
     labels = torch.tensor([ord(c) for c in factors["character"]])
@@ -133,13 +126,6 @@ def glyph_characters() -> pd.DataFrame:
             group = {0: "held-out-test", 1: "held-out-validation"}.get(place, "seen")
             rows.append((character, name, category, group))
     return pd.DataFrame(rows, columns=["character", "name", "category", "group"])
-
-
-def glyph_factors(split: str) -> pd.DataFrame:
-    """The factors of every sample of a split, shared and nuisance, without drawing anything."""
-    faces, group, varied = SPLITS[split]
-    characters = glyph_characters()
-    return sample_factors(characters[characters["group"] == group], faces, n_draws=int(varied))
 
 
 def sample_factors(characters: pd.DataFrame, faces: tuple[Face, ...], n_draws: int = 0) -> pd.DataFrame:
@@ -187,13 +173,7 @@ def hash_numbers(key: str) -> tuple[int, ...]:
 
 
 def draw_glyph(
-    character: str,
-    file: str,
-    size: int = TEST_FONT_SIZE,
-    x: int = 0,
-    y: int = 0,
-    ink: int = 0,
-    paper: int = 255,
+    character: str, file: str, size: int = TEST_FONT_SIZE, x: int = 0, y: int = 0, ink: int = 0, paper: int = 255
 ) -> Image.Image:
     """One character on a 32 px square, centred on its line box and moved by (x, y) px, in grey levels.
 
@@ -208,21 +188,14 @@ def draw_glyph(
 def _cached_pixels(split: str, factors: pd.DataFrame) -> np.ndarray:
     """Pixels [n, 32, 32] of a split; the cache's name holds all that drawing depends on."""
     versions = f"v{VERSION}-matplotlib{matplotlib.__version__}-freetype{features.version('freetype2')}"
-    file = cache_folder() / "glyphs" / f"{split}-{versions}.npy"
-    with suppress(OSError, ValueError, EOFError):  # a damaged cache is drawn again
-        pixels = np.load(file)
-        if pixels.shape == (len(factors), IMAGE_SIZE, IMAGE_SIZE) and pixels.dtype == np.uint8:
-            return pixels
+    file = cache_folder() / "glyphs" / f"{split}-{versions}.uint8"
+    with suppress(OSError, ValueError):  # a damaged cache is drawn again
+        return np.fromfile(file, np.uint8).reshape(len(factors), IMAGE_SIZE, IMAGE_SIZE)
     pixels = draw_all(factors)
     with suppress(OSError):  # a folder that cannot be written only costs the drawing time
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, lambda part: _save(part, pixels))
+        write_atomically(file, pixels.tofile)
     return pixels
-
-
-def _save(file: Path, pixels: np.ndarray) -> None:
-    with file.open("wb") as stream:  # given a path, NumPy would add .npy to its name
-        np.save(stream, pixels)
 
 
 def draw_all(factors: pd.DataFrame) -> np.ndarray:
