@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from helpers import noise_pairs, picture, unchecked
 
 from cibr import plots
@@ -52,43 +51,44 @@ def ints(*values):
     return torch.tensor(values)
 
 
-COLLAPSED = F.normalize(torch.ones(12, 12), dim=1)
-OTHER = [1] * 12
 CANCELLED = torch.cat([torch.ones(1, 2, 4), torch.tensor([1.0, -3.0])[None, :, None].expand(1, 2, 4)])
-UNPAIRED = {
-    "no data sets": ([], [], None, "on the same data sets"),
-    "other numbers of seeds": ([(2, 3)], [(1, 3)], None, "on the same data sets"),
-    "seeds of one set": ([(2, 3), (1, 3)], [(2, 3), (1, 3)], None, "the same seeds everywhere"),
-    "a weight too many": ([(1, 3)], [(1, 3)], [1, 1], r"weights \[1, 1\] for 1 data sets"),
-    "a negative weight": ([(1, 3)], [(1, 3)], [-1], "none below zero"),
-    "no weight": ([(1, 3)], [(1, 3)], [0], "none below zero"),
-    "no items": ([(1, 0)], [(1, 0)], None, "b is empty"),
-}
-NO_INTERVAL = {
-    "NaN": ([1.0, np.nan], {}, "values is empty or has values that are not finite"),
-    "nothing": ([], {}, "values is empty"),
-    "one item": ([1.0], {}, "1 items with 1 cluster labels in 1 clusters"),
-    "one cluster": ([1.0, 2.0], {"clusters": np.zeros(2)}, "two clusters at least"),
-    "labels that do not fit": ([1.0, 2.0, 3.0], {"clusters": np.arange(2)}, "3 items with 2 cluster labels"),
-    "a level": ([1.0, 2.0], {"level": 1.0}, "level is 1.0"),
-    "a statistic": ([1.0, 2.0], {"statistic": np.max}, "give np.mean or np.median"),
-}
+OWN = torch.arange(12)
+BY_ROW = {retrieval_ranks: [OWN], query_scores: [OWN, OWN], class_ranks: [OWN], predictions: []}
+UNPAIRED = [  # shapes of a and b, weights
+    ([], [], None, "on the same data sets"),
+    ([(2, 3)], [(1, 3)], None, "on the same data sets"),
+    ([(2, 3), (1, 3)], [(2, 3), (1, 3)], None, "the same seeds everywhere"),
+    ([(1, 3)], [(1, 3)], [1, 1], r"weights \[1, 1\] for 1 data sets"),
+    ([(1, 3)], [(1, 3)], [-1], "none below zero"),
+    ([(1, 3)], [(1, 3)], [0], "none below zero"),
+    ([(1, 0)], [(1, 0)], None, "b is empty"),
+]
+NO_INTERVAL = [
+    ([1.0, np.nan], {}, "values is empty or has values that are not finite"),
+    ([], {}, "values is empty"),
+    ([1.0], {}, "1 items with 1 cluster labels in 1 clusters"),
+    ([1.0, 2.0], {"clusters": np.zeros(2)}, "two clusters at least"),
+    ([1.0, 2.0, 3.0], {"clusters": np.arange(2)}, "3 items with 2 cluster labels"),
+    ([1.0, 2.0], {"statistic": np.max}, "give np.mean or np.median"),
+]
+INDICES = [
+    (ints(0, 1, 1), "from 0 to 1 for 3 images: .* leave out those without a text"),
+    (ints(0, 1, 3), "from 0 to 3 for 3 images: count images from 0"),
+    (ints(-1, 1, 2), "from -1 to 2 for 3 images: count images from 0"),
+    (ints(0, 1), r"text_to_image has shape \(2,\): give one a row, \(3,\)"),
+]
 
 METRICS = [
-    *[case(f"{call.__name__}: {side} of {value}", f"{side}_embeddings has 1 rows .* row 5", call, *pair, *own)
-      for value in (math.nan, math.inf, 0.0)
-      for side, pair in {"image": (broken(value), EYE), "text": (EYE, broken(value))}.items()
-      for call, own in ((retrieval_ranks, [torch.arange(12)]), (query_scores, [torch.arange(12)] * 2))],
-    case("retrieval: k of 0", "k=0 does not fit a gallery", recall_at_k, EYE, EYE, torch.arange(12), [0]),
-    case("retrieval: k too large", "k=13 does not fit", recall_at_k, EYE, EYE, torch.arange(12), [1, 13]),
+    *[case(f"{call.__name__}: NaN, infinity, zeros", "_embeddings has 1 rows .* row 5", call, *sides, *own)
+      for call, own in BY_ROW.items()
+      for sides in ((broken(math.nan), EYE), (EYE, broken(math.inf)), (broken(0.0), EYE))],
+    case("retrieval: k of 0", "k=0 does not fit a gallery", recall_at_k, EYE, EYE, OWN, [0]),
     case("by label: k too large", "k=5 does not fit", label_recall_at_k, EYE, EYE[:4], *[ints(0)] * 2, [5]),
-    case("an image without text", "1 images have no text", retrieval_ranks, EYE[:3], EYE[:3], ints(0, 1, 1)),
-    case("an index above", r"must lie in 0\.\.2", retrieval_ranks, EYE[:3], EYE[:3], ints(0, 1, 3)),
-    case("an index below", r"must lie in 0\.\.2", retrieval_ranks, EYE[:3], EYE[:3], ints(-1, 1, 2)),
-    case("too few indices", r"has shape \(2,\)", retrieval_ranks, EYE[:3], EYE[:3], ints(0, 1)),
+    *[case(f"text_to_image of {own.tolist()}", message, retrieval_ranks, EYE[:3], EYE[:3], own)
+      for own, message in INDICES],
     case("no texts", "n and m at least 1", retrieval_ranks, EYE, EYE[:0], torch.zeros(0).long()),
     case("other dimensions", "with the same d", retrieval_ranks, EYE, torch.eye(5), torch.arange(5)),
-    case("too few labels", r"image_labels has shape \(2,\)", query_scores, EYE, EYE, ints(0, 1), ints(*OTHER)),
+    case("too few labels", r"image_labels has shape \(2,\)", query_scores, EYE, EYE, ints(0, 1), OWN),
     case("a label of images alone", "1 images have a label that the other side lacks, first label 7", query_scores,
          EYE[:3], EYE[:3], ints(0, 1, 7), ints(0, 1, 1)),
     case("a label of texts alone", "2 texts have a label that the other side lacks", query_scores,
@@ -97,27 +97,21 @@ METRICS = [
     *[case(f"zero-shot: label {label}", f"1 labels lie outside the classes, first {label} of image 1", class_ranks,
            EYE[:3], EYE[:3], ints(0, label, 2)) for label in (-1, 3)],
     case("zero-shot: too few labels", r"labels has shape \(2,\)", class_ranks, EYE[:3], EYE[:3], ints(0, 1)),
-    *[case(f"zero-shot: {side} of NaN", f"{side}_embeddings has 1 rows .* first row 5", call, *pair)
-      for side, pair in {"image": (broken(math.nan), EYE), "class": (EYE, broken(0.0))}.items()
-      for call in (predictions, lambda *rows: class_ranks(*rows, torch.arange(12)))],
     case("a prompt of zeros", "first row 5", class_embeddings, broken(0.0).reshape(3, 4, 12)),
     case("prompts that cancel", "the prompts of class 1 cancel", class_embeddings, CANCELLED),
     case("no class", "one of each at least", class_embeddings, torch.ones(0, 2, 4)),
     *[case(f"{s.__name__}: not of unit length", "text_embeddings has norms up to 1 away from 1", s, EYE, 2 * EYE)
       for s in (alignment, modality_gap, mutual_knn)],
-    *[case(f"{s.__name__}: NaN", "image_embeddings has 1 rows .* first row 5", s, broken(math.nan), EYE)
-      for s in (alignment, linear_cka, modality_gap, mutual_knn)],
-    *[case(f"{s.__name__}: collapsed", "all rows of text_embeddings are equal", s, EYE, COLLAPSED)
-      for s in (linear_cka, mutual_knn)],
-    *[case(f"{s.__name__}: no pairs", "12 images and 11 texts are no pairs", s, EYE, EYE[:11])
-      for s in (alignment, linear_cka, mutual_knn)],
+    *[case(f"{s.__name__}: {name}", message, s, EYE, texts)
+      for s in (linear_cka, mutual_knn)
+      for name, texts, message in (("collapsed", torch.ones(12, 12) / 12**0.5, "text_embeddings are equal"),
+                                   ("no pairs", EYE[:11], "12 images and 11 texts are no pairs"))],
     case("neighbours: k too large", "k=12 does not fit 12 pairs", mutual_knn, EYE, EYE, k=12),
     case("uniformity: one item", "two embeddings at least", uniformity, torch.eye(1)),
-    case("uniformity: t of 0", "positive t", uniformity, torch.eye(2), t=0.0),
-    *[case(f"interval of {name}", message, bootstrap_interval, np.array(values), **options)
-      for name, (values, options, message) in NO_INTERVAL.items()],
-    *[case(f"difference: {name}", message, paired_difference, *[[np.ones(s) for s in x] for x in (a, b)], weights)
-      for name, (a, b, weights, message) in UNPAIRED.items()],
+    *[case(f"interval: {message}", message, bootstrap_interval, np.array(values), **options)
+      for values, options, message in NO_INTERVAL],
+    *[case(f"difference: {message} {weights}", message, paired_difference,
+           [np.ones(s) for s in a], [np.ones(s) for s in b], weights) for a, b, weights, message in UNPAIRED],
 ]  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 All but `linear_cka` want unit vectors, as the similarities of CLIP do.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,30 +34,28 @@ def alignment(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Ten
     return (image_embeddings.double() - text_embeddings.double()).square().sum(1).mean().item()
 
 
-def uniformity(embeddings: Float[Tensor, "n d"], t: float = 2.0) -> float:
-    """Log of the mean Gaussian potential exp(-t |x - y|^2) over distinct items: 0 when all coincide.
+def uniformity(embeddings: Float[Tensor, "n d"]) -> float:
+    """Log of the mean Gaussian potential exp(-2 |x - y|^2) over distinct items: 0 when all coincide.
 
-    Source: Wang and Isola (2020, arXiv 2005.10242), section 4.1.
+    Source: Wang and Isola (2020, arXiv 2005.10242), section 4.1, with t = 2.
 
     Args:
         embeddings: unit vectors [n, d], two at least.
-        t: the sharpness of the potential, positive.
 
     Returns:
-        A value in [-4 t, 0]; lower is more uniform.
+        A value in [-8, 0]; lower is more uniform.
 
     Raises:
-        ValueError: one item alone, rows that are not finite or not of unit length, a t that is not positive.
+        ValueError: one item alone, rows that are not finite or not of unit length.
     """
     _check_unit(embeddings=embeddings)
-    if len(embeddings) < 2 or not t > 0:
-        raise ValueError(f"{len(embeddings)} embeddings, t={t}: give two embeddings at least and a positive t")
+    if len(embeddings) < 2:
+        raise ValueError("embeddings has one row: give two embeddings at least, their distances are measured")
     total, n = 0.0, len(embeddings)
     for rows, tile in similarity_tiles(embeddings, embeddings):
-        potential = torch.exp(2 * t * (tile - 1))
-        own = torch.arange(rows.start, rows.stop, device=tile.device)[:, None]
-        total += (potential.sum(dtype=torch.double) - potential.gather(1, own).sum(dtype=torch.double)).item()
-    return torch.tensor(total / (n * (n - 1)), dtype=torch.double).log().item()
+        potential = torch.exp(4 * (tile - 1)).double()
+        total += (potential.sum() - potential[:, rows].diagonal().sum()).item()
+    return math.log(total / (n * (n - 1)))
 
 
 def modality_gap(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "m d"]) -> float:
@@ -77,14 +77,14 @@ def modality_gap(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[
     return (image_embeddings.double().mean(0) - text_embeddings.double().mean(0)).norm().item()
 
 
-def linear_cka(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n e"]) -> float:
+def linear_cka(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n d"]) -> float:
     """Centred kernel alignment with linear kernels: 1 for a rotation and scaling of the same cloud.
 
     Source: Kornblith et al. (2019, arXiv 1905.00414), section 3.
 
     Args:
         image_embeddings: [n, d], of any length.
-        text_embeddings: [n, e], row by row the images' pairs; e may differ from d.
+        text_embeddings: [n, d], row by row the images' pairs.
 
     Returns:
         A value in [0, 1].
@@ -93,15 +93,14 @@ def linear_cka(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Te
         ValueError: sides of different length, rows that are zero or not finite, a side whose rows are all equal.
     """
     _check_pairs(image_embeddings, text_embeddings)
-    check_embeddings(image_embeddings=image_embeddings)
-    check_embeddings(text_embeddings=text_embeddings)
+    check_embeddings(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
     _check_spread(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
     x, y = (side.double() - side.double().mean(0) for side in (image_embeddings, text_embeddings))
     return ((x.T @ y).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm())).item()
 
 
 def mutual_knn(
-    image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n e"], k: int = 10
+    image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n d"], k: int = 10
 ) -> float:
     """The share of its k nearest other items that a pair has in common among images and among texts.
 
@@ -109,7 +108,7 @@ def mutual_knn(
 
     Args:
         image_embeddings: unit vectors [n, d].
-        text_embeddings: unit vectors [n, e], row by row the images' pairs.
+        text_embeddings: unit vectors [n, d], row by row the images' pairs.
         k: neighbours, between 1 and n - 1.
 
     Returns:
@@ -122,8 +121,7 @@ def mutual_knn(
     _check_pairs(image_embeddings, text_embeddings)
     if not 1 <= k < len(image_embeddings):
         raise ValueError(f"k={k} does not fit {len(image_embeddings)} pairs: k is between 1 and n - 1")
-    _check_unit(image_embeddings=image_embeddings)
-    _check_unit(text_embeddings=text_embeddings)
+    _check_unit(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
     _check_spread(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
     near_images, near_texts = (_neighbours(side, k) for side in (image_embeddings, text_embeddings))
     shared = sum((near_images[:, [i]] == near_texts).sum() for i in range(k))
@@ -134,8 +132,8 @@ def _neighbours(embeddings: Tensor, k: int) -> Tensor:
     """The k most similar other items of each, [n, k]."""
     nearest = []
     for rows, tile in similarity_tiles(embeddings, embeddings):
-        own = torch.arange(rows.start, rows.stop, device=tile.device)[:, None]
-        nearest.append(tile.scatter(1, own, -torch.inf).topk(k).indices)
+        tile[:, rows].diagonal().fill_(-torch.inf)
+        nearest.append(tile.topk(k).indices)
     return torch.cat(nearest)
 
 

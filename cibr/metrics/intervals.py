@@ -22,35 +22,30 @@ SeedValues = Shaped[np.ndarray, "s _"] | Shaped[Tensor, "s _"]
 def bootstrap_interval(
     values: Values,
     clusters: Values | None = None,
-    level: float = 0.95,
     seed: int = 0,
     statistic: Callable = np.mean,
-    n_resamples: int = N_RESAMPLES,
 ) -> tuple[float, float, float]:
-    """A mean or median of items with its bootstrap interval.
+    """A mean or median of items with its bootstrap interval of 95 %.
 
     Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13; whole clusters are drawn.
 
     Args:
         values: one number an item [n], such as a hit (0 or 1), a rank or an average precision.
         clusters: the cluster of each item [n], such as a text's image: items of one are drawn together.
-        level: the share of resamples between the ends, in (0, 1).
         seed: of the resamples.
         statistic: `np.mean` or `np.median`.
-        n_resamples: how many.
 
     Returns:
         The statistic of the items themselves, and the interval's low and high end.
 
     Raises:
-        ValueError: values that are not finite, fewer than two clusters, a level outside (0, 1), another statistic.
+        ValueError: values that are not finite, fewer than two clusters, another statistic.
     """
-    _check_level(level)
     if statistic not in (np.mean, np.median):
         raise ValueError(f"statistic is {statistic}: give np.mean or np.median, which weights are known for")
     values = _finite(values, "values")
     clusters = _cluster_indices(clusters, len(values))
-    weights = _weights(int(clusters.max()) + 1, n_resamples, np.random.default_rng(seed))
+    weights = _weights(int(clusters.max()) + 1, np.random.default_rng(seed))
     if statistic is np.mean:
         sums, counts = np.bincount(clusters, values), np.bincount(clusters)
         estimate, resampled = values.mean(), [w @ sums / (w @ counts) for w in weights]
@@ -58,16 +53,14 @@ def bootstrap_interval(
         order = values.argsort()
         estimate = np.median(values)
         resampled = [_medians(values[order], w[:, clusters[order]]) for w in weights]
-    return (float(estimate), *_percentiles(np.concatenate(resampled), level))
+    return (float(estimate), *_ends(np.concatenate(resampled)))
 
 
 def paired_difference(
     a: Sequence[SeedValues],
     b: Sequence[SeedValues],
     weights: Sequence[float] | None = None,
-    level: float = 0.95,
     seed: int = 0,
-    n_resamples: int = N_RESAMPLES,
 ) -> dict[str, float]:
     """How much better model b is than model a on the same items, over data sets and training seeds.
 
@@ -79,49 +72,45 @@ def paired_difference(
         b: as a, of model b: the same seeds in the same order, and the same items.
         weights: of the data sets' means, equal by default; the four styles of PACS share the weight of one set.
             Only their ratios count.
-        level: the share of resamples between the ends, in (0, 1).
         seed: of the resamples.
-        n_resamples: how many.
 
     Returns:
-        `mean` of b - a over data sets, seeds and items, and the interval's ends `low` and `high`.
+        `mean` of b - a over data sets, seeds and items, and the ends of its 95 % interval, `low` and `high`.
 
     Raises:
         ValueError: lists or shapes that do not fit, values that are not finite, weights that are negative or
             all zero.
     """
-    _check_level(level)
     differences = _differences(a, b)
     shares = np.ones(len(differences)) if weights is None else np.asarray(weights, dtype=float)
     if shares.shape != (len(differences),) or not (shares >= 0).all() or not 0 < shares.sum() < np.inf:
         raise ValueError(f"weights {weights} for {len(differences)} data sets: give each one, none below zero")
     rng = np.random.default_rng(seed)
-    drawn_seeds = np.concatenate(list(_weights(len(differences[0]), n_resamples, rng)))
-    mean, resampled = 0.0, np.zeros(n_resamples)
+    drawn_seeds = np.concatenate(list(_weights(len(differences[0]), rng)))
+    mean, resampled = 0.0, np.zeros(N_RESAMPLES)
     for values, share in zip(differences, shares / shares.sum(), strict=True):
-        drawn = _drawn_sums(values, n_resamples, rng)
         mean += share * values.mean()
-        resampled += share * (drawn_seeds * drawn).sum(1) / values.size
-    low, high = _percentiles(resampled, level)
+        resampled += share * (drawn_seeds * _drawn_sums(values, rng)).sum(1) / values.size
+    low, high = _ends(resampled)
     return {"mean": float(mean), "low": low, "high": high}
 
 
-def _weights(n: int, n_resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def _weights(n: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """How often each of n clusters comes in n draws with replacement, [r, n] in blocks of resamples."""
     block = max(1, DRAWS // n)
-    for start in range(0, n_resamples, block):
-        rows = min(block, n_resamples - start)
+    for start in range(0, N_RESAMPLES, block):
+        rows = min(block, N_RESAMPLES - start)
         drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
         yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(float)
 
 
-def _drawn_sums(values: np.ndarray, n_resamples: int, rng: np.random.Generator) -> np.ndarray:
+def _drawn_sums(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Sums of n drawn items [r, s]; hits take few distinct values, and only how often each comes is drawn."""
     n = values.shape[1]
     distinct, counts = np.unique(values, axis=1, return_counts=True)
     if 8 * len(counts) > n:
-        return np.concatenate([w @ values.T for w in _weights(n, n_resamples, rng)])
-    return rng.multinomial(n, counts / n, n_resamples) @ distinct.T
+        return np.concatenate([w @ values.T for w in _weights(n, rng)])
+    return rng.multinomial(n, counts / n, N_RESAMPLES) @ distinct.T
 
 
 def _medians(ordered: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -133,9 +122,9 @@ def _medians(ordered: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (ordered[low] + ordered[high]) / 2
 
 
-def _percentiles(resampled: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def _ends(resampled: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
+    return low, high
 
 
 def _differences(a: Sequence, b: Sequence) -> list[np.ndarray]:
@@ -165,8 +154,3 @@ def _finite(values, name: str) -> np.ndarray:
     if not values.size or not np.isfinite(values).all():
         raise ValueError(f"{name} is empty or has values that are not finite: give one number an item")
     return values
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}: give a share between 0 and 1, such as 0.95")

@@ -34,6 +34,10 @@ FEW = 8  # right items a query up to which counting is faster than sorting
 BAND = 256  # texts at a time in the band of own similarities
 
 
+Images = Float[Tensor, "n d"]
+Texts = Float[Tensor, "m d"]
+
+
 class QueryScores(NamedTuple):
     """Rank and average precision of every query: the items that metrics average and intervals resample.
 
@@ -47,8 +51,8 @@ class QueryScores(NamedTuple):
 
 
 def recall_at_k(
-    image_embeddings: Float[Tensor, "n d"],
-    text_embeddings: Float[Tensor, "m d"],
+    image_embeddings: Images,
+    text_embeddings: Texts,
     text_to_image: Int[Tensor, " m"],
     ks: Sequence[int] = KS,
 ) -> dict[str, float]:
@@ -76,8 +80,8 @@ def recall_at_k(
 
 
 def label_recall_at_k(
-    image_embeddings: Float[Tensor, "n d"],
-    text_embeddings: Float[Tensor, "m d"],
+    image_embeddings: Images,
+    text_embeddings: Texts,
     image_labels: Int[Tensor, " n"],
     text_labels: Int[Tensor, " m"],
     ks: Sequence[int] = KS,
@@ -108,7 +112,7 @@ def label_recall_at_k(
 
 
 def retrieval_recalls(
-    pairs, image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "m d"], ks: Sequence[int] = KS
+    pairs, image_embeddings: Images, text_embeddings: Texts, ks: Sequence[int] = KS
 ) -> dict[str, float]:
     """Recall@k of pairs by the protocol that fits them: `recall_at_k` if `pairs.paired`, else `label_recall_at_k`.
 
@@ -153,9 +157,7 @@ def distinct_texts(pairs) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
 
 
 def retrieval_ranks(
-    image_embeddings: Float[Tensor, "n d"],
-    text_embeddings: Float[Tensor, "m d"],
-    text_to_image: Int[Tensor, " m"],
+    image_embeddings: Images, text_embeddings: Texts, text_to_image: Int[Tensor, " m"]
 ) -> tuple[Int[Tensor, " n"], Int[Tensor, " m"]]:
     """Paired ranks: for every image and text, how many wrong items are at least as similar as its best right one.
 
@@ -183,8 +185,8 @@ def retrieval_ranks(
 
 
 def query_scores(
-    image_embeddings: Float[Tensor, "n d"],
-    text_embeddings: Float[Tensor, "m d"],
+    image_embeddings: Images,
+    text_embeddings: Texts,
     image_labels: Int[Tensor, " n"],
     text_labels: Int[Tensor, " m"],
 ) -> QueryScores:
@@ -208,12 +210,9 @@ def query_scores(
         ValueError: as `label_recall_at_k`.
     """
     _check_labels(image_embeddings, text_embeddings, image_labels, text_labels)
-    sides = (image_embeddings, image_labels), (text_embeddings, text_labels)
-    of_images, of_texts = (
-        _label_scores(queries, gallery, labels, gallery_labels, precisions=True)
-        for (queries, labels), (gallery, gallery_labels) in (sides, sides[::-1])
-    )
-    return QueryScores(of_images[0], of_texts[0], of_images[1], of_texts[1])
+    image_ranks, image_aps = _label_scores(image_embeddings, text_embeddings, image_labels, text_labels, True)
+    text_ranks, text_aps = _label_scores(text_embeddings, image_embeddings, text_labels, image_labels, True)
+    return QueryScores(image_ranks, text_ranks, image_aps, text_aps)
 
 
 def similarity_tiles(
@@ -240,16 +239,10 @@ def similarity_tiles(
             yield slice(first, last), product[first - start : last - start, :m]
 
 
-def count_in_rows(tile: Float[Tensor, "t m"], thresholds: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+def count_reaching(tile: Float[Tensor, "t m"], thresholds: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
     """How many similarities of each row reach its threshold; exact as float32 up to 2^24."""
     reached = torch.ge(tile, thresholds[:, None], out=torch.empty_like(tile))
     return reached.mv(reached.new_ones(reached.shape[1]))
-
-
-def count_in_columns(tile: Float[Tensor, "t m"], thresholds: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
-    """How many similarities of each column reach its threshold; exact as float32 up to 2^24."""
-    reached = torch.ge(tile, thresholds, out=torch.empty_like(tile))
-    return reached.T.mv(reached.new_ones(len(reached)))
 
 
 def padded(rows: Float[Tensor, "n d"]) -> Float[Tensor, "p d"]:
@@ -285,6 +278,12 @@ def check_embeddings(**embeddings: Tensor) -> None:
             raise ValueError(f"{name} has {len(bad)} rows that are zero or not finite, first row {bad[0]}")
 
 
+def check_one_each(values: Tensor, rows: Tensor, name: str) -> None:
+    """Refuses what is not one value a row, by the name that messages call it."""
+    if values.shape != (len(rows),):
+        raise ValueError(f"{name} has shape {tuple(values.shape)}: give one a row, ({len(rows)},)")
+
+
 def _recalls(ranks: tuple[Tensor, Tensor], ks: Sequence[int], name: str) -> dict[str, float]:
     sides = dict(zip(("image_to_text", "text_to_image"), ranks, strict=True))
     return {f"{side}_{name}@{k}": (r < k).double().mean().item() for side, r in sides.items() for k in ks}
@@ -298,12 +297,12 @@ def _label_scores(
     for rows, tile in similarity_tiles(queries, gallery):
         is_right = labels[rows, None] == gallery_labels
         right, wrong = tile.masked_fill(~is_right, -torch.inf), tile.masked_fill(is_right, -torch.inf)
-        ranks[rows] = count_in_rows(wrong, right.amax(1))
+        ranks[rows] = count_reaching(wrong, right.amax(1))
         if precisions:
             n_right = is_right.sum(1)
             best = right.topk(int(n_right.max())).values  # best first, -inf behind a query's last right item
             if best.shape[1] <= FEW:
-                n_wrong = torch.stack([count_in_rows(wrong, threshold) for threshold in best.T], 1)
+                n_wrong = torch.stack([count_reaching(wrong, threshold) for threshold in best.T], 1)
             else:
                 n_wrong = tile.shape[1] - torch.searchsorted(wrong.sort(1).values, best)  # ties count against
             k = torch.arange(1, best.shape[1] + 1, device=tile.device)
@@ -329,8 +328,8 @@ def _pass(images: Tensor, texts: Tensor, text_to_image: Tensor, best: Tensor) ->
     own, text_ranks, reached = texts.new_empty(len(texts)), texts.new_empty(len(texts)), torch.zeros_like(best)
     for rows, tile in similarity_tiles(texts, images):
         own[rows] = right = tile.gather(1, text_to_image[rows, None]).squeeze(1)
-        text_ranks[rows] = count_in_rows(tile, right) - 1  # the right image reaches its own threshold
-        reached += count_in_columns(tile, best)
+        text_ranks[rows] = count_reaching(tile, right) - 1  # the right image reaches its own threshold
+        reached += count_reaching(tile.T, best)
     reached.scatter_add_(0, text_to_image, -(own >= best[text_to_image]).float())  # own texts are not wrong ones
     return own, reached, text_ranks
 
@@ -346,22 +345,19 @@ def _check_ks(ks: Sequence[int], n: int, m: int) -> None:
 
 def _check_paired(images: Tensor, texts: Tensor, text_to_image: Tensor) -> None:
     check_embeddings(image_embeddings=images, text_embeddings=texts)
-    if text_to_image.shape != (len(texts),):
+    check_one_each(text_to_image, texts, "text_to_image")
+    own = text_to_image.unique()
+    if len(own) != len(images) or own[0] < 0 or own[-1] >= len(images):
         raise ValueError(
-            f"text_to_image has shape {tuple(text_to_image.shape)}: give one image index a text, ({len(texts)},)"
+            f"text_to_image holds {len(own)} indices from {own[0]} to {own[-1]} for {len(images)} images: count "
+            "images from 0, and leave out those without a text"
         )
-    if text_to_image.min() < 0 or text_to_image.max() >= len(images):
-        raise ValueError(f"text_to_image must lie in 0..{len(images) - 1}, the indices of the images")
-    without = len(images) - len(text_to_image.unique())
-    if without:
-        raise ValueError(f"{without} images have no text: leave them out, every image needs one at least")
 
 
 def _check_labels(images: Tensor, texts: Tensor, image_labels: Tensor, text_labels: Tensor) -> None:
     check_embeddings(image_embeddings=images, text_embeddings=texts)
-    for name, rows, labels in (("image_labels", images, image_labels), ("text_labels", texts, text_labels)):
-        if labels.shape != (len(rows),):
-            raise ValueError(f"{name} has shape {tuple(labels.shape)}: give one label a row, ({len(rows)},)")
+    check_one_each(image_labels, images, "image_labels")
+    check_one_each(text_labels, texts, "text_labels")
     for side, labels, others in (("images", image_labels, text_labels), ("texts", text_labels, image_labels)):
         alone = labels[~torch.isin(labels, others)].tolist()
         if alone:

@@ -10,7 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from cibr.metrics.retrieval import check_embeddings, count_in_rows, similarity_tiles
+from cibr.metrics.retrieval import check_embeddings, check_one_each, count_reaching, similarity_tiles
+
+Images = Float[Tensor, "n d"]
+Classes = Float[Tensor, "c d"]
 
 
 def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor, "c d"]:
@@ -42,9 +45,7 @@ def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor,
 
 
 def class_ranks(
-    image_embeddings: Float[Tensor, "n d"],
-    class_embeddings: Float[Tensor, "c d"],
-    labels: Int[Tensor, " n"],
+    image_embeddings: Images, class_embeddings: Classes, labels: Int[Tensor, " n"]
 ) -> Int[Tensor, " n"]:
     """For every image, how many wrong classes are at least as similar as its own.
 
@@ -60,8 +61,7 @@ def class_ranks(
         ValueError: shapes that do not fit, embeddings that are zero or not finite, a label outside the classes.
     """
     check_embeddings(image_embeddings=image_embeddings, class_embeddings=class_embeddings)
-    if labels.shape != (len(image_embeddings),):
-        raise ValueError(f"labels has shape {tuple(labels.shape)}: give one an image, ({len(image_embeddings)},)")
+    check_one_each(labels, image_embeddings, "labels")
     outside = ((labels < 0) | (labels >= len(class_embeddings))).nonzero().flatten().tolist()
     if outside:
         raise ValueError(
@@ -71,13 +71,11 @@ def class_ranks(
     ranks = torch.empty(len(labels), device=labels.device)
     for rows, tile in similarity_tiles(image_embeddings, class_embeddings):
         own = tile.gather(1, labels[rows, None].long()).squeeze(1)
-        ranks[rows] = count_in_rows(tile, own) - 1  # the right class reaches its own threshold
+        ranks[rows] = count_reaching(tile, own) - 1  # the right class reaches its own threshold
     return ranks.long()
 
 
-def predictions(
-    image_embeddings: Float[Tensor, "n d"], class_embeddings: Float[Tensor, "c d"]
-) -> Int[Tensor, " n"]:
+def predictions(image_embeddings: Images, class_embeddings: Classes) -> Int[Tensor, " n"]:
     """The most similar class of every image; of classes that tie, any one.
 
     Args:
@@ -98,9 +96,7 @@ def predictions(
 
 
 def zeroshot_accuracy(
-    image_embeddings: Float[Tensor, "n d"],
-    class_embeddings: Float[Tensor, "c d"],
-    labels: Int[Tensor, " n"],
+    image_embeddings: Images, class_embeddings: Classes, labels: Int[Tensor, " n"]
 ) -> dict[str, float]:
     """Top-1, top-5 and mean per-class accuracy.
 

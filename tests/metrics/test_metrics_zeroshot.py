@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cibr.metrics import class_embeddings, class_ranks, predictions, retrieval, zeroshot_accuracy
+from cibr.metrics import class_embeddings, class_ranks, retrieval, zeroshot_accuracy
 
 
 def labelled(n=70, c=7, d=5, seed=0):
@@ -48,14 +48,6 @@ def test_collapsed_embeddings_name_no_image_rightly(n, c, d):
     point = F.normalize(torch.randn(1, d, generator=torch.Generator().manual_seed(0)), dim=1)
     found = zeroshot_accuracy(point.repeat(n, 1), point.repeat(c, 1), torch.arange(n) % c)
     assert found["accuracy@1"] == found["mean_per_class_accuracy"] == 0
-
-
-def test_the_predicted_class_is_the_nearest():
-    images, classes, _ = labelled(200, 9, 12)
-    images = images + 0.01 * torch.randn(200, 12, generator=torch.Generator().manual_seed(1))
-    nearest = predictions(images, classes)
-    assert nearest.tolist() == [max(range(9), key=lambda c, x=x: float(x @ classes[c])) for x in images]
-    assert class_ranks(images, classes, nearest).eq(0).all()
 
 
 def test_a_class_is_the_normalised_mean_of_unit_prompts_whatever_their_length():
