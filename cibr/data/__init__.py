@@ -48,8 +48,7 @@ def load_pairs(name: str | Path, split: str = "train", *, on_error: str = "raise
     """
     source, split = resolve(name), readers.split_of(split)
     skips = Skips(source.name, on_error, max_skipped)
-    there = _splits_of_card(source)
-    if there and split not in there:
+    if (there := _splits_of_card(source)) and split not in there:
         raise ValueError(f"{name} has no split {split!r}: it has {', '.join(there)}")
     if source.kind == "glyphs":
         from cibr.data.glyph_benchmarks import load_glyph_benchmark
@@ -100,9 +99,10 @@ def resolve(name: str | Path) -> Source:
     card = cards().get(name)
     if card and card["hub"] is None:
         return Source(name, "glyphs")
-    for folder in _folders(name):
-        if folder.is_dir():
-            return Source(folder.resolve().name.removeprefix("wds_"), _kind(folder), str(folder))
+    given = Path(name).expanduser()
+    folder = given if name and given.is_dir() else _in_cibr_data().get(name)
+    if folder:
+        return Source(folder.resolve().name.removeprefix("wds_"), _kind(folder), str(folder))
     if card:
         return Source(name, "shards", card["hub"])
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
@@ -125,15 +125,13 @@ def _splits_of_card(source: Source) -> list[str]:
 def _kind(folder: Path) -> str:
     if (folder / "dataset_type.txt").is_file() or any(folder.glob("*/nshards.txt")):
         return "shards"
-    described = any(any(folder.glob(pattern)) for name in readers.METADATA for pattern in (name, f"*/{name}"))
+    described = readers.metadata_files(folder)
     return "hub" if not described and any(folder.rglob("*.parquet")) else "images"
 
 
 def known_datasets() -> list[str]:
     """Returns the names that have a card, then those of the other sets in ``CIBR_DATA``."""
-    local = _cibr_data().glob("wds_*") if _cibr_data() else []
-    names = sorted(folder.name.removeprefix("wds_") for folder in local if folder.is_dir())
-    return [*cards(), *(name for name in names if name not in cards())]
+    return list(cards() | _in_cibr_data())
 
 
 @cache
@@ -142,18 +140,12 @@ def cards() -> dict[str, dict[str, Any]]:
     return yaml.safe_load(shipped("datasets.yaml").read_text(encoding="utf-8"))
 
 
-def _folders(name: str) -> list[Path]:
-    """Returns the local folders that a name may mean, first choice first."""
-    given = [Path(name).expanduser()] if name else []
-    return given + ([_cibr_data() / f"wds_{name}"] if _cibr_data() else [])
-
-
-def _cibr_data() -> Path | None:
-    """Returns the folder that ``CIBR_DATA`` names, if it is set."""
+def _in_cibr_data() -> dict[str, Path]:
+    """The folders ``wds_<name>`` in the folder that ``CIBR_DATA`` names, by name; none if it is not set."""
     value = os.environ.get("CIBR_DATA")
     if not value:
-        return None
-    folder = Path(value).expanduser()
-    if not folder.is_dir():
+        return {}
+    place = Path(value).expanduser()
+    if not place.is_dir():
         raise ValueError(f"CIBR_DATA is {value!r}, which is not a folder: correct it or unset it")
-    return folder
+    return {folder.name.removeprefix("wds_"): folder for folder in sorted(place.glob("wds_*")) if folder.is_dir()}

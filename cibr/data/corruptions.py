@@ -91,9 +91,8 @@ class Corruption:
         known = [field.name for field in fields(cls)]
         for name in settings:
             if name not in known:
-                raise ValueError(
-                    f"unknown corruption {name!r}{nearest(name, known) or '.'} Known: {', '.join(known)}"
-                )
+                near = nearest(name, known) or "."
+                raise ValueError(f"unknown corruption {name!r}{near} Known: {', '.join(known)}")
         return cls(**settings)
 
 
@@ -139,10 +138,8 @@ def _correlated(pairs: Pairs, corruption: Corruption) -> Pairs:
     has_word = re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE).search
     says = torch.tensor([any(map(has_word, texts)) for texts in pairs.captions])
     if says.all() or not says.any():
-        raise ValueError(
-            f"{'every' if says.all() else 'no'} image of {pairs.name} has the word {word!r} in its captions: "
-            "a spurious correlation needs a word that some have and others have not"
-        )
+        who = f"{'every' if says.all() else 'no'} image of {pairs.name}"
+        raise ValueError(f"{who} has the word {word!r} in its captions: take a word that some have and others not")
     n, light = len(pairs), torch.zeros(len(pairs), dtype=torch.bool)
     if pairs.factors is not None and style == "negative":
         light = torch.from_numpy((pairs.factors["ink"] > pairs.factors["paper"]).to_numpy(copy=True))

@@ -118,17 +118,11 @@ def load_glyph_benchmark(name: str, split: str = "test") -> Pairs:
     assert split in SPLITS, "load_pairs has checked it against the card"
     keys, classes, pixels, factors = _digits(split) if name == "glyph_digits" else _characters(name, split)
     classnames = sorted(set(classes))
-    return Pairs(
-        name,
-        split,
-        captions=[[kind] for kind in classes],
-        keys=keys,
-        load=PixelImages(pixels),
-        labels=torch.tensor([classnames.index(kind) for kind in classes]),
-        factors=factors,
-        classnames=classnames,
-        templates=[template.format("{c}") for template in TEMPLATES],
-    )
+    labels = torch.tensor([classnames.index(kind) for kind in classes])
+    captions = [[kind] for kind in classes]
+    templates = [template.format("{c}") for template in TEMPLATES]
+    about = dict(labels=labels, factors=factors, classnames=classnames, templates=templates)
+    return Pairs(name, split, captions, keys, PixelImages(pixels), **about)
 
 
 def _digits(split: str) -> tuple[list[str], list[str], np.ndarray, None]:

@@ -63,10 +63,8 @@ class Pairs:
         for part in ("keys", "labels", "groups", "factors"):
             value = getattr(self, part)
             if value is not None and len(value) != len(self):
-                raise ValueError(
-                    f"{self.name} has captions for {len(self)} images but {part} for {len(value)}: "
-                    "give one of each per image"
-                )
+                counts = f"captions for {len(self)} images but {part} for {len(value)}"
+                raise ValueError(f"{self.name} has {counts}: give one of each per image")
         for key, texts in zip(self.keys, self.captions, strict=True):
             if not texts:
                 raise ValueError(f"sample {key!r} of {self.name} has no text: give it one at least")
@@ -105,20 +103,17 @@ class Pairs:
         """
         if self.labels is not None:
             return self.labels
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
+        from scipy.cluster.hierarchy import DisjointSet
 
-        # A graph of images, each with an edge to its captions and to its group.
-        nodes = {text: len(self) + i for i, text in enumerate(dict.fromkeys(self.texts()))}
-        rows, columns = self.text_to_image().tolist(), [nodes[text] for text in self.texts()]
-        if self.groups is not None:
-            _, group = self.groups.unique(return_inverse=True)
-            rows += range(len(self))
-            columns += (group + len(self) + len(nodes)).tolist()
-        size = 2 * len(self) + len(nodes)
-        graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(size, size))
-        _, component = connected_components(graph, directed=False)
-        return torch.from_numpy(component[: len(self)]).long()
+        images = DisjointSet(range(len(self)))
+        first: dict[str | int, int] = {}  # the first image of each caption, a string, and of each group, a number
+        groups = [[]] * len(self) if self.groups is None else [[group] for group in self.groups.tolist()]
+        for i, (texts, group) in enumerate(zip(self.captions, groups, strict=True)):
+            for thing in [*texts, *group]:
+                images.merge(first.setdefault(thing, i), i)
+        numbers: dict[int, int] = {}
+        labels = [numbers.setdefault(images[i], len(numbers)) for i in range(len(self))]
+        return torch.tensor(labels, dtype=torch.long)
 
     @property
     def paired(self) -> bool:
@@ -145,10 +140,8 @@ class Pairs:
             )
         for template in self.templates:
             if "{c}" not in template:
-                raise ValueError(
-                    f"{self.name} has the prompt template {template!r} without {{c}}: write {{c}} where the "
-                    "class's name goes, in zeroshot_classification_templates.txt"
-                )
+                fix = "write {c} where the class's name goes, in zeroshot_classification_templates.txt"
+                raise ValueError(f"{self.name} has the prompt template {template!r} without {{c}}: {fix}")
         return [[template.replace("{c}", name) for template in self.templates] for name in self.classnames]
 
     def subset(self, indices: Indices) -> "Pairs":

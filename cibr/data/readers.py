@@ -38,11 +38,8 @@ from tqdm import tqdm
 
 from cibr.data.pairs import Pairs, Skips, clean_texts, open_rgb
 
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
+SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev")}
+SPLIT_NAMES |= {"test": ("test", "testing")}
 METADATA = ("metadata.jsonl", "metadata.csv")
 TEXT_COLUMNS = ("text", "caption", "captions", "texts")
 VALIDATION_SHARE = 10  # one image in ten
@@ -171,9 +168,14 @@ def image_splits(folder: str) -> list[str]:
     return list(_image_splits(Path(folder)))
 
 
+def metadata_files(folder: Path) -> list[Path]:
+    """Returns the files of metadata in a folder and in its subfolders."""
+    return [file for name in METADATA for where in ("", "[!.]*/") for file in folder.glob(where + name)]
+
+
 def _image_splits(folder: Path) -> dict[str, tuple[Path, Items | None]]:
     """Metadata file and rows of each split; rows are None, to be read, where a file has one split's."""
-    files = [file for name in METADATA for where in ("", "[!.]*/") for file in folder.glob(where + name)]
+    files = metadata_files(folder)
     own = [file for file in files if file.parent == folder]
     if not files:
         raise FileNotFoundError(
