@@ -118,7 +118,7 @@ NAMES = {
     "split of a benchmark": ("glyph_letters", "train", "no split 'train': it has validation, test"),
 }
 CSV = {
-    "image column": ("file,text\na.png,x", "line 2, needs the columns .* there: file, text"),
+    "image column": ("file,text\na.png,x", "line 2, needs the columns .* there are: file, text"),
     "text column": ("file_name,title\na.png,x", "needs the columns file_name and text or caption.*title"),
     "comma": ("file_name,text\na.png,a dog, brown", "line 2, has more fields than columns: quote texts"),
     "no file name": ("file_name,text\n,x", "line 2, has no file_name"),
@@ -217,7 +217,7 @@ CASES = [
         ConnectionError,
         "owner/wds_x is neither .*CIBR_DATA",
     ),
-    ("no text column", without_texts, ValueError, r"column image of images and one of text, .*image \(Image\)"),
+    ("no text column", without_texts, ValueError, r"column image of images and one of text, .*image.: Image\("),
     ("no metadata", files("a.png"), FileNotFoundError, "no metadata.jsonl or metadata.csv: write one"),
     (
         "both kinds",

@@ -67,10 +67,7 @@ def available_splits(name: str | Path) -> list[str]:
         ConnectionError: if the name is a hub id and the hub does not give it.
     """
     source = resolve(name)
-    if splits := _splits_of_card(source):
-        return splits
-    _, splits = READERS[source.kind]
-    return splits(source.place)
+    return _splits_of_card(source) or list(READERS[source.kind][1](source.place))
 
 
 @dataclass(frozen=True)

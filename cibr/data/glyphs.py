@@ -11,7 +11,7 @@ same drawing with two names.
 import hashlib
 import unicodedata
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,7 +109,7 @@ class PixelImages:
         return Image.fromarray(self.pixels[index]).convert("RGB")
 
 
-@lru_cache(maxsize=1)
+@cache
 def glyph_characters() -> pd.DataFrame:
     """All characters: `character, name, category, group`, in the order of their code points.
 

@@ -46,6 +46,7 @@ VALIDATION_SHARE = 10  # one image in ten
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 SAMPLE_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
+N_SHARDS = "[!.]*/nshards.txt"
 NOT_GIVEN = (
     "{source} is neither a folder here nor a data set that the hub gives ({error}): check the name and the "
     "network, or give a folder that holds its files; CIBR_DATA may hold those of a known name as wds_NAME"
@@ -135,8 +136,9 @@ def load_images(folder: str, split: str, skips: Skips) -> Pairs:
         FileNotFoundError: if the metadata or an image is missing.
         ValueError: if there is no such split, the metadata are malformed or a sample is unusable.
     """
-    splits = _image_splits(Path(folder))
-    metadata, items = _split_given(splits, split, folder, f"add a subfolder {split} with its own metadata")
+    metadata, items = _split_given(
+        image_splits(folder), split, folder, f"add a subfolder {split} with its own metadata"
+    )
     items = _read_metadata(metadata) if items is None else items
     for key in list(items):
         file = metadata.parent / key
@@ -159,28 +161,23 @@ class FolderImages:
         return open_rgb(file, str(file))
 
 
-def image_splits(folder: str) -> list[str]:
-    """Returns the splits of a folder of images; the images are not looked at.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_images`, for metadata that are missing or malformed.
-    """
-    return list(_image_splits(Path(folder)))
-
-
 def metadata_files(folder: Path) -> list[Path]:
     """Returns the files of metadata in a folder and in its subfolders."""
     return [file for name in METADATA for where in ("", "[!.]*/") for file in folder.glob(where + name)]
 
 
-def _image_splits(folder: Path) -> dict[str, tuple[Path, Items | None]]:
-    """Metadata file and rows of each split; rows are None, to be read, where a file has one split's."""
+def image_splits(place: str) -> dict[str, tuple[Path, Items | None]]:
+    """Returns metadata file and rows of each split; rows are None, to be read, where a file has one split's.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_images`, for metadata that are missing or malformed.
+    """
+    folder = Path(place)
     files = metadata_files(folder)
     own = [file for file in files if file.parent == folder]
     if not files:
-        raise FileNotFoundError(
-            f"{folder} has no {' or '.join(METADATA)}: write one, with the columns file_name and text"
-        )
+        fix = "write one, with the columns file_name and text"
+        raise FileNotFoundError(f"{folder} has no {' or '.join(METADATA)}: {fix}")
     if not own:
         return {split: (file, None) for split, file in by_split(files).items()}
     if len(files) > 1:
@@ -208,10 +205,8 @@ def _splits_of_names(items: Items, file: Path) -> dict[str, str]:
         by_hash = hash_split(things.values())
         return {name: by_hash[thing] for name, thing in things.items()}
     if outside:
-        raise ValueError(
-            f"{file} names images in subfolders {', '.join(SPLIT_NAMES)} and others outside, such as "
-            f"{outside[0]}: put all into subfolders, or none"
-        )
+        others = f"in subfolders {', '.join(SPLIT_NAMES)} and others outside, such as {outside[0]}"
+        raise ValueError(f"{file} names images {others}: put all into subfolders, or none")
     return first
 
 
@@ -245,10 +240,8 @@ def _read_metadata(file: Path) -> Items:
                 raise ValueError(f"{place} has more fields than columns: quote texts that hold a comma")
             column = next((column for column in TEXT_COLUMNS if column in row), None)
             if "file_name" not in row or column is None:
-                raise ValueError(
-                    f"{place} needs the columns file_name and {TEXT_COLUMNS[0]} or {TEXT_COLUMNS[1]}; "
-                    f"those that are there: {', '.join(map(str, row)) or 'none'}"
-                )
+                there = ", ".join(map(str, row)) or "none"
+                raise ValueError(f"{place} needs the columns file_name and text or caption; there are: {there}")
             name = _file_name(row["file_name"], place, file.parent)
             n_repeated += items.setdefault(name, _Item()).add(row[column], row.get("group"), place)
     except (UnicodeDecodeError, csv.Error) as error:
@@ -305,15 +298,13 @@ def load_hub(source: str, split: str, skips: Skips) -> Pairs:
     import datasets
     import pyarrow.compute
 
-    loaded = _asked_datasets(source, datasets.load_dataset)
+    loaded = _asked(source, (datasets.exceptions.DatasetNotFoundError,), datasets.load_dataset)
     splits = {split_of(str(name)): data for name, data in loaded.items()}
     data = _split_given(splits, split, source, "name another split")
     column = next((column for column in TEXT_COLUMNS if column in data.column_names), None)
     if column is None or not isinstance(data.features.get("image"), datasets.Image):
-        features = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in data.features.items())
-        raise ValueError(
-            f"{source} needs a column image of images and one of {', '.join(TEXT_COLUMNS)}; there are {features}"
-        )
+        needed = f"a column image of images and one of {', '.join(TEXT_COLUMNS)}"
+        raise ValueError(f"{source} needs {needed}; there are {dict(data.features)}")
     files = data.select_columns("image").cast_column("image", datasets.Image(decode=False))
     paths = pyarrow.compute.struct_field(files.data["image"], "path").to_pylist()
     groups = data["group"] if "group" in data.column_names else [None] * len(data)
@@ -344,18 +335,17 @@ def hub_splits(source: str) -> list[str]:
     """
     import datasets
 
-    return [split_of(name) for name in _asked_datasets(source, datasets.get_dataset_split_names)]
+    names = _asked(source, (datasets.exceptions.DatasetNotFoundError,), datasets.get_dataset_split_names)
+    return [split_of(name) for name in names]
 
 
-def _asked_datasets(source: str, ask: Callable[[str], Any]) -> Any:
-    """What `datasets` answers; its errors are told with the source."""
-    import datasets
-
+def _asked(source: str, offline: tuple[type[Exception], ...], ask: Callable, **options: Any) -> Any:
+    """What is answered about the source; errors are told with it, those of `offline` as a `ConnectionError`."""
     try:
-        return ask(source)
-    except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+        return ask(source, **options)
+    except (ConnectionError, *offline) as error:
         raise ConnectionError(NOT_GIVEN.format(source=source, error=error)) from error
-    except Exception as error:  # its builders raise nearly anything
+    except Exception as error:  # the builders of `datasets` raise nearly anything
         cause = error.__cause__ or error
         raise ValueError(f"{source} cannot be read as a data set ({type(cause).__name__}: {cause})") from error
 
@@ -380,7 +370,9 @@ def load_shards(source: str, split: str, skips: Skips) -> Pairs:
         ConnectionError: if the hub does not give the files.
     """
     root = _shard_root(source, ["*.txt", *(f"{name}/*" for name in SPLIT_NAMES.get(split, (split,)))])
-    numbered = _split_given(_numbers_of_shards(root), split, source, f"add {split}/nshards.txt with its shards")
+    numbered = _split_given(
+        by_split(root.glob(N_SHARDS)), split, source, f"add {split}/nshards.txt with its shards"
+    )
     shards = [numbered.parent / f"{number}.tar" for number in range(_n_shards(numbered))]
     bar = tqdm(shards, desc=f"{skips.name} {split}: shards", unit="shard", delay=1)
     samples = [(n, key, parts) for n, shard in enumerate(bar) for key, parts in _index(shard).items()]
@@ -398,7 +390,7 @@ def load_shards(source: str, split: str, skips: Skips) -> Pairs:
     if classnames:
         about = {"labels": torch.tensor(labels, dtype=torch.long), "classnames": classnames}
     if classnames and (root / TEMPLATES).is_file():
-        about["templates"] = clean_texts((root / TEMPLATES).read_text(encoding="utf-8-sig").splitlines())
+        about["templates"] = clean_texts((root / TEMPLATES).read_text(encoding="utf-8-sig").split("\n"))
     load = ShardImages(shards, keys, np.array(places, dtype=np.int64).reshape(-1, 3))
     return Pairs(skips.name, split, captions, keys, load, **about)
 
@@ -425,11 +417,7 @@ def shard_splits(source: str) -> list[str]:
     Raises:
         ConnectionError: if the hub does not give the set.
     """
-    return list(_numbers_of_shards(_shard_root(source, ["*.txt"])))
-
-
-def _numbers_of_shards(root: Path) -> dict[str, Path]:
-    return by_split(root.glob("[!.]*/nshards.txt"))
+    return list(by_split(_shard_root(source, ["*.txt"]).glob(N_SHARDS)))
 
 
 def _shard_root(source: str, patterns: list[str]) -> Path:
@@ -438,10 +426,9 @@ def _shard_root(source: str, patterns: list[str]) -> Path:
         return Path(source)
     import huggingface_hub
 
-    try:
-        return Path(huggingface_hub.snapshot_download(source, repo_type="dataset", allow_patterns=patterns))
-    except Exception as error:  # the client raises its own errors, those of its HTTP library and the system's
-        raise ConnectionError(NOT_GIVEN.format(source=source, error=error)) from error
+    # The hub's client raises its own errors, those of its HTTP library and the system's.
+    options = dict(repo_type="dataset", allow_patterns=patterns)
+    return Path(_asked(source, (Exception,), huggingface_hub.snapshot_download, **options))
 
 
 def _n_shards(file: Path) -> int:
@@ -462,11 +449,8 @@ def _classnames(root: Path) -> list[str]:
     names = [name.strip() for name in text.strip().split("\n")]
     # ImageNet's usual list has two missiles and two pairs of sunglasses, so that this is no error.
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        warnings.warn(
-            f"{root / CLASSNAMES} gives several classes the name {', '.join(map(repr, repeated))}: "
-            "no text tells them apart, so name each differently where you can",
-            stacklevel=3,
-        )
+        several = f"several classes the name {', '.join(map(repr, repeated))}"
+        warnings.warn(f"{root / CLASSNAMES} gives {several}: no text tells them apart", stacklevel=3)
     return names
 
 

@@ -135,7 +135,7 @@ def reopened(image, kind="PNG", **options):
     return Image.open(file)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "PA", "La", "RGBa", "RGBX",
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "PA", "RGBa", "RGBX",
                                   "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F"])  # fmt: skip
 def test_every_mode_gives_rgb_of_the_same_size(mode):
     image = to_rgb(Image.new(mode, (3, 2)))
