@@ -8,7 +8,6 @@ from helpers import unchecked
 from torch.nn import functional as F
 
 from cibr.losses import CIBRLoss, beta_at, clip_loss
-from cibr.losses.critics import MovingAverage, SeparableCritic
 from cibr.losses.vmf import sample_vmf, vmf_fit_kappa, vmf_log_normalizer, vmf_mean_cosine, vmf_residual_nats
 
 IMAGE, TEXT = F.normalize(torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(0)), dim=2)
@@ -85,8 +84,6 @@ _CASES = [
     ("no-critics", lambda: CIBRLoss(0.1).critic_loss(IMAGE, TEXT, **POOLED), "'vmf' has no critics"),
     ("no-labels", loss(0.1, "consistency"), "'consistency' compares rows of equal labels: pass labels"),
     ("progress", lambda: beta_at(20, 0.6), r"progress must be in \[0, 1\].*n_steps"),
-    ("average-decay", lambda: MovingAverage(1.0), "decay must be above 0 and below 1, got 1.0"),
-    ("critic-width", lambda: SeparableCritic(0, 3), "widths of at least 1, got 0"),
     ("vmf-kappa", lambda: vmf_log_normalizer(-1.0, 8), "kappa must be finite and not negative.*-1"),
     ("vmf-sample", lambda: sample_vmf(IMAGE, math.nan), "kappa must be finite"),
     ("vmf-dim", lambda: vmf_mean_cosine(1.0, 1), "dim must be at least 2.*width"),

@@ -1,18 +1,16 @@
 """Losses that CIBR is compared with: alignment and uniformity, CyCLIP's consistency, SigLIP's sigmoid loss."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from cibr.losses.clip import Number
+from cibr.losses.clip import Features, Labels, Number, Scalar
 
 NEWTON_STEPS = 20
 
 
-def alignment_uniformity(
-    image_features: Float[Tensor, "n d"], text_features: Float[Tensor, "n d"]
-) -> Float[Tensor, ""]:
+def alignment_uniformity(image_features: Features, text_features: Features) -> Scalar:
     """Mean squared distance of the pairs, plus the log mean Gaussian potential within each modality.
 
     Source: Wang & Isola (2020, arXiv 2005.10242), alpha = 2 and t = 2, the uniformity of both sides averaged.
@@ -33,7 +31,7 @@ def alignment_uniformity(
     return alignment + uniformity
 
 
-def cyclip(image_features: Float[Tensor, "n d"], text_features: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+def cyclip(image_features: Features, text_features: Features) -> Scalar:
     """Cross-modal plus in-modal cyclic consistency, summed over one index and averaged over the other.
 
     Source: Goel et al. (2022, arXiv 2205.14459), eqs. 2 and 3, on cosines; both carry the weight 0.25 there.
@@ -51,11 +49,8 @@ def cyclip(image_features: Float[Tensor, "n d"], text_features: Float[Tensor, "n
 
 
 def siglip_loss(
-    image_features: Float[Tensor, "n d"],
-    text_features: Float[Tensor, "n d"],
-    logit_scale: Float[Tensor, ""] | Number,
-    labels: Int[Tensor, " n"] | None = None,
-) -> Float[Tensor, ""]:
+    image_features: Features, text_features: Features, logit_scale: Scalar | Number, labels: Labels | None = None
+) -> Scalar:
     """Sigmoid loss of every pair of the batch, at the bias that makes it least.
 
     Source: Zhai et al. (2023, arXiv 2303.15343), algorithm 1. Their bias is a trained parameter; here it is solved
@@ -80,7 +75,7 @@ def siglip_loss(
     return F.softplus(-signs * (logits + bias)).sum() / n
 
 
-def _sigmoid_bias(logits: Float[Tensor, "n n"], positive: Bool[Tensor, "n n"]) -> Float[Tensor, ""]:
+def _sigmoid_bias(logits: Float[Tensor, "n n"], positive: Bool[Tensor, "n n"]) -> Scalar:
     """The bias at which the mean probability equals the fraction of positives; the loss is convex in it."""
     low, high = -logits.max() - 50, -logits.min() + 50
     target, bias = positive.double().mean(), (low + high) / 2

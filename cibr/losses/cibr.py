@@ -8,11 +8,11 @@ after Ji et al. (2025, arXiv 2503.24182), who published no code. `cibr.losses.pe
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from cibr.losses.baselines import siglip_loss
-from cibr.losses.clip import Number, checked, info_nce
+from cibr.losses.clip import Features, Labels, Number, Scalar, checked, info_nce
 from cibr.losses.critics import ResidualCritics
 from cibr.losses.penalties import PENALTIES, PenaltyInputs
 from cibr.losses.vmf import sample_vmf
@@ -145,15 +145,15 @@ class CIBRLoss(nn.Module):
 
     def forward(
         self,
-        image_features: Float[Tensor, "n d"],
-        text_features: Float[Tensor, "n d"],
-        logit_scale: Float[Tensor, ""] | Number,
-        labels: Int[Tensor, " n"] | None = None,
+        image_features: Features,
+        text_features: Features,
+        logit_scale: Scalar | Number,
+        labels: Labels | None = None,
         *,
         image_pooled: Float[Tensor, "n p"] | None = None,
         text_pooled: Float[Tensor, "n q"] | None = None,
         generator: torch.Generator | None = None,
-    ) -> dict[str, Float[Tensor, ""]]:
+    ) -> dict[str, Scalar]:
         """The terms of the loss and what they say about information.
 
         Args:
@@ -185,24 +185,23 @@ class CIBRLoss(nn.Module):
             with torch.set_grad_enabled(beta > 0 and torch.is_grad_enabled()):
                 inputs = PenaltyInputs(image, text, z_image, z_text, image_pooled, text_pooled, labels, self)
                 penalty = PENALTIES[self.penalty](inputs)
-        terms = {"clip_loss": clip_loss, "penalty_loss": beta * penalty.value}
-        terms["loss"] = clip_loss + beta * penalty.value
-        terms["penalty_excess"] = penalty.excess.detach()
-        terms["residual_image_nats"] = penalty.residual_image_nats.detach()
-        terms["residual_text_nats"] = penalty.residual_text_nats.detach()
+        value, *reports = penalty
+        terms = {"clip_loss": clip_loss, "penalty_loss": beta * value, "loss": clip_loss + beta * value}
+        names = "penalty_excess", "residual_image_nats", "residual_text_nats"
+        terms |= {name: report.detach() for name, report in zip(names, reports, strict=True)}
         if self.contrastive == "clip":
             terms["mi_lower_bound_nats"] = math.log(len(image)) - clip_loss.detach()
         return terms
 
     def critic_loss(
         self,
-        image_features: Float[Tensor, "n d"],
-        text_features: Float[Tensor, "n d"],
+        image_features: Features,
+        text_features: Features,
         *,
         image_pooled: Float[Tensor, "n p"],
         text_pooled: Float[Tensor, "n q"],
         generator: torch.Generator | None = None,
-    ) -> Float[Tensor, ""]:
+    ) -> Scalar:
         """What one step of the critics' own optimiser lowers; nothing flows back into the encoders.
 
         Args:

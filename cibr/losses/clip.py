@@ -19,6 +19,9 @@ LARGEST_DIRECT = 2048
 AUTOMATIC_CHUNK = 512
 
 Number = float | int
+Features = Float[Tensor, "n d"]
+Labels = Int[Tensor, " n"]
+Scalar = Float[Tensor, ""]
 
 
 class _SymmetricInfoNCE(torch.autograd.Function):
@@ -108,7 +111,7 @@ def described(value) -> str:
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def check_shapes(image: Tensor, text: Tensor, labels: Tensor | None) -> None:
+def _check_shapes(image: Tensor, text: Tensor, labels: Tensor | None) -> None:
     """Refuse what is no batch of at least two pairs, or labels that do not fit it."""
     for name, value in (("image_features", image), ("text_features", text)):
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 2:
@@ -143,7 +146,7 @@ def checked(
     Lengths of rows differ from 1 by less than the tolerance. One device transfer tells of all values; compiled
     code asserts them on the device and waits for nothing.
     """
-    check_shapes(image, text, labels)
+    _check_shapes(image, text, labels)
     dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
     image, text = image.to(dtype), text.to(dtype)
     scale = scale.to(image) if isinstance(scale, Tensor) else image.new_full((), scale)
@@ -182,12 +185,12 @@ def info_nce(image: Tensor, text: Tensor, scale: Tensor, labels: Tensor | None, 
 
 
 def clip_loss(
-    image_features: Float[Tensor, "n d"],
-    text_features: Float[Tensor, "n d"],
-    logit_scale: Float[Tensor, ""] | Number,
-    labels: Int[Tensor, " n"] | None = None,
+    image_features: Features,
+    text_features: Features,
+    logit_scale: Scalar | Number,
+    labels: Labels | None = None,
     chunk_size: int | None = None,
-) -> Float[Tensor, ""]:
+) -> Scalar:
     """Symmetric InfoNCE: the mean of image-to-text and text-to-image cross-entropy.
 
     Source: Radford et al. (2021, arXiv 2103.00020), figure 3, whose mean over both directions this is; labels as

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.losses.clip import check_finite, described
+from cibr.losses.clip import Features, Scalar, check_finite, described
 
 DIM_HIDDEN = 128
 
@@ -26,12 +26,12 @@ def mismatches(scores: Float[Tensor, "n n"]) -> Float[Tensor, " m"]:
     return scores.flatten()[1:].view(n - 1, n + 1)[:, :-1].flatten()
 
 
-def log_mean_exp(values: Float[Tensor, " m"]) -> Float[Tensor, ""]:
+def log_mean_exp(values: Float[Tensor, " m"]) -> Scalar:
     """log of the mean of e^values, without overflow."""
     return torch.logsumexp(values, 0) - math.log(len(values))
 
 
-def mine_nats(scores: Float[Tensor, "n n"], log_average: Float[Tensor, ""]) -> Float[Tensor, ""]:
+def mine_nats(scores: Float[Tensor, "n n"], log_average: Scalar) -> Scalar:
     """Donsker-Varadhan, E_P[T] - log E_Q[e^T], with the gradient that a moving average of E_Q[e^T] corrects.
 
     The gradient of log E_Q[e^T] divides by a batch mean and is biased; MINE divides by an average over steps. The
@@ -74,8 +74,6 @@ class SeparableCritic(nn.Module):
 
 def mlp(dim_in: int, dim_hidden: int, dim_out: int) -> nn.Sequential:
     """Two hidden layers of rectified units."""
-    if min(dim_in, dim_hidden, dim_out) < 1:
-        raise ValueError(f"a network needs widths of at least 1, got {dim_in}, {dim_hidden} and {dim_out}")
     inner = nn.Linear(dim_in, dim_hidden), nn.ReLU(), nn.Linear(dim_hidden, dim_hidden), nn.ReLU()
     return nn.Sequential(*inner, nn.Linear(dim_hidden, dim_out))
 
@@ -93,19 +91,17 @@ class MovingAverage(nn.Module):
 
     def __init__(self, decay: float = 0.9):
         super().__init__()
-        if not 0 < decay < 1:
-            raise ValueError(f"decay must be above 0 and below 1, got {decay}: it is the weight of the past")
         self.decay = decay
         self.register_buffer("log_average", torch.tensor(math.nan))  # until the first update
 
-    def update(self, scores: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
+    def update(self, scores: Float[Tensor, "n n"]) -> Scalar:
         """Takes in a batch's mismatches and returns the log of the average."""
         now = log_mean_exp(mismatches(scores.detach())).to(self.log_average)
         kept = torch.logaddexp(self.log_average + math.log(self.decay), now + math.log(1 - self.decay))
         self.log_average.copy_(torch.where(self.log_average.isnan(), now, kept))
         return self.log_average.clone()
 
-    def read(self, scores: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
+    def read(self, scores: Float[Tensor, "n n"]) -> Scalar:
         """The log of the average as it stands; before the first update, that of this batch alone."""
         now = log_mean_exp(mismatches(scores.detach())).to(self.log_average)
         return torch.where(self.log_average.isnan(), now, self.log_average)
@@ -132,9 +128,7 @@ class ResidualCritics(nn.Module):
         )
         self.averages = nn.ModuleDict({name: MovingAverage() for name in self.critics})
 
-    def forward(
-        self, z: dict[str, Float[Tensor, "n d"]], pooled: dict[str, Tensor | None]
-    ) -> dict[str, Float[Tensor, ""]]:
+    def forward(self, z: dict[str, Features], pooled: dict[str, Tensor | None]) -> dict[str, Scalar]:
         """Estimates of the residual information of each modality, in nats; they may be negative.
 
         Args:
@@ -144,7 +138,7 @@ class ResidualCritics(nn.Module):
         nats = self._nats(z, pooled, update=False)
         return {a: nats[f"{a}_{a}"] - nats[f"{a}_{b}"] for a, b in (("image", "text"), ("text", "image"))}
 
-    def loss(self, z: dict[str, Float[Tensor, "n d"]], pooled: dict[str, Tensor | None]) -> Float[Tensor, ""]:
+    def loss(self, z: dict[str, Features], pooled: dict[str, Tensor | None]) -> Scalar:
         """Minus the sum of the four estimates, for embeddings that are held fixed; moves the averages.
 
         Args:
@@ -171,7 +165,7 @@ class ResidualCritics(nn.Module):
         return nats
 
 
-def frozen_critics(critics: ResidualCritics, *inputs) -> dict[str, Float[Tensor, ""]]:
+def frozen_critics(critics: ResidualCritics, *inputs) -> dict[str, Scalar]:
     """The critics' estimates, whose gradient goes to the embeddings and not to the critics."""
     fixed = {name: value.detach() for name, value in critics.named_parameters()}
     return torch.func.functional_call(critics, fixed, inputs)

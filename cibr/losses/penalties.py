@@ -5,7 +5,7 @@ E[log e(z|x_v) - log b(z|x_t)] >= I(Z_v;X_v|X_t), here with e = vMF(mu_v, kappa_
 They differ in the centre of b, and so in what a finite sample can hide from them: where every text is unique it
 names its image, and the bound falls to its floor by memorising the pairs.
 
-A new penalty is a function from `PenaltyInputs` to `Penalty` and a line in `PENALTIES`.
+A new penalty is a function from `PenaltyInputs` to `Penalty` and a name in `PENALTIES`.
 
 Source: the bounds of Fischer (2020, arXiv 2002.05379); Ji et al. (2025, arXiv 2503.24182) for MINE.
 """
@@ -15,11 +15,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cibr.losses import baselines
+from cibr.losses.clip import Features, Labels
 from cibr.losses.critics import frozen_critics
 from cibr.losses.vmf import fitted_log_likelihood, vmf_floor_nats, vmf_log_normalizer, vmf_mean_cosine
 
@@ -126,45 +127,39 @@ def mine(inputs: PenaltyInputs) -> Penalty:
     return Penalty(value, value, nats["image"], nats["text"])
 
 
+def _control(inputs: PenaltyInputs, value: Tensor) -> Penalty:
+    return vmf(inputs)._replace(value=value, excess=value)  # residuals are reported as those of `vmf`
+
+
 def cosine(inputs: PenaltyInputs) -> Penalty:
-    """A control: 1 - mean cosine of the pairs; residuals as those of `vmf`, here and below."""
-    value = 1 - _mean_cosine(inputs.image, inputs.text)
-    return vmf(inputs)._replace(value=value, excess=value)
+    """A control: 1 - mean cosine of the pairs."""
+    return _control(inputs, 1 - _mean_cosine(inputs.image, inputs.text))
 
 
 def alignment_uniformity(inputs: PenaltyInputs) -> Penalty:
     """A control: alignment plus uniformity, see `cibr.losses.baselines`."""
-    value = baselines.alignment_uniformity(inputs.image, inputs.text)
-    return vmf(inputs)._replace(value=value, excess=value)
+    return _control(inputs, baselines.alignment_uniformity(inputs.image, inputs.text))
 
 
 def cyclip(inputs: PenaltyInputs) -> Penalty:
     """A control: cyclic consistency, see `cibr.losses.baselines`."""
-    value = baselines.cyclip(inputs.image, inputs.text)
-    return vmf(inputs)._replace(value=value, excess=value)
+    return _control(inputs, baselines.cyclip(inputs.image, inputs.text))
 
 
 PENALTIES: dict[str, Callable[[PenaltyInputs], Penalty]] = {
-    "vmf": vmf,
-    "crossfit": crossfit,
-    "consistency": consistency,
-    "mine": mine,
-    "cosine": cosine,
-    "alignment_uniformity": alignment_uniformity,
-    "cyclip": cyclip,
+    penalty.__name__: penalty
+    for penalty in (vmf, crossfit, consistency, mine, cosine, alignment_uniformity, cyclip)
 }
 
 
-def label_index(labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+def label_index(labels: Labels) -> Labels:
     """Each row's place among the sorted distinct labels, [n]: the inverse of torch.unique, in fixed shapes."""
     ordered, order = labels.sort()
     place = F.pad(ordered[1:] != ordered[:-1], (1, 0)).cumsum(0)
     return torch.empty_like(place).scatter(0, order, place)
 
 
-def other_means(
-    features: Float[Tensor, "n d"], labels: Int[Tensor, " n"]
-) -> tuple[Float[Tensor, "n d"], Bool[Tensor, " n"]]:
+def other_means(features: Features, labels: Labels) -> tuple[Features, Bool[Tensor, " n"]]:
     """For each row the direction of the mean of the other rows with its label.
 
     Source: for x_v' drawn beside x_v, b(z) = E vMF(z; mu(x_v'), kappa_b) is a backward encoder, and by Jensen -log
@@ -186,9 +181,7 @@ def other_means(
 
 
 @torch.no_grad()
-def crossfitted_means(
-    source: Float[Tensor, "n d"], target: Float[Tensor, "n d"], labels: Int[Tensor, " n"] | None
-) -> Float[Tensor, "n d"]:
+def crossfitted_means(source: Features, target: Features, labels: Labels | None) -> Features:
     """For each row the direction that ridge regression on the other half of the batch predicts for its target.
 
     Rows with one label fall in one half, so that no row is predicted from its own label. Nothing flows back.

@@ -26,6 +26,8 @@ LOWEST_DEBYE_ORDER = 50
 NEWTON_STEPS = 5
 
 Number = float | int
+Values = Float[Tensor, "..."] | Number
+Float64s = Float64[Tensor, "..."]
 
 
 def _debye_polynomials() -> Float64[Tensor, "2 k powers"]:
@@ -71,19 +73,17 @@ def _bessel(order: float, x: Tensor) -> tuple[Tensor, Tensor]:
     return log_scaled, x / denominator
 
 
-def _check(value: Tensor | Number, name: str, dim: int) -> Float64[Tensor, "..."]:
+def _check(value: Values, name: str, dim: int) -> Float64s:
     """A concentration in float64, for a sphere in `dim` dimensions."""
     if dim < 2:
         raise ValueError(f"dim must be at least 2, got {dim}: pass the width of the embedding")
     value = torch.as_tensor(value, dtype=torch.float64)
-    if not bool(((value >= 0) & (value < math.inf)).all()):
-        raise ValueError(
-            f"{name} must be finite and not negative, got {value.detach().tolist()}: 0 is the uniform distribution"
-        )
+    if not ((value >= 0) & (value < math.inf)).all():
+        raise ValueError(f"{name} must be finite and not negative, got {value.min()} to {value.max()}")
     return value
 
 
-def vmf_mean_cosine(kappa: Float[Tensor, "..."] | Number, dim: int) -> Float64[Tensor, "..."]:
+def vmf_mean_cosine(kappa: Values, dim: int) -> Float64s:
     """Mean of <mu, z> under vMF(mu, kappa): A_d(kappa) = I_{d/2} / I_{d/2-1}.
 
     Source: Mardia & Jupp, Directional Statistics, section 9.3.
@@ -101,7 +101,7 @@ def vmf_mean_cosine(kappa: Float[Tensor, "..."] | Number, dim: int) -> Float64[T
     return _bessel(dim / 2 - 1, _check(kappa, "kappa", dim))[1]
 
 
-def vmf_log_normalizer(kappa: Float[Tensor, "..."] | Number, dim: int) -> Float64[Tensor, "..."]:
+def vmf_log_normalizer(kappa: Values, dim: int) -> Float64s:
     """Log of the constant in front of the vMF density C_d(kappa) exp(kappa <mu, z>).
 
     Source: C_d(k) = k^{d/2-1} / ((2 pi)^{d/2} I_{d/2-1}(k)), Mardia & Jupp, section 9.3.
@@ -123,7 +123,7 @@ def _log_normalizer(kappa: Tensor, dim: int) -> Tensor:
     return -dim / 2 * math.log(2 * math.pi) - _bessel(dim / 2 - 1, kappa)[0]
 
 
-def vmf_fit_kappa(mean_cosine: Float[Tensor, "..."] | Number, dim: int) -> Float64[Tensor, "..."]:
+def vmf_fit_kappa(mean_cosine: Values, dim: int) -> Float64s:
     """Concentration whose mean cosine is the one given: the inverse of A_d.
 
     Source: the start of Banerjee et al. (2005, JMLR 6), then Newton's method (Sra 2012), run to convergence here.
@@ -140,11 +140,8 @@ def vmf_fit_kappa(mean_cosine: Float[Tensor, "..."] | Number, dim: int) -> Float
     """
     _check(0.0, "kappa", dim)
     mean_cosine = torch.as_tensor(mean_cosine, dtype=torch.float64).detach()
-    if not bool((mean_cosine < 1).all()):
-        raise ValueError(
-            f"mean_cosine must be below 1, got {mean_cosine.max().item()}: average unit vectors, or multiply by "
-            "the encoder's own vmf_mean_cosine(kappa, dim)"
-        )
+    if not (mean_cosine < 1).all():
+        raise ValueError(f"mean_cosine must be below 1, got {mean_cosine.max()}: average unit vectors")
     return _fit_kappa(mean_cosine, dim)
 
 
@@ -159,18 +156,13 @@ def _fit_kappa(mean_cosine: Tensor, dim: int) -> Tensor:
     return torch.where(positive, fit, 0.0)
 
 
-def fitted_log_likelihood(mean_cosine: Float64[Tensor, "..."], dim: int) -> Float64[Tensor, "..."]:
+def fitted_log_likelihood(mean_cosine: Float64s, dim: int) -> Float64s:
     """Mean log density, in nats, of a vMF with the concentration that fits; `mean_cosine` < 1 is not checked."""
     kappa = _fit_kappa(mean_cosine, dim)
     return _log_normalizer(kappa, dim) + kappa * mean_cosine
 
 
-def vmf_residual_nats(
-    cosine: Float[Tensor, "..."] | Number,
-    kappa_e: Float[Tensor, "..."] | Number,
-    kappa_b: Float[Tensor, "..."] | Number,
-    dim: int,
-) -> Float64[Tensor, "..."]:
+def vmf_residual_nats(cosine: Values, kappa_e: Values, kappa_b: Values, dim: int) -> Float64s:
     """Upper bound on I(Z_v; X_v | X_t) for vMF encoders, one value per pair.
 
     The divergence KL(vMF(mu_v, k_e) || vMF(mu_t, k_b)) in closed form:
@@ -194,18 +186,15 @@ def vmf_residual_nats(
             more than rounding.
     """
     cosine = torch.as_tensor(cosine, dtype=torch.float64)
-    if not bool((cosine.abs() <= 1 + 1e-3).all()):
-        worst = cosine.detach().abs().max().item()
-        raise ValueError(f"cosine must lie in [-1, 1], got {worst}: pass products of unit vectors")
+    if not (cosine.abs() <= 1 + 1e-3).all():
+        raise ValueError(f"cosine must lie in [-1, 1], got {cosine.abs().max()}: pass products of unit vectors")
     kappa_e, kappa_b = _check(kappa_e, "kappa_e", dim), _check(kappa_b, "kappa_b", dim)
     log_ratio = _log_normalizer(kappa_e, dim) - _log_normalizer(kappa_b, dim)
     mean_cosine = vmf_mean_cosine(kappa_e, dim)
     return log_ratio + kappa_e * mean_cosine - kappa_b * mean_cosine * cosine
 
 
-def vmf_floor_nats(
-    kappa_e: Float[Tensor, "..."] | Number, kappa_b: Float[Tensor, "..."] | Number, dim: int
-) -> Float64[Tensor, "..."]:
+def vmf_floor_nats(kappa_e: Values, kappa_b: Values, dim: int) -> Float64s:
     """What `vmf_residual_nats` still is at cosine 1: mismatch of concentrations, not information.
 
     Args:
@@ -246,9 +235,7 @@ def _sample_cosine_gap(kappa: Tensor, dim: int, generator: torch.Generator | Non
 
 
 def sample_vmf(
-    mean_directions: Float[Tensor, "n d"],
-    kappa: Float[Tensor, "..."] | Number,
-    generator: torch.Generator | None = None,
+    mean_directions: Float[Tensor, "n d"], kappa: Values, generator: torch.Generator | None = None
 ) -> Float[Tensor, "n d"]:
     """Exact draws z ~ vMF(mu, kappa), one per row, differentiable in mu.
 
