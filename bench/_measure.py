@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "data" / "results" / "bench.csv"
 
 
 def medians(calls: dict[str, Callable[[], float]], n_runs: int, n_warm: int = 1) -> dict[str, float]:
@@ -62,14 +62,17 @@ def machine(peers: Sequence[str] = ()) -> dict[str, str | int]:
 def arguments(description: str) -> argparse.Namespace:
     """The command line of a bench."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--save", action="store_true", help="also write the table to data/results")
+    parser.add_argument("--save", action="store_true", help="also store the table in data/results/bench.csv")
     return parser.parse_args()
 
 
 def show(title: str, name: str, rows: list[dict], save: bool, peers: Sequence[str] = ()) -> None:
-    """Prints a table and, if asked, stores it as `bench_<name>.csv` with the machine and the peers' versions."""
+    """Prints a table and, if asked, replaces the rows of this name in `bench.csv`, with machine and versions."""
     table = pd.DataFrame(rows)
     print(f"\n{title}\n{', '.join(f'{k} {v}' for k, v in machine(peers).items())}")
     print(table.to_string(index=False, float_format=lambda x: f"{x:.4g}", na_rep=""))
     if save:
-        table.assign(**machine(peers)).to_csv(RESULTS / f"bench_{name}.csv", index=False, float_format="%.4g")
+        known = pd.read_csv(RESULTS, dtype=str)  # the digits of the others as they are
+        table = table.map(lambda x: f"{x:.4g}" if isinstance(x, float) else x, na_action="ignore")
+        table = table.assign(bench=name, **machine(peers))
+        pd.concat([known[known["bench"] != name], table]).to_csv(RESULTS, index=False)

@@ -29,17 +29,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from cibr import metrics
 from cibr.data import Pairs, available_splits, load_pairs, resolve
-from cibr.metrics import (
-    accuracy_parts,
-    bootstrap_interval,
-    class_embeddings,
-    class_ranks,
-    distinct_texts,
-    paired_difference,
-    predictions,
-    query_scores,
-)
 from cibr.metrics.retrieval import KS
 from cibr.models import DualEncoder
 from cibr.models.features import Digests, digest_model, embed_pairs, pixel_digests, prepare
@@ -217,7 +208,7 @@ class Predictions:
         """The scores that are means over items, by metric, each with its number of queries."""
         if self.kind == "zero-shot":
             ranks, labels, n_classes = (self.items[name] for name in ("ranks", "labels", "n_classes"))
-            found = accuracy_parts(ranks, labels, int(n_classes))
+            found = metrics.accuracy_parts(ranks, labels, int(n_classes))
             return {metric: (parts, len(labels)) for metric, parts in found.items()}
         smaller = min(len(self.items[f"{side}_ranks"]) for side in DIRECTIONS.values())
         found = {}
@@ -235,8 +226,8 @@ class Predictions:
         found = {}
         for direction, side in DIRECTIONS.items() if self.kind != "zero-shot" else ():
             ranks, units = (self.items[f"{side}_{name}"].numpy() for name in ("ranks", "units"))
-            value, low, high = bootstrap_interval(1.0 + ranks, units, statistic=np.median)
-            row = {"value": value, "low": low, "high": high, "n": len(ranks)}
+            interval = metrics.bootstrap_interval(1.0 + ranks, units, statistic=np.median)
+            row = dict(zip(("value", "low", "high"), interval, strict=True)) | {"n": len(ranks)}
             found[self._metric(direction, "median_rank")] = row
         return found
 
@@ -270,16 +261,12 @@ class Evaluation:
     def rows(self) -> pd.DataFrame:
         """Tidy scores: `model, suite, dataset, kind, metric, value, low, high, n`; n counts queries."""
         found = []
-        for (dataset, kind, metric), (parts, n) in self.scores().items():
-            about = {"dataset": dataset, "kind": kind, "metric": metric}
-            found.append(about | _difference([parts], None, "value") | {"n": n})
+        for key, (parts, n) in self.scores().items():
+            found.append(_about(key) | _difference([parts], None, "value") | {"n": n})
         for task, of_task in self.predictions.items():
             for metric, values in of_task.medians().items():
-                found.append({"dataset": task.title, "kind": task.kind, "metric": metric} | values)
-        rows = pd.DataFrame(found)
-        rows.insert(0, "suite", self.suite)
-        rows.insert(0, "model", self.model)
-        return rows
+                found.append(_about((task.title, task.kind, metric)) | values)
+        return pd.DataFrame([{"model": self.model, "suite": self.suite} | row for row in found])
 
     def scores(self) -> dict[tuple[str, str, str], tuple[Parts, int]]:
         """Scores that are means over items, by data set, kind and metric: of sets, groups, and all zero-shot sets.
@@ -343,7 +330,12 @@ def evaluate(
         )
     for task in tasks:
         resolve(task.dataset)  # a mistyped name is said before anything is computed
-    folder = None if output_dir is None else _made(Path(output_dir) / title)
+    folder = None if output_dir is None else Path(output_dir) / title
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)  # now rather than after the first set
+        except OSError as error:
+            raise ValueError(f"cannot make {str(folder)!r}: {error}; choose another output_dir") from error
     digests, found = digest_model(model), {}
     with tqdm(tasks, desc=name, unit="set", delay=1) as bar:
         for task in bar:
@@ -357,19 +349,9 @@ def evaluate(
                 raise next(kind for kind in ERRORS if isinstance(error, kind))(message) from error
     evaluation = Evaluation(name, title, found)
     if folder is not None:
-        there = {task.kind for task in tasks}
-        file = folder / (f"rows-{there.pop()}.csv" if len(there) == 1 else "rows.csv")
+        file = folder / ("rows.csv" if len(kinds) > 1 else f"rows-{kinds[0]}.csv")
         write_atomically(file, lambda part: evaluation.rows.to_csv(part, index=False))
     return evaluation
-
-
-def _made(folder: Path) -> Path:
-    """The folder for results, made now rather than after the first set."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot make {str(folder)!r}: {error}; choose another output_dir") from error
-    return folder
 
 
 def _predict(
@@ -402,22 +384,23 @@ def _predict(
 
 
 def _classify(pairs: Pairs, images: Tensor, texts: Tensor, n_classes: int) -> dict[str, Tensor]:
-    classes, labels = class_embeddings(texts.unflatten(0, (n_classes, -1))), pairs.labels
-    ranks, nearest_class = class_ranks(images, classes, labels), predictions(images, classes)
-    return {"labels": labels, "predictions": nearest_class, "ranks": ranks, "n_classes": torch.tensor(n_classes)}
+    classes = metrics.class_embeddings(texts.unflatten(0, (n_classes, -1)))
+    found = {"labels": pairs.labels, "predictions": metrics.predictions(images, classes)}
+    found["ranks"] = metrics.class_ranks(images, classes, pairs.labels)
+    return found | {"n_classes": torch.tensor(n_classes)}
 
 
 def _retrieve(pairs: Pairs, images: Tensor, texts: Tensor) -> dict[str, Tensor]:
     if pairs.paired:
         image_units, text_units = torch.arange(len(pairs)), pairs.text_to_image()
     else:
-        rows, text_units = distinct_texts(pairs)
+        rows, text_units = metrics.distinct_texts(pairs)
         texts, image_units = texts[rows], pairs.match_labels()
     if len(image_units.unique()) < 2:
         raise ValueError(
             "all images match one another, so that no answer is wrong: retrieval needs two that differ"
         )
-    found = query_scores(images, texts, image_units, text_units)
+    found = metrics.query_scores(images, texts, image_units, text_units)
     return found._asdict() | {"image_units": image_units, "text_units": text_units}
 
 
@@ -467,10 +450,14 @@ def compare(a: Evaluation | Sequence[Evaluation], b: Evaluation | Sequence[Evalu
     rows = []
     for key, (_, n) in of_a[0].items():
         parts_a, parts_b = ([scores[key][0] for scores in models] for models in (of_a, of_b))
-        row = {"suite": a[0].suite} | dict(zip(("dataset", "kind", "metric"), key, strict=True))
+        row = {"suite": a[0].suite} | _about(key)
         row |= {"a": np.mean(list(map(_value, parts_a))), "b": np.mean(list(map(_value, parts_b)))}
         rows.append(row | _difference(parts_b, parts_a, "difference") | {"n": n, "n_seeds": len(a)})
     return pd.DataFrame(rows)
+
+
+def _about(key: tuple[str, str, str]) -> dict[str, str]:
+    return dict(zip(("dataset", "kind", "metric"), key, strict=True))
 
 
 def _check_comparable(a: list[Evaluation], b: list[Evaluation]) -> None:
@@ -508,7 +495,7 @@ def _difference(b: list[Parts], a: list[Parts] | None, name: str) -> dict[str, f
     """The mean over seeds of b's score minus a's (minus nothing without a), with its interval."""
     stacked = [[np.stack([seed[k][1] for seed in side]) for k in range(len(b[0]))] for side in (b, a or b)]
     of_a = [np.zeros_like(x) for x in stacked[0]] if a is None else stacked[1]
-    found = paired_difference(of_a, stacked[0], weights=[weight for weight, _ in b[0]])
+    found = metrics.paired_difference(of_a, stacked[0], weights=[weight for weight, _ in b[0]])
     low, high = (found["low"], found["high"]) if a else (max(0.0, found["low"]), min(1.0, found["high"]))
     return {name: found["mean"], "low": low, "high": high}
 

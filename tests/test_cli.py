@@ -63,14 +63,13 @@ def test_evaluate_prints_both_models_and_their_difference(small, clip_folder, tm
 
 
 def test_evaluate_takes_a_data_set_of_ones_own_or_a_file_of_tasks(small, clip_folder, tmp_path, capsys):
-    assert main(["evaluate", clip_folder, "--data", str(small / "wds_captions")]) == 0
-    printed = capsys.readouterr().out
-    assert f"on {small / 'wds_captions'}" in printed and "text_to_image_recall@10" in printed
-    file = tmp_path / "own.yaml"
+    data, file = str(small / "wds_captions"), tmp_path / "own.yaml"
     file.write_text("- dataset: left\n")
-    assert main(["evaluate", clip_folder, "--suite", str(file)]) == 0
-    printed = capsys.readouterr().out
-    assert "suite own" in printed and "accuracy@1" in printed and "recall" not in printed
+    whole = ("--data", data, data, "text_to_image_recall@10"), ("--suite", str(file), "suite own", "accuracy@1")
+    for option, value, title, metric in whole:
+        assert main(["evaluate", clip_folder, option, value]) == 0
+        printed = capsys.readouterr().out
+        assert f"on {title}" in printed and metric in printed
 
 
 def test_evaluate_recomputes_published_scores(small, clip_folder, monkeypatch, capsys):
@@ -127,10 +126,7 @@ def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
     ("call", "code", "message"),
     [
         ([], 2, "the following arguments are required"),
-        (["evaluat"], 2, "invalid choice: 'evaluat'"),
         (["evaluate", "clip-tiny", "--limit", "ten"], 2, "argument --limit: invalid int value: 'ten'"),
-        (["evaluate", "clip-tiny", "--suite", "mini", "--data", "x"], 2, "not allowed with argument --suite"),
-        (["evaluate", "clip-tiny", "--limit", "1"], 1, "one alone has no interval"),
         (["evaluate", "clip-tiny", "--suite", "glyph"], 1, "no suite 'glyph', did you mean 'glyphs'"),
         (["evaluate", "clip-tiny", "--data", "flickr8"], 1, "there is no data set 'flickr8'"),
         (["evaluate", "{tmp}", "--suite", "glyphs"], 1, "{tmp}"),
@@ -142,9 +138,7 @@ def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
         (["search", "no-such-model-at-all/x/y", "{tmp}", "a dog"], 1, "no-such-model-at-all"),
         (["train", "--penalty", "vmff"], 1, "'vmff', did you mean 'vmf'"),
         (["train", "--beta", "much"], 2, "argument --beta: invalid float value: 'much'"),
-        (["train", "--bta", "1"], 2, "unrecognized arguments: --bta"),
         (["train", "{tmp}/none.json"], 1, "none.json"),
-        (["train", "--corruption.fraction", "7"], 1, "fraction"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
