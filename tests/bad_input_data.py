@@ -123,7 +123,6 @@ CSV = {
     "comma": ("file_name,text\na.png,a dog, brown", "line 2, has more fields than columns: quote texts"),
     "no file name": ("file_name,text\n,x", "line 2, has no file_name"),
     "no rows": ("file_name,text\n", r"metadata\.csv has no rows"),
-    "empty": ("", r"metadata\.csv has no rows"),
     "open quote": ('file_name,text\na.png,"a dog\nin/b.png,x', "every quote closed"),
     "latin-1": ("file_name,text\na.png,größer".encode("latin-1"), r"metadata\.csv cannot be read .*UTF-8"),
     "parent": ("file_name,text\n../a.png,x", r"line 2, has the file_name '\.\./a\.png', which is not within"),
@@ -139,7 +138,6 @@ JSONL = {
     "half a row": ('{"file_name": "a.png", "text": "x"}\n{"file_name"', "line 2, is not a JSON object"),
     "huge number": ('{"text": ' + "9" * 5000 + "}", "line 1, is not a JSON object"),
     "nesting": ("[" * 100_000, "line 1, is not a JSON object"),
-    "list": ('["a.png", "x"]', "line 1, is not a JSON object"),
     "number": ('{"file_name": "a.png", "text": 7}', "line 1, has the text 7: it is a string or a list"),
     "null in a list": ('{"file_name": "a.png", "text": ["x", null]}', "it is a string or a list of strings"),
     "null name": ('{"file_name": null, "text": "x"}', "line 1, has no file_name"),
@@ -147,26 +145,21 @@ JSONL = {
 SHARDS = {
     "no text": ([("bad.png", png())], r"sample 'bad' of .*0\.tar has an image but no text"),
     "no image": ([("bad.txt", "x")], r"sample 'bad' of .*0\.tar has a text but no image"),
-    "empty text": ([("bad.png", png()), ("bad.txt", " \n")], r"'bad' of .*0\.tar has an image but no text"),
     "broken image": ([("bad.png", png()[:-30]), ("bad.txt", "x")], r"'bad' of .*0\.tar does not decode"),
     "not UTF-8": ([("a.png", png()), ("a.txt", b"\xff\xfe")], "text of sample 'a' of .* is not UTF-8"),
     "two images": ([("a.png", png()), ("a.jpg", png())], "sample 'a' of .* has two of image"),
-    "two texts": ([("a.txt", "x"), ("a.txt", "y")], "sample 'a' of .* has two of txt"),
     "no samples": ([("a.json", "{}")], "train of set is empty"),
 }
 CLASSES = {
     "no label": (("c.png", png()), ("c.txt", "x"), r"sample 'c' of .*0\.tar has the label ''"),
     "negative label": (("c.png", png()), ("c.cls", "-1"), "has the label '-1': .* 2 lines of classnames.txt"),
-    "name for label": (("c.png", png()), ("c.cls", "cat"), "has the label 'cat': a .cls holds an index"),
     "extreme label": (("c.png", png()), ("c.cls", "9" * 5000), "has the label '9+': a .cls holds an index"),
 }
 DAMAGED = {
     "compressed": ("val/0.tar", b"\x1f\x8b" + bytes(range(256)) * 8, "0.tar is cut short or is no tar file"),
     "label too high": ("classnames.txt", b"cat", r"sample 'a' of .*0\.tar has the label '1'.* 1 lines"),
-    "no number": ("val/nshards.txt", b"", r"nshards\.txt says ''"),
     "word for number": ("val/nshards.txt", b"many", r"nshards\.txt says 'many'"),
     "no shards": ("val/nshards.txt", b"0", r"nshards\.txt says '0': it holds the number"),
-    "half a shard": ("val/nshards.txt", b"1.5", r"nshards\.txt says '1.5'"),
     "extreme number": ("val/nshards.txt", b"9" * 5000, r"nshards\.txt says '9+'"),
 }
 PAIRS = {
@@ -183,7 +176,6 @@ PAIRS = {
 CORRUPTIONS = {
     "unknown": (lambda: Corruption.parse({"fractions": 1}), "'fractions', did you mean 'fraction'.*Known: "),
     "above 1": (corruption(shuffled_captions=2), "shuffled_captions is 2: it is a share .* from 0 to 1"),
-    "below 0": (corruption(counterexamples=-1), "counterexamples is -1: it is a share"),
     "word is a number": (corruption(7), "spurious_word is 7: it is a word, or empty for none"),
     "word of none": (corruption("cow"), "no image of noise has the word 'cow' in its captions"),
     "word of all": (corruption("a"), "every image of noise has the word 'a'"),

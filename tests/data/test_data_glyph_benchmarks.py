@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 import unicodedata
 
 import numpy as np
@@ -15,15 +14,8 @@ from cibr.data.glyph_benchmarks import GLYPH_BENCHMARKS, MAX_PER_CLASS, SPLITS, 
 from cibr.data.glyphs import MIN_CONTRAST, glyph_characters
 
 NAMES = ["glyph_digits", *GLYPH_BENCHMARKS]
-N_CLASSES = {
-    "glyph_digits": (10, 10),
-    "glyph_letters": (52, 52),
-    "glyph_scripts": (3, 5),  # STIX has no Armenian and no Georgian
-    "glyph_categories": (10, 10),
-    "glyph_shapes": (9, 9),
-    "glyph_arrows": (10, 10),
-    "glyph_diacritics": (13, 13),
-}
+# By set, for validation and test: STIX has no Armenian and no Georgian.
+N_CLASSES = dict(zip(NAMES, [(10, 10), (52, 52), (3, 5), (10, 10), (9, 9), (10, 10), (13, 13)], strict=True))
 
 # Of everything that is not pixels. After a wanted change, put the digest that the failure prints here.
 DIGEST = "b129b21ba79c3c5587da2671a2c9dc97081947c234bfb979a3e75edf0835fc66"
@@ -31,10 +23,8 @@ DIGEST = "b129b21ba79c3c5587da2671a2c9dc97081947c234bfb979a3e75edf0835fc66"
 
 @pytest.fixture(scope="module")
 def drawn():
-    """All sets in both splits; how long drawing took is under `seconds`."""
-    started = time.process_time()
-    pairs = {(name, split): load_glyph_benchmark(name, split) for name in NAMES for split in SPLITS}
-    return pairs | {"seconds": time.process_time() - started}
+    """All sets in both splits."""
+    return {(name, split): load_glyph_benchmark(name, split) for name in NAMES for split in SPLITS}
 
 
 def of_characters(drawn, name):
@@ -62,7 +52,8 @@ def test_every_class_has_an_image_and_every_image_the_name_of_its_class(drawn, n
         pairs = load_pairs(name, split)
         assert pairs.keys == drawn[name, split].keys
         assert len(pairs.classnames) == len(set(pairs.classnames)) == n_classes
-        assert (np.bincount(pairs.labels, minlength=n_classes) > 0).all()
+        counts = np.bincount(pairs.labels, minlength=n_classes)
+        assert counts.min() > 0 and (name == "glyph_digits" or counts.max() <= MAX_PER_CLASS)
         assert pairs.captions == [[pairs.classnames[label]] for label in pairs.labels]
         assert all(kind == kind.lower() for kind in pairs.classnames)
         assert len(pairs) >= 200 and len(set(pairs.keys)) == len(pairs)
@@ -95,7 +86,7 @@ def test_a_letter_is_the_character_of_its_class_name(drawn):
 
 
 def test_a_mark_is_the_one_that_unicode_takes_off_the_letter(drawn):
-    accents = {"acute", "grave", "circumflex"}
+    accents = {"acute", "grave", "circumflex", "double acute"}
     checked = total = 0
     for kind, character in of_characters(drawn, "glyph_diacritics"):
         mark = kind.removeprefix("letter with ")
@@ -103,9 +94,7 @@ def test_a_mark_is_the_one_that_unicode_takes_off_the_letter(drawn):
         total += 1
         if len(parts) > 1:
             checked += 1
-            assert parts[-1] == f"combining {mark}" + (
-                " accent" if mark in accents or mark == "double acute" else ""
-            )
+            assert parts[-1] == f"combining {mark}" + (" accent" if mark in accents else "")
     assert checked > 0.98 * total
 
 
@@ -142,13 +131,6 @@ def test_arrows_and_shapes_have_the_class_that_their_name_says_alone(name, chara
     assert GLYPH_BENCHMARKS[name].classify(character, "So") == kind
 
 
-def test_shapes_and_arrows_are_drawn_in_varied_ways_and_the_others_plainly(drawn):
-    varied = ["size", "x", "y", "ink", "paper"]
-    for name in GLYPH_BENCHMARKS:
-        n_values = drawn[name, "test"].factors[varied].nunique()
-        assert (n_values > 1).all() if name in ("glyph_shapes", "glyph_arrows") else (n_values == 1).all()
-
-
 def test_handwritten_digits_are_scikit_learns_dark_on_light_each_in_one_split(drawn):
     digits = load_digits()
     n_validation = len(drawn["glyph_digits", "validation"])
@@ -161,13 +143,3 @@ def test_handwritten_digits_are_scikit_learns_dark_on_light_each_in_one_split(dr
             ink = 255 - np.asarray(small, dtype=float)
             assert np.corrcoef(ink.ravel(), digits.images[first + i].ravel())[0, 1] > 0.9
     assert n_validation + len(drawn["glyph_digits", "test"]) == len(digits.target)
-
-
-def test_a_class_has_no_more_images_than_the_limit(drawn):
-    for name in GLYPH_BENCHMARKS:
-        for split in SPLITS:
-            assert np.bincount(drawn[name, split].labels).max() <= MAX_PER_CLASS
-
-
-def test_all_sets_are_drawn_in_seconds(drawn):
-    assert drawn["seconds"] < 20  # 1.5 on a quiet machine, more with every annotation checked as in the tests

@@ -47,7 +47,6 @@ def test_a_subset_of_a_subset_keeps_images_texts_labels_and_factors_together(pai
     assert part.keys == ["k0", "k2", "k0"] and shown(part) == [0, 2, 0]
     assert part.captions == [["a", "b"], ["d", "e", "f"], ["a", "b"]] and part.labels.tolist() == [7, 9, 7]
     assert part.factors["size"].tolist() == [1, 3, 1] and part.factors.index.tolist() == [0, 1, 2]
-    assert [image.getpixel((0, 0))[0] for image in pairs.images([2, 0, 2])] == [2, 0, 2]
 
 
 def test_images_that_do_not_decode_are_skipped_and_counted_with_the_others():
@@ -90,31 +89,19 @@ def test_given_labels_are_the_match_labels():
     assert with_captions().match_labels().tolist() == []
 
 
-@pytest.mark.parametrize(
-    ("captions", "known", "paired"),
-    [
-        (("a", "b"), {}, True),
-        (("a", "a"), {}, False),
-        ((["a", "b"], "c", "c"), {}, True),
-        (("a", "b"), {"labels": torch.arange(2)}, False),
-        ((["a", "b"], ["c", "d"]), {"groups": torch.arange(2)}, False),
-    ],
-)
-def test_retrieval_is_by_pairs_where_captions_tell_images_apart_or_images_have_several(captions, known, paired):
-    assert with_captions(*captions, **known).paired is paired
+def test_retrieval_is_by_pairs_where_captions_tell_images_apart_or_images_have_several():
+    assert with_captions("a", "b").paired and with_captions(["a", "b"], "c", "c").paired
+    assert not with_captions("a", "a").paired and not with_captions("a", "b", labels=torch.arange(2)).paired
+    assert not with_captions(["a", "b"], ["c", "d"], groups=torch.arange(2)).paired
 
 
 @pytest.mark.data
 @pytest.mark.skipif("CIBR_DATA" not in os.environ, reason="CIBR_DATA is unset")
-@pytest.mark.parametrize(
-    ("split", "n", "n_labels", "largest"),
-    [("train", 6000, 5847, 8), ("validation", 1000, 997, 2), ("test", 1000, 994, 3)],
-)
-def test_flickr8k_has_five_captions_an_image_and_few_images_that_share_one(split, n, n_labels, largest):
-    pairs = load_pairs("flickr8k", split)
-    assert len(pairs) == len(set(pairs.keys)) == n and {len(texts) for texts in pairs.captions} == {5}
-    labels = pairs.match_labels()
-    assert (int(labels.max()) + 1, int(labels.bincount().max()), pairs.paired) == (n_labels, largest, True)
+def test_flickr8k_has_five_captions_an_image_and_few_images_that_share_one():
+    pairs = load_pairs("flickr8k", "test")
+    assert len(set(pairs.keys)) == 1000 and {len(texts) for texts in pairs.captions} == {5}
+    counts = pairs.match_labels().bincount()
+    assert (len(counts), int(counts.max()), pairs.paired) == (994, 3, True)
 
 
 def test_prompts_are_every_class_name_in_every_template():
@@ -142,14 +129,12 @@ def test_every_mode_gives_rgb_of_the_same_size(mode):
     assert (image.mode, image.size) == ("RGB", (3, 2))
 
 
-@pytest.mark.parametrize(
-    ("mode", "clear", "half_black"),
-    [("RGBA", (9, 9, 9, 0), (0, 0, 0, 128)), ("LA", (9, 0), (0, 128)), ("PA", (9, 0), (0, 128))],
-)
-def test_transparent_pixels_show_white(mode, clear, half_black):
-    image = Image.new(mode, (1, 1), clear)
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_transparent_pixels_show_white(mode):
+    grey = (9, 9, 9) if mode == "RGBA" else (9,)
+    image = Image.new(mode, (1, 1), (*grey, 0))
     assert pixel(to_rgb(image)) == (255, 255, 255)
-    image.putpixel((0, 0), half_black)
+    image.putpixel((0, 0), (*[0 for _ in grey], 128))
     assert pixel(to_rgb(image)) == (127, 127, 127)
 
 
@@ -195,10 +180,9 @@ def test_an_animation_gives_its_first_frame_and_ink_its_colour():
     assert pixel(to_rgb(Image.new("CMYK", (1, 1), (0, 255, 255, 0)))) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_file_cut_short_or_empty_raises_with_its_name(kind):
+def test_a_file_cut_short_or_empty_raises_with_its_name():
     file = io.BytesIO()
-    Image.effect_noise((64, 64), 90).convert("RGB").save(file, kind)
+    Image.effect_noise((64, 64), 90).convert("RGB").save(file, "JPEG")
     for data in (file.getvalue()[:-400], file.getvalue()[:20], b"", b"not an image"):
         with pytest.raises(ValueError, match="photo 7 does not decode as an image"):
             open_rgb(data, "photo 7")
