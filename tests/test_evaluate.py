@@ -14,23 +14,9 @@ from small_suite import write_classes as write_small_classes
 from torch.utils.data import DataLoader
 
 import cibr
-import cibr.evaluate
+from cibr import evaluate as engine
 from cibr.data import load_pairs
-from cibr.evaluate import (
-    SUITES,
-    Evaluation,
-    Predictions,
-    Task,
-    against_published,
-    compare,
-    dataset_tasks,
-    evaluate,
-    format_table,
-    published,
-    read_evaluation,
-    short_names,
-    suite_tasks,
-)
+from cibr.evaluate import SUITES, Evaluation, Predictions, Task, compare, evaluate, suite_tasks
 from cibr.metrics import query_scores, recall_at_k, retrieval_recalls, zeroshot_accuracy
 from cibr.models import DualEncoder, features
 
@@ -86,10 +72,8 @@ def test_images_of_one_text_are_all_right_and_the_text_stands_once(build, small)
     assert set(expected) == {f"{d}_label_recall@1" for d in ("image_to_text", "text_to_image")}
     found = values(rows, task)
     assert {name: found[name] for name in expected} == pytest.approx(expected)
-    assert {"image_to_text_label_median_rank", "text_to_image_label_mean_average_precision"} <= set(found)
     n = rows.set_index("metric")["n"]
     assert (n["image_to_text_label_recall@1"], n["text_to_image_label_recall@1"]) == (5, 3)
-    assert (rows["low"] <= rows["value"]).all() and (rows["value"] <= rows["high"]).all()
 
 
 def test_a_group_counts_as_one_set_in_the_mean_of_the_suite_and_scores_lie_in_their_intervals(build, small):
@@ -120,19 +104,17 @@ def test_a_suite_of_ones_own_is_a_yaml_file_or_a_list_of_tasks(build, small, tmp
     found = evaluate(model, file, name="m", output_dir=tmp_path)
     assert found.suite == "own" and (tmp_path / "own" / "rows.csv").is_file()
     assert list(found.predictions) == [ONE, LEFT, CAPTIONS]
-    listed = evaluate(model, [ONE, LEFT, CAPTIONS], name="m")
+    listed = evaluate(model, [Task(str(small / "wds_one")), LEFT, CAPTIONS], name="m")
     assert listed.suite == "tasks" and listed.rows["value"].equals(found.rows["value"])
-    folder = str(small / "wds_one")
-    assert evaluate(model, [Task(folder)], name="m").rows["dataset"].unique().tolist() == ["one"]
 
 
 def test_a_data_set_is_asked_what_it_can_answer(small):
-    assert dataset_tasks("one") == (Task("one"),)
-    assert dataset_tasks("captions") == (Task("captions", "retrieval"),)
-    assert dataset_tasks(str(small / "wds_captions"))[0].title == "captions"
+    assert engine.dataset_tasks("one") == (ONE,)
+    assert engine.dataset_tasks("captions") == (CAPTIONS,)
+    assert engine.dataset_tasks(str(small / "wds_captions"))[0].title == "captions"
     (small / "wds_one" / TEMPLATES_FILE).unlink()
     with pytest.raises(ValueError, match=f"one .* {TEMPLATES_FILE}"):
-        dataset_tasks("one")
+        engine.dataset_tasks("one")
 
 
 def test_one_kind_of_a_suite_gives_the_rows_of_that_kind_and_keeps_them_apart(build, small, tmp_path):
@@ -163,11 +145,11 @@ def test_a_suite_that_failed_goes_on_at_the_set_that_failed(build, small, tmp_pa
     for _ in range(2):
         assert evaluate(build("tiny"), "small", name="m", output_dir=out).rows.equals(whole)
         assert calls == ["one", "left", "right", "captions"]
-    assert read_evaluation(out, "small", "m").rows.equals(whole)
+    assert engine.read_evaluation(out, "small", "m").rows.equals(whole)
     file = out / "small" / LEFT.file
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(FileNotFoundError, match="left-zero-shot.safetensors.* is missing or damaged"):
-        read_evaluation(out, "small", "m")
+        engine.read_evaluation(out, "small", "m")
     evaluate(build("tiny"), "small", name="m", output_dir=out)
     assert calls[4:] == ["left"]
 
@@ -197,9 +179,6 @@ def test_errors_name_the_set_the_sample_and_the_suite(build, small, monkeypatch)
         evaluate(build("tiny"), "small", name="m")
     found = evaluate(build("tiny"), "small", name="m", on_error="skip", max_skipped=1)
     assert len(found.predictions[LEFT].items["labels"]) == 2
-    (small / "wds_right" / "classnames.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"right of suite 'small': .*classnames\.txt"):
-        evaluate(build("tiny"), "small", name="m", on_error="skip", max_skipped=1)
     write_captions(small / "wds_same", [["a cat"], ["a cat"]])
     with pytest.raises(ValueError, match="retrieval on same of suite 'tasks': all images match one another"):
         evaluate(build("tiny"), [Task("same", "retrieval")], name="m")
@@ -310,28 +289,24 @@ def test_mean_per_class_accuracy_draws_images_within_their_classes():
     assert rows.loc["accuracy@1", "low"] < 30 / 33 < rows.loc["accuracy@1", "high"]
 
 
-def test_names_are_cut_to_what_tells_models_apart():
-    assert short_names("clip-tiny", "a/cibr-tiny/") == ["clip-tiny", "cibr-tiny"]
-    assert short_names("x/a/seed-0", "x/b/seed-0") == ["a/seed-0", "b/seed-0"]
-    assert short_names("a", "a") == ["a", "a"] and short_names("a", "/a") == ["a", "/a"]
-
-
-def test_the_table_has_a_line_a_set_and_a_column_a_metric():
+def test_the_table_has_a_line_a_set_and_a_column_a_metric_and_names_are_short():
+    assert engine.short_names("x/a/seed-0", "x/b/seed-0/") == ["a/seed-0", "b/seed-0"]
+    assert engine.short_names("a", "a") == ["a", "a"] and engine.short_names("a", "/a") == ["a", "/a"]
     columns = ["dataset", "metric", "value", "low", "high"]
     given = [("b", "m@1", 0.5, 0.25, 0.75), ("b", "rank", 2, 1, 3), ("a", "m@1", 1, 1, 1)]
     rows = pd.DataFrame(given, columns=columns)
-    table = format_table(rows)
+    table = engine.format_table(rows)
     assert (list(table.index), list(table.columns)) == (["b", "a"], ["m@1", "rank"])
     assert table.loc["b"].tolist() == ["50.0 [25.0, 75.0]", "2.0 [1.0, 3.0]"] and table.loc["a", "rank"] == ""
 
 
 def test_published_scores_are_compared_in_per_cent(build, small):
-    known = published("openai/clip-vit-base-patch32")
+    known = engine.published("openai/clip-vit-base-patch32")
     assert known.set_index(["dataset", "metric"])["value"]["imagenet1k", "accuracy@1"] == 63.32
     sets = {task.dataset for suite in ("paper", "paper-extras") for task in suite_tasks(suite)}
     assert set(known["dataset"]) == sets
     rows = evaluate(build("tiny"), "small", name="m").rows
-    found = against_published(rows, known[:2].assign(dataset=["one", "left"]))
+    found = engine.against_published(rows, known[:2].assign(dataset=["one", "left"]))
     measured = [100 * values(rows, task)["accuracy@1"] for task in (ONE, LEFT)]
     assert found["measured"].tolist() == measured
     assert found["difference"].tolist() == pytest.approx([measured[0] - 63.32, measured[1] - 89.83])
