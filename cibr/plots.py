@@ -30,18 +30,9 @@ HEADINGS |= {f"text_to_image_{name}@1": "recall@1, text → image" for name in (
 
 def set_style() -> None:
     """The book's style; call it once in a notebook, before the first figure."""
-    settings = {
-        "figure.dpi": 110,
-        "figure.facecolor": "white",
-        "savefig.bbox": "tight",
-        "font.size": 10,
-        "axes.titlesize": 10,
-        "axes.titleweight": "bold",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "grid.color": "#E5E5E5",
-    }
+    settings = {"figure.dpi": 110, "savefig.bbox": "tight", "font.size": 10, "grid.color": "#E5E5E5"}
+    settings |= {"axes.titlesize": 10, "axes.titleweight": "bold"}
+    settings |= {"axes.spines.top": False, "axes.spines.right": False}
     sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE, rc=settings)
 
 
@@ -58,10 +49,10 @@ def training_curves(history: pd.DataFrame) -> list[Axes]:
     """
     _, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
     epochs = history["epoch"]
-    axes[0].plot(epochs, history["clip_loss"], "o-", ms=3, color=BLUE)
-    axes[0].set(title="contrastive loss", xlabel="epoch", ylabel="nats", ylim=(0, None))
-    axes[1].plot(epochs, history["penalty_excess"], "o-", ms=3, color=ORANGE, label="excess")
-    axes[1].set(title="penalty excess and its weight", xlabel="epoch", ylabel="nats", ylim=(0, None))
+    curves = {"clip_loss": ("contrastive loss", BLUE), "penalty_excess": ("penalty excess and its weight", ORANGE)}
+    for axis, (column, (title, colour)) in zip(axes, curves.items(), strict=False):
+        axis.plot(epochs, history[column], "o-", ms=3, color=colour, label="excess")
+        axis.set(title=title, xlabel="epoch", ylabel="nats", ylim=(0, None))
     weight = axes[1].twinx()
     weight.step(epochs, history["beta"], where="pre", color=GREY, lw=1, label="beta")
     weight.set(ylabel="beta", ylim=(0, max(history["beta"].max() * 1.1, 0.01)))
@@ -277,16 +268,12 @@ def score_bars(rows: pd.DataFrame, metric: str = "accuracy@1") -> Axes:
     kept = rows[rows["metric"] == metric]
     if kept.empty:
         raise ValueError(f"none of the rows is {metric!r}: they have {', '.join(rows['metric'].unique())}")
-    sets, models = list(kept["dataset"].unique()), list(kept["model"].unique())
-    _, axis = plt.subplots(figsize=(5.6, 0.8 + 0.2 * len(sets) * (len(models) + 1)), layout="constrained")
-    height = 1 / (len(models) + 1)
-    for i, (model, colour) in enumerate(zip(models, PALETTE * len(models), strict=False)):
-        part = kept[kept["model"] == model]
-        at = np.array([sets.index(name) for name in part["dataset"]]) + (i - (len(models) - 1) / 2) * height
-        errors = 100 * np.abs(part[["low", "high"]].to_numpy().T - part["value"].to_numpy())
-        style = dict(color=colour, error_kw=dict(ecolor="black", lw=1, capsize=2))
-        axis.barh(at, 100 * part["value"], height, xerr=errors, label=model, **style)
-    axis.set(yticks=range(len(sets)), yticklabels=sets, ylim=(len(sets) - 0.5, -0.5), xlabel=f"{metric}, %")
+    table = kept.set_index(["dataset", "model"])[["value", "low", "high"]].mul(100).unstack(sort=False)
+    value, low, high = (table[column] for column in ("value", "low", "high"))
+    _, axis = plt.subplots(figsize=(5.6, 0.8 + 0.2 * len(value) * (value.shape[1] + 1)), layout="constrained")
+    errors = np.abs(np.stack([low - value, high - value])).transpose(2, 0, 1)  # [model, side, set]
+    value.plot.barh(ax=axis, xerr=errors, width=0.7, color=PALETTE, capsize=2)
+    axis.set(ylim=(len(value) - 0.5, -0.5), xlabel=f"{metric}, %", ylabel="")
     axis.grid(False, axis="y")
     axis.legend(**BELOW | dict(bbox_to_anchor=(0.5, -0.25)))
     return axis
@@ -294,11 +281,11 @@ def score_bars(rows: pd.DataFrame, metric: str = "accuracy@1") -> Axes:
 
 def pick_evenly(groups: Int[Tensor, " m"] | Bool[Tensor, " m"], n: int, seed: int = 0) -> Int[Tensor, " n"]:
     """Indices of n items for a gallery, sorted by group: as many of each as there are, such as hits and misses."""
-    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
-    members = [order[groups[order] == group].tolist() for group in groups.unique().tolist()]
-    turns = [(turn, i) for each in members for turn, i in enumerate(each)]
-    chosen = [i for _, i in sorted(turns, key=lambda x: x[0])[:n]]
-    return torch.tensor(sorted(chosen, key=lambda i: int(groups[i])), dtype=torch.long)
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).numpy()
+    group = pd.Series(groups.numpy()[order], order)
+    turn = group.groupby(group.to_numpy()).cumcount()
+    table = pd.DataFrame({"turn": turn, "group": group}).sort_values(["turn", "group"])
+    return torch.tensor(table.head(n).sort_values(["group", "turn"]).index.tolist(), dtype=torch.long)
 
 
 def wrap(text: str, width: int = 16) -> str:
