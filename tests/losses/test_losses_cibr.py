@@ -43,13 +43,6 @@ def test_beta_zero_without_noise_is_bit_equal_to_clip_loss(penalty):
 
 
 @EVERY
-def test_a_small_beta_tends_to_clip_in_value_and_gradient(penalty):
-    leaves, labels = pair(), some_labels()
-    got = value_and_gradients(lambda *x: build(1e-9, penalty)(*x, labels, **pooled())["loss"], leaves)
-    assert_same(got, value_and_gradients(lambda *x: clip_loss(*x, labels), leaves), rtol=0, atol=1e-6)
-
-
-@EVERY
 def test_loss_is_the_sum_of_its_terms_and_reports_are_detached(penalty):
     leaves = pair(dtype=torch.float32)
     terms = build(0.3, penalty, sample=True)(*leaves, some_labels(), **pooled())
@@ -59,10 +52,7 @@ def test_loss_is_the_sum_of_its_terms_and_reports_are_detached(penalty):
         assert value.requires_grad == (name == "loss" or name.endswith("_loss"))
     lower = math.log(12) - terms["clip_loss"].item()
     assert terms["mi_lower_bound_nats"].item() == pytest.approx(lower, rel=1e-6)
-    assert set(terms) == {
-        "clip_loss", "penalty_loss", "loss", "residual_image_nats",
-        "residual_text_nats", "mi_lower_bound_nats", "penalty_excess",
-    }  # fmt: skip
+    assert {"penalty_excess", "residual_image_nats", "residual_text_nats"} < set(terms) and len(terms) == 7
 
 
 def test_beta_is_read_at_each_step():
@@ -76,9 +66,7 @@ def test_beta_is_read_at_each_step():
 
 
 def test_beta_is_held_at_zero_then_raised_then_constant():
-    assert [beta_at(p, 0.6) for p in (0, 0.2, 1 / 3)] == [0.0, 0.0, 0.0]
-    assert beta_at(0.5, 0.6) == pytest.approx(0.3)
-    assert [beta_at(p, 0.6) for p in (0.7, 1)] == [0.6, 0.6]
+    assert [beta_at(p, 0.6) for p in (0, 1 / 3, 0.5, 0.7, 1)] == pytest.approx([0, 0, 0.3, 0.6, 0.6])
 
 
 def test_noise_without_penalty_is_the_contrast_of_samples_from_the_generator_alone():

@@ -1,6 +1,5 @@
 """`clip_loss` against loops, the full matrix, numerical gradients and open_clip."""
 
-import math
 import weakref
 
 import pytest
@@ -25,19 +24,6 @@ def test_automatic_chunks_equal_the_full_loss_in_float32():
     leaves = pair(n=2600, d=16, dtype=torch.float32)
     got = value_and_gradients(clip_loss, leaves)
     assert_same(got, value_and_gradients(full_matrix_loss, leaves), rtol=1e-4, atol=1e-7)  # another order of sums
-
-
-def test_equal_labels_share_the_target_mass():
-    image, text, scale = (leaf.detach() for leaf in pair())
-    labels, total = some_labels().tolist(), 0.0
-    for queries, keys in ((image, text), (text, image)):
-        for i, query in enumerate(queries):
-            logits = [(scale * (query @ key)).item() for key in keys]
-            log_sum = math.log(sum(math.exp(value) for value in logits))
-            positives = [j for j in range(len(labels)) if labels[j] == labels[i]]
-            total += sum((log_sum - logits[j]) / len(positives) for j in positives)
-    value = clip_loss(image, text, scale, torch.tensor(labels)).item()
-    assert value == pytest.approx(total / (2 * len(labels)), rel=1e-12)
 
 
 @pytest.mark.parametrize("chunk_size", [None, 5])
@@ -78,13 +64,6 @@ def test_loss_near_zero_keeps_its_digits_and_large_multipliers_do_not_overflow()
         assert torch.allclose(got, full_matrix_loss(image, text, 1e4), rtol=1e-5)
 
 
-def test_backward_twice_through_one_graph_gives_the_same():
-    leaves = pair()
-    loss = clip_loss(*leaves)
-    first = torch.autograd.grad(loss, leaves, retain_graph=True)
-    assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(loss, leaves), strict=True))
-
-
 class PeakMemory(TorchDispatchMode):
     """Records the most bytes that tensors made under it held at one time."""
 
@@ -120,22 +99,14 @@ def test_memory_at_4096_pairs_is_below_80_mib(labels):
 
 
 def test_half_precision_and_autocast_are_computed_in_float32():
-    image, text, scale = (leaf.detach() for leaf in pair(64, 16, torch.float32))
-    expected = clip_loss(image, text, scale)
-    leaf = image.clone().requires_grad_()
+    leaves = pair(64, 16, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = clip_loss(leaf, text, scale)
-        value.backward()
-    assert torch.equal(value, expected)
-    expected_leaf = image.clone().requires_grad_()
-    clip_loss(expected_leaf, text, scale).backward()
-    assert torch.equal(leaf.grad, expected_leaf.grad)
-    half = image.bfloat16().requires_grad_()
-    value = clip_loss(half, text.bfloat16(), scale)
-    value.backward()
-    assert value.dtype == torch.float32
-    assert torch.equal(value, clip_loss(image.bfloat16().float(), text.bfloat16().float(), scale))
-    assert half.grad.dtype == torch.bfloat16
+        got = value_and_gradients(clip_loss, leaves)
+    assert_same(got, value_and_gradients(clip_loss, leaves), rtol=0, atol=0)
+    half = [leaf.detach().bfloat16().requires_grad_() for leaf in leaves[:2]]
+    value, gradients = value_and_gradients(lambda *x: clip_loss(*x, 7.0), half)
+    assert torch.equal(value, clip_loss(*(leaf.float() for leaf in half), 7.0))
+    assert value.dtype == torch.float32 and gradients[0].dtype == torch.bfloat16
 
 
 def test_clip_loss_is_the_loss_of_open_clip():

@@ -46,12 +46,6 @@ def test_vmf_reports_zero_for_equal_towers_and_finite_for_opposite_ones():
     assert opposite["residual_image_nats"].item() > 1
 
 
-def test_cosine_penalty_is_one_minus_the_mean_cosine():
-    image, text, scale = pair()
-    terms = CIBRLoss(0.7, "cosine")(image, text, scale)
-    torch.testing.assert_close(terms["penalty_loss"], 0.7 * (1 - (image * text).sum(1).mean()))
-
-
 @pytest.mark.parametrize("labels", [LABELS, torch.arange(10).flip(0), torch.zeros(10, dtype=torch.int64)])
 def test_label_index_is_the_inverse_of_unique(labels):
     assert torch.equal(label_index(labels), torch.unique(labels, return_inverse=True)[1])
@@ -80,13 +74,6 @@ def test_a_ridge_prediction_comes_from_the_other_half_and_never_from_a_row_of_it
     again = crossfitted_means(source, moved, labels)
     assert torch.equal(found[half == half[6]], again[half == half[6]])
     assert not torch.allclose(found[half != half[6]], again[half != half[6]])
-
-
-def test_the_prediction_finds_a_rotation_between_the_modalities():
-    source = unit(4000, 4)
-    rotation = torch.linalg.qr(unit(4, 4, seed=3))[0]
-    found = crossfitted_means(source, source @ rotation, None)
-    assert (found * (source @ rotation)).sum(1).min() > 0.999
 
 
 @pytest.mark.parametrize("penalty", ["consistency", "crossfit"])

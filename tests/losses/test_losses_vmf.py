@@ -75,13 +75,6 @@ def test_gradients_by_kappa_and_cosine_are_those_of_finite_differences():
         )
 
 
-def test_everything_is_float64_whatever_comes_in():
-    half = torch.tensor([1.0, 1024.0], dtype=torch.bfloat16)
-    for value in (vmf_mean_cosine(half, 256), vmf_log_normalizer(half, 256), vmf_residual_nats(0.5, half, 9, 256)):
-        assert value.dtype == torch.float64
-        assert value.isfinite().all()
-
-
 def test_vmf_residual_is_the_divergence_that_monte_carlo_finds():
     dim, kappa_e, kappa_b, n = 16, 40.0, 15.0, 100_000
     mu_v, mu_t = unit_rows(2, dim)
@@ -98,14 +91,6 @@ def test_vmf_residual_is_zero_for_equal_encoders_and_never_negative():
     for kappa_e, kappa_b, dim in itertools.product((0.1, 10.0, 1e3), (0.0, 5.0, 2e3), (2, 256)):
         assert vmf_floor_nats(kappa_e, kappa_b, dim).item() > -1e-10
     assert vmf_floor_nats(1024, 10, 256).item() == pytest.approx(184.684, abs=1e-3)
-
-
-def test_fitted_concentration_makes_the_residual_least():
-    kappa_e, dim, cosine = 200.0, 64, 0.6
-    best = vmf_fit_kappa(vmf_mean_cosine(kappa_e, dim) * cosine, dim)
-    at_best = vmf_residual_nats(cosine, kappa_e, best, dim)
-    for factor in (0.9, 0.99, 1.01, 1.1):
-        assert vmf_residual_nats(cosine, kappa_e, best * factor, dim) > at_best
 
 
 @pytest.mark.parametrize("dim", [2, 3, 128, 1024])
@@ -143,14 +128,6 @@ def test_samples_repeat_with_the_generator_and_do_not_depend_on_the_dtype():
     assert draws[2].dtype == torch.float32
     assert torch.allclose(draws[0], draws[2].double(), atol=1e-6)
     assert sample_vmf(mu.bfloat16(), 100.0).dtype == torch.bfloat16
-
-
-def test_rows_may_have_concentrations_of_their_own():
-    kappa = torch.cat([torch.full((1000,), 1.0), torch.full((1000,), 1e4)])
-    mu = unit_rows(2000, 32)
-    cosine = (sample_vmf(mu, kappa, torch.Generator().manual_seed(5)) * mu).sum(1)
-    assert cosine[:1000].mean() == pytest.approx(vmf_mean_cosine(1.0, 32).item(), abs=0.03)
-    assert cosine[1000:].mean() == pytest.approx(vmf_mean_cosine(1e4, 32).item(), abs=1e-3)
 
 
 def test_samples_carry_gradients_to_the_mean_directions():
