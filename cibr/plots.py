@@ -275,7 +275,7 @@ def score_bars(rows: pd.DataFrame, metric: str = "accuracy@1") -> Axes:
     value.plot.barh(ax=axis, xerr=errors, width=0.7, color=PALETTE, capsize=2)
     axis.set(ylim=(len(value) - 0.5, -0.5), xlabel=f"{metric}, %", ylabel="")
     axis.grid(False, axis="y")
-    axis.legend(**BELOW | dict(bbox_to_anchor=(0.5, -0.25)))
+    axis.legend(**BELOW | dict(loc="lower center", bbox_to_anchor=(0.5, 1)))
     return axis
 
 
