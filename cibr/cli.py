@@ -1,7 +1,7 @@
 """The command `cibr` (or `python -m cibr`): train a model, evaluate it on benchmarks, search a folder of images.
 
-What goes wrong is said in one line on stderr, with exit code 2 for a wrong call and 1 for anything else; `--debug`
-shows the traceback.
+What goes wrong is said in one line on stderr, with exit code 2 for arguments that do not parse and 1 for anything
+else; `--debug` shows the traceback.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -35,12 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = [re.sub("^--[^=]+", lambda option: option[0].replace("_", "-"), word) for word in argv]
     try:
         arguments = _parser(argv[:1] == ["train"]).parse_args(argv)
-        arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: _fail(f"warning: {message}", 0)
+            arguments.run(arguments)
         return 0
     except SystemExit as stop:  # of the parser, or of a run that was told to stop
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except KeyboardInterrupt as stop:
-        return _fail(f"stopped by Ctrl-C. {stop}".strip(), 130)
+    except KeyboardInterrupt:  # a run has said where it is saved
+        return _fail("stopped by Ctrl-C", 130)
     except Exception as error:
         if "--debug" in argv:
             raise
@@ -68,9 +71,11 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
     on.add_argument("--suite", help="glyphs (default), mini, paper, paper-extras, or a YAML file of tasks")
     on.add_argument("--data", metavar="NAME_OR_FOLDER", help="one data set instead of a suite")
     on.add_argument("--published", action="store_true", help="the sets with published results of this hub id")
-    evaluate.add_argument("--compare-with", metavar="MODEL", help="a second model, whose gain is printed too")
+    evaluate.add_argument(
+        "--compare-with", metavar="MODEL", help="a second model, subtracted from the first"
+    )
     evaluate.add_argument("--limit", type=int, default=0, help="at most so many images a set; 0 for all")
-    evaluate.add_argument("--output", type=Path, help="a folder that keeps what is finished")
+    evaluate.add_argument("--output-dir", type=Path, help="a folder that keeps what is finished")
     search = commands.add_parser("search", help="find the images of a folder that fit a text", **layout)
     search.add_argument("model", help="clip-tiny, cibr-tiny, a folder or a hub id")
     search.add_argument("folder", type=Path, help="images in it and in the folders below")
@@ -127,7 +132,10 @@ def _settings(arguments: argparse.Namespace) -> dict:
     if file is not None:
         try:
             settings = json.loads(file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except OSError as error:
+            message = f"there is no file of settings {str(file)!r}; a data set is given by --dataset"
+            raise FileNotFoundError(message) from error
+        except ValueError as error:
             raise ValueError(f"{str(file)!r} is not JSON ({error})") from error
         if not isinstance(settings, dict):
             raise ValueError(f'{str(file)!r} holds no settings: give an object, such as {{"beta": 0.05}}')
@@ -154,10 +162,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     from cibr import evaluate as evaluation
 
+    models = {name: _load(arguments, name) for name in (arguments.model, arguments.compare_with) if name}
+
     def measure(name: str, suite):
-        folder = arguments.output and arguments.output / name.strip("/").replace("/", "-")
+        folder = arguments.output_dir and arguments.output_dir / name.strip("/").replace("/", "-")
         options = dict(limit=arguments.limit, batch_size=arguments.batch_size, output_dir=folder)
-        return evaluation.evaluate(_load(arguments, name), suite, name=name, **options)
+        return evaluation.evaluate(models[name], suite, name=name, **options)
 
     if arguments.published:
         known = evaluation.published(arguments.model)
@@ -165,16 +175,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         print(evaluation.against_published(rows, known).to_string(index=False, float_format="{:.2f}".format))
         return
     suite = evaluation.dataset_tasks(arguments.data) if arguments.data else arguments.suite or "glyphs"
-    evaluation.suite_tasks(suite)  # a mistyped name is said before a model is loaded
-    found = [measure(name, suite) for name in (arguments.model, arguments.compare_with) if name]
+    found = [measure(name, suite) for name in models]
     for each in found:
         title = arguments.data or f"suite {each.suite}"
         print(f"\n{each.model} on {title}: per cent (ranks from 1), with 95 % intervals")
         _print_tables(each.rows, "value")
     if len(found) == 2:
-        a, b = found
-        print(f"\n{b.model} minus {a.model}, paired by image: percentage points, with 95 % intervals")
-        _print_tables(evaluation.compare(a, b), "difference")
+        model, other = found
+        print(f"\n{model.model} minus {other.model}, paired by image: percentage points, with 95 % intervals")
+        _print_tables(evaluation.compare(other, model), "difference")
 
 
 def _print_tables(rows, value: str) -> None:

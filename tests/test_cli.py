@@ -56,9 +56,9 @@ def test_search_ranks_the_images_of_a_folder_and_names_broken_ones(photos, monke
 def test_evaluate_prints_both_models_and_their_difference(small, clip_folder, tmp_path, capsys, build):
     other = str(build("tiny").save_pretrained(tmp_path / "tiny"))
     call = ["evaluate", clip_folder, "--suite", "small", "--compare-with", other, "--limit", "9"]
-    assert main([*call, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert main([*call, "--output-dir", str(tmp_path / "out"), "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("mean of 2") == 3 and f"{other} minus {clip_folder}" in printed
+    assert printed.count("mean of 2") == 3 and f"{clip_folder} minus {other}" in printed
     assert len(list((tmp_path / "out").glob("*/small/rows.csv"))) == 2
 
 
@@ -114,7 +114,7 @@ def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
         monkeypatch.setattr(train, "load_splits", load_splits)
         return main(["train"]), capsys.readouterr().err
 
-    assert stopped(KeyboardInterrupt("saved in runs/x")) == (130, "cibr: stopped by Ctrl-C. saved in runs/x\n")
+    assert stopped(KeyboardInterrupt("saved in runs/x")) == (130, "cibr: stopped by Ctrl-C\n")
     assert stopped(SystemExit(143)) == (143, "")
     assert stopped(ValueError("two\n  lines")) == (1, "cibr: two lines\n")
     assert stopped(TypeError("odd")) == (1, "cibr: TypeError: odd (--debug shows where)\n")
