@@ -54,16 +54,6 @@ def test_order_batch_size_and_mode_do_not_change_an_embedding(build, kind):
         model.train()
 
 
-@each_kind
-def test_encoding_gives_unit_features_and_what_the_heads_saw(build, kind):
-    model = build(kind).eval()
-    image = model.encode_images(model.normalise(model.preprocess([picture(0), picture(1)])))
-    text = model.encode_texts(*model.tokenize(["a cat", "a dog"]))
-    for side, dim in ((image, model.backbone.dim_image_pooled), (text, model.backbone.dim_text_pooled)):
-        assert side.features.shape == (2, 16) and side.pooled.shape == (2, dim)
-    assert torch.equal(model.project_images(image.pooled).features, image.features)
-
-
 def test_the_context_is_what_the_text_tower_has_positions_for(build):
     model = build("frozen")
     model.tokenizer.model_max_length = 10**30  # of tokenizers that do not know their model's limit

@@ -40,14 +40,6 @@ def test_a_tiny_model_is_loaded_and_used_without_torchvision():
     assert found.stdout.strip() == "[]"
 
 
-def test_no_layer_of_a_trained_tower_looks_at_the_batch(build):
-    model = build("tiny").train()
-    assert not any(isinstance(module, torch.nn.modules.batchnorm._NormBase) for module in model.modules())
-    pixels = model.normalise(model.preprocess([picture(i) for i in range(4)]))
-    alone, together = model.encode_images(pixels[:1]), model.encode_images(pixels)
-    assert torch.allclose(alone.features, together.features[:1], atol=1e-6)
-
-
 @pytest.mark.parametrize("width", [4, 16])
 def test_gradients_of_odd_batches_are_those_of_one_thread(width):
     tower, pixels, found = TinyImageTower(width), torch.randn(5, 3, 32, 32), []
@@ -55,7 +47,7 @@ def test_gradients_of_odd_batches_are_those_of_one_thread(width):
     try:
         for n_threads in (1, 2):
             torch.set_num_threads(n_threads)
-            for _ in range(10):
+            for _ in range(5):
                 tower.zero_grad()
                 tower(pixels).square().sum().backward()
             found.append([p.grad.clone() for p in tower.parameters()])
