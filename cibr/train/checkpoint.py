@@ -5,9 +5,10 @@ removed only then, so a kill at any moment or a full disk leaves a readable one.
 are keyed by the seed and the step, so that the step is the position in the data and the random state at once.
 """
 
-import csv
 import hashlib
 import json
+import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,7 +41,6 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
     n_summed: int = 0
-    n_skipped: int = 0
 
     def add(self, terms: dict[str, float]) -> None:
         """Takes in the terms of a step."""
@@ -54,7 +54,7 @@ class Progress:
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Appends a row to the history and begins another epoch."""
         self.history.append(row)
-        self.sums, self.n_summed, self.n_skipped = {}, 0, 0
+        self.sums, self.n_summed = {}, 0
 
 
 def run_identity(
@@ -120,12 +120,14 @@ class RunFolder:
         """
         if checkpoints(self.folder) or not all((self.folder / f).exists() for f in (RECORD, MODEL, HISTORY)):
             return None
-        there = json.loads((self.folder / RECORD).read_text(encoding="utf-8")).get("run", {})
-        self._refuse_another(there, "a finished run", f"or remove {str(self.folder)!r}")
+        there = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+        self._refuse_another(there.get("run", {}), "a finished run", f"or remove {str(self.folder)!r}")
         model.load_state_dict(DualEncoder.from_pretrained(self.folder).own_state(), strict=False)
         model.eval()
-        with (self.folder / HISTORY).open(encoding="utf-8", newline="") as stream:  # every digit counts
-            return pd.DataFrame([{k: json.loads(v) for k, v in row.items()} for row in csv.DictReader(stream)])
+        if self.writes:
+            words = "holds this run, finished: its model and history are loaded"
+            print(f"{str(self.folder)!r} {words}", file=sys.stderr)
+        return pd.read_csv(self.folder / HISTORY, dtype=str).map(json.loads)  # to the last digit
 
     def resume(self, parts: dict[str, Any], start: Progress) -> Progress:
         """Loads the newest readable checkpoint, if there is one, into the parts.
@@ -141,8 +143,7 @@ class RunFolder:
         if newest is None:
             return start
         file, state = newest
-        fix = f"finish that run, or delete {str(file.parent)!r}"
-        self._refuse_another(state.get("run", {}), "an unfinished run", fix)
+        self._refuse_another(state["run"], "an unfinished run", f"finish that run, or delete {str(file.parent)!r}")
         for name, part in parts.items():
             options = {"strict": False} if isinstance(part, DualEncoder) else {}  # frozen towers are not stored
             part.load_state_dict(state[name], **options)
@@ -158,7 +159,7 @@ class RunFolder:
         if self.writes:
             states = {n: p.own_state() if isinstance(p, DualEncoder) else p.state_dict() for n, p in parts.items()}
             state = {"run": self.identity, "progress": vars(at)} | states
-            self._write(file, lambda part: _save(state, part))
+            self._write(file, lambda part: torch.save(state, part))
             for old in checkpoints(self.folder)[:-KEEP]:
                 old.unlink(missing_ok=True)
             self._write_history(at)
@@ -172,10 +173,9 @@ class RunFolder:
         model.save_pretrained(self.folder)
         record = json.dumps({"configuration": config.to_dict(), "run": self.identity} | provenance(), indent=2)
         self._write(self.folder / RECORD, lambda part: part.write_text(record + "\n", encoding="utf-8"))
-        for pattern in ("checkpoints/*.pt", "checkpoints/*.part", "*.part"):
-            for file in self.folder.glob(pattern):
-                file.unlink(missing_ok=True)
-        (self.folder / "checkpoints").rmdir()
+        for part in self.folder.glob("*.part"):  # of a save that was killed
+            part.unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "checkpoints")
 
     def last_good(self) -> str:
         """The checkpoint to go on from, in words."""
@@ -200,10 +200,9 @@ class RunFolder:
         here = self.identity
         names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
         if names:
-            differing = ", ".join(f"{n} ({there.get(n)!r} there, {here.get(n)!r} here)" for n in names[:5])
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            differing = ", ".join(f"{n} ({there.get(n)!r} there, {here.get(n)!r} here)" for n in names)
             raise ValueError(
-                f"{str(self.folder)!r} holds {what} of another configuration: {differing}{more}. "
+                f"{str(self.folder)!r} holds {what} of another configuration: {differing}. "
                 f"Choose another output_dir, {fix}"
             )
 
@@ -222,8 +221,3 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             warnings.warn(f"checkpoint {str(file)!r} cannot be read and is passed over: {reason}", stacklevel=2)
     return None
-
-
-def _save(state: dict[str, Any], file: Path) -> None:
-    with file.open("wb") as stream:
-        torch.save(state, stream)

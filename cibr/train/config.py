@@ -21,19 +21,12 @@ from cibr.models import DualEncoder, model_kind
 from cibr.utils import nearest, runs_folder
 
 # Hyper-parameters chosen on validation recall alone, by data set and kind of model.
+PRESET_NAMES = ("epochs", "batch_size", "learning_rate", "temperature", "dropout", "weight_decay")
 PRESETS = {
-    ("glyphs", "tiny"): dict(
-        epochs=7, batch_size=256, learning_rate=3e-3, temperature=0.12, dropout=0.0, weight_decay=0.01
-    ),
-    ("*", "tiny"): dict(
-        epochs=20, batch_size=256, learning_rate=2e-3, temperature=0.1, dropout=0.1, weight_decay=0.05
-    ),
-    ("*", "frozen"): dict(
-        epochs=30, batch_size=1024, learning_rate=4e-3, temperature=0.05, dropout=0.4, weight_decay=1.0
-    ),
-    ("*", "clip"): dict(
-        epochs=3, batch_size=64, learning_rate=1e-5, temperature=0.01, dropout=0.0, weight_decay=0.1
-    ),
+    ("glyphs", "tiny"): (7, 256, 3e-3, 0.12, 0.0, 0.01),
+    ("*", "tiny"): (20, 256, 2e-3, 0.1, 0.1, 0.05),
+    ("*", "frozen"): (30, 1024, 4e-3, 0.05, 0.4, 1.0),
+    ("*", "clip"): (3, 64, 1e-5, 0.01, 0.0, 0.1),
 }
 NOT_THE_RUN = ("output_dir", "checkpoint_every")  # settings that change no weight
 
@@ -44,7 +37,7 @@ class RunConfig:
 
     Args:
         dataset: a data set's name, a folder or a hub id; see `cibr.load_pairs`.
-        model: `tiny`, `frozen`, or a `CLIPModel` by folder or hub id.
+        model: `tiny`, `frozen`, or a model to go on from: a `CLIPModel` or a run's folder.
         penalty: which penalty is added to the contrastive loss, one of `cibr.losses.PENALTIES`.
         beta: weight of the penalty; 0 is CLIP.
         sample: contrast samples of the encoders' distributions rather than their means.
@@ -60,10 +53,9 @@ class RunConfig:
         group_size: rows of a batch that are images of one label, or captions of one image; 1 for none.
         group_share: share of a batch's rows that come in such groups; see `cibr.train.sampler`.
         corruption: the fields of `cibr.data.corruptions.Corruption` that change the training pairs.
-        mixed_precision: `no`, or `bf16` for the encoders; the loss stays in float32.
+        mixed_precision: `no`, or `bf16` for the encoders (whatever a launcher says); the loss stays in float32.
         critic_steps: steps of the critics' own optimiser before each step (`mine`).
         checkpoint_every: steps between checkpoints within an epoch; 0 for one at the end of each epoch.
-        on_non_finite: `stop` at a loss or gradient that is not finite, or `skip` that step and count it.
         on_error, max_skipped: what to do with unusable samples; see `cibr.load_pairs`.
         truncate_texts: cut texts that are longer than the model reads instead of refusing them.
     """
@@ -93,7 +85,6 @@ class RunConfig:
     mixed_precision: str = "no"
     critic_steps: int = 1
     checkpoint_every: int = 0
-    on_non_finite: str = "stop"
     on_error: str = "raise"
     max_skipped: int = 0
     truncate_texts: bool = False
@@ -134,7 +125,6 @@ _CHOICES = {
     "penalty": PENALTIES,
     "contrastive": ("clip", "siglip"),
     "mixed_precision": ("no", "bf16"),
-    "on_non_finite": ("stop", "skip"),
     "on_error": ("raise", "skip"),
 }
 
@@ -160,7 +150,7 @@ def configure(**parameters: Any) -> RunConfig:
         if (value := getattr(config, name)) not in known:
             raise ValueError(f"unknown {name} {value!r}{nearest(value, known) or '.'} Known: {', '.join(known)}")
     source, kind = resolve(config.dataset), model_kind(config.model)
-    preset = PRESETS.get((source.name, kind), PRESETS["*", kind])
+    preset = dict(zip(PRESET_NAMES, PRESETS.get((source.name, kind), PRESETS["*", kind]), strict=True))
     defaults = replace(RunConfig(), **preset).to_dict()
     corruption, unchanged = asdict(Corruption.parse(config.corruption)), asdict(Corruption())
     changes = {name: value for name, value in corruption.items() if value != unchanged[name]}
@@ -289,6 +279,6 @@ def build_model(config: RunConfig, train: Pairs) -> DualEncoder:
     elif config.model == "frozen":
         model = DualEncoder.frozen(dropout=config.dropout)
     else:
-        model = DualEncoder.clip(config.model)
+        model = DualEncoder.from_pretrained(config.model)
     model.set_temperature(config.temperature, config.learn_temperature)
     return model

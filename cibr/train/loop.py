@@ -12,7 +12,6 @@ import threading
 import time
 import warnings
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,11 @@ LARGEST_GRADIENT_NORM = 1.0
 CRITIC_LEARNING_RATE = 1e-3
 LONGEST_WAIT = timedelta(hours=3)  # for the process that extracts a frozen tower's features
 
-COLLAPSED = 0.99  # mean cosine of different items
-REPEATED = 0.9  # of a batch's rows
+DEGENERATE = {  # largest values of a run that teaches anything, and what else to do
+    "image_mean_cosine": (0.99, "image embeddings are nearly one point; lower learning_rate or beta"),
+    "text_mean_cosine": (0.99, "text embeddings are nearly one point; lower learning_rate or beta"),
+    "repeated_captions": (0.9, "repeats are no negatives; lower batch_size or write captions that differ"),
+}
 
 
 def fit(
@@ -61,8 +63,8 @@ def fit(
 
     Returns:
         The history, a row an epoch: `epoch, step, loss, clip_loss, penalty_loss`, the other terms of the loss in
-        nats, the columns of `embedding_health`, `beta`, `temperature`, `seconds` of training, `skipped_steps` if
-        steps may be skipped, and validation recalls in [0, 1].
+        nats, the columns of `embedding_health`, `beta`, `temperature`, `seconds` of training, and validation
+        recalls in [0, 1].
 
     Raises:
         ValueError: fewer than two pairs or captions, groups of pairs that have none, an unusable sample, or an
@@ -75,20 +77,12 @@ def fit(
     first, world, device = accelerator.is_main_process, accelerator.num_processes, accelerator.device
     _check_pairs(train, config)
     rows_here = _rows_a_process(config.batch_size, len(train), world)
-    batch_size = rows_here * world
-    steps_per_epoch = len(train) // batch_size
-    run = RunFolder(
-        Path(config.output_dir), run_identity(model, train, validation, config, batch_size), writes=first
-    )
-    config = replace(config, mixed_precision=_precision(config, accelerator))
+    batch_size, steps_per_epoch = rows_here * world, len(train) // (rows_here * world)
+    identity = run_identity(model, train, validation, config, batch_size)
+    run = RunFolder(Path(config.output_dir), identity, writes=first)
     with run.claimed():
         history = run.finished(model)
         if history is not None:
-            if first:
-                print(
-                    f"{config.output_dir!r} holds this run, finished: its model and history are loaded",
-                    file=sys.stderr,
-                )
             return history
 
         # Features of frozen towers are extracted by the first process and read by the others.
@@ -98,9 +92,9 @@ def fit(
         model.to(device)
         loss_fn, critic_optimizer = build_loss(model, config)
         optimizer, schedule = build_optimizer(model, config, config.epochs * steps_per_epoch)
-        parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+        parts = {"model": model, "loss": loss_fn, "optimizer": optimizer, "schedule": schedule}
         if critic_optimizer is not None:
-            parts |= {"loss": loss_fn, "critic_optimizer": critic_optimizer}
+            parts["critic_optimizer"] = critic_optimizer
         at = run.resume(parts, Progress(n_steps=config.epochs * steps_per_epoch))
         _share(model, at.step, run.folder, accelerator)
 
@@ -113,8 +107,7 @@ def fit(
                 rows = [(images[s : s + rows_here], texts[s : s + rows_here]) for s in starts]
                 started = time.perf_counter()
                 for batch in inputs.loader(rows[at.step - epoch * steps_per_epoch :]):
-                    train_step(model, loss_fn, batch, optimizer, critic_optimizer, config, at, run, accelerator)
-                    schedule.step()
+                    train_step(parts, batch, config, at, run, accelerator)
                     at.step += 1
                     at.seconds += time.perf_counter() - started
                     if number := _agreed(signals, accelerator):
@@ -123,24 +116,17 @@ def fit(
                     if config.checkpoint_every and at.step % config.checkpoint_every == 0 and is_inside:
                         run.save(parts, at)
                     bar.update()
-                    if at.n_summed:
-                        clip_loss = at.means()["clip_loss"]
-                        bar.set_postfix(refresh=False, epoch=epoch + 1, clip_loss=f"{clip_loss:.3f}")
+                    clip_loss = at.means()["clip_loss"]
+                    bar.set_postfix(refresh=False, epoch=epoch + 1, clip_loss=f"{clip_loss:.3f}")
                     started = time.perf_counter()
 
-                if not at.n_summed:
-                    raise FloatingPointError(
-                        f"epoch {epoch + 1} has no finite step: lower learning_rate or raise temperature"
-                    )
                 row = {"epoch": epoch + 1, "step": at.step} | at.means()
                 row |= {"beta": beta_at(at.step / at.n_steps, config.beta)}
                 row |= {"temperature": 1 / model.logit_scale.item(), "seconds": at.seconds}
-                if config.on_non_finite == "skip":
-                    row["skipped_steps"] = at.n_skipped
                 if validation is not None:
                     row |= retrieval_recalls(validation, *embed_pairs(model, held_out))
                 at.end_epoch(row)
-                if first:
+                if first and at.step >= at.n_steps / 3:  # a young run's embeddings are near one another
                     _warn_of_degenerate(row, warned)
                 run.save(parts, at)
 
@@ -150,21 +136,13 @@ def fit(
         return pd.DataFrame(at.history)
 
 
-def train_step(
-    model: DualEncoder,
-    loss_fn: CIBRLoss,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    critic_optimizer: torch.optim.Optimizer | None,
-    config: RunConfig,
-    at: Progress,
-    run: RunFolder,
-    accelerator,
-) -> None:
+def train_step(parts: dict, batch: Batch, config: RunConfig, at: Progress, run: RunFolder, accelerator) -> None:
     """One step on a batch: encode, loss, gradients of the whole batch, finite check, step, clamp.
 
-    A step that is not finite ends the run before it is taken, or is left out and counted.
+    A step that is not finite ends the run before it is taken. The parts are those of `RunFolder.save`.
     """
+    model, loss_fn, optimizer = parts["model"], parts["loss"], parts["optimizer"]
+    has_critics, size = "critic_optimizer" in parts, config.micro_batch_size
     seed = config.seed + 1_000_003 * (at.step + 1)
     torch.manual_seed(seed + 7_919 * accelerator.process_index)  # dropout, of this process's rows
     generator = torch.Generator().manual_seed(seed)  # noise, of the whole batch
@@ -175,10 +153,10 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     try:
         # Encoded in micro batches, under autocast; the features are those of all processes.
-        has_critics, size = critic_optimizer is not None, config.micro_batch_size
         cache = GradCache(model, batch, accelerator, size, config.mixed_precision, with_pooled=has_critics)
         if has_critics:
-            train_critics(loss_fn, critic_optimizer, config.critic_steps, cache.features, generator, accelerator)
+            critics = parts["critic_optimizer"]
+            train_critics(loss_fn, critics, config.critic_steps, cache.features, generator, accelerator)
         terms = loss_fn(**cache.features, logit_scale=model.logit_scale, labels=cache.labels, generator=generator)
         terms["loss"].backward()
         cache.backward()
@@ -188,16 +166,14 @@ def train_step(
         if not math.isfinite(values["loss"]) or not norm.isfinite():
             named = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
             raise FloatingPointError(f"it is not finite ({named}, gradient norm {norm.item():.6g})")
-        at.add(values)
     except (FloatingPointError, ValueError) as error:  # the loss refuses features that are no finite unit vectors
-        if config.on_non_finite == "stop":
-            raise FloatingPointError(
-                f"step {at.step + 1} was not taken: {error}; {run.last_good()}. "
-                "Lower learning_rate or raise temperature, or skip such steps: on_non_finite='skip'"
-            ) from error
-        optimizer.zero_grad(set_to_none=True)  # a step without gradients moves nothing
-        at.n_skipped += 1
+        raise FloatingPointError(
+            f"step {at.step + 1} was not taken: {error}; {run.last_good()}. "
+            "Lower learning_rate or raise temperature"
+        ) from error
+    at.add(values)
     optimizer.step()
+    parts["schedule"].step()
     model.limit_logit_scale()
 
 
@@ -212,22 +188,14 @@ def train_critics(
     """Steps of the critics on the whole batch, the encoders held fixed; every process takes the same ones."""
     fixed = {name: leaf.detach() for name, leaf in features.items()}
     for _ in range(n_steps):
-        buffers = [(buffer, buffer.clone()) for buffer in loss_fn.buffers()]
         optimizer.zero_grad(set_to_none=True)
-        try:
-            loss = loss_fn.critic_loss(**fixed, generator=generator)
-            loss.backward()
-            for parameter in loss_fn.parameters():
-                average_gradient(parameter, accelerator)
-            norm = torch.nn.utils.clip_grad_norm_(loss_fn.parameters(), math.inf)
-            if not norm.isfinite():
-                raise FloatingPointError(
-                    f"the critics' loss is {loss.item():.6g}, their gradient's norm {norm.item():.6g}"
-                )
-        except (FloatingPointError, ValueError):
-            for buffer, before in buffers:
-                buffer.copy_(before)
-            raise
+        loss = loss_fn.critic_loss(**fixed, generator=generator)
+        loss.backward()
+        for parameter in loss_fn.parameters():
+            average_gradient(parameter, accelerator)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in loss_fn.parameters()])
+        if not norm.isfinite():
+            raise FloatingPointError(f"the critics' loss is {loss.item():.6g}, its gradient's norm {norm.item()}")
         optimizer.step()
 
 
@@ -255,21 +223,10 @@ def embedding_health(
 
 def _warn_of_degenerate(row: dict[str, Any], warned: set[str]) -> None:
     """Warns, once each, of what leaves the loss finite and teaches nothing."""
-    found = {}
-    for side in ("image", "text"):
-        if (cosine := row[f"{side}_mean_cosine"]) > COLLAPSED:
-            found[side] = (
-                f"{side} embeddings are nearly one point: the mean cosine of different ones is {cosine:.4f}; "
-                f"lower learning_rate or beta, or look for {side}s that are all equal"
-            )
-    if (share := row["repeated_captions"]) > REPEATED:
-        found["captions"] = (
-            f"{share:.0%} of a batch's captions are repeats of others in it, which are no negatives; "
-            "lower batch_size or write captions that tell images apart"
-        )
-    for what in found.keys() - warned:
-        warned.add(what)
-        warnings.warn(f"epoch {row['epoch']}: {found[what]}", stacklevel=3)
+    for name, (limit, words) in DEGENERATE.items():
+        if row[name] > limit and name not in warned:
+            warned.add(name)
+            warnings.warn(f"epoch {row['epoch']}: {name} is {row[name]:.4f}: {words}", stacklevel=3)
 
 
 def build_loss(model: DualEncoder, config: RunConfig) -> tuple[CIBRLoss, torch.optim.Optimizer | None]:
@@ -300,12 +257,10 @@ def build_optimizer(
 
 def _check_pairs(train: Pairs, config: RunConfig) -> None:
     where, n_labels = f"{train.split} of {train.name}", len(torch.unique(train.match_labels()))
-    if len(train) < 2:
-        raise ValueError(f"{where} has {len(train)} pair: a contrast needs two at least")
     if n_labels < 2:
         raise ValueError(
-            f"all pairs of {where} match by caption, label or group, such as {train.texts()[0]!r}: "
-            "a contrast needs two different ones at least"
+            f"all pairs of {where}, {len(train)} in number, match by caption, label or group, such as "
+            f"{train.texts()[0]!r}: a contrast needs two different ones at least"
         )
     if config.group_size > 1 and n_labels == len(train) == len(train.texts()):
         raise ValueError(
@@ -333,16 +288,6 @@ def _rows_a_process(batch_size: int, n_pairs: int, world: int) -> int:
     return wanted // world
 
 
-def _precision(config: RunConfig, accelerator) -> str:
-    """The encoders' precision: the configuration's, or bf16 where `accelerate launch` was told so."""
-    if accelerator.mixed_precision not in ("no", "bf16"):
-        raise ValueError(
-            f"accelerate is set to mixed_precision {accelerator.mixed_precision!r}: it is 'no' or 'bf16', "
-            "whose gradients need no scaling"
-        )
-    return "bf16" if "bf16" in (config.mixed_precision, accelerator.mixed_precision) else "no"
-
-
 def _launched_processes():
     """What a launcher set up, or one process; launched processes without a device of their own share the CPU."""
     from accelerate import Accelerator, InitProcessGroupKwargs
@@ -353,10 +298,9 @@ def _launched_processes():
 
 def _share(model: DualEncoder, step: int, folder: Path, accelerator) -> None:
     """Gives every process the first one's weights, and refuses processes that would go on from other steps."""
-    if accelerator.num_processes == 1:
-        return
-    for tensor in model.state_dict().values():
-        torch.distributed.broadcast(tensor, 0)
+    from accelerate.utils import broadcast
+
+    broadcast(model.state_dict())  # in place
     steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
     if len(set(steps)) > 1:
         raise ValueError(
@@ -388,8 +332,6 @@ def _noted_signals():
 def _agreed(noted: list[int], accelerator) -> int:
     """The signal that any process was sent, or 0; the same answer on all of them."""
     number = noted[0] if noted else 0
-    if accelerator.num_processes == 1:
-        return number
     return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
 
 

@@ -34,10 +34,8 @@ def test_a_run_leaves_model_history_and_configuration_and_no_checkpoints(run):
     record = json.loads((folder / "run.json").read_text())
     assert record["configuration"]["beta"] == 0.1 and {"torch", "cibr"} <= record["versions"].keys()
     assert same(DualEncoder.from_pretrained(folder), model) and not model.training
-    left = {path.name for path in folder.iterdir()}
-    assert (
-        not [name for name in left if name.endswith(".part") or name.startswith(".")] and "checkpoints" not in left
-    )
+    left = [path.name for path in folder.iterdir()]
+    assert not [n for n in left if n.endswith(".part") or n.startswith(".") or n == "checkpoints"]
 
 
 def test_validation_by_label_is_reported_as_such(run):
@@ -65,51 +63,20 @@ def test_what_is_learned_depends_on_seed_penalty_noise_and_loss_alone(run):
     assert not [change for change in changes if same(first, run(str(change), **change)[0])]
 
 
-def test_a_small_beta_tends_to_clip_and_sampling_is_a_setting_of_its_own(run):
-    clip, almost = run("a", beta=0.0)[0], run("b", beta=1e-9)[0]
-    noisy = run("c", beta=0.0, sample=True)[0]
-    distance = {
-        m: (m.backbone.image_head[2].weight - clip.backbone.image_head[2].weight).norm() for m in (almost, noisy)
-    }
-    assert distance[almost] < 1e-3 * distance[noisy]
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing may catch it."""
-
-
-def stopped_run(run, step, **options):
-    """Makes `fit` stop in the middle, before this step is taken."""
-    real, n_calls = loop.train_step, iter(range(1, 1000))
-
-    def train_step(*args, **given):
-        if next(n_calls) == step:
-            raise Killed
-        return real(*args, **given)
-
+def leave_unfinished(run, **options):
+    """A run that dies when it would write its model; its checkpoints stay."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train_step", train_step)
-        with pytest.raises(Killed):
+        patch.setattr(loop.RunFolder, "finish", None)
+        with pytest.raises(TypeError):
             run(**options)
 
 
-@pytest.mark.parametrize("step", [2, 5])
-def test_a_stopped_run_goes_on_to_the_same_weights_bit_for_bit(run, step):
-    whole, history, _ = run("whole", learn_temperature=True)
-    stopped_run(run, step, folder="stopped", learn_temperature=True)
-    model, resumed, folder = run("stopped", learn_temperature=True)
-    assert same(model, whole) and not (folder / "checkpoints").exists()
-    columns = history.columns.drop("seconds")
-    pd.testing.assert_frame_equal(resumed[columns], history[columns], check_exact=True)
-
-
 def test_a_checkpoint_of_another_configuration_or_other_pairs_is_refused(run, tmp_path):
-    stopped_run(run, 8, epochs=4)
-    with pytest.raises(
-        ValueError, match=r"unfinished run of another configuration: beta \(0.1 there, 0.2 here\)\. "
-    ):
-        run(epochs=4, beta=0.2)
-    config = settings(tmp_path / "out", epochs=4, learn_temperature=False)
+    leave_unfinished(run)
+    message = r"unfinished run of another configuration: beta \(0.1 there, 0.2 here\)\. "
+    with pytest.raises(ValueError, match=message):
+        run(beta=0.2)
+    config = settings(tmp_path / "out", epochs=2, learn_temperature=False)
     fewer = PAIRS.subset([*range(24)][::-1])
     with pytest.raises(ValueError, match=r"training pairs \('24 with digest .*' there, '24 with digest"):
         fit(small_model(config), fewer, HELD_OUT, config)
@@ -117,19 +84,17 @@ def test_a_checkpoint_of_another_configuration_or_other_pairs_is_refused(run, tm
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(run, tmp_path):
-    whole = run("whole", epochs=4)[0]
-    stopped_run(run, 8, epochs=4)
+    whole = run("whole")[0]
+    leave_unfinished(run)
     newest = checkpoints(tmp_path / "out")[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
     with pytest.warns(UserWarning, match="step-000000006.pt' cannot be read and is passed over"):
-        model = run(epochs=4)[0]
+        model = run()[0]
     assert same(model, whole)
 
 
 def test_a_batch_larger_than_the_set_is_the_whole_set_and_that_is_said(run):
-    with pytest.warns(
-        UserWarning, match="batch_size 1,000 is larger than the 24 pairs of train of noise: a batch is"
-    ):
+    with pytest.warns(UserWarning, match="batch_size 1,000 is larger than the 24 pairs of train of noise: a"):
         assert run(batch_size=1000)[1]["step"].tolist() == [1, 2]
 
 

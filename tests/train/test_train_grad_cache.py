@@ -48,14 +48,12 @@ def gradients(model):
 
 def plain_gradients(model, loss_fn, batch, size):
     """Plain autograd through all parts at once, which holds every part's graph: what the step must equal."""
-    images, texts = [], []
-    for start in range(0, len(batch.labels), size):
-        rows = slice(start, start + size)
-        images.append(encode_images(model, batch.images[rows]))
-        texts.append(encode_texts(model, tuple(t[rows] for t in batch.texts)))
-    (image, image_pooled), (text, text_pooled) = (
-        [torch.cat(t) for t in zip(*side, strict=True)] for side in (images, texts)
-    )
+    parts = [slice(start, start + size) for start in range(0, len(batch.labels), size)]
+    encoded = [
+        (*encode_images(model, batch.images[rows]), *encode_texts(model, tuple(t[rows] for t in batch.texts)))
+        for rows in parts
+    ]
+    image, image_pooled, text, text_pooled = (torch.cat(each) for each in zip(*encoded, strict=True))
     pooled = dict(image_pooled=image_pooled, text_pooled=text_pooled)
     generator = torch.Generator().manual_seed(3)
     terms = loss_fn(image, text, model.logit_scale, batch.labels, generator=generator, **pooled)
@@ -121,9 +119,8 @@ def test_critics_take_their_steps_on_the_whole_batch_and_leave_the_encoders_alon
 
 def test_bf16_encoders_leave_the_loss_in_float32(build, monkeypatch):
     model, loss_fn, seen = build("tiny"), CIBRLoss(0.2), {}
-    monkeypatch.setattr(
-        loss_fn, "forward", lambda **given: seen.update(given) or CIBRLoss.forward(loss_fn, **given)
-    )
+    forward = loss_fn.forward
+    monkeypatch.setattr(loss_fn, "forward", lambda **given: seen.update(given) or forward(**given))
     terms, found = step(model, loss_fn, batch_of(model), mixed_precision="bf16")
     assert seen["image_features"].dtype == torch.float32 and terms["loss"].dtype == torch.float32
     rough = seen["image_features"] @ seen["text_features"].detach().T
@@ -131,17 +128,3 @@ def test_bf16_encoders_leave_the_loss_in_float32(build, monkeypatch):
     assert found["backbone.image_head.2.weight"].dtype == torch.float32
     exact = step(build("tiny"), CIBRLoss(0.2), batch_of(model))[0]["loss"]
     assert terms["loss"] != exact and terms["loss"].item() == pytest.approx(exact.item(), rel=0.02)
-
-
-def test_the_random_state_goes_on_after_the_parts_and_dropout_differs_from_step_to_step(build):
-    model = build_double(build)
-    torch.manual_seed(5)
-    losses = [step(model, CIBRLoss(0.2), batch_of(model), micro_batch_size=4)[0]["loss"] for _ in range(2)]
-    assert losses[0] != losses[1]
-
-
-def test_a_temperature_that_is_fixed_has_no_gradient(build):
-    model = build("tiny")
-    model.set_temperature(0.1, learn=False)
-    found = step(model, CIBRLoss(0.2), batch_of(model), micro_batch_size=4)[1]
-    assert "log_logit_scale" not in found and "backbone.image_head.2.weight" in found

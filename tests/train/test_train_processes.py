@@ -61,11 +61,11 @@ def train(folder, options=(), fail=False):
     """A whole run that notes the labels of its batches in their order."""
     accelerator, seen, real = loop._launched_processes(), [], loop.train_step
 
-    def noted(model, loss_fn, batch, *rest):
+    def noted(parts, batch, *rest):
         seen.append(accelerator.gather(batch.labels))
         if fail and accelerator.process_index == 1 and len(seen) == 3:
             raise RuntimeError("the second process has had enough")
-        real(model, loss_fn, batch, *rest)
+        real(parts, batch, *rest)
 
     loop.train_step = noted
     config = settings(folder, **(dict(dropout=0.0, epochs=3, batch_size=6) | dict(options)))
@@ -100,45 +100,28 @@ def test_one_process_that_fails_ends_the_run_with_its_error(tmp_path):
     assert "RuntimeError: the second process has had enough" in (tmp_path / "log").read_text()
 
 
-def launch(folder, config, *, kill_when=None):
-    """`accelerate launch` of two processes, which share the CPU where there are no GPUs; with `kill_when`, SIGTERM
-    once that file is there."""
-    (folder / "config.json").write_text(json.dumps(config))
-    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    options += [
-        "--dynamo_backend",
-        "no",
-        "--num_cpu_threads_per_process",
-        "1",
-        "-m",
-        "cibr",
-        "train",
-        "config.json",
-    ]
-    with (folder / "log").open("w") as log:
-        command = [sys.executable, "-m", "accelerate.commands.launch", *options]
-        quiet = os.environ | {"TQDM_DISABLE": "1"}
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=quiet)
-        while kill_when and process.poll() is None and not any(folder.glob(kill_when)):
-            time.sleep(0.01)
-        if kill_when:
-            process.send_signal(signal.SIGTERM)
-        process.wait(timeout=300)
-    return process.returncode, (folder / "log").read_text()
+LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+LAUNCH += "--dynamo_backend no --num_cpu_threads_per_process 1 -m cibr train config.json"
 
 
 @pytest.mark.slow
 def test_accelerate_launch_trains_as_one_process_does_and_goes_on_after_sigterm(tmp_path):
-    data = write_folder(tmp_path / "mine", train=24, validation=10, test=2)
-    config = dict(dataset=str(data), beta=0.1, epochs=25, batch_size=8, dropout=0.0, checkpoint_every=1)
-    (tmp_path / "launched").mkdir()
-    launched = config | {"output_dir": "out"}
-    code, log = launch(tmp_path / "launched", launched, kill_when="out/checkpoints/*.pt")
-    assert code != 0 and "SIGTERM: the run is saved at step" in log
-    code, log = launch(tmp_path / "launched", launched)
-    assert code == 0, log
-    assert run_together(1, train_config, config | {"output_dir": str(tmp_path / "one")}) == [0]
-    several, one = (pd.read_csv(tmp_path / n / "history.csv") for n in ("launched/out", "one"))
+    data = write_folder(tmp_path / "mine", train=8, validation=4, test=2)
+    config = dict(dataset=str(data), beta=0.1, epochs=20, batch_size=4, dropout=0.0)
+    out, one = (dict(config, output_dir=str(tmp_path / name)) for name in ("out", "one"))
+    (tmp_path / "config.json").write_text(json.dumps(out))
+    with (tmp_path / "log").open("w") as log:
+        quiet = os.environ | {"TQDM_DISABLE": "1"}
+        command = [sys.executable, *LAUNCH.split()]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env=quiet)
+        while process.poll() is None and not any(tmp_path.glob("out/checkpoints/*.pt")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=300) != 0
+    assert "SIGTERM: the run is saved at step" in (tmp_path / "log").read_text()
+    assert run_together(2, train_config, out) == [0, 0]  # the launcher's processes without its start
+    assert run_together(1, train_config, one) == [0]
+    several, one = (pd.read_csv(tmp_path / name / "history.csv") for name in ("out", "one"))
     assert several["step"].tolist() == one["step"].tolist()
     first = slice(4)  # float32, summed in another order, drifts apart with the steps
     assert several["loss"][first].tolist() == pytest.approx(one["loss"][first].tolist(), rel=1e-2)

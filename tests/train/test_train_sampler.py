@@ -72,14 +72,11 @@ def test_few_groups_come_again_as_often_as_their_share_takes():
     pairs = labelled([0, 0, *range(1, 19)])
     images, _ = epoch_rows(pairs, 2, 0.5, seed=0, epoch=0)
     assert [sorted(block) for block in images.view(5, 4)[:, :2].tolist()] == [[0, 1]] * 5
-    with pytest.raises(ValueError, match="no group of 3 images"):
-        epoch_rows(pairs, 3, 0.5, seed=0, epoch=0)
 
 
-@pytest.mark.parametrize(("n", "share"), [(3, 0.05), (33, 0.4), (30, 0.99)])
-def test_an_epoch_with_a_share_has_as_many_rows_as_there_are_images(n, share):
-    images, _ = epoch_rows(labelled([i // 2 for i in range(n)]), 2, share, seed=0, epoch=0)
-    assert len(images) == n
+def test_an_epoch_with_a_share_has_as_many_rows_as_there_are_images():
+    for n, share in ((3, 0.05), (33, 0.4), (30, 0.99)):
+        assert len(epoch_rows(labelled([i // 2 for i in range(n)]), 2, share, seed=0, epoch=0)[0]) == n
 
 
 @pytest.mark.parametrize("group_share", [0.4, 1.0])

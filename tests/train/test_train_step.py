@@ -46,14 +46,12 @@ def spoil(monkeypatch, step, where):
     monkeypatch.setattr(CIBRLoss, "forward", forward)
 
 
-@pytest.mark.parametrize(
-    ("where", "message"),
-    [
-        ("features", "image_features must be finite"),
-        ("loss", "it is not finite .*clip_loss .*, loss nan, .*gradient norm"),
-        ("gradient", "it is not finite .*clip_loss .*, loss .*, gradient norm (inf|nan)"),
-    ],
-)
+NOT_FINITE = [("features", "image_features must be finite")]
+NOT_FINITE += [("loss", "it is not finite .*clip_loss .*, loss nan, .*gradient norm")]
+NOT_FINITE += [("gradient", "it is not finite .*clip_loss .*, loss .*, gradient norm (inf|nan)")]
+
+
+@pytest.mark.parametrize(("where", "message"), NOT_FINITE)
 def test_non_finite_stops(run, monkeypatch, tmp_path, where, message):
     spoil(monkeypatch, 5, where)
     steps, real = [], torch.optim.AdamW.step
@@ -65,63 +63,27 @@ def test_non_finite_stops(run, monkeypatch, tmp_path, where, message):
     assert newest.name == "step-000000003.pt" and f"last good checkpoint is {str(newest)!r}" in str(raised.value)
 
 
-def test_non_finite_in_the_first_step_says_that_there_is_no_checkpoint(run, monkeypatch):
-    spoil(monkeypatch, 1, "loss")
-    with pytest.raises(FloatingPointError, match="step 1 was not taken: .*there is no checkpoint yet"):
-        run()
-
-
-@pytest.mark.parametrize(("where", "step"), [("features", 1), ("loss", 5), ("gradient", 5)])
-def test_a_skipped_step_is_counted_and_moves_nothing(run, monkeypatch, where, step):
-    spoil(monkeypatch, step, where)
-    states, real = [], torch.optim.AdamW.step
-
-    def stepped(optimizer, *args, **options):
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        before = [p.clone() for p in parameters]
-        real(optimizer, *args, **options)
-        states.append(all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True)))
-
-    stepped._wrapped_by_lr_sched = True
-    monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")  # of the wrapper above
-        _, history = run(on_non_finite="skip")
-    assert states == [i == step - 1 for i in range(6)]
-    assert history["skipped_steps"].tolist() == ([1, 0] if step == 1 else [0, 1])
-    assert not history.isna().any().any() and history["step"].tolist() == [3, 6]
-
-
-def test_an_epoch_without_a_finite_step_ends_the_run_also_when_skipping(run):
-    def ruin(model):
-        torch.nn.init.constant_(model.backbone.image_head[2].weight, math.nan)
-
-    with pytest.raises(FloatingPointError, match="epoch 1 has no finite step"):
-        run(prepare=ruin, on_non_finite="skip")
-
-
 def test_zero_vectors_stop_a_run_in_words(run):
     def silence(model):
         torch.nn.init.zeros_(model.backbone.text_head[2].weight)
 
-    with pytest.raises(FloatingPointError, match="step 1 was not taken: text_features must be unit vectors"):
+    message = "step 1 was not taken: text_features must be unit vectors.*there is no checkpoint yet"
+    with pytest.raises(FloatingPointError, match=message):
         run(prepare=silence)
 
 
-def test_critics_that_overflow_are_not_finite_either_and_their_averages_stay(run, monkeypatch):
-    real, losses = loop.build_loss, []
+def test_critics_that_overflow_are_not_finite_either(run, monkeypatch):
+    real = loop.build_loss
 
     def overflowing(*given):
         loss_fn, optimizer = real(*given)
         for parameter in loss_fn.critics.parameters():
             torch.nn.init.constant_(parameter, 1e18)
-        losses.append(loss_fn)
         return loss_fn, optimizer
 
     monkeypatch.setattr(loop, "build_loss", overflowing)
     with pytest.raises(FloatingPointError, match="step 1 was not taken: the (scores of the critic|critics' loss)"):
         run(penalty="mine")
-    assert all(buffer.isnan() for buffer in losses[0].buffers())  # as before the first update
 
 
 def test_health_against_loops_and_known_batches():
@@ -142,22 +104,18 @@ def test_a_run_as_usual_says_nothing_and_shows_its_health(run):
     assert (history[columns].abs() < 0.99).all().all()
 
 
-def test_constant_embeddings_are_said_once(run):
-    same = Pairs("grey", "train", PAIRS.captions, PAIRS.keys, grey)
+def test_constant_embeddings_are_said_once_when_a_third_of_the_run_is_over(run):
+    same = Pairs("same", "train", PAIRS.captions, PAIRS.keys, lambda i: picture(0))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        run(pairs=same)
+        run(pairs=same, epochs=4)
     images = [str(warning.message) for warning in said if "image embeddings" in str(warning.message)]
-    assert len(images) == 1 and images[0].startswith("epoch 1: image embeddings are nearly one point: the mean")
-
-
-def grey(i):
-    return picture(0)
+    assert len(images) == 1 and images[0].startswith("epoch 2: image_mean_cosine is 1.0000: image embeddings are")
 
 
 def test_captions_that_mostly_repeat_are_said(run):
     few = Pairs("few", "train", [[TEXTS[i >= 20]] for i in range(40)], [str(i) for i in range(40)], picture)
-    with pytest.warns(UserWarning, match="9[0-9]% of a batch's captions are repeats"):
+    with pytest.warns(UserWarning, match="repeated_captions is 0.95.*: repeats are no negatives"):
         _, history = run(pairs=few, batch_size=40)
     assert history["repeated_captions"].tolist() == pytest.approx([38 / 40] * 2)
 
