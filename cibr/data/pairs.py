@@ -18,7 +18,6 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-ON_ERROR = ("raise", "skip")
 GREY_RANGES = (255.0, 65535.0)
 
 Indices = Iterable[int] | Int[Tensor, " m"] | Int[np.ndarray, " m"]
@@ -135,9 +134,8 @@ class Pairs:
         """
         if not self.classnames or not self.templates:
             missing = "zeroshot_classification_templates.txt" if self.classnames else "classnames.txt"
-            raise ValueError(
-                f"{self.name} cannot be classified without {missing}: put it into the set's folder, one a line"
-            )
+            fix = f"put {missing} into the set's folder, one a line"
+            raise ValueError(f"{self.name} cannot be classified without {missing}: {fix}")
         for template in self.templates:
             if "{c}" not in template:
                 fix = "write {c} where the class's name goes, in zeroshot_classification_templates.txt"
@@ -198,7 +196,7 @@ class Skips:
     reasons: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.on_error not in ON_ERROR:
+        if self.on_error not in ("raise", "skip"):
             raise ValueError(f"on_error is {self.on_error!r}: it is 'raise' or 'skip'")
         if self.max_skipped < 0 or (self.max_skipped and self.on_error == "raise"):
             rule = "it is a number of samples, 0 or more, and needs on_error='skip', which counts"
@@ -215,10 +213,8 @@ class Skips:
         self.reasons.append(str(error))
         if len(self.reasons) > self.max_skipped:
             first = "\n  ".join(self.reasons[:3])
-            raise ValueError(
-                f"more than max_skipped={self.max_skipped} samples of {self.name} are unusable: "
-                f"mend them or raise the limit. The first are:\n  {first}"
-            ) from error
+            limit = f"more than max_skipped={self.max_skipped} samples of {self.name} are unusable"
+            raise ValueError(f"{limit}: mend them or raise the limit. The first are:\n  {first}") from error
 
 
 def without_undecodable(pairs: Pairs, skips: Skips) -> Pairs:
@@ -274,12 +270,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def open_rgb(file: str | Path | bytes, where: str) -> Image.Image:
+def open_rgb(file: str | Path | bytes, where: str = "") -> Image.Image:
     """Decodes an image file as RGB.
 
     Args:
         file: a path, or the bytes of a file.
-        where: what to call the image in an error.
+        where: what to call the image in an error; by default its path.
 
     Returns:
         The image in mode ``RGB``, see `to_rgb`.
@@ -294,10 +290,8 @@ def open_rgb(file: str | Path | bytes, where: str) -> Image.Image:
             return to_rgb(image)
     # Broken files make Pillow raise nearly anything: OSError, SyntaxError, struct.error, EOFError.
     except Exception as error:
-        raise ValueError(
-            f"{where} does not decode as an image ({error}): replace the file, "
-            "or leave such samples out with on_error='skip' and a limit max_skipped"
-        ) from error
+        fix = "replace the file, or leave such samples out with on_error='skip' and a limit max_skipped"
+        raise ValueError(f"{where or file} does not decode as an image ({error}): {fix}") from error
 
 
 def _scale_grey(image: Image.Image) -> Image.Image:

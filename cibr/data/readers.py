@@ -157,8 +157,7 @@ class FolderImages:
     file_names: list[str]
 
     def __call__(self, i: int) -> Image.Image:
-        file = self.folder / self.file_names[i]
-        return open_rgb(file, str(file))
+        return open_rgb(self.folder / self.file_names[i])
 
 
 def metadata_files(folder: Path) -> list[Path]:
@@ -189,10 +188,9 @@ def image_splits(place: str) -> dict[str, tuple[Path, Items | None]]:
     return {name: (own[0], {key: item for key, item in items.items() if split[key] == name}) for name in names}
 
 
-def _split_given(splits: dict[str, Any], split: str, place: str | Path, advice: str) -> Any:
+def _split_given(splits: dict[str, Any], split: str, place: str, advice: str) -> Any:
     if split not in splits:
-        there = ", ".join(splits) or "none"
-        raise ValueError(f"{place} has no split {split!r}: those that are there: {there}; {advice}")
+        raise ValueError(f"{place} has no split {split!r}: it has {', '.join(splits) or 'none'}; {advice}")
     return splits[split]
 
 
@@ -370,9 +368,8 @@ def load_shards(source: str, split: str, skips: Skips) -> Pairs:
         ConnectionError: if the hub does not give the files.
     """
     root = _shard_root(source, ["*.txt", *(f"{name}/*" for name in SPLIT_NAMES.get(split, (split,)))])
-    numbered = _split_given(
-        by_split(root.glob(N_SHARDS)), split, source, f"add {split}/nshards.txt with its shards"
-    )
+    advice = f"add {split}/nshards.txt with its shards"
+    numbered = _split_given(by_split(root.glob(N_SHARDS)), split, source, advice)
     shards = [numbered.parent / f"{number}.tar" for number in range(_n_shards(numbered))]
     bar = tqdm(shards, desc=f"{skips.name} {split}: shards", unit="shard", delay=1)
     samples = [(n, key, parts) for n, shard in enumerate(bar) for key, parts in _index(shard).items()]

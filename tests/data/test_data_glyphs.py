@@ -65,17 +65,9 @@ def test_pixels_differ_little_between_freetype_versions():
     assert np.abs(pooled - np.array(POOLED)).max() <= 32, pooled.tolist()
 
 
-def test_every_factor_comes_with_every_sample_and_train_varies_them_all(drawn):
-    shared = ["character", "name", "category", "typeface", "weight", "slant"]
-    varied = ["size", "x", "y", "ink", "paper", "template"]
-    for split in SPLITS:
-        factors = drawn[split].factors
-        assert list(factors.columns) == shared + varied
-        assert len(factors) == len(drawn[split]) and not factors.isna().any().any()
-    factors = drawn["train"].factors
-    assert (factors[["typeface", "weight", "slant", *varied]].nunique() > 1).all()
-    assert set(factors["template"]) == set(range(len(TEMPLATES)))
-    assert (drawn["test"].factors[varied].nunique() == 1).all()
+def test_train_varies_every_factor(drawn):
+    varied = drawn["train"].factors.nunique()
+    assert (varied > 1).all() and varied["template"] == len(TEMPLATES)
 
 
 def test_captions_are_the_names_in_their_templates(drawn):
@@ -100,8 +92,7 @@ def test_held_out_characters_and_unseen_faces_stay_out_of_training(drawn):
 
 def test_labels_are_equal_exactly_for_the_same_character(drawn):
     for split in SPLITS:
-        pairs = drawn[split]
-        assert [chr(label) for label in pairs.labels] == pairs.factors["character"].tolist()
+        assert [chr(label) for label in drawn[split].labels] == drawn[split].factors["character"].tolist()
     assert len(set(drawn["train"].keys)) == len(drawn["train"])
 
 
