@@ -102,18 +102,16 @@ def load(cls, folder: Path):
         ValueError: a missing or damaged file, named.
     """
     _move_into_place(folder)
-    with _reading(folder / CONFIG):
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    with _reading(folder / CONFIG) as file:
+        config = json.loads(file.read_text(encoding="utf-8"))
         found, kind, settings = config["format"], config["kind"], config["settings"]
     if found != FORMAT:
         raise ValueError(
             f"{str(folder / CONFIG)!r} has format {found!r} and this version reads {FORMAT}: train the model again"
         )
     backbone = _build_backbone(kind, settings, folder)
-    with _reading(folder / PREPROCESSING):
-        processor = towers.ImageProcessor.from_dict(
-            json.loads((folder / PREPROCESSING).read_text(encoding="utf-8"))
-        )
+    with _reading(folder / PREPROCESSING) as file:
+        processor = towers.ImageProcessor.from_dict(json.loads(file.read_text(encoding="utf-8")))
     with _reading(folder / "tokenizer.json"):
         loader = transformers.PreTrainedTokenizerFast if kind == "tiny" else transformers.AutoTokenizer
         tokenizer = loader.from_pretrained(folder)
@@ -143,11 +141,11 @@ def _read_model(loader: type, folder: Path) -> torch.nn.Module:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Path) -> Iterator[Path]:
     """Names the file or folder whose reading failed; on damaged ones, readers raise nearly anything."""
     try:
         with towers.quiet_transformers():
-            yield
+            yield path
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{str(path)!r} is missing or damaged ({reason}): save the model again") from error

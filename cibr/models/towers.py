@@ -298,9 +298,7 @@ class ClipBackbone(nn.Module):
 
     def __init__(self, clip: nn.Module):
         super().__init__()
-        self.settings: dict = {}
-        self.clip = clip
-        self.dim = clip.config.projection_dim
+        self.clip, self.settings, self.dim = clip, {}, clip.config.projection_dim
         self.context = clip.config.text_config.max_position_embeddings
         self.dim_image_pooled = clip.config.vision_config.hidden_size
         self.dim_text_pooled = clip.config.text_config.hidden_size

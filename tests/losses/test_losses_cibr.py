@@ -100,15 +100,12 @@ def test_gradients_of_the_whole_are_those_of_finite_differences(penalty):
 
 def test_bfloat16_features_pass_as_unit_vectors_and_autocast_changes_no_bit():
     image, text, scale = (leaf.detach() for leaf in pair(64, dtype=torch.float32))
-    labels = torch.arange(64) // 2
-    for penalty in ("crossfit", "cyclip"):
-        loss = build(0.3, penalty)
-        expected = loss(image, text, scale, labels)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            terms = loss(image, text, scale, labels)
-        assert all(torch.equal(terms[name], expected[name]) for name in terms)
-        terms = loss(image.bfloat16(), text.bfloat16(), scale, labels)
-        assert all(value.dtype == torch.float32 and value.isfinite() for value in terms.values())
+    labels, loss = torch.arange(64) // 2, build(0.3, "crossfit")
+    expected = loss(image, text, scale, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert loss(image, text, scale, labels) == expected
+    terms = loss(image.bfloat16(), text.bfloat16(), scale, labels)
+    assert all(value.dtype == torch.float32 and value.isfinite() for value in terms.values())
 
 
 @pytest.mark.parametrize("penalty", ["vmf", "crossfit", "consistency"])

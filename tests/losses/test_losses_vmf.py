@@ -76,7 +76,7 @@ def test_gradients_by_kappa_and_cosine_are_those_of_finite_differences():
 
 
 def test_vmf_residual_is_the_divergence_that_monte_carlo_finds():
-    dim, kappa_e, kappa_b, n = 16, 40.0, 15.0, 100_000
+    dim, kappa_e, kappa_b, n = 16, 40.0, 15.0, 20_000
     mu_v, mu_t = unit_rows(2, dim)
     z = sample_vmf(mu_v.expand(n, dim), kappa_e, torch.Generator().manual_seed(1))
     log_e = vmf_log_normalizer(kappa_e, dim) + kappa_e * (z @ mu_v)
@@ -93,7 +93,7 @@ def test_vmf_residual_is_zero_for_equal_encoders_and_never_negative():
     assert vmf_floor_nats(1024, 10, 256).item() == pytest.approx(184.684, abs=1e-3)
 
 
-@pytest.mark.parametrize("dim", [2, 3, 128, 1024])
+@pytest.mark.parametrize("dim", [2, 3, 1024])
 @pytest.mark.parametrize("kappa", [1e-2, 50.0, 1e5])
 def test_samples_have_the_moments_of_the_distribution(dim, kappa):
     n = 20_000 if dim < 1000 else 2_000
@@ -110,7 +110,7 @@ def test_samples_have_the_moments_of_the_distribution(dim, kappa):
 
 
 def test_distribution_of_the_cosine_is_exact_on_the_ordinary_sphere():
-    kappa, n = 5.0, 100_000
+    kappa, n = 5.0, 20_000
     mu = unit_rows(1, 3).expand(n, 3)
     z = sample_vmf(mu, kappa, torch.Generator().manual_seed(3))
     cosine = (z * mu).sum(1).sort().values
