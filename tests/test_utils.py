@@ -73,9 +73,8 @@ def test_provenance_marks_changed_code_but_neither_changed_results_nor_new_files
     code, table = tmp_path / "code.py", tmp_path / "data" / "results" / "rows.csv"
     code.write_text("a = 1\n")
     table.write_text("a\n1\n")
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "Start")
+    for command in (["init"], ["add", "."], ["commit", "-m", "Start"]):
+        git(*command)
     commit = git("rev-parse", "HEAD")[:12]
     table.write_text("a\n1\n2\n")
     (tmp_path / "new.py").touch()

@@ -212,12 +212,10 @@ def test_classes_of_one_name_load_with_a_warning_as_imagenet_has_some(tmp_path):
 def test_a_shard_cut_short_anywhere_is_named(three):
     shard = three / "train" / "0.tar"
     whole = shard.read_bytes()
-    end = len(whole.rstrip(b"\0"))
-    for size in range(0, end, 300):
+    for size in range(0, len(whole.rstrip(b"\0")), 300):
         shard.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r"0\.tar is cut short"):
             load_pairs(three)
-    assert end > 512 * 6
 
 
 def test_the_hub_gives_what_a_folder_of_the_same_layout_gives(three, monkeypatch):
