@@ -71,9 +71,7 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
     on.add_argument("--suite", help="glyphs (default), mini, paper, paper-extras, or a YAML file of tasks")
     on.add_argument("--data", metavar="NAME_OR_FOLDER", help="one data set instead of a suite")
     on.add_argument("--published", action="store_true", help="the sets with published results of this hub id")
-    evaluate.add_argument(
-        "--compare-with", metavar="MODEL", help="a second model, subtracted from the first"
-    )
+    evaluate.add_argument("--compare-with", metavar="MODEL", help="a second model, subtracted from the first")
     evaluate.add_argument("--limit", type=int, default=0, help="at most so many images a set; 0 for all")
     evaluate.add_argument("--output-dir", type=Path, help="a folder that keeps what is finished")
     search = commands.add_parser("search", help="find the images of a folder that fit a text", **layout)

@@ -7,6 +7,7 @@ import ast
 import hashlib
 import math
 import warnings
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -141,14 +142,10 @@ def configure(**parameters: Any) -> RunConfig:
         FileNotFoundError: a model that is not there.
     """
     for name in parameters:
-        if name not in _TYPES:
-            raise ValueError(
-                f"unknown parameter {name!r}{nearest(name, _TYPES) or '.'} Known: {', '.join(_TYPES)}"
-            )
+        _refuse_unknown("parameter", name, _TYPES)
     config = RunConfig(**{name: _typed(name, value) for name, value in parameters.items()})
     for name, known in _CHOICES.items():
-        if (value := getattr(config, name)) not in known:
-            raise ValueError(f"unknown {name} {value!r}{nearest(value, known) or '.'} Known: {', '.join(known)}")
+        _refuse_unknown(name, getattr(config, name), known)
     source, kind = resolve(config.dataset), model_kind(config.model)
     preset = dict(zip(PRESET_NAMES, PRESETS.get((source.name, kind), PRESETS["*", kind]), strict=True))
     defaults = replace(RunConfig(), **preset).to_dict()
@@ -166,6 +163,11 @@ def configure(**parameters: Any) -> RunConfig:
             "choose a folder outside it, so that no run changes the data"
         )
     return config
+
+
+def _refuse_unknown(what: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r}{nearest(name, known) or '.'} Known: {', '.join(known)}")
 
 
 def _run_name(config: RunConfig, dataset: str, defaults: dict[str, Any]) -> str:
@@ -195,10 +197,10 @@ def _check(config: RunConfig) -> None:
             raise ValueError(f"{name} is {value}: {rule}")
     if config.max_skipped and config.on_error == "raise":
         raise ValueError(f"max_skipped={config.max_skipped} needs on_error='skip', which counts")
-    if config.penalty == "consistency" and config.group_size < 2:
-        raise ValueError("the penalty 'consistency' compares rows of one group: set group_size to 2 or more")
-    if config.group_share != 1 and config.group_size < 2:
-        raise ValueError("group_share is the share of rows that come in groups: set group_size to 2 or more too")
+    if (config.penalty == "consistency" or config.group_share != 1) and config.group_size < 2:
+        raise ValueError(
+            "the penalty 'consistency' and group_share are for rows in groups: set group_size to 2 or more"
+        )
 
 
 def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
@@ -222,10 +224,7 @@ def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
     injected = [source for source in namespace.get("In", []) if source.startswith("# Parameters")]
     for statement in (s for source in injected for s in ast.parse(source).body):
         for name in (t.id for t in getattr(statement, "targets", []) if isinstance(t, ast.Name)):
-            if name not in names:
-                raise ValueError(
-                    f"unknown parameter {name!r}{nearest(name, names) or '.'} Known: {', '.join(names)}"
-                )
+            _refuse_unknown("parameter", name, names)
     missing = [name for name in names if name not in namespace]
     if missing:
         raise ValueError(f"parameter {missing[0]!r} is not set: give it a default in the parameters cell")
