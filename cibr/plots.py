@@ -1,4 +1,4 @@
-"""What a user draws, in one style: training curves, galleries, and forests and bars of evaluations.
+"""What a user draws, in one style: training curves, galleries, and forests of evaluations.
 
 Each function takes tidy rows or tensors and returns its Axes. Colours are Okabe and Ito's, which colour-blind
 readers can tell apart: green is right, red is wrong, grey is context. The background is white, so that a figure
@@ -10,7 +10,6 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
@@ -250,33 +249,6 @@ def _blocks(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     ).sort_values("place", kind="stable")
     headings = dict.fromkeys(HEADINGS.values())
     return {text: kept[kept["heading"] == text] for text in headings if (kept["heading"] == text).any()}
-
-
-def score_bars(rows: pd.DataFrame, metric: str = "accuracy@1") -> Axes:
-    """Scores with their intervals in per cent, a group of bars a data set and a colour a model.
-
-    Args:
-        rows: of one evaluation or several, as `Evaluation.rows` has them, concatenated.
-        metric: which score.
-
-    Returns:
-        The Axes.
-
-    Raises:
-        ValueError: none of the rows has this metric.
-    """
-    kept = rows[rows["metric"] == metric]
-    if kept.empty:
-        raise ValueError(f"none of the rows is {metric!r}: they have {', '.join(rows['metric'].unique())}")
-    table = kept.set_index(["dataset", "model"])[["value", "low", "high"]].mul(100).unstack(sort=False)
-    value, low, high = (table[column] for column in ("value", "low", "high"))
-    _, axis = plt.subplots(figsize=(5.6, 0.8 + 0.2 * len(value) * (value.shape[1] + 1)), layout="constrained")
-    errors = np.abs(np.stack([low - value, high - value])).transpose(2, 0, 1)  # [model, side, set]
-    value.plot.barh(ax=axis, xerr=errors, width=0.7, color=PALETTE, capsize=2)
-    axis.set(ylim=(len(value) - 0.5, -0.5), xlabel=f"{metric}, %", ylabel="")
-    axis.grid(False, axis="y")
-    axis.legend(**BELOW | dict(loc="lower center", bbox_to_anchor=(0.5, 1)))
-    return axis
 
 
 def pick_evenly(groups: Int[Tensor, " m"] | Bool[Tensor, " m"], n: int, seed: int = 0) -> Int[Tensor, " n"]:

@@ -170,6 +170,5 @@ EVALUATE = [
     ("config: a list", settings_of(json.dumps([1])), ValueError, "holds no settings: give an object"),
     ("gallery: no caption", beside(["a"]), ValueError, "none of the captions of image 0 .* add 'z'"),
     case("forest: nothing", "none of the rows is accuracy@1 or a recall@1", plots.forest, NO_ROWS),
-    case("bars: nothing", "none of the rows is 'accuracy@1': they have accuracy@5", plots.score_bars, NO_ROWS),
 ]  # fmt: skip
 CASES = METRICS + EVALUATE

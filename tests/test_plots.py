@@ -134,18 +134,6 @@ def test_the_text_of_a_forest_is_readable_on_a_telephone():
     assert plt.rcParams["axes.prop_cycle"].by_key()["color"][0] == to_rgb(plots.BLUE)
 
 
-def test_bars_are_scores_in_per_cent_with_their_intervals_a_colour_a_model():
-    columns = ["model", "dataset", "metric", "value", "low", "high"]
-    given = [(model, name, "accuracy@1", 0.5, 0.4, 0.7) for model in ("clip", "cibr") for name in ("cats", "dogs")]
-    axis = plots.score_bars(pd.DataFrame([*given, ("clip", "cats", "other", 0, 0, 0)], columns=columns))
-    assert [bar.get_width() for bar in axis.patches] == [50.0] * 4
-    assert [to_hex(bar.get_facecolor()).upper() for bar in axis.patches[1:3]] == [plots.BLUE, plots.ORANGE]
-    ends = axis.collections[0].get_segments()[0]
-    assert sorted(ends[:, 0].tolist()) == pytest.approx([40, 70])
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["cats", "dogs"]
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["clip", "cibr"]
-
-
 @pytest.mark.parametrize(("n", "counts"), [(6, [2, 2, 2]), (9, [5, 2, 2]), (99, [40, 2, 2])])
 def test_a_gallery_gets_as_many_of_each_group_as_there_are(n, counts):
     groups = torch.tensor([5] * 40 + [7, 7, 9, 9])
