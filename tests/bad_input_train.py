@@ -43,7 +43,7 @@ def parameters():
     for name, values in OUT_OF_RANGE.items():
         yield from (({name: value}, f"{name} is {value}: ") for value in values)
     for name, value in OF_WRONG_TYPE.items():
-        wanted = "it is of type (str|int|bool|float|dict)"
+        wanted = "it must be of type (str|int|bool|float|dict)"
         yield {name: value}, f"{name} is {value!r}, of type {type(value).__name__}: {wanted}"
     for name, (value, meant) in UNKNOWN.items():
         yield {name: value}, f"unknown {name} {value!r}, did you mean {meant!r}.*Known: "
@@ -108,10 +108,10 @@ CASES += [
     case("output within the data", "is within the data set's folder", output_within_the_data),
     case("output under a file", "out/x' cannot be written: .*choose another", output_under_a_file),
     case("foreign files", "no run's, such as 'thesis.tex': choose another", output_with_foreign_files),
-    case("one pair", "train of noise, 1 in number, match", lambda f: start(f, PAIRS.subset([0]))),
-    case("one caption for all", "few, 9 in number, match by caption, label or group, such as 'a red cat'",
+    case("one pair", "'noise', 1 in number, match", lambda f: start(f, PAIRS.subset([0]))),
+    case("one caption for all", "'few', 9 in number, match by caption, label or group, such as 'a red cat'",
          lambda folder: start(folder, Pairs("few", "train", [[TEXTS[0]]] * 9, list("abcdefghi"), picture))),
-    case("groups of pairs that have none", "group_size=2 needs images of one label.*train of noise has neither",
+    case("groups of pairs that have none", "group_size=2 needs images of one label.*'noise' has neither",
          lambda folder: start(folder, distinct(24), group_size=2)),
     case("no group so large", "train of noise has no group of 3 images", no_large_group),
     case("more processes than pairs", "batch of 2 pairs cannot be shared", lambda: _rows_a_process(8, 2, 3)),

@@ -199,8 +199,9 @@ def clip_loss(
     precision, everything is float32. `torch.compile(clip_loss, fullgraph=True)` works.
 
     Args:
-        image_features: unit vectors, [n, d]; other lengths change the temperature of their row and are not
-        refused. text_features: unit vectors, [n, d]; row i belongs to image i.
+        image_features: unit vectors, [n, d]; other lengths change the temperature of their row, and are not
+            refused.
+        text_features: unit vectors, [n, d]; row i belongs to image i.
         logit_scale: multiplier of the cosines, 1 / temperature, not its logarithm.
         labels: pairs with equal labels share the target mass, 1 / m for each of the m, instead of being negatives
             of each other, [n].

@@ -332,10 +332,10 @@ def resolve_model(name: str, known: Sequence[str] = CHECKPOINTS) -> str:
         return folder
     if HUB_ID.fullmatch(name) and not path.is_symlink():
         return name
-    found = ": it is a link to nothing" if path.is_symlink() else ": it is a file" if path.is_file() else ""
+    found = ": it is a link to nothing." if path.is_symlink() else ": it is a file." if path.is_file() else ""
     raise FileNotFoundError(
-        f"unknown model {name!r}{found or nearest(name, known)}. Give the folder of a model, a hub id such as "
-        f"openai/clip-vit-base-patch32, or {' or '.join(known)}"
+        f"unknown model {name!r}{found or nearest(name, known) or '.'} Give the folder of a model, a hub id "
+        f"such as openai/clip-vit-base-patch32, or {' or '.join(known)}"
     )
 
 

@@ -43,8 +43,12 @@ class RunConfig:
         beta: weight of the penalty; 0 is CLIP.
         sample: contrast samples of the encoders' distributions rather than their means.
         contrastive: the contrastive loss, `clip` or `siglip`.
-        epochs, batch_size, learning_rate, temperature, weight_decay: the optimisation (AdamW, one cycle).
-        dropout: in the heads, and in the text encoder of `tiny`.
+        epochs: passes over the training images; 0 for the preset.
+        batch_size: pairs contrasted with each other; 0 for the preset.
+        learning_rate: peak of AdamW's one-cycle schedule; 0 for the preset.
+        temperature: of the softmax over cosines; 0 for the preset.
+        weight_decay: of AdamW, for matrices; -1 for the preset.
+        dropout: in the heads, and in the text encoder of `tiny`; -1 for the preset.
         seed: of weights, order, captions, dropout and noise.
         output_dir: where the model, `history.csv` and the configuration go.
         micro_batch_size: rows that go through the encoders at once; 0 for the whole batch.
@@ -57,7 +61,8 @@ class RunConfig:
         mixed_precision: `no`, or `bf16` for the encoders (whatever a launcher says); the loss stays in float32.
         critic_steps: steps of the critics' own optimiser before each step (`mine`).
         checkpoint_every: steps between checkpoints within an epoch; 0 for one at the end of each epoch.
-        on_error, max_skipped: what to do with unusable samples; see `cibr.load_pairs`.
+        on_error: what to do with an unusable sample: `raise`, or `skip` it.
+        max_skipped: how many samples may be skipped.
         truncate_texts: cut texts that are longer than the model reads instead of refusing them.
     """
 
@@ -187,7 +192,7 @@ def _typed(name: str, value: Any) -> Any:
         value, (int, float) if wanted is float else wanted
     ):
         return wanted(value)
-    raise ValueError(f"{name} is {value!r}, of type {type(value).__name__}: it is of type {wanted.__name__}")
+    raise ValueError(f"{name} is {value!r}, of type {type(value).__name__}: it must be of type {wanted.__name__}")
 
 
 def _check(config: RunConfig) -> None:

@@ -256,7 +256,7 @@ def build_optimizer(
 
 
 def _check_pairs(train: Pairs, config: RunConfig) -> None:
-    where, n_labels = f"{train.split} of {train.name}", len(torch.unique(train.match_labels()))
+    where, n_labels = f"the split {train.split!r} of {train.name!r}", len(torch.unique(train.match_labels()))
     if n_labels < 2:
         raise ValueError(
             f"all pairs of {where}, {len(train)} in number, match by caption, label or group, such as "

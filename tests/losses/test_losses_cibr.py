@@ -43,6 +43,13 @@ def test_beta_zero_without_noise_is_bit_equal_to_clip_loss(penalty):
 
 
 @EVERY
+def test_a_small_beta_tends_to_clip_in_value_and_gradient(penalty):
+    leaves, labels = pair(), some_labels()
+    got = value_and_gradients(lambda *x: build(1e-9, penalty)(*x, labels, **pooled())["loss"], leaves)
+    assert_same(got, value_and_gradients(lambda *x: clip_loss(*x, labels), leaves), rtol=0, atol=1e-6)
+
+
+@EVERY
 def test_loss_is_the_sum_of_its_terms_and_reports_are_detached(penalty):
     leaves = pair(dtype=torch.float32)
     terms = build(0.3, penalty, sample=True)(*leaves, some_labels(), **pooled())

@@ -94,7 +94,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over(run, tmp_path):
 
 
 def test_a_batch_larger_than_the_set_is_the_whole_set_and_that_is_said(run):
-    with pytest.warns(UserWarning, match="batch_size 1,000 is larger than the 24 pairs of train of noise: a"):
+    with pytest.warns(
+        UserWarning, match="batch_size 1,000 is larger than the 24 pairs of the split 'train' of 'noise': a"
+    ):
         assert run(batch_size=1000)[1]["step"].tolist() == [1, 2]
 
 
