@@ -7,11 +7,12 @@ import torch
 from helpers import unchecked
 from torch.nn import functional as F
 
-from cibr.losses import CIBRLoss, beta_at, clip_loss
+from cibr.losses import CIBRLoss, RegularisedCCA, beta_at, clip_loss
 from cibr.losses.vmf import sample_vmf, vmf_fit_kappa, vmf_log_normalizer, vmf_mean_cosine, vmf_residual_nats
 
 IMAGE, TEXT = F.normalize(torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(0)), dim=2)
 POOLED = dict(image_pooled=torch.randn(12, 5), text_pooled=torch.randn(12, 4))
+CCA = RegularisedCCA.fit(*POOLED.values(), dim=6)
 BROKEN = IMAGE.index_fill(0, torch.tensor([3]), math.nan)
 ENDLESS = IMAGE.index_fill(0, torch.tensor([3]), math.inf)
 
@@ -71,6 +72,11 @@ _CASES = [
     ("kappa-b", loss(0.1, kappa_b=-3.0), "kappa_b must be a positive, finite concentration, got -3"),
     ("text-weight", loss(0.1, text_weight=2), r"text_weight .* in \[0, 1\]; got 2"),
     ("mine-dims", loss(0.1, "mine"), r"'mine' .*dims=\(image_features.shape\[1\], image_pooled.shape\[1\]"),
+    ("anchor-statistic", loss(0.1, "anchor"), "'anchor' .*statistic=RegularisedCCA.fit"),
+    ("anchor-no-pooled", loss(0.1, "anchor", statistic=CCA), r"image_pooled must be \[12, p\] for .* 'anchor'"),
+    ("soft-targets-no-pooled", loss(0.1, "soft_targets"), r"image_pooled must be .* 'soft_targets', got NoneType"),
+    ("cca-rows", lambda: RegularisedCCA.fit(torch.ones(3, 5), torch.ones(4, 4), 6), "row by row, got 3 .* and 4"),
+    ("cca-ridge", lambda: RegularisedCCA.fit(*POOLED.values(), 6, 0.0), "ridges must be positive, got 0.0"),
     ("mine-no-pooled", mine(None), r"image_pooled must be \[12, p\].* got NoneType.*tower pools"),
     ("mine-short", mine(POOLED | {"text_pooled": torch.ones(3, 4)}), r"text_pooled must be \[12, p\].*\[3, 4\]"),
     ("mine-nan", mine(POOLED | {"text_pooled": torch.full((12, 4), math.nan)}), "text_pooled must be finite"),

@@ -20,6 +20,7 @@ from small_runs import PAIRS, small_model, write_folder
 
 OUT_OF_RANGE = dict(beta=(-0.1, math.nan, 1e9), batch_size=(1,), epochs=(-1,), learning_rate=(-1e-3,))
 OUT_OF_RANGE |= dict(temperature=(0.001,), dropout=(1.0, -0.5), weight_decay=(-2.0,), micro_batch_size=(-1,))
+OUT_OF_RANGE |= dict(cca_ridge_image=(0.0,), cca_ridge_text=(-1.0,), feature_noise=(-0.1,), ema_decay=(1.0,))
 OUT_OF_RANGE |= dict(seed=(-1,), kappa_b=(0.0,), text_weight=(1.5,), checkpoint_every=(-1,), critic_steps=(0,))
 OF_WRONG_TYPE = dict(epochs=2.0, batch_size=True, learn_temperature=1, beta="0.1", penalty=None, corruption="half")
 UNKNOWN = dict(penalty=("vfm", "vmf"), contrastive=("clap", "clip"), on_error=("skp", "skip"))
@@ -34,6 +35,10 @@ OTHER_PARAMETERS = [
     (dict(corruption={"fraction": 2.0}), "fraction is 2.0"),
     (dict(max_skipped=3), "needs on_error='skip'"),
     (dict(penalty="consistency"), "for rows in groups: set group_size to 2"),
+    (dict(penalty="anchor"), "penalty 'anchor' works on the features of frozen towers.*set model to 'frozen'"),
+    (dict(cca_start=True), "cca_start works on the features of frozen towers"),
+    (dict(feature_noise=0.1), "feature_noise works on the features of frozen towers"),
+    (dict(corruption={"crops": -1}), "crops is -1: it is the number of crops"),
     (dict(group_share=0.5), "group_share .* set group_size to 2 or more"),
 ]
 

@@ -1,4 +1,4 @@
-"""Corruptions of a training set: subsampling, shuffled captions, and a style spuriously correlated with a word.
+"""Changes of a training set: subsampling, shuffled captions, a style spuriously correlated with a word, crops.
 
 Styles change how an image is rendered and leave its content, so that a text describes all of them alike:
 
@@ -8,10 +8,11 @@ Styles change how an image is rendered and leave its content, so that a text des
     grey      without colour
     negative  dark for light
 
-Which images a corruption takes is the same for every seed of training.
+Which images a corruption takes is the same for every seed of training, unless it says `redraw`.
 """
 
 import re
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -25,6 +26,7 @@ from cibr.data.pairs import Pairs
 from cibr.utils import nearest
 
 SMALL = 24  # px of the shorter side
+SMALLEST_CROP = 0.4  # of the area
 
 
 def _small(image: Image.Image) -> Image.Image:
@@ -59,6 +61,8 @@ class Corruption:
         spurious_word: a whole word, in any case, that some captions have; empty for no spurious correlation.
         spurious_style: style, one of `STYLES`, of the images whose captions do not have the word.
         counterexamples: share of the images that come in both styles; 1 is augmentation in both styles.
+        crops: random crops, half of them flipped, that are added for each image; the same ones in every epoch.
+        redraw: keep another subset for each seed of training.
 
     Raises:
         ValueError: a share outside its range, or an unknown style (with the nearest known one).
@@ -69,6 +73,8 @@ class Corruption:
     spurious_word: str = ""
     spurious_style: str = "negative"
     counterexamples: float | int = 0.05
+    crops: int = 0
+    redraw: bool = False
 
     def __post_init__(self) -> None:
         for name in ("fraction", "shuffled_captions", "counterexamples"):
@@ -77,6 +83,10 @@ class Corruption:
                 raise ValueError(f"{name} is {share!r}: it is a share of the images, a number from 0 to 1")
         if self.fraction == 0:
             raise ValueError("fraction is 0: the share of the images that is kept is above 0")
+        if not isinstance(self.redraw, bool):
+            raise ValueError(f"redraw is {self.redraw!r}: it is true or false")
+        if isinstance(self.crops, bool) or not isinstance(self.crops, int) or self.crops < 0:
+            raise ValueError(f"crops is {self.crops!r}: it is the number of crops an image, 0 or more")
         if not isinstance(self.spurious_word, str):
             raise ValueError(f"spurious_word is {self.spurious_word!r}: it is a word, or empty for none")
         _check_style(self.spurious_style)
@@ -96,8 +106,8 @@ class Corruption:
         return cls(**settings)
 
 
-def corrupt(pairs: Pairs, corruption: Corruption) -> Pairs:
-    """Corrupts a training split: first a subset is taken, then captions are shuffled, then styles correlated.
+def corrupt(pairs: Pairs, corruption: Corruption, seed: int = 0) -> Pairs:
+    """Corrupts a training split: a subset is taken, captions are shuffled, styles correlated, crops added.
 
     With a `spurious_word`, images whose captions have it stay as they are and all others are in `spurious_style`;
     `counterexamples` come in both styles. As negatives, images with known factors are dark on light with the word
@@ -106,20 +116,25 @@ def corrupt(pairs: Pairs, corruption: Corruption) -> Pairs:
     Args:
         pairs: a training split.
         corruption: what to change.
+        seed: of the subset, where it is redrawn.
 
     Returns:
-        The pairs in their order, then the counterexamples, the second renderings of some. With a spurious
-        correlation, `groups` number the images before corruption, and so do `labels` if there were none.
+        The pairs in their order, then the counterexamples, the second renderings of some, then crops of all. With
+        a spurious correlation, `groups` number the images before corruption, as do `labels` if there were none.
 
     Raises:
         ValueError: a word that no caption has, or every one.
     """
-    return _correlated(_with_shuffled_captions(_subset(pairs, corruption), corruption), corruption)
+    kept, _ = split_subset(pairs, corruption, seed)
+    return _with_crops(_correlated(_with_shuffled_captions(kept, corruption), corruption), corruption.crops)
 
 
-def _subset(pairs: Pairs, corruption: Corruption) -> Pairs:
+def split_subset(pairs: Pairs, corruption: Corruption, seed: int = 0) -> tuple[Pairs, Pairs]:
+    """The pairs that a corruption's `fraction` keeps, and those that it leaves out, each in their order."""
     n_kept = min(len(pairs), max(2, round(corruption.fraction * len(pairs))))
-    return pairs if n_kept == len(pairs) else pairs.subset(_order(len(pairs), 0)[:n_kept].sort().values)
+    order = _order(len(pairs), 1_000 + seed if corruption.redraw else 0)
+    kept, left = order[:n_kept].sort().values, order[n_kept:].sort().values
+    return (pairs if n_kept == len(pairs) else pairs.subset(kept)), pairs.subset(left)
 
 
 def _with_shuffled_captions(pairs: Pairs, corruption: Corruption) -> Pairs:
@@ -191,6 +206,38 @@ def _restyled(pairs: Pairs, changed: Bool[Tensor, " n"], style: str) -> Pairs:
         greys = {name: factors[name].where(~changed.numpy(), 255 - factors[name]) for name in ("ink", "paper")}
         factors = factors.assign(**greys)
     return replace(pairs, keys=keys, load=_Styled(pairs.load, flags, style), factors=factors)
+
+
+@dataclass(frozen=True)
+class _Cropped:
+    """Loads image i of n as it is, and of those beyond a random crop, decided by the key, half of them flipped."""
+
+    load: Callable[[int], Image.Image]
+    n: int
+    keys: list[str]
+
+    def __call__(self, i: int) -> Image.Image:
+        image = self.load(i % self.n)
+        if i < self.n:
+            return image
+        generator = torch.Generator().manual_seed(zlib.crc32(self.keys[i].encode()))
+        area, ratio, x, y, flip = torch.rand(5, generator=generator).tolist()
+        area = SMALLEST_CROP + (1 - SMALLEST_CROP) * area
+        stretch = (4 / 3) ** (ratio - 0.5)  # width by height, from the square root of 3 / 4 to its inverse
+        w = min(1.0, (area * stretch) ** 0.5) * image.width
+        h = min(1.0, (area / stretch) ** 0.5) * image.height
+        left, top = round(x * (image.width - w)), round(y * (image.height - h))
+        image = image.crop((left, top, left + max(1, round(w)), top + max(1, round(h))))
+        return ImageOps.mirror(image) if flip < 0.5 else image
+
+
+def _with_crops(pairs: Pairs, n_crops: int) -> Pairs:
+    """All pairs, then all of them again, `n_crops` times, each image cropped at random."""
+    if not n_crops:
+        return pairs
+    n, many = len(pairs), pairs.subset(torch.arange(len(pairs)).repeat(1 + n_crops))
+    keys = [key if i < n else f"{key}/crop-{i // n}" for i, key in enumerate(many.keys)]
+    return replace(many, keys=keys, load=_Cropped(pairs.load, n, keys))
 
 
 def _check_style(style: str) -> None:

@@ -4,8 +4,9 @@ A loss takes tensors, never a model, and returns scalars in nats.
 """
 
 from cibr.losses.baselines import siglip_loss
+from cibr.losses.cca import RegularisedCCA
 from cibr.losses.cibr import CIBRLoss, beta_at
 from cibr.losses.clip import clip_loss
-from cibr.losses.penalties import PENALTIES
+from cibr.losses.penalties import NEEDS_POOLED, PENALTIES
 
-__all__ = ["PENALTIES", "CIBRLoss", "beta_at", "clip_loss", "siglip_loss"]
+__all__ = ["NEEDS_POOLED", "PENALTIES", "CIBRLoss", "RegularisedCCA", "beta_at", "clip_loss", "siglip_loss"]

@@ -1,4 +1,4 @@
-"""Losses that CIBR is compared with: alignment and uniformity, CyCLIP's consistency, SigLIP's sigmoid loss."""
+"""What CIBR is compared with: alignment and uniformity, CyCLIP's consistency, soft targets, SigLIP's loss."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from cibr.losses.clip import Features, Labels, Number, Scalar
 
 NEWTON_STEPS = 20
+TEACHER_TEMPERATURE = 0.1
 
 
 def alignment_uniformity(image_features: Features, text_features: Features) -> Scalar:
@@ -46,6 +47,40 @@ def cyclip(image_features: Features, text_features: Features) -> Scalar:
     cross = image_features @ text_features.T
     within = image_features @ image_features.T - text_features @ text_features.T
     return ((cross - cross.T).square().sum() + within.square().sum()) / len(image_features)
+
+
+def soft_targets(
+    image_features: Features,
+    text_features: Features,
+    logit_scale: Scalar | Number,
+    image_pooled: Float[Tensor, "n p"],
+    text_pooled: Float[Tensor, "n q"],
+) -> Scalar:
+    """Cross-entropy of both directions to targets that the features of frozen towers give to other pairs.
+
+    The target of a row is a softmax over the other pairs of the batch, at temperature 0.1, of the mean of both
+    sides' cosines of centred features. The pair itself is left out: it would take nearly the whole target, and
+    `clip_loss`, beside which this stands, has it.
+
+    Source: soft alignment as in PyramidCLIP and SoftCLIP (Gao et al. 2023, arXiv 2303.17561), with towers as
+    teachers and without their own terms.
+
+    Args:
+        image_features: unit vectors, [n, d].
+        text_features: unit vectors, [n, d].
+        logit_scale: multiplier of the cosines.
+        image_pooled: features of the frozen image tower, [n, p].
+        text_pooled: features of the frozen text tower, [n, q].
+
+    Returns:
+        Nats a row, a scalar.
+    """
+    pooled = image_pooled.detach(), text_pooled.detach()
+    image, text = (F.normalize(side - side.mean(0), dim=1) for side in pooled)
+    similarity = (image @ image.T + text @ text.T) / (2 * TEACHER_TEMPERATURE)
+    logits = logit_scale * image_features @ text_features.T
+    target = similarity.fill_diagonal_(-torch.inf).softmax(1).to(logits)
+    return -(target * (logits.log_softmax(1) + logits.T.log_softmax(1))).sum(1).mean() / 2
 
 
 def siglip_loss(

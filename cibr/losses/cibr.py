@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from cibr.losses.baselines import siglip_loss
 from cibr.losses.clip import Features, Labels, Number, Scalar, checked, info_nce
-from cibr.losses.critics import ResidualCritics
-from cibr.losses.penalties import PENALTIES, PenaltyInputs
+from cibr.losses.critics import ResidualCritics, check_pooled
+from cibr.losses.penalties import NEEDS_POOLED, PENALTIES, PenaltyInputs
 from cibr.losses.vmf import sample_vmf
 from cibr.utils import nearest
 
@@ -24,7 +24,7 @@ MAX_BETA = 1e4  # beyond, less than 1e-4 of the gradient is the contrastive loss
 
 
 def beta_at(progress: Number, beta: Number) -> float:
-    """Weight of the penalty at a point of training: 0, then a ramp, then beta.
+    """Weight of the penalty at a point of training from scratch: 0, then a ramp, then beta.
 
     Zero for the first third, linear to beta at two thirds, constant from there: a penalty from the first step
     stalls training from scratch.
@@ -69,6 +69,8 @@ class CIBRLoss(nn.Module):
     vmf                  vMF at the paired text embedding    nothing          the default
     crossfit             vMF at a ridge prediction from the  nothing          texts are unique, so that pairs
                          other half of the batch                              could be memorised
+    anchor               vMF at a fixed statistic u(x_v) of  statistic,       pairs are few and towers frozen
+                         the pooled features                 pooled features
     consistency          vMF at the mean of the other rows   several rows a   several renderings of one item;
                          with the label                      label            not the CIBR objective
     mine                 none, a difference of two MINEs     dims and pooled  to follow the paper
@@ -76,6 +78,8 @@ class CIBRLoss(nn.Module):
     cosine               1 - cosine of the pairs             nothing          control
     alignment_uniformity Wang and Isola (2020)               nothing          control
     cyclip               Goel et al. (2022)                  nothing          control
+    soft_targets         cross-entropy to neighbours in the  pooled features  control
+                         pooled features
     ==================== =================================== ================ ================================
 
     `vmf` and `crossfit` are upper bounds on R for every b (Fischer 2020, arXiv 2002.05379); at fixed
@@ -85,6 +89,9 @@ class CIBRLoss(nn.Module):
     `consistency` is same-item consistency, a counterfactual-invariance penalty related to CoRe (Heinze-Deml and
     Meinshausen, arXiv 1710.11469). It is *not* the CIBR objective: it bounds I(Z_v;X_v|X_v') for another rendering
     X_v' of the same item, and not I(Z_v;X_v|X_t). An encoder that copies what all renderings share pays nothing.
+
+    `anchor` bounds one term of R: for a statistic U_v of X_v that is sufficient for X_t, I(Z_v;X_v|X_t) =
+    I(Z_v;U_v|X_t) + I(Z_v;X_v|U_v), and it bounds the second, with `RegularisedCCA` as the statistic.
 
     With `mine` the residual is estimated by `critics`, which whoever trains improves beside the encoders: an
     optimiser of `critics.parameters()` lowers `critic_loss`. `critics` is None for every other penalty.
@@ -103,9 +110,11 @@ class CIBRLoss(nn.Module):
             Noise without a penalty is `sample=True, beta=0`.
         contrastive: `clip`, or `siglip` for the sigmoid loss in its place.
         dims: widths of the embeddings, of the image tower's and of the text tower's pooled features (mine).
+        statistic: pooled features of both sides to the unit vectors u_v, u_t (anchor), such as `RegularisedCCA`.
 
     Raises:
-        ValueError: an unknown penalty or contrastive loss, a number out of its range, or `mine` without dims.
+        ValueError: an unknown penalty or contrastive loss, a number out of its range, `mine` without dims, or
+            `anchor` without a statistic.
     """
 
     def __init__(
@@ -119,6 +128,7 @@ class CIBRLoss(nn.Module):
         sample: bool = False,
         contrastive: str = "clip",
         dims: tuple[int, int, int] | None = None,
+        statistic: nn.Module | None = None,
     ):
         super().__init__()
         for name, value, known in (("penalty", penalty, PENALTIES), ("contrastive", contrastive, CONTRASTIVE)):
@@ -134,10 +144,16 @@ class CIBRLoss(nn.Module):
                 f"the penalty 'mine' trains critics and needs dims, the widths that they read, got {dims}: pass "
                 "dims=(image_features.shape[1], image_pooled.shape[1], text_pooled.shape[1])"
             )
+        if penalty == "anchor" and statistic is None:
+            raise ValueError(
+                "the penalty 'anchor' draws embeddings to a statistic and needs one: pass "
+                "statistic=RegularisedCCA.fit(image_pooled, text_pooled, dim=image_features.shape[1])"
+            )
         self.beta, self.penalty, self.contrastive = _checked_beta(beta), penalty, contrastive
         self.kappa_e, self.kappa_b, self.text_weight = float(kappa_e), float(kappa_b), float(text_weight)
         self.sample = sample
         self.critics = ResidualCritics(*dims) if penalty == "mine" else None
+        self.statistic = statistic if penalty == "anchor" else None
 
     def extra_repr(self) -> str:
         names = ("beta", "penalty", "kappa_e", "kappa_b", "text_weight", "sample", "contrastive")
@@ -161,8 +177,8 @@ class CIBRLoss(nn.Module):
             text_features: unit vectors mu_t, [n, d].
             logit_scale: multiplier of the cosines, 1 / temperature.
             labels: as in `clip_loss`, [n].
-            image_pooled: the image tower's features before the projection, [n, p] (mine).
-            text_pooled: the same of the texts, [n, q] (mine).
+            image_pooled: the image tower's features before the projection, [n, p] (`NEEDS_POOLED`).
+            text_pooled: the same of the texts, [n, q].
             generator: source of the noise, drawn for all n rows at once (sample).
 
         Returns:
@@ -175,7 +191,7 @@ class CIBRLoss(nn.Module):
 
         Raises:
             ValueError: as `clip_loss`; features whose lengths differ from 1 by more than 0.01; a beta out of its
-                range; `consistency` without labels; `mine` without pooled features.
+                range; `consistency` without labels; pooled features that are missing.
         """
         image, text, scale = checked(image_features, text_features, logit_scale, labels, LENGTH_TOLERANCE)
         z_image, z_text = self._sampled(image, text, generator)
@@ -183,7 +199,10 @@ class CIBRLoss(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             clip_loss = CONTRASTIVE[self.contrastive](z_image, z_text, scale, labels)
             with torch.set_grad_enabled(beta > 0 and torch.is_grad_enabled()):
-                inputs = PenaltyInputs(image, text, z_image, z_text, image_pooled, text_pooled, labels, self)
+                if self.penalty in NEEDS_POOLED:
+                    check_pooled(self.penalty, len(image), image=image_pooled, text=text_pooled)
+                pooled = image_pooled, text_pooled
+                inputs = PenaltyInputs(image, text, z_image, z_text, *pooled, labels, scale, self)
                 penalty = PENALTIES[self.penalty](inputs)
         value, *reports = penalty
         terms = {"clip_loss": clip_loss, "penalty_loss": beta * value, "loss": clip_loss + beta * value}
@@ -221,6 +240,7 @@ class CIBRLoss(nn.Module):
             raise ValueError(f"the penalty {self.penalty!r} has no critics to train: it is a closed form")
         features = image_features.detach(), text_features.detach()
         image, text, _ = checked(*features, 1.0, None, LENGTH_TOLERANCE)
+        check_pooled(self.penalty, len(image), image=image_pooled, text=text_pooled)
         z_image, z_text = self._sampled(image, text, generator)
         return self.critics.loss({"image": z_image, "text": z_text}, {"image": image_pooled, "text": text_pooled})
 

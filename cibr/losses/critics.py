@@ -149,11 +149,6 @@ class ResidualCritics(nn.Module):
 
     def _nats(self, z: dict[str, Tensor], pooled: dict[str, Tensor | None], update: bool) -> dict[str, Tensor]:
         """The four estimates, from coordinates of about unit variance; pooled features lead nowhere back."""
-        for side, value in pooled.items():
-            if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != len(z[side]):
-                rule = f"{side}_pooled must be [{len(z[side])}, p] for the penalty 'mine', got {described(value)}"
-                raise ValueError(f"{rule}: pass what the tower pools before its head, one row a pair")
-        check_finite(**{f"{side}_pooled": value for side, value in pooled.items()})
         dtype = next(iter(self.critics.values())).f[0].weight.dtype
         nats = {}
         for a, embedding in z.items():
@@ -163,6 +158,15 @@ class ResidualCritics(nn.Module):
                 check_finite(**{f"the scores of the critic {name}": scores})
                 nats[name] = mine_nats(scores, average.update(scores) if update else average.read(scores))
         return nats
+
+
+def check_pooled(penalty: str, n: int, **pooled: Tensor | None) -> None:
+    """Refuse pooled features of `image` and `text` that a penalty cannot read: missing, of another length, NaN."""
+    for side, value in pooled.items():
+        if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != n:
+            rule = f"{side}_pooled must be [{n}, p] for the penalty {penalty!r}, got {described(value)}"
+            raise ValueError(f"{rule}: pass what the tower pools before its head, one row a pair")
+    check_finite(**{f"{side}_pooled": value for side, value in pooled.items()})
 
 
 def frozen_critics(critics: ResidualCritics, *inputs) -> dict[str, Scalar]:

@@ -37,7 +37,8 @@ class PenaltyInputs(NamedTuple):
     image_pooled: Tensor | None
     text_pooled: Tensor | None
     labels: Tensor | None
-    settings: nn.Module  # the `CIBRLoss` itself: kappa_e, kappa_b, text_weight, critics
+    logit_scale: Tensor  # 1 / temperature
+    settings: nn.Module  # the `CIBRLoss` itself: kappa_e, kappa_b, text_weight, critics, statistic
 
 
 class Penalty(NamedTuple):
@@ -104,6 +105,17 @@ def crossfit(inputs: PenaltyInputs) -> Penalty:
     return _vmf_bound(inputs, image_cosine, text_cosine)
 
 
+def anchor(inputs: PenaltyInputs) -> Penalty:
+    """Backward encoders centred at a fixed statistic of the modality's own features, see `cibr.losses.cca`.
+
+    With a statistic U_v that is sufficient for X_t it bounds I(Z_v;X_v|U_v), one term of I(Z_v;X_v|X_t) =
+    I(Z_v;U_v|X_t) + I(Z_v;X_v|U_v). In effect it shrinks the encoders towards the closed form, as functions.
+    """
+    centres = inputs.settings.statistic(inputs.image_pooled, inputs.text_pooled)
+    pairs = zip((inputs.image, inputs.text), centres, strict=True)
+    return _vmf_bound(inputs, *(_mean_cosine(features, centre.to(features)) for features, centre in pairs))
+
+
 def consistency(inputs: PenaltyInputs) -> Penalty:
     """Same-item consistency: backward encoders centred at the mean embedding of the other rows with the label.
 
@@ -149,10 +161,17 @@ def cyclip(inputs: PenaltyInputs) -> Penalty:
     return _control(inputs, baselines.cyclip(inputs.image, inputs.text))
 
 
+def soft_targets(inputs: PenaltyInputs) -> Penalty:
+    """A control: cross-entropy to soft targets from the pooled features, see `cibr.losses.baselines`."""
+    pooled = inputs.image_pooled, inputs.text_pooled
+    return _control(inputs, baselines.soft_targets(inputs.z_image, inputs.z_text, inputs.logit_scale, *pooled))
+
+
 PENALTIES: dict[str, Callable[[PenaltyInputs], Penalty]] = {
     penalty.__name__: penalty
-    for penalty in (vmf, crossfit, consistency, mine, cosine, alignment_uniformity, cyclip)
+    for penalty in (vmf, crossfit, anchor, consistency, mine, cosine, alignment_uniformity, cyclip, soft_targets)
 }
+NEEDS_POOLED = ("anchor", "mine", "soft_targets")
 
 
 def label_index(labels: Labels) -> Labels:

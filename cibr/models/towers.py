@@ -233,6 +233,14 @@ class ProjectionHead(nn.Module):
         self.residual = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, dim))
         self.dropout, self.norm = nn.Dropout(dropout), nn.LayerNorm(dim)
 
+    @torch.no_grad()
+    def start_at(self, mean: Float[Tensor, " dim_in"], linear_map: Float[Tensor, "dim dim_in"]) -> None:
+        """Sets the head to a linear map of centred features, the residual layer to zero."""
+        self.linear.weight.copy_(linear_map)
+        self.linear.bias.copy_(-linear_map @ mean)
+        for parameter in self.residual[-1].parameters():
+            parameter.zero_()
+
     def forward(self, pooled: Float[Tensor, "n dim_in"]) -> Float[Tensor, "n dim"]:
         x = self.linear(self.dropout(pooled))
         return self.norm(x + self.residual(x))

@@ -57,6 +57,11 @@ class RunConfig:
         text_weight: the texts' share of the penalty; see `CIBRLoss`.
         group_size: rows of a batch that are images of one label, or captions of one image; 1 for none.
         group_share: share of a batch's rows that come in such groups; see `cibr.train.sampler`.
+        ramp: raise beta from 0 after a third of the training; otherwise it is whole from the first step.
+        cca_start: begin the heads over frozen towers at regularised CCA of the training pairs.
+        cca_ridge_image, cca_ridge_text: ridges of CCA, also for `anchor`, times the mean variance of a feature.
+        feature_noise: deviation of Gaussian noise on cached features in training, times that of the feature.
+        ema_decay: of the moving average of the weights that is validated and kept; 0 for the weights themselves.
         corruption: the fields of `cibr.data.corruptions.Corruption` that change the training pairs.
         mixed_precision: `no`, or `bf16` for the encoders (whatever a launcher says); the loss stays in float32.
         critic_steps: steps of the critics' own optimiser before each step (`mine`).
@@ -87,6 +92,12 @@ class RunConfig:
     text_weight: float = 0.5
     group_size: int = 1
     group_share: float = 1.0
+    ramp: bool = True
+    cca_start: bool = False
+    cca_ridge_image: float = 3.0
+    cca_ridge_text: float = 1.0
+    feature_noise: float = 0.0
+    ema_decay: float = 0.0
     corruption: dict = field(default_factory=dict)
     mixed_precision: str = "no"
     critic_steps: int = 1
@@ -122,6 +133,10 @@ _RANGES = {
     "text_weight": (0, 1, "the texts' share of the penalty; 0.5 in its definition"),
     "group_size": (1, 64, "rows of a batch that belong together; 1 for none"),
     "group_share": (0.01, 1, "the share of a batch's rows that come in groups"),
+    "cca_ridge_image": (1e-6, 1e6, "a multiple of the mean variance; 0.1 to 10 are usual"),
+    "cca_ridge_text": (1e-6, 1e6, "a multiple of the mean variance; 0.1 to 10 are usual"),
+    "feature_noise": (0, 100, "a multiple of each feature's deviation; 0.1 to 1 are usual"),
+    "ema_decay": (0, 0.99999, "the share that the average keeps a step, such as 0.99, or 0 for none"),
     "critic_steps": (1, 100, "one to five are usual"),
     "checkpoint_every": (0, math.inf, "a number of steps, or 0 for the end of each epoch"),
     "max_skipped": (0, math.inf, "a number of samples"),
@@ -158,7 +173,7 @@ def configure(**parameters: Any) -> RunConfig:
     changes = {name: value for name, value in corruption.items() if value != unchanged[name]}
     filled = {name: value for name, value in preset.items() if getattr(config, name) == getattr(RunConfig, name)}
     config = replace(config, corruption=changes, **filled)
-    _check(config)
+    _check(config, kind)
     if not config.output_dir:
         config = replace(config, output_dir=str(runs_folder() / _run_name(config, source.name, defaults)))
     out = Path(config.output_dir).resolve()
@@ -195,7 +210,7 @@ def _typed(name: str, value: Any) -> Any:
     raise ValueError(f"{name} is {value!r}, of type {type(value).__name__}: it must be of type {wanted.__name__}")
 
 
-def _check(config: RunConfig) -> None:
+def _check(config: RunConfig, kind: str) -> None:
     for name, (low, high, rule) in _RANGES.items():
         value = getattr(config, name)
         if not (math.isfinite(value) and low <= value <= high):
@@ -206,6 +221,16 @@ def _check(config: RunConfig) -> None:
         raise ValueError(
             "the penalty 'consistency' and group_share are for rows in groups: set group_size to 2 or more"
         )
+    for name, asked in (
+        ("penalty 'anchor'", config.penalty == "anchor"),
+        ("cca_start", config.cca_start),
+        ("feature_noise", config.feature_noise > 0),
+    ):
+        if asked and kind != "frozen":
+            raise ValueError(
+                f"{name} works on the features of frozen towers, and model {config.model!r} trains its own: set "
+                "model to 'frozen'"
+            )
 
 
 def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
@@ -260,7 +285,7 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
             f"{train.name} has no test split: the validation pairs, which choices may rest on, stand in for it",
             stacklevel=2,
         )
-    return corrupt(train, Corruption.parse(config.corruption)), validation, test
+    return corrupt(train, Corruption.parse(config.corruption), config.seed), validation, test
 
 
 def _hold_out(train: Pairs) -> tuple[Pairs, Pairs]:

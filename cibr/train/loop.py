@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -24,10 +25,11 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 from cibr.data import Pairs
-from cibr.losses import CIBRLoss, beta_at
+from cibr.losses import NEEDS_POOLED, CIBRLoss, RegularisedCCA, beta_at
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
-from cibr.models.features import Batch, embed_pairs, prepare
+from cibr.models.features import Batch, Inputs, embed_pairs, prepare
+from cibr.train.averaging import WeightAverage
 from cibr.train.checkpoint import Progress, RunFolder, run_identity
 from cibr.train.config import RunConfig
 from cibr.train.grad_cache import GradCache, average_gradient
@@ -46,7 +48,12 @@ DEGENERATE = {  # largest values of a run that teaches anything, and what else t
 
 
 def fit(
-    model: DualEncoder, train: Pairs, validation: Pairs | None, config: RunConfig, accelerator=None
+    model: DualEncoder,
+    train: Pairs,
+    validation: Pairs | None,
+    config: RunConfig,
+    accelerator=None,
+    statistic: RegularisedCCA | None = None,
 ) -> pd.DataFrame:
     """Trains a model in place.
 
@@ -60,6 +67,7 @@ def fit(
         validation: pairs whose recall is measured after each epoch, or None.
         config: as `configure` makes it.
         accelerator: an `accelerate.Accelerator`; by default what `accelerate launch` set up, or one process.
+        statistic: of the penalty `anchor` and of `cca_start`; by default CCA of the training pairs.
 
     Returns:
         The history, a row an epoch: `epoch, step, loss, clip_loss, penalty_loss`, the other terms of the loss in
@@ -89,12 +97,21 @@ def fit(
         with accelerator.main_process_first() if model.kind == "frozen" else nullcontext():
             inputs = prepare(model, train, config.truncate_texts, device)
             held_out = validation and prepare(model, validation, config.truncate_texts, device)
+        if statistic is None and (config.cca_start or config.penalty == "anchor"):
+            statistic = fit_cca(model, inputs, config)
+        if config.cca_start:
+            model.backbone.image_head.start_at(statistic.image_mean, statistic.image_map)
+            model.backbone.text_head.start_at(statistic.text_mean, statistic.text_map)
+        cached = (inputs.images, *inputs.texts) if config.feature_noise else ()
+        noise = [config.feature_noise * features.std(0).to(device) for features in cached]
         model.to(device)
-        loss_fn, critic_optimizer = build_loss(model, config)
+        loss_fn, critic_optimizer = build_loss(model, config, statistic)
         optimizer, schedule = build_optimizer(model, config, config.epochs * steps_per_epoch)
         parts = {"model": model, "loss": loss_fn, "optimizer": optimizer, "schedule": schedule}
         if critic_optimizer is not None:
             parts["critic_optimizer"] = critic_optimizer
+        if config.ema_decay:
+            parts["average"] = WeightAverage(model, config.ema_decay)
         at = run.resume(parts, Progress(n_steps=config.epochs * steps_per_epoch))
         _share(model, at.step, run.folder, accelerator)
 
@@ -107,7 +124,7 @@ def fit(
                 rows = [(images[s : s + rows_here], texts[s : s + rows_here]) for s in starts]
                 started = time.perf_counter()
                 for batch in inputs.loader(rows[at.step - epoch * steps_per_epoch :]):
-                    train_step(parts, batch, config, at, run, accelerator)
+                    train_step(parts, batch, config, at, run, accelerator, noise)
                     at.step += 1
                     at.seconds += time.perf_counter() - started
                     if number := _agreed(signals, accelerator):
@@ -121,39 +138,55 @@ def fit(
                     started = time.perf_counter()
 
                 row = {"epoch": epoch + 1, "step": at.step} | at.means()
-                row |= {"beta": beta_at(at.step / at.n_steps, config.beta)}
+                row |= {"beta": _beta_now(at, config)}
                 row |= {"temperature": 1 / model.logit_scale.item(), "seconds": at.seconds}
                 if validation is not None:
-                    row |= retrieval_recalls(validation, *embed_pairs(model, held_out))
+                    with parts["average"].applied(model) if config.ema_decay else nullcontext():
+                        row |= retrieval_recalls(validation, *embed_pairs(model, held_out))
                 at.end_epoch(row)
                 if first and at.step >= at.n_steps / 3:  # a young run's embeddings are near one another
                     _warn_of_degenerate(row, warned)
                 run.save(parts, at)
 
+        if config.ema_decay:
+            parts["average"].copy_to(model)
         model.eval()
         run.finish(model, config, at)
         accelerator.wait_for_everyone()
         return pd.DataFrame(at.history)
 
 
-def train_step(parts: dict, batch: Batch, config: RunConfig, at: Progress, run: RunFolder, accelerator) -> None:
+def train_step(
+    parts: dict,
+    batch: Batch,
+    config: RunConfig,
+    at: Progress,
+    run: RunFolder,
+    accelerator,
+    noise: Sequence[Tensor] = (),
+) -> None:
     """One step on a batch: encode, loss, gradients of the whole batch, finite check, step, clamp.
 
-    A step that is not finite ends the run before it is taken. The parts are those of `RunFolder.save`.
+    A step that is not finite ends the run before it is taken. The parts are those of `RunFolder.save`; `noise` has
+    the deviations of the noise on cached image and text features, [p] and [q], or nothing.
     """
     model, loss_fn, optimizer = parts["model"], parts["loss"], parts["optimizer"]
-    has_critics, size = "critic_optimizer" in parts, config.micro_batch_size
+    has_critics, with_pooled = "critic_optimizer" in parts, config.penalty in NEEDS_POOLED
     seed = config.seed + 1_000_003 * (at.step + 1)
     torch.manual_seed(seed + 7_919 * accelerator.process_index)  # dropout, of this process's rows
     generator = torch.Generator().manual_seed(seed)  # noise, of the whole batch
     images, texts, labels = batch
     device = accelerator.device
     batch = Batch(images.to(device), tuple(part.to(device) for part in texts), labels.to(device))
-    loss_fn.beta = beta_at(at.step / at.n_steps, config.beta)
+    if noise:
+        cached = zip((batch.images, *batch.texts), noise, strict=True)
+        image, text = (x + scale * torch.randn_like(x) for x, scale in cached)
+        batch = Batch(image, (text,), batch.labels)
+    loss_fn.beta = _beta_now(at, config)
     optimizer.zero_grad(set_to_none=True)
     try:
         # Encoded in micro batches, under autocast; the features are those of all processes.
-        cache = GradCache(model, batch, accelerator, size, config.mixed_precision, with_pooled=has_critics)
+        cache = GradCache(model, batch, accelerator, config.micro_batch_size, config.mixed_precision, with_pooled)
         if has_critics:
             critics = parts["critic_optimizer"]
             train_critics(loss_fn, critics, config.critic_steps, cache.features, generator, accelerator)
@@ -175,6 +208,19 @@ def train_step(parts: dict, batch: Batch, config: RunConfig, at: Progress, run: 
     optimizer.step()
     parts["schedule"].step()
     model.limit_logit_scale()
+    if "average" in parts:
+        parts["average"].update(model, at.step)
+
+
+def _beta_now(at: Progress, config: RunConfig) -> float:
+    return beta_at(at.step / at.n_steps, config.beta) if config.ramp else config.beta
+
+
+def fit_cca(model: DualEncoder, inputs: Inputs, config: RunConfig) -> RegularisedCCA:
+    """CCA of the cached features of all pairs, an image once for each of its texts."""
+    of_text, (texts,) = inputs.pairs.text_to_image(), inputs.texts
+    ridges = config.cca_ridge_image, config.cca_ridge_text
+    return RegularisedCCA.fit(inputs.images[of_text], texts, model.dim, *ridges)
 
 
 def train_critics(
@@ -229,12 +275,15 @@ def _warn_of_degenerate(row: dict[str, Any], warned: set[str]) -> None:
             warnings.warn(f"epoch {row['epoch']}: {name} is {row[name]:.4f}: {words}", stacklevel=3)
 
 
-def build_loss(model: DualEncoder, config: RunConfig) -> tuple[CIBRLoss, torch.optim.Optimizer | None]:
+def build_loss(
+    model: DualEncoder, config: RunConfig, statistic: RegularisedCCA | None = None
+) -> tuple[CIBRLoss, torch.optim.Optimizer | None]:
     """The loss of a run and, where it has critics, their optimiser; the seed decides the critics' weights."""
     torch.manual_seed(config.seed)
     backbone, names = model.backbone, ("kappa_e", "kappa_b", "text_weight", "sample", "contrastive")
     options = {name: getattr(config, name) for name in names}
     options["dims"] = (model.dim, backbone.dim_image_pooled, backbone.dim_text_pooled)
+    options["statistic"] = statistic
     loss_fn = CIBRLoss(config.beta, config.penalty, **options).to(model.log_logit_scale.device)
     if loss_fn.critics is None:
         return loss_fn, None

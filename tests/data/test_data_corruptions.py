@@ -10,7 +10,15 @@ from helpers import noise_pairs
 from PIL import Image, ImageChops, ImageOps
 
 from cibr.data import Pairs, load_pairs
-from cibr.data.corruptions import STYLES, Corruption, corrupt, half_in_style, in_both_styles, in_style
+from cibr.data.corruptions import (
+    STYLES,
+    Corruption,
+    corrupt,
+    half_in_style,
+    in_both_styles,
+    in_style,
+    split_subset,
+)
 
 
 def small_noise(i: int) -> Image.Image:
@@ -75,6 +83,30 @@ def test_a_smaller_subset_lies_within_a_larger_one_and_has_two_images_at_least()
     small, large = (corrupt(noise_pairs(40), Corruption(share)).keys for share in (0.1, 0.3))
     assert set(small) < set(large) and (len(small), len(large)) == (4, 12)
     assert len(corrupt(noise_pairs(40), Corruption(1e-300))) == 2
+
+
+def test_a_redrawn_subset_is_another_for_each_seed_and_leaves_out_the_rest():
+    drawn = Corruption(0.5, redraw=True)
+    subsets = [set(corrupt(noise_pairs(40), drawn, seed).keys) for seed in (0, 1, 0)]
+    assert subsets[0] == subsets[2] != subsets[1]
+    kept, left = split_subset(noise_pairs(40), drawn, 1)
+    assert set(kept.keys) == subsets[1] and sorted(kept.keys + left.keys) == sorted(noise_pairs(40).keys)
+    assert corrupt(noise_pairs(40), Corruption(0.5), 1).keys == corrupt(noise_pairs(40), Corruption(0.5)).keys
+
+
+def test_crops_come_after_the_images_with_their_captions_and_are_the_same_in_any_subset():
+    pairs = pickle.loads(pickle.dumps(corrupt(twenty(), Corruption(crops=2))))
+    assert len(pairs) == len(set(pairs.keys)) == 60 and pairs.captions == 3 * twenty().captions
+    assert [pairs.image(i).tobytes() for i in range(20)] == [twenty().image(i).tobytes() for i in range(20)]
+    small = corrupt(twenty(), Corruption(0.5, crops=2))
+    both = {key: small.image(i).tobytes() for i, key in enumerate(small.keys)}
+    assert all(pairs.image(pairs.keys.index(key)).tobytes() == pixels for key, pixels in both.items())
+    for i in range(20, 60):
+        whole, crop = np.asarray(twenty().image(i % 20)), np.asarray(pairs.image(i))
+        windows = [np.lib.stride_tricks.sliding_window_view(w, crop.shape).reshape(-1, *crop.shape)
+                   for w in (whole, whole[:, ::-1])]  # fmt: skip
+        assert any((w == crop).all((1, 2, 3)).any() for w in windows)
+        assert 0.3 * whole.size < crop.size <= whole.size
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])

@@ -7,7 +7,7 @@ from scipy.optimize import brentq
 from torch.nn import functional as F
 
 from cibr.losses import siglip_loss
-from cibr.losses.baselines import alignment_uniformity, cyclip
+from cibr.losses.baselines import alignment_uniformity, cyclip, soft_targets
 
 
 def test_alignment_and_uniformity_equal_a_loop():
@@ -31,6 +31,22 @@ def test_cyclip_equals_a_loop_and_is_zero_for_equal_modalities():
     assert cyclip(image, image).item() == pytest.approx(0, abs=1e-12)
     rotation = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(1)).double())[0]
     torch.testing.assert_close(cyclip(image @ rotation, text @ rotation), cyclip(image, text))
+
+
+def test_soft_targets_equal_a_loop_and_leave_the_pair_itself_out():
+    image, text, _ = (leaf.detach() for leaf in pair(9, 5))
+    generator = torch.Generator().manual_seed(2)
+    pooled = [2 + torch.randn(9, d, generator=generator, dtype=torch.float64) for d in (4, 3)]
+    centred = [F.normalize(side - side.mean(0), dim=1) for side in pooled]
+    total = 0.0
+    for i in range(9):
+        others = [j for j in range(9) if j != i]
+        weights = [sum(side[i] @ side[j] for side in centred) / 2 / 0.1 for j in others]
+        weights = torch.softmax(torch.stack(weights), 0)
+        for own, other in ((image, text), (text, image)):
+            log_shares = torch.log_softmax(7.0 * own[i] @ other.T, 0)
+            total -= sum(w * log_shares[j] for w, j in zip(weights, others, strict=True)) / 2 / 9
+    torch.testing.assert_close(soft_targets(image, text, 7.0, *pooled), total)
 
 
 @pytest.mark.parametrize("labels", [None, torch.tensor([0, 1, 1, 2, 3, 3, 3, 4, 5])])

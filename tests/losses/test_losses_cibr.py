@@ -11,7 +11,7 @@ from losses_pairs import assert_same, some_labels, value_and_gradients
 from losses_pairs import pair as pair_of
 from torch.nn import functional as F
 
-from cibr.losses import PENALTIES, CIBRLoss, beta_at, clip_loss, siglip_loss
+from cibr.losses import PENALTIES, CIBRLoss, RegularisedCCA, beta_at, clip_loss, siglip_loss
 from cibr.losses.vmf import sample_vmf
 
 EVERY = pytest.mark.parametrize("penalty", PENALTIES)
@@ -24,7 +24,11 @@ def pair(n=12, d=DIM, dtype=torch.float64):
 
 def build(beta, penalty="vmf", **options):
     torch.manual_seed(0)
-    return CIBRLoss(beta, penalty, dims=(DIM, 5, 4) if penalty == "mine" else None, **options)
+    if penalty == "mine":
+        options["dims"] = (DIM, 5, 4)
+    if penalty == "anchor":
+        options["statistic"] = RegularisedCCA.fit(*pooled().values(), dim=DIM)
+    return CIBRLoss(beta, penalty, **options)
 
 
 def pooled():

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import noise_pairs
 from small_runs import HELD_OUT, PAIRS, same, settings, small_model
 from small_runs import train as train_small
@@ -123,6 +124,29 @@ def test_pretrained_models_train_and_frozen_towers_do_not_move(build, tmp_path, 
     assert same(DualEncoder.from_pretrained(tmp_path / "out"), model)
     again = build(kind)
     assert fit(again, PAIRS, HELD_OUT, config).equals(history) and same(again, model)
+
+
+def test_heads_over_frozen_towers_begin_at_the_cca_of_the_pairs(build, tmp_path, monkeypatch):
+    from cibr.losses import RegularisedCCA
+    from cibr.models import features
+
+    monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "cache")
+    options = dict(model="frozen", epochs=1, batch_size=8, cca_start=True, temperature=0.05, dropout=0.0)
+    still = configure(output_dir=str(tmp_path / "still"), learning_rate=1e-12, **options)
+    model = build("frozen")
+    fit(model, PAIRS, HELD_OUT, still)
+    inputs = features.prepare(model, PAIRS)
+    of_text = PAIRS.text_to_image()
+    cca = RegularisedCCA.fit(inputs.images[of_text], inputs.texts[0], 16)
+    found = model.project_images(inputs.images).features, model.project_texts(inputs.texts[0]).features
+    expected = (
+        F.normalize(F.layer_norm(x, (16,)), dim=1) for x in (cca.images(inputs.images), cca.texts(inputs.texts[0]))
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-2, rtol=0)  # the head's layer norm has an epsilon
+    moved = fit(build("frozen"), PAIRS, HELD_OUT, configure(output_dir=str(tmp_path / "moved"), penalty="anchor",
+                beta=1.0, ramp=False, feature_noise=0.3, learning_rate=1e-3, **options))  # fmt: skip
+    assert moved["beta"].tolist() == [1.0] and moved["penalty_excess"].iloc[0] > 0
 
 
 def test_renderings_of_one_item_are_compared_though_their_texts_differ(tmp_path):

@@ -1,0 +1,123 @@
+"""Regularised CCA: the closed-form Gaussian bottleneck between two sets of features.
+
+With S_v = C_v + l_v (tr C_v / p) I, S_t likewise, and the decomposition S_v^-1/2 C_vt S_t^-1/2 = U R V' into
+regularised canonical correlations R, the statistics are the directions of
+
+    u_v = R^a U' S_v^-1/2 (x_v - m_v),    u_t = R^a V' S_t^-1/2 (x_t - m_t).
+
+For Gaussian features the canonical coordinates are what an information bottleneck between image and text keeps
+(Chechik et al. 2005, JMLR 6). They serve as the start of projection heads, as the statistic of the penalty
+`anchor`, and as a model without training.
+"""
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cibr.losses.clip import Features, check_finite
+
+POWER = 0.5  # a: how much a direction counts by its correlation
+Moments = tuple[Float64[Tensor, "p p"], Float64[Tensor, "q q"], Float64[Tensor, "p q"]]
+
+
+class RegularisedCCA(nn.Module):
+    """Pooled features of images and texts to unit vectors in a joint space; nothing in it is trained.
+
+    Args:
+        image_mean: m_v, [p].
+        text_mean: m_t, [q].
+        image_map: R^a U' S_v^-1/2, zero rows where there are fewer directions than `dim`, [dim, p].
+        text_map: the same of the texts, [dim, q].
+
+    Examples:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> image_pooled = torch.randn(100, 6, generator=generator)
+        >>> text_pooled = image_pooled[:, :4] + torch.randn(100, 4, generator=generator)
+        >>> cca = RegularisedCCA.fit(image_pooled, text_pooled, dim=4)
+        >>> image_features, text_features = cca(image_pooled, text_pooled)
+        >>> bool((image_features * text_features).sum(1).mean() > 0.5)
+        True
+    """
+
+    def __init__(self, image_mean: Tensor, text_mean: Tensor, image_map: Tensor, text_map: Tensor):
+        super().__init__()
+        parts = dict(image_mean=image_mean, text_mean=text_mean, image_map=image_map, text_map=text_map)
+        for name, value in parts.items():
+            self.register_buffer(name, value.float())
+
+    @classmethod
+    def fit(
+        cls,
+        image_pooled: Float[Tensor, "n p"],
+        text_pooled: Float[Tensor, "n q"],
+        dim: int,
+        ridge_image: float = 3.0,
+        ridge_text: float = 1.0,
+    ) -> "RegularisedCCA":
+        """CCA of pairs, in float64.
+
+        Args:
+            image_pooled: features of the images, [n, p]; an image stands once beside each of its texts.
+            text_pooled: features of the texts, [n, q].
+            dim: width of the joint space; directions beyond it are dropped.
+            ridge_image: l_v, times the mean variance of an image feature.
+            ridge_text: l_t, times the mean variance of a text feature.
+
+        Raises:
+            ValueError: fewer than two pairs, sides of different lengths, a ridge that is not positive, or entries
+                that are not finite.
+        """
+        if len(image_pooled) != len(text_pooled) or len(image_pooled) < 2:
+            raise ValueError(
+                f"CCA takes at least two pairs, row by row, got {len(image_pooled)} images and {len(text_pooled)} "
+                "texts: repeat an image for each of its texts"
+            )
+        if not (ridge_image > 0 and ridge_text > 0):
+            raise ValueError(f"ridges must be positive, got {ridge_image} and {ridge_text}: 0.1 to 10 are usual")
+        check_finite(image_pooled=image_pooled, text_pooled=text_pooled)
+        means, moments = centred_moments(image_pooled, text_pooled)
+        return cls(*means, *canonical_maps(moments, dim, ridge_image, ridge_text))
+
+    def forward(self, image_pooled: Float[Tensor, "n p"], text_pooled: Float[Tensor, "n q"]):
+        """Unit vectors of both sides, [n, dim] each, row by row."""
+        return self.images(image_pooled), self.texts(text_pooled)
+
+    def images(self, pooled: Float[Tensor, "n p"]) -> Features:
+        """u_v of images, unit vectors [n, dim]."""
+        return F.normalize((pooled - self.image_mean) @ self.image_map.T, dim=1)
+
+    def texts(self, pooled: Float[Tensor, "m q"]) -> Features:
+        """u_t of texts, unit vectors [m, dim]."""
+        return F.normalize((pooled - self.text_mean) @ self.text_map.T, dim=1)
+
+
+def centred_moments(
+    image_pooled: Float[Tensor, "n p"], text_pooled: Float[Tensor, "n q"]
+) -> tuple[tuple[Tensor, Tensor], Moments]:
+    """The means m_v, m_t, and the covariances C_v, C_t, C_vt of pairs, in float64."""
+    image, text = image_pooled.double(), text_pooled.double()
+    means = image.mean(0), text.mean(0)
+    image, text, n = image - means[0], text - means[1], len(image)
+    return means, (image.T @ image / n, text.T @ text / n, image.T @ text / n)
+
+
+def canonical_maps(
+    moments: Moments, dim: int, ridge_image: float, ridge_text: float
+) -> tuple[Float64[Tensor, "dim p"], Float64[Tensor, "dim q"]]:
+    """R^a U' S_v^-1/2 and R^a V' S_t^-1/2 of the covariances, zero rows where directions are fewer than `dim`.
+
+    The largest entry of each direction of U is positive, so that the maps do not depend on the solver's signs.
+    """
+    image, text, cross = moments
+    whiten = [_inverse_root(c, ridge) for c, ridge in ((image, ridge_image), (text, ridge_text))]
+    u, correlations, v = torch.linalg.svd(whiten[0] @ cross @ whiten[1], full_matrices=False)
+    signs = u.gather(0, u.abs().argmax(0, keepdim=True)).sign()
+    weights = (correlations**POWER)[:, None]
+    maps = weights * ((u * signs).T @ whiten[0]), weights * (signs.T * v @ whiten[1])
+    return tuple(F.pad(side[:dim], (0, 0, 0, max(0, dim - len(side)))) for side in maps)
+
+
+def _inverse_root(covariance: Float64[Tensor, "p p"], ridge: float) -> Float64[Tensor, "p p"]:
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors / (values.clamp(min=0) + ridge * values.clamp(min=0).mean()).sqrt() @ vectors.T

@@ -1,0 +1,47 @@
+"""The moving average of the weights, against a loop, and what a run with one keeps."""
+
+import torch
+from small_runs import PAIRS, same, settings, small_model, train
+
+from cibr import DualEncoder
+from cibr.metrics import retrieval_recalls
+from cibr.models.features import embed_pairs, prepare
+from cibr.train.averaging import WeightAverage
+
+
+def moved(model, seed):
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator))
+
+
+def test_the_average_equals_a_loop_over_steps(tmp_path):
+    model = small_model(settings(tmp_path))
+    average = WeightAverage(model, decay=0.3)
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for step in range(6):
+        moved(model, step)
+        average.update(model, step)
+        kept = min(0.3, (1 + step) / (10 + step))
+        for name, tensor in model.state_dict().items():
+            expected[name] = kept * expected[name] + (1 - kept) * tensor
+    torch.testing.assert_close(average.state_dict(), expected)
+
+
+def test_within_the_context_a_model_has_the_average_and_after_it_its_own_weights(tmp_path):
+    model, other = small_model(settings(tmp_path)), small_model(settings(tmp_path))
+    average = WeightAverage(model, decay=0.9)
+    moved(model, 0)
+    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with average.applied(model):
+        assert same(model, other)
+    assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_run_validates_and_keeps_the_average(tmp_path):
+    model, history, folder = train(tmp_path / "averaged", held_out=PAIRS, ema_decay=0.9)
+    plain, _, _ = train(tmp_path / "plain", held_out=PAIRS)
+    assert not same(model, plain) and same(DualEncoder.from_pretrained(folder), model)
+    recalls = retrieval_recalls(PAIRS, *embed_pairs(model, prepare(model, PAIRS)))
+    assert {name: history.iloc[-1][name] for name in recalls} == recalls
