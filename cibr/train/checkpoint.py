@@ -127,7 +127,8 @@ class RunFolder:
         if self.writes:
             words = "holds this run, finished: its model and history are loaded"
             print(f"{str(self.folder)!r} {words}", file=sys.stderr)
-        return pd.read_csv(self.folder / HISTORY, dtype=str).map(json.loads)  # to the last digit
+        # To the last digit; empty cells are of epochs that were not validated.
+        return pd.read_csv(self.folder / HISTORY, dtype=str).fillna("NaN").map(json.loads)
 
     def resume(self, parts: dict[str, Any], start: Progress) -> Progress:
         """Loads the newest readable checkpoint, if there is one, into the parts.

@@ -66,6 +66,7 @@ class RunConfig:
         mixed_precision: `no`, or `bf16` for the encoders (whatever a launcher says); the loss stays in float32.
         critic_steps: steps of the critics' own optimiser before each step (`mine`).
         checkpoint_every: steps between checkpoints within an epoch; 0 for one at the end of each epoch.
+        validate_every: epochs between validations; the last epoch is always validated.
         on_error: what to do with an unusable sample: `raise`, or `skip` it.
         max_skipped: how many samples may be skipped.
         truncate_texts: cut texts that are longer than the model reads instead of refusing them.
@@ -102,6 +103,7 @@ class RunConfig:
     mixed_precision: str = "no"
     critic_steps: int = 1
     checkpoint_every: int = 0
+    validate_every: int = 1
     on_error: str = "raise"
     max_skipped: int = 0
     truncate_texts: bool = False
@@ -139,6 +141,7 @@ _RANGES = {
     "ema_decay": (0, 0.99999, "the share that the average keeps a step, such as 0.99, or 0 for none"),
     "critic_steps": (1, 100, "one to five are usual"),
     "checkpoint_every": (0, math.inf, "a number of steps, or 0 for the end of each epoch"),
+    "validate_every": (1, math.inf, "a number of epochs"),
     "max_skipped": (0, math.inf, "a number of samples"),
 }
 

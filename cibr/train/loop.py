@@ -72,7 +72,7 @@ def fit(
     Returns:
         The history, a row an epoch: `epoch, step, loss, clip_loss, penalty_loss`, the other terms of the loss in
         nats, the columns of `embedding_health`, `beta`, `temperature`, `seconds` of training, and validation
-        recalls in [0, 1].
+        recalls in [0, 1], NaN in epochs that are not validated.
 
     Raises:
         ValueError: fewer than two pairs or captions, groups of pairs that have none, an unusable sample, or an
@@ -140,7 +140,8 @@ def fit(
                 row = {"epoch": epoch + 1, "step": at.step} | at.means()
                 row |= {"beta": _beta_now(at, config)}
                 row |= {"temperature": 1 / model.logit_scale.item(), "seconds": at.seconds}
-                if validation is not None:
+                is_due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs
+                if validation is not None and is_due:
                     with parts["average"].applied(model) if config.ema_decay else nullcontext():
                         row |= retrieval_recalls(validation, *embed_pairs(model, held_out))
                 at.end_epoch(row)

@@ -101,6 +101,16 @@ def test_a_batch_larger_than_the_set_is_the_whole_set_and_that_is_said(run):
         assert run(batch_size=1000)[1]["step"].tolist() == [1, 2]
 
 
+def test_epochs_between_validations_change_no_weight_and_are_nan_in_the_history(run):
+    model, history, _ = run("every")
+    sparse, found, folder = run("sparse", validate_every=4)
+    assert same(model, sparse)
+    assert found["text_to_image_recall@1"].isna().tolist() == [True, False]
+    columns = [name for name in history if name != "seconds"]
+    pd.testing.assert_series_equal(found[columns].iloc[-1], history[columns].iloc[-1])
+    pd.testing.assert_frame_equal(run("sparse", validate_every=4)[1], found)  # as a finished run is read
+
+
 def test_the_temperature_moves_only_if_asked(run):
     assert run("a", temperature=0.1)[1]["temperature"].tolist() == pytest.approx([0.1, 0.1])
     model, history, _ = run("b", temperature=0.1, learn_temperature=True)
