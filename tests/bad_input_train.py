@@ -21,6 +21,7 @@ from small_runs import PAIRS, small_model, write_folder
 OUT_OF_RANGE = dict(beta=(-0.1, math.nan, 1e9), batch_size=(1,), epochs=(-1,), learning_rate=(-1e-3,))
 OUT_OF_RANGE |= dict(temperature=(0.001,), dropout=(1.0, -0.5), weight_decay=(-2.0,), micro_batch_size=(-1,))
 OUT_OF_RANGE |= dict(cca_ridge_image=(0.0,), cca_ridge_text=(-1.0,), feature_noise=(-0.1,), ema_decay=(1.0,))
+OUT_OF_RANGE |= dict(validate_every=(0,))
 OUT_OF_RANGE |= dict(
     seed=(-1,), kappa_b=(0.0,), text_weight=(1.5,), checkpoint_every=(-1,), validate_every=(0,), critic_steps=(0,)
 )

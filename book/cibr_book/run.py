@@ -21,6 +21,7 @@ from cibr.models import DualEncoder
 from cibr.models.features import embed_pairs, prepare
 from cibr.train import RunConfig, build_model, configure, fit, load_splits
 from cibr_book.probes import principal_components, probe_nats
+from cibr_book.unpaired import with_unpaired
 
 KEPT = r"accuracy@1$|_recall@(?:1|5|10)$"
 N_DESCRIBED = 1000  # pairs, the same number in training and validation, so that their bounds compare
@@ -34,18 +35,21 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
 
     Args:
         settings: of `cibr.configure`; besides, `suites`, the suites of `cibr.evaluate`, none for a trial on
-            validation recall alone.
+            validation recall alone; and `unpaired`, the arguments of `cibr_book.unpaired.with_unpaired`.
         folder: of the trained model, its history and the predictions of single items.
 
     Returns:
         `validation_*` recalls and `last_*` values of the last epoch; `steps_to_*`; `<suite>/<set>/<metric>`; of
         runs with suites what `measure` finds.
     """
-    suites = settings.get("suites", [])
-    config = configure(output_dir=str(folder), **{k: v for k, v in settings.items() if k != "suites"})
+    suites, unpaired = settings.get("suites", []), settings.get("unpaired")
+    own = {name: value for name, value in settings.items() if name not in ("suites", "unpaired")}
+    config = configure(output_dir=str(folder), **own)
     train, validation, test = load_splits(config)
-    model = build_model(config, train)
-    metrics = _from_history(fit(model, train, validation, config))
+    model, statistic = build_model(config, train), None
+    if unpaired:
+        train, statistic = with_unpaired(model, config, **unpaired)
+    metrics = _from_history(fit(model, train, validation, config, statistic=statistic))
     if suites:
         metrics |= measure(model, train, validation, test, config)
     for suite in suites:

@@ -103,7 +103,7 @@ def test_a_batch_larger_than_the_set_is_the_whole_set_and_that_is_said(run):
 
 def test_epochs_between_validations_change_no_weight_and_are_nan_in_the_history(run):
     model, history, _ = run("every")
-    sparse, found, folder = run("sparse", validate_every=4)
+    sparse, found, _ = run("sparse", validate_every=4)
     assert same(model, sparse)
     assert found["text_to_image_recall@1"].isna().tolist() == [True, False]
     columns = [name for name in history if name != "seconds"]

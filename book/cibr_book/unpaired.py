@@ -1,0 +1,105 @@
+"""Photos and captions whose pairing is not known: what they add to a few pairs.
+
+Two uses, both in the features of frozen towers. An EM estimate of the joint covariance of image and text features
+takes the marginals from all photos and captions. Self-training pairs each photo with its nearest captions under
+regularised CCA and trains on them beside the true pairs (pseudo-labels, Lee 2013). Here both come from the pairs
+that a run leaves out of its training split, so that the right captions of a photo are among the candidates.
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cibr.data import Pairs, load_pairs
+from cibr.data.corruptions import Corruption, split_subset
+from cibr.losses.cca import Moments, RegularisedCCA, canonical_maps, centred_moments
+from cibr.models import DualEncoder
+from cibr.models.features import Inputs, prepare
+from cibr.train import RunConfig
+
+ROUNDS = 3
+
+
+def em_moments(
+    moments: Moments,
+    n: int,
+    images: Float[Tensor, "m p"],
+    texts: Float[Tensor, "k q"],
+    ridges: tuple[float, float],
+) -> Moments:
+    """Covariances of a joint Gaussian from n pairs and from features of either side alone, by EM.
+
+    Args:
+        moments: the covariances C_v, C_t, C_vt of the pairs.
+        n: the number of the pairs.
+        images: centred features of images without a text, [m, p].
+        texts: centred features of texts without an image, [k, q].
+        ridges: times the mean variance, added where a side predicts the other.
+    """
+    own_image, own_text, own_cross = moments
+    image, text, cross = moments
+    alone_image, alone_text = (x.double().T @ x.double() / len(x) for x in (images, texts))
+    shares = torch.tensor([n, len(images), len(texts)], dtype=torch.float64)
+    of_pairs, of_images, of_texts = (shares / shares.sum()).tolist()
+    for _ in range(ROUNDS):
+        to_text = torch.linalg.solve(_with_ridge(image, ridges[0]), cross).T  # B = C_tv (C_v + l_v c_v I)^-1
+        to_image = torch.linalg.solve(_with_ridge(text, ridges[1]), cross.T).T  # A = C_vt (C_t + l_t c_t I)^-1
+        of_text = to_image @ alone_text @ to_image.T + image - to_image @ cross.T
+        of_image = to_text @ alone_image @ to_text.T + text - to_text @ cross
+        image = of_pairs * own_image + of_images * alone_image + of_texts * of_text
+        text = of_pairs * own_text + of_texts * alone_text + of_images * of_image
+        cross = of_pairs * own_cross + of_images * alone_image @ to_text.T + of_texts * to_image @ alone_text
+    return image, text, cross
+
+
+def _with_ridge(covariance: Tensor, ridge: float) -> Tensor:
+    return covariance + ridge * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
+
+
+def em_cca(paired: Inputs, alone: Inputs, config: RunConfig, dim: int) -> RegularisedCCA:
+    """CCA under the covariances of `em_moments`; the means are those of all images and of all texts."""
+    of_text, (texts,) = paired.pairs.text_to_image(), paired.texts
+    means = torch.cat([paired.images, alone.images]).mean(0), torch.cat([texts, alone.texts[0]]).mean(0)
+    ridges = config.cca_ridge_image, config.cca_ridge_text
+    _, moments = centred_moments(paired.images[of_text], texts)
+    moments = em_moments(moments, len(texts), alone.images - means[0], alone.texts[0] - means[1], ridges)
+    return RegularisedCCA(*means, *canonical_maps(moments, dim, *ridges))
+
+
+def nearest_captions(cca: RegularisedCCA, inputs: Inputs, n: int) -> list[list[str]]:
+    """For each image the n texts of all inputs that are nearest under a CCA, the nearest first."""
+    texts, found = inputs.pairs.texts(), cca.texts(inputs.texts[0])
+    best = [(part @ found.T).topk(n).indices for part in cca.images(inputs.images).split(512)]
+    return [[texts[i] for i in row] for row in torch.cat(best).tolist()]
+
+
+def with_unpaired(
+    model: DualEncoder, config: RunConfig, em: bool, pseudo_captions: int, repeats: int
+) -> tuple[Pairs, RegularisedCCA]:
+    """A run's few pairs, with those that it leaves out as photos and captions whose pairing is hidden.
+
+    Args:
+        model: whose frozen towers give the features.
+        config: of the run, whose corruption keeps a fraction of the pairs.
+        em: take covariances from all features rather than from the pairs.
+        pseudo_captions: nearest captions that an unpaired photo is trained with; 0 leaves such photos out.
+        repeats: how often a true pair comes in an epoch.
+
+    Returns:
+        The training pairs, and the CCA that heads start at and the penalty `anchor` draws to.
+    """
+    whole, corruption = load_pairs(config.dataset, "train"), Corruption.parse(config.corruption)
+    kept, left = split_subset(whole, corruption, config.seed)
+    paired, alone = prepare(model, kept), prepare(model, left)
+    of_text = kept.text_to_image()
+    ridges = config.cca_ridge_image, config.cca_ridge_text
+    cca = RegularisedCCA.fit(paired.images[of_text], paired.texts[0], model.dim, *ridges)
+    cca = em_cca(paired, alone, config, model.dim) if em else cca
+    if not pseudo_captions:
+        return kept, cca
+    row = {key: i for i, key in enumerate(whole.keys)}
+    rows = torch.tensor([row[key] for key in [*kept.keys * repeats, *left.keys]])
+    captions = kept.captions * repeats + nearest_captions(cca, alone, pseudo_captions)
+    return replace(whole.subset(rows), captions=captions), cca
