@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from cibr.utils import project_root
 from cibr_book.analysis import mean_intervals
@@ -20,6 +21,7 @@ RESULTS = project_root() / "data" / "results"
 HEADLINE = ("zero-shot", "image to text", "text to image")
 KEY = ["condition", "method", "beta", "hyperparameters"]
 NOT_TUNED = ("seed", "suites", "dataset", "model", "corruption", "penalty", "sample", "contrastive", "beta")
+NOT_TUNED += ("validate_every", "unpaired")
 _SCORES = {  # by name, the columns of which a row has one
     "zero-shot": r"/mean of \d+/accuracy@1$",
     "image to text": r"^(?:mini/flickr8k|glyphs/glyphs)/image_to_text_(?:label_)?recall@1$",
@@ -60,7 +62,8 @@ def control_of(rows: pd.DataFrame, method: str = "CLIP") -> pd.DataFrame:
 def differences(rows: pd.DataFrame, measures: Sequence[str] = HEADLINE, control: str = "CLIP") -> pd.DataFrame:
     """Every method against the control of its condition, seed by seed.
 
-    Intervals are Student's over seeds, for the same test items; seeds that one side lacks are left out.
+    Intervals are Student's over seeds, for the same test items, and beside them those of the bootstrap over seeds,
+    which are too short where seeds are few; seeds that one side lacks are left out.
 
     Args:
         rows: from `read_table`.
@@ -69,7 +72,8 @@ def differences(rows: pd.DataFrame, measures: Sequence[str] = HEADLINE, control:
 
     Returns:
         A row a method and measure: `condition, method, beta, hyperparameters, measure`, `control` and `value`, the
-        means of both, `difference` with the 95 % interval `low, high`, `n_seeds`, and `significance`.
+        means of both, `difference` with the 95 % interval `low, high`, `n_seeds`, `significance`, Student's
+        `p_value` of no difference, and `bootstrap_low, bootstrap_high`.
     """
     found = []
     for _, part in rows.groupby("condition", sort=False):
@@ -86,8 +90,39 @@ def differences(rows: pd.DataFrame, measures: Sequence[str] = HEADLINE, control:
     by = [*KEY, "measure"]
     table = long.groupby(by, sort=False)[["control", "value"]].mean().reset_index()
     intervals = mean_intervals(long, by, "difference").rename(columns={"mean": "difference", "n": "n_seeds"})
-    table = table.merge(intervals, on=by)
+    extra = long.groupby(by, sort=False)["difference"].apply(_p_value_and_bootstrap).unstack().reset_index()
+    table = table.merge(intervals, on=by).merge(extra, on=by)
     return table.assign(significance=significance(table))
+
+
+def _p_value_and_bootstrap(values: pd.Series) -> pd.Series:
+    names = ["p_value", "bootstrap_low", "bootstrap_high"]
+    if len(values) < 2 or values.nunique() == 1:
+        return pd.Series([np.nan] * 3, names)
+    means = np.random.default_rng(0).choice(values.to_numpy(), (9999, len(values))).mean(axis=1)
+    return pd.Series([stats.ttest_1samp(values, 0).pvalue, *np.percentile(means, [2.5, 97.5])], names)
+
+
+def survivors(rows: pd.DataFrame) -> pd.DataFrame:
+    """How many comparisons were made, and how many remain significant once it is taken into account.
+
+    Args:
+        rows: from `differences`, all that were made.
+
+    Returns:
+        A row `gain` and a row `loss`: how many are significant one by one, under Holm's control of any false one,
+        and under Benjamini and Hochberg's control of their share, each at 5 %.
+    """
+    tested = rows.dropna(subset=["p_value"]).sort_values("p_value")
+    p, n = tested["p_value"].to_numpy(), len(tested)
+    holm = np.maximum.accumulate(p * np.arange(n, 0, -1))
+    adjusted = {"one by one": p, "Holm": holm, "Benjamini-Hochberg": stats.false_discovery_control(p)}
+    up = (tested["difference"] > 0).to_numpy()
+    counts = {
+        name: {"gain": int(((q < 0.05) & up).sum()), "loss": int(((q < 0.05) & ~up).sum())}
+        for name, q in adjusted.items()
+    }
+    return pd.DataFrame(counts)
 
 
 def significance(rows: pd.DataFrame) -> np.ndarray:

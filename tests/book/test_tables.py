@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from cibr_book.tables import HEADLINE, KEY, RESULTS, control_of, differences, in_points, read_table
+from cibr_book.tables import HEADLINE, KEY, RESULTS, control_of, differences, in_points, read_table, survivors
 
 
 @pytest.fixture
@@ -34,6 +34,25 @@ def test_differences_pair_seeds_and_give_students_interval(rows):
     assert found.loc["temperature 0.2", "significance"] == "gain"
     text = in_points(differences(rows, ["zero-shot"]), KEY)["zero-shot"]
     assert text.iloc[0].endswith("*") and text.iloc[1].startswith("+7.00 [")
+
+
+def test_differences_have_the_p_value_of_students_test_and_a_shorter_bootstrap_interval(rows):
+    rows = pd.concat([rows, rows[rows["method"] == "ours"].head(1).assign(seed=1, **{"zero-shot": 54.5})])
+    ours = differences(rows, ["zero-shot"]).set_index("hyperparameters").loc[""]
+    by_seed = [57 - 52, 62 - 53, 54.5 - 51]
+    assert ours["p_value"] == pytest.approx(stats.ttest_1samp(by_seed, 0).pvalue)
+    assert (
+        ours["low"] < min(by_seed) == ours["bootstrap_low"]
+        and ours["bootstrap_high"] == max(by_seed) < ours["high"]
+    )
+
+
+def test_survivors_count_as_holm_and_benjamini_hochberg_do_by_hand():
+    p = [0.001, 0.012, 0.025, 0.04, 0.2, float("nan")]  # Holm: x 5, 4, 3; BH: x 5/1, 5/2, 5/3, 5/4
+    rows = pd.DataFrame({"p_value": p, "difference": [1, -1, 1, 1, 1, 1]})
+    found = survivors(rows)
+    assert found.loc["gain"].tolist() == [3, 1, 2] and found.loc["loss"].tolist() == [1, 1, 1]
+    assert list(found) == ["one by one", "Holm", "Benjamini-Hochberg"]
 
 
 def test_conditions_without_the_control_are_left_out(rows):

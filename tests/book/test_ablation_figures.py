@@ -1,0 +1,66 @@
+"""The ablation's figures: what stands in them is what stands in the rows."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from cibr_book.ablation_figures import PENALTIES, beta_curves, method_forest
+from cibr_book.analysis import mean_intervals
+
+SCORES = {"accuracy": "zero-shot", "recall": "image to text"}
+
+
+@pytest.fixture
+def rows():
+    """Two conditions with CLIP and two penalties at three weights, four seeds, of which CLIP lacks one."""
+    generator, table = np.random.default_rng(0), []
+    for condition in ("many", "few"):
+        for seed in range(4):
+            runs = [("CLIP", 0.0)] * (seed < 3) + [(m, b) for m in list(PENALTIES)[:2] for b in (0.1, 1.0, 0.01)]
+            table += [(condition, *run, seed, *generator.normal(30, 1, 2)) for run in runs]
+    return pd.DataFrame(table, columns=["condition", "method", "beta", "seed", *SCORES.values()])
+
+
+def test_curves_are_paired_differences_to_clip_in_the_order_of_beta(rows):
+    axes = beta_curves(rows, SCORES, limits=[None, (-4.0, 4.0)])
+    assert len(axes) == 4 and [axis.get_title() for axis in axes] == ["accuracy", "recall", "", ""]
+    few = rows[rows["condition"] == "few"].set_index("seed")
+    clip, own = (few[few["method"] == method] for method in ("CLIP", "CIBR vMF"))
+    difference = own[own.index < 3].assign(shown=lambda part: part["image to text"] - clip["image to text"])
+    expected = mean_intervals(difference.reset_index(), ["beta"], "shown").sort_values("beta")
+    line = next(line for line in axes[3].get_lines() if line.get_label() == "CIBR vMF")
+    assert line.get_xdata().tolist() == [0.01, 0.1, 1.0] and axes[3].get_ylim() == (-4, 4)
+    np.testing.assert_allclose(line.get_ydata(), expected["mean"])
+    band = axes[3].collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == pytest.approx(expected["low"].min())
+    assert band[:, 1].max() == pytest.approx(expected["high"].max())
+
+
+def test_values_stand_before_a_band_of_clip(rows):
+    axis = beta_curves(rows, SCORES, relative=False)[0]
+    many = rows[rows["condition"] == "many"]
+    line = next(line for line in axis.get_lines() if line.get_label() == "CIBR vMF")
+    means = many[(many["method"] == "CIBR vMF") & (many["seed"] < 3)].groupby("beta")["zero-shot"].mean()
+    np.testing.assert_allclose(line.get_ydata(), means)
+    expected = mean_intervals(many[many["method"] == "CLIP"], ["method"], "zero-shot").iloc[0]
+    assert axis.patches[0].get_extents().transformed(axis.transData.inverted()).y0 == pytest.approx(
+        expected["low"]
+    )
+
+
+def test_a_forest_has_a_block_a_condition_and_marks_the_side_of_zero():
+    columns = ["condition", "method", "beta", "measure", "difference", "low", "high", "n_seeds", "significance"]
+    table = [("many", "vMF", 0.1, "accuracy", 1.0, 0.5, 1.5, 5, "gain")]
+    table += [("few", "vMF", 0.1, "accuracy", -1.0, -1.5, -0.5, 5, "loss")]
+    table += [("few", "noise", 0.0, "accuracy", 0.1, -1, 1.2, 3, "not significant")]
+    axes = method_forest(pd.DataFrame(table, columns=columns))
+    assert [axis.get_title(loc="left") for axis in axes] == ["many", "few"]
+    assert [text.get_text() for text in axes[1].get_yticklabels()] == ["vMF, beta 0.1 (5)", "noise (3)"]
+    assert [line.get_marker() for line in axes[1].get_lines() if len(line.get_xdata()) == 1] == ["v", "o"]
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")

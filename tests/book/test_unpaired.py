@@ -1,0 +1,69 @@
+"""Photos and captions without pairing: EM in its fixed point and against a loop, pseudo-pairs by their keys."""
+
+import pytest
+import torch
+from helpers import noise_pairs
+
+from cibr.losses.cca import centred_moments
+from cibr.models import features
+from cibr.models.features import prepare
+from cibr.train import configure
+from cibr_book import unpaired
+from cibr_book.unpaired import em_moments, nearest_captions, with_unpaired
+
+
+def sides(n=40):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(n, 5, generator=generator) @ torch.randn(5, 5, generator=generator)
+    text = image[:, :3] + torch.randn(n, 3, generator=generator)
+    return image - image.mean(0), text - text.mean(0)
+
+
+def test_covariances_stay_where_they_agree_with_the_unpaired_features():
+    image, text = sides()
+    _, moments = centred_moments(image, text)
+    found = em_moments(moments, 40, image, text, (1e-9, 1e-9))
+    for one, other in zip(found, moments, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+def test_em_equals_its_equations_written_with_inverses(monkeypatch):
+    monkeypatch.setattr(unpaired, "ROUNDS", 1)
+    image, text = sides()
+    alone_image, alone_text = 2 * sides(30)[0], 0.5 * sides(20)[1]
+    _, (s_v, s_t, s_vt) = centred_moments(image, text)
+    g_v, g_t = (x.double().T @ x.double() / len(x) for x in (alone_image, alone_text))
+    b = s_vt.T @ torch.linalg.inv(s_v + 3 * s_v.trace() / 5 * torch.eye(5))
+    a = s_vt @ torch.linalg.inv(s_t + 1 * s_t.trace() / 3 * torch.eye(3))
+    r_v, r_t = s_v - a @ s_vt.T, s_t - b @ s_vt
+    expected = [
+        (40 * s_v + 30 * g_v + 20 * (a @ g_t @ a.T + r_v)) / 90,
+        (40 * s_t + 20 * g_t + 30 * (b @ g_v @ b.T + r_t)) / 90,
+        (40 * s_vt + 30 * g_v @ b.T + 20 * a @ g_t) / 90,
+    ]
+    found = em_moments((s_v, s_t, s_vt), 40, alone_image, alone_text, (3.0, 1.0))
+    torch.testing.assert_close([*found], expected)
+
+
+@pytest.mark.parametrize("em", [False, True])
+def test_unpaired_photos_get_their_nearest_captions_and_pairs_come_as_often_as_asked(
+    build, monkeypatch, tmp_path, em
+):
+    whole = noise_pairs(24, n_captions=2)
+    monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(unpaired, "load_pairs", lambda name, split: whole)
+    config = configure(model="frozen", corruption={"fraction": 0.5, "redraw": True}, seed=3)
+    model = build("frozen")
+    kept, _ = with_unpaired(model, config, em, pseudo_captions=0, repeats=1)
+    train, cca = with_unpaired(model, config, em, pseudo_captions=2, repeats=3)
+    assert train.keys[:36] == kept.keys * 3 and train.captions[:36] == kept.captions * 3
+    left = [key for key in whole.keys if key not in kept.keys]
+    assert train.keys[36:] == left
+    alone = whole.subset(torch.tensor([whole.keys.index(key) for key in left]))
+    inputs = prepare(model, alone)
+    similarity = cca.images(inputs.images) @ cca.texts(inputs.texts[0]).T
+    assert train.captions[36:] == nearest_captions(cca, inputs, 2)
+    texts = alone.texts()
+    for row, captions in zip(similarity, train.captions[36:], strict=True):
+        assert texts[int(row.argmax())] == captions[0]
+    assert train.image(40).tobytes() == whole.image(whole.keys.index(train.keys[40])).tobytes()
