@@ -6,7 +6,18 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from cibr_book.tables import HEADLINE, KEY, RESULTS, control_of, differences, in_points, read_table, survivors
+from cibr_book.tables import (
+    HEADLINE,
+    KEY,
+    RESULTS,
+    chosen,
+    control_of,
+    differences,
+    in_points,
+    read_table,
+    score_table,
+    survivors,
+)
 
 
 @pytest.fixture
@@ -21,6 +32,22 @@ def rows():
 
 def test_the_control_is_the_variant_that_is_best_on_validation(rows):
     assert control_of(rows)["hyperparameters"].unique() == ["temperature 0.1"]
+
+
+def test_the_chosen_variant_of_each_method_is_best_on_validation_and_keeps_its_rows(rows):
+    more = rows[rows["method"] == "ours"].assign(beta=0.1, validation=31)
+    both = pd.concat([rows, more], ignore_index=True)
+    found = chosen(both)
+    assert found.index.isin(both.index).all() and found.groupby("method")["beta"].unique().map(list).to_dict() == {
+        "CLIP": [0.0], "ours": [0.1]}  # fmt: skip
+    assert len(found) == 6
+
+
+def test_a_table_of_scores_has_means_and_half_widths_of_students_interval(rows):
+    shares = chosen(rows).assign(share=lambda part: part["zero-shot"] / 100)
+    found = score_table(shares, {"top 1": "share"})
+    low, high = stats.ttest_1samp([51, 52, 53], 0).confidence_interval(0.95)
+    assert found.loc["CLIP"].tolist() == [f"52.0 ± {(high - low) / 2:.1f}", 3]
 
 
 def test_differences_pair_seeds_and_give_students_interval(rows):
