@@ -58,7 +58,6 @@ CALLS = {
     "estimator": (lambda: estimators.fit_critic(X, Y, "nse"), "unknown estimator 'nse'.*did you mean 'nce'"),
     "nats": (lambda: estimators.correlation_of(-1.0), "nats must be finite and at least 0"),
     "dof": (lambda: estimators.student_task(1, 0.0), "dof must be positive"),
-    "spread": (lambda: estimators.additive_noise_task(0.7), r"spread must be in \(0, 1/2\]"),
     "map": (lambda: estimators.gaussian_task(1, 1.0).seen_through("sine"), "unknown map 'sine'.*wiggly"),
     "probe-rows": (lambda: probe(3, torch.arange(4)), "one row for each value of factor"),
     "probe-constant": (lambda: probe(4, torch.zeros(4).long()), "two values at least"),

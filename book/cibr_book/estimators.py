@@ -441,18 +441,6 @@ def student_excess_nats(dof: float, dim_x: int, dim_y: int) -> float:
     return f(dof) + f(dof + dim_x + dim_y) - f(dof + dim_x) - f(dof + dim_y)
 
 
-def additive_noise_task(spread: float = 0.1) -> InformationTask:
-    """x uniform on [0, 1], y = x + uniform noise on [-spread, spread]: log(1 / (2 spread)) + spread nats."""
-    if not 0 < spread <= 0.5:
-        raise ValueError(f"spread must be in (0, 1/2], got {spread}: the closed form holds there alone")
-
-    def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        x, noise = (torch.rand(n, 1, generator=generator, dtype=torch.float64) for _ in range(2))
-        return x, x + spread * (2 * noise - 1)
-
-    return InformationTask(f"uniform noise {spread:g}", spread - math.log(2 * spread), draw)
-
-
 def gaussian_log_ratio(x: X, y: X, correlation: float) -> Scores:
     """The perfect critic of `gaussian_task`: log p(x_i, y_j) / p(x_i) p(y_j), [n, n], in nats."""
     gap = 1 - correlation**2
