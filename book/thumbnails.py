@@ -1,6 +1,6 @@
 """Make the few Flickr8k thumbnails that the book shows: `CIBR_DATA=... python book/thumbnails.py`.
 
-They are written to book/thumbnails/test as a folder of images with metadata.jsonl, which the book then reads like any
+They are written to book/thumbnails as a folder of images with metadata.jsonl, which the book then reads like any
 folder of pairs. The photos are Flickr8k's (Hodosh et al. 2013), for research use.
 """
 
@@ -9,17 +9,17 @@ from pathlib import Path
 
 from cibr import load_pairs
 
-FOLDER = Path(__file__).resolve().parent / "thumbnails" / "test"
-SHOWN = (10, 87, 245, 310, 522, 701)
+FOLDER = Path(__file__).resolve().parent / "thumbnails"
+SHOWN = {"test": (10, 87, 245, 310, 522, 701), "train": (3, 21, 24, 7, 5, 9)}  # three of the latter are dogs
 SIDE = 120  # pixels
 
 if __name__ == "__main__":
-    pairs = load_pairs("flickr8k", "test")
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for i in SHOWN:
-        file = FOLDER / f"{pairs.keys[i].split('/')[-1]}.jpg"
-        pairs.image(i).resize((SIDE, SIDE)).save(file, quality=80)
-        rows.append(json.dumps({"file_name": file.name, "text": pairs.captions[i]}))
-    (FOLDER / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    print(f"{len(rows)} thumbnails in {FOLDER}")
+    for split, shown in SHOWN.items():
+        pairs, folder, rows = load_pairs("flickr8k", split), FOLDER / split, []
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in shown:
+            file = folder / f"{pairs.keys[i].split('/')[-1]}.jpg"
+            pairs.image(i).resize((SIDE, SIDE)).save(file, quality=80)
+            rows.append(json.dumps({"file_name": file.name, "text": pairs.captions[i]}))
+        (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        print(f"{len(rows)} thumbnails in {folder}")
