@@ -10,9 +10,10 @@ from cibr.models import DualEncoder
 
 
 class WeightAverage:
-    """The average of the weights that training moves, begun at the first step's.
+    """The average of the weights after each step, in which one counts `decay` times as much as the next.
 
-    A step t counts 1 - min(decay, (1 + t) / (10 + t)), so that a short run does not keep its random start.
+    The weights add up to one after any number of steps, as in Adam's correction, so that nothing of the random start
+    is in it.
 
     Args:
         model: the model whose weights are averaged.
@@ -26,7 +27,7 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, model: DualEncoder, step: int) -> None:
         """Takes in the weights after a step, counted from 0."""
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        weight = (1 - self.decay) / (1 - self.decay ** (step + 1))
         for name, tensor in model.own_state().items():
             self.average[name].lerp_(tensor, weight)
 

@@ -18,15 +18,15 @@ def moved(model, seed):
 
 def test_the_average_equals_a_loop_over_steps(tmp_path):
     model = small_model(settings(tmp_path))
-    average = WeightAverage(model, decay=0.3)
-    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    average, seen = WeightAverage(model, decay=0.7), []
     for step in range(6):
         moved(model, step)
         average.update(model, step)
-        kept = min(0.3, (1 + step) / (10 + step))
-        for name, tensor in model.state_dict().items():
-            expected[name] = kept * expected[name] + (1 - kept) * tensor
-    torch.testing.assert_close(average.state_dict(), expected)
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        weights = [0.7 ** (step - s) for s in range(step + 1)]
+        for name, found in average.state_dict().items():
+            expected = sum(w * state[name] for w, state in zip(weights, seen, strict=True)) / sum(weights)
+            torch.testing.assert_close(found, expected)
 
 
 def test_within_the_context_a_model_has_the_average_and_after_it_its_own_weights(tmp_path):
