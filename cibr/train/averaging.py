@@ -12,8 +12,8 @@ from cibr.models import DualEncoder
 class WeightAverage:
     """The average of the weights after each step, in which one counts `decay` times as much as the next.
 
-    The weights add up to one after any number of steps, as in Adam's correction, so that nothing of the random start
-    is in it.
+    These counts add up to one after any number of steps, as in Adam's correction, so that nothing of the random
+    start is in it.
 
     Args:
         model: the model whose weights are averaged.
