@@ -14,16 +14,14 @@ RESULTS = project_root() / "data" / "results"
 def test_a_run_on_glyphs_leaves_the_rows_of_the_committed_table(monkeypatch):
     committed = pd.read_csv(RESULTS / "theory_glyphs.csv")
     monkeypatch.setattr(theory_glyphs, "PROBES", {"linear": 0})
-    monkeypatch.setattr(theory_glyphs, "CONDITIONS", ((0.05, 60),))
+    monkeypatch.setattr(theory_glyphs, "CONDITIONS", ((0.05, 60, 1),))
     few = [stimuli.varied_glyphs(n, seed=n) for n in (120, 40)]
     codes = {name: probes.factor_codes(few[0].factors)[name] for name in ("slant", "polarity")}
     monkeypatch.setattr(theory_glyphs, "factor_codes", lambda table: codes)
     rows = theory_glyphs.probe_run(*few, temperature=0.05, batch_size=60, seed=0, epochs=1)
     assert list(rows) == list(committed)
     assert set(rows["layer"]) == set(committed["layer"]) and set(rows["factor"]) <= set(committed["factor"])
-    assert set(committed["seed"]) == set(theory_glyphs.SEEDS) and set(committed["epochs"]) == {
-        theory_glyphs.EPOCHS
-    }
+    assert set(committed["seed"]) == set(theory_glyphs.SEEDS)
 
 
 def test_photo_rows_compare_methods_seeds_and_maps_as_in_the_committed_tables(monkeypatch):
