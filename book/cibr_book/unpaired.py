@@ -1,7 +1,7 @@
 """Photos and captions whose pairing is not known: what they add to a few pairs.
 
 Two uses, both in the features of frozen towers. An EM estimate of the joint covariance of image and text features
-takes the marginals from all photos and captions. Self-training pairs each photo with its nearest captions under
+takes the marginals from all photos and captions. Self-training pairs each photo with its nearest caption under
 regularised CCA and trains on them beside the true pairs (pseudo-labels, Lee 2013). Here both come from the pairs
 that a run leaves out of its training split, so that the right captions of a photo are among the candidates.
 """
@@ -68,15 +68,15 @@ def em_cca(paired: Inputs, alone: Inputs, config: RunConfig, dim: int) -> Regula
     return RegularisedCCA(*means, *canonical_maps(moments, dim, *ridges))
 
 
-def nearest_captions(cca: RegularisedCCA, inputs: Inputs, n: int) -> list[list[str]]:
-    """For each image the n texts of all inputs that are nearest under a CCA, the nearest first."""
+def nearest_captions(cca: RegularisedCCA, inputs: Inputs) -> list[str]:
+    """For each image the text, of those of all images, that is nearest under a CCA."""
     texts, found = inputs.pairs.texts(), cca.texts(inputs.texts[0])
-    best = [(part @ found.T).topk(n).indices for part in cca.images(inputs.images).split(512)]
-    return [[texts[i] for i in row] for row in torch.cat(best).tolist()]
+    best = [(part @ found.T).argmax(1) for part in cca.images(inputs.images).split(512)]
+    return [texts[i] for i in torch.cat(best).tolist()]
 
 
 def with_unpaired(
-    model: DualEncoder, config: RunConfig, em: bool, pseudo_captions: int, repeats: int
+    model: DualEncoder, config: RunConfig, em: bool = False, self_training: bool = False, repeats: int = 1
 ) -> tuple[Pairs, RegularisedCCA]:
     """A run's few pairs, with those that it leaves out as photos and captions whose pairing is hidden.
 
@@ -84,8 +84,8 @@ def with_unpaired(
         model: whose frozen towers give the features.
         config: of the run, whose corruption keeps a fraction of the pairs.
         em: take covariances from all features rather than from the pairs.
-        pseudo_captions: nearest captions that an unpaired photo is trained with; 0 leaves such photos out.
-        repeats: how often a true pair comes in an epoch.
+        self_training: train on the other photos too, each with its nearest caption.
+        repeats: how often a true pair then comes in an epoch.
 
     Returns:
         The training pairs, and the CCA that heads start at and the penalty `anchor` draws to.
@@ -97,9 +97,9 @@ def with_unpaired(
     ridges = config.cca_ridge_image, config.cca_ridge_text
     cca = RegularisedCCA.fit(paired.images[of_text], paired.texts[0], model.dim, *ridges)
     cca = em_cca(paired, alone, config, model.dim) if em else cca
-    if not pseudo_captions:
+    if not self_training:
         return kept, cca
     row = {key: i for i, key in enumerate(whole.keys)}
     rows = torch.tensor([row[key] for key in [*kept.keys * repeats, *left.keys]])
-    captions = kept.captions * repeats + nearest_captions(cca, alone, pseudo_captions)
+    captions = kept.captions * repeats + [[text] for text in nearest_captions(cca, alone)]
     return replace(whole.subset(rows), captions=captions), cca

@@ -9,7 +9,7 @@ from cibr.models import features
 from cibr.models.features import prepare
 from cibr.train import configure
 from cibr_book import unpaired
-from cibr_book.unpaired import em_moments, nearest_captions, with_unpaired
+from cibr_book.unpaired import em_moments, with_unpaired
 
 
 def sides(n=40):
@@ -54,16 +54,13 @@ def test_unpaired_photos_get_their_nearest_captions_and_pairs_come_as_often_as_a
     monkeypatch.setattr(unpaired, "load_pairs", lambda name, split: whole)
     config = configure(model="frozen", corruption={"fraction": 0.5, "redraw": True}, seed=3)
     model = build("frozen")
-    kept, _ = with_unpaired(model, config, em, pseudo_captions=0, repeats=1)
-    train, cca = with_unpaired(model, config, em, pseudo_captions=2, repeats=3)
+    kept, _ = with_unpaired(model, config, em)
+    train, cca = with_unpaired(model, config, em, self_training=True, repeats=3)
     assert train.keys[:36] == kept.keys * 3 and train.captions[:36] == kept.captions * 3
     left = [key for key in whole.keys if key not in kept.keys]
     assert train.keys[36:] == left
     alone = whole.subset(torch.tensor([whole.keys.index(key) for key in left]))
     inputs = prepare(model, alone)
     similarity = cca.images(inputs.images) @ cca.texts(inputs.texts[0]).T
-    assert train.captions[36:] == nearest_captions(cca, inputs, 2)
-    texts = alone.texts()
-    for row, captions in zip(similarity, train.captions[36:], strict=True):
-        assert texts[int(row.argmax())] == captions[0]
+    assert train.captions[36:] == [[alone.texts()[i]] for i in similarity.argmax(1).tolist()]
     assert train.image(40).tobytes() == whole.image(whole.keys.index(train.keys[40])).tobytes()
