@@ -171,13 +171,13 @@ def in_points(rows: pd.DataFrame, index: Sequence[str] = ("condition", "method",
 
 
 def main() -> None:
-    """Write mini_suite.csv: CLIP and CIBR vMF of experiments/photos.yaml, item by item, from the runs' folders."""
+    """Write mini_suite.csv: CLIP and sampled CIBR vMF of experiments/photos.yaml, from runs' folders."""
     from cibr.evaluate import compare, read_evaluation
 
     plan = read_plan(project_root() / "experiments" / "photos.yaml")
     folders = {
         method: [run for run, s in plan.runs.items() if s["method"] == method and s["seed"] <= 5]
-        for method in ("CLIP", "CIBR vMF")
+        for method in ("CLIP", "CIBR vMF, sampled")
     }
     runs = project_root() / "runs" / "photos"
     sides = [[read_evaluation(runs / run, "mini", method) for run in ids] for method, ids in folders.items()]

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from cibr_book.tables import HEADLINE, differences, in_points, read_table
+from cibr_book.tables import HEADLINE, chosen, differences, in_points, read_table
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "book" / "ablation.ipynb"
 DIFFERENCE = re.compile(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]")
+FEW, GREY, CAPITAL = "Flickr8k, 10 % of the pairs", "Flickr8k, spurious grey", "glyphs, spurious polarity"
+CONTROLS = ["CLIP, CCA start + crops", "CLIP, CCA start", "closed-form CCA", "CLIP, self-training"]
 
 
 @pytest.fixture(scope="module")
@@ -25,79 +27,105 @@ def rows():
     return read_table()
 
 
+@pytest.fixture(scope="module")
+def found(rows):
+    return differences(rows)
+
+
 def sentence(found, condition, method, beta):
     """The three differences of one method as the chapter prints them."""
     cells = in_points(found).loc[(condition, method, beta), [*HEADLINE]]
     return [text.removesuffix(" *") for text in cells]
 
 
-def test_every_difference_in_the_prose_is_that_of_the_named_rows(prose, rows):
-    found = differences(rows)
-    later = differences(rows[(rows["condition"] == "Flickr8k") & (rows["seed"] > 5)])
-    shuffled = "glyphs, 30 % shuffled captions"
-    noise = differences(rows[rows["condition"] == shuffled], control="noise only")
+def told(prose, words, n=3):
+    """The first differences after some words of the chapter."""
+    assert prose.count(words) == 1, words
+    return DIFFERENCE.findall(prose.split(words)[1])[:n]
+
+
+def test_every_difference_in_the_prose_is_one_of_the_table_against_a_control_that_the_chapter_names(prose, rows):
+    controls = ["CLIP", "noise only", *CONTROLS]
+    tables = [in_points(differences(rows, control=control)) for control in controls]
+    assert set(DIFFERENCE.findall(prose)) <= {text.removesuffix(" *") for t in tables for text in t.stack()}
+
+
+def test_the_sentences_on_the_main_findings_have_the_numbers_of_their_rows(prose, rows, found):
+    start = differences(rows[rows["condition"] == FEW], control=CONTROLS[0])
+    training = differences(rows[rows["condition"] == FEW], control="CLIP, self-training")
     claims = {
-        "the vMF bound is at": sentence(found, "Flickr8k", "CIBR vMF", 0.01),
-        "MINE, the paper's estimator, at": sentence(found, "Flickr8k", "CIBR MINE", 0.003),
-        "trained after the choice are at": sentence(later, "Flickr8k", "CIBR crossfit", 0.1),
-        "*consistency* is at": sentence(found, "glyphs, spurious polarity", "consistency", 0.3),
-        "CLIP on every image in both styles is at": sentence(
-            found, "Flickr8k, spurious grey", "CLIP, in both styles", 0.0
-        ),
-        "where consistency is at": sentence(found, "Flickr8k, spurious grey", "consistency", 0.3),
-        "With shuffled captions the vMF bound is at": sentence(found, shuffled, "CIBR vMF", 0.03)[:1],
-        "without a penalty, at": sentence(found, shuffled, "noise only", 0.0)[:1],
-        "On glyphs it stands at": sentence(found, "glyphs, spurious polarity", "CLIP, in both styles", 0.0),
-        "the vMF bound at beta 0.03 is at": sentence(noise, shuffled, "CIBR vMF", 0.03),
+        "and feature noise at": sentence(found, FEW, "CIBR anchor + crops + two captions + noise", 1.0),
+        "The same without the penalty is at": sentence(found, FEW, f"{CONTROLS[0]} + two captions + noise", 0.0),
+        "without any training, at": sentence(found, FEW, "closed-form CCA", 0.0),
+        "With crops only, the anchor adds": sentence(start, FEW, "CIBR anchor + crops", 1.0),
+        "at hand, self-training is at": sentence(found, FEW, "CLIP, self-training", 0.0),
+        "the anchor on top of it at": sentence(training, FEW, "CIBR anchor, self-training", 1.0),
+        "*consistency* is at": sentence(found, CAPITAL, "consistency", 0.3),
+        "glyphs and at": sentence(found, GREY, "consistency", 0.3),
+        "CLIP on every image in both styles is at": sentence(found, GREY, "CLIP, in both styles", 0.0),
     }
     for words, expected in claims.items():
-        assert DIFFERENCE.findall(prose.split(words)[1])[: len(expected)] == expected, words
-    assert len(DIFFERENCE.findall(prose)) == sum(map(len, claims.values()))
+        assert told(prose, words) == expected, words
 
 
-def test_every_other_number_in_the_prose_is_a_setting_of_the_study(prose):
+def test_the_anchor_gains_in_all_three_scores_and_its_own_share_from_text_to_image_alone(rows, found):
+    whole = found[(found["condition"] == FEW) & (found["method"] == "CIBR anchor + crops + two captions + noise")]
+    assert (whole["significance"] == "gain").all() and (whole["n_seeds"] == 8).all()
+    share = differences(rows[rows["condition"] == FEW], control=CONTROLS[0])
+    share = share[share["method"] == "CIBR anchor + crops"]
+    gains = share.set_index("measure")["significance"] == "gain"
+    assert gains.to_dict() == {"zero-shot": False, "image to text": False, "text to image": True}
+    training = found[(found["condition"] == FEW) & (found["method"] == "CLIP, self-training")]
+    assert (training["significance"] == "gain").all()
+    best = found[found["condition"] == FEW].groupby("measure")["value"].idxmax()
+    assert found.loc[best[["zero-shot", "text to image"]], "method"].str.contains("self-training").all()
+
+
+def test_no_weight_of_the_papers_penalty_gains_in_all_three_scores(found):
+    ours = found[found["method"].str.match("CIBR (vMF|MINE|crossfit)") & (found["significance"] == "gain")]
+    assert ours.groupby(["condition", "method", "beta"])["measure"].nunique().max() < len(HEADLINE)
+
+
+def test_the_curves_are_flat_below_a_tenth_and_lose_all_three_scores_at_the_largest_weight(found):
+    curves = found[found["method"].str.match("CIBR (vMF|MINE|crossfit)") & (found["condition"] == FEW)]
+    low = curves[curves["beta"] <= 0.1]
+    assert low["difference"].abs().max() < 0.25
+    largest = curves[curves["beta"] == 3]
+    assert (largest["significance"] == "loss").all() and largest["method"].nunique() == 3
+
+
+def test_probes_read_less_of_image_only_factors_at_large_weights_and_no_less_of_people(rows):
+    few = rows[rows["condition"] == FEW]
+    few = few.assign(leakage=few[["leakage_image_brightness", "leakage_image_colourfulness"]].mean(axis=1))
+    few = few.assign(people=few[["shared_image_people", "shared_text_people"]].mean(axis=1))
+    found = differences(few[few["method"].isin(["CLIP", "CIBR vMF", "CIBR vMF, sampled"])], ["leakage", "people"])
+    by_beta = found.set_index(["measure", "beta"]).sort_index()
+    for beta in (1, 3):
+        share = by_beta.loc[("leakage", beta)]["difference"] / by_beta.loc[("leakage", beta)]["control"]
+        assert share.between(-0.25, -0.05).all() and (by_beta.loc[("people", beta)]["difference"] > 0).all()
+    assert (by_beta.loc["leakage"].query("beta < 0.2")["difference"].abs() < 0.003).all()
+
+
+def test_every_other_number_in_the_prose_is_a_setting_of_the_study(prose, rows):
     rest = DIFFERENCE.sub("", prose)
-    numbers = set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.]*\w)", rest))
-    shares = {"10", "30", "1"}  # per cent of the pairs, of the captions, of the counterexamples
-    recalls, level, weight, text_weights = {"1", "5", "10"}, {"95"}, {"0.03"}, {"0", "1"}
-    assert numbers <= shares | recalls | level | weight | text_weights
+    numbers = set(re.findall(r"(?<![\w.,])\d+(?:[.,]\d+)*(?![\w.,]*\w)", rest))
+    sizes = {"600", "6,000", "30,000", "20"} | {str(len(t)) for t in (rows, read_table("ablation_trials.csv"))}
+    assert numbers <= sizes | {"0", "0.05", "0.1", "0.3", "0.5", "1", "3", "5", "10", "30", "95"}, numbers
+    assert len(rows) and rows["seed"].max() >= 8
 
 
-def test_the_conclusions_of_the_prose_hold_in_the_rows(rows):
-    found = differences(rows)
-    ours = found[found["method"].str.contains("CIBR")]
-    gains = ours[ours["significance"] == "gain"].groupby(["condition", "method", "beta"]).size()
-    assert gains.max() < len(HEADLINE)  # no form of the penalty gains in all three scores
-    consistent = found.query(
-        "condition == 'glyphs, spurious polarity' and method == 'consistency' and beta == 0.3"
-    )
-    assert (consistent["significance"] == "gain").all() and (consistent["n_seeds"] == 8).all()
-    crossfit = ours.query("method == 'CIBR crossfit' and measure == 'zero-shot' and significance == 'gain'")
-    assert sorted(zip(crossfit["condition"], crossfit["beta"], strict=True)) == [
-        ("Flickr8k", 0.1),
-        ("Flickr8k", 0.3),
-        ("Flickr8k, 30 % of the pairs", 0.03),
-    ]
-    few = found[found["condition"].isin(["glyphs", "glyphs, 10 % of the pairs", "glyphs, 30 % of the pairs"])]
-    assert not (few["significance"] == "gain").any()
+def test_what_has_three_seeds_is_said_to(found):
     both = found[found["method"] == "CLIP, in both styles"]
     assert (both["n_seeds"] == 3).all()
 
 
-def test_mine_ran_at_the_smallest_weight_and_without_trials_are_the_conditions_that_the_prose_names(rows):
-    trials = read_table("ablation_trials.csv")
-    mine = trials[trials["method"] == "CIBR MINE"]
-    assert set(rows[rows["method"] == "CIBR MINE"]["beta"]) == {mine["beta"].min()}
-    assert set(rows[rows["method"] == "CIBR MINE"]["condition"]) == {"Flickr8k"}
-    untried = set(rows["condition"]) - set(trials["condition"])
-    related = ("full size", "twice the epochs", "1 % counterexamples", "learned temperature")
-    assert len(untried) == 5 and {c for c in untried if not c.endswith(related)} == {"Flickr8k, 30 % of the pairs"}
-    settings = trials[trials["condition"] == "glyphs, spurious polarity"]["configuration"].map(json.loads)
-    assert not any("dropout" in s for s in settings)
-
-
-def test_consistency_has_another_loss_on_photos_than_where_a_style_is_spurious(rows):
+def test_consistency_penalises_the_images_alone(rows):
     settings = rows[rows["method"] == "consistency"].set_index("condition")["configuration"].map(json.loads)
-    weights = settings.map(lambda s: s["text_weight"])
-    assert {weights.loc[c].iloc[0] for c in ("Flickr8k", "Flickr8k, 10 % of the pairs")} == {1}
-    assert set(weights[weights.index.str.contains("spurious")]) == {0}
+    spurious = settings[settings.index.str.contains("spurious")]
+    assert {s["text_weight"] for s in spurious} == {0}
+
+
+def test_the_anchor_chose_the_smallest_beta_on_offer():
+    trials = read_table("ablation_trials.csv")
+    anchor = trials[(trials["condition"] == FEW) & trials["method"].str.startswith("CIBR anchor")]
+    assert set(chosen(anchor)["beta"]) == {anchor["beta"].min()}

@@ -64,14 +64,14 @@ def test_every_planned_run_has_a_row_and_every_row_a_plan(table):
         assert names == [row[name] for name in ("method", "condition", "beta", "seed")]
 
 
-def test_old_runs_with_a_penalty_state_that_they_sampled():
+def test_the_name_of_a_method_says_whether_it_contrasts_samples():
     for table in ("ablation.csv", "ablation_trials.csv"):
         for settings in all_planned(table).values():
-            noisy = settings.get("penalty") in ("vmf", "mine", "crossfit", "consistency")
-            assert settings.get("sample", False) == (noisy or settings["method"] == "noise only")
+            always = settings["method"] in ("noise only", "CIBR MINE", "consistency")
+            assert settings.get("sample", False) == (always or settings["method"].endswith("sampled"))
 
 
-SEARCHED = ["Flickr8k", "Flickr8k, 10 % of the pairs", "Flickr8k, spurious grey", "Flickr8k, spurious contours"]
+SEARCHED = ["Flickr8k", "Flickr8k, 10 % of the pairs", "Flickr8k, spurious grey"]
 SEARCHED += ["glyphs", "glyphs, 10 % of the pairs", "glyphs, 30 % of the pairs", "glyphs, 30 % shuffled captions"]
 SEARCHED += ["glyphs, spurious polarity"]
 
@@ -81,12 +81,15 @@ def test_every_method_had_as_many_trials_and_ran_as_its_best_one(condition):
     trials, rows = read_table("ablation_trials.csv"), read_table()
     trials, rows = trials[trials["condition"] == condition], rows[rows["condition"] == condition]
     counts = trials.groupby("method").size()
-    assert counts.nunique() == 1
+    # A closed form takes seconds; its ridges, of which it had more, are those of all that start at it.
+    assert counts.drop("closed-form CCA", errors="ignore").nunique() == 1
     for method in counts.index:
         best = trials[trials["method"] == method].nlargest(1, "validation").iloc[0]
         settings = json.loads(best["configuration"])
         ran = [json.loads(text) for text in rows[rows["method"] == method]["configuration"]]
-        names = ("temperature", "dropout", "beta", "kappa_e", "group_share", "text_weight", "corruption", "sample")
+        names = ("temperature", "dropout", "beta", "kappa_e", "sample", "text_weight", "corruption", "unpaired")
+        names += ("group_size", "group_share", "learning_rate", "epochs", "feature_noise", "ema_decay")
+        names += ("cca_ridge_image", "cca_ridge_text")
         assert any(all(s.get(n) == settings.get(n) for n in names) for s in ran), (condition, method, settings)
     assert control_of(rows)["hyperparameters"].nunique() == 1
 
