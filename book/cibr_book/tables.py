@@ -15,7 +15,6 @@ from scipy import stats
 
 from cibr.utils import project_root
 from cibr_book.analysis import mean_intervals
-from cibr_book.plan import read_plan
 
 RESULTS = project_root() / "data" / "results"
 _SETS = ("cifar10", "caltech101-mini", "food101-64px", "imagenette", "intel-scenes", "dtd10", "pacs", "mean of 7")
@@ -171,16 +170,16 @@ def in_points(rows: pd.DataFrame, index: Sequence[str] = ("condition", "method",
 
 
 def main() -> None:
-    """Write mini_suite.csv: CLIP and sampled CIBR vMF of experiments/photos.yaml, from runs' folders."""
+    """Write mini_suite.csv: CLIP and CIBR vMF of experiments/photos_beta.yaml, by items, from runs' folders."""
     from cibr.evaluate import compare, read_evaluation
 
-    plan = read_plan(project_root() / "experiments" / "photos.yaml")
-    folders = {
-        method: [run for run, s in plan.runs.items() if s["method"] == method and s["seed"] <= 5]
-        for method in ("CLIP", "CIBR vMF, sampled")
-    }
-    runs = project_root() / "runs" / "photos"
-    sides = [[read_evaluation(runs / run, "mini", method) for run in ids] for method, ids in folders.items()]
+    rows = read_table()
+    rows = chosen(rows[(rows["condition"] == "Flickr8k") & rows["method"].isin(["CLIP", "CIBR vMF"])])
+    runs = project_root() / "runs" / "photos_beta"
+    sides = [
+        [read_evaluation(runs / run, "mini", method) for run in rows.loc[rows["method"] == method, "run"]]
+        for method in ("CLIP", "CIBR vMF")
+    ]
     compare(*sides).to_csv(RESULTS / "mini_suite.csv", index=False, float_format="%.6g")
 
 

@@ -11,7 +11,8 @@ from cibr_book.tables import HEADLINE, chosen, differences, in_points, read_tabl
 NOTEBOOK = Path(__file__).resolve().parents[2] / "book" / "ablation.ipynb"
 DIFFERENCE = re.compile(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]")
 FEW, GREY, CAPITAL = "Flickr8k, 10 % of the pairs", "Flickr8k, spurious grey", "glyphs, spurious polarity"
-CONTROLS = ["CLIP, CCA start + crops", "CLIP, CCA start", "closed-form CCA", "CLIP, self-training"]
+CONTROLS = ["CLIP, CCA start + crops", "CLIP, CCA start", "closed-form CCA"]
+CONTROLS += ["CLIP, self-training", "CIBR anchor + crops"]
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +54,15 @@ def test_every_difference_in_the_prose_is_one_of_the_table_against_a_control_tha
 def test_the_sentences_on_the_main_findings_have_the_numbers_of_their_rows(prose, rows, found):
     start = differences(rows[rows["condition"] == FEW], control=CONTROLS[0])
     training = differences(rows[rows["condition"] == FEW], control="CLIP, self-training")
+    anchor = differences(rows[rows["condition"] == FEW], control="CIBR anchor + crops")
     claims = {
         "and feature noise at": sentence(found, FEW, "CIBR anchor + crops + two captions + noise", 1.0),
         "The same without the penalty is at": sentence(found, FEW, f"{CONTROLS[0]} + two captions + noise", 0.0),
         "without any training, at": sentence(found, FEW, "closed-form CCA", 0.0),
         "With crops only, the anchor adds": sentence(start, FEW, "CIBR anchor + crops", 1.0),
         "at hand, self-training is at": sentence(found, FEW, "CLIP, self-training", 0.0),
-        "the anchor on top of it at": sentence(training, FEW, "CIBR anchor, self-training", 1.0),
+        "anchor with crops at": sentence(anchor, FEW, "CLIP, self-training", 0.0),
+        "on top of it gains nothing, ": sentence(training, FEW, "CIBR anchor, self-training", 1.0),
         "*consistency* is at": sentence(found, CAPITAL, "consistency", 0.3),
         "glyphs and at": sentence(found, GREY, "consistency", 0.3),
         "CLIP on every image in both styles is at": sentence(found, GREY, "CLIP, in both styles", 0.0),
@@ -92,6 +95,15 @@ def test_the_curves_are_flat_below_a_tenth_and_lose_all_three_scores_at_the_larg
     assert low["difference"].abs().max() < 0.25
     largest = curves[curves["beta"] == 3]
     assert (largest["significance"] == "loss").all() and largest["method"].nunique() == 3
+
+
+def test_with_all_pairs_small_weights_move_little_and_a_weight_of_one_loses_retrieval(found):
+    curves = found[found["method"].isin(["CIBR vMF", "CIBR MINE"]) & (found["condition"] == "Flickr8k")]
+    assert set(curves["method"]) == {"CIBR vMF", "CIBR MINE"}
+    low = curves[curves["beta"] <= 0.1]
+    assert low["difference"].abs().max() < 0.35 and not (low["significance"] == "loss").any()
+    retrieval = curves[(curves["beta"] == 1) & (curves["measure"] != "zero-shot")]
+    assert len(retrieval) == 4 and (retrieval["significance"] == "loss").all()
 
 
 def test_probes_read_less_of_image_only_factors_at_large_weights_and_no_less_of_people(rows):
