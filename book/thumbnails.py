@@ -10,7 +10,10 @@ from pathlib import Path
 from cibr import load_pairs
 
 FOLDER = Path(__file__).resolve().parent / "thumbnails"
-SHOWN = {"test": (10, 87, 245, 310, 522, 701), "train": (3, 21, 24, 7, 5, 9)}  # three of the latter are dogs
+SHOWN = {
+    "test": (10, 87, 245, 310, 522, 701),
+    "train": (3, 21, 24, 7, 5, 9),
+}  # three of the latter are dogs
 SIDE = 120  # pixels
 
 if __name__ == "__main__":
