@@ -7,6 +7,6 @@ from cibr.losses.baselines import siglip_loss
 from cibr.losses.cca import RegularisedCCA
 from cibr.losses.cibr import CIBRLoss, beta_at
 from cibr.losses.clip import clip_loss
-from cibr.losses.penalties import NEEDS_POOLED, PENALTIES
+from cibr.losses.penalties import PENALTIES
 
-__all__ = ["NEEDS_POOLED", "PENALTIES", "CIBRLoss", "RegularisedCCA", "beta_at", "clip_loss", "siglip_loss"]
+__all__ = ["PENALTIES", "CIBRLoss", "RegularisedCCA", "beta_at", "clip_loss", "siglip_loss"]

@@ -25,7 +25,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 from cibr.data import Pairs
-from cibr.losses import NEEDS_POOLED, CIBRLoss, RegularisedCCA, beta_at
+from cibr.losses import CIBRLoss, RegularisedCCA, beta_at
+from cibr.losses.penalties import NEEDS_POOLED
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.features import Batch, Inputs, embed_pairs, prepare
