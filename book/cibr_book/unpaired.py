@@ -18,6 +18,7 @@ from cibr.losses.cca import Moments, RegularisedCCA, canonical_maps, centred_mom
 from cibr.models import DualEncoder
 from cibr.models.features import Inputs, prepare
 from cibr.train import RunConfig
+from cibr.train.loop import fit_cca
 
 ROUNDS = 3
 
@@ -93,10 +94,7 @@ def with_unpaired(
     whole, corruption = load_pairs(config.dataset, "train"), Corruption.parse(config.corruption)
     kept, left = split_subset(whole, corruption, config.seed)
     paired, alone = prepare(model, kept), prepare(model, left)
-    of_text = kept.text_to_image()
-    ridges = config.cca_ridge_image, config.cca_ridge_text
-    cca = RegularisedCCA.fit(paired.images[of_text], paired.texts[0], model.dim, *ridges)
-    cca = em_cca(paired, alone, config, model.dim) if em else cca
+    cca = em_cca(paired, alone, config, model.dim) if em else fit_cca(model, paired, config)
     if not self_training:
         return kept, cca
     row = {key: i for i, key in enumerate(whole.keys)}
