@@ -41,8 +41,12 @@ class Plan(NamedTuple):
     runs: dict[str, dict[str, Any]]
 
 
-def read_plan(file: str | Path) -> Plan:
+def read_plan(file: str | Path, results: str | Path = "") -> Plan:
     """The sweep that a YAML file describes.
+
+    Args:
+        file: the YAML file.
+        results: another table for its rows, relative to the current folder.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -66,7 +70,8 @@ def read_plan(file: str | Path) -> Plan:
                     raise ValueError(f"{file}: two runs have the settings {settings}; give each run once")
                 runs[run] = settings | {"condition": condition}
     work = entries.get("work", "cibr_book.run.train_and_measure")
-    return Plan((file.parent / entries["results"]).resolve(), work, runs)
+    table = Path(results) if results else file.parent / entries["results"]
+    return Plan(table.resolve(), work, runs)
 
 
 def grid(axes: dict[str, Any]) -> list[dict[str, Any]]:
@@ -160,8 +165,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("sweep", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--results", default="", help="another table")
     given = parser.parse_args()
-    plan = read_plan(given.sweep)
+    plan = read_plan(given.sweep, given.results)
     n_new, table = collect(plan, given.folder), plan.results.name
     missing = set(plan.runs) - set(committed(plan.results)["run"])
     print(f"{table}: {n_new} new rows; {len(missing)} of the {len(plan.runs)} runs have none")

@@ -26,7 +26,7 @@ def sweep_file(folder: Path, **axes) -> Path:
     return file
 
 
-def start(folder: Path, cores: int = 2) -> subprocess.Popen:
+def start(folder: Path, *config: str, cores: int = 2) -> subprocess.Popen:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     paths = os.pathsep.join([str(ROOT), str(ROOT / "book"), str(ROOT / "tests" / "experiments")])
     call = [
@@ -37,6 +37,7 @@ def start(folder: Path, cores: int = 2) -> subprocess.Popen:
         ROOT / "experiments" / "Snakefile",
         "--config",
         "sweep=toy.yaml",
+        *config,
     ]
     call += ["--profile", ROOT / "experiments" / "profiles" / "local", "--cores", str(cores)]
     environment = {**os.environ, "PATH": path, "PYTHONPATH": paths}
@@ -82,3 +83,22 @@ def test_a_killed_sweep_goes_on_with_what_is_missing(tmp_path):
     assert again.returncode == 0, output
     assert begun(tmp_path) == [2, 2, 2]  # the finished run was not done again
     assert committed(tmp_path / "rows.csv")["run"].tolist() == [done, hung]
+
+
+def test_committed_runs_of_one_method_are_done_again_into_another_table(tmp_path):
+    entries = yaml.safe_load(sweep_file(tmp_path, i=[2, 3]).read_text())
+    methods = entries["conditions"]["toys"]["methods"]
+    methods.append(methods[0] | {"method": "other", "i": [4, 5]})
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(entries))
+    plan = read_plan(tmp_path / "toy.yaml")
+    written = "run,method\n" + "".join(f"{run},toy\n" for run in plan.runs)
+    (tmp_path / "rows.csv").write_text(written)
+    sweep = start(tmp_path, "results=again.csv", "only=other")
+    output, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 0, output
+    rows = committed(tmp_path / "again.csv")
+    assert set(rows["method"]) == {"other"} and begun(tmp_path) == [4, 5]
+    assert (tmp_path / "rows.csv").read_text() == written
+    nothing = start(tmp_path, "only=othr")
+    output, _ = nothing.communicate(timeout=120)
+    assert nothing.returncode and "no condition, method or run 'othr'" in output
