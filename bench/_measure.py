@@ -50,6 +50,14 @@ def _peak_mib_here(make: Callable, args: tuple) -> float:
     return (resident_kib("VmHWM") - before) / 1024
 
 
+def device_peak_mib(call: Callable) -> float:
+    """Growth of what PyTorch holds on the GPU while `call()` runs."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
 def machine(peers: Sequence[str] = ()) -> dict[str, str | int]:
     """What the numbers were measured on, with the versions of torch and of the peers, by distribution."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -59,10 +67,13 @@ def machine(peers: Sequence[str] = ()) -> dict[str, str | int]:
     return about | {peer: version(peer) for peer in peers}
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The command line of a bench."""
+def arguments(description: str, sizes: Sequence[int] = ()) -> argparse.Namespace:
+    """The command line of a bench; one with sizes also runs at others, and on a GPU."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--save", action="store_true", help="also store the table in data/results/bench.csv")
+    if sizes:
+        parser.add_argument("--sizes", type=int, nargs="+", default=sizes, help="rows of a batch")
+        parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the steps run")
     return parser.parse_args()
 
 

@@ -1,14 +1,19 @@
 """Time, peak memory and gradient error of a training step at large batches, beside the ways others have.
 
-    python bench/step.py [--save]
+    python bench/step.py [--save] [--device cuda] [--sizes 4096 16384 65536]
 
-Encoders are the tiny ones, fed with noise; parts have 256 rows. `open_clip` is the accumulation of its training
-script, `plain accumulation` the mean of the losses of the parts, as a trainer that knows nothing of contrast does
-it, `plain torch` the whole batch in one graph, and the floor the encoders alone without any loss. The second table
-is a step of CLIP's ViT-B/32, from scratch weights, and what of it the penalty takes.
+Encoders are the tiny ones, fed with noise, the same for all; parts have 256 rows, or a sixteenth of the batch if
+that is more. `open_clip` is the accumulation of its training script; `sentence-transformers` is its
+`CachedMultipleNegativesRankingLoss` in both directions, which replaces the deprecated
+`CachedMultipleNegativesSymmetricRankingLoss` and like it has a constant temperature; `plain accumulation` is the
+mean of the losses of the parts, as a trainer that knows nothing of contrast does it, `plain torch` the whole batch
+in one graph, and the floor the encoders alone without any loss. Errors are against InfoNCE in float64. A step
+without a time did not fit the GPU. The second table, on the CPU, is a step of CLIP's ViT-B/32, from scratch
+weights, and what of it the penalty takes.
 """
 
 import importlib.util
+import math
 import sys
 import time
 from functools import partial
@@ -17,12 +22,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPConfig, CLIPModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from _measure import arguments, medians, peak_mib, show
+from _measure import arguments, device_peak_mib, medians, peak_mib, show
 
 from cibr import CIBRLoss, DualEncoder, clip_loss
 from cibr.losses.penalties import PENALTIES, PenaltyInputs
@@ -35,11 +41,12 @@ SIZES, PART, CLIP_ROWS, CLIP_PART = (256, 1024, 4096), 256, 16, 4
 BETA = 0.05
 
 
-def inputs(n: int, size: int = 32, tokens: int = 12, vocabulary: int = 256) -> Batch:
+def inputs(n: int, size: int = 32, tokens: int = 12, vocabulary: int = 256, device: str = "cpu") -> Batch:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8)
     ids = torch.randint(2, vocabulary, (n, tokens), generator=generator)
-    return Batch(images, (ids, torch.ones_like(ids)), torch.arange(n))
+    ids = ids.to(device)
+    return Batch(images.to(device), (ids, torch.ones_like(ids)), torch.arange(n, device=device))
 
 
 def tiny() -> DualEncoder:
@@ -57,19 +64,23 @@ def encode(model, batch, rows=slice(None)):
     return image, encode_texts(model, tuple(t[rows] for t in batch.texts)).features
 
 
+def part_of(n):
+    return max(PART, n // 16)
+
+
 def slices(n):
-    return [slice(start, start + PART) for start in range(0, n, PART)]
+    return [slice(start, start + part_of(n)) for start in range(0, n, part_of(n))]
 
 
-def ours(model, batch, beta=BETA, part=PART):
-    loss_fn = CIBRLoss(beta)
+def ours(model, batch, beta=BETA, part=None):
+    loss_fn, part = CIBRLoss(beta), part_of(len(batch.labels)) if part is None else part
     cache = GradCache(model, batch, Accelerator(), micro_batch_size=part)
     loss_fn(**cache.features, logit_scale=model.logit_scale, labels=cache.labels)["loss"].backward()
     cache.backward()
 
 
 def plain_loss(image, text, scale):
-    logits, target = scale * image @ text.T, torch.arange(len(image))
+    logits, target = scale * image @ text.T, torch.arange(len(image), device=image.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
@@ -94,6 +105,39 @@ def open_clip(model, batch):
         loss_fn(*(torch.cat(side) for side in zip(*fresh, strict=True)), model.logit_scale).backward()
 
 
+class Sides(torch.nn.Sequential):
+    """A `DualEncoder` as sentence-transformers' losses call a model: with one side, as tensors by name."""
+
+    def forward(self, side):
+        if "images" in side:
+            return {"sentence_embedding": encode_images(self[0], side["images"]).features}
+        ids_and_mask = (side["input_ids"], side["attention_mask"])
+        return {"sentence_embedding": encode_texts(self[0], ids_and_mask).features}
+
+
+def sentence_transformers(model, batch):
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss as Cached
+
+    directions = dict(directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction")
+    part, scale = part_of(len(batch.labels)), model.logit_scale.item()
+    loss_fn = Cached(Sides(model), scale, mini_batch_size=part, **directions)
+    texts = dict(zip(("input_ids", "attention_mask"), batch.texts, strict=True))
+    loss_fn([{"images": batch.images}, texts], batch.labels).backward()
+
+
+def exact(model, batch):
+    """InfoNCE of the whole batch; only one part's graph is in memory, so that float64 fits at any size."""
+
+    def term(image, text, rows):
+        parts = [scale * a[rows] @ b.T for a, b in ((image, text), (text, image))]
+        return sum(F.cross_entropy(x, batch.labels[rows], reduction="sum") for x in parts) / (2 * len(image))
+
+    parts, scale = slices(len(batch.labels)), model.logit_scale
+    encoded = [checkpoint(encode, model, batch, rows, use_reentrant=False) for rows in parts]
+    image, text = (torch.cat(side) for side in zip(*encoded, strict=True))
+    sum(checkpoint(term, image, text, rows, use_reentrant=False) for rows in parts).backward()
+
+
 def floor(model, batch):
     for rows in slices(len(batch.labels)):
         sum(side.sum() for side in encode(model, batch, rows)).backward()
@@ -103,18 +147,24 @@ STEPS = {
     "cibr": ours,
     "cibr, one part": partial(ours, part=0),
     "open_clip": open_clip,
+    "sentence-transformers": sentence_transformers,
     "plain accumulation": plain_accumulation,
     "plain torch": plain,
     "encoders alone": floor,
 }
-if not importlib.util.find_spec("open_clip"):
-    del STEPS["open_clip"]
+PEERS = {"open_clip": "open_clip_torch", "sentence-transformers": "sentence-transformers"}
+ABSENT = [name for name in PEERS if not importlib.util.find_spec(name.replace("-", "_"))]
+for name in ABSENT:
+    del STEPS[name]
 
 
 def timed(step, model, batch) -> float:
+    wait = torch.cuda.synchronize if batch.images.is_cuda else int
     model.zero_grad(set_to_none=True)
+    wait()
     start = time.perf_counter()
     step(model, batch)
+    wait()
     return time.perf_counter() - start
 
 
@@ -125,36 +175,43 @@ def prepared(name: str, n: int):
     return partial(timed, STEPS[name], model, inputs(n))
 
 
-def gradients(step, batch) -> tuple[torch.Tensor, float]:
-    """Of the encoders in one vector, and of the temperature."""
-    model = tiny()
+def gradients(step, batch, dtype=torch.float32) -> tuple[torch.Tensor, float]:
+    """Of the encoders in one vector, and of the temperature (not a number where the step has none)."""
+    model = tiny().to(batch.images.device, dtype)
     step(model, batch)
     rest = [p.grad.flatten() for name, p in model.named_parameters() if name != "log_logit_scale"]
-    return torch.cat(rest).double(), model.log_logit_scale.grad.item()
+    scale = model.log_logit_scale.grad
+    return torch.cat(rest).double(), math.nan if scale is None else scale.item()
 
 
-def errors(n: int) -> dict[str, dict[str, float]]:
-    """How far each way's gradients are from plain torch's on the whole batch, without penalty and noise."""
-    batch, found = inputs(n), {}
-    expected, temperature = gradients(plain, batch)
+def errors(n: int, device: str) -> dict[str, dict[str, float]]:
+    """How far the gradients of each way that fits are from InfoNCE's in float64, without penalty and noise."""
+    batch, found = inputs(n, device=device), {}
+    expected, temperature = gradients(exact, batch, torch.float64)
     for name, step in STEPS.items():
-        if name != "encoders alone":
-            step = partial(step, beta=0.0) if name.startswith("cibr") else step
-            encoders, scale = gradients(step, batch)
-            error = (encoders - expected).norm() / expected.norm()
-            found[name] = {"gradient error": error.item(), "temperature's gradient / exact": scale / temperature}
+        try:
+            encoders, scale = gradients(partial(step, beta=0.0) if name.startswith("cibr") else step, batch)
+        except torch.OutOfMemoryError:
+            continue
+        error = (encoders - expected).norm() / expected.norm()
+        found[name] = {"gradient error": error.item(), "temperature's gradient / exact": scale / temperature}
     return found
 
 
-def table_of_steps() -> list[dict]:
+def table_of_steps(sizes, device) -> list[dict]:
     rows = []
-    for n in SIZES:
-        model, batch, wrong = tiny(), inputs(n), errors(n)
-        calls = {name: partial(timed, step, model, batch) for name, step in STEPS.items()}
-        seconds = medians(calls, n_runs=5 if n <= 256 else 3, n_warm=int(n <= 1024))
-        for name, value in seconds.items():
-            row = {"n": n, "step": name, "s": value, "/ plain torch": value / seconds["plain torch"]}
-            rows.append(row | {"peak MiB": peak_mib(prepared, name, n)} | wrong.get(name, {}))
+    for n in sizes:
+        wrong = errors(n, device)
+        model, batch = tiny().to(device), inputs(n, device=device)
+        calls = {name: partial(timed, STEPS[name], model, batch) for name in wrong}
+        seconds = medians(calls, n_runs=5 if n <= 256 else 3, n_warm=int(n <= 1024 or device != "cpu"))
+        for name in STEPS:
+            row = {"n": n, "step": name} | ({} if device == "cpu" else {"device": torch.cuda.get_device_name()})
+            if name in wrong:
+                row |= {"s": seconds[name], "/ plain torch": seconds[name] / seconds.get("plain torch", math.nan)}
+                row["peak MiB"] = peak_mib(prepared, name, n) if device == "cpu" else device_peak_mib(calls[name])
+                row |= wrong[name] if name != "encoders alone" else {}
+            rows.append(row)
     return rows
 
 
@@ -215,9 +272,15 @@ def table_of_clip() -> list[dict]:
 
 
 def main() -> None:
-    save = arguments(__doc__.splitlines()[0]).save
-    show(f"a step of the tiny encoders, parts of {PART}", "step", table_of_steps(), save)
-    show(f"a step of ViT-B/32, {CLIP_ROWS} pairs", "clip_step", table_of_clip(), save)
+    given = arguments(__doc__.splitlines()[0], SIZES)
+    torch.backends.cudnn.allow_tf32 = False  # convolutions in float32, as on the CPU
+    rows, peers = table_of_steps(given.sizes, given.device), [PEERS[p] for p in PEERS if p not in ABSENT]
+    name = "step" if given.device == "cpu" else "step_gpu"
+    show("a step of the tiny encoders, float32", name, rows, given.save, peers)
+    for peer in ABSENT:
+        print(f"{peer} is absent: pip install {PEERS[peer]} to compare with it")
+    if given.device == "cpu":
+        show(f"a step of ViT-B/32, {CLIP_ROWS} pairs", "clip_step", table_of_clip(), given.save)
 
 
 if __name__ == "__main__":
