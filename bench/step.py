@@ -34,7 +34,7 @@ from cibr import CIBRLoss, DualEncoder, clip_loss
 from cibr.losses.penalties import PENALTIES, PenaltyInputs
 from cibr.losses.vmf import sample_vmf
 from cibr.models.features import Batch, encode_images, encode_texts
-from cibr.models.towers import ClipBackbone, ImageProcessor, train_tokenizer
+from cibr.models.towers import HubBackbone, ImageProcessor, train_tokenizer
 from cibr.train.grad_cache import GradCache
 
 SIZES, PART, CLIP_ROWS, CLIP_PART = (256, 1024, 4096), 256, 16, 4
@@ -219,7 +219,7 @@ def vit_b_32() -> DualEncoder:
     torch.manual_seed(0)
     clip = CLIPModel(CLIPConfig())
     return with_temperature(
-        DualEncoder(ClipBackbone(clip), ImageProcessor(224, 224), train_tokenizer(["a letter"]))
+        DualEncoder(HubBackbone(clip), ImageProcessor(224, 224), train_tokenizer(["a letter"]))
     )
 
 

@@ -1,4 +1,4 @@
-"""Dual encoders: `DualEncoder` with tiny, frozen or CLIP towers, and what they read (`cibr.models.features`)."""
+"""Dual encoders: `DualEncoder`, tiny, over frozen towers or of transformers, and what it reads (`features`)."""
 
 from cibr.models.dual_encoder import DualEncoder, Encoded
 from cibr.models.towers import MODELS, model_kind

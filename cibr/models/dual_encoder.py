@@ -1,4 +1,4 @@
-"""`DualEncoder`: images and texts as unit vectors in one space; from scratch, over frozen towers, or a whole CLIP.
+"""`DualEncoder`: images and texts as unit vectors; from scratch, over frozen towers or of transformers.
 
 One class around three backbones (`cibr.models.towers`). To pooling and projection it adds what is common:
 preprocessing, the tokenizer, the temperature, embedding of any images and strings, and a folder to save to
@@ -25,7 +25,11 @@ OPEN_FILES = "open files with PIL.Image.open(path), make images of arrays with P
 
 
 class Encoded(NamedTuple):
-    """One side of a batch: unit vectors, and the pooled features that the head saw."""
+    """One side of a batch: unit vectors, and the pooled features that the head saw.
+
+    A backbone without heads, such as SigLIP's, has no pooled features; the vectors before they are normalised
+    stand in their place, and `dim_image_pooled` of the backbone is None.
+    """
 
     features: Float[Tensor, "n d"]
     pooled: Float[Tensor, "n p"]
@@ -37,9 +41,9 @@ class DualEncoder(nn.Module):
     Build one with `tiny`, `frozen`, `clip` or `from_pretrained` rather than by hand.
 
     Attributes:
-        kind: `tiny`, `frozen` or `clip`.
+        kind: `tiny`, `frozen` or `clip`, which stands for any dual encoder of transformers.
         dim: dimensions of the joint space.
-        image_size: side of the square that images are cut to, in pixels.
+        image_size: side of the square that images are cut to, in pixels; None with a `HubImageProcessor`.
         log_logit_scale: the logarithm of the multiplier of the cosines.
 
     Examples:
@@ -52,7 +56,9 @@ class DualEncoder(nn.Module):
         1.0
     """
 
-    def __init__(self, backbone: nn.Module, processor: towers.ImageProcessor, tokenizer):
+    def __init__(
+        self, backbone: nn.Module, processor: towers.ImageProcessor | towers.HubImageProcessor, tokenizer
+    ):
         super().__init__()
         self.backbone, self.processor, self.tokenizer = backbone, processor, tokenizer
         self.kind, self.dim, self.image_size = backbone.kind, backbone.dim, processor.crop_size
@@ -90,13 +96,22 @@ class DualEncoder(nn.Module):
 
     @classmethod
     def clip(cls, name: str) -> "DualEncoder":
-        """A `CLIPModel` by folder or hub id, such as `openai/clip-vit-base-patch32`, with its temperature."""
-        clip = towers.from_hub("CLIPModel", name, dtype=torch.float32)
-        processor = towers.ImageProcessor.from_dict(towers.from_hub("AutoImageProcessor", name).to_dict())
-        model = cls(towers.ClipBackbone(clip), processor, towers.from_hub("AutoTokenizer", name))
-        model.log_logit_scale.data.copy_(clip.logit_scale.data)
-        model.limit_logit_scale()
-        return model
+        """A dual encoder of transformers by folder or hub id, with its temperature.
+
+        Any class with `get_image_features` and `get_text_features`, such as `CLIPModel`
+        (`openai/clip-vit-base-patch32`) or `SiglipModel` (`google/siglip-base-patch16-224`), with its own
+        tokenizer and image preprocessing. The bias of SigLIP's logits stays as it was and is not used: it changes
+        no ranking.
+
+        Raises:
+            FileNotFoundError: nothing to load there, or no tokenizer or image preprocessing beside the model.
+            ValueError: a model that is no dual encoder.
+        """
+        backbone = towers.load_dual_encoder(name)
+        processor = towers.image_processor(towers.from_hub("AutoImageProcessor", name).to_dict())
+        model = cls(backbone, processor, towers.from_hub("AutoTokenizer", name))
+        model.log_logit_scale.data.copy_(backbone.log_logit_scale)
+        return model.eval()
 
     @property
     def context(self) -> int:
@@ -118,22 +133,28 @@ class DualEncoder(nn.Module):
         self.log_logit_scale.data.fill_(-math.log(temperature))
         self.log_logit_scale.requires_grad_(learn)
 
-    def preprocess(self, images: list[Image.Image]) -> UInt8[Tensor, "n 3 h w"]:
-        """Images of any mode and size, resized and cropped, as 8-bit RGB; `normalise` makes them the tower's."""
+    def preprocess(self, images: list[Image.Image]) -> UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n ..."]:
+        """Images of any mode and size, resized and cropped, as 8-bit RGB; `normalise` makes them the tower's.
+
+        Preprocessing unlike CLIP's gives the tower's values at once; see `cibr.models.towers.HubImageProcessor`.
+        """
         return self.processor(images)
 
-    def normalise(self, pixels: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
-        """8-bit pixels to the values that the image tower reads."""
-        return (pixels.float() / 255 - self.mean) / self.std
+    def normalise(self, pixels: UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        """8-bit pixels to the values that the image tower reads; values that are so already stay."""
+        return pixels if pixels.is_floating_point() else (pixels.float() / 255 - self.mean) / self.std
 
     def tokenize(self, texts: list[str], truncate: bool = False) -> tuple[Int[Tensor, "n t"], Int[Tensor, "n t"]]:
         """Token ids and mask, padded to the longest text.
+
+        SigLIP reads padding like any token: its texts are padded to the context and its mask is 1 throughout.
 
         Raises:
             ValueError: a text longer than the context, unless `truncate` is set.
         """
         limit = {"truncation": True, "max_length": self.context} if truncate else {}
-        tokens = self.tokenizer(texts, padding=True, return_tensors="pt", verbose=False, **limit)
+        asked = {"padding": True, "return_attention_mask": True, "return_tensors": "pt", "verbose": False}
+        tokens = self.tokenizer(texts, **asked, **limit)
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
         if ids.shape[1] > self.context:
             longest = int(mask.sum(1).argmax())
@@ -142,9 +163,14 @@ class DualEncoder(nn.Module):
                 f"{texts[longest][:80]!r}... Shorten it, or cut such texts with truncate=True (in the "
                 "configuration of a run, truncate_texts=True)"
             )
+        if self.backbone.reads_padding:
+            missing = self.context - ids.shape[1]
+            sides = (missing, 0) if self.tokenizer.padding_side == "left" else (0, missing)
+            ids = F.pad(ids, sides, value=self.tokenizer.pad_token_id)
+            mask = torch.ones_like(ids)
         return ids, mask
 
-    def encode_images(self, pixels: Float[Tensor, "n 3 h w"]) -> Encoded:
+    def encode_images(self, pixels: Float[Tensor, "n ..."]) -> Encoded:
         """Normalised images to unit features."""
         return self.project_images(self.backbone.image_pooled(pixels))
 
@@ -234,13 +260,15 @@ class DualEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "DualEncoder":
-        """Loads what `save_pretrained` wrote, bit for bit, or any `CLIPModel` by folder or hub id.
+        """Loads what `save_pretrained` wrote, bit for bit, or a dual encoder of transformers, as `clip` does.
 
         Two small models, trained on glyphs, are shipped with the package: `clip-tiny` and `cibr-tiny`.
 
         Raises:
-            FileNotFoundError: nothing to load there; the message says where was looked.
-            ValueError: a folder that is half-written or damaged; the message names the file.
+            FileNotFoundError: nothing to load there, or no tokenizer or image preprocessing beside the model; the
+                message says where was looked.
+            ValueError: a folder that is half-written or damaged; the message names the file. Or a model that is no
+                dual encoder.
         """
         folder = Path(towers.resolve_model(str(name)))
         return io.load(cls, folder) if io.holds_model(folder) else cls.clip(str(name))

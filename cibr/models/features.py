@@ -36,7 +36,8 @@ NO_SETTINGS = ("architectures", "transformers_version", "_name_or_path")  # of a
 
 
 class Batch(NamedTuple):
-    """Rows of a batch: uint8 images [n, 3, h, w] with token ids and mask, or pooled features of frozen towers."""
+    """Rows of a batch: images as `DualEncoder.preprocess` has them with token ids and mask, or pooled features of
+    frozen towers."""
 
     images: Tensor
     texts: tuple[Tensor, ...]
@@ -116,7 +117,7 @@ def prepare(
 
 
 def encode_images(model: DualEncoder, images: Tensor) -> Encoded:
-    """Images of `Inputs`: 8-bit pixels, or pooled features of a frozen tower."""
+    """Images of `Inputs`: preprocessed, or pooled features of a frozen tower."""
     return model.project_images(images) if model.kind == "frozen" else model.encode_images(model.normalise(images))
 
 
@@ -143,7 +144,7 @@ def embed_pairs(
 
 
 def _pixels(model: DualEncoder, pairs: Pairs) -> Tensor | None:
-    if len(pairs) * 3 * model.image_size**2 > IN_MEMORY:
+    if len(pairs) * model.preprocess([pairs.image(0)]).nbytes > IN_MEMORY:
         return None
     rows = tqdm(range(len(pairs)), desc=f"{pairs.name} {pairs.split}: images", delay=2)
     return _decode(model.preprocess, pairs, rows)

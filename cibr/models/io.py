@@ -1,11 +1,11 @@
 """A `DualEncoder` as a folder: what `save_pretrained` writes and `from_pretrained` reads, bit for bit.
 
     cibr.json                  the format, the backbone's kind and its settings
-    cibr.safetensors           every weight that training can move, a CLIP's own aside
+    cibr.safetensors           every weight that training can move, those of a model of transformers aside
     preprocessor_config.json   image preprocessing, in the hub's format
     tokenizer.json, ...        the tokenizer, in the hub's format
     image_tower/, text_tower/  the frozen towers (kind `frozen`)
-    config.json, model.safetensors  the CLIP itself (kind `clip`), so that `CLIPModel.from_pretrained` reads it
+    config.json, model.safetensors  the model of transformers itself (kind `clip`), so that its own class reads it
 
 Other files, such as a run's history, may lie in the same folder, so it cannot be replaced whole. A save writes
 everything to a folder inside it and renames that to `.complete`, in one step: before it the old model is what
@@ -67,8 +67,8 @@ def _write(model, folder: Path) -> None:
         backbone.image_tower.save_pretrained(folder / "image_tower")
         backbone.text_tower.save_pretrained(folder / "text_tower")
     if backbone.kind == "clip":
-        backbone.clip.logit_scale.data.copy_(model.log_logit_scale.data)  # for those who load it as a CLIPModel
-        backbone.clip.save_pretrained(folder)
+        backbone.log_logit_scale = model.log_logit_scale.data  # for those who load it by its own class
+        backbone.model.save_pretrained(folder)
     save_file({k: v.contiguous() for k, v in _weights(model).items()}, folder / WEIGHTS)
     config = {"format": FORMAT, "kind": backbone.kind, "settings": backbone.settings}
     for name, content in ((PREPROCESSING, model.processor.to_dict()), (CONFIG, config)):
@@ -76,7 +76,7 @@ def _write(model, folder: Path) -> None:
 
 
 def _weights(model) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in model.own_state().items() if not name.startswith("backbone.clip.")}
+    return {name: tensor for name, tensor in model.own_state().items() if not name.startswith("backbone.model.")}
 
 
 def _move_into_place(folder: Path) -> None:
@@ -111,7 +111,7 @@ def load(cls, folder: Path):
         )
     backbone = _build_backbone(kind, settings, folder)
     with _reading(folder / PREPROCESSING) as file:
-        processor = towers.ImageProcessor.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        processor = towers.image_processor(json.loads(file.read_text(encoding="utf-8")))
     with _reading(folder / "tokenizer.json"):
         loader = transformers.PreTrainedTokenizerFast if kind == "tiny" else transformers.AutoTokenizer
         tokenizer = loader.from_pretrained(folder)
@@ -130,7 +130,7 @@ def _build_backbone(kind: str, settings: dict, folder: Path) -> torch.nn.Module:
         parts = (_read_model(transformers.AutoModel, folder / name) for name in ("image_tower", "text_tower"))
         return towers.FrozenBackbone(*parts, **settings)
     if kind == "clip":
-        return towers.ClipBackbone(_read_model(transformers.CLIPModel, folder))
+        return towers.HubBackbone(_read_model(transformers.AutoModel, folder))
     with _reading(folder / CONFIG):
         return {"tiny": towers.TinyBackbone}[kind](**settings)
 

@@ -1,9 +1,9 @@
-"""Backbones of a `DualEncoder`: tiny towers from scratch, frozen pretrained towers under heads, or a whole CLIP.
+"""Backbones of a `DualEncoder`: tiny towers from scratch, frozen towers under heads, or a model of transformers.
 
 A backbone pools each side (`image_pooled`, `text_pooled`), projects it (`image_head`, `text_head`) and states
-`dim`, `dim_image_pooled`, `dim_text_pooled`, `context` and its `settings`. Beside them stand image preprocessing,
-the tokenizer of tiny models, and the places where pretrained models are looked for, in this order: an existing
-folder, `$CIBR_MODELS/<hub id>`, the two checkpoints that are shipped with the package, the hub.
+`dim`, `dim_image_pooled`, `dim_text_pooled`, `context`, `reads_padding` and its `settings`. Beside them stand
+image preprocessing, the tokenizer of tiny models, and the places where pretrained models are looked for, in this
+order: an existing folder, `$CIBR_MODELS/<hub id>`, the two checkpoints that are shipped with the package, the hub.
 
 Classes of transformers are looked up when they are used: those of images import torchvision, which takes two
 seconds that tiny models do without.
@@ -12,7 +12,7 @@ seconds that tiny models do without.
 import os
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,11 @@ IMAGE_TOWER = "timm/tf_efficientnet_lite0.in1k"
 TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
 PAD, END = "<pad>", "<end>"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
+# What a class of transformers loads, and the files that it loads it from.
+LOADS = {
+    "AutoImageProcessor": ("the image preprocessing of ", "preprocessor_config.json"),
+    "AutoTokenizer": ("the tokenizer of ", "tokenizer.json and tokenizer_config.json"),
+}
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 128, 1, 4  # of the tiny text tower
 
 
@@ -89,16 +94,63 @@ class ImageProcessor:
         Raises:
             ValueError: preprocessing that is not CLIP's.
         """
-        size, crop = settings["size"], settings["crop_size"]
-        like_clip = {"do_resize": True, "do_center_crop": True, "resample": Image.Resampling.BICUBIC}
+        size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
+        like_clip = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True)
+        like_clip |= {"resample": Image.Resampling.BICUBIC, "rescale_factor": 1 / 255}
         odd = [name for name, value in like_clip.items() if settings.get(name, value) != value]
-        odd += ["size"] * ("shortest_edge" not in size) + ["crop_size"] * (crop["height"] != crop["width"])
+        odd += ["size"] * ("shortest_edge" not in size)
+        odd += ["crop_size"] * (not crop or crop["height"] != crop["width"])
+        # Others, such as LeViT's, mean something else by the same names.
+        odd += ["image_processor_type"] * (not settings["image_processor_type"].startswith("CLIPImageProcessor"))
         if odd:
             raise ValueError(
                 f"the model's image preprocessing is not CLIP's, a bicubic resize of the short side and a square "
                 f"centre crop, in {', '.join(odd)}: give a model with a CLIPImageProcessor"
             )
         return cls(size["shortest_edge"], crop["height"], settings["image_mean"], settings["image_std"])
+
+
+class HubImageProcessor:
+    """An image processor of transformers behind the interface of `ImageProcessor`; for preprocessing not CLIP's.
+
+    It gives float values as the model reads them: pixels [n, 3, h, w], resized, cropped and normalised. Of images
+    that keep their proportions (SigLIP 2 NaFlex) it gives patches, [n, p, 3 * side^2 + 3]: the values of a patch,
+    its mask (0 for padding), and the rows and columns of patches of its image. `unpack` takes them apart.
+
+    Args:
+        settings: the processor in the hub's format, its class named as `image_processor_type`.
+    """
+
+    crop_size, image_mean, image_std = None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the values come normalised
+
+    def __init__(self, settings: dict):
+        self.processor = getattr(transformers, settings["image_processor_type"]).from_dict(settings)
+        self.to_dict = self.processor.to_dict
+
+    def __call__(self, images: list[Image.Image]) -> Float[Tensor, "n ..."]:
+        """Images of any mode and size as the model reads them."""
+        values = self.processor([to_rgb(image) for image in images], return_tensors="pt")
+        pixels = values["pixel_values"]
+        if "spatial_shapes" not in values:
+            return pixels
+        shapes = values["spatial_shapes"][:, None].expand(-1, pixels.shape[1], -1)
+        return torch.cat([pixels, values["pixel_attention_mask"][:, :, None], shapes], 2)
+
+    @staticmethod
+    def unpack(pixels: Float[Tensor, "n ..."]) -> dict[str, Tensor]:
+        """What `get_image_features` is called with."""
+        if pixels.ndim == 4:
+            return {"pixel_values": pixels}
+        values, mask, shapes = pixels[..., :-3], pixels[..., -3].int(), pixels[:, 0, -2:].long()
+        return {"pixel_values": values, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+
+def image_processor(settings: dict) -> ImageProcessor | HubImageProcessor:
+    """The image preprocessing of settings in the hub's format: ours if it is CLIP's, or that of transformers."""
+    try:
+        return ImageProcessor.from_dict(settings)
+    except ValueError:
+        return HubImageProcessor(settings)
 
 
 def train_tokenizer(
@@ -202,7 +254,7 @@ def mean_pool(states: Float[Tensor, "n t d"], mask: Int[Tensor, "n t"]) -> Float
 class TinyBackbone(nn.Module):
     """Both tiny towers with linear heads; the parts that `DualEncoder` asks of every backbone."""
 
-    kind = "tiny"
+    kind, reads_padding = "tiny", False
 
     def __init__(self, dim: int, width: int, vocabulary: int, context: int, dropout: float):
         super().__init__()
@@ -253,7 +305,7 @@ class FrozenBackbone(nn.Module):
     computes both once for a data set and keeps them.
     """
 
-    kind = "frozen"
+    kind, reads_padding = "frozen", False
 
     def __init__(self, image_tower: nn.Module, text_tower: nn.Module, dim: int, dropout: float):
         super().__init__()
@@ -299,31 +351,95 @@ def tower_normalisation(name: str, tower: nn.Module) -> tuple[list[float], list[
     return list(processor.image_mean), list(processor.image_std)
 
 
-class ClipBackbone(nn.Module):
-    """A `transformers.CLIPModel`, trained whole: its towers pool, its two projections are the heads."""
+class HubBackbone(nn.Module):
+    """A dual encoder of transformers, trained whole: any class with `get_image_features` and `get_text_features`.
+
+    If both sides end in a linear projection (CLIP, MetaCLIP 2, AltCLIP, Chinese CLIP, CLIPSeg,
+    VisionTextDualEncoder), the projections are the heads and what they read are the pooled features. Otherwise
+    (SigLIP, SigLIP 2, ALIGN) there are none: the features themselves pass for them, and `dim_image_pooled` and
+    `dim_text_pooled` are None.
+
+    SigLIP was trained on texts padded to the context, padding read like any token; see
+    https://huggingface.co/docs/transformers/model_doc/siglip.
+
+    Args:
+        model: a model of transformers.
+
+    Raises:
+        ValueError: a model that gives a text no single vector.
+    """
 
     kind = "clip"
 
-    def __init__(self, clip: nn.Module):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.clip, self.settings, self.dim = clip, {}, clip.config.projection_dim
-        self.context = clip.config.text_config.max_position_embeddings
-        self.dim_image_pooled = clip.config.vision_config.hidden_size
-        self.dim_text_pooled = clip.config.text_config.hidden_size
+        self.model, self.settings = model, {}
+        self.context = model.config.text_config.max_position_embeddings
+        self.reads_padding = model.config.model_type.startswith("siglip")
+        with torch.no_grad():  # of any two tokens: configurations name the width of the features differently
+            features = model.get_text_features(input_ids=torch.zeros(1, 2, dtype=torch.long)).pooler_output
+        if features is None or features.ndim != 2:
+            raise ValueError(
+                f"{type(model).__name__} is no dual encoder: it gives a text no single vector. Give a model whose "
+                "get_text_features does, such as a CLIPModel or a SiglipModel"
+            )
+        self.dim, self.dim_image_pooled, self.dim_text_pooled = features.shape[1], None, None
+        heads = [getattr(model, f"{side}_projection", None) for side in ("visual", "text")]
+        if all(isinstance(head, nn.Linear) for head in heads):
+            self.dim_image_pooled, self.dim_text_pooled = (head.in_features for head in heads)
 
     @property
     def image_head(self) -> nn.Module:
-        return self.clip.visual_projection
+        return nn.Identity() if self.dim_image_pooled is None else self.model.visual_projection
 
     @property
     def text_head(self) -> nn.Module:
-        return self.clip.text_projection
+        return nn.Identity() if self.dim_text_pooled is None else self.model.text_projection
 
-    def image_pooled(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim_pooled"]:
-        return self.clip.vision_model(pixel_values=pixels).pooler_output
+    @property
+    def log_logit_scale(self) -> Float[Tensor, ""]:
+        """The model's own; ALIGN has a temperature in its place."""
+        own = getattr(self.model, "logit_scale", None)
+        return (-self.model.temperature.log() if own is None else own).detach().squeeze()
+
+    @log_logit_scale.setter
+    def log_logit_scale(self, value: Float[Tensor, ""]) -> None:
+        if hasattr(self.model, "logit_scale"):
+            self.model.logit_scale.data.copy_(value)
+        else:
+            self.model.temperature.data.copy_((-value).exp())
+
+    def image_pooled(self, pixels: Float[Tensor, "n ..."]) -> Float[Tensor, "n dim_pooled"]:
+        return _read_by(self.image_head, self.model.get_image_features, **HubImageProcessor.unpack(pixels))
 
     def text_pooled(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n dim_pooled"]:
-        return self.clip.text_model(input_ids=ids, attention_mask=mask).pooler_output
+        masked = {} if self.reads_padding else {"attention_mask": mask}
+        return _read_by(self.text_head, self.model.get_text_features, input_ids=ids, **masked)
+
+
+def _read_by(head: nn.Module, encode: Callable, **inputs: Tensor) -> Float[Tensor, "n dim_pooled"]:
+    """The input of a head while its model encodes, or the features if the head is none of the model's."""
+    read = []
+    with head.register_forward_pre_hook(lambda _, values: read.append(values[0])):
+        features = encode(**inputs).pooler_output
+    return read[0] if read else features
+
+
+def load_dual_encoder(name: str) -> HubBackbone:
+    """A dual encoder of transformers by folder or hub id; its class is the one that its config.json names.
+
+    Raises:
+        FileNotFoundError: nothing to load there.
+        ValueError: a model of another type, or one that gives no single vectors.
+    """
+    config = from_hub("AutoConfig", name)
+    loader = transformers.MODEL_MAPPING.get(type(config), None)
+    if not all(hasattr(loader, call) for call in ("get_image_features", "get_text_features")):
+        raise ValueError(
+            f"{name!r} is no image-text model: {config.model_type!r} has no get_image_features with "
+            "get_text_features. Give a dual encoder of transformers, such as a CLIPModel or a SiglipModel"
+        )
+    return HubBackbone(from_hub("AutoModel", name, dtype=torch.float32))
 
 
 def resolve_model(name: str, known: Sequence[str] = CHECKPOINTS) -> str:
@@ -381,11 +497,15 @@ def from_hub(loader: str, name: str, **options):
     source = resolve_model(name)
     try:
         with quiet_transformers():
-            return getattr(transformers, loader).from_pretrained(source, **options)
-    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+            found = getattr(transformers, loader).from_pretrained(source, **options)
+        if loader == "AutoTokenizer" and len(found) <= len(found.all_special_tokens):
+            raise ValueError("its files hold no vocabulary")  # as a tokenizer without files is made, silently
+        return found
+    except (ImportError, OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         where = f"folder {source!r}" if Path(source).is_dir() else f"hub model {name!r}"
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        what, files = LOADS.get(loader, ("", "config.json and weights"))
         raise FileNotFoundError(
-            f"cannot load {where}: {reason}. Give a folder with config.json and weights, or one that "
+            f"cannot load {what}{where}: {reason}. Give a folder with {files}, or one that "
             f"`save_pretrained` wrote; set CIBR_MODELS to a folder that holds {name}; or connect to the hub"
         ) from error

@@ -38,7 +38,8 @@ class RunConfig:
 
     Args:
         dataset: a data set's name, a folder or a hub id; see `cibr.load_pairs`.
-        model: `tiny`, `frozen`, or a model to go on from: a `CLIPModel` or a run's folder.
+        model: `tiny`, `frozen`, or a model to go on from: a run's folder, or a dual encoder of transformers by
+            folder or hub id, such as a `CLIPModel` or a `SiglipModel`.
         penalty: which penalty is added to the contrastive loss, one of `cibr.losses.PENALTIES`.
         beta: weight of the penalty; 0 is CLIP.
         sample: contrast samples of the encoders' distributions rather than their means.

@@ -76,8 +76,9 @@ def fit(
         recalls in [0, 1], NaN in epochs that are not validated.
 
     Raises:
-        ValueError: fewer than two pairs or captions, groups of pairs that have none, an unusable sample, or an
-            output folder that cannot be written, that another run holds or that holds another run.
+        ValueError: fewer than two pairs or captions, groups of pairs that have none, an unusable sample, a penalty
+            on pooled features with a model that has none (SigLIP, ALIGN), or an output folder that cannot be
+            written, that another run holds or that holds another run.
         FloatingPointError: a loss or gradient that is not finite; the last good checkpoint is named.
         SystemExit: with code 143 after SIGTERM; the run was saved and goes on when it is started again.
         KeyboardInterrupt: the same after Ctrl-C.
@@ -85,6 +86,7 @@ def fit(
     accelerator = accelerator or _launched_processes()
     first, world, device = accelerator.is_main_process, accelerator.num_processes, accelerator.device
     _check_pairs(train, config)
+    _check_pooled(model, config)
     rows_here = _rows_a_process(config.batch_size, len(train), world)
     batch_size, steps_per_epoch = rows_here * world, len(train) // (rows_here * world)
     identity = run_identity(model, train, validation, config, batch_size)
@@ -284,7 +286,8 @@ def build_loss(
     torch.manual_seed(config.seed)
     backbone, names = model.backbone, ("kappa_e", "kappa_b", "text_weight", "sample", "contrastive")
     options = {name: getattr(config, name) for name in names}
-    options["dims"] = (model.dim, backbone.dim_image_pooled, backbone.dim_text_pooled)
+    if backbone.dim_image_pooled is not None:
+        options["dims"] = (model.dim, backbone.dim_image_pooled, backbone.dim_text_pooled)
     options["statistic"] = statistic
     loss_fn = CIBRLoss(config.beta, config.penalty, **options).to(model.log_logit_scale.device)
     if loss_fn.critics is None:
@@ -304,6 +307,16 @@ def build_optimizer(
     rate = config.learning_rate
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
     return optimizer, OneCycleLR(optimizer, rate, max(2, n_steps), pct_start=WARM_UP, cycle_momentum=False)
+
+
+def _check_pooled(model: DualEncoder, config: RunConfig) -> None:
+    """Refuses a penalty that reads pooled features for a backbone that has none."""
+    if config.penalty in NEEDS_POOLED and model.backbone.dim_image_pooled is None:
+        raise ValueError(
+            f"the penalty {config.penalty!r} reads what towers pool before their projections, and model "
+            f"{config.model!r}, a {type(model.backbone.model).__name__}, does not have a projection on each side: "
+            "choose a penalty that does without, such as 'vmf', or a model that has them, such as a CLIPModel"
+        )
 
 
 def _check_pairs(train: Pairs, config: RunConfig) -> None:

@@ -59,7 +59,7 @@ def test_a_saved_clip_reads_as_a_clip_model_of_transformers(build, tmp_path):
     model.save_pretrained(tmp_path)
     clip = CLIPModel.from_pretrained(tmp_path)
     assert clip.logit_scale.exp().item() == pytest.approx(20)
-    assert torch.equal(clip.visual_projection.weight, model.backbone.clip.visual_projection.weight)
+    assert torch.equal(clip.visual_projection.weight, model.backbone.model.visual_projection.weight)
     assert AutoTokenizer.from_pretrained(tmp_path)(TEXTS[0]) == model.tokenizer(TEXTS[0])
     pixels = AutoImageProcessor.from_pretrained(tmp_path)([picture(0)], return_tensors="pt")["pixel_values"]
     assert torch.allclose(pixels, model.normalise(model.preprocess([picture(0)])), atol=1e-6)
