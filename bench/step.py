@@ -238,7 +238,7 @@ def plain_clip(image, text):
 
 
 def penalty(image, text):
-    given = PenaltyInputs(image, text, image, text, None, None, None, CIBRLoss(BETA))
+    given = PenaltyInputs(image, text, image, text, None, None, None, None, CIBRLoss(BETA))
     return BETA * PENALTIES["vmf"](given).value
 
 

@@ -75,6 +75,8 @@ _CASES = [
     ("anchor-statistic", loss(0.1, "anchor"), "'anchor' .*statistic=RegularisedCCA.fit"),
     ("anchor-no-pooled", loss(0.1, "anchor", statistic=CCA), r"image_pooled must be \[12, p\] for .* 'anchor'"),
     ("soft-targets-no-pooled", loss(0.1, "soft_targets"), r"image_pooled must be .* 'soft_targets', got NoneType"),
+    ("rafa-no-projected", loss(0.1, "rafa"), r"image_projected must be \[12, p\] .* 'rafa'.*of its own length"),
+    ("hycd-no-teacher", loss(0.1, contrastive="hycd"), r"teacher_logits must be \[12, 12\] .*'hycd', got None"),
     ("cca-rows", lambda: RegularisedCCA.fit(torch.ones(3, 5), torch.ones(4, 4), 6), "row by row, got 3 .* and 4"),
     ("cca-ridge", lambda: RegularisedCCA.fit(*POOLED.values(), 6, 0.0), "ridges must be positive, got 0.0"),
     ("mine-no-pooled", mine(None), r"image_pooled must be \[12, p\].* got NoneType.*tower pools"),

@@ -21,7 +21,8 @@ from small_runs import PAIRS, small_model, write_folder
 OUT_OF_RANGE = dict(beta=(-0.1, math.nan, 1e9), batch_size=(1,), epochs=(-1,), learning_rate=(-1e-3,))
 OUT_OF_RANGE |= dict(temperature=(0.001,), dropout=(1.0, -0.5), weight_decay=(-2.0,), micro_batch_size=(-1,))
 OUT_OF_RANGE |= dict(cca_ridge_image=(0.0,), cca_ridge_text=(-1.0,), feature_noise=(-0.1,), ema_decay=(1.0,))
-OUT_OF_RANGE |= dict(validate_every=(0,))
+OUT_OF_RANGE |= dict(warm_up=(1.0,), image_tower_rate=(-0.1,), text_tower_rate=(math.inf,))
+OUT_OF_RANGE |= dict(interpolation=(1.0,), crop_scale=(0.0, 1.1), validate_every=(0,))
 OUT_OF_RANGE |= dict(
     seed=(-1,), kappa_b=(0.0,), text_weight=(1.5,), checkpoint_every=(-1,), validate_every=(0,), critic_steps=(0,)
 )
@@ -41,6 +42,8 @@ OTHER_PARAMETERS = [
     (dict(penalty="anchor"), "penalty 'anchor' works on the features of frozen towers.*set model to 'frozen'"),
     (dict(cca_start=True), "cca_start works on the features of frozen towers"),
     (dict(feature_noise=0.1), "feature_noise works on the features of frozen towers"),
+    (dict(model="frozen", crop_scale=0.9), "crop_scale is 0.9, and model 'frozen' reads cached features"),
+    (dict(model="frozen", text_tower_rate=0.0), "text_tower_rate is 0.0, and model 'frozen'.*leave it at 1"),
     (dict(corruption={"crops": -1}), "crops is -1: it is the number of crops"),
     (dict(group_share=0.5), "group_share .* set group_size to 2 or more"),
 ]

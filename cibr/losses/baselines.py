@@ -1,4 +1,4 @@
-"""What CIBR is compared with: alignment and uniformity, CyCLIP's consistency, soft targets, SigLIP's loss."""
+"""What CIBR is compared with: alignment and uniformity, CyCLIP, soft targets, CLIP-Refine, SigLIP's loss."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,6 +9,7 @@ from cibr.losses.clip import Features, Labels, Number, Scalar
 
 NEWTON_STEPS = 20
 TEACHER_TEMPERATURE = 0.1
+HYCD_ALPHA = 0.5  # of CLIP-Refine
 
 
 def alignment_uniformity(image_features: Features, text_features: Features) -> Scalar:
@@ -81,6 +82,65 @@ def soft_targets(
     logits = logit_scale * image_features @ text_features.T
     target = similarity.fill_diagonal_(-torch.inf).softmax(1).to(logits)
     return -(target * (logits.log_softmax(1) + logits.T.log_softmax(1))).sum(1).mean() / 2
+
+
+def random_feature_alignment(
+    image_projected: Features, text_projected: Features, generator: torch.Generator | None = None
+) -> Scalar:
+    """RaFA: squared distance of both embeddings of a pair from one random vector, a new one for each pair.
+
+    The vectors are drawn from the standard normal prior. At unit length the distance would have no gradient in
+    expectation, so it is taken before embeddings are divided by their length.
+
+    Source: Yamaguchi et al. (2025, arXiv 2504.12717), scaled as in their code, by 2 / d times the equation of the
+    paper; its weight there is 1. The draw is the same whatever the dtype and device of the features.
+
+    Args:
+        image_projected: image embeddings of their own length, [n, d].
+        text_projected: text embeddings of their own length, [n, d].
+        generator: source of the random vectors, on any device; torch's global one if None.
+
+    Returns:
+        The sum over both modalities of the mean square of a difference's entries, a scalar.
+    """
+    device = image_projected.device if generator is None else generator.device
+    reference = torch.randn(image_projected.shape, generator=generator, device=device).to(image_projected)
+    return F.mse_loss(image_projected, reference) + F.mse_loss(text_projected, reference)
+
+
+def hycd_loss(
+    image_features: Features,
+    text_features: Features,
+    logit_scale: Scalar | Number,
+    labels: Labels | None,
+    teacher_logits: Float[Tensor, "n n"],
+) -> Scalar:
+    """Hybrid contrastive distillation: cross-entropy to alpha * matches + (1 - alpha) * a teacher's softmax.
+
+    Source: Yamaguchi et al. (2025, arXiv 2504.12717), alpha = 0.5. Their KL divergence is this less the entropy of
+    the targets, which has no gradient. Their code compares embeddings of their own length at temperature 1; these
+    are cosines times `logit_scale`, and matches share the target by label as in `clip_loss`.
+
+    Args:
+        image_features: unit vectors, [n, d].
+        text_features: unit vectors, [n, d].
+        logit_scale: multiplier of the cosines.
+        labels: pairs with equal labels match, [n]; None when all differ.
+        teacher_logits: the teacher's cosines of images (rows) with texts, times its own `logit_scale`, [n, n].
+
+    Returns:
+        Nats a row, the mean of both directions, a scalar.
+    """
+    n = len(image_features)
+    labels = torch.arange(n, device=image_features.device) if labels is None else labels
+    matches = (labels[:, None] == labels).to(image_features)
+    matches = matches / matches.sum(1)  # symmetric: matching rows have equally many matches
+    logits = logit_scale * image_features @ text_features.T
+    total = 0.0
+    for student, teacher in ((logits, teacher_logits), (logits.T, teacher_logits.T)):
+        target = torch.lerp(teacher.softmax(1).to(matches), matches, HYCD_ALPHA)
+        total = total - (target * student.log_softmax(1)).sum(1).mean() / 2
+    return total
 
 
 def siglip_loss(

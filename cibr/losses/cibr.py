@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cibr.losses.baselines import siglip_loss
-from cibr.losses.clip import Features, Labels, Number, Scalar, checked, info_nce
-from cibr.losses.critics import ResidualCritics, check_pooled
-from cibr.losses.penalties import NEEDS_POOLED, PENALTIES, PenaltyInputs
+from cibr.losses.baselines import hycd_loss, siglip_loss
+from cibr.losses.clip import Features, Labels, Number, Scalar, checked, described, info_nce
+from cibr.losses.critics import ResidualCritics, check_rows
+from cibr.losses.penalties import NEEDS_POOLED, NEEDS_PROJECTED, PENALTIES, PenaltyInputs
 from cibr.losses.vmf import sample_vmf
 from cibr.utils import nearest
 
-CONTRASTIVE = {"clip": info_nce, "siglip": siglip_loss}
+CONTRASTIVE = {"clip": info_nce, "siglip": siglip_loss, "hycd": hycd_loss}
 LENGTH_TOLERANCE = 1e-2  # of unit vectors; rounding to bfloat16 moves a length by up to 4e-3
 MAX_BETA = 1e4  # beyond, less than 1e-4 of the gradient is the contrastive loss's: no longer a trade-off
 
@@ -80,6 +80,8 @@ class CIBRLoss(nn.Module):
     cyclip               Goel et al. (2022)                  nothing          control
     soft_targets         cross-entropy to neighbours in the  pooled features  control
                          pooled features
+    rafa                 Yamaguchi et al. (2025)             projected        control
+                                                             features
     ==================== =================================== ================ ================================
 
     `vmf` and `crossfit` are upper bounds on R for every b (Fischer 2020, arXiv 2002.05379); at fixed
@@ -108,7 +110,7 @@ class CIBRLoss(nn.Module):
             penalises the images alone, 1 the texts alone.
         sample: contrast samples of vMF(mu, kappa_e) rather than the means mu, in training and evaluation alike.
             Noise without a penalty is `sample=True, beta=0`.
-        contrastive: `clip`, or `siglip` for the sigmoid loss in its place.
+        contrastive: `clip`, or in its place `siglip` for the sigmoid loss, or `hycd` for distillation beside it.
         dims: widths of the embeddings, of the image tower's and of the text tower's pooled features (mine).
         statistic: pooled features of both sides to the unit vectors u_v, u_t (anchor), such as `RegularisedCCA`.
 
@@ -168,6 +170,9 @@ class CIBRLoss(nn.Module):
         *,
         image_pooled: Float[Tensor, "n p"] | None = None,
         text_pooled: Float[Tensor, "n q"] | None = None,
+        image_projected: Features | None = None,
+        text_projected: Features | None = None,
+        teacher_logits: Float[Tensor, "n n"] | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Scalar]:
         """The terms of the loss and what they say about information.
@@ -179,30 +184,37 @@ class CIBRLoss(nn.Module):
             labels: as in `clip_loss`, [n].
             image_pooled: the image tower's features before the projection, [n, p] (`NEEDS_POOLED`).
             text_pooled: the same of the texts, [n, q].
-            generator: source of the noise, drawn for all n rows at once (sample).
+            image_projected: image embeddings before they are divided by their length, [n, d] (rafa).
+            text_projected: the same of the texts, [n, d].
+            teacher_logits: a teacher's cosines of images with texts times its own `logit_scale`, [n, n] (hycd).
+            generator: source of the noise, drawn for all n rows at once (sample, rafa).
 
         Returns:
             Scalars. `clip_loss`, the contrastive term; `penalty_loss`, beta times the penalty; `loss`, the sum of
             both. Detached: `penalty_excess`, the penalty less its floor, which is no information; in nats
             `residual_image_nats` and `residual_text_nats`, for the vMF penalties upper bounds at the kappa_b that
             fits the batch, for `mine` estimates that bound nothing, for the controls those of `vmf`; and
-            `mi_lower_bound_nats`, log n - clip_loss (not for siglip), with labels a lower bound if image and text
+            `mi_lower_bound_nats`, log n - clip_loss (for clip alone), with labels a lower bound if image and text
             are conditionally independent given the label.
 
         Raises:
             ValueError: as `clip_loss`; features whose lengths differ from 1 by more than 0.01; a beta out of its
-                range; `consistency` without labels; pooled features that are missing.
+                range; `consistency` without labels; features or teacher's logits that are missing.
         """
         image, text, scale = checked(image_features, text_features, logit_scale, labels, LENGTH_TOLERANCE)
         z_image, z_text = self._sampled(image, text, generator)
         beta = _checked_beta(self.beta)
         with torch.autocast(image.device.type, enabled=False):
-            clip_loss = CONTRASTIVE[self.contrastive](z_image, z_text, scale, labels)
+            taught = [_checked_logits(teacher_logits, len(image))] if self.contrastive == "hycd" else []
+            clip_loss = CONTRASTIVE[self.contrastive](z_image, z_text, scale, labels, *taught)
             with torch.set_grad_enabled(beta > 0 and torch.is_grad_enabled()):
-                if self.penalty in NEEDS_POOLED:
-                    check_pooled(self.penalty, len(image), image=image_pooled, text=text_pooled)
-                pooled = image_pooled, text_pooled
-                inputs = PenaltyInputs(image, text, z_image, z_text, *pooled, labels, scale, self)
+                pooled = dict(image_pooled=image_pooled, text_pooled=text_pooled)
+                projected = dict(image_projected=image_projected, text_projected=text_projected)
+                for features, needed_by in ((pooled, NEEDS_POOLED), (projected, NEEDS_PROJECTED)):
+                    if self.penalty in needed_by:
+                        check_rows(self.penalty, len(image), **features)
+                inputs = dict(labels=labels, logit_scale=scale, settings=self, generator=generator)
+                inputs = PenaltyInputs(image, text, z_image, z_text, **pooled, **projected, **inputs)
                 penalty = PENALTIES[self.penalty](inputs)
         value, *reports = penalty
         terms = {"clip_loss": clip_loss, "penalty_loss": beta * value, "loss": clip_loss + beta * value}
@@ -240,7 +252,7 @@ class CIBRLoss(nn.Module):
             raise ValueError(f"the penalty {self.penalty!r} has no critics to train: it is a closed form")
         features = image_features.detach(), text_features.detach()
         image, text, _ = checked(*features, 1.0, None, LENGTH_TOLERANCE)
-        check_pooled(self.penalty, len(image), image=image_pooled, text=text_pooled)
+        check_rows(self.penalty, len(image), image_pooled=image_pooled, text_pooled=text_pooled)
         z_image, z_text = self._sampled(image, text, generator)
         return self.critics.loss({"image": z_image, "text": z_text}, {"image": image_pooled, "text": text_pooled})
 
@@ -248,6 +260,15 @@ class CIBRLoss(nn.Module):
         if not self.sample:
             return image, text
         return sample_vmf(image, self.kappa_e, generator), sample_vmf(text, self.kappa_e, generator)
+
+
+def _checked_logits(logits: Tensor | None, n: int) -> Tensor:
+    if not isinstance(logits, Tensor) or logits.shape != (n, n):
+        raise ValueError(
+            f"teacher_logits must be [{n}, {n}] for the contrastive loss 'hycd', got {described(logits)}: pass "
+            "the cosines of a frozen teacher's embeddings times its logit_scale"
+        )
+    return logits.detach()
 
 
 def _checked_beta(beta: Number) -> float:

@@ -160,13 +160,14 @@ class ResidualCritics(nn.Module):
         return nats
 
 
-def check_pooled(penalty: str, n: int, **pooled: Tensor | None) -> None:
-    """Refuse pooled features of `image` and `text` that a penalty cannot read: missing, of another length, NaN."""
-    for side, value in pooled.items():
+def check_rows(penalty: str, n: int, **features: Tensor | None) -> None:
+    """Refuse pooled or projected features that a penalty cannot read: missing, of another length, NaN."""
+    for name, value in features.items():
         if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != n:
-            rule = f"{side}_pooled must be [{n}, p] for the penalty {penalty!r}, got {described(value)}"
-            raise ValueError(f"{rule}: pass what the tower pools before its head, one row a pair")
-    check_finite(**{f"{side}_pooled": value for side, value in pooled.items()})
+            what = "the tower pools before its head" if "pooled" in name else "the head gives, of its own length"
+            rule = f"{name} must be [{n}, p] for the penalty {penalty!r}, got {described(value)}"
+            raise ValueError(f"{rule}: pass what {what}, one row a pair")
+    check_finite(**features)
 
 
 def frozen_critics(critics: ResidualCritics, *inputs) -> dict[str, Scalar]:

@@ -39,6 +39,9 @@ class PenaltyInputs(NamedTuple):
     labels: Tensor | None
     logit_scale: Tensor  # 1 / temperature
     settings: nn.Module  # the `CIBRLoss` itself: kappa_e, kappa_b, text_weight, critics, statistic
+    image_projected: Tensor | None = None  # embeddings of their own length, [n, d]
+    text_projected: Tensor | None = None
+    generator: torch.Generator | None = None  # source of noise
 
 
 class Penalty(NamedTuple):
@@ -167,11 +170,18 @@ def soft_targets(inputs: PenaltyInputs) -> Penalty:
     return _control(inputs, baselines.soft_targets(inputs.z_image, inputs.z_text, inputs.logit_scale, *pooled))
 
 
+def rafa(inputs: PenaltyInputs) -> Penalty:
+    """A control: random feature alignment, see `cibr.losses.baselines`."""
+    projected = inputs.image_projected, inputs.text_projected
+    return _control(inputs, baselines.random_feature_alignment(*projected, inputs.generator))
+
+
+_CONTROLS = (cosine, alignment_uniformity, cyclip, soft_targets, rafa)
 PENALTIES: dict[str, Callable[[PenaltyInputs], Penalty]] = {
-    penalty.__name__: penalty
-    for penalty in (vmf, crossfit, anchor, consistency, mine, cosine, alignment_uniformity, cyclip, soft_targets)
+    penalty.__name__: penalty for penalty in (vmf, crossfit, anchor, consistency, mine, *_CONTROLS)
 }
 NEEDS_POOLED = ("anchor", "mine", "soft_targets")
+NEEDS_PROJECTED = ("rafa",)
 
 
 def label_index(labels: Labels) -> Labels:

@@ -1,7 +1,8 @@
 """What encoders read of a set of pairs, as tensors: uint8 images and tokens, or cached features of frozen towers.
 
 `prepare` makes them and `embed_pairs` takes them through a model, in training and evaluation alike. Texts are
-tokenised once. Small sets of images are held in memory, larger ones are decoded batch by batch in workers.
+tokenised once. Small sets of images are held in memory; larger ones, and those that are cropped at random, are
+decoded batch by batch in workers, which stay ahead of the model and live as long as their loader is read.
 The features of frozen towers are computed once, in parts, and kept in the cache folder under a digest of all that
 they depend on, so that a killed extraction resumes and a second run begins at once.
 """
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
@@ -32,6 +34,7 @@ from cibr.utils import cache_folder, write_atomically
 IN_MEMORY = 2**30  # bytes of images that are held decoded
 PART = 512  # rows of a part of an extraction
 AT_ONCE = 16  # images that are held at full size
+MOST_WORKERS = 16
 NO_SETTINGS = ("architectures", "transformers_version", "_name_or_path")  # of a config: change no feature
 
 
@@ -46,21 +49,35 @@ class Batch(NamedTuple):
 
 @dataclass(eq=False)
 class Inputs(Dataset):
-    """Pairs as a model reads them; `inputs[image_indices, text_indices]` is a `Batch`."""
+    """Pairs as a model reads them; `inputs[image_indices, text_indices]` is a `Batch`.
+
+    With a `crop`, rows have a third part, a number for each image that decides its crop.
+    """
 
     pairs: Pairs
     images: Tensor | None  # None: decoded when asked for
     texts: tuple[Tensor, ...]
     labels: Int[Tensor, " m"]  # one a text: equal labels match
     preprocess: Callable[[list[Image.Image]], Tensor]
+    crop: Callable[[Image.Image], Image.Image] | None = None
 
-    def __getitem__(self, rows: tuple[Tensor, Tensor]) -> Batch:
-        image_rows, text_rows = rows
-        return Batch(self.image_rows(image_rows), self.text_rows(text_rows), self.labels[text_rows])
+    def __getitem__(self, rows: tuple[Tensor, ...]) -> Batch:
+        image_rows, text_rows, *keys = rows
+        images = self.cropped_rows(image_rows, *keys) if self.crop else self.image_rows(image_rows)
+        return Batch(images, self.text_rows(text_rows), self.labels[text_rows])
 
     def image_rows(self, rows: Tensor) -> Tensor:
         """Images by their number in the pairs."""
         return _decode(self.preprocess, self.pairs, rows.tolist()) if self.images is None else self.images[rows]
+
+    def cropped_rows(self, rows: Tensor, keys: Int[Tensor, " n"]) -> Tensor:
+        """Images by their number, each cropped as torch's random numbers after its key say."""
+        squares = []
+        with torch.random.fork_rng(devices=[]):
+            for i, key in zip(rows.tolist(), keys.tolist(), strict=True):
+                torch.default_generator.manual_seed(key)
+                squares.append(np.array(self.crop(self.pairs.image(i))))
+        return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
 
     def text_rows(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Texts by their number in `pairs.texts()`, token ids cut to the longest of them."""
@@ -68,11 +85,18 @@ class Inputs(Dataset):
         longest = int(texts[1].sum(1).max()) if len(texts) == 2 and len(rows) else None
         return tuple(part[:, :longest] for part in texts)
 
-    def loader(self, rows: list[tuple[Tensor, Tensor]]) -> DataLoader:
-        """Batches in the order of `rows`, decoded in worker processes where images are not in memory."""
-        workers = 0 if self.images is not None else min(8, os.cpu_count() or 1)
+    def loader(self, rows: Iterable[tuple[Tensor, ...]], workers: int | None = None) -> DataLoader:
+        """Batches in the order of `rows`, in pinned memory where there is a CUDA device.
+
+        Args:
+            rows: indices of images and of texts, and with a `crop` the keys; read as the batches are asked for.
+            workers: processes that decode; by default none where images are in memory, else one a core.
+        """
+        if workers is None:
+            workers = 0 if self.images is not None else min(MOST_WORKERS, os.cpu_count() or 1)
         own = torch.Generator()  # the loader draws a seed for its workers, and not from the global stream
-        return DataLoader(self, batch_size=None, sampler=rows, num_workers=workers, generator=own)
+        options = dict(num_workers=workers, generator=own, pin_memory=torch.cuda.is_available())
+        return DataLoader(self, batch_size=None, sampler=rows, **options)
 
 
 class Digests(NamedTuple):
@@ -91,6 +115,7 @@ def prepare(
     *,
     texts: list[str] | None = None,
     digests: Digests | None = None,
+    crop_scale: float = 1.0,
 ) -> Inputs:
     """The inputs of a model for a set of pairs.
 
@@ -101,6 +126,7 @@ def prepare(
         device: where frozen towers run.
         texts: read in place of the pairs' own, such as a classifier's prompts; each has a label of its own.
         digests: the model's, from a caller who prepares many sets and takes them once.
+        crop_scale: smallest share of an image's area in random resized crops, 1 for none (not of frozen towers).
 
     Raises:
         ValueError: a text longer than the context unless `truncate`, or an image that does not decode.
@@ -108,12 +134,24 @@ def prepare(
     labels = pairs.match_labels()[pairs.text_to_image()] if texts is None else torch.arange(len(texts))
     texts = pairs.texts() if texts is None else texts
     if model.kind != "frozen":
-        return Inputs(pairs, _pixels(model, pairs), model.tokenize(texts, truncate), labels, model.processor)
+        crop = random_resized_crop(model.image_size, crop_scale) if crop_scale < 1 else None
+        images = None if crop else _pixels(model, pairs)
+        return Inputs(pairs, images, model.tokenize(texts, truncate), labels, model.processor, crop)
     digests = digests or digest_model(model)
     with model.to(device).evaluating():
         images = _image_features(model, pairs, device, digests)
         features = _text_features(model, texts, truncate, device, digests, f"{pairs.name}-{pairs.split}")
     return Inputs(pairs, images, (features,), labels, model.processor)
+
+
+def random_resized_crop(size: int, smallest: float) -> Callable[[Image.Image], Image.Image]:
+    """A random part of an image, of any place and of sides 3:4 to 4:3, as a bicubic square of `size` pixels.
+
+    Source: torchvision's `RandomResizedCrop`, with which open_clip trains (scale 0.9 to 1 of the area).
+    """
+    from torchvision.transforms import InterpolationMode, RandomResizedCrop  # takes seconds, which others save
+
+    return RandomResizedCrop(size, (smallest, 1.0), interpolation=InterpolationMode.BICUBIC)
 
 
 def encode_images(model: DualEncoder, images: Tensor) -> Encoded:

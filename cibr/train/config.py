@@ -29,7 +29,7 @@ PRESETS = {
     ("*", "frozen"): (30, 1024, 4e-3, 0.05, 0.4, 1.0),
     ("*", "clip"): (3, 64, 1e-5, 0.01, 0.0, 0.1),
 }
-NOT_THE_RUN = ("output_dir", "checkpoint_every")  # settings that change no weight
+NOT_THE_RUN = ("output_dir", "checkpoint_every", "micro_batch_size")  # that decide no result
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,21 @@ class RunConfig:
         penalty: which penalty is added to the contrastive loss, one of `cibr.losses.PENALTIES`.
         beta: weight of the penalty; 0 is CLIP.
         sample: contrast samples of the encoders' distributions rather than their means.
-        contrastive: the contrastive loss, `clip` or `siglip`.
+        contrastive: the contrastive loss, `clip`, `siglip`, or `hycd`, whose teacher is the model at the start.
         epochs: passes over the training images; 0 for the preset.
         batch_size: pairs contrasted with each other; 0 for the preset.
         learning_rate: peak of AdamW's one-cycle schedule; 0 for the preset.
+        warm_up: share of the steps in which the rate rises to its peak, from a 25th of it; then it falls to nearly
+            0, both along a cosine.
+        image_tower_rate, text_tower_rate: learning rates of the towers' weights, times `learning_rate`; at 0 a
+            tower is frozen, and runs in eval mode.
         temperature: of the softmax over cosines; 0 for the preset.
         weight_decay: of AdamW, for matrices; -1 for the preset.
         dropout: in the heads, and in the text encoder of `tiny`; -1 for the preset.
         seed: of weights, order, captions, dropout and noise.
         output_dir: where the model, `history.csv` and the configuration go.
-        micro_batch_size: rows that go through the encoders at once; 0 for the whole batch.
+        micro_batch_size: rows that go through the encoders at once; 0 for the whole batch. It changes results by
+            rounding, and by other draws of dropout, alone.
         learn_temperature: whether the temperature is trained.
         kappa_e, kappa_b: concentrations of the encoder's and the backward von Mises-Fisher distributions.
         text_weight: the texts' share of the penalty; see `CIBRLoss`.
@@ -63,6 +68,10 @@ class RunConfig:
         cca_ridge_image, cca_ridge_text: ridges of CCA, also for `anchor`, times the mean variance of a feature.
         feature_noise: deviation of Gaussian noise on cached features in training, times that of the feature.
         ema_decay: of the moving average of the weights that is validated and kept; 0 for the weights themselves.
+        interpolation: share of the weights that training started from in those that are validated and kept
+            (WiSE-FT); 0 for none. With `ema_decay` the rest is the moving average.
+        crop_scale: smallest share of an image's area that a random resized crop of it keeps in training, as in
+            open_clip, which has 0.9; 1 for no crops.
         corruption: the fields of `cibr.data.corruptions.Corruption` that change the training pairs.
         mixed_precision: `no`, or `bf16` for the encoders (whatever a launcher says); the loss stays in float32.
         critic_steps: steps of the critics' own optimiser before each step (`mine`).
@@ -82,6 +91,9 @@ class RunConfig:
     epochs: int = 0
     batch_size: int = 0
     learning_rate: float = 0.0
+    warm_up: float = 0.15
+    image_tower_rate: float = 1.0
+    text_tower_rate: float = 1.0
     temperature: float = 0.0
     dropout: float = -1.0
     weight_decay: float = -1.0
@@ -100,6 +112,8 @@ class RunConfig:
     cca_ridge_text: float = 1.0
     feature_noise: float = 0.0
     ema_decay: float = 0.0
+    interpolation: float = 0.0
+    crop_scale: float = 1.0
     corruption: dict = field(default_factory=dict)
     mixed_precision: str = "no"
     critic_steps: int = 1
@@ -127,6 +141,9 @@ _RANGES = {
     "batch_size": (2, math.inf, "a contrast needs two pairs at least, or give 0 for the preset"),
     "micro_batch_size": (0, math.inf, "rows at once through the encoders; 0 for the whole batch"),
     "learning_rate": (1e-12, 1e3, "give a positive number, or 0 for the preset"),
+    "warm_up": (0, 0.99, "a share of the steps below 1; 0.1 is usual"),
+    "image_tower_rate": (0, 100, "a multiple of learning_rate, or 0 for a frozen tower"),
+    "text_tower_rate": (0, 100, "a multiple of learning_rate, or 0 for a frozen tower"),
     "temperature": (0.01, 1e3, "CLIP keeps it at 0.01 or more; give 0 for the preset"),
     "dropout": (0, 0.99, "a probability below 1, or -1 for the preset"),
     "weight_decay": (0, 1e3, "0 or more, or -1 for the preset"),
@@ -140,6 +157,8 @@ _RANGES = {
     "cca_ridge_text": (1e-6, 1e6, "a multiple of the mean variance; 0.1 to 10 are usual"),
     "feature_noise": (0, 100, "a multiple of each feature's deviation; 0.1 to 1 are usual"),
     "ema_decay": (0, 0.99999, "the share that the average keeps a step, such as 0.99, or 0 for none"),
+    "interpolation": (0, 0.999, "the share of the start's weights that is kept, below 1; 0.5 is usual, 0 is none"),
+    "crop_scale": (0.01, 1, "the smallest share of an image's area; 0.9 is usual, 1 is no crop"),
     "critic_steps": (1, 100, "one to five are usual"),
     "checkpoint_every": (0, math.inf, "a number of steps, or 0 for the end of each epoch"),
     "validate_every": (1, math.inf, "a number of epochs"),
@@ -148,7 +167,7 @@ _RANGES = {
 
 _CHOICES = {
     "penalty": PENALTIES,
-    "contrastive": ("clip", "siglip"),
+    "contrastive": ("clip", "siglip", "hycd"),
     "mixed_precision": ("no", "bf16"),
     "on_error": ("raise", "skip"),
 }
@@ -225,6 +244,16 @@ def _check(config: RunConfig, kind: str) -> None:
         raise ValueError(
             "the penalty 'consistency' and group_share are for rows in groups: set group_size to 2 or more"
         )
+    for name, value in (
+        ("image_tower_rate", config.image_tower_rate),
+        ("text_tower_rate", config.text_tower_rate),
+        ("crop_scale", config.crop_scale),
+    ):
+        if value != 1 and kind == "frozen":
+            raise ValueError(
+                f"{name} is {value}, and model 'frozen' reads cached features of towers that never train: leave "
+                "it at 1, or give a model that trains its towers"
+            )
     for name, asked in (
         ("penalty 'anchor'", config.penalty == "anchor"),
         ("cca_start", config.cca_start),

@@ -26,6 +26,7 @@ class GradCache:
         micro_batch_size: rows that are encoded at once; 0 for all.
         mixed_precision: `bf16` for the encoders, or `no`; features are float32 at least.
         with_pooled: give the pooled features too, which critics read.
+        with_projected: give the embeddings before they are divided by their length too; the heads run once more.
 
     Attributes:
         features: of the whole batch, as `CIBRLoss` takes them by name.
@@ -46,14 +47,18 @@ class GradCache:
         micro_batch_size: int = 0,
         mixed_precision: str = "no",
         with_pooled: bool = False,
+        with_projected: bool = False,
     ):
         def encode(rows: slice) -> dict[str, Tensor]:
             with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
                 image = encode_images(model, batch.images[rows])
                 text = encode_texts(model, tuple(part[rows] for part in batch.texts))
-            named = {"image_features": image.features, "text_features": text.features}
-            if with_pooled:
-                named |= {"image_pooled": image.pooled.detach(), "text_pooled": text.pooled.detach()}
+                named = {"image_features": image.features, "text_features": text.features}
+                if with_pooled:
+                    named |= {"image_pooled": image.pooled.detach(), "text_pooled": text.pooled.detach()}
+                if with_projected:
+                    named["image_projected"] = model.backbone.image_head(image.pooled)
+                    named["text_projected"] = model.backbone.text_head(text.pooled)
             return {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in named.items()}
 
         n, self.model, self.accelerator = len(batch.labels), model, accelerator
@@ -72,8 +77,10 @@ class GradCache:
     def backward(self) -> None:
         """Adds the gradients of `features` to the model's parameters, over all parts and processes."""
         first = self.accelerator.process_index * len(self._own["image_features"])
-        used = {name: own for name, own in self._own.items() if own.requires_grad}
-        gradients = [self.features[name].grad[first : first + len(own)] for name, own in used.items()]
+        # Pooled features lead nowhere back, and projected ones get no gradient while beta is 0.
+        slopes = {name: leaf.grad for name, leaf in self.features.items() if leaf.grad is not None}
+        used = {name: own for name, own in self._own.items() if own.requires_grad and name in slopes}
+        gradients = [slopes[name][first : first + len(own)] for name, own in used.items()]
         torch.autograd.backward([*used.values()], gradients)
         average_gradient(self.model.log_logit_scale, self.accelerator)
         if self.accelerator.num_processes > 1:

@@ -5,13 +5,15 @@ epochs; `train_step` is one step. Everything random is keyed by the seed and the
 noise. So a run that was stopped goes on from its newest checkpoint as if nothing had happened.
 """
 
+import copy
+import itertools
 import math
 import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +28,7 @@ from tqdm import tqdm
 
 from cibr.data import Pairs
 from cibr.losses import CIBRLoss, RegularisedCCA, beta_at
-from cibr.losses.penalties import NEEDS_POOLED
+from cibr.losses.penalties import NEEDS_POOLED, NEEDS_PROJECTED
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.features import Batch, Inputs, embed_pairs, prepare
@@ -36,7 +38,6 @@ from cibr.train.config import RunConfig
 from cibr.train.grad_cache import GradCache, average_gradient
 from cibr.train.sampler import epoch_rows
 
-WARM_UP = 0.15  # of the steps
 LARGEST_GRADIENT_NORM = 1.0
 CRITIC_LEARNING_RATE = 1e-3
 LONGEST_WAIT = timedelta(hours=3)  # for the process that extracts a frozen tower's features
@@ -77,12 +78,15 @@ def fit(
 
     Raises:
         ValueError: fewer than two pairs or captions, groups of pairs that have none, an unusable sample, a penalty
-            on pooled features with a model that has none (SigLIP, ALIGN), or an output folder that cannot be
-            written, that another run holds or that holds another run.
+            on pooled features with a model that has none (SigLIP, ALIGN), an output folder that cannot be written,
+            that another run holds or that holds another run; or a GPU that is out of memory, with the
+            micro_batch_size to try.
         FloatingPointError: a loss or gradient that is not finite; the last good checkpoint is named.
         SystemExit: with code 143 after SIGTERM; the run was saved and goes on when it is started again.
         KeyboardInterrupt: the same after Ctrl-C.
     """
+    from accelerate.utils import broadcast
+
     accelerator = accelerator or _launched_processes()
     first, world, device = accelerator.is_main_process, accelerator.num_processes, accelerator.device
     _check_pairs(train, config)
@@ -98,7 +102,7 @@ def fit(
 
         # Features of frozen towers are extracted by the first process and read by the others.
         with accelerator.main_process_first() if model.kind == "frozen" else nullcontext():
-            inputs = prepare(model, train, config.truncate_texts, device)
+            inputs = prepare(model, train, config.truncate_texts, device, crop_scale=config.crop_scale)
             held_out = validation and prepare(model, validation, config.truncate_texts, device)
         if statistic is None and (config.cca_start or config.penalty == "anchor"):
             statistic = fit_cca(model, inputs, config)
@@ -108,26 +112,33 @@ def fit(
         cached = (inputs.images, *inputs.texts) if config.feature_noise else ()
         noise = [config.feature_noise * features.std(0).to(device) for features in cached]
         model.to(device)
+        broadcast(model.state_dict())  # in place: every process starts at the first one's weights
         loss_fn, critic_optimizer = build_loss(model, config, statistic)
         optimizer, schedule = build_optimizer(model, config, config.epochs * steps_per_epoch)
         parts = {"model": model, "loss": loss_fn, "optimizer": optimizer, "schedule": schedule}
         if critic_optimizer is not None:
             parts["critic_optimizer"] = critic_optimizer
-        if config.ema_decay:
-            parts["average"] = WeightAverage(model, config.ema_decay)
+        if config.ema_decay or config.interpolation:
+            parts["average"] = WeightAverage(model, config.ema_decay, config.interpolation)
+        if config.contrastive == "hycd":  # a part of the checkpoint, so that a resume has the same teacher
+            parts["teacher"] = copy.deepcopy(model).eval().requires_grad_(False)
         at = run.resume(parts, Progress(n_steps=config.epochs * steps_per_epoch))
-        _share(model, at.step, run.folder, accelerator)
+        _check_equal_steps(at.step, run.folder, accelerator)
 
         warned: set[str] = set()
         with _progress_bar(at, first) as bar, _noted_signals() as signals:
+            rows = rows_of_steps(train, config, at.step, steps_per_epoch, rows_here, accelerator)
+            batches = iter(inputs.loader(rows))  # one loader for all epochs, so that its workers stay
             for epoch in range(len(at.history), config.epochs):
                 model.train()
-                images, texts = epoch_rows(train, config.group_size, config.group_share, config.seed, epoch)
-                starts = range(accelerator.process_index * rows_here, steps_per_epoch * batch_size, batch_size)
-                rows = [(images[s : s + rows_here], texts[s : s + rows_here]) for s in starts]
+                for tower in (tower for tower, rate in _towers(model, config) if rate == 0):
+                    tower.eval()
                 started = time.perf_counter()
-                for batch in inputs.loader(rows[at.step - epoch * steps_per_epoch :]):
-                    train_step(parts, batch, config, at, run, accelerator, noise)
+                for batch in itertools.islice(batches, (epoch + 1) * steps_per_epoch - at.step):
+                    try:
+                        train_step(parts, batch, config, at, run, accelerator, noise)
+                    except torch.OutOfMemoryError as error:
+                        raise ValueError(_out_of_memory(rows_here, config, at, run)) from error
                     at.step += 1
                     at.seconds += time.perf_counter() - started
                     if number := _agreed(signals, accelerator):
@@ -145,19 +156,39 @@ def fit(
                 row |= {"temperature": 1 / model.logit_scale.item(), "seconds": at.seconds}
                 is_due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs
                 if validation is not None and is_due:
-                    with parts["average"].applied(model) if config.ema_decay else nullcontext():
+                    with parts["average"].applied(model) if "average" in parts else nullcontext():
                         row |= retrieval_recalls(validation, *embed_pairs(model, held_out))
                 at.end_epoch(row)
                 if first and at.step >= at.n_steps / 3:  # a young run's embeddings are near one another
                     _warn_of_degenerate(row, warned)
                 run.save(parts, at)
 
-        if config.ema_decay:
+        if "average" in parts:
             parts["average"].copy_to(model)
         model.eval()
         run.finish(model, config, at)
         accelerator.wait_for_everyone()
         return pd.DataFrame(at.history)
+
+
+def rows_of_steps(
+    train: Pairs, config: RunConfig, step: int, steps_per_epoch: int, rows_here: int, accelerator
+) -> Iterator[tuple[Tensor, ...]]:
+    """Indices of the images and the texts of this process's rows, from a step to the end of the run.
+
+    With `crop_scale` the numbers that decide the crops stand beside them. All of it is a function of seed, epoch
+    and row.
+    """
+    batch_size = rows_here * accelerator.num_processes
+    for epoch in range(step // steps_per_epoch, config.epochs):
+        order = epoch_rows(train, config.group_size, config.group_share, config.seed, epoch)
+        if config.crop_scale < 1:
+            generator = torch.Generator().manual_seed(config.seed + 32_452_843 * (epoch + 1))
+            order += (torch.randint(2**62, order[0].shape, generator=generator),)
+        for start in range(0, steps_per_epoch * batch_size, batch_size):
+            if epoch * steps_per_epoch + start // batch_size >= step:
+                first = start + accelerator.process_index * rows_here
+                yield tuple(part[first : first + rows_here] for part in order)
 
 
 def train_step(
@@ -175,13 +206,15 @@ def train_step(
     the deviations of the noise on cached image and text features, [p] and [q], or nothing.
     """
     model, loss_fn, optimizer = parts["model"], parts["loss"], parts["optimizer"]
-    has_critics, with_pooled = "critic_optimizer" in parts, config.penalty in NEEDS_POOLED
+    options = config.micro_batch_size, config.mixed_precision
+    needed = config.penalty in NEEDS_POOLED, config.penalty in NEEDS_PROJECTED
     seed = config.seed + 1_000_003 * (at.step + 1)
     torch.manual_seed(seed + 7_919 * accelerator.process_index)  # dropout, of this process's rows
     generator = torch.Generator().manual_seed(seed)  # noise, of the whole batch
     images, texts, labels = batch
     device = accelerator.device
-    batch = Batch(images.to(device), tuple(part.to(device) for part in texts), labels.to(device))
+    images, *texts, labels = (part.to(device, non_blocking=True) for part in (images, *texts, labels))
+    batch = Batch(images, tuple(texts), labels)
     if noise:
         cached = zip((batch.images, *batch.texts), noise, strict=True)
         image, text = (x + scale * torch.randn_like(x) for x, scale in cached)
@@ -190,11 +223,15 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     try:
         # Encoded in micro batches, under autocast; the features are those of all processes.
-        cache = GradCache(model, batch, accelerator, config.micro_batch_size, config.mixed_precision, with_pooled)
-        if has_critics:
+        given = {}
+        if "teacher" in parts:
+            given["teacher_logits"] = teacher_logits(parts["teacher"], batch, accelerator, *options)
+        cache = GradCache(model, batch, accelerator, *options, *needed)
+        if "critic_optimizer" in parts:
             critics = parts["critic_optimizer"]
             train_critics(loss_fn, critics, config.critic_steps, cache.features, generator, accelerator)
-        terms = loss_fn(**cache.features, logit_scale=model.logit_scale, labels=cache.labels, generator=generator)
+        given |= dict(logit_scale=model.logit_scale, labels=cache.labels, generator=generator)
+        terms = loss_fn(**cache.features, **given)
         terms["loss"].backward()
         cache.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT_NORM)
@@ -218,6 +255,27 @@ def train_step(
 
 def _beta_now(at: Progress, config: RunConfig) -> float:
     return beta_at(at.step / at.n_steps, config.beta) if config.ramp else config.beta
+
+
+@torch.no_grad()
+def teacher_logits(teacher: DualEncoder, batch: Batch, accelerator, *options) -> Float[Tensor, "n n"]:
+    """What a frozen teacher says of the whole batch, images in rows: cosines times its logit_scale.
+
+    The options are those of `GradCache`: rows at once and precision.
+    """
+    features = GradCache(teacher, batch, accelerator, *options).features
+    return teacher.logit_scale * features["image_features"] @ features["text_features"].T
+
+
+def _out_of_memory(rows_here: int, config: RunConfig, at: Progress, run: RunFolder) -> str:
+    used = config.micro_batch_size or rows_here
+    words = "micro_batch_size" if config.micro_batch_size else "no micro_batch_size, a batch of"
+    fix = f"Set micro_batch_size to {used // 2}" if used > 1 else "Use a GPU with more memory"
+    return (
+        f"step {at.step + 1} was not taken: the GPU is out of memory with {words} {used}; {run.last_good()}. "
+        f"{fix} and start again with the other settings as they are: the run resumes from its checkpoint with the "
+        "same results but for rounding, since accumulation is exact"
+    )
 
 
 def fit_cca(model: DualEncoder, inputs: Inputs, config: RunConfig) -> RegularisedCCA:
@@ -298,15 +356,41 @@ def build_loss(
 def build_optimizer(
     model: DualEncoder, config: RunConfig, n_steps: int
 ) -> tuple[torch.optim.Optimizer, OneCycleLR]:
-    """AdamW, whose weight decay leaves gains, biases and the temperature alone, and one cycle of its rate."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    rate = config.learning_rate
-    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
-    return optimizer, OneCycleLR(optimizer, rate, max(2, n_steps), pct_start=WARM_UP, cycle_momentum=False)
+    """AdamW, whose weight decay leaves gains, biases and the temperature alone, and one cycle of its rate.
+
+    Towers have learning rates of their own; one whose rate is 0 is frozen here.
+    """
+    rates = {}
+    for tower, rate in _towers(model, config):
+        rates |= dict.fromkeys(tower.parameters(), rate)
+        if rate == 0:
+            tower.requires_grad_(False)
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        groups.setdefault((rates.get(parameter, 1.0), parameter.ndim > 1), []).append(parameter)
+    keys = sorted(groups, reverse=True)
+    peaks = [config.learning_rate * rate for rate, _ in keys]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": groups[key], "lr": peak, "weight_decay": config.weight_decay if key[1] else 0.0}
+            for key, peak in zip(keys, peaks, strict=True)
+        ],
+        betas=(0.9, 0.98),
+    )
+    n_steps, warm_up = max(2, n_steps), config.warm_up
+    if warm_up * n_steps == 1:  # the rise would begin and end at one step, which OneCycleLR divides by zero
+        warm_up /= 2
+    return optimizer, OneCycleLR(optimizer, peaks, n_steps, pct_start=warm_up, cycle_momentum=False)
+
+
+def _towers(model: DualEncoder, config: RunConfig) -> list[tuple[torch.nn.Module, float]]:
+    """The image and the text tower, each with its learning rate in multiples of `learning_rate`."""
+
+    def find(*names: str) -> torch.nn.Module:
+        return next(module for name, module in model.named_modules() if name.endswith(names))  # the outermost
+
+    image, text = find("image_tower", "vision_model"), find("text_tower", "text_model")
+    return [(image, config.image_tower_rate), (text, config.text_tower_rate)]
 
 
 def _check_pooled(model: DualEncoder, config: RunConfig) -> None:
@@ -360,11 +444,8 @@ def _launched_processes():
     return Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=options)
 
 
-def _share(model: DualEncoder, step: int, folder: Path, accelerator) -> None:
-    """Gives every process the first one's weights, and refuses processes that would go on from other steps."""
-    from accelerate.utils import broadcast
-
-    broadcast(model.state_dict())  # in place
+def _check_equal_steps(step: int, folder: Path, accelerator) -> None:
+    """Refuses processes that would go on from other steps than each other."""
     steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
     if len(set(steps)) > 1:
         raise ValueError(

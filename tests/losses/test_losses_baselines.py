@@ -6,8 +6,8 @@ from losses_pairs import pair
 from scipy.optimize import brentq
 from torch.nn import functional as F
 
-from cibr.losses import siglip_loss
-from cibr.losses.baselines import alignment_uniformity, cyclip, soft_targets
+from cibr.losses import CIBRLoss, clip_loss, siglip_loss
+from cibr.losses.baselines import HYCD_ALPHA, alignment_uniformity, cyclip, hycd_loss, soft_targets
 
 
 def test_alignment_and_uniformity_equal_a_loop():
@@ -49,7 +49,39 @@ def test_soft_targets_equal_a_loop_and_leave_the_pair_itself_out():
     torch.testing.assert_close(soft_targets(image, text, 7.0, *pooled), total)
 
 
-@pytest.mark.parametrize("labels", [None, torch.tensor([0, 1, 1, 2, 3, 3, 3, 4, 5])])
+LABELLED = pytest.mark.parametrize("labels", [None, torch.tensor([0, 1, 1, 2, 3, 3, 3, 4, 5])])
+
+
+@LABELLED
+def test_hycd_equals_a_loop_and_is_clip_for_a_teacher_that_is_sure(labels):
+    image, text, scale = (leaf.detach() for leaf in pair(9, 5))
+    names = torch.arange(9) if labels is None else labels
+    teacher, total = torch.randn(9, 9, generator=torch.Generator().manual_seed(3)).double(), 0.0
+    for logits, taught in ((scale * image @ text.T, teacher), (scale * text @ image.T, teacher.T)):
+        for i in range(9):
+            matches = [names[i] == names[j] for j in range(9)]
+            for j in range(9):
+                target = HYCD_ALPHA * matches[j] / sum(matches) + (1 - HYCD_ALPHA) * taught[i].softmax(0)[j]
+                total -= target * logits[i].log_softmax(0)[j] / 2 / 9
+    torch.testing.assert_close(hycd_loss(image, text, scale, labels, teacher), total)
+    sure = 1e4 * (names[:, None] == names).double()
+    torch.testing.assert_close(hycd_loss(image, text, scale, labels, sure), clip_loss(image, text, scale, labels))
+
+
+def test_rafa_draws_both_embeddings_of_a_pair_to_one_vector_that_the_generator_decides():
+    image, text, scale = pair(9, 5)
+    given = dict(image_projected=3 * image, text_projected=2 * text)
+    terms = CIBRLoss(0.5, "rafa")(image, text, scale, **given, generator=torch.Generator().manual_seed(4))
+    reference = torch.randn(9, 5, generator=torch.Generator().manual_seed(4)).double()
+    total = 0.0
+    for i in range(9):
+        total += ((3 * image[i] - reference[i]) ** 2).sum() + ((2 * text[i] - reference[i]) ** 2).sum()
+    torch.testing.assert_close(terms["penalty_loss"], 0.5 * total / 45)
+    (gradient,) = torch.autograd.grad(terms["penalty_loss"], image)
+    torch.testing.assert_close(gradient, 0.5 * 2 * 3 * (3 * image - reference) / 45)
+
+
+@LABELLED
 def test_siglip_takes_the_bias_at_which_its_slope_is_zero(labels):
     image, text, _ = pair(9, 5)
     names = torch.arange(9) if labels is None else labels

@@ -12,6 +12,7 @@ from losses_pairs import pair as pair_of
 from torch.nn import functional as F
 
 from cibr.losses import PENALTIES, CIBRLoss, RegularisedCCA, beta_at, clip_loss, siglip_loss
+from cibr.losses.baselines import hycd_loss
 from cibr.losses.vmf import sample_vmf
 
 EVERY = pytest.mark.parametrize("penalty", PENALTIES)
@@ -36,10 +37,15 @@ def pooled():
     return {f"{side}_pooled": torch.randn(12, d, generator=generator) for side, d in (("image", 5), ("text", 4))}
 
 
+def given(image, text):
+    """Pooled features, and embeddings of twice their length."""
+    return pooled() | {"image_projected": 2 * image, "text_projected": 2 * text}
+
+
 @EVERY
 def test_beta_zero_without_noise_is_bit_equal_to_clip_loss(penalty):
     leaves, labels = pair(dtype=torch.float32), some_labels()
-    terms = build(0.0, penalty)(*leaves, labels, **pooled())
+    terms = build(0.0, penalty)(*leaves, labels, **given(*leaves[:2]))
     assert terms["penalty_loss"].item() == 0
     assert not terms["penalty_loss"].requires_grad
     got = terms["loss"], torch.autograd.grad(terms["loss"], leaves)
@@ -49,14 +55,15 @@ def test_beta_zero_without_noise_is_bit_equal_to_clip_loss(penalty):
 @EVERY
 def test_a_small_beta_tends_to_clip_in_value_and_gradient(penalty):
     leaves, labels = pair(), some_labels()
-    got = value_and_gradients(lambda *x: build(1e-9, penalty)(*x, labels, **pooled())["loss"], leaves)
+    loss = build(1e-9, penalty)
+    got = value_and_gradients(lambda *x: loss(*x, labels, **given(*x[:2]))["loss"], leaves)
     assert_same(got, value_and_gradients(lambda *x: clip_loss(*x, labels), leaves), rtol=0, atol=1e-6)
 
 
 @EVERY
 def test_loss_is_the_sum_of_its_terms_and_reports_are_detached(penalty):
     leaves = pair(dtype=torch.float32)
-    terms = build(0.3, penalty, sample=True)(*leaves, some_labels(), **pooled())
+    terms = build(0.3, penalty, sample=True)(*leaves, some_labels(), **given(*leaves[:2]))
     assert torch.equal(terms["loss"], terms["clip_loss"] + terms["penalty_loss"])
     for name, value in terms.items():
         assert value.shape == () and value.dtype == torch.float32 and value.isfinite()
@@ -96,6 +103,16 @@ def test_siglip_takes_the_place_of_the_contrastive_term():
     torch.testing.assert_close(terms["clip_loss"], siglip_loss(*leaves, labels))
     torch.testing.assert_close(terms["penalty_loss"], build(0.3)(*leaves, labels)["penalty_loss"])
     assert "mi_lower_bound_nats" not in terms
+
+
+def test_hycd_takes_the_place_of_the_contrastive_term_beside_any_penalty():
+    leaves, labels = pair(), some_labels()
+    logits = torch.randn(12, 12, dtype=torch.float64, requires_grad=True)
+    terms = build(0.3, contrastive="hycd")(*leaves, labels, teacher_logits=logits)
+    assert torch.equal(terms["clip_loss"], hycd_loss(*leaves, labels, logits))
+    torch.testing.assert_close(terms["penalty_loss"], build(0.3)(*leaves, labels)["penalty_loss"])
+    terms["loss"].backward()
+    assert logits.grad is None and "mi_lower_bound_nats" not in terms
 
 
 @pytest.mark.parametrize("penalty", ["vmf", "consistency", "cyclip"])  # crossfit holds its centres fixed

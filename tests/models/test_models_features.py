@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from helpers import TEXTS, noise_pairs
@@ -63,6 +64,23 @@ def test_a_batch_is_the_rows_that_were_asked_for_whether_or_not_images_fit_in_me
     lazily.preprocess = lambda images: at_once.append(len(images)) or model.preprocess(images)
     assert torch.equal(lazily.image_rows(torch.arange(23)), in_memory.images)
     assert max(at_once) == 4 and sum(at_once) == 23
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_crop_is_that_of_torchvision_and_decided_by_its_key_alone(build):
+    inputs, crop = prepare(build("tiny"), PAIRS, crop_scale=0.5), features.random_resized_crop(32, 0.5)
+    rows, keys = torch.tensor([3, 1, 3]), torch.tensor([7, 2**61, 8])
+    state = torch.get_rng_state()
+    found = inputs[rows, rows, keys].images
+    assert torch.equal(torch.get_rng_state(), state) and inputs.images is None
+    for image, i, key in zip(found, rows.tolist(), keys.tolist(), strict=True):
+        torch.manual_seed(key)
+        assert torch.equal(image, torch.from_numpy(np.array(crop(PAIRS.image(i)))).permute(2, 0, 1))
+    assert not torch.equal(found[0], found[2])
+    turned = [(rows.flip(0), rows, keys.flip(0)), (rows[:1], rows[:1], keys[:1])]
+    for n_workers in (0, 2):
+        batches = [batch.images for batch in inputs.loader(iter(turned), n_workers)]
+        assert torch.equal(batches[0], found.flip(0)) and torch.equal(batches[1], found[:1])
 
 
 def test_frozen_features_are_those_of_the_towers_in_the_order_of_the_pairs_each_text_once(build, monkeypatch):

@@ -136,6 +136,47 @@ def test_pretrained_models_train_and_frozen_towers_do_not_move(build, tmp_path, 
     assert fit(again, PAIRS, HELD_OUT, config).equals(history) and same(again, model)
 
 
+def peaks_of(schedule, n_steps):
+    """The learning rates of the first group over a run, and those of all groups at their peak."""
+    rates = []
+    for _ in range(n_steps):
+        rates.append([group["lr"] for group in schedule.optimizer.param_groups])
+        schedule.optimizer.step()
+        schedule.step()
+    return [first for first, *_ in rates], [max(of_group) for of_group in zip(*rates, strict=True)]
+
+
+@pytest.mark.parametrize(("warm_up", "peak"), [(0.15, 2), (0.5, 9), (0.05, 0), (0.0, 0)])
+def test_the_rate_rises_for_its_share_of_the_steps_and_then_falls(build, warm_up, peak):
+    config = configure(learning_rate=0.02, warm_up=warm_up)
+    rates, _ = peaks_of(loop.build_optimizer(build("tiny"), config, 20)[1], 20)
+    assert rates.index(max(rates)) == peak and max(rates) <= 0.02 and rates[-1] < 1e-6
+    assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
+@pytest.mark.parametrize("kind", ["tiny", "clip"])
+def test_towers_have_rates_of_their_own_and_one_at_rate_zero_neither_moves_nor_drops_out(build, tmp_path, kind):
+    rates = dict(image_tower_rate=0.0, text_tower_rate=0.5, learning_rate=1e-3, temperature=0.05)
+    config = configure(model={"clip": "some/clip"}.get(kind, kind), output_dir=str(tmp_path), epochs=1,
+                       batch_size=8, **rates)  # fmt: skip
+    model, start, seen = build(kind), build(kind).state_dict(), []
+    (image, _), (text, _) = loop._towers(model, config)
+    _, peaks = peaks_of(loop.build_optimizer(build(kind), config, 20)[1], 20)
+    assert sorted({round(peak, 5) for peak in peaks}) == [0.0005, 0.001]
+
+    def look(tower, inputs, output):
+        values = getattr(output, "pooler_output", output)
+        seen.append((tower is text, tower.training, values.requires_grad))
+
+    hooks = [tower.register_forward_hook(look) for tower in (image, text)]
+    fit(model, PAIRS, None, config)
+    assert set(seen) == {(False, False, False), (True, True, True)} and len(hooks) == 2
+    frozen = {id(parameter) for parameter in image.parameters()}
+    for name, parameter in model.named_parameters():
+        if name != "log_logit_scale":
+            assert torch.equal(parameter, start[name]) == (id(parameter) in frozen), name
+
+
 def test_heads_over_frozen_towers_begin_at_the_cca_of_the_pairs(build, tmp_path, monkeypatch):
     from cibr.losses import RegularisedCCA
     from cibr.models import features

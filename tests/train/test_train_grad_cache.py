@@ -8,7 +8,7 @@ from helpers import noise_pairs
 from cibr.losses import CIBRLoss
 from cibr.models.features import encode_images, encode_texts, prepare
 from cibr.train.grad_cache import GradCache
-from cibr.train.loop import train_critics
+from cibr.train.loop import teacher_logits, train_critics
 
 PAIRS = noise_pairs(10)
 
@@ -33,7 +33,8 @@ def step(model, loss_fn, batch, critics=None, **options):
     """Terms of the loss and gradients, as a training step takes them."""
     model.zero_grad()
     generator = torch.Generator().manual_seed(3)
-    cache = GradCache(model, batch, Accelerator(), with_pooled=loss_fn.critics is not None, **options)
+    needs = dict(with_pooled=loss_fn.critics is not None, with_projected=loss_fn.penalty == "rafa")
+    cache = GradCache(model, batch, Accelerator(), **needs, **options)
     if critics:
         train_critics(loss_fn, critics, 3, cache.features, generator, Accelerator())
     terms = loss_fn(**cache.features, logit_scale=model.logit_scale, labels=cache.labels, generator=generator)
@@ -46,15 +47,20 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def plain_gradients(model, loss_fn, batch, size):
+def plain_gradients(model, loss_fn, batch, size, bf16=False):
     """Plain autograd through all parts at once, which holds every part's graph: what the step must equal."""
     parts = [slice(start, start + size) for start in range(0, len(batch.labels), size)]
-    encoded = [
-        (*encode_images(model, batch.images[rows]), *encode_texts(model, tuple(t[rows] for t in batch.texts)))
-        for rows in parts
-    ]
+    # Weights are cast again for each part, as a step does; from one cast, gradients would be summed in bf16.
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
+        encoded = [
+            (*encode_images(model, batch.images[rows]), *encode_texts(model, tuple(t[rows] for t in batch.texts)))
+            for rows in parts
+        ]
     image, image_pooled, text, text_pooled = (torch.cat(each) for each in zip(*encoded, strict=True))
     pooled = dict(image_pooled=image_pooled, text_pooled=text_pooled)
+    if loss_fn.penalty == "rafa":
+        projected = model.backbone.image_head(image_pooled), model.backbone.text_head(text_pooled)
+        pooled |= dict(image_projected=projected[0], text_projected=projected[1])
     generator = torch.Generator().manual_seed(3)
     terms = loss_fn(image, text, model.logit_scale, batch.labels, generator=generator, **pooled)
     model.zero_grad()
@@ -86,6 +92,40 @@ def test_accumulation_equals_full_batch(build, penalty, sample, size, precision)
         assert (found[name] - expected[name]).abs().max() <= tolerance * scale, name
     for name, term in terms.items():
         assert torch.allclose(found_terms[name], term, rtol=tolerance, atol=tolerance), name
+
+
+def test_rafa_in_micro_batches_equals_full_batch(build):
+    model, loss_fn = build_double(build, dropout=0.0), build_loss("rafa")  # whose heads run once more
+    batch = batch_of(model)
+    expected_terms, expected = plain_gradients(model, loss_fn, batch, 10)
+    terms, found = step(model, loss_fn, batch, micro_batch_size=3)
+    torch.testing.assert_close(terms, expected_terms)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_teacher_says_the_same_in_micro_batches_and_learns_nothing(build):
+    teacher = build_double(build).eval()
+    whole, cut = (teacher_logits(teacher, batch_of(teacher), Accelerator(), size, "no") for size in (0, 3))
+    torch.testing.assert_close(cut, whole)
+    batch = batch_of(teacher)
+    with torch.no_grad():
+        image, text = encode_images(teacher, batch.images).features, encode_texts(teacher, batch.texts).features
+    torch.testing.assert_close(whole, 10 * image @ text.T)
+    assert not whole.requires_grad and all(p.grad is None for p in teacher.parameters())
+
+
+def test_micro_batches_of_bf16_encoders_have_the_gradients_of_all_parts_at_once(build):
+    model, loss_fn = build_double(build, dtype=torch.float32), build_loss(dtype=torch.float32)
+    batch = batch_of(model)
+    torch.manual_seed(5)
+    terms, expected = plain_gradients(model, loss_fn, batch, 3, bf16=True)
+    torch.manual_seed(5)
+    found_terms, found = step(model, loss_fn, batch, micro_batch_size=3, mixed_precision="bf16")
+    assert all(term.dtype == torch.float32 for term in found_terms.values())
+    torch.testing.assert_close(found_terms, terms)
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * largest.item())
+    assert all(gradient.dtype == torch.float32 for gradient in found.values())
 
 
 def test_micro_batches_hold_no_activations_until_the_way_back(build):

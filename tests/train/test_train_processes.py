@@ -78,9 +78,11 @@ def train(folder, options=(), fail=False):
         torch.save(torch.stack(seen), folder / "order")
 
 
-@pytest.mark.parametrize("penalty", ["vmf", "mine"])
+@pytest.mark.parametrize("penalty", ["vmf", "mine", "rafa"])
 def test_a_whole_run_sees_the_same_batches_and_learns_the_same_on_any_number_of_processes(penalty, tmp_path):
     options = {"penalty": penalty}
+    if penalty == "rafa":
+        options |= dict(contrastive="hycd", crop_scale=0.8, interpolation=0.1)
     for name, n in (("one", 1), ("several", 2)):
         assert run_together(n, train, tmp_path / name, options) == [0] * n
     orders = [torch.load(tmp_path / name / "order") for name in ("one", "several")]

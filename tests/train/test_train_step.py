@@ -86,6 +86,32 @@ def test_critics_that_overflow_are_not_finite_either(run, monkeypatch):
         run(penalty="mine")
 
 
+def fill_memory(patch, at_call):
+    """Makes a step of a run fail as a full GPU does."""
+    real, calls = loop.GradCache, []
+
+    def full(*given):
+        calls.append(1)
+        if len(calls) == at_call:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*given)
+
+    patch.setattr(loop, "GradCache", full)
+
+
+def test_out_of_memory_names_the_micro_batch_to_try_and_the_run_goes_on_with_it(run):
+    whole = run("whole")[0].state_dict()
+    attempts = [(0, 5, "no micro_batch_size, a batch of 8", 4), (4, 2, "micro_batch_size 4", 2)]
+    for size, at_call, words, half in attempts:
+        with pytest.MonkeyPatch.context() as patch:
+            fill_memory(patch, at_call)
+            message = f"step 5 was not .* memory with {words}; the last .*Set micro_batch_size to {half} and"
+            with pytest.raises(ValueError, match=message):
+                run(micro_batch_size=size)
+    for name, tensor in run(micro_batch_size=2)[0].state_dict().items():
+        torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=1e-3)
+
+
 def test_health_against_loops_and_known_batches():
     generator = torch.Generator().manual_seed(0)
     image, text = (F.normalize(torch.randn(7, 5, generator=generator, dtype=torch.float64)) for _ in range(2))

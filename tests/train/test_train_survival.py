@@ -76,10 +76,14 @@ def die_before_six():
     before_step(6, die)
 
 
-@pytest.mark.parametrize(("penalty", "sample", "every"), [("vmf", True, 0), ("mine", False, 2)])
+@pytest.mark.parametrize(
+    ("penalty", "sample", "every"), [("vmf", True, 0), ("mine", False, 2), ("rafa", False, 0)]
+)
 def test_resume_is_bit_equal(tmp_path, penalty, sample, every):
     options = dict(penalty=penalty, sample=sample, checkpoint_every=every, micro_batch_size=3, epochs=3)
     options["ema_decay"] = 0.0 if every else 0.9
+    if penalty == "rafa":
+        options |= dict(contrastive="hycd", interpolation=0.3, crop_scale=0.8, text_tower_rate=0.0, ramp=False)
     assert run(tmp_path / "whole", **options) == 0
     assert run(tmp_path / "killed", die_before_six, **options) == -signal.SIGKILL
     assert checkpoints(tmp_path / "killed")[-1].name == f"step-{4 if every else 3:09d}.pt"
