@@ -25,21 +25,24 @@ def method_forest(rows: pd.DataFrame) -> list[Axes]:
     A filled triangle points to the side of zero on which the whole interval lies; a hollow circle holds zero.
 
     Args:
-        rows: from `cibr_book.tables.differences`, in the order to show.
+        rows: from `cibr_book.tables.comparisons`, in the order to show; methods are named with their control where
+            that is not CLIP.
 
     Returns:
         The Axes, block by block.
     """
     names = rows["method"] + rows["beta"].map(lambda beta: f", beta {beta:g}" if beta else "")
+    added = (rows["method"] + " − " + rows["against"]).str.replace(r"CIBR |CLIP, ", "", regex=True)
+    names = names.where(rows["against"] == "CLIP", added)
     rows = rows.assign(name=names + rows["n_seeds"].map(" ({})".format))
     blocks, measures = dict(list(rows.groupby("condition", sort=False))), list(rows["measure"].unique())
     heights = [1.6 + part["name"].nunique() for part in blocks.values()]
     figure, axes = plt.subplots(
         len(blocks),
         len(measures),
-        figsize=(8.6, 0.6 + 0.27 * sum(heights)),
+        figsize=(8.6, 0.6 + 0.3 * sum(heights)),
         squeeze=False,
-        sharex="col",
+        sharex=True,
         layout="constrained",
         height_ratios=heights,
     )
@@ -54,27 +57,23 @@ def method_forest(rows: pd.DataFrame) -> list[Axes]:
                 axis.plot(row.difference, place, marker, ms=6, mec=colour, mfc=face)
             axis.set(yticks=range(len(lines)), yticklabels=[], ylim=(len(lines) - 0.4, -0.6))
             axis.grid(axis="y", visible=False)
-        line[0].set_yticklabels([wrap(name, 40) for name in lines], fontsize=9)
+        line[0].set_yticklabels([wrap(name, 50) for name in lines], fontsize=8)
         line[0].set_title(condition, fontsize=9.5, fontweight="bold", loc="left")
     for axis, measure in zip(axes[-1], measures, strict=True):
         axis.set_xlabel(measure, fontsize=9.5, fontweight="bold")
-    figure.supxlabel("difference to tuned CLIP, percentage points", fontsize=9.5)
+    control = "tuned CLIP" if (rows["against"] == "CLIP").all() else "the method after the minus"
+    figure.supxlabel(f"difference to {control}, percentage points", fontsize=9.5)
     return list(axes.flat)
 
 
 def beta_curves(
-    rows: pd.DataFrame,
-    measures: Mapping[str, str],
-    relative: bool = True,
-    limits: Sequence[tuple[float, float] | None] = (),
+    rows: pd.DataFrame, measures: Mapping[str, str], limits: Sequence[tuple[float, float] | None] = ()
 ) -> list[Axes]:
-    """Measures over beta: a line a penalty, a row a condition, a column a measure, bands of 95 % over seeds.
+    """Differences to CLIP over beta: a line a penalty, a row a condition, a column a measure, bands of 95 %.
 
     Args:
         rows: from `cibr_book.tables.read_table`, of CLIP and of the penalties, one variant of each a condition.
         measures: column of the rows by the title of the panel.
-        relative: draw differences to CLIP of the same seed, with CLIP at zero; otherwise the values themselves,
-            with CLIP's as a grey band.
         limits: of the vertical axis of each measure; a curve that leaves it is cut.
 
     Returns:
@@ -83,19 +82,17 @@ def beta_curves(
     conditions = dict(list(rows.groupby("condition", sort=False)))
     size = (9.2, 0.9 + 1.75 * len(conditions))
     shape = len(conditions), len(measures)
-    figure, axes = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False, sharex=True)
+    figure, axes = plt.subplots(
+        *shape, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey="col"
+    )
     for line, (condition, part) in zip(axes, conditions.items(), strict=True):
         clip = part[part["method"] == "CLIP"].set_index("seed")
         for i, (axis, (title, column)) in enumerate(zip(line, measures.items(), strict=True)):
-            if relative:
-                axis.axhline(0, color="black", lw=0.8)
-            else:
-                band = mean_intervals(clip.reset_index().assign(all=""), ["all"], column).iloc[0]
-                axis.axhspan(band["low"], band["high"], color=GREY, alpha=0.25, lw=0, label="CLIP")
+            axis.axhline(0, color="black", lw=0.8)
             for method, (colour, marker) in PENALTIES.items():
                 own = part[(part["method"] == method) & part["seed"].isin(clip.index)]
-                values = own[column] - (clip.loc[own["seed"], column].to_numpy() if relative else 0)
-                curve = mean_intervals(own.assign(shown=values), ["beta"], "shown").sort_values("beta")
+                paired = own.assign(shown=own[column] - clip.loc[own["seed"], column].to_numpy())
+                curve = mean_intervals(paired, ["beta"], "shown").sort_values("beta")
                 style = dict(color=colour, marker=marker, ms=4, lw=1.5, label=method)
                 axis.plot(curve["beta"], curve["mean"], **style)
                 axis.fill_between(curve["beta"], curve["low"], curve["high"], color=colour, alpha=0.15, lw=0)
@@ -104,7 +101,7 @@ def beta_curves(
             if limits and limits[i]:
                 axis.set_ylim(*limits[i])
             if axis in axes[0]:
-                axis.set_title(title)
+                axis.set_title(title, fontsize=10)
         line[0].set_ylabel(wrap(condition, 18), fontsize=9, fontweight="bold")
     figure.supxlabel("beta", fontsize=10)
     handles, names = axes[0, 0].get_legend_handles_labels()

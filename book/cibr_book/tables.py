@@ -28,6 +28,19 @@ HEADLINE = ("zero-shot", "image to text", "text to image")
 KEY = ["condition", "method", "beta", "hyperparameters"]
 NOT_TUNED = ("seed", "suites", "dataset", "model", "corruption", "penalty", "sample", "contrastive", "beta")
 NOT_TUNED += ("validate_every", "unpaired")
+# A method and what it adds one ingredient to, each as it is best on validation; no comparison with CLIP tells it.
+CONTRASTS = (
+    ("CIBR anchor", "CLIP, CCA start"),
+    ("CIBR anchor + crops", "CLIP, CCA start + crops"),
+    ("CIBR anchor + two captions + noise", "CLIP, CCA start + two captions + noise"),
+    ("CIBR anchor + crops + two captions + noise", "CLIP, CCA start + crops + two captions + noise"),
+    ("CIBR anchor, self-training", "CLIP, self-training"),
+    ("CLIP, self-training", "CIBR anchor + crops"),
+    ("closed-form CCA, unpaired too", "closed-form CCA"),
+    ("CIBR vMF, sampled", "noise only"),
+    ("consistency", "CLIP, same grouped batches"),
+    ("CLIP, in both styles", "consistency"),
+)
 _SCORES = {  # by name, the columns of which a row has one
     "zero-shot": r"/mean of \d+/accuracy@1$",
     "image to text": r"^(?:mini/flickr8k|glyphs/glyphs)/image_to_text_(?:label_)?recall@1$",
@@ -124,6 +137,28 @@ def differences(rows: pd.DataFrame, measures: Sequence[str] = HEADLINE, control:
     return table.assign(significance=significance(table))
 
 
+def comparisons(rows: pd.DataFrame) -> pd.DataFrame:
+    """Every comparison of the study: all methods with the CLIP of their condition, and `CONTRASTS`.
+
+    Args:
+        rows: from `read_table`.
+
+    Returns:
+        As `differences`, with `against`, the name of the control, and `q_value`, Benjamini and Hochberg's adjusted
+        p-value over all of them.
+    """
+    found, best = [differences(rows).assign(against="CLIP")], chosen(rows)
+    for method, control in CONTRASTS:
+        pair = best[best["method"].isin([method, control])]
+        pair = pair[pair.groupby("condition")["method"].transform("nunique") == 2]
+        if len(pair):
+            found.append(differences(pair, control=control).assign(against=control))
+    table = pd.concat(found, ignore_index=True)
+    tested = table["p_value"].notna()
+    table.loc[tested, "q_value"] = stats.false_discovery_control(table.loc[tested, "p_value"])
+    return table
+
+
 def _p_value_and_bootstrap(values: pd.Series) -> pd.Series:
     names = ["p_value", "bootstrap_low", "bootstrap_high"]
     if len(values) < 2 or values.nunique() == 1:
@@ -160,10 +195,20 @@ def significance(rows: pd.DataFrame) -> np.ndarray:
 
 
 def in_points(rows: pd.DataFrame, index: Sequence[str] = ("condition", "method", "beta")) -> pd.DataFrame:
-    """Differences as text, `+0.31 [+0.14, +0.48] *`, a row a method and a column a measure; * leaves zero out."""
+    """Differences as text, `+0.31 [+0.14, +0.48] *`, a row a method and a column a measure.
+
+    Args:
+        rows: from `comparisons`, or from `differences`.
+        index: the columns that name a row.
+
+    Returns:
+        The texts. One star: the interval leaves zero out; two: also after Benjamini and Hochberg's correction.
+    """
+    survives = rows["q_value"] < 0.05 if "q_value" in rows else False
+    stars = (rows["significance"] != "not significant") * (1 + np.asarray(survives))
     text = [
-        f"{r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}]{'' if r.significance == 'not significant' else ' *'}"
-        for r in rows.itertuples()
+        f"{r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}] {'*' * n}".strip()
+        for r, n in zip(rows.itertuples(), stars, strict=True)
     ]
     columns = list(dict.fromkeys(rows["measure"]))
     return rows.assign(text=text).pivot(index=[*index], columns="measure", values="text")[columns]

@@ -43,7 +43,7 @@ class DualEncoder(nn.Module):
     Attributes:
         kind: `tiny`, `frozen` or `clip`, which stands for any dual encoder of transformers.
         dim: dimensions of the joint space.
-        image_size: side of the square that images are cut to, in pixels; None with a `HubImageProcessor`.
+        image_size: side of the square that images are cut to, in pixels; None where they keep their proportions.
         log_logit_scale: the logarithm of the multiplier of the cosines.
 
     Examples:

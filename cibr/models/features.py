@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
@@ -76,8 +75,8 @@ class Inputs(Dataset):
         with torch.random.fork_rng(devices=[]):
             for i, key in zip(rows.tolist(), keys.tolist(), strict=True):
                 torch.default_generator.manual_seed(key)
-                squares.append(np.array(self.crop(self.pairs.image(i))))
-        return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
+                squares.append(self.crop(self.pairs.image(i)))
+        return self.preprocess(squares)
 
     def text_rows(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Texts by their number in `pairs.texts()`, token ids cut to the longest of them."""
@@ -129,11 +128,17 @@ def prepare(
         crop_scale: smallest share of an image's area in random resized crops, 1 for none (not of frozen towers).
 
     Raises:
-        ValueError: a text longer than the context unless `truncate`, or an image that does not decode.
+        ValueError: a text longer than the context unless `truncate`, an image that does not decode, or crops for
+            a model whose images are not square.
     """
     labels = pairs.match_labels()[pairs.text_to_image()] if texts is None else torch.arange(len(texts))
     texts = pairs.texts() if texts is None else texts
     if model.kind != "frozen":
+        if crop_scale < 1 and model.image_size is None:
+            raise ValueError(
+                f"crop_scale is {crop_scale}, and the model reads images that keep their proportions: give 1 for "
+                "no crops, or a model of square images"
+            )
         crop = random_resized_crop(model.image_size, crop_scale) if crop_scale < 1 else None
         images = None if crop else _pixels(model, pairs)
         return Inputs(pairs, images, model.tokenize(texts, truncate), labels, model.processor, crop)

@@ -121,9 +121,12 @@ class HubImageProcessor:
         settings: the processor in the hub's format, its class named as `image_processor_type`.
     """
 
-    crop_size, image_mean, image_std = None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the values come normalised
+    image_mean, image_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the values come normalised
 
     def __init__(self, settings: dict):
+        size = settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size")
+        sides = {(size or {}).get(side) for side in ("height", "width")}
+        self.crop_size = sides.pop() if len(sides) == 1 else None  # None where images keep their proportions
         self.processor = getattr(transformers, settings["image_processor_type"]).from_dict(settings)
         self.to_dict = self.processor.to_dict
 

@@ -37,27 +37,18 @@ def test_curves_are_paired_differences_to_clip_in_the_order_of_beta(rows):
     assert band[:, 1].max() == pytest.approx(expected["high"].max())
 
 
-def test_values_stand_before_a_band_of_clip(rows):
-    axis = beta_curves(rows, SCORES, relative=False)[0]
-    many = rows[rows["condition"] == "many"]
-    line = next(line for line in axis.get_lines() if line.get_label() == "CIBR vMF")
-    means = many[(many["method"] == "CIBR vMF") & (many["seed"] < 3)].groupby("beta")["zero-shot"].mean()
-    np.testing.assert_allclose(line.get_ydata(), means)
-    expected = mean_intervals(many[many["method"] == "CLIP"], ["method"], "zero-shot").iloc[0]
-    assert axis.patches[0].get_extents().transformed(axis.transData.inverted()).y0 == pytest.approx(
-        expected["low"]
-    )
-
-
 def test_a_forest_has_a_block_a_condition_and_marks_the_side_of_zero():
-    columns = ["condition", "method", "beta", "measure", "difference", "low", "high", "n_seeds", "significance"]
-    table = [("many", "vMF", 0.1, "accuracy", 1.0, 0.5, 1.5, 5, "gain")]
-    table += [("few", "vMF", 0.1, "accuracy", -1.0, -1.5, -0.5, 5, "loss")]
-    table += [("few", "noise", 0.0, "accuracy", 0.1, -1, 1.2, 3, "not significant")]
-    axes = method_forest(pd.DataFrame(table, columns=columns))
+    columns = ["condition", "method", "beta", "against", "measure", "difference", "low", "high", "n_seeds"]
+    table = [("many", "vMF", 0.1, "CLIP", "accuracy", 1.0, 0.5, 1.5, 5, "gain")]
+    table += [("few", "vMF", 0.1, "CLIP", "accuracy", -1.0, -1.5, -0.5, 5, "loss")]
+    table += [("few", "noise", 0.0, "CLIP", "accuracy", 0.1, -1, 1.2, 3, "not significant")]
+    table = pd.DataFrame(table, columns=[*columns, "significance"])
+    axes = method_forest(table)
     assert [axis.get_title(loc="left") for axis in axes] == ["many", "few"]
     assert [text.get_text() for text in axes[1].get_yticklabels()] == ["vMF, beta 0.1 (5)", "noise (3)"]
     assert [line.get_marker() for line in axes[1].get_lines() if len(line.get_xdata()) == 1] == ["v", "o"]
+    (axis,) = method_forest(table.tail(1).assign(against="few"))
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["noise − few (3)"]
 
 
 @pytest.fixture(autouse=True)

@@ -2,15 +2,18 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
 from cibr_book.tables import (
+    CONTRASTS,
     HEADLINE,
     KEY,
     RESULTS,
     chosen,
+    comparisons,
     control_of,
     differences,
     in_points,
@@ -72,6 +75,22 @@ def test_differences_have_the_p_value_of_students_test_and_a_shorter_bootstrap_i
         ours["low"] < min(by_seed) == ours["bootstrap_low"]
         and ours["bootstrap_high"] == max(by_seed) < ours["high"]
     )
+
+
+def test_comparisons_are_with_clip_and_of_what_one_ingredient_adds_corrected_together(rows):
+    with_both = rows.assign(method=rows["method"].replace("ours", CONTRASTS[0][0]), **dict.fromkeys(HEADLINE, 0.0))
+    control = with_both[with_both["method"] == "CLIP"].assign(method=CONTRASTS[0][1])
+    both = pd.concat([with_both, control.head(3)], ignore_index=True)
+    both[[*HEADLINE]] = np.random.default_rng(0).normal(size=(len(both), 3))
+    found = comparisons(both)
+    added = found[found["against"] != "CLIP"]
+    assert added[["method", "against"]].drop_duplicates().to_numpy().tolist() == [list(CONTRASTS[0])]
+    expected = differences(both[both["method"].isin(CONTRASTS[0])], control=CONTRASTS[0][1])
+    assert added["difference"].tolist() == expected["difference"].tolist() and len(found) == 3 * 4
+    assert found["q_value"].tolist() == pytest.approx(stats.false_discovery_control(found["p_value"]))
+    sure = found.assign(significance="gain", q_value=[0.01, *[0.5] * 11])
+    texts = in_points(sure, ("method", "against", "hyperparameters")).stack()
+    assert sorted(text.count("*") for text in texts) == [1] * 11 + [2]
 
 
 def test_survivors_count_as_holm_and_benjamini_hochberg_do_by_hand():

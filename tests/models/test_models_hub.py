@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from cibr.cli import main
 from cibr.models import DualEncoder
+from cibr.models.features import prepare
 from cibr.models.towers import train_tokenizer
 from cibr.train import build_model, configure, fit
 
@@ -130,6 +131,18 @@ def test_siglip_trains_and_comes_back(hub, tmp_path, name):
     moved = {key.split(".")[2] for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert moved == {"vision_model", "text_model", "logit_scale"}
     assert same(DualEncoder.from_pretrained(tmp_path), model)
+
+
+def test_crops_go_through_the_models_own_preprocessing_and_want_square_images(hub):
+    model, pairs, rows = DualEncoder.from_pretrained(hub("Siglip")), noise_pairs(4), torch.tensor([2, 0])
+    inputs = prepare(model, pairs, crop_scale=0.9)
+    torch.manual_seed(5)
+    expected = model.processor([inputs.crop(pairs.image(2))])[0]
+    assert expected.shape == (3, 32, 32) and torch.equal(
+        inputs[rows, rows, torch.tensor([5, 6])].images[0], expected
+    )
+    with pytest.raises(ValueError, match="images that keep their proportions"):
+        prepare(DualEncoder.from_pretrained(hub("Siglip2")), pairs, crop_scale=0.9)
 
 
 @pytest.mark.parametrize("penalty", ["mine", "soft_targets"])
