@@ -31,7 +31,7 @@ def test_the_gradient_of_the_probe_is_zero_and_a_strong_pull_leaves_the_zero_sho
     gradient = 10 / 48 * ((10 * x @ w.T).softmax(1) - F.one_hot(few.labels, 3)).T @ x
     for c in range(3):
         gradient[c] += strength / 3 * own[few.labels == c].mean() * 2 * (w[c] - t[c])
-    assert gradient.abs().max() < 1e-4 < (w - t).abs().max()  # float32 sums under multipliers of 10 to 100
+    assert gradient.abs().max() < 5e-4 < (w - t).abs().max()  # it begins near 1; the float32 loss resolves no more
     assert (adapters.linear_probe(few, 1e6) - few.classes).abs().max() < 1e-4
 
 
