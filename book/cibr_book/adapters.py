@@ -190,7 +190,7 @@ def prompt_features(model: DualEncoder, context: Float[Tensor, "t w"], names: li
     def put_in(layer, given, embedded: Tensor) -> Tensor:
         return torch.cat([embedded[:, :start], context.expand(len(ids), -1, -1), embedded[:, start + n :]], 1)
 
-    hook = model.backbone.clip.text_model.embeddings.token_embedding.register_forward_hook(put_in)
+    hook = model.backbone.model.text_model.embeddings.token_embedding.register_forward_hook(put_in)
     try:
         return model.encode_texts(ids, mask).features
     finally:

@@ -102,7 +102,7 @@ def test_prompts_of_real_tokens_are_the_models_own_texts_and_learned_ones_lower_
     model, names = build("clip").train(), ["cat", "dog", "big bird"]
     phrase = " ".join(TEXTS[:4])
     ids = model.tokenize([phrase])[0][0, :-1]  # without the end
-    context = model.backbone.clip.text_model.embeddings.token_embedding(ids).detach()
+    context = model.backbone.model.text_model.embeddings.token_embedding(ids).detach()
     expected = model.embed_texts([f"{phrase} {name}." for name in names])
     torch.testing.assert_close(adapters.prompt_features(model, context, names).detach(), expected)
     few = data(d=16).subset(ROWS)
