@@ -61,8 +61,10 @@ def method_forest(rows: pd.DataFrame) -> list[Axes]:
         line[0].set_title(condition, fontsize=9.5, fontweight="bold", loc="left")
     for axis, measure in zip(axes[-1], measures, strict=True):
         axis.set_xlabel(measure, fontsize=9.5, fontweight="bold")
-    control = "tuned CLIP" if (rows["against"] == "CLIP").all() else "the method after the minus"
-    figure.supxlabel(f"difference to {control}, percentage points", fontsize=9.5)
+    controls = dict.fromkeys(
+        (rows["against"] == "CLIP").map({True: "tuned CLIP", False: "what follows the minus"})
+    )
+    figure.supxlabel(f"difference to {' or to '.join(controls)}, percentage points", fontsize=9.5)
     return list(axes.flat)
 
 
