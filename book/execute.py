@@ -5,10 +5,11 @@
 
 Each notebook runs in its own folder, as under nbval, and replaces the stored one only when every cell has run: a
 failed run leaves the notebook as it was. Timings, widget states and the kernel's description, which differ between
-runs or machines, are removed.
+runs or machines, are removed. Figures are stored with a palette, in a quarter of the bytes.
 """
 
 import base64
+import io
 import os
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 from cibr.utils import write_atomically
 
@@ -45,6 +47,18 @@ def prepare_environment() -> None:
     os.environ.pop("CIBR_MODELS", None)
 
 
+def with_palette(png: str) -> str:
+    """An opaque PNG image in base64 with at most 256 colours; others, and those it makes larger, as they are."""
+    image, stream = (
+        Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA"),
+        io.BytesIO(),
+    )
+    if image.getchannel("A").getextrema() != (255, 255):
+        return png
+    image.convert("RGB").quantize().save(stream, "PNG", optimize=True)
+    return min(png, base64.b64encode(stream.getvalue()).decode(), key=len)
+
+
 def execute(path: Path) -> None:
     """Execute one notebook and replace it by the result.
 
@@ -63,6 +77,9 @@ def execute(path: Path) -> None:
     notebook.metadata = nbformat.from_dict(KERNEL)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", []):
+            if png := output.get("data", {}).get("image/png"):
+                output.data["image/png"] = with_palette(png)
         figure = FIGURES.get(
             cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
         )
