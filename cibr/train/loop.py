@@ -384,13 +384,21 @@ def build_optimizer(
 
 
 def _towers(model: DualEncoder, config: RunConfig) -> list[tuple[torch.nn.Module, float]]:
-    """The image and the text tower, each with its learning rate in multiples of `learning_rate`."""
-
-    def find(*names: str) -> torch.nn.Module:
-        return next(module for name, module in model.named_modules() if name.endswith(names))  # the outermost
-
-    image, text = find("image_tower", "vision_model"), find("text_tower", "text_model")
-    return [(image, config.image_tower_rate), (text, config.text_tower_rate)]
+    """The towers whose learning rate is not that of the rest, each with its rate in multiples of `learning_rate`."""
+    rates = {
+        "image_tower_rate": (("image_tower", "vision_model"), config.image_tower_rate),
+        "text_tower_rate": (("text_tower", "text_model"), config.text_tower_rate),
+    }
+    found = []
+    for setting, (ends, rate) in rates.items():
+        if rate != 1:
+            tower = next((module for name, module in model.named_modules() if name.endswith(ends)), None)
+            if tower is None:
+                raise ValueError(
+                    f"{setting} is {rate}, and {config.model!r} has no module {' or '.join(ends)}: give 1"
+                )
+            found.append((tower, rate))
+    return found
 
 
 def _check_pooled(model: DualEncoder, config: RunConfig) -> None:
