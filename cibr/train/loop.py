@@ -384,7 +384,7 @@ def build_optimizer(
 
 
 def _towers(model: DualEncoder, config: RunConfig) -> list[tuple[torch.nn.Module, float]]:
-    """The towers whose learning rate is not that of the rest, each with its rate in multiples of `learning_rate`."""
+    """The towers with a learning rate of their own, each with it in multiples of `learning_rate`."""
     rates = {
         "image_tower_rate": (("image_tower", "vision_model"), config.image_tower_rate),
         "text_tower_rate": (("text_tower", "text_model"), config.text_tower_rate),
@@ -395,7 +395,7 @@ def _towers(model: DualEncoder, config: RunConfig) -> list[tuple[torch.nn.Module
             tower = next((module for name, module in model.named_modules() if name.endswith(ends)), None)
             if tower is None:
                 raise ValueError(
-                    f"{setting} is {rate}, and {config.model!r} has no module {' or '.join(ends)}: give 1"
+                    f"{setting} is {rate}, and {config.model!r} has no module {' or '.join(ends)}: leave it at 1"
                 )
             found.append((tower, rate))
     return found
