@@ -1,9 +1,11 @@
-# `make test`, `make train`, `make book`, `make lint`, `make bench`, `make notebooks`, `make clean`.
+# `make test`, `make train`, `make book`, `make lint`, `make bench`, `make paper`, `make notebooks`, `make clean`.
 # Each makes the environment .venv first, when it is missing or older than pyproject.toml.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+GPUS ?= 0
+CONDITION ?= MSCOCO, ViT-B/32
 # Written last: an install that was cut off is not taken as done.
 STAMP := $(VENV)/.installed
 
@@ -11,7 +13,7 @@ STAMP := $(VENV)/.installed
 export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help train test book lint bench notebooks clean versions
+.PHONY: help train test book lint bench paper notebooks clean versions
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
@@ -40,6 +42,12 @@ test: $(STAMP) versions  ## the tests, then every notebook again; two workers
 
 book: $(STAMP)  ## render the stored notebooks into _build/html; any warning is an error
 	$(BIN)/jupyter-book build . -W -n --keep-going --quiet
+
+paper: $(STAMP)  ## the paper's setting, trials and then runs: CONDITION="MSCOCO, ViT-B/32" GPUS="0"
+	for sweep in clip-coco-trials clip-coco; do PATH="$(abspath $(BIN)):$$PATH" $(BIN)/snakemake -s experiments/Snakefile \
+	  --profile experiments/profiles/local --cores $(words $(GPUS)) \
+	  --config sweep=experiments/$$sweep.yaml only="$(CONDITION)" gpus="$(GPUS)" || exit 1; done
+	$(BIN)/python book/execute.py paper_scale
 
 notebooks: $(STAMP)  ## execute every notebook of the book in place
 	$(BIN)/python book/execute.py

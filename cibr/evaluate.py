@@ -78,11 +78,13 @@ def _retrieval_tasks(*sets: tuple[str, str]) -> tuple[Task, ...]:
 _GLYPHS = "glyph_digits glyph_letters glyph_scripts glyph_categories glyph_shapes glyph_arrows glyph_diacritics"
 
 # Which seven zero-shot sets Ji et al. (2025) measured on is not public; those of `paper` are ours. `mini` holds
-# subsets in folders of $CIBR_DATA. `glyphs` is drawn on the spot, `glyphs-validation` is its twin for choices.
+# subsets in folders of $CIBR_DATA. `glyphs` is drawn on the spot. Choices rest on `paper-validation` and
+# `glyphs-validation`.
 SUITES: dict[str, tuple[Task, ...]] = {
     "paper": _zero_shot_tasks("vtab-cifar10 vtab-cifar100 food101 vtab-caltech101 vtab-pets vtab-dtd vtab-eurosat")
     + _retrieval_tasks(("mscoco_captions", "test"), ("flickr30k", "test")),
     "paper-extras": _zero_shot_tasks("imagenet1k vtab-flowers"),
+    "paper-validation": _zero_shot_tasks("vtab-flowers cars sun397 imagenetv2"),
     "mini": _zero_shot_tasks("cifar10 caltech101-mini food101-64px imagenette intel-scenes dtd10")
     + _zero_shot_tasks("pacs-photo pacs-art_painting pacs-cartoon pacs-sketch", group="pacs")
     + _retrieval_tasks(("flickr8k", "test")),

@@ -9,8 +9,10 @@
           - {method: CLIP, beta: 0, seed: [1, 2]}
           - {method: CIBR vMF, penalty: vmf, beta: [0.01, 0.1], seed: [1, 2]}
 
-A list is an axis of a grid; a value that is itself a list stands in a list. `python -m cibr_book.plan SWEEP.yaml
-FOLDER` adds the rows of a folder to the sweep's table. `experiments/Snakefile` does the runs.
+A list is an axis of a grid; a value that is itself a list stands in a list. With `trials: other.yaml` each method
+starts from the settings of its best trial in that sweep, and waits until all its trials have rows.
+`python -m cibr_book.plan SWEEP.yaml FOLDER` adds the rows of a folder to the table. `experiments/Snakefile` does
+the runs.
 """
 
 import argparse
@@ -28,17 +30,26 @@ import pandas as pd
 import yaml
 
 from cibr.utils import nearest, provenance, write_atomically
+from cibr_book.tables import read_table
 
-ENTRIES = ("results", "work", "fixed", "conditions")
+ENTRIES = ("results", "work", "trials", "fixed", "conditions")
 NAMES = ("method", "condition")  # what a run is called, which decides none of its numbers
 
 
 class Plan(NamedTuple):
-    """A sweep: the CSV file of its rows, the function that does a run as a dotted name, the settings by run id."""
+    """A sweep.
+
+    Args:
+        results: the CSV file of its rows.
+        work: the function that does a run, as a dotted name.
+        runs: settings by run id.
+        waiting: conditions and methods without all of their trials.
+    """
 
     results: Path
     work: str
     runs: dict[str, dict[str, Any]]
+    waiting: tuple[str, ...] = ()
 
 
 def read_plan(file: str | Path, results: str | Path = "") -> Plan:
@@ -62,16 +73,43 @@ def read_plan(file: str | Path, results: str | Path = "") -> Plan:
     if absent := [name for name in ("results", "conditions") if name not in entries]:
         raise ValueError(f"{file}: the entry {absent[0]!r} is missing; see the head of cibr_book/plan.py")
     runs: dict[str, dict[str, Any]] = {}
+    trials, waiting = entries.get("trials"), []
+    tried = read_plan(file.parent / trials) if trials else None
     for condition, part in entries["conditions"].items():
         for method in part["methods"]:
-            for settings in grid(entries.get("fixed", {}) | part.get("fixed", {}) | method):
+            best = best_trial(tried, condition, method["method"]) if tried else {}
+            if best is None:
+                waiting.append(f"{condition}: {method['method']}")
+                continue
+            for settings in grid(best | entries.get("fixed", {}) | part.get("fixed", {}) | method):
                 run = run_id(settings)
                 if run in runs:
                     raise ValueError(f"{file}: two runs have the settings {settings}; give each run once")
                 runs[run] = settings | {"condition": condition}
     work = entries.get("work", "cibr_book.run.train_and_measure")
     table = Path(results) if results else file.parent / entries["results"]
-    return Plan(table.resolve(), work, runs)
+    return Plan(table.resolve(), work, runs, tuple(waiting))
+
+
+def best_trial(trials: Plan, condition: str, method: str) -> dict[str, Any] | None:
+    """The settings of a method's best trial in a condition, by validation alone.
+
+    The score is the mean of the six validation recalls, or where trials were scored on zero-shot sets the mean of
+    that and of the accuracy on these. A trial that diverged is never the best.
+
+    Returns:
+        The settings without those of every trial, `seed` and `suites`; nothing for a method that has no trials;
+        None while a trial has no row.
+    """
+    names = (method, condition)
+    planned = {run: each for run, each in trials.runs.items() if tuple(each.get(n) for n in NAMES) == names}
+    if not planned:
+        return {}
+    if not set(planned) <= set(committed(trials.results)["run"]):
+        return None
+    rows = read_table(trials.results).set_index("run").loc[list(planned)]
+    best = rows[["validation", "zero-shot"]].mean(axis=1).idxmax()
+    return {name: value for name, value in planned[best].items() if name not in ("seed", "suites")}
 
 
 def grid(axes: dict[str, Any]) -> list[dict[str, Any]]:
@@ -121,14 +159,19 @@ def save_row(settings: dict[str, Any], file: str | Path, work: str) -> dict[str,
         work: a dotted name, of a function from settings and folder to metrics.
 
     Returns:
-        The row: `run, method, condition, beta, seed, configuration, commit, versions, seconds` and the metrics.
+        The row: `run, method, condition, beta, seed, configuration, commit, versions, seconds` and the metrics; of
+        a run that diverged its `error` instead.
     """
     file, start = Path(file), time.monotonic()
     own = {name: value for name, value in settings.items() if name not in NAMES}
-    metrics = pkgutil.resolve_name(work)(own, file.with_suffix(""))
+    error: dict[str, str] = {}
+    try:
+        metrics = pkgutil.resolve_name(work)(own, file.with_suffix(""))
+    except FloatingPointError as diverged:
+        metrics, error = {}, {"error": str(diverged)}
     row = {"run": run_id(settings)} | {name: settings.get(name, "") for name in (*NAMES, "beta", "seed")}
     row |= {"configuration": as_json(settings)} | provenance() | {"seconds": round(time.monotonic() - start, 3)}
-    row |= {name: float(f"{value:.6g}") for name, value in metrics.items() if not math.isnan(value)}
+    row |= {name: float(f"{value:.6g}") for name, value in metrics.items() if not math.isnan(value)} | error
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, lambda part: part.write_text(json.dumps(row), encoding="utf-8"))
     return row
@@ -171,6 +214,8 @@ def main() -> None:
     n_new, table = collect(plan, given.folder), plan.results.name
     missing = set(plan.runs) - set(committed(plan.results)["run"])
     print(f"{table}: {n_new} new rows; {len(missing)} of the {len(plan.runs)} runs have none")
+    if plan.waiting:
+        print(f"Waiting for all their trials: {'; '.join(plan.waiting)}")
 
 
 if __name__ == "__main__":

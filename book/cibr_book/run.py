@@ -35,23 +35,27 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
 
     Args:
         settings: of `cibr.configure`; besides, `suites`, the suites of `cibr.evaluate`, none for a trial on
-            validation recall alone; and `unpaired`, the arguments of `cibr_book.unpaired.with_unpaired`.
+            validation recall alone; `unpaired`, the arguments of `cibr_book.unpaired.with_unpaired`; and
+            `untouched`, for the model as it comes, without training.
         folder: of the trained model, its history and the predictions of single items.
 
     Returns:
         `validation_*` recalls and `last_*` values of the last epoch; `steps_to_*`; `<suite>/<set>/<metric>`; of
-        runs with suites what `measure` finds.
+        runs with suites what `measure` finds. Of an untouched model the scores of the suites.
     """
     suites, unpaired = settings.get("suites", []), settings.get("unpaired")
-    own = {name: value for name, value in settings.items() if name not in ("suites", "unpaired")}
+    own = {name: v for name, v in settings.items() if name not in ("suites", "unpaired", "untouched")}
     config = configure(output_dir=str(folder), **own)
     train, validation, test = load_splits(config)
     model, statistic = build_model(config, train), None
     if unpaired:
         train, statistic = with_unpaired(model, config, **unpaired)
-    metrics = _from_history(fit(model, train, validation, config, statistic=statistic))
-    if suites:
-        metrics |= measure(model, train, validation, test, config)
+    if settings.get("untouched"):
+        metrics = {}
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        metrics = _from_history(fit(model, train, validation, config, statistic=statistic))
+        metrics |= measure(model, train, validation, test, config) if suites else {}
     for suite in suites:
         rows = evaluate(model, suite, name=Path(folder).name, output_dir=str(folder)).rows
         kept = rows[rows["metric"].str.contains(KEPT)]
@@ -134,7 +138,7 @@ def leakage(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
 
     Returns:
         `leakage_image_<factor>`, `leakage_text_<factor>` of one modality's factors, `shared_image_<factor>`,
-        `shared_text_<factor>` of those of both.
+        `shared_text_<factor>` of those of both; none of a factor that does not vary.
     """
     pairs = _sample(pairs, N_PROBED)
     embedded = dict(zip(("image", "text"), _embed(model, pairs), strict=True))
@@ -143,7 +147,9 @@ def leakage(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
         name: pd.factorize(np.asarray(v), sort=True)[0].astype(np.int64) for name, v in _factors(pairs).items()
     }
     return {
-        name: _share_read(embedded[name.split("_")[1]], torch.from_numpy(c), held_out) for name, c in codes.items()
+        name: _share_read(embedded[name.split("_")[1]], torch.from_numpy(code), held_out)
+        for name, code in codes.items()
+        if len(set(code)) > 1
     }
 
 

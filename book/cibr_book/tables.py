@@ -91,13 +91,14 @@ def score_table(rows: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
         columns: column of the rows by the heading that it gets, in fractions of one.
 
     Returns:
-        A row a method, a column a heading; `seeds` is how many stand behind a row.
+        A row a method, a column a heading; `seeds` is how many stand behind a row, and one has no interval.
     """
     found = {}
     for method, own in rows.groupby("method", sort=False):
         half = own[[*columns.values()]].sem() * stats.t.ppf(0.975, len(own) - 1)
         cells = zip(columns, 100 * own[[*columns.values()]].mean(), 100 * half, strict=True)
-        found[method] = {name: f"{mean:.1f} ± {h:.1f}" for name, mean, h in cells} | {"seeds": len(own)}
+        texts = {name: f"{mean:.1f} ± {h:.1f}".removesuffix(" ± nan") for name, mean, h in cells}
+        found[method] = texts | {"seeds": len(own)}
     return pd.DataFrame(found).T.rename_axis("method")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cibr_book.plan import Plan, collect, committed, grid, read_plan, run_id
+from cibr_book.plan import Plan, collect, committed, grid, read_plan, run_id, save_row
 from cibr_book.tables import RESULTS, control_of, read_table
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "experiments").glob("*.yaml"))
@@ -103,3 +103,38 @@ def test_rows_are_collected_once_and_only_those_of_the_plan(tmp_path):
     rows = committed(plan.results)
     assert rows["run"].tolist() == list(plan.runs) and rows["value"].astype(float).tolist() == [0, 1 / 3]
     assert rows["commit"].tolist() == ["", ""]
+
+
+def test_methods_start_from_their_best_trial_once_all_trials_have_rows(tmp_path):
+    trials = SMALL.replace("rows.csv", "trials.csv").replace("seed: [1, 2]", "temperature: [0.1, 0.2], seed: 0")
+    (tmp_path / "trials.yaml").write_text(trials)
+    final = "results: rows.csv\ntrials: trials.yaml\nfixed: {suites: [[mini]], seed: [1, 2]}\n"
+    final += "conditions: {few: {methods: "
+    (tmp_path / "final.yaml").write_text(
+        final + "[{method: CLIP}, {method: CIBR, dropout: 0.5}, {method: untried}]}}"
+    )
+    tried = read_plan(tmp_path / "trials.yaml")
+    clip = [run for run, settings in tried.runs.items() if settings["method"] == "CLIP"]
+    column = "validation_image_to_text_recall@1"
+    for number, run in enumerate(clip):
+        row = {"run": run, "configuration": json.dumps(tried.runs[run]), "commit": "", column: [0.2, 0.3][number]}
+        (tmp_path / f"{run}.json").write_text(json.dumps(row))
+        collect(tried, tmp_path)
+        plan = read_plan(tmp_path / "final.yaml")
+        assert plan.waiting == ("few: CLIP", "few: CIBR")[number:]
+    fixed = {"corruption": {"fraction": 0.1}, "dataset": "glyphs", "condition": "few", "method": "CLIP", "beta": 0}
+    expected = [fixed | {"temperature": 0.2, "suites": ["mini"], "seed": seed} for seed in (1, 2)]
+    expected += [{"method": "untried", "condition": "few", "suites": ["mini"], "seed": seed} for seed in (1, 2)]
+    assert [*plan.runs.values()] == expected
+
+
+def test_a_run_that_diverges_leaves_its_error_as_a_row(tmp_path, monkeypatch):
+    def diverge(settings, folder):
+        raise FloatingPointError("step 3 was not taken: it is not finite")
+
+    monkeypatch.setattr("cibr_book.run.train_and_measure", diverge)
+    row = save_row(
+        {"method": "CLIP", "beta": 0, "seed": 1}, tmp_path / "x.json", "cibr_book.run.train_and_measure"
+    )
+    assert row == json.loads((tmp_path / "x.json").read_text())
+    assert row["error"].startswith("step 3") and "validation_recall@1" not in row
