@@ -26,7 +26,9 @@ def sweep_file(folder: Path, **axes) -> Path:
     return file
 
 
-def start(folder: Path, *config: str, cores: int = 2) -> subprocess.Popen:
+def start(
+    folder: Path, *config: str, profile: str = "local", options: tuple = ("--cores", "2")
+) -> subprocess.Popen:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     paths = os.pathsep.join([str(ROOT), str(ROOT / "book"), str(ROOT / "tests" / "experiments")])
     call = [
@@ -39,10 +41,10 @@ def start(folder: Path, *config: str, cores: int = 2) -> subprocess.Popen:
         "sweep=toy.yaml",
         *config,
     ]
-    call += ["--profile", ROOT / "experiments" / "profiles" / "local", "--cores", str(cores)]
+    call += ["--profile", ROOT / "experiments" / "profiles" / profile, *options]
     environment = {**os.environ, "PATH": path, "PYTHONPATH": paths}
-    options = dict(cwd=folder, env=environment, text=True, start_new_session=True)
-    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    given = dict(cwd=folder, env=environment, text=True, start_new_session=True)
+    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **given)
 
 
 def begun(folder: Path) -> list[int]:
@@ -85,7 +87,18 @@ def test_a_killed_sweep_goes_on_with_what_is_missing(tmp_path):
     assert committed(tmp_path / "rows.csv")["run"].tolist() == [done, hung]
 
 
-def test_committed_runs_of_one_method_are_done_again_into_another_table(tmp_path):
+def test_a_cluster_is_given_a_job_for_each_run_and_for_the_table(tmp_path):
+    sweep_file(tmp_path, i=[2, 3])
+    sweep = start(tmp_path, profile="slurm", options=("--set-resources", "run:gres=gpu:1", "--dry-run"))
+    output, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 0, output
+    jobs = {
+        line.split()[0]: line.split()[1] for line in output.splitlines() if line.split()[1:2] in (["2"], ["1"])
+    }
+    assert jobs["run"] == "2" and jobs["table"] == "1" and "gres=gpu:1" in output
+
+
+def test_committed_runs_of_one_method_are_done_again_into_another_table_each_with_its_gpu(tmp_path):
     entries = yaml.safe_load(sweep_file(tmp_path, i=[2, 3]).read_text())
     methods = entries["conditions"]["toys"]["methods"]
     methods.append(methods[0] | {"method": "other", "i": [4, 5]})
@@ -93,11 +106,12 @@ def test_committed_runs_of_one_method_are_done_again_into_another_table(tmp_path
     plan = read_plan(tmp_path / "toy.yaml")
     written = "run,method\n" + "".join(f"{run},toy\n" for run in plan.runs)
     (tmp_path / "rows.csv").write_text(written)
-    sweep = start(tmp_path, "results=again.csv", "only=other")
+    sweep = start(tmp_path, "results=again.csv", "only=other", "gpus=4 7")
     output, _ = sweep.communicate(timeout=120)
     assert sweep.returncode == 0, output
     rows = committed(tmp_path / "again.csv")
     assert set(rows["method"]) == {"other"} and begun(tmp_path) == [4, 5]
+    assert set(rows["gpu"]) == {"4.0", "7.0"}
     assert (tmp_path / "rows.csv").read_text() == written
     nothing = start(tmp_path, "only=othr")
     output, _ = nothing.communicate(timeout=120)

@@ -1,5 +1,6 @@
 """What the runs of the toy sweep do; papermill's kernel imports it by name."""
 
+import os
 import time
 from pathlib import Path
 
@@ -14,4 +15,5 @@ def square(settings, folder):
         Path(folder).mkdir(parents=True)
         Path(folder, "hung").touch()
         time.sleep(600)
-    return {"square": settings["i"] ** 2, "undefined": float("nan")}
+    gpu = float(os.environ.get("CUDA_VISIBLE_DEVICES") or "nan")
+    return {"square": settings["i"] ** 2, "undefined": float("nan"), "gpu": gpu}
