@@ -31,6 +31,7 @@ NOT_TUNED += ("validate_every", "unpaired")
 # A method and what it adds one ingredient to, each as it is best on validation; no comparison with CLIP tells it.
 CONTRASTS = (
     ("CIBR anchor", "CLIP, CCA start"),
+    ("CIBR anchor", "CLIP, CCA start, anchor's settings"),
     ("CIBR anchor + crops", "CLIP, CCA start + crops"),
     ("CIBR anchor + two captions + noise", "CLIP, CCA start + two captions + noise"),
     ("CIBR anchor + crops + two captions + noise", "CLIP, CCA start + crops + two captions + noise"),

@@ -71,7 +71,12 @@ def test_the_name_of_a_method_says_whether_it_contrasts_samples():
             assert settings.get("sample", False) == (always or settings["method"].endswith("sampled"))
 
 
-SEARCHED = ["Flickr8k", "Flickr8k, spurious grey", *(f"Flickr8k, {n} % of the pairs" for n in (5, 10, 20, 30))]
+SEARCHED = [
+    "Flickr8k",
+    "Flickr8k, spurious grey",
+    "Flickr8k, 30 % shuffled captions",
+    *(f"Flickr8k, {n} % of the pairs" for n in (5, 10, 20, 30)),
+]
 SEARCHED += ["glyphs", "glyphs, 10 % of the pairs", "glyphs, 30 % of the pairs", "glyphs, 30 % shuffled captions"]
 SEARCHED += ["glyphs, spurious polarity"]
 
