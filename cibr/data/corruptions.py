@@ -62,7 +62,7 @@ class Corruption:
         spurious_style: style, one of `STYLES`, of the images whose captions do not have the word.
         counterexamples: share of the images that come in both styles; 1 is augmentation in both styles.
         crops: random crops, half of them flipped, that are added for each image; the same ones in every epoch.
-        redraw: keep another subset for each seed of training.
+        redraw: keep another subset, and shuffle the captions of others, for each seed of training.
 
     Raises:
         ValueError: a share outside its range, or an unknown style (with the nearest known one).
@@ -116,7 +116,7 @@ def corrupt(pairs: Pairs, corruption: Corruption, seed: int = 0) -> Pairs:
     Args:
         pairs: a training split.
         corruption: what to change.
-        seed: of the subset, where it is redrawn.
+        seed: of the subset and of the shuffled captions, where they are redrawn.
 
     Returns:
         The pairs in their order, then the counterexamples, the second renderings of some, then crops of all. With
@@ -126,7 +126,8 @@ def corrupt(pairs: Pairs, corruption: Corruption, seed: int = 0) -> Pairs:
         ValueError: a word that no caption has, or every one.
     """
     kept, _ = split_subset(pairs, corruption, seed)
-    return _with_crops(_correlated(_with_shuffled_captions(kept, corruption), corruption), corruption.crops)
+    shuffled = _with_shuffled_captions(kept, corruption, seed)
+    return _with_crops(_correlated(shuffled, corruption), corruption.crops)
 
 
 def split_subset(pairs: Pairs, corruption: Corruption, seed: int = 0) -> tuple[Pairs, Pairs]:
@@ -137,9 +138,10 @@ def split_subset(pairs: Pairs, corruption: Corruption, seed: int = 0) -> tuple[P
     return (pairs if n_kept == len(pairs) else pairs.subset(kept)), pairs.subset(left)
 
 
-def _with_shuffled_captions(pairs: Pairs, corruption: Corruption) -> Pairs:
+def _with_shuffled_captions(pairs: Pairs, corruption: Corruption, seed: int) -> Pairs:
     """Gives a share of the images the captions, and with them the labels, of the next of that share."""
-    chosen = _order(len(pairs), 1)[: round(corruption.shuffled_captions * len(pairs))]
+    order = _order(len(pairs), 2_000 + seed if corruption.redraw else 1)
+    chosen = order[: round(corruption.shuffled_captions * len(pairs))]
     source = torch.arange(len(pairs))
     source[chosen] = chosen.roll(1)
     captions = [pairs.captions[i] for i in source.tolist()]

@@ -94,6 +94,16 @@ def test_a_redrawn_subset_is_another_for_each_seed_and_leaves_out_the_rest():
     assert corrupt(noise_pairs(40), Corruption(0.5), 1).keys == corrupt(noise_pairs(40), Corruption(0.5)).keys
 
 
+def test_redrawn_shuffled_captions_are_of_other_images_for_each_seed():
+    def shuffled(seed, **options):
+        changed = corrupt(twenty(), Corruption(shuffled_captions=0.5, **options), seed).captions
+        return [i for i, texts in enumerate(changed) if texts != twenty().captions[i]]
+
+    drawn = [shuffled(seed, redraw=True) for seed in (0, 1, 0)]
+    assert drawn[0] == drawn[2] != drawn[1] and len(drawn[0]) == len(drawn[1]) == 10
+    assert shuffled(0) == shuffled(1)
+
+
 def test_crops_come_after_the_images_with_their_captions_and_are_the_same_in_any_subset():
     pairs = pickle.loads(pickle.dumps(corrupt(twenty(), Corruption(crops=2))))
     assert len(pairs) == len(set(pairs.keys)) == 60 and pairs.captions == 3 * twenty().captions
