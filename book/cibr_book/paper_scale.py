@@ -133,8 +133,8 @@ def _write_sweep(folder: Path, name: str, methods: Sequence[str], learning_rates
         method.update({k: v[:1] for k, v in method.items() if isinstance(v, list)})
         method.update({"learning_rate": [*learning_rates]} if "learning_rate" in method else {})
     entries["conditions"] = {CONDITION: entries["conditions"][CONDITION] | {"methods": own}}
-    smaller = {"batch_size": 48, "micro_batch_size": 16, "seed": 0} if "seed" in entries["fixed"] else {}
-    entries["fixed"] |= smaller if name.endswith("trials") else {"seed": [1, 2]}
+    smaller = {"batch_size": 48, "micro_batch_size": 16} if name.endswith("trials") else {"seed": [1, 2]}
+    entries["fixed"] |= smaller
     file = folder / "experiments" / f"{name}.yaml"
     file.write_text(yaml.safe_dump(entries | {"results": f"{name}.csv"}, sort_keys=False), encoding="utf-8")
     return file
