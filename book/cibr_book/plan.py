@@ -100,6 +100,9 @@ def best_trial(trials: Plan, condition: str, method: str) -> dict[str, Any] | No
     Returns:
         The settings without those of every trial, `seed` and `suites`; nothing for a method that has no trials;
         None while a trial has no row.
+
+    Raises:
+        ValueError: every trial diverged.
     """
     names = (method, condition)
     planned = {run: each for run, each in trials.runs.items() if tuple(each.get(n) for n in NAMES) == names}
@@ -108,8 +111,13 @@ def best_trial(trials: Plan, condition: str, method: str) -> dict[str, Any] | No
     if not set(planned) <= set(committed(trials.results)["run"]):
         return None
     rows = read_table(trials.results).set_index("run").loc[list(planned)]
-    best = rows[["validation", "zero-shot"]].mean(axis=1).idxmax()
-    return {name: value for name, value in planned[best].items() if name not in ("seed", "suites")}
+    scores = rows[["validation", "zero-shot"]].mean(axis=1)
+    if scores.isna().all():
+        raise ValueError(
+            f"{trials.results}: every trial of {method!r} in {condition!r} diverged; give the trials other "
+            "settings, such as smaller learning rates, or leave the method out"
+        )
+    return {name: value for name, value in planned[scores.idxmax()].items() if name not in ("seed", "suites")}
 
 
 def grid(axes: dict[str, Any]) -> list[dict[str, Any]]:

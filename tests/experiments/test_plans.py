@@ -131,6 +131,12 @@ def test_methods_start_from_their_best_trial_once_all_trials_have_rows(tmp_path)
     expected = [fixed | {"temperature": 0.2, "suites": ["mini"], "seed": seed} for seed in (1, 2)]
     expected += [{"method": "untried", "condition": "few", "suites": ["mini"], "seed": seed} for seed in (1, 2)]
     assert [*plan.runs.values()] == expected
+    for run in set(tried.runs) - set(clip):
+        row = {"run": run, "configuration": json.dumps(tried.runs[run]), "commit": "", "error": "step 3 diverged"}
+        (tmp_path / f"{run}.json").write_text(json.dumps(row))
+    collect(tried, tmp_path)
+    with pytest.raises(ValueError, match="trials.csv: every trial of 'CIBR' in 'few' diverged"):
+        read_plan(tmp_path / "final.yaml")
 
 
 def test_a_run_that_diverges_leaves_its_error_as_a_row(tmp_path, monkeypatch):
