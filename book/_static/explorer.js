@@ -4,11 +4,12 @@
   const box = document.getElementById("explorer");
   if (!box) return;
   const data = JSON.parse(document.getElementById("explorer-data").textContent);
-  const [methods, slider, value, summary, plane, scores] = ["method", "beta", "value", "summary", "plane", "scores"].map(
-    (name) => document.getElementById(`explorer-${name}`)
-  );
+  const [conditions, methods, slider, value, summary, drawings] =
+    ["condition", "method", "beta", "value", "summary", "drawings"].map((name) => document.getElementById(`explorer-${name}`));
+  const panels = [...drawings.querySelectorAll("svg")];
   const SVG = "http://www.w3.org/2000/svg";
-  const LEFT = 52, RIGHT = 328, TOP = 18, BOTTOM = 222;
+  const LEFT = 40, RIGHT = 292, TOP = 28, BOTTOM = 198;
+  const LOWEST = -4; // points: a curve that falls further leaves its panel
 
   const add = (parent, tag, attributes, text) => {
     const element = document.createElementNS(SVG, tag);
@@ -16,86 +17,94 @@
     if (text !== undefined) element.textContent = text;
     return parent.appendChild(element);
   };
-  const clear = (svg) => [...svg.children].slice(1).forEach((child) => child.remove()); // the title stays
-  const range = (values) => {
-    const low = Math.min(...values), high = Math.max(...values);
-    const margin = 0.12 * (high - low) || 0.1 * Math.abs(high) || 1;
-    return [low - margin, high + margin];
-  };
-  const ticks = ([low, high], n) => {
-    const rough = (high - low) / n, power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);
-    const found = [];
-    for (let t = Math.ceil(low / step) * step; t <= high; t += step) found.push(Number(t.toPrecision(12)));
-    return found;
-  };
-  const method = () => data.methods[Number(methods.value)];
+  const condition = () => data.conditions[Number(conditions.value)];
+  const curve = () => condition().curves[Number(methods.querySelector(":checked").value)];
+  const point = () => curve().points[Number(slider.value)];
+  const signed = (x) => `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(2)}`;
+  const told = (p, i) => `${signed(p.difference[i])} [${signed(p.low[i])}, ${signed(p.high[i])}]`;
 
-  const drawPlane = (points, chosen) => {
-    clear(plane);
-    const xs = range(points.map((p) => p.cosine)), ys = range(points.map((p) => p.shared));
-    const x = (v) => LEFT + ((v - xs[0]) / (xs[1] - xs[0])) * (RIGHT - LEFT);
-    const y = (v) => BOTTOM - ((v - ys[0]) / (ys[1] - ys[0])) * (BOTTOM - TOP);
-    for (const t of ticks(xs, 4)) {
-      add(plane, "line", { x1: x(t), x2: x(t), y1: TOP, y2: BOTTOM, class: "grid" });
-      add(plane, "text", { x: x(t), y: BOTTOM + 16, "text-anchor": "middle" }, t);
-    }
-    for (const t of ticks(ys, 4)) {
-      add(plane, "line", { x1: LEFT, x2: RIGHT, y1: y(t), y2: y(t), class: "grid" });
-      add(plane, "text", { x: LEFT - 6, y: y(t) + 4, "text-anchor": "end" }, t);
-    }
-    add(plane, "text", { x: (LEFT + RIGHT) / 2, y: BOTTOM + 36, "text-anchor": "middle" }, "mean cosine of unseen pairs");
-    const label = { x: 14, y: (TOP + BOTTOM) / 2, "text-anchor": "middle" };
-    add(plane, "text", { ...label, transform: `rotate(-90 ${label.x} ${label.y})` }, "shared, lower bound (nats)");
-    const trail = points.slice(1).map((p) => `${x(p.cosine)},${y(p.shared)}`).join(" ");
-    add(plane, "polyline", { points: trail, class: "trail" });
-    points.forEach((p, i) => add(plane, "circle", { cx: x(p.cosine), cy: y(p.shared), r: 4, class: i ? "point" : "clip" }));
-    const p = points[chosen], clip = points[0];
-    add(plane, "circle", { cx: x(p.cosine), cy: y(p.shared), r: 8, class: "chosen" });
-    const side = x(clip.cosine) > (LEFT + RIGHT) / 2 ? ["end", -9] : ["start", 9];
-    add(plane, "text", { x: x(clip.cosine) + side[1], y: y(clip.shared) - 9, "text-anchor": side[0] }, "CLIP");
+  const scales = () => {
+    const points = condition().curves.flatMap((c) => c.points);
+    const logs = points.map((p) => Math.log10(p.beta)), [left, right] = [Math.min(...logs), Math.max(...logs)];
+    const low = Math.max(LOWEST, Math.floor(Math.min(...points.flatMap((p) => p.low))));
+    const high = Math.min(4, Math.ceil(Math.max(...points.flatMap((p) => p.high))));
+    return {
+      low, high, left, right,
+      x: (beta) => LEFT + 8 + ((Math.log10(beta) - left) / (right - left)) * (RIGHT - LEFT - 16),
+      y: (points) => BOTTOM - ((points - low) / (high - low)) * (BOTTOM - TOP),
+    };
   };
 
-  const drawScores = (points, chosen) => {
-    clear(scores);
-    const high = Math.max(...points.flatMap((p) => p.high)) * 1.12;
-    const x = (v) => LEFT - 40 + (v / high) * (RIGHT - LEFT + 34);
-    const row = (BOTTOM + 30 - TOP) / data.scores.length;
-    data.scores.forEach((name, i) => {
-      const top = TOP + i * row, p = points[chosen];
-      add(scores, "text", { x: x(0), y: top + 8 }, name);
-      add(scores, "text", { x: RIGHT + 6, y: top + 8, "text-anchor": "end", class: "strong" }, `${p.scores[i].toFixed(1)} %`);
-      add(scores, "rect", { x: x(0), y: top + 15, width: x(high) - x(0), height: 18, class: "track" });
-      add(scores, "rect", { x: x(0), y: top + 15, width: x(p.scores[i]) - x(0), height: 18, class: chosen ? "bar" : "bar-clip" });
-      add(scores, "line", { x1: x(p.low[i]), x2: x(p.high[i]), y1: top + 24, y2: top + 24, class: "interval" });
-      const clip = x(points[0].scores[i]);
-      add(scores, "line", { x1: clip, x2: clip, y1: top + 11, y2: top + 37, class: "mark" });
-    });
-    add(scores, "text", { x: x(0), y: 266 }, "the upright line is CLIP");
+  const drawPanel = (svg, i) => {
+    [...svg.children].slice(1).forEach((child) => child.remove()); // the title stays
+    const { low, high, left, right, x, y } = scales(), chosen = point();
+    add(svg, "text", { x: LEFT, y: 16, class: "strong" }, data.scores[i]);
+    const clip = add(svg, "clipPath", { id: `explorer-clip-${i}` });
+    add(clip, "rect", { x: LEFT, y: TOP, width: RIGHT - LEFT, height: BOTTOM - TOP });
+    for (let t = Math.ceil(low); t <= high; t += high - low > 5 ? 2 : 1) {
+      add(svg, "line", { x1: LEFT, x2: RIGHT, y1: y(t), y2: y(t), class: t ? "grid" : "zero" });
+      add(svg, "text", { x: LEFT - 5, y: y(t) + 4, "text-anchor": "end" }, t > 0 ? `+${t}` : `${t}`.replace("-", "−"));
+    }
+    for (let t = Math.ceil(left); t <= right; t += 1)
+      add(svg, "text", { x: x(10 ** t), y: BOTTOM + 15, "text-anchor": "middle" }, Number((10 ** t).toPrecision(3)));
+    add(svg, "text", { x: (LEFT + RIGHT) / 2, y: BOTTOM + 34, "text-anchor": "middle" }, "β");
+    const inside = add(svg, "g", { "clip-path": `url(#explorer-clip-${i})` });
+    const draw = (c, strong) => {
+      const places = c.points.map((p) => [x(p.beta), y(p.difference[i])]);
+      const style = { style: `--curve: ${c.colour}`, class: strong ? "curve strong" : "curve" };
+      add(inside, "polyline", { points: places.map((place) => place.join()).join(" "), ...style });
+      c.points.forEach((p) => {
+        if (strong) add(inside, "line", { x1: x(p.beta), x2: x(p.beta), y1: y(p.low[i]), y2: y(p.high[i]), style: style.style, class: "interval" });
+      });
+      for (const [cx, cy] of places) add(inside, "circle", { cx, cy, r: strong ? 4 : 2.5, style: style.style, class: strong ? "dot strong" : "dot" });
+    };
+    condition().curves.filter((c) => c !== curve()).forEach((c) => draw(c, false));
+    draw(curve(), true);
+    add(inside, "circle", { cx: x(chosen.beta), cy: y(chosen.difference[i]), r: 8, class: "chosen" });
+    if (y(chosen.difference[i]) > BOTTOM)
+      add(svg, "text", { x: x(chosen.beta), y: BOTTOM - 6, "text-anchor": "end" }, `↓ ${signed(chosen.difference[i])}`);
   };
 
   const draw = () => {
-    const points = method().points, chosen = Number(slider.value), p = points[chosen];
-    value.textContent = p.beta === 0 ? "0 (CLIP)" : p.beta;
+    const p = point();
+    value.textContent = p.beta;
     slider.setAttribute("aria-valuetext", `beta ${p.beta}`);
-    drawPlane(points, chosen);
-    drawScores(points, chosen);
-    const signed = (d) => `${d >= 0 ? "+" : "−"}${Math.abs(d).toFixed(1)}`;
-    const told = data.scores.map((name, i) => `${name} ${p.scores[i].toFixed(1)} %` +
-      (chosen ? ` (${signed(p.scores[i] - points[0].scores[i])} against CLIP)` : ""));
-    summary.textContent = `${chosen ? method().name : "CLIP"} at β = ${p.beta}: ${told.join(", ")}; mean cosine of pairs ` +
-      `${p.cosine.toFixed(3)}, shared at least ${p.shared.toFixed(2)} nats; mean of ${p.n_seeds} seeds.`;
+    panels.forEach(drawPanel);
+    const all = data.scores.map((name, i) => `${name} ${told(p, i)}`).join("; ");
+    const clear = data.scores.filter((_, i) => p.low[i] > 0 || p.high[i] < 0);
+    summary.textContent = `${curve().name} at β = ${p.beta} against tuned CLIP (${condition().clip.map((s) => s.toFixed(1)).join(", ")} %), ` +
+      `in points with 95 % intervals over ${p.n_seeds} paired seeds: ${all}. ` +
+      (clear.length ? `Zero is outside the interval of ${clear.join(" and ")}.` : "No detectable difference.");
   };
 
-  const choose = () => {
-    slider.max = method().points.length - 1;
-    slider.value = 1; // the smallest beta above 0: a point that exists on every curve
+  // The slider stays as near as it can to the beta that was chosen.
+  const chooseMethod = (beta) => {
+    const away = curve().points.map((p) => Math.abs(Math.log(p.beta / beta)));
+    slider.max = curve().points.length - 1;
+    slider.value = away.indexOf(Math.min(...away));
     draw();
   };
+  const chooseCondition = (beta) => {
+    const name = methods.querySelector(":checked")?.parentElement.textContent.trim();
+    const names = condition().curves.map((c) => c.name), checked = Math.max(0, names.indexOf(name));
+    methods.replaceChildren(methods.firstElementChild, ...condition().curves.map((c, i) => {
+      const label = document.createElement("label"), choice = document.createElement("input"), swatch = document.createElement("i");
+      Object.assign(choice, { type: "radio", name: "explorer-penalty", value: i, checked: i === checked });
+      swatch.style.setProperty("--curve", c.colour);
+      label.append(choice, swatch, c.name);
+      return label;
+    }));
+    chooseMethod(beta);
+  };
 
-  data.methods.forEach((m, i) => methods.add(new Option(`${m.name}, ${m.condition}`, i)));
-  methods.addEventListener("change", choose);
-  slider.addEventListener("input", draw);
+  data.conditions.forEach((c, i) => conditions.add(new Option(c.name, i)));
+  let beta = 0.1;
+  conditions.addEventListener("change", () => chooseCondition(beta));
+  methods.addEventListener("change", () => chooseMethod(beta));
+  slider.addEventListener("input", () => {
+    beta = point().beta;
+    draw();
+  });
   box.hidden = false;
-  choose();
+  chooseCondition(beta);
 })();

@@ -11,67 +11,67 @@ from typing import Any
 
 import pandas as pd
 
-from cibr_book.analysis import mean_intervals
-from cibr_book.tables import HEADLINE, RESULTS, control_of, read_table
+from cibr_book.ablation_figures import PENALTIES
+from cibr_book.tables import HEADLINE, RESULTS, differences, read_table
 
-LEAST_BETAS = 3  # that make a curve, besides CLIP at 0
+LEAST_BETAS = 3  # that make a curve
+SCORES = ("zero-shot accuracy", "image to text, recall@1", "text to image, recall@1")
 
 
 def curves(results: Path = RESULTS) -> dict[str, Any]:
-    """For each condition and method that ran at several betas, the points over beta, means over seeds.
+    """The penalties over beta as differences to tuned CLIP, seed by seed, in every condition that has curves.
 
     Args:
         results: the folder of ablation.csv.
 
     Returns:
-        `scores`, their labels, and `methods`, each with `name`, `condition` and `points`: `beta, cosine` (mean of
-        unseen pairs), `shared` (InfoNCE bound on unseen pairs, in nats), `scores, low, high` in per cent,
-        `n_seeds`; the first point is tuned CLIP.
+        `scores`, their labels, and `conditions`, each with `name`, `clip` (the control's three scores in per cent)
+        and `curves`, one a penalty: `name, colour` and `points` over beta with `beta, n_seeds` and, for the three
+        scores in points, `difference, low, high`.
     """
     rows = read_table(results / "ablation.csv")
-    rows = rows.assign(cosine=1 - rows["validation_alignment"] / 2).copy()
-    found = []
-    for (condition, method, _), own in rows.groupby(["condition", "method", "hyperparameters"], sort=False):
-        if own["beta"].nunique() < LEAST_BETAS:
-            continue
-        clip = control_of(rows[rows["condition"] == condition])
-        points = [_point(clip), *(_point(group) for _, group in own.groupby("beta"))]
-        found.append({"name": method, "condition": condition, "points": points})
-    return {"scores": [f"{name}, accuracy" if "zero" in name else f"{name}, recall@1" for name in HEADLINE]} | {
-        "methods": sorted(found, key=lambda curve: -len(curve["points"]))
-    }
+    found = differences(rows[rows["method"].isin(["CLIP", *PENALTIES])])
+    by = ["condition", "method"]
+    found = found[found.groupby(by)["beta"].transform("nunique") >= LEAST_BETAS]
+    conditions = [_condition(name, part) for name, part in found.groupby("condition")]
+    return {"scores": [*SCORES], "conditions": sorted(conditions, key=lambda each: -len(each["curves"]))}
+
+
+def _condition(name: str, found: pd.DataFrame) -> dict[str, Any]:
+    clip = found.groupby("measure")["control"].first()[[*HEADLINE]]
+    parts = {method: found[found["method"] == method] for method in PENALTIES if method in set(found["method"])}
+    drawn = [
+        {"name": method, "colour": PENALTIES[method][0], "points": [_point(p) for _, p in part.groupby("beta")]}
+        for method, part in parts.items()
+    ]
+    return {"name": name, "clip": clip.round(2).tolist(), "curves": drawn}
 
 
 def _point(rows: pd.DataFrame) -> dict[str, Any]:
-    """Means over seeds, with Student's interval."""
-    point = {"beta": float(rows["beta"].iloc[0]), "n_seeds": int(rows["seed"].nunique())}
-    point["cosine"] = round(float(rows["cosine"].mean()), 4)
-    point["shared"] = round(float(rows["validation_mi_lower_bound_nats"].mean()), 4)
-    ends = [mean_intervals(rows, ["beta"], name).iloc[0] for name in HEADLINE]
-    names = {"scores": "mean", "low": "low", "high": "high"}
-    return point | {key: [round(float(end[name]), 2) for end in ends] for key, name in names.items()}
+    rows = rows.set_index("measure").loc[[*HEADLINE]]
+    numbers = {name: rows[name].round(2).tolist() for name in ("difference", "low", "high")}
+    return {"beta": float(rows["beta"].iloc[0]), "n_seeds": int(rows["n_seeds"].iloc[0])} | numbers
 
 
 def as_page(data: dict[str, Any]) -> str:
     """The piece of HTML: controls and drawings that the script fills, the numbers, and the table."""
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    panels = "".join(
+        f'<svg class="explorer-panel" viewBox="0 0 300 240" role="img" aria-labelledby="explorer-title-{i}">'
+        f'<title id="explorer-title-{i}">{html.escape(score)} over beta, difference to CLIP</title></svg>'
+        for i, score in enumerate(data["scores"])
+    )
     return f"""
 <div class="explorer" id="explorer" role="group" aria-label="Move beta" hidden>
   <div class="explorer-controls">
-    <label for="explorer-method">Penalty</label>
-    <select id="explorer-method"></select>
+    <label for="explorer-condition">Data</label>
+    <select id="explorer-condition"></select>
     <label for="explorer-beta">β = <output id="explorer-value" for="explorer-beta"></output></label>
     <input id="explorer-beta" type="range" min="0" value="0" step="1" aria-describedby="explorer-summary">
   </div>
-  <div class="explorer-drawings">
-    <svg id="explorer-plane" viewBox="0 0 340 270" role="img" aria-labelledby="explorer-plane-title">
-      <title id="explorer-plane-title">Shared information against the cosine of pairs, one point per beta</title>
-    </svg>
-    <svg id="explorer-scores" viewBox="0 0 340 270" role="img" aria-labelledby="explorer-scores-title">
-      <title id="explorer-scores-title">Scores at this beta, beside those of CLIP</title>
-    </svg>
-  </div>
+  <fieldset class="explorer-methods" id="explorer-method"><legend>Penalty</legend></fieldset>
   <p id="explorer-summary" class="explorer-said" aria-live="polite"></p>
+  <div class="explorer-drawings" id="explorer-drawings">{panels}</div>
 </div>
 <script type="application/json" id="explorer-data">{text}</script>
 <details class="explorer-table"><summary>The same numbers as a table</summary>
@@ -81,12 +81,13 @@ def as_page(data: dict[str, Any]) -> str:
 
 
 def _table(data: dict[str, Any]) -> str:
-    heads = ["method", "β", "mean cosine", "shared (nats)", *(f"{s} (%)" for s in data["scores"]), "seeds"]
+    heads = ["data", "penalty", "β", *data["scores"], "seeds"]
     lines = ["".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads)]
-    for curve in data["methods"]:
-        for point in curve["points"]:
-            name = curve["name"] if point["beta"] else "CLIP"
-            cells = [f"{name}, {curve['condition']}", f"{point['beta']:g}", f"{point['cosine']:.3f}"]
-            cells += [f"{point['shared']:.2f}", *(f"{s:.1f}" for s in point["scores"]), str(point["n_seeds"])]
-            lines.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
+    for condition in data["conditions"]:
+        for curve in condition["curves"]:
+            for p in curve["points"]:
+                numbers = zip(p["difference"], p["low"], p["high"], strict=True)
+                texts = [f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in numbers]
+                cells = [condition["name"], curve["name"], f"{p['beta']:g}", *texts, str(p["n_seeds"])]
+                lines.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
     return f'<table class="dataframe">{"".join(f"<tr>{line}</tr>" for line in lines)}</table>'

@@ -206,11 +206,15 @@ def test_the_search_finds_a_function(page, home):
     )
 
 
-def test_the_explorer_answers_its_controls(page, home):
+def test_the_explorer_opens_on_a_point_and_answers_its_controls_by_keyboard(page, home):
     page.goto(f"{home}/book/explore.html")
-    page.wait_for_selector("#explorer svg")
-    before = page.inner_html("#explorer .explorer-drawings")
-    slider = page.locator("#explorer input[type=range]")
-    slider.focus()
-    slider.press("ArrowRight" if slider.input_value() == "0" else "Home")
-    assert page.inner_html("#explorer .explorer-drawings") != before
+    page.wait_for_selector("#explorer svg .chosen")
+    assert page.inner_text("#explorer-summary").startswith("CIBR vMF at β = 0.1 against tuned CLIP")
+    page.focus("#explorer-condition")
+    seen = [page.inner_html("#explorer-drawings")]
+    for keys in (["ArrowDown"], ["Tab", "ArrowRight"], ["Tab", "ArrowDown"]):
+        for key in keys:
+            page.keyboard.press(key)
+        seen.append(page.inner_html("#explorer-drawings"))
+    assert len(set(seen)) == 4
+    assert page.locator("#explorer svg .chosen").count() == 3

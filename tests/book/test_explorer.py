@@ -1,4 +1,4 @@
-"""The figure "move beta": its points are means of committed rows, and every value of the slider has one."""
+"""The figure "move beta": its points are differences of committed rows, and every value of the slider has one."""
 
 import json
 import re
@@ -17,26 +17,31 @@ def data():
     return curves(RESULTS)
 
 
-def test_points_are_means_of_the_committed_rows(data):
-    rows = read_table()
-    assert len(data["methods"]) >= 3
-    for curve in data["methods"]:
-        betas = [point["beta"] for point in curve["points"]]
-        assert betas == sorted(set(betas)) and betas[0] == 0 and len(betas) > LEAST_BETAS
-        own = rows[(rows["condition"] == curve["condition"]) & (rows["method"] == curve["name"])]
-        for point in curve["points"][1:]:
-            at = own[own["beta"] == point["beta"]]
-            assert point["scores"] == pytest.approx(at[[*HEADLINE]].mean().tolist(), abs=0.01)
-            assert point["n_seeds"] == len(at) and 0 < point["cosine"] < 1
-            ends = zip(point["low"], point["scores"], point["high"], strict=True)
-            assert all(low < score < high for low, score, high in ends)
+def test_points_are_mean_differences_to_clip_of_the_committed_rows(data):
+    rows = read_table().set_index("seed")
+    assert data["conditions"][0]["name"] == "Flickr8k" and len(data["conditions"]) >= 4
+    for condition in data["conditions"]:
+        of_condition = rows[rows["condition"] == condition["name"]]
+        clip = of_condition[of_condition["method"] == "CLIP"]
+        for curve in condition["curves"]:
+            betas = [point["beta"] for point in curve["points"]]
+            assert betas == sorted(set(betas)) and betas[0] > 0 and len(betas) >= LEAST_BETAS
+            own = of_condition[of_condition["method"] == curve["name"]]
+            for point in curve["points"]:
+                at = own.loc[own["beta"] == point["beta"], [*HEADLINE]]
+                expected = (at - clip.loc[at.index, [*HEADLINE]]).mean()
+                assert point["difference"] == pytest.approx(expected.tolist(), abs=0.006)
+                assert point["n_seeds"] == len(at)
+                ends = zip(point["low"], point["difference"], point["high"], strict=True)
+                assert all(low < mean < high for low, mean, high in ends)
 
 
 def test_the_page_holds_the_numbers_for_the_script_and_as_a_table(data):
     page = as_page(data)
     stored = re.search(r'<script type="application/json" id="explorer-data">(.*?)</script>', page)[1]
     assert json.loads(stored) == data
-    assert page.count("<tr>") == 1 + sum(len(curve["points"]) for curve in data["methods"])
-    asked = re.search(r"= \[(.*?)\]\.map\(\s*\(name\) => document\.getElementById", SCRIPT.read_text())[1]
+    points = [point for each in data["conditions"] for curve in each["curves"] for point in curve["points"]]
+    assert page.count("<tr>") == 1 + len(points)
+    asked = re.search(r"\[(\"condition\".*?)\]\.map\(\(name\) => document\.getElementById", SCRIPT.read_text())[1]
     for name in re.findall(r'"(\w+)"', asked):
         assert f'id="explorer-{name}"' in page
