@@ -1,10 +1,10 @@
 """What the rendered pages need beyond Jupyter Book: a small Sphinx extension that _config.yml loads.
 
-Two directives put files of the project into a page when the book is built: `explorer`, the figure with a slider,
-and `drawing`, an SVG that takes the page's colours. Docstrings, with code in single backticks and equations in
-indented lines, are turned into the markup that Sphinx reads. Pages drop the scripts of Thebe, which would fetch
-kernels from the network. Files that no page asks for are removed and figures stored with 256 colours, so that the
-whole site is small enough to be sent as a file.
+Three directives put files of the project into a page when the book is built: `explorer`, the figure with a slider,
+`search`, the search page, and `drawing`, an SVG that takes the page's colours. Docstrings, with code in single
+backticks and equations in indented lines, are turned into the markup that Sphinx reads. Pages drop the scripts of
+Thebe, which would fetch kernels from the network. Files that no page asks for are removed and figures stored with
+256 colours, so that the whole site is small enough to be sent as a file.
 """
 
 import re
@@ -17,7 +17,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from cibr_book import explorer
+from cibr_book import explorer, search
 
 BOOK = Path(__file__).resolve().parents[1]
 RESULTS = BOOK.parent / "data" / "results"
@@ -42,6 +42,8 @@ class FromFiles(SphinxDirective):
             file = BOOK / "_static" / self.arguments[0]
             self.env.note_dependency(str(file))
             return [nodes.raw("", file.read_text("utf-8"), format="html")]
+        if self.name == "search":
+            return [nodes.raw("", search.as_page(), format="html")]
         for file in RESULTS.glob("*.csv"):
             self.env.note_dependency(str(file))
         return [nodes.raw("", explorer.as_page(explorer.curves(RESULTS)), format="html")]
@@ -50,8 +52,9 @@ class FromFiles(SphinxDirective):
 def tidy_page(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object) -> None:
     """Take Thebe's scripts off a page, and give odd lists of Sphinx a form that accessibility rules allow."""
     body = context.get("body", "")
-    if 'id="explorer"' in body:
-        app.add_js_file("explorer.js", loading_method="defer")  # on this page alone
+    for name, place in (("explorer", 'id="explorer"'), ("search", 'id="search-page"')):
+        if place in body:
+            app.add_js_file(f"{name}.js", loading_method="defer")  # on this page alone
     scripts = context.get("script_files", [])
     context["script_files"] = [s for s in scripts if "thebe" not in f"{s} {getattr(s, 'attributes', '')}".lower()]
     body = body.replace('role="doc-biblioentry"', 'role="listitem"')
@@ -108,7 +111,7 @@ def shrink_site(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Connect the directives and the steps: before docstrings are taken apart, and after other extensions."""
-    for name in ("drawing", "explorer"):
+    for name in ("drawing", "explorer", "search"):
         app.add_directive(name, FromFiles)
     app.connect("autodoc-process-docstring", mark_up_docstring, priority=400)
     app.connect("autodoc-skip-member", skip_alias)

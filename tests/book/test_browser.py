@@ -218,3 +218,21 @@ def test_the_explorer_opens_on_a_point_and_answers_its_controls_by_keyboard(page
         seen.append(page.inner_html("#explorer-drawings"))
     assert len(set(seen)) == 4
     assert page.locator("#explorer svg .chosen").count() == 3
+
+
+def test_the_search_page_answers_typing_and_marks_right_images(page, home):
+    page.goto(f"{home}/book/search.html")
+    page.wait_for_selector("#search-page li.right")
+    page.focus("#search-collection")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Tab")
+    page.keyboard.type("SMILING")
+    page.keyboard.press("Enter")
+    assert page.inner_text("#search-summary").startswith("“smiling face” is no text of the set")
+    assert page.locator("#search-page ol").count() == 2 and page.locator("#search-page li").count() == 12
+    labels = page.eval_on_selector_all("#search-page [role=img]", "all => all.map(a => a.ariaLabel)")
+    assert any("smiling face" in label for label in labels)
+    page.focus("#search-query")
+    page.keyboard.type("no such thing")
+    page.keyboard.press("Enter")
+    assert "choose one from the list" in page.inner_text("#search-summary")

@@ -1,0 +1,76 @@
+// The search page: shows what each model ranked first for a query that was embedded beforehand. No library, no network.
+(() => {
+  "use strict";
+  const box = document.getElementById("search-page");
+  if (!box) return;
+  const data = JSON.parse(document.getElementById("search-data").textContent);
+  const [select, input, known, some, summary, results] =
+    ["collection", "query", "known", "some", "summary", "found"].map((name) => document.getElementById(`search-${name}`));
+  const N_SOME = 6;
+
+  const make = (tag, attributes, ...children) => {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    element.append(...children);
+    return element;
+  };
+  const collection = () => data[select.value];
+
+  const tile = (image, isRight) => {
+    const { columns, images, sheet } = collection(), n_rows = Math.ceil(images.length / columns);
+    const at = (k, n) => `${(100 * k) / (n - 1)}%`;
+    const picture = make("span", {
+      class: "search-picture", role: "img", "aria-label": images[image],
+      style: `background: url("${sheet}") ${at(image % columns, columns)} ${at(Math.floor(image / columns), n_rows)} / ${100 * columns}%`,
+    });
+    const caption = make("span", { class: "search-caption" }, isRight ? `✓ ${images[image]}` : images[image]);
+    return make("li", { class: isRight ? "search-tile right" : "search-tile" }, picture, caption);
+  };
+
+  const show = (query) => {
+    input.value = query.text;
+    const { models, images } = collection();
+    const rows = models.map((model, m) => {
+      const rank = query.ranks.length ? `, the right image at rank ${query.ranks[m]} of ${images.length}` : "";
+      const tiles = query.found[m].map((image) => tile(image, query.right.includes(image)));
+      return make("section", {}, make("h3", {}, `${model}${rank}`), make("ol", { class: "search-row" }, ...tiles));
+    });
+    results.replaceChildren(...rows);
+    summary.textContent = query.ranks.length
+      ? `“${query.text}”: the right image is at rank ${query.ranks.map((r, m) => `${r} for ${models[m]}`).join(", ")}.`
+      : `“${query.text}” is no text of the set, so that no image is marked as right.`;
+  };
+
+  // Other suggestions each time, so that a reader with a mouse sees more than the first ones.
+  const suggest = () => {
+    const { queries } = collection(), start = Math.floor(Math.random() * queries.length);
+    const chosen = Array.from({ length: N_SOME }, (_, i) => queries[(start + i * 17) % queries.length]);
+    some.replaceChildren("or ", ...new Set(chosen.map((query) => {
+      const button = make("button", { type: "button" }, query.text);
+      button.addEventListener("click", () => show(query));
+      return button;
+    })), another);
+  };
+  const another = make("button", { type: "button", class: "search-more" }, "other texts");
+  another.addEventListener("click", suggest);
+
+  // Opens on a text whose image all models find, and one of them not first.
+  const choose = () => {
+    known.replaceChildren(...collection().queries.map((query) => make("option", { value: query.text })));
+    suggest();
+    show(collection().queries.find(({ ranks }) => Math.max(...ranks) > 1 && Math.max(...ranks) <= 6));
+  };
+
+  const answer = () => {
+    const wanted = input.value.trim().toLowerCase(), { queries } = collection();
+    const query = queries.find((q) => q.text.toLowerCase() === wanted) ||
+      (wanted && queries.find((q) => q.text.toLowerCase().includes(wanted)));
+    if (query) show(query);
+    else summary.textContent = `No text with “${input.value}” was embedded beforehand: choose one from the list.`;
+  };
+  input.addEventListener("change", answer);
+  input.addEventListener("focus", () => input.select());
+  select.addEventListener("change", choose);
+  box.hidden = false;
+  choose();
+})();
