@@ -1,5 +1,6 @@
 """The ablation's figures: scores over beta, a line a penalty; and differences of all methods to tuned CLIP."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -16,6 +17,7 @@ PENALTIES = {  # colour and marker, the same in every figure
     "CIBR crossfit": (GREEN, "^"),
     "CIBR MINE": (ORANGE, "D"),
 }
+KINDS_DRAWN = {"the paper's penalty": (BLUE, "o"), "the anchor": (GREEN, "s"), "strongest control": (RED, "D")}
 MARKS = {"gain": ("^", BLUE), "loss": ("v", RED), "not significant": ("o", GREY)}
 
 
@@ -65,6 +67,47 @@ def method_forest(rows: pd.DataFrame) -> list[Axes]:
         (rows["against"] == "CLIP").map({True: "tuned CLIP", False: "what follows the minus"})
     )
     figure.supxlabel(f"difference to {' or to '.join(controls)}, percentage points", fontsize=9.5)
+    return list(axes.flat)
+
+
+def summary_figure(rows: pd.DataFrame) -> list[Axes]:
+    """What a kind of method gains over CLIP: a row a condition, a column a measure, a mark a kind.
+
+    A filled mark's interval leaves zero out. What the strongest control is stands below the condition.
+
+    Args:
+        rows: from `cibr_book.tables.comparisons`, with a column `kind`, one method a kind in each condition.
+
+    Returns:
+        The Axes, one a measure.
+    """
+    conditions, measures = list(rows["condition"].unique()), list(rows["measure"].unique())
+    size = (6.6, 1.0 + 0.52 * len(conditions))
+    figure, axes = plt.subplots(1, len(measures), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    step = 0.22
+    for axis, measure in zip(axes[0], measures, strict=True):
+        axis.axvline(0, color="black", lw=0.8)
+        for i, (kind, (colour, marker)) in enumerate(KINDS_DRAWN.items()):
+            part = rows[(rows["kind"] == kind) & (rows["measure"] == measure)]
+            places = [conditions.index(name) + step * (i - 1) for name in part["condition"]]
+            axis.hlines(places, part["low"], part["high"], color=colour, lw=1.8)
+            for place, row in zip(places, part.itertuples(), strict=True):
+                face = "white" if row.significance == "not significant" else colour
+                axis.plot(row.difference, place, marker, ms=6.5, mec=colour, mfc=face)
+            axis.plot([], [], marker, color=colour, ms=6.5, lw=1.8, ls="-", label=kind)
+        axis.set_title(measure, fontsize=9.5, fontweight="bold")
+        axis.grid(axis="y", visible=False)
+    controls = rows[rows["kind"] == "strongest control"].groupby("condition")["method"].first()
+    names = [re.sub("^Flickr8k$", "photos, all pairs", name) for name in conditions]
+    names = [name.replace("Flickr8k", "photos").removesuffix(", drawn anew") for name in names]
+    told = controls.str.replace(r"^CLIP(?:, | \+ )", "", regex=True)
+    names = [f"{name}\n({told[condition]})" for name, condition in zip(names, conditions, strict=True)]
+    axes[0, 0].set(ylim=(len(conditions) - 0.4, -0.6))
+    axes[0, 0].set_yticks(range(len(conditions)), names, fontsize=8.5)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    labels[-1] += " (named at the left)"
+    figure.legend(handles, labels, loc="outside upper center", ncol=len(labels), frameon=False, fontsize=9)
+    figure.supxlabel("difference to tuned CLIP, percentage points", fontsize=9.5)
     return list(axes.flat)
 
 

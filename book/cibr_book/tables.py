@@ -42,6 +42,11 @@ CONTRASTS = (
     ("consistency", "CLIP, same grouped batches"),
     ("CLIP, in both styles", "consistency"),
 )
+KINDS = {  # by pattern of the method, the first that fits
+    "the paper's penalty": r"^CIBR (?:vMF|crossfit|MINE)",
+    "the anchor": r"^CIBR anchor(?!.*other weights)",
+    "strongest control": r"^(?!CLIP$|.*other )",
+}
 _SCORES = {  # by name, the columns of which a row has one
     "zero-shot": r"/mean of \d+/accuracy@1$",
     "image to text": r"^(?:mini/flickr8k|glyphs/glyphs)/image_to_text_(?:label_)?recall@1$",
@@ -77,6 +82,23 @@ def chosen(rows: pd.DataFrame) -> pd.DataFrame:
     means = rows.groupby(KEY, sort=False)["validation"].mean().reset_index()
     best = means.loc[means.groupby(["condition", "method"], sort=False)["validation"].idxmax(), KEY]
     return rows[pd.MultiIndex.from_frame(rows[KEY]).isin(pd.MultiIndex.from_frame(best))]
+
+
+def contenders(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each kind of method in each condition the one that is best on validation, each as it is best there.
+
+    Args:
+        rows: from `read_table`.
+
+    Returns:
+        `condition, kind, method, beta, hyperparameters`, the kinds in the order of `KINDS`.
+    """
+    best = chosen(rows)
+    kinds = {name: best["method"].str.contains(pattern) for name, pattern in KINDS.items()}
+    best = best.assign(kind=np.select([*kinds.values()], [*kinds], ""))
+    means = best[best["kind"] != ""].groupby([*KEY, "kind"], sort=False)["validation"].mean().reset_index()
+    found = means.loc[means.groupby(["condition", "kind"], sort=False)["validation"].idxmax(), [*KEY, "kind"]]
+    return found.sort_values("kind", key=lambda kind: kind.map([*KINDS].index), kind="stable")
 
 
 def control_of(rows: pd.DataFrame, method: str = "CLIP") -> pd.DataFrame:

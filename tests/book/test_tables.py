@@ -14,6 +14,7 @@ from cibr_book.tables import (
     RESULTS,
     chosen,
     comparisons,
+    contenders,
     control_of,
     differences,
     in_points,
@@ -44,6 +45,20 @@ def test_the_chosen_variant_of_each_method_is_best_on_validation_and_keeps_its_r
     assert found.index.isin(both.index).all() and found.groupby("method")["beta"].unique().map(list).to_dict() == {
         "CLIP": [0.0], "ours": [0.1]}  # fmt: skip
     assert len(found) == 6
+
+
+def test_contenders_are_the_best_of_each_kind_on_validation():
+    validation = {
+        "CLIP": 99, "CLIP, other temperatures": 98, "CIBR anchor, other weights": 97, "consistency": 30,
+        "noise only": 31, "CIBR vMF": 20, "CIBR crossfit, sampled": 21, "CIBR anchor": 10, "CIBR anchor + crops": 11,
+    }  # fmt: skip
+    table = pd.DataFrame({"method": validation.keys(), "validation": validation.values()})
+    found = contenders(table.assign(condition="toys", beta=0.0, hyperparameters=""))
+    assert found.set_index("kind")["method"].to_dict() == {
+        "the paper's penalty": "CIBR crossfit, sampled",
+        "the anchor": "CIBR anchor + crops",
+        "strongest control": "noise only",
+    }
 
 
 def test_a_table_of_scores_has_means_and_half_widths_of_students_interval(rows):
