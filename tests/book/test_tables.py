@@ -50,7 +50,8 @@ def test_the_chosen_variant_of_each_method_is_best_on_validation_and_keeps_its_r
 def test_contenders_are_the_best_of_each_kind_on_validation():
     validation = {
         "CLIP": 99, "CLIP, other temperatures": 98, "CIBR anchor, other weights": 97, "consistency": 30,
-        "noise only": 31, "CIBR vMF": 20, "CIBR crossfit, sampled": 21, "CIBR anchor": 10, "CIBR anchor + crops": 11,
+        "noise only": 31, "CIBR vMF": 20, "CIBR crossfit, sampled": 21,
+        "CIBR anchor": 10, "CIBR anchor + crops": 11,
     }  # fmt: skip
     table = pd.DataFrame({"method": validation.keys(), "validation": validation.values()})
     found = contenders(table.assign(condition="toys", beta=0.0, hyperparameters=""))
