@@ -14,6 +14,7 @@ from pathlib import Path
 from docutils import nodes
 from PIL import Image
 from sphinx.application import Sphinx
+from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
@@ -47,6 +48,19 @@ class FromFiles(SphinxDirective):
         for file in RESULTS.glob("*.csv"):
             self.env.note_dependency(str(file))
         return [nodes.raw("", explorer.as_page(explorer.curves(RESULTS)), format="html")]
+
+
+def add_addresses(app: Sphinx | None, config: Config) -> None:
+    """Buttons for the repository, Binder and Colab, and a link to the DOI, once the configuration has them."""
+    options = config.html_theme_options
+    if config.repository_address:
+        launch = {"binderhub_url": "https://mybinder.org", "colab_url": "https://colab.research.google.com"}
+        options["launch_buttons"] = options.get("launch_buttons", {}) | launch
+        options |= {"repository_url": config.repository_address, "repository_branch": "main"}
+        options["use_repository_button"] = True
+    if config.doi:
+        link = {"name": "DOI", "url": f"https://doi.org/{config.doi}", "icon": "fa-solid fa-quote-right"}
+        options["icon_links"] = [*options.get("icon_links", []), link]
 
 
 def tidy_page(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object) -> None:
@@ -113,6 +127,9 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     """Connect the directives and the steps: before docstrings are taken apart, and after other extensions."""
     for name in ("drawing", "explorer", "search"):
         app.add_directive(name, FromFiles)
+    for name in ("repository_address", "doi"):
+        app.add_config_value(name, "", "html")
+    app.connect("config-inited", add_addresses)
     app.connect("autodoc-process-docstring", mark_up_docstring, priority=400)
     app.connect("autodoc-skip-member", skip_alias)
     app.connect("html-page-context", tidy_page, priority=900)
