@@ -22,6 +22,7 @@ from cibr_book import explorer, search
 
 BOOK = Path(__file__).resolve().parents[1]
 RESULTS = BOOK.parent / "data" / "results"
+GLOSSARY = "book/glossary"
 
 # The parts of MathJax that tex-chtml.js loads: fonts, TeX extensions, and its spoken mathematics.
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y", "sre/mathmaps/base.json")
@@ -61,6 +62,21 @@ def add_addresses(app: Sphinx | None, config: Config) -> None:
     if config.doi:
         link = {"name": "DOI", "url": f"https://doi.org/{config.doi}", "icon": "fa-solid fa-quote-right"}
         options["icon_links"] = [*options.get("icon_links", []), link]
+
+
+def explain_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Show the first sentence of a term's definition where the pointer rests on a reference to it."""
+    references = [node for node in doctree.findall(nodes.reference) if "#term-" in node.get("refuri", "")]
+    if not references or docname == GLOSSARY:
+        return
+    glossary = app.env.get_doctree(GLOSSARY)
+    meanings = {
+        name: re.split(r"(?<=\w\.)\s", " ".join(term.parent[-1].astext().split()))[0]
+        for term in glossary.findall(nodes.term)
+        for name in term["ids"]
+    }
+    for node in references:
+        node["reftitle"] = meanings[node["refuri"].partition("#")[2]]
 
 
 def tidy_page(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object) -> None:
@@ -132,6 +148,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.connect("config-inited", add_addresses)
     app.connect("autodoc-process-docstring", mark_up_docstring, priority=400)
     app.connect("autodoc-skip-member", skip_alias)
+    app.connect("doctree-resolved", explain_terms)
     app.connect("html-page-context", tidy_page, priority=900)
     app.connect("build-finished", shrink_site, priority=900)
     return {"version": "3", "parallel_read_safe": True, "parallel_write_safe": True}

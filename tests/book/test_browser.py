@@ -236,3 +236,9 @@ def test_the_search_page_answers_typing_and_marks_right_images(page, home):
     page.keyboard.type("no such thing")
     page.keyboard.press("Enter")
     assert "choose one from the list" in page.inner_text("#search-summary")
+
+
+def test_a_term_of_the_glossary_shows_its_meaning_on_hover(page, home):
+    page.goto(f"{home}/book/interpretability.html")
+    titles = page.eval_on_selector_all("a[href*='#term-']", "all => all.map(a => a.title)")
+    assert len(titles) > 2 and all(len(title) > 20 and title.endswith(".") for title in titles), titles
