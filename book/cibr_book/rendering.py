@@ -7,6 +7,7 @@ Thebe, which would fetch kernels from the network. Files that no page asks for a
 256 colours, so that the whole site is small enough to be sent as a file.
 """
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -117,7 +118,8 @@ def skip_alias(app: Sphinx, what: str, name: str, obj: object, skip: bool, optio
 
 
 def shrink_site(app: Sphinx, error: Exception | None) -> None:
-    """Remove files that no page asks for, store figures with 256 colours, draw icons by their font alone."""
+    """Remove files that no page asks for and figures that are there twice, store figures with 256 colours, draw
+    icons by their font alone."""
     if error is not None or app.builder.format != "html":
         return
     static = Path(app.outdir, "_static")
@@ -135,6 +137,12 @@ def shrink_site(app: Sphinx, error: Exception | None) -> None:
             few = None if image.mode == "P" else image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
         if few:
             few.save(file, "PNG", optimize=True)
+    for file in Path(app.outdir, "_sources").rglob("*.ipynb"):  # for download; figures come back when run
+        notebook = json.loads(file.read_text("utf-8"))
+        for cell in notebook["cells"]:
+            kept = [o for o in cell.get("outputs", []) if "image/png" not in o.get("data", {})]
+            cell |= {"outputs": kept} if "outputs" in cell else {}
+        file.write_text(json.dumps(notebook, ensure_ascii=False), "utf-8")
     for page in Path(app.outdir).rglob("*.html"):
         page.write_text(ICON_SCRIPT.sub("", page.read_text("utf-8")), "utf-8")
 
