@@ -27,7 +27,7 @@ RETRIEVAL = {
 HEADLINE = ("zero-shot", "image to text", "text to image")
 KEY = ["condition", "method", "beta", "hyperparameters"]
 NOT_TUNED = ("seed", "suites", "dataset", "model", "corruption", "penalty", "sample", "contrastive", "beta")
-NOT_TUNED += ("validate_every", "unpaired")
+NOT_TUNED += ("validate_every", "unpaired", "adapted")
 # A method and what it adds one ingredient to, each as it is best on validation; no comparison with CLIP tells it.
 CONTRASTS = (
     ("CIBR anchor", "CLIP, CCA start"),

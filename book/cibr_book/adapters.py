@@ -1,0 +1,315 @@
+"""Adapters of a trained dual encoder to classes of which a few images are labelled, and what they reach.
+
+All but CoOp work on unit vectors: images x, class embeddings t_c (the zero-shot classifier) and a multiplier s of
+the cosines. With x_i the labelled images and y_i their classes, the logits of class c are
+
+    zero-shot          s <x, t_c>
+    linear probe       s <x, w_c>,  w = argmin  mean_i CE_i(w) + strength * mean_c lambda_c |w_c - t_c|^2
+    Tip-Adapter        s <x, t_c> + alpha * sum_{i: y_i = c} exp(-beta (1 - <x, k_i>)),  k_i = x_i
+    Tip-Adapter-F      the same with k_i trained
+
+Sources: the probe's penalty is that of CLAP (Silva-Rodríguez et al. 2024, arXiv 2312.12730), where lambda_c is the
+mean probability that the zero-shot classifier gives to the labelled images of c. They fix the strength at 1 and
+renormalise w; we do not, so that the problem is convex. Tip-Adapter: Zhang et al. (2022, arXiv 2111.03930). CoOp:
+Zhou et al. (2022, arXiv 2109.01134). The published code of Tip-Adapter augments the labelled images and picks the
+epoch of F on the test set; here features are cached, without augmentation, and the test set chooses nothing.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cibr.evaluate import load_task, suite_tasks
+from cibr.metrics import class_embeddings
+from cibr.metrics.retrieval import count_reaching
+from cibr.models import DualEncoder
+from cibr.models.features import digest_model, embed_pairs, prepare
+from cibr_book.run import train_and_measure
+from cibr_book.tables import differences, in_points, score_table
+
+SHOTS, N_DRAWS = (1, 4, 16), 5
+N_VALIDATED = 4  # labelled images of a class that are held out in turn, as many as CoOp's validation sets have
+EPOCHS, BATCH = 20, 256  # of Tip-Adapter-F
+# The first of each is the default: of CLAP, and alpha, beta, rate and epochs of Zhang et al.
+STRENGTHS = (1.0, 0.1, 0.01, 0.001)
+TIP = ((1.0, 5.5), *((a, b) for a in (1.0, 3.0, 10.0, 30.0, 100.0, 300.0) for b in (1.0, 3.0, 5.0, 10.0, 20.0)))
+TUNED = tuple((rate, epochs) for rate in (1e-3, 1e-2) for epochs in (EPOCHS, 10, 5, 0))
+
+Logits = Float[Tensor, "q c"]
+Images = Float[Tensor, "n d"]
+Queries = Float[Tensor, "q d"]
+Shots = Int[Tensor, "c k"]
+
+
+class FewShot(NamedTuple):
+    """Labelled images and the zero-shot classifier: unit vectors, labels and the multiplier of the cosines."""
+
+    images: Images
+    labels: Int[Tensor, " n"]
+    classes: Float[Tensor, "c d"]
+    logit_scale: float
+
+    def logits(self, queries: Queries, weights: Float[Tensor, "c d"] | None = None) -> Logits:
+        """Logits of a linear classifier, by default the zero-shot one."""
+        return self.logit_scale * queries @ (self.classes if weights is None else weights).T
+
+    def subset(self, shots: Shots) -> "FewShot":
+        """The images at `shots[c]` of each class c."""
+        labels = torch.arange(len(shots)).repeat_interleave(shots.shape[1])
+        return self._replace(images=self.images[shots.flatten()], labels=labels)
+
+
+def linear_probes(few: FewShot, strengths: Sequence[float]) -> dict[float, Float[Tensor, "c d"]]:
+    """Weights of logistic regression that are drawn to the zero-shot weights, by L-BFGS, for every strength.
+
+    The strongest starts from the zero-shot weights and each other one from the last solution.
+    """
+    own = few.logits(few.images).softmax(1).gather(1, few.labels[:, None]).squeeze(1)
+    counts = few.labels.bincount(minlength=len(few.classes)).clamp(min=1)
+    share = torch.zeros(len(few.classes)).index_add(0, few.labels, own) / counts  # [c]
+    weights, found = few.classes, {}
+    for strength in sorted(strengths, reverse=True):
+        weights = weights.clone().requires_grad_()
+        optimiser = torch.optim.LBFGS([weights], max_iter=100, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+
+        def loss(weights=weights, strength=strength, optimiser=optimiser) -> Tensor:
+            optimiser.zero_grad()
+            value = F.cross_entropy(few.logits(few.images, weights), few.labels)
+            value = value + strength * (share * (weights - few.classes).square().sum(1)).mean()
+            value.backward()
+            return value
+
+        optimiser.step(loss)
+        found[strength] = weights = weights.detach()
+    return found
+
+
+def tip_logits(few: FewShot, queries: Queries, alpha: float, beta: float, keys: Images | None = None) -> Logits:
+    """Logits of Tip-Adapter; the keys are the labelled images unless others are given."""
+    affinity = queries @ (few.images if keys is None else keys).T
+    values = F.one_hot(few.labels, len(few.classes)).to(affinity)
+    return few.logits(queries) + alpha * (beta * (affinity - 1)).exp() @ values
+
+
+def tip_keys(few: FewShot, alpha: float, beta: float, rate: float, n_epochs: int) -> list[Images]:
+    """Keys of Tip-Adapter-F, from the labelled images, then after each epoch.
+
+    AdamW on batches in the same order in every call; the cosine schedule ends at `EPOCHS`, however few are asked.
+    """
+    keys, generator = few.images.clone().requires_grad_(), torch.Generator().manual_seed(0)
+    optimiser = torch.optim.AdamW([keys], rate, eps=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, EPOCHS * -(-len(keys) // BATCH))
+    found = [few.images]
+    for _ in range(n_epochs):
+        for rows in torch.randperm(len(keys), generator=generator).split(BATCH):
+            optimiser.zero_grad()
+            F.cross_entropy(tip_logits(few, few.images[rows], alpha, beta, keys), few.labels[rows]).backward()
+            optimiser.step()
+            schedule.step()
+        found.append(keys.detach().clone())
+    return found
+
+
+def accuracy(logits: Logits, labels: Int[Tensor, " q"]) -> float:
+    """The share of queries whose own class alone reaches its logit: ties count as wrong, as in zero-shot."""
+    return float((count_reaching(logits, logits.gather(1, labels[:, None]).squeeze(1)) == 1).double().mean())
+
+
+def validation_splits(few: FewShot, shots: Shots) -> list[tuple[FewShot, FewShot]]:
+    """Kept and held-out shots: a quarter of each class at a time, until four of it have been held out.
+
+    That is each shot in turn at four a class, and one split at sixteen. With fewer than four there is none.
+    """
+    n_held = shots.shape[1] // N_VALIDATED
+    parts = shots.split(n_held, 1) if n_held else ()
+    pairs = [(torch.cat([*parts[:i], *parts[i + 1 :]], 1), held) for i, held in enumerate(parts)]
+    return [(few.subset(a), few.subset(b)) for a, b in pairs[: -(-N_VALIDATED // max(n_held, 1))]]
+
+
+def choose(method: Callable[..., dict], settings: Sequence, splits: list[tuple[FewShot, FewShot]]) -> Any:
+    """The setting that classifies most held-out shots; of equal ones, and without any, the first."""
+    correct = Counter(dict.fromkeys(settings, 0))
+    for kept, held in splits:
+        for setting, logits in method(kept, held.images, settings).items():
+            correct[setting] += round(accuracy(logits, held.labels) * len(held.labels))
+    return max(settings, key=correct.__getitem__)
+
+
+def _probe(few: FewShot, queries: Queries, strengths: Sequence[float]) -> dict:
+    return {s: few.logits(queries, weights) for s, weights in linear_probes(few, strengths).items()}
+
+
+def _tip(few: FewShot, queries: Queries, settings: Sequence[tuple]) -> dict:
+    return {setting: tip_logits(few, queries, *setting) for setting in settings}
+
+
+def _tuned(few: FewShot, queries: Queries, settings: Sequence[tuple]) -> dict:
+    found = {}
+    for start in dict.fromkeys(setting[:3] for setting in settings):  # alpha, beta, rate
+        epochs = [setting[3] for setting in settings if setting[:3] == start]
+        keys = tip_keys(few, *start, max(epochs))
+        found |= {(*start, e): tip_logits(few, queries, *start[:2], keys[e]) for e in epochs}
+    return found
+
+
+def adapt(data: FewShot, shots: Shots, queries: Queries) -> dict[str, Logits]:
+    """Logits of queries by adapters whose settings are chosen on held-out shots, or are the defaults without any.
+
+    Args:
+        data: all images, of which a method sees the shots alone.
+        shots: the labelled images of each class.
+        queries: unit vectors to classify.
+
+    Returns:
+        By method: `linear probe`, `Tip-Adapter`, and `Tip-Adapter-F` at the alpha and beta of the latter.
+    """
+    few, splits = data.subset(shots), validation_splits(data, shots)
+    strength, tip = choose(_probe, STRENGTHS, splits), choose(_tip, TIP, splits)
+    tuned = choose(_tuned, [(*tip, *setting) for setting in TUNED], splits)
+    methods = {"linear probe": (_probe, strength), "Tip-Adapter": (_tip, tip), "Tip-Adapter-F": (_tuned, tuned)}
+    return {name: method(few, queries, [best])[best] for name, (method, best) in methods.items()}
+
+
+def prompt_features(model: DualEncoder, context: Float[Tensor, "t w"], names: list[str]) -> Float[Tensor, "c d"]:
+    """Unit text features of the prompts `[context] name.`, with vectors in place of the context's tokens.
+
+    The text tower of transformers takes token ids alone, so that a hook puts the vectors in behind its embedding
+    layer; positions, mask and end of text are those of the ids.
+
+    Raises:
+        ValueError: a prompt longer than the model reads.
+    """
+    ids, mask = model.tokenize([f"{name}." for name in names])
+    start, n = int(ids[0, 0] == model.tokenizer.bos_token_id), len(context)
+    if (length := ids.shape[1] + n) > model.context:
+        raise ValueError(f"a prompt has {length} tokens and the model reads {model.context}: learn fewer vectors")
+    # What stands for the vectors is a name's first token: any but the end of a text would do.
+    ids, mask = (torch.cat([x[:, :start], x[:, [start] * n], x[:, start:]], 1) for x in (ids, mask))
+
+    def put_in(layer, given, embedded: Tensor) -> Tensor:
+        return torch.cat([embedded[:, :start], context.expand(len(ids), -1, -1), embedded[:, start + n :]], 1)
+
+    hook = model.backbone.model.text_model.embeddings.token_embedding.register_forward_hook(put_in)
+    try:
+        return model.encode_texts(ids, mask).features
+    finally:
+        hook.remove()
+
+
+def learn_prompts(
+    model: DualEncoder, few: FewShot, names: list[str], n_context: int = 16, epochs: int = 50
+) -> tuple[Float[Tensor, "t w"], list[float]]:
+    """CoOp: context vectors, the same for all classes and before the name, by SGD under a cosine schedule.
+
+    Source: Zhou et al. (2022), section 3.1, with the rate, batch and initial deviation of their code; it takes 50
+    epochs at one shot, 100 at two or four and 200 beyond, and begins with one at a rate of 1e-5, left out here.
+
+    Args:
+        model: over a `CLIPModel`, which stays as it is.
+        few: the labelled images; the zero-shot classifier is not read.
+        names: of the classes.
+        n_context: how many vectors.
+        epochs: over the labelled images.
+
+    Returns:
+        The context, and the mean training loss of each epoch in nats.
+    """
+    generator, history = torch.Generator().manual_seed(0), []
+    context = 0.02 * torch.randn(n_context, model.backbone.dim_text_pooled, generator=generator)
+    optimiser = torch.optim.SGD([context.requires_grad_()], 0.002, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
+    for _ in range(epochs):
+        losses = []
+        for rows in torch.randperm(len(few.labels), generator=generator).split(32):
+            with model.evaluating(), torch.enable_grad():
+                logits = few.logits(few.images[rows], prompt_features(model, context, names))
+            losses.append(F.cross_entropy(logits, few.labels[rows], reduction="none"))
+            (context.grad,) = torch.autograd.grad(losses[-1].mean(), context)  # and none of the model's weights
+            optimiser.step()
+        schedule.step()
+        history.append(float(torch.cat(losses).detach().mean()))
+    return context.detach(), history
+
+
+def draw_shots(labels: Int[Tensor, " n"], draw: int) -> tuple[Shots, Int[Tensor, " q"]]:
+    """Sixteen images of each class, the first of which are the shots of smaller numbers, and all other images.
+
+    Raises:
+        ValueError: a class with no image beyond its shots.
+    """
+    order, most = torch.randperm(len(labels), generator=torch.Generator().manual_seed(draw)), max(SHOTS)
+    if (n := int(labels.bincount().min())) <= most:
+        raise ValueError(f"a class has {n} images: {most} shots and one to test take more")
+    shots = torch.stack([order[labels[order] == c][:most] for c in range(int(labels.max()) + 1)])
+    return shots, order[~torch.isin(order, shots)]
+
+
+def measure_set(data: FewShot) -> pd.DataFrame:
+    """Accuracies on the images that a draw leaves, a row a draw and a column `<shots>/<method>`."""
+    found = []
+    for draw in range(N_DRAWS):
+        shots, rest = draw_shots(data.labels, draw)
+        queries, labels = data.images[rest], data.labels[rest]
+        logits = {"0/zero-shot": data.logits(queries)}
+        for k in SHOTS:
+            logits |= {f"{k}/{name}": each for name, each in adapt(data, shots[:, :k], queries).items()}
+        found.append({name: accuracy(each, labels) for name, each in logits.items()})
+    return pd.DataFrame(found)
+
+
+def adapt_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
+    """Trains one configuration, adapts it to every set of a suite and measures the adapters.
+
+    The mini sets have no training split. Sixteen images of each class are drawn from the test split, five times,
+    and the others test every method at every number of shots. All models meet the same draws.
+
+    Args:
+        settings: of `cibr_book.run.train_and_measure`, with `adapted`, the name of the suite.
+        folder: of the trained model.
+
+    Returns:
+        What training measures; `<set>/<shots>/<method>/accuracy@1`, the mean over draws, of each set, each group
+        of sets and all; and `mean of 7/<shots>/<method>/deviation` over draws.
+    """
+    metrics = train_and_measure({name: value for name, value in settings.items() if name != "adapted"}, folder)
+    model = DualEncoder.from_pretrained(folder)
+    digests, scale, groups = digest_model(model), float(model.logit_scale.detach()), {}
+    for task in suite_tasks(settings["adapted"], ["zero-shot"]):
+        pairs = load_task(task)
+        prompts = [prompt for of_class in pairs.prompts() for prompt in of_class]
+        images, texts = embed_pairs(model, prepare(model, pairs, truncate=True, texts=prompts, digests=digests))
+        classes = class_embeddings(texts.unflatten(0, (len(pairs.classnames), -1)))
+        found = measure_set(FewShot(images, pairs.labels, classes, scale))
+        groups.setdefault(task.group or task.title, {})[task.title] = found
+    means = {group: sum(members.values()) / len(members) for group, members in groups.items()}
+    mean, overall = f"mean of {len(means)}", sum(means.values()) / len(means)
+    for sets in (*groups.values(), means, {mean: overall}):
+        for name, found in sets.items():
+            metrics |= {f"{name}/{score}/accuracy@1": value for score, value in found.mean().items()}
+    return metrics | {f"{mean}/{score}/deviation": value for score, value in overall.std().items()}
+
+
+def adapter_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean accuracy@1 of seven sets in per cent, a row an adapter and number of shots.
+
+    Args:
+        rows: from `read_table("adapters.csv")`.
+
+    Returns:
+        A column a model with the half-width of Student's 95 % interval over seeds, then a column a penalty with
+        its difference to CLIP, paired by seed.
+    """
+    columns = {"{2}, {1} a class".format(*name.split("/")): name for name in rows.filter(regex="^mean.*@1$")}
+    named = rows.assign(method=rows["method"] + rows["beta"].map(", beta {:g}".format))
+    scores = score_table(named, columns).T.drop("seeds")
+    points = rows.assign(**{title: 100 * rows[column] for title, column in columns.items()})
+    found = in_points(differences(points, [*columns]), ["method", "beta"]).T
+    found.columns = [f"{method}, beta {beta:g}, minus CLIP" for method, beta in found.columns]
+    return scores.join(found)
