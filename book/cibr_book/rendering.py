@@ -1,10 +1,10 @@
 """What the rendered pages need beyond Jupyter Book: a small Sphinx extension that _config.yml loads.
 
-Three directives put files of the project into a page when the book is built: `explorer`, the figure with a slider,
-`search`, the search page, and `drawing`, an SVG that takes the page's colours. Docstrings, with code in single
-backticks and equations in indented lines, are turned into the markup that Sphinx reads. Pages drop the scripts of
-Thebe, which would fetch kernels from the network. Files that no page asks for are removed and figures stored with
-256 colours, so that the whole site is small enough to be sent as a file.
+Four directives put files of the project into a page when the book is built: `explorer` and `curve`, figures with
+sliders, `search`, the search page, and `drawing`, an SVG that takes the page's colours. Docstrings, with code in
+single backticks and equations in indented lines, are turned into the markup that Sphinx reads. Pages drop the
+scripts of Thebe, which would fetch kernels from the network. Files that no page asks for are removed and figures
+stored with 256 colours, so that the whole site is small enough to be sent as a file.
 """
 
 import json
@@ -19,7 +19,7 @@ from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from cibr_book import explorer, search
+from cibr_book import curve, explorer, search
 
 BOOK = Path(__file__).resolve().parents[1]
 RESULTS = BOOK.parent / "data" / "results"
@@ -45,8 +45,9 @@ class FromFiles(SphinxDirective):
             file = BOOK / "_static" / self.arguments[0]
             self.env.note_dependency(str(file))
             return [nodes.raw("", file.read_text("utf-8"), format="html")]
-        if self.name == "search":
-            return [nodes.raw("", search.as_page(), format="html")]
+        if self.name in ("search", "curve"):
+            page = {"search": search, "curve": curve}[self.name].as_page()
+            return [nodes.raw("", page, format="html")]
         for file in RESULTS.glob("*.csv"):
             self.env.note_dependency(str(file))
         return [nodes.raw("", explorer.as_page(explorer.curves(RESULTS)), format="html")]
@@ -83,8 +84,8 @@ def explain_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 def tidy_page(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object) -> None:
     """Take Thebe's scripts off a page, and give odd lists of Sphinx a form that accessibility rules allow."""
     body = context.get("body", "")
-    for name, place in (("explorer", 'id="explorer"'), ("search", 'id="search-page"')):
-        if place in body:
+    for name, place in (("explorer", "explorer"), ("search", "search-page"), ("curve", "curve")):
+        if f'id="{place}"' in body:
             app.add_js_file(f"{name}.js", loading_method="defer")  # on this page alone
     scripts = context.get("script_files", [])
     context["script_files"] = [s for s in scripts if "thebe" not in f"{s} {getattr(s, 'attributes', '')}".lower()]
@@ -149,7 +150,7 @@ def shrink_site(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Connect the directives and the steps: before docstrings are taken apart, and after other extensions."""
-    for name in ("drawing", "explorer", "search"):
+    for name in ("drawing", "explorer", "search", "curve"):
         app.add_directive(name, FromFiles)
     for name in ("repository_address", "doi"):
         app.add_config_value(name, "", "html")

@@ -238,6 +238,17 @@ def test_the_search_page_answers_typing_and_marks_right_images(page, home):
     assert "choose one from the list" in page.inner_text("#search-summary")
 
 
+def test_the_information_curve_moves_with_beta_and_with_the_ambiguity(page, home):
+    page.goto(f"{home}/book/theory.html")
+    page.wait_for_selector("#curve svg .chosen")
+    seen = [page.inner_text("#curve-summary")]
+    for slider in ("#curve-beta", "#curve-ambiguity"):
+        page.focus(slider)
+        page.keyboard.press("End")
+        seen.append(page.inner_text("#curve-summary"))
+    assert "are told apart" in seen[0] and "have one code" in seen[1] and len(set(seen)) == 3
+
+
 def test_a_term_of_the_glossary_shows_its_meaning_on_hover(page, home):
     page.goto(f"{home}/book/interpretability.html")
     titles = page.eval_on_selector_all("a[href*='#term-']", "all => all.map(a => a.title)")
