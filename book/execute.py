@@ -27,7 +27,10 @@ NOTEBOOKS = {
     p.stem: p for p in sorted([*BOOK.glob("*.ipynb"), *BOOK.glob("howto/*.ipynb")])
 }
 # Figures that pages outside their notebook show: the figure's name and its file.
-FIGURES = {"fig-train-gallery": BOOK / "images" / "gallery.png"}
+FIGURES = {
+    "fig-train-gallery": BOOK / "images" / "gallery.png",
+    "fig-ablation-summary": BOOK / "images" / "summary.png",
+}
 KERNEL = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python", "pygments_lexer": "ipython3"},

@@ -46,14 +46,14 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     suites, unpaired = settings.get("suites", []), settings.get("unpaired")
     own = {name: v for name, v in settings.items() if name not in ("suites", "unpaired", "untouched")}
     config = configure(output_dir=str(folder), **own)
-    train, validation, test = load_splits(config)
-    model, statistic = build_model(config, train), None
-    if unpaired:
-        train, statistic = with_unpaired(model, config, **unpaired)
     if settings.get("untouched"):
-        metrics = {}
+        model, metrics = DualEncoder.from_pretrained(config.model), {}
         model.to("cuda" if torch.cuda.is_available() else "cpu")
     else:
+        train, validation, test = load_splits(config)
+        model, statistic = build_model(config, train), None
+        if unpaired:
+            train, statistic = with_unpaired(model, config, **unpaired)
         metrics = _from_history(fit(model, train, validation, config, statistic=statistic))
         metrics |= measure(model, train, validation, test, config) if suites else {}
     for suite in suites:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import cibr
-from cibr_book.tables import HEADLINE, comparisons, in_points, read_table
+from cibr_book.tables import comparisons, in_points, read_table
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
@@ -82,11 +82,16 @@ def test_every_figure_has_a_caption_and_a_text_for_those_who_do_not_see_it(path)
             assert len(shown.get("image", {}).get("alt", "")) > 12, cell.source
 
 
-def test_the_first_page_and_the_readme_show_the_figure_that_the_notebook_made():
-    (cell,) = [c for c in cells(BOOK / "train.ipynb", "code") if "fig-train-gallery" in json.dumps(c.metadata)]
+@pytest.mark.parametrize(
+    ("notebook", "figure", "file"),
+    [("train", "fig-train-gallery", "gallery.png"), ("ablation", "fig-ablation-summary", "summary.png")],
+)
+def test_the_first_page_shows_the_figures_that_notebooks_made(notebook, figure, file):
+    (cell,) = [c for c in cells(BOOK / f"{notebook}.ipynb", "code") if f'"{figure}"' in json.dumps(c.metadata)]
     made = next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
-    assert base64.b64decode(made) == (BOOK / "images" / "gallery.png").read_bytes()
-    assert "book/images/gallery.png" in (ROOT / "README.md").read_text()
+    assert base64.b64decode(made) == (BOOK / "images" / file).read_bytes()
+    assert f"images/{file}" in read("book/intro.md")
+    assert "book/images/summary.png" in read("README.md")
 
 
 def test_table_of_contents_lists_exactly_the_pages_that_exist():
@@ -106,15 +111,13 @@ def test_the_reference_opens_with_every_name_that_the_package_offers():
 
 
 @pytest.mark.parametrize("page", ["book/intro.md", "README.md"])
-def test_the_differences_on_the_first_pages_are_those_of_the_table_of_runs(page):
-    told = re.findall(r"^\|([^|]+)\|([^|]+)\|([^|]+)\|([^|]+\[[^|]+)\|([^|]+)\|([^|]+)\|(.*)$", read(page), re.M)
-    assert len(told) > 5
-    rows = comparisons(read_table())
-    shown = (rows["against"] == "CLIP") & ~rows["method"].str.contains("other")  # several variants of one method
-    found = in_points(rows[shown], ("condition", "method", "beta", "n_seeds"))
-    for condition, method, beta, *scores, n_seeds in [[cell.strip(" |") for cell in row] for row in told]:
-        row = found.loc[(condition, method, float(beta), int(n_seeds))]
-        assert scores == [row[name] for name in HEADLINE], (condition, method)
+def test_the_first_pages_say_what_the_chapter_says_with_differences_of_the_table_of_runs(page):
+    told = re.findall(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", read(page))
+    found = in_points(comparisons(read_table()), ("condition", "method", "beta", "hyperparameters", "against"))
+    assert len(told) > 8 and set(told) <= {text.rstrip(" *") for text in found.stack()}
+    statements = re.findall(r"- \*\*(.+?)\*\*", cells(BOOK / "ablation.ipynb", "markdown")[0].source)[:3]
+    plain = " ".join(read(page).replace("$\\beta$", "beta").split())
+    assert len(statements) == 3 and all(statement in plain for statement in statements)
 
 
 def read(page: str) -> str:
