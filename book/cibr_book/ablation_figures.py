@@ -17,7 +17,7 @@ PENALTIES = {  # colour and marker, the same in every figure
     "CIBR crossfit": (GREEN, "^"),
     "CIBR MINE": (ORANGE, "D"),
 }
-KINDS_DRAWN = {"the paper's penalty": (BLUE, "o"), "the anchor": (GREEN, "s"), "strongest control": (RED, "D")}
+KINDS_DRAWN = {"the paper's penalty": (BLUE, "o"), "the anchor": (GREEN, "s"), "best other method": (RED, "D")}
 MARKS = {"gain": ("^", BLUE), "loss": ("v", RED), "not significant": ("o", GREY)}
 
 
@@ -73,7 +73,7 @@ def method_forest(rows: pd.DataFrame) -> list[Axes]:
 def summary_figure(rows: pd.DataFrame) -> list[Axes]:
     """What a kind of method gains over CLIP: a row a condition, a column a measure, a mark a kind.
 
-    A filled mark's interval leaves zero out. What the strongest control is stands below the condition.
+    A filled mark's interval leaves zero out. The best other method stands below the condition.
 
     Args:
         rows: from `cibr_book.tables.comparisons`, with a column `kind`, one method a kind in each condition.
@@ -82,7 +82,7 @@ def summary_figure(rows: pd.DataFrame) -> list[Axes]:
         The Axes, one a measure.
     """
     conditions, measures = list(rows["condition"].unique()), list(rows["measure"].unique())
-    size = (6.6, 1.0 + 0.52 * len(conditions))
+    size = (6.6, 1.0 + 0.55 * len(conditions))
     figure, axes = plt.subplots(1, len(measures), figsize=size, sharey=True, squeeze=False, layout="constrained")
     step = 0.22
     for axis, measure in zip(axes[0], measures, strict=True):
@@ -97,9 +97,9 @@ def summary_figure(rows: pd.DataFrame) -> list[Axes]:
             axis.plot([], [], marker, color=colour, ms=6.5, lw=1.8, ls="-", label=kind)
         axis.set_title(measure, fontsize=9.5, fontweight="bold")
         axis.grid(axis="y", visible=False)
-    controls = rows[rows["kind"] == "strongest control"].groupby("condition")["method"].first()
+    controls = rows[rows["kind"] == "best other method"].groupby("condition")["method"].first()
     names = [re.sub("^Flickr8k$", "photos, all pairs", name) for name in conditions]
-    names = [name.replace("Flickr8k", "photos").removesuffix(", drawn anew") for name in names]
+    names = [wrap(name.replace("Flickr8k", "photos"), 32) for name in names]
     told = controls.str.replace(r"^CLIP(?:, | \+ )", "", regex=True)
     names = [f"{name}\n({told[condition]})" for name, condition in zip(names, conditions, strict=True)]
     axes[0, 0].set(ylim=(len(conditions) - 0.4, -0.6))

@@ -44,8 +44,8 @@ CONTRASTS = (
 )
 KINDS = {  # by pattern of the method, the first that fits
     "the paper's penalty": r"^CIBR (?:vMF|crossfit|MINE)",
-    "the anchor": r"^CIBR anchor(?!.*other weights)",
-    "strongest control": r"^(?!CLIP$|.*other )",
+    "the anchor": r"^CIBR anchor(?!.*(?:other weights|self-training))",
+    "best other method": r"^(?!CLIP$|CIBR|.*other )",
 }
 _SCORES = {  # by name, the columns of which a row has one
     "zero-shot": r"/mean of \d+/accuracy@1$",
@@ -244,6 +244,7 @@ def main() -> None:
 
     rows = read_table()
     rows = chosen(rows[(rows["condition"] == "Flickr8k") & rows["method"].isin(["CLIP", "CIBR vMF"])])
+    rows = rows[rows["seed"].isin(rows.loc[rows["method"] == "CIBR vMF", "seed"])]
     runs = project_root() / "runs" / "photos_beta"
     sides = [
         [read_evaluation(runs / run, "mini", method) for run in rows.loc[rows["method"] == method, "run"]]

@@ -55,15 +55,15 @@ def test_the_summary_has_a_row_a_condition_and_fills_what_leaves_zero_out():
     columns = ["condition", "kind", "method", "measure", "difference", "low", "high", "significance"]
     table = [("Flickr8k", "the anchor", "CIBR anchor", "zero-shot", 1.0, 0.5, 1.5, "gain")]
     table += [
-        ("Flickr8k", "strongest control", "CLIP, two captions", "zero-shot", 0.1, -1, 1.2, "not significant")
+        ("Flickr8k", "best other method", "CLIP, two captions", "zero-shot", 0.1, -1, 1.2, "not significant")
     ]
-    table += [("glyphs", "strongest control", "CLIP + cosine", "zero-shot", -1, -2, -0.5, "loss")]
+    table += [("glyphs", "best other method", "CLIP + cosine", "zero-shot", -1, -2, -0.5, "loss")]
     (axis,) = summary_figure(pd.DataFrame(table, columns=columns))
     labels = [text.get_text() for text in axis.get_yticklabels()]
     assert labels == ["photos, all pairs\n(two captions)", "glyphs\n(cosine)"]
     marks = {line.get_xdata()[0]: line for line in axis.get_lines() if len(line.get_xdata()) == 1}
     assert [marks[x].get_markerfacecolor() != "white" for x in (1.0, 0.1, -1)] == [True, False, True]
-    colours = {x: KINDS_DRAWN[kind][0] for x, kind in ((1.0, "the anchor"), (-1, "strongest control"))}
+    colours = {x: KINDS_DRAWN[kind][0] for x, kind in ((1.0, "the anchor"), (-1, "best other method"))}
     assert all(marks[x].get_color() == colours[x] or marks[x].get_markeredgecolor() == colours[x] for x in colours)
 
 

@@ -51,14 +51,14 @@ def test_contenders_are_the_best_of_each_kind_on_validation():
     validation = {
         "CLIP": 99, "CLIP, other temperatures": 98, "CIBR anchor, other weights": 97, "consistency": 30,
         "noise only": 31, "CIBR vMF": 20, "CIBR crossfit, sampled": 21,
-        "CIBR anchor": 10, "CIBR anchor + crops": 11,
+        "CIBR anchor, self-training": 40, "CIBR anchor": 10, "CIBR anchor + crops": 11,
     }  # fmt: skip
     table = pd.DataFrame({"method": validation.keys(), "validation": validation.values()})
     found = contenders(table.assign(condition="toys", beta=0.0, hyperparameters=""))
     assert found.set_index("kind")["method"].to_dict() == {
         "the paper's penalty": "CIBR crossfit, sampled",
         "the anchor": "CIBR anchor + crops",
-        "strongest control": "noise only",
+        "best other method": "noise only",
     }
 
 
@@ -137,6 +137,7 @@ def test_every_committed_run_has_the_three_scores_of_one_suite():
 def test_the_mini_suite_agrees_with_the_rows_that_it_compares():
     suite, rows = pd.read_csv(RESULTS / "mini_suite.csv"), read_table()
     rows = chosen(rows[(rows["condition"] == "Flickr8k") & rows["method"].isin(["CLIP", "CIBR vMF"])])
+    rows = rows[rows["seed"].isin(rows.loc[rows["method"] == "CIBR vMF", "seed"])]
     means = rows.groupby("method").mean(numeric_only=True)
     n_compared = 0
     for row in suite.itertuples():
