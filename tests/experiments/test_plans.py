@@ -53,7 +53,7 @@ def test_ten_plans_at_most_each_with_its_command():
         assert f"--config sweep=experiments/{file.name}" in file.read_text().split("results:")[0]
 
 
-@pytest.mark.parametrize("table", ["ablation.csv", "ablation_trials.csv", "presets.csv"])
+@pytest.mark.parametrize("table", ["ablation.csv", "ablation_trials.csv", "presets.csv", "adapters.csv"])
 def test_every_planned_run_has_a_row_and_every_row_a_plan(table):
     planned, rows = all_planned(table), committed(RESULTS / table).set_index("run")
     assert rows.index.is_unique and set(planned) == set(rows.index)
@@ -78,7 +78,7 @@ SEARCHED = [
     *(f"Flickr8k, {n} % of the pairs" for n in (5, 10, 20, 30)),
 ]
 SEARCHED += ["glyphs", "glyphs, 10 % of the pairs", "glyphs, 30 % of the pairs", "glyphs, 30 % shuffled captions"]
-SEARCHED += ["glyphs, spurious polarity"]
+SEARCHED += ["glyphs, spurious polarity", "glyphs, seven epochs"]
 
 
 @pytest.mark.parametrize("condition", SEARCHED)
@@ -86,8 +86,10 @@ def test_every_method_had_as_many_trials_and_ran_as_its_best_one(condition):
     trials, rows = read_table("ablation_trials.csv"), read_table()
     trials, rows = trials[trials["condition"] == condition], rows[rows["condition"] == condition]
     counts = trials.groupby("method").size()
-    # A closed form takes seconds; its ridges, of which it had more, are those of all that start at it.
-    assert counts.drop("closed-form CCA", errors="ignore").nunique() == 1
+    # A closed form takes seconds; its ridges, of which it had more, are those of all that start at it. More trials
+    # of CLIP make the others' control stronger.
+    others = counts.drop(["closed-form CCA", "CLIP"], errors="ignore")
+    assert others.nunique() <= 1 and counts["CLIP"] == max(counts["CLIP"], *others)
     for method in counts.index:
         best = trials[trials["method"] == method].nlargest(1, "validation").iloc[0]
         settings = json.loads(best["configuration"])
