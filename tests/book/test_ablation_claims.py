@@ -72,7 +72,7 @@ def test_every_difference_in_the_prose_is_one_of_the_comparisons(prose, found):
 
 def test_the_sentences_on_the_main_findings_have_the_numbers_of_their_rows(prose, found):
     claims = {
-        "the vMF bound is at": row(found, ALL, "CIBR vMF", beta=0.1),
+        "With all pairs of Flickr8k, the vMF bound is at": row(found, ALL, "CIBR vMF", beta=0.1),
         "at beta 0.1 and at": row(found, ALL, "CIBR vMF", beta=1),
         "With 20 % they are at": row(found, few_pairs(20), START),
         "over 24 seeds, it adds": row(found, FEW, ANCHOR, START),

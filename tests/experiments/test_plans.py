@@ -89,7 +89,7 @@ def test_every_method_had_as_many_trials_and_ran_as_its_best_one(condition):
     # A closed form takes seconds; its ridges, of which it had more, are those of all that start at it. More trials
     # of CLIP make the others' control stronger.
     others = counts.drop(["closed-form CCA", "CLIP"], errors="ignore")
-    assert others.nunique() <= 1 and counts["CLIP"] == max(counts["CLIP"], *others)
+    assert others.nunique() <= 1 and counts["CLIP"] == max([counts["CLIP"], *others])
     for method in counts.index:
         best = trials[trials["method"] == method].nlargest(1, "validation").iloc[0]
         settings = json.loads(best["configuration"])
@@ -97,6 +97,7 @@ def test_every_method_had_as_many_trials_and_ran_as_its_best_one(condition):
         names = ("temperature", "dropout", "beta", "kappa_e", "sample", "text_weight", "corruption", "unpaired")
         names += ("group_size", "group_share", "learning_rate", "epochs", "feature_noise", "ema_decay")
         names += ("cca_ridge_image", "cca_ridge_text")
+        names = names[1:] if method == "closed-form CCA" else names  # no step is taken, at any temperature
         assert any(all(s.get(n) == settings.get(n) for n in names) for s in ran), (condition, method, settings)
     assert control_of(rows)["hyperparameters"].nunique() == 1
 
