@@ -1,5 +1,7 @@
 """Adapters against their equations, their limits and another implementation; CoOp on a small random CLIPModel."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
@@ -10,6 +12,7 @@ from small_suite import LEFT, RIGHT, make_small_suite
 from cibr.metrics import zeroshot_accuracy
 from cibr_book import adapters
 from cibr_book.adapters import FewShot
+from cibr_book.tables import read_table
 
 ROWS = torch.arange(48).reshape(16, 3).T  # the images of class c are c, c + 3, c + 6, ...
 
@@ -137,3 +140,17 @@ def test_the_table_has_a_row_an_adapter_and_differences_paired_by_seed():
     found = adapters.adapter_table(rows.assign(condition="toys", hyperparameters="", validation=1.0))
     assert list(found) == ["CLIP, beta 0", "CIBR, beta 1", "CIBR, beta 1, minus CLIP"]
     assert found.loc["Tip-Adapter, 4 a class"].tolist() == ["32.0 ± 2.5", "34.0 ± 2.5", "+2.00 [+2.00, +2.00] *"]
+
+
+def test_the_chapter_says_what_the_rows_say():
+    rows = read_table("adapters.csv")
+    assert rows.groupby(["method", "beta"]).size().tolist() == [5, 5, 5]
+    scores = rows.filter(regex=r"^mean of 7/(4|16)/.*@1$")
+    of = {beta: scores[rows["beta"] == beta].to_numpy() for beta in (0.0, 0.1, 1.0)}
+    losses = 100 * (of[0.0] - of[1.0]).mean(axis=0)
+    prose = (Path(__file__).resolve().parents[2] / "book" / "zeroshot.ipynb").read_text()
+    assert f"every adapter loses, by {losses.min():.1f} to {losses.max():.1f} points" in prose
+    assert abs(100 * (of[0.1] - of[0.0]).mean(axis=0)).max() < 0.2
+    one = rows.filter(regex=r"^mean of 7/1/.*@1$").groupby(rows["beta"]).mean()
+    gains = 100 * (one.loc[0.1] - one.loc[0.0])
+    assert f"is ahead by {gains.min():.1f} to {gains.max():.1f} points" in prose
