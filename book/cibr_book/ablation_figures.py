@@ -83,7 +83,8 @@ def summary_figure(rows: pd.DataFrame) -> list[Axes]:
     """
     conditions, measures = list(rows["condition"].unique()), list(rows["measure"].unique())
     size = (6.6, 1.0 + 0.55 * len(conditions))
-    figure, axes = plt.subplots(1, len(measures), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    shape = dict(figsize=size, dpi=200, sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(measures), **shape)
     step = 0.22
     for axis, measure in zip(axes[0], measures, strict=True):
         axis.axvline(0, color="black", lw=0.8)
