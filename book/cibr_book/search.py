@@ -106,9 +106,9 @@ def as_page(folder: Path = FOLDER) -> str:
   <p id="search-summary" class="explorer-said" aria-live="polite"></p>
   <div id="search-found"></div>
 </div>
-<noscript>This page needs JavaScript; {{doc}} retrieval shows a few of its searches as figures.</noscript>
+<noscript>This page needs JavaScript; <a href="retrieval.html">the chapter on retrieval</a> has figures.</noscript>
 <script type="application/json" id="search-data">{text}</script>
-""".replace("{doc} retrieval", '<a href="retrieval.html">the chapter on retrieval</a>')
+"""
 
 
 def _save(name: str, data: dict[str, Any], sheet: Image.Image, as_photos: bool) -> None:

@@ -139,6 +139,14 @@ def test_with_few_pairs_the_start_and_crops_gain_most_and_the_anchor_adds_from_t
     assert gains(found, FEW, ANCHOR + both, START + both) == [False] * 3
 
 
+def test_with_all_pairs_the_start_alone_gains_of_all_controls_and_the_anchor_adds_nothing(found):
+    controls = found[(found["condition"] == ALL) & (found["against"] == "CLIP")]
+    gained = controls[~controls["method"].str.contains("CIBR") & (controls["significance"] == "gain")]
+    assert set(gained["method"]) == {"CLIP, CCA start"}
+    assert gains(found, ALL, "CLIP, CCA start") == [True, False, True]
+    assert gains(found, ALL, "CIBR anchor", "CLIP, CCA start") == [False] * 3
+
+
 def test_with_shuffled_captions_the_anchor_gains_in_all_three_scores_and_adds_to_its_start(found, curves):
     assert gains(found, SHUFFLED, "CIBR anchor") == [True] * 3
     assert gains(found, SHUFFLED, "CLIP, CCA start") == [False, True, True]
