@@ -1,6 +1,6 @@
 """Make the two figures of searches over photos: `CIBR_DATA=... CIBR_MODELS=... python book/photo_search.py`.
 
-Heads on frozen towers are trained on Flickr8k at the preset with beta = 0 and seed 0 (a minute on two cores once the
+Heads on frozen towers are trained on Flickr8k as the search page's CLIP is (a minute on two cores once the
 towers' features are cached, a quarter of an hour before), or a model folder is given as the only argument. Test
 photos and captions then search each other, half of them with success, and a few queries that are no caption of the
 set search the photos. Figures go to book/images as small JPEG files: the photos are Flickr8k's (Hodosh et al. 2013),
@@ -8,7 +8,6 @@ for research use.
 """
 
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -17,27 +16,20 @@ import cibr
 from cibr import plots
 from cibr.metrics import retrieval_ranks
 from cibr.models.features import embed_pairs, prepare
+from cibr_book.search import trained_heads
 
 FOLDER = Path(__file__).resolve().parent / "images"
 QUERIES = ["a dog jumps into the water", "children play football", "a red car"]
 N_PHOTOS, N_CAPTIONS, N_FOUND, SEED = 6, 4, 4, 3
 
 
-def trained() -> cibr.DualEncoder:
-    """Heads on the frozen towers, trained as CLIP."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = cibr.configure(
-            dataset="flickr8k", model="frozen", beta=0.0, output_dir=f"{folder}/run"
-        )
-        train, validation, _ = cibr.load_splits(config)
-        model = cibr.build_model(config, train)
-        cibr.fit(model, train, validation, config)
-        return model
-
-
 def main() -> None:
     """Embed the test photos and captions, choose what is shown and draw it."""
-    model = cibr.DualEncoder.from_pretrained(sys.argv[1]) if sys.argv[1:] else trained()
+    model = (
+        cibr.DualEncoder.from_pretrained(sys.argv[1])
+        if sys.argv[1:]
+        else trained_heads(0.0)
+    )
     plots.set_style()
     pairs = cibr.load_pairs("flickr8k", "test")
     images, texts = embed_pairs(model, prepare(model, pairs, truncate=True))

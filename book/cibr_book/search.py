@@ -125,7 +125,7 @@ def _first(pairs: Pairs, n: int) -> Pairs:
     return pairs.subset(order[:n].sort().values)
 
 
-def _trained(beta: float) -> DualEncoder:
+def trained_heads(beta: float) -> DualEncoder:
     """Heads on the frozen towers, as in experiments/photos_beta.yaml."""
     with tempfile.TemporaryDirectory() as folder:
         settings = dict(dataset="flickr8k", model="frozen", temperature=0.03, validate_every=10, seed=1)
@@ -151,7 +151,7 @@ def main() -> None:
     queries = [*PHOTO_QUERIES, *(pairs.captions[i][1] for i in asked)]
     right = torch.zeros(len(queries), len(pairs), dtype=torch.bool)
     right[torch.arange(len(PHOTO_QUERIES), len(queries)), torch.tensor(asked)] = True
-    shown = {("CLIP" if beta == 0 else f"CIBR, beta {beta:g}"): _trained(beta) for beta in (0.0, 0.1, 1.0)}
+    shown = {("CLIP" if beta == 0 else f"CIBR, beta {beta:g}"): trained_heads(beta) for beta in (0.0, 0.1, 1.0)}
     _save("photos", collection(shown, pairs, queries, right), contact_sheet(pairs, 96), as_photos=True)
 
 
