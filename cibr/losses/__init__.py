@@ -1,4 +1,4 @@
-"""Losses: `clip_loss`, exact and in bounded memory, `CIBRLoss` on top of it, and what they are compared with.
+"""Losses: the exact, memory-bounded `clip_loss`, `CIBRLoss` built on it, and the baselines.
 
 A loss takes tensors, never a model, and returns scalars in nats.
 """

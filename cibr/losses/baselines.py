@@ -1,4 +1,4 @@
-"""What CIBR is compared with: alignment and uniformity, CyCLIP, soft targets, CLIP-Refine, SigLIP's loss."""
+"""Baselines for CIBR: alignment and uniformity, CyCLIP, soft targets, CLIP-Refine and the SigLIP loss."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,11 +9,11 @@ from cibr.losses.clip import Features, Labels, Number, Scalar
 
 NEWTON_STEPS = 20
 TEACHER_TEMPERATURE = 0.1
-HYCD_ALPHA = 0.5  # of CLIP-Refine
+HYCD_ALPHA = 0.5  # as in CLIP-Refine
 
 
 def alignment_uniformity(image_features: Features, text_features: Features) -> Scalar:
-    """Mean squared distance of the pairs, plus the log mean Gaussian potential within each modality.
+    """Mean squared distance between pairs, plus the log mean Gaussian potential within each modality.
 
     Source: Wang & Isola (2020, arXiv 2005.10242), alpha = 2 and t = 2, the uniformity of both sides averaged.
 
@@ -22,7 +22,7 @@ def alignment_uniformity(image_features: Features, text_features: Features) -> S
         text_features: unit vectors, [n, d].
 
     Returns:
-        A scalar, lower for pairs that are close and modalities that are spread.
+        A scalar, lower for closer pairs and more uniform modalities.
     """
     n = len(image_features)
     alignment = (image_features - text_features).square().sum(1).mean()
@@ -36,7 +36,7 @@ def alignment_uniformity(image_features: Features, text_features: Features) -> S
 def cyclip(image_features: Features, text_features: Features) -> Scalar:
     """Cross-modal plus in-modal cyclic consistency, summed over one index and averaged over the other.
 
-    Source: Goel et al. (2022, arXiv 2205.14459), eqs. 2 and 3, on cosines; both carry the weight 0.25 there.
+    Source: Goel et al. (2022, arXiv 2205.14459), eqs. 2 and 3, on cosines; both have weight 0.25 there.
 
     Args:
         image_features: unit vectors, [n, d].
@@ -57,14 +57,14 @@ def soft_targets(
     image_pooled: Float[Tensor, "n p"],
     text_pooled: Float[Tensor, "n q"],
 ) -> Scalar:
-    """Cross-entropy of both directions to targets that the features of frozen towers give to other pairs.
+    """Symmetric cross-entropy to soft targets from the similarities of frozen-tower features.
 
-    The target of a row is a softmax over the other pairs of the batch, at temperature 0.1, of the mean of both
-    sides' cosines of centred features. The pair itself is left out: it would take nearly the whole target, and
-    `clip_loss`, beside which this stands, has it.
+    The target of a row is a softmax, at temperature 0.1, over the other pairs of the batch; its logits are the
+    mean of the image and the text cosines of centred features. The pair itself is excluded: it would take nearly
+    all of the target mass, and `clip_loss`, to which this is added, covers it.
 
-    Source: soft alignment as in PyramidCLIP and SoftCLIP (Gao et al. 2023, arXiv 2303.17561), with towers as
-    teachers and without their own terms.
+    Source: soft alignment as in PyramidCLIP and SoftCLIP (Gao et al. 2023, arXiv 2303.17561), with the towers as
+    teachers and without the other terms of those losses.
 
     Args:
         image_features: unit vectors, [n, d].
@@ -74,7 +74,7 @@ def soft_targets(
         text_pooled: features of the frozen text tower, [n, q].
 
     Returns:
-        Nats a row, a scalar.
+        Nats per row, a scalar.
     """
     pooled = image_pooled.detach(), text_pooled.detach()
     image, text = (F.normalize(side - side.mean(0), dim=1) for side in pooled)
@@ -87,21 +87,21 @@ def soft_targets(
 def random_feature_alignment(
     image_projected: Features, text_projected: Features, generator: torch.Generator | None = None
 ) -> Scalar:
-    """RaFA: squared distance of both embeddings of a pair from one random vector, a new one for each pair.
+    """RaFA: squared distance of both embeddings of a pair to a random vector drawn for that pair.
 
-    The vectors are drawn from the standard normal prior. At unit length the distance would have no gradient in
-    expectation, so it is taken before embeddings are divided by their length.
+    The vectors are drawn from the standard normal prior. Between unit vectors the distance would have no gradient
+    in expectation, so it is taken before normalisation.
 
     Source: Yamaguchi et al. (2025, arXiv 2504.12717), scaled as in their code, by 2 / d times the equation of the
-    paper; its weight there is 1. The draw is the same whatever the dtype and device of the features.
+    paper; its weight there is 1. The draw does not depend on the dtype and device of the features.
 
     Args:
-        image_projected: image embeddings of their own length, [n, d].
-        text_projected: text embeddings of their own length, [n, d].
+        image_projected: unnormalised image embeddings, [n, d].
+        text_projected: unnormalised text embeddings, [n, d].
         generator: source of the random vectors, on any device; torch's global one if None.
 
     Returns:
-        The sum over both modalities of the mean square of a difference's entries, a scalar.
+        The mean squared difference per entry, summed over both modalities, a scalar.
     """
     device = image_projected.device if generator is None else generator.device
     reference = torch.randn(image_projected.shape, generator=generator, device=device).to(image_projected)
@@ -115,11 +115,11 @@ def hycd_loss(
     labels: Labels | None,
     teacher_logits: Float[Tensor, "n n"],
 ) -> Scalar:
-    """Hybrid contrastive distillation: cross-entropy to alpha * matches + (1 - alpha) * a teacher's softmax.
+    """Hybrid contrastive distillation: cross-entropy to alpha * matches + (1 - alpha) * teacher softmax.
 
-    Source: Yamaguchi et al. (2025, arXiv 2504.12717), alpha = 0.5. Their KL divergence is this less the entropy of
-    the targets, which has no gradient. Their code compares embeddings of their own length at temperature 1; these
-    are cosines times `logit_scale`, and matches share the target by label as in `clip_loss`.
+    Source: Yamaguchi et al. (2025, arXiv 2504.12717), alpha = 0.5. Their KL divergence is this minus the entropy
+    of the targets, which has no gradient. Their code compares unnormalised embeddings at temperature 1; here the
+    logits are cosines times `logit_scale`, and matches by label share the target mass as in `clip_loss`.
 
     Args:
         image_features: unit vectors, [n, d].
@@ -129,7 +129,7 @@ def hycd_loss(
         teacher_logits: the teacher's cosines of images (rows) with texts, times its own `logit_scale`, [n, n].
 
     Returns:
-        Nats a row, the mean of both directions, a scalar.
+        Nats per row, the mean of both directions, a scalar.
     """
     n = len(image_features)
     labels = torch.arange(n, device=image_features.device) if labels is None else labels
@@ -146,20 +146,20 @@ def hycd_loss(
 def siglip_loss(
     image_features: Features, text_features: Features, logit_scale: Scalar | Number, labels: Labels | None = None
 ) -> Scalar:
-    """Sigmoid loss of every pair of the batch, at the bias that makes it least.
+    """Sigmoid loss over all image-text pairs of the batch, at the bias that minimises it.
 
     Source: Zhai et al. (2023, arXiv 2303.15343), algorithm 1. Their bias is a trained parameter; here it is solved
-    for in each batch, by Newton's method in float64, which gives the same gradient at its optimum and needs no
-    learning rate of its own.
+    for in each batch, by Newton's method in float64, which has the same gradient at the optimum and needs no
+    learning rate.
 
     Args:
         image_features: unit vectors, [n, d].
         text_features: unit vectors, [n, d].
         logit_scale: multiplier of the cosines.
-        labels: pairs with equal labels are positives of each other, [n].
+        labels: pairs with equal labels are positives of each other, [n]; None when all differ.
 
     Returns:
-        Nats a row, a scalar.
+        Nats per row, a scalar.
     """
     n = len(image_features)
     logits = logit_scale * image_features @ text_features.T

@@ -1,13 +1,13 @@
-"""Regularised CCA: the closed-form Gaussian bottleneck between two sets of features.
+"""Regularised CCA: the closed-form Gaussian information bottleneck between two sets of features.
 
 With S_v = C_v + l_v (tr C_v / p) I, S_t likewise, and the decomposition S_v^-1/2 C_vt S_t^-1/2 = U R V' into
 regularised canonical correlations R, the statistics are the directions of
 
     u_v = R^a U' S_v^-1/2 (x_v - m_v),    u_t = R^a V' S_t^-1/2 (x_t - m_t).
 
-For Gaussian features the canonical coordinates are what an information bottleneck between image and text keeps
-(Chechik et al. 2005, JMLR 6). They serve as the start of projection heads, as the statistic of the penalty
-`anchor`, and as a model without training.
+For Gaussian features the canonical coordinates are what an information bottleneck between image and text retains
+(Chechik et al. 2005, JMLR 6). They initialise projection heads, are the statistic of the penalty `anchor`, and
+serve as a training-free model.
 """
 
 import torch
@@ -17,18 +17,18 @@ from torch.nn import functional as F
 
 from cibr.losses.clip import Features, check_finite
 
-POWER = 0.5  # a: how much a direction counts by its correlation
+POWER = 0.5  # a: the exponent that weights a direction by its correlation
 Moments = tuple[Float64[Tensor, "p p"], Float64[Tensor, "q q"], Float64[Tensor, "p q"]]
 
 
 class RegularisedCCA(nn.Module):
-    """Pooled features of images and texts to unit vectors in a joint space; nothing in it is trained.
+    """Fixed linear maps from pooled image and text features to unit vectors in a joint space.
 
     Args:
         image_mean: m_v, [p].
         text_mean: m_t, [q].
-        image_map: R^a U' S_v^-1/2, zero rows where there are fewer directions than `dim`, [dim, p].
-        text_map: the same of the texts, [dim, q].
+        image_map: R^a U' S_v^-1/2, padded with zero rows to `dim`, [dim, p].
+        text_map: the same for the texts, [dim, q].
 
     Examples:
         >>> generator = torch.Generator().manual_seed(0)
@@ -55,14 +55,14 @@ class RegularisedCCA(nn.Module):
         ridge_image: float = 3.0,
         ridge_text: float = 1.0,
     ) -> "RegularisedCCA":
-        """CCA of pairs, in float64.
+        """Fits the CCA of paired features, in float64.
 
         Args:
-            image_pooled: features of the images, [n, p]; an image stands once beside each of its texts.
+            image_pooled: features of the images, [n, p]; an image is repeated for each of its texts.
             text_pooled: features of the texts, [n, q].
             dim: width of the joint space; directions beyond it are dropped.
-            ridge_image: l_v, times the mean variance of an image feature.
-            ridge_text: l_t, times the mean variance of a text feature.
+            ridge_image: l_v, in units of the mean variance of an image feature.
+            ridge_text: l_t, in units of the mean variance of a text feature.
 
         Raises:
             ValueError: fewer than two pairs, sides of different lengths, a ridge that is not positive, or entries
@@ -95,7 +95,7 @@ class RegularisedCCA(nn.Module):
 def centred_moments(
     image_pooled: Float[Tensor, "n p"], text_pooled: Float[Tensor, "n q"]
 ) -> tuple[tuple[Tensor, Tensor], Moments]:
-    """The means m_v, m_t, and the covariances C_v, C_t, C_vt of pairs, in float64."""
+    """The means m_v, m_t and the covariances C_v, C_t, C_vt of paired features, in float64."""
     image, text = image_pooled.double(), text_pooled.double()
     means = image.mean(0), text.mean(0)
     image, text, n = image - means[0], text - means[1], len(image)
@@ -105,9 +105,9 @@ def centred_moments(
 def canonical_maps(
     moments: Moments, dim: int, ridge_image: float, ridge_text: float
 ) -> tuple[Float64[Tensor, "dim p"], Float64[Tensor, "dim q"]]:
-    """R^a U' S_v^-1/2 and R^a V' S_t^-1/2 of the covariances, zero rows where directions are fewer than `dim`.
+    """The maps R^a U' S_v^-1/2 and R^a V' S_t^-1/2 of the covariances, padded with zero rows to `dim`.
 
-    The largest entry of each direction of U is positive, so that the maps do not depend on the solver's signs.
+    Signs are fixed by making the largest entry of each direction of U positive.
     """
     image, text, cross = moments
     whiten = [_inverse_root(c, ridge) for c, ridge in ((image, ridge_image), (text, ridge_text))]

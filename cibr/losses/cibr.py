@@ -1,8 +1,9 @@
-"""CIBR: CLIP's loss plus what only one modality knows.
+"""CIBR: the CLIP loss plus a penalty on modality-specific information.
 
     L_CIBR = L_CLIP + beta * R,   R = (I(Z_v; X_v | X_t) + I(Z_t; X_t | X_v)) / 2
 
-after Ji et al. (2025, arXiv 2503.24182), who published no code. `cibr.losses.penalties` has what stands for R.
+after Ji et al. (2025, arXiv 2503.24182), who published no code. `cibr.losses.penalties` has the bounds and
+estimates of R.
 """
 
 import math
@@ -19,18 +20,18 @@ from cibr.losses.vmf import sample_vmf
 from cibr.utils import nearest
 
 CONTRASTIVE = {"clip": info_nce, "siglip": siglip_loss, "hycd": hycd_loss}
-LENGTH_TOLERANCE = 1e-2  # of unit vectors; rounding to bfloat16 moves a length by up to 4e-3
-MAX_BETA = 1e4  # beyond, less than 1e-4 of the gradient is the contrastive loss's: no longer a trade-off
+LENGTH_TOLERANCE = 1e-2  # of unit vectors; rounding to bfloat16 changes a norm by up to 4e-3
+MAX_BETA = 1e4  # above it, less than 1e-4 of the gradient is the contrastive loss's: no longer a trade-off
 
 
 def beta_at(progress: Number, beta: Number) -> float:
-    """Weight of the penalty at a point of training from scratch: 0, then a ramp, then beta.
+    """Penalty weight at a given fraction of training: zero, then a linear ramp, then beta.
 
-    Zero for the first third, linear to beta at two thirds, constant from there: a penalty from the first step
-    stalls training from scratch.
+    It is zero for the first third, rises linearly to beta at two thirds and is constant from there: a penalty from
+    the first step stalls training from scratch.
 
     Args:
-        progress: fraction of training done, in [0, 1].
+        progress: fraction of training completed, in [0, 1].
         beta: final weight.
 
     Returns:
@@ -49,7 +50,7 @@ def beta_at(progress: Number, beta: Number) -> float:
 
 
 class CIBRLoss(nn.Module):
-    """CLIP's loss plus beta times a penalty on what only one modality knows.
+    """The CLIP loss plus beta times a penalty on modality-specific information.
 
     Examples:
         >>> generator = torch.Generator().manual_seed(0)
@@ -61,7 +62,7 @@ class CIBRLoss(nn.Module):
         >>> bool(terms["loss"] == terms["clip_loss"] + terms["penalty_loss"])
         True
 
-    The penalties, with the backward encoder b(z|x_t) of those that are bounds:
+    The penalties, with the backward encoder b(z|x_t) of the bounds:
 
     ==================== =================================== ================ ================================
     penalty              b(z|x_t), or formula                needs            when to use
@@ -73,30 +74,30 @@ class CIBRLoss(nn.Module):
                          the pooled features                 pooled features
     consistency          vMF at the mean of the other rows   several rows a   several renderings of one item;
                          with the label                      label            not the CIBR objective
-    mine                 none, a difference of two MINEs     dims and pooled  to follow the paper
+    mine                 difference of two MINE estimates    dims and pooled  to follow the paper
                                                              features
     cosine               1 - cosine of the pairs             nothing          control
     alignment_uniformity Wang and Isola (2020)               nothing          control
     cyclip               Goel et al. (2022)                  nothing          control
-    soft_targets         cross-entropy to neighbours in the  pooled features  control
-                         pooled features
+    soft_targets         cross-entropy to soft targets from  pooled features  control
+                         the pooled features
     rafa                 Yamaguchi et al. (2025)             projected        control
                                                              features
     ==================== =================================== ================ ================================
 
     `vmf` and `crossfit` are upper bounds on R for every b (Fischer 2020, arXiv 2002.05379); at fixed
     concentrations they are kappa_b A_d(kappa_e) (1 - mean cosine with the centre of b) plus a constant, the floor.
-    The floor is a mismatch of concentrations and no information.
+    The floor measures a mismatch of concentrations, not information.
 
     `consistency` is same-item consistency, a counterfactual-invariance penalty related to CoRe (Heinze-Deml and
     Meinshausen, arXiv 1710.11469). It is *not* the CIBR objective: it bounds I(Z_v;X_v|X_v') for another rendering
-    X_v' of the same item, and not I(Z_v;X_v|X_t). An encoder that copies what all renderings share pays nothing.
+    X_v' of the same item, not I(Z_v;X_v|X_t). An encoder that copies what all renderings share is not penalised.
 
     `anchor` bounds one term of R: for a statistic U_v of X_v that is sufficient for X_t, I(Z_v;X_v|X_t) =
     I(Z_v;U_v|X_t) + I(Z_v;X_v|U_v), and it bounds the second, with `RegularisedCCA` as the statistic.
 
-    With `mine` the residual is estimated by `critics`, which whoever trains improves beside the encoders: an
-    optimiser of `critics.parameters()` lowers `critic_loss`. `critics` is None for every other penalty.
+    With `mine` the residual is estimated by `critics`, which the training loop must update alongside the encoders,
+    with an optimiser of `critics.parameters()` on `critic_loss`. `critics` is None for every other penalty.
 
     Source: the objective of Ji et al. (2025, arXiv 2503.24182).
 
@@ -104,15 +105,16 @@ class CIBRLoss(nn.Module):
         beta: weight of the penalty, from 0 (plain CLIP, bit for bit) to 10,000; a plain attribute that a schedule
             may set before each step, see `beta_at`.
         penalty: one of `PENALTIES`.
-        kappa_e: concentration of the encoders e(z|x), of the samples and of the reported residuals.
+        kappa_e: concentration of the encoders e(z|x), also for the samples and the reported residuals.
         kappa_b: concentration of the backward encoders in the vMF penalties.
         text_weight: the texts' share of R, in [0, 1] (all vMF penalties and mine); 1/2 in its definition, 0
-            penalises the images alone, 1 the texts alone.
-        sample: contrast samples of vMF(mu, kappa_e) rather than the means mu, in training and evaluation alike.
+            penalises only the images, 1 only the texts.
+        sample: contrast samples of vMF(mu, kappa_e) instead of the means mu, in both train and eval mode.
             Noise without a penalty is `sample=True, beta=0`.
-        contrastive: `clip`, or in its place `siglip` for the sigmoid loss, or `hycd` for distillation beside it.
-        dims: widths of the embeddings, of the image tower's and of the text tower's pooled features (mine).
-        statistic: pooled features of both sides to the unit vectors u_v, u_t (anchor), such as `RegularisedCCA`.
+        contrastive: `clip`, `siglip` for the sigmoid loss, or `hycd` for CLIP's targets mixed with a teacher's.
+        dims: widths of the embeddings and of the image and the text tower's pooled features (mine).
+        statistic: maps pooled features of both modalities to the unit vectors u_v, u_t (anchor), such as
+            `RegularisedCCA`.
 
     Raises:
         ValueError: an unknown penalty or contrastive loss, a number out of its range, `mine` without dims, or
@@ -175,7 +177,7 @@ class CIBRLoss(nn.Module):
         teacher_logits: Float[Tensor, "n n"] | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Scalar]:
-        """The terms of the loss and what they say about information.
+        """Computes the terms of the loss and the information estimates to report.
 
         Args:
             image_features: unit vectors mu_v, [n, d].
@@ -183,23 +185,23 @@ class CIBRLoss(nn.Module):
             logit_scale: multiplier of the cosines, 1 / temperature.
             labels: as in `clip_loss`, [n].
             image_pooled: the image tower's features before the projection, [n, p] (`NEEDS_POOLED`).
-            text_pooled: the same of the texts, [n, q].
-            image_projected: image embeddings before they are divided by their length, [n, d] (rafa).
-            text_projected: the same of the texts, [n, d].
+            text_pooled: the same for the texts, [n, q].
+            image_projected: image embeddings before normalisation, [n, d] (rafa).
+            text_projected: the same for the texts, [n, d].
             teacher_logits: a teacher's cosines of images with texts times its own `logit_scale`, [n, n] (hycd).
-            generator: source of the noise, drawn for all n rows at once (sample, rafa).
+            generator: random generator of the noise, drawn for all n rows at once (sample, rafa).
 
         Returns:
             Scalars. `clip_loss`, the contrastive term; `penalty_loss`, beta times the penalty; `loss`, the sum of
-            both. Detached: `penalty_excess`, the penalty less its floor, which is no information; in nats
-            `residual_image_nats` and `residual_text_nats`, for the vMF penalties upper bounds at the kappa_b that
-            fits the batch, for `mine` estimates that bound nothing, for the controls those of `vmf`; and
-            `mi_lower_bound_nats`, log n - clip_loss (for clip alone), with labels a lower bound if image and text
-            are conditionally independent given the label.
+            both. Detached: `penalty_excess`, the penalty minus its floor; in nats `residual_image_nats` and
+            `residual_text_nats`, for the vMF penalties upper bounds at the kappa_b fitted to the batch, for `mine`
+            estimates that are not bounds, for the controls those of `vmf`; and `mi_lower_bound_nats`, log n -
+            clip_loss (clip only), with labels a lower bound if image and text are conditionally independent given
+            the label.
 
         Raises:
-            ValueError: as `clip_loss`; features whose lengths differ from 1 by more than 0.01; a beta out of its
-                range; `consistency` without labels; features or teacher's logits that are missing.
+            ValueError: as `clip_loss`; features whose norms differ from 1 by more than 0.01; a beta out of its
+                range; `consistency` without labels; missing features or teacher logits.
         """
         image, text, scale = checked(image_features, text_features, logit_scale, labels, LENGTH_TOLERANCE)
         z_image, z_text = self._sampled(image, text, generator)
@@ -233,20 +235,20 @@ class CIBRLoss(nn.Module):
         text_pooled: Float[Tensor, "n q"],
         generator: torch.Generator | None = None,
     ) -> Scalar:
-        """What one step of the critics' own optimiser lowers; nothing flows back into the encoders.
+        """The loss of the MINE critics, without a gradient to the encoders.
 
         Args:
             image_features: unit vectors mu_v, [n, d].
             text_features: unit vectors mu_t, [n, d].
             image_pooled: features before the projection, [n, p].
-            text_pooled: the same of the texts, [n, q].
-            generator: source of the noise (sample).
+            text_pooled: the same for the texts, [n, q].
+            generator: random generator of the noise (sample).
 
         Returns:
-            Nats, a scalar with gradients to `critics.parameters()` alone.
+            Nats, a scalar with gradients to `critics.parameters()` only.
 
         Raises:
-            ValueError: a penalty without critics, or features as `forward` refuses them.
+            ValueError: a penalty without critics, or features that `forward` rejects.
         """
         if self.critics is None:
             raise ValueError(f"the penalty {self.penalty!r} has no critics to train: it is a closed form")

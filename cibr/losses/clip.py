@@ -2,8 +2,8 @@
 
     L = -1/(2n) sum_i [ log softmax_j(s <x_i, t_j>)_i + log softmax_j(s <x_j, t_i>)_i ]
 
-Value and gradient are those of the whole n x n matrix of similarities, of which only blocks of rows are ever held
-where it is large. Source: Radford et al. (2021, arXiv 2103.00020), figure 3.
+Value and gradient are those of the full n x n similarity matrix; where it is large, only blocks of its rows are in
+memory. Source: Radford et al. (2021, arXiv 2103.00020), figure 3.
 """
 
 import math
@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Up to here one n x n matrix is kept for the backward pass (16 MiB in float32); beyond, blocks of similarities are
-# computed again, which costs one matrix product in four.
+# Up to this n, one n x n matrix is kept for the backward pass (16 MiB in float32); above it, blocks of
+# similarities are recomputed, at the cost of one matrix product in four.
 LARGEST_DIRECT = 2048
 AUTOMATIC_CHUNK = 512
 
@@ -25,10 +25,10 @@ Scalar = Float[Tensor, ""]
 
 
 class _SymmetricInfoNCE(torch.autograd.Function):
-    """Mean of both cross-entropies, from the whole matrix of similarities or from blocks of its rows.
+    """Mean of both cross-entropies, from the full similarity matrix or from blocks of its rows.
 
-    Each block serves both directions: rows are finished at once, columns keep a running maximum and sum. Maxima
-    and sums are kept apart because their merged logarithm would cost the digits of a loss near zero.
+    Each block serves both directions: rows are complete, columns keep a running maximum and sum. Maxima and sums
+    are stored separately because a merged log-sum-exp would lose the digits of a loss near zero.
     """
 
     @staticmethod
@@ -88,7 +88,7 @@ def _blocks(n: int, chunk: int) -> list[slice]:
 def _target(labels: Tensor | None, rows: slice, like: Tensor) -> Tensor | None:
     """The target distribution of some rows, [rows, n]: 1 / m for each of the m rows with the same label."""
     if labels is None:
-        return None  # all on the pair itself
+        return None  # all mass on the pair itself
     same = (labels[rows, None] == labels).to(like)
     return same.div_(same.sum(1, keepdim=True))
 
@@ -99,7 +99,7 @@ def _at_target(matrix: Tensor, target: Tensor | None, rows: slice) -> Tensor:
 
 
 def _minus_targets(slope: Tensor, target: Tensor | None, rows: slice) -> Tensor:
-    """The sum of both softmaxes [rows, n] less the targets of both directions, in place."""
+    """The sum of both softmaxes [rows, n] minus the targets of both directions, in place."""
     if target is None:
         slope[:, rows].diagonal().sub_(2)
         return slope
@@ -107,12 +107,12 @@ def _minus_targets(slope: Tensor, target: Tensor | None, rows: slice) -> Tensor:
 
 
 def described(value) -> str:
-    """The type and shape of what was passed in place of a tensor that fits, for the end of an error."""
+    """The dtype and shape of a tensor, or the type of anything else, for error messages."""
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _check_shapes(image: Tensor, text: Tensor, labels: Tensor | None) -> None:
-    """Refuse what is no batch of at least two pairs, or labels that do not fit it."""
+    """Rejects anything but a batch of at least two pairs with fitting labels."""
     for name, value in (("image_features", image), ("text_features", text)):
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 2:
             raise ValueError(f"{name} must be a float tensor [n, d], got {described(value)}: use torch.tensor")
@@ -129,7 +129,7 @@ def _check_shapes(image: Tensor, text: Tensor, labels: Tensor | None) -> None:
 
 
 def check_finite(**tensors: Tensor) -> None:
-    """Refuse NaN and infinity in any of the tensors, named by their keywords."""
+    """Raises ValueError for NaN or infinity in any of the tensors, named by their keywords."""
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
             raise ValueError(
@@ -141,10 +141,10 @@ def check_finite(**tensors: Tensor) -> None:
 def checked(
     image: Tensor, text: Tensor, scale: Tensor | Number, labels: Tensor | None, tolerance: float = math.inf
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Features in one precision, float32 at least, and the multiplier as a tensor, if they are in order.
+    """Validated features in a common precision, at least float32, and the logit scale as a tensor.
 
-    Lengths of rows differ from 1 by less than the tolerance. One device transfer tells of all values; compiled
-    code asserts them on the device and waits for nothing.
+    Row norms must differ from 1 by less than the tolerance. All values are checked with one device transfer;
+    compiled code asserts them on the device, without synchronising.
     """
     _check_shapes(image, text, labels)
     dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
@@ -177,7 +177,7 @@ def checked(
 
 
 def info_nce(image: Tensor, text: Tensor, scale: Tensor, labels: Tensor | None, chunk_size: int | None = None):
-    """`clip_loss` of what `checked` returned."""
+    """`clip_loss` of inputs that `checked` returned."""
     n = len(image)
     automatic = n if n <= LARGEST_DIRECT else AUTOMATIC_CHUNK
     with torch.autocast(image.device.type, enabled=False):
@@ -193,27 +193,26 @@ def clip_loss(
 ) -> Scalar:
     """Symmetric InfoNCE: the mean of image-to-text and text-to-image cross-entropy.
 
-    Source: Radford et al. (2021, arXiv 2103.00020), figure 3, whose mean over both directions this is; labels as
-    in supervised contrastive learning (Khosla et al. 2020, arXiv 2004.11362, L_out). Value and gradient are exact
-    for every chunk_size; the gradient cannot be differentiated again. Under autocast, and for features in half
-    precision, everything is float32. `torch.compile(clip_loss, fullgraph=True)` works.
+    Source: Radford et al. (2021, arXiv 2103.00020), figure 3; labels as in supervised contrastive learning (Khosla
+    et al. 2020, arXiv 2004.11362, L_out). Value and gradient are exact for every chunk_size; double backward is
+    not supported. Under autocast, and for half-precision features, everything is computed in float32.
+    `torch.compile(clip_loss, fullgraph=True)` works.
 
     Args:
-        image_features: unit vectors, [n, d]; other lengths change the temperature of their row, and are not
-            refused.
+        image_features: unit vectors, [n, d]; other norms change the temperature of their row and are not rejected.
         text_features: unit vectors, [n, d]; row i belongs to image i.
         logit_scale: multiplier of the cosines, 1 / temperature, not its logarithm.
-        labels: pairs with equal labels share the target mass, 1 / m for each of the m, instead of being negatives
-            of each other, [n].
-        chunk_size: rows of the similarity matrix held at a time; None keeps the whole up to n = 2,048 and takes
-            512 beyond.
+        labels: the m pairs with one label are positives of each other and share the target mass, 1 / m each, [n];
+            None when all differ.
+        chunk_size: rows of the similarity matrix in memory at a time; None keeps all of them up to n = 2,048 and
+            takes 512 above.
 
     Returns:
         Nats, a scalar in the precision of the features, float32 at least.
 
     Raises:
         ValueError: fewer than two pairs, shapes that differ, entries that are not finite, a logit_scale that is
-            not positive, or chunk_size < 1. For values, compiled code raises a RuntimeError.
+            not positive, or chunk_size < 1. Compiled code raises RuntimeError for bad values.
 
     Examples:
         >>> features = torch.eye(4)  # four pairs, orthogonal to each other

@@ -1,9 +1,9 @@
-"""MINE: residual information by critics that train beside the encoders, the estimator of the paper.
+"""MINE, the paper's estimator: residual information from critics trained alongside the encoders.
 
-Given x_v, z_v does not look at x_t, so I(Z_v;X_v|X_t) = I(Z_v;X_v) - I(Z_v;X_t). Here X is what the tower has
-pooled before its head, and both terms are Donsker-Varadhan estimates with critics of their own. A difference of
-lower bounds bounds nothing. The critics have an optimiser of their own, which lowers `ResidualCritics.loss`; the
-encoders see them frozen.
+Given x_v, z_v is independent of x_t, so I(Z_v;X_v|X_t) = I(Z_v;X_v) - I(Z_v;X_t). Here X is the tower's pooled
+features, before the projection head, and each term is a Donsker-Varadhan estimate with its own critic. A
+difference of lower bounds is not a bound. The critics have their own optimiser, which minimises
+`ResidualCritics.loss`; the encoders see them frozen.
 
 Source: Belghazi et al. (2018, arXiv 1801.04062) for MINE, Ji et al. (2025, arXiv 2503.24182) for its use.
 """
@@ -27,24 +27,24 @@ def mismatches(scores: Float[Tensor, "n n"]) -> Float[Tensor, " m"]:
 
 
 def log_mean_exp(values: Float[Tensor, " m"]) -> Scalar:
-    """log of the mean of e^values, without overflow."""
+    """Log of the mean of e^values, without overflow."""
     return torch.logsumexp(values, 0) - math.log(len(values))
 
 
 def mine_nats(scores: Float[Tensor, "n n"], log_average: Scalar) -> Scalar:
-    """Donsker-Varadhan, E_P[T] - log E_Q[e^T], with the gradient that a moving average of E_Q[e^T] corrects.
+    """Donsker-Varadhan estimate E_P[T] - log E_Q[e^T], its gradient corrected by a moving average of E_Q[e^T].
 
     The gradient of log E_Q[e^T] divides by a batch mean and is biased; MINE divides by an average over steps. The
-    mean over Q is taken over all mismatches of the batch, not over one permutation.
+    mean over Q is taken over all mismatched pairs of the batch, not over one permutation.
 
     Source: Belghazi et al. (2018, arXiv 1801.04062), section 3.2, eq. 12.
 
     Args:
-        scores: T(x_i, y_j), [n, n], n at least 2; the diagonal holds pairs drawn together, from P.
+        scores: T(x_i, y_j), [n, n], n at least 2; the diagonal contains the joint samples, from P.
         log_average: log of the moving average of E_Q[e^T], see `MovingAverage`.
 
     Returns:
-        Nats, a scalar; a lower bound as n grows, at small n an estimate that may lie above the information.
+        Nats, a scalar; a lower bound as n grows, an estimate that may exceed the information at small n.
     """
     joint, marginal = scores.diagonal().mean(), log_mean_exp(mismatches(scores))
     corrected = joint - torch.exp(marginal - log_average.detach())
@@ -52,15 +52,15 @@ def mine_nats(scores: Float[Tensor, "n n"], log_average: Scalar) -> Scalar:
 
 
 class SeparableCritic(nn.Module):
-    """T(x, y) = <f(x), g(y)>: n^2 scores for the price of 2n rows through a network.
+    """Critic T(x, y) = <f(x), g(y)>: n^2 scores from 2n network evaluations.
 
-    Source: the separable critic of Poole et al. (2019, arXiv 1905.06922), section 4; and CLIP's own form.
+    Source: the separable critic of Poole et al. (2019, arXiv 1905.06922), section 4; also the form of CLIP.
 
     Args:
-        dim_x: length of x.
-        dim_y: length of y.
+        dim_x: width of x.
+        dim_y: width of y.
         dim_hidden: width of the two hidden layers.
-        dim_out: length of f(x) and g(y), a bound on the rank of the scores.
+        dim_out: width of f(x) and g(y), a bound on the rank of the scores.
     """
 
     def __init__(self, dim_x: int, dim_y: int, dim_hidden: int = 64, dim_out: int = 32):
@@ -68,20 +68,20 @@ class SeparableCritic(nn.Module):
         self.f, self.g = mlp(dim_x, dim_hidden, dim_out), mlp(dim_y, dim_hidden, dim_out)
 
     def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Tensor, "n n"]:
-        """Scores [n, n], entry (i, j) for x_i beside y_j."""
+        """Scores [n, n]; entry (i, j) is T(x_i, y_j)."""
         return self.f(x) @ self.g(y).T
 
 
 def mlp(dim_in: int, dim_hidden: int, dim_out: int) -> nn.Sequential:
-    """Two hidden layers of rectified units."""
+    """An MLP with two hidden ReLU layers."""
     inner = nn.Linear(dim_in, dim_hidden), nn.ReLU(), nn.Linear(dim_hidden, dim_hidden), nn.ReLU()
     return nn.Sequential(*inner, nn.Linear(dim_hidden, dim_out))
 
 
 class MovingAverage(nn.Module):
-    """log of an exponentially weighted average of E_Q[e^T] over the steps of training, for `mine_nats`.
+    """Log of an exponential moving average of E_Q[e^T] over training steps, for `mine_nats`.
 
-    It is a buffer: it is saved, resumed and moved with the module.
+    It is a buffer, so it is saved, restored and moved with the module.
 
     Source: Belghazi et al. (2018, arXiv 1801.04062), section 3.2.
 
@@ -95,23 +95,23 @@ class MovingAverage(nn.Module):
         self.register_buffer("log_average", torch.tensor(math.nan))  # until the first update
 
     def update(self, scores: Float[Tensor, "n n"]) -> Scalar:
-        """Takes in a batch's mismatches and returns the log of the average."""
+        """Updates the average with the mismatched scores of a batch and returns its log."""
         now = log_mean_exp(mismatches(scores.detach())).to(self.log_average)
         kept = torch.logaddexp(self.log_average + math.log(self.decay), now + math.log(1 - self.decay))
         self.log_average.copy_(torch.where(self.log_average.isnan(), now, kept))
         return self.log_average.clone()
 
     def read(self, scores: Float[Tensor, "n n"]) -> Scalar:
-        """The log of the average as it stands; before the first update, that of this batch alone."""
+        """The log of the current average; before the first update, that of this batch."""
         now = log_mean_exp(mismatches(scores.detach())).to(self.log_average)
         return torch.where(self.log_average.isnan(), now, self.log_average)
 
 
 class ResidualCritics(nn.Module):
-    """Critics of both modalities' embeddings, each on the pooled features of both towers.
+    """Four MINE critics: each modality's embeddings with each tower's pooled features.
 
-    They are separable: all n^2 pairs of the batch are scored, and the mismatches among them are the samples of the
-    marginals.
+    They are separable: all n^2 pairs of the batch are scored, and the mismatched ones are the samples of the
+    product of the marginals.
 
     Args:
         dim: width of the embeddings.
@@ -139,16 +139,16 @@ class ResidualCritics(nn.Module):
         return {a: nats[f"{a}_{a}"] - nats[f"{a}_{b}"] for a, b in (("image", "text"), ("text", "image"))}
 
     def loss(self, z: dict[str, Features], pooled: dict[str, Tensor | None]) -> Scalar:
-        """Minus the sum of the four estimates, for embeddings that are held fixed; moves the averages.
+        """Minus the sum of the four estimates, in nats, with fixed embeddings; updates the moving averages.
 
         Args:
             z: embeddings of `image` and `text`, [n, d] each.
-            pooled: pooled features of `image` and `text`.
+            pooled: pooled features of `image` and `text`, [n, p] and [n, q].
         """
         return -sum(self._nats({side: value.detach() for side, value in z.items()}, pooled, update=True).values())
 
     def _nats(self, z: dict[str, Tensor], pooled: dict[str, Tensor | None], update: bool) -> dict[str, Tensor]:
-        """The four estimates, from coordinates of about unit variance; pooled features lead nowhere back."""
+        """The four estimates, on inputs of about unit variance, without a gradient to the pooled features."""
         dtype = next(iter(self.critics.values())).f[0].weight.dtype
         nats = {}
         for a, embedding in z.items():
@@ -161,7 +161,7 @@ class ResidualCritics(nn.Module):
 
 
 def check_rows(penalty: str, n: int, **features: Tensor | None) -> None:
-    """Refuse pooled or projected features that a penalty cannot read: missing, of another length, NaN."""
+    """Raises ValueError for pooled or projected features that are missing, of another length or not finite."""
     for name, value in features.items():
         if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != n:
             what = "the tower pools before its head" if "pooled" in name else "the head gives, of its own length"
@@ -171,6 +171,6 @@ def check_rows(penalty: str, n: int, **features: Tensor | None) -> None:
 
 
 def frozen_critics(critics: ResidualCritics, *inputs) -> dict[str, Scalar]:
-    """The critics' estimates, whose gradient goes to the embeddings and not to the critics."""
+    """The critics' estimates, with a gradient to the embeddings but not to the critics."""
     fixed = {name: value.detach() for name, value in critics.named_parameters()}
     return torch.func.functional_call(critics, fixed, inputs)

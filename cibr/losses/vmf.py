@@ -1,10 +1,10 @@
-"""Von Mises-Fisher distributions on the unit sphere, and the information they bound.
+"""Von Mises-Fisher distributions on the unit sphere, and bounds on information with them.
 
 The density of vMF(mu, k) on the sphere in d dimensions is C_d(k) exp(k <mu, z>), its mean cosine is
 A_d(k) = I_{d/2}(k) / I_{d/2-1}(k). With e(z|x_v) = vMF(mu_v, k_e) and b(z|x_t) = vMF(mu_t, k_b) the bound
-E[log e(z|x_v) - log b(z|x_t)] on I(Z_v; X_v | X_t) is closed (`vmf_residual_nats`). Values are float64 whatever
-comes in: the terms reach 1e5 and cancel, and I_v itself under- and overflows for orders up to thousands and
-arguments up to 1e5. Only samples have the precision of their directions.
+E[log e(z|x_v) - log b(z|x_t)] on I(Z_v; X_v | X_t) has a closed form (`vmf_residual_nats`). Values are float64 for
+any input: the terms reach 1e5 and cancel, and I_v itself under- and overflows for orders up to thousands and
+arguments up to 1e5. Only samples have the dtype of their mean directions.
 
 Source: Mardia & Jupp, Directional Statistics (2000), section 9.3; Lee et al. (2021, arXiv 2109.12909) for the use
 as encoders; DLMF 10.41 (uniform expansion in the order, due to Debye) and 10.29 (recurrence) for the Bessel
@@ -19,7 +19,7 @@ from numpy.polynomial import Polynomial
 from torch import Tensor
 from torch.nn import functional as F
 
-# Debye's expansion is used at orders of at least 50 only, where nine terms leave an error below 1e-14; lower
+# Debye's expansion is used only at orders of at least 50, where nine terms leave an error below 1e-14; lower
 # orders are reached by the stable downward recurrence.
 N_TERMS = 9
 LOWEST_DEBYE_ORDER = 50
@@ -62,7 +62,7 @@ def _bessel(order: float, x: Tensor) -> tuple[Tensor, Tensor]:
     weights = float(top) ** -torch.arange(N_TERMS, dtype=x.dtype, device=x.device)
     exponents = torch.arange(_DEBYE.shape[2], dtype=x.dtype, device=x.device)
     powers = (top / s).unsqueeze(-1) ** exponents  # [..., 3 * N_TERMS - 2]
-    tables = _DEBYE.to(x.device, non_blocking=True)  # small enough never to wait for the device
+    tables = _DEBYE.to(x.device, non_blocking=True)  # small enough not to synchronise
     sum_u, sum_v = (powers @ (weights @ tables).T).unbind(-1)
     log_scaled = s - top * torch.log(top + s) - torch.log(2 * math.pi * s) / 2 + torch.log(sum_u)
     y = s * sum_v / sum_u - top
@@ -102,7 +102,7 @@ def vmf_mean_cosine(kappa: Values, dim: int) -> Float64s:
 
 
 def vmf_log_normalizer(kappa: Values, dim: int) -> Float64s:
-    """Log of the constant in front of the vMF density C_d(kappa) exp(kappa <mu, z>).
+    """Log of the normalising constant of the vMF density C_d(kappa) exp(kappa <mu, z>).
 
     Source: C_d(k) = k^{d/2-1} / ((2 pi)^{d/2} I_{d/2-1}(k)), Mardia & Jupp, section 9.3.
 
@@ -124,12 +124,12 @@ def _log_normalizer(kappa: Tensor, dim: int) -> Tensor:
 
 
 def vmf_fit_kappa(mean_cosine: Values, dim: int) -> Float64s:
-    """Concentration whose mean cosine is the one given: the inverse of A_d.
+    """Maximum-likelihood concentration for a given mean cosine: the inverse of A_d.
 
-    Source: the start of Banerjee et al. (2005, JMLR 6), then Newton's method (Sra 2012), run to convergence here.
+    Source: the initial value of Banerjee et al. (2005, JMLR 6), then Newton's method (Sra 2012) to convergence.
 
     Args:
-        mean_cosine: below 1, any shape; at or below 0 the fit is the uniform one. Not differentiated.
+        mean_cosine: below 1, any shape; at or below 0 the fit is uniform. Not differentiated.
         dim: d, the dimension of the space that the sphere lies in.
 
     Returns:
@@ -157,7 +157,7 @@ def _fit_kappa(mean_cosine: Tensor, dim: int) -> Tensor:
 
 
 def fitted_log_likelihood(mean_cosine: Float64s, dim: int) -> Float64s:
-    """Mean log density, in nats, of a vMF with the concentration that fits; `mean_cosine` < 1 is not checked."""
+    """Mean log density, in nats, of a vMF with the fitted concentration; `mean_cosine` < 1 is not checked."""
     kappa = _fit_kappa(mean_cosine, dim)
     return _log_normalizer(kappa, dim) + kappa * mean_cosine
 
@@ -174,8 +174,8 @@ def vmf_residual_nats(cosine: Values, kappa_e: Values, kappa_b: Values, dim: int
     Args:
         cosine: <mu_v, mu_t> of unit vectors, any shape.
         kappa_e: concentration of the encoder e(z|x_v).
-        kappa_b: concentration of the backward encoder b(z|x_t). Where it is not the one that fits, most of the
-            value is a mismatch of concentrations.
+        kappa_b: concentration of the backward encoder b(z|x_t). Unless it is fitted, most of the value is a
+            mismatch of concentrations.
         dim: d, the width of the embedding.
 
     Returns:
@@ -195,7 +195,7 @@ def vmf_residual_nats(cosine: Values, kappa_e: Values, kappa_b: Values, dim: int
 
 
 def vmf_floor_nats(kappa_e: Values, kappa_b: Values, dim: int) -> Float64s:
-    """What `vmf_residual_nats` still is at cosine 1: mismatch of concentrations, not information.
+    """Value of `vmf_residual_nats` at cosine 1: a mismatch of concentrations, not information.
 
     Args:
         kappa_e: concentration of the encoder.
@@ -212,10 +212,10 @@ def vmf_floor_nats(kappa_e: Values, kappa_b: Values, dim: int) -> Float64s:
 
 
 def _sample_cosine_gap(kappa: Tensor, dim: int, generator: torch.Generator | None) -> Tensor:
-    """1 - <mu, z> for z ~ vMF(mu, kappa), [n], by Wood's rejection, all rows at once.
+    """1 - <mu, z> for z ~ vMF(mu, kappa), [n], by Wood's rejection sampling, all rows at once.
 
-    Wood's Beta variable is (1 + c) / 2 with c one coordinate of a uniform unit vector, which two uniform numbers
-    give (Ulrich 1984). Gaps instead of cosines keep the digits at high concentrations.
+    Wood's Beta variable is (1 + c) / 2 with c one coordinate of a uniform unit vector, drawn from two uniform
+    numbers (Ulrich 1984). Gaps instead of cosines keep their digits at high concentrations.
     """
     n, device = len(kappa), kappa.device
     b = (dim - 1) / (2 * kappa + torch.sqrt(4 * kappa**2 + (dim - 1) ** 2))
@@ -242,12 +242,12 @@ def sample_vmf(
     z = w mu + sqrt(1 - w^2) v, with v uniform among the unit vectors orthogonal to mu.
 
     Source: Wood (1994), Simulation of the von Mises-Fisher distribution. The noise is drawn in one precision and
-    for all rows at once: the same generator gives the same noise whatever the dtype of the directions.
+    for all rows at once: a generator gives the same noise for every dtype of the directions.
 
     Args:
         mean_directions: mu, unit vectors, [n, d].
         kappa: concentration >= 0, one number or one per row; not differentiated.
-        generator: source of the noise, on any device; torch's global one if None.
+        generator: random generator of the noise, on any device; torch's global one if None.
 
     Returns:
         Unit vectors, [n, d], in the dtype of mean_directions.
