@@ -1,8 +1,8 @@
-"""Data sets by name: glyphs made on the spot, local folders, and the sets of the hub.
+"""Data sets by name: rendered glyphs, local folders and data sets of the hub.
 
-`load_pairs` turns a name and a split into `Pairs`. A name resolves in this order: ``glyphs`` and the benchmarks
-that are drawn here too; an existing folder; ``$CIBR_DATA/wds_<name>``; the sets that have a card in
-``datasets.yaml``; a hub id, ``owner/name``.
+`load_pairs` turns a name and a split into `Pairs`. A name resolves in this order: ``glyphs`` and the glyph
+benchmarks; an existing folder; ``$CIBR_DATA/wds_<name>``; a data set with a card in ``datasets.yaml``; a hub id,
+``owner/name``.
 """
 
 import os
@@ -33,18 +33,18 @@ def load_pairs(name: str | Path, split: str = "train", *, on_error: str = "raise
     Args:
         name: a known name (see `known_datasets`); a folder of images with metadata, of shards or of Parquet files;
             or a hub id, ``owner/name``.
-        split: ``train``, ``validation`` (``val`` and ``dev`` will do) or ``test``.
-        on_error: ``raise`` at the first unusable sample, or ``skip`` and count such samples; then every image is
-            decoded once, at load.
-        max_skipped: with ``skip``, how many samples may be left out.
+        split: ``train``, ``validation`` (or ``val``, ``dev``) or ``test``.
+        on_error: ``raise`` at the first unusable sample, or ``skip`` and count unusable samples, for which every
+            image is decoded once at load time.
+        max_skipped: the number of samples that ``skip`` may leave out.
 
     Returns:
         The pairs of the split.
 
     Raises:
-        ValueError: if the name or the split is not known, or the data are not usable.
+        ValueError: if the name or the split is unknown, or the data are unusable.
         FileNotFoundError: if a part of the data set is missing.
-        ConnectionError: if the hub does not give the data set.
+        ConnectionError: if the data set cannot be fetched from the hub.
     """
     source, split = resolve(name), readers.split_of(split)
     skips = Skips(source.name, on_error, max_skipped)
@@ -64,7 +64,7 @@ def available_splits(name: str | Path) -> list[str]:
 
     Raises:
         ValueError: as `resolve`.
-        ConnectionError: if the name is a hub id and the hub does not give it.
+        ConnectionError: if the name is a hub id and cannot be fetched.
     """
     source = resolve(name)
     return _splits_of_card(source) or list(READERS[source.kind][1](source.place))
@@ -72,13 +72,13 @@ def available_splits(name: str | Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a name leads.
+    """The resolved location of a data set.
 
     Args:
-        name: the data set's name, in messages and tables.
-        kind: ``glyphs``, what is drawn here; ``images``, a folder of images with metadata; ``shards``; or ``hub``,
-            what the library `datasets` reads.
-        place: the folder or the hub id; empty for what is drawn here.
+        name: the data set's name in messages and tables.
+        kind: ``glyphs``, rendered here; ``images``, a folder of images with metadata; ``shards``; or ``hub``, read
+            by the library `datasets`.
+        place: the folder or the hub id; empty for glyphs.
     """
 
     name: str
@@ -87,10 +87,10 @@ class Source:
 
 
 def resolve(name: str | Path) -> Source:
-    """Finds where a data set's name leads; nothing is read or fetched.
+    """Resolves a data set's name to its location, without reading or fetching data.
 
     Raises:
-        ValueError: if it leads nowhere, with the nearest known name and the ways to give data.
+        ValueError: if the name is unknown; the message has the nearest known name and the ways to give data.
     """
     name = str(name)
     card = cards().get(name)
@@ -114,7 +114,7 @@ def resolve(name: str | Path) -> Source:
 
 
 def _splits_of_card(source: Source) -> list[str]:
-    """The splits of what is drawn here or lies on the hub, as its card has them; empty without a card."""
+    """The splits on the card of a set that is rendered here or on the hub; empty without a card."""
     card = cards().get(source.name)
     return card["splits"] if card and source.place == (card["hub"] or "") else []
 
@@ -127,18 +127,18 @@ def _kind(folder: Path) -> str:
 
 
 def known_datasets() -> list[str]:
-    """Returns the names that have a card, then those of the other sets in ``CIBR_DATA``."""
+    """Returns the names with a card, then those of the other data sets in ``CIBR_DATA``."""
     return list(cards() | _in_cibr_data())
 
 
 @cache
 def cards() -> dict[str, dict[str, Any]]:
-    """Returns the data sets' cards by name, as ``datasets.yaml`` has them."""
+    """Returns the data set cards of ``datasets.yaml`` by name."""
     return yaml.safe_load(shipped("datasets.yaml").read_text(encoding="utf-8"))
 
 
 def _in_cibr_data() -> dict[str, Path]:
-    """The folders ``wds_<name>`` in the folder that ``CIBR_DATA`` names, by name; none if it is not set."""
+    """The folders ``wds_<name>`` in ``CIBR_DATA``, by name; none if it is not set."""
     value = os.environ.get("CIBR_DATA")
     if not value:
         return {}

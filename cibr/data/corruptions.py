@@ -1,14 +1,14 @@
 """Changes of a training set: subsampling, shuffled captions, a style spuriously correlated with a word, crops.
 
-Styles change how an image is rendered and leave its content, so that a text describes all of them alike:
+Styles change the rendering of an image but not its content, so its captions stay valid:
 
-    small     as an image of a few pixels would show it
-    contours  its outlines, dark on light, without colour
+    small     at a resolution of a few pixels
+    contours  outlines, dark on light, without colour
     flat      few colours in plain patches, like a poster
     grey      without colour
-    negative  dark for light
+    negative  inverted
 
-Which images a corruption takes is the same for every seed of training, unless it says `redraw`.
+A corruption affects the same images for every training seed, unless `redraw` is set.
 """
 
 import re
@@ -25,7 +25,7 @@ from torch import Tensor
 from cibr.data.pairs import Pairs
 from cibr.utils import nearest
 
-SMALL = 24  # px of the shorter side
+SMALL = 24  # px, the shorter side
 SMALLEST_CROP = 0.4  # of the area
 
 
@@ -37,7 +37,7 @@ def _small(image: Image.Image) -> Image.Image:
 
 def _contours(image: Image.Image) -> Image.Image:
     edges = ImageOps.grayscale(image).filter(ImageFilter.GaussianBlur(1)).filter(ImageFilter.FIND_EDGES)
-    # The filter marks the frame of the image itself.
+    # The filter also marks the border of the image.
     inner = ImageOps.expand(ImageOps.crop(edges, 1), 1, fill=0)
     return ImageOps.invert(ImageOps.autocontrast(inner, cutoff=1)).convert("RGB")
 
@@ -53,16 +53,16 @@ STYLES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 @dataclass(frozen=True)
 class Corruption:
-    """What is changed in a training set; the defaults change nothing.
+    """Settings of the changes to a training set; the defaults change nothing.
 
     Args:
-        fraction: share of the images that is kept, in (0, 1]; a smaller subset lies within a larger one.
-        shuffled_captions: share of the kept images that get the captions of others of that share.
-        spurious_word: a whole word, in any case, that some captions have; empty for no spurious correlation.
-        spurious_style: style, one of `STYLES`, of the images whose captions do not have the word.
-        counterexamples: share of the images that come in both styles; 1 is augmentation in both styles.
-        crops: random crops, half of them flipped, that are added for each image; the same ones in every epoch.
-        redraw: keep another subset, and shuffle the captions of others, for each seed of training.
+        fraction: share of the images that is kept, in (0, 1]; smaller subsets are nested in larger ones.
+        shuffled_captions: share of the kept images whose captions are permuted among them.
+        spurious_word: a whole word, in any case, that some captions contain; empty for no spurious correlation.
+        spurious_style: style, one of `STYLES`, of the images whose captions do not contain the word.
+        counterexamples: share of the images that are shown in both styles; 1 is augmentation with both styles.
+        crops: random crops, half of them flipped, added per image; the same ones in every epoch.
+        redraw: draw the subset and the shuffled captions anew for each training seed.
 
     Raises:
         ValueError: a share outside its range, or an unknown style (with the nearest known one).
@@ -93,10 +93,10 @@ class Corruption:
 
     @classmethod
     def parse(cls, settings: Mapping[str, Any]) -> "Corruption":
-        """Checks settings by name, as a run's configuration has them.
+        """Builds a corruption from the settings of a run's configuration.
 
         Raises:
-            ValueError: a name that is no field (with the nearest one), or as `Corruption`.
+            ValueError: an unknown name (with the nearest known one), or as `Corruption`.
         """
         known = [field.name for field in fields(cls)]
         for name in settings:
@@ -107,23 +107,24 @@ class Corruption:
 
 
 def corrupt(pairs: Pairs, corruption: Corruption, seed: int = 0) -> Pairs:
-    """Corrupts a training split: a subset is taken, captions are shuffled, styles correlated, crops added.
+    """Corrupts a training split: takes a subset, shuffles captions, correlates styles, adds crops.
 
-    With a `spurious_word`, images whose captions have it stay as they are and all others are in `spurious_style`;
-    `counterexamples` come in both styles. As negatives, images with known factors are dark on light with the word
-    and light on dark without it; those without known factors count as dark on light.
+    With a `spurious_word`, images whose captions contain it are unchanged and all others are in `spurious_style`;
+    `counterexamples` are shown in both styles. With the style `negative`, images with known factors are dark on
+    light with the word and light on dark without it; those without known factors count as dark on light.
 
     Args:
         pairs: a training split.
-        corruption: what to change.
-        seed: of the subset and of the shuffled captions, where they are redrawn.
+        corruption: the changes.
+        seed: of the subset and the shuffled captions, where they are redrawn.
 
     Returns:
-        The pairs in their order, then the counterexamples, the second renderings of some, then crops of all. With
-        a spurious correlation, `groups` number the images before corruption, as do `labels` if there were none.
+        The pairs in their order, then the counterexamples (second renderings of some images), then crops of all.
+        With a spurious correlation, `groups` number the images before corruption, as do `labels` if there were
+        none.
 
     Raises:
-        ValueError: a word that no caption has, or every one.
+        ValueError: a word that is in no image's captions, or in those of every image.
     """
     kept, _ = split_subset(pairs, corruption, seed)
     shuffled = _with_shuffled_captions(kept, corruption, seed)
@@ -131,7 +132,7 @@ def corrupt(pairs: Pairs, corruption: Corruption, seed: int = 0) -> Pairs:
 
 
 def split_subset(pairs: Pairs, corruption: Corruption, seed: int = 0) -> tuple[Pairs, Pairs]:
-    """The pairs that a corruption's `fraction` keeps, and those that it leaves out, each in their order."""
+    """The pairs that a corruption's `fraction` keeps, and those that it drops, each in their order."""
     n_kept = min(len(pairs), max(2, round(corruption.fraction * len(pairs))))
     order = _order(len(pairs), 1_000 + seed if corruption.redraw else 0)
     kept, left = order[:n_kept].sort().values, order[n_kept:].sort().values
@@ -139,7 +140,7 @@ def split_subset(pairs: Pairs, corruption: Corruption, seed: int = 0) -> tuple[P
 
 
 def _with_shuffled_captions(pairs: Pairs, corruption: Corruption, seed: int) -> Pairs:
-    """Gives a share of the images the captions, and with them the labels, of the next of that share."""
+    """Shifts the captions and labels of a share of the images cyclically, in random order."""
     order = _order(len(pairs), 2_000 + seed if corruption.redraw else 1)
     chosen = order[: round(corruption.shuffled_captions * len(pairs))]
     source = torch.arange(len(pairs))
@@ -179,7 +180,7 @@ def in_both_styles(pairs: Pairs, style: str) -> Pairs:
 
 
 def half_in_style(pairs: Pairs, style: str) -> Pairs:
-    """The same pairs, half of the images, always the same ones, in one of `STYLES`."""
+    """The same pairs with a fixed half of the images in one of `STYLES`."""
     changed = torch.zeros(len(pairs), dtype=torch.bool)
     changed[_order(len(pairs), 3)[: len(pairs) // 2]] = True
     return _restyled(pairs, changed, style)
@@ -187,7 +188,7 @@ def half_in_style(pairs: Pairs, style: str) -> Pairs:
 
 @dataclass(frozen=True)
 class _Styled:
-    """Loads image i, in a style where it has changed."""
+    """Loads image i, rendered in the style if it is changed."""
 
     load: Callable[[int], Image.Image]
     changed: list[bool]
@@ -199,7 +200,7 @@ class _Styled:
 
 
 def _restyled(pairs: Pairs, changed: Bool[Tensor, " n"], style: str) -> Pairs:
-    """The pairs with some images in a style; keys tell which, and a negative's factors do where there are any."""
+    """The pairs with some images in a style, which is appended to their keys; `negative` inverts `ink` and `paper`."""
     _check_style(style)
     flags = changed.tolist()
     keys = [f"{key}/{style}" if flag else key for key, flag in zip(pairs.keys, flags, strict=True)]
@@ -212,7 +213,7 @@ def _restyled(pairs: Pairs, changed: Bool[Tensor, " n"], style: str) -> Pairs:
 
 @dataclass(frozen=True)
 class _Cropped:
-    """Loads image i of n as it is, and of those beyond a random crop, decided by the key, half of them flipped."""
+    """Loads image i below n unchanged, and from n on a random crop seeded by the key, half of them flipped."""
 
     load: Callable[[int], Image.Image]
     n: int
@@ -225,7 +226,7 @@ class _Cropped:
         generator = torch.Generator().manual_seed(zlib.crc32(self.keys[i].encode()))
         area, ratio, x, y, flip = torch.rand(5, generator=generator).tolist()
         area = SMALLEST_CROP + (1 - SMALLEST_CROP) * area
-        stretch = (4 / 3) ** (ratio - 0.5)  # width by height, from the square root of 3 / 4 to its inverse
+        stretch = (4 / 3) ** (ratio - 0.5)  # aspect ratio, from the square root of 3 / 4 to its inverse
         w = min(1.0, (area * stretch) ** 0.5) * image.width
         h = min(1.0, (area / stretch) ** 0.5) * image.height
         left, top = round(x * (image.width - w)), round(y * (image.height - h))
@@ -234,7 +235,7 @@ class _Cropped:
 
 
 def _with_crops(pairs: Pairs, n_crops: int) -> Pairs:
-    """All pairs, then all of them again, `n_crops` times, each image cropped at random."""
+    """All pairs, followed by `n_crops` copies of them with randomly cropped images."""
     if not n_crops:
         return pairs
     n, many = len(pairs), pairs.subset(torch.arange(len(pairs)).repeat(1 + n_crops))

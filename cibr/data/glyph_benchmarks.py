@@ -1,10 +1,10 @@
 """Zero-shot benchmarks for glyphs: letters, scripts, categories, shapes, arrows, diacritics, handwritten digits.
 
-Seven sets for a model that was trained on glyphs, none of which needs a download. Class names are in the words of
-the Unicode names. All show typefaces that training never sees: `validation` STIX, `test` DejaVu Serif, and for
-letters Computer Modern too. Characters that are held out from training stay out, and so do those that a face
-draws just like one of another class, such as Latin A and Greek Alpha among the scripts. The digits alone are
-handwritten, from scikit-learn, the first half of them for validation.
+Seven data sets for models trained on glyphs, without a download. Class names use the words of the Unicode names.
+All but the digits show typefaces that training never sees: STIX in `validation`, DejaVu Serif in `test`, and for
+letters Computer Modern too. Characters held out from training are excluded, and so are those that a face renders
+identically to one of another class, such as Latin A and Greek Alpha among the scripts. The digits are handwritten,
+from scikit-learn; their first half is for validation.
 """
 
 import re
@@ -22,7 +22,7 @@ from cibr.data.glyphs import COMPUTER_MODERN, IMAGE_SIZE, SERIF, STIX, TEMPLATES
 from cibr.data.pairs import Pairs
 
 SPLITS = ("validation", "test")
-DIGIT_SIZE = 20  # px of a handwritten digit: about the height of a printed one at 27 px
+DIGIT_SIZE = 20  # px, about the height of a printed digit at 27 px
 MAX_PER_CLASS = 100
 
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -80,13 +80,13 @@ def _diacritic(name: str, category: str) -> str | None:
 
 
 class GlyphBenchmark(NamedTuple):
-    """A classification of printed characters.
+    """A classification task over printed characters.
 
     Args:
         classify: takes a character's Unicode name in lower case and its category, and returns the name of its
-            class, or None if the character does not belong to the set.
-        n_draws: samples of a character in a face with nuisance factors of their own; with 0 one plain sample.
-        test_faces: the faces of the split `test`.
+            class, or None if the character is not in the set.
+        n_draws: samples per character and face, each with its own nuisance factors; 0 for one plain sample.
+        test_faces: the faces of the `test` split.
     """
 
     classify: Callable[[str, str], str | None]
@@ -105,15 +105,15 @@ GLYPH_BENCHMARKS = {
 
 
 def load_glyph_benchmark(name: str, split: str = "test") -> Pairs:
-    """Draws one split of a zero-shot set.
+    """Renders one split of a zero-shot set.
 
     Args:
         name: ``glyph_digits`` or one of `GLYPH_BENCHMARKS`.
         split: ``validation`` or ``test``.
 
     Returns:
-        Pairs with `labels`, `classnames` (those that have an image in the split), `templates` and, but for the
-        handwritten digits, `factors` as those of the glyphs. The text of an image is its class's name.
+        Pairs with `labels`, `classnames` (those with an image in the split), `templates` and, except for the
+        handwritten digits, `factors` as in `load_glyphs`. The caption of an image is its class name.
     """
     assert split in SPLITS, "load_pairs has checked it against the card"
     keys, classes, pixels, factors = _digits(split) if name == "glyph_digits" else _characters(name, split)
@@ -144,7 +144,7 @@ def _digits(split: str) -> tuple[list[str], list[str], np.ndarray, None]:
 
 @cache
 def _characters(name: str, split: str) -> tuple[list[str], list[str], np.ndarray, pd.DataFrame]:
-    """Keys, class names, pixels and factors of a set of printed characters; a process draws each once."""
+    """Keys, class names, pixels and factors of a set of printed characters, rendered once per process."""
     benchmark = GLYPH_BENCHMARKS[name]
     characters = glyphs.glyph_characters().query("group == 'seen'")
     kinds = map(benchmark.classify, characters["name"], characters["category"])
@@ -155,10 +155,10 @@ def _characters(name: str, split: str) -> tuple[list[str], list[str], np.ndarray
     kinds = factors["character"].map(characters.set_index("character")["kind"])
     keys = pd.Series(glyphs.sample_keys(factors))
     keys = keys + "/" + keys.groupby(keys).cumcount().astype(str)
-    # Characters that a face draws just like one of another class are left out of all faces.
+    # Characters that one face renders identically to one of another class are dropped from all faces.
     drawings = pd.Series([image.tobytes() for image in pixels])
     twins = factors["character"][kinds.groupby(drawings).transform("nunique") > 1]
-    # Which images of a class stay is decided by the hashes of their keys.
+    # The images of a class that are kept are chosen by the hash of their keys.
     hashes = keys.map(glyphs.hash_numbers)[~factors["character"].isin(twins)].sort_values()
     chosen = sorted(hashes.groupby(kinds).head(MAX_PER_CLASS).index)
     factors = factors.iloc[chosen].reset_index(drop=True)

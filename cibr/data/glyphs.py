@@ -1,10 +1,10 @@
-"""Glyph pairs: printed characters and their Unicode names, made on the spot from the fonts in matplotlib.
+"""Glyph pairs: printed characters and their Unicode names, rendered from the fonts in matplotlib.
 
 A sample is one character in one face, drawn with Pillow on a 32 px square, with the character's Unicode name
-in lower case as its caption. What image and text share is the character. Image-only are typeface, weight,
-slant, size, position, ink and paper; text-only is the template around the name. Every choice is a hash of the
-character and the face, so characters, captions, factors and splits are the same on every machine; pixels can
-differ by a few grey levels with the FreeType version. Real ambiguity stays in: Latin A and Greek Alpha are the
+in lower case as its caption. Image and text share the character. Specific to the image are typeface, weight,
+slant, size, position, ink and paper; specific to the text is the template around the name. Every choice is a hash
+of the character and the face, so characters, captions, factors and splits are the same on every machine; pixels
+can differ by a few grey levels with the FreeType version. Real ambiguity remains: Latin A and Greek Alpha are the
 same drawing with two names.
 """
 
@@ -27,9 +27,9 @@ from cibr.utils import cache_folder, write_atomically
 
 IMAGE_SIZE = 32
 TEST_FONT_SIZE = 24
-VERSION = 1  # raise it when drawing changes: old caches are then left alone
+VERSION = 1  # of the rendering; raise it to invalidate old caches
 MIN_CONTRAST = 96
-_BLANK = ("braille pattern blank", "object replacement character")  # named, but drawn without ink
+_BLANK = ("braille pattern blank", "object replacement character")  # without ink
 _BLANK_IN = {("modifier letter capital ou", "DejaVuSansMono-Oblique.ttf")}  # this face alone has no outline
 TEMPLATES = ("{}", "the character {}", "{} in print", "a drawing of {}", "this sign is called {}", "{} on paper")
 FACTORS = ["character", "name", "category", "typeface", "weight", "slant"]
@@ -56,14 +56,14 @@ SANS = _family("sans", "DejaVuSans", _DEJAVU)
 MONO = _family("mono", "DejaVuSansMono", _DEJAVU)
 SERIF = _family("serif", "DejaVuSerif", ("", "-Bold", "-Italic", "-BoldItalic"))
 STIX = _family("stix", "STIXGeneral", ("", "Bol", "Italic", "BolIta"))
-COMPUTER_MODERN = (  # for Latin letters only: their other code points show what TeX's encodings have there
+COMPUTER_MODERN = (  # for Latin letters only: other code points follow TeX's encodings
     Face("computer modern roman", "regular", "upright", "cmr10.ttf"),
     Face("computer modern roman", "bold", "upright", "cmb10.ttf"),
     Face("computer modern sans", "regular", "upright", "cmss10.ttf"),
     Face("computer modern typewriter", "regular", "upright", "cmtt10.ttf"),
 )
 
-# What each split draws: its faces, its group of characters, and whether nuisance factors vary.
+# Faces and group of characters of each split, and whether nuisance factors vary.
 SPLITS = {
     "train": (SANS + MONO, "seen", True),
     "validation": (STIX[:1], "seen", False),
@@ -74,18 +74,18 @@ SPLITS = {
 
 
 def load_glyphs(split: str = "train") -> Pairs:
-    """The glyph pairs of one split, drawn once and then read from the cache.
+    """The glyph pairs of one split, rendered once and then read from the cache.
 
     `train` has the seen characters in eight faces (DejaVu Sans and Mono) with all nuisance factors varying.
     `validation` (STIX) and `test` (DejaVu Serif) show the same characters in typefaces that training never
-    sees, black on white, 24 px, centred, under the bare name. `validation_characters` and `test_characters`
-    show characters that are held out whole, drawn the same plain way in the training faces.
+    sees, black on white, 24 px, centred, with the bare name as caption. `validation_characters` and
+    `test_characters` show held-out characters, rendered as plainly in the training faces.
 
     Args:
         split: one of `SPLITS`.
 
     Returns:
-        Pairs with `labels` (equal for the same character; the code point) and `factors`, one row an image:
+        Pairs with `labels` (the character's code point) and `factors`, one row per image:
         `character, name, category, typeface, weight, slant, size` (font size in px), `x, y` (offset from the
         centre in px), `ink, paper` (grey levels, 0 to 255), `template` (index into `TEMPLATES`).
     """
@@ -100,7 +100,7 @@ def load_glyphs(split: str = "train") -> Pairs:
 
 
 class PixelImages:
-    """Grey squares in memory, given as RGB images by index: the `load` of `Pairs`."""
+    """Grey images [n, 32, 32] in memory, returned as RGB by index: the `load` of `Pairs`."""
 
     def __init__(self, pixels: np.ndarray):
         self.pixels = pixels
@@ -113,9 +113,9 @@ class PixelImages:
 def glyph_characters() -> pd.DataFrame:
     """All characters: `character, name, category, group`, in the order of their code points.
 
-    A character belongs when DejaVu Sans and DejaVu Serif both draw it, Unicode names it, and it is a letter,
-    number, punctuation mark or symbol that leaves ink on the paper. One in forty is held out for the test of
-    unseen characters and one in forty for its validation, by a hash of the name.
+    A character is included if DejaVu Sans and DejaVu Serif both have it, Unicode names it, and it is a letter,
+    number, punctuation mark or symbol that is not blank. One in forty is held out for testing on unseen characters
+    and one in forty for validation, by a hash of the name.
     """
     rows = []
     for code in sorted(charmap(SANS[0].file) & charmap(SERIF[0].file)):
@@ -134,11 +134,10 @@ def sample_factors(characters: pd.DataFrame, faces: tuple[Face, ...], n_draws: i
     Args:
         characters: rows of `glyph_characters`.
         faces: the faces to draw them in.
-        n_draws: how many samples with nuisance factors of their own a character has in a face; with 0 it
-            has one sample, drawn plainly.
+        n_draws: samples per character and face, each with its own nuisance factors; 0 for one plain sample.
 
     Returns:
-        One row a sample, with the columns `FACTORS`.
+        One row per sample, with the columns `FACTORS`.
     """
     rows = []
     for character, name, category in characters[["character", "name", "category"]].itertuples(index=False):
@@ -151,7 +150,7 @@ def sample_factors(characters: pd.DataFrame, faces: tuple[Face, ...], n_draws: i
 
 
 def sample_keys(factors: pd.DataFrame) -> list[str]:
-    """The samples' names: code point and face; samples that share both share the name."""
+    """The keys of samples: code point and face, not unique if both repeat."""
     columns = (factors[column] for column in ("character", "typeface", "weight", "slant"))
     return [f"U+{ord(c):04X}/{t}-{w}-{s}" for c, t, w, s in zip(*columns, strict=True)]
 
@@ -167,7 +166,7 @@ def nuisance_factors(key: str) -> tuple[int, int, int, int, int, int]:
 
 
 def hash_numbers(key: str) -> tuple[int, ...]:
-    """Eight numbers of 32 bits that a key alone decides."""
+    """Eight 32-bit numbers from the SHA-256 hash of a key."""
     digest = hashlib.sha256(key.encode()).digest()
     return tuple(int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4))
 
@@ -186,20 +185,20 @@ def draw_glyph(
 
 
 def _cached_pixels(split: str, factors: pd.DataFrame) -> np.ndarray:
-    """Pixels [n, 32, 32] of a split; the cache's name holds all that drawing depends on."""
+    """Pixels [n, 32, 32] of a split; the name of the cache file has all versions that rendering depends on."""
     versions = f"v{VERSION}-matplotlib{matplotlib.__version__}-freetype{features.version('freetype2')}"
     file = cache_folder() / "glyphs" / f"{split}-{versions}.uint8"
-    with suppress(OSError, ValueError):  # a damaged cache is drawn again
+    with suppress(OSError, ValueError):  # a missing or damaged cache is rendered again
         return np.fromfile(file, np.uint8).reshape(len(factors), IMAGE_SIZE, IMAGE_SIZE)
     pixels = draw_all(factors)
-    with suppress(OSError):  # a folder that cannot be written only costs the drawing time
+    with suppress(OSError):  # without a writable folder, only time is lost
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, pixels.tofile)
     return pixels
 
 
 def draw_all(factors: pd.DataFrame) -> np.ndarray:
-    """Pixels [n, 32, 32] of the samples whose factors are given, one row a sample."""
+    """Pixels [n, 32, 32] of the samples with the given factors, one row per sample."""
     files = {face[:3]: face.file for face in SANS + MONO + SERIF + STIX + COMPUTER_MODERN}
     columns = ["character", "typeface", "weight", "slant", "size", "x", "y", "ink", "paper"]
     pixels = np.empty((len(factors), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
@@ -214,7 +213,7 @@ def _font_path(file: str) -> str:
 
 @cache
 def charmap(file: str) -> frozenset[int]:
-    """The code points that a font file draws."""
+    """The code points of a font file."""
     return frozenset(FT2Font(_font_path(file)).get_charmap())
 
 

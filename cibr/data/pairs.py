@@ -1,8 +1,8 @@
 """Image-text pairs: one split of a data set, with its captions in memory and its images decoded on demand.
 
-Image i comes with one text or more, `captions[i]`; flattened, the texts are numbered image by image.
-`Pairs.match_labels` is the one definition of which pairs match, for losses and metrics alike. Files of every kind
-become 8-bit RGB by one rule, `to_rgb`. Pairs can be pickled, for DataLoader workers.
+Image i has one or more texts, `captions[i]`; flattened, the texts are numbered image by image.
+`Pairs.match_labels` defines which pairs match, for both losses and metrics. Images of every mode are converted to
+8-bit RGB by `to_rgb`. Pairs can be pickled, for DataLoader workers.
 """
 
 import io
@@ -30,16 +30,16 @@ class Pairs:
     Args:
         name: the data set's name, for messages and tables.
         split: the split's name, ``train``, ``validation`` or ``test``.
-        captions: the texts of each image, one at least; they are stripped, empty ones dropped.
+        captions: the texts of each image, at least one; they are stripped, empty ones dropped.
         keys: the samples' names, for messages.
-        load: takes an index and returns the image in mode ``RGB``; a module's function or an
-            object with ``__call__``, so that it can be pickled.
-        labels: content labels: pairs with equal labels show the same; None if nothing is known.
-        factors: a `pandas.DataFrame` of what varies between the images, one row an image.
-        n_skipped: how many samples were left out as unusable.
-        classnames: the names that the labels number, in a set made for classification.
-        templates: prompt templates for zero-shot classification, with ``{c}`` for the class's name.
-        groups: equal numbers for renderings of the same item; None if none are known.
+        load: takes an index and returns the image in mode ``RGB``; a module-level function or a callable object,
+            so that it can be pickled.
+        labels: content labels, equal for pairs that match; None if unknown.
+        factors: a `pandas.DataFrame` of the factors of variation, one row per image.
+        n_skipped: the number of samples left out as unusable.
+        classnames: the class names that `labels` index, in a classification set.
+        templates: prompt templates for zero-shot classification, with ``{c}`` for the class name.
+        groups: equal numbers for renderings of the same item; None if unknown.
 
     Raises:
         ValueError: if the lengths disagree, or an image has no text.
@@ -72,7 +72,7 @@ class Pairs:
         return len(self.captions)
 
     def image(self, i: int) -> Image.Image:
-        """Returns image i, decoded now, in mode ``RGB``.
+        """Decodes and returns image i, in mode ``RGB``.
 
         Raises:
             IndexError: if there is no image i.
@@ -81,7 +81,7 @@ class Pairs:
         return self.load(self._checked(i))
 
     def images(self, indices: Indices | None = None) -> Iterator[Image.Image]:
-        """Yields the images of these indices in their order, or all images."""
+        """Yields the images at these indices, in order, or all images."""
         return (self.image(int(i)) for i in (range(len(self)) if indices is None else indices))
 
     def texts(self) -> list[str]:
@@ -89,16 +89,16 @@ class Pairs:
         return [text for texts in self.captions for text in texts]
 
     def text_to_image(self) -> Int64[Tensor, " n_texts"]:
-        """Returns the index of the image of each of `texts()`."""
+        """Returns the index of the image that each of `texts()` belongs to."""
         n_texts = torch.tensor([len(texts) for texts in self.captions], dtype=torch.long)
         return torch.repeat_interleave(torch.arange(len(self)), n_texts)
 
     def match_labels(self) -> Int64[Tensor, " n"]:
-        """Returns one label an image; images with equal labels, and their texts, are positives of each other.
+        """Returns one label per image; images with equal labels, and their texts, are positives of each other.
 
         Returns:
-            `labels` where they are given. Else images that share a caption or a group have equal labels, as have
-            those that such images connect (connected components); numbered from 0 in the order of the images.
+            `labels` if given; else the connected components of images that share a caption or a group, numbered
+            from 0 in the order of the images.
         """
         if self.labels is not None:
             return self.labels
@@ -116,10 +116,10 @@ class Pairs:
 
     @property
     def paired(self) -> bool:
-        """Whether retrieval follows Karpathy's protocol: right answers are an image's own captions alone.
+        """Whether retrieval follows Karpathy's protocol, in which only an image's own captions are correct.
 
-        It does where no labels and no groups are known, and captions tell images apart or some image has several.
-        Otherwise retrieval is scored by `match_labels`.
+        It does if there are no labels and no groups, and captions are unique or some image has several. Otherwise
+        retrieval is scored by `match_labels`.
         """
         if self.labels is not None or self.groups is not None:
             return False
@@ -127,7 +127,7 @@ class Pairs:
         return len(texts) > len(self) or len(set(texts)) == len(texts)
 
     def prompts(self) -> list[list[str]]:
-        """Returns the prompts of each class, for zero-shot classification: its name in every template.
+        """Returns the zero-shot prompts of each class: its name in every template.
 
         Raises:
             ValueError: if the set has no class names, no templates, or a template without ``{c}``.
@@ -143,10 +143,10 @@ class Pairs:
         return [[template.replace("{c}", name) for template in self.templates] for name in self.classnames]
 
     def subset(self, indices: Indices) -> "Pairs":
-        """Returns the pairs of these indices, in their order; an index may come more than once.
+        """Returns the pairs at these indices, in order; indices may repeat.
 
         Raises:
-            IndexError: if there is no pair of an index.
+            IndexError: if an index is out of range.
         """
         chosen = [self._checked(int(i)) for i in indices]
         rows = torch.tensor(chosen).long()
@@ -179,15 +179,15 @@ class _Chosen:
 
 @dataclass
 class Skips:
-    """The unusable samples of a set that is being read: raised at once, or counted up to a limit.
+    """Policy for unusable samples while a set is read: raise at once, or count them up to a limit.
 
     Args:
         name: the data set's name, for messages.
         on_error: ``raise``, or ``skip`` to count.
-        max_skipped: how many samples may be skipped.
+        max_skipped: the number of samples that may be skipped.
 
     Raises:
-        ValueError: if `on_error` is neither, or `max_skipped` does not fit it.
+        ValueError: if `on_error` is neither, or `max_skipped` is negative or set with ``raise``.
     """
 
     name: str
@@ -206,7 +206,7 @@ class Skips:
         """Raises the error, or counts it.
 
         Raises:
-            ValueError: if this one is more than `max_skipped`, with the first few reasons.
+            ValueError: if more than `max_skipped` samples are unusable, with the first few reasons.
         """
         if self.on_error == "raise":
             raise error
@@ -218,9 +218,9 @@ class Skips:
 
 
 def without_undecodable(pairs: Pairs, skips: Skips) -> Pairs:
-    """Returns the pairs whose images decode, with all that was skipped counted in `n_skipped`.
+    """Returns the pairs whose images decode, with the number of skipped samples in `n_skipped`.
 
-    Images are decoded once each when `skips` counts; when it raises, broken ones show on use.
+    If `skips` counts, each image is decoded once; if it raises, a broken image raises when it is used.
 
     Raises:
         ValueError: if too many samples are unusable, or none is left.
@@ -241,21 +241,20 @@ def without_undecodable(pairs: Pairs, skips: Skips) -> Pairs:
 
 
 def clean_texts(texts: Iterable[str]) -> list[str]:
-    """Returns the texts stripped of outer white space, without those that are then empty."""
+    """Returns the texts stripped of surrounding white space, without empty ones."""
     return [stripped for text in texts if (stripped := text.strip())]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Converts an image of any Pillow mode to a new 8-bit RGB image.
 
-    It is turned upright by its EXIF orientation; colour profiles are not applied. Of an animation, the current
-    frame is taken.
+    The EXIF orientation is applied, colour profiles are not. The current frame of an animation is used.
 
     Args:
         image: an image of any mode: ``1``, ``L``, ``P``, ``RGBA``, ``CMYK``, ``I;16``, ``F``, ...
 
     Returns:
-        The image in mode ``RGB``, upright, on white where it was transparent.
+        The image in mode ``RGB``, upright, with transparency on white.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
@@ -275,7 +274,7 @@ def open_rgb(file: str | Path | bytes, where: str = "") -> Image.Image:
 
     Args:
         file: a path, or the bytes of a file.
-        where: what to call the image in an error; by default its path.
+        where: the image's name in errors; by default its path.
 
     Returns:
         The image in mode ``RGB``, see `to_rgb`.
@@ -288,7 +287,7 @@ def open_rgb(file: str | Path | bytes, where: str = "") -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return to_rgb(image)
-    # Broken files make Pillow raise nearly anything: OSError, SyntaxError, struct.error, EOFError.
+    # Pillow raises nearly anything on broken files: OSError, SyntaxError, struct.error, EOFError.
     except Exception as error:
         fix = "replace the file, or leave such samples out with on_error='skip' and a limit max_skipped"
         raise ValueError(f"{where or file} does not decode as an image ({error}): {fix}") from error
@@ -297,8 +296,8 @@ def open_rgb(file: str | Path | bytes, where: str = "") -> Image.Image:
 def _scale_grey(image: Image.Image) -> Image.Image:
     """Scales a grey image of more than 8 bits to 8 bits.
 
-    ``I;16`` has a range of its own. ``I`` and ``F`` do not say theirs: the smallest usual one that
-    holds the values is taken (1 for fractions, 255, 65535), else the values' own.
+    ``I;16`` has a fixed range. For ``I`` and ``F`` the smallest usual range that contains the values is taken
+    (1 for fractions, 255, 65535), else the range of the values.
     """
     grey = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
     ranges = {"I": GREY_RANGES, "F": (1.0, *GREY_RANGES)}.get(image.mode, GREY_RANGES[-1:])

@@ -1,22 +1,22 @@
-"""Readers of image-text sets: image folders, hub data sets through `datasets`, and WebDataset shards.
+"""Readers of image-text data: image folders, hub data sets through `datasets`, and WebDataset shards.
 
-Image folder: the convention that `datasets` calls imagefolder. A row of ``metadata.csv`` or ``metadata.jsonl``
-names an image (``file_name``, relative to the metadata) and its text (``text`` or ``caption``; in jsonl a list
-too). Several rows that name one image give it several texts; images of no row are not used. An optional ``group``
-is equal for renderings of one item, such as a product before two backgrounds. Splits are subfolders, each with its
-metadata or all under one; a folder without them is split by a hash of each file name or group. Rows are read here
-and not by `datasets`, which takes the text "NA" for a missing one and "2013" for a number, and names no line.
+Image folder: the imagefolder convention of `datasets`. A row of ``metadata.csv`` or ``metadata.jsonl`` gives an
+image (``file_name``, relative to the metadata) and its text (``text`` or ``caption``; in jsonl also a list).
+Several rows with one image give it several texts; images without a row are not used. An optional ``group`` is
+equal for renderings of one item, such as a product on two backgrounds. Splits are subfolders, each with its own
+metadata or all with one file; a folder without them is split by a hash of each file name or group. Rows are not
+read by `datasets`, which turns the text "NA" into a missing value and "2013" into a number, and reports no line.
 
-Hub: any set with the columns ``image`` and ``text``, ``caption``, ``captions`` or ``texts`` (a string or a list),
-and perhaps ``group``; a local folder of Parquet files as well.
+Hub: any data set with the columns ``image`` and ``text``, ``caption``, ``captions`` or ``texts`` (a string or a
+list), and optionally ``group``; also a local folder of Parquet files.
 
-Shards: the layout of the hub's ``clip-benchmark/wds_*``. ``<split>/nshards.txt`` holds the number of shards,
+Shards: the layout of ``clip-benchmark/wds_*`` on the hub. ``<split>/nshards.txt`` contains the number of shards,
 ``<split>/0.tar``, ``1.tar``, ... the samples: members that share a name up to its first dot, an image with
-``.txt`` (captions, one a line) or ``.cls`` (index into the lines of ``classnames.txt``; beside it
-``zeroshot_classification_templates.txt`` holds prompts with ``{c}`` for the class). Tar files are indexed once,
-and an image is then read by its offset.
+``.txt`` (one caption per line) or ``.cls`` (an index into the lines of ``classnames.txt``, beside which
+``zeroshot_classification_templates.txt`` has prompts with ``{c}`` for the class). Tar files are indexed once, and
+an image is then read by its offset.
 
-A split's folder may have any of the names in `SPLIT_NAMES`: ``val`` is ``validation``.
+The folder of a split may have any of the names in `SPLIT_NAMES`: ``val`` is ``validation``.
 """
 
 import csv
@@ -54,15 +54,15 @@ NOT_GIVEN = (
 
 
 def split_of(name: str) -> str:
-    """Returns the split that a name stands for: ``validation`` for ``val``; other names stand for themselves."""
+    """Returns the canonical name of a split: ``validation`` for ``val``; unknown names are unchanged."""
     return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), name)
 
 
 def by_split(files: Iterable[Path]) -> dict[str, Path]:
-    """Returns files by the split that their folder's name stands for.
+    """Returns files by the split that their folder is named after.
 
     Raises:
-        ValueError: if two are of the same split.
+        ValueError: if two files are of the same split.
     """
     found: dict[str, Path] = {}
     for file in sorted(files):
@@ -74,17 +74,17 @@ def by_split(files: Iterable[Path]) -> dict[str, Path]:
 
 @dataclass
 class _Item:
-    """Texts and group of an image, and the number of the row that it first came from."""
+    """Texts and group of an image, and the number of its first row."""
 
     row: int = 0
     texts: list[str] = field(default_factory=list)
     group: str = ""
 
     def add(self, texts: Any, group: Any, place: str) -> int:
-        """Adds a row's texts and group; returns how many of the texts it had before.
+        """Adds a row's texts and group, and returns the number of repeated texts.
 
         Raises:
-            ValueError: if a text is none, or the image has another group.
+            ValueError: if a text is not a string, or the image has another group.
         """
         values = texts if isinstance(texts, list) else [] if texts is None else [texts]
         if not all(isinstance(text, str) for text in values):
@@ -102,7 +102,7 @@ Items = dict[str, _Item]
 
 
 def _pairs(items: Items, split: str, skips: Skips, load: Callable[[list[str]], Callable]) -> Pairs:
-    """Pairs of the items that have a text; `load` takes their keys and returns what loads their images."""
+    """Pairs of the items with a text; `load` takes their keys and returns the image loader."""
     for key, item in items.items():
         if not item.texts:
             skips.add(ValueError(f"{key} of {skips.name} has no text: write one or drop the row"))
@@ -115,7 +115,7 @@ def _pairs(items: Items, split: str, skips: Skips, load: Callable[[list[str]], C
 
 
 def _thing(key: str, item: _Item) -> tuple[str, str]:
-    """What an image shows: its group, else itself."""
+    """The item that an image shows: its group, else the image itself."""
     return ("group", item.group) if item.group else ("image", key)
 
 
@@ -129,12 +129,12 @@ def load_images(folder: str, split: str, skips: Skips) -> Pairs:
         folder: the folder.
         split: ``train``, ``validation``, ``test`` or the name of a subfolder with metadata. Without subfolders for
             the splits, a tenth of the images is ``validation``, chosen by a hash of each ``file_name`` (or its
-            group), so that images added later move no others, and the rest is ``train``.
-        skips: the set's name, and what happens to unusable samples.
+            group), so that later additions move no image, and the rest is ``train``.
+        skips: the data set's name, and the policy for unusable samples.
 
     Raises:
         FileNotFoundError: if the metadata or an image is missing.
-        ValueError: if there is no such split, the metadata are malformed or a sample is unusable.
+        ValueError: if the split does not exist, the metadata are malformed or a sample is unusable.
     """
     metadata, items = _split_given(
         image_splits(folder), split, folder, f"add a subfolder {split} with its own metadata"
@@ -161,12 +161,12 @@ class FolderImages:
 
 
 def metadata_files(folder: Path) -> list[Path]:
-    """Returns the files of metadata in a folder and in its subfolders."""
+    """Returns the metadata files in a folder and its subfolders."""
     return [file for name in METADATA for where in ("", "[!.]*/") for file in folder.glob(where + name)]
 
 
 def image_splits(place: str) -> dict[str, tuple[Path, Items | None]]:
-    """Returns metadata file and rows of each split; rows are None, to be read, where a file has one split's.
+    """Returns the metadata file and the rows of each split; rows are None, not read yet, if each split has a file.
 
     Raises:
         FileNotFoundError, ValueError: as `load_images`, for metadata that are missing or malformed.
@@ -195,7 +195,7 @@ def _split_given(splits: dict[str, Any], split: str, place: str, advice: str) ->
 
 
 def _splits_of_names(items: Items, file: Path) -> dict[str, str]:
-    """Returns the split of each name: its first folder where that is one, else by hash of what it shows."""
+    """Returns the split of each name: its first folder if that is a split, else by a hash of its item."""
     first = {name: split_of(name.partition("/")[0]) for name in items}
     outside = [name for name in items if first[name] not in SPLIT_NAMES]
     if len(outside) == len(items):
@@ -209,10 +209,9 @@ def _splits_of_names(items: Items, file: Path) -> dict[str, str]:
 
 
 def hash_split(names: Iterable[str]) -> dict[str, str]:
-    """Assigns each name to ``validation``, one in ten, or ``train``, by its SHA-256 alone.
+    """Assigns each name to ``validation``, one in ten, or ``train``, by its SHA-256 hash.
 
-    Only where that leaves a split empty, in a very small set, is the nearest name moved into it; one name alone is
-    ``train``.
+    If that leaves a split empty, in a very small set, the nearest name is moved; a single name is ``train``.
 
     Examples:
         >>> hash_split(["a.jpg", "b.jpg", "c.jpg"])
@@ -226,7 +225,7 @@ def hash_split(names: Iterable[str]) -> dict[str, str]:
 
 
 def _read_metadata(file: Path) -> Items:
-    """Reads what is said of each image, in the file's order; rows of the same image are joined."""
+    """Reads the texts and group of each image, in the order of the file; rows of one image are merged."""
     items: Items = {}
     n_repeated = 0
     try:
@@ -252,7 +251,7 @@ def _read_metadata(file: Path) -> Items:
 
 
 def _file_name(value: Any, place: str, folder: Path) -> str:
-    """Returns a file's name within the folder, with slashes; Windows writes it with backslashes."""
+    """Returns a validated file name relative to the folder, with forward slashes."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{place} has no file_name: name the image, relative to {folder}")
     path = PureWindowsPath(value)
@@ -272,26 +271,26 @@ def _rows(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _json(line: str) -> Any:
-    with suppress(ValueError, RecursionError):  # also of numbers with thousands of digits
+    with suppress(ValueError, RecursionError):  # ValueError also for numbers with thousands of digits
         return json.loads(line)
 
 
-# The hub, and local Parquet files, through `datasets`
+# Hub data sets and local Parquet files, through `datasets`
 
 
 def load_hub(source: str, split: str, skips: Skips) -> Pairs:
-    """Reads one split of an image-text set that `datasets` loads; images are decoded on demand.
+    """Reads one split of an image-text data set through `datasets`; images are decoded on demand.
 
-    Rows that show the same file are joined; rows with images of their own are images of their own.
+    Rows with the same image file are merged; rows with embedded images are separate images.
 
     Args:
         source: the hub id of a data set, ``owner/name``, or a local folder of Parquet files.
         split: the split's name.
-        skips: the set's name, and what happens to unusable samples.
+        skips: the data set's name, and the policy for unusable samples.
 
     Raises:
-        ConnectionError: if the hub does not give the set.
-        ValueError: if there is no such split, a column is missing, or a sample is unusable.
+        ConnectionError: if the data set cannot be fetched from the hub.
+        ValueError: if the split does not exist, a column is missing, or a sample is unusable.
     """
     import datasets
     import pyarrow.compute
@@ -315,7 +314,7 @@ def load_hub(source: str, split: str, skips: Skips) -> Pairs:
 
 @dataclass(frozen=True)
 class HubImages:
-    """Loads image i from its row of a `datasets.Dataset` that gives images as they are stored."""
+    """Loads image i from its row of a `datasets.Dataset` with undecoded images."""
 
     files: Any
     rows: list[int]
@@ -326,10 +325,10 @@ class HubImages:
 
 
 def hub_splits(source: str) -> list[str]:
-    """Returns the splits of an image-text set that `datasets` loads; no images are fetched.
+    """Returns the splits of a data set that `datasets` loads, without fetching images.
 
     Raises:
-        ConnectionError: if the hub does not give the set.
+        ConnectionError: if the data set cannot be fetched from the hub.
     """
     import datasets
 
@@ -338,7 +337,7 @@ def hub_splits(source: str) -> list[str]:
 
 
 def _asked(source: str, offline: tuple[type[Exception], ...], ask: Callable, **options: Any) -> Any:
-    """What is answered about the source; errors are told with it, those of `offline` as a `ConnectionError`."""
+    """The result of `ask(source)`; errors name the source, those of `offline` as a `ConnectionError`."""
     try:
         return ask(source, **options)
     except (ConnectionError, *offline) as error:
@@ -352,20 +351,20 @@ def _asked(source: str, offline: tuple[type[Exception], ...], ask: Callable, **o
 
 
 def load_shards(source: str, split: str, skips: Skips) -> Pairs:
-    """Reads one split of a set of WebDataset shards.
+    """Reads one split of a data set of WebDataset shards.
 
     Args:
-        source: a local folder, or else the hub id of a data set, ``owner/name``.
+        source: a local folder, or the hub id of a data set, ``owner/name``.
         split: the split's name.
-        skips: the set's name, and what happens to unusable samples.
+        skips: the data set's name, and the policy for unusable samples.
 
     Returns:
         The pairs; with labels, class names and prompt templates if the samples have ``.cls``.
 
     Raises:
         FileNotFoundError: if a shard or another file is missing.
-        ValueError: if there is no such split, a file is not what the layout says, or a sample is unusable.
-        ConnectionError: if the hub does not give the files.
+        ValueError: if the split does not exist, a file violates the layout, or a sample is unusable.
+        ConnectionError: if the files cannot be fetched from the hub.
     """
     root = _shard_root(source, ["*.txt", *(f"{name}/*" for name in SPLIT_NAMES.get(split, (split,)))])
     advice = f"add {split}/nshards.txt with its shards"
@@ -394,7 +393,7 @@ def load_shards(source: str, split: str, skips: Skips) -> Pairs:
 
 @dataclass(frozen=True)
 class ShardImages:
-    """Loads image i from its place: columns of `places` are shard number, offset, size in bytes."""
+    """Loads image i from its shard; the columns of `places` [n, 3] are shard number, offset and size in bytes."""
 
     shards: list[Path]
     keys: list[str]
@@ -409,21 +408,21 @@ class ShardImages:
 
 
 def shard_splits(source: str) -> list[str]:
-    """Returns the splits of a set of WebDataset shards; no shard is fetched.
+    """Returns the splits of a data set of WebDataset shards, without fetching a shard.
 
     Raises:
-        ConnectionError: if the hub does not give the set.
+        ConnectionError: if the data set cannot be fetched from the hub.
     """
     return list(by_split(_shard_root(source, ["*.txt"]).glob(N_SHARDS)))
 
 
 def _shard_root(source: str, patterns: list[str]) -> Path:
-    """The local folder of a set, with the files that match fetched from the hub where it is there."""
+    """The local folder of a data set; if it is on the hub, after fetching the files that match the patterns."""
     if Path(source).is_dir():
         return Path(source)
     import huggingface_hub
 
-    # The hub's client raises its own errors, those of its HTTP library and the system's.
+    # The hub client raises its own errors, and those of its HTTP library and of the system.
     options = dict(repo_type="dataset", allow_patterns=patterns)
     return Path(_asked(source, (Exception,), huggingface_hub.snapshot_download, **options))
 
@@ -444,7 +443,7 @@ def _required(file: Path) -> Path:
 def _classnames(root: Path) -> list[str]:
     text = _required(root / CLASSNAMES).read_text(encoding="utf-8-sig")
     names = [name.strip() for name in text.strip().split("\n")]
-    # ImageNet's usual list has two missiles and two pairs of sunglasses, so that this is no error.
+    # Not an error: ImageNet's usual list has "missile" twice and "sunglasses" twice.
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         several = f"several classes the name {', '.join(map(repr, repeated))}"
         warnings.warn(f"{root / CLASSNAMES} gives {several}: no text tells them apart", stacklevel=3)
@@ -471,7 +470,7 @@ def _index(shard: Path) -> dict[str, dict[str, Any]]:
                     raise ValueError(f"{where} has two of {part}: give each a name of its own")
                 place = member.offset_data, member.size
                 parts[part] = place if part == "image" else tar.extractfile(member).read().decode("utf-8-sig")
-            # tarfile takes a damaged header, or the lack of one, for the end; a whole file ends in zeros.
+            # tarfile takes a damaged or missing header for the end of the file; a complete file ends in zeros.
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise ValueError(f"{shard} is cut short or damaged at byte {tar.offset:,}: fetch it again")
@@ -483,7 +482,7 @@ def _index(shard: Path) -> dict[str, dict[str, Any]]:
 
 
 def _problem(parts: dict[str, Any], classnames: list[str] | None) -> str:
-    """What a sample has that makes it unusable, with the fix; empty if nothing."""
+    """The reason why a sample is unusable, with the fix; empty if it is usable."""
     if "image" not in parts:
         return f"a text but no image: add one of {', '.join(f'.{suffix}' for suffix in IMAGE_SUFFIXES)}"
     if "cls" not in parts and not parts.get("txt", "").strip():
