@@ -200,7 +200,7 @@ class _Styled:
 
 
 def _restyled(pairs: Pairs, changed: Bool[Tensor, " n"], style: str) -> Pairs:
-    """The pairs with some images in a style, which is appended to their keys; `negative` inverts `ink` and `paper`."""
+    """The pairs with some images in a style, which their keys end in; `negative` inverts `ink` and `paper`."""
     _check_style(style)
     flags = changed.tolist()
     keys = [f"{key}/{style}" if flag else key for key, flag in zip(pairs.keys, flags, strict=True)]
