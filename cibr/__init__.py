@@ -1,7 +1,6 @@
 """CIBR: the Cross-modal Information Bottleneck for CLIP, as models, losses, metrics and a training loop.
 
-Names are loaded when they are first used (PEP 562), so that the losses alone can be imported without the libraries
-that models and training need.
+Names are loaded on first use (PEP 562): importing the losses does not import the libraries of models and training.
 """
 
 from importlib import import_module

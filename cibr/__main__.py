@@ -1,4 +1,4 @@
-"""`python -m cibr` is the command `cibr`; with `accelerate launch -m cibr train` a run uses several devices."""
+"""Entry point of `python -m cibr`, the command `cibr`; `accelerate launch -m cibr train` uses several devices."""
 
 import sys
 

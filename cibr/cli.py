@@ -1,7 +1,7 @@
 """The command `cibr` (or `python -m cibr`): train a model, evaluate it on benchmarks, search a folder of images.
 
-What goes wrong is said in one line on stderr, with exit code 2 for arguments that do not parse and 1 for anything
-else; `--debug` shows the traceback.
+Errors are reported in one line on stderr, with exit code 2 for arguments that do not parse and 1 otherwise;
+`--debug` shows the traceback.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-AT_ONCE = 16  # photos that are held at full size
+AT_ONCE = 16  # images in memory at full size
 EXAMPLES = """examples:
   cibr train --dataset glyphs --penalty vmf --beta 0.05 --output-dir runs/mine
   cibr train config.json --seed 1
@@ -40,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = lambda message, *_: _fail(f"warning: {message}", 0)
             arguments.run(arguments)
         return 0
-    except SystemExit as stop:  # of the parser, or of a run that was told to stop
+    except SystemExit as stop:  # from the parser, or from a run that was stopped
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except KeyboardInterrupt:  # a run has said where it is saved
+    except KeyboardInterrupt:  # the run has reported where it is saved
         return _fail("stopped by Ctrl-C", 130)
     except Exception as error:
         if "--debug" in argv:
@@ -57,12 +57,12 @@ def _fail(message: str, code: int) -> int:
 
 
 def _parser(with_settings: bool) -> argparse.ArgumentParser:
-    """The parser; the settings of a run are asked for by `train` alone, as they take seconds to import."""
+    """The argument parser; only `train` adds the settings of a run, which take seconds to import."""
     layout = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
     parser = argparse.ArgumentParser("cibr", description=__doc__.partition("\n")[0], epilog=EXAMPLES, **layout)
     commands = parser.add_subparsers(required=True, metavar="train | evaluate | search")
     train = commands.add_parser("train", help="train a model, CLIP or CIBR", **layout)
-    train.add_argument("config", nargs="?", type=Path, help="a JSON file with settings; options win over it")
+    train.add_argument("config", nargs="?", type=Path, help="a JSON file with settings; options override it")
     if with_settings:
         _add_settings(train)
     evaluate = commands.add_parser("evaluate", help="measure a model on benchmarks", **layout)
@@ -72,16 +72,16 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
     on.add_argument("--data", metavar="NAME_OR_FOLDER", help="one data set instead of a suite")
     on.add_argument("--published", action="store_true", help="the sets with published results of this hub id")
     evaluate.add_argument("--compare-with", metavar="MODEL", help="a second model, subtracted from the first")
-    evaluate.add_argument("--limit", type=int, default=0, help="at most so many images a set; 0 for all")
-    evaluate.add_argument("--output-dir", type=Path, help="a folder that keeps what is finished")
-    search = commands.add_parser("search", help="find the images of a folder that fit a text", **layout)
+    evaluate.add_argument("--limit", type=int, default=0, help="maximum number of images per set; 0 for all")
+    evaluate.add_argument("--output-dir", type=Path, help="a folder for results, reused by a rerun")
+    search = commands.add_parser("search", help="rank the images of a folder by a text query", **layout)
     search.add_argument("model", help="clip-tiny, cibr-tiny, a folder or a hub id")
-    search.add_argument("folder", type=Path, help="images in it and in the folders below")
-    search.add_argument("text", help="what to look for")
-    search.add_argument("--top", type=int, default=5, help="how many images are printed (default 5)")
-    evaluate.add_argument("--batch-size", type=int, default=256, help="rows encoded at once (default 256)")
+    search.add_argument("folder", type=Path, help="a folder of images, searched recursively")
+    search.add_argument("text", help="the query")
+    search.add_argument("--top", type=int, default=5, help="number of images to print (default 5)")
+    evaluate.add_argument("--batch-size", type=int, default=256, help="items per batch (default 256)")
     for each in (evaluate, search):
-        each.add_argument("--device", default="auto", help="where the model runs; by default a GPU if any")
+        each.add_argument("--device", default="auto", help="device of the model; by default a GPU if available")
     for each, run in ((train, _train), (evaluate, _evaluate), (search, _search)):
         each.add_argument("--debug", action="store_true", help="show the traceback of an error")
         each.set_defaults(run=run)
@@ -106,7 +106,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _described(cls: type) -> dict[str, str]:
-    """What the docstring of a class says of each argument."""
+    """The descriptions of the arguments in a class's docstring, by name."""
     entries = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {6,}.*)*)", inspect.getdoc(cls).partition("Args:")[2], re.M)
     return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
 
@@ -125,7 +125,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _settings(arguments: argparse.Namespace) -> dict:
-    """The settings of the file, then those of the command line."""
+    """The settings of the file, overridden by those of the command line."""
     settings, file = {}, arguments.config
     if file is not None:
         try:

@@ -1,4 +1,4 @@
-"""What every room needs: near names for error messages, the project's folders, atomic writes and provenance."""
+"""Shared helpers: name suggestions for error messages, the project's folders, atomic writes and provenance."""
 
 import difflib
 import os
@@ -14,7 +14,7 @@ VERSIONS_OF = ("cibr", "torch", "transformers", "accelerate", "numpy")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns ", did you mean 'x'?" with the known name that is nearest, or "" if none is near.
+    """Returns ", did you mean 'x'?" with the closest known name, or "" if none is close.
 
     Examples:
         >>> nearest("flickr8", ["flickr8k", "glyphs"])
@@ -28,8 +28,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def in_checkout() -> bool:
-    """Returns whether the package lies in its own checkout, beside ``pyproject.toml``."""
-    # Only the folder just above counts: a virtual environment may lie inside another project.
+    """Returns whether the package is in its own checkout, beside ``pyproject.toml``."""
+    # Only the parent folder counts: a virtual environment may be inside another project.
     return (PACKAGE.parent / "pyproject.toml").is_file()
 
 
@@ -39,7 +39,7 @@ def project_root() -> Path:
 
 
 def cache_folder() -> Path:
-    """Returns the folder for data that can be made or fetched again; it need not exist yet.
+    """Returns the folder for data that can be recomputed or fetched again; it may not exist yet.
 
     Returns:
         ``data/cache`` of the checkout, which git ignores, or ``~/.cache/cibr`` when installed.
@@ -48,12 +48,12 @@ def cache_folder() -> Path:
 
 
 def runs_folder() -> Path:
-    """Returns the folder that runs without an output folder of their own go to: ``$CIBR_RUNS``, or ``runs``."""
+    """Returns the default parent of output folders: ``$CIBR_RUNS``, or ``runs``."""
     return Path(os.environ.get("CIBR_RUNS") or project_root() / "runs").expanduser()
 
 
 def shipped(relative: str) -> Path:
-    """Returns the path of a data file or folder that comes with the package.
+    """Returns the path of a data file or folder that is shipped with the package.
 
     Args:
         relative: its path within ``data/``: ``datasets.yaml``, ``checkpoints/clip-tiny``, ...
@@ -62,7 +62,7 @@ def shipped(relative: str) -> Path:
         ``cibr/_shipped/<relative>`` where a wheel installed it, else ``data/<relative>`` of the checkout.
 
     Raises:
-        FileNotFoundError: if it is in neither place.
+        FileNotFoundError: if it is in neither.
     """
     candidates = PACKAGE / "_shipped" / relative, PACKAGE.parent / "data" / relative
     for path in candidates:
@@ -75,14 +75,14 @@ def shipped(relative: str) -> Path:
 
 
 def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
-    """Writes a file so that it is whole or absent at any moment, also after a crash or a power cut.
+    """Writes a file atomically: at any moment, also after a power cut, it is complete or absent.
 
     Args:
-        file: the file to write; its folder exists. A link to a file stays a link.
-        write: writes the content to the path that it is given, ``<file>.<process>.part`` beside the file.
+        file: the file to write, in an existing folder. A link to a file stays a link.
+        write: takes a path, ``<file>.<process>.part`` beside the file, and writes the content to it.
 
     Raises:
-        OSError: if it cannot be written; the file is then as it was.
+        OSError: if it cannot be written; the file is then unchanged.
     """
     file = Path(file).resolve()
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
@@ -104,11 +104,11 @@ def _sync(path: Path) -> None:
 
 
 def provenance() -> dict[str, Any]:
-    """Commit of the checkout and package versions that a run's numbers depend on.
+    """Commit of the checkout and versions of the packages that results depend on.
 
     Returns:
-        `commit`: 12 digits, with `+` when files other than tables of results differ from it, None outside a
-        checkout; `versions`: by package, with `python`.
+        `commit`: 12 digits, with `+` if files other than result tables have changed, None outside a checkout;
+        `versions`: by package, with `python`.
     """
     versions = {"python": platform.python_version()} | {name: _version(name) for name in VERSIONS_OF}
     return {"commit": _commit(), "versions": versions}
@@ -117,7 +117,7 @@ def provenance() -> dict[str, Any]:
 def _version(name: str) -> str | None:
     try:
         return version(name)
-    except PackageNotFoundError:  # a checkout that runs without being installed
+    except PackageNotFoundError:  # a checkout that is not installed
         return None
 
 
@@ -125,7 +125,7 @@ def _commit() -> str | None:
     if not in_checkout():
         return None
     try:
-        # Tables of results change while they are made, and decide no number.
+        # Result tables change while they are made, and affect no result.
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)data/results")
         return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):

@@ -1,7 +1,7 @@
-"""Scores of paired embeddings: retrieval, zero-shot classification, geometry, and intervals around any of them.
+"""Metrics of paired embeddings: retrieval, zero-shot classification, geometry, and bootstrap intervals.
 
-Everything is a function of tensors. Ranks are counted, ties count against the model, and embeddings that are zero
-or not finite are refused: a broken model never scores well.
+All are functions of tensors. Ties count against the model, and embeddings that are zero or not finite are
+rejected, so a broken model never scores well.
 """
 
 from cibr.metrics.geometry import alignment, linear_cka, modality_gap, mutual_knn, uniformity

@@ -1,6 +1,6 @@
-"""Where paired embeddings lie: how near pairs are, how spread each side is, how alike the two sides' shapes are.
+"""Geometry of paired embeddings: alignment, uniformity, modality gap, linear CKA and mutual nearest neighbours.
 
-All but `linear_cka` want unit vectors, as the similarities of CLIP do.
+All but `linear_cka` take unit vectors.
 """
 
 import math
@@ -15,19 +15,19 @@ UNIT_TOLERANCE = 1e-2  # bfloat16 has three digits
 
 
 def alignment(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n d"]) -> float:
-    """Mean squared distance of pairs: 2 - 2 times the mean cosine, 0 when all pairs coincide.
+    """Mean squared distance between pairs: 2 - 2 times the mean cosine, 0 if all pairs coincide.
 
     Source: Wang and Isola (2020, arXiv 2005.10242), section 4.1, with exponent 2.
 
     Args:
         image_embeddings: unit vectors [n, d].
-        text_embeddings: unit vectors [n, d], row by row the images' pairs.
+        text_embeddings: unit vectors [n, d], paired with the images row by row.
 
     Returns:
         A value in [0, 4].
 
     Raises:
-        ValueError: other shapes, rows that are not finite or not of unit length.
+        ValueError: shapes that do not fit, rows that are not finite or not of unit length.
     """
     _check_pairs(image_embeddings, text_embeddings)
     _check_unit(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
@@ -35,18 +35,18 @@ def alignment(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Ten
 
 
 def uniformity(embeddings: Float[Tensor, "n d"]) -> float:
-    """Log of the mean Gaussian potential exp(-2 |x - y|^2) over distinct items: 0 when all coincide.
+    """Log of the mean Gaussian potential exp(-2 |x - y|^2) over distinct items: 0 if all coincide.
 
     Source: Wang and Isola (2020, arXiv 2005.10242), section 4.1, with t = 2.
 
     Args:
-        embeddings: unit vectors [n, d], two at least.
+        embeddings: unit vectors [n, d], at least two.
 
     Returns:
         A value in [-8, 0]; lower is more uniform.
 
     Raises:
-        ValueError: one item alone, rows that are not finite or not of unit length.
+        ValueError: a single item, rows that are not finite or not of unit length.
     """
     _check_unit(embeddings=embeddings)
     if len(embeddings) < 2:
@@ -59,7 +59,7 @@ def uniformity(embeddings: Float[Tensor, "n d"]) -> float:
 
 
 def modality_gap(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "m d"]) -> float:
-    """Distance between the mean image and the mean text embedding.
+    """Distance between the mean image embedding and the mean text embedding.
 
     Source: Liang et al. (2022, arXiv 2203.02053), section 4.2.
 
@@ -78,19 +78,19 @@ def modality_gap(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[
 
 
 def linear_cka(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n d"]) -> float:
-    """Centred kernel alignment with linear kernels: 1 for a rotation and scaling of the same cloud.
+    """Centred kernel alignment with linear kernels: 1 if the sides differ by a rotation and a scaling.
 
     Source: Kornblith et al. (2019, arXiv 1905.00414), section 3.
 
     Args:
-        image_embeddings: [n, d], of any length.
-        text_embeddings: [n, d], row by row the images' pairs.
+        image_embeddings: [n, d], of any norm.
+        text_embeddings: [n, d], paired with the images row by row.
 
     Returns:
         A value in [0, 1].
 
     Raises:
-        ValueError: sides of different length, rows that are zero or not finite, a side whose rows are all equal.
+        ValueError: different numbers of rows, rows that are zero or not finite, a side whose rows are all equal.
     """
     _check_pairs(image_embeddings, text_embeddings)
     check_embeddings(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
@@ -102,21 +102,21 @@ def linear_cka(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Te
 def mutual_knn(
     image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n d"], k: int = 10
 ) -> float:
-    """The share of its k nearest other items that a pair has in common among images and among texts.
+    """Mean overlap of a pair's k nearest neighbours among the images and among the texts.
 
-    Source: Huh et al. (2024, arXiv 2405.07987), section 2. If items tie for the k-th place, any may count.
+    Source: Huh et al. (2024, arXiv 2405.07987), section 2. Ties for the k-th place are broken arbitrarily.
 
     Args:
         image_embeddings: unit vectors [n, d].
-        text_embeddings: unit vectors [n, d], row by row the images' pairs.
-        k: neighbours, between 1 and n - 1.
+        text_embeddings: unit vectors [n, d], paired with the images row by row.
+        k: number of neighbours, between 1 and n - 1.
 
     Returns:
-        A value in [0, 1]; about k / (n - 1) for unrelated sides.
+        A share in [0, 1]; about k / (n - 1) for unrelated sides.
 
     Raises:
-        ValueError: sides of different length, a k that does not fit, rows that are not finite or not of unit
-            length, a side whose rows are all equal.
+        ValueError: different numbers of rows, a k out of range, rows that are not finite or not of unit length, a
+            side whose rows are all equal.
     """
     _check_pairs(image_embeddings, text_embeddings)
     if not 1 <= k < len(image_embeddings):
@@ -129,7 +129,7 @@ def mutual_knn(
 
 
 def _neighbours(embeddings: Tensor, k: int) -> Tensor:
-    """The k most similar other items of each, [n, k]."""
+    """Indices of the k most similar other items of each item, [n, k]."""
     nearest = []
     for rows, tile in similarity_tiles(embeddings, embeddings):
         tile[:, rows].diagonal().fill_(-torch.inf)

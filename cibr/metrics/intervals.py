@@ -1,9 +1,9 @@
-"""Bootstrap intervals of scores over items, clusters of items and seeds: seeded, without a loop over resamples.
+"""Bootstrap intervals of scores over items, clusters of items and training seeds, vectorised over resamples.
 
 A resample is a row of weights, how often each cluster was drawn, and a mean is weights times sums. Intervals are
-percentiles. They say how far a score would move with other test items (and other training seeds) of the same
-kind; where all items agree, as in 0 of n hits, they have no width. `scipy.stats.bootstrap` draws neither clusters
-for a median nor seeds and items at once, and gathers every resample in memory.
+percentile intervals. They measure how much a score varies with the sample of test items (and training seeds);
+where all items agree, as in 0 of n hits, they have zero width. `scipy.stats.bootstrap` resamples neither clusters
+for a median nor seeds and items jointly, and keeps every resample in memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,18 +25,18 @@ def bootstrap_interval(
     seed: int = 0,
     statistic: Callable = np.mean,
 ) -> tuple[float, float, float]:
-    """A mean or median of items with its bootstrap interval of 95 %.
+    """A mean or median over items with its 95 % bootstrap interval.
 
-    Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13; whole clusters are drawn.
+    Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13; clusters are resampled.
 
     Args:
-        values: one number an item [n], such as a hit (0 or 1), a rank or an average precision.
-        clusters: the cluster of each item [n], such as a text's image: items of one are drawn together.
-        seed: of the resamples.
+        values: one number per item [n], such as a hit (0 or 1), a rank or an average precision.
+        clusters: the cluster of each item [n], such as a text's image, whose items are drawn together.
+        seed: of the resampling.
         statistic: `np.mean` or `np.median`.
 
     Returns:
-        The statistic of the items themselves, and the interval's low and high end.
+        The statistic of the items, and the lower and upper end of its interval.
 
     Raises:
         ValueError: values that are not finite, fewer than two clusters, another statistic.
@@ -62,17 +62,17 @@ def paired_difference(
     weights: Sequence[float] | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """How much better model b is than model a on the same items, over data sets and training seeds.
+    """Paired difference of models b and a on the same items, averaged over data sets and training seeds.
 
-    A resample draws seeds, the same for all data sets, and items within each; with one seed it is the paired
-    bootstrap over items. Few seeds make an interval short, by up to 1 / 2s of its width.
+    A resample draws seeds, jointly for all data sets, and items within each set; with one seed it is the paired
+    bootstrap over items. With s seeds an interval is too narrow, by up to 1 / 2s of its width.
 
     Args:
         a: for each data set, model a's value of every item under every seed [s, n_k].
-        b: as a, of model b: the same seeds in the same order, and the same items.
+        b: the same for model b, with the same seeds and items in the same order.
         weights: of the data sets' means, equal by default; the four styles of PACS share the weight of one set.
-            Only their ratios count.
-        seed: of the resamples.
+            Only their ratios matter.
+        seed: of the resampling.
 
     Returns:
         `mean` of b - a over data sets, seeds and items, and the ends of its 95 % interval, `low` and `high`.
@@ -96,7 +96,7 @@ def paired_difference(
 
 
 def _weights(n: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """How often each of n clusters comes in n draws with replacement, [r, n] in blocks of resamples."""
+    """Counts of n clusters in n draws with replacement, [r, n] per block of resamples."""
     block = max(1, DRAWS // n)
     for start in range(0, N_RESAMPLES, block):
         rows = min(block, N_RESAMPLES - start)
@@ -105,7 +105,7 @@ def _weights(n: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
 
 
 def _drawn_sums(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Sums of n drawn items [r, s]; hits take few distinct values, and only how often each comes is drawn."""
+    """Sums of n drawn items [r, s]; if items have few distinct values, as hits do, only their counts are drawn."""
     n = values.shape[1]
     distinct, counts = np.unique(values, axis=1, return_counts=True)
     if 8 * len(counts) > n:
@@ -114,7 +114,7 @@ def _drawn_sums(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _medians(ordered: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The median of ordered values [n] that come as often as the rows of weights [r, n] say."""
+    """Medians of ordered values [n] repeated by the rows of weights [r, n]."""
     cumulative = weights.cumsum(1)
     last = cumulative[:, -1:]
     low = (cumulative > (last - 1) // 2).argmax(1)
@@ -139,7 +139,7 @@ def _differences(a: Sequence, b: Sequence) -> list[np.ndarray]:
 
 
 def _cluster_indices(clusters, n: int) -> np.ndarray:
-    """Clusters as 0, 1, ..., each item its own by default."""
+    """Clusters numbered from 0; by default each item is its own."""
     indices = np.arange(n) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
     if len(indices) != n or n < 2 or indices.max() < 1:
         raise ValueError(

@@ -1,20 +1,20 @@
-"""Retrieval metrics by counting ranks: exact, ties counted against the model, memory bounded.
+"""Retrieval metrics from exact ranks, in bounded memory, with ties counted against the model.
 
-The rank of a query is the number of wrong items at least as similar as its best right one, so that collapsed
-embeddings, where everything ties, score 0 and never 100 %. There are two protocols. *Paired* (Karpathy and
-Fei-Fei, 2015): an image's own captions alone are right. *By label*: every item with the query's label is right, as
-in a loss with several positives.
+The rank of a query is the number of incorrect items at least as similar as its best correct one, so collapsed
+embeddings, where everything ties, score 0 rather than 100 %. There are two protocols. *Paired* (Karpathy and
+Fei-Fei, 2015): only an image's own captions are correct. *By label*: every item with the query's label is correct,
+as in a loss with several positives.
 
-Paired ranks take one pass over the similarities. A row (a text against all images) holds its text's right image,
-so that texts are ranked while the row is there. An image's captions are spread over rows, and its threshold must
-be known before: it comes from a narrow band, texts sorted by image, a tile of them against their own images only.
-The pass then reads the same entries again. Where kernels rounded one otherwise, a second pass takes the first
-one's entries as thresholds: exact always, one pass nearly always.
+Paired ranks need one pass over the similarities. A row (a text against all images) contains the text's own image,
+so texts are ranked within their row. The captions of an image are spread over rows, and its threshold must be
+known in advance: it comes from a narrow band, tiles of texts sorted by image against their own images only. The
+pass then recomputes the same entries. If a kernel rounded one differently, a second pass uses the first one's
+entries as thresholds: the result is always exact, and one pass is nearly always enough.
 
-A piece of the product is compared while it is in a core's cache, and a comparison writes 0 and 1 as floats, whose
-sums are products with ones: several times faster than counting Booleans. Kernels may round a pair otherwise in a
-matrix of another shape. So the last block reaches back rather than being thin, and a side of fewer than `SMALLEST`
-rows is padded.
+A tile of the product is compared while it is in a core's cache, and a comparison writes 0 and 1 as floats, which
+are summed by a product with ones: several times faster than counting Booleans. Kernels may round a pair
+differently in a matrix of another shape, so the last block overlaps the one before instead of being thin, and a
+side of fewer than `SMALLEST` rows is padded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 KS = (1, 5, 10)
-BLOCK = 1024  # queries a product
-BLOCK_ELEMENTS = 2**23  # similarities held at most (32 MiB), as long as a block has SMALLEST queries
-TILE_ELEMENTS = 2**18  # similarities compared at a time (1 MiB): they fit a core's cache
-SMALLEST = 64  # thinner products fall to other kernels
-FEW = 8  # right items a query up to which counting is faster than sorting
+BLOCK = 1024  # queries per product
+BLOCK_ELEMENTS = 2**23  # most similarities in memory (32 MiB), as long as a block has SMALLEST queries
+TILE_ELEMENTS = 2**18  # similarities compared at a time (1 MiB), to fit a core's cache
+SMALLEST = 64  # thinner products use other kernels
+FEW = 8  # correct items per query up to which counting is faster than sorting
 BAND = 256  # texts at a time in the band of own similarities
 
 
@@ -39,9 +39,9 @@ Texts = Float[Tensor, "m d"]
 
 
 class QueryScores(NamedTuple):
-    """Rank and average precision of every query: the items that metrics average and intervals resample.
+    """Rank and average precision of every query, which metrics average and intervals resample.
 
-    Ranks count wrong items from 0; average precision is in (0, 1] over all of a query's right items.
+    Ranks count incorrect items, from 0; average precision is in (0, 1], over all correct items of a query.
     """
 
     image_ranks: Int[Tensor, " n"]
@@ -56,16 +56,16 @@ def recall_at_k(
     text_to_image: Int[Tensor, " m"],
     ks: Sequence[int] = KS,
 ) -> dict[str, float]:
-    """Recall@k of paired retrieval in both directions, any number of captions an image.
+    """Recall@k of paired retrieval in both directions, with any number of captions per image.
 
-    Image to text is a hit when any of the image's captions is among the first k.
+    An image-to-text query is a hit if any of the image's captions is among the first k.
 
     Source: the protocol of Karpathy and Fei-Fei (2015) for captioned photos; ties count against the model.
 
     Args:
         image_embeddings: unit vectors [n, d].
         text_embeddings: unit vectors [m, d].
-        text_to_image: the index of each text's image [m], in any order; every image has a text at least.
+        text_to_image: the index of each text's image [m], in any order; every image has at least one text.
         ks: the cut-offs.
 
     Returns:
@@ -86,23 +86,23 @@ def label_recall_at_k(
     text_labels: Int[Tensor, " m"],
     ks: Sequence[int] = KS,
 ) -> dict[str, float]:
-    """Recall@k of retrieval by label in both directions: every item with the query's label is right.
+    """Recall@k of retrieval by label in both directions: every item with the query's label is correct.
 
-    A hit is a right item among the first k. A text that stands twice in the gallery counts as two wrong ones for
-    images of other labels: give each text once, see `distinct_texts`.
+    A query is a hit if a correct item is among the first k. A text that is twice in the gallery counts as two
+    incorrect items for images of other labels: give each text once, see `distinct_texts`.
 
     Args:
         image_embeddings: unit vectors [n, d].
         text_embeddings: unit vectors [m, d].
-        image_labels: what each image shows [n]; every label is one of a text, too.
-        text_labels: what each text says [m]; every label is one of an image, too.
+        image_labels: the label of each image [n]; every label is also that of a text.
+        text_labels: the label of each text [m]; every label is also that of an image.
         ks: the cut-offs.
 
     Returns:
         `{"image_to_text_label_recall@k": ..., "text_to_image_label_recall@k": ...}` in [0, 1].
 
     Raises:
-        ValueError: as `recall_at_k`, or a label that one side alone has.
+        ValueError: as `recall_at_k`, or a label that only one side has.
     """
     _check_ks(ks, len(image_embeddings), len(text_embeddings))
     _check_labels(image_embeddings, text_embeddings, image_labels, text_labels)
@@ -114,19 +114,19 @@ def label_recall_at_k(
 def retrieval_recalls(
     pairs, image_embeddings: Images, text_embeddings: Texts, ks: Sequence[int] = KS
 ) -> dict[str, float]:
-    """Recall@k of pairs by the protocol that fits them: `recall_at_k` if `pairs.paired`, else `label_recall_at_k`.
+    """Recall@k of pairs by their protocol: `recall_at_k` if `pairs.paired`, else `label_recall_at_k`.
 
-    By label, what is a positive in training is a hit, and a text that several images share stands once in the
-    gallery, so that a perfect model scores 1.
+    By label, positives in training are hits, and a text that several images share is once in the gallery, so a
+    perfect model scores 1.
 
     Args:
         pairs: `cibr.data.Pairs`, with `paired`, `texts()`, `text_to_image()` and `match_labels()`.
         image_embeddings: unit vectors [n, d] of the pairs' images.
         text_embeddings: unit vectors [m, d] of all of `pairs.texts()`.
-        ks: the cut-offs; those that exceed the smaller gallery are left out.
+        ks: the cut-offs; those above the size of the smaller gallery are left out.
 
     Returns:
-        Recalls in [0, 1], named as those two functions name them.
+        Recalls in [0, 1], with the names of those two functions.
 
     Raises:
         ValueError: as those two functions.
@@ -140,7 +140,7 @@ def retrieval_recalls(
 
 
 def distinct_texts(pairs) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
-    """The texts that a gallery by label holds: each string once for a label.
+    """The texts of a gallery for retrieval by label: each string once per label.
 
     Args:
         pairs: `cibr.data.Pairs`.
@@ -159,7 +159,7 @@ def distinct_texts(pairs) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
 def retrieval_ranks(
     image_embeddings: Images, text_embeddings: Texts, text_to_image: Int[Tensor, " m"]
 ) -> tuple[Int[Tensor, " n"], Int[Tensor, " m"]]:
-    """Paired ranks: for every image and text, how many wrong items are at least as similar as its best right one.
+    """Paired ranks: the number of incorrect items at least as similar as a query's best correct one.
 
     Args:
         image_embeddings: unit vectors [n, d].
@@ -167,7 +167,7 @@ def retrieval_ranks(
         text_to_image: the index of each text's image [m].
 
     Returns:
-        Ranks of the images among texts [n] and of the texts among images [m], from 0.
+        Ranks of the image queries [n] and of the text queries [m], from 0.
 
     Raises:
         ValueError: as `recall_at_k`.
@@ -175,7 +175,7 @@ def retrieval_ranks(
     _check_paired(image_embeddings, text_embeddings, text_to_image)
     images, texts = image_embeddings.float(), text_embeddings.float()
     own = _own_of_band(images, texts, text_to_image)
-    for _ in range(2):  # the second pass finds what the first one did: the same products of the same shape
+    for _ in range(2):  # the second pass repeats the first one's products, of the same shape
         best = own.new_full((len(images),), -torch.inf).scatter_reduce(0, text_to_image, own, "amax")
         found, wrong, text_ranks = _pass(images, texts, text_to_image, best)
         if torch.equal(found, own):
@@ -190,9 +190,9 @@ def query_scores(
     image_labels: Int[Tensor, " n"],
     text_labels: Int[Tensor, " m"],
 ) -> QueryScores:
-    """Rank and average precision of every query, by label; paired where the labels are the images' own numbers.
+    """Rank and average precision of every query, by label; paired if the labels are the indices of the images.
 
-    Average precision is the mean over a query's right items, best first, of k / (k + wrong items at least as
+    Average precision is the mean over a query's correct items, best first, of k / (k + incorrect items at least as
     similar as the k-th). It takes several times as long as ranks alone.
 
     Source: Manning et al. (2008), Introduction to Information Retrieval, section 8.4; ties count against.
@@ -200,8 +200,8 @@ def query_scores(
     Args:
         image_embeddings: unit vectors [n, d].
         text_embeddings: unit vectors [m, d].
-        image_labels: what each image shows [n], or `torch.arange(n)` for paired retrieval.
-        text_labels: what each text says [m], or the index of its image.
+        image_labels: the label of each image [n], or `torch.arange(n)` for paired retrieval.
+        text_labels: the label of each text [m], or the index of its image.
 
     Returns:
         Ranks from 0 and average precisions, of images [n] and texts [m].
@@ -218,14 +218,14 @@ def query_scores(
 def similarity_tiles(
     queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"]
 ) -> Iterator[tuple[slice, Float[Tensor, "t m"]]]:
-    """The similarities of all queries to a gallery, in tiles of rows that are valid until the next one.
+    """The similarities of all queries to a gallery, in tiles of rows, each valid until the next one.
 
     Args:
         queries: [n, d].
         gallery: [m, d].
 
     Yields:
-        The rows of a tile and their similarities [t, m], float32; every row comes once, in order.
+        The rows of a tile and their similarities [t, m], float32; each row once, in order.
     """
     n, m = len(queries), len(gallery)
     queries, gallery = padded(queries), padded(gallery)
@@ -240,7 +240,7 @@ def similarity_tiles(
 
 
 def count_reaching(tile: Float[Tensor, "t m"], thresholds: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
-    """How many similarities of each row reach its threshold; exact as float32 up to 2^24."""
+    """Number of similarities of each row at or above its threshold; as float32, exact up to 2^24."""
     reached = torch.ge(tile, thresholds[:, None], out=torch.empty_like(tile))
     return reached.mv(reached.new_ones(reached.shape[1]))
 
@@ -252,17 +252,17 @@ def padded(rows: Float[Tensor, "n d"]) -> Float[Tensor, "p d"]:
 
 
 def spans(n: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """Start, first new row and end of blocks that cover n rows; the last reaches back to be of full size."""
+    """Start, first new row and end of blocks that cover n rows; the last overlaps to be of full size."""
     for new in range(0, n, size):
         end = min(new + size, n)
         yield max(0, end - size), new, end
 
 
 def check_embeddings(**embeddings: Tensor) -> None:
-    """Refuses embeddings that are not [n, d] with one d, or have rows that are zero or not finite.
+    """Rejects embeddings that are not [n, d] with one d, or have rows that are zero or not finite.
 
     Args:
-        embeddings: tensors by the names that messages call them.
+        embeddings: tensors, by their name in error messages.
 
     Raises:
         ValueError: naming the argument and the first bad row.
@@ -279,7 +279,7 @@ def check_embeddings(**embeddings: Tensor) -> None:
 
 
 def check_one_each(values: Tensor, rows: Tensor, name: str) -> None:
-    """Refuses what is not one value a row, by the name that messages call it."""
+    """Raises ValueError unless there is one value per row."""
     if values.shape != (len(rows),):
         raise ValueError(f"{name} has shape {tuple(values.shape)}: give one a row, ({len(rows)},)")
 
@@ -292,7 +292,7 @@ def _recalls(ranks: tuple[Tensor, Tensor], ks: Sequence[int], name: str) -> dict
 def _label_scores(
     queries: Tensor, gallery: Tensor, labels: Tensor, gallery_labels: Tensor, precisions: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Ranks [n] and, if asked for, average precisions [n] of queries with several right items."""
+    """Ranks [n] and, if requested, average precisions [n] of queries with several correct items."""
     ranks, found = queries.new_empty(len(queries), dtype=torch.float32), torch.zeros(len(queries))
     for rows, tile in similarity_tiles(queries, gallery):
         is_right = labels[rows, None] == gallery_labels
@@ -300,7 +300,7 @@ def _label_scores(
         ranks[rows] = count_reaching(wrong, right.amax(1))
         if precisions:
             n_right = is_right.sum(1)
-            best = right.topk(int(n_right.max())).values  # best first, -inf behind a query's last right item
+            best = right.topk(int(n_right.max())).values  # best first, -inf after a query's last correct item
             if best.shape[1] <= FEW:
                 n_wrong = torch.stack([count_reaching(wrong, threshold) for threshold in best.T], 1)
             else:
@@ -311,7 +311,7 @@ def _label_scores(
 
 
 def _own_of_band(images: Tensor, texts: Tensor, text_to_image: Tensor) -> Tensor:
-    """Each text's similarity to its image [m], from products of sorted texts and the few images they have."""
+    """Each text's similarity to its own image [m], from products of texts sorted by image with their images."""
     order, images = text_to_image.argsort(stable=True), padded(images)
     own = texts.new_empty(len(texts))
     for start, _, end in spans(len(texts), BAND):
@@ -324,13 +324,13 @@ def _own_of_band(images: Tensor, texts: Tensor, text_to_image: Tensor) -> Tensor
 
 
 def _pass(images: Tensor, texts: Tensor, text_to_image: Tensor, best: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Own similarities [m], texts not of an image that reach its best own one [n], ranks of the texts [m]."""
+    """Own similarities [m], ranks of the images [n] given their best own similarities, ranks of the texts [m]."""
     own, text_ranks, reached = texts.new_empty(len(texts)), texts.new_empty(len(texts)), torch.zeros_like(best)
     for rows, tile in similarity_tiles(texts, images):
         own[rows] = right = tile.gather(1, text_to_image[rows, None]).squeeze(1)
-        text_ranks[rows] = count_reaching(tile, right) - 1  # the right image reaches its own threshold
+        text_ranks[rows] = count_reaching(tile, right) - 1  # the correct image reaches its own threshold
         reached += count_reaching(tile.T, best)
-    reached.scatter_add_(0, text_to_image, -(own >= best[text_to_image]).float())  # own texts are not wrong ones
+    reached.scatter_add_(0, text_to_image, -(own >= best[text_to_image]).float())  # own texts are not incorrect
     return own, reached, text_ranks
 
 

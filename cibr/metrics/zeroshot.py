@@ -1,6 +1,6 @@
-"""Zero-shot classification: a class is the mean of its prompts' embeddings, an image belongs to the nearest.
+"""Zero-shot classification by the nearest class embedding, the mean of a class's prompt embeddings.
 
-As in retrieval, an image's rank is the number of wrong classes at least as similar as its own, so that ties count
+As in retrieval, an image's rank is the number of incorrect classes at least as similar as its own, so ties count
 against the model and collapsed embeddings score 0.
 """
 
@@ -17,12 +17,12 @@ Classes = Float[Tensor, "c d"]
 
 
 def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor, "c d"]:
-    """One unit vector a class: the mean of its prompts' unit vectors, again of unit length.
+    """Class embeddings: the mean of the unit vectors of a class's prompts, renormalised.
 
-    Source: Radford et al. (2021, arXiv 2103.00020), section 3.1.4, ensembles over the embedding space.
+    Source: Radford et al. (2021, arXiv 2103.00020), section 3.1.4, ensembling over the embedding space.
 
     Args:
-        prompt_embeddings: embeddings [c, t, d] of c classes in t templates, of any length.
+        prompt_embeddings: embeddings [c, t, d] of c classes in t templates, of any norm.
 
     Returns:
         Unit vectors [c, d], float32.
@@ -37,7 +37,7 @@ def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor,
         )
     check_embeddings(prompt_embeddings=prompt_embeddings.flatten(0, 1))
     means = F.normalize(prompt_embeddings.float(), dim=2).mean(1)
-    # float32 leaves about 1e-8 of a sum that cancels
+    # a sum that cancels leaves about 1e-8 in float32
     cancelled = (means.norm(dim=1) < 1e-6).nonzero().flatten().tolist()
     if cancelled:
         raise ValueError(f"the prompts of class {cancelled[0]} cancel: their mean is zero and has no direction")
@@ -47,7 +47,7 @@ def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor,
 def class_ranks(
     image_embeddings: Images, class_embeddings: Classes, labels: Int[Tensor, " n"]
 ) -> Int[Tensor, " n"]:
-    """For every image, how many wrong classes are at least as similar as its own.
+    """The number of incorrect classes at least as similar as each image's own.
 
     Args:
         image_embeddings: unit vectors [n, d].
@@ -71,12 +71,12 @@ def class_ranks(
     ranks = torch.empty(len(labels), device=labels.device)
     for rows, tile in similarity_tiles(image_embeddings, class_embeddings):
         own = tile.gather(1, labels[rows, None].long()).squeeze(1)
-        ranks[rows] = count_reaching(tile, own) - 1  # the right class reaches its own threshold
+        ranks[rows] = count_reaching(tile, own) - 1  # the correct class reaches its own threshold
     return ranks.long()
 
 
 def predictions(image_embeddings: Images, class_embeddings: Classes) -> Int[Tensor, " n"]:
-    """The most similar class of every image; of classes that tie, any one.
+    """The most similar class of every image; ties are broken arbitrarily.
 
     Args:
         image_embeddings: unit vectors [n, d].
@@ -106,8 +106,8 @@ def zeroshot_accuracy(
         labels: the class of each image [n], in 0..c-1.
 
     Returns:
-        `accuracy@1`, `accuracy@5` when there are five classes, and `mean_per_class_accuracy`: the mean of the
-        accuracies of the classes that occur among the labels. All in [0, 1].
+        `accuracy@1`, `accuracy@5` if there are at least five classes, and `mean_per_class_accuracy`, over the
+        classes that occur among the labels. All in [0, 1].
 
     Raises:
         ValueError: as `class_ranks`.
@@ -120,15 +120,15 @@ def zeroshot_accuracy(
 def accuracy_parts(
     ranks: Int[Tensor, " n"], labels: Int[Tensor, " n"], n_classes: int
 ) -> dict[str, list[tuple[float, Float[np.ndarray, " _"]]]]:
-    """The accuracies as weighted sums of means over images, from which scores and their intervals come.
+    """The accuracies as weighted sums of means over images, for scores and their intervals.
 
     Args:
-        ranks: of each image's own class, as `class_ranks` has them.
+        ranks: the rank of each image's own class [n], see `class_ranks`.
         labels: the class of each image [n].
-        n_classes: how many there are to choose from.
+        n_classes: number of classes to choose from.
 
     Returns:
-        By metric, the weight and the hits (0 or 1) of each mean: one over all images, or one a class that occurs.
+        By metric, the weight and the hits (0 or 1) of each mean: one over all images, or one per class.
     """
     ranks, labels = ranks.cpu().numpy(), labels.cpu().numpy()
     found = {f"accuracy@{k}": [(1.0, (ranks < k).astype(float))] for k in (1, 5) if k <= n_classes}
