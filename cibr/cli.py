@@ -76,7 +76,7 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
     evaluate.add_argument("--output-dir", type=Path, help="a folder for results, reused by a rerun")
     search = commands.add_parser("search", help="rank the images of a folder by a text query", **layout)
     search.add_argument("model", help="clip-tiny, cibr-tiny, a folder or a hub id")
-    search.add_argument("folder", type=Path, help="a folder of images, searched recursively")
+    search.add_argument("folder", type=Path, help="images in it and in the folders below")
     search.add_argument("text", help="the query")
     search.add_argument("--top", type=int, default=5, help="number of images to print (default 5)")
     evaluate.add_argument("--batch-size", type=int, default=256, help="items per batch (default 256)")
