@@ -1,8 +1,7 @@
-"""`DualEncoder`: images and texts as unit vectors; from scratch, over frozen towers or of transformers.
+"""`DualEncoder`: images and texts as unit vectors; from scratch, over frozen towers or from transformers.
 
-One class around three backbones (`cibr.models.towers`). To pooling and projection it adds what is common:
-preprocessing, the tokenizer, the temperature, embedding of any images and strings, and a folder to save to
-(`cibr.models.io`).
+One class around three backbones (`cibr.models.towers`). To their pooling and projection it adds preprocessing, the
+tokenizer, the temperature, embedding of any images and strings, and saving to a folder (`cibr.models.io`).
 """
 
 import math
@@ -25,10 +24,10 @@ OPEN_FILES = "open files with PIL.Image.open(path), make images of arrays with P
 
 
 class Encoded(NamedTuple):
-    """One side of a batch: unit vectors, and the pooled features that the head saw.
+    """One modality of a batch: unit vectors, and the pooled features that the head projected.
 
-    A backbone without heads, such as SigLIP's, has no pooled features; the vectors before they are normalised
-    stand in their place, and `dim_image_pooled` of the backbone is None.
+    A backbone without heads, such as SigLIP's, has no pooled features; the unnormalised vectors take their place,
+    and `dim_image_pooled` of the backbone is None.
     """
 
     features: Float[Tensor, "n d"]
@@ -42,8 +41,8 @@ class DualEncoder(nn.Module):
 
     Attributes:
         kind: `tiny`, `frozen` or `clip`, which stands for any dual encoder of transformers.
-        dim: dimensions of the joint space.
-        image_size: side of the square that images are cut to, in pixels; None where they keep their proportions.
+        dim: dimension of the joint space.
+        image_size: side of the square that images are cropped to, in pixels; None if they keep their proportions.
         log_logit_scale: the logarithm of the multiplier of the cosines.
 
     Examples:
@@ -70,7 +69,7 @@ class DualEncoder(nn.Module):
     def tiny(
         cls, texts: list[str], *, dim: int = 128, width: int = 32, image_size: int = 32, dropout: float = 0.0
     ) -> "DualEncoder":
-        """A small model from scratch; its tokenizer is learned from `texts`. `torch.manual_seed` fixes it."""
+        """A small untrained model with a tokenizer learned from `texts`; `torch.manual_seed` sets its weights."""
         if not texts:
             raise ValueError("a tiny model learns its tokenizer from texts: give at least one")
         tokenizer = towers.train_tokenizer(texts)
@@ -87,7 +86,7 @@ class DualEncoder(nn.Module):
         image_size: int = 160,
         dropout: float = 0.5,
     ) -> "DualEncoder":
-        """Two pretrained towers by folder or hub id, held fixed, under projection heads to be trained."""
+        """Two frozen pretrained towers, by folder or hub id, under trainable projection heads."""
         load = towers.from_hub
         image, text = (load("AutoModel", name, dtype=torch.float32).eval() for name in (image_tower, text_tower))
         backbone = towers.FrozenBackbone(image, text, dim, dropout)
@@ -96,16 +95,15 @@ class DualEncoder(nn.Module):
 
     @classmethod
     def clip(cls, name: str) -> "DualEncoder":
-        """A dual encoder of transformers by folder or hub id, with its temperature.
+        """A dual encoder of transformers, by folder or hub id, with its temperature.
 
         Any class with `get_image_features` and `get_text_features`, such as `CLIPModel`
         (`openai/clip-vit-base-patch32`) or `SiglipModel` (`google/siglip-base-patch16-224`), with its own
-        tokenizer and image preprocessing. The bias of SigLIP's logits stays as it was and is not used: it changes
-        no ranking.
+        tokenizer and image preprocessing. The bias of SigLIP's logits is kept but not used: it changes no ranking.
 
         Raises:
-            FileNotFoundError: nothing to load there, or no tokenizer or image preprocessing beside the model.
-            ValueError: a model that is no dual encoder.
+            FileNotFoundError: the model, its tokenizer or its image preprocessing is missing.
+            ValueError: the model is not a dual encoder.
         """
         backbone = towers.load_dual_encoder(name)
         processor = towers.image_processor(towers.from_hub("AutoImageProcessor", name).to_dict())
@@ -115,7 +113,7 @@ class DualEncoder(nn.Module):
 
     @property
     def context(self) -> int:
-        """The number of tokens that the text encoder reads."""
+        """The maximum number of tokens of the text encoder."""
         return min(self.backbone.context, self.tokenizer.model_max_length)
 
     @property
@@ -124,30 +122,32 @@ class DualEncoder(nn.Module):
         return self.log_logit_scale.exp()
 
     def limit_logit_scale(self) -> None:
-        """Keeps the multiplier at 100 or less, as in CLIP; for after a step. A clamp inside the loss would have no
-        gradient beyond 100, from where the temperature could not come back."""
+        """Clamps the multiplier to at most 100 after a step, as in CLIP.
+
+        A clamp inside the loss would have no gradient above 100, so the temperature could not recover.
+        """
         self.log_logit_scale.data.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
     def set_temperature(self, temperature: float, learn: bool) -> None:
-        """Sets the temperature and whether training moves it."""
+        """Sets the temperature and whether it is trained."""
         self.log_logit_scale.data.fill_(-math.log(temperature))
         self.log_logit_scale.requires_grad_(learn)
 
     def preprocess(self, images: list[Image.Image]) -> UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n ..."]:
-        """Images of any mode and size, resized and cropped, as 8-bit RGB; `normalise` makes them the tower's.
+        """Images of any mode and size, resized and cropped, as 8-bit RGB, to be passed to `normalise`.
 
-        Preprocessing unlike CLIP's gives the tower's values at once; see `cibr.models.towers.HubImageProcessor`.
+        Preprocessing other than CLIP's returns normalised values; see `cibr.models.towers.HubImageProcessor`.
         """
         return self.processor(images)
 
     def normalise(self, pixels: UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
-        """8-bit pixels to the values that the image tower reads; values that are so already stay."""
+        """8-bit pixels as normalised inputs of the image tower; float inputs are returned unchanged."""
         return pixels if pixels.is_floating_point() else (pixels.float() / 255 - self.mean) / self.std
 
     def tokenize(self, texts: list[str], truncate: bool = False) -> tuple[Int[Tensor, "n t"], Int[Tensor, "n t"]]:
-        """Token ids and mask, padded to the longest text.
+        """Token ids and attention mask, padded to the longest text.
 
-        SigLIP reads padding like any token: its texts are padded to the context and its mask is 1 throughout.
+        SigLIP attends to padding, so its texts are padded to the context and its mask is 1 throughout.
 
         Raises:
             ValueError: a text longer than the context, unless `truncate` is set.
@@ -171,30 +171,30 @@ class DualEncoder(nn.Module):
         return ids, mask
 
     def encode_images(self, pixels: Float[Tensor, "n ..."]) -> Encoded:
-        """Normalised images to unit features."""
+        """Encodes normalised images as unit vectors."""
         return self.project_images(self.backbone.image_pooled(pixels))
 
     def encode_texts(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Encoded:
-        """Token ids to unit features."""
+        """Encodes token ids as unit vectors."""
         return self.project_texts(self.backbone.text_pooled(ids, mask))
 
     def project_images(self, pooled: Float[Tensor, "n p"]) -> Encoded:
-        """Pooled image features to unit features."""
+        """Projects pooled image features to unit vectors."""
         return Encoded(F.normalize(self.backbone.image_head(pooled), dim=-1), pooled)
 
     def project_texts(self, pooled: Float[Tensor, "n p"]) -> Encoded:
-        """Pooled text features to unit features."""
+        """Projects pooled text features to unit vectors."""
         return Encoded(F.normalize(self.backbone.text_head(pooled), dim=-1), pooled)
 
     def embed_images(self, images: Iterable[Image.Image], batch_size: int = 256) -> Float[Tensor, "n d"]:
-        """Images as unit vectors.
+        """Embeds images as unit vectors.
 
         Args:
             images: PIL images of any mode and size.
-            batch_size: how many go through the tower at once.
+            batch_size: images encoded at once.
 
         Returns:
-            Unit float32 vectors on the CPU.
+            Unit vectors [n, d], float32, on the CPU.
 
         Raises:
             ValueError: anything but a list of PIL images.
@@ -208,15 +208,15 @@ class DualEncoder(nn.Module):
     def embed_texts(
         self, texts: Iterable[str], batch_size: int = 256, truncate: bool = False
     ) -> Float[Tensor, "n d"]:
-        """Texts as unit vectors.
+        """Embeds texts as unit vectors.
 
         Args:
             texts: strings.
-            batch_size: how many go through the tower at once.
-            truncate: cut texts that are longer than the context instead of refusing them.
+            batch_size: texts encoded at once.
+            truncate: truncate texts longer than the context instead of raising.
 
         Returns:
-            Unit float32 vectors on the CPU.
+            Unit vectors [n, d], float32, on the CPU.
 
         Raises:
             ValueError: anything but a list of strings; a text longer than the context, unless `truncate` is set.
@@ -232,7 +232,7 @@ class DualEncoder(nn.Module):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """A context without gradients and in eval mode, after which the mode is as before."""
+        """A context in eval mode and without gradients; the mode is restored afterwards."""
         was_training = self.training
         self.eval()
         try:
@@ -250,7 +250,7 @@ class DualEncoder(nn.Module):
         return torch.cat(parts) if parts else torch.zeros(0, self.dim)
 
     def own_state(self) -> dict[str, Tensor]:
-        """All weights that training can move: without the frozen towers."""
+        """The state dict without frozen towers."""
         frozen = ("backbone.image_tower.", "backbone.text_tower.") if self.kind == "frozen" else ()
         return {k: v for k, v in self.state_dict().items() if not k.startswith(frozen)}
 
@@ -260,22 +260,22 @@ class DualEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "DualEncoder":
-        """Loads what `save_pretrained` wrote, bit for bit, or a dual encoder of transformers, as `clip` does.
+        """Loads a folder that `save_pretrained` wrote, bit for bit, or a dual encoder of transformers, as `clip`.
 
         Two small models, trained on glyphs, are shipped with the package: `clip-tiny` and `cibr-tiny`.
 
         Raises:
-            FileNotFoundError: nothing to load there, or no tokenizer or image preprocessing beside the model; the
-                message says where was looked.
-            ValueError: a folder that is half-written or damaged; the message names the file. Or a model that is no
-                dual encoder.
+            FileNotFoundError: the model, its tokenizer or its image preprocessing is missing; the message names
+                the places searched.
+            ValueError: a folder that is incomplete or damaged (the message names the file), or a model that is not
+                a dual encoder.
         """
         folder = Path(towers.resolve_model(str(name)))
         return io.load(cls, folder) if io.holds_model(folder) else cls.clip(str(name))
 
 
 def _listed(items, of: type, call: str, things: str, fix: str) -> list:
-    """Items as a list, every one of the type that is asked for."""
+    """The items as a list, after checking the type of each."""
     if isinstance(items, (of, str, os.PathLike)):
         raise ValueError(
             f"{call} takes a list of {things}, not one {type(items).__name__}: put it in a list; {fix}"

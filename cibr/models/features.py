@@ -1,10 +1,9 @@
-"""What encoders read of a set of pairs, as tensors: uint8 images and tokens, or cached features of frozen towers.
+"""Inputs of the encoders as tensors: uint8 images and tokens, or cached features of frozen towers.
 
-`prepare` makes them and `embed_pairs` takes them through a model, in training and evaluation alike. Texts are
-tokenised once. Small sets of images are held in memory; larger ones, and those that are cropped at random, are
-decoded batch by batch in workers, which stay ahead of the model and live as long as their loader is read.
-The features of frozen towers are computed once, in parts, and kept in the cache folder under a digest of all that
-they depend on, so that a killed extraction resumes and a second run begins at once.
+`prepare` makes them and `embed_pairs` embeds them, in both training and evaluation. Texts are tokenised once.
+Small sets of images are kept in memory; larger ones, and those with random crops, are decoded batch by batch in
+worker processes. The features of frozen towers are computed once, in parts, and kept in the cache folder under a
+digest of everything they depend on, so a killed extraction resumes and later runs reuse them.
 """
 
 import hashlib
@@ -30,16 +29,15 @@ from cibr.data import Pairs
 from cibr.models.dual_encoder import DualEncoder, Encoded
 from cibr.utils import cache_folder, write_atomically
 
-IN_MEMORY = 2**30  # bytes of images that are held decoded
+IN_MEMORY = 2**30  # bytes of decoded images to keep in memory at most
 PART = 512  # rows of a part of an extraction
-AT_ONCE = 16  # images that are held at full size
+AT_ONCE = 16  # images in memory at full size
 MOST_WORKERS = 16
-NO_SETTINGS = ("architectures", "transformers_version", "_name_or_path")  # of a config: change no feature
+NO_SETTINGS = ("architectures", "transformers_version", "_name_or_path")  # of a config: do not affect features
 
 
 class Batch(NamedTuple):
-    """Rows of a batch: images as `DualEncoder.preprocess` has them with token ids and mask, or pooled features of
-    frozen towers."""
+    """Rows of a batch: preprocessed images with token ids and mask, or pooled features of frozen towers."""
 
     images: Tensor
     texts: tuple[Tensor, ...]
@@ -48,15 +46,15 @@ class Batch(NamedTuple):
 
 @dataclass(eq=False)
 class Inputs(Dataset):
-    """Pairs as a model reads them; `inputs[image_indices, text_indices]` is a `Batch`.
+    """Pairs as inputs of a model; `inputs[image_indices, text_indices]` is a `Batch`.
 
-    With a `crop`, rows have a third part, a number for each image that decides its crop.
+    With a `crop`, the index has a third part, the random seed of each image's crop.
     """
 
     pairs: Pairs
-    images: Tensor | None  # None: decoded when asked for
+    images: Tensor | None  # None: decoded on demand
     texts: tuple[Tensor, ...]
-    labels: Int[Tensor, " m"]  # one a text: equal labels match
+    labels: Int[Tensor, " m"]  # one per text: equal labels match
     preprocess: Callable[[list[Image.Image]], Tensor]
     crop: Callable[[Image.Image], Image.Image] | None = None
 
@@ -66,11 +64,11 @@ class Inputs(Dataset):
         return Batch(images, self.text_rows(text_rows), self.labels[text_rows])
 
     def image_rows(self, rows: Tensor) -> Tensor:
-        """Images by their number in the pairs."""
+        """Images by their index in the pairs."""
         return _decode(self.preprocess, self.pairs, rows.tolist()) if self.images is None else self.images[rows]
 
     def cropped_rows(self, rows: Tensor, keys: Int[Tensor, " n"]) -> Tensor:
-        """Images by their number, each cropped as torch's random numbers after its key say."""
+        """Images by their index, each with a random crop seeded by its key."""
         squares = []
         with torch.random.fork_rng(devices=[]):
             for i, key in zip(rows.tolist(), keys.tolist(), strict=True):
@@ -79,27 +77,27 @@ class Inputs(Dataset):
         return self.preprocess(squares)
 
     def text_rows(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Texts by their number in `pairs.texts()`, token ids cut to the longest of them."""
+        """Texts by their index in `pairs.texts()`, with token ids cut to the longest of them."""
         texts = tuple(part[rows] for part in self.texts)
         longest = int(texts[1].sum(1).max()) if len(texts) == 2 and len(rows) else None
         return tuple(part[:, :longest] for part in texts)
 
     def loader(self, rows: Iterable[tuple[Tensor, ...]], workers: int | None = None) -> DataLoader:
-        """Batches in the order of `rows`, in pinned memory where there is a CUDA device.
+        """Batches in the order of `rows`, in pinned memory if CUDA is available.
 
         Args:
-            rows: indices of images and of texts, and with a `crop` the keys; read as the batches are asked for.
-            workers: processes that decode; by default none where images are in memory, else one a core.
+            rows: indices of images and of texts, and with a `crop` the keys; consumed lazily.
+            workers: decoding processes; by default none if images are in memory, else one per core.
         """
         if workers is None:
             workers = 0 if self.images is not None else min(MOST_WORKERS, os.cpu_count() or 1)
-        own = torch.Generator()  # the loader draws a seed for its workers, and not from the global stream
+        own = torch.Generator()  # the loader draws a seed for its workers, but not from the global generator
         options = dict(num_workers=workers, generator=own, pin_memory=torch.cuda.is_available())
         return DataLoader(self, batch_size=None, sampler=rows, **options)
 
 
 class Digests(NamedTuple):
-    """What features depend on, as `digest_model` finds it: each side's tower and its input, and all of a model."""
+    """Digests from `digest_model`: of each modality's tower and preprocessing, and of the whole model."""
 
     image: bytes
     text: bytes
@@ -116,20 +114,20 @@ def prepare(
     digests: Digests | None = None,
     crop_scale: float = 1.0,
 ) -> Inputs:
-    """The inputs of a model for a set of pairs.
+    """Prepares the inputs of a model for a set of pairs.
 
     Args:
         model: the encoders.
         pairs: the images, and the texts unless others are given.
-        truncate: cut texts that are longer than the context instead of refusing them.
-        device: where frozen towers run.
-        texts: read in place of the pairs' own, such as a classifier's prompts; each has a label of its own.
-        digests: the model's, from a caller who prepares many sets and takes them once.
-        crop_scale: smallest share of an image's area in random resized crops, 1 for none (not of frozen towers).
+        truncate: truncate texts longer than the context instead of raising.
+        device: the device of frozen towers.
+        texts: replace the pairs' own, such as zero-shot prompts; each has its own label.
+        digests: of the model, if the caller has computed them.
+        crop_scale: smallest share of an image's area in random resized crops, 1 for none (not for frozen towers).
 
     Raises:
-        ValueError: a text longer than the context unless `truncate`, an image that does not decode, or crops for
-            a model whose images are not square.
+        ValueError: a text longer than the context, unless `truncate` is set; an image that does not decode; crops
+            for a model whose images are not square.
     """
     labels = pairs.match_labels()[pairs.text_to_image()] if texts is None else torch.arange(len(texts))
     texts = pairs.texts() if texts is None else texts
@@ -150,29 +148,29 @@ def prepare(
 
 
 def random_resized_crop(size: int, smallest: float) -> Callable[[Image.Image], Image.Image]:
-    """A random part of an image, of any place and of sides 3:4 to 4:3, as a bicubic square of `size` pixels.
+    """A random crop with an aspect ratio of 3:4 to 4:3, resized to a square of `size` pixels (bicubic).
 
-    Source: torchvision's `RandomResizedCrop`, with which open_clip trains (scale 0.9 to 1 of the area).
+    Source: torchvision's `RandomResizedCrop`, as in open_clip (0.9 to 1 of the area).
     """
-    from torchvision.transforms import InterpolationMode, RandomResizedCrop  # takes seconds, which others save
+    from torchvision.transforms import InterpolationMode, RandomResizedCrop  # takes seconds to import
 
     return RandomResizedCrop(size, (smallest, 1.0), interpolation=InterpolationMode.BICUBIC)
 
 
 def encode_images(model: DualEncoder, images: Tensor) -> Encoded:
-    """Images of `Inputs`: preprocessed, or pooled features of a frozen tower."""
+    """Encodes images of `Inputs`: preprocessed images, or pooled features of a frozen tower."""
     return model.project_images(images) if model.kind == "frozen" else model.encode_images(model.normalise(images))
 
 
 def encode_texts(model: DualEncoder, texts: tuple[Tensor, ...]) -> Encoded:
-    """Texts of `Inputs`: token ids and mask, or pooled features of a frozen tower."""
+    """Encodes texts of `Inputs`: token ids and mask, or pooled features of a frozen tower."""
     return model.project_texts(*texts) if model.kind == "frozen" else model.encode_texts(*texts)
 
 
 def embed_pairs(
     model: DualEncoder, inputs: Inputs, batch_size: int = 512
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
-    """Unit vectors of all images [n, d] and all texts [m, d] of a set, in eval mode, on the CPU."""
+    """Unit vectors of all images [n, d] and all texts [m, d] of a set, computed in eval mode, on the CPU."""
     device, title = model.log_logit_scale.device, f"{inputs.pairs.name} {inputs.pairs.split}"
     image_rows, text_rows = (torch.arange(len(x)).split(batch_size) for x in (inputs.pairs, inputs.labels))
     image_batches = inputs.loader([(rows, rows[:0]) for rows in image_rows])
@@ -194,7 +192,7 @@ def _pixels(model: DualEncoder, pairs: Pairs) -> Tensor | None:
 
 
 def _decode(preprocess: Callable[[list[Image.Image]], Tensor], pairs: Pairs, rows: Iterable[int]) -> Tensor:
-    """Preprocessed images; a photo is many times larger before, so only a few are held at a time."""
+    """Preprocessed images; photos are far larger at full size, so only a few are in memory at a time."""
     rows = iter(rows)
     groups = iter(lambda: [pairs.image(i) for i in itertools.islice(rows, AT_ONCE)], [])
     return torch.cat([preprocess(group) for group in groups])
@@ -206,7 +204,7 @@ def _image_features(model: DualEncoder, pairs: Pairs, device, digests: Digests) 
         return model.backbone.image_pooled(model.normalise(pixels))
 
     name, shown = f"{pairs.name}-{pairs.split}", (pairs.name, pairs.split, pairs.keys, pixel_digests(pairs))
-    # Small batches stay in a CPU's cache: 16 photos at once are twice as fast there as 64.
+    # Small batches stay in a CPU's cache: 16 photos at once are twice as fast as 64.
     batch = 16 if torch.device(device).type == "cpu" else 256
     return _in_parts(f"{name}-images", digests.image + repr(shown).encode(), range(len(pairs)), pool, batch)
 
@@ -217,7 +215,7 @@ def _text_features(
     def pool(rows: Sequence[str]) -> Tensor:
         return model.backbone.text_pooled(*(part.to(device) for part in model.tokenize(rows, truncate)))
 
-    once = sorted(dict.fromkeys(texts), key=len)  # each once; neighbours of one length need no padding
+    once = sorted(dict.fromkeys(texts), key=len)  # each once; neighbours of equal length need no padding
     batch = 64 if torch.device(device).type == "cpu" else 1024
     features = _in_parts(f"{name}-texts", digests.text + repr((once, truncate)).encode(), once, pool, batch)
     place = {text: i for i, text in enumerate(once)}
@@ -227,7 +225,7 @@ def _text_features(
 def _in_parts(
     name: str, identity: bytes, items: Sequence, pool: Callable[[Sequence], Tensor], batch: int
 ) -> Tensor:
-    """`pool` over all items in batches; every finished part is a file that a later run reads instead."""
+    """Applies `pool` to all items in batches; every finished part is a file that later runs reuse."""
     folder = cache_folder() / "features" / f"{name}-{hashlib.sha256(identity).hexdigest()[:16]}"
     parts = []
     for start in tqdm(range(0, len(items), PART), desc=f"{name}: features", delay=1):
@@ -236,7 +234,7 @@ def _in_parts(
         if part is None or len(part) != len(rows):
             batches = (rows[i : i + batch] for i in range(0, len(rows), batch))
             part = torch.cat([pool(batch).float().cpu() for batch in batches])
-            with suppress(OSError, SafetensorError):  # it only costs the next run its time
+            with suppress(OSError, SafetensorError):  # without a cache, only time is lost
                 folder.mkdir(parents=True, exist_ok=True)
                 write_atomically(file, lambda path, part=part: save_file({"features": part}, path))
         parts.append(part)
@@ -250,7 +248,7 @@ def _read(file: Path) -> Tensor | None:
 
 
 def pixel_digests(pairs: Pairs, n: int = 64) -> list[str]:
-    """Digests of a few images, evenly spaced: a set that was made again under the same names is seen."""
+    """Digests of a few evenly spaced images, to detect a data set that was changed under the same names."""
     rows = torch.linspace(0, len(pairs) - 1, min(n, len(pairs))).long().tolist()
     return [hashlib.sha256(pairs.image(i).tobytes()).hexdigest() for i in rows]
 
@@ -267,7 +265,7 @@ def digest_model(model: DualEncoder) -> Digests:
 
 
 def _tower_digest(tower: torch.nn.Module) -> bytes:
-    """Equal for a tower from the hub and the same one from a run's folder, which writes down its class."""
+    """Digest of a tower, equal whether it comes from the hub or from a run's folder, which records its class."""
     config = {name: value for name, value in tower.config.to_dict().items() if name not in NO_SETTINGS}
     return json.dumps(config, sort_keys=True, default=str).encode() + _digest(tower.state_dict())
 

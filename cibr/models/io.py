@@ -1,16 +1,16 @@
-"""A `DualEncoder` as a folder: what `save_pretrained` writes and `from_pretrained` reads, bit for bit.
+"""The folder format of a `DualEncoder`: written by `save_pretrained`, read by `from_pretrained`, bit for bit.
 
     cibr.json                  the format, the backbone's kind and its settings
-    cibr.safetensors           every weight that training can move, those of a model of transformers aside
+    cibr.safetensors           every trainable weight, except those of a model of transformers
     preprocessor_config.json   image preprocessing, in the hub's format
     tokenizer.json, ...        the tokenizer, in the hub's format
     image_tower/, text_tower/  the frozen towers (kind `frozen`)
-    config.json, model.safetensors  the model of transformers itself (kind `clip`), so that its own class reads it
+    config.json, model.safetensors  the model of transformers itself (kind `clip`), for its own class to load
 
-Other files, such as a run's history, may lie in the same folder, so it cannot be replaced whole. A save writes
-everything to a folder inside it and renames that to `.complete`, in one step: before it the old model is what
-loads, after it the new one, whose files are then moved to their places, by the next load if need be. So a kill at
-any moment, or a full disk, leaves one model or the other whole.
+Other files, such as a run's history, may be in the same folder, so it cannot be replaced as a whole. A save writes
+everything to a subfolder and renames that to `.complete` in one step: before it the old model is loaded, after it
+the new one, whose files are then moved to their places, by the next load if necessary. So a kill at any moment, or
+a full disk, leaves either the old or the new model complete.
 """
 
 import json
@@ -33,22 +33,22 @@ FORMAT = 2
 
 
 def save(model, folder: Path) -> Path:
-    """Writes a model's folder; other files that lie in the folder stay.
+    """Writes a model to a folder; other files in it are kept.
 
     Raises:
-        ValueError: a folder that cannot be written; the model that was there still loads.
+        ValueError: the folder cannot be written; the previous model still loads.
     """
     part = folder / SAVING
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _move_into_place(folder)
-        shutil.rmtree(part, ignore_errors=True)  # of a save that was killed
+        shutil.rmtree(part, ignore_errors=True)  # left by a killed save
         part.mkdir()
         with towers.quiet_transformers():
             _write(model, part)
         for file in (file for file in part.rglob("*") if file.is_file()):
             with file.open("rb") as stream:
-                os.fsync(stream.fileno())  # durable before the rename that makes it count
+                os.fsync(stream.fileno())  # durable before the rename
         part.rename(folder / COMPLETE)
         _move_into_place(folder)
     except (OSError, SafetensorError) as error:
@@ -67,7 +67,7 @@ def _write(model, folder: Path) -> None:
         backbone.image_tower.save_pretrained(folder / "image_tower")
         backbone.text_tower.save_pretrained(folder / "text_tower")
     if backbone.kind == "clip":
-        backbone.log_logit_scale = model.log_logit_scale.data  # for those who load it by its own class
+        backbone.log_logit_scale = model.log_logit_scale.data  # for loading by its own class
         backbone.model.save_pretrained(folder)
     save_file({k: v.contiguous() for k, v in _weights(model).items()}, folder / WEIGHTS)
     config = {"format": FORMAT, "kind": backbone.kind, "settings": backbone.settings}
@@ -80,18 +80,18 @@ def _weights(model) -> dict[str, torch.Tensor]:
 
 
 def _move_into_place(folder: Path) -> None:
-    """Moves the files of a complete save to their places; a second call goes on where a killed one stopped."""
+    """Moves the files of a complete save to their places; a second call resumes after a killed one."""
     complete = folder / COMPLETE
     for file in [file for file in complete.rglob("*") if file.is_file()]:
         target = folder / file.relative_to(complete)
         target.parent.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):  # moved by another process, which loads this model too
+        with suppress(FileNotFoundError):  # moved by another process that loads this model
             file.replace(target)
     shutil.rmtree(complete, ignore_errors=True)  # folders only
 
 
 def holds_model(folder: Path) -> bool:
-    """Whether `save` wrote this folder, wholly or in part."""
+    """Whether `save` wrote this folder, completely or in part."""
     return any((folder / name).exists() for name in (COMPLETE, CONFIG, WEIGHTS))
 
 
@@ -121,7 +121,7 @@ def load(cls, folder: Path):
         shapes, there = ({name: part.shape for name, part in weights.items()} for weights in (wanted, state))
         if odd := sorted(n for n in shapes.keys() | there.keys() if shapes.get(n) != there.get(n)):
             raise ValueError(f"it does not fit {CONFIG}: {len(odd)} weights differ, first {odd[0]!r}")
-    model.load_state_dict(state, strict=False)  # the towers' weights are in files of their own
+    model.load_state_dict(state, strict=False)  # frozen towers have their own files
     return model.eval()
 
 
@@ -142,7 +142,7 @@ def _read_model(loader: type, folder: Path) -> torch.nn.Module:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[Path]:
-    """Names the file or folder whose reading failed; on damaged ones, readers raise nearly anything."""
+    """Turns any error while reading into a ValueError that names the file; readers raise nearly anything."""
     try:
         with towers.quiet_transformers():
             yield path

@@ -1,12 +1,12 @@
 """Backbones of a `DualEncoder`: tiny towers from scratch, frozen towers under heads, or a model of transformers.
 
-A backbone pools each side (`image_pooled`, `text_pooled`), projects it (`image_head`, `text_head`) and states
-`dim`, `dim_image_pooled`, `dim_text_pooled`, `context`, `reads_padding` and its `settings`. Beside them stand
-image preprocessing, the tokenizer of tiny models, and the places where pretrained models are looked for, in this
-order: an existing folder, `$CIBR_MODELS/<hub id>`, the two checkpoints that are shipped with the package, the hub.
+A backbone pools each modality (`image_pooled`, `text_pooled`), projects it (`image_head`, `text_head`) and has the
+attributes `dim`, `dim_image_pooled`, `dim_text_pooled`, `context`, `reads_padding` and `settings`. The module also
+has image preprocessing, the tokenizer of tiny models, and the search order for pretrained models: an existing
+folder, `$CIBR_MODELS/<hub id>`, the two checkpoints that are shipped with the package, the hub.
 
-Classes of transformers are looked up when they are used: those of images import torchvision, which takes two
-seconds that tiny models do without.
+Classes of transformers are imported on use: those of images import torchvision, which takes two seconds and is not
+needed for tiny models.
 """
 
 import os
@@ -39,7 +39,7 @@ IMAGE_TOWER = "timm/tf_efficientnet_lite0.in1k"
 TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
 PAD, END = "<pad>", "<end>"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
-# What a class of transformers loads, and the files that it loads it from.
+# For error messages: what a class of transformers loads, and from which files.
 LOADS = {
     "AutoImageProcessor": ("the image preprocessing of ", "preprocessor_config.json"),
     "AutoTokenizer": ("the tokenizer of ", "tokenizer.json and tokenizer_config.json"),
@@ -49,15 +49,15 @@ TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 128, 1, 4  # of the tiny text tower
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """CLIP's image preprocessing: short side to `size` by antialiased bicubic interpolation, then a centre crop.
+    """CLIP's image preprocessing: an antialiased bicubic resize of the short side to `size`, then a centre crop.
 
-    The pixels equal those of `transformers.CLIPImageProcessor` bit for bit, and it is written in its format.
+    The pixels equal those of `transformers.CLIPImageProcessor` bit for bit, and the file format is the same.
 
     Args:
         size: the short side after the resize, in pixels.
-        crop_size: the side of the square that is cut out, `size` at most.
-        image_mean: channel means that normalised images are centred by, for values in [0, 1].
-        image_std: channel deviations that they are divided by.
+        crop_size: the side of the square crop, in pixels, at most `size`.
+        image_mean: channel means of the normalisation, for values in [0, 1].
+        image_std: channel standard deviations of the normalisation.
     """
 
     size: int
@@ -78,7 +78,7 @@ class ImageProcessor:
         return pixels[:, top : top + self.crop_size, left : left + self.crop_size]
 
     def to_dict(self) -> dict:
-        """The settings in the hub's format; those that are left out are the defaults of CLIP."""
+        """The settings in the hub's format; omitted ones have the defaults of CLIP."""
         return {
             "image_processor_type": "CLIPImageProcessor",
             "size": {"shortest_edge": self.size},
@@ -89,10 +89,10 @@ class ImageProcessor:
 
     @classmethod
     def from_dict(cls, settings: dict) -> "ImageProcessor":
-        """Reads the hub's format.
+        """Reads settings in the hub's format.
 
         Raises:
-            ValueError: preprocessing that is not CLIP's.
+            ValueError: preprocessing other than CLIP's.
         """
         size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
         like_clip = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True)
@@ -100,7 +100,7 @@ class ImageProcessor:
         odd = [name for name, value in like_clip.items() if settings.get(name, value) != value]
         odd += ["size"] * ("shortest_edge" not in size)
         odd += ["crop_size"] * (not crop or crop["height"] != crop["width"])
-        # Others, such as LeViT's, mean something else by the same names.
+        # Other processors, such as LeViT's, give the same names another meaning.
         odd += ["image_processor_type"] * (not settings["image_processor_type"].startswith("CLIPImageProcessor"))
         if odd:
             raise ValueError(
@@ -111,27 +111,27 @@ class ImageProcessor:
 
 
 class HubImageProcessor:
-    """An image processor of transformers behind the interface of `ImageProcessor`; for preprocessing not CLIP's.
+    """An image processor of transformers with the interface of `ImageProcessor`, for models unlike CLIP.
 
-    It gives float values as the model reads them: pixels [n, 3, h, w], resized, cropped and normalised. Of images
-    that keep their proportions (SigLIP 2 NaFlex) it gives patches, [n, p, 3 * side^2 + 3]: the values of a patch,
-    its mask (0 for padding), and the rows and columns of patches of its image. `unpack` takes them apart.
+    It returns float inputs of the model: pixels [n, 3, h, w], resized, cropped and normalised. For images that
+    keep their proportions (SigLIP 2 NaFlex) it returns patches, [n, p, 3 * side^2 + 3]: the values of a patch, its
+    mask (0 for padding), and the numbers of rows and columns of patches of its image. `unpack` separates them.
 
     Args:
         settings: the processor in the hub's format, its class named as `image_processor_type`.
     """
 
-    image_mean, image_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the values come normalised
+    image_mean, image_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the values are normalised already
 
     def __init__(self, settings: dict):
         size = settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size")
         sides = {(size or {}).get(side) for side in ("height", "width")}
-        self.crop_size = sides.pop() if len(sides) == 1 else None  # None where images keep their proportions
+        self.crop_size = sides.pop() if len(sides) == 1 else None  # None if images keep their proportions
         self.processor = getattr(transformers, settings["image_processor_type"]).from_dict(settings)
         self.to_dict = self.processor.to_dict
 
     def __call__(self, images: list[Image.Image]) -> Float[Tensor, "n ..."]:
-        """Images of any mode and size as the model reads them."""
+        """Images of any mode and size as inputs of the model."""
         values = self.processor([to_rgb(image) for image in images], return_tensors="pt")
         pixels = values["pixel_values"]
         if "spatial_shapes" not in values:
@@ -141,7 +141,7 @@ class HubImageProcessor:
 
     @staticmethod
     def unpack(pixels: Float[Tensor, "n ..."]) -> dict[str, Tensor]:
-        """What `get_image_features` is called with."""
+        """The keyword arguments of `get_image_features`."""
         if pixels.ndim == 4:
             return {"pixel_values": pixels}
         values, mask, shapes = pixels[..., :-3], pixels[..., -3].int(), pixels[:, 0, -2:].long()
@@ -149,7 +149,7 @@ class HubImageProcessor:
 
 
 def image_processor(settings: dict) -> ImageProcessor | HubImageProcessor:
-    """The image preprocessing of settings in the hub's format: ours if it is CLIP's, or that of transformers."""
+    """The image processor of settings in the hub's format: `ImageProcessor` if CLIP's, or `HubImageProcessor`."""
     try:
         return ImageProcessor.from_dict(settings)
     except ValueError:
@@ -159,7 +159,7 @@ def image_processor(settings: dict) -> ImageProcessor | HubImageProcessor:
 def train_tokenizer(
     texts: list[str], vocabulary: int = 2048, context: int = 64
 ) -> transformers.PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer learned from texts, in lower case; every string can be written with it."""
+    """A lower-case byte-level BPE tokenizer learned from texts; it can encode every string."""
     learned = ByteLevelBPETokenizer(lowercase=True, unicode_normalizer="nfc", add_prefix_space=True)
     learned.train_from_iterator(texts, vocabulary, min_frequency=0, show_progress=False, special_tokens=[PAD, END])
     tokenizer = Tokenizer.from_str(learned.to_str())
@@ -170,7 +170,7 @@ def train_tokenizer(
 
 
 def layout(width: int) -> torch.memory_format:
-    """How activations lie in memory: channels last, unless a tower is narrower than the 16 channels of a block.
+    """Memory format of activations: channels last, unless the width is no multiple of 16 channels.
 
     On several threads oneDNN's gradient of such narrow channels-last convolutions writes out of bounds
     (torch 2.13, odd batches).
@@ -179,7 +179,7 @@ def layout(width: int) -> torch.memory_format:
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels at each place of a feature map [n, c, h, w]."""
+    """LayerNorm over the channels at each position of a feature map [n, c, h, w]."""
 
     def __init__(self, dim: int, memory_format: torch.memory_format):
         super().__init__(dim)
@@ -191,7 +191,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a skip connection; it starts as the skip alone."""
+    """Residual block of two 3x3 convolutions, initialised to its skip connection."""
 
     def __init__(self, dim_in: int, dim_out: int, memory_format: torch.memory_format, stride: int = 1):
         super().__init__()
@@ -208,7 +208,7 @@ class Block(nn.Module):
 
 
 class TinyImageTower(nn.Sequential):
-    """Normalised images [n, 3, size, size] to pooled features [n, 4 * width * 16] on a grid of 4 x 4 places."""
+    """Small CNN: normalised images [n, 3, size, size] to pooled features [n, 4 * width * 16] on a 4 x 4 grid."""
 
     def __init__(self, width: int):
         memory_format = layout(width)
@@ -230,7 +230,7 @@ class TinyImageTower(nn.Sequential):
 
 
 class TinyTextTower(nn.Module):
-    """Token ids to the mean of the last layer's states, padding left out."""
+    """Small transformer from token ids to the mean of the last hidden states, without padding."""
 
     def __init__(self, vocabulary: int, context: int, dropout: float):
         super().__init__()
@@ -249,13 +249,13 @@ class TinyTextTower(nn.Module):
 
 
 def mean_pool(states: Float[Tensor, "n t d"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
-    """The mean over the tokens that are not padding."""
+    """The mean over the tokens, without padding."""
     weight = mask.unsqueeze(-1).to(states.dtype)
     return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 class TinyBackbone(nn.Module):
-    """Both tiny towers with linear heads; the parts that `DualEncoder` asks of every backbone."""
+    """The two tiny towers with linear heads."""
 
     kind, reads_padding = "tiny", False
 
@@ -280,7 +280,7 @@ def _head(dim_in: int, dim: int, dropout: float) -> nn.Sequential:
 
 
 class ProjectionHead(nn.Module):
-    """Pooled features to the joint space: a linear map plus a residual layer, with dropout before both."""
+    """Projection of pooled features to the joint space: a linear map and a residual layer, each with dropout."""
 
     def __init__(self, dim_in: int, dim: int, dropout: float):
         super().__init__()
@@ -290,7 +290,7 @@ class ProjectionHead(nn.Module):
 
     @torch.no_grad()
     def start_at(self, mean: Float[Tensor, " dim_in"], linear_map: Float[Tensor, "dim dim_in"]) -> None:
-        """Sets the head to a linear map of centred features, the residual layer to zero."""
+        """Initialises the head with a linear map of centred features and a zero residual layer."""
         self.linear.weight.copy_(linear_map)
         self.linear.bias.copy_(-linear_map @ mean)
         for parameter in self.residual[-1].parameters():
@@ -302,10 +302,10 @@ class ProjectionHead(nn.Module):
 
 
 class FrozenBackbone(nn.Module):
-    """Two pretrained towers that never train and always run in eval mode, under trained projection heads.
+    """Two frozen pretrained towers, always in eval mode, under trainable projection heads.
 
-    The heads see the image tower's pooled output and the mean over the text tower's tokens; `cibr.models.features`
-    computes both once for a data set and keeps them.
+    The heads project the image tower's pooled output and the mean over the text tower's tokens;
+    `cibr.models.features` computes both once per data set and caches them.
     """
 
     kind, reads_padding = "frozen", False
@@ -338,7 +338,7 @@ class FrozenBackbone(nn.Module):
 
 
 def image_pooled_size(tower: nn.Module) -> int:
-    """The width of an image tower's pooled output, read off a blank image."""
+    """The width of an image tower's pooled output, from a forward pass on a blank image."""
     size = getattr(tower.config, "image_size", None) or tower.config.pretrained_cfg["input_size"][-1]
     height, width = (size, size) if isinstance(size, int) else size
     with torch.no_grad():
@@ -346,7 +346,7 @@ def image_pooled_size(tower: nn.Module) -> int:
 
 
 def tower_normalisation(name: str, tower: nn.Module) -> tuple[list[float], list[float]]:
-    """The channel means and deviations that an image tower was trained with."""
+    """The channel means and standard deviations that an image tower was trained with."""
     timm = getattr(tower.config, "pretrained_cfg", None)
     if timm:
         return list(timm["mean"]), list(timm["std"])
@@ -355,21 +355,21 @@ def tower_normalisation(name: str, tower: nn.Module) -> tuple[list[float], list[
 
 
 class HubBackbone(nn.Module):
-    """A dual encoder of transformers, trained whole: any class with `get_image_features` and `get_text_features`.
+    """A trainable dual encoder of transformers: any class with `get_image_features` and `get_text_features`.
 
-    If both sides end in a linear projection (CLIP, MetaCLIP 2, AltCLIP, Chinese CLIP, CLIPSeg,
-    VisionTextDualEncoder), the projections are the heads and what they read are the pooled features. Otherwise
-    (SigLIP, SigLIP 2, ALIGN) there are none: the features themselves pass for them, and `dim_image_pooled` and
+    If both modalities end in a linear projection (CLIP, MetaCLIP 2, AltCLIP, Chinese CLIP, CLIPSeg,
+    VisionTextDualEncoder), the projections are the heads and their inputs are the pooled features. Otherwise
+    (SigLIP, SigLIP 2, ALIGN) the features themselves take the place of pooled features, and `dim_image_pooled` and
     `dim_text_pooled` are None.
 
-    SigLIP was trained on texts padded to the context, padding read like any token; see
+    SigLIP was trained on texts padded to the context, with attention to the padding; see
     https://huggingface.co/docs/transformers/model_doc/siglip.
 
     Args:
         model: a model of transformers.
 
     Raises:
-        ValueError: a model that gives a text no single vector.
+        ValueError: a model without a single vector per text.
     """
 
     kind = "clip"
@@ -379,7 +379,7 @@ class HubBackbone(nn.Module):
         self.model, self.settings = model, {}
         self.context = model.config.text_config.max_position_embeddings
         self.reads_padding = model.config.model_type.startswith("siglip")
-        with torch.no_grad():  # of any two tokens: configurations name the width of the features differently
+        with torch.no_grad():  # on any two tokens: configurations have various names for the feature width
             features = model.get_text_features(input_ids=torch.zeros(1, 2, dtype=torch.long)).pooler_output
         if features is None or features.ndim != 2:
             raise ValueError(
@@ -401,7 +401,7 @@ class HubBackbone(nn.Module):
 
     @property
     def log_logit_scale(self) -> Float[Tensor, ""]:
-        """The model's own; ALIGN has a temperature in its place."""
+        """The model's own logit scale; ALIGN has a temperature instead."""
         own = getattr(self.model, "logit_scale", None)
         return (-self.model.temperature.log() if own is None else own).detach().squeeze()
 
@@ -421,7 +421,7 @@ class HubBackbone(nn.Module):
 
 
 def _read_by(head: nn.Module, encode: Callable, **inputs: Tensor) -> Float[Tensor, "n dim_pooled"]:
-    """The input of a head while its model encodes, or the features if the head is none of the model's."""
+    """The input of a head during a forward pass of its model, or the features if the model has no such head."""
     read = []
     with head.register_forward_pre_hook(lambda _, values: read.append(values[0])):
         features = encode(**inputs).pooler_output
@@ -429,11 +429,11 @@ def _read_by(head: nn.Module, encode: Callable, **inputs: Tensor) -> Float[Tenso
 
 
 def load_dual_encoder(name: str) -> HubBackbone:
-    """A dual encoder of transformers by folder or hub id; its class is the one that its config.json names.
+    """Loads a dual encoder of transformers by folder or hub id, of the class that its config.json names.
 
     Raises:
-        FileNotFoundError: nothing to load there.
-        ValueError: a model of another type, or one that gives no single vectors.
+        FileNotFoundError: the model is missing.
+        ValueError: a model of another type, or without a single vector per text.
     """
     config = from_hub("AutoConfig", name)
     loader = transformers.MODEL_MAPPING.get(type(config), None)
@@ -446,10 +446,10 @@ def load_dual_encoder(name: str) -> HubBackbone:
 
 
 def resolve_model(name: str, known: Sequence[str] = CHECKPOINTS) -> str:
-    """Where a model's files are: a folder on this machine, or the name itself as a hub id, not yet fetched.
+    """The location of a model's files: a local folder, or the name itself as a hub id, not yet fetched.
 
     Raises:
-        FileNotFoundError: a name that is neither; the message names the nearest of those that are `known`.
+        FileNotFoundError: a name that is neither; the message suggests the nearest of the `known` names.
     """
     root, path = os.environ.get("CIBR_MODELS"), Path(name).expanduser()
     folders = [path] + ([Path(root).expanduser() / name] if root else [])
@@ -467,10 +467,10 @@ def resolve_model(name: str, known: Sequence[str] = CHECKPOINTS) -> str:
 
 
 def model_kind(name: str) -> str:
-    """`tiny`, `frozen` or `clip`, from the name of a model to train, before anything is loaded.
+    """The kind of a model to train, `tiny`, `frozen` or `clip`, from its name, without loading it.
 
     Raises:
-        ValueError: a name that is none of them, no folder and no hub id.
+        ValueError: a name that is not `tiny` or `frozen`, a folder or a hub id.
     """
     if name in MODELS:
         return name
@@ -483,7 +483,7 @@ def model_kind(name: str) -> str:
 
 @contextmanager
 def quiet_transformers():
-    """No bars and no reports from transformers: that a tower comes without its classifier is no news."""
+    """A context without progress bars and loading reports of transformers, such as on unused weights."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -496,13 +496,13 @@ def quiet_transformers():
 
 
 def from_hub(loader: str, name: str, **options):
-    """`from_pretrained` of a class of transformers, with an error that says where was looked and what helps."""
+    """Calls `from_pretrained` of a class of transformers; errors say where it searched and how to fix them."""
     source = resolve_model(name)
     try:
         with quiet_transformers():
             found = getattr(transformers, loader).from_pretrained(source, **options)
         if loader == "AutoTokenizer" and len(found) <= len(found.all_special_tokens):
-            raise ValueError("its files hold no vocabulary")  # as a tokenizer without files is made, silently
+            raise ValueError("its files hold no vocabulary")  # transformers makes an empty one, silently
         return found
     except (ImportError, OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         where = f"folder {source!r}" if Path(source).is_dir() else f"hub model {name!r}"
