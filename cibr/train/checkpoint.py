@@ -1,8 +1,8 @@
-"""What a run leaves on disk: its claim on a folder, checkpoints that survive a kill, and the finished run.
+"""The output folder of a run: its lock, checkpoints that survive a kill, and the finished run.
 
-A checkpoint is one file, `checkpoints/step-000000123.pt`. It is whole before it has its name, and older ones are
-removed only then, so a kill at any moment or a full disk leaves a readable one. Order, captions, dropout and noise
-are keyed by the seed and the step, so that the step is the position in the data and the random state at once.
+A checkpoint is one file, `checkpoints/step-000000123.pt`, written atomically; older ones are removed only
+afterwards, so a kill at any moment or a full disk leaves a readable one. Order, captions, dropout and noise are
+keyed by the seed and the step, so the step fixes both the position in the data and the random state.
 """
 
 import hashlib
@@ -26,14 +26,14 @@ from cibr.train.config import NOT_THE_RUN, RunConfig
 from cibr.utils import provenance, write_atomically
 
 KEEP = 2  # checkpoints: the newest and the one before it
-PATIENCE = 5  # s, for a lock that worker processes of a killed run may hold a moment longer than it
+PATIENCE = 5  # s, as worker processes of a killed run may hold the lock a little longer
 HISTORY, RECORD, MODEL = "history.csv", "run.json", "cibr.json"
-OF_A_RUN = (HISTORY, RECORD, "checkpoints", "*.ipynb", "*.log", "*.part", ".*")  # may lie there when it begins
+OF_A_RUN = (HISTORY, RECORD, "checkpoints", "*.ipynb", "*.log", "*.part", ".*")  # may exist before a run
 
 
 @dataclass
 class Progress:
-    """Where a run stands: steps, finished epochs, and the sums of the epoch under way."""
+    """Progress of a run: steps, finished epochs, and the sums of the current epoch."""
 
     n_steps: int
     step: int = 0
@@ -43,16 +43,16 @@ class Progress:
     n_summed: int = 0
 
     def add(self, terms: dict[str, float]) -> None:
-        """Takes in the terms of a step."""
+        """Adds the terms of a step."""
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in terms.items()}
         self.n_summed += 1
 
     def means(self) -> dict[str, float]:
-        """The terms of the epoch so far, mean over its steps."""
+        """The terms of the current epoch, averaged over its steps so far."""
         return {name: value / self.n_summed for name, value in self.sums.items()}
 
     def end_epoch(self, row: dict[str, Any]) -> None:
-        """Appends a row to the history and begins another epoch."""
+        """Appends a row to the history and starts the next epoch."""
         self.history.append(row)
         self.sums, self.n_summed = {}, 0
 
@@ -60,7 +60,7 @@ class Progress:
 def run_identity(
     model: DualEncoder, train: Pairs, validation: Pairs | None, config: RunConfig, batch_size: int
 ) -> dict[str, Any]:
-    """What two runs must share for one to go on where the other stopped, as JSON holds it."""
+    """Everything that must be equal for a run to resume another's checkpoint, as JSON-compatible values."""
     run = {name: value for name, value in config.to_dict().items() if name not in NOT_THE_RUN}
     run |= {"architecture": f"{model.kind} {model.backbone.settings}", "pairs a step": batch_size}
     for name, pairs in (("training pairs", train), ("validation pairs", validation)):
@@ -74,9 +74,9 @@ class RunFolder:
     """The output folder of a run.
 
     Args:
-        folder: where it is.
+        folder: its path.
         identity: the run's `run_identity`.
-        writes: whether this process is the one that writes.
+        writes: whether this process writes to it.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], writes: bool = True):
@@ -84,10 +84,10 @@ class RunFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Makes the folder if need be, and holds it against other runs, until this one ends or dies.
+        """A context that creates the folder if necessary and locks it against other runs.
 
         Raises:
-            ValueError: it cannot be written, another run holds it, or it has files that are no run's.
+            ValueError: the folder cannot be written, is locked by another run, or contains foreign files.
         """
         if not self.writes:
             yield
@@ -113,10 +113,10 @@ class RunFolder:
             lock.release()
 
     def finished(self, model: DualEncoder) -> pd.DataFrame | None:
-        """The history of the finished run that lies here, if one does; its weights are loaded into the model.
+        """The history of a finished run in this folder, or None; its weights are loaded into the model.
 
         Raises:
-            ValueError: it is a run of another configuration or of other pairs; the differences are named.
+            ValueError: the run has another configuration or other pairs; the message lists the differences.
         """
         if checkpoints(self.folder) or not all((self.folder / f).exists() for f in (RECORD, MODEL, HISTORY)):
             return None
@@ -127,18 +127,18 @@ class RunFolder:
         if self.writes:
             words = "holds this run, finished: its model and history are loaded"
             print(f"{str(self.folder)!r} {words}", file=sys.stderr)
-        # To the last digit; empty cells are of epochs that were not validated.
+        # Exact to the last digit; empty cells are epochs without validation.
         return pd.read_csv(self.folder / HISTORY, dtype=str).fillna("NaN").map(json.loads)
 
     def resume(self, parts: dict[str, Any], start: Progress) -> Progress:
-        """Loads the newest readable checkpoint, if there is one, into the parts.
+        """Loads the newest readable checkpoint, if any, into the parts.
 
         Args:
-            parts: model, optimiser and all that has a `state_dict`, by name.
-            start: where a new run stands.
+            parts: model, optimiser and everything else with a `state_dict`, by name.
+            start: the progress of a new run, returned without a checkpoint.
 
         Raises:
-            ValueError: it belongs to another configuration or other pairs; the differences are named.
+            ValueError: the checkpoint has another configuration or other pairs; the message lists the differences.
         """
         newest = newest_checkpoint(self.folder)
         if newest is None:
@@ -151,10 +151,10 @@ class RunFolder:
         return Progress(**state["progress"])
 
     def save(self, parts: dict[str, Any], at: Progress) -> Path:
-        """Writes a checkpoint and the history; older checkpoints than the last two are then removed.
+        """Writes a checkpoint and the history, then removes all but the last two checkpoints.
 
         Raises:
-            ValueError: the folder cannot be written; the last good checkpoint is named and untouched.
+            ValueError: the folder cannot be written; the message names the last good checkpoint, which is kept.
         """
         file = self.folder / "checkpoints" / f"step-{at.step:09d}.pt"
         if self.writes:
@@ -167,19 +167,19 @@ class RunFolder:
         return file
 
     def finish(self, model: DualEncoder, config: RunConfig, at: Progress) -> None:
-        """Writes the model and where it comes from; the checkpoints are then no longer needed."""
+        """Writes the model and its provenance, then removes the checkpoints."""
         if not self.writes:
             return
         self._write_history(at)  # a run may have been killed between its last checkpoint and this file
         model.save_pretrained(self.folder)
         record = json.dumps({"configuration": config.to_dict(), "run": self.identity} | provenance(), indent=2)
         self._write(self.folder / RECORD, lambda part: part.write_text(record + "\n", encoding="utf-8"))
-        for part in self.folder.glob("*.part"):  # of a save that was killed
+        for part in self.folder.glob("*.part"):  # left by a killed save
             part.unlink(missing_ok=True)
         shutil.rmtree(self.folder / "checkpoints")
 
     def last_good(self) -> str:
-        """The checkpoint to go on from, in words."""
+        """The newest readable checkpoint, as a clause for messages."""
         newest = newest_checkpoint(self.folder)
         return f"the last good checkpoint is {str(newest[0])!r}" if newest else "there is no checkpoint yet"
 
@@ -209,12 +209,12 @@ class RunFolder:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints of a run's folder, oldest first."""
+    """The complete checkpoints in a run's folder, oldest first."""
     return sorted(folder.glob("checkpoints/step-*.pt"))
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that can be read as weights only, with its state; damaged ones are passed over."""
+    """The newest readable checkpoint with its state, loaded as weights only; damaged ones are skipped."""
     for file in reversed(checkpoints(folder)):
         try:
             return file, torch.load(file, map_location="cpu", weights_only=True)

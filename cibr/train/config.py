@@ -1,6 +1,6 @@
-"""A run's configuration: checked before anything long starts, with presets that were chosen on validation splits.
+"""Configuration of a run, checked before training, with presets chosen on validation splits.
 
-`configure` makes it, `load_splits` reads its pairs and `build_model` builds its encoders.
+`configure` builds it, `load_splits` loads its pairs and `build_model` builds its model.
 """
 
 import ast
@@ -21,7 +21,7 @@ from cibr.losses import PENALTIES
 from cibr.models import DualEncoder, model_kind
 from cibr.utils import nearest, runs_folder
 
-# Hyper-parameters chosen on validation recall alone, by data set and kind of model.
+# Hyper-parameters chosen on validation recall only, by data set and kind of model.
 PRESET_NAMES = ("epochs", "batch_size", "learning_rate", "temperature", "dropout", "weight_decay")
 PRESETS = {
     ("glyphs", "tiny"): (7, 256, 3e-3, 0.12, 0.0, 0.01),
@@ -29,57 +29,57 @@ PRESETS = {
     ("*", "frozen"): (30, 1024, 4e-3, 0.05, 0.4, 1.0),
     ("*", "clip"): (3, 64, 1e-5, 0.01, 0.0, 0.1),
 }
-NOT_THE_RUN = ("output_dir", "checkpoint_every", "micro_batch_size")  # that decide no result
+NOT_THE_RUN = ("output_dir", "checkpoint_every", "micro_batch_size")  # do not affect results
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run. Build it with `configure`, which fills presets and checks.
+    """Settings of a training run. Build it with `configure`, which fills in presets and checks the values.
 
     Args:
-        dataset: a data set's name, a folder or a hub id; see `cibr.load_pairs`.
-        model: `tiny`, `frozen`, or a model to go on from: a run's folder, or a dual encoder of transformers by
+        dataset: name of a data set, a folder or a hub id; see `cibr.load_pairs`.
+        model: `tiny`, `frozen`, or a model to fine-tune: a run's folder, or a dual encoder of transformers by
             folder or hub id, such as a `CLIPModel` or a `SiglipModel`.
-        penalty: which penalty is added to the contrastive loss, one of `cibr.losses.PENALTIES`.
+        penalty: penalty added to the contrastive loss, one of `cibr.losses.PENALTIES`.
         beta: weight of the penalty; 0 is CLIP.
-        sample: contrast samples of the encoders' distributions rather than their means.
-        contrastive: the contrastive loss, `clip`, `siglip`, or `hycd`, whose teacher is the model at the start.
+        sample: contrast samples of the encoders' distributions instead of their means.
+        contrastive: contrastive loss, `clip`, `siglip`, or `hycd`, whose teacher is the initial model.
         epochs: passes over the training images; 0 for the preset.
         batch_size: pairs contrasted with each other; 0 for the preset.
         learning_rate: peak of AdamW's one-cycle schedule; 0 for the preset.
         warm_up: share of the steps in which the rate rises to its peak, from a 25th of it; then it falls to nearly
             0, both along a cosine.
-        image_tower_rate, text_tower_rate: learning rates of the towers' weights, times `learning_rate`; at 0 a
-            tower is frozen, and runs in eval mode.
-        temperature: of the softmax over cosines; 0 for the preset.
-        weight_decay: of AdamW, for matrices; -1 for the preset.
-        dropout: in the heads, and in the text encoder of `tiny`; -1 for the preset.
-        seed: of weights, order, captions, dropout and noise.
-        output_dir: where the model, `history.csv` and the configuration go.
-        micro_batch_size: rows that go through the encoders at once; 0 for the whole batch. It changes results by
-            rounding, and by other draws of dropout, alone.
+        image_tower_rate, text_tower_rate: learning rates of the towers, as multiples of `learning_rate`; at 0 a
+            tower is frozen and runs in eval mode.
+        temperature: temperature of the softmax over cosines; 0 for the preset.
+        weight_decay: weight decay of AdamW, for matrices; -1 for the preset.
+        dropout: dropout in the heads, and in the text encoder of `tiny`; -1 for the preset.
+        seed: seed of weights, order, captions, dropout and noise.
+        output_dir: folder for the model, `history.csv` and the configuration.
+        micro_batch_size: rows encoded at once; 0 for the whole batch. It changes results only by rounding and the
+            draws of dropout.
         learn_temperature: whether the temperature is trained.
         kappa_e, kappa_b: concentrations of the encoder's and the backward von Mises-Fisher distributions.
         text_weight: the texts' share of the penalty; see `CIBRLoss`.
         group_size: rows of a batch that are images of one label, or captions of one image; 1 for none.
-        group_share: share of a batch's rows that come in such groups; see `cibr.train.sampler`.
-        ramp: raise beta from 0 after a third of the training; otherwise it is whole from the first step.
-        cca_start: begin the heads over frozen towers at regularised CCA of the training pairs.
+        group_share: share of a batch's rows in such groups; see `cibr.train.sampler`.
+        ramp: raise beta from 0 after a third of the training; otherwise it is constant.
+        cca_start: initialise the heads over frozen towers with regularised CCA of the training pairs.
         cca_ridge_image, cca_ridge_text: ridges of CCA, also for `anchor`, times the mean variance of a feature.
-        feature_noise: deviation of Gaussian noise on cached features in training, times that of the feature.
-        ema_decay: of the moving average of the weights that is validated and kept; 0 for the weights themselves.
-        interpolation: share of the weights that training started from in those that are validated and kept
-            (WiSE-FT); 0 for none. With `ema_decay` the rest is the moving average.
-        crop_scale: smallest share of an image's area that a random resized crop of it keeps in training, as in
-            open_clip, which has 0.9; 1 for no crops.
-        corruption: the fields of `cibr.data.corruptions.Corruption` that change the training pairs.
-        mixed_precision: `no`, or `bf16` for the encoders (whatever a launcher says); the loss stays in float32.
-        critic_steps: steps of the critics' own optimiser before each step (`mine`).
+        feature_noise: standard deviation of the noise on cached features in training, times the feature's own.
+        ema_decay: decay of the moving average of the weights that is validated and saved; 0 for no average.
+        interpolation: share of the initial weights in those that are validated and saved (WiSE-FT); 0 for none.
+            With `ema_decay` the rest is the moving average.
+        crop_scale: smallest share of an image's area in random resized crops in training, 0.9 in open_clip; 1 for
+            no crops.
+        corruption: fields of `cibr.data.corruptions.Corruption`, which change the training pairs.
+        mixed_precision: `no`, or `bf16` for the encoders, overriding a launcher; the loss stays in float32.
+        critic_steps: steps of the critics' optimiser before each step (`mine`).
         checkpoint_every: steps between checkpoints within an epoch; 0 for one at the end of each epoch.
         validate_every: epochs between validations; the last epoch is always validated.
-        on_error: what to do with an unusable sample: `raise`, or `skip` it.
-        max_skipped: how many samples may be skipped.
-        truncate_texts: cut texts that are longer than the model reads instead of refusing them.
+        on_error: `raise` at an unusable sample, or `skip` it.
+        max_skipped: maximum number of skipped samples.
+        truncate_texts: truncate texts longer than the model's context instead of raising.
     """
 
     dataset: str = "glyphs"
@@ -128,7 +128,7 @@ class RunConfig:
         return asdict(self)
 
     def table(self) -> pd.DataFrame:
-        """The settings as a table of one column, for a notebook; without the output folder."""
+        """The settings as a table of one column, without the output folder, for a notebook."""
         settings = {name: value for name, value in self.to_dict().items() if name != "output_dir"}
         return pd.DataFrame({"value": {name: str(value) for name, value in settings.items()}})
 
@@ -174,15 +174,15 @@ _CHOICES = {
 
 
 def configure(**parameters: Any) -> RunConfig:
-    """A checked configuration; 0 (or -1 for dropout and weight decay) means the preset of data set and model.
+    """Builds a checked configuration; 0 (-1 for dropout and weight decay) is the preset of data set and model.
 
-    Without an `output_dir` the run gets a folder under `runs/`, whose name has the settings that runs usually
-    differ in, and a digest of the others that are not at their defaults.
+    Without an `output_dir` the run gets a folder under `runs/`, named after its main settings with a digest of the
+    others that are not at their defaults.
 
     Raises:
         ValueError: an unknown parameter, data set, model or penalty (with the nearest known name), a value outside
             its range, or an output folder within the data.
-        FileNotFoundError: a model that is not there.
+        FileNotFoundError: a missing model.
     """
     for name in parameters:
         _refuse_unknown("parameter", name, _TYPES)
@@ -224,7 +224,7 @@ def _run_name(config: RunConfig, dataset: str, defaults: dict[str, Any]) -> str:
 
 
 def _typed(name: str, value: Any) -> Any:
-    """A parameter's value if its type is right; a whole number will do for a float."""
+    """A parameter's value if its type is right; integers are accepted as floats."""
     wanted = _TYPES[name]
     if isinstance(value, bool) == (wanted is bool) and isinstance(
         value, (int, float) if wanted is float else wanted
@@ -267,10 +267,10 @@ def _check(config: RunConfig, kind: str) -> None:
 
 
 def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
-    """The parameters of a notebook; papermill only logs a name that it does not know, this refuses it.
+    """The checked parameters of a notebook; unknown names, which papermill only logs, raise.
 
-    Call it in the first cell after the parameters, with `globals()` and the known names. What papermill
-    injected is read from the cells that ran (its cell starts with `# Parameters`), so the call can be repeated.
+    Call it in the first cell after the parameters, with `globals()` and the known names. Injected parameters are
+    read from the executed cells (papermill's starts with `# Parameters`), so the call can be repeated.
 
     Args:
         namespace: the notebook's globals.
@@ -280,8 +280,8 @@ def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
         The known parameters with their values.
 
     Raises:
-        ValueError: papermill set a name that is none of them; the message has the nearest known name. Or a
-            known one has no value.
+        ValueError: papermill set an unknown name (the message has the nearest known one), or a known one has no
+            value.
     """
     names = known.split()
     injected = [source for source in namespace.get("In", []) if source.startswith("# Parameters")]
@@ -295,13 +295,13 @@ def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
 
 
 def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
-    """The training, validation and test pairs of a run's data set, the training pairs corrupted as it says.
+    """The training, validation and test pairs of a run, with the training pairs corrupted as configured.
 
-    A set without a validation split gives a tenth of its training pairs, at most 1,000, for it. A set without
-    a test split is tested on its validation pairs; a warning and their `split` say so.
+    Without a validation split, a tenth of the training pairs, at most 1,000, is held out for it. Without a test
+    split, the validation pairs are returned for it, with a warning; their `split` shows it.
 
     Raises:
-        ValueError: an unusable sample, or a set that is too small to be split.
+        ValueError: an unusable sample, or a data set that is too small to be split.
     """
     there = available_splits(config.dataset)
     options = dict(on_error=config.on_error, max_skipped=config.max_skipped)
@@ -333,7 +333,7 @@ def _hold_out(train: Pairs) -> tuple[Pairs, Pairs]:
 
 
 def build_model(config: RunConfig, train: Pairs) -> DualEncoder:
-    """The model that a configuration names, with weights that its seed decides."""
+    """Builds or loads the model of a configuration; its seed sets the initial weights."""
     torch.manual_seed(config.seed)
     if config.model == "tiny":
         size = 32 if train.name == "glyphs" else 64

@@ -1,10 +1,11 @@
-"""Gradients of the whole batch, however it is cut into micro batches and over processes.
+"""Gradients of the whole batch, for any division into micro-batches and over processes.
 
-The loss of a contrastive batch is no mean over parts. So it is taken on the features of all parts and processes,
-gathered as leaves; its gradient with respect to this process's rows then goes back through the encoders, and the
-encoders' gradients are summed over processes. With more than one part, activations are not kept: each part is
-encoded again on the way back, from the same random state, so that dropout repeats (Gao et al. 2021, "Scaling deep
-contrastive learning batch size under memory limited setup", arXiv 2101.06983, by `torch.utils.checkpoint`).
+The loss of a contrastive batch is not a mean over parts. So it is computed on the features of all parts and
+processes, gathered as leaves; its gradient with respect to this process's rows is then propagated through the
+encoders, and the encoders' gradients are summed over processes. With more than one part, activations are not kept:
+each part is encoded again in the backward pass, from the same random state, so dropout is the same (Gao et al.
+2021, "Scaling deep contrastive learning batch size under memory limited setup", arXiv 2101.06983, by
+`torch.utils.checkpoint`).
 """
 
 import torch
@@ -17,19 +18,19 @@ from cibr.models.features import Batch, encode_images, encode_texts
 
 
 class GradCache:
-    """A batch's features as leaves of the loss's graph, and the way of their gradients back to the encoders.
+    """Features of a batch as leaves of the loss's graph, with a backward pass through the encoders.
 
     Args:
         model: the encoders.
         batch: this process's rows; every process has the same number.
-        accelerator: the processes, an `accelerate.Accelerator`.
-        micro_batch_size: rows that are encoded at once; 0 for all.
-        mixed_precision: `bf16` for the encoders, or `no`; features are float32 at least.
-        with_pooled: give the pooled features too, which critics read.
-        with_projected: give the embeddings before they are divided by their length too; the heads run once more.
+        accelerator: an `accelerate.Accelerator`.
+        micro_batch_size: rows encoded at once; 0 for all.
+        mixed_precision: `bf16` for the encoders, or `no`; features are at least float32.
+        with_pooled: also return the pooled features, for penalties that need them.
+        with_projected: also return the unnormalised embeddings, for which the heads run a second time.
 
     Attributes:
-        features: of the whole batch, as `CIBRLoss` takes them by name.
+        features: of the whole batch, [n, _] each, by the argument names of `CIBRLoss`.
         labels: of the whole batch, [n].
 
     Examples:
@@ -77,7 +78,7 @@ class GradCache:
     def backward(self) -> None:
         """Adds the gradients of `features` to the model's parameters, over all parts and processes."""
         first = self.accelerator.process_index * len(self._own["image_features"])
-        # Pooled features lead nowhere back, and projected ones get no gradient while beta is 0.
+        # Pooled features are detached, and projected ones get no gradient while beta is 0.
         slopes = {name: leaf.grad for name, leaf in self.features.items() if leaf.grad is not None}
         used = {name: own for name, own in self._own.items() if own.requires_grad and name in slopes}
         gradients = [slopes[name][first : first + len(own)] for name, own in used.items()]
@@ -90,6 +91,6 @@ class GradCache:
 
 
 def average_gradient(parameter: torch.nn.Parameter, accelerator) -> None:
-    """Averages a gradient that every process has whole, so that rounding does not drive the processes apart."""
+    """Averages a gradient that every process has in full, so that processes do not diverge by rounding."""
     if accelerator.num_processes > 1 and parameter.grad is not None:
         parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")

@@ -1,8 +1,8 @@
-"""`fit`: trains a `DualEncoder` on image-text pairs and leaves a model folder, a history and the configuration.
+"""`fit`: trains a `DualEncoder` on image-text pairs and saves the model, its history and the configuration.
 
-One loop, to be read from top to bottom: `fit` sets up the pairs, the loss and the optimiser and goes through the
-epochs; `train_step` is one step. Everything random is keyed by the seed and the step: order, captions, dropout and
-noise. So a run that was stopped goes on from its newest checkpoint as if nothing had happened.
+`fit` sets up the pairs, the loss and the optimiser and loops over epochs; `train_step` is one step. Everything
+random (order, captions, dropout, noise) is keyed by the seed and the step, so a run resumes from its newest
+checkpoint with the same result as without the interruption.
 """
 
 import copy
@@ -42,7 +42,7 @@ LARGEST_GRADIENT_NORM = 1.0
 CRITIC_LEARNING_RATE = 1e-3
 LONGEST_WAIT = timedelta(hours=3)  # for the process that extracts a frozen tower's features
 
-DEGENERATE = {  # largest values of a run that teaches anything, and what else to do
+DEGENERATE = {  # values above which a run has collapsed, and the remedy
     "image_mean_cosine": (0.99, "image embeddings are nearly one point; lower learning_rate or beta"),
     "text_mean_cosine": (0.99, "text embeddings are nearly one point; lower learning_rate or beta"),
     "repeated_captions": (0.9, "repeats are no negatives; lower batch_size or write captions that differ"),
@@ -59,30 +59,30 @@ def fit(
 ) -> pd.DataFrame:
     """Trains a model in place.
 
-    `config.output_dir` then holds the model's folder (see `DualEncoder.save_pretrained`), `history.csv` and
-    `run.json`. While it trains, checkpoints lie there too; an unfinished run of the same configuration resumes,
-    and of a finished one the weights and the history are loaded.
+    `config.output_dir` then contains the model (see `DualEncoder.save_pretrained`), `history.csv` and `run.json`,
+    and during training also checkpoints. An unfinished run of the same configuration resumes; of a finished one
+    the weights and the history are loaded.
 
     Args:
-        model: as `build_model` makes it.
-        train: the pairs to train on.
-        validation: pairs whose recall is measured after each epoch, or None.
-        config: as `configure` makes it.
-        accelerator: an `accelerate.Accelerator`; by default what `accelerate launch` set up, or one process.
-        statistic: of the penalty `anchor` and of `cca_start`; by default CCA of the training pairs.
+        model: from `build_model`.
+        train: the training pairs.
+        validation: the pairs for validation recall, or None.
+        config: from `configure`.
+        accelerator: an `accelerate.Accelerator`; by default that of `accelerate launch`, or one process.
+        statistic: for the penalty `anchor` and for `cca_start`; by default CCA of the training pairs.
 
     Returns:
-        The history, a row an epoch: `epoch, step, loss, clip_loss, penalty_loss`, the other terms of the loss in
-        nats, the columns of `embedding_health`, `beta`, `temperature`, `seconds` of training, and validation
-        recalls in [0, 1], NaN in epochs that are not validated.
+        The history, one row per epoch: `epoch, step, loss, clip_loss, penalty_loss`, the other terms of the loss
+        in nats, the columns of `embedding_health`, `beta`, `temperature`, `seconds` of training, and validation
+        recalls in [0, 1], NaN in epochs without validation.
 
     Raises:
-        ValueError: fewer than two pairs or captions, groups of pairs that have none, an unusable sample, a penalty
-            on pooled features with a model that has none (SigLIP, ALIGN), an output folder that cannot be written,
-            that another run holds or that holds another run; or a GPU that is out of memory, with the
+        ValueError: fewer than two pairs or captions, groups requested of pairs without groups, an unusable sample,
+            a penalty on pooled features with a model that has none (SigLIP, ALIGN), an output folder that cannot
+            be written, is in use or contains another run; or a GPU that is out of memory, with the
             micro_batch_size to try.
-        FloatingPointError: a loss or gradient that is not finite; the last good checkpoint is named.
-        SystemExit: with code 143 after SIGTERM; the run was saved and goes on when it is started again.
+        FloatingPointError: a loss or gradient that is not finite; the message names the last good checkpoint.
+        SystemExit: with code 143 after SIGTERM; the run is saved and resumes when started again.
         KeyboardInterrupt: the same after Ctrl-C.
     """
     from accelerate.utils import broadcast
@@ -100,7 +100,7 @@ def fit(
         if history is not None:
             return history
 
-        # Features of frozen towers are extracted by the first process and read by the others.
+        # The first process extracts the features of frozen towers, the others read them.
         with accelerator.main_process_first() if model.kind == "frozen" else nullcontext():
             inputs = prepare(model, train, config.truncate_texts, device, crop_scale=config.crop_scale)
             held_out = validation and prepare(model, validation, config.truncate_texts, device)
@@ -112,7 +112,7 @@ def fit(
         cached = (inputs.images, *inputs.texts) if config.feature_noise else ()
         noise = [config.feature_noise * features.std(0).to(device) for features in cached]
         model.to(device)
-        broadcast(model.state_dict())  # in place: every process starts at the first one's weights
+        broadcast(model.state_dict())  # in place: every process starts from the first one's weights
         loss_fn, critic_optimizer = build_loss(model, config, statistic)
         optimizer, schedule = build_optimizer(model, config, config.epochs * steps_per_epoch)
         parts = {"model": model, "loss": loss_fn, "optimizer": optimizer, "schedule": schedule}
@@ -120,7 +120,7 @@ def fit(
             parts["critic_optimizer"] = critic_optimizer
         if config.ema_decay or config.interpolation:
             parts["average"] = WeightAverage(model, config.ema_decay, config.interpolation)
-        if config.contrastive == "hycd":  # a part of the checkpoint, so that a resume has the same teacher
+        if config.contrastive == "hycd":  # in the checkpoint, so that a resumed run has the same teacher
             parts["teacher"] = copy.deepcopy(model).eval().requires_grad_(False)
         at = run.resume(parts, Progress(n_steps=config.epochs * steps_per_epoch))
         _check_equal_steps(at.step, run.folder, accelerator)
@@ -128,7 +128,7 @@ def fit(
         warned: set[str] = set()
         with _progress_bar(at, first) as bar, _noted_signals() as signals:
             rows = rows_of_steps(train, config, at.step, steps_per_epoch, rows_here, accelerator)
-            batches = iter(inputs.loader(rows))  # one loader for all epochs, so that its workers stay
+            batches = iter(inputs.loader(rows))  # one loader for all epochs, to keep its workers
             for epoch in range(len(at.history), config.epochs):
                 model.train()
                 for tower in (tower for tower, rate in _towers(model, config) if rate == 0):
@@ -159,7 +159,7 @@ def fit(
                     with parts["average"].applied(model) if "average" in parts else nullcontext():
                         row |= retrieval_recalls(validation, *embed_pairs(model, held_out))
                 at.end_epoch(row)
-                if first and at.step >= at.n_steps / 3:  # a young run's embeddings are near one another
+                if first and at.step >= at.n_steps / 3:  # embeddings are close together early in training
                     _warn_of_degenerate(row, warned)
                 run.save(parts, at)
 
@@ -174,10 +174,9 @@ def fit(
 def rows_of_steps(
     train: Pairs, config: RunConfig, step: int, steps_per_epoch: int, rows_here: int, accelerator
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Indices of the images and the texts of this process's rows, from a step to the end of the run.
+    """Indices of the images and texts of this process's rows, from a step to the end of the run.
 
-    With `crop_scale` the numbers that decide the crops stand beside them. All of it is a function of seed, epoch
-    and row.
+    With `crop_scale` the seeds of the crops are added. All are functions of seed, epoch and row.
     """
     batch_size = rows_here * accelerator.num_processes
     for epoch in range(step // steps_per_epoch, config.epochs):
@@ -202,8 +201,8 @@ def train_step(
 ) -> None:
     """One step on a batch: encode, loss, gradients of the whole batch, finite check, step, clamp.
 
-    A step that is not finite ends the run before it is taken. The parts are those of `RunFolder.save`; `noise` has
-    the deviations of the noise on cached image and text features, [p] and [q], or nothing.
+    A step that is not finite raises before it is taken. The parts are those of `RunFolder.save`; `noise` contains
+    the standard deviations of the noise on cached image and text features, [p] and [q], or nothing.
     """
     model, loss_fn, optimizer = parts["model"], parts["loss"], parts["optimizer"]
     options = config.micro_batch_size, config.mixed_precision
@@ -222,7 +221,7 @@ def train_step(
     loss_fn.beta = _beta_now(at, config)
     optimizer.zero_grad(set_to_none=True)
     try:
-        # Encoded in micro batches, under autocast; the features are those of all processes.
+        # Encoded in micro-batches, under autocast; the features are those of all processes.
         given = {}
         if "teacher" in parts:
             given["teacher_logits"] = teacher_logits(parts["teacher"], batch, accelerator, *options)
@@ -240,7 +239,7 @@ def train_step(
         if not math.isfinite(values["loss"]) or not norm.isfinite():
             named = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
             raise FloatingPointError(f"it is not finite ({named}, gradient norm {norm.item():.6g})")
-    except (FloatingPointError, ValueError) as error:  # the loss refuses features that are no finite unit vectors
+    except (FloatingPointError, ValueError) as error:  # the loss rejects features that are not finite unit vectors
         raise FloatingPointError(
             f"step {at.step + 1} was not taken: {error}; {run.last_good()}. "
             "Lower learning_rate or raise temperature"
@@ -259,9 +258,9 @@ def _beta_now(at: Progress, config: RunConfig) -> float:
 
 @torch.no_grad()
 def teacher_logits(teacher: DualEncoder, batch: Batch, accelerator, *options) -> Float[Tensor, "n n"]:
-    """What a frozen teacher says of the whole batch, images in rows: cosines times its logit_scale.
+    """Logits of a frozen teacher on the whole batch, [n, n], images in rows: cosines times its logit_scale.
 
-    The options are those of `GradCache`: rows at once and precision.
+    The options are those of `GradCache`: micro_batch_size and mixed_precision.
     """
     features = GradCache(teacher, batch, accelerator, *options).features
     return teacher.logit_scale * features["image_features"] @ features["text_features"].T
@@ -279,7 +278,7 @@ def _out_of_memory(rows_here: int, config: RunConfig, at: Progress, run: RunFold
 
 
 def fit_cca(model: DualEncoder, inputs: Inputs, config: RunConfig) -> RegularisedCCA:
-    """CCA of the cached features of all pairs, an image once for each of its texts."""
+    """CCA of the cached features of all pairs, with each image repeated for each of its texts."""
     of_text, (texts,) = inputs.pairs.text_to_image(), inputs.texts
     ridges = config.cca_ridge_image, config.cca_ridge_text
     return RegularisedCCA.fit(inputs.images[of_text], texts, model.dim, *ridges)
@@ -293,7 +292,7 @@ def train_critics(
     generator: torch.Generator,
     accelerator,
 ) -> None:
-    """Steps of the critics on the whole batch, the encoders held fixed; every process takes the same ones."""
+    """Trains the critics on the whole batch with fixed encoders; every process takes the same steps."""
     fixed = {name: leaf.detach() for name, leaf in features.items()}
     for _ in range(n_steps):
         optimizer.zero_grad(set_to_none=True)
@@ -311,7 +310,7 @@ def train_critics(
 def embedding_health(
     image: Float[Tensor, "n d"], text: Float[Tensor, "n d"], labels: Int[Tensor, " n"]
 ) -> dict[str, Float[Tensor, ""]]:
-    """What a loss hides: whether the vectors of a batch differ, and how many of its labels repeat.
+    """Diagnostics of collapse in a batch: mean cosines between embeddings, and repeated labels.
 
     Args:
         image: unit vectors, [n, d].
@@ -319,8 +318,8 @@ def embedding_health(
         labels: equal for rows that match, [n].
 
     Returns:
-        `image_mean_cosine` and `text_mean_cosine` between different rows, near 1 for embeddings that have
-        collapsed to a point; `repeated_captions`, the fraction of rows that match others.
+        `image_mean_cosine` and `text_mean_cosine` between different rows, near 1 if embeddings have collapsed to a
+        point; `repeated_captions`, the fraction of rows that match others.
     """
     n, health = len(labels), {}
     for side, features in (("image", image), ("text", text)):
@@ -330,7 +329,7 @@ def embedding_health(
 
 
 def _warn_of_degenerate(row: dict[str, Any], warned: set[str]) -> None:
-    """Warns, once each, of what leaves the loss finite and teaches nothing."""
+    """Warns, once each, of degenerate batches that leave the loss finite."""
     for name, (limit, words) in DEGENERATE.items():
         if row[name] > limit and name not in warned:
             warned.add(name)
@@ -340,7 +339,7 @@ def _warn_of_degenerate(row: dict[str, Any], warned: set[str]) -> None:
 def build_loss(
     model: DualEncoder, config: RunConfig, statistic: RegularisedCCA | None = None
 ) -> tuple[CIBRLoss, torch.optim.Optimizer | None]:
-    """The loss of a run and, where it has critics, their optimiser; the seed decides the critics' weights."""
+    """The loss of a run and, if it has critics, their optimiser; the seed sets the critics' weights."""
     torch.manual_seed(config.seed)
     backbone, names = model.backbone, ("kappa_e", "kappa_b", "text_weight", "sample", "contrastive")
     options = {name: getattr(config, name) for name in names}
@@ -356,9 +355,9 @@ def build_loss(
 def build_optimizer(
     model: DualEncoder, config: RunConfig, n_steps: int
 ) -> tuple[torch.optim.Optimizer, OneCycleLR]:
-    """AdamW, whose weight decay leaves gains, biases and the temperature alone, and one cycle of its rate.
+    """AdamW, without weight decay for gains, biases and the temperature, and a one-cycle schedule.
 
-    Towers have learning rates of their own; one whose rate is 0 is frozen here.
+    Towers have their own learning rates; one with rate 0 is frozen here.
     """
     rates = {}
     for tower, rate in _towers(model, config):
@@ -378,13 +377,13 @@ def build_optimizer(
         betas=(0.9, 0.98),
     )
     n_steps, warm_up = max(2, n_steps), config.warm_up
-    if warm_up * n_steps == 1:  # the rise would begin and end at one step, which OneCycleLR divides by zero
+    if warm_up * n_steps == 1:  # OneCycleLR would divide by zero in a rise of no length
         warm_up /= 2
     return optimizer, OneCycleLR(optimizer, peaks, n_steps, pct_start=warm_up, cycle_momentum=False)
 
 
 def _towers(model: DualEncoder, config: RunConfig) -> list[tuple[torch.nn.Module, float]]:
-    """The towers with a learning rate of their own, each with it in multiples of `learning_rate`."""
+    """The towers with their own learning rate, each with its multiple of `learning_rate`."""
     rates = {
         "image_tower_rate": (("image_tower", "vision_model"), config.image_tower_rate),
         "text_tower_rate": (("text_tower", "text_model"), config.text_tower_rate),
@@ -402,7 +401,7 @@ def _towers(model: DualEncoder, config: RunConfig) -> list[tuple[torch.nn.Module
 
 
 def _check_pooled(model: DualEncoder, config: RunConfig) -> None:
-    """Refuses a penalty that reads pooled features for a backbone that has none."""
+    """Raises ValueError for a penalty on pooled features with a backbone that has none."""
     if config.penalty in NEEDS_POOLED and model.backbone.dim_image_pooled is None:
         raise ValueError(
             f"the penalty {config.penalty!r} reads what towers pool before their projections, and model "
@@ -432,7 +431,7 @@ def _check_pairs(train: Pairs, config: RunConfig) -> None:
 
 
 def _rows_a_process(batch_size: int, n_pairs: int, world: int) -> int:
-    """Rows of a batch that each process takes; all of them take the same number."""
+    """Rows of a batch per process, the same for all."""
     wanted = min(batch_size, n_pairs)
     if wanted < world:
         raise ValueError(f"a batch of {wanted} pairs cannot be shared by {world} processes: use fewer processes")
@@ -445,7 +444,7 @@ def _rows_a_process(batch_size: int, n_pairs: int, world: int) -> int:
 
 
 def _launched_processes():
-    """What a launcher set up, or one process; launched processes without a device of their own share the CPU."""
+    """The launcher's processes, or a single one; without an accelerator they share the CPU."""
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     options = [InitProcessGroupKwargs(timeout=LONGEST_WAIT)]
@@ -453,7 +452,7 @@ def _launched_processes():
 
 
 def _check_equal_steps(step: int, folder: Path, accelerator) -> None:
-    """Refuses processes that would go on from other steps than each other."""
+    """Raises ValueError if processes would resume from different steps."""
     steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
     if len(set(steps)) > 1:
         raise ValueError(
@@ -464,8 +463,10 @@ def _check_equal_steps(step: int, folder: Path, accelerator) -> None:
 
 @contextmanager
 def _noted_signals():
-    """Notes SIGTERM (SLURM before its time limit) and Ctrl-C, to be answered after the step under way; a second
-    Ctrl-C acts at once. Outside the main thread, signals are not its business."""
+    """Records SIGTERM (from SLURM before its time limit) and Ctrl-C, to stop after the current step.
+
+    A second Ctrl-C interrupts at once. Outside the main thread, signals are not handled.
+    """
     noted: list[int] = []
 
     def note(number, frame):
@@ -483,13 +484,13 @@ def _noted_signals():
 
 
 def _agreed(noted: list[int], accelerator) -> int:
-    """The signal that any process was sent, or 0; the same answer on all of them."""
+    """The signal that any process received, or 0, the same on all processes."""
     number = noted[0] if noted else 0
     return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
 
 
 def _leave(number: int, saved: Path, at: Progress, accelerator) -> None:
-    """Says where the run is saved and how to go on, and ends it as the signal would."""
+    """Reports where the run is saved and how to resume it, and exits as the signal would."""
     message = (
         f"{signal.Signals(number).name}: the run is saved at step {at.step} of {at.n_steps} in {str(saved)!r}; "
         "start it again with the same settings to go on"

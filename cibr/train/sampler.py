@@ -1,6 +1,6 @@
-"""The order of an epoch: which image and which of its texts each row of a batch holds.
+"""The order of an epoch: the image and the caption of each row of a batch.
 
-It is keyed by the seed and the epoch alone, so that it is the same for any number of processes and after a resume.
+It depends only on the seed and the epoch, so it is the same for any number of processes and after a resume.
 """
 
 import torch
@@ -13,29 +13,27 @@ from cibr.data import Pairs
 def epoch_rows(
     pairs: Pairs, group_size: int, group_share: float, seed: int, epoch: int
 ) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
-    """Image and text of every row of an epoch, at most as many as there are images.
+    """Image and text of every row of an epoch, at most as many rows as there are images.
 
-    With groups, rows come in runs of `group_size` that share their content: the renderings of one image where the
-    pairs have groups, else different images of one label where they have labels, else different captions of one
-    image. An epoch then visits a part of the groups, so that it costs what an epoch without groups does. A group
-    of fewer images comes whole and once.
+    With groups, rows come in runs of `group_size` with shared content: renderings of one image if the pairs have
+    groups, else different images of one label if they have labels, else different captions of one image. An epoch
+    then visits a part of the groups, so its cost does not change. A smaller group is included in full, once.
 
-    With a share below 1 each run is followed by images in the order without groups, so that all batches have about
-    that share of their rows in groups. Groups are then repeated as often as that takes, but for those of fewer
-    images, which are left out.
+    With a share below 1, each run is followed by images in the order without groups, so every batch has about that
+    share of its rows in groups. Groups are then repeated as needed, and smaller ones are left out.
 
     Args:
         pairs: the training pairs.
-        group_size: rows a group; 1 for none.
-        group_share: share of the rows that come in groups, in (0, 1].
-        seed: the run's.
+        group_size: rows per group; 1 for none.
+        group_share: share of the rows in groups, in (0, 1].
+        seed: of the run.
         epoch: counted from 0.
 
     Returns:
-        Indices of images, and of texts in `pairs.texts()`.
+        Indices of images, and of texts in `pairs.texts()`, [rows] each.
 
     Raises:
-        ValueError: a share of the rows in groups, of images that have no group so large.
+        ValueError: a share below 1, and no group of `group_size` images.
     """
     generator = torch.Generator().manual_seed(seed + 15_485_863 * (epoch + 1))
     n, text_to_image = len(pairs), pairs.text_to_image()
@@ -72,9 +70,9 @@ def _grouped(
     generator: torch.Generator,
     whole: bool,
 ) -> Int[Tensor, " m"]:
-    """Images in their order, each with others of its group: the next ones on a shuffled ring of the group.
+    """Images in their order, each followed by others of its group, the next ones in a cyclic shuffle of the group.
 
-    Where only whole runs are wanted, images of smaller groups are left out.
+    With `whole`, images of groups smaller than `group_size` are left out.
     """
     n = len(groups)
     shuffled = torch.randperm(n, generator=generator)
@@ -84,7 +82,7 @@ def _grouped(
     sizes = counts[index]
     position = torch.empty_like(by_group)
     position[by_group] = torch.arange(n)
-    # The image of a small group that comes first brings all others with it.
+    # The first image of a small group is followed by all others.
     rank = torch.empty_like(order)
     rank[order] = torch.arange(n)
     first = torch.full_like(counts, n).scatter_reduce(0, index, rank, "amin")
@@ -101,7 +99,7 @@ def _grouped(
 def _interleaved(
     runs: Int[Tensor, " m"], order: Int[Tensor, " n"], group_size: int, every: int
 ) -> Int[Tensor, " n"]:
-    """As many rows as the order has: a run at the head of `every` rows, the order's own rows after it."""
+    """As many rows as in the order: blocks of `every` rows, a run followed by rows of the order."""
     n = len(order)
     n_runs = max(1, n // every)
     runs = runs.view(-1, group_size)
