@@ -1,14 +1,14 @@
-"""Evaluation: a model on suites of benchmarks as tidy rows, paired comparison of models, published results.
+"""Evaluation of models on suites of benchmarks, paired comparison of models, and published results.
 
-A suite is a list of tasks: a name of `SUITES`, a YAML file, or `Task` objects. Every set is evaluated once,
-what is finished is kept, and a rerun goes on where it stopped. Zero-shot classification follows Radford et al.
-(2021): a class is the renormalised mean of its prompts' unit vectors. Retrieval is paired (Karpathy and Fei-Fei,
-2015) or by label, as the pairs ask for (`Pairs.paired`). Texts longer than the context are cut, as both do.
+A suite is a list of tasks: a name of `SUITES`, a YAML file, or `Task` objects. Results are saved per data set, and
+a rerun resumes where it stopped. Zero-shot classification follows Radford et al. (2021): a class is the
+renormalised mean of its prompts' unit vectors. Retrieval is paired (Karpathy and Fei-Fei, 2015) or by label,
+according to `Pairs.paired`. Texts longer than the context are truncated, as in both.
 
 A score is a weighted sum of means: over all items, over the items of each class (mean per-class accuracy), or over
-the items of several sets (the mean of a suite). Written so, every score, its 95 % bootstrap interval and its
-paired difference come from one rule: items are drawn again within each part, and with several seeds the seeds too.
-An item is an image with its texts or, by label, all that has one label.
+the items of several data sets (the mean of a suite). So every score, its 95 % bootstrap interval and its paired
+difference follow one rule: items are resampled within each part, and with several seeds the seeds too. An item is
+an image with its texts or, by label, everything with one label.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ Parts = list[tuple[float, Float[np.ndarray, " _"]]]  # weight and values of each
 
 
 class Task(NamedTuple):
-    """One benchmark: a data set, what is asked of it, its split, and the group whose mean counts as one set."""
+    """One benchmark: a data set, the kind of task, the split, and the group whose mean counts as one set."""
 
     dataset: str
     kind: str = "zero-shot"
@@ -54,13 +54,13 @@ class Task(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What tables call it: the data set, with the split where it is not the usual one."""
+        """Its name in tables: the data set, with the split if it is neither test nor validation."""
         name = Path(self.dataset).name.removeprefix("wds_") or self.dataset
         return name if self.split in ("test", "validation") else f"{name}/{self.split}"
 
     @property
     def file(self) -> str:
-        """The name of the file that its results are kept in."""
+        """The name of its file of results."""
         return f"{self.title.replace('/', '-')}-{self.kind}.safetensors"
 
 
@@ -77,9 +77,8 @@ def _retrieval_tasks(*sets: tuple[str, str]) -> tuple[Task, ...]:
 
 _GLYPHS = "glyph_digits glyph_letters glyph_scripts glyph_categories glyph_shapes glyph_arrows glyph_diacritics"
 
-# Which seven zero-shot sets Ji et al. (2025) measured on is not public; those of `paper` are ours. `mini` holds
-# subsets in folders of $CIBR_DATA. `glyphs` is drawn on the spot. Choices rest on `paper-validation` and
-# `glyphs-validation`.
+# The seven zero-shot sets of Ji et al. (2025) are not public; those of `paper` are our choice. `mini` has subsets
+# in folders of $CIBR_DATA. `glyphs` is rendered. Model selection uses `paper-validation` and `glyphs-validation`.
 SUITES: dict[str, tuple[Task, ...]] = {
     "paper": _zero_shot_tasks("vtab-cifar10 vtab-cifar100 food101 vtab-caltech101 vtab-pets vtab-dtd vtab-eurosat")
     + _retrieval_tasks(("mscoco_captions", "test"), ("flickr30k", "test")),
@@ -95,7 +94,7 @@ SUITES: dict[str, tuple[Task, ...]] = {
 
 
 def suite_tasks(suite: Suite, kinds: Sequence[str] = KINDS) -> tuple[Task, ...]:
-    """The tasks of a suite, all or those of some kinds.
+    """The tasks of a suite, of all or some kinds.
 
     Args:
         suite: a name of `SUITES`; a YAML file, a list of mappings with `dataset` and optionally `kind`, `split`
@@ -103,8 +102,8 @@ def suite_tasks(suite: Suite, kinds: Sequence[str] = KINDS) -> tuple[Task, ...]:
         kinds: `zero-shot`, `retrieval` or both.
 
     Raises:
-        ValueError: no suite or kind of that name, with those that there are; a YAML file that is no list of tasks;
-            no task of these kinds; two tasks with one name.
+        ValueError: an unknown suite or kind (with the known ones), a YAML file that is not a list of tasks, no
+            task of these kinds, or two tasks with one name.
     """
     if isinstance(suite, str) and suite in SUITES:
         tasks = SUITES[suite]
@@ -131,7 +130,7 @@ def suite_tasks(suite: Suite, kinds: Sequence[str] = KINDS) -> tuple[Task, ...]:
 
 
 def suite_name(suite: Suite) -> str:
-    """What tables and folders call a suite: its name, the stem of its file, or `tasks` for a list."""
+    """The name of a suite in tables and folders: its own, the stem of its file, or `tasks` for a list."""
     return Path(suite).stem if isinstance(suite, (str, Path)) else "tasks"
 
 
@@ -151,10 +150,10 @@ def _read_suite(file: Path) -> tuple[Task, ...]:
 
 
 def dataset_tasks(dataset: str) -> tuple[Task, ...]:
-    """What a data set can be evaluated on: zero-shot with class names and templates, retrieval with captions.
+    """The tasks that a data set supports: zero-shot with class names and templates, retrieval with captions.
 
     Args:
-        dataset: a name or a folder; see `cibr.load_pairs`. Its test split is taken, or else validation, or train.
+        dataset: a name or a folder; see `cibr.load_pairs`. The test split is used, else validation, else train.
 
     Raises:
         ValueError, FileNotFoundError, ConnectionError: as `cibr.load_pairs`; or class names without templates.
@@ -168,16 +167,16 @@ def dataset_tasks(dataset: str) -> tuple[Task, ...]:
     if not pairs.classnames or not set(pairs.texts()) <= set(pairs.classnames):
         tasks.append(Task(dataset, "retrieval", split))
     if not tasks:
-        pairs.prompts()  # says what class names lack
+        pairs.prompts()  # raises with what is missing
     return tuple(tasks)
 
 
 def load_task(task: Task, limit: int = 0, **options) -> Pairs:
-    """The pairs that `evaluate` shows to a model.
+    """Loads the pairs that `evaluate` uses for a task.
 
     Args:
         task: of a suite.
-        limit: at most this many images, drawn by a fixed seed (the first ones may be of one class); 0 for all.
+        limit: maximum number of images, drawn with a fixed seed (the first ones may be of one class); 0 for all.
         options: of `cibr.load_pairs`.
 
     Raises:
@@ -192,14 +191,14 @@ def load_task(task: Task, limit: int = 0, **options) -> Pairs:
 
 @dataclass(eq=False)
 class Predictions:
-    """What a model predicted on one data set, item by item.
+    """A model's predictions on one data set, per item.
 
     Args:
         kind: `zero-shot`, `retrieval` (paired) or `retrieval by label`.
-        items: of zero-shot `labels`, `predictions` and `ranks` [n], and `n_classes` []; of retrieval
-            `image_ranks`, `image_average_precisions` and `image_units` [n], and the same of texts [m]. Ranks count
-            from 0; units are what an interval draws at once, an image with its texts or all of a label.
-        asked: a digest of the images and texts; predictions with equal ones can be compared item by item.
+        items: for zero-shot `labels`, `predictions` and `ranks` [n], and `n_classes` []; for retrieval
+            `image_ranks`, `image_average_precisions` and `image_units` [n], and the same for texts [m]. Ranks
+            count from 0; units are the clusters of the bootstrap, an image with its texts or all items of a label.
+        asked: a digest of the images and texts; predictions with equal digests are comparable item by item.
     """
 
     kind: str
@@ -207,7 +206,7 @@ class Predictions:
     asked: str
 
     def parts(self) -> dict[str, tuple[Parts, int]]:
-        """The scores that are means over items, by metric, each with its number of queries."""
+        """The scores that are means over items, by metric, each with the number of queries."""
         if self.kind == "zero-shot":
             ranks, labels, n_classes = (self.items[name] for name in ("ranks", "labels", "n_classes"))
             found = metrics.accuracy_parts(ranks, labels, int(n_classes))
@@ -224,7 +223,7 @@ class Predictions:
         return found
 
     def medians(self) -> dict[str, dict[str, float]]:
-        """Median ranks from 1 with their intervals, by metric: medians are no means over items."""
+        """Median ranks, from 1, with their intervals, by metric."""
         found = {}
         for direction, side in DIRECTIONS.items() if self.kind != "zero-shot" else ():
             ranks, units = (self.items[f"{side}_{name}"].numpy() for name in ("ranks", "units"))
@@ -238,8 +237,11 @@ class Predictions:
 
 
 def _by_unit(values: Float[np.ndarray, " m"], units: np.ndarray) -> Float[np.ndarray, " u"]:
-    """A number a unit whose mean is the mean over queries, and whose spread is that of the mean over the queries
-    of drawn units, to first order (a ratio, as units have unequal numbers of queries)."""
+    """One number per unit, with the mean over queries as their mean.
+
+    Their spread is, to first order, that of the mean over the queries of resampled units, a ratio, as units have
+    unequal numbers of queries.
+    """
     units = np.unique(units, return_inverse=True)[1]
     counts, mean = np.bincount(units), values.mean()
     return mean + (np.bincount(units, values) - mean * counts) / counts.mean()
@@ -247,12 +249,12 @@ def _by_unit(values: Float[np.ndarray, " m"], units: np.ndarray) -> Float[np.nda
 
 @dataclass(eq=False)
 class Evaluation:
-    """A model on a suite.
+    """The results of a model on a suite.
 
     Args:
-        model: what tables call it.
-        suite: what tables call the suite.
-        predictions: of single items, by task.
+        model: the model's name in tables.
+        suite: the suite's name in tables.
+        predictions: per item, by task.
     """
 
     model: str
@@ -261,7 +263,7 @@ class Evaluation:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """Tidy scores: `model, suite, dataset, kind, metric, value, low, high, n`; n counts queries."""
+        """Tidy scores: `model, suite, dataset, kind, metric, value, low, high, n`; n is the number of queries."""
         found = []
         for key, (parts, n) in self.scores().items():
             found.append(_about(key) | _difference([parts], None, "value") | {"n": n})
@@ -300,28 +302,28 @@ def evaluate(
     on_error: str = "raise",
     max_skipped: int = 0,
 ) -> Evaluation:
-    """Measures a model on all sets of a suite.
+    """Evaluates a model on all data sets of a suite.
 
     Args:
-        model: the encoders, on the device where they run.
+        model: the encoders, on the device to use.
         suite: a name of `SUITES`, a YAML file or a list of tasks; see `suite_tasks`.
-        name: what tables call the model.
-        kinds: of the suite's tasks: `zero-shot`, `retrieval` or both.
-        limit: at most this many images a set, two or more, drawn by a fixed seed; 0 for all.
-        batch_size: rows that are encoded at once.
-        output_dir: where results are kept, in a folder of the suite's name. A set whose results lie there, of the
-            same weights, images, texts and limit, is not evaluated again.
-        on_error: `raise` at the first unusable sample, or `skip`, as `load_pairs`.
-        max_skipped: with `skip`, how many samples of a set may be left out.
+        name: the model's name in tables.
+        kinds: the kinds of tasks to run: `zero-shot`, `retrieval` or both.
+        limit: maximum number of images per set, at least two, drawn with a fixed seed; 0 for all.
+        batch_size: rows encoded at once.
+        output_dir: folder for results, in a subfolder named after the suite. A set with results there, of the same
+            weights, images, texts and limit, is not evaluated again.
+        on_error: `raise` at the first unusable sample, or `skip`, as in `load_pairs`.
+        max_skipped: the number of samples per set that `skip` may leave out.
 
     Returns:
-        The evaluation, with `rows` of scores and the `predictions` of single items.
+        The evaluation, with `rows` of scores and the `predictions` per item.
 
     Raises:
         ValueError: an unknown suite, kind or set, an unusable sample (the message names its set), or an output
-            folder that cannot be made.
+            folder that cannot be created.
         FileNotFoundError: a file of a set is missing.
-        ConnectionError: the hub does not give a file.
+        ConnectionError: a file cannot be fetched from the hub.
     """
     tasks, title = suite_tasks(suite, kinds), suite_name(suite)
     whole = all(isinstance(number, int) for number in (limit, batch_size))
@@ -331,11 +333,11 @@ def evaluate(
             "one alone has no interval; a batch has a row at least"
         )
     for task in tasks:
-        resolve(task.dataset)  # a mistyped name is said before anything is computed
+        resolve(task.dataset)  # report a mistyped name before computing anything
     folder = None if output_dir is None else Path(output_dir) / title
     if folder is not None:
         try:
-            folder.mkdir(parents=True, exist_ok=True)  # now rather than after the first set
+            folder.mkdir(parents=True, exist_ok=True)  # fail now rather than after the first set
         except OSError as error:
             raise ValueError(f"cannot make {str(folder)!r}: {error}; choose another output_dir") from error
     digests, found = digest_model(model), {}
@@ -359,7 +361,7 @@ def evaluate(
 def _predict(
     model: DualEncoder, task: Task, pairs: Pairs, batch_size: int, folder: Path | None, digests: Digests
 ) -> Predictions:
-    """The predictions in the folder if they are this model's on these pairs, or new ones."""
+    """The stored predictions if they are of this model on these pairs, else new ones."""
     prompts = pairs.prompts() if task.kind == "zero-shot" else None
     kind = task.kind if prompts or pairs.paired else f"{task.kind} by label"
     labels = None if kind == "retrieval" else pairs.match_labels().tolist()
@@ -407,7 +409,7 @@ def _retrieve(pairs: Pairs, images: Tensor, texts: Tensor) -> dict[str, Tensor]:
 
 
 def _read(file: Path) -> tuple[Predictions, str] | None:
-    """Stored predictions with their identity; None where there is no file, or a damaged one."""
+    """Stored predictions with their identity; None if the file is missing or damaged."""
     try:
         with safe_open(file, "pt") as stored:
             about = stored.metadata()
@@ -418,10 +420,10 @@ def _read(file: Path) -> tuple[Predictions, str] | None:
 
 
 def read_evaluation(output_dir: str | Path, suite: Suite, name: str) -> Evaluation:
-    """What `evaluate` kept in a folder, without the model.
+    """Loads the results that `evaluate` saved in a folder, without the model.
 
     Raises:
-        FileNotFoundError: a set of the suite has no results there.
+        FileNotFoundError: the results of a set are missing or damaged.
     """
     found = {}
     for task in suite_tasks(suite):
@@ -434,17 +436,17 @@ def read_evaluation(output_dir: str | Path, suite: Suite, name: str) -> Evaluati
 
 
 def compare(a: Evaluation | Sequence[Evaluation], b: Evaluation | Sequence[Evaluation]) -> pd.DataFrame:
-    """Paired differences of two models on the same images, b - a, with 95 % intervals; medians have none.
+    """Paired differences b - a of two models on the same images, with 95 % intervals; medians are left out.
 
     Args:
-        a: an evaluation, or one a seed.
-        b: as many, on the same suite; those of one seed stand at the same place.
+        a: an evaluation, or one per seed.
+        b: the same number of evaluations on the same suite, with seeds in the same order.
 
     Returns:
-        A row a score: `suite, dataset, kind, metric, a, b, difference, low, high, n, n_seeds`.
+        One row per score: `suite, dataset, kind, metric, a, b, difference, low, high, n, n_seeds`.
 
     Raises:
-        ValueError: other suites, other numbers of seeds, or a set on which other images or texts were shown.
+        ValueError: different suites, numbers of seeds, or images and texts of a set.
     """
     a, b = ([x] if isinstance(x, Evaluation) else list(x) for x in (a, b))
     _check_comparable(a, b)
@@ -480,7 +482,7 @@ def _check_comparable(a: list[Evaluation], b: list[Evaluation]) -> None:
 
 
 def _mean(members: list[dict[str, tuple[Parts, int]]]) -> dict[str, tuple[Parts, int]]:
-    """The mean of several sets' scores, of those scores that all have."""
+    """The mean of several data sets' scores, for the metrics that all of them have."""
     found = {}
     for metric in members[0]:
         if all(metric in member for member in members):
@@ -494,7 +496,7 @@ def _value(parts: Parts) -> float:
 
 
 def _difference(b: list[Parts], a: list[Parts] | None, name: str) -> dict[str, float]:
-    """The mean over seeds of b's score minus a's (minus nothing without a), with its interval."""
+    """The mean over seeds of b's score minus a's, or of b's score without a, with its interval."""
     stacked = [[np.stack([seed[k][1] for seed in side]) for k in range(len(b[0]))] for side in (b, a or b)]
     of_a = [np.zeros_like(x) for x in stacked[0]] if a is None else stacked[1]
     found = metrics.paired_difference(of_a, stacked[0], weights=[weight for weight, _ in b[0]])
@@ -503,7 +505,7 @@ def _difference(b: list[Parts], a: list[Parts] | None, name: str) -> dict[str, f
 
 
 def short_names(*names: str) -> list[str]:
-    """What tables and figures call models: the ends of their names, as long as it takes to tell them apart.
+    """Short names of models for tables and figures: the shortest path suffixes that distinguish them.
 
     Examples:
         >>> from cibr.evaluate import short_names
@@ -519,7 +521,7 @@ def short_names(*names: str) -> list[str]:
 
 
 def format_table(rows: pd.DataFrame, value: str = "value") -> pd.DataFrame:
-    """Rows as a table to read, a data set a line and a metric a column, in per cent but for ranks."""
+    """Rows as a table with one row per data set and one column per metric, in per cent except for ranks."""
 
     def cell(row) -> str:
         scale, sign = 1 if "rank" in row["metric"] else 100, "+" if value == "difference" else ""
@@ -532,16 +534,16 @@ def format_table(rows: pd.DataFrame, value: str = "value") -> pd.DataFrame:
 
 
 def published(model: str) -> pd.DataFrame:
-    """The published scores of a model, to check the whole engine against.
+    """The published scores of a model, as a reference for the evaluation code.
 
     Args:
         model: its hub id.
 
     Returns:
-        `dataset, metric, value, source`; values in per cent, as the source has them.
+        `dataset, metric, value, source`; values in per cent, as published.
 
     Raises:
-        ValueError: a model without published results in the table.
+        ValueError: the table has no results of the model.
     """
     table = pd.read_csv(shipped("results/published.csv"))
     known = table[table["model"] == model]
@@ -552,14 +554,14 @@ def published(model: str) -> pd.DataFrame:
 
 
 def against_published(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
-    """Published scores beside measured ones.
+    """Published and measured scores side by side.
 
     Args:
         rows: of evaluations, see `Evaluation.rows`.
-        known: as `published` has them.
+        known: from `published`.
 
     Returns:
-        `dataset, metric, published, measured, low, high, difference` in per cent, for the published scores.
+        `dataset, metric, published, measured, low, high, difference` in per cent, one row per published score.
     """
     known = known.rename(columns={"value": "published"})[["dataset", "metric", "published"]]
     both = known.merge(rows.rename(columns={"value": "measured"}), on=["dataset", "metric"], how="left")
