@@ -1,1 +1,1 @@
-"""The study: what the chapters of the book need beside the library."""
+"""The study's own code: what the chapters of the book need beyond the library."""

@@ -1,18 +1,18 @@
-"""Adapters of a trained dual encoder to classes of which a few images are labelled, and what they reach.
+"""Few-shot adapters of a trained dual encoder, and their accuracy.
 
 All but CoOp work on unit vectors: images x, class embeddings t_c (the zero-shot classifier) and a multiplier s of
-the cosines. With x_i the labelled images and y_i their classes, the logits of class c are
+the cosines. With labelled images x_i of classes y_i, the logits of class c are
 
     zero-shot          s <x, t_c>
     linear probe       s <x, w_c>,  w = argmin  mean_i CE_i(w) + strength * mean_c lambda_c |w_c - t_c|^2
     Tip-Adapter        s <x, t_c> + alpha * sum_{i: y_i = c} exp(-beta (1 - <x, k_i>)),  k_i = x_i
-    Tip-Adapter-F      the same with k_i trained
+    Tip-Adapter-F      the same with trained k_i
 
 Sources: the probe's penalty is that of CLAP (Silva-Rodríguez et al. 2024, arXiv 2312.12730), where lambda_c is the
-mean probability that the zero-shot classifier gives to the labelled images of c. They fix the strength at 1 and
-renormalise w; we do not, so that the problem is convex. Tip-Adapter: Zhang et al. (2022, arXiv 2111.03930). CoOp:
-Zhou et al. (2022, arXiv 2109.01134). The published code of Tip-Adapter augments the labelled images and picks the
-epoch of F on the test set; here features are cached, without augmentation, and the test set chooses nothing.
+mean probability that the zero-shot classifier assigns to c on its labelled images. They fix the strength at 1 and
+renormalise w; we do not, which keeps the problem convex. Tip-Adapter: Zhang et al. (2022, arXiv 2111.03930). CoOp:
+Zhou et al. (2022, arXiv 2109.01134). The published code of Tip-Adapter augments the labelled images and selects
+the epoch of F on the test set; here features are cached, without augmentation, and the test set selects nothing.
 """
 
 from collections import Counter
@@ -35,9 +35,9 @@ from cibr_book.run import train_and_measure
 from cibr_book.tables import differences, in_points, score_table
 
 SHOTS, N_DRAWS = (1, 4, 16), 5
-N_VALIDATED = 4  # labelled images of a class that are held out in turn, as many as CoOp's validation sets have
+N_VALIDATED = 4  # labelled images per class that are held out in turn, as in CoOp's validation sets
 EPOCHS, BATCH = 20, 256  # of Tip-Adapter-F
-# The first of each is the default: of CLAP, and alpha, beta, rate and epochs of Zhang et al.
+# The first of each is the default: of CLAP, and alpha, beta, learning rate and epochs of Zhang et al.
 STRENGTHS = (1.0, 0.1, 0.01, 0.001)
 TIP = ((1.0, 5.5), *((a, b) for a in (1.0, 3.0, 10.0, 30.0, 100.0, 300.0) for b in (1.0, 3.0, 5.0, 10.0, 20.0)))
 TUNED = tuple((rate, epochs) for rate in (1e-3, 1e-2) for epochs in (EPOCHS, 10, 5, 0))
@@ -49,7 +49,7 @@ Shots = Int[Tensor, "c k"]
 
 
 class FewShot(NamedTuple):
-    """Labelled images and the zero-shot classifier: unit vectors, labels and the multiplier of the cosines."""
+    """Labelled images and a zero-shot classifier: unit vectors, labels and the multiplier of the cosines."""
 
     images: Images
     labels: Int[Tensor, " n"]
@@ -67,9 +67,9 @@ class FewShot(NamedTuple):
 
 
 def linear_probes(few: FewShot, strengths: Sequence[float]) -> dict[float, Float[Tensor, "c d"]]:
-    """Weights of logistic regression that are drawn to the zero-shot weights, by L-BFGS, for every strength.
+    """Weights of logistic regression regularised towards the zero-shot weights, by L-BFGS, for every strength.
 
-    The strongest starts from the zero-shot weights and each other one from the last solution.
+    The largest strength starts from the zero-shot weights, each other one from the previous solution.
     """
     own = few.logits(few.images).softmax(1).gather(1, few.labels[:, None]).squeeze(1)
     counts = few.labels.bincount(minlength=len(few.classes)).clamp(min=1)
@@ -92,16 +92,16 @@ def linear_probes(few: FewShot, strengths: Sequence[float]) -> dict[float, Float
 
 
 def tip_logits(few: FewShot, queries: Queries, alpha: float, beta: float, keys: Images | None = None) -> Logits:
-    """Logits of Tip-Adapter; the keys are the labelled images unless others are given."""
+    """Logits of Tip-Adapter; by default the keys are the labelled images."""
     affinity = queries @ (few.images if keys is None else keys).T
     values = F.one_hot(few.labels, len(few.classes)).to(affinity)
     return few.logits(queries) + alpha * (beta * (affinity - 1)).exp() @ values
 
 
 def tip_keys(few: FewShot, alpha: float, beta: float, rate: float, n_epochs: int) -> list[Images]:
-    """Keys of Tip-Adapter-F, from the labelled images, then after each epoch.
+    """Keys of Tip-Adapter-F: the labelled images, then the keys after each epoch.
 
-    AdamW on batches in the same order in every call; the cosine schedule ends at `EPOCHS`, however few are asked.
+    AdamW on batches in the same order in every call; the cosine schedule always ends at `EPOCHS`.
     """
     keys, generator = few.images.clone().requires_grad_(), torch.Generator().manual_seed(0)
     optimiser = torch.optim.AdamW([keys], rate, eps=1e-4)
@@ -118,14 +118,14 @@ def tip_keys(few: FewShot, alpha: float, beta: float, rate: float, n_epochs: int
 
 
 def accuracy(logits: Logits, labels: Int[Tensor, " q"]) -> float:
-    """The share of queries whose own class alone reaches its logit: ties count as wrong, as in zero-shot."""
+    """The share of queries whose own class has the single largest logit: ties count as wrong, as in zero-shot."""
     return float((count_reaching(logits, logits.gather(1, labels[:, None]).squeeze(1)) == 1).double().mean())
 
 
 def validation_splits(few: FewShot, shots: Shots) -> list[tuple[FewShot, FewShot]]:
-    """Kept and held-out shots: a quarter of each class at a time, until four of it have been held out.
+    """Kept and held-out shots: a quarter of each class at a time, until four per class have been held out.
 
-    That is each shot in turn at four a class, and one split at sixteen. With fewer than four there is none.
+    With four shots this is leave-one-out, with sixteen a single split, with fewer than four there is none.
     """
     n_held = shots.shape[1] // N_VALIDATED
     parts = shots.split(n_held, 1) if n_held else ()
@@ -134,7 +134,7 @@ def validation_splits(few: FewShot, shots: Shots) -> list[tuple[FewShot, FewShot
 
 
 def choose(method: Callable[..., dict], settings: Sequence, splits: list[tuple[FewShot, FewShot]]) -> Any:
-    """The setting that classifies most held-out shots; of equal ones, and without any, the first."""
+    """The setting with the highest accuracy on held-out shots; the first on ties or without held-out shots."""
     correct = Counter(dict.fromkeys(settings, 0))
     for kept, held in splits:
         for setting, logits in method(kept, held.images, settings).items():
@@ -160,15 +160,15 @@ def _tuned(few: FewShot, queries: Queries, settings: Sequence[tuple]) -> dict:
 
 
 def adapt(data: FewShot, shots: Shots, queries: Queries) -> dict[str, Logits]:
-    """Logits of queries by adapters whose settings are chosen on held-out shots, or are the defaults without any.
+    """Logits of queries by adapters with settings chosen on held-out shots, or the defaults without any.
 
     Args:
-        data: all images, of which a method sees the shots alone.
-        shots: the labelled images of each class.
+        data: all images, of which a method sees only the shots.
+        shots: indices of the labelled images of each class.
         queries: unit vectors to classify.
 
     Returns:
-        By method: `linear probe`, `Tip-Adapter`, and `Tip-Adapter-F` at the alpha and beta of the latter.
+        By method: `linear probe`, `Tip-Adapter`, and `Tip-Adapter-F` with the alpha and beta of the latter.
     """
     few, splits = data.subset(shots), validation_splits(data, shots)
     strength, tip = choose(_probe, STRENGTHS, splits), choose(_tip, TIP, splits)
@@ -178,19 +178,19 @@ def adapt(data: FewShot, shots: Shots, queries: Queries) -> dict[str, Logits]:
 
 
 def prompt_features(model: DualEncoder, context: Float[Tensor, "t w"], names: list[str]) -> Float[Tensor, "c d"]:
-    """Unit text features of the prompts `[context] name.`, with vectors in place of the context's tokens.
+    """Unit text features of the prompts `[context] name.`, with learned vectors as context tokens.
 
-    The text tower of transformers takes token ids alone, so that a hook puts the vectors in behind its embedding
-    layer; positions, mask and end of text are those of the ids.
+    The text tower of transformers takes only token ids, so a hook inserts the vectors after its embedding layer;
+    positions, mask and end of text are those of the ids.
 
     Raises:
-        ValueError: a prompt longer than the model reads.
+        ValueError: a prompt longer than the model's context.
     """
     ids, mask = model.tokenize([f"{name}." for name in names])
     start, n = int(ids[0, 0] == model.tokenizer.bos_token_id), len(context)
     if (length := ids.shape[1] + n) > model.context:
         raise ValueError(f"a prompt has {length} tokens and the model reads {model.context}: learn fewer vectors")
-    # What stands for the vectors is a name's first token: any but the end of a text would do.
+    # The placeholder for the vectors is a name's first token; any but the end of text would do.
     ids, mask = (torch.cat([x[:, :start], x[:, [start] * n], x[:, start:]], 1) for x in (ids, mask))
 
     def put_in(layer, given, embedded: Tensor) -> Tensor:
@@ -206,16 +206,17 @@ def prompt_features(model: DualEncoder, context: Float[Tensor, "t w"], names: li
 def learn_prompts(
     model: DualEncoder, few: FewShot, names: list[str], n_context: int = 16, epochs: int = 50
 ) -> tuple[Float[Tensor, "t w"], list[float]]:
-    """CoOp: context vectors, the same for all classes and before the name, by SGD under a cosine schedule.
+    """CoOp: learned context vectors before the name, shared by all classes, by SGD with a cosine schedule.
 
-    Source: Zhou et al. (2022), section 3.1, with the rate, batch and initial deviation of their code; it takes 50
-    epochs at one shot, 100 at two or four and 200 beyond, and begins with one at a rate of 1e-5, left out here.
+    Source: Zhou et al. (2022), section 3.1, with the learning rate, batch size and initial standard deviation of
+    their code; it takes 50 epochs with one shot, 100 with two or four and 200 with more, after one warm-up epoch
+    at a rate of 1e-5, which is left out here.
 
     Args:
-        model: over a `CLIPModel`, which stays as it is.
-        few: the labelled images; the zero-shot classifier is not read.
+        model: over a `CLIPModel`, whose weights are not changed.
+        few: the labelled images; the zero-shot classifier is not used.
         names: of the classes.
-        n_context: how many vectors.
+        n_context: number of vectors.
         epochs: over the labelled images.
 
     Returns:
@@ -231,7 +232,7 @@ def learn_prompts(
             with model.evaluating(), torch.enable_grad():
                 logits = few.logits(few.images[rows], prompt_features(model, context, names))
             losses.append(F.cross_entropy(logits, few.labels[rows], reduction="none"))
-            (context.grad,) = torch.autograd.grad(losses[-1].mean(), context)  # and none of the model's weights
+            (context.grad,) = torch.autograd.grad(losses[-1].mean(), context)  # not for the model's weights
             optimiser.step()
         schedule.step()
         history.append(float(torch.cat(losses).detach().mean()))
@@ -239,7 +240,7 @@ def learn_prompts(
 
 
 def draw_shots(labels: Int[Tensor, " n"], draw: int) -> tuple[Shots, Int[Tensor, " q"]]:
-    """Sixteen images of each class, the first of which are the shots of smaller numbers, and all other images.
+    """Indices of sixteen shots per class, the first ones being those of smaller numbers, and of all other images.
 
     Raises:
         ValueError: a class with no image beyond its shots.
@@ -252,7 +253,7 @@ def draw_shots(labels: Int[Tensor, " n"], draw: int) -> tuple[Shots, Int[Tensor,
 
 
 def measure_set(data: FewShot) -> pd.DataFrame:
-    """Accuracies on the images that a draw leaves, a row a draw and a column `<shots>/<method>`."""
+    """Accuracies on the images outside a draw, one row per draw and one column `<shots>/<method>`."""
     found = []
     for draw in range(N_DRAWS):
         shots, rest = draw_shots(data.labels, draw)
@@ -265,18 +266,18 @@ def measure_set(data: FewShot) -> pd.DataFrame:
 
 
 def adapt_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
-    """Trains one configuration, adapts it to every set of a suite and measures the adapters.
+    """Trains one configuration, adapts it to every data set of a suite and evaluates the adapters.
 
-    The mini sets have no training split. Sixteen images of each class are drawn from the test split, five times,
-    and the others test every method at every number of shots. All models meet the same draws.
+    The mini sets have no training split. Sixteen images per class are drawn from the test split, five times, and
+    the others test every method at every number of shots. The draws are the same for all models.
 
     Args:
         settings: of `cibr_book.run.train_and_measure`, with `adapted`, the name of the suite.
         folder: of the trained model.
 
     Returns:
-        What training measures; `<set>/<shots>/<method>/accuracy@1`, the mean over draws, of each set, each group
-        of sets and all; and `mean of 7/<shots>/<method>/deviation` over draws.
+        The metrics of training; `<set>/<shots>/<method>/accuracy@1`, the mean over draws, for each set, each group
+        of sets and all; and `mean of 7/<shots>/<method>/deviation`, the standard deviation over draws.
     """
     metrics = train_and_measure({name: value for name, value in settings.items() if name != "adapted"}, folder)
     model = DualEncoder.from_pretrained(folder)
@@ -297,13 +298,13 @@ def adapt_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
 
 
 def adapter_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean accuracy@1 of seven sets in per cent, a row an adapter and number of shots.
+    """Mean accuracy@1 over seven data sets in per cent, one row per adapter and number of shots.
 
     Args:
         rows: from `read_table("adapters.csv")`.
 
     Returns:
-        A column a model with the half-width of Student's 95 % interval over seeds, then a column a penalty with
+        One column per model with the half-width of Student's 95 % interval over seeds, then one per penalty with
         its difference to CLIP, paired by seed.
     """
     columns = {"{2}, {1} a class".format(*name.split("/")): name for name in rows.filter(regex="^mean.*@1$")}

@@ -1,4 +1,4 @@
-"""Statistics over runs: means over seeds with intervals."""
+"""Means over seeds with confidence intervals."""
 
 from collections.abc import Sequence
 
@@ -7,19 +7,19 @@ from scipy.stats import t as student
 
 
 def mean_intervals(rows: pd.DataFrame, by: Sequence[str], value: str, level: float = 0.95) -> pd.DataFrame:
-    """Mean of a column over the seeds of each group, with Student's interval.
+    """Mean of a column over the seeds of each group, with Student's confidence interval.
 
     Args:
-        rows: tidy rows, one a seed.
-        by: the columns that name a group.
+        rows: tidy rows, one per seed.
+        by: the columns that identify a group.
         value: the column to average.
         level: of the interval.
 
     Returns:
-        A row a group: the columns of `by`, then `mean, low, high, n`; without an interval where n is 1.
+        One row per group: the columns of `by`, then `mean, low, high, n`; without an interval if n is 1.
 
     Raises:
-        ValueError: a column that is not there.
+        ValueError: a missing column.
     """
     missing = [name for name in (*by, value) if name not in rows]
     if missing:

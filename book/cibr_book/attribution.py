@@ -1,14 +1,14 @@
-"""Where a text finds its evidence in an image: information bottleneck attribution, and checks of such maps.
+"""Information bottleneck attribution of image-text similarity, and sanity checks of attribution maps.
 
     minimise over the mask m in (0, 1):   weight * I - E cos(f(m r + (1 - m) e), text),   e ~ N(mean, std^2)
-    I = sum of KL( N(m r + (1 - m) mean, (1 - m)^2 std^2) || N(mean, std^2) ) over places and channels
+    I = sum of KL( N(m r + (1 - m) mean, (1 - m)^2 std^2) || N(mean, std^2) ) over positions and channels
 
-The mask replaces a share of each place of a feature map r by noise that looks like other images; I bounds what
-then passes, in nats, and is the map. It is the book's objective for one image: keep what serves the text, pay for
-every nat.
+The mask replaces a share of each position of a feature map r by noise with the statistics of other images; I
+bounds the information that is transmitted, in nats, and is the map. It is the book's objective for a single image:
+keep what predicts the text, at a price per nat.
 
 Source: Schulz et al. (2020, arXiv 2001.00396) for the mask; Wang, Rudner and Wilson (2023, M2IB, arXiv 2312.17174)
-put the cosine with a text in place of a class.
+for the cosine with a text in place of a class score.
 """
 
 import copy
@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from cibr.models import DualEncoder
 
 INITIAL_LOGIT = 5.0  # of the mask: 0.7 % noise
-TINY_LAYERS = 4  # of the tiny image tower below the map: 16 x 16 places, each of which has seen 13 px
+TINY_LAYERS = 4  # of the tiny image tower below the map: 16 x 16 positions with a receptive field of 13 px
 FROZEN_BLOCKS = 5  # of a timm EfficientNet below the map: a stride of 16
 Maps = Float[Tensor, "n h w"]
 Features = Float[Tensor, "n c h w"]
 
 
 def split_image_tower(model: DualEncoder) -> tuple[Callable, Callable]:
-    """The image encoder in two halves: images to a feature map, and the map to unit features.
+    """The image encoder in two halves: images to feature maps, and feature maps to unit vectors.
 
     Args:
         model: `tiny`, or `frozen` with an EfficientNet of timm.
@@ -40,7 +40,7 @@ def split_image_tower(model: DualEncoder) -> tuple[Callable, Callable]:
         together they are `encode_images`. Both pass gradients.
 
     Raises:
-        ValueError: a tower whose feature map is not known here.
+        ValueError: a tower of another architecture.
     """
     tower = getattr(model.backbone, "image_tower", None)
     net = getattr(tower, "timm_model", None)
@@ -59,7 +59,7 @@ def split_image_tower(model: DualEncoder) -> tuple[Callable, Callable]:
 
 
 def cosine_score(model: DualEncoder) -> Callable[[Tensor, Tensor], Float[Tensor, " n"]]:
-    """The function from normalised images and text vectors [n, d] to their cosines, which captum explains."""
+    """A function from normalised images and text vectors [n, d] to their cosines, for captum to explain."""
     lower, upper = split_image_tower(model)
     return lambda pixels, texts: (upper(lower(pixels)) * texts).sum(1)
 
@@ -75,24 +75,24 @@ def bottleneck_maps(
     learning_rate: float = 0.5,
     seed: int = 0,
 ) -> tuple[Maps, Float[Tensor, " n"]]:
-    """The information that each place must pass for an image to stay near its text.
+    """Information that each position must transmit for an image to stay close to its text.
 
-    Source: Wang, Rudner and Wilson (2023), for the image side, with the mask of Schulz et al. (2020). Theirs has a
-    value for each channel; here all channels of a place share one.
+    Source: Wang, Rudner and Wilson (2023), for the image side, with the mask of Schulz et al. (2020). Theirs has
+    one value per channel; here all channels of a position share one.
 
     Args:
         maps: feature maps of the images [n, c, h, w].
         texts: the unit vector of each image's text [n, d].
         upper: feature maps to unit vectors, as `split_image_tower` returns it; in eval mode.
-        noise_like: maps of other images; the noise has their mean and standard deviation at every entry.
-        weight: the price of a nat in cosine; positive.
+        noise_like: maps of other images, whose mean and standard deviation per entry the noise has.
+        weight: the price of a nat, in cosine; positive.
         n_steps: of Adam.
-        n_noise: draws of the noise a step.
+        n_noise: draws of the noise per step.
         learning_rate: of Adam, for the logits of the mask.
         seed: of the noise.
 
     Returns:
-        Nats a place [n, h, w]; and the mean cosine with the text of each image under its final mask [n].
+        Nats per position [n, h, w], and the mean cosine of each image with its text under the final mask [n].
 
     Raises:
         ValueError: shapes that do not fit, or a weight that is not positive.
@@ -128,26 +128,26 @@ def bottleneck_maps(
 
 
 def _smooth(logits: Maps) -> Maps:
-    """Neighbouring places pass alike, as in Schulz et al.: weights 1, 2, 1 in both directions."""
+    """The logits smoothed as in Schulz et al., with weights 1, 2, 1 in both directions."""
     line = torch.tensor([0.25, 0.5, 0.25])
     padded = F.pad(logits[:, None], (1, 1, 1, 1), mode="replicate")
     return F.conv2d(padded, (line[:, None] * line)[None, None])[:, 0]
 
 
 def _passed_nats(logits: Maps, energy: Maps, n_channels: int) -> Tensor:
-    """KL of the masked features from pure noise, summed over channels; in logits, so that log(1 - m) is exact."""
+    """KL of the masked features from pure noise, summed over channels; from logits, for an exact log(1 - m)."""
     mask = torch.sigmoid(logits)
     log_rest = -F.softplus(logits)  # log(1 - mask)
     return 0.5 * (mask.square() * energy + n_channels * ((1 - mask).square() - 1)) - n_channels * log_rest
 
 
 def enlarge(maps: Maps, side: int) -> Float[Tensor, "n side side"]:
-    """Maps at the size of their images, with straight lines between the centres of places."""
+    """Maps at the size of their images, by bilinear interpolation."""
     return F.interpolate(maps[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0]
 
 
 def share_inside(maps: Maps, region: Bool[Tensor, "n h w"]) -> Float[Tensor, " n"]:
-    """The part of each map's positive values that lies in a region; its area where the map is nowhere positive."""
+    """Share of each map's positive mass inside a region; the region's area if the map is nowhere positive."""
     positive = maps.clamp(min=0).flatten(1)
     total = positive.sum(1)
     inside = (positive * region.flatten(1)).sum(1) / total.clamp(min=1e-30)
@@ -161,19 +161,19 @@ def deletion_curve(
     fill: float,
     fractions: Sequence[float | int],
 ) -> Float[Tensor, "n k"]:
-    """Scores as pixels are painted over, those with the highest attribution first.
+    """Scores as pixels are deleted, those with the highest attribution first.
 
     Source: Samek et al. (2017, arXiv 1509.06321), section III, pixel by pixel.
 
     Args:
-        pixels: normalised images.
-        maps: attribution at the size of the images.
+        pixels: normalised images [n, c, h, w].
+        maps: attribution at the size of the images [n, h, w].
         score: images to one number each, such as the cosine with their text.
-        fill: the value of a deleted pixel.
-        fractions: shares of the pixels that are deleted, in [0, 1].
+        fill: the value of deleted pixels.
+        fractions: shares of the pixels to delete, in [0, 1].
 
     Returns:
-        The score at each fraction.
+        The score at each of k fractions [n, k].
 
     Raises:
         ValueError: maps of another size than the images, or fractions outside [0, 1].
@@ -192,9 +192,9 @@ def deletion_curve(
 
 
 def randomised_weights(model: DualEncoder, seed: int = 0) -> DualEncoder:
-    """A copy whose image encoder has learned nothing: the entries of each of its weights in a random order.
+    """A copy of the model with a randomised image encoder: the entries of each weight tensor are shuffled.
 
-    Source: Adebayo et al. (2018, arXiv 1810.03292), section 3; shuffled instead of drawn anew, so that sizes stay.
+    Source: Adebayo et al. (2018, arXiv 1810.03292), section 3; shuffled, not redrawn, to keep their distribution.
     """
     broken = copy.deepcopy(model).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -207,7 +207,7 @@ def randomised_weights(model: DualEncoder, seed: int = 0) -> DualEncoder:
 
 
 def map_agreement(a: Maps, b: Maps) -> Float[Tensor, " n"]:
-    """Spearman's rank correlation of two maps of each image; 0 where a map is flat."""
+    """Spearman's rank correlation of two maps of each image; 0 if a map is constant."""
     columns = (pd.DataFrame(side.flatten(1).T.numpy()).rank() for side in (a, b))
     x, y = (side - side.mean() for side in columns)
     correlation = (x * y).sum() / ((x**2).sum() * (y**2).sum()) ** 0.5

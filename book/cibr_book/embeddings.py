@@ -1,4 +1,4 @@
-"""What lies near what in a joint embedding space, and the gap between its modalities."""
+"""Neighbourhoods in a joint embedding space, and the gap between its modalities."""
 
 from collections.abc import Callable
 
@@ -24,14 +24,15 @@ def nearest_items(embeddings: Float[Tensor, "n d"], k: int) -> Int[Tensor, "n k"
 
 
 def neighbour_agreement(nearest: Int[Tensor, "n k"], factor: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """The share of neighbours with an item's own value of a factor, beyond chance: 0 at chance, 1 for all.
+    """Chance-corrected share of neighbours with an item's own value of a factor: 0 at chance, 1 for all.
 
     Args:
-        nearest: as `nearest_items` returns them.
-        factor: small integers.
+        nearest: from `nearest_items`.
+        factor: small integers [n].
 
     Returns:
-        (share - chance) / (1 - chance), with the chance that another item drawn at random has the same value.
+        (share - chance) / (1 - chance) [n], where chance is the probability that another random item has the same
+        value.
 
     Raises:
         ValueError: a factor that does not vary.
@@ -45,23 +46,23 @@ def neighbour_agreement(nearest: Int[Tensor, "n k"], factor: Int[Tensor, " n"]) 
 
 
 def embedding_map(embeddings: Float[Tensor, "n d"], seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
-    """t-SNE of unit vectors, from their principal components: points [n, 2] that keep neighbours together."""
+    """t-SNE of unit vectors, from their principal components: points [n, 2]."""
     components = PCA(min(MAP_COMPONENTS, *embeddings.shape), svd_solver="full").fit_transform(embeddings.numpy())
     return TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(components)
 
 
 def margins(similarity: Float[Tensor, "n m"], is_right: Bool[Tensor, "n m"]) -> Float[Tensor, " n"]:
-    """By how much the best right answer beats the best wrong one, in cosine; below zero for a wrong answer."""
+    """Margin of the best correct answer over the best incorrect one, in cosine; negative for an error."""
     best = similarity.masked_fill(~is_right, -torch.inf).amax(1)
     return best - similarity.masked_fill(is_right, -torch.inf).amax(1)
 
 
 def error_kind(name: str, chosen: str, same_drawing: bool) -> str:
-    """In what a chosen name of a character differs from the right one, from near to far.
+    """Category of the error between a chosen name of a character and the correct one, from minor to major.
 
     Returns:
-        `right`; `same drawing` under another name; `same letter` with another mark or none; `same script or
-        kind`, where the first word agrees; or `other`.
+        `right`; `same drawing` with another name; `same letter` with another mark or none; `same script or kind`,
+        if the first word agrees; or `other`.
     """
     rules = {
         "right": name == chosen,
@@ -73,20 +74,19 @@ def error_kind(name: str, chosen: str, same_drawing: bool) -> str:
 
 
 def effective_dimension(embeddings: Float[Tensor, "n d"]) -> float:
-    """How many directions share the variance: (sum of eigenvalues)^2 / sum of squares, of the covariance."""
+    """Participation ratio of the covariance: (sum of eigenvalues)^2 / sum of their squares."""
     centred = embeddings.double() - embeddings.double().mean(0)
     covariance = centred.T @ centred
     return (covariance.trace().square() / covariance.square().sum()).item()
 
 
 def gap_share(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "m d"]) -> float:
-    """The part of the modality gap that lies in the directions that hold 90 % of the embeddings' variance.
+    """Share of the modality gap in the directions that explain 90 % of the embeddings' variance.
 
-    Source: the question of Zhang et al. (2023, arXiv 2302.04269): in CLIP the gap is orthogonal to the span of the
-    embeddings.
+    Source: Zhang et al. (2023, arXiv 2302.04269), who find CLIP's gap orthogonal to the embeddings' span.
 
     Returns:
-        A share of the squared length: 0 orthogonal, 1 within.
+        A share of the squared norm: 0 if orthogonal, 1 if within.
     """
     sides = [side.double() for side in (image_embeddings, text_embeddings)]
     centred = torch.cat([side - side.mean(0) for side in sides])
@@ -100,25 +100,25 @@ def gap_share(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Ten
 def closed_gap(
     image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "m d"]
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
-    """Both sides moved to the mean between them, and back to unit length: the space without its gap.
+    """Both modalities shifted to their common mean and renormalised, which removes the modality gap.
 
-    Source: Liang et al. (2022, arXiv 2203.02053), section 4.2, who move along the gap.
+    Source: Liang et al. (2022, arXiv 2203.02053), section 4.2, who shift along the gap.
     """
     middle = (image_embeddings.mean(0) + text_embeddings.mean(0)) / 2
     return tuple(F.normalize(side - side.mean(0) + middle, dim=1) for side in (image_embeddings, text_embeddings))
 
 
 def gap_table(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n d"]) -> dict[str, float]:
-    """The geometry of a joint space in numbers.
+    """Summary statistics of the geometry of a joint space.
 
     Args:
-        image_embeddings: unit vectors.
-        text_embeddings: unit vectors, row by row the images' pairs.
+        image_embeddings: unit vectors [n, d].
+        text_embeddings: unit vectors [n, d], paired with the images row by row.
 
     Returns:
-        `paired_cosine` and `unpaired_cosine`, means over pairs and over all others; `modality_gap`, the distance
-        of the means; `gap_share`; `image_dimension` and `text_dimension`, effective; `image_uniformity` and
-        `text_uniformity`.
+        `paired_cosine` and `unpaired_cosine`, means over pairs and over mismatched pairs; `modality_gap`, the
+        distance between the means; `gap_share`; `image_dimension` and `text_dimension`, effective dimensions;
+        `image_uniformity` and `text_uniformity`.
     """
     n = len(image_embeddings)
     paired = (image_embeddings * text_embeddings).sum(1).double().sum()
@@ -141,23 +141,23 @@ def subsampling_intervals(
     level: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Statistics of n items with intervals, from random halves of the items.
+    """Statistics of n items with subsampling intervals, from random halves of the items.
 
-    A bootstrap's repeated items distort a statistic of pairs, such as uniformity. A half drawn without replacement
-    varies around the whole as the whole does around its source, in first order.
+    The repeated items of a bootstrap distort a statistic of pairs, such as uniformity. To first order, a half
+    drawn without replacement varies around the whole as the whole does around its population.
 
     Source: Politis, Romano and Wolf (1999), Subsampling. The variance of a mean over a half, drawn from n items
     without replacement, is sigma^2 / n: that of the mean over n independent items.
 
     Args:
         statistic: takes indices of items and returns numbers by name.
-        n: how many items there are, 20 at least.
-        n_resamples: how many halves.
-        level: the share of halves between the ends, in (0, 1).
+        n: number of items, at least 20.
+        n_resamples: number of halves.
+        level: of the intervals, in (0, 1).
         seed: of the halves.
 
     Returns:
-        `value, low, high`, one row a name.
+        `value, low, high`, one row per name.
 
     Raises:
         ValueError: too few items, or a level outside (0, 1).
@@ -168,6 +168,6 @@ def subsampling_intervals(
     generator = torch.Generator().manual_seed(seed)
     halves = [statistic(torch.randperm(n, generator=generator)[: n // 2]) for _ in range(n_resamples)]
     away = pd.DataFrame(halves)[value.index]
-    away = away - away.mean()  # some statistics, such as a probe's, depend on the number of items themselves
+    away = away - away.mean()  # some statistics, such as a probe's, depend on the number of items
     low, high = (value + away.quantile(q) for q in ((1 - level) / 2, (1 + level) / 2))
     return pd.DataFrame({"value": value, "low": low, "high": high})

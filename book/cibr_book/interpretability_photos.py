@@ -1,11 +1,11 @@
-"""What two methods do with photos, for the chapter on interpretability.
+"""Comparison of two methods on photos, for the chapter on interpretability.
 
     CIBR_DATA=... python -m cibr_book.interpretability_photos CLIP=runs/a,runs/b "CIBR vMF=runs/c,runs/d"
 
-For each method its name and the folders of its models, one a training seed in the same order. They are asked for
-the captions of Flickr8k's test photos, and the first of each for where a caption finds its photo. Written to
-data/results are interpretability.csv, one row a quantity with its interval, and interpretability_maps.csv, the
-maps of the six photos in book/thumbnails. Some minutes on two cores.
+Each method is given by its name and the folders of its models, one per training seed, in the same order. The
+models retrieve the captions of Flickr8k's test photos; attribution maps are computed for the first of each.
+Written to data/results are interpretability.csv, one row per quantity with its interval, and
+interpretability_maps.csv, the maps of the six photos in book/thumbnails. Takes some minutes on two cores.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from cibr.utils import project_root, provenance
 from cibr_book import attribution
 
 SHOWN = [10, 87, 245, 310, 522, 701]  # the photos in book/thumbnails
-N_PHOTOS = 60  # whose maps are checked by deletion
-N_NOISE = 300  # photos whose feature maps the noise resembles
-WEIGHT = 1e-5  # the price of a nat in cosine; these maps have many more channels than those of glyphs
+N_PHOTOS = 60  # for the deletion check
+N_NOISE = 300  # photos whose feature maps give the statistics of the noise
+WEIGHT = 1e-5  # the price of a nat, in cosine; these maps have many more channels than those of glyphs
 FRACTIONS = (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 
 
 def changed_answers(models: list[list[DualEncoder]], test: Pairs) -> list[dict]:
-    """How many photos change from a right first caption to a wrong one or back: by the method, by the seed."""
+    """Shares of photos whose top caption changes between correct and incorrect, between methods and seeds."""
     hits = []
     for of_method in models:
         sides = [embed_pairs(model, prepare(model, test, truncate=True)) for model in of_method]
@@ -50,10 +50,10 @@ def changed_answers(models: list[list[DualEncoder]], test: Pairs) -> list[dict]:
 
 
 def explained_photos(models: dict[str, DualEncoder], test: Pairs) -> tuple[list[dict], pd.DataFrame]:
-    """Checks of bottleneck maps of photos and their first captions, and the maps of the photos shown.
+    """Sanity checks of bottleneck maps of photos and their first captions, and the maps of the photos shown.
 
-    A map is checked by deletion against the map of another photo, the fair control: patches of the same kind. Each
-    model stands beside a copy with randomised weights.
+    A map is checked by deletion against the map of another photo, a control with similar patches. Each model is
+    compared with a copy with randomised weights.
     """
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0)).tolist()
     asked, rows, shown, checked = [*SHOWN, *order[-N_PHOTOS:]], [], [], {}
@@ -73,7 +73,7 @@ def explained_photos(models: dict[str, DualEncoder], test: Pairs) -> tuple[list[
 def _maps_and_row(
     name: str, model: DualEncoder, test: Pairs, asked: list[int], noisy: list[int], rows: list[dict]
 ) -> Tensor:
-    """The maps of the photos asked; their check by deletion is added to the rows."""
+    """The maps of the requested photos; the result of their deletion check is added to `rows`."""
     lower, upper = attribution.split_image_tower(model)
     texts = model.embed_texts([test.captions[i][0] for i in asked], truncate=True)
     pixels, others = (model.normalise(model.preprocess([test.image(i) for i in n])) for n in (asked, noisy))
@@ -91,7 +91,7 @@ def _maps_and_row(
 
 
 def _row(quantity: str, case: str, values: Tensor) -> dict:
-    """Mean over pairs of models [s, n], with an interval over photos."""
+    """A row with the mean of values [s, n] over models and photos, with an interval over photos."""
     value, low, high = bootstrap_interval(values.double().mean(0))
     return {"quantity": quantity, "case": case, "value": value, "low": low, "high": high, "n": values.shape[1]}
 

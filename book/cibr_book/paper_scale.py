@@ -1,7 +1,7 @@
-"""The paper's setting: its tables, with rows or without, what a step costs, and a stand-in on which it all runs.
+"""The paper's setting: its result tables, the cost of a step, and a small stand-in for the data and the model.
 
-Tables have the form of Ji et al. (2025): zero-shot accuracy on seven sets, recall at 1, 5 and 10 on MSCOCO and
-Flickr30K.
+Tables have the form of Ji et al. (2025): zero-shot accuracy on seven data sets, recall at 1, 5 and 10 on MSCOCO
+and Flickr30K.
 """
 
 import io
@@ -38,10 +38,10 @@ NOT_RUN = "not run"
 
 
 def paper_table(rows: pd.DataFrame, methods: Sequence[str], columns: Mapping[str, str]) -> pd.DataFrame:
-    """A table of the paper, with `NOT_RUN` in the cells that have no rows.
+    """A table of the paper, with `NOT_RUN` in cells without results.
 
     Args:
-        rows: of one condition, from `read_table`; or none.
+        rows: of one condition, from `read_table`; may be empty.
         methods: names, in order.
         columns: `ZERO_SHOT` or `RETRIEVAL`.
     """
@@ -51,10 +51,10 @@ def paper_table(rows: pd.DataFrame, methods: Sequence[str], columns: Mapping[str
 
 
 def criterion(rows: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
-    """In how many of the five `SCORES` a method is significantly above each control: in all, if it succeeds.
+    """The success criterion: in how many of the five `SCORES` a method is significantly above each control.
 
     Args:
-        rows: of one condition, from `read_table`; or none.
+        rows: of one condition, from `read_table`; may be empty.
         methods: names, in order.
     """
     table = pd.DataFrame(NOT_RUN, [*methods], [*CONTROLS])
@@ -67,15 +67,15 @@ def criterion(rows: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
 
 
 def step_cost(config: CLIPConfig, rows: int) -> dict[str, float]:
-    """What a training step takes, by calculation: operations counted and tensors added up, without weights.
+    """Compute and memory of a training step, counted on meta tensors.
 
     Args:
         config: of the model.
-        rows: pairs that go through the encoders at once, one tower after the other.
+        rows: pairs encoded at once, one tower after the other.
 
     Returns:
-        `GFLOP a pair`, with the second forward pass of accumulation; `GiB`, weights, gradients and Adam's two
-        moments in float32, and what the backward pass of the larger tower needs, in bfloat16.
+        `GFLOP a pair`, with the second forward pass of accumulation; `GiB`, for weights, gradients and Adam's two
+        moments in float32, and the larger tower's activations for the backward pass in bfloat16.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -98,18 +98,18 @@ def step_cost(config: CLIPConfig, rows: int) -> dict[str, float]:
             tower(*given)
         flop += counter.get_total_flops()
         largest = max(largest, sum(size for key, size in saved.items() if key not in weights))
-    # Two forward passes, and a backward pass that takes two; a weight has four numbers of four bytes.
+    # Two forward passes, and a backward pass worth two; four numbers of four bytes per weight.
     return {"GFLOP a pair": 4 * flop / rows / 1e9, "GiB": (16 * sum(weights.values()) + largest / 2) / 2**30}
 
 
 def make_stand_in(folder: Path, methods: Sequence[str], learning_rates: Sequence[float]) -> list[Path]:
-    """Data, a model and two sweeps in the layout of the paper's setting, small enough to run in a minute.
+    """Writes a stand-in for the paper's setting: data, a model and two sweeps that run in a minute.
 
-    Every set of the paper becomes a set of glyphs and OpenAI's model a random one of two layers, under their names
-    in `data` and `models`; the sweeps are the committed ones with a few methods, two seeds and smaller batches.
+    Glyphs replace every data set of the paper and a random model of two layers replaces OpenAI's, under their
+    names in `data` and `models`; the committed sweeps are cut to a few methods, two seeds and smaller batches.
 
     Returns:
-        The files of the two sweeps, trials first.
+        The paths of the two sweeps, trials first.
     """
     pairs = {split: load_pairs("glyphs", split).subset(range(n)) for split, n in (("train", 480), ("test", 96))}
     for name in ("mscoco_captions", "flickr30k"):
@@ -155,7 +155,7 @@ def _write_model(folder: Path, texts: list[str]) -> None:
 
 
 def _write_shard(folder: Path, split: str, pairs: Pairs) -> None:
-    """A split as one shard of WebDataset: images with their captions, or with their class."""
+    """Writes a split as one WebDataset shard: images with their captions, or with their class."""
     (folder / split).mkdir(parents=True, exist_ok=True)
     with tarfile.open(folder / split / "0.tar", "w") as tar:
         for i, image in enumerate(pairs.images()):

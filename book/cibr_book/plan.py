@@ -1,4 +1,4 @@
-"""Sweeps: a YAML file becomes runs with their ids, each run leaves a row, and the rows become one table.
+"""Sweeps: a YAML file defines runs with ids, each run writes a row, and the rows are collected into one table.
 
     results: ../data/results/ablation.csv        # the table, beside this file unless absolute
     fixed: {dataset: glyphs, model: tiny}
@@ -9,10 +9,10 @@
           - {method: CLIP, beta: 0, seed: [1, 2]}
           - {method: CIBR vMF, penalty: vmf, beta: [0.01, 0.1], seed: [1, 2]}
 
-A list is an axis of a grid; a value that is itself a list stands in a list. With `trials: other.yaml` each method
-starts from the settings of its best trial in that sweep, and waits until all its trials have rows.
-`python -m cibr_book.plan SWEEP.yaml FOLDER` adds the rows of a folder to the table. `experiments/Snakefile` does
-the runs.
+A list is an axis of a grid; a value that is itself a list is written as a nested list. With `trials: other.yaml`
+each method takes the settings of its best trial in that sweep, and waits until all its trials have rows.
+`python -m cibr_book.plan SWEEP.yaml FOLDER` adds the rows of a folder to the table. `experiments/Snakefile`
+executes the runs.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from cibr.utils import nearest, provenance, write_atomically
 from cibr_book.tables import read_table
 
 ENTRIES = ("results", "work", "trials", "fixed", "conditions")
-NAMES = ("method", "condition")  # what a run is called, which decides none of its numbers
+NAMES = ("method", "condition")  # a run's names, which do not affect its results
 
 
 class Plan(NamedTuple):
@@ -41,9 +41,9 @@ class Plan(NamedTuple):
 
     Args:
         results: the CSV file of its rows.
-        work: the function that does a run, as a dotted name.
+        work: the function that executes a run, as a dotted name.
         runs: settings by run id.
-        waiting: conditions and methods without all of their trials.
+        waiting: conditions and methods whose trials are incomplete.
     """
 
     results: Path
@@ -53,14 +53,14 @@ class Plan(NamedTuple):
 
 
 def read_plan(file: str | Path, results: str | Path = "") -> Plan:
-    """The sweep that a YAML file describes.
+    """Reads a sweep from a YAML file.
 
     Args:
         file: the YAML file.
         results: another table for its rows, relative to the current folder.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: an entry is unknown or missing, or two runs are equal.
     """
     file = Path(file)
@@ -92,14 +92,13 @@ def read_plan(file: str | Path, results: str | Path = "") -> Plan:
 
 
 def best_trial(trials: Plan, condition: str, method: str) -> dict[str, Any] | None:
-    """The settings of a method's best trial in a condition, by validation alone.
+    """The settings of a method's best trial in a condition, on validation only.
 
-    The score is the mean of the six validation recalls, or where trials were scored on zero-shot sets the mean of
-    that and of the accuracy on these. A trial that diverged is never the best.
+    The score is the mean of the six validation recalls or, if trials were evaluated on zero-shot sets, the mean of
+    that and the accuracy on these. A trial that diverged is never the best.
 
     Returns:
-        The settings without those of every trial, `seed` and `suites`; nothing for a method that has no trials;
-        None while a trial has no row.
+        The settings without `seed` and `suites`; empty for a method without trials; None while a trial has no row.
 
     Raises:
         ValueError: every trial diverged.
@@ -121,7 +120,7 @@ def best_trial(trials: Plan, condition: str, method: str) -> dict[str, Any] | No
 
 
 def grid(axes: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every combination of values; the last axis changes fastest.
+    """Every combination of the axes' values; the last axis changes fastest.
 
     Examples:
         >>> grid({"beta": [0.0, 0.1], "seed": [0, 1], "model": "tiny"})[1]
@@ -135,7 +134,7 @@ def grid(axes: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def run_id(settings: dict[str, Any]) -> str:
-    """Twelve hexadecimal digits that name a run's settings, whatever their order; 1 is 1.0.
+    """The id of a run: twelve hexadecimal digits that identify its settings in any order; 1 equals 1.0.
 
     Examples:
         >>> run_id({"beta": 1, "seed": 0}) == run_id({"seed": 0, "beta": 1.0, "method": "CLIP"})
@@ -145,7 +144,7 @@ def run_id(settings: dict[str, Any]) -> str:
 
 
 def as_json(settings: dict[str, Any]) -> str:
-    """Settings without the run's names, as JSON that is the same for equal settings."""
+    """Settings without the run's names, as canonical JSON."""
     decisive = {name: value for name, value in settings.items() if name not in NAMES}
     return json.dumps(_plain(decisive), sort_keys=True, allow_nan=False)
 
@@ -159,16 +158,16 @@ def _plain(value: Any) -> Any:
 
 
 def save_row(settings: dict[str, Any], file: str | Path, work: str) -> dict[str, Any]:
-    """Does a run and writes its row as JSON; the folder of the same name keeps its model and scores of items.
+    """Executes a run and writes its row as JSON; its model and predictions go to the folder of the same name.
 
     Args:
-        settings: the run's, with `method` and `condition`, its names in tables.
+        settings: of the run, with `method` and `condition`, its names in tables.
         file: the JSON file.
-        work: a dotted name, of a function from settings and folder to metrics.
+        work: the dotted name of a function from settings and folder to metrics.
 
     Returns:
-        The row: `run, method, condition, beta, seed, configuration, commit, versions, seconds` and the metrics; of
-        a run that diverged its `error` instead.
+        The row: `run, method, condition, beta, seed, configuration, commit, versions, seconds` and the metrics, or
+        the `error` of a run that diverged.
     """
     file, start = Path(file), time.monotonic()
     own = {name: value for name, value in settings.items() if name not in NAMES}
@@ -186,16 +185,16 @@ def save_row(settings: dict[str, Any], file: str | Path, work: str) -> dict[str,
 
 
 def committed(results: Path) -> pd.DataFrame:
-    """The rows of a table, every cell as the text that it is, so that rewriting it changes none."""
+    """The rows of a table with every cell as text, so that rewriting it changes none."""
     if not results.exists():
         return pd.DataFrame({"run": []}, dtype=str)
     return pd.read_csv(results, dtype=str, keep_default_na=False)
 
 
 def collect(plan: Plan, folder: str | Path) -> int:
-    """Adds the rows of a folder, `<run>.json`, that the plan's table lacks; returns how many.
+    """Adds the rows in a folder, `<run>.json`, that the plan's table lacks, and returns their number.
 
-    The table needs no lock: two sweeps that write it at once may lose rows, and the next call adds them again.
+    The table needs no lock: if two sweeps write it at once, rows may be lost, and the next call adds them again.
     """
     rows = committed(plan.results)
     found = [Path(folder) / f"{run}.json" for run in plan.runs if run not in set(rows["run"])]
@@ -212,7 +211,7 @@ def collect(plan: Plan, folder: str | Path) -> int:
 
 
 def main() -> None:
-    """Collect the rows of a sweep and say which of its runs have none."""
+    """Collect the rows of a sweep and report how many of its runs have none."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("sweep", type=Path)
     parser.add_argument("folder", type=Path)

@@ -1,8 +1,8 @@
-"""Probes: lower bounds on the information that an embedding holds about a known factor.
+"""Probes: lower bounds on the information that an embedding contains about a known factor.
 
-    I(Z;V) >= H(V) - E[-log q(v|z)]      for every q (Barber & Agakov 2003), tightest for q = p(v|z)
+    I(Z;V) >= H(V) - E[-log q(v|z)]      for every q (Barber & Agakov 2003), tight for q = p(v|z)
 
-A probe's value divided by the factor's entropy is the *leakage* where only one modality has the factor.
+For a factor of only one modality, the bound divided by the factor's entropy is the *leakage*.
 """
 
 import numpy as np
@@ -16,11 +16,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-N_COMPONENTS = 32  # that a probe reads: with more, it fits the noise of a few hundred images
+N_COMPONENTS = 32  # inputs of a probe: with more, it overfits a few hundred images
 
 
 def principal_components(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
-    """The first principal components of embeddings, at most `N_COMPONENTS`: what a probe of few items reads."""
+    """The first principal components of embeddings, at most `N_COMPONENTS`, as inputs of a probe on few items."""
     components = min(N_COMPONENTS, *embeddings.shape)
     return torch.from_numpy(PCA(components, svd_solver="full").fit_transform(embeddings.numpy()))
 
@@ -28,17 +28,17 @@ def principal_components(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n c
 def probe_nats(
     features: Float[Tensor, "n d"], factor: Int[Tensor, " n"], held_out: Bool[Tensor, " n"], dim_hidden: int = 0
 ) -> dict[str, float]:
-    """A probe's lower bound on I(Z;V), on samples that it was not fitted to.
+    """A probe's lower bound on I(Z;V), on held-out samples.
 
     Args:
         features: z, [n, d]; standardised before the fit.
         factor: v as small integers, [n].
-        held_out: which samples the probe is measured on, [n].
+        held_out: mask of the samples for evaluation, [n].
         dim_hidden: width of the network's hidden layer, 0 for a linear probe.
 
     Returns:
-        `nats`, the bound, below 0 where the probe is worse than the frequencies; `entropy_nats` H(V), its
-        ceiling; `accuracy`.
+        `nats`, the bound, negative if the probe is worse than the class frequencies; `entropy_nats` H(V), its
+        maximum; `accuracy`.
 
     Raises:
         ValueError: as `probe_items`.
@@ -51,25 +51,25 @@ def probe_nats(
 def probe_items(
     features: Float[Tensor, "n d"], factor: Int[Tensor, " n"], held_out: Bool[Tensor, " n"], dim_hidden: int = 0
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"], Bool[Tensor, " m"]]:
-    """What `probe_nats` is the mean of: one row a held-out sample, for intervals and paired differences.
+    """The terms of `probe_nats` per held-out sample, for intervals and paired differences.
 
     Source: Barber & Agakov (2003), eq. 3, with a multinomial logistic regression or a network of one hidden layer
-    as q. H(V) is that of the held-out frequencies. The bound says what this probe can read: zero does not prove
+    as q. H(V) is that of the held-out frequencies. The bound is specific to this probe: zero does not prove
     independence.
 
     Args:
         features: z, [n, d]; standardised before the fit.
         factor: v as small integers, [n].
-        held_out: which samples the probe is measured on, [n], m of them true.
+        held_out: mask of the samples for evaluation, [n], m of them true.
         dim_hidden: width of the network's hidden layer, 0 for a linear probe.
 
     Returns:
-        log q(v|z) of the probe and log p(v) of the held-out frequencies, in nats, and whether its first choice is
-        right.
+        log q(v|z) of the probe and log p(v) of the held-out frequencies, in nats, and whether its top prediction
+        is correct, [m] each.
 
     Raises:
-        ValueError: lengths that differ, values that are not finite, a factor that does not vary, or a value that
-            the fitted half lacks.
+        ValueError: lengths that differ, features that are not finite, a factor that does not vary, or a value that
+            the training samples lack.
     """
     if not len(features) == len(factor) == len(held_out) or not bool(torch.isfinite(features).all()):
         raise ValueError(
@@ -83,7 +83,7 @@ def probe_items(
         )
     reader = LogisticRegression(max_iter=300)
     if dim_hidden:
-        # It stops when a tenth of the fitted half that it does not train on is no longer predicted better.
+        # Early stopping uses a tenth of the training samples.
         reader = MLPClassifier(
             (dim_hidden,), alpha=1e-3, early_stopping=True, max_iter=200, random_state=0, learning_rate_init=2e-3
         )
@@ -100,16 +100,16 @@ def probe_items(
 def leakage_items(
     embeddings: Float[Tensor, "n d"], factors: dict[str, Int[Tensor, " n"]]
 ) -> dict[str, Float[Tensor, " m"]]:
-    """What a linear probe reads of each factor, item by item, as a share of the factor's entropy.
+    """Leakage of each factor by a linear probe, per held-out item, as a share of the factor's entropy.
 
-    Every second item is held out; the probe reads the principal components.
+    Every second item is held out; the inputs of the probe are the principal components.
 
     Args:
-        embeddings: unit vectors.
-        factors: small integers by name.
+        embeddings: unit vectors [n, d].
+        factors: small integers by name, [n] each.
 
     Returns:
-        For each factor the gain of each held-out item over guessing by the frequencies; their mean is the leakage.
+        For each factor the gain of each held-out item over the class frequencies [m]; their mean is the leakage.
     """
     components = principal_components(embeddings)
     held_out = torch.arange(len(embeddings)) % 2 == 1
@@ -121,15 +121,15 @@ def leakage_items(
 
 
 def factor_codes(table: pd.DataFrame, least: int = 50) -> dict[str, Int[Tensor, " n"]]:
-    """The factors of glyphs as small integers, shared and image-only.
+    """The shared and image-only factors of glyphs as small integers.
 
     Args:
         table: `factors` of glyph pairs.
-        least: categories with fewer items become one, `other`.
+        least: categories with fewer items are merged into `other`.
 
     Returns:
-        `category`, which the name tells too, and `typeface, weight, slant, size, x, y, polarity`, which it does
-        not; size and offsets in three levels. Factors that do not vary are left out.
+        `category`, which is shared with the name, and the image-only `typeface, weight, slant, size, x, y,
+        polarity`; size and offsets in three levels. Factors that do not vary are left out.
     """
     common = table["category"].map(table["category"].value_counts()) >= least
     columns = {

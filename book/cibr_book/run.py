@@ -1,4 +1,4 @@
-"""What one run of the ablation does: train a configuration, score it on suites, describe its embeddings."""
+"""One run of the ablation: train a configuration, evaluate it on suites, describe its embeddings."""
 
 import math
 from dataclasses import replace
@@ -24,24 +24,24 @@ from cibr_book.probes import principal_components, probe_nats
 from cibr_book.unpaired import with_unpaired
 
 KEPT = r"accuracy@1$|_recall@(?:1|5|10)$"
-N_DESCRIBED = 1000  # pairs, the same number in training and validation, so that their bounds compare
+N_DESCRIBED = 1000  # pairs, equally many in training and validation, so that their bounds are comparable
 N_PROBED = 3000
-TEMPERATURE, KAPPA = 0.07, 1024.0  # at which information is told, one scale for all runs
+TEMPERATURE, KAPPA = 0.07, 1024.0  # for reported information, the same for all runs
 PEOPLE = {"man", "woman", "boy", "girl", "people", "child", "men", "women", "boys", "girls", "children"}
 
 
 def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
-    """Trains one configuration and measures it.
+    """Trains and evaluates one configuration.
 
     Args:
-        settings: of `cibr.configure`; besides, `suites`, the suites of `cibr.evaluate`, none for a trial on
-            validation recall alone; `unpaired`, the arguments of `cibr_book.unpaired.with_unpaired`; and
-            `untouched`, for the model as it comes, without training.
-        folder: of the trained model, its history and the predictions of single items.
+        settings: of `cibr.configure`; also `suites`, the suites of `cibr.evaluate`, none for a trial on validation
+            recall only; `unpaired`, the arguments of `cibr_book.unpaired.with_unpaired`; and `untouched`, for the
+            pretrained model without training.
+        folder: for the trained model, its history and its predictions.
 
     Returns:
-        `validation_*` recalls and `last_*` values of the last epoch; `steps_to_*`; `<suite>/<set>/<metric>`; of
-        runs with suites what `measure` finds. Of an untouched model the scores of the suites.
+        `validation_*` recalls and `last_*` values of the last epoch; `steps_to_*`; `<suite>/<set>/<metric>`; with
+        suites also the results of `measure`. For an untouched model only the scores of the suites.
     """
     suites, unpaired = settings.get("suites", []), settings.get("unpaired")
     own = {name: v for name, v in settings.items() if name not in ("suites", "unpaired", "untouched")}
@@ -80,23 +80,23 @@ def _from_history(history: pd.DataFrame) -> dict[str, float]:
 def measure(
     model: DualEncoder, train: Pairs, validation: Pairs, test: Pairs, config: RunConfig
 ) -> dict[str, float]:
-    """Geometry and information of training and validation pairs, and what probes read of each factor.
+    """Geometry and information of training and validation pairs, and the leakage of each factor.
 
     Returns:
-        `train_*` and `validation_*` of `describe_embeddings`, `train_test_gap_nats`, what `leakage` finds and,
-        where photos of a style were spuriously correlated with a word, what a probe reads of the style and recalls
-        among images half of which are in it.
+        `train_*` and `validation_*` of `describe_embeddings`, `train_test_gap_nats`, the results of `leakage` and,
+        if a style of photos was spuriously correlated with a word, the leakage of the style and recalls on test
+        images half of which are in it.
     """
     splits = {"train": train, "validation": validation}
     found = {f"{s}_{k}": v for s, pairs in splits.items() for k, v in describe_embeddings(model, pairs).items()}
     found["train_test_gap_nats"] = found["train_mi_lower_bound_nats"] - found["validation_mi_lower_bound_nats"]
-    # The nuisance factors of glyphs vary in training alone; the corruption is no part of the measure.
+    # The nuisance factors of glyphs vary only in the training split, which is loaded without the corruption.
     found |= leakage(model, load_pairs("glyphs", "train") if config.dataset == "glyphs" else validation)
     if config.corruption.get("spurious_word") and config.dataset != "glyphs":  # whose factors have the style
         style = config.corruption.get("spurious_style", "negative")
         images, _ = _embed(model, in_both_styles(_sample(validation, N_PROBED // 2), style))
         row, n = torch.arange(len(images)), len(images) // 2
-        # Both styles of an image train the probe, or both test it.
+        # Both styles of an image are on the same side of the probe's split.
         found[f"leakage_image_{style}"] = _share_read(images, row >= n, row % n % 2 == 1)
         mixed = half_in_style(test, style)
         recalls = retrieval_recalls(mixed, *_embed(model, mixed), (1,))
@@ -105,11 +105,11 @@ def measure(
 
 
 def describe_embeddings(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
-    """Geometry of at most `N_DESCRIBED` pairs and bounds in nats, one text an image.
+    """Geometry of at most `N_DESCRIBED` pairs and bounds in nats, with one text per image.
 
     Returns:
         `alignment, uniformity_image, uniformity_text, modality_gap, linear_cka, mutual_knn` of `cibr.metrics`;
-        `mi_lower_bound_nats`, InfoNCE at one temperature for all models; `residual_nats`, see `residual_nats`.
+        `mi_lower_bound_nats`, InfoNCE at the same temperature for all models; `residual_nats`, see the function.
     """
     images, texts = _embed(model, _sample(pairs, N_DESCRIBED))
     geometry = {f.__name__: f(images, texts) for f in (alignment, modality_gap, linear_cka, mutual_knn)}
@@ -120,25 +120,25 @@ def describe_embeddings(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
 
 
 def residual_nats(mean_cosine: float, dim: int) -> float:
-    """The vMF bound on the residual at concentration `KAPPA`, with the backward encoder that fits.
+    """The vMF bound on the residual in nats, at concentration `KAPPA`, with the fitted backward encoder.
 
-    It is a function of the mean cosine of the pairs and of nothing else.
+    It depends only on the mean cosine of the pairs.
     """
     fitted = vmf_fit_kappa(vmf_mean_cosine(KAPPA, dim) * mean_cosine, dim)
     return float(vmf_residual_nats(mean_cosine, KAPPA, fitted, dim))
 
 
 def leakage(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
-    """What a linear probe reads of each factor, as a share of the factor's entropy.
+    """Information of a linear probe about each factor, as a share of the factor's entropy.
 
     Args:
         model: the encoders.
-        pairs: glyphs, whose factors are known; or photos, of which brightness, colourfulness and caption length
-            stand for what one modality has alone, and whether people are mentioned for what both have.
+        pairs: glyphs, whose factors are known; or photos, with brightness, colourfulness and caption length as
+            factors of one modality, and the mention of people as a shared factor.
 
     Returns:
-        `leakage_image_<factor>`, `leakage_text_<factor>` of one modality's factors, `shared_image_<factor>`,
-        `shared_text_<factor>` of those of both; none of a factor that does not vary.
+        `leakage_image_<factor>` and `leakage_text_<factor>` for factors of one modality, `shared_image_<factor>`
+        and `shared_text_<factor>` for shared ones, without factors that do not vary.
     """
     pairs = _sample(pairs, N_PROBED)
     embedded = dict(zip(("image", "text"), _embed(model, pairs), strict=True))
@@ -180,7 +180,7 @@ def _share_read(embeddings: Tensor, codes: Tensor, held_out: Tensor) -> float:
 
 
 def _sample(pairs: Pairs, n: int) -> Pairs:
-    """At most n pairs, the same for every model, each image with its first text."""
+    """At most n random pairs, the same for every model, each image with its first text."""
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))
     chosen = pairs.subset(order[:n])
     return replace(chosen, captions=[texts[:1] for texts in chosen.captions])

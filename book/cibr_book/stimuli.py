@@ -1,7 +1,7 @@
-"""Glyphs drawn to probe a model: all image-only factors varied in unseen typefaces, and letters with a mark.
+"""Glyph stimuli to probe a model: all image-only factors varied in unseen typefaces, and letters with a mark.
 
-A letter and the same letter under an accent differ in the mark alone, in the image and in the name, so that the
-place that the words "with acute" should point at is known to the pixel.
+A letter with and without an accent differs only in the mark, in both image and name, so the region that the words
+"with acute" refer to is known to the pixel.
 """
 
 from typing import NamedTuple
@@ -23,17 +23,17 @@ from cibr.data.glyphs import (
     sample_keys,
 )
 
-MARK_CONTRAST = 64  # grey levels by which a mark's pixel differs from the plain letter's
+MARK_CONTRAST = 64  # grey levels between a pixel of the mark and the plain letter
 LEAST_MARK = 4  # pixels
 
 
 class MarkedLetters(NamedTuple):
-    """Letters with a mark beside the same letters without it.
+    """Letters with a mark, and the names of the same letters without it.
 
     Args:
-        marked: the images with the mark, under their full names.
-        plain: the names without the mark, such as `latin small letter a`, one an image.
-        mark: where the mark is, [n, 32, 32].
+        marked: the images with the mark, with their full names.
+        plain: the names without the mark, such as `latin small letter a`, one per image.
+        mark: masks of the marks, [n, 32, 32].
     """
 
     marked: Pairs
@@ -42,17 +42,17 @@ class MarkedLetters(NamedTuple):
 
 
 def varied_glyphs(n: int, seed: int = 0) -> Pairs:
-    """Characters of the training set as training never shows them: in Serif and STIX faces, all factors varied.
+    """Characters of the training set in unseen typefaces, Serif and STIX, with all factors varied.
 
     Args:
-        n: images, one a character and face, drawn at random from all.
-        seed: of the choice.
+        n: number of images, drawn at random from all characters and faces.
+        seed: of the sample.
 
     Returns:
-        Pairs with `factors`; the texts carry their templates.
+        Pairs with `factors`; the texts have their templates.
 
     Raises:
-        ValueError: more images than there are.
+        ValueError: n is not positive, or more than there are.
     """
     characters = glyph_characters()
     factors = sample_factors(characters[characters["group"] == "seen"], SERIF + STIX, n_draws=1)
@@ -66,9 +66,9 @@ def varied_glyphs(n: int, seed: int = 0) -> Pairs:
 
 
 def marked_letters() -> MarkedLetters:
-    """All letters of DejaVu Serif that are drawn as a plain letter plus a mark, and named so.
+    """All letters of DejaVu Serif that are rendered, and named, as a plain letter plus a mark.
 
-    A letter stays out where the mark changes the base, as a cedilla that melts into it or an i that loses its dot.
+    Letters whose mark changes the base are excluded, such as those with a joined cedilla or an i without its dot.
     """
     known = glyph_characters().set_index("name", drop=False)
     split = [(name, *name.partition(" with ")[::2]) for name in known.index]

@@ -1,8 +1,8 @@
-"""The tables under data/results as chapters read them: scores by name, differences to tuned CLIP with intervals.
+"""The result tables under data/results: scores by name, and differences to tuned CLIP with intervals.
 
-A *condition* is what all methods meet alike (the data and what was done to it). A *method* is a loss under the
-hyper-parameters that were tuned for it. The control of a condition is its CLIP; of several CLIPs, the one with the
-best mean of validation recalls.
+A *condition* is the data that all methods share, with any corruption of it. A *method* is a loss with the
+hyper-parameters tuned for it. The control of a condition is its CLIP; of several CLIPs, the one with the best mean
+validation recall.
 """
 
 import json
@@ -28,7 +28,7 @@ HEADLINE = ("zero-shot", "image to text", "text to image")
 KEY = ["condition", "method", "beta", "hyperparameters"]
 NOT_TUNED = ("seed", "suites", "dataset", "model", "corruption", "penalty", "sample", "contrastive", "beta")
 NOT_TUNED += ("validate_every", "unpaired", "adapted")
-# A method and what it adds one ingredient to, each as it is best on validation; no comparison with CLIP tells it.
+# A method and its control, which differ by one ingredient, each with its best settings on validation.
 CONTRASTS = (
     ("CIBR anchor", "CLIP, CCA start"),
     ("CIBR anchor", "CLIP, CCA start, anchor's settings"),
@@ -42,12 +42,12 @@ CONTRASTS = (
     ("consistency", "CLIP, same grouped batches"),
     ("CLIP, in both styles", "consistency"),
 )
-KINDS = {  # by pattern of the method, the first that fits
+KINDS = {  # pattern of the method's name, the first that matches
     "the paper's penalty": r"^CIBR (?:vMF|crossfit|MINE)",
     "the anchor": r"^CIBR anchor(?!.*(?:other weights|self-training))",
     "best other method": r"^(?!CLIP$|CIBR|.*other )",
 }
-_SCORES = {  # by name, the columns of which a row has one
+_SCORES = {  # pattern of the columns by name; each row has a value in one of them
     "zero-shot": r"/mean of \d+/accuracy@1$",
     "image to text": r"^(?:mini/flickr8k|glyphs/glyphs)/image_to_text_(?:label_)?recall@1$",
     "text to image": r"^(?:mini/flickr8k|glyphs/glyphs)/text_to_image_(?:label_)?recall@1$",
@@ -56,14 +56,14 @@ _SCORES = {  # by name, the columns of which a row has one
 
 
 def read_table(name: str | Path = "ablation.csv") -> pd.DataFrame:
-    """The rows of a sweep's table, one a run, with the scores that chapters speak of, in per cent.
+    """The rows of a sweep's table, one per run, with the headline scores in per cent.
 
     Args:
-        name: of a file under data/results, or another file.
+        name: of a file under data/results, or the path of another file.
 
     Returns:
         The table with `zero-shot` (mean of the suite's seven sets), `image to text` and `text to image` (recall@1
-        of the test split), NaN where a run was not tested; `validation`, the mean of recall@1, 5 and 10 in both
+        on the test split), NaN for runs that were not tested; `validation`, the mean of recall@1, 5 and 10 in both
         directions; `hyperparameters` in words, without beta.
     """
     rows = pd.read_csv(RESULTS / name, dtype={"run": str, "commit": str})
@@ -78,20 +78,20 @@ def _in_words(settings: dict) -> str:
 
 
 def chosen(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each method in each condition the variant, beta among its settings, that is best on validation."""
+    """The rows of each method in each condition with its best hyper-parameters, including beta, on validation."""
     means = rows.groupby(KEY, sort=False)["validation"].mean().reset_index()
     best = means.loc[means.groupby(["condition", "method"], sort=False)["validation"].idxmax(), KEY]
     return rows[pd.MultiIndex.from_frame(rows[KEY]).isin(pd.MultiIndex.from_frame(best))]
 
 
 def contenders(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each kind of method in each condition the one that is best on validation, each as it is best there.
+    """The best method of each kind in each condition, with its best hyper-parameters, all on validation.
 
     Args:
         rows: from `read_table`.
 
     Returns:
-        `condition, kind, method, beta, hyperparameters`, the kinds in the order of `KINDS`.
+        `condition, kind, method, beta, hyperparameters`, with kinds in the order of `KINDS`.
     """
     best = chosen(rows)
     kinds = {name: best["method"].str.contains(pattern) for name, pattern in KINDS.items()}
@@ -102,19 +102,19 @@ def contenders(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def control_of(rows: pd.DataFrame, method: str = "CLIP") -> pd.DataFrame:
-    """The rows of a method in one condition; of several variants those with the best mean on validation."""
+    """The rows of a method in one condition, with its best hyper-parameters on validation."""
     return chosen(rows[rows["method"] == method])
 
 
 def score_table(rows: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
-    """Scores of each method as text, `34.88 ± 0.21`, the half-width being that of Student's 95 % interval.
+    """Scores of each method as text, `34.88 ± 0.21`, with the half-width of Student's 95 % interval.
 
     Args:
-        rows: from `read_table`, one variant a method, of one condition.
-        columns: column of the rows by the heading that it gets, in fractions of one.
+        rows: from `read_table`, of one condition, with one variant per method.
+        columns: column of the rows, in fractions of one, by heading.
 
     Returns:
-        A row a method, a column a heading; `seeds` is how many stand behind a row, and one has no interval.
+        One row per method and one column per heading; `seeds` is the number of seeds, and one has no interval.
     """
     found = {}
     for method, own in rows.groupby("method", sort=False):
@@ -126,20 +126,20 @@ def score_table(rows: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
 
 
 def differences(rows: pd.DataFrame, measures: Sequence[str] = HEADLINE, control: str = "CLIP") -> pd.DataFrame:
-    """Every method against the control of its condition, seed by seed.
+    """Difference of every method to the control of its condition, paired by seed.
 
-    Intervals are Student's over seeds, for the same test items, and beside them those of the bootstrap over seeds,
-    which are too short where seeds are few; seeds that one side lacks are left out.
+    Intervals are Student's over seeds, for fixed test items; bootstrap intervals over seeds are also given, which
+    are too narrow for few seeds. Seeds that one side lacks are left out.
 
     Args:
         rows: from `read_table`.
         measures: columns.
-        control: the method that others are compared with; conditions without it are left out.
+        control: the method to compare with; conditions without it are left out.
 
     Returns:
-        A row a method and measure: `condition, method, beta, hyperparameters, measure`, `control` and `value`, the
-        means of both, `difference` with the 95 % interval `low, high`, `n_seeds`, `significance`, Student's
-        `p_value` of no difference, and `bootstrap_low, bootstrap_high`.
+        One row per method and measure: `condition, method, beta, hyperparameters, measure`, the means `control`
+        and `value`, `difference` with its 95 % interval `low, high`, `n_seeds`, `significance`, the `p_value` of
+        Student's test, and `bootstrap_low, bootstrap_high`.
     """
     found = []
     for _, part in rows.groupby("condition", sort=False):
@@ -162,14 +162,14 @@ def differences(rows: pd.DataFrame, measures: Sequence[str] = HEADLINE, control:
 
 
 def comparisons(rows: pd.DataFrame) -> pd.DataFrame:
-    """Every comparison of the study: all methods with the CLIP of their condition, and `CONTRASTS`.
+    """All comparisons of the study: every method with the CLIP of its condition, and `CONTRASTS`.
 
     Args:
         rows: from `read_table`.
 
     Returns:
-        As `differences`, with `against`, the name of the control, and `q_value`, Benjamini and Hochberg's adjusted
-        p-value over all of them.
+        As `differences`, with `against`, the name of the control, and `q_value`, the p-value adjusted by Benjamini
+        and Hochberg over all of them.
     """
     found, best = [differences(rows).assign(against="CLIP")], chosen(rows)
     for method, control in CONTRASTS:
@@ -192,14 +192,14 @@ def _p_value_and_bootstrap(values: pd.Series) -> pd.Series:
 
 
 def survivors(rows: pd.DataFrame) -> pd.DataFrame:
-    """How many comparisons were made, and how many remain significant once it is taken into account.
+    """Numbers of significant comparisons, without and with correction for multiple testing.
 
     Args:
-        rows: from `differences`, all that were made.
+        rows: from `differences`, of all comparisons.
 
     Returns:
-        A row `gain` and a row `loss`: how many are significant one by one, under Holm's control of any false one,
-        and under Benjamini and Hochberg's control of their share, each at 5 %.
+        Rows `gain` and `loss`: the numbers that are significant uncorrected, under Holm's control of the
+        family-wise error rate, and under Benjamini and Hochberg's control of the false discovery rate, at 5 %.
     """
     tested = rows.dropna(subset=["p_value"]).sort_values("p_value")
     p, n = tested["p_value"].to_numpy(), len(tested)
@@ -214,19 +214,19 @@ def survivors(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def significance(rows: pd.DataFrame) -> np.ndarray:
-    """Whether each interval `low, high` lies above zero (gain), below it (loss) or holds it."""
+    """Whether each interval `low, high` is above zero (gain), below it (loss) or contains it (not significant)."""
     return np.select([rows["low"] > 0, rows["high"] < 0], ["gain", "loss"], "not significant")
 
 
 def in_points(rows: pd.DataFrame, index: Sequence[str] = ("condition", "method", "beta")) -> pd.DataFrame:
-    """Differences as text, `+0.31 [+0.14, +0.48] *`, a row a method and a column a measure.
+    """Differences as text, `+0.31 [+0.14, +0.48] *`, one row per method and one column per measure.
 
     Args:
         rows: from `comparisons`, or from `differences`.
-        index: the columns that name a row.
+        index: the columns that identify a row.
 
     Returns:
-        The texts. One star: the interval leaves zero out; two: also after Benjamini and Hochberg's correction.
+        The texts. One star: the interval excludes zero; two: also after Benjamini and Hochberg's correction.
     """
     survives = rows["q_value"] < 0.05 if "q_value" in rows else False
     stars = (rows["significance"] != "not significant") * (1 + np.asarray(survives))
@@ -239,7 +239,7 @@ def in_points(rows: pd.DataFrame, index: Sequence[str] = ("condition", "method",
 
 
 def main() -> None:
-    """Write mini_suite.csv: CLIP and CIBR vMF of experiments/photos_beta.yaml, by items, from runs' folders."""
+    """Write mini_suite.csv: CLIP and CIBR vMF of experiments/photos_beta.yaml, paired by item, from runs."""
     from cibr.evaluate import compare, read_evaluation
 
     rows = read_table()

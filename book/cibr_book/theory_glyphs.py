@@ -1,9 +1,9 @@
-"""Does contrastive training alone discard what only images know? `python -m cibr_book.theory_glyphs` asks glyphs.
+"""Does contrastive training alone discard image-only information? An experiment on glyphs.
 
-Tiny models are trained at beta = 0 over temperature, batch size, epochs and seed. A linear probe and a small
-network then read the image-only factors, in the pixels, the untrained and the trained model. They are fitted on
-half of the characters and measured on the other half. Each probe is a row of data/results/theory_glyphs.csv; a
-rerun adds only what is missing. About half an hour on two cores.
+`python -m cibr_book.theory_glyphs` trains tiny models at beta = 0 over temperature, batch size, epochs and seed. A
+linear probe and a small network then predict the image-only factors from the pixels, the untrained and the trained
+model. They are trained on half of the characters and evaluated on the other half. Each probe is a row of
+data/results/theory_glyphs.csv; a rerun adds only what is missing. It takes about half an hour on two cores.
 """
 
 import itertools
@@ -28,22 +28,22 @@ PROBES = {"linear": 0, "network": 128}  # widths of the hidden layer
 
 @torch.no_grad()
 def layers(model: cibr.DualEncoder, pixels: Tensor, prefix: str) -> dict[str, Tensor]:
-    """`pooled` features before the head, averaged over places to the embedding's width, and the `embedding`."""
+    """`pooled` features before the head, averaged over positions to the embedding's width, and the `embedding`."""
     encoded = [model.eval().encode_images(model.normalise(part)) for part in pixels.split(500)]
     pooled = torch.cat([part.pooled for part in encoded]).unflatten(1, (-1, 16)).mean(2)
     return {f"{prefix} pooled": pooled, f"{prefix} embedding": torch.cat([part.features for part in encoded])}
 
 
 def probe_run(train: cibr.Pairs, validation: cibr.Pairs, **settings) -> pd.DataFrame:
-    """Trains one model and probes it; the pixels and the untrained model under the first condition alone.
+    """Trains and probes one model; under the first condition also the pixels and the untrained model.
 
     Args:
-        train: glyphs with `factors`, which are also what is probed.
-        validation: glyphs for the recall of the rows.
-        settings: `temperature, batch_size, seed, epochs`, columns of the rows too.
+        train: glyphs with the `factors` to probe.
+        validation: glyphs for the validation recall.
+        settings: `temperature, batch_size, seed, epochs`, which are also columns of the rows.
 
     Returns:
-        Rows, one a layer, factor and probe.
+        Rows, one per layer, factor and probe.
     """
     with tempfile.TemporaryDirectory() as folder:
         config = cibr.configure(dataset="glyphs", model="tiny", beta=0.0, output_dir=folder, **settings)
@@ -68,7 +68,7 @@ def probe_run(train: cibr.Pairs, validation: cibr.Pairs, **settings) -> pd.DataF
 
 
 def main() -> None:
-    """Does the runs that the table lacks."""
+    """Executes the runs that the table lacks."""
     train, validation = (cibr.load_pairs("glyphs", split) for split in ("train", "validation"))
     for seed, (temperature, batch_size, epochs) in itertools.product(SEEDS, CONDITIONS):
         settings = dict(temperature=temperature, batch_size=batch_size, seed=seed, epochs=epochs)

@@ -1,9 +1,9 @@
-"""Photos and captions whose pairing is not known: what they add to a few pairs.
+"""Unpaired photos and captions as additional training data for a few pairs.
 
-Two uses, both in the features of frozen towers. An EM estimate of the joint covariance of image and text features
+Both uses are in the features of frozen towers. An EM estimate of the joint covariance of image and text features
 takes the marginals from all photos and captions. Self-training pairs each photo with its nearest caption under
-regularised CCA and trains on them beside the true pairs (pseudo-labels, Lee 2013). Here both come from the pairs
-that a run leaves out of its training split, so that the right captions of a photo are among the candidates.
+regularised CCA and trains on these together with the true pairs (pseudo-labels, Lee 2013). Here the unpaired data
+are the pairs that a run leaves out of its training split, so candidates include a photo's true captions.
 """
 
 from dataclasses import replace
@@ -30,14 +30,14 @@ def em_moments(
     texts: Float[Tensor, "k q"],
     ridges: tuple[float, float],
 ) -> Moments:
-    """Covariances of a joint Gaussian from n pairs and from features of either side alone, by EM.
+    """Covariances of a joint Gaussian from n pairs and unpaired features of both modalities, by EM.
 
     Args:
         moments: the covariances C_v, C_t, C_vt of the pairs.
-        n: the number of the pairs.
+        n: number of pairs.
         images: centred features of images without a text, [m, p].
         texts: centred features of texts without an image, [k, q].
-        ridges: times the mean variance, added where a side predicts the other.
+        ridges: of the regressions between the modalities, in units of the mean variance.
     """
     own_image, own_text, own_cross = moments
     image, text, cross = moments
@@ -60,7 +60,7 @@ def _with_ridge(covariance: Tensor, ridge: float) -> Tensor:
 
 
 def em_cca(paired: Inputs, alone: Inputs, config: RunConfig, dim: int) -> RegularisedCCA:
-    """CCA under the covariances of `em_moments`; the means are those of all images and of all texts."""
+    """CCA from the covariances of `em_moments`, with the means of all images and of all texts."""
     of_text, (texts,) = paired.pairs.text_to_image(), paired.texts
     means = torch.cat([paired.images, alone.images]).mean(0), torch.cat([texts, alone.texts[0]]).mean(0)
     ridges = config.cca_ridge_image, config.cca_ridge_text
@@ -70,7 +70,7 @@ def em_cca(paired: Inputs, alone: Inputs, config: RunConfig, dim: int) -> Regula
 
 
 def nearest_captions(cca: RegularisedCCA, inputs: Inputs) -> list[str]:
-    """For each image the text, of those of all images, that is nearest under a CCA."""
+    """The nearest text of each image under a CCA, among the texts of all images."""
     texts, found = inputs.pairs.texts(), cca.texts(inputs.texts[0])
     best = [(part @ found.T).argmax(1) for part in cca.images(inputs.images).split(512)]
     return [texts[i] for i in torch.cat(best).tolist()]
@@ -79,17 +79,17 @@ def nearest_captions(cca: RegularisedCCA, inputs: Inputs) -> list[str]:
 def with_unpaired(
     model: DualEncoder, config: RunConfig, em: bool = False, self_training: bool = False, repeats: int = 1
 ) -> tuple[Pairs, RegularisedCCA]:
-    """A run's few pairs, with those that it leaves out as photos and captions whose pairing is hidden.
+    """The training pairs of a run and their CCA, with the pairs that it leaves out used as unpaired data.
 
     Args:
-        model: whose frozen towers give the features.
+        model: the model with the frozen towers.
         config: of the run, whose corruption keeps a fraction of the pairs.
-        em: take covariances from all features rather than from the pairs.
-        self_training: train on the other photos too, each with its nearest caption.
-        repeats: how often a true pair then comes in an epoch.
+        em: estimate the covariances from all features instead of from the pairs only.
+        self_training: also train on the other photos, each with its nearest caption.
+        repeats: repetitions of each true pair per epoch in self-training.
 
     Returns:
-        The training pairs, and the CCA that heads start at and the penalty `anchor` draws to.
+        The training pairs, and the CCA that initialises the heads and is the statistic of the penalty `anchor`.
     """
     whole, corruption = load_pairs(config.dataset, "train"), Corruption.parse(config.corruption)
     kept, left = split_subset(whole, corruption, config.seed)

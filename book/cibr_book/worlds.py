@@ -1,10 +1,10 @@
-"""Two worlds of images and texts in which every information is exact, and contrastive training in them.
+"""Two synthetic worlds of images and texts with exact mutual information, and contrastive training in them.
 
-The *discrete world* is a table p(x_v, x_t), encoders are tables p(z|x), and every information is a finite sum. In
-the *Gaussian world* every information is a ratio of determinants. `train_discrete` and `train_gaussian` train
-encoders as CLIP does, without noise; they are measured with the noise that their temperature implies:
-exp(<u, z> / temperature) is a von Mises-Fisher density of concentration 1 / temperature around u, and a Gaussian
-one of variance temperature. `train_discrete` can add the penalty of `CIBRLoss`.
+In the *discrete world*, a table p(x_v, x_t), encoders are tables p(z|x) and every mutual information is a finite
+sum. In the *Gaussian world* it is a log ratio of determinants. `train_discrete` and `train_gaussian` train
+encoders as in CLIP, without noise; they are measured with the noise that their temperature implies: exp(<u, z> /
+temperature) is a von Mises-Fisher density of concentration 1 / temperature around u, and a Gaussian one of
+variance temperature. `train_discrete` can add the penalty of `CIBRLoss`.
 
 Source: Cover & Thomas, Elements of Information Theory (2006), for the identities; Chechik et al. (2005, JMLR 6)
 for the optimal linear encoder.
@@ -36,7 +36,7 @@ def entropy_nats(p: Float64[Tensor, "..."]) -> Nats:
     """Entropy of a finite distribution, -sum p log p.
 
     Args:
-        p: probabilities of any shape that sum to 1 over all entries.
+        p: probabilities of any shape, which sum to 1 over all entries.
 
     Returns:
         Nats, a scalar, differentiable.
@@ -47,7 +47,7 @@ def entropy_nats(p: Float64[Tensor, "..."]) -> Nats:
     total = p.detach().sum().item()
     if not (bool((p >= 0).all()) and abs(total - 1) <= 1e-8):
         raise ValueError(f"p must be probabilities that sum to 1, the sum is {total:.6g}: divide by it")
-    # log 1 in place of log 0: the value is the same and the gradient finite where an event cannot happen.
+    # log 1 in place of log 0: the same value, and a finite gradient at probability zero.
     return -(p * torch.log(torch.where(p > 0, p, torch.ones_like(p)))).sum()
 
 
@@ -64,7 +64,7 @@ def conditional_information_nats(joint: Float64[Tensor, "a b c"]) -> Nats:
 
 @dataclass(frozen=True)
 class DiscreteWorld:
-    """Finite images and texts with a known joint distribution; build one with `discrete_world`.
+    """Finite sets of images and texts with a known joint distribution; build one with `discrete_world`.
 
     Args:
         joint: p(x_v, x_t), [n_images, n_texts].
@@ -82,18 +82,18 @@ class DiscreteWorld:
 
 
 def discrete_world(confusions: Floats = (0.3, 0.05), n_image: int = 3, n_text: int = 2) -> DiscreteWorld:
-    """A world whose shared factor comes in pairs of look-alikes that a text may confuse.
+    """A world whose shared factor has pairs of confusable values.
 
-    Shared values 2i and 2i + 1 look alike, and a text names the wrong one with probability confusions[i], as Latin
-    A and Greek Alpha are one drawing with two names. All factors are uniform and, but for this, independent.
+    A text has the wrong one of the shared values 2i and 2i + 1 with probability confusions[i], as Latin A and
+    Greek Alpha are one drawing with two names. All factors are uniform and otherwise independent.
 
     Args:
         confusions: a probability in [0, 1/2] for each pair; the shared factor has twice as many values.
-        n_image: values of the image-only factor.
-        n_text: values of the text-only factor.
+        n_image: number of values of the image-only factor.
+        n_text: number of values of the text-only factor.
 
     Returns:
-        The world, of 2 len(confusions) n_image images and 2 len(confusions) n_text texts.
+        A world with 2 len(confusions) n_image images and 2 len(confusions) n_text texts.
 
     Raises:
         ValueError: a factor without values, or a probability outside [0, 1/2].
@@ -115,19 +115,19 @@ def discrete_world(confusions: Floats = (0.3, 0.05), n_image: int = 3, n_text: i
 def encoder_informations(
     world: DiscreteWorld, image_encoder: ImageTable, text_encoder: TextTable
 ) -> dict[str, Nats]:
-    """All informations of a pair of tabular encoders, exact.
+    """Exact mutual information of a pair of tabular encoders.
 
     Args:
         world: the images and texts.
-        image_encoder: p(z_v|x_v), one distribution a row.
-        text_encoder: p(z_t|x_t), one distribution a row.
+        image_encoder: p(z_v|x_v), one distribution per row [n_images, k].
+        text_encoder: p(z_t|x_t), one distribution per row [n_texts, l].
 
     Returns:
         Nats, scalars: `shared_nats` I(Z_v;Z_t); `sufficiency_nats` I(Z_v;X_t); `image_nats` I(Z_v;X_v);
         `residual_image_nats` I(Z_v;X_v|X_t) and `residual_text_nats` I(Z_t;X_t|X_v), each enumerated over
-        three variables rather than taken as a difference; `residual_nats`, their mean; `nuisance_image_nats`
-        I(Z_v;V|S), the part of the image's residual that is about the image-only factor V. The rest of it,
-        I(Z_v;S|X_t), is about the shared factor S where the text leaves it open.
+        three variables rather than computed as a difference; `residual_nats`, their mean; `nuisance_image_nats`
+        I(Z_v;V|S), the part of the image's residual about the image-only factor V. The rest, I(Z_v;S|X_t), is
+        about the shared factor S where the text leaves it ambiguous.
 
     Raises:
         ValueError: tables that do not fit the world or whose rows are not distributions.
@@ -154,7 +154,7 @@ def encoder_informations(
 
 
 def backward_posterior(joint: Joint, encoder: ImageTable) -> TextTable:
-    """p(z|x_t) = sum over images of p(x_v|x_t) e(z|x_v): the backward encoder that makes the bound tight."""
+    """p(z|x_t) = sum over images of p(x_v|x_t) e(z|x_v), the backward encoder for which the bound is tight."""
     return (joint / joint.sum(0)).T @ encoder
 
 
@@ -164,12 +164,12 @@ def residual_bound_nats(joint: Joint, encoder: ImageTable, backward: TextTable) 
     Source: Fischer (2020, arXiv 2002.05379), section 2.3; equality when b is `backward_posterior`.
 
     Args:
-        joint: p(x_v, x_t).
-        encoder: e(z|x_v), one distribution a row.
-        backward: b(z|x_t), one distribution a row.
+        joint: p(x_v, x_t), [n_images, n_texts].
+        encoder: e(z|x_v), one distribution per row.
+        backward: b(z|x_t), one distribution per row.
 
     Returns:
-        Nats, a scalar; infinite where b excludes a code that occurs.
+        Nats, a scalar; infinite if b excludes a code that occurs.
 
     Raises:
         ValueError: tables that do not fit each other or whose rows are not distributions.
@@ -183,22 +183,22 @@ def residual_bound_nats(joint: Joint, encoder: ImageTable, backward: TextTable) 
 def fit_tables(
     world: DiscreteWorld, beta: float, n_codes: int, seed: int = 0, n_steps: int = 400, learning_rate: float = 0.1
 ) -> tuple[ImageTable, TextTable]:
-    """Encoder tables that maximise I(Z_v;Z_t) - beta * R by gradient, from a random start.
+    """Encoder tables that maximise I(Z_v;Z_t) - beta * R by gradient ascent from a random initialisation.
 
-    The objective is exact: with beta = 0 it is what InfoNCE tends to with ever larger batches and an unrestricted
-    critic. It is not concave, so take the best of a few seeds for an optimum. The weight rises from 0 to beta over
-    the first half: from a random start, the full weight can end at encoders that carry no information.
+    The objective is exact: with beta = 0 it is the limit of InfoNCE for large batches and an unrestricted critic.
+    It is not concave, so take the best of a few seeds. The weight rises from 0 to beta over the first half: with
+    the full weight from the start, encoders can collapse to zero information.
 
     Args:
         world: the images and texts.
         beta: weight of the mean residual information, >= 0.
-        n_codes: codes that each encoder may use.
-        seed: of the start.
+        n_codes: number of codes of each encoder.
+        seed: of the initialisation.
         n_steps: steps of Adam.
         learning_rate: of Adam.
 
     Returns:
-        The image table and the text table.
+        The image table [n_images, n_codes] and the text table [n_texts, n_codes].
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = [(n, n_codes) for n in world.joint.shape]
@@ -213,7 +213,7 @@ def fit_tables(
 
 
 def _cib_loss(joint: Tensor, image_encoder: Tensor, text_encoder: Tensor, beta: float) -> Tensor:
-    """beta R - I(Z_v;Z_t) from five tables of two variables, by the Markov identity; nothing is checked."""
+    """beta R - I(Z_v;Z_t) from five tables of two variables, by the Markov identity, without validation."""
 
     def nats(p: Tensor) -> Tensor:
         entropies = [-(q * torch.log(q.clamp(min=1e-300))).sum() for q in (p.sum(0), p.sum(1), p)]
@@ -232,12 +232,12 @@ def _check_table(name: str, table: Tensor, n_rows: int) -> None:
 
 
 def conditional_covariance(covariance: Covariance, a: Ints, given: Ints) -> Float64[Tensor, "a a"]:
-    """Covariance of A when B is known, S_aa - S_ab S_bb^-1 S_ba.
+    """Conditional covariance of A given B, S_aa - S_ab S_bb^-1 S_ba.
 
     Args:
         covariance: of all variables, positive definite.
         a: the indices of A.
-        given: the indices of what is known.
+        given: the indices of B.
 
     Returns:
         The covariance of A given B.
@@ -251,15 +251,15 @@ def conditional_covariance(covariance: Covariance, a: Ints, given: Ints) -> Floa
 
 
 def gaussian_information_nats(covariance: Covariance, a: Ints, b: Ints, given: Ints = ()) -> Nats:
-    """I(A;B) or I(A;B|C) of jointly Gaussian variables by determinants of covariance blocks.
+    """I(A;B) or I(A;B|C) of jointly Gaussian variables, from determinants of covariance blocks.
 
     Source: Cover & Thomas (2006), section 8.5.
 
     Args:
         covariance: of all variables, positive definite.
         a: the indices of A.
-        b: the indices of B, none of A's.
-        given: the indices of C, none of A's and B's.
+        b: the indices of B, disjoint from A's.
+        given: the indices of C, disjoint from A's and B's.
 
     Returns:
         Nats, a scalar, differentiable.
@@ -284,7 +284,7 @@ def canonical_correlations(covariance: Covariance, a: Ints, b: Ints) -> Float64[
         b: the indices of B.
 
     Returns:
-        Correlations in [0, 1), as many as the smaller block has variables.
+        Correlations in [0, 1), as many as variables in the smaller block.
 
     Raises:
         ValueError: a covariance that is not positive definite.
@@ -297,12 +297,12 @@ def canonical_correlations(covariance: Covariance, a: Ints, b: Ints) -> Float64[
 
 @dataclass(frozen=True)
 class GaussianWorld:
-    """Images and texts that are Gaussian vectors; build one with `gaussian_world`.
+    """A world of Gaussian images and texts; build one with `gaussian_world`.
 
     Args:
         covariance: of (x_v, x_t).
-        mix_image: the image's factors are rotated into x_v = mix_image @ (shared, image-only).
-        mix_text: the same of the text.
+        mix_image: rotation of the image's factors, x_v = mix_image @ (shared, image-only).
+        mix_text: the same for the text.
         correlations: of the shared factors of image and text.
     """
 
@@ -325,14 +325,14 @@ class GaussianWorld:
 def gaussian_world(
     correlations: Floats = (0.95, 0.8, 0.5), n_image: int = 5, n_text: int = 3, seed: int = 0
 ) -> GaussianWorld:
-    """Shared factors with given correlations, image-only and text-only factors, all of unit variance.
+    """A world of shared factors with given correlations and image-only and text-only factors, of unit variance.
 
-    The factors of each side are hidden by a random rotation, so that no coordinate is one of them.
+    The factors of each modality are mixed by a random rotation, so that no coordinate is one of them.
 
     Args:
         correlations: between the image's and the text's copy of each shared factor, in (0, 1).
-        n_image: image-only factors.
-        n_text: text-only factors.
+        n_image: number of image-only factors.
+        n_text: number of text-only factors.
         seed: of the rotations.
 
     Returns:
@@ -358,7 +358,7 @@ def gaussian_world(
 def linear_encoder_nats(
     world: GaussianWorld, weights: Float64[Tensor, "d v"], noise_variance: float = 1.0
 ) -> dict[str, Nats]:
-    """Informations of Z_v = W x_v + noise, exact.
+    """Exact mutual information of the linear encoder Z_v = W x_v + noise.
 
     Args:
         world: images and texts.
@@ -367,8 +367,8 @@ def linear_encoder_nats(
 
     Returns:
         Nats, scalars: `sufficiency_nats` I(Z_v;X_t), `image_nats` I(Z_v;X_v), `residual_image_nats`
-        I(Z_v;X_v|X_t), and `nuisance_image_nats` I(Z_v;V|S), the part of the residual that is about the
-        image-only factors V; the rest is about the shared factors S where the text leaves them open.
+        I(Z_v;X_v|X_t), and `nuisance_image_nats` I(Z_v;V|S), the part of the residual about the image-only factors
+        V; the rest is about the shared factors S where the text leaves them uncertain.
 
     Raises:
         ValueError: a noise variance that is not positive.
@@ -392,19 +392,19 @@ def linear_encoder_nats(
 
 
 def optimal_linear_encoder(world: GaussianWorld, beta: float) -> Float64[Tensor, "s v"]:
-    """W of the encoder Z_v = W x_v + N(0, I) with the largest I(Z_v;X_t) - beta * I(Z_v;X_v|X_t).
+    """W of the encoder Z_v = W x_v + N(0, I) that maximises I(Z_v;X_t) - beta * I(Z_v;X_v|X_t).
 
     Along the canonical direction with correlation rho, with c = beta / (1 + beta), the squared gain is
-    (rho^2 / c - 1) / (1 - rho^2), and 0 where rho^2 <= c.
+    (rho^2 / c - 1) / (1 - rho^2), and 0 if rho^2 <= c.
 
     Source: Chechik et al. (2005, JMLR 6), theorem 3.1, whose beta is (1 + beta) / beta here.
 
     Args:
         world: images and texts.
-        beta: weight of the residual, > 0: without it the best gain is infinite.
+        beta: weight of the residual, > 0: at 0 the optimal gain is infinite.
 
     Returns:
-        W, one row a canonical direction, in the order of the world's correlations.
+        W, one row per canonical direction, in the order of the world's correlations.
 
     Raises:
         ValueError: beta is not positive.
@@ -432,21 +432,21 @@ def _check_positive(name: str, value: float) -> None:
 def train_discrete(
     world: DiscreteWorld, dim: int = 16, temperature: float = 0.1, batch_size: int = 64, seed: int = 0, **options
 ) -> tuple[ImageEmbeddings, TextEmbeddings]:
-    """Two small networks trained with InfoNCE, or CIBR, on pairs drawn from the discrete world.
+    """Trains two small networks with InfoNCE, or CIBR, on pairs drawn from the discrete world.
 
-    Each reads its two factors as one-hot vectors, so that untrained embeddings show both.
+    Their inputs are the two factors as one-hot vectors, so untrained embeddings contain both.
 
     Args:
         world: images and texts.
         dim: width of the embedding.
         temperature: of the softmax, positive.
-        batch_size: pairs a step.
+        batch_size: pairs per step.
         seed: of weights and pairs.
-        options: `n_steps` (0 gives the untrained encoders), `learning_rate`, `weight_decay`, `optimizer` (its
-            name in torch), and `beta` of `CIBRLoss` with encoders of concentration 1 / temperature.
+        options: `n_steps` (0 for the untrained encoders), `learning_rate`, `weight_decay`, `optimizer` (its name
+            in torch), and `beta` of `CIBRLoss` with encoders of concentration 1 / temperature.
 
     Returns:
-        Unit vectors of all images and of all texts.
+        Unit vectors of all images [n_images, d] and of all texts [n_texts, d].
 
     Raises:
         ValueError: a temperature that is not positive.
@@ -460,7 +460,7 @@ def train_discrete(
             nn.Sequential(nn.Linear(x.shape[1], 64), nn.ReLU(), nn.Linear(64, dim, bias=False)) for x in inputs
         ).double()
 
-    def embed() -> list[Tensor]:  # the finite sets are embedded whole: there are fewer images than rows of a batch
+    def embed() -> list[Tensor]:  # of all images and texts: there are fewer than rows in a batch
         return [F.normalize(net(x), dim=1) for net, x in zip(nets, inputs, strict=True)]
 
     def batch() -> list[Tensor]:
@@ -476,21 +476,21 @@ def train_discrete(
 def train_gaussian(
     world: GaussianWorld, dim: int = 8, temperature: float = 0.1, batch_size: int = 128, seed: int = 0, **options
 ) -> tuple[Float64[Tensor, "d v"], Float64[Tensor, "d t"]]:
-    """Two linear encoders trained with InfoNCE on fresh pairs; embeddings have mean squared length 1.
+    """Trains two linear encoders with InfoNCE on fresh pairs; embeddings have mean squared norm 1.
 
-    The power of the whole embedding is fixed, not the length of each vector, so that Z_v = W x_v + noise stays
-    Gaussian and its informations exact.
+    The mean power of the embedding is fixed, not the norm of each vector, so that Z_v = W x_v + noise stays
+    Gaussian and its information exact.
 
     Args:
         world: images and texts.
         dim: width of the embedding.
-        temperature: of the softmax, positive; the noise variance to measure with.
-        batch_size: pairs a step.
+        temperature: of the softmax, positive; also the noise variance for measurement.
+        batch_size: pairs per step.
         seed: of weights and pairs.
-        options: as of `train_discrete`, without `beta`: these embeddings are no unit vectors.
+        options: as in `train_discrete`, without `beta`, since the embeddings are not unit vectors.
 
     Returns:
-        W of the images and of the texts, each with tr(W W^T) = 1.
+        W of the images [d, v] and of the texts [d, t], each with tr(W W^T) = 1.
 
     Raises:
         ValueError: a temperature that is not positive.
@@ -511,14 +511,14 @@ def train_gaussian(
 def _train(
     parameters, batch, temperature, n_steps=300, learning_rate=1e-2, weight_decay=0.0, beta=0.0, optimizer="AdamW"
 ) -> None:
-    """Minimises CIBR, InfoNCE at beta = 0, over image and text features that `batch` draws anew each step."""
+    """Minimises CIBR, or InfoNCE at beta = 0, on image and text features drawn by `batch` in each step."""
     _check_positive("temperature", temperature)
     loss_fn = CIBRLoss(beta, kappa_e=1 / temperature)
     optimizer = getattr(torch.optim, optimizer)(parameters, lr=learning_rate, weight_decay=weight_decay)
     for _ in range(n_steps):
         optimizer.zero_grad()
         image, text = batch()
-        # At beta = 0 the same value (less log n), faster, and for features of any length.
+        # At beta = 0 the same value up to log n, faster, and for features of any norm.
         nats = -loss_fn(image, text, 1 / temperature)["loss"] if beta else nce_nats(image @ text.T / temperature)
         (-nats).backward()
         optimizer.step()
@@ -527,15 +527,15 @@ def _train(
 def embedding_informations(
     world: DiscreteWorld, embeddings: ImageEmbeddings, kappa: float, n_samples: int = 2000, seed: int = 0
 ) -> dict[str, float]:
-    """Informations of Z_v ~ vMF(mu(x_v), kappa) over a finite set of images, by sampling z alone.
+    """Mutual information of Z_v ~ vMF(mu(x_v), kappa) over a finite set of images, by sampling z.
 
-    All densities are exact mixtures; the normalising constants cancel, so that only the mean over z is sampled.
+    All densities are exact mixtures and the normalising constants cancel, so only the mean over z is sampled.
 
     Args:
         world: images and texts.
-        embeddings: mu(x_v), unit vectors.
+        embeddings: mu(x_v), unit vectors [n_images, d].
         kappa: concentration of the noise, positive.
-        n_samples: draws of z for each image.
+        n_samples: draws of z per image.
         seed: of the draws.
 
     Returns:
@@ -576,19 +576,19 @@ World = DiscreteWorld | GaussianWorld
 def contrast_rows(
     world: World, temperatures: Floats, batch_sizes: Ints, dims: Ints, seeds: Ints, **options
 ) -> pd.DataFrame:
-    """Contrastive training over a grid, each run measured before and after with the noise of its temperature.
+    """Contrastive training over a grid, measured before and after training with the noise of each temperature.
 
     Args:
         world: discrete, for `train_discrete` and `embedding_informations` at concentration 1 / temperature; or
             Gaussian, for `train_gaussian` and `linear_encoder_nats` at variance temperature.
         temperatures: of the softmax.
-        batch_sizes: pairs a step.
+        batch_sizes: pairs per step.
         dims: widths of the embedding.
-        seeds: of weights and pairs; before and after share their weights.
+        seeds: of weights and pairs; both measurements share the initial weights.
         options: of the training.
 
     Returns:
-        Tidy rows: `temperature, batch_size, dim, seed, trained`, and the nats.
+        Tidy rows: `temperature, batch_size, dim, seed, trained`, and the information in nats.
     """
     rows = []
     for temperature, batch_size, dim, seed in itertools.product(temperatures, batch_sizes, dims, seeds):
