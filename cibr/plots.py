@@ -1,8 +1,8 @@
 """What a user draws, in one style: training curves, galleries, and forests of evaluations.
 
 Each function takes tidy rows or tensors and returns its Axes. Colours are Okabe and Ito's, which colour-blind
-readers can tell apart: green is right, red is wrong, grey is context. The background is white, so that a figure
-reads the same on a light and on a dark page.
+readers can tell apart: green is right, red is wrong, grey is context. All text has one size, and no figure is
+wider than WIDTH.
 """
 
 import textwrap
@@ -20,7 +20,8 @@ from torch import Tensor
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6E6E6E"
 PALETTE = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#F0E442", "#000000")
-BELOW = dict(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2, frameon=False, fontsize=9)
+WIDTH = 7.2  # inches: at 100 px an inch the width of a page's text
+BELOW = dict(loc="upper center", bbox_to_anchor=(0.5, -0.26))
 MEAN = "mean, each set counts once"
 HEADINGS = {"accuracy@1": "zero-shot accuracy", "mean": MEAN}
 HEADINGS |= {f"image_to_text_{name}@1": "recall@1, image → text" for name in ("recall", "label_recall")}
@@ -29,10 +30,12 @@ HEADINGS |= {f"text_to_image_{name}@1": "recall@1, text → image" for name in (
 
 def set_style() -> None:
     """The book's style; call it once in a notebook, before the first figure."""
-    settings = {"figure.dpi": 110, "savefig.bbox": "tight", "font.size": 10, "grid.color": "#E5E5E5"}
-    settings |= {"axes.titlesize": 10, "axes.titleweight": "bold"}
-    settings |= {"axes.spines.top": False, "axes.spines.right": False}
-    sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE, rc=settings)
+    text = ("font.size", "axes.titlesize", "axes.labelsize", "figure.labelsize", "legend.fontsize")
+    text += ("legend.title_fontsize", "xtick.labelsize", "ytick.labelsize")
+    settings = dict.fromkeys(text, 9) | {"axes.titleweight": "bold", "legend.frameon": False}
+    settings |= {"figure.dpi": 200, "savefig.bbox": "tight", "savefig.pad_inches": 0.02}
+    settings |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#E5E5E5"}
+    sns.set_theme(context="paper", style="whitegrid", palette=PALETTE, rc=settings)
 
 
 def training_curves(history: pd.DataFrame) -> list[Axes]:
@@ -46,9 +49,9 @@ def training_curves(history: pd.DataFrame) -> list[Axes]:
     Returns:
         Three Axes.
     """
-    _, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
+    _, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.6), layout="constrained")
     epochs = history["epoch"]
-    curves = {"clip_loss": ("contrastive loss", BLUE), "penalty_excess": ("penalty excess and its weight", ORANGE)}
+    curves = {"clip_loss": ("contrastive loss", BLUE), "penalty_excess": ("penalty excess, weight", ORANGE)}
     for axis, (column, (title, colour)) in zip(axes, curves.items(), strict=False):
         axis.plot(epochs, history[column], "o-", ms=3, color=colour, label="excess")
         axis.set(title=title, xlabel="epoch", ylabel="nats", ylim=(0, None))
@@ -69,27 +72,27 @@ def training_curves(history: pd.DataFrame) -> list[Axes]:
 
 
 def image_grid(
-    images: Sequence[Image.Image], titles: Sequence[str] | None = None, n_columns: int = 8, size: float = 1.2
+    images: Sequence[Image.Image], titles: Sequence[str] | None = None, n_columns: int = 6
 ) -> list[Axes]:
-    """Images in rows, each under its title.
+    """Images in rows, each under its title, which is broken into three lines at most.
 
     Args:
         images: PIL images.
         titles: one an image, or None.
         n_columns: images in a row.
-        size: width of an image in inches.
 
     Returns:
         One Axes an image.
     """
-    n_rows = -(-len(images) // n_columns)
-    figsize = (n_columns * size, n_rows * size * (1.35 if titles else 1.02))
+    n_rows, titles = -(-len(images) // n_columns), [wrap(text, 90 // n_columns) for text in titles or []]
+    n_lines = max((text.count("\n") + 1 for text in titles), default=0)
+    figsize = (WIDTH, n_rows * (WIDTH / n_columns + 0.15 * n_lines))
     _, axes = plt.subplots(n_rows, n_columns, figsize=figsize, layout="constrained", squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, title in zip(axes.flat, images, titles or [""] * len(images), strict=False):
         axis.imshow(image.convert("RGB"))
-        axis.set_title(title, fontsize=8, fontweight="normal", parse_math=False)  # a dollar is a dollar
+        axis.set_title(title, fontweight="normal", parse_math=False)  # a dollar is a dollar
     return list(axes.flat)[: len(images)]
 
 
@@ -120,7 +123,7 @@ def retrieval_gallery(
         ValueError: an image whose captions are not among the texts.
     """
     n_rows = -(-len(images) // n_columns)
-    size = dict(figsize=(4.6 * n_columns, 1.05 * n_rows), width_ratios=[1, 3.6] * n_columns)
+    size = dict(figsize=(WIDTH, 0.8 * n_rows), width_ratios=[1, 3.6] * n_columns)
     figure, axes = plt.subplots(n_rows, 2 * n_columns, squeeze=False, **size)
     figure.subplots_adjust(wspace=0.04, hspace=0.12, left=0, right=1, top=1, bottom=0)
     for axis in axes.flat:
@@ -137,7 +140,7 @@ def retrieval_gallery(
         if rank >= n_shown:
             lines.append((f"rank {rank + 1:,}:", GREY, shorten(ranked[rank], 38)))
         for line, (mark, colour, text) in enumerate(lines):
-            style = dict(color=colour, fontsize=9.5, va="top", transform=words[i].transAxes, parse_math=False)
+            style = dict(color=colour, va="top", transform=words[i].transAxes, parse_math=False)
             words[i].text(0, 0.95 - 0.25 * line, f"{mark} {text}", **style)
     return words
 
@@ -166,18 +169,18 @@ def search_gallery(
     """
     n_shown = min(n_shown, similarity.shape[1])
     n_columns = n_shown + (right is not None)
-    figsize = (5.6, len(queries) * (5.6 / n_columns + 0.34))
+    figsize = (WIDTH - 1.6, len(queries) * ((WIDTH - 1.6) / n_columns + 0.34))
     figure, axes = plt.subplots(len(queries), n_columns, figsize=figsize, squeeze=False)
     figure.subplots_adjust(wspace=0.08, hspace=0.38, left=0.01, right=0.99, top=0.96, bottom=0.01)
     for i, (query, row) in enumerate(zip(queries, axes, strict=True)):
-        row[0].set_title(shorten(query, 62), loc="left", fontsize=9.5, fontweight="normal", parse_math=False)
+        row[0].set_title(shorten(query, 62), loc="left", fontweight="normal", parse_math=False)
         own = -1 if right is None else int(right[i])
         shown = similarity[i].argsort(descending=True, stable=True)[:n_shown].tolist()
         frames = [GREEN if j == own else None for j in shown]
         if own >= 0 and own not in shown:
             shown, frames = [*shown, own], [*frames, GREY]
             rank = int((similarity[i] >= similarity[i, own]).sum())
-            row[-1].set_title(f"rank {rank:,}", fontsize=9, fontweight="normal", color=GREY)
+            row[-1].set_title(f"rank {rank:,}", fontweight="normal", color=GREY)
         for axis in row:
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
@@ -207,7 +210,7 @@ def forest(rows: pd.DataFrame, a: str = "CLIP", b: str = "CIBR") -> Axes:
     """
     blocks = _blocks(rows)
     n_lines = sum(1 + len(block) for block in blocks.values())
-    _, axis = plt.subplots(figsize=(4.4, 0.9 + 0.27 * n_lines), layout="constrained")
+    _, axis = plt.subplots(figsize=(4.4, 0.9 + 0.24 * n_lines), layout="constrained")
     axis.axvline(0, color=GREY, lw=1)
     ticks, line = [], 0.0
     for heading, block in blocks.items():
@@ -219,17 +222,16 @@ def forest(rows: pd.DataFrame, a: str = "CLIP", b: str = "CIBR") -> Axes:
             axis.plot(100 * row.difference, line, "D" if heading == MEAN else "o", color=colour, ms=5.5)
             ticks.append((line, row.label))
         line += 1.4
-    axis.set_yticks([place for place, _ in ticks], [text for _, text in ticks], fontsize=9)
+    axis.set_yticks([place for place, _ in ticks], [text for _, text in ticks])
     for label, (_, text) in zip(axis.get_yticklabels(), ticks, strict=True):
         label.set(fontweight="bold" if text in HEADINGS.values() else "normal", parse_math=False)
         label.set_color(GREY if text.startswith("·") else "black")
     axis.grid(axis="y", visible=False)
     axis.spines["left"].set_visible(False)
-    axis.tick_params(labelsize=9)
     reach = max(abs(x) for x in axis.get_xlim())
     axis.set(ylim=(line - 0.6, -0.7), xlim=(-reach, reach))
-    axis.set_xlabel(f"{b} minus {a}, percentage points", fontsize=9.5)
-    axis.set_title(f"← {a} better    {b} better →", fontsize=9, fontweight="normal", color=GREY)
+    axis.set_xlabel(f"{b} minus {a}, percentage points")
+    axis.set_title(f"← {a} better    {b} better →", fontweight="normal", color=GREY)
     return axis
 
 

@@ -8,16 +8,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
-from cibr.plots import BLUE, GREEN, GREY, ORANGE, RED, wrap
+from cibr.plots import BLUE, GREY, RED, WIDTH, wrap
 from cibr_book.analysis import mean_intervals
+from cibr_book.figures import STYLES
+from cibr_book.tables import KINDS
 
-PENALTIES = {  # colour and marker, the same in every figure
-    "CIBR vMF": (BLUE, "o"),
-    "CIBR vMF, sampled": ("#56B4E9", "s"),
-    "CIBR crossfit": (GREEN, "^"),
-    "CIBR MINE": (ORANGE, "D"),
-}
-KINDS_DRAWN = {"the paper's penalty": (BLUE, "o"), "the anchor": (GREEN, "s"), "best other method": (RED, "D")}
+PENALTIES = ("CIBR vMF", "CIBR vMF, sampled", "CIBR crossfit", "CIBR MINE")
 MARKS = {"gain": ("^", BLUE), "loss": ("v", RED), "not significant": ("o", GREY)}
 
 
@@ -34,40 +30,56 @@ def method_forest(rows: pd.DataFrame) -> list[Axes]:
         The Axes, block by block.
     """
     names = rows["method"] + rows["beta"].map(lambda beta: f", beta {beta:g}" if beta else "")
-    added = (rows["method"] + " − " + rows["against"]).str.replace(r"CIBR |CLIP, ", "", regex=True)
+    added = [_what_is_added(*pair) for pair in zip(rows["method"], rows["against"], strict=True)]
     names = names.where(rows["against"] == "CLIP", added)
     rows = rows.assign(name=names + rows["n_seeds"].map(" ({})".format))
     blocks, measures = dict(list(rows.groupby("condition", sort=False))), list(rows["measure"].unique())
-    heights = [1.6 + part["name"].nunique() for part in blocks.values()]
+    labels = {condition: [wrap(name, 46) for name in part["name"].unique()] for condition, part in blocks.items()}
+    places = {condition: _places(texts) for condition, texts in labels.items()}
+    heights = [2.2 + at[-1] for at in places.values()]
     figure, axes = plt.subplots(
         len(blocks),
         len(measures),
-        figsize=(8.6, 0.6 + 0.3 * sum(heights)),
+        figsize=(WIDTH, 0.6 + 0.21 * sum(heights)),
         squeeze=False,
         sharex=True,
         layout="constrained",
         height_ratios=heights,
     )
     for line, (condition, part) in zip(axes, blocks.items(), strict=True):
-        lines = list(part["name"].unique())
+        names, at = list(part["name"].unique()), places[condition]
         for axis, measure in zip(line, measures, strict=True):
             axis.axvline(0, color="black", lw=0.8)
             for row in part[part["measure"] == measure].itertuples():
-                place, (marker, colour) = lines.index(row.name), MARKS[row.significance]
+                place, (marker, colour) = at[names.index(row.name)], MARKS[row.significance]
                 axis.plot([row.low, row.high], [place, place], color=colour, lw=1.6)
                 face = "white" if marker == "o" else colour
-                axis.plot(row.difference, place, marker, ms=6, mec=colour, mfc=face)
-            axis.set(yticks=range(len(lines)), yticklabels=[], ylim=(len(lines) - 0.4, -0.6))
+                axis.plot(row.difference, place, marker, ms=5, mec=colour, mfc=face)
+            axis.set(yticks=at, yticklabels=[], ylim=(at[-1] + 0.6, -0.6))
             axis.grid(axis="y", visible=False)
-        line[0].set_yticklabels([wrap(name, 50) for name in lines], fontsize=8)
-        line[0].set_title(condition, fontsize=9.5, fontweight="bold", loc="left")
+        line[0].set_yticklabels(labels[condition])
+        line[0].set_title(condition, loc="left")
     for axis, measure in zip(axes[-1], measures, strict=True):
-        axis.set_xlabel(measure, fontsize=9.5, fontweight="bold")
+        axis.set_xlabel(measure, fontweight="bold")
     controls = dict.fromkeys(
         (rows["against"] == "CLIP").map({True: "tuned CLIP", False: "what follows the minus"})
     )
-    figure.supxlabel(f"difference to {' or to '.join(controls)}, percentage points", fontsize=9.5)
+    figure.supxlabel(f"difference to {' or to '.join(controls)}, percentage points")
     return list(axes.flat)
+
+
+def _what_is_added(method: str, control: str) -> str:
+    """`a − b, with c`, where both are trained with c."""
+    ours, theirs = (re.sub("^CIBR |^CLIP, ", "", name).split(" + ") for name in (method, control))
+    both = [part for part in ours if part in theirs]
+    ours, theirs = (" + ".join(part for part in parts if part not in both) for parts in (ours, theirs))
+    return f"{ours} − {theirs}" + (f", with {' + '.join(both)}" if both else "")
+
+
+def _places(texts: Sequence[str]) -> list[float]:
+    """Places of labels one below another: a step of one, and more room around those of several lines."""
+    extra = [0.35 * text.count("\n") for text in texts]
+    return [i + 2 * sum(extra[:i]) + extra[i] - extra[0] for i in range(len(texts))]
 
 
 def summary_figure(rows: pd.DataFrame) -> list[Axes]:
@@ -82,33 +94,35 @@ def summary_figure(rows: pd.DataFrame) -> list[Axes]:
         The Axes, one a measure.
     """
     conditions, measures = list(rows["condition"].unique()), list(rows["measure"].unique())
-    size = (6.6, 1.0 + 0.55 * len(conditions))
-    shape = dict(figsize=size, dpi=200, sharey=True, squeeze=False, layout="constrained")
+    size = (5.3, 1.0 + 0.45 * len(conditions))
+    shape = dict(figsize=size, sharey=True, squeeze=False, layout="constrained")
     figure, axes = plt.subplots(1, len(measures), **shape)
     step = 0.22
     for axis, measure in zip(axes[0], measures, strict=True):
         axis.axvline(0, color="black", lw=0.8)
-        for i, (kind, (colour, marker)) in enumerate(KINDS_DRAWN.items()):
+        for i, (kind, (colour, marker)) in enumerate((kind, STYLES[kind]) for kind in KINDS):
             part = rows[(rows["kind"] == kind) & (rows["measure"] == measure)]
             places = [conditions.index(name) + step * (i - 1) for name in part["condition"]]
             axis.hlines(places, part["low"], part["high"], color=colour, lw=1.8)
             for place, row in zip(places, part.itertuples(), strict=True):
                 face = "white" if row.significance == "not significant" else colour
-                axis.plot(row.difference, place, marker, ms=6.5, mec=colour, mfc=face)
-            axis.plot([], [], marker, color=colour, ms=6.5, lw=1.8, ls="-", label=kind)
-        axis.set_title(measure, fontsize=9.5, fontweight="bold")
+                axis.plot(row.difference, place, marker, ms=5, mec=colour, mfc=face)
+            axis.plot([], [], marker, color=colour, ms=5, lw=1.8, ls="-", label=kind)
+        axis.set_title(measure)
         axis.grid(axis="y", visible=False)
     controls = rows[rows["kind"] == "best other method"].groupby("condition")["method"].first()
     names = [re.sub("^Flickr8k$", "photos, all pairs", name) for name in conditions]
-    names = [wrap(name.replace("Flickr8k", "photos"), 32) for name in names]
+    names = [wrap(name.replace("Flickr8k", "photos"), 31) for name in names]
     told = controls.str.replace(r"^CLIP(?:, | \+ )", "", regex=True)
-    names = [f"{name}\n({told[condition]})" for name, condition in zip(names, conditions, strict=True)]
+    names = [
+        f"{name}{' ' if chr(10) in name else chr(10)}({told[condition]})"
+        for name, condition in zip(names, conditions, strict=True)
+    ]
     axes[0, 0].set(ylim=(len(conditions) - 0.4, -0.6))
-    axes[0, 0].set_yticks(range(len(conditions)), names, fontsize=8.5)
+    axes[0, 0].set_yticks(range(len(conditions)), names)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    labels[-1] += " (named at the left)"
-    figure.legend(handles, labels, loc="outside upper center", ncol=len(labels), frameon=False, fontsize=9)
-    figure.supxlabel("difference to tuned CLIP, percentage points", fontsize=9.5)
+    figure.legend(handles, labels, loc="outside upper right", ncol=len(labels))
+    figure.supxlabel("difference to tuned CLIP, percentage points")
     return list(axes.flat)
 
 
@@ -126,7 +140,7 @@ def beta_curves(
         The Axes, row by row.
     """
     conditions = dict(list(rows.groupby("condition", sort=False)))
-    size = (9.2, 0.9 + 1.75 * len(conditions))
+    size = (WIDTH, 0.8 + 1.15 * len(conditions))
     shape = len(conditions), len(measures)
     figure, axes = plt.subplots(
         *shape, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey="col"
@@ -135,11 +149,12 @@ def beta_curves(
         clip = part[part["method"] == "CLIP"].set_index("seed")
         for i, (axis, (title, column)) in enumerate(zip(line, measures.items(), strict=True)):
             axis.axhline(0, color="black", lw=0.8)
-            for method, (colour, marker) in PENALTIES.items():
+            for method in PENALTIES:
+                colour, marker = STYLES[method]
                 own = part[(part["method"] == method) & part["seed"].isin(clip.index)]
                 paired = own.assign(shown=own[column] - clip.loc[own["seed"], column].to_numpy())
                 curve = mean_intervals(paired, ["beta"], "shown").sort_values("beta")
-                style = dict(color=colour, marker=marker, ms=4, lw=1.5, label=method)
+                style = dict(color=colour, marker=marker, ms=3, lw=1.3, label=method)
                 axis.plot(curve["beta"], curve["mean"], **style)
                 axis.fill_between(curve["beta"], curve["low"], curve["high"], color=colour, alpha=0.15, lw=0)
             axis.set_xscale("log")
@@ -147,9 +162,9 @@ def beta_curves(
             if limits and limits[i]:
                 axis.set_ylim(*limits[i])
             if axis in axes[0]:
-                axis.set_title(title, fontsize=10)
-        line[0].set_ylabel(wrap(condition, 18), fontsize=9, fontweight="bold")
-    figure.supxlabel("beta", fontsize=10)
+                axis.set_title(title)
+        line[0].set_ylabel(wrap(condition, 16), fontweight="bold")
+    figure.supxlabel("beta")
     handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncol=len(names), frameon=False, fontsize=9.5)
+    figure.legend(handles, names, loc="outside upper center", ncol=len(names))
     return list(axes.flat)

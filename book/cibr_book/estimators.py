@@ -172,17 +172,17 @@ class GaussianConditional(nn.Module):
         return -(error + constant) / 2
 
 
-# What each estimator reads off the held-out scores. `mine` trains with memory, `club` by likelihood; `smile` and
-# `jsd` share a critic, trained with the Jensen-Shannon objective.
+# What each estimator reads off the held-out scores. `MINE` trains with memory, `CLUB` by likelihood; `SMILE` and
+# `JSD` share a critic, trained with the Jensen-Shannon objective.
 READINGS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mine": dv_nats,
-    "nwj": nwj_nats,
-    "nce": nce_nats,
-    "smile": smile_nats,
-    "jsd": plug_in_nats,
-    "club": club_nats,
+    "MINE": dv_nats,
+    "NWJ": nwj_nats,
+    "InfoNCE": nce_nats,
+    "SMILE": smile_nats,
+    "JSD": plug_in_nats,
+    "CLUB": club_nats,
 }
-OBJECTIVES = {"nwj": nwj_nats, "nce": nce_nats, "smile": jsd_objective, "jsd": jsd_objective}
+OBJECTIVES = {"NWJ": nwj_nats, "InfoNCE": nce_nats, "SMILE": jsd_objective, "JSD": jsd_objective}
 
 
 def fit_critic(x: X, y: Y, estimator: str, n_steps: int = 400, batch_size: int = 128, seed: int = 0) -> nn.Module:
@@ -210,18 +210,18 @@ def fit_critic(x: X, y: Y, estimator: str, n_steps: int = 400, batch_size: int =
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        kind = GaussianConditional if estimator == "club" else SeparableCritic
+        kind = GaussianConditional if estimator == "CLUB" else SeparableCritic
         critic = kind(x.shape[1], y.shape[1]).to(x.dtype)
     average = MovingAverage()
     optimizer = torch.optim.Adam(critic.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     for _ in range(n_steps):
         rows = torch.randperm(len(x), generator=generator)[:batch_size]
-        if estimator == "club":
+        if estimator == "CLUB":
             gain = critic.log_likelihood(x[rows], y[rows]).mean()
         else:
             scores = critic(x[rows], y[rows])
-            mine = estimator == "mine"
+            mine = estimator == "MINE"
             gain = mine_nats(scores, average.update(scores)) if mine else OBJECTIVES[estimator](scores)
         optimizer.zero_grad()
         (-gain).backward()
@@ -239,7 +239,7 @@ def estimate_nats(x: X, y: Y, estimators: Sequence[str], batch_size: int = 128, 
     Args:
         x: samples, [n, d].
         y: samples, row i drawn with row i of x, [n, e].
-        estimators: of `READINGS`; `smile` and `jsd` share a critic.
+        estimators: of `READINGS`; `SMILE` and `JSD` share a critic.
         batch_size: pairs a step of training, and a batch of InfoNCE.
         options: of `fit_critic`.
 
@@ -255,10 +255,10 @@ def estimate_nats(x: X, y: Y, estimators: Sequence[str], batch_size: int = 128, 
     critics: dict[str, nn.Module] = {}
     nats = {}
     for estimator in estimators:
-        objective = "jsd" if estimator == "smile" else estimator
+        objective = "JSD" if estimator == "SMILE" else estimator
         if objective not in critics:
             critics[objective] = fit_critic(x[:half], y[:half], objective, batch_size=batch_size, **options)
-        size = batch_size if estimator == "nce" else (len(x) - half) // N_BLOCKS
+        size = batch_size if estimator == "InfoNCE" else (len(x) - half) // N_BLOCKS
         blocks = zip(x[half:].split(size), y[half:].split(size), strict=True)
         with torch.no_grad():
             values = [READINGS[estimator](critics[objective](a, b)) for a, b in blocks if len(a) == size]
@@ -284,7 +284,7 @@ def estimate_rows(
     rows = []
     for task, seed in itertools.product(tasks, seeds):
         x, y = task.sample(n_samples, seed)
-        found = estimate_nats(x, y, tuple(READINGS), batch_size, seed=seed, **options) | {"ksg": ksg_nats(x, y)}
+        found = estimate_nats(x, y, tuple(READINGS), batch_size, seed=seed, **options) | {"KSG": ksg_nats(x, y)}
         rows += [(task.name, task.nats, seed, name, nats) for name, nats in found.items()]
     return pd.DataFrame(rows, columns=["task", "truth", "seed", "estimator", "nats"])
 

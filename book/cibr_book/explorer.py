@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from cibr_book.ablation_figures import PENALTIES
+from cibr_book.figures import STYLES
 from cibr_book.tables import HEADLINE, RESULTS, differences, read_table
 
 LEAST_BETAS = 3  # that make a curve
@@ -41,7 +42,7 @@ def _condition(name: str, found: pd.DataFrame) -> dict[str, Any]:
     clip = found.groupby("measure")["control"].first()[[*HEADLINE]]
     parts = {method: found[found["method"] == method] for method in PENALTIES if method in set(found["method"])}
     drawn = [
-        {"name": method, "colour": PENALTIES[method][0], "points": [_point(p) for _, p in part.groupby("beta")]}
+        {"name": method, "colour": STYLES[method][0], "points": [_point(p) for _, p in part.groupby("beta")]}
         for method, part in parts.items()
     ]
     return {"name": name, "clip": clip.round(2).tolist(), "curves": drawn}

@@ -11,16 +11,49 @@ import pandas as pd
 import seaborn as sns
 from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 from torch import Tensor
 
-from cibr.plots import BLUE, GREEN, GREY, PALETTE, RED, shorten
+from cibr.plots import BELOW, BLUE, GREEN, GREY, ORANGE, PALETTE, RED, WIDTH, shorten, wrap
 
 Values = Sequence[float | int] | Tensor
-LINES = (*PALETTE[:6], "#000000")  # without the yellow, which is too pale for a line
+PINK, SKY, FRAME = PALETTE[4], PALETTE[5], "#C8C8C8"
+LINES = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "black")  # without the yellow, which is too pale for a line
 MARKERS = "os^DvP*X"
-FRAME = "#C8C8C8"
+# Colour and marker of methods and estimators, the same in every figure.
+STYLES = {
+    "CLIP": ("black", "D"),
+    "CIBR": (BLUE, "o"),
+    "CIBR vMF": (BLUE, "o"),
+    "CIBR vMF, sampled": (SKY, "s"),
+    "CIBR crossfit": (GREEN, "^"),
+    "CIBR MINE": (ORANGE, "v"),
+    "the paper's penalty": (BLUE, "o"),
+    "the anchor": (PINK, "s"),
+    "best other method": ("black", "D"),
+    "InfoNCE": (BLUE, "o"),
+    "NWJ": (GREEN, "^"),
+    "MINE": (ORANGE, "v"),
+    "DV": (ORANGE, "v"),
+    "SMILE": (RED, "s"),
+    "JSD": (PINK, "P"),
+    "CLUB": (SKY, "X"),
+    "KSG": ("black", "*"),
+}
+
+
+def styles(names: Sequence[str], references: Sequence[str] = ()) -> dict[str, tuple[str, str]]:
+    """Colour and marker by name, or by what stands before its comma: of STYLES, or the next free ones.
+
+    References are grey.
+    """
+    known = {name: STYLES.get(name) or STYLES.get(name.split(",")[0]) for name in map(str, names)}
+    taken = {style[0] for style in known.values() if style}
+    free = iter([pair for pair in zip(LINES, MARKERS, strict=False) if pair[0] not in taken])
+    greys = iter([(GREY, marker) for marker in "s^Dv"])
+    return {name: next(greys) if name in references else known[str(name)] or next(free) for name in names}
 
 
 def curve_panels(panels: Mapping[str, Mapping[str, tuple[Values, Values]]], **settings) -> list[Axes]:
@@ -33,14 +66,23 @@ def curve_panels(panels: Mapping[str, Mapping[str, tuple[Values, Values]]], **se
     Returns:
         One Axes a panel.
     """
-    _, axes = plt.subplots(1, len(panels), figsize=(9.6, 3.6), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(6.4, 2.7), layout="constrained", squeeze=False)
+    shared = len({tuple(curves) for curves in panels.values()}) == 1  # one legend is enough
     for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
-        for (name, (x, y)), colour in zip(curves.items(), LINES, strict=False):
+        for (name, (x, y)), (colour, _) in zip(curves.items(), styles(list(curves)).values(), strict=True):
             axis.plot(x, y, color=colour, lw=2, label=name)
         axis.set(title=title, ylim=(0, None), **settings)
-        if len(curves) > 1:
-            axis.legend(frameon=False, fontsize=9)
+        if len(curves) > 1 and not shared:
+            axis.legend(**BELOW)
+    if shared and len(curves) > 1:
+        _legend_above(figure, axes[0, 0])
     return list(axes[0])
+
+
+def _legend_above(figure: Figure, axis: Axes) -> None:
+    """The names of an Axes' lines above all panels, four in a row."""
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncol=min(len(names), 4))
 
 
 def interval_lines(
@@ -60,17 +102,17 @@ def interval_lines(
         One Axes a panel.
     """
     panels = [("", rows)] if panel is None else list(rows.groupby(panel, sort=False))
-    size = (6.8, 4.4) if panel is None else (3.2 * len(panels), 3.5)
-    _, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    size = (4.8, 3.2) if panel is None else (min(3.2 * len(panels), WIDTH), 2.6)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", sharey=True, squeeze=False)
     names = list(rows[by].unique())
-    lines = [name for name in names if name not in references]
+    drawn = styles(names, references)
     for axis, (value, part) in zip(axes[0], panels, strict=True):
         for i, name in enumerate(names):
-            line, grey = part[part[by] == name], name in references
+            line, (colour, marker) = part[part[by] == name], drawn[name]
             shift = 1.04 ** (i - (len(names) - 1) / 2) if log else 1  # so that intervals stand apart
             errors = [line["mean"] - line["low"], line["high"] - line["mean"]]
-            style = dict(color=GREY, ls=":") if grey else dict(color=LINES[lines.index(name)])
-            style |= dict(marker=MARKERS[i], ms=5, lw=1.4, capsize=2, label=name)
+            style = dict(color=colour, ls=":" if name in references else "-", marker=marker, ms=5)
+            style |= dict(lw=1.4, capsize=2, label=name)
             axis.errorbar(shift * line[x], line["mean"], yerr=errors, **style)
         axis.set(title=f"{panel.replace('_', ' ')} {value}" if panel else "", xlabel=x.replace("_", " "))
         if log:
@@ -78,15 +120,15 @@ def interval_lines(
             axis.set_xscale("log")
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.xaxis.set_minor_formatter(NullFormatter())
-    axes[0, 0].legend(frameon=False, fontsize=9)
+    _legend_above(figure, axes[0, 0])
     return list(axes[0])
 
 
 def reference_line(axis: Axes, value: float, text: str) -> None:
-    """A dotted horizontal line with its name at the left end."""
+    """A dotted horizontal line with its name at the right end."""
     axis.axhline(value, color=GREY, lw=1, ls=":")
     place = axis.get_yaxis_transform()
-    axis.text(0.01, value, text, color=GREY, va="bottom", fontsize=9, transform=place)
+    axis.text(1.01, value, text, color=GREY, va="center", transform=place)
 
 
 def interval_bars(
@@ -113,23 +155,23 @@ def interval_bars(
         The Axes.
     """
     groups, series = list(rows[by].unique()), list(rows[colour_by].unique())
-    coloured = [name for name in series if name not in references]
-    _, axis = plt.subplots(figsize=(8.0, 0.6 + 0.16 * len(groups) * (len(series) + 1)), layout="constrained")
+    drawn = styles(series, references)
+    _, axis = plt.subplots(figsize=(6.4, 0.6 + 0.13 * len(groups) * (len(series) + 1)), layout="constrained")
     step = 1 / (len(series) + 1)
     for i, name in enumerate(series):
         part = rows[rows[colour_by] == name].set_index(by)
         at = np.array([groups.index(group) for group in part.index]) + (i - (len(series) - 1) / 2) * step
         mean, low, high = (scale * part[column].to_numpy(dtype=float) for column in ("mean", "low", "high"))
-        style = dict(color=GREY, alpha=0.35) if name in references else dict(color=LINES[coloured.index(name)])
+        style = dict(color=drawn[name][0], alpha=0.35 if name in references else 1)
         axis.barh(at, mean, step, label=name, **style)
-        axis.errorbar(mean, at, xerr=[mean - low, high - mean], fmt="none", ecolor="black", lw=1.1, capsize=2)
+        axis.errorbar(mean, at, xerr=[mean - low, high - mean], fmt="none", ecolor=GREY, lw=1.1, capsize=2)
     for group, ceiling in (ceilings or {}).items():
         place = groups.index(group)
         axis.plot([scale * ceiling] * 2, [place - 0.45, place + 0.45], color="black", lw=1.5)
     axis.axvline(0, color="black", lw=0.8)
     axis.set(yticks=range(len(groups)), yticklabels=groups, xlabel=label, ylim=(len(groups) - 0.5, -0.5))
     axis.grid(False, axis="y")
-    axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return axis
 
 
@@ -144,13 +186,13 @@ def information_plane(curve: pd.DataFrame, clip: pd.DataFrame, limit: float) -> 
     Returns:
         The Axes.
     """
-    _, axis = plt.subplots(figsize=(6.6, 4.2), layout="constrained")
+    _, axis = plt.subplots(figsize=(4.8, 3.2), layout="constrained")
     curve = curve.sort_values("residual_nats")
     axis.plot(curve["residual_nats"], curve["shared_nats"], "o-", color=BLUE, label="CIB, β rising to the left")
     labelled: list[float] = []
     for row in curve.itertuples():
         if all(abs(row.residual_nats - x) > 0.05 for x in labelled):
-            at, style = (row.residual_nats, row.shared_nats), dict(fontsize=8, color=BLUE)
+            at, style = (row.residual_nats, row.shared_nats), dict(color=BLUE)
             axis.annotate(f"β={row.beta:g}", at, xytext=(4, -12), textcoords="offset points", **style)
             labelled.append(row.residual_nats)
     for (codes, runs), colour, marker in zip(clip.groupby("codes"), (GREEN, RED), "s^", strict=False):
@@ -158,7 +200,7 @@ def information_plane(curve: pd.DataFrame, clip: pd.DataFrame, limit: float) -> 
         axis.plot(runs["residual_nats"], runs["shared_nats"], marker, **style)
     axis.set(xlabel="residual information R (nats)", ylabel="shared information (nats)", xlim=(-0.02, None))
     reference_line(axis, limit, "I(image; text)")
-    axis.legend(frameon=False, loc="center right", fontsize=9)
+    axis.legend(loc="center right")
     return axis
 
 
@@ -172,12 +214,12 @@ def error_table(errors: pd.DataFrame, truths: Mapping[str, float]) -> Axes:
     Returns:
         The Axes.
     """
-    _, axis = plt.subplots(figsize=(7.4, 0.42 * len(errors) + 1), layout="constrained")
+    _, axis = plt.subplots(figsize=(6.4, 0.32 * len(errors) + 0.4), layout="constrained")
     text = errors.map(lambda e: f"{e:+.2f}" if abs(e) < 100 else f"{e:+.0f}".replace("inf", "∞"))
     colours = dict(cmap="RdBu_r", vmin=-1, vmax=1, cbar=False)
-    sns.heatmap(errors.clip(-1, 1), annot=text, fmt="", annot_kws=dict(fontsize=8.5), ax=axis, **colours)
+    sns.heatmap(errors.clip(-1, 1), annot=text, fmt="", ax=axis, **colours)
     axis.set(xlabel="", ylabel="", yticklabels=[f"{task} ({truths[task]:.2f})" for task in errors.index])
-    axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, labelsize=9)
+    axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
     return axis
 
 
@@ -195,7 +237,7 @@ def confusion_matrices(
     Returns:
         One Axes a model.
     """
-    few, side = len(classnames) <= 12, min(0.36 * len(classnames) + 0.6, 4.2)
+    few, side = len(classnames) <= 12, min(0.24 * len(classnames) + 0.6, 3.0)
     size = (1.2 + side * len(predicted), side + 1.2)
     _, axes = plt.subplots(1, len(predicted), figsize=size, squeeze=False, layout="constrained", sharey=True)
     for axis, (model, answers) in zip(axes[0], predicted.items(), strict=True):
@@ -204,7 +246,7 @@ def confusion_matrices(
         percent.index, percent.columns = [classnames[c] for c in percent.index], list(classnames)
         text = percent.map(lambda p: f"{p:.0f}" if p >= 0.5 else "")
         style = dict(cmap="Blues", vmin=0, vmax=100, cbar=False, square=True, linewidths=0.5 if few else 0)
-        names = dict(xticklabels=few, yticklabels=few, annot=text if few else None, annot_kws=dict(fontsize=9))
+        names = dict(xticklabels=few, yticklabels=few, annot=text if few else None)
         sns.heatmap(percent, fmt="", ax=axis, **style, **names)
         axis.set(title=model, xlabel="predicted")
     axes[0, 0].set_ylabel("shown")
@@ -221,7 +263,7 @@ def space_maps(places: Mapping[str, np.ndarray], factors: Mapping[str, Sequence[
     Returns:
         Axes row by row.
     """
-    size = (4.6 * len(places), 3.3 * len(factors))
+    size = (min(3.3 * len(places) + 1, WIDTH), 2.6 * len(factors))
     _, axes = plt.subplots(len(factors), len(places), figsize=size, squeeze=False, layout="constrained")
     for row, (factor, values) in zip(axes, factors.items(), strict=True):
         values = np.array([str(value) for value in values])
@@ -232,7 +274,7 @@ def space_maps(places: Mapping[str, np.ndarray], factors: Mapping[str, Sequence[
                 style = dict(s=11, color=colour, marker=marker, alpha=0.75, linewidths=0)
                 axis.scatter(*points[values == value].T, label=value, **style)
             axis.set(title=f"{model}, by {factor}", xticks=[], yticks=[])
-        row[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9, markerscale=1.6)
+        row[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=1.6)
     return list(axes.flat)
 
 
@@ -255,7 +297,7 @@ def neighbour_rows(
     """
     k = next(iter(nearest.values())).shape[1]
     widths = [1.0, *([0.35, *[1.0] * k] * len(nearest))]  # an empty column before each model
-    options = dict(figsize=(0.72 * sum(widths), 0.8 * len(queries) + 0.35), width_ratios=widths, squeeze=False)
+    options = dict(figsize=(WIDTH, WIDTH / sum(widths) * len(queries) + 0.5), width_ratios=widths, squeeze=False)
     _, axes = plt.subplots(len(queries), len(widths), layout="constrained", **options)
     for row, query in zip(axes, queries, strict=True):
         _show(row[0], images[query], "black")
@@ -264,9 +306,9 @@ def neighbour_rows(
             for j, axis in enumerate(row[2 + m * (k + 1) :][:k]):
                 frame = GREEN if alike[model][query, j] else FRAME
                 _show(axis, images[int(nearest[model][query, j])], frame)
-    axes[0, 0].set_title("query", fontsize=9)
+    axes[0, 0].set_title("query")
     for m, model in enumerate(nearest):
-        axes[0, 2 + m * (k + 1)].set_title(f"nearest under {model}", fontsize=9, loc="left")
+        axes[0, 2 + m * (k + 1)].set_title(f"nearest under {model}", loc="left")
     return [axis for axis in axes.flat if axis.images]
 
 
@@ -286,7 +328,7 @@ def answer_rows(
         One Axes an image, the one that holds the words.
     """
     n_rows = -(-len(images) // 2)
-    options = dict(figsize=(10, 0.95 * n_rows), width_ratios=[1, 5] * 2, squeeze=False, layout="constrained")
+    options = dict(figsize=(WIDTH, 0.72 * n_rows), width_ratios=[1, 5] * 2, squeeze=False, layout="constrained")
     _, axes = plt.subplots(n_rows, 4, **options)
     for axis in axes.flat:
         axis.axis("off")
@@ -298,8 +340,8 @@ def answer_rows(
             right = answer[i] == truths[i]
             lines.append((f"{'✓' if right else '✗'} {model}: {answer[i]}", GREEN if right else RED))
         for line, (text, colour) in enumerate(lines):
-            style = dict(color=colour, fontsize=9.5, va="top", transform=words[i].transAxes, parse_math=False)
-            words[i].text(0, 0.95 - 0.32 * line, shorten(text, 52), **style)
+            style = dict(color=colour, va="top", transform=words[i].transAxes, parse_math=False)
+            words[i].text(0, 0.95 - 0.32 * line, shorten(text, 44), **style)
     return words
 
 
@@ -316,14 +358,14 @@ def attribution_rows(
     Returns:
         Axes row by row.
     """
-    size = (1.15 * len(images) + 1.1, 1.18 * (1 + len(maps)) + 0.25)
+    size = (WIDTH, (WIDTH - 0.9) / len(images) * (1 + len(maps)) + 0.5)
     _, axes = plt.subplots(1 + len(maps), len(images), figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.grid(False)
     for i, image in enumerate(images):
         axes[0, i].imshow(image.convert("RGB"))
-        axes[0, i].set_title(titles[i], fontsize=8, fontweight="normal", parse_math=False)
+        axes[0, i].set_title(wrap(titles[i], 80 // len(images)), fontweight="normal", parse_math=False)
         grey = np.asarray(image.convert("L"), dtype=float)
         extent = (-0.5, grey.shape[1] - 0.5, grey.shape[0] - 0.5, -0.5)
         for axis, kind in zip(axes[1:, i], maps.values(), strict=True):
@@ -332,5 +374,5 @@ def attribution_rows(
             axis.imshow(255 - (255 - grey) * 0.35, cmap="gray", vmin=0, vmax=255)
             axis.imshow(strength, cmap="Blues", alpha=0.85 * strength**0.5, extent=extent, vmin=0, vmax=1)
     for axis, kind in zip(axes[1:, 0], maps, strict=True):
-        axis.set_ylabel(kind, fontsize=8, rotation=0, ha="right", va="center")
+        axis.set_ylabel(wrap(kind, 9), rotation=0, ha="right", va="center")
     return list(axes.flat)

@@ -24,6 +24,7 @@ from cibr_book import curve, explorer, search
 BOOK = Path(__file__).resolve().parents[1]
 RESULTS = BOOK.parent / "data" / "results"
 GLOSSARY = "book/glossary"
+FIGURE_SCALE = 2  # a figure's pixels for one of the page: `cibr.plots` draws at 200 dpi, pages show 100
 
 # The parts of MathJax that tex-chtml.js loads: fonts, TeX extensions, and its spoken mathematics.
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y", "sre/mathmaps/base.json")
@@ -79,6 +80,15 @@ def explain_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     }
     for node in references:
         node["reftitle"] = meanings[node["refuri"].partition("#")[2]]
+
+
+def size_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Give every figure the width at which its text has one size on all pages, and a link to its full size."""
+    for node in doctree.findall(nodes.image):
+        file = Path(app.srcdir, node["uri"])
+        if file.suffix in (".png", ".jpg") and file.is_file() and "width" not in node:
+            with Image.open(file) as image:
+                node["width"] = f"{image.width // FIGURE_SCALE}px"
 
 
 def tidy_page(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object) -> None:
@@ -158,6 +168,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.connect("autodoc-process-docstring", mark_up_docstring, priority=400)
     app.connect("autodoc-skip-member", skip_alias)
     app.connect("doctree-resolved", explain_terms)
+    app.connect("doctree-resolved", size_figures)
     app.connect("html-page-context", tidy_page, priority=900)
     app.connect("build-finished", shrink_site, priority=900)
     return {"version": "3", "parallel_read_safe": True, "parallel_write_safe": True}

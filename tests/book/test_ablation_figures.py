@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cibr_book.ablation_figures import KINDS_DRAWN, PENALTIES, beta_curves, method_forest, summary_figure
+from cibr_book.ablation_figures import PENALTIES, beta_curves, method_forest, summary_figure
 from cibr_book.analysis import mean_intervals
+from cibr_book.figures import STYLES
 
 SCORES = {"accuracy": "zero-shot", "recall": "image to text"}
 
@@ -47,8 +48,10 @@ def test_a_forest_has_a_block_a_condition_and_marks_the_side_of_zero():
     assert [axis.get_title(loc="left") for axis in axes] == ["many", "few"]
     assert [text.get_text() for text in axes[1].get_yticklabels()] == ["vMF, beta 0.1 (5)", "noise (3)"]
     assert [line.get_marker() for line in axes[1].get_lines() if len(line.get_xdata()) == 1] == ["v", "o"]
-    (axis,) = method_forest(table.tail(1).assign(against="few"))
-    assert [text.get_text() for text in axis.get_yticklabels()] == ["noise − few (3)"]
+    pair = dict(method="CIBR anchor + crops + noise", against="CLIP, CCA start + crops + noise")
+    (axis,) = method_forest(table.tail(1).assign(**pair))
+    labels = [text.get_text() for text in axis.get_yticklabels()]
+    assert labels == ["anchor − CCA start, with crops + noise (3)"]
 
 
 def test_the_summary_has_a_row_a_condition_and_fills_what_leaves_zero_out():
@@ -63,7 +66,7 @@ def test_the_summary_has_a_row_a_condition_and_fills_what_leaves_zero_out():
     assert labels == ["photos, all pairs\n(two captions)", "glyphs\n(cosine)"]
     marks = {line.get_xdata()[0]: line for line in axis.get_lines() if len(line.get_xdata()) == 1}
     assert [marks[x].get_markerfacecolor() != "white" for x in (1.0, 0.1, -1)] == [True, False, True]
-    colours = {x: KINDS_DRAWN[kind][0] for x, kind in ((1.0, "the anchor"), (-1, "best other method"))}
+    colours = {x: STYLES[kind][0] for x, kind in ((1.0, "the anchor"), (-1, "best other method"))}
     assert all(marks[x].get_color() == colours[x] or marks[x].get_markeredgecolor() == colours[x] for x in colours)
 
 

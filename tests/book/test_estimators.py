@@ -93,30 +93,30 @@ def easy():
 
 def test_trained_estimates_of_an_easy_task_lie_where_they_should(easy):
     _, _, found = easy
-    assert found["mine"] == pytest.approx(0.8, rel=0.15)
-    for name in ("nwj", "nce"):  # lower bounds, up to the noise of a mean over 2,000 samples
+    assert found["MINE"] == pytest.approx(0.8, rel=0.15)
+    for name in ("NWJ", "InfoNCE"):  # lower bounds, up to the noise of a mean over 2,000 samples
         assert 0.6 < found[name] < 0.85, name
     # with the true q, CLUB is d rho^2 / (1 - rho^2) = d (e^(2 I / d) - 1)
-    assert found["club"] == pytest.approx(math.expm1(1.6), rel=0.1)
+    assert found["CLUB"] == pytest.approx(math.expm1(1.6), rel=0.1)
 
 
 def test_estimates_repeat_with_the_seed_and_leave_the_global_generator(easy):
     x, y, found = easy
     state = torch.get_rng_state()
-    assert estimators.estimate_nats(x, y, ["nce"], n_steps=150)["nce"] == found["nce"]
+    assert estimators.estimate_nats(x, y, ["InfoNCE"], n_steps=150)["InfoNCE"] == found["InfoNCE"]
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_rows_hold_the_estimates_of_every_task_and_seed():
     task = estimators.gaussian_task(1, 0.5)
     rows = estimators.estimate_rows([task], 600, seeds=(0, 1), n_steps=5)
-    assert list(rows["estimator"]) == [*estimators.READINGS, "ksg"] * 2
+    assert list(rows["estimator"]) == [*estimators.READINGS, "KSG"] * 2
     assert set(rows["truth"]) == {0.5}
     x, y = task.sample(600, 1)
     second = rows[rows["seed"] == 1].set_index("estimator")["nats"]
-    for name in ("nce", "smile"):
+    for name in ("InfoNCE", "SMILE"):
         assert second[name] == estimators.estimate_nats(x, y, [name], n_steps=5, seed=1)[name]
-    assert second["ksg"] == estimators.ksg_nats(x, y)
+    assert second["KSG"] == estimators.ksg_nats(x, y)
 
 
 def test_ksg_is_the_library_in_one_dimension_and_near_the_truth_in_two():
