@@ -1,4 +1,4 @@
-"""What the benches share: medians of runs that take turns, peak memory of a process, tables with the machine."""
+"""Shared code of the benchmarks: interleaved timing, peak memory, and result tables with machine details."""
 
 import argparse
 import multiprocessing
@@ -16,7 +16,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "data" / "results" / "bench.csv"
 
 
 def medians(calls: dict[str, Callable[[], float]], n_runs: int, n_warm: int = 1) -> dict[str, float]:
-    """The median of each call's seconds; the calls take turns, so that all meet the same disturbances."""
+    """Median seconds of each call; calls are interleaved, so that disturbances affect all of them."""
     times = {name: [] for name in calls}
     for run in range(n_runs + n_warm):
         for name, call in calls.items():
@@ -27,7 +27,7 @@ def medians(calls: dict[str, Callable[[], float]], n_runs: int, n_warm: int = 1)
 
 
 def resident_kib(field: str) -> int:
-    """A field of the process's memory, VmRSS or VmHWM (Linux)."""
+    """A memory field of the process in KiB, VmRSS or VmHWM (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1])
@@ -35,7 +35,7 @@ def resident_kib(field: str) -> int:
 
 
 def peak_mib(make: Callable, *args) -> float:
-    """Growth of the resident set while `make(*args)` is called once more, in a process of its own."""
+    """Growth of the resident set in MiB during a call of `make(*args)()`, in a separate process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cibr.train"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -51,7 +51,7 @@ def _peak_mib_here(make: Callable, args: tuple) -> float:
 
 
 def device_peak_mib(call: Callable) -> float:
-    """Growth of what PyTorch holds on the GPU while `call()` runs."""
+    """Growth of PyTorch's allocated GPU memory in MiB during `call()`."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     call()
@@ -59,7 +59,7 @@ def device_peak_mib(call: Callable) -> float:
 
 
 def machine(peers: Sequence[str] = ()) -> dict[str, str | int]:
-    """What the numbers were measured on, with the versions of torch and of the peers, by distribution."""
+    """The processor, the cores and threads, and the versions of torch and of the peers' distributions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
     threads = torch.get_num_threads()
@@ -68,12 +68,12 @@ def machine(peers: Sequence[str] = ()) -> dict[str, str | int]:
 
 
 def arguments(description: str, sizes: Sequence[int] = ()) -> argparse.Namespace:
-    """The command line of a bench; one with sizes also runs at others, and on a GPU."""
+    """Parses the command line of a benchmark; with `sizes` it has the options --sizes and --device."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--save", action="store_true", help="also store the table in data/results/bench.csv")
     if sizes:
-        parser.add_argument("--sizes", type=int, nargs="+", default=sizes, help="rows of a batch")
-        parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the steps run")
+        parser.add_argument("--sizes", type=int, nargs="+", default=sizes, help="batch sizes")
+        parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device of the steps")
     return parser.parse_args()
 
 
@@ -83,7 +83,7 @@ def show(title: str, name: str, rows: list[dict], save: bool, peers: Sequence[st
     print(f"\n{title}\n{', '.join(f'{k} {v}' for k, v in machine(peers).items())}")
     print(table.to_string(index=False, float_format=lambda x: f"{x:.4g}", na_rep=""))
     if save:
-        known = pd.read_csv(RESULTS, dtype=str)  # the digits of the others as they are
+        known = pd.read_csv(RESULTS, dtype=str)  # keeps the digits of other rows
         table = table.map(lambda x: f"{x:.4g}" if isinstance(x, float) else x, na_action="ignore")
         table = table.assign(bench=name, **machine(peers))
         pd.concat([known[known["bench"] != name], table]).to_csv(RESULTS, index=False)

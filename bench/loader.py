@@ -1,10 +1,10 @@
-"""Images per second of decoding and preprocessing by the loader's workers, beside a model's forward pass.
+"""Throughput of decoding and preprocessing by the loader's workers, compared with a model's forward pass.
 
     python bench/loader.py [--save]
 
-Photos of 640 x 480 pixels as JPEG files in memory, read as training reads them (`Inputs.loader`), without and with
-random crops, by 0, 1, 2, 4, ... workers; the start of the workers counts. The last row is the image tower of
-ViT-B/32 alone, without gradients, on a GPU if there is one; a slower loader keeps it waiting.
+Photos of 640 x 480 pixels as JPEG files in memory, loaded as in training (`Inputs.loader`), with and without
+random crops, by 0, 1, 2, 4, ... workers, including the start of the workers. The last row is the image tower of
+ViT-B/32 alone, without gradients, on a GPU if available; a slower loader is a bottleneck.
 """
 
 import io
@@ -33,7 +33,7 @@ N_IMAGES, BATCH, N_PHOTOS = 256, 32, 16
 
 @dataclass
 class Photos:
-    """Loads photo i of a few, decoded anew each time."""
+    """Loads photo i from a few files, decoding it each time."""
 
     files: list[bytes]
 
@@ -62,20 +62,20 @@ def loading(inputs, workers: int) -> float:
 
 
 def forward(model) -> float:
-    """Images per second, the second pass of two."""
+    """Images per second, in the second of two passes."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, pixels = model.to(device), torch.zeros(BATCH, 3, 224, 224, dtype=torch.uint8, device=device)
     with model.evaluating():
         for _ in range(2):
             start = time.perf_counter()
-            encode_images(model, pixels).features.sum().item()  # which waits for the device
+            encode_images(model, pixels).features.sum().item()  # synchronises the device
     return BATCH / (time.perf_counter() - start)
 
 
 def main() -> None:
     save, model, pairs = arguments(__doc__.splitlines()[0]).save, vit_b_32(), photos()
     rows, counts = [], [0, *(2**i for i in range((os.cpu_count() or 1).bit_length()))]
-    inputs = prepare(model, pairs, crop_scale=0.9)  # without crops, so few would be held in memory
+    inputs = prepare(model, pairs, crop_scale=0.9)  # without crops, so few would be kept in memory
     for name, crop in (("decode, random crop", inputs.crop), ("decode, resize", None)):
         inputs.crop = crop
         rows += [{"what": name, "workers": n, "images/s": loading(inputs, n)} for n in counts]

@@ -1,11 +1,11 @@
-"""Time and memory of `cibr.losses.clip_loss` beside its peers, forward and backward.
+"""Time and memory of `cibr.losses.clip_loss` and its peers, forward and backward.
 
     python bench/loss.py [--save]
 
-Times are medians of runs that take turns in one process, and their ratio to plain torch is what a busy machine
-leaves comparable; peak memory is the growth of the resident set in a fresh process for each cell (Linux). The
-floor is the three matrix products that no implementation which keeps the similarities can avoid. `labelled` gives
-each label to two pairs; `CIBRLoss` is the whole objective with its default penalty and reports.
+Times are medians of interleaved runs in one process; on a busy machine only their ratios to plain torch are
+comparable. Peak memory is the growth of the resident set in a fresh process for each cell (Linux). The floor is
+the three matrix products that every implementation which stores the similarities needs. `labelled` gives each
+label to two pairs; `CIBRLoss` is the full objective with its default penalty and reports.
 """
 
 import importlib.util
@@ -81,7 +81,7 @@ def step(name: str, tensors: list[torch.Tensor]) -> float:
 
 
 def prepared(name: str, n: int):
-    """A loss that is ready to run, once run on a small batch so that libraries have their buffers."""
+    """A loss that is ready to run, warmed up on a small batch to allocate the libraries' buffers."""
     step(name, inputs(16))
     return partial(step, name, inputs(n))
 

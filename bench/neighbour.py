@@ -1,7 +1,7 @@
-"""A training step beside one busy program, with OpenMP's idle threads spinning (the default) and asleep.
+"""Time of a training step next to a busy program, with OpenMP's idle threads spinning (the default) or asleep.
 
-GOMP_SPINCOUNT must be set before torch is loaded, so every measurement is a process of its own. Prints seconds
-a step of the tiny model on glyphs, the median of the rounds.
+GOMP_SPINCOUNT must be set before torch is loaded, so every measurement is a separate process. Prints seconds per
+step of the tiny model on glyphs, the median of the rounds.
 """
 
 import os
@@ -22,7 +22,7 @@ print(last["seconds"] / last["step"])
 
 
 def seconds_a_step(spin_count: str) -> float:
-    """Seconds a step of a short run in a new process; an empty count is the default."""
+    """Seconds per step of a short run in a new process; an empty count is the default."""
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     environment |= {"TQDM_DISABLE": "1"} | ({"GOMP_SPINCOUNT": spin_count} if spin_count else {})
     run = subprocess.run([sys.executable, "-c", STEP], env=environment, capture_output=True, text=True, check=True)

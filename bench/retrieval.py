@@ -1,10 +1,10 @@
-"""Time and memory of `cibr.metrics` at the size of COCO and ImageNet, beside peers and the bare matrix product.
+"""Time and memory of `cibr.metrics` at the size of COCO and ImageNet, compared with peers and the matrix product.
 
     python bench/retrieval.py [--save]
 
-Times are medians of runs that take turns in one process; peak memory is the growth of the
-resident set in a fresh process for each cell (Linux). The floor is the product in blocks,
-thrown away. clip-benchmark's functions are called as its own evaluation calls them, once.
+Times are medians of interleaved runs in one process; peak memory is the growth of the resident set in a fresh
+process for each cell (Linux). The floor is the matrix product in blocks, discarded. clip-benchmark's functions are
+called as in its own evaluation, once.
 """
 
 import importlib.util
@@ -46,7 +46,7 @@ def ours_all(texts, images, own):
 
 
 def topk(texts, images, own):
-    """Recalls from the whole matrix of similarities by torch.topk; ties fall as they fall."""
+    """Recalls from the full similarity matrix by torch.topk, with arbitrary ties."""
     scores = texts @ images.T
     for similarity, right in ((scores, own), (scores.T, None)):
         nearest = similarity.topk(max(KS), dim=1).indices
@@ -83,7 +83,7 @@ CALLS = {"retrieval": RETRIEVAL | SLOW, "zero-shot": ZEROSHOT}
 
 
 def inputs(task: str, share: float = 1.0) -> list[torch.Tensor]:
-    """Queries, gallery and the right item of each query."""
+    """Queries, gallery and the correct item of each query."""
     generator = torch.Generator().manual_seed(0)
     sizes = {"retrieval": (N_IMAGES * N_CAPTIONS, N_IMAGES), "zero-shot": (N_CLASSIFIED, N_CLASSES)}
     n, m = (int(share * size) for size in sizes[task])
@@ -100,7 +100,7 @@ def run(task: str, name: str, tensors: list[torch.Tensor]) -> float:
 
 
 def prepared(task: str, name: str):
-    """A call that is ready to run, once run at a hundredth so that libraries have their buffers."""
+    """A call that is ready to run, warmed up at a hundredth of the size to allocate the libraries' buffers."""
     run(task, name, inputs(task, 0.01))
     return partial(run, task, name, inputs(task))
 

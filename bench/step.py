@@ -1,15 +1,14 @@
-"""Time, peak memory and gradient error of a training step at large batches, beside the ways others have.
+"""Time, peak memory and gradient error of a training step at large batch sizes, compared with other libraries.
 
     python bench/step.py [--save] [--device cuda] [--sizes 4096 16384 65536]
 
-Encoders are the tiny ones, fed with noise, the same for all; parts have 256 rows, or a sixteenth of the batch if
-that is more. `open_clip` is the accumulation of its training script; `sentence-transformers` is its
-`CachedMultipleNegativesRankingLoss` in both directions, which replaces the deprecated
-`CachedMultipleNegativesSymmetricRankingLoss` and like it has a constant temperature; `plain accumulation` is the
-mean of the losses of the parts, as a trainer that knows nothing of contrast does it, `plain torch` the whole batch
-in one graph, and the floor the encoders alone without any loss. Errors are against InfoNCE in float64. A step
-without a time did not fit the GPU. The second table, on the CPU, is a step of CLIP's ViT-B/32, from scratch
-weights, and what of it the penalty takes.
+All use the tiny encoders on noise; parts have 256 rows, or a sixteenth of the batch if that is more. `open_clip`
+is the accumulation of its training script; `sentence-transformers` is its `CachedMultipleNegativesRankingLoss` in
+both directions, which replaces the deprecated `CachedMultipleNegativesSymmetricRankingLoss` and like it has a
+constant temperature; `plain accumulation` is the mean of the losses of the parts, as in a generic trainer; `plain
+torch` is the whole batch in one graph; the floor is the encoders without a loss. Errors are relative to InfoNCE in
+float64. A step without a time did not fit on the GPU. The second table, on the CPU, is a step of CLIP's ViT-B/32
+with random weights, and the share of the penalty in it.
 """
 
 import importlib.util
@@ -106,7 +105,7 @@ def open_clip(model, batch):
 
 
 class Sides(torch.nn.Sequential):
-    """A `DualEncoder` as sentence-transformers' losses call a model: with one side, as tensors by name."""
+    """A `DualEncoder` with the interface of sentence-transformers' losses: one modality, as tensors by name."""
 
     def forward(self, side):
         if "images" in side:
@@ -126,7 +125,7 @@ def sentence_transformers(model, batch):
 
 
 def exact(model, batch):
-    """InfoNCE of the whole batch; only one part's graph is in memory, so that float64 fits at any size."""
+    """InfoNCE of the whole batch, with the graph of one part in memory at a time, so that float64 always fits."""
 
     def term(image, text, rows):
         parts = [scale * a[rows] @ b.T for a, b in ((image, text), (text, image))]
@@ -169,14 +168,14 @@ def timed(step, model, batch) -> float:
 
 
 def prepared(name: str, n: int):
-    """A step that is ready to run, once run on a small batch so that libraries have their buffers."""
+    """A step that is ready to run, warmed up on a small batch to allocate the libraries' buffers."""
     model = tiny()
     timed(STEPS[name], model, inputs(64))
     return partial(timed, STEPS[name], model, inputs(n))
 
 
 def gradients(step, batch, dtype=torch.float32) -> tuple[torch.Tensor, float]:
-    """Of the encoders in one vector, and of the temperature (not a number where the step has none)."""
+    """Gradients of the encoders, as one vector, and of the temperature (NaN if the step has none)."""
     model = tiny().to(batch.images.device, dtype)
     step(model, batch)
     rest = [p.grad.flatten() for name, p in model.named_parameters() if name != "log_logit_scale"]
@@ -185,7 +184,7 @@ def gradients(step, batch, dtype=torch.float32) -> tuple[torch.Tensor, float]:
 
 
 def errors(n: int, device: str) -> dict[str, dict[str, float]]:
-    """How far the gradients of each way that fits are from InfoNCE's in float64, without penalty and noise."""
+    """Gradient errors of each method that fits, relative to InfoNCE in float64, without penalty and noise."""
     batch, found = inputs(n, device=device), {}
     expected, temperature = gradients(exact, batch, torch.float64)
     for name, step in STEPS.items():
@@ -247,7 +246,7 @@ def noise(image, text):
 
 
 def seconds_of(part) -> float:
-    """Forward and backward of a part of the loss, on unit vectors."""
+    """Seconds of the forward and backward pass of a part of the loss, on unit vectors."""
     generator = torch.Generator().manual_seed(0)
     features = [F.normalize(torch.randn(CLIP_ROWS, 512, generator=generator), dim=1) for _ in range(2)]
     features = [x.requires_grad_() for x in features]
