@@ -1,18 +1,18 @@
-"""Estimators of mutual information, in nats, and samplers whose mutual information is known to try them on.
+"""Estimators of mutual information, in nats, and samplers with known mutual information to test them.
 
-A critic scores every pair, scores[i, j] = T(x_i, y_j). The diagonal holds samples of the joint distribution P, the
-rest samples of the product of the marginals Q. With the critic T = log p(x,y) / p(x)p(y) each reading of that
-matrix tends to I(X;Y); they differ in what they do with an imperfect critic or a small batch.
+A critic scores every pair, scores[i, j] = T(x_i, y_j). The diagonal contains samples of the joint distribution P,
+the rest samples of the product of the marginals Q. With the critic T = log p(x,y) / p(x)p(y) each estimate from
+that matrix tends to I(X;Y); they differ for an imperfect critic or a small batch.
 
     InfoNCE    lower bound, also for a batch       never above log n
     NWJ        lower bound in expectation          variance grows like e^I
     DV         lower bound as n grows              the log of a batch mean is too small: the value is too high
     SMILE      no bound                            the clipped e^T may miss most of the mean: too high
-    plug-in    no bound                            as good as the critic is
+    plug-in    no bound                            as good as the critic
     CLUB       upper bound for the true q(y|x)     none for a fitted one
 
 Source: Poole et al. (2019, arXiv 1905.06922) for the family, Kraskov et al. (2004) for KSG, which needs no critic,
-Czyz et al. (2023, arXiv 2306.11078), section 3, for the families of samplers. The samplers are our own.
+Czyz et al. (2023, arXiv 2306.11078), section 3, for the families of samplers, which are implemented here.
 """
 
 import itertools
@@ -35,20 +35,20 @@ Nats = Float[Tensor, ""]
 Scores = Float[Tensor, "n n"]
 X, Y = Float[Tensor, "n d"], Float[Tensor, "n e"]
 LEARNING_RATE = 2e-3
-N_BLOCKS = 5  # of held-out samples, that a value is the mean of
+N_BLOCKS = 5  # of held-out samples, over which a value is averaged
 
 
 def nce_nats(scores: Scores) -> Nats:
-    """InfoNCE: log n + E[log softmax over the candidates of the true one], both directions averaged.
+    """InfoNCE: log n + E[log softmax probability of the true candidate], averaged over both directions.
 
     Source: van den Oord et al. (2018, arXiv 1807.03748), eq. 4 and section 2.3; Poole et al. (2019), section 2.3.
-    Symmetric here, as CLIP's loss: `nce_nats(scores)` is log n - `clip_loss`.
+    Symmetric here, as in CLIP: `nce_nats(scores)` is log n - `clip_loss`.
 
     Args:
         scores: [n, n], diagonal from P.
 
     Returns:
-        Nats, a scalar; a lower bound in expectation, and at most log n always.
+        Nats, a scalar; a lower bound in expectation, and always at most log n.
 
     Raises:
         ValueError: scores that are not square, not finite, or of fewer than two pairs.
@@ -62,26 +62,26 @@ def nwj_nats(scores: Scores) -> Nats:
     """Nguyen, Wainwright and Jordan: E_P[T] - E_Q[e^(T - 1)], a lower bound in expectation for every critic.
 
     Source: Nguyen et al. (2010, arXiv 0809.0853), section II, for the divergence of P from Q; Poole et al. (2019),
-    section 2.2. The best critic is 1 + log p(x,y) / p(x)p(y). Scores and errors as for `nce_nats`.
+    section 2.2. The optimal critic is 1 + log p(x,y) / p(x)p(y). Scores and errors as for `nce_nats`.
     """
     _check_scores(scores)
     return scores.diagonal().mean() - torch.exp(log_mean_exp(mismatches(scores)) - 1)
 
 
 def dv_nats(scores: Scores) -> Nats:
-    """Donsker and Varadhan: E_P[T] - log E_Q[e^T], a lower bound as n grows; small batches may lie above.
+    """Donsker and Varadhan: E_P[T] - log E_Q[e^T], a lower bound as n grows, too high on small batches.
 
-    Source: Belghazi et al. (2018, arXiv 1801.04062), definition 3.1. The mean over Q is taken over all mismatches
-    of the batch, not over one permutation. Scores and errors as for `nce_nats`.
+    Source: Belghazi et al. (2018, arXiv 1801.04062), definition 3.1. The mean over Q is taken over all mismatched
+    pairs of the batch, not over one permutation. Scores and errors as for `nce_nats`.
     """
     _check_scores(scores)
     return scores.diagonal().mean() - log_mean_exp(mismatches(scores))
 
 
 def smile_nats(scores: Scores, clip: float = 5.0) -> Nats:
-    """SMILE: Donsker-Varadhan with e^T clipped to [e^-clip, e^clip] under Q, which bounds its variance; no bound.
+    """SMILE: Donsker-Varadhan with e^T clipped to [e^-clip, e^clip] under Q, for bounded variance; not a bound.
 
-    Source: Song & Ermon (2020, arXiv 1910.06222), section 5. It is trained with `jsd_objective`, as theirs.
+    Source: Song & Ermon (2020, arXiv 1910.06222), section 5. It is trained with `jsd_objective`, as there.
     Scores and errors as for `nce_nats`.
     """
     _check_scores(scores)
@@ -89,7 +89,7 @@ def smile_nats(scores: Scores, clip: float = 5.0) -> Nats:
 
 
 def jsd_objective(scores: Scores) -> Nats:
-    """E_P[-softplus(-T)] - E_Q[softplus(T)], whose best critic is log p(x,y) / p(x)p(y); not an information.
+    """E_P[-softplus(-T)] - E_Q[softplus(T)], with optimal critic log p(x,y) / p(x)p(y); not an information.
 
     Source: Hjelm et al. (2019, arXiv 1808.06670), eq. 4. Its maximum is 2 JSD(P, Q) - 2 log 2. Scores and
     errors as for `nce_nats`.
@@ -104,12 +104,12 @@ def plug_in_nats(scores: Scores) -> Nats:
 
 
 def club_nats(log_q: Scores) -> Nats:
-    """CLUB: E_P[log q(y|x)] - E_Q[log q(y|x)], an upper bound when q is the true conditional.
+    """CLUB: E_P[log q(y|x)] - E_Q[log q(y|x)], an upper bound if q is the true conditional.
 
-    For a fitted q it is an upper bound only while q is closer to p(x,y) than to p(x)p(y).
+    For a fitted q it is an upper bound only if q is closer to p(x,y) than to p(x)p(y).
 
-    Source: Cheng et al. (2020, arXiv 2006.12013), sections 3.1 and 3.2. The second mean leaves the diagonal out,
-    theirs keeps it, which makes the value lower by a share of 1/n.
+    Source: Cheng et al. (2020, arXiv 2006.12013), sections 3.1 and 3.2. The second mean excludes the diagonal;
+    theirs includes it, which makes the value lower by a share of 1/n.
 
     Args:
         log_q: log q(y_j|x_i), [n, n].
@@ -135,17 +135,17 @@ def _check_scores(scores: Tensor) -> None:
 
 
 class GaussianConditional(nn.Module):
-    """q(y|x): a Gaussian with independent coordinates whose mean and variance a network predicts.
+    """Gaussian q(y|x) with independent coordinates, whose mean and variance a network predicts.
 
     Source: the variational network of Cheng et al. (2020, arXiv 2006.12013), section 3.2.
 
     Args:
-        dim_x: length of x.
-        dim_y: length of y.
+        dim_x: width of x.
+        dim_y: width of y.
         dim_hidden: width of the two hidden layers.
     """
 
-    LIMIT = 8.0  # of a log variance, approached smoothly: a variance of 0 would be an infinite density
+    LIMIT = 8.0  # of a log variance, approached smoothly, to keep the density finite
 
     def __init__(self, dim_x: int, dim_y: int, dim_hidden: int = 64):
         super().__init__()
@@ -157,7 +157,7 @@ class GaussianConditional(nn.Module):
         return mean, self.LIMIT * torch.tanh(raw / self.LIMIT)
 
     def log_likelihood(self, x: X, y: Y) -> Float[Tensor, " n"]:
-        """log q(y_i|x_i) in nats, [n]: its mean is what fitting q maximises."""
+        """log q(y_i|x_i) in nats, [n]; fitting q maximises its mean."""
         mean, log_variance = self.parameters_of(x)
         error = (y - mean) ** 2 * torch.exp(-log_variance)
         return -(error + log_variance + math.log(2 * math.pi)).sum(1) / 2
@@ -166,14 +166,14 @@ class GaussianConditional(nn.Module):
         """log q(y_j|x_i) in nats, [n, n]."""
         mean, log_variance = self.parameters_of(x)
         precision = torch.exp(-log_variance)
-        # sum over coordinates of (y - mean)^2 / variance, expanded so that no [n, n, e] is held
+        # sum over coordinates of (y - mean)^2 / variance, expanded to avoid an [n, n, e] tensor
         error = precision @ (y**2).T - 2 * (mean * precision) @ y.T + (mean**2 * precision).sum(1, keepdim=True)
         constant = log_variance.sum(1, keepdim=True) + y.shape[1] * math.log(2 * math.pi)
         return -(error + constant) / 2
 
 
-# What each estimator reads off the held-out scores. `MINE` trains with memory, `CLUB` by likelihood; `SMILE` and
-# `JSD` share a critic, trained with the Jensen-Shannon objective.
+# The estimate from the held-out scores, by estimator. `MINE` trains with a moving average, `CLUB` by maximum
+# likelihood; `SMILE` and `JSD` share a critic, trained with the Jensen-Shannon objective.
 READINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "MINE": dv_nats,
     "NWJ": nwj_nats,
@@ -190,17 +190,17 @@ def fit_critic(x: X, y: Y, estimator: str, n_steps: int = 400, batch_size: int =
 
     Args:
         x: samples, [n, d].
-        y: samples, row i drawn with row i of x, [n, e].
+        y: samples, row i drawn jointly with row i of x, [n, e].
         estimator: one of `READINGS`.
-        n_steps: steps of Adam, whose rate falls to zero along a half cosine.
-        batch_size: pairs a step, drawn without replacement within the step.
-        seed: of its weights and of the batches.
+        n_steps: steps of Adam, with a cosine schedule to zero.
+        batch_size: pairs per step, drawn without replacement within the step.
+        seed: of the weights and the batches.
 
     Returns:
         The critic; `critic(x, y)` is [n, n].
 
     Raises:
-        ValueError: an unknown estimator, or samples that do not fit each other or a batch.
+        ValueError: an unknown estimator, samples of different numbers, or fewer samples than a batch.
     """
     if estimator not in READINGS:
         raise ValueError(
@@ -231,16 +231,16 @@ def fit_critic(x: X, y: Y, estimator: str, n_steps: int = 400, batch_size: int =
 
 
 def estimate_nats(x: X, y: Y, estimators: Sequence[str], batch_size: int = 128, **options) -> dict[str, float]:
-    """I(X;Y) from samples by several estimators: critics are fitted on the first half, values read on the second.
+    """I(X;Y) from samples by several estimators, with critics trained on one half and evaluated on the other.
 
-    Columns are standardised first, which changes no information. InfoNCE is read in batches of `batch_size` and
-    cannot exceed its log; the others are read in `N_BLOCKS` blocks.
+    Columns are standardised first, which does not change the information. InfoNCE is evaluated in batches of
+    `batch_size` and cannot exceed its log; the others are evaluated in `N_BLOCKS` blocks.
 
     Args:
         x: samples, [n, d].
-        y: samples, row i drawn with row i of x, [n, e].
+        y: samples, row i drawn jointly with row i of x, [n, e].
         estimators: of `READINGS`; `SMILE` and `JSD` share a critic.
-        batch_size: pairs a step of training, and a batch of InfoNCE.
+        batch_size: pairs per training step, and per batch of InfoNCE.
         options: of `fit_critic`.
 
     Returns:
@@ -269,13 +269,13 @@ def estimate_nats(x: X, y: Y, estimators: Sequence[str], batch_size: int = 128, 
 def estimate_rows(
     tasks: Sequence["InformationTask"], n_samples: int, seeds: Sequence[int], batch_size: int = 128, **options
 ) -> pd.DataFrame:
-    """Every estimator, KSG among them, on fresh samples of every task.
+    """Estimates of every estimator, including KSG, on fresh samples of every task.
 
     Args:
         tasks: samplers with their true information.
-        n_samples: samples of each; half of them train a critic, KSG has all.
-        seeds: one run each, of samples, weights and batches.
-        batch_size: pairs a step of training, and a batch of InfoNCE.
+        n_samples: samples per task; half of them train a critic, KSG uses all.
+        seeds: of samples, weights and batches, one run each.
+        batch_size: pairs per training step, and per batch of InfoNCE.
         options: of `fit_critic`.
 
     Returns:
@@ -290,23 +290,23 @@ def estimate_rows(
 
 
 def ksg_nats(x: X, y: Y, n_neighbors: int = 3) -> float:
-    """Kraskov, Stoegbauer and Grassberger: psi(k) + psi(n) - E[psi(n_x + 1) + psi(n_y + 1)], no bound.
+    """Kraskov, Stoegbauer and Grassberger: psi(k) + psi(n) - E[psi(n_x + 1) + psi(n_y + 1)], not a bound.
 
-    n_x and n_y count the neighbours of each side within the distance of the k-th joint neighbour, on trees of
-    scikit-learn. In one dimension it is `sklearn.feature_selection.mutual_info_regression`, which clips at 0.
+    n_x and n_y count the neighbours of x and y within the distance of the k-th joint neighbour, with
+    scikit-learn's trees. In one dimension it is `sklearn.feature_selection.mutual_info_regression`, clipped at 0.
 
     Source: Kraskov et al. (2004, arXiv cond-mat/0305641), eq. 8, with the maximum norm.
 
     Args:
         x: samples, [n, d].
-        y: samples, row i drawn with row i of x, [n, e].
-        n_neighbors: k; small is less biased, large varies less.
+        y: samples, row i drawn jointly with row i of x, [n, e].
+        n_neighbors: k; a small one has less bias, a large one less variance.
 
     Returns:
         Nats.
 
     Raises:
-        ValueError: shapes that do not fit, or no more samples than neighbours.
+        ValueError: shapes that do not fit, or fewer than k + 1 samples.
     """
     _check_samples(x, y, least=max(2, n_neighbors + 1))
     sides = [(side / side.std(0).clamp(min=1e-30)).double().numpy() for side in (x, y)]
@@ -329,7 +329,7 @@ def _check_samples(x: Tensor, y: Tensor, least: int) -> None:
         raise ValueError("x and y must be finite, and some entries are NaN or infinite: find what computed them")
 
 
-# Invertible maps of single coordinates, which change no information.
+# Invertible maps of single coordinates, which do not change the information.
 MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "half-cube": lambda x: x * x.abs().sqrt(),
     "asinh": torch.asinh,
@@ -344,7 +344,7 @@ class InformationTask:
     Args:
         name: for tables.
         nats: the true I(X;Y).
-        draw: from a number of samples and a generator to x [n, d] and y [n, e].
+        draw: takes a number of samples and a generator, and returns x [n, d] and y [n, e].
     """
 
     name: str
@@ -352,11 +352,11 @@ class InformationTask:
     draw: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 
     def sample(self, n: int, seed: int = 0) -> tuple[X, Y]:
-        """n pairs, float64; the same seed gives the same pairs."""
+        """n pairs, float64, determined by the seed."""
         return self.draw(n, torch.Generator().manual_seed(seed))
 
     def seen_through(self, name: str) -> "InformationTask":
-        """The task with every coordinate passed through one of `MAPS`: the same information in another shape."""
+        """The task with every coordinate transformed by one of `MAPS`, which keeps the information."""
         if name not in MAPS:
             raise ValueError(f"unknown map {name!r}: it is one of {', '.join(MAPS)}")
 
@@ -367,7 +367,7 @@ class InformationTask:
 
 
 def correlation_of(nats: float, dim: int = 1) -> float:
-    """The correlation that dim independent pairs of Gaussians need for this information together."""
+    """The correlation at which dim independent pairs of Gaussians have this total information."""
     if not 0 <= nats < math.inf:
         raise ValueError(f"nats must be finite and at least 0, got {nats}")
     return math.sqrt(-math.expm1(-2 * nats / dim))
@@ -379,15 +379,15 @@ def _correlated(n: int, dim: int, rho: float, generator: torch.Generator) -> tup
 
 
 def gaussian_task(dim: int, nats: float) -> InformationTask:
-    """dim pairs of Gaussians with one correlation."""
+    """A task of dim independent pairs of Gaussians with equal correlation."""
     rho = correlation_of(nats, dim)
     return InformationTask(f"Gaussian {dim} x {dim}", nats, lambda n, source: _correlated(n, dim, rho, source))
 
 
 def sparse_task(dim: int = 5, n_pairs: int = 2, correlation: float = 0.8) -> InformationTask:
-    """Gaussians of which only the first n_pairs coordinates of x and y are correlated.
+    """A Gaussian task in which only the first n_pairs coordinates of x and y are correlated.
 
-    Two pairs with correlation 0.8 have -log(1 - 0.64) = 1.0217 nats, the value that Czyz et al. (2023) list.
+    Two pairs with correlation 0.8 have -log(1 - 0.64) = 1.0217 nats, the value in Czyz et al. (2023).
     """
 
     def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -400,12 +400,12 @@ def sparse_task(dim: int = 5, n_pairs: int = 2, correlation: float = 0.8) -> Inf
 
 
 def student_task(dim: int, dof: float, nats_of_gaussian: float = 0.0) -> InformationTask:
-    """A multivariate Student t: one heavy-tailed scale multiplies all of x and y, and is information itself."""
+    """A multivariate Student t task: x and y share a heavy-tailed scale, which adds information."""
     rho = correlation_of(nats_of_gaussian, dim)
 
     def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         x, y = _correlated(n, dim, rho, generator)
-        # Chi-squared by its Gamma, drawn with the generator through the exponential family's own sampler.
+        # Chi-squared as a Gamma, by torch's internal sampler, which takes a generator.
         gamma = torch._standard_gamma(torch.full((n, 1), dof / 2, dtype=torch.float64), generator=generator)
         scale = torch.sqrt(dof / (2 * gamma))
         return scale * x, scale * y
@@ -415,11 +415,11 @@ def student_task(dim: int, dof: float, nats_of_gaussian: float = 0.0) -> Informa
 
 
 def student_excess_nats(dof: float, dim_x: int, dim_y: int) -> float:
-    """What a multivariate Student t has beyond the Gaussian of the same dispersion.
+    """Information of a multivariate Student t beyond that of the Gaussian with the same dispersion.
 
     f(v) + f(v + m + n) - f(v + m) - f(v + n) with f(x) = log Gamma(x/2) - x/2 psi(x/2).
 
-    Source: from the entropies of Arellano-Valle et al. (2013), eq. 7; Czyz et al. (2023, arXiv 2306.11078) use it.
+    Source: the entropies of Arellano-Valle et al. (2013), eq. 7, as in Czyz et al. (2023, arXiv 2306.11078).
 
     Args:
         dof: degrees of freedom > 0.
@@ -442,7 +442,7 @@ def student_excess_nats(dof: float, dim_x: int, dim_y: int) -> float:
 
 
 def gaussian_log_ratio(x: X, y: X, correlation: float) -> Scores:
-    """The perfect critic of `gaussian_task`: log p(x_i, y_j) / p(x_i) p(y_j), [n, n], in nats."""
+    """The optimal critic of `gaussian_task`: log p(x_i, y_j) / p(x_i) p(y_j), [n, n], in nats."""
     gap = 1 - correlation**2
     squares = correlation**2 * ((x**2).sum(1)[:, None] + (y**2).sum(1)[None])
     return -x.shape[1] * math.log(gap) / 2 - (squares - 2 * correlation * x @ y.T) / (2 * gap)
