@@ -69,7 +69,7 @@ def nwj_nats(scores: Scores) -> Nats:
 
 
 def dv_nats(scores: Scores) -> Nats:
-    """Donsker and Varadhan: E_P[T] - log E_Q[e^T], a lower bound as n grows, too high on small batches.
+    """Donsker and Varadhan: E_P[T] - log E_Q[e^T], a lower bound as n grows, possibly too high for small n.
 
     Source: Belghazi et al. (2018, arXiv 1801.04062), definition 3.1. The mean over Q is taken over all mismatched
     pairs of the batch, not over one permutation. Scores and errors as for `nce_nats`.
