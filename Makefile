@@ -1,4 +1,4 @@
-# `make test`, `make train`, `make book`, `make lint`, `make bench`, `make paper`, `make notebooks`, `make clean`.
+# `make` lists the targets.
 # Each makes the environment .venv first, when it is missing or older than pyproject.toml.
 
 PYTHON ?= python3
@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help train test book lint bench paper notebooks clean versions
+.PHONY: help train test book lint bench rows paper notebooks clean versions
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
@@ -42,6 +42,10 @@ test: $(STAMP) versions  ## the tests, then every notebook again; two workers
 
 book: $(STAMP)  ## render the stored notebooks into _build/html; any warning is an error
 	$(BIN)/jupyter-book build . -W -n --keep-going --quiet
+
+rows: $(STAMP)  ## a sweep's rows again, into again.csv: SWEEP=photos_beta ONLY="CIBR vMF"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/snakemake -s experiments/Snakefile --profile experiments/profiles/local \
+	  --config sweep=experiments/$(SWEEP).yaml results=again.csv only="$(ONLY)"
 
 paper: $(STAMP)  ## the paper's setting, trials and then runs: CONDITION="MSCOCO, ViT-B/32" GPUS="0"
 	for sweep in clip-coco-trials clip-coco; do PATH="$(abspath $(BIN)):$$PATH" $(BIN)/snakemake -s experiments/Snakefile \

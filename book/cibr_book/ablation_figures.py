@@ -34,7 +34,7 @@ def method_forest(rows: pd.DataFrame) -> list[Axes]:
     names = names.where(rows["against"] == "CLIP", added)
     rows = rows.assign(name=names + rows["n_seeds"].map(" ({})".format))
     blocks, measures = dict(list(rows.groupby("condition", sort=False))), list(rows["measure"].unique())
-    labels = {condition: [wrap(name, 46) for name in part["name"].unique()] for condition, part in blocks.items()}
+    labels = {condition: [wrap(name, 50) for name in part["name"].unique()] for condition, part in blocks.items()}
     places = {condition: _places(texts) for condition, texts in labels.items()}
     heights = [2.2 + at[-1] for at in places.values()]
     figure, axes = plt.subplots(
@@ -94,7 +94,7 @@ def summary_figure(rows: pd.DataFrame) -> list[Axes]:
         The Axes, one a measure.
     """
     conditions, measures = list(rows["condition"].unique()), list(rows["measure"].unique())
-    size = (5.3, 1.0 + 0.45 * len(conditions))
+    size = (5.3, 1.0 + 0.42 * len(conditions))
     shape = dict(figsize=size, sharey=True, squeeze=False, layout="constrained")
     figure, axes = plt.subplots(1, len(measures), **shape)
     step = 0.22
@@ -140,7 +140,7 @@ def beta_curves(
         The Axes, row by row.
     """
     conditions = dict(list(rows.groupby("condition", sort=False)))
-    size = (WIDTH, 0.8 + 1.15 * len(conditions))
+    size = (WIDTH, 0.8 + 1.05 * len(conditions))
     shape = len(conditions), len(measures)
     figure, axes = plt.subplots(
         *shape, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey="col"

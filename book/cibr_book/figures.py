@@ -38,6 +38,7 @@ STYLES = {
     "MINE": (ORANGE, "v"),
     "DV": (ORANGE, "v"),
     "SMILE": (RED, "s"),
+    "SMILE, clip 1": (RED, "s"),
     "JSD": (PINK, "P"),
     "CLUB": (SKY, "X"),
     "KSG": ("black", "*"),
@@ -45,15 +46,12 @@ STYLES = {
 
 
 def styles(names: Sequence[str], references: Sequence[str] = ()) -> dict[str, tuple[str, str]]:
-    """Colour and marker by name, or by what stands before its comma: of STYLES, or the next free ones.
-
-    References are grey.
-    """
-    known = {name: STYLES.get(name) or STYLES.get(name.split(",")[0]) for name in map(str, names)}
+    """Colour and marker by name: those of STYLES, grey for references, and the next free ones for others."""
+    known = {name: STYLES.get(name) for name in names}
     taken = {style[0] for style in known.values() if style}
     free = iter([pair for pair in zip(LINES, MARKERS, strict=False) if pair[0] not in taken])
     greys = iter([(GREY, marker) for marker in "s^Dv"])
-    return {name: next(greys) if name in references else known[str(name)] or next(free) for name in names}
+    return {name: next(greys) if name in references else known[name] or next(free) for name in names}
 
 
 def curve_panels(panels: Mapping[str, Mapping[str, tuple[Values, Values]]], **settings) -> list[Axes]:

@@ -66,7 +66,8 @@ def read_table(name: str | Path = "ablation.csv") -> pd.DataFrame:
         on the test split), NaN for runs that were not tested; `validation`, the mean of recall@1, 5 and 10 in both
         directions; `hyperparameters` in words, without beta.
     """
-    rows = pd.read_csv(RESULTS / name, dtype={"run": str, "commit": str})
+    file = RESULTS / name if (RESULTS / name).exists() else name
+    rows = pd.read_csv(file, dtype={"run": str, "commit": str})
     found = {score: 100 * rows.filter(regex=columns).mean(axis=1) for score, columns in _SCORES.items()}
     words = rows["configuration"].map(json.loads).map(_in_words)
     return pd.concat([rows, pd.DataFrame(found).assign(hyperparameters=words)], axis=1).copy()
