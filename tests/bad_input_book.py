@@ -4,7 +4,6 @@ import math
 
 import pandas as pd
 import torch
-from helpers import unchecked
 
 from cibr import DualEncoder
 from cibr_book import analysis, attribution, embeddings, estimators, probes, stimuli, worlds
@@ -82,12 +81,4 @@ CALLS = {
 }
 
 
-def without_shape_checks(call):
-    def checked_by_us_alone():
-        with unchecked():
-            call()
-
-    return checked_by_us_alone
-
-
-CASES = [(name, without_shape_checks(call), ValueError, message) for name, (call, message) in CALLS.items()]
+CASES = [(name, call, ValueError, message) for name, (call, message) in CALLS.items()]

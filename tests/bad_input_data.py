@@ -5,7 +5,7 @@ import huggingface_hub
 import pytest
 import torch
 from data_files import png, write_classes, write_csv, write_images, write_shards
-from helpers import noise_pairs, picture, unchecked
+from helpers import noise_pairs, picture
 
 from cibr.data import Pairs, load_pairs
 from cibr.data.corruptions import Corruption, corrupt, in_style
@@ -69,11 +69,7 @@ def prompts(**about):
 
 
 def corruption(word: str = "", **shares):
-    def call():
-        with unchecked():
-            corrupt(noise_pairs(8), Corruption(spurious_word=word, **shares))
-
-    return call
+    return lambda: corrupt(noise_pairs(8), Corruption(spurious_word=word, **shares))
 
 
 def hub(name: str, error: Exception):

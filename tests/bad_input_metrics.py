@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import torch
-from helpers import noise_pairs, picture, unchecked
+from helpers import noise_pairs, picture
 
 from cibr import plots
 from cibr.cli import _parser, _settings
@@ -34,11 +34,7 @@ EYE = torch.eye(12)
 
 
 def case(name, message, call, *args, error=ValueError, **options):
-    def checked():
-        with unchecked():
-            call(*args, **options)
-
-    return (name, checked, error, message)
+    return name, lambda: call(*args, **options), error, message
 
 
 def broken(value, row=5):
