@@ -4,20 +4,20 @@ import multiprocessing
 import os
 import socket
 import sys
-import time
 import traceback
 import warnings
 from pathlib import Path
 
 import torch
+from torch.multiprocessing import start_processes
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["torch", "transformers", "accelerate", "cibr.train"])
 
 
-def start(function, *args, environment: dict[str, str] | None = None, log: Path | None = None):
+def start(function, *args, log: Path | None = None):
     """A process that runs a module-level function on one thread; what it says goes to the end of `log`."""
-    process = context.Process(target=_run, args=(function, args, environment or {}, log))
+    process = context.Process(target=_run, args=(function, args, log))
     process.start()
     return process
 
@@ -30,8 +30,8 @@ def finish(process, timeout: float = 200) -> int | None:
     return process.exitcode
 
 
-def _run(function, args, environment, log):
-    os.environ.update(environment, TQDM_DISABLE="1")
+def _run(function, args, log):
+    os.environ.update(TQDM_DISABLE="1")
     if log is not None:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
     torch.set_num_threads(1)
@@ -53,22 +53,19 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def run_together(world: int, function, *args, log: Path | None = None, timeout: float = 200) -> list[int]:
-    """Exit codes of `world` processes that find each other over gloo; one that fails ends the others, as a
-    launcher does."""
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(world)}
-    processes = [
-        start(function, *args, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log=log)
-        for rank in range(world)
-    ]
-    deadline = time.monotonic() + timeout
-    while any(p.is_alive() for p in processes) and all(p.exitcode in (None, 0) for p in processes):
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.02)
-    failed = [p.exitcode for p in processes if p.exitcode]
-    for p in processes:
-        if p.is_alive():
-            p.kill()
-        p.join()
-    return failed or [p.exitcode for p in processes]
+def run_together(world: int, function, *args, timeout: float = 200) -> None:
+    """Runs `world` processes that find each other over gloo; the error of one ends them all and is raised."""
+    given = free_port(), str(world), function, args
+    processes = start_processes(_joined, given, world, join=False, start_method="forkserver")
+    ended = [processes.join(timeout) for _ in range(world)]  # each waits for one more to end
+    for process in processes.processes:
+        process.kill()
+    assert any(ended), f"the processes took longer than {timeout} seconds"
+
+
+def _joined(rank, port, world, function, args):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=world, TQDM_DISABLE="1")
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    torch.set_num_threads(1)
+    with warnings.catch_warnings(action="ignore"):
+        function(*args)

@@ -89,6 +89,6 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
 
 def test_one_process_under_nccl_is_a_run_without_a_launcher(tmp_path):
     assert run(tmp_path / "alone") == 0
-    assert run_together(1, _train, tmp_path / "launched") == [0]
+    run_together(1, _train, tmp_path / "launched")
     alone, launched = (DualEncoder.from_pretrained(tmp_path / n).state_dict() for n in ("alone", "launched"))
     torch.testing.assert_close(launched, alone, rtol=1e-3, atol=1e-5)
