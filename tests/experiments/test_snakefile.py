@@ -26,25 +26,21 @@ def sweep_file(folder: Path, **axes) -> Path:
     return file
 
 
-def start(
-    folder: Path, *config: str, profile: str = "local", options: tuple = ("--cores", "2")
-) -> subprocess.Popen:
+def start(folder: Path, *config: str, profile: str = "local", options: str = "--cores 2") -> subprocess.Popen:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     paths = os.pathsep.join([str(ROOT), str(ROOT / "book"), str(ROOT / "tests" / "experiments")])
-    call = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "-s",
-        ROOT / "experiments" / "Snakefile",
-        "--config",
-        "sweep=toy.yaml",
-        *config,
-    ]
-    call += ["--profile", ROOT / "experiments" / "profiles" / profile, *options]
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": paths}
-    given = dict(cwd=folder, env=environment, text=True, start_new_session=True)
-    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **given)
+    snakefile, profile = ROOT / "experiments" / "Snakefile", ROOT / "experiments" / "profiles" / profile
+    call = [sys.executable, "-m", "snakemake", "-s", snakefile, "--profile", profile, *options.split()]
+    call += ["--config", "sweep=toy.yaml", *config]
+    given = dict(cwd=folder, env={**os.environ, "PATH": path, "PYTHONPATH": paths}, start_new_session=True)
+    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **given)
+
+
+def ended(*arguments, **options) -> tuple[int, str]:
+    """The exit code and the output of a sweep."""
+    sweep = start(*arguments, **options)
+    output, _ = sweep.communicate(timeout=120)
+    return sweep.returncode, output
 
 
 def begun(folder: Path) -> list[int]:
@@ -56,9 +52,8 @@ def test_a_failed_run_is_reported_and_stops_no_other_and_committed_rows_are_not_
     plan = read_plan(sweep_file(tmp_path, i=[2, -1, 3]))
     two = next(run for run, settings in plan.runs.items() if settings["i"] == 2)
     (tmp_path / "rows.csv").write_text(f"run,method,note\n{two},toy,1.50\n012345678901,elsewhere,00\n")
-    sweep = start(tmp_path)
-    output, _ = sweep.communicate(timeout=120)
-    assert sweep.returncode == 1 and "ArithmeticError: -1 is negative" in output
+    code, output = ended(tmp_path)
+    assert code == 1 and "ArithmeticError: -1 is negative" in output
     assert begun(tmp_path) == [-1, 3]
     rows = committed(tmp_path / "rows.csv").set_index("run")
     assert rows.loc[two, "note"] == "1.50" and rows.loc["012345678901", "note"] == "00"  # text as it was
@@ -80,22 +75,18 @@ def test_a_killed_sweep_goes_on_with_what_is_missing(tmp_path):
     os.killpg(sweep.pid, signal.SIGKILL)
     sweep.communicate()
     assert not (tmp_path / "rows.csv").exists()
-    again = start(tmp_path)
-    output, _ = again.communicate(timeout=120)
-    assert again.returncode == 0, output
+    code, output = ended(tmp_path)
+    assert code == 0, output
     assert begun(tmp_path) == [2, 2, 2]  # the finished run was not done again
     assert committed(tmp_path / "rows.csv")["run"].tolist() == [done, hung]
 
 
 def test_a_cluster_is_given_a_job_for_each_run_and_for_the_table(tmp_path):
     sweep_file(tmp_path, i=[2, 3])
-    sweep = start(tmp_path, profile="slurm", options=("--set-resources", "run:gres=gpu:1", "--dry-run"))
-    output, _ = sweep.communicate(timeout=120)
-    assert sweep.returncode == 0, output
-    jobs = {
-        line.split()[0]: line.split()[1] for line in output.splitlines() if line.split()[1:2] in (["2"], ["1"])
-    }
-    assert jobs["run"] == "2" and jobs["table"] == "1" and "gres=gpu:1" in output
+    code, output = ended(tmp_path, profile="slurm", options="--set-resources run:gres=gpu:1 --dry-run")
+    assert code == 0, output
+    jobs = [line.split() for line in output.splitlines()]
+    assert ["run", "2"] in jobs and ["table", "1"] in jobs and "gres=gpu:1" in output
 
 
 def test_committed_runs_of_one_method_are_done_again_into_another_table_each_with_its_gpu(tmp_path):
@@ -106,13 +97,11 @@ def test_committed_runs_of_one_method_are_done_again_into_another_table_each_wit
     plan = read_plan(tmp_path / "toy.yaml")
     written = "run,method\n" + "".join(f"{run},toy\n" for run in plan.runs)
     (tmp_path / "rows.csv").write_text(written)
-    sweep = start(tmp_path, "results=again.csv", "only=other", "gpus=4 7")
-    output, _ = sweep.communicate(timeout=120)
-    assert sweep.returncode == 0, output
+    code, output = ended(tmp_path, "results=again.csv", "only=other", "gpus=4 7")
+    assert code == 0, output
     rows = committed(tmp_path / "again.csv")
     assert set(rows["method"]) == {"other"} and begun(tmp_path) == [4, 5]
     assert set(rows["gpu"]) == {"4.0", "7.0"}
     assert (tmp_path / "rows.csv").read_text() == written
-    nothing = start(tmp_path, "only=othr")
-    output, _ = nothing.communicate(timeout=120)
-    assert nothing.returncode and "no condition, method or run 'othr'" in output
+    code, output = ended(tmp_path, "only=othr")
+    assert code and "no condition, method or run 'othr'" in output
