@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from helpers import noise_pairs, picture
 
+import cibr
 from cibr import plots
 from cibr.cli import _parser, _settings
 from cibr.evaluate import Evaluation, Predictions, Task, compare, evaluate, published, suite_tasks
@@ -142,6 +143,7 @@ def beside(texts):
 
 NO_ROWS = pd.DataFrame({"dataset": ["a"], "metric": ["accuracy@5"]})
 EVALUATE = [
+    case("unknown name", "no attribute 'CIBRLos'.*CIBRLoss", lambda: cibr.CIBRLos, error=AttributeError),
     case("limit of 1", "limit is 1 .* one alone has no interval", limited, limit=1),
     case("limit of ten", "limit is 'ten' and batch_size 256", limited, limit="ten"),
     case("batch size of 0", "a batch has a row at least", limited, batch_size=0),
