@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from helpers import TEXTS, noise_pairs, picture
+from helpers import TEXTS, Crafted, noise_pairs, picture
 
 from cibr import DualEncoder
 from cibr.data import Pairs
@@ -47,16 +47,6 @@ def changed(**settings):
 def dangling(folder: Path):
     (folder / "latest").symlink_to(folder / "gone")
     return folder / "latest"
-
-
-class Crafted:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, file: Path):
-        self.file = file
-
-    def __reduce__(self):
-        return Path.touch, (self.file,)
 
 
 def crafted_pickle(tmp_path):

@@ -1,5 +1,6 @@
 """Images, captions and pairs that the tests of several rooms share; nothing here is slow to import."""
 
+import os
 from contextlib import contextmanager
 
 import jaxtyping
@@ -11,6 +12,16 @@ from cibr.data import Pairs
 COLOURS = ["red", "green", "blue", "grey", "dark", "light", "big", "small"]
 THINGS = ["cat", "dog", "bird", "tree", "house", "car", "boat"]
 TEXTS = [f"a {COLOURS[i % 8]} {THINGS[i % 7]}" for i in range(56)]
+
+
+class Crafted:
+    """A pickle that makes a folder when it is loaded."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
 
 
 def picture(i: int) -> Image.Image:

@@ -84,16 +84,6 @@ def test_a_checkpoint_of_another_configuration_or_other_pairs_is_refused(run, tm
     assert len(checkpoints(tmp_path / "out")) == 2  # a refusal loses nothing
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(run, tmp_path):
-    whole = run("whole")[0]
-    leave_unfinished(run)
-    newest = checkpoints(tmp_path / "out")[-1]
-    newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match="step-000000006.pt' cannot be read and is passed over"):
-        model = run()[0]
-    assert same(model, whole)
-
-
 def test_a_batch_larger_than_the_set_is_the_whole_set_and_that_is_said(run):
     with pytest.warns(
         UserWarning, match="batch_size 1,000 is larger than the 24 pairs of the split 'train' of 'noise': a"
