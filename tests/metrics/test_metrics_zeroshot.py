@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cibr.metrics import class_embeddings, class_ranks, retrieval, zeroshot_accuracy
+from cibr.metrics import class_embeddings, class_ranks, predictions, retrieval, zeroshot_accuracy
 
 
 def labelled(n=70, c=7, d=5, seed=0):
@@ -24,9 +24,11 @@ def test_ranks_and_accuracies_equal_a_loop_over_images_and_classes(block, monkey
     images, classes, labels = labelled()
     slow = []
     for image, label in zip(images, labels.tolist(), strict=True):
-        cosines = [float(image @ one) for one in classes]
-        slow.append(sum(cosine >= cosines[label] and c != label for c, cosine in enumerate(cosines)))
+        own = image @ classes[label]
+        slow.append(sum(bool(image @ one >= own) for c, one in enumerate(classes) if c != label))
     assert class_ranks(images, classes, labels).tolist() == slow
+    cosines = images @ classes.T
+    assert torch.equal(cosines.gather(1, predictions(images, classes)[:, None])[:, 0], cosines.amax(1))
     by_class = [[rank < 1 for rank, j in zip(slow, labels.tolist(), strict=True) if j == c] for c in range(7)]
     assert zeroshot_accuracy(images, classes, labels) == pytest.approx(
         {
