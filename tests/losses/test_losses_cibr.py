@@ -97,22 +97,15 @@ def test_noise_without_penalty_is_the_contrast_of_samples_from_the_generator_alo
     assert torch.equal(terms["loss"], clip_loss(z_image, z_text, scale))
 
 
-def test_siglip_takes_the_place_of_the_contrastive_term():
+@pytest.mark.parametrize(("name", "contrast"), [("siglip", siglip_loss), ("hycd", hycd_loss)])
+def test_another_contrastive_term_takes_the_place_of_clip_beside_the_penalty(name, contrast):
     leaves, labels = pair(), some_labels()
-    terms = build(0.3, contrastive="siglip")(*leaves, labels)
-    torch.testing.assert_close(terms["clip_loss"], siglip_loss(*leaves, labels))
-    torch.testing.assert_close(terms["penalty_loss"], build(0.3)(*leaves, labels)["penalty_loss"])
-    assert "mi_lower_bound_nats" not in terms
-
-
-def test_hycd_takes_the_place_of_the_contrastive_term_beside_any_penalty():
-    leaves, labels = pair(), some_labels()
-    logits = torch.randn(12, 12, dtype=torch.float64, requires_grad=True)
-    terms = build(0.3, contrastive="hycd")(*leaves, labels, teacher_logits=logits)
-    assert torch.equal(terms["clip_loss"], hycd_loss(*leaves, labels, logits))
+    teacher = {"teacher_logits": torch.randn(12, 12).double().requires_grad_()} if name == "hycd" else {}
+    terms = build(0.3, contrastive=name)(*leaves, labels, **teacher)
+    assert torch.equal(terms["clip_loss"], contrast(*leaves, labels, *teacher.values()))
     torch.testing.assert_close(terms["penalty_loss"], build(0.3)(*leaves, labels)["penalty_loss"])
     terms["loss"].backward()
-    assert logits.grad is None and "mi_lower_bound_nats" not in terms
+    assert "mi_lower_bound_nats" not in terms and all(logits.grad is None for logits in teacher.values())
 
 
 @pytest.mark.parametrize("penalty", ["vmf", "consistency", "cyclip"])  # crossfit holds its centres fixed

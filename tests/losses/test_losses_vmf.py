@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import mpmath
 import pytest
@@ -66,13 +67,9 @@ def test_gradients_by_kappa_and_cosine_are_those_of_finite_differences():
     kappa = torch.tensor([0.5, 8.0, 300.0], dtype=torch.float64, requires_grad=True)
     cosine = torch.tensor([0.01, 0.3, 0.9], dtype=torch.float64, requires_grad=True)
     for dim in (2, 3, 64, 1024):
+        residual = partial(lambda dim, k, c: vmf_residual_nats(c, k, 2 * k, dim), dim)
         # values near 1e3 leave finite differences with six digits
-        assert torch.autograd.gradcheck(
-            lambda k, c: vmf_residual_nats(c, k, 2 * k, dim),  # noqa: B023
-            (kappa, cosine),
-            rtol=1e-4,
-            atol=1e-7,
-        )
+        assert torch.autograd.gradcheck(residual, (kappa, cosine), rtol=1e-4, atol=1e-7)
 
 
 def test_vmf_residual_is_the_divergence_that_monte_carlo_finds():
@@ -128,8 +125,3 @@ def test_samples_repeat_with_the_generator_and_do_not_depend_on_the_dtype():
     assert draws[2].dtype == torch.float32
     assert torch.allclose(draws[0], draws[2].double(), atol=1e-6)
     assert sample_vmf(mu.bfloat16(), 100.0).dtype == torch.bfloat16
-
-
-def test_samples_carry_gradients_to_the_mean_directions():
-    mu = unit_rows(3, 5).requires_grad_()
-    assert torch.autograd.gradcheck(lambda m: sample_vmf(m, 20.0, torch.Generator().manual_seed(6)), mu)
