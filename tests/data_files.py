@@ -10,10 +10,14 @@ from PIL import Image
 TEMPLATES = "zeroshot_classification_templates.txt"
 
 
-def png(grey: int = 100, kind: str = "PNG") -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (8, 8), (grey, grey, grey)).save(file, kind)
+    image.save(file, kind, **options)
     return file.getvalue()
+
+
+def png(grey: int = 100, kind: str = "PNG") -> bytes:
+    return encoded(Image.new("RGB", (8, 8), (grey, grey, grey)), kind)
 
 
 def write_images(folder: Path, *names: str, grey: int = 100) -> Path:
@@ -46,6 +50,17 @@ def write_shards(root: Path, *shards: list, split: str = "train") -> Path:
     (root / split / "nshards.txt").write_text(f"{len(shards)}\n")
     (root / "dataset_type.txt").write_text("retrieval")
     return root
+
+
+def write_parquet(folder: Path, split: str, texts: list, column: str = "text", **columns) -> Path:
+    """One file of a hub set: images of grey 0, 10, 20, ... inside it."""
+    import datasets
+
+    images = [{"bytes": png(10 * i), "path": f"{i}.png"} for i in range(len(texts))]
+    content = datasets.Dataset.from_dict({"image": images, column: texts, **columns})
+    folder.mkdir(exist_ok=True)
+    content.cast_column("image", datasets.Image()).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
 
 
 def write_classes(root: Path, *members: tuple, names: str = "cat\nsea lion\n") -> Path:

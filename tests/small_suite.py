@@ -1,9 +1,7 @@
 """A suite of four small sets of noise images, written as shards, for the tests of evaluation and the command."""
 
-import io
-
 from data_files import TEMPLATES as TEMPLATES_FILE
-from data_files import write_shards
+from data_files import encoded, write_shards
 from helpers import TEXTS, picture
 
 from cibr.evaluate import SUITES, Task
@@ -17,26 +15,20 @@ TASKS = (ONE, LEFT, RIGHT, CAPTIONS)
 
 
 def write_classes(folder, labels, first, classes=CLASSES):
-    samples = [{"png": png(first + i), "cls": str(label)} for i, label in enumerate(labels)]
-    write_shards(folder, members(samples), split="test")
+    write_samples(folder, first, "cls", map(str, labels))
     (folder / "dataset_type.txt").write_text("classification")
     (folder / "classnames.txt").write_text("\n".join(classes))
     (folder / TEMPLATES_FILE).write_text("\n".join(TEMPLATES))
 
 
 def write_captions(folder, captions):
-    samples = [{"png": png(500 + i), "txt": "\n".join(texts)} for i, texts in enumerate(captions)]
-    write_shards(folder, members(samples), split="test")
+    write_samples(folder, 500, "txt", map("\n".join, captions))
 
 
-def png(i):
-    file = io.BytesIO()
-    picture(i).save(file, "PNG")
-    return file.getvalue()
-
-
-def members(samples):
-    return [(f"s{i}.{suffix}", part) for i, sample in enumerate(samples) for suffix, part in sample.items()]
+def write_samples(folder, first, kind, contents):
+    parts = ((("png", encoded(picture(first + i))), (kind, content)) for i, content in enumerate(contents))
+    members = [(f"s{i}.{suffix}", part) for i, sample in enumerate(parts) for suffix, part in sample]
+    write_shards(folder, members, split="test")
 
 
 def make_small_suite(folder, monkeypatch):

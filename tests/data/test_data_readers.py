@@ -1,16 +1,22 @@
 """Readers: image folders, hub sets and shards give the same pairs as other implementations read from them."""
 
-import gc
 import os
 import pickle
 from pathlib import Path
 
 import huggingface_hub
 import numpy as np
-import pandas
 import pytest
-from data_files import TEMPLATES, png, write_classes, write_csv, write_images, write_jsonl, write_shards
-from PIL import Image
+from data_files import (
+    TEMPLATES,
+    png,
+    write_classes,
+    write_csv,
+    write_images,
+    write_jsonl,
+    write_parquet,
+    write_shards,
+)
 
 from cibr.data import available_splits, load_pairs
 from cibr.data.readers import hash_split
@@ -28,14 +34,16 @@ def greys(pairs) -> list[int]:
 @pytest.mark.parametrize("start", ["", "\ufeff"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_splits_are_subfolders_with_their_own_metadata(tmp_path, start, end):
-    rows = ["file_name,text", 'a.png,"a dog, brown"', "a.png,NA", "in/b.png, ein großer Vogel ", ""]
-    write_csv(write_images(tmp_path / "photos" / "train", "a.png", "in/b.png", "z.png"), start + end.join(rows))
+    rows = ["file_name,text", 'a.png,"a dog, brown"', "a.png,NA", "in/b.png, ein großer Vogel "]
+    rows += ['"ü, c.png","two\nlines, ""quoted"""', ""]
+    images = write_images(tmp_path / "photos" / "train", "a.png", "in/b.png", "ü, c.png", "z.png")
+    write_csv(images, start + end.join(rows))
     test = write_images(tmp_path / "photos" / "test", "c.png", grey=30)
     write_jsonl(test, {"file_name": "./c.png", "caption": ["one", " two ", ""], "year": 2013})
     train = pickle.loads(pickle.dumps(load_pairs(tmp_path / "photos", "train")))
     assert (train.name, train.split, train.n_skipped, train.groups) == ("photos", "train", 0, None)
-    assert train.keys == ["a.png", "in/b.png"] and greys(train) == [100, 100]
-    assert train.captions == [["a dog, brown", "NA"], ["ein großer Vogel"]]
+    assert train.keys == ["a.png", "in/b.png", "ü, c.png"] and greys(train) == [100] * 3
+    assert train.captions == [["a dog, brown", "NA"], ["ein großer Vogel"], ['two\nlines, "quoted"']]
     other = load_pairs(tmp_path / "photos", "test")
     assert (other.keys, other.captions, greys(other)) == (["c.png"], [["one", "two"]], [30])
 
@@ -94,42 +102,7 @@ def test_unusable_images_are_skipped_and_counted(tmp_path, row):
     assert (pairs.keys, pairs.captions, greys(pairs), pairs.n_skipped) == (["a.png"], [["x"]], [100], 1)
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # their reader of csv leaves files open
-@pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_file_names_texts_and_images_equal_those_of_the_imagefolder_of_datasets(tmp_path, kind):
-    import datasets
-
-    texts = {"a.png": 'a "dog", brown', "in/b.png": "two\nlines", "ü c.png": "ein großer Vogel"}
-    rows = [{"file_name": name, "text": text} for name, text in texts.items()]
-    for split, grey in (("train", 9), ("val", 99)):
-        folder = write_images(tmp_path / "set" / split, *texts, grey=grey)
-        table = pandas.DataFrame(rows)
-        table.to_csv(folder / "metadata.csv", index=False) if kind == "csv" else write_jsonl(folder, *rows)
-    options = dict(data_dir=str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
-    for split, folder in (("train", "train"), ("validation", "val")):
-        theirs = datasets.load_dataset("imagefolder", split=split, **options)
-        files = theirs.cast_column("image", datasets.Image(decode=False))["image"]
-        names = [Path(file["path"]).relative_to(tmp_path / "set" / folder).as_posix() for file in files]
-        ours = load_pairs(tmp_path / "set", split)
-        images = [image.convert("RGB").tobytes() for image in theirs["image"]]
-        own = zip(ours.keys, ours.texts(), map(Image.Image.tobytes, ours.images()), strict=True)
-        assert set(zip(names, theirs["text"], images, strict=True)) == set(own)
-        assert ours.texts() == list(texts.values())
-    gc.collect()
-
-
 # The hub
-
-
-def write_parquet(folder: Path, split: str, texts: list, column: str = "text", **columns) -> Path:
-    """One file of a hub set: images of grey 0, 10, 20, ... inside it."""
-    import datasets
-
-    images = [{"bytes": png(10 * i), "path": f"{i}.png"} for i in range(len(texts))]
-    content = datasets.Dataset.from_dict({"image": images, column: texts, **columns})
-    folder.mkdir(exist_ok=True)
-    content.cast_column("image", datasets.Image()).to_parquet(folder / f"{split}-00000-of-00001.parquet")
-    return folder
 
 
 @pytest.fixture
