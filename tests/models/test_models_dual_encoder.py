@@ -5,7 +5,6 @@ import pytest
 import torch
 from helpers import TEXTS, picture
 from PIL import Image
-from torch import nn
 
 from cibr.models.dual_encoder import MAX_LOGIT_SCALE
 
@@ -72,21 +71,6 @@ def test_frozen_towers_stay_in_eval_mode_and_without_gradients(build):
     assert not any("tower" in name for name in model.own_state())
     assert model.mean.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])  # as the image tower was trained
     assert model.std.flatten().tolist() == pytest.approx([0.2, 0.3, 0.4])
-
-
-def test_clip_features_equal_those_of_transformers(build, clip_folder):
-    from transformers import CLIPImageProcessor, CLIPModel
-
-    model, reference = build("clip"), CLIPModel.from_pretrained(clip_folder).eval()
-    images = [picture(i) for i in range(3)]
-    pixels = CLIPImageProcessor.from_pretrained(clip_folder)(images, return_tensors="pt")["pixel_values"]
-    tokens = model.tokenizer(TEXTS[:3], padding=True, return_tensors="pt")
-    with torch.no_grad():
-        image = reference.get_image_features(pixel_values=pixels).pooler_output
-        text = reference.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output
-    assert torch.allclose(model.embed_images(images), nn.functional.normalize(image, dim=1), atol=1e-5)
-    assert torch.allclose(model.embed_texts(TEXTS[:3]), nn.functional.normalize(text, dim=1), atol=1e-6)
-    assert model.logit_scale.item() == pytest.approx(reference.logit_scale.exp().item())
 
 
 def test_the_temperature_can_come_back_from_its_limit(build):

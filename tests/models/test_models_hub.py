@@ -7,12 +7,14 @@ from string import ascii_lowercase
 import pytest
 import torch
 import transformers
-from helpers import TEXTS, noise_pairs, picture
+from helpers import TEXTS, noise_pairs, picture, same
+from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
 from cibr.cli import main
 from cibr.models import DualEncoder
 from cibr.models.features import prepare
+from cibr.models.io import WEIGHTS
 from cibr.models.towers import train_tokenizer
 from cibr.train import build_model, configure, fit
 
@@ -86,10 +88,6 @@ def assert_equals_transformers(model: DualEncoder, folder, images: list, texts: 
     assert model.logit_scale.item() == pytest.approx(scale.item())
 
 
-def same(a: DualEncoder, b: DualEncoder) -> bool:
-    return all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_embeddings_are_those_of_transformers_with_its_own_processors(hub, name):
     model, images = DualEncoder.from_pretrained(hub(name)), [picture(i).resize((40, 20 + 9 * i)) for i in range(3)]
@@ -99,7 +97,7 @@ def test_embeddings_are_those_of_transformers_with_its_own_processors(hub, name)
     assert widths == ((None, None) if name in WITHOUT_POOLED else (32, pooled.shape[1]))
 
 
-@pytest.mark.parametrize("name", ["Siglip", "Siglip2", "ChineseCLIP", "Align"])
+@pytest.mark.parametrize("name", ["CLIP", "Siglip", "Siglip2", "ChineseCLIP", "Align"])
 def test_a_saved_model_comes_back_bit_for_bit_and_is_read_by_its_own_class(hub, tmp_path, name):
     model, images = DualEncoder.from_pretrained(hub(name)), [picture(i) for i in range(2)]
     model.set_temperature(0.05, learn=False)
@@ -109,6 +107,7 @@ def test_a_saved_model_comes_back_bit_for_bit_and_is_read_by_its_own_class(hub, 
     assert same(again, model) and again.tokenizer.get_vocab() == model.tokenizer.get_vocab()
     assert_equals_transformers(again, tmp_path, images, TEXTS)
     assert "image_processor" in vars(transformers.AutoProcessor.from_pretrained(tmp_path))
+    assert not any("model" in name for name in load_file(tmp_path / WEIGHTS))  # no weight is there twice
 
 
 def test_siglip_texts_are_padded_to_the_context_and_long_ones_refused(hub):

@@ -51,21 +51,6 @@ def test_a_saved_model_comes_back_bit_for_bit_and_is_replaced_whole(build, tmp_p
     assert json.loads((tmp_path / "cibr.json").read_text()).keys() == {"format", "kind", "settings"}
 
 
-def test_a_saved_clip_reads_as_a_clip_model_of_transformers(build, tmp_path):
-    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
-
-    model = trained(build("clip"))
-    model.set_temperature(0.05, learn=True)
-    model.save_pretrained(tmp_path)
-    clip = CLIPModel.from_pretrained(tmp_path)
-    assert clip.logit_scale.exp().item() == pytest.approx(20)
-    assert torch.equal(clip.visual_projection.weight, model.backbone.model.visual_projection.weight)
-    assert AutoTokenizer.from_pretrained(tmp_path)(TEXTS[0]) == model.tokenizer(TEXTS[0])
-    pixels = AutoImageProcessor.from_pretrained(tmp_path)([picture(0)], return_tensors="pt")["pixel_values"]
-    assert torch.allclose(pixels, model.normalise(model.preprocess([picture(0)])), atol=1e-6)
-    assert not any("clip" in name for name in io.load_file(tmp_path / io.WEIGHTS))  # no weight is there twice
-
-
 class Killed(BaseException):
     """Stands for a kill: nothing below may catch it."""
 

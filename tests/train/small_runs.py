@@ -31,11 +31,6 @@ def train(folder, pairs=PAIRS, held_out=HELD_OUT, prepare=lambda model: None, **
     return model, fit(model, pairs, held_out, config), folder
 
 
-def same(a, b):
-    """Whether two models have the same weights, bit for bit."""
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
-
-
 def write_folder(folder, **splits):
     """A folder of noise images with metadata, by the number of rows of each split."""
     for split, n in splits.items():

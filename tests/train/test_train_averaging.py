@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from small_runs import PAIRS, same, settings, small_model, train
+from helpers import same
+from small_runs import PAIRS, settings, small_model, train
 
 from cibr import DualEncoder
 from cibr.metrics import retrieval_recalls

@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 import torch
-from helpers import Crafted
-from small_runs import same, train
+from helpers import Crafted, same
+from small_runs import train
 
 from cibr.train import checkpoint
 from cibr.train.checkpoint import Progress, RunFolder, checkpoints, newest_checkpoint

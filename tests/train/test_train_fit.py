@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import noise_pairs
-from small_runs import HELD_OUT, PAIRS, same, settings, small_model
+from helpers import noise_pairs, same
+from small_runs import HELD_OUT, PAIRS, settings, small_model
 from small_runs import train as train_small
 
 from cibr import DualEncoder, fit
@@ -85,9 +85,8 @@ def test_a_checkpoint_of_another_configuration_or_other_pairs_is_refused(run, tm
 
 
 def test_a_batch_larger_than_the_set_is_the_whole_set_and_that_is_said(run):
-    with pytest.warns(
-        UserWarning, match="batch_size 1,000 is larger than the 24 pairs of the split 'train' of 'noise': a"
-    ):
+    message = "batch_size 1,000 is larger than the 24 pairs of the split 'train' of 'noise': a"
+    with pytest.warns(UserWarning, match=message):
         assert run(batch_size=1000)[1]["step"].tolist() == [1, 2]
 
 
