@@ -1,6 +1,7 @@
 """What encoders read: images in memory or decoded when asked for, and cached features of frozen towers."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,19 +27,14 @@ def count_pooling(monkeypatch, model, stop_after=None):
     """Counts what goes through a frozen model's towers; raises once `stop_after` batches did."""
     calls = []
 
-    def counted(name):
-        real = getattr(model.backbone, name)
+    def pool(name, real, *args):
+        if len(calls) == stop_after:
+            raise KeyboardInterrupt
+        calls.append(name)
+        return real(*args)
 
-        def pool(*args):
-            if len(calls) == stop_after:
-                raise KeyboardInterrupt
-            calls.append(name)
-            return real(*args)
-
-        monkeypatch.setattr(model.backbone, name, pool)
-
-    counted("image_pooled")
-    counted("text_pooled")
+    for name in ("image_pooled", "text_pooled"):
+        monkeypatch.setattr(model.backbone, name, partial(pool, name, getattr(model.backbone, name)))
     return calls
 
 
