@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from cibr.losses.vmf import vmf_log_normalizer
 from cibr_book import worlds
@@ -78,15 +77,6 @@ def test_informations_of_encoders_are_those_of_brute_force_enumeration():
     }
     expected["residual_nats"] = (expected["residual_image_nats"] + expected["residual_text_nats"]) / 2
     assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-10)
-
-
-def test_markov_identity_residual_is_the_difference_of_two_informations():
-    world = worlds.discrete_world()
-    for seed in range(5):
-        found = worlds.encoder_informations(world, *random_tables(world, seed=seed))
-        difference = found["image_nats"] - found["sufficiency_nats"]
-        assert found["residual_image_nats"].item() == pytest.approx(difference.item(), rel=1e-10)
-        assert found["shared_nats"] <= found["sufficiency_nats"] + 1e-12
 
 
 def test_residual_bound_lies_above_the_truth_by_the_divergence_from_the_posterior():
@@ -211,31 +201,15 @@ def test_information_of_noisy_embeddings_is_that_of_quadrature_on_the_circle():
         assert found[name] == pytest.approx(exact[name].item(), abs=5 * found["standard_error"]), name
 
 
-def test_contrastive_training_raises_shared_information_and_repeats_with_its_seed():
+def test_contrastive_training_raises_shared_information_and_keeps_its_scale():
     discrete, gaussian = worlds.discrete_world(), worlds.gaussian_world()
-    before, after, again = (worlds.train_discrete(discrete, n_steps=n)[0] for n in (0, 60, 60))
-    assert torch.equal(after, again)
-    assert torch.allclose(after.norm(dim=1), torch.ones(12, dtype=torch.float64))
-    shared = [worlds.embedding_informations(discrete, e, 10.0)["sufficiency_nats"] for e in (before, after)]
-    assert shared[1] > shared[0]
-    before, after, again = (worlds.train_gaussian(gaussian, n_steps=n)[0] for n in (0, 60, 60))
-    assert torch.equal(after, again)
-    assert after.square().sum().item() == pytest.approx(1)
-    shared = [worlds.linear_encoder_nats(gaussian, w, 0.1)["sufficiency_nats"] for w in (before, after)]
-    assert shared[1] > shared[0]
-
-
-def test_gradient_of_a_linear_tower_stays_in_the_span_of_the_other_tower():
-    # Without a length to keep, InfoNCE moves W_v by W_t times something: what W_t does not use is never touched.
-    generator = torch.Generator().manual_seed(4)
-    image, text = (torch.randn(32, n, generator=generator, dtype=torch.float64) for n in (8, 6))
-    w_image = torch.randn(16, 8, generator=generator, dtype=torch.float64).requires_grad_()
-    w_text = torch.randn(16, 6, generator=generator, dtype=torch.float64)
-    scores = image @ w_image.T @ w_text @ text.T
-    (gradient,) = torch.autograd.grad(F.cross_entropy(scores, torch.arange(32)), w_image)
-    basis = torch.linalg.qr(w_text).Q
-    outside = gradient - basis @ (basis.T @ gradient)
-    assert outside.abs().max() < 1e-12 * gradient.abs().max()
+    unit, linear = ([train(world, n_steps=n)[0] for n in (0, 60)] for train, world in
+                    ((worlds.train_discrete, discrete), (worlds.train_gaussian, gaussian)))  # fmt: skip
+    shared = [worlds.embedding_informations(discrete, e, 10.0)["sufficiency_nats"] for e in unit]
+    shared += [worlds.linear_encoder_nats(gaussian, w, 0.1)["sufficiency_nats"] for w in linear]
+    assert shared[1] > shared[0] and shared[3] > shared[2]
+    assert torch.allclose(unit[1].norm(dim=1), torch.ones(12, dtype=torch.float64))
+    assert linear[1].square().sum().item() == pytest.approx(1)
 
 
 def test_gradient_descent_stays_in_the_span_of_both_starts_and_adamw_does_not():
