@@ -1,4 +1,4 @@
-"""Bad input to the study's worlds, estimators, probes and attribution."""
+"""Bad input to the study's worlds, estimators, probes, attribution and sweeps."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 
 from cibr import DualEncoder
 from cibr_book import analysis, attribution, embeddings, estimators, probes, stimuli, worlds
+from cibr_book.plan import read_plan
 
 DISCRETE, GAUSSIAN = worlds.discrete_world(), worlds.gaussian_world()
 IMAGE, TEXT = (torch.full((n, 2), 0.5, dtype=torch.float64) for n in DISCRETE.joint.shape)
@@ -81,4 +82,20 @@ CALLS = {
 }
 
 
+def sweep(text):
+    def read(tmp_path):
+        (tmp_path / "sweep.yaml").write_text(text)
+        read_plan(tmp_path / "sweep.yaml")
+
+    return read
+
+
+RUN = "results: rows.csv\nconditions: {all: {methods: [{method: CLIP, seed: [1, 1]}]}}"
+CALLS |= {
+    "sweep: an entry misspelt": (sweep("result: rows.csv"), "unknown entry 'result', did you mean 'results'"),
+    "sweep: no results": (sweep("conditions: {}"), "'results' is missing"),
+    "sweep: a run twice": (sweep(RUN), "two runs have the settings .*give each run once"),
+    "sweep: text": (sweep(RUN.replace("[1, 1]", "1e-3")), "seed: YAML reads '1e-3' as text"),
+}
 CASES = [(name, call, ValueError, message) for name, (call, message) in CALLS.items()]
+CASES += [("no such sweep", lambda: read_plan("no.yaml"), FileNotFoundError, "no.yaml")]
