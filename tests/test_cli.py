@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from helpers import picture
+from PIL import Image
 from small_suite import make_small_suite
 
-from cibr import cli, evaluate
+from cibr import cli, evaluate, train
 from cibr.cli import main
 from cibr.evaluate import published
 from cibr.train import RunConfig
@@ -44,8 +46,6 @@ def test_search_ranks_the_images_of_a_folder_and_names_broken_ones(photos, monke
     cosines = [float(cosine) for _, cosine, _ in rows]
     assert cosines == sorted(cosines, reverse=True)
     assert "left out" in errors and "broken.jpeg" in errors and errors.count("\n") == 1
-    from PIL import Image
-
     with Image.open(rows[0][2]) as best:
         features = model.embed_images([best.convert("RGB")])
     assert cosines[0] == pytest.approx((features @ model.embed_texts(["a red cat"]).T).item(), abs=6e-4)
@@ -83,10 +83,6 @@ def test_evaluate_recomputes_published_scores(small, clip_folder, monkeypatch, c
 
 
 def test_train_merges_a_file_and_options_and_prints_the_last_row_of_the_history(monkeypatch, tmp_path, capsys):
-    import pandas as pd
-
-    from cibr import train
-
     seen, history = [], pd.DataFrame({"epoch": [1, 2], "clip_loss": [3.0, 2.5]})
     monkeypatch.setattr(train, "load_splits", lambda config: (None, None, None))
     monkeypatch.setattr(train, "build_model", lambda config, pairs: None)
@@ -105,8 +101,6 @@ def test_train_merges_a_file_and_options_and_prints_the_last_row_of_the_history(
 
 
 def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
-    from cibr import train
-
     def stopped(error):
         def load_splits(config):
             raise error

@@ -9,6 +9,8 @@ import torch
 from cibr.losses.vmf import vmf_log_normalizer
 from cibr_book import worlds
 
+DISCRETE, GAUSSIAN = worlds.discrete_world(), worlds.gaussian_world()
+
 
 def random_joint(*sizes, seed=0):
     joint = torch.rand(sizes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 3
@@ -80,35 +82,32 @@ def test_informations_of_encoders_are_those_of_brute_force_enumeration():
 
 
 def test_residual_bound_lies_above_the_truth_by_the_divergence_from_the_posterior():
-    world = worlds.discrete_world()
     for seed in range(10):
-        encoder, text_encoder = random_tables(world, seed=seed)
-        backward = torch.rand(len(world.text_only), 3, generator=torch.Generator().manual_seed(seed)).double()
+        encoder, text_encoder = random_tables(DISCRETE, seed=seed)
+        backward = torch.rand(len(DISCRETE.text_only), 3, generator=torch.Generator().manual_seed(seed)).double()
         backward = backward / backward.sum(1, keepdim=True)
-        truth = worlds.encoder_informations(world, encoder, text_encoder)["residual_image_nats"].item()
-        posterior = worlds.backward_posterior(world.joint, encoder)
-        at_posterior = worlds.residual_bound_nats(world.joint, encoder, posterior).item()
+        truth = worlds.encoder_informations(DISCRETE, encoder, text_encoder)["residual_image_nats"].item()
+        posterior = worlds.backward_posterior(DISCRETE.joint, encoder)
+        at_posterior = worlds.residual_bound_nats(DISCRETE.joint, encoder, posterior).item()
         assert at_posterior == pytest.approx(truth, rel=1e-10)
-        gap = (world.joint.sum(0)[:, None] * posterior * (posterior / backward).log()).sum().item()
-        bound = worlds.residual_bound_nats(world.joint, encoder, backward).item()
+        gap = (DISCRETE.joint.sum(0)[:, None] * posterior * (posterior / backward).log()).sum().item()
+        bound = worlds.residual_bound_nats(DISCRETE.joint, encoder, backward).item()
         assert bound == pytest.approx(truth + gap) and bound > truth
 
 
 def test_a_penalty_leaves_a_table_without_nuisance_and_beta_zero_does_not():
-    world = worlds.discrete_world()
     plain, penalised = (
-        worlds.encoder_informations(world, *worlds.fit_tables(world, beta, 8, 0, 250)) for beta in (0.0, 0.2)
+        worlds.encoder_informations(DISCRETE, *worlds.fit_tables(DISCRETE, beta, 8, 0, 250)) for beta in (0.0, 0.2)
     )
     assert plain["nuisance_image_nats"] > 0.1
     assert penalised["nuisance_image_nats"] < 0.01 and penalised["shared_nats"] > 0.9
 
 
 def test_gaussian_information_agrees_in_three_routes():
-    world = worlds.gaussian_world()
-    determinants = worlds.gaussian_information_nats(world.covariance, world.image, world.text)
-    rho = worlds.canonical_correlations(world.covariance, world.image, world.text)
-    remaining = worlds.conditional_covariance(world.covariance, world.image, world.text)
-    of_image = world.covariance[world.image][:, world.image]
+    determinants = worlds.gaussian_information_nats(GAUSSIAN.covariance, GAUSSIAN.image, GAUSSIAN.text)
+    rho = worlds.canonical_correlations(GAUSSIAN.covariance, GAUSSIAN.image, GAUSSIAN.text)
+    remaining = worlds.conditional_covariance(GAUSSIAN.covariance, GAUSSIAN.image, GAUSSIAN.text)
+    of_image = GAUSSIAN.covariance[GAUSSIAN.image][:, GAUSSIAN.image]
     conditional = (torch.logdet(of_image) - torch.logdet(remaining)) / 2
     expected = -sum(math.log(1 - rho**2) for rho in (0.95, 0.8, 0.5)) / 2
     for route in (determinants, -torch.log1p(-(rho**2)).sum() / 2, conditional):
@@ -133,19 +132,19 @@ def joint_with_code(world, weights, noise):
 
 
 def test_linear_encoder_informations_are_determinants_of_the_whole_covariance():
-    world = worlds.gaussian_world()
     generator = torch.Generator().manual_seed(1)
-    weights = torch.randn(4, len(world.image), generator=generator, dtype=torch.float64)
-    found = worlds.linear_encoder_nats(world, weights, 0.3)
-    covariance = joint_with_code(world, weights, 0.3)
-    code = list(range(len(world.covariance), len(covariance)))
-    factors = torch.block_diag(world.mix_image.T, torch.eye(len(world.text) + 4, dtype=torch.float64))
+    weights = torch.randn(4, len(GAUSSIAN.image), generator=generator, dtype=torch.float64)
+    found = worlds.linear_encoder_nats(GAUSSIAN, weights, 0.3)
+    covariance = joint_with_code(GAUSSIAN, weights, 0.3)
+    code = list(range(len(GAUSSIAN.covariance), len(covariance)))
+    factors = torch.block_diag(GAUSSIAN.mix_image.T, torch.eye(len(GAUSSIAN.text) + 4, dtype=torch.float64))
     turned = factors @ covariance @ factors.T
+    image, text, nats = GAUSSIAN.image, GAUSSIAN.text, worlds.gaussian_information_nats
     expected = {
-        "sufficiency_nats": worlds.gaussian_information_nats(covariance, code, world.text),
+        "sufficiency_nats": nats(covariance, code, text),
         # I(Z;X_v|X_t) by the definition of the conditional one, not as a difference
-        "residual_image_nats": worlds.gaussian_information_nats(covariance, code, world.image, given=world.text),
-        "nuisance_image_nats": worlds.gaussian_information_nats(turned, code, world.image[3:], world.image[:3]),
+        "residual_image_nats": nats(covariance, code, image, given=text),
+        "nuisance_image_nats": nats(turned, code, image[3:], image[:3]),
     }
     for name, value in expected.items():
         assert found[name].item() == pytest.approx(value.item(), abs=1e-12), name
@@ -153,20 +152,19 @@ def test_linear_encoder_informations_are_determinants_of_the_whole_covariance():
 
 @pytest.mark.parametrize("beta", [0.1, 0.5, 2.0])
 def test_no_linear_encoder_beats_the_optimal_one(beta):
-    world = worlds.gaussian_world()
 
     def objective(weights):
-        found = worlds.linear_encoder_nats(world, weights)
+        found = worlds.linear_encoder_nats(GAUSSIAN, weights)
         return found["sufficiency_nats"] - beta * found["residual_image_nats"]
 
-    value = objective(worlds.optimal_linear_encoder(world, beta)).item()
+    value = objective(worlds.optimal_linear_encoder(GAUSSIAN, beta)).item()
     # The optimum in closed form: 1/2 log((1 - c) / (1 - rho^2)) - beta/2 log(rho^2 / c) a kept direction.
     c = beta / (1 + beta)
     kept = [rho**2 for rho in (0.95, 0.8, 0.5) if rho**2 > c]
     closed = sum(math.log((1 - c) / (1 - r)) - beta * math.log(r / c) for r in kept) / 2
     assert value == pytest.approx(closed, abs=1e-12)
     generator = torch.Generator().manual_seed(2)
-    weights = torch.randn(4, len(world.image), generator=generator, dtype=torch.float64).requires_grad_()
+    weights = torch.randn(4, len(GAUSSIAN.image), generator=generator, dtype=torch.float64).requires_grad_()
     optimizer = torch.optim.LBFGS([weights], max_iter=300, line_search_fn="strong_wolfe")
 
     def closure():
@@ -180,15 +178,14 @@ def test_no_linear_encoder_beats_the_optimal_one(beta):
 
 
 def test_residual_of_a_linear_encoder_has_no_limit_as_the_noise_goes():
-    world = worlds.gaussian_world()
-    weights = worlds.optimal_linear_encoder(world, 0.1)
-    values = [worlds.linear_encoder_nats(world, weights, v)["residual_image_nats"].item() for v in (1e-6, 1e-8)]
+    weights = worlds.optimal_linear_encoder(GAUSSIAN, 0.1)
+    values = [worlds.linear_encoder_nats(GAUSSIAN, weights, v)["residual_image_nats"].item() for v in (1e-6, 1e-8)]
     # each hundredth of the variance adds log(100)/2 nats for each of the three directions
     assert values[1] - values[0] == pytest.approx(3 * math.log(100) / 2, rel=1e-3)
 
 
 def test_information_of_noisy_embeddings_is_that_of_quadrature_on_the_circle():
-    world, kappa = worlds.discrete_world(), 8.0
+    world, kappa = DISCRETE, 8.0
     angles = torch.rand(12, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 2 * math.pi
     embeddings = torch.stack([angles.cos(), angles.sin()], 1)
     grid = torch.arange(2000, dtype=torch.float64) * 2 * math.pi / 2000
@@ -202,32 +199,29 @@ def test_information_of_noisy_embeddings_is_that_of_quadrature_on_the_circle():
 
 
 def test_contrastive_training_raises_shared_information_and_keeps_its_scale():
-    discrete, gaussian = worlds.discrete_world(), worlds.gaussian_world()
-    unit, linear = ([train(world, n_steps=n)[0] for n in (0, 60)] for train, world in
-                    ((worlds.train_discrete, discrete), (worlds.train_gaussian, gaussian)))  # fmt: skip
-    shared = [worlds.embedding_informations(discrete, e, 10.0)["sufficiency_nats"] for e in unit]
-    shared += [worlds.linear_encoder_nats(gaussian, w, 0.1)["sufficiency_nats"] for w in linear]
+    unit = [worlds.train_discrete(DISCRETE, n_steps=n)[0] for n in (0, 60)]
+    linear = [worlds.train_gaussian(GAUSSIAN, n_steps=n)[0] for n in (0, 60)]
+    shared = [worlds.embedding_informations(DISCRETE, e, 10.0)["sufficiency_nats"] for e in unit]
+    shared += [worlds.linear_encoder_nats(GAUSSIAN, w, 0.1)["sufficiency_nats"] for w in linear]
     assert shared[1] > shared[0] and shared[3] > shared[2]
     assert torch.allclose(unit[1].norm(dim=1), torch.ones(12, dtype=torch.float64))
     assert linear[1].square().sum().item() == pytest.approx(1)
 
 
 def test_gradient_descent_stays_in_the_span_of_both_starts_and_adamw_does_not():
-    world = worlds.gaussian_world()
-    start = worlds.train_gaussian(world, 32, 0.05, n_steps=0)
+    start = worlds.train_gaussian(GAUSSIAN, 32, 0.05, n_steps=0)
     basis = torch.linalg.qr(torch.cat(start, 1)).Q
     outside = {}
     for optimizer, rate in (("SGD", 10.0), ("AdamW", 0.01)):
-        end, _ = worlds.train_gaussian(world, 32, 0.05, n_steps=50, learning_rate=rate, optimizer=optimizer)
+        end, _ = worlds.train_gaussian(GAUSSIAN, 32, 0.05, n_steps=50, learning_rate=rate, optimizer=optimizer)
         moved = end - start[0]
         outside[optimizer] = ((moved - basis @ (basis.T @ moved)).norm() / moved.norm()).item()
     assert outside["SGD"] < 1e-10 and outside["AdamW"] > 0.1
 
 
 def test_trainable_penalty_lowers_the_exact_residual_and_nuisance_at_no_loss_of_shared_information():
-    world = worlds.discrete_world()
     rows = [
-        worlds.contrast_rows(world, (0.05,), (64,), (8,), (0, 1), n_steps=200, beta=beta) for beta in (0.0, 1.0)
+        worlds.contrast_rows(DISCRETE, (0.05,), (64,), (8,), (0, 1), n_steps=200, beta=beta) for beta in (0.0, 1.0)
     ]
     plain, penalised = (row[row["trained"]].mean() for row in rows)
     # Means of two seeds; sampling z adds 0.002, and single seeds of plain InfoNCE differ by 0.1 in shared nats.
@@ -237,13 +231,12 @@ def test_trainable_penalty_lowers_the_exact_residual_and_nuisance_at_no_loss_of_
 
 
 def test_rows_measure_each_condition_before_and_after_with_the_noise_of_its_temperature():
-    gaussian, discrete = worlds.gaussian_world(), worlds.discrete_world()
-    rows = worlds.contrast_rows(gaussian, (0.1, 0.5), (16,), (4,), (0, 1), n_steps=5)
+    rows = worlds.contrast_rows(GAUSSIAN, (0.1, 0.5), (16,), (4,), (0, 1), n_steps=5)
     assert list(rows["trained"]) == [False, True] * 4
-    weights, _ = worlds.train_gaussian(gaussian, 4, 0.5, 16, seed=1, n_steps=5)
-    expected = worlds.linear_encoder_nats(gaussian, weights, 0.5)["nuisance_image_nats"].item()
+    weights, _ = worlds.train_gaussian(GAUSSIAN, 4, 0.5, 16, seed=1, n_steps=5)
+    expected = worlds.linear_encoder_nats(GAUSSIAN, weights, 0.5)["nuisance_image_nats"].item()
     assert rows.iloc[-1]["nuisance_image_nats"] == expected
-    rows = worlds.contrast_rows(discrete, (0.1,), (16,), (4,), (0,), n_steps=5)
-    embeddings, _ = worlds.train_discrete(discrete, 4, 0.1, 16, seed=0, n_steps=5)
-    expected = worlds.embedding_informations(discrete, embeddings, 10.0)["nuisance_image_nats"]
+    rows = worlds.contrast_rows(DISCRETE, (0.1,), (16,), (4,), (0,), n_steps=5)
+    embeddings, _ = worlds.train_discrete(DISCRETE, 4, 0.1, 16, seed=0, n_steps=5)
+    expected = worlds.embedding_informations(DISCRETE, embeddings, 10.0)["nuisance_image_nats"]
     assert rows.iloc[1]["nuisance_image_nats"] == expected

@@ -132,8 +132,7 @@ def test_a_band_that_rounds_otherwise_costs_a_second_pass_and_no_rank(monkeypatc
 
 
 @pytest.mark.parametrize(
-    "sizes",
-    [(23, 60, 6), (130, 517, 64), (6, 1041, 100), (17, 1025, 5), (70, 3, 31), (1100, 1, 512)],
+    "sizes", [(23, 60, 6), (130, 517, 64), (6, 1041, 100), (17, 1025, 5), (70, 3, 31), (1100, 1, 512)]
 )
 def test_collapsed_embeddings_score_zero_and_not_a_hundred_percent(sizes):
     n, extra, d = sizes

@@ -9,10 +9,7 @@ from test_train_survival import die_before_six
 from cibr import CIBRLoss, DualEncoder, clip_loss, fit
 from cibr.losses.penalties import PENALTIES
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
-]
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 GPU = "cuda"
 UNPOOLED = [name for name in PENALTIES if name in ("vmf", "crossfit", "cosine", "cyclip", "alignment_uniformity")]
 

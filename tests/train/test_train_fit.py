@@ -11,6 +11,8 @@ from small_runs import HELD_OUT, PAIRS, settings, small_model
 from small_runs import train as train_small
 
 from cibr import DualEncoder, fit
+from cibr.losses import RegularisedCCA
+from cibr.models import features
 from cibr.train import configure, loop
 from cibr.train.checkpoint import checkpoints
 
@@ -109,8 +111,6 @@ def test_the_temperature_moves_only_if_asked(run):
 
 @pytest.mark.parametrize("kind", ["frozen", "clip"])
 def test_pretrained_models_train_and_frozen_towers_do_not_move(build, tmp_path, monkeypatch, kind):
-    from cibr.models import features
-
     monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "cache")
     config = configure(model={"clip": "some/clip"}.get(kind, kind), output_dir=str(tmp_path / "out"), epochs=2,
                        batch_size=8, learning_rate=1e-3, temperature=0.05)  # fmt: skip
@@ -167,9 +167,6 @@ def test_towers_have_rates_of_their_own_and_one_at_rate_zero_neither_moves_nor_d
 
 
 def test_heads_over_frozen_towers_begin_at_the_cca_of_the_pairs(build, tmp_path, monkeypatch):
-    from cibr.losses import RegularisedCCA
-    from cibr.models import features
-
     monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "cache")
     options = dict(model="frozen", epochs=1, batch_size=8, cca_start=True, temperature=0.05, dropout=0.0)
     still = configure(output_dir=str(tmp_path / "still"), learning_rate=1e-12, **options)

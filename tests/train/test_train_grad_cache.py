@@ -31,6 +31,7 @@ def build_loss(penalty="vmf", dtype=torch.float64, **options):
 
 def step(model, loss_fn, batch, critics=None, **options):
     """Terms of the loss and gradients, as a training step takes them."""
+    torch.manual_seed(5)
     model.zero_grad()
     generator = torch.Generator().manual_seed(3)
     needs = dict(with_pooled=loss_fn.critics is not None, with_projected=loss_fn.penalty == "rafa")
@@ -49,6 +50,7 @@ def gradients(model):
 
 def plain_gradients(model, loss_fn, batch, size, bf16=False):
     """Plain autograd through all parts at once, which holds every part's graph: what the step must equal."""
+    torch.manual_seed(5)
     parts = [slice(start, start + size) for start in range(0, len(batch.labels), size)]
     # Weights are cast again for each part, as a step does; from one cast, gradients would be summed in bf16.
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
@@ -80,9 +82,7 @@ def test_accumulation_equals_full_batch(build, penalty, sample, size, precision)
     dropout = 0.0 if penalty == "rafa" else 0.3  # whose heads run once more
     model, loss_fn = build_double(build, dropout, dtype), build_loss(penalty, dtype, sample=sample)
     batch = batch_of(model)
-    torch.manual_seed(5)
     terms, expected = plain_gradients(model, loss_fn, batch, size or 10)
-    torch.manual_seed(5)
     found_terms, found = step(model, loss_fn, batch, micro_batch_size=size)
     assert found.keys() == expected.keys() and "log_logit_scale" in found
     assert all(expected[name].abs().max() > 0 for name in ("log_logit_scale", "backbone.image_head.2.weight"))
@@ -110,13 +110,10 @@ def test_a_teacher_says_the_same_in_micro_batches_and_learns_nothing(build):
 def test_micro_batches_of_bf16_encoders_have_the_gradients_of_all_parts_at_once(build):
     model, loss_fn = build_double(build, dtype=torch.float32), build_loss(dtype=torch.float32)
     batch = batch_of(model)
-    torch.manual_seed(5)
     terms, expected = plain_gradients(model, loss_fn, batch, 3, bf16=True)
-    torch.manual_seed(5)
     found_terms, found = step(model, loss_fn, batch, micro_batch_size=3, mixed_precision="bf16")
     assert all(term.dtype == torch.float32 for term in found_terms.values())
     torch.testing.assert_close(found_terms, terms)
-    torch.manual_seed(5)
     exact = plain_gradients(model, loss_fn, batch, 3)[0]["loss"]
     assert terms["loss"] != exact and terms["loss"].item() == pytest.approx(exact.item(), rel=0.02)
     largest = max(gradient.abs().max() for gradient in expected.values())
