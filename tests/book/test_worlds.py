@@ -114,15 +114,6 @@ def test_gaussian_information_agrees_in_three_routes():
         assert route.item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_conditional_gaussian_information_follows_the_chain_rule():
-    a = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    covariance = a @ a.T + torch.eye(6, dtype=torch.float64)
-    together = worlds.gaussian_information_nats(covariance, [0, 1], [2, 3, 4, 5])
-    first = worlds.gaussian_information_nats(covariance, [0, 1], [2, 3])
-    then = worlds.gaussian_information_nats(covariance, [0, 1], [4, 5], given=[2, 3])
-    assert together.item() == pytest.approx((first + then).item(), abs=1e-12)
-
-
 def joint_with_code(world, weights, noise):
     """Covariance of (x_v, x_t, z_v) with z_v = W x_v + noise, written out."""
     lift = torch.cat([weights, torch.zeros(len(weights), len(world.text), dtype=torch.float64)], 1)
@@ -175,13 +166,6 @@ def test_no_linear_encoder_beats_the_optimal_one(beta):
 
     optimizer.step(closure)
     assert value - 1e-4 < objective(weights).item() <= value + 1e-9
-
-
-def test_residual_of_a_linear_encoder_has_no_limit_as_the_noise_goes():
-    weights = worlds.optimal_linear_encoder(GAUSSIAN, 0.1)
-    values = [worlds.linear_encoder_nats(GAUSSIAN, weights, v)["residual_image_nats"].item() for v in (1e-6, 1e-8)]
-    # each hundredth of the variance adds log(100)/2 nats for each of the three directions
-    assert values[1] - values[0] == pytest.approx(3 * math.log(100) / 2, rel=1e-3)
 
 
 def test_information_of_noisy_embeddings_is_that_of_quadrature_on_the_circle():

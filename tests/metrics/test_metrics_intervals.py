@@ -9,15 +9,6 @@ from cibr.metrics import bootstrap_interval, intervals, paired_difference
 Z = norm.ppf(0.975)
 
 
-def test_the_interval_of_a_mean_is_the_normal_one_for_many_items():
-    hits = (np.arange(2000) < 600).astype(float)
-    mean, low, high = bootstrap_interval(hits)
-    half = Z * np.sqrt(0.3 * 0.7 / 2000)
-    assert mean == 0.3
-    # An end of 2,000 resamples has a standard error of about 4 % of the half-width.
-    assert (low, high) == pytest.approx((0.3 - half, 0.3 + half), abs=0.15 * half)
-
-
 @pytest.mark.parametrize("statistic", [np.mean, np.median])
 @pytest.mark.parametrize("clustered", [False, True])
 def test_weights_equal_a_loop_that_draws_the_items_themselves(statistic, clustered, monkeypatch):
