@@ -13,7 +13,8 @@ DISCRETE, GAUSSIAN = worlds.discrete_world(), worlds.gaussian_world()
 IMAGE, TEXT = (torch.full((n, 2), 0.5, dtype=torch.float64) for n in DISCRETE.joint.shape)
 SINGULAR = torch.ones(2, 2, dtype=torch.float64)
 X, Y = estimators.gaussian_task(1, 1.0).sample(40)
-MAPS, PIXELS, UNIT = torch.zeros(3, 2, 4, 4), torch.zeros(3, 3, 4, 4), torch.eye(3)
+MAPS, UNIT, ZEROS = torch.zeros(3, 2, 4, 4), torch.eye(3), torch.zeros(3, dtype=torch.int64)
+ROWS, DELETED = pd.DataFrame({"method": [1]}), (torch.zeros(3, 3, 4, 4), MAPS[:, 0], torch.nn.Identity())
 HALF = torch.tensor([True, False, True, False])
 
 
@@ -61,24 +62,15 @@ CALLS = {
     "map": (lambda: estimators.gaussian_task(1, 1.0).seen_through("sine"), "unknown map 'sine'.*wiggly"),
     "probe-rows": (lambda: probe(3, torch.arange(4)), "one row for each value of factor"),
     "probe-constant": (lambda: probe(4, torch.zeros(4).long()), "two values at least"),
-    "interval-column": (
-        lambda: analysis.mean_intervals(pd.DataFrame({"method": [1]}), ["method"], "nat"),
-        "no column nat; they have method",
-    ),
+    "interval-column": (lambda: analysis.mean_intervals(ROWS, ["method"], "nat"), "no column nat; they have"),
     "nearest": (lambda: embeddings.nearest_items(UNIT, 3), "k is between 1 and n - 1"),
-    "agreement": (
-        lambda: embeddings.neighbour_agreement(torch.zeros(3, 1).long(), torch.zeros(3).long()),
-        "same value everywhere",
-    ),
+    "agreement": (lambda: embeddings.neighbour_agreement(ZEROS[:, None], ZEROS), "same value everywhere"),
     "subsampling": (lambda: embeddings.subsampling_intervals(lambda i: {}, 10), "20 items at least"),
     "glyphs": (lambda: stimuli.varied_glyphs(0), "give a number from 1"),
     "feature-map": (no_feature_map, "no feature map that is known here"),
     "maps-shape": (lambda: maps(noise=MAPS[..., :2]), "do not fit: give one text a map"),
     "maps-weight": (lambda: maps(weight=-1.0), "give a positive price of a nat"),
-    "deletion": (
-        lambda: attribution.deletion_curve(PIXELS, MAPS[:, 0], torch.nn.Identity(), 0.0, (0, 1.5)),
-        "shares between 0 and 1",
-    ),
+    "deletion": (lambda: attribution.deletion_curve(*DELETED, 0.0, (0, 1.5)), "shares between 0 and 1"),
 }
 
 
