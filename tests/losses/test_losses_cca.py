@@ -41,6 +41,8 @@ def test_maps_diagonalise_the_covariances_and_hold_the_correlations_of_the_eigen
     torch.testing.assert_close(image_map @ whole_image @ image_map.T, correlations.diag(), atol=1e-9, rtol=0)
     torch.testing.assert_close(text_map @ whole_text @ text_map.T, correlations.diag(), atol=1e-9, rtol=0)
     torch.testing.assert_close(image_map @ cross @ text_map.T, correlations.square().diag(), atol=1e-9, rtol=0)
+    directions = image_map @ torch.from_numpy(scipy.linalg.sqrtm(whole_image.numpy()))
+    assert (directions.gather(1, directions.abs().argmax(1, keepdim=True)) > 0).all()  # signs are no chance
 
 
 def test_a_wider_space_is_padded_and_a_narrower_one_keeps_the_first_directions():
