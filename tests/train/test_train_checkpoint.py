@@ -8,7 +8,7 @@ from helpers import Crafted, same
 from small_runs import train
 
 from cibr.train import checkpoint
-from cibr.train.checkpoint import Progress, RunFolder, checkpoints, newest_checkpoint
+from cibr.train.checkpoint import Progress, RunFolder, newest_checkpoint
 
 
 class Part:
@@ -62,9 +62,3 @@ def test_a_finished_run_is_loaded_and_one_of_another_configuration_refused(tmp_p
     with pytest.raises(ValueError, match=message):
         train(folder, epochs=2, beta=0.2)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
-
-
-def test_only_the_two_newest_checkpoints_stay(tmp_path):
-    for step in range(1, 5):
-        save(tmp_path, step)
-    assert [file.name for file in checkpoints(tmp_path)] == ["step-000000003.pt", "step-000000004.pt"]

@@ -66,16 +66,10 @@ def test_what_is_learned_depends_on_seed_penalty_noise_and_loss_alone(run):
     assert not [change for change in changes if same(first, run(str(change), **change)[0])]
 
 
-def leave_unfinished(run, **options):
-    """A run that dies when it would write its model; its checkpoints stay."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.RunFolder, "finish", None)
-        with pytest.raises(TypeError):
-            run(**options)
-
-
-def test_a_checkpoint_of_another_configuration_or_other_pairs_is_refused(run, tmp_path):
-    leave_unfinished(run)
+def test_a_checkpoint_of_another_configuration_or_other_pairs_is_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.RunFolder, "finish", None)  # it dies when it would write its model
+    with pytest.raises(TypeError):
+        run()
     message = r"unfinished run of another configuration: beta \(0.1 there, 0.2 here\)\. "
     with pytest.raises(ValueError, match=message):
         run(beta=0.2)
