@@ -8,6 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from cibr.losses import CIBRLoss, RegularisedCCA, beta_at, clip_loss
+from cibr.losses.baselines import alignment_uniformity, cyclip, hycd_loss, siglip_loss, soft_targets
+from cibr.losses.critics import MovingAverage
 from cibr.losses.vmf import sample_vmf, vmf_fit_kappa, vmf_log_normalizer, vmf_mean_cosine, vmf_residual_nats
 
 IMAGE, TEXT = F.normalize(torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(0)), dim=2)
@@ -32,6 +34,8 @@ def mine(pooled):
 LABELS = r"labels must be an integer tensor \[12\]"
 SCALE = r"logit_scale must be positive and finite.*exp\(\)"
 UNIT = r"image_features must be unit vectors.*length 1.*normalize"
+BASELINES = {alignment_uniformity: [], cyclip: [], soft_targets: [7.0, IMAGE[:1], TEXT[:1]], siglip_loss: [7.0]}
+BASELINES |= {hycd_loss: [7.0, None, torch.ones(1, 1)]}
 _CASES = [
     ("one-pair", clip(IMAGE[:1], TEXT[:1]), "at least 2 pairs, got 1.*drop_last=True"),
     ("shapes", clip(text=TEXT[:-1]), r"pair.*equal, got \[12, 6\] and \[11, 6\].*one width"),
@@ -58,13 +62,16 @@ _CASES = [
     ("anchor-statistic", loss(0.1, "anchor"), "'anchor' .*statistic=RegularisedCCA.fit"),
     ("anchor-no-pooled", loss(0.1, "anchor", statistic=CCA), r"image_pooled must be \[12, p\] for .* 'anchor'"),
     ("soft-targets-no-pooled", loss(0.1, "soft_targets"), r"image_pooled must be .* 'soft_targets', got NoneType"),
-    ("rafa-no-projected", loss(0.1, "rafa"), r"image_projected must be \[12, p\] .* 'rafa'.*of its own length"),
+    ("rafa-no-projected", loss(0.1, "rafa"), r"image_projected must be \[12, p\] .* 'rafa'.*before normal"),
     ("hycd-no-teacher", loss(0.1, contrastive="hycd"), r"teacher_logits must be \[12, 12\] .*'hycd', got None"),
     ("cca-rows", lambda: RegularisedCCA.fit(torch.ones(3, 5), torch.ones(4, 4), 6), "row by row, got 3 .* and 4"),
     ("cca-ridge", lambda: RegularisedCCA.fit(*POOLED.values(), 6, 0.0), "ridges must be positive, got 0.0"),
-    ("mine-no-pooled", mine(None), r"image_pooled must be \[12, p\].* got NoneType.*tower pools"),
+    ("mine-no-pooled", mine(None), r"image_pooled must be \[12, p\].* got NoneType.*input of the head"),
     ("mine-short", mine(POOLED | {"text_pooled": torch.ones(3, 4)}), r"text_pooled must be \[12, p\].*\[3, 4\]"),
     ("mine-nan", mine(POOLED | {"text_pooled": torch.full((12, 4), math.nan)}), "text_pooled must be finite"),
+    *[(f"{f.__name__}-one-pair", partial(f, IMAGE[:1], TEXT[:1], *rest), "at least 2 pairs, got 1")
+      for f, rest in BASELINES.items()],
+    ("mine-decay", lambda: MovingAverage(1.0), "decay is the weight of the past.*got 1.0"),
     ("no-critics", lambda: CIBRLoss(0.1).critic_loss(IMAGE, TEXT, **POOLED), "'vmf' has no critics"),
     ("no-labels", loss(0.1, "consistency"), "'consistency' compares rows of equal labels: pass labels"),
     ("progress", lambda: beta_at(20, 0.6), r"progress must be in \[0, 1\].*n_steps"),
@@ -73,5 +80,5 @@ _CASES = [
     ("vmf-dim", lambda: vmf_mean_cosine(1.0, 1), "dim must be at least 2.*width"),
     *[(f"vmf-fit-{x}", partial(vmf_fit_kappa, x, 8), "mean_cosine must be below 1") for x in (1.0, math.nan)],
     ("vmf-cosine", lambda: vmf_residual_nats(1.2, 10.0, 10.0, 8), "cosine must lie in .*1.2"),
-]
+]  # fmt: skip
 CASES = [(name, call, ValueError, message) for name, call, message in _CASES]

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from cibr.losses.clip import Features, Labels, Number, Scalar
+from cibr.losses.clip import Features, Labels, Number, Scalar, check_shapes
 
 NEWTON_STEPS = 20
 TEACHER_TEMPERATURE = 0.1
@@ -23,7 +23,11 @@ def alignment_uniformity(image_features: Features, text_features: Features) -> S
 
     Returns:
         A scalar, lower for closer pairs and more uniform modalities.
+
+    Raises:
+        ValueError: fewer than two pairs, or shapes that differ.
     """
+    check_shapes(image_features, text_features)
     n = len(image_features)
     alignment = (image_features - text_features).square().sum(1).mean()
     uniformity = 0.0
@@ -44,7 +48,11 @@ def cyclip(image_features: Features, text_features: Features) -> Scalar:
 
     Returns:
         A scalar, 0 where <v_j, t_k> = <v_k, t_j> and <v_j, v_k> = <t_j, t_k>.
+
+    Raises:
+        ValueError: fewer than two pairs, or shapes that differ.
     """
+    check_shapes(image_features, text_features)
     cross = image_features @ text_features.T
     within = image_features @ image_features.T - text_features @ text_features.T
     return ((cross - cross.T).square().sum() + within.square().sum()) / len(image_features)
@@ -75,7 +83,11 @@ def soft_targets(
 
     Returns:
         Nats per row, a scalar.
+
+    Raises:
+        ValueError: fewer than two pairs, or shapes that differ.
     """
+    check_shapes(image_features, text_features)
     pooled = image_pooled.detach(), text_pooled.detach()
     image, text = (F.normalize(side - side.mean(0), dim=1) for side in pooled)
     similarity = (image @ image.T + text @ text.T) / (2 * TEACHER_TEMPERATURE)
@@ -130,7 +142,11 @@ def hycd_loss(
 
     Returns:
         Nats per row, the mean of both directions, a scalar.
+
+    Raises:
+        ValueError: fewer than two pairs, or features or labels whose shapes do not fit.
     """
+    check_shapes(image_features, text_features, labels)
     n = len(image_features)
     labels = torch.arange(n, device=image_features.device) if labels is None else labels
     matches = (labels[:, None] == labels).to(image_features)
@@ -160,7 +176,11 @@ def siglip_loss(
 
     Returns:
         Nats per row, a scalar.
+
+    Raises:
+        ValueError: fewer than two pairs, or features or labels whose shapes do not fit.
     """
+    check_shapes(image_features, text_features, labels)
     n = len(image_features)
     logits = logit_scale * image_features @ text_features.T
     labels = torch.arange(n, device=logits.device) if labels is None else labels

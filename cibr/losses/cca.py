@@ -64,6 +64,9 @@ class RegularisedCCA(nn.Module):
             ridge_image: l_v, in units of the mean variance of an image feature.
             ridge_text: l_t, in units of the mean variance of a text feature.
 
+        Returns:
+            The module with the fitted means and maps.
+
         Raises:
             ValueError: fewer than two pairs, sides of different lengths, a ridge that is not positive, or entries
                 that are not finite.
@@ -95,7 +98,15 @@ class RegularisedCCA(nn.Module):
 def centred_moments(
     image_pooled: Float[Tensor, "n p"], text_pooled: Float[Tensor, "n q"]
 ) -> tuple[tuple[Tensor, Tensor], Moments]:
-    """The means m_v, m_t and the covariances C_v, C_t, C_vt of paired features, in float64."""
+    """First and second moments of paired features, in float64.
+
+    Args:
+        image_pooled: features of the images, [n, p].
+        text_pooled: features of the texts, row by row, [n, q].
+
+    Returns:
+        The means m_v [p] and m_t [q], and the covariances C_v [p, p], C_t [q, q] and C_vt [p, q].
+    """
     image, text = image_pooled.double(), text_pooled.double()
     means = image.mean(0), text.mean(0)
     image, text, n = image - means[0], text - means[1], len(image)
@@ -108,6 +119,15 @@ def canonical_maps(
     """The maps R^a U' S_v^-1/2 and R^a V' S_t^-1/2 of the covariances, padded with zero rows to `dim`.
 
     Signs are fixed by making the largest entry of each direction of U positive.
+
+    Args:
+        moments: the covariances C_v, C_t and C_vt.
+        dim: width of the joint space; directions beyond it are dropped.
+        ridge_image: l_v, in units of the mean variance of an image feature.
+        ridge_text: l_t, in units of the mean variance of a text feature.
+
+    Returns:
+        The maps of the images [dim, p] and of the texts [dim, q], float64.
     """
     image, text, cross = moments
     whiten = [_inverse_root(c, ridge) for c, ridge in ((image, ridge_image), (text, ridge_text))]

@@ -89,12 +89,8 @@ class CIBRLoss(nn.Module):
     concentrations they are kappa_b A_d(kappa_e) (1 - mean cosine with the centre of b) plus a constant, the floor.
     The floor measures a mismatch of concentrations, not information.
 
-    `consistency` is same-item consistency, a counterfactual-invariance penalty related to CoRe (Heinze-Deml and
-    Meinshausen, arXiv 1710.11469). It is *not* the CIBR objective: it bounds I(Z_v;X_v|X_v') for another rendering
-    X_v' of the same item, not I(Z_v;X_v|X_t). An encoder that copies what all renderings share is not penalised.
-
-    `anchor` bounds one term of R: for a statistic U_v of X_v that is sufficient for X_t, I(Z_v;X_v|X_t) =
-    I(Z_v;U_v|X_t) + I(Z_v;X_v|U_v), and it bounds the second, with `RegularisedCCA` as the statistic.
+    `consistency`, a counterfactual-invariance penalty, is *not* the CIBR objective, and `anchor` bounds only one
+    term of R; see `cibr.losses.penalties`.
 
     With `mine` the residual is estimated by `critics`, which the training loop must update alongside the encoders,
     with an optimiser of `critics.parameters()` on `critic_loss`. `critics` is None for every other penalty.

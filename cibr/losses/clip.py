@@ -111,8 +111,8 @@ def described(value) -> str:
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _check_shapes(image: Tensor, text: Tensor, labels: Tensor | None) -> None:
-    """Rejects anything but a batch of at least two pairs with fitting labels."""
+def check_shapes(image: Tensor, text: Tensor, labels: Tensor | None = None) -> None:
+    """Raises ValueError for anything but a batch of at least two pairs [n, d] with fitting labels [n]."""
     for name, value in (("image_features", image), ("text_features", text)):
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 2:
             raise ValueError(f"{name} must be a float tensor [n, d], got {described(value)}: use torch.tensor")
@@ -143,10 +143,23 @@ def checked(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Validated features in a common precision, at least float32, and the logit scale as a tensor.
 
-    Row norms must differ from 1 by less than the tolerance. All values are checked with one device transfer;
-    compiled code asserts them on the device, without synchronising.
+    All values are checked with one device transfer; compiled code asserts them on the device, without
+    synchronising.
+
+    Args:
+        image: features of the images, [n, d].
+        text: features of the texts, [n, d].
+        scale: multiplier of the cosines.
+        labels: as in `clip_loss`, [n].
+        tolerance: row norms must differ from 1 by less.
+
+    Returns:
+        Both features, [n, d], and the logit scale, a scalar.
+
+    Raises:
+        ValueError: as `clip_loss`, or row norms beyond the tolerance.
     """
-    _check_shapes(image, text, labels)
+    check_shapes(image, text, labels)
     dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
     image, text = image.to(dtype), text.to(dtype)
     scale = scale.to(image) if isinstance(scale, Tensor) else image.new_full((), scale)
@@ -177,7 +190,7 @@ def checked(
 
 
 def info_nce(image: Tensor, text: Tensor, scale: Tensor, labels: Tensor | None, chunk_size: int | None = None):
-    """`clip_loss` of inputs that `checked` returned."""
+    """`clip_loss` of inputs that `checked` returned, [n, d] each, and labels [n]: nats, a scalar."""
     n = len(image)
     automatic = n if n <= LARGEST_DIRECT else AUTOMATIC_CHUNK
     with torch.autocast(image.device.type, enabled=False):

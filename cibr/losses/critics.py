@@ -87,10 +87,15 @@ class MovingAverage(nn.Module):
 
     Args:
         decay: weight of the past, above 0 and below 1.
+
+    Raises:
+        ValueError: a decay outside this range.
     """
 
     def __init__(self, decay: float = 0.9):
         super().__init__()
+        if not 0 < decay < 1:
+            raise ValueError(f"decay is the weight of the past, above 0 and below 1; got {decay}: 0.9 is usual")
         self.decay = decay
         self.register_buffer("log_average", torch.tensor(math.nan))  # until the first update
 
@@ -161,16 +166,33 @@ class ResidualCritics(nn.Module):
 
 
 def check_rows(penalty: str, n: int, **features: Tensor | None) -> None:
-    """Raises ValueError for pooled or projected features that are missing, of another length or not finite."""
+    """Checks the pooled or projected features that a penalty needs.
+
+    Args:
+        penalty: its name, for messages.
+        n: number of pairs.
+        features: tensors [n, p], by their name in messages.
+
+    Raises:
+        ValueError: features that are missing, of another length or not finite.
+    """
     for name, value in features.items():
         if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != n:
-            what = "the tower pools before its head" if "pooled" in name else "the head gives, of its own length"
+            what = "the input of the head" if "pooled" in name else "the output of the head before normalisation"
             rule = f"{name} must be [{n}, p] for the penalty {penalty!r}, got {described(value)}"
-            raise ValueError(f"{rule}: pass what {what}, one row a pair")
+            raise ValueError(f"{rule}: pass {what}, one row a pair")
     check_finite(**features)
 
 
 def frozen_critics(critics: ResidualCritics, *inputs) -> dict[str, Scalar]:
-    """The critics' estimates, with a gradient to the embeddings but not to the critics."""
+    """The critics' estimates, with a gradient to the embeddings but not to the critics.
+
+    Args:
+        critics: the four critics.
+        inputs: those of `ResidualCritics.forward`.
+
+    Returns:
+        Nats, a scalar for each of `image` and `text`.
+    """
     fixed = {name: value.detach() for name, value in critics.named_parameters()}
     return torch.func.functional_call(critics, fixed, inputs)

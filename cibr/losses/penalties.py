@@ -124,7 +124,7 @@ def consistency(inputs: PenaltyInputs) -> Penalty:
 
     It is not the CIBR objective: for another rendering X_v' of the same item it bounds I(Z_v;X_v|X_v'), not
     I(Z_v;X_v|X_t). A counterfactual-invariance penalty related to CoRe (Heinze-Deml and Meinshausen, arXiv
-    1710.11469). Rows with a unique label are excluded.
+    1710.11469), which does not penalise what all renderings share. Rows with a unique label are excluded.
     """
     if inputs.labels is None:
         raise ValueError("the penalty 'consistency' compares rows of equal labels: pass labels, one for each item")

@@ -179,7 +179,7 @@ def vmf_residual_nats(cosine: Values, kappa_e: Values, kappa_b: Values, dim: int
         dim: d, the width of the embedding.
 
     Returns:
-        Nats, the common shape of the three, float64; never negative.
+        Nats, the common shape of the three, float64; negative only by rounding, such as of a cosine to above 1.
 
     Raises:
         ValueError: a concentration is negative or not finite, dim < 2, or a cosine is NaN or outside [-1, 1] by
