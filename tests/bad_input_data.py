@@ -9,6 +9,8 @@ from helpers import noise_pairs, picture
 
 from cibr.data import Pairs, load_pairs
 from cibr.data.corruptions import Corruption, corrupt, in_style
+from cibr.data.glyph_benchmarks import load_glyph_benchmark
+from cibr.data.glyphs import load_glyphs
 from cibr.data.pairs import Skips, open_rgb
 
 
@@ -160,6 +162,9 @@ PAIRS = {
     "template": (prompts(classnames=["a"], templates=["a {}"]), r"template 'a \{\}' without \{c\}"),
     "on_error": (lambda: Skips("set", "ignore", 0), "on_error is 'ignore': it is 'raise' or 'skip'"),
     "negative limit": (lambda: Skips("set", "skip", -1), "max_skipped is -1: it is a number of samples"),
+    "glyph split": (lambda: load_glyphs("half"), "no split 'half': it has train, validation"),
+    "glyph set": (lambda: load_glyph_benchmark("glyph_cats"), "'glyph_cats' is not one of glyph_digits, glyph_let"),
+    "glyph set's split": (lambda: load_glyph_benchmark("glyph_shapes", "train"), "'train' is not one of valid"),
     "limit without skip": (lambda: Skips("set", "raise", 3), "max_skipped is 3: .* needs on_error='skip'"),
 }
 CORRUPTIONS = {

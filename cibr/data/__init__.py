@@ -63,7 +63,8 @@ def available_splits(name: str | Path) -> list[str]:
     """Returns the splits that `load_pairs` offers for a name.
 
     Raises:
-        ValueError: as `resolve`.
+        ValueError: as `resolve`, or if a folder's metadata are malformed.
+        FileNotFoundError: if a folder has no metadata.
         ConnectionError: if the name is a hub id and cannot be fetched.
     """
     source = resolve(name)

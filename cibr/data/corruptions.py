@@ -65,7 +65,8 @@ class Corruption:
         redraw: draw the subset and the shuffled captions anew for each training seed.
 
     Raises:
-        ValueError: a share outside its range, or an unknown style (with the nearest known one).
+        ValueError: a share outside its range, a number of crops that is negative or not whole, a word that is not
+            a string, a `redraw` that is not a bool, or an unknown style (with the nearest known one).
     """
 
     fraction: float | int = 1.0
@@ -169,18 +170,30 @@ def _correlated(pairs: Pairs, corruption: Corruption) -> Pairs:
 
 
 def in_style(pairs: Pairs, style: str) -> Pairs:
-    """The same pairs with every image in one of `STYLES`."""
+    """The same pairs with every image in one of `STYLES`.
+
+    Raises:
+        ValueError: an unknown style.
+    """
     return _restyled(pairs, torch.ones(len(pairs), dtype=torch.bool), style)
 
 
 def in_both_styles(pairs: Pairs, style: str) -> Pairs:
-    """All pairs as they are, then all of them with their images in one of `STYLES`."""
+    """All pairs as they are, then all of them with their images in one of `STYLES`.
+
+    Raises:
+        ValueError: an unknown style.
+    """
     n = len(pairs)
     return _restyled(pairs.subset(torch.arange(n).repeat(2)), torch.arange(2 * n) >= n, style)
 
 
 def half_in_style(pairs: Pairs, style: str) -> Pairs:
-    """The same pairs with a fixed half of the images in one of `STYLES`."""
+    """The same pairs with a fixed half of the images in one of `STYLES`.
+
+    Raises:
+        ValueError: an unknown style.
+    """
     changed = torch.zeros(len(pairs), dtype=torch.bool)
     changed[_order(len(pairs), 3)[: len(pairs) // 2]] = True
     return _restyled(pairs, changed, style)

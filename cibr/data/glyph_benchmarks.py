@@ -114,8 +114,13 @@ def load_glyph_benchmark(name: str, split: str = "test") -> Pairs:
     Returns:
         Pairs with `labels`, `classnames` (those with an image in the split), `templates` and, except for the
         handwritten digits, `factors` as in `load_glyphs`. The caption of an image is its class name.
+
+    Raises:
+        ValueError: an unknown set or split.
     """
-    assert split in SPLITS, "load_pairs has checked it against the card"
+    for value, known in ((name, ("glyph_digits", *GLYPH_BENCHMARKS)), (split, SPLITS)):
+        if value not in known:
+            raise ValueError(f"{value!r} is not one of {', '.join(known)}: choose one of them")
     keys, classes, pixels, factors = _digits(split) if name == "glyph_digits" else _characters(name, split)
     classnames = sorted(set(classes))
     labels = torch.tensor([classnames.index(kind) for kind in classes])

@@ -88,7 +88,12 @@ def load_glyphs(split: str = "train") -> Pairs:
         Pairs with `labels` (the character's code point) and `factors`, one row per image:
         `character, name, category, typeface, weight, slant, size` (font size in px), `x, y` (offset from the
         centre in px), `ink, paper` (grey levels, 0 to 255), `template` (index into `TEMPLATES`).
+
+    Raises:
+        ValueError: an unknown split.
     """
+    if split not in SPLITS:
+        raise ValueError(f"glyphs has no split {split!r}: it has {', '.join(SPLITS)}")
     faces, group, varied = SPLITS[split]
     characters = glyph_characters()
     factors = sample_factors(characters[characters["group"] == group], faces, n_draws=int(varied))

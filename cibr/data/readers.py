@@ -1,14 +1,7 @@
 """Readers of image-text data: image folders, hub data sets through `datasets`, and WebDataset shards.
 
-Image folder: the imagefolder convention of `datasets`. A row of ``metadata.csv`` or ``metadata.jsonl`` gives an
-image (``file_name``, relative to the metadata) and its text (``text`` or ``caption``; in jsonl also a list).
-Several rows with one image give it several texts; images without a row are not used. An optional ``group`` is
-equal for renderings of one item, such as a product on two backgrounds. Splits are subfolders, each with its own
-metadata or all with one file; a folder without them is split by a hash of each file name or group. Rows are not
-read by `datasets`, which turns the text "NA" into a missing value and "2013" into a number, and reports no line.
-
-Hub: any data set with the columns ``image`` and ``text``, ``caption``, ``captions`` or ``texts`` (a string or a
-list), and optionally ``group``; also a local folder of Parquet files.
+data/README.md has the formats of image folders and of hub data sets. Metadata are not read by `datasets`, which
+turns the text "NA" into a missing value and "2013" into a number, and reports no line.
 
 Shards: the layout of ``clip-benchmark/wds_*`` on the hub. ``<split>/nshards.txt`` contains the number of shards,
 ``<split>/0.tar``, ``1.tar``, ... the samples: members that share a name up to its first dot, an image with

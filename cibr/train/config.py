@@ -61,7 +61,8 @@ class RunConfig:
         learn_temperature: whether the temperature is trained.
         kappa_e, kappa_b: concentrations of the encoder's and the backward von Mises-Fisher distributions.
         text_weight: the texts' share of the penalty; see `CIBRLoss`.
-        group_size: rows of a batch that are images of one label, or captions of one image; 1 for none.
+        group_size: rows of a batch that belong together: renderings of one item if the pairs have groups, else
+            images of one label, or else captions of one image; 1 for none.
         group_share: share of a batch's rows in such groups; see `cibr.train.sampler`.
         ramp: raise beta from 0 after a third of the training; otherwise it is constant.
         cca_start: initialise the heads over frozen towers with regularised CCA of the training pairs.
@@ -182,7 +183,6 @@ def configure(**parameters: Any) -> RunConfig:
     Raises:
         ValueError: an unknown parameter, data set, model or penalty (with the nearest known name), a value outside
             its range, or an output folder within the data.
-        FileNotFoundError: a missing model.
     """
     for name in parameters:
         _refuse_unknown("parameter", name, _TYPES)
@@ -302,6 +302,8 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
 
     Raises:
         ValueError: an unusable sample, or a data set that is too small to be split.
+        FileNotFoundError: a part of the data set is missing.
+        ConnectionError: the data set cannot be fetched from the hub.
     """
     there = available_splits(config.dataset)
     options = dict(on_error=config.on_error, max_skipped=config.max_skipped)
@@ -333,7 +335,19 @@ def _hold_out(train: Pairs) -> tuple[Pairs, Pairs]:
 
 
 def build_model(config: RunConfig, train: Pairs) -> DualEncoder:
-    """Builds or loads the model of a configuration; its seed sets the initial weights."""
+    """Builds or loads the model of a configuration; its seed sets the initial weights.
+
+    Args:
+        config: from `configure`.
+        train: the training pairs, from whose texts a tiny model learns its tokenizer.
+
+    Returns:
+        The model, on the CPU.
+
+    Raises:
+        FileNotFoundError: the model, a tower, its tokenizer or its image preprocessing is missing.
+        ValueError: a folder that is incomplete or damaged, or a model that is not a dual encoder.
+    """
     torch.manual_seed(config.seed)
     if config.model == "tiny":
         size = 32 if train.name == "glyphs" else 64

@@ -78,9 +78,10 @@ def fit(
 
     Raises:
         ValueError: fewer than two pairs or captions, groups requested of pairs without groups, an unusable sample,
-            a penalty on pooled features with a model that has none (SigLIP, ALIGN), an output folder that cannot
-            be written, is in use or contains another run; or a GPU that is out of memory, with the
-            micro_batch_size to try.
+            a penalty on pooled features with a model that has none (SigLIP, ALIGN), a learning rate for a tower
+            that the model lacks, a batch that the processes cannot share equally, processes that find different
+            checkpoints, an output folder that cannot be written, is in use or contains another run; or a GPU that
+            is out of memory, with the micro_batch_size to try.
         FloatingPointError: a loss or gradient that is not finite; the message names the last good checkpoint.
         SystemExit: with code 143 after SIGTERM; the run is saved and resumes when started again.
         KeyboardInterrupt: the same after Ctrl-C.
@@ -176,7 +177,20 @@ def rows_of_steps(
 ) -> Iterator[tuple[Tensor, ...]]:
     """Indices of the images and texts of this process's rows, from a step to the end of the run.
 
-    With `crop_scale` the seeds of the crops are added. All are functions of seed, epoch and row.
+    Args:
+        train: the training pairs.
+        config: of the run.
+        step: the first step, counted from 0.
+        steps_per_epoch: steps of an epoch.
+        rows_here: rows of a batch in each process.
+        accelerator: an `accelerate.Accelerator`.
+
+    Yields:
+        Indices of images and of texts for each step, [rows_here] each, and with `crop_scale` the seeds of the
+        crops; all are functions of seed, epoch and row.
+
+    Raises:
+        ValueError: as `epoch_rows`.
     """
     batch_size = rows_here * accelerator.num_processes
     for epoch in range(step // steps_per_epoch, config.epochs):
@@ -201,8 +215,17 @@ def train_step(
 ) -> None:
     """One step on a batch: encode, loss, gradients of the whole batch, finite check, step, clamp.
 
-    A step that is not finite raises before it is taken. The parts are those of `RunFolder.save`; `noise` contains
-    the standard deviations of the noise on cached image and text features, [p] and [q], or nothing.
+    Args:
+        parts: the parts of `RunFolder.save`.
+        batch: this process's rows.
+        config: of the run.
+        at: its progress, to which the terms of the loss are added.
+        run: its folder, for messages.
+        accelerator: an `accelerate.Accelerator`.
+        noise: standard deviations of the noise on cached image and text features, [p] and [q], or nothing.
+
+    Raises:
+        FloatingPointError: features, a loss or a gradient that are not finite, before the step is taken.
     """
     model, loss_fn, optimizer = parts["model"], parts["loss"], parts["optimizer"]
     options = config.micro_batch_size, config.mixed_precision
@@ -292,7 +315,20 @@ def train_critics(
     generator: torch.Generator,
     accelerator,
 ) -> None:
-    """Trains the critics on the whole batch with fixed encoders; every process takes the same steps."""
+    """Trains the critics on the whole batch with fixed encoders; every process takes the same steps.
+
+    Args:
+        loss_fn: the loss with the critics.
+        optimizer: of the critics.
+        n_steps: number of steps.
+        features: embeddings [n, d] and pooled features [n, p] and [n, q], by the argument names of `critic_loss`.
+        generator: random generator of the noise.
+        accelerator: an `accelerate.Accelerator`.
+
+    Raises:
+        FloatingPointError: a gradient that is not finite.
+        ValueError: as `CIBRLoss.critic_loss`.
+    """
     fixed = {name: leaf.detach() for name, leaf in features.items()}
     for _ in range(n_steps):
         optimizer.zero_grad(set_to_none=True)
@@ -319,7 +355,7 @@ def embedding_health(
 
     Returns:
         `image_mean_cosine` and `text_mean_cosine` between different rows, near 1 if embeddings have collapsed to a
-        point; `repeated_captions`, the fraction of rows that match others.
+        point; `repeated_captions`, 1 - number of distinct labels / n.
     """
     n, health = len(labels), {}
     for side, features in (("image", image), ("text", text)):
@@ -358,6 +394,17 @@ def build_optimizer(
     """AdamW, without weight decay for gains, biases and the temperature, and a one-cycle schedule.
 
     Towers have their own learning rates; one with rate 0 is frozen here.
+
+    Args:
+        model: the model, on its device.
+        config: of the run.
+        n_steps: steps of the whole run.
+
+    Returns:
+        The optimiser and the schedule, which is advanced after every step.
+
+    Raises:
+        ValueError: a learning rate for a tower that the model lacks.
     """
     rates = {}
     for tower, rate in _towers(model, config):
