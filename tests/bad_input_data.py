@@ -163,7 +163,7 @@ PAIRS = {
     "on_error": (lambda: Skips("set", "ignore", 0), "on_error is 'ignore': it is 'raise' or 'skip'"),
     "negative limit": (lambda: Skips("set", "skip", -1), "max_skipped is -1: it is a number of samples"),
     "glyph split": (lambda: load_glyphs("half"), "no split 'half': it has train, validation"),
-    "glyph set": (lambda: load_glyph_benchmark("glyph_cats"), "'glyph_cats' is not one of glyph_digits, glyph_let"),
+    "glyph set": (lambda: load_glyph_benchmark("glyph_cats"), "'glyph_cats' is not one of glyph_digits"),
     "glyph set's split": (lambda: load_glyph_benchmark("glyph_shapes", "train"), "'train' is not one of valid"),
     "limit without skip": (lambda: Skips("set", "raise", 3), "max_skipped is 3: .* needs on_error='skip'"),
 }
