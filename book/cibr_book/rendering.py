@@ -31,7 +31,10 @@ MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y",
 MATHJAX += ("sre/mathmaps/en.json", "sre/mathmaps/nemeth.json")
 # Maps for debuggers, translations of the theme, fonts with a smaller WOFF2 twin, a script that draws icons again.
 UNUSED = ("**/*.map", "locales/**/*.*", "vendor/fontawesome/**/*.ttf", "vendor/fontawesome/**/*.js")
-ICON_SCRIPT = re.compile(r'<script [^>]*src="[^"]*fontawesome[^"]*"[^>]*></script>')
+# The script that draws icons a second time, and fonts that would be loaded before any icon asks for them.
+ICONS = re.compile(
+    r'<script [^>]*src="[^"]*fontawesome[^"]*"[^>]*></script>|<link rel="preload" [^>]*fa-(?:brands|regular)[^>]*>'
+)
 # Parameters one a line: Sphinx writes them as the definitions in a list that defines no term.
 SIGNATURE = re.compile(r'<dl>\n(?:<dd><em class="sig-param">.*</dd>\n)+</dl>')
 
@@ -155,7 +158,7 @@ def shrink_site(app: Sphinx, error: Exception | None) -> None:
             cell |= {"outputs": kept} if "outputs" in cell else {}
         file.write_text(json.dumps(notebook, ensure_ascii=False), "utf-8")
     for page in Path(app.outdir).rglob("*.html"):
-        page.write_text(ICON_SCRIPT.sub("", page.read_text("utf-8")), "utf-8")
+        page.write_text(ICONS.sub("", page.read_text("utf-8")), "utf-8")
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
