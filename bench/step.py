@@ -2,13 +2,11 @@
 
     python bench/step.py [--save] [--device cuda] [--sizes 4096 16384 65536]
 
-All use the tiny encoders on noise; parts have 256 rows, or a sixteenth of the batch if that is more. `open_clip`
-is the accumulation of its training script; `sentence-transformers` is its `CachedMultipleNegativesRankingLoss` in
-both directions, which replaces the deprecated `CachedMultipleNegativesSymmetricRankingLoss` and like it has a
-constant temperature; `plain accumulation` is the mean of the losses of the parts, as in a generic trainer; `plain
-torch` is the whole batch in one graph; the floor is the encoders without a loss. Errors are relative to InfoNCE in
-float64. A step without a time did not fit on the GPU. The second table, on the CPU, is a step of CLIP's ViT-B/32
-with random weights, and the share of the penalty in it.
+All use the tiny encoders on noise, in parts of 256 rows or a sixteenth of the batch. `open_clip` accumulates as
+its training script; `sentence-transformers` is its `CachedMultipleNegativesRankingLoss` in both directions, at a
+constant temperature; `plain accumulation` is the mean of the parts' losses, `plain torch` the whole batch in one
+graph, the floor no loss. Errors are relative to InfoNCE in float64; a step without a time did not fit on the GPU.
+The second table is a step of CLIP's ViT-B/32 on the CPU, and the share of the penalty in it.
 """
 
 import importlib.util

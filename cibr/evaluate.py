@@ -5,10 +5,9 @@ a rerun resumes where it stopped. Zero-shot classification follows Radford et al
 renormalised mean of its prompts' unit vectors. Retrieval is paired (Karpathy and Fei-Fei, 2015) or by label,
 according to `Pairs.paired`. Texts longer than the context are truncated, as in both.
 
-A score is a weighted sum of means: over all items, over the items of each class (mean per-class accuracy), or over
-the items of several data sets (the mean of a suite). So every score, its 95 % bootstrap interval and its paired
-difference follow one rule: items are resampled within each part, and with several seeds the seeds too. An item is
-an image with its texts or, by label, everything with one label.
+A score is a weighted sum of means over items, such as those of each class or data set. For its 95 % bootstrap
+interval items are resampled within each mean, and with several seeds the seeds too. An item is an image with its
+texts or, by label, everything with one label.
 """
 
 import hashlib
@@ -320,8 +319,8 @@ def evaluate(
         The evaluation, with `rows` of scores and the `predictions` per item.
 
     Raises:
-        ValueError: an unknown suite, kind or set, an unusable sample (the message names its set), or an output
-            folder that cannot be created.
+        ValueError: an unknown suite, kind or set, a limit or batch_size out of its range, an unusable sample (the
+            message names its set), or an output folder that cannot be created.
         FileNotFoundError: a file of a set is missing.
         ConnectionError: a file cannot be fetched from the hub.
     """

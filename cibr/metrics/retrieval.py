@@ -4,17 +4,6 @@ The rank of a query is the number of incorrect items at least as similar as its 
 embeddings, where everything ties, score 0 rather than 100 %. There are two protocols. *Paired* (Karpathy and
 Fei-Fei, 2015): only an image's own captions are correct. *By label*: every item with the query's label is correct,
 as in a loss with several positives.
-
-Paired ranks need one pass over the similarities. A row (a text against all images) contains the text's own image,
-so texts are ranked within their row. The captions of an image are spread over rows, and its threshold must be
-known in advance: it comes from a narrow band, tiles of texts sorted by image against their own images only. The
-pass then recomputes the same entries. If a kernel rounded one differently, a second pass uses the first one's
-entries as thresholds: the result is always exact, and one pass is nearly always enough.
-
-A tile of the product is compared while it is in a core's cache, and a comparison writes 0 and 1 as floats, which
-are summed by a product with ones: several times faster than counting Booleans. Kernels may round a pair
-differently in a matrix of another shape, so the last block overlaps the one before instead of being thin, and a
-side of fewer than `SMALLEST` rows is padded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +18,7 @@ KS = (1, 5, 10)
 BLOCK = 1024  # queries per product
 BLOCK_ELEMENTS = 2**23  # most similarities in memory (32 MiB), as long as a block has SMALLEST queries
 TILE_ELEMENTS = 2**18  # similarities compared at a time (1 MiB), to fit a core's cache
-SMALLEST = 64  # thinner products use other kernels
+SMALLEST = 64  # thinner products use other kernels, which may round a pair differently
 FEW = 8  # correct items per query up to which counting is faster than sorting
 BAND = 256  # texts at a time in the band of own similarities
 
@@ -174,8 +163,9 @@ def retrieval_ranks(
     """
     _check_paired(image_embeddings, text_embeddings, text_to_image)
     images, texts = image_embeddings.float(), text_embeddings.float()
+    # Captions of an image are spread over rows of the product, so its threshold must be known before the pass.
     own = _own_of_band(images, texts, text_to_image)
-    for _ in range(2):  # the second pass repeats the first one's products, of the same shape
+    for _ in range(2):  # a second pass only if the band's kernel rounded an entry differently; then it is exact
         best = own.new_full((len(images),), -torch.inf).scatter_reduce(0, text_to_image, own, "amax")
         found, wrong, text_ranks = _pass(images, texts, text_to_image, best)
         if torch.equal(found, own):
@@ -241,6 +231,7 @@ def similarity_tiles(
 
 def count_reaching(tile: Float[Tensor, "t m"], thresholds: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
     """Number of similarities of each row at or above its threshold; as float32, exact up to 2^24."""
+    # Floats summed by a product with ones: several times faster than counting Booleans.
     reached = torch.ge(tile, thresholds[:, None], out=torch.empty_like(tile))
     return reached.mv(reached.new_ones(reached.shape[1]))
 

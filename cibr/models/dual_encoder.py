@@ -69,7 +69,18 @@ class DualEncoder(nn.Module):
     def tiny(
         cls, texts: list[str], *, dim: int = 128, width: int = 32, image_size: int = 32, dropout: float = 0.0
     ) -> "DualEncoder":
-        """A small untrained model with a tokenizer learned from `texts`; `torch.manual_seed` sets its weights."""
+        """A small untrained model with a tokenizer learned from `texts`; `torch.manual_seed` sets its weights.
+
+        Args:
+            texts: of a training set, at least one.
+            dim: dimension of the joint space.
+            width: channels of the image tower's first layer.
+            image_size: side of the square that images are cropped to, in pixels.
+            dropout: probability of dropout, in the heads and the text tower.
+
+        Raises:
+            ValueError: no texts.
+        """
         if not texts:
             raise ValueError("a tiny model learns its tokenizer from texts: give at least one")
         tokenizer = towers.train_tokenizer(texts)
@@ -86,7 +97,18 @@ class DualEncoder(nn.Module):
         image_size: int = 160,
         dropout: float = 0.5,
     ) -> "DualEncoder":
-        """Two frozen pretrained towers, by folder or hub id, under trainable projection heads."""
+        """Two frozen pretrained towers under trainable projection heads.
+
+        Args:
+            image_tower: folder or hub id of the image tower.
+            text_tower: folder or hub id of the text tower and its tokenizer.
+            dim: dimension of the joint space.
+            image_size: side of the square that images are cropped to, in pixels.
+            dropout: probability of dropout, in the heads.
+
+        Raises:
+            FileNotFoundError: a tower, the tokenizer or the image preprocessing is missing.
+        """
         load = towers.from_hub
         image, text = (load("AutoModel", name, dtype=torch.float32).eval() for name in (image_tower, text_tower))
         backbone = towers.FrozenBackbone(image, text, dim, dropout)
@@ -134,9 +156,14 @@ class DualEncoder(nn.Module):
         self.log_logit_scale.requires_grad_(learn)
 
     def preprocess(self, images: list[Image.Image]) -> UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n ..."]:
-        """Images of any mode and size, resized and cropped, as 8-bit RGB, to be passed to `normalise`.
+        """Resizes and crops images, to be passed to `normalise`.
 
-        Preprocessing other than CLIP's returns normalised values; see `cibr.models.towers.HubImageProcessor`.
+        Args:
+            images: PIL images of any mode and size.
+
+        Returns:
+            8-bit RGB, [n, 3, image_size, image_size]; or with preprocessing other than CLIP's, normalised floats,
+            see `cibr.models.towers.HubImageProcessor`.
         """
         return self.processor(images)
 
@@ -171,11 +198,26 @@ class DualEncoder(nn.Module):
         return ids, mask
 
     def encode_images(self, pixels: Float[Tensor, "n ..."]) -> Encoded:
-        """Encodes normalised images as unit vectors."""
+        """Encodes normalised images.
+
+        Args:
+            pixels: from `normalise`, [n, 3, h, w], or the patches of a `HubImageProcessor`, [n, p, _].
+
+        Returns:
+            Unit vectors [n, d] and pooled features [n, p].
+        """
         return self.project_images(self.backbone.image_pooled(pixels))
 
     def encode_texts(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Encoded:
-        """Encodes token ids as unit vectors."""
+        """Encodes token ids.
+
+        Args:
+            ids: from `tokenize`, [n, t].
+            mask: 1 for tokens, 0 for padding, [n, t].
+
+        Returns:
+            Unit vectors [n, d] and pooled features [n, q].
+        """
         return self.project_texts(self.backbone.text_pooled(ids, mask))
 
     def project_images(self, pooled: Float[Tensor, "n p"]) -> Encoded:
@@ -197,7 +239,7 @@ class DualEncoder(nn.Module):
             Unit vectors [n, d], float32, on the CPU.
 
         Raises:
-            ValueError: anything but a list of PIL images.
+            ValueError: anything but a list of PIL images, or batch_size < 1.
         """
         return self._embed(
             lambda batch: self.encode_images(self.normalise(self._move(self.preprocess(batch)))),
@@ -219,7 +261,8 @@ class DualEncoder(nn.Module):
             Unit vectors [n, d], float32, on the CPU.
 
         Raises:
-            ValueError: anything but a list of strings; a text longer than the context, unless `truncate` is set.
+            ValueError: anything but a list of strings; a text longer than the context, unless `truncate` is set;
+                batch_size < 1.
         """
         return self._embed(
             lambda batch: self.encode_texts(*map(self._move, self.tokenize(batch, truncate))),

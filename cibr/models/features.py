@@ -125,6 +125,10 @@ def prepare(
         digests: of the model, if the caller has computed them.
         crop_scale: smallest share of an image's area in random resized crops, 1 for none (not for frozen towers).
 
+    Returns:
+        Images as decoded pixels, on demand or with pooled features [n, p]; token ids and mask [m, t] or pooled
+        features [m, q] of the texts; and the label of each text [m].
+
     Raises:
         ValueError: a text longer than the context, unless `truncate` is set; an image that does not decode; crops
             for a model whose images are not square.
@@ -170,7 +174,16 @@ def encode_texts(model: DualEncoder, texts: tuple[Tensor, ...]) -> Encoded:
 def embed_pairs(
     model: DualEncoder, inputs: Inputs, batch_size: int = 512
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
-    """Unit vectors of all images [n, d] and all texts [m, d] of a set, computed in eval mode, on the CPU."""
+    """Embeds all images and texts of a set, in eval mode.
+
+    Args:
+        model: the encoders, on the device to use.
+        inputs: from `prepare`.
+        batch_size: rows encoded at once.
+
+    Returns:
+        Unit vectors of the images [n, d] and of the texts [m, d], float32, on the CPU.
+    """
     device, title = model.log_logit_scale.device, f"{inputs.pairs.name} {inputs.pairs.split}"
     image_rows, text_rows = (torch.arange(len(x)).split(batch_size) for x in (inputs.pairs, inputs.labels))
     image_batches = inputs.loader([(rows, rows[:0]) for rows in image_rows])

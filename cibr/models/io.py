@@ -7,10 +7,9 @@
     image_tower/, text_tower/  the frozen towers (kind `frozen`)
     config.json, model.safetensors  the model of transformers itself (kind `clip`), for its own class to load
 
-Other files, such as a run's history, may be in the same folder, so it cannot be replaced as a whole. A save writes
-everything to a subfolder and renames that to `.complete` in one step: before it the old model is loaded, after it
-the new one, whose files are then moved to their places, by the next load if necessary. So a kill at any moment, or
-a full disk, leaves either the old or the new model complete.
+The folder may have other files, such as a run's history. A save writes to a subfolder, renames it to `.complete`
+and moves its files to their places, as does a load that finds it. So a kill at any moment, or a full disk, leaves
+the old or the new model complete.
 """
 
 import json

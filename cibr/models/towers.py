@@ -208,7 +208,7 @@ class Block(nn.Module):
 
 
 class TinyImageTower(nn.Sequential):
-    """Small CNN: normalised images [n, 3, size, size] to pooled features [n, 4 * width * 16] on a 4 x 4 grid."""
+    """Small CNN: normalised images [n, 3, h, w] to features [n, 4 * width * 16], pooled to a 4 x 4 grid."""
 
     def __init__(self, width: int):
         memory_format = layout(width)
