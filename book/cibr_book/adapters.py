@@ -8,11 +8,10 @@ the cosines. With labelled images x_i of classes y_i, the logits of class c are
     Tip-Adapter        s <x, t_c> + alpha * sum_{i: y_i = c} exp(-beta (1 - <x, k_i>)),  k_i = x_i
     Tip-Adapter-F      the same with trained k_i
 
-Sources: the probe's penalty is that of CLAP (Silva-Rodríguez et al. 2024, arXiv 2312.12730), where lambda_c is the
-mean probability that the zero-shot classifier assigns to c on its labelled images. They fix the strength at 1 and
-renormalise w; we do not, which keeps the problem convex. Tip-Adapter: Zhang et al. (2022, arXiv 2111.03930). CoOp:
-Zhou et al. (2022, arXiv 2109.01134). The published code of Tip-Adapter augments the labelled images and selects
-the epoch of F on the test set; here features are cached, without augmentation, and the test set selects nothing.
+Sources: CLAP (Silva-Rodríguez et al. 2024, arXiv 2312.12730) for the probe, with lambda_c the mean zero-shot
+probability of c on its images, but without renormalising w, so that it is convex; Tip-Adapter (Zhang et al. 2022,
+arXiv 2111.03930), here without augmentation; CoOp (Zhou et al. 2022, arXiv 2109.01134). The test set selects
+nothing.
 """
 
 from collections import Counter
@@ -70,6 +69,13 @@ def linear_probes(few: FewShot, strengths: Sequence[float]) -> dict[float, Float
     """Weights of logistic regression regularised towards the zero-shot weights, by L-BFGS, for every strength.
 
     The largest strength starts from the zero-shot weights, each other one from the previous solution.
+
+    Args:
+        few: the labelled images and the zero-shot classifier.
+        strengths: weights of the penalty.
+
+    Returns:
+        Weights [c, d] by strength.
     """
     own = few.logits(few.images).softmax(1).gather(1, few.labels[:, None]).squeeze(1)
     counts = few.labels.bincount(minlength=len(few.classes)).clamp(min=1)
@@ -92,16 +98,37 @@ def linear_probes(few: FewShot, strengths: Sequence[float]) -> dict[float, Float
 
 
 def tip_logits(few: FewShot, queries: Queries, alpha: float, beta: float, keys: Images | None = None) -> Logits:
-    """Logits of Tip-Adapter; by default the keys are the labelled images."""
+    """Logits of Tip-Adapter.
+
+    Args:
+        few: the labelled images and the zero-shot classifier.
+        queries: unit vectors to classify, [q, d].
+        alpha: weight of the labelled images.
+        beta: sharpness of the affinities.
+        keys: k_i, [n, d]; by default the labelled images.
+
+    Returns:
+        Logits [q, c].
+    """
     affinity = queries @ (few.images if keys is None else keys).T
     values = F.one_hot(few.labels, len(few.classes)).to(affinity)
     return few.logits(queries) + alpha * (beta * (affinity - 1)).exp() @ values
 
 
 def tip_keys(few: FewShot, alpha: float, beta: float, rate: float, n_epochs: int) -> list[Images]:
-    """Keys of Tip-Adapter-F: the labelled images, then the keys after each epoch.
+    """Trains the keys of Tip-Adapter-F.
 
     AdamW on batches in the same order in every call; the cosine schedule always ends at `EPOCHS`.
+
+    Args:
+        few: the labelled images and the zero-shot classifier.
+        alpha: as in `tip_logits`.
+        beta: as in `tip_logits`.
+        rate: learning rate at the start.
+        n_epochs: over the labelled images.
+
+    Returns:
+        The labelled images, then the keys after each epoch, [n, d] each.
     """
     keys, generator = few.images.clone().requires_grad_(), torch.Generator().manual_seed(0)
     optimiser = torch.optim.AdamW([keys], rate, eps=1e-4)

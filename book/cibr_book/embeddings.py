@@ -17,7 +17,11 @@ MAP_COMPONENTS = 30  # principal components that t-SNE starts from
 
 
 def nearest_items(embeddings: Float[Tensor, "n d"], k: int) -> Int[Tensor, "n k"]:
-    """The k most similar other items of each unit vector, the most similar first; k is between 1 and n - 1."""
+    """The k most similar other items of each unit vector, the most similar first.
+
+    Raises:
+        ValueError: a k that is not between 1 and n - 1.
+    """
     if not 1 <= k < len(embeddings):
         raise ValueError(f"k={k} does not fit {len(embeddings)} items: k is between 1 and n - 1")
     return (embeddings @ embeddings.T).fill_diagonal_(-torch.inf).topk(k).indices
@@ -52,7 +56,15 @@ def embedding_map(embeddings: Float[Tensor, "n d"], seed: int = 0, perplexity: f
 
 
 def margins(similarity: Float[Tensor, "n m"], is_right: Bool[Tensor, "n m"]) -> Float[Tensor, " n"]:
-    """Margin of the best correct answer over the best incorrect one, in cosine; negative for an error."""
+    """Margin of the best correct answer over the best incorrect one; negative for an error.
+
+    Args:
+        similarity: cosines of queries (rows) with answers, [n, m].
+        is_right: whether an answer is correct, [n, m]; both kinds in every row.
+
+    Returns:
+        Differences of cosines, [n].
+    """
     best = similarity.masked_fill(~is_right, -torch.inf).amax(1)
     return best - similarity.masked_fill(is_right, -torch.inf).amax(1)
 
@@ -74,7 +86,11 @@ def error_kind(name: str, chosen: str, same_drawing: bool) -> str:
 
 
 def effective_dimension(embeddings: Float[Tensor, "n d"]) -> float:
-    """Participation ratio of the covariance: (sum of eigenvalues)^2 / sum of their squares."""
+    """Participation ratio of the covariance of embeddings [n, d]: (sum of eigenvalues)^2 / sum of their squares.
+
+    Returns:
+        A number from 1 to d, the number of directions if their variances are equal.
+    """
     centred = embeddings.double() - embeddings.double().mean(0)
     covariance = centred.T @ centred
     return (covariance.trace().square() / covariance.square().sum()).item()

@@ -356,7 +356,11 @@ class InformationTask:
         return self.draw(n, torch.Generator().manual_seed(seed))
 
     def seen_through(self, name: str) -> "InformationTask":
-        """The task with every coordinate transformed by one of `MAPS`, which keeps the information."""
+        """The task with every coordinate transformed by one of `MAPS`, which keeps the information.
+
+        Raises:
+            ValueError: an unknown map.
+        """
         if name not in MAPS:
             raise ValueError(f"unknown map {name!r}: it is one of {', '.join(MAPS)}")
 
@@ -367,7 +371,11 @@ class InformationTask:
 
 
 def correlation_of(nats: float, dim: int = 1) -> float:
-    """The correlation at which dim independent pairs of Gaussians have this total information."""
+    """The correlation at which dim independent pairs of Gaussians have this total information.
+
+    Raises:
+        ValueError: nats that are negative or not finite.
+    """
     if not 0 <= nats < math.inf:
         raise ValueError(f"nats must be finite and at least 0, got {nats}")
     return math.sqrt(-math.expm1(-2 * nats / dim))

@@ -125,6 +125,9 @@ def grid(axes: dict[str, Any]) -> list[dict[str, Any]]:
     Examples:
         >>> grid({"beta": [0.0, 0.1], "seed": [0, 1], "model": "tiny"})[1]
         {'beta': 0.0, 'seed': 1, 'model': 'tiny'}
+
+    Raises:
+        ValueError: a text that is a number without a point, such as 1e-3 in YAML.
     """
     values = [axis if isinstance(axis, list) else [axis] for axis in axes.values()]
     for name, value in ((name, v) for name, axis in zip(axes, values, strict=True) for v in axis):

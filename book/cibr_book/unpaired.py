@@ -38,6 +38,9 @@ def em_moments(
         images: centred features of images without a text, [m, p].
         texts: centred features of texts without an image, [k, q].
         ridges: of the regressions between the modalities, in units of the mean variance.
+
+    Returns:
+        The covariances C_v [p, p], C_t [q, q] and C_vt [p, q], float64.
     """
     own_image, own_text, own_cross = moments
     image, text, cross = moments
