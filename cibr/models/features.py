@@ -126,8 +126,8 @@ def prepare(
         crop_scale: smallest share of an image's area in random resized crops, 1 for none (not for frozen towers).
 
     Returns:
-        Images as decoded pixels, on demand or with pooled features [n, p]; token ids and mask [m, t] or pooled
-        features [m, q] of the texts; and the label of each text [m].
+        Preprocessed images, in memory or decoded on demand, and token ids and mask of the texts, [m, t] each; for
+        frozen towers pooled features instead, [n, p] and [m, q].
 
     Raises:
         ValueError: a text longer than the context, unless `truncate` is set; an image that does not decode; crops
