@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import socket
 import sys
-import traceback
 import warnings
 from pathlib import Path
 
@@ -30,21 +29,13 @@ def finish(process, timeout: float = 200) -> int | None:
     return process.exitcode
 
 
-def _run(function, args, log):
-    os.environ.update(TQDM_DISABLE="1")
+def _run(function, args, log=None):
+    os.environ["TQDM_DISABLE"] = "1"
     if log is not None:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
     torch.set_num_threads(1)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            function(*args)
-    except BaseException as error:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(
-            error.code if isinstance(error, SystemExit) else 130 if isinstance(error, KeyboardInterrupt) else 1
-        )
-    os._exit(0)
+    with warnings.catch_warnings(action="ignore"):
+        function(*args)
 
 
 def free_port() -> str:
@@ -64,8 +55,6 @@ def run_together(world: int, function, *args, timeout: float = 200) -> None:
 
 
 def _joined(rank, port, world, function, args):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=world, TQDM_DISABLE="1")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=world)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    torch.set_num_threads(1)
-    with warnings.catch_warnings(action="ignore"):
-        function(*args)
+    _run(function, args)

@@ -1,10 +1,13 @@
-"""Small configurations, models and folders of images that the tests of training share."""
+"""Small configurations, models, steps and folders of images that the tests of training share."""
 
 import torch
+from accelerate import Accelerator
 from helpers import TEXTS, noise_pairs, picture
 
 from cibr import DualEncoder
 from cibr.train import configure, fit
+from cibr.train.grad_cache import GradCache
+from cibr.train.loop import train_critics
 
 PAIRS, HELD_OUT = noise_pairs(24, n_captions=3), noise_pairs(10, n_captions=2, split="validation")
 
@@ -29,6 +32,26 @@ def train(folder, pairs=PAIRS, held_out=HELD_OUT, prepare=lambda model: None, **
     model = small_model(config, pairs)
     prepare(model)
     return model, fit(model, pairs, held_out, config), folder
+
+
+def step(model, loss_fn, batch, critics=None, accelerator=None, **options):
+    """Terms of the loss and gradients, as a training step takes them, after three steps of `critics` if given."""
+    accelerator = accelerator or Accelerator()
+    torch.manual_seed(5)
+    model.zero_grad()
+    generator = torch.Generator().manual_seed(3)
+    needs = dict(with_pooled=loss_fn.critics is not None, with_projected=loss_fn.penalty == "rafa")
+    cache = GradCache(model, batch, accelerator, **needs, **options)
+    if critics:
+        train_critics(loss_fn, critics, 3, cache.features, generator, accelerator)
+    terms = loss_fn(**cache.features, logit_scale=model.logit_scale, labels=cache.labels, generator=generator)
+    terms["loss"].backward()
+    cache.backward()
+    return terms, gradients(model)
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def write_folder(folder, **splits):

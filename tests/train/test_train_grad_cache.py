@@ -4,11 +4,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from helpers import noise_pairs
+from small_runs import gradients, step
 
 from cibr.losses import CIBRLoss
 from cibr.models.features import encode_images, encode_texts, prepare
 from cibr.train.grad_cache import GradCache
-from cibr.train.loop import teacher_logits, train_critics
+from cibr.train.loop import teacher_logits
 
 PAIRS = noise_pairs(10)
 
@@ -27,25 +28,6 @@ def build_double(build, dropout=0.3, dtype=torch.float64):
 def build_loss(penalty="vmf", dtype=torch.float64, **options):
     torch.manual_seed(4)
     return CIBRLoss(0.2, penalty, dims=(16, 256, 128), **options).to(dtype)
-
-
-def step(model, loss_fn, batch, critics=None, **options):
-    """Terms of the loss and gradients, as a training step takes them."""
-    torch.manual_seed(5)
-    model.zero_grad()
-    generator = torch.Generator().manual_seed(3)
-    needs = dict(with_pooled=loss_fn.critics is not None, with_projected=loss_fn.penalty == "rafa")
-    cache = GradCache(model, batch, Accelerator(), **needs, **options)
-    if critics:
-        train_critics(loss_fn, critics, 3, cache.features, generator, Accelerator())
-    terms = loss_fn(**cache.features, logit_scale=model.logit_scale, labels=cache.labels, generator=generator)
-    terms["loss"].backward()
-    cache.backward()
-    return terms, gradients(model)
-
-
-def gradients(model):
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def plain_gradients(model, loss_fn, batch, size, bf16=False):

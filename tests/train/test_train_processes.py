@@ -12,14 +12,13 @@ import pytest
 import torch
 from helpers import TEXTS, noise_pairs
 from processes import run_together
-from small_runs import HELD_OUT, settings, small_model, write_folder
+from small_runs import HELD_OUT, settings, small_model, step, write_folder
 from torch.multiprocessing import ProcessRaisedException
 
 from cibr import DualEncoder, fit
 from cibr.losses import CIBRLoss
 from cibr.models.features import prepare
 from cibr.train import build_model, configure, load_splits, loop
-from cibr.train.grad_cache import GradCache
 
 PAIRS = noise_pairs(12)
 
@@ -32,15 +31,9 @@ def take_step(penalty, file):
     model.set_temperature(0.1, learn=True)
     loss_fn = CIBRLoss(0.2, penalty, kappa_e=50.0, sample=True, dims=(16, 256, 128)).double()
     rows = torch.arange(len(PAIRS)).chunk(accelerator.num_processes)[accelerator.process_index]
-    batch, generator = prepare(model, PAIRS)[rows, rows], torch.Generator().manual_seed(3)
-    cache = GradCache(model, batch, accelerator, 2, with_pooled=loss_fn.critics is not None)
-    if loss_fn.critics is not None:
-        optimizer = torch.optim.SGD(loss_fn.critics.parameters(), lr=0.01)
-        loop.train_critics(loss_fn, optimizer, 2, cache.features, generator, accelerator)
-    terms = loss_fn(**cache.features, logit_scale=model.logit_scale, labels=cache.labels, generator=generator)
-    terms["loss"].backward()
-    cache.backward()
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    critics = torch.optim.SGD(loss_fn.critics.parameters(), lr=0.01) if penalty == "mine" else None
+    batch = prepare(model, PAIRS)[rows, rows]
+    terms, found = step(model, loss_fn, batch, critics, accelerator, micro_batch_size=2)
     found |= {f"term {name}": value.detach() for name, value in terms.items()} | loss_fn.state_dict()
     torch.save(found, file.with_suffix(f".{accelerator.process_index}"))
 
