@@ -114,6 +114,15 @@ def test_gaussian_information_agrees_in_three_routes():
         assert route.item() == pytest.approx(expected, abs=1e-12)
 
 
+def test_conditional_gaussian_information_follows_the_chain_rule():
+    a = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    covariance = a @ a.T + torch.eye(6, dtype=torch.float64)
+    together = worlds.gaussian_information_nats(covariance, [0, 1], [2, 3, 4, 5])
+    first = worlds.gaussian_information_nats(covariance, [0, 1], [2, 3])
+    then = worlds.gaussian_information_nats(covariance, [0, 1], [4, 5], given=[2, 3])
+    assert together.item() == pytest.approx((first + then).item(), abs=1e-12)
+
+
 def joint_with_code(world, weights, noise):
     """Covariance of (x_v, x_t, z_v) with z_v = W x_v + noise, written out."""
     lift = torch.cat([weights, torch.zeros(len(weights), len(world.text), dtype=torch.float64)], 1)
