@@ -30,7 +30,13 @@ FIGURE_SCALE = 2  # a figure's pixels for one of the page: `cibr.plots` draws at
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y", "sre/mathmaps/base.json")
 MATHJAX += ("sre/mathmaps/en.json", "sre/mathmaps/nemeth.json")
 # Maps for debuggers, translations of the theme, fonts with a smaller WOFF2 twin, a script that draws icons again.
-UNUSED = ("**/*.map", "locales/**/*.*", "vendor/fontawesome/**/*.ttf", "vendor/fontawesome/**/*.js")
+UNUSED = (
+    "**/*.map",
+    "mathjax/**/all-packages.js",
+    "locales/**/*.*",
+    "vendor/fontawesome/**/*.ttf",
+    "vendor/fontawesome/**/*.js",
+)
 # The script that draws icons a second time, and fonts that would be loaded before any icon asks for them.
 ICONS = re.compile(
     r'<script [^>]*src="[^"]*fontawesome[^"]*"[^>]*></script>|<link rel="preload" [^>]*fa-(?:brands|regular)[^>]*>'
@@ -103,6 +109,8 @@ def tidy_page(app: Sphinx, pagename: str, templatename: str, context: dict, doct
     scripts = context.get("script_files", [])
     context["script_files"] = [s for s in scripts if "thebe" not in f"{s} {getattr(s, 'attributes', '')}".lower()]
     body = body.replace('role="doc-biblioentry"', 'role="listitem"')
+    scroller = '<div class="pst-scrollable-table-container"'  # to be scrolled by keyboard on a phone
+    body = body.replace(scroller, f'{scroller} tabindex="0"')
     body = SIGNATURE.sub(lambda found: re.sub(r"<(/?)d[ld]>", r"<\1div>", found.group()), body)
     context["body"] = f'<div class="first-page">{body}</div>' if pagename == "book/intro" else body
 
