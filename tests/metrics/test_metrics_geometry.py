@@ -42,11 +42,13 @@ def test_the_gap_of_two_points_is_their_distance_and_of_centred_sides_zero():
     assert modality_gap(both, both.flip(0)) == pytest.approx(0, abs=1e-7)
 
 
-def test_cka_equals_its_kernel_form():
+def test_cka_equals_its_kernel_form_and_is_zero_for_sides_that_do_not_correlate():
     x, y = unit(40, 5), 3 * unit(40, 5, seed=1) + 1
     centre = torch.eye(40) - 1 / 40
     k, q = (centre @ side @ side.T @ centre for side in (x, y))
     assert linear_cka(x, y) == pytest.approx(((k * q).sum() / (k.norm() * q.norm())).item(), rel=1e-5)
+    a, b = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]), torch.tensor([[1.0], [1.0], [-1.0], [-1.0]])
+    assert linear_cka(a, b) == 0
 
 
 def test_mutual_neighbours_equal_a_loop_over_sets():
