@@ -64,7 +64,7 @@ def method_forest(rows: pd.DataFrame) -> list[Axes]:
     controls = dict.fromkeys(
         (rows["against"] == "CLIP").map({True: "tuned CLIP", False: "what follows the minus"})
     )
-    figure.supxlabel(f"difference to {' or to '.join(controls)}, percentage points")
+    figure.supxlabel(f"difference from {' or from '.join(controls)}, percentage points")
     return list(axes.flat)
 
 
@@ -122,7 +122,7 @@ def summary_figure(rows: pd.DataFrame) -> list[Axes]:
     axes[0, 0].set_yticks(range(len(conditions)), names)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncol=len(labels))
-    figure.supxlabel("difference to tuned CLIP, percentage points")
+    figure.supxlabel("difference from tuned CLIP, percentage points")
     return list(axes.flat)
 
 

@@ -59,7 +59,7 @@ def as_page(data: dict[str, Any]) -> str:
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     panels = "".join(
         f'<svg class="explorer-panel" viewBox="0 0 300 240" role="img" aria-labelledby="explorer-title-{i}">'
-        f'<title id="explorer-title-{i}">{html.escape(score)} over beta, difference to CLIP</title></svg>'
+        f'<title id="explorer-title-{i}">{html.escape(score)} over beta, difference from CLIP</title></svg>'
         for i, score in enumerate(data["scores"])
     )
     return f"""
