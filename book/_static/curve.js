@@ -41,9 +41,9 @@
     add("circle", { cx: x(p.residual), cy: y(p.shared), r: 8, class: "chosen" });
     document.getElementById("curve-beta-value").textContent = data.betas[b];
     document.getElementById("curve-ambiguity-value").textContent = `${Math.round(100 * data.ambiguities[a])} %`;
-    const apart = p.apart.map((distance) => (distance > 0.5 ? "are told apart" : "have one code"));
+    const apart = p.apart.map((distance) => (distance > 0.5 ? "is distinguished" : "has one code"));
     summary.textContent = `The best encoders share ${p.shared.toFixed(2)} of ${data.limits[a].toFixed(2)} nats and pay ${p.residual.toFixed(2)}. ` +
-      `The look-alikes that texts confuse in ${Math.round(100 * data.ambiguities[a])} % of the cases ${apart[0]}, the others (5 %) ${apart[1]}.`;
+      `The pair that texts confuse in ${Math.round(100 * data.ambiguities[a])} % of cases ${apart[0]}, the other pair (5 %) ${apart[1]}.`;
   };
 
   [[beta, data.betas, 1], [ambiguity, data.ambiguities, 3]].forEach(([slider, values, first]) => {

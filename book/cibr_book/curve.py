@@ -13,7 +13,7 @@ import torch
 from cibr_book import worlds
 
 FILE = Path(__file__).resolve().parents[1] / "_static" / "curve.json"
-AMBIGUITIES = (0.05, 0.1, 0.2, 0.3, 0.4)  # how often a text names the wrong one of the first two look-alikes
+AMBIGUITIES = (0.05, 0.1, 0.2, 0.3, 0.4)  # how often a text names the wrong one of the first pair
 BETAS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0, 4.0, 6.0)
 OTHER = 0.05  # the same of the second two
 N_CODES, N_STARTS = 6, 3
@@ -23,7 +23,7 @@ def optimum(ambiguity: float, beta: float) -> dict[str, Any]:
     """What the best encoders found for a weight share and pay.
 
     Returns:
-        `shared, residual, nuisance` in nats, and `apart`, for both pairs of look-alikes whether the image encoder
+        `shared, residual, nuisance` in nats, and `apart`, for both confusable pairs whether the image encoder
         gives them different codes: the total variation between their codes, from 0 to 1.
     """
     world, best = worlds.discrete_world((ambiguity, OTHER)), None

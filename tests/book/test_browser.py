@@ -44,6 +44,8 @@ WIDE = """() => {
         .filter(e => !e.closest("mjx-assistive-mml, .visually-hidden")).map(e => e.outerHTML.slice(0, 120))
         .concat(document.scrollingElement.scrollWidth > innerWidth ? ["the page itself"] : []);
 }"""
+CLIPPED = """() => [...document.querySelectorAll("article div.math mjx-container")]
+    .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"""
 SAMPLES = """() => {
     const seen = new Set();
     const behind = e => {
@@ -168,6 +170,7 @@ def test_nothing_is_wider_than_the_window_but_in_a_scroller_of_its_own(opened, w
     opened.set_viewport_size({"width": width, "height": 800})
     opened.evaluate(SHOW, "light")
     assert opened.evaluate(WIDE) == []
+    assert opened.evaluate(CLIPPED) == []
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
@@ -270,7 +273,7 @@ def test_the_information_curve_moves_with_beta_and_with_the_ambiguity(page, home
         page.focus(slider)
         page.keyboard.press("End")
         seen.append(page.inner_text("#curve-summary"))
-    assert "are told apart" in seen[0] and "have one code" in seen[1] and len(set(seen)) == 3
+    assert "is distinguished" in seen[0] and "has one code" in seen[1] and len(set(seen)) == 3
 
 
 def test_a_term_of_the_glossary_shows_its_meaning_on_hover(page, home):
