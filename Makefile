@@ -45,7 +45,7 @@ book: $(STAMP)  ## render the stored notebooks into _build/html; any warning is 
 
 rows: $(STAMP)  ## a sweep's rows again, into again.csv: SWEEP=photos_beta ONLY="CIBR vMF"
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/snakemake -s experiments/Snakefile --profile experiments/profiles/local \
-	  --config sweep=experiments/$(SWEEP).yaml results=again.csv only="$(ONLY)"
+	  --config sweep=experiments/$(SWEEP).yaml results=again.csv $(if $(ONLY),only="$(ONLY)")
 
 paper: $(STAMP)  ## the paper's setting, trials and then runs: CONDITION="MSCOCO, ViT-B/32" GPUS="0"
 	for sweep in clip-coco-trials clip-coco; do PATH="$(abspath $(BIN)):$$PATH" $(BIN)/snakemake -s experiments/Snakefile \

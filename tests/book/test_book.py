@@ -173,3 +173,11 @@ def test_executing_twice_leaves_the_same_bytes_and_a_failure_leaves_the_notebook
     assert "ZeroDivisionError" in done.stderr and "AssertionError" not in done.stderr
     assert cells(path, "code")[0].outputs[0].text == "1\n"
     assert broken.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_commands_under_the_figures_name_sweeps_that_exist():
+    pages = [*NOTEBOOKS, *BOOK.glob("howto/*.md"), ROOT / "README.md"]
+    named = {name for path in pages for name in re.findall(r"make rows SWEEP=(\w+)", path.read_text("utf-8"))}
+    assert len(named) >= 4 and named <= {path.stem for path in (ROOT / "experiments").glob("*.yaml")}
+    done = subprocess.run(["make", "-n", "rows", "SWEEP=glyphs"], cwd=ROOT, capture_output=True, text=True)
+    assert "sweep=experiments/glyphs.yaml results=again.csv" in done.stdout and "only" not in done.stdout
