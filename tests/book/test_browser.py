@@ -114,7 +114,10 @@ def page(window, home):
     page.wrong = []
     page.on("console", lambda m: page.wrong.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: page.wrong.append(str(error)))
-    page.on("requestfailed", lambda request: page.wrong.append(f"{request.url}: {request.failure}"))
+    # A request of the last page that ends with it is no failure.
+    page.on(
+        "requestfailed", lambda r: None if "ABORTED" in r.failure else page.wrong.append(f"{r.url}: {r.failure}")
+    )
     ours = (home, "data:", "blob:")
     page.on("request", lambda r: None if r.url.startswith(ours) else page.wrong.append(f"stranger {r.url}"))
     page.on("response", lambda r: page.wrong.append(f"{r.url}: {r.status}") if r.status >= 400 else None)
