@@ -7,8 +7,8 @@
   const [beta, ambiguity, svg, summary] = ["beta", "ambiguity", "drawing", "summary"].map((name) => document.getElementById(`curve-${name}`));
   const SVG = "http://www.w3.org/2000/svg";
   const LEFT = 48, RIGHT = 390, TOP = 14, BOTTOM = 196;
-  const all = data.points.flat(), most = Math.max(...all.map((p) => p.residual)) * 1.08, top = 1.4;
-  const x = (residual) => LEFT + (residual / most) * (RIGHT - LEFT), y = (shared) => BOTTOM - (shared / top) * (BOTTOM - TOP);
+  const all = data.points.flat(), most = Math.max(...all.map((p) => p.residual)) * 1.08, low = 0.6, top = 1.4;
+  const x = (residual) => LEFT + (residual / most) * (RIGHT - LEFT), y = (shared) => BOTTOM - ((shared - low) / (top - low)) * (BOTTOM - TOP);
 
   const add = (tag, attributes, text) => {
     const element = document.createElementNS(SVG, tag);
@@ -26,7 +26,7 @@
   const draw = () => {
     const a = Number(ambiguity.value), b = Number(beta.value), points = data.points[a], p = points[b];
     [...svg.children].slice(1).forEach((child) => child.remove()); // the title stays
-    for (let t = 0; t <= top; t += 0.2) {
+    for (let t = low; t < top + 0.01; t += 0.2) {
       add("line", { x1: LEFT, x2: RIGHT, y1: y(t), y2: y(t), class: "grid" });
       add("text", { x: LEFT - 5, y: y(t) + 4, "text-anchor": "end" }, t.toFixed(1));
     }
@@ -35,12 +35,14 @@
     const label = { x: 12, y: (TOP + BOTTOM) / 2, "text-anchor": "middle" };
     add("text", { ...label, transform: `rotate(-90 ${label.x} ${label.y})` }, "shared information (nats)");
     add("line", { x1: LEFT, x2: RIGHT, y1: y(data.limits[a]), y2: y(data.limits[a]), class: "zero" });
-    add("text", { x: RIGHT, y: y(data.limits[a]) - 5, "text-anchor": "end" }, "all that image and text share");
+    add("text", { x: LEFT + 6, y: y(data.limits[a]) - 6 }, "all that image and text share");
     data.points.forEach((other, i) => i !== a && trail(other, false));
     trail(points, true);
     add("circle", { cx: x(p.residual), cy: y(p.shared), r: 8, class: "chosen" });
     document.getElementById("curve-beta-value").textContent = data.betas[b];
     document.getElementById("curve-ambiguity-value").textContent = `${Math.round(100 * data.ambiguities[a])} %`;
+    beta.setAttribute("aria-valuetext", `beta ${data.betas[b]}`);
+    ambiguity.setAttribute("aria-valuetext", `${Math.round(100 * data.ambiguities[a])} % confused`);
     const apart = p.apart.map((distance) => (distance > 0.5 ? "is distinguished" : "has one code"));
     summary.textContent = `The best encoders share ${p.shared.toFixed(2)} of ${data.limits[a].toFixed(2)} nats and pay ${p.residual.toFixed(2)}. ` +
       `The pair that texts confuse in ${Math.round(100 * data.ambiguities[a])} % of cases ${apart[0]}, the other pair (5 %) ${apart[1]}.`;

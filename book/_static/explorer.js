@@ -38,7 +38,7 @@
   const drawPanel = (svg, i) => {
     [...svg.children].slice(1).forEach((child) => child.remove()); // the title stays
     const { low, high, left, right, x, y } = scales(), chosen = point();
-    add(svg, "text", { x: LEFT, y: 16, class: "strong" }, data.scores[i]);
+    add(svg, "text", { x: LEFT, y: 16, class: "strong" }, `${data.scores[i]}, points`);
     const clip = add(svg, "clipPath", { id: `explorer-clip-${i}` });
     add(clip, "rect", { x: LEFT, y: TOP, width: RIGHT - LEFT, height: BOTTOM - TOP });
     for (let t = Math.ceil(low); t <= high; t += high - low > 5 ? 2 : 1) {

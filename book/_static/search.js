@@ -21,7 +21,7 @@
     const at = (k, n) => `${(100 * k) / (n - 1)}%`;
     const picture = make("span", {
       class: "search-picture", role: "img", "aria-label": images[image],
-      style: `background: url("${sheet}") ${at(image % columns, columns)} ${at(Math.floor(image / columns), n_rows)} / ${100 * columns}%`,
+      style: `background: url("${sheet}") ${at(image % columns, columns)} ${at(Math.floor(image / columns), n_rows)} / ${100 * columns}% padding-box`,
     });
     const caption = make("span", { class: "search-caption" }, isRight ? `✓ ${images[image]}` : images[image]);
     return make("li", { class: isRight ? "search-tile right" : "search-tile" }, picture, caption);
@@ -44,7 +44,9 @@
   // Other suggestions each time, so that a reader with a mouse sees more than the first ones.
   const suggest = () => {
     const { queries } = collection(), start = Math.floor(Math.random() * queries.length);
-    const chosen = Array.from({ length: N_SOME }, (_, i) => queries[(start + i * 17) % queries.length]);
+    offer(Array.from({ length: N_SOME }, (_, i) => queries[(start + i * 17) % queries.length]));
+  };
+  const offer = (chosen) => {
     some.replaceChildren("or ", ...new Set(chosen.map((query) => {
       const button = make("button", { type: "button" }, query.text);
       button.addEventListener("click", () => show(query));
@@ -54,20 +56,22 @@
   const another = make("button", { type: "button", class: "search-more" }, "other texts");
   another.addEventListener("click", suggest);
 
-  // Opens on a text whose image all models find, and one of them not first.
+  // Opens on a text whose image all models find, at different ranks.
   const choose = () => {
     known.replaceChildren(...collection().queries.map((query) => make("option", { value: query.text })));
     suggest();
-    show(collection().queries.find(({ ranks }) => Math.max(...ranks) > 1 && Math.max(...ranks) <= 6));
+    show(collection().queries.find(({ ranks }) => Math.max(...ranks) <= 6 && new Set(ranks).size > 1));
   };
 
+  const matches = () => collection().queries.filter((q) => q.text.toLowerCase().includes(input.value.trim().toLowerCase()));
   const answer = () => {
-    const wanted = input.value.trim().toLowerCase(), { queries } = collection();
-    const query = queries.find((q) => q.text.toLowerCase() === wanted) ||
-      (wanted && queries.find((q) => q.text.toLowerCase().includes(wanted)));
-    if (query) show(query);
-    else summary.textContent = `No text with “${input.value}” was embedded beforehand: choose one from the list.`;
+    const wanted = input.value.trim().toLowerCase(), found = matches();
+    const query = found.find((q) => q.text.toLowerCase() === wanted) || (wanted && found[0]);
+    if (query) return show(query);
+    results.replaceChildren();
+    summary.textContent = `No text with “${input.value}” was embedded beforehand: choose one from the list.`;
   };
+  input.addEventListener("input", () => offer(matches().slice(0, N_SOME)));
   input.addEventListener("change", answer);
   input.addEventListener("focus", () => input.select());
   select.addEventListener("change", choose);

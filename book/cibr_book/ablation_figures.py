@@ -61,19 +61,17 @@ def method_forest(rows: pd.DataFrame) -> list[Axes]:
         line[0].set_title(condition, loc="left")
     for axis, measure in zip(axes[-1], measures, strict=True):
         axis.set_xlabel(measure, fontweight="bold")
-    controls = dict.fromkeys(
-        (rows["against"] == "CLIP").map({True: "tuned CLIP", False: "what follows the minus"})
-    )
+    controls = dict.fromkeys((rows["against"] == "CLIP").map({True: "tuned CLIP", False: "the method after vs"}))
     figure.supxlabel(f"difference from {' or from '.join(controls)}, percentage points")
     return list(axes.flat)
 
 
 def _what_is_added(method: str, control: str) -> str:
-    """`a − b, with c`, where both are trained with c."""
+    """`a vs b, with c`, where both are trained with c."""
     ours, theirs = (re.sub("^CIBR |^CLIP, ", "", name).split(" + ") for name in (method, control))
     both = [part for part in ours if part in theirs]
     ours, theirs = (" + ".join(part for part in parts if part not in both) for parts in (ours, theirs))
-    return f"{ours} − {theirs}" + (f", with {' + '.join(both)}" if both else "")
+    return f"{ours} vs {theirs}" + (f", with {' + '.join(both)}" if both else "")
 
 
 def _places(texts: Sequence[str]) -> list[float]:
@@ -95,7 +93,7 @@ def summary_figure(rows: pd.DataFrame) -> list[Axes]:
     """
     conditions, measures = list(rows["condition"].unique()), list(rows["measure"].unique())
     size = (5.3, 1.0 + 0.42 * len(conditions))
-    shape = dict(figsize=size, sharey=True, squeeze=False, layout="constrained")
+    shape = dict(figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained")
     figure, axes = plt.subplots(1, len(measures), **shape)
     step = 0.22
     for axis, measure in zip(axes[0], measures, strict=True):
@@ -163,7 +161,9 @@ def beta_curves(
                 axis.set_ylim(*limits[i])
             if axis in axes[0]:
                 axis.set_title(title)
-        line[0].set_ylabel(wrap(condition, 16), fontweight="bold")
+        line[0].set_ylabel(
+            wrap(re.sub("^Flickr8k$", "all pairs", condition).removeprefix("Flickr8k, "), 14), fontweight="bold"
+        )
     figure.supxlabel("beta")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncol=len(names))

@@ -17,8 +17,9 @@ from cibr.utils import project_root
 from cibr_book.analysis import mean_intervals
 
 RESULTS = project_root() / "data" / "results"
-_SETS = ("cifar10", "caltech101-mini", "food101-64px", "imagenette", "intel-scenes", "dtd10", "pacs", "mean of 7")
-ZERO_SHOT = {name: f"mini/{name}/accuracy@1" for name in _SETS}
+_SETS = {"mean": "mean of 7", "cifar": "cifar10", "caltech": "caltech101-mini", "food": "food101-64px"}
+_SETS |= {"imagenette": "imagenette", "scenes": "intel-scenes", "dtd": "dtd10", "pacs": "pacs"}
+ZERO_SHOT = {title: f"mini/{name}/accuracy@1" for title, name in _SETS.items()}
 RETRIEVAL = {
     f"{title} @{k}": f"mini/flickr8k/{way}_recall@{k}"
     for title, way in (("image to text", "image_to_text"), ("text to image", "text_to_image"))

@@ -51,7 +51,7 @@ def test_a_forest_has_a_block_a_condition_and_marks_the_side_of_zero():
     pair = dict(method="CIBR anchor + crops + noise", against="CLIP, CCA start + crops + noise")
     (axis,) = method_forest(table.tail(1).assign(**pair))
     labels = [text.get_text() for text in axis.get_yticklabels()]
-    assert labels == ["anchor − CCA start, with crops + noise (3)"]
+    assert labels == ["anchor vs CCA start, with crops + noise (3)"]
 
 
 def test_the_summary_has_a_row_a_condition_and_fills_what_leaves_zero_out():
