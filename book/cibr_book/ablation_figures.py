@@ -40,7 +40,7 @@ def method_forest(rows: pd.DataFrame) -> list[Axes]:
     figure, axes = plt.subplots(
         len(blocks),
         len(measures),
-        figsize=(WIDTH, 0.6 + 0.21 * sum(heights)),
+        figsize=(WIDTH, 0.6 + 0.19 * sum(heights)),
         squeeze=False,
         sharex=True,
         layout="constrained",
@@ -92,7 +92,7 @@ def summary_figure(rows: pd.DataFrame) -> list[Axes]:
         The Axes, one a measure.
     """
     conditions, measures = list(rows["condition"].unique()), list(rows["measure"].unique())
-    size = (5.3, 1.0 + 0.42 * len(conditions))
+    size = (5.3, 1.0 + 0.38 * len(conditions))
     shape = dict(figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained")
     figure, axes = plt.subplots(1, len(measures), **shape)
     step = 0.22
@@ -138,7 +138,7 @@ def beta_curves(
         The Axes, row by row.
     """
     conditions = dict(list(rows.groupby("condition", sort=False)))
-    size = (WIDTH, 0.8 + 1.05 * len(conditions))
+    size = (WIDTH, 0.8 + 0.95 * len(conditions))
     shape = len(conditions), len(measures)
     figure, axes = plt.subplots(
         *shape, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey="col"
@@ -162,7 +162,7 @@ def beta_curves(
             if axis in axes[0]:
                 axis.set_title(title)
         line[0].set_ylabel(
-            wrap(re.sub("^Flickr8k$", "all pairs", condition).removeprefix("Flickr8k, "), 14), fontweight="bold"
+            wrap(re.sub("^Flickr8k$", "all pairs", condition).removeprefix("Flickr8k, "), 12), fontweight="bold"
         )
     figure.supxlabel("beta")
     handles, names = axes[0, 0].get_legend_handles_labels()

@@ -72,6 +72,8 @@ def test_every_difference_in_the_prose_is_one_of_the_comparisons(prose, found):
 
 def test_the_sentences_on_the_main_findings_have_the_numbers_of_their_rows(prose, found):
     claims = {
+        "With all pairs, the vMF bound scores": row(found, ALL, "CIBR vMF", beta=0.1),
+        "at a beta of 0.1, and": row(found, ALL, "CIBR vMF", beta=1),
         "With 20 % they score": row(found, few_pairs(20), START),
         "over 24 seeds, it adds": row(found, FEW, ANCHOR, START),
         "canonical correlation analysis (the *CCA start*) score": row(found, ALL, "CLIP, CCA start"),
