@@ -136,9 +136,9 @@ def retrieval_gallery(
         if rank is None:
             raise ValueError(f"none of the captions of image {i} is among the texts: add {captions[i][0]!r}")
         marks = {True: ("✓", GREEN), False: ("✗", RED)}
-        lines = [(*marks[text in captions[i]], shorten(text)) for text in ranked[:n_shown]]
+        lines = [(*marks[text in captions[i]], shorten(text, 38)) for text in ranked[:n_shown]]
         if rank >= n_shown:
-            lines.append((f"rank {rank + 1:,}:", GREY, shorten(ranked[rank], 38)))
+            lines.append((f"rank {rank + 1:,}:", GREY, shorten(ranked[rank], 30)))
         for line, (mark, colour, text) in enumerate(lines):
             style = dict(color=colour, va="top", transform=words[i].transAxes, parse_math=False)
             words[i].text(0, 0.95 - 0.25 * line, f"{mark} {text}", **style)

@@ -339,7 +339,7 @@ def answer_rows(
             lines.append((f"{'✓' if right else '✗'} {model}: {answer[i]}", GREEN if right else RED))
         for line, (text, colour) in enumerate(lines):
             style = dict(color=colour, va="top", transform=words[i].transAxes, parse_math=False)
-            words[i].text(0, 0.95 - 0.32 * line, shorten(text, 44), **style)
+            words[i].text(0, 0.95 - 0.32 * line, shorten(text, 40), **style)
     return words
 
 
