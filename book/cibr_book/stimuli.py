@@ -4,6 +4,7 @@ A letter with and without an accent differs only in the mark, in both image and 
 "with acute" refer to is known to the pixel.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,16 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from cibr.data import Pairs
-from cibr.data.glyphs import (
-    SERIF,
-    STIX,
-    TEMPLATES,
-    PixelImages,
-    draw_all,
-    glyph_characters,
-    sample_factors,
-    sample_keys,
-)
+from cibr.data.glyphs import SERIF, STIX, draw_all, glyph_characters, glyph_pairs, pixel_image, sample_factors
 
 MARK_CONTRAST = 64  # grey levels between a pixel of the mark and the plain letter
 LEAST_MARK = 4  # pixels
@@ -59,10 +51,7 @@ def varied_glyphs(n: int, seed: int = 0) -> Pairs:
     if not 0 < n <= len(factors):
         raise ValueError(f"n is {n}: give a number from 1 to {len(factors):,}")
     factors = factors.sample(n, random_state=seed).reset_index(drop=True)
-    captions = [[TEMPLATES[t].format(name)] for t, name in zip(factors["template"], factors["name"], strict=True)]
-    labels = torch.tensor([ord(character) for character in factors["character"]])
-    images = PixelImages(draw_all(factors))
-    return Pairs("glyphs", "varied", captions, sample_keys(factors), images, labels=labels, factors=factors)
+    return glyph_pairs("varied", factors, draw_all(factors))
 
 
 def marked_letters() -> MarkedLetters:
@@ -80,6 +69,6 @@ def marked_letters() -> MarkedLetters:
     base_unchanged = (pixels - plain).max(axis=(1, 2)) <= MARK_CONTRAST
     kept = np.flatnonzero(base_unchanged & (mark.sum(axis=(1, 2)) >= LEAST_MARK))
     names = table["name"].iloc[kept].tolist()
-    images = PixelImages(pixels[kept].astype(np.uint8))
+    images = partial(pixel_image, pixels[kept].astype(np.uint8))
     pairs = Pairs("glyphs", "marked letters", [[name] for name in names], names, images)
     return MarkedLetters(pairs, [bases[name] for name in names], torch.from_numpy(mark[kept]))

@@ -15,6 +15,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from cibr.utils import nearest
 
 SMALL = 24  # px, the shorter side
 SMALLEST_CROP = 0.4  # of the area
+Load = Callable[[int], Image.Image]
 
 
 def _small(image: Image.Image) -> Image.Image:
@@ -199,17 +201,9 @@ def half_in_style(pairs: Pairs, style: str) -> Pairs:
     return _restyled(pairs, changed, style)
 
 
-@dataclass(frozen=True)
-class _Styled:
+def _styled(load: Load, changed: list[bool], style: str, i: int) -> Image.Image:
     """Loads image i, rendered in the style if it is changed."""
-
-    load: Callable[[int], Image.Image]
-    changed: list[bool]
-    style: str
-
-    def __call__(self, i: int) -> Image.Image:
-        image = self.load(i)
-        return STYLES[self.style](image) if self.changed[i] else image
+    return STYLES[style](load(i)) if changed[i] else load(i)
 
 
 def _restyled(pairs: Pairs, changed: Bool[Tensor, " n"], style: str) -> Pairs:
@@ -221,30 +215,23 @@ def _restyled(pairs: Pairs, changed: Bool[Tensor, " n"], style: str) -> Pairs:
     if factors is not None and style == "negative":
         greys = {name: factors[name].where(~changed.numpy(), 255 - factors[name]) for name in ("ink", "paper")}
         factors = factors.assign(**greys)
-    return replace(pairs, keys=keys, load=_Styled(pairs.load, flags, style), factors=factors)
+    return replace(pairs, keys=keys, load=partial(_styled, pairs.load, flags, style), factors=factors)
 
 
-@dataclass(frozen=True)
-class _Cropped:
+def _cropped(load: Load, n: int, keys: list[str], i: int) -> Image.Image:
     """Loads image i below n unchanged, and from n on a random crop seeded by the key, half of them flipped."""
-
-    load: Callable[[int], Image.Image]
-    n: int
-    keys: list[str]
-
-    def __call__(self, i: int) -> Image.Image:
-        image = self.load(i % self.n)
-        if i < self.n:
-            return image
-        generator = torch.Generator().manual_seed(zlib.crc32(self.keys[i].encode()))
-        area, ratio, x, y, flip = torch.rand(5, generator=generator).tolist()
-        area = SMALLEST_CROP + (1 - SMALLEST_CROP) * area
-        stretch = (4 / 3) ** (ratio - 0.5)  # aspect ratio, from the square root of 3 / 4 to its inverse
-        w = min(1.0, (area * stretch) ** 0.5) * image.width
-        h = min(1.0, (area / stretch) ** 0.5) * image.height
-        left, top = round(x * (image.width - w)), round(y * (image.height - h))
-        image = image.crop((left, top, left + max(1, round(w)), top + max(1, round(h))))
-        return ImageOps.mirror(image) if flip < 0.5 else image
+    image = load(i % n)
+    if i < n:
+        return image
+    generator = torch.Generator().manual_seed(zlib.crc32(keys[i].encode()))
+    area, ratio, x, y, flip = torch.rand(5, generator=generator).tolist()
+    area = SMALLEST_CROP + (1 - SMALLEST_CROP) * area
+    stretch = (4 / 3) ** (ratio - 0.5)  # aspect ratio, from the square root of 3 / 4 to its inverse
+    w = min(1.0, (area * stretch) ** 0.5) * image.width
+    h = min(1.0, (area / stretch) ** 0.5) * image.height
+    left, top = round(x * (image.width - w)), round(y * (image.height - h))
+    image = image.crop((left, top, left + max(1, round(w)), top + max(1, round(h))))
+    return ImageOps.mirror(image) if flip < 0.5 else image
 
 
 def _with_crops(pairs: Pairs, n_crops: int) -> Pairs:
@@ -253,7 +240,7 @@ def _with_crops(pairs: Pairs, n_crops: int) -> Pairs:
         return pairs
     n, many = len(pairs), pairs.subset(torch.arange(len(pairs)).repeat(1 + n_crops))
     keys = [key if i < n else f"{key}/crop-{i // n}" for i, key in enumerate(many.keys)]
-    return replace(many, keys=keys, load=_Cropped(pairs.load, n, keys))
+    return replace(many, keys=keys, load=partial(_cropped, pairs.load, n, keys))
 
 
 def _check_style(style: str) -> None:

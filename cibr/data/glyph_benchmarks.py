@@ -9,7 +9,7 @@ from scikit-learn; their first half is for validation.
 
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from cibr.data import glyphs
-from cibr.data.glyphs import COMPUTER_MODERN, IMAGE_SIZE, SERIF, STIX, TEMPLATES, Face, PixelImages
+from cibr.data.glyphs import COMPUTER_MODERN, IMAGE_SIZE, SERIF, STIX, TEMPLATES, Face, pixel_image
 from cibr.data.pairs import Pairs
 
 SPLITS = ("validation", "test")
@@ -127,7 +127,7 @@ def load_glyph_benchmark(name: str, split: str = "test") -> Pairs:
     captions = [[kind] for kind in classes]
     templates = [template.format("{c}") for template in TEMPLATES]
     about = dict(labels=labels, factors=factors, classnames=classnames, templates=templates)
-    return Pairs(name, split, captions, keys, PixelImages(pixels), **about)
+    return Pairs(name, split, captions, keys, partial(pixel_image, pixels), **about)
 
 
 def _digits(split: str) -> tuple[list[str], list[str], np.ndarray, None]:

@@ -11,7 +11,7 @@ same drawing with two names.
 import hashlib
 import unicodedata
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,21 +97,19 @@ def load_glyphs(split: str = "train") -> Pairs:
     faces, group, varied = SPLITS[split]
     characters = glyph_characters()
     factors = sample_factors(characters[characters["group"] == group], faces, n_draws=int(varied))
+    return glyph_pairs(split, factors, _cached_pixels(split, factors))
+
+
+def glyph_pairs(split: str, factors: pd.DataFrame, pixels: np.ndarray) -> Pairs:
+    """Pairs of samples with the given factors and pixels [n, 32, 32], labelled by their characters."""
     captions = [[TEMPLATES[t].format(name)] for t, name in zip(factors["template"], factors["name"], strict=True)]
-    keys = sample_keys(factors)
-    labels = torch.tensor([ord(c) for c in factors["character"]])
-    pixels = _cached_pixels(split, factors)
-    return Pairs("glyphs", split, captions, keys, PixelImages(pixels), labels=labels, factors=factors)
+    labels, load = torch.tensor([ord(c) for c in factors["character"]]), partial(pixel_image, pixels)
+    return Pairs("glyphs", split, captions, sample_keys(factors), load, labels=labels, factors=factors)
 
 
-class PixelImages:
-    """Grey images [n, 32, 32] in memory, returned as RGB by index: the `load` of `Pairs`."""
-
-    def __init__(self, pixels: np.ndarray):
-        self.pixels = pixels
-
-    def __call__(self, index: int) -> Image.Image:
-        return Image.fromarray(self.pixels[index]).convert("RGB")
+def pixel_image(pixels: np.ndarray, i: int) -> Image.Image:
+    """Image i of grey images [n, 32, 32] in memory, as RGB."""
+    return Image.fromarray(pixels[i]).convert("RGB")
 
 
 @cache

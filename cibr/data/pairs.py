@@ -8,6 +8,7 @@ Image i has one or more texts, `captions[i]`; flattened, the texts are numbered 
 import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Pairs:
         split: the split's name, ``train``, ``validation`` or ``test``.
         captions: the texts of each image, at least one; they are stripped, empty ones dropped.
         keys: the samples' names, for messages.
-        load: takes an index and returns the image in mode ``RGB``; a module-level function or a callable object,
+        load: takes an index and returns the image in mode ``RGB``; a module-level function or a `partial` of one,
             so that it can be pickled.
         labels: content labels, equal for pairs that match; None if unknown.
         factors: a `pandas.DataFrame` of the factors of variation, one row per image.
@@ -154,7 +155,7 @@ class Pairs:
             self,
             captions=[self.captions[i] for i in chosen],
             keys=[self.keys[i] for i in chosen],
-            load=_Chosen(self.load, chosen),
+            load=partial(_chosen, self.load, chosen),
             labels=None if self.labels is None else self.labels[rows],
             groups=None if self.groups is None else self.groups[rows],
             factors=None if self.factors is None else self.factors.iloc[chosen].reset_index(drop=True),
@@ -166,15 +167,8 @@ class Pairs:
         return i
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """Loads image `indices[i]` for i."""
-
-    load: Callable[[int], Image.Image]
-    indices: list[int]
-
-    def __call__(self, i: int) -> Image.Image:
-        return self.load(self.indices[i])
+def _chosen(load: Callable[[int], Image.Image], indices: list[int], i: int) -> Image.Image:
+    return load(indices[i])
 
 
 @dataclass

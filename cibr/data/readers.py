@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -139,18 +140,11 @@ def load_images(folder: str, split: str, skips: Skips) -> Pairs:
             how = f"is a link to {file.readlink()}, which is missing" if file.is_symlink() else "is missing"
             skips.add(FileNotFoundError(f"{file} {how}, but {metadata} names it"))
             del items[key]
-    return _pairs(items, split, skips, lambda keys: FolderImages(metadata.parent, keys))
+    return _pairs(items, split, skips, lambda keys: partial(_folder_image, metadata.parent, keys))
 
 
-@dataclass(frozen=True)
-class FolderImages:
-    """Loads image i from its file."""
-
-    folder: Path
-    file_names: list[str]
-
-    def __call__(self, i: int) -> Image.Image:
-        return open_rgb(self.folder / self.file_names[i])
+def _folder_image(folder: Path, file_names: list[str], i: int) -> Image.Image:
+    return open_rgb(folder / file_names[i])
 
 
 def metadata_files(folder: Path) -> list[Path]:
@@ -302,19 +296,13 @@ def load_hub(source: str, split: str, skips: Skips) -> Pairs:
     for row, (path, texts, group) in enumerate(zip(paths, data[column], groups, strict=True)):
         key = path if path and Path(path).is_absolute() else f"row {row}"
         items.setdefault(key, _Item(row)).add(texts, group, f"row {row} of {source}")
-    return _pairs(items, split, skips, lambda keys: HubImages(files, [items[key].row for key in keys]))
+    return _pairs(items, split, skips, lambda keys: partial(_hub_image, files, [items[key].row for key in keys]))
 
 
-@dataclass(frozen=True)
-class HubImages:
+def _hub_image(files: Any, rows: list[int], i: int) -> Image.Image:
     """Loads image i from its row of a `datasets.Dataset` with undecoded images."""
-
-    files: Any
-    rows: list[int]
-
-    def __call__(self, i: int) -> Image.Image:
-        image = self.files[self.rows[i]]["image"] or {"bytes": b"", "path": None}
-        return open_rgb(image["bytes"] or image["path"] or b"", f"the image of row {self.rows[i]}")
+    image = files[rows[i]]["image"] or {"bytes": b"", "path": None}
+    return open_rgb(image["bytes"] or image["path"] or b"", f"the image of row {rows[i]}")
 
 
 def hub_splits(source: str) -> list[str]:
@@ -380,24 +368,17 @@ def load_shards(source: str, split: str, skips: Skips) -> Pairs:
         about = {"labels": torch.tensor(labels, dtype=torch.long), "classnames": classnames}
     if classnames and (root / TEMPLATES).is_file():
         about["templates"] = clean_texts((root / TEMPLATES).read_text(encoding="utf-8-sig").split("\n"))
-    load = ShardImages(shards, keys, np.array(places, dtype=np.int64).reshape(-1, 3))
+    load = partial(_shard_image, shards, keys, np.array(places, dtype=np.int64).reshape(-1, 3))
     return Pairs(skips.name, split, captions, keys, load, **about)
 
 
-@dataclass(frozen=True)
-class ShardImages:
+def _shard_image(shards: list[Path], keys: list[str], places: np.ndarray, i: int) -> Image.Image:
     """Loads image i from its shard; the columns of `places` [n, 3] are shard number, offset and size in bytes."""
-
-    shards: list[Path]
-    keys: list[str]
-    places: np.ndarray
-
-    def __call__(self, i: int) -> Image.Image:
-        number, offset, size = self.places[i].tolist()
-        with open(self.shards[number], "rb") as file:
-            file.seek(offset)
-            data = file.read(size)
-        return open_rgb(data, f"the image of sample {self.keys[i]!r} of {self.shards[number]}")
+    number, offset, size = places[i].tolist()
+    with open(shards[number], "rb") as file:
+        file.seek(offset)
+        data = file.read(size)
+    return open_rgb(data, f"the image of sample {keys[i]!r} of {shards[number]}")
 
 
 def shard_splits(source: str) -> list[str]:
