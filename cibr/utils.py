@@ -1,10 +1,10 @@
-"""Shared helpers: name suggestions for error messages, the project's folders, atomic writes and provenance."""
+"""Shared helpers: unknown names, the project's folders, atomic writes and provenance."""
 
 import difflib
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     by_lower_case = {candidate.lower(): candidate for candidate in known}
     found = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1)
     return f", did you mean {by_lower_case[found[0]]!r}?" if found else ""
+
+
+def check_known(what: str, value: str, known: Collection[str]) -> None:
+    """Raises ValueError for a value that is not among the known ones, with the nearest of them."""
+    if value not in known:
+        raise ValueError(f"unknown {what} {value!r}{nearest(value, known) or '.'} Known: {', '.join(known)}")
 
 
 def in_checkout() -> bool:

@@ -160,21 +160,26 @@ PAIRS = {
     "no caption": (lambda: Pairs("x", "train", [[" "]], ["k"], picture), "sample 'k' of x has no text"),
     "no templates": (prompts(classnames=["a"]), "without zeroshot_classification_templates.txt: put"),
     "template": (prompts(classnames=["a"], templates=["a {}"]), r"template 'a \{\}' without \{c\}"),
-    "on_error": (lambda: Skips("set", "ignore", 0), "on_error is 'ignore': it is 'raise' or 'skip'"),
+    "on_error": (lambda: Skips("set", "ignore", 0), "unknown on_error 'ignore'. Known: raise, skip"),
     "negative limit": (lambda: Skips("set", "skip", -1), "max_skipped is -1: it is a number of samples"),
-    "glyph split": (lambda: load_glyphs("half"), "no split 'half': it has train, validation"),
-    "glyph set": (lambda: load_glyph_benchmark("glyph_cats"), "'glyph_cats' is not one of glyph_digits"),
-    "glyph set's split": (lambda: load_glyph_benchmark("glyph_shapes", "train"), "'train' is not one of valid"),
+    "glyph split": (lambda: load_glyphs("half"), "unknown split of glyphs 'half'. Known: train, validation"),
+    "glyph set": (
+        lambda: load_glyph_benchmark("glyph_cats"),
+        "unknown glyph set 'glyph_cats', did you mean .* Known: glyph_digits",
+    ),
+    "glyph set's split": (
+        lambda: load_glyph_benchmark("glyph_shapes", "train"),
+        "split of glyph_shapes 'train'. Known: valid",
+    ),
     "limit without skip": (lambda: Skips("set", "raise", 3), "max_skipped is 3: .* needs on_error='skip'"),
 }
 CORRUPTIONS = {
-    "unknown": (lambda: Corruption.parse({"fractions": 1}), "'fractions', did you mean 'fraction'.*Known: "),
     "above 1": (corruption(shuffled_captions=2), "shuffled_captions is 2: it is a share .* from 0 to 1"),
     "word is a number": (corruption(7), "spurious_word is 7: it is a word, or empty for none"),
     "word of none": (corruption("cow"), "no image of noise has the word 'cow' in its captions"),
     "word of all": (corruption("a"), "every image of noise has the word 'a'"),
-    "near style": (corruption(spurious_style="negativ"), "no style 'negativ', did you mean 'negative'"),
-    "style": (lambda: in_style(noise_pairs(2), "sketch"), r"no style 'sketch'\. Known: small, contours"),
+    "near style": (corruption(spurious_style="negativ"), "unknown style 'negativ', did you mean 'negative'"),
+    "style": (lambda: in_style(noise_pairs(2), "sketch"), r"unknown style 'sketch'\. Known: small, contours"),
 }
 BAD_FRACTIONS = (0, -0.1, 1.1, float("nan"), 1e300, "half", True)
 GONE, SKIP = "file_name,text\ngone.png,x", dict(on_error="skip")

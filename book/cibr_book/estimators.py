@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cibr.losses.critics import MovingAverage, SeparableCritic, log_mean_exp, mine_nats, mismatches, mlp
-from cibr.utils import nearest
+from cibr.utils import check_known
 
 Nats = Float[Tensor, ""]
 Scores = Float[Tensor, "n n"]
@@ -202,10 +202,7 @@ def fit_critic(x: X, y: Y, estimator: str, n_steps: int = 400, batch_size: int =
     Raises:
         ValueError: an unknown estimator, samples of different numbers, or fewer samples than a batch.
     """
-    if estimator not in READINGS:
-        raise ValueError(
-            f"unknown estimator {estimator!r}{nearest(estimator, READINGS) or '.'} Known: {', '.join(READINGS)}"
-        )
+    check_known("estimator", estimator, READINGS)
     _check_samples(x, y, least=batch_size)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -361,8 +358,7 @@ class InformationTask:
         Raises:
             ValueError: an unknown map.
         """
-        if name not in MAPS:
-            raise ValueError(f"unknown map {name!r}: it is one of {', '.join(MAPS)}")
+        check_known("map", name, MAPS)
 
         def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
             return tuple(MAPS[name](side) for side in self.draw(n, generator))

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
-from cibr.utils import nearest, provenance, write_atomically
+from cibr.utils import check_known, provenance, write_atomically
 from cibr_book.tables import read_table
 
 ENTRIES = ("results", "work", "trials", "fixed", "conditions")
@@ -66,10 +66,7 @@ def read_plan(file: str | Path, results: str | Path = "") -> Plan:
     file = Path(file)
     entries = yaml.safe_load(file.read_text(encoding="utf-8"))
     for name in entries:
-        if name not in ENTRIES:
-            raise ValueError(
-                f"{file}: unknown entry {name!r}{nearest(name, ENTRIES)}. Known: {', '.join(ENTRIES)}"
-            )
+        check_known(f"entry of {file}:", name, ENTRIES)
     if absent := [name for name in ("results", "conditions") if name not in entries]:
         raise ValueError(f"{file}: the entry {absent[0]!r} is missing; see the head of cibr_book/plan.py")
     runs: dict[str, dict[str, Any]] = {}

@@ -94,7 +94,7 @@ def with_unpaired(
     Returns:
         The training pairs, and the CCA that initialises the heads and is the statistic of the penalty `anchor`.
     """
-    whole, corruption = load_pairs(config.dataset, "train"), Corruption.parse(config.corruption)
+    whole, corruption = load_pairs(config.dataset, "train"), Corruption(**config.corruption)
     kept, left = split_subset(whole, corruption, config.seed)
     paired, alone = prepare(model, kept), prepare(model, left)
     cca = em_cca(paired, alone, config, model.dim) if em else fit_cca(model, paired, config)

@@ -13,10 +13,9 @@ A corruption affects the same images for every training seed, unless `redraw` is
 
 import re
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -24,7 +23,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from cibr.data.pairs import Pairs
-from cibr.utils import nearest
+from cibr.utils import check_known
 
 SMALL = 24  # px, the shorter side
 SMALLEST_CROP = 0.4  # of the area
@@ -92,21 +91,7 @@ class Corruption:
             raise ValueError(f"crops is {self.crops!r}: it is the number of crops an image, 0 or more")
         if not isinstance(self.spurious_word, str):
             raise ValueError(f"spurious_word is {self.spurious_word!r}: it is a word, or empty for none")
-        _check_style(self.spurious_style)
-
-    @classmethod
-    def parse(cls, settings: Mapping[str, Any]) -> "Corruption":
-        """Builds a corruption from the settings of a run's configuration.
-
-        Raises:
-            ValueError: an unknown name (with the nearest known one), or as `Corruption`.
-        """
-        known = [field.name for field in fields(cls)]
-        for name in settings:
-            if name not in known:
-                near = nearest(name, known) or "."
-                raise ValueError(f"unknown corruption {name!r}{near} Known: {', '.join(known)}")
-        return cls(**settings)
+        check_known("style", self.spurious_style, STYLES)
 
 
 def corrupt(pairs: Pairs, corruption: Corruption, seed: int = 0) -> Pairs:
@@ -208,7 +193,7 @@ def _styled(load: Load, changed: list[bool], style: str, i: int) -> Image.Image:
 
 def _restyled(pairs: Pairs, changed: Bool[Tensor, " n"], style: str) -> Pairs:
     """The pairs with some images in a style, which their keys end in; `negative` inverts `ink` and `paper`."""
-    _check_style(style)
+    check_known("style", style, STYLES)
     flags = changed.tolist()
     keys = [f"{key}/{style}" if flag else key for key, flag in zip(pairs.keys, flags, strict=True)]
     factors = pairs.factors
@@ -241,11 +226,6 @@ def _with_crops(pairs: Pairs, n_crops: int) -> Pairs:
     n, many = len(pairs), pairs.subset(torch.arange(len(pairs)).repeat(1 + n_crops))
     keys = [key if i < n else f"{key}/crop-{i // n}" for i, key in enumerate(many.keys)]
     return replace(many, keys=keys, load=partial(_cropped, pairs.load, n, keys))
-
-
-def _check_style(style: str) -> None:
-    if style not in STYLES:
-        raise ValueError(f"there is no style {style!r}{nearest(style, STYLES) or '.'} Known: {', '.join(STYLES)}")
 
 
 def _order(n: int, seed: int) -> torch.Tensor:

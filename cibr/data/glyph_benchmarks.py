@@ -20,6 +20,7 @@ from PIL import Image
 from cibr.data import glyphs
 from cibr.data.glyphs import COMPUTER_MODERN, IMAGE_SIZE, SERIF, STIX, TEMPLATES, Face, pixel_image
 from cibr.data.pairs import Pairs
+from cibr.utils import check_known
 
 SPLITS = ("validation", "test")
 DIGIT_SIZE = 20  # px, about the height of a printed digit at 27 px
@@ -118,9 +119,8 @@ def load_glyph_benchmark(name: str, split: str = "test") -> Pairs:
     Raises:
         ValueError: an unknown set or split.
     """
-    for value, known in ((name, ("glyph_digits", *GLYPH_BENCHMARKS)), (split, SPLITS)):
-        if value not in known:
-            raise ValueError(f"{value!r} is not one of {', '.join(known)}: choose one of them")
+    check_known("glyph set", name, ("glyph_digits", *GLYPH_BENCHMARKS))
+    check_known(f"split of {name}", split, SPLITS)
     keys, classes, pixels, factors = _digits(split) if name == "glyph_digits" else _characters(name, split)
     classnames = sorted(set(classes))
     labels = torch.tensor([classnames.index(kind) for kind in classes])

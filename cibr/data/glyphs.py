@@ -23,7 +23,7 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont, features
 
 from cibr.data.pairs import Pairs
-from cibr.utils import cache_folder, write_atomically
+from cibr.utils import cache_folder, check_known, write_atomically
 
 IMAGE_SIZE = 32
 TEST_FONT_SIZE = 24
@@ -92,8 +92,7 @@ def load_glyphs(split: str = "train") -> Pairs:
     Raises:
         ValueError: an unknown split.
     """
-    if split not in SPLITS:
-        raise ValueError(f"glyphs has no split {split!r}: it has {', '.join(SPLITS)}")
+    check_known("split of glyphs", split, SPLITS)
     faces, group, varied = SPLITS[split]
     characters = glyph_characters()
     factors = sample_factors(characters[characters["group"] == group], faces, n_draws=int(varied))

@@ -19,6 +19,8 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from cibr.utils import check_known
+
 GREY_RANGES = (255.0, 65535.0)
 
 Indices = Iterable[int] | Int[Tensor, " m"] | Int[np.ndarray, " m"]
@@ -190,8 +192,7 @@ class Skips:
     reasons: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error is {self.on_error!r}: it is 'raise' or 'skip'")
+        check_known("on_error", self.on_error, ("raise", "skip"))
         if self.max_skipped < 0 or (self.max_skipped and self.on_error == "raise"):
             rule = "it is a number of samples, 0 or more, and needs on_error='skip', which counts"
             raise ValueError(f"max_skipped is {self.max_skipped}: {rule}")

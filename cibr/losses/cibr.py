@@ -17,7 +17,7 @@ from cibr.losses.clip import Features, Labels, Number, Scalar, checked, describe
 from cibr.losses.critics import ResidualCritics, check_rows
 from cibr.losses.penalties import NEEDS_POOLED, NEEDS_PROJECTED, PENALTIES, PenaltyInputs
 from cibr.losses.vmf import sample_vmf
-from cibr.utils import nearest
+from cibr.utils import check_known
 
 CONTRASTIVE = {"clip": info_nce, "siglip": siglip_loss, "hycd": hycd_loss}
 LENGTH_TOLERANCE = 1e-2  # of unit vectors; rounding to bfloat16 changes a norm by up to 4e-3
@@ -131,9 +131,8 @@ class CIBRLoss(nn.Module):
         statistic: nn.Module | None = None,
     ):
         super().__init__()
-        for name, value, known in (("penalty", penalty, PENALTIES), ("contrastive", contrastive, CONTRASTIVE)):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{nearest(value, known)}")
+        check_known("penalty", penalty, PENALTIES)
+        check_known("contrastive loss", contrastive, CONTRASTIVE)
         for name, kappa in (("kappa_e", kappa_e), ("kappa_b", kappa_b)):
             if not 0 < kappa < math.inf:
                 raise ValueError(f"{name} must be a positive, finite concentration, got {kappa}: try 10 to 1000")

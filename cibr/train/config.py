@@ -7,7 +7,6 @@ import ast
 import hashlib
 import math
 import warnings
-from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from cibr.data import Pairs, available_splits, load_pairs, resolve
 from cibr.data.corruptions import Corruption, corrupt
 from cibr.losses import PENALTIES
 from cibr.models import DualEncoder, model_kind
-from cibr.utils import nearest, runs_folder
+from cibr.utils import check_known, runs_folder
 
 # Hyper-parameters chosen on validation recall only, by data set and kind of model.
 PRESET_NAMES = ("epochs", "batch_size", "learning_rate", "temperature", "dropout", "weight_decay")
@@ -185,14 +184,17 @@ def configure(**parameters: Any) -> RunConfig:
             its range, or an output folder within the data.
     """
     for name in parameters:
-        _refuse_unknown("parameter", name, _TYPES)
+        check_known("parameter", name, _TYPES)
     config = RunConfig(**{name: _typed(name, value) for name, value in parameters.items()})
     for name, known in _CHOICES.items():
-        _refuse_unknown(name, getattr(config, name), known)
+        check_known(name, getattr(config, name), known)
     source, kind = resolve(config.dataset), model_kind(config.model)
     preset = dict(zip(PRESET_NAMES, PRESETS.get((source.name, kind), PRESETS["*", kind]), strict=True))
     defaults = replace(RunConfig(), **preset).to_dict()
-    corruption, unchanged = asdict(Corruption.parse(config.corruption)), asdict(Corruption())
+    unchanged = asdict(Corruption())
+    for name in config.corruption:
+        check_known("corruption", name, unchanged)
+    corruption = asdict(Corruption(**config.corruption))
     changes = {name: value for name, value in corruption.items() if value != unchanged[name]}
     filled = {name: value for name, value in preset.items() if getattr(config, name) == getattr(RunConfig, name)}
     config = replace(config, corruption=changes, **filled)
@@ -206,11 +208,6 @@ def configure(**parameters: Any) -> RunConfig:
             "choose a folder outside it, so that no run changes the data"
         )
     return config
-
-
-def _refuse_unknown(what: str, name: str, known: Collection[str]) -> None:
-    if name not in known:
-        raise ValueError(f"unknown {what} {name!r}{nearest(name, known) or '.'} Known: {', '.join(known)}")
 
 
 def _run_name(config: RunConfig, dataset: str, defaults: dict[str, Any]) -> str:
@@ -287,7 +284,7 @@ def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
     injected = [source for source in namespace.get("In", []) if source.startswith("# Parameters")]
     for statement in (s for source in injected for s in ast.parse(source).body):
         for name in (t.id for t in getattr(statement, "targets", []) if isinstance(t, ast.Name)):
-            _refuse_unknown("parameter", name, names)
+            check_known("parameter", name, names)
     missing = [name for name in names if name not in namespace]
     if missing:
         raise ValueError(f"parameter {missing[0]!r} is not set: give it a default in the parameters cell")
@@ -320,7 +317,7 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
             f"{train.name} has no test split: the validation pairs, which choices may rest on, stand in for it",
             stacklevel=2,
         )
-    return corrupt(train, Corruption.parse(config.corruption), config.seed), validation, test
+    return corrupt(train, Corruption(**config.corruption), config.seed), validation, test
 
 
 def _hold_out(train: Pairs) -> tuple[Pairs, Pairs]:
