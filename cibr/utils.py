@@ -74,10 +74,8 @@ def shipped(relative: str) -> Path:
     for path in candidates:
         if path.exists():
             return path
-    raise FileNotFoundError(
-        f"{relative} of the package is missing: neither {candidates[0]} (as installed) nor {candidates[1]} "
-        "(as in the repository) is there; install the package again"
-    )
+    places = " and ".join(map(str, candidates))
+    raise FileNotFoundError(f"{relative} of the package is missing, in {places}: install the package again")
 
 
 def write_atomically(file: Path, write: Callable[[Path], None]) -> None:

@@ -104,9 +104,7 @@ class RunFolder:
             if not checkpoints(self.folder) and not (self.folder / RECORD).exists():
                 foreign = [f.name for f in self.folder.iterdir() if not any(map(f.match, OF_A_RUN))]
                 if foreign:
-                    raise ValueError(
-                        f"{name} has files that are no run's, such as {min(foreign)!r}: choose another"
-                    )
+                    raise ValueError(f"{name} has files of no run, such as {min(foreign)!r}: choose another")
             yield
         finally:
             (self.folder / ".lock").unlink(missing_ok=True)
@@ -193,19 +191,16 @@ class RunFolder:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, write)
         except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"cannot write {str(file)!r}: {error}; {self.last_good()}. Make room or choose another output_dir"
-            ) from error
+            fix = f"{self.last_good()}. Make room or choose another output_dir"
+            raise ValueError(f"cannot write {str(file)!r}: {error}; {fix}") from error
 
     def _refuse_another(self, there: dict[str, Any], what: str, fix: str) -> None:
         here = self.identity
         names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
         if names:
             differing = ", ".join(f"{n} ({there.get(n)!r} there, {here.get(n)!r} here)" for n in names)
-            raise ValueError(
-                f"{str(self.folder)!r} holds {what} of another configuration: {differing}. "
-                f"Choose another output_dir, {fix}"
-            )
+            held = f"{str(self.folder)!r} holds {what} of another configuration: {differing}"
+            raise ValueError(f"{held}. Choose another output_dir, {fix}")
 
 
 def checkpoints(folder: Path) -> list[Path]:

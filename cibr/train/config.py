@@ -8,6 +8,7 @@ import hashlib
 import math
 import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 from cibr.data import Pairs, available_splits, load_pairs, resolve
 from cibr.data.corruptions import Corruption, corrupt
+from cibr.data.pairs import Skips
 from cibr.losses import PENALTIES
 from cibr.models import DualEncoder, model_kind
 from cibr.utils import check_known, runs_folder
@@ -162,14 +164,12 @@ _RANGES = {
     "critic_steps": (1, 100, "one to five are usual"),
     "checkpoint_every": (0, math.inf, "a number of steps, or 0 for the end of each epoch"),
     "validate_every": (1, math.inf, "a number of epochs"),
-    "max_skipped": (0, math.inf, "a number of samples"),
 }
 
 _CHOICES = {
     "penalty": PENALTIES,
     "contrastive": ("clip", "siglip", "hycd"),
     "mixed_precision": ("no", "bf16"),
-    "on_error": ("raise", "skip"),
 }
 
 
@@ -204,8 +204,7 @@ def configure(**parameters: Any) -> RunConfig:
     out = Path(config.output_dir).resolve()
     if source.place and Path(source.place).is_dir() and out.is_relative_to(Path(source.place).resolve()):
         raise ValueError(
-            f"output_dir {config.output_dir!r} is within the data set's folder {source.place!r}: "
-            "choose a folder outside it, so that no run changes the data"
+            f"output_dir {config.output_dir!r} is within the data set's folder: choose one outside it"
         )
     return config
 
@@ -235,31 +234,21 @@ def _check(config: RunConfig, kind: str) -> None:
         value = getattr(config, name)
         if not (math.isfinite(value) and low <= value <= high):
             raise ValueError(f"{name} is {value}: {rule}")
-    if config.max_skipped and config.on_error == "raise":
-        raise ValueError(f"max_skipped={config.max_skipped} needs on_error='skip', which counts")
+    Skips(config.dataset, config.on_error, config.max_skipped)  # its checks, before anything is loaded
     if (config.penalty == "consistency" or config.group_share != 1) and config.group_size < 2:
         raise ValueError(
-            "the penalty 'consistency' and group_share are for rows in groups: set group_size to 2 or more"
+            "penalty 'consistency' and group_share are for rows in groups: set group_size to 2 or more"
         )
-    for name, value in (
-        ("image_tower_rate", config.image_tower_rate),
-        ("text_tower_rate", config.text_tower_rate),
-        ("crop_scale", config.crop_scale),
-    ):
-        if value != 1 and kind == "frozen":
+    for name in ("image_tower_rate", "text_tower_rate", "crop_scale"):
+        if kind == "frozen" and getattr(config, name) != 1:
             raise ValueError(
-                f"{name} is {value}, and model 'frozen' reads cached features of towers that never train: leave "
-                "it at 1, or give a model that trains its towers"
+                f"{name} is for towers that train, and those of model 'frozen' never do: leave it at 1"
             )
-    for name, asked in (
-        ("penalty 'anchor'", config.penalty == "anchor"),
-        ("cca_start", config.cca_start),
-        ("feature_noise", config.feature_noise > 0),
-    ):
-        if asked and kind != "frozen":
+    asked = {"penalty 'anchor'": config.penalty == "anchor", "cca_start": config.cca_start}
+    for name, value in (asked | {"feature_noise": config.feature_noise}).items():
+        if kind != "frozen" and value:
             raise ValueError(
-                f"{name} works on the features of frozen towers, and model {config.model!r} trains its own: set "
-                "model to 'frozen'"
+                f"{name} works on features of frozen towers: set model to 'frozen', not {config.model!r}"
             )
 
 
@@ -303,29 +292,20 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
         ConnectionError: the data set cannot be fetched from the hub.
     """
     there = available_splits(config.dataset)
-    options = dict(on_error=config.on_error, max_skipped=config.max_skipped)
-    train = load_pairs(config.dataset, "train", **options)
-    if "validation" in there:
-        validation = load_pairs(config.dataset, "validation", **options)
-    else:
-        train, validation = _hold_out(train)
-    if "test" in there:
-        test = load_pairs(config.dataset, "test", **options)
-    else:
-        test = validation
-        warnings.warn(
-            f"{train.name} has no test split: the validation pairs, which choices may rest on, stand in for it",
-            stacklevel=2,
-        )
+    load = partial(load_pairs, config.dataset, on_error=config.on_error, max_skipped=config.max_skipped)
+    train = load("train")
+    train, validation = (train, load("validation")) if "validation" in there else _hold_out(train)
+    test = load("test") if "test" in there else validation
+    if test is validation:
+        words = "no test split: the validation pairs, which choices may rest on, stand in for it"
+        warnings.warn(f"{train.name} has {words}", stacklevel=2)
     return corrupt(train, Corruption(**config.corruption), config.seed), validation, test
 
 
 def _hold_out(train: Pairs) -> tuple[Pairs, Pairs]:
     n_held_out = min(1000, len(train) // 10)
     if n_held_out < 1:
-        raise ValueError(
-            f"{train.name} has {len(train)} pairs and no validation split: it takes ten pairs to make one"
-        )
+        raise ValueError(f"{train.name} has {len(train)} pairs and no validation split: it takes ten to make one")
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     validation = replace(train.subset(rows[:n_held_out].sort().values), split="validation")
     return train.subset(rows[n_held_out:].sort().values), validation

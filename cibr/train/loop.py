@@ -263,10 +263,8 @@ def train_step(
             named = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
             raise FloatingPointError(f"it is not finite ({named}, gradient norm {norm.item():.6g})")
     except (FloatingPointError, ValueError) as error:  # the loss rejects features that are not finite unit vectors
-        raise FloatingPointError(
-            f"step {at.step + 1} was not taken: {error}; {run.last_good()}. "
-            "Lower learning_rate or raise temperature"
-        ) from error
+        fix = f"{run.last_good()}. Lower learning_rate or raise temperature"
+        raise FloatingPointError(f"step {at.step + 1} was not taken: {error}; {fix}") from error
     at.add(values)
     optimizer.step()
     parts["schedule"].step()
@@ -291,13 +289,9 @@ def teacher_logits(teacher: DualEncoder, batch: Batch, accelerator, *options) ->
 
 def _out_of_memory(rows_here: int, config: RunConfig, at: Progress, run: RunFolder) -> str:
     used = config.micro_batch_size or rows_here
-    words = "micro_batch_size" if config.micro_batch_size else "no micro_batch_size, a batch of"
     fix = f"Set micro_batch_size to {used // 2}" if used > 1 else "Use a GPU with more memory"
-    return (
-        f"step {at.step + 1} was not taken: the GPU is out of memory with {words} {used}; {run.last_good()}. "
-        f"{fix} and start again with the other settings as they are: the run resumes from its checkpoint with the "
-        "same results but for rounding, since accumulation is exact"
-    )
+    what = f"step {at.step + 1} was not taken: the GPU is out of memory with {used} rows at once"
+    return f"{what}; {run.last_good()}. {fix} and start again: it resumes, exact but for rounding"
 
 
 def fit_cca(model: DualEncoder, inputs: Inputs, config: RunConfig) -> RegularisedCCA:
@@ -440,9 +434,7 @@ def _towers(model: DualEncoder, config: RunConfig) -> list[tuple[torch.nn.Module
         if rate != 1:
             tower = next((module for name, module in model.named_modules() if name.endswith(ends)), None)
             if tower is None:
-                raise ValueError(
-                    f"{setting} is {rate}, and {config.model!r} has no module {' or '.join(ends)}: leave it at 1"
-                )
+                raise ValueError(f"{setting} must be 1: {config.model!r} has no module {' or '.join(ends)}")
             found.append((tower, rate))
     return found
 
@@ -450,43 +442,30 @@ def _towers(model: DualEncoder, config: RunConfig) -> list[tuple[torch.nn.Module
 def _check_pooled(model: DualEncoder, config: RunConfig) -> None:
     """Raises ValueError for a penalty on pooled features with a backbone that has none."""
     if config.penalty in NEEDS_POOLED and model.backbone.dim_image_pooled is None:
-        raise ValueError(
-            f"the penalty {config.penalty!r} reads what towers pool before their projections, and model "
-            f"{config.model!r}, a {type(model.backbone.model).__name__}, does not have a projection on each side: "
-            "choose a penalty that does without, such as 'vmf', or a model that has them, such as a CLIPModel"
-        )
+        lacks = f"model {config.model!r}, a {type(model.backbone.model).__name__}, does not have"
+        fix = "choose another, such as 'vmf', or a model like CLIPModel"
+        raise ValueError(f"the penalty {config.penalty!r} needs a projection on each side, which {lacks}: {fix}")
 
 
 def _check_pairs(train: Pairs, config: RunConfig) -> None:
     where, n_labels = f"the split {train.split!r} of {train.name!r}", len(torch.unique(train.match_labels()))
     if n_labels < 2:
-        raise ValueError(
-            f"all pairs of {where}, {len(train)} in number, match by caption, label or group, such as "
-            f"{train.texts()[0]!r}: a contrast needs two different ones at least"
-        )
+        rule = "match by caption, label or group: a contrast needs two that differ"
+        raise ValueError(f"all {len(train)} pairs of {where}, such as {train.texts()[0]!r}, {rule}")
     if config.group_size > 1 and n_labels == len(train) == len(train.texts()):
-        raise ValueError(
-            f"group_size={config.group_size} needs images of one label, or captions of one image, and {where} has "
-            "neither: leave group_size at 1, with another penalty than 'consistency'"
-        )
+        have = "neither images of one label nor captions of one image"
+        raise ValueError(f"{where} has {have}, so no groups: leave group_size at 1, without 'consistency'")
     if config.batch_size > len(train):
-        warnings.warn(
-            f"batch_size {config.batch_size:,} is larger than the {len(train):,} pairs of {where}: a batch is the "
-            "whole set and an epoch one step; lower batch_size or raise epochs",
-            stacklevel=3,
-        )
+        larger = f"batch_size {config.batch_size:,} is larger than the {len(train):,} pairs of {where}"
+        warnings.warn(f"{larger}, so an epoch is one step: lower batch_size or raise epochs", stacklevel=3)
 
 
 def _rows_a_process(batch_size: int, n_pairs: int, world: int) -> int:
     """Rows of a batch per process, the same for all."""
     wanted = min(batch_size, n_pairs)
-    if wanted < world:
-        raise ValueError(f"a batch of {wanted} pairs cannot be shared by {world} processes: use fewer processes")
-    if batch_size % world and batch_size <= n_pairs:
-        raise ValueError(
-            f"batch_size {batch_size} cannot be shared equally by {world} processes: "
-            f"choose a multiple such as {batch_size // world * world or world}"
-        )
+    if wanted < world or (batch_size % world and batch_size <= n_pairs):
+        fix = "give batch_size a multiple of their number, or use fewer"
+        raise ValueError(f"a batch of {wanted} pairs cannot be shared equally by {world} processes: {fix}")
     return wanted // world
 
 
@@ -502,10 +481,8 @@ def _check_equal_steps(step: int, folder: Path, accelerator) -> None:
     """Raises ValueError if processes would resume from different steps."""
     steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
     if len(set(steps)) > 1:
-        raise ValueError(
-            f"the processes found checkpoints of the steps {', '.join(map(str, steps))} in {str(folder)!r}: "
-            "output_dir must be on a file system that all nodes share"
-        )
+        found = f"the processes found checkpoints of the steps {', '.join(map(str, steps))} in {str(folder)!r}"
+        raise ValueError(f"{found}: output_dir must be on a file system that all nodes share")
 
 
 @contextmanager
@@ -538,10 +515,8 @@ def _agreed(noted: list[int], accelerator) -> int:
 
 def _leave(number: int, saved: Path, at: Progress, accelerator) -> None:
     """Reports where the run is saved and how to resume it, and exits as the signal would."""
-    message = (
-        f"{signal.Signals(number).name}: the run is saved at step {at.step} of {at.n_steps} in {str(saved)!r}; "
-        "start it again with the same settings to go on"
-    )
+    place = f"at step {at.step} of {at.n_steps} in {str(saved)!r}"
+    message = f"{signal.Signals(number).name}: the run is saved {place}; start it again to go on"
     if accelerator.is_main_process:
         print(message, file=sys.stderr, flush=True)
     accelerator.wait_for_everyone()

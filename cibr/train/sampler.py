@@ -53,9 +53,7 @@ def epoch_rows(
         nth_text = torch.zeros_like(images)
     if group_size > 1 and group_share < 1:
         if len(images) < group_size:
-            raise ValueError(
-                f"{pairs.split} of {pairs.name} has no group of {group_size} images: choose a smaller group_size"
-            )
+            raise ValueError(f"{pairs.name} has no group of {group_size} images: choose a smaller group_size")
         every = round(group_size / group_share)
         images = _interleaved(images, order, group_size, every)
         nth_text = _interleaved(nth_text, torch.zeros_like(order), group_size, every)

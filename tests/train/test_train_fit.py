@@ -81,7 +81,9 @@ def test_a_checkpoint_of_another_configuration_or_other_pairs_is_refused(run, tm
 
 
 def test_a_batch_larger_than_the_set_is_the_whole_set_and_that_is_said(run):
-    message = "batch_size 1,000 is larger than the 24 pairs of the split 'train' of 'noise': a"
+    message = (
+        "batch_size 1,000 is larger than the 24 pairs of the split 'train' of 'noise', so an epoch is one step: "
+    )
     with pytest.warns(UserWarning, match=message):
         assert run(batch_size=1000)[1]["step"].tolist() == [1, 2]
 

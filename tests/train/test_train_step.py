@@ -101,11 +101,13 @@ def fill_memory(patch, at_call):
 
 def test_out_of_memory_names_the_micro_batch_to_try_and_the_run_goes_on_with_it(run):
     whole = run("whole")[0].state_dict()
-    attempts = [(0, 5, "no micro_batch_size, a batch of 8", 4), (4, 2, "micro_batch_size 4", 2)]
+    attempts = [(0, 5, "8 rows", 4), (4, 2, "4 rows", 2)]
     for size, at_call, words, half in attempts:
         with pytest.MonkeyPatch.context() as patch:
             fill_memory(patch, at_call)
-            message = f"step 5 was not .* memory with {words}; the last .*Set micro_batch_size to {half} and"
+            message = (
+                f"step 5 was not .* memory with {words} at once; the last .*Set micro_batch_size to {half} and"
+            )
             with pytest.raises(ValueError, match=message):
                 run(micro_batch_size=size)
     for name, tensor in run(micro_batch_size=2)[0].state_dict().items():

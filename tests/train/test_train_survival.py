@@ -197,6 +197,6 @@ def test_sigterm_and_ctrl_c_save_after_the_step_and_leave_with_a_message(whole, 
     assert run(tmp_path / "run", arrange, log=tmp_path / "log", checkpoint_every=0) == code
     log, newest = (tmp_path / "log").read_text(), checkpoints(tmp_path / "run")[-1]
     assert newest.name == "step-000000004.pt"
-    assert f"{name}: the run is saved at step 4 of 18 in {str(newest)!r}; start it again with the same" in log
+    assert f"{name}: the run is saved at step 4 of 18 in {str(newest)!r}; start it again to go on" in log
     assert run(tmp_path / "run", checkpoint_every=5) == 0  # how often a run saves does not change it
     assert_equal_runs(tmp_path / "run", whole[0])
