@@ -66,12 +66,8 @@ class Task(NamedTuple):
 Suite = str | Path | Sequence[Task]
 
 
-def _zero_shot_tasks(names: str, split: str = "test", group: str = "") -> tuple[Task, ...]:
-    return tuple(Task(name, "zero-shot", split, group) for name in names.split())
-
-
-def _retrieval_tasks(*sets: tuple[str, str]) -> tuple[Task, ...]:
-    return tuple(Task(name, "retrieval", split) for name, split in sets)
+def _tasks(names: str, kind: str = "zero-shot", split: str = "test", group: str = "") -> tuple[Task, ...]:
+    return tuple(Task(name, kind, split, group) for name in names.split())
 
 
 _GLYPHS = "glyph_digits glyph_letters glyph_scripts glyph_categories glyph_shapes glyph_arrows glyph_diacritics"
@@ -79,16 +75,17 @@ _GLYPHS = "glyph_digits glyph_letters glyph_scripts glyph_categories glyph_shape
 # The seven zero-shot sets of Ji et al. (2025) are not public; those of `paper` are our choice. `mini` has subsets
 # in folders of $CIBR_DATA. `glyphs` is rendered. Model selection uses `paper-validation` and `glyphs-validation`.
 SUITES: dict[str, tuple[Task, ...]] = {
-    "paper": _zero_shot_tasks("vtab-cifar10 vtab-cifar100 food101 vtab-caltech101 vtab-pets vtab-dtd vtab-eurosat")
-    + _retrieval_tasks(("mscoco_captions", "test"), ("flickr30k", "test")),
-    "paper-extras": _zero_shot_tasks("imagenet1k vtab-flowers"),
-    "paper-validation": _zero_shot_tasks("vtab-flowers cars sun397 imagenetv2"),
-    "mini": _zero_shot_tasks("cifar10 caltech101-mini food101-64px imagenette intel-scenes dtd10")
-    + _zero_shot_tasks("pacs-photo pacs-art_painting pacs-cartoon pacs-sketch", group="pacs")
-    + _retrieval_tasks(("flickr8k", "test")),
-    "glyphs": _zero_shot_tasks(_GLYPHS) + _retrieval_tasks(("glyphs", "test"), ("glyphs", "test_characters")),
-    "glyphs-validation": _zero_shot_tasks(_GLYPHS, "validation")
-    + _retrieval_tasks(("glyphs", "validation"), ("glyphs", "validation_characters")),
+    "paper": _tasks("vtab-cifar10 vtab-cifar100 food101 vtab-caltech101 vtab-pets vtab-dtd vtab-eurosat")
+    + _tasks("mscoco_captions flickr30k", "retrieval"),
+    "paper-extras": _tasks("imagenet1k vtab-flowers"),
+    "paper-validation": _tasks("vtab-flowers cars sun397 imagenetv2"),
+    "mini": _tasks("cifar10 caltech101-mini food101-64px imagenette intel-scenes dtd10")
+    + _tasks("pacs-photo pacs-art_painting pacs-cartoon pacs-sketch", group="pacs")
+    + _tasks("flickr8k", "retrieval"),
+    "glyphs": _tasks(_GLYPHS) + _tasks("glyphs", "retrieval") + _tasks("glyphs", "retrieval", "test_characters"),
+    "glyphs-validation": _tasks(_GLYPHS, split="validation")
+    + _tasks("glyphs", "retrieval", "validation")
+    + _tasks("glyphs", "retrieval", "validation_characters"),
 }
 
 
@@ -111,10 +108,8 @@ def suite_tasks(suite: Suite, kinds: Sequence[str] = KINDS) -> tuple[Task, ...]:
     elif Path(suite).is_file():
         tasks = _read_suite(Path(suite))
     else:
-        raise ValueError(
-            f"there is no suite {str(suite)!r}{nearest(str(suite), SUITES) or '.'} Choose one of "
-            f"{', '.join(SUITES)}, or give a YAML file with a list of tasks"
-        )
+        near = nearest(str(suite), SUITES) or "."
+        raise ValueError(f"unknown suite {str(suite)!r}{near} Known: {', '.join(SUITES)}, or a YAML file of tasks")
     for task in tasks:
         if not isinstance(task, Task) or task.kind not in KINDS:
             raise ValueError(f"{task} is no task: give Task(dataset, kind), the kind one of {', '.join(KINDS)}")
@@ -327,10 +322,8 @@ def evaluate(
     tasks, title = suite_tasks(suite, kinds), suite_name(suite)
     whole = all(isinstance(number, int) for number in (limit, batch_size))
     if not whole or limit < 0 or limit == 1 or batch_size < 1:
-        raise ValueError(
-            f"limit is {limit!r} and batch_size {batch_size!r}: a limit is 0 for all images, or 2 or more, for "
-            "one alone has no interval; a batch has a row at least"
-        )
+        rule = "a limit is 0, for all images, or 2 or more, and a batch has a row at least"
+        raise ValueError(f"limit is {limit!r} and batch_size {batch_size!r}: {rule}")
     for task in tasks:
         resolve(task.dataset)  # report a mistyped name before computing anything
     folder = None if output_dir is None else Path(output_dir) / title
@@ -400,9 +393,7 @@ def _retrieve(pairs: Pairs, images: Tensor, texts: Tensor) -> dict[str, Tensor]:
         rows, text_units = metrics.distinct_texts(pairs)
         texts, image_units = texts[rows], pairs.match_labels()
     if len(image_units.unique()) < 2:
-        raise ValueError(
-            "all images match one another, so that no answer is wrong: retrieval needs two that differ"
-        )
+        raise ValueError("all images match one another: retrieval needs two that differ")
     found = metrics.query_scores(images, texts, image_units, text_units)
     return found._asdict() | {"image_units": image_units, "text_units": text_units}
 
@@ -466,17 +457,15 @@ def _about(key: tuple[str, str, str]) -> dict[str, str]:
 def _check_comparable(a: list[Evaluation], b: list[Evaluation]) -> None:
     suites = sorted({each.suite for each in a + b})
     if not a or len(a) != len(b) or len(suites) != 1:
-        raise ValueError(
-            f"{len(a)} and {len(b)} evaluations of {', '.join(suites) or 'no suite'} do not compare: "
-            "give as many of each model, one a seed, all of one suite"
-        )
+        found = f"{len(a)} and {len(b)} evaluations of {', '.join(suites) or 'no suite'}"
+        raise ValueError(f"{found} do not compare: give as many of each model, one a seed, all of one suite")
     for each in a + b:
         for task in a[0].predictions.keys() | each.predictions.keys():
             asked = [e.predictions[task].asked if task in e.predictions else None for e in (a[0], each)]
             if asked[0] != asked[1]:
+                rule = "evaluate both with the same data and limit"
                 raise ValueError(
-                    f"{each.model} and {a[0].model} were not shown the same images and texts of {task.title}: "
-                    "evaluate both with the same data and limit"
+                    f"{each.model} and {a[0].model} saw other images or texts of {task.title}: {rule}"
                 )
 
 

@@ -103,7 +103,7 @@ def cibr_data_that_is_no_folder():
 
 
 NAMES = {
-    "near": ("flickr8", "'flickr8', did you mean 'flickr8k'.*metadata.csv.*CIBR_DATA"),
+    "near": ("flickr8", "no data set 'flickr8', did you mean 'flickr8k'.*metadata.csv.*CIBR_DATA"),
     "far": ("no/such/place", r"no data set 'no/such/place'\. Known: glyphs, "),
     "empty": ("", "no data set ''"),
     "split of a card": ("imagenet1k", "dev", "no split 'validation': it has train, test"),

@@ -52,8 +52,8 @@ CANCELLED = torch.cat([torch.ones(1, 2, 4), torch.tensor([1.0, -3.0])[None, :, N
 OWN = torch.arange(12)
 BY_ROW = {retrieval_ranks: [OWN], query_scores: [OWN, OWN], class_ranks: [OWN], predictions: []}
 UNPAIRED = [  # shapes of a and b, weights
-    ([], [], None, "on the same data sets"),
-    ([(2, 3)], [(1, 3)], None, "on the same data sets"),
+    ([], [], None, "the same data sets"),
+    ([(2, 3)], [(1, 3)], None, "the same data sets"),
     ([(2, 3), (1, 3)], [(2, 3), (1, 3)], None, "the same seeds everywhere"),
     ([(1, 3)], [(1, 3)], [1, 1], r"weights \[1, 1\] for 1 data sets"),
     ([(1, 3)], [(1, 3)], [-1], "none below zero"),
@@ -79,7 +79,7 @@ METRICS = [
     *[case(f"{call.__name__}: NaN, infinity, zeros", "_embeddings has 1 rows .* row 5", call, *sides, *own)
       for call, own in BY_ROW.items()
       for sides in ((broken(math.nan), EYE), (EYE, broken(math.inf)), (broken(0.0), EYE))],
-    case("retrieval: k of 0", "k=0 does not fit a gallery", recall_at_k, EYE, EYE, OWN, [0]),
+    case("retrieval: k of 0", "k=0 does not fit 12 images and 12 texts", recall_at_k, EYE, EYE, OWN, [0]),
     case("by label: k too large", "k=5 does not fit", label_recall_at_k, EYE, EYE[:4], *[ints(0)] * 2, [5]),
     *[case(f"text_to_image of {own.tolist()}", message, retrieval_ranks, EYE[:3], EYE[:3], own)
       for own, message in INDICES],
@@ -144,11 +144,11 @@ def beside(texts):
 NO_ROWS = pd.DataFrame({"dataset": ["a"], "metric": ["accuracy@5"]})
 EVALUATE = [
     case("unknown name", "no attribute 'CIBRLos'.*CIBRLoss", lambda: cibr.CIBRLos, error=AttributeError),
-    case("limit of 1", "limit is 1 .* one alone has no interval", limited, limit=1),
+    case("limit of 1", "limit is 1 .* or 2 or more", limited, limit=1),
     case("limit of ten", "limit is 'ten' and batch_size 256", limited, limit="ten"),
     case("batch size of 0", "a batch has a row at least", limited, batch_size=0),
-    case("no such suite", "there is no suite 'glyph', did you mean 'glyphs'", suite_tasks, "glyph"),
-    case("no such file", "or give a YAML file with a list of tasks", suite_tasks, "nowhere/own.yaml"),
+    case("no such suite", "unknown suite 'glyph', did you mean 'glyphs'", suite_tasks, "glyph"),
+    case("no such file", "or a YAML file of tasks", suite_tasks, "nowhere/own.yaml"),
     case("kinds as one word", "give a list with 'zero-shot' or", suite_tasks, "mini", "retrieval"),
     case("no set of a kind", "'paper-extras' has no retrieval set", suite_tasks, "paper-extras", ["retrieval"]),
     case("an unknown kind", "is no task: .* one of zero-shot, retrieval", suite_tasks, [Task("a", "probe")]),
@@ -160,7 +160,7 @@ EVALUATE = [
     ("suite: unknown key", suite_file("- {dataset: a, knd: b}"), ValueError, "'knd', did you mean 'kind'"),
     ("suite: unknown kind", suite_file("- {dataset: a, kind: zeroshot}"), ValueError, "is no task"),
     ("suite: empty", suite_file("[]"), ValueError, "suite 'own' has no zero-shot or retrieval set"),
-    case("other images", "m and m were not shown the same", compare, evaluated("x"), evaluated("y")),
+    case("other images", "m and m saw other images or texts of one", compare, evaluated("x"), evaluated("y")),
     case("seeds that do not pair", "2 and 1 evaluations of s do not compare", compare, [evaluated("")] * 2,
          evaluated("")),
     case("no published results", "published.csv has no results of 'mine'; it has those of", published, "mine"),

@@ -107,11 +107,10 @@ def resolve(name: str | Path) -> Source:
         title = name.partition("/")[2]
         return Source(title.removeprefix("wds_"), "shards" if title.startswith("wds_") else "hub", name)
     known = known_datasets()
-    raise ValueError(
-        f"there is no data set {name!r}{nearest(name, known) or '.'} Known: {', '.join(known)}. "
-        "Or give a folder of images with metadata.csv, a folder of shards, a hub id (owner/name), or set "
-        f"CIBR_DATA to a folder that holds wds_{Path(name).name}"
-    )
+    near = f"{nearest(name, known) or '.'} Known: {', '.join(known)}"
+    others = "a folder of images with metadata.csv, a folder of shards, a hub id (owner/name)"
+    place = f"set CIBR_DATA to a folder that holds wds_{Path(name).name}"
+    raise ValueError(f"there is no data set {name!r}{near}. Or give {others}, or {place}")
 
 
 def _splits_of_card(source: Source) -> list[str]:

@@ -72,9 +72,9 @@ class RegularisedCCA(nn.Module):
                 that are not finite.
         """
         if len(image_pooled) != len(text_pooled) or len(image_pooled) < 2:
+            got = f"got {len(image_pooled)} images and {len(text_pooled)} texts"
             raise ValueError(
-                f"CCA takes at least two pairs, row by row, got {len(image_pooled)} images and {len(text_pooled)} "
-                "texts: repeat an image for each of its texts"
+                f"CCA takes two pairs or more, row by row, {got}: repeat an image for each of its texts"
             )
         if not (ridge_image > 0 and ridge_text > 0):
             raise ValueError(f"ridges must be positive, got {ridge_image} and {ridge_text}: 0.1 to 10 are usual")

@@ -139,15 +139,11 @@ class CIBRLoss(nn.Module):
         if not 0 <= text_weight <= 1:
             raise ValueError(f"text_weight is the texts' share of the penalty, in [0, 1]; got {text_weight}")
         if penalty == "mine" and (dims is None or len(dims) != 3):
-            raise ValueError(
-                f"the penalty 'mine' trains critics and needs dims, the widths that they read, got {dims}: pass "
-                "dims=(image_features.shape[1], image_pooled.shape[1], text_pooled.shape[1])"
-            )
+            widths = "(image_features.shape[1], image_pooled.shape[1], text_pooled.shape[1])"
+            raise ValueError(f"the penalty 'mine' needs the widths that critics read: pass dims={widths}")
         if penalty == "anchor" and statistic is None:
-            raise ValueError(
-                "the penalty 'anchor' draws embeddings to a statistic and needs one: pass "
-                "statistic=RegularisedCCA.fit(image_pooled, text_pooled, dim=image_features.shape[1])"
-            )
+            fit = "RegularisedCCA.fit(image_pooled, text_pooled, dim=image_features.shape[1])"
+            raise ValueError(f"the penalty 'anchor' needs a statistic: pass statistic={fit}")
         self.beta, self.penalty, self.contrastive = _checked_beta(beta), penalty, contrastive
         self.kappa_e, self.kappa_b, self.text_weight = float(kappa_e), float(kappa_b), float(text_weight)
         self.sample = sample
@@ -261,10 +257,8 @@ class CIBRLoss(nn.Module):
 
 def _checked_logits(logits: Tensor | None, n: int) -> Tensor:
     if not isinstance(logits, Tensor) or logits.shape != (n, n):
-        raise ValueError(
-            f"teacher_logits must be [{n}, {n}] for the contrastive loss 'hycd', got {described(logits)}: pass "
-            "the cosines of a frozen teacher's embeddings times its logit_scale"
-        )
+        rule = f"must be [{n}, {n}] for 'hycd', a frozen teacher's cosines times its logit_scale"
+        raise ValueError(f"teacher_logits {rule}, got {described(logits)}")
     return logits.detach()
 
 

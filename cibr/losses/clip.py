@@ -117,10 +117,8 @@ def check_shapes(image: Tensor, text: Tensor, labels: Tensor | None = None) -> N
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 2:
             raise ValueError(f"{name} must be a float tensor [n, d], got {described(value)}: use torch.tensor")
     if image.shape != text.shape:
-        raise ValueError(
-            "row i of image_features and of text_features are a pair, so their shapes must be equal, got "
-            f"{list(image.shape)} and {list(text.shape)}: project both towers to one width"
-        )
+        rule = "row i of both is a pair, so project both towers to one width"
+        raise ValueError(f"image_features {list(image.shape)} and text_features {list(text.shape)} differ: {rule}")
     if len(image) < 2:
         raise ValueError(f"a contrast needs at least 2 pairs, got {len(image)}: pass drop_last=True to the loader")
     fitting = isinstance(labels, Tensor) and labels.shape == image.shape[:1] and not labels.is_floating_point()
@@ -132,10 +130,8 @@ def check_finite(**tensors: Tensor) -> None:
     """Raises ValueError for NaN or infinity in any of the tensors, named by their keywords."""
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
-            raise ValueError(
-                f"{name} must be finite, and some entries are NaN or infinite: look for a zero vector that was "
-                "divided by its length, or training that diverged"
-            )
+            fix = "look for a zero vector that was divided by its length, or training that diverged"
+            raise ValueError(f"{name} must be finite, and some entries are NaN or infinite: {fix}")
 
 
 def checked(
@@ -177,15 +173,11 @@ def checked(
     for name, side, value in zip(("image_features", "text_features"), (image, text), off, strict=True):
         if not value < tolerance:
             check_finite(**{name: side})
-            raise ValueError(
-                f"{name} must be unit vectors, within {tolerance} of length 1, and one is off by {value:.3g}: "
-                "divide each row by its length with torch.nn.functional.normalize(x, dim=1)"
-            )
+            off_by = f"within {tolerance} of length 1, and one is off by {value:.3g}"
+            raise ValueError(f"{name} must be unit vectors, {off_by}: use torch.nn.functional.normalize(x, dim=1)")
     if not 0 < multiplier < math.inf:
-        raise ValueError(
-            f"logit_scale must be positive and finite, got {multiplier}: pass the multiplier itself, exp() of the "
-            "logarithm that CLIP learns"
-        )
+        fix = "pass the multiplier itself, exp() of the logarithm that CLIP learns"
+        raise ValueError(f"logit_scale must be positive and finite, got {multiplier}: {fix}")
     return image, text, scale
 
 

@@ -131,10 +131,8 @@ def _differences(a: Sequence, b: Sequence) -> list[np.ndarray]:
     """b - a of every data set, [s, n_k] each."""
     shapes = [[tuple(values.shape) for values in side] for side in (a, b)]
     if not shapes[0] or shapes[0] != shapes[1] or len({len(values) for values in a}) != 1:
-        raise ValueError(
-            f"a has shapes {shapes[0]} and b {shapes[1]}: give both models' values on the same data sets, "
-            "[seeds, items] each, with the same seeds everywhere"
-        )
+        rule = "give [seeds, items] for each of the same data sets, with the same seeds everywhere"
+        raise ValueError(f"a has shapes {shapes[0]} and b {shapes[1]}: {rule}")
     return [_finite(y, "b") - _finite(x, "a") for x, y in zip(a, b, strict=True)]
 
 
@@ -142,10 +140,8 @@ def _cluster_indices(clusters, n: int) -> np.ndarray:
     """Clusters numbered from 0; by default each item is its own."""
     indices = np.arange(n) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
     if len(indices) != n or n < 2 or indices.max() < 1:
-        raise ValueError(
-            f"{n} items with {len(indices)} cluster labels in {len(np.unique(indices))} clusters: give one label "
-            "an item, and two clusters at least, for one alone does not vary"
-        )
+        found = f"{n} items with {len(indices)} cluster labels in {len(np.unique(indices))} clusters"
+        raise ValueError(f"{found}: give one label an item, and two clusters at least")
     return indices
 
 

@@ -329,8 +329,7 @@ def _check_ks(ks: Sequence[int], n: int, m: int) -> None:
     for k in ks:
         if not 1 <= k <= min(n, m):
             raise ValueError(
-                f"k={k} does not fit a gallery of {n} images and {m} texts: k is at least 1 and at most the "
-                "smaller of the two"
+                f"k={k} does not fit {n} images and {m} texts: it is from 1 to the smaller of the two"
             )
 
 
@@ -339,10 +338,8 @@ def _check_paired(images: Tensor, texts: Tensor, text_to_image: Tensor) -> None:
     check_one_each(text_to_image, texts, "text_to_image")
     own = text_to_image.unique()
     if len(own) != len(images) or own[0] < 0 or own[-1] >= len(images):
-        raise ValueError(
-            f"text_to_image holds {len(own)} indices from {own[0]} to {own[-1]} for {len(images)} images: count "
-            "images from 0, and leave out those without a text"
-        )
+        found = f"text_to_image holds {len(own)} indices from {own[0]} to {own[-1]} for {len(images)} images"
+        raise ValueError(f"{found}: count images from 0, and leave out those without a text")
 
 
 def _check_labels(images: Tensor, texts: Tensor, image_labels: Tensor, text_labels: Tensor) -> None:
@@ -352,7 +349,5 @@ def _check_labels(images: Tensor, texts: Tensor, image_labels: Tensor, text_labe
     for side, labels, others in (("images", image_labels, text_labels), ("texts", text_labels, image_labels)):
         alone = labels[~torch.isin(labels, others)].tolist()
         if alone:
-            raise ValueError(
-                f"{len(alone)} {side} have a label that the other side lacks, first label {alone[0]}: leave them "
-                "out, every query needs a right item"
-            )
+            found = f"{len(alone)} {side} have a label that the other side lacks, first label {alone[0]}"
+            raise ValueError(f"{found}: leave them out, every query needs a right item")

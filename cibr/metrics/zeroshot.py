@@ -31,9 +31,9 @@ def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor,
         ValueError: no class or template, a prompt that is zero or not finite, a class whose prompts cancel.
     """
     if prompt_embeddings.ndim != 3 or not prompt_embeddings.numel():
+        shape = tuple(prompt_embeddings.shape)
         raise ValueError(
-            f"prompt_embeddings has shape {tuple(prompt_embeddings.shape)}: give [classes, templates, d], "
-            "one of each at least"
+            f"prompt_embeddings has shape {shape}: give [classes, templates, d], one of each at least"
         )
     check_embeddings(prompt_embeddings=prompt_embeddings.flatten(0, 1))
     means = F.normalize(prompt_embeddings.float(), dim=2).mean(1)
@@ -64,10 +64,8 @@ def class_ranks(
     check_one_each(labels, image_embeddings, "labels")
     outside = ((labels < 0) | (labels >= len(class_embeddings))).nonzero().flatten().tolist()
     if outside:
-        raise ValueError(
-            f"{len(outside)} labels lie outside the classes, first {labels[outside[0]].item()} of image "
-            f"{outside[0]}: labels count from 0 to {len(class_embeddings) - 1}"
-        )
+        found = f"{len(outside)} labels lie outside the classes, first {labels[outside[0]]} of image {outside[0]}"
+        raise ValueError(f"{found}: labels count from 0 to {len(class_embeddings) - 1}")
     ranks = torch.empty(len(labels), device=labels.device)
     for rows, tile in similarity_tiles(image_embeddings, class_embeddings):
         own = tile.gather(1, labels[rows, None].long()).squeeze(1)

@@ -185,11 +185,9 @@ class DualEncoder(nn.Module):
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
         if ids.shape[1] > self.context:
             longest = int(mask.sum(1).argmax())
-            raise ValueError(
-                f"a text has {int(mask[longest].sum())} tokens and the model reads {self.context}: "
-                f"{texts[longest][:80]!r}... Shorten it, or cut such texts with truncate=True (in the "
-                "configuration of a run, truncate_texts=True)"
-            )
+            found = f"a text has {int(mask[longest].sum())} tokens and the model reads {self.context}"
+            fix = "Shorten it, or cut such texts with truncate=True (in a run, truncate_texts=True)"
+            raise ValueError(f"{found}: {texts[longest][:80]!r}... {fix}")
         if self.backbone.reads_padding:
             missing = self.context - ids.shape[1]
             sides = (missing, 0) if self.tokenizer.padding_side == "left" else (0, missing)
@@ -320,9 +318,7 @@ class DualEncoder(nn.Module):
 def _listed(items, of: type, call: str, things: str, fix: str) -> list:
     """The items as a list, after checking the type of each."""
     if isinstance(items, (of, str, os.PathLike)):
-        raise ValueError(
-            f"{call} takes a list of {things}, not one {type(items).__name__}: put it in a list; {fix}"
-        )
+        raise ValueError(f"{call} takes a list of {things}, not one {type(items).__name__}: {fix}")
     items = list(items)
     odd = next((i for i, item in enumerate(items) if not isinstance(item, of)), None)
     if odd is not None:

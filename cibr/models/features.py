@@ -138,8 +138,7 @@ def prepare(
     if model.kind != "frozen":
         if crop_scale < 1 and model.image_size is None:
             raise ValueError(
-                f"crop_scale is {crop_scale}, and the model reads images that keep their proportions: give 1 for "
-                "no crops, or a model of square images"
+                "the model reads images that keep their proportions: set crop_scale to 1, for no crops"
             )
         crop = random_resized_crop(model.image_size, crop_scale) if crop_scale < 1 else None
         images = None if crop else _pixels(model, pairs)

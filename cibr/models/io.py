@@ -51,9 +51,8 @@ def save(model, folder: Path) -> Path:
         part.rename(folder / COMPLETE)
         _move_into_place(folder)
     except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"cannot write the model to {str(folder)!r}: {error}; make room or choose another output_dir"
-        ) from error
+        fix = "make room or choose another output_dir"
+        raise ValueError(f"cannot write the model to {str(folder)!r}: {error}; {fix}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
@@ -105,9 +104,7 @@ def load(cls, folder: Path):
         config = json.loads(file.read_text(encoding="utf-8"))
         found, kind, settings = config["format"], config["kind"], config["settings"]
     if found != FORMAT:
-        raise ValueError(
-            f"{str(folder / CONFIG)!r} has format {found!r} and this version reads {FORMAT}: train the model again"
-        )
+        raise ValueError(f"{str(folder)!r} has format {found!r} and this version reads {FORMAT}: train it again")
     backbone = _build_backbone(kind, settings, folder)
     with _reading(folder / PREPROCESSING) as file:
         processor = towers.image_processor(json.loads(file.read_text(encoding="utf-8")))

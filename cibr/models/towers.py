@@ -87,28 +87,6 @@ class ImageProcessor:
             "image_std": list(self.image_std),
         }
 
-    @classmethod
-    def from_dict(cls, settings: dict) -> "ImageProcessor":
-        """Reads settings in the hub's format.
-
-        Raises:
-            ValueError: preprocessing other than CLIP's.
-        """
-        size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
-        like_clip = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True)
-        like_clip |= {"resample": Image.Resampling.BICUBIC, "rescale_factor": 1 / 255}
-        odd = [name for name, value in like_clip.items() if settings.get(name, value) != value]
-        odd += ["size"] * ("shortest_edge" not in size)
-        odd += ["crop_size"] * (not crop or crop["height"] != crop["width"])
-        # Other processors, such as LeViT's, give the same names another meaning.
-        odd += ["image_processor_type"] * (not settings["image_processor_type"].startswith("CLIPImageProcessor"))
-        if odd:
-            raise ValueError(
-                f"the model's image preprocessing is not CLIP's, a bicubic resize of the short side and a square "
-                f"centre crop, in {', '.join(odd)}: give a model with a CLIPImageProcessor"
-            )
-        return cls(size["shortest_edge"], crop["height"], settings["image_mean"], settings["image_std"])
-
 
 class HubImageProcessor:
     """An image processor of transformers with the interface of `ImageProcessor`, for models unlike CLIP.
@@ -150,10 +128,18 @@ class HubImageProcessor:
 
 def image_processor(settings: dict) -> ImageProcessor | HubImageProcessor:
     """The image processor of settings in the hub's format: `ImageProcessor` if CLIP's, or `HubImageProcessor`."""
-    try:
-        return ImageProcessor.from_dict(settings)
-    except ValueError:
-        return HubImageProcessor(settings)
+    size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
+    like_clip = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True)
+    like_clip |= {"resample": Image.Resampling.BICUBIC, "rescale_factor": 1 / 255}
+    if (
+        "shortest_edge" in size
+        and crop.get("height", 0) == crop.get("width")
+        and all(settings.get(name, value) == value for name, value in like_clip.items())
+        # Other processors, such as LeViT's, give the same names another meaning.
+        and settings["image_processor_type"].startswith("CLIPImageProcessor")
+    ):
+        return ImageProcessor(size["shortest_edge"], crop["height"], settings["image_mean"], settings["image_std"])
+    return HubImageProcessor(settings)
 
 
 def train_tokenizer(
@@ -382,10 +368,8 @@ class HubBackbone(nn.Module):
         with torch.no_grad():  # on any two tokens: configurations have various names for the feature width
             features = model.get_text_features(input_ids=torch.zeros(1, 2, dtype=torch.long)).pooler_output
         if features is None or features.ndim != 2:
-            raise ValueError(
-                f"{type(model).__name__} is no dual encoder: it gives a text no single vector. Give a model whose "
-                "get_text_features does, such as a CLIPModel or a SiglipModel"
-            )
+            what = f"{type(model).__name__} is no dual encoder: its get_text_features gives no single vector"
+            raise ValueError(f"{what}. Give a model such as a CLIPModel or a SiglipModel")
         self.dim, self.dim_image_pooled, self.dim_text_pooled = features.shape[1], None, None
         heads = [getattr(model, f"{side}_projection", None) for side in ("visual", "text")]
         if all(isinstance(head, nn.Linear) for head in heads):
@@ -438,9 +422,9 @@ def load_dual_encoder(name: str) -> HubBackbone:
     config = from_hub("AutoConfig", name)
     loader = transformers.MODEL_MAPPING.get(type(config), None)
     if not all(hasattr(loader, call) for call in ("get_image_features", "get_text_features")):
+        lacks = f"{config.model_type!r} has no get_image_features with get_text_features"
         raise ValueError(
-            f"{name!r} is no image-text model: {config.model_type!r} has no get_image_features with "
-            "get_text_features. Give a dual encoder of transformers, such as a CLIPModel or a SiglipModel"
+            f"{name!r} is no image-text model: {lacks}. Give one such as a CLIPModel or a SiglipModel"
         )
     return HubBackbone(from_hub("AutoModel", name, dtype=torch.float32))
 
@@ -460,9 +444,9 @@ def resolve_model(name: str, known: Sequence[str] = CHECKPOINTS) -> str:
     if HUB_ID.fullmatch(name) and not path.is_symlink():
         return name
     found = ": it is a link to nothing." if path.is_symlink() else ": it is a file." if path.is_file() else ""
+    fix = f"a hub id such as openai/clip-vit-base-patch32, or {' or '.join(known)}"
     raise FileNotFoundError(
-        f"unknown model {name!r}{found or nearest(name, known) or '.'} Give the folder of a model, a hub id "
-        f"such as openai/clip-vit-base-patch32, or {' or '.join(known)}"
+        f"unknown model {name!r}{found or nearest(name, known) or '.'} Give the folder of a model, {fix}"
     )
 
 
@@ -508,7 +492,5 @@ def from_hub(loader: str, name: str, **options):
         where = f"folder {source!r}" if Path(source).is_dir() else f"hub model {name!r}"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         what, files = LOADS.get(loader, ("", "config.json and weights"))
-        raise FileNotFoundError(
-            f"cannot load {what}{where}: {reason}. Give a folder with {files}, or one that "
-            f"`save_pretrained` wrote; set CIBR_MODELS to a folder that holds {name}; or connect to the hub"
-        ) from error
+        fix = f"Give a folder with {files}, set CIBR_MODELS to one that holds {name}, or connect to the hub"
+        raise FileNotFoundError(f"cannot load {what}{where}: {reason}. {fix}") from error

@@ -10,7 +10,7 @@ from test_models_dual_encoder import odd_images
 from cibr import DualEncoder
 from cibr.data.pairs import to_rgb
 from cibr.models import model_kind
-from cibr.models.towers import ImageProcessor, TinyImageTower, resolve_model
+from cibr.models.towers import ImageProcessor, TinyImageTower, image_processor, resolve_model
 from cibr.utils import shipped
 
 
@@ -23,7 +23,7 @@ def test_images_are_preprocessed_as_by_transformers_bit_for_bit():
         theirs = CLIPImageProcessor(**ours.to_dict())
         pixels = theirs(images, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
         assert torch.equal(ours(images), pixels)
-        assert ImageProcessor.from_dict(theirs.to_dict()).to_dict() == ours.to_dict()
+        assert image_processor(theirs.to_dict()).to_dict() == ours.to_dict()
 
 
 @pytest.mark.parametrize("width", [4, 16])
