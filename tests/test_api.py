@@ -9,7 +9,6 @@ import pytest
 
 import cibr
 import cibr_book
-from cibr.data import glyphs
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(cibr.__path__, "cibr.") if not m.name.endswith("__main__"))
 STUDY = sorted(m.name for m in pkgutil.walk_packages(cibr_book.__path__, "cibr_book."))
@@ -52,7 +51,6 @@ def test_the_public_methods_of_the_main_classes_are_documented(owner):
 
 
 @pytest.mark.parametrize("name", ["cibr", *MODULES])
-def test_the_examples_in_the_documentation_run(name, monkeypatch, tmp_path):
-    monkeypatch.setattr(glyphs, "cache_folder", lambda: tmp_path, raising=False)
+def test_the_examples_in_the_documentation_run(name):
     results = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert results.failed == 0

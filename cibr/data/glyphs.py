@@ -10,7 +10,6 @@ same drawing with two names.
 
 import hashlib
 import unicodedata
-from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,14 +19,13 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.ft2font import FT2Font
-from PIL import Image, ImageDraw, ImageFont, features
+from PIL import Image, ImageDraw, ImageFont
 
 from cibr.data.pairs import Pairs
-from cibr.utils import cache_folder, check_known, write_atomically
+from cibr.utils import check_known
 
 IMAGE_SIZE = 32
 TEST_FONT_SIZE = 24
-VERSION = 1  # of the rendering; raise it to invalidate old caches
 MIN_CONTRAST = 96
 _BLANK = ("braille pattern blank", "object replacement character")  # without ink
 _BLANK_IN = {("modifier letter capital ou", "DejaVuSansMono-Oblique.ttf")}  # this face alone has no outline
@@ -74,7 +72,7 @@ SPLITS = {
 
 
 def load_glyphs(split: str = "train") -> Pairs:
-    """The glyph pairs of one split, rendered once and then read from the cache.
+    """The glyph pairs of one split, rendered once per process.
 
     `train` has the seen characters in eight faces (DejaVu Sans and Mono) with all nuisance factors varying.
     `validation` (STIX) and `test` (DejaVu Serif) show the same characters in typefaces that training never
@@ -93,10 +91,16 @@ def load_glyphs(split: str = "train") -> Pairs:
         ValueError: an unknown split.
     """
     check_known("split of glyphs", split, SPLITS)
+    return glyph_pairs(split, *_drawn(split))
+
+
+@cache
+def _drawn(split: str) -> tuple[pd.DataFrame, np.ndarray]:
+    """Factors and pixels of a split, rendered once per process."""
     faces, group, varied = SPLITS[split]
     characters = glyph_characters()
     factors = sample_factors(characters[characters["group"] == group], faces, n_draws=int(varied))
-    return glyph_pairs(split, factors, _cached_pixels(split, factors))
+    return factors, draw_all(factors)
 
 
 def glyph_pairs(split: str, factors: pd.DataFrame, pixels: np.ndarray) -> Pairs:
@@ -184,19 +188,6 @@ def draw_glyph(
     centre = IMAGE_SIZE / 2
     ImageDraw.Draw(image).text((centre + x, centre + y), character, fill=ink, font=_font(file, size), anchor="mm")
     return image
-
-
-def _cached_pixels(split: str, factors: pd.DataFrame) -> np.ndarray:
-    """Pixels [n, 32, 32] of a split; the name of the cache file has all versions that rendering depends on."""
-    versions = f"v{VERSION}-matplotlib{matplotlib.__version__}-freetype{features.version('freetype2')}"
-    file = cache_folder() / "glyphs" / f"{split}-{versions}.uint8"
-    with suppress(OSError, ValueError):  # a missing or damaged cache is rendered again
-        return np.fromfile(file, np.uint8).reshape(len(factors), IMAGE_SIZE, IMAGE_SIZE)
-    pixels = draw_all(factors)
-    with suppress(OSError):  # without a writable folder, only time is lost
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, pixels.tofile)
-    return pixels
 
 
 def draw_all(factors: pd.DataFrame) -> np.ndarray:

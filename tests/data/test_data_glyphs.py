@@ -27,18 +27,9 @@ POOLED = [
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """All splits, drawn into an empty cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(glyphs, "cache_folder", lambda: tmp_path_factory.getbasetemp() / "drawn")
-        return {split: load_glyphs(split) for split in SPLITS}
-
-
-@pytest.fixture
-def own_cache(tmp_path, monkeypatch):
-    """A cache of the test's own; returns its folder."""
-    monkeypatch.setattr(glyphs, "cache_folder", lambda: tmp_path)
-    return tmp_path / "glyphs"
+def drawn():
+    """All splits."""
+    return {split: load_glyphs(split) for split in SPLITS}
 
 
 def canonical_text(drawn):
@@ -110,24 +101,6 @@ def test_an_image_is_rgb_and_is_drawn_as_its_factors_say(drawn):
         expected = glyphs.draw_glyph(character, files[face], *numbers).convert("RGB")
         assert pairs.image(i).mode == "RGB" and pairs.image(i).size == (32, 32)
         assert pairs.image(i).tobytes() == expected.tobytes()
-
-
-def test_a_second_load_reads_the_cache_and_a_damaged_cache_is_drawn_again(own_cache, monkeypatch):
-    first = load_glyphs("validation").load.args[0]
-    with monkeypatch.context() as patch:
-        patch.setattr(glyphs, "draw_all", None)
-        assert np.array_equal(load_glyphs("validation").load.args[0], first)
-    (file,) = own_cache.iterdir()
-    for damaged in (b"", b"nothing", file.read_bytes()[:5000]):
-        file.write_bytes(damaged)
-        assert np.array_equal(load_glyphs("validation").load.args[0], first)
-    assert [f.name for f in own_cache.iterdir()] == [file.name]
-
-
-def test_a_cache_that_cannot_be_written_only_costs_the_drawing(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(glyphs, "cache_folder", lambda: tmp_path / "file")
-    assert len(load_glyphs("validation_characters")) > 100
 
 
 def test_homoglyphs_are_there_as_real_ambiguity():
