@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from cibr.losses import CIBRLoss, RegularisedCCA, beta_at, clip_loss
 from cibr.losses.baselines import alignment_uniformity, cyclip, hycd_loss, siglip_loss, soft_targets
-from cibr.losses.critics import MovingAverage
 from cibr.losses.vmf import sample_vmf, vmf_fit_kappa, vmf_log_normalizer, vmf_mean_cosine, vmf_residual_nats
 
 IMAGE, TEXT = F.normalize(torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(0)), dim=2)
@@ -71,7 +70,6 @@ _CASES = [
     ("mine-nan", mine(POOLED | {"text_pooled": torch.full((12, 4), math.nan)}), "text_pooled must be finite"),
     *[(f"{f.__name__}-one-pair", partial(f, IMAGE[:1], TEXT[:1], *rest), "at least 2 pairs, got 1")
       for f, rest in BASELINES.items()],
-    ("mine-decay", lambda: MovingAverage(1.0), "decay is the weight of the past.*got 1.0"),
     ("no-critics", lambda: CIBRLoss(0.1).critic_loss(IMAGE, TEXT, **POOLED), "'vmf' has no critics"),
     ("no-labels", loss(0.1, "consistency"), "'consistency' compares rows of equal labels: pass labels"),
     ("progress", lambda: beta_at(20, 0.6), r"progress must be in \[0, 1\].*n_steps"),

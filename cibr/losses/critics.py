@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from cibr.losses.clip import Features, Scalar, check_finite, described
 
 DIM_HIDDEN = 128
+DECAY = 0.9  # of the moving average: the weight of the past
 
 
 def mismatches(scores: Float[Tensor, "n n"]) -> Float[Tensor, " m"]:
@@ -84,25 +85,16 @@ class MovingAverage(nn.Module):
     It is a buffer, so it is saved, restored and moved with the module.
 
     Source: Belghazi et al. (2018, arXiv 1801.04062), section 3.2.
-
-    Args:
-        decay: weight of the past, above 0 and below 1.
-
-    Raises:
-        ValueError: a decay outside this range.
     """
 
-    def __init__(self, decay: float = 0.9):
+    def __init__(self) -> None:
         super().__init__()
-        if not 0 < decay < 1:
-            raise ValueError(f"decay is the weight of the past, above 0 and below 1; got {decay}: 0.9 is usual")
-        self.decay = decay
         self.register_buffer("log_average", torch.tensor(math.nan))  # until the first update
 
     def update(self, scores: Float[Tensor, "n n"]) -> Scalar:
         """Updates the average with the mismatched scores of a batch and returns its log."""
         now = log_mean_exp(mismatches(scores.detach())).to(self.log_average)
-        kept = torch.logaddexp(self.log_average + math.log(self.decay), now + math.log(1 - self.decay))
+        kept = torch.logaddexp(self.log_average + math.log(DECAY), now + math.log(1 - DECAY))
         self.log_average.copy_(torch.where(self.log_average.isnan(), now, kept))
         return self.log_average.clone()
 

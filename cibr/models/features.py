@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -137,9 +136,7 @@ def prepare(
     texts = pairs.texts() if texts is None else texts
     if model.kind != "frozen":
         if crop_scale < 1 and model.image_size is None:
-            raise ValueError(
-                "the model reads images that keep their proportions: set crop_scale to 1, for no crops"
-            )
+            raise ValueError("the model reads images that keep their proportions: leave crop_scale at 1")
         crop = random_resized_crop(model.image_size, crop_scale) if crop_scale < 1 else None
         images = None if crop else _pixels(model, pairs)
         return Inputs(pairs, images, model.tokenize(texts, truncate), labels, model.processor, crop)
@@ -242,8 +239,10 @@ def _in_parts(
     parts = []
     for start in tqdm(range(0, len(items), PART), desc=f"{name}: features", delay=1):
         file, rows = folder / f"{start:09d}.safetensors", items[start : start + PART]
-        part = _read(file)
-        if part is None or len(part) != len(rows):
+        part = []
+        with suppress(OSError, SafetensorError, KeyError):
+            part = load_file(file)["features"]
+        if len(part) != len(rows):
             batches = (rows[i : i + batch] for i in range(0, len(rows), batch))
             part = torch.cat([pool(batch).float().cpu() for batch in batches])
             with suppress(OSError, SafetensorError):  # without a cache, only time is lost
@@ -251,12 +250,6 @@ def _in_parts(
                 write_atomically(file, lambda path, part=part: save_file({"features": part}, path))
         parts.append(part)
     return torch.cat(parts)
-
-
-def _read(file: Path) -> Tensor | None:
-    with suppress(OSError, SafetensorError, KeyError):
-        return load_file(file)["features"]
-    return None
 
 
 def pixel_digests(pairs: Pairs, n: int = 64) -> list[str]:

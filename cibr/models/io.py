@@ -122,18 +122,16 @@ def load(cls, folder: Path):
 
 
 def _build_backbone(kind: str, settings: dict, folder: Path) -> torch.nn.Module:
+    def read(part: Path) -> torch.nn.Module:
+        with _reading(part):
+            return transformers.AutoModel.from_pretrained(part, dtype=torch.float32).eval()
+
     if kind == "frozen":
-        parts = (_read_model(transformers.AutoModel, folder / name) for name in ("image_tower", "text_tower"))
-        return towers.FrozenBackbone(*parts, **settings)
+        return towers.FrozenBackbone(read(folder / "image_tower"), read(folder / "text_tower"), **settings)
     if kind == "clip":
-        return towers.HubBackbone(_read_model(transformers.AutoModel, folder))
+        return towers.HubBackbone(read(folder))
     with _reading(folder / CONFIG):
         return {"tiny": towers.TinyBackbone}[kind](**settings)
-
-
-def _read_model(loader: type, folder: Path) -> torch.nn.Module:
-    with _reading(folder):
-        return loader.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @contextmanager
