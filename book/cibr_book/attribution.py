@@ -50,10 +50,8 @@ def split_image_tower(model: DualEncoder) -> tuple[Callable, Callable]:
         layers = [net.conv_stem, net.bn1, *net.blocks, net.conv_head, net.bn2, net.global_pool]
         n_lower = 2 + FROZEN_BLOCKS
     else:
-        raise ValueError(
-            f"a {model.kind} model with {type(tower).__name__} has no feature map that is known here: give a tiny "
-            "model, or a frozen EfficientNet of timm"
-        )
+        what = f"a {model.kind} model with {type(tower).__name__} has no feature map that is known here"
+        raise ValueError(f"{what}: give a tiny model, or a frozen EfficientNet of timm")
     lower, pool = nn.Sequential(*layers[:n_lower]), nn.Sequential(*layers[n_lower:])
     return lower, lambda maps: model.project_images(pool(maps).flatten(1)).features
 
@@ -98,10 +96,8 @@ def bottleneck_maps(
         ValueError: shapes that do not fit, or a weight that is not positive.
     """
     if noise_like.shape[1:] != maps.shape[1:] or len(texts) != len(maps):
-        raise ValueError(
-            f"maps {list(maps.shape)}, noise_like {list(noise_like.shape)} and texts {list(texts.shape)} do not "
-            "fit: give one text a map, and other maps of the same size"
-        )
+        shapes = f"maps {list(maps.shape)}, noise_like {list(noise_like.shape)} and texts {list(texts.shape)}"
+        raise ValueError(f"{shapes} do not fit: give one text a map, and other maps of the same size")
     if not 0 < weight < float("inf"):
         raise ValueError(f"weight is {weight}: give a positive price of a nat, such as 3e-4")
     maps, texts, mean, std = maps.detach(), texts.detach(), noise_like.mean(0), noise_like.std(0)
@@ -180,10 +176,8 @@ def deletion_curve(
     """
     n, _, h, w = pixels.shape
     if maps.shape != (n, h, w) or not all(0 <= f <= 1 for f in fractions):
-        raise ValueError(
-            f"images {list(pixels.shape)}, maps {list(maps.shape)}, fractions {list(fractions)}: enlarge the maps "
-            "to the images, and give shares between 0 and 1"
-        )
+        given = f"images {list(pixels.shape)}, maps {list(maps.shape)}, fractions {list(fractions)}"
+        raise ValueError(f"{given}: enlarge the maps to the images, and give shares between 0 and 1")
     order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1, stable=True).view(n, 1, h, w)
     with torch.no_grad():

@@ -151,13 +151,9 @@ def gap_table(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Ten
 
 
 def subsampling_intervals(
-    statistic: Callable[[Int[Tensor, " n"]], dict[str, float]],
-    n: int,
-    n_resamples: int = 200,
-    level: float = 0.95,
-    seed: int = 0,
+    statistic: Callable[[Int[Tensor, " n"]], dict[str, float]], n: int, n_resamples: int = 200
 ) -> pd.DataFrame:
-    """Statistics of n items with subsampling intervals, from random halves of the items.
+    """Statistics of n items with 95 % subsampling intervals, from random halves of the items.
 
     The repeated items of a bootstrap distort a statistic of pairs, such as uniformity. To first order, a half
     drawn without replacement varies around the whole as the whole does around its population.
@@ -169,21 +165,19 @@ def subsampling_intervals(
         statistic: takes indices of items and returns numbers by name.
         n: number of items, at least 20.
         n_resamples: number of halves.
-        level: of the intervals, in (0, 1).
-        seed: of the halves.
 
     Returns:
         `value, low, high`, one row per name.
 
     Raises:
-        ValueError: too few items, or a level outside (0, 1).
+        ValueError: too few items.
     """
-    if n < 20 or not 0 < level < 1:
-        raise ValueError(f"n is {n} and level {level}: give 20 items at least, and a share between 0 and 1")
+    if n < 20:
+        raise ValueError(f"n is {n}: give 20 items at least")
     value = pd.Series(statistic(torch.arange(n)))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     halves = [statistic(torch.randperm(n, generator=generator)[: n // 2]) for _ in range(n_resamples)]
     away = pd.DataFrame(halves)[value.index]
     away = away - away.mean()  # some statistics, such as a probe's, depend on the number of items
-    low, high = (value + away.quantile(q) for q in ((1 - level) / 2, (1 + level) / 2))
+    low, high = (value + away.quantile(q) for q in (0.025, 0.975))
     return pd.DataFrame({"value": value, "low": low, "high": high})

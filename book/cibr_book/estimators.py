@@ -28,6 +28,7 @@ from sklearn.neighbors import KDTree, NearestNeighbors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cibr.losses.clip import check_finite
 from cibr.losses.critics import MovingAverage, SeparableCritic, log_mean_exp, mine_nats, mismatches, mlp
 from cibr.utils import check_known
 
@@ -126,12 +127,9 @@ def club_nats(log_q: Scores) -> Nats:
 
 def _check_scores(scores: Tensor) -> None:
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or len(scores) < 2:
-        raise ValueError(
-            f"scores must be [n, n] with n at least 2, entry (i, j) for x_i beside y_j, got {list(scores.shape)}: "
-            "score every x of the batch against every y"
-        )
-    if not bool(torch.isfinite(scores).all()):
-        raise ValueError("scores must be finite, and some are NaN or infinite: find what computed them")
+        rule = "with n at least 2, entry (i, j) for x_i beside y_j"
+        raise ValueError(f"scores must be [n, n] {rule}, got {list(scores.shape)}")
+    check_finite(scores=scores)
 
 
 class GaussianConditional(nn.Module):
@@ -318,12 +316,9 @@ def ksg_nats(x: X, y: Y, n_neighbors: int = 3) -> float:
 
 def _check_samples(x: Tensor, y: Tensor, least: int) -> None:
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < least:
-        raise ValueError(
-            f"x and y must be [n, d] and [n, e] with row i of one drawn with row i of the other and n at least "
-            f"{least}, got {list(x.shape)} and {list(y.shape)}: reshape single numbers to [n, 1], or draw more"
-        )
-    if not all(bool(torch.isfinite(side).all()) for side in (x, y)):
-        raise ValueError("x and y must be finite, and some entries are NaN or infinite: find what computed them")
+        rule = f"with row i of one drawn with row i of the other and n at least {least}"
+        raise ValueError(f"x and y must be [n, d] and [n, e] {rule}, got {list(x.shape)} and {list(y.shape)}")
+    check_finite(x=x, y=y)
 
 
 # Invertible maps of single coordinates, which do not change the information.

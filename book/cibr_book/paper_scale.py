@@ -161,12 +161,9 @@ def _write_shard(folder: Path, split: str, pairs: Pairs) -> None:
         for i, image in enumerate(pairs.images()):
             stream = io.BytesIO()
             image.save(stream, "PNG")
-            answer = (
-                ("txt", "\n".join(pairs.captions[i]))
-                if pairs.classnames is None
-                else ("cls", str(int(pairs.labels[i])))
-            )
-            for suffix, content in (("png", stream.getvalue()), (answer[0], answer[1].encode())):
+            is_class = pairs.classnames is not None
+            answer = str(int(pairs.labels[i])) if is_class else "\n".join(pairs.captions[i])
+            for suffix, content in (("png", stream.getvalue()), ("cls" if is_class else "txt", answer.encode())):
                 member = tarfile.TarInfo(f"s{i:07d}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))

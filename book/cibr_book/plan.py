@@ -109,10 +109,8 @@ def best_trial(trials: Plan, condition: str, method: str) -> dict[str, Any] | No
     rows = read_table(trials.results).set_index("run").loc[list(planned)]
     scores = rows[["validation", "zero-shot"]].mean(axis=1)
     if scores.isna().all():
-        raise ValueError(
-            f"{trials.results}: every trial of {method!r} in {condition!r} diverged; give the trials other "
-            "settings, such as smaller learning rates, or leave the method out"
-        )
+        fix = "give them smaller learning rates, or leave the method out"
+        raise ValueError(f"{trials.results}: every trial of {method!r} in {condition!r} diverged: {fix}")
     return {name: value for name, value in planned[scores.idxmax()].items() if name not in ("seed", "suites")}
 
 

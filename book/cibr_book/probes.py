@@ -72,15 +72,11 @@ def probe_items(
             the training samples lack.
     """
     if not len(features) == len(factor) == len(held_out) or not bool(torch.isfinite(features).all()):
-        raise ValueError(
-            f"features must be finite, with one row for each value of factor and held_out, got "
-            f"{list(features.shape)}, {list(factor.shape)} and {list(held_out.shape)}"
-        )
+        got = f"got {list(features.shape)}, {list(factor.shape)} and {list(held_out.shape)}"
+        raise ValueError(f"features must be finite, with one row for each value of factor and held_out, {got}")
     seen, new = factor[~held_out].unique(), factor[held_out].unique()
     if len(seen) < 2 or not set(new.tolist()) <= set(seen.tolist()):
-        raise ValueError(
-            "the factor must take two values at least, and the fitted half must have all held-out ones"
-        )
+        raise ValueError("the factor must take two values or more, and the fitted half have all held-out ones")
     reader = LogisticRegression(max_iter=300)
     if dim_hidden:
         # Early stopping uses a tenth of the training samples.

@@ -143,24 +143,20 @@ def leakage(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
     pairs = _sample(pairs, N_PROBED)
     embedded = dict(zip(("image", "text"), _embed(model, pairs), strict=True))
     held_out = torch.arange(len(pairs)) % 2 == 1
-    codes = {
-        name: pd.factorize(np.asarray(v), sort=True)[0].astype(np.int64) for name, v in _factors(pairs).items()
-    }
-    return {
-        name: _share_read(embedded[name.split("_")[1]], torch.from_numpy(code), held_out)
-        for name, code in codes.items()
-        if len(set(code)) > 1
-    }
+    found = {}
+    for name, values in _factors(pairs).items():
+        code = torch.from_numpy(pd.factorize(np.asarray(values), sort=True)[0])
+        if code.max() > 0:
+            found[name] = _share_read(embedded[name.split("_")[1]], code, held_out)
+    return found
 
 
 def _factors(pairs: Pairs) -> dict[str, Any]:
     if (table := pairs.factors) is not None:
         names = ("typeface", "weight", "slant", "size", "x", "y")
         found = {f"leakage_image_{name}": table[name] for name in names}
-        found |= {
-            "leakage_image_polarity": table["ink"] > table["paper"],
-            "leakage_text_template": table["template"],
-        }
+        found["leakage_image_polarity"] = table["ink"] > table["paper"]
+        found["leakage_text_template"] = table["template"]
         often = table["category"].map(table["category"].value_counts()) >= 50
         shared, name = table["category"].where(often, "other"), "category"
     else:

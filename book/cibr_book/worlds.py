@@ -213,13 +213,8 @@ def fit_tables(
 
 
 def _cib_loss(joint: Tensor, image_encoder: Tensor, text_encoder: Tensor, beta: float) -> Tensor:
-    """beta R - I(Z_v;Z_t) from five tables of two variables, by the Markov identity, without validation."""
-
-    def nats(p: Tensor) -> Tensor:
-        entropies = [-(q * torch.log(q.clamp(min=1e-300))).sum() for q in (p.sum(0), p.sum(1), p)]
-        return entropies[0] + entropies[1] - entropies[2]
-
-    sides = (joint, image_encoder), (joint.T, text_encoder)
+    """beta R - I(Z_v;Z_t) from five tables of two variables, by the Markov identity."""
+    nats, sides = mutual_information_nats, ((joint, image_encoder), (joint.T, text_encoder))
     residual = sum(nats(e * p.sum(1, keepdim=True)) - nats(e.T @ p) for p, e in sides) / 2
     return beta * residual - nats(image_encoder.T @ joint @ text_encoder)
 
@@ -418,10 +413,7 @@ def optimal_linear_encoder(world: GaussianWorld, beta: float) -> Float64[Tensor,
 def _check_covariance(covariance: Tensor) -> None:
     lowest = torch.linalg.eigvalsh(covariance.detach())[0].item()
     if not lowest > 0:
-        raise ValueError(
-            f"covariance must be positive definite, its lowest eigenvalue is {lowest:.3g}: a variable that is a "
-            "sum of others has infinite information about them"
-        )
+        raise ValueError(f"covariance must be positive definite, its lowest eigenvalue is {lowest:.3g}")
 
 
 def _check_positive(name: str, value: float) -> None:
