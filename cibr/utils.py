@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Collection, Iterable
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -114,15 +114,8 @@ def provenance() -> dict[str, Any]:
         `commit`: 12 digits, with `+` if files other than result tables have changed, None outside a checkout;
         `versions`: by package, with `python`.
     """
-    versions = {"python": platform.python_version()} | {name: _version(name) for name in VERSIONS_OF}
-    return {"commit": _commit(), "versions": versions}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # a checkout that is not installed
-        return None
+    versions = {name: import_module(name).__version__ for name in VERSIONS_OF}
+    return {"commit": _commit(), "versions": {"python": platform.python_version()} | versions}
 
 
 def _commit() -> str | None:
