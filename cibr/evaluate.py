@@ -463,10 +463,8 @@ def _check_comparable(a: list[Evaluation], b: list[Evaluation]) -> None:
         for task in a[0].predictions.keys() | each.predictions.keys():
             asked = [e.predictions[task].asked if task in e.predictions else None for e in (a[0], each)]
             if asked[0] != asked[1]:
-                rule = "evaluate both with the same data and limit"
-                raise ValueError(
-                    f"{each.model} and {a[0].model} saw other images or texts of {task.title}: {rule}"
-                )
+                rule = f"of {task.title}: evaluate both with the same data and limit"
+                raise ValueError(f"{each.model} and {a[0].model} saw other images or texts {rule}")
 
 
 def _mean(members: list[dict[str, tuple[Parts, int]]]) -> dict[str, tuple[Parts, int]]:

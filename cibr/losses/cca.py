@@ -73,9 +73,7 @@ class RegularisedCCA(nn.Module):
         """
         if len(image_pooled) != len(text_pooled) or len(image_pooled) < 2:
             got = f"got {len(image_pooled)} images and {len(text_pooled)} texts"
-            raise ValueError(
-                f"CCA takes two pairs or more, row by row, {got}: repeat an image for each of its texts"
-            )
+            raise ValueError(f"CCA takes two pairs or more, row by row, {got}: repeat an image for each text")
         if not (ridge_image > 0 and ridge_text > 0):
             raise ValueError(f"ridges must be positive, got {ridge_image} and {ridge_text}: 0.1 to 10 are usual")
         check_finite(image_pooled=image_pooled, text_pooled=text_pooled)

@@ -328,9 +328,7 @@ def _pass(images: Tensor, texts: Tensor, text_to_image: Tensor, best: Tensor) ->
 def _check_ks(ks: Sequence[int], n: int, m: int) -> None:
     for k in ks:
         if not 1 <= k <= min(n, m):
-            raise ValueError(
-                f"k={k} does not fit {n} images and {m} texts: it is from 1 to the smaller of the two"
-            )
+            raise ValueError(f"k={k} does not fit {n} images and {m} texts: it is from 1 to the smaller")
 
 
 def _check_paired(images: Tensor, texts: Tensor, text_to_image: Tensor) -> None:

@@ -32,9 +32,7 @@ def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor,
     """
     if prompt_embeddings.ndim != 3 or not prompt_embeddings.numel():
         shape = tuple(prompt_embeddings.shape)
-        raise ValueError(
-            f"prompt_embeddings has shape {shape}: give [classes, templates, d], one of each at least"
-        )
+        raise ValueError(f"prompt_embeddings {shape} must be [classes, templates, d], one of each at least")
     check_embeddings(prompt_embeddings=prompt_embeddings.flatten(0, 1))
     means = F.normalize(prompt_embeddings.float(), dim=2).mean(1)
     # a sum that cancels leaves about 1e-8 in float32

@@ -423,9 +423,7 @@ def load_dual_encoder(name: str) -> HubBackbone:
     loader = transformers.MODEL_MAPPING.get(type(config), None)
     if not all(hasattr(loader, call) for call in ("get_image_features", "get_text_features")):
         lacks = f"{config.model_type!r} has no get_image_features with get_text_features"
-        raise ValueError(
-            f"{name!r} is no image-text model: {lacks}. Give one such as a CLIPModel or a SiglipModel"
-        )
+        raise ValueError(f"{name!r} is no image-text model: {lacks}. Give one such as a CLIPModel")
     return HubBackbone(from_hub("AutoModel", name, dtype=torch.float32))
 
 
@@ -443,11 +441,10 @@ def resolve_model(name: str, known: Sequence[str] = CHECKPOINTS) -> str:
         return folder
     if HUB_ID.fullmatch(name) and not path.is_symlink():
         return name
-    found = ": it is a link to nothing." if path.is_symlink() else ": it is a file." if path.is_file() else ""
+    found = ": it is a file." if path.is_file() else nearest(name, known) or "."
+    found = ": it is a link to nothing." if path.is_symlink() else found
     fix = f"a hub id such as openai/clip-vit-base-patch32, or {' or '.join(known)}"
-    raise FileNotFoundError(
-        f"unknown model {name!r}{found or nearest(name, known) or '.'} Give the folder of a model, {fix}"
-    )
+    raise FileNotFoundError(f"unknown model {name!r}{found} Give the folder of a model, {fix}")
 
 
 def model_kind(name: str) -> str:

@@ -203,9 +203,7 @@ def configure(**parameters: Any) -> RunConfig:
         config = replace(config, output_dir=str(runs_folder() / _run_name(config, source.name, defaults)))
     out = Path(config.output_dir).resolve()
     if source.place and Path(source.place).is_dir() and out.is_relative_to(Path(source.place).resolve()):
-        raise ValueError(
-            f"output_dir {config.output_dir!r} is within the data set's folder: choose one outside it"
-        )
+        raise ValueError(f"output_dir {config.output_dir!r} is within the data set's folder: choose one outside")
     return config
 
 
@@ -236,19 +234,15 @@ def _check(config: RunConfig, kind: str) -> None:
             raise ValueError(f"{name} is {value}: {rule}")
     Skips(config.dataset, config.on_error, config.max_skipped)  # its checks, before anything is loaded
     if (config.penalty == "consistency" or config.group_share != 1) and config.group_size < 2:
-        raise ValueError(
-            "penalty 'consistency' and group_share are for rows in groups: set group_size to 2 or more"
-        )
+        raise ValueError("'consistency' and group_share are for rows in groups: set group_size to 2 or more")
     for name in ("image_tower_rate", "text_tower_rate", "crop_scale"):
         if kind == "frozen" and getattr(config, name) != 1:
-            raise ValueError(
-                f"{name} is for towers that train, and those of model 'frozen' never do: leave it at 1"
-            )
+            raise ValueError(f"{name} is for towers that train, not those of model 'frozen': leave it at 1")
     asked = {"penalty 'anchor'": config.penalty == "anchor", "cca_start": config.cca_start}
     for name, value in (asked | {"feature_noise": config.feature_noise}).items():
         if kind != "frozen" and value:
             raise ValueError(
-                f"{name} works on features of frozen towers: set model to 'frozen', not {config.model!r}"
+                f"{name} reads features of frozen towers: set model to 'frozen', not {config.model!r}"
             )
 
 

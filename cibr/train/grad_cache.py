@@ -65,10 +65,8 @@ class GradCache:
         n, self.model, self.accelerator = len(batch.labels), model, accelerator
         size = micro_batch_size or n
         parts = [slice(start, start + size) for start in range(0, n, size)]
-        if len(parts) == 1:
-            encoded = [encode(parts[0])]
-        else:
-            encoded = [checkpoint(encode, rows, use_reentrant=False) for rows in parts]
+        kept = len(parts) == 1
+        encoded = [encode(rows) if kept else checkpoint(encode, rows, use_reentrant=False) for rows in parts]
         self._own = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
         self.features: dict[str, Float[Tensor, "n _"]] = {
             name: accelerator.gather(own.detach()).requires_grad_() for name, own in self._own.items()
