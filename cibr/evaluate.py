@@ -314,8 +314,9 @@ def evaluate(
         The evaluation, with `rows` of scores and the `predictions` per item.
 
     Raises:
-        ValueError: an unknown suite, kind or set, a limit or batch_size out of its range, an unusable sample (the
-            message names its set), or an output folder that cannot be created.
+        ValueError: an unknown suite, kind or set, a limit or batch_size out of its range, or an unusable sample
+            (its set is named).
+        OSError: the output folder cannot be created.
         FileNotFoundError: a file of a set is missing.
         ConnectionError: a file cannot be fetched from the hub.
     """
@@ -328,10 +329,7 @@ def evaluate(
         resolve(task.dataset)  # report a mistyped name before computing anything
     folder = None if output_dir is None else Path(output_dir) / title
     if folder is not None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)  # fail now rather than after the first set
-        except OSError as error:
-            raise ValueError(f"cannot make {str(folder)!r}: {error}; choose another output_dir") from error
+        folder.mkdir(parents=True, exist_ok=True)  # fail now rather than after the first set
     digests, found = digest_model(model), {}
     with tqdm(tasks, desc=name, unit="set", delay=1) as bar:
         for task in bar:

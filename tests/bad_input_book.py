@@ -2,11 +2,10 @@
 
 import math
 
-import pandas as pd
 import torch
 
 from cibr import DualEncoder
-from cibr_book import analysis, attribution, embeddings, estimators, probes, stimuli, worlds
+from cibr_book import attribution, embeddings, estimators, probes, worlds
 from cibr_book.plan import read_plan
 
 DISCRETE, GAUSSIAN = worlds.discrete_world(), worlds.gaussian_world()
@@ -14,7 +13,7 @@ IMAGE, TEXT = (torch.full((n, 2), 0.5, dtype=torch.float64) for n in DISCRETE.jo
 SINGULAR = torch.ones(2, 2, dtype=torch.float64)
 X, Y = estimators.gaussian_task(1, 1.0).sample(40)
 MAPS, UNIT, ZEROS = torch.zeros(3, 2, 4, 4), torch.eye(3), torch.zeros(3, dtype=torch.int64)
-ROWS, DELETED = pd.DataFrame({"method": [1]}), (torch.zeros(3, 3, 4, 4), MAPS[:, 0], torch.nn.Identity())
+DELETED = (torch.zeros(3, 3, 4, 4), MAPS[:, 0], torch.nn.Identity())
 HALF = torch.tensor([True, False, True, False])
 
 
@@ -58,15 +57,11 @@ CALLS = {
     "samples-inf": (lambda: estimators.ksg_nats(X * math.inf, Y), "x must be finite"),
     "estimator": (lambda: estimators.fit_critic(X, Y, "InfoNSE"), "did you mean 'InfoNCE'"),
     "nats": (lambda: estimators.correlation_of(-1.0), "nats must be finite and at least 0"),
-    "dof": (lambda: estimators.student_task(1, 0.0), "dof must be positive"),
     "map": (lambda: estimators.gaussian_task(1, 1.0).seen_through("sine"), "unknown map 'sine'.*wiggly"),
     "probe-rows": (lambda: probe(3, torch.arange(4)), "one row for each value of factor"),
     "probe-constant": (lambda: probe(4, torch.zeros(4).long()), "two values or more"),
-    "interval-column": (lambda: analysis.mean_intervals(ROWS, ["method"], "nat"), "no column nat; they have"),
-    "nearest": (lambda: embeddings.nearest_items(UNIT, 3), "k is between 1 and n - 1"),
     "agreement": (lambda: embeddings.neighbour_agreement(ZEROS[:, None], ZEROS), "same value everywhere"),
     "subsampling": (lambda: embeddings.subsampling_intervals(lambda i: {}, 10), "20 items at least"),
-    "glyphs": (lambda: stimuli.varied_glyphs(0), "give a number from 1"),
     "feature-map": (no_feature_map, "no feature map that is known here"),
     "maps-shape": (lambda: maps(noise=MAPS[..., :2]), "do not fit: give one text a map"),
     "maps-weight": (lambda: maps(weight=-1.0), "give a positive price of a nat"),

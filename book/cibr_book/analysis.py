@@ -16,13 +16,7 @@ def mean_intervals(rows: pd.DataFrame, by: Sequence[str], value: str) -> pd.Data
 
     Returns:
         One row per group: the columns of `by`, then `mean, low, high, n`; without an interval if n is 1.
-
-    Raises:
-        ValueError: a missing column.
     """
-    missing = [name for name in (*by, value) if name not in rows]
-    if missing:
-        raise ValueError(f"the rows have no column {', '.join(missing)}; they have {', '.join(rows.columns)}")
     groups = rows.groupby(list(by), sort=False)[value].agg(["mean", "sem", "count"]).reset_index()
     half = groups["sem"] * student.ppf(0.975, groups["count"] - 1)
     bounds = {"low": groups["mean"] - half, "high": groups["mean"] + half, "n": groups["count"]}

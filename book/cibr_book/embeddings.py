@@ -17,13 +17,7 @@ MAP_COMPONENTS = 30  # principal components that t-SNE starts from
 
 
 def nearest_items(embeddings: Float[Tensor, "n d"], k: int) -> Int[Tensor, "n k"]:
-    """The k most similar other items of each unit vector, the most similar first.
-
-    Raises:
-        ValueError: a k that is not between 1 and n - 1.
-    """
-    if not 1 <= k < len(embeddings):
-        raise ValueError(f"k={k} does not fit {len(embeddings)} items: k is between 1 and n - 1")
+    """The k most similar other items of each unit vector, the most similar first."""
     return (embeddings @ embeddings.T).fill_diagonal_(-torch.inf).topk(k).indices
 
 

@@ -427,12 +427,7 @@ def student_excess_nats(dof: float, dim_x: int, dim_y: int) -> float:
 
     Returns:
         Nats.
-
-    Raises:
-        ValueError: dof is not positive.
     """
-    if not dof > 0:
-        raise ValueError(f"dof must be positive, got {dof}")
 
     def f(x: float) -> float:
         return float(gammaln(x / 2) - x / 2 * digamma(x / 2))

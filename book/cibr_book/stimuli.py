@@ -42,14 +42,9 @@ def varied_glyphs(n: int, seed: int = 0) -> Pairs:
 
     Returns:
         Pairs with `factors`; the texts have their templates.
-
-    Raises:
-        ValueError: n is not positive, or more than there are.
     """
     characters = glyph_characters()
     factors = sample_factors(characters[characters["group"] == "seen"], SERIF + STIX, n_draws=1)
-    if not 0 < n <= len(factors):
-        raise ValueError(f"n is {n}: give a number from 1 to {len(factors):,}")
     factors = factors.sample(n, random_state=seed).reset_index(drop=True)
     return glyph_pairs("varied", factors, draw_all(factors))
 

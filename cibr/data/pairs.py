@@ -109,9 +109,8 @@ class Pairs:
 
         images = DisjointSet(range(len(self)))
         first: dict[str | int, int] = {}  # the first image of each caption, a string, and of each group, a number
-        groups = [[]] * len(self) if self.groups is None else [[group] for group in self.groups.tolist()]
-        for i, (texts, group) in enumerate(zip(self.captions, groups, strict=True)):
-            for thing in [*texts, *group]:
+        for i, texts in enumerate(self.captions):
+            for thing in texts if self.groups is None else [*texts, int(self.groups[i])]:
                 images.merge(first.setdefault(thing, i), i)
         numbers: dict[int, int] = {}
         labels = [numbers.setdefault(images[i], len(numbers)) for i in range(len(self))]
