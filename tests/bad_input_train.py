@@ -41,7 +41,7 @@ OTHER_PARAMETERS = [
     (dict(penalty="consistency"), "for rows in groups: set group_size to 2"),
     (
         dict(penalty="anchor"),
-        "penalty 'anchor' reads features of frozen towers: set model to 'frozen', not 'tiny'",
+        "penalty 'anchor' reads features of frozen towers: set model to 'frozen'",
     ),
     (dict(cca_start=True), "cca_start reads features of frozen towers"),
     (dict(feature_noise=0.1), "feature_noise reads features of frozen towers"),

@@ -208,11 +208,8 @@ def survivors(rows: pd.DataFrame) -> pd.DataFrame:
     holm = np.maximum.accumulate(p * np.arange(n, 0, -1))
     adjusted = {"one by one": p, "Holm": holm, "Benjamini-Hochberg": stats.false_discovery_control(p)}
     up = (tested["difference"] > 0).to_numpy()
-    counts = {
-        name: {"gain": int(((q < 0.05) & up).sum()), "loss": int(((q < 0.05) & ~up).sum())}
-        for name, q in adjusted.items()
-    }
-    return pd.DataFrame(counts)
+    significant = pd.DataFrame(adjusted) < 0.05
+    return pd.DataFrame({"gain": significant[up].sum(), "loss": significant[~up].sum()}).T
 
 
 def significance(rows: pd.DataFrame) -> np.ndarray:

@@ -130,9 +130,8 @@ def load_images(folder: str, split: str, skips: Skips) -> Pairs:
         FileNotFoundError: if the metadata or an image is missing.
         ValueError: if the split does not exist, the metadata are malformed or a sample is unusable.
     """
-    metadata, items = _split_given(
-        image_splits(folder), split, folder, f"add a subfolder {split} with its own metadata"
-    )
+    advice = f"add a subfolder {split} with its own metadata"
+    metadata, items = _split_given(image_splits(folder), split, folder, advice)
     items = _read_metadata(metadata) if items is None else items
     for key in list(items):
         file = metadata.parent / key

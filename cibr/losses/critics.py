@@ -120,9 +120,8 @@ class ResidualCritics(nn.Module):
         super().__init__()
         self.dim = dim
         widths = {"image": dim_image_pooled, "text": dim_text_pooled}
-        self.critics = nn.ModuleDict(
-            {f"{z}_{x}": SeparableCritic(dim, widths[x], DIM_HIDDEN) for z in widths for x in widths}
-        )
+        critics = {f"{z}_{x}": SeparableCritic(dim, widths[x], DIM_HIDDEN) for z in widths for x in widths}
+        self.critics = nn.ModuleDict(critics)
         self.averages = nn.ModuleDict({name: MovingAverage() for name in self.critics})
 
     def forward(self, z: dict[str, Features], pooled: dict[str, Tensor | None]) -> dict[str, Scalar]:

@@ -220,11 +220,11 @@ def _run_name(config: RunConfig, dataset: str, defaults: dict[str, Any]) -> str:
 def _typed(name: str, value: Any) -> Any:
     """A parameter's value if its type is right; integers are accepted as floats."""
     wanted = _TYPES[name]
-    if isinstance(value, bool) == (wanted is bool) and isinstance(
-        value, (int, float) if wanted is float else wanted
-    ):
-        return wanted(value)
-    raise ValueError(f"{name} is {value!r}, of type {type(value).__name__}: it must be of type {wanted.__name__}")
+    accepted = (int, float) if wanted is float else wanted
+    if not isinstance(value, accepted) or isinstance(value, bool) != (wanted is bool):
+        found = f"{value!r}, of type {type(value).__name__}"
+        raise ValueError(f"{name} is {found}: it must be of type {wanted.__name__}")
+    return wanted(value)
 
 
 def _check(config: RunConfig, kind: str) -> None:
@@ -241,9 +241,7 @@ def _check(config: RunConfig, kind: str) -> None:
     asked = {"penalty 'anchor'": config.penalty == "anchor", "cca_start": config.cca_start}
     for name, value in (asked | {"feature_noise": config.feature_noise}).items():
         if kind != "frozen" and value:
-            raise ValueError(
-                f"{name} reads features of frozen towers: set model to 'frozen', not {config.model!r}"
-            )
+            raise ValueError(f"{name} reads features of frozen towers: set model to 'frozen'")
 
 
 def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:

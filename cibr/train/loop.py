@@ -408,15 +408,12 @@ def build_optimizer(
     groups: dict[tuple[float, bool], list[Tensor]] = {}
     for parameter in (p for p in model.parameters() if p.requires_grad):
         groups.setdefault((rates.get(parameter, 1.0), parameter.ndim > 1), []).append(parameter)
-    keys = sorted(groups, reverse=True)
-    peaks = [config.learning_rate * rate for rate, _ in keys]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": groups[key], "lr": peak, "weight_decay": config.weight_decay if key[1] else 0.0}
-            for key, peak in zip(keys, peaks, strict=True)
-        ],
-        betas=(0.9, 0.98),
-    )
+    parts, peaks = [], []
+    for rate, is_matrix in sorted(groups, reverse=True):
+        peaks.append(config.learning_rate * rate)
+        decay = config.weight_decay if is_matrix else 0.0
+        parts.append({"params": groups[rate, is_matrix], "lr": peaks[-1], "weight_decay": decay})
+    optimizer = torch.optim.AdamW(parts, betas=(0.9, 0.98))
     n_steps, warm_up = max(2, n_steps), config.warm_up
     if warm_up * n_steps == 1:  # OneCycleLR would divide by zero in a rise of no length
         warm_up /= 2
@@ -425,13 +422,10 @@ def build_optimizer(
 
 def _towers(model: DualEncoder, config: RunConfig) -> list[tuple[torch.nn.Module, float]]:
     """The towers with their own learning rate, each with its multiple of `learning_rate`."""
-    rates = {
-        "image_tower_rate": (("image_tower", "vision_model"), config.image_tower_rate),
-        "text_tower_rate": (("text_tower", "text_model"), config.text_tower_rate),
-    }
     found = []
-    for setting, (ends, rate) in rates.items():
-        if rate != 1:
+    for side, of_hub in (("image", "vision_model"), ("text", "text_model")):
+        setting, ends = f"{side}_tower_rate", (f"{side}_tower", of_hub)
+        if (rate := getattr(config, setting)) != 1:
             tower = next((module for name, module in model.named_modules() if name.endswith(ends)), None)
             if tower is None:
                 raise ValueError(f"{setting} must be 1: {config.model!r} has no module {' or '.join(ends)}")
