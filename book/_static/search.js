@@ -6,7 +6,7 @@
   const data = JSON.parse(document.getElementById("search-data").textContent);
   const [select, input, known, some, summary, results] =
     ["collection", "query", "known", "some", "summary", "found"].map((name) => document.getElementById(`search-${name}`));
-  const N_SOME = 6;
+  const N_SOME = 6, counts = results.parentElement.appendChild(document.createElement("p"));
 
   const make = (tag, attributes, ...children) => {
     const element = document.createElement(tag);
@@ -16,14 +16,14 @@
   };
   const collection = () => data[select.value];
 
-  const tile = (image, isRight) => {
+  const tile = (image, isRight, text) => {
     const { columns, images, sheet } = collection(), n_rows = Math.ceil(images.length / columns);
     const at = (k, n) => `${(100 * k) / (n - 1)}%`;
     const picture = make("span", {
       class: "search-picture", role: "img", "aria-label": images[image],
       style: `background: url("${sheet}") ${at(image % columns, columns)} ${at(Math.floor(image / columns), n_rows)} / ${100 * columns}% padding-box`,
     });
-    const caption = make("span", { class: "search-caption" }, isRight ? `✓ ${images[image]}` : images[image]);
+    const caption = make("span", { class: "search-caption" }, isRight ? `✓ ${text}` : images[image]);
     return make("li", { class: isRight ? "search-tile right" : "search-tile" }, picture, caption);
   };
 
@@ -32,7 +32,7 @@
     const { models, images } = collection();
     const rows = models.map((model, m) => {
       const rank = query.ranks.length ? `, the right image at rank ${query.ranks[m]} of ${images.length}` : "";
-      const tiles = query.found[m].map((image) => tile(image, query.right.includes(image)));
+      const tiles = query.found[m].map((image) => tile(image, query.right.includes(image), query.text));
       return make("section", {}, make("h3", {}, `${model}${rank}`), make("ol", { class: "search-row" }, ...tiles));
     });
     results.replaceChildren(...rows);
@@ -58,6 +58,9 @@
 
   // Opens on a text whose image all models find, at different ranks.
   const choose = () => {
+    const asked = collection().queries.filter(({ ranks }) => ranks.length), { models } = collection();
+    const first = models.map((model, m) => `${asked.filter(({ ranks }) => ranks[m] === 1).length} by ${model}`);
+    counts.textContent = `Of ${asked.length} texts with a right image, this image is ranked first for ${first.join(", ")}.`;
     known.replaceChildren(...collection().queries.map((query) => make("option", { value: query.text })));
     suggest();
     show(collection().queries.find(({ ranks }) => Math.max(...ranks) <= 6 && new Set(ranks).size > 1));

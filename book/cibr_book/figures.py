@@ -30,7 +30,7 @@ STYLES = {
     "CIBR vMF, sampled": (SKY, "s"),
     "CIBR crossfit": (GREEN, "^"),
     "CIBR MINE": (ORANGE, "v"),
-    "the paper's penalty": (BLUE, "o"),
+    "the residual penalty": (BLUE, "o"),
     "the anchor": (PINK, "s"),
     "best other method": ("black", "D"),
     "InfoNCE": (BLUE, "o"),

@@ -26,6 +26,21 @@ RESULTS = BOOK.parent / "data" / "results"
 GLOSSARY = "book/glossary"
 FIGURE_SCALE = 2  # a figure's pixels for one of the page: `cibr.plots` draws at 200 dpi, pages show 100
 
+# What stands for TeX where only plain text is shown.
+SYMBOLS = {
+    "mid": "|",
+    "ln": "ln",
+    "log": "log",
+    "approx": "≈",
+    "le": "≤",
+    "beta": "β",
+    "kappa": "κ",
+    "mu": "μ",
+    "cos": "cos",
+}
+SYMBOLS |= {"langle": "⟨", "rangle": "⟩", "lVert": "‖", "rVert": "‖", "mathbb": "", "mathcal": "", "frac": ""}
+PLAIN_TEX = re.compile(r"\\([A-Za-z]+|,)|[{}]")
+
 # The parts of MathJax that tex-chtml.js loads: fonts, TeX extensions, and its spoken mathematics.
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y", "sre/mathmaps/base.json")
 MATHJAX += ("sre/mathmaps/en.json", "sre/mathmaps/nemeth.json")
@@ -88,7 +103,8 @@ def explain_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         for name in term["ids"]
     }
     for node in references:
-        node["reftitle"] = meanings[node["refuri"].partition("#")[2]]
+        meaning = meanings[node["refuri"].partition("#")[2]]
+        node["reftitle"] = PLAIN_TEX.sub(lambda found: SYMBOLS.get(found[1], ""), meaning)
 
 
 def size_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:

@@ -44,7 +44,7 @@ CONTRASTS = (
     ("CLIP, in both styles", "consistency"),
 )
 KINDS = {  # pattern of the method's name, the first that matches
-    "the paper's penalty": r"^CIBR (?:vMF|crossfit|MINE)",
+    "the residual penalty": r"^CIBR (?:vMF|crossfit|MINE)",
     "the anchor": r"^CIBR anchor(?!.*(?:other weights|self-training))",
     "best other method": r"^(?!CLIP$|CIBR|.*other )",
 }

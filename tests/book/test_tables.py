@@ -56,7 +56,7 @@ def test_contenders_are_the_best_of_each_kind_on_validation():
     table = pd.DataFrame({"method": validation.keys(), "validation": validation.values()})
     found = contenders(table.assign(condition="toys", beta=0.0, hyperparameters=""))
     assert found.set_index("kind")["method"].to_dict() == {
-        "the paper's penalty": "CIBR crossfit, sampled",
+        "the residual penalty": "CIBR crossfit, sampled",
         "the anchor": "CIBR anchor + crops",
         "best other method": "noise only",
     }
