@@ -39,7 +39,7 @@ SYMBOLS = {
     "cos": "cos",
 }
 SYMBOLS |= {"langle": "⟨", "rangle": "⟩", "lVert": "‖", "rVert": "‖", "mathbb": "", "mathcal": "", "frac": ""}
-PLAIN_TEX = re.compile(r"\\([A-Za-z]+|,)|[{}]")
+PLAIN_TEX = re.compile(r"\\([A-Za-z]+|,)|[{}]| [a-z]+\d{4}[a-z0-9]+")  # TeX, and keys of citations
 
 # The parts of MathJax that tex-chtml.js loads: fonts, TeX extensions, and its spoken mathematics.
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y", "sre/mathmaps/base.json")
