@@ -76,7 +76,7 @@ def _what_is_added(method: str, control: str) -> str:
 
 def _places(texts: Sequence[str]) -> list[float]:
     """Places of labels one below another: a step of one, and more room around those of several lines."""
-    extra = [0.35 * text.count("\n") for text in texts]
+    extra = [0.5 * text.count("\n") for text in texts]
     return [i + 2 * sum(extra[:i]) + extra[i] - extra[0] for i in range(len(texts))]
 
 
