@@ -14,6 +14,7 @@ from pathlib import Path
 
 from docutils import nodes
 from PIL import Image
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
@@ -25,21 +26,6 @@ BOOK = Path(__file__).resolve().parents[1]
 RESULTS = BOOK.parent / "data" / "results"
 GLOSSARY = "book/glossary"
 FIGURE_SCALE = 2  # a figure's pixels for one of the page: `cibr.plots` draws at 200 dpi, pages show 100
-
-# What stands for TeX where only plain text is shown.
-SYMBOLS = {
-    "mid": "|",
-    "ln": "ln",
-    "log": "log",
-    "approx": "≈",
-    "le": "≤",
-    "beta": "β",
-    "kappa": "κ",
-    "mu": "μ",
-    "cos": "cos",
-}
-SYMBOLS |= {"langle": "⟨", "rangle": "⟩", "lVert": "‖", "rVert": "‖", "mathbb": "", "mathcal": "", "frac": ""}
-PLAIN_TEX = re.compile(r"\\([A-Za-z]+|,)|[{}]| [a-z]+\d{4}[a-z0-9]+")  # TeX, and keys of citations
 
 # The parts of MathJax that tex-chtml.js loads: fonts, TeX extensions, and its spoken mathematics.
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y", "sre/mathmaps/base.json")
@@ -97,14 +83,16 @@ def explain_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     if not references or docname == GLOSSARY:
         return
     glossary = app.env.get_doctree(GLOSSARY)
+    for reference in glossary.findall(addnodes.pending_xref):
+        if reference["refdomain"] == "cite":
+            reference.children = []
     meanings = {
-        name: re.split(r"(?<=\w\.)\s", " ".join(term.parent[-1].astext().split()))[0]
+        name: re.split(r"(?<=\w)\s?\.\s", " ".join(term.parent[-1].astext().split()) + " ")[0] + "."
         for term in glossary.findall(nodes.term)
         for name in term["ids"]
     }
     for node in references:
-        meaning = meanings[node["refuri"].partition("#")[2]]
-        node["reftitle"] = PLAIN_TEX.sub(lambda found: SYMBOLS.get(found[1], ""), meaning)
+        node["reftitle"] = meanings[node["refuri"].partition("#")[2]]
 
 
 def size_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
