@@ -13,7 +13,7 @@ from cibr_book.analysis import mean_intervals
 from cibr_book.figures import STYLES
 from cibr_book.tables import KINDS
 
-PENALTIES = ("CIBR vMF", "CIBR vMF, sampled", "CIBR crossfit", "CIBR MINE")
+CURVES = ("CIBR vMF", "CIBR vMF, sampled", "CIBR crossfit", "CIBR MINE")
 MARKS = {"gain": ("^", BLUE), "loss": ("v", RED), "not significant": ("o", GREY)}
 
 
@@ -30,7 +30,7 @@ def method_forest(rows: pd.DataFrame) -> list[Axes]:
         The Axes, block by block.
     """
     names = rows["method"] + rows["beta"].map(lambda beta: f", beta {beta:g}" if beta else "")
-    added = [_what_is_added(*pair) for pair in zip(rows["method"], rows["against"], strict=True)]
+    added = [_contrast(*pair) for pair in zip(rows["method"], rows["against"], strict=True)]
     names = names.where(rows["against"] == "CLIP", added)
     rows = rows.assign(name=names + rows["n_seeds"].map(" ({})".format))
     blocks, measures = dict(list(rows.groupby("condition", sort=False))), list(rows["measure"].unique())
@@ -66,7 +66,7 @@ def method_forest(rows: pd.DataFrame) -> list[Axes]:
     return list(axes.flat)
 
 
-def _what_is_added(method: str, control: str) -> str:
+def _contrast(method: str, control: str) -> str:
     """`a vs b, with c`, where both are trained with c."""
     ours, theirs = (re.sub("^CIBR |^CLIP, ", "", name).split(" + ") for name in (method, control))
     both = [part for part in ours if part in theirs]
@@ -147,7 +147,7 @@ def beta_curves(
         clip = part[part["method"] == "CLIP"].set_index("seed")
         for i, (axis, (title, column)) in enumerate(zip(line, measures.items(), strict=True)):
             axis.axhline(0, color="black", lw=0.8)
-            for method in PENALTIES:
+            for method in CURVES:
                 colour, marker = STYLES[method]
                 own = part[(part["method"] == method) & part["seed"].isin(clip.index)]
                 paired = own.assign(shown=own[column] - clip.loc[own["seed"], column].to_numpy())

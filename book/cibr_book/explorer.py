@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from cibr_book.ablation_figures import PENALTIES
+from cibr_book.ablation_figures import CURVES
 from cibr_book.figures import STYLES
 from cibr_book.tables import HEADLINE, RESULTS, differences, read_table
 
@@ -31,7 +31,7 @@ def curves(results: Path = RESULTS) -> dict[str, Any]:
         scores in points, `difference, low, high`.
     """
     rows = read_table(results / "ablation.csv")
-    found = differences(rows[rows["method"].isin(["CLIP", *PENALTIES])])
+    found = differences(rows[rows["method"].isin(["CLIP", *CURVES])])
     by = ["condition", "method"]
     found = found[found.groupby(by)["beta"].transform("nunique") >= LEAST_BETAS]
     conditions = [_condition(name, part) for name, part in found.groupby("condition")]
@@ -40,7 +40,7 @@ def curves(results: Path = RESULTS) -> dict[str, Any]:
 
 def _condition(name: str, found: pd.DataFrame) -> dict[str, Any]:
     clip = found.groupby("measure")["control"].first()[[*HEADLINE]]
-    parts = {method: found[found["method"] == method] for method in PENALTIES if method in set(found["method"])}
+    parts = {method: found[found["method"] == method] for method in CURVES if method in set(found["method"])}
     drawn = [
         {"name": method, "colour": STYLES[method][0], "points": [_point(p) for _, p in part.groupby("beta")]}
         for method, part in parts.items()

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cibr_book.ablation_figures import PENALTIES, beta_curves, method_forest, summary_figure
+from cibr_book.ablation_figures import CURVES, beta_curves, method_forest, summary_figure
 from cibr_book.analysis import mean_intervals
 from cibr_book.figures import STYLES
 
@@ -18,7 +18,7 @@ def rows():
     generator, table = np.random.default_rng(0), []
     for condition in ("many", "few"):
         for seed in range(4):
-            runs = [("CLIP", 0.0)] * (seed < 3) + [(m, b) for m in list(PENALTIES)[:2] for b in (0.1, 1.0, 0.01)]
+            runs = [("CLIP", 0.0)] * (seed < 3) + [(m, b) for m in list(CURVES)[:2] for b in (0.1, 1.0, 0.01)]
             table += [(condition, *run, seed, *generator.normal(30, 1, 2)) for run in runs]
     return pd.DataFrame(table, columns=["condition", "method", "beta", "seed", *SCORES.values()])
 
