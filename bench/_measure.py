@@ -1,4 +1,6 @@
-"""Shared code of the benchmarks: interleaved timing, peak memory, and result tables with machine details."""
+"""Shared code of the benchmarks: interleaved timing, peak memory, and result tables with machine
+details.
+"""
 
 import argparse
 import multiprocessing
@@ -15,7 +17,9 @@ import torch
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results" / "bench.csv"
 
 
-def medians(calls: dict[str, Callable[[], float]], n_runs: int, n_warm: int = 1) -> dict[str, float]:
+def medians(
+    calls: dict[str, Callable[[], float]], n_runs: int, n_warm: int = 1
+) -> dict[str, float]:
     """Median seconds of each call; calls are interleaved, so that disturbances affect all of them."""
     times = {name: [] for name in calls}
     for run in range(n_runs + n_warm):
@@ -59,26 +63,41 @@ def device_peak_mib(call: Callable) -> float:
 
 
 def machine(peers: Sequence[str] = ()) -> dict[str, str | int]:
-    """The processor, the cores and threads, and the versions of torch and of the peers' distributions."""
+    """The processor, the cores and threads, and the versions of torch and of the peers'
+    distributions.
+    """
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    processor = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown"
+    )
     threads = torch.get_num_threads()
-    about = {"processor": processor, "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
+    about = {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "torch": torch.__version__,
+    }
     return about | {peer: version(peer) for peer in peers}
 
 
 def arguments(description: str, sizes: Sequence[int] = ()) -> argparse.Namespace:
     """Parses the command line of a benchmark; with `sizes` it has the options --sizes and --device."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--save", action="store_true", help="also store the table in data/results/bench.csv")
+    parser.add_argument(
+        "--save", action="store_true", help="also store the table in data/results/bench.csv"
+    )
     if sizes:
         parser.add_argument("--sizes", type=int, nargs="+", default=sizes, help="batch sizes")
-        parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device of the steps")
+        parser.add_argument(
+            "--device", choices=("cpu", "cuda"), default="cpu", help="device of the steps"
+        )
     return parser.parse_args()
 
 
 def show(title: str, name: str, rows: list[dict], save: bool, peers: Sequence[str] = ()) -> None:
-    """Prints a table and, if asked, replaces the rows of this name in `bench.csv`, with machine and versions."""
+    """Prints a table and, if asked, replaces the rows of this name in `bench.csv`, with machine and
+    versions.
+    """
     table = pd.DataFrame(rows)
     print(f"\n{title}\n{', '.join(f'{k} {v}' for k, v in machine(peers).items())}")
     print(table.to_string(index=False, float_format=lambda x: f"{x:.4g}", na_rep=""))

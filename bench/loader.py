@@ -1,10 +1,12 @@
-"""Throughput of decoding and preprocessing by the loader's workers, compared with a model's forward pass.
+"""Throughput of decoding and preprocessing by the loader's workers, compared with a model's forward
+pass.
 
     python bench/loader.py [--save]
 
-Photos of 640 x 480 pixels as JPEG files in memory, loaded as in training (`Inputs.loader`), with and without
-random crops, by 0, 1, 2, 4, ... workers, including the start of the workers. The last row is the image tower of
-ViT-B/32 alone, without gradients, on a GPU if available; a slower loader is a bottleneck.
+Photos of 640 x 480 pixels as JPEG files in memory, loaded as in training (`Inputs.loader`), with
+and without random crops, by 0, 1, 2, 4, ... workers, including the start of the workers. The last
+row is the image tower of ViT-B/32 alone, without gradients, on a GPU if available; a slower loader
+is a bottleneck.
 """
 
 import io
@@ -64,7 +66,10 @@ def loading(inputs, workers: int) -> float:
 def forward(model) -> float:
     """Images per second, in the second of two passes."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, pixels = model.to(device), torch.zeros(BATCH, 3, 224, 224, dtype=torch.uint8, device=device)
+    model, pixels = (
+        model.to(device),
+        torch.zeros(BATCH, 3, 224, 224, dtype=torch.uint8, device=device),
+    )
     with model.evaluating():
         for _ in range(2):
             start = time.perf_counter()
@@ -79,7 +84,9 @@ def main() -> None:
     for name, crop in (("decode, random crop", inputs.crop), ("decode, resize", None)):
         inputs.crop = crop
         rows += [{"what": name, "workers": n, "images/s": loading(inputs, n)} for n in counts]
-    show("loading", "loader", [*rows, {"what": "ViT-B/32 forward", "images/s": forward(model)}], save)
+    show(
+        "loading", "loader", [*rows, {"what": "ViT-B/32 forward", "images/s": forward(model)}], save
+    )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python bench/loss.py [--save]
 
-Times are medians of interleaved runs in one process; on a busy machine only their ratios to plain torch are
-comparable. Peak memory is the growth of the resident set in a fresh process for each cell (Linux). The floor is
-the three matrix products that every implementation which stores the similarities needs. `labelled` gives each
-label to two pairs; `CIBRLoss` is the full objective with its default penalty and reports.
+Times are medians of interleaved runs in one process; on a busy machine only their ratios to plain
+torch are comparable. Peak memory is the growth of the resident set in a fresh process for each cell
+(Linux). The floor is the three matrix products that every implementation which stores the
+similarities needs. `labelled` gives each label to two pairs; `CIBRLoss` is the full objective with
+its default penalty and reports.
 """
 
 import importlib.util
@@ -93,7 +94,12 @@ def table() -> list[dict]:
         calls = {name: partial(step, name, tensors) for name in LOSSES}
         seconds = medians(calls, n_runs=31 if n <= 1024 else 7, n_warm=2)
         for name, value in seconds.items():
-            row = {"n": n, "loss": name, "ms": value * 1e3, "/ plain torch": value / seconds["plain torch"]}
+            row = {
+                "n": n,
+                "loss": name,
+                "ms": value * 1e3,
+                "/ plain torch": value / seconds["plain torch"],
+            }
             rows.append(row | {"peak MiB": peak_mib(prepared, name, n)})
     return rows
 

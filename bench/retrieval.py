@@ -1,10 +1,11 @@
-"""Time and memory of `cibr.metrics` at the size of COCO and ImageNet, compared with peers and the matrix product.
+"""Time and memory of `cibr.metrics` at the size of COCO and ImageNet, compared with peers and the
+matrix product.
 
     python bench/retrieval.py [--save]
 
-Times are medians of interleaved runs in one process; peak memory is the growth of the resident set in a fresh
-process for each cell (Linux). The floor is the matrix product in blocks, discarded. clip-benchmark's functions are
-called as in its own evaluation, once.
+Times are medians of interleaved runs in one process; peak memory is the growth of the resident set
+in a fresh process for each cell (Linux). The floor is the matrix product in blocks, discarded.
+clip-benchmark's functions are called as in its own evaluation, once.
 """
 
 import importlib.util
@@ -50,7 +51,11 @@ def topk(texts, images, own):
     scores = texts @ images.T
     for similarity, right in ((scores, own), (scores.T, None)):
         nearest = similarity.topk(max(KS), dim=1).indices
-        hits = nearest == own[:, None] if right is not None else own[nearest] == torch.arange(len(images))[:, None]
+        hits = (
+            nearest == own[:, None]
+            if right is not None
+            else own[nearest] == torch.arange(len(images))[:, None]
+        )
         [hits[:, :k].any(1).float().mean().item() for k in KS]
 
 
@@ -100,7 +105,9 @@ def run(task: str, name: str, tensors: list[torch.Tensor]) -> float:
 
 
 def prepared(task: str, name: str):
-    """A call that is ready to run, warmed up at a hundredth of the size to allocate the libraries' buffers."""
+    """A call that is ready to run, warmed up at a hundredth of the size to allocate the libraries'
+    buffers.
+    """
     run(task, name, inputs(task, 0.01))
     return partial(run, task, name, inputs(task))
 

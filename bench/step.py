@@ -1,12 +1,14 @@
-"""Time, peak memory and gradient error of a training step at large batch sizes, compared with other libraries.
+"""Time, peak memory and gradient error of a training step at large batch sizes, compared with other
+libraries.
 
     python bench/step.py [--save] [--device cuda] [--sizes 4096 16384 65536]
 
-All use the tiny encoders on noise, in parts of 256 rows or a sixteenth of the batch. `open_clip` accumulates as
-its training script; `sentence-transformers` is its `CachedMultipleNegativesRankingLoss` in both directions, at a
-constant temperature; `plain accumulation` is the mean of the parts' losses, `plain torch` the whole batch in one
-graph, the floor no loss. Errors are relative to InfoNCE in float64; a step without a time did not fit on the GPU.
-The second table is a step of CLIP's ViT-B/32 on the CPU, and the share of the penalty in it.
+All use the tiny encoders on noise, in parts of 256 rows or a sixteenth of the batch. `open_clip`
+accumulates as its training script; `sentence-transformers` is its
+`CachedMultipleNegativesRankingLoss` in both directions, at a constant temperature; `plain
+accumulation` is the mean of the parts' losses, `plain torch` the whole batch in one graph, the
+floor no loss. Errors are relative to InfoNCE in float64; a step without a time did not fit on the
+GPU. The second table is a step of CLIP's ViT-B/32 on the CPU, and the share of the penalty in it.
 """
 
 import importlib.util
@@ -38,7 +40,9 @@ SIZES, PART, CLIP_ROWS, CLIP_PART = (256, 1024, 4096), 256, 16, 4
 BETA = 0.05
 
 
-def inputs(n: int, size: int = 32, tokens: int = 12, vocabulary: int = 256, device: str = "cpu") -> Batch:
+def inputs(
+    n: int, size: int = 32, tokens: int = 12, vocabulary: int = 256, device: str = "cpu"
+) -> Batch:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8)
     ids = torch.randint(2, vocabulary, (n, tokens), generator=generator)
@@ -99,11 +103,15 @@ def open_clip(model, batch):
         known = [encode(model, batch, rows) for rows in parts]
     for i, rows in enumerate(parts):
         fresh = [*known[:i], encode(model, batch, rows), *known[i + 1 :]]
-        loss_fn(*(torch.cat(side) for side in zip(*fresh, strict=True)), model.logit_scale).backward()
+        loss_fn(
+            *(torch.cat(side) for side in zip(*fresh, strict=True)), model.logit_scale
+        ).backward()
 
 
 class Sides(torch.nn.Sequential):
-    """A `DualEncoder` with the interface of sentence-transformers' losses: one modality, as tensors by name."""
+    """A `DualEncoder` with the interface of sentence-transformers' losses: one modality, as tensors
+    by name.
+    """
 
     def forward(self, side):
         if "images" in side:
@@ -113,7 +121,9 @@ class Sides(torch.nn.Sequential):
 
 
 def sentence_transformers(model, batch):
-    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss as Cached
+    from sentence_transformers.sentence_transformer.losses import (
+        CachedMultipleNegativesRankingLoss as Cached,
+    )
 
     directions = dict(directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction")
     part, scale = part_of(len(batch.labels)), model.logit_scale.item()
@@ -123,11 +133,15 @@ def sentence_transformers(model, batch):
 
 
 def exact(model, batch):
-    """InfoNCE of the whole batch, with the graph of one part in memory at a time, so that float64 always fits."""
+    """InfoNCE of the whole batch, with the graph of one part in memory at a time, so that float64
+    always fits.
+    """
 
     def term(image, text, rows):
         parts = [scale * a[rows] @ b.T for a, b in ((image, text), (text, image))]
-        return sum(F.cross_entropy(x, batch.labels[rows], reduction="sum") for x in parts) / (2 * len(image))
+        return sum(F.cross_entropy(x, batch.labels[rows], reduction="sum") for x in parts) / (
+            2 * len(image)
+        )
 
     parts, scale = slices(len(batch.labels)), model.logit_scale
     encoded = [checkpoint(encode, model, batch, rows, use_reentrant=False) for rows in parts]
@@ -182,16 +196,23 @@ def gradients(step, batch, dtype=torch.float32) -> tuple[torch.Tensor, float]:
 
 
 def errors(n: int, device: str) -> dict[str, dict[str, float]]:
-    """Gradient errors of each method that fits, relative to InfoNCE in float64, without penalty and noise."""
+    """Gradient errors of each method that fits, relative to InfoNCE in float64, without penalty and
+    noise.
+    """
     batch, found = inputs(n, device=device), {}
     expected, temperature = gradients(exact, batch, torch.float64)
     for name, step in STEPS.items():
         try:
-            encoders, scale = gradients(partial(step, beta=0.0) if name.startswith("cibr") else step, batch)
+            encoders, scale = gradients(
+                partial(step, beta=0.0) if name.startswith("cibr") else step, batch
+            )
         except torch.OutOfMemoryError:
             continue
         error = (encoders - expected).norm() / expected.norm()
-        found[name] = {"gradient error": error.item(), "temperature's gradient / exact": scale / temperature}
+        found[name] = {
+            "gradient error": error.item(),
+            "temperature's gradient / exact": scale / temperature,
+        }
     return found
 
 
@@ -201,12 +222,21 @@ def table_of_steps(sizes, device) -> list[dict]:
         wrong = errors(n, device)
         model, batch = tiny().to(device), inputs(n, device=device)
         calls = {name: partial(timed, STEPS[name], model, batch) for name in wrong}
-        seconds = medians(calls, n_runs=5 if n <= 256 else 3, n_warm=int(n <= 1024 or device != "cpu"))
+        seconds = medians(
+            calls, n_runs=5 if n <= 256 else 3, n_warm=int(n <= 1024 or device != "cpu")
+        )
         for name in STEPS:
-            row = {"n": n, "step": name} | ({} if device == "cpu" else {"device": torch.cuda.get_device_name()})
+            row = {"n": n, "step": name} | (
+                {} if device == "cpu" else {"device": torch.cuda.get_device_name()}
+            )
             if name in wrong:
-                row |= {"s": seconds[name], "/ plain torch": seconds[name] / seconds.get("plain torch", math.nan)}
-                row["peak MiB"] = peak_mib(prepared, name, n) if device == "cpu" else device_peak_mib(calls[name])
+                row |= {
+                    "s": seconds[name],
+                    "/ plain torch": seconds[name] / seconds.get("plain torch", math.nan),
+                }
+                row["peak MiB"] = (
+                    peak_mib(prepared, name, n) if device == "cpu" else device_peak_mib(calls[name])
+                )
                 row |= wrong[name] if name != "encoders alone" else {}
             rows.append(row)
     return rows
@@ -246,7 +276,9 @@ def noise(image, text):
 def seconds_of(part) -> float:
     """Seconds of the forward and backward pass of a part of the loss, on unit vectors."""
     generator = torch.Generator().manual_seed(0)
-    features = [F.normalize(torch.randn(CLIP_ROWS, 512, generator=generator), dim=1) for _ in range(2)]
+    features = [
+        F.normalize(torch.randn(CLIP_ROWS, 512, generator=generator), dim=1) for _ in range(2)
+    ]
     features = [x.requires_grad_() for x in features]
     start = time.perf_counter()
     part(*features).backward()
@@ -261,8 +293,13 @@ def table_of_clip() -> list[dict]:
     seconds = medians(calls, n_runs=3, n_warm=0)
     del model
     whole = min(seconds.values())
-    seconds |= medians({name: partial(seconds_of, loss) for name, loss in losses.items()}, n_runs=101, n_warm=5)
-    rows = [{"what": name, "s": value, "% of a step": 100 * value / whole} for name, value in seconds.items()]
+    seconds |= medians(
+        {name: partial(seconds_of, loss) for name, loss in losses.items()}, n_runs=101, n_warm=5
+    )
+    rows = [
+        {"what": name, "s": value, "% of a step": 100 * value / whole}
+        for name, value in seconds.items()
+    ]
     for row in rows[:2]:
         row["peak MiB"] = peak_mib(prepared_clip, parts[row["what"]])
     return rows
@@ -271,7 +308,10 @@ def table_of_clip() -> list[dict]:
 def main() -> None:
     given = arguments(__doc__.splitlines()[0], SIZES)
     torch.backends.cudnn.allow_tf32 = False  # convolutions in float32, as on the CPU
-    rows, peers = table_of_steps(given.sizes, given.device), [PEERS[p] for p in PEERS if p not in ABSENT]
+    rows, peers = (
+        table_of_steps(given.sizes, given.device),
+        [PEERS[p] for p in PEERS if p not in ABSENT],
+    )
     name = "step" if given.device == "cpu" else "step_gpu"
     show("a step of the tiny encoders, float32", name, rows, given.save, peers)
     for peer in ABSENT:

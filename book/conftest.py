@@ -1,9 +1,10 @@
 """How `pytest --nbval book/` compares a notebook with its stored outputs.
 
-The bare command works from any folder: each notebook runs in the environment that runs pytest, with the same
-variables as when it was executed, and what cannot repeat on another machine is left out of the comparison.
-Text is compared as it stands, except that floats with more than four significant digits are rounded to four,
-since the last digits change with the processor. Cells that cannot repeat carry the tag `nbval-ignore-output`.
+The bare command works from any folder: each notebook runs in the environment that runs pytest, with
+the same variables as when it was executed, and what cannot repeat on another machine is left out of
+the comparison. Text is compared as it stands, except that floats with more than four significant
+digits are rounded to four, since the last digits change with the processor. Cells that cannot
+repeat carry the tag `nbval-ignore-output`.
 """
 
 import re
@@ -15,8 +16,8 @@ from execute import prepare_environment
 
 collect_ignore_glob = ["_build/*", "*/.ipynb_checkpoints/*"]
 
-# nbval leaves PNG and JPEG out; the same images pass through glue under these names. A newer library's warnings
-# are no result of the book.
+# nbval leaves PNG and JPEG out; the same images pass through glue under these names. A newer
+# library's warnings are no result of the book.
 NOT_COMPARED = (
     "stderr",
     "application/papermill.record/image/png",

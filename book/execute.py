@@ -3,9 +3,10 @@
     python book/execute.py            every notebook in book/ and book/howto/
     python book/execute.py train      book/train.ipynb only
 
-Each notebook runs in its own folder, as under nbval, and replaces the stored one only when every cell has run: a
-failed run leaves the notebook as it was. Timings, widget states and the kernel's description, which differ between
-runs or machines, are removed. Figures are stored with a palette, in a quarter of the bytes.
+Each notebook runs in its own folder, as under nbval, and replaces the stored one only when every
+cell has run: a failed run leaves the notebook as it was. Timings, widget states and the kernel's
+description, which differ between runs or machines, are removed. Figures are stored with a palette,
+in a quarter of the bytes.
 """
 
 import base64
@@ -35,15 +36,17 @@ KERNEL = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python", "pygments_lexer": "ipython3"},
 }
-# What kernels inherit here and under nbval: no progress bars, no network, and one thread, so that sums come out the
-# same on any number of cores and two workers share a machine well.
+# What kernels inherit here and under nbval: no progress bars, no network, and one thread, so that
+# sums come out the same on any number of cores and two workers share a machine well.
 ENVIRONMENT = {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 RUNS = tempfile.TemporaryDirectory(prefix="cibr-runs-")
 
 
 def prepare_environment() -> None:
-    """Set ENVIRONMENT, hide local data and models, and send runs to a new folder, so that no cell depends on them."""
+    """Set ENVIRONMENT, hide local data and models, and send runs to a new folder, so that no cell
+    depends on them.
+    """
     os.environ.update(ENVIRONMENT)
     os.environ["CIBR_RUNS"] = RUNS.name
     os.environ.pop("CIBR_DATA", None)
@@ -51,7 +54,9 @@ def prepare_environment() -> None:
 
 
 def with_palette(png: str) -> str:
-    """An opaque PNG image in base64 with at most 256 colours; others, and those it makes larger, as they are."""
+    """An opaque PNG image in base64 with at most 256 colours; others, and those it makes larger, as
+    they are.
+    """
     image, stream = (
         Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA"),
         io.BytesIO(),

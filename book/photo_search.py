@@ -1,9 +1,11 @@
-"""Make the figure of captions found for photos: `CIBR_DATA=... CIBR_MODELS=... python book/photo_search.py`.
+"""Make the figure of captions found for photos: `CIBR_DATA=... CIBR_MODELS=... python
+book/photo_search.py`.
 
-Heads on frozen towers are trained on Flickr8k as the search page's CLIP is (a minute on two cores once the towers'
-features are cached, a quarter of an hour before), or a model folder is given as the only argument. Test photos then
-search all test captions, half of them with success. The figure goes to book/images as a small JPEG file: the photos
-are Flickr8k's (Hodosh et al. 2013), for research use.
+Heads on frozen towers are trained on Flickr8k as the search page's CLIP is (a minute on two cores
+once the towers' features are cached, a quarter of an hour before), or a model folder is given as
+the only argument. Test photos then search all test captions, half of them with success. The figure
+goes to book/images as a small JPEG file: the photos are Flickr8k's (Hodosh et al. 2013), for
+research use.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Make the few Flickr8k thumbnails that the book shows: `CIBR_DATA=... python book/thumbnails.py`.
 
-They are written to book/thumbnails as a folder of images with metadata.jsonl, which the book then reads like any
-folder of pairs. The photos are Flickr8k's (Hodosh et al. 2013), for research use.
+They are written to book/thumbnails as a folder of images with metadata.jsonl, which the book then
+reads like any folder of pairs. The photos are Flickr8k's (Hodosh et al. 2013), for research use.
 """
 
 import json

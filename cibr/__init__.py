@@ -1,6 +1,8 @@
-"""CIBR: the Cross-modal Information Bottleneck for CLIP, as models, losses, metrics and a training loop.
+"""CIBR: the Cross-modal Information Bottleneck for CLIP, as models, losses, metrics and a training
+loop.
 
-Names are loaded on first use (PEP 562): importing the losses does not import the libraries of models and training.
+Names are loaded on first use (PEP 562): importing the losses does not import the libraries of
+models and training.
 """
 
 from importlib import import_module
@@ -31,7 +33,9 @@ __all__ = ["__version__", *_HOME]
 
 def __getattr__(name: str):
     if name not in _HOME:
-        raise AttributeError(f"module 'cibr' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'cibr' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
     value = globals()[name] = getattr(import_module(_HOME[name]), name)
     return value
 

@@ -1,4 +1,6 @@
-"""Entry point of `python -m cibr`, the command `cibr`; `accelerate launch -m cibr train` uses several devices."""
+"""Entry point of `python -m cibr`, the command `cibr`; `accelerate launch -m cibr train` uses
+several devices.
+"""
 
 import sys
 

@@ -1,7 +1,8 @@
-"""The command `cibr` (or `python -m cibr`): train a model, evaluate it on benchmarks, search a folder of images.
+"""The command `cibr` (or `python -m cibr`): train a model, evaluate it on benchmarks, search a
+folder of images.
 
-Errors are reported in one line on stderr, with exit code 2 for arguments that do not parse and 1 otherwise;
-`--debug` shows the traceback.
+Errors are reported in one line on stderr, with exit code 2 for arguments that do not parse and 1
+otherwise; `--debug` shows the traceback.
 """
 
 import argparse
@@ -48,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in argv:
             raise
         expected = isinstance(error, (ValueError, FileNotFoundError, ConnectionError))
-        return _fail(str(error) if expected else f"{type(error).__name__}: {error} (--debug shows where)", 1)
+        return _fail(
+            str(error) if expected else f"{type(error).__name__}: {error} (--debug shows where)", 1
+        )
 
 
 def _fail(message: str, code: int) -> int:
@@ -59,29 +62,47 @@ def _fail(message: str, code: int) -> int:
 def _parser(with_settings: bool) -> argparse.ArgumentParser:
     """The argument parser; only `train` adds the settings of a run, which take seconds to import."""
     layout = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser = argparse.ArgumentParser("cibr", description=__doc__.partition("\n")[0], epilog=EXAMPLES, **layout)
+    parser = argparse.ArgumentParser(
+        "cibr", description=__doc__.partition("\n")[0], epilog=EXAMPLES, **layout
+    )
     commands = parser.add_subparsers(required=True, metavar="train | evaluate | search")
     train = commands.add_parser("train", help="train a model, CLIP or CIBR", **layout)
-    train.add_argument("config", nargs="?", type=Path, help="a JSON file with settings; options override it")
+    train.add_argument(
+        "config", nargs="?", type=Path, help="a JSON file with settings; options override it"
+    )
     if with_settings:
         _add_settings(train)
     evaluate = commands.add_parser("evaluate", help="measure a model on benchmarks", **layout)
     evaluate.add_argument("model", help="clip-tiny, cibr-tiny, a folder or a hub id")
     on = evaluate.add_mutually_exclusive_group()
-    on.add_argument("--suite", help="glyphs (default), mini, paper, paper-extras, or a YAML file of tasks")
+    on.add_argument(
+        "--suite", help="glyphs (default), mini, paper, paper-extras, or a YAML file of tasks"
+    )
     on.add_argument("--data", metavar="NAME_OR_FOLDER", help="one data set instead of a suite")
-    on.add_argument("--published", action="store_true", help="the sets with published results of this hub id")
-    evaluate.add_argument("--compare-with", metavar="MODEL", help="a second model, subtracted from the first")
-    evaluate.add_argument("--limit", type=int, default=0, help="maximum number of images per set; 0 for all")
+    on.add_argument(
+        "--published", action="store_true", help="the sets with published results of this hub id"
+    )
+    evaluate.add_argument(
+        "--compare-with", metavar="MODEL", help="a second model, subtracted from the first"
+    )
+    evaluate.add_argument(
+        "--limit", type=int, default=0, help="maximum number of images per set; 0 for all"
+    )
     evaluate.add_argument("--output-dir", type=Path, help="a folder for results, reused by a rerun")
-    search = commands.add_parser("search", help="rank the images of a folder by a text query", **layout)
+    search = commands.add_parser(
+        "search", help="rank the images of a folder by a text query", **layout
+    )
     search.add_argument("model", help="clip-tiny, cibr-tiny, a folder or a hub id")
     search.add_argument("folder", type=Path, help="images in it and in the folders below")
     search.add_argument("text", help="the query")
     search.add_argument("--top", type=int, default=5, help="number of images to print (default 5)")
-    evaluate.add_argument("--batch-size", type=int, default=256, help="items per batch (default 256)")
+    evaluate.add_argument(
+        "--batch-size", type=int, default=256, help="items per batch (default 256)"
+    )
     for each in (evaluate, search):
-        each.add_argument("--device", default="auto", help="device of the model; by default a GPU if available")
+        each.add_argument(
+            "--device", default="auto", help="device of the model; by default a GPU if available"
+        )
     for each, run in ((train, _train), (evaluate, _evaluate), (search, _search)):
         each.add_argument("--debug", action="store_true", help="show the traceback of an error")
         each.set_defaults(run=run)
@@ -102,12 +123,16 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             how = dict(type=kind, metavar=kind.__name__)
             if kind is bool:
                 how = dict(action=argparse.BooleanOptionalAction)
-            group.add_argument(option, dest=prefix + field.name, default=argparse.SUPPRESS, help=words, **how)
+            group.add_argument(
+                option, dest=prefix + field.name, default=argparse.SUPPRESS, help=words, **how
+            )
 
 
 def _described(cls: type) -> dict[str, str]:
     """The descriptions of the arguments in a class's docstring, by name."""
-    entries = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {6,}.*)*)", inspect.getdoc(cls).partition("Args:")[2], re.M)
+    entries = re.findall(
+        r"^    (\w[\w, ]*): (.*(?:\n {6,}.*)*)", inspect.getdoc(cls).partition("Args:")[2], re.M
+    )
     return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
 
 
@@ -131,12 +156,16 @@ def _settings(arguments: argparse.Namespace) -> dict:
         try:
             settings = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
-            message = f"there is no file of settings {str(file)!r}; a data set is given by --dataset"
+            message = (
+                f"there is no file of settings {str(file)!r}; a data set is given by --dataset"
+            )
             raise FileNotFoundError(message) from error
         except ValueError as error:
             raise ValueError(f"{str(file)!r} is not JSON ({error})") from error
         if not isinstance(settings, dict):
-            raise ValueError(f'{str(file)!r} holds no settings: give an object, such as {{"beta": 0.05}}')
+            raise ValueError(
+                f'{str(file)!r} holds no settings: give an object, such as {{"beta": 0.05}}'
+            )
     for name, value in vars(arguments).items():
         of, _, field = name.partition(".")
         if field:
@@ -152,7 +181,9 @@ def _load(arguments: argparse.Namespace, name: str):
     from cibr.models import DualEncoder
 
     gpu = "cuda" if torch.cuda.is_available() else "cpu"
-    return DualEncoder.from_pretrained(name).to(gpu if arguments.device == "auto" else arguments.device)
+    return DualEncoder.from_pretrained(name).to(
+        gpu if arguments.device == "auto" else arguments.device
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -160,7 +191,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     from cibr import evaluate as evaluation
 
-    models = {name: _load(arguments, name) for name in (arguments.model, arguments.compare_with) if name}
+    models = {
+        name: _load(arguments, name) for name in (arguments.model, arguments.compare_with) if name
+    }
 
     def measure(name: str, suite):
         folder = arguments.output_dir and arguments.output_dir / name.strip("/").replace("/", "-")
@@ -169,10 +202,18 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     if arguments.published:
         known = evaluation.published(arguments.model)
-        rows = pd.concat([measure(arguments.model, suite).rows for suite in evaluation.PUBLISHED_SUITES])
-        print(evaluation.against_published(rows, known).to_string(index=False, float_format="{:.2f}".format))
+        rows = pd.concat(
+            [measure(arguments.model, suite).rows for suite in evaluation.PUBLISHED_SUITES]
+        )
+        print(
+            evaluation.against_published(rows, known).to_string(
+                index=False, float_format="{:.2f}".format
+            )
+        )
         return
-    suite = evaluation.dataset_tasks(arguments.data) if arguments.data else arguments.suite or "glyphs"
+    suite = (
+        evaluation.dataset_tasks(arguments.data) if arguments.data else arguments.suite or "glyphs"
+    )
     found = [measure(name, suite) for name in models]
     for each in found:
         title = arguments.data or f"suite {each.suite}"
@@ -180,7 +221,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         _print_tables(each.rows, "value")
     if len(found) == 2:
         model, other = found
-        print(f"\n{model.model} minus {other.model}, paired by image: percentage points, with 95 % intervals")
+        print(
+            f"\n{model.model} minus {other.model}, paired by image: percentage points, with 95 % intervals"
+        )
         _print_tables(evaluation.compare(other, model), "difference")
 
 
@@ -189,7 +232,9 @@ def _print_tables(rows, value: str) -> None:
 
     for _, of_kind in rows.groupby("kind", sort=False):
         table = format_table(of_kind, value)
-        print((table.T if len(table) < len(table.columns) else table).to_string(), "\n")  # the narrower way
+        print(
+            (table.T if len(table) < len(table.columns) else table).to_string(), "\n"
+        )  # the narrower way
 
 
 def _search(arguments: argparse.Namespace) -> None:
@@ -200,10 +245,14 @@ def _search(arguments: argparse.Namespace) -> None:
     if not arguments.text.strip():
         raise ValueError("the text to search for is empty: describe what the images should show")
     if not arguments.folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(arguments.folder)!r}: give one with images")
+        raise FileNotFoundError(
+            f"there is no folder {str(arguments.folder)!r}: give one with images"
+        )
     if arguments.top < 1:
         raise ValueError(f"--top is {arguments.top}: give the number of images to print, 1 or more")
-    files = sorted(file for file in arguments.folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(
+        file for file in arguments.folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES
+    )
     model = _load(arguments, arguments.model)
     kept, features = [], []
     for start in range(0, len(files), AT_ONCE):
@@ -213,12 +262,19 @@ def _search(arguments: argparse.Namespace) -> None:
                 images.append(open_rgb(file, str(file)))
                 kept.append(file)
             except (OSError, ValueError):
-                print(f"cibr: left out {str(file)!r}, which does not decode as an image", file=sys.stderr)
+                print(
+                    f"cibr: left out {str(file)!r}, which does not decode as an image",
+                    file=sys.stderr,
+                )
         features.append(model.embed_images(images))
     if not kept:
         suffixes = ", ".join(IMAGE_SUFFIXES)
-        raise ValueError(f"no image in {str(arguments.folder)!r}: it has none of {suffixes} that decodes")
+        raise ValueError(
+            f"no image in {str(arguments.folder)!r}: it has none of {suffixes} that decodes"
+        )
     cosines = torch.cat(features) @ model.embed_texts([arguments.text], truncate=True)[0]
     print("rank  cosine  image")
-    for rank, i in enumerate(cosines.argsort(descending=True, stable=True)[: arguments.top].tolist(), 1):
+    for rank, i in enumerate(
+        cosines.argsort(descending=True, stable=True)[: arguments.top].tolist(), 1
+    ):
         print(f"{rank:4}  {cosines[i]:6.3f}  {kept[i]}")

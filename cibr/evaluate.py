@@ -1,13 +1,14 @@
 """Evaluation of models on suites of benchmarks, paired comparison of models, and published results.
 
-A suite is a list of tasks: a name of `SUITES`, a YAML file, or `Task` objects. Results are saved per data set, and
-a rerun resumes where it stopped. Zero-shot classification follows Radford et al. (2021): a class is the
-renormalised mean of its prompts' unit vectors. Retrieval is paired (Karpathy and Fei-Fei, 2015) or by label,
-according to `Pairs.paired`. Texts longer than the context are truncated, as in both.
+A suite is a list of tasks: a name of `SUITES`, a YAML file, or `Task` objects. Results are saved
+per data set, and a rerun resumes where it stopped. Zero-shot classification follows Radford et al.
+(2021): a class is the renormalised mean of its prompts' unit vectors. Retrieval is paired (Karpathy
+and Fei-Fei, 2015) or by label, according to `Pairs.paired`. Texts longer than the context are
+truncated, as in both.
 
-A score is a weighted sum of means over items, such as those of each class or data set. For its 95 % bootstrap
-interval items are resampled within each mean, and with several seeds the seeds too. An item is an image with its
-texts or, by label, everything with one label.
+A score is a weighted sum of means over items, such as those of each class or data set. For its 95 %
+bootstrap interval items are resampled within each mean, and with several seeds the seeds too. An
+item is an image with its texts or, by label, everything with one label.
 """
 
 import hashlib
@@ -44,7 +45,9 @@ Parts = list[tuple[float, Float[np.ndarray, " _"]]]  # weight and values of each
 
 
 class Task(NamedTuple):
-    """One benchmark: a data set, the kind of task, the split, and the group whose mean counts as one set."""
+    """One benchmark: a data set, the kind of task, the split, and the group whose mean counts as
+    one set.
+    """
 
     dataset: str
     kind: str = "zero-shot"
@@ -66,23 +69,30 @@ class Task(NamedTuple):
 Suite = str | Path | Sequence[Task]
 
 
-def _tasks(names: str, kind: str = "zero-shot", split: str = "test", group: str = "") -> tuple[Task, ...]:
+def _tasks(
+    names: str, kind: str = "zero-shot", split: str = "test", group: str = ""
+) -> tuple[Task, ...]:
     return tuple(Task(name, kind, split, group) for name in names.split())
 
 
 _GLYPHS = "glyph_digits glyph_letters glyph_scripts glyph_categories glyph_shapes glyph_arrows glyph_diacritics"
 
-# The seven zero-shot sets of Ji et al. (2025) are not public; those of `paper` are our choice. `mini` has subsets
-# in folders of $CIBR_DATA. `glyphs` is rendered. Model selection uses `paper-validation` and `glyphs-validation`.
+# The seven zero-shot sets of Ji et al. (2025) are not public; those of `paper` are our choice.
+# `mini` has subsets in folders of $CIBR_DATA. `glyphs` is rendered. Model selection uses
+# `paper-validation` and `glyphs-validation`.
 SUITES: dict[str, tuple[Task, ...]] = {
-    "paper": _tasks("vtab-cifar10 vtab-cifar100 food101 vtab-caltech101 vtab-pets vtab-dtd vtab-eurosat")
+    "paper": _tasks(
+        "vtab-cifar10 vtab-cifar100 food101 vtab-caltech101 vtab-pets vtab-dtd vtab-eurosat"
+    )
     + _tasks("mscoco_captions flickr30k", "retrieval"),
     "paper-extras": _tasks("imagenet1k vtab-flowers"),
     "paper-validation": _tasks("vtab-flowers cars sun397 imagenetv2"),
     "mini": _tasks("cifar10 caltech101-mini food101-64px imagenette intel-scenes dtd10")
     + _tasks("pacs-photo pacs-art_painting pacs-cartoon pacs-sketch", group="pacs")
     + _tasks("flickr8k", "retrieval"),
-    "glyphs": _tasks(_GLYPHS) + _tasks("glyphs", "retrieval") + _tasks("glyphs", "retrieval", "test_characters"),
+    "glyphs": _tasks(_GLYPHS)
+    + _tasks("glyphs", "retrieval")
+    + _tasks("glyphs", "retrieval", "test_characters"),
     "glyphs-validation": _tasks(_GLYPHS, split="validation")
     + _tasks("glyphs", "retrieval", "validation")
     + _tasks("glyphs", "retrieval", "validation_characters"),
@@ -93,13 +103,13 @@ def suite_tasks(suite: Suite, kinds: Sequence[str] = KINDS) -> tuple[Task, ...]:
     """The tasks of a suite, of all or some kinds.
 
     Args:
-        suite: a name of `SUITES`; a YAML file, a list of mappings with `dataset` and optionally `kind`, `split`
-            and `group`; or tasks.
+        suite: a name of `SUITES`; a YAML file, a list of mappings with `dataset` and optionally
+            `kind`, `split` and `group`; or tasks.
         kinds: `zero-shot`, `retrieval` or both.
 
     Raises:
-        ValueError: an unknown suite or kind (with the known ones), a YAML file that is not a list of tasks, no
-            task of these kinds, or two tasks with one name.
+        ValueError: an unknown suite or kind (with the known ones), a YAML file that is not a list
+            of tasks, no task of these kinds, or two tasks with one name.
     """
     if isinstance(suite, str) and suite in SUITES:
         tasks = SUITES[suite]
@@ -109,22 +119,32 @@ def suite_tasks(suite: Suite, kinds: Sequence[str] = KINDS) -> tuple[Task, ...]:
         tasks = _read_suite(Path(suite))
     else:
         near = nearest(str(suite), SUITES) or "."
-        raise ValueError(f"unknown suite {str(suite)!r}{near} Known: {', '.join(SUITES)}, or a YAML file of tasks")
+        raise ValueError(
+            f"unknown suite {str(suite)!r}{near} Known: {', '.join(SUITES)}, or a YAML file of tasks"
+        )
     for task in tasks:
         if not isinstance(task, Task) or task.kind not in KINDS:
-            raise ValueError(f"{task} is no task: give Task(dataset, kind), the kind one of {', '.join(KINDS)}")
+            raise ValueError(
+                f"{task} is no task: give Task(dataset, kind), the kind one of {', '.join(KINDS)}"
+            )
     if not kinds or not set(kinds) <= set(KINDS):
-        raise ValueError(f"kinds is {kinds!r}: give a list with {' or '.join(map(repr, KINDS))}, or both")
+        raise ValueError(
+            f"kinds is {kinds!r}: give a list with {' or '.join(map(repr, KINDS))}, or both"
+        )
     chosen = tuple(task for task in tasks if task.kind in kinds)
     twice = [task.file for task in chosen if sum(other.file == task.file for other in chosen) > 1]
     if twice or not chosen:
         what = f"two tasks named {twice[0]!r}" if twice else f"no {' or '.join(kinds)} set"
-        raise ValueError(f"suite {suite_name(suite)!r} has {what}: give each set once, and one at least")
+        raise ValueError(
+            f"suite {suite_name(suite)!r} has {what}: give each set once, and one at least"
+        )
     return chosen
 
 
 def suite_name(suite: Suite) -> str:
-    """The name of a suite in tables and folders: its own, the stem of its file, or `tasks` for a list."""
+    """The name of a suite in tables and folders: its own, the stem of its file, or `tasks` for a
+    list.
+    """
     return Path(suite).stem if isinstance(suite, (str, Path)) else "tasks"
 
 
@@ -134,23 +154,34 @@ def _read_suite(file: Path) -> tuple[Task, ...]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(file)!r} is not YAML: {error}") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{str(file)!r} is no suite: give a list of tasks, such as '- dataset: flickr8k'")
+        raise ValueError(
+            f"{str(file)!r} is no suite: give a list of tasks, such as '- dataset: flickr8k'"
+        )
     for entry in entries:
         unknown = next((key for key in entry if key not in Task._fields), None)
         if unknown is not None or not isinstance(entry.get("dataset"), str):
-            fault = "no dataset" if unknown is None else f"a key {unknown!r}{nearest(unknown, Task._fields)}"
-            raise ValueError(f"task {entry} of {str(file)!r} has {fault}; a task has {', '.join(Task._fields)}")
+            fault = (
+                "no dataset"
+                if unknown is None
+                else f"a key {unknown!r}{nearest(unknown, Task._fields)}"
+            )
+            raise ValueError(
+                f"task {entry} of {str(file)!r} has {fault}; a task has {', '.join(Task._fields)}"
+            )
     return tuple(Task(**{key: str(value) for key, value in entry.items()}) for entry in entries)
 
 
 def dataset_tasks(dataset: str) -> tuple[Task, ...]:
-    """The tasks that a data set supports: zero-shot with class names and templates, retrieval with captions.
+    """The tasks that a data set supports: zero-shot with class names and templates, retrieval with
+    captions.
 
     Args:
-        dataset: a name or a folder; see `cibr.load_pairs`. The test split is used, else validation, else train.
+        dataset: a name or a folder; see `cibr.load_pairs`. The test split is used, else validation,
+            else train.
 
     Raises:
-        ValueError, FileNotFoundError, ConnectionError: as `cibr.load_pairs`; or class names without templates.
+        ValueError, FileNotFoundError, ConnectionError: as `cibr.load_pairs`; or class names without
+            templates.
     """
     there = available_splits(dataset)
     split = next((name for name in ("test", "validation", "train") if name in there), "test")
@@ -170,7 +201,8 @@ def load_task(task: Task, limit: int = 0, **options) -> Pairs:
 
     Args:
         task: of a suite.
-        limit: maximum number of images, drawn with a fixed seed (the first ones may be of one class); 0 for all.
+        limit: maximum number of images, drawn with a fixed seed (the first ones may be of one
+        class); 0 for all.
         options: of `cibr.load_pairs`.
 
     Raises:
@@ -189,10 +221,12 @@ class Predictions:
 
     Args:
         kind: `zero-shot`, `retrieval` (paired) or `retrieval by label`.
-        items: for zero-shot `labels`, `predictions` and `ranks` [n], and `n_classes` []; for retrieval
-            `image_ranks`, `image_average_precisions` and `image_units` [n], and the same for texts [m]. Ranks
-            count from 0; units are the clusters of the bootstrap, an image with its texts or all items of a label.
-        asked: a digest of the images and texts; predictions with equal digests are comparable item by item.
+        items: for zero-shot `labels`, `predictions` and `ranks` [n], and `n_classes` []; for
+            retrieval `image_ranks`, `image_average_precisions` and `image_units` [n], and the same
+            for texts [m]. Ranks count from 0; units are the clusters of the bootstrap, an image
+            with its texts or all items of a label.
+        asked: a digest of the images and texts; predictions with equal digests are comparable item
+            by item.
     """
 
     kind: str
@@ -202,7 +236,9 @@ class Predictions:
     def parts(self) -> dict[str, tuple[Parts, int]]:
         """The scores that are means over items, by metric, each with the number of queries."""
         if self.kind == "zero-shot":
-            ranks, labels, n_classes = (self.items[name] for name in ("ranks", "labels", "n_classes"))
+            ranks, labels, n_classes = (
+                self.items[name] for name in ("ranks", "labels", "n_classes")
+            )
             found = metrics.accuracy_parts(ranks, labels, int(n_classes))
             return {metric: (parts, len(labels)) for metric, parts in found.items()}
         smaller = min(len(self.items[f"{side}_ranks"]) for side in DIRECTIONS.values())
@@ -212,7 +248,9 @@ class Predictions:
             values = {f"recall@{k}": ranks < k for k in KS if k <= smaller}
             values["mean_average_precision"] = self.items[f"{side}_average_precisions"]
             for name, each in values.items():
-                parts = [(1.0, _by_unit(each.double().numpy(), self.items[f"{side}_units"].numpy()))]
+                parts = [
+                    (1.0, _by_unit(each.double().numpy(), self.items[f"{side}_units"].numpy()))
+                ]
                 found[self._metric(direction, name)] = (parts, len(ranks))
         return found
 
@@ -233,8 +271,8 @@ class Predictions:
 def _by_unit(values: Float[np.ndarray, " m"], units: np.ndarray) -> Float[np.ndarray, " u"]:
     """One number per unit, with the mean over queries as their mean.
 
-    Their spread is, to first order, that of the mean over the queries of resampled units, a ratio, as units have
-    unequal numbers of queries.
+    Their spread is, to first order, that of the mean over the queries of resampled units, a ratio,
+    as units have unequal numbers of queries.
     """
     units = np.unique(units, return_inverse=True)[1]
     counts, mean = np.bincount(units), values.mean()
@@ -257,7 +295,9 @@ class Evaluation:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """Tidy scores: `model, suite, dataset, kind, metric, value, low, high, n`; n is the number of queries."""
+        """Tidy scores: `model, suite, dataset, kind, metric, value, low, high, n`; n is the number
+        of queries.
+        """
         found = []
         for key, (parts, n) in self.scores().items():
             found.append(_about(key) | _difference([parts], None, "value") | {"n": n})
@@ -267,7 +307,8 @@ class Evaluation:
         return pd.DataFrame([{"model": self.model, "suite": self.suite} | row for row in found])
 
     def scores(self) -> dict[tuple[str, str, str], tuple[Parts, int]]:
-        """Scores that are means over items, by data set, kind and metric: of sets, groups, and all zero-shot sets.
+        """Scores that are means over items, by data set, kind and metric: of sets, groups, and all
+        zero-shot sets.
 
         A group, such as the four styles of PACS, counts as one set.
         """
@@ -281,7 +322,9 @@ class Evaluation:
         zero_shot = [mean for (_, kind), mean in means.items() if kind == "zero-shot"]
         if len(zero_shot) > 1:
             several[f"mean of {len(zero_shot)}", "zero-shot"] = _mean(zero_shot)
-        return found | {(*key, metric): value for key, mean in several.items() for metric, value in mean.items()}
+        return found | {
+            (*key, metric): value for key, mean in several.items() for metric, value in mean.items()
+        }
 
 
 def evaluate(
@@ -305,8 +348,8 @@ def evaluate(
         kinds: the kinds of tasks to run: `zero-shot`, `retrieval` or both.
         limit: maximum number of images per set, at least two, drawn with a fixed seed; 0 for all.
         batch_size: rows encoded at once.
-        output_dir: folder for results, in a subfolder named after the suite. A set with results there, of the same
-            weights, images, texts and limit, is not evaluated again.
+        output_dir: folder for results, in a subfolder named after the suite. A set with results
+            there, of the same weights, images, texts and limit, is not evaluated again.
         on_error: `raise` at the first unusable sample, or `skip`, as in `load_pairs`.
         max_skipped: the number of samples per set that `skip` may leave out.
 
@@ -314,8 +357,8 @@ def evaluate(
         The evaluation, with `rows` of scores and the `predictions` per item.
 
     Raises:
-        ValueError: an unknown suite, kind or set, a limit or batch_size out of its range, or an unusable sample
-            (its set is named).
+        ValueError: an unknown suite, kind or set, a limit or batch_size out of its range, or an
+            unusable sample (its set is named).
         OSError: the output folder cannot be created.
         FileNotFoundError: a file of a set is missing.
         ConnectionError: a file cannot be fetched from the hub.
@@ -338,7 +381,11 @@ def evaluate(
                 pairs = load_task(task, limit, on_error=on_error, max_skipped=max_skipped)
                 found[task] = _predict(model, task, pairs, batch_size, folder, digests)
             except ERRORS as error:
-                kept = f". The sets before it are kept in {str(folder)!r}" if folder is not None else ""
+                kept = (
+                    f". The sets before it are kept in {str(folder)!r}"
+                    if folder is not None
+                    else ""
+                )
                 message = f"{task.kind} on {task.title} of suite {title!r}: {error}{kept}"
                 raise next(kind for kind in ERRORS if isinstance(error, kind))(message) from error
     evaluation = Evaluation(name, title, found)
@@ -349,13 +396,26 @@ def evaluate(
 
 
 def _predict(
-    model: DualEncoder, task: Task, pairs: Pairs, batch_size: int, folder: Path | None, digests: Digests
+    model: DualEncoder,
+    task: Task,
+    pairs: Pairs,
+    batch_size: int,
+    folder: Path | None,
+    digests: Digests,
 ) -> Predictions:
     """The stored predictions if they are of this model on these pairs, else new ones."""
     prompts = pairs.prompts() if task.kind == "zero-shot" else None
     kind = task.kind if prompts or pairs.paired else f"{task.kind} by label"
     labels = None if kind == "retrieval" else pairs.match_labels().tolist()
-    shown = (kind, pairs.name, pairs.split, pairs.keys, prompts or pairs.captions, labels, pixel_digests(pairs))
+    shown = (
+        kind,
+        pairs.name,
+        pairs.split,
+        pairs.keys,
+        prompts or pairs.captions,
+        labels,
+        pixel_digests(pairs),
+    )
     asked = hashlib.sha256(repr(shown).encode()).hexdigest()
     identity = hashlib.sha256(f"{digests.model} {asked}".encode()).hexdigest()
     file = None if folder is None else folder / task.file
@@ -364,12 +424,18 @@ def _predict(
         if stored[1] == identity:
             return stored[0]
         other = "another model" if stored[0].asked == asked else "other images or texts"
-        warnings.warn(f"{str(file)!r} holds results of {other}: {task.title} is evaluated again", stacklevel=3)
+        warnings.warn(
+            f"{str(file)!r} holds results of {other}: {task.title} is evaluated again", stacklevel=3
+        )
     flat = None if prompts is None else [prompt for of_class in prompts for prompt in of_class]
     device = model.log_logit_scale.device
     inputs = prepare(model, pairs, truncate=True, device=device, texts=flat, digests=digests)
     images, texts = embed_pairs(model, inputs, batch_size)
-    items = _retrieve(pairs, images, texts) if prompts is None else _classify(pairs, images, texts, len(prompts))
+    items = (
+        _retrieve(pairs, images, texts)
+        if prompts is None
+        else _classify(pairs, images, texts, len(prompts))
+    )
     found = Predictions(kind, {key: tensor.contiguous() for key, tensor in items.items()}, asked)
     if file is not None:
         about = {"kind": kind, "asked": asked, "identity": identity}
@@ -418,13 +484,18 @@ def read_evaluation(output_dir: str | Path, suite: Suite, name: str) -> Evaluati
         file = Path(output_dir) / suite_name(suite) / task.file
         stored = _read(file)
         if stored is None:
-            raise FileNotFoundError(f"{str(file)!r} is missing or damaged: evaluate the model on its suite again")
+            raise FileNotFoundError(
+                f"{str(file)!r} is missing or damaged: evaluate the model on its suite again"
+            )
         found[task] = stored[0]
     return Evaluation(name, suite_name(suite), found)
 
 
-def compare(a: Evaluation | Sequence[Evaluation], b: Evaluation | Sequence[Evaluation]) -> pd.DataFrame:
-    """Paired differences b - a of two models on the same images, with 95 % intervals; medians are left out.
+def compare(
+    a: Evaluation | Sequence[Evaluation], b: Evaluation | Sequence[Evaluation]
+) -> pd.DataFrame:
+    """Paired differences b - a of two models on the same images, with 95 % intervals; medians are
+    left out.
 
     Args:
         a: an evaluation, or one per seed.
@@ -456,10 +527,14 @@ def _check_comparable(a: list[Evaluation], b: list[Evaluation]) -> None:
     suites = sorted({each.suite for each in a + b})
     if not a or len(a) != len(b) or len(suites) != 1:
         found = f"{len(a)} and {len(b)} evaluations of {', '.join(suites) or 'no suite'}"
-        raise ValueError(f"{found} do not compare: give as many of each model, one a seed, all of one suite")
+        raise ValueError(
+            f"{found} do not compare: give as many of each model, one a seed, all of one suite"
+        )
     for each in a + b:
         for task in a[0].predictions.keys() | each.predictions.keys():
-            asked = [e.predictions[task].asked if task in e.predictions else None for e in (a[0], each)]
+            asked = [
+                e.predictions[task].asked if task in e.predictions else None for e in (a[0], each)
+            ]
             if asked[0] != asked[1]:
                 rule = f"of {task.title}: evaluate both with the same data and limit"
                 raise ValueError(f"{each.model} and {a[0].model} saw other images or texts {rule}")
@@ -481,15 +556,20 @@ def _value(parts: Parts) -> float:
 
 def _difference(b: list[Parts], a: list[Parts] | None, name: str) -> dict[str, float]:
     """The mean over seeds of b's score minus a's, or of b's score without a, with its interval."""
-    stacked = [[np.stack([seed[k][1] for seed in side]) for k in range(len(b[0]))] for side in (b, a or b)]
+    stacked = [
+        [np.stack([seed[k][1] for seed in side]) for k in range(len(b[0]))] for side in (b, a or b)
+    ]
     of_a = [np.zeros_like(x) for x in stacked[0]] if a is None else stacked[1]
     found = metrics.paired_difference(of_a, stacked[0], weights=[weight for weight, _ in b[0]])
-    low, high = (found["low"], found["high"]) if a else (max(0.0, found["low"]), min(1.0, found["high"]))
+    low, high = (
+        (found["low"], found["high"]) if a else (max(0.0, found["low"]), min(1.0, found["high"]))
+    )
     return {name: found["mean"], "low": low, "high": high}
 
 
 def short_names(*names: str) -> list[str]:
-    """Short names of models for tables and figures: the shortest path suffixes that distinguish them.
+    """Short names of models for tables and figures: the shortest path suffixes that distinguish
+    them.
 
     Examples:
         >>> from cibr.evaluate import short_names
@@ -505,7 +585,9 @@ def short_names(*names: str) -> list[str]:
 
 
 def format_table(rows: pd.DataFrame, value: str = "value") -> pd.DataFrame:
-    """Rows as a table with one row per data set and one column per metric, in per cent except for ranks."""
+    """Rows as a table with one row per data set and one column per metric, in per cent except for
+    ranks.
+    """
 
     def cell(row) -> str:
         scale, sign = 1 if "rank" in row["metric"] else 100, "+" if value == "difference" else ""
@@ -545,10 +627,13 @@ def against_published(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
         known: from `published`.
 
     Returns:
-        `dataset, metric, published, measured, low, high, difference` in per cent, one row per published score.
+        `dataset, metric, published, measured, low, high, difference` in per cent, one row per
+        published score.
     """
     known = known.rename(columns={"value": "published"})[["dataset", "metric", "published"]]
-    both = known.merge(rows.rename(columns={"value": "measured"}), on=["dataset", "metric"], how="left")
+    both = known.merge(
+        rows.rename(columns={"value": "measured"}), on=["dataset", "metric"], how="left"
+    )
     both[["measured", "low", "high"]] *= 100
     both["difference"] = both["measured"] - both["published"]
     return both[["dataset", "metric", "published", "measured", "low", "high", "difference"]]

@@ -1,8 +1,8 @@
 """What a user draws, in one style: training curves, galleries, and forests of evaluations.
 
-Each function takes tidy rows or tensors and returns its Axes. Colours are Okabe and Ito's, which colour-blind
-readers can tell apart: green is right, red is wrong, grey is context. All text has one size, and no figure is
-wider than WIDTH.
+Each function takes tidy rows or tensors and returns its Axes. Colours are Okabe and Ito's, which
+colour-blind readers can tell apart: green is right, red is wrong, grey is context. All text has one
+size, and no figure is wider than WIDTH.
 """
 
 import textwrap
@@ -24,8 +24,12 @@ WIDTH = 7.2  # inches: at 100 px an inch the width of a page's text
 BELOW = dict(loc="upper center", bbox_to_anchor=(0.5, -0.26))
 MEAN = "mean, each set counts once"
 HEADINGS = {"accuracy@1": "zero-shot accuracy", "mean": MEAN}
-HEADINGS |= {f"image_to_text_{name}@1": "recall@1, image → text" for name in ("recall", "label_recall")}
-HEADINGS |= {f"text_to_image_{name}@1": "recall@1, text → image" for name in ("recall", "label_recall")}
+HEADINGS |= {
+    f"image_to_text_{name}@1": "recall@1, image → text" for name in ("recall", "label_recall")
+}
+HEADINGS |= {
+    f"text_to_image_{name}@1": "recall@1, text → image" for name in ("recall", "label_recall")
+}
 
 
 def set_style() -> None:
@@ -39,7 +43,8 @@ def set_style() -> None:
 
 
 def training_curves(history: pd.DataFrame) -> list[Axes]:
-    """Contrastive loss, penalty excess with its weight, and validation recall over the epochs, side by side.
+    """Contrastive loss, penalty excess with its weight, and validation recall over the epochs, side
+    by side.
 
     The loss that is minimised is not drawn: it holds the penalty's floor, and climbs with beta.
 
@@ -51,7 +56,10 @@ def training_curves(history: pd.DataFrame) -> list[Axes]:
     """
     _, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.6), layout="constrained")
     epochs = history["epoch"]
-    curves = {"clip_loss": ("contrastive loss", BLUE), "penalty_excess": ("penalty excess, weight", ORANGE)}
+    curves = {
+        "clip_loss": ("contrastive loss", BLUE),
+        "penalty_excess": ("penalty excess, weight", ORANGE),
+    }
     for axis, (column, (title, colour)) in zip(axes, curves.items(), strict=False):
         axis.plot(epochs, history[column], "o-", ms=3, color=colour, label="excess")
         axis.set(title=title, xlabel="epoch", ylabel="nats", ylim=(0, None))
@@ -62,7 +70,9 @@ def training_curves(history: pd.DataFrame) -> list[Axes]:
     axes[1].legend(handles=[*axes[1].get_lines(), *weight.get_lines()], **BELOW)
     for k, colour in ((1, BLUE), (10, GREEN)):
         for side, line in (("image_to_text", "-"), ("text_to_image", "--")):
-            for column in history.columns.intersection([f"{side}_recall@{k}", f"{side}_label_recall@{k}"]):
+            for column in history.columns.intersection(
+                [f"{side}_recall@{k}", f"{side}_label_recall@{k}"]
+            ):
                 label = f"{side.replace('_', ' ')}, k={k}"
                 axes[2].plot(epochs, 100 * history[column], line, color=colour, label=label)
     axes[2].set(title="validation recall@k", xlabel="epoch", ylabel="%", ylim=(0, 100))
@@ -84,7 +94,10 @@ def image_grid(
     Returns:
         One Axes an image.
     """
-    n_rows, titles = -(-len(images) // n_columns), [wrap(text, 90 // n_columns) for text in titles or []]
+    n_rows, titles = (
+        -(-len(images) // n_columns),
+        [wrap(text, 90 // n_columns) for text in titles or []],
+    )
     n_lines = max((text.count("\n") + 1 for text in titles), default=0)
     figsize = (WIDTH, n_rows * (WIDTH / n_columns + 0.15 * n_lines))
     _, axes = plt.subplots(n_rows, n_columns, figsize=figsize, layout="constrained", squeeze=False)
@@ -104,7 +117,8 @@ def retrieval_gallery(
     n_shown: int = 3,
     n_columns: int = 2,
 ) -> list[Axes]:
-    """Each image beside the texts that a model ranks first, right ones in green and wrong ones in red.
+    """Each image beside the texts that a model ranks first, right ones in green and wrong ones in
+    red.
 
     Where none of them is right, the best ranked right text follows with its rank.
 
@@ -134,7 +148,9 @@ def retrieval_gallery(
         ranked = [texts[j] for j in similarity[i].argsort(descending=True).tolist()]
         rank = next((place for place, text in enumerate(ranked) if text in captions[i]), None)
         if rank is None:
-            raise ValueError(f"none of the captions of image {i} is among the texts: add {captions[i][0]!r}")
+            raise ValueError(
+                f"none of the captions of image {i} is among the texts: add {captions[i][0]!r}"
+            )
         marks = {True: ("✓", GREEN), False: ("✗", RED)}
         lines = [(*marks[text in captions[i]], shorten(text, 38)) for text in ranked[:n_shown]]
         if rank >= n_shown:
@@ -152,16 +168,18 @@ def search_gallery(
     right: Int[Tensor, " q"] | None = None,
     n_shown: int = 5,
 ) -> list[Axes]:
-    """Each text above the images that a model ranks first; where a right one is known, it has a green frame.
+    """Each text above the images that a model ranks first; where a right one is known, it has a
+    green frame.
 
-    Where the right image is not among them, it closes the row, with its rank and in a grey frame. An image with
-    the same similarity as the right one ranks before it.
+    Where the right image is not among them, it closes the row, with its rank and in a grey frame.
+    An image with the same similarity as the right one ranks before it.
 
     Args:
         queries: q texts.
         similarity: cosines of texts to n images [q, n].
         load: takes an index and returns the image, such as `pairs.image`.
-        right: the index of each text's image, -1 where none is known, or None where none is for any.
+        right: the index of each text's image, -1 where none is known, or None where none is for
+        any.
         n_shown: images a text, at most.
 
     Returns:
@@ -194,11 +212,13 @@ def search_gallery(
 def forest(rows: pd.DataFrame, a: str = "CLIP", b: str = "CIBR") -> Axes:
     """Paired differences of two models in percentage points, a line a score, with their intervals.
 
-    Zero-shot accuracies come first, then their mean, set apart, then recalls at 1. An interval without zero has a
+    Zero-shot accuracies come first, then their mean, set apart, then recalls at 1. An interval
+    without zero has a
     colour: blue where b is better, red where a is. The members of a group stand below it, in grey.
 
     Args:
-        rows: as `cibr.evaluate.compare` returns them: `dataset, kind, metric, difference, low, high` in [-1, 1].
+        rows: as `cibr.evaluate.compare` returns them: `dataset, kind, metric, difference, low,
+        high` in [-1, 1].
         a: what the first model is called; a difference is b - a.
         b: what the second model is called.
 
@@ -218,8 +238,16 @@ def forest(rows: pd.DataFrame, a: str = "CLIP", b: str = "CIBR") -> Axes:
         for row in block.itertuples():
             line += 1
             colour = BLUE if row.low > 0 else RED if row.high < 0 else GREY
-            axis.plot([100 * row.low, 100 * row.high], [line, line], color=colour, lw=2, solid_capstyle="butt")
-            axis.plot(100 * row.difference, line, "D" if heading == MEAN else "o", color=colour, ms=5.5)
+            axis.plot(
+                [100 * row.low, 100 * row.high],
+                [line, line],
+                color=colour,
+                lw=2,
+                solid_capstyle="butt",
+            )
+            axis.plot(
+                100 * row.difference, line, "D" if heading == MEAN else "o", color=colour, ms=5.5
+            )
             ticks.append((line, row.label))
         line += 1.4
     axis.set_yticks([place for place, _ in ticks], [text for _, text in ticks])
@@ -250,16 +278,24 @@ def _blocks(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
         place=kept["dataset"].map(places),
     ).sort_values("place", kind="stable")
     headings = dict.fromkeys(HEADINGS.values())
-    return {text: kept[kept["heading"] == text] for text in headings if (kept["heading"] == text).any()}
+    return {
+        text: kept[kept["heading"] == text] for text in headings if (kept["heading"] == text).any()
+    }
 
 
-def pick_evenly(groups: Int[Tensor, " m"] | Bool[Tensor, " m"], n: int, seed: int = 0) -> Int[Tensor, " n"]:
-    """Indices of n items for a gallery, sorted by group: as many of each as there are, such as hits and misses."""
+def pick_evenly(
+    groups: Int[Tensor, " m"] | Bool[Tensor, " m"], n: int, seed: int = 0
+) -> Int[Tensor, " n"]:
+    """Indices of n items for a gallery, sorted by group: as many of each as there are, such as hits
+    and misses.
+    """
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).numpy()
     group = pd.Series(groups.numpy()[order], order)
     turn = group.groupby(group.to_numpy()).cumcount()
     table = pd.DataFrame({"turn": turn, "group": group}).sort_values(["turn", "group"])
-    return torch.tensor(table.head(n).sort_values(["group", "turn"]).index.tolist(), dtype=torch.long)
+    return torch.tensor(
+        table.head(n).sort_values(["group", "turn"]).index.tolist(), dtype=torch.long
+    )
 
 
 def wrap(text: str, width: int = 16) -> str:

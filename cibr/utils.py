@@ -30,7 +30,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def check_known(what: str, value: str, known: Collection[str]) -> None:
     """Raises ValueError for a value that is not among the known ones, with the nearest of them."""
     if value not in known:
-        raise ValueError(f"unknown {what} {value!r}{nearest(value, known) or '.'} Known: {', '.join(known)}")
+        raise ValueError(
+            f"unknown {what} {value!r}{nearest(value, known) or '.'} Known: {', '.join(known)}"
+        )
 
 
 def in_checkout() -> bool:
@@ -65,7 +67,8 @@ def shipped(relative: str) -> Path:
         relative: its path within ``data/``: ``datasets.yaml``, ``checkpoints/clip-tiny``, ...
 
     Returns:
-        ``cibr/_shipped/<relative>`` where a wheel installed it, else ``data/<relative>`` of the checkout.
+        ``cibr/_shipped/<relative>`` where a wheel installed it, else ``data/<relative>`` of the
+        checkout.
 
     Raises:
         FileNotFoundError: if it is in neither.
@@ -75,7 +78,9 @@ def shipped(relative: str) -> Path:
         if path.exists():
             return path
     places = " and ".join(map(str, candidates))
-    raise FileNotFoundError(f"{relative} of the package is missing, in {places}: install the package again")
+    raise FileNotFoundError(
+        f"{relative} of the package is missing, in {places}: install the package again"
+    )
 
 
 def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
@@ -83,7 +88,8 @@ def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
 
     Args:
         file: the file to write, in an existing folder. A link to a file stays a link.
-        write: takes a path, ``<file>.<process>.part`` beside the file, and writes the content to it.
+        write: takes a path, ``<file>.<process>.part`` beside the file, and writes the content to
+            it.
 
     Raises:
         OSError: if it cannot be written; the file is then unchanged.
@@ -111,7 +117,8 @@ def provenance() -> dict[str, Any]:
     """Commit of the checkout and versions of the packages that results depend on.
 
     Returns:
-        `commit`: 12 digits, with `+` if files other than result tables have changed, None outside a checkout;
+        `commit`: 12 digits, with `+` if files other than result tables have changed, None outside a
+        checkout;
         `versions`: by package, with `python`.
     """
     versions = {name: import_module(name).__version__ for name in VERSIONS_OF}
@@ -123,7 +130,9 @@ def _commit() -> str | None:
         return None
     try:
         # Result tables change while they are made, and affect no result.
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)data/results")
+        changed = _git(
+            "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)data/results"
+        )
         return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -36,36 +36,84 @@ def maps(noise=MAPS, weight=1.0):
 
 
 CALLS = {
-    "entropy-sum": (lambda: entropy(0.5, 0.4), "p must be probabilities that sum to 1, the sum is 0.9"),
+    "entropy-sum": (
+        lambda: entropy(0.5, 0.4),
+        "p must be probabilities that sum to 1, the sum is 0.9",
+    ),
     "entropy-nan": (lambda: entropy(0.5, math.nan), "p must be probabilities"),
-    "table-rows": (lambda: worlds.encoder_informations(DISCRETE, IMAGE[:3], TEXT), r"image_encoder.*\[12, k\]"),
-    "table-sum": (lambda: worlds.encoder_informations(DISCRETE, IMAGE, 2 * TEXT), "each row of text_encoder"),
+    "table-rows": (
+        lambda: worlds.encoder_informations(DISCRETE, IMAGE[:3], TEXT),
+        r"image_encoder.*\[12, k\]",
+    ),
+    "table-sum": (
+        lambda: worlds.encoder_informations(DISCRETE, IMAGE, 2 * TEXT),
+        "each row of text_encoder",
+    ),
     "confusions": (lambda: worlds.discrete_world((0.7,)), r"probabilities in \[0, 1/2\].*0.7"),
     "correlations": (lambda: worlds.gaussian_world((1.0,)), r"must lie in \(0, 1\)"),
-    "covariance": (lambda: worlds.gaussian_information_nats(SINGULAR, [0], [1]), "positive definite"),
-    "blocks": (lambda: worlds.gaussian_information_nats(GAUSSIAN.covariance, [0, 1], [1]), "no index in common"),
-    "noise": (lambda: worlds.linear_encoder_nats(GAUSSIAN, torch.eye(8).double(), 0.0), "noise_variance must be"),
+    "covariance": (
+        lambda: worlds.gaussian_information_nats(SINGULAR, [0], [1]),
+        "positive definite",
+    ),
+    "blocks": (
+        lambda: worlds.gaussian_information_nats(GAUSSIAN.covariance, [0, 1], [1]),
+        "no index in common",
+    ),
+    "noise": (
+        lambda: worlds.linear_encoder_nats(GAUSSIAN, torch.eye(8).double(), 0.0),
+        "noise_variance must be",
+    ),
     "beta": (lambda: worlds.optimal_linear_encoder(GAUSSIAN, 0.0), "beta must be positive"),
-    "temperature": (lambda: worlds.train_discrete(DISCRETE, temperature=-1.0), "temperature must be positive"),
-    "embeddings": (lambda: worlds.embedding_informations(DISCRETE, IMAGE[:3], 1.0), "one row an image, 12, got 3"),
-    "kappa": (lambda: worlds.embedding_informations(DISCRETE, IMAGE, 0.0), "kappa must be positive"),
-    "scores-shape": (lambda: estimators.nce_nats(torch.zeros(3, 4)), r"scores must be \[n, n\].*\[3, 4\]"),
+    "temperature": (
+        lambda: worlds.train_discrete(DISCRETE, temperature=-1.0),
+        "temperature must be positive",
+    ),
+    "embeddings": (
+        lambda: worlds.embedding_informations(DISCRETE, IMAGE[:3], 1.0),
+        "one row an image, 12, got 3",
+    ),
+    "kappa": (
+        lambda: worlds.embedding_informations(DISCRETE, IMAGE, 0.0),
+        "kappa must be positive",
+    ),
+    "scores-shape": (
+        lambda: estimators.nce_nats(torch.zeros(3, 4)),
+        r"scores must be \[n, n\].*\[3, 4\]",
+    ),
     "scores-one": (lambda: estimators.nwj_nats(torch.zeros(1, 1)), "n at least 2"),
-    "scores-nan": (lambda: estimators.dv_nats(torch.full((2, 2), math.nan)), "scores must be finite"),
-    "samples-rows": (lambda: estimators.estimate_nats(X, Y[:-1], ["InfoNCE"]), "row i of one drawn with row i"),
+    "scores-nan": (
+        lambda: estimators.dv_nats(torch.full((2, 2), math.nan)),
+        "scores must be finite",
+    ),
+    "samples-rows": (
+        lambda: estimators.estimate_nats(X, Y[:-1], ["InfoNCE"]),
+        "row i of one drawn with row i",
+    ),
     "samples-few": (lambda: estimators.estimate_nats(X, Y, ["InfoNCE"]), "at least 256"),
     "samples-inf": (lambda: estimators.ksg_nats(X * math.inf, Y), "x must be finite"),
     "estimator": (lambda: estimators.fit_critic(X, Y, "InfoNSE"), "did you mean 'InfoNCE'"),
     "nats": (lambda: estimators.correlation_of(-1.0), "nats must be finite and at least 0"),
-    "map": (lambda: estimators.gaussian_task(1, 1.0).seen_through("sine"), "unknown map 'sine'.*wiggly"),
+    "map": (
+        lambda: estimators.gaussian_task(1, 1.0).seen_through("sine"),
+        "unknown map 'sine'.*wiggly",
+    ),
     "probe-rows": (lambda: probe(3, torch.arange(4)), "one row for each value of factor"),
     "probe-constant": (lambda: probe(4, torch.zeros(4).long()), "two values or more"),
-    "agreement": (lambda: embeddings.neighbour_agreement(ZEROS[:, None], ZEROS), "same value everywhere"),
-    "subsampling": (lambda: embeddings.subsampling_intervals(lambda i: {}, 10), "20 items at least"),
+    "agreement": (
+        lambda: embeddings.neighbour_agreement(ZEROS[:, None], ZEROS),
+        "same value everywhere",
+    ),
+    "subsampling": (
+        lambda: embeddings.subsampling_intervals(lambda i: {}, 10),
+        "20 items at least",
+    ),
     "feature-map": (no_feature_map, "no feature map that is known here"),
     "maps-shape": (lambda: maps(noise=MAPS[..., :2]), "do not fit: give one text a map"),
     "maps-weight": (lambda: maps(weight=-1.0), "give a positive price of a nat"),
-    "deletion": (lambda: attribution.deletion_curve(*DELETED, 0.0, (0, 1.5)), "shares between 0 and 1"),
+    "deletion": (
+        lambda: attribution.deletion_curve(*DELETED, 0.0, (0, 1.5)),
+        "shares between 0 and 1",
+    ),
 }
 
 

@@ -9,7 +9,13 @@ from torch.nn import functional as F
 
 from cibr.losses import CIBRLoss, RegularisedCCA, beta_at, clip_loss
 from cibr.losses.baselines import alignment_uniformity, cyclip, hycd_loss, siglip_loss, soft_targets
-from cibr.losses.vmf import sample_vmf, vmf_fit_kappa, vmf_log_normalizer, vmf_mean_cosine, vmf_residual_nats
+from cibr.losses.vmf import (
+    sample_vmf,
+    vmf_fit_kappa,
+    vmf_log_normalizer,
+    vmf_mean_cosine,
+    vmf_residual_nats,
+)
 
 IMAGE, TEXT = F.normalize(torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(0)), dim=2)
 POOLED = dict(image_pooled=torch.randn(12, 5), text_pooled=torch.randn(12, 4))
@@ -33,7 +39,12 @@ def mine(pooled):
 LABELS = r"labels must be an integer tensor \[12\]"
 SCALE = r"logit_scale must be positive and finite.*exp\(\)"
 UNIT = r"image_features must be unit vectors.*length 1.*normalize"
-BASELINES = {alignment_uniformity: [], cyclip: [], soft_targets: [7.0, IMAGE[:1], TEXT[:1]], siglip_loss: [7.0]}
+BASELINES = {
+    alignment_uniformity: [],
+    cyclip: [],
+    soft_targets: [7.0, IMAGE[:1], TEXT[:1]],
+    siglip_loss: [7.0],
+}
 BASELINES |= {hycd_loss: [7.0, None, torch.ones(1, 1)]}
 _CASES = [
     ("one-pair", clip(IMAGE[:1], TEXT[:1]), "at least 2 pairs, got 1.*drop_last=True"),

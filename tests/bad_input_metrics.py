@@ -48,7 +48,9 @@ def ints(*values):
     return torch.tensor(values)
 
 
-CANCELLED = torch.cat([torch.ones(1, 2, 4), torch.tensor([1.0, -3.0])[None, :, None].expand(1, 2, 4)])
+CANCELLED = torch.cat(
+    [torch.ones(1, 2, 4), torch.tensor([1.0, -3.0])[None, :, None].expand(1, 2, 4)]
+)
 OWN = torch.arange(12)
 BY_ROW = {retrieval_ranks: [OWN], query_scores: [OWN, OWN], class_ranks: [OWN], predictions: []}
 UNPAIRED = [  # shapes of a and b, weights

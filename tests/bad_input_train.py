@@ -18,15 +18,28 @@ sys.path.insert(0, str(Path(__file__).parent / "train"))
 
 from small_runs import PAIRS, small_model, write_folder
 
-OUT_OF_RANGE = dict(beta=(-0.1, math.nan, 1e9), batch_size=(1,), epochs=(-1,), learning_rate=(-1e-3,))
-OUT_OF_RANGE |= dict(temperature=(0.001,), dropout=(1.0, -0.5), weight_decay=(-2.0,), micro_batch_size=(-1,))
-OUT_OF_RANGE |= dict(cca_ridge_image=(0.0,), cca_ridge_text=(-1.0,), feature_noise=(-0.1,), ema_decay=(1.0,))
+OUT_OF_RANGE = dict(
+    beta=(-0.1, math.nan, 1e9), batch_size=(1,), epochs=(-1,), learning_rate=(-1e-3,)
+)
+OUT_OF_RANGE |= dict(
+    temperature=(0.001,), dropout=(1.0, -0.5), weight_decay=(-2.0,), micro_batch_size=(-1,)
+)
+OUT_OF_RANGE |= dict(
+    cca_ridge_image=(0.0,), cca_ridge_text=(-1.0,), feature_noise=(-0.1,), ema_decay=(1.0,)
+)
 OUT_OF_RANGE |= dict(warm_up=(1.0,), image_tower_rate=(-0.1,), text_tower_rate=(math.inf,))
 OUT_OF_RANGE |= dict(interpolation=(1.0,), crop_scale=(0.0, 1.1), validate_every=(0,))
 OUT_OF_RANGE |= dict(
-    seed=(-1,), kappa_b=(0.0,), text_weight=(1.5,), checkpoint_every=(-1,), validate_every=(0,), critic_steps=(0,)
+    seed=(-1,),
+    kappa_b=(0.0,),
+    text_weight=(1.5,),
+    checkpoint_every=(-1,),
+    validate_every=(0,),
+    critic_steps=(0,),
 )
-OF_WRONG_TYPE = dict(epochs=2.0, batch_size=True, learn_temperature=1, beta="0.1", penalty=None, corruption="half")
+OF_WRONG_TYPE = dict(
+    epochs=2.0, batch_size=True, learn_temperature=1, beta="0.1", penalty=None, corruption="half"
+)
 UNKNOWN = dict(penalty=("vfm", "vmf"), contrastive=("clap", "clip"), on_error=("skp", "skip"))
 OTHER_PARAMETERS = [
     (dict(betta=1.0), "unknown parameter 'betta', did you mean 'beta'.*Known: dataset, model"),
@@ -45,8 +58,14 @@ OTHER_PARAMETERS = [
     ),
     (dict(cca_start=True), "cca_start reads features of frozen towers"),
     (dict(feature_noise=0.1), "feature_noise reads features of frozen towers"),
-    (dict(model="frozen", crop_scale=0.9), "crop_scale is for towers that train, not those of model 'frozen'"),
-    (dict(model="frozen", text_tower_rate=0.0), "text_tower_rate is for towers that train.*leave it at 1"),
+    (
+        dict(model="frozen", crop_scale=0.9),
+        "crop_scale is for towers that train, not those of model 'frozen'",
+    ),
+    (
+        dict(model="frozen", text_tower_rate=0.0),
+        "text_tower_rate is for towers that train.*leave it at 1",
+    ),
     (dict(corruption={"crops": -1}), "crops is -1: it is the number of crops"),
     (dict(group_share=0.5), "group_share .* set group_size to 2 or more"),
 ]
@@ -71,7 +90,9 @@ def configuring(options):
 def start(folder, pairs=PAIRS, **options):
     """Begins a small run, which is refused before it trains."""
     with warnings.catch_warnings(action="ignore"):
-        config = configure(**(dict(output_dir=str(folder / "out"), epochs=1, batch_size=8) | options))
+        config = configure(
+            **(dict(output_dir=str(folder / "out"), epochs=1, batch_size=8) | options)
+        )
         fit(small_model(config), pairs, None, config)
 
 

@@ -32,13 +32,18 @@ def picture(i: int) -> Image.Image:
 
 def noise_pairs(n: int = 48, n_captions: int = 1, split: str = "train") -> Pairs:
     """Pairs of noise images with one caption or more; some captions are equal."""
-    captions = [[TEXTS[(i + 5 * c) % len(TEXTS)] for c in range(1 + i % n_captions)] for i in range(n)]
+    captions = [
+        [TEXTS[(i + 5 * c) % len(TEXTS)] for c in range(1 + i % n_captions)] for i in range(n)
+    ]
     return Pairs("noise", split, captions, [f"picture {i}" for i in range(n)], picture)
 
 
 def same(a, b) -> bool:
     """Whether two models have the same weights, bit for bit."""
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 @contextmanager

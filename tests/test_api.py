@@ -10,9 +10,14 @@ import pytest
 import cibr
 import cibr_book
 
-MODULES = sorted(m.name for m in pkgutil.walk_packages(cibr.__path__, "cibr.") if not m.name.endswith("__main__"))
+MODULES = sorted(
+    m.name for m in pkgutil.walk_packages(cibr.__path__, "cibr.") if not m.name.endswith("__main__")
+)
 STUDY = sorted(m.name for m in pkgutil.walk_packages(cibr_book.__path__, "cibr_book."))
-PACKAGES = ["cibr", *(name for name in MODULES if hasattr(importlib.import_module(name), "__path__"))]
+PACKAGES = [
+    "cibr",
+    *(name for name in MODULES if hasattr(importlib.import_module(name), "__path__")),
+]
 
 
 def own_members(module):
@@ -46,7 +51,9 @@ def test_every_module_and_all_that_is_public_in_it_is_documented(name):
 @pytest.mark.parametrize("owner", [cibr.DualEncoder, cibr.Pairs, cibr.RunConfig, cibr.CIBRLoss])
 def test_the_public_methods_of_the_main_classes_are_documented(owner):
     own = {name: member for name, member in vars(owner).items() if not name.startswith("_")}
-    methods = [n for n, m in own.items() if inspect.isfunction(m) or isinstance(m, classmethod | property)]
+    methods = [
+        n for n, m in own.items() if inspect.isfunction(m) or isinstance(m, classmethod | property)
+    ]
     assert [name for name in methods if not inspect.getdoc(getattr(owner, name))] == []
 
 

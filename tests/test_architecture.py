@@ -1,4 +1,6 @@
-"""The house rules: imports point one way, the library never uses the study, and losses import in a moment."""
+"""The house rules: imports point one way, the library never uses the study, and losses import in a
+moment.
+"""
 
 import ast
 import subprocess
@@ -49,7 +51,9 @@ def imported(tree: ast.AST) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: write the import in full, from cibr..."
-            names |= {f"cibr.{a.name}" for a in node.names} if node.module == "cibr" else {node.module}
+            names |= (
+                {f"cibr.{a.name}" for a in node.names} if node.module == "cibr" else {node.module}
+            )
     return {".".join(name.split(".")[:2]) for name in names}
 
 
@@ -59,7 +63,9 @@ def test_imports_point_one_way(path):
     rooms = {name.split(".")[1] for name in names if name.startswith("cibr.")}
     too_much = rooms - MAY_IMPORT[room(path)] - {room(path), "utils"}
     assert not too_much, f"cibr.{room(path)} imports {sorted(too_much)}"
-    assert not [name for name in names if name.startswith("cibr_book")], "the library never uses the study"
+    assert not [name for name in names if name.startswith("cibr_book")], (
+        "the library never uses the study"
+    )
 
 
 @pytest.mark.parametrize(("statement", "unused"), USES.items())

@@ -1,4 +1,6 @@
-"""The command `cibr`: what it prints, what it leaves behind, and one clear line for what goes wrong."""
+"""The command `cibr`: what it prints, what it leaves behind, and one clear line for what goes
+wrong.
+"""
 
 import json
 import subprocess
@@ -27,14 +29,18 @@ def photos(tmp_path):
     """Six images in a folder and the ones below, a broken one, and a text."""
     folder = tmp_path / "photos"
     (folder / "deep" / "er").mkdir(parents=True)
-    for i, name in enumerate(["a.png", "b.JPG", "deep/c.webp", "deep/d.gif", "deep/er/e.bmp", "f.tiff"]):
+    for i, name in enumerate(
+        ["a.png", "b.JPG", "deep/c.webp", "deep/d.gif", "deep/er/e.bmp", "f.tiff"]
+    ):
         picture(i).save(folder / name)
     (folder / "deep" / "broken.jpeg").write_bytes(b"no image")
     (folder / "notes.txt").write_text("no image")
     return folder
 
 
-def test_search_ranks_the_images_of_a_folder_and_names_broken_ones(photos, monkeypatch, capsys, build):
+def test_search_ranks_the_images_of_a_folder_and_names_broken_ones(
+    photos, monkeypatch, capsys, build
+):
     model = build("tiny")
     folder = model.save_pretrained(photos.parent / "model")
     monkeypatch.setattr(cli, "AT_ONCE", 4)
@@ -42,18 +48,26 @@ def test_search_ranks_the_images_of_a_folder_and_names_broken_ones(photos, monke
     printed, errors = capsys.readouterr()
     rows = [line.split() for line in printed.splitlines()[1:]]
     assert len(rows) == 6 and [int(rank) for rank, *_ in rows] == [1, 2, 3, 4, 5, 6]
-    assert {str(Path(path).relative_to(photos)) for *_, path in rows} >= {"a.png", "b.JPG", "deep/er/e.bmp"}
+    assert {str(Path(path).relative_to(photos)) for *_, path in rows} >= {
+        "a.png",
+        "b.JPG",
+        "deep/er/e.bmp",
+    }
     cosines = [float(cosine) for _, cosine, _ in rows]
     assert cosines == sorted(cosines, reverse=True)
     assert "left out" in errors and "broken.jpeg" in errors and errors.count("\n") == 1
     with Image.open(rows[0][2]) as best:
         features = model.embed_images([best.convert("RGB")])
-    assert cosines[0] == pytest.approx((features @ model.embed_texts(["a red cat"]).T).item(), abs=6e-4)
+    assert cosines[0] == pytest.approx(
+        (features @ model.embed_texts(["a red cat"]).T).item(), abs=6e-4
+    )
     assert main(["search", "clip-tiny", str(photos), "an arrow", "--top", "1"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_evaluate_prints_both_models_and_their_difference(small, clip_folder, tmp_path, capsys, build):
+def test_evaluate_prints_both_models_and_their_difference(
+    small, clip_folder, tmp_path, capsys, build
+):
     other = str(build("tiny").save_pretrained(tmp_path / "tiny"))
     call = ["evaluate", clip_folder, "--suite", "small", "--compare-with", other, "--limit", "9"]
     assert main([*call, "--output-dir", str(tmp_path / "out"), "--device", "cpu"]) == 0
@@ -62,10 +76,15 @@ def test_evaluate_prints_both_models_and_their_difference(small, clip_folder, tm
     assert len(list((tmp_path / "out").glob("*/small/rows.csv"))) == 2
 
 
-def test_evaluate_takes_a_data_set_of_ones_own_or_a_file_of_tasks(small, clip_folder, tmp_path, capsys):
+def test_evaluate_takes_a_data_set_of_ones_own_or_a_file_of_tasks(
+    small, clip_folder, tmp_path, capsys
+):
     data, file = str(small / "wds_captions"), tmp_path / "own.yaml"
     file.write_text("- dataset: left\n")
-    whole = ("--data", data, data, "text_to_image_recall@10"), ("--suite", str(file), "suite own", "accuracy@1")
+    whole = (
+        ("--data", data, data, "text_to_image_recall@10"),
+        ("--suite", str(file), "suite own", "accuracy@1"),
+    )
     for option, value, title, metric in whole:
         assert main(["evaluate", clip_folder, option, value]) == 0
         printed = capsys.readouterr().out
@@ -78,20 +97,34 @@ def test_evaluate_recomputes_published_scores(small, clip_folder, monkeypatch, c
     monkeypatch.setattr(evaluate, "published", lambda model: known)
     assert main(["evaluate", "--published", clip_folder]) == 0
     header, row = capsys.readouterr().out.strip().splitlines()
-    assert header.split() == ["dataset", "metric", "published", "measured", "low", "high", "difference"]
+    assert header.split() == [
+        "dataset",
+        "metric",
+        "published",
+        "measured",
+        "low",
+        "high",
+        "difference",
+    ]
     assert row.split()[:3] == ["one", "accuracy@1", "63.32"]
 
 
-def test_train_merges_a_file_and_options_and_prints_the_last_row_of_the_history(monkeypatch, tmp_path, capsys):
+def test_train_merges_a_file_and_options_and_prints_the_last_row_of_the_history(
+    monkeypatch, tmp_path, capsys
+):
     seen, history = [], pd.DataFrame({"epoch": [1, 2], "clip_loss": [3.0, 2.5]})
     monkeypatch.setattr(train, "load_splits", lambda config: (None, None, None))
     monkeypatch.setattr(train, "build_model", lambda config, pairs: None)
-    monkeypatch.setattr(train, "fit", lambda model, pairs, validation, config: seen.append(config) or history)
+    monkeypatch.setattr(
+        train, "fit", lambda model, pairs, validation, config: seen.append(config) or history
+    )
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"beta": 0.2, "seed": 3, "corruption": {"fraction": 0.5}}))
     options = ["--seed", "4", "--sample", "--learning_rate=0.01", "--batch-size", "64"]
     corrupted = ["--corruption.counterexamples", "1", "--corruption.spurious-word", "dog"]
-    assert main(["train", str(file), *options, *corrupted, "--output-dir", str(tmp_path / "run")]) == 0
+    assert (
+        main(["train", str(file), *options, *corrupted, "--output-dir", str(tmp_path / "run")]) == 0
+    )
     (config,) = seen
     assert (config.beta, config.seed, config.sample, config.learning_rate) == (0.2, 4, True, 0.01)
     assert config.batch_size == 64 and config.dataset == RunConfig.dataset
@@ -120,7 +153,11 @@ def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
     ("call", "code", "message"),
     [
         ([], 2, "the following arguments are required"),
-        (["evaluate", "clip-tiny", "--limit", "ten"], 2, "argument --limit: invalid int value: 'ten'"),
+        (
+            ["evaluate", "clip-tiny", "--limit", "ten"],
+            2,
+            "argument --limit: invalid int value: 'ten'",
+        ),
         (["evaluate", "{tmp}", "--suite", "glyphs"], 1, "{tmp}"),
         (["evaluate", "clip-tiny", "--published"], 1, "no results of 'clip-tiny'"),
         (["search", "clip-tiny", "{tmp}", "a dog"], 1, "no image in '{tmp}'"),
@@ -143,7 +180,10 @@ def test_what_is_wrong_is_said_in_a_line(call, code, message, tmp_path, capsys):
 def test_help_explains_every_option(command, capsys):
     assert main([command, "--help"]) == 0
     words = " ".join(capsys.readouterr().out.split())
-    expected = {"train": "weight of the penalty; 0 is CLIP (default 0.05)", "evaluate": "or a YAML file of tasks"}
+    expected = {
+        "train": "weight of the penalty; 0 is CLIP (default 0.05)",
+        "evaluate": "or a YAML file of tasks",
+    }
     assert expected.get(command, "images in it and in the folders below") in words
 
 

@@ -26,7 +26,9 @@ def ranges(requirements: list[str]) -> dict[str, SpecifierSet]:
 
 def test_conda_environment_equals_pyproject_in_names_and_ranges():
     (pip_lines,) = [entry["pip"] for entry in CONDA if isinstance(entry, dict)]
-    assert pip_lines[-1] == THIS_PACKAGE_WITH_TESTS  # the extras come with it, in pyproject's own ranges
+    assert (
+        pip_lines[-1] == THIS_PACKAGE_WITH_TESTS
+    )  # the extras come with it, in pyproject's own ranges
     found = ranges([entry for entry in CONDA if isinstance(entry, str)] + pip_lines[:-1])
     found = {PYPI_NAMES.get(name, name): specifier for name, specifier in found.items()}
     assert found.pop("python") == SpecifierSet(PROJECT["requires-python"])
@@ -47,7 +49,9 @@ def test_every_requirement_says_why():
 
 def test_the_two_files_give_the_same_reasons():
     def reasons(path: str) -> set[str]:
-        return set(re.findall(r"[=<>]\S*  # (.+)", (ROOT / path).read_text().split("experiments = [")[0]))
+        return set(
+            re.findall(r"[=<>]\S*  # (.+)", (ROOT / path).read_text().split("experiments = [")[0])
+        )
 
     assert reasons("environment.yml") == reasons("pyproject.toml") - {
         "editable installs of a flat package without configuration"
@@ -55,5 +59,7 @@ def test_the_two_files_give_the_same_reasons():
 
 
 def test_every_pin_has_a_lower_bound():
-    found = {name: {s.operator for s in each} for name, each in ranges(PROJECT["dependencies"]).items()}
+    found = {
+        name: {s.operator for s in each} for name, each in ranges(PROJECT["dependencies"]).items()
+    }
     assert [name for name, operators in found.items() if not operators & {">=", "=="}] == []

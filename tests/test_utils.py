@@ -21,7 +21,10 @@ def test_folders_are_those_of_the_checkout_or_of_the_user(tmp_path, monkeypatch)
     assert project_root() == Path.cwd() and cache_folder() == Path.home() / ".cache" / "cibr"
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "pyproject.toml").touch()
-    assert project_root() == tmp_path / "site" and cache_folder() == tmp_path / "site" / "data" / "cache"
+    assert (
+        project_root() == tmp_path / "site"
+        and cache_folder() == tmp_path / "site" / "data" / "cache"
+    )
 
 
 def test_what_is_shipped_lies_in_the_package_or_in_the_checkout(tmp_path, monkeypatch):
@@ -55,13 +58,17 @@ def test_a_write_that_fails_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_
 def test_the_content_is_on_disk_before_the_file_has_its_name(tmp_path, monkeypatch):
     link, seen = tmp_path / "link.txt", []
     link.symlink_to(tmp_path / "file.txt")
-    monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append((tmp_path / "file.txt").exists()))
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: seen.append((tmp_path / "file.txt").exists())
+    )
     write_atomically(link, lambda part: part.write_text("one"))
     assert seen == [False, True], "the file is synced, then named, then its folder is synced"
     assert link.is_symlink() and (tmp_path / "file.txt").read_text() == "one"
 
 
-def test_provenance_marks_changed_code_but_neither_changed_results_nor_new_files(tmp_path, monkeypatch):
+def test_provenance_marks_changed_code_but_neither_changed_results_nor_new_files(
+    tmp_path, monkeypatch
+):
     def git(*arguments: str) -> str:
         call = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *arguments]
         return subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()

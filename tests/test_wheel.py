@@ -1,4 +1,6 @@
-"""The built wheel works away from the checkout: cards, checkpoints and published results come with it."""
+"""The built wheel works away from the checkout: cards, checkpoints and published results come with
+it.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,6 @@
-"""The ablation's figures: scores over beta, a line a penalty; and differences of all methods to tuned CLIP."""
+"""The ablation's figures: scores over beta, a line a penalty; and differences of all methods to
+tuned CLIP.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,11 +22,12 @@ MARKS = {"gain": ("^", BLUE), "loss": ("v", RED), "not significant": ("o", GREY)
 def method_forest(rows: pd.DataFrame) -> list[Axes]:
     """Differences with their intervals: a line a method, a block a condition, a column a measure.
 
-    A filled triangle points to the side of zero on which the whole interval lies; a hollow circle holds zero.
+    A filled triangle points to the side of zero on which the whole interval lies; a hollow circle
+    holds zero.
 
     Args:
-        rows: from `cibr_book.tables.comparisons`, in the order to show; methods are named with their control where
-            that is not CLIP.
+        rows: from `cibr_book.tables.comparisons`, in the order to show; methods are named with
+            their control where that is not CLIP.
 
     Returns:
         The Axes, block by block.
@@ -33,8 +36,14 @@ def method_forest(rows: pd.DataFrame) -> list[Axes]:
     added = [_contrast(*pair) for pair in zip(rows["method"], rows["against"], strict=True)]
     names = names.where(rows["against"] == "CLIP", added)
     rows = rows.assign(name=names + rows["n_seeds"].map(" ({})".format))
-    blocks, measures = dict(list(rows.groupby("condition", sort=False))), list(rows["measure"].unique())
-    labels = {condition: [wrap(name, 50) for name in part["name"].unique()] for condition, part in blocks.items()}
+    blocks, measures = (
+        dict(list(rows.groupby("condition", sort=False))),
+        list(rows["measure"].unique()),
+    )
+    labels = {
+        condition: [wrap(name, 50) for name in part["name"].unique()]
+        for condition, part in blocks.items()
+    }
     places = {condition: _places(texts) for condition, texts in labels.items()}
     heights = [2.2 + at[-1] for at in places.values()]
     figure, axes = plt.subplots(
@@ -61,7 +70,9 @@ def method_forest(rows: pd.DataFrame) -> list[Axes]:
         line[0].set_title(condition, loc="left")
     for axis, measure in zip(axes[-1], measures, strict=True):
         axis.set_xlabel(measure, fontweight="bold")
-    controls = dict.fromkeys((rows["against"] == "CLIP").map({True: "tuned CLIP", False: "the method after vs"}))
+    controls = dict.fromkeys(
+        (rows["against"] == "CLIP").map({True: "tuned CLIP", False: "the method after vs"})
+    )
     figure.supxlabel(f"difference from {' or from '.join(controls)}, percentage points")
     return list(axes.flat)
 
@@ -70,12 +81,16 @@ def _contrast(method: str, control: str) -> str:
     """`a vs b, with c`, where both are trained with c."""
     ours, theirs = (re.sub("^CIBR |^CLIP, ", "", name).split(" + ") for name in (method, control))
     both = [part for part in ours if part in theirs]
-    ours, theirs = (" + ".join(part for part in parts if part not in both) for parts in (ours, theirs))
+    ours, theirs = (
+        " + ".join(part for part in parts if part not in both) for parts in (ours, theirs)
+    )
     return f"{ours} vs {theirs}" + (f", with {' + '.join(both)}" if both else "")
 
 
 def _places(texts: Sequence[str]) -> list[float]:
-    """Places of labels one below another: a step of one, and more room around those of several lines."""
+    """Places of labels one below another: a step of one, and more room around those of several
+    lines.
+    """
     extra = [0.5 * text.count("\n") for text in texts]
     return [i + 2 * sum(extra[:i]) + extra[i] - extra[0] for i in range(len(texts))]
 
@@ -86,7 +101,8 @@ def summary_figure(rows: pd.DataFrame) -> list[Axes]:
     A filled mark's interval leaves zero out. The best other method stands below the condition.
 
     Args:
-        rows: from `cibr_book.tables.comparisons`, with a column `kind`, one method a kind in each condition.
+        rows: from `cibr_book.tables.comparisons`, with a column `kind`, one method a kind in each
+            condition.
 
     Returns:
         The Axes, one a measure.
@@ -125,12 +141,16 @@ def summary_figure(rows: pd.DataFrame) -> list[Axes]:
 
 
 def beta_curves(
-    rows: pd.DataFrame, measures: Mapping[str, str], limits: Sequence[tuple[float, float] | None] = ()
+    rows: pd.DataFrame,
+    measures: Mapping[str, str],
+    limits: Sequence[tuple[float, float] | None] = (),
 ) -> list[Axes]:
-    """Differences to CLIP over beta: a line a penalty, a row a condition, a column a measure, bands of 95 %.
+    """Differences to CLIP over beta: a line a penalty, a row a condition, a column a measure, bands
+    of 95 %.
 
     Args:
-        rows: from `cibr_book.tables.read_table`, of CLIP and of the penalties, one variant of each a condition.
+        rows: from `cibr_book.tables.read_table`, of CLIP and of the penalties, one variant of each
+        a condition.
         measures: column of the rows by the title of the panel.
         limits: of the vertical axis of each measure; a curve that leaves it is cut.
 
@@ -154,7 +174,9 @@ def beta_curves(
                 curve = mean_intervals(paired, ["beta"], "shown").sort_values("beta")
                 style = dict(color=colour, marker=marker, ms=3, lw=1.3, label=method)
                 axis.plot(curve["beta"], curve["mean"], **style)
-                axis.fill_between(curve["beta"], curve["low"], curve["high"], color=colour, alpha=0.15, lw=0)
+                axis.fill_between(
+                    curve["beta"], curve["low"], curve["high"], color=colour, alpha=0.15, lw=0
+                )
             axis.set_xscale("log")
             axis.xaxis.set_minor_formatter(NullFormatter())
             if limits and limits[i]:
@@ -162,7 +184,8 @@ def beta_curves(
             if axis in axes[0]:
                 axis.set_title(title)
         line[0].set_ylabel(
-            wrap(re.sub("^Flickr8k$", "all pairs", condition).removeprefix("Flickr8k, "), 12), fontweight="bold"
+            wrap(re.sub("^Flickr8k$", "all pairs", condition).removeprefix("Flickr8k, "), 12),
+            fontweight="bold",
         )
     figure.supxlabel("beta")
     handles, names = axes[0, 0].get_legend_handles_labels()

@@ -1,17 +1,17 @@
 """Few-shot adapters of a trained dual encoder, and their accuracy.
 
-All but CoOp work on unit vectors: images x, class embeddings t_c (the zero-shot classifier) and a multiplier s of
-the cosines. With labelled images x_i of classes y_i, the logits of class c are
+All but CoOp work on unit vectors: images x, class embeddings t_c (the zero-shot classifier) and a
+multiplier s of the cosines. With labelled images x_i of classes y_i, the logits of class c are
 
     zero-shot          s <x, t_c>
-    linear probe       s <x, w_c>,  w = argmin  mean_i CE_i(w) + strength * mean_c lambda_c |w_c - t_c|^2
-    Tip-Adapter        s <x, t_c> + alpha * sum_{i: y_i = c} exp(-beta (1 - <x, k_i>)),  k_i = x_i
-    Tip-Adapter-F      the same with trained k_i
+    linear probe       s <x, w_c>,  w = argmin  mean_i CE_i(w) + strength * mean_c lambda_c |w_c -
+    t_c|^2 Tip-Adapter        s <x, t_c> + alpha * sum_{i: y_i = c} exp(-beta (1 - <x, k_i>)),  k_i
+    = x_i Tip-Adapter-F      the same with trained k_i
 
-Sources: CLAP (Silva-Rodríguez et al. 2024, arXiv 2312.12730) for the probe, with lambda_c the mean zero-shot
-probability of c on its images, but without renormalising w, so that it is convex; Tip-Adapter (Zhang et al. 2022,
-arXiv 2111.03930), here without augmentation; CoOp (Zhou et al. 2022, arXiv 2109.01134). The test set selects
-nothing.
+Sources: CLAP (Silva-Rodríguez et al. 2024, arXiv 2312.12730) for the probe, with lambda_c the mean
+zero-shot probability of c on its images, but without renormalising w, so that it is convex;
+Tip-Adapter (Zhang et al. 2022, arXiv 2111.03930), here without augmentation; CoOp (Zhou et al.
+2022, arXiv 2109.01134). The test set selects nothing.
 """
 
 from collections import Counter
@@ -36,9 +36,13 @@ from cibr_book.tables import differences, in_points, score_table
 SHOTS, N_DRAWS = (1, 4, 16), 5
 N_VALIDATED = 4  # labelled images per class that are held out in turn, as in CoOp's validation sets
 EPOCHS, BATCH = 20, 256  # of Tip-Adapter-F
-# The first of each is the default: of CLAP, and alpha, beta, learning rate and epochs of Zhang et al.
+# The first of each is the default: of CLAP, and alpha, beta, learning rate and epochs of Zhang et
+# al.
 STRENGTHS = (1.0, 0.1, 0.01, 0.001)
-TIP = ((1.0, 5.5), *((a, b) for a in (1.0, 3.0, 10.0, 30.0, 100.0, 300.0) for b in (1.0, 3.0, 5.0, 10.0, 20.0)))
+TIP = (
+    (1.0, 5.5),
+    *((a, b) for a in (1.0, 3.0, 10.0, 30.0, 100.0, 300.0) for b in (1.0, 3.0, 5.0, 10.0, 20.0)),
+)
 TUNED = tuple((rate, epochs) for rate in (1e-3, 1e-2) for epochs in (EPOCHS, 10, 5, 0))
 
 Logits = Float[Tensor, "q c"]
@@ -48,7 +52,9 @@ Shots = Int[Tensor, "c k"]
 
 
 class FewShot(NamedTuple):
-    """Labelled images and a zero-shot classifier: unit vectors, labels and the multiplier of the cosines."""
+    """Labelled images and a zero-shot classifier: unit vectors, labels and the multiplier of the
+    cosines.
+    """
 
     images: Images
     labels: Int[Tensor, " n"]
@@ -66,9 +72,11 @@ class FewShot(NamedTuple):
 
 
 def linear_probes(few: FewShot, strengths: Sequence[float]) -> dict[float, Float[Tensor, "c d"]]:
-    """Weights of logistic regression regularised towards the zero-shot weights, by L-BFGS, for every strength.
+    """Weights of logistic regression regularised towards the zero-shot weights, by L-BFGS, for
+    every strength.
 
-    The largest strength starts from the zero-shot weights, each other one from the previous solution.
+    The largest strength starts from the zero-shot weights, each other one from the previous
+    solution.
 
     Args:
         few: the labelled images and the zero-shot classifier.
@@ -83,7 +91,9 @@ def linear_probes(few: FewShot, strengths: Sequence[float]) -> dict[float, Float
     weights, found = few.classes, {}
     for strength in sorted(strengths, reverse=True):
         weights = weights.clone().requires_grad_()
-        optimiser = torch.optim.LBFGS([weights], max_iter=100, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+        optimiser = torch.optim.LBFGS(
+            [weights], max_iter=100, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+        )
 
         def loss(weights=weights, strength=strength, optimiser=optimiser) -> Tensor:
             optimiser.zero_grad()
@@ -97,7 +107,9 @@ def linear_probes(few: FewShot, strengths: Sequence[float]) -> dict[float, Float
     return found
 
 
-def tip_logits(few: FewShot, queries: Queries, alpha: float, beta: float, keys: Images | None = None) -> Logits:
+def tip_logits(
+    few: FewShot, queries: Queries, alpha: float, beta: float, keys: Images | None = None
+) -> Logits:
     """Logits of Tip-Adapter.
 
     Args:
@@ -132,12 +144,16 @@ def tip_keys(few: FewShot, alpha: float, beta: float, rate: float, n_epochs: int
     """
     keys, generator = few.images.clone().requires_grad_(), torch.Generator().manual_seed(0)
     optimiser = torch.optim.AdamW([keys], rate, eps=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, EPOCHS * -(-len(keys) // BATCH))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimiser, EPOCHS * -(-len(keys) // BATCH)
+    )
     found = [few.images]
     for _ in range(n_epochs):
         for rows in torch.randperm(len(keys), generator=generator).split(BATCH):
             optimiser.zero_grad()
-            F.cross_entropy(tip_logits(few, few.images[rows], alpha, beta, keys), few.labels[rows]).backward()
+            F.cross_entropy(
+                tip_logits(few, few.images[rows], alpha, beta, keys), few.labels[rows]
+            ).backward()
             optimiser.step()
             schedule.step()
         found.append(keys.detach().clone())
@@ -145,14 +161,20 @@ def tip_keys(few: FewShot, alpha: float, beta: float, rate: float, n_epochs: int
 
 
 def accuracy(logits: Logits, labels: Int[Tensor, " q"]) -> float:
-    """The share of queries whose own class has the single largest logit: ties count as wrong, as in zero-shot."""
-    return float((count_reaching(logits, logits.gather(1, labels[:, None]).squeeze(1)) == 1).double().mean())
+    """The share of queries whose own class has the single largest logit: ties count as wrong, as in
+    zero-shot.
+    """
+    return float(
+        (count_reaching(logits, logits.gather(1, labels[:, None]).squeeze(1)) == 1).double().mean()
+    )
 
 
 def validation_splits(few: FewShot, shots: Shots) -> list[tuple[FewShot, FewShot]]:
-    """Kept and held-out shots: a quarter of each class at a time, until four per class have been held out.
+    """Kept and held-out shots: a quarter of each class at a time, until four per class have been
+    held out.
 
-    With four shots this is leave-one-out, with sixteen a single split, with fewer than four there is none.
+    With four shots this is leave-one-out, with sixteen a single split, with fewer than four there
+    is none.
     """
     n_held = shots.shape[1] // N_VALIDATED
     parts = shots.split(n_held, 1) if n_held else ()
@@ -160,8 +182,12 @@ def validation_splits(few: FewShot, shots: Shots) -> list[tuple[FewShot, FewShot
     return [(few.subset(a), few.subset(b)) for a, b in pairs[: -(-N_VALIDATED // max(n_held, 1))]]
 
 
-def choose(method: Callable[..., dict], settings: Sequence, splits: list[tuple[FewShot, FewShot]]) -> Any:
-    """The setting with the highest accuracy on held-out shots; the first on ties or without held-out shots."""
+def choose(
+    method: Callable[..., dict], settings: Sequence, splits: list[tuple[FewShot, FewShot]]
+) -> Any:
+    """The setting with the highest accuracy on held-out shots; the first on ties or without
+    held-out shots.
+    """
     correct = Counter(dict.fromkeys(settings, 0))
     for kept, held in splits:
         for setting, logits in method(kept, held.images, settings).items():
@@ -187,7 +213,8 @@ def _tuned(few: FewShot, queries: Queries, settings: Sequence[tuple]) -> dict:
 
 
 def adapt(data: FewShot, shots: Shots, queries: Queries) -> dict[str, Logits]:
-    """Logits of queries by adapters with settings chosen on held-out shots, or the defaults without any.
+    """Logits of queries by adapters with settings chosen on held-out shots, or the defaults without
+    any.
 
     Args:
         data: all images, of which a method sees only the shots.
@@ -195,20 +222,27 @@ def adapt(data: FewShot, shots: Shots, queries: Queries) -> dict[str, Logits]:
         queries: unit vectors to classify.
 
     Returns:
-        By method: `linear probe`, `Tip-Adapter`, and `Tip-Adapter-F` with the alpha and beta of the latter.
+        By method: `linear probe`, `Tip-Adapter`, and `Tip-Adapter-F` with the alpha and beta of the
+            latter.
     """
     few, splits = data.subset(shots), validation_splits(data, shots)
     strength, tip = choose(_probe, STRENGTHS, splits), choose(_tip, TIP, splits)
     tuned = choose(_tuned, [(*tip, *setting) for setting in TUNED], splits)
-    methods = {"linear probe": (_probe, strength), "Tip-Adapter": (_tip, tip), "Tip-Adapter-F": (_tuned, tuned)}
+    methods = {
+        "linear probe": (_probe, strength),
+        "Tip-Adapter": (_tip, tip),
+        "Tip-Adapter-F": (_tuned, tuned),
+    }
     return {name: method(few, queries, [best])[best] for name, (method, best) in methods.items()}
 
 
-def prompt_features(model: DualEncoder, context: Float[Tensor, "t w"], names: list[str]) -> Float[Tensor, "c d"]:
+def prompt_features(
+    model: DualEncoder, context: Float[Tensor, "t w"], names: list[str]
+) -> Float[Tensor, "c d"]:
     """Unit text features of the prompts `[context] name.`, with learned vectors as context tokens.
 
-    The text tower of transformers takes only token ids, so a hook inserts the vectors after its embedding layer;
-    positions, mask and end of text are those of the ids.
+    The text tower of transformers takes only token ids, so a hook inserts the vectors after its
+    embedding layer; positions, mask and end of text are those of the ids.
 
     Raises:
         ValueError: a prompt longer than the model's context.
@@ -216,12 +250,16 @@ def prompt_features(model: DualEncoder, context: Float[Tensor, "t w"], names: li
     ids, mask = model.tokenize([f"{name}." for name in names])
     start, n = int(ids[0, 0] == model.tokenizer.bos_token_id), len(context)
     if (length := ids.shape[1] + n) > model.context:
-        raise ValueError(f"a prompt has {length} tokens and the model reads {model.context}: learn fewer vectors")
+        raise ValueError(
+            f"a prompt has {length} tokens and the model reads {model.context}: learn fewer vectors"
+        )
     # The placeholder for the vectors is a name's first token; any but the end of text would do.
     ids, mask = (torch.cat([x[:, :start], x[:, [start] * n], x[:, start:]], 1) for x in (ids, mask))
 
     def put_in(layer, given, embedded: Tensor) -> Tensor:
-        return torch.cat([embedded[:, :start], context.expand(len(ids), -1, -1), embedded[:, start + n :]], 1)
+        return torch.cat(
+            [embedded[:, :start], context.expand(len(ids), -1, -1), embedded[:, start + n :]], 1
+        )
 
     hook = model.backbone.model.text_model.embeddings.token_embedding.register_forward_hook(put_in)
     try:
@@ -233,11 +271,12 @@ def prompt_features(model: DualEncoder, context: Float[Tensor, "t w"], names: li
 def learn_prompts(
     model: DualEncoder, few: FewShot, names: list[str], n_context: int = 16, epochs: int = 50
 ) -> tuple[Float[Tensor, "t w"], list[float]]:
-    """CoOp: learned context vectors before the name, shared by all classes, by SGD with a cosine schedule.
+    """CoOp: learned context vectors before the name, shared by all classes, by SGD with a cosine
+    schedule.
 
-    Source: Zhou et al. (2022), section 3.1, with the learning rate, batch size and initial standard deviation of
-    their code; it takes 50 epochs with one shot, 100 with two or four and 200 with more, after one warm-up epoch
-    at a rate of 1e-5, which is left out here.
+    Source: Zhou et al. (2022), section 3.1, with the learning rate, batch size and initial standard
+    deviation of their code; it takes 50 epochs with one shot, 100 with two or four and 200 with
+    more, after one warm-up epoch at a rate of 1e-5, which is left out here.
 
     Args:
         model: over a `CLIPModel`, whose weights are not changed.
@@ -259,7 +298,9 @@ def learn_prompts(
             with model.evaluating(), torch.enable_grad():
                 logits = few.logits(few.images[rows], prompt_features(model, context, names))
             losses.append(F.cross_entropy(logits, few.labels[rows], reduction="none"))
-            (context.grad,) = torch.autograd.grad(losses[-1].mean(), context)  # not for the model's weights
+            (context.grad,) = torch.autograd.grad(
+                losses[-1].mean(), context
+            )  # not for the model's weights
             optimiser.step()
         schedule.step()
         history.append(float(torch.cat(losses).detach().mean()))
@@ -267,12 +308,16 @@ def learn_prompts(
 
 
 def draw_shots(labels: Int[Tensor, " n"], draw: int) -> tuple[Shots, Int[Tensor, " q"]]:
-    """Indices of sixteen shots per class, the first ones being those of smaller numbers, and of all other images.
+    """Indices of sixteen shots per class, the first ones being those of smaller numbers, and of all
+    other images.
 
     Raises:
         ValueError: a class with no image beyond its shots.
     """
-    order, most = torch.randperm(len(labels), generator=torch.Generator().manual_seed(draw)), max(SHOTS)
+    order, most = (
+        torch.randperm(len(labels), generator=torch.Generator().manual_seed(draw)),
+        max(SHOTS),
+    )
     if (n := int(labels.bincount().min())) <= most:
         raise ValueError(f"a class has {n} images: {most} shots and one to test take more")
     shots = torch.stack([order[labels[order] == c][:most] for c in range(int(labels.max()) + 1)])
@@ -287,7 +332,9 @@ def measure_set(data: FewShot) -> pd.DataFrame:
         queries, labels = data.images[rest], data.labels[rest]
         logits = {"0/zero-shot": data.logits(queries)}
         for k in SHOTS:
-            logits |= {f"{k}/{name}": each for name, each in adapt(data, shots[:, :k], queries).items()}
+            logits |= {
+                f"{k}/{name}": each for name, each in adapt(data, shots[:, :k], queries).items()
+            }
         found.append({name: accuracy(each, labels) for name, each in logits.items()})
     return pd.DataFrame(found)
 
@@ -295,24 +342,30 @@ def measure_set(data: FewShot) -> pd.DataFrame:
 def adapt_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
     """Trains one configuration, adapts it to every data set of a suite and evaluates the adapters.
 
-    The mini sets have no training split. Sixteen images per class are drawn from the test split, five times, and
-    the others test every method at every number of shots. The draws are the same for all models.
+    The mini sets have no training split. Sixteen images per class are drawn from the test split,
+    five times, and the others test every method at every number of shots. The draws are the same
+    for all models.
 
     Args:
         settings: of `cibr_book.run.train_and_measure`, with `adapted`, the name of the suite.
         folder: of the trained model.
 
     Returns:
-        The metrics of training; `<set>/<shots>/<method>/accuracy@1`, the mean over draws, for each set, each group
-        of sets and all; and `mean of 7/<shots>/<method>/deviation`, the standard deviation over draws.
+        The metrics of training; `<set>/<shots>/<method>/accuracy@1`, the mean over draws, for each
+        set, each group of sets and all; and `mean of 7/<shots>/<method>/deviation`, the standard
+        deviation over draws.
     """
-    metrics = train_and_measure({name: value for name, value in settings.items() if name != "adapted"}, folder)
+    metrics = train_and_measure(
+        {name: value for name, value in settings.items() if name != "adapted"}, folder
+    )
     model = DualEncoder.from_pretrained(folder)
     digests, scale, groups = digest_model(model), float(model.logit_scale.detach()), {}
     for task in suite_tasks(settings["adapted"], ["zero-shot"]):
         pairs = load_task(task)
         prompts = [prompt for of_class in pairs.prompts() for prompt in of_class]
-        images, texts = embed_pairs(model, prepare(model, pairs, truncate=True, texts=prompts, digests=digests))
+        images, texts = embed_pairs(
+            model, prepare(model, pairs, truncate=True, texts=prompts, digests=digests)
+        )
         classes = class_embeddings(texts.unflatten(0, (len(pairs.classnames), -1)))
         found = measure_set(FewShot(images, pairs.labels, classes, scale))
         groups.setdefault(task.group or task.title, {})[task.title] = found
@@ -320,7 +373,9 @@ def adapt_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     mean, overall = f"mean of {len(means)}", sum(means.values()) / len(means)
     for sets in (*groups.values(), means, {mean: overall}):
         for name, found in sets.items():
-            metrics |= {f"{name}/{score}/accuracy@1": value for score, value in found.mean().items()}
+            metrics |= {
+                f"{name}/{score}/accuracy@1": value for score, value in found.mean().items()
+            }
     return metrics | {f"{mean}/{score}/deviation": value for score, value in overall.std().items()}
 
 
@@ -331,10 +386,13 @@ def adapter_table(rows: pd.DataFrame) -> pd.DataFrame:
         rows: from `read_table("adapters.csv")`.
 
     Returns:
-        One column per model with the half-width of Student's 95 % interval over seeds, then one per penalty with
-        its difference to CLIP, paired by seed.
+        One column per model with the half-width of Student's 95 % interval over seeds, then one per
+        penalty with its difference to CLIP, paired by seed.
     """
-    columns = {"{2}, {1} a class".format(*name.split("/")): name for name in rows.filter(regex="^mean.*@1$")}
+    columns = {
+        "{2}, {1} a class".format(*name.split("/")): name
+        for name in rows.filter(regex="^mean.*@1$")
+    }
     named = rows.assign(method=rows["method"] + rows["beta"].map(", beta {:g}".format))
     scores = score_table(named, columns).T.drop("seeds")
     points = rows.assign(**{title: 100 * rows[column] for title, column in columns.items()})

@@ -1,14 +1,16 @@
-"""Information bottleneck attribution of image-text similarity, and sanity checks of attribution maps.
+"""Information bottleneck attribution of image-text similarity, and sanity checks of attribution
+maps.
 
-    minimise over the mask m in (0, 1):   weight * I - E cos(f(m r + (1 - m) e), text),   e ~ N(mean, std^2)
-    I = sum of KL( N(m r + (1 - m) mean, (1 - m)^2 std^2) || N(mean, std^2) ) over positions and channels
+    minimise over the mask m in (0, 1):   weight * I - E cos(f(m r + (1 - m) e), text),   e ~
+    N(mean, std^2) I = sum of KL( N(m r + (1 - m) mean, (1 - m)^2 std^2) || N(mean, std^2) ) over
+    positions and channels
 
-The mask replaces a share of each position of a feature map r by noise with the statistics of other images; I
-bounds the information that is transmitted, in nats, and is the map. It is the book's objective for a single image:
-keep what predicts the text, at a price per nat.
+The mask replaces a share of each position of a feature map r by noise with the statistics of other
+images; I bounds the information that is transmitted, in nats, and is the map. It is the book's
+objective for a single image: keep what predicts the text, at a price per nat.
 
-Source: Schulz et al. (2020, arXiv 2001.00396) for the mask; Wang, Rudner and Wilson (2023, M2IB, arXiv 2312.17174)
-for the cosine with a text in place of a class score.
+Source: Schulz et al. (2020, arXiv 2001.00396) for the mask; Wang, Rudner and Wilson (2023, M2IB,
+arXiv 2312.17174) for the cosine with a text in place of a class score.
 """
 
 import copy
@@ -23,7 +25,9 @@ from torch import Tensor, nn
 from cibr.models import DualEncoder
 
 INITIAL_LOGIT = 5.0  # of the mask: 0.7 % noise
-TINY_LAYERS = 4  # of the tiny image tower below the map: 16 x 16 positions with a receptive field of 13 px
+TINY_LAYERS = (
+    4  # of the tiny image tower below the map: 16 x 16 positions with a receptive field of 13 px
+)
 FROZEN_BLOCKS = 5  # of a timm EfficientNet below the map: a stride of 16
 Maps = Float[Tensor, "n h w"]
 Features = Float[Tensor, "n c h w"]
@@ -36,8 +40,8 @@ def split_image_tower(model: DualEncoder) -> tuple[Callable, Callable]:
         model: `tiny`, or `frozen` with an EfficientNet of timm.
 
     Returns:
-        `lower`, normalised images [n, 3, h, w] to maps [n, c, h', w'], and `upper`, maps to unit vectors [n, d];
-        together they are `encode_images`. Both pass gradients.
+        `lower`, normalised images [n, 3, h, w] to maps [n, c, h', w'], and `upper`, maps to unit
+        vectors [n, d]; together they are `encode_images`. Both pass gradients.
 
     Raises:
         ValueError: a tower of another architecture.
@@ -46,7 +50,10 @@ def split_image_tower(model: DualEncoder) -> tuple[Callable, Callable]:
     net = getattr(tower, "timm_model", None)
     if model.kind == "tiny":
         layers, n_lower = list(tower), TINY_LAYERS
-    elif all(hasattr(net, part) for part in ("conv_stem", "bn1", "blocks", "conv_head", "bn2", "global_pool")):
+    elif all(
+        hasattr(net, part)
+        for part in ("conv_stem", "bn1", "blocks", "conv_head", "bn2", "global_pool")
+    ):
         layers = [net.conv_stem, net.bn1, *net.blocks, net.conv_head, net.bn2, net.global_pool]
         n_lower = 2 + FROZEN_BLOCKS
     else:
@@ -57,7 +64,9 @@ def split_image_tower(model: DualEncoder) -> tuple[Callable, Callable]:
 
 
 def cosine_score(model: DualEncoder) -> Callable[[Tensor, Tensor], Float[Tensor, " n"]]:
-    """A function from normalised images and text vectors [n, d] to their cosines, for captum to explain."""
+    """A function from normalised images and text vectors [n, d] to their cosines, for captum to
+    explain.
+    """
     lower, upper = split_image_tower(model)
     return lambda pixels, texts: (upper(lower(pixels)) * texts).sum(1)
 
@@ -75,8 +84,8 @@ def bottleneck_maps(
 ) -> tuple[Maps, Float[Tensor, " n"]]:
     """Information that each position must transmit for an image to stay close to its text.
 
-    Source: Wang, Rudner and Wilson (2023), for the image side, with the mask of Schulz et al. (2020). Theirs has
-    one value per channel; here all channels of a position share one.
+    Source: Wang, Rudner and Wilson (2023), for the image side, with the mask of Schulz et al.
+    (2020). Theirs has one value per channel; here all channels of a position share one.
 
     Args:
         maps: feature maps of the images [n, c, h, w].
@@ -90,18 +99,23 @@ def bottleneck_maps(
         seed: of the noise.
 
     Returns:
-        Nats per position [n, h, w], and the mean cosine of each image with its text under the final mask [n].
+        Nats per position [n, h, w], and the mean cosine of each image with its text under the final
+        mask [n].
 
     Raises:
         ValueError: shapes that do not fit, or a weight that is not positive.
     """
     if noise_like.shape[1:] != maps.shape[1:] or len(texts) != len(maps):
         shapes = f"maps {list(maps.shape)}, noise_like {list(noise_like.shape)} and texts {list(texts.shape)}"
-        raise ValueError(f"{shapes} do not fit: give one text a map, and other maps of the same size")
+        raise ValueError(
+            f"{shapes} do not fit: give one text a map, and other maps of the same size"
+        )
     if not 0 < weight < float("inf"):
         raise ValueError(f"weight is {weight}: give a positive price of a nat, such as 3e-4")
     maps, texts, mean, std = maps.detach(), texts.detach(), noise_like.mean(0), noise_like.std(0)
-    std = std.clamp(min=1e-3 * std.mean().clamp(min=1e-6))  # a channel that is constant elsewhere has no noise
+    std = std.clamp(
+        min=1e-3 * std.mean().clamp(min=1e-6)
+    )  # a channel that is constant elsewhere has no noise
     centred = (maps - mean) / std
     energy = centred.square().sum(1)
     generator = torch.Generator().manual_seed(seed)
@@ -113,7 +127,10 @@ def bottleneck_maps(
         cosines = 0
         for _ in range(n_noise):
             noise = torch.randn(maps.shape, generator=generator)
-            cosines = cosines + (upper(mean + std * (m * centred + (1 - m) * noise)) * texts).sum(1) / n_noise
+            cosines = (
+                cosines
+                + (upper(mean + std * (m * centred + (1 - m) * noise)) * texts).sum(1) / n_noise
+            )
         nats = _passed_nats(smooth, energy, maps.shape[1])
         if step == n_steps:
             break
@@ -131,19 +148,28 @@ def _smooth(logits: Maps) -> Maps:
 
 
 def _passed_nats(logits: Maps, energy: Maps, n_channels: int) -> Tensor:
-    """KL of the masked features from pure noise, summed over channels; from logits, for an exact log(1 - m)."""
+    """KL of the masked features from pure noise, summed over channels; from logits, for an exact
+    log(1 - m).
+    """
     mask = torch.sigmoid(logits)
     log_rest = -F.softplus(logits)  # log(1 - mask)
-    return 0.5 * (mask.square() * energy + n_channels * ((1 - mask).square() - 1)) - n_channels * log_rest
+    return (
+        0.5 * (mask.square() * energy + n_channels * ((1 - mask).square() - 1))
+        - n_channels * log_rest
+    )
 
 
 def enlarge(maps: Maps, side: int) -> Float[Tensor, "n side side"]:
     """Maps at the size of their images, by bilinear interpolation."""
-    return F.interpolate(maps[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0]
+    return F.interpolate(maps[:, None], size=(side, side), mode="bilinear", align_corners=False)[
+        :, 0
+    ]
 
 
 def share_inside(maps: Maps, region: Bool[Tensor, "n h w"]) -> Float[Tensor, " n"]:
-    """Share of each map's positive mass inside a region; the region's area if the map is nowhere positive."""
+    """Share of each map's positive mass inside a region; the region's area if the map is nowhere
+    positive.
+    """
     positive = maps.clamp(min=0).flatten(1)
     total = positive.sum(1)
     inside = (positive * region.flatten(1)).sum(1) / total.clamp(min=1e-30)
@@ -177,7 +203,9 @@ def deletion_curve(
     n, _, h, w = pixels.shape
     if maps.shape != (n, h, w) or not all(0 <= f <= 1 for f in fractions):
         given = f"images {list(pixels.shape)}, maps {list(maps.shape)}, fractions {list(fractions)}"
-        raise ValueError(f"{given}: enlarge the maps to the images, and give shares between 0 and 1")
+        raise ValueError(
+            f"{given}: enlarge the maps to the images, and give shares between 0 and 1"
+        )
     order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1, stable=True).view(n, 1, h, w)
     with torch.no_grad():
@@ -186,9 +214,11 @@ def deletion_curve(
 
 
 def randomised_weights(model: DualEncoder, seed: int = 0) -> DualEncoder:
-    """A copy of the model with a randomised image encoder: the entries of each weight tensor are shuffled.
+    """A copy of the model with a randomised image encoder: the entries of each weight tensor are
+    shuffled.
 
-    Source: Adebayo et al. (2018, arXiv 1810.03292), section 3; shuffled, not redrawn, to keep their distribution.
+    Source: Adebayo et al. (2018, arXiv 1810.03292), section 3; shuffled, not redrawn, to keep their
+    distribution.
     """
     broken = copy.deepcopy(model).eval()
     generator = torch.Generator().manual_seed(seed)

@@ -21,16 +21,19 @@ def nearest_items(embeddings: Float[Tensor, "n d"], k: int) -> Int[Tensor, "n k"
     return (embeddings @ embeddings.T).fill_diagonal_(-torch.inf).topk(k).indices
 
 
-def neighbour_agreement(nearest: Int[Tensor, "n k"], factor: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Chance-corrected share of neighbours with an item's own value of a factor: 0 at chance, 1 for all.
+def neighbour_agreement(
+    nearest: Int[Tensor, "n k"], factor: Int[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """Chance-corrected share of neighbours with an item's own value of a factor: 0 at chance, 1 for
+    all.
 
     Args:
         nearest: from `nearest_items`.
         factor: small integers [n].
 
     Returns:
-        (share - chance) / (1 - chance) [n], where chance is the probability that another random item has the same
-        value.
+        (share - chance) / (1 - chance) [n], where chance is the probability that another random
+        item has the same value.
 
     Raises:
         ValueError: a factor that does not vary.
@@ -43,10 +46,16 @@ def neighbour_agreement(nearest: Int[Tensor, "n k"], factor: Int[Tensor, " n"]) 
     return (share - chance) / (1 - chance)
 
 
-def embedding_map(embeddings: Float[Tensor, "n d"], seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
+def embedding_map(
+    embeddings: Float[Tensor, "n d"], seed: int = 0, perplexity: float = 30.0
+) -> np.ndarray:
     """t-SNE of unit vectors, from their principal components: points [n, 2]."""
-    components = PCA(min(MAP_COMPONENTS, *embeddings.shape), svd_solver="full").fit_transform(embeddings.numpy())
-    return TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(components)
+    components = PCA(min(MAP_COMPONENTS, *embeddings.shape), svd_solver="full").fit_transform(
+        embeddings.numpy()
+    )
+    return TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(
+        components
+    )
 
 
 def margins(similarity: Float[Tensor, "n m"], is_right: Bool[Tensor, "n m"]) -> Float[Tensor, " n"]:
@@ -64,11 +73,12 @@ def margins(similarity: Float[Tensor, "n m"], is_right: Bool[Tensor, "n m"]) -> 
 
 
 def error_kind(name: str, chosen: str, same_drawing: bool) -> str:
-    """Category of the error between a chosen name of a character and the correct one, from minor to major.
+    """Category of the error between a chosen name of a character and the correct one, from minor to
+    major.
 
     Returns:
-        `right`; `same drawing` with another name; `same letter` with another mark or none; `same script or kind`,
-        if the first word agrees; or `other`.
+        `right`; `same drawing` with another name; `same letter` with another mark or none; `same
+        script or kind`, if the first word agrees; or `other`.
     """
     rules = {
         "right": name == chosen,
@@ -80,7 +90,8 @@ def error_kind(name: str, chosen: str, same_drawing: bool) -> str:
 
 
 def effective_dimension(embeddings: Float[Tensor, "n d"]) -> float:
-    """Participation ratio of the covariance of embeddings [n, d]: (sum of eigenvalues)^2 / sum of their squares.
+    """Participation ratio of the covariance of embeddings [n, d]: (sum of eigenvalues)^2 / sum of
+    their squares.
 
     Returns:
         A number from 1 to d, the number of directions if their variances are equal.
@@ -90,10 +101,13 @@ def effective_dimension(embeddings: Float[Tensor, "n d"]) -> float:
     return (covariance.trace().square() / covariance.square().sum()).item()
 
 
-def gap_share(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "m d"]) -> float:
+def gap_share(
+    image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "m d"]
+) -> float:
     """Share of the modality gap in the directions that explain 90 % of the embeddings' variance.
 
-    Source: Zhang et al. (2023, arXiv 2302.04269), who find CLIP's gap orthogonal to the embeddings' span.
+    Source: Zhang et al. (2023, arXiv 2302.04269), who find CLIP's gap orthogonal to the embeddings'
+    span.
 
     Returns:
         A share of the squared norm: 0 if orthogonal, 1 if within.
@@ -110,15 +124,21 @@ def gap_share(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Ten
 def closed_gap(
     image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "m d"]
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
-    """Both modalities shifted to their common mean and renormalised, which removes the modality gap.
+    """Both modalities shifted to their common mean and renormalised, which removes the modality
+    gap.
 
     Source: Liang et al. (2022, arXiv 2203.02053), section 4.2, who shift along the gap.
     """
     middle = (image_embeddings.mean(0) + text_embeddings.mean(0)) / 2
-    return tuple(F.normalize(side - side.mean(0) + middle, dim=1) for side in (image_embeddings, text_embeddings))
+    return tuple(
+        F.normalize(side - side.mean(0) + middle, dim=1)
+        for side in (image_embeddings, text_embeddings)
+    )
 
 
-def gap_table(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n d"]) -> dict[str, float]:
+def gap_table(
+    image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n d"]
+) -> dict[str, float]:
     """Summary statistics of the geometry of a joint space.
 
     Args:
@@ -126,9 +146,9 @@ def gap_table(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Ten
         text_embeddings: unit vectors [n, d], paired with the images row by row.
 
     Returns:
-        `paired_cosine` and `unpaired_cosine`, means over pairs and over mismatched pairs; `modality_gap`, the
-        distance between the means; `gap_share`; `image_dimension` and `text_dimension`, effective dimensions;
-        `image_uniformity` and `text_uniformity`.
+        `paired_cosine` and `unpaired_cosine`, means over pairs and over mismatched pairs;
+        `modality_gap`, the distance between the means; `gap_share`; `image_dimension` and
+        `text_dimension`, effective dimensions; `image_uniformity` and `text_uniformity`.
     """
     n = len(image_embeddings)
     paired = (image_embeddings * text_embeddings).sum(1).double().sum()
@@ -149,11 +169,12 @@ def subsampling_intervals(
 ) -> pd.DataFrame:
     """Statistics of n items with 95 % subsampling intervals, from random halves of the items.
 
-    The repeated items of a bootstrap distort a statistic of pairs, such as uniformity. To first order, a half
-    drawn without replacement varies around the whole as the whole does around its population.
+    The repeated items of a bootstrap distort a statistic of pairs, such as uniformity. To first
+    order, a half drawn without replacement varies around the whole as the whole does around its
+    population.
 
-    Source: Politis, Romano and Wolf (1999), Subsampling. The variance of a mean over a half, drawn from n items
-    without replacement, is sigma^2 / n: that of the mean over n independent items.
+    Source: Politis, Romano and Wolf (1999), Subsampling. The variance of a mean over a half, drawn
+    from n items without replacement, is sigma^2 / n: that of the mean over n independent items.
 
     Args:
         statistic: takes indices of items and returns numbers by name.
@@ -170,7 +191,9 @@ def subsampling_intervals(
         raise ValueError(f"n is {n}: give 20 items at least")
     value = pd.Series(statistic(torch.arange(n)))
     generator = torch.Generator().manual_seed(0)
-    halves = [statistic(torch.randperm(n, generator=generator)[: n // 2]) for _ in range(n_resamples)]
+    halves = [
+        statistic(torch.randperm(n, generator=generator)[: n // 2]) for _ in range(n_resamples)
+    ]
     away = pd.DataFrame(halves)[value.index]
     away = away - away.mean()  # some statistics, such as a probe's, depend on the number of items
     low, high = (value + away.quantile(q) for q in (0.025, 0.975))

@@ -1,18 +1,22 @@
-"""Estimators of mutual information, in nats, and samplers with known mutual information to test them.
+"""Estimators of mutual information, in nats, and samplers with known mutual information to test
+them.
 
-A critic scores every pair, scores[i, j] = T(x_i, y_j). The diagonal contains samples of the joint distribution P,
-the rest samples of the product of the marginals Q. With the critic T = log p(x,y) / p(x)p(y) each estimate from
-that matrix tends to I(X;Y); they differ for an imperfect critic or a small batch.
+A critic scores every pair, scores[i, j] = T(x_i, y_j). The diagonal contains samples of the joint
+distribution P, the rest samples of the product of the marginals Q. With the critic T = log p(x,y) /
+p(x)p(y) each estimate from that matrix tends to I(X;Y); they differ for an imperfect critic or a
+small batch.
 
     InfoNCE    lower bound, also for a batch       never above log n
     NWJ        lower bound in expectation          variance grows like e^I
-    DV         lower bound as n grows              the log of a batch mean is too small: the value is too high
-    SMILE      no bound                            the clipped e^T may miss most of the mean: too high
-    plug-in    no bound                            as good as the critic
-    CLUB       upper bound for the true q(y|x)     none for a fitted one
+    DV         lower bound as n grows              the log of a batch mean is too small: the value
+    is too high
+    SMILE      no bound                            the clipped e^T may miss most of the mean: too
+    high plug-in    no bound                            as good as the critic CLUB       upper bound
+    for the true q(y|x)     none for a fitted one
 
-Source: Poole et al. (2019, arXiv 1905.06922) for the family, Kraskov et al. (2004) for KSG, which needs no critic,
-Czyz et al. (2023, arXiv 2306.11078), section 3, for the families of samplers, which are implemented here.
+Source: Poole et al. (2019, arXiv 1905.06922) for the family, Kraskov et al. (2004) for KSG, which
+needs no critic, Czyz et al. (2023, arXiv 2306.11078), section 3, for the families of samplers,
+which are implemented here.
 """
 
 import itertools
@@ -29,7 +33,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cibr.losses.clip import check_finite
-from cibr.losses.critics import MovingAverage, SeparableCritic, log_mean_exp, mine_nats, mismatches, mlp
+from cibr.losses.critics import (
+    MovingAverage,
+    SeparableCritic,
+    log_mean_exp,
+    mine_nats,
+    mismatches,
+    mlp,
+)
 from cibr.utils import check_known
 
 Nats = Float[Tensor, ""]
@@ -40,9 +51,11 @@ N_BLOCKS = 5  # of held-out samples, over which a value is averaged
 
 
 def nce_nats(scores: Scores) -> Nats:
-    """InfoNCE: log n + E[log softmax probability of the true candidate], averaged over both directions.
+    """InfoNCE: log n + E[log softmax probability of the true candidate], averaged over both
+    directions.
 
-    Source: van den Oord et al. (2018, arXiv 1807.03748), eq. 4 and section 2.3; Poole et al. (2019), section 2.3.
+    Source: van den Oord et al. (2018, arXiv 1807.03748), eq. 4 and section 2.3; Poole et al.
+    (2019), section 2.3.
     Symmetric here, as in CLIP: `nce_nats(scores)` is log n - `clip_loss`.
 
     Args:
@@ -60,47 +73,55 @@ def nce_nats(scores: Scores) -> Nats:
 
 
 def nwj_nats(scores: Scores) -> Nats:
-    """Nguyen, Wainwright and Jordan: E_P[T] - E_Q[e^(T - 1)], a lower bound in expectation for every critic.
+    """Nguyen, Wainwright and Jordan: E_P[T] - E_Q[e^(T - 1)], a lower bound in expectation for
+    every critic.
 
-    Source: Nguyen et al. (2010, arXiv 0809.0853), section II, for the divergence of P from Q; Poole et al. (2019),
-    section 2.2. The optimal critic is 1 + log p(x,y) / p(x)p(y). Scores and errors as for `nce_nats`.
+    Source: Nguyen et al. (2010, arXiv 0809.0853), section II, for the divergence of P from Q; Poole
+    et al. (2019), section 2.2. The optimal critic is 1 + log p(x,y) / p(x)p(y). Scores and errors
+    as for `nce_nats`.
     """
     _check_scores(scores)
     return scores.diagonal().mean() - torch.exp(log_mean_exp(mismatches(scores)) - 1)
 
 
 def dv_nats(scores: Scores) -> Nats:
-    """Donsker and Varadhan: E_P[T] - log E_Q[e^T], a lower bound as n grows, possibly too high for small n.
+    """Donsker and Varadhan: E_P[T] - log E_Q[e^T], a lower bound as n grows, possibly too high for
+    small n.
 
-    Source: Belghazi et al. (2018, arXiv 1801.04062), definition 3.1. The mean over Q is taken over all mismatched
-    pairs of the batch, not over one permutation. Scores and errors as for `nce_nats`.
+    Source: Belghazi et al. (2018, arXiv 1801.04062), definition 3.1. The mean over Q is taken over
+    all mismatched pairs of the batch, not over one permutation. Scores and errors as for
+    `nce_nats`.
     """
     _check_scores(scores)
     return scores.diagonal().mean() - log_mean_exp(mismatches(scores))
 
 
 def smile_nats(scores: Scores, clip: float = 5.0) -> Nats:
-    """SMILE: Donsker-Varadhan with e^T clipped to [e^-clip, e^clip] under Q, for bounded variance; not a bound.
+    """SMILE: Donsker-Varadhan with e^T clipped to [e^-clip, e^clip] under Q, for bounded variance;
+    not a bound.
 
-    Source: Song & Ermon (2020, arXiv 1910.06222), section 5. It is trained with `jsd_objective`, as there.
-    Scores and errors as for `nce_nats`.
+    Source: Song & Ermon (2020, arXiv 1910.06222), section 5. It is trained with `jsd_objective`, as
+    there. Scores and errors as for `nce_nats`.
     """
     _check_scores(scores)
     return scores.diagonal().mean() - log_mean_exp(mismatches(scores).clamp(-clip, clip))
 
 
 def jsd_objective(scores: Scores) -> Nats:
-    """E_P[-softplus(-T)] - E_Q[softplus(T)], with optimal critic log p(x,y) / p(x)p(y); not an information.
+    """E_P[-softplus(-T)] - E_Q[softplus(T)], with optimal critic log p(x,y) / p(x)p(y); not an
+    information.
 
-    Source: Hjelm et al. (2019, arXiv 1808.06670), eq. 4. Its maximum is 2 JSD(P, Q) - 2 log 2. Scores and
-    errors as for `nce_nats`.
+    Source: Hjelm et al. (2019, arXiv 1808.06670), eq. 4. Its maximum is 2 JSD(P, Q) - 2 log 2.
+    Scores and errors as for `nce_nats`.
     """
     _check_scores(scores)
     return -F.softplus(-scores.diagonal()).mean() - F.softplus(mismatches(scores)).mean()
 
 
 def plug_in_nats(scores: Scores) -> Nats:
-    """E_P[T]: the information if T is the log ratio of densities, as a critic of `jsd_objective` tends to be."""
+    """E_P[T]: the information if T is the log ratio of densities, as a critic of `jsd_objective`
+    tends to be.
+    """
     return scores.diagonal().mean()
 
 
@@ -109,8 +130,8 @@ def club_nats(log_q: Scores) -> Nats:
 
     For a fitted q it is an upper bound only if q is closer to p(x,y) than to p(x)p(y).
 
-    Source: Cheng et al. (2020, arXiv 2006.12013), sections 3.1 and 3.2. The second mean excludes the diagonal;
-    theirs includes it, which makes the value lower by a share of 1/n.
+    Source: Cheng et al. (2020, arXiv 2006.12013), sections 3.1 and 3.2. The second mean excludes
+    the diagonal; theirs includes it, which makes the value lower by a share of 1/n.
 
     Args:
         log_q: log q(y_j|x_i), [n, n].
@@ -165,13 +186,18 @@ class GaussianConditional(nn.Module):
         mean, log_variance = self.parameters_of(x)
         precision = torch.exp(-log_variance)
         # sum over coordinates of (y - mean)^2 / variance, expanded to avoid an [n, n, e] tensor
-        error = precision @ (y**2).T - 2 * (mean * precision) @ y.T + (mean**2 * precision).sum(1, keepdim=True)
+        error = (
+            precision @ (y**2).T
+            - 2 * (mean * precision) @ y.T
+            + (mean**2 * precision).sum(1, keepdim=True)
+        )
         constant = log_variance.sum(1, keepdim=True) + y.shape[1] * math.log(2 * math.pi)
         return -(error + constant) / 2
 
 
-# The estimate from the held-out scores, by estimator. `MINE` trains with a moving average, `CLUB` by maximum
-# likelihood; `SMILE` and `JSD` share a critic, trained with the Jensen-Shannon objective.
+# The estimate from the held-out scores, by estimator. `MINE` trains with a moving average, `CLUB`
+# by maximum likelihood; `SMILE` and `JSD` share a critic, trained with the Jensen-Shannon
+# objective.
 READINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "MINE": dv_nats,
     "NWJ": nwj_nats,
@@ -183,7 +209,9 @@ READINGS: dict[str, Callable[[Tensor], Tensor]] = {
 OBJECTIVES = {"NWJ": nwj_nats, "InfoNCE": nce_nats, "SMILE": jsd_objective, "JSD": jsd_objective}
 
 
-def fit_critic(x: X, y: Y, estimator: str, n_steps: int = 400, batch_size: int = 128, seed: int = 0) -> nn.Module:
+def fit_critic(
+    x: X, y: Y, estimator: str, n_steps: int = 400, batch_size: int = 128, seed: int = 0
+) -> nn.Module:
     """Trains the critic of an estimator on samples.
 
     Args:
@@ -198,7 +226,8 @@ def fit_critic(x: X, y: Y, estimator: str, n_steps: int = 400, batch_size: int =
         The critic; `critic(x, y)` is [n, n].
 
     Raises:
-        ValueError: an unknown estimator, samples of different numbers, or fewer samples than a batch.
+        ValueError: an unknown estimator, samples of different numbers, or fewer samples than a
+            batch.
     """
     check_known("estimator", estimator, READINGS)
     _check_samples(x, y, least=batch_size)
@@ -217,7 +246,9 @@ def fit_critic(x: X, y: Y, estimator: str, n_steps: int = 400, batch_size: int =
         else:
             scores = critic(x[rows], y[rows])
             mine = estimator == "MINE"
-            gain = mine_nats(scores, average.update(scores)) if mine else OBJECTIVES[estimator](scores)
+            gain = (
+                mine_nats(scores, average.update(scores)) if mine else OBJECTIVES[estimator](scores)
+            )
         optimizer.zero_grad()
         (-gain).backward()
         optimizer.step()
@@ -225,11 +256,15 @@ def fit_critic(x: X, y: Y, estimator: str, n_steps: int = 400, batch_size: int =
     return critic
 
 
-def estimate_nats(x: X, y: Y, estimators: Sequence[str], batch_size: int = 128, **options) -> dict[str, float]:
-    """I(X;Y) from samples by several estimators, with critics trained on one half and evaluated on the other.
+def estimate_nats(
+    x: X, y: Y, estimators: Sequence[str], batch_size: int = 128, **options
+) -> dict[str, float]:
+    """I(X;Y) from samples by several estimators, with critics trained on one half and evaluated on
+    the other.
 
-    Columns are standardised first, which does not change the information. InfoNCE is evaluated in batches of
-    `batch_size` and cannot exceed its log; the others are evaluated in `N_BLOCKS` blocks.
+    Columns are standardised first, which does not change the information. InfoNCE is evaluated in
+    batches of `batch_size` and cannot exceed its log; the others are evaluated in `N_BLOCKS`
+    blocks.
 
     Args:
         x: samples, [n, d].
@@ -252,17 +287,25 @@ def estimate_nats(x: X, y: Y, estimators: Sequence[str], batch_size: int = 128, 
     for estimator in estimators:
         objective = "JSD" if estimator == "SMILE" else estimator
         if objective not in critics:
-            critics[objective] = fit_critic(x[:half], y[:half], objective, batch_size=batch_size, **options)
+            critics[objective] = fit_critic(
+                x[:half], y[:half], objective, batch_size=batch_size, **options
+            )
         size = batch_size if estimator == "InfoNCE" else (len(x) - half) // N_BLOCKS
         blocks = zip(x[half:].split(size), y[half:].split(size), strict=True)
         with torch.no_grad():
-            values = [READINGS[estimator](critics[objective](a, b)) for a, b in blocks if len(a) == size]
+            values = [
+                READINGS[estimator](critics[objective](a, b)) for a, b in blocks if len(a) == size
+            ]
         nats[estimator] = torch.stack(values).mean().item()
     return nats
 
 
 def estimate_rows(
-    tasks: Sequence["InformationTask"], n_samples: int, seeds: Sequence[int], batch_size: int = 128, **options
+    tasks: Sequence["InformationTask"],
+    n_samples: int,
+    seeds: Sequence[int],
+    batch_size: int = 128,
+    **options,
 ) -> pd.DataFrame:
     """Estimates of every estimator, including KSG, on fresh samples of every task.
 
@@ -279,16 +322,20 @@ def estimate_rows(
     rows = []
     for task, seed in itertools.product(tasks, seeds):
         x, y = task.sample(n_samples, seed)
-        found = estimate_nats(x, y, tuple(READINGS), batch_size, seed=seed, **options) | {"KSG": ksg_nats(x, y)}
+        found = estimate_nats(x, y, tuple(READINGS), batch_size, seed=seed, **options) | {
+            "KSG": ksg_nats(x, y)
+        }
         rows += [(task.name, task.nats, seed, name, nats) for name, nats in found.items()]
     return pd.DataFrame(rows, columns=["task", "truth", "seed", "estimator", "nats"])
 
 
 def ksg_nats(x: X, y: Y, n_neighbors: int = 3) -> float:
-    """Kraskov, Stoegbauer and Grassberger: psi(k) + psi(n) - E[psi(n_x + 1) + psi(n_y + 1)], not a bound.
+    """Kraskov, Stoegbauer and Grassberger: psi(k) + psi(n) - E[psi(n_x + 1) + psi(n_y + 1)], not a
+    bound.
 
-    n_x and n_y count the neighbours of x and y within the distance of the k-th joint neighbour, with
-    scikit-learn's trees. In one dimension it is `sklearn.feature_selection.mutual_info_regression`, clipped at 0.
+    n_x and n_y count the neighbours of x and y within the distance of the k-th joint neighbour,
+    with scikit-learn's trees. In one dimension it is
+    `sklearn.feature_selection.mutual_info_regression`, clipped at 0.
 
     Source: Kraskov et al. (2004, arXiv cond-mat/0305641), eq. 8, with the maximum norm.
 
@@ -310,14 +357,21 @@ def ksg_nats(x: X, y: Y, n_neighbors: int = 3) -> float:
     distance = torch.from_numpy(neighbors.kneighbors()[0][:, -1])
     # Strictly closer than the k-th neighbour; each point counts itself, which is the + 1.
     radius = torch.nextafter(distance, torch.zeros_like(distance)).numpy()
-    counts = [KDTree(side, metric="chebyshev").query_radius(side, radius, count_only=True) for side in sides]
-    return float(digamma(len(x)) + digamma(n_neighbors) - sum(digamma(count).mean() for count in counts))
+    counts = [
+        KDTree(side, metric="chebyshev").query_radius(side, radius, count_only=True)
+        for side in sides
+    ]
+    return float(
+        digamma(len(x)) + digamma(n_neighbors) - sum(digamma(count).mean() for count in counts)
+    )
 
 
 def _check_samples(x: Tensor, y: Tensor, least: int) -> None:
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < least:
         rule = f"with row i of one drawn with row i of the other and n at least {least}"
-        raise ValueError(f"x and y must be [n, d] and [n, e] {rule}, got {list(x.shape)} and {list(y.shape)}")
+        raise ValueError(
+            f"x and y must be [n, d] and [n, e] {rule}, got {list(x.shape)} and {list(y.shape)}"
+        )
     check_finite(x=x, y=y)
 
 
@@ -380,18 +434,23 @@ def _correlated(n: int, dim: int, rho: float, generator: torch.Generator) -> tup
 def gaussian_task(dim: int, nats: float) -> InformationTask:
     """A task of dim independent pairs of Gaussians with equal correlation."""
     rho = correlation_of(nats, dim)
-    return InformationTask(f"Gaussian {dim} x {dim}", nats, lambda n, source: _correlated(n, dim, rho, source))
+    return InformationTask(
+        f"Gaussian {dim} x {dim}", nats, lambda n, source: _correlated(n, dim, rho, source)
+    )
 
 
 def sparse_task(dim: int = 5, n_pairs: int = 2, correlation: float = 0.8) -> InformationTask:
     """A Gaussian task in which only the first n_pairs coordinates of x and y are correlated.
 
-    Two pairs with correlation 0.8 have -log(1 - 0.64) = 1.0217 nats, the value in Czyz et al. (2023).
+    Two pairs with correlation 0.8 have -log(1 - 0.64) = 1.0217 nats, the value in Czyz et al.
+    (2023).
     """
 
     def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         x, y = _correlated(n, dim, 0.0, generator)
-        y[:, :n_pairs] = correlation * x[:, :n_pairs] + math.sqrt(1 - correlation**2) * y[:, :n_pairs]
+        y[:, :n_pairs] = (
+            correlation * x[:, :n_pairs] + math.sqrt(1 - correlation**2) * y[:, :n_pairs]
+        )
         return x, y
 
     nats = -n_pairs * math.log1p(-(correlation**2)) / 2
@@ -405,7 +464,9 @@ def student_task(dim: int, dof: float, nats_of_gaussian: float = 0.0) -> Informa
     def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         x, y = _correlated(n, dim, rho, generator)
         # Chi-squared as a Gamma, by torch's internal sampler, which takes a generator.
-        gamma = torch._standard_gamma(torch.full((n, 1), dof / 2, dtype=torch.float64), generator=generator)
+        gamma = torch._standard_gamma(
+            torch.full((n, 1), dof / 2, dtype=torch.float64), generator=generator
+        )
         scale = torch.sqrt(dof / (2 * gamma))
         return scale * x, scale * y
 
@@ -418,7 +479,8 @@ def student_excess_nats(dof: float, dim_x: int, dim_y: int) -> float:
 
     f(v) + f(v + m + n) - f(v + m) - f(v + n) with f(x) = log Gamma(x/2) - x/2 psi(x/2).
 
-    Source: the entropies of Arellano-Valle et al. (2013), eq. 7, as in Czyz et al. (2023, arXiv 2306.11078).
+    Source: the entropies of Arellano-Valle et al. (2013), eq. 7, as in Czyz et al. (2023, arXiv
+    2306.11078).
 
     Args:
         dof: degrees of freedom > 0.

@@ -1,7 +1,9 @@
-"""The interactive figure "move beta": its numbers from the committed table, and the piece of page that holds them.
+"""The interactive figure "move beta": its numbers from the committed table, and the piece of page
+that holds them.
 
-The page needs no kernel and no network: numbers are written into it as JSON, book/_static/explorer.js draws them,
-and the same numbers follow as a table for readers without scripts.
+The page needs no kernel and no network: numbers are written into it as JSON,
+book/_static/explorer.js draws them, and the same numbers follow as a table for readers without
+scripts.
 """
 
 import html
@@ -20,29 +22,41 @@ SCORES = ("zero-shot accuracy", "image to text, recall@1", "text to image, recal
 
 
 def curves(results: Path = RESULTS) -> dict[str, Any]:
-    """The penalties over beta as differences to tuned CLIP, seed by seed, in every condition that has curves.
+    """The penalties over beta as differences to tuned CLIP, seed by seed, in every condition that
+    has curves.
 
     Args:
         results: the folder of ablation.csv.
 
     Returns:
-        `scores`, their labels, and `conditions`, each with `name`, `clip` (the control's three scores in per cent)
-        and `curves`, one a penalty: `name, colour` and `points` over beta with `beta, n_seeds` and, for the three
-        scores in points, `difference, low, high`.
+        `scores`, their labels, and `conditions`, each with `name`, `clip` (the control's three
+        scores in per cent) and `curves`, one a penalty: `name, colour` and `points` over beta with
+        `beta, n_seeds` and, for the three scores in points, `difference, low, high`.
     """
     rows = read_table(results / "ablation.csv")
     found = differences(rows[rows["method"].isin(["CLIP", *CURVES])])
     by = ["condition", "method"]
     found = found[found.groupby(by)["beta"].transform("nunique") >= LEAST_BETAS]
     conditions = [_condition(name, part) for name, part in found.groupby("condition")]
-    return {"scores": [*SCORES], "conditions": sorted(conditions, key=lambda each: -len(each["curves"]))}
+    return {
+        "scores": [*SCORES],
+        "conditions": sorted(conditions, key=lambda each: -len(each["curves"])),
+    }
 
 
 def _condition(name: str, found: pd.DataFrame) -> dict[str, Any]:
     clip = found.groupby("measure")["control"].first()[[*HEADLINE]]
-    parts = {method: found[found["method"] == method] for method in CURVES if method in set(found["method"])}
+    parts = {
+        method: found[found["method"] == method]
+        for method in CURVES
+        if method in set(found["method"])
+    }
     drawn = [
-        {"name": method, "colour": STYLES[method][0], "points": [_point(p) for _, p in part.groupby("beta")]}
+        {
+            "name": method,
+            "colour": STYLES[method][0],
+            "points": [_point(p) for _, p in part.groupby("beta")],
+        }
         for method, part in parts.items()
     ]
     return {"name": name, "clip": clip.round(2).tolist(), "curves": drawn}
@@ -68,7 +82,8 @@ def as_page(data: dict[str, Any]) -> str:
     <label for="explorer-condition">Data</label>
     <select id="explorer-condition"></select>
     <label for="explorer-beta">β = <output id="explorer-value" for="explorer-beta"></output></label>
-    <input id="explorer-beta" type="range" min="0" value="0" step="1" aria-describedby="explorer-summary">
+    <input id="explorer-beta" type="range" min="0" value="0" step="1"
+    aria-describedby="explorer-summary">
   </div>
   <fieldset class="explorer-methods" id="explorer-method"><legend>Penalty</legend></fieldset>
   <p id="explorer-summary" class="explorer-said" aria-live="polite"></p>
@@ -76,8 +91,8 @@ def as_page(data: dict[str, Any]) -> str:
 </div>
 <script type="application/json" id="explorer-data">{text}</script>
 <details class="explorer-table"><summary>The same numbers as a table</summary>
-<div class="explorer-scroller" tabindex="0" role="region" aria-label="Table of the numbers">{_table(data)}</div>
-</details>
+<div class="explorer-scroller" tabindex="0" role="region" aria-label="Table of the
+numbers">{_table(data)}</div> </details>
 """
 
 
@@ -89,6 +104,12 @@ def _table(data: dict[str, Any]) -> str:
             for p in curve["points"]:
                 numbers = zip(p["difference"], p["low"], p["high"], strict=True)
                 texts = [f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in numbers]
-                cells = [condition["name"], curve["name"], f"{p['beta']:g}", *texts, str(p["n_seeds"])]
+                cells = [
+                    condition["name"],
+                    curve["name"],
+                    f"{p['beta']:g}",
+                    *texts,
+                    str(p["n_seeds"]),
+                ]
                 lines.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
     return f'<table class="dataframe">{"".join(f"<tr>{line}</tr>" for line in lines)}</table>'

@@ -1,7 +1,8 @@
-"""The paper's setting: its result tables, the cost of a step, and a small stand-in for the data and the model.
+"""The paper's setting: its result tables, the cost of a step, and a small stand-in for the data and
+the model.
 
-Tables have the form of Ji et al. (2025): zero-shot accuracy on seven data sets, recall at 1, 5 and 10 on MSCOCO
-and Flickr30K.
+Tables have the form of Ji et al. (2025): zero-shot accuracy on seven data sets, recall at 1, 5 and
+10 on MSCOCO and Flickr30K.
 """
 
 import io
@@ -31,13 +32,23 @@ RETRIEVAL = {
     for way in ("image_to_text", "text_to_image")
     for k in (1, 5, 10)
 }
-SCORES = [ZERO_SHOT["mean"], *(column for title, column in RETRIEVAL.items() if title.endswith("@1"))]
-CONTROLS = ("CLIP", "noise only", "CLIP, weight averaging", "CIBR vMF")  # the last one is CLIP + cosine
+SCORES = [
+    ZERO_SHOT["mean"],
+    *(column for title, column in RETRIEVAL.items() if title.endswith("@1")),
+]
+CONTROLS = (
+    "CLIP",
+    "noise only",
+    "CLIP, weight averaging",
+    "CIBR vMF",
+)  # the last one is CLIP + cosine
 CONDITION = "MSCOCO, ViT-B/32"
 NOT_RUN = "not run"
 
 
-def paper_table(rows: pd.DataFrame, methods: Sequence[str], columns: Mapping[str, str]) -> pd.DataFrame:
+def paper_table(
+    rows: pd.DataFrame, methods: Sequence[str], columns: Mapping[str, str]
+) -> pd.DataFrame:
     """A table of the paper, with `NOT_RUN` in cells without results.
 
     Args:
@@ -51,7 +62,8 @@ def paper_table(rows: pd.DataFrame, methods: Sequence[str], columns: Mapping[str
 
 
 def criterion(rows: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
-    """The success criterion: in how many of the five `SCORES` a method is significantly above each control.
+    """The success criterion: in how many of the five `SCORES` a method is significantly above each
+    control.
 
     Args:
         rows: of one condition, from `read_table`; may be empty.
@@ -61,7 +73,9 @@ def criterion(rows: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     for control in (name for name in CONTROLS if name in set(rows["method"])):
         against = differences(rows[rows["method"] != "untouched"], SCORES, control)
         gains = (against["significance"] == "gain").groupby(against["method"]).sum()
-        table[control] = gains.reindex(table.index).map("{:.0f} of 5".format, na_action="ignore").fillna(NOT_RUN)
+        table[control] = (
+            gains.reindex(table.index).map("{:.0f} of 5".format, na_action="ignore").fillna(NOT_RUN)
+        )
         table.loc[table.index == control, control] = ""
     return table
 
@@ -74,8 +88,9 @@ def step_cost(config: CLIPConfig, rows: int) -> dict[str, float]:
         rows: pairs encoded at once, one tower after the other.
 
     Returns:
-        `GFLOP a pair`, with the second forward pass of accumulation; `GiB`, for weights, gradients and Adam's two
-        moments in float32, and the larger tower's activations for the backward pass in bfloat16.
+        `GFLOP a pair`, with the second forward pass of accumulation; `GiB`, for weights, gradients
+        and Adam's two moments in float32, and the larger tower's activations for the backward pass
+        in bfloat16.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -83,9 +98,14 @@ def step_cost(config: CLIPConfig, rows: int) -> dict[str, float]:
         model = CLIPModel._from_config(config, attn_implementation="eager")
         texts = torch.zeros(rows, config.text_config.max_position_embeddings, dtype=torch.long)
         images = torch.zeros(rows, 3, *2 * [config.vision_config.image_size])
-    weights = {parameter.untyped_storage()._cdata: parameter.numel() for parameter in model.parameters()}
+    weights = {
+        parameter.untyped_storage()._cdata: parameter.numel() for parameter in model.parameters()
+    }
     flop, largest = 0, 0
-    for tower, given in ((model.vision_model, (images,)), (model.text_model, (texts, torch.ones_like(texts)))):
+    for tower, given in (
+        (model.vision_model, (images,)),
+        (model.text_model, (texts, torch.ones_like(texts))),
+    ):
         saved: dict[int, int] = {}
 
         def keep(tensor: torch.Tensor, saved=saved) -> torch.Tensor:
@@ -99,19 +119,28 @@ def step_cost(config: CLIPConfig, rows: int) -> dict[str, float]:
         flop += counter.get_total_flops()
         largest = max(largest, sum(size for key, size in saved.items() if key not in weights))
     # Two forward passes, and a backward pass worth two; four numbers of four bytes per weight.
-    return {"GFLOP a pair": 4 * flop / rows / 1e9, "GiB": (16 * sum(weights.values()) + largest / 2) / 2**30}
+    return {
+        "GFLOP a pair": 4 * flop / rows / 1e9,
+        "GiB": (16 * sum(weights.values()) + largest / 2) / 2**30,
+    }
 
 
-def make_stand_in(folder: Path, methods: Sequence[str], learning_rates: Sequence[float]) -> list[Path]:
+def make_stand_in(
+    folder: Path, methods: Sequence[str], learning_rates: Sequence[float]
+) -> list[Path]:
     """Writes a stand-in for the paper's setting: data, a model and two sweeps that run in a minute.
 
-    Glyphs replace every data set of the paper and a random model of two layers replaces OpenAI's, under their
-    names in `data` and `models`; the committed sweeps are cut to a few methods, two seeds and smaller batches.
+    Glyphs replace every data set of the paper and a random model of two layers replaces OpenAI's,
+    under their names in `data` and `models`; the committed sweeps are cut to a few methods, two
+    seeds and smaller batches.
 
     Returns:
         The paths of the two sweeps, trials first.
     """
-    pairs = {split: load_pairs("glyphs", split).subset(range(n)) for split, n in (("train", 480), ("test", 96))}
+    pairs = {
+        split: load_pairs("glyphs", split).subset(range(n))
+        for split, n in (("train", 480), ("test", 96))
+    }
     for name in ("mscoco_captions", "flickr30k"):
         for split, part in pairs.items():
             _write_shard(folder / "data" / f"wds_{name}", split, part)
@@ -123,32 +152,47 @@ def make_stand_in(folder: Path, methods: Sequence[str], learning_rates: Sequence
         _write_shard(folder / "data" / f"wds_{name}", "test", source.subset(order[:60]))
     _write_model(folder / "models" / "openai" / "clip-vit-base-patch32", pairs["train"].texts())
     (folder / "experiments").mkdir(parents=True, exist_ok=True)
-    return [_write_sweep(folder, name, methods, learning_rates) for name in ("clip-coco-trials", "clip-coco")]
+    return [
+        _write_sweep(folder, name, methods, learning_rates)
+        for name in ("clip-coco-trials", "clip-coco")
+    ]
 
 
-def _write_sweep(folder: Path, name: str, methods: Sequence[str], learning_rates: Sequence[float]) -> Path:
-    entries = yaml.safe_load((project_root() / "experiments" / f"{name}.yaml").read_text(encoding="utf-8"))
+def _write_sweep(
+    folder: Path, name: str, methods: Sequence[str], learning_rates: Sequence[float]
+) -> Path:
+    entries = yaml.safe_load(
+        (project_root() / "experiments" / f"{name}.yaml").read_text(encoding="utf-8")
+    )
     own = [m for m in entries["conditions"][CONDITION]["methods"] if m["method"] in methods]
     for method in own:
         method.update({k: v[:1] for k, v in method.items() if isinstance(v, list)})
         method.update({"learning_rate": [*learning_rates]} if "learning_rate" in method else {})
     entries["conditions"] = {CONDITION: entries["conditions"][CONDITION] | {"methods": own}}
-    smaller = {"batch_size": 48, "micro_batch_size": 16} if name.endswith("trials") else {"seed": [1, 2]}
+    smaller = (
+        {"batch_size": 48, "micro_batch_size": 16} if name.endswith("trials") else {"seed": [1, 2]}
+    )
     entries["fixed"] |= smaller
     file = folder / "experiments" / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(entries | {"results": f"{name}.csv"}, sort_keys=False), encoding="utf-8")
+    file.write_text(
+        yaml.safe_dump(entries | {"results": f"{name}.csv"}, sort_keys=False), encoding="utf-8"
+    )
     return file
 
 
 def _write_model(folder: Path, texts: list[str]) -> None:
     tokenizer = train_tokenizer(texts, context=32)
-    sizes: dict[str, Any] = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96)
+    sizes: dict[str, Any] = dict(
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96
+    )
     ends = dict(bos_token_id=1, eos_token_id=1, pad_token_id=0)
     text = dict(vocab_size=len(tokenizer), max_position_embeddings=32, **ends, **sizes)
     vision = dict(image_size=32, patch_size=8, **sizes)
     torch.manual_seed(0)
     with quiet_transformers():
-        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)).save_pretrained(folder)
+        CLIPModel(
+            CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)
+        ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     crop = {"height": 32, "width": 32}
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=crop).save_pretrained(folder)
@@ -163,12 +207,19 @@ def _write_shard(folder: Path, split: str, pairs: Pairs) -> None:
             image.save(stream, "PNG")
             is_class = pairs.classnames is not None
             answer = str(int(pairs.labels[i])) if is_class else "\n".join(pairs.captions[i])
-            for suffix, content in (("png", stream.getvalue()), ("cls" if is_class else "txt", answer.encode())):
+            for suffix, content in (
+                ("png", stream.getvalue()),
+                ("cls" if is_class else "txt", answer.encode()),
+            ):
                 member = tarfile.TarInfo(f"s{i:07d}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     (folder / split / "nshards.txt").write_text("1\n")
-    (folder / "dataset_type.txt").write_text("retrieval" if pairs.classnames is None else "classification")
+    (folder / "dataset_type.txt").write_text(
+        "retrieval" if pairs.classnames is None else "classification"
+    )
     if pairs.classnames is not None:
         (folder / "classnames.txt").write_text("\n".join(pairs.classnames))
-        (folder / "zeroshot_classification_templates.txt").write_text("\n".join(pairs.templates or []))
+        (folder / "zeroshot_classification_templates.txt").write_text(
+            "\n".join(pairs.templates or [])
+        )

@@ -1,4 +1,5 @@
-"""Sweeps: a YAML file defines runs with ids, each run writes a row, and the rows are collected into one table.
+"""Sweeps: a YAML file defines runs with ids, each run writes a row, and the rows are collected into
+one table.
 
     results: ../data/results/ablation.csv        # the table, beside this file unless absolute
     fixed: {dataset: glyphs, model: tiny}
@@ -9,10 +10,10 @@
           - {method: CLIP, beta: 0, seed: [1, 2]}
           - {method: CIBR vMF, penalty: vmf, beta: [0.01, 0.1], seed: [1, 2]}
 
-A list is an axis of a grid; a value that is itself a list is written as a nested list. With `trials: other.yaml`
-each method takes the settings of its best trial in that sweep, and waits until all its trials have rows.
-`python -m cibr_book.plan SWEEP.yaml FOLDER` adds the rows of a folder to the table. `experiments/Snakefile`
-executes the runs.
+A list is an axis of a grid; a value that is itself a list is written as a nested list. With
+`trials: other.yaml` each method takes the settings of its best trial in that sweep, and waits until
+all its trials have rows. `python -m cibr_book.plan SWEEP.yaml FOLDER` adds the rows of a folder to
+the table. `experiments/Snakefile` executes the runs.
 """
 
 import argparse
@@ -68,7 +69,9 @@ def read_plan(file: str | Path, results: str | Path = "") -> Plan:
     for name in entries:
         check_known(f"entry of {file}:", name, ENTRIES)
     if absent := [name for name in ("results", "conditions") if name not in entries]:
-        raise ValueError(f"{file}: the entry {absent[0]!r} is missing; see the head of cibr_book/plan.py")
+        raise ValueError(
+            f"{file}: the entry {absent[0]!r} is missing; see the head of cibr_book/plan.py"
+        )
     runs: dict[str, dict[str, Any]] = {}
     trials, waiting = entries.get("trials"), []
     tried = read_plan(file.parent / trials) if trials else None
@@ -81,7 +84,9 @@ def read_plan(file: str | Path, results: str | Path = "") -> Plan:
             for settings in grid(best | entries.get("fixed", {}) | part.get("fixed", {}) | method):
                 run = run_id(settings)
                 if run in runs:
-                    raise ValueError(f"{file}: two runs have the settings {settings}; give each run once")
+                    raise ValueError(
+                        f"{file}: two runs have the settings {settings}; give each run once"
+                    )
                 runs[run] = settings | {"condition": condition}
     work = entries.get("work", "cibr_book.run.train_and_measure")
     table = Path(results) if results else file.parent / entries["results"]
@@ -91,17 +96,20 @@ def read_plan(file: str | Path, results: str | Path = "") -> Plan:
 def best_trial(trials: Plan, condition: str, method: str) -> dict[str, Any] | None:
     """The settings of a method's best trial in a condition, on validation only.
 
-    The score is the mean of the six validation recalls or, if trials were evaluated on zero-shot sets, the mean of
-    that and the accuracy on these. A trial that diverged is never the best.
+    The score is the mean of the six validation recalls or, if trials were evaluated on zero-shot
+    sets, the mean of that and the accuracy on these. A trial that diverged is never the best.
 
     Returns:
-        The settings without `seed` and `suites`; empty for a method without trials; None while a trial has no row.
+        The settings without `seed` and `suites`; empty for a method without trials; None while a
+        trial has no row.
 
     Raises:
         ValueError: every trial diverged.
     """
     names = (method, condition)
-    planned = {run: each for run, each in trials.runs.items() if tuple(each.get(n) for n in NAMES) == names}
+    planned = {
+        run: each for run, each in trials.runs.items() if tuple(each.get(n) for n in NAMES) == names
+    }
     if not planned:
         return {}
     if not set(planned) <= set(committed(trials.results)["run"]):
@@ -110,8 +118,14 @@ def best_trial(trials: Plan, condition: str, method: str) -> dict[str, Any] | No
     scores = rows[["validation", "zero-shot"]].mean(axis=1)
     if scores.isna().all():
         fix = "give them smaller learning rates, or leave the method out"
-        raise ValueError(f"{trials.results}: every trial of {method!r} in {condition!r} diverged: {fix}")
-    return {name: value for name, value in planned[scores.idxmax()].items() if name not in ("seed", "suites")}
+        raise ValueError(
+            f"{trials.results}: every trial of {method!r} in {condition!r} diverged: {fix}"
+        )
+    return {
+        name: value
+        for name, value in planned[scores.idxmax()].items()
+        if name not in ("seed", "suites")
+    }
 
 
 def grid(axes: dict[str, Any]) -> list[dict[str, Any]]:
@@ -127,12 +141,15 @@ def grid(axes: dict[str, Any]) -> list[dict[str, Any]]:
     values = [axis if isinstance(axis, list) else [axis] for axis in axes.values()]
     for name, value in ((name, v) for name, axis in zip(axes, values, strict=True) for v in axis):
         if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
-            raise ValueError(f"{name}: YAML reads {value!r} as text for want of a point; write 1.0e-3")
+            raise ValueError(
+                f"{name}: YAML reads {value!r} as text for want of a point; write 1.0e-3"
+            )
     return [dict(zip(axes, combination, strict=True)) for combination in itertools.product(*values)]
 
 
 def run_id(settings: dict[str, Any]) -> str:
-    """The id of a run: twelve hexadecimal digits that identify its settings in any order; 1 equals 1.0.
+    """The id of a run: twelve hexadecimal digits that identify its settings in any order; 1 equals
+    1.0.
 
     Examples:
         >>> run_id({"beta": 1, "seed": 0}) == run_id({"seed": 0, "beta": 1.0, "method": "CLIP"})
@@ -156,7 +173,8 @@ def _plain(value: Any) -> Any:
 
 
 def save_row(settings: dict[str, Any], file: str | Path, work: str) -> dict[str, Any]:
-    """Executes a run and writes its row as JSON; its model and predictions go to the folder of the same name.
+    """Executes a run and writes its row as JSON; its model and predictions go to the folder of the
+    same name.
 
     Args:
         settings: of the run, with `method` and `condition`, its names in tables.
@@ -164,7 +182,8 @@ def save_row(settings: dict[str, Any], file: str | Path, work: str) -> dict[str,
         work: the dotted name of a function from settings and folder to metrics.
 
     Returns:
-        The row: `run, method, condition, beta, seed, configuration, commit, versions, seconds` and the metrics, or
+        The row: `run, method, condition, beta, seed, configuration, commit, versions, seconds` and
+        the metrics, or
         the `error` of a run that diverged.
     """
     file, start = Path(file), time.monotonic()
@@ -174,9 +193,17 @@ def save_row(settings: dict[str, Any], file: str | Path, work: str) -> dict[str,
         metrics = pkgutil.resolve_name(work)(own, file.with_suffix(""))
     except FloatingPointError as diverged:
         metrics, error = {}, {"error": str(diverged)}
-    row = {"run": run_id(settings)} | {name: settings.get(name, "") for name in (*NAMES, "beta", "seed")}
-    row |= {"configuration": as_json(settings)} | provenance() | {"seconds": round(time.monotonic() - start, 3)}
-    row |= {name: float(f"{value:.6g}") for name, value in metrics.items() if not math.isnan(value)} | error
+    row = {"run": run_id(settings)} | {
+        name: settings.get(name, "") for name in (*NAMES, "beta", "seed")
+    }
+    row |= (
+        {"configuration": as_json(settings)}
+        | provenance()
+        | {"seconds": round(time.monotonic() - start, 3)}
+    )
+    row |= {
+        name: float(f"{value:.6g}") for name, value in metrics.items() if not math.isnan(value)
+    } | error
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, lambda part: part.write_text(json.dumps(row), encoding="utf-8"))
     return row
@@ -190,19 +217,26 @@ def committed(results: Path) -> pd.DataFrame:
 
 
 def collect(plan: Plan, folder: str | Path) -> int:
-    """Adds the rows in a folder, `<run>.json`, that the plan's table lacks, and returns their number.
+    """Adds the rows in a folder, `<run>.json`, that the plan's table lacks, and returns their
+    number.
 
-    The table needs no lock: if two sweeps write it at once, rows may be lost, and the next call adds them again.
+    The table needs no lock: if two sweeps write it at once, rows may be lost, and the next call
+        adds them again.
     """
     rows = committed(plan.results)
     found = [Path(folder) / f"{run}.json" for run in plan.runs if run not in set(rows["run"])]
     new = [json.loads(file.read_text(encoding="utf-8")) for file in found if file.exists()]
     if new:
         cells = [
-            {name: value if isinstance(value, str) else json.dumps(value) for name, value in row.items()}
+            {
+                name: value if isinstance(value, str) else json.dumps(value)
+                for name, value in row.items()
+            }
             for row in new
         ]
-        table = pd.concat([rows, pd.DataFrame(cells)], ignore_index=True).fillna("").replace("null", "")
+        table = (
+            pd.concat([rows, pd.DataFrame(cells)], ignore_index=True).fillna("").replace("null", "")
+        )
         plan.results.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(plan.results, lambda part: table.to_csv(part, index=False))
     return len(new)

@@ -1,10 +1,12 @@
-"""What the rendered pages need beyond Jupyter Book: a small Sphinx extension that _config.yml loads.
+"""What the rendered pages need beyond Jupyter Book: a small Sphinx extension that _config.yml
+loads.
 
-Four directives put files of the project into a page when the book is built: `explorer` and `curve`, figures with
-sliders, `search`, the search page, and `drawing`, an SVG that takes the page's colours. Docstrings, with code in
-single backticks and equations in indented lines, are turned into the markup that Sphinx reads. Pages drop the
-scripts of Thebe, which would fetch kernels from the network. Files that no page asks for are removed and figures
-stored with 256 colours, so that the whole site is small enough to be sent as a file.
+Four directives put files of the project into a page when the book is built: `explorer` and `curve`,
+figures with sliders, `search`, the search page, and `drawing`, an SVG that takes the page's
+colours. Docstrings, with code in single backticks and equations in indented lines, are turned into
+the markup that Sphinx reads. Pages drop the scripts of Thebe, which would fetch kernels from the
+network. Files that no page asks for are removed and figures stored with 256 colours, so that the
+whole site is small enough to be sent as a file.
 """
 
 import json
@@ -25,12 +27,21 @@ from cibr_book import curve, explorer, search
 BOOK = Path(__file__).resolve().parents[1]
 RESULTS = BOOK.parent / "data" / "results"
 GLOSSARY = "book/glossary"
-FIGURE_SCALE = 2  # a figure's pixels for one of the page: `cibr.plots` draws at 200 dpi, pages show 100
+FIGURE_SCALE = (
+    2  # a figure's pixels for one of the page: `cibr.plots` draws at 200 dpi, pages show 100
+)
 
 # The parts of MathJax that tex-chtml.js loads: fonts, TeX extensions, and its spoken mathematics.
-MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y", "sre/mathmaps/base.json")
+MATHJAX = (
+    "tex-chtml.js",
+    "output/chtml/fonts",
+    "input/tex/extensions",
+    "a11y",
+    "sre/mathmaps/base.json",
+)
 MATHJAX += ("sre/mathmaps/en.json", "sre/mathmaps/nemeth.json")
-# Maps for debuggers, translations of the theme, fonts with a smaller WOFF2 twin, a script that draws icons again.
+# Maps for debuggers, translations of the theme, fonts with a smaller WOFF2 twin, a script that
+# draws icons again.
 UNUSED = (
     "**/*.map",
     "mathjax/**/all-packages.js",
@@ -38,7 +49,8 @@ UNUSED = (
     "vendor/fontawesome/**/*.ttf",
     "vendor/fontawesome/**/*.js",
 )
-# The script that draws icons a second time, and fonts that would be loaded before any icon asks for them.
+# The script that draws icons a second time, and fonts that would be loaded before any icon asks for
+# them.
 ICONS = re.compile(
     r'<script [^>]*src="[^"]*fontawesome[^"]*"[^>]*></script>|<link rel="preload" [^>]*fa-(?:brands|regular)[^>]*>'
 )
@@ -65,21 +77,32 @@ class FromFiles(SphinxDirective):
 
 
 def add_addresses(app: Sphinx | None, config: Config) -> None:
-    """Buttons for the repository, Binder and Colab, and a link to the DOI, once the configuration has them."""
+    """Buttons for the repository, Binder and Colab, and a link to the DOI, once the configuration
+    has them.
+    """
     options = config.html_theme_options
     if config.repository_address:
-        launch = {"binderhub_url": "https://mybinder.org", "colab_url": "https://colab.research.google.com"}
+        launch = {
+            "binderhub_url": "https://mybinder.org",
+            "colab_url": "https://colab.research.google.com",
+        }
         options["launch_buttons"] = options.get("launch_buttons", {}) | launch
         options |= {"repository_url": config.repository_address, "repository_branch": "main"}
         options["use_repository_button"] = True
     if config.doi:
-        link = {"name": "DOI", "url": f"https://doi.org/{config.doi}", "icon": "fa-solid fa-quote-right"}
+        link = {
+            "name": "DOI",
+            "url": f"https://doi.org/{config.doi}",
+            "icon": "fa-solid fa-quote-right",
+        }
         options["icon_links"] = [*options.get("icon_links", []), link]
 
 
 def explain_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Show the first sentence of a term's definition where the pointer rests on a reference to it."""
-    references = [node for node in doctree.findall(nodes.reference) if "#term-" in node.get("refuri", "")]
+    references = [
+        node for node in doctree.findall(nodes.reference) if "#term-" in node.get("refuri", "")
+    ]
     if not references or docname == GLOSSARY:
         return
     glossary = app.env.get_doctree(GLOSSARY)
@@ -96,7 +119,9 @@ def explain_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 
 def size_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Give every figure the width at which its text has one size on all pages, and a link to its full size."""
+    """Give every figure the width at which its text has one size on all pages, and a link to its
+    full size.
+    """
     for node in doctree.findall(nodes.image):
         file = Path(app.srcdir, node["uri"])
         if file.suffix in (".png", ".jpg") and file.is_file() and "width" not in node:
@@ -104,28 +129,42 @@ def size_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
                 node["width"] = f"{image.width // FIGURE_SCALE}px"
 
 
-def tidy_page(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object) -> None:
-    """Take Thebe's scripts off a page, and give odd lists of Sphinx a form that accessibility rules allow."""
+def tidy_page(
+    app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object
+) -> None:
+    """Take Thebe's scripts off a page, and give odd lists of Sphinx a form that accessibility rules
+    allow.
+    """
     body = context.get("body", "")
     for name, place in (("explorer", "explorer"), ("search", "search-page"), ("curve", "curve")):
         if f'id="{place}"' in body:
             app.add_js_file(f"{name}.js", loading_method="defer")  # on this page alone
     scripts = context.get("script_files", [])
-    context["script_files"] = [s for s in scripts if "thebe" not in f"{s} {getattr(s, 'attributes', '')}".lower()]
+    context["script_files"] = [
+        s for s in scripts if "thebe" not in f"{s} {getattr(s, 'attributes', '')}".lower()
+    ]
     body = body.replace('role="doc-biblioentry"', 'role="listitem"')
-    scroller = '<div class="pst-scrollable-table-container"'  # to be scrolled by keyboard on a phone
+    scroller = (
+        '<div class="pst-scrollable-table-container"'  # to be scrolled by keyboard on a phone
+    )
     body = body.replace(scroller, f'{scroller} tabindex="0"')
     body = SIGNATURE.sub(lambda found: re.sub(r"<(/?)d[ld]>", r"<\1div>", found.group()), body)
     context["body"] = f'<div class="first-page">{body}</div>' if pagename == "book/intro" else body
 
 
-def mark_up_docstring(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Give single backticks their twin, bars their escape, and make indented lines up front a literal block."""
+def mark_up_docstring(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Give single backticks their twin, bars their escape, and make indented lines up front a
+    literal block.
+    """
     if isinstance(obj, tuple | dict):  # a constant has the docstring of its type
         lines[:] = ["Holds " + ", ".join(f"``{key}``" for key in obj) + "."]
     starts = [i for i, line in enumerate(lines) if re.fullmatch(r"[A-Z]\w+:", line)]
     n_front = starts[0] if starts else len(lines)
-    blocks = re.split(r"((?:^    .*\n?|^\n(?=    ))+)", "\n".join(lines[:n_front]), flags=re.MULTILINE)
+    blocks = re.split(
+        r"((?:^    .*\n?|^\n(?=    ))+)", "\n".join(lines[:n_front]), flags=re.MULTILINE
+    )
     for i, block in enumerate(blocks):
         is_indented = i % 2 and block.strip()
         blocks[i] = f"::\n\n{block.lstrip(chr(10))}" if is_indented else _inline(block)
@@ -138,20 +177,29 @@ def _inline(text: str) -> str:
     return "".join(part if part.startswith("``") else part.replace("|", "\\|") for part in parts)
 
 
-def skip_alias(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:
-    """Leave out the fields of named tuples, which their class describes; None leaves the choice to others."""
-    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+def skip_alias(
+    app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object
+) -> bool | None:
+    """Leave out the fields of named tuples, which their class describes; None leaves the choice to
+    others.
+    """
+    return (
+        True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+    )
 
 
 def shrink_site(app: Sphinx, error: Exception | None) -> None:
-    """Remove files that no page asks for and figures that are there twice, store figures with 256 colours, draw
-    icons by their font alone."""
+    """Remove files that no page asks for and figures that are there twice, store figures with 256
+    colours, draw icons by their font alone.
+    """
     if error is not None or app.builder.format != "html":
         return
     static = Path(app.outdir, "_static")
     mathjax = static / "mathjax"
     for file in [f for f in mathjax.rglob("*") if f.is_file()]:
-        if not f"{file.relative_to(mathjax).as_posix()}/".startswith(tuple(f"{kept}/" for kept in MATHJAX)):
+        if not f"{file.relative_to(mathjax).as_posix()}/".startswith(
+            tuple(f"{kept}/" for kept in MATHJAX)
+        ):
             file.unlink()
     for file in [f for pattern in UNUSED for f in static.glob(pattern)]:
         file.unlink()
@@ -160,10 +208,16 @@ def shrink_site(app: Sphinx, error: Exception | None) -> None:
             shutil.rmtree(folder)
     for file in Path(app.outdir, "_images").glob("*.png"):
         with Image.open(file) as image:
-            few = None if image.mode == "P" else image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+            few = (
+                None
+                if image.mode == "P"
+                else image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+            )
         if few:
             few.save(file, "PNG", optimize=True)
-    for file in Path(app.outdir, "_sources").rglob("*.ipynb"):  # for download; figures come back when run
+    for file in Path(app.outdir, "_sources").rglob(
+        "*.ipynb"
+    ):  # for download; figures come back when run
         notebook = json.loads(file.read_text("utf-8"))
         for cell in notebook["cells"]:
             kept = [o for o in cell.get("outputs", []) if "image/png" not in o.get("data", {})]
@@ -174,7 +228,9 @@ def shrink_site(app: Sphinx, error: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
-    """Connect the directives and the steps: before docstrings are taken apart, and after other extensions."""
+    """Connect the directives and the steps: before docstrings are taken apart, and after other
+    extensions.
+    """
     for name in ("drawing", "explorer", "search", "curve"):
         app.add_directive(name, FromFiles)
     for name in ("repository_address", "doi"):

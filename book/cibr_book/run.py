@@ -24,27 +24,45 @@ from cibr_book.probes import principal_components, probe_nats
 from cibr_book.unpaired import with_unpaired
 
 KEPT = r"accuracy@1$|_recall@(?:1|5|10)$"
-N_DESCRIBED = 1000  # pairs, equally many in training and validation, so that their bounds are comparable
+N_DESCRIBED = (
+    1000  # pairs, equally many in training and validation, so that their bounds are comparable
+)
 N_PROBED = 3000
 TEMPERATURE, KAPPA = 0.07, 1024.0  # for reported information, the same for all runs
-PEOPLE = {"man", "woman", "boy", "girl", "people", "child", "men", "women", "boys", "girls", "children"}
+PEOPLE = {
+    "man",
+    "woman",
+    "boy",
+    "girl",
+    "people",
+    "child",
+    "men",
+    "women",
+    "boys",
+    "girls",
+    "children",
+}
 
 
 def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
     """Trains and evaluates one configuration.
 
     Args:
-        settings: of `cibr.configure`; also `suites`, the suites of `cibr.evaluate`, none for a trial on validation
-            recall only; `unpaired`, the arguments of `cibr_book.unpaired.with_unpaired`; and `untouched`, for the
-            pretrained model without training.
+        settings: of `cibr.configure`; also `suites`, the suites of `cibr.evaluate`, none for a
+            trial on validation recall only; `unpaired`, the arguments of
+            `cibr_book.unpaired.with_unpaired`; and `untouched`, for the pretrained model without
+            training.
         folder: for the trained model, its history and its predictions.
 
     Returns:
-        `validation_*` recalls and `last_*` values of the last epoch; `steps_to_*`; `<suite>/<set>/<metric>`; with
-        suites also the results of `measure`. For an untouched model only the scores of the suites.
+        `validation_*` recalls and `last_*` values of the last epoch; `steps_to_*`;
+        `<suite>/<set>/<metric>`; with suites also the results of `measure`. For an untouched model
+        only the scores of the suites.
     """
     suites, unpaired = settings.get("suites", []), settings.get("unpaired")
-    own = {name: v for name, v in settings.items() if name not in ("suites", "unpaired", "untouched")}
+    own = {
+        name: v for name, v in settings.items() if name not in ("suites", "unpaired", "untouched")
+    }
     config = configure(output_dir=str(folder), **own)
     if settings.get("untouched"):
         model, metrics = DualEncoder.from_pretrained(config.model), {}
@@ -72,7 +90,13 @@ def _from_history(history: pd.DataFrame) -> dict[str, float]:
     for level in (0.1, 0.3):
         reached = history["step"][at_10 >= level]
         metrics[f"steps_to_recall@10_{level:g}"] = reached.iloc[0] if len(reached) else math.nan
-    kept = ("clip_loss", "penalty_excess", "residual_image_nats", "residual_text_nats", "temperature")
+    kept = (
+        "clip_loss",
+        "penalty_excess",
+        "residual_image_nats",
+        "residual_text_nats",
+        "temperature",
+    )
     metrics |= {f"last_{name}": last[name] for name in kept}
     return metrics | {"steps": last["step"], "training_seconds": last["seconds"]}
 
@@ -83,16 +107,27 @@ def measure(
     """Geometry and information of training and validation pairs, and the leakage of each factor.
 
     Returns:
-        `train_*` and `validation_*` of `describe_embeddings`, `train_test_gap_nats`, the results of `leakage` and,
-        if a style of photos was spuriously correlated with a word, the leakage of the style and recalls on test
-        images half of which are in it.
+        `train_*` and `validation_*` of `describe_embeddings`, `train_test_gap_nats`, the results of
+        `leakage` and, if a style of photos was spuriously correlated with a word, the leakage of
+        the style and recalls on test images half of which are in it.
     """
     splits = {"train": train, "validation": validation}
-    found = {f"{s}_{k}": v for s, pairs in splits.items() for k, v in describe_embeddings(model, pairs).items()}
-    found["train_test_gap_nats"] = found["train_mi_lower_bound_nats"] - found["validation_mi_lower_bound_nats"]
-    # The nuisance factors of glyphs vary only in the training split, which is loaded without the corruption.
-    found |= leakage(model, load_pairs("glyphs", "train") if config.dataset == "glyphs" else validation)
-    if config.corruption.get("spurious_word") and config.dataset != "glyphs":  # whose factors have the style
+    found = {
+        f"{s}_{k}": v
+        for s, pairs in splits.items()
+        for k, v in describe_embeddings(model, pairs).items()
+    }
+    found["train_test_gap_nats"] = (
+        found["train_mi_lower_bound_nats"] - found["validation_mi_lower_bound_nats"]
+    )
+    # The nuisance factors of glyphs vary only in the training split, which is loaded without the
+    # corruption.
+    found |= leakage(
+        model, load_pairs("glyphs", "train") if config.dataset == "glyphs" else validation
+    )
+    if (
+        config.corruption.get("spurious_word") and config.dataset != "glyphs"
+    ):  # whose factors have the style
         style = config.corruption.get("spurious_style", "negative")
         images, _ = _embed(model, in_both_styles(_sample(validation, N_PROBED // 2), style))
         row, n = torch.arange(len(images)), len(images) // 2
@@ -108,19 +143,26 @@ def describe_embeddings(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
     """Geometry of at most `N_DESCRIBED` pairs and bounds in nats, with one text per image.
 
     Returns:
-        `alignment, uniformity_image, uniformity_text, modality_gap, linear_cka, mutual_knn` of `cibr.metrics`;
-        `mi_lower_bound_nats`, InfoNCE at the same temperature for all models; `residual_nats`, see the function.
+        `alignment, uniformity_image, uniformity_text, modality_gap, linear_cka, mutual_knn` of
+        `cibr.metrics`; `mi_lower_bound_nats`, InfoNCE at the same temperature for all models;
+        `residual_nats`, see the function.
     """
     images, texts = _embed(model, _sample(pairs, N_DESCRIBED))
-    geometry = {f.__name__: f(images, texts) for f in (alignment, modality_gap, linear_cka, mutual_knn)}
+    geometry = {
+        f.__name__: f(images, texts) for f in (alignment, modality_gap, linear_cka, mutual_knn)
+    }
     geometry |= {"uniformity_image": uniformity(images), "uniformity_text": uniformity(texts)}
     bound = math.log(len(images)) - float(clip_loss(images, texts, 1 / TEMPERATURE))
     mean_cosine = float((images * texts).sum(1).double().mean())
-    return geometry | {"mi_lower_bound_nats": bound, "residual_nats": residual_nats(mean_cosine, images.shape[1])}
+    return geometry | {
+        "mi_lower_bound_nats": bound,
+        "residual_nats": residual_nats(mean_cosine, images.shape[1]),
+    }
 
 
 def residual_nats(mean_cosine: float, dim: int) -> float:
-    """The vMF bound on the residual in nats, at concentration `KAPPA`, with the fitted backward encoder.
+    """The vMF bound on the residual in nats, at concentration `KAPPA`, with the fitted backward
+    encoder.
 
     It depends only on the mean cosine of the pairs.
     """
@@ -133,12 +175,13 @@ def leakage(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
 
     Args:
         model: the encoders.
-        pairs: glyphs, whose factors are known; or photos, with brightness, colourfulness and caption length as
-            factors of one modality, and the mention of people as a shared factor.
+        pairs: glyphs, whose factors are known; or photos, with brightness, colourfulness and
+            caption length as factors of one modality, and the mention of people as a shared factor.
 
     Returns:
-        `leakage_image_<factor>` and `leakage_text_<factor>` for factors of one modality, `shared_image_<factor>`
-        and `shared_text_<factor>` for shared ones, without factors that do not vary.
+        `leakage_image_<factor>` and `leakage_text_<factor>` for factors of one modality,
+        `shared_image_<factor>` and `shared_text_<factor>` for shared ones, without factors that do
+        not vary.
     """
     pairs = _sample(pairs, N_PROBED)
     embedded = dict(zip(("image", "text"), _embed(model, pairs), strict=True))
@@ -162,9 +205,15 @@ def _factors(pairs: Pairs) -> dict[str, Any]:
     else:
         pixels = [np.asarray(image.resize((16, 16)), dtype=float) for image in pairs.images()]
         words = [texts[0].lower().split() for texts in pairs.captions]
-        values = {"image_brightness": [p.mean() for p in pixels], "text_length": [len(w) for w in words]}
+        values = {
+            "image_brightness": [p.mean() for p in pixels],
+            "text_length": [len(w) for w in words],
+        }
         values["image_colourfulness"] = [p.std(axis=2).mean() for p in pixels]
-        thirds = {k: pd.qcut(pd.Series(v).rank(method="first"), 3, labels=False) for k, v in values.items()}
+        thirds = {
+            k: pd.qcut(pd.Series(v).rank(method="first"), 3, labels=False)
+            for k, v in values.items()
+        }
         found = {f"leakage_{k}": v for k, v in thirds.items()}
         shared, name = [bool(PEOPLE & set(w)) for w in words], "people"
     return found | {f"shared_{side}_{name}": shared for side in ("image", "text")}

@@ -1,7 +1,8 @@
-"""Glyph stimuli to probe a model: all image-only factors varied in unseen typefaces, and letters with a mark.
+"""Glyph stimuli to probe a model: all image-only factors varied in unseen typefaces, and letters
+with a mark.
 
-A letter with and without an accent differs only in the mark, in both image and name, so the region that the words
-"with acute" refer to is known to the pixel.
+A letter with and without an accent differs only in the mark, in both image and name, so the region
+that the words "with acute" refer to is known to the pixel.
 """
 
 from functools import partial
@@ -13,7 +14,15 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from cibr.data import Pairs
-from cibr.data.glyphs import SERIF, STIX, draw_all, glyph_characters, glyph_pairs, pixel_image, sample_factors
+from cibr.data.glyphs import (
+    SERIF,
+    STIX,
+    draw_all,
+    glyph_characters,
+    glyph_pairs,
+    pixel_image,
+    sample_factors,
+)
 
 MARK_CONTRAST = 64  # grey levels between a pixel of the mark and the plain letter
 LEAST_MARK = 4  # pixels
@@ -52,13 +61,20 @@ def varied_glyphs(n: int, seed: int = 0) -> Pairs:
 def marked_letters() -> MarkedLetters:
     """All letters of DejaVu Serif that are rendered, and named, as a plain letter plus a mark.
 
-    Letters whose mark changes the base are excluded, such as those with a joined cedilla or an i without its dot.
+    Letters whose mark changes the base are excluded, such as those with a joined cedilla or an i
+    without its dot.
     """
     known = glyph_characters().set_index("name", drop=False)
     split = [(name, *name.partition(" with ")[::2]) for name in known.index]
-    bases = {name: base for name, base, mark in split if mark and " and " not in mark and base in known.index}
+    bases = {
+        name: base
+        for name, base, mark in split
+        if mark and " and " not in mark and base in known.index
+    }
     table = sample_factors(known.loc[list(bases)], SERIF[:1])
-    plain_table = table.assign(character=[known["character"][bases[name]] for name in table["name"]])
+    plain_table = table.assign(
+        character=[known["character"][bases[name]] for name in table["name"]]
+    )
     pixels, plain = (draw_all(t).astype(int) for t in (table, plain_table))
     mark = plain - pixels > MARK_CONTRAST
     base_unchanged = (pixels - plain).max(axis=(1, 2)) <= MARK_CONTRAST

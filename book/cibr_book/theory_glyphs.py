@@ -1,9 +1,10 @@
 """Does contrastive training alone discard image-only information? An experiment on glyphs.
 
-`python -m cibr_book.theory_glyphs` trains tiny models at beta = 0 over temperature, batch size, epochs and seed. A
-linear probe and a small network then predict the image-only factors from the pixels, the untrained and the trained
-model. They are trained on half of the characters and evaluated on the other half. Each probe is a row of
-data/results/theory_glyphs.csv; a rerun adds only what is missing. It takes about half an hour on two cores.
+`python -m cibr_book.theory_glyphs` trains tiny models at beta = 0 over temperature, batch size,
+epochs and seed. A linear probe and a small network then predict the image-only factors from the
+pixels, the untrained and the trained model. They are trained on half of the characters and
+evaluated on the other half. Each probe is a row of data/results/theory_glyphs.csv; a rerun adds
+only what is missing. It takes about half an hour on two cores.
 """
 
 import itertools
@@ -21,21 +22,34 @@ from cibr_book.probes import factor_codes, probe_nats
 
 TABLE = project_root() / "data" / "results" / "theory_glyphs.csv"
 # Temperature, batch size and epochs.
-CONDITIONS = ((0.05, 256, 3), (0.15, 256, 3), (0.5, 256, 3), (0.15, 64, 3), (0.05, 256, 7), (0.15, 256, 7))
+CONDITIONS = (
+    (0.05, 256, 3),
+    (0.15, 256, 3),
+    (0.5, 256, 3),
+    (0.15, 64, 3),
+    (0.05, 256, 7),
+    (0.15, 256, 7),
+)
 SEEDS = (0, 1)
 PROBES = {"linear": 0, "network": 128}  # widths of the hidden layer
 
 
 @torch.no_grad()
 def layers(model: cibr.DualEncoder, pixels: Tensor, prefix: str) -> dict[str, Tensor]:
-    """`pooled` features before the head, averaged over positions to the embedding's width, and the `embedding`."""
+    """`pooled` features before the head, averaged over positions to the embedding's width, and the
+    `embedding`.
+    """
     encoded = [model.eval().encode_images(model.normalise(part)) for part in pixels.split(500)]
     pooled = torch.cat([part.pooled for part in encoded]).unflatten(1, (-1, 16)).mean(2)
-    return {f"{prefix} pooled": pooled, f"{prefix} embedding": torch.cat([part.features for part in encoded])}
+    return {
+        f"{prefix} pooled": pooled,
+        f"{prefix} embedding": torch.cat([part.features for part in encoded]),
+    }
 
 
 def probe_run(train: cibr.Pairs, validation: cibr.Pairs, **settings) -> pd.DataFrame:
-    """Trains and probes one model; under the first condition also the pixels and the untrained model.
+    """Trains and probes one model; under the first condition also the pixels and the untrained
+    model.
 
     Args:
         train: glyphs with the `factors` to probe.
@@ -46,7 +60,9 @@ def probe_run(train: cibr.Pairs, validation: cibr.Pairs, **settings) -> pd.DataF
         Rows, one per layer, factor and probe.
     """
     with tempfile.TemporaryDirectory() as folder:
-        config = cibr.configure(dataset="glyphs", model="tiny", beta=0.0, output_dir=folder, **settings)
+        config = cibr.configure(
+            dataset="glyphs", model="tiny", beta=0.0, output_dir=folder, **settings
+        )
         model = cibr.build_model(config, train)
         pixels, features = model.preprocess(list(train.images())), {}
         condition = config.temperature, config.batch_size, config.epochs
@@ -57,14 +73,21 @@ def probe_run(train: cibr.Pairs, validation: cibr.Pairs, **settings) -> pd.DataF
         features |= layers(model, pixels, "trained")
     about = provenance()
     recall = last[next(name for name in last.index if name.startswith("image_to_text"))]
-    common = settings | {"validation_recall@1": recall, "mi_lower_bound_nats": last["mi_lower_bound_nats"]}
-    factors = {name: code for name, code in factor_codes(train.factors).items() if name != "category"}
+    common = settings | {
+        "validation_recall@1": recall,
+        "mi_lower_bound_nats": last["mi_lower_bound_nats"],
+    }
+    factors = {
+        name: code for name, code in factor_codes(train.factors).items() if name != "category"
+    }
     rows = []
     for (layer, z), factor, probe in itertools.product(features.items(), factors, PROBES):
         with threadpool_limits(1):  # threads cost more than they save on matrices this small
             found = probe_nats(z, factors[factor], train.labels % 2 == 0, PROBES[probe])
         rows.append(common | {"layer": layer, "factor": factor, "probe": probe} | found)
-    return pd.DataFrame(rows).round(4).assign(commit=about["commit"], torch=about["versions"]["torch"])
+    return (
+        pd.DataFrame(rows).round(4).assign(commit=about["commit"], torch=about["versions"]["torch"])
+    )
 
 
 def main() -> None:

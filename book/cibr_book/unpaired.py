@@ -1,9 +1,10 @@
 """Unpaired photos and captions as additional training data for a few pairs.
 
-Both uses are in the features of frozen towers. An EM estimate of the joint covariance of image and text features
-takes the marginals from all photos and captions. Self-training pairs each photo with its nearest caption under
-regularised CCA and trains on these together with the true pairs (pseudo-labels, Lee 2013). Here the unpaired data
-are the pairs that a run leaves out of its training split, so candidates include a photo's true captions.
+Both uses are in the features of frozen towers. An EM estimate of the joint covariance of image and
+text features takes the marginals from all photos and captions. Self-training pairs each photo with
+its nearest caption under regularised CCA and trains on these together with the true pairs
+(pseudo-labels, Lee 2013). Here the unpaired data are the pairs that a run leaves out of its
+training split, so candidates include a photo's true captions.
 """
 
 from dataclasses import replace
@@ -48,27 +49,42 @@ def em_moments(
     shares = torch.tensor([n, len(images), len(texts)], dtype=torch.float64)
     of_pairs, of_images, of_texts = (shares / shares.sum()).tolist()
     for _ in range(ROUNDS):
-        to_text = torch.linalg.solve(_with_ridge(image, ridges[0]), cross).T  # B = C_tv (C_v + l_v c_v I)^-1
-        to_image = torch.linalg.solve(_with_ridge(text, ridges[1]), cross.T).T  # A = C_vt (C_t + l_t c_t I)^-1
+        to_text = torch.linalg.solve(
+            _with_ridge(image, ridges[0]), cross
+        ).T  # B = C_tv (C_v + l_v c_v I)^-1
+        to_image = torch.linalg.solve(
+            _with_ridge(text, ridges[1]), cross.T
+        ).T  # A = C_vt (C_t + l_t c_t I)^-1
         of_text = to_image @ alone_text @ to_image.T + image - to_image @ cross.T
         of_image = to_text @ alone_image @ to_text.T + text - to_text @ cross
         image = of_pairs * own_image + of_images * alone_image + of_texts * of_text
         text = of_pairs * own_text + of_texts * alone_text + of_images * of_image
-        cross = of_pairs * own_cross + of_images * alone_image @ to_text.T + of_texts * to_image @ alone_text
+        cross = (
+            of_pairs * own_cross
+            + of_images * alone_image @ to_text.T
+            + of_texts * to_image @ alone_text
+        )
     return image, text, cross
 
 
 def _with_ridge(covariance: Tensor, ridge: float) -> Tensor:
-    return covariance + ridge * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
+    return covariance + ridge * covariance.diagonal().mean() * torch.eye(len(covariance)).to(
+        covariance
+    )
 
 
 def em_cca(paired: Inputs, alone: Inputs, config: RunConfig, dim: int) -> RegularisedCCA:
     """CCA from the covariances of `em_moments`, with the means of all images and of all texts."""
     of_text, (texts,) = paired.pairs.text_to_image(), paired.texts
-    means = torch.cat([paired.images, alone.images]).mean(0), torch.cat([texts, alone.texts[0]]).mean(0)
+    means = (
+        torch.cat([paired.images, alone.images]).mean(0),
+        torch.cat([texts, alone.texts[0]]).mean(0),
+    )
     ridges = config.cca_ridge_image, config.cca_ridge_text
     _, moments = centred_moments(paired.images[of_text], texts)
-    moments = em_moments(moments, len(texts), alone.images - means[0], alone.texts[0] - means[1], ridges)
+    moments = em_moments(
+        moments, len(texts), alone.images - means[0], alone.texts[0] - means[1], ridges
+    )
     return RegularisedCCA(*means, *canonical_maps(moments, dim, *ridges))
 
 
@@ -80,9 +96,14 @@ def nearest_captions(cca: RegularisedCCA, inputs: Inputs) -> list[str]:
 
 
 def with_unpaired(
-    model: DualEncoder, config: RunConfig, em: bool = False, self_training: bool = False, repeats: int = 1
+    model: DualEncoder,
+    config: RunConfig,
+    em: bool = False,
+    self_training: bool = False,
+    repeats: int = 1,
 ) -> tuple[Pairs, RegularisedCCA]:
-    """The training pairs of a run and their CCA, with the pairs that it leaves out used as unpaired data.
+    """The training pairs of a run and their CCA, with the pairs that it leaves out used as unpaired
+    data.
 
     Args:
         model: the model with the frozen towers.
@@ -92,7 +113,8 @@ def with_unpaired(
         repeats: repetitions of each true pair per epoch in self-training.
 
     Returns:
-        The training pairs, and the CCA that initialises the heads and is the statistic of the penalty `anchor`.
+        The training pairs, and the CCA that initialises the heads and is the statistic of the
+        penalty `anchor`.
     """
     whole, corruption = load_pairs(config.dataset, "train"), Corruption(**config.corruption)
     kept, left = split_subset(whole, corruption, config.seed)

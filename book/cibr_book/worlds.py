@@ -1,13 +1,15 @@
-"""Two synthetic worlds of images and texts with exact mutual information, and contrastive training in them.
+"""Two synthetic worlds of images and texts with exact mutual information, and contrastive training
+in them.
 
-In the *discrete world*, a table p(x_v, x_t), encoders are tables p(z|x) and every mutual information is a finite
-sum. In the *Gaussian world* it is a log ratio of determinants. `train_discrete` and `train_gaussian` train
-encoders as in CLIP, without noise; they are measured with the noise that their temperature implies: exp(<u, z> /
-temperature) is a von Mises-Fisher density of concentration 1 / temperature around u, and a Gaussian one of
-variance temperature. `train_discrete` can add the penalty of `CIBRLoss`.
+In the *discrete world*, a table p(x_v, x_t), encoders are tables p(z|x) and every mutual
+information is a finite sum. In the *Gaussian world* it is a log ratio of determinants.
+`train_discrete` and `train_gaussian` train encoders as in CLIP, without noise; they are measured
+with the noise that their temperature implies: exp(<u, z> / temperature) is a von Mises-Fisher
+density of concentration 1 / temperature around u, and a Gaussian one of variance temperature.
+`train_discrete` can add the penalty of `CIBRLoss`.
 
-Source: Cover & Thomas, Elements of Information Theory (2006), for the identities; Chechik et al. (2005, JMLR 6)
-for the optimal linear encoder.
+Source: Cover & Thomas, Elements of Information Theory (2006), for the identities; Chechik et al.
+(2005, JMLR 6) for the optimal linear encoder.
 """
 
 import itertools
@@ -46,25 +48,32 @@ def entropy_nats(p: Float64[Tensor, "..."]) -> Nats:
     """
     total = p.detach().sum().item()
     if not (bool((p >= 0).all()) and abs(total - 1) <= 1e-8):
-        raise ValueError(f"p must be probabilities that sum to 1, the sum is {total:.6g}: divide by it")
+        raise ValueError(
+            f"p must be probabilities that sum to 1, the sum is {total:.6g}: divide by it"
+        )
     # log 1 in place of log 0: the same value, and a finite gradient at probability zero.
     return -(p * torch.log(torch.where(p > 0, p, torch.ones_like(p)))).sum()
 
 
 def mutual_information_nats(joint: Float64[Tensor, "a b"]) -> Nats:
-    """I(A;B) of a joint distribution [a, b] by enumeration: H(A) + H(B) - H(A,B) (Cover & Thomas, eq. 2.45)."""
+    """I(A;B) of a joint distribution [a, b] by enumeration: H(A) + H(B) - H(A,B) (Cover & Thomas,
+    eq. 2.45).
+    """
     return entropy_nats(joint.sum(1)) + entropy_nats(joint.sum(0)) - entropy_nats(joint)
 
 
 def conditional_information_nats(joint: Float64[Tensor, "a b c"]) -> Nats:
-    """I(A;B|C) of a joint distribution [a, b, c] by enumeration: H(A,C) + H(B,C) - H(A,B,C) - H(C) (eq. 2.61)."""
+    """I(A;B|C) of a joint distribution [a, b, c] by enumeration: H(A,C) + H(B,C) - H(A,B,C) - H(C)
+    (eq. 2.61).
+    """
     pairs = entropy_nats(joint.sum(1)) + entropy_nats(joint.sum(0))
     return pairs - entropy_nats(joint) - entropy_nats(joint.sum((0, 1)))
 
 
 @dataclass(frozen=True)
 class DiscreteWorld:
-    """Finite sets of images and texts with a known joint distribution; build one with `discrete_world`.
+    """Finite sets of images and texts with a known joint distribution; build one with
+    `discrete_world`.
 
     Args:
         joint: p(x_v, x_t), [n_images, n_texts].
@@ -81,14 +90,18 @@ class DiscreteWorld:
     text_only: Int64[Tensor, " n_texts"]
 
 
-def discrete_world(confusions: Floats = (0.3, 0.05), n_image: int = 3, n_text: int = 2) -> DiscreteWorld:
+def discrete_world(
+    confusions: Floats = (0.3, 0.05), n_image: int = 3, n_text: int = 2
+) -> DiscreteWorld:
     """A world whose shared factor has pairs of confusable values.
 
-    A text has the wrong one of the shared values 2i and 2i + 1 with probability confusions[i], as Latin A and
-    Greek Alpha are one drawing with two names. All factors are uniform and otherwise independent.
+    A text has the wrong one of the shared values 2i and 2i + 1 with probability confusions[i], as
+    Latin A and Greek Alpha are one drawing with two names. All factors are uniform and otherwise
+    independent.
 
     Args:
-        confusions: a probability in [0, 1/2] for each pair; the shared factor has twice as many values.
+        confusions: a probability in [0, 1/2] for each pair; the shared factor has twice as many
+        values.
         n_image: number of values of the image-only factor.
         n_text: number of values of the text-only factor.
 
@@ -98,9 +111,13 @@ def discrete_world(confusions: Floats = (0.3, 0.05), n_image: int = 3, n_text: i
     Raises:
         ValueError: a factor without values, or a probability outside [0, 1/2].
     """
-    if min(len(confusions), n_image, n_text) < 1 or not all(0 <= chance <= 0.5 for chance in confusions):
+    if min(len(confusions), n_image, n_text) < 1 or not all(
+        0 <= chance <= 0.5 for chance in confusions
+    ):
         got = f"{list(confusions)}, {n_image} and {n_text}"
-        raise ValueError(f"give probabilities in [0, 1/2] and at least one value of each factor, not {got}")
+        raise ValueError(
+            f"give probabilities in [0, 1/2] and at least one value of each factor, not {got}"
+        )
     n_shared = 2 * len(confusions)
     wrong = torch.tensor(confusions, dtype=torch.float64).repeat_interleave(2)
     channel = torch.diag(1 - wrong)
@@ -123,11 +140,13 @@ def encoder_informations(
         text_encoder: p(z_t|x_t), one distribution per row [n_texts, l].
 
     Returns:
-        Nats, scalars: `shared_nats` I(Z_v;Z_t); `sufficiency_nats` I(Z_v;X_t); `image_nats` I(Z_v;X_v);
-        `residual_image_nats` I(Z_v;X_v|X_t) and `residual_text_nats` I(Z_t;X_t|X_v), each enumerated over
-        three variables rather than computed as a difference; `residual_nats`, their mean; `nuisance_image_nats`
-        I(Z_v;V|S), the part of the image's residual about the image-only factor V. The rest, I(Z_v;S|X_t), is
-        about the shared factor S where the text leaves it ambiguous.
+        Nats, scalars: `shared_nats` I(Z_v;Z_t); `sufficiency_nats` I(Z_v;X_t); `image_nats`
+        I(Z_v;X_v);
+        `residual_image_nats` I(Z_v;X_v|X_t) and `residual_text_nats` I(Z_t;X_t|X_v), each
+        enumerated over three variables rather than computed as a difference; `residual_nats`, their
+        mean; `nuisance_image_nats` I(Z_v;V|S), the part of the image's residual about the
+        image-only factor V. The rest, I(Z_v;S|X_t), is about the shared factor S where the text
+        leaves it ambiguous.
 
     Raises:
         ValueError: tables that do not fit the world or whose rows are not distributions.
@@ -141,7 +160,10 @@ def encoder_informations(
     codes = torch.einsum("ik,ij,jl->kl", image_encoder, joint, text_encoder)
     n_shared, n_only = world.shared.max() + 1, world.image_only.max() + 1
     factors = image.sum(2).view(-1, n_shared, n_only).transpose(1, 2)  # p(z_v, v, s)
-    residual_image, residual_text = conditional_information_nats(image), conditional_information_nats(text)
+    residual_image, residual_text = (
+        conditional_information_nats(image),
+        conditional_information_nats(text),
+    )
     return {
         "shared_nats": mutual_information_nats(codes),
         "sufficiency_nats": mutual_information_nats(image.sum(1)),
@@ -154,7 +176,9 @@ def encoder_informations(
 
 
 def backward_posterior(joint: Joint, encoder: ImageTable) -> TextTable:
-    """p(z|x_t) = sum over images of p(x_v|x_t) e(z|x_v), the backward encoder for which the bound is tight."""
+    """p(z|x_t) = sum over images of p(x_v|x_t) e(z|x_v), the backward encoder for which the bound
+    is tight.
+    """
     return (joint / joint.sum(0)).T @ encoder
 
 
@@ -177,17 +201,27 @@ def residual_bound_nats(joint: Joint, encoder: ImageTable, backward: TextTable) 
     _check_table("encoder", encoder, joint.shape[0])
     _check_table("backward", backward, joint.shape[1])
     p = torch.einsum("ij,ik->ijk", joint, encoder)
-    return torch.special.xlogy(p, encoder[:, None, :]).sum() - torch.special.xlogy(p, backward[None]).sum()
+    return (
+        torch.special.xlogy(p, encoder[:, None, :]).sum()
+        - torch.special.xlogy(p, backward[None]).sum()
+    )
 
 
 def fit_tables(
-    world: DiscreteWorld, beta: float, n_codes: int, seed: int = 0, n_steps: int = 400, learning_rate: float = 0.1
+    world: DiscreteWorld,
+    beta: float,
+    n_codes: int,
+    seed: int = 0,
+    n_steps: int = 400,
+    learning_rate: float = 0.1,
 ) -> tuple[ImageTable, TextTable]:
-    """Encoder tables that maximise I(Z_v;Z_t) - beta * R by gradient ascent from a random initialisation.
+    """Encoder tables that maximise I(Z_v;Z_t) - beta * R by gradient ascent from a random
+    initialisation.
 
-    The objective is exact: with beta = 0 it is the limit of InfoNCE for large batches and an unrestricted critic.
-    It is not concave, so take the best of a few seeds. The weight rises from 0 to beta over the first half: with
-    the full weight from the start, encoders can collapse to zero information.
+    The objective is exact: with beta = 0 it is the limit of InfoNCE for large batches and an
+    unrestricted critic.
+    It is not concave, so take the best of a few seeds. The weight rises from 0 to beta over the
+    first half: with the full weight from the start, encoders can collapse to zero information.
 
     Args:
         world: the images and texts.
@@ -202,7 +236,10 @@ def fit_tables(
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = [(n, n_codes) for n in world.joint.shape]
-    logits = [torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_() for size in sizes]
+    logits = [
+        torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_()
+        for size in sizes
+    ]
     optimizer = torch.optim.Adam(logits, lr=learning_rate)
     for step in range(n_steps):
         weight = beta * min(1.0, 2 * step / n_steps)
@@ -221,9 +258,13 @@ def _cib_loss(joint: Tensor, image_encoder: Tensor, text_encoder: Tensor, beta: 
 
 def _check_table(name: str, table: Tensor, n_rows: int) -> None:
     if table.ndim != 2 or len(table) != n_rows:
-        raise ValueError(f"{name} must be [{n_rows}, k], one distribution a row, got {list(table.shape)}")
+        raise ValueError(
+            f"{name} must be [{n_rows}, k], one distribution a row, got {list(table.shape)}"
+        )
     if not (bool((table >= 0).all()) and bool(((table.detach().sum(1) - 1).abs() <= 1e-8).all())):
-        raise ValueError(f"each row of {name} must be probabilities that sum to 1: use a softmax over the codes")
+        raise ValueError(
+            f"each row of {name} must be probabilities that sum to 1: use a softmax over the codes"
+        )
 
 
 def conditional_covariance(covariance: Covariance, a: Ints, given: Ints) -> Float64[Tensor, "a a"]:
@@ -266,7 +307,9 @@ def gaussian_information_nats(covariance: Covariance, a: Ints, b: Ints, given: I
     a, b, c = list(a), list(b), list(given)
     if len({*a, *b, *c}) < len(a) + len(b) + len(c):
         raise ValueError("the blocks must have no index in common: a variable determines itself")
-    ac, bc, abc, c = (torch.logdet(covariance[block][:, block]) for block in (a + c, b + c, a + b + c, c))
+    ac, bc, abc, c = (
+        torch.logdet(covariance[block][:, block]) for block in (a + c, b + c, a + b + c, c)
+    )
     return (ac + bc - abc - c) / 2  # the determinant of an empty block is 1
 
 
@@ -320,9 +363,11 @@ class GaussianWorld:
 def gaussian_world(
     correlations: Floats = (0.95, 0.8, 0.5), n_image: int = 5, n_text: int = 3, seed: int = 0
 ) -> GaussianWorld:
-    """A world of shared factors with given correlations and image-only and text-only factors, of unit variance.
+    """A world of shared factors with given correlations and image-only and text-only factors, of
+    unit variance.
 
-    The factors of each modality are mixed by a random rotation, so that no coordinate is one of them.
+    The factors of each modality are mixed by a random rotation, so that no coordinate is one of
+    them.
 
     Args:
         correlations: between the image's and the text's copy of each shared factor, in (0, 1).
@@ -338,15 +383,22 @@ def gaussian_world(
     """
     rho = torch.tensor(correlations, dtype=torch.float64)
     if not bool(((rho > 0) & (rho < 1)).all()):
-        raise ValueError(f"correlations must lie in (0, 1), got {list(correlations)}: at 1 it is infinite")
+        raise ValueError(
+            f"correlations must lie in (0, 1), got {list(correlations)}: at 1 it is infinite"
+        )
     n_shared, generator = len(rho), torch.Generator().manual_seed(seed)
     sizes = n_shared + n_image, n_shared + n_text
-    mixes = [torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q for n in sizes]
+    mixes = [
+        torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q
+        for n in sizes
+    ]
     across = torch.zeros(sizes, dtype=torch.float64)
     across[range(n_shared), range(n_shared)] = rho
     across = mixes[0] @ across @ mixes[1].T
     identity = [torch.eye(n, dtype=torch.float64) for n in sizes]
-    covariance = torch.cat([torch.cat([identity[0], across], 1), torch.cat([across.T, identity[1]], 1)])
+    covariance = torch.cat(
+        [torch.cat([identity[0], across], 1), torch.cat([across.T, identity[1]], 1)]
+    )
     return GaussianWorld(covariance, *mixes, rho)
 
 
@@ -358,12 +410,14 @@ def linear_encoder_nats(
     Args:
         world: images and texts.
         weights: W, [d, dim_image].
-        noise_variance: of each coordinate of the noise, > 0: without noise the residual is infinite.
+        noise_variance: of each coordinate of the noise, > 0: without noise the residual is
+            infinite.
 
     Returns:
         Nats, scalars: `sufficiency_nats` I(Z_v;X_t), `image_nats` I(Z_v;X_v), `residual_image_nats`
-        I(Z_v;X_v|X_t), and `nuisance_image_nats` I(Z_v;V|S), the part of the residual about the image-only factors
-        V; the rest is about the shared factors S where the text leaves them uncertain.
+        I(Z_v;X_v|X_t), and `nuisance_image_nats` I(Z_v;V|S), the part of the residual about the
+        image-only factors V; the rest is about the shared factors S where the text leaves them
+        uncertain.
 
     Raises:
         ValueError: a noise variance that is not positive.
@@ -377,7 +431,10 @@ def linear_encoder_nats(
         """log det of the covariance of Z_v, in units of the noise, for a covariance of x_v."""
         return torch.logdet(identity + weights @ of_image @ weights.T / noise_variance)
 
-    everything, remaining = log_det(torch.eye(len(given_text), dtype=torch.float64)), log_det(given_text)
+    everything, remaining = (
+        log_det(torch.eye(len(given_text), dtype=torch.float64)),
+        log_det(given_text),
+    )
     return {
         "sufficiency_nats": (everything - remaining) / 2,
         "image_nats": everything / 2,
@@ -389,8 +446,8 @@ def linear_encoder_nats(
 def optimal_linear_encoder(world: GaussianWorld, beta: float) -> Float64[Tensor, "s v"]:
     """W of the encoder Z_v = W x_v + N(0, I) that maximises I(Z_v;X_t) - beta * I(Z_v;X_v|X_t).
 
-    Along the canonical direction with correlation rho, with c = beta / (1 + beta), the squared gain is
-    (rho^2 / c - 1) / (1 - rho^2), and 0 if rho^2 <= c.
+    Along the canonical direction with correlation rho, with c = beta / (1 + beta), the squared gain
+    is (rho^2 / c - 1) / (1 - rho^2), and 0 if rho^2 <= c.
 
     Source: Chechik et al. (2005, JMLR 6), theorem 3.1, whose beta is (1 + beta) / beta here.
 
@@ -413,7 +470,9 @@ def optimal_linear_encoder(world: GaussianWorld, beta: float) -> Float64[Tensor,
 def _check_covariance(covariance: Tensor) -> None:
     lowest = torch.linalg.eigvalsh(covariance.detach())[0].item()
     if not lowest > 0:
-        raise ValueError(f"covariance must be positive definite, its lowest eigenvalue is {lowest:.3g}")
+        raise ValueError(
+            f"covariance must be positive definite, its lowest eigenvalue is {lowest:.3g}"
+        )
 
 
 def _check_positive(name: str, value: float) -> None:
@@ -422,7 +481,12 @@ def _check_positive(name: str, value: float) -> None:
 
 
 def train_discrete(
-    world: DiscreteWorld, dim: int = 16, temperature: float = 0.1, batch_size: int = 64, seed: int = 0, **options
+    world: DiscreteWorld,
+    dim: int = 16,
+    temperature: float = 0.1,
+    batch_size: int = 64,
+    seed: int = 0,
+    **options,
 ) -> tuple[ImageEmbeddings, TextEmbeddings]:
     """Trains two small networks with InfoNCE, or CIBR, on pairs drawn from the discrete world.
 
@@ -434,8 +498,9 @@ def train_discrete(
         temperature: of the softmax, positive.
         batch_size: pairs per step.
         seed: of weights and pairs.
-        options: `n_steps` (0 for the untrained encoders), `learning_rate`, `weight_decay`, `optimizer` (its name
-            in torch), and `beta` of `CIBRLoss` with encoders of concentration 1 / temperature.
+        options: `n_steps` (0 for the untrained encoders), `learning_rate`, `weight_decay`,
+            `optimizer` (its name in torch), and `beta` of `CIBRLoss` with encoders of concentration
+            1 / temperature.
 
     Returns:
         Unit vectors of all images [n_images, d] and of all texts [n_texts, d].
@@ -449,14 +514,17 @@ def train_discrete(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         nets = nn.ModuleList(
-            nn.Sequential(nn.Linear(x.shape[1], 64), nn.ReLU(), nn.Linear(64, dim, bias=False)) for x in inputs
+            nn.Sequential(nn.Linear(x.shape[1], 64), nn.ReLU(), nn.Linear(64, dim, bias=False))
+            for x in inputs
         ).double()
 
     def embed() -> list[Tensor]:  # of all images and texts: there are fewer than rows in a batch
         return [F.normalize(net(x), dim=1) for net, x in zip(nets, inputs, strict=True)]
 
     def batch() -> list[Tensor]:
-        pairs = torch.multinomial(world.joint.flatten(), batch_size, replacement=True, generator=generator)
+        pairs = torch.multinomial(
+            world.joint.flatten(), batch_size, replacement=True, generator=generator
+        )
         rows = pairs // world.joint.shape[1], pairs % world.joint.shape[1]
         return [side[r] for side, r in zip(embed(), rows, strict=True)]
 
@@ -466,12 +534,17 @@ def train_discrete(
 
 
 def train_gaussian(
-    world: GaussianWorld, dim: int = 8, temperature: float = 0.1, batch_size: int = 128, seed: int = 0, **options
+    world: GaussianWorld,
+    dim: int = 8,
+    temperature: float = 0.1,
+    batch_size: int = 128,
+    seed: int = 0,
+    **options,
 ) -> tuple[Float64[Tensor, "d v"], Float64[Tensor, "d t"]]:
     """Trains two linear encoders with InfoNCE on fresh pairs; embeddings have mean squared norm 1.
 
-    The mean power of the embedding is fixed, not the norm of each vector, so that Z_v = W x_v + noise stays
-    Gaussian and its information exact.
+    The mean power of the embedding is fixed, not the norm of each vector, so that Z_v = W x_v +
+    noise stays Gaussian and its information exact.
 
     Args:
         world: images and texts.
@@ -489,39 +562,65 @@ def train_gaussian(
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = [len(world.image), len(world.text)]
-    weights = [torch.randn(dim, n, generator=generator, dtype=torch.float64).requires_grad_() for n in sizes]
+    weights = [
+        torch.randn(dim, n, generator=generator, dtype=torch.float64).requires_grad_()
+        for n in sizes
+    ]
     root = torch.linalg.cholesky(world.covariance)
 
     def batch() -> list[Tensor]:
         noise = torch.randn(batch_size, len(root), generator=generator, dtype=torch.float64)
-        return [x @ (w / w.norm()).T for x, w in zip((noise @ root.T).split(sizes, 1), weights, strict=True)]
+        return [
+            x @ (w / w.norm()).T
+            for x, w in zip((noise @ root.T).split(sizes, 1), weights, strict=True)
+        ]
 
     _train(weights, batch, temperature, **options)
     return tuple((w / w.norm()).detach() for w in weights)
 
 
 def _train(
-    parameters, batch, temperature, n_steps=300, learning_rate=1e-2, weight_decay=0.0, beta=0.0, optimizer="AdamW"
+    parameters,
+    batch,
+    temperature,
+    n_steps=300,
+    learning_rate=1e-2,
+    weight_decay=0.0,
+    beta=0.0,
+    optimizer="AdamW",
 ) -> None:
-    """Minimises CIBR, or InfoNCE at beta = 0, on image and text features drawn by `batch` in each step."""
+    """Minimises CIBR, or InfoNCE at beta = 0, on image and text features drawn by `batch` in each
+    step.
+    """
     _check_positive("temperature", temperature)
     loss_fn = CIBRLoss(beta, kappa_e=1 / temperature)
-    optimizer = getattr(torch.optim, optimizer)(parameters, lr=learning_rate, weight_decay=weight_decay)
+    optimizer = getattr(torch.optim, optimizer)(
+        parameters, lr=learning_rate, weight_decay=weight_decay
+    )
     for _ in range(n_steps):
         optimizer.zero_grad()
         image, text = batch()
         # At beta = 0 the same value up to log n, faster, and for features of any norm.
-        nats = -loss_fn(image, text, 1 / temperature)["loss"] if beta else nce_nats(image @ text.T / temperature)
+        nats = (
+            -loss_fn(image, text, 1 / temperature)["loss"]
+            if beta
+            else nce_nats(image @ text.T / temperature)
+        )
         (-nats).backward()
         optimizer.step()
 
 
 def embedding_informations(
-    world: DiscreteWorld, embeddings: ImageEmbeddings, kappa: float, n_samples: int = 2000, seed: int = 0
+    world: DiscreteWorld,
+    embeddings: ImageEmbeddings,
+    kappa: float,
+    n_samples: int = 2000,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Mutual information of Z_v ~ vMF(mu(x_v), kappa) over a finite set of images, by sampling z.
 
-    All densities are exact mixtures and the normalising constants cancel, so only the mean over z is sampled.
+    All densities are exact mixtures and the normalising constants cancel, so only the mean over z
+    is sampled.
 
     Args:
         world: images and texts.
@@ -531,7 +630,8 @@ def embedding_informations(
         seed: of the draws.
 
     Returns:
-        Nats: `image_nats` I(Z_v;X_v), `sufficiency_nats` I(Z_v;X_t), `residual_image_nats` I(Z_v;X_v|X_t) with
+        Nats: `image_nats` I(Z_v;X_v), `sufficiency_nats` I(Z_v;X_t), `residual_image_nats`
+        I(Z_v;X_v|X_t) with
         its `standard_error`, and `nuisance_image_nats` I(Z_v;V|S).
 
     Raises:
@@ -540,14 +640,20 @@ def embedding_informations(
     _check_positive("kappa", kappa)
     joint, n_images = world.joint, len(world.joint)
     if len(embeddings) != n_images:
-        raise ValueError(f"embeddings must have one row an image, {n_images}, got {len(embeddings)}")
+        raise ValueError(
+            f"embeddings must have one row an image, {n_images}, got {len(embeddings)}"
+        )
     generator = torch.Generator().manual_seed(seed)
     z = sample_vmf(embeddings.repeat_interleave(n_samples, 0), kappa, generator)
-    log_e = (kappa * z @ embeddings.T).view(n_images, n_samples, n_images)  # log e(z|image) + a constant
+    log_e = (kappa * z @ embeddings.T).view(
+        n_images, n_samples, n_images
+    )  # log e(z|image) + a constant
     prior, given_text = joint.sum(1), (joint / joint.sum(0)).T  # p(x_v), p(x_v|x_t)
     own = log_e.diagonal(dim1=0, dim2=2).T  # [image, sample]
     log_z = torch.logsumexp(log_e + prior.log(), 2)
-    log_z_text = torch.logsumexp(log_e[:, :, None, :] + given_text.log(), 3)  # [image, sample, text]
+    log_z_text = torch.logsumexp(
+        log_e[:, :, None, :] + given_text.log(), 3
+    )  # [image, sample, text]
     of_text = torch.einsum("ist,it->is", own[:, :, None] - log_z_text, joint / prior[:, None])
     same = prior * (world.shared[:, None] == world.shared)  # images of the same shared factor
     log_z_shared = torch.logsumexp(log_e + (same / same.sum(1, keepdim=True)).log()[:, None], 2)
@@ -568,11 +674,13 @@ World = DiscreteWorld | GaussianWorld
 def contrast_rows(
     world: World, temperatures: Floats, batch_sizes: Ints, dims: Ints, seeds: Ints, **options
 ) -> pd.DataFrame:
-    """Contrastive training over a grid, measured before and after training with the noise of each temperature.
+    """Contrastive training over a grid, measured before and after training with the noise of each
+    temperature.
 
     Args:
-        world: discrete, for `train_discrete` and `embedding_informations` at concentration 1 / temperature; or
-            Gaussian, for `train_gaussian` and `linear_encoder_nats` at variance temperature.
+        world: discrete, for `train_discrete` and `embedding_informations` at concentration 1 /
+            temperature; or Gaussian, for `train_gaussian` and `linear_encoder_nats` at variance
+            temperature.
         temperatures: of the softmax.
         batch_sizes: pairs per step.
         dims: widths of the embedding.
@@ -583,7 +691,9 @@ def contrast_rows(
         Tidy rows: `temperature, batch_size, dim, seed, trained`, and the information in nats.
     """
     rows = []
-    for temperature, batch_size, dim, seed in itertools.product(temperatures, batch_sizes, dims, seeds):
+    for temperature, batch_size, dim, seed in itertools.product(
+        temperatures, batch_sizes, dims, seeds
+    ):
         settings = dict(temperature=temperature, batch_size=batch_size, dim=dim, seed=seed)
         for trained in (False, True):
             training = settings | (options if trained else {"n_steps": 0})
@@ -592,5 +702,9 @@ def contrast_rows(
                 nats = embedding_informations(world, embeddings, 1 / temperature, seed=seed)
             else:
                 nats = linear_encoder_nats(world, train_gaussian(world, **training)[0], temperature)
-            rows.append(settings | {"trained": trained} | {name: float(value) for name, value in nats.items()})
+            rows.append(
+                settings
+                | {"trained": trained}
+                | {name: float(value) for name, value in nats.items()}
+            )
     return pd.DataFrame(rows)

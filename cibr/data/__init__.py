@@ -1,8 +1,8 @@
 """Data sets by name: rendered glyphs, local folders and data sets of the hub.
 
-`load_pairs` turns a name and a split into `Pairs`. A name resolves in this order: ``glyphs`` and the glyph
-benchmarks; an existing folder; ``$CIBR_DATA/wds_<name>``; a data set with a card in ``datasets.yaml``; a hub id,
-``owner/name``.
+`load_pairs` turns a name and a split into `Pairs`. A name resolves in this order: ``glyphs`` and
+the glyph benchmarks; an existing folder; ``$CIBR_DATA/wds_<name>``; a data set with a card in
+``datasets.yaml``; a hub id, ``owner/name``.
 """
 
 import os
@@ -18,7 +18,15 @@ from cibr.data import readers
 from cibr.data.pairs import Pairs, Skips, without_undecodable
 from cibr.utils import nearest, shipped
 
-__all__ = ["Pairs", "Source", "available_splits", "cards", "known_datasets", "load_pairs", "resolve"]
+__all__ = [
+    "Pairs",
+    "Source",
+    "available_splits",
+    "cards",
+    "known_datasets",
+    "load_pairs",
+    "resolve",
+]
 
 READERS = {
     "images": (readers.load_images, readers.image_splits),
@@ -27,15 +35,17 @@ READERS = {
 }
 
 
-def load_pairs(name: str | Path, split: str = "train", *, on_error: str = "raise", max_skipped: int = 0) -> Pairs:
+def load_pairs(
+    name: str | Path, split: str = "train", *, on_error: str = "raise", max_skipped: int = 0
+) -> Pairs:
     """Loads one split of a data set.
 
     Args:
-        name: a known name (see `known_datasets`); a folder of images with metadata, of shards or of Parquet files;
-            or a hub id, ``owner/name``.
+        name: a known name (see `known_datasets`); a folder of images with metadata, of shards or of
+            Parquet files; or a hub id, ``owner/name``.
         split: ``train``, ``validation`` (or ``val``, ``dev``) or ``test``.
-        on_error: ``raise`` at the first unusable sample, or ``skip`` and count unusable samples, for which every
-            image is decoded once at load time.
+        on_error: ``raise`` at the first unusable sample, or ``skip`` and count unusable samples,
+            for which every image is decoded once at load time.
         max_skipped: the number of samples that ``skip`` may leave out.
 
     Returns:
@@ -54,7 +64,11 @@ def load_pairs(name: str | Path, split: str = "train", *, on_error: str = "raise
         from cibr.data.glyph_benchmarks import load_glyph_benchmark
         from cibr.data.glyphs import load_glyphs
 
-        return load_glyphs(split) if source.name == "glyphs" else load_glyph_benchmark(source.name, split)
+        return (
+            load_glyphs(split)
+            if source.name == "glyphs"
+            else load_glyph_benchmark(source.name, split)
+        )
     load, _ = READERS[source.kind]
     return without_undecodable(load(source.place, split, skips), skips)
 
@@ -77,8 +91,8 @@ class Source:
 
     Args:
         name: the data set's name in messages and tables.
-        kind: ``glyphs``, rendered here; ``images``, a folder of images with metadata; ``shards``; or ``hub``, read
-            by the library `datasets`.
+        kind: ``glyphs``, rendered here; ``images``, a folder of images with metadata; ``shards``;
+            or ``hub``, read by the library `datasets`.
         place: the folder or the hub id; empty for glyphs.
     """
 
@@ -91,7 +105,8 @@ def resolve(name: str | Path) -> Source:
     """Resolves a data set's name to its location, without reading or fetching data.
 
     Raises:
-        ValueError: if the name is unknown; the message has the nearest known name and the ways to give data.
+        ValueError: if the name is unknown; the message has the nearest known name and the ways to
+            give data.
     """
     name = str(name)
     card = cards().get(name)
@@ -105,7 +120,9 @@ def resolve(name: str | Path) -> Source:
         return Source(name, "shards", card["hub"])
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         title = name.partition("/")[2]
-        return Source(title.removeprefix("wds_"), "shards" if title.startswith("wds_") else "hub", name)
+        return Source(
+            title.removeprefix("wds_"), "shards" if title.startswith("wds_") else "hub", name
+        )
     known = known_datasets()
     near = f"{nearest(name, known) or '.'} Known: {', '.join(known)}"
     others = "a folder of images with metadata.csv, a folder of shards, a hub id (owner/name)"
@@ -145,4 +162,8 @@ def _in_cibr_data() -> dict[str, Path]:
     place = Path(value).expanduser()
     if not place.is_dir():
         raise ValueError(f"CIBR_DATA is {value!r}, which is not a folder: correct it or unset it")
-    return {folder.name.removeprefix("wds_"): folder for folder in sorted(place.glob("wds_*")) if folder.is_dir()}
+    return {
+        folder.name.removeprefix("wds_"): folder
+        for folder in sorted(place.glob("wds_*"))
+        if folder.is_dir()
+    }

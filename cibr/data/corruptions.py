@@ -1,4 +1,5 @@
-"""Changes of a training set: subsampling, shuffled captions, a style spuriously correlated with a word, crops.
+"""Changes of a training set: subsampling, shuffled captions, a style spuriously correlated with a
+word, crops.
 
 Styles change the rendering of an image but not its content, so its captions stay valid:
 
@@ -37,7 +38,9 @@ def _small(image: Image.Image) -> Image.Image:
 
 
 def _contours(image: Image.Image) -> Image.Image:
-    edges = ImageOps.grayscale(image).filter(ImageFilter.GaussianBlur(1)).filter(ImageFilter.FIND_EDGES)
+    edges = (
+        ImageOps.grayscale(image).filter(ImageFilter.GaussianBlur(1)).filter(ImageFilter.FIND_EDGES)
+    )
     # The filter also marks the border of the image.
     inner = ImageOps.expand(ImageOps.crop(edges, 1), 1, fill=0)
     return ImageOps.invert(ImageOps.autocontrast(inner, cutoff=1)).convert("RGB")
@@ -57,17 +60,22 @@ class Corruption:
     """Settings of the changes to a training set; the defaults change nothing.
 
     Args:
-        fraction: share of the images that is kept, in (0, 1]; smaller subsets are nested in larger ones.
+        fraction: share of the images that is kept, in (0, 1]; smaller subsets are nested in larger
+        ones.
         shuffled_captions: share of the kept images whose captions are permuted among them.
-        spurious_word: a whole word, in any case, that some captions contain; empty for no spurious correlation.
-        spurious_style: style, one of `STYLES`, of the images whose captions do not contain the word.
-        counterexamples: share of the images that are shown in both styles; 1 is augmentation with both styles.
+        spurious_word: a whole word, in any case, that some captions contain; empty for no spurious
+        correlation.
+        spurious_style: style, one of `STYLES`, of the images whose captions do not contain the
+        word.
+        counterexamples: share of the images that are shown in both styles; 1 is augmentation with
+        both styles.
         crops: random crops, half of them flipped, added per image; the same ones in every epoch.
         redraw: draw the subset and the shuffled captions anew for each training seed.
 
     Raises:
-        ValueError: a share outside its range, a number of crops that is negative or not whole, a word that is not
-            a string, a `redraw` that is not a bool, or an unknown style (with the nearest known one).
+        ValueError: a share outside its range, a number of crops that is negative or not whole, a
+            word that is not a string, a `redraw` that is not a bool, or an unknown style (with the
+            nearest known one).
     """
 
     fraction: float | int = 1.0
@@ -81,25 +89,36 @@ class Corruption:
     def __post_init__(self) -> None:
         for name in ("fraction", "shuffled_captions", "counterexamples"):
             share = getattr(self, name)
-            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-                raise ValueError(f"{name} is {share!r}: it is a share of the images, a number from 0 to 1")
+            if (
+                isinstance(share, bool)
+                or not isinstance(share, (int, float))
+                or not 0 <= share <= 1
+            ):
+                raise ValueError(
+                    f"{name} is {share!r}: it is a share of the images, a number from 0 to 1"
+                )
         if self.fraction == 0:
             raise ValueError("fraction is 0: the share of the images that is kept is above 0")
         if not isinstance(self.redraw, bool):
             raise ValueError(f"redraw is {self.redraw!r}: it is true or false")
         if isinstance(self.crops, bool) or not isinstance(self.crops, int) or self.crops < 0:
-            raise ValueError(f"crops is {self.crops!r}: it is the number of crops an image, 0 or more")
+            raise ValueError(
+                f"crops is {self.crops!r}: it is the number of crops an image, 0 or more"
+            )
         if not isinstance(self.spurious_word, str):
-            raise ValueError(f"spurious_word is {self.spurious_word!r}: it is a word, or empty for none")
+            raise ValueError(
+                f"spurious_word is {self.spurious_word!r}: it is a word, or empty for none"
+            )
         check_known("style", self.spurious_style, STYLES)
 
 
 def corrupt(pairs: Pairs, corruption: Corruption, seed: int = 0) -> Pairs:
     """Corrupts a training split: takes a subset, shuffles captions, correlates styles, adds crops.
 
-    With a `spurious_word`, images whose captions contain it are unchanged and all others are in `spurious_style`;
-    `counterexamples` are shown in both styles. With the style `negative`, images with known factors are dark on
-    light with the word and light on dark without it; those without known factors count as dark on light.
+    With a `spurious_word`, images whose captions contain it are unchanged and all others are in
+    `spurious_style`; `counterexamples` are shown in both styles. With the style `negative`, images
+    with known factors are dark on light with the word and light on dark without it; those without
+    known factors count as dark on light.
 
     Args:
         pairs: a training split.
@@ -107,9 +126,9 @@ def corrupt(pairs: Pairs, corruption: Corruption, seed: int = 0) -> Pairs:
         seed: of the subset and the shuffled captions, where they are redrawn.
 
     Returns:
-        The pairs in their order, then the counterexamples (second renderings of some images), then crops of all.
-        With a spurious correlation, `groups` number the images before corruption, as do `labels` if there were
-        none.
+        The pairs in their order, then the counterexamples (second renderings of some images), then
+        crops of all. With a spurious correlation, `groups` number the images before corruption, as
+        do `labels` if there were none.
 
     Raises:
         ValueError: a word that is in no image's captions, or in those of every image.
@@ -134,7 +153,9 @@ def _with_shuffled_captions(pairs: Pairs, corruption: Corruption, seed: int) -> 
     source = torch.arange(len(pairs))
     source[chosen] = chosen.roll(1)
     captions = [pairs.captions[i] for i in source.tolist()]
-    return replace(pairs, captions=captions, labels=None if pairs.labels is None else pairs.labels[source])
+    return replace(
+        pairs, captions=captions, labels=None if pairs.labels is None else pairs.labels[source]
+    )
 
 
 def _correlated(pairs: Pairs, corruption: Corruption) -> Pairs:
@@ -145,15 +166,21 @@ def _correlated(pairs: Pairs, corruption: Corruption) -> Pairs:
     says = torch.tensor([any(map(has_word, texts)) for texts in pairs.captions])
     if says.all() or not says.any():
         who = f"{'every' if says.all() else 'no'} image of {pairs.name}"
-        raise ValueError(f"{who} has the word {word!r} in its captions: take a word that some have and others not")
+        raise ValueError(
+            f"{who} has the word {word!r} in its captions: take a word that some have and others not"
+        )
     n, light = len(pairs), torch.zeros(len(pairs), dtype=torch.bool)
     if pairs.factors is not None and style == "negative":
-        light = torch.from_numpy((pairs.factors["ink"] > pairs.factors["paper"]).to_numpy(copy=True))
+        light = torch.from_numpy(
+            (pairs.factors["ink"] > pairs.factors["paper"]).to_numpy(copy=True)
+        )
     both = _order(n, 2)[: round(corruption.counterexamples * n)].sort().values
     rows = torch.cat([torch.arange(n), both])
     changed = torch.cat([says == light, (says != light)[both]])
     labels = torch.arange(n) if pairs.labels is None else pairs.labels
-    return _restyled(replace(pairs, labels=labels, groups=torch.arange(n)).subset(rows), changed, style)
+    return _restyled(
+        replace(pairs, labels=labels, groups=torch.arange(n)).subset(rows), changed, style
+    )
 
 
 def in_style(pairs: Pairs, style: str) -> Pairs:
@@ -192,19 +219,28 @@ def _styled(load: Load, changed: list[bool], style: str, i: int) -> Image.Image:
 
 
 def _restyled(pairs: Pairs, changed: Bool[Tensor, " n"], style: str) -> Pairs:
-    """The pairs with some images in a style, which their keys end in; `negative` inverts `ink` and `paper`."""
+    """The pairs with some images in a style, which their keys end in; `negative` inverts `ink` and
+    `paper`.
+    """
     check_known("style", style, STYLES)
     flags = changed.tolist()
     keys = [f"{key}/{style}" if flag else key for key, flag in zip(pairs.keys, flags, strict=True)]
     factors = pairs.factors
     if factors is not None and style == "negative":
-        greys = {name: factors[name].where(~changed.numpy(), 255 - factors[name]) for name in ("ink", "paper")}
+        greys = {
+            name: factors[name].where(~changed.numpy(), 255 - factors[name])
+            for name in ("ink", "paper")
+        }
         factors = factors.assign(**greys)
-    return replace(pairs, keys=keys, load=partial(_styled, pairs.load, flags, style), factors=factors)
+    return replace(
+        pairs, keys=keys, load=partial(_styled, pairs.load, flags, style), factors=factors
+    )
 
 
 def _cropped(load: Load, n: int, keys: list[str], i: int) -> Image.Image:
-    """Loads image i below n unchanged, and from n on a random crop seeded by the key, half of them flipped."""
+    """Loads image i below n unchanged, and from n on a random crop seeded by the key, half of them
+    flipped.
+    """
     image = load(i % n)
     if i < n:
         return image

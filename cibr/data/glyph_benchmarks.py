@@ -1,10 +1,12 @@
-"""Zero-shot benchmarks for glyphs: letters, scripts, categories, shapes, arrows, diacritics, handwritten digits.
+"""Zero-shot benchmarks for glyphs: letters, scripts, categories, shapes, arrows, diacritics,
+handwritten digits.
 
-Seven data sets for models trained on glyphs, without a download. Class names use the words of the Unicode names.
-All but the digits show typefaces that training never sees: STIX in `validation`, DejaVu Serif in `test`, and for
-letters Computer Modern too. Characters held out from training are excluded, and so are those that a face renders
-identically to one of another class, such as Latin A and Greek Alpha among the scripts. The digits are handwritten,
-from scikit-learn; their first half is for validation.
+Seven data sets for models trained on glyphs, without a download. Class names use the words of the
+Unicode names. All but the digits show typefaces that training never sees: STIX in `validation`,
+DejaVu Serif in `test`, and for letters Computer Modern too. Characters held out from training are
+excluded, and so are those that a face renders identically to one of another class, such as Latin A
+and Greek Alpha among the scripts. The digits are handwritten, from scikit-learn; their first half
+is for validation.
 """
 
 import re
@@ -28,13 +30,19 @@ MAX_PER_CLASS = 100
 
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 _SCRIPTS = ["latin", "greek", "cyrillic", "armenian", "georgian"]
-_DIRECTIONS = (
-    "leftwards|rightwards|upwards|downwards|left right|up down|north east|north west|south east|south west"
-)
-_SHAPES = ["square", "rectangle", "parallelogram", "triangle", "circle", "diamond", "suit", "note", "face"]
-_MARKS = (
-    "acute|grave|circumflex|diaeresis|tilde|caron|breve|macron|cedilla|ogonek|dot above|ring above|double acute"
-)
+_DIRECTIONS = "leftwards|rightwards|upwards|downwards|left right|up down|north east|north west|south east|south west"
+_SHAPES = [
+    "square",
+    "rectangle",
+    "parallelogram",
+    "triangle",
+    "circle",
+    "diamond",
+    "suit",
+    "note",
+    "face",
+]
+_MARKS = "acute|grave|circumflex|diaeresis|tilde|caron|breve|macron|cedilla|ogonek|dot above|ring above|double acute"
 
 
 def _letter(name: str, category: str) -> str | None:
@@ -65,7 +73,9 @@ def _category(name: str, category: str) -> str | None:
 
 def _shape(name: str, category: str) -> str | None:
     words = name.split()
-    shapes = [shape for shape in _SHAPES if category == "So" and shape in words and "arrow" not in words]
+    shapes = [
+        shape for shape in _SHAPES if category == "So" and shape in words and "arrow" not in words
+    ]
     return shapes[0] if len(shapes) == 1 else None
 
 
@@ -84,9 +94,10 @@ class GlyphBenchmark(NamedTuple):
     """A classification task over printed characters.
 
     Args:
-        classify: takes a character's Unicode name in lower case and its category, and returns the name of its
-            class, or None if the character is not in the set.
-        n_draws: samples per character and face, each with its own nuisance factors; 0 for one plain sample.
+        classify: takes a character's Unicode name in lower case and its category, and returns the
+            name of its class, or None if the character is not in the set.
+        n_draws: samples per character and face, each with its own nuisance factors; 0 for one plain
+        sample.
         test_faces: the faces of the `test` split.
     """
 
@@ -113,15 +124,18 @@ def load_glyph_benchmark(name: str, split: str = "test") -> Pairs:
         split: ``validation`` or ``test``.
 
     Returns:
-        Pairs with `labels`, `classnames` (those with an image in the split), `templates` and, except for the
-        handwritten digits, `factors` as in `load_glyphs`. The caption of an image is its class name.
+        Pairs with `labels`, `classnames` (those with an image in the split), `templates` and,
+        except for the handwritten digits, `factors` as in `load_glyphs`. The caption of an image is
+        its class name.
 
     Raises:
         ValueError: an unknown set or split.
     """
     check_known("glyph set", name, ("glyph_digits", *GLYPH_BENCHMARKS))
     check_known(f"split of {name}", split, SPLITS)
-    keys, classes, pixels, factors = _digits(split) if name == "glyph_digits" else _characters(name, split)
+    keys, classes, pixels, factors = (
+        _digits(split) if name == "glyph_digits" else _characters(name, split)
+    )
     classnames = sorted(set(classes))
     labels = torch.tensor([classnames.index(kind) for kind in classes])
     captions = [[kind] for kind in classes]
@@ -149,7 +163,9 @@ def _digits(split: str) -> tuple[list[str], list[str], np.ndarray, None]:
 
 @cache
 def _characters(name: str, split: str) -> tuple[list[str], list[str], np.ndarray, pd.DataFrame]:
-    """Keys, class names, pixels and factors of a set of printed characters, rendered once per process."""
+    """Keys, class names, pixels and factors of a set of printed characters, rendered once per
+    process.
+    """
     benchmark = GLYPH_BENCHMARKS[name]
     characters = glyphs.glyph_characters().query("group == 'seen'")
     kinds = map(benchmark.classify, characters["name"], characters["category"])
@@ -160,7 +176,8 @@ def _characters(name: str, split: str) -> tuple[list[str], list[str], np.ndarray
     kinds = factors["character"].map(characters.set_index("character")["kind"])
     keys = pd.Series(glyphs.sample_keys(factors))
     keys = keys + "/" + keys.groupby(keys).cumcount().astype(str)
-    # Characters that one face renders identically to one of another class are dropped from all faces.
+    # Characters that one face renders identically to one of another class are dropped from all
+    # faces.
     drawings = pd.Series([image.tobytes() for image in pixels])
     twins = factors["character"][kinds.groupby(drawings).transform("nunique") > 1]
     # The images of a class that are kept are chosen by the hash of their keys.

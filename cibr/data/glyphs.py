@@ -1,11 +1,12 @@
 """Glyph pairs: printed characters and their Unicode names, rendered from the fonts in matplotlib.
 
-A sample is one character in one face, drawn with Pillow on a 32 px square, with the character's Unicode name
-in lower case as its caption. Image and text share the character. Specific to the image are typeface, weight,
-slant, size, position, ink and paper; specific to the text is the template around the name. Every choice is a hash
-of the character and the face, so characters, captions, factors and splits are the same on every machine; pixels
-can differ by a few grey levels with the FreeType version. Real ambiguity remains: Latin A and Greek Alpha are the
-same drawing with two names.
+A sample is one character in one face, drawn with Pillow on a 32 px square, with the character's
+Unicode name in lower case as its caption. Image and text share the character. Specific to the image
+are typeface, weight, slant, size, position, ink and paper; specific to the text is the template
+around the name. Every choice is a hash of the character and the face, so characters, captions,
+factors and splits are the same on every machine; pixels can differ by a few grey levels with the
+FreeType version. Real ambiguity remains: Latin A and Greek Alpha are the same drawing with two
+names.
 """
 
 import hashlib
@@ -28,11 +29,27 @@ IMAGE_SIZE = 32
 TEST_FONT_SIZE = 24
 MIN_CONTRAST = 96
 _BLANK = ("braille pattern blank", "object replacement character")  # without ink
-_BLANK_IN = {("modifier letter capital ou", "DejaVuSansMono-Oblique.ttf")}  # this face alone has no outline
-TEMPLATES = ("{}", "the character {}", "{} in print", "a drawing of {}", "this sign is called {}", "{} on paper")
+_BLANK_IN = {
+    ("modifier letter capital ou", "DejaVuSansMono-Oblique.ttf")
+}  # this face alone has no outline
+TEMPLATES = (
+    "{}",
+    "the character {}",
+    "{} in print",
+    "a drawing of {}",
+    "this sign is called {}",
+    "{} on paper",
+)
 FACTORS = ["character", "name", "category", "typeface", "weight", "slant"]
 FACTORS += ["size", "x", "y", "ink", "paper", "template"]
-PLAIN = (TEST_FONT_SIZE, 0, 0, 0, 255, 0)  # the nuisance factors, from size to template, of the plain splits
+PLAIN = (
+    TEST_FONT_SIZE,
+    0,
+    0,
+    0,
+    255,
+    0,
+)  # the nuisance factors, from size to template, of the plain splits
 
 
 class Face(NamedTuple):
@@ -45,8 +62,15 @@ class Face(NamedTuple):
 
 
 def _family(typeface: str, stem: str, suffixes: tuple[str, str, str, str]) -> tuple[Face, ...]:
-    variants = (("regular", "upright"), ("bold", "upright"), ("regular", "oblique"), ("bold", "oblique"))
-    return tuple(Face(typeface, *v, f"{stem}{s}.ttf") for v, s in zip(variants, suffixes, strict=True))
+    variants = (
+        ("regular", "upright"),
+        ("bold", "upright"),
+        ("regular", "oblique"),
+        ("bold", "oblique"),
+    )
+    return tuple(
+        Face(typeface, *v, f"{stem}{s}.ttf") for v, s in zip(variants, suffixes, strict=True)
+    )
 
 
 _DEJAVU = ("", "-Bold", "-Oblique", "-BoldOblique")
@@ -74,18 +98,20 @@ SPLITS = {
 def load_glyphs(split: str = "train") -> Pairs:
     """The glyph pairs of one split, rendered once per process.
 
-    `train` has the seen characters in eight faces (DejaVu Sans and Mono) with all nuisance factors varying.
-    `validation` (STIX) and `test` (DejaVu Serif) show the same characters in typefaces that training never
-    sees, black on white, 24 px, centred, with the bare name as caption. `validation_characters` and
-    `test_characters` show held-out characters, rendered as plainly in the training faces.
+    `train` has the seen characters in eight faces (DejaVu Sans and Mono) with all nuisance factors
+    varying. `validation` (STIX) and `test` (DejaVu Serif) show the same characters in typefaces
+    that training never sees, black on white, 24 px, centred, with the bare name as caption.
+    `validation_characters` and `test_characters` show held-out characters, rendered as plainly in
+    the training faces.
 
     Args:
         split: one of `SPLITS`.
 
     Returns:
         Pairs with `labels` (the character's code point) and `factors`, one row per image:
-        `character, name, category, typeface, weight, slant, size` (font size in px), `x, y` (offset from the
-        centre in px), `ink, paper` (grey levels, 0 to 255), `template` (index into `TEMPLATES`).
+        `character, name, category, typeface, weight, slant, size` (font size in px), `x, y` (offset
+        from the centre in px), `ink, paper` (grey levels, 0 to 255), `template` (index into
+        `TEMPLATES`).
 
     Raises:
         ValueError: an unknown split.
@@ -105,9 +131,17 @@ def _drawn(split: str) -> tuple[pd.DataFrame, np.ndarray]:
 
 def glyph_pairs(split: str, factors: pd.DataFrame, pixels: np.ndarray) -> Pairs:
     """Pairs of samples with the given factors and pixels [n, 32, 32], labelled by their characters."""
-    captions = [[TEMPLATES[t].format(name)] for t, name in zip(factors["template"], factors["name"], strict=True)]
-    labels, load = torch.tensor([ord(c) for c in factors["character"]]), partial(pixel_image, pixels)
-    return Pairs("glyphs", split, captions, sample_keys(factors), load, labels=labels, factors=factors)
+    captions = [
+        [TEMPLATES[t].format(name)]
+        for t, name in zip(factors["template"], factors["name"], strict=True)
+    ]
+    labels, load = (
+        torch.tensor([ord(c) for c in factors["character"]]),
+        partial(pixel_image, pixels),
+    )
+    return Pairs(
+        "glyphs", split, captions, sample_keys(factors), load, labels=labels, factors=factors
+    )
 
 
 def pixel_image(pixels: np.ndarray, i: int) -> Image.Image:
@@ -119,9 +153,9 @@ def pixel_image(pixels: np.ndarray, i: int) -> Image.Image:
 def glyph_characters() -> pd.DataFrame:
     """All characters: `character, name, category, group`, in the order of their code points.
 
-    A character is included if DejaVu Sans and DejaVu Serif both have it, Unicode names it, and it is a letter,
-    number, punctuation mark or symbol that is not blank. One in forty is held out for testing on unseen characters
-    and one in forty for validation, by a hash of the name.
+    A character is included if DejaVu Sans and DejaVu Serif both have it, Unicode names it, and it
+    is a letter, number, punctuation mark or symbol that is not blank. One in forty is held out for
+    testing on unseen characters and one in forty for validation, by a hash of the name.
     """
     rows = []
     for code in sorted(charmap(SANS[0].file) & charmap(SERIF[0].file)):
@@ -134,22 +168,29 @@ def glyph_characters() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["character", "name", "category", "group"])
 
 
-def sample_factors(characters: pd.DataFrame, faces: tuple[Face, ...], n_draws: int = 0) -> pd.DataFrame:
+def sample_factors(
+    characters: pd.DataFrame, faces: tuple[Face, ...], n_draws: int = 0
+) -> pd.DataFrame:
     """The factors of characters in every face that has them, in the order of the characters.
 
     Args:
         characters: rows of `glyph_characters`.
         faces: the faces to draw them in.
-        n_draws: samples per character and face, each with its own nuisance factors; 0 for one plain sample.
+        n_draws: samples per character and face, each with its own nuisance factors; 0 for one plain
+            sample.
 
     Returns:
         One row per sample, with the columns `FACTORS`.
     """
     rows = []
-    for character, name, category in characters[["character", "name", "category"]].itertuples(index=False):
+    for character, name, category in characters[["character", "name", "category"]].itertuples(
+        index=False
+    ):
         for face in faces:
             if ord(character) in charmap(face.file) and (name, face.file) not in _BLANK_IN:
-                keys = [f"{name}/{face.file}" + (f"/{draw}" if draw else "") for draw in range(n_draws)]
+                keys = [
+                    f"{name}/{face.file}" + (f"/{draw}" if draw else "") for draw in range(n_draws)
+                ]
                 for nuisance in map(nuisance_factors, keys) if keys else [PLAIN]:
                     rows.append((character, name, category, *face[:3], *nuisance))
     return pd.DataFrame(rows, columns=FACTORS)
@@ -178,15 +219,24 @@ def hash_numbers(key: str) -> tuple[int, ...]:
 
 
 def draw_glyph(
-    character: str, file: str, size: int = TEST_FONT_SIZE, x: int = 0, y: int = 0, ink: int = 0, paper: int = 255
+    character: str,
+    file: str,
+    size: int = TEST_FONT_SIZE,
+    x: int = 0,
+    y: int = 0,
+    ink: int = 0,
+    paper: int = 255,
 ) -> Image.Image:
-    """One character on a 32 px square, centred on its line box and moved by (x, y) px, in grey levels.
+    """One character on a 32 px square, centred on its line box and moved by (x, y) px, in grey
+    levels.
 
     Centring by the line box rather than by the ink keeps a comma low and an apostrophe high.
     """
     image = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), paper)
     centre = IMAGE_SIZE / 2
-    ImageDraw.Draw(image).text((centre + x, centre + y), character, fill=ink, font=_font(file, size), anchor="mm")
+    ImageDraw.Draw(image).text(
+        (centre + x, centre + y), character, fill=ink, font=_font(file, size), anchor="mm"
+    )
     return image
 
 
@@ -195,7 +245,9 @@ def draw_all(factors: pd.DataFrame) -> np.ndarray:
     files = {face[:3]: face.file for face in SANS + MONO + SERIF + STIX + COMPUTER_MODERN}
     columns = ["character", "typeface", "weight", "slant", "size", "x", "y", "ink", "paper"]
     pixels = np.empty((len(factors), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-    for i, (character, *face, size, x, y, ink, paper) in enumerate(factors[columns].itertuples(index=False)):
+    for i, (character, *face, size, x, y, ink, paper) in enumerate(
+        factors[columns].itertuples(index=False)
+    ):
         pixels[i] = draw_glyph(character, files[tuple(face)], size, x, y, ink, paper)
     return pixels
 

@@ -1,8 +1,9 @@
-"""Image-text pairs: one split of a data set, with its captions in memory and its images decoded on demand.
+"""Image-text pairs: one split of a data set, with its captions in memory and its images decoded on
+demand.
 
 Image i has one or more texts, `captions[i]`; flattened, the texts are numbered image by image.
-`Pairs.match_labels` defines which pairs match, for both losses and metrics. Images of every mode are converted to
-8-bit RGB by `to_rgb`. Pairs can be pickled, for DataLoader workers.
+`Pairs.match_labels` defines which pairs match, for both losses and metrics. Images of every mode
+are converted to 8-bit RGB by `to_rgb`. Pairs can be pickled, for DataLoader workers.
 """
 
 import io
@@ -35,8 +36,8 @@ class Pairs:
         split: the split's name, ``train``, ``validation`` or ``test``.
         captions: the texts of each image, at least one; they are stripped, empty ones dropped.
         keys: the samples' names, for messages.
-        load: takes an index and returns the image in mode ``RGB``; a module-level function or a `partial` of one,
-            so that it can be pickled.
+        load: takes an index and returns the image in mode ``RGB``; a module-level function or a
+            `partial` of one, so that it can be pickled.
         labels: content labels, equal for pairs that match; None if unknown.
         factors: a `pandas.DataFrame` of the factors of variation, one row per image.
         n_skipped: the number of samples left out as unusable.
@@ -97,18 +98,21 @@ class Pairs:
         return torch.repeat_interleave(torch.arange(len(self)), n_texts)
 
     def match_labels(self) -> Int64[Tensor, " n"]:
-        """Returns one label per image; images with equal labels, and their texts, are positives of each other.
+        """Returns one label per image; images with equal labels, and their texts, are positives of
+        each other.
 
         Returns:
-            `labels` if given; else the connected components of images that share a caption or a group, numbered
-            from 0 in the order of the images.
+            `labels` if given; else the connected components of images that share a caption or a
+            group, numbered from 0 in the order of the images.
         """
         if self.labels is not None:
             return self.labels
         from scipy.cluster.hierarchy import DisjointSet
 
         images = DisjointSet(range(len(self)))
-        first: dict[str | int, int] = {}  # the first image of each caption, a string, and of each group, a number
+        first: dict[
+            str | int, int
+        ] = {}  # the first image of each caption, a string, and of each group, a number
         for i, texts in enumerate(self.captions):
             for thing in texts if self.groups is None else [*texts, int(self.groups[i])]:
                 images.merge(first.setdefault(thing, i), i)
@@ -118,10 +122,11 @@ class Pairs:
 
     @property
     def paired(self) -> bool:
-        """Whether retrieval follows Karpathy's protocol, in which only an image's own captions are correct.
+        """Whether retrieval follows Karpathy's protocol, in which only an image's own captions are
+        correct.
 
-        It does if there are no labels and no groups, and captions are unique or some image has several. Otherwise
-        retrieval is scored by `match_labels`.
+        It does if there are no labels and no groups, and captions are unique or some image has
+        several. Otherwise retrieval is scored by `match_labels`.
         """
         if self.labels is not None or self.groups is not None:
             return False
@@ -135,14 +140,21 @@ class Pairs:
             ValueError: if the set has no class names, no templates, or a template without ``{c}``.
         """
         if not self.classnames or not self.templates:
-            missing = "zeroshot_classification_templates.txt" if self.classnames else "classnames.txt"
+            missing = (
+                "zeroshot_classification_templates.txt" if self.classnames else "classnames.txt"
+            )
             fix = f"put {missing} into the set's folder, one a line"
             raise ValueError(f"{self.name} cannot be classified without {missing}: {fix}")
         for template in self.templates:
             if "{c}" not in template:
                 fix = "write {c} where the class's name goes, in zeroshot_classification_templates.txt"
-                raise ValueError(f"{self.name} has the prompt template {template!r} without {{c}}: {fix}")
-        return [[template.replace("{c}", name) for template in self.templates] for name in self.classnames]
+                raise ValueError(
+                    f"{self.name} has the prompt template {template!r} without {{c}}: {fix}"
+                )
+        return [
+            [template.replace("{c}", name) for template in self.templates]
+            for name in self.classnames
+        ]
 
     def subset(self, indices: Indices) -> "Pairs":
         """Returns the pairs at these indices, in order; indices may repeat.
@@ -159,12 +171,16 @@ class Pairs:
             load=partial(_chosen, self.load, chosen),
             labels=None if self.labels is None else self.labels[rows],
             groups=None if self.groups is None else self.groups[rows],
-            factors=None if self.factors is None else self.factors.iloc[chosen].reset_index(drop=True),
+            factors=None
+            if self.factors is None
+            else self.factors.iloc[chosen].reset_index(drop=True),
         )
 
     def _checked(self, i: int) -> int:
         if not 0 <= i < len(self):
-            raise IndexError(f"{self.name} has no image {i}: {self.split} holds 0 to {len(self) - 1}")
+            raise IndexError(
+                f"{self.name} has no image {i}: {self.split} holds 0 to {len(self) - 1}"
+            )
         return i
 
 
@@ -208,20 +224,25 @@ class Skips:
         if len(self.reasons) > self.max_skipped:
             first = "\n  ".join(self.reasons[:3])
             limit = f"more than max_skipped={self.max_skipped} samples of {self.name} are unusable"
-            raise ValueError(f"{limit}: mend them or raise the limit. The first are:\n  {first}") from error
+            raise ValueError(
+                f"{limit}: mend them or raise the limit. The first are:\n  {first}"
+            ) from error
 
 
 def without_undecodable(pairs: Pairs, skips: Skips) -> Pairs:
     """Returns the pairs whose images decode, with the number of skipped samples in `n_skipped`.
 
-    If `skips` counts, each image is decoded once; if it raises, a broken image raises when it is used.
+    If `skips` counts, each image is decoded once; if it raises, a broken image raises when it is
+    used.
 
     Raises:
         ValueError: if too many samples are unusable, or none is left.
     """
     if skips.on_error == "skip":
         good = []
-        for i in tqdm(range(len(pairs)), desc=f"{pairs.name} {pairs.split}: checking images", delay=1):
+        for i in tqdm(
+            range(len(pairs)), desc=f"{pairs.name} {pairs.split}: checking images", delay=1
+        ):
             try:
                 pairs.image(i)
                 good.append(i)
@@ -242,7 +263,8 @@ def clean_texts(texts: Iterable[str]) -> list[str]:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Converts an image of any Pillow mode to a new 8-bit RGB image.
 
-    The EXIF orientation is applied, colour profiles are not. The current frame of an animation is used.
+    The EXIF orientation is applied, colour profiles are not. The current frame of an animation is
+    used.
 
     Args:
         image: an image of any mode: ``1``, ``L``, ``P``, ``RGBA``, ``CMYK``, ``I;16``, ``F``, ...
@@ -290,8 +312,8 @@ def open_rgb(file: str | Path | bytes, where: str = "") -> Image.Image:
 def _scale_grey(image: Image.Image) -> Image.Image:
     """Scales a grey image of more than 8 bits to 8 bits.
 
-    ``I;16`` has a fixed range. For ``I`` and ``F`` the smallest usual range that contains the values is taken
-    (1 for fractions, 255, 65535), else the range of the values.
+    ``I;16`` has a fixed range. For ``I`` and ``F`` the smallest usual range that contains the
+    values is taken (1 for fractions, 255, 65535), else the range of the values.
     """
     grey = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
     ranges = {"I": GREY_RANGES, "F": (1.0, *GREY_RANGES)}.get(image.mode, GREY_RANGES[-1:])

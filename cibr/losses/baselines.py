@@ -1,4 +1,6 @@
-"""Baselines for CIBR: alignment and uniformity, CyCLIP, soft targets, CLIP-Refine and the SigLIP loss."""
+"""Baselines for CIBR: alignment and uniformity, CyCLIP, soft targets, CLIP-Refine and the SigLIP
+loss.
+"""
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,9 +15,11 @@ HYCD_ALPHA = 0.5  # as in CLIP-Refine
 
 
 def alignment_uniformity(image_features: Features, text_features: Features) -> Scalar:
-    """Mean squared distance between pairs, plus the log mean Gaussian potential within each modality.
+    """Mean squared distance between pairs, plus the log mean Gaussian potential within each
+    modality.
 
-    Source: Wang & Isola (2020, arXiv 2005.10242), alpha = 2 and t = 2, the uniformity of both sides averaged.
+    Source: Wang & Isola (2020, arXiv 2005.10242), alpha = 2 and t = 2, the uniformity of both sides
+    averaged.
 
     Args:
         image_features: unit vectors, [n, d].
@@ -33,14 +37,18 @@ def alignment_uniformity(image_features: Features, text_features: Features) -> S
     uniformity = 0.0
     for features in (image_features, text_features):
         potential = (4 * features @ features.T - 4).exp()  # exp(-2 * squared distance)
-        uniformity = uniformity + ((potential.sum() - potential.diagonal().sum()) / (n * (n - 1))).log() / 2
+        uniformity = (
+            uniformity + ((potential.sum() - potential.diagonal().sum()) / (n * (n - 1))).log() / 2
+        )
     return alignment + uniformity
 
 
 def cyclip(image_features: Features, text_features: Features) -> Scalar:
-    """Cross-modal plus in-modal cyclic consistency, summed over one index and averaged over the other.
+    """Cross-modal plus in-modal cyclic consistency, summed over one index and averaged over the
+    other.
 
-    Source: Goel et al. (2022, arXiv 2205.14459), eqs. 2 and 3, on cosines; both have weight 0.25 there.
+    Source: Goel et al. (2022, arXiv 2205.14459), eqs. 2 and 3, on cosines; both have weight 0.25
+    there.
 
     Args:
         image_features: unit vectors, [n, d].
@@ -67,12 +75,13 @@ def soft_targets(
 ) -> Scalar:
     """Symmetric cross-entropy to soft targets from the similarities of frozen-tower features.
 
-    The target of a row is a softmax, at temperature 0.1, over the other pairs of the batch; its logits are the
-    mean of the image and the text cosines of centred features. The pair itself is excluded: it would take nearly
-    all of the target mass, and `clip_loss`, to which this is added, covers it.
+    The target of a row is a softmax, at temperature 0.1, over the other pairs of the batch; its
+    logits are the mean of the image and the text cosines of centred features. The pair itself is
+    excluded: it would take nearly all of the target mass, and `clip_loss`, to which this is added,
+    covers it.
 
-    Source: soft alignment as in PyramidCLIP and SoftCLIP (Gao et al. 2023, arXiv 2303.17561), with the towers as
-    teachers and without the other terms of those losses.
+    Source: soft alignment as in PyramidCLIP and SoftCLIP (Gao et al. 2023, arXiv 2303.17561), with
+    the towers as teachers and without the other terms of those losses.
 
     Args:
         image_features: unit vectors, [n, d].
@@ -101,11 +110,12 @@ def random_feature_alignment(
 ) -> Scalar:
     """RaFA: squared distance of both embeddings of a pair to a random vector drawn for that pair.
 
-    The vectors are drawn from the standard normal prior. Between unit vectors the distance would have no gradient
-    in expectation, so it is taken before normalisation.
+    The vectors are drawn from the standard normal prior. Between unit vectors the distance would
+    have no gradient in expectation, so it is taken before normalisation.
 
-    Source: Yamaguchi et al. (2025, arXiv 2504.12717), scaled as in their code, by 2 / d times the equation of the
-    paper; its weight there is 1. The draw does not depend on the dtype and device of the features.
+    Source: Yamaguchi et al. (2025, arXiv 2504.12717), scaled as in their code, by 2 / d times the
+    equation of the paper; its weight there is 1. The draw does not depend on the dtype and device
+    of the features.
 
     Args:
         image_projected: unnormalised image embeddings, [n, d].
@@ -116,7 +126,9 @@ def random_feature_alignment(
         The mean squared difference per entry, summed over both modalities, a scalar.
     """
     device = image_projected.device if generator is None else generator.device
-    reference = torch.randn(image_projected.shape, generator=generator, device=device).to(image_projected)
+    reference = torch.randn(image_projected.shape, generator=generator, device=device).to(
+        image_projected
+    )
     return F.mse_loss(image_projected, reference) + F.mse_loss(text_projected, reference)
 
 
@@ -127,18 +139,21 @@ def hycd_loss(
     labels: Labels | None,
     teacher_logits: Float[Tensor, "n n"],
 ) -> Scalar:
-    """Hybrid contrastive distillation: cross-entropy to alpha * matches + (1 - alpha) * teacher softmax.
+    """Hybrid contrastive distillation: cross-entropy to alpha * matches + (1 - alpha) * teacher
+    softmax.
 
-    Source: Yamaguchi et al. (2025, arXiv 2504.12717), alpha = 0.5. Their KL divergence is this minus the entropy
-    of the targets, which has no gradient. Their code compares unnormalised embeddings at temperature 1; here the
-    logits are cosines times `logit_scale`, and matches by label share the target mass as in `clip_loss`.
+    Source: Yamaguchi et al. (2025, arXiv 2504.12717), alpha = 0.5. Their KL divergence is this
+    minus the entropy of the targets, which has no gradient. Their code compares unnormalised
+    embeddings at temperature 1; here the logits are cosines times `logit_scale`, and matches by
+    label share the target mass as in `clip_loss`.
 
     Args:
         image_features: unit vectors, [n, d].
         text_features: unit vectors, [n, d].
         logit_scale: multiplier of the cosines.
         labels: pairs with equal labels match, [n]; None when all differ.
-        teacher_logits: the teacher's cosines of images (rows) with texts, times its own `logit_scale`, [n, n].
+        teacher_logits: the teacher's cosines of images (rows) with texts, times its own
+            `logit_scale`, [n, n].
 
     Returns:
         Nats per row, the mean of both directions, a scalar.
@@ -160,13 +175,16 @@ def hycd_loss(
 
 
 def siglip_loss(
-    image_features: Features, text_features: Features, logit_scale: Scalar | Number, labels: Labels | None = None
+    image_features: Features,
+    text_features: Features,
+    logit_scale: Scalar | Number,
+    labels: Labels | None = None,
 ) -> Scalar:
     """Sigmoid loss over all image-text pairs of the batch, at the bias that minimises it.
 
-    Source: Zhai et al. (2023, arXiv 2303.15343), algorithm 1. Their bias is a trained parameter; here it is solved
-    for in each batch, by Newton's method in float64, which has the same gradient at the optimum and needs no
-    learning rate.
+    Source: Zhai et al. (2023, arXiv 2303.15343), algorithm 1. Their bias is a trained parameter;
+    here it is solved for in each batch, by Newton's method in float64, which has the same gradient
+    at the optimum and needs no learning rate.
 
     Args:
         image_features: unit vectors, [n, d].
@@ -191,7 +209,9 @@ def siglip_loss(
 
 
 def _sigmoid_bias(logits: Float[Tensor, "n n"], positive: Bool[Tensor, "n n"]) -> Scalar:
-    """The bias at which the mean probability equals the fraction of positives; the loss is convex in it."""
+    """The bias at which the mean probability equals the fraction of positives; the loss is convex
+    in it.
+    """
     low, high = -logits.max() - 50, -logits.min() + 50
     target, bias = positive.double().mean(), (low + high) / 2
     for _ in range(NEWTON_STEPS):

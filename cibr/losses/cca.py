@@ -1,13 +1,13 @@
 """Regularised CCA: the closed-form Gaussian information bottleneck between two sets of features.
 
-With S_v = C_v + l_v (tr C_v / p) I, S_t likewise, and the decomposition S_v^-1/2 C_vt S_t^-1/2 = U R V' into
-regularised canonical correlations R, the statistics are the directions of
+With S_v = C_v + l_v (tr C_v / p) I, S_t likewise, and the decomposition S_v^-1/2 C_vt S_t^-1/2 = U
+R V' into regularised canonical correlations R, the statistics are the directions of
 
     u_v = R^a U' S_v^-1/2 (x_v - m_v),    u_t = R^a V' S_t^-1/2 (x_t - m_t).
 
-For Gaussian features the canonical coordinates are what an information bottleneck between image and text retains
-(Chechik et al. 2005, JMLR 6). They initialise projection heads, are the statistic of the penalty `anchor`, and
-serve as a training-free model.
+For Gaussian features the canonical coordinates are what an information bottleneck between image and
+text retains (Chechik et al. 2005, JMLR 6). They initialise projection heads, are the statistic of
+the penalty `anchor`, and serve as a training-free model.
 """
 
 import torch
@@ -42,7 +42,9 @@ class RegularisedCCA(nn.Module):
 
     def __init__(self, image_mean: Tensor, text_mean: Tensor, image_map: Tensor, text_map: Tensor):
         super().__init__()
-        parts = dict(image_mean=image_mean, text_mean=text_mean, image_map=image_map, text_map=text_map)
+        parts = dict(
+            image_mean=image_mean, text_mean=text_mean, image_map=image_map, text_map=text_map
+        )
         for name, value in parts.items():
             self.register_buffer(name, value.float())
 
@@ -58,7 +60,8 @@ class RegularisedCCA(nn.Module):
         """Fits the CCA of paired features, in float64.
 
         Args:
-            image_pooled: features of the images, [n, p]; an image is repeated for each of its texts.
+            image_pooled: features of the images, [n, p]; an image is repeated for each of its
+            texts.
             text_pooled: features of the texts, [n, q].
             dim: width of the joint space; directions beyond it are dropped.
             ridge_image: l_v, in units of the mean variance of an image feature.
@@ -68,14 +71,18 @@ class RegularisedCCA(nn.Module):
             The module with the fitted means and maps.
 
         Raises:
-            ValueError: fewer than two pairs, sides of different lengths, a ridge that is not positive, or entries
-                that are not finite.
+            ValueError: fewer than two pairs, sides of different lengths, a ridge that is not
+                positive, or entries that are not finite.
         """
         if len(image_pooled) != len(text_pooled) or len(image_pooled) < 2:
             got = f"got {len(image_pooled)} images and {len(text_pooled)} texts"
-            raise ValueError(f"CCA takes two pairs or more, row by row, {got}: repeat an image for each text")
+            raise ValueError(
+                f"CCA takes two pairs or more, row by row, {got}: repeat an image for each text"
+            )
         if not (ridge_image > 0 and ridge_text > 0):
-            raise ValueError(f"ridges must be positive, got {ridge_image} and {ridge_text}: 0.1 to 10 are usual")
+            raise ValueError(
+                f"ridges must be positive, got {ridge_image} and {ridge_text}: 0.1 to 10 are usual"
+            )
         check_finite(image_pooled=image_pooled, text_pooled=text_pooled)
         means, moments = centred_moments(image_pooled, text_pooled)
         return cls(*means, *canonical_maps(moments, dim, ridge_image, ridge_text))
@@ -114,7 +121,8 @@ def centred_moments(
 def canonical_maps(
     moments: Moments, dim: int, ridge_image: float, ridge_text: float
 ) -> tuple[Float64[Tensor, "dim p"], Float64[Tensor, "dim q"]]:
-    """The maps R^a U' S_v^-1/2 and R^a V' S_t^-1/2 of the covariances, padded with zero rows to `dim`.
+    """The maps R^a U' S_v^-1/2 and R^a V' S_t^-1/2 of the covariances, padded with zero rows to
+    `dim`.
 
     Signs are fixed by making the largest entry of each direction of U positive.
 

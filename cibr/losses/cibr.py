@@ -2,8 +2,8 @@
 
     L_CIBR = L_CLIP + beta * R,   R = (I(Z_v; X_v | X_t) + I(Z_t; X_t | X_v)) / 2
 
-after Ji et al. (2025, arXiv 2503.24182), who published no code. `cibr.losses.penalties` has the bounds and
-estimates of R.
+after Ji et al. (2025, arXiv 2503.24182), who published no code. `cibr.losses.penalties` has the
+bounds and estimates of R.
 """
 
 import math
@@ -21,13 +21,16 @@ from cibr.utils import check_known
 
 CONTRASTIVE = {"clip": info_nce, "siglip": siglip_loss, "hycd": hycd_loss}
 LENGTH_TOLERANCE = 1e-2  # of unit vectors; rounding to bfloat16 changes a norm by up to 4e-3
-MAX_BETA = 1e4  # above it, less than 1e-4 of the gradient is the contrastive loss's: no longer a trade-off
+MAX_BETA = (
+    1e4  # above it, less than 1e-4 of the gradient is the contrastive loss's: no longer a trade-off
+)
 
 
 def beta_at(progress: Number, beta: Number) -> float:
     """Penalty weight at a given fraction of training: zero, then a linear ramp, then beta.
 
-    It is zero for the first third, rises linearly to beta at two thirds and is constant from there: a penalty from
+    It is zero for the first third, rises linearly to beta at two thirds and is constant from there:
+    a penalty from
     the first step stalls training from scratch.
 
     Args:
@@ -45,7 +48,9 @@ def beta_at(progress: Number, beta: Number) -> float:
         [0.0, 0.025, 0.05]
     """
     if not 0 <= progress <= 1:
-        raise ValueError(f"progress must be in [0, 1], got {progress}: pass step / n_steps, not the step")
+        raise ValueError(
+            f"progress must be in [0, 1], got {progress}: pass step / n_steps, not the step"
+        )
     return float(beta) * min(max(3 * progress - 1, 0.0), 1.0)
 
 
@@ -64,15 +69,18 @@ class CIBRLoss(nn.Module):
 
     The penalties, with the backward encoder b(z|x_t) of the bounds:
 
-    ==================== =================================== ================ ================================
-    penalty              b(z|x_t), or formula                needs            when to use
-    ==================== =================================== ================ ================================
-    vmf                  vMF at the paired text embedding    nothing          the default
-    crossfit             vMF at a ridge prediction from the  nothing          texts are unique, so that pairs
+    ==================== =================================== ================
+    ================================ penalty              b(z|x_t), or formula                needs
+    when to use ==================== =================================== ================
+    ================================ vmf                  vMF at the paired text embedding
+    nothing          the default crossfit             vMF at a ridge prediction from the  nothing
+    texts are unique, so that pairs
                          other half of the batch                              could be memorised
-    anchor               vMF at a fixed statistic u(x_v) of  statistic,       pairs are few and towers frozen
+    anchor               vMF at a fixed statistic u(x_v) of  statistic,       pairs are few and
+    towers frozen
                          the pooled features                 pooled features
-    consistency          vMF at the mean of the other rows   several rows a   several renderings of one item;
+    consistency          vMF at the mean of the other rows   several rows a   several renderings of
+    one item;
                          with the label                      label            not the CIBR objective
     mine                 difference of two MINE estimates    dims and pooled  to follow the paper
                                                              features
@@ -83,38 +91,42 @@ class CIBRLoss(nn.Module):
                          the pooled features
     rafa                 Yamaguchi et al. (2025)             projected        control
                                                              features
-    ==================== =================================== ================ ================================
+    ==================== =================================== ================
+    ================================
 
-    `vmf` and `crossfit` are upper bounds on R for every b (Fischer 2020, arXiv 2002.05379); at fixed
-    concentrations they are kappa_b A_d(kappa_e) (1 - mean cosine with the centre of b) plus a constant, the floor.
-    The floor measures a mismatch of concentrations, not information.
+    `vmf` and `crossfit` are upper bounds on R for every b (Fischer 2020, arXiv 2002.05379); at
+    fixed concentrations they are kappa_b A_d(kappa_e) (1 - mean cosine with the centre of b) plus a
+    constant, the floor. The floor measures a mismatch of concentrations, not information.
 
-    `consistency`, a counterfactual-invariance penalty, is *not* the CIBR objective, and `anchor` bounds only one
-    term of R; see `cibr.losses.penalties`.
+    `consistency`, a counterfactual-invariance penalty, is *not* the CIBR objective, and `anchor`
+    bounds only one term of R; see `cibr.losses.penalties`.
 
-    With `mine` the residual is estimated by `critics`, which the training loop must update alongside the encoders,
-    with an optimiser of `critics.parameters()` on `critic_loss`. `critics` is None for every other penalty.
+    With `mine` the residual is estimated by `critics`, which the training loop must update
+    alongside the encoders, with an optimiser of `critics.parameters()` on `critic_loss`. `critics`
+    is None for every other penalty.
 
     Source: the objective of Ji et al. (2025, arXiv 2503.24182).
 
     Args:
-        beta: weight of the penalty, from 0 (plain CLIP, bit for bit) to 10,000; a plain attribute that a schedule
-            may set before each step, see `beta_at`.
+        beta: weight of the penalty, from 0 (plain CLIP, bit for bit) to 10,000; a plain attribute
+            that a schedule may set before each step, see `beta_at`.
         penalty: one of `PENALTIES`.
-        kappa_e: concentration of the encoders e(z|x), also for the samples and the reported residuals.
+        kappa_e: concentration of the encoders e(z|x), also for the samples and the reported
+        residuals.
         kappa_b: concentration of the backward encoders in the vMF penalties.
-        text_weight: the texts' share of R, in [0, 1] (all vMF penalties and mine); 1/2 in its definition, 0
-            penalises only the images, 1 only the texts.
-        sample: contrast samples of vMF(mu, kappa_e) instead of the means mu, in both train and eval mode.
-            Noise without a penalty is `sample=True, beta=0`.
-        contrastive: `clip`, `siglip` for the sigmoid loss, or `hycd` for CLIP's targets mixed with a teacher's.
+        text_weight: the texts' share of R, in [0, 1] (all vMF penalties and mine); 1/2 in its
+            definition, 0 penalises only the images, 1 only the texts.
+        sample: contrast samples of vMF(mu, kappa_e) instead of the means mu, in both train and eval
+            mode. Noise without a penalty is `sample=True, beta=0`.
+        contrastive: `clip`, `siglip` for the sigmoid loss, or `hycd` for CLIP's targets mixed with
+        a teacher's.
         dims: widths of the embeddings and of the image and the text tower's pooled features (mine).
-        statistic: maps pooled features of both modalities to the unit vectors u_v, u_t (anchor), such as
-            `RegularisedCCA`.
+        statistic: maps pooled features of both modalities to the unit vectors u_v, u_t (anchor),
+            such as `RegularisedCCA`.
 
     Raises:
-        ValueError: an unknown penalty or contrastive loss, a number out of its range, `mine` without dims, or
-            `anchor` without a statistic.
+        ValueError: an unknown penalty or contrastive loss, a number out of its range, `mine`
+            without dims, or `anchor` without a statistic.
     """
 
     def __init__(
@@ -135,17 +147,27 @@ class CIBRLoss(nn.Module):
         check_known("contrastive loss", contrastive, CONTRASTIVE)
         for name, kappa in (("kappa_e", kappa_e), ("kappa_b", kappa_b)):
             if not 0 < kappa < math.inf:
-                raise ValueError(f"{name} must be a positive, finite concentration, got {kappa}: try 10 to 1000")
+                raise ValueError(
+                    f"{name} must be a positive, finite concentration, got {kappa}: try 10 to 1000"
+                )
         if not 0 <= text_weight <= 1:
-            raise ValueError(f"text_weight is the texts' share of the penalty, in [0, 1]; got {text_weight}")
+            raise ValueError(
+                f"text_weight is the texts' share of the penalty, in [0, 1]; got {text_weight}"
+            )
         if penalty == "mine" and (dims is None or len(dims) != 3):
             widths = "(image_features.shape[1], image_pooled.shape[1], text_pooled.shape[1])"
-            raise ValueError(f"the penalty 'mine' needs the widths that critics read: pass dims={widths}")
+            raise ValueError(
+                f"the penalty 'mine' needs the widths that critics read: pass dims={widths}"
+            )
         if penalty == "anchor" and statistic is None:
             fit = "RegularisedCCA.fit(image_pooled, text_pooled, dim=image_features.shape[1])"
             raise ValueError(f"the penalty 'anchor' needs a statistic: pass statistic={fit}")
         self.beta, self.penalty, self.contrastive = _checked_beta(beta), penalty, contrastive
-        self.kappa_e, self.kappa_b, self.text_weight = float(kappa_e), float(kappa_b), float(text_weight)
+        self.kappa_e, self.kappa_b, self.text_weight = (
+            float(kappa_e),
+            float(kappa_b),
+            float(text_weight),
+        )
         self.sample = sample
         self.critics = ResidualCritics(*dims) if penalty == "mine" else None
         self.statistic = statistic if penalty == "anchor" else None
@@ -179,26 +201,31 @@ class CIBRLoss(nn.Module):
             text_pooled: the same for the texts, [n, q].
             image_projected: image embeddings before normalisation, [n, d] (rafa).
             text_projected: the same for the texts, [n, d].
-            teacher_logits: a teacher's cosines of images with texts times its own `logit_scale`, [n, n] (hycd).
+            teacher_logits: a teacher's cosines of images with texts times its own `logit_scale`,
+            [n, n] (hycd).
             generator: random generator of the noise, drawn for all n rows at once (sample, rafa).
 
         Returns:
-            Scalars. `clip_loss`, the contrastive term; `penalty_loss`, beta times the penalty; `loss`, the sum of
-            both. Detached: `penalty_excess`, the penalty minus its floor; in nats `residual_image_nats` and
-            `residual_text_nats`, for the vMF penalties upper bounds at the kappa_b fitted to the batch, for `mine`
-            estimates that are not bounds, for the controls those of `vmf`; and `mi_lower_bound_nats`, log n -
-            clip_loss (clip only), with labels a lower bound if image and text are conditionally independent given
-            the label.
+            Scalars. `clip_loss`, the contrastive term; `penalty_loss`, beta times the penalty;
+            `loss`, the sum of both. Detached: `penalty_excess`, the penalty minus its floor; in
+            nats `residual_image_nats` and `residual_text_nats`, for the vMF penalties upper bounds
+            at the kappa_b fitted to the batch, for `mine` estimates that are not bounds, for the
+            controls those of `vmf`; and `mi_lower_bound_nats`, log n - clip_loss (clip only), with
+            labels a lower bound if image and text are conditionally independent given the label.
 
         Raises:
-            ValueError: as `clip_loss`; features whose norms differ from 1 by more than 0.01; a beta out of its
-                range; `consistency` without labels; missing features or teacher logits.
+            ValueError: as `clip_loss`; features whose norms differ from 1 by more than 0.01; a beta
+                out of its range; `consistency` without labels; missing features or teacher logits.
         """
-        image, text, scale = checked(image_features, text_features, logit_scale, labels, LENGTH_TOLERANCE)
+        image, text, scale = checked(
+            image_features, text_features, logit_scale, labels, LENGTH_TOLERANCE
+        )
         z_image, z_text = self._sampled(image, text, generator)
         beta = _checked_beta(self.beta)
         with torch.autocast(image.device.type, enabled=False):
-            taught = [_checked_logits(teacher_logits, len(image))] if self.contrastive == "hycd" else []
+            taught = (
+                [_checked_logits(teacher_logits, len(image))] if self.contrastive == "hycd" else []
+            )
             clip_loss = CONTRASTIVE[self.contrastive](z_image, z_text, scale, labels, *taught)
             with torch.set_grad_enabled(beta > 0 and torch.is_grad_enabled()):
                 pooled = dict(image_pooled=image_pooled, text_pooled=text_pooled)
@@ -207,10 +234,16 @@ class CIBRLoss(nn.Module):
                     if self.penalty in needed_by:
                         check_rows(self.penalty, len(image), **features)
                 inputs = dict(labels=labels, logit_scale=scale, settings=self, generator=generator)
-                inputs = PenaltyInputs(image, text, z_image, z_text, **pooled, **projected, **inputs)
+                inputs = PenaltyInputs(
+                    image, text, z_image, z_text, **pooled, **projected, **inputs
+                )
                 penalty = PENALTIES[self.penalty](inputs)
         value, *reports = penalty
-        terms = {"clip_loss": clip_loss, "penalty_loss": beta * value, "loss": clip_loss + beta * value}
+        terms = {
+            "clip_loss": clip_loss,
+            "penalty_loss": beta * value,
+            "loss": clip_loss + beta * value,
+        }
         names = "penalty_excess", "residual_image_nats", "residual_text_nats"
         terms |= {name: report.detach() for name, report in zip(names, reports, strict=True)}
         if self.contrastive == "clip":
@@ -242,14 +275,20 @@ class CIBRLoss(nn.Module):
             ValueError: a penalty without critics, or features that `forward` rejects.
         """
         if self.critics is None:
-            raise ValueError(f"the penalty {self.penalty!r} has no critics to train: it is a closed form")
+            raise ValueError(
+                f"the penalty {self.penalty!r} has no critics to train: it is a closed form"
+            )
         features = image_features.detach(), text_features.detach()
         image, text, _ = checked(*features, 1.0, None, LENGTH_TOLERANCE)
         check_rows(self.penalty, len(image), image_pooled=image_pooled, text_pooled=text_pooled)
         z_image, z_text = self._sampled(image, text, generator)
-        return self.critics.loss({"image": z_image, "text": z_text}, {"image": image_pooled, "text": text_pooled})
+        return self.critics.loss(
+            {"image": z_image, "text": z_text}, {"image": image_pooled, "text": text_pooled}
+        )
 
-    def _sampled(self, image: Tensor, text: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def _sampled(
+        self, image: Tensor, text: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
         if not self.sample:
             return image, text
         return sample_vmf(image, self.kappa_e, generator), sample_vmf(text, self.kappa_e, generator)
@@ -264,5 +303,7 @@ def _checked_logits(logits: Tensor | None, n: int) -> Tensor:
 
 def _checked_beta(beta: Number) -> float:
     if not 0 <= beta <= MAX_BETA:
-        raise ValueError(f"beta must be from 0 (plain CLIP) to {MAX_BETA:,.0f}, usually 0.001 to 1; got {beta}")
+        raise ValueError(
+            f"beta must be from 0 (plain CLIP) to {MAX_BETA:,.0f}, usually 0.001 to 1; got {beta}"
+        )
     return beta

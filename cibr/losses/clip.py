@@ -2,8 +2,8 @@
 
     L = -1/(2n) sum_i [ log softmax_j(s <x_i, t_j>)_i + log softmax_j(s <x_j, t_i>)_i ]
 
-Value and gradient are those of the full n x n similarity matrix; where it is large, only blocks of its rows are in
-memory. Source: Radford et al. (2021, arXiv 2103.00020), figure 3.
+Value and gradient are those of the full n x n similarity matrix; where it is large, only blocks of
+its rows are in memory. Source: Radford et al. (2021, arXiv 2103.00020), figure 3.
 """
 
 import math
@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Up to this n, one n x n matrix is kept for the backward pass (16 MiB in float32); above it, blocks of
-# similarities are recomputed, at the cost of one matrix product in four.
+# Up to this n, one n x n matrix is kept for the backward pass (16 MiB in float32); above it, blocks
+# of similarities are recomputed, at the cost of one matrix product in four.
 LARGEST_DIRECT = 2048
 AUTOMATIC_CHUNK = 512
 
@@ -27,7 +27,8 @@ Scalar = Float[Tensor, ""]
 class _SymmetricInfoNCE(torch.autograd.Function):
     """Mean of both cross-entropies, from the full similarity matrix or from blocks of its rows.
 
-    Each block serves both directions: rows are complete, columns keep a running maximum and sum. Maxima and sums
+    Each block serves both directions: rows are complete, columns keep a running maximum and sum.
+    Maxima and sums
     are stored separately because a merged log-sum-exp would lose the digits of a loss near zero.
     """
 
@@ -39,7 +40,9 @@ class _SymmetricInfoNCE(torch.autograd.Function):
             logits = (scale * image) @ text.T
             rows, columns = logits.log_softmax(1), logits.log_softmax(0)
             target = _target(labels, every, logits)
-            value = -(_at_target(rows, target, every) + _at_target(columns, target, every)).mean() / 2
+            value = (
+                -(_at_target(rows, target, every) + _at_target(columns, target, every)).mean() / 2
+            )
             kept = [_minus_targets(rows.exp_().add_(columns.exp_()), target, every)]
         else:
             row_max, row_sum, positive = image.new_empty(3, n)
@@ -78,7 +81,13 @@ class _SymmetricInfoNCE(torch.autograd.Function):
                 grad_text.addmm_(slope.T, image[rows])
         weight = grad * scale / (2 * len(image))
         grad_image, grad_text = grad_image.mul_(weight), grad_text.mul_(weight)
-        return grad_image, grad_text, torch.dot(image.flatten(), grad_image.flatten()) / scale, None, None
+        return (
+            grad_image,
+            grad_text,
+            torch.dot(image.flatten(), grad_image.flatten()) / scale,
+            None,
+            None,
+        )
 
 
 def _blocks(n: int, chunk: int) -> list[slice]:
@@ -86,7 +95,9 @@ def _blocks(n: int, chunk: int) -> list[slice]:
 
 
 def _target(labels: Tensor | None, rows: slice, like: Tensor) -> Tensor | None:
-    """The target distribution of some rows, [rows, n]: 1 / m for each of the m rows with the same label."""
+    """The target distribution of some rows, [rows, n]: 1 / m for each of the m rows with the same
+    label.
+    """
     if labels is None:
         return None  # all mass on the pair itself
     same = (labels[rows, None] == labels).to(like)
@@ -108,22 +119,38 @@ def _minus_targets(slope: Tensor, target: Tensor | None, rows: slice) -> Tensor:
 
 def described(value) -> str:
     """The dtype and shape of a tensor, or the type of anything else, for error messages."""
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    return (
+        f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    )
 
 
 def check_shapes(image: Tensor, text: Tensor, labels: Tensor | None = None) -> None:
-    """Raises ValueError for anything but a batch of at least two pairs [n, d] with fitting labels [n]."""
+    """Raises ValueError for anything but a batch of at least two pairs [n, d] with fitting labels
+    [n].
+    """
     for name, value in (("image_features", image), ("text_features", text)):
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 2:
-            raise ValueError(f"{name} must be a float tensor [n, d], got {described(value)}: use torch.tensor")
+            raise ValueError(
+                f"{name} must be a float tensor [n, d], got {described(value)}: use torch.tensor"
+            )
     if image.shape != text.shape:
         rule = "row i of both is a pair, so project both towers to one width"
-        raise ValueError(f"image_features {list(image.shape)} and text_features {list(text.shape)} differ: {rule}")
+        raise ValueError(
+            f"image_features {list(image.shape)} and text_features {list(text.shape)} differ: {rule}"
+        )
     if len(image) < 2:
-        raise ValueError(f"a contrast needs at least 2 pairs, got {len(image)}: pass drop_last=True to the loader")
-    fitting = isinstance(labels, Tensor) and labels.shape == image.shape[:1] and not labels.is_floating_point()
+        raise ValueError(
+            f"a contrast needs at least 2 pairs, got {len(image)}: pass drop_last=True to the loader"
+        )
+    fitting = (
+        isinstance(labels, Tensor)
+        and labels.shape == image.shape[:1]
+        and not labels.is_floating_point()
+    )
     if labels is not None and not fitting:
-        raise ValueError(f"labels must be an integer tensor [{len(image)}], one a pair, got {described(labels)}")
+        raise ValueError(
+            f"labels must be an integer tensor [{len(image)}], one a pair, got {described(labels)}"
+        )
 
 
 def check_finite(**tensors: Tensor) -> None:
@@ -135,12 +162,16 @@ def check_finite(**tensors: Tensor) -> None:
 
 
 def checked(
-    image: Tensor, text: Tensor, scale: Tensor | Number, labels: Tensor | None, tolerance: float = math.inf
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor | Number,
+    labels: Tensor | None,
+    tolerance: float = math.inf,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Validated features in a common precision, at least float32, and the logit scale as a tensor.
 
-    All values are checked with one device transfer; compiled code asserts them on the device, without
-    synchronising.
+    All values are checked with one device transfer; compiled code asserts them on the device,
+    without synchronising.
 
     Args:
         image: features of the images, [n, d].
@@ -160,28 +191,41 @@ def checked(
     image, text = image.to(dtype), text.to(dtype)
     scale = scale.to(image) if isinstance(scale, Tensor) else image.new_full((), scale)
     if scale.ndim:
-        raise ValueError(f"logit_scale must be one number, got the shape {list(scale.shape)}: squeeze it")
+        raise ValueError(
+            f"logit_scale must be one number, got the shape {list(scale.shape)}: squeeze it"
+        )
     if tolerance < math.inf:
-        off = [(torch.linalg.vector_norm(side.detach(), dim=1) - 1).abs().amax() for side in (image, text)]
+        off = [
+            (torch.linalg.vector_norm(side.detach(), dim=1) - 1).abs().amax()
+            for side in (image, text)
+        ]
     else:
         off = [side.detach().sum().abs() for side in (image, text)]  # finite unless an entry is not
     if torch.compiler.is_compiling():
         in_order = (off[0] < tolerance) & (off[1] < tolerance) & (scale > 0) & (scale < math.inf)
-        torch._assert_async(in_order, "features must be finite (CIBRLoss: unit vectors), logit_scale positive")
+        torch._assert_async(
+            in_order, "features must be finite (CIBRLoss: unit vectors), logit_scale positive"
+        )
         return image, text, scale
     *off, multiplier = torch.stack([*off, scale.detach()]).tolist()
-    for name, side, value in zip(("image_features", "text_features"), (image, text), off, strict=True):
+    for name, side, value in zip(
+        ("image_features", "text_features"), (image, text), off, strict=True
+    ):
         if not value < tolerance:
             check_finite(**{name: side})
             off_by = f"within {tolerance} of length 1, and one is off by {value:.3g}"
-            raise ValueError(f"{name} must be unit vectors, {off_by}: use torch.nn.functional.normalize(x, dim=1)")
+            raise ValueError(
+                f"{name} must be unit vectors, {off_by}: use torch.nn.functional.normalize(x, dim=1)"
+            )
     if not 0 < multiplier < math.inf:
         fix = "pass the multiplier itself, exp() of the logarithm that CLIP learns"
         raise ValueError(f"logit_scale must be positive and finite, got {multiplier}: {fix}")
     return image, text, scale
 
 
-def info_nce(image: Tensor, text: Tensor, scale: Tensor, labels: Tensor | None, chunk_size: int | None = None):
+def info_nce(
+    image: Tensor, text: Tensor, scale: Tensor, labels: Tensor | None, chunk_size: int | None = None
+):
     """`clip_loss` of inputs that `checked` returned, [n, d] each, and labels [n]: nats, a scalar."""
     n = len(image)
     automatic = n if n <= LARGEST_DIRECT else AUTOMATIC_CHUNK
@@ -198,26 +242,28 @@ def clip_loss(
 ) -> Scalar:
     """Symmetric InfoNCE: the mean of image-to-text and text-to-image cross-entropy.
 
-    Source: Radford et al. (2021, arXiv 2103.00020), figure 3; labels as in supervised contrastive learning (Khosla
-    et al. 2020, arXiv 2004.11362, L_out). Value and gradient are exact for every chunk_size; double backward is
-    not supported. Under autocast, and for half-precision features, everything is computed in float32.
-    `torch.compile(clip_loss, fullgraph=True)` works.
+    Source: Radford et al. (2021, arXiv 2103.00020), figure 3; labels as in supervised contrastive
+    learning (Khosla et al. 2020, arXiv 2004.11362, L_out). Value and gradient are exact for every
+    chunk_size; double backward is not supported. Under autocast, and for half-precision features,
+    everything is computed in float32. `torch.compile(clip_loss, fullgraph=True)` works.
 
     Args:
-        image_features: unit vectors, [n, d]; other norms change the temperature of their row and are not rejected.
+        image_features: unit vectors, [n, d]; other norms change the temperature of their row and
+        are not rejected.
         text_features: unit vectors, [n, d]; row i belongs to image i.
         logit_scale: multiplier of the cosines, 1 / temperature, not its logarithm.
-        labels: the m pairs with one label are positives of each other and share the target mass, 1 / m each, [n];
-            None when all differ.
-        chunk_size: rows of the similarity matrix in memory at a time; None keeps all of them up to n = 2,048 and
-            takes 512 above.
+        labels: the m pairs with one label are positives of each other and share the target mass, 1
+            / m each, [n]; None when all differ.
+        chunk_size: rows of the similarity matrix in memory at a time; None keeps all of them up to
+            n = 2,048 and takes 512 above.
 
     Returns:
         Nats, a scalar in the precision of the features, float32 at least.
 
     Raises:
-        ValueError: fewer than two pairs, shapes that differ, entries that are not finite, a logit_scale that is
-            not positive, or chunk_size < 1. Compiled code raises RuntimeError for bad values.
+        ValueError: fewer than two pairs, shapes that differ, entries that are not finite, a
+            logit_scale that is not positive, or chunk_size < 1. Compiled code raises RuntimeError
+            for bad values.
 
     Examples:
         >>> features = torch.eye(4)  # four pairs, orthogonal to each other
@@ -225,5 +271,9 @@ def clip_loss(
         0.000136
     """
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}: pass None to have it chosen")
-    return info_nce(*checked(image_features, text_features, logit_scale, labels), labels, chunk_size)
+        raise ValueError(
+            f"chunk_size must be at least 1, got {chunk_size}: pass None to have it chosen"
+        )
+    return info_nce(
+        *checked(image_features, text_features, logit_scale, labels), labels, chunk_size
+    )

@@ -1,11 +1,12 @@
 """MINE, the paper's estimator: residual information from critics trained alongside the encoders.
 
-Given x_v, z_v is independent of x_t, so I(Z_v;X_v|X_t) = I(Z_v;X_v) - I(Z_v;X_t). Here X is the tower's pooled
-features, before the projection head, and each term is a Donsker-Varadhan estimate with its own critic. A
-difference of lower bounds is not a bound. The critics have their own optimiser, which minimises
-`ResidualCritics.loss`; the encoders see them frozen.
+Given x_v, z_v is independent of x_t, so I(Z_v;X_v|X_t) = I(Z_v;X_v) - I(Z_v;X_t). Here X is the
+tower's pooled features, before the projection head, and each term is a Donsker-Varadhan estimate
+with its own critic. A difference of lower bounds is not a bound. The critics have their own
+optimiser, which minimises `ResidualCritics.loss`; the encoders see them frozen.
 
-Source: Belghazi et al. (2018, arXiv 1801.04062) for MINE, Ji et al. (2025, arXiv 2503.24182) for its use.
+Source: Belghazi et al. (2018, arXiv 1801.04062) for MINE, Ji et al. (2025, arXiv 2503.24182) for
+its use.
 """
 
 import math
@@ -33,10 +34,12 @@ def log_mean_exp(values: Float[Tensor, " m"]) -> Scalar:
 
 
 def mine_nats(scores: Float[Tensor, "n n"], log_average: Scalar) -> Scalar:
-    """Donsker-Varadhan estimate E_P[T] - log E_Q[e^T], its gradient corrected by a moving average of E_Q[e^T].
+    """Donsker-Varadhan estimate E_P[T] - log E_Q[e^T], its gradient corrected by a moving average
+    of E_Q[e^T].
 
-    The gradient of log E_Q[e^T] divides by a batch mean and is biased; MINE divides by an average over steps. The
-    mean over Q is taken over all mismatched pairs of the batch, not over one permutation.
+    The gradient of log E_Q[e^T] divides by a batch mean and is biased; MINE divides by an average
+    over steps. The mean over Q is taken over all mismatched pairs of the batch, not over one
+    permutation.
 
     Source: Belghazi et al. (2018, arXiv 1801.04062), section 3.2, eq. 12.
 
@@ -45,7 +48,8 @@ def mine_nats(scores: Float[Tensor, "n n"], log_average: Scalar) -> Scalar:
         log_average: log of the moving average of E_Q[e^T], see `MovingAverage`.
 
     Returns:
-        Nats, a scalar; a lower bound as n grows, an estimate that may exceed the information at small n.
+        Nats, a scalar; a lower bound as n grows, an estimate that may exceed the information at
+        small n.
     """
     joint, marginal = scores.diagonal().mean(), log_mean_exp(mismatches(scores))
     corrected = joint - torch.exp(marginal - log_average.detach())
@@ -55,7 +59,8 @@ def mine_nats(scores: Float[Tensor, "n n"], log_average: Scalar) -> Scalar:
 class SeparableCritic(nn.Module):
     """Critic T(x, y) = <f(x), g(y)>: n^2 scores from 2n network evaluations.
 
-    Source: the separable critic of Poole et al. (2019, arXiv 1905.06922), section 4; also the form of CLIP.
+    Source: the separable critic of Poole et al. (2019, arXiv 1905.06922), section 4; also the form
+    of CLIP.
 
     Args:
         dim_x: width of x.
@@ -107,7 +112,8 @@ class MovingAverage(nn.Module):
 class ResidualCritics(nn.Module):
     """Four MINE critics: each modality's embeddings with each tower's pooled features.
 
-    They are separable: all n^2 pairs of the batch are scored, and the mismatched ones are the samples of the
+    They are separable: all n^2 pairs of the batch are scored, and the mismatched ones are the
+    samples of the
     product of the marginals.
 
     Args:
@@ -120,11 +126,15 @@ class ResidualCritics(nn.Module):
         super().__init__()
         self.dim = dim
         widths = {"image": dim_image_pooled, "text": dim_text_pooled}
-        critics = {f"{z}_{x}": SeparableCritic(dim, widths[x], DIM_HIDDEN) for z in widths for x in widths}
+        critics = {
+            f"{z}_{x}": SeparableCritic(dim, widths[x], DIM_HIDDEN) for z in widths for x in widths
+        }
         self.critics = nn.ModuleDict(critics)
         self.averages = nn.ModuleDict({name: MovingAverage() for name in self.critics})
 
-    def forward(self, z: dict[str, Features], pooled: dict[str, Tensor | None]) -> dict[str, Scalar]:
+    def forward(
+        self, z: dict[str, Features], pooled: dict[str, Tensor | None]
+    ) -> dict[str, Scalar]:
         """Estimates of the residual information of each modality, in nats; they may be negative.
 
         Args:
@@ -132,27 +142,44 @@ class ResidualCritics(nn.Module):
             pooled: pooled features of `image` and `text`, [n, p] and [n, q].
         """
         nats = self._nats(z, pooled, update=False)
-        return {a: nats[f"{a}_{a}"] - nats[f"{a}_{b}"] for a, b in (("image", "text"), ("text", "image"))}
+        return {
+            a: nats[f"{a}_{a}"] - nats[f"{a}_{b}"]
+            for a, b in (("image", "text"), ("text", "image"))
+        }
 
     def loss(self, z: dict[str, Features], pooled: dict[str, Tensor | None]) -> Scalar:
-        """Minus the sum of the four estimates, in nats, with fixed embeddings; updates the moving averages.
+        """Minus the sum of the four estimates, in nats, with fixed embeddings; updates the moving
+        averages.
 
         Args:
             z: embeddings of `image` and `text`, [n, d] each.
             pooled: pooled features of `image` and `text`, [n, p] and [n, q].
         """
-        return -sum(self._nats({side: value.detach() for side, value in z.items()}, pooled, update=True).values())
+        return -sum(
+            self._nats(
+                {side: value.detach() for side, value in z.items()}, pooled, update=True
+            ).values()
+        )
 
-    def _nats(self, z: dict[str, Tensor], pooled: dict[str, Tensor | None], update: bool) -> dict[str, Tensor]:
-        """The four estimates, on inputs of about unit variance, without a gradient to the pooled features."""
+    def _nats(
+        self, z: dict[str, Tensor], pooled: dict[str, Tensor | None], update: bool
+    ) -> dict[str, Tensor]:
+        """The four estimates, on inputs of about unit variance, without a gradient to the pooled
+        features.
+        """
         dtype = next(iter(self.critics.values())).f[0].weight.dtype
         nats = {}
         for a, embedding in z.items():
             for b, value in pooled.items():
                 name, x = f"{a}_{b}", F.layer_norm(value.detach().to(dtype), value.shape[1:])
-                scores, average = self.critics[name](embedding.to(dtype) * self.dim**0.5, x), self.averages[name]
+                scores, average = (
+                    self.critics[name](embedding.to(dtype) * self.dim**0.5, x),
+                    self.averages[name],
+                )
                 check_finite(**{f"the scores of the critic {name}": scores})
-                nats[name] = mine_nats(scores, average.update(scores) if update else average.read(scores))
+                nats[name] = mine_nats(
+                    scores, average.update(scores) if update else average.read(scores)
+                )
         return nats
 
 
@@ -169,7 +196,11 @@ def check_rows(penalty: str, n: int, **features: Tensor | None) -> None:
     """
     for name, value in features.items():
         if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != n:
-            what = "the input of the head" if "pooled" in name else "the output of the head before normalisation"
+            what = (
+                "the input of the head"
+                if "pooled" in name
+                else "the output of the head before normalisation"
+            )
             rule = f"{name} must be [{n}, p] for the penalty {penalty!r}, got {described(value)}"
             raise ValueError(f"{rule}: pass {what}, one row a pair")
     check_finite(**features)

@@ -1,14 +1,15 @@
 """Von Mises-Fisher distributions on the unit sphere, and bounds on information with them.
 
 The density of vMF(mu, k) on the sphere in d dimensions is C_d(k) exp(k <mu, z>), its mean cosine is
-A_d(k) = I_{d/2}(k) / I_{d/2-1}(k). With e(z|x_v) = vMF(mu_v, k_e) and b(z|x_t) = vMF(mu_t, k_b) the bound
-E[log e(z|x_v) - log b(z|x_t)] on I(Z_v; X_v | X_t) has a closed form (`vmf_residual_nats`). Values are float64 for
-any input: the terms reach 1e5 and cancel, and I_v itself under- and overflows for orders up to thousands and
-arguments up to 1e5. Only samples have the dtype of their mean directions.
+A_d(k) = I_{d/2}(k) / I_{d/2-1}(k). With e(z|x_v) = vMF(mu_v, k_e) and b(z|x_t) = vMF(mu_t, k_b) the
+bound E[log e(z|x_v) - log b(z|x_t)] on I(Z_v; X_v | X_t) has a closed form (`vmf_residual_nats`).
+Values are float64 for any input: the terms reach 1e5 and cancel, and I_v itself under- and
+overflows for orders up to thousands and arguments up to 1e5. Only samples have the dtype of their
+mean directions.
 
-Source: Mardia & Jupp, Directional Statistics (2000), section 9.3; Lee et al. (2021, arXiv 2109.12909) for the use
-as encoders; DLMF 10.41 (uniform expansion in the order, due to Debye) and 10.29 (recurrence) for the Bessel
-functions.
+Source: Mardia & Jupp, Directional Statistics (2000), section 9.3; Lee et al. (2021, arXiv
+2109.12909) for the use as encoders; DLMF 10.41 (uniform expansion in the order, due to Debye) and
+10.29 (recurrence) for the Bessel functions.
 """
 
 import math
@@ -19,8 +20,8 @@ from numpy.polynomial import Polynomial
 from torch import Tensor
 from torch.nn import functional as F
 
-# Debye's expansion is used only at orders of at least 50, where nine terms leave an error below 1e-14; lower
-# orders are reached by the stable downward recurrence.
+# Debye's expansion is used only at orders of at least 50, where nine terms leave an error below
+# 1e-14; lower orders are reached by the stable downward recurrence.
 N_TERMS = 9
 LOWEST_DEBYE_ORDER = 50
 NEWTON_STEPS = 5
@@ -49,7 +50,8 @@ _DEBYE = _debye_polynomials()
 
 
 def _bessel(order: float, x: Tensor) -> tuple[Tensor, Tensor]:
-    """log(I_v(x) / x^v) and I_{v+1}(x) / I_v(x), both regular at x = 0, with relative errors of about 1e-14.
+    """log(I_v(x) / x^v) and I_{v+1}(x) / I_v(x), both regular at x = 0, with relative errors of
+    about 1e-14.
 
     Starts from Debye's expansion at a high order w (t = w / s, s = sqrt(w^2 + x^2)):
         log(I_w / x^w) = s - w log(w + s) - log(2 pi s) / 2 + log sum_k U_k(t) / w^k
@@ -79,7 +81,9 @@ def _check(value: Values, name: str, dim: int) -> Float64s:
         raise ValueError(f"dim must be at least 2, got {dim}: pass the width of the embedding")
     value = torch.as_tensor(value, dtype=torch.float64)
     if not ((value >= 0) & (value < math.inf)).all():
-        raise ValueError(f"{name} must be finite and not negative, got {value.min()} to {value.max()}")
+        raise ValueError(
+            f"{name} must be finite and not negative, got {value.min()} to {value.max()}"
+        )
     return value
 
 
@@ -126,7 +130,8 @@ def _log_normalizer(kappa: Tensor, dim: int) -> Tensor:
 def vmf_fit_kappa(mean_cosine: Values, dim: int) -> Float64s:
     """Maximum-likelihood concentration for a given mean cosine: the inverse of A_d.
 
-    Source: the initial value of Banerjee et al. (2005, JMLR 6), then Newton's method (Sra 2012) to convergence.
+    Source: the initial value of Banerjee et al. (2005, JMLR 6), then Newton's method (Sra 2012) to
+    convergence.
 
     Args:
         mean_cosine: below 1, any shape; at or below 0 the fit is uniform. Not differentiated.
@@ -141,7 +146,9 @@ def vmf_fit_kappa(mean_cosine: Values, dim: int) -> Float64s:
     _check(0.0, "kappa", dim)
     mean_cosine = torch.as_tensor(mean_cosine, dtype=torch.float64).detach()
     if not (mean_cosine < 1).all():
-        raise ValueError(f"mean_cosine must be below 1, got {mean_cosine.max()}: average unit vectors")
+        raise ValueError(
+            f"mean_cosine must be below 1, got {mean_cosine.max()}: average unit vectors"
+        )
     return _fit_kappa(mean_cosine, dim)
 
 
@@ -157,7 +164,9 @@ def _fit_kappa(mean_cosine: Tensor, dim: int) -> Tensor:
 
 
 def fitted_log_likelihood(mean_cosine: Float64s, dim: int) -> Float64s:
-    """Mean log density, in nats, of a vMF with the fitted concentration; `mean_cosine` < 1 is not checked."""
+    """Mean log density, in nats, of a vMF with the fitted concentration; `mean_cosine` < 1 is not
+    checked.
+    """
     kappa = _fit_kappa(mean_cosine, dim)
     return _log_normalizer(kappa, dim) + kappa * mean_cosine
 
@@ -168,26 +177,30 @@ def vmf_residual_nats(cosine: Values, kappa_e: Values, kappa_b: Values, dim: int
     The divergence KL(vMF(mu_v, k_e) || vMF(mu_t, k_b)) in closed form:
     log C_d(k_e) / C_d(k_b) + k_e A_d(k_e) - k_b A_d(k_e) <mu_v, mu_t>.
 
-    Source: Fischer (2020, arXiv 2002.05379) for the bound, Lee et al. (2021, arXiv 2109.12909) for its vMF form;
-    they estimate it by sampling, here the expectation over z is exact. Its mean over pairs bounds the information.
+    Source: Fischer (2020, arXiv 2002.05379) for the bound, Lee et al. (2021, arXiv 2109.12909) for
+    its vMF form; they estimate it by sampling, here the expectation over z is exact. Its mean over
+    pairs bounds the information.
 
     Args:
         cosine: <mu_v, mu_t> of unit vectors, any shape.
         kappa_e: concentration of the encoder e(z|x_v).
-        kappa_b: concentration of the backward encoder b(z|x_t). Unless it is fitted, most of the value is a
-            mismatch of concentrations.
+        kappa_b: concentration of the backward encoder b(z|x_t). Unless it is fitted, most of the
+            value is a mismatch of concentrations.
         dim: d, the width of the embedding.
 
     Returns:
-        Nats, the common shape of the three, float64; negative only by rounding, such as of a cosine to above 1.
+        Nats, the common shape of the three, float64; negative only by rounding, such as of a cosine
+        to above 1.
 
     Raises:
-        ValueError: a concentration is negative or not finite, dim < 2, or a cosine is NaN or outside [-1, 1] by
-            more than rounding.
+        ValueError: a concentration is negative or not finite, dim < 2, or a cosine is NaN or
+            outside [-1, 1] by more than rounding.
     """
     cosine = torch.as_tensor(cosine, dtype=torch.float64)
     if not (cosine.abs() <= 1 + 1e-3).all():
-        raise ValueError(f"cosine must lie in [-1, 1], got {cosine.abs().max()}: pass products of unit vectors")
+        raise ValueError(
+            f"cosine must lie in [-1, 1], got {cosine.abs().max()}: pass products of unit vectors"
+        )
     kappa_e, kappa_b = _check(kappa_e, "kappa_e", dim), _check(kappa_b, "kappa_b", dim)
     log_ratio = _log_normalizer(kappa_e, dim) - _log_normalizer(kappa_b, dim)
     mean_cosine = vmf_mean_cosine(kappa_e, dim)
@@ -214,8 +227,9 @@ def vmf_floor_nats(kappa_e: Values, kappa_b: Values, dim: int) -> Float64s:
 def _sample_cosine_gap(kappa: Tensor, dim: int, generator: torch.Generator | None) -> Tensor:
     """1 - <mu, z> for z ~ vMF(mu, kappa), [n], by Wood's rejection sampling, all rows at once.
 
-    Wood's Beta variable is (1 + c) / 2 with c one coordinate of a uniform unit vector, drawn from two uniform
-    numbers (Ulrich 1984). Gaps instead of cosines keep their digits at high concentrations.
+    Wood's Beta variable is (1 + c) / 2 with c one coordinate of a uniform unit vector, drawn from
+    two uniform numbers (Ulrich 1984). Gaps instead of cosines keep their digits at high
+    concentrations.
     """
     n, device = len(kappa), kappa.device
     b = (dim - 1) / (2 * kappa + torch.sqrt(4 * kappa**2 + (dim - 1) ** 2))
@@ -241,7 +255,8 @@ def sample_vmf(
 
     z = w mu + sqrt(1 - w^2) v, with v uniform among the unit vectors orthogonal to mu.
 
-    Source: Wood (1994), Simulation of the von Mises-Fisher distribution. The noise is drawn in one precision and
+    Source: Wood (1994), Simulation of the von Mises-Fisher distribution. The noise is drawn in one
+    precision and
     for all rows at once: a generator gives the same noise for every dtype of the directions.
 
     Args:

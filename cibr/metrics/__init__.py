@@ -1,7 +1,8 @@
-"""Metrics of paired embeddings: retrieval, zero-shot classification, geometry, and bootstrap intervals.
+"""Metrics of paired embeddings: retrieval, zero-shot classification, geometry, and bootstrap
+intervals.
 
-All are functions of tensors. Ties count against the model, and embeddings that are zero or not finite are
-rejected, so a broken model never scores well.
+All are functions of tensors. Ties count against the model, and embeddings that are zero or not
+finite are rejected, so a broken model never scores well.
 """
 
 from cibr.metrics.geometry import alignment, linear_cka, modality_gap, mutual_knn, uniformity
@@ -15,7 +16,13 @@ from cibr.metrics.retrieval import (
     retrieval_ranks,
     retrieval_recalls,
 )
-from cibr.metrics.zeroshot import accuracy_parts, class_embeddings, class_ranks, predictions, zeroshot_accuracy
+from cibr.metrics.zeroshot import (
+    accuracy_parts,
+    class_embeddings,
+    class_ranks,
+    predictions,
+    zeroshot_accuracy,
+)
 
 __all__ = [
     "QueryScores",

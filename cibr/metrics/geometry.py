@@ -1,4 +1,5 @@
-"""Geometry of paired embeddings: alignment, uniformity, modality gap, linear CKA and mutual nearest neighbours.
+"""Geometry of paired embeddings: alignment, uniformity, modality gap, linear CKA and mutual nearest
+neighbours.
 
 All but `linear_cka` take unit vectors.
 """
@@ -14,7 +15,9 @@ from cibr.metrics.retrieval import check_embeddings, similarity_tiles
 UNIT_TOLERANCE = 1e-2  # bfloat16 has three digits
 
 
-def alignment(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n d"]) -> float:
+def alignment(
+    image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n d"]
+) -> float:
     """Mean squared distance between pairs: 2 - 2 times the mean cosine, 0 if all pairs coincide.
 
     Source: Wang and Isola (2020, arXiv 2005.10242), section 4.1, with exponent 2.
@@ -50,7 +53,9 @@ def uniformity(embeddings: Float[Tensor, "n d"]) -> float:
     """
     _check_unit(embeddings=embeddings)
     if len(embeddings) < 2:
-        raise ValueError("embeddings has one row: give two embeddings at least, their distances are measured")
+        raise ValueError(
+            "embeddings has one row: give two embeddings at least, their distances are measured"
+        )
     total, n = 0.0, len(embeddings)
     for rows, tile in similarity_tiles(embeddings, embeddings):
         potential = torch.exp(4 * (tile - 1)).double()
@@ -58,7 +63,9 @@ def uniformity(embeddings: Float[Tensor, "n d"]) -> float:
     return math.log(total / (n * (n - 1)))
 
 
-def modality_gap(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "m d"]) -> float:
+def modality_gap(
+    image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "m d"]
+) -> float:
     """Distance between the mean image embedding and the mean text embedding.
 
     Source: Liang et al. (2022, arXiv 2203.02053), section 4.2.
@@ -77,8 +84,11 @@ def modality_gap(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[
     return (image_embeddings.double().mean(0) - text_embeddings.double().mean(0)).norm().item()
 
 
-def linear_cka(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n d"]) -> float:
-    """Centred kernel alignment with linear kernels: 1 if the sides differ by a rotation and a scaling.
+def linear_cka(
+    image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n d"]
+) -> float:
+    """Centred kernel alignment with linear kernels: 1 if the sides differ by a rotation and a
+    scaling.
 
     Source: Kornblith et al. (2019, arXiv 1905.00414), section 3.
 
@@ -90,7 +100,8 @@ def linear_cka(image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Te
         A value in [0, 1].
 
     Raises:
-        ValueError: different numbers of rows, rows that are zero or not finite, a side whose rows are all equal.
+        ValueError: different numbers of rows, rows that are zero or not finite, a side whose rows
+            are all equal.
     """
     _check_pairs(image_embeddings, text_embeddings)
     check_embeddings(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
@@ -104,7 +115,8 @@ def mutual_knn(
 ) -> float:
     """Mean overlap of a pair's k nearest neighbours among the images and among the texts.
 
-    Source: Huh et al. (2024, arXiv 2405.07987), section 2. Ties for the k-th place are broken arbitrarily.
+    Source: Huh et al. (2024, arXiv 2405.07987), section 2. Ties for the k-th place are broken
+    arbitrarily.
 
     Args:
         image_embeddings: unit vectors [n, d].
@@ -115,12 +127,14 @@ def mutual_knn(
         A share in [0, 1]; about k / (n - 1) for unrelated sides.
 
     Raises:
-        ValueError: different numbers of rows, a k out of range, rows that are not finite or not of unit length, a
-            side whose rows are all equal.
+        ValueError: different numbers of rows, a k out of range, rows that are not finite or not of
+            unit length, a side whose rows are all equal.
     """
     _check_pairs(image_embeddings, text_embeddings)
     if not 1 <= k < len(image_embeddings):
-        raise ValueError(f"k={k} does not fit {len(image_embeddings)} pairs: k is between 1 and n - 1")
+        raise ValueError(
+            f"k={k} does not fit {len(image_embeddings)} pairs: k is between 1 and n - 1"
+        )
     _check_unit(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
     _check_spread(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
     near_images, near_texts = (_neighbours(side, k) for side in (image_embeddings, text_embeddings))
@@ -139,7 +153,9 @@ def _neighbours(embeddings: Tensor, k: int) -> Tensor:
 
 def _check_pairs(images: Tensor, texts: Tensor) -> None:
     if len(images) != len(texts):
-        raise ValueError(f"{len(images)} images and {len(texts)} texts are no pairs: give one text an image")
+        raise ValueError(
+            f"{len(images)} images and {len(texts)} texts are no pairs: give one text an image"
+        )
 
 
 def _check_unit(**embeddings: Tensor) -> None:
@@ -147,10 +163,14 @@ def _check_unit(**embeddings: Tensor) -> None:
     for name, side in embeddings.items():
         away = (side.float().norm(dim=1) - 1).abs().max().item()
         if away > UNIT_TOLERANCE:
-            raise ValueError(f"{name} has norms up to {away:.3g} away from 1: normalise the rows to unit length")
+            raise ValueError(
+                f"{name} has norms up to {away:.3g} away from 1: normalise the rows to unit length"
+            )
 
 
 def _check_spread(**embeddings: Tensor) -> None:
     for name, side in embeddings.items():
         if (side - side[0]).abs().max() <= 1e-6 * side[0].abs().max():
-            raise ValueError(f"all rows of {name} are equal: a collapsed side has no neighbours and no shape")
+            raise ValueError(
+                f"all rows of {name} are equal: a collapsed side has no neighbours and no shape"
+            )

@@ -1,9 +1,11 @@
-"""Bootstrap intervals of scores over items, clusters of items and training seeds, vectorised over resamples.
+"""Bootstrap intervals of scores over items, clusters of items and training seeds, vectorised over
+resamples.
 
-A resample is a row of weights, how often each cluster was drawn, and a mean is weights times sums. Intervals are
-percentile intervals. They measure how much a score varies with the sample of test items (and training seeds);
-where all items agree, as in 0 of n hits, they have zero width. `scipy.stats.bootstrap` resamples neither clusters
-for a median nor seeds and items jointly, and keeps every resample in memory.
+A resample is a row of weights, how often each cluster was drawn, and a mean is weights times sums.
+Intervals are percentile intervals. They measure how much a score varies with the sample of test
+items (and training seeds); where all items agree, as in 0 of n hits, they have zero width.
+`scipy.stats.bootstrap` resamples neither clusters for a median nor seeds and items jointly, and
+keeps every resample in memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,11 +29,13 @@ def bootstrap_interval(
 ) -> tuple[float, float, float]:
     """A mean or median over items with its 95 % bootstrap interval.
 
-    Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13; clusters are resampled.
+    Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13; clusters are
+    resampled.
 
     Args:
         values: one number per item [n], such as a hit (0 or 1), a rank or an average precision.
-        clusters: the cluster of each item [n], such as a text's image, whose items are drawn together.
+        clusters: the cluster of each item [n], such as a text's image, whose items are drawn
+        together.
         seed: of the resampling.
         statistic: `np.mean` or `np.median`.
 
@@ -42,7 +46,9 @@ def bootstrap_interval(
         ValueError: values that are not finite, fewer than two clusters, another statistic.
     """
     if statistic not in (np.mean, np.median):
-        raise ValueError(f"statistic is {statistic}: give np.mean or np.median, which weights are known for")
+        raise ValueError(
+            f"statistic is {statistic}: give np.mean or np.median, which weights are known for"
+        )
     values = _finite(values, "values")
     clusters = _cluster_indices(clusters, len(values))
     weights = _weights(int(clusters.max()) + 1, np.random.default_rng(seed))
@@ -62,29 +68,38 @@ def paired_difference(
     weights: Sequence[float] | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Paired difference of models b and a on the same items, averaged over data sets and training seeds.
+    """Paired difference of models b and a on the same items, averaged over data sets and training
+    seeds.
 
-    A resample draws seeds, jointly for all data sets, and items within each set; with one seed it is the paired
-    bootstrap over items. With s seeds an interval is too narrow, by up to 1 / 2s of its width.
+    A resample draws seeds, jointly for all data sets, and items within each set; with one seed it
+    is the paired bootstrap over items. With s seeds an interval is too narrow, by up to 1 / 2s of
+    its width.
 
     Args:
         a: for each data set, model a's value of every item under every seed [s, n_k].
         b: the same for model b, with the same seeds and items in the same order.
-        weights: of the data sets' means, equal by default; the four styles of PACS share the weight of one set.
-            Only their ratios matter.
+        weights: of the data sets' means, equal by default; the four styles of PACS share the weight
+            of one set. Only their ratios matter.
         seed: of the resampling.
 
     Returns:
-        `mean` of b - a over data sets, seeds and items, and the ends of its 95 % interval, `low` and `high`.
+        `mean` of b - a over data sets, seeds and items, and the ends of its 95 % interval, `low`
+        and `high`.
 
     Raises:
-        ValueError: lists or shapes that do not fit, values that are not finite, weights that are negative or
-            all zero.
+        ValueError: lists or shapes that do not fit, values that are not finite, weights that are
+            negative or all zero.
     """
     differences = _differences(a, b)
     shares = np.ones(len(differences)) if weights is None else np.asarray(weights, dtype=float)
-    if shares.shape != (len(differences),) or not (shares >= 0).all() or not 0 < shares.sum() < np.inf:
-        raise ValueError(f"weights {weights} for {len(differences)} data sets: give each one, none below zero")
+    if (
+        shares.shape != (len(differences),)
+        or not (shares >= 0).all()
+        or not 0 < shares.sum() < np.inf
+    ):
+        raise ValueError(
+            f"weights {weights} for {len(differences)} data sets: give each one, none below zero"
+        )
     rng = np.random.default_rng(seed)
     drawn_seeds = np.concatenate(list(_weights(len(differences[0]), rng)))
     mean, resampled = 0.0, np.zeros(N_RESAMPLES)
@@ -105,7 +120,9 @@ def _weights(n: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
 
 
 def _drawn_sums(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Sums of n drawn items [r, s]; if items have few distinct values, as hits do, only their counts are drawn."""
+    """Sums of n drawn items [r, s]; if items have few distinct values, as hits do, only their
+    counts are drawn.
+    """
     n = values.shape[1]
     distinct, counts = np.unique(values, axis=1, return_counts=True)
     if 8 * len(counts) > n:
@@ -138,9 +155,15 @@ def _differences(a: Sequence, b: Sequence) -> list[np.ndarray]:
 
 def _cluster_indices(clusters, n: int) -> np.ndarray:
     """Clusters numbered from 0; by default each item is its own."""
-    indices = np.arange(n) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    indices = (
+        np.arange(n)
+        if clusters is None
+        else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    )
     if len(indices) != n or n < 2 or indices.max() < 1:
-        found = f"{n} items with {len(indices)} cluster labels in {len(np.unique(indices))} clusters"
+        found = (
+            f"{n} items with {len(indices)} cluster labels in {len(np.unique(indices))} clusters"
+        )
         raise ValueError(f"{found}: give one label an item, and two clusters at least")
     return indices
 
@@ -148,5 +171,7 @@ def _cluster_indices(clusters, n: int) -> np.ndarray:
 def _finite(values, name: str) -> np.ndarray:
     values = np.asarray(values).astype(float)
     if not values.size or not np.isfinite(values).all():
-        raise ValueError(f"{name} is empty or has values that are not finite: give one number an item")
+        raise ValueError(
+            f"{name} is empty or has values that are not finite: give one number an item"
+        )
     return values

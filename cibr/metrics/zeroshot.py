@@ -1,7 +1,7 @@
 """Zero-shot classification by the nearest class embedding, the mean of a class's prompt embeddings.
 
-As in retrieval, an image's rank is the number of incorrect classes at least as similar as its own, so ties count
-against the model and collapsed embeddings score 0.
+As in retrieval, an image's rank is the number of incorrect classes at least as similar as its own,
+so ties count against the model and collapsed embeddings score 0.
 """
 
 import numpy as np
@@ -10,7 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from cibr.metrics.retrieval import check_embeddings, check_one_each, count_reaching, similarity_tiles
+from cibr.metrics.retrieval import (
+    check_embeddings,
+    check_one_each,
+    count_reaching,
+    similarity_tiles,
+)
 
 Images = Float[Tensor, "n d"]
 Classes = Float[Tensor, "c d"]
@@ -19,7 +24,8 @@ Classes = Float[Tensor, "c d"]
 def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor, "c d"]:
     """Class embeddings: the mean of the unit vectors of a class's prompts, renormalised.
 
-    Source: Radford et al. (2021, arXiv 2103.00020), section 3.1.4, ensembling over the embedding space.
+    Source: Radford et al. (2021, arXiv 2103.00020), section 3.1.4, ensembling over the embedding
+    space.
 
     Args:
         prompt_embeddings: embeddings [c, t, d] of c classes in t templates, of any norm.
@@ -28,17 +34,22 @@ def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor,
         Unit vectors [c, d], float32.
 
     Raises:
-        ValueError: no class or template, a prompt that is zero or not finite, a class whose prompts cancel.
+        ValueError: no class or template, a prompt that is zero or not finite, a class whose prompts
+            cancel.
     """
     if prompt_embeddings.ndim != 3 or not prompt_embeddings.numel():
         shape = tuple(prompt_embeddings.shape)
-        raise ValueError(f"prompt_embeddings {shape} must be [classes, templates, d], one of each at least")
+        raise ValueError(
+            f"prompt_embeddings {shape} must be [classes, templates, d], one of each at least"
+        )
     check_embeddings(prompt_embeddings=prompt_embeddings.flatten(0, 1))
     means = F.normalize(prompt_embeddings.float(), dim=2).mean(1)
     # a sum that cancels leaves about 1e-8 in float32
     cancelled = (means.norm(dim=1) < 1e-6).nonzero().flatten().tolist()
     if cancelled:
-        raise ValueError(f"the prompts of class {cancelled[0]} cancel: their mean is zero and has no direction")
+        raise ValueError(
+            f"the prompts of class {cancelled[0]} cancel: their mean is zero and has no direction"
+        )
     return F.normalize(means, dim=1)
 
 
@@ -56,7 +67,8 @@ def class_ranks(
         Ranks [n], from 0.
 
     Raises:
-        ValueError: shapes that do not fit, embeddings that are zero or not finite, a label outside the classes.
+        ValueError: shapes that do not fit, embeddings that are zero or not finite, a label outside
+            the classes.
     """
     check_embeddings(image_embeddings=image_embeddings, class_embeddings=class_embeddings)
     check_one_each(labels, image_embeddings, "labels")
@@ -102,8 +114,8 @@ def zeroshot_accuracy(
         labels: the class of each image [n], in 0..c-1.
 
     Returns:
-        `accuracy@1`, `accuracy@5` if there are at least five classes, and `mean_per_class_accuracy`, over the
-        classes that occur among the labels. All in [0, 1].
+        `accuracy@1`, `accuracy@5` if there are at least five classes, and
+        `mean_per_class_accuracy`, over the classes that occur among the labels. All in [0, 1].
 
     Raises:
         ValueError: as `class_ranks`.
@@ -124,7 +136,8 @@ def accuracy_parts(
         n_classes: number of classes to choose from.
 
     Returns:
-        By metric, the weight and the hits (0 or 1) of each mean: one over all images, or one per class.
+        By metric, the weight and the hits (0 or 1) of each mean: one over all images, or one per
+        class.
     """
     ranks, labels = ranks.cpu().numpy(), labels.cpu().numpy()
     found = {f"accuracy@{k}": [(1.0, (ranks < k).astype(float))] for k in (1, 5) if k <= n_classes}

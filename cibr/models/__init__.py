@@ -1,4 +1,6 @@
-"""Dual encoders: `DualEncoder`, tiny, over frozen towers or from transformers, and its inputs (`features`)."""
+"""Dual encoders: `DualEncoder`, tiny, over frozen towers or from transformers, and its inputs
+(`features`).
+"""
 
 from cibr.models.dual_encoder import DualEncoder, Encoded
 from cibr.models.towers import MODELS, model_kind

@@ -1,7 +1,9 @@
-"""`DualEncoder`: images and texts as unit vectors; from scratch, over frozen towers or from transformers.
+"""`DualEncoder`: images and texts as unit vectors; from scratch, over frozen towers or from
+transformers.
 
-One class around three backbones (`cibr.models.towers`). To their pooling and projection it adds preprocessing, the
-tokenizer, the temperature, embedding of any images and strings, and saving to a folder (`cibr.models.io`).
+One class around three backbones (`cibr.models.towers`). To their pooling and projection it adds
+preprocessing, the tokenizer, the temperature, embedding of any images and strings, and saving to a
+folder (`cibr.models.io`).
 """
 
 import math
@@ -20,14 +22,16 @@ from torch import Tensor, nn
 from cibr.models import io, towers
 
 MAX_LOGIT_SCALE = 100.0  # as in CLIP
-OPEN_FILES = "open files with PIL.Image.open(path), make images of arrays with PIL.Image.fromarray(array)"
+OPEN_FILES = (
+    "open files with PIL.Image.open(path), make images of arrays with PIL.Image.fromarray(array)"
+)
 
 
 class Encoded(NamedTuple):
     """One modality of a batch: unit vectors, and the pooled features that the head projected.
 
-    A backbone without heads, such as SigLIP's, has no pooled features; the unnormalised vectors take their place,
-    and `dim_image_pooled` of the backbone is None.
+    A backbone without heads, such as SigLIP's, has no pooled features; the unnormalised vectors
+    take their place, and `dim_image_pooled` of the backbone is None.
     """
 
     features: Float[Tensor, "n d"]
@@ -42,7 +46,8 @@ class DualEncoder(nn.Module):
     Attributes:
         kind: `tiny`, `frozen` or `clip`, which stands for any dual encoder of transformers.
         dim: dimension of the joint space.
-        image_size: side of the square that images are cropped to, in pixels; None if they keep their proportions.
+        image_size: side of the square that images are cropped to, in pixels; None if they keep
+        their proportions.
         log_logit_scale: the logarithm of the multiplier of the cosines.
 
     Examples:
@@ -56,20 +61,34 @@ class DualEncoder(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, processor: towers.ImageProcessor | towers.HubImageProcessor, tokenizer
+        self,
+        backbone: nn.Module,
+        processor: towers.ImageProcessor | towers.HubImageProcessor,
+        tokenizer,
     ):
         super().__init__()
         self.backbone, self.processor, self.tokenizer = backbone, processor, tokenizer
         self.kind, self.dim, self.image_size = backbone.kind, backbone.dim, processor.crop_size
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.register_buffer("mean", torch.tensor(processor.image_mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(processor.image_std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(processor.image_mean).view(1, 3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(processor.image_std).view(1, 3, 1, 1), persistent=False
+        )
 
     @classmethod
     def tiny(
-        cls, texts: list[str], *, dim: int = 128, width: int = 32, image_size: int = 32, dropout: float = 0.0
+        cls,
+        texts: list[str],
+        *,
+        dim: int = 128,
+        width: int = 32,
+        image_size: int = 32,
+        dropout: float = 0.0,
     ) -> "DualEncoder":
-        """A small untrained model with a tokenizer learned from `texts`; `torch.manual_seed` sets its weights.
+        """A small untrained model with a tokenizer learned from `texts`; `torch.manual_seed` sets
+        its weights.
 
         Args:
             texts: of a training set, at least one.
@@ -84,7 +103,9 @@ class DualEncoder(nn.Module):
         if not texts:
             raise ValueError("a tiny model learns its tokenizer from texts: give at least one")
         tokenizer = towers.train_tokenizer(texts)
-        backbone = towers.TinyBackbone(dim, width, len(tokenizer), tokenizer.model_max_length, dropout)
+        backbone = towers.TinyBackbone(
+            dim, width, len(tokenizer), tokenizer.model_max_length, dropout
+        )
         return cls(backbone, towers.ImageProcessor(image_size, image_size), tokenizer)
 
     @classmethod
@@ -110,9 +131,14 @@ class DualEncoder(nn.Module):
             FileNotFoundError: a tower, the tokenizer or the image preprocessing is missing.
         """
         load = towers.from_hub
-        image, text = (load("AutoModel", name, dtype=torch.float32).eval() for name in (image_tower, text_tower))
+        image, text = (
+            load("AutoModel", name, dtype=torch.float32).eval()
+            for name in (image_tower, text_tower)
+        )
         backbone = towers.FrozenBackbone(image, text, dim, dropout)
-        processor = towers.ImageProcessor(image_size, image_size, *towers.tower_normalisation(image_tower, image))
+        processor = towers.ImageProcessor(
+            image_size, image_size, *towers.tower_normalisation(image_tower, image)
+        )
         return cls(backbone, processor, load("AutoTokenizer", text_tower))
 
     @classmethod
@@ -120,8 +146,9 @@ class DualEncoder(nn.Module):
         """A dual encoder of transformers, by folder or hub id, with its temperature.
 
         Any class with `get_image_features` and `get_text_features`, such as `CLIPModel`
-        (`openai/clip-vit-base-patch32`) or `SiglipModel` (`google/siglip-base-patch16-224`), with its own
-        tokenizer and image preprocessing. The bias of SigLIP's logits is kept but not used: it changes no ranking.
+        (`openai/clip-vit-base-patch32`) or `SiglipModel` (`google/siglip-base-patch16-224`), with
+        its own tokenizer and image preprocessing. The bias of SigLIP's logits is kept but not used:
+        it changes no ranking.
 
         Raises:
             FileNotFoundError: the model, its tokenizer or its image preprocessing is missing.
@@ -146,7 +173,8 @@ class DualEncoder(nn.Module):
     def limit_logit_scale(self) -> None:
         """Clamps the multiplier to at most 100 after a step, as in CLIP.
 
-        A clamp inside the loss would have no gradient above 100, so the temperature could not recover.
+        A clamp inside the loss would have no gradient above 100, so the temperature could not
+        recover.
         """
         self.log_logit_scale.data.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
@@ -155,37 +183,55 @@ class DualEncoder(nn.Module):
         self.log_logit_scale.data.fill_(-math.log(temperature))
         self.log_logit_scale.requires_grad_(learn)
 
-    def preprocess(self, images: list[Image.Image]) -> UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n ..."]:
+    def preprocess(
+        self, images: list[Image.Image]
+    ) -> UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n ..."]:
         """Resizes and crops images, to be passed to `normalise`.
 
         Args:
             images: PIL images of any mode and size.
 
         Returns:
-            8-bit RGB, [n, 3, image_size, image_size]; or with preprocessing other than CLIP's, normalised floats,
-            see `cibr.models.towers.HubImageProcessor`.
+            8-bit RGB, [n, 3, image_size, image_size]; or with preprocessing other than CLIP's,
+            normalised floats, see `cibr.models.towers.HubImageProcessor`.
         """
         return self.processor(images)
 
-    def normalise(self, pixels: UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
-        """8-bit pixels as normalised inputs of the image tower; float inputs are returned unchanged."""
-        return pixels if pixels.is_floating_point() else (pixels.float() / 255 - self.mean) / self.std
+    def normalise(
+        self, pixels: UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n ..."]
+    ) -> Float[Tensor, "n ..."]:
+        """8-bit pixels as normalised inputs of the image tower; float inputs are returned
+        unchanged.
+        """
+        return (
+            pixels if pixels.is_floating_point() else (pixels.float() / 255 - self.mean) / self.std
+        )
 
-    def tokenize(self, texts: list[str], truncate: bool = False) -> tuple[Int[Tensor, "n t"], Int[Tensor, "n t"]]:
+    def tokenize(
+        self, texts: list[str], truncate: bool = False
+    ) -> tuple[Int[Tensor, "n t"], Int[Tensor, "n t"]]:
         """Token ids and attention mask, padded to the longest text.
 
-        SigLIP attends to padding, so its texts are padded to the context and its mask is 1 throughout.
+        SigLIP attends to padding, so its texts are padded to the context and its mask is 1
+        throughout.
 
         Raises:
             ValueError: a text longer than the context, unless `truncate` is set.
         """
         limit = {"truncation": True, "max_length": self.context} if truncate else {}
-        asked = {"padding": True, "return_attention_mask": True, "return_tensors": "pt", "verbose": False}
+        asked = {
+            "padding": True,
+            "return_attention_mask": True,
+            "return_tensors": "pt",
+            "verbose": False,
+        }
         tokens = self.tokenizer(texts, **asked, **limit)
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
         if ids.shape[1] > self.context:
             longest = int(mask.sum(1).argmax())
-            found = f"a text has {int(mask[longest].sum())} tokens and the model reads {self.context}"
+            found = (
+                f"a text has {int(mask[longest].sum())} tokens and the model reads {self.context}"
+            )
             fix = "Shorten it, or cut such texts with truncate=True (in a run, truncate_texts=True)"
             raise ValueError(f"{found}: {texts[longest][:80]!r}... {fix}")
         if self.backbone.reads_padding:
@@ -199,7 +245,8 @@ class DualEncoder(nn.Module):
         """Encodes normalised images.
 
         Args:
-            pixels: from `normalise`, [n, 3, h, w], or the patches of a `HubImageProcessor`, [n, p, _].
+            pixels: from `normalise`, [n, 3, h, w], or the patches of a `HubImageProcessor`, [n, p,
+                _].
 
         Returns:
             Unit vectors [n, d] and pooled features [n, p].
@@ -226,7 +273,9 @@ class DualEncoder(nn.Module):
         """Projects pooled text features to unit vectors."""
         return Encoded(F.normalize(self.backbone.text_head(pooled), dim=-1), pooled)
 
-    def embed_images(self, images: Iterable[Image.Image], batch_size: int = 256) -> Float[Tensor, "n d"]:
+    def embed_images(
+        self, images: Iterable[Image.Image], batch_size: int = 256
+    ) -> Float[Tensor, "n d"]:
         """Embeds images as unit vectors.
 
         Args:
@@ -259,8 +308,8 @@ class DualEncoder(nn.Module):
             Unit vectors [n, d], float32, on the CPU.
 
         Raises:
-            ValueError: anything but a list of strings; a text longer than the context, unless `truncate` is set;
-                batch_size < 1.
+            ValueError: anything but a list of strings; a text longer than the context, unless
+                `truncate` is set; batch_size < 1.
         """
         return self._embed(
             lambda batch: self.encode_texts(*map(self._move, self.tokenize(batch, truncate))),
@@ -284,7 +333,9 @@ class DualEncoder(nn.Module):
 
     def _embed(self, encode, items: list, batch_size: int) -> Float[Tensor, "n d"]:
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: give the number of items of a batch, 1 or more")
+            raise ValueError(
+                f"batch_size is {batch_size}: give the number of items of a batch, 1 or more"
+            )
         batches = (items[i : i + batch_size] for i in range(0, len(items), batch_size))
         with self.evaluating():
             parts = [encode(batch).features.float().cpu() for batch in batches]
@@ -301,15 +352,17 @@ class DualEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "DualEncoder":
-        """Loads a folder that `save_pretrained` wrote, bit for bit, or a dual encoder of transformers, as `clip`.
+        """Loads a folder that `save_pretrained` wrote, bit for bit, or a dual encoder of
+        transformers, as `clip`.
 
-        Two small models, trained on glyphs, are shipped with the package: `clip-tiny` and `cibr-tiny`.
+        Two small models, trained on glyphs, are shipped with the package: `clip-tiny` and
+            `cibr-tiny`.
 
         Raises:
-            FileNotFoundError: the model, its tokenizer or its image preprocessing is missing; the message names
-                the places searched.
-            ValueError: a folder that is incomplete or damaged (the message names the file), or a model that is not
-                a dual encoder.
+            FileNotFoundError: the model, its tokenizer or its image preprocessing is missing; the
+                message names the places searched.
+            ValueError: a folder that is incomplete or damaged (the message names the file), or a
+                model that is not a dual encoder.
         """
         folder = Path(towers.resolve_model(str(name)))
         return io.load(cls, folder) if io.holds_model(folder) else cls.clip(str(name))
@@ -322,5 +375,7 @@ def _listed(items, of: type, call: str, things: str, fix: str) -> list:
     items = list(items)
     odd = next((i for i, item in enumerate(items) if not isinstance(item, of)), None)
     if odd is not None:
-        raise ValueError(f"{call} takes {things}, and item {odd} is a {type(items[odd]).__name__}: {fix}")
+        raise ValueError(
+            f"{call} takes {things}, and item {odd} is a {type(items[odd]).__name__}: {fix}"
+        )
     return items

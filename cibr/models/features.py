@@ -1,9 +1,10 @@
 """Inputs of the encoders as tensors: uint8 images and tokens, or cached features of frozen towers.
 
-`prepare` makes them and `embed_pairs` embeds them, in both training and evaluation. Texts are tokenised once.
-Small sets of images are kept in memory; larger ones, and those with random crops, are decoded batch by batch in
-worker processes. The features of frozen towers are computed once, in parts, and kept in the cache folder under a
-digest of everything they depend on, so a killed extraction resumes and later runs reuse them.
+`prepare` makes them and `embed_pairs` embeds them, in both training and evaluation. Texts are
+tokenised once. Small sets of images are kept in memory; larger ones, and those with random crops,
+are decoded batch by batch in worker processes. The features of frozen towers are computed once, in
+parts, and kept in the cache folder under a digest of everything they depend on, so a killed
+extraction resumes and later runs reuse them.
 """
 
 import hashlib
@@ -32,11 +33,17 @@ IN_MEMORY = 2**30  # bytes of decoded images to keep in memory at most
 PART = 512  # rows of a part of an extraction
 AT_ONCE = 16  # images in memory at full size
 MOST_WORKERS = 16
-NO_SETTINGS = ("architectures", "transformers_version", "_name_or_path")  # of a config: do not affect features
+NO_SETTINGS = (
+    "architectures",
+    "transformers_version",
+    "_name_or_path",
+)  # of a config: do not affect features
 
 
 class Batch(NamedTuple):
-    """Rows of a batch: preprocessed images with token ids and mask, or pooled features of frozen towers."""
+    """Rows of a batch: preprocessed images with token ids and mask, or pooled features of frozen
+    towers.
+    """
 
     images: Tensor
     texts: tuple[Tensor, ...]
@@ -64,7 +71,11 @@ class Inputs(Dataset):
 
     def image_rows(self, rows: Tensor) -> Tensor:
         """Images by their index in the pairs."""
-        return _decode(self.preprocess, self.pairs, rows.tolist()) if self.images is None else self.images[rows]
+        return (
+            _decode(self.preprocess, self.pairs, rows.tolist())
+            if self.images is None
+            else self.images[rows]
+        )
 
     def cropped_rows(self, rows: Tensor, keys: Int[Tensor, " n"]) -> Tensor:
         """Images by their index, each with a random crop seeded by its key."""
@@ -90,13 +101,17 @@ class Inputs(Dataset):
         """
         if workers is None:
             workers = 0 if self.images is not None else min(MOST_WORKERS, os.cpu_count() or 1)
-        own = torch.Generator()  # the loader draws a seed for its workers, but not from the global generator
+        own = (
+            torch.Generator()
+        )  # the loader draws a seed for its workers, but not from the global generator
         options = dict(num_workers=workers, generator=own, pin_memory=torch.cuda.is_available())
         return DataLoader(self, batch_size=None, sampler=rows, **options)
 
 
 class Digests(NamedTuple):
-    """Digests from `digest_model`: of each modality's tower and preprocessing, and of the whole model."""
+    """Digests from `digest_model`: of each modality's tower and preprocessing, and of the whole
+    model.
+    """
 
     image: bytes
     text: bytes
@@ -122,44 +137,59 @@ def prepare(
         device: the device of frozen towers.
         texts: replace the pairs' own, such as zero-shot prompts; each has its own label.
         digests: of the model, if the caller has computed them.
-        crop_scale: smallest share of an image's area in random resized crops, 1 for none (not for frozen towers).
+        crop_scale: smallest share of an image's area in random resized crops, 1 for none (not for
+            frozen towers).
 
     Returns:
-        Preprocessed images, in memory or decoded on demand, and token ids and mask of the texts, [m, t] each; for
-        frozen towers pooled features instead, [n, p] and [m, q].
+        Preprocessed images, in memory or decoded on demand, and token ids and mask of the texts,
+        [m, t] each; for frozen towers pooled features instead, [n, p] and [m, q].
 
     Raises:
-        ValueError: a text longer than the context, unless `truncate` is set; an image that does not decode; crops
-            for a model whose images are not square.
+        ValueError: a text longer than the context, unless `truncate` is set; an image that does not
+            decode; crops for a model whose images are not square.
     """
-    labels = pairs.match_labels()[pairs.text_to_image()] if texts is None else torch.arange(len(texts))
+    labels = (
+        pairs.match_labels()[pairs.text_to_image()] if texts is None else torch.arange(len(texts))
+    )
     texts = pairs.texts() if texts is None else texts
     if model.kind != "frozen":
         if crop_scale < 1 and model.image_size is None:
-            raise ValueError("the model reads images that keep their proportions: leave crop_scale at 1")
+            raise ValueError(
+                "the model reads images that keep their proportions: leave crop_scale at 1"
+            )
         crop = random_resized_crop(model.image_size, crop_scale) if crop_scale < 1 else None
         images = None if crop else _pixels(model, pairs)
         return Inputs(pairs, images, model.tokenize(texts, truncate), labels, model.processor, crop)
     digests = digests or digest_model(model)
     with model.to(device).evaluating():
         images = _image_features(model, pairs, device, digests)
-        features = _text_features(model, texts, truncate, device, digests, f"{pairs.name}-{pairs.split}")
+        features = _text_features(
+            model, texts, truncate, device, digests, f"{pairs.name}-{pairs.split}"
+        )
     return Inputs(pairs, images, (features,), labels, model.processor)
 
 
 def random_resized_crop(size: int, smallest: float) -> Callable[[Image.Image], Image.Image]:
-    """A random crop with an aspect ratio of 3:4 to 4:3, resized to a square of `size` pixels (bicubic).
+    """A random crop with an aspect ratio of 3:4 to 4:3, resized to a square of `size` pixels
+    (bicubic).
 
     Source: torchvision's `RandomResizedCrop`, as in open_clip (0.9 to 1 of the area).
     """
-    from torchvision.transforms import InterpolationMode, RandomResizedCrop  # takes seconds to import
+    from torchvision.transforms import (
+        InterpolationMode,
+        RandomResizedCrop,
+    )  # takes seconds to import
 
     return RandomResizedCrop(size, (smallest, 1.0), interpolation=InterpolationMode.BICUBIC)
 
 
 def encode_images(model: DualEncoder, images: Tensor) -> Encoded:
     """Encodes images of `Inputs`: preprocessed images, or pooled features of a frozen tower."""
-    return model.project_images(images) if model.kind == "frozen" else model.encode_images(model.normalise(images))
+    return (
+        model.project_images(images)
+        if model.kind == "frozen"
+        else model.encode_images(model.normalise(images))
+    )
 
 
 def encode_texts(model: DualEncoder, texts: tuple[Tensor, ...]) -> Encoded:
@@ -181,7 +211,9 @@ def embed_pairs(
         Unit vectors of the images [n, d] and of the texts [m, d], float32, on the CPU.
     """
     device, title = model.log_logit_scale.device, f"{inputs.pairs.name} {inputs.pairs.split}"
-    image_rows, text_rows = (torch.arange(len(x)).split(batch_size) for x in (inputs.pairs, inputs.labels))
+    image_rows, text_rows = (
+        torch.arange(len(x)).split(batch_size) for x in (inputs.pairs, inputs.labels)
+    )
     image_batches = inputs.loader([(rows, rows[:0]) for rows in image_rows])
     images, texts = [], []
     with model.evaluating():
@@ -200,33 +232,50 @@ def _pixels(model: DualEncoder, pairs: Pairs) -> Tensor | None:
     return _decode(model.preprocess, pairs, rows)
 
 
-def _decode(preprocess: Callable[[list[Image.Image]], Tensor], pairs: Pairs, rows: Iterable[int]) -> Tensor:
-    """Preprocessed images; photos are far larger at full size, so only a few are in memory at a time."""
+def _decode(
+    preprocess: Callable[[list[Image.Image]], Tensor], pairs: Pairs, rows: Iterable[int]
+) -> Tensor:
+    """Preprocessed images; photos are far larger at full size, so only a few are in memory at a
+    time.
+    """
     rows = iter(rows)
     groups = iter(lambda: [pairs.image(i) for i in itertools.islice(rows, AT_ONCE)], [])
     return torch.cat([preprocess(group) for group in groups])
 
 
-def _image_features(model: DualEncoder, pairs: Pairs, device, digests: Digests) -> Float[Tensor, "n p"]:
+def _image_features(
+    model: DualEncoder, pairs: Pairs, device, digests: Digests
+) -> Float[Tensor, "n p"]:
     def pool(rows: Sequence[int]) -> Tensor:
         pixels = _decode(model.preprocess, pairs, rows).to(device)
         return model.backbone.image_pooled(model.normalise(pixels))
 
-    name, shown = f"{pairs.name}-{pairs.split}", (pairs.name, pairs.split, pairs.keys, pixel_digests(pairs))
+    name, shown = (
+        f"{pairs.name}-{pairs.split}",
+        (pairs.name, pairs.split, pairs.keys, pixel_digests(pairs)),
+    )
     # Small batches stay in a CPU's cache: 16 photos at once are twice as fast as 64.
     batch = 16 if torch.device(device).type == "cpu" else 256
-    return _in_parts(f"{name}-images", digests.image + repr(shown).encode(), range(len(pairs)), pool, batch)
+    return _in_parts(
+        f"{name}-images", digests.image + repr(shown).encode(), range(len(pairs)), pool, batch
+    )
 
 
 def _text_features(
     model: DualEncoder, texts: list[str], truncate: bool, device, digests: Digests, name: str
 ) -> Float[Tensor, "m p"]:
     def pool(rows: Sequence[str]) -> Tensor:
-        return model.backbone.text_pooled(*(part.to(device) for part in model.tokenize(rows, truncate)))
+        return model.backbone.text_pooled(
+            *(part.to(device) for part in model.tokenize(rows, truncate))
+        )
 
-    once = sorted(dict.fromkeys(texts), key=len)  # each once; neighbours of equal length need no padding
+    once = sorted(
+        dict.fromkeys(texts), key=len
+    )  # each once; neighbours of equal length need no padding
     batch = 64 if torch.device(device).type == "cpu" else 1024
-    features = _in_parts(f"{name}-texts", digests.text + repr((once, truncate)).encode(), once, pool, batch)
+    features = _in_parts(
+        f"{name}-texts", digests.text + repr((once, truncate)).encode(), once, pool, batch
+    )
     place = {text: i for i, text in enumerate(once)}
     return features[torch.tensor([place[text] for text in texts])]
 
@@ -253,7 +302,9 @@ def _in_parts(
 
 
 def pixel_digests(pairs: Pairs, n: int = 64) -> list[str]:
-    """Digests of a few evenly spaced images, to detect a data set that was changed under the same names."""
+    """Digests of a few evenly spaced images, to detect a data set that was changed under the same
+    names.
+    """
     rows = torch.linspace(0, len(pairs) - 1, min(n, len(pairs))).long().tolist()
     return [hashlib.sha256(pairs.image(i).tobytes()).hexdigest() for i in rows]
 
@@ -261,17 +312,27 @@ def pixel_digests(pairs: Pairs, n: int = 64) -> list[str]:
 def digest_model(model: DualEncoder) -> Digests:
     """Digests of a model's weights, preprocessing and vocabulary."""
     backbone, vocabulary = model.backbone, sorted(model.tokenizer.get_vocab().items())
-    image, text = json.dumps(model.processor.to_dict()).encode(), repr((model.context, vocabulary)).encode()
+    image, text = (
+        json.dumps(model.processor.to_dict()).encode(),
+        repr((model.context, vocabulary)).encode(),
+    )
     if model.kind == "frozen":
-        image, text = image + _tower_digest(backbone.image_tower), text + _tower_digest(backbone.text_tower)
+        image, text = (
+            image + _tower_digest(backbone.image_tower),
+            text + _tower_digest(backbone.text_tower),
+        )
     settings = repr((model.kind, backbone.settings)).encode()
     whole = hashlib.sha256(image + text + settings + _digest(model.own_state()))
     return Digests(image, text, whole.hexdigest())
 
 
 def _tower_digest(tower: torch.nn.Module) -> bytes:
-    """Digest of a tower, equal whether it comes from the hub or from a run's folder, which records its class."""
-    config = {name: value for name, value in tower.config.to_dict().items() if name not in NO_SETTINGS}
+    """Digest of a tower, equal whether it comes from the hub or from a run's folder, which records
+    its class.
+    """
+    config = {
+        name: value for name, value in tower.config.to_dict().items() if name not in NO_SETTINGS
+    }
     return json.dumps(config, sort_keys=True, default=str).encode() + _digest(tower.state_dict())
 
 
@@ -279,5 +340,7 @@ def _digest(state: dict[str, Tensor]) -> bytes:
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return digest.digest()

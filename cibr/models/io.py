@@ -1,15 +1,17 @@
-"""The folder format of a `DualEncoder`: written by `save_pretrained`, read by `from_pretrained`, bit for bit.
+"""The folder format of a `DualEncoder`: written by `save_pretrained`, read by `from_pretrained`,
+bit for bit.
 
     cibr.json                  the format, the backbone's kind and its settings
     cibr.safetensors           every trainable weight, except those of a model of transformers
     preprocessor_config.json   image preprocessing, in the hub's format
     tokenizer.json, ...        the tokenizer, in the hub's format
     image_tower/, text_tower/  the frozen towers (kind `frozen`)
-    config.json, model.safetensors  the model of transformers itself (kind `clip`), for its own class to load
+    config.json, model.safetensors  the model of transformers itself (kind `clip`), for its own
+    class to load
 
-The folder may have other files, such as a run's history. A save writes to a subfolder, renames it to `.complete`
-and moves its files to their places, as does a load that finds it. So a kill at any moment, or a full disk, leaves
-the old or the new model complete.
+The folder may have other files, such as a run's history. A save writes to a subfolder, renames it
+to `.complete` and moves its files to their places, as does a load that finds it. So a kill at any
+moment, or a full disk, leaves the old or the new model complete.
 """
 
 import json
@@ -74,7 +76,11 @@ def _write(model, folder: Path) -> None:
 
 
 def _weights(model) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in model.own_state().items() if not name.startswith("backbone.model.")}
+    return {
+        name: tensor
+        for name, tensor in model.own_state().items()
+        if not name.startswith("backbone.model.")
+    }
 
 
 def _move_into_place(folder: Path) -> None:
@@ -104,19 +110,27 @@ def load(cls, folder: Path):
         config = json.loads(file.read_text(encoding="utf-8"))
         found, kind, settings = config["format"], config["kind"], config["settings"]
     if found != FORMAT:
-        raise ValueError(f"{str(folder)!r} has format {found!r} and this version reads {FORMAT}: train it again")
+        raise ValueError(
+            f"{str(folder)!r} has format {found!r} and this version reads {FORMAT}: train it again"
+        )
     backbone = _build_backbone(kind, settings, folder)
     with _reading(folder / PREPROCESSING) as file:
         processor = towers.image_processor(json.loads(file.read_text(encoding="utf-8")))
     with _reading(folder / "tokenizer.json"):
-        loader = transformers.PreTrainedTokenizerFast if kind == "tiny" else transformers.AutoTokenizer
+        loader = (
+            transformers.PreTrainedTokenizerFast if kind == "tiny" else transformers.AutoTokenizer
+        )
         tokenizer = loader.from_pretrained(folder)
     model = cls(backbone, processor, tokenizer)
     with _reading(folder / WEIGHTS):
         state, wanted = load_file(folder / WEIGHTS), _weights(model)
-        shapes, there = ({name: part.shape for name, part in weights.items()} for weights in (wanted, state))
+        shapes, there = (
+            {name: part.shape for name, part in weights.items()} for weights in (wanted, state)
+        )
         if odd := sorted(n for n in shapes.keys() | there.keys() if shapes.get(n) != there.get(n)):
-            raise ValueError(f"it does not fit {CONFIG}: {len(odd)} weights differ, first {odd[0]!r}")
+            raise ValueError(
+                f"it does not fit {CONFIG}: {len(odd)} weights differ, first {odd[0]!r}"
+            )
     model.load_state_dict(state, strict=False)  # frozen towers have their own files
     return model.eval()
 
@@ -127,7 +141,9 @@ def _build_backbone(kind: str, settings: dict, folder: Path) -> torch.nn.Module:
             return transformers.AutoModel.from_pretrained(part, dtype=torch.float32).eval()
 
     if kind == "frozen":
-        return towers.FrozenBackbone(read(folder / "image_tower"), read(folder / "text_tower"), **settings)
+        return towers.FrozenBackbone(
+            read(folder / "image_tower"), read(folder / "text_tower"), **settings
+        )
     if kind == "clip":
         return towers.HubBackbone(read(folder))
     with _reading(folder / CONFIG):
@@ -136,10 +152,14 @@ def _build_backbone(kind: str, settings: dict, folder: Path) -> torch.nn.Module:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[Path]:
-    """Turns any error while reading into a ValueError that names the file; readers raise nearly anything."""
+    """Turns any error while reading into a ValueError that names the file; readers raise nearly
+    anything.
+    """
     try:
         with towers.quiet_transformers():
             yield path
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{str(path)!r} is missing or damaged ({reason}): save the model again") from error
+        raise ValueError(
+            f"{str(path)!r} is missing or damaged ({reason}): save the model again"
+        ) from error

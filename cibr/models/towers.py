@@ -1,12 +1,14 @@
-"""Backbones of a `DualEncoder`: tiny towers from scratch, frozen towers under heads, or a model of transformers.
+"""Backbones of a `DualEncoder`: tiny towers from scratch, frozen towers under heads, or a model of
+transformers.
 
-A backbone pools each modality (`image_pooled`, `text_pooled`), projects it (`image_head`, `text_head`) and has the
-attributes `dim`, `dim_image_pooled`, `dim_text_pooled`, `context`, `reads_padding` and `settings`. The module also
-has image preprocessing, the tokenizer of tiny models, and the search order for pretrained models: an existing
-folder, `$CIBR_MODELS/<hub id>`, the two checkpoints that are shipped with the package, the hub.
+A backbone pools each modality (`image_pooled`, `text_pooled`), projects it (`image_head`,
+`text_head`) and has the attributes `dim`, `dim_image_pooled`, `dim_text_pooled`, `context`,
+`reads_padding` and `settings`. The module also has image preprocessing, the tokenizer of tiny
+models, and the search order for pretrained models: an existing folder, `$CIBR_MODELS/<hub id>`, the
+two checkpoints that are shipped with the package, the hub.
 
-Classes of transformers are imported on use: those of images import torchvision, which takes two seconds and is not
-needed for tiny models.
+Classes of transformers are imported on use: those of images import torchvision, which takes two
+seconds and is not needed for tiny models.
 """
 
 import os
@@ -49,9 +51,11 @@ TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 128, 1, 4  # of the tiny text tower
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """CLIP's image preprocessing: an antialiased bicubic resize of the short side to `size`, then a centre crop.
+    """CLIP's image preprocessing: an antialiased bicubic resize of the short side to `size`, then a
+    centre crop.
 
-    The pixels equal those of `transformers.CLIPImageProcessor` bit for bit, and the file format is the same.
+    The pixels equal those of `transformers.CLIPImageProcessor` bit for bit, and the file format is
+    the same.
 
     Args:
         size: the short side after the resize, in pixels.
@@ -67,7 +71,9 @@ class ImageProcessor:
 
     def __call__(self, images: list[Image.Image]) -> UInt8[Tensor, "n 3 crop_size crop_size"]:
         """Images of any mode and size as 8-bit squares."""
-        return torch.stack([self._square(torch.from_numpy(np.array(to_rgb(image)))) for image in images])
+        return torch.stack(
+            [self._square(torch.from_numpy(np.array(to_rgb(image)))) for image in images]
+        )
 
     def _square(self, pixels: UInt8[Tensor, "h w 3"]) -> UInt8[Tensor, "3 crop_size crop_size"]:
         pixels, sides = pixels.movedim(2, 0), pixels.shape[:2]
@@ -89,11 +95,14 @@ class ImageProcessor:
 
 
 class HubImageProcessor:
-    """An image processor of transformers with the interface of `ImageProcessor`, for models unlike CLIP.
+    """An image processor of transformers with the interface of `ImageProcessor`, for models unlike
+    CLIP.
 
-    It returns float inputs of the model: pixels [n, 3, h, w], resized, cropped and normalised. For images that
-    keep their proportions (SigLIP 2 NaFlex) it returns patches, [n, p, 3 * side^2 + 3]: the values of a patch, its
-    mask (0 for padding), and the numbers of rows and columns of patches of its image. `unpack` separates them.
+    It returns float inputs of the model: pixels [n, 3, h, w], resized, cropped and normalised. For
+    images that
+    keep their proportions (SigLIP 2 NaFlex) it returns patches, [n, p, 3 * side^2 + 3]: the values
+    of a patch, its mask (0 for padding), and the numbers of rows and columns of patches of its
+    image. `unpack` separates them.
 
     Args:
         settings: the processor in the hub's format, its class named as `image_processor_type`.
@@ -104,7 +113,9 @@ class HubImageProcessor:
     def __init__(self, settings: dict):
         size = settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size")
         sides = {(size or {}).get(side) for side in ("height", "width")}
-        self.crop_size = sides.pop() if len(sides) == 1 else None  # None if images keep their proportions
+        self.crop_size = (
+            sides.pop() if len(sides) == 1 else None
+        )  # None if images keep their proportions
         self.processor = getattr(transformers, settings["image_processor_type"]).from_dict(settings)
         self.to_dict = self.processor.to_dict
 
@@ -127,7 +138,9 @@ class HubImageProcessor:
 
 
 def image_processor(settings: dict) -> ImageProcessor | HubImageProcessor:
-    """The image processor of settings in the hub's format: `ImageProcessor` if CLIP's, or `HubImageProcessor`."""
+    """The image processor of settings in the hub's format: `ImageProcessor` if CLIP's, or
+    `HubImageProcessor`.
+    """
     size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
     like_clip = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True)
     like_clip |= {"resample": Image.Resampling.BICUBIC, "rescale_factor": 1 / 255}
@@ -138,7 +151,9 @@ def image_processor(settings: dict) -> ImageProcessor | HubImageProcessor:
         # Other processors, such as LeViT's, give the same names another meaning.
         and settings["image_processor_type"].startswith("CLIPImageProcessor")
     ):
-        return ImageProcessor(size["shortest_edge"], crop["height"], settings["image_mean"], settings["image_std"])
+        return ImageProcessor(
+            size["shortest_edge"], crop["height"], settings["image_mean"], settings["image_std"]
+        )
     return HubImageProcessor(settings)
 
 
@@ -147,7 +162,9 @@ def train_tokenizer(
 ) -> transformers.PreTrainedTokenizerFast:
     """A lower-case byte-level BPE tokenizer learned from texts; it can encode every string."""
     learned = ByteLevelBPETokenizer(lowercase=True, unicode_normalizer="nfc", add_prefix_space=True)
-    learned.train_from_iterator(texts, vocabulary, min_frequency=0, show_progress=False, special_tokens=[PAD, END])
+    learned.train_from_iterator(
+        texts, vocabulary, min_frequency=0, show_progress=False, special_tokens=[PAD, END]
+    )
     tokenizer = Tokenizer.from_str(learned.to_str())
     ends = [(END, tokenizer.token_to_id(END))]
     tokenizer.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=ends)
@@ -158,8 +175,8 @@ def train_tokenizer(
 def layout(width: int) -> torch.memory_format:
     """Memory format of activations: channels last, unless the width is no multiple of 16 channels.
 
-    On several threads oneDNN's gradient of such narrow channels-last convolutions writes out of bounds
-    (torch 2.13, odd batches).
+    On several threads oneDNN's gradient of such narrow channels-last convolutions writes out of
+    bounds (torch 2.13, odd batches).
     """
     return torch.contiguous_format if width % 16 else torch.channels_last
 
@@ -179,13 +196,17 @@ class ChannelNorm(nn.LayerNorm):
 class Block(nn.Module):
     """Residual block of two 3x3 convolutions, initialised to its skip connection."""
 
-    def __init__(self, dim_in: int, dim_out: int, memory_format: torch.memory_format, stride: int = 1):
+    def __init__(
+        self, dim_in: int, dim_out: int, memory_format: torch.memory_format, stride: int = 1
+    ):
         super().__init__()
         self.conv1 = nn.Conv2d(dim_in, dim_out, 3, stride, 1, bias=False)
         self.norm1 = ChannelNorm(dim_out, memory_format)
         self.conv2 = nn.Conv2d(dim_out, dim_out, 3, 1, 1, bias=False)
         self.norm2 = ChannelNorm(dim_out, memory_format)
-        self.skip = nn.Identity() if stride == 1 else nn.Conv2d(dim_in, dim_out, 1, stride, bias=False)
+        self.skip = (
+            nn.Identity() if stride == 1 else nn.Conv2d(dim_in, dim_out, 1, stride, bias=False)
+        )
         nn.init.zeros_(self.norm2.weight)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
@@ -194,7 +215,9 @@ class Block(nn.Module):
 
 
 class TinyImageTower(nn.Sequential):
-    """Small CNN: normalised images [n, 3, h, w] to features [n, 4 * width * 16], pooled to a 4 x 4 grid."""
+    """Small CNN: normalised images [n, 3, h, w] to features [n, 4 * width * 16], pooled to a 4 x 4
+    grid.
+    """
 
     def __init__(self, width: int):
         memory_format = layout(width)
@@ -224,11 +247,19 @@ class TinyTextTower(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(context, TEXT_WIDTH))
         nn.init.normal_(self.tokens.weight, std=0.02)
         layer = nn.TransformerEncoderLayer(
-            TEXT_WIDTH, TEXT_HEADS, 4 * TEXT_WIDTH, dropout, "gelu", batch_first=True, norm_first=True
+            TEXT_WIDTH,
+            TEXT_HEADS,
+            4 * TEXT_WIDTH,
+            dropout,
+            "gelu",
+            batch_first=True,
+            norm_first=True,
         )
         self.layers = nn.TransformerEncoder(layer, TEXT_LAYERS, enable_nested_tensor=False)
 
-    def forward(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n dim_pooled"]:
+    def forward(
+        self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]
+    ) -> Float[Tensor, "n dim_pooled"]:
         states = self.tokens(ids) + self.positions[: ids.shape[1]]
         states = self.layers(states, src_key_padding_mask=mask == 0)
         return mean_pool(states, mask)
@@ -247,26 +278,37 @@ class TinyBackbone(nn.Module):
 
     def __init__(self, dim: int, width: int, vocabulary: int, context: int, dropout: float):
         super().__init__()
-        self.settings = dict(dim=dim, width=width, vocabulary=vocabulary, context=context, dropout=dropout)
+        self.settings = dict(
+            dim=dim, width=width, vocabulary=vocabulary, context=context, dropout=dropout
+        )
         self.context = context
         self.dim, self.dim_image_pooled, self.dim_text_pooled = dim, 64 * width, TEXT_WIDTH
-        self.image_tower, self.text_tower = TinyImageTower(width), TinyTextTower(vocabulary, context, dropout)
+        self.image_tower, self.text_tower = (
+            TinyImageTower(width),
+            TinyTextTower(vocabulary, context, dropout),
+        )
         self.image_head = _head(self.dim_image_pooled, dim, dropout)
         self.text_head = _head(self.dim_text_pooled, dim, dropout)
 
     def image_pooled(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim_pooled"]:
         return self.image_tower(pixels)
 
-    def text_pooled(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n dim_pooled"]:
+    def text_pooled(
+        self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]
+    ) -> Float[Tensor, "n dim_pooled"]:
         return self.text_tower(ids, mask)
 
 
 def _head(dim_in: int, dim: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(nn.LayerNorm(dim_in), nn.Dropout(dropout), nn.Linear(dim_in, dim, bias=False))
+    return nn.Sequential(
+        nn.LayerNorm(dim_in), nn.Dropout(dropout), nn.Linear(dim_in, dim, bias=False)
+    )
 
 
 class ProjectionHead(nn.Module):
-    """Projection of pooled features to the joint space: a linear map and a residual layer, each with dropout."""
+    """Projection of pooled features to the joint space: a linear map and a residual layer, each
+    with dropout.
+    """
 
     def __init__(self, dim_in: int, dim: int, dropout: float):
         super().__init__()
@@ -275,7 +317,9 @@ class ProjectionHead(nn.Module):
         self.dropout, self.norm = nn.Dropout(dropout), nn.LayerNorm(dim)
 
     @torch.no_grad()
-    def start_at(self, mean: Float[Tensor, " dim_in"], linear_map: Float[Tensor, "dim dim_in"]) -> None:
+    def start_at(
+        self, mean: Float[Tensor, " dim_in"], linear_map: Float[Tensor, "dim dim_in"]
+    ) -> None:
         """Initialises the head with a linear map of centred features and a zero residual layer."""
         self.linear.weight.copy_(linear_map)
         self.linear.bias.copy_(-linear_map @ mean)
@@ -299,7 +343,9 @@ class FrozenBackbone(nn.Module):
     def __init__(self, image_tower: nn.Module, text_tower: nn.Module, dim: int, dropout: float):
         super().__init__()
         self.settings = dict(dim=dim, dropout=dropout)
-        self.image_tower, self.text_tower = (t.requires_grad_(False) for t in (image_tower, text_tower))
+        self.image_tower, self.text_tower = (
+            t.requires_grad_(False) for t in (image_tower, text_tower)
+        )
         self.dim, self.dim_text_pooled = dim, text_tower.config.hidden_size
         self.context = text_tower.config.max_position_embeddings
         self.dim_image_pooled = image_pooled_size(image_tower)
@@ -315,20 +361,30 @@ class FrozenBackbone(nn.Module):
 
     @torch.no_grad()
     def image_pooled(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim_pooled"]:
-        pixels = pixels.contiguous(memory_format=torch.channels_last)  # convolutions run twice as fast on a CPU
+        pixels = pixels.contiguous(
+            memory_format=torch.channels_last
+        )  # convolutions run twice as fast on a CPU
         return self.image_tower(pixel_values=pixels).pooler_output.flatten(1)
 
     @torch.no_grad()
-    def text_pooled(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n dim_pooled"]:
-        return mean_pool(self.text_tower(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
+    def text_pooled(
+        self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]
+    ) -> Float[Tensor, "n dim_pooled"]:
+        return mean_pool(
+            self.text_tower(input_ids=ids, attention_mask=mask).last_hidden_state, mask
+        )
 
 
 def image_pooled_size(tower: nn.Module) -> int:
     """The width of an image tower's pooled output, from a forward pass on a blank image."""
-    size = getattr(tower.config, "image_size", None) or tower.config.pretrained_cfg["input_size"][-1]
+    size = (
+        getattr(tower.config, "image_size", None) or tower.config.pretrained_cfg["input_size"][-1]
+    )
     height, width = (size, size) if isinstance(size, int) else size
     with torch.no_grad():
-        return tower(pixel_values=torch.zeros(1, 3, height, width)).pooler_output.flatten(1).shape[1]
+        return (
+            tower(pixel_values=torch.zeros(1, 3, height, width)).pooler_output.flatten(1).shape[1]
+        )
 
 
 def tower_normalisation(name: str, tower: nn.Module) -> tuple[list[float], list[float]]:
@@ -341,12 +397,13 @@ def tower_normalisation(name: str, tower: nn.Module) -> tuple[list[float], list[
 
 
 class HubBackbone(nn.Module):
-    """A trainable dual encoder of transformers: any class with `get_image_features` and `get_text_features`.
+    """A trainable dual encoder of transformers: any class with `get_image_features` and
+    `get_text_features`.
 
     If both modalities end in a linear projection (CLIP, MetaCLIP 2, AltCLIP, Chinese CLIP, CLIPSeg,
-    VisionTextDualEncoder), the projections are the heads and their inputs are the pooled features. Otherwise
-    (SigLIP, SigLIP 2, ALIGN) the features themselves take the place of pooled features, and `dim_image_pooled` and
-    `dim_text_pooled` are None.
+    VisionTextDualEncoder), the projections are the heads and their inputs are the pooled features.
+    Otherwise (SigLIP, SigLIP 2, ALIGN) the features themselves take the place of pooled features,
+    and `dim_image_pooled` and `dim_text_pooled` are None.
 
     SigLIP was trained on texts padded to the context, with attention to the padding; see
     https://huggingface.co/docs/transformers/model_doc/siglip.
@@ -365,8 +422,12 @@ class HubBackbone(nn.Module):
         self.model, self.settings = model, {}
         self.context = model.config.text_config.max_position_embeddings
         self.reads_padding = model.config.model_type.startswith("siglip")
-        with torch.no_grad():  # on any two tokens: configurations have various names for the feature width
-            features = model.get_text_features(input_ids=torch.zeros(1, 2, dtype=torch.long)).pooler_output
+        with (
+            torch.no_grad()
+        ):  # on any two tokens: configurations have various names for the feature width
+            features = model.get_text_features(
+                input_ids=torch.zeros(1, 2, dtype=torch.long)
+            ).pooler_output
         if features is None or features.ndim != 2:
             what = f"{type(model).__name__} is no dual encoder: its get_text_features gives no single vector"
             raise ValueError(f"{what}. Give a model such as a CLIPModel or a SiglipModel")
@@ -397,15 +458,21 @@ class HubBackbone(nn.Module):
             self.model.temperature.data.copy_((-value).exp())
 
     def image_pooled(self, pixels: Float[Tensor, "n ..."]) -> Float[Tensor, "n dim_pooled"]:
-        return _read_by(self.image_head, self.model.get_image_features, **HubImageProcessor.unpack(pixels))
+        return _read_by(
+            self.image_head, self.model.get_image_features, **HubImageProcessor.unpack(pixels)
+        )
 
-    def text_pooled(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n dim_pooled"]:
+    def text_pooled(
+        self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]
+    ) -> Float[Tensor, "n dim_pooled"]:
         masked = {} if self.reads_padding else {"attention_mask": mask}
         return _read_by(self.text_head, self.model.get_text_features, input_ids=ids, **masked)
 
 
 def _read_by(head: nn.Module, encode: Callable, **inputs: Tensor) -> Float[Tensor, "n dim_pooled"]:
-    """The input of a head during a forward pass of its model, or the features if the model has no such head."""
+    """The input of a head during a forward pass of its model, or the features if the model has no
+    such head.
+    """
     read = []
     with head.register_forward_pre_hook(lambda _, values: read.append(values[0])):
         features = encode(**inputs).pooler_output
@@ -413,7 +480,8 @@ def _read_by(head: nn.Module, encode: Callable, **inputs: Tensor) -> Float[Tenso
 
 
 def load_dual_encoder(name: str) -> HubBackbone:
-    """Loads a dual encoder of transformers by folder or hub id, of the class that its config.json names.
+    """Loads a dual encoder of transformers by folder or hub id, of the class that its config.json
+    names.
 
     Raises:
         FileNotFoundError: the model is missing.
@@ -428,10 +496,12 @@ def load_dual_encoder(name: str) -> HubBackbone:
 
 
 def resolve_model(name: str, known: Sequence[str] = CHECKPOINTS) -> str:
-    """The location of a model's files: a local folder, or the name itself as a hub id, not yet fetched.
+    """The location of a model's files: a local folder, or the name itself as a hub id, not yet
+    fetched.
 
     Raises:
-        FileNotFoundError: a name that is neither; the message suggests the nearest of the `known` names.
+        FileNotFoundError: a name that is neither; the message suggests the nearest of the `known`
+            names.
     """
     root, path = os.environ.get("CIBR_MODELS"), Path(name).expanduser()
     folders = [path] + ([Path(root).expanduser() / name] if root else [])
@@ -464,7 +534,9 @@ def model_kind(name: str) -> str:
 
 @contextmanager
 def quiet_transformers():
-    """A context without progress bars and loading reports of transformers, such as on unused weights."""
+    """A context without progress bars and loading reports of transformers, such as on unused
+    weights.
+    """
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -477,13 +549,17 @@ def quiet_transformers():
 
 
 def from_hub(loader: str, name: str, **options):
-    """Calls `from_pretrained` of a class of transformers; errors say where it searched and how to fix them."""
+    """Calls `from_pretrained` of a class of transformers; errors say where it searched and how to
+    fix them.
+    """
     source = resolve_model(name)
     try:
         with quiet_transformers():
             found = getattr(transformers, loader).from_pretrained(source, **options)
         if loader == "AutoTokenizer" and len(found) <= len(found.all_special_tokens):
-            raise ValueError("its files hold no vocabulary")  # transformers makes an empty one, silently
+            raise ValueError(
+                "its files hold no vocabulary"
+            )  # transformers makes an empty one, silently
         return found
     except (ImportError, OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         where = f"folder {source!r}" if Path(source).is_dir() else f"hub model {name!r}"

@@ -1,4 +1,6 @@
-"""Weight averaging: an exponential moving average over the steps, interpolated with the initial weights."""
+"""Weight averaging: an exponential moving average over the steps, interpolated with the initial
+weights.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +14,8 @@ from cibr.models import DualEncoder
 class WeightAverage:
     """Exponential moving average of the weights after each step.
 
-    It is bias-corrected as in Adam, so it does not contain the initial weights. With `interpolation`, the initial
-    weights are then mixed in.
+    It is bias-corrected as in Adam, so it does not contain the initial weights. With
+    `interpolation`, the initial weights are then mixed in.
 
     Source: WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903), whose alpha is 1 - interpolation.
 
@@ -57,5 +59,8 @@ class WeightAverage:
         return self.average | {f"start.{name}": tensor for name, tensor in self.start.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, tensor in self.state_dict().items():  # in place: a checkpoint is loaded on the CPU
+        for (
+            name,
+            tensor,
+        ) in self.state_dict().items():  # in place: a checkpoint is loaded on the CPU
             tensor.copy_(state[name])

@@ -1,8 +1,9 @@
 """The output folder of a run: its lock, checkpoints that survive a kill, and the finished run.
 
-A checkpoint is one file, `checkpoints/step-000000123.pt`, written atomically; older ones are removed only
-afterwards, so a kill at any moment or a full disk leaves a readable one. Order, captions, dropout and noise are
-keyed by the seed and the step, so the step fixes both the position in the data and the random state.
+A checkpoint is one file, `checkpoints/step-000000123.pt`, written atomically; older ones are
+removed only afterwards, so a kill at any moment or a full disk leaves a readable one. Order,
+captions, dropout and noise are keyed by the seed and the step, so the step fixes both the position
+in the data and the random state.
 """
 
 import hashlib
@@ -28,7 +29,15 @@ from cibr.utils import provenance, write_atomically
 KEEP = 2  # checkpoints: the newest and the one before it
 PATIENCE = 5  # s, as worker processes of a killed run may hold the lock a little longer
 HISTORY, RECORD, MODEL = "history.csv", "run.json", "cibr.json"
-OF_A_RUN = (HISTORY, RECORD, "checkpoints", "*.ipynb", "*.log", "*.part", ".*")  # may exist before a run
+OF_A_RUN = (
+    HISTORY,
+    RECORD,
+    "checkpoints",
+    "*.ipynb",
+    "*.log",
+    "*.part",
+    ".*",
+)  # may exist before a run
 
 
 @dataclass
@@ -60,7 +69,9 @@ class Progress:
 def run_identity(
     model: DualEncoder, train: Pairs, validation: Pairs | None, config: RunConfig, batch_size: int
 ) -> dict[str, Any]:
-    """Everything that must be equal for a run to resume another's checkpoint, as JSON-compatible values."""
+    """Everything that must be equal for a run to resume another's checkpoint, as JSON-compatible
+    values.
+    """
     run = {name: value for name, value in config.to_dict().items() if name not in NOT_THE_RUN}
     run |= {"architecture": f"{model.kind} {model.backbone.settings}", "pairs a step": batch_size}
     for name, pairs in (("training pairs", train), ("validation pairs", validation)):
@@ -87,39 +98,53 @@ class RunFolder:
         """A context that creates the folder if necessary and locks it against other runs.
 
         Raises:
-            ValueError: the folder cannot be written, is locked by another run, or contains foreign files.
+            ValueError: the folder cannot be written, is locked by another run, or contains foreign
+                files.
         """
         if not self.writes:
             yield
             return
-        name, lock = f"output_dir {str(self.folder)!r}", FileLock(self.folder / ".lock", timeout=PATIENCE)
+        name, lock = (
+            f"output_dir {str(self.folder)!r}",
+            FileLock(self.folder / ".lock", timeout=PATIENCE),
+        )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
-            raise ValueError(f"another run is writing to {name}: wait for its end, or choose another") from error
+            raise ValueError(
+                f"another run is writing to {name}: wait for its end, or choose another"
+            ) from error
         except OSError as error:
             raise ValueError(f"{name} cannot be written: {error}; choose another") from error
         try:
             if not checkpoints(self.folder) and not (self.folder / RECORD).exists():
                 foreign = [f.name for f in self.folder.iterdir() if not any(map(f.match, OF_A_RUN))]
                 if foreign:
-                    raise ValueError(f"{name} has files of no run, such as {min(foreign)!r}: choose another")
+                    raise ValueError(
+                        f"{name} has files of no run, such as {min(foreign)!r}: choose another"
+                    )
             yield
         finally:
             (self.folder / ".lock").unlink(missing_ok=True)
             lock.release()
 
     def finished(self, model: DualEncoder) -> pd.DataFrame | None:
-        """The history of a finished run in this folder, or None; its weights are loaded into the model.
+        """The history of a finished run in this folder, or None; its weights are loaded into the
+        model.
 
         Raises:
-            ValueError: the run has another configuration or other pairs; the message lists the differences.
+            ValueError: the run has another configuration or other pairs; the message lists the
+                differences.
         """
-        if checkpoints(self.folder) or not all((self.folder / f).exists() for f in (RECORD, MODEL, HISTORY)):
+        if checkpoints(self.folder) or not all(
+            (self.folder / f).exists() for f in (RECORD, MODEL, HISTORY)
+        ):
             return None
         there = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
-        self._refuse_another(there.get("run", {}), "a finished run", f"or remove {str(self.folder)!r}")
+        self._refuse_another(
+            there.get("run", {}), "a finished run", f"or remove {str(self.folder)!r}"
+        )
         model.load_state_dict(DualEncoder.from_pretrained(self.folder).own_state(), strict=False)
         model.eval()
         if self.writes:
@@ -136,15 +161,20 @@ class RunFolder:
             start: the progress of a new run, returned without a checkpoint.
 
         Raises:
-            ValueError: the checkpoint has another configuration or other pairs; the message lists the differences.
+            ValueError: the checkpoint has another configuration or other pairs; the message lists
+                the differences.
         """
         newest = newest_checkpoint(self.folder)
         if newest is None:
             return start
         file, state = newest
-        self._refuse_another(state["run"], "an unfinished run", f"finish that run, or delete {str(file.parent)!r}")
+        self._refuse_another(
+            state["run"], "an unfinished run", f"finish that run, or delete {str(file.parent)!r}"
+        )
         for name, part in parts.items():
-            options = {"strict": False} if isinstance(part, DualEncoder) else {}  # frozen towers are not stored
+            options = (
+                {"strict": False} if isinstance(part, DualEncoder) else {}
+            )  # frozen towers are not stored
             part.load_state_dict(state[name], **options)
         return Progress(**state["progress"])
 
@@ -152,11 +182,15 @@ class RunFolder:
         """Writes a checkpoint and the history, then removes all but the last two checkpoints.
 
         Raises:
-            ValueError: the folder cannot be written; the message names the last good checkpoint, which is kept.
+            ValueError: the folder cannot be written; the message names the last good checkpoint,
+                which is kept.
         """
         file = self.folder / "checkpoints" / f"step-{at.step:09d}.pt"
         if self.writes:
-            states = {n: p.own_state() if isinstance(p, DualEncoder) else p.state_dict() for n, p in parts.items()}
+            states = {
+                n: p.own_state() if isinstance(p, DualEncoder) else p.state_dict()
+                for n, p in parts.items()
+            }
             state = {"run": self.identity, "progress": vars(at)} | states
             self._write(file, lambda part: torch.save(state, part))
             for old in checkpoints(self.folder)[:-KEEP]:
@@ -168,10 +202,16 @@ class RunFolder:
         """Writes the model and its provenance, then removes the checkpoints."""
         if not self.writes:
             return
-        self._write_history(at)  # a run may have been killed between its last checkpoint and this file
+        self._write_history(
+            at
+        )  # a run may have been killed between its last checkpoint and this file
         model.save_pretrained(self.folder)
-        record = json.dumps({"configuration": config.to_dict(), "run": self.identity} | provenance(), indent=2)
-        self._write(self.folder / RECORD, lambda part: part.write_text(record + "\n", encoding="utf-8"))
+        record = json.dumps(
+            {"configuration": config.to_dict(), "run": self.identity} | provenance(), indent=2
+        )
+        self._write(
+            self.folder / RECORD, lambda part: part.write_text(record + "\n", encoding="utf-8")
+        )
         for part in self.folder.glob("*.part"):  # left by a killed save
             part.unlink(missing_ok=True)
         shutil.rmtree(self.folder / "checkpoints")
@@ -179,7 +219,11 @@ class RunFolder:
     def last_good(self) -> str:
         """The newest readable checkpoint, as a clause for messages."""
         newest = newest_checkpoint(self.folder)
-        return f"the last good checkpoint is {str(newest[0])!r}" if newest else "there is no checkpoint yet"
+        return (
+            f"the last good checkpoint is {str(newest[0])!r}"
+            if newest
+            else "there is no checkpoint yet"
+        )
 
     def _write_history(self, at: Progress) -> None:
         if at.history:
@@ -198,7 +242,9 @@ class RunFolder:
         here = self.identity
         names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
         if names:
-            differing = ", ".join(f"{n} ({there.get(n)!r} there, {here.get(n)!r} here)" for n in names)
+            differing = ", ".join(
+                f"{n} ({there.get(n)!r} there, {here.get(n)!r} here)" for n in names
+            )
             held = f"{str(self.folder)!r} holds {what} of another configuration: {differing}"
             raise ValueError(f"{held}. Choose another output_dir, {fix}")
 
@@ -209,11 +255,16 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest readable checkpoint with its state, loaded as weights only; damaged ones are skipped."""
+    """The newest readable checkpoint with its state, loaded as weights only; damaged ones are
+    skipped.
+    """
     for file in reversed(checkpoints(folder)):
         try:
             return file, torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises nearly anything on a damaged file
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            warnings.warn(f"checkpoint {str(file)!r} cannot be read and is passed over: {reason}", stacklevel=2)
+            warnings.warn(
+                f"checkpoint {str(file)!r} cannot be read and is passed over: {reason}",
+                stacklevel=2,
+            )
     return None

@@ -35,49 +35,58 @@ NOT_THE_RUN = ("output_dir", "checkpoint_every", "micro_batch_size")  # do not a
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Settings of a training run. Build it with `configure`, which fills in presets and checks the values.
+    """Settings of a training run. Build it with `configure`, which fills in presets and checks the
+    values.
 
     Args:
         dataset: name of a data set, a folder or a hub id; see `cibr.load_pairs`.
-        model: `tiny`, `frozen`, or a model to fine-tune: a run's folder, or a dual encoder of transformers by
-            folder or hub id, such as a `CLIPModel` or a `SiglipModel`.
+        model: `tiny`, `frozen`, or a model to fine-tune: a run's folder, or a dual encoder of
+            transformers by folder or hub id, such as a `CLIPModel` or a `SiglipModel`.
         penalty: penalty added to the contrastive loss, one of `cibr.losses.PENALTIES`.
         beta: weight of the penalty; 0 is CLIP.
         sample: contrast samples of the encoders' distributions instead of their means.
-        contrastive: contrastive loss, `clip`, `siglip`, or `hycd`, whose teacher is the initial model.
+        contrastive: contrastive loss, `clip`, `siglip`, or `hycd`, whose teacher is the initial
+        model.
         epochs: passes over the training images; 0 for the preset.
         batch_size: pairs contrasted with each other; 0 for the preset.
         learning_rate: peak of AdamW's one-cycle schedule; 0 for the preset.
-        warm_up: share of the steps in which the rate rises to its peak, from a 25th of it; then it falls to nearly
-            0, both along a cosine.
-        image_tower_rate, text_tower_rate: learning rates of the towers, as multiples of `learning_rate`; at 0 a
-            tower is frozen and runs in eval mode.
+        warm_up: share of the steps in which the rate rises to its peak, from a 25th of it; then it
+            falls to nearly 0, both along a cosine.
+        image_tower_rate, text_tower_rate: learning rates of the towers, as multiples of
+            `learning_rate`; at 0 a tower is frozen and runs in eval mode.
         temperature: temperature of the softmax over cosines; 0 for the preset.
         weight_decay: weight decay of AdamW, for matrices; -1 for the preset.
         dropout: dropout in the heads, and in the text encoder of `tiny`; -1 for the preset.
         seed: seed of weights, order, captions, dropout and noise.
         output_dir: folder for the model, `history.csv` and the configuration.
-        micro_batch_size: rows encoded at once; 0 for the whole batch. It changes results only by rounding and the
-            draws of dropout.
+        micro_batch_size: rows encoded at once; 0 for the whole batch. It changes results only by
+            rounding and the draws of dropout.
         learn_temperature: whether the temperature is trained.
-        kappa_e, kappa_b: concentrations of the encoder's and the backward von Mises-Fisher distributions.
+        kappa_e, kappa_b: concentrations of the encoder's and the backward von Mises-Fisher
+        distributions.
         text_weight: the texts' share of the penalty; see `CIBRLoss`.
-        group_size: rows of a batch that belong together: renderings of one item if the pairs have groups, else
-            images of one label, or else captions of one image; 1 for none.
+        group_size: rows of a batch that belong together: renderings of one item if the pairs have
+            groups, else images of one label, or else captions of one image; 1 for none.
         group_share: share of a batch's rows in such groups; see `cibr.train.sampler`.
         ramp: raise beta from 0 after a third of the training; otherwise it is constant.
-        cca_start: initialise the heads over frozen towers with regularised CCA of the training pairs.
-        cca_ridge_image, cca_ridge_text: ridges of CCA, also for `anchor`, times the mean variance of a feature.
-        feature_noise: standard deviation of the noise on cached features in training, times the feature's own.
-        ema_decay: decay of the moving average of the weights that is validated and saved; 0 for no average.
-        interpolation: share of the initial weights in those that are validated and saved (WiSE-FT); 0 for none.
-            With `ema_decay` the rest is the moving average.
-        crop_scale: smallest share of an image's area in random resized crops in training, 0.9 in open_clip; 1 for
-            no crops.
+        cca_start: initialise the heads over frozen towers with regularised CCA of the training
+        pairs.
+        cca_ridge_image, cca_ridge_text: ridges of CCA, also for `anchor`, times the mean variance
+        of a feature.
+        feature_noise: standard deviation of the noise on cached features in training, times the
+        feature's own.
+        ema_decay: decay of the moving average of the weights that is validated and saved; 0 for no
+        average.
+        interpolation: share of the initial weights in those that are validated and saved (WiSE-FT);
+            0 for none. With `ema_decay` the rest is the moving average.
+        crop_scale: smallest share of an image's area in random resized crops in training, 0.9 in
+            open_clip; 1 for no crops.
         corruption: fields of `cibr.data.corruptions.Corruption`, which change the training pairs.
-        mixed_precision: `no`, or `bf16` for the encoders, overriding a launcher; the loss stays in float32.
+        mixed_precision: `no`, or `bf16` for the encoders, overriding a launcher; the loss stays in
+        float32.
         critic_steps: steps of the critics' optimiser before each step (`mine`).
-        checkpoint_every: steps between checkpoints within an epoch; 0 for one at the end of each epoch.
+        checkpoint_every: steps between checkpoints within an epoch; 0 for one at the end of each
+        epoch.
         validate_every: epochs between validations; the last epoch is always validated.
         on_error: `raise` at an unusable sample, or `skip` it.
         max_skipped: maximum number of skipped samples.
@@ -158,8 +167,16 @@ _RANGES = {
     "cca_ridge_image": (1e-6, 1e6, "a multiple of the mean variance; 0.1 to 10 are usual"),
     "cca_ridge_text": (1e-6, 1e6, "a multiple of the mean variance; 0.1 to 10 are usual"),
     "feature_noise": (0, 100, "a multiple of each feature's deviation; 0.1 to 1 are usual"),
-    "ema_decay": (0, 0.99999, "the share that the average keeps a step, such as 0.99, or 0 for none"),
-    "interpolation": (0, 0.999, "the share of the start's weights that is kept, below 1; 0.5 is usual, 0 is none"),
+    "ema_decay": (
+        0,
+        0.99999,
+        "the share that the average keeps a step, such as 0.99, or 0 for none",
+    ),
+    "interpolation": (
+        0,
+        0.999,
+        "the share of the start's weights that is kept, below 1; 0.5 is usual, 0 is none",
+    ),
     "crop_scale": (0.01, 1, "the smallest share of an image's area; 0.9 is usual, 1 is no crop"),
     "critic_steps": (1, 100, "one to five are usual"),
     "checkpoint_every": (0, math.inf, "a number of steps, or 0 for the end of each epoch"),
@@ -174,14 +191,15 @@ _CHOICES = {
 
 
 def configure(**parameters: Any) -> RunConfig:
-    """Builds a checked configuration; 0 (-1 for dropout and weight decay) is the preset of data set and model.
+    """Builds a checked configuration; 0 (-1 for dropout and weight decay) is the preset of data set
+    and model.
 
-    Without an `output_dir` the run gets a folder under `runs/`, named after its main settings with a digest of the
-    others that are not at their defaults.
+    Without an `output_dir` the run gets a folder under `runs/`, named after its main settings with
+    a digest of the others that are not at their defaults.
 
     Raises:
-        ValueError: an unknown parameter, data set, model or penalty (with the nearest known name), a value outside
-            its range, or an output folder within the data.
+        ValueError: an unknown parameter, data set, model or penalty (with the nearest known name),
+            a value outside its range, or an output folder within the data.
     """
     for name in parameters:
         check_known("parameter", name, _TYPES)
@@ -189,27 +207,43 @@ def configure(**parameters: Any) -> RunConfig:
     for name, known in _CHOICES.items():
         check_known(name, getattr(config, name), known)
     source, kind = resolve(config.dataset), model_kind(config.model)
-    preset = dict(zip(PRESET_NAMES, PRESETS.get((source.name, kind), PRESETS["*", kind]), strict=True))
+    preset = dict(
+        zip(PRESET_NAMES, PRESETS.get((source.name, kind), PRESETS["*", kind]), strict=True)
+    )
     defaults = replace(RunConfig(), **preset).to_dict()
     unchanged = asdict(Corruption())
     for name in config.corruption:
         check_known("corruption", name, unchanged)
     corruption = asdict(Corruption(**config.corruption))
     changes = {name: value for name, value in corruption.items() if value != unchanged[name]}
-    filled = {name: value for name, value in preset.items() if getattr(config, name) == getattr(RunConfig, name)}
+    filled = {
+        name: value
+        for name, value in preset.items()
+        if getattr(config, name) == getattr(RunConfig, name)
+    }
     config = replace(config, corruption=changes, **filled)
     _check(config, kind)
     if not config.output_dir:
-        config = replace(config, output_dir=str(runs_folder() / _run_name(config, source.name, defaults)))
+        config = replace(
+            config, output_dir=str(runs_folder() / _run_name(config, source.name, defaults))
+        )
     out = Path(config.output_dir).resolve()
-    if source.place and Path(source.place).is_dir() and out.is_relative_to(Path(source.place).resolve()):
-        raise ValueError(f"output_dir {config.output_dir!r} is within the data set's folder: choose one outside")
+    if (
+        source.place
+        and Path(source.place).is_dir()
+        and out.is_relative_to(Path(source.place).resolve())
+    ):
+        raise ValueError(
+            f"output_dir {config.output_dir!r} is within the data set's folder: choose one outside"
+        )
     return config
 
 
 def _run_name(config: RunConfig, dataset: str, defaults: dict[str, Any]) -> str:
     model = config.model.rstrip("/").split("/")[-1]
-    named = dict(penalty=config.penalty, beta=config.beta, seed=config.seed, dataset=dataset, model=model)
+    named = dict(
+        penalty=config.penalty, beta=config.beta, seed=config.seed, dataset=dataset, model=model
+    )
     settings = {name: value for name, value in config.to_dict().items() if name not in NOT_THE_RUN}
     others = {k: v for k, v in settings.items() if v != named.get(k, defaults[k])}
     name = f"{dataset}-{model}-{config.penalty}-beta{config.beta:g}-seed{config.seed}"
@@ -232,12 +266,18 @@ def _check(config: RunConfig, kind: str) -> None:
         value = getattr(config, name)
         if not (math.isfinite(value) and low <= value <= high):
             raise ValueError(f"{name} is {value}: {rule}")
-    Skips(config.dataset, config.on_error, config.max_skipped)  # its checks, before anything is loaded
+    Skips(
+        config.dataset, config.on_error, config.max_skipped
+    )  # its checks, before anything is loaded
     if (config.penalty == "consistency" or config.group_share != 1) and config.group_size < 2:
-        raise ValueError("'consistency' and group_share are for rows in groups: set group_size to 2 or more")
+        raise ValueError(
+            "'consistency' and group_share are for rows in groups: set group_size to 2 or more"
+        )
     for name in ("image_tower_rate", "text_tower_rate", "crop_scale"):
         if kind == "frozen" and getattr(config, name) != 1:
-            raise ValueError(f"{name} is for towers that train, not those of model 'frozen': leave it at 1")
+            raise ValueError(
+                f"{name} is for towers that train, not those of model 'frozen': leave it at 1"
+            )
     asked = {"penalty 'anchor'": config.penalty == "anchor", "cca_start": config.cca_start}
     for name, value in (asked | {"feature_noise": config.feature_noise}).items():
         if kind != "frozen" and value:
@@ -247,8 +287,9 @@ def _check(config: RunConfig, kind: str) -> None:
 def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
     """The checked parameters of a notebook; unknown names, which papermill only logs, raise.
 
-    Call it in the first cell after the parameters, with `globals()` and the known names. Injected parameters are
-    read from the executed cells (papermill's starts with `# Parameters`), so the call can be repeated.
+    Call it in the first cell after the parameters, with `globals()` and the known names. Injected
+    parameters are read from the executed cells (papermill's starts with `# Parameters`), so the
+    call can be repeated.
 
     Args:
         namespace: the notebook's globals.
@@ -258,8 +299,8 @@ def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
         The known parameters with their values.
 
     Raises:
-        ValueError: papermill set an unknown name (the message has the nearest known one), or a known one has no
-            value.
+        ValueError: papermill set an unknown name (the message has the nearest known one), or a
+            known one has no value.
     """
     names = known.split()
     injected = [source for source in namespace.get("In", []) if source.startswith("# Parameters")]
@@ -268,15 +309,19 @@ def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
             check_known("parameter", name, names)
     missing = [name for name in names if name not in namespace]
     if missing:
-        raise ValueError(f"parameter {missing[0]!r} is not set: give it a default in the parameters cell")
+        raise ValueError(
+            f"parameter {missing[0]!r} is not set: give it a default in the parameters cell"
+        )
     return {name: namespace[name] for name in names}
 
 
 def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
-    """The training, validation and test pairs of a run, with the training pairs corrupted as configured.
+    """The training, validation and test pairs of a run, with the training pairs corrupted as
+    configured.
 
-    Without a validation split, a tenth of the training pairs, at most 1,000, is held out for it. Without a test
-    split, the validation pairs are returned for it, with a warning; their `split` shows it.
+    Without a validation split, a tenth of the training pairs, at most 1,000, is held out for it.
+    Without a test split, the validation pairs are returned for it, with a warning; their `split`
+    shows it.
 
     Raises:
         ValueError: an unusable sample, or a data set that is too small to be split.
@@ -284,7 +329,9 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
         ConnectionError: the data set cannot be fetched from the hub.
     """
     there = available_splits(config.dataset)
-    load = partial(load_pairs, config.dataset, on_error=config.on_error, max_skipped=config.max_skipped)
+    load = partial(
+        load_pairs, config.dataset, on_error=config.on_error, max_skipped=config.max_skipped
+    )
     train = load("train")
     train, validation = (train, load("validation")) if "validation" in there else _hold_out(train)
     test = load("test") if "test" in there else validation
@@ -297,7 +344,9 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
 def _hold_out(train: Pairs) -> tuple[Pairs, Pairs]:
     n_held_out = min(1000, len(train) // 10)
     if n_held_out < 1:
-        raise ValueError(f"{train.name} has {len(train)} pairs and no validation split: it takes ten to make one")
+        raise ValueError(
+            f"{train.name} has {len(train)} pairs and no validation split: it takes ten to make one"
+        )
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     validation = replace(train.subset(rows[:n_held_out].sort().values), split="validation")
     return train.subset(rows[n_held_out:].sort().values), validation

@@ -1,8 +1,9 @@
-"""`fit`: trains a `DualEncoder` on image-text pairs and saves the model, its history and the configuration.
+"""`fit`: trains a `DualEncoder` on image-text pairs and saves the model, its history and the
+configuration.
 
-`fit` sets up the pairs, the loss and the optimiser and loops over epochs; `train_step` is one step. Everything
-random (order, captions, dropout, noise) is keyed by the seed and the step, so a run resumes from its newest
-checkpoint with the same result as without the interruption.
+`fit` sets up the pairs, the loss and the optimiser and loops over epochs; `train_step` is one step.
+Everything random (order, captions, dropout, noise) is keyed by the seed and the step, so a run
+resumes from its newest checkpoint with the same result as without the interruption.
 """
 
 import copy
@@ -43,9 +44,15 @@ CRITIC_LEARNING_RATE = 1e-3
 LONGEST_WAIT = timedelta(hours=3)  # for the process that extracts a frozen tower's features
 
 DEGENERATE = {  # values above which a run has collapsed, and the remedy
-    "image_mean_cosine": (0.99, "image embeddings are nearly one point; lower learning_rate or beta"),
+    "image_mean_cosine": (
+        0.99,
+        "image embeddings are nearly one point; lower learning_rate or beta",
+    ),
     "text_mean_cosine": (0.99, "text embeddings are nearly one point; lower learning_rate or beta"),
-    "repeated_captions": (0.9, "repeats are no negatives; lower batch_size or write captions that differ"),
+    "repeated_captions": (
+        0.9,
+        "repeats are no negatives; lower batch_size or write captions that differ",
+    ),
 }
 
 
@@ -59,37 +66,46 @@ def fit(
 ) -> pd.DataFrame:
     """Trains a model in place.
 
-    `config.output_dir` then contains the model (see `DualEncoder.save_pretrained`), `history.csv` and `run.json`,
-    and during training also checkpoints. An unfinished run of the same configuration resumes; of a finished one
-    the weights and the history are loaded.
+    `config.output_dir` then contains the model (see `DualEncoder.save_pretrained`), `history.csv`
+    and `run.json`, and during training also checkpoints. An unfinished run of the same
+    configuration resumes; of a finished one the weights and the history are loaded.
 
     Args:
         model: from `build_model`.
         train: the training pairs.
         validation: the pairs for validation recall, or None.
         config: from `configure`.
-        accelerator: an `accelerate.Accelerator`; by default that of `accelerate launch`, or one process.
-        statistic: for the penalty `anchor` and for `cca_start`; by default CCA of the training pairs.
+        accelerator: an `accelerate.Accelerator`; by default that of `accelerate launch`, or one
+        process.
+        statistic: for the penalty `anchor` and for `cca_start`; by default CCA of the training
+            pairs.
 
     Returns:
-        The history, one row per epoch: `epoch, step, loss, clip_loss, penalty_loss`, the other terms of the loss
-        in nats, the columns of `embedding_health`, `beta`, `temperature`, `seconds` of training, and validation
-        recalls in [0, 1], NaN in epochs without validation.
+        The history, one row per epoch: `epoch, step, loss, clip_loss, penalty_loss`, the other
+        terms of the loss
+        in nats, the columns of `embedding_health`, `beta`, `temperature`, `seconds` of training,
+        and validation recalls in [0, 1], NaN in epochs without validation.
 
     Raises:
-        ValueError: fewer than two pairs or captions, groups requested of pairs without groups, an unusable sample,
-            a penalty on pooled features with a model that has none (SigLIP, ALIGN), a learning rate for a tower
-            that the model lacks, a batch that the processes cannot share equally, processes that find different
-            checkpoints, an output folder that cannot be written, is in use or contains another run; or a GPU that
-            is out of memory, with the micro_batch_size to try.
-        FloatingPointError: a loss or gradient that is not finite; the message names the last good checkpoint.
+        ValueError: fewer than two pairs or captions, groups requested of pairs without groups, an
+            unusable sample, a penalty on pooled features with a model that has none (SigLIP,
+            ALIGN), a learning rate for a tower that the model lacks, a batch that the processes
+            cannot share equally, processes that find different checkpoints, an output folder that
+            cannot be written, is in use or contains another run; or a GPU that is out of memory,
+            with the micro_batch_size to try.
+        FloatingPointError: a loss or gradient that is not finite; the message names the last good
+        checkpoint.
         SystemExit: with code 143 after SIGTERM; the run is saved and resumes when started again.
         KeyboardInterrupt: the same after Ctrl-C.
     """
     from accelerate.utils import broadcast
 
     accelerator = accelerator or _launched_processes()
-    first, world, device = accelerator.is_main_process, accelerator.num_processes, accelerator.device
+    first, world, device = (
+        accelerator.is_main_process,
+        accelerator.num_processes,
+        accelerator.device,
+    )
     _check_pairs(train, config)
     _check_pooled(model, config)
     rows_here = _rows_a_process(config.batch_size, len(train), world)
@@ -103,7 +119,9 @@ def fit(
 
         # The first process extracts the features of frozen towers, the others read them.
         with accelerator.main_process_first() if model.kind == "frozen" else nullcontext():
-            inputs = prepare(model, train, config.truncate_texts, device, crop_scale=config.crop_scale)
+            inputs = prepare(
+                model, train, config.truncate_texts, device, crop_scale=config.crop_scale
+            )
             held_out = validation and prepare(model, validation, config.truncate_texts, device)
         if statistic is None and (config.cca_start or config.penalty == "anchor"):
             statistic = fit_cca(model, inputs, config)
@@ -121,7 +139,9 @@ def fit(
             parts["critic_optimizer"] = critic_optimizer
         if config.ema_decay or config.interpolation:
             parts["average"] = WeightAverage(model, config.ema_decay, config.interpolation)
-        if config.contrastive == "hycd":  # in the checkpoint, so that a resumed run has the same teacher
+        if (
+            config.contrastive == "hycd"
+        ):  # in the checkpoint, so that a resumed run has the same teacher
             parts["teacher"] = copy.deepcopy(model).eval().requires_grad_(False)
         at = run.resume(parts, Progress(n_steps=config.epochs * steps_per_epoch))
         _check_equal_steps(at.step, run.folder, accelerator)
@@ -145,7 +165,11 @@ def fit(
                     if number := _agreed(signals, accelerator):
                         _leave(number, run.save(parts, at), at, accelerator)
                     is_inside = at.step % steps_per_epoch != 0
-                    if config.checkpoint_every and at.step % config.checkpoint_every == 0 and is_inside:
+                    if (
+                        config.checkpoint_every
+                        and at.step % config.checkpoint_every == 0
+                        and is_inside
+                    ):
                         run.save(parts, at)
                     bar.update()
                     clip_loss = at.means()["clip_loss"]
@@ -160,7 +184,9 @@ def fit(
                     with parts["average"].applied(model) if "average" in parts else nullcontext():
                         row |= retrieval_recalls(validation, *embed_pairs(model, held_out))
                 at.end_epoch(row)
-                if first and at.step >= at.n_steps / 3:  # embeddings are close together early in training
+                if (
+                    first and at.step >= at.n_steps / 3
+                ):  # embeddings are close together early in training
                     _warn_of_degenerate(row, warned)
                 run.save(parts, at)
 
@@ -186,8 +212,8 @@ def rows_of_steps(
         accelerator: an `accelerate.Accelerator`.
 
     Yields:
-        Indices of images and of texts for each step, [rows_here] each, and with `crop_scale` the seeds of the
-        crops; all are functions of seed, epoch and row.
+        Indices of images and of texts for each step, [rows_here] each, and with `crop_scale` the
+        seeds of the crops; all are functions of seed, epoch and row.
 
     Raises:
         ValueError: as `epoch_rows`.
@@ -222,10 +248,12 @@ def train_step(
         at: its progress, to which the terms of the loss are added.
         run: its folder, for messages.
         accelerator: an `accelerate.Accelerator`.
-        noise: standard deviations of the noise on cached image and text features, [p] and [q], or nothing.
+        noise: standard deviations of the noise on cached image and text features, [p] and [q], or
+            nothing.
 
     Raises:
-        FloatingPointError: features, a loss or a gradient that are not finite, before the step is taken.
+        FloatingPointError: features, a loss or a gradient that are not finite, before the step is
+            taken.
     """
     model, loss_fn, optimizer = parts["model"], parts["loss"], parts["optimizer"]
     options = config.micro_batch_size, config.mixed_precision
@@ -235,7 +263,9 @@ def train_step(
     generator = torch.Generator().manual_seed(seed)  # noise, of the whole batch
     images, texts, labels = batch
     device = accelerator.device
-    images, *texts, labels = (part.to(device, non_blocking=True) for part in (images, *texts, labels))
+    images, *texts, labels = (
+        part.to(device, non_blocking=True) for part in (images, *texts, labels)
+    )
     batch = Batch(images, tuple(texts), labels)
     if noise:
         cached = zip((batch.images, *batch.texts), noise, strict=True)
@@ -251,18 +281,25 @@ def train_step(
         cache = GradCache(model, batch, accelerator, *options, *needed)
         if "critic_optimizer" in parts:
             critics = parts["critic_optimizer"]
-            train_critics(loss_fn, critics, config.critic_steps, cache.features, generator, accelerator)
+            train_critics(
+                loss_fn, critics, config.critic_steps, cache.features, generator, accelerator
+            )
         given |= dict(logit_scale=model.logit_scale, labels=cache.labels, generator=generator)
         terms = loss_fn(**cache.features, **given)
         terms["loss"].backward()
         cache.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT_NORM)
-        terms |= embedding_health(cache.features["image_features"], cache.features["text_features"], cache.labels)
+        terms |= embedding_health(
+            cache.features["image_features"], cache.features["text_features"], cache.labels
+        )
         values = dict(zip(terms, torch.stack([*terms.values()]).tolist(), strict=True))
         if not math.isfinite(values["loss"]) or not norm.isfinite():
             named = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
             raise FloatingPointError(f"it is not finite ({named}, gradient norm {norm.item():.6g})")
-    except (FloatingPointError, ValueError) as error:  # the loss rejects features that are not finite unit vectors
+    except (
+        FloatingPointError,
+        ValueError,
+    ) as error:  # the loss rejects features that are not finite unit vectors
         fix = f"{run.last_good()}. Lower learning_rate or raise temperature"
         raise FloatingPointError(f"step {at.step + 1} was not taken: {error}; {fix}") from error
     at.add(values)
@@ -278,8 +315,11 @@ def _beta_now(at: Progress, config: RunConfig) -> float:
 
 
 @torch.no_grad()
-def teacher_logits(teacher: DualEncoder, batch: Batch, accelerator, *options) -> Float[Tensor, "n n"]:
-    """Logits of a frozen teacher on the whole batch, [n, n], images in rows: cosines times its logit_scale.
+def teacher_logits(
+    teacher: DualEncoder, batch: Batch, accelerator, *options
+) -> Float[Tensor, "n n"]:
+    """Logits of a frozen teacher on the whole batch, [n, n], images in rows: cosines times its
+    logit_scale.
 
     The options are those of `GradCache`: micro_batch_size and mixed_precision.
     """
@@ -309,13 +349,15 @@ def train_critics(
     generator: torch.Generator,
     accelerator,
 ) -> None:
-    """Trains the critics on the whole batch with fixed encoders; every process takes the same steps.
+    """Trains the critics on the whole batch with fixed encoders; every process takes the same
+    steps.
 
     Args:
         loss_fn: the loss with the critics.
         optimizer: of the critics.
         n_steps: number of steps.
-        features: embeddings [n, d] and pooled features [n, p] and [n, q], by the argument names of `critic_loss`.
+        features: embeddings [n, d] and pooled features [n, p] and [n, q], by the argument names of
+        `critic_loss`.
         generator: random generator of the noise.
         accelerator: an `accelerate.Accelerator`.
 
@@ -332,7 +374,9 @@ def train_critics(
             average_gradient(parameter, accelerator)
         norm = torch.nn.utils.get_total_norm([p.grad for p in loss_fn.parameters()])
         if not norm.isfinite():
-            raise FloatingPointError(f"the critics' loss is {loss.item():.6g}, its gradient's norm {norm.item()}")
+            raise FloatingPointError(
+                f"the critics' loss is {loss.item():.6g}, its gradient's norm {norm.item()}"
+            )
         optimizer.step()
 
 
@@ -348,13 +392,15 @@ def embedding_health(
         labels: equal for rows that match, [n].
 
     Returns:
-        `image_mean_cosine` and `text_mean_cosine` between different rows, near 1 if embeddings have collapsed to a
-        point; `repeated_captions`, 1 - number of distinct labels / n.
+        `image_mean_cosine` and `text_mean_cosine` between different rows, near 1 if embeddings have
+        collapsed to a point; `repeated_captions`, 1 - number of distinct labels / n.
     """
     n, health = len(labels), {}
     for side, features in (("image", image), ("text", text)):
         squares = features.square().sum(1)
-        health[f"{side}_mean_cosine"] = (features.sum(0).square().sum() - squares.sum()) / (n * (n - 1))
+        health[f"{side}_mean_cosine"] = (features.sum(0).square().sum() - squares.sum()) / (
+            n * (n - 1)
+        )
     return health | {"repeated_captions": torch.tensor(1 - len(torch.unique(labels)) / n).to(image)}
 
 
@@ -369,7 +415,9 @@ def _warn_of_degenerate(row: dict[str, Any], warned: set[str]) -> None:
 def build_loss(
     model: DualEncoder, config: RunConfig, statistic: RegularisedCCA | None = None
 ) -> tuple[CIBRLoss, torch.optim.Optimizer | None]:
-    """The loss of a run and, if it has critics, their optimiser; the seed sets the critics' weights."""
+    """The loss of a run and, if it has critics, their optimiser; the seed sets the critics'
+    weights.
+    """
     torch.manual_seed(config.seed)
     backbone, names = model.backbone, ("kappa_e", "kappa_b", "text_weight", "sample", "contrastive")
     options = {name: getattr(config, name) for name in names}
@@ -426,9 +474,13 @@ def _towers(model: DualEncoder, config: RunConfig) -> list[tuple[torch.nn.Module
     for side, of_hub in (("image", "vision_model"), ("text", "text_model")):
         setting, ends = f"{side}_tower_rate", (f"{side}_tower", of_hub)
         if (rate := getattr(config, setting)) != 1:
-            tower = next((module for name, module in model.named_modules() if name.endswith(ends)), None)
+            tower = next(
+                (module for name, module in model.named_modules() if name.endswith(ends)), None
+            )
             if tower is None:
-                raise ValueError(f"{setting} must be 1: {config.model!r} has no module {' or '.join(ends)}")
+                raise ValueError(
+                    f"{setting} must be 1: {config.model!r} has no module {' or '.join(ends)}"
+                )
             found.append((tower, rate))
     return found
 
@@ -438,20 +490,31 @@ def _check_pooled(model: DualEncoder, config: RunConfig) -> None:
     if config.penalty in NEEDS_POOLED and model.backbone.dim_image_pooled is None:
         lacks = f"model {config.model!r}, a {type(model.backbone.model).__name__}, does not have"
         fix = "choose another, such as 'vmf', or a model like CLIPModel"
-        raise ValueError(f"the penalty {config.penalty!r} needs a projection on each side, which {lacks}: {fix}")
+        raise ValueError(
+            f"the penalty {config.penalty!r} needs a projection on each side, which {lacks}: {fix}"
+        )
 
 
 def _check_pairs(train: Pairs, config: RunConfig) -> None:
-    where, n_labels = f"the split {train.split!r} of {train.name!r}", len(torch.unique(train.match_labels()))
+    where, n_labels = (
+        f"the split {train.split!r} of {train.name!r}",
+        len(torch.unique(train.match_labels())),
+    )
     if n_labels < 2:
         rule = "match by caption, label or group: a contrast needs two that differ"
         raise ValueError(f"all {len(train)} pairs of {where}, such as {train.texts()[0]!r}, {rule}")
     if config.group_size > 1 and n_labels == len(train) == len(train.texts()):
         have = "neither images of one label nor captions of one image"
-        raise ValueError(f"{where} has {have}, so no groups: leave group_size at 1, without 'consistency'")
+        raise ValueError(
+            f"{where} has {have}, so no groups: leave group_size at 1, without 'consistency'"
+        )
     if config.batch_size > len(train):
-        larger = f"batch_size {config.batch_size:,} is larger than the {len(train):,} pairs of {where}"
-        warnings.warn(f"{larger}, so an epoch is one step: lower batch_size or raise epochs", stacklevel=3)
+        larger = (
+            f"batch_size {config.batch_size:,} is larger than the {len(train):,} pairs of {where}"
+        )
+        warnings.warn(
+            f"{larger}, so an epoch is one step: lower batch_size or raise epochs", stacklevel=3
+        )
 
 
 def _rows_a_process(batch_size: int, n_pairs: int, world: int) -> int:
@@ -459,7 +522,9 @@ def _rows_a_process(batch_size: int, n_pairs: int, world: int) -> int:
     wanted = min(batch_size, n_pairs)
     if wanted < world or (batch_size % world and batch_size <= n_pairs):
         fix = "give batch_size a multiple of their number, or use fewer"
-        raise ValueError(f"a batch of {wanted} pairs cannot be shared equally by {world} processes: {fix}")
+        raise ValueError(
+            f"a batch of {wanted} pairs cannot be shared equally by {world} processes: {fix}"
+        )
     return wanted // world
 
 
@@ -481,7 +546,8 @@ def _check_equal_steps(step: int, folder: Path, accelerator) -> None:
 
 @contextmanager
 def _noted_signals():
-    """Records SIGTERM (from SLURM before its time limit) and Ctrl-C, to stop after the current step.
+    """Records SIGTERM (from SLURM before its time limit) and Ctrl-C, to stop after the current
+    step.
 
     A second Ctrl-C interrupts at once. Outside the main thread, signals are not handled.
     """
@@ -520,4 +586,6 @@ def _leave(number: int, saved: Path, at: Progress, accelerator) -> None:
 def _progress_bar(at: Progress, shown: bool) -> tqdm:
     quiet = {} if shown else {"disable": True}  # otherwise TQDM_DISABLE decides
     pause = 0.5 if sys.stderr.isatty() else 10  # s; a notebook or a log keeps every line
-    return tqdm(total=at.n_steps, initial=at.step, desc="training", unit="step", mininterval=pause, **quiet)
+    return tqdm(
+        total=at.n_steps, initial=at.step, desc="training", unit="step", mininterval=pause, **quiet
+    )

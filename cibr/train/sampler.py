@@ -1,6 +1,7 @@
 """The order of an epoch: the image and the caption of each row of a batch.
 
-It depends only on the seed and the epoch, so it is the same for any number of processes and after a resume.
+It depends only on the seed and the epoch, so it is the same for any number of processes and after a
+resume.
 """
 
 import torch
@@ -15,12 +16,15 @@ def epoch_rows(
 ) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
     """Image and text of every row of an epoch, at most as many rows as there are images.
 
-    With groups, rows come in runs of `group_size` with shared content: renderings of one image if the pairs have
-    groups, else different images of one label if they have labels, else different captions of one image. An epoch
-    then visits a part of the groups, so its cost does not change. A smaller group is included in full, once.
+    With groups, rows come in runs of `group_size` with shared content: renderings of one image if
+    the pairs have
+    groups, else different images of one label if they have labels, else different captions of one
+    image. An epoch then visits a part of the groups, so its cost does not change. A smaller group
+    is included in full, once.
 
-    With a share below 1, each run is followed by images in the order without groups, so every batch has about that
-    share of its rows in groups. Groups are then repeated as needed, and smaller ones are left out.
+    With a share below 1, each run is followed by images in the order without groups, so every batch
+    has about that share of its rows in groups. Groups are then repeated as needed, and smaller ones
+    are left out.
 
     Args:
         pairs: the training pairs.
@@ -53,7 +57,9 @@ def epoch_rows(
         nth_text = torch.zeros_like(images)
     if group_size > 1 and group_share < 1:
         if len(images) < group_size:
-            raise ValueError(f"{pairs.name} has no group of {group_size} images: choose a smaller group_size")
+            raise ValueError(
+                f"{pairs.name} has no group of {group_size} images: choose a smaller group_size"
+            )
         every = round(group_size / group_share)
         images = _interleaved(images, order, group_size, every)
         nth_text = _interleaved(nth_text, torch.zeros_like(order), group_size, every)
@@ -68,7 +74,8 @@ def _grouped(
     generator: torch.Generator,
     whole: bool,
 ) -> Int[Tensor, " m"]:
-    """Images in their order, each followed by others of its group, the next ones in a cyclic shuffle of the group.
+    """Images in their order, each followed by others of its group, the next ones in a cyclic
+    shuffle of the group.
 
     With `whole`, images of groups smaller than `group_size` are left out.
     """

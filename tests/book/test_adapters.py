@@ -1,4 +1,6 @@
-"""Adapters against their equations, their limits and another implementation; CoOp on a small random CLIPModel."""
+"""Adapters against their equations, their limits and another implementation; CoOp on a small random
+CLIPModel.
+"""
 
 from pathlib import Path
 
@@ -29,12 +31,18 @@ def data(n=90, d=8, zero_shot=0.5):
 @pytest.mark.parametrize("strength", [0.01, 1.0, 100.0])
 def test_the_gradient_of_the_probe_is_zero_and_a_strong_pull_leaves_the_zero_shot_weights(strength):
     few = data().subset(ROWS)
-    w, t, x = adapters.linear_probes(few, [strength])[strength].double(), few.classes.double(), few.images.double()
+    w, t, x = (
+        adapters.linear_probes(few, [strength])[strength].double(),
+        few.classes.double(),
+        few.images.double(),
+    )
     own = (10 * x @ t.T).softmax(1)[torch.arange(48), few.labels]
     gradient = 10 / 48 * ((10 * x @ w.T).softmax(1) - F.one_hot(few.labels, 3)).T @ x
     for c in range(3):
         gradient[c] += strength / 3 * own[few.labels == c].mean() * 2 * (w[c] - t[c])
-    assert gradient.abs().max() < 5e-4 < (w - t).abs().max()  # it begins near 1; the float32 loss resolves no more
+    assert (
+        gradient.abs().max() < 5e-4 < (w - t).abs().max()
+    )  # it begins near 1; the float32 loss resolves no more
     assert (adapters.linear_probes(few, [1e6])[1e6] - few.classes).abs().max() < 1e-4
 
 
@@ -45,7 +53,9 @@ def test_without_zero_shot_weights_the_probe_is_scikit_learns_ridge_regression()
     # mean CE + 2 * mean_c |w_c|^2 / 3: a uniform zero-shot classifier gives every image 1/3
     reference = LogisticRegression(C=9 / (2 * 2 * 48), fit_intercept=False, tol=1e-9, max_iter=1000)
     reference.fit(10 * few.images.double().numpy(), few.labels.numpy())
-    assert (adapters.linear_probes(few, [2.0, 9.0])[2.0] - torch.from_numpy(reference.coef_)).abs().max() < 1e-4
+    assert (
+        adapters.linear_probes(few, [2.0, 9.0])[2.0] - torch.from_numpy(reference.coef_)
+    ).abs().max() < 1e-4
 
 
 def test_tip_adapter_equals_its_equation_as_a_loop_and_only_its_keys_are_tuned():
@@ -57,7 +67,9 @@ def test_tip_adapter_equals_its_equation_as_a_loop_and_only_its_keys_are_tuned()
             expected[label] = expected[label] + 2 * torch.exp(-3 * (1 - query @ image))
         torch.testing.assert_close(found[q], torch.stack(expected), atol=1e-4, rtol=0)
     keys = adapters.tip_keys(few, 2.0, 3.0, 0.01, 20)
-    losses = [F.cross_entropy(adapters.tip_logits(few, few.images, 2.0, 3.0, k), few.labels) for k in keys]
+    losses = [
+        F.cross_entropy(adapters.tip_logits(few, few.images, 2.0, 3.0, k), few.labels) for k in keys
+    ]
     assert torch.equal(keys[0], few.images) and losses == sorted(losses, reverse=True)
     assert torch.equal(adapters.tip_keys(few, 2.0, 3.0, 0.01, 5)[5], keys[5])
 
@@ -89,13 +101,17 @@ def test_adapters_beat_a_weak_classifier_and_see_nothing_but_the_shots():
     assert min(adapters.accuracy(logits, labels) for logits in found.values()) > zero_shot + 0.1
     hidden = few._replace(images=torch.cat([few.images[:48], 0 * queries]), labels=few.labels * 0)
     again = adapters.adapt(hidden, ROWS, queries)
-    assert list(found) == list(again) and all(torch.equal(found[name], again[name]) for name in found)
+    assert list(found) == list(again) and all(
+        torch.equal(found[name], again[name]) for name in found
+    )
 
 
 def test_a_draw_splits_the_images_and_refuses_a_class_without_a_test_image():
     labels = torch.arange(60) % 3
     (shots, rest), (other, _) = adapters.draw_shots(labels, 0), adapters.draw_shots(labels, 1)
-    assert sorted(shots.flatten().tolist() + rest.tolist()) == list(range(60)) and not torch.equal(shots, other)
+    assert sorted(shots.flatten().tolist() + rest.tolist()) == list(range(60)) and not torch.equal(
+        shots, other
+    )
     assert (labels[shots] == torch.arange(3)[:, None]).all() and shots.shape == (3, 16)
     with pytest.raises(ValueError, match="a class has 16 images: 16 shots and one to test"):
         adapters.draw_shots(labels[:48], 0)
@@ -116,12 +132,16 @@ def test_prompts_of_real_tokens_are_the_models_own_texts_and_learned_ones_lower_
         adapters.prompt_features(model, torch.zeros(38, 32), names)
 
 
-def test_a_run_has_a_score_of_each_set_group_number_of_shots_and_method(tmp_path, monkeypatch, build):
+def test_a_run_has_a_score_of_each_set_group_number_of_shots_and_method(
+    tmp_path, monkeypatch, build
+):
     make_small_suite(tmp_path, monkeypatch)
     monkeypatch.setattr(adapters, "SHOTS", (1, 2))
     saved = lambda settings, folder: build("tiny").save_pretrained(folder) and {"steps": 3.0}  # noqa: E731
     monkeypatch.setattr(adapters, "train_and_measure", saved)
-    found = adapters.adapt_and_measure({"adapted": [LEFT._replace(group=""), RIGHT]}, tmp_path / "run")
+    found = adapters.adapt_and_measure(
+        {"adapted": [LEFT._replace(group=""), RIGHT]}, tmp_path / "run"
+    )
     names = ["left", "right", "sides", "mean of 2"]
     scores = [
         "0/zero-shot",
@@ -135,11 +155,23 @@ def test_a_run_has_a_score_of_each_set_group_number_of_shots_and_method(tmp_path
 
 def test_the_table_has_a_row_an_adapter_and_differences_paired_by_seed():
     models = [("CLIP", 0.0, 0.30), ("CIBR", 1.0, 0.32)]
-    table = [(method, beta, seed, mean + seed / 100) for method, beta, mean in models for seed in (1, 2, 3)]
-    rows = pd.DataFrame(table, columns=["method", "beta", "seed", "mean of 7/4/Tip-Adapter/accuracy@1"])
-    found = adapters.adapter_table(rows.assign(condition="toys", hyperparameters="", validation=1.0))
+    table = [
+        (method, beta, seed, mean + seed / 100)
+        for method, beta, mean in models
+        for seed in (1, 2, 3)
+    ]
+    rows = pd.DataFrame(
+        table, columns=["method", "beta", "seed", "mean of 7/4/Tip-Adapter/accuracy@1"]
+    )
+    found = adapters.adapter_table(
+        rows.assign(condition="toys", hyperparameters="", validation=1.0)
+    )
     assert list(found) == ["CLIP, beta 0", "CIBR, beta 1", "CIBR, beta 1, minus CLIP"]
-    assert found.loc["Tip-Adapter, 4 a class"].tolist() == ["32.0 ± 2.5", "34.0 ± 2.5", "+2.00 [+2.00, +2.00] *"]
+    assert found.loc["Tip-Adapter, 4 a class"].tolist() == [
+        "32.0 ± 2.5",
+        "34.0 ± 2.5",
+        "+2.00 [+2.00, +2.00] *",
+    ]
 
 
 def test_the_chapter_says_what_the_rows_say():

@@ -13,5 +13,7 @@ def test_mean_intervals_are_those_of_student_in_every_group():
     found = mean_intervals(rows, ["method"], "nats").set_index("method")
     # 4.3027 is Student's 97.5 % quantile for two degrees of freedom
     half = 4.3027 / 3**0.5
-    assert found.loc["a", ["mean", "low", "high"]].tolist() == pytest.approx([2, 2 - half, 2 + half], abs=1e-4)
+    assert found.loc["a", ["mean", "low", "high"]].tolist() == pytest.approx(
+        [2, 2 - half, 2 + half], abs=1e-4
+    )
     assert math.isnan(found.loc["b", "low"])

@@ -89,8 +89,12 @@ def test_deletion_takes_the_highest_pixels_first():
 def test_randomised_weights_are_the_same_weights_in_another_order(tiny):
     broken = attribution.randomised_weights(tiny)
     pixels = torch.randn(2, 3, 32, 32, generator=generator())
-    assert not torch.allclose(broken.encode_images(pixels).features, tiny.encode_images(pixels).features)
-    before, after = (m.backbone.image_head[2].weight.flatten().sort().values for m in (tiny, broken))
+    assert not torch.allclose(
+        broken.encode_images(pixels).features, tiny.encode_images(pixels).features
+    )
+    before, after = (
+        m.backbone.image_head[2].weight.flatten().sort().values for m in (tiny, broken)
+    )
     assert torch.equal(before, after)
     assert torch.equal(broken.embed_texts(["a"]), tiny.embed_texts(["a"]))
 

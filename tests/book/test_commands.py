@@ -1,4 +1,6 @@
-"""The commands that make the tables of the theory and interpretability chapters, on sets of a few images."""
+"""The commands that make the tables of the theory and interpretability chapters, on sets of a few
+images.
+"""
 
 import pandas as pd
 import torch
@@ -20,7 +22,9 @@ def test_a_run_on_glyphs_leaves_the_rows_of_the_committed_table(monkeypatch):
     monkeypatch.setattr(theory_glyphs, "factor_codes", lambda table: codes)
     rows = theory_glyphs.probe_run(*few, temperature=0.05, batch_size=60, seed=0, epochs=1)
     assert list(rows) == list(committed)
-    assert set(rows["layer"]) == set(committed["layer"]) and set(rows["factor"]) <= set(committed["factor"])
+    assert set(rows["layer"]) == set(committed["layer"]) and set(rows["factor"]) <= set(
+        committed["factor"]
+    )
     assert set(committed["seed"]) == set(theory_glyphs.SEEDS)
 
 
@@ -37,7 +41,9 @@ def test_photo_rows_compare_methods_seeds_and_maps_as_in_the_committed_tables(mo
     gained, lost = found["gained"].item(), found["lost"].item()
     assert found["changed answers", "between methods, same seed"] == gained + lost
     assert abs(found["second minus first"].item() - (gained - lost)) < 1e-6
-    by_map, maps = interpretability_photos.explained_photos({"CLIP": models[0], "CIBR vMF": models[2]}, pairs)
+    by_map, maps = interpretability_photos.explained_photos(
+        {"CLIP": models[0], "CIBR vMF": models[2]}, pairs
+    )
     committed = pd.read_csv(RESULTS / "interpretability.csv")
     assert [(row["quantity"], row["case"]) for row in [*rows, *by_map]] == list(
         committed[["quantity", "case"]].itertuples(index=False, name=None)

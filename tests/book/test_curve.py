@@ -1,4 +1,6 @@
-"""The interactive information curve: its points are optima, and the page has what its script asks for."""
+"""The interactive information curve: its points are optima, and the page has what its script asks
+for.
+"""
 
 import json
 import re
@@ -21,7 +23,8 @@ def test_a_stored_optimum_is_found_again(data):
     found, stored = optimum(0.3, 0.3), data["points"][a][b]
     assert found["shared"] == pytest.approx(stored["shared"], abs=0.01)
     assert (
-        found["apart"] == pytest.approx(stored["apart"], abs=0.1) and stored["apart"][0] < 0.1 < stored["apart"][1]
+        found["apart"] == pytest.approx(stored["apart"], abs=0.1)
+        and stored["apart"][0] < 0.1 < stored["apart"][1]
     )
 
 
@@ -39,6 +42,8 @@ def test_along_a_curve_the_residual_falls_and_no_other_point_is_better_for_its_b
 def test_the_page_has_what_its_script_asks_for(data):
     page = as_page()
     assert json.loads(re.search(r'id="curve-data">(.*?)</script>', page)[1]) == data
-    asked = re.search(r"\[(\"beta\".*?)\]\.map\(\(name\) => document\.getElementById", SCRIPT.read_text())[1]
+    asked = re.search(
+        r"\[(\"beta\".*?)\]\.map\(\(name\) => document\.getElementById", SCRIPT.read_text()
+    )[1]
     for name in [*re.findall(r'"(\w+)"', asked), "beta-value", "ambiguity-value"]:
         assert f'id="curve-{name}"' in page

@@ -23,7 +23,9 @@ def test_nearest_items_are_those_of_a_loop_and_never_the_item_itself():
 
 def test_neighbours_agree_not_at_all_by_chance_and_fully_in_separate_groups():
     factor = torch.arange(400) % 2
-    z = F.normalize(torch.stack([factor.double(), 1 - factor.double()], 1) + 0.01 * torch.rand(400, 2), dim=1)
+    z = F.normalize(
+        torch.stack([factor.double(), 1 - factor.double()], 1) + 0.01 * torch.rand(400, 2), dim=1
+    )
     assert embeddings.neighbour_agreement(embeddings.nearest_items(z, 5), factor).mean() == 1
     by_chance = embeddings.neighbour_agreement(embeddings.nearest_items(unit(400, 8), 5), factor)
     assert bootstrap_interval(by_chance)[1] < 0.02 and abs(by_chance.mean()) < 0.1
@@ -45,14 +47,18 @@ def test_kinds_of_a_wrong_name_go_from_near_to_far():
         "plus sign": "other",
     }
     assert {name: embeddings.error_kind(right, name, False) for name in chosen} == chosen
-    assert embeddings.error_kind(right, "greek small letter alpha with acute", True) == "same drawing"
+    assert (
+        embeddings.error_kind(right, "greek small letter alpha with acute", True) == "same drawing"
+    )
 
 
 def test_the_map_of_a_space_keeps_groups_and_repeats():
     noise = torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
     z = F.normalize(unit(2, 8).repeat_interleave(30, 0) + 0.05 * noise, dim=1)
     places = embeddings.embedding_map(z, perplexity=10.0)
-    assert places.shape == (60, 2) and np.array_equal(places, embeddings.embedding_map(z, perplexity=10.0))
+    assert places.shape == (60, 2) and np.array_equal(
+        places, embeddings.embedding_map(z, perplexity=10.0)
+    )
     group = np.arange(60) < 30
     apart = np.linalg.norm(places[:, None] - places, axis=2) + 1e9 * np.eye(60)
     assert (group[apart.argmin(1)] == group).mean() > 0.9
@@ -65,8 +71,13 @@ def test_the_effective_dimension_is_that_of_the_directions_with_equal_variance()
 
 
 def test_a_gap_along_no_direction_of_variance_has_no_share_and_closing_it_leaves_none():
-    noise = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 0.1, 0.1, 0.0])
-    images, texts = noise + torch.tensor([0, 0, 0, 1.0]), noise.flip(0) - torch.tensor([0, 0, 0, 1.0])
+    noise = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [0.1, 0.1, 0.1, 0.0]
+    )
+    images, texts = (
+        noise + torch.tensor([0, 0, 0, 1.0]),
+        noise.flip(0) - torch.tensor([0, 0, 0, 1.0]),
+    )
     assert embeddings.gap_share(images, texts) < 1e-6
     shifted = images + torch.tensor([3.0, 0, 0, -2.0])
     assert embeddings.gap_share(shifted, texts) == pytest.approx(1, abs=1e-3)
@@ -86,6 +97,8 @@ def test_the_gap_table_is_that_of_a_loop():
 
 def test_subsampling_intervals_of_a_mean_have_the_width_of_the_normal_one():
     values = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.double)
-    table = embeddings.subsampling_intervals(lambda i: {"mean": values[i].mean().item()}, 400, n_resamples=1000)
+    table = embeddings.subsampling_intervals(
+        lambda i: {"mean": values[i].mean().item()}, 400, n_resamples=1000
+    )
     width = (table.loc["mean", "high"] - table.loc["mean", "low"]) / 2
     assert width == pytest.approx(1.96 * values.std().item() / 20, rel=0.1)

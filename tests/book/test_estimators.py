@@ -1,4 +1,6 @@
-"""Estimates of information against slow loops, limits, the perfect critic of a known world, and libraries."""
+"""Estimates of information against slow loops, limits, the perfect critic of a known world, and
+libraries.
+"""
 
 import math
 
@@ -37,14 +39,18 @@ def test_readings_of_a_score_matrix_are_those_of_slow_loops():
     }
     for function, value in expected.items():
         assert function(scores).item() == pytest.approx(value, rel=1e-12), function
-    assert estimators.smile_nats(scores, 1.0).item() == pytest.approx(joint - math.log(clipped), rel=1e-12)
+    assert estimators.smile_nats(scores, 1.0).item() == pytest.approx(
+        joint - math.log(clipped), rel=1e-12
+    )
     assert torch.equal(estimators.smile_nats(scores, 1e6), estimators.dv_nats(scores))
 
 
 def test_plug_in_of_the_perfect_critic_is_unbiased():
     task, rho = estimators.gaussian_task(5, 2.0), estimators.correlation_of(2.0, 5)
     draws = [task.sample(64, seed) for seed in range(100)]
-    values = torch.stack([estimators.plug_in_nats(estimators.gaussian_log_ratio(x, y, rho)) for x, y in draws])
+    values = torch.stack(
+        [estimators.plug_in_nats(estimators.gaussian_log_ratio(x, y, rho)) for x, y in draws]
+    )
     assert values.mean().item() == pytest.approx(2.0, abs=3 * values.std().item() / 10)
 
 
@@ -76,10 +82,14 @@ def test_ksg_is_the_library_in_one_dimension_and_near_the_truth_in_two():
     tasks = estimators.gaussian_task(1, 1.0), estimators.student_task(1, 1.0)
     for task in tasks:
         x, y = task.sample(800, seed=4)
-        library = mutual_info_regression(x.numpy(), y.flatten().numpy(), n_neighbors=3, random_state=0)[0]
+        library = mutual_info_regression(
+            x.numpy(), y.flatten().numpy(), n_neighbors=3, random_state=0
+        )[0]
         # the library adds noise of 1e-10 to break ties
         assert estimators.ksg_nats(x, y) == pytest.approx(library, abs=1e-6), task.name
-    assert estimators.ksg_nats(*estimators.gaussian_task(2, 1.0).sample(3000, seed=5)) == pytest.approx(1, abs=0.1)
+    assert estimators.ksg_nats(
+        *estimators.gaussian_task(2, 1.0).sample(3000, seed=5)
+    ) == pytest.approx(1, abs=0.1)
 
 
 def test_published_values_of_beyond_normal_are_reached_in_closed_form():
@@ -89,18 +99,23 @@ def test_published_values_of_beyond_normal_are_reached_in_closed_form():
 
 
 def test_student_excess_is_the_information_that_its_densities_have():
-    # A scale mixture with identity dispersion: all information is in the shared scale. Monte Carlo over densities.
+    # A scale mixture with identity dispersion: all information is in the shared scale. Monte Carlo
+    # over densities.
     dof, dim = 3.0, 2
     x, y = estimators.student_task(dim, dof).sample(100_000, seed=6)
 
     def log_density(z):
         d = z.shape[1]
-        constant = math.lgamma((dof + d) / 2) - math.lgamma(dof / 2) - d / 2 * math.log(dof * math.pi)
+        constant = (
+            math.lgamma((dof + d) / 2) - math.lgamma(dof / 2) - d / 2 * math.log(dof * math.pi)
+        )
         return constant - (dof + d) / 2 * torch.log1p((z**2).sum(1) / dof)
 
     ratio = log_density(torch.cat([x, y], 1)) - log_density(x) - log_density(y)
     error = ratio.std().item() / len(ratio) ** 0.5
-    assert ratio.mean().item() == pytest.approx(estimators.student_excess_nats(dof, dim, dim), abs=4 * error)
+    assert ratio.mean().item() == pytest.approx(
+        estimators.student_excess_nats(dof, dim, dim), abs=4 * error
+    )
 
 
 def test_maps_are_invertible_and_keep_the_information():
@@ -109,7 +124,9 @@ def test_maps_are_invertible_and_keep_the_information():
     for name, function in estimators.MAPS.items():
         assert (function(x).diff() > 0).all(), name
         seen = task.seen_through(name)
-        assert seen.nats == 1.0 and torch.equal(seen.sample(5, 1)[0], function(task.sample(5, 1)[0]))
+        assert seen.nats == 1.0 and torch.equal(
+            seen.sample(5, 1)[0], function(task.sample(5, 1)[0])
+        )
 
 
 def test_perfect_critic_is_the_log_ratio_of_densities():

@@ -1,4 +1,6 @@
-"""The figure "move beta": its points are differences of committed rows, and every value of the slider has one."""
+"""The figure "move beta": its points are differences of committed rows, and every value of the
+slider has one.
+"""
 
 import json
 import re
@@ -38,10 +40,19 @@ def test_points_are_mean_differences_to_clip_of_the_committed_rows(data):
 
 def test_the_page_holds_the_numbers_for_the_script_and_as_a_table(data):
     page = as_page(data)
-    stored = re.search(r'<script type="application/json" id="explorer-data">(.*?)</script>', page)[1]
+    stored = re.search(r'<script type="application/json" id="explorer-data">(.*?)</script>', page)[
+        1
+    ]
     assert json.loads(stored) == data
-    points = [point for each in data["conditions"] for curve in each["curves"] for point in curve["points"]]
+    points = [
+        point
+        for each in data["conditions"]
+        for curve in each["curves"]
+        for point in curve["points"]
+    ]
     assert page.count("<tr>") == 1 + len(points)
-    asked = re.search(r"\[(\"condition\".*?)\]\.map\(\(name\) => document\.getElementById", SCRIPT.read_text())[1]
+    asked = re.search(
+        r"\[(\"condition\".*?)\]\.map\(\(name\) => document\.getElementById", SCRIPT.read_text()
+    )[1]
     for name in re.findall(r'"(\w+)"', asked):
         assert f'id="explorer-{name}"' in page

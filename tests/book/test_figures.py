@@ -43,15 +43,23 @@ def intervals(**columns):
 
 
 def test_curve_panels_have_a_panel_a_title_and_a_line_a_name():
-    panels = {"shared": {"0.9": ([0, 1], [2, 1]), "0.5": ([0, 1], [1, 0])}, "residual": {"0.9": ([0, 1], [3, 0])}}
+    panels = {
+        "shared": {"0.9": ([0, 1], [2, 1]), "0.5": ([0, 1], [1, 0])},
+        "residual": {"0.9": ([0, 1], [3, 0])},
+    }
     axes = figures.curve_panels(panels, xlabel="beta")
-    assert [(axis.get_title(), axis.get_xlabel()) for axis in axes] == [("shared", "beta"), ("residual", "beta")]
+    assert [(axis.get_title(), axis.get_xlabel()) for axis in axes] == [
+        ("shared", "beta"),
+        ("residual", "beta"),
+    ]
     assert drawn(axes[0]) == {"0.9": [2, 1], "0.5": [1, 0]} and drawn(axes[1]) == {"0.9": [3, 0]}
 
 
 def test_interval_lines_have_a_panel_a_value_and_grey_references():
     rows = intervals(batch_size=[16, 64], encoder=["untrained", "InfoNCE"], temperature=[0.1, 1.0])
-    axes = figures.interval_lines(rows, "temperature", "encoder", "batch_size", log=True, references=["untrained"])
+    axes = figures.interval_lines(
+        rows, "temperature", "encoder", "batch_size", log=True, references=["untrained"]
+    )
     assert [axis.get_title() for axis in axes] == ["batch size 16", "batch size 64"]
     assert [of_bars(axis) for axis in axes] == [
         {"untrained": [1, 2], "InfoNCE": [3, 4]}, {"untrained": [5, 6], "InfoNCE": [7, 8]},
@@ -65,7 +73,9 @@ def test_interval_lines_have_a_panel_a_value_and_grey_references():
 
 def test_interval_bars_stand_by_group_in_the_scale_under_their_ceilings():
     rows = intervals(model=["CLIP", "randomised"], factor=["weight", "slant"])
-    axis = figures.interval_bars(rows, "factor", "model", "%", 100, ["randomised"], {"weight": 7.0, "slant": 6.0})
+    axis = figures.interval_bars(
+        rows, "factor", "model", "%", 100, ["randomised"], {"weight": 7.0, "slant": 6.0}
+    )
     assert sorted(round(bar.get_width()) for bar in axis.patches) == [100, 200, 300, 400]
     assert axis.patches[0].get_facecolor()[:3] == to_rgba("black")[:3]  # CLIP, in every figure
     assert axis.patches[2].get_facecolor()[:3] == to_rgba(GREY)[:3]
@@ -74,8 +84,12 @@ def test_interval_bars_stand_by_group_in_the_scale_under_their_ceilings():
 
 
 def test_information_plane_shows_the_curve_in_order_and_every_run_at_beta_zero():
-    curve = pd.DataFrame({"beta": [0.1, 1.0], "residual_nats": [0.4, 0.1], "shared_nats": [0.98, 0.9]})
-    clip = pd.DataFrame({"codes": [4, 8, 8], "residual_nats": [0.4, 0.5, 0.6], "shared_nats": [0.98, 0.97, 0.96]})
+    curve = pd.DataFrame(
+        {"beta": [0.1, 1.0], "residual_nats": [0.4, 0.1], "shared_nats": [0.98, 0.9]}
+    )
+    clip = pd.DataFrame(
+        {"codes": [4, 8, 8], "residual_nats": [0.4, 0.5, 0.6], "shared_nats": [0.98, 0.97, 0.96]}
+    )
     axis = figures.information_plane(curve, clip, 1.0)
     lines = drawn(axis)
     assert lines["CIB, β rising to the left"] == [0.9, 0.98]
@@ -92,7 +106,9 @@ def test_error_table_writes_every_error_and_the_truth_beside_its_task():
 
 def test_confusions_are_per_cent_of_the_images_of_a_class():
     labels, answers = torch.tensor([0, 0, 0, 2]), torch.tensor([0, 0, 1, 2])
-    axes = figures.confusion_matrices(labels, {"CLIP": answers, "CIBR": labels}, ["cat", "dog", "bird"])
+    axes = figures.confusion_matrices(
+        labels, {"CLIP": answers, "CIBR": labels}, ["cat", "dog", "bird"]
+    )
     assert [axis.get_title() for axis in axes] == ["CLIP", "CIBR"]
     assert [text.get_text() for text in axes[0].texts] == ["67", "33", "", "", "", "100"]
     assert [label.get_text() for label in axes[0].get_yticklabels()] == ["cat", "bird"]
@@ -119,7 +135,9 @@ def test_neighbours_that_are_alike_have_a_green_frame():
 
 
 def test_answers_are_marked_right_or_wrong_as_they_are_written():
-    words = figures.answer_rows([picture(0)], ["costs $5"], {"CLIP": ["costs $5"], "CIBR": ["x" * 90]})
+    words = figures.answer_rows(
+        [picture(0)], ["costs $5"], {"CLIP": ["costs $5"], "CIBR": ["x" * 90]}
+    )
     texts = words[0].texts
     assert [t.get_color() for t in texts] == ["black", GREEN, RED]
     assert texts[1].get_text() == "✓ CLIP: costs $5" and texts[2].get_text().endswith("…")

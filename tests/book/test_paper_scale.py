@@ -1,4 +1,6 @@
-"""The paper's setting: tables without and with rows, the cost of a step, and the sweeps on a stand-in."""
+"""The paper's setting: tables without and with rows, the cost of a step, and the sweeps on a
+stand-in.
+"""
 
 import numpy as np
 import pandas as pd
@@ -27,8 +29,16 @@ def rows_of(**means: float) -> pd.DataFrame:
     columns = [*ZERO_SHOT.values(), *RETRIEVAL.values()]
     generator, parts = np.random.default_rng(0), []
     for name, mean in means.items():
-        part = pd.DataFrame(mean + 0.01 * generator.standard_normal((5, len(columns))), columns=columns)
-        settings = {"condition": "c", "beta": 0.0, "hyperparameters": "", "validation": mean, "seed": range(5)}
+        part = pd.DataFrame(
+            mean + 0.01 * generator.standard_normal((5, len(columns))), columns=columns
+        )
+        settings = {
+            "condition": "c",
+            "beta": 0.0,
+            "hyperparameters": "",
+            "validation": mean,
+            "seed": range(5),
+        }
         parts.append(part.assign(method=name.replace("_", " "), **settings))
     return pd.concat(parts, ignore_index=True)
 
@@ -56,7 +66,9 @@ def test_the_criterion_counts_significant_gains_over_each_control():
 
 
 def test_the_cost_of_a_step_is_that_of_its_matrix_products():
-    def products(tokens, dim, layers):  # of one item: four projections, scores and values, two layers of the MLP
+    def products(
+        tokens, dim, layers
+    ):  # of one item: four projections, scores and values, two layers of the MLP
         return 2 * layers * (12 * tokens * dim**2 + 2 * tokens**2 * dim)
 
     expected = products(50, 768, 12) + 2 * 49 * 768 * 32 * 32 * 3 + products(77, 512, 12)
@@ -79,10 +91,15 @@ def test_the_sweeps_run_on_a_stand_in_trials_first(tmp_path, monkeypatch):
         for run, settings in plan.runs.items():
             save_row(settings, tmp_path / "runs" / f"{run}.json", plan.work)
         assert collect(plan, tmp_path / "runs") == len(plan.runs)
-    tried, rows = read_table(tmp_path / "experiments" / "clip-coco-trials.csv"), read_table(plan.results)
+    tried, rows = (
+        read_table(tmp_path / "experiments" / "clip-coco-trials.csv"),
+        read_table(plan.results),
+    )
     assert tried["zero-shot"].notna().all() and not any(name.startswith("paper/") for name in tried)
     best = tried.loc[tried[["validation", "zero-shot"]].mean(axis=1).idxmax(), "configuration"]
     assert '"learning_rate": 0.001' in best
     ran = rows[rows["method"] == "CIBR vMF"]
-    assert ran["configuration"].str.contains('"learning_rate": 0.001').all() and set(ran["seed"]) == {1, 2}
+    assert ran["configuration"].str.contains('"learning_rate": 0.001').all() and set(
+        ran["seed"]
+    ) == {1, 2}
     assert not (paper_table(rows, methods, ZERO_SHOT | RETRIEVAL) == NOT_RUN).any(axis=None)

@@ -17,6 +17,9 @@ def configured(**values):
 def test_buttons_and_links_appear_once_an_address_is_given_and_not_before():
     assert configured() == {"launch_buttons": {"thebe": False}}
     found = configured(repository_address="https://github.com/owner/cibr", doi="10.5281/zenodo.1")
-    assert found["repository_url"] == "https://github.com/owner/cibr" and found["use_repository_button"]
+    assert (
+        found["repository_url"] == "https://github.com/owner/cibr"
+        and found["use_repository_button"]
+    )
     assert {"thebe", "binderhub_url", "colab_url"} == set(found["launch_buttons"])
     assert [link["url"] for link in found["icon_links"]] == ["https://doi.org/10.5281/zenodo.1"]

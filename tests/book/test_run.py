@@ -12,9 +12,32 @@ from cibr.models import DualEncoder
 from cibr_book.run import describe_embeddings, leakage, residual_nats, train_and_measure
 from cibr_book.tables import read_table
 
-TINY = {"dataset": "glyphs", "model": "tiny", "penalty": "vmf", "sample": True, "kappa_e": 8192.0, "beta": 0.1}
-TINY |= {"epochs": 1, "batch_size": 64, "temperature": 0.1, "seed": 1, "corruption": {"fraction": 0.02}}
-NAMES = ["run", "method", "condition", "beta", "seed", "configuration", "commit", "versions", "seconds"]
+TINY = {
+    "dataset": "glyphs",
+    "model": "tiny",
+    "penalty": "vmf",
+    "sample": True,
+    "kappa_e": 8192.0,
+    "beta": 0.1,
+}
+TINY |= {
+    "epochs": 1,
+    "batch_size": 64,
+    "temperature": 0.1,
+    "seed": 1,
+    "corruption": {"fraction": 0.02},
+}
+NAMES = [
+    "run",
+    "method",
+    "condition",
+    "beta",
+    "seed",
+    "configuration",
+    "commit",
+    "versions",
+    "seconds",
+]
 NAMES += ["zero-shot", "image to text", "text to image", "validation", "hyperparameters"]
 
 
@@ -25,9 +48,9 @@ def test_a_run_of_glyphs_has_the_columns_of_its_committed_rows(tmp_path):
     rows = rows[rows["condition"] == "glyphs"].dropna(axis=1, how="all").drop(columns=NAMES)
     assert set(metrics) == set(rows)
     assert metrics["validation_recall@10"] < 0.2 and math.isnan(metrics["steps_to_recall@10_0.3"])
-    assert metrics["train_mi_lower_bound_nats"] - metrics["validation_mi_lower_bound_nats"] == pytest.approx(
-        metrics["train_test_gap_nats"]
-    )
+    assert metrics["train_mi_lower_bound_nats"] - metrics[
+        "validation_mi_lower_bound_nats"
+    ] == pytest.approx(metrics["train_test_gap_nats"])
     assert (tmp_path / "run" / "history.csv").exists()
 
 

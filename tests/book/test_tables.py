@@ -1,4 +1,6 @@
-"""The tables as chapters read them: scores by name, the tuned control, paired differences, the committed rows."""
+"""The tables as chapters read them: scores by name, the tuned control, paired differences, the
+committed rows.
+"""
 
 import math
 
@@ -76,14 +78,20 @@ def test_differences_pair_seeds_and_give_students_interval(rows):
     by_seed = [53 + 4 - 52, 53 + 9 - 53]  # seeds 2 and 3, which both have
     low, high = stats.ttest_1samp(by_seed, 0).confidence_interval(0.95)
     assert [ours["difference"], ours["low"], ours["high"]] == pytest.approx([7, low, high])
-    assert ours["control"] == 52.5 and ours["value"] == 59.5 and ours["significance"] == "not significant"
+    assert (
+        ours["control"] == 52.5
+        and ours["value"] == 59.5
+        and ours["significance"] == "not significant"
+    )
     assert found.loc["temperature 0.2", "significance"] == "gain"
     text = in_points(differences(rows, ["zero-shot"]), KEY)["zero-shot"]
     assert text.iloc[0].endswith("*") and text.iloc[1].startswith("+7.00 [")
 
 
 def test_differences_have_the_p_value_of_students_test_and_a_shorter_bootstrap_interval(rows):
-    rows = pd.concat([rows, rows[rows["method"] == "ours"].head(1).assign(seed=1, **{"zero-shot": 54.5})])
+    rows = pd.concat(
+        [rows, rows[rows["method"] == "ours"].head(1).assign(seed=1, **{"zero-shot": 54.5})]
+    )
     ours = differences(rows, ["zero-shot"]).set_index("hyperparameters").loc[""]
     by_seed = [57 - 52, 62 - 53, 54.5 - 51]
     assert ours["p_value"] == pytest.approx(stats.ttest_1samp(by_seed, 0).pvalue)
@@ -94,16 +102,22 @@ def test_differences_have_the_p_value_of_students_test_and_a_shorter_bootstrap_i
 
 
 def test_comparisons_are_with_clip_and_of_what_one_ingredient_adds_corrected_together(rows):
-    with_both = rows.assign(method=rows["method"].replace("ours", CONTRASTS[0][0]), **dict.fromkeys(HEADLINE, 0.0))
+    with_both = rows.assign(
+        method=rows["method"].replace("ours", CONTRASTS[0][0]), **dict.fromkeys(HEADLINE, 0.0)
+    )
     control = with_both[with_both["method"] == "CLIP"].assign(method=CONTRASTS[0][1])
     both = pd.concat([with_both, control.head(3)], ignore_index=True)
     both[[*HEADLINE]] = np.random.default_rng(0).normal(size=(len(both), 3))
     found = comparisons(both)
     added = found[found["against"] != "CLIP"]
-    assert added[["method", "against"]].drop_duplicates().to_numpy().tolist() == [list(CONTRASTS[0])]
+    assert added[["method", "against"]].drop_duplicates().to_numpy().tolist() == [
+        list(CONTRASTS[0])
+    ]
     expected = differences(both[both["method"].isin(CONTRASTS[0])], control=CONTRASTS[0][1])
     assert added["difference"].tolist() == expected["difference"].tolist() and len(found) == 3 * 4
-    assert found["q_value"].tolist() == pytest.approx(stats.false_discovery_control(found["p_value"]))
+    assert found["q_value"].tolist() == pytest.approx(
+        stats.false_discovery_control(found["p_value"])
+    )
     sure = found.assign(significance="gain", q_value=[0.01, *[0.5] * 11])
     texts = in_points(sure, ("method", "against", "hyperparameters")).stack()
     assert sorted(text.count("*") for text in texts) == [1] * 11 + [2]
@@ -129,14 +143,18 @@ def test_every_committed_run_has_the_three_scores_of_one_suite():
     assert (rows.groupby([*KEY, "seed"]).size() == 1).all()
     assert not rows.filter(regex="^test|looks|arm$").columns.tolist()
     glyphs = rows["condition"].str.startswith("glyphs")
-    assert rows.loc[glyphs].filter(regex="_to_(image|text)_recall@").isna().all(axis=None)  # by label, not by pair
+    assert (
+        rows.loc[glyphs].filter(regex="_to_(image|text)_recall@").isna().all(axis=None)
+    )  # by label, not by pair
     trials = read_table("ablation_trials.csv")
     assert trials["validation"].notna().all() and trials["zero-shot"].isna().all()
 
 
 def test_the_mini_suite_agrees_with_the_rows_that_it_compares():
     suite, rows = pd.read_csv(RESULTS / "mini_suite.csv"), read_table()
-    rows = chosen(rows[(rows["condition"] == "Flickr8k") & rows["method"].isin(["CLIP", "CIBR vMF"])])
+    rows = chosen(
+        rows[(rows["condition"] == "Flickr8k") & rows["method"].isin(["CLIP", "CIBR vMF"])]
+    )
     rows = rows[rows["seed"].isin(rows.loc[rows["method"] == "CIBR vMF", "seed"])]
     means = rows.groupby("method").mean(numeric_only=True)
     n_compared = 0
@@ -145,12 +163,19 @@ def test_the_mini_suite_agrees_with_the_rows_that_it_compares():
             expected = means.loc[["CLIP", "CIBR vMF"], column].tolist()
             assert [row.a, row.b] == pytest.approx(expected, abs=2e-6)
             n_compared += 1
-        assert math.isclose(row.difference, row.b - row.a, abs_tol=2e-6) and row.low <= row.difference <= row.high
+        assert (
+            math.isclose(row.difference, row.b - row.a, abs_tol=2e-6)
+            and row.low <= row.difference <= row.high
+        )
     assert n_compared == 18
 
 
 def test_the_archive_names_the_commit_of_every_retired_row():
     rows = pd.read_csv(RESULTS / "ablation_archive.csv", dtype={"run": str, "commit": str})
-    assert len(rows) > 208 and rows["run"].is_unique and rows["commit"].str.match(r"[0-9a-f]{12}\+?$").all()
+    assert (
+        len(rows) > 208
+        and rows["run"].is_unique
+        and rows["commit"].str.match(r"[0-9a-f]{12}\+?$").all()
+    )
     assert not set(rows["run"]) & set(read_table()["run"])
     assert rows["method"].isin(["CIBR prototypes", "CIBR Gaussian", "CIBR CLUB"]).sum() == 71

@@ -1,4 +1,6 @@
-"""Photos and captions without pairing: EM in its fixed point and against a loop, pseudo-pairs by their keys."""
+"""Photos and captions without pairing: EM in its fixed point and against a loop, pseudo-pairs by
+their keys.
+"""
 
 import pytest
 import torch

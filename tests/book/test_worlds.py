@@ -1,4 +1,6 @@
-"""The two exact worlds against brute force: loops over every outcome, determinants in three routes, quadrature."""
+"""The two exact worlds against brute force: loops over every outcome, determinants in three routes,
+quadrature.
+"""
 
 import itertools
 import math
@@ -13,7 +15,9 @@ DISCRETE, GAUSSIAN = worlds.discrete_world(), worlds.gaussian_world()
 
 
 def random_joint(*sizes, seed=0):
-    joint = torch.rand(sizes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 3
+    joint = (
+        torch.rand(sizes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 3
+    )
     return joint / joint.sum()
 
 
@@ -56,7 +60,9 @@ def test_discrete_information_is_that_of_a_loop_over_outcomes():
 
 
 def test_entropy_of_n_equal_outcomes_is_log_n_and_of_one_is_zero():
-    assert worlds.entropy_nats(torch.full((7,), 1 / 7, dtype=torch.float64)).item() == pytest.approx(math.log(7))
+    assert worlds.entropy_nats(
+        torch.full((7,), 1 / 7, dtype=torch.float64)
+    ).item() == pytest.approx(math.log(7))
     assert worlds.entropy_nats(torch.tensor([1.0, 0.0], dtype=torch.float64)).item() == 0
 
 
@@ -77,34 +83,47 @@ def test_informations_of_encoders_are_those_of_brute_force_enumeration():
         "residual_text_nats": information_by_loops(outcomes, (5,), (4,), (1,)),
         "nuisance_image_nats": information_by_loops(outcomes, (0,), (3,), (2,)),
     }
-    expected["residual_nats"] = (expected["residual_image_nats"] + expected["residual_text_nats"]) / 2
-    assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-10)
+    expected["residual_nats"] = (
+        expected["residual_image_nats"] + expected["residual_text_nats"]
+    ) / 2
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(
+        expected, rel=1e-10
+    )
 
 
 def test_residual_bound_lies_above_the_truth_by_the_divergence_from_the_posterior():
     for seed in range(10):
         encoder, text_encoder = random_tables(DISCRETE, seed=seed)
-        backward = torch.rand(len(DISCRETE.text_only), 3, generator=torch.Generator().manual_seed(seed)).double()
+        backward = torch.rand(
+            len(DISCRETE.text_only), 3, generator=torch.Generator().manual_seed(seed)
+        ).double()
         backward = backward / backward.sum(1, keepdim=True)
-        truth = worlds.encoder_informations(DISCRETE, encoder, text_encoder)["residual_image_nats"].item()
+        truth = worlds.encoder_informations(DISCRETE, encoder, text_encoder)[
+            "residual_image_nats"
+        ].item()
         posterior = worlds.backward_posterior(DISCRETE.joint, encoder)
         at_posterior = worlds.residual_bound_nats(DISCRETE.joint, encoder, posterior).item()
         assert at_posterior == pytest.approx(truth, rel=1e-10)
-        gap = (DISCRETE.joint.sum(0)[:, None] * posterior * (posterior / backward).log()).sum().item()
+        gap = (
+            (DISCRETE.joint.sum(0)[:, None] * posterior * (posterior / backward).log()).sum().item()
+        )
         bound = worlds.residual_bound_nats(DISCRETE.joint, encoder, backward).item()
         assert bound == pytest.approx(truth + gap) and bound > truth
 
 
 def test_a_penalty_leaves_a_table_without_nuisance_and_beta_zero_does_not():
     plain, penalised = (
-        worlds.encoder_informations(DISCRETE, *worlds.fit_tables(DISCRETE, beta, 8, 0, 250)) for beta in (0.0, 0.2)
+        worlds.encoder_informations(DISCRETE, *worlds.fit_tables(DISCRETE, beta, 8, 0, 250))
+        for beta in (0.0, 0.2)
     )
     assert plain["nuisance_image_nats"] > 0.1
     assert penalised["nuisance_image_nats"] < 0.01 and penalised["shared_nats"] > 0.9
 
 
 def test_gaussian_information_agrees_in_three_routes():
-    determinants = worlds.gaussian_information_nats(GAUSSIAN.covariance, GAUSSIAN.image, GAUSSIAN.text)
+    determinants = worlds.gaussian_information_nats(
+        GAUSSIAN.covariance, GAUSSIAN.image, GAUSSIAN.text
+    )
     rho = worlds.canonical_correlations(GAUSSIAN.covariance, GAUSSIAN.image, GAUSSIAN.text)
     remaining = worlds.conditional_covariance(GAUSSIAN.covariance, GAUSSIAN.image, GAUSSIAN.text)
     of_image = GAUSSIAN.covariance[GAUSSIAN.image][:, GAUSSIAN.image]
@@ -127,7 +146,9 @@ def joint_with_code(world, weights, noise):
     """Covariance of (x_v, x_t, z_v) with z_v = W x_v + noise, written out."""
     lift = torch.cat([weights, torch.zeros(len(weights), len(world.text), dtype=torch.float64)], 1)
     across = lift @ world.covariance
-    below = torch.cat([across, across @ lift.T + noise * torch.eye(len(weights), dtype=torch.float64)], 1)
+    below = torch.cat(
+        [across, across @ lift.T + noise * torch.eye(len(weights), dtype=torch.float64)], 1
+    )
     return torch.cat([torch.cat([world.covariance, across.T], 1), below])
 
 
@@ -137,7 +158,9 @@ def test_linear_encoder_informations_are_determinants_of_the_whole_covariance():
     found = worlds.linear_encoder_nats(GAUSSIAN, weights, 0.3)
     covariance = joint_with_code(GAUSSIAN, weights, 0.3)
     code = list(range(len(GAUSSIAN.covariance), len(covariance)))
-    factors = torch.block_diag(GAUSSIAN.mix_image.T, torch.eye(len(GAUSSIAN.text) + 4, dtype=torch.float64))
+    factors = torch.block_diag(
+        GAUSSIAN.mix_image.T, torch.eye(len(GAUSSIAN.text) + 4, dtype=torch.float64)
+    )
     turned = factors @ covariance @ factors.T
     image, text, nats = GAUSSIAN.image, GAUSSIAN.text, worlds.gaussian_information_nats
     expected = {
@@ -158,13 +181,16 @@ def test_no_linear_encoder_beats_the_optimal_one(beta):
         return found["sufficiency_nats"] - beta * found["residual_image_nats"]
 
     value = objective(worlds.optimal_linear_encoder(GAUSSIAN, beta)).item()
-    # The optimum in closed form: 1/2 log((1 - c) / (1 - rho^2)) - beta/2 log(rho^2 / c) a kept direction.
+    # The optimum in closed form: 1/2 log((1 - c) / (1 - rho^2)) - beta/2 log(rho^2 / c) a kept
+    # direction.
     c = beta / (1 + beta)
     kept = [rho**2 for rho in (0.95, 0.8, 0.5) if rho**2 > c]
     closed = sum(math.log((1 - c) / (1 - r)) - beta * math.log(r / c) for r in kept) / 2
     assert value == pytest.approx(closed, abs=1e-12)
     generator = torch.Generator().manual_seed(2)
-    weights = torch.randn(4, len(GAUSSIAN.image), generator=generator, dtype=torch.float64).requires_grad_()
+    weights = torch.randn(
+        4, len(GAUSSIAN.image), generator=generator, dtype=torch.float64
+    ).requires_grad_()
     optimizer = torch.optim.LBFGS([weights], max_iter=300, line_search_fn="strong_wolfe")
 
     def closure():
@@ -179,16 +205,24 @@ def test_no_linear_encoder_beats_the_optimal_one(beta):
 
 def test_information_of_noisy_embeddings_is_that_of_quadrature_on_the_circle():
     world, kappa = DISCRETE, 8.0
-    angles = torch.rand(12, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 2 * math.pi
+    angles = (
+        torch.rand(12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        * 2
+        * math.pi
+    )
     embeddings = torch.stack([angles.cos(), angles.sin()], 1)
     grid = torch.arange(2000, dtype=torch.float64) * 2 * math.pi / 2000
-    density = torch.exp(vmf_log_normalizer(kappa, 2) + kappa * torch.cos(grid[:, None] - angles))  # [z, image]
+    density = torch.exp(
+        vmf_log_normalizer(kappa, 2) + kappa * torch.cos(grid[:, None] - angles)
+    )  # [z, image]
     table = (density * 2 * math.pi / 2000).T
     table = table / table.sum(1, keepdim=True)
     exact = worlds.encoder_informations(world, table, torch.ones(8, 1, dtype=torch.float64))
     found = worlds.embedding_informations(world, embeddings, kappa, n_samples=4000)
     for name in ("image_nats", "sufficiency_nats", "residual_image_nats", "nuisance_image_nats"):
-        assert found[name] == pytest.approx(exact[name].item(), abs=5 * found["standard_error"]), name
+        assert found[name] == pytest.approx(exact[name].item(), abs=5 * found["standard_error"]), (
+            name
+        )
 
 
 def test_contrastive_training_raises_shared_information_and_keeps_its_scale():
@@ -206,7 +240,9 @@ def test_gradient_descent_stays_in_the_span_of_both_starts_and_adamw_does_not():
     basis = torch.linalg.qr(torch.cat(start, 1)).Q
     outside = {}
     for optimizer, rate in (("SGD", 10.0), ("AdamW", 0.01)):
-        end, _ = worlds.train_gaussian(GAUSSIAN, 32, 0.05, n_steps=50, learning_rate=rate, optimizer=optimizer)
+        end, _ = worlds.train_gaussian(
+            GAUSSIAN, 32, 0.05, n_steps=50, learning_rate=rate, optimizer=optimizer
+        )
         moved = end - start[0]
         outside[optimizer] = ((moved - basis @ (basis.T @ moved)).norm() / moved.norm()).item()
     assert outside["SGD"] < 1e-10 and outside["AdamW"] > 0.1
@@ -214,10 +250,12 @@ def test_gradient_descent_stays_in_the_span_of_both_starts_and_adamw_does_not():
 
 def test_trainable_penalty_lowers_the_exact_residual_and_nuisance_at_no_loss_of_shared_information():
     rows = [
-        worlds.contrast_rows(DISCRETE, (0.05,), (64,), (8,), (0, 1), n_steps=200, beta=beta) for beta in (0.0, 1.0)
+        worlds.contrast_rows(DISCRETE, (0.05,), (64,), (8,), (0, 1), n_steps=200, beta=beta)
+        for beta in (0.0, 1.0)
     ]
     plain, penalised = (row[row["trained"]].mean() for row in rows)
-    # Means of two seeds; sampling z adds 0.002, and single seeds of plain InfoNCE differ by 0.1 in shared nats.
+    # Means of two seeds; sampling z adds 0.002, and single seeds of plain InfoNCE differ by 0.1 in
+    # shared nats.
     assert penalised["residual_image_nats"] < 0.6 * plain["residual_image_nats"]
     assert penalised["nuisance_image_nats"] < 0.3 * plain["nuisance_image_nats"]
     assert penalised["sufficiency_nats"] > plain["sufficiency_nats"] - 0.02

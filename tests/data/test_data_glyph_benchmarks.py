@@ -15,9 +15,12 @@ from cibr.data.glyphs import MIN_CONTRAST, glyph_characters
 
 NAMES = ["glyph_digits", *GLYPH_BENCHMARKS]
 # By set, for validation and test: STIX has no Armenian and no Georgian.
-N_CLASSES = dict(zip(NAMES, [(10, 10), (52, 52), (3, 5), (10, 10), (9, 9), (10, 10), (13, 13)], strict=True))
+N_CLASSES = dict(
+    zip(NAMES, [(10, 10), (52, 52), (3, 5), (10, 10), (9, 9), (10, 10), (13, 13)], strict=True)
+)
 
-# Of everything that is not pixels. After a wanted change, put the digest that the failure prints here.
+# Of everything that is not pixels. After a wanted change, put the digest that the failure prints
+# here.
 DIGEST = "b129b21ba79c3c5587da2671a2c9dc97081947c234bfb979a3e75edf0835fc66"
 
 
@@ -40,10 +43,20 @@ def test_keys_classes_and_factors_are_the_same_everywhere(drawn):
         for split in SPLITS:
             pairs = drawn[name, split]
             rows = [] if pairs.factors is None else pairs.factors.astype(str).values.tolist()
-            content = [name, split, pairs.keys, pairs.labels.tolist(), pairs.classnames, pairs.templates, rows]
+            content = [
+                name,
+                split,
+                pairs.keys,
+                pairs.labels.tolist(),
+                pairs.classnames,
+                pairs.templates,
+                rows,
+            ]
             digest.update(json.dumps(content).encode())
     found = digest.hexdigest()
-    assert found == DIGEST, f"keys, classes or factors changed; if that is wanted: DIGEST = {found!r}"
+    assert found == DIGEST, (
+        f"keys, classes or factors changed; if that is wanted: DIGEST = {found!r}"
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -82,7 +95,10 @@ def test_no_image_comes_under_two_classes_and_all_have_ink(drawn, name, split):
 
 
 def test_a_letter_is_the_character_of_its_class_name(drawn):
-    assert all(unicodedata.lookup(kind) == character for kind, character in of_characters(drawn, "glyph_letters"))
+    assert all(
+        unicodedata.lookup(kind) == character
+        for kind, character in of_characters(drawn, "glyph_letters")
+    )
 
 
 def test_a_mark_is_the_one_that_unicode_takes_off_the_letter(drawn):
@@ -103,7 +119,9 @@ def test_kinds_of_characters_are_as_python_has_them(drawn):
         "capital letter": str.isupper,
         "small letter": str.islower,
         "digit": str.isdecimal,
-        "vulgar fraction": lambda c: "FRACTION SLASH" in map(unicodedata.name, unicodedata.normalize("NFKC", c)),
+        "vulgar fraction": lambda c: (
+            "FRACTION SLASH" in map(unicodedata.name, unicodedata.normalize("NFKC", c))
+        ),
         "modifier letter": lambda c: c.isalpha() and not c.isupper(),
         "currency sign": lambda c: unicodedata.category(c) == "Sc",
         "box drawings": lambda c: 0x2500 <= ord(c) <= 0x257F,
@@ -111,7 +129,9 @@ def test_kinds_of_characters_are_as_python_has_them(drawn):
         "punctuation mark": lambda c: not c.isalnum() and not c.isspace(),
         "arrow": lambda c: not c.isalnum() and 0x2190 <= ord(c) <= 0x2BFF,
     }
-    wrong = [pair for pair in of_characters(drawn, "glyph_categories") if not holds[pair[0]](pair[1])]
+    wrong = [
+        pair for pair in of_characters(drawn, "glyph_categories") if not holds[pair[0]](pair[1])
+    ]
     assert wrong == []
 
 

@@ -1,4 +1,6 @@
-"""Glyphs: the same characters, captions, factors and splits on every machine, and nearly the same pixels."""
+"""Glyphs: the same characters, captions, factors and splits on every machine, and nearly the same
+pixels.
+"""
 
 import hashlib
 import json
@@ -10,7 +12,8 @@ import torch
 from cibr.data import glyphs
 from cibr.data.glyphs import SPLITS, TEMPLATES, glyph_characters, load_glyphs
 
-# Of everything that is not pixels. After a wanted change, put the digest that the failure prints here.
+# Of everything that is not pixels. After a wanted change, put the digest that the failure prints
+# here.
 DIGEST = "da4019dce2c26b14a082d447ee41004622395d5b6baea49339eb840b79a33efe"
 
 # Mean grey of 8 x 8 blocks of 4 x 4 pixels of "A" in DejaVu Serif, as the plain splits draw it.
@@ -37,13 +40,17 @@ def canonical_text(drawn):
     for split in SPLITS:
         pairs = drawn[split]
         rows = pairs.factors.itertuples(index=False)
-        for key, captions, label, row in zip(pairs.keys, pairs.captions, pairs.labels, rows, strict=True):
+        for key, captions, label, row in zip(
+            pairs.keys, pairs.captions, pairs.labels, rows, strict=True
+        ):
             yield json.dumps([split, key, captions, int(label), *map(str, row)]) + "\n"
 
 
 def test_characters_captions_factors_and_splits_are_the_same_everywhere(drawn):
     found = hashlib.sha256("".join(canonical_text(drawn)).encode()).hexdigest()
-    assert found == DIGEST, f"captions, factors or splits changed; if that is wanted: DIGEST = {found!r}"
+    assert found == DIGEST, (
+        f"captions, factors or splits changed; if that is wanted: DIGEST = {found!r}"
+    )
 
 
 def test_pixels_differ_little_between_freetype_versions():
@@ -80,7 +87,9 @@ def test_held_out_characters_and_unseen_faces_stay_out_of_training(drawn):
 
 def test_labels_are_equal_exactly_for_the_same_character(drawn):
     for split in SPLITS:
-        assert [chr(label) for label in drawn[split].labels] == drawn[split].factors["character"].tolist()
+        assert [chr(label) for label in drawn[split].labels] == drawn[split].factors[
+            "character"
+        ].tolist()
     assert len(set(drawn["train"].keys)) == len(drawn["train"])
 
 
@@ -104,4 +113,6 @@ def test_an_image_is_rgb_and_is_drawn_as_its_factors_say(drawn):
 
 
 def test_homoglyphs_are_there_as_real_ambiguity():
-    assert torch.equal(*(torch.tensor(np.array(glyphs.draw_glyph(c, "DejaVuSans.ttf"))) for c in "AΑ"))
+    assert torch.equal(
+        *(torch.tensor(np.array(glyphs.draw_glyph(c, "DejaVuSans.ttf"))) for c in "AΑ")
+    )

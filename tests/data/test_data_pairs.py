@@ -29,15 +29,26 @@ def shown(pairs):
 def pairs():
     captions = [["a", " b "], ["c"], ["d", "", "e", "f"]]
     factors = pandas.DataFrame({"size": [1, 2, 3]}, index=["x", "y", "z"])
-    return Pairs("set", "train", captions, ["k0", "k1", "k2"], shade, torch.tensor([7, 8, 9]), factors)
+    return Pairs(
+        "set", "train", captions, ["k0", "k1", "k2"], shade, torch.tensor([7, 8, 9]), factors
+    )
 
 
 def with_captions(*captions, **options):
-    return Pairs("set", "train", [list(texts) for texts in captions], list(map(str, captions)), shade, **options)
+    return Pairs(
+        "set",
+        "train",
+        [list(texts) for texts in captions],
+        list(map(str, captions)),
+        shade,
+        **options,
+    )
 
 
 def test_texts_are_stripped_and_point_at_their_images(pairs):
-    assert pairs.captions == [["a", "b"], ["c"], ["d", "e", "f"]] and clean_texts([" \t", "x\r"]) == ["x"]
+    assert pairs.captions == [["a", "b"], ["c"], ["d", "e", "f"]] and clean_texts(
+        [" \t", "x\r"]
+    ) == ["x"]
     assert (pairs.texts(), pairs.text_to_image().tolist()) == (list("abcdef"), [0, 0, 1, 2, 2, 2])
     assert pairs.subset([]).text_to_image().shape == (0,)
 
@@ -45,7 +56,11 @@ def test_texts_are_stripped_and_point_at_their_images(pairs):
 def test_a_subset_of_a_subset_keeps_images_texts_labels_and_factors_together(pairs):
     part = pairs.subset(torch.tensor([2, 0])).subset(np.array([1, 0, 1]))
     assert part.keys == ["k0", "k2", "k0"] and shown(part) == [0, 2, 0]
-    assert part.captions == [["a", "b"], ["d", "e", "f"], ["a", "b"]] and part.labels.tolist() == [7, 9, 7]
+    assert part.captions == [["a", "b"], ["d", "e", "f"], ["a", "b"]] and part.labels.tolist() == [
+        7,
+        9,
+        7,
+    ]
     assert part.factors["size"].tolist() == [1, 3, 1] and part.factors.index.tolist() == [0, 1, 2]
 
 
@@ -73,7 +88,9 @@ def slow_labels(pairs):
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("grouped", [False, True])
-def test_match_labels_join_images_that_share_captions_or_groups_as_a_slow_search_does(seed, grouped):
+def test_match_labels_join_images_that_share_captions_or_groups_as_a_slow_search_does(
+    seed, grouped
+):
     rng = np.random.default_rng(seed)
     captions = [[f"text {k}" for k in rng.integers(0, 25, 1 + i % 3)] for i in range(16)]
     groups = torch.from_numpy(rng.integers(-5, 30, 16)) if grouped else None
@@ -84,14 +101,19 @@ def test_match_labels_join_images_that_share_captions_or_groups_as_a_slow_search
 
 
 def test_given_labels_are_the_match_labels():
-    pairs = with_captions("a", "a", "b", labels=torch.tensor([3, 1, 1]), groups=torch.tensor([0, 0, 0]))
+    pairs = with_captions(
+        "a", "a", "b", labels=torch.tensor([3, 1, 1]), groups=torch.tensor([0, 0, 0])
+    )
     assert pairs.match_labels().tolist() == [3, 1, 1]
     assert with_captions().match_labels().tolist() == []
 
 
 def test_retrieval_is_by_pairs_where_captions_tell_images_apart_or_images_have_several():
     assert with_captions("a", "b").paired and with_captions(["a", "b"], "c", "c").paired
-    assert not with_captions("a", "a").paired and not with_captions("a", "b", labels=torch.arange(2)).paired
+    assert (
+        not with_captions("a", "a").paired
+        and not with_captions("a", "b", labels=torch.arange(2)).paired
+    )
     assert not with_captions(["a", "b"], ["c", "d"], groups=torch.arange(2)).paired
 
 
@@ -105,7 +127,11 @@ def test_flickr8k_has_five_captions_an_image_and_few_images_that_share_one():
 
 
 def test_prompts_are_every_class_name_in_every_template():
-    about = dict(labels=torch.tensor([0]), classnames=["cat", "sea lion"], templates=["a {c}", "{c}, {small}"])
+    about = dict(
+        labels=torch.tensor([0]),
+        classnames=["cat", "sea lion"],
+        templates=["a {c}", "{c}, {small}"],
+    )
     pairs = with_captions("cat", **about)
     assert pairs.prompts() == [["a cat", "cat, {small}"], ["a sea lion", "sea lion, {small}"]]
     assert pairs.subset([0]).prompts() == pairs.prompts()
@@ -166,7 +192,11 @@ def test_photos_turn_upright_by_their_exif_orientation(kind):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown after a quarter turn clockwise: the left half comes to the top
     upright = to_rgb(reopened(image, kind, exif=exif))
-    assert upright.size == (8, 16) and max(pixel(upright, (4, 2))) < 40 and min(pixel(upright, (4, 13))) > 215
+    assert (
+        upright.size == (8, 16)
+        and max(pixel(upright, (4, 2))) < 40
+        and min(pixel(upright, (4, 13))) > 215
+    )
     assert np.array_equal(to_rgb(upright), upright) and to_rgb(upright) is not upright
 
 

@@ -1,4 +1,6 @@
-"""Readers: image folders, hub sets and shards give the same pairs as other implementations read from them."""
+"""Readers: image folders, hub sets and shards give the same pairs as other implementations read
+from them.
+"""
 
 import os
 import pickle
@@ -43,7 +45,11 @@ def test_splits_are_subfolders_with_their_own_metadata(tmp_path, start, end):
     train = pickle.loads(pickle.dumps(load_pairs(tmp_path / "photos", "train")))
     assert (train.name, train.split, train.n_skipped, train.groups) == ("photos", "train", 0, None)
     assert train.keys == ["a.png", "in/b.png", "ü, c.png"] and greys(train) == [100] * 3
-    assert train.captions == [["a dog, brown", "NA"], ["ein großer Vogel"], ['two\nlines, "quoted"']]
+    assert train.captions == [
+        ["a dog, brown", "NA"],
+        ["ein großer Vogel"],
+        ['two\nlines, "quoted"'],
+    ]
     other = load_pairs(tmp_path / "photos", "test")
     assert (other.keys, other.captions, greys(other)) == (["c.png"], [["one", "two"]], [30])
 
@@ -54,7 +60,11 @@ def test_a_validation_split_may_have_its_usual_names(tmp_path, name):
         write_csv(write_images(tmp_path / part, "a.png"), "file_name,text\na.png,x\n")
     write_images(tmp_path / ".ipynb_checkpoints", "metadata.csv")
     assert sorted(available_splits(tmp_path)) == ["train", "validation"]
-    assert load_pairs(tmp_path, "validation").split == load_pairs(tmp_path, "dev").split == "validation"
+    assert (
+        load_pairs(tmp_path, "validation").split
+        == load_pairs(tmp_path, "dev").split
+        == "validation"
+    )
 
 
 def test_one_metadata_file_may_name_the_split_folders(tmp_path):
@@ -62,20 +72,27 @@ def test_one_metadata_file_may_name_the_split_folders(tmp_path):
     write_csv(tmp_path, "file_name,caption\ntrain/a.png,x\nval\\b.png,y\n")
     assert available_splits(tmp_path) == ["train", "validation"]
     assert load_pairs(tmp_path, "train").keys == ["train/a.png"]
-    assert load_pairs(tmp_path, "validation").keys == ["val/b.png"], "backslashes are those of Windows"
+    assert load_pairs(tmp_path, "validation").keys == ["val/b.png"], (
+        "backslashes are those of Windows"
+    )
 
 
 def test_without_split_folders_a_tenth_is_validation_and_groups_stay_together(tmp_path):
     names = [f"{i}.png" for i in range(60)]
     things = [i // 3 if i < 45 else i for i in range(60)]
-    rows = [{"file_name": n, "text": n, "group": i // 3 if i < 45 else None} for i, n in enumerate(names)]
+    rows = [
+        {"file_name": n, "text": n, "group": i // 3 if i < 45 else None}
+        for i, n in enumerate(names)
+    ]
     write_jsonl(write_images(tmp_path, *names), *rows)
     train, validation = load_pairs(tmp_path, "train"), load_pairs(tmp_path, "validation")
     assert sorted(train.keys + validation.keys) == sorted(names) and 1 <= len(validation) <= 20
     shown = [[things[names.index(key)] for key in part.keys] for part in (train, validation)]
     assert not set(shown[0]) & set(shown[1])
     for part, own in zip((train, validation), shown, strict=True):
-        assert [[a == b for b in part.groups] for a in part.groups] == [[a == b for b in own] for a in own]
+        assert [[a == b for b in part.groups] for a in part.groups] == [
+            [a == b for b in own] for a in own
+        ]
 
 
 def test_files_added_later_move_no_others_between_splits():
@@ -88,18 +105,29 @@ def test_files_added_later_move_no_others_between_splits():
 
 
 def test_rows_that_repeat_a_text_of_their_image_count_once_with_a_warning(tmp_path):
-    write_csv(write_images(tmp_path / "train", "a.png"), "file_name,text\na.png,x\n./a.png, x\na.png,y\n")
-    with pytest.warns(UserWarning, match=r"metadata.csv repeats 1 texts of the same image: each is used once"):
+    write_csv(
+        write_images(tmp_path / "train", "a.png"), "file_name,text\na.png,x\n./a.png, x\na.png,y\n"
+    )
+    with pytest.warns(
+        UserWarning, match=r"metadata.csv repeats 1 texts of the same image: each is used once"
+    ):
         assert load_pairs(tmp_path).captions == [["x", "y"]]
 
 
 @pytest.mark.parametrize("row", ["gone.png,x", "link.png,x", "b.png, ", "b.png", "broken.png,x"])
 def test_unusable_images_are_skipped_and_counted(tmp_path, row):
-    train = write_csv(write_images(tmp_path / "train", "a.png", "b.png"), f"file_name,text\n{row}\na.png,x\n")
+    train = write_csv(
+        write_images(tmp_path / "train", "a.png", "b.png"), f"file_name,text\n{row}\na.png,x\n"
+    )
     (train / "broken.png").write_bytes(png()[:50])
     (train / "link.png").symlink_to("nowhere.png")
     pairs = load_pairs(tmp_path, on_error="skip", max_skipped=1)
-    assert (pairs.keys, pairs.captions, greys(pairs), pairs.n_skipped) == (["a.png"], [["x"]], [100], 1)
+    assert (pairs.keys, pairs.captions, greys(pairs), pairs.n_skipped) == (
+        ["a.png"],
+        [["x"]],
+        [100],
+        1,
+    )
 
 
 # The hub
@@ -119,7 +147,10 @@ def test_a_hub_set_gives_captions_groups_and_images_on_demand(tmp_path, cache):
     write_parquet(tmp_path / "set", "validation", texts[:2], "captions", group=["x", "x"])
     write_parquet(tmp_path / "other", "train", ["one", "2013"], "caption")
     pairs = pickle.loads(pickle.dumps(load_pairs(tmp_path / "set")))
-    assert pairs.captions == [["a dog", "a brown dog"], ["a cat"], ["a bird", "NA"]] and pairs.name == "set"
+    assert (
+        pairs.captions == [["a dog", "a brown dog"], ["a cat"], ["a bird", "NA"]]
+        and pairs.name == "set"
+    )
     assert (pairs.groups.tolist(), pairs.match_labels().tolist()) == ([0, 1, 0], [0, 1, 0])
     assert greys(pairs) == [0, 10, 20] and greys(pairs.subset([2, 0])) == [20, 0]
     assert available_splits(tmp_path / "set") == ["train", "validation"]
@@ -127,17 +158,29 @@ def test_a_hub_set_gives_captions_groups_and_images_on_demand(tmp_path, cache):
     assert load_pairs(tmp_path / "other").captions == [["one"], ["2013"]]
 
 
-def test_rows_of_one_file_are_one_image_and_undecodable_ones_are_skipped(tmp_path, cache, monkeypatch):
+def test_rows_of_one_file_are_one_image_and_undecodable_ones_are_skipped(
+    tmp_path, cache, monkeypatch
+):
     import datasets
 
     write_images(tmp_path, "a.png", grey=7)
     (tmp_path / "b.png").write_bytes(b"no image")
-    rows = {"image": [str(tmp_path / name) for name in ("a.png", "b.png", "a.png")], "text": ["one", "x", "two"]}
-    hub = datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())})
+    rows = {
+        "image": [str(tmp_path / name) for name in ("a.png", "b.png", "a.png")],
+        "text": ["one", "x", "two"],
+    }
+    hub = datasets.DatasetDict(
+        {"train": datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())}
+    )
     monkeypatch.setattr(datasets, "load_dataset", {"owner/photos": hub}.get)
     monkeypatch.setattr(datasets, "get_dataset_split_names", {"owner/photos": ["train", "val"]}.get)
     pairs = load_pairs("owner/photos", on_error="skip", max_skipped=1)
-    assert (pairs.name, pairs.captions, greys(pairs), pairs.n_skipped) == ("photos", [["one", "two"]], [7], 1)
+    assert (pairs.name, pairs.captions, greys(pairs), pairs.n_skipped) == (
+        "photos",
+        [["one", "two"]],
+        [7],
+        1,
+    )
     assert available_splits("owner/photos") == ["train", "validation"]
 
 
@@ -178,8 +221,12 @@ def test_labels_stay_with_their_images_when_an_unusable_one_is_skipped(tmp_path,
 
 
 def test_classes_of_one_name_load_with_a_warning_as_imagenet_has_some(tmp_path):
-    with pytest.warns(UserWarning, match=r"classnames.txt gives several classes the name 'missile': no text"):
-        assert len(load_pairs(write_classes(tmp_path / "set", names="missile\nmissile"), "val")) == 2
+    with pytest.warns(
+        UserWarning, match=r"classnames.txt gives several classes the name 'missile': no text"
+    ):
+        assert (
+            len(load_pairs(write_classes(tmp_path / "set", names="missile\nmissile"), "val")) == 2
+        )
 
 
 def test_a_shard_cut_short_anywhere_is_named(three):
@@ -208,7 +255,9 @@ def test_the_hub_gives_what_a_folder_of_the_same_layout_gives(three, monkeypatch
 
 @pytest.mark.data
 @pytest.mark.skipif(not CIBR_DATA, reason="CIBR_DATA is unset")
-@pytest.mark.filterwarnings("ignore:.*shardshuffle:UserWarning", "ignore::ResourceWarning")  # of webdataset
+@pytest.mark.filterwarnings(
+    "ignore:.*shardshuffle:UserWarning", "ignore::ResourceWarning"
+)  # of webdataset
 @pytest.mark.parametrize("name", ["flickr8k", "dtd10"])
 def test_images_labels_captions_and_prompts_are_those_that_clip_benchmark_loads(name):
     builder = pytest.importorskip("clip_benchmark.datasets.builder")

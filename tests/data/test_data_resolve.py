@@ -35,7 +35,9 @@ def test_a_folder_comes_before_cibr_data_and_that_before_the_hub(tmp_path):
     assert resolve("glyphs") == Source("glyphs", "glyphs")
     assert resolve("flickr8k") == Source("flickr8k", "shards", "clip-benchmark/wds_flickr8k")
     write_shards(tmp_path / "data" / "wds_flickr8k", SHARD)
-    assert resolve("flickr8k") == Source("flickr8k", "shards", str(tmp_path / "data" / "wds_flickr8k"))
+    assert resolve("flickr8k") == Source(
+        "flickr8k", "shards", str(tmp_path / "data" / "wds_flickr8k")
+    )
     write_photos(Path("flickr8k"))
     assert resolve("flickr8k") == Source("flickr8k", "images", "flickr8k")
 
@@ -46,7 +48,11 @@ def test_a_hub_id_is_of_shards_if_its_name_says_so():
 
 
 def test_a_folder_is_of_shards_or_of_parquet_files_or_of_images():
-    for file, kind in (("dataset_type.txt", "shards"), ("train/nshards.txt", "shards"), ("data/a.parquet", "hub")):
+    for file, kind in (
+        ("dataset_type.txt", "shards"),
+        ("train/nshards.txt", "shards"),
+        ("data/a.parquet", "hub"),
+    ):
         write_images(Path(kind + file[0]), file)
         assert resolve(kind + file[0]).kind == kind
     write_photos(Path("x"))
@@ -58,9 +64,16 @@ def test_pairs_are_loaded_from_where_the_name_leads(tmp_path):
     write_shards(tmp_path / "data" / "wds_mine", [*SHARD, ("t.txt", "no image")])
     write_photos(Path("photos"))
     shards = load_pairs("mine", on_error="skip", max_skipped=1)
-    assert (shards.name, shards.captions, shards.split, shards.n_skipped) == ("mine", [["a shard"]], "train", 1)
+    assert (shards.name, shards.captions, shards.split, shards.n_skipped) == (
+        "mine",
+        [["a shard"]],
+        "train",
+        1,
+    )
     assert len(load_pairs(Path("photos"))) + len(load_pairs("photos", "val")) == 2
-    assert available_splits("photos") == ["train", "validation"] and available_splits("mine") == ["train"]
+    assert available_splits("photos") == ["train", "validation"] and available_splits("mine") == [
+        "train"
+    ]
     assert len(load_pairs("glyph_scripts", "val")) == 300
 
 
@@ -73,7 +86,17 @@ def test_known_names_are_the_cards_and_the_sets_in_cibr_data(tmp_path):
 
 def test_every_card_has_every_field_and_names_its_splits():
     for name, card in cards().items():
-        assert set(card) == {"title", "kind", "hub", "splits", "captions_per_image", "citation", "terms"}, name
+        assert set(card) == {
+            "title",
+            "kind",
+            "hub",
+            "splits",
+            "captions_per_image",
+            "citation",
+            "terms",
+        }, name
         assert card["kind"] in ("pairs", "zero-shot") and available_splits(name) == card["splits"]
         assert card["hub"] == f"clip-benchmark/wds_{name}" or card["hub"] is None
-    assert {"glyphs", "glyph_digits", *GLYPH_BENCHMARKS} == {name for name in cards() if not cards()[name]["hub"]}
+    assert {"glyphs", "glyph_digits", *GLYPH_BENCHMARKS} == {
+        name for name in cards() if not cards()[name]["hub"]
+    }

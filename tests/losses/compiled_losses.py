@@ -1,4 +1,6 @@
-"""Compares compiled with eager losses, in a process of its own: checked annotations cannot be traced."""
+"""Compares compiled with eager losses, in a process of its own: checked annotations cannot be
+traced.
+"""
 
 import math
 
@@ -17,7 +19,9 @@ def compiled(loss):
 
 fast = compiled(clip_loss)
 got = value_and_gradients(lambda *x: fast(*x, LABELS, 5), LEAVES)
-assert_same(got, value_and_gradients(lambda *x: clip_loss(*x, LABELS, 5), LEAVES), rtol=1e-5, atol=1e-7)
+assert_same(
+    got, value_and_gradients(lambda *x: clip_loss(*x, LABELS, 5), LEAVES), rtol=1e-5, atol=1e-7
+)
 with pytest.raises(RuntimeError, match="features must be finite"):
     fast(LEAVES[0] * math.nan, *LEAVES[1:], LABELS, 5)
 

@@ -15,8 +15,12 @@ def test_alignment_and_uniformity_equal_a_loop():
     n = len(image)
     expected = sum((image[i] - text[i]).square().sum() for i in range(n)) / n
     for side in (image, text):
-        distances = [(side[i] - side[j]).square().sum() for i in range(n) for j in range(n) if i != j]
-        expected = expected + torch.log(sum(torch.exp(-2 * x) for x in distances) / len(distances)) / 2
+        distances = [
+            (side[i] - side[j]).square().sum() for i in range(n) for j in range(n) if i != j
+        ]
+        expected = (
+            expected + torch.log(sum(torch.exp(-2 * x) for x in distances) / len(distances)) / 2
+        )
     torch.testing.assert_close(alignment_uniformity(image, text), expected)
 
 
@@ -58,7 +62,10 @@ def test_hycd_equals_a_loop(labels):
         for i in range(9):
             matches = [names[i] == names[j] for j in range(9)]
             for j in range(9):
-                target = HYCD_ALPHA * matches[j] / sum(matches) + (1 - HYCD_ALPHA) * taught[i].softmax(0)[j]
+                target = (
+                    HYCD_ALPHA * matches[j] / sum(matches)
+                    + (1 - HYCD_ALPHA) * taught[i].softmax(0)[j]
+                )
                 total -= target * logits[i].log_softmax(0)[j] / 2 / 9
     torch.testing.assert_close(hycd_loss(image, text, scale, labels, teacher), total)
 
@@ -66,11 +73,15 @@ def test_hycd_equals_a_loop(labels):
 def test_rafa_draws_both_embeddings_of_a_pair_to_one_vector_that_the_generator_decides():
     image, text, scale = pair(9, 5)
     given = dict(image_projected=3 * image, text_projected=2 * text)
-    terms = CIBRLoss(0.5, "rafa")(image, text, scale, **given, generator=torch.Generator().manual_seed(4))
+    terms = CIBRLoss(0.5, "rafa")(
+        image, text, scale, **given, generator=torch.Generator().manual_seed(4)
+    )
     reference = torch.randn(9, 5, generator=torch.Generator().manual_seed(4)).double()
     total = 0.0
     for i in range(9):
-        total += ((3 * image[i] - reference[i]) ** 2).sum() + ((2 * text[i] - reference[i]) ** 2).sum()
+        total += ((3 * image[i] - reference[i]) ** 2).sum() + (
+            (2 * text[i] - reference[i]) ** 2
+        ).sum()
     torch.testing.assert_close(terms["penalty_loss"], 0.5 * total / 45)
     (gradient,) = torch.autograd.grad(terms["penalty_loss"], image)
     torch.testing.assert_close(gradient, 0.5 * 2 * 3 * (3 * image - reference) / 45)
@@ -89,7 +100,10 @@ def test_siglip_takes_the_bias_at_which_its_slope_is_zero(labels):
         leaf = torch.tensor(bias, dtype=torch.float64, requires_grad=True)
         return torch.autograd.grad(written_out(leaf), leaf)[0].item()
 
-    found, expected = siglip_loss(image, text, 6.0, labels), written_out(brentq(slope, -50, 50, xtol=1e-13))
+    found, expected = (
+        siglip_loss(image, text, 6.0, labels),
+        written_out(brentq(slope, -50, 50, xtol=1e-13)),
+    )
     torch.testing.assert_close(found, expected)
     ours, theirs = (torch.autograd.grad(loss, (image, text)) for loss in (found, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)

@@ -35,14 +35,24 @@ def test_maps_diagonalise_the_covariances_and_hold_the_correlations_of_the_eigen
     p, zeros = len(whole_image), torch.zeros
     left = torch.cat([torch.cat([zeros(p, p), cross], 1), torch.cat([cross.T, zeros(5, 5)], 1)])
     right = scipy.linalg.block_diag(whole_image, whole_text)
-    correlations = torch.from_numpy(scipy.linalg.eigh(left, right, eigvals_only=True)[::-1][:5].copy())
+    correlations = torch.from_numpy(
+        scipy.linalg.eigh(left, right, eigvals_only=True)[::-1][:5].copy()
+    )
     _, moments = centred_moments(image, text)
     image_map, text_map = canonical_maps(moments, 5, *RIDGES)
-    torch.testing.assert_close(image_map @ whole_image @ image_map.T, correlations.diag(), atol=1e-9, rtol=0)
-    torch.testing.assert_close(text_map @ whole_text @ text_map.T, correlations.diag(), atol=1e-9, rtol=0)
-    torch.testing.assert_close(image_map @ cross @ text_map.T, correlations.square().diag(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        image_map @ whole_image @ image_map.T, correlations.diag(), atol=1e-9, rtol=0
+    )
+    torch.testing.assert_close(
+        text_map @ whole_text @ text_map.T, correlations.diag(), atol=1e-9, rtol=0
+    )
+    torch.testing.assert_close(
+        image_map @ cross @ text_map.T, correlations.square().diag(), atol=1e-9, rtol=0
+    )
     directions = image_map @ torch.from_numpy(scipy.linalg.sqrtm(whole_image.numpy()))
-    assert (directions.gather(1, directions.abs().argmax(1, keepdim=True)) > 0).all()  # signs are no chance
+    assert (
+        directions.gather(1, directions.abs().argmax(1, keepdim=True)) > 0
+    ).all()  # signs are no chance
 
 
 def test_a_wider_space_is_padded_and_a_narrower_one_keeps_the_first_directions():
@@ -51,7 +61,9 @@ def test_a_wider_space_is_padded_and_a_narrower_one_keeps_the_first_directions()
     torch.testing.assert_close(five.images(image).norm(dim=1), torch.ones(60))
     assert torch.equal(nine.image_map[:5], five.image_map) and not nine.image_map[5:].any()
     assert torch.equal(two.text_map, five.text_map[:2])
-    torch.testing.assert_close(nine.images(image) @ nine.texts(text).T, five.images(image) @ five.texts(text).T)
+    torch.testing.assert_close(
+        nine.images(image) @ nine.texts(text).T, five.images(image) @ five.texts(text).T
+    )
 
 
 def test_the_anchor_is_the_divergence_from_a_backward_encoder_at_the_statistic():
@@ -64,8 +76,15 @@ def test_the_anchor_is_the_divergence_from_a_backward_encoder_at_the_statistic()
     cosines = [(side * centre).sum(1) for side, centre in zip((image, text), centres, strict=True)]
     nats = [vmf_residual_nats(cosine, 40.0, 6.0, 9).mean() for cosine in cosines]
     torch.testing.assert_close(terms["penalty_loss"], 0.3 * (0.75 * nats[0] + 0.25 * nats[1]))
-    terms = loss(*(centre.float() for centre in centres), scale, image_pooled=pooled[0], text_pooled=pooled[1])
-    assert terms["penalty_excess"].item() == pytest.approx(0, abs=1e-5)  # an encoder that is the statistic
+    terms = loss(
+        *(centre.float() for centre in centres),
+        scale,
+        image_pooled=pooled[0],
+        text_pooled=pooled[1],
+    )
+    assert terms["penalty_excess"].item() == pytest.approx(
+        0, abs=1e-5
+    )  # an encoder that is the statistic
 
 
 def test_a_cca_moves_with_its_loss_and_is_not_trained():
@@ -76,7 +95,9 @@ def test_a_cca_moves_with_its_loss_and_is_not_trained():
 
 
 def test_with_a_sufficient_statistic_the_residual_is_what_the_anchor_bounds_plus_one_term():
-    """I(Z;X_v|X_t) = I(Z;U|X_t) + I(Z;X_v|U), by enumeration, and E KL(e || b(z|u)) bounds the last term."""
+    """I(Z;X_v|X_t) = I(Z;U|X_t) + I(Z;X_v|U), by enumeration, and E KL(e || b(z|u)) bounds the last
+    term.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -84,11 +105,22 @@ def test_with_a_sufficient_statistic_the_residual_is_what_the_anchor_bounds_plus
 
     n_u, n_v, n_t, n_z = 3, 4, 5, 6
     p_uv, text_of_u, encoder = draw(n_u * n_v).view(n_u, n_v), draw(n_u, n_t), draw(n_u, n_v, n_z)
-    joint = torch.einsum("uv,ut,uvz->zuvt", p_uv, text_of_u, encoder)  # X_v = (u, v), X_t - U - (V, Z)
-    whole, of_statistic, beyond = joint.reshape(n_z, n_u * n_v, n_t), joint.sum(2), joint.sum(3).permute(0, 2, 1)
-    residual, of_statistic, beyond = map(conditional_information_nats, (whole, of_statistic, beyond))
+    joint = torch.einsum(
+        "uv,ut,uvz->zuvt", p_uv, text_of_u, encoder
+    )  # X_v = (u, v), X_t - U - (V, Z)
+    whole, of_statistic, beyond = (
+        joint.reshape(n_z, n_u * n_v, n_t),
+        joint.sum(2),
+        joint.sum(3).permute(0, 2, 1),
+    )
+    residual, of_statistic, beyond = map(
+        conditional_information_nats, (whole, of_statistic, beyond)
+    )
     assert residual.item() == pytest.approx((of_statistic + beyond).item(), abs=1e-12)
-    for backward in (draw(n_u, n_z), torch.einsum("uv,uvz->uz", p_uv, encoder) / p_uv.sum(1, keepdim=True)):
+    for backward in (
+        draw(n_u, n_z),
+        torch.einsum("uv,uvz->uz", p_uv, encoder) / p_uv.sum(1, keepdim=True),
+    ):
         bound = (p_uv[..., None] * encoder * (encoder / backward[:, None]).log()).sum().item()
         assert bound >= beyond - 1e-12
     assert bound == pytest.approx(beyond.item(), abs=1e-12)  # tight for b = p(z|u)

@@ -34,7 +34,10 @@ def build(beta, penalty="vmf", **options):
 
 def pooled():
     generator = torch.Generator().manual_seed(3)
-    return {f"{side}_pooled": torch.randn(12, d, generator=generator) for side, d in (("image", 5), ("text", 4))}
+    return {
+        f"{side}_pooled": torch.randn(12, d, generator=generator)
+        for side, d in (("image", 5), ("text", 4))
+    }
 
 
 def given(image, text):
@@ -57,7 +60,9 @@ def test_a_small_beta_tends_to_clip_in_value_and_gradient(penalty):
     leaves, labels = pair(), some_labels()
     loss = build(1e-9, penalty)
     got = value_and_gradients(lambda *x: loss(*x, labels, **given(*x[:2]))["loss"], leaves)
-    assert_same(got, value_and_gradients(lambda *x: clip_loss(*x, labels), leaves), rtol=0, atol=1e-6)
+    assert_same(
+        got, value_and_gradients(lambda *x: clip_loss(*x, labels), leaves), rtol=0, atol=1e-6
+    )
 
 
 @EVERY
@@ -70,7 +75,9 @@ def test_loss_is_the_sum_of_its_terms_and_reports_are_detached(penalty):
         assert value.requires_grad == (name == "loss" or name.endswith("_loss"))
     lower = math.log(12) - terms["clip_loss"].item()
     assert terms["mi_lower_bound_nats"].item() == pytest.approx(lower, rel=1e-6)
-    assert {"penalty_excess", "residual_image_nats", "residual_text_nats"} < set(terms) and len(terms) == 7
+    assert {"penalty_excess", "residual_image_nats", "residual_text_nats"} < set(terms) and len(
+        terms
+    ) == 7
 
 
 def test_beta_is_read_at_each_step():
@@ -84,13 +91,17 @@ def test_beta_is_read_at_each_step():
 
 
 def test_beta_is_held_at_zero_then_raised_then_constant():
-    assert [beta_at(p, 0.6) for p in (0, 1 / 3, 0.5, 0.7, 1)] == pytest.approx([0, 0, 0.3, 0.6, 0.6])
+    assert [beta_at(p, 0.6) for p in (0, 1 / 3, 0.5, 0.7, 1)] == pytest.approx(
+        [0, 0, 0.3, 0.6, 0.6]
+    )
 
 
 def test_noise_without_penalty_is_the_contrast_of_samples_from_the_generator_alone():
     image, text, scale = pair()
     state = torch.get_rng_state()
-    terms = build(0.0, sample=True, kappa_e=50.0)(image, text, scale, generator=torch.Generator().manual_seed(3))
+    terms = build(0.0, sample=True, kappa_e=50.0)(
+        image, text, scale, generator=torch.Generator().manual_seed(3)
+    )
     assert torch.equal(state, torch.get_rng_state())
     generator = torch.Generator().manual_seed(3)
     z_image, z_text = sample_vmf(image, 50.0, generator), sample_vmf(text, 50.0, generator)
@@ -100,21 +111,32 @@ def test_noise_without_penalty_is_the_contrast_of_samples_from_the_generator_alo
 @pytest.mark.parametrize(("name", "contrast"), [("siglip", siglip_loss), ("hycd", hycd_loss)])
 def test_another_contrastive_term_takes_the_place_of_clip_beside_the_penalty(name, contrast):
     leaves, labels = pair(), some_labels()
-    teacher = {"teacher_logits": torch.randn(12, 12).double().requires_grad_()} if name == "hycd" else {}
+    teacher = (
+        {"teacher_logits": torch.randn(12, 12).double().requires_grad_()} if name == "hycd" else {}
+    )
     terms = build(0.3, contrastive=name)(*leaves, labels, **teacher)
     assert torch.equal(terms["clip_loss"], contrast(*leaves, labels, *teacher.values()))
     torch.testing.assert_close(terms["penalty_loss"], build(0.3)(*leaves, labels)["penalty_loss"])
     terms["loss"].backward()
-    assert "mi_lower_bound_nats" not in terms and all(logits.grad is None for logits in teacher.values())
+    assert "mi_lower_bound_nats" not in terms and all(
+        logits.grad is None for logits in teacher.values()
+    )
 
 
-@pytest.mark.parametrize("penalty", ["vmf", "consistency", "cyclip"])  # crossfit holds its centres fixed
+@pytest.mark.parametrize(
+    "penalty", ["vmf", "consistency", "cyclip"]
+)  # crossfit holds its centres fixed
 def test_gradients_of_the_whole_are_those_of_finite_differences(penalty):
-    loss, labels = build(0.1, penalty, kappa_e=30.0, sample=penalty == "vmf"), torch.tensor([0, 1, 0, 1])
+    loss, labels = (
+        build(0.1, penalty, kappa_e=30.0, sample=penalty == "vmf"),
+        torch.tensor([0, 1, 0, 1]),
+    )
 
     def total(*directions):
         generator = torch.Generator().manual_seed(4)
-        return loss(*(F.normalize(x, dim=1) for x in directions), 7.0, labels, generator=generator)["loss"]
+        return loss(*(F.normalize(x, dim=1) for x in directions), 7.0, labels, generator=generator)[
+            "loss"
+        ]
 
     assert torch.autograd.gradcheck(total, pair(n=4, d=3)[:2], fast_mode=True)
 
@@ -148,5 +170,7 @@ def test_values_are_checked_in_one_device_transfer(penalty, monkeypatch, uncheck
 @pytest.mark.slow
 def test_compiled_losses_equal_eager_ones_in_value_and_gradient():
     script = Path(__file__).with_name("compiled_losses.py")
-    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr[-2000:]

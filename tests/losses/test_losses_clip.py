@@ -23,7 +23,9 @@ def test_chunked_loss_equals_full_in_value_and_gradient(chunk_size, labels):
 def test_automatic_chunks_equal_the_full_loss_in_float32():
     leaves = pair(n=2600, d=16, dtype=torch.float32)
     got = value_and_gradients(clip_loss, leaves)
-    assert_same(got, value_and_gradients(full_matrix_loss, leaves), rtol=1e-4, atol=1e-7)  # another order of sums
+    assert_same(
+        got, value_and_gradients(full_matrix_loss, leaves), rtol=1e-4, atol=1e-7
+    )  # another order of sums
 
 
 def test_gradients_do_not_depend_on_which_are_wanted():
@@ -41,7 +43,9 @@ def test_loss_near_zero_keeps_its_digits_and_large_multipliers_do_not_overflow()
     assert 1e-4 < exact < 1e-3
     # log(1 + 3e-4) rounds to 6e-8; a merged log-sum of 100 would round to 8e-6
     for chunk_size in (None, 3):
-        assert clip_loss(image, image, 100.0, chunk_size=chunk_size).item() == pytest.approx(exact, rel=1e-3)
+        assert clip_loss(image, image, 100.0, chunk_size=chunk_size).item() == pytest.approx(
+            exact, rel=1e-3
+        )
     assert clip_loss(image, image, 1e4).item() == 0.0
     image, text, _ = pair(dtype=torch.float32)
     for chunk_size in (None, 5):
@@ -80,7 +84,9 @@ def test_memory_at_4096_pairs_is_below_80_mib(labels):
     assert memory.peak < 80 * 2**20
     with PeakMemory() as memory:
         clip_loss(*pair(1024, 8, torch.float32), chunk_size=1024)
-    assert memory.peak > 3 * 1024 * 1024 * 4  # the instrument sees the three matrices of the direct path
+    assert (
+        memory.peak > 3 * 1024 * 1024 * 4
+    )  # the instrument sees the three matrices of the direct path
 
 
 def test_half_precision_and_autocast_are_computed_in_float32():

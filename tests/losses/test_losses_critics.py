@@ -1,4 +1,6 @@
-"""MINE: its value and gradient, who gets which gradient, what is saved, what the estimates are worth."""
+"""MINE: its value and gradient, who gets which gradient, what is saved, what the estimates are
+worth.
+"""
 
 import math
 
@@ -20,14 +22,19 @@ def build(beta=0.3, seed=0, **options):
 def batch(seed=0):
     generator = torch.Generator().manual_seed(seed)
     image, text, image_pooled, text_pooled = (
-        torch.randn(N, d, generator=generator, dtype=torch.float64) for d in (DIM, DIM, DIM_IMAGE, DIM_TEXT)
+        torch.randn(N, d, generator=generator, dtype=torch.float64)
+        for d in (DIM, DIM, DIM_IMAGE, DIM_TEXT)
     )
     features = [F.normalize(x, dim=1).requires_grad_() for x in (image, text)]
-    return features, dict(image_pooled=image_pooled.requires_grad_(), text_pooled=text_pooled.requires_grad_())
+    return features, dict(
+        image_pooled=image_pooled.requires_grad_(), text_pooled=text_pooled.requires_grad_()
+    )
 
 
 def test_mine_is_donsker_varadhan_in_value_with_the_moving_average_in_its_gradient():
-    scores = torch.randn(5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    scores = torch.randn(
+        5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True
+    )
     average = torch.tensor(0.7, dtype=torch.float64)
     value = mine_nats(scores, average)
     off = [scores[i, j] for i in range(5) for j in range(5) if i != j]
@@ -40,7 +47,9 @@ def test_mine_is_donsker_varadhan_in_value_with_the_moving_average_in_its_gradie
 def test_the_moving_average_weighs_the_past_by_its_decay():
     average, expected = MovingAverage().double(), None
     for seed in range(4):
-        scores = torch.randn(4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        scores = torch.randn(
+            4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
         mean = sum(math.exp(scores[i, j]) for i in range(4) for j in range(4) if i != j) / 12
         assert average.read(scores).item() == pytest.approx(math.log(expected or mean))
         expected = mean if expected is None else 0.9 * expected + 0.1 * mean
@@ -82,8 +91,9 @@ def test_only_training_the_critics_moves_the_averages_and_all_is_saved():
 
 
 def test_trained_critics_order_encoders_by_their_residual_information(unchecked):
-    # Texts know one of four factors of the images; z = gain * factors + noise keeps more of the other three with a
-    # larger gain, I(Z;X|T) = 3/2 log(1 + gain^2) nats and a little of the shared one.
+    # Texts know one of four factors of the images; z = gain * factors + noise keeps more of the
+    # other three with a larger gain, I(Z;X|T) = 3/2 log(1 + gain^2) nats and a little of the shared
+    # one.
     found, n, generator = [], 64, torch.Generator().manual_seed(4)
     gains = torch.tensor([[2.0, 0.2, 0.2, 0.2], [2.0, 2.0, 2.0, 2.0]], dtype=torch.float64)
     for gain in gains:

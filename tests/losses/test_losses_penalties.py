@@ -14,7 +14,9 @@ KAPPAS = dict(kappa_e=60.0, kappa_b=9.0)
 
 
 def unit(n=10, d=4, seed=0):
-    return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)).double(), dim=1)
+    return F.normalize(
+        torch.randn(n, d, generator=torch.Generator().manual_seed(seed)).double(), dim=1
+    )
 
 
 def test_vmf_penalty_is_the_mean_residual_at_the_fixed_concentrations():
@@ -38,7 +40,9 @@ def test_reported_residuals_use_the_concentration_that_fits(penalty):
     assert expected < vmf_residual_nats(cosine, 60.0, 9.0, 6)
 
 
-@pytest.mark.parametrize("labels", [LABELS, torch.arange(10).flip(0), torch.zeros(10, dtype=torch.int64)])
+@pytest.mark.parametrize(
+    "labels", [LABELS, torch.arange(10).flip(0), torch.zeros(10, dtype=torch.int64)]
+)
 def test_label_index_is_the_inverse_of_unique(labels):
     assert torch.equal(label_index(labels), torch.unique(labels, return_inverse=True)[1])
 
@@ -49,7 +53,9 @@ def test_other_means_are_the_other_rows_of_a_label():
     for i, label in enumerate(LABELS.tolist()):
         others = [features[j] for j in range(10) if j != i and LABELS[j] == label]
         assert counted[i].item() == bool(others)
-        torch.testing.assert_close(means[i], F.normalize(sum(others), dim=0) if others else features[i])
+        torch.testing.assert_close(
+            means[i], F.normalize(sum(others), dim=0) if others else features[i]
+        )
 
 
 def test_a_ridge_prediction_comes_from_the_other_half_and_never_from_a_row_of_its_label():
@@ -72,15 +78,21 @@ def test_a_ridge_prediction_comes_from_the_other_half_and_never_from_a_row_of_it
 def test_the_penalty_is_that_of_vmf_with_the_centres_moved_and_weighted(penalty):
     image, text = unit(10, 6), unit(10, 6, seed=1)
     options = dict(**KAPPAS, text_weight=0.3)
-    terms, plain = (CIBRLoss(0.5, name, **options)(image, text, 4.0, LABELS) for name in (penalty, "vmf"))
+    terms, plain = (
+        CIBRLoss(0.5, name, **options)(image, text, 4.0, LABELS) for name in (penalty, "vmf")
+    )
     if penalty == "consistency":
         centres = [other_means(side, LABELS) for side in (image, text)]
-        cosines = [(x[c] * m[c]).sum(1).mean() for x, (m, c) in zip((image, text), centres, strict=True)]
+        cosines = [
+            (x[c] * m[c]).sum(1).mean() for x, (m, c) in zip((image, text), centres, strict=True)
+        ]
     else:
         centres = crossfitted_means(text, image, LABELS), crossfitted_means(image, text, LABELS)
         cosines = [(x * m).sum(1).mean() for x, m in zip((image, text), centres, strict=True)]
     slope = plain["penalty_excess"] / (1 - (image * text).sum(1).mean())
-    torch.testing.assert_close(terms["penalty_excess"], slope * (1 - (0.7 * cosines[0] + 0.3 * cosines[1])))
+    torch.testing.assert_close(
+        terms["penalty_excess"], slope * (1 - (0.7 * cosines[0] + 0.3 * cosines[1]))
+    )
     torch.testing.assert_close(terms["clip_loss"], plain["clip_loss"])
 
 
@@ -88,4 +100,7 @@ def test_rows_alone_with_their_label_pay_no_consistency():
     image, text = (side.requires_grad_() for side in (unit(10, 6), unit(10, 6, seed=1)))
     terms = CIBRLoss(0.5, "consistency")(image, text, 4.0, torch.arange(10))
     assert terms["penalty_excess"].item() == pytest.approx(0, abs=1e-9)
-    assert all(slope.abs().max() == 0 for slope in torch.autograd.grad(terms["penalty_loss"], (image, text)))
+    assert all(
+        slope.abs().max() == 0
+        for slope in torch.autograd.grad(terms["penalty_loss"], (image, text))
+    )

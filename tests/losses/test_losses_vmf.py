@@ -30,7 +30,9 @@ def exact():
         for dim, kappa in itertools.product(DIMS, KAPPAS):
             order = mpmath.mpf(dim) / 2 - 1
             bessel = mpmath.besseli(order, kappa)
-            log_normalizer = order * mpmath.log(kappa) - mpmath.mpf(dim) / 2 * mpmath.log(2 * mpmath.pi)
+            log_normalizer = order * mpmath.log(kappa) - mpmath.mpf(dim) / 2 * mpmath.log(
+                2 * mpmath.pi
+            )
             mean_cosine = mpmath.besseli(order + 1, kappa) / bessel
             values[dim, kappa] = float(mean_cosine), float(log_normalizer - mpmath.log(bessel))
     return values

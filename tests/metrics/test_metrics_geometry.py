@@ -27,7 +27,9 @@ def test_uniformity_of_orthogonal_opposite_and_equal_vectors_is_known():
 
 def test_uniformity_equals_a_loop_over_pairs_in_tiles_of_any_size(monkeypatch):
     x = unit(90, 6)
-    pairs = [math.exp(-2 * float((x[i] - x[j]).square().sum())) for i in range(90) for j in range(i)]
+    pairs = [
+        math.exp(-2 * float((x[i] - x[j]).square().sum())) for i in range(90) for j in range(i)
+    ]
     monkeypatch.setattr(retrieval, "BLOCK", 64)
     monkeypatch.setattr(retrieval, "TILE_ELEMENTS", 500)
     assert uniformity(x) == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-5)
@@ -35,9 +37,9 @@ def test_uniformity_equals_a_loop_over_pairs_in_tiles_of_any_size(monkeypatch):
 
 def test_the_gap_of_two_points_is_their_distance_and_of_centred_sides_zero():
     side = F.normalize(torch.tensor([[1.0, 1.0]]), dim=1)
-    assert modality_gap(torch.tensor([[1.0, 0.0]]).repeat(3, 1), side.repeat(5, 1)) == pytest.approx(
-        math.sqrt(2 - math.sqrt(2))
-    )
+    assert modality_gap(
+        torch.tensor([[1.0, 0.0]]).repeat(3, 1), side.repeat(5, 1)
+    ) == pytest.approx(math.sqrt(2 - math.sqrt(2)))
     both = torch.cat([torch.eye(3), -torch.eye(3)])
     assert modality_gap(both, both.flip(0)) == pytest.approx(0, abs=1e-7)
 
@@ -46,8 +48,13 @@ def test_cka_equals_its_kernel_form_and_is_zero_for_sides_that_do_not_correlate(
     x, y = unit(40, 5), 3 * unit(40, 5, seed=1) + 1
     centre = torch.eye(40) - 1 / 40
     k, q = (centre @ side @ side.T @ centre for side in (x, y))
-    assert linear_cka(x, y) == pytest.approx(((k * q).sum() / (k.norm() * q.norm())).item(), rel=1e-5)
-    a, b = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]), torch.tensor([[1.0], [1.0], [-1.0], [-1.0]])
+    assert linear_cka(x, y) == pytest.approx(
+        ((k * q).sum() / (k.norm() * q.norm())).item(), rel=1e-5
+    )
+    a, b = (
+        torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]),
+        torch.tensor([[1.0], [1.0], [-1.0], [-1.0]]),
+    )
     assert linear_cka(a, b) == 0
 
 

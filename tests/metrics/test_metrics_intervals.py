@@ -1,4 +1,6 @@
-"""Bootstrap intervals: the normal interval where it holds, coverage of a known truth, clusters, seeds, pairs."""
+"""Bootstrap intervals: the normal interval where it holds, coverage of a known truth, clusters,
+seeds, pairs.
+"""
 
 import numpy as np
 import pytest
@@ -24,12 +26,16 @@ def test_weights_equal_a_loop_that_draws_the_items_themselves(statistic, cluster
     assert found == pytest.approx((statistic(values), *np.quantile(slow, [0.025, 0.975])))
 
 
-def test_nineteen_of_twenty_intervals_hold_the_truth_and_fewer_where_clusters_are_ignored(monkeypatch):
+def test_nineteen_of_twenty_intervals_hold_the_truth_and_fewer_where_clusters_are_ignored(
+    monkeypatch,
+):
     monkeypatch.setattr(intervals, "N_RESAMPLES", 300)
     rng = np.random.default_rng(0)
     clusters, inside = np.arange(300) // 5, {True: 0, False: 0}
     for repeat in range(300):
-        rates = rng.beta(1, 1, 60)  # an image's five texts are hit at a rate of its own; the mean rate is 1/2
+        rates = rng.beta(
+            1, 1, 60
+        )  # an image's five texts are hit at a rate of its own; the mean rate is 1/2
         hits = rng.random(300) < rates[clusters]
         for kept in inside:
             _, low, high = bootstrap_interval(hits, clusters if kept else None, seed=repeat)
@@ -50,7 +56,9 @@ def test_seeds_are_drawn_for_all_data_sets_at_once():
     rng = np.random.default_rng(4)
     opposed = rng.normal(0, 1, (8, 1)) * np.ones((8, 30))
     found = paired_difference([np.zeros((8, 30))] * 2, [opposed, -opposed])
-    assert (found["low"], found["high"]) == pytest.approx((0, 0), abs=1e-12)  # what one set gains the other loses
+    assert (found["low"], found["high"]) == pytest.approx(
+        (0, 0), abs=1e-12
+    )  # what one set gains the other loses
 
 
 def test_data_sets_count_alike_whatever_their_size_and_four_styles_can_share_one_weight():

@@ -1,4 +1,6 @@
-"""Retrieval against a loop over queries and others' scores; ties count against; what training pairs are hits."""
+"""Retrieval against a loop over queries and others' scores; ties count against; what training pairs
+are hits.
+"""
 
 import statistics
 import warnings
@@ -43,7 +45,9 @@ def tied_embeddings():
 
 
 def slow_scores(queries, gallery, labels, gallery_labels):
-    """Rank and average precision of one query at a time, wrong items before right ones that tie with them."""
+    """Rank and average precision of one query at a time, wrong items before right ones that tie
+    with them.
+    """
     ranks, precisions = [], []
     for query, label in zip(queries, labels.tolist(), strict=True):
         right = [other == label for other in gallery_labels.tolist()]
@@ -54,7 +58,9 @@ def slow_scores(queries, gallery, labels, gallery_labels):
     return ranks, precisions
 
 
-@pytest.mark.parametrize("n_labels", [23, 9, 2])  # each image its own; several right items; more than are counted
+@pytest.mark.parametrize(
+    "n_labels", [23, 9, 2]
+)  # each image its own; several right items; more than are counted
 @pytest.mark.parametrize("tied", [False, True])
 def test_scores_by_label_equal_a_loop_over_queries(n_labels, tied):
     images, texts, own = tied_embeddings() if tied else embeddings()
@@ -62,7 +68,9 @@ def test_scores_by_label_equal_a_loop_over_queries(n_labels, tied):
     text_labels = image_labels[own]
     found = query_scores(images, texts, image_labels, text_labels)
     sides = (images, texts, image_labels, text_labels), (texts, images, text_labels, image_labels)
-    for side, direction, ranks, precisions in zip(sides, DIRECTIONS, found[:2], found[2:], strict=True):
+    for side, direction, ranks, precisions in zip(
+        sides, DIRECTIONS, found[:2], found[2:], strict=True
+    ):
         slow_ranks, slow_precisions = slow_scores(*side)
         assert ranks.tolist() == slow_ranks
         assert precisions.tolist() == pytest.approx(slow_precisions)
@@ -75,15 +83,23 @@ def test_recalls_equal_those_of_eccv_caption_on_the_five_thousand_images_of_coco
     with warnings.catch_warnings(action="ignore"):  # it would like ujson
         from eccv_caption import Metrics
     reference, ks = Metrics(), (1, 5, 10)
-    image_ids, text_ids = torch.tensor(sorted(reference.coco_gts["i2t"])), torch.from_numpy(reference.coco_ids)
+    image_ids, text_ids = (
+        torch.tensor(sorted(reference.coco_gts["i2t"])),
+        torch.from_numpy(reference.coco_ids),
+    )
     own_ids = torch.tensor([reference.coco_gts["t2i"][text][0] for text in text_ids.tolist()])
     own, generator = torch.searchsorted(image_ids, own_ids), torch.Generator().manual_seed(0)
     images = F.normalize(torch.randn(5000, 24, generator=generator), dim=1)
     texts = F.normalize(images[own] + 0.33 * torch.randn(len(own), 24, generator=generator), dim=1)
     lists, ours = {}, recall_at_k(images, texts, own, ks)
-    sides = ("i2t", images @ texts.T, image_ids, text_ids), ("t2i", texts @ images.T, text_ids, image_ids)
+    sides = (
+        ("i2t", images @ texts.T, image_ids, text_ids),
+        ("t2i", texts @ images.T, text_ids, image_ids),
+    )
     for side, scores, queries, gallery in sides:  # for each id the ids of the ten nearest, in order
-        lists[side] = dict(zip(queries.tolist(), gallery[scores.topk(10).indices].tolist(), strict=True))
+        lists[side] = dict(
+            zip(queries.tolist(), gallery[scores.topk(10).indices].tolist(), strict=True)
+        )
     for k in ks:
         theirs = reference.coco_5k_recalls(lists, "all", k)
         for side, direction in zip(("i2t", "t2i"), DIRECTIONS, strict=True):
@@ -93,7 +109,10 @@ def test_recalls_equal_those_of_eccv_caption_on_the_five_thousand_images_of_coco
 
 def test_average_precisions_equal_those_of_scikit_learn():
     images, texts, own = embeddings(60, 240, 16)
-    found, right = query_scores(images, texts, torch.arange(60), own), own == torch.arange(60)[:, None]
+    found, right = (
+        query_scores(images, texts, torch.arange(60), own),
+        own == torch.arange(60)[:, None],
+    )
     sides = (right, images @ texts.T), (right.T, texts @ images.T)
     for precisions, side in zip(found[2:], sides, strict=True):
         theirs = [average_precision_score(*query) for query in zip(*side, strict=True)]
@@ -102,17 +121,26 @@ def test_average_precisions_equal_those_of_scikit_learn():
 
 def test_paired_ranks_in_one_pass_equal_those_by_label():
     for images, texts, own in (embeddings(300, 1500, 16), tied_embeddings()):
-        found, ranks = query_scores(images, texts, own.unique(), own), retrieval_ranks(images, texts, own)
+        found, ranks = (
+            query_scores(images, texts, own.unique(), own),
+            retrieval_ranks(images, texts, own),
+        )
         assert all(torch.equal(x, y) for x, y in zip(found, ranks, strict=False))
 
 
 @pytest.mark.parametrize(("block", "tile"), [(1, 1), (7, 50), (60, 2**18)])
 def test_the_cut_into_blocks_and_tiles_does_not_change_the_ranks(block, tile, monkeypatch):
     images, texts, own = tied_embeddings()
-    whole = (*retrieval_ranks(images, texts, own), *query_scores(images, texts, torch.arange(23), own))
+    whole = (
+        *retrieval_ranks(images, texts, own),
+        *query_scores(images, texts, torch.arange(23), own),
+    )
     monkeypatch.setattr(retrieval, "BLOCK", block)
     monkeypatch.setattr(retrieval, "TILE_ELEMENTS", tile)
-    parts = (*retrieval_ranks(images, texts, own), *query_scores(images, texts, torch.arange(23), own))
+    parts = (
+        *retrieval_ranks(images, texts, own),
+        *query_scores(images, texts, torch.arange(23), own),
+    )
     assert all(torch.equal(part, full) for part, full in zip(parts, whole, strict=True))
 
 
@@ -132,7 +160,8 @@ def test_a_band_that_rounds_otherwise_costs_a_second_pass_and_no_rank(monkeypatc
 
 
 @pytest.mark.parametrize(
-    "sizes", [(23, 60, 6), (130, 517, 64), (6, 1041, 100), (17, 1025, 5), (70, 3, 31), (1100, 1, 512)]
+    "sizes",
+    [(23, 60, 6), (130, 517, 64), (6, 1041, 100), (17, 1025, 5), (70, 3, 31), (1100, 1, 512)],
 )
 def test_collapsed_embeddings_score_zero_and_not_a_hundred_percent(sizes):
     n, extra, d = sizes
@@ -145,26 +174,41 @@ def test_collapsed_embeddings_score_zero_and_not_a_hundred_percent(sizes):
 
 def test_perfect_embeddings_score_one_at_every_k_and_type():
     for dtype in (torch.float64, torch.bfloat16):
-        found = recall_at_k(torch.eye(4, dtype=dtype), torch.eye(4, dtype=dtype), torch.arange(4), [1, 4])
+        found = recall_at_k(
+            torch.eye(4, dtype=dtype), torch.eye(4, dtype=dtype), torch.arange(4), [1, 4]
+        )
         assert list(found) == [f"{side}_recall@{k}" for side in DIRECTIONS for k in (1, 4)]
         assert set(found.values()) == {1.0}
 
 
 def made(captions, **options):
     keys = [f"image {i}" for i in range(len(captions))]
-    return Pairs("made", "test", [[c] if isinstance(c, str) else c for c in captions], keys, picture, **options)
+    return Pairs(
+        "made",
+        "test",
+        [[c] if isinstance(c, str) else c for c in captions],
+        keys,
+        picture,
+        **options,
+    )
 
 
 POSITIVES = {
     "several images of one text": made(["a dog", "a cat", "a dog", "a dog", "a bird", "a cat"]),
     "groups": made(
-        ["a dog", "the cat", "my dog", "a cat", "a bird", "so"], groups=torch.tensor([0, 1, 0, 1, 2, 3])
+        ["a dog", "the cat", "my dog", "a cat", "a bird", "so"],
+        groups=torch.tensor([0, 1, 0, 1, 2, 3]),
     ),
-    "groups that a text connects": made(["a", "b", "b", "c", "d", "e"], groups=torch.tensor([0, 0, 1, 1, 2, 3])),
+    "groups that a text connects": made(
+        ["a", "b", "b", "c", "d", "e"], groups=torch.tensor([0, 0, 1, 1, 2, 3])
+    ),
     "labels": made(
-        ["a dog", "one dog", "a cat", "a dog", "one cat", "tree"], labels=torch.tensor([7, 7, 1, 7, 1, 2])
+        ["a dog", "one dog", "a cat", "a dog", "one cat", "tree"],
+        labels=torch.tensor([7, 7, 1, 7, 1, 2]),
     ),
-    "labels, several texts": made([["x", "y"], ["x"], ["z", "u"], ["v"]], labels=torch.tensor([0, 0, 1, 2])),
+    "labels, several texts": made(
+        [["x", "y"], ["x"], ["z", "u"], ["v"]], labels=torch.tensor([0, 0, 1, 2])
+    ),
 }
 
 
@@ -179,7 +223,9 @@ def test_what_is_a_positive_in_training_is_a_hit_and_a_perfect_model_scores_one(
     swapped = points.roll(1, 0)[labels[pairs.text_to_image()]]
     assert retrieval_recalls(pairs, points.roll(1, 0)[labels], swapped, (1,)) == found
     collapsed = torch.ones(len(pairs.texts()), 3)
-    assert set(retrieval_recalls(pairs, torch.ones(len(pairs), 3), collapsed, (1,)).values()) == {0.0}
+    assert set(retrieval_recalls(pairs, torch.ones(len(pairs), 3), collapsed, (1,)).values()) == {
+        0.0
+    }
 
 
 def test_a_text_that_images_share_stands_once_in_the_gallery():
@@ -190,7 +236,12 @@ def test_a_text_that_images_share_stands_once_in_the_gallery():
     images, texts = torch.eye(2)[[0, 0, 0, 0]], torch.eye(2)[[0, 1, 0, 0]]
     pairs = made(["b", "a", "b", "b"])
     assert retrieval_recalls(pairs, images, texts, (1, 2))["image_to_text_label_recall@2"] == 1
-    assert label_recall_at_k(images, texts, *[pairs.match_labels()] * 2, (2,))["image_to_text_label_recall@2"] < 1
+    assert (
+        label_recall_at_k(images, texts, *[pairs.match_labels()] * 2, (2,))[
+            "image_to_text_label_recall@2"
+        ]
+        < 1
+    )
 
 
 def test_captioned_pairs_follow_karpathys_protocol_and_large_ks_are_left_out():

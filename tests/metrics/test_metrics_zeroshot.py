@@ -12,7 +12,9 @@ from cibr.metrics import class_embeddings, class_ranks, predictions, retrieval, 
 def labelled(n=70, c=7, d=5, seed=0):
     """Small whole numbers, so that many similarities tie exactly."""
     generator = torch.Generator().manual_seed(seed)
-    images, classes = (torch.randint(-2, 3, (size, d), generator=generator).float() for size in (n, c))
+    images, classes = (
+        torch.randint(-2, 3, (size, d), generator=generator).float() for size in (n, c)
+    )
     for side in (images, classes):
         side[(side == 0).all(1)] = 1
     return images, classes, torch.randint(c, (n,), generator=generator)
@@ -28,8 +30,13 @@ def test_ranks_and_accuracies_equal_a_loop_over_images_and_classes(block, monkey
         slow.append(sum(bool(image @ one >= own) for c, one in enumerate(classes) if c != label))
     assert class_ranks(images, classes, labels).tolist() == slow
     cosines = images @ classes.T
-    assert torch.equal(cosines.gather(1, predictions(images, classes)[:, None])[:, 0], cosines.amax(1))
-    by_class = [[rank < 1 for rank, j in zip(slow, labels.tolist(), strict=True) if j == c] for c in range(7)]
+    assert torch.equal(
+        cosines.gather(1, predictions(images, classes)[:, None])[:, 0], cosines.amax(1)
+    )
+    by_class = [
+        [rank < 1 for rank, j in zip(slow, labels.tolist(), strict=True) if j == c]
+        for c in range(7)
+    ]
     assert zeroshot_accuracy(images, classes, labels) == pytest.approx(
         {
             "accuracy@1": sum(rank < 1 for rank in slow) / 70,
@@ -45,7 +52,9 @@ def test_the_mean_over_classes_leaves_out_those_without_an_image_and_top_five_ne
     assert found == {"accuracy@1": 0.75, "mean_per_class_accuracy": 0.5}
 
 
-@pytest.mark.parametrize(("n", "c", "d"), [(1, 2, 512), (1025, 3, 100), (300, 1000, 64), (7, 17, 31)])
+@pytest.mark.parametrize(
+    ("n", "c", "d"), [(1, 2, 512), (1025, 3, 100), (300, 1000, 64), (7, 17, 31)]
+)
 def test_collapsed_embeddings_name_no_image_rightly(n, c, d):
     point = F.normalize(torch.randn(1, d, generator=torch.Generator().manual_seed(0)), dim=1)
     found = zeroshot_accuracy(point.repeat(n, 1), point.repeat(c, 1), torch.arange(n) % c)

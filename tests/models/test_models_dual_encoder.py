@@ -18,11 +18,21 @@ def odd_images():
     transparent.info["transparency"] = 0
     deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
     modes = [rgb.convert(mode) for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "F", "I")]
-    return [rgb, transparent, deep, *modes, rgb.resize((1, 1)), rgb.resize((300, 20)), rgb.resize((20, 300))]
+    return [
+        rgb,
+        transparent,
+        deep,
+        *modes,
+        rgb.resize((1, 1)),
+        rgb.resize((300, 20)),
+        rgb.resize((20, 300)),
+    ]
 
 
 def assert_unit(vectors, n, dim):
-    assert vectors.shape == (n, dim) and vectors.dtype == torch.float32 and not vectors.requires_grad
+    assert (
+        vectors.shape == (n, dim) and vectors.dtype == torch.float32 and not vectors.requires_grad
+    )
     assert torch.allclose(vectors.norm(dim=1), torch.ones(n), atol=1e-5)
 
 
@@ -35,15 +45,23 @@ def test_images_of_any_mode_and_strings_of_any_kind_become_unit_vectors(build, k
     assert_unit(model.embed_texts(np.array(texts)), len(texts), 16)
     assert model.embed_texts([]).shape == model.embed_images([]).shape == (0, 16)
     assert_unit(model.embed_texts(["a cat", "every " * 80], truncate=True), 2, 16)
-    assert model.tokenize(["a cat"])[0].shape[1] < model.context  # the cut has left no trace in the tokenizer
+    assert (
+        model.tokenize(["a cat"])[0].shape[1] < model.context
+    )  # the cut has left no trace in the tokenizer
 
 
 @each_kind
 def test_order_batch_size_and_mode_do_not_change_an_embedding(build, kind):
     model, images = build(kind).train(), [picture(i) for i in range(7)]
-    for embed, items in ((model.embed_images, images), (model.embed_texts, [*TEXTS[:6], "a long text " * 3])):
+    for embed, items in (
+        (model.embed_images, images),
+        (model.embed_texts, [*TEXTS[:6], "a long text " * 3]),
+    ):
         whole = embed(items)
-        for size in (1, 3):  # other widths of padding and of products change the order of float32 sums
+        for size in (
+            1,
+            3,
+        ):  # other widths of padding and of products change the order of float32 sums
             assert torch.allclose(embed(items, batch_size=size), whole, atol=1e-5)
         assert torch.allclose(embed(items[::-1]).flip(0), whole, atol=1e-5)
         assert (whole[0] - whole[1]).norm() > 1e-3
@@ -65,11 +83,17 @@ def test_frozen_towers_stay_in_eval_mode_and_without_gradients(build):
     assert not any(module.training for tower in towers for module in tower.modules())
     assert model.backbone.image_head.training
     model.encode_texts(*model.tokenize(["a cat"])).features[:, 0].sum().backward()
-    model.encode_images(model.normalise(model.preprocess([picture(0)]))).features[:, 0].sum().backward()
-    assert all(p.grad is None and not p.requires_grad for tower in towers for p in tower.parameters())
+    model.encode_images(model.normalise(model.preprocess([picture(0)]))).features[
+        :, 0
+    ].sum().backward()
+    assert all(
+        p.grad is None and not p.requires_grad for tower in towers for p in tower.parameters()
+    )
     assert model.backbone.image_head.linear.weight.grad.abs().sum() > 0
     assert not any("tower" in name for name in model.own_state())
-    assert model.mean.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])  # as the image tower was trained
+    assert model.mean.flatten().tolist() == pytest.approx(
+        [0.4, 0.5, 0.6]
+    )  # as the image tower was trained
     assert model.std.flatten().tolist() == pytest.approx([0.2, 0.3, 0.4])
 
 

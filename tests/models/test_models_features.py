@@ -1,4 +1,6 @@
-"""What encoders read: images in memory or decoded when asked for, and cached features of frozen towers."""
+"""What encoders read: images in memory or decoded when asked for, and cached features of frozen
+towers.
+"""
 
 import shutil
 from functools import partial
@@ -34,13 +36,17 @@ def count_pooling(monkeypatch, model, stop_after=None):
         return real(*args)
 
     for name in ("image_pooled", "text_pooled"):
-        monkeypatch.setattr(model.backbone, name, partial(pool, name, getattr(model.backbone, name)))
+        monkeypatch.setattr(
+            model.backbone, name, partial(pool, name, getattr(model.backbone, name))
+        )
     return calls
 
 
 # From Python 3.12 on, of every fork beside threads; the workers only decode images.
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_batch_is_the_rows_that_were_asked_for_whether_or_not_images_fit_in_memory(build, monkeypatch):
+def test_a_batch_is_the_rows_that_were_asked_for_whether_or_not_images_fit_in_memory(
+    build, monkeypatch
+):
     model, at_once = build("tiny"), []
     in_memory = prepare(model, PAIRS)
     expected = embed_pairs(model, in_memory, batch_size=10)
@@ -50,7 +56,10 @@ def test_a_batch_is_the_rows_that_were_asked_for_whether_or_not_images_fit_in_me
     ids, mask = model.tokenize([PAIRS.texts()[i] for i in (4, 0, 40)])
     labels = PAIRS.match_labels()[PAIRS.text_to_image()][[4, 0, 40]]
     wanted = model.preprocess([PAIRS.image(i) for i in (3, 1, 22)]), ids, mask, labels
-    rows = [(torch.tensor([3, 1, 22]), torch.tensor([4, 0, 40])), (torch.tensor([7]), torch.tensor([9]))]
+    rows = [
+        (torch.tensor([3, 1, 22]), torch.tensor([4, 0, 40])),
+        (torch.tensor([7]), torch.tensor([9])),
+    ]
     for prepared in (in_memory, lazily):
         batch, _ = prepared.loader(rows)
         assert all(map(torch.equal, (batch.images, *batch.texts, batch.labels), wanted))
@@ -64,7 +73,10 @@ def test_a_batch_is_the_rows_that_were_asked_for_whether_or_not_images_fit_in_me
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_crop_is_that_of_torchvision_and_decided_by_its_key_alone(build):
-    inputs, crop = prepare(build("tiny"), PAIRS, crop_scale=0.5), features.random_resized_crop(32, 0.5)
+    inputs, crop = (
+        prepare(build("tiny"), PAIRS, crop_scale=0.5),
+        features.random_resized_crop(32, 0.5),
+    )
     rows, keys = torch.tensor([3, 1, 3]), torch.tensor([7, 2**61, 8])
     state = torch.get_rng_state()
     found = inputs[rows, rows, keys].images
@@ -79,13 +91,21 @@ def test_a_crop_is_that_of_torchvision_and_decided_by_its_key_alone(build):
         assert torch.equal(batches[0], found.flip(0)) and torch.equal(batches[1], found[:1])
 
 
-def test_frozen_features_are_those_of_the_towers_in_the_order_of_the_pairs_each_text_once(build, monkeypatch):
+def test_frozen_features_are_those_of_the_towers_in_the_order_of_the_pairs_each_text_once(
+    build, monkeypatch
+):
     model = build("frozen").train()
     with torch.no_grad():
-        images = model.backbone.image_pooled(model.normalise(model.preprocess(list(PAIRS.images()))))
-        texts = torch.cat([model.backbone.text_pooled(*model.tokenize([text])) for text in PAIRS.texts()])
+        images = model.backbone.image_pooled(
+            model.normalise(model.preprocess(list(PAIRS.images())))
+        )
+        texts = torch.cat(
+            [model.backbone.text_pooled(*model.tokenize([text])) for text in PAIRS.texts()]
+        )
     once, real = [], model.tokenize
-    monkeypatch.setattr(model, "tokenize", lambda texts, truncate: once.extend(texts) or real(texts, truncate))
+    monkeypatch.setattr(
+        model, "tokenize", lambda texts, truncate: once.extend(texts) or real(texts, truncate)
+    )
     prepared = prepare(model, PAIRS)
     assert model.training and len(once) == len(set(PAIRS.texts())) < len(texts)
     assert torch.allclose(prepared.images, images, atol=1e-5)
@@ -107,7 +127,9 @@ def test_a_killed_extraction_resumes_and_a_second_run_reads_all(build, store, mo
         calls.clear()
         resumed = prepare(model, PAIRS)
         assert len(calls) == expected
-        assert torch.equal(resumed.images, whole.images) and torch.equal(resumed.texts[0], whole.texts[0])
+        assert torch.equal(resumed.images, whole.images) and torch.equal(
+            resumed.texts[0], whole.texts[0]
+        )
 
 
 def test_a_damaged_part_is_computed_again_and_a_cache_that_cannot_be_written_only_costs_time(
@@ -160,7 +182,9 @@ def test_embeddings_are_those_of_the_model_with_the_texts_that_were_asked_for(bu
 
 
 @each_kind
-def test_a_saved_model_has_the_digests_of_the_one_in_memory_and_another_has_not(build, tmp_path, kind):
+def test_a_saved_model_has_the_digests_of_the_one_in_memory_and_another_has_not(
+    build, tmp_path, kind
+):
     model = build(kind)
     first = digest_model(model)
     assert digest_model(DualEncoder.from_pretrained(model.save_pretrained(tmp_path))) == first

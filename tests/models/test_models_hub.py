@@ -1,4 +1,6 @@
-"""Dual encoders of transformers: embeddings equal to those of their own classes; training, saving, errors."""
+"""Dual encoders of transformers: embeddings equal to those of their own classes; training, saving,
+errors.
+"""
 
 import shutil
 from functools import cache
@@ -19,15 +21,24 @@ from cibr.models.towers import train_tokenizer
 from cibr.train import build_model, configure, fit
 
 SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
-IDS = dict(vocab_size=400, max_position_embeddings=40, bos_token_id=1, eos_token_id=1, pad_token_id=0)
-TEXT, VISION, SQUARE = IDS | SIZES, dict(image_size=32, patch_size=8) | SIZES, {"height": 32, "width": 32}
-CONVOLUTIONS = dict(kernel_sizes=[3], in_channels=[32], out_channels=[16], strides=[1], num_block_repeats=[1])
+IDS = dict(
+    vocab_size=400, max_position_embeddings=40, bos_token_id=1, eos_token_id=1, pad_token_id=0
+)
+TEXT, VISION, SQUARE = (
+    IDS | SIZES,
+    dict(image_size=32, patch_size=8) | SIZES,
+    {"height": 32, "width": 32},
+)
+CONVOLUTIONS = dict(
+    kernel_sizes=[3], in_channels=[32], out_channels=[16], strides=[1], num_block_repeats=[1]
+)
 CONVOLUTIONS |= dict(image_size=32, width_coefficient=1.0, depth_coefficient=1.0, expand_ratios=[1])
 CROP = {"crop_size": SQUARE, "size": {"shortest_edge": 36}}
 JOINT, WIDTH = dict(projection_dim=16), dict(projection_size=32)
 PATCHES = dict(patch_size=16, max_num_patches=256)  # as Siglip2Processor always asks for
 
-# By model: settings of its text tower, its vision tower and the whole, its image processor and settings of that.
+# By model: settings of its text tower, its vision tower and the whole, its image processor and
+# settings of that.
 MODELS = {
     "CLIP": (TEXT, VISION, JOINT, "CLIP", CROP),
     "MetaClip2": (TEXT, VISION, JOINT, "CLIP", CROP | {"resample": 2}),
@@ -49,8 +60,13 @@ def hub(tmp_path_factory):
 
     @cache
     def folder(name: str) -> str:
-        place, (text, vision, options, processor, settings) = tmp_path_factory.mktemp(name), MODELS[name]
-        config = getattr(transformers, f"{name}Config")(text_config=text, vision_config=vision, **options)
+        place, (text, vision, options, processor, settings) = (
+            tmp_path_factory.mktemp(name),
+            MODELS[name],
+        )
+        config = getattr(transformers, f"{name}Config")(
+            text_config=text, vision_config=vision, **options
+        )
         torch.manual_seed(3)
         getattr(transformers, f"{name}Model")(config).save_pretrained(place)
         getattr(transformers, f"{processor}ImageProcessor")(**settings).save_pretrained(place)
@@ -63,9 +79,21 @@ def hub(tmp_path_factory):
 def _tokenizer(name: str):
     tokenizer = train_tokenizer(TEXTS, context=40)
     if name == "Siglip2":  # in lower case and, by default, padded on the left
-        words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\N{LOWER ONE EIGHTH BLOCK}", *ascii_lowercase]
-        tokenizer = transformers.Siglip2Tokenizer({word: i for i, word in enumerate(words)}, model_max_length=40)
-    if "Siglip" in name:  # as google/siglip-base-patch16-224 and google/siglip2-base-patch16-naflex have it
+        words = [
+            "<pad>",
+            "<eos>",
+            "<bos>",
+            "<unk>",
+            "<mask>",
+            "\N{LOWER ONE EIGHTH BLOCK}",
+            *ascii_lowercase,
+        ]
+        tokenizer = transformers.Siglip2Tokenizer(
+            {word: i for i, word in enumerate(words)}, model_max_length=40
+        )
+    if (
+        "Siglip" in name
+    ):  # as google/siglip-base-patch16-224 and google/siglip2-base-patch16-naflex have it
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
     return tokenizer
 
@@ -84,14 +112,23 @@ def assert_equals_transformers(model: DualEncoder, folder, images: list, texts: 
     for n in (len(images), 1):  # nor do the others of a batch matter
         assert torch.allclose(model.embed_images(images[:n]), image[:n], atol=1e-5)
         assert torch.allclose(model.embed_texts(texts[:n], truncate=True), text[:n], atol=1e-5)
-    scale = reference.logit_scale.exp() if hasattr(reference, "logit_scale") else 1 / reference.temperature
+    scale = (
+        reference.logit_scale.exp()
+        if hasattr(reference, "logit_scale")
+        else 1 / reference.temperature
+    )
     assert model.logit_scale.item() == pytest.approx(scale.item())
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_embeddings_are_those_of_transformers_with_its_own_processors(hub, name):
-    model, images = DualEncoder.from_pretrained(hub(name)), [picture(i).resize((40, 20 + 9 * i)) for i in range(3)]
-    assert_equals_transformers(model, hub(name), images, ["a red cat", "a BIG dog", "every small bird " * 40])
+    model, images = (
+        DualEncoder.from_pretrained(hub(name)),
+        [picture(i).resize((40, 20 + 9 * i)) for i in range(3)],
+    )
+    assert_equals_transformers(
+        model, hub(name), images, ["a red cat", "a BIG dog", "every small bird " * 40]
+    )
     widths = model.backbone.dim_image_pooled, model.backbone.dim_text_pooled
     pooled = model.encode_texts(*model.tokenize(TEXTS[:1])).pooled
     assert widths == ((None, None) if name in WITHOUT_POOLED else (32, pooled.shape[1]))
@@ -107,7 +144,9 @@ def test_a_saved_model_comes_back_bit_for_bit_and_is_read_by_its_own_class(hub, 
     assert same(again, model) and again.tokenizer.get_vocab() == model.tokenizer.get_vocab()
     assert_equals_transformers(again, tmp_path, images, TEXTS)
     assert "image_processor" in vars(transformers.AutoProcessor.from_pretrained(tmp_path))
-    assert not any("model" in name for name in load_file(tmp_path / WEIGHTS))  # no weight is there twice
+    assert not any(
+        "model" in name for name in load_file(tmp_path / WEIGHTS)
+    )  # no weight is there twice
 
 
 def test_siglip_texts_are_padded_to_the_context_and_long_ones_refused(hub):
@@ -123,17 +162,27 @@ def test_siglip_texts_are_padded_to_the_context_and_long_ones_refused(hub):
 @pytest.mark.parametrize("name", ["Siglip", "Siglip2"])
 def test_siglip_trains_and_comes_back(hub, tmp_path, name):
     pairs, sizes = noise_pairs(24), dict(epochs=2, batch_size=8, micro_batch_size=4)
-    config = configure(model=hub(name), output_dir=str(tmp_path), learning_rate=1e-4, beta=0.05, **sizes)
+    config = configure(
+        model=hub(name), output_dir=str(tmp_path), learning_rate=1e-4, beta=0.05, **sizes
+    )
     model, before = build_model(config, pairs), build_model(config, pairs).state_dict()
     history = fit(model, pairs, noise_pairs(8, split="validation"), config)
     assert history["clip_loss"].is_monotonic_decreasing and history["step"].tolist() == [3, 6]
-    moved = {key.split(".")[2] for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    moved = {
+        key.split(".")[2]
+        for key, value in model.state_dict().items()
+        if not torch.equal(value, before[key])
+    }
     assert moved == {"vision_model", "text_model", "logit_scale"}
     assert same(DualEncoder.from_pretrained(tmp_path), model)
 
 
 def test_crops_go_through_the_models_own_preprocessing_and_want_square_images(hub):
-    model, pairs, rows = DualEncoder.from_pretrained(hub("Siglip")), noise_pairs(4), torch.tensor([2, 0])
+    model, pairs, rows = (
+        DualEncoder.from_pretrained(hub("Siglip")),
+        noise_pairs(4),
+        torch.tensor([2, 0]),
+    )
     inputs = prepare(model, pairs, crop_scale=0.9)
     torch.manual_seed(5)
     expected = model.processor([inputs.crop(pairs.image(2))])[0]
@@ -148,7 +197,8 @@ def test_crops_go_through_the_models_own_preprocessing_and_want_square_images(hu
 def test_a_penalty_on_pooled_features_is_refused_where_there_are_none(hub, tmp_path, penalty):
     config = configure(model=hub("Siglip"), output_dir=str(tmp_path), penalty=penalty, batch_size=8)
     with pytest.raises(
-        ValueError, match=f"{penalty}' needs a projection on each side, .* a SiglipModel, .* like CLIPModel"
+        ValueError,
+        match=f"{penalty}' needs a projection on each side, .* a SiglipModel, .* like CLIPModel",
     ):
         fit(build_model(config, noise_pairs()), noise_pairs(), None, config)
 
@@ -159,20 +209,30 @@ def test_the_command_evaluates_a_model_of_transformers(hub, capsys):
 
 
 @pytest.mark.parametrize("name", ["CLIP", "Siglip"])
-@pytest.mark.parametrize("part", ["the image preprocessing: preprocessor_config", "the tokenizer: tokenizer"])
+@pytest.mark.parametrize(
+    "part", ["the image preprocessing: preprocessor_config", "the tokenizer: tokenizer"]
+)
 def test_a_model_without_a_processor_or_a_tokenizer_is_refused(hub, tmp_path, name, part):
     folder, (what, file) = shutil.copytree(hub(name), tmp_path / "part"), part.split(": ")
     for each in folder.glob(f"{file}*.json"):
         each.unlink()
-    with pytest.raises(FileNotFoundError, match=f"cannot load {what} of folder .*Give a folder with {file}.json"):
+    with pytest.raises(
+        FileNotFoundError, match=f"cannot load {what} of folder .*Give a folder with {file}.json"
+    ):
         DualEncoder.from_pretrained(folder)
 
 
 def test_a_model_that_is_no_dual_encoder_is_refused(tower_folders, tmp_path):
-    with pytest.raises(ValueError, match="is no image-text model: 'bert' has no get_image_f.*Give one such as"):
+    with pytest.raises(
+        ValueError, match="is no image-text model: 'bert' has no get_image_f.*Give one such as"
+    ):
         DualEncoder.from_pretrained(tower_folders[1])
-    sides = {f"{side}_config": SIZES | dict(image_size=32) for side in ("image", "text", "multimodal")}
-    flava = transformers.FlavaModel(transformers.FlavaConfig(**sides, projection_dim=16, hidden_size=32))
+    sides = {
+        f"{side}_config": SIZES | dict(image_size=32) for side in ("image", "text", "multimodal")
+    }
+    flava = transformers.FlavaModel(
+        transformers.FlavaConfig(**sides, projection_dim=16, hidden_size=32)
+    )
     flava.save_pretrained(tmp_path)
     with pytest.raises(
         ValueError, match="FlavaModel is no dual encoder: .* no single vector. Give a model such as"

@@ -1,4 +1,6 @@
-"""A model's folder: bit for bit there and back, whole whenever a save is killed; the shipped checkpoints."""
+"""A model's folder: bit for bit there and back, whole whenever a save is killed; the shipped
+checkpoints.
+"""
 
 import json
 import shutil
@@ -46,7 +48,11 @@ def test_a_saved_model_comes_back_bit_for_bit_and_is_replaced_whole(build, tmp_p
     states = model.state_dict(), again.state_dict()
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    assert equal(model, again) and names(tmp_path) == before and not any("/." in f"/{name}" for name in before)
+    assert (
+        equal(model, again)
+        and names(tmp_path) == before
+        and not any("/." in f"/{name}" for name in before)
+    )
     assert (tmp_path / "history.csv").read_text() == "epoch\n"
     assert json.loads((tmp_path / "cibr.json").read_text()).keys() == {"format", "kind", "settings"}
 
@@ -74,13 +80,17 @@ def test_a_full_disk_leaves_the_old_model_and_no_rubbish(build, tmp_path, monkey
     before = names(tmp_path)
     with monkeypatch.context() as patch:
         stop_at(patch, io, "save_file", 1, OSError(28, "No space left on device"))
-        with pytest.raises(ValueError, match="cannot write the model to .*No space left.*make room"):
+        with pytest.raises(
+            ValueError, match="cannot write the model to .*No space left.*make room"
+        ):
             trained(build("tiny")).save_pretrained(tmp_path)
     assert names(tmp_path) == before and equal(DualEncoder.from_pretrained(tmp_path), old)
 
 
 @pytest.mark.parametrize(("kind", "step"), [("tiny", 1), ("frozen", 7)])
-def test_a_save_killed_at_any_moment_leaves_one_model_or_the_other_whole(build, tmp_path, monkeypatch, kind, step):
+def test_a_save_killed_at_any_moment_leaves_one_model_or_the_other_whole(
+    build, tmp_path, monkeypatch, kind, step
+):
     old, new = build(kind), trained(build(kind))
     old.save_pretrained(tmp_path / "old")
     found = []
@@ -89,7 +99,9 @@ def test_a_save_killed_at_any_moment_leaves_one_model_or_the_other_whole(build, 
             folder = tmp_path / f"{name}-{call}"
             shutil.copytree(tmp_path / "old", folder)
             with monkeypatch.context() as patch:
-                patch.setattr(io.shutil, "rmtree", lambda *_, **__: None)  # a kill cleans nothing up
+                patch.setattr(
+                    io.shutil, "rmtree", lambda *_, **__: None
+                )  # a kill cleans nothing up
                 stop_at(patch, owner, name, call, Killed())
                 try:
                     new.save_pretrained(folder)
@@ -99,7 +111,9 @@ def test_a_save_killed_at_any_moment_leaves_one_model_or_the_other_whole(build, 
             loaded = DualEncoder.from_pretrained(folder)
             assert equal(loaded, new if name == "replace" else old)
             old.save_pretrained(folder)  # and the next save is as good as any
-            assert equal(DualEncoder.from_pretrained(folder), old) and names(folder) == names(tmp_path / "old")
+            assert equal(DualEncoder.from_pretrained(folder), old) and names(folder) == names(
+                tmp_path / "old"
+            )
             found.append(name)
     assert set(found) == {"save_file", "fsync", "rename", "replace"}
 
@@ -110,11 +124,18 @@ def test_a_missing_or_damaged_file_is_refused_by_name(build, tmp_path, kind):
     files = ["cibr.json", "cibr.safetensors", "tokenizer.json", "preprocessor_config.json"]
     files += {"frozen": ["image_tower/model.safetensors"], "clip": ["config.json"]}.get(kind, [])
     for name in files:
-        for spoil in (lambda file: file.write_bytes(file.read_bytes()[:50]), lambda file: file.unlink()):
+        for spoil in (
+            lambda file: file.write_bytes(file.read_bytes()[:50]),
+            lambda file: file.unlink(),
+        ):
             shutil.copytree(tmp_path / "good", tmp_path / "bad")
             spoil(tmp_path / "bad" / name)
-            named = {"config.json": "bad", "image_tower/model.safetensors": "image_tower"}.get(name, name)
-            with pytest.raises(ValueError, match=rf"/{named}' is missing or damaged .*save the model again"):
+            named = {"config.json": "bad", "image_tower/model.safetensors": "image_tower"}.get(
+                name, name
+            )
+            with pytest.raises(
+                ValueError, match=rf"/{named}' is missing or damaged .*save the model again"
+            ):
                 DualEncoder.from_pretrained(tmp_path / "bad")
             shutil.rmtree(tmp_path / "bad")
 

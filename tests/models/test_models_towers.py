@@ -1,4 +1,6 @@
-"""Towers and what they read: pixels as transformers has them, names in order, no torchvision for tiny ones."""
+"""Towers and what they read: pixels as transformers has them, names in order, no torchvision for
+tiny ones.
+"""
 
 import os
 
@@ -17,11 +19,16 @@ from cibr.utils import shipped
 def test_images_are_preprocessed_as_by_transformers_bit_for_bit():
     from transformers import CLIPImageProcessor
 
-    images = [to_rgb(image) for image in odd_images()] + [picture(0).resize((47, 33)), picture(0).resize((32, 32))]
+    images = [to_rgb(image) for image in odd_images()] + [
+        picture(0).resize((47, 33)),
+        picture(0).resize((32, 32)),
+    ]
     for size, crop in ((32, 32), (40, 32), (23, 17)):
         ours = ImageProcessor(size, crop)
         theirs = CLIPImageProcessor(**ours.to_dict())
-        pixels = theirs(images, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
+        pixels = theirs(images, do_rescale=False, do_normalize=False, return_tensors="pt")[
+            "pixel_values"
+        ]
         assert torch.equal(ours(images), pixels)
         assert image_processor(theirs.to_dict()).to_dict() == ours.to_dict()
 
@@ -40,10 +47,14 @@ def test_gradients_of_odd_batches_are_those_of_one_thread(width):
     finally:
         torch.set_num_threads(before)
     for a, b in zip(*found, strict=True):
-        assert torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))  # float32 sums in another order
+        assert torch.allclose(
+            a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max())
+        )  # float32 sums in another order
 
 
-def test_a_model_is_looked_for_in_a_folder_then_in_cibr_models_then_as_shipped(tmp_path, monkeypatch):
+def test_a_model_is_looked_for_in_a_folder_then_in_cibr_models_then_as_shipped(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CIBR_MODELS", raising=False)
     assert resolve_model("some/model") == "some/model"
@@ -61,7 +72,11 @@ def test_a_model_is_looked_for_in_a_folder_then_in_cibr_models_then_as_shipped(t
 @pytest.mark.models
 @pytest.mark.skipif(not os.environ.get("CIBR_MODELS"), reason="CIBR_MODELS is not set")
 def test_the_real_frozen_towers_embed_images_and_texts_and_come_back(tmp_path):
-    model, texts, images = DualEncoder.frozen(), ["a dog runs over grass", "a red car"], [picture(0), picture(1)]
+    model, texts, images = (
+        DualEncoder.frozen(),
+        ["a dog runs over grass", "a red car"],
+        [picture(0), picture(1)],
+    )
     assert model.embed_images(images).shape == model.embed_texts(texts).shape == (2, 512)
     again = DualEncoder.from_pretrained(model.save_pretrained(tmp_path))
     assert torch.equal(again.embed_texts(texts), model.embed_texts(texts))

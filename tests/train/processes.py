@@ -1,4 +1,6 @@
-"""Processes for the tests, started from a clean server: no thread and no lock of pytest's is inherited."""
+"""Processes for the tests, started from a clean server: no thread and no lock of pytest's is
+inherited.
+"""
 
 import multiprocessing
 import os
@@ -15,7 +17,9 @@ context.set_forkserver_preload(["torch", "transformers", "accelerate", "cibr.tra
 
 
 def start(function, *args, log: Path | None = None):
-    """A process that runs a module-level function on one thread; what it says goes to the end of `log`."""
+    """A process that runs a module-level function on one thread; what it says goes to the end of
+    `log`.
+    """
     process = context.Process(target=_run, args=(function, args, log))
     process.start()
     return process
@@ -45,7 +49,9 @@ def free_port() -> str:
 
 
 def run_together(world: int, function, *args, timeout: float = 200) -> None:
-    """Runs `world` processes that find each other over gloo; the error of one ends them all and is raised."""
+    """Runs `world` processes that find each other over gloo; the error of one ends them all and is
+    raised.
+    """
     given = free_port(), str(world), function, args
     processes = start_processes(_joined, given, world, join=False, start_method="forkserver")
     ended = [processes.join(timeout) for _ in range(world)]  # each waits for one more to end

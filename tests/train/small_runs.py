@@ -14,7 +14,9 @@ PAIRS, HELD_OUT = noise_pairs(24, n_captions=3), noise_pairs(10, n_captions=2, s
 
 def settings(folder, **options):
     """Six epochs of three steps on `PAIRS`, or as the options say."""
-    run = dict(dropout=0.2, beta=0.1, epochs=6, batch_size=8, learning_rate=1e-3, learn_temperature=True)
+    run = dict(
+        dropout=0.2, beta=0.1, epochs=6, batch_size=8, learning_rate=1e-3, learn_temperature=True
+    )
     return configure(output_dir=str(folder), **(run | options))
 
 
@@ -35,7 +37,9 @@ def train(folder, pairs=PAIRS, held_out=HELD_OUT, prepare=lambda model: None, **
 
 
 def step(model, loss_fn, batch, critics=None, accelerator=None, **options):
-    """Terms of the loss and gradients, as a training step takes them, after three steps of `critics` if given."""
+    """Terms of the loss and gradients, as a training step takes them, after three steps of
+    `critics` if given.
+    """
     accelerator = accelerator or Accelerator()
     torch.manual_seed(5)
     model.zero_grad()
@@ -44,7 +48,9 @@ def step(model, loss_fn, batch, critics=None, accelerator=None, **options):
     cache = GradCache(model, batch, accelerator, **needs, **options)
     if critics:
         train_critics(loss_fn, critics, 3, cache.features, generator, accelerator)
-    terms = loss_fn(**cache.features, logit_scale=model.logit_scale, labels=cache.labels, generator=generator)
+    terms = loss_fn(
+        **cache.features, logit_scale=model.logit_scale, labels=cache.labels, generator=generator
+    )
     terms["loss"].backward()
     cache.backward()
     return terms, gradients(model)

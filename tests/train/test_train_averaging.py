@@ -27,14 +27,19 @@ def test_the_average_equals_a_loop_over_steps(tmp_path):
         seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         weights = [0.7 ** (step - s) for s in range(step + 1)]
         for name, found in average.state_dict().items():
-            expected = sum(w * state[name] for w, state in zip(weights, seen, strict=True)) / sum(weights)
+            expected = sum(w * state[name] for w, state in zip(weights, seen, strict=True)) / sum(
+                weights
+            )
             torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.7])
 def test_interpolation_keeps_its_share_of_the_start(tmp_path, decay):
     model, start = small_model(settings(tmp_path)), small_model(settings(tmp_path)).state_dict()
-    average, plain = WeightAverage(model, decay, interpolation=0.25), WeightAverage(model, decay or 1e-9)
+    average, plain = (
+        WeightAverage(model, decay, interpolation=0.25),
+        WeightAverage(model, decay or 1e-9),
+    )
     for step in range(3):
         moved(model, step)
         average.update(model, step)

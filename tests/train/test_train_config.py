@@ -26,14 +26,26 @@ def test_presets_fill_what_is_left_at_zero_and_nothing_else(model, tmp_path):
 
 
 def test_any_setting_that_changes_a_run_changes_its_folder_and_no_other_does():
-    changes = dict(beta=0.0, seed=1, penalty="mine", model="frozen", sample=True, contrastive="siglip", epochs=3)
+    changes = dict(
+        beta=0.0,
+        seed=1,
+        penalty="mine",
+        model="frozen",
+        sample=True,
+        contrastive="siglip",
+        epochs=3,
+    )
     changes |= dict(kappa_b=20.0, group_size=2, corruption={"fraction": 0.5}, truncate_texts=True)
     plain = configure().output_dir
     folders = [configure(**{name: value}).output_dir for name, value in changes.items()]
     assert len({plain, *folders}) == 1 + len(changes)
     assert plain.endswith("runs/glyphs-tiny-vmf-beta0.05-seed0")
     assert configure(sample=True).output_dir.startswith(f"{plain}-")
-    for same in (dict(checkpoint_every=5), preset_of("glyphs", "tiny"), dict(corruption={"fraction": 1.0})):
+    for same in (
+        dict(checkpoint_every=5),
+        preset_of("glyphs", "tiny"),
+        dict(corruption={"fraction": 1.0}),
+    ):
         assert configure(**same).output_dir == plain
     assert configure(output_dir="here").output_dir == "here"
 
@@ -48,7 +60,10 @@ def test_the_table_shows_every_setting_but_the_folder_and_a_corruption_as_what_i
 def test_parameters_that_papermill_injected_are_known():
     namespace = {"beta": 0.1, "seed": 3, "other": 5}
     for injected in ([], ["other = 5", "# Parameters\nseed = 3\n"]):
-        assert check_parameters(namespace | {"In": injected}, "beta seed") == {"beta": 0.1, "seed": 3}
+        assert check_parameters(namespace | {"In": injected}, "beta seed") == {
+            "beta": 0.1,
+            "seed": 3,
+        }
 
 
 def test_validation_is_a_tenth_of_train_where_there_is_none_and_stands_in_for_a_test(tmp_path):
@@ -59,9 +74,15 @@ def test_validation_is_a_tenth_of_train_where_there_is_none_and_stands_in_for_a_
     assert (train.split, validation.split, test.split) == ("train", "validation", "test")
     assert load_splits(run)[1].keys == validation.keys
     run = configure(dataset=str(write_folder(tmp_path / "no_test" / "mine", train=3, val=2)))
-    with pytest.warns(UserWarning, match="mine has no test split: the validation pairs.*stand in for it"):
+    with pytest.warns(
+        UserWarning, match="mine has no test split: the validation pairs.*stand in for it"
+    ):
         train, validation, test = load_splits(run)
-    assert (len(train), len(validation), test.split) == (3, 2, "validation") and test.keys == validation.keys
+    assert (len(train), len(validation), test.split) == (
+        3,
+        2,
+        "validation",
+    ) and test.keys == validation.keys
 
 
 def test_corruptions_leave_validation_and_test_alone(tmp_path):
@@ -78,7 +99,9 @@ def test_corruptions_leave_validation_and_test_alone(tmp_path):
 
 def test_the_seed_and_nothing_else_decides_the_weights():
     pairs = noise_pairs(8)
-    first, second, other = (build_model(configure(seed=seed), pairs).state_dict() for seed in (0, 0, 1))
+    first, second, other = (
+        build_model(configure(seed=seed), pairs).state_dict() for seed in (0, 0, 1)
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
@@ -96,4 +119,6 @@ def test_a_model_is_built_as_the_configuration_says(clip_folder, tmp_path):
     folder = tiny.save_pretrained(tmp_path / "trained")  # to go on from
     again = build_model(configure(model=str(folder), temperature=0.1), pairs)
     assert again.kind == "tiny" and again.logit_scale.item() == pytest.approx(10)
-    assert all(map(torch.equal, again.backbone.state_dict().values(), tiny.backbone.state_dict().values()))
+    assert all(
+        map(torch.equal, again.backbone.state_dict().values(), tiny.backbone.state_dict().values())
+    )

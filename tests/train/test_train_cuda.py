@@ -1,4 +1,6 @@
-"""On a GPU: losses, gradients, accumulation, bf16 and resume agree with the CPU and with one another."""
+"""On a GPU: losses, gradients, accumulation, bf16 and resume agree with the CPU and with one
+another.
+"""
 
 import pytest
 import torch
@@ -9,9 +11,16 @@ from test_train_survival import die_before_six
 from cibr import CIBRLoss, DualEncoder, clip_loss, fit
 from cibr.losses.penalties import PENALTIES
 
-pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+]
 GPU = "cuda"
-UNPOOLED = [name for name in PENALTIES if name in ("vmf", "crossfit", "cosine", "cyclip", "alignment_uniformity")]
+UNPOOLED = [
+    name
+    for name in PENALTIES
+    if name in ("vmf", "crossfit", "cosine", "cyclip", "alignment_uniformity")
+]
 
 
 def pair(n, d):
@@ -19,7 +28,9 @@ def pair(n, d):
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(n, d, generator=generator)
     text = image + torch.randn(n, d, generator=generator)
-    return *(torch.nn.functional.normalize(side, dim=1) for side in (image, text)), torch.tensor(7.0)
+    return *(torch.nn.functional.normalize(side, dim=1) for side in (image, text)), torch.tensor(
+        7.0
+    )
 
 
 def on(device, leaves, function):
@@ -32,7 +43,9 @@ def on(device, leaves, function):
 @pytest.mark.parametrize("n", [12, 3000])  # whole, and in blocks
 def test_the_loss_and_its_gradients_are_those_of_the_cpu(n):
     leaves = pair(n, 64)
-    torch.testing.assert_close(on(GPU, leaves, clip_loss), on("cpu", leaves, clip_loss), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        on(GPU, leaves, clip_loss), on("cpu", leaves, clip_loss), rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("penalty", UNPOOLED)
@@ -48,7 +61,9 @@ def test_micro_batches_take_the_steps_of_the_whole_batch(tmp_path, precision):
     model, one, _ = train(tmp_path / "whole", **options)
     _, other, _ = train(tmp_path / "parts", micro_batch_size=3, **options)
     assert next(model.parameters()).device.type == GPU
-    tolerance = 1e-3 if precision == "no" else 3e-2  # bf16 has eight bits, and kernels differ with the shape
+    tolerance = (
+        1e-3 if precision == "no" else 3e-2
+    )  # bf16 has eight bits, and kernels differ with the shape
     assert other["loss"].tolist() == pytest.approx(one["loss"].tolist(), rel=tolerance)
 
 
@@ -80,12 +95,16 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     assert run(tmp_path / "whole") == 0
     assert run(tmp_path / "killed", die_before_six) != 0
     assert run(tmp_path / "killed") == 0
-    whole, killed = (DualEncoder.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "killed"))
+    whole, killed = (
+        DualEncoder.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "killed")
+    )
     torch.testing.assert_close(killed, whole, rtol=1e-3, atol=1e-5)  # some kernels sum in any order
 
 
 def test_one_process_under_nccl_is_a_run_without_a_launcher(tmp_path):
     assert run(tmp_path / "alone") == 0
     run_together(1, _train, tmp_path / "launched")
-    alone, launched = (DualEncoder.from_pretrained(tmp_path / n).state_dict() for n in ("alone", "launched"))
+    alone, launched = (
+        DualEncoder.from_pretrained(tmp_path / n).state_dict() for n in ("alone", "launched")
+    )
     torch.testing.assert_close(launched, alone, rtol=1e-3, atol=1e-5)

@@ -31,16 +31,24 @@ def build_loss(penalty="vmf", dtype=torch.float64, **options):
 
 
 def plain_gradients(model, loss_fn, batch, size, bf16=False):
-    """Plain autograd through all parts at once, which holds every part's graph: what the step must equal."""
+    """Plain autograd through all parts at once, which holds every part's graph: what the step must
+    equal.
+    """
     torch.manual_seed(5)
     parts = [slice(start, start + size) for start in range(0, len(batch.labels), size)]
-    # Weights are cast again for each part, as a step does; from one cast, gradients would be summed in bf16.
+    # Weights are cast again for each part, as a step does; from one cast, gradients would be summed
+    # in bf16.
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
         encoded = [
-            (*encode_images(model, batch.images[rows]), *encode_texts(model, tuple(t[rows] for t in batch.texts)))
+            (
+                *encode_images(model, batch.images[rows]),
+                *encode_texts(model, tuple(t[rows] for t in batch.texts)),
+            )
             for rows in parts
         ]
-    image, image_pooled, text, text_pooled = (torch.cat(each) for each in zip(*encoded, strict=True))
+    image, image_pooled, text, text_pooled = (
+        torch.cat(each) for each in zip(*encoded, strict=True)
+    )
     pooled = dict(image_pooled=image_pooled, text_pooled=text_pooled)
     if loss_fn.penalty == "rafa":
         projected = model.backbone.image_head(image_pooled), model.backbone.text_head(text_pooled)
@@ -53,7 +61,12 @@ def plain_gradients(model, loss_fn, batch, size, bf16=False):
 
 
 EXACT, SINGLE = (torch.float64, 1e-11), (torch.float32, 1e-5)
-CASES = [("vmf", False, 3, EXACT), ("vmf", True, 5, EXACT), ("vmf", True, 3, SINGLE), ("vmf", True, 0, EXACT)]
+CASES = [
+    ("vmf", False, 3, EXACT),
+    ("vmf", True, 5, EXACT),
+    ("vmf", True, 3, SINGLE),
+    ("vmf", True, 0, EXACT),
+]
 CASES += [("crossfit", False, 5, EXACT), ("mine", True, 3, EXACT), ("mine", True, 5, SINGLE)]
 CASES += [("rafa", False, 3, EXACT)]
 
@@ -67,9 +80,13 @@ def test_accumulation_equals_full_batch(build, penalty, sample, size, precision)
     terms, expected = plain_gradients(model, loss_fn, batch, size or 10)
     found_terms, found = step(model, loss_fn, batch, micro_batch_size=size)
     assert found.keys() == expected.keys() and "log_logit_scale" in found
-    assert all(expected[name].abs().max() > 0 for name in ("log_logit_scale", "backbone.image_head.2.weight"))
+    assert all(
+        expected[name].abs().max() > 0
+        for name in ("log_logit_scale", "backbone.image_head.2.weight")
+    )
     assert terms["penalty_loss"] != 0
-    # Sums in another order; a bias whose gradient is a difference of large terms has that of all as its scale.
+    # Sums in another order; a bias whose gradient is a difference of large terms has that of all as
+    # its scale.
     largest = max(gradient.abs().max() for gradient in expected.values())
     for name in expected:
         scale = torch.maximum(expected[name].abs().max(), 1e-2 * largest)
@@ -80,11 +97,16 @@ def test_accumulation_equals_full_batch(build, penalty, sample, size, precision)
 
 def test_a_teacher_says_the_same_in_micro_batches_and_learns_nothing(build):
     teacher = build_double(build).eval()
-    whole, cut = (teacher_logits(teacher, batch_of(teacher), Accelerator(), size, "no") for size in (0, 3))
+    whole, cut = (
+        teacher_logits(teacher, batch_of(teacher), Accelerator(), size, "no") for size in (0, 3)
+    )
     torch.testing.assert_close(cut, whole)
     batch = batch_of(teacher)
     with torch.no_grad():
-        image, text = encode_images(teacher, batch.images).features, encode_texts(teacher, batch.texts).features
+        image, text = (
+            encode_images(teacher, batch.images).features,
+            encode_texts(teacher, batch.texts).features,
+        )
     torch.testing.assert_close(whole, 10 * image @ text.T)
     assert not whole.requires_grad and all(p.grad is None for p in teacher.parameters())
 
@@ -107,7 +129,9 @@ def test_micro_batches_hold_no_activations_until_the_way_back(build):
     model, held = build_double(build), []
     for size in (0, 2):
         n_saved = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, n=n_saved: n.append(t.numel()) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, n=n_saved: n.append(t.numel()) or t, lambda t: t
+        ):
             GradCache(model, batch_of(model), Accelerator(), micro_batch_size=size)
         held.append(sum(n_saved))
     assert held[1] < 0.01 * held[0]
@@ -122,11 +146,15 @@ def test_critics_take_their_steps_on_the_whole_batch_and_leave_the_encoders_alon
         optimizer = torch.optim.SGD(loss_fn.critics.parameters(), lr=0.1)
         before = {name: tensor.clone() for name, tensor in loss_fn.state_dict().items()}
         found = step(model, loss_fn, batch, critics=optimizer, micro_batch_size=size)[1]
-        assert any(not torch.equal(before[name], tensor) for name, tensor in loss_fn.state_dict().items())
+        assert any(
+            not torch.equal(before[name], tensor) for name, tensor in loss_fn.state_dict().items()
+        )
         states.append((loss_fn.state_dict(), found))
     for whole, cut in zip(*states, strict=True):
         assert all(torch.allclose(cut[name], whole[name], rtol=1e-9, atol=1e-11) for name in whole)
     plain = build_loss()
     plain.beta = 0.0
     clip = step(model, plain, batch)[1]
-    assert all(torch.allclose(states[0][1][name], clip[name], rtol=1e-9, atol=1e-11) for name in clip)
+    assert all(
+        torch.allclose(states[0][1][name], clip[name], rtol=1e-9, atol=1e-11) for name in clip
+    )

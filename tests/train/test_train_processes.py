@@ -1,4 +1,6 @@
-"""W processes with a batch of B / W take the steps of one process with B; one that fails ends them all."""
+"""W processes with a batch of B / W take the steps of one process with B; one that fails ends them
+all.
+"""
 
 import json
 import os
@@ -34,7 +36,9 @@ def take_step(penalty, file):
     critics = torch.optim.SGD(loss_fn.critics.parameters(), lr=0.01) if penalty == "mine" else None
     batch = prepare(model, PAIRS)[rows, rows]
     terms, found = step(model, loss_fn, batch, critics, accelerator, micro_batch_size=2)
-    found |= {f"term {name}": value.detach() for name, value in terms.items()} | loss_fn.state_dict()
+    found |= {
+        f"term {name}": value.detach() for name, value in terms.items()
+    } | loss_fn.state_dict()
     torch.save(found, file.with_suffix(f".{accelerator.process_index}"))
 
 
@@ -73,7 +77,9 @@ def train(folder, options=(), fail=False):
 
 
 @pytest.mark.parametrize("penalty", ["vmf", "mine", "rafa"])
-def test_a_whole_run_sees_the_same_batches_and_learns_the_same_on_any_number_of_processes(penalty, tmp_path):
+def test_a_whole_run_sees_the_same_batches_and_learns_the_same_on_any_number_of_processes(
+    penalty, tmp_path
+):
     options = {"penalty": penalty}
     if penalty == "rafa":
         options |= dict(contrastive="hycd", crop_scale=0.8, interpolation=0.1)
@@ -86,13 +92,18 @@ def test_a_whole_run_sees_the_same_batches_and_learns_the_same_on_any_number_of_
     pd.testing.assert_frame_equal(several[columns], one[columns], rtol=1e-3, atol=1e-3)
     model, twin = (DualEncoder.from_pretrained(tmp_path / name) for name in ("one", "several"))
     start = small_model(settings(tmp_path, dropout=0.0), noise_pairs(16, n_captions=2)).state_dict()
-    for name, weight in model.state_dict().items():  # Adam makes rounding visible where a gradient is near zero
+    for (
+        name,
+        weight,
+    ) in model.state_dict().items():  # Adam makes rounding visible where a gradient is near zero
         moved = (weight - start[name]).norm()
         assert (twin.state_dict()[name] - weight).norm() <= 0.02 * moved + 1e-6, name
 
 
 def test_one_process_that_fails_ends_the_run_with_its_error(tmp_path):
-    with pytest.raises(ProcessRaisedException, match="RuntimeError: the second process has had enough"):
+    with pytest.raises(
+        ProcessRaisedException, match="RuntimeError: the second process has had enough"
+    ):
         run_together(2, train, tmp_path / "out", (), True)
 
 

@@ -41,7 +41,9 @@ def test_groups_of_a_labelled_set_are_different_images_of_one_label():
 def test_small_groups_come_whole_and_once_beside_images_that_stand_alone():
     pairs = noise_pairs(30, n_captions=3)
     pairs.labels = torch.arange(30) // 10  # what the rows show is not what brings them together
-    pairs.groups = torch.tensor([*range(20), *range(0, 20, 2)])  # each even image comes in two renderings
+    pairs.groups = torch.tensor(
+        [*range(20), *range(0, 20, 2)]
+    )  # each even image comes in two renderings
     images, texts = epoch_rows(pairs, 2, 1.0, seed=3, epoch=0)
     assert torch.equal(pairs.text_to_image()[texts], images)
     assert sorted(images.tolist()) == list(range(30))
@@ -61,7 +63,9 @@ def test_with_a_share_each_run_of_a_group_is_followed_by_images_as_they_come(gro
     blocks = images.view(6, 5)
     alone = epoch_rows(pairs, 1, 1.0, seed=3, epoch=0)[0]
     assert torch.equal(blocks[:, 2:].flatten(), alone[:18])
-    for (i, j), (a, b) in zip(blocks[:, :2].tolist(), texts.view(6, 5)[:, :2].tolist(), strict=True):
+    for (i, j), (a, b) in zip(
+        blocks[:, :2].tolist(), texts.view(6, 5)[:, :2].tolist(), strict=True
+    ):
         if groups is None:
             assert i == j and (a != b) == (len(pairs.captions[i]) > 1)
         else:
@@ -76,7 +80,9 @@ def test_few_groups_come_again_as_often_as_their_share_takes():
 
 def test_an_epoch_with_a_share_has_as_many_rows_as_there_are_images():
     for n, share in ((3, 0.05), (33, 0.4), (30, 0.99)):
-        assert len(epoch_rows(labelled([i // 2 for i in range(n)]), 2, share, seed=0, epoch=0)[0]) == n
+        assert (
+            len(epoch_rows(labelled([i // 2 for i in range(n)]), 2, share, seed=0, epoch=0)[0]) == n
+        )
 
 
 @pytest.mark.parametrize("group_share", [0.4, 1.0])

@@ -1,4 +1,6 @@
-"""What is not finite stops before its step or is skipped and counted; collapse and degenerate batches are said."""
+"""What is not finite stops before its step or is skipped and counted; collapse and degenerate
+batches are said.
+"""
 
 import math
 import signal
@@ -41,7 +43,9 @@ def spoil(monkeypatch, step, where):
         if len(calls) == step and where == "gradient":
             text_features.register_hook(lambda gradient: gradient * math.inf)
         terms = real(loss_fn, image_features, text_features, **rest)
-        return terms | {"loss": terms["loss"] * (math.nan if len(calls) == step and where == "loss" else 1)}
+        return terms | {
+            "loss": terms["loss"] * (math.nan if len(calls) == step and where == "loss" else 1)
+        }
 
     monkeypatch.setattr(CIBRLoss, "forward", forward)
 
@@ -60,7 +64,9 @@ def test_non_finite_stops(run, monkeypatch, tmp_path, where, message):
         run()
     assert len(steps) == 4
     newest = checkpoints(tmp_path / "out")[-1]
-    assert newest.name == "step-000000003.pt" and f"last good checkpoint is {str(newest)!r}" in str(raised.value)
+    assert newest.name == "step-000000003.pt" and f"last good checkpoint is {str(newest)!r}" in str(
+        raised.value
+    )
 
 
 def test_zero_vectors_stop_a_run_in_words(run):
@@ -82,7 +88,9 @@ def test_critics_that_overflow_are_not_finite_either(run, monkeypatch):
         return loss_fn, optimizer
 
     monkeypatch.setattr(loop, "build_loss", overflowing)
-    with pytest.raises(FloatingPointError, match="step 1 was not taken: the (scores of the critic|critics' loss)"):
+    with pytest.raises(
+        FloatingPointError, match="step 1 was not taken: the (scores of the critic|critics' loss)"
+    ):
         run(penalty="mine")
 
 
@@ -105,9 +113,7 @@ def test_out_of_memory_names_the_micro_batch_to_try_and_the_run_goes_on_with_it(
     for size, at_call, words, half in attempts:
         with pytest.MonkeyPatch.context() as patch:
             fill_memory(patch, at_call)
-            message = (
-                f"step 5 was not .* memory with {words} at once; the last .*Set micro_batch_size to {half} and"
-            )
+            message = f"step 5 was not .* memory with {words} at once; the last .*Set micro_batch_size to {half} and"
             with pytest.raises(ValueError, match=message):
                 run(micro_batch_size=size)
     for name, tensor in run(micro_batch_size=2)[0].state_dict().items():
@@ -116,14 +122,20 @@ def test_out_of_memory_names_the_micro_batch_to_try_and_the_run_goes_on_with_it(
 
 def test_health_against_loops_and_known_batches():
     generator = torch.Generator().manual_seed(0)
-    image, text = (F.normalize(torch.randn(7, 5, generator=generator, dtype=torch.float64)) for _ in range(2))
+    image, text = (
+        F.normalize(torch.randn(7, 5, generator=generator, dtype=torch.float64)) for _ in range(2)
+    )
     health = loop.embedding_health(image, text, torch.tensor([4, 4, 1, 2, 3, 1, 1]))
     for name, x in (("image", image), ("text", text)):
         cosines = [x[i] @ x[j] for i in range(7) for j in range(7) if i != j]
-        assert health[f"{name}_mean_cosine"].item() == pytest.approx(sum(cosines).item() / 42, abs=1e-12)
+        assert health[f"{name}_mean_cosine"].item() == pytest.approx(
+            sum(cosines).item() / 42, abs=1e-12
+        )
     assert health["repeated_captions"].item() == pytest.approx(3 / 7)
     point = F.normalize(torch.ones(7, 5))
-    assert loop.embedding_health(point, point, torch.arange(7))["image_mean_cosine"].item() == pytest.approx(1)
+    assert loop.embedding_health(point, point, torch.arange(7))[
+        "image_mean_cosine"
+    ].item() == pytest.approx(1)
 
 
 def test_constant_embeddings_are_said_once_when_a_third_of_the_run_is_over(run):
@@ -131,12 +143,18 @@ def test_constant_embeddings_are_said_once_when_a_third_of_the_run_is_over(run):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         run(pairs=same, epochs=4)
-    images = [str(warning.message) for warning in said if "image embeddings" in str(warning.message)]
-    assert len(images) == 1 and images[0].startswith("epoch 2: image_mean_cosine is 1.0000: image embeddings are")
+    images = [
+        str(warning.message) for warning in said if "image embeddings" in str(warning.message)
+    ]
+    assert len(images) == 1 and images[0].startswith(
+        "epoch 2: image_mean_cosine is 1.0000: image embeddings are"
+    )
 
 
 def test_captions_that_mostly_repeat_are_said(run):
-    few = Pairs("few", "train", [[TEXTS[i >= 20]] for i in range(40)], [str(i) for i in range(40)], picture)
+    few = Pairs(
+        "few", "train", [[TEXTS[i >= 20]] for i in range(40)], [str(i) for i in range(40)], picture
+    )
     with pytest.warns(UserWarning, match="repeated_captions is 0.95.*: repeats are no negatives"):
         _, history = run(pairs=few, batch_size=40)
     assert history["repeated_captions"].tolist() == pytest.approx([38 / 40] * 2)

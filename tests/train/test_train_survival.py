@@ -1,4 +1,6 @@
-"""A run that is killed, told to end or out of space goes on to the weights of an undisturbed one, bit for bit."""
+"""A run that is killed, told to end or out of space goes on to the weights of an undisturbed one,
+bit for bit.
+"""
 
 import os
 import random
@@ -80,10 +82,14 @@ def die_before_six():
     ("penalty", "sample", "every"), [("vmf", True, 0), ("mine", False, 2), ("rafa", False, 0)]
 )
 def test_resume_is_bit_equal(tmp_path, penalty, sample, every):
-    options = dict(penalty=penalty, sample=sample, checkpoint_every=every, micro_batch_size=3, epochs=3)
+    options = dict(
+        penalty=penalty, sample=sample, checkpoint_every=every, micro_batch_size=3, epochs=3
+    )
     options["ema_decay"] = 0.0 if every else 0.9
     if penalty == "rafa":
-        options |= dict(contrastive="hycd", interpolation=0.3, crop_scale=0.8, text_tower_rate=0.0, ramp=False)
+        options |= dict(
+            contrastive="hycd", interpolation=0.3, crop_scale=0.8, text_tower_rate=0.0, ramp=False
+        )
     assert run(tmp_path / "whole", **options) == 0
     assert run(tmp_path / "killed", die_before_six, **options) == -signal.SIGKILL
     assert checkpoints(tmp_path / "killed")[-1].name == f"step-{4 if every else 3:09d}.pt"
@@ -93,7 +99,9 @@ def test_resume_is_bit_equal(tmp_path, penalty, sample, every):
 
 @pytest.mark.slow
 def test_kill_anywhere(whole, tmp_path):
-    """SIGKILL at random moments, until a run has come through; every attempt that saves gets further."""
+    """SIGKILL at random moments, until a run has come through; every attempt that saves gets
+    further.
+    """
     undisturbed, seconds = whole
     chance, n_killed, n_runs, deadline = random.Random(0), 0, 0, time.monotonic() + 8
     while time.monotonic() < deadline or not n_killed:
@@ -110,7 +118,9 @@ def test_kill_anywhere(whole, tmp_path):
 
 
 def die_in(name, module, call):
-    """Kills the process at the third call of a function that a save makes, halfway through where it writes."""
+    """Kills the process at the third call of a function that a save makes, halfway through where it
+    writes.
+    """
     real, n_calls = getattr(module, name), []
 
     def deadly(*args, **options):
@@ -154,7 +164,14 @@ def in_the_model_folder():
     io._move_into_place = lambda folder: die()
 
 
-MOMENTS = [half_written, before_sync, before_move, after_move, after_the_last_checkpoint, in_the_model_folder]
+MOMENTS = [
+    half_written,
+    before_sync,
+    before_move,
+    after_move,
+    after_the_last_checkpoint,
+    in_the_model_folder,
+]
 
 
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.__name__)
@@ -167,7 +184,9 @@ def test_a_kill_in_the_middle_of_a_save_loses_at_most_that_save(whole, tmp_path,
 
 
 def full_before_four():
-    """From then on no file of this process may grow beyond 50 kB: the system refuses, as a full disk does."""
+    """From then on no file of this process may grow beyond 50 kB: the system refuses, as a full
+    disk does.
+    """
     before_step(4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)))
 
 
@@ -193,10 +212,17 @@ def interrupted_before_four():
     ("arrange", "name", "code"),
     [(terminated_before_four, "SIGTERM", 143), (interrupted_before_four, "SIGINT", 1)],
 )
-def test_sigterm_and_ctrl_c_save_after_the_step_and_leave_with_a_message(whole, tmp_path, arrange, name, code):
+def test_sigterm_and_ctrl_c_save_after_the_step_and_leave_with_a_message(
+    whole, tmp_path, arrange, name, code
+):
     assert run(tmp_path / "run", arrange, log=tmp_path / "log", checkpoint_every=0) == code
     log, newest = (tmp_path / "log").read_text(), checkpoints(tmp_path / "run")[-1]
     assert newest.name == "step-000000004.pt"
-    assert f"{name}: the run is saved at step 4 of 18 in {str(newest)!r}; start it again to go on" in log
-    assert run(tmp_path / "run", checkpoint_every=5) == 0  # how often a run saves does not change it
+    assert (
+        f"{name}: the run is saved at step 4 of 18 in {str(newest)!r}; start it again to go on"
+        in log
+    )
+    assert (
+        run(tmp_path / "run", checkpoint_every=5) == 0
+    )  # how often a run saves does not change it
     assert_equal_runs(tmp_path / "run", whole[0])
