@@ -14,7 +14,7 @@ ROUNDS = 2
 STEP = """
 import tempfile, warnings, cibr
 warnings.simplefilter("ignore")
-options = dict(dataset="glyphs", model="tiny", epochs=1, corruption={"fraction": 0.2})
+options = dict(dataset="glyphs", model="tiny", epochs=1)
 config = cibr.configure(output_dir=tempfile.mkdtemp(), **options)
 train, _, _ = cibr.load_splits(config)
 last = cibr.fit(cibr.build_model(config, train), train, None, config).iloc[-1]

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import cibr
-from cibr import plots
 from cibr.metrics import retrieval_ranks
 from cibr.models.features import embed_pairs, prepare
+from cibr_book import plots
 from cibr_book.search import trained_heads
 
 FILE = Path(__file__).resolve().parent / "images" / "photos-image-to-text.jpg"

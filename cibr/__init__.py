@@ -20,7 +20,6 @@ _HOME = {
     "RunConfig": "cibr.train",
     "beta_at": "cibr.losses",
     "build_model": "cibr.train",
-    "check_parameters": "cibr.train",
     "clip_loss": "cibr.losses",
     "configure": "cibr.train",
     "fit": "cibr.train",

@@ -6,6 +6,7 @@ otherwise; `--debug` shows the traceback.
 """
 
 import argparse
+import importlib
 import inspect
 import json
 import re
@@ -21,7 +22,7 @@ EXAMPLES = """examples:
   cibr train --dataset glyphs --penalty vmf --beta 0.05 --output-dir runs/mine
   cibr train config.json --seed 1
   accelerate launch -m cibr train config.json
-  cibr evaluate runs/mine --suite glyphs --compare-with clip-tiny
+  cibr evaluate runs/mine --compare-with clip-tiny
   cibr evaluate runs/mine --data path/to/folder
   cibr search runs/mine path/to/photos "a dog on the beach" --top 5
 """
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser(argv[:1] == ["train"]).parse_args(argv)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: _fail(f"warning: {message}", 0)
+            sys.path.insert(0, "")  # modules in the current folder, as with python -m
+            for module in arguments.plugin:
+                importlib.import_module(module)
             arguments.run(arguments)
         return 0
     except SystemExit as stop:  # from the parser, or from a run that was stopped
@@ -76,12 +80,9 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
     evaluate.add_argument("model", help="clip-tiny, cibr-tiny, a folder or a hub id")
     on = evaluate.add_mutually_exclusive_group()
     on.add_argument(
-        "--suite", help="glyphs (default), mini, paper, paper-extras, or a YAML file of tasks"
+        "--suite", help="characters (default), paper, a suite of a plugin, or a YAML file of tasks"
     )
     on.add_argument("--data", metavar="NAME_OR_FOLDER", help="one data set instead of a suite")
-    on.add_argument(
-        "--published", action="store_true", help="the sets with published results of this hub id"
-    )
     evaluate.add_argument(
         "--compare-with", metavar="MODEL", help="a second model, subtracted from the first"
     )
@@ -104,28 +105,31 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
             "--device", default="auto", help="device of the model; by default a GPU if available"
         )
     for each, run in ((train, _train), (evaluate, _evaluate), (search, _search)):
+        each.add_argument(
+            "--plugin",
+            action="append",
+            default=[],
+            metavar="MODULE",
+            help="a module to import first, which registers penalties, data sets or suites",
+        )
         each.add_argument("--debug", action="store_true", help="show the traceback of an error")
         each.set_defaults(run=run)
     return parser
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """An option for every field of `RunConfig`, and one for every field of its corruption."""
-    from cibr.data.corruptions import Corruption
+    """An option for every field of `RunConfig`."""
     from cibr.train import RunConfig
 
-    for of, prefix in ((RunConfig, ""), (Corruption, "corruption.")):
-        group, said = parser.add_argument_group(of.__name__), _described(of)
-        for field in (each for each in fields(of) if each.name != "corruption"):
-            option = f"--{prefix}{field.name}".replace("_", "-")
-            words = f"{said[field.name].rstrip('.')} (default {field.default!r})".replace("%", "%%")
-            kind = type(field.default)
-            how = dict(type=kind, metavar=kind.__name__)
-            if kind is bool:
-                how = dict(action=argparse.BooleanOptionalAction)
-            group.add_argument(
-                option, dest=prefix + field.name, default=argparse.SUPPRESS, help=words, **how
-            )
+    group, said = parser.add_argument_group("settings"), _described(RunConfig)
+    for field in fields(RunConfig):
+        option = f"--{field.name}".replace("_", "-")
+        words = f"{said[field.name].rstrip('.')} (default {field.default!r})".replace("%", "%%")
+        kind = type(field.default)
+        how = dict(type=kind, metavar=kind.__name__)
+        if kind is bool:
+            how = dict(action=argparse.BooleanOptionalAction)
+        group.add_argument(option, dest=field.name, default=argparse.SUPPRESS, help=words, **how)
 
 
 def _described(cls: type) -> dict[str, str]:
@@ -167,10 +171,7 @@ def _settings(arguments: argparse.Namespace) -> dict:
                 f'{str(file)!r} holds no settings: give an object, such as {{"beta": 0.05}}'
             )
     for name, value in vars(arguments).items():
-        of, _, field = name.partition(".")
-        if field:
-            settings[of] = settings.get(of, {}) | {field: value}
-        elif name not in ("config", "run", "debug"):
+        if name not in ("config", "run", "debug", "plugin"):
             settings[name] = value
     return settings
 
@@ -187,7 +188,6 @@ def _load(arguments: argparse.Namespace, name: str):
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    import pandas as pd
 
     from cibr import evaluate as evaluation
 
@@ -200,19 +200,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         options = dict(limit=arguments.limit, batch_size=arguments.batch_size, output_dir=folder)
         return evaluation.evaluate(models[name], suite, name=name, **options)
 
-    if arguments.published:
-        known = evaluation.published(arguments.model)
-        rows = pd.concat(
-            [measure(arguments.model, suite).rows for suite in evaluation.PUBLISHED_SUITES]
-        )
-        print(
-            evaluation.against_published(rows, known).to_string(
-                index=False, float_format="{:.2f}".format
-            )
-        )
-        return
     suite = (
-        evaluation.dataset_tasks(arguments.data) if arguments.data else arguments.suite or "glyphs"
+        evaluation.dataset_tasks(arguments.data)
+        if arguments.data
+        else arguments.suite or "characters"
     )
     found = [measure(name, suite) for name in models]
     for each in found:

@@ -34,12 +34,11 @@ from cibr.data import Pairs, available_splits, load_pairs, resolve
 from cibr.metrics.retrieval import KS
 from cibr.models import DualEncoder
 from cibr.models.features import Digests, digest_model, embed_pairs, pixel_digests, prepare
-from cibr.utils import nearest, shipped, write_atomically
+from cibr.utils import nearest, write_atomically
 
 KINDS = ("zero-shot", "retrieval")
 DIRECTIONS = {"image_to_text": "image", "text_to_image": "text"}
 ERRORS = (FileNotFoundError, ConnectionError, ValueError)
-PUBLISHED_SUITES = ("paper", "paper-extras")
 
 Parts = list[tuple[float, Float[np.ndarray, " _"]]]  # weight and values of each mean
 
@@ -69,33 +68,17 @@ class Task(NamedTuple):
 Suite = str | Path | Sequence[Task]
 
 
-def _tasks(
-    names: str, kind: str = "zero-shot", split: str = "test", group: str = ""
-) -> tuple[Task, ...]:
-    return tuple(Task(name, kind, split, group) for name in names.split())
+_PAPER = "vtab-cifar10 vtab-cifar100 food101 vtab-caltech101 vtab-pets vtab-dtd vtab-eurosat"
 
-
-_GLYPHS = "glyph_digits glyph_letters glyph_scripts glyph_categories glyph_shapes glyph_arrows glyph_diacritics"
-
-# The seven zero-shot sets of Ji et al. (2025) are not public; those of `paper` are our choice.
-# `mini` has subsets in folders of $CIBR_DATA. `glyphs` is rendered. Model selection uses
-# `paper-validation` and `glyphs-validation`.
+# `characters` needs no download. The seven zero-shot sets of Ji et al. (2025) are not public; those
+# of `paper` are our choice. Add a suite with `SUITES[name] = (Task(...), ...)`.
 SUITES: dict[str, tuple[Task, ...]] = {
-    "paper": _tasks(
-        "vtab-cifar10 vtab-cifar100 food101 vtab-caltech101 vtab-pets vtab-dtd vtab-eurosat"
-    )
-    + _tasks("mscoco_captions flickr30k", "retrieval"),
-    "paper-extras": _tasks("imagenet1k vtab-flowers"),
-    "paper-validation": _tasks("vtab-flowers cars sun397 imagenetv2"),
-    "mini": _tasks("cifar10 caltech101-mini food101-64px imagenette intel-scenes dtd10")
-    + _tasks("pacs-photo pacs-art_painting pacs-cartoon pacs-sketch", group="pacs")
-    + _tasks("flickr8k", "retrieval"),
-    "glyphs": _tasks(_GLYPHS)
-    + _tasks("glyphs", "retrieval")
-    + _tasks("glyphs", "retrieval", "test_characters"),
-    "glyphs-validation": _tasks(_GLYPHS, split="validation")
-    + _tasks("glyphs", "retrieval", "validation")
-    + _tasks("glyphs", "retrieval", "validation_characters"),
+    "characters": (Task("glyphs", "retrieval"), Task("glyphs", "retrieval", "test_characters")),
+    "paper": (
+        *map(Task, _PAPER.split()),
+        Task("mscoco_captions", "retrieval"),
+        Task("flickr30k", "retrieval"),
+    ),
 }
 
 
@@ -202,7 +185,7 @@ def load_task(task: Task, limit: int = 0, **options) -> Pairs:
     Args:
         task: of a suite.
         limit: maximum number of images, drawn with a fixed seed (the first ones may be of one
-        class); 0 for all.
+            class); 0 for all.
         options: of `cibr.load_pairs`.
 
     Raises:
@@ -597,43 +580,3 @@ def format_table(rows: pd.DataFrame, value: str = "value") -> pd.DataFrame:
     shown = rows.assign(cell=rows.apply(cell, axis=1))
     table = shown.pivot(index="dataset", columns="metric", values="cell").fillna("")
     return table.loc[rows["dataset"].unique(), rows["metric"].unique()]
-
-
-def published(model: str) -> pd.DataFrame:
-    """The published scores of a model, as a reference for the evaluation code.
-
-    Args:
-        model: its hub id.
-
-    Returns:
-        `dataset, metric, value, source`; values in per cent, as published.
-
-    Raises:
-        ValueError: the table has no results of the model.
-    """
-    table = pd.read_csv(shipped("results/published.csv"))
-    known = table[table["model"] == model]
-    if known.empty:
-        models = ", ".join(table["model"].unique())
-        raise ValueError(f"published.csv has no results of {model!r}; it has those of {models}")
-    return known.drop(columns="model").reset_index(drop=True)
-
-
-def against_published(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
-    """Published and measured scores side by side.
-
-    Args:
-        rows: of evaluations, see `Evaluation.rows`.
-        known: from `published`.
-
-    Returns:
-        `dataset, metric, published, measured, low, high, difference` in per cent, one row per
-        published score.
-    """
-    known = known.rename(columns={"value": "published"})[["dataset", "metric", "published"]]
-    both = known.merge(
-        rows.rename(columns={"value": "measured"}), on=["dataset", "metric"], how="left"
-    )
-    both[["measured", "low", "high"]] *= 100
-    both["difference"] = both["measured"] - both["published"]
-    return both[["dataset", "metric", "published", "measured", "low", "high", "difference"]]

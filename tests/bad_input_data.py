@@ -10,10 +10,10 @@ from data_files import png, write_classes, write_csv, write_images, write_parque
 from helpers import noise_pairs, picture
 
 from cibr.data import Pairs, load_pairs
-from cibr.data.corruptions import Corruption, corrupt, in_style
-from cibr.data.glyph_benchmarks import load_glyph_benchmark
 from cibr.data.glyphs import load_glyphs
 from cibr.data.pairs import Skips, open_rgb
+from cibr_book.corruptions import Corruption, corrupt, in_style
+from cibr_book.glyph_benchmarks import load_glyph_benchmark
 
 
 def folder(text: str | bytes, kind: str = "csv", split: str = "train", **options):

@@ -9,27 +9,24 @@ import torch
 from helpers import noise_pairs, picture
 
 import cibr
-from cibr import plots
 from cibr.cli import _parser, _settings
-from cibr.evaluate import Evaluation, Predictions, Task, compare, evaluate, published, suite_tasks
+from cibr.evaluate import Evaluation, Predictions, Task, compare, evaluate, suite_tasks
 from cibr.metrics import (
-    alignment,
     bootstrap_interval,
     class_embeddings,
     class_ranks,
     label_recall_at_k,
-    linear_cka,
-    modality_gap,
-    mutual_knn,
     paired_difference,
     predictions,
     query_scores,
     recall_at_k,
     retrieval_ranks,
     retrieval_recalls,
-    uniformity,
 )
 from cibr.models import DualEncoder
+from cibr_book import plots
+from cibr_book.geometry import alignment, linear_cka, modality_gap, mutual_knn, uniformity
+from cibr_book.suites import published
 
 EYE = torch.eye(12)
 

@@ -10,7 +10,7 @@ import torch
 from helpers import TEXTS, noise_pairs, picture
 
 from cibr.data import Pairs
-from cibr.train import check_parameters, configure, fit, load_splits
+from cibr.train import configure, fit, load_splits
 from cibr.train.loop import _rows_a_process
 from cibr.train.sampler import epoch_rows
 
@@ -37,9 +37,7 @@ OUT_OF_RANGE |= dict(
     validate_every=(0,),
     critic_steps=(0,),
 )
-OF_WRONG_TYPE = dict(
-    epochs=2.0, batch_size=True, learn_temperature=1, beta="0.1", penalty=None, corruption="half"
-)
+OF_WRONG_TYPE = dict(epochs=2.0, batch_size=True, learn_temperature=1, beta="0.1", penalty=None)
 UNKNOWN = dict(penalty=("vfm", "vmf"), contrastive=("clap", "clip"), on_error=("skp", "skip"))
 OTHER_PARAMETERS = [
     (dict(betta=1.0), "unknown parameter 'betta', did you mean 'beta'.*Known: dataset, model"),
@@ -48,8 +46,6 @@ OTHER_PARAMETERS = [
     (dict(dataset="glyph"), "no data set 'glyph', did you mean 'glyphs'"),
     (dict(model="froze"), "'froze', did you mean 'frozen'"),
     (dict(model=""), "model ''"),
-    (dict(corruption={"fractoin": 0.5}), "unknown corruption 'fractoin', did you mean 'fraction'"),
-    (dict(corruption={"fraction": 2.0}), "fraction is 2.0"),
     (dict(max_skipped=3), "needs on_error='skip'"),
     (dict(penalty="consistency"), "for rows in groups: set group_size to 2"),
     (
@@ -66,7 +62,6 @@ OTHER_PARAMETERS = [
         dict(model="frozen", text_tower_rate=0.0),
         "text_tower_rate is for towers that train.*leave it at 1",
     ),
-    (dict(corruption={"crops": -1}), "crops is -1: it is the number of crops"),
     (dict(group_share=0.5), "group_share .* set group_size to 2 or more"),
 ]
 
@@ -101,10 +96,6 @@ def distinct(n):
     return replace(noise_pairs(n), captions=[[f"image {i}"] for i in range(n)])
 
 
-def injected(*cells, **namespace):
-    return check_parameters(dict(beta=0.1, In=["", *cells]) | namespace, "beta seed")
-
-
 def too_few_to_hold_out(folder):
     load_splits(configure(dataset=str(write_folder(folder / "mine", train=9, test=1))))
 
@@ -136,9 +127,6 @@ def case(name, message, call):
 
 CASES = [case(f"{options}", message, configuring(options)) for options, message in parameters()]
 CASES += [
-    case("an injected name that is no parameter", "unknown parameter 'betta', did you mean 'beta'.*beta, seed",
-         lambda: injected("# Parameters\nseed = 3\nbetta = 0.3\n", seed=3)),
-    case("a parameter without a value", "parameter 'seed' is not set", lambda: injected()),
     case("too few pairs to hold out any", "9 pairs and no validation split: it takes ten", too_few_to_hold_out),
     case("output within the data", "is within the data set's folder", output_within_the_data),
     case("output under a file", "out/x' cannot be written: .*choose another", output_under_a_file),

@@ -13,9 +13,8 @@ from helpers import picture
 from PIL import Image
 from small_suite import make_small_suite
 
-from cibr import cli, evaluate, train
+from cibr import cli, train
 from cibr.cli import main
-from cibr.evaluate import published
 from cibr.train import RunConfig
 
 
@@ -91,24 +90,6 @@ def test_evaluate_takes_a_data_set_of_ones_own_or_a_file_of_tasks(
         assert f"on {title}" in printed and metric in printed
 
 
-def test_evaluate_recomputes_published_scores(small, clip_folder, monkeypatch, capsys):
-    known = published("openai/clip-vit-base-patch32")[:1].assign(dataset="one")
-    monkeypatch.setattr(evaluate, "PUBLISHED_SUITES", ("small",))
-    monkeypatch.setattr(evaluate, "published", lambda model: known)
-    assert main(["evaluate", "--published", clip_folder]) == 0
-    header, row = capsys.readouterr().out.strip().splitlines()
-    assert header.split() == [
-        "dataset",
-        "metric",
-        "published",
-        "measured",
-        "low",
-        "high",
-        "difference",
-    ]
-    assert row.split()[:3] == ["one", "accuracy@1", "63.32"]
-
-
 def test_train_merges_a_file_and_options_and_prints_the_last_row_of_the_history(
     monkeypatch, tmp_path, capsys
 ):
@@ -119,16 +100,12 @@ def test_train_merges_a_file_and_options_and_prints_the_last_row_of_the_history(
         train, "fit", lambda model, pairs, validation, config: seen.append(config) or history
     )
     file = tmp_path / "config.json"
-    file.write_text(json.dumps({"beta": 0.2, "seed": 3, "corruption": {"fraction": 0.5}}))
+    file.write_text(json.dumps({"beta": 0.2, "seed": 3}))
     options = ["--seed", "4", "--sample", "--learning_rate=0.01", "--batch-size", "64"]
-    corrupted = ["--corruption.counterexamples", "1", "--corruption.spurious-word", "dog"]
-    assert (
-        main(["train", str(file), *options, *corrupted, "--output-dir", str(tmp_path / "run")]) == 0
-    )
+    assert main(["train", str(file), *options, "--output-dir", str(tmp_path / "run")]) == 0
     (config,) = seen
     assert (config.beta, config.seed, config.sample, config.learning_rate) == (0.2, 4, True, 0.01)
     assert config.batch_size == 64 and config.dataset == RunConfig.dataset
-    assert config.corruption == {"fraction": 0.5, "counterexamples": 1, "spurious_word": "dog"}
     printed = capsys.readouterr().out
     assert "clip_loss    2.5" in printed and str(tmp_path / "run") in printed
 
@@ -158,8 +135,7 @@ def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
             2,
             "argument --limit: invalid int value: 'ten'",
         ),
-        (["evaluate", "{tmp}", "--suite", "glyphs"], 1, "{tmp}"),
-        (["evaluate", "clip-tiny", "--published"], 1, "no results of 'clip-tiny'"),
+        (["evaluate", "{tmp}"], 1, "{tmp}"),
         (["search", "clip-tiny", "{tmp}", "a dog"], 1, "no image in '{tmp}'"),
         (["search", "clip-tiny", "{tmp}/none", "a dog"], 1, "there is no folder '{tmp}/none'"),
         (["search", "clip-tiny", "{tmp}", " "], 1, "the text to search for is empty"),

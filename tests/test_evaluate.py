@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 import cibr
 from cibr import evaluate as engine
 from cibr.data import load_pairs
-from cibr.evaluate import SUITES, Evaluation, Predictions, Task, compare, evaluate, suite_tasks
+from cibr.evaluate import Evaluation, Predictions, Task, compare, evaluate
 from cibr.metrics import query_scores, retrieval_recalls
 from cibr.models import DualEncoder, features
 
@@ -346,25 +346,6 @@ def test_the_table_has_a_line_a_set_and_a_column_a_metric_and_names_are_short():
         table.loc["b"].tolist() == ["50.0 [25.0, 75.0]", "2.0 [1.0, 3.0]"]
         and table.loc["a", "rank"] == ""
     )
-
-
-def test_published_scores_are_compared_in_per_cent(build, small):
-    known = engine.published("openai/clip-vit-base-patch32")
-    assert known.set_index(["dataset", "metric"])["value"]["imagenet1k", "accuracy@1"] == 63.32
-    sets = {task.dataset for suite in ("paper", "paper-extras") for task in suite_tasks(suite)}
-    assert set(known["dataset"]) == sets
-    rows = evaluate(build("tiny"), "small", name="m").rows
-    found = engine.against_published(rows, known[:2].assign(dataset=["one", "left"]))
-    measured = [100 * values(rows, task)["accuracy@1"] for task in (ONE, LEFT)]
-    assert found["measured"].tolist() == measured
-    assert found["difference"].tolist() == pytest.approx([measured[0] - 63.32, measured[1] - 89.83])
-
-
-def test_no_suite_holds_a_set_twice_and_paper_mini_and_glyphs_have_seven_zero_shot_sets():
-    for suite in SUITES:
-        assert len({t.file for t in suite_tasks(suite)}) == len(suite_tasks(suite))
-    for suite in ("paper", "mini", "glyphs", "glyphs-validation"):
-        assert len({t.group or t.title for t in SUITES[suite] if t.kind == "zero-shot"}) == 7
 
 
 @pytest.mark.data

@@ -28,7 +28,7 @@ def test_folders_are_those_of_the_checkout_or_of_the_user(tmp_path, monkeypatch)
 
 
 def test_what_is_shipped_lies_in_the_package_or_in_the_checkout(tmp_path, monkeypatch):
-    for name in ("datasets.yaml", "checkpoints/clip-tiny", "results/published.csv"):
+    for name in ("datasets.yaml", "checkpoints/clip-tiny"):
         assert shipped(name).exists()
     monkeypatch.setattr(utils, "PACKAGE", tmp_path / "cibr")
     with pytest.raises(FileNotFoundError, match="datasets.yaml of the package is missing.*install"):

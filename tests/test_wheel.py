@@ -1,6 +1,4 @@
-"""The built wheel works away from the checkout: cards, checkpoints and published results come with
-it.
-"""
+"""The built wheel works away from the checkout: cards and checkpoints come with it."""
 
 import os
 import subprocess
@@ -13,13 +11,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 USE = """
 import cibr
-from cibr.evaluate import published
+from cibr.evaluate import evaluate
 
 assert "site" in cibr.__file__ and cibr.__version__
 pairs = cibr.load_pairs("glyphs", "test").subset(range(4))
 model = cibr.DualEncoder.from_pretrained("cibr-tiny")
 assert model.embed_images(list(pairs.images())).shape == (4, 128)
-assert len(published("openai/clip-vit-base-patch32"))
+assert len(evaluate(model, "characters", name="m", limit=50).rows)
 """
 
 

@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
-from cibr.plots import BLUE, GREY, RED, WIDTH, wrap
 from cibr_book.analysis import mean_intervals
 from cibr_book.figures import STYLES
+from cibr_book.plots import BLUE, GREY, RED, WIDTH, wrap
 from cibr_book.tables import KINDS
 
 CURVES = ("CIBR vMF", "CIBR vMF, sampled", "CIBR crossfit", "CIBR MINE")
@@ -150,7 +150,7 @@ def beta_curves(
 
     Args:
         rows: from `cibr_book.tables.read_table`, of CLIP and of the penalties, one variant of each
-        a condition.
+            a condition.
         measures: column of the rows by the title of the panel.
         limits: of the vertical axis of each measure; a curve that leaves it is cut.
 

@@ -3,10 +3,10 @@
 All but CoOp work on unit vectors: images x, class embeddings t_c (the zero-shot classifier) and a
 multiplier s of the cosines. With labelled images x_i of classes y_i, the logits of class c are
 
-    zero-shot          s <x, t_c>
-    linear probe       s <x, w_c>,  w = argmin  mean_i CE_i(w) + strength * mean_c lambda_c |w_c -
-    t_c|^2 Tip-Adapter        s <x, t_c> + alpha * sum_{i: y_i = c} exp(-beta (1 - <x, k_i>)),  k_i
-    = x_i Tip-Adapter-F      the same with trained k_i
+    zero-shot      s <x, t_c>
+    linear probe   s <x, w_c>,  w = argmin mean_i CE_i(w) + strength * mean_c lambda_c |w_c - t_c|^2
+    Tip-Adapter    s <x, t_c> + alpha * sum_{i: y_i = c} exp(-beta (1 - <x, k_i>)),  k_i = x_i
+    Tip-Adapter-F  the same with trained k_i
 
 Sources: CLAP (Silva-Rodríguez et al. 2024, arXiv 2312.12730) for the probe, with lambda_c the mean
 zero-shot probability of c on its images, but without renormalising w, so that it is convex;

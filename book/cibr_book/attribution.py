@@ -1,9 +1,9 @@
 """Information bottleneck attribution of image-text similarity, and sanity checks of attribution
 maps.
 
-    minimise over the mask m in (0, 1):   weight * I - E cos(f(m r + (1 - m) e), text),   e ~
-    N(mean, std^2) I = sum of KL( N(m r + (1 - m) mean, (1 - m)^2 std^2) || N(mean, std^2) ) over
-    positions and channels
+    minimise over the mask m in (0, 1):   weight * I - E cos(f(m r + (1 - m) e), text)
+    e ~ N(mean, std^2),   I = sum of KL( N(m r + (1 - m) mean, (1 - m)^2 std^2) || N(mean, std^2) )
+    over positions and channels
 
 The mask replaces a share of each position of a feature map r by noise with the statistics of other
 images; I bounds the information that is transmitted, in nats, and is the map. It is the book's

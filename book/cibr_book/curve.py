@@ -1,8 +1,7 @@
-"""The interactive information curve of the discrete world: optima over beta and the ambiguity of
-the texts.
+"""The interactive information curve of the discrete world: optima over beta and the ambiguity of the texts.
 
-`python -m cibr_book.curve` makes book/_static/curve.json anew, in some minutes of one core. The
-page holds its numbers, and book/_static/curve.js draws them, without a kernel or a network.
+`python -m cibr_book.curve` makes book/_static/curve.json anew, in some minutes of one core. The page holds its
+numbers, and book/_static/curve.js draws them, without a kernel or a network.
 """
 
 import json
@@ -24,8 +23,7 @@ def optimum(ambiguity: float, beta: float) -> dict[str, Any]:
     """What the best encoders found for a weight share and pay.
 
     Returns:
-        `shared, residual, nuisance` in nats, and `apart`, for both confusable pairs whether the
-        image encoder
+        `shared, residual, nuisance` in nats, and `apart`, for both confusable pairs whether the image encoder
         gives them different codes: the total variation between their codes, from 0 to 1.
     """
     world, best = worlds.discrete_world((ambiguity, OTHER)), None
@@ -56,8 +54,8 @@ def optimum(ambiguity: float, beta: float) -> dict[str, Any]:
 def curves() -> dict[str, Any]:
     """All optima, and `limits`, what image and text share, by ambiguity.
 
-    Gradient ascent may stay at what was best for a smaller weight, so that what any weight found is
-    a candidate for every other one.
+    Gradient ascent may stay at what was best for a smaller weight, so that what any weight found is a candidate
+    for every other one.
     """
     limits = [
         worlds.mutual_information_nats(worlds.discrete_world((a, OTHER)).joint).item()
@@ -90,8 +88,7 @@ def as_page(file: Path = FILE) -> str:
   <p id="curve-summary" class="explorer-said" aria-live="polite"></p>
   <div class="explorer-drawings">
     <svg id="curve-drawing" viewBox="0 0 400 240" role="img" aria-labelledby="curve-title">
-      <title id="curve-title">Shared against residual information of the optimum, a point a
-      beta</title>
+      <title id="curve-title">Shared against residual information of the optimum, a point a beta</title>
     </svg>
   </div>
 </div>

@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from cibr.metrics import modality_gap, uniformity
+from cibr_book.geometry import modality_gap, uniformity
 
 MAP_COMPONENTS = 30  # principal components that t-SNE starts from
 

@@ -8,11 +8,10 @@ small batch.
 
     InfoNCE    lower bound, also for a batch       never above log n
     NWJ        lower bound in expectation          variance grows like e^I
-    DV         lower bound as n grows              the log of a batch mean is too small: the value
-    is too high
-    SMILE      no bound                            the clipped e^T may miss most of the mean: too
-    high plug-in    no bound                            as good as the critic CLUB       upper bound
-    for the true q(y|x)     none for a fitted one
+    DV         lower bound as n grows              the log of a batch mean is too small: too high
+    SMILE      no bound                            the clipped e^T misses most of the mean: too high
+    plug-in    no bound                            as good as the critic
+    CLUB       upper bound for the true q(y|x)     none for a fitted one
 
 Source: Poole et al. (2019, arXiv 1905.06922) for the family, Kraskov et al. (2004) for KSG, which
 needs no critic, Czyz et al. (2023, arXiv 2306.11078), section 3, for the families of samplers,

@@ -1,9 +1,7 @@
-"""The interactive figure "move beta": its numbers from the committed table, and the piece of page
-that holds them.
+"""The interactive figure "move beta": its numbers from the committed table, and the piece of page that holds them.
 
-The page needs no kernel and no network: numbers are written into it as JSON,
-book/_static/explorer.js draws them, and the same numbers follow as a table for readers without
-scripts.
+The page needs no kernel and no network: numbers are written into it as JSON, book/_static/explorer.js draws them,
+and the same numbers follow as a table for readers without scripts.
 """
 
 import html
@@ -22,16 +20,15 @@ SCORES = ("zero-shot accuracy", "image to text, recall@1", "text to image, recal
 
 
 def curves(results: Path = RESULTS) -> dict[str, Any]:
-    """The penalties over beta as differences to tuned CLIP, seed by seed, in every condition that
-    has curves.
+    """The penalties over beta as differences to tuned CLIP, seed by seed, in every condition that has curves.
 
     Args:
         results: the folder of ablation.csv.
 
     Returns:
-        `scores`, their labels, and `conditions`, each with `name`, `clip` (the control's three
-        scores in per cent) and `curves`, one a penalty: `name, colour` and `points` over beta with
-        `beta, n_seeds` and, for the three scores in points, `difference, low, high`.
+        `scores`, their labels, and `conditions`, each with `name`, `clip` (the control's three scores in per cent)
+        and `curves`, one a penalty: `name, colour` and `points` over beta with `beta, n_seeds` and, for the three
+        scores in points, `difference, low, high`.
     """
     rows = read_table(results / "ablation.csv")
     found = differences(rows[rows["method"].isin(["CLIP", *CURVES])])
@@ -82,8 +79,7 @@ def as_page(data: dict[str, Any]) -> str:
     <label for="explorer-condition">Data</label>
     <select id="explorer-condition"></select>
     <label for="explorer-beta">β = <output id="explorer-value" for="explorer-beta"></output></label>
-    <input id="explorer-beta" type="range" min="0" value="0" step="1"
-    aria-describedby="explorer-summary">
+    <input id="explorer-beta" type="range" min="0" value="0" step="1" aria-describedby="explorer-summary">
   </div>
   <fieldset class="explorer-methods" id="explorer-method"><legend>Penalty</legend></fieldset>
   <p id="explorer-summary" class="explorer-said" aria-live="polite"></p>
@@ -91,8 +87,8 @@ def as_page(data: dict[str, Any]) -> str:
 </div>
 <script type="application/json" id="explorer-data">{text}</script>
 <details class="explorer-table"><summary>The same numbers as a table</summary>
-<div class="explorer-scroller" tabindex="0" role="region" aria-label="Table of the
-numbers">{_table(data)}</div> </details>
+<div class="explorer-scroller" tabindex="0" role="region" aria-label="Table of the numbers">{_table(data)}</div>
+</details>
 """
 
 

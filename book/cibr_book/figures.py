@@ -1,4 +1,4 @@
-"""Figures of the study, in the style of `cibr.plots`: each function draws tidy rows and returns its
+"""Figures of the study, in the style of `cibr_book.plots`: each function draws tidy rows and returns its
 Axes.
 
 Rows with intervals have the columns `mean, low, high`. Reference series, which are no method, are
@@ -18,7 +18,7 @@ from matplotlib.ticker import NullFormatter
 from PIL import Image
 from torch import Tensor
 
-from cibr.plots import BELOW, BLUE, GREEN, GREY, ORANGE, PALETTE, RED, WIDTH, shorten, wrap
+from cibr_book.plots import BELOW, BLUE, GREEN, GREY, ORANGE, PALETTE, RED, WIDTH, shorten, wrap
 
 Values = Sequence[float | int] | Tensor
 PINK, SKY, FRAME = PALETTE[4], PALETTE[5], "#C8C8C8"
@@ -174,7 +174,7 @@ def interval_bars(
 
     Args:
         rows: `mean, low, high` and the two columns named by `by` and `colour_by`, in the order to
-        show.
+            show.
         by: the column of the groups.
         colour_by: the column of the colours, such as the model.
         label: of the values' axis.

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from cibr.data import Pairs, load_pairs
-from cibr.data.corruptions import half_in_style, in_both_styles
 from cibr.evaluate import evaluate
 from cibr.losses import clip_loss
 from cibr.losses.vmf import vmf_fit_kappa, vmf_mean_cosine, vmf_residual_nats
-from cibr.metrics.geometry import alignment, linear_cka, modality_gap, mutual_knn, uniformity
 from cibr.metrics.retrieval import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.features import embed_pairs, prepare
 from cibr.train import RunConfig, build_model, configure, fit, load_splits
+from cibr_book.corruptions import Corruption, corrupt, half_in_style, in_both_styles
+from cibr_book.geometry import alignment, linear_cka, modality_gap, mutual_knn, uniformity
 from cibr_book.probes import principal_components, probe_nats
 from cibr_book.unpaired import with_unpaired
 
@@ -48,7 +48,7 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     """Trains and evaluates one configuration.
 
     Args:
-        settings: of `cibr.configure`; also `suites`, the suites of `cibr.evaluate`, none for a
+        settings: of `cibr.configure`; also `corruption`, the fields of a `Corruption`; `suites`, the suites of `cibr.evaluate`, none for a
             trial on validation recall only; `unpaired`, the arguments of
             `cibr_book.unpaired.with_unpaired`; and `untouched`, for the pretrained model without
             training.
@@ -61,19 +61,23 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     """
     suites, unpaired = settings.get("suites", []), settings.get("unpaired")
     own = {
-        name: v for name, v in settings.items() if name not in ("suites", "unpaired", "untouched")
+        name: v
+        for name, v in settings.items()
+        if name not in ("corruption", "suites", "unpaired", "untouched")
     }
     config = configure(output_dir=str(folder), **own)
+    corruption = Corruption(**settings.get("corruption", {}))
     if settings.get("untouched"):
         model, metrics = DualEncoder.from_pretrained(config.model), {}
         model.to("cuda" if torch.cuda.is_available() else "cpu")
     else:
         train, validation, test = load_splits(config)
+        train = corrupt(train, corruption, config.seed)
         model, statistic = build_model(config, train), None
         if unpaired:
-            train, statistic = with_unpaired(model, config, **unpaired)
+            train, statistic = with_unpaired(model, config, corruption, **unpaired)
         metrics = _from_history(fit(model, train, validation, config, statistic=statistic))
-        metrics |= measure(model, train, validation, test, config) if suites else {}
+        metrics |= measure(model, train, validation, test, config, corruption) if suites else {}
     for suite in suites:
         rows = evaluate(model, suite, name=Path(folder).name, output_dir=str(folder)).rows
         kept = rows[rows["metric"].str.contains(KEPT)]
@@ -102,7 +106,12 @@ def _from_history(history: pd.DataFrame) -> dict[str, float]:
 
 
 def measure(
-    model: DualEncoder, train: Pairs, validation: Pairs, test: Pairs, config: RunConfig
+    model: DualEncoder,
+    train: Pairs,
+    validation: Pairs,
+    test: Pairs,
+    config: RunConfig,
+    corruption: Corruption,
 ) -> dict[str, float]:
     """Geometry and information of training and validation pairs, and the leakage of each factor.
 
@@ -125,10 +134,8 @@ def measure(
     found |= leakage(
         model, load_pairs("glyphs", "train") if config.dataset == "glyphs" else validation
     )
-    if (
-        config.corruption.get("spurious_word") and config.dataset != "glyphs"
-    ):  # whose factors have the style
-        style = config.corruption.get("spurious_style", "negative")
+    if corruption.spurious_word and config.dataset != "glyphs":  # whose factors have the style
+        style = corruption.spurious_style
         images, _ = _embed(model, in_both_styles(_sample(validation, N_PROBED // 2), style))
         row, n = torch.arange(len(images)), len(images) // 2
         # Both styles of an image are on the same side of the probe's split.

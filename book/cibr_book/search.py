@@ -1,10 +1,8 @@
-"""The search page: queries that were embedded beforehand, and the images that each model ranks
-first.
+"""The search page: queries that were embedded beforehand, and the images that each model ranks first.
 
-`python -m cibr_book.search` makes book/_static/search anew: a file of queries and one of small
-images for printed characters and, where `CIBR_DATA` has Flickr8k and `CIBR_MODELS` the two towers,
-for photos. The page holds the queries, and book/_static/search.js draws what it is asked for,
-without a kernel or a network.
+`python -m cibr_book.search` makes book/_static/search anew: a file of queries and one of small images for printed
+characters and, where `CIBR_DATA` has Flickr8k and `CIBR_MODELS` the two towers, for photos. The page holds the
+queries, and book/_static/search.js draws what it is asked for, without a kernel or a network.
 """
 
 import html
@@ -60,13 +58,11 @@ def collection(
         models: by the name that the page shows.
         pairs: the images; the first text of each describes it.
         queries: texts.
-        is_right: which images are right answers; rows without one are queries that are no text of
-            the set.
+        is_right: which images are right answers; rows without one are queries that are no text of the set.
 
     Returns:
-        `models`; `images`, their texts; `queries`, each with `text` and `right` (rows of `images`),
-        and for every model `found` (rows, best first) and `ranks` (from 1, of the best right image;
-        empty without one).
+        `models`; `images`, their texts; `queries`, each with `text` and `right` (rows of `images`), and for every
+        model `found` (rows, best first) and `ranks` (from 1, of the best right image; empty without one).
     """
     found, ranks = [], []
     for model in models.values():
@@ -108,9 +104,7 @@ def contact_sheet(pairs: Pairs, side: int) -> Image.Image:
 
 
 def as_page(folder: Path = FOLDER) -> str:
-    """The piece of HTML: controls, a row of images a model, which the script fills, and the
-    queries.
-    """
+    """The piece of HTML: controls, a row of images a model, which the script fills, and the queries."""
     data = {name: json.loads((folder / f"{name}.json").read_text("utf-8")) for name in COLLECTIONS}
     for name, each in data.items():
         (file,) = folder.glob(f"{name}.[jp]*g")
@@ -122,16 +116,15 @@ def as_page(folder: Path = FOLDER) -> str:
   <div class="explorer-controls">
     <label for="search-collection">Search</label><select id="search-collection">{options}</select>
     <label for="search-query">for</label>
-    <input id="search-query" list="search-known" autocomplete="off" placeholder="type, and choose a
-    text">
+    <input id="search-query" list="search-known" autocomplete="off" placeholder="type, and choose a text">
   </div>
   <datalist id="search-known"></datalist>
   <p class="search-some" id="search-some"></p>
   <p id="search-summary" class="explorer-said" aria-live="polite"></p>
   <div id="search-found"></div>
 </div>
-<noscript>This page needs JavaScript; <a href="retrieval.html">the chapter on retrieval</a> has
-figures.</noscript> <script type="application/json" id="search-data">{text}</script>
+<noscript>This page needs JavaScript; <a href="retrieval.html">the chapter on retrieval</a> has figures.</noscript>
+<script type="application/json" id="search-data">{text}</script>
 """
 
 

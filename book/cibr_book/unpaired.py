@@ -14,12 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cibr.data import Pairs, load_pairs
-from cibr.data.corruptions import Corruption, split_subset
 from cibr.losses.cca import Moments, RegularisedCCA, canonical_maps, centred_moments
 from cibr.models import DualEncoder
 from cibr.models.features import Inputs, prepare
 from cibr.train import RunConfig
 from cibr.train.loop import fit_cca
+from cibr_book.corruptions import Corruption, split_subset
 
 ROUNDS = 3
 
@@ -98,6 +98,7 @@ def nearest_captions(cca: RegularisedCCA, inputs: Inputs) -> list[str]:
 def with_unpaired(
     model: DualEncoder,
     config: RunConfig,
+    corruption: Corruption,
     em: bool = False,
     self_training: bool = False,
     repeats: int = 1,
@@ -107,7 +108,8 @@ def with_unpaired(
 
     Args:
         model: the model with the frozen towers.
-        config: of the run, whose corruption keeps a fraction of the pairs.
+        config: of the run.
+        corruption: keeps a fraction of the pairs.
         em: estimate the covariances from all features instead of from the pairs only.
         self_training: also train on the other photos, each with its nearest caption.
         repeats: repetitions of each true pair per epoch in self-training.
@@ -116,7 +118,7 @@ def with_unpaired(
         The training pairs, and the CCA that initialises the heads and is the statistic of the
         penalty `anchor`.
     """
-    whole, corruption = load_pairs(config.dataset, "train"), Corruption(**config.corruption)
+    whole = load_pairs(config.dataset, "train")
     kept, left = split_subset(whole, corruption, config.seed)
     paired, alone = prepare(model, kept), prepare(model, left)
     cca = em_cca(paired, alone, config, model.dim) if em else fit_cca(model, paired, config)

@@ -101,7 +101,7 @@ def discrete_world(
 
     Args:
         confusions: a probability in [0, 1/2] for each pair; the shared factor has twice as many
-        values.
+            values.
         n_image: number of values of the image-only factor.
         n_text: number of values of the text-only factor.
 

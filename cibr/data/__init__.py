@@ -1,16 +1,17 @@
 """Data sets by name: rendered glyphs, local folders and data sets of the hub.
 
-`load_pairs` turns a name and a split into `Pairs`. A name resolves in this order: ``glyphs`` and
-the glyph benchmarks; an existing folder; ``$CIBR_DATA/wds_<name>``; a data set with a card in
-``datasets.yaml``; a hub id, ``owner/name``.
+`load_pairs` turns a name and a split into `Pairs`. A name resolves in this order: a set of `DATASETS`, such as
+``glyphs``; an existing folder; ``$CIBR_DATA/wds_<name>``; a data set with a card in ``datasets.yaml``; a hub id,
+``owner/name``.
 """
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -19,20 +20,41 @@ from cibr.data.pairs import Pairs, Skips, without_undecodable
 from cibr.utils import nearest, shipped
 
 __all__ = [
+    "DATASETS",
+    "Dataset",
     "Pairs",
     "Source",
     "available_splits",
     "cards",
-    "known_datasets",
     "load_pairs",
     "resolve",
 ]
 
-READERS = {
+_READERS = {
     "images": (readers.load_images, readers.image_splits),
     "shards": (readers.load_shards, readers.shard_splits),
     "hub": (readers.load_hub, readers.hub_splits),
 }
+
+
+class Dataset(NamedTuple):
+    """A data set made by code: `load` takes one of its `splits` and returns its pairs."""
+
+    load: Callable[[str], Pairs]
+    splits: Sequence[str]
+
+
+def _load_glyphs(split: str) -> Pairs:
+    from cibr.data.glyphs import (
+        load_glyphs,  # matplotlib, whose fonts it draws, takes a second to import
+    )
+
+    return load_glyphs(split)
+
+
+_GLYPH_SPLITS = ("train", "validation", "test", "validation_characters", "test_characters")
+# Data sets made by code, by name; add your own with `DATASETS[name] = Dataset(load, splits)`.
+DATASETS: dict[str, Dataset] = {"glyphs": Dataset(_load_glyphs, _GLYPH_SPLITS)}
 
 
 def load_pairs(
@@ -41,11 +63,11 @@ def load_pairs(
     """Loads one split of a data set.
 
     Args:
-        name: a known name (see `known_datasets`); a folder of images with metadata, of shards or of
-            Parquet files; or a hub id, ``owner/name``.
+        name: a name of `DATASETS` or with a card; a folder of images with metadata, of shards or of Parquet files;
+            or a hub id, ``owner/name``.
         split: ``train``, ``validation`` (or ``val``, ``dev``) or ``test``.
-        on_error: ``raise`` at the first unusable sample, or ``skip`` and count unusable samples,
-            for which every image is decoded once at load time.
+        on_error: ``raise`` at the first unusable sample, or ``skip`` and count unusable samples, for which every
+            image is decoded once at load time.
         max_skipped: the number of samples that ``skip`` may leave out.
 
     Returns:
@@ -58,18 +80,12 @@ def load_pairs(
     """
     source, split = resolve(name), readers.split_of(split)
     skips = Skips(source.name, on_error, max_skipped)
-    if (there := _splits_of_card(source)) and split not in there:
-        raise ValueError(f"{name} has no split {split!r}: it has {', '.join(there)}")
-    if source.kind == "glyphs":
-        from cibr.data.glyph_benchmarks import load_glyph_benchmark
-        from cibr.data.glyphs import load_glyphs
-
-        return (
-            load_glyphs(split)
-            if source.name == "glyphs"
-            else load_glyph_benchmark(source.name, split)
-        )
-    load, _ = READERS[source.kind]
+    known = _known_splits(source)
+    if known and split not in known:
+        raise ValueError(f"{name} has no split {split!r}: it has {', '.join(known)}")
+    if source.kind == "code":
+        return DATASETS[source.name].load(split)
+    load, _ = _READERS[source.kind]
     return without_undecodable(load(source.place, split, skips), skips)
 
 
@@ -82,7 +98,7 @@ def available_splits(name: str | Path) -> list[str]:
         ConnectionError: if the name is a hub id and cannot be fetched.
     """
     source = resolve(name)
-    return _splits_of_card(source) or list(READERS[source.kind][1](source.place))
+    return list(_known_splits(source) or _READERS[source.kind][1](source.place))
 
 
 @dataclass(frozen=True)
@@ -91,49 +107,49 @@ class Source:
 
     Args:
         name: the data set's name in messages and tables.
-        kind: ``glyphs``, rendered here; ``images``, a folder of images with metadata; ``shards``;
-            or ``hub``, read by the library `datasets`.
-        place: the folder or the hub id; empty for glyphs.
+        kind: ``code``, a set of `DATASETS`; ``images``, a folder of images with metadata; ``shards``; or ``hub``,
+            read by the library `datasets`.
+        place: the folder or the hub id; empty for ``code``.
+        card: its card; empty for a folder, whatever its name.
     """
 
     name: str
     kind: str
     place: str = ""
+    card: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 def resolve(name: str | Path) -> Source:
     """Resolves a data set's name to its location, without reading or fetching data.
 
     Raises:
-        ValueError: if the name is unknown; the message has the nearest known name and the ways to
-            give data.
+        ValueError: if the name is unknown; the message has the nearest known name and the ways to give data.
     """
     name = str(name)
-    card = cards().get(name)
-    if card and card["hub"] is None:
-        return Source(name, "glyphs")
+    card = cards().get(name, {})
+    if name in DATASETS:
+        return Source(name, "code", card=card)
     given = Path(name).expanduser()
     folder = given if name and given.is_dir() else _in_cibr_data().get(name)
     if folder:
         return Source(folder.resolve().name.removeprefix("wds_"), _kind(folder), str(folder))
     if card:
-        return Source(name, "shards", card["hub"])
+        return Source(name, "shards", card["hub"], card)
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         title = name.partition("/")[2]
         return Source(
             title.removeprefix("wds_"), "shards" if title.startswith("wds_") else "hub", name
         )
-    known = known_datasets()
+    known = list(dict.fromkeys([*DATASETS, *cards(), *_in_cibr_data()]))
     near = f"{nearest(name, known) or '.'} Known: {', '.join(known)}"
     others = "a folder of images with metadata.csv, a folder of shards, a hub id (owner/name)"
     place = f"set CIBR_DATA to a folder that holds wds_{Path(name).name}"
     raise ValueError(f"there is no data set {name!r}{near}. Or give {others}, or {place}")
 
 
-def _splits_of_card(source: Source) -> list[str]:
-    """The splits on the card of a set that is rendered here or on the hub; empty without a card."""
-    card = cards().get(source.name)
-    return card["splits"] if card and source.place == (card["hub"] or "") else []
+def _known_splits(source: Source) -> Sequence[str]:
+    """The splits of a set made by code or with a card; empty where the data have to be asked."""
+    return DATASETS[source.name].splits if source.kind == "code" else source.card.get("splits", ())
 
 
 def _kind(folder: Path) -> str:
@@ -141,11 +157,6 @@ def _kind(folder: Path) -> str:
         return "shards"
     described = readers.metadata_files(folder)
     return "hub" if not described and any(folder.rglob("*.parquet")) else "images"
-
-
-def known_datasets() -> list[str]:
-    """Returns the names with a card, then those of the other data sets in ``CIBR_DATA``."""
-    return list(cards() | _in_cibr_data())
 
 
 @cache

@@ -61,7 +61,7 @@ class RegularisedCCA(nn.Module):
 
         Args:
             image_pooled: features of the images, [n, p]; an image is repeated for each of its
-            texts.
+                texts.
             text_pooled: features of the texts, [n, q].
             dim: width of the joint space; directions beyond it are dropped.
             ridge_image: l_v, in units of the mean variance of an image feature.

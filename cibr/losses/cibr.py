@@ -112,14 +112,14 @@ class CIBRLoss(nn.Module):
             that a schedule may set before each step, see `beta_at`.
         penalty: one of `PENALTIES`.
         kappa_e: concentration of the encoders e(z|x), also for the samples and the reported
-        residuals.
+            residuals.
         kappa_b: concentration of the backward encoders in the vMF penalties.
         text_weight: the texts' share of R, in [0, 1] (all vMF penalties and mine); 1/2 in its
             definition, 0 penalises only the images, 1 only the texts.
         sample: contrast samples of vMF(mu, kappa_e) instead of the means mu, in both train and eval
             mode. Noise without a penalty is `sample=True, beta=0`.
         contrastive: `clip`, `siglip` for the sigmoid loss, or `hycd` for CLIP's targets mixed with
-        a teacher's.
+            a teacher's.
         dims: widths of the embeddings and of the image and the text tower's pooled features (mine).
         statistic: maps pooled features of both modalities to the unit vectors u_v, u_t (anchor),
             such as `RegularisedCCA`.
@@ -202,7 +202,7 @@ class CIBRLoss(nn.Module):
             image_projected: image embeddings before normalisation, [n, d] (rafa).
             text_projected: the same for the texts, [n, d].
             teacher_logits: a teacher's cosines of images with texts times its own `logit_scale`,
-            [n, n] (hycd).
+                [n, n] (hycd).
             generator: random generator of the noise, drawn for all n rows at once (sample, rafa).
 
         Returns:

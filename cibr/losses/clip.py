@@ -249,7 +249,7 @@ def clip_loss(
 
     Args:
         image_features: unit vectors, [n, d]; other norms change the temperature of their row and
-        are not rejected.
+            are not rejected.
         text_features: unit vectors, [n, d]; row i belongs to image i.
         logit_scale: multiplier of the cosines, 1 / temperature, not its logarithm.
         labels: the m pairs with one label are positives of each other and share the target mass, 1

@@ -5,7 +5,6 @@ All are functions of tensors. Ties count against the model, and embeddings that 
 finite are rejected, so a broken model never scores well.
 """
 
-from cibr.metrics.geometry import alignment, linear_cka, modality_gap, mutual_knn, uniformity
 from cibr.metrics.intervals import bootstrap_interval, paired_difference
 from cibr.metrics.retrieval import (
     QueryScores,
@@ -27,21 +26,16 @@ from cibr.metrics.zeroshot import (
 __all__ = [
     "QueryScores",
     "accuracy_parts",
-    "alignment",
     "bootstrap_interval",
     "class_embeddings",
     "class_ranks",
     "distinct_texts",
     "label_recall_at_k",
-    "linear_cka",
-    "modality_gap",
-    "mutual_knn",
     "paired_difference",
     "predictions",
     "query_scores",
     "recall_at_k",
     "retrieval_ranks",
     "retrieval_recalls",
-    "uniformity",
     "zeroshot_accuracy",
 ]

@@ -35,7 +35,7 @@ def bootstrap_interval(
     Args:
         values: one number per item [n], such as a hit (0 or 1), a rank or an average precision.
         clusters: the cluster of each item [n], such as a text's image, whose items are drawn
-        together.
+            together.
         seed: of the resampling.
         statistic: `np.mean` or `np.median`.
 

@@ -59,7 +59,7 @@ def recall_at_k(
         image_embeddings: unit vectors [n, d].
         text_embeddings: unit vectors [m, d].
         text_to_image: the index of each text's image [m], in any order; every image has at least
-        one text.
+            one text.
         ks: the cut-offs.
 
     Returns:

@@ -47,7 +47,7 @@ class DualEncoder(nn.Module):
         kind: `tiny`, `frozen` or `clip`, which stands for any dual encoder of transformers.
         dim: dimension of the joint space.
         image_size: side of the square that images are cropped to, in pixels; None if they keep
-        their proportions.
+            their proportions.
         log_logit_scale: the logarithm of the multiplier of the cosines.
 
     Examples:

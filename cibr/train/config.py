@@ -3,11 +3,10 @@
 `configure` builds it, `load_splits` loads its pairs and `build_model` builds its model.
 """
 
-import ast
 import hashlib
 import math
 import warnings
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import pandas as pd
 import torch
 
 from cibr.data import Pairs, available_splits, load_pairs, resolve
-from cibr.data.corruptions import Corruption, corrupt
 from cibr.data.pairs import Skips
 from cibr.losses import PENALTIES
 from cibr.models import DualEncoder, model_kind
@@ -46,7 +44,7 @@ class RunConfig:
         beta: weight of the penalty; 0 is CLIP.
         sample: contrast samples of the encoders' distributions instead of their means.
         contrastive: contrastive loss, `clip`, `siglip`, or `hycd`, whose teacher is the initial
-        model.
+            model.
         epochs: passes over the training images; 0 for the preset.
         batch_size: pairs contrasted with each other; 0 for the preset.
         learning_rate: peak of AdamW's one-cycle schedule; 0 for the preset.
@@ -63,30 +61,29 @@ class RunConfig:
             rounding and the draws of dropout.
         learn_temperature: whether the temperature is trained.
         kappa_e, kappa_b: concentrations of the encoder's and the backward von Mises-Fisher
-        distributions.
+            distributions.
         text_weight: the texts' share of the penalty; see `CIBRLoss`.
         group_size: rows of a batch that belong together: renderings of one item if the pairs have
             groups, else images of one label, or else captions of one image; 1 for none.
         group_share: share of a batch's rows in such groups; see `cibr.train.sampler`.
         ramp: raise beta from 0 after a third of the training; otherwise it is constant.
         cca_start: initialise the heads over frozen towers with regularised CCA of the training
-        pairs.
+            pairs.
         cca_ridge_image, cca_ridge_text: ridges of CCA, also for `anchor`, times the mean variance
-        of a feature.
+            of a feature.
         feature_noise: standard deviation of the noise on cached features in training, times the
-        feature's own.
+            feature's own.
         ema_decay: decay of the moving average of the weights that is validated and saved; 0 for no
-        average.
+            average.
         interpolation: share of the initial weights in those that are validated and saved (WiSE-FT);
             0 for none. With `ema_decay` the rest is the moving average.
         crop_scale: smallest share of an image's area in random resized crops in training, 0.9 in
             open_clip; 1 for no crops.
-        corruption: fields of `cibr.data.corruptions.Corruption`, which change the training pairs.
         mixed_precision: `no`, or `bf16` for the encoders, overriding a launcher; the loss stays in
-        float32.
+            float32.
         critic_steps: steps of the critics' optimiser before each step (`mine`).
         checkpoint_every: steps between checkpoints within an epoch; 0 for one at the end of each
-        epoch.
+            epoch.
         validate_every: epochs between validations; the last epoch is always validated.
         on_error: `raise` at an unusable sample, or `skip` it.
         max_skipped: maximum number of skipped samples.
@@ -125,7 +122,6 @@ class RunConfig:
     ema_decay: float = 0.0
     interpolation: float = 0.0
     crop_scale: float = 1.0
-    corruption: dict = field(default_factory=dict)
     mixed_precision: str = "no"
     critic_steps: int = 1
     checkpoint_every: int = 0
@@ -211,17 +207,12 @@ def configure(**parameters: Any) -> RunConfig:
         zip(PRESET_NAMES, PRESETS.get((source.name, kind), PRESETS["*", kind]), strict=True)
     )
     defaults = replace(RunConfig(), **preset).to_dict()
-    unchanged = asdict(Corruption())
-    for name in config.corruption:
-        check_known("corruption", name, unchanged)
-    corruption = asdict(Corruption(**config.corruption))
-    changes = {name: value for name, value in corruption.items() if value != unchanged[name]}
     filled = {
         name: value
         for name, value in preset.items()
         if getattr(config, name) == getattr(RunConfig, name)
     }
-    config = replace(config, corruption=changes, **filled)
+    config = replace(config, **filled)
     _check(config, kind)
     if not config.output_dir:
         config = replace(
@@ -284,37 +275,6 @@ def _check(config: RunConfig, kind: str) -> None:
             raise ValueError(f"{name} reads features of frozen towers: set model to 'frozen'")
 
 
-def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
-    """The checked parameters of a notebook; unknown names, which papermill only logs, raise.
-
-    Call it in the first cell after the parameters, with `globals()` and the known names. Injected
-    parameters are read from the executed cells (papermill's starts with `# Parameters`), so the
-    call can be repeated.
-
-    Args:
-        namespace: the notebook's globals.
-        known: the known parameters, separated by white space.
-
-    Returns:
-        The known parameters with their values.
-
-    Raises:
-        ValueError: papermill set an unknown name (the message has the nearest known one), or a
-            known one has no value.
-    """
-    names = known.split()
-    injected = [source for source in namespace.get("In", []) if source.startswith("# Parameters")]
-    for statement in (s for source in injected for s in ast.parse(source).body):
-        for name in (t.id for t in getattr(statement, "targets", []) if isinstance(t, ast.Name)):
-            check_known("parameter", name, names)
-    missing = [name for name in names if name not in namespace]
-    if missing:
-        raise ValueError(
-            f"parameter {missing[0]!r} is not set: give it a default in the parameters cell"
-        )
-    return {name: namespace[name] for name in names}
-
-
 def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
     """The training, validation and test pairs of a run, with the training pairs corrupted as
     configured.
@@ -338,7 +298,7 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
     if test is validation:
         words = "no test split: the validation pairs, which choices may rest on, stand in for it"
         warnings.warn(f"{train.name} has {words}", stacklevel=2)
-    return corrupt(train, Corruption(**config.corruption), config.seed), validation, test
+    return train, validation, test
 
 
 def _hold_out(train: Pairs) -> tuple[Pairs, Pairs]:

@@ -76,7 +76,7 @@ def fit(
         validation: the pairs for validation recall, or None.
         config: from `configure`.
         accelerator: an `accelerate.Accelerator`; by default that of `accelerate launch`, or one
-        process.
+            process.
         statistic: for the penalty `anchor` and for `cca_start`; by default CCA of the training
             pairs.
 
@@ -357,7 +357,7 @@ def train_critics(
         optimizer: of the critics.
         n_steps: number of steps.
         features: embeddings [n, d] and pooled features [n, p] and [n, q], by the argument names of
-        `critic_loss`.
+            `critic_loss`.
         generator: random generator of the noise.
         accelerator: an `accelerate.Accelerator`.
 

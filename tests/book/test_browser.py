@@ -1,6 +1,4 @@
-"""The book as a reader meets it: each page in Chromium without a network, on phone and desk, light
-and dark.
-"""
+"""The book as a reader meets it: each page in Chromium without a network, on phone and desk, light and dark."""
 
 import ast
 import functools
@@ -26,15 +24,12 @@ TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
 PHONE, DESK = 390, 1280
 MEGABYTE = 1_000_000
-# Names of hosts lead nowhere. Without its own sandbox, since that refuses to run as root; the pages
-# are ours.
+# Names of hosts lead nowhere. Without its own sandbox, since that refuses to run as root; the pages are ours.
 ARGUMENTS = ["--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", "--no-sandbox"]
 
-# What a reader sees wrong with equations, images and widths, and one piece of text for each way
-# that text is set.
-EQUATIONS = """() => [...document.querySelectorAll("article .math")].filter(e =>
-    !e.querySelector("mjx-container")) .concat([...document.querySelectorAll("mjx-merror")]).map(e
-    => e.textContent)"""
+# What a reader sees wrong with equations, images and widths, and one piece of text for each way that text is set.
+EQUATIONS = """() => [...document.querySelectorAll("article .math")].filter(e => !e.querySelector("mjx-container"))
+    .concat([...document.querySelectorAll("mjx-merror")]).map(e => e.textContent)"""
 IMAGES = """async () => {
     const images = [...document.querySelectorAll("article img")];
     images.forEach(i => { i.loading = "eager"; });
@@ -43,12 +38,11 @@ IMAGES = """async () => {
         .map(i => i.outerHTML.slice(0, 150));
 }"""
 WIDE = """() => {
-    const scrolls = e => e && (/auto|scroll/.test(getComputedStyle(e).overflowX) ||
-    scrolls(e.parentElement)); return [...document.querySelectorAll("article *")]
+    const scrolls = e => e && (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+    return [...document.querySelectorAll("article *")]
         .filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e.parentElement))
-        .filter(e => !e.closest("mjx-assistive-mml, .visually-hidden")).map(e =>
-        e.outerHTML.slice(0, 120)) .concat(document.scrollingElement.scrollWidth > innerWidth ?
-        ["the page itself"] : []);
+        .filter(e => !e.closest("mjx-assistive-mml, .visually-hidden")).map(e => e.outerHTML.slice(0, 120))
+        .concat(document.scrollingElement.scrollWidth > innerWidth ? ["the page itself"] : []);
 }"""
 CLIPPED = """() => [...document.querySelectorAll("article div.math mjx-container")]
     .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"""
@@ -61,9 +55,9 @@ SAMPLES = """() => {
     for (const e of document.querySelectorAll("body *")) {
         const style = getComputedStyle(e);
         const key = [style.color, behind(e), style.fontSize, style.fontWeight].join();
-        const text = [...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE &&
-        n.textContent.trim()); delete e.dataset.sample; if (text && !e.closest("mjx-container,
-        script, style, noscript") && !seen.has(key)) {
+        const text = [...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.textContent.trim());
+        delete e.dataset.sample;
+        if (text && !e.closest("mjx-container, script, style, noscript") && !seen.has(key)) {
             seen.add(key);
             e.dataset.sample = "";
         }
@@ -119,9 +113,7 @@ def window():
 
 @pytest.fixture(scope="module")
 def page(window, home):
-    """One tab for all tests, with what went wrong in it: errors, failed requests, requests to other
-    hosts.
-    """
+    """One tab for all tests, with what went wrong in it: errors, failed requests, requests to other hosts."""
     page = window.new_page()
     page.wrong = []
     page.on(
@@ -225,8 +217,7 @@ def test_the_page_is_without_serious_barriers_and_in_its_colours(opened, theme, 
         opened.wait_for_timeout(
             400
         )  # the theme makes what scrolls focusable 300 ms after a change of width
-        # What MathJax makes of an equation has hundreds of nodes and no text of its own for these
-        # rules.
+        # What MathJax makes of an equation has hundreds of nodes and no text of its own for these rules.
         everything = {"exclude": [["mjx-container"]]}
         assert barriers(opened, everything, {"rules": {"color-contrast": {"enabled": False}}}) == []
 

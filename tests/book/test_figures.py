@@ -15,8 +15,8 @@ import torch
 from helpers import picture
 from matplotlib.colors import to_hex, to_rgba
 
-from cibr.plots import BLUE, GREEN, GREY, RED
 from cibr_book import figures
+from cibr_book.plots import BLUE, GREEN, GREY, RED
 
 
 @pytest.fixture(autouse=True)

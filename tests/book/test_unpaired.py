@@ -11,6 +11,7 @@ from cibr.models import features
 from cibr.models.features import prepare
 from cibr.train import configure
 from cibr_book import unpaired
+from cibr_book.corruptions import Corruption
 from cibr_book.unpaired import em_moments, with_unpaired
 
 
@@ -54,10 +55,11 @@ def test_unpaired_photos_get_their_nearest_captions_and_pairs_come_as_often_as_a
     whole = noise_pairs(24, n_captions=2)
     monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(unpaired, "load_pairs", lambda name, split: whole)
-    config = configure(model="frozen", corruption={"fraction": 0.5, "redraw": True}, seed=3)
+    config = configure(model="frozen", seed=3)
+    half = Corruption(fraction=0.5, redraw=True)
     model = build("frozen")
-    kept, _ = with_unpaired(model, config, em)
-    train, cca = with_unpaired(model, config, em, self_training=True, repeats=3)
+    kept, _ = with_unpaired(model, config, half, em)
+    train, cca = with_unpaired(model, config, half, em, self_training=True, repeats=3)
     assert train.keys[:36] == kept.keys * 3 and train.captions[:36] == kept.captions * 3
     left = [key for key in whole.keys if key not in kept.keys]
     assert train.keys[36:] == left

@@ -6,8 +6,7 @@ import huggingface_hub
 import pytest
 from data_files import png, write_csv, write_images, write_shards
 
-from cibr.data import Source, available_splits, cards, known_datasets, load_pairs, resolve
-from cibr.data.glyph_benchmarks import GLYPH_BENCHMARKS
+from cibr.data import Source, available_splits, cards, load_pairs, resolve
 
 SHARD = [("s.png", png()), ("s.txt", "a shard")]
 
@@ -32,7 +31,7 @@ def write_photos(folder: Path) -> None:
 
 def test_a_folder_comes_before_cibr_data_and_that_before_the_hub(tmp_path):
     write_photos(Path("glyphs"))
-    assert resolve("glyphs") == Source("glyphs", "glyphs")
+    assert resolve("glyphs") == Source("glyphs", "code")
     assert resolve("flickr8k") == Source("flickr8k", "shards", "clip-benchmark/wds_flickr8k")
     write_shards(tmp_path / "data" / "wds_flickr8k", SHARD)
     assert resolve("flickr8k") == Source(
@@ -77,16 +76,9 @@ def test_pairs_are_loaded_from_where_the_name_leads(tmp_path):
     assert len(load_pairs("glyph_scripts", "val")) == 300
 
 
-def test_known_names_are_the_cards_and_the_sets_in_cibr_data(tmp_path):
-    assert known_datasets() == list(cards())
-    for name in ("mine", "flickr8k"):
-        write_shards(tmp_path / "data" / f"wds_{name}", SHARD)
-    assert known_datasets() == [*cards(), "mine"]
-
-
 def test_every_card_has_every_field_and_names_its_splits():
     for name, card in cards().items():
-        assert set(card) == {
+        assert set(card) - {"presets"} == {
             "title",
             "kind",
             "hub",
@@ -97,6 +89,3 @@ def test_every_card_has_every_field_and_names_its_splits():
         }, name
         assert card["kind"] in ("pairs", "zero-shot") and available_splits(name) == card["splits"]
         assert card["hub"] == f"clip-benchmark/wds_{name}" or card["hub"] is None
-    assert {"glyphs", "glyph_digits", *GLYPH_BENCHMARKS} == {
-        name for name in cards() if not cards()[name]["hub"]
-    }

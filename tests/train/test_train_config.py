@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from helpers import TEXTS, noise_pairs, picture
+from helpers import noise_pairs, picture
 from small_runs import write_folder
 
 from cibr.data import Pairs
-from cibr.train import build_model, check_parameters, config, configure, load_splits
+from cibr.train import build_model, config, configure, load_splits
 
 
 def preset_of(dataset, kind):
@@ -35,7 +35,7 @@ def test_any_setting_that_changes_a_run_changes_its_folder_and_no_other_does():
         contrastive="siglip",
         epochs=3,
     )
-    changes |= dict(kappa_b=20.0, group_size=2, corruption={"fraction": 0.5}, truncate_texts=True)
+    changes |= dict(kappa_b=20.0, group_size=2, truncate_texts=True)
     plain = configure().output_dir
     folders = [configure(**{name: value}).output_dir for name, value in changes.items()]
     assert len({plain, *folders}) == 1 + len(changes)
@@ -44,26 +44,9 @@ def test_any_setting_that_changes_a_run_changes_its_folder_and_no_other_does():
     for same in (
         dict(checkpoint_every=5),
         preset_of("glyphs", "tiny"),
-        dict(corruption={"fraction": 1.0}),
     ):
         assert configure(**same).output_dir == plain
     assert configure(output_dir="here").output_dir == "here"
-
-
-def test_the_table_shows_every_setting_but_the_folder_and_a_corruption_as_what_it_changes():
-    run = configure(output_dir="secret", corruption={"fraction": 1, "shuffled_captions": 0.2})
-    assert run.corruption == {"shuffled_captions": 0.2}
-    assert run.table().loc["beta", "value"] == "0.05" and "secret" not in run.table().to_string()
-    assert set(run.table().index) == run.to_dict().keys() - {"output_dir"}
-
-
-def test_parameters_that_papermill_injected_are_known():
-    namespace = {"beta": 0.1, "seed": 3, "other": 5}
-    for injected in ([], ["other = 5", "# Parameters\nseed = 3\n"]):
-        assert check_parameters(namespace | {"In": injected}, "beta seed") == {
-            "beta": 0.1,
-            "seed": 3,
-        }
 
 
 def test_validation_is_a_tenth_of_train_where_there_is_none_and_stands_in_for_a_test(tmp_path):
@@ -83,18 +66,6 @@ def test_validation_is_a_tenth_of_train_where_there_is_none_and_stands_in_for_a_
         2,
         "validation",
     ) and test.keys == validation.keys
-
-
-def test_corruptions_leave_validation_and_test_alone(tmp_path):
-    folder = str(write_folder(tmp_path / "mine", train=20, validation=4, test=3))
-    plain = load_splits(configure(dataset=folder))
-    word = TEXTS[0].split()[1]
-    changes = dict(fraction=0.9, shuffled_captions=0.4, spurious_word=word, counterexamples=0.2)
-    train, *others = load_splits(configure(dataset=folder, corruption=changes))
-    assert len(train) == 18 + 4 and train.captions[:18] != plain[0].captions[:18]
-    for pairs, same in zip(others, plain[1:], strict=True):
-        assert (pairs.captions, pairs.keys) == (same.captions, same.keys)
-        assert pairs.image(0).tobytes() == same.image(0).tobytes()
 
 
 def test_the_seed_and_nothing_else_decides_the_weights():

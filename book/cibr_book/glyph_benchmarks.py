@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from cibr.data import glyphs
+from cibr.data import DATASETS, Dataset, glyphs
 from cibr.data.glyphs import COMPUTER_MODERN, IMAGE_SIZE, SERIF, STIX, TEMPLATES, Face, pixel_image
 from cibr.data.pairs import Pairs
 from cibr.utils import check_known
@@ -97,7 +97,7 @@ class GlyphBenchmark(NamedTuple):
         classify: takes a character's Unicode name in lower case and its category, and returns the
             name of its class, or None if the character is not in the set.
         n_draws: samples per character and face, each with its own nuisance factors; 0 for one plain
-        sample.
+            sample.
         test_faces: the faces of the `test` split.
     """
 
@@ -185,3 +185,7 @@ def _characters(name: str, split: str) -> tuple[list[str], list[str], np.ndarray
     chosen = sorted(hashes.groupby(kinds).head(MAX_PER_CLASS).index)
     factors = factors.iloc[chosen].reset_index(drop=True)
     return keys[chosen].tolist(), kinds[chosen].tolist(), pixels[chosen], factors
+
+
+for _name in ("glyph_digits", *GLYPH_BENCHMARKS):
+    DATASETS[_name] = Dataset(partial(load_glyph_benchmark, _name), SPLITS)

@@ -12,7 +12,8 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
-from cibr import plots
+from cibr.plots import image_grid, training_curves
+from cibr_book import plots
 
 PHONE = 330  # px that a telephone leaves for a figure
 DIRECTIONS = ("image_to_text", "text_to_image")
@@ -40,19 +41,19 @@ def test_training_curves_show_clip_loss_penalty_excess_and_recall_and_never_the_
     name,
 ):
     recalls = {f"{side}_{name}@{k}": [0.1, 0.2] for side in DIRECTIONS for k in (1, 5, 10)}
-    loss, penalty, recall = plots.training_curves(history(**recalls))
+    loss, penalty, recall = training_curves(history(**recalls))
     assert loss.lines[0].get_ydata().tolist() == [3.0, 2.0] and len(loss.lines) == 1
     assert penalty.lines[0].get_ydata().tolist() == [2.0, 1.0]
     labels = [f"{side.replace('_', ' ')}, k={k}" for k in (1, 10) for side in DIRECTIONS]
     assert [line.get_label() for line in recall.lines] == labels
     assert recall.lines[0].get_ydata().tolist() == pytest.approx([10, 20])
-    *_, empty = plots.training_curves(history())  # a run without validation
+    *_, empty = training_curves(history())  # a run without validation
     assert not empty.lines and empty.get_legend() is None
 
 
 def test_an_image_grid_shows_every_image_under_its_title_as_it_is_written():
     titles = ["costs $5 or $6", "b_c^", "$\\bad{$", "d"]
-    axes = plots.image_grid([picture(i) for i in range(4)], titles, n_columns=3)
+    axes = image_grid([picture(i) for i in range(4)], titles, n_columns=3)
     assert [axis.get_title() for axis in axes] == titles and all(
         len(axis.images) == 1 for axis in axes
     )

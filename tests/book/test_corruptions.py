@@ -10,7 +10,7 @@ from helpers import noise_pairs
 from PIL import Image, ImageChops, ImageOps
 
 from cibr.data import Pairs, load_pairs
-from cibr.data.corruptions import (
+from cibr_book.corruptions import (
     STYLES,
     Corruption,
     corrupt,

@@ -61,14 +61,14 @@ class Corruption:
 
     Args:
         fraction: share of the images that is kept, in (0, 1]; smaller subsets are nested in larger
-        ones.
+            ones.
         shuffled_captions: share of the kept images whose captions are permuted among them.
         spurious_word: a whole word, in any case, that some captions contain; empty for no spurious
-        correlation.
+            correlation.
         spurious_style: style, one of `STYLES`, of the images whose captions do not contain the
-        word.
+            word.
         counterexamples: share of the images that are shown in both styles; 1 is augmentation with
-        both styles.
+            both styles.
         crops: random crops, half of them flipped, added per image; the same ones in every epoch.
         redraw: draw the subset and the shuffled captions anew for each training seed.
 

@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from cibr.data import load_pairs
-from cibr.data.glyph_benchmarks import GLYPH_BENCHMARKS, MAX_PER_CLASS, SPLITS, load_glyph_benchmark
 from cibr.data.glyphs import MIN_CONTRAST, glyph_characters
+from cibr_book.glyph_benchmarks import GLYPH_BENCHMARKS, MAX_PER_CLASS, SPLITS, load_glyph_benchmark
 
 NAMES = ["glyph_digits", *GLYPH_BENCHMARKS]
 # By set, for validation and test: STIX has no Armenian and no Georgian.

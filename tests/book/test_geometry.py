@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cibr.metrics import alignment, linear_cka, modality_gap, mutual_knn, retrieval, uniformity
+from cibr.metrics import retrieval
+from cibr_book.geometry import alignment, linear_cka, modality_gap, mutual_knn, uniformity
 
 
 def unit(n, d, seed=0):

@@ -1,0 +1,37 @@
+"""What a notebook that papermill executes checks first: its parameters."""
+
+import ast
+from typing import Any
+
+from cibr.utils import check_known
+
+
+def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
+    """The checked parameters of a notebook; unknown names, which papermill only logs, raise.
+
+    Call it in the first cell after the parameters, with `globals()` and the known names. Injected
+    parameters are read from the executed cells (papermill's starts with `# Parameters`), so the
+    call can be repeated.
+
+    Args:
+        namespace: the notebook's globals.
+        known: the known parameters, separated by white space.
+
+    Returns:
+        The known parameters with their values.
+
+    Raises:
+        ValueError: papermill set an unknown name (the message has the nearest known one), or a
+            known one has no value.
+    """
+    names = known.split()
+    injected = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters")]
+    for statement in (s for cell in injected for s in ast.parse(cell).body):
+        for name in (t.id for t in getattr(statement, "targets", []) if isinstance(t, ast.Name)):
+            check_known("parameter", name, names)
+    missing = [name for name in names if name not in namespace]
+    if missing:
+        raise ValueError(
+            f"parameter {missing[0]!r} is not set: give it a default in the parameters cell"
+        )
+    return {name: namespace[name] for name in names}
