@@ -319,7 +319,6 @@ def evaluate(
     limit: int = 0,
     batch_size: int = 256,
     output_dir: str | Path | None = None,
-    on_error: str = "raise",
     max_skipped: int = 0,
 ) -> Evaluation:
     """Evaluates a model on all data sets of a suite.
@@ -333,8 +332,7 @@ def evaluate(
         batch_size: rows encoded at once.
         output_dir: folder for results, in a subfolder named after the suite. A set with results
             there, of the same weights, images, texts and limit, is not evaluated again.
-        on_error: `raise` at the first unusable sample, or `skip`, as in `load_pairs`.
-        max_skipped: the number of samples per set that `skip` may leave out.
+        max_skipped: the number of unusable samples per set that may be left out.
 
     Returns:
         The evaluation, with `rows` of scores and the `predictions` per item.
@@ -361,7 +359,7 @@ def evaluate(
         for task in bar:
             bar.set_postfix_str(task.title)
             try:
-                pairs = load_task(task, limit, on_error=on_error, max_skipped=max_skipped)
+                pairs = load_task(task, limit, max_skipped=max_skipped)
                 found[task] = _predict(model, task, pairs, batch_size, folder, digests)
             except ERRORS as error:
                 kept = (

@@ -206,14 +206,7 @@ PAIRS = {
         "without zeroshot_classification_templates.txt: put",
     ),
     "template": (prompts(classnames=["a"], templates=["a {}"]), r"template 'a \{\}' without \{c\}"),
-    "on_error": (
-        lambda: Skips("set", "ignore", 0),
-        "unknown on_error 'ignore'. Known: raise, skip",
-    ),
-    "negative limit": (
-        lambda: Skips("set", "skip", -1),
-        "max_skipped is -1: it is a number of samples",
-    ),
+    "negative limit": (lambda: Skips("set", -1), "max_skipped is -1: give a number of samples"),
     "glyph split": (
         lambda: load_glyphs("half"),
         "unknown split of glyphs 'half'. Known: train, validation",
@@ -225,10 +218,6 @@ PAIRS = {
     "glyph set's split": (
         lambda: load_glyph_benchmark("glyph_shapes", "train"),
         "split of glyph_shapes 'train'. Known: valid",
-    ),
-    "limit without skip": (
-        lambda: Skips("set", "raise", 3),
-        "max_skipped is 3: .* needs on_error='skip'",
     ),
 }
 CORRUPTIONS = {
@@ -249,7 +238,7 @@ CORRUPTIONS = {
     ),
 }
 BAD_FRACTIONS = (0, -0.1, 1.1, float("nan"), 1e300, "half", True)
-GONE, SKIP = "file_name,text\ngone.png,x", dict(on_error="skip")
+GONE = "file_name,text\ngone.png,x"
 
 
 def cases(kind: str, table: dict, call):
@@ -337,15 +326,15 @@ CASES = [
     ),
     (
         "nothing left",
-        folder(GONE, max_skipped=3, **SKIP),
+        folder(GONE, max_skipped=3),
         ValueError,
         r"empty \(1 samples skipped\)",
     ),
     (
         "too many bad",
-        folder(GONE, **SKIP),
+        folder(GONE + "\nalso.png,y", max_skipped=1),
         ValueError,
-        "(?s)more than max_skipped=0 samples of photos.*gone.png",
+        "(?s)more than max_skipped=1 samples of photos.*gone.png",
     ),
     ("mixed", mixed, ValueError, "others outside, such as a.png"),
     (

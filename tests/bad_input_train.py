@@ -38,7 +38,7 @@ OUT_OF_RANGE |= dict(
     critic_steps=(0,),
 )
 OF_WRONG_TYPE = dict(epochs=2.0, batch_size=True, learn_temperature=1, beta="0.1", penalty=None)
-UNKNOWN = dict(penalty=("vfm", "vmf"), contrastive=("clap", "clip"), on_error=("skp", "skip"))
+UNKNOWN = dict(penalty=("vfm", "vmf"), contrastive=("clap", "clip"))
 OTHER_PARAMETERS = [
     (dict(betta=1.0), "unknown parameter 'betta', did you mean 'beta'.*Known: dataset, model"),
     (dict(zzz=1), r"unknown parameter 'zzz'\. Known"),
@@ -46,7 +46,7 @@ OTHER_PARAMETERS = [
     (dict(dataset="glyph"), "no data set 'glyph', did you mean 'glyphs'"),
     (dict(model="froze"), "'froze', did you mean 'frozen'"),
     (dict(model=""), "model ''"),
-    (dict(max_skipped=3), "needs on_error='skip'"),
+    (dict(max_skipped=-3), "max_skipped is -3"),
     (dict(penalty="consistency"), "for rows in groups: set group_size to 2"),
     (
         dict(penalty="anchor"),

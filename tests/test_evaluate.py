@@ -195,7 +195,7 @@ def test_errors_name_the_set_the_sample_and_the_suite(build, small, monkeypatch)
         ValueError, match="zero-shot on left of suite 'small': sample 's2' of .*wds_left"
     ):
         evaluate(build("tiny"), "small", name="m")
-    found = evaluate(build("tiny"), "small", name="m", on_error="skip", max_skipped=1)
+    found = evaluate(build("tiny"), "small", name="m", max_skipped=1)
     assert len(found.predictions[LEFT].items["labels"]) == 2
     write_captions(small / "wds_same", [["a cat"], ["a cat"]])
     with pytest.raises(

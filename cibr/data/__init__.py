@@ -57,18 +57,15 @@ _GLYPH_SPLITS = ("train", "validation", "test", "validation_characters", "test_c
 DATASETS: dict[str, Dataset] = {"glyphs": Dataset(_load_glyphs, _GLYPH_SPLITS)}
 
 
-def load_pairs(
-    name: str | Path, split: str = "train", *, on_error: str = "raise", max_skipped: int = 0
-) -> Pairs:
+def load_pairs(name: str | Path, split: str = "train", *, max_skipped: int = 0) -> Pairs:
     """Loads one split of a data set.
 
     Args:
         name: a name of `DATASETS` or with a card; a folder of images with metadata, of shards or of Parquet files;
             or a hub id, ``owner/name``.
         split: ``train``, ``validation`` (or ``val``, ``dev``) or ``test``.
-        on_error: ``raise`` at the first unusable sample, or ``skip`` and count unusable samples, for which every
-            image is decoded once at load time.
-        max_skipped: the number of samples that ``skip`` may leave out.
+        max_skipped: the number of unusable samples that may be left out, for which every image is decoded once;
+            with 0 the first unusable sample raises.
 
     Returns:
         The pairs of the split.
@@ -79,7 +76,7 @@ def load_pairs(
         ConnectionError: if the data set cannot be fetched from the hub.
     """
     source, split = resolve(name), readers.split_of(split)
-    skips = Skips(source.name, on_error, max_skipped)
+    skips = Skips(source.name, max_skipped)
     known = _known_splits(source)
     if known and split not in known:
         raise ValueError(f"{name} has no split {split!r}: it has {', '.join(known)}")

@@ -190,35 +190,34 @@ def _chosen(load: Callable[[int], Image.Image], indices: list[int], i: int) -> I
 
 @dataclass
 class Skips:
-    """Policy for unusable samples while a set is read: raise at once, or count them up to a limit.
+    """Counts the unusable samples of a set that are left out while it is read, up to a limit.
 
     Args:
         name: the data set's name, for messages.
-        on_error: ``raise``, or ``skip`` to count.
-        max_skipped: the number of samples that may be skipped.
+        max_skipped: the number of samples that may be left out; with 0 the first one raises.
 
     Raises:
-        ValueError: if `on_error` is neither, or `max_skipped` is negative or set with ``raise``.
+        ValueError: if `max_skipped` is negative.
     """
 
     name: str
-    on_error: str
-    max_skipped: int
+    max_skipped: int = 0
     reasons: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        check_known("on_error", self.on_error, ("raise", "skip"))
-        if self.max_skipped < 0 or (self.max_skipped and self.on_error == "raise"):
-            rule = "it is a number of samples, 0 or more, and needs on_error='skip', which counts"
-            raise ValueError(f"max_skipped is {self.max_skipped}: {rule}")
+        if self.max_skipped < 0:
+            raise ValueError(
+                f"max_skipped is {self.max_skipped}: give a number of samples, 0 or more"
+            )
 
     def add(self, error: ValueError | FileNotFoundError) -> None:
-        """Raises the error, or counts it.
+        """Counts an unusable sample.
 
         Raises:
-            ValueError: if more than `max_skipped` samples are unusable, with the first few reasons.
+            ValueError, FileNotFoundError: the error itself if none may be left out; with more than
+                `max_skipped`, one with the first few reasons.
         """
-        if self.on_error == "raise":
+        if not self.max_skipped:
             raise error
         self.reasons.append(str(error))
         if len(self.reasons) > self.max_skipped:
@@ -238,7 +237,7 @@ def without_undecodable(pairs: Pairs, skips: Skips) -> Pairs:
     Raises:
         ValueError: if too many samples are unusable, or none is left.
     """
-    if skips.on_error == "skip":
+    if skips.max_skipped:
         good = []
         for i in tqdm(
             range(len(pairs)), desc=f"{pairs.name} {pairs.split}: checking images", delay=1
@@ -305,7 +304,7 @@ def open_rgb(file: str | Path | bytes, where: str = "") -> Image.Image:
             return to_rgb(image)
     # Pillow raises nearly anything on broken files: OSError, SyntaxError, struct.error, EOFError.
     except Exception as error:
-        fix = "replace the file, or leave such samples out with on_error='skip' and a limit max_skipped"
+        fix = "replace the file, or leave such samples out with max_skipped=10"
         raise ValueError(f"{where or file} does not decode as an image ({error}): {fix}") from error
 
 

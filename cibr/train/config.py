@@ -85,7 +85,6 @@ class RunConfig:
         checkpoint_every: steps between checkpoints within an epoch; 0 for one at the end of each
             epoch.
         validate_every: epochs between validations; the last epoch is always validated.
-        on_error: `raise` at an unusable sample, or `skip` it.
         max_skipped: maximum number of skipped samples.
         truncate_texts: truncate texts longer than the model's context instead of raising.
     """
@@ -126,7 +125,6 @@ class RunConfig:
     critic_steps: int = 1
     checkpoint_every: int = 0
     validate_every: int = 1
-    on_error: str = "raise"
     max_skipped: int = 0
     truncate_texts: bool = False
 
@@ -257,9 +255,7 @@ def _check(config: RunConfig, kind: str) -> None:
         value = getattr(config, name)
         if not (math.isfinite(value) and low <= value <= high):
             raise ValueError(f"{name} is {value}: {rule}")
-    Skips(
-        config.dataset, config.on_error, config.max_skipped
-    )  # its checks, before anything is loaded
+    Skips(config.dataset, config.max_skipped)  # its checks, before anything is loaded
     if (config.penalty == "consistency" or config.group_share != 1) and config.group_size < 2:
         raise ValueError(
             "'consistency' and group_share are for rows in groups: set group_size to 2 or more"
@@ -289,9 +285,7 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
         ConnectionError: the data set cannot be fetched from the hub.
     """
     there = available_splits(config.dataset)
-    load = partial(
-        load_pairs, config.dataset, on_error=config.on_error, max_skipped=config.max_skipped
-    )
+    load = partial(load_pairs, config.dataset, max_skipped=config.max_skipped)
     train = load("train")
     train, validation = (train, load("validation")) if "validation" in there else _hold_out(train)
     test = load("test") if "test" in there else validation

@@ -66,13 +66,13 @@ def test_a_subset_of_a_subset_keeps_images_texts_labels_and_factors_together(pai
 
 def test_images_that_do_not_decode_are_skipped_and_counted_with_the_others():
     five = with_captions("a", "b", "c", "d", "e")
-    skips = Skips("set", "skip", 2)
+    skips = Skips("set", 2)
     skips.add(ValueError("no text"))
     kept = without_undecodable(five, skips)
     assert (kept.captions, kept.n_skipped) == ([["a"], ["b"], ["c"], ["e"]], 2)
     with pytest.raises(ValueError, match=r"(?s)more than max_skipped=2 .* no text.*image 3"):
         without_undecodable(five, skips)
-    assert len(without_undecodable(five, Skips("set", "raise", 0))) == 5
+    assert len(without_undecodable(five, Skips("set"))) == 5
 
 
 def slow_labels(pairs):

@@ -121,7 +121,7 @@ def test_unusable_images_are_skipped_and_counted(tmp_path, row):
     )
     (train / "broken.png").write_bytes(png()[:50])
     (train / "link.png").symlink_to("nowhere.png")
-    pairs = load_pairs(tmp_path, on_error="skip", max_skipped=1)
+    pairs = load_pairs(tmp_path, max_skipped=1)
     assert (pairs.keys, pairs.captions, greys(pairs), pairs.n_skipped) == (
         ["a.png"],
         [["x"]],
@@ -174,7 +174,7 @@ def test_rows_of_one_file_are_one_image_and_undecodable_ones_are_skipped(
     )
     monkeypatch.setattr(datasets, "load_dataset", {"owner/photos": hub}.get)
     monkeypatch.setattr(datasets, "get_dataset_split_names", {"owner/photos": ["train", "val"]}.get)
-    pairs = load_pairs("owner/photos", on_error="skip", max_skipped=1)
+    pairs = load_pairs("owner/photos", max_skipped=1)
     assert (pairs.name, pairs.captions, greys(pairs), pairs.n_skipped) == (
         "photos",
         [["one", "two"]],
@@ -215,7 +215,7 @@ def test_class_sets_give_labels_names_and_prompts(tmp_path):
 @pytest.mark.parametrize("bad", [[("c.png", b"no"), ("c.cls", "0")], [("c.png", png()), ("c.cls", "7")],
                                  [("c.png", png())], [("c.cls", "0")]])  # fmt: skip
 def test_labels_stay_with_their_images_when_an_unusable_one_is_skipped(tmp_path, bad):
-    pairs = load_pairs(write_classes(tmp_path / "set", *bad), "val", on_error="skip", max_skipped=1)
+    pairs = load_pairs(write_classes(tmp_path / "set", *bad), "val", max_skipped=1)
     assert (pairs.keys, pairs.labels.tolist(), pairs.n_skipped) == (["a", "b"], [1, 0], 1)
     assert greys(pairs) == [10, 20]
 

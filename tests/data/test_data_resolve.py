@@ -62,7 +62,7 @@ def test_a_folder_is_of_shards_or_of_parquet_files_or_of_images():
 def test_pairs_are_loaded_from_where_the_name_leads(tmp_path):
     write_shards(tmp_path / "data" / "wds_mine", [*SHARD, ("t.txt", "no image")])
     write_photos(Path("photos"))
-    shards = load_pairs("mine", on_error="skip", max_skipped=1)
+    shards = load_pairs("mine", max_skipped=1)
     assert (shards.name, shards.captions, shards.split, shards.n_skipped) == (
         "mine",
         [["a shard"]],
