@@ -1,4 +1,4 @@
-"""The command `cibr` (or `python -m cibr`): train a model, evaluate it on benchmarks, search a
+"""The command `cibr` (or `python -m cibr.cli`): train a model, evaluate it on benchmarks, search a
 folder of images.
 
 Errors are reported in one line on stderr, with exit code 2 for arguments that do not parse and 1
@@ -7,13 +7,11 @@ otherwise; `--debug` shows the traceback.
 
 import argparse
 import importlib
-import inspect
 import json
 import re
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -21,7 +19,7 @@ AT_ONCE = 16  # images in memory at full size
 EXAMPLES = """examples:
   cibr train --dataset glyphs --penalty vmf --beta 0.05 --output-dir runs/mine
   cibr train config.json --seed 1
-  accelerate launch -m cibr train config.json
+  accelerate launch -m cibr.cli train config.json
   cibr evaluate runs/mine --compare-with clip-tiny
   cibr evaluate runs/mine --data path/to/folder
   cibr search runs/mine path/to/photos "a dog on the beach" --top 5
@@ -121,23 +119,19 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     """An option for every field of `RunConfig`."""
     from cibr.train import RunConfig
 
-    group, said = parser.add_argument_group("settings"), _described(RunConfig)
-    for field in fields(RunConfig):
-        option = f"--{field.name}".replace("_", "-")
-        words = f"{said[field.name].rstrip('.')} (default {field.default!r})".replace("%", "%%")
-        kind = type(field.default)
-        how = dict(type=kind, metavar=kind.__name__)
-        if kind is bool:
-            how = dict(action=argparse.BooleanOptionalAction)
-        group.add_argument(option, dest=field.name, default=argparse.SUPPRESS, help=words, **how)
-
-
-def _described(cls: type) -> dict[str, str]:
-    """The descriptions of the arguments in a class's docstring, by name."""
-    entries = re.findall(
-        r"^    (\w[\w, ]*): (.*(?:\n {6,}.*)*)", inspect.getdoc(cls).partition("Args:")[2], re.M
-    )
-    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
+    group = parser.add_argument_group("settings")
+    for name, field in RunConfig.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        how: dict = {"type": type(default), "metavar": type(default).__name__}
+        if isinstance(default, bool):
+            how = {"action": argparse.BooleanOptionalAction}
+        elif isinstance(default, dict):
+            how = {"type": json.loads, "metavar": "JSON"}
+        elif isinstance(default, tuple):
+            how = {"type": float, "nargs": len(default), "metavar": "float"}
+        help_text = f"{field.description} (default {default!r})".replace("%", "%%")
+        option = f"--{name}".replace("_", "-")
+        group.add_argument(option, default=argparse.SUPPRESS, help=help_text, **how)
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -269,3 +263,7 @@ def _search(arguments: argparse.Namespace) -> None:
         cosines.argsort(descending=True, stable=True)[: arguments.top].tolist(), 1
     ):
         print(f"{rank:4}  {cosines[i]:6.3f}  {kept[i]}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

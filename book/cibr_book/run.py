@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from cibr.data import Pairs, load_pairs
@@ -18,9 +20,11 @@ from cibr.metrics.retrieval import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.features import embed_pairs, prepare
 from cibr.train import RunConfig, build_model, configure, fit, load_splits
+from cibr.utils import check_known
 from cibr_book.corruptions import Corruption, corrupt, half_in_style, in_both_styles
 from cibr_book.geometry import alignment, linear_cka, modality_gap, mutual_knn, uniformity
 from cibr_book.probes import principal_components, probe_nats
+from cibr_book.training import WeightAverage, grouped_rows
 from cibr_book.unpaired import with_unpaired
 
 KEPT = r"accuracy@1$|_recall@(?:1|5|10)$"
@@ -29,6 +33,10 @@ N_DESCRIBED = (
 )
 N_PROBED = 3000
 TEMPERATURE, KAPPA = 0.07, 1024.0  # for reported information, the same for all runs
+PENALTY_OPTIONS = ("kappa_b", "text_weight", "critic_steps", "critic_rate")
+STUDY_SETTINGS = ("corruption", "suites", "unpaired", "untouched", "group_size", "group_share")
+STUDY_SETTINGS += ("ema_decay", "interpolation", "mixed_precision", "cca_ridge_image")
+STUDY_SETTINGS += ("cca_ridge_text", "ramp")  # the penalty decides on its ramp
 PEOPLE = {
     "man",
     "woman",
@@ -60,12 +68,7 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         only the scores of the suites.
     """
     suites, unpaired = settings.get("suites", []), settings.get("unpaired")
-    own = {
-        name: v
-        for name, v in settings.items()
-        if name not in ("corruption", "suites", "unpaired", "untouched")
-    }
-    config = configure(output_dir=str(folder), **own)
+    config = configure(output_dir=str(folder), **library_settings(settings))
     corruption = Corruption(**settings.get("corruption", {}))
     if settings.get("untouched"):
         model, metrics = DualEncoder.from_pretrained(config.model), {}
@@ -73,16 +76,47 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     else:
         train, validation, test = load_splits(config)
         train = corrupt(train, corruption, config.seed)
-        model, statistic = build_model(config, train), None
+        model, cca = build_model(config, train), None
         if unpaired:
-            train, statistic = with_unpaired(model, config, corruption, **unpaired)
-        metrics = _from_history(fit(model, train, validation, config, statistic=statistic))
+            train, cca = with_unpaired(model, config, corruption, **unpaired)
+        additions = training_additions(settings, train)
+        metrics = _from_history(fit(model, train, validation, config, cca=cca, **additions))
         metrics |= measure(model, train, validation, test, config, corruption) if suites else {}
     for suite in suites:
         rows = evaluate(model, suite, name=Path(folder).name, output_dir=str(folder)).rows
         kept = rows[rows["metric"].str.contains(KEPT)]
         metrics |= {f"{suite}/{row.dataset}/{row.metric}": row.value for row in kept.itertuples()}
     return metrics
+
+
+def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of `cibr.configure` among those of a run of the study."""
+    own = {name: value for name, value in settings.items() if name in RunConfig.model_fields}
+    options = {name: settings[name] for name in PENALTY_OPTIONS if name in settings}
+    if options:
+        own["penalty_options"] = options
+    if "cca_ridge_image" in settings or "cca_ridge_text" in settings:
+        image, text = RunConfig.model_fields["cca_ridges"].default
+        ridges = settings.get("cca_ridge_image", image), settings.get("cca_ridge_text", text)
+        own["cca_ridges"] = ridges
+    unknown = settings.keys() - own.keys() - {*PENALTY_OPTIONS, *STUDY_SETTINGS}
+    for name in unknown:
+        check_known("setting", name, [*RunConfig.model_fields, *PENALTY_OPTIONS, *STUDY_SETTINGS])
+    return own
+
+
+def training_additions(settings: dict[str, Any], train: Pairs) -> dict[str, Any]:
+    """The arguments of `cibr.fit` beside the configuration: grouped rows, averaged weights."""
+    additions: dict[str, Any] = {}
+    if settings.get("group_size", 1) > 1:
+        size, share = settings["group_size"], settings.get("group_share", 1.0)
+        additions["order"] = partial(grouped_rows, train, size, share, settings.get("seed", 0))
+    decay, interpolation = settings.get("ema_decay", 0.0), settings.get("interpolation", 0.0)
+    if decay or interpolation:
+        additions["average"] = partial(WeightAverage, decay=decay, interpolation=interpolation)
+    if "mixed_precision" in settings:
+        additions["accelerator"] = Accelerator(mixed_precision=settings["mixed_precision"])
+    return additions
 
 
 def _from_history(history: pd.DataFrame) -> dict[str, float]:
@@ -101,7 +135,7 @@ def _from_history(history: pd.DataFrame) -> dict[str, float]:
         "residual_text_nats",
         "temperature",
     )
-    metrics |= {f"last_{name}": last[name] for name in kept}
+    metrics |= {f"last_{name}": last[name] for name in kept if name in last}
     return metrics | {"steps": last["step"], "training_seconds": last["seconds"]}
 
 

@@ -80,7 +80,7 @@ def em_cca(paired: Inputs, alone: Inputs, config: RunConfig, dim: int) -> Regula
         torch.cat([paired.images, alone.images]).mean(0),
         torch.cat([texts, alone.texts[0]]).mean(0),
     )
-    ridges = config.cca_ridge_image, config.cca_ridge_text
+    ridges = config.cca_ridges
     _, moments = centred_moments(paired.images[of_text], texts)
     moments = em_moments(
         moments, len(texts), alone.images - means[0], alone.texts[0] - means[1], ridges
@@ -121,7 +121,11 @@ def with_unpaired(
     whole = load_pairs(config.dataset, "train")
     kept, left = split_subset(whole, corruption, config.seed)
     paired, alone = prepare(model, kept), prepare(model, left)
-    cca = em_cca(paired, alone, config, model.dim) if em else fit_cca(model, paired, config)
+    cca = (
+        em_cca(paired, alone, config, model.dim)
+        if em
+        else fit_cca(paired, model.dim, config.cca_ridges)
+    )
     if not self_training:
         return kept, cca
     row = {key: i for i, key in enumerate(whole.keys)}

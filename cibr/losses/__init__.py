@@ -1,12 +1,20 @@
-"""Losses: the exact, memory-bounded `clip_loss`, `CIBRLoss` built on it, and the baselines.
+"""Losses: the exact, memory-bounded `clip_loss`, `CIBRLoss` built on it, and its penalties.
 
 A loss takes tensors, never a model, and returns scalars in nats.
 """
 
-from cibr.losses.baselines import siglip_loss
 from cibr.losses.cca import RegularisedCCA
-from cibr.losses.cibr import CIBRLoss, beta_at
+from cibr.losses.cibr import CONTRASTIVE, CIBRLoss, beta_at
 from cibr.losses.clip import clip_loss
-from cibr.losses.penalties import PENALTIES
+from cibr.losses.penalties import PENALTIES, LossInputs, Term
 
-__all__ = ["PENALTIES", "CIBRLoss", "RegularisedCCA", "beta_at", "clip_loss", "siglip_loss"]
+__all__ = [
+    "CONTRASTIVE",
+    "PENALTIES",
+    "CIBRLoss",
+    "LossInputs",
+    "RegularisedCCA",
+    "Term",
+    "beta_at",
+    "clip_loss",
+]

@@ -2,8 +2,8 @@
 
 Given x_v, z_v is independent of x_t, so I(Z_v;X_v|X_t) = I(Z_v;X_v) - I(Z_v;X_t). Here X is the
 tower's pooled features, before the projection head, and each term is a Donsker-Varadhan estimate
-with its own critic. A difference of lower bounds is not a bound. The critics have their own
-optimiser, which minimises `ResidualCritics.loss`; the encoders see them frozen.
+with its own critic. A difference of lower bounds is not a bound. `cibr.losses.penalties.Mine`
+trains the critics on `ResidualCritics.loss`; the encoders see them frozen.
 
 Source: Belghazi et al. (2018, arXiv 1801.04062) for MINE, Ji et al. (2025, arXiv 2503.24182) for
 its use.
@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.losses.clip import Features, Scalar, check_finite, described
+from cibr.losses.clip import Features, Scalar, check_finite
 
-DIM_HIDDEN = 128
-DECAY = 0.9  # of the moving average: the weight of the past
+_DIM_HIDDEN = 128
+_DECAY = 0.9  # of the moving average: the weight of the past
 
 
 def mismatches(scores: Float[Tensor, "n n"]) -> Float[Tensor, " m"]:
@@ -34,8 +34,7 @@ def log_mean_exp(values: Float[Tensor, " m"]) -> Scalar:
 
 
 def mine_nats(scores: Float[Tensor, "n n"], log_average: Scalar) -> Scalar:
-    """Donsker-Varadhan estimate E_P[T] - log E_Q[e^T], its gradient corrected by a moving average
-    of E_Q[e^T].
+    """Donsker-Varadhan estimate E_P[T] - log E_Q[e^T], its gradient by a moving average.
 
     The gradient of log E_Q[e^T] divides by a batch mean and is biased; MINE divides by an average
     over steps. The mean over Q is taken over all mismatched pairs of the batch, not over one
@@ -51,7 +50,8 @@ def mine_nats(scores: Float[Tensor, "n n"], log_average: Scalar) -> Scalar:
         Nats, a scalar; a lower bound as n grows, an estimate that may exceed the information at
         small n.
     """
-    joint, marginal = scores.diagonal().mean(), log_mean_exp(mismatches(scores))
+    joint = scores.diagonal().mean()
+    marginal = log_mean_exp(mismatches(scores))
     corrected = joint - torch.exp(marginal - log_average.detach())
     return corrected + (joint - marginal - corrected).detach()
 
@@ -71,7 +71,8 @@ class SeparableCritic(nn.Module):
 
     def __init__(self, dim_x: int, dim_y: int, dim_hidden: int = 64, dim_out: int = 32):
         super().__init__()
-        self.f, self.g = mlp(dim_x, dim_hidden, dim_out), mlp(dim_y, dim_hidden, dim_out)
+        self.f = mlp(dim_x, dim_hidden, dim_out)
+        self.g = mlp(dim_y, dim_hidden, dim_out)
 
     def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Tensor, "n n"]:
         """Scores [n, n]; entry (i, j) is T(x_i, y_j)."""
@@ -98,23 +99,24 @@ class MovingAverage(nn.Module):
 
     def update(self, scores: Float[Tensor, "n n"]) -> Scalar:
         """Updates the average with the mismatched scores of a batch and returns its log."""
-        now = log_mean_exp(mismatches(scores.detach())).to(self.log_average)
-        kept = torch.logaddexp(self.log_average + math.log(DECAY), now + math.log(1 - DECAY))
+        now = self._log_mean(scores)
+        kept = torch.logaddexp(self.log_average + math.log(_DECAY), now + math.log(1 - _DECAY))
         self.log_average.copy_(torch.where(self.log_average.isnan(), now, kept))
         return self.log_average.clone()
 
     def read(self, scores: Float[Tensor, "n n"]) -> Scalar:
         """The log of the current average; before the first update, that of this batch."""
-        now = log_mean_exp(mismatches(scores.detach())).to(self.log_average)
-        return torch.where(self.log_average.isnan(), now, self.log_average)
+        return torch.where(self.log_average.isnan(), self._log_mean(scores), self.log_average)
+
+    def _log_mean(self, scores: Tensor) -> Tensor:
+        return log_mean_exp(mismatches(scores.detach())).to(self.log_average)
 
 
 class ResidualCritics(nn.Module):
     """Four MINE critics: each modality's embeddings with each tower's pooled features.
 
     They are separable: all n^2 pairs of the batch are scored, and the mismatched ones are the
-    samples of the
-    product of the marginals.
+    samples of the product of the marginals.
 
     Args:
         dim: width of the embeddings.
@@ -127,14 +129,12 @@ class ResidualCritics(nn.Module):
         self.dim = dim
         widths = {"image": dim_image_pooled, "text": dim_text_pooled}
         critics = {
-            f"{z}_{x}": SeparableCritic(dim, widths[x], DIM_HIDDEN) for z in widths for x in widths
+            f"{z}_{x}": SeparableCritic(dim, widths[x], _DIM_HIDDEN) for z in widths for x in widths
         }
         self.critics = nn.ModuleDict(critics)
         self.averages = nn.ModuleDict({name: MovingAverage() for name in self.critics})
 
-    def forward(
-        self, z: dict[str, Features], pooled: dict[str, Tensor | None]
-    ) -> dict[str, Scalar]:
+    def forward(self, z: dict[str, Features], pooled: dict[str, Tensor]) -> dict[str, Scalar]:
         """Estimates of the residual information of each modality, in nats; they may be negative.
 
         Args:
@@ -142,79 +142,32 @@ class ResidualCritics(nn.Module):
             pooled: pooled features of `image` and `text`, [n, p] and [n, q].
         """
         nats = self._nats(z, pooled, update=False)
-        return {
-            a: nats[f"{a}_{a}"] - nats[f"{a}_{b}"]
-            for a, b in (("image", "text"), ("text", "image"))
-        }
+        residual = {"image": nats["image_image"] - nats["image_text"]}
+        return residual | {"text": nats["text_text"] - nats["text_image"]}
 
-    def loss(self, z: dict[str, Features], pooled: dict[str, Tensor | None]) -> Scalar:
-        """Minus the sum of the four estimates, in nats, with fixed embeddings; updates the moving
-        averages.
+    def loss(self, z: dict[str, Features], pooled: dict[str, Tensor]) -> Scalar:
+        """Minus the sum of the four estimates, in nats, with fixed embeddings; updates the averages.
 
         Args:
             z: embeddings of `image` and `text`, [n, d] each.
             pooled: pooled features of `image` and `text`, [n, p] and [n, q].
         """
-        return -sum(
-            self._nats(
-                {side: value.detach() for side, value in z.items()}, pooled, update=True
-            ).values()
-        )
+        fixed = {side: value.detach() for side, value in z.items()}
+        return -sum(self._nats(fixed, pooled, update=True).values())
 
     def _nats(
-        self, z: dict[str, Tensor], pooled: dict[str, Tensor | None], update: bool
+        self, z: dict[str, Tensor], pooled: dict[str, Tensor], update: bool
     ) -> dict[str, Tensor]:
-        """The four estimates, on inputs of about unit variance, without a gradient to the pooled
-        features.
-        """
+        """The four estimates, on inputs of unit variance, without a gradient to pooled features."""
         dtype = next(iter(self.critics.values())).f[0].weight.dtype
         nats = {}
         for a, embedding in z.items():
             for b, value in pooled.items():
-                name, x = f"{a}_{b}", F.layer_norm(value.detach().to(dtype), value.shape[1:])
-                scores, average = (
-                    self.critics[name](embedding.to(dtype) * self.dim**0.5, x),
-                    self.averages[name],
-                )
+                name = f"{a}_{b}"
+                x = F.layer_norm(value.detach().to(dtype), value.shape[1:])
+                scores = self.critics[name](embedding.to(dtype) * self.dim**0.5, x)
                 check_finite(**{f"the scores of the critic {name}": scores})
-                nats[name] = mine_nats(
-                    scores, average.update(scores) if update else average.read(scores)
-                )
+                average = self.averages[name]
+                log_average = average.update(scores) if update else average.read(scores)
+                nats[name] = mine_nats(scores, log_average)
         return nats
-
-
-def check_rows(penalty: str, n: int, **features: Tensor | None) -> None:
-    """Checks the pooled or projected features that a penalty needs.
-
-    Args:
-        penalty: its name, for messages.
-        n: number of pairs.
-        features: tensors [n, p], by their name in messages.
-
-    Raises:
-        ValueError: features that are missing, of another length or not finite.
-    """
-    for name, value in features.items():
-        if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != n:
-            what = (
-                "the input of the head"
-                if "pooled" in name
-                else "the output of the head before normalisation"
-            )
-            rule = f"{name} must be [{n}, p] for the penalty {penalty!r}, got {described(value)}"
-            raise ValueError(f"{rule}: pass {what}, one row a pair")
-    check_finite(**features)
-
-
-def frozen_critics(critics: ResidualCritics, *inputs) -> dict[str, Scalar]:
-    """The critics' estimates, with a gradient to the embeddings but not to the critics.
-
-    Args:
-        critics: the four critics.
-        inputs: those of `ResidualCritics.forward`.
-
-    Returns:
-        Nats, a scalar for each of `image` and `text`.
-    """
-    fixed = {name: value.detach() for name, value in critics.named_parameters()}
-    return torch.func.functional_call(critics, fixed, inputs)

@@ -1,278 +1,337 @@
-"""Penalties of `CIBRLoss`: one function each, from `PenaltyInputs` to `Penalty`, by name in
-`PENALTIES`.
+"""The penalties of `CIBRLoss`, each one object: its formula, what it needs, how it is built.
 
-The first three are von Mises-Fisher bounds on modality-specific information: for every backward
-encoder b, E[log e(z|x_v) - log b(z|x_t)] >= I(Z_v;X_v|X_t), here with e = vMF(mu_v, kappa_e) and b
-= vMF(centre, kappa_b). They differ in the centre of b, and so in their exposure to memorisation:
-where every text is unique it identifies its image, and the bound can fall to its floor by
-memorising the pairs.
+A penalty is a `Term`: a module whose `forward` takes the `LossInputs` of a batch and returns the
+scalar that beta weighs. Class attributes say what it needs; `CIBRLoss`, the configuration and the
+training loop ask for these and know no penalty by name. To add one, subclass `Term` and enter the
+class in `PENALTIES`.
 
-To add a penalty, write such a function and list it in `PENALTIES`.
+`vmf`, `crossfit` and `anchor` are von Mises-Fisher bounds: for every backward encoder b,
+E[log e(z|x_v) - log b(z|x_t)] >= I(Z_v;X_v|X_t), here with e = vMF(mu_v, kappa_e) and
+b = vMF(centre, kappa_b), so that the penalty is kappa_b A_d(kappa_e) (1 - mean cosine with the
+centre) above a constant that measures a mismatch of concentrations and is left out. They differ in
+the centre, and so in their exposure to memorisation: where every text is unique it identifies its
+image, and the bound can fall to its floor by memorising the pairs.
 
 Source: the bounds of Fischer (2020, arXiv 2002.05379); Ji et al. (2025, arXiv 2503.24182) for MINE.
 """
 
+import math
 from collections.abc import Callable
-from functools import lru_cache
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.losses import baselines
-from cibr.losses.clip import Features, Labels
-from cibr.losses.critics import frozen_critics
-from cibr.losses.vmf import (
-    fitted_log_likelihood,
-    vmf_floor_nats,
-    vmf_log_normalizer,
-    vmf_mean_cosine,
-)
+from cibr.losses.clip import Features, Labels, Scalar
+from cibr.losses.critics import ResidualCritics
+from cibr.losses.vmf import fitted_log_likelihood, vmf_log_normalizer, vmf_mean_cosine
 
-RIDGE = 1.0  # times the mean eigenvalue of the unit vectors' second moment, 1 / d
+_RIDGE = 1.0  # times the mean eigenvalue of the unit vectors' second moment, 1 / d
 
 
-class PenaltyInputs(NamedTuple):
-    """Inputs of a penalty: unit vectors [n, d], pooled features [n, p], labels [n], the settings of
-    the loss.
-    """
+class LossInputs(NamedTuple):
+    """What the terms of the loss may read of a batch of n pairs; optional inputs may be None."""
 
-    image: Tensor  # mean directions mu_v
+    image: Tensor  # mean directions mu_v, unit vectors [n, d]
     text: Tensor  # mean directions mu_t
-    z_image: Tensor  # embeddings in the contrastive loss: samples with `sample`, else the mean directions
+    z_image: Tensor  # what is contrasted: samples of the encoders with `sample`, else the means
     z_text: Tensor
-    image_pooled: Tensor | None
-    text_pooled: Tensor | None
-    labels: Tensor | None
     logit_scale: Tensor  # 1 / temperature
-    settings: nn.Module  # the `CIBRLoss` itself: kappa_e, kappa_b, text_weight, critics, statistic
-    image_projected: Tensor | None = None  # unnormalised embeddings, [n, d]
+    kappa_e: float  # concentration of the encoders e(z|x)
+    labels: Tensor | None = None  # equal for pairs that match, [n]
+    image_pooled: Tensor | None = None  # inputs of the projection heads, [n, p] and [n, q]
+    text_pooled: Tensor | None = None
+    image_projected: Tensor | None = None  # embeddings before normalisation, [n, d]
     text_projected: Tensor | None = None
-    generator: torch.Generator | None = None  # of the noise
+    teacher_logits: Tensor | None = None  # a teacher's cosines times its own logit_scale, [n, n]
+    generator: torch.Generator | None = None  # of noise
 
 
-class Penalty(NamedTuple):
-    """Output of a penalty: the scalar that beta weights, and three scalars to report."""
+class Term(nn.Module):
+    """A term of `CIBRLoss`: a penalty or a contrastive loss.
 
-    value: Tensor  # minimised
-    excess: Tensor  # the value minus its floor: not information, but comparable over training
-    residual_image_nats: Tensor  # estimates of, or bounds on, I(Z_v;X_v|X_t) and I(Z_t;X_t|X_v)
-    residual_text_nats: Tensor
-
-
-def _constants(kappa_e: float, kappa_b: float, dim: int) -> tuple[float, float, float]:
-    return _cached_constants(kappa_e, kappa_b, dim)  # torch.compile traces through an lru_cache
-
-
-# What torch.compiler.assume_constant_result does, without importing torch's compiler, which takes
-# 1.5 s.
-_constants._dynamo_marked_constant = True
-
-
-@lru_cache(maxsize=64)
-def _cached_constants(kappa_e: float, kappa_b: float, dim: int) -> tuple[float, float, float]:
-    """Constants of training: the encoder's mean cosine and negative entropy, and the floor of the
-    bound.
+    Attributes:
+        needs: optional inputs that it reads, of `pooled`, `projected`, `labels` and `teacher`.
+        built_from: arguments of its constructor that a training run provides: `dims`, the widths of
+            the embeddings and of both pooled features, and `statistic`, the CCA of the pairs.
+        ramps: whether its weight is raised from 0 in the course of a run, see `beta_at`.
+        is_trained: whether `update` trains something before each step.
     """
-    mean_cosine = vmf_mean_cosine(kappa_e, dim).item()
-    negative_entropy = vmf_log_normalizer(kappa_e, dim).item() + kappa_e * mean_cosine
-    return mean_cosine, negative_entropy, vmf_floor_nats(kappa_e, kappa_b, dim).item()
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    built_from: ClassVar[tuple[str, ...]] = ()
+    ramps: ClassVar[bool] = True
+    is_trained: ClassVar[bool] = False
+
+    def forward(self, inputs: LossInputs) -> Scalar:
+        """The scalar to be minimised, with gradients to the features of the inputs."""
+        raise NotImplementedError
+
+    def reports(self) -> dict[str, Scalar]:
+        """What a run reports of the last batch, by name, computed when it is asked for.
+
+        Names end in `_nats` for information. What is not a bound on I(Z_v;X_v|X_t) is not called
+        `residual_*`.
+        """
+        return {}
+
+    def update(self, inputs: LossInputs, synchronise: Callable[[nn.Parameter], None]) -> None:
+        """Trains what the term itself trains on a batch of fixed embeddings.
+
+        Args:
+            inputs: the batch, without gradients.
+            synchronise: averages a parameter's gradient over processes.
+        """
 
 
-def weighted_mean(image: Tensor, text: Tensor, text_weight: float) -> Tensor:
-    """The weighted mean of both modalities, with `text_weight` for the text."""
-    return (1 - text_weight) * image + text_weight * text
+class VMFBound(Term):
+    """A von Mises-Fisher bound: `cosines` gives the mean cosines with the centres of b.
 
+    Args:
+        kappa_b: concentration of the backward encoders.
+        text_weight: the texts' share, in [0, 1]; 1/2 in the definition of the objective, 0
+            penalises only the images.
 
-def _vmf_bound(inputs: PenaltyInputs, image_cosine: Tensor, text_cosine: Tensor) -> Penalty:
-    """The vMF bound, from the mean cosines of the embeddings with the centres of their backward
-    encoders.
-
-    It is kappa_b A_d(kappa_e) (1 - mean cosine) above its floor; residuals are reported at the
-    fitted kappa_b.
+    Raises:
+        ValueError: a number out of its range.
     """
-    settings, dim = inputs.settings, inputs.image.shape[1]
-    spread, negative_entropy, floor = _constants(settings.kappa_e, settings.kappa_b, dim)
-    mean = weighted_mean(image_cosine, text_cosine, settings.text_weight)
-    excess = settings.kappa_b * spread * (1 - mean)
-    agreement = torch.stack([image_cosine, text_cosine]).detach()
-    agreement = (
-        agreement.cpu() if agreement.device.type == "mps" else agreement
-    )  # MPS has no float64
-    agreement = spread * agreement.double().clamp(max=1.0)
-    residuals = negative_entropy - fitted_log_likelihood(agreement, dim)
-    return Penalty(floor + excess, excess, *residuals.to(mean))
+
+    bounded: ClassVar[str] = "residual"  # the information that is bounded, in the names of reports
+
+    def __init__(self, kappa_b: float = 10.0, text_weight: float = 0.5):
+        super().__init__()
+        if not 0 < kappa_b <= 1e6:
+            raise ValueError(f"kappa_b must be positive, at most 1e6, got {kappa_b}: try 1 to 100")
+        self.kappa_b = kappa_b
+        self.text_weight = checked_share(text_weight)
+        self._mean_cosines: dict[tuple[float, int], Tensor] = {}
+        self._last: tuple[Tensor, ...] | None = None
+
+    def extra_repr(self) -> str:
+        return f"kappa_b={self.kappa_b}, text_weight={self.text_weight}"
+
+    def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+        """Mean cosine of the images, and of the texts, with the centres of their b."""
+        raise NotImplementedError
+
+    def forward(self, inputs: LossInputs) -> Scalar:
+        image_cosine, text_cosine = self.cosines(inputs)
+        key = inputs.kappa_e, inputs.image.shape[1]
+        if key not in self._mean_cosines:
+            self._mean_cosines[key] = vmf_mean_cosine(*key)
+        self._last = (*key, torch.stack([image_cosine, text_cosine]).detach())
+        weight = (self.kappa_b * self._mean_cosines[key]).to(image_cosine)
+        return weight * (1 - weighted_mean(image_cosine, text_cosine, self.text_weight))
+
+    def reports(self) -> dict[str, Scalar]:
+        """Upper bounds in nats at the kappa_b fitted to the batch."""
+        kappa_e, dim, cosines = self._last
+        cosines = cosines.cpu() if cosines.device.type == "mps" else cosines  # MPS has no float64
+        spread = self._mean_cosines[kappa_e, dim].to(cosines.device)
+        negative_entropy = vmf_log_normalizer(kappa_e, dim).to(spread) + kappa_e * spread
+        likelihood = fitted_log_likelihood(spread * cosines.double().clamp(max=1), dim)
+        nats = negative_entropy - likelihood
+        names = (f"{self.bounded}_{side}_nats" for side in ("image", "text"))
+        return dict(zip(names, nats.to(self._last[2]), strict=True))
 
 
-def _mean_cosine(a: Tensor, b: Tensor) -> Tensor:
+class VMF(VMFBound):
+    """Backward encoders centred at the paired embedding of the other modality; the default."""
+
+    def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+        cosine = mean_product(inputs.image, inputs.text)
+        return cosine, cosine
+
+
+class Crossfit(VMFBound):
+    """Backward encoders centred at a prediction from the other half of the batch.
+
+    For texts that are unique, so that pairs could be memorised: the centre of a row is a ridge
+    regression from the other modality's embeddings, fitted on the other half; rows of one label are
+    in the same half. There is no gradient to the centres.
+    """
+
+    def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+        image_centre = crossfitted_means(inputs.text, inputs.image, inputs.labels)
+        text_centre = crossfitted_means(inputs.image, inputs.text, inputs.labels)
+        return mean_product(inputs.image, image_centre), mean_product(inputs.text, text_centre)
+
+
+class Anchor(VMFBound):
+    """Backward encoders centred at a fixed statistic U of the modality's own pooled features.
+
+    It bounds I(Z_v;X_v|U_v), which is at least I(Z_v;X_v|U_v,X_t): one term of I(Z_v;X_v|X_t) where
+    U_v is sufficient for X_t, and no bound on the whole, since Z_v may keep more of U_v than X_t
+    tells. In effect it shrinks the encoders, as functions, towards the closed form. For few pairs
+    and frozen towers.
+
+    Args:
+        statistic: maps pooled features of both modalities to unit vectors u_v, u_t, such as
+            `RegularisedCCA`.
+        options: of `VMFBound`.
+
+    Raises:
+        ValueError: no statistic, or a number out of its range.
+    """
+
+    needs = ("pooled",)
+    built_from = ("statistic",)
+    ramps = False
+    bounded = "beyond_statistic"
+
+    def __init__(self, statistic: nn.Module | None = None, **options: float):
+        super().__init__(**options)
+        if statistic is None:
+            fit = "RegularisedCCA.fit(image_pooled, text_pooled, dim=image_features.shape[1])"
+            raise ValueError(f"the penalty 'anchor' needs a statistic: pass statistic={fit}")
+        self.statistic = statistic
+
+    def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+        image_centre, text_centre = self.statistic(inputs.image_pooled, inputs.text_pooled)
+        image_cosine = mean_product(inputs.image, image_centre.to(inputs.image))
+        return image_cosine, mean_product(inputs.text, text_centre.to(inputs.text))
+
+
+class Mine(Term):
+    """The paper's estimator: a difference of two Donsker-Varadhan estimates, which is no bound.
+
+    The critics are trained alongside the encoders, in `update`, by an Adam of their own; both are in
+    the state dict.
+
+    Args:
+        dims: widths of the embeddings and of the image and the text tower's pooled features.
+        text_weight: the texts' share, in [0, 1].
+        critic_steps: steps of the critics before each step of the encoders.
+        critic_rate: learning rate of the critics.
+
+    Raises:
+        ValueError: no dims, or a number out of its range.
+    """
+
+    needs = ("pooled",)
+    built_from = ("dims",)
+    is_trained = True
+
+    def __init__(
+        self,
+        dims: tuple[int, int, int] | None = None,
+        text_weight: float = 0.5,
+        critic_steps: int = 1,
+        critic_rate: float = 1e-3,
+    ):
+        super().__init__()
+        if dims is None or len(dims) != 3:
+            widths = "(image_features.shape[1], image_pooled.shape[1], text_pooled.shape[1])"
+            raise ValueError(f"the penalty 'mine' needs the widths its critics read: dims={widths}")
+        if critic_steps < 1 or not 0 < critic_rate < math.inf:
+            given = f"critic_steps {critic_steps} and critic_rate {critic_rate}"
+            raise ValueError(
+                f"{given} must be 1 or more and positive: 1 and 0.001 are the defaults"
+            )
+        self.text_weight = checked_share(text_weight)
+        self.critic_steps = critic_steps
+        self.critics = ResidualCritics(*dims)
+        self.optimizer = torch.optim.Adam(self.critics.parameters(), lr=critic_rate)
+        self._last: dict[str, Tensor] = {}
+
+    def extra_repr(self) -> str:
+        return f"text_weight={self.text_weight}, critic_steps={self.critic_steps}"
+
+    def get_extra_state(self) -> dict:
+        return self.optimizer.state_dict()
+
+    def set_extra_state(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state)
+
+    def forward(self, inputs: LossInputs) -> Scalar:
+        fixed = {name: value.detach() for name, value in self.critics.named_parameters()}
+        nats = torch.func.functional_call(self.critics, fixed, _sides(inputs))
+        self._last = {f"residual_{side}_nats": value.detach() for side, value in nats.items()}
+        return weighted_mean(nats["image"], nats["text"], self.text_weight)
+
+    def reports(self) -> dict[str, Scalar]:
+        """Estimates of the residual information, in nats, which are not bounds."""
+        return self._last
+
+    def update(self, inputs: LossInputs, synchronise: Callable[[nn.Parameter], None]) -> None:
+        """Steps of the critics, with fixed embeddings.
+
+        Raises:
+            FloatingPointError: a gradient that is not finite.
+        """
+        for _ in range(self.critic_steps):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self.critics.loss(*_sides(inputs))
+            loss.backward()
+            parameters = list(self.critics.parameters())
+            for parameter in parameters:
+                synchronise(parameter)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+            if not norm.isfinite():
+                numbers = f"{loss.item():.6g}, its gradient's norm {norm.item()}"
+                raise FloatingPointError(f"the critics' loss is {numbers}")
+            self.optimizer.step()
+
+
+def _sides(inputs: LossInputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Embeddings and pooled features, by modality."""
+    embeddings = {"image": inputs.z_image, "text": inputs.z_text}
+    return embeddings, {"image": inputs.image_pooled, "text": inputs.text_pooled}
+
+
+PENALTIES: dict[str, type[Term]] = {
+    "vmf": VMF,
+    "crossfit": Crossfit,
+    "anchor": Anchor,
+    "mine": Mine,
+}
+
+
+def mean_product(a: Features, b: Features) -> Scalar:
+    """The mean cosine of paired unit vectors, [n, d] each."""
     return (a * b).sum(1).mean()
 
 
-def vmf(inputs: PenaltyInputs) -> Penalty:
-    """Backward encoders centred at the paired embedding of the other modality."""
-    cosine = _mean_cosine(inputs.image, inputs.text)
-    return _vmf_bound(inputs, cosine, cosine)
+def weighted_mean(image: Scalar, text: Scalar, text_weight: float) -> Scalar:
+    """The mean of both modalities with the weight `text_weight` for the text."""
+    return (1 - text_weight) * image + text_weight * text
 
 
-def crossfit(inputs: PenaltyInputs) -> Penalty:
-    """Backward encoders centred at cross-fitted ridge predictions from the other modality's
-    embeddings.
-    """
-    image, text = inputs.image, inputs.text
-    image_cosine = _mean_cosine(image, crossfitted_means(text, image, inputs.labels))
-    text_cosine = _mean_cosine(text, crossfitted_means(image, text, inputs.labels))
-    return _vmf_bound(inputs, image_cosine, text_cosine)
-
-
-def anchor(inputs: PenaltyInputs) -> Penalty:
-    """Backward encoders centred at a fixed statistic of the modality's own features, see
-    `cibr.losses.cca`.
-
-    With a statistic U_v that is sufficient for X_t it bounds I(Z_v;X_v|U_v), one term of
-    I(Z_v;X_v|X_t) = I(Z_v;U_v|X_t) + I(Z_v;X_v|U_v). In effect it shrinks the encoders, as
-    functions, towards the closed form.
-    """
-    centres = inputs.settings.statistic(inputs.image_pooled, inputs.text_pooled)
-    pairs = zip((inputs.image, inputs.text), centres, strict=True)
-    return _vmf_bound(
-        inputs, *(_mean_cosine(features, centre.to(features)) for features, centre in pairs)
-    )
-
-
-def consistency(inputs: PenaltyInputs) -> Penalty:
-    """Same-item consistency: backward encoders centred at the mean embedding of the other rows of a
-    label.
-
-    It is not the CIBR objective: for another rendering X_v' of the same item it bounds
-    I(Z_v;X_v|X_v'), not
-    I(Z_v;X_v|X_t). A counterfactual-invariance penalty related to CoRe (Heinze-Deml and
-    Meinshausen, arXiv 1710.11469), which does not penalise what all renderings share. Rows with a
-    unique label are excluded.
-    """
-    if inputs.labels is None:
-        raise ValueError(
-            "the penalty 'consistency' compares rows of equal labels: pass labels, one for each item"
-        )
-    cosines = []
-    for features in (inputs.image, inputs.text):
-        means, counted = other_means(features, inputs.labels)
-        distances = (1 - (features * means).sum(1)) * counted
-        cosines.append(1 - distances.sum() / counted.sum().clamp(min=1))
-    return _vmf_bound(inputs, *cosines)
-
-
-def mine(inputs: PenaltyInputs) -> Penalty:
-    """The paper's estimator: a difference of two Donsker-Varadhan estimates with trained critics,
-    not a bound.
-    """
-    z = {"image": inputs.z_image, "text": inputs.z_text}
-    pooled = {"image": inputs.image_pooled, "text": inputs.text_pooled}
-    nats = frozen_critics(inputs.settings.critics, z, pooled)
-    value = weighted_mean(nats["image"], nats["text"], inputs.settings.text_weight)
-    return Penalty(value, value, nats["image"], nats["text"])
-
-
-def _control(inputs: PenaltyInputs, value: Tensor) -> Penalty:
-    return vmf(inputs)._replace(
-        value=value, excess=value
-    )  # residuals are reported as those of `vmf`
-
-
-def cosine(inputs: PenaltyInputs) -> Penalty:
-    """A control: 1 - mean cosine of the pairs."""
-    return _control(inputs, 1 - _mean_cosine(inputs.image, inputs.text))
-
-
-def alignment_uniformity(inputs: PenaltyInputs) -> Penalty:
-    """A control: alignment plus uniformity, see `cibr.losses.baselines`."""
-    return _control(inputs, baselines.alignment_uniformity(inputs.image, inputs.text))
-
-
-def cyclip(inputs: PenaltyInputs) -> Penalty:
-    """A control: cyclic consistency, see `cibr.losses.baselines`."""
-    return _control(inputs, baselines.cyclip(inputs.image, inputs.text))
-
-
-def soft_targets(inputs: PenaltyInputs) -> Penalty:
-    """A control: cross-entropy to soft targets from the pooled features, see
-    `cibr.losses.baselines`.
-    """
-    pooled = inputs.image_pooled, inputs.text_pooled
-    return _control(
-        inputs, baselines.soft_targets(inputs.z_image, inputs.z_text, inputs.logit_scale, *pooled)
-    )
-
-
-def rafa(inputs: PenaltyInputs) -> Penalty:
-    """A control: random feature alignment, see `cibr.losses.baselines`."""
-    projected = inputs.image_projected, inputs.text_projected
-    return _control(inputs, baselines.random_feature_alignment(*projected, inputs.generator))
-
-
-_CONTROLS = (cosine, alignment_uniformity, cyclip, soft_targets, rafa)
-PENALTIES: dict[str, Callable[[PenaltyInputs], Penalty]] = {
-    penalty.__name__: penalty for penalty in (vmf, crossfit, anchor, consistency, mine, *_CONTROLS)
-}
-NEEDS_POOLED = ("anchor", "mine", "soft_targets")
-NEEDS_PROJECTED = ("rafa",)
+def checked_share(text_weight: float) -> float:
+    """Raises ValueError for a share of the texts outside [0, 1]."""
+    if not 0 <= text_weight <= 1:
+        rule = "text_weight is the texts' share of the penalty, in [0, 1]"
+        raise ValueError(f"{rule}; got {text_weight}")
+    return text_weight
 
 
 def label_index(labels: Labels) -> Labels:
-    """Each row's index into the sorted distinct labels, [n]: the inverse of torch.unique, with
-    static shapes.
-    """
+    """Each row's index into the sorted distinct labels, [n]: torch.unique's inverse, traceable."""
     ordered, order = labels.sort()
     place = F.pad(ordered[1:] != ordered[:-1], (1, 0)).cumsum(0)
     return torch.empty_like(place).scatter(0, order, place)
 
 
-def other_means(features: Features, labels: Labels) -> tuple[Features, Bool[Tensor, " n"]]:
-    """Leave-one-out mean direction of the other rows with each row's label.
-
-    Source: for x_v' drawn beside x_v, b(z) = E vMF(z; mu(x_v'), kappa_b) is a backward encoder, and
-    by Jensen -log b is at most the mean of the others' own terms; the leave-one-out mean estimates
-    the centre.
-
-    Args:
-        features: unit vectors, [n, d].
-        labels: equal for renderings of one item, [n].
-
-    Returns:
-        Unit vectors [n, d], and a mask [n] of the rows whose label is shared; the rest keep their
-        own vector.
-    """
-    index = label_index(labels)
-    counts = torch.zeros_like(index).index_add(0, index, torch.ones_like(index))
-    sums = torch.zeros_like(features).index_add(0, index, features)
-    counted = counts[index] > 1
-    others = torch.where(counted[:, None], sums[index] - features, features)
-    return F.normalize(others, dim=1), counted
-
-
 @torch.no_grad()
 def crossfitted_means(source: Features, target: Features, labels: Labels | None) -> Features:
-    """Direction predicted for each row's target by ridge regression on the other half of the batch.
-
-    Rows with equal labels are in the same half, so no row is predicted from its own label. There is
-    no gradient.
+    """Directions of rows predicted by ridge regression on the other half of the batch.
 
     Args:
         source: unit vectors of the other modality, [n, d].
         target: unit vectors to be predicted, [n, d].
-        labels: as in `clip_loss`, [n]; None when all differ.
+        labels: as in `clip_loss`, [n]; None when all differ. Rows with equal labels are in the same
+            half, so no row is predicted from its own label.
 
     Returns:
         Unit vectors, [n, d].
     """
     n, dim = source.shape
-    first = (
-        torch.arange(n, device=source.device) if labels is None else label_index(labels)
-    ) % 2 == 0
-    fitted_on = torch.stack([~first, first]).to(source)  # [half that is predicted, n]
+    index = torch.arange(n, device=source.device) if labels is None else label_index(labels)
+    is_first = index % 2 == 0
+    fitted_on = torch.stack([~is_first, is_first]).to(source)  # [half that is predicted, n]
     x = fitted_on[..., None] * source
-    ridge = RIDGE * fitted_on.sum(1).clamp(min=1) / dim
+    ridge = _RIDGE * fitted_on.sum(1).clamp(min=1) / dim
     moment = x.mT @ x + ridge[:, None, None] * torch.eye(dim, dtype=x.dtype, device=x.device)
     of_first, of_second = source @ torch.linalg.solve(moment, x.mT @ target)
-    return F.normalize(torch.where(first[:, None], of_first, of_second), dim=1)
+    return F.normalize(torch.where(is_first[:, None], of_first, of_second), dim=1)

@@ -3,13 +3,15 @@
 A checkpoint is one file, `checkpoints/step-000000123.pt`, written atomically; older ones are
 removed only afterwards, so a kill at any moment or a full disk leaves a readable one. Order,
 captions, dropout and noise are keyed by the seed and the step, so the step fixes both the position
-in the data and the random state.
+in the data and the random state. SIGTERM and Ctrl-C save before they end a run.
 """
 
 import hashlib
 import json
 import shutil
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,18 +28,10 @@ from cibr.models import DualEncoder
 from cibr.train.config import NOT_THE_RUN, RunConfig
 from cibr.utils import provenance, write_atomically
 
-KEEP = 2  # checkpoints: the newest and the one before it
-PATIENCE = 5  # s, as worker processes of a killed run may hold the lock a little longer
-HISTORY, RECORD, MODEL = "history.csv", "run.json", "cibr.json"
-OF_A_RUN = (
-    HISTORY,
-    RECORD,
-    "checkpoints",
-    "*.ipynb",
-    "*.log",
-    "*.part",
-    ".*",
-)  # may exist before a run
+_KEPT = 2  # checkpoints: the newest and the one before it
+_PATIENCE = 5  # s, as worker processes of a killed run may hold the lock a little longer
+_HISTORY, _RECORD, _MODEL = "history.csv", "run.json", "cibr.json"
+_OF_A_RUN = (_HISTORY, _RECORD, "checkpoints", "*.ipynb", "*.log", "*.part", ".*")
 
 
 @dataclass
@@ -52,9 +46,10 @@ class Progress:
     n_summed: int = 0
 
     def add(self, terms: dict[str, float]) -> None:
-        """Adds the terms of a step."""
+        """Counts a step and adds its terms."""
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in terms.items()}
         self.n_summed += 1
+        self.step += 1
 
     def means(self) -> dict[str, float]:
         """The terms of the current epoch, averaged over its steps so far."""
@@ -67,18 +62,20 @@ class Progress:
 
 
 def run_identity(
-    model: DualEncoder, train: Pairs, validation: Pairs | None, config: RunConfig, batch_size: int
+    model: DualEncoder,
+    train: Pairs,
+    validation: Pairs | None,
+    config: RunConfig,
+    **others: Any,
 ) -> dict[str, Any]:
-    """Everything that must be equal for a run to resume another's checkpoint, as JSON-compatible
-    values.
-    """
-    run = {name: value for name, value in config.to_dict().items() if name not in NOT_THE_RUN}
-    run |= {"architecture": f"{model.kind} {model.backbone.settings}", "pairs a step": batch_size}
+    """Everything that must be equal for a run to resume another's checkpoint, for JSON."""
+    run = config.model_dump(exclude=set(NOT_THE_RUN))
+    run["architecture"] = f"{model.kind} {model.backbone.settings}"
     for name, pairs in (("training pairs", train), ("validation pairs", validation)):
         if pairs is not None:
             digest = hashlib.sha256(repr((pairs.keys, pairs.captions)).encode()).hexdigest()
             run[name] = f"{len(pairs):,} with digest {digest[:12]}"
-    return json.loads(json.dumps(run))
+    return json.loads(json.dumps(run | others))
 
 
 class RunFolder:
@@ -91,74 +88,69 @@ class RunFolder:
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], writes: bool = True):
-        self.folder, self.identity, self.writes = folder, identity, writes
+        self.folder = folder
+        self.identity = identity
+        self.writes = writes
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """A context that creates the folder if necessary and locks it against other runs.
 
         Raises:
-            ValueError: the folder cannot be written, is locked by another run, or contains foreign
+            ValueError: the folder cannot be written, is locked by another run, or contains other
                 files.
         """
         if not self.writes:
             yield
             return
-        name, lock = (
-            f"output_dir {str(self.folder)!r}",
-            FileLock(self.folder / ".lock", timeout=PATIENCE),
-        )
+        name = f"output_dir {str(self.folder)!r}"
+        lock = FileLock(self.folder / ".lock", timeout=_PATIENCE)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
-            raise ValueError(
-                f"another run is writing to {name}: wait for its end, or choose another"
-            ) from error
+            fix = "wait for its end, or choose another"
+            raise ValueError(f"another run is writing to {name}: {fix}") from error
         except OSError as error:
             raise ValueError(f"{name} cannot be written: {error}; choose another") from error
         try:
-            if not checkpoints(self.folder) and not (self.folder / RECORD).exists():
-                foreign = [f.name for f in self.folder.iterdir() if not any(map(f.match, OF_A_RUN))]
-                if foreign:
-                    raise ValueError(
-                        f"{name} has files of no run, such as {min(foreign)!r}: choose another"
-                    )
+            if not checkpoints(self.folder) and not (self.folder / _RECORD).exists():
+                names = [f.name for f in self.folder.iterdir() if not any(map(f.match, _OF_A_RUN))]
+                if names:
+                    what = f"{name} already has files that are no run's, such as {min(names)!r}"
+                    raise ValueError(f"{what}: choose another")
             yield
         finally:
             (self.folder / ".lock").unlink(missing_ok=True)
             lock.release()
 
     def finished(self, model: DualEncoder) -> pd.DataFrame | None:
-        """The history of a finished run in this folder, or None; its weights are loaded into the
-        model.
+        """The history of a finished run in this folder, or None; the model takes its weights.
 
         Raises:
             ValueError: the run has another configuration or other pairs; the message lists the
                 differences.
         """
-        if checkpoints(self.folder) or not all(
-            (self.folder / f).exists() for f in (RECORD, MODEL, HISTORY)
-        ):
+        files = [self.folder / name for name in (_RECORD, _MODEL, _HISTORY)]
+        if checkpoints(self.folder) or not all(file.exists() for file in files):
             return None
-        there = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
-        self._refuse_another(
-            there.get("run", {}), "a finished run", f"or remove {str(self.folder)!r}"
-        )
+        record = json.loads(files[0].read_text(encoding="utf-8"))
+        fix = f"or remove {str(self.folder)!r}"
+        self._refuse_another(record.get("run", {}), "a finished run", fix)
         model.load_state_dict(DualEncoder.from_pretrained(self.folder).own_state(), strict=False)
         model.eval()
         if self.writes:
-            words = "holds this run, finished: its model and history are loaded"
-            print(f"{str(self.folder)!r} {words}", file=sys.stderr)
-        # Exact to the last digit; empty cells are epochs without validation.
-        return pd.read_csv(self.folder / HISTORY, dtype=str).fillna("NaN").map(json.loads)
+            message = "holds this run, finished: its model and history are loaded"
+            print(f"{str(self.folder)!r} {message}", file=sys.stderr)
+        # Floats are written with all their digits; empty cells are epochs without validation.
+        return pd.read_csv(self.folder / _HISTORY, float_precision="round_trip")
 
-    def resume(self, parts: dict[str, Any], start: Progress) -> Progress:
+    def resume(self, parts: dict[str, Any], progress: Progress) -> Progress:
         """Loads the newest readable checkpoint, if any, into the parts.
 
         Args:
             parts: model, optimiser and everything else with a `state_dict`, by name.
-            start: the progress of a new run, returned without a checkpoint.
+            progress: of a new run, returned if there is no checkpoint.
 
         Raises:
             ValueError: the checkpoint has another configuration or other pairs; the message lists
@@ -166,52 +158,44 @@ class RunFolder:
         """
         newest = newest_checkpoint(self.folder)
         if newest is None:
-            return start
+            return progress
         file, state = newest
-        self._refuse_another(
-            state["run"], "an unfinished run", f"finish that run, or delete {str(file.parent)!r}"
-        )
+        fix = f"finish that run, or delete {str(file.parent)!r}"
+        self._refuse_another(state["run"], "an unfinished run", fix)
         for name, part in parts.items():
-            options = (
-                {"strict": False} if isinstance(part, DualEncoder) else {}
-            )  # frozen towers are not stored
+            # A model's state leaves out frozen towers, which have their own files.
+            options = {"strict": False} if isinstance(part, DualEncoder) else {}
             part.load_state_dict(state[name], **options)
         return Progress(**state["progress"])
 
-    def save(self, parts: dict[str, Any], at: Progress) -> Path:
+    def save(self, parts: dict[str, Any], progress: Progress) -> Path:
         """Writes a checkpoint and the history, then removes all but the last two checkpoints.
 
         Raises:
             ValueError: the folder cannot be written; the message names the last good checkpoint,
                 which is kept.
         """
-        file = self.folder / "checkpoints" / f"step-{at.step:09d}.pt"
+        file = self.folder / "checkpoints" / f"step-{progress.step:09d}.pt"
         if self.writes:
-            states = {
-                n: p.own_state() if isinstance(p, DualEncoder) else p.state_dict()
-                for n, p in parts.items()
-            }
-            state = {"run": self.identity, "progress": vars(at)} | states
-            self._write(file, lambda part: torch.save(state, part))
-            for old in checkpoints(self.folder)[:-KEEP]:
+            state = {"run": self.identity, "progress": vars(progress)}
+            for name, part in parts.items():
+                is_model = isinstance(part, DualEncoder)
+                state[name] = part.own_state() if is_model else part.state_dict()
+            self._write(file, lambda path: torch.save(state, path))
+            for old in checkpoints(self.folder)[:-_KEPT]:
                 old.unlink(missing_ok=True)
-            self._write_history(at)
+            self._write_history(progress)
         return file
 
-    def finish(self, model: DualEncoder, config: RunConfig, at: Progress) -> None:
+    def finish(self, model: DualEncoder, config: RunConfig, progress: Progress) -> None:
         """Writes the model and its provenance, then removes the checkpoints."""
         if not self.writes:
             return
-        self._write_history(
-            at
-        )  # a run may have been killed between its last checkpoint and this file
+        self._write_history(progress)  # a run may have been killed before it wrote this file
         model.save_pretrained(self.folder)
-        record = json.dumps(
-            {"configuration": config.to_dict(), "run": self.identity} | provenance(), indent=2
-        )
-        self._write(
-            self.folder / RECORD, lambda part: part.write_text(record + "\n", encoding="utf-8")
-        )
+        about = {"configuration": config.model_dump(), "run": self.identity} | provenance()
+        text = json.dumps(about, indent=2) + "\n"
+        self._write(self.folder / _RECORD, lambda path: path.write_text(text, encoding="utf-8"))
         for part in self.folder.glob("*.part"):  # left by a killed save
             part.unlink(missing_ok=True)
         shutil.rmtree(self.folder / "checkpoints")
@@ -219,16 +203,14 @@ class RunFolder:
     def last_good(self) -> str:
         """The newest readable checkpoint, as a clause for messages."""
         newest = newest_checkpoint(self.folder)
-        return (
-            f"the last good checkpoint is {str(newest[0])!r}"
-            if newest
-            else "there is no checkpoint yet"
-        )
+        if newest is None:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is {str(newest[0])!r}"
 
-    def _write_history(self, at: Progress) -> None:
-        if at.history:
-            table = pd.DataFrame(at.history)
-            self._write(self.folder / HISTORY, lambda part: table.to_csv(part, index=False))
+    def _write_history(self, progress: Progress) -> None:
+        if progress.history:
+            table = pd.DataFrame(progress.history)
+            self._write(self.folder / _HISTORY, lambda path: table.to_csv(path, index=False))
 
     def _write(self, file: Path, write: Callable[[Path], Any]) -> None:
         try:
@@ -238,15 +220,15 @@ class RunFolder:
             fix = f"{self.last_good()}. Make room or choose another output_dir"
             raise ValueError(f"cannot write {str(file)!r}: {error}; {fix}") from error
 
-    def _refuse_another(self, there: dict[str, Any], what: str, fix: str) -> None:
-        here = self.identity
-        names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
-        if names:
-            differing = ", ".join(
-                f"{n} ({there.get(n)!r} there, {here.get(n)!r} here)" for n in names
-            )
-            held = f"{str(self.folder)!r} holds {what} of another configuration: {differing}"
-            raise ValueError(f"{held}. Choose another output_dir, {fix}")
+    def _refuse_another(self, stored: dict[str, Any], what: str, fix: str) -> None:
+        differences = [
+            f"{name} ({stored.get(name)!r} there, {self.identity.get(name)!r} here)"
+            for name in {**self.identity, **stored}
+            if stored.get(name) != self.identity.get(name)
+        ]
+        if differences:
+            held = f"{str(self.folder)!r} holds {what} of another configuration"
+            raise ValueError(f"{held}: {', '.join(differences)}. Choose another output_dir, {fix}")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -263,8 +245,41 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             return file, torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises nearly anything on a damaged file
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            warnings.warn(
-                f"checkpoint {str(file)!r} cannot be read and is passed over: {reason}",
-                stacklevel=2,
-            )
+            message = f"checkpoint {str(file)!r} cannot be read and is passed over: {reason}"
+            warnings.warn(message, stacklevel=2)
     return None
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """A context that records SIGTERM (from SLURM before its time limit) and Ctrl-C.
+
+    A run stops after its current step. A second Ctrl-C interrupts at once. Outside the main thread,
+    signals are not handled.
+    """
+    numbers: list[int] = []
+
+    def note(number, frame):
+        if number == signal.SIGINT and numbers:
+            raise KeyboardInterrupt
+        numbers.append(number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    handled = (signal.SIGTERM, signal.SIGINT) if is_main else ()
+    before = {number: signal.signal(number, note) for number in handled}
+    try:
+        yield numbers
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def leave(number: int, file: Path, progress: Progress, accelerator) -> None:
+    """Reports where a run is saved and how to resume it, and exits as the signal would."""
+    place = f"at step {progress.step} of {progress.n_steps} in {str(file)!r}"
+    name = signal.Signals(number).name
+    message = f"{name}: the run is saved {place}; start it again to go on"
+    if accelerator.is_main_process:
+        print(message, file=sys.stderr, flush=True)
+    accelerator.wait_for_everyone()
+    raise KeyboardInterrupt(message) if number == signal.SIGINT else SystemExit(128 + number)

@@ -1,23 +1,21 @@
-"""The order of an epoch: the image and the caption of each row of a batch.
+"""What the study's runs add to `cibr.fit`: batches with groups of rows, and averaged weights."""
 
-It depends only on the seed and the epoch, so it is the same for any number of processes and after a
-resume.
-"""
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from cibr.data import Pairs
+from cibr.models import DualEncoder
+from cibr.train.loop import Rows
 
 
-def epoch_rows(
-    pairs: Pairs, group_size: int, group_share: float, seed: int, epoch: int
-) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+def grouped_rows(pairs: Pairs, group_size: int, group_share: float, seed: int, epoch: int) -> Rows:
     """Image and text of every row of an epoch, at most as many rows as there are images.
 
-    With groups, rows come in runs of `group_size` with shared content: renderings of one image if
-    the pairs have
+    Rows come in runs of `group_size` with shared content: renderings of one image if the pairs have
     groups, else different images of one label if they have labels, else different captions of one
     image. An epoch then visits a part of the groups, so its cost does not change. A smaller group
     is included in full, once.
@@ -28,7 +26,7 @@ def epoch_rows(
 
     Args:
         pairs: the training pairs.
-        group_size: rows per group; 1 for none.
+        group_size: rows per group, 2 or more.
         group_share: share of the rows in groups, in (0, 1].
         seed: of the run.
         epoch: counted from 0.
@@ -37,33 +35,32 @@ def epoch_rows(
         Indices of images, and of texts in `pairs.texts()`, [rows] each.
 
     Raises:
-        ValueError: a share below 1, and no group of `group_size` images.
+        ValueError: pairs without groups, or a share below 1 and no group of `group_size` images.
     """
+    n = len(pairs)
+    if len(torch.unique(pairs.match_labels())) == n == len(pairs.texts()):
+        missing = "neither images of one label nor several captions of an image"
+        raise ValueError(f"{pairs.name} has {missing}, so no groups: leave group_size at 1")
     generator = torch.Generator().manual_seed(seed + 15_485_863 * (epoch + 1))
-    n, text_to_image = len(pairs), pairs.text_to_image()
+    n_texts = torch.bincount(pairs.text_to_image(), minlength=n)
     order = torch.randperm(n, generator=generator)
-    n_texts = torch.bincount(text_to_image, minlength=n)
-    first = n_texts.cumsum(0) - n_texts
     start = torch.rand(n, generator=generator)
     together = pairs.labels if pairs.groups is None else pairs.groups
-    nth_text = torch.zeros_like(order)
-    if group_size == 1:
-        images = order
-    elif together is None:
+    if together is None:
         images = order[: max(1, n // group_size)].repeat_interleave(group_size)
         nth_text = torch.arange(len(images)) % group_size
     else:
         images = _grouped(order, together, group_size, generator, whole=group_share < 1)
         nth_text = torch.zeros_like(images)
-    if group_size > 1 and group_share < 1:
+    if group_share < 1:
         if len(images) < group_size:
-            raise ValueError(
-                f"{pairs.name} has no group of {group_size} images: choose a smaller group_size"
-            )
+            lacks = f"{pairs.name} has no group of {group_size} images"
+            raise ValueError(f"{lacks}: choose a smaller group_size")
         every = round(group_size / group_share)
         images = _interleaved(images, order, group_size, every)
         nth_text = _interleaved(nth_text, torch.zeros_like(order), group_size, every)
     offsets = (start[images] * n_texts[images]).long() + nth_text
+    first = n_texts.cumsum(0) - n_texts
     return images, first[images] + offsets % n_texts[images]
 
 
@@ -112,3 +109,58 @@ def _interleaved(
     n_between = n_runs * (every - group_size)
     blocks = torch.cat([runs, order[:n_between].view(n_runs, -1)], dim=1).flatten()
     return torch.cat([blocks, order[n_between : n - len(blocks) + n_between]])[:n]
+
+
+class WeightAverage:
+    """Exponential moving average of the weights after each step.
+
+    It is bias-corrected as in Adam, so it does not contain the initial weights. With
+    `interpolation`, the initial weights are then mixed in.
+
+    Source: WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903), whose alpha is 1 - interpolation.
+
+    Args:
+        model: the model whose weights are averaged, before the first step.
+        decay: decay of the average per step, in [0, 1); 0 for the weights after the last step.
+        interpolation: share of the initial weights in the result, in [0, 1).
+    """
+
+    def __init__(self, model: DualEncoder, decay: float, interpolation: float = 0.0):
+        self.decay, self.interpolation = decay, interpolation
+        start = {name: tensor.detach().clone() for name, tensor in model.own_state().items()}
+        self.start = start if interpolation else {}
+        self.average = {name: tensor.clone() for name, tensor in start.items()} if decay else {}
+
+    @torch.no_grad()
+    def update(self, model: DualEncoder, step: int) -> None:
+        """Adds the weights after a step, counted from 0."""
+        weight, own = (1 - self.decay) / (1 - self.decay ** (step + 1)), model.own_state()
+        for name, average in self.average.items():
+            average.lerp_(own[name], weight)
+
+    @torch.no_grad()
+    def copy_to(self, model: DualEncoder) -> None:
+        """Replaces the model's weights by the averaged ones."""
+        for name, tensor in model.own_state().items():
+            kept = self.average.get(name, tensor)
+            tensor.copy_(kept.lerp(self.start[name], self.interpolation) if self.start else kept)
+
+    @contextmanager
+    def applied(self, model: DualEncoder) -> Iterator[None]:
+        """A context in which the model has the averaged weights; its own are restored afterwards."""
+        own = {name: tensor.detach().clone() for name, tensor in model.own_state().items()}
+        self.copy_to(model)
+        try:
+            yield
+        finally:
+            model.load_state_dict(own, strict=False)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.average | {f"start.{name}": tensor for name, tensor in self.start.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for (
+            name,
+            tensor,
+        ) in self.state_dict().items():  # in place: a checkpoint is loaded on the CPU
+            tensor.copy_(state[name])
