@@ -148,6 +148,11 @@ class CIBRLoss(nn.Module):
         """The optional inputs that `forward` requires, see `Term`."""
         return {*self.penalty.needs, *self.contrastive.needs}
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The parameters for the caller's optimiser: not those that `update` trains."""
+        terms = [t for t in (self.penalty, self.contrastive) if not t.is_trained]
+        return [parameter for term in terms for parameter in term.parameters()]
+
     def forward(
         self,
         image_features: Features,

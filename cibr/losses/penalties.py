@@ -196,8 +196,8 @@ class Anchor(VMFBound):
 class Mine(Term):
     """The paper's estimator: a difference of two Donsker-Varadhan estimates, which is no bound.
 
-    The critics are trained alongside the encoders, in `update`, by an Adam of their own; both are in
-    the state dict.
+    The critics are trained alongside the encoders, in `update`, by an Adam of their own; both are
+    in the state dict.
 
     Args:
         dims: widths of the embeddings and of the image and the text tower's pooled features.
