@@ -36,7 +36,7 @@ _PAIRED = {  # the inputs behind a need, and what they are
 }
 
 
-class InfoNCE(Term):
+class _InfoNCE(Term):
     """CLIP's contrastive loss, exact and in bounded memory: see `clip_loss`."""
 
     def forward(self, inputs: LossInputs) -> Scalar:
@@ -55,7 +55,7 @@ class InfoNCE(Term):
         return {"mi_lower_bound_nats": math.log(n) - loss}
 
 
-CONTRASTIVE: dict[str, type[Term]] = {"clip": InfoNCE}
+CONTRASTIVE: dict[str, type[Term]] = {"clip": _InfoNCE}
 
 
 def beta_at(progress: Number, beta: Number) -> float:
@@ -140,9 +140,6 @@ class CIBRLoss(nn.Module):
         self.penalty = _built("penalty", penalty, PENALTIES, options)
         self.contrastive = _built("contrastive loss", contrastive, CONTRASTIVE, {})
 
-    def extra_repr(self) -> str:
-        return f"beta={self.beta}, kappa_e={self.kappa_e}, sample={self.sample}"
-
     @property
     def needs(self) -> set[str]:
         """The optional inputs that `forward` requires, see `Term`."""
@@ -188,7 +185,7 @@ class CIBRLoss(nn.Module):
         inputs = self._inputs(image_features, text_features, logit_scale, labels, optional)
         with torch.autocast(image_features.device.type, enabled=False):
             clip_loss = self.contrastive(inputs)
-            with torch.set_grad_enabled(beta > 0 and torch.is_grad_enabled()):
+            with torch.set_grad_enabled(torch.is_grad_enabled() if beta > 0 else False):
                 value = self.penalty(inputs)
         self._last_penalty = value.detach()
         terms = {"clip_loss": clip_loss, "penalty_loss": beta * value}

@@ -104,12 +104,9 @@ class VMFBound(Term):
         if not 0 < kappa_b <= 1e6:
             raise ValueError(f"kappa_b must be positive, at most 1e6, got {kappa_b}: try 1 to 100")
         self.kappa_b = kappa_b
-        self.text_weight = checked_share(text_weight)
+        self.text_weight = _checked_share(text_weight)
         self._mean_cosines: dict[tuple[float, int], Tensor] = {}
         self._last: tuple[Tensor, ...] | None = None
-
-    def extra_repr(self) -> str:
-        return f"kappa_b={self.kappa_b}, text_weight={self.text_weight}"
 
     def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         """Mean cosine of the images, and of the texts, with the centres of their b."""
@@ -122,7 +119,7 @@ class VMFBound(Term):
             self._mean_cosines[key] = vmf_mean_cosine(*key)
         self._last = (*key, torch.stack([image_cosine, text_cosine]).detach())
         weight = (self.kappa_b * self._mean_cosines[key]).to(image_cosine)
-        return weight * (1 - weighted_mean(image_cosine, text_cosine, self.text_weight))
+        return weight * (1 - _weighted_mean(image_cosine, text_cosine, self.text_weight))
 
     def reports(self) -> dict[str, Scalar]:
         """Upper bounds in nats at the kappa_b fitted to the batch."""
@@ -229,14 +226,11 @@ class Mine(Term):
             raise ValueError(
                 f"{given} must be 1 or more and positive: 1 and 0.001 are the defaults"
             )
-        self.text_weight = checked_share(text_weight)
+        self.text_weight = _checked_share(text_weight)
         self.critic_steps = critic_steps
         self.critics = ResidualCritics(*dims)
         self.optimizer = torch.optim.Adam(self.critics.parameters(), lr=critic_rate)
         self._last: dict[str, Tensor] = {}
-
-    def extra_repr(self) -> str:
-        return f"text_weight={self.text_weight}, critic_steps={self.critic_steps}"
 
     def get_extra_state(self) -> dict:
         return self.optimizer.state_dict()
@@ -248,7 +242,7 @@ class Mine(Term):
         fixed = {name: value.detach() for name, value in self.critics.named_parameters()}
         nats = torch.func.functional_call(self.critics, fixed, _sides(inputs))
         self._last = {f"residual_{side}_nats": value.detach() for side, value in nats.items()}
-        return weighted_mean(nats["image"], nats["text"], self.text_weight)
+        return _weighted_mean(nats["image"], nats["text"], self.text_weight)
 
     def reports(self) -> dict[str, Scalar]:
         """Estimates of the residual information, in nats, which are not bounds."""
@@ -293,12 +287,12 @@ def mean_product(a: Features, b: Features) -> Scalar:
     return (a * b).sum(1).mean()
 
 
-def weighted_mean(image: Scalar, text: Scalar, text_weight: float) -> Scalar:
+def _weighted_mean(image: Scalar, text: Scalar, text_weight: float) -> Scalar:
     """The mean of both modalities with the weight `text_weight` for the text."""
     return (1 - text_weight) * image + text_weight * text
 
 
-def checked_share(text_weight: float) -> float:
+def _checked_share(text_weight: float) -> float:
     """Raises ValueError for a share of the texts outside [0, 1]."""
     if not 0 <= text_weight <= 1:
         rule = "text_weight is the texts' share of the penalty, in [0, 1]"
