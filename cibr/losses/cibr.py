@@ -14,16 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cibr.losses.clip import (
-    Features,
-    Labels,
-    Number,
-    Scalar,
-    check_finite,
-    checked,
-    described,
-    info_nce,
-)
+from cibr.losses import clip
+from cibr.losses.clip import Features, Labels, Number, Scalar, check_finite, described
 from cibr.losses.penalties import PENALTIES, LossInputs, Term
 from cibr.losses.vmf import sample_vmf
 from cibr.utils import check_known
@@ -41,7 +33,7 @@ class _InfoNCE(Term):
 
     def forward(self, inputs: LossInputs) -> Scalar:
         images, texts = inputs.z_image, inputs.z_text
-        loss = info_nce(images, texts, inputs.logit_scale, inputs.labels)
+        loss = clip.info_nce(images, texts, inputs.logit_scale, inputs.labels)
         self._last = len(images), loss.detach()
         return loss
 
@@ -227,7 +219,7 @@ class CIBRLoss(nn.Module):
 
     def _inputs(self, image, text, logit_scale, labels, optional: dict[str, Any]) -> LossInputs:
         """The checked inputs of the terms, with samples drawn if `sample` is set."""
-        image, text, scale = checked(image, text, logit_scale, labels, _LENGTH_TOLERANCE)
+        image, text, scale = clip.checked(image, text, logit_scale, labels, _LENGTH_TOLERANCE)
         for name in optional:
             check_known("input of CIBRLoss", name, LossInputs._fields[6:])
         self._check_needs(len(image), labels, optional)
@@ -259,13 +251,7 @@ class CIBRLoss(nn.Module):
 
 def check_options(penalty: type[Term], options: dict[str, Any]) -> None:
     """Raises ValueError for an option that the constructor of a penalty does not take."""
-    known: list[str] = []
-    for cls in penalty.__mro__:
-        if "__init__" in vars(cls):
-            parameters = inspect.signature(cls.__init__).parameters
-            known += [name for name in parameters if name not in ("self", "options")]
-            if "options" not in parameters:  # which stands for those of the parent class
-                break
+    known = inspect.signature(penalty).parameters
     for name in options:
         check_known(f"option of {penalty.__name__}", name, known)
 

@@ -166,7 +166,8 @@ class Anchor(VMFBound):
     Args:
         statistic: maps pooled features of both modalities to unit vectors u_v, u_t, such as
             `RegularisedCCA`.
-        options: of `VMFBound`.
+        kappa_b: as in `VMFBound`.
+        text_weight: as in `VMFBound`.
 
     Raises:
         ValueError: no statistic, or a number out of its range.
@@ -177,8 +178,10 @@ class Anchor(VMFBound):
     ramps = False
     bounded = "beyond_statistic"
 
-    def __init__(self, statistic: nn.Module | None = None, **options: float):
-        super().__init__(**options)
+    def __init__(
+        self, statistic: nn.Module | None = None, kappa_b: float = 10.0, text_weight: float = 0.5
+    ):
+        super().__init__(kappa_b, text_weight)
         if statistic is None:
             fit = "RegularisedCCA.fit(image_pooled, text_pooled, dim=image_features.shape[1])"
             raise ValueError(f"the penalty 'anchor' needs a statistic: pass statistic={fit}")
