@@ -146,13 +146,13 @@ def resolve(name: str | Path) -> Source:
     given = os.path.expanduser(name)
     folder = Path(given) if os.path.isdir(given) else _in_cibr_data().get(name)
     if folder:
-        return Source(_title(folder.resolve().name), folder_kind(folder), str(folder))
+        return Source(folder.resolve().name.removeprefix("wds_"), folder_kind(folder), str(folder))
     if card:
         return Source(name, "shards", card["hub"], card)
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         repository = name.partition("/")[2]
         kind = "shards" if repository.startswith("wds_") else "hub"
-        return Source(_title(repository), kind, name)
+        return Source(repository.removeprefix("wds_"), kind, name)
     known = list(dict.fromkeys([*DATASETS, *cards(), *_in_cibr_data()]))
     near = f"{nearest(name, known) or '.'} Known: {', '.join(known)}"
     ways = "give a folder with metadata.csv or shards, a hub id (owner/name), or set CIBR_DATA"
@@ -174,8 +174,4 @@ def _in_cibr_data() -> dict[str, Path]:
     if not place.is_dir():
         raise ValueError(f"CIBR_DATA is {value!r}, which is not a folder: correct it or unset it")
     folders = [folder for folder in sorted(place.glob("wds_*")) if folder.is_dir()]
-    return {_title(folder.name): folder for folder in folders}
-
-
-def _title(name: str) -> str:
-    return name.removeprefix("wds_")
+    return {folder.name.removeprefix("wds_"): folder for folder in folders}

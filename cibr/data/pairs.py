@@ -207,9 +207,8 @@ class Skips:
             raise error
         self.reasons.append(str(error))
         if len(self.reasons) > self.max_skipped:
-            what = f"{self.name} has more than max_skipped={self.max_skipped} unusable samples"
-            first = "\n  ".join(self.reasons[:3])
-            raise ValueError(f"{what}: mend them or raise the limit:\n  {first}") from error
+            what = f"more than max_skipped={self.max_skipped} samples of {self.name} are unusable"
+            raise ValueError("\n  ".join([f"{what}: mend them", *self.reasons[:3]])) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -262,8 +261,8 @@ def open_rgb(file: str | Path | bytes, where: str = "") -> Image.Image:
             return to_rgb(image)
     # Pillow raises nearly anything on broken files: OSError, SyntaxError, struct.error, EOFError.
     except Exception as error:
-        fix = "replace the file, or leave such samples out with max_skipped=10"
-        raise ValueError(f"{where or file} does not decode as an image ({error}): {fix}") from error
+        what = f"{where or file} does not decode as an image ({error})"
+        raise ValueError(f"{what}: replace it or set max_skipped") from error
 
 
 def _scale_grey(image: Image.Image) -> Image.Image:

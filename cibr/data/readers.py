@@ -77,16 +77,14 @@ def _merged(rows: Iterable[tuple[str, str, Any, Any]]) -> _Rows:
     captions: dict[str, list[str]] = {}
     groups: dict[str, str] = {}
     for place, key, texts, group in rows:
-        if not isinstance(texts, list):
-            texts = [] if texts is None else [texts]
-        if not all(isinstance(text, str) for text in texts):
+        texts = [] if texts is None else texts
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{place} has the text {texts!r}: write a string or a list of strings")
         captions.setdefault(key, []).extend(_stripped(texts))
         group = "" if group is None else str(group).strip()
         if group and groups.setdefault(key, group) != group:
-            raise ValueError(
-                f"{place} has group {group!r}, an earlier row {groups[key]!r}: keep one"
-            )
+            raise ValueError(f"{place} has group {group!r}, but earlier {groups[key]!r}: keep one")
     return captions, groups
 
 
@@ -283,9 +281,7 @@ def _asked(place: str, ask: Callable, **options: Any) -> Any:
         return ask(place, **options)
     except OSError as error:  # all that the network and the hub raise
         what = f"{place} is no folder here and cannot be fetched from the hub ({error})"
-        raise ConnectionError(
-            f"{what}: check the name and the network, or set CIBR_DATA"
-        ) from error
+        raise ConnectionError(f"{what}: check name and network, or set CIBR_DATA") from error
     except Exception as error:  # the builders of `datasets` raise nearly anything
         cause = repr(error.__cause__ or error)
         raise ValueError(f"{place} cannot be read ({cause}): check its files") from error
