@@ -37,7 +37,7 @@ def greys(pairs) -> list[int]:
 @pytest.mark.parametrize("start", ["", "\ufeff"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_splits_are_subfolders_with_their_own_metadata(tmp_path, start, end):
-    rows = ["file_name,text", 'a.png,"a dog, brown"', "a.png,NA", "in/b.png, ein großer Vogel "]
+    rows = ["file_name,text", 'a.png, "a dog, brown"', "a.png,NA", "in/b.png, ein großer Vogel "]
     rows += ['"ü, c.png","two\nlines, ""quoted"""', ""]
     images = write_images(tmp_path / "photos" / "train", "a.png", "in/b.png", "ü, c.png", "z.png")
     write_csv(images, start + end.join(rows))
@@ -65,10 +65,12 @@ def test_a_validation_split_may_have_its_usual_names(tmp_path, name):
 
 def test_one_metadata_file_may_name_the_split_folders(tmp_path):
     write_images(tmp_path, "train/a.png", "val/b.png")
-    write_csv(tmp_path, "file_name,caption\ntrain/a.png,x\nval\\b.png,y\n")  # as Windows writes it
+    rows = "file_name,caption,group\ntrain/a.png,x,g\nval\\b.png,y,\n"  # "\\" as Windows writes it
+    write_csv(tmp_path, rows)
     assert available_splits(tmp_path) == ["train", "validation"]
-    assert load_pairs(tmp_path, "train").keys == ["train/a.png"]
-    assert load_pairs(tmp_path, "validation").keys == ["val/b.png"]
+    train, validation = (load_pairs(tmp_path, split) for split in ("train", "validation"))
+    assert (train.keys, train.groups.tolist()) == (["train/a.png"], [0])
+    assert (validation.keys, validation.groups) == (["val/b.png"], None)
 
 
 def test_without_split_folders_a_tenth_is_validation_and_groups_stay_together(tmp_path):
@@ -132,7 +134,8 @@ def cache(tmp_path, monkeypatch):
 
 def test_a_hub_set_gives_captions_groups_and_images_on_demand(tmp_path, cache):
     texts = [["a dog", " a brown dog "], ["a cat"], ["a bird", "NA"]]
-    folder = write_parquet(tmp_path / "set", "train", texts, "captions", group=["x", None, "x"])
+    groups = ["row 1", None, " row 1 "]  # not that of the second row, whose key is its number
+    folder = write_parquet(tmp_path / "set", "train", texts, "captions", group=groups)
     write_parquet(folder, "validation", texts[:2], "captions", group=["x", "x"])
     pairs = pickle.loads(pickle.dumps(load_pairs(folder)))
     assert pairs.captions == [["a dog", "a brown dog"], ["a cat"], ["a bird", "NA"]]
@@ -172,12 +175,14 @@ def three(tmp_path):
     first = [("s0.jpg", png(10, "JPEG")), ("s0.txt", "a dog\na brown dog"), ("about.json", "{}")]
     first += [("s1.webp", png(20, "WEBP")), ("s1.txt", " a cat \r\n\n"), ("s1.seg.png", b"mask")]
     second = [("in/s2.txt", "\ufeffein Vogel, größer"), ("in/s2.PNG", png(30))]
+    write_images(tmp_path / "wds_three", ".checkpoints/nshards.txt")
     return write_shards(tmp_path / "wds_three", first, second)
 
 
 def test_samples_come_in_the_order_of_the_shards_with_texts_stripped(three):
     pairs = pickle.loads(pickle.dumps(load_pairs(three)))
     assert (pairs.name, pairs.split, pairs.n_skipped, pairs.labels) == ("three", "train", 0, None)
+    assert available_splits(three) == ["train"]
     assert pairs.keys == ["s0", "s1", "in/s2"]
     assert pairs.captions == [["a dog", "a brown dog"], ["a cat"], ["ein Vogel, größer"]]
     assert greys(pairs) == pytest.approx([10, 20, 30], abs=3)  # JPEG and WebP lose a little
