@@ -38,7 +38,7 @@ def greys(pairs) -> list[int]:
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_splits_are_subfolders_with_their_own_metadata(tmp_path, start, end):
     rows = ["file_name,text", 'a.png, "a dog, brown"', "a.png,NA", "in/b.png, ein großer Vogel "]
-    rows += ['"ü, c.png","two\nlines, ""quoted"""', ""]
+    rows += [f'"ü, c.png","two{end}lines, ""quoted"""', ""]
     images = write_images(tmp_path / "photos" / "train", "a.png", "in/b.png", "ü, c.png", "z.png")
     write_csv(images, start + end.join(rows))
     test = write_images(tmp_path / "photos" / "test", "c.png", grey=30)
@@ -47,8 +47,8 @@ def test_splits_are_subfolders_with_their_own_metadata(tmp_path, start, end):
     assert (train.name, train.split, train.n_skipped, train.groups) == ("photos", "train", 0, None)
     assert train.keys == ["a.png", "in/b.png", "ü, c.png"]
     assert greys(train) == [100] * 3
-    long = 'two\nlines, "quoted"'
-    assert train.captions == [["a dog, brown", "NA"], ["ein großer Vogel"], [long]]
+    quoted = f'two{end}lines, "quoted"'
+    assert train.captions == [["a dog, brown", "NA"], ["ein großer Vogel"], [quoted]]
     other = load_pairs(tmp_path / "photos", "test")
     assert (other.keys, other.captions, greys(other)) == (["c.png"], [["one", "two"]], [30])
 
@@ -118,7 +118,7 @@ def test_unusable_images_are_skipped_and_counted(tmp_path, row):
     write_csv(train, f"file_name,text\n{row}\na.png,x\n")
     (train / "broken.png").write_bytes(png()[:50])
     (train / "link.png").symlink_to("nowhere.png")
-    pairs = load_pairs(tmp_path, max_skipped=1)
+    pairs = load_pairs(tmp_path, max_skipped=2)
     assert (pairs.keys, pairs.captions, pairs.n_skipped) == (["a.png"], [["x"]], 1)
     assert greys(pairs) == [100]
 
@@ -140,6 +140,7 @@ def test_a_hub_set_gives_captions_groups_and_images_on_demand(tmp_path, cache):
     pairs = pickle.loads(pickle.dumps(load_pairs(folder)))
     assert pairs.captions == [["a dog", "a brown dog"], ["a cat"], ["a bird", "NA"]]
     assert (pairs.name, pairs.split, pairs.groups.tolist()) == ("set", "train", [0, 1, 0])
+    assert pairs.keys == ["row 0", "row 1", "row 2"]
     assert greys(pairs) == [0, 10, 20]
     assert available_splits(folder) == ["train", "validation"]
     assert load_pairs(folder, "validation").groups.tolist() == [0, 0]
