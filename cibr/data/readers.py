@@ -292,7 +292,8 @@ def _asked(place: str, ask: Callable, **options: Any) -> Any:
 
 def _read_shards(place: str) -> _Loaders:
     files = _shard_root(place, "*.txt").glob("[!.]*/nshards.txt")
-    return {split: partial(_load_shards, place, file) for split, file in _by_split(files).items()}
+    folders = {split: file.parent.name for split, file in _by_split(files).items()}
+    return {split: partial(_load_shards, place, folder) for split, folder in folders.items()}
 
 
 def _shard_root(place: str, *patterns: str) -> Path:
@@ -305,13 +306,11 @@ def _shard_root(place: str, *patterns: str) -> Path:
     return Path(_asked(place, fetch, repo_type="dataset", allow_patterns=list(patterns)))
 
 
-def _load_shards(place: str, counted: Path, skips: Skips) -> Pairs:
-    """Pairs of one split, given its ``nshards.txt``; with labels, class names and templates if
-    there are ``.cls``.
-    """
-    folder = counted.parent
-    root = _shard_root(place, "*.txt", f"{folder.name}/*")
-    shards = [folder / f"{number}.tar" for number in range(_n_shards(counted))]
+def _load_shards(place: str, folder: str, skips: Skips) -> Pairs:
+    """Pairs of the split in a folder; with labels, class names and templates if it has ``.cls``."""
+    root = _shard_root(place, "*.txt", f"{folder}/*")
+    n_shards = _n_shards(root / folder / "nshards.txt")
+    shards = [root / folder / f"{number}.tar" for number in range(n_shards)]
     indexes = [_index(shard) for shard in tqdm(shards, desc=f"{skips.name}: shards", delay=1)]
     has_classes = any("cls" in parts for samples in indexes for parts in samples.values())
     classnames = _classnames(root / "classnames.txt") if has_classes else None
@@ -326,7 +325,7 @@ def _load_shards(place: str, counted: Path, skips: Skips) -> Pairs:
             labels.append(int(parts.get("cls", 0)))
             captions.append(_stripped(parts.get("txt", "").split("\n")) or [classnames[labels[-1]]])
     load = partial(_shard_image, shards, keys, np.array(places, dtype=np.int64).reshape(-1, 3))
-    pairs = Pairs(skips.name, split_of(folder.name), captions, keys, load, classnames=classnames)
+    pairs = Pairs(skips.name, split_of(folder), captions, keys, load, classnames=classnames)
     templates = root / "zeroshot_classification_templates.txt"
     if has_classes:
         pairs.labels = torch.tensor(labels, dtype=torch.long)
