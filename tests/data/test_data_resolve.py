@@ -31,7 +31,7 @@ def write_photos(folder: Path) -> None:
     write_csv(write_images(folder, "a.png", "b.png"), "file_name,text\na.png,x\nb.png,y\n")
 
 
-def test_a_folder_comes_before_cibr_data_and_that_before_the_hub(tmp_path):
+def test_a_folder_comes_before_cibr_data_and_that_before_the_hub(tmp_path, monkeypatch):
     write_photos(Path("glyphs"))
     assert resolve("glyphs") == Source("glyphs", "code")
     assert resolve("flickr8k") == Source("flickr8k", "shards", "clip-benchmark/wds_flickr8k")
@@ -40,11 +40,14 @@ def test_a_folder_comes_before_cibr_data_and_that_before_the_hub(tmp_path):
     write_photos(Path("flickr8k"))
     assert resolve("flickr8k") == Source("flickr8k", "images", "flickr8k")
     assert not resolve("flickr8k").card
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve("~/here/flickr8k").place == str(tmp_path / "here" / "flickr8k")
 
 
 def test_a_hub_id_is_of_shards_if_its_name_says_so():
     assert resolve("owner/wds_birds") == Source("birds", "shards", "owner/wds_birds")
     assert resolve("owner/birds-2.0") == Source("birds-2.0", "hub", "owner/birds-2.0")
+    assert resolve("wds_owner/birds").kind == "hub"
 
 
 @pytest.mark.parametrize(
