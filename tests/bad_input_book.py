@@ -1,11 +1,14 @@
-"""Bad input to the study's worlds, estimators, probes, attribution and sweeps."""
+"""Bad input to the study's worlds, estimators, probes, attribution, sweeps and data."""
 
 import math
 
 import torch
+from helpers import noise_pairs
 
 from cibr import DualEncoder
 from cibr_book import attribution, embeddings, estimators, probes, worlds
+from cibr_book.corruptions import Corruption, corrupt, in_style
+from cibr_book.glyph_benchmarks import load_glyph_benchmark
 from cibr_book.plan import read_plan
 
 DISCRETE, GAUSSIAN = worlds.discrete_world(), worlds.gaussian_world()
@@ -137,3 +140,22 @@ CALLS |= {
 }
 CASES = [(name, call, ValueError, message) for name, (call, message) in CALLS.items()]
 CASES += [("no such sweep", lambda: read_plan("no.yaml"), FileNotFoundError, "no.yaml")]
+
+
+def corruption(word="", **shares):
+    return lambda: corrupt(noise_pairs(8), Corruption(spurious_word=word, **shares))
+
+
+DATA = {
+    "glyph set": (lambda: load_glyph_benchmark("glyph_cats"), "'glyph_cats', did .* glyph_digits"),
+    "glyph split": (lambda: load_glyph_benchmark("glyph_shapes", "train"), "glyph_shapes 'train'"),
+    "above 1": (corruption(shuffled_captions=2), "shuffled_captions is 2: it is a share .* 0 to 1"),
+    "number for word": (corruption(7), "spurious_word is 7: it is a word, or empty for none"),
+    "word of none": (corruption("cow"), "no image of noise has the word 'cow' in its captions"),
+    "word of all": (corruption("a"), "every image of noise has the word 'a'"),
+    "near style": (corruption(spurious_style="negativ"), "'negativ', did you mean 'negative'"),
+    "style": (lambda: in_style(noise_pairs(2), "sketch"), r"'sketch'\. Known: small, contours"),
+}
+for share in (0, -0.1, 1.1, math.nan, 1e300, "half", True):
+    DATA[f"fraction {share}"] = (corruption(fraction=share), "fraction is ")
+CASES += [(name, call, ValueError, message) for name, (call, message) in DATA.items()]
