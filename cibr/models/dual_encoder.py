@@ -200,16 +200,14 @@ class DualEncoder(nn.Module):
         """
         for i, image in enumerate(images):
             if 0 in image.size:
-                width, height = image.size
-                raise ValueError(
-                    f"image {i} of the batch is {width} x {height} pixels: leave it out"
-                )
+                raise ValueError(f"image {i} of the batch has no pixels: leave it out")
         return self.processor(images)
 
     def normalise(self, pixels: UInt8[Tensor, "n 3 h w"] | _Pixels) -> _Pixels:
-        """8-bit pixels as normalised inputs of the image tower; float inputs are returned
-        unchanged.
+        """8-bit pixels as normalised inputs of the image tower, on its device; floats keep their
+        values.
         """
+        pixels = pixels.to(self.mean.device)
         if pixels.is_floating_point():
             return pixels
         return (pixels.float() / 255 - self.mean) / self.std
@@ -231,8 +229,7 @@ class DualEncoder(nn.Module):
         if truncate:
             options |= dict(truncation=True, max_length=self.context)
         tokens = self.tokenizer(texts, **options)
-        ids = tokens["input_ids"]
-        mask = tokens["attention_mask"]
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
         missing = self.context - ids.shape[1]
         if missing < 0:
             lengths = mask.sum(1)
@@ -267,7 +264,8 @@ class DualEncoder(nn.Module):
         Returns:
             Unit vectors [n, d] and pooled features [n, q].
         """
-        return self.project_texts(self.backbone.text_pooled(ids, mask))
+        device = self.mean.device
+        return self.project_texts(self.backbone.text_pooled(ids.to(device), mask.to(device)))
 
     def project_images(self, pooled: Float[Tensor, "n p"]) -> Encoded:
         """Projects pooled image features to unit vectors."""
@@ -291,11 +289,10 @@ class DualEncoder(nn.Module):
             ValueError: anything but a list of PIL images; an image without pixels; batch_size < 1.
         """
         fix = "open files with PIL.Image.open(path), make images of arrays with Image.fromarray"
-        images = _listed(images, Image.Image, "embed_images", "PIL images", fix)
+        images = _listed(images, Image.Image, f"embed_images takes a list of PIL images: {fix}")
 
         def encode(batch: list[Image.Image]) -> Encoded:
-            pixels = self.preprocess(batch).to(self.log_logit_scale.device)
-            return self.encode_images(self.normalise(pixels))
+            return self.encode_images(self.normalise(self.preprocess(batch)))
 
         return self._embed(encode, images, batch_size)
 
@@ -316,13 +313,10 @@ class DualEncoder(nn.Module):
             ValueError: anything but a list of strings; a text longer than the context, unless
                 `truncate` is set; a text that is no valid Unicode; batch_size < 1.
         """
-        fix = "make strings of them with str(item)"
-        texts = _listed(texts, str, "embed_texts", "strings", fix)
+        texts = _listed(texts, str, "embed_texts takes a list of strings: make them with str(item)")
 
         def encode(batch: list[str]) -> Encoded:
-            ids, mask = self.tokenize(batch, truncate)
-            device = self.log_logit_scale.device
-            return self.encode_texts(ids.to(device), mask.to(device))
+            return self.encode_texts(*self.tokenize(batch, truncate))
 
         return self._embed(encode, texts, batch_size)
 
@@ -379,13 +373,12 @@ class DualEncoder(nn.Module):
         return io.load(cls, folder) if io.holds_model(folder) else cls.clip(str(name))
 
 
-def _listed(items: Iterable, kind: type, call: str, things: str, fix: str) -> list:
+def _listed(items: Iterable, kind: type, rule: str) -> list:
     """The items as a list, after checking the type of each."""
     if isinstance(items, (kind, str, Path)):
-        raise ValueError(f"{call} takes a list of {things}, not one {type(items).__name__}: {fix}")
+        raise ValueError(f"got one {type(items).__name__}, but {rule}")
     items = list(items)
     for i, item in enumerate(items):
         if not isinstance(item, kind):
-            what = f"item {i} is a {type(item).__name__}"
-            raise ValueError(f"{call} takes {things}, and {what}: {fix}")
+            raise ValueError(f"item {i} is a {type(item).__name__}, but {rule}")
     return items

@@ -195,16 +195,16 @@ def embed_pairs(
     """
     device = model.log_logit_scale.device
     title = f"{inputs.pairs.name} {inputs.pairs.split}"
-    image_rows = torch.arange(len(inputs.pairs)).split(batch_size)
-    text_rows = torch.arange(len(inputs.labels)).split(batch_size)
-    image_batches = inputs.loader([(rows, rows[:0]) for rows in image_rows])
+    rows = torch.arange(len(inputs.pairs)).split(batch_size)
+    batches = inputs.loader([(part, part[:0]) for part in rows])
     images = []
     texts = []
     with model.evaluating():
-        for batch in tqdm(image_batches, desc=f"{title}: images", delay=2, leave=False):
+        for batch in tqdm(batches, desc=f"{title}: images", delay=2, leave=False):
             images.append(encode_images(model, batch.images.to(device)).features.float().cpu())
-        for rows in tqdm(text_rows, desc=f"{title}: texts", delay=2, leave=False):
-            tokens = tuple(part.to(device) for part in inputs._texts(rows))
+        rows = torch.arange(len(inputs.labels)).split(batch_size)
+        for part in tqdm(rows, desc=f"{title}: texts", delay=2, leave=False):
+            tokens = tuple(tensor.to(device) for tensor in inputs._texts(part))
             texts.append(encode_texts(model, tokens).features.float().cpu())
     return torch.cat(images), torch.cat(texts)
 
@@ -223,29 +223,24 @@ def _decode(preprocess: Callable, pairs: Pairs, rows: Iterable[int]) -> Tensor:
 def _image_features(
     model: DualEncoder, pairs: Pairs, name: str, digest: bytes
 ) -> Float[Tensor, "n p"]:
-    device = model.log_logit_scale.device
-
     def pool(rows: Sequence[int]) -> Tensor:
-        pixels = _decode(model.preprocess, pairs, rows).to(device)
-        return model.backbone.image_pooled(model.normalise(pixels))
+        pixels = _decode(model.preprocess, pairs, rows)
+        return model.encode_images(model.normalise(pixels)).pooled
 
     shown = (pairs.name, pairs.split, pairs.keys, pixel_digests(pairs))
     # Small batches stay in a CPU's cache: 16 photos at once are twice as fast as 64.
-    batch = 16 if device.type == "cpu" else 256
+    batch = 16 if model.mean.device.type == "cpu" else 256
     return _in_parts(name, digest + repr(shown).encode(), range(len(pairs)), pool, batch)
 
 
 def _text_features(
     model: DualEncoder, texts: list[str], truncate: bool, name: str, digest: bytes
 ) -> Float[Tensor, "m p"]:
-    device = model.log_logit_scale.device
-
     def pool(rows: Sequence[str]) -> Tensor:
-        ids, mask = model.tokenize(rows, truncate)
-        return model.backbone.text_pooled(ids.to(device), mask.to(device))
+        return model.encode_texts(*model.tokenize(rows, truncate)).pooled
 
     unique = sorted(dict.fromkeys(texts), key=len)  # neighbours of equal length need no padding
-    batch = 64 if device.type == "cpu" else 1024
+    batch = 64 if model.mean.device.type == "cpu" else 1024
     features = _in_parts(name, digest + repr((unique, truncate)).encode(), unique, pool, batch)
     place = {text: i for i, text in enumerate(unique)}
     return features[torch.tensor([place[text] for text in texts])]
@@ -254,7 +249,7 @@ def _text_features(
 def _in_parts(
     name: str, identity: bytes, items: Sequence, pool: Callable[[Sequence], Tensor], batch: int
 ) -> Tensor:
-    """Applies `pool` to all items in batches; every finished part is a file that later runs reuse."""
+    """Applies `pool` to items in batches; every finished part is a file that later runs reuse."""
     folder = cache_folder() / "features" / f"{name}-{hashlib.sha256(identity).hexdigest()[:16]}"
     parts = []
     for start in tqdm(range(0, len(items), _PART), desc=f"{name}: features", delay=1):

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoTokenizer
 
 from cibr.models import towers
 
@@ -111,7 +111,9 @@ def load(cls, folder: Path):
     kind = config["kind"]
     settings = config["settings"]
     processor = _read(folder / _PREPROCESSING, lambda file: towers.image_processor(_json(file)))
-    tokenizer = _read(folder / "tokenizer.json", lambda _: AutoTokenizer.from_pretrained(folder))
+    tokenizer = _read(
+        folder / "tokenizer.json", lambda _: transformers.AutoTokenizer.from_pretrained(folder)
+    )
     if kind == "frozen":
         image, text = (_read(folder / name, _model) for name in ("image_tower", "text_tower"))
         backbone = towers.FrozenBackbone(image, text, processor.crop_size, **settings)
@@ -148,7 +150,7 @@ def _checked_config(file: Path) -> dict:
 
 
 def _model(folder: Path) -> torch.nn.Module:
-    return AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    return transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def _set_weights(model, state: dict[str, torch.Tensor]) -> None:

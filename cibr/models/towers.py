@@ -36,8 +36,6 @@ from cibr.utils import nearest, shipped
 MODELS = ("tiny", "frozen")
 _CHECKPOINTS = ("clip-tiny", "cibr-tiny")  # shipped with the package
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
-_PAD = "<pad>"
-_END = "<end>"
 _TEXT_WIDTH = 128  # of the tiny text tower
 
 _Pixels = Float[Tensor, "n 3 h w"]  # normalised images
@@ -145,12 +143,12 @@ def train_tokenizer(
 ) -> transformers.PreTrainedTokenizerFast:
     """A lower-case byte-level BPE tokenizer learned from texts; it can encode every string."""
     learned = ByteLevelBPETokenizer(lowercase=True, unicode_normalizer="nfc", add_prefix_space=True)
-    options = dict(min_frequency=0, show_progress=False, special_tokens=[_PAD, _END])
+    options = dict(min_frequency=0, show_progress=False, special_tokens=["<pad>", "<end>"])
     learned.train_from_iterator(texts, vocabulary, **options)
     tokenizer = Tokenizer.from_str(learned.to_str())
-    ends = [(_END, tokenizer.token_to_id(_END))]
-    tokenizer.post_processor = TemplateProcessing(single=f"$A {_END}", special_tokens=ends)
-    names = dict(pad_token=_PAD, eos_token=_END, model_max_length=context)
+    ends = [("<end>", tokenizer.token_to_id("<end>"))]
+    tokenizer.post_processor = TemplateProcessing(single="$A <end>", special_tokens=ends)
+    names = dict(pad_token="<pad>", eos_token="<end>", model_max_length=context)
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
@@ -295,7 +293,7 @@ class FrozenBackbone(nn.Module):
     Args:
         image: a model of transformers with a pooled output.
         text: a model of transformers with hidden states.
-        image_size: side of the images, in pixels.
+        size: side of the images, in pixels.
         dim: dimension of the joint space.
         dropout: probability of dropout, in the heads.
     """
@@ -303,9 +301,7 @@ class FrozenBackbone(nn.Module):
     kind = "frozen"
     reads_padding = False
 
-    def __init__(
-        self, image: nn.Module, text: nn.Module, image_size: int, dim: int, dropout: float
-    ):
+    def __init__(self, image: nn.Module, text: nn.Module, size: int, dim: int, dropout: float):
         super().__init__()
         self.settings = dict(dim=dim, dropout=dropout)
         self.image_tower = image.requires_grad_(False)
@@ -313,9 +309,7 @@ class FrozenBackbone(nn.Module):
         self.train(self.training)
         self.context = text.config.max_position_embeddings
         self.dim = dim
-        self.dim_image_pooled = self.image_pooled(torch.zeros(1, 3, image_size, image_size)).shape[
-            1
-        ]
+        self.dim_image_pooled = self.image_pooled(torch.zeros(1, 3, size, size)).shape[1]
         self.dim_text_pooled = text.config.hidden_size
         self.image_head = _ResidualHead(self.dim_image_pooled, dim, dropout)
         self.text_head = _ResidualHead(self.dim_text_pooled, dim, dropout)
@@ -379,21 +373,18 @@ class HubBackbone(nn.Module):
         self.context = model.config.text_config.max_position_embeddings
         self.reads_padding = model.config.model_type.startswith("siglip")
         self.dim = features.shape[1]
-        heads = [getattr(model, f"{side}_projection", None) for side in ("visual", "text")]
-        projected = all(isinstance(head, nn.Linear) for head in heads)
-        self.dim_image_pooled, self.dim_text_pooled = (
-            head.in_features if projected else None for head in heads
-        )
+        self.dim_image_pooled = getattr(self.image_head, "in_features", None)
+        self.dim_text_pooled = getattr(self.text_head, "in_features", None)
 
     @property
     def image_head(self) -> nn.Module:
         """The projection of images."""
-        return nn.Identity() if self.dim_image_pooled is None else self.model.visual_projection
+        return getattr(self.model, "visual_projection", nn.Identity())
 
     @property
     def text_head(self) -> nn.Module:
         """The projection of texts."""
-        return nn.Identity() if self.dim_text_pooled is None else self.model.text_projection
+        return getattr(self.model, "text_projection", nn.Identity())
 
     def image_pooled(self, pixels: _Pixels) -> _Pooled:
         """Pooled features of normalised images."""
