@@ -111,9 +111,6 @@ def load(cls, folder: Path):
     kind = config["kind"]
     settings = config["settings"]
     processor = _read(folder / _PREPROCESSING, lambda file: towers.image_processor(_json(file)))
-    tokenizer = _read(
-        folder / "tokenizer.json", lambda _: transformers.AutoTokenizer.from_pretrained(folder)
-    )
     if kind == "frozen":
         image, text = (_read(folder / name, _model) for name in ("image_tower", "text_tower"))
         backbone = towers.FrozenBackbone(image, text, processor.crop_size, **settings)
@@ -121,6 +118,9 @@ def load(cls, folder: Path):
         backbone = towers.HubBackbone(_read(folder, _model))
     else:
         backbone = _read(folder / _CONFIG, lambda _: towers.TinyBackbone(**settings))
+    tokenizer = _read(
+        folder / "tokenizer.json", lambda _: transformers.AutoTokenizer.from_pretrained(folder)
+    )
     model = cls(backbone, processor, tokenizer)
     _read(folder / _WEIGHTS, lambda file: _set_weights(model, load_file(file)))
     return model.eval()
