@@ -220,9 +220,7 @@ def _decode(preprocess: Callable, pairs: Pairs, rows: Iterable[int]) -> Tensor:
     return torch.cat(parts)
 
 
-def _image_features(
-    model: DualEncoder, pairs: Pairs, name: str, digest: bytes
-) -> Float[Tensor, "n p"]:
+def _image_features(model: DualEncoder, pairs: Pairs, name: str, digest: bytes) -> Tensor:
     def pool(rows: Sequence[int]) -> Tensor:
         pixels = _decode(model.preprocess, pairs, rows)
         return model.encode_images(model.normalise(pixels)).pooled
@@ -235,7 +233,7 @@ def _image_features(
 
 def _text_features(
     model: DualEncoder, texts: list[str], truncate: bool, name: str, digest: bytes
-) -> Float[Tensor, "m p"]:
+) -> Tensor:
     def pool(rows: Sequence[str]) -> Tensor:
         return model.encode_texts(*model.tokenize(rows, truncate)).pooled
 
@@ -246,9 +244,7 @@ def _text_features(
     return features[torch.tensor([place[text] for text in texts])]
 
 
-def _in_parts(
-    name: str, identity: bytes, items: Sequence, pool: Callable[[Sequence], Tensor], batch: int
-) -> Tensor:
+def _in_parts(name: str, identity: bytes, items: Sequence, pool: Callable, batch: int) -> Tensor:
     """Applies `pool` to items in batches; every finished part is a file that later runs reuse."""
     folder = cache_folder() / "features" / f"{name}-{hashlib.sha256(identity).hexdigest()[:16]}"
     parts = []
