@@ -419,12 +419,12 @@ def resolve_model(name: str, known: Sequence[str] = _CHECKPOINTS) -> str:
     if name in _CHECKPOINTS:
         folders.append(shipped(f"checkpoints/{name}"))
     for folder in folders:
-        if name and folder.is_dir():
+        if name and os.path.isdir(folder):  # False for impossible names, too
             return str(folder)
-    if _HUB_ID.fullmatch(name) and not path.is_symlink():
+    if _HUB_ID.fullmatch(name) and not os.path.islink(path):
         return name
     problem = nearest(name, known) or "."
-    if path.is_file() or path.is_symlink():
+    if os.path.isfile(path) or os.path.islink(path):
         problem = ": it is a file or a broken link."
     fix = f"a hub id such as openai/clip-vit-base-patch32, or {' or '.join(known)}"
     raise FileNotFoundError(f"unknown model {name!r}{problem} Give the folder of a model, {fix}")

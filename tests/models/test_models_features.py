@@ -14,6 +14,7 @@ from cibr.models import DualEncoder, features
 from cibr.models.features import digest_model, embed_pairs, pixel_digests, prepare
 
 PAIRS = noise_pairs(23, n_captions=3)
+PAIRS.captions[0] = ["a red cat beside a big house"]  # longer than the others
 each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "clip"])
 # From Python 3.12 on, of every fork beside threads; the workers only decode images.
 forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -129,6 +130,7 @@ def test_a_cache_folder_is_named_after_all_that_its_features_depend_on(build, st
     assert other.image != digests.image and other.text == digests.text
     model.backbone.text_tower.config.layer_norm_eps = 1.0
     assert digest_model(model).text != digests.text
+    assert digest_model(build("tiny", dropout=0.1)).model != digest_model(build("tiny")).model
 
 
 def test_a_killed_extraction_resumes_and_a_second_run_reads_all(build, store, monkeypatch):
