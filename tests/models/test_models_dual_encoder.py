@@ -53,6 +53,8 @@ def test_order_batch_size_and_mode_do_not_change_an_embedding(build, kind):
         assert torch.allclose(embed(items[::-1]).flip(0), whole, atol=1e-5)
         assert (whole[0] - whole[1]).norm() > 1e-3
         assert model.training and torch.equal(embed(items), whole)  # without dropout
+    model.eval().embed_images(images)
+    assert not model.training
 
 
 @each_kind
@@ -75,9 +77,13 @@ def test_the_context_is_what_the_text_tower_has_positions_for(build):
     model = build("frozen")
     model.tokenizer.model_max_length = 10**30  # of tokenizers that do not know their model's limit
     assert model.context == 40
-    model.tokenizer.model_max_length = 7
-    assert model.context == 7
-    assert model.tokenize(["every " * 80], truncate=True)[0].shape == (1, 7)
+    n_tokens = model.tokenize(["a red cat"])[0].shape[1]
+    model.tokenizer.model_max_length = n_tokens
+    assert model.context == n_tokens == model.tokenize(["a red cat"])[0].shape[1]
+    assert model.tokenize(["every " * 80], truncate=True)[0].shape == (1, n_tokens)
+    model.tokenizer.model_max_length = n_tokens - 1
+    with pytest.raises(ValueError, match=f"has {n_tokens} tokens and the model reads"):
+        model.tokenize(["a red cat"])
 
 
 def test_frozen_towers_stay_in_eval_mode_and_without_gradients(build):
