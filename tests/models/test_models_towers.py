@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+import transformers
 from helpers import picture
 from test_models_dual_encoder import odd_images
 
@@ -17,32 +18,43 @@ SQUARE = {"height": 32, "width": 32}
 
 
 def test_images_are_preprocessed_as_by_transformers_bit_for_bit():
-    from transformers import CLIPImageProcessor
-
     images = [to_rgb(image) for image in odd_images()]
     images += [picture(0).resize(size) for size in ((47, 33), (32, 32), (32, 50))]
     for size, crop in ((32, 32), (40, 32), (23, 17)):
         ours = ImageProcessor(size, crop)
-        theirs = CLIPImageProcessor(**ours.to_dict())
+        theirs = transformers.CLIPImageProcessor(**ours.to_dict())
         raw = theirs(images, do_rescale=False, do_normalize=False, return_tensors="pt")
         assert torch.equal(ours(images), raw["pixel_values"])
         assert image_processor(theirs.to_dict()).to_dict() == ours.to_dict()
+    with pytest.raises(ValueError, match="does not resize images to one square size: give a model"):
+        image_processor(ours.to_dict() | {"crop_size": {"height": 17, "width": 16}})
 
 
-PADDED = {"crop_size": {"height": 48, "width": 48}}
-UNCROPPED = {"do_center_crop": False, "size": SQUARE}
+UNLIKE_CLIP = [
+    ("CLIP", {"resample": 2}),
+    ("CLIP", {"do_normalize": False}),
+    ("CLIP", {"do_center_crop": False, "size": SQUARE}),
+    ("CLIP", {"crop_size": {"height": 48, "width": 48}}),  # padded
+    ("Levit", {}),  # its short side becomes 256 / 224 of the size
+]
 
 
-@pytest.mark.parametrize("settings", [{"resample": 2}, {"do_normalize": False}, UNCROPPED, PADDED])
-def test_settings_unlike_clips_are_left_to_transformers(settings):
-    from transformers import CLIPImageProcessor
-
-    theirs = CLIPImageProcessor(**dict(size={"shortest_edge": 36}, crop_size=SQUARE) | settings)
+@pytest.mark.parametrize(("name", "settings"), UNLIKE_CLIP)
+def test_settings_unlike_clips_are_left_to_transformers(name, settings):
+    settings = dict(size={"shortest_edge": 36}, crop_size=SQUARE) | settings
+    theirs = getattr(transformers, f"{name}ImageProcessor")(**settings)
     ours = image_processor(theirs.to_dict())
     images = [picture(i) for i in range(3)]
     expected = theirs(images, return_tensors="pt")["pixel_values"]
     assert torch.equal(ours(images), expected) and ours.crop_size == expected.shape[2]
     assert torch.equal(image_processor(ours.to_dict())(images), expected)
+
+
+def test_a_block_of_the_tiny_tower_starts_as_its_skip_connection():
+    x = torch.randn(2, 4, 8, 8)
+    same, strided = TinyBackbone(8, 4, 300, 16, 0.0).image_tower[3:5]
+    assert torch.equal(same(x), x.relu()) and torch.equal(strided(x), strided.skip(x).relu())
+    assert strided(x).shape == (2, 8, 4, 4)
 
 
 @pytest.mark.parametrize("width", [4, 16])
