@@ -575,11 +575,7 @@ def _minimise(
 
 
 def embedding_informations(
-    world: DiscreteWorld,
-    embeddings: ImageVectors,
-    kappa: float,
-    n_samples: int = 2000,
-    seed: int = 0,
+    world: DiscreteWorld, embeddings: ImageVectors, kappa: float, seed: int = 0
 ) -> dict[str, float]:
     """Mutual information of Z_v ~ vMF(mu(x_v), kappa) over a finite set of images, by sampling z.
 
@@ -590,8 +586,7 @@ def embedding_informations(
         world: images and texts.
         embeddings: mu(x_v), unit vectors [n_images, d].
         kappa: concentration of the noise, positive.
-        n_samples: draws of z per image.
-        seed: of the draws.
+        seed: of the draws, 2,000 per image.
 
     Returns:
         Nats: `image_nats` I(Z_v;X_v), `sufficiency_nats` I(Z_v;X_t), `residual_image_nats`
@@ -604,6 +599,7 @@ def embedding_informations(
     _check_positive("kappa", kappa)
     joint = world.joint
     n_images = len(joint)
+    n_samples = 2000
     if len(embeddings) != n_images:
         raise ValueError(f"{len(embeddings)} embeddings but {n_images} images: pass one per image")
     generator = torch.Generator().manual_seed(seed)
