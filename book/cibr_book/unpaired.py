@@ -21,12 +21,13 @@ from cibr.train import RunConfig
 from cibr.train.loop import fit_cca
 from cibr_book.corruptions import Corruption, split_subset
 
+_ROUNDS = 3  # of EM
 Images = Float[Tensor, "m p"]
 Texts = Float[Tensor, "k q"]
 
 
 def em_moments(
-    moments: Moments, n: int, images: Images, texts: Texts, ridges: tuple[float, float], rounds=3
+    moments: Moments, n: int, images: Images, texts: Texts, ridges: tuple[float, float]
 ) -> Moments:
     """Covariances of a joint Gaussian from n pairs and unpaired features of both modalities, by EM.
 
@@ -36,19 +37,18 @@ def em_moments(
         images: centred features of images without a text, [m, p].
         texts: centred features of texts without an image, [k, q].
         ridges: of the regressions between the modalities, in units of the mean variance.
-        rounds: of EM.
 
     Returns:
         The covariances C_v [p, p], C_t [q, q] and C_vt [p, q], float64.
     """
-    own_image, own_text, own_cross = image, text, cross = moments
+    own_image, own_text, own_cross = moments
+    image, text, cross = moments
     alone_image, alone_text = (x.double().T @ x.double() / len(x) for x in (images, texts))
     shares = torch.tensor([n, len(images), len(texts)], dtype=torch.float64)
     of_pairs, of_images, of_texts = (shares / shares.sum()).tolist()
-    for _ in range(rounds):
-        # Regressions B = C_tv (C_v + l_v c_v I)^-1 and A = C_vt (C_t + l_t c_t I)^-1.
-        to_text = torch.linalg.solve(_with_ridge(image, ridges[0]), cross).T
-        to_image = torch.linalg.solve(_with_ridge(text, ridges[1]), cross.T).T
+    for _ in range(_ROUNDS):
+        to_text = _regression(image, cross, ridges[0])
+        to_image = _regression(text, cross.T, ridges[1])
         of_text = to_image @ alone_text @ to_image.T + image - to_image @ cross.T
         of_image = to_text @ alone_image @ to_text.T + text - to_text @ cross
         image = of_pairs * own_image + of_images * alone_image + of_texts * of_text
@@ -58,9 +58,10 @@ def em_moments(
     return image, text, cross
 
 
-def _with_ridge(covariance: Tensor, ridge: float) -> Tensor:
-    identity = torch.eye(len(covariance), dtype=covariance.dtype)
-    return covariance + ridge * covariance.diagonal().mean() * identity
+def _regression(covariance: Tensor, cross: Tensor, ridge: float) -> Tensor:
+    """C_yx (C_x + ridge * mean variance * I)^-1, which predicts y from x."""
+    penalty = ridge * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
+    return torch.linalg.solve(covariance + penalty, cross).T
 
 
 def em_cca(paired: Inputs, alone: Inputs, config: RunConfig, dim: int) -> RegularisedCCA:
