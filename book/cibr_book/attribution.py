@@ -26,6 +26,7 @@ from cibr.models import DualEncoder
 
 Maps = Float[Tensor, "n h w"]
 Features = Float[Tensor, "n c h w"]
+Score = Callable[[Features], Float[Tensor, " n"]]
 
 
 def split_image_tower(model: DualEncoder) -> tuple[Callable, Callable]:
@@ -151,18 +152,14 @@ def share_inside(maps: Maps, region: Bool[Tensor, "n h w"]) -> Float[Tensor, " n
     """Share of each map's positive mass inside a region; the region's area if the map is nowhere
     positive.
     """
-    positive = maps.clamp(min=0).flatten(1)
-    total = positive.sum(1)
-    inside = (positive * region.flatten(1)).sum(1) / total.clamp(min=1e-30)
-    return torch.where(total > 0, inside, region.flatten(1).float().mean(1))
+    positive = maps.clamp(min=0)
+    total = positive.sum((1, 2))
+    inside = (positive * region).sum((1, 2)) / total.clamp(min=1e-30)
+    return torch.where(total > 0, inside, region.float().mean((1, 2)))
 
 
 def deletion_curve(
-    pixels: Float[Tensor, "n c h w"],
-    maps: Maps,
-    score: Callable[[Tensor], Float[Tensor, " n"]],
-    fill: float,
-    fractions: Sequence[float | int],
+    pixels: Features, maps: Maps, score: Score, fill: float, fractions: Sequence[float | int]
 ) -> Float[Tensor, "n k"]:
     """Scores as pixels are deleted, those with the highest attribution first.
 

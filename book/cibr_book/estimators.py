@@ -33,15 +33,8 @@ from sklearn.neighbors import KDTree, NearestNeighbors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cibr.losses import critics
 from cibr.losses.clip import check_finite
-from cibr.losses.critics import (
-    MovingAverage,
-    SeparableCritic,
-    log_mean_exp,
-    mine_nats,
-    mismatches,
-    mlp,
-)
 from cibr.utils import check_known
 
 Nats = Float[Tensor, ""]
@@ -68,7 +61,7 @@ def nce_nats(scores: Scores) -> Nats:
     Raises:
         ValueError: scores that are not square, not finite, or of fewer than two pairs.
     """
-    _check_scores(scores)
+    _split(scores)
     both_directions = scores.log_softmax(1).diagonal() + scores.log_softmax(0).diagonal()
     return math.log(len(scores)) + both_directions.mean() / 2
 
@@ -81,8 +74,8 @@ def nwj_nats(scores: Scores) -> Nats:
     et al. (2019), section 2.2. The optimal critic is 1 + log p(x,y) / p(x)p(y). Scores and errors
     as for `nce_nats`.
     """
-    _check_scores(scores)
-    return scores.diagonal().mean() - torch.exp(log_mean_exp(mismatches(scores)) - 1)
+    joint, mismatched = _split(scores)
+    return joint.mean() - torch.exp(critics.log_mean_exp(mismatched) - 1)
 
 
 def dv_nats(scores: Scores) -> Nats:
@@ -93,8 +86,8 @@ def dv_nats(scores: Scores) -> Nats:
     all mismatched pairs of the batch, not over one permutation. Scores and errors as for
     `nce_nats`.
     """
-    _check_scores(scores)
-    return scores.diagonal().mean() - log_mean_exp(mismatches(scores))
+    joint, mismatched = _split(scores)
+    return joint.mean() - critics.log_mean_exp(mismatched)
 
 
 def smile_nats(scores: Scores, clip: float = 5.0) -> Nats:
@@ -104,8 +97,8 @@ def smile_nats(scores: Scores, clip: float = 5.0) -> Nats:
     Source: Song & Ermon (2020, arXiv 1910.06222), section 5. It is trained with `jsd_objective`, as
     there. Scores and errors as for `nce_nats`.
     """
-    _check_scores(scores)
-    return scores.diagonal().mean() - log_mean_exp(mismatches(scores).clamp(-clip, clip))
+    joint, mismatched = _split(scores)
+    return joint.mean() - critics.log_mean_exp(mismatched.clamp(-clip, clip))
 
 
 def jsd_objective(scores: Scores) -> Nats:
@@ -115,8 +108,8 @@ def jsd_objective(scores: Scores) -> Nats:
     Source: Hjelm et al. (2019, arXiv 1808.06670), eq. 4. Its maximum is 2 JSD(P, Q) - 2 log 2.
     Scores and errors as for `nce_nats`.
     """
-    _check_scores(scores)
-    return -F.softplus(-scores.diagonal()).mean() - F.softplus(mismatches(scores)).mean()
+    joint, mismatched = _split(scores)
+    return -F.softplus(-joint).mean() - F.softplus(mismatched).mean()
 
 
 def plug_in_nats(scores: Scores) -> Nats:
@@ -143,14 +136,16 @@ def club_nats(log_q: Scores) -> Nats:
     Raises:
         ValueError: as `nce_nats`.
     """
-    _check_scores(log_q)
-    return log_q.diagonal().mean() - mismatches(log_q).mean()
+    joint, mismatched = _split(log_q)
+    return joint.mean() - mismatched.mean()
 
 
-def _check_scores(scores: Tensor) -> None:
+def _split(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of the joint samples, from P, and of the mismatched pairs, from Q."""
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or len(scores) < 2:
         raise ValueError(f"scores must be [n, n] with n at least 2, got {list(scores.shape)}")
     check_finite(scores=scores)
+    return scores.diagonal(), critics.mismatches(scores)
 
 
 class GaussianConditional(nn.Module):
@@ -166,7 +161,7 @@ class GaussianConditional(nn.Module):
 
     def __init__(self, dim_x: int, dim_y: int, dim_hidden: int = 64):
         super().__init__()
-        self.net = mlp(dim_x, dim_hidden, 2 * dim_y)
+        self.net = critics.mlp(dim_x, dim_hidden, 2 * dim_y)
 
     def parameters_of(self, x: X) -> tuple[Y, Y]:
         """Means and log variances of q(y|x), [n, e] each."""
@@ -229,9 +224,9 @@ def fit_critic(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        critic_class = GaussianConditional if estimator == "CLUB" else SeparableCritic
+        critic_class = GaussianConditional if estimator == "CLUB" else critics.SeparableCritic
         critic = critic_class(x.shape[1], y.shape[1]).to(x.dtype)
-    average = MovingAverage()
+    average = critics.MovingAverage()
     optimizer = torch.optim.Adam(critic.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     for _ in range(n_steps):
@@ -240,7 +235,7 @@ def fit_critic(
             gain = critic.log_likelihood(x[rows], y[rows]).mean()
         elif estimator == "MINE":
             scores = critic(x[rows], y[rows])
-            gain = mine_nats(scores, average.update(scores))
+            gain = critics.mine_nats(scores, average.update(scores))
         else:
             gain = _OBJECTIVES[estimator](critic(x[rows], y[rows]))
         optimizer.zero_grad()
@@ -275,16 +270,16 @@ def estimate_nats(
     _check_samples(x, y, least=2 * max(batch_size, 2 * _N_BLOCKS))
     half = len(x) // 2
     x, y = (((s - s[:half].mean(0)) / s[:half].std(0).clamp(min=1e-12)).float() for s in (x, y))
-    critics: dict[str, nn.Module] = {}
+    trained: dict[str, nn.Module] = {}
     nats = {}
     for estimator in estimators:
         key = "JSD" if estimator == "SMILE" else estimator
-        if key not in critics:
-            critics[key] = fit_critic(x[:half], y[:half], key, batch_size=batch_size, **options)
+        if key not in trained:
+            trained[key] = fit_critic(x[:half], y[:half], key, batch_size=batch_size, **options)
         size = batch_size if estimator == "InfoNCE" else (len(x) - half) // _N_BLOCKS
         blocks = zip(x[half:].split(size), y[half:].split(size), strict=True)
         with torch.no_grad():
-            scores = [critics[key](a, b) for a, b in blocks if len(a) == size]
+            scores = [trained[key](a, b) for a, b in blocks if len(a) == size]
             nats[estimator] = torch.stack([READINGS[estimator](s) for s in scores]).mean().item()
     return nats
 

@@ -11,6 +11,7 @@ minutes on two cores.
 """
 
 import argparse
+from functools import partial
 from itertools import combinations
 
 import pandas as pd
@@ -71,10 +72,8 @@ def explained_photos(
     tables = []
     maps = {}
     for method, model in models.items():
-        for name, encoder in {
-            method: model,
-            f"{method}, randomised": attribution.randomised_weights(model),
-        }.items():
+        randomised = attribution.randomised_weights(model)
+        for name, encoder in {method: model, f"{method}, randomised": randomised}.items():
             maps[name], gain = _maps_and_gain(encoder, test, asked, order[:N_NOISE])
             rows.append(_row("own map minus another photo's", name, gain[None, len(SHOWN) :]))
         for i, grid in zip(SHOWN, maps[method], strict=False):
@@ -93,24 +92,23 @@ def _maps_and_gain(
     """Maps of the requested photos, and their mean deletion score minus that of another's map."""
     lower, upper = attribution.split_image_tower(model)
     texts = model.embed_texts([test.captions[i][0] for i in asked], truncate=True)
-    pixels, others = (
-        model.normalise(model.preprocess([test.image(i) for i in rows])) for rows in (asked, noisy)
-    )
-    with torch.no_grad():
-        features, noise = lower(pixels), lower(others)
-    nats, _ = attribution.bottleneck_maps(
-        features, texts, upper, noise, _WEIGHT, n_steps=25, n_noise=2
-    )
-    large = attribution.enlarge(nats, pixels.shape[-1])
     cosine = attribution.cosine_score(model)
+
+    def pixels_of(rows: list[int]) -> Tensor:
+        return model.normalise(model.preprocess([test.image(i) for i in rows]))
 
     def mean_score(maps: Tensor) -> Tensor:
         # Deleted pixels have the mean colour, which is 0 after normalisation.
-        scores = attribution.deletion_curve(
-            pixels, maps, lambda x: cosine(x, texts), 0.0, _FRACTIONS
-        )
-        return scores.mean(1)
+        score = partial(cosine, texts=texts)
+        return attribution.deletion_curve(pixels, maps, score, 0.0, _FRACTIONS).mean(1)
 
+    pixels = pixels_of(asked)
+    with torch.no_grad():
+        features = lower(pixels)
+        noise = lower(pixels_of(noisy))
+    search = dict(weight=_WEIGHT, n_steps=25, n_noise=2)
+    nats, _ = attribution.bottleneck_maps(features, texts, upper, noise, **search)
+    large = attribution.enlarge(nats, pixels.shape[-1])
     return nats, mean_score(large) - mean_score(large.roll(1, 0))
 
 

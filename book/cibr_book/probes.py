@@ -51,14 +51,14 @@ def probe_nats(
         H(V), its maximum; `accuracy`.
 
     Raises:
-        ValueError: as `probe_items`.
+        ValueError: as `_probe_items`.
     """
-    log_q, log_p, correct = probe_items(features, factor, held_out, dim_hidden)
+    log_q, log_p, correct = _probe_items(features, factor, held_out, dim_hidden)
     means = {"nats": log_q - log_p, "entropy_nats": -log_p, "accuracy": correct.double()}
     return {name: float(values.mean()) for name, values in means.items()}
 
 
-def probe_items(
+def _probe_items(
     features: Features, factor: Factor, held_out: Mask, dim_hidden: int = 0
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"], Bool[Tensor, " m"]]:
     """The terms of `probe_nats` per held-out sample, for intervals and paired differences.
@@ -125,7 +125,7 @@ def leakage_items(
     held_out = torch.arange(len(embeddings)) % 2 == 1
     leakage = {}
     for name, factor in factors.items():
-        log_q, log_p, _ = probe_items(components, factor, held_out)
+        log_q, log_p, _ = _probe_items(components, factor, held_out)
         leakage[name] = (log_q - log_p) / -log_p.mean()
     return leakage
 
