@@ -23,7 +23,8 @@ def randn(*size, seed=0):
 
 
 def tables(world, seed=0):
-    return [(2 * randn(n, 3, seed=seed + n)).softmax(1) for n in world.joint.shape]
+    sizes = enumerate(world.joint.shape, start=seed)
+    return [(2 * randn(n, 3, seed=i)).softmax(1) for i, n in sizes]
 
 
 def information_by_loops(outcomes, a, b, c=()):
