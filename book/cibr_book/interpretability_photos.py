@@ -54,7 +54,7 @@ def changed_answers(models: list[list[DualEncoder]], test: Pairs) -> list[dict]:
         rows.append(_row("changed answers", "between two seeds of one method", changed))
     change = paired_difference([first.float()], [second.float()])
     interval = change["mean"], change["low"], change["high"]
-    return [*rows, _named("second minus first", "image_to_text_recall@1", interval, len(test))]
+    return [*rows, _row("second minus first", "image_to_text_recall@1", second, interval)]
 
 
 def explained_photos(
@@ -112,15 +112,12 @@ def _maps_and_gain(
     return nats, mean_score(large) - mean_score(large.roll(1, 0))
 
 
-def _row(quantity: str, case: str, values: Tensor) -> dict:
-    """A row with the mean of values [s, n] over models and photos, with an interval over photos."""
-    interval = bootstrap_interval(values.double().mean(0))
-    return _named(quantity, case, interval, values.shape[1])
-
-
-def _named(quantity: str, case: str, interval: tuple, n: int) -> dict:
-    columns = ["quantity", "case", "value", "low", "high", "n"]
-    return dict(zip(columns, (quantity, case, *interval, n), strict=True))
+def _row(quantity: str, case: str, values: Tensor, interval: tuple | None = None) -> dict:
+    """A row with a value and its interval, by default the mean of values [s, n] over models and
+    photos, with an interval over photos.
+    """
+    value, low, high = interval or bootstrap_interval(values.double().mean(0))
+    return dict(quantity=quantity, case=case, value=value, low=low, high=high, n=values.shape[1])
 
 
 def main() -> None:

@@ -4,11 +4,9 @@ import itertools
 import math
 import shutil
 
-import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
 from small_suite import LEFT, RIGHT, make_small_suite
 
 from cibr.metrics import zeroshot_accuracy
@@ -42,15 +40,6 @@ def test_the_gradient_of_the_probe_is_zero_and_a_strong_pull_leaves_the_zero_sho
     assert (adapters.linear_probes(few, [1e6])[1e6] - few.classes).abs().max() < 1e-4
 
 
-def test_without_zero_shot_weights_the_probe_is_scikit_learns_ridge_regression():
-    few = data()._replace(classes=torch.zeros(3, 8)).subset(ROWS)
-    # mean CE + 2 * mean_c |w_c|^2 / 3: a uniform zero-shot classifier gives every image 1/3
-    reference = LogisticRegression(C=9 / (2 * 2 * 48), fit_intercept=False, tol=1e-9, max_iter=1000)
-    reference.fit(10 * few.images.double().numpy(), few.labels.numpy())
-    weights = adapters.linear_probes(few, [2.0, 9.0])[2.0]
-    assert (weights - torch.from_numpy(reference.coef_)).abs().max() < 1e-4
-
-
 def test_tip_adapter_equals_its_equation_as_a_loop():
     few, queries = data().subset(ROWS), data().images[48:]
     logits = adapters.tip_logits(few, queries, 2.0, 3.0)
@@ -77,7 +66,7 @@ def test_each_of_four_shots_is_held_out_in_turn_a_quarter_of_sixteen_once_and_on
     few = data()
     assert adapters.validation_splits(few, ROWS[:, :1]) == []
     four = adapters.validation_splits(few, ROWS[:, :4])
-    assert [len(held.labels) for _, held in four] == [3] * 4 and len(four[0][0].labels) == 9
+    assert [len(kept.labels) for kept, _ in four] == [9] * 4
     assert torch.equal(torch.cat([held.images for _, held in four]), few.images[:12])
     ((kept, held),) = adapters.validation_splits(few, ROWS)
     assert sorted(kept.images.tolist() + held.images.tolist()) == sorted(few.images[:48].tolist())
@@ -136,17 +125,3 @@ def test_a_run_has_a_score_of_each_set_group_number_of_shots_and_method(
         twin, left, right, sides, mean = (metrics[key] for key in keys)
         assert twin == left and sides == pytest.approx((left + right) / 2)
         assert mean == pytest.approx((twin + sides) / 2)
-
-
-def test_the_table_has_a_row_an_adapter_and_differences_paired_by_seed():
-    columns = ["method", "beta", "seed", "mean of 7/4/Tip-Adapter/accuracy@1"]
-    means = ("CLIP", 0.0, 0.30), ("CIBR", 1.0, 0.32)
-    scores = [(method, b, s, mean + s / 100) for method, b, mean in means for s in (1, 2, 3)]
-    rows = pd.DataFrame(scores, columns=columns)
-    rows = rows.assign(condition="toys", hyperparameters="", validation=1.0)
-    row = adapters.adapter_table(rows).loc["Tip-Adapter, 4 a class"].to_dict()
-    assert row == {
-        "CLIP, beta 0": "32.0 ± 2.5",
-        "CIBR, beta 1": "34.0 ± 2.5",
-        "CIBR, beta 1, minus CLIP": "+2.00 [+2.00, +2.00] *",
-    }
