@@ -50,6 +50,14 @@ def test_kinds_of_a_wrong_name_go_from_near_to_far():
     assert embeddings.error_kind(right, "latin small letter a", True) == "same drawing"
 
 
+def test_the_map_of_a_space_keeps_groups_apart():
+    noise = torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
+    z = F.normalize(unit(2, 8).repeat_interleave(30, 0) + 0.05 * noise, dim=1)
+    places = embeddings.embedding_map(z, perplexity=10.0)
+    apart = np.linalg.norm(places[:, None] - places, axis=2) + 1e9 * np.eye(60)
+    assert (apart.argmin(1) // 30 == np.arange(60) // 30).mean() > 0.9
+
+
 def test_the_effective_dimension_is_that_of_the_directions_with_equal_variance():
     z = torch.randn(20000, 7, generator=torch.Generator().manual_seed(0))
     assert embeddings.effective_dimension(z) == pytest.approx(7, rel=0.02)
