@@ -40,6 +40,10 @@ def probe_nats(
 ) -> dict[str, float]:
     """A probe's lower bound on I(Z;V), on held-out samples.
 
+    Source: Barber & Agakov (2003), eq. 3, with a multinomial logistic regression or a network of
+    one hidden layer as q. H(V) is that of the held-out frequencies. The bound is specific to this
+    probe: zero does not prove independence.
+
     Args:
         features: z, [n, d]; standardised before the fit.
         factor: v as small integers, [n].
@@ -51,7 +55,8 @@ def probe_nats(
         H(V), its maximum; `accuracy`.
 
     Raises:
-        ValueError: as `_probe_items`.
+        ValueError: lengths that differ, features that are not finite, a factor that does not vary,
+            or a value that the training samples lack.
     """
     log_q, log_p, correct = _probe_items(features, factor, held_out, dim_hidden)
     means = {"nats": log_q - log_p, "entropy_nats": -log_p, "accuracy": correct.double()}
@@ -61,25 +66,8 @@ def probe_nats(
 def _probe_items(
     features: Features, factor: Factor, held_out: Mask, dim_hidden: int = 0
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"], Bool[Tensor, " m"]]:
-    """The terms of `probe_nats` per held-out sample, for intervals and paired differences.
-
-    Source: Barber & Agakov (2003), eq. 3, with a multinomial logistic regression or a network of
-    one hidden layer as q. H(V) is that of the held-out frequencies. The bound is specific to this
-    probe: zero does not prove independence.
-
-    Args:
-        features: z, [n, d]; standardised before the fit.
-        factor: v as small integers, [n].
-        held_out: mask of the samples for evaluation, [n], m of them true.
-        dim_hidden: width of the network's hidden layer, 0 for a linear probe.
-
-    Returns:
-        log q(v|z) of the probe and log p(v) of the held-out frequencies, in nats, and whether its
-        top prediction is correct, [m] each.
-
-    Raises:
-        ValueError: lengths that differ, features that are not finite, a factor that does not vary,
-            or a value that the training samples lack.
+    """log q(v|z) of the probe and log p(v) of the held-out frequencies, in nats, and whether its top
+    prediction is correct, per held-out sample.
     """
     n = len(features)
     if not len(factor) == len(held_out) == n or not torch.isfinite(features).all():
