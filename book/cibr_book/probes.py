@@ -66,7 +66,7 @@ def probe_nats(
 def _probe_items(
     features: Features, factor: Factor, held_out: Mask, dim_hidden: int = 0
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"], Bool[Tensor, " m"]]:
-    """log q(v|z) of the probe and log p(v) of the held-out frequencies, in nats, and whether its top
+    """log q(v|z) of the probe, log p(v) of the held-out frequencies, in nats, and whether its top
     prediction is correct, per held-out sample.
     """
     n = len(features)
