@@ -1,6 +1,7 @@
 """Bad input to the study's worlds, estimators, probes, attribution, sweeps and data."""
 
 import math
+from functools import partial
 
 import torch
 from helpers import noise_pairs
@@ -11,17 +12,35 @@ from cibr_book.corruptions import Corruption, corrupt, in_style
 from cibr_book.glyph_benchmarks import load_glyph_benchmark
 from cibr_book.plan import read_plan
 
-DISCRETE, GAUSSIAN = worlds.discrete_world(), worlds.gaussian_world()
-IMAGE, TEXT = (torch.full((n, 2), 0.5, dtype=torch.float64) for n in DISCRETE.joint.shape)
+DISCRETE = worlds.discrete_world()
+GAUSSIAN = worlds.gaussian_world()
+IMAGE = torch.full((12, 2), 0.5, dtype=torch.float64)
+TEXT = IMAGE[:8]
+SIGNS = torch.tensor([3.0, -1.0], dtype=torch.float64)
+NAN = torch.full((2,), math.nan, dtype=torch.float64)
+EYE = torch.eye(8, dtype=torch.float64)
 SINGULAR = torch.ones(2, 2, dtype=torch.float64)
-X, Y = estimators.gaussian_task(1, 1.0).sample(40)
-MAPS, UNIT, ZEROS = torch.zeros(3, 2, 4, 4), torch.eye(3), torch.zeros(3, dtype=torch.int64)
-DELETED = (torch.zeros(3, 3, 4, 4), MAPS[:, 0], torch.nn.Identity())
-HALF = torch.tensor([True, False, True, False])
+TASK = estimators.gaussian_task(1, 1.0)
+X, Y = TASK.sample(40)
+MAPS = torch.zeros(3, 2, 4, 4)
+ZEROS = torch.zeros(3, dtype=torch.int64)
+
+nats_of = partial(worlds.encoder_informations, DISCRETE)
+bound = partial(worlds.residual_bound_nats, DISCRETE.joint)
+noisy_nats = partial(worlds.embedding_informations, DISCRETE)
+gaussian_nats = worlds.gaussian_information_nats
 
 
-def entropy(*p):
-    return worlds.entropy_nats(torch.tensor(p, dtype=torch.float64))
+def probe(n, factor):
+    return probes.probe_nats(torch.zeros(n, 1), factor, torch.arange(4) % 2 == 0)
+
+
+def maps(texts=EYE[:3], noise=MAPS, weight=1.0):
+    return attribution.bottleneck_maps(MAPS, texts, torch.nn.Identity(), noise, weight)
+
+
+def deletion(maps, fraction):
+    return attribution.deletion_curve(MAPS, maps, torch.nn.Identity(), 0.0, (0, fraction))
 
 
 def no_feature_map():
@@ -30,93 +49,47 @@ def no_feature_map():
     attribution.split_image_tower(model)
 
 
-def probe(n, factor):
-    return probes.probe_nats(torch.zeros(n, 1), factor, HALF)
-
-
-def maps(noise=MAPS, weight=1.0):
-    return attribution.bottleneck_maps(MAPS, UNIT, torch.nn.Identity(), noise, weight)
-
-
 CALLS = {
-    "entropy-sum": (
-        lambda: entropy(0.5, 0.4),
-        "p must be probabilities that sum to 1, the sum is 0.9",
-    ),
-    "entropy-nan": (lambda: entropy(0.5, math.nan), "p must be probabilities"),
-    "table-rows": (
-        lambda: worlds.encoder_informations(DISCRETE, IMAGE[:3], TEXT),
-        r"image_encoder.*\[12, k\]",
-    ),
-    "table-sum": (
-        lambda: worlds.encoder_informations(DISCRETE, IMAGE, 2 * TEXT),
-        "each row of text_encoder",
-    ),
-    "confusions": (lambda: worlds.discrete_world((0.7,)), r"probabilities in \[0, 1/2\].*0.7"),
+    "entropy: sum": (lambda: worlds.entropy_nats(IMAGE), "sum to 1, the sum is 12"),
+    "entropy: NaN": (lambda: worlds.entropy_nats(NAN), "p must be probabilities"),
+    "entropy: negative": (lambda: worlds.entropy_nats(NAN.new_tensor([2, -1])), "probabilities"),
+    "table: rows": (lambda: nats_of(IMAGE[:3], TEXT), r"image_encoder.*\[12, k\]"),
+    "table: sum": (lambda: nats_of(IMAGE, 2 * TEXT), "each row of text_encoder"),
+    "table: negative": (lambda: nats_of(IMAGE * SIGNS, TEXT), "each row of image_encoder"),
+    "backward: rows": (lambda: bound(IMAGE, IMAGE), r"backward must be \[8, k\]"),
+    "confusions": (lambda: worlds.discrete_world((0.7,)), r"0.7.*confusions lie in \[0, 1/2\]"),
+    "no value": (lambda: worlds.discrete_world(n_text=0), "n_text=0.*at least one value"),
     "correlations": (lambda: worlds.gaussian_world((1.0,)), r"must lie in \(0, 1\)"),
-    "covariance": (
-        lambda: worlds.gaussian_information_nats(SINGULAR, [0], [1]),
-        "positive definite",
-    ),
-    "blocks": (
-        lambda: worlds.gaussian_information_nats(GAUSSIAN.covariance, [0, 1], [1]),
-        "no index in common",
-    ),
-    "noise": (
-        lambda: worlds.linear_encoder_nats(GAUSSIAN, torch.eye(8).double(), 0.0),
-        "noise_variance must be",
-    ),
+    "covariance": (lambda: gaussian_nats(SINGULAR, [0], [1]), "positive definite"),
+    "conditional": (lambda: worlds.conditional_covariance(SINGULAR, [0], [1]), "definite"),
+    "canonical": (lambda: worlds.canonical_correlations(SINGULAR, [0], [1]), "definite"),
+    "blocks": (lambda: gaussian_nats(GAUSSIAN.covariance, [0, 1], [1]), "no index in common"),
+    "noise": (lambda: worlds.linear_encoder_nats(GAUSSIAN, EYE, 0.0), "noise_variance must be"),
     "beta": (lambda: worlds.optimal_linear_encoder(GAUSSIAN, 0.0), "beta must be positive"),
-    "temperature": (
-        lambda: worlds.train_discrete(DISCRETE, temperature=-1.0),
-        "temperature must be positive",
-    ),
-    "embeddings": (
-        lambda: worlds.embedding_informations(DISCRETE, IMAGE[:3], 1.0),
-        "one row an image, 12, got 3",
-    ),
-    "kappa": (
-        lambda: worlds.embedding_informations(DISCRETE, IMAGE, 0.0),
-        "kappa must be positive",
-    ),
-    "scores-shape": (
-        lambda: estimators.nce_nats(torch.zeros(3, 4)),
-        r"scores must be \[n, n\].*\[3, 4\]",
-    ),
-    "scores-one": (lambda: estimators.nwj_nats(torch.zeros(1, 1)), "n at least 2"),
-    "scores-nan": (
-        lambda: estimators.dv_nats(torch.full((2, 2), math.nan)),
-        "scores must be finite",
-    ),
-    "samples-rows": (
-        lambda: estimators.estimate_nats(X, Y[:-1], ["InfoNCE"]),
-        "row i of one drawn with row i",
-    ),
-    "samples-few": (lambda: estimators.estimate_nats(X, Y, ["InfoNCE"]), "at least 256"),
-    "samples-inf": (lambda: estimators.ksg_nats(X * math.inf, Y), "x must be finite"),
+    "cold": (lambda: worlds.train_discrete(DISCRETE, temperature=-1.0), "temperature must be"),
+    "colder": (lambda: worlds.train_gaussian(GAUSSIAN, temperature=0.0), "temperature must be"),
+    "embeddings": (lambda: noisy_nats(IMAGE[:3], 1.0), "3 embeddings but 12 images"),
+    "kappa": (lambda: noisy_nats(IMAGE, math.inf), "kappa must be positive and finite"),
+    "scores: shape": (lambda: estimators.nce_nats(EYE[:3]), r"be \[n, n\].*\[3, 8\]"),
+    "scores: one": (lambda: estimators.nwj_nats(EYE[:1, :1]), "n at least 2"),
+    "scores: NaN": (lambda: estimators.dv_nats(NAN.expand(2, 2)), "scores must be finite"),
+    "samples: rows": (lambda: estimators.ksg_nats(X, Y[1:]), r"got \[40, 1\] and \[39, 1\]"),
+    "samples: few": (lambda: estimators.estimate_nats(X, Y, ["InfoNCE"]), "n at least 256"),
+    "samples: inf": (lambda: estimators.ksg_nats(X * math.inf, Y), "x must be finite"),
     "estimator": (lambda: estimators.fit_critic(X, Y, "InfoNSE"), "did you mean 'InfoNCE'"),
     "nats": (lambda: estimators.correlation_of(-1.0), "nats must be finite and at least 0"),
-    "map": (
-        lambda: estimators.gaussian_task(1, 1.0).seen_through("sine"),
-        "unknown map 'sine'.*wiggly",
-    ),
-    "probe-rows": (lambda: probe(3, torch.arange(4)), "one row for each value of factor"),
-    "probe-constant": (lambda: probe(4, torch.zeros(4).long()), "two values or more"),
-    "agreement": (
-        lambda: embeddings.neighbour_agreement(ZEROS[:, None], ZEROS),
-        "same value everywhere",
-    ),
-    "subsampling": (
-        lambda: embeddings.subsampling_intervals(lambda i: {}, 10),
-        "20 items at least",
-    ),
-    "feature-map": (no_feature_map, "no feature map that is known here"),
-    "maps-shape": (lambda: maps(noise=MAPS[..., :2]), "do not fit: give one text a map"),
-    "maps-weight": (lambda: maps(weight=-1.0), "give a positive price of a nat"),
-    "deletion": (
-        lambda: attribution.deletion_curve(*DELETED, 0.0, (0, 1.5)),
-        "shares between 0 and 1",
-    ),
+    "map": (lambda: TASK.seen_through("sine"), "unknown map 'sine'.*wiggly"),
+    "probe: rows": (lambda: probe(3, torch.arange(4)), "one row for each value of factor"),
+    "probe: constant": (lambda: probe(4, torch.zeros(4).long()), "two values or more"),
+    "probe: unseen": (lambda: probe(4, torch.arange(4)), "all of them in the fitted half"),
+    "agreement": (lambda: embeddings.neighbour_agreement(ZEROS[:, None], ZEROS), "everywhere"),
+    "subsampling": (lambda: embeddings.subsampling_intervals(dict, 10), "at least 20"),
+    "feature map": (no_feature_map, "no feature map is known of a clip model"),
+    "maps: shape": (lambda: maps(noise=MAPS[..., :2]), "pass one text per map"),
+    "maps: texts": (lambda: maps(texts=EYE[:2]), "3 maps.*2 texts"),
+    "maps: weight": (lambda: maps(weight=-1.0), "pass a positive price of a nat"),
+    "deletion: shares": (lambda: deletion(MAPS[:, 0], 1.5), "shares between 0 and 1"),
+    "deletion: size": (lambda: deletion(MAPS[:, 0, :2], 1.0), "enlarge the maps"),
 }
 
 

@@ -101,9 +101,9 @@ METRICS = [
     *[case(f"{s.__name__}: {name}", message, s, EYE, texts)
       for s in (linear_cka, mutual_knn)
       for name, texts, message in (("collapsed", torch.ones(12, 12) / 12**0.5, "text_embeddings are equal"),
-                                   ("no pairs", EYE[:11], "12 images and 11 texts are no pairs"))],
+                                   ("unpaired", EYE[:11], "12 images but 11 texts"))],
     case("neighbours: k too large", "k=12 does not fit 12 pairs", mutual_knn, EYE, EYE, k=12),
-    case("uniformity: one item", "two embeddings at least", uniformity, torch.eye(1)),
+    case("uniformity: one item", "pass at least two", uniformity, torch.eye(1)),
     *[case(f"interval: {message}", message, bootstrap_interval, np.array(values), **options)
       for values, options, message in NO_INTERVAL],
     *[case(f"difference: {message} {weights}", message, paired_difference,
