@@ -33,7 +33,7 @@ def method_forest(rows: pd.DataFrame) -> list[Axes]:
     names = names.where(rows["against"] == "CLIP", [_contrast(*pair) for pair in pairs])
     names = [wrap(name, 50) for name in names + rows["n_seeds"].map(" ({})".format)]
     parts = dict(list(rows.assign(name=names).groupby("condition", sort=False)))
-    places = {condition: _places(part["name"].unique()) for condition, part in parts.items()}
+    places = {condition: _places(list(part["name"].unique())) for condition, part in parts.items()}
     heights = [2.2 + max(at.values()) for at in places.values()]
     measures = list(rows["measure"].unique())
     options = dict(sharex=True, height_ratios=heights)

@@ -49,7 +49,9 @@ def panels(
     return plt.subplots(n_rows, n_columns, figsize=(width, height), **options)
 
 
-def draw_interval(axis: Axes, place: float, row: Any, marker: str, colour: str, hollow: bool):
+def draw_interval(
+    axis: Axes, place: float, row: Any, marker: str, colour: str, hollow: bool = False
+) -> None:
     """A row's interval, `low` to `high`, as a horizontal line with a mark at its `difference`."""
     axis.plot([row.low, row.high], [place, place], color=colour, lw=1.8, solid_capstyle="butt")
     axis.plot(row.difference, place, marker, ms=5, mec=colour, mfc="white" if hollow else colour)
@@ -202,7 +204,7 @@ def forest(rows: pd.DataFrame, a: str = "CLIP", b: str = "CIBR") -> Axes:
             places.append(places[-1] + 1)
             labels.append(row.label)
             colour = BLUE if row.low > 0 else RED if row.high < 0 else GREY
-            draw_interval(axis, places[-1], row, "D" if heading == MEAN else "o", colour, False)
+            draw_interval(axis, places[-1], row, "D" if heading == MEAN else "o", colour)
     axis.set_yticks(places, labels)
     for label in axis.get_yticklabels():
         text = label.get_text()
