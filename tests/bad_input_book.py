@@ -5,17 +5,13 @@ import math
 import torch
 
 from cibr import DualEncoder
-from cibr_book import attribution, estimators, probes, worlds
-from cibr_book.attribution import deletion_curve
-from cibr_book.embeddings import neighbour_agreement, subsampling_intervals
+from cibr_book import attribution, embeddings, estimators, probes, worlds
 from cibr_book.plan import read_plan
 
 DISCRETE, GAUSSIAN = worlds.discrete_world(), worlds.gaussian_world()
 IMAGE, TEXT = (torch.full((n, 2), 0.5, dtype=torch.float64) for n in DISCRETE.joint.shape)
 SINGULAR = torch.ones(2, 2, dtype=torch.float64)
-EIGHT = torch.eye(8, dtype=torch.float64)
-TASK = estimators.gaussian_task(1, 1.0)
-X, Y = TASK.sample(40)
+X, Y = estimators.gaussian_task(1, 1.0).sample(40)
 MAPS, UNIT, ZEROS = torch.zeros(3, 2, 4, 4), torch.eye(3), torch.zeros(3, dtype=torch.int64)
 DELETED = (torch.zeros(3, 3, 4, 4), MAPS[:, 0], torch.nn.Identity())
 HALF = torch.tensor([True, False, True, False])
@@ -39,55 +35,85 @@ def maps(noise=MAPS, weight=1.0):
     return attribution.bottleneck_maps(MAPS, UNIT, torch.nn.Identity(), noise, weight)
 
 
-def informations(image=IMAGE, text=TEXT):
-    return worlds.encoder_informations(DISCRETE, image, text)
-
-
-def embedded(vectors, kappa=1.0):
-    return worlds.embedding_informations(DISCRETE, vectors, kappa)
-
-
-def gaussian_nats(a, b, covariance=GAUSSIAN.covariance):
-    return worlds.gaussian_information_nats(covariance, a, b)
-
-
 CALLS = {
-    "entropy-sum": (lambda: entropy(0.5, 0.4), "p must be probabilities that sum to 1, .* is 0.9"),
+    "entropy-sum": (
+        lambda: entropy(0.5, 0.4),
+        "p must be probabilities that sum to 1, the sum is 0.9",
+    ),
     "entropy-nan": (lambda: entropy(0.5, math.nan), "p must be probabilities"),
-    "table-rows": (lambda: informations(image=IMAGE[:3]), r"image_encoder.*\[12, k\]"),
-    "table-sum": (lambda: informations(text=2 * TEXT), "each row of text_encoder"),
+    "table-rows": (
+        lambda: worlds.encoder_informations(DISCRETE, IMAGE[:3], TEXT),
+        r"image_encoder.*\[12, k\]",
+    ),
+    "table-sum": (
+        lambda: worlds.encoder_informations(DISCRETE, IMAGE, 2 * TEXT),
+        "each row of text_encoder",
+    ),
     "confusions": (lambda: worlds.discrete_world((0.7,)), r"probabilities in \[0, 1/2\].*0.7"),
     "correlations": (lambda: worlds.gaussian_world((1.0,)), r"must lie in \(0, 1\)"),
-    "covariance": (lambda: gaussian_nats([0], [1], SINGULAR), "positive definite"),
-    "blocks": (lambda: gaussian_nats([0, 1], [1]), "no index in common"),
-    "noise": (lambda: worlds.linear_encoder_nats(GAUSSIAN, EIGHT, 0.0), "noise_variance must be"),
+    "covariance": (
+        lambda: worlds.gaussian_information_nats(SINGULAR, [0], [1]),
+        "positive definite",
+    ),
+    "blocks": (
+        lambda: worlds.gaussian_information_nats(GAUSSIAN.covariance, [0, 1], [1]),
+        "no index in common",
+    ),
+    "noise": (
+        lambda: worlds.linear_encoder_nats(GAUSSIAN, torch.eye(8).double(), 0.0),
+        "noise_variance must be",
+    ),
     "beta": (lambda: worlds.optimal_linear_encoder(GAUSSIAN, 0.0), "beta must be positive"),
     "temperature": (
-        lambda: worlds.train_discrete(DISCRETE, 16, -1.0),
+        lambda: worlds.train_discrete(DISCRETE, temperature=-1.0),
         "temperature must be positive",
     ),
-    "embeddings": (lambda: embedded(IMAGE[:3]), "one row an image, 12, got 3"),
-    "kappa": (lambda: embedded(IMAGE, 0.0), "kappa must be positive"),
-    "scores-shape": (lambda: estimators.nce_nats(torch.zeros(3, 4)), r"\[n, n\].*\[3, 4\]"),
+    "embeddings": (
+        lambda: worlds.embedding_informations(DISCRETE, IMAGE[:3], 1.0),
+        "one row an image, 12, got 3",
+    ),
+    "kappa": (
+        lambda: worlds.embedding_informations(DISCRETE, IMAGE, 0.0),
+        "kappa must be positive",
+    ),
+    "scores-shape": (
+        lambda: estimators.nce_nats(torch.zeros(3, 4)),
+        r"scores must be \[n, n\].*\[3, 4\]",
+    ),
     "scores-one": (lambda: estimators.nwj_nats(torch.zeros(1, 1)), "n at least 2"),
-    "scores-nan": (lambda: estimators.dv_nats(torch.zeros(2, 2) / 0), "scores must be finite"),
+    "scores-nan": (
+        lambda: estimators.dv_nats(torch.full((2, 2), math.nan)),
+        "scores must be finite",
+    ),
     "samples-rows": (
-        lambda: estimators.estimate_nats(X, Y[:-1], ["NWJ"]),
+        lambda: estimators.estimate_nats(X, Y[:-1], ["InfoNCE"]),
         "row i of one drawn with row i",
     ),
-    "samples-few": (lambda: estimators.estimate_nats(X, Y, ["NWJ"]), "at least 256"),
+    "samples-few": (lambda: estimators.estimate_nats(X, Y, ["InfoNCE"]), "at least 256"),
     "samples-inf": (lambda: estimators.ksg_nats(X * math.inf, Y), "x must be finite"),
     "estimator": (lambda: estimators.fit_critic(X, Y, "InfoNSE"), "did you mean 'InfoNCE'"),
     "nats": (lambda: estimators.correlation_of(-1.0), "nats must be finite and at least 0"),
-    "map": (lambda: TASK.seen_through("sine"), "unknown map 'sine'.*wiggly"),
+    "map": (
+        lambda: estimators.gaussian_task(1, 1.0).seen_through("sine"),
+        "unknown map 'sine'.*wiggly",
+    ),
     "probe-rows": (lambda: probe(3, torch.arange(4)), "one row for each value of factor"),
     "probe-constant": (lambda: probe(4, torch.zeros(4).long()), "two values or more"),
-    "agreement": (lambda: neighbour_agreement(ZEROS[:, None], ZEROS), "same value everywhere"),
-    "subsampling": (lambda: subsampling_intervals(lambda i: {}, 10), "20 items at least"),
+    "agreement": (
+        lambda: embeddings.neighbour_agreement(ZEROS[:, None], ZEROS),
+        "same value everywhere",
+    ),
+    "subsampling": (
+        lambda: embeddings.subsampling_intervals(lambda i: {}, 10),
+        "20 items at least",
+    ),
     "feature-map": (no_feature_map, "no feature map that is known here"),
     "maps-shape": (lambda: maps(noise=MAPS[..., :2]), "do not fit: give one text a map"),
     "maps-weight": (lambda: maps(weight=-1.0), "give a positive price of a nat"),
-    "deletion": (lambda: deletion_curve(*DELETED, 0.0, (0, 1.5)), "shares between 0 and 1"),
+    "deletion": (
+        lambda: attribution.deletion_curve(*DELETED, 0.0, (0, 1.5)),
+        "shares between 0 and 1",
+    ),
 }
 
 
