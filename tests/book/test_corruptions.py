@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import noise_pairs
-from PIL import Image, ImageChops
+from PIL import Image
 
 from cibr.data import Pairs, load_pairs
 from cibr_book.corruptions import (
@@ -19,6 +19,10 @@ from cibr_book.corruptions import (
     in_style,
     split_subset,
 )
+
+# Recorded from the code that made the committed tables: their rows can be made again.
+DIGESTS = {"negative": "d5ed95c506982332", "contours": "a83702aea2d86ff1"}
+DIGESTS |= {"small": "9d78fb0a297787b8", "flat": "f6edbb405217b95c", "grey": "655812e080b995ee"}
 
 
 def small_noise(i: int) -> Image.Image:
@@ -50,15 +54,12 @@ def test_the_default_changes_nothing():
     assert same.labels is same.groups is None
 
 
-# Recorded from the code that made the committed tables: their rows can be made again.
 def test_half_in_a_style_is_that_of_the_committed_rows():
     unchanged = [key for key in half_in_style(twenty(), "grey").keys if "/" not in key]
     assert unchanged == [f"k{i}" for i in (0, 4, 10, 11, 13, 14, 15, 16, 18, 19)]
 
 
-@pytest.mark.parametrize(
-    ("style", "expected"), [("negative", "d5ed95c506982332"), ("contours", "a83702aea2d86ff1")]
-)
+@pytest.mark.parametrize(("style", "expected"), DIGESTS.items())
 def test_all_corruptions_together_give_the_images_of_the_committed_rows(style, expected):
     pairs = corrupt(twenty(), Corruption(0.5, 0.4, "dog", style, 0.3))
     keys = [f"k{i}" for i in (3, 4, 5, 6, 7, 9, 13, 14, 17, 19)]
@@ -153,19 +154,3 @@ def test_both_styles_are_each_image_as_it_is_and_changed():
     assert pixels(both) == pixels(twenty()) + pixels(in_style(twenty(), "negative"))
     glyphs = load_pairs("glyphs", "test").subset([0])
     assert in_style(glyphs, "negative").factors[["ink", "paper"]].values.tolist() == [[255, 0]]
-
-
-@pytest.mark.parametrize("style", STYLES)
-def test_a_style_keeps_the_size_and_changes_the_pixels(style):
-    pairs = noise_pairs(3)
-    for before, after in zip(pairs.images(), in_style(pairs, style).images(), strict=True):
-        assert (after.size, after.mode) == (before.size, "RGB")
-        assert ImageChops.difference(before, after).getbbox() is not None
-
-
-def test_contours_show_edges_alone_whatever_the_colours():
-    black_on_red = Image.new("RGB", (40, 40), (200, 0, 0))
-    black_on_red.paste((0, 0, 0), (10, 10, 30, 30))
-    drawn = STYLES["contours"](black_on_red).convert("L")
-    assert drawn.getpixel((20, 20)) == drawn.getpixel((3, 3)) == 255
-    assert min(drawn.getpixel((x, 20)) for x in range(8, 12)) < 128  # blurred over a few pixels
