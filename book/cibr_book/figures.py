@@ -19,37 +19,30 @@ from torch import Tensor
 from cibr_book import plots
 from cibr_book.plots import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, WIDTH, panels, wrap
 
-Values = Sequence[float | int] | Tensor
-FRAME = "#C8C8C8"
-LINES = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "black")  # the palette's yellow is too pale
-MARKERS = "os^DvP*X"
+_Values = Sequence[float | int] | Tensor
+_FRAME = "#C8C8C8"
+_LINES = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "black")  # the palette's yellow is too pale
+_MARKERS = "os^DvP*X"
 # Colour and marker of methods and estimators, the same in every figure.
-STYLES = {
-    "CLIP": ("black", "D"),
-    "CIBR": (BLUE, "o"),
-    "CIBR vMF": (BLUE, "o"),
-    "CIBR vMF, sampled": (SKY, "s"),
-    "CIBR crossfit": (GREEN, "^"),
-    "CIBR MINE": (ORANGE, "v"),
-    "the residual penalty": (BLUE, "o"),
-    "the anchor": (PINK, "s"),
-    "best other method": ("black", "D"),
-    "InfoNCE": (BLUE, "o"),
-    "NWJ": (GREEN, "^"),
-    "MINE": (ORANGE, "v"),
-    "DV": (ORANGE, "v"),
-    "SMILE": (RED, "s"),
-    "SMILE, clip 1": (RED, "s"),
-    "JSD": (PINK, "P"),
-    "CLUB": (SKY, "X"),
-    "KSG": ("black", "*"),
+_NAMES = {
+    ("black", "D"): ("CLIP", "best other method"),
+    (BLUE, "o"): ("CIBR", "CIBR vMF", "the residual penalty", "InfoNCE"),
+    (SKY, "s"): ("CIBR vMF, sampled",),
+    (GREEN, "^"): ("CIBR crossfit", "NWJ"),
+    (ORANGE, "v"): ("CIBR MINE", "MINE", "DV"),
+    (PINK, "s"): ("the anchor",),
+    (RED, "s"): ("SMILE", "SMILE, clip 1"),
+    (PINK, "P"): ("JSD",),
+    (SKY, "X"): ("CLUB",),
+    ("black", "*"): ("KSG",),
 }
+STYLES = {name: style for style, names in _NAMES.items() for name in names}
 
 
 def styles(names: Sequence[str], references: Sequence[str] = ()) -> dict[str, tuple[str, str]]:
     """Colour and marker by name: those of `STYLES`, or grey for references, or the next free."""
     taken = {STYLES[name][0] for name in names if name in STYLES}
-    free = (style for style in zip(LINES, MARKERS, strict=False) if style[0] not in taken)
+    free = (style for style in zip(_LINES, _MARKERS, strict=False) if style[0] not in taken)
     greys = ((GREY, marker) for marker in "s^Dv")
     return {
         name: next(greys) if name in references else STYLES.get(name) or next(free)
@@ -72,7 +65,7 @@ def log_axis(axis: Axes, ticks: Sequence[float] | None = None) -> None:
 
 
 def curve_panels(
-    curves_by_title: Mapping[str, Mapping[str, tuple[Values, Values]]], **settings
+    curves_by_title: Mapping[str, Mapping[str, tuple[_Values, _Values]]], **settings
 ) -> list[Axes]:
     """Curves side by side, one panel for each title.
 
@@ -292,10 +285,10 @@ def space_maps(
     _, axes = panels(len(factors), len(places), *size)
     for row, (factor, values) in zip(axes, factors.items(), strict=True):
         values = np.array([str(value) for value in values])
-        common = pd.Series(values).value_counts().index[: len(LINES)]
+        common = pd.Series(values).value_counts().index[: len(_LINES)]
         for axis, (model, points) in zip(row, places.items(), strict=True):
-            axis.scatter(*points[~np.isin(values, common)].T, s=4, color=FRAME, linewidths=0)
-            for value, colour, marker in zip(common, LINES, MARKERS, strict=False):
+            axis.scatter(*points[~np.isin(values, common)].T, s=4, color=_FRAME, linewidths=0)
+            for value, colour, marker in zip(common, _LINES, _MARKERS, strict=False):
                 style = dict(s=11, color=colour, marker=marker, alpha=0.75, linewidths=0)
                 axis.scatter(*points[values == value].T, label=value, **style)
             axis.set(title=f"{model}, by {factor}", xticks=[], yticks=[])
@@ -327,7 +320,7 @@ def neighbour_rows(
     for row, query in zip(axes, queries, strict=True):
         shown: list[tuple[int, str] | None] = [(query, "black")]
         for model in nearest:
-            frames = [GREEN if same else FRAME for same in alike[model][query]]
+            frames = [GREEN if same else _FRAME for same in alike[model][query]]
             shown += [None, *zip(nearest[model][query].tolist(), frames, strict=True)]
         for axis, cell in zip(row, shown, strict=True):
             if cell is None:

@@ -27,7 +27,6 @@ SPLITS = ("validation", "test")
 _DIGIT_SIZE = 20  # px, about the height of a printed digit at 27 px
 _MAX_PER_CLASS = 100
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-_SCRIPTS = ["latin", "greek", "cyrillic", "armenian", "georgian"]
 _DIRECTIONS = (
     "leftwards|rightwards|upwards|downwards|left right|up down"
     "|north east|north west|south east|south west"
@@ -40,13 +39,10 @@ _MARKS = (
 )
 
 
-def _letter(name: str, category: str) -> str | None:
-    return name if re.fullmatch("latin (capital|small) letter [a-z]", name) else None
-
-
-def _script(name: str, category: str) -> str | None:
-    script = name.split()[0]
-    return f"{script} letter" if script in _SCRIPTS and category in ("Lu", "Ll", "Lo") else None
+def _by_pattern(pattern: str, classname: str, name: str, category: str) -> str | None:
+    """The class name with the pattern's group, where category and name match the pattern."""
+    match = re.fullmatch(pattern, f"{category} {name}")
+    return classname.format(match[1]) if match else None
 
 
 def _category(name: str, category: str) -> str | None:
@@ -78,11 +74,6 @@ def _arrow(name: str, category: str) -> str | None:
     return f"{match[1]} arrow" if match and len(directions) == 1 else None
 
 
-def _diacritic(name: str, category: str) -> str | None:
-    match = re.fullmatch(rf".* letter .* with ({_MARKS})", name)
-    return f"letter with {match[1]}" if match and category in ("Lu", "Ll") else None
-
-
 class GlyphBenchmark(NamedTuple):
     """A classification task over printed characters.
 
@@ -99,16 +90,17 @@ class GlyphBenchmark(NamedTuple):
     test_faces: tuple[Face, ...] = SERIF
 
 
+_LETTERS = partial(_by_pattern, r"L. (latin (?:capital|small) letter [a-z])", "{}")
+_SCRIPTS = partial(_by_pattern, r"L[ulo] (latin|greek|cyrillic|armenian|georgian) .*", "{} letter")
+_DIACRITICS = partial(_by_pattern, rf"L[ul] .* letter .* with ({_MARKS})", "letter with {}")
 GLYPH_BENCHMARKS = {
-    "glyph_letters": GlyphBenchmark(_letter, test_faces=SERIF + COMPUTER_MODERN),
-    "glyph_scripts": GlyphBenchmark(_script),
+    "glyph_letters": GlyphBenchmark(_LETTERS, test_faces=SERIF + COMPUTER_MODERN),
+    "glyph_scripts": GlyphBenchmark(_SCRIPTS),
     "glyph_categories": GlyphBenchmark(_category),
     "glyph_shapes": GlyphBenchmark(_shape, n_draws=4),
     "glyph_arrows": GlyphBenchmark(_arrow, n_draws=4),
-    "glyph_diacritics": GlyphBenchmark(_diacritic),
+    "glyph_diacritics": GlyphBenchmark(_DIACRITICS),
 }
-
-
 # Keys, class names, pixels and factors of a set's images.
 _Samples = tuple[list[str], list[str], np.ndarray, pd.DataFrame | None]
 

@@ -22,13 +22,13 @@ from torch import Tensor
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6E6E6E"
 PINK, SKY = "#CC79A7", "#56B4E9"
-PALETTE = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "#F0E442", "#000000")
+_PALETTE = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "#F0E442", "#000000")
 WIDTH = 7.2  # inches: at 100 px an inch the width of a page's text
-MEAN = "mean, each set counts once"
-HEADINGS = {"accuracy@1": "zero-shot accuracy", "mean": MEAN}
+_MEAN = "mean, each set counts once"
+_HEADINGS = {"accuracy@1": "zero-shot accuracy", "mean": _MEAN}
 for _recall in ("recall@1", "label_recall@1"):
-    HEADINGS[f"image_to_text_{_recall}"] = "recall@1, image → text"
-    HEADINGS[f"text_to_image_{_recall}"] = "recall@1, text → image"
+    _HEADINGS[f"image_to_text_{_recall}"] = "recall@1, image → text"
+    _HEADINGS[f"text_to_image_{_recall}"] = "recall@1, text → image"
 
 
 def set_style() -> None:
@@ -38,7 +38,7 @@ def set_style() -> None:
     settings = dict.fromkeys(text, 9) | {"axes.titleweight": "bold", "legend.frameon": False}
     settings |= {"figure.dpi": 200, "savefig.bbox": "tight", "savefig.pad_inches": 0.02}
     settings |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#E5E5E5"}
-    sns.set_theme(context="paper", style="whitegrid", palette=PALETTE, rc=settings)
+    sns.set_theme(context="paper", style="whitegrid", palette=_PALETTE, rc=settings)
 
 
 def panels(
@@ -204,7 +204,7 @@ def forest(rows: pd.DataFrame, a: str = "CLIP", b: str = "CIBR") -> Axes:
             places.append(places[-1] + 1)
             labels.append(row.label)
             colour = BLUE if row.low > 0 else RED if row.high < 0 else GREY
-            draw_interval(axis, places[-1], row, "D" if heading == MEAN else "o", colour)
+            draw_interval(axis, places[-1], row, "D" if heading == _MEAN else "o", colour)
     axis.set_yticks(places, labels)
     for label in axis.get_yticklabels():
         text = label.get_text()
@@ -221,7 +221,7 @@ def forest(rows: pd.DataFrame, a: str = "CLIP", b: str = "CIBR") -> Axes:
 
 def _blocks(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of each heading in percentage points, with their `label`."""
-    rows = rows[rows["metric"].isin(HEADINGS)]
+    rows = rows[rows["metric"].isin(_HEADINGS)]
     if rows.empty:
         raise ValueError("there is nothing to draw: none of the rows is accuracy@1 or a recall@1")
     names = list(rows["dataset"].unique())
@@ -230,12 +230,12 @@ def _blocks(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     metric = rows["metric"].mask(rows["dataset"].str.startswith("mean of "), "mean")
     rows = rows.assign(
         label=[f"· {name}" if name in group else name for name in rows["dataset"]],
-        heading=metric.map(HEADINGS),
+        heading=metric.map(_HEADINGS),
         **100 * rows[["difference", "low", "high"]],
     )
     rows = rows.sort_values("dataset", key=lambda names: names.map(place), kind="stable")
     blocks = dict(list(rows.groupby("heading")))
-    return {text: blocks[text] for text in dict.fromkeys(HEADINGS.values()) if text in blocks}
+    return {text: blocks[text] for text in dict.fromkeys(_HEADINGS.values()) if text in blocks}
 
 
 def pick_evenly(

@@ -5,20 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from cibr_book.tables import (
-    CONTRASTS,
-    HEADLINE,
-    KEY,
-    RESULTS,
-    chosen,
-    comparisons,
-    contenders,
-    differences,
-    in_points,
-    read_table,
-    score_table,
-    survivors,
-)
+from cibr_book import tables
+from cibr_book.tables import HEADLINE, KEY, RESULTS, chosen, differences, read_table
 
 METHODS = ["CLIP", "CIBR vMF"]
 
@@ -49,7 +37,7 @@ def test_contenders_are_the_best_of_each_kind_on_validation():
     validation |= {"CIBR vMF": 20, "CIBR crossfit, sampled": 21}
     validation |= {"CIBR anchor": 10, "CIBR anchor + crops": 11, "CIBR anchor, self-training": 40}
     table = pd.DataFrame({"method": validation.keys(), "validation": validation.values()})
-    best = contenders(table.assign(condition="toys", beta=0.0, hyperparameters=""))
+    best = tables.contenders(table.assign(condition="toys", beta=0.0, hyperparameters=""))
     assert best.set_index("kind")["method"].to_dict() == {
         "the residual penalty": "CIBR crossfit, sampled",
         "the anchor": "CIBR anchor + crops",
@@ -59,7 +47,7 @@ def test_contenders_are_the_best_of_each_kind_on_validation():
 
 def test_a_table_of_scores_has_means_and_half_widths_of_students_interval(rows):
     shares = chosen(rows).assign(share=lambda part: part["zero-shot"] / 100)
-    table = score_table(
+    table = tables.score_table(
         pd.concat([shares, shares.tail(1).assign(method="one")]), {"top 1": "share"}
     )
     low, high = stats.ttest_1samp([51, 52, 53], 0).confidence_interval(0.95)
@@ -88,12 +76,12 @@ def test_differences_pair_seeds_and_give_students_interval_and_test(rows):
 
 
 def test_comparisons_are_with_clip_and_of_what_one_ingredient_adds_corrected_together(rows):
-    method, control = CONTRASTS[0]
+    method, control = tables.CONTRASTS[0]
     pair = rows.assign(method=rows["method"].replace("ours", method))
     controls = pair[pair["method"] == "CLIP"].head(3).assign(method=control)
     pair = pd.concat([pair, controls], ignore_index=True)
     pair[[*HEADLINE]] = np.random.default_rng(0).normal(size=(len(pair), 3))
-    table = comparisons(pair)
+    table = tables.comparisons(pair)
     added = table[table["against"] != "CLIP"]
     assert set(added["method"]) == {method} and set(added["against"]) == {control}
     expected = differences(pair[pair["method"].isin([method, control])], control=control)
@@ -101,18 +89,18 @@ def test_comparisons_are_with_clip_and_of_what_one_ingredient_adds_corrected_tog
     q_values = stats.false_discovery_control(table["p_value"])
     assert table["q_value"].tolist() == pytest.approx(q_values)
     sure = table.assign(significance="gain", q_value=[0.01, *[0.5] * 11])
-    texts = in_points(sure, ("method", "against", "hyperparameters")).stack()
+    texts = tables.in_points(sure, ("method", "against", "hyperparameters")).stack()
     assert sorted(text.count("*") for text in texts) == [1] * 11 + [2]
 
 
 def test_a_difference_as_text_has_two_decimals_and_a_star_where_zero_is_outside(rows):
-    table = in_points(differences(rows, ["zero-shot"]), KEY)["zero-shot"]
+    table = tables.in_points(differences(rows, ["zero-shot"]), KEY)["zero-shot"]
     assert table.iloc[0] == "+38.00 [+35.52, +40.48] *" and not table.iloc[1].endswith("*")
 
 
 def test_survivors_count_as_holm_and_benjamini_hochberg_do_by_hand():
     p = [0.001, 0.012, 0.025, 0.04, 0.2, float("nan")]  # Holm: x 5, 4, 3; BH: x 5/1, 5/2, 5/3, 5/4
-    table = survivors(pd.DataFrame({"p_value": p, "difference": [1, -1, 1, 1, 1, 1]}))
+    table = tables.survivors(pd.DataFrame({"p_value": p, "difference": [1, -1, 1, 1, 1, 1]}))
     assert list(table) == ["one by one", "Holm", "Benjamini-Hochberg"]
     assert table.loc["gain"].tolist() == [3, 1, 2] and table.loc["loss"].tolist() == [1, 1, 1]
 
