@@ -103,13 +103,10 @@ def sweep(text):
 
 RUN = "results: rows.csv\nconditions: {all: {methods: [{method: CLIP, seed: [1, 1]}]}}"
 CALLS |= {
-    "sweep: an entry misspelt": (
-        sweep("result: rows.csv"),
-        "unknown entry of .*sweep.yaml: 'result', did you mean 'results'",
-    ),
-    "sweep: no results": (sweep("conditions: {}"), "'results' is missing"),
-    "sweep: a run twice": (sweep(RUN), "two runs have the settings .*give each run once"),
-    "sweep: text": (sweep(RUN.replace("[1, 1]", "1e-3")), "seed: YAML reads '1e-3' as text"),
+    "sweep's entry": (sweep("result: rows.csv"), ".*sweep.yaml: 'result', did you mean 'results'"),
+    "sweep without results": (sweep("conditions: {}"), "has no entry 'results': see the head of"),
+    "sweep's run twice": (sweep(RUN), "two runs have the settings .*: drop one"),
+    "sweep's text": (sweep(RUN.replace("[1, 1]", "1e-3")), "seed: YAML reads '1e-3' as text"),
 }
 CASES = [(name, call, ValueError, message) for name, (call, message) in CALLS.items()]
 CASES += [("no such sweep", lambda: read_plan("no.yaml"), FileNotFoundError, "no.yaml")]

@@ -513,7 +513,7 @@ def train_discrete(
         image = images[pairs // len(texts)]
         text = texts[pairs % len(texts)]
         if beta:
-            return cibr_loss(image, text, 1 / temperature)["loss"]
+            return cibr_loss(image, text, 1 / temperature, output_dict=False)
         return -nce_nats(image @ text.T / temperature)  # the same up to log n, and faster
 
     _minimise(loss, nets.parameters(), **options)
