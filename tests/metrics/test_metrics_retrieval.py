@@ -141,9 +141,9 @@ def numbers(*values):
 SEVERAL = [["x", "y"], ["x"], ["z", "u"], ["v"]]
 POSITIVES = {
     "several images of one text": made(["a dog", "a cat", "a dog", "a dog", "a bird", "a cat"]),
-    "groups": made("a b c d e f".split(), groups=numbers(0, 1, 0, 1, 2, 3)),
-    "groups that a text connects": made("a b b c d e".split(), groups=numbers(0, 0, 1, 1, 2, 3)),
-    "labels": made("a b c a d e".split(), labels=numbers(7, 7, 1, 7, 1, 2)),
+    "groups": made([*"abcdef"], groups=numbers(0, 1, 0, 1, 2, 3)),
+    "groups that a text connects": made([*"abbcde"], groups=numbers(0, 0, 1, 1, 2, 3)),
+    "labels": made([*"abcade"], labels=numbers(7, 7, 1, 7, 1, 2)),
     "labels, several texts": made(SEVERAL, labels=numbers(0, 0, 1, 2)),
 }
 
