@@ -3,14 +3,16 @@
 import math
 from functools import partial
 
+import pandas as pd
 import torch
-from helpers import noise_pairs
+from helpers import noise_pairs, picture
 
 from cibr import DualEncoder
-from cibr_book import attribution, embeddings, estimators, probes, worlds
+from cibr_book import attribution, embeddings, estimators, geometry, plots, probes, worlds
 from cibr_book.corruptions import Corruption, corrupt, in_style
 from cibr_book.glyph_benchmarks import load_glyph_benchmark
 from cibr_book.plan import read_plan
+from cibr_book.suites import published
 
 DISCRETE = worlds.discrete_world()
 GAUSSIAN = worlds.gaussian_world()
@@ -90,6 +92,34 @@ CALLS = {
     "maps: weight": (lambda: maps(weight=-1.0), "pass a positive price of a nat"),
     "deletion: shares": (lambda: deletion(MAPS[:, 0], 1.5), "shares between 0 and 1"),
     "deletion: size": (lambda: deletion(MAPS[:, 0, :2], 1.0), "enlarge the maps"),
+}
+
+
+EYE, FLAT = torch.eye(12), torch.ones(12, 12) / 12**0.5
+LONG = "text_embeddings has norms up to 1 away from 1"
+NO_ROWS = pd.DataFrame({"dataset": ["a"], "metric": ["accuracy@5"]})
+
+
+def gallery():
+    plots.retrieval_gallery([picture(0)], [["z"]], ["a"], torch.ones(1, 1))
+
+
+CALLS |= {
+    "alignment-unit": (lambda: geometry.alignment(EYE, 2 * EYE), LONG),
+    "gap-unit": (lambda: geometry.modality_gap(EYE, 2 * EYE), LONG),
+    "knn-unit": (lambda: geometry.mutual_knn(EYE, 2 * EYE), LONG),
+    "knn-collapsed": (lambda: geometry.mutual_knn(EYE, FLAT), "text_embeddings are equal"),
+    "cka-collapsed": (lambda: geometry.linear_cka(EYE, FLAT), "text_embeddings are equal"),
+    "knn-rows": (lambda: geometry.mutual_knn(EYE, EYE[:11]), "12 images and 11 texts are no pairs"),
+    "cka-rows": (lambda: geometry.linear_cka(EYE, EYE[:11]), "12 images and 11 texts are no pairs"),
+    "knn-k": (lambda: geometry.mutual_knn(EYE, EYE, k=12), "k=12 does not fit 12 pairs"),
+    "uniformity-one": (lambda: geometry.uniformity(torch.eye(1)), "two embeddings at least"),
+    "published": (
+        lambda: published("mine"),
+        "published.csv has no results of 'mine'; it has those",
+    ),
+    "gallery": (gallery, "none of the captions of image 0 .* add 'z'"),
+    "forest": (lambda: plots.forest(NO_ROWS), "none of the rows is accuracy@1 or a recall@1"),
 }
 
 

@@ -152,7 +152,7 @@ def measure(
         # Both styles of an image are on the same side of the probe's split.
         metrics[f"leakage_image_{style}"] = _share_read(images, row >= n, row % n % 2 == 1)
         mixed = half_in_style(test, style)
-        recalls = retrieval_recalls(mixed, *_embed(model, mixed), (1,))
+        recalls = retrieval_recalls(*_embed(model, mixed), *mixed.retrieval_targets(), (1,))
         metrics |= {f"mixed_styles_{name}": value for name, value in recalls.items()}
     return metrics
 

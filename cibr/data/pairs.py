@@ -130,6 +130,13 @@ class Pairs:
         texts = self.texts()
         return len(texts) > len(self) or len(set(texts)) == len(texts)
 
+    def retrieval_targets(self) -> tuple[list[str], Int64[Tensor, " m"], Int64[Tensor, " n"] | None]:
+        """Returns what is correct in retrieval: the texts, the index of each text's image, and the
+        label of each image, or None if `paired`; the arguments of `cibr.metrics.retrieval_recalls`.
+        """
+        labels = None if self.paired else self.match_labels()
+        return self.texts(), self.text_to_image(), labels
+
     def prompts(self) -> list[list[str]]:
         """Returns the zero-shot prompts of each class: its name in every template.
 
