@@ -78,7 +78,7 @@ def beta_at(progress: Number, beta: Number) -> float:
         >>> [beta_at(progress, beta=0.05) for progress in (0, 0.5, 1)]
         [0.0, 0.025, 0.05]
     """
-    if not 0 <= progress <= 1:
+    if not isinstance(progress, Number) or not 0 <= progress <= 1:
         fix = "pass step / n_steps, not the step"
         raise ValueError(f"progress must be in [0, 1], got {progress}: {fix}")
     return float(_checked_beta(beta)) * min(max(3 * progress - 1, 0.0), 1.0)
@@ -270,6 +270,9 @@ def check_options(penalty: type[Term], options: dict[str, Any]) -> None:
 
 def _built(what: str, term: str | Term, registry: dict[str, type[Term]], options: dict) -> Term:
     if isinstance(term, Term):
+        if options:
+            given = ", ".join(options)
+            raise ValueError(f"options ({given}) are for a {what} by name: pass them to the object")
         return term
     check_known(what, term, registry)
     check_options(registry[term], options)
