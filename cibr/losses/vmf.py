@@ -79,12 +79,13 @@ def _check(value: Values, name: str, dim: int) -> Float64s:
     """A concentration in float64, for a sphere in `dim` dimensions."""
     if dim < 2:
         raise ValueError(f"dim must be at least 2, got {dim}: pass the width of the embedding")
-    value = torch.as_tensor(value, dtype=torch.float64)
-    if not ((value >= 0) & (value < math.inf)).all():
-        raise ValueError(
-            f"{name} must be finite and not negative, got {value.min()} to {value.max()}"
-        )
-    return value
+    least = most = value  # a number is compared as such, which torch.compile traces
+    if not isinstance(value, Number):
+        value = torch.as_tensor(value, dtype=torch.float64)
+        least, most = value.aminmax()
+    if not (least >= 0 and most < math.inf):
+        raise ValueError(f"{name} must be finite and not negative, got {least} to {most}")
+    return torch.as_tensor(value, dtype=torch.float64)
 
 
 def vmf_mean_cosine(kappa: Values, dim: int) -> Float64s:
