@@ -1,109 +1,121 @@
-"""The losses that CIBR is compared with, against loops, closed forms and a bracketed bias."""
+"""The penalties and losses that CIBR is compared with, against loops with their papers' numbers."""
 
 import pytest
 import torch
-from losses_pairs import pair
-from scipy.optimize import brentq
+from losses_pairs import assert_same, pair, pooled_features
+from scipy.special import ive
 from torch.nn import functional as F
 
-from cibr.losses import CIBRLoss, siglip_loss
-from cibr.losses.baselines import HYCD_ALPHA, alignment_uniformity, cyclip, hycd_loss, soft_targets
+import cibr_book  # noqa: F401  registers the controls
+from cibr.losses import CIBRLoss
+
+N = range(9)
+LABELS = torch.tensor([3, 1, 1, 2, 0, 0, 0, 4, 5])
+TEACHER = torch.randn(9, 9, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+POOLED = pooled_features(9, torch.float64)
 
 
-def test_alignment_and_uniformity_equal_a_loop():
-    image, text, _ = (leaf.detach() for leaf in pair(9, 5))
-    n = len(image)
-    expected = sum((image[i] - text[i]).square().sum() for i in range(n)) / n
+def cosine(image, text, scale):
+    return 1 - sum(image[i] @ text[i] for i in N) / 9
+
+
+def alignment_uniformity(image, text, scale):
+    total = sum((image[i] - text[i]).square().sum() for i in N) / 9
     for side in (image, text):
-        distances = [
-            (side[i] - side[j]).square().sum() for i in range(n) for j in range(n) if i != j
-        ]
-        expected = (
-            expected + torch.log(sum(torch.exp(-2 * x) for x in distances) / len(distances)) / 2
-        )
-    torch.testing.assert_close(alignment_uniformity(image, text), expected)
+        distances = [(side[i] - side[j]).square().sum() for i in N for j in N if i != j]
+        total = total + torch.log(sum(torch.exp(-2 * x) for x in distances) / 72) / 2
+    return total
 
 
-def test_cyclip_equals_a_loop():
-    image, text, _ = (leaf.detach() for leaf in pair(9, 5))
+def cyclip(image, text, scale):
     total = 0.0
-    for j in range(9):
-        for k in range(9):
-            total += (image[j] @ text[k] - image[k] @ text[j]) ** 2
-            total += (image[j] @ image[k] - text[j] @ text[k]) ** 2
-    torch.testing.assert_close(cyclip(image, text), total / 9)
+    for j in N:
+        for k in N:
+            total = total + (image[j] @ text[k] - image[k] @ text[j]) ** 2
+            total = total + (image[j] @ image[k] - text[j] @ text[k]) ** 2
+    return total / 9
 
 
-def test_soft_targets_equal_a_loop_and_leave_the_pair_itself_out():
-    image, text, _ = (leaf.detach() for leaf in pair(9, 5))
-    generator = torch.Generator().manual_seed(2)
-    pooled = [2 + torch.randn(9, d, generator=generator, dtype=torch.float64) for d in (4, 3)]
-    centred = [F.normalize(side - side.mean(0), dim=1) for side in pooled]
+def soft_targets(image, text, scale):
+    centred = [F.normalize(side - side.mean(0), dim=1) for side in POOLED.values()]
     total = 0.0
-    for i in range(9):
-        others = [j for j in range(9) if j != i]
-        weights = [sum(side[i] @ side[j] for side in centred) / 2 / 0.1 for j in others]
-        weights = torch.softmax(torch.stack(weights), 0)
+    for i in N:
+        others = [j for j in N if j != i]  # the pair itself is excluded
+        weights = torch.stack([sum(side[i] @ side[j] for side in centred) / 2 for j in others])
         for own, other in ((image, text), (text, image)):
-            log_shares = torch.log_softmax(7.0 * own[i] @ other.T, 0)
-            total -= sum(w * log_shares[j] for w, j in zip(weights, others, strict=True)) / 2 / 9
-    torch.testing.assert_close(soft_targets(image, text, 7.0, *pooled), total)
+            log_shares = torch.log_softmax(scale * other @ own[i], 0)[others]
+            total = total - torch.softmax(weights / 0.1, 0) @ log_shares / 18
+    return total
 
 
-LABELLED = pytest.mark.parametrize("labels", [None, torch.tensor([0, 1, 1, 2, 3, 3, 3, 4, 5])])
-
-
-@LABELLED
-def test_hycd_equals_a_loop(labels):
-    image, text, scale = (leaf.detach() for leaf in pair(9, 5))
-    names = torch.arange(9) if labels is None else labels
-    teacher, total = torch.randn(9, 9, generator=torch.Generator().manual_seed(3)).double(), 0.0
-    for logits, taught in ((scale * image @ text.T, teacher), (scale * text @ image.T, teacher.T)):
-        for i in range(9):
-            matches = [names[i] == names[j] for j in range(9)]
-            for j in range(9):
-                target = (
-                    HYCD_ALPHA * matches[j] / sum(matches)
-                    + (1 - HYCD_ALPHA) * taught[i].softmax(0)[j]
-                )
-                total -= target * logits[i].log_softmax(0)[j] / 2 / 9
-    torch.testing.assert_close(hycd_loss(image, text, scale, labels, teacher), total)
-
-
-def test_rafa_draws_both_embeddings_of_a_pair_to_one_vector_that_the_generator_decides():
-    image, text, scale = pair(9, 5)
-    given = dict(image_projected=3 * image, text_projected=2 * text)
-    terms = CIBRLoss(0.5, "rafa")(
-        image, text, scale, **given, generator=torch.Generator().manual_seed(4)
-    )
+def rafa(image, text, scale):
     reference = torch.randn(9, 5, generator=torch.Generator().manual_seed(4)).double()
+    return sum(((side - reference) ** 2).sum() / 45 for side in (3 * image, 2 * text))
+
+
+def consistency(image, text, scale):
     total = 0.0
-    for i in range(9):
-        total += ((3 * image[i] - reference[i]) ** 2).sum() + (
-            (2 * text[i] - reference[i]) ** 2
-        ).sum()
-    torch.testing.assert_close(terms["penalty_loss"], 0.5 * total / 45)
-    (gradient,) = torch.autograd.grad(terms["penalty_loss"], image)
-    torch.testing.assert_close(gradient, 0.5 * 2 * 3 * (3 * image - reference) / 45)
+    for side in (image, text):
+        for i in (1, 2, 4, 5, 6):  # the rows that share their label
+            others = [j for j in N if j != i and LABELS[j] == LABELS[i]]
+            total = total + (1 - side[i] @ F.normalize(side[others].mean(0), dim=0)) / 10
+    return 10 * ive(2.5, 1024) / ive(1.5, 1024) * total  # kappa_b A_d(kappa_e), d = 5
 
 
-@LABELLED
-def test_siglip_takes_the_bias_at_which_its_slope_is_zero(labels):
-    image, text, _ = pair(9, 5)
-    names = torch.arange(9) if labels is None else labels
-    signs = torch.where(names[:, None] == names[None], 1.0, -1.0).double()
+CONTROLS = [cosine, alignment_uniformity, cyclip, soft_targets, rafa, consistency]
 
-    def written_out(bias):
-        return -F.logsigmoid(signs * (6.0 * image @ text.T + bias)).sum() / 9
 
-    def slope(bias):
-        leaf = torch.tensor(bias, dtype=torch.float64, requires_grad=True)
-        return torch.autograd.grad(written_out(leaf), leaf)[0].item()
+@pytest.mark.parametrize("loop", CONTROLS)
+def test_a_control_equals_its_loop_and_reports_the_residuals_of_vmf(loop):
+    leaves = pair(9, 5)
+    image, text = (F.normalize(leaf, dim=1) for leaf in leaves[:2])  # gradients along the sphere
+    inputs = POOLED | {"image_projected": 3 * image, "text_projected": 2 * text}
+    loss_fn, vmf = CIBRLoss(0.5, loop.__name__), CIBRLoss(0.5)
+    generator = torch.Generator().manual_seed(4)
+    got = loss_fn(image, text, 7.0, LABELS, **inputs, generator=generator)["penalty_loss"]
+    expected = loop(image, text, 7.0) / 2
+    gradients = [torch.autograd.grad(x, leaves[:2], retain_graph=True) for x in (got, expected)]
+    assert_same((got, gradients[0]), (expected, gradients[1]))
+    vmf(image, text, 7.0)
+    if loop is not consistency:
+        assert vmf.reports() | loss_fn.reports() == vmf.reports() | {"penalty_excess": 2 * got}
 
-    found, expected = (
-        siglip_loss(image, text, 6.0, labels),
-        written_out(brentq(slope, -50, 50, xtol=1e-13)),
-    )
-    torch.testing.assert_close(found, expected)
-    ours, theirs = (torch.autograd.grad(loss, (image, text)) for loss in (found, expected))
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+
+def test_consistency_says_where_no_label_is_shared_and_costs_nothing():
+    loss_fn, leaves = CIBRLoss(0.5, "consistency"), pair()
+    with pytest.warns(UserWarning, match="every label of the batch is unique"):
+        value = loss_fn(*leaves, torch.arange(12))["penalty_loss"]
+    assert value == 0
+    assert not any(x.any() for x in torch.autograd.grad(value, leaves[:2]))
+
+
+def siglip(image, text, scale, bias, names):
+    signs = 2.0 * (names[:, None] == names) - 1
+    return -F.logsigmoid(signs * (scale * image @ text.T + bias)).sum() / 9
+
+
+def hycd(image, text, scale, bias, names):
+    total = 0.0
+    for own, other, taught in ((image, text, TEACHER), (text, image, TEACHER.T)):
+        for i in N:
+            matches = (names == names[i]).double()
+            target = 0.5 * matches / matches.sum() + 0.5 * taught[i].softmax(0)
+            total = total - target @ (scale * other @ own[i]).log_softmax(0) / 18
+    return total
+
+
+@pytest.mark.parametrize("labels", [None, LABELS])
+@pytest.mark.parametrize("loop", [siglip, hycd])
+def test_another_contrastive_loss_equals_its_loop_beside_the_penalty(loop, labels):
+    leaves, bias = pair(9, 5), torch.tensor(-10.0, dtype=torch.float64, requires_grad=True)
+    loss_fn = CIBRLoss(0.3, contrastive=loop.__name__)
+    terms = loss_fn(*leaves, labels, teacher_logits=TEACHER)
+    expected = loop(*leaves, bias, torch.arange(9) if labels is None else labels)
+    got = terms["clip_loss"], torch.autograd.grad(terms["clip_loss"], leaves, retain_graph=True)
+    assert_same(got, (expected, torch.autograd.grad(expected, leaves, retain_graph=True)))
+    torch.testing.assert_close(terms["penalty_loss"], CIBRLoss(0.3)(*leaves)["penalty_loss"])
+    assert "mi_lower_bound_nats" not in loss_fn.reports()
+    for parameter in loss_fn.parameters():  # the bias, in units of 10
+        (slope,) = torch.autograd.grad(terms["clip_loss"], parameter)
+        torch.testing.assert_close(slope.double(), 10 * torch.autograd.grad(expected, bias)[0])
+    assert len(list(loss_fn.parameters())) == (loop is siglip)
