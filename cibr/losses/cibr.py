@@ -9,6 +9,7 @@ bounds and estimates of R.
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -183,7 +184,7 @@ class CIBRLoss(nn.Module):
         inputs = self._inputs(image_features, text_features, logit_scale, labels, optional)
         with torch.autocast(image_features.device.type, enabled=False):
             clip_loss = self.contrastive(inputs)
-            with torch.set_grad_enabled(beta > 0 and torch.is_grad_enabled()):
+            with nullcontext() if beta else torch.no_grad():
                 value = self.penalty(inputs)
         self._last_penalty = value.detach()
         terms = {"clip_loss": clip_loss, "penalty_loss": beta * value}
