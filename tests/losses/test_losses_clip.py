@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from losses_pairs import assert_same, full_matrix_loss, pair, some_labels, value_and_gradients
+from losses_pairs import full_matrix_loss, pair, some_labels, value_and_gradients
 from torch.nn import functional as F
+from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cibr.losses import clip_loss
@@ -15,16 +16,7 @@ def test_chunked_loss_equals_full_in_value_and_gradient(chunk_size, labels):
     leaves = pair()
     got = value_and_gradients(lambda *x: clip_loss(*x, labels, chunk_size), leaves)
     expected = value_and_gradients(lambda *x: full_matrix_loss(*x, labels), leaves)
-    assert_same(got, expected, rtol=1e-12, atol=1e-14)
-
-
-def test_gradients_do_not_depend_on_which_are_wanted():
-    leaves = pair()
-    every = torch.autograd.grad(clip_loss(*leaves, some_labels(), 5), leaves)
-    for wanted in range(3):
-        some = [leaf if k == wanted else leaf.detach() for k, leaf in enumerate(leaves)]
-        (got,) = torch.autograd.grad(clip_loss(*some, some_labels(), 5), some[wanted])
-        assert torch.equal(got, every[wanted])
+    assert_close(got, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_loss_near_zero_keeps_its_digits_and_large_multipliers_do_not_overflow():
@@ -38,7 +30,7 @@ def test_loss_near_zero_keeps_its_digits_and_large_multipliers_do_not_overflow()
         assert got == pytest.approx(exact, rel=1e-3)
         assert clip_loss(image, image, 1e4, chunk_size=chunk_size).item() == 0
         got = clip_loss(noisy, text, 1e4, chunk_size=chunk_size)
-        torch.testing.assert_close(got, full_matrix_loss(noisy, text, 1e4), rtol=1e-5, atol=0)
+        assert_close(got, full_matrix_loss(noisy, text, 1e4), rtol=1e-5, atol=0)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -59,7 +51,7 @@ def test_above_2048_pairs_blocks_of_512_rows_give_the_same_loss():
         got = value_and_gradients(clip_loss, leaves)
     assert memory.largest == 512 * 2060
     expected = value_and_gradients(full_matrix_loss, leaves)
-    assert_same(got, expected, rtol=1e-4, atol=1e-7)  # another order of sums
+    assert_close(got, expected, rtol=1e-4, atol=1e-7)  # another order of sums
     with LargestTensor() as memory:
         clip_loss(*pair(n=2048, d=8, dtype=torch.float32))
     assert memory.largest == 2048**2
@@ -69,7 +61,7 @@ def test_half_precision_and_autocast_are_computed_in_float32():
     leaves = pair(64, 16, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = value_and_gradients(clip_loss, leaves)
-    assert_same(got, value_and_gradients(clip_loss, leaves), rtol=0, atol=0)
+    assert_close(got, value_and_gradients(clip_loss, leaves), rtol=0, atol=0)
     half = [leaf.detach().bfloat16().requires_grad_() for leaf in leaves[:2]]
     value, gradients = value_and_gradients(lambda *x: clip_loss(*x, 7.0), half)
     assert torch.equal(value, clip_loss(*(leaf.float() for leaf in half), 7.0))
@@ -81,4 +73,4 @@ def test_clip_loss_is_the_loss_of_open_clip():
     losses = pytest.importorskip("open_clip.loss")
     leaves = pair(dtype=torch.float32)
     got = value_and_gradients(clip_loss, leaves)
-    assert_same(got, value_and_gradients(losses.ClipLoss(), leaves), rtol=1e-5, atol=1e-7)
+    assert_close(got, value_and_gradients(losses.ClipLoss(), leaves), rtol=1e-5, atol=1e-7)
