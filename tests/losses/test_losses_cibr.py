@@ -18,7 +18,16 @@ from cibr.losses import PENALTIES, CIBRLoss, Term, beta_at, clip_loss
 from cibr.losses.vmf import sample_vmf
 
 EVERY = pytest.mark.parametrize("penalty", PENALTIES)
-STUDY = "alignment_uniformity consistency cosine cyclip rafa soft_targets siglip hycd".split()
+STUDY = [
+    "alignment_uniformity",
+    "consistency",
+    "cosine",
+    "cyclip",
+    "rafa",
+    "soft_targets",
+    "siglip",
+    "hycd",
+]
 STUDY += ["glyphs", "mini", "glyph_digits"]
 
 
