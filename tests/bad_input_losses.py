@@ -15,6 +15,7 @@ POOLED = pooled_features()
 PAIRS = tuple(POOLED.values())
 NARROW = POOLED | {"text_pooled": PAIRS[1][:, :3]}
 CCA = {"statistic": RegularisedCCA.fit(*PAIRS, dim=6)}
+FLAT = {"statistic": RegularisedCCA.fit(*PAIRS, dim=2)}
 DIMS = {"dims": (6, 5, 4)}
 BROKEN, INFINITE = IMAGE.clone(), IMAGE.clone()
 BROKEN[3, 1] = math.nan
@@ -81,7 +82,7 @@ _CASES = [
     (loss(0.1, "anchor"), "'anchor' .*statistic=RegularisedCCA.fit"),
     (loss(0.1, "anchor", **CCA), r"image_pooled must be \[12, _\], got NoneType"),
     (loss(0.1, "anchor", **CCA, given=NARROW), "CCA was fitted on features of width 4, got 3"),
-    (loss(0.1, "anchor", statistic=RegularisedCCA.fit(*PAIRS, dim=2), given=POOLED), "width 2, the"),
+    (loss(0.1, "anchor", **FLAT, given=POOLED), "statistic has width 2, the embeddings have 6"),
     (loss(0.1, "rafa"), r"image_projected must be \[12, _\].*not normalised"),
     (loss(0.1, "consistency"), "compares rows of equal labels: pass labels"),
     (loss(0.1, contrastive="hycd"), r"teacher_logits must be \[12, 12\], got NoneType"),

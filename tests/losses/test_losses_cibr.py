@@ -18,17 +18,7 @@ from cibr.losses import PENALTIES, CIBRLoss, Term, beta_at, clip_loss
 from cibr.losses.vmf import sample_vmf
 
 EVERY = pytest.mark.parametrize("penalty", PENALTIES)
-STUDY = [
-    "alignment_uniformity",
-    "consistency",
-    "cosine",
-    "cyclip",
-    "rafa",
-    "soft_targets",
-    "siglip",
-    "hycd",
-]
-STUDY += ["glyphs", "mini", "glyph_digits"]
+STUDY = "alignment_uniformity consistency cosine cyclip rafa soft_targets siglip hycd mini glyphs"
 
 
 @EVERY
@@ -149,13 +139,11 @@ def run(*arguments):
 
 
 def test_the_library_alone_finds_nothing_of_the_study():
-    code = """from cibr import data, evaluate, losses, train
+    code = f"""from cibr import data, evaluate, losses, train
 known = [*losses.PENALTIES, *losses.CONTRASTIVE, *evaluate.SUITES]
-known += [name for name in data.DATASETS if name != "glyphs"]
-print(*(name for name in STUDY if name in known))"""
-    code = code.replace("STUDY", repr(STUDY))
-    assert run("-c", code).stdout.split() == []
-    assert run("-c", f"import cibr_book\n{code}").stdout.split() == STUDY
+print(*(name for name in "{STUDY}".split() if name in known), "glyph_digits" in data.DATASETS)"""
+    assert run("-c", code).stdout == "False\n"
+    assert run("-c", f"import cibr_book\n{code}").stdout == f"{STUDY} True\n"
 
 
 @pytest.mark.slow
