@@ -1,6 +1,7 @@
 """What the losses refuse, and in which words."""
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -60,8 +61,8 @@ _CASES = [
     (loss(0.1, image=1.05 * IMAGE), UNIT),
     (loss(0.1, image=IMAGE * torch.arange(12)[:, None].clamp(max=1)), UNIT),
     *[(loss(x), BETA) for x in BAD_NUMBERS],
-    *[(lambda x=x: beta_at(0.5, x), BETA) for x in BAD_NUMBERS],
-    *[(lambda x=x: beta_at(x, 0.6), r"progress must be in \[0, 1\].*n_steps") for x in (20, "1")],
+    *[(partial(beta_at, 0.5, x), BETA) for x in BAD_NUMBERS],
+    *[(partial(beta_at, x, 0.6), r"progress must be in \[0, 1\].*n_steps") for x in (20, "1")],
     *[(loss(0.1, kappa_e=x), KAPPA_E) for x in BAD_NUMBERS],
     *[(loss(0.1, kappa_b=x), KAPPA_B) for x in (*BAD_NUMBERS, 1e12)],
     *[(loss(0.1, text_weight=x), r"text_weight .* in \[0, 1\]; got") for x in BAD_NUMBERS],
@@ -93,7 +94,7 @@ _CASES = [
     (lambda: vmf.vmf_log_normalizer(-1.0, 8), "kappa must be finite and not negative, got -1"),
     (lambda: vmf.sample_vmf(IMAGE, math.nan), "kappa must be finite"),
     (lambda: vmf.vmf_mean_cosine(1.0, 1), "dim must be at least 2.*width"),
-    *[(lambda x=x: vmf.vmf_fit_kappa(x, 8), "must be below 1") for x in (1.0, math.nan)],
+    *[(partial(vmf.vmf_fit_kappa, x, 8), "must be below 1") for x in (1.0, math.nan)],
     (lambda: vmf.vmf_residual_nats(1.2, 10.0, 10.0, 8), "cosine must lie in .*1.2"),
 ]
 CASES = [(f"losses {m[:30]} {i}", f, ValueError, m) for i, (f, m) in enumerate(_CASES)]
