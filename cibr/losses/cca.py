@@ -93,11 +93,18 @@ class RegularisedCCA(nn.Module):
 
     def images(self, pooled: Float[Tensor, "n p"]) -> Features:
         """u_v of images, unit vectors [n, dim]."""
-        return F.normalize((pooled - self.image_mean) @ self.image_map.T, dim=1)
+        return _directions(pooled, self.image_mean, self.image_map)
 
     def texts(self, pooled: Float[Tensor, "m q"]) -> Features:
         """u_t of texts, unit vectors [m, dim]."""
-        return F.normalize((pooled - self.text_mean) @ self.text_map.T, dim=1)
+        return _directions(pooled, self.text_mean, self.text_map)
+
+
+def _directions(pooled: Tensor, mean: Tensor, projection: Tensor) -> Features:
+    if pooled.shape[1] != len(mean):
+        rule = f"this CCA was fitted on features of width {len(mean)}, got {pooled.shape[1]}"
+        raise ValueError(f"{rule}: pass the pooled features of the same tower")
+    return F.normalize((pooled - mean) @ projection.T, dim=1)
 
 
 def centred_moments(

@@ -9,6 +9,7 @@ bounds and estimates of R.
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def beta_at(progress: Number, beta: Number) -> float:
         >>> [beta_at(progress, beta=0.05) for progress in (0, 0.5, 1)]
         [0.0, 0.025, 0.05]
     """
-    if not 0 <= progress <= 1:
+    if not isinstance(progress, Number) or not 0 <= progress <= 1:
         fix = "pass step / n_steps, not the step"
         raise ValueError(f"progress must be in [0, 1], got {progress}: {fix}")
     return float(_checked_beta(beta)) * min(max(3 * progress - 1, 0.0), 1.0)
@@ -177,7 +178,7 @@ class CIBRLoss(nn.Module):
         inputs = self._inputs(image_features, text_features, logit_scale, labels, optional)
         with torch.autocast(image_features.device.type, enabled=False):
             clip_loss = self.contrastive(inputs)
-            with torch.set_grad_enabled(torch.is_grad_enabled() if beta > 0 else False):
+            with nullcontext() if beta else torch.no_grad():
                 value = self.penalty(inputs)
         self._last_penalty = value.detach()
         terms = {"clip_loss": clip_loss, "penalty_loss": beta * value}
@@ -258,6 +259,9 @@ def check_options(penalty: type[Term], options: dict[str, Any]) -> None:
 
 def _built(what: str, term: str | Term, registry: dict[str, type[Term]], options: dict) -> Term:
     if isinstance(term, Term):
+        if options:
+            given = ", ".join(options)
+            raise ValueError(f"options ({given}) are for a {what} by name: pass them to the object")
         return term
     check_known(what, term, registry)
     check_options(registry[term], options)

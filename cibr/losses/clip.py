@@ -260,8 +260,8 @@ def clip_loss(
         >>> round(clip_loss(features, features, logit_scale=10.0).item(), 6)
         0.000136
     """
-    if chunk_size is not None and chunk_size < 1:
-        fix = "pass None to have it chosen"
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}: {fix}")
+    if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
+        rule = f"chunk_size must be an integer from 1, got {chunk_size}"
+        raise ValueError(f"{rule}: pass None to have it chosen")
     inputs = checked(image_features, text_features, logit_scale, labels)
     return info_nce(*inputs, labels, chunk_size)

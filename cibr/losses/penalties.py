@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.losses.clip import Features, Labels, Scalar
+from cibr.losses.clip import Features, Labels, Number, Scalar
 from cibr.losses.critics import ResidualCritics
 from cibr.losses.vmf import fitted_log_likelihood, vmf_log_normalizer, vmf_mean_cosine
 
@@ -101,7 +101,7 @@ class VMFBound(Term):
 
     def __init__(self, kappa_b: float = 10.0, text_weight: float = 0.5):
         super().__init__()
-        if not 0 < kappa_b <= 1e6:
+        if not isinstance(kappa_b, Number) or not 0 < kappa_b <= 1e6:
             raise ValueError(f"kappa_b must be positive, at most 1e6, got {kappa_b}: try 1 to 100")
         self.kappa_b = kappa_b
         self.text_weight = _checked_share(text_weight)
@@ -189,6 +189,10 @@ class Anchor(VMFBound):
 
     def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         image_centre, text_centre = self.statistic(inputs.image_pooled, inputs.text_pooled)
+        if image_centre.shape != inputs.image.shape:
+            rule = f"the statistic has width {image_centre.shape[1]}"
+            fix = "fit it with dim=image_features.shape[1]"
+            raise ValueError(f"{rule}, the embeddings have {inputs.image.shape[1]}: {fix}")
         image_cosine = mean_product(inputs.image, image_centre.to(inputs.image))
         return image_cosine, mean_product(inputs.text, text_centre.to(inputs.text))
 
@@ -224,11 +228,11 @@ class Mine(Term):
         if dims is None or len(dims) != 3:
             widths = "(image_features.shape[1], image_pooled.shape[1], text_pooled.shape[1])"
             raise ValueError(f"the penalty 'mine' needs the widths its critics read: dims={widths}")
-        if critic_steps < 1 or not 0 < critic_rate < math.inf:
-            given = f"critic_steps {critic_steps} and critic_rate {critic_rate}"
-            raise ValueError(
-                f"{given} must be 1 or more and positive: 1 and 0.001 are the defaults"
-            )
+        if not isinstance(critic_steps, int) or critic_steps < 1:
+            raise ValueError(f"critic_steps must be an integer from 1, got {critic_steps}: try 1")
+        if not isinstance(critic_rate, Number) or not 0 < critic_rate < math.inf:
+            raise ValueError(f"critic_rate must be positive, got {critic_rate}: try 0.001")
+        self.dims = tuple(dims)
         self.text_weight = _checked_share(text_weight)
         self.critic_steps = critic_steps
         self.critics = ResidualCritics(*dims)
@@ -243,7 +247,7 @@ class Mine(Term):
 
     def forward(self, inputs: LossInputs) -> Scalar:
         fixed = {name: value.detach() for name, value in self.critics.named_parameters()}
-        nats = torch.func.functional_call(self.critics, fixed, _sides(inputs))
+        nats = torch.func.functional_call(self.critics, fixed, self._sides(inputs))
         self._last = {f"residual_{side}_nats": value.detach() for side, value in nats.items()}
         return _weighted_mean(nats["image"], nats["text"], self.text_weight)
 
@@ -259,7 +263,7 @@ class Mine(Term):
         """
         for _ in range(self.critic_steps):
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.critics.loss(*_sides(inputs))
+            loss = self.critics.loss(*self._sides(inputs))
             loss.backward()
             parameters = list(self.critics.parameters())
             for parameter in parameters:
@@ -270,11 +274,15 @@ class Mine(Term):
                 raise FloatingPointError(f"the critics' loss is {numbers}")
             self.optimizer.step()
 
-
-def _sides(inputs: LossInputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Embeddings and pooled features, by modality."""
-    embeddings = {"image": inputs.z_image, "text": inputs.z_text}
-    return embeddings, {"image": inputs.image_pooled, "text": inputs.text_pooled}
+    def _sides(self, inputs: LossInputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Embeddings and pooled features, by modality."""
+        embeddings = {"image": inputs.z_image, "text": inputs.z_text}
+        pooled = {"image": inputs.image_pooled, "text": inputs.text_pooled}
+        widths = tuple(x.shape[1] for x in (inputs.z_image, *pooled.values()))
+        if widths != self.dims:
+            rule = f"the critics of 'mine' read widths {self.dims}, got {widths}"
+            raise ValueError(f"{rule}: pass the dims of these features")
+        return embeddings, pooled
 
 
 PENALTIES: dict[str, type[Term]] = {
@@ -297,7 +305,7 @@ def _weighted_mean(image: Scalar, text: Scalar, text_weight: float) -> Scalar:
 
 def _checked_share(text_weight: float) -> float:
     """Raises ValueError for a share of the texts outside [0, 1]."""
-    if not 0 <= text_weight <= 1:
+    if not isinstance(text_weight, Number) or not 0 <= text_weight <= 1:
         rule = "text_weight is the texts' share of the penalty, in [0, 1]"
         raise ValueError(f"{rule}; got {text_weight}")
     return text_weight

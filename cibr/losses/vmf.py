@@ -80,12 +80,12 @@ def _check(value: _Values, name: str, dim: int) -> _Float64s:
     """A concentration in float64, for a sphere in `dim` dimensions."""
     if dim < 2:
         raise ValueError(f"dim must be at least 2, got {dim}: pass the width of the embedding")
-    if isinstance(value, Number):  # without a tensor, so that compiled losses can be traced
-        is_valid = 0 <= value < math.inf
-    else:
-        is_valid = bool(((value >= 0) & (value < math.inf)).all())
-    if not is_valid:
-        raise ValueError(f"{name} must be finite and not negative, got {value}")
+    least = most = value  # a number is compared as such, which torch.compile traces
+    if not isinstance(value, Number):
+        value = torch.as_tensor(value, dtype=torch.float64)
+        least, most = value.aminmax()
+    if not (least >= 0 and most < math.inf):
+        raise ValueError(f"{name} must be finite and not negative, got {least} to {most}")
     return torch.as_tensor(value, dtype=torch.float64)
 
 

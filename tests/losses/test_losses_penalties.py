@@ -1,106 +1,104 @@
-"""The penalties against closed forms, loops and limits."""
+"""The bounds `vmf`, `crossfit` and `anchor` against closed forms on the sphere and a loop."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
-from losses_pairs import pair
+from losses_pairs import build, pair, pooled_features, some_labels
+from scipy.optimize import brentq
 from torch.nn import functional as F
 
-from cibr.losses import CIBRLoss
-from cibr.losses.penalties import RIDGE, crossfitted_means, label_index, other_means
-from cibr.losses.vmf import vmf_fit_kappa, vmf_floor_nats, vmf_mean_cosine, vmf_residual_nats
-
-LABELS = torch.tensor([4, 7, 4, 4, 1, 7, 9, 9, 2, 1])
-KAPPAS = dict(kappa_e=60.0, kappa_b=9.0)
+KAPPAS = {"kappa_e": 60.0, "kappa_b": 9.0}
 
 
-def unit(n=10, d=4, seed=0):
-    return F.normalize(
-        torch.randn(n, d, generator=torch.Generator().manual_seed(seed)).double(), dim=1
+def mean_cosine(kappa):
+    return 1 / math.tanh(kappa) - 1 / kappa  # on the ordinary sphere, d = 3
+
+
+def log_density(kappa, cosine):
+    log_normalizer = math.log(kappa / (2 * math.pi)) - kappa - math.log1p(-math.exp(-2 * kappa))
+    return log_normalizer + kappa * cosine
+
+
+def bound_nats(cosine):
+    """E log e - E log b, on the ordinary sphere, with the concentration of b that is the best."""
+    expected = mean_cosine(60.0) * cosine
+    if expected <= 0:  # the uniform distribution fits best
+        return log_density(60.0, mean_cosine(60.0)) + math.log(4 * math.pi)
+    fitted = brentq(lambda kappa: mean_cosine(kappa) - expected, 1e-3, 1e4, xtol=1e-12)
+    return log_density(60.0, mean_cosine(60.0)) - log_density(fitted, expected)
+
+
+def predicted(source, target, labels):
+    """Ridge predictions of each row from the other half, in which no row has its label."""
+    ranks = np.unique(labels.numpy(), return_inverse=True)[1]
+    is_odd = torch.from_numpy(ranks % 2 == 1)
+    rows = []
+    for i in range(len(source)):
+        x, y = (side[is_odd != is_odd[i]].detach() for side in (source, target))
+        weights = torch.linalg.inv(x.T @ x + len(x) / 3 * torch.eye(3).double()) @ x.T @ y
+        rows.append(F.normalize(source[i].detach() @ weights, dim=0))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("labels", [None, some_labels()])
+@pytest.mark.parametrize("penalty", ["vmf", "crossfit", "anchor"])
+def test_penalty_gradient_and_reports_are_those_of_the_centres_of_b(penalty, labels):
+    image, text, scale = pair(12, 3)
+    pooled = pooled_features(12)
+    loss_fn = build(0.5, penalty, d=3, **KAPPAS, text_weight=0.3)
+    terms = loss_fn(image, text, scale, labels, **pooled)
+    rows = torch.arange(12) if labels is None else labels
+    centres = [text, image]
+    if penalty == "crossfit":
+        centres = [predicted(text, image, rows), predicted(image, text, rows)]
+    elif penalty == "anchor":
+        centres = [side.double() for side in loss_fn.penalty.statistic(*pooled.values())]
+    cosines = [(x * c).sum(1).mean() for x, c in zip((image, text), centres, strict=True)]
+    weight = 0.5 * 9 * mean_cosine(60.0)
+    expected = weight * (1 - 0.7 * cosines[0] - 0.3 * cosines[1])
+    torch.testing.assert_close(terms["penalty_loss"], expected)
+    got, gradients = (
+        torch.autograd.grad(x, (image, text)) for x in (terms["penalty_loss"], expected)
     )
+    torch.testing.assert_close(got, gradients)
+    nats = [
+        report.item()
+        for name, report in loss_fn.reports().items()
+        if "_image_" in name or "_text_" in name
+    ]
+    assert nats == pytest.approx([bound_nats(cosine.item()) for cosine in cosines], rel=1e-9)
 
 
-def test_vmf_penalty_is_the_mean_residual_at_the_fixed_concentrations():
-    image, text, scale = pair()
-    terms = CIBRLoss(0.5, **KAPPAS)(image, text, scale)
-    residual = vmf_residual_nats((image * text).sum(1), 60.0, 9.0, 6).mean()
-    torch.testing.assert_close(terms["penalty_loss"], 0.5 * residual)
-    torch.testing.assert_close(terms["penalty_excess"], residual - vmf_floor_nats(60.0, 9.0, 6))
-    (gradient,) = torch.autograd.grad(terms["penalty_loss"], image)
-    torch.testing.assert_close(gradient, -0.5 * 9.0 * vmf_mean_cosine(60.0, 6) * text / len(image))
+def test_the_anchor_reports_zero_for_its_statistic_and_calls_it_no_residual():
+    # Such an encoder may tell of X_v what X_t does not: all that the statistic keeps of it.
+    loss_fn = build(0.5, "anchor", kappa_e=40.0)
+    pooled = pooled_features()
+    features = loss_fn.penalty.statistic(*pooled.values())
+    loss_fn(*features, 7.0, **pooled)
+    reports = loss_fn.reports()
+    names = ["penalty_excess", "beyond_statistic_image_nats", "beyond_statistic_text_nats"]
+    assert [reports.pop(name).item() for name in names] == pytest.approx([0, 0, 0], abs=1e-5)
+    assert list(reports) == ["mi_lower_bound_nats"]
+    assert not list(loss_fn.parameters())  # the statistic is fixed
+    assert {name.split(".")[1] for name in loss_fn.state_dict()} == {"statistic"}
 
 
-@pytest.mark.parametrize("penalty", ["vmf", "cosine", "cyclip", "alignment_uniformity"])
-def test_reported_residuals_use_the_concentration_that_fits(penalty):
-    image, text, scale = pair()
-    terms = CIBRLoss(0.5, penalty, **KAPPAS)(image, text, scale)
-    cosine = (image * text).sum(1).mean()
-    fitted = vmf_fit_kappa(vmf_mean_cosine(60.0, 6) * cosine, 6)
-    expected = vmf_residual_nats(cosine, 60.0, fitted, 6)
-    torch.testing.assert_close(terms["residual_image_nats"], expected.detach())
-    assert expected < vmf_residual_nats(cosine, 60.0, 9.0, 6)
+def test_what_the_anchor_bounds_is_the_information_beyond_its_statistic_by_enumeration():
+    """I(Z;X_v|U) <= E KL(e(z|x) || b(z|u)) for X_v = (u, v), with equality for b = p(z|u)."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(3, 4, 7, generator=generator, dtype=torch.float64)
+    p_uv, encoder = weights[..., 0] / weights[..., 0].sum(), weights[..., 1:].softmax(2)
 
+    def divergence(backward):
+        return (p_uv[..., None] * encoder * (encoder / backward[:, None]).log()).sum()
 
-@pytest.mark.parametrize(
-    "labels", [LABELS, torch.arange(10).flip(0), torch.zeros(10, dtype=torch.int64)]
-)
-def test_label_index_is_the_inverse_of_unique(labels):
-    assert torch.equal(label_index(labels), torch.unique(labels, return_inverse=True)[1])
+    def entropy(p):
+        return -torch.xlogy(p, p).sum()
 
-
-def test_other_means_are_the_other_rows_of_a_label():
-    features = unit()
-    means, counted = other_means(features, LABELS)
-    for i, label in enumerate(LABELS.tolist()):
-        others = [features[j] for j in range(10) if j != i and LABELS[j] == label]
-        assert counted[i].item() == bool(others)
-        torch.testing.assert_close(
-            means[i], F.normalize(sum(others), dim=0) if others else features[i]
-        )
-
-
-def test_a_ridge_prediction_comes_from_the_other_half_and_never_from_a_row_of_its_label():
-    source, target = unit(40, 4), unit(40, 4, seed=1)
-    labels = torch.arange(40) // 2
-    found = crossfitted_means(source, target, labels)
-    half = (labels % 2).bool()
-    for i in range(40):
-        x, y = source[half != half[i]], target[half != half[i]]
-        weights = torch.linalg.inv(x.T @ x + RIDGE * len(x) / 4 * torch.eye(4).double()) @ x.T @ y
-        torch.testing.assert_close(found[i], F.normalize(source[i] @ weights, dim=0))
-    moved = target.clone()
-    moved[6:8] = unit(2, 4, seed=2)  # both rows of label 3
-    again = crossfitted_means(source, moved, labels)
-    assert torch.equal(found[half == half[6]], again[half == half[6]])
-    assert not torch.allclose(found[half != half[6]], again[half != half[6]])
-
-
-@pytest.mark.parametrize("penalty", ["consistency", "crossfit"])
-def test_the_penalty_is_that_of_vmf_with_the_centres_moved_and_weighted(penalty):
-    image, text = unit(10, 6), unit(10, 6, seed=1)
-    options = dict(**KAPPAS, text_weight=0.3)
-    terms, plain = (
-        CIBRLoss(0.5, name, **options)(image, text, 4.0, LABELS) for name in (penalty, "vmf")
-    )
-    if penalty == "consistency":
-        centres = [other_means(side, LABELS) for side in (image, text)]
-        cosines = [
-            (x[c] * m[c]).sum(1).mean() for x, (m, c) in zip((image, text), centres, strict=True)
-        ]
-    else:
-        centres = crossfitted_means(text, image, LABELS), crossfitted_means(image, text, LABELS)
-        cosines = [(x * m).sum(1).mean() for x, m in zip((image, text), centres, strict=True)]
-    slope = plain["penalty_excess"] / (1 - (image * text).sum(1).mean())
-    torch.testing.assert_close(
-        terms["penalty_excess"], slope * (1 - (0.7 * cosines[0] + 0.3 * cosines[1]))
-    )
-    torch.testing.assert_close(terms["clip_loss"], plain["clip_loss"])
-
-
-def test_rows_alone_with_their_label_pay_no_consistency():
-    image, text = (side.requires_grad_() for side in (unit(10, 6), unit(10, 6, seed=1)))
-    terms = CIBRLoss(0.5, "consistency")(image, text, 4.0, torch.arange(10))
-    assert terms["penalty_excess"].item() == pytest.approx(0, abs=1e-9)
-    assert all(
-        slope.abs().max() == 0
-        for slope in torch.autograd.grad(terms["penalty_loss"], (image, text))
-    )
+    p_zuv = p_uv[..., None] * encoder
+    p_zu, p_u = p_zuv.sum(1), p_uv.sum(1)
+    beyond = entropy(p_uv) + entropy(p_zu) - entropy(p_zuv) - entropy(p_u)
+    torch.testing.assert_close(divergence(p_zu / p_u[:, None]), beyond)
+    assert divergence(weights[:, 0, 1:].softmax(1)) > beyond

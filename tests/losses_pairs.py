@@ -1,7 +1,9 @@
-"""Small batches and slow twins that the tests of the losses share."""
+"""Small batches, losses of every penalty, and slow twins that the tests of the losses share."""
 
 import torch
 from torch.nn import functional as F
+
+from cibr.losses import PENALTIES, CIBRLoss, RegularisedCCA
 
 
 def pair(n=12, d=6, dtype=torch.float64, seed=0):
@@ -17,6 +19,25 @@ def some_labels(n=12):
     return torch.arange(n) % 5 * 3 - 4  # neither sorted nor from zero
 
 
+def pooled_features(n=12, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(3)
+    image, text = (3 + torch.randn(n, d, generator=generator, dtype=dtype) for d in (5, 4))
+    return {"image_pooled": image, "text_pooled": text}
+
+
+def optional_inputs(image, text):
+    """Pooled features, and embeddings of twice their length."""
+    return pooled_features(len(image)) | {"image_projected": 2 * image, "text_projected": 2 * text}
+
+
+def build(beta, penalty="vmf", d=6, **options):
+    torch.manual_seed(0)
+    cca = RegularisedCCA.fit(*pooled_features().values(), dim=d)
+    arguments = {"dims": (d, 5, 4), "statistic": cca}
+    needed = {name: arguments[name] for name in PENALTIES[penalty].built_from}
+    return CIBRLoss(beta, penalty, **needed, **options)
+
+
 def full_matrix_loss(image, text, scale, labels=None):
     """CLIP's loss from the whole matrix and PyTorch's cross-entropy."""
     logits = scale * image @ text.T
@@ -28,10 +49,4 @@ def full_matrix_loss(image, text, scale, labels=None):
 
 def value_and_gradients(function, leaves):
     value = function(*leaves)
-    return value, torch.autograd.grad(value, leaves)
-
-
-def assert_same(got, expected, **options):
-    torch.testing.assert_close(got[0], expected[0], **options)
-    for one, other in zip(got[1], expected[1], strict=True):
-        torch.testing.assert_close(one, other, **options)
+    return value, torch.autograd.grad(value, leaves, retain_graph=True)

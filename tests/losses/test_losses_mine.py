@@ -1,0 +1,107 @@
+"""MINE: its value and gradient, what its critics learn and save, what the estimates are worth."""
+
+import copy
+import math
+
+import pytest
+import torch
+from losses_pairs import build, pair, pooled_features
+from torch.testing import assert_close
+
+from cibr.losses.critics import MovingAverage, ResidualCritics, mine_nats
+
+POOLED = pooled_features(dtype=torch.float64)
+
+
+def scores_and_mean(seed):
+    """Scores of five pairs, and the mean of e^T over the mismatched ones."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(5, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    return scores, sum(scores[i, j].exp() for i in range(5) for j in range(5) if i != j) / 20
+
+
+def mine(critic_steps=1, **options):
+    return build(0.3, "mine", critic_steps=critic_steps, **options).double()
+
+
+def test_mine_is_donsker_varadhan_in_value_with_the_moving_average_in_its_gradient():
+    scores, mean = scores_and_mean(0)
+    joint = scores.diagonal().mean()
+    average = torch.tensor(0.7, dtype=torch.float64)
+    value = mine_nats(scores, average)
+    assert_close(value, joint - mean.log())
+    gradients = [torch.autograd.grad(x, scores) for x in (value, joint - mean / average.exp())]
+    assert_close(*gradients)
+
+
+def test_the_moving_average_weighs_the_past_by_nine_tenths():
+    average = MovingAverage().double()
+    expected = None
+    for seed in range(3):
+        scores, mean = scores_and_mean(seed)
+        assert average.read(scores).exp().item() == pytest.approx(expected or mean.item())
+        expected = 0.9 * (expected or mean.item()) + 0.1 * mean.item()
+        assert average.update(scores).exp().item() == pytest.approx(expected)
+
+
+def test_the_penalty_weighs_both_residuals_and_teaches_the_encoders_alone():
+    loss_fn = mine(text_weight=0.2)
+    features = pair()[:2]
+    pooled = {name: (8 * value + 5).requires_grad_() for name, value in POOLED.items()}
+    value = loss_fn(*features, 7.0, **pooled)["penalty_loss"]
+    image, text = (loss_fn.reports()[f"residual_{side}_nats"] for side in ("image", "text"))
+    assert_close(value.detach(), 0.3 * (0.8 * image + 0.2 * text))
+    value.backward()
+    assert all(side.grad.abs().sum() > 0 for side in features)
+    assert all(leaf.grad is None for leaf in (*pooled.values(), *loss_fn.parameters()))
+    rescaled = loss_fn(*features, 7.0, **POOLED)["penalty_loss"]  # the critics see no scale
+    assert_close(rescaled, value, rtol=1e-4, atol=0)
+
+
+def test_an_update_is_a_step_of_adam_with_the_averaged_gradient_that_moves_no_encoder():
+    loss_fn = mine(critic_rate=0.02)
+    features, averaged = pair()[:2], []
+    before = [parameter.clone() for parameter in loss_fn.parameters()]
+    loss_fn.update(*features, **POOLED, synchronise=averaged.append)
+    for old, new, passed in zip(before, loss_fn.parameters(), averaged, strict=True):
+        clear = new.grad.abs() > 1e-5  # where a first step of Adam is rate * sign
+        assert clear.any()
+        assert_close((old - new)[clear], 0.02 * new.grad[clear].sign(), rtol=2e-3, atol=0)
+        assert passed is new
+    assert all(side.grad is None for side in features)
+    with pytest.raises(FloatingPointError, match="the critics' loss is .*norm nan"):
+        loss_fn.update(*features, **POOLED, synchronise=lambda x: x.grad.fill_(math.nan))
+
+
+def test_two_steps_at_once_are_two_updates_between_which_all_can_be_saved():
+    once, restored, twice = mine(), mine(), mine(critic_steps=2)
+    features = pair()[:2]
+    once.update(*features, **POOLED)
+    restored.load_state_dict(copy.deepcopy(once.state_dict()))
+    once(*features, 7.0, **POOLED)  # moves no average
+    for loss_fn in (once, restored, twice):
+        loss_fn.update(*features, **POOLED)
+    for other in (restored, twice):
+        assert all(map(torch.equal, once.parameters(), other.parameters()))
+        assert all(map(torch.equal, once.buffers(), other.buffers()))
+
+
+def test_trained_critics_order_encoders_by_their_residual_information(unchecked):
+    # Texts know one of four factors of the images. z = gain * factors + noise keeps
+    # 3/2 log(1 + gain^2) nats of the other three and a little of the shared one.
+    estimates, generator = [], torch.Generator().manual_seed(4)
+    for gain in (0.2, 2.0):
+        torch.manual_seed(5)
+        critics = ResidualCritics(4, 4, 1)
+        optimizer = torch.optim.Adam(critics.parameters(), lr=5e-3)
+        for _ in range(60):
+            image, noise = torch.randn(2, 64, 4, generator=generator)
+            text = image[:, :1] + 0.5 * torch.randn(64, 1, generator=generator)
+            z = (image * torch.tensor([2.0, gain, gain, gain]) + noise) / 4
+            inputs = {"image": z, "text": z}, {"image": image, "text": text}
+            optimizer.zero_grad()
+            critics.loss(*inputs).backward()
+            optimizer.step()
+        estimates.append(critics(*inputs))
+    assert estimates[1]["image"] - estimates[0]["image"] > 0.5
+    assert estimates[1]["text"] < -0.5  # the same z tells more of images than of texts
