@@ -212,7 +212,7 @@ def _search(arguments: argparse.Namespace) -> None:
     model = _load(arguments, arguments.model)
     files, features, images = [], [], []
     for file in sorted(arguments.folder.rglob("*")):
-        if file.suffix.lower().lstrip(".") not in IMAGE_SUFFIXES:
+        if file.suffix.lower() not in IMAGE_SUFFIXES:
             continue
         try:
             images.append(open_rgb(file, str(file)))

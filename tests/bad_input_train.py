@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from cibr.train.sampler import epoch_rows
 from helpers import TEXTS, noise_pairs, picture
 
 from cibr.data import Pairs
 from cibr.train import configure, fit, load_splits
 from cibr.train.loop import _rows_a_process
-from cibr.train.sampler import epoch_rows
 
 sys.path.insert(0, str(Path(__file__).parent / "train"))
 

@@ -130,7 +130,9 @@ class Pairs:
         texts = self.texts()
         return len(texts) > len(self) or len(set(texts)) == len(texts)
 
-    def retrieval_targets(self) -> tuple[list[str], Int64[Tensor, " m"], Int64[Tensor, " n"] | None]:
+    def retrieval_targets(
+        self,
+    ) -> tuple[list[str], Int64[Tensor, " m"], Int64[Tensor, " n"] | None]:
         """Returns what is correct in retrieval: the texts, the index of each text's image, and the
         label of each image, or None if `paired`; the arguments of `cibr.metrics.retrieval_recalls`.
         """

@@ -289,7 +289,8 @@ def _end_epoch(state: TrainState, epoch: int, held_out: Inputs | None, run: RunF
     is_due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs
     if held_out is not None and is_due:
         with state.average.applied(model) if state.average is not None else nullcontext():
-            row |= retrieval_recalls(held_out.pairs, *embed_pairs(model, held_out))
+            targets = held_out.pairs.retrieval_targets()
+            row |= retrieval_recalls(*embed_pairs(model, held_out), *targets)
     progress.end_epoch(row)
     _warn_of_degenerate(progress)
     run.save(state.parts(), progress)

@@ -1,7 +1,6 @@
 """Processes that share a batch take the steps of one, and resume together."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -70,7 +69,9 @@ def test_a_run_learns_the_same_on_two_processes_which_need_the_same_checkpoint(
     pd.testing.assert_frame_equal(several, one, rtol=1e-3, atol=1e-3)
     for rank in range(2):
         message = (tmp_path / f"refusal {rank}").read_text()
-        assert "the processes have checkpoints of different steps" in message and "(6, 0)" in message
+        assert (
+            "the processes have checkpoints of different steps" in message and "(6, 0)" in message
+        )
 
 
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 "
