@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int, Int64
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 # Suffixes of the image files that a folder is searched for and a shard's samples may have.
@@ -240,9 +240,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         return _scale_grey(image).convert("RGB")
-    if image.mode == "LAB":
-        profiles = [ImageCms.createProfile(space) for space in ("LAB", "sRGB")]
-        return ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")

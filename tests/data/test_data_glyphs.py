@@ -81,6 +81,12 @@ def test_train_varies_every_factor_and_the_other_splits_none(drawn):
         assert (plain == [24, 0, 0, 0, 255, 0]).all(axis=None)
 
 
+def test_more_draws_add_samples_and_keep_the_first():
+    once, thrice = (sample_factors(glyph_characters()[:5], STIX[:1], n) for n in (1, 3))
+    assert len(once) * 3 == len(thrice.drop_duplicates())
+    assert thrice[::3].reset_index(drop=True).equals(once)
+
+
 def test_captions_are_the_names_in_their_templates(drawn):
     pairs = drawn["train"]
     rows = pairs.factors[["name", "template"]].itertuples(index=False)
