@@ -101,6 +101,7 @@ VALUE_ERRORS = {
 MISSING = {
     "misspelt checkpoint": (load("cibr-tinny"), "'cibr-tinny', did you mean 'cibr-tiny'.* a hub"),
     "long name": (load("x" * 5000), "unknown model 'xxx.* Give the folder of a model, a hub id"),
+    "three parts": (load("owner/name/file"), "unknown model 'owner/name/file'. Give the folder"),
     "empty name": (load(""), "unknown model ''. Give the folder of a model, a hub id"),
     "no folder": (load("/nowhere/gone"), "unknown model '/nowhere/gone'. Give the folder of a m"),
     "empty folder": (empty_folder, r"cannot load .*AutoModel .*give its folder, set CIBR_MODELS"),

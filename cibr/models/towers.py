@@ -291,8 +291,8 @@ class FrozenBackbone(nn.Module):
     `cibr.models.features` computes both once per data set and caches them.
 
     Args:
-        image: a model of transformers with a pooled output.
-        text: a model of transformers with hidden states.
+        image: a model of transformers with a pooled output, in eval mode.
+        text: a model of transformers with hidden states, in eval mode.
         size: side of the images, in pixels.
         dim: dimension of the joint space.
         dropout: probability of dropout, in the heads.
@@ -306,7 +306,6 @@ class FrozenBackbone(nn.Module):
         self.settings = dict(dim=dim, dropout=dropout)
         self.image_tower = image.requires_grad_(False)
         self.text_tower = text.requires_grad_(False)
-        self.train(self.training)
         self.context = text.config.max_position_embeddings
         self.dim = dim
         self.dim_image_pooled = self.image_pooled(torch.zeros(1, 3, size, size)).shape[1]
