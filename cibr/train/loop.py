@@ -134,7 +134,7 @@ def fit(
 
     Raises:
         ValueError: fewer than two pairs or captions, an unusable sample, a penalty on pooled
-            features with a model that has none (SigLIP, ALIGN), a batch that the processes cannot
+            features with a model that has none (SigLIP), a batch that the processes cannot
             share equally, processes that find different checkpoints, an output folder that cannot
             be written, is in use or contains another run; or a GPU that is out of memory, with the
             micro_batch_size to try.
