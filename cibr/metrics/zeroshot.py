@@ -12,13 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from cibr.metrics.retrieval import (
-    check_embeddings,
-    check_ks,
-    check_labels,
-    ranks_and_precisions,
-    similarity_tiles,
-)
+from cibr.metrics.retrieval import check_embeddings, check_ks, check_labels, ranks_and_precisions
 
 _Images = Float[Tensor, "n d"]
 _Classes = Float[Tensor, "c d"]
