@@ -12,7 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from cibr.metrics.retrieval import check_embeddings, check_ks, check_labels, ranks_and_precisions
+from cibr.metrics.retrieval import (
+    check_embeddings,
+    check_ks,
+    check_labels,
+    ranks_and_precisions,
+    similarity_tiles,
+)
 
 _Images = Float[Tensor, "n d"]
 _Classes = Float[Tensor, "c d"]
