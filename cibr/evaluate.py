@@ -363,12 +363,7 @@ def evaluate(
 
 
 def _predict(
-    model: DualEncoder,
-    task: Task,
-    pairs: Pairs,
-    batch_size: int,
-    digests: Digests,
-    file: Path | None,
+    model: DualEncoder, task: Task, pairs: Pairs, batch: int, digests: Digests, file: Path | None
 ) -> Predictions:
     """The stored predictions if they are of this model on these pairs, else new ones."""
     prompts = pairs.prompts() if task.kind == "zero-shot" else None
@@ -384,7 +379,7 @@ def _predict(
         other = "another model" if stored.asked == asked else "other images or texts"
         again = f"holds results of {other}: {task.title} is evaluated again"
         warnings.warn(f"{str(file)!r} {again}", stacklevel=3)
-    items = _measure(model, pairs, prompts, batch_size, digests)
+    items = _measure(model, pairs, prompts, batch, digests)
     items = {name: tensor.contiguous() for name, tensor in items.items()}
     if file is not None:
         about = {"kind": kind, "asked": asked, "identity": identity}
@@ -393,13 +388,13 @@ def _predict(
 
 
 def _measure(
-    model: DualEncoder, pairs: Pairs, prompts: list | None, batch_size: int, digests: Digests
+    model: DualEncoder, pairs: Pairs, prompts: list | None, batch: int, digests: Digests
 ) -> dict[str, Tensor]:
     """The items of `Predictions`: zero-shot if there are prompts, else of retrieval."""
     flat = prompts and [prompt for of_class in prompts for prompt in of_class]
     device = model.log_logit_scale.device
     inputs = prepare(model, pairs, truncate=True, device=device, texts=flat, digests=digests)
-    images, texts = embed_pairs(model, inputs, batch_size)
+    images, texts = embed_pairs(model, inputs, batch)
     if prompts:
         classes = metrics.class_embeddings(texts.unflatten(0, (len(prompts), -1)))
         return {

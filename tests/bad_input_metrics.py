@@ -8,21 +8,9 @@ import torch
 from helpers import noise_pairs
 
 import cibr
+from cibr import metrics
 from cibr.cli import _parser, _settings
 from cibr.evaluate import Evaluation, Predictions, Task, compare, evaluate, suite_tasks
-from cibr.metrics import (
-    bootstrap_interval,
-    class_embeddings,
-    class_ranks,
-    label_recall_at_k,
-    paired_difference,
-    predictions,
-    query_scores,
-    recall_at_k,
-    retrieval_ranks,
-    retrieval_recalls,
-    zeroshot_accuracy,
-)
 from cibr.models import DualEncoder
 
 EYE, OWN = torch.eye(12), torch.arange(12)
@@ -31,7 +19,8 @@ CASES = []
 
 
 def case(message, call, *args, **options):
-    name = f"{getattr(call, '__name__', 'call')}: {message} {len(CASES)}"
+    call = getattr(metrics, call) if isinstance(call, str) else call
+    name = f"{call.__name__}: {message} {len(CASES)}"
     CASES.append((name, lambda: call(*args, **options), ValueError, message))
 
 
@@ -45,53 +34,55 @@ def ints(*values):
     return torch.tensor(values)
 
 
-LABELS = {retrieval_ranks: [OWN], query_scores: [OWN, OWN], class_ranks: [OWN], predictions: []}
+LABELS = dict(retrieval_ranks=[OWN], query_scores=[OWN, OWN], class_ranks=[OWN], predictions=[])
 for call, labels in LABELS.items():
     for value in (math.nan, math.inf, 0.0):
         case("1 rows zero or not finite, first row 5", call, broken(value), EYE, *labels)
     case("1 rows zero or not finite, first row 5", call, EYE, broken(math.nan), *labels)
     case("1 rows not of unit length .normalise", call, EYE, broken(1.02), *labels)
 for value in (EYE.numpy(), None, EYE.tolist(), EYE[0], EYE[:0]):
-    case("image_embeddings is .*: pass a torch tensor", recall_at_k, value, EYE, OWN)
-    case("text_embeddings is .*: pass a torch tensor", label_recall_at_k, EYE, value, OWN, OWN)
+    case("image_embeddings is .*: pass a torch tensor", "recall_at_k", value, EYE, OWN)
+    case("text_embeddings is .*: pass a torch tensor", "label_recall_at_k", EYE, value, OWN, OWN)
 for value in (OWN.numpy(), None, OWN.float(), OWN > 3, OWN[:2], OWN[None]):
-    case("text_to_image is .* 12 whole numbers, one per row", recall_at_k, EYE, EYE, value)
-    case("image_labels is .* 12 whole numbers, one per row", query_scores, EYE, EYE, value, OWN)
-    case("labels is .* 12 whole numbers, one per row", class_ranks, EYE, EYE, value)
+    case("text_to_image is .* 12 whole numbers, one per row", "recall_at_k", EYE, EYE, value)
+    case("image_labels is .* 12 whole numbers, one per row", "query_scores", EYE, EYE, value, OWN)
+    case("labels is .* 12 whole numbers, one per row", "class_ranks", EYE, EYE, value)
 for ks in (5, "1", None, [1.5], [True], [0], [-1]):
-    case("ks is .*: give a list of whole numbers from 1$", zeroshot_accuracy, EYE, EYE, OWN, ks)
-    case("ks is .* from 1$", retrieval_recalls, EYE, EYE, TEXTS[:12], OWN, ks=ks)
-    case("ks is .* from 1 to 12", recall_at_k, EYE, EYE, OWN, ks)
-case("ks is .* from 1 to 4", label_recall_at_k, EYE, EYE[:4], OWN % 2, OWN[:4] % 2, [5])
+    case("ks is .*: give a list of whole numbers from 1$", "zeroshot_accuracy", EYE, EYE, OWN, ks)
+    case("ks is .* from 1$", "retrieval_recalls", EYE, EYE, TEXTS[:12], OWN, ks=ks)
+    case("ks is .* from 1 to 12", "recall_at_k", EYE, EYE, OWN, ks)
+case("ks is .* from 1 to 4", "label_recall_at_k", EYE, EYE[:4], OWN % 2, OWN[:4] % 2, [5])
 for own in (ints(0, 1, 1), ints(0, 1, 3), ints(-1, 1, 2)):
-    case("for 3 images: .* those without a text", retrieval_ranks, EYE[:3], EYE[:3], own)
-case("has 12 but text_embeddings has 5", retrieval_ranks, EYE, torch.eye(5), OWN[:5])
+    case("for 3 images: .* those without a text", "retrieval_ranks", EYE[:3], EYE[:3], own)
+case("has 12 but text_embeddings has 5", "retrieval_ranks", EYE, torch.eye(5), OWN[:5])
 for labels in ((ints(0, 1, 7), ints(0, 1, 1)), (ints(0, 1, 1), ints(0, 7, 1))):
-    case("1 labels, first 7, .* which has 0 to 1", query_scores, EYE[:3], EYE[:3], *labels)
+    case("1 labels, first 7, .* which has 0 to 1", "query_scores", EYE[:3], EYE[:3], *labels)
 for label in (-1, 3):
-    case(f"first {label}, .* 0 to 2", class_ranks, EYE[:3], EYE[:3], ints(0, label, 2))
-case("text_to_image is .* 12 whole numbers", retrieval_recalls, EYE, EYE, TEXTS, NUMBERS, OWN)
-case("first row 5", class_embeddings, broken(0.0).reshape(3, 4, 12))
-case("at least one row", class_embeddings, torch.ones(0, 2, 4))
+    case(f"first {label}, .* 0 to 2", "class_ranks", EYE[:3], EYE[:3], ints(0, label, 2))
+case("text_to_image is .* 12 whole numbers", "retrieval_recalls", EYE, EYE, TEXTS, NUMBERS, OWN)
+case("first row 5", "class_embeddings", broken(0.0).reshape(3, 4, 12))
+case("at least one row", "class_embeddings", torch.ones(0, 2, 4))
 for prompts in (EYE, None):
-    case("prompt_embeddings must be a torch tensor .classes, templates", class_embeddings, prompts)
-cancelled = torch.stack([torch.ones(2, 4), torch.tensor([[1.0], [-3.0]]).expand(2, 4)])
-case("the prompts of class 1 cancel", class_embeddings, cancelled)
+    case(
+        "prompt_embeddings must be a torch tensor .classes, templates", "class_embeddings", prompts
+    )
+cancelled = torch.stack([torch.ones(2, 4), ints(1, -3)[:, None] * ints(1, 2, 3, 5) / 7])
+case("the prompts of class 1 cancel", "class_embeddings", cancelled)
 
-case("values is empty or not finite", bootstrap_interval, np.array([1.0, np.nan]))
-case("values is empty", bootstrap_interval, np.array([]))
-case("1 items but 1 cluster labels, 1 distinct", bootstrap_interval, np.ones(1))
-case("at least two clusters", bootstrap_interval, np.ones(2), np.zeros(2))
-case("3 items but 2 cluster labels", bootstrap_interval, np.ones(3), np.arange(2))
-case("give np.mean or np.median", bootstrap_interval, np.ones(2), statistic=np.max)
+case("values is empty or not finite", "bootstrap_interval", np.array([1.0, np.nan]))
+case("values is empty", "bootstrap_interval", np.array([]))
+case("1 items but 1 cluster labels, 1 distinct", "bootstrap_interval", np.ones(1))
+case("at least two clusters", "bootstrap_interval", np.ones(2), np.zeros(2))
+case("3 items but 2 cluster labels", "bootstrap_interval", np.ones(3), np.arange(2))
+case("give np.mean or np.median", "bootstrap_interval", np.ones(2), statistic=np.max)
 one = [np.ones((1, 3))]
-case("the same data sets", paired_difference, [], [])
-case("the same data sets", paired_difference, [np.ones((2, 3))], one)
-case("give .seeds, items", paired_difference, [np.ones(3)], [np.ones(3)])
-case("the same seeds everywhere", paired_difference, *[[np.ones((2, 3)), np.ones((1, 3))]] * 2)
+case("the same data sets", "paired_difference", [], [])
+case("the same data sets", "paired_difference", [np.ones((2, 3))], one)
+case("give .seeds, items", "paired_difference", [np.ones(3)], [np.ones(3)])
+case("the same seeds everywhere", "paired_difference", *[[np.ones((2, 3)), np.ones((1, 3))]] * 2)
 for weights in ([1, 1], [-1], [0], [math.nan], [math.inf]):
-    case("weights are .* for 1 data sets: give one per", paired_difference, one, one, weights)
-case("b is empty", paired_difference, *[[np.ones((1, 0))]] * 2)
+    case("weights are .* for 1 data sets: give one per", "paired_difference", one, one, weights)
+case("b is empty", "paired_difference", *[[np.ones((1, 0))]] * 2)
 
 
 def limited(**options):
