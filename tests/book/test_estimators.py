@@ -51,6 +51,12 @@ def test_trained_estimates_of_an_easy_task_lie_where_they_should():
     assert nats["CLUB"] == pytest.approx(math.expm1(1.6), rel=0.1)
 
 
+def test_infonce_is_evaluated_in_batches_and_cannot_exceed_the_log_of_their_size():
+    x, y = estimators.gaussian_task(5, 8.0).sample(2000)
+    nats = estimators.estimate_nats(x, y, ["InfoNCE"], batch_size=16, n_steps=200)["InfoNCE"]
+    assert 0.8 * math.log(16) < nats < math.log(16)
+
+
 def test_rows_hold_the_estimates_of_every_task_and_seed():
     task = estimators.gaussian_task(1, 0.5)
     state = torch.get_rng_state()
