@@ -12,7 +12,15 @@ import torch
 from torch.multiprocessing import start_processes
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["transformers", "accelerate.utils", "cibr.train", "cibr_book.run"])
+context.set_forkserver_preload(
+    [
+        "torch._dynamo",
+        "torchvision.transforms",
+        "accelerate.utils",
+        "cibr.train",
+        "cibr_book.controls",
+    ]
+)
 
 
 def start(function, *args, log=os.devnull):

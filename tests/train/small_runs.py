@@ -3,11 +3,15 @@
 import torch
 from helpers import TEXTS, noise_pairs, picture
 
-from cibr import DualEncoder, fit
-from cibr.train import configure
+from cibr import DualEncoder
+from cibr.train import configure, fit, loop
 
 PAIRS = noise_pairs(24, n_captions=3)
 HELD_OUT = noise_pairs(10, n_captions=2, split="validation")
+
+
+class Stopped(Exception):
+    """Ends a run in a test."""
 
 
 def settings(folder, **options):
@@ -19,7 +23,8 @@ def settings(folder, **options):
 def small_model(config, pairs=PAIRS):
     """A narrow tiny model with the weights of the configuration's seed."""
     torch.manual_seed(config.seed)
-    model = DualEncoder.tiny(pairs.texts(), dim=16, width=4, image_size=16, dropout=config.dropout)
+    sizes = dict(dim=16, width=4, image_size=16)
+    model = DualEncoder.tiny(pairs.texts(), dropout=config.dropout, **sizes)
     model.set_temperature(config.temperature, config.learn_temperature)
     return model
 
@@ -29,6 +34,23 @@ def train(folder, pairs=PAIRS, held_out=HELD_OUT, additions=None, **options):
     config = settings(folder, **options)
     model = small_model(config, pairs)
     return model, fit(model, pairs, held_out, config, **(additions or {}))
+
+
+def stop():
+    raise Stopped
+
+
+def before_step(n, act=stop, patch=setattr):
+    """Acts before the n-th step that this process takes from now on."""
+    real, taken = loop.train_step, []
+
+    def train_step(state, batch):
+        taken.append(1)
+        if len(taken) == n:
+            act()
+        return real(state, batch)
+
+    patch(loop, "train_step", train_step)
 
 
 def write_folder(folder, **splits):

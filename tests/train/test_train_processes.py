@@ -1,4 +1,4 @@
-"""Processes that share a batch take the steps of one, and resume together."""
+"""Processes that share a batch take the steps of one, and resume its run."""
 
 import json
 import signal
@@ -11,10 +11,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from processes import run_together
-from small_runs import train, write_folder
+from small_runs import Stopped, before_step, train, write_folder
 from twin import CASES, model_of, plain_steps, real_steps, settings_of
-
-from cibr.train import build_model, configure, fit, load_splits, loop
 
 
 def take_steps(folder):
@@ -46,32 +44,25 @@ CROPPED = dict(penalty="mine", crop_scale=0.8, dropout=0.0)
 
 
 def fit_together(folder):
+    """Resumes a run, and tries one of which only the first process has a checkpoint."""
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
-    train(folder / "several", additions={"accelerator": accelerator}, **CROPPED)
-    try:
-        train(folder / f"checkpoints {rank}", additions={"accelerator": accelerator})
-    except ValueError as error:
-        (folder / f"refusal {rank}").write_text(str(error))
+    additions = {"accelerator": accelerator}
+    train(folder / "several", additions=additions, **CROPPED)
+    with pytest.raises(ValueError, match=r"checkpoints of different steps .*\(3, 0\)"):
+        train(folder / f"process {rank}", additions=additions)
 
 
-def test_a_run_learns_the_same_on_two_processes_which_need_the_same_checkpoint(
-    tmp_path, monkeypatch
-):
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.RunFolder, "finish", None)
-        with pytest.raises(TypeError):
-            train(tmp_path / "checkpoints 0")
+def test_a_run_resumes_on_two_processes_which_need_the_same_checkpoint(tmp_path, monkeypatch):
+    for name, options in (("several", CROPPED), ("process 0", {})):
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            before_step(4, patch=patch.setattr)
+            train(tmp_path / name, **options)
     run_together(2, fit_together, tmp_path)
     _, one = train(tmp_path / "one", **CROPPED)
     several = pd.read_csv(tmp_path / "several" / "history.csv")
-    del one["seconds"], several["seconds"]
-    pd.testing.assert_frame_equal(several, one, rtol=1e-3, atol=1e-3)
-    for rank in range(2):
-        message = (tmp_path / f"refusal {rank}").read_text()
-        assert (
-            "the processes have checkpoints of different steps" in message and "(6, 0)" in message
-        )
+    columns = one.columns.drop("seconds")
+    pd.testing.assert_frame_equal(several[columns], one[columns], rtol=1e-3, atol=1e-3)
 
 
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 "
@@ -80,7 +71,7 @@ LAUNCH += "-m cibr.cli train config.json"
 
 
 @pytest.mark.slow
-def test_a_run_of_accelerate_launch_resumes_after_sigterm(tmp_path):
+def test_accelerate_launch_trains_and_saves_at_sigterm(tmp_path):
     data = write_folder(tmp_path / "mine", train=8, validation=4, test=2)
     config = dict(dataset=data, beta=0.1, epochs=20, batch_size=4, output_dir=str(tmp_path / "out"))
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -92,11 +83,3 @@ def test_a_run_of_accelerate_launch_resumes_after_sigterm(tmp_path):
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=300) != 0
     assert "SIGTERM: the run is saved at step" in (tmp_path / "log").read_text()
-    run_together(2, train_config, config)
-    assert pd.read_csv(tmp_path / "out" / "history.csv")["step"].tolist() == [*range(2, 41, 2)]
-
-
-def train_config(settings):
-    config = configure(**settings)
-    pairs, validation, _ = load_splits(config)
-    fit(build_model(config, pairs), pairs, validation, config)
