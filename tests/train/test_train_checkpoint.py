@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers import Crafted, same
 from processes import exit_code_of
-from small_runs import before_step, forks, stop_before_step, train
+from small_runs import before_step, forks, stop_at, train
 
 from cibr import DualEncoder
 from cibr.train import checkpoint, loop
@@ -74,7 +74,7 @@ def test_resume_is_bit_equal(tmp_path, monkeypatch, options, average, seconds, s
     if average:
         options = options | {"additions": {"average": partial(WeightAverage, **average)}}
     train(tmp_path / "whole", **options)
-    stop_before_step(5, tmp_path / "stopped", **options)
+    stop_at(5, tmp_path / "stopped", **options)
     assert newest_checkpoint(tmp_path / "stopped")[1]["progress"]["step"] == step
     train(tmp_path / "stopped", **options)
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")

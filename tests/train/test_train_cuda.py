@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from small_runs import stop_before_step, train
+from small_runs import stop_at, train
 from twin import CASES, model_of, plain_steps, real_steps, settings_of
 
 pytestmark = [
@@ -37,7 +37,7 @@ def test_steps_equal_those_on_the_cpu(case):
 def test_a_stopped_run_resumes_to_the_weights_of_a_whole_one(tmp_path, precision):
     additions = {"accelerator": Accelerator(mixed_precision=precision)}
     whole, _ = train(tmp_path / "whole", additions=additions)
-    stop_before_step(5, tmp_path / "stopped", additions=additions)
+    stop_at(5, tmp_path / "stopped", additions=additions)
     resumed, _ = train(tmp_path / "stopped", additions=additions)
     # Some kernels sum in any order.
     torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=1e-3, atol=1e-5)

@@ -16,7 +16,7 @@ from small_runs import (
     forks,
     settings,
     small_model,
-    stop_before_step,
+    stop_at,
     train,
 )
 
@@ -111,7 +111,7 @@ OTHER_RUNS = {
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path):
-    stop_before_step(5, tmp_path)
+    stop_at(5, tmp_path)
     for difference, changes in OTHER_RUNS.items():
         message = f"an unfinished run of another configuration: .*{difference}"
         with pytest.raises(ValueError, match=message):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from processes import run_together
-from small_runs import forks, stop_before_step, train, write_folder
+from small_runs import forks, stop_at, train, write_folder
 from twin import CASES, model_of, plain_steps, real_steps, settings_of
 
 
@@ -57,8 +57,8 @@ def fit_together(folder):
 
 @forks
 def test_a_run_resumes_on_two_processes_which_need_the_same_checkpoint(tmp_path):
-    stop_before_step(4, tmp_path / "several", **CROPPED)
-    stop_before_step(4, tmp_path / "process 0")
+    stop_at(4, tmp_path / "several", **CROPPED)
+    stop_at(4, tmp_path / "process 0")
     run_together(2, fit_together, tmp_path)
     _, one = train(tmp_path / "one", **CROPPED)
     several = pd.read_csv(tmp_path / "several" / "history.csv")

@@ -53,14 +53,14 @@ def before_step(n, act, patch=setattr):
     patch(loop, "train_step", train_step)
 
 
-def stop_before_step(n, folder, **options):
-    """A small run that raises before its n-th step."""
+def stop_at(step, folder, **options):
+    """A small run that raises before a step."""
 
     def stop():
         raise Stopped
 
     with pytest.MonkeyPatch.context() as patch:
-        before_step(n, stop, patch.setattr)
+        before_step(step, stop, patch.setattr)
         with pytest.raises(Stopped):
             train(folder, **options)
 
