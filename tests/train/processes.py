@@ -11,19 +11,18 @@ import warnings
 import torch
 from torch.multiprocessing import start_processes
 
+PRELOADED = ["torch._dynamo", "torchvision.transforms", "accelerate.utils", "cibr.train"]
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["transformers", "accelerate.utils", "cibr.train", "cibr_book.run"])
+context.set_forkserver_preload([*PRELOADED, "cibr_book"])
 
 
-def start(function, *args, log=os.devnull):
-    """A process that runs a module-level function on one thread; its stderr is appended to `log`."""
+def exit_code_of(function, *args, log=os.devnull, timeout=200):
+    """Runs a module-level function in a process, which is killed if it takes longer.
+
+    Its stderr is appended to `log`.
+    """
     process = context.Process(target=_run, args=(function, args, log))
     process.start()
-    return process
-
-
-def finish(process, timeout=200):
-    """The exit code of a process, which is killed if it takes longer."""
     process.join(timeout)
     process.kill()
     process.join()
@@ -39,20 +38,20 @@ def _run(function, args, log):
         function(*args)
 
 
-def run_together(world, function, *args, timeout=200):
-    """Runs processes that find each other over gloo; the error of one ends them all and is raised."""
+def run_together(n_processes, function, *args, timeout=200):
+    """Runs a function in processes that find each other over gloo; an error in one is raised."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    given = port, str(world), function, args
-    processes = start_processes(_joined, given, world, join=False, start_method="forkserver")
-    ended = [processes.join(timeout) for _ in range(world)]  # each waits for one more to end
+    given = port, n_processes, function, args
+    processes = start_processes(_joined, given, n_processes, join=False, start_method="forkserver")
+    ended = [processes.join(timeout) for _ in range(n_processes)]  # each waits for one more to end
     for process in processes.processes:
         process.kill()
     assert any(ended), f"the processes took longer than {timeout} seconds"
 
 
-def _joined(rank, port, world, function, args):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=world)
+def _joined(rank, port, n_processes, function, args):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=str(n_processes))
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
     _run(function, args, os.devnull)

@@ -1,4 +1,4 @@
-"""Processes that share a batch take the steps of one, and resume together."""
+"""Processes that share a batch take the steps of one, and resume its run."""
 
 import json
 import signal
@@ -11,10 +11,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from processes import run_together
-from small_runs import train, write_folder
+from small_runs import forks, stop_at, train, write_folder
 from twin import CASES, model_of, plain_steps, real_steps, settings_of
 
-from cibr.train import build_model, configure, fit, load_splits, loop
+
+def weights(*modules):
+    return [dict(module.named_parameters()) for module in modules]
 
 
 def take_steps(folder):
@@ -26,8 +28,8 @@ def take_steps(folder):
         if accelerator.process_index:  # every process starts from the weights of the first one
             torch.nn.init.zeros_(model.backbone.image_head[2].weight)
         state, _ = real_steps(config, model, accelerator)
-        states = [dict(module.named_parameters()) for module in (model, state.loss_fn)]
-        torch.save(states, folder / f"{case} {accelerator.process_index}")
+        file = folder / f"{case} {accelerator.process_index}"
+        torch.save(weights(model, state.loss_fn), file)
 
 
 def test_two_processes_take_the_steps_of_one_that_encodes_their_rows(tmp_path):
@@ -36,42 +38,32 @@ def test_two_processes_take_the_steps_of_one_that_encodes_their_rows(tmp_path):
         config = settings_of(case)
         model = model_of(config)
         loss_fn, _ = plain_steps(config, model, n_processes=2)
-        expected = [dict(module.named_parameters()) for module in (model, loss_fn)]
         for rank in range(2):
             found = torch.load(tmp_path / f"{case} {rank}")
-            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9, msg=case)
+            torch.testing.assert_close(found, weights(model, loss_fn), rtol=1e-9, atol=1e-9)
 
 
 CROPPED = dict(penalty="mine", crop_scale=0.8, dropout=0.0)
 
 
 def fit_together(folder):
+    """Resumes a run, and tries one of which only the first process has a checkpoint."""
     accelerator = Accelerator(cpu=True)
-    rank = accelerator.process_index
-    train(folder / "several", additions={"accelerator": accelerator}, **CROPPED)
-    try:
-        train(folder / f"checkpoints {rank}", additions={"accelerator": accelerator})
-    except ValueError as error:
-        (folder / f"refusal {rank}").write_text(str(error))
+    additions = {"accelerator": accelerator}
+    train(folder / "several", additions=additions, **CROPPED)
+    with pytest.raises(ValueError, match=r"checkpoints of different steps .*\(3, 0\)"):
+        train(folder / f"process {accelerator.process_index}", additions=additions)
 
 
-def test_a_run_learns_the_same_on_two_processes_which_need_the_same_checkpoint(
-    tmp_path, monkeypatch
-):
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.RunFolder, "finish", None)
-        with pytest.raises(TypeError):
-            train(tmp_path / "checkpoints 0")
+@forks
+def test_a_run_resumes_on_two_processes_which_need_the_same_checkpoint(tmp_path):
+    stop_at(4, tmp_path / "several", **CROPPED)
+    stop_at(4, tmp_path / "process 0")
     run_together(2, fit_together, tmp_path)
     _, one = train(tmp_path / "one", **CROPPED)
     several = pd.read_csv(tmp_path / "several" / "history.csv")
-    del one["seconds"], several["seconds"]
-    pd.testing.assert_frame_equal(several, one, rtol=1e-3, atol=1e-3)
-    for rank in range(2):
-        message = (tmp_path / f"refusal {rank}").read_text()
-        assert (
-            "the processes have checkpoints of different steps" in message and "(6, 0)" in message
-        )
+    columns = one.columns.drop("seconds")
+    pd.testing.assert_frame_equal(several[columns], one[columns], rtol=1e-3, atol=1e-3)
 
 
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 "
@@ -80,9 +72,9 @@ LAUNCH += "-m cibr.cli train config.json"
 
 
 @pytest.mark.slow
-def test_a_run_of_accelerate_launch_resumes_after_sigterm(tmp_path):
+def test_accelerate_launch_trains_and_saves_at_sigterm(tmp_path):
     data = write_folder(tmp_path / "mine", train=8, validation=4, test=2)
-    config = dict(dataset=data, beta=0.1, epochs=20, batch_size=4, output_dir=str(tmp_path / "out"))
+    config = dict(dataset=data, epochs=50, batch_size=4, output_dir=str(tmp_path / "out"))
     (tmp_path / "config.json").write_text(json.dumps(config))
     with (tmp_path / "log").open("w") as log:
         command = [sys.executable, *LAUNCH.split()]
@@ -92,11 +84,3 @@ def test_a_run_of_accelerate_launch_resumes_after_sigterm(tmp_path):
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=300) != 0
     assert "SIGTERM: the run is saved at step" in (tmp_path / "log").read_text()
-    run_together(2, train_config, config)
-    assert pd.read_csv(tmp_path / "out" / "history.csv")["step"].tolist() == [*range(2, 41, 2)]
-
-
-def train_config(settings):
-    config = configure(**settings)
-    pairs, validation, _ = load_splits(config)
-    fit(build_model(config, pairs), pairs, validation, config)

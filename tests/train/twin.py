@@ -10,25 +10,24 @@ from small_runs import PAIRS, settings, small_model
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import OneCycleLR
 
-import cibr_book.controls  # noqa: F401  # siglip, rafa and hycd
 from cibr.losses import CIBRLoss
 from cibr.losses.vmf import sample_vmf
 from cibr.models.features import encode_images, encode_texts, prepare
 from cibr.train.loop import set_up, train_step
 
-N_STEPS = 5  # of which each has its own weight of the penalty, from 0 to all
-CASES = {  # settings, and the rows encoded at once
-    "vmf": (dict(weight_decay=0.1, penalty_options={"kappa_b": 20.0}), 0),
-    "vmf, sampled": (dict(sample=True, kappa_e=50.0), 3),
-    "crossfit, siglip": (dict(penalty="crossfit", contrastive="siglip"), 5),
-    "mine": (dict(penalty="mine", sample=True, penalty_options={"critic_steps": 2}), 3),
-    "rafa, hycd": (dict(penalty="rafa", contrastive="hycd"), 2),
+N_STEPS = 5  # of which the last three differ in the weight of the penalty
+TWICE = {"critic_steps": 2}
+CASES = {
+    "vmf": dict(weight_decay=0.1, penalty_options={"kappa_b": 20.0}),
+    "vmf, sampled": dict(sample=True, kappa_e=50.0, micro_batch_size=3),
+    "crossfit, siglip": dict(penalty="crossfit", contrastive="siglip", micro_batch_size=5),
+    "mine": dict(penalty="mine", sample=True, penalty_options=TWICE, micro_batch_size=3),
+    "rafa, hycd": dict(penalty="rafa", contrastive="hycd", micro_batch_size=2),
 }
 
 
 def settings_of(case):
-    options, size = CASES[case]
-    return settings("out", micro_batch_size=size, **(dict(weight_decay=1.0, seed=3) | options))
+    return settings(**(dict(weight_decay=1.0, seed=3) | CASES[case]))
 
 
 def model_of(config):
@@ -73,20 +72,20 @@ def plain_steps(config, model, inputs=None, n_steps=N_STEPS, n_processes=1, bf16
     inputs = inputs or prepare(model, PAIRS)
     teacher = copy.deepcopy(model).eval()
     model.train()
-    torch.manual_seed(3)
-    options = config.penalty_options | built
-    if config.penalty == "mine":
-        backbone = model.backbone
-        options["dims"] = model.dim, backbone.dim_image_pooled, backbone.dim_text_pooled
-    options |= dict(kappa_e=config.kappa_e, sample=config.sample, contrastive=config.contrastive)
-    loss_fn = CIBRLoss(0.1, config.penalty, **options).to(model.log_logit_scale.dtype)
     is_mine = config.penalty == "mine"
+    if is_mine:
+        pooled = model.backbone.dim_image_pooled, model.backbone.dim_text_pooled
+        built["dims"] = model.dim, *pooled
+    torch.manual_seed(3)
+    built |= dict(kappa_e=config.kappa_e, sample=config.sample, contrastive=config.contrastive)
+    loss_fn = CIBRLoss(0.1, config.penalty, **config.penalty_options, **built)
+    loss_fn.to(model.log_logit_scale.dtype)
     trained = [*model.parameters(), *loss_fn.contrastive.parameters()]
     matrices = {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay}
     others = {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}
     adam = torch.optim.AdamW([matrices, others], lr=1e-3, betas=(0.9, 0.98))
-    adam_of_critics = torch.optim.Adam(loss_fn.penalty.parameters(), lr=1e-3) if is_mine else None
     schedule = OneCycleLR(adam, 1e-3, N_STEPS, pct_start=0.15, cycle_momentum=False)
+    adam_of_critics = torch.optim.Adam(loss_fn.penalty.parameters(), lr=1e-3) if is_mine else None
     seen = []
     for step, rows in enumerate(rows_of_steps(n_steps)):
         seed = 3 + 1_000_003 * (step + 1)
@@ -118,9 +117,8 @@ def encoded(config, model, inputs, batch, needs, bf16):
     """Features and labels of each part of a process's rows, in one graph."""
     images, texts = batch.images, batch.texts
     if config.feature_noise:
-        images = images + config.feature_noise * inputs.images.std(0) * torch.randn_like(images)
-        noise = config.feature_noise * inputs.texts[0].std(0) * torch.randn_like(texts[0])
-        texts = (texts[0] + noise,)
+        images = images + 0.3 * inputs.images.std(0) * torch.randn_like(images)
+        texts = (texts[0] + 0.3 * inputs.texts[0].std(0) * torch.randn_like(texts[0]),)
     parts = []
     for rows in torch.arange(len(images)).split(config.micro_batch_size or len(images)):
         # Weights are cast again for each part; from one cast, gradients would be summed in bf16.
