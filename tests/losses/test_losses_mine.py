@@ -9,6 +9,7 @@ from losses_pairs import build, pair, pooled_features
 from torch.testing import assert_close
 
 from cibr.losses.critics import MovingAverage, ResidualCritics, mine_nats
+from cibr.losses.vmf import sample_vmf
 
 POOLED = pooled_features(dtype=torch.float64)
 
@@ -73,6 +74,14 @@ def test_an_update_is_a_step_of_adam_with_the_averaged_gradient_on_critics_only(
     assert all(side.grad is None for side in features)
     with pytest.raises(FloatingPointError, match="the critics' loss is .*norm nan"):
         loss_fn.update(*features, **POOLED, synchronise=lambda x: x.grad.fill_(math.nan))
+
+
+def test_with_samples_the_critics_read_the_samples():
+    generators = [torch.Generator().manual_seed(1) for _ in range(2)]
+    image, text, _ = pair()
+    value = mine(sample=True)(image, text, 7.0, **POOLED, generator=generators[0])
+    samples = [sample_vmf(side, 1024, generators[1]) for side in (image, text)]
+    assert_close(value, mine()(*samples, 7.0, **POOLED))
 
 
 def test_two_steps_at_once_are_two_updates_between_which_all_can_be_saved():
