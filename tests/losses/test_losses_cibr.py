@@ -51,6 +51,7 @@ def test_terms_are_summed_and_reports_are_detached_nats_under_their_names(penalt
         assert value.requires_grad == any(value is term for term in terms.values())
     lower = math.log(12) - terms["clip_loss"].item()
     assert reports["mi_lower_bound_nats"].item() == pytest.approx(lower, rel=1e-6)
+    assert loss_fn.penalty.ramps == (penalty not in ("anchor", "rafa"))
     assert_close(0.3 * reports["penalty_excess"], terms["penalty_loss"].detach())
 
 

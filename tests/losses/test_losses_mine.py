@@ -9,6 +9,7 @@ from losses_pairs import build, pair, pooled_features
 from torch.testing import assert_close
 
 from cibr.losses.critics import MovingAverage, ResidualCritics, mine_nats
+from cibr.losses.vmf import sample_vmf
 
 POOLED = pooled_features(dtype=torch.float64)
 
@@ -44,13 +45,14 @@ def test_the_moving_average_weighs_the_past_by_nine_tenths():
         assert average.update(scores).exp().item() == pytest.approx(expected)
 
 
-def test_the_penalty_weighs_both_residuals_and_teaches_the_encoders_alone():
-    loss_fn = mine(text_weight=0.2)
+@pytest.mark.parametrize(("options", "share"), [({}, 0.5), ({"text_weight": 0.2}, 0.2)])
+def test_the_penalty_weighs_both_residuals_and_teaches_the_encoders_alone(options, share):
+    loss_fn = mine(**options)
     features = pair()[:2]
     pooled = {name: (8 * value + 5).requires_grad_() for name, value in POOLED.items()}
     value = loss_fn(*features, 7.0, **pooled)["penalty_loss"]
     image, text = (loss_fn.reports()[f"residual_{side}_nats"] for side in ("image", "text"))
-    assert_close(value.detach(), 0.3 * (0.8 * image + 0.2 * text))
+    assert_close(value.detach(), 0.3 * ((1 - share) * image + share * text))
     value.backward()
     assert all(side.grad.abs().sum() > 0 for side in features)
     assert all(leaf.grad is None for leaf in (*pooled.values(), *loss_fn.parameters()))
@@ -58,19 +60,28 @@ def test_the_penalty_weighs_both_residuals_and_teaches_the_encoders_alone():
     assert_close(rescaled, value, rtol=1e-4, atol=0)
 
 
-def test_an_update_is_a_step_of_adam_with_the_averaged_gradient_that_moves_no_encoder():
-    loss_fn = mine(critic_rate=0.02)
+@pytest.mark.parametrize(("options", "rate"), [({}, 0.001), ({"critic_rate": 0.02}, 0.02)])
+def test_an_update_is_a_step_of_adam_with_the_averaged_gradient_on_critics_only(options, rate):
+    loss_fn = mine(**options)
     features, averaged = pair()[:2], []
     before = [parameter.clone() for parameter in loss_fn.parameters()]
     loss_fn.update(*features, **POOLED, synchronise=averaged.append)
     for old, new, passed in zip(before, loss_fn.parameters(), averaged, strict=True):
         clear = new.grad.abs() > 1e-5  # where a first step of Adam is rate * sign
         assert clear.any()
-        assert_close((old - new)[clear], 0.02 * new.grad[clear].sign(), rtol=2e-3, atol=0)
+        assert_close((old - new)[clear], rate * new.grad[clear].sign(), rtol=2e-3, atol=0)
         assert passed is new
     assert all(side.grad is None for side in features)
     with pytest.raises(FloatingPointError, match="the critics' loss is .*norm nan"):
         loss_fn.update(*features, **POOLED, synchronise=lambda x: x.grad.fill_(math.nan))
+
+
+def test_with_samples_the_critics_read_the_samples():
+    generators = [torch.Generator().manual_seed(1) for _ in range(2)]
+    image, text, _ = pair()
+    value = mine(sample=True)(image, text, 7.0, **POOLED, generator=generators[0])
+    samples = [sample_vmf(side, 1024, generators[1]) for side in (image, text)]
+    assert_close(value, mine()(*samples, 7.0, **POOLED))
 
 
 def test_two_steps_at_once_are_two_updates_between_which_all_can_be_saved():

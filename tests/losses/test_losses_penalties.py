@@ -81,6 +81,8 @@ def test_the_anchor_reports_zero_for_its_statistic_and_calls_it_no_residual():
     names = ["penalty_excess", "beyond_statistic_image_nats", "beyond_statistic_text_nats"]
     assert [reports.pop(name).item() for name in names] == pytest.approx([0, 0, 0], abs=1e-5)
     assert list(reports) == ["mi_lower_bound_nats"]
+    loss_fn(*(1.005 * side for side in features), 7.0, **pooled)  # as by rounding to bfloat16
+    assert loss_fn.reports()[names[1]].item() == pytest.approx(0, abs=1e-5)
     assert not list(loss_fn.parameters())  # the statistic is fixed
     assert {name.split(".")[1] for name in loss_fn.state_dict()} == {"statistic"}
 

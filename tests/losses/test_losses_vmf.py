@@ -21,7 +21,7 @@ def draws(n, dim, kappa):
     return mu, z, z @ mu
 
 
-@pytest.mark.parametrize("dim", [2, 3, 8, 128, 512, 2048])
+@pytest.mark.parametrize("dim", [2, 3, 44, 100, 512, 2048])
 def test_bessel_functions_match_mpmath_where_scipy_underflows_and_the_fit_inverts_them(dim):
     for kappa in KAPPAS:
         with mpmath.workdps(50):
@@ -30,8 +30,8 @@ def test_bessel_functions_match_mpmath_where_scipy_underflows_and_the_fit_invert
             mean_cosine = float(mpmath.besseli(order + 1, kappa) / bessel)
             normalizer = order * mpmath.log(kappa) - (order + 1) * mpmath.log(2 * mpmath.pi)
             normalizer = float(normalizer - mpmath.log(bessel))
-        assert vmf.vmf_mean_cosine(kappa, dim).item() == pytest.approx(mean_cosine, rel=1e-12)
-        assert vmf.vmf_log_normalizer(kappa, dim).item() == pytest.approx(normalizer, rel=1e-12)
+        assert vmf.vmf_mean_cosine(kappa, dim).item() == pytest.approx(mean_cosine, rel=5e-15)
+        assert vmf.vmf_log_normalizer(kappa, dim).item() == pytest.approx(normalizer, rel=1e-13)
         # near 1, rounding the cosine moves the answer by about kappa * 1e-16 of itself
         assert vmf.vmf_fit_kappa(mean_cosine, dim).item() == pytest.approx(kappa, rel=1e-9)
 
