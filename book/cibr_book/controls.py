@@ -130,7 +130,7 @@ class Consistency(VMFBound):
     needs = ("labels",)
     bounded = "beyond_other_renderings"
 
-    def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+    def _cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         cosines = []
         for features in (inputs.image, inputs.text):
             means, is_shared = other_means(features, inputs.labels)

@@ -108,12 +108,12 @@ class VMFBound(Term):
         self._mean_cosines: dict[tuple[float, int], Tensor] = {}
         self._last: tuple[Tensor, ...] | None = None
 
-    def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+    def _cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         """Mean cosine of the images, and of the texts, with the centres of their b."""
         raise NotImplementedError
 
     def forward(self, inputs: LossInputs) -> Scalar:
-        image_cosine, text_cosine = self.cosines(inputs)
+        image_cosine, text_cosine = self._cosines(inputs)
         key = inputs.kappa_e, inputs.image.shape[1]
         if key not in self._mean_cosines:
             self._mean_cosines[key] = vmf_mean_cosine(*key)
@@ -136,7 +136,7 @@ class VMFBound(Term):
 class VMF(VMFBound):
     """Backward encoders centred at the paired embedding of the other modality; the default."""
 
-    def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+    def _cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         cosine = mean_product(inputs.image, inputs.text)
         return cosine, cosine
 
@@ -149,9 +149,9 @@ class Crossfit(VMFBound):
     in the same half. There is no gradient to the centres.
     """
 
-    def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
-        image_centre = crossfitted_means(inputs.text, inputs.image, inputs.labels)
-        text_centre = crossfitted_means(inputs.image, inputs.text, inputs.labels)
+    def _cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+        image_centre = _crossfitted_means(inputs.text, inputs.image, inputs.labels)
+        text_centre = _crossfitted_means(inputs.image, inputs.text, inputs.labels)
         return mean_product(inputs.image, image_centre), mean_product(inputs.text, text_centre)
 
 
@@ -187,7 +187,7 @@ class Anchor(VMFBound):
             raise ValueError(f"the penalty 'anchor' needs a statistic: pass statistic={fit}")
         self.statistic = statistic
 
-    def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+    def _cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         image_centre, text_centre = self.statistic(inputs.image_pooled, inputs.text_pooled)
         if image_centre.shape != inputs.image.shape:
             rule = f"the statistic has width {image_centre.shape[1]}"
@@ -319,7 +319,7 @@ def label_index(labels: Labels) -> Labels:
 
 
 @torch.no_grad()
-def crossfitted_means(source: Features, target: Features, labels: Labels | None) -> Features:
+def _crossfitted_means(source: Features, target: Features, labels: Labels | None) -> Features:
     """Directions of rows predicted by ridge regression on the other half of the batch.
 
     Args:
