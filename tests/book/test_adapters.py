@@ -4,6 +4,7 @@ import itertools
 import math
 import shutil
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -125,3 +126,16 @@ def test_a_run_has_a_score_of_each_set_group_number_of_shots_and_method(
         twin, left, right, sides, mean = (metrics[key] for key in keys)
         assert twin == left and sides == pytest.approx((left + right) / 2)
         assert mean == pytest.approx((twin + sides) / 2)
+
+
+def test_the_table_has_a_row_an_adapter_and_differences_paired_by_seed():
+    columns = ["method", "beta", "seed", "mean of 7/4/Tip-Adapter/accuracy@1"]
+    means = ("CLIP", 0.0, 0.30), ("CIBR", 1.0, 0.32)
+    scores = [(method, b, s, mean + s / 100) for method, b, mean in means for s in (1, 2, 3)]
+    rows = pd.DataFrame(scores, columns=columns)
+    rows = rows.assign(condition="toys", hyperparameters="", validation=1.0)
+    assert adapters.adapter_table(rows).loc["Tip-Adapter, 4 a class"].to_dict() == {
+        "CLIP, beta 0": "32.0 ± 2.5",
+        "CIBR, beta 1": "34.0 ± 2.5",
+        "CIBR, beta 1, minus CLIP": "+2.00 [+2.00, +2.00] *",
+    }

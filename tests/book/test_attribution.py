@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 from transformers import TimmWrapperConfig, TimmWrapperModel
 
 from cibr import DualEncoder
+from cibr.data.glyphs import glyph_characters
 from cibr_book import attribution, stimuli
 
 
@@ -47,6 +48,8 @@ def test_a_bottleneck_map_lies_where_the_answer_is_decided_and_a_higher_price_pa
     nats, cosines = attribution.bottleneck_maps(maps, upper(maps), upper, noise, weight=1e-2)
     assert (cosines > 0.3).all() and (nats >= -1e-5).all()
     assert [divmod(int(grid.argmax()), 8) for grid in nats] == places
+    beside = [grid[r - 1 if r else 1, c] for grid, (r, c) in zip(nats, places, strict=True)]
+    assert min(beside) > 0.1  # the mask is smooth
     dear, _ = attribution.bottleneck_maps(maps, upper(maps), upper, noise, weight=1e-1)
     assert dear.sum() < 0.5 * nats.sum()
 
@@ -66,7 +69,7 @@ def test_the_two_halves_of_a_frozen_efficientnet_are_the_encoder(tmp_path, tower
     model = DualEncoder.frozen(str(tmp_path), tower_folders[1], dim=16, image_size=64).eval()
     pixels = torch.randn(2, 3, 64, 64, generator=generator())
     lower, upper = attribution.split_image_tower(model)
-    assert lower(pixels).shape[2:] == (4, 4)  # a stride of 16
+    assert lower(pixels).shape == (2, 112, 4, 4)  # a stride of 16
     torch.testing.assert_close(upper(lower(pixels)), model.encode_images(pixels).features)
 
 
@@ -115,12 +118,15 @@ def test_maps_agree_by_rank():
 def test_varied_glyphs_show_seen_characters_in_unseen_typefaces():
     pairs = stimuli.varied_glyphs(50)
     assert len(pairs) == 50 and set(pairs.factors["typeface"]) == {"serif", "stix"}
+    group_of = glyph_characters().set_index("name")["group"]
+    assert set(pairs.factors["name"].map(group_of)) == {"seen"}
     assert pairs.factors["size"].nunique() > 5
 
 
 def test_marked_letters_differ_from_plain_ones_in_the_mark_alone():
     letters = stimuli.marked_letters()
     assert len(letters.plain) > 300
+    assert ["latin small letter i with acute"] not in letters.marked.captions  # it loses its dot
     i = letters.marked.captions.index(["latin small letter a with acute"])
     assert letters.plain[i] == "latin small letter a"
     rows = letters.mark[i].any(1).nonzero().flatten()

@@ -18,12 +18,13 @@ def data():
     return json.loads(FILE.read_text())
 
 
-def test_a_stored_optimum_is_found_again(data):
-    stored = data["points"][data["ambiguities"].index(0.3)][data["betas"].index(0.3)]
-    again = optimum(0.3, 0.3)
+@pytest.mark.parametrize(("beta", "apart"), [(0.1, [1, 1]), (4.0, [0, 0])])
+def test_a_stored_optimum_is_found_again(data, beta, apart):
+    stored = data["points"][data["ambiguities"].index(0.3)][data["betas"].index(beta)]
+    again = optimum(0.3, beta)
     for name in ("shared", "residual", "nuisance"):
         assert again[name] == pytest.approx(stored[name], abs=0.01)
-    assert again["apart"] == stored["apart"] == [0, 1]
+    assert again["apart"] == pytest.approx(stored["apart"]) == apart
 
 
 def test_along_a_curve_the_residual_falls_and_no_other_point_is_better_for_its_beta(data):

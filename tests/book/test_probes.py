@@ -22,6 +22,8 @@ def test_probe_finds_a_known_factor_and_nothing_in_noise():
     assert result["nats"] == pytest.approx(result["entropy_nats"], rel=0.05)
     assert result["accuracy"] == 1
     assert probes.probe_nats(noise, factor, held_out)["nats"] < 0.01
+    half = torch.where(held_out[:, None], telling, noise)
+    assert probes.probe_nats(half, factor, held_out)["accuracy"] < 0.5  # fitted to the noise
 
 
 def test_a_network_reads_rings_that_a_linear_probe_cannot():
@@ -40,6 +42,13 @@ def test_leakage_reads_a_factor_that_is_there_item_by_item():
     found = probes.leakage_items(z, {"there": factor, "not there": other})
     assert found["there"].shape == (300,)
     assert found["there"].mean() > 0.7 and abs(found["not there"].mean()) < 0.1
+
+
+def test_at_most_32_principal_components_hold_the_most_variance():
+    z = torch.randn(90, 40, generator=generator()) * torch.arange(1, 41)
+    components = probes.principal_components(z)
+    values = torch.linalg.svdvals(z - z.mean(0))
+    torch.testing.assert_close(components.norm(dim=0), values[:32])
 
 
 def test_codes_hold_every_factor_of_glyphs_in_few_levels():

@@ -52,6 +52,9 @@ def test_unpaired_photos_get_their_nearest_captions_and_pairs_come_as_often_as_a
     model = build("frozen")
     kept, _ = with_unpaired(model, config, half, em)
     train, cca = with_unpaired(model, config, half, em, self_training=True, repeats=3)
+    of_texts = prepare(model, kept).images[kept.text_to_image()]
+    seen = prepare(model, whole).images if em else of_texts
+    torch.testing.assert_close(cca.image_mean, seen.mean(0))
     assert train.keys[:36] == kept.keys * 3 and train.captions[:36] == kept.captions * 3
     left = [key for key in whole.keys if key not in kept.keys]
     assert train.keys[36:] == left
