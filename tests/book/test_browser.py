@@ -228,7 +228,7 @@ def test_nothing_went_wrong_while_the_page_was_open(opened):
 def test_the_first_page_transfers_less_than_a_megabyte(window, home):
     page = window.new_page()
     answers = []
-    page.on("response", answers.append)
+    page.on("response", lambda answer: answers.append(answer))
     page.goto(f"{home}/{TOC['root']}.html", wait_until="networkidle")
     is_packed = [answer.url.endswith((".png", ".woff2")) for answer in answers]
     bodies = [answer.body() for answer in answers]

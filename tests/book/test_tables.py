@@ -109,6 +109,7 @@ def test_every_committed_run_has_the_three_scores_of_one_suite_and_its_own_setti
     rows = read_table()
     assert rows[[*HEADLINE, "validation"]].notna().all(axis=None) and rows["run"].is_unique
     assert (rows.groupby([*KEY, "seed"]).size() == 1).all()
+    assert not rows["hyperparameters"].str.contains("beta|seed|dataset|corruption").any()
     of_glyphs = rows[rows["condition"].str.startswith("glyphs")]  # by label, not by pair
     assert of_glyphs.filter(regex="_to_(image|text)_recall@").isna().all(axis=None)
     trials = read_table("ablation_trials.csv")

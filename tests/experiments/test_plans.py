@@ -111,11 +111,12 @@ def test_rows_are_collected_once_as_text_and_only_those_of_the_plan(tmp_path):
 
 
 def test_methods_start_from_their_best_trial_once_all_trials_have_rows(tmp_path):
-    trials = SMALL.replace("rows.csv", "trials.csv").replace("seed: [1, 2]", "dropout: [0.1, 0.2]")
+    trials = SMALL.replace("rows.csv", "trials.csv")
+    trials = trials.replace("seed: [1, 2]", "dropout: [0.1, 0.2], seed: 7")
     (tmp_path / "trials.yaml").write_text(trials)
-    final = "results: rows.csv\ntrials: trials.yaml\nfixed: {suites: [[mini]], seed: [1, 2]}\n"
+    final = "results: rows.csv\ntrials: trials.yaml\nfixed: {dataset: flickr8k}\nconditions:"
     methods = "[{method: CLIP}, {method: CIBR, dropout: 0.5}, {method: untried}]"
-    (tmp_path / "final.yaml").write_text(f"{final}conditions: {{few: {{methods: {methods}}}}}")
+    (tmp_path / "final.yaml").write_text(f"{final} {{few: {{methods: {methods}}}}}")
     tried = read_plan(tmp_path / "trials.yaml")
     clip = [run for run, settings in tried.runs.items() if settings["method"] == "CLIP"]
     for i, run in enumerate(clip):
@@ -123,10 +124,9 @@ def test_methods_start_from_their_best_trial_once_all_trials_have_rows(tmp_path)
         write_rows(tried, tmp_path, {run: {"validation_image_to_text_recall@1": 0.2 + 0.1 * i}})
     plan = read_plan(tmp_path / "final.yaml")
     assert plan.waiting == ("few: CIBR",)
-    best = FEW | {"dataset": "glyphs", "method": "CLIP", "beta": 0, "dropout": 0.2}
-    untried = {"condition": "few", "method": "untried"}
-    seeds = [{"suites": ["mini"], "seed": seed} for seed in (1, 2)]
-    assert [*plan.runs.values()] == [s | seed for s in (best, untried) for seed in seeds]
+    fixed = {"dataset": "flickr8k", "condition": "few"}
+    best = FEW | {"method": "CLIP", "beta": 0, "dropout": 0.2}
+    assert [*plan.runs.values()] == [best | fixed, fixed | {"method": "untried"}]
     diverged = {run: {"error": "diverged"} for run in tried.runs if run not in clip}
     write_rows(tried, tmp_path, diverged)
     with pytest.raises(ValueError, match="trials.csv: every trial of 'CIBR' in 'few' diverged"):
