@@ -5,11 +5,10 @@ import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
-import torch
 from helpers import noise_pairs
-from small_runs import PAIRS, settings, small_model, train, write_folder
+from small_runs import PAIRS, train, write_folder
 
-from cibr.train import configure, fit, load_splits
+from cibr.train import configure, load_splits
 from cibr.train.grad_cache import rows_per_process
 
 OUT_OF_RANGE = [
@@ -64,14 +63,6 @@ def training_on(pairs):
             train(folder / "out", pairs)
 
     return call
-
-
-def without_heads(folder):
-    config = settings(folder, penalty="mine")
-    model = small_model(config)
-    model.backbone.dim_image_pooled = None
-    model.backbone.model = torch.nn.Identity()  # in the place of one of transformers
-    fit(model, PAIRS, None, config)
 
 
 def half_precision(folder):
