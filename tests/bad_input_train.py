@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 from helpers import noise_pairs
 from small_runs import PAIRS, train, write_folder
@@ -10,20 +11,18 @@ from small_runs import PAIRS, train, write_folder
 from cibr.train import configure, load_splits
 from cibr.train.grad_cache import rows_per_process
 
-OUT_OF_RANGE = dict(beta=[-0.1, math.nan, 1e5], kappa_e=[0.0, 1e7], epochs=[-1], batch_size=[-1, 1])
-OUT_OF_RANGE |= dict(
-    learning_rate=[-1e-3, math.inf], temperature=[-1.0, 0.009, 1e4], seed=[-1, 2**32]
-)
-OUT_OF_RANGE |= dict(
-    weight_decay=[-2.0, -0.5, 1e4], dropout=[-2.0, -0.5, 1.0], micro_batch_size=[-1]
-)
-OUT_OF_RANGE |= dict(cca_ridges=[(0.0, 1.0), (1.0, -1.0)], feature_noise=[-0.1, 101.0])
-OUT_OF_RANGE |= dict(crop_scale=[0.0, 1.1], validate_every=[0], max_skipped=[-3])
+OUT_OF_RANGE = [
+    dict(beta=[-0.1, math.nan, 1e5], kappa_e=[0.0, 1e7], epochs=[-1], batch_size=[-1, 1]),
+    dict(learning_rate=[-1e-3, math.inf], temperature=[-1.0, 0.009, 1e4], micro_batch_size=[-1]),
+    dict(weight_decay=[-2.0, -0.5, 1e4], dropout=[-2.0, -0.5, 1.0], seed=[-1, 2**32]),
+    dict(cca_ridges=[(0.0, 1.0), (1.0, -1.0)], feature_noise=[-0.1, 101.0]),
+    dict(crop_scale=[0.0, 1.1], validate_every=[0], max_skipped=[-3]),
+]
 OF_WRONG_TYPE = dict(epochs=2.0, batch_size=True, learn_temperature=1, beta="0.1", penalty=None)
 OF_WRONG_TYPE |= dict(penalty_options=3, cca_ridges=(1.0, 2.0, 3.0), output_dir=5)
-SETTINGS = [
-    ({name: value}, f"{name} is ") for name, values in OUT_OF_RANGE.items() for value in values
-]
+SETTINGS = []
+for name, values in (item for row in OUT_OF_RANGE for item in row.items()):
+    SETTINGS += [({name: value}, f"{name} is ") for value in values]
 SETTINGS += [({name: value}, f"{name} is .*should ") for name, value in OF_WRONG_TYPE.items()]
 SETTINGS += [
     (dict(betta=1.0), "unknown parameter 'betta', did you mean 'beta'.*Known: dataset, model"),
@@ -39,7 +38,7 @@ SETTINGS += [
     (dict(cca_start=True), "cca_start reads features of frozen towers: set model to 'frozen'"),
     (
         dict(feature_noise=0.1),
-        "feature_noise reads features of frozen towers: set model to 'frozen'",
+        "feature_noise reads features of frozen towers: set model to",
     ),
     (dict(model="frozen", crop_scale=0.9), "crop_scale needs a tower that trains: leave it at 1"),
 ]
@@ -66,6 +65,10 @@ def training_on(pairs):
     return call
 
 
+def half_precision(folder):
+    train(folder, additions={"accelerator": SimpleNamespace(mixed_precision="fp16")})
+
+
 def output_under_a_file(folder):
     (folder / "out").write_text("")
     train(folder / "out" / "x")
@@ -88,6 +91,12 @@ RUNS = [
     ("other files", output_with_other_files, "no run's, such as 'thesis.tex': choose another"),
     ("one pair", training_on(PAIRS.subset([0])), "all 1 pairs of .*'noise', .* match"),
     ("one caption", training_on(SAME), "all 9 pairs of .*'noise', 'a red cat', match by caption"),
+    (
+        "no heads",
+        without_heads,
+        "'mine' needs a projection on each side, which 'tiny', a Identity, does not",
+    ),
+    ("half precision", half_precision, "'fp16' is not offered: give --mixed_precision bf16 or no"),
     ("pairs fewer than processes", sharing(8, 2, 3), "3 processes cannot share a batch of 2 pairs"),
     ("an odd batch", sharing(5, 16, 2), "2 processes cannot share a batch of 5 pairs.*multiple"),
 ]

@@ -20,8 +20,8 @@ class Stopped(Exception):
 
 def settings(folder="out", **options):
     """Two epochs of three steps on `PAIRS`, or as the options say."""
-    run = dict(epochs=2, batch_size=8, learning_rate=1e-3, dropout=0.2, beta=0.1)
-    return configure(output_dir=str(folder), **(run | {"learn_temperature": True} | options))
+    run = dict(output_dir=str(folder), epochs=2, batch_size=8, learning_rate=1e-3, dropout=0.2)
+    return configure(**(run | dict(beta=0.1, learn_temperature=True) | options))
 
 
 def small_model(config, pairs=PAIRS):

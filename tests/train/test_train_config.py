@@ -31,17 +31,8 @@ def test_presets_are_those_of_card_and_kind_where_nothing_is_given(tmp_path, dat
     assert {name: filled[name] for name in NAMES} == given
 
 
-CHANGES = [
-    dict(beta=0.0),
-    dict(seed=1),
-    dict(penalty="mine"),
-    dict(model="frozen"),
-    dict(sample=True),
-    dict(epochs=3),
-    dict(kappa_e=8.0),
-    dict(penalty_options={"kappa_b": 20.0}),
-    dict(crop_scale=0.8),
-]
+CHANGES = dict(beta=0.0, seed=1, penalty="mine", model="frozen", sample=True, epochs=3, kappa_e=8.0)
+CHANGES |= dict(penalty_options={"kappa_b": 20.0}, crop_scale=0.8)
 
 
 def test_a_setting_that_changes_the_run_changes_its_folder_and_no_other_does(monkeypatch):
@@ -50,7 +41,7 @@ def test_a_setting_that_changes_the_run_changes_its_folder_and_no_other_does(mon
     assert plain == "/runs/glyphs-tiny-vmf-beta0.05-seed0"
     assert configure(beta=0.0, seed=2).output_dir == "/runs/glyphs-tiny-vmf-beta0-seed2"
     assert configure(sample=True).output_dir.startswith(f"{plain}-")
-    folders = {configure(**change).output_dir for change in CHANGES}
+    folders = {configure(**{name: value}).output_dir for name, value in CHANGES.items()}
     assert len(folders | {plain}) == 1 + len(CHANGES)
     preset = dict(zip(NAMES, PRESETS["glyphs", "tiny"], strict=True))
     for change in (dict(micro_batch_size=5), preset):

@@ -9,16 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from helpers import picture, same
-from small_runs import (
-    HELD_OUT,
-    PAIRS,
-    before_step,
-    forks,
-    settings,
-    small_model,
-    stop_at,
-    train,
-)
+from small_runs import HELD_OUT, PAIRS, before_step, forks, settings, small_model, stop_at, train
 
 from cibr import DualEncoder, fit
 from cibr.data import Pairs
@@ -129,11 +120,6 @@ def test_a_batch_larger_than_the_set_is_the_whole_set_with_a_warning(tmp_path):
     assert max(moved) > 1e-3  # the only step is not one at the end of a schedule
 
 
-def test_the_temperature_is_fixed_unless_it_is_learned(tmp_path):
-    _, history = train(tmp_path, temperature=0.1, learn_temperature=False)
-    assert history["temperature"].tolist() == pytest.approx([0.1, 0.1], rel=1e-6)
-
-
 @pytest.mark.parametrize(("kind", "name"), [("frozen", "frozen"), ("clip", "some/clip")])
 def test_pretrained_models_train_and_frozen_towers_do_not_move(
     build, tmp_path, monkeypatch, kind, name
@@ -150,13 +136,13 @@ def test_pretrained_models_train_and_frozen_towers_do_not_move(
 
 
 def test_collapse_and_repeated_captions_are_warned_of_once_after_a_third_of_the_run(tmp_path):
-    captions = [["a red cat"]] * 38 + [["a blue dog"]] * 2
+    captions = [["a red cat"]] * 38 + [["a blue dog"], ["a text that is cut " * 40]]
     pairs = Pairs("same", "train", captions, [str(i) for i in range(40)], lambda i: picture(0))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        train(tmp_path, pairs, None, batch_size=40, epochs=4, dropout=0.0)
+        train(tmp_path, pairs, None, batch_size=40, epochs=5, dropout=0.0)
     messages = [str(warning.message) for warning in caught]
-    for start in ("image_mean_cosine is 1.0000: image", "repeated_captions is 0.9500: repeats"):
+    for start in ("image_mean_cosine is 1.0000: image", "repeated_captions is 0.9250: repeats"):
         [message] = [message for message in messages if start in message]
         assert message.startswith(f"epoch 2: {start}")
 

@@ -26,8 +26,8 @@ CASES = {
 }
 
 
-def settings_of(case):
-    return settings(**(dict(weight_decay=1.0, seed=3) | CASES[case]))
+def settings_of(case, **options):
+    return settings(**(dict(weight_decay=1.0, seed=3) | CASES[case] | options))
 
 
 def model_of(config):
@@ -74,8 +74,7 @@ def plain_steps(config, model, inputs=None, n_steps=N_STEPS, n_processes=1, bf16
     model.train()
     is_mine = config.penalty == "mine"
     if is_mine:
-        pooled = model.backbone.dim_image_pooled, model.backbone.dim_text_pooled
-        built["dims"] = model.dim, *pooled
+        built["dims"] = model.dim, model.backbone.dim_image_pooled, model.backbone.dim_text_pooled
     torch.manual_seed(3)
     built |= dict(kappa_e=config.kappa_e, sample=config.sample, contrastive=config.contrastive)
     loss_fn = CIBRLoss(0.1, config.penalty, **config.penalty_options, **built)
@@ -126,8 +125,7 @@ def encoded(config, model, inputs, batch, needs, bf16):
             image = encode_images(model, images[rows])
             text = encode_texts(model, tuple(part[rows] for part in texts))
             named = dict(image_features=image.features, text_features=text.features)
-            if "pooled" in needs:
-                named |= dict(image_pooled=image.pooled.detach(), text_pooled=text.pooled.detach())
+            named |= dict(image_pooled=image.pooled.detach(), text_pooled=text.pooled.detach())
             if "projected" in needs:
                 named["image_projected"] = model.backbone.image_head(image.pooled)
                 named["text_projected"] = model.backbone.text_head(text.pooled)
