@@ -37,7 +37,7 @@ def labelled(image, text, scale):
 
 
 def objective(image, text, scale):
-    return CIBRLoss(0.05)(image, text, scale)["loss"]
+    return CIBRLoss(0.05)(image, text, scale, output_dict=False)
 
 
 def plain(image, text, scale):

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from _measure import arguments, device_peak_mib, medians, peak_mib, show
 
 from cibr import CIBRLoss, DualEncoder, clip_loss
-from cibr.losses.penalties import PENALTIES, PenaltyInputs
+from cibr.losses.penalties import VMF, LossInputs
 from cibr.losses.vmf import sample_vmf
 from cibr.models.features import Batch, encode_images, encode_texts
 from cibr.models.towers import HubBackbone, ImageProcessor, train_tokenizer
@@ -76,7 +76,8 @@ def slices(n):
 def ours(model, batch, beta=BETA, part=None):
     loss_fn, part = CIBRLoss(beta), part_of(len(batch.labels)) if part is None else part
     cache = GradCache(model, batch, Accelerator(), micro_batch_size=part)
-    loss_fn(**cache.features, logit_scale=model.logit_scale, labels=cache.labels)["loss"].backward()
+    terms = loss_fn(**cache.features, logit_scale=model.logit_scale, labels=cache.labels)
+    sum(terms.values()).backward()
     cache.backward()
 
 
@@ -265,8 +266,7 @@ def plain_clip(image, text):
 
 
 def penalty(image, text):
-    given = PenaltyInputs(image, text, image, text, None, None, None, None, CIBRLoss(BETA))
-    return BETA * PENALTIES["vmf"](given).value
+    return BETA * VMF()(LossInputs(image, text, image, text, torch.tensor(10.0), 1024.0))
 
 
 def noise(image, text):

@@ -14,9 +14,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-AT_ONCE = 16  # images in memory at full size
-EXAMPLES = """examples:
+_AT_ONCE = 16  # images in memory at full size
+_MODEL = "clip-tiny, cibr-tiny, a folder or a hub id"
+_EXAMPLES = """examples:
   cibr train --dataset glyphs --penalty vmf --beta 0.05 --output-dir runs/mine
   cibr train config.json --seed 1
   accelerate launch -m cibr.cli train config.json
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser(argv[:1] == ["train"]).parse_args(argv)
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: _fail(f"warning: {message}", 0)
+            warnings.showwarning = lambda message, *_: _print_error(f"warning: {message}")
             sys.path.insert(0, "")  # modules in the current folder, as with python -m
             for module in arguments.plugin:
                 importlib.import_module(module)
@@ -46,72 +46,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # from the parser, or from a run that was stopped
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:  # the run has reported where it is saved
-        return _fail("stopped by Ctrl-C", 130)
+        _print_error("stopped by Ctrl-C")
+        return 130
     except Exception as error:
         if "--debug" in argv:
             raise
-        expected = isinstance(error, (ValueError, FileNotFoundError, ConnectionError))
-        return _fail(
-            str(error) if expected else f"{type(error).__name__}: {error} (--debug shows where)", 1
-        )
+        is_ours = isinstance(error, (ValueError, FileNotFoundError, ConnectionError))
+        unexpected = f"{type(error).__name__}: {error} (--debug shows where)"
+        _print_error(str(error) if is_ours else unexpected)
+        return 1
 
 
-def _fail(message: str, code: int) -> int:
+def _print_error(message: str) -> None:
     print(f"cibr: {' '.join(message.split())}", file=sys.stderr)
-    return code
 
 
 def _parser(with_settings: bool) -> argparse.ArgumentParser:
-    """The argument parser; only `train` adds the settings of a run, which take seconds to import."""
+    """The argument parser; only `train` adds the settings of a run, which take long to import."""
     layout = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser = argparse.ArgumentParser(
-        "cibr", description=__doc__.partition("\n")[0], epilog=EXAMPLES, **layout
-    )
+    about = __doc__.partition("\n\n")[0]
+    parser = argparse.ArgumentParser("cibr", description=about, epilog=_EXAMPLES, **layout)
     commands = parser.add_subparsers(required=True, metavar="train | evaluate | search")
+
     train = commands.add_parser("train", help="train a model, CLIP or CIBR", **layout)
-    train.add_argument(
-        "config", nargs="?", type=Path, help="a JSON file with settings; options override it"
-    )
+    file_help = "a JSON file with settings; options override it"
+    train.add_argument("config", nargs="?", type=Path, help=file_help)
     if with_settings:
         _add_settings(train)
+
     evaluate = commands.add_parser("evaluate", help="measure a model on benchmarks", **layout)
-    evaluate.add_argument("model", help="clip-tiny, cibr-tiny, a folder or a hub id")
+    evaluate.add_argument("model", help=_MODEL)
     on = evaluate.add_mutually_exclusive_group()
-    on.add_argument(
-        "--suite", help="characters (default), paper, a suite of a plugin, or a YAML file of tasks"
-    )
+    suites = "characters (default), paper, a plugin's, or a YAML file of tasks"
+    on.add_argument("--suite", default="characters", help=suites)
     on.add_argument("--data", metavar="NAME_OR_FOLDER", help="one data set instead of a suite")
-    evaluate.add_argument(
-        "--compare-with", metavar="MODEL", help="a second model, subtracted from the first"
-    )
-    evaluate.add_argument(
-        "--limit", type=int, default=0, help="maximum number of images per set; 0 for all"
-    )
+    other = "a second model, subtracted from the first"
+    evaluate.add_argument("--compare-with", metavar="MODEL", help=other)
+    evaluate.add_argument("--limit", type=int, default=0, help="images per set; 0 for all")
     evaluate.add_argument("--output-dir", type=Path, help="a folder for results, reused by a rerun")
-    search = commands.add_parser(
-        "search", help="rank the images of a folder by a text query", **layout
-    )
-    search.add_argument("model", help="clip-tiny, cibr-tiny, a folder or a hub id")
+    evaluate.add_argument("--batch-size", type=int, default=256, help="items per batch (256)")
+
+    search = commands.add_parser("search", help="rank a folder's images by a query", **layout)
+    search.add_argument("model", help=_MODEL)
     search.add_argument("folder", type=Path, help="images in it and in the folders below")
     search.add_argument("text", help="the query")
-    search.add_argument("--top", type=int, default=5, help="number of images to print (default 5)")
-    evaluate.add_argument(
-        "--batch-size", type=int, default=256, help="items per batch (default 256)"
-    )
-    for each in (evaluate, search):
-        each.add_argument(
-            "--device", default="auto", help="device of the model; by default a GPU if available"
+    search.add_argument("--top", type=int, default=5, help="number of images to print (5)")
+
+    for command, run in ((train, _train), (evaluate, _evaluate), (search, _search)):
+        modules = "a module to import first, which registers penalties, data sets or suites"
+        command.add_argument(
+            "--plugin", action="append", default=[], metavar="MODULE", help=modules
         )
-    for each, run in ((train, _train), (evaluate, _evaluate), (search, _search)):
-        each.add_argument(
-            "--plugin",
-            action="append",
-            default=[],
-            metavar="MODULE",
-            help="a module to import first, which registers penalties, data sets or suites",
-        )
-        each.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        each.set_defaults(run=run)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if command is not train:
+            command.add_argument("--device", default="auto", help="by default a GPU if available")
+        command.set_defaults(run=run)
     return parser
 
 
@@ -149,25 +138,20 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _settings(arguments: argparse.Namespace) -> dict:
     """The settings of the file, overridden by those of the command line."""
-    settings, file = {}, arguments.config
+    settings = {}
+    file = arguments.config
     if file is not None:
         try:
             settings = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
-            message = (
-                f"there is no file of settings {str(file)!r}; a data set is given by --dataset"
-            )
-            raise FileNotFoundError(message) from error
+            missing = f"there is no file of settings {str(file)!r}"
+            raise FileNotFoundError(f"{missing}; a data set is given by --dataset") from error
         except ValueError as error:
             raise ValueError(f"{str(file)!r} is not JSON ({error})") from error
         if not isinstance(settings, dict):
-            raise ValueError(
-                f'{str(file)!r} holds no settings: give an object, such as {{"beta": 0.05}}'
-            )
-    for name, value in vars(arguments).items():
-        if name not in ("config", "run", "debug", "plugin"):
-            settings[name] = value
-    return settings
+            raise ValueError(f'{str(file)!r} must hold one JSON object, such as {{"beta": 0.05}}')
+    others = ("config", "run", "debug", "plugin")
+    return settings | {name: v for name, v in vars(arguments).items() if name not in others}
 
 
 def _load(arguments: argparse.Namespace, name: str):
@@ -175,40 +159,31 @@ def _load(arguments: argparse.Namespace, name: str):
 
     from cibr.models import DualEncoder
 
-    gpu = "cuda" if torch.cuda.is_available() else "cpu"
-    return DualEncoder.from_pretrained(name).to(
-        gpu if arguments.device == "auto" else arguments.device
-    )
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    device = automatic if arguments.device == "auto" else arguments.device
+    return DualEncoder.from_pretrained(name).to(device)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-
     from cibr import evaluate as evaluation
 
-    models = {
-        name: _load(arguments, name) for name in (arguments.model, arguments.compare_with) if name
-    }
-
-    def measure(name: str, suite):
+    names = [name for name in (arguments.model, arguments.compare_with) if name]
+    models = {name: _load(arguments, name) for name in names}
+    suite = arguments.suite
+    if arguments.data:
+        suite = evaluation.dataset_tasks(arguments.data)
+    results = []
+    for name, model in models.items():
         folder = arguments.output_dir and arguments.output_dir / name.strip("/").replace("/", "-")
         options = dict(limit=arguments.limit, batch_size=arguments.batch_size, output_dir=folder)
-        return evaluation.evaluate(models[name], suite, name=name, **options)
-
-    suite = (
-        evaluation.dataset_tasks(arguments.data)
-        if arguments.data
-        else arguments.suite or "characters"
-    )
-    found = [measure(name, suite) for name in models]
-    for each in found:
-        title = arguments.data or f"suite {each.suite}"
-        print(f"\n{each.model} on {title}: per cent (ranks from 1), with 95 % intervals")
-        _print_tables(each.rows, "value")
-    if len(found) == 2:
-        model, other = found
-        print(
-            f"\n{model.model} minus {other.model}, paired by image: percentage points, with 95 % intervals"
-        )
+        results.append(evaluation.evaluate(model, suite, name=name, **options))
+    for result in results:
+        title = arguments.data or f"suite {result.suite}"
+        print(f"\n{result.model} on {title}: per cent (ranks from 1), with 95 % intervals")
+        _print_tables(result.rows, "value")
+    if len(results) == 2:
+        model, other = results
+        print(f"\n{model.model} minus {other.model}, paired by image: points, with 95 % intervals")
         _print_tables(evaluation.compare(other, model), "difference")
 
 
@@ -217,15 +192,14 @@ def _print_tables(rows, value: str) -> None:
 
     for _, of_kind in rows.groupby("kind", sort=False):
         table = format_table(of_kind, value)
-        print(
-            (table.T if len(table) < len(table.columns) else table).to_string(), "\n"
-        )  # the narrower way
+        narrower = table.T if len(table) < len(table.columns) else table
+        print(narrower.to_string(), "\n")
 
 
 def _search(arguments: argparse.Namespace) -> None:
     import torch
 
-    from cibr.data.pairs import open_rgb
+    from cibr.data.pairs import IMAGE_SUFFIXES, open_rgb
 
     if not arguments.text.strip():
         raise ValueError("the text to search for is empty: describe what the images should show")
@@ -235,34 +209,28 @@ def _search(arguments: argparse.Namespace) -> None:
         )
     if arguments.top < 1:
         raise ValueError(f"--top is {arguments.top}: give the number of images to print, 1 or more")
-    files = sorted(
-        file for file in arguments.folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES
-    )
     model = _load(arguments, arguments.model)
-    kept, features = [], []
-    for start in range(0, len(files), AT_ONCE):
-        images = []
-        for file in files[start : start + AT_ONCE]:
-            try:
-                images.append(open_rgb(file, str(file)))
-                kept.append(file)
-            except (OSError, ValueError):
-                print(
-                    f"cibr: left out {str(file)!r}, which does not decode as an image",
-                    file=sys.stderr,
-                )
-        features.append(model.embed_images(images))
-    if not kept:
+    files, features, images = [], [], []
+    for file in sorted(arguments.folder.rglob("*")):
+        if file.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        try:
+            images.append(open_rgb(file, str(file)))
+            files.append(file)
+        except (OSError, ValueError):
+            _print_error(f"left out {str(file)!r}, which does not decode as an image")
+        if len(images) == _AT_ONCE:
+            features.append(model.embed_images(images))
+            images = []
+    if not files:
         suffixes = ", ".join(IMAGE_SUFFIXES)
-        raise ValueError(
-            f"no image in {str(arguments.folder)!r}: it has none of {suffixes} that decodes"
-        )
-    cosines = torch.cat(features) @ model.embed_texts([arguments.text], truncate=True)[0]
+        raise ValueError(f"no image in {str(arguments.folder)!r}: none of {suffixes} that decodes")
+    query = model.embed_texts([arguments.text], truncate=True)[0]
+    cosines = torch.cat([*features, model.embed_images(images)]) @ query
     print("rank  cosine  image")
-    for rank, i in enumerate(
-        cosines.argsort(descending=True, stable=True)[: arguments.top].tolist(), 1
-    ):
-        print(f"{rank:4}  {cosines[i]:6.3f}  {kept[i]}")
+    ranked = cosines.argsort(descending=True, stable=True).tolist()
+    for rank, i in enumerate(ranked[: arguments.top], 1):
+        print(f"{rank:4}  {cosines[i]:6.3f}  {files[i]}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Evaluation of models on suites of benchmarks, paired comparison of models, and published results.
+"""Evaluation of models on suites of benchmarks, and paired comparison of models.
 
 A suite is a list of tasks: a name of `SUITES`, a YAML file, or `Task` objects. Results are saved
 per data set, and a rerun resumes where it stopped. Zero-shot classification follows Radford et al.
@@ -31,16 +31,24 @@ from tqdm import tqdm
 
 from cibr import metrics
 from cibr.data import Pairs, available_splits, load_pairs, resolve
-from cibr.metrics.retrieval import KS
+from cibr.metrics.retrieval import KS, distinct_texts
+from cibr.metrics.zeroshot import accuracy_hits
 from cibr.models import DualEncoder
 from cibr.models.features import Digests, digest_model, embed_pairs, pixel_digests, prepare
-from cibr.utils import nearest, write_atomically
+from cibr.utils import check_known, write_atomically
 
-KINDS = ("zero-shot", "retrieval")
-DIRECTIONS = {"image_to_text": "image", "text_to_image": "text"}
-ERRORS = (FileNotFoundError, ConnectionError, ValueError)
+_KINDS = ("zero-shot", "retrieval")
+_SIDES = {"image_to_text": "image", "text_to_image": "text"}  # queries of each direction
+_KEY = ("suite", "dataset", "kind", "metric")  # of a row
+_ERRORS = (FileNotFoundError, ConnectionError, ValueError)
 
-Parts = list[tuple[float, Float[np.ndarray, " _"]]]  # weight and values of each mean
+
+class _Score(NamedTuple):
+    """A weighted sum of means over items: weights and items' values of the means, n queries."""
+
+    weights: list[float]
+    values: list[Float[np.ndarray, " _"]]
+    n: int
 
 
 class Task(NamedTuple):
@@ -65,9 +73,7 @@ class Task(NamedTuple):
         return f"{self.title.replace('/', '-')}-{self.kind}.safetensors"
 
 
-Suite = str | Path | Sequence[Task]
-
-
+_Suite = str | Path | Sequence[Task]
 _PAPER = "vtab-cifar10 vtab-cifar100 food101 vtab-caltech101 vtab-pets vtab-dtd vtab-eurosat"
 
 # `characters` needs no download. The seven zero-shot sets of Ji et al. (2025) are not public; those
@@ -82,7 +88,7 @@ SUITES: dict[str, tuple[Task, ...]] = {
 }
 
 
-def suite_tasks(suite: Suite, kinds: Sequence[str] = KINDS) -> tuple[Task, ...]:
+def suite_tasks(suite: _Suite, kinds: Sequence[str] = _KINDS) -> tuple[Task, ...]:
     """The tasks of a suite, of all or some kinds.
 
     Args:
@@ -94,64 +100,40 @@ def suite_tasks(suite: Suite, kinds: Sequence[str] = KINDS) -> tuple[Task, ...]:
         ValueError: an unknown suite or kind (with the known ones), a YAML file that is not a list
             of tasks, no task of these kinds, or two tasks with one name.
     """
-    if isinstance(suite, str) and suite in SUITES:
-        tasks = SUITES[suite]
-    elif not isinstance(suite, (str, Path)):
+    if not isinstance(suite, (str, Path)):
         tasks = tuple(suite)
-    elif Path(suite).is_file():
+    elif suite not in SUITES and Path(suite).is_file():
         tasks = _read_suite(Path(suite))
     else:
-        near = nearest(str(suite), SUITES) or "."
-        raise ValueError(
-            f"unknown suite {str(suite)!r}{near} Known: {', '.join(SUITES)}, or a YAML file of tasks"
-        )
+        check_known("suite (a name or a YAML file of tasks)", str(suite), SUITES)
+        tasks = SUITES[str(suite)]
     for task in tasks:
-        if not isinstance(task, Task) or task.kind not in KINDS:
-            raise ValueError(
-                f"{task} is no task: give Task(dataset, kind), the kind one of {', '.join(KINDS)}"
-            )
-    if not kinds or not set(kinds) <= set(KINDS):
-        raise ValueError(
-            f"kinds is {kinds!r}: give a list with {' or '.join(map(repr, KINDS))}, or both"
-        )
+        if not isinstance(task, Task):
+            raise ValueError(f"{task!r} is not a task: give Task(dataset, kind)")
+    for kind in [*kinds, *(task.kind for task in tasks)]:
+        check_known("kind of task", kind, _KINDS)
     chosen = tuple(task for task in tasks if task.kind in kinds)
-    twice = [task.file for task in chosen if sum(other.file == task.file for other in chosen) > 1]
-    if twice or not chosen:
-        what = f"two tasks named {twice[0]!r}" if twice else f"no {' or '.join(kinds)} set"
-        raise ValueError(
-            f"suite {suite_name(suite)!r} has {what}: give each set once, and one at least"
-        )
+    files = [task.file for task in chosen]
+    if not files or len(set(files)) < len(files):
+        fix = "give at least one, and each data set once"
+        raise ValueError(f"suite {_suite_name(suite)!r} has {files} of kinds {[*kinds]}: {fix}")
     return chosen
 
 
-def suite_name(suite: Suite) -> str:
-    """The name of a suite in tables and folders: its own, the stem of its file, or `tasks` for a
-    list.
-    """
+def _suite_name(suite: _Suite) -> str:
+    """The name of a suite in tables and folders: its own, the stem of its file, or `tasks`."""
     return Path(suite).stem if isinstance(suite, (str, Path)) else "tasks"
 
 
 def _read_suite(file: Path) -> tuple[Task, ...]:
     try:
         entries = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{str(file)!r} is not YAML: {error}") from error
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        return tuple(Task(**{key: str(value) for key, value in dict(e).items()}) for e in entries)
+    except (yaml.YAMLError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{str(file)!r} is no suite: give a list of tasks, such as '- dataset: flickr8k'"
-        )
-    for entry in entries:
-        unknown = next((key for key in entry if key not in Task._fields), None)
-        if unknown is not None or not isinstance(entry.get("dataset"), str):
-            fault = (
-                "no dataset"
-                if unknown is None
-                else f"a key {unknown!r}{nearest(unknown, Task._fields)}"
-            )
-            raise ValueError(
-                f"task {entry} of {str(file)!r} has {fault}; a task has {', '.join(Task._fields)}"
-            )
-    return tuple(Task(**{key: str(value) for key, value in entry.items()}) for entry in entries)
+            f"{str(file)!r} is not a suite ({error}): give a YAML list of tasks, such as "
+            f"'- dataset: flickr8k', each with some of {', '.join(Task._fields)}"
+        ) from error
 
 
 def dataset_tasks(dataset: str) -> tuple[Task, ...]:
@@ -198,8 +180,7 @@ def load_task(task: Task, limit: int = 0, **options) -> Pairs:
     return pairs.subset(order[:limit].sort().values)
 
 
-@dataclass(eq=False)
-class Predictions:
+class Predictions(NamedTuple):
     """A model's predictions on one data set, per item.
 
     Args:
@@ -210,56 +191,13 @@ class Predictions:
             with its texts or all items of a label.
         asked: a digest of the images and texts; predictions with equal digests are comparable item
             by item.
+        identity: a digest of the model and of `asked`.
     """
 
     kind: str
     items: dict[str, Tensor]
     asked: str
-
-    def parts(self) -> dict[str, tuple[Parts, int]]:
-        """The scores that are means over items, by metric, each with the number of queries."""
-        if self.kind == "zero-shot":
-            ranks, labels, n_classes = (
-                self.items[name] for name in ("ranks", "labels", "n_classes")
-            )
-            found = metrics.accuracy_parts(ranks, labels, int(n_classes))
-            return {metric: (parts, len(labels)) for metric, parts in found.items()}
-        smaller = min(len(self.items[f"{side}_ranks"]) for side in DIRECTIONS.values())
-        found = {}
-        for direction, side in DIRECTIONS.items():
-            ranks = self.items[f"{side}_ranks"]
-            values = {f"recall@{k}": ranks < k for k in KS if k <= smaller}
-            values["mean_average_precision"] = self.items[f"{side}_average_precisions"]
-            for name, each in values.items():
-                parts = [
-                    (1.0, _by_unit(each.double().numpy(), self.items[f"{side}_units"].numpy()))
-                ]
-                found[self._metric(direction, name)] = (parts, len(ranks))
-        return found
-
-    def medians(self) -> dict[str, dict[str, float]]:
-        """Median ranks, from 1, with their intervals, by metric."""
-        found = {}
-        for direction, side in DIRECTIONS.items() if self.kind != "zero-shot" else ():
-            ranks, units = (self.items[f"{side}_{name}"].numpy() for name in ("ranks", "units"))
-            interval = metrics.bootstrap_interval(1.0 + ranks, units, statistic=np.median)
-            row = dict(zip(("value", "low", "high"), interval, strict=True)) | {"n": len(ranks)}
-            found[self._metric(direction, "median_rank")] = row
-        return found
-
-    def _metric(self, direction: str, name: str) -> str:
-        return f"{direction}_{name}" if self.kind == "retrieval" else f"{direction}_label_{name}"
-
-
-def _by_unit(values: Float[np.ndarray, " m"], units: np.ndarray) -> Float[np.ndarray, " u"]:
-    """One number per unit, with the mean over queries as their mean.
-
-    Their spread is, to first order, that of the mean over the queries of resampled units, a ratio,
-    as units have unequal numbers of queries.
-    """
-    units = np.unique(units, return_inverse=True)[1]
-    counts, mean = np.bincount(units), values.mean()
-    return mean + (np.bincount(units, values) - mean * counts) / counts.mean()
+    identity: str = ""
 
 
 @dataclass(eq=False)
@@ -280,42 +218,93 @@ class Evaluation:
     def rows(self) -> pd.DataFrame:
         """Tidy scores: `model, suite, dataset, kind, metric, value, low, high, n`; n is the number
         of queries.
-        """
-        found = []
-        for key, (parts, n) in self.scores().items():
-            found.append(_about(key) | _difference([parts], None, "value") | {"n": n})
-        for task, of_task in self.predictions.items():
-            for metric, values in of_task.medians().items():
-                found.append(_about((task.title, task.kind, metric)) | values)
-        return pd.DataFrame([{"model": self.model, "suite": self.suite} | row for row in found])
 
-    def scores(self) -> dict[tuple[str, str, str], tuple[Parts, int]]:
-        """Scores that are means over items, by data set, kind and metric: of sets, groups, and all
-        zero-shot sets.
-
-        A group, such as the four styles of PACS, counts as one set.
+        They are those of sets, then of groups, such as the four styles of PACS, and of all
+        zero-shot sets, in which a group counts as one set; and last the median ranks, from 1.
         """
-        found, members = {}, {}
-        for task, of_task in self.predictions.items():
-            parts = of_task.parts()
-            found |= {(task.title, task.kind, metric): value for metric, value in parts.items()}
-            members.setdefault((task.group or task.title, task.kind), []).append(parts)
-        means = {key: _mean(each) for key, each in members.items()}
-        several = {key: mean for key, mean in means.items() if len(members[key]) > 1}
-        zero_shot = [mean for (_, kind), mean in means.items() if kind == "zero-shot"]
-        if len(zero_shot) > 1:
-            several[f"mean of {len(zero_shot)}", "zero-shot"] = _mean(zero_shot)
-        return found | {
-            (*key, metric): value for key, mean in several.items() for metric, value in mean.items()
-        }
+        rows = []
+        for key, score in _scores(self).items():
+            values = [of_mean[None] for of_mean in score.values]  # of one seed
+            zeros = [np.zeros_like(of_mean) for of_mean in values]
+            mean, low, high = metrics.paired_difference(zeros, values, score.weights).values()
+            rows.append((*key, mean, max(0.0, low), min(1.0, high), score.n))
+        for task, (kind, items, *_) in self.predictions.items():
+            for direction, side in _SIDES.items() if task.kind == "retrieval" else ():
+                ranks, units = items[f"{side}_ranks"].numpy(), items[f"{side}_units"].numpy()
+                interval = metrics.bootstrap_interval(1.0 + ranks, units, statistic=np.median)
+                metric = _metric_name(kind, direction, "median_rank")
+                rows.append((task.title, task.kind, metric, *interval, len(ranks)))
+        columns = ["model", *_KEY, "value", "low", "high", "n"]
+        return pd.DataFrame([(self.model, self.suite, *row) for row in rows], columns=columns)
+
+
+def _scores(evaluation: Evaluation) -> dict[tuple[str, str, str], _Score]:
+    """Scores by data set, kind and metric: of sets, groups, and all zero-shot sets."""
+    tables, members = {}, {}
+    for task, predictions in evaluation.predictions.items():
+        table = _task_scores(predictions)
+        tables[task.title, task.kind] = table
+        members.setdefault((task.group or task.title, task.kind), []).append(table)
+    means = {key: _mean(of_group) for key, of_group in members.items()}
+    zero_shot = [mean for (_, kind), mean in means.items() if kind == "zero-shot"]
+    if len(zero_shot) > 1:
+        means[f"mean of {len(zero_shot)}", "zero-shot"] = _mean(zero_shot)
+    tables |= means
+    return {(*key, metric): table[metric] for key, table in tables.items() for metric in table}
+
+
+def _task_scores(predictions: Predictions) -> dict[str, _Score]:
+    kind, items, *_ = predictions
+    if kind == "zero-shot":
+        ranks, labels, n_classes = (items[name] for name in ("ranks", "labels", "n_classes"))
+        hits = accuracy_hits(ranks, labels, int(n_classes))
+        return {name: _Score([1 / len(x)] * len(x), x, len(ranks)) for name, x in hits.items()}
+    scores = {}
+    smaller = min(len(items["image_ranks"]), len(items["text_ranks"]))
+    for direction, side in _SIDES.items():
+        ranks = items[f"{side}_ranks"]
+        values = {f"recall@{k}": ranks < k for k in KS if k <= smaller}
+        values["mean_average_precision"] = items[f"{side}_average_precisions"]
+        for name, of_queries in values.items():
+            of_units = _by_unit(of_queries.double().numpy(), items[f"{side}_units"].numpy())
+            scores[_metric_name(kind, direction, name)] = _Score([1.0], [of_units], len(ranks))
+    return scores
+
+
+def _metric_name(kind: str, direction: str, name: str) -> str:
+    return f"{direction}_{name}" if kind == "retrieval" else f"{direction}_label_{name}"
+
+
+def _by_unit(values: Float[np.ndarray, " m"], units: np.ndarray) -> Float[np.ndarray, " u"]:
+    """One number per unit, with the mean over queries as their mean.
+
+    Their spread is, to first order, that of the mean over the queries of resampled units, a ratio,
+    as units have unequal numbers of queries.
+    """
+    units = np.unique(units, return_inverse=True)[1]
+    counts = np.bincount(units)
+    mean = values.mean()
+    return mean + (np.bincount(units, values) - mean * counts) / counts.mean()
+
+
+def _mean(tasks: list[dict[str, _Score]]) -> dict[str, _Score]:
+    """The mean of several tasks' scores, for the metrics that all of them have."""
+    means = {}
+    for metric in tasks[0]:
+        if all(metric in scores for scores in tasks):
+            scores = [of_task[metric] for of_task in tasks]
+            weights = [weight / len(tasks) for score in scores for weight in score.weights]
+            values = [of_mean for score in scores for of_mean in score.values]
+            means[metric] = _Score(weights, values, sum(score.n for score in scores))
+    return means
 
 
 def evaluate(
     model: DualEncoder,
-    suite: Suite,
+    suite: _Suite,
     *,
     name: str,
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] = _KINDS,
     limit: int = 0,
     batch_size: int = 256,
     output_dir: str | Path | None = None,
@@ -344,32 +333,29 @@ def evaluate(
         FileNotFoundError: a file of a set is missing.
         ConnectionError: a file cannot be fetched from the hub.
     """
-    tasks, title = suite_tasks(suite, kinds), suite_name(suite)
-    whole = all(isinstance(number, int) for number in (limit, batch_size))
-    if not whole or limit < 0 or limit == 1 or batch_size < 1:
-        rule = "a limit is 0, for all images, or 2 or more, and a batch has a row at least"
-        raise ValueError(f"limit is {limit!r} and batch_size {batch_size!r}: {rule}")
+    tasks = suite_tasks(suite, kinds)
+    title = _suite_name(suite)
+    if not isinstance(limit, int) or limit < 0 or limit == 1:
+        raise ValueError(f"limit is {limit!r}: give 0, for all images, or a number from 2")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}: give a whole number from 1")
     for task in tasks:
         resolve(task.dataset)  # report a mistyped name before computing anything
     folder = None if output_dir is None else Path(output_dir) / title
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)  # fail now rather than after the first set
-    digests, found = digest_model(model), {}
-    with tqdm(tasks, desc=name, unit="set", delay=1) as bar:
-        for task in bar:
-            bar.set_postfix_str(task.title)
-            try:
-                pairs = load_task(task, limit, max_skipped=max_skipped)
-                found[task] = _predict(model, task, pairs, batch_size, folder, digests)
-            except ERRORS as error:
-                kept = (
-                    f". The sets before it are kept in {str(folder)!r}"
-                    if folder is not None
-                    else ""
-                )
-                message = f"{task.kind} on {task.title} of suite {title!r}: {error}{kept}"
-                raise next(kind for kind in ERRORS if isinstance(error, kind))(message) from error
-    evaluation = Evaluation(name, title, found)
+    digests = digest_model(model)
+    predictions = {}
+    for task in tqdm(tasks, desc=name, unit="set", delay=1):
+        file = None if folder is None else folder / task.file
+        try:
+            pairs = load_task(task, limit, max_skipped=max_skipped)
+            predictions[task] = _predict(model, task, pairs, batch_size, digests, file)
+        except _ERRORS as error:
+            kept = "" if folder is None else f". The sets before it are kept in {str(folder)!r}"
+            message = f"{task.kind} on {task.title} of suite {title!r}: {error}{kept}"
+            raise next(kind for kind in _ERRORS if isinstance(error, kind))(message) from error
+    evaluation = Evaluation(name, title, predictions)
     if folder is not None:
         file = folder / ("rows.csv" if len(kinds) > 1 else f"rows-{kinds[0]}.csv")
         write_atomically(file, lambda part: evaluation.rows.to_csv(part, index=False))
@@ -377,99 +363,87 @@ def evaluate(
 
 
 def _predict(
-    model: DualEncoder,
-    task: Task,
-    pairs: Pairs,
-    batch_size: int,
-    folder: Path | None,
-    digests: Digests,
+    model: DualEncoder, task: Task, pairs: Pairs, batch: int, digests: Digests, file: Path | None
 ) -> Predictions:
     """The stored predictions if they are of this model on these pairs, else new ones."""
     prompts = pairs.prompts() if task.kind == "zero-shot" else None
-    kind = task.kind if prompts or pairs.paired else f"{task.kind} by label"
+    kind = task.kind if prompts or pairs.paired else "retrieval by label"
     labels = None if kind == "retrieval" else pairs.match_labels().tolist()
-    shown = (
-        kind,
-        pairs.name,
-        pairs.split,
-        pairs.keys,
-        prompts or pairs.captions,
-        labels,
-        pixel_digests(pairs),
-    )
-    asked = hashlib.sha256(repr(shown).encode()).hexdigest()
-    identity = hashlib.sha256(f"{digests.model} {asked}".encode()).hexdigest()
-    file = None if folder is None else folder / task.file
+    shown = (kind, pairs.name, pairs.split, pairs.keys, prompts or pairs.captions, labels)
+    asked = _digest(repr((*shown, pixel_digests(pairs))))
+    identity = _digest(f"{digests.model} {asked}")
     stored = None if file is None else _read(file)
     if stored is not None:
-        if stored[1] == identity:
-            return stored[0]
-        other = "another model" if stored[0].asked == asked else "other images or texts"
-        warnings.warn(
-            f"{str(file)!r} holds results of {other}: {task.title} is evaluated again", stacklevel=3
-        )
-    flat = None if prompts is None else [prompt for of_class in prompts for prompt in of_class]
-    device = model.log_logit_scale.device
-    inputs = prepare(model, pairs, truncate=True, device=device, texts=flat, digests=digests)
-    images, texts = embed_pairs(model, inputs, batch_size)
-    items = (
-        _retrieve(pairs, images, texts)
-        if prompts is None
-        else _classify(pairs, images, texts, len(prompts))
-    )
-    found = Predictions(kind, {key: tensor.contiguous() for key, tensor in items.items()}, asked)
+        if stored.identity == identity:
+            return stored
+        other = "another model" if stored.asked == asked else "other images or texts"
+        again = f"holds results of {other}: {task.title} is evaluated again"
+        warnings.warn(f"{str(file)!r} {again}", stacklevel=3)
+    items = _measure(model, pairs, prompts, batch, digests)
+    items = {name: tensor.contiguous() for name, tensor in items.items()}
     if file is not None:
         about = {"kind": kind, "asked": asked, "identity": identity}
-        write_atomically(file, lambda part: save_file(found.items, part, about))
-    return found
+        write_atomically(file, lambda part: save_file(items, part, about))
+    return Predictions(kind, items, asked, identity)
 
 
-def _classify(pairs: Pairs, images: Tensor, texts: Tensor, n_classes: int) -> dict[str, Tensor]:
-    classes = metrics.class_embeddings(texts.unflatten(0, (n_classes, -1)))
-    found = {"labels": pairs.labels, "predictions": metrics.predictions(images, classes)}
-    found["ranks"] = metrics.class_ranks(images, classes, pairs.labels)
-    return found | {"n_classes": torch.tensor(n_classes)}
-
-
-def _retrieve(pairs: Pairs, images: Tensor, texts: Tensor) -> dict[str, Tensor]:
-    if pairs.paired:
-        image_units, text_units = torch.arange(len(pairs)), pairs.text_to_image()
-    else:
-        rows, text_units = metrics.distinct_texts(pairs)
-        texts, image_units = texts[rows], pairs.match_labels()
+def _measure(
+    model: DualEncoder, pairs: Pairs, prompts: list | None, batch: int, digests: Digests
+) -> dict[str, Tensor]:
+    """The items of `Predictions`: zero-shot if there are prompts, else of retrieval."""
+    flat = prompts and [prompt for of_class in prompts for prompt in of_class]
+    device = model.log_logit_scale.device
+    inputs = prepare(model, pairs, truncate=True, device=device, texts=flat, digests=digests)
+    images, texts = embed_pairs(model, inputs, batch)
+    if prompts:
+        classes = metrics.class_embeddings(texts.unflatten(0, (len(prompts), -1)))
+        return {
+            "labels": pairs.labels,
+            "predictions": metrics.predictions(images, classes),
+            "ranks": metrics.class_ranks(images, classes, pairs.labels),
+            "n_classes": torch.tensor(len(prompts)),
+        }
+    strings, text_units, labels = pairs.retrieval_targets()
+    image_units = torch.arange(len(pairs))
+    if labels is not None:
+        image_units, text_units = labels, labels[text_units]
+        rows = distinct_texts(strings, text_units)
+        texts, text_units = texts[rows], text_units[rows]
     if len(image_units.unique()) < 2:
         raise ValueError("all images match one another: retrieval needs two that differ")
-    found = metrics.query_scores(images, texts, image_units, text_units)
-    return found._asdict() | {"image_units": image_units, "text_units": text_units}
+    scores = metrics.query_scores(images, texts, image_units, text_units)
+    return scores | {"image_units": image_units, "text_units": text_units}
 
 
-def _read(file: Path) -> tuple[Predictions, str] | None:
-    """Stored predictions with their identity; None if the file is missing or damaged."""
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(file: Path) -> Predictions | None:
+    """Stored predictions; None if the file is missing or damaged."""
     try:
         with safe_open(file, "pt") as stored:
-            about = stored.metadata()
             items = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        return Predictions(about["kind"], items, about["asked"]), about["identity"]
-    except (OSError, SafetensorError, KeyError, TypeError):
+            return Predictions(items=items, **stored.metadata())
+    except (OSError, SafetensorError, TypeError):
         return None
 
 
-def read_evaluation(output_dir: str | Path, suite: Suite, name: str) -> Evaluation:
+def read_evaluation(output_dir: str | Path, suite: _Suite, name: str) -> Evaluation:
     """Loads the results that `evaluate` saved in a folder, without the model.
 
     Raises:
         FileNotFoundError: the results of a set are missing or damaged.
     """
-    found = {}
+    predictions = {}
     for task in suite_tasks(suite):
-        file = Path(output_dir) / suite_name(suite) / task.file
+        file = Path(output_dir) / _suite_name(suite) / task.file
         stored = _read(file)
         if stored is None:
-            raise FileNotFoundError(
-                f"{str(file)!r} is missing or damaged: evaluate the model on its suite again"
-            )
-        found[task] = stored[0]
-    return Evaluation(name, suite_name(suite), found)
+            fix = "evaluate the model on its suite again"
+            raise FileNotFoundError(f"{str(file)!r} is missing or damaged: {fix}")
+        predictions[task] = stored
+    return Evaluation(name, _suite_name(suite), predictions)
 
 
 def compare(
@@ -488,64 +462,35 @@ def compare(
     Raises:
         ValueError: different suites, numbers of seeds, or images and texts of a set.
     """
-    a, b = ([x] if isinstance(x, Evaluation) else list(x) for x in (a, b))
-    _check_comparable(a, b)
-    of_a, of_b = ([each.scores() for each in models] for models in (a, b))
-    rows = []
-    for key, (_, n) in of_a[0].items():
-        parts_a, parts_b = ([scores[key][0] for scores in models] for models in (of_a, of_b))
-        row = {"suite": a[0].suite} | _about(key)
-        row |= {"a": np.mean(list(map(_value, parts_a))), "b": np.mean(list(map(_value, parts_b)))}
-        rows.append(row | _difference(parts_b, parts_a, "difference") | {"n": n, "n_seeds": len(a)})
-    return pd.DataFrame(rows)
-
-
-def _about(key: tuple[str, str, str]) -> dict[str, str]:
-    return dict(zip(("dataset", "kind", "metric"), key, strict=True))
-
-
-def _check_comparable(a: list[Evaluation], b: list[Evaluation]) -> None:
-    suites = sorted({each.suite for each in a + b})
+    a, b = ([side] if isinstance(side, Evaluation) else list(side) for side in (a, b))
+    suites = {evaluation.suite for evaluation in a + b}
     if not a or len(a) != len(b) or len(suites) != 1:
-        found = f"{len(a)} and {len(b)} evaluations of {', '.join(suites) or 'no suite'}"
-        raise ValueError(
-            f"{found} do not compare: give as many of each model, one a seed, all of one suite"
-        )
-    for each in a + b:
-        for task in a[0].predictions.keys() | each.predictions.keys():
-            asked = [
-                e.predictions[task].asked if task in e.predictions else None for e in (a[0], each)
-            ]
-            if asked[0] != asked[1]:
-                rule = f"of {task.title}: evaluate both with the same data and limit"
-                raise ValueError(f"{each.model} and {a[0].model} saw other images or texts {rule}")
+        fix = "give one evaluation per seed of each model, all of one suite"
+        raise ValueError(f"{len(a)} and {len(b)} evaluations of suites {sorted(suites)}: {fix}")
+    asked = [{(task.title, p.asked) for task, p in e.predictions.items()} for e in a + b]
+    different = set().union(*asked) - set.intersection(*asked)
+    if different:
+        title, _ = min(different)
+        fix = "evaluate both with the same data and limit"
+        raise ValueError(f"a and b saw different images or texts of {title}: {fix}")
+    of_a, of_b = ([_scores(evaluation) for evaluation in side] for side in (a, b))
+    rows = []
+    for key, score in of_a[0].items():
+        # The values of each mean under every seed, [s, n_k].
+        sides = [
+            [np.stack(seeds) for seeds in zip(*(s[key].values for s in side), strict=True)]
+            for side in (of_a, of_b)
+        ]
+        means = [_value(of_side, score.weights) for of_side in sides]
+        interval = metrics.paired_difference(*sides, score.weights).values()
+        rows.append((a[0].suite, *key, *means, *interval, score.n, len(a)))
+    columns = [*_KEY, "a", "b", "difference", "low", "high", "n", "n_seeds"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def _mean(members: list[dict[str, tuple[Parts, int]]]) -> dict[str, tuple[Parts, int]]:
-    """The mean of several data sets' scores, for the metrics that all of them have."""
-    found = {}
-    for metric in members[0]:
-        if all(metric in member for member in members):
-            parts = [(w / len(members), x) for member in members for w, x in member[metric][0]]
-            found[metric] = (parts, sum(member[metric][1] for member in members))
-    return found
-
-
-def _value(parts: Parts) -> float:
-    return float(sum(weight * values.mean() for weight, values in parts))
-
-
-def _difference(b: list[Parts], a: list[Parts] | None, name: str) -> dict[str, float]:
-    """The mean over seeds of b's score minus a's, or of b's score without a, with its interval."""
-    stacked = [
-        [np.stack([seed[k][1] for seed in side]) for k in range(len(b[0]))] for side in (b, a or b)
-    ]
-    of_a = [np.zeros_like(x) for x in stacked[0]] if a is None else stacked[1]
-    found = metrics.paired_difference(of_a, stacked[0], weights=[weight for weight, _ in b[0]])
-    low, high = (
-        (found["low"], found["high"]) if a else (max(0.0, found["low"]), min(1.0, found["high"]))
-    )
-    return {name: found["mean"], "low": low, "high": high}
+def _value(values: list[Float[np.ndarray, "s _"]], weights: list[float]) -> float:
+    """A score averaged over seeds."""
+    return float(sum(w * x.mean(1) for w, x in zip(weights, values, strict=True)).mean())
 
 
 def short_names(*names: str) -> list[str]:
@@ -559,22 +504,25 @@ def short_names(*names: str) -> list[str]:
     """
     parts = [name.rstrip("/").split("/") for name in names]
     for n in range(1, max(map(len, parts))):
-        ends = ["/".join(each[-n:]) for each in parts]
-        if len(set(ends)) == len(set(names)):
-            return ends
+        suffixes = ["/".join(of_name[-n:]) for of_name in parts]
+        if len(set(suffixes)) == len(set(names)):
+            return suffixes
     return list(names)
 
 
 def format_table(rows: pd.DataFrame, value: str = "value") -> pd.DataFrame:
     """Rows as a table with one row per data set and one column per metric, in per cent except for
     ranks.
+
+    Args:
+        rows: of an evaluation or a comparison.
+        value: the column to show, `value` or `difference`.
     """
-
-    def cell(row) -> str:
-        scale, sign = 1 if "rank" in row["metric"] else 100, "+" if value == "difference" else ""
+    sign = "+" if value == "difference" else ""
+    cells = []
+    for row in rows.to_dict("records"):
+        scale = 1 if "rank" in row["metric"] else 100
         mean, low, high = (scale * row[name] for name in (value, "low", "high"))
-        return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
-
-    shown = rows.assign(cell=rows.apply(cell, axis=1))
-    table = shown.pivot(index="dataset", columns="metric", values="cell").fillna("")
-    return table.loc[rows["dataset"].unique(), rows["metric"].unique()]
+        cells.append(f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]")
+    table = rows.assign(cell=cells).pivot(index="dataset", columns="metric", values="cell")
+    return table.fillna("").loc[rows["dataset"].unique(), rows["metric"].unique()]

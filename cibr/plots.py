@@ -44,10 +44,9 @@ def training_curves(history: pd.DataFrame) -> list[Axes]:
     axes[1].legend(handles=[*axes[1].get_lines(), *weight.get_lines()], **_BELOW)
     for k, colour in ((1, _BLUE), (10, _GREEN)):
         for side, line in (("image_to_text", "-"), ("text_to_image", "--")):
-            for column in history.columns.intersection(
-                [f"{side}_recall@{k}", f"{side}_label_recall@{k}"]
-            ):
-                label = f"{side.replace('_', ' ')}, k={k}"
+            label = f"{side.replace('_', ' ')}, k={k}"
+            names = [f"{side}_recall@{k}", f"{side}_label_recall@{k}"]
+            for column in history.columns.intersection(names):
                 axes[2].plot(epochs, 100 * history[column], line, color=colour, label=label)
     axes[2].set(title="validation recall@k", xlabel="epoch", ylabel="%", ylim=(0, 100))
     if axes[2].lines:  # runs without validation have none
@@ -68,10 +67,8 @@ def image_grid(
     Returns:
         One Axes an image.
     """
-    n_rows, titles = (
-        -(-len(images) // n_columns),
-        [_wrap(text, 90 // n_columns) for text in titles or []],
-    )
+    n_rows = -(-len(images) // n_columns)
+    titles = [_wrap(text, 90 // n_columns) for text in titles or []]
     n_lines = max((text.count("\n") + 1 for text in titles), default=0)
     figsize = (_WIDTH, n_rows * (_WIDTH / n_columns + 0.15 * n_lines))
     _, axes = plt.subplots(n_rows, n_columns, figsize=figsize, layout="constrained", squeeze=False)

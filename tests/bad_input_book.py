@@ -1,24 +1,48 @@
-"""Bad input to the study's worlds, estimators, probes, attribution and sweeps."""
+"""Bad input to the study's worlds, estimators, probes, attribution, sweeps and data."""
 
 import math
+from functools import partial
 
+import pandas as pd
 import torch
+from helpers import noise_pairs, picture
 
 from cibr import DualEncoder
-from cibr_book import attribution, embeddings, estimators, probes, worlds
+from cibr_book import attribution, embeddings, estimators, geometry, plots, probes, worlds
+from cibr_book.corruptions import Corruption, corrupt, in_style
+from cibr_book.glyph_benchmarks import load_glyph_benchmark
 from cibr_book.plan import read_plan
+from cibr_book.suites import published
 
-DISCRETE, GAUSSIAN = worlds.discrete_world(), worlds.gaussian_world()
-IMAGE, TEXT = (torch.full((n, 2), 0.5, dtype=torch.float64) for n in DISCRETE.joint.shape)
+DISCRETE = worlds.discrete_world()
+GAUSSIAN = worlds.gaussian_world()
+IMAGE = torch.full((12, 2), 0.5, dtype=torch.float64)
+TEXT = IMAGE[:8]
+SIGNS = torch.tensor([3.0, -1.0], dtype=torch.float64)
+NAN = torch.full((2,), math.nan, dtype=torch.float64)
+EYE = torch.eye(8, dtype=torch.float64)
 SINGULAR = torch.ones(2, 2, dtype=torch.float64)
-X, Y = estimators.gaussian_task(1, 1.0).sample(40)
-MAPS, UNIT, ZEROS = torch.zeros(3, 2, 4, 4), torch.eye(3), torch.zeros(3, dtype=torch.int64)
-DELETED = (torch.zeros(3, 3, 4, 4), MAPS[:, 0], torch.nn.Identity())
-HALF = torch.tensor([True, False, True, False])
+TASK = estimators.gaussian_task(1, 1.0)
+X, Y = TASK.sample(40)
+MAPS = torch.zeros(3, 2, 4, 4)
+ZEROS = torch.zeros(3, dtype=torch.int64)
+
+nats_of = partial(worlds.encoder_informations, DISCRETE)
+bound = partial(worlds.residual_bound_nats, DISCRETE.joint)
+noisy_nats = partial(worlds.embedding_informations, DISCRETE)
+gaussian_nats = worlds.gaussian_information_nats
 
 
-def entropy(*p):
-    return worlds.entropy_nats(torch.tensor(p, dtype=torch.float64))
+def probe(n, factor):
+    return probes.probe_nats(torch.zeros(n, 1), factor, torch.arange(4) % 2 == 0)
+
+
+def maps(texts=EYE[:3], noise=MAPS, weight=1.0):
+    return attribution.bottleneck_maps(MAPS, texts, torch.nn.Identity(), noise, weight)
+
+
+def deletion(maps, fraction):
+    return attribution.deletion_curve(MAPS, maps, torch.nn.Identity(), 0.0, (0, fraction))
 
 
 def no_feature_map():
@@ -27,93 +51,75 @@ def no_feature_map():
     attribution.split_image_tower(model)
 
 
-def probe(n, factor):
-    return probes.probe_nats(torch.zeros(n, 1), factor, HALF)
-
-
-def maps(noise=MAPS, weight=1.0):
-    return attribution.bottleneck_maps(MAPS, UNIT, torch.nn.Identity(), noise, weight)
-
-
 CALLS = {
-    "entropy-sum": (
-        lambda: entropy(0.5, 0.4),
-        "p must be probabilities that sum to 1, the sum is 0.9",
-    ),
-    "entropy-nan": (lambda: entropy(0.5, math.nan), "p must be probabilities"),
-    "table-rows": (
-        lambda: worlds.encoder_informations(DISCRETE, IMAGE[:3], TEXT),
-        r"image_encoder.*\[12, k\]",
-    ),
-    "table-sum": (
-        lambda: worlds.encoder_informations(DISCRETE, IMAGE, 2 * TEXT),
-        "each row of text_encoder",
-    ),
-    "confusions": (lambda: worlds.discrete_world((0.7,)), r"probabilities in \[0, 1/2\].*0.7"),
+    "entropy: sum": (lambda: worlds.entropy_nats(IMAGE), "sum to 1, the sum is 12"),
+    "entropy: NaN": (lambda: worlds.entropy_nats(NAN), "p must be probabilities"),
+    "entropy: negative": (lambda: worlds.entropy_nats(NAN.new_tensor([2, -1])), "probabilities"),
+    "table: rows": (lambda: nats_of(IMAGE[:3], TEXT), r"image_encoder.*\[12, k\]"),
+    "table: sum": (lambda: nats_of(IMAGE, 2 * TEXT), "each row of text_encoder"),
+    "table: negative": (lambda: nats_of(IMAGE * SIGNS, TEXT), "each row of image_encoder"),
+    "backward: rows": (lambda: bound(IMAGE, IMAGE), r"backward must be \[8, k\]"),
+    "confusions": (lambda: worlds.discrete_world((0.7,)), r"0.7.*confusions lie in \[0, 1/2\]"),
+    "no value": (lambda: worlds.discrete_world(n_text=0), "n_text=0.*at least one value"),
     "correlations": (lambda: worlds.gaussian_world((1.0,)), r"must lie in \(0, 1\)"),
-    "covariance": (
-        lambda: worlds.gaussian_information_nats(SINGULAR, [0], [1]),
-        "positive definite",
-    ),
-    "blocks": (
-        lambda: worlds.gaussian_information_nats(GAUSSIAN.covariance, [0, 1], [1]),
-        "no index in common",
-    ),
-    "noise": (
-        lambda: worlds.linear_encoder_nats(GAUSSIAN, torch.eye(8).double(), 0.0),
-        "noise_variance must be",
-    ),
+    "covariance": (lambda: gaussian_nats(SINGULAR, [0], [1]), "positive definite"),
+    "conditional": (lambda: worlds.conditional_covariance(SINGULAR, [0], [1]), "definite"),
+    "canonical": (lambda: worlds.canonical_correlations(SINGULAR, [0], [1]), "definite"),
+    "blocks": (lambda: gaussian_nats(GAUSSIAN.covariance, [0, 1], [1]), "no index in common"),
+    "noise": (lambda: worlds.linear_encoder_nats(GAUSSIAN, EYE, 0.0), "noise_variance must be"),
     "beta": (lambda: worlds.optimal_linear_encoder(GAUSSIAN, 0.0), "beta must be positive"),
-    "temperature": (
-        lambda: worlds.train_discrete(DISCRETE, temperature=-1.0),
-        "temperature must be positive",
-    ),
-    "embeddings": (
-        lambda: worlds.embedding_informations(DISCRETE, IMAGE[:3], 1.0),
-        "one row an image, 12, got 3",
-    ),
-    "kappa": (
-        lambda: worlds.embedding_informations(DISCRETE, IMAGE, 0.0),
-        "kappa must be positive",
-    ),
-    "scores-shape": (
-        lambda: estimators.nce_nats(torch.zeros(3, 4)),
-        r"scores must be \[n, n\].*\[3, 4\]",
-    ),
-    "scores-one": (lambda: estimators.nwj_nats(torch.zeros(1, 1)), "n at least 2"),
-    "scores-nan": (
-        lambda: estimators.dv_nats(torch.full((2, 2), math.nan)),
-        "scores must be finite",
-    ),
-    "samples-rows": (
-        lambda: estimators.estimate_nats(X, Y[:-1], ["InfoNCE"]),
-        "row i of one drawn with row i",
-    ),
-    "samples-few": (lambda: estimators.estimate_nats(X, Y, ["InfoNCE"]), "at least 256"),
-    "samples-inf": (lambda: estimators.ksg_nats(X * math.inf, Y), "x must be finite"),
+    "cold": (lambda: worlds.train_discrete(DISCRETE, temperature=-1.0), "temperature must be"),
+    "colder": (lambda: worlds.train_gaussian(GAUSSIAN, temperature=0.0), "temperature must be"),
+    "embeddings": (lambda: noisy_nats(IMAGE[:3], 1.0), "3 embeddings but 12 images"),
+    "kappa": (lambda: noisy_nats(IMAGE, math.inf), "kappa must be positive and finite"),
+    "scores: shape": (lambda: estimators.nce_nats(EYE[:3]), r"be \[n, n\].*\[3, 8\]"),
+    "scores: one": (lambda: estimators.nwj_nats(EYE[:1, :1]), "n at least 2"),
+    "scores: NaN": (lambda: estimators.dv_nats(NAN.expand(2, 2)), "scores must be finite"),
+    "samples: rows": (lambda: estimators.ksg_nats(X, Y[1:]), r"got \[40, 1\] and \[39, 1\]"),
+    "samples: few": (lambda: estimators.estimate_nats(X, Y, ["InfoNCE"]), "n at least 256"),
+    "samples: inf": (lambda: estimators.ksg_nats(X * math.inf, Y), "x must be finite"),
     "estimator": (lambda: estimators.fit_critic(X, Y, "InfoNSE"), "did you mean 'InfoNCE'"),
     "nats": (lambda: estimators.correlation_of(-1.0), "nats must be finite and at least 0"),
-    "map": (
-        lambda: estimators.gaussian_task(1, 1.0).seen_through("sine"),
-        "unknown map 'sine'.*wiggly",
+    "map": (lambda: TASK.seen_through("sine"), "unknown map 'sine'.*wiggly"),
+    "probe: rows": (lambda: probe(3, torch.arange(4)), "one row for each value of factor"),
+    "probe: constant": (lambda: probe(4, torch.zeros(4).long()), "two values or more"),
+    "probe: unseen": (lambda: probe(4, torch.arange(4)), "all of them in the fitted half"),
+    "agreement": (lambda: embeddings.neighbour_agreement(ZEROS[:, None], ZEROS), "everywhere"),
+    "subsampling": (lambda: embeddings.subsampling_intervals(dict, 10), "at least 20"),
+    "feature map": (no_feature_map, "no feature map is known of a clip model"),
+    "maps: shape": (lambda: maps(noise=MAPS[..., :2]), "pass one text per map"),
+    "maps: texts": (lambda: maps(texts=EYE[:2]), "3 maps.*2 texts"),
+    "maps: weight": (lambda: maps(weight=-1.0), "pass a positive price of a nat"),
+    "deletion: shares": (lambda: deletion(MAPS[:, 0], 1.5), "shares between 0 and 1"),
+    "deletion: size": (lambda: deletion(MAPS[:, 0, :2], 1.0), "enlarge the maps"),
+}
+
+
+EYE, FLAT = torch.eye(12), torch.ones(12, 12) / 12**0.5
+LONG = "text_embeddings has norms up to 1 away from 1"
+NO_ROWS = pd.DataFrame({"dataset": ["a"], "metric": ["accuracy@5"]})
+
+
+def gallery():
+    plots.retrieval_gallery([picture(0)], [["z"]], ["a"], torch.ones(1, 1))
+
+
+CALLS |= {
+    "alignment-unit": (lambda: geometry.alignment(EYE, 2 * EYE), LONG),
+    "gap-unit": (lambda: geometry.modality_gap(EYE, 2 * EYE), LONG),
+    "knn-unit": (lambda: geometry.mutual_knn(EYE, 2 * EYE), LONG),
+    "knn-collapsed": (lambda: geometry.mutual_knn(EYE, FLAT), "text_embeddings are equal"),
+    "cka-collapsed": (lambda: geometry.linear_cka(EYE, FLAT), "text_embeddings are equal"),
+    "knn-rows": (lambda: geometry.mutual_knn(EYE, EYE[:11]), "12 images and 11 texts are no pairs"),
+    "cka-rows": (lambda: geometry.linear_cka(EYE, EYE[:11]), "12 images and 11 texts are no pairs"),
+    "knn-k": (lambda: geometry.mutual_knn(EYE, EYE, k=12), "k=12 does not fit 12 pairs"),
+    "uniformity-one": (lambda: geometry.uniformity(torch.eye(1)), "two embeddings at least"),
+    "published": (
+        lambda: published("mine"),
+        "published.csv has no results of 'mine'; it has those",
     ),
-    "probe-rows": (lambda: probe(3, torch.arange(4)), "one row for each value of factor"),
-    "probe-constant": (lambda: probe(4, torch.zeros(4).long()), "two values or more"),
-    "agreement": (
-        lambda: embeddings.neighbour_agreement(ZEROS[:, None], ZEROS),
-        "same value everywhere",
-    ),
-    "subsampling": (
-        lambda: embeddings.subsampling_intervals(lambda i: {}, 10),
-        "20 items at least",
-    ),
-    "feature-map": (no_feature_map, "no feature map that is known here"),
-    "maps-shape": (lambda: maps(noise=MAPS[..., :2]), "do not fit: give one text a map"),
-    "maps-weight": (lambda: maps(weight=-1.0), "give a positive price of a nat"),
-    "deletion": (
-        lambda: attribution.deletion_curve(*DELETED, 0.0, (0, 1.5)),
-        "shares between 0 and 1",
-    ),
+    "gallery": (gallery, "none of the captions of image 0 .* add 'z'"),
+    "forest": (lambda: plots.forest(NO_ROWS), "none of the rows is accuracy@1 or a recall@1"),
 }
 
 
@@ -127,13 +133,29 @@ def sweep(text):
 
 RUN = "results: rows.csv\nconditions: {all: {methods: [{method: CLIP, seed: [1, 1]}]}}"
 CALLS |= {
-    "sweep: an entry misspelt": (
-        sweep("result: rows.csv"),
-        "unknown entry of .*sweep.yaml: 'result', did you mean 'results'",
-    ),
-    "sweep: no results": (sweep("conditions: {}"), "'results' is missing"),
-    "sweep: a run twice": (sweep(RUN), "two runs have the settings .*give each run once"),
-    "sweep: text": (sweep(RUN.replace("[1, 1]", "1e-3")), "seed: YAML reads '1e-3' as text"),
+    "sweep's entry": (sweep("result: rows.csv"), ".*sweep.yaml: 'result', did you mean 'results'"),
+    "sweep without results": (sweep("conditions: {}"), "has no entry 'results': see the head of"),
+    "sweep's run twice": (sweep(RUN), "two runs have the settings .*: drop one"),
+    "sweep's text": (sweep(RUN.replace("[1, 1]", "1e-3")), "seed: YAML reads '1e-3' as text"),
 }
 CASES = [(name, call, ValueError, message) for name, (call, message) in CALLS.items()]
 CASES += [("no such sweep", lambda: read_plan("no.yaml"), FileNotFoundError, "no.yaml")]
+
+
+def corruption(word="", **shares):
+    return lambda: corrupt(noise_pairs(8), Corruption(spurious_word=word, **shares))
+
+
+DATA = {
+    "glyph set": (lambda: load_glyph_benchmark("glyph_cats"), "'glyph_cats', did .* glyph_digits"),
+    "glyph split": (lambda: load_glyph_benchmark("glyph_shapes", "train"), "glyph_shapes 'train'"),
+    "above 1": (corruption(shuffled_captions=2), "shuffled_captions is 2: it is a share .* 0 to 1"),
+    "number for word": (corruption(7), "spurious_word is 7: it is a word, or empty for none"),
+    "word of none": (corruption("cow"), "no image of noise has the word 'cow' in its captions"),
+    "word of all": (corruption("a"), "every image of noise has the word 'a'"),
+    "near style": (corruption(spurious_style="negativ"), "'negativ', did you mean 'negative'"),
+    "style": (lambda: in_style(noise_pairs(2), "sketch"), r"'sketch'\. Known: small, contours"),
+}
+for share in (0, -0.1, 1.1, math.nan, 1e300, "half", True):
+    DATA[f"fraction {share}"] = (corruption(fraction=share), "fraction is ")
+CASES += [(name, call, ValueError, message) for name, (call, message) in DATA.items()]

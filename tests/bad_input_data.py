@@ -1,19 +1,16 @@
-"""Bad input to data: names that lead nowhere, malformed metadata and shards, broken images, unfit
-corruptions.
-"""
+"""Bad input to data: names that lead nowhere, malformed metadata and shards, broken images."""
 
 import datasets
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from data_files import png, write_classes, write_csv, write_images, write_parquet, write_shards
 from helpers import noise_pairs, picture
+from PIL import Image
 
-from cibr.data import Pairs, load_pairs
-from cibr.data.glyphs import load_glyphs
-from cibr.data.pairs import Skips, open_rgb
-from cibr_book.corruptions import Corruption, corrupt, in_style
-from cibr_book.glyph_benchmarks import load_glyph_benchmark
+from cibr.data import DATASETS, Dataset, Pairs, load_pairs
+from cibr.data.pairs import Skips, open_rgb, to_rgb
 
 
 def folder(text: str | bytes, kind: str = "csv", split: str = "train", **options):
@@ -30,10 +27,12 @@ def folder(text: str | bytes, kind: str = "csv", split: str = "train", **options
     return call
 
 
+def jsonl(text: str):
+    return folder(text, "jsonl")
+
+
 def mixed(tmp_path):
-    write_csv(
-        write_images(tmp_path, "a.png", "train/c.png"), "file_name,text\na.png,x\ntrain/c.png,y\n"
-    )
+    write_csv(tmp_path, "file_name,text\na.png,x\ntrain/c.png,y\n")
     load_pairs(tmp_path)
 
 
@@ -41,11 +40,15 @@ def files(*names: str):
     return lambda tmp_path: load_pairs(write_images(tmp_path, *names))
 
 
-def shards(*members: tuple, **options):
+def shards(*members: tuple, split: str = "train"):
     def call(tmp_path):
-        list(load_pairs(write_shards(tmp_path / "set", list(members)), **options).images())
+        list(load_pairs(write_shards(tmp_path / "set", list(members)), split).images())
 
     return call
+
+
+def classes(*members: tuple):
+    return lambda tmp_path: load_pairs(write_classes(tmp_path / "set", *members), "val")
 
 
 def damaged(file: str, content: bytes | None):
@@ -70,25 +73,24 @@ def damaged_header(tmp_path):
     load_pairs(tmp_path, "val")
 
 
+def pairs(captions=(("a",),), keys=("k",), **about):
+    about = {"labels": torch.zeros(len(keys)).long(), **about}
+    return Pairs("set", "test", captions, list(keys), picture, **about)
+
+
 def prompts(**about):
-    return lambda: Pairs(
-        "set", "test", [["a"]], ["k"], picture, torch.tensor([0]), **about
-    ).prompts()
-
-
-def corruption(word: str = "", **shares):
-    return lambda: corrupt(noise_pairs(8), Corruption(spurious_word=word, **shares))
+    return lambda: pairs(**about).prompts()
 
 
 def hub(name: str, error: Exception):
     """Loads a set of a hub that answers with an error."""
 
-    def fail(*args, **kwargs):
+    def fail(*args, **options):
         raise error
 
     def call():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(datasets, "load_dataset", fail)
+            patch.setattr(datasets, "get_dataset_split_names", fail)
             patch.setattr(huggingface_hub, "snapshot_download", fail)
             load_pairs(name)
 
@@ -96,10 +98,10 @@ def hub(name: str, error: Exception):
 
 
 def without_texts(tmp_path):
-    write_parquet(tmp_path, "train", [0], "label")
+    write_parquet(tmp_path / "set", "train", [0], "label")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-        load_pairs(tmp_path)
+        load_pairs(tmp_path / "set")
 
 
 def cibr_data_that_is_no_folder():
@@ -108,271 +110,113 @@ def cibr_data_that_is_no_folder():
         load_pairs("flickr8k")
 
 
-NAMES = {
-    "near": ("flickr8", "no data set 'flickr8', did you mean 'flickr8k'.*metadata.csv.*CIBR_DATA"),
-    "far": ("no/such/place", r"no data set 'no/such/place'\. Known: glyphs, "),
-    "empty": ("", "no data set ''"),
-    "split of a card": ("imagenet1k", "dev", "no split 'validation': it has train, test"),
-    "split of glyphs": (
-        "glyphs",
-        "half",
-        "no split 'half': it has train, validation, test, validation_characters",
-    ),
-}
-CSV = {
-    "image column": ("file,text\na.png,x", "line 2, needs the columns .* there are: file, text"),
-    "text column": ("file_name,title\na.png,x", "needs the columns file_name and text or caption.*title"),
-    "comma": ("file_name,text\na.png,a dog, brown", "line 2, has more fields than columns: quote texts"),
-    "no file name": ("file_name,text\n,x", "line 2, has no file_name"),
-    "no rows": ("file_name,text\n", r"metadata\.csv has no rows"),
-    "open quote": ('file_name,text\na.png,"a dog\nin/b.png,x', "every quote closed"),
-    "latin-1": ("file_name,text\na.png,größer".encode("latin-1"), r"metadata\.csv cannot be read .*UTF-8"),
-    **{path: (f"file_name,text\n{path},x", "line 2, has the file_name '.*a.png', which is not within")
-       for path in ("../a.png", "/etc/a.png", "C:\\photos\\a.png", "..\\a.png")},
-    "no text": ("file_name,text\na.png, ", r"a\.png of photos has no text"),
-    "broken image": ("file_name,text\nbroken.png,x", r"broken\.png does not decode as an image"),
-    "two groups": ("file_name,text,group\na.png,x,1\na.png,y,2", "group '2', an earlier row '1'"),
-}  # fmt: skip
-JSONL = {
-    "half a row": (
-        '{"file_name": "a.png", "text": "x"}\n{"file_name"',
-        "line 2, is not a JSON object",
-    ),
-    "huge number": ('{"text": ' + "9" * 5000 + "}", "line 1, is not a JSON object"),
-    "nesting": ("[" * 100_000, "line 1, is not a JSON object"),
-    "number": (
-        '{"file_name": "a.png", "text": 7}',
-        "line 1, has the text 7: it is a string or a list",
-    ),
-    "null in a list": (
-        '{"file_name": "a.png", "text": ["x", null]}',
-        "it is a string or a list of strings",
-    ),
-    "null name": ('{"file_name": null, "text": "x"}', "line 1, has no file_name"),
-}
-SHARDS = {
-    "no text": ([("bad.png", png())], r"sample 'bad' of .*0\.tar has an image but no text"),
-    "no image": ([("bad.txt", "x")], r"sample 'bad' of .*0\.tar has a text but no image"),
-    "broken image": (
-        [("bad.png", png()[:-30]), ("bad.txt", "x")],
-        r"'bad' of .*0\.tar does not decode",
-    ),
-    "not UTF-8": (
-        [("a.png", png()), ("a.txt", b"\xff\xfe")],
-        "text of sample 'a' of .* is not UTF-8",
-    ),
-    "two images": ([("a.png", png()), ("a.jpg", png())], "sample 'a' of .* has two of image"),
-    "no samples": ([("a.json", "{}")], "train of set is empty"),
-}
-CLASSES = {
-    "no label": (("c.png", png()), ("c.txt", "x"), r"sample 'c' of .*0\.tar has the label ''"),
-    "negative label": (
-        ("c.png", png()),
-        ("c.cls", "-1"),
-        "has the label '-1': .* 2 lines of classnames.txt",
-    ),
-    "extreme label": (
-        ("c.png", png()),
-        ("c.cls", "9" * 5000),
-        "has the label '9+': a .cls holds an index",
-    ),
-}
-DAMAGED = {
-    "compressed": (
-        "val/0.tar",
-        b"\x1f\x8b" + bytes(range(256)) * 8,
-        "0.tar is cut short or is no tar file",
-    ),
-    "label too high": (
-        "classnames.txt",
-        b"cat",
-        r"sample 'a' of .*0\.tar has the label '1'.* 1 lines",
-    ),
-    "word for number": ("val/nshards.txt", b"many", r"nshards\.txt says 'many'"),
-    "no shards": ("val/nshards.txt", b"0", r"nshards\.txt says '0': it holds the number"),
-    "extreme number": ("val/nshards.txt", b"9" * 5000, r"nshards\.txt says '9+'"),
-}
-PAIRS = {
-    "lengths": (
-        lambda: Pairs("x", "train", [["a"]], [], picture),
-        "captions for 1 images but keys for 0",
-    ),
-    "no caption": (
-        lambda: Pairs("x", "train", [[" "]], ["k"], picture),
-        "sample 'k' of x has no text",
-    ),
-    "no templates": (
-        prompts(classnames=["a"]),
-        "without zeroshot_classification_templates.txt: put",
-    ),
-    "template": (prompts(classnames=["a"], templates=["a {}"]), r"template 'a \{\}' without \{c\}"),
-    "negative limit": (lambda: Skips("set", -1), "max_skipped is -1: give a number of samples"),
-    "glyph split": (
-        lambda: load_glyphs("half"),
-        "unknown split of glyphs 'half'. Known: train, validation",
-    ),
-    "glyph set": (
-        lambda: load_glyph_benchmark("glyph_cats"),
-        "unknown glyph set 'glyph_cats', did you mean .* Known: glyph_digits",
-    ),
-    "glyph set's split": (
-        lambda: load_glyph_benchmark("glyph_shapes", "train"),
-        "split of glyph_shapes 'train'. Known: valid",
-    ),
-}
-CORRUPTIONS = {
-    "above 1": (
-        corruption(shuffled_captions=2),
-        "shuffled_captions is 2: it is a share .* from 0 to 1",
-    ),
-    "word is a number": (corruption(7), "spurious_word is 7: it is a word, or empty for none"),
-    "word of none": (corruption("cow"), "no image of noise has the word 'cow' in its captions"),
-    "word of all": (corruption("a"), "every image of noise has the word 'a'"),
-    "near style": (
-        corruption(spurious_style="negativ"),
-        "unknown style 'negativ', did you mean 'negative'",
-    ),
-    "style": (
-        lambda: in_style(noise_pairs(2), "sketch"),
-        r"unknown style 'sketch'\. Known: small, contours",
-    ),
-}
-BAD_FRACTIONS = (0, -0.1, 1.1, float("nan"), 1e300, "half", True)
-GONE = "file_name,text\ngone.png,x"
+def empty_set_of_code():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, "mine", Dataset(lambda split: noise_pairs(0), ["train"]))
+        load_pairs("mine")
 
 
-def cases(kind: str, table: dict, call):
-    return [
-        (f"{kind}: {case}", call(*how), ValueError, message)
-        for case, (*how, message) in table.items()
-    ]
+ROW = "file_name,text\n"
+GONE = ROW + "gone.png,x"
+GROUPS = "file_name,text,group\na.png,x,1\na.png,y,2"
+LATIN = (ROW + "a.png,größer").encode("latin-1")
+A_TEXT = '{"file_name": "a.png", "text": '
+BAD = ("bad.png", png())
+COMPRESSED = b"\x1f\x8b" + bytes(2048)
+NANS = np.full((2, 2), np.nan, np.float32)
 
-
+VALUE_ERRORS = {
+    "near name": (lambda: load_pairs("flickr8"), "'flickr8', did you mean 'flickr8k'.*CIBR_DATA"),
+    "far name": (lambda: load_pairs("no/such/place"), r"set 'no/such/place'\. Known: glyphs, "),
+    "empty name": (lambda: load_pairs(""), "no data set ''"),
+    "long name": (lambda: load_pairs("a" * 5000), "no data set 'aaa"),
+    "user's folder": (lambda: load_pairs("~nobody/x/y"), "no data set '~nobody/x/y'"),
+    "split of a card": (lambda: load_pairs("imagenet1k", "dev"), "'validation': it has train, te"),
+    "split of glyphs": (lambda: load_pairs("glyphs", "half"), "no split 'half': it has train, val"),
+    "negative limit": (lambda: Skips("set", -1), "max_skipped is -1: give 0 or more samples"),
+    "empty": (empty_set_of_code, r"train of mine is empty \(0 samples skipped\): add an image"),
+    "CIBR_DATA": (cibr_data_that_is_no_folder, "CIBR_DATA is 'nowhere', .*: correct it or unset"),
+    "csv: image column": (folder("file,text\na.png,x"), "line 2, needs .* but has file, text"),
+    "csv: text column": (folder("file_name,title\na.png,x"), "needs .* file_name and text.*title"),
+    "csv: comma": (folder(ROW + "a.png,a dog, brown"), "line 2, has too many fields: quote texts"),
+    "csv: no file name": (folder(ROW + ",x"), "line 2, has no file_name"),
+    "csv: no rows": (folder(ROW), r"metadata\.csv has no rows"),
+    "csv: open quote": (folder(ROW + 'a.png,"a dog\nin/b.png,x'), "has an open quote"),
+    "csv: latin-1": (folder(LATIN), r"metadata\.csv is not UTF-8"),
+    "csv: parent": (folder(ROW + "../a.png,x"), r"has the file_name '\.\./a.png': move the image"),
+    "csv: root": (folder(ROW + "/etc/a.png,x"), "has the file_name '/etc/a.png'"),
+    "csv: drive": (folder(ROW + "C:\\photos\\a.png,x"), "has the file_name 'C:"),
+    "csv: parent in Windows": (folder(ROW + "..\\a.png,x"), "has the file_name '.*a.png'"),
+    "csv: no text": (folder(ROW + "a.png, "), r"a\.png of photos has no text"),
+    "csv: broken image": (folder(ROW + "broken.png,x"), r"broken\.png does not decode as an image"),
+    "csv: two groups": (folder(GROUPS), r"line 3, has group '2', but earlier '1'"),
+    "jsonl: half a row": (jsonl(A_TEXT + '"x"}\n{"file_name"'), "line 2, is not a JSON object"),
+    "jsonl: huge number": (jsonl('{"text": ' + "9" * 5000 + "}"), "line 1, is not a JSON object"),
+    "jsonl: nesting": (jsonl("[" * 100_000), "line 1, is not a JSON object"),
+    "jsonl: list": (jsonl('["a.png", "x"]'), "line 1, is not a JSON object"),
+    "jsonl: number": (jsonl(A_TEXT + "7}"), "line 1, has the text 7: write a string or a list"),
+    "jsonl: null in a list": (jsonl(A_TEXT + '["x", null]}'), r"\['x', None\]: write a string"),
+    "jsonl: null name": (jsonl('{"file_name": null, "text": "x"}'), "line 1, has no file_name"),
+    "both kinds": (files("metadata.csv", "metadata.jsonl"), "has metadata.jsonl and metadata.csv"),
+    "two splits": (files("val/metadata.csv", "dev/metadata.csv"), "both the split 'validation'"),
+    "root and split": (files("metadata.csv", "train/metadata.csv"), "train/metadata.csv: keep one"),
+    "mixed": (mixed, r"others outside, such as a\.png: put all"),
+    "other split": (folder("", split="test"), "no split 'train': it has test$"),
+    "nothing left": (folder(GONE, max_skipped=3), r"empty \(1 samples skipped\)"),
+    "too many bad": (folder(GONE + "\nb.png,y", max_skipped=1), "(?s)of photos.*gone.png.*b.png"),
+    "shard: no text": (shards(BAD), r"sample 'bad' of .*0\.tar has an image but no text"),
+    "shard: no image": (shards(("bad.txt", "x")), r"'bad' of .*0\.tar has a text but no image"),
+    "shard: broken": (shards(("bad.png", png()[:-30]), ("bad.txt", "x")), "'bad' .*not decode"),
+    "shard: not UTF-8": (shards(BAD, ("bad.txt", b"\xff\xfe")), "text of sample 'bad' .*not UTF-8"),
+    "shard: two images": (shards(BAD, ("bad.GIF", png())), "sample 'bad' of .* has two of image"),
+    "shard: no samples": (shards(("a.json", "{}")), "train of set is empty"),
+    "shard: split": (shards(("a.txt", "x"), split="dev"), "no split 'validation': it has train$"),
+    "class: none": (classes(("c.png", png()), ("c.txt", "x")), r"'c' of .*0\.tar has the label ''"),
+    "class: negative": (classes(("c.png", png()), ("c.cls", "-1")), "label '-1', .* lines 0 to 1"),
+    "class: next": (classes(("c.png", png()), ("c.cls", "2")), "label '2', .* lines 0 to 1"),
+    "class: extreme": (classes(("c.png", png()), ("c.cls", "9" * 5000)), "label '9{40}'"),
+    "set: compressed": (damaged("val/0.tar", COMPRESSED), r"0\.tar is damaged or no tar file"),
+    "set: number a word": (damaged("val/nshards.txt", b"many"), r"nshards\.txt says 'many'"),
+    "set: no shards": (damaged("val/nshards.txt", b"0"), "says '0': write the number of shards"),
+    "set: extreme number": (damaged("val/nshards.txt", b"9" * 5000), r"nshards\.txt says '9{40}'"),
+    "set: no number": (damaged("val/nshards.txt", None), "no split 'validation': it has none"),
+    "set: header": (damaged_header, r"0\.tar is damaged .*neither a sample nor the end at byte"),
+    "hub: broken": (hub("owner/birds", KeyError("rows")), "owner/birds cannot be read .*KeyError"),
+    "hub: no text column": (without_texts, r"column image of images and one of text, .*Image\("),
+    "pairs: lengths": (lambda: pairs(keys=["k", "l"]), "for 1 images but keys for 2: pass one"),
+    "pairs: labels": (lambda: pairs(labels=torch.zeros(3).long()), "1 images but labels for 3"),
+    "pairs: no caption": (lambda: pairs([[" "]]), "sample 'k' of set has no text: give it"),
+    "prompts: no names": (prompts(templates=["{c}"]), "no class names: put classnames.txt"),
+    "prompts: no templates": (prompts(classnames=["a"]), "no prompt templates: put zeroshot_class"),
+    "prompts: no {c}": (prompts(classnames=["a"], templates=["{c}", "b"]), r"'b' without \{c\}"),
+    "image: empty": (lambda: to_rgb(Image.new("RGB", (0, 3))), "0 x 3 px has no pixels"),
+    "image: NaN": (lambda: to_rgb(Image.fromarray(NANS)), "no pixel .* is a finite number"),
+}
+MISSING = {
+    "no metadata": (files("a.png"), "no metadata.jsonl or metadata.csv: write one"),
+    "missing image": (folder(GONE), r"gone\.png is missing, but .*metadata\.csv names it"),
+    "long image": (folder(ROW + "a" * 5000 + ",x"), "aaa is missing, but"),
+    "dangling link": (folder(ROW + "link.png,x"), "is a link to gone/away.png"),
+    "missing shard": (damaged("val/0.tar", None), r"No such file .*0\.tar"),
+    "missing names": (damaged("classnames.txt", None), "No such file .*classnames.txt"),
+    "no image file": (lambda tmp_path: open_rgb(tmp_path / "gone.png"), "gone.png"),
+}
+UNREACHABLE = {
+    "hub offline": (hub("owner/birds", ConnectionError("no")), r"owner/birds is no folder.*\(no\)"),
+    "hub shards offline": (hub("owner/wds_x", OSError("no")), "wds_x is no folder .*CIBR_DATA"),
+}
+OUTSIDE = {
+    "image 48": (lambda: noise_pairs().image(48), "noise has no image 48: train has 48 images"),
+    "pair -1": (lambda: noise_pairs().subset([-1]), "noise has no image -1: train has 48 images"),
+}
+TABLES = {
+    ValueError: VALUE_ERRORS,
+    FileNotFoundError: MISSING,
+    ConnectionError: UNREACHABLE,
+    IndexError: OUTSIDE,
+}
 CASES = [
-    *cases("name", NAMES, lambda *how: lambda: load_pairs(*how)),
-    *cases("csv", CSV, folder),
-    *cases("jsonl", JSONL, lambda text: folder(text, "jsonl")),
-    *cases("shard", SHARDS, lambda members: shards(*members)),
-    *cases(
-        "classes",
-        CLASSES,
-        lambda *members: lambda p: load_pairs(write_classes(p / "set", *members), "val"),
-    ),
-    *cases("shards", DAMAGED, damaged),
-    *cases("pairs", PAIRS, lambda call: call),
-    *cases("corruption", CORRUPTIONS, lambda call: call),
-    *((f"fraction {x}", corruption(fraction=x), ValueError, "fraction is ") for x in BAD_FRACTIONS),
-    (
-        "CIBR_DATA",
-        cibr_data_that_is_no_folder,
-        ValueError,
-        "CIBR_DATA is 'nowhere', .*: correct it or unset it",
-    ),
-    (
-        "hub offline",
-        hub("owner/birds", ConnectionError("no")),
-        ConnectionError,
-        "owner/birds is neither",
-    ),
-    (
-        "hub set broken",
-        hub("owner/birds", KeyError("rows")),
-        ValueError,
-        "birds cannot be read .*KeyError",
-    ),
-    (
-        "hub shards offline",
-        hub("owner/wds_x", OSError("no")),
-        ConnectionError,
-        "wds_x is neither .*CIBR_DATA",
-    ),
-    (
-        "no text column",
-        without_texts,
-        ValueError,
-        r"column image of images and one of text, .*image.: Image\(",
-    ),
-    (
-        "no metadata",
-        files("a.png"),
-        FileNotFoundError,
-        "no metadata.jsonl or metadata.csv: write one",
-    ),
-    (
-        "both kinds",
-        files("metadata.csv", "metadata.jsonl"),
-        ValueError,
-        "has metadata.jsonl and metadata.csv",
-    ),
-    (
-        "two splits",
-        files("val/metadata.csv", "dev/metadata.csv"),
-        ValueError,
-        "are both the split 'val",
-    ),
-    (
-        "root and split",
-        files("metadata.csv", "train/metadata.csv"),
-        ValueError,
-        "train/metadata.csv: keep one",
-    ),
-    ("other split", folder("", split="test"), ValueError, "no split 'train': it has test;"),
-    ("missing image", folder(GONE), FileNotFoundError, r"gone\.png is missing, but"),
-    (
-        "dangling link",
-        folder("file_name,text\nlink.png,x"),
-        FileNotFoundError,
-        "is a link to gone/away.png",
-    ),
-    (
-        "nothing left",
-        folder(GONE, max_skipped=3),
-        ValueError,
-        r"empty \(1 samples skipped\)",
-    ),
-    (
-        "too many bad",
-        folder(GONE + "\nalso.png,y", max_skipped=1),
-        ValueError,
-        "(?s)more than max_skipped=1 samples of photos.*gone.png",
-    ),
-    ("mixed", mixed, ValueError, "others outside, such as a.png"),
-    (
-        "split of shards",
-        shards(("a.txt", "x"), split="dev"),
-        ValueError,
-        "no split 'validation': .* train;",
-    ),
-    ("damaged header", damaged_header, ValueError, r"0\.tar is cut short or damaged at byte"),
-    ("missing shard", damaged("val/0.tar", None), FileNotFoundError, r"No such file .*0\.tar"),
-    (
-        "missing number",
-        damaged("val/nshards.txt", None),
-        ValueError,
-        "add validation/nshards.txt with its shards",
-    ),
-    (
-        "missing names",
-        damaged("classnames.txt", None),
-        FileNotFoundError,
-        "No such file .*classnames.txt",
-    ),
-    (
-        "image 48",
-        lambda: noise_pairs().image(48),
-        IndexError,
-        "noise has no image 48: train holds 0 to 47",
-    ),
-    (
-        "pair -1",
-        lambda: noise_pairs().subset([-1]),
-        IndexError,
-        "noise has no image -1: train holds 0 to 47",
-    ),
-    (
-        "no image file",
-        lambda p: open_rgb(p / "gone.png", "gone.png"),
-        FileNotFoundError,
-        "gone.png",
-    ),
+    (f"data: {case}", call, error, message)
+    for error, table in TABLES.items()
+    for case, (call, message) in table.items()
 ]

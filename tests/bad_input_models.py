@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import torch
-from helpers import TEXTS, Crafted, noise_pairs, picture
+from helpers import TEXTS, noise_pairs, picture
+from PIL import Image
 
 from cibr import DualEncoder
 from cibr.data import Pairs
@@ -18,6 +18,7 @@ from cibr.models.features import prepare
 from cibr.utils import shipped
 
 LONG = "every " * 80
+WIDER = dict(dim=8, width=32, vocabulary=1949, context=64, dropout=0.0)
 
 
 @cache
@@ -25,40 +26,41 @@ def model() -> DualEncoder:
     return DualEncoder.tiny(TEXTS, dim=16, width=4)
 
 
-def embed(side: str, items, **options):
-    return lambda: getattr(model(), f"embed_{side}")(items, **options)
+def images(items):
+    return lambda: model().embed_images(items)
 
 
-def load(write):
-    """Loads from a folder after something was written to it."""
-    return lambda tmp_path: DualEncoder.from_pretrained(write(tmp_path) or tmp_path)
+def texts(items, **options):
+    return lambda: model().embed_texts(items, **options)
+
+
+def load(name):
+    return lambda: DualEncoder.from_pretrained(name)
+
+
+def temperature(value):
+    return lambda: model().set_temperature(value)
 
 
 def changed(**settings):
-    """A copy of a shipped model whose configuration is changed."""
+    """Loads a copy of a shipped model whose configuration is changed."""
 
-    def write(folder: Path):
-        shutil.copytree(shipped("checkpoints/clip-tiny"), folder, dirs_exist_ok=True)
+    def call(tmp_path):
+        folder = shutil.copytree(shipped("checkpoints/clip-tiny"), tmp_path / "copy")
         config = json.loads((folder / "cibr.json").read_text())
         (folder / "cibr.json").write_text(json.dumps(config | settings))
+        DualEncoder.from_pretrained(folder)
 
-    return load(write)
-
-
-def dangling(folder: Path):
-    (folder / "latest").symlink_to(folder / "gone")
-    return folder / "latest"
+    return call
 
 
-def crafted_pickle(tmp_path):
-    from transformers import CLIPConfig
+def empty_folder(tmp_path):
+    DualEncoder.from_pretrained(tmp_path)
 
-    CLIPConfig().save_pretrained(tmp_path)
-    torch.save({"logit_scale": Crafted(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
-    try:
-        DualEncoder.from_pretrained(tmp_path)
-    finally:
-        assert not (tmp_path / "ran").exists()
+
+def dangling(tmp_path):
+    (tmp_path / "latest").symlink_to(tmp_path / "gone")
+    DualEncoder.from_pretrained(tmp_path / "latest")
 
 
 def file_in_the_way(tmp_path):
@@ -71,126 +73,40 @@ def long_captions():
     prepare(model(), Pairs("noise", "train", [[LONG]] * 2, ["a", "b"], pairs.load))
 
 
-def named(name: str):
-    return lambda: DualEncoder.from_pretrained(name)
-
-
-WIDER = dict(dim=8, width=32, vocabulary=1949, context=64, dropout=0.0)
-OPEN = r"open files with PIL\.Image\.open\(path\), make images of arrays with PIL\.Image\.fromarray"
-Absent = FileNotFoundError
-CASES = [
-    (
-        "one image",
-        embed("images", picture(0)),
-        ValueError,
-        "list of PIL images, not one Image: open files",
-    ),
-    (
-        "one path",
-        embed("images", "cat.png"),
-        ValueError,
-        f"list of PIL images, not one str: .*{OPEN}",
-    ),
-    (
-        "paths",
-        embed("images", [Path("cat.png")]),
-        ValueError,
-        f"PIL images, and item 0 is a PosixPath: {OPEN}",
-    ),
-    ("array", embed("images", np.zeros((1, 4, 4, 3))), ValueError, f"item 0 is a ndarray: {OPEN}"),
-    (
-        "one text",
-        embed("texts", "a cat"),
-        ValueError,
-        "a list of strings, not one str: make strings",
-    ),
-    (
-        "missing text",
-        embed("texts", ["a cat", None]),
-        ValueError,
-        "takes strings, and item 1 is a NoneType",
-    ),
-    (
-        "batches of none",
-        embed("texts", TEXTS, batch_size=0),
-        ValueError,
-        "batch_size is 0: .* 1 or more",
-    ),
-    (
-        "long text",
-        embed("texts", [LONG]),
-        ValueError,
-        r"\d+ tokens and the model reads 64: 'every .*truncate=",
-    ),
-    ("long caption", long_captions, ValueError, r"Shorten it, or cut .* truncate_texts=True"),
-    (
-        "no texts",
-        lambda: DualEncoder.tiny([]),
-        ValueError,
-        "learns its tokenizer from texts: give at least one",
-    ),
-    (
-        "misspelt checkpoint",
-        named("cibr-tinny"),
-        Absent,
-        "'cibr-tinny', did you mean 'cibr-tiny'.* a hub",
-    ),
-    ("empty name", named(""), Absent, "unknown model ''. Give the folder of a model, a hub id"),
-    (
-        "misspelt kind",
-        lambda: model_kind("frozn"),
-        ValueError,
-        "unknown model 'frozn', did you mean 'frozen'",
-    ),
-    (
-        "unknown kind",
-        lambda: model_kind("/nowhere"),
-        ValueError,
-        "Give the folder of a model, .* tiny or frozen",
-    ),
-    (
-        "no folder",
-        named("/nowhere/gone"),
-        Absent,
-        "unknown model '/nowhere/gone'. Give the folder of a model",
-    ),
-    (
-        "empty folder",
-        load(lambda _: None),
-        Absent,
-        r"cannot load folder .*config\.json and weights, set CIBR_MODELS",
-    ),
-    ("dangling link", load(dangling), Absent, "unknown model '.*latest': it is a link to nothing"),
-    ("a file", named(__file__), Absent, r"models\.py': it is a file. Give the folder of a model"),
-    (
-        "first format",
-        changed(format=1),
-        ValueError,
-        "format 1 and this version reads 2: train it again",
-    ),
-    (
-        "unknown backbone",
-        changed(kind="huge"),
-        ValueError,
-        r"cibr\.json' is missing or damaged \('huge'\)",
-    ),
-    (
-        "other settings",
-        changed(settings=[]),
-        ValueError,
-        r"cibr\.json' is missing or damaged .*: save the model",
-    ),
-    (
-        "other weights",
-        changed(settings=WIDER),
-        ValueError,
-        r"fit cibr\.json: 2 weights .*, first '.*head",
-    ),
-    ("crafted pickle", crafted_pickle, Absent, "cannot load folder '.*': .*[Ww]eights.only"),
-    (
-        "folder in the way",
-        file_in_the_way,
-        ValueError,
-        "cannot write the model to .*choose another output_dir",
-    ),
-]
+VALUE_ERRORS = {
+    "one image": (images(picture(0)), "got one Image, but .* a list of PIL images: open files"),
+    "one path": (images("cat.png"), r"got one str, .* with PIL\.Image\.open\(path\), make images"),
+    "paths": (images([Path("cat.png")]), "item 0 is a PosixPath, .*list of PIL images: open"),
+    "array": (images(np.zeros((1, 4, 4, 3))), r"item 0 is a ndarray, .* with Image\.fromarray"),
+    "no pixels": (images([picture(0), Image.new("L", (0, 0))]), "image 1 .* has no pixels"),
+    "no width": (images([Image.new("RGB", (0, 5))]), "image 0 .* has no pixels: leave it out"),
+    "one text": (texts("a cat"), "got one str, but embed_texts takes a list of strings"),
+    "missing text": (texts(["a cat", None]), r"item 1 is a NoneType, .* make them with str\(item"),
+    "half a character": (texts(["a", "\ud83d"]), r"'\\ud83d' has half a surrogate pair: decode"),
+    "batches of none": (texts(TEXTS, batch_size=0), "batch_size is 0: give 1 or more items"),
+    "long text": (texts(["a", LONG]), r"\d+ tokens and the model reads 64: 'every .*truncate="),
+    "long caption": (long_captions, r"Shorten it, or cut .* truncate_texts=True"),
+    "no texts": (lambda: DualEncoder.tiny([]), "learns its tokenizer from texts: give at least"),
+    "temperature 0": (temperature(0), "temperature is 0: give a positive number"),
+    "temperature inf": (temperature(float("inf")), "temperature is inf: give a positive number"),
+    "misspelt kind": (lambda: model_kind("frozn"), "unknown model 'frozn', did you mean 'frozen'"),
+    "unknown kind": (lambda: model_kind("/no"), "Give the folder of a model, .* tiny or frozen"),
+    "first format": (changed(format=1), r"cibr\.json' .*format 1 .*, but .* reads format 2"),
+    "other backbone": (changed(kind="huge"), "kind 'huge', but .* tiny, frozen and clip"),
+    "other settings": (changed(settings=[]), r"cibr\.json' is missing or damaged .*: save the m"),
+    "other weights": (changed(settings=WIDER), r"image_head.2.weight' does not fit cibr\.json"),
+    "folder in the way": (file_in_the_way, "cannot write the model to .*choose another output_dir"),
+    "no name": (lambda: model().save_pretrained(""), "name of the folder is empty: give a folder"),
+}
+MISSING = {
+    "misspelt checkpoint": (load("cibr-tinny"), "'cibr-tinny', did you mean 'cibr-tiny'.* a hub"),
+    "long name": (load("x" * 5000), "unknown model 'xxx.* Give the folder of a model, a hub id"),
+    "three parts": (load("owner/name/file"), "unknown model 'owner/name/file'. Give the folder"),
+    "empty name": (load(""), "unknown model ''. Give the folder of a model, a hub id"),
+    "no folder": (load("/nowhere/gone"), "unknown model '/nowhere/gone'. Give the folder of a m"),
+    "empty folder": (empty_folder, r"cannot load .*AutoModel .*give its folder, set CIBR_MODELS"),
+    "dangling link": (dangling, "unknown model '.*latest': it is a file or a broken link. Give"),
+    "a file": (load(__file__), r"models\.py': it is a file or a broken link. Give the folder"),
+}
+CASES = [(name, call, ValueError, message) for name, (call, message) in VALUE_ERRORS.items()]
+CASES += [(name, call, FileNotFoundError, message) for name, (call, message) in MISSING.items()]

@@ -1,143 +1,95 @@
 """Bad input to training: configurations, data sets and output folders."""
 
 import math
-import sys
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
-import torch
-from helpers import TEXTS, noise_pairs, picture
+from helpers import noise_pairs
+from small_runs import PAIRS, train, write_folder
 
-from cibr.data import Pairs
-from cibr.train import configure, fit, load_splits
-from cibr.train.loop import _rows_a_process
-from cibr.train.sampler import epoch_rows
+from cibr.train import configure, load_splits
+from cibr.train.grad_cache import rows_per_process
 
-sys.path.insert(0, str(Path(__file__).parent / "train"))
-
-from small_runs import PAIRS, small_model, write_folder
-
-OUT_OF_RANGE = dict(
-    beta=(-0.1, math.nan, 1e9), batch_size=(1,), epochs=(-1,), learning_rate=(-1e-3,)
+OUT_OF_RANGE = dict(beta=[-0.1, math.nan, 1e5], kappa_e=[0.0, 1e7], epochs=[-1], batch_size=[-1, 1])
+OUT_OF_RANGE |= dict(
+    learning_rate=[-1e-3, math.inf], temperature=[-1.0, 0.009, 1e4], seed=[-1, 2**32]
 )
 OUT_OF_RANGE |= dict(
-    temperature=(0.001,), dropout=(1.0, -0.5), weight_decay=(-2.0,), micro_batch_size=(-1,)
+    weight_decay=[-2.0, -0.5, 1e4], dropout=[-2.0, -0.5, 1.0], micro_batch_size=[-1]
 )
-OUT_OF_RANGE |= dict(
-    cca_ridge_image=(0.0,), cca_ridge_text=(-1.0,), feature_noise=(-0.1,), ema_decay=(1.0,)
-)
-OUT_OF_RANGE |= dict(warm_up=(1.0,), image_tower_rate=(-0.1,), text_tower_rate=(math.inf,))
-OUT_OF_RANGE |= dict(interpolation=(1.0,), crop_scale=(0.0, 1.1), validate_every=(0,))
-OUT_OF_RANGE |= dict(
-    seed=(-1,),
-    kappa_b=(0.0,),
-    text_weight=(1.5,),
-    checkpoint_every=(-1,),
-    validate_every=(0,),
-    critic_steps=(0,),
-)
+OUT_OF_RANGE |= dict(cca_ridges=[(0.0, 1.0), (1.0, -1.0)], feature_noise=[-0.1, 101.0])
+OUT_OF_RANGE |= dict(crop_scale=[0.0, 1.1], validate_every=[0], max_skipped=[-3])
 OF_WRONG_TYPE = dict(epochs=2.0, batch_size=True, learn_temperature=1, beta="0.1", penalty=None)
-UNKNOWN = dict(penalty=("vfm", "vmf"), contrastive=("clap", "clip"))
-OTHER_PARAMETERS = [
+OF_WRONG_TYPE |= dict(penalty_options=3, cca_ridges=(1.0, 2.0, 3.0), output_dir=5)
+SETTINGS = [
+    ({name: value}, f"{name} is ") for name, values in OUT_OF_RANGE.items() for value in values
+]
+SETTINGS += [({name: value}, f"{name} is .*should ") for name, value in OF_WRONG_TYPE.items()]
+SETTINGS += [
     (dict(betta=1.0), "unknown parameter 'betta', did you mean 'beta'.*Known: dataset, model"),
     (dict(zzz=1), r"unknown parameter 'zzz'\. Known"),
-    (dict(mixed_precision="fp8"), "unknown mixed_precision 'fp8'.*Known: no, bf16"),
+    (dict(penalty="vfm"), "unknown penalty 'vfm', did you mean 'vmf'.*Known: "),
+    (dict(contrastive="clap"), "unknown contrastive loss 'clap', did you mean 'clip'.*Known: "),
+    (dict(penalty_options={"kapa_b": 1.0}), "unknown option .*'kapa_b', did you mean 'kappa_b'"),
+    (dict(penalty="mine", penalty_options={"kappa_b": 1.0}), "unknown option .*'kappa_b'"),
     (dict(dataset="glyph"), "no data set 'glyph', did you mean 'glyphs'"),
     (dict(model="froze"), "'froze', did you mean 'frozen'"),
     (dict(model=""), "model ''"),
-    (dict(max_skipped=-3), "max_skipped is -3"),
-    (dict(penalty="consistency"), "for rows in groups: set group_size to 2"),
+    (dict(penalty="anchor"), "penalty 'anchor' reads features of frozen towers: set model to"),
+    (dict(cca_start=True), "cca_start reads features of frozen towers: set model to 'frozen'"),
     (
-        dict(penalty="anchor"),
-        "penalty 'anchor' reads features of frozen towers: set model to 'frozen'",
+        dict(feature_noise=0.1),
+        "feature_noise reads features of frozen towers: set model to 'frozen'",
     ),
-    (dict(cca_start=True), "cca_start reads features of frozen towers"),
-    (dict(feature_noise=0.1), "feature_noise reads features of frozen towers"),
-    (
-        dict(model="frozen", crop_scale=0.9),
-        "crop_scale is for towers that train, not those of model 'frozen'",
-    ),
-    (
-        dict(model="frozen", text_tower_rate=0.0),
-        "text_tower_rate is for towers that train.*leave it at 1",
-    ),
-    (dict(group_share=0.5), "group_share .* set group_size to 2 or more"),
+    (dict(model="frozen", crop_scale=0.9), "crop_scale needs a tower that trains: leave it at 1"),
 ]
-
-
-def parameters():
-    """Options of `configure` with the message that refuses them."""
-    for name, values in OUT_OF_RANGE.items():
-        yield from (({name: value}, f"{name} is {value}: ") for value in values)
-    for name, value in OF_WRONG_TYPE.items():
-        wanted = "it must be of type (str|int|bool|float|dict)"
-        yield {name: value}, f"{name} is {value!r}, of type {type(value).__name__}: {wanted}"
-    for name, (value, meant) in UNKNOWN.items():
-        yield {name: value}, f"unknown {name} {value!r}, did you mean {meant!r}.*Known: "
-    yield from OTHER_PARAMETERS
 
 
 def configuring(options):
     return lambda: configure(**options)
 
 
-def start(folder, pairs=PAIRS, **options):
-    """Begins a small run, which is refused before it trains."""
-    with warnings.catch_warnings(action="ignore"):
-        config = configure(
-            **(dict(output_dir=str(folder / "out"), epochs=1, batch_size=8) | options)
-        )
-        fit(small_model(config), pairs, None, config)
-
-
-def distinct(n):
-    """Pairs of which no two match, each image with one caption."""
-    return replace(noise_pairs(n), captions=[[f"image {i}"] for i in range(n)])
+def output_within_the_data(folder):
+    data = write_folder(folder / "mine", train=9)
+    configure(dataset=data, output_dir=f"{data}/runs/one")
 
 
 def too_few_to_hold_out(folder):
-    load_splits(configure(dataset=str(write_folder(folder / "mine", train=9, test=1))))
+    load_splits(configure(dataset=write_folder(folder / "mine", train=9, test=1)))
 
 
-def output_within_the_data(folder):
-    data = str(write_folder(folder / "mine", train=9))
-    configure(dataset=data, output_dir=f"{data}/runs/one")
+def training_on(pairs):
+    def call(folder):
+        with warnings.catch_warnings(action="ignore"):  # of a batch that is larger than the set
+            train(folder / "out", pairs)
+
+    return call
 
 
 def output_under_a_file(folder):
     (folder / "out").write_text("")
-    start(folder, output_dir=str(folder / "out" / "x"))
+    train(folder / "out" / "x")
 
 
-def output_with_foreign_files(folder):
-    (folder / "out").mkdir()
-    (folder / "out" / "thesis.tex").write_text("")
-    start(folder)
+def output_with_other_files(folder):
+    (folder / "thesis.tex").write_text("")
+    train(folder)
 
 
-def no_large_group():
-    pairs = replace(noise_pairs(20, n_captions=3), labels=torch.tensor([0, 0, *range(1, 19)]))
-    epoch_rows(pairs, 3, 0.5, seed=0, epoch=0)
+def sharing(*numbers):
+    return lambda: rows_per_process(*numbers)
 
 
-def case(name, message, call):
-    return f"train: {name}", call, ValueError, message
-
-
-CASES = [case(f"{options}", message, configuring(options)) for options, message in parameters()]
-CASES += [
-    case("too few pairs to hold out any", "9 pairs and no validation split: it takes ten", too_few_to_hold_out),
-    case("output within the data", "is within the data set's folder", output_within_the_data),
-    case("output under a file", "out/x' cannot be written: .*choose another", output_under_a_file),
-    case("foreign files", "of no run, such as 'thesis.tex': choose another", output_with_foreign_files),
-    case("one pair", "all 1 pairs of .*'noise', such as .* match", lambda f: start(f, PAIRS.subset([0]))),
-    case("one caption for all", "all 9 pairs of .*'few', such as 'a red cat', match by caption",
-         lambda folder: start(folder, Pairs("few", "train", [[TEXTS[0]]] * 9, list("abcdefghi"), picture))),
-    case("groups of pairs that have none", "'noise' has neither images of one label .*: leave group_size at 1",
-         lambda folder: start(folder, distinct(24), group_size=2)),
-    case("no group so large", "noise has no group of 3 images", no_large_group),
-    case("more processes than pairs", "batch of 2 pairs cannot be shared", lambda: _rows_a_process(8, 2, 3)),
-    case("a batch that processes cannot share", "batch of 5 pairs cannot be shared equally by 2.*multiple",
-         lambda: _rows_a_process(5, 16, 2)),
-]  # fmt: skip
+SAME = replace(noise_pairs(9), captions=[["a red cat"]] * 9)
+RUNS = [
+    ("too few to hold out", too_few_to_hold_out, "9 pairs and no validation split: .*ten pairs"),
+    ("output in the data", output_within_the_data, "is within the data set's folder: choose one"),
+    ("output under a file", output_under_a_file, "out/x' cannot be written: .*choose another"),
+    ("other files", output_with_other_files, "no run's, such as 'thesis.tex': choose another"),
+    ("one pair", training_on(PAIRS.subset([0])), "all 1 pairs of .*'noise', .* match"),
+    ("one caption", training_on(SAME), "all 9 pairs of .*'noise', 'a red cat', match by caption"),
+    ("pairs fewer than processes", sharing(8, 2, 3), "3 processes cannot share a batch of 2 pairs"),
+    ("an odd batch", sharing(5, 16, 2), "2 processes cannot share a batch of 5 pairs.*multiple"),
+]
+CASES = [(f"train: {given}", configuring(given), ValueError, words) for given, words in SETTINGS]
+CASES += [(f"train: {name}", call, ValueError, words) for name, call, words in RUNS]

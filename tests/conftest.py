@@ -1,4 +1,4 @@
-"""Small models for the tests: real classes with random weights, saved as the hub would have them."""
+"""Small models for the tests: real classes with random weights, saved as on the hub."""
 
 import pytest
 import torch
@@ -20,9 +20,8 @@ def tower_folders(tmp_path_factory):
     ViTModel(ViTConfig(image_size=32, patch_size=8, **SIZES)).save_pretrained(image)
     CLIPImageProcessor(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]).save_pretrained(image)
     tokenizer = train_tokenizer(TEXTS, context=40)
-    BertModel(
-        BertConfig(vocab_size=len(tokenizer), max_position_embeddings=40, **SIZES)
-    ).save_pretrained(text)
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=40, **SIZES)
+    BertModel(config).save_pretrained(text)
     tokenizer.save_pretrained(text)
     return image, text
 
@@ -38,9 +37,8 @@ def clip_folder(tmp_path_factory):
     text = dict(vocab_size=len(tokenizer), max_position_embeddings=40, **ends, **SIZES)
     vision = dict(image_size=32, patch_size=8, **SIZES)
     torch.manual_seed(1)
-    CLIPModel(
-        CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
-    ).save_pretrained(folder)
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    CLIPModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     crop = {"height": 32, "width": 32}
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=crop).save_pretrained(folder)
@@ -56,9 +54,8 @@ def build(request):
         if kind == "tiny":
             return DualEncoder.tiny(TEXTS, dim=16, width=4, **options)
         if kind == "frozen":
-            return DualEncoder.frozen(
-                *request.getfixturevalue("tower_folders"), dim=16, image_size=32, **options
-            )
+            towers = request.getfixturevalue("tower_folders")
+            return DualEncoder.frozen(*towers, dim=16, image_size=32, **options)
         return DualEncoder.clip(request.getfixturevalue("clip_folder"), **options)
 
     return build

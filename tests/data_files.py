@@ -59,9 +59,8 @@ def write_parquet(folder: Path, split: str, texts: list, column: str = "text", *
     images = [{"bytes": png(10 * i), "path": f"{i}.png"} for i in range(len(texts))]
     content = datasets.Dataset.from_dict({"image": images, column: texts, **columns})
     folder.mkdir(exist_ok=True)
-    content.cast_column("image", datasets.Image()).to_parquet(
-        folder / f"{split}-00000-of-00001.parquet"
-    )
+    file = folder / f"{split}-00000-of-00001.parquet"
+    content.cast_column("image", datasets.Image()).to_parquet(file)
     return folder
 
 
@@ -70,7 +69,6 @@ def write_classes(root: Path, *members: tuple, names: str = "cat\nsea lion\n") -
     given = [("a.png", png(10)), ("a.cls", "1"), ("b.png", png(20)), ("b.cls", "0\n")]
     write_shards(root, [*given[:2], *members, *given[2:]], split="val")
     (root / "classnames.txt").write_text(names)
-    (root / TEMPLATES).write_text(
-        "\ufeffa photo of a {c}.\n\n  a {c}, {small}  \n", encoding="utf-8"
-    )
+    templates = "\ufeffa photo of a {c}.\n\n  a {c}, {small}  \n"
+    (root / TEMPLATES).write_text(templates, encoding="utf-8")
     return root

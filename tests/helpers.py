@@ -1,4 +1,4 @@
-"""Images, captions and pairs that the tests of several rooms share; nothing here is slow to import."""
+"""Images, captions and pairs that the tests of several rooms share; nothing is slow to import."""
 
 import os
 from contextlib import contextmanager
@@ -40,10 +40,8 @@ def noise_pairs(n: int = 48, n_captions: int = 1, split: str = "train") -> Pairs
 
 def same(a, b) -> bool:
     """Whether two models have the same weights, bit for bit."""
-    return all(
-        torch.equal(x, y)
-        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
+    states = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in states)
 
 
 @contextmanager

@@ -10,32 +10,27 @@ from cibr.evaluate import SUITES, Task
 from cibr.models import features
 
 CLASSES = ["cat", "dog", "bird", "tree", "house", "car"]
-TEMPLATES = ["a small {c}", "a big {c}", "a red {c}"]
 ONE, LEFT, RIGHT = Task("one"), Task("left", group="sides"), Task("right", group="sides")
 CAPTIONS = Task("captions", "retrieval")
-TASKS = (ONE, LEFT, RIGHT, CAPTIONS)
 
 
-def write_classes(folder, labels, first, classes=CLASSES):
-    write_samples(folder, first, "cls", map(str, labels))
+def write_set(folder, kind, contents, first):
+    """Images of noise, numbered from the first, each with its class or its captions."""
+    members = []
+    for i, content in enumerate(contents):
+        members += [(f"s{i}.png", encoded(picture(first + i))), (f"s{i}.{kind}", content)]
+    write_shards(folder, members, split="test")
+
+
+def write_classes(folder, labels, first, n_classes=6):
+    write_set(folder, "cls", map(str, labels), first)
     (folder / "dataset_type.txt").write_text("classification")
-    (folder / "classnames.txt").write_text("\n".join(classes))
-    (folder / TEMPLATES_FILE).write_text("\n".join(TEMPLATES))
+    (folder / "classnames.txt").write_text("\n".join(CLASSES[:n_classes]))
+    (folder / TEMPLATES_FILE).write_text("a small {c}\na big {c}\na red {c}")
 
 
 def write_captions(folder, captions):
-    write_samples(folder, 500, "txt", map("\n".join, captions))
-
-
-def write_samples(folder, first, kind, contents):
-    parts = (
-        (("png", encoded(picture(first + i))), (kind, content))
-        for i, content in enumerate(contents)
-    )
-    members = [
-        (f"s{i}.{suffix}", part) for i, sample in enumerate(parts) for suffix, part in sample
-    ]
-    write_shards(folder, members, split="test")
+    write_set(folder, "txt", map("\n".join, captions), 500)
 
 
 def make_small_suite(folder, monkeypatch):
@@ -44,12 +39,11 @@ def make_small_suite(folder, monkeypatch):
     """
     root = folder / "data"
     write_classes(root / "wds_one", [0, 0, 0, 0, 1, 1, 2, 3, 4, 5, 5, 0], 0)
-    write_classes(root / "wds_left", [0, 1, 2, 3] * 3, 100, classes=CLASSES[:4])
-    write_classes(root / "wds_right", [0, 1, 2] * 4, 200, classes=CLASSES[:3])
-    write_captions(
-        root / "wds_captions", [[TEXTS[i + 14 * k] for k in range(1 + i % 3)] for i in range(14)]
-    )
+    write_classes(root / "wds_left", [0, 1, 2, 3] * 3, 100, n_classes=4)
+    write_classes(root / "wds_right", [0, 1, 2] * 4, 200, n_classes=3)
+    captions = [[TEXTS[i + 14 * k] for k in range(1 + i % 3)] for i in range(14)]
+    write_captions(root / "wds_captions", captions)
     monkeypatch.setenv("CIBR_DATA", str(root))
     monkeypatch.setattr(features, "cache_folder", lambda: folder / "cache")
-    monkeypatch.setitem(SUITES, "small", TASKS)
+    monkeypatch.setitem(SUITES, "small", (ONE, LEFT, RIGHT, CAPTIONS))
     return root

@@ -13,9 +13,8 @@ from helpers import picture
 from PIL import Image
 from small_suite import make_small_suite
 
-from cibr import cli, train
+from cibr import train
 from cibr.cli import main
-from cibr.train import RunConfig
 
 
 @pytest.fixture
@@ -37,16 +36,15 @@ def photos(tmp_path):
     return folder
 
 
-def test_search_ranks_the_images_of_a_folder_and_names_broken_ones(
-    photos, monkeypatch, capsys, build
-):
+def test_search_ranks_the_images_of_a_folder_and_names_broken_ones(photos, capsys, build):
     model = build("tiny")
     folder = model.save_pretrained(photos.parent / "model")
-    monkeypatch.setattr(cli, "AT_ONCE", 4)
-    assert main(["search", str(folder), str(photos), "a red cat", "--top", "9"]) == 0
+    for i in range(14):  # more than are in memory at once
+        picture(i).save(photos / f"more-{i}.png")
+    assert main(["search", str(folder), str(photos), "a red cat", "--top", "30"]) == 0
     printed, errors = capsys.readouterr()
     rows = [line.split() for line in printed.splitlines()[1:]]
-    assert len(rows) == 6 and [int(rank) for rank, *_ in rows] == [1, 2, 3, 4, 5, 6]
+    assert [int(rank) for rank, *_ in rows] == list(range(1, 21))
     assert {str(Path(path).relative_to(photos)) for *_, path in rows} >= {
         "a.png",
         "b.JPG",
@@ -105,7 +103,7 @@ def test_train_merges_a_file_and_options_and_prints_the_last_row_of_the_history(
     assert main(["train", str(file), *options, "--output-dir", str(tmp_path / "run")]) == 0
     (config,) = seen
     assert (config.beta, config.seed, config.sample, config.learning_rate) == (0.2, 4, True, 0.01)
-    assert config.batch_size == 64 and config.dataset == RunConfig.dataset
+    assert config.batch_size == 64 and config.dataset == "glyphs"
     printed = capsys.readouterr().out
     assert "clip_loss    2.5" in printed and str(tmp_path / "run") in printed
 
@@ -164,7 +162,7 @@ def test_help_explains_every_option(command, capsys):
 
 
 def test_the_module_is_the_command():
-    call = [sys.executable, "-m", "cibr", "search", "clip-tiny", "/nowhere", "a dog"]
+    call = [sys.executable, "-m", "cibr.cli", "search", "clip-tiny", "/nowhere", "a dog"]
     found = subprocess.run(call, capture_output=True, text=True)
     assert found.returncode == 1 and found.stdout == ""
     assert found.stderr == "cibr: there is no folder '/nowhere': give one with images\n"

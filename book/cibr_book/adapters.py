@@ -1,6 +1,6 @@
 """Few-shot adapters of a trained dual encoder, and their accuracy.
 
-All but CoOp work on unit vectors: images x, class embeddings t_c (the zero-shot classifier) and a
+They work on unit vectors: images x, class embeddings t_c (the zero-shot classifier) and a
 multiplier s of the cosines. With labelled images x_i of classes y_i, the logits of class c are
 
     zero-shot      s <x, t_c>
@@ -10,11 +10,13 @@ multiplier s of the cosines. With labelled images x_i of classes y_i, the logits
 
 Sources: CLAP (Silva-Rodríguez et al. 2024, arXiv 2312.12730) for the probe, with lambda_c the mean
 zero-shot probability of c on its images, but without renormalising w, so that it is convex;
-Tip-Adapter (Zhang et al. 2022, arXiv 2111.03930), here without augmentation; CoOp (Zhou et al.
-2022, arXiv 2109.01134). The test set selects nothing.
+Tip-Adapter (Zhang et al. 2022, arXiv 2111.03930), here without augmentation. The test set selects
+nothing.
 """
 
-from collections import Counter
+import itertools
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,17 +35,17 @@ from cibr.models.features import digest_model, embed_pairs, prepare
 from cibr_book.run import train_and_measure
 from cibr_book.tables import differences, in_points, score_table
 
-SHOTS, N_DRAWS = (1, 4, 16), 5
-N_VALIDATED = 4  # labelled images per class that are held out in turn, as in CoOp's validation sets
-EPOCHS, BATCH = 20, 256  # of Tip-Adapter-F
-# The first of each is the default: of CLAP, and alpha, beta, learning rate and epochs of Zhang et
-# al.
-STRENGTHS = (1.0, 0.1, 0.01, 0.001)
-TIP = (
-    (1.0, 5.5),
-    *((a, b) for a in (1.0, 3.0, 10.0, 30.0, 100.0, 300.0) for b in (1.0, 3.0, 5.0, 10.0, 20.0)),
-)
-TUNED = tuple((rate, epochs) for rate in (1e-3, 1e-2) for epochs in (EPOCHS, 10, 5, 0))
+_SHOTS = (1, 4, 16)
+_N_DRAWS = 5
+_N_VALIDATED = 4  # labelled images per class held out in turn, as in CoOp's (2022) validation sets
+_EPOCHS = 20  # of Tip-Adapter-F
+_BATCH = 256
+# The first of each is the default: of CLAP, and of Zhang et al. (alpha and beta; rate and epochs).
+_STRENGTHS = (1.0, 0.1, 0.01, 0.001)
+_ALPHAS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+_BETAS = (1.0, 3.0, 5.0, 10.0, 20.0)
+_TIP = ((1.0, 5.5), *itertools.product(_ALPHAS, _BETAS))
+_TUNED = tuple(itertools.product((1e-3, 1e-2), (_EPOCHS, 10, 5, 0)))
 
 Logits = Float[Tensor, "q c"]
 Images = Float[Tensor, "n d"]
@@ -88,23 +90,23 @@ def linear_probes(few: FewShot, strengths: Sequence[float]) -> dict[float, Float
     own = few.logits(few.images).softmax(1).gather(1, few.labels[:, None]).squeeze(1)
     counts = few.labels.bincount(minlength=len(few.classes)).clamp(min=1)
     share = torch.zeros(len(few.classes)).index_add(0, few.labels, own) / counts  # [c]
-    weights, found = few.classes, {}
+    solutions = {}
+    weights = few.classes.clone().requires_grad_()
     for strength in sorted(strengths, reverse=True):
-        weights = weights.clone().requires_grad_()
-        optimiser = torch.optim.LBFGS(
+        lbfgs = torch.optim.LBFGS(
             [weights], max_iter=100, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
         )
 
-        def loss(weights=weights, strength=strength, optimiser=optimiser) -> Tensor:
-            optimiser.zero_grad()
+        def loss(strength=strength, lbfgs=lbfgs) -> Tensor:
+            lbfgs.zero_grad()
             value = F.cross_entropy(few.logits(few.images, weights), few.labels)
             value = value + strength * (share * (weights - few.classes).square().sum(1)).mean()
             value.backward()
             return value
 
-        optimiser.step(loss)
-        found[strength] = weights = weights.detach()
-    return found
+        lbfgs.step(loss)
+        solutions[strength] = weights.detach().clone()
+    return solutions
 
 
 def tip_logits(
@@ -127,10 +129,11 @@ def tip_logits(
     return few.logits(queries) + alpha * (beta * (affinity - 1)).exp() @ values
 
 
-def tip_keys(few: FewShot, alpha: float, beta: float, rate: float, n_epochs: int) -> list[Images]:
+def tip_keys(few: FewShot, alpha: float, beta: float, rate: float, n_epochs: int) -> Images:
     """Trains the keys of Tip-Adapter-F.
 
-    AdamW on batches in the same order in every call; the cosine schedule always ends at `EPOCHS`.
+    AdamW on batches in the same order in every call; the cosine schedule always ends at 20 epochs,
+    so that fewer epochs are a prefix of the same training.
 
     Args:
         few: the labelled images and the zero-shot classifier.
@@ -140,33 +143,29 @@ def tip_keys(few: FewShot, alpha: float, beta: float, rate: float, n_epochs: int
         n_epochs: over the labelled images.
 
     Returns:
-        The labelled images, then the keys after each epoch, [n, d] each.
+        The keys, [n, d].
     """
-    keys, generator = few.images.clone().requires_grad_(), torch.Generator().manual_seed(0)
-    optimiser = torch.optim.AdamW([keys], rate, eps=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimiser, EPOCHS * -(-len(keys) // BATCH)
-    )
-    found = [few.images]
+    keys = few.images.clone().requires_grad_()
+    generator = torch.Generator().manual_seed(0)
+    adamw = torch.optim.AdamW([keys], rate, eps=1e-4)
+    n_steps = _EPOCHS * math.ceil(len(keys) / _BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adamw, n_steps)
     for _ in range(n_epochs):
-        for rows in torch.randperm(len(keys), generator=generator).split(BATCH):
-            optimiser.zero_grad()
-            F.cross_entropy(
-                tip_logits(few, few.images[rows], alpha, beta, keys), few.labels[rows]
-            ).backward()
-            optimiser.step()
+        for rows in torch.randperm(len(keys), generator=generator).split(_BATCH):
+            logits = tip_logits(few, few.images[rows], alpha, beta, keys)
+            adamw.zero_grad()
+            F.cross_entropy(logits, few.labels[rows]).backward()
+            adamw.step()
             schedule.step()
-        found.append(keys.detach().clone())
-    return found
+    return keys.detach()
 
 
 def accuracy(logits: Logits, labels: Int[Tensor, " q"]) -> float:
     """The share of queries whose own class has the single largest logit: ties count as wrong, as in
     zero-shot.
     """
-    return float(
-        (count_reaching(logits, logits.gather(1, labels[:, None]).squeeze(1)) == 1).double().mean()
-    )
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    return (count_reaching(logits, own) == 1).double().mean().item()
 
 
 def validation_splits(few: FewShot, shots: Shots) -> list[tuple[FewShot, FewShot]]:
@@ -176,10 +175,12 @@ def validation_splits(few: FewShot, shots: Shots) -> list[tuple[FewShot, FewShot
     With four shots this is leave-one-out, with sixteen a single split, with fewer than four there
     is none.
     """
-    n_held = shots.shape[1] // N_VALIDATED
-    parts = shots.split(n_held, 1) if n_held else ()
-    pairs = [(torch.cat([*parts[:i], *parts[i + 1 :]], 1), held) for i, held in enumerate(parts)]
-    return [(few.subset(a), few.subset(b)) for a, b in pairs[: -(-N_VALIDATED // max(n_held, 1))]]
+    n_held = shots.shape[1] // _N_VALIDATED
+    if n_held == 0:
+        return []
+    part = torch.arange(shots.shape[1]) // n_held
+    masks = [part == i for i in range(_N_VALIDATED // n_held)]
+    return [(few.subset(shots[:, ~held]), few.subset(shots[:, held])) for held in masks]
 
 
 def choose(
@@ -200,16 +201,11 @@ def _probe(few: FewShot, queries: Queries, strengths: Sequence[float]) -> dict:
 
 
 def _tip(few: FewShot, queries: Queries, settings: Sequence[tuple]) -> dict:
-    return {setting: tip_logits(few, queries, *setting) for setting in settings}
+    return {s: tip_logits(few, queries, *s) for s in settings}
 
 
 def _tuned(few: FewShot, queries: Queries, settings: Sequence[tuple]) -> dict:
-    found = {}
-    for start in dict.fromkeys(setting[:3] for setting in settings):  # alpha, beta, rate
-        epochs = [setting[3] for setting in settings if setting[:3] == start]
-        keys = tip_keys(few, *start, max(epochs))
-        found |= {(*start, e): tip_logits(few, queries, *start[:2], keys[e]) for e in epochs}
-    return found
+    return {s: tip_logits(few, queries, *s[:2], tip_keys(few, *s)) for s in settings}
 
 
 def adapt(data: FewShot, shots: Shots, queries: Queries) -> dict[str, Logits]:
@@ -225,86 +221,16 @@ def adapt(data: FewShot, shots: Shots, queries: Queries) -> dict[str, Logits]:
         By method: `linear probe`, `Tip-Adapter`, and `Tip-Adapter-F` with the alpha and beta of the
             latter.
     """
-    few, splits = data.subset(shots), validation_splits(data, shots)
-    strength, tip = choose(_probe, STRENGTHS, splits), choose(_tip, TIP, splits)
-    tuned = choose(_tuned, [(*tip, *setting) for setting in TUNED], splits)
-    methods = {
-        "linear probe": (_probe, strength),
-        "Tip-Adapter": (_tip, tip),
-        "Tip-Adapter-F": (_tuned, tuned),
+    few = data.subset(shots)
+    splits = validation_splits(data, shots)
+    strength = choose(_probe, _STRENGTHS, splits)
+    tip = choose(_tip, _TIP, splits)
+    tuned = choose(_tuned, [(*tip, *setting) for setting in _TUNED], splits)
+    return {
+        "linear probe": _probe(few, queries, [strength])[strength],
+        "Tip-Adapter": _tip(few, queries, [tip])[tip],
+        "Tip-Adapter-F": _tuned(few, queries, [tuned])[tuned],
     }
-    return {name: method(few, queries, [best])[best] for name, (method, best) in methods.items()}
-
-
-def prompt_features(
-    model: DualEncoder, context: Float[Tensor, "t w"], names: list[str]
-) -> Float[Tensor, "c d"]:
-    """Unit text features of the prompts `[context] name.`, with learned vectors as context tokens.
-
-    The text tower of transformers takes only token ids, so a hook inserts the vectors after its
-    embedding layer; positions, mask and end of text are those of the ids.
-
-    Raises:
-        ValueError: a prompt longer than the model's context.
-    """
-    ids, mask = model.tokenize([f"{name}." for name in names])
-    start, n = int(ids[0, 0] == model.tokenizer.bos_token_id), len(context)
-    if (length := ids.shape[1] + n) > model.context:
-        raise ValueError(
-            f"a prompt has {length} tokens and the model reads {model.context}: learn fewer vectors"
-        )
-    # The placeholder for the vectors is a name's first token; any but the end of text would do.
-    ids, mask = (torch.cat([x[:, :start], x[:, [start] * n], x[:, start:]], 1) for x in (ids, mask))
-
-    def put_in(layer, given, embedded: Tensor) -> Tensor:
-        return torch.cat(
-            [embedded[:, :start], context.expand(len(ids), -1, -1), embedded[:, start + n :]], 1
-        )
-
-    hook = model.backbone.model.text_model.embeddings.token_embedding.register_forward_hook(put_in)
-    try:
-        return model.encode_texts(ids, mask).features
-    finally:
-        hook.remove()
-
-
-def learn_prompts(
-    model: DualEncoder, few: FewShot, names: list[str], n_context: int = 16, epochs: int = 50
-) -> tuple[Float[Tensor, "t w"], list[float]]:
-    """CoOp: learned context vectors before the name, shared by all classes, by SGD with a cosine
-    schedule.
-
-    Source: Zhou et al. (2022), section 3.1, with the learning rate, batch size and initial standard
-    deviation of their code; it takes 50 epochs with one shot, 100 with two or four and 200 with
-    more, after one warm-up epoch at a rate of 1e-5, which is left out here.
-
-    Args:
-        model: over a `CLIPModel`, whose weights are not changed.
-        few: the labelled images; the zero-shot classifier is not used.
-        names: of the classes.
-        n_context: number of vectors.
-        epochs: over the labelled images.
-
-    Returns:
-        The context, and the mean training loss of each epoch in nats.
-    """
-    generator, history = torch.Generator().manual_seed(0), []
-    context = 0.02 * torch.randn(n_context, model.backbone.dim_text_pooled, generator=generator)
-    optimiser = torch.optim.SGD([context.requires_grad_()], 0.002, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
-    for _ in range(epochs):
-        losses = []
-        for rows in torch.randperm(len(few.labels), generator=generator).split(32):
-            with model.evaluating(), torch.enable_grad():
-                logits = few.logits(few.images[rows], prompt_features(model, context, names))
-            losses.append(F.cross_entropy(logits, few.labels[rows], reduction="none"))
-            (context.grad,) = torch.autograd.grad(
-                losses[-1].mean(), context
-            )  # not for the model's weights
-            optimiser.step()
-        schedule.step()
-        history.append(float(torch.cat(losses).detach().mean()))
-    return context.detach(), history
 
 
 def draw_shots(labels: Int[Tensor, " n"], draw: int) -> tuple[Shots, Int[Tensor, " q"]]:
@@ -314,29 +240,28 @@ def draw_shots(labels: Int[Tensor, " n"], draw: int) -> tuple[Shots, Int[Tensor,
     Raises:
         ValueError: a class with no image beyond its shots.
     """
-    order, most = (
-        torch.randperm(len(labels), generator=torch.Generator().manual_seed(draw)),
-        max(SHOTS),
-    )
-    if (n := int(labels.bincount().min())) <= most:
-        raise ValueError(f"a class has {n} images: {most} shots and one to test take more")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(draw))
+    most = max(_SHOTS)
+    fewest = int(labels.bincount().min())
+    if fewest <= most:
+        raise ValueError(f"a class has {fewest} images: {most} shots and a test image need more")
     shots = torch.stack([order[labels[order] == c][:most] for c in range(int(labels.max()) + 1)])
     return shots, order[~torch.isin(order, shots)]
 
 
-def measure_set(data: FewShot) -> pd.DataFrame:
-    """Accuracies on the images outside a draw, one row per draw and one column `<shots>/<method>`."""
-    found = []
-    for draw in range(N_DRAWS):
+def _measure_set(data: FewShot) -> pd.DataFrame:
+    """Accuracies on the images outside a draw, one row per draw, one column `<shots>/<method>`."""
+    rows = []
+    for draw in range(_N_DRAWS):
         shots, rest = draw_shots(data.labels, draw)
-        queries, labels = data.images[rest], data.labels[rest]
+        queries = data.images[rest]
         logits = {"0/zero-shot": data.logits(queries)}
-        for k in SHOTS:
-            logits |= {
-                f"{k}/{name}": each for name, each in adapt(data, shots[:, :k], queries).items()
-            }
-        found.append({name: accuracy(each, labels) for name, each in logits.items()})
-    return pd.DataFrame(found)
+        for k in _SHOTS:
+            adapted = adapt(data, shots[:, :k], queries)
+            logits |= {f"{k}/{name}": values for name, values in adapted.items()}
+        labels = data.labels[rest]
+        rows.append({name: accuracy(values, labels) for name, values in logits.items()})
+    return pd.DataFrame(rows)
 
 
 def adapt_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
@@ -355,28 +280,28 @@ def adapt_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         set, each group of sets and all; and `mean of 7/<shots>/<method>/deviation`, the standard
         deviation over draws.
     """
-    metrics = train_and_measure(
-        {name: value for name, value in settings.items() if name != "adapted"}, folder
-    )
+    settings = dict(settings)
+    suite = settings.pop("adapted")
+    metrics = train_and_measure(settings, folder)
     model = DualEncoder.from_pretrained(folder)
-    digests, scale, groups = digest_model(model), float(model.logit_scale.detach()), {}
-    for task in suite_tasks(settings["adapted"], ["zero-shot"]):
+    digests = digest_model(model)
+    scale = float(model.logit_scale.detach())
+    groups = defaultdict(dict)
+    for task in suite_tasks(suite, ["zero-shot"]):
         pairs = load_task(task)
         prompts = [prompt for of_class in pairs.prompts() for prompt in of_class]
-        images, texts = embed_pairs(
-            model, prepare(model, pairs, truncate=True, texts=prompts, digests=digests)
-        )
+        inputs = prepare(model, pairs, truncate=True, texts=prompts, digests=digests)
+        images, texts = embed_pairs(model, inputs)
         classes = class_embeddings(texts.unflatten(0, (len(pairs.classnames), -1)))
-        found = measure_set(FewShot(images, pairs.labels, classes, scale))
-        groups.setdefault(task.group or task.title, {})[task.title] = found
-    means = {group: sum(members.values()) / len(members) for group, members in groups.items()}
-    mean, overall = f"mean of {len(means)}", sum(means.values()) / len(means)
+        accuracies = _measure_set(FewShot(images, pairs.labels, classes, scale))
+        groups[task.group or task.title][task.title] = accuracies
+    means = {group: sum(sets.values()) / len(sets) for group, sets in groups.items()}
+    mean = f"mean of {len(means)}"
+    overall = sum(means.values()) / len(means)
     for sets in (*groups.values(), means, {mean: overall}):
-        for name, found in sets.items():
-            metrics |= {
-                f"{name}/{score}/accuracy@1": value for score, value in found.mean().items()
-            }
-    return metrics | {f"{mean}/{score}/deviation": value for score, value in overall.std().items()}
+        for name, draws in sets.items():
+            metrics |= {f"{name}/{score}/accuracy@1": x for score, x in draws.mean().items()}
+    return metrics | {f"{mean}/{score}/deviation": x for score, x in overall.std().items()}
 
 
 def adapter_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -389,13 +314,13 @@ def adapter_table(rows: pd.DataFrame) -> pd.DataFrame:
         One column per model with the half-width of Student's 95 % interval over seeds, then one per
         penalty with its difference to CLIP, paired by seed.
     """
-    columns = {
-        "{2}, {1} a class".format(*name.split("/")): name
-        for name in rows.filter(regex="^mean.*@1$")
-    }
+    columns = {}
+    for name in rows.filter(regex="^mean.*@1$"):
+        _, shots, adapter, _ = name.split("/")
+        columns[f"{adapter}, {shots} a class"] = name
     named = rows.assign(method=rows["method"] + rows["beta"].map(", beta {:g}".format))
     scores = score_table(named, columns).T.drop("seeds")
-    points = rows.assign(**{title: 100 * rows[column] for title, column in columns.items()})
-    found = in_points(differences(points, [*columns]), ["method", "beta"]).T
-    found.columns = [f"{method}, beta {beta:g}, minus CLIP" for method, beta in found.columns]
-    return scores.join(found)
+    points = rows.assign(**{title: 100 * rows[name] for title, name in columns.items()})
+    gains = in_points(differences(points, [*columns]), ["method", "beta"]).T
+    gains.columns = [f"{method}, beta {beta:g}, minus CLIP" for method, beta in gains.columns]
+    return scores.join(gains)

@@ -24,13 +24,9 @@ from torch import Tensor, nn
 
 from cibr.models import DualEncoder
 
-INITIAL_LOGIT = 5.0  # of the mask: 0.7 % noise
-TINY_LAYERS = (
-    4  # of the tiny image tower below the map: 16 x 16 positions with a receptive field of 13 px
-)
-FROZEN_BLOCKS = 5  # of a timm EfficientNet below the map: a stride of 16
 Maps = Float[Tensor, "n h w"]
 Features = Float[Tensor, "n c h w"]
+Score = Callable[[Features], Float[Tensor, " n"]]
 
 
 def split_image_tower(model: DualEncoder) -> tuple[Callable, Callable]:
@@ -49,17 +45,16 @@ def split_image_tower(model: DualEncoder) -> tuple[Callable, Callable]:
     tower = getattr(model.backbone, "image_tower", None)
     net = getattr(tower, "timm_model", None)
     if model.kind == "tiny":
-        layers, n_lower = list(tower), TINY_LAYERS
-    elif all(
-        hasattr(net, part)
-        for part in ("conv_stem", "bn1", "blocks", "conv_head", "bn2", "global_pool")
-    ):
+        layers = list(tower)
+        n_lower = 4  # up to 16 x 16 positions with a receptive field of 13 px
+    elif type(net).__name__ == "EfficientNet":
         layers = [net.conv_stem, net.bn1, *net.blocks, net.conv_head, net.bn2, net.global_pool]
-        n_lower = 2 + FROZEN_BLOCKS
+        n_lower = 7  # the stem and five blocks: a stride of 16
     else:
-        what = f"a {model.kind} model with {type(tower).__name__} has no feature map that is known here"
-        raise ValueError(f"{what}: give a tiny model, or a frozen EfficientNet of timm")
-    lower, pool = nn.Sequential(*layers[:n_lower]), nn.Sequential(*layers[n_lower:])
+        what = f"no feature map is known of a {model.kind} model with {type(net or tower).__name__}"
+        raise ValueError(f"{what}: pass a tiny model, or a frozen EfficientNet of timm")
+    lower = nn.Sequential(*layers[:n_lower])
+    pool = nn.Sequential(*layers[n_lower:])
     return lower, lambda maps: model.project_images(pool(maps).flatten(1)).features
 
 
@@ -79,7 +74,6 @@ def bottleneck_maps(
     weight: float = 3e-4,
     n_steps: int = 40,
     n_noise: int = 4,
-    learning_rate: float = 0.5,
     seed: int = 0,
 ) -> tuple[Maps, Float[Tensor, " n"]]:
     """Information that each position must transmit for an image to stay close to its text.
@@ -95,7 +89,6 @@ def bottleneck_maps(
         weight: the price of a nat, in cosine; positive.
         n_steps: of Adam.
         n_noise: draws of the noise per step.
-        learning_rate: of Adam, for the logits of the mask.
         seed: of the noise.
 
     Returns:
@@ -106,37 +99,32 @@ def bottleneck_maps(
         ValueError: shapes that do not fit, or a weight that is not positive.
     """
     if noise_like.shape[1:] != maps.shape[1:] or len(texts) != len(maps):
-        shapes = f"maps {list(maps.shape)}, noise_like {list(noise_like.shape)} and texts {list(texts.shape)}"
-        raise ValueError(
-            f"{shapes} do not fit: give one text a map, and other maps of the same size"
-        )
+        what = f"{len(maps)} maps {list(maps.shape[1:])}, {len(texts)} texts and noise_like of size"
+        raise ValueError(f"{what} {list(noise_like.shape[1:])}: pass one text per map, one size")
     if not 0 < weight < float("inf"):
-        raise ValueError(f"weight is {weight}: give a positive price of a nat, such as 3e-4")
-    maps, texts, mean, std = maps.detach(), texts.detach(), noise_like.mean(0), noise_like.std(0)
-    std = std.clamp(
-        min=1e-3 * std.mean().clamp(min=1e-6)
-    )  # a channel that is constant elsewhere has no noise
+        raise ValueError(f"weight is {weight}: pass a positive price of a nat, such as 3e-4")
+    maps, texts = maps.detach(), texts.detach()
+    mean, std = noise_like.mean(0), noise_like.std(0)
+    # A channel that is constant elsewhere has no noise.
+    std = std.clamp(min=1e-3 * std.mean().clamp(min=1e-6))
     centred = (maps - mean) / std
     energy = centred.square().sum(1)
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.full_like(energy, INITIAL_LOGIT).requires_grad_()
-    adam = torch.optim.Adam([logits], lr=learning_rate)
+    logits = torch.full_like(energy, 5.0).requires_grad_()  # of the mask: 0.7 % noise at first
+    adam = torch.optim.Adam([logits], lr=0.5)
     for step in range(n_steps + 1):
         smooth = _smooth(logits)
         m = torch.sigmoid(smooth)[:, None]
         cosines = 0
         for _ in range(n_noise):
             noise = torch.randn(maps.shape, generator=generator)
-            cosines = (
-                cosines
-                + (upper(mean + std * (m * centred + (1 - m) * noise)) * texts).sum(1) / n_noise
-            )
+            features = upper(mean + std * (m * centred + (1 - m) * noise))
+            cosines = cosines + (features * texts).sum(1) / n_noise
         nats = _passed_nats(smooth, energy, maps.shape[1])
-        if step == n_steps:
-            break
-        loss = (weight * nats.flatten(1).sum(1) - cosines).sum()
-        (logits.grad,) = torch.autograd.grad(loss, [logits])
-        adam.step()
+        if step < n_steps:
+            loss = (weight * nats.flatten(1).sum(1) - cosines).sum()
+            (logits.grad,) = torch.autograd.grad(loss, [logits])
+            adam.step()
     return nats.detach(), cosines.detach()
 
 
@@ -148,40 +136,30 @@ def _smooth(logits: Maps) -> Maps:
 
 
 def _passed_nats(logits: Maps, energy: Maps, n_channels: int) -> Tensor:
-    """KL of the masked features from pure noise, summed over channels; from logits, for an exact
-    log(1 - m).
-    """
+    """KL of the masked features from pure noise, summed over channels."""
     mask = torch.sigmoid(logits)
-    log_rest = -F.softplus(logits)  # log(1 - mask)
-    return (
-        0.5 * (mask.square() * energy + n_channels * ((1 - mask).square() - 1))
-        - n_channels * log_rest
-    )
+    log_rest = -F.softplus(logits)  # log(1 - mask), exact
+    rest = n_channels * ((1 - mask).square() - 1)
+    return 0.5 * (mask.square() * energy + rest) - n_channels * log_rest
 
 
 def enlarge(maps: Maps, side: int) -> Float[Tensor, "n side side"]:
     """Maps at the size of their images, by bilinear interpolation."""
-    return F.interpolate(maps[:, None], size=(side, side), mode="bilinear", align_corners=False)[
-        :, 0
-    ]
+    return F.interpolate(maps[:, None], (side, side), mode="bilinear")[:, 0]
 
 
 def share_inside(maps: Maps, region: Bool[Tensor, "n h w"]) -> Float[Tensor, " n"]:
     """Share of each map's positive mass inside a region; the region's area if the map is nowhere
     positive.
     """
-    positive = maps.clamp(min=0).flatten(1)
-    total = positive.sum(1)
-    inside = (positive * region.flatten(1)).sum(1) / total.clamp(min=1e-30)
-    return torch.where(total > 0, inside, region.flatten(1).float().mean(1))
+    positive = maps.clamp(min=0)
+    total = positive.sum((1, 2))
+    inside = (positive * region).sum((1, 2)) / total.clamp(min=1e-30)
+    return torch.where(total > 0, inside, region.float().mean((1, 2)))
 
 
 def deletion_curve(
-    pixels: Float[Tensor, "n c h w"],
-    maps: Maps,
-    score: Callable[[Tensor], Float[Tensor, " n"]],
-    fill: float,
-    fractions: Sequence[float | int],
+    pixels: Features, maps: Maps, score: Score, fill: float, fractions: Sequence[float | int]
 ) -> Float[Tensor, "n k"]:
     """Scores as pixels are deleted, those with the highest attribution first.
 
@@ -202,10 +180,8 @@ def deletion_curve(
     """
     n, _, h, w = pixels.shape
     if maps.shape != (n, h, w) or not all(0 <= f <= 1 for f in fractions):
-        given = f"images {list(pixels.shape)}, maps {list(maps.shape)}, fractions {list(fractions)}"
-        raise ValueError(
-            f"{given}: enlarge the maps to the images, and give shares between 0 and 1"
-        )
+        got = f"images {list(pixels.shape)}, maps {list(maps.shape)}, fractions {list(fractions)}"
+        raise ValueError(f"{got}: enlarge the maps to the images, pass shares between 0 and 1")
     order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1, stable=True).view(n, 1, h, w)
     with torch.no_grad():
@@ -220,19 +196,17 @@ def randomised_weights(model: DualEncoder, seed: int = 0) -> DualEncoder:
     Source: Adebayo et al. (2018, arXiv 1810.03292), section 3; shuffled, not redrawn, to keep their
     distribution.
     """
-    broken = copy.deepcopy(model).eval()
+    shuffled = copy.deepcopy(model).eval()
     generator = torch.Generator().manual_seed(seed)
+    encoder = shuffled.backbone.image_tower, shuffled.backbone.image_head
     with torch.no_grad():
-        for part in (broken.backbone.image_tower, broken.backbone.image_head):
-            for weight in part.parameters():
-                order = torch.randperm(weight.numel(), generator=generator)
-                weight.copy_(weight.flatten()[order].view_as(weight))
-    return broken
+        for weight in nn.ModuleList(encoder).parameters():
+            order = torch.randperm(weight.numel(), generator=generator)
+            weight.copy_(weight.flatten()[order].view_as(weight))
+    return shuffled
 
 
 def map_agreement(a: Maps, b: Maps) -> Float[Tensor, " n"]:
     """Spearman's rank correlation of two maps of each image; 0 if a map is constant."""
-    columns = (pd.DataFrame(side.flatten(1).T.numpy()).rank() for side in (a, b))
-    x, y = (side - side.mean() for side in columns)
-    correlation = (x * y).sum() / ((x**2).sum() * (y**2).sum()) ** 0.5
-    return torch.tensor(correlation.fillna(0).to_numpy()).float()
+    ranks_a, ranks_b = (pd.DataFrame(side.flatten(1).T.numpy()).rank() for side in (a, b))
+    return torch.tensor(ranks_a.corrwith(ranks_b).fillna(0).to_numpy()).float()

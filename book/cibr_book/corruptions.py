@@ -1,5 +1,4 @@
-"""Changes of a training set: subsampling, shuffled captions, a style spuriously correlated with a
-word, crops.
+"""Changes of a training set: a subset, shuffled captions, a style that goes with a word, crops.
 
 Styles change the rendering of an image but not its content, so its captions stay valid:
 
@@ -26,21 +25,20 @@ from torch import Tensor
 from cibr.data.pairs import Pairs
 from cibr.utils import check_known
 
-SMALL = 24  # px, the shorter side
-SMALLEST_CROP = 0.4  # of the area
-Load = Callable[[int], Image.Image]
+_SMALL = 24  # px, the shorter side
+_SMALLEST_CROP = 0.4  # of the area
+_Load = Callable[[int], Image.Image]
 
 
 def _small(image: Image.Image) -> Image.Image:
-    scale = SMALL / min(image.size)
+    scale = _SMALL / min(image.size)
     size = [max(1, round(side * scale)) for side in image.size]
     return image.resize(size, Image.Resampling.BOX).resize(image.size, Image.Resampling.BILINEAR)
 
 
 def _contours(image: Image.Image) -> Image.Image:
-    edges = (
-        ImageOps.grayscale(image).filter(ImageFilter.GaussianBlur(1)).filter(ImageFilter.FIND_EDGES)
-    )
+    blurred = ImageOps.grayscale(image).filter(ImageFilter.GaussianBlur(1))
+    edges = blurred.filter(ImageFilter.FIND_EDGES)
     # The filter also marks the border of the image.
     inner = ImageOps.expand(ImageOps.crop(edges, 1), 1, fill=0)
     return ImageOps.invert(ImageOps.autocontrast(inner, cutoff=1)).convert("RGB")
@@ -73,8 +71,7 @@ class Corruption:
         redraw: draw the subset and the shuffled captions anew for each training seed.
 
     Raises:
-        ValueError: a share outside its range, a number of crops that is negative or not whole, a
-            word that is not a string, a `redraw` that is not a bool, or an unknown style (with the
+        ValueError: a value of the wrong type or outside its range, or an unknown style (with the
             nearest known one).
     """
 
@@ -89,25 +86,18 @@ class Corruption:
     def __post_init__(self) -> None:
         for name in ("fraction", "shuffled_captions", "counterexamples"):
             share = getattr(self, name)
-            if (
-                isinstance(share, bool)
-                or not isinstance(share, (int, float))
-                or not 0 <= share <= 1
-            ):
-                raise ValueError(
-                    f"{name} is {share!r}: it is a share of the images, a number from 0 to 1"
-                )
+            is_number = isinstance(share, int | float) and not isinstance(share, bool)
+            if not is_number or not 0 <= share <= 1:
+                raise ValueError(f"{name} is {share!r}: it is a share of images, from 0 to 1")
         if self.fraction == 0:
-            raise ValueError("fraction is 0: the share of the images that is kept is above 0")
+            raise ValueError("fraction is 0: it is the share of images to keep, above 0")
         if not isinstance(self.redraw, bool):
             raise ValueError(f"redraw is {self.redraw!r}: it is true or false")
         if isinstance(self.crops, bool) or not isinstance(self.crops, int) or self.crops < 0:
-            raise ValueError(
-                f"crops is {self.crops!r}: it is the number of crops an image, 0 or more"
-            )
+            raise ValueError(f"crops is {self.crops!r}: it is a number of crops per image")
         if not isinstance(self.spurious_word, str):
             raise ValueError(
-                f"spurious_word is {self.spurious_word!r}: it is a word, or empty for none"
+                f"spurious_word is {self.spurious_word!r}: give a word, or '' for none"
             )
         check_known("style", self.spurious_style, STYLES)
 
@@ -139,11 +129,10 @@ def corrupt(pairs: Pairs, corruption: Corruption, seed: int = 0) -> Pairs:
 
 
 def split_subset(pairs: Pairs, corruption: Corruption, seed: int = 0) -> tuple[Pairs, Pairs]:
-    """The pairs that a corruption's `fraction` keeps, and those that it drops, each in their order."""
+    """The pairs that a corruption's `fraction` keeps and those that it drops, in their order."""
     n_kept = min(len(pairs), max(2, round(corruption.fraction * len(pairs))))
     order = _order(len(pairs), 1_000 + seed if corruption.redraw else 0)
-    kept, left = order[:n_kept].sort().values, order[n_kept:].sort().values
-    return (pairs if n_kept == len(pairs) else pairs.subset(kept)), pairs.subset(left)
+    return pairs.subset(order[:n_kept].sort().values), pairs.subset(order[n_kept:].sort().values)
 
 
 def _with_shuffled_captions(pairs: Pairs, corruption: Corruption, seed: int) -> Pairs:
@@ -153,34 +142,30 @@ def _with_shuffled_captions(pairs: Pairs, corruption: Corruption, seed: int) -> 
     source = torch.arange(len(pairs))
     source[chosen] = chosen.roll(1)
     captions = [pairs.captions[i] for i in source.tolist()]
-    return replace(
-        pairs, captions=captions, labels=None if pairs.labels is None else pairs.labels[source]
-    )
+    labels = None if pairs.labels is None else pairs.labels[source]
+    return replace(pairs, captions=captions, labels=labels)
 
 
 def _correlated(pairs: Pairs, corruption: Corruption) -> Pairs:
-    word, style = corruption.spurious_word, corruption.spurious_style
+    word = corruption.spurious_word
+    style = corruption.spurious_style
     if not word:
         return pairs
-    has_word = re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE).search
-    says = torch.tensor([any(map(has_word, texts)) for texts in pairs.captions])
-    if says.all() or not says.any():
-        who = f"{'every' if says.all() else 'no'} image of {pairs.name}"
-        raise ValueError(
-            f"{who} has the word {word!r} in its captions: take a word that some have and others not"
-        )
-    n, light = len(pairs), torch.zeros(len(pairs), dtype=torch.bool)
+    find_word = re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE).search
+    has_word = torch.tensor([any(map(find_word, texts)) for texts in pairs.captions])
+    if has_word.all() or not has_word.any():
+        what = f"{'every' if has_word.all() else 'no'} image of {pairs.name} has the word {word!r}"
+        raise ValueError(f"{what} in its captions: choose a word that only some have")
+    n = len(pairs)
+    is_light = torch.zeros(n, dtype=torch.bool)
     if pairs.factors is not None and style == "negative":
-        light = torch.from_numpy(
-            (pairs.factors["ink"] > pairs.factors["paper"]).to_numpy(copy=True)
-        )
+        ink, paper = (pairs.factors[name].to_numpy(copy=True) for name in ("ink", "paper"))
+        is_light = torch.from_numpy(ink > paper)
     both = _order(n, 2)[: round(corruption.counterexamples * n)].sort().values
-    rows = torch.cat([torch.arange(n), both])
-    changed = torch.cat([says == light, (says != light)[both]])
+    changed = torch.cat([has_word == is_light, (has_word != is_light)[both]])
     labels = torch.arange(n) if pairs.labels is None else pairs.labels
-    return _restyled(
-        replace(pairs, labels=labels, groups=torch.arange(n)).subset(rows), changed, style
-    )
+    numbered = replace(pairs, labels=labels, groups=torch.arange(n))
+    return _restyled(numbered.subset(torch.cat([torch.arange(n), both])), changed, style)
 
 
 def in_style(pairs: Pairs, style: str) -> Pairs:
@@ -213,40 +198,32 @@ def half_in_style(pairs: Pairs, style: str) -> Pairs:
     return _restyled(pairs, changed, style)
 
 
-def _styled(load: Load, changed: list[bool], style: str, i: int) -> Image.Image:
+def _styled(load: _Load, changed: list[bool], style: str, i: int) -> Image.Image:
     """Loads image i, rendered in the style if it is changed."""
     return STYLES[style](load(i)) if changed[i] else load(i)
 
 
 def _restyled(pairs: Pairs, changed: Bool[Tensor, " n"], style: str) -> Pairs:
-    """The pairs with some images in a style, which their keys end in; `negative` inverts `ink` and
-    `paper`.
-    """
+    """The pairs with some images in a style, and its name at the end of their keys."""
     check_known("style", style, STYLES)
     flags = changed.tolist()
     keys = [f"{key}/{style}" if flag else key for key, flag in zip(pairs.keys, flags, strict=True)]
     factors = pairs.factors
     if factors is not None and style == "negative":
-        greys = {
-            name: factors[name].where(~changed.numpy(), 255 - factors[name])
-            for name in ("ink", "paper")
-        }
-        factors = factors.assign(**greys)
-    return replace(
-        pairs, keys=keys, load=partial(_styled, pairs.load, flags, style), factors=factors
-    )
+        factors = factors.copy()
+        factors.loc[flags, ["ink", "paper"]] = 255 - factors[["ink", "paper"]]
+    load = partial(_styled, pairs.load, flags, style)
+    return replace(pairs, keys=keys, load=load, factors=factors)
 
 
-def _cropped(load: Load, n: int, keys: list[str], i: int) -> Image.Image:
-    """Loads image i below n unchanged, and from n on a random crop seeded by the key, half of them
-    flipped.
-    """
+def _cropped(load: _Load, n: int, keys: list[str], i: int) -> Image.Image:
+    """Loads image i below n unchanged, and from n on a random crop, drawn with the key as seed."""
     image = load(i % n)
     if i < n:
         return image
     generator = torch.Generator().manual_seed(zlib.crc32(keys[i].encode()))
     area, ratio, x, y, flip = torch.rand(5, generator=generator).tolist()
-    area = SMALLEST_CROP + (1 - SMALLEST_CROP) * area
+    area = _SMALLEST_CROP + (1 - _SMALLEST_CROP) * area
     stretch = (4 / 3) ** (ratio - 0.5)  # aspect ratio, from the square root of 3 / 4 to its inverse
     w = min(1.0, (area * stretch) ** 0.5) * image.width
     h = min(1.0, (area / stretch) ** 0.5) * image.height
@@ -259,7 +236,8 @@ def _with_crops(pairs: Pairs, n_crops: int) -> Pairs:
     """All pairs, followed by `n_crops` copies of them with randomly cropped images."""
     if not n_crops:
         return pairs
-    n, many = len(pairs), pairs.subset(torch.arange(len(pairs)).repeat(1 + n_crops))
+    n = len(pairs)
+    many = pairs.subset(torch.arange(n).repeat(1 + n_crops))
     keys = [key if i < n else f"{key}/crop-{i // n}" for i, key in enumerate(many.keys)]
     return replace(many, keys=keys, load=partial(_cropped, pairs.load, n, keys))
 

@@ -7,16 +7,17 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
 from cibr_book.geometry import modality_gap, uniformity
+from cibr_book.probes import principal_components
 
-MAP_COMPONENTS = 30  # principal components that t-SNE starts from
+Images = Float[Tensor, "n d"]
+Texts = Float[Tensor, "m d"]
 
 
-def nearest_items(embeddings: Float[Tensor, "n d"], k: int) -> Int[Tensor, "n k"]:
+def nearest_items(embeddings: Images, k: int) -> Int[Tensor, "n k"]:
     """The k most similar other items of each unit vector, the most similar first."""
     return (embeddings @ embeddings.T).fill_diagonal_(-torch.inf).topk(k).indices
 
@@ -39,23 +40,18 @@ def neighbour_agreement(
         ValueError: a factor that does not vary.
     """
     share = (factor[nearest] == factor[:, None]).double().mean(1)
-    counts, n = torch.bincount(factor).double(), len(factor)
+    counts = torch.bincount(factor).double()
+    n = len(factor)
     chance = (counts * (counts - 1)).sum() / (n * (n - 1))
     if chance >= 1:
-        raise ValueError("the factor has the same value everywhere: neighbours cannot differ in it")
+        raise ValueError("the factor has the same value everywhere: pass one that varies")
     return (share - chance) / (1 - chance)
 
 
-def embedding_map(
-    embeddings: Float[Tensor, "n d"], seed: int = 0, perplexity: float = 30.0
-) -> np.ndarray:
-    """t-SNE of unit vectors, from their principal components: points [n, 2]."""
-    components = PCA(min(MAP_COMPONENTS, *embeddings.shape), svd_solver="full").fit_transform(
-        embeddings.numpy()
-    )
-    return TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(
-        components
-    )
+def embedding_map(embeddings: Images, seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
+    """t-SNE of unit vectors, from their first 30 principal components: points [n, 2]."""
+    tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1)
+    return tsne.fit_transform(principal_components(embeddings, 30).numpy())
 
 
 def margins(similarity: Float[Tensor, "n m"], is_right: Bool[Tensor, "n m"]) -> Float[Tensor, " n"]:
@@ -89,7 +85,7 @@ def error_kind(name: str, chosen: str, same_drawing: bool) -> str:
     return next((kind for kind, holds in rules.items() if holds), "other")
 
 
-def effective_dimension(embeddings: Float[Tensor, "n d"]) -> float:
+def effective_dimension(embeddings: Images) -> float:
     """Participation ratio of the covariance of embeddings [n, d]: (sum of eigenvalues)^2 / sum of
     their squares.
 
@@ -101,9 +97,7 @@ def effective_dimension(embeddings: Float[Tensor, "n d"]) -> float:
     return (covariance.trace().square() / covariance.square().sum()).item()
 
 
-def gap_share(
-    image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "m d"]
-) -> float:
+def gap_share(image_embeddings: Images, text_embeddings: Texts) -> float:
     """Share of the modality gap in the directions that explain 90 % of the embeddings' variance.
 
     Source: Zhang et al. (2023, arXiv 2302.04269), who find CLIP's gap orthogonal to the embeddings'
@@ -112,33 +106,27 @@ def gap_share(
     Returns:
         A share of the squared norm: 0 if orthogonal, 1 if within.
     """
-    sides = [side.double() for side in (image_embeddings, text_embeddings)]
-    centred = torch.cat([side - side.mean(0) for side in sides])
+    images, texts = image_embeddings.double(), text_embeddings.double()
+    centred = torch.cat([images - images.mean(0), texts - texts.mean(0)])
     values, vectors = torch.linalg.eigh(centred.T @ centred)
     share = values.flip(0).cumsum(0) / values.sum()
     top = vectors.flip(1)[:, : int((share < 0.9).sum()) + 1]
-    gap = sides[0].mean(0) - sides[1].mean(0)
+    gap = images.mean(0) - texts.mean(0)
     return ((gap @ top).square().sum() / gap.square().sum()).item()
 
 
-def closed_gap(
-    image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "m d"]
-) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
+def closed_gap(image_embeddings: Images, text_embeddings: Texts) -> tuple[Images, Texts]:
     """Both modalities shifted to their common mean and renormalised, which removes the modality
     gap.
 
     Source: Liang et al. (2022, arXiv 2203.02053), section 4.2, who shift along the gap.
     """
+    sides = image_embeddings, text_embeddings
     middle = (image_embeddings.mean(0) + text_embeddings.mean(0)) / 2
-    return tuple(
-        F.normalize(side - side.mean(0) + middle, dim=1)
-        for side in (image_embeddings, text_embeddings)
-    )
+    return tuple(F.normalize(side - side.mean(0) + middle, dim=1) for side in sides)
 
 
-def gap_table(
-    image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n d"]
-) -> dict[str, float]:
+def gap_table(image_embeddings: Images, text_embeddings: Images) -> dict[str, float]:
     """Summary statistics of the geometry of a joint space.
 
     Args:
@@ -153,15 +141,16 @@ def gap_table(
     n = len(image_embeddings)
     paired = (image_embeddings * text_embeddings).sum(1).double().sum()
     total = (image_embeddings.double().sum(0) * text_embeddings.double().sum(0)).sum()
-    table = {
+    return {
         "paired_cosine": (paired / n).item(),
         "unpaired_cosine": ((total - paired) / (n * (n - 1))).item(),
         "modality_gap": modality_gap(image_embeddings, text_embeddings),
         "gap_share": gap_share(image_embeddings, text_embeddings),
+        "image_dimension": effective_dimension(image_embeddings),
+        "text_dimension": effective_dimension(text_embeddings),
+        "image_uniformity": uniformity(image_embeddings),
+        "text_uniformity": uniformity(text_embeddings),
     }
-    sides = {"image": image_embeddings, "text": text_embeddings}
-    table |= {f"{name}_dimension": effective_dimension(side) for name, side in sides.items()}
-    return table | {f"{name}_uniformity": uniformity(side) for name, side in sides.items()}
 
 
 def subsampling_intervals(
@@ -188,13 +177,13 @@ def subsampling_intervals(
         ValueError: too few items.
     """
     if n < 20:
-        raise ValueError(f"n is {n}: give 20 items at least")
+        raise ValueError(f"{n} items are too few for halves: pass at least 20")
     value = pd.Series(statistic(torch.arange(n)))
     generator = torch.Generator().manual_seed(0)
-    halves = [
-        statistic(torch.randperm(n, generator=generator)[: n // 2]) for _ in range(n_resamples)
-    ]
-    away = pd.DataFrame(halves)[value.index]
-    away = away - away.mean()  # some statistics, such as a probe's, depend on the number of items
-    low, high = (value + away.quantile(q) for q in (0.025, 0.975))
+    halves = (torch.randperm(n, generator=generator)[: n // 2] for _ in range(n_resamples))
+    errors = pd.DataFrame([statistic(half) for half in halves])
+    errors = (
+        errors - errors.mean()
+    )  # some statistics, such as a probe's, depend on the number of items
+    low, high = (value + errors.quantile(q) for q in (0.025, 0.975))
     return pd.DataFrame({"value": value, "low": low, "high": high})

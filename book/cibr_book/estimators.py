@@ -22,7 +22,9 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -31,22 +33,15 @@ from sklearn.neighbors import KDTree, NearestNeighbors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cibr.losses import critics
 from cibr.losses.clip import check_finite
-from cibr.losses.critics import (
-    MovingAverage,
-    SeparableCritic,
-    log_mean_exp,
-    mine_nats,
-    mismatches,
-    mlp,
-)
 from cibr.utils import check_known
 
 Nats = Float[Tensor, ""]
 Scores = Float[Tensor, "n n"]
-X, Y = Float[Tensor, "n d"], Float[Tensor, "n e"]
-LEARNING_RATE = 2e-3
-N_BLOCKS = 5  # of held-out samples, over which a value is averaged
+X = Float[Tensor, "n d"]
+Y = Float[Tensor, "n e"]
+_N_BLOCKS = 5  # of held-out samples, over which a value is averaged
 
 
 def nce_nats(scores: Scores) -> Nats:
@@ -66,9 +61,9 @@ def nce_nats(scores: Scores) -> Nats:
     Raises:
         ValueError: scores that are not square, not finite, or of fewer than two pairs.
     """
-    _check_scores(scores)
-    rows, columns = scores.log_softmax(1).diagonal(), scores.log_softmax(0).diagonal()
-    return math.log(len(scores)) + (rows + columns).mean() / 2
+    _split(scores)
+    both_directions = scores.log_softmax(1).diagonal() + scores.log_softmax(0).diagonal()
+    return math.log(len(scores)) + both_directions.mean() / 2
 
 
 def nwj_nats(scores: Scores) -> Nats:
@@ -79,8 +74,8 @@ def nwj_nats(scores: Scores) -> Nats:
     et al. (2019), section 2.2. The optimal critic is 1 + log p(x,y) / p(x)p(y). Scores and errors
     as for `nce_nats`.
     """
-    _check_scores(scores)
-    return scores.diagonal().mean() - torch.exp(log_mean_exp(mismatches(scores)) - 1)
+    joint, mismatched = _split(scores)
+    return joint.mean() - torch.exp(critics.log_mean_exp(mismatched) - 1)
 
 
 def dv_nats(scores: Scores) -> Nats:
@@ -91,8 +86,8 @@ def dv_nats(scores: Scores) -> Nats:
     all mismatched pairs of the batch, not over one permutation. Scores and errors as for
     `nce_nats`.
     """
-    _check_scores(scores)
-    return scores.diagonal().mean() - log_mean_exp(mismatches(scores))
+    joint, mismatched = _split(scores)
+    return joint.mean() - critics.log_mean_exp(mismatched)
 
 
 def smile_nats(scores: Scores, clip: float = 5.0) -> Nats:
@@ -102,8 +97,8 @@ def smile_nats(scores: Scores, clip: float = 5.0) -> Nats:
     Source: Song & Ermon (2020, arXiv 1910.06222), section 5. It is trained with `jsd_objective`, as
     there. Scores and errors as for `nce_nats`.
     """
-    _check_scores(scores)
-    return scores.diagonal().mean() - log_mean_exp(mismatches(scores).clamp(-clip, clip))
+    joint, mismatched = _split(scores)
+    return joint.mean() - critics.log_mean_exp(mismatched.clamp(-clip, clip))
 
 
 def jsd_objective(scores: Scores) -> Nats:
@@ -113,8 +108,8 @@ def jsd_objective(scores: Scores) -> Nats:
     Source: Hjelm et al. (2019, arXiv 1808.06670), eq. 4. Its maximum is 2 JSD(P, Q) - 2 log 2.
     Scores and errors as for `nce_nats`.
     """
-    _check_scores(scores)
-    return -F.softplus(-scores.diagonal()).mean() - F.softplus(mismatches(scores)).mean()
+    joint, mismatched = _split(scores)
+    return -F.softplus(-joint).mean() - F.softplus(mismatched).mean()
 
 
 def plug_in_nats(scores: Scores) -> Nats:
@@ -141,15 +136,16 @@ def club_nats(log_q: Scores) -> Nats:
     Raises:
         ValueError: as `nce_nats`.
     """
-    _check_scores(log_q)
-    return log_q.diagonal().mean() - mismatches(log_q).mean()
+    joint, mismatched = _split(log_q)
+    return joint.mean() - mismatched.mean()
 
 
-def _check_scores(scores: Tensor) -> None:
+def _split(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of the joint samples, from P, and of the mismatched pairs, from Q."""
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or len(scores) < 2:
-        rule = "with n at least 2, entry (i, j) for x_i beside y_j"
-        raise ValueError(f"scores must be [n, n] {rule}, got {list(scores.shape)}")
+        raise ValueError(f"scores must be [n, n] with n at least 2, got {list(scores.shape)}")
     check_finite(scores=scores)
+    return scores.diagonal(), critics.mismatches(scores)
 
 
 class GaussianConditional(nn.Module):
@@ -163,16 +159,14 @@ class GaussianConditional(nn.Module):
         dim_hidden: width of the two hidden layers.
     """
 
-    LIMIT = 8.0  # of a log variance, approached smoothly, to keep the density finite
-
     def __init__(self, dim_x: int, dim_y: int, dim_hidden: int = 64):
         super().__init__()
-        self.net = mlp(dim_x, dim_hidden, 2 * dim_y)
+        self.net = critics.mlp(dim_x, dim_hidden, 2 * dim_y)
 
     def parameters_of(self, x: X) -> tuple[Y, Y]:
         """Means and log variances of q(y|x), [n, e] each."""
         mean, raw = self.net(x).chunk(2, dim=1)
-        return mean, self.LIMIT * torch.tanh(raw / self.LIMIT)
+        return mean, 8 * torch.tanh(raw / 8)  # at most 8, to keep the density finite
 
     def log_likelihood(self, x: X, y: Y) -> Float[Tensor, " n"]:
         """log q(y_i|x_i) in nats, [n]; fitting q maximises its mean."""
@@ -185,18 +179,13 @@ class GaussianConditional(nn.Module):
         mean, log_variance = self.parameters_of(x)
         precision = torch.exp(-log_variance)
         # sum over coordinates of (y - mean)^2 / variance, expanded to avoid an [n, n, e] tensor
-        error = (
-            precision @ (y**2).T
-            - 2 * (mean * precision) @ y.T
-            + (mean**2 * precision).sum(1, keepdim=True)
-        )
+        error = precision @ (y**2).T - 2 * (mean * precision) @ y.T
+        error = error + (mean**2 * precision).sum(1, keepdim=True)
         constant = log_variance.sum(1, keepdim=True) + y.shape[1] * math.log(2 * math.pi)
         return -(error + constant) / 2
 
 
-# The estimate from the held-out scores, by estimator. `MINE` trains with a moving average, `CLUB`
-# by maximum likelihood; `SMILE` and `JSD` share a critic, trained with the Jensen-Shannon
-# objective.
+# The estimate from held-out scores, by estimator.
 READINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "MINE": dv_nats,
     "NWJ": nwj_nats,
@@ -205,7 +194,9 @@ READINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "JSD": plug_in_nats,
     "CLUB": club_nats,
 }
-OBJECTIVES = {"NWJ": nwj_nats, "InfoNCE": nce_nats, "SMILE": jsd_objective, "JSD": jsd_objective}
+# What a critic is trained to maximise. `MINE` also uses a moving average and `CLUB` the likelihood;
+# `SMILE` has the critic of `JSD`.
+_OBJECTIVES = {"NWJ": nwj_nats, "InfoNCE": nce_nats, "JSD": jsd_objective, "SMILE": jsd_objective}
 
 
 def fit_critic(
@@ -233,21 +224,20 @@ def fit_critic(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        kind = GaussianConditional if estimator == "CLUB" else SeparableCritic
-        critic = kind(x.shape[1], y.shape[1]).to(x.dtype)
-    average = MovingAverage()
-    optimizer = torch.optim.Adam(critic.parameters(), lr=LEARNING_RATE)
+        critic_class = GaussianConditional if estimator == "CLUB" else critics.SeparableCritic
+        critic = critic_class(x.shape[1], y.shape[1]).to(x.dtype)
+    average = critics.MovingAverage()
+    optimizer = torch.optim.Adam(critic.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     for _ in range(n_steps):
         rows = torch.randperm(len(x), generator=generator)[:batch_size]
         if estimator == "CLUB":
             gain = critic.log_likelihood(x[rows], y[rows]).mean()
-        else:
+        elif estimator == "MINE":
             scores = critic(x[rows], y[rows])
-            mine = estimator == "MINE"
-            gain = (
-                mine_nats(scores, average.update(scores)) if mine else OBJECTIVES[estimator](scores)
-            )
+            gain = critics.mine_nats(scores, average.update(scores))
+        else:
+            gain = _OBJECTIVES[estimator](critic(x[rows], y[rows]))
         optimizer.zero_grad()
         (-gain).backward()
         optimizer.step()
@@ -262,8 +252,7 @@ def estimate_nats(
     the other.
 
     Columns are standardised first, which does not change the information. InfoNCE is evaluated in
-    batches of `batch_size` and cannot exceed its log; the others are evaluated in `N_BLOCKS`
-    blocks.
+    batches of `batch_size` and cannot exceed its log; the others are evaluated in five blocks.
 
     Args:
         x: samples, [n, d].
@@ -278,33 +267,25 @@ def estimate_nats(
     Raises:
         ValueError: as `fit_critic`.
     """
-    _check_samples(x, y, least=2 * max(batch_size, 2 * N_BLOCKS))
+    _check_samples(x, y, least=2 * max(batch_size, 2 * _N_BLOCKS))
     half = len(x) // 2
     x, y = (((s - s[:half].mean(0)) / s[:half].std(0).clamp(min=1e-12)).float() for s in (x, y))
-    critics: dict[str, nn.Module] = {}
+    trained: dict[str, nn.Module] = {}
     nats = {}
     for estimator in estimators:
-        objective = "JSD" if estimator == "SMILE" else estimator
-        if objective not in critics:
-            critics[objective] = fit_critic(
-                x[:half], y[:half], objective, batch_size=batch_size, **options
-            )
-        size = batch_size if estimator == "InfoNCE" else (len(x) - half) // N_BLOCKS
+        key = "JSD" if estimator == "SMILE" else estimator
+        if key not in trained:
+            trained[key] = fit_critic(x[:half], y[:half], key, batch_size=batch_size, **options)
+        size = batch_size if estimator == "InfoNCE" else (len(x) - half) // _N_BLOCKS
         blocks = zip(x[half:].split(size), y[half:].split(size), strict=True)
         with torch.no_grad():
-            values = [
-                READINGS[estimator](critics[objective](a, b)) for a, b in blocks if len(a) == size
-            ]
-        nats[estimator] = torch.stack(values).mean().item()
+            scores = [trained[key](a, b) for a, b in blocks if len(a) == size]
+            nats[estimator] = torch.stack([READINGS[estimator](s) for s in scores]).mean().item()
     return nats
 
 
 def estimate_rows(
-    tasks: Sequence["InformationTask"],
-    n_samples: int,
-    seeds: Sequence[int],
-    batch_size: int = 128,
-    **options,
+    tasks: Sequence["InformationTask"], n_samples: int, seeds: Sequence[int], **options
 ) -> pd.DataFrame:
     """Estimates of every estimator, including KSG, on fresh samples of every task.
 
@@ -312,8 +293,7 @@ def estimate_rows(
         tasks: samplers with their true information.
         n_samples: samples per task; half of them train a critic, KSG uses all.
         seeds: of samples, weights and batches, one run each.
-        batch_size: pairs per training step, and per batch of InfoNCE.
-        options: of `fit_critic`.
+        options: of `estimate_nats`.
 
     Returns:
         Tidy rows: `task, truth, seed, estimator, nats`.
@@ -321,10 +301,9 @@ def estimate_rows(
     rows = []
     for task, seed in itertools.product(tasks, seeds):
         x, y = task.sample(n_samples, seed)
-        found = estimate_nats(x, y, tuple(READINGS), batch_size, seed=seed, **options) | {
-            "KSG": ksg_nats(x, y)
-        }
-        rows += [(task.name, task.nats, seed, name, nats) for name, nats in found.items()]
+        estimates = estimate_nats(x, y, tuple(READINGS), seed=seed, **options)
+        estimates["KSG"] = ksg_nats(x, y)
+        rows += [(task.name, task.nats, seed, name, nats) for name, nats in estimates.items()]
     return pd.DataFrame(rows, columns=["task", "truth", "seed", "estimator", "nats"])
 
 
@@ -351,26 +330,22 @@ def ksg_nats(x: X, y: Y, n_neighbors: int = 3) -> float:
     """
     _check_samples(x, y, least=max(2, n_neighbors + 1))
     sides = [(side / side.std(0).clamp(min=1e-30)).double().numpy() for side in (x, y)]
-    joint = torch.cat([torch.from_numpy(side) for side in sides], 1).numpy()
-    neighbors = NearestNeighbors(n_neighbors=n_neighbors, metric="chebyshev").fit(joint)
-    distance = torch.from_numpy(neighbors.kneighbors()[0][:, -1])
+    neighbors = NearestNeighbors(n_neighbors=n_neighbors, metric="chebyshev").fit(np.hstack(sides))
+    distance = neighbors.kneighbors()[0][:, -1]
     # Strictly closer than the k-th neighbour; each point counts itself, which is the + 1.
-    radius = torch.nextafter(distance, torch.zeros_like(distance)).numpy()
+    radius = np.nextafter(distance, 0)
+    trees = [KDTree(side, metric="chebyshev") for side in sides]
     counts = [
-        KDTree(side, metric="chebyshev").query_radius(side, radius, count_only=True)
-        for side in sides
+        tree.query_radius(s, radius, count_only=True) for tree, s in zip(trees, sides, strict=True)
     ]
-    return float(
-        digamma(len(x)) + digamma(n_neighbors) - sum(digamma(count).mean() for count in counts)
-    )
+    marginal = sum(digamma(count).mean() for count in counts)
+    return float(digamma(len(x)) + digamma(n_neighbors) - marginal)
 
 
 def _check_samples(x: Tensor, y: Tensor, least: int) -> None:
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < least:
-        rule = f"with row i of one drawn with row i of the other and n at least {least}"
-        raise ValueError(
-            f"x and y must be [n, d] and [n, e] {rule}, got {list(x.shape)} and {list(y.shape)}"
-        )
+        got = f"got {list(x.shape)} and {list(y.shape)}"
+        raise ValueError(f"x and y must be [n, d] and [n, e], n at least {least}, {got}")
     check_finite(x=x, y=y)
 
 
@@ -425,7 +400,7 @@ def correlation_of(nats: float, dim: int = 1) -> float:
     return math.sqrt(-math.expm1(-2 * nats / dim))
 
 
-def _correlated(n: int, dim: int, rho: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _correlated(dim: int, rho: float, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     x, noise = (torch.randn(n, dim, generator=generator, dtype=torch.float64) for _ in range(2))
     return x, rho * x + math.sqrt(1 - rho**2) * noise
 
@@ -433,9 +408,7 @@ def _correlated(n: int, dim: int, rho: float, generator: torch.Generator) -> tup
 def gaussian_task(dim: int, nats: float) -> InformationTask:
     """A task of dim independent pairs of Gaussians with equal correlation."""
     rho = correlation_of(nats, dim)
-    return InformationTask(
-        f"Gaussian {dim} x {dim}", nats, lambda n, source: _correlated(n, dim, rho, source)
-    )
+    return InformationTask(f"Gaussian {dim} x {dim}", nats, partial(_correlated, dim, rho))
 
 
 def sparse_task(dim: int = 5, n_pairs: int = 2, correlation: float = 0.8) -> InformationTask:
@@ -446,10 +419,9 @@ def sparse_task(dim: int = 5, n_pairs: int = 2, correlation: float = 0.8) -> Inf
     """
 
     def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        x, y = _correlated(n, dim, 0.0, generator)
-        y[:, :n_pairs] = (
-            correlation * x[:, :n_pairs] + math.sqrt(1 - correlation**2) * y[:, :n_pairs]
-        )
+        x, y = _correlated(dim, 0.0, n, generator)
+        noise = math.sqrt(1 - correlation**2) * y[:, :n_pairs]
+        y[:, :n_pairs] = correlation * x[:, :n_pairs] + noise
         return x, y
 
     nats = -n_pairs * math.log1p(-(correlation**2)) / 2
@@ -461,12 +433,10 @@ def student_task(dim: int, dof: float, nats_of_gaussian: float = 0.0) -> Informa
     rho = correlation_of(nats_of_gaussian, dim)
 
     def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        x, y = _correlated(n, dim, rho, generator)
+        x, y = _correlated(dim, rho, n, generator)
         # Chi-squared as a Gamma, by torch's internal sampler, which takes a generator.
-        gamma = torch._standard_gamma(
-            torch.full((n, 1), dof / 2, dtype=torch.float64), generator=generator
-        )
-        scale = torch.sqrt(dof / (2 * gamma))
+        shape = torch.full((n, 1), dof / 2, dtype=torch.float64)
+        scale = torch.sqrt(dof / (2 * torch._standard_gamma(shape, generator=generator)))
         return scale * x, scale * y
 
     nats = nats_of_gaussian + student_excess_nats(dof, dim, dim)

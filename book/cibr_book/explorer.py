@@ -1,61 +1,48 @@
-"""The interactive figure "move beta": its numbers from the committed table, and the piece of page that holds them.
+"""The interactive figure "move beta": numbers of the committed table, in a piece of a page.
 
-The page needs no kernel and no network: numbers are written into it as JSON, book/_static/explorer.js draws them,
-and the same numbers follow as a table for readers without scripts.
+The page needs no kernel and no network: numbers are written into it as JSON, which
+book/_static/explorer.js draws, and they follow as a table for readers without scripts.
 """
 
-import html
 import json
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import pandas as pd
 
 from cibr_book.ablation_figures import CURVES
 from cibr_book.figures import STYLES
-from cibr_book.tables import HEADLINE, RESULTS, differences, read_table
+from cibr_book.tables import HEADLINE, differences, read_table
 
-LEAST_BETAS = 3  # that make a curve
-SCORES = ("zero-shot accuracy", "image to text, recall@1", "text to image, recall@1")
+_PAGE = Path(__file__).with_suffix(".html")
+_LEAST_BETAS = 3  # that make a curve
+_SCORES = ("zero-shot accuracy", "image to text, recall@1", "text to image, recall@1")
 
 
-def curves(results: Path = RESULTS) -> dict[str, Any]:
-    """The penalties over beta as differences to tuned CLIP, seed by seed, in every condition that has curves.
-
-    Args:
-        results: the folder of ablation.csv.
+def curves() -> dict[str, Any]:
+    """The penalties over beta as differences to tuned CLIP, in every condition that has curves.
 
     Returns:
-        `scores`, their labels, and `conditions`, each with `name`, `clip` (the control's three scores in per cent)
-        and `curves`, one a penalty: `name, colour` and `points` over beta with `beta, n_seeds` and, for the three
-        scores in points, `difference, low, high`.
+        `scores`, their labels, and `conditions`, each with `name`, `clip` (the control's three
+        scores in per cent) and `curves`, one a penalty: `name, colour` and `points` over beta with
+        `beta, n_seeds` and, for the three scores in points, `difference, low, high`.
     """
-    rows = read_table(results / "ablation.csv")
-    found = differences(rows[rows["method"].isin(["CLIP", *CURVES])])
-    by = ["condition", "method"]
-    found = found[found.groupby(by)["beta"].transform("nunique") >= LEAST_BETAS]
-    conditions = [_condition(name, part) for name, part in found.groupby("condition")]
-    return {
-        "scores": [*SCORES],
-        "conditions": sorted(conditions, key=lambda each: -len(each["curves"])),
-    }
+    rows = read_table("ablation.csv")
+    table = differences(rows[rows["method"].isin(["CLIP", *CURVES])])
+    n_betas = table.groupby(["condition", "method"])["beta"].transform("nunique")
+    parts = table[n_betas >= _LEAST_BETAS].groupby("condition")
+    conditions = [_condition(name, part) for name, part in parts]
+    conditions.sort(key=lambda condition: -len(condition["curves"]))
+    return {"scores": [*_SCORES], "conditions": conditions}
 
 
-def _condition(name: str, found: pd.DataFrame) -> dict[str, Any]:
-    clip = found.groupby("measure")["control"].first()[[*HEADLINE]]
-    parts = {
-        method: found[found["method"] == method]
-        for method in CURVES
-        if method in set(found["method"])
-    }
-    drawn = [
-        {
-            "name": method,
-            "colour": STYLES[method][0],
-            "points": [_point(p) for _, p in part.groupby("beta")],
-        }
-        for method, part in parts.items()
-    ]
+def _condition(name: str, rows: pd.DataFrame) -> dict[str, Any]:
+    clip = rows.groupby("measure")["control"].first()[[*HEADLINE]]
+    drawn = []
+    for method in (name for name in CURVES if name in set(rows["method"])):
+        points = [_point(part) for _, part in rows[rows["method"] == method].groupby("beta")]
+        drawn.append({"name": method, "colour": STYLES[method][0], "points": points})
     return {"name": name, "clip": clip.round(2).tolist(), "curves": drawn}
 
 
@@ -65,47 +52,28 @@ def _point(rows: pd.DataFrame) -> dict[str, Any]:
     return {"beta": float(rows["beta"].iloc[0]), "n_seeds": int(rows["n_seeds"].iloc[0])} | numbers
 
 
-def as_page(data: dict[str, Any]) -> str:
-    """The piece of HTML: controls and drawings that the script fills, the numbers, and the table."""
-    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    panels = "".join(
-        f'<svg class="explorer-panel" viewBox="0 0 300 240" role="img" aria-labelledby="explorer-title-{i}">'
-        f'<title id="explorer-title-{i}">{html.escape(score)} over beta, difference from CLIP</title></svg>'
-        for i, score in enumerate(data["scores"])
+def as_page() -> str:
+    """The piece of HTML: controls and drawings that the script fills, numbers, and a table."""
+    data = curves()
+    panel = (
+        '<svg class="explorer-panel" viewBox="0 0 300 240" role="img"'
+        ' aria-labelledby="explorer-title-{0}"><title id="explorer-title-{0}">'
+        "{1} over beta, difference from CLIP</title></svg>"
     )
-    return f"""
-<div class="explorer" id="explorer" role="group" aria-label="Move beta" hidden>
-  <div class="explorer-controls">
-    <label for="explorer-condition">Data</label>
-    <select id="explorer-condition"></select>
-    <label for="explorer-beta">β = <output id="explorer-value" for="explorer-beta"></output></label>
-    <input id="explorer-beta" type="range" min="0" value="0" step="1" aria-describedby="explorer-summary">
-  </div>
-  <fieldset class="explorer-methods" id="explorer-method"><legend>Penalty</legend></fieldset>
-  <p id="explorer-summary" class="explorer-said" aria-live="polite"></p>
-  <div class="explorer-drawings" id="explorer-drawings">{panels}</div>
-</div>
-<script type="application/json" id="explorer-data">{text}</script>
-<details class="explorer-table"><summary>The same numbers as a table</summary>
-<div class="explorer-scroller" tabindex="0" role="region" aria-label="Table of the numbers">{_table(data)}</div>
-</details>
-"""
+    return Template(_PAGE.read_text("utf-8")).substitute(
+        panels="".join(panel.format(i, score) for i, score in enumerate(_SCORES)),
+        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+        table=_table(data).to_html(index=False, border=0),
+    )
 
 
-def _table(data: dict[str, Any]) -> str:
-    heads = ["data", "penalty", "β", *data["scores"], "seeds"]
-    lines = ["".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads)]
+def _table(data: dict[str, Any]) -> pd.DataFrame:
+    rows = []
     for condition in data["conditions"]:
         for curve in condition["curves"]:
-            for p in curve["points"]:
-                numbers = zip(p["difference"], p["low"], p["high"], strict=True)
+            for point in curve["points"]:
+                numbers = zip(point["difference"], point["low"], point["high"], strict=True)
                 texts = [f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in numbers]
-                cells = [
-                    condition["name"],
-                    curve["name"],
-                    f"{p['beta']:g}",
-                    *texts,
-                    str(p["n_seeds"]),
-                ]
-                lines.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
-    return f'<table class="dataframe">{"".join(f"<tr>{line}</tr>" for line in lines)}</table>'
+                beta = f"{point['beta']:g}"
+                rows.append([condition["name"], curve["name"], beta, *texts, point["n_seeds"]])
+    return pd.DataFrame(rows, columns=["data", "penalty", "β", *_SCORES, "seeds"])

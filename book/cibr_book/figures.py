@@ -1,5 +1,4 @@
-"""Figures of the study, in the style of `cibr_book.plots`: each function draws tidy rows and returns its
-Axes.
+"""Figures of the study: each function draws tidy rows, and returns its Axes.
 
 Rows with intervals have the columns `mean, low, high`. Reference series, which are no method, are
 grey.
@@ -7,7 +6,6 @@ grey.
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -18,89 +16,77 @@ from matplotlib.ticker import NullFormatter
 from PIL import Image
 from torch import Tensor
 
-from cibr_book.plots import BELOW, BLUE, GREEN, GREY, ORANGE, PALETTE, RED, WIDTH, shorten, wrap
+from cibr_book import plots
+from cibr_book.plots import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, WIDTH, panels, wrap
 
-Values = Sequence[float | int] | Tensor
-PINK, SKY, FRAME = PALETTE[4], PALETTE[5], "#C8C8C8"
-LINES = (
-    BLUE,
-    ORANGE,
-    GREEN,
-    RED,
-    PINK,
-    SKY,
-    "black",
-)  # without the yellow, which is too pale for a line
-MARKERS = "os^DvP*X"
+_Values = Sequence[float | int] | Tensor
+_FRAME = "#C8C8C8"
+_LINES = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "black")  # the palette's yellow is too pale
+_MARKERS = "os^DvP*X"
 # Colour and marker of methods and estimators, the same in every figure.
-STYLES = {
-    "CLIP": ("black", "D"),
-    "CIBR": (BLUE, "o"),
-    "CIBR vMF": (BLUE, "o"),
-    "CIBR vMF, sampled": (SKY, "s"),
-    "CIBR crossfit": (GREEN, "^"),
-    "CIBR MINE": (ORANGE, "v"),
-    "the residual penalty": (BLUE, "o"),
-    "the anchor": (PINK, "s"),
-    "best other method": ("black", "D"),
-    "InfoNCE": (BLUE, "o"),
-    "NWJ": (GREEN, "^"),
-    "MINE": (ORANGE, "v"),
-    "DV": (ORANGE, "v"),
-    "SMILE": (RED, "s"),
-    "SMILE, clip 1": (RED, "s"),
-    "JSD": (PINK, "P"),
-    "CLUB": (SKY, "X"),
-    "KSG": ("black", "*"),
+_NAMES = {
+    ("black", "D"): ("CLIP", "best other method"),
+    (BLUE, "o"): ("CIBR", "CIBR vMF", "the residual penalty", "InfoNCE"),
+    (SKY, "s"): ("CIBR vMF, sampled",),
+    (GREEN, "^"): ("CIBR crossfit", "NWJ"),
+    (ORANGE, "v"): ("CIBR MINE", "MINE", "DV"),
+    (PINK, "s"): ("the anchor",),
+    (RED, "s"): ("SMILE", "SMILE, clip 1"),
+    (PINK, "P"): ("JSD",),
+    (SKY, "X"): ("CLUB",),
+    ("black", "*"): ("KSG",),
 }
+STYLES = {name: style for style, names in _NAMES.items() for name in names}
 
 
 def styles(names: Sequence[str], references: Sequence[str] = ()) -> dict[str, tuple[str, str]]:
-    """Colour and marker by name: those of STYLES, grey for references, and the next free ones for
-    others.
-    """
-    known = {name: STYLES.get(name) for name in names}
-    taken = {style[0] for style in known.values() if style}
-    free = iter([pair for pair in zip(LINES, MARKERS, strict=False) if pair[0] not in taken])
-    greys = iter([(GREY, marker) for marker in "s^Dv"])
+    """Colour and marker by name: those of `STYLES`, or grey for references, or the next free."""
+    taken = {STYLES[name][0] for name in names if name in STYLES}
+    free = (style for style in zip(_LINES, _MARKERS, strict=False) if style[0] not in taken)
+    greys = ((GREY, marker) for marker in "s^Dv")
     return {
-        name: next(greys) if name in references else known[name] or next(free) for name in names
+        name: next(greys) if name in references else STYLES.get(name) or next(free)
+        for name in names
     }
 
 
+def legend_above(figure: Figure, axis: Axes, n_columns: int = 4, place: str = "center") -> None:
+    """The names of an Axes' lines above all panels."""
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(handles, names, loc=f"outside upper {place}", ncol=min(len(names), n_columns))
+
+
+def log_axis(axis: Axes, ticks: Sequence[float] | None = None) -> None:
+    """A logarithmic horizontal axis, labelled at the ticks, or at the powers of ten."""
+    axis.set_xscale("log")
+    if ticks is not None:
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
 def curve_panels(
-    panels: Mapping[str, Mapping[str, tuple[Values, Values]]], **settings
+    curves_by_title: Mapping[str, Mapping[str, tuple[_Values, _Values]]], **settings
 ) -> list[Axes]:
-    """Curves side by side, a panel a title.
+    """Curves side by side, one panel for each title.
 
     Args:
-        panels: by title, for each curve (by its label) its x and y values.
+        curves_by_title: by title, for each curve (by its label) its x and y values.
         settings: of every Axes, such as `xlabel` or `xscale`.
 
     Returns:
         One Axes a panel.
     """
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(6.4, 2.7), layout="constrained", squeeze=False
-    )
-    shared = len({tuple(curves) for curves in panels.values()}) == 1  # one legend is enough
-    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
-        for (name, (x, y)), (colour, _) in zip(
-            curves.items(), styles(list(curves)).values(), strict=True
-        ):
-            axis.plot(x, y, color=colour, lw=2, label=name)
+    figure, axes = panels(1, len(curves_by_title), 6.4, 2.7)
+    has_one_legend = len({tuple(curves) for curves in curves_by_title.values()}) == 1
+    for axis, (title, curves) in zip(axes[0], curves_by_title.items(), strict=True):
+        for name, (colour, _) in styles(list(curves)).items():
+            axis.plot(*curves[name], color=colour, lw=2, label=name)
         axis.set(title=title, ylim=(0, None), **settings)
-        if len(curves) > 1 and not shared:
-            axis.legend(**BELOW)
-    if shared and len(curves) > 1:
-        _legend_above(figure, axes[0, 0])
+        if len(curves) > 1 and not has_one_legend:
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26))
+    if len(curves) > 1 and has_one_legend:
+        legend_above(figure, axes[0, 0])
     return list(axes[0])
-
-
-def _legend_above(figure: Figure, axis: Axes) -> None:
-    """The names of an Axes' lines above all panels, four in a row."""
-    handles, names = axis.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncol=min(len(names), 4))
 
 
 def interval_lines(
@@ -111,8 +97,7 @@ def interval_lines(
     log: bool = False,
     references: Sequence = (),
 ) -> list[Axes]:
-    """Means with intervals over a column, one line a value of another, one panel a value of a
-    third.
+    """Means with intervals over a column: one line for each value of `by`, side by side in panels.
 
     Args:
         rows: `mean, low, high` and the columns named here, one row a point.
@@ -125,32 +110,24 @@ def interval_lines(
     Returns:
         One Axes a panel.
     """
-    panels = [("", rows)] if panel is None else list(rows.groupby(panel, sort=False))
-    size = (4.8, 3.2) if panel is None else (min(3.2 * len(panels), WIDTH), 2.6)
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=size, layout="constrained", sharey=True, squeeze=False
-    )
-    names = list(rows[by].unique())
-    drawn = styles(names, references)
-    for axis, (value, part) in zip(axes[0], panels, strict=True):
-        for i, name in enumerate(names):
-            line, (colour, marker) = part[part[by] == name], drawn[name]
-            shift = (
-                1.04 ** (i - (len(names) - 1) / 2) if log else 1
-            )  # so that intervals stand apart
+    parts = [("", rows)] if panel is None else list(rows.groupby(panel, sort=False))
+    size = (4.8, 3.2) if panel is None else (min(3.2 * len(parts), WIDTH), 2.6)
+    figure, axes = panels(1, len(parts), *size, sharey=True)
+    drawn = styles(list(rows[by].unique()), references)
+    for axis, (value, part) in zip(axes[0], parts, strict=True):
+        for i, (name, (colour, marker)) in enumerate(drawn.items()):
+            line = part[part[by] == name]
+            # A shift on a logarithmic axis, so that intervals stand apart.
+            shift = 1.04 ** (i - (len(drawn) - 1) / 2) if log else 1
             errors = [line["mean"] - line["low"], line["high"] - line["mean"]]
             style = dict(color=colour, ls=":" if name in references else "-", marker=marker, ms=5)
             style |= dict(lw=1.4, capsize=2, label=name)
             axis.errorbar(shift * line[x], line["mean"], yerr=errors, **style)
-        axis.set(
-            title=f"{panel.replace('_', ' ')} {value}" if panel else "", xlabel=x.replace("_", " ")
-        )
+        axis.set_xlabel(x.replace("_", " "))
+        axis.set_title(f"{panel.replace('_', ' ')} {value}" if panel else "")
         if log:
-            ticks = sorted(rows[x].unique())
-            axis.set_xscale("log")
-            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            axis.xaxis.set_minor_formatter(NullFormatter())
-    _legend_above(figure, axes[0, 0])
+            log_axis(axis, sorted(rows[x].unique()))
+    legend_above(figure, axes[0, 0])
     return list(axes[0])
 
 
@@ -170,48 +147,39 @@ def interval_bars(
     references: Sequence[str] = (),
     ceilings: Mapping[str, float] | None = None,
 ) -> Axes:
-    """Bars with intervals: a group of bars a value of one column, a colour a value of another.
+    """Bars with intervals: several bars for each value of one column, coloured by another.
 
     Args:
         rows: `mean, low, high` and the two columns named by `by` and `colour_by`, in the order to
             show.
-        by: the column of the groups.
+        by: the column on the vertical axis.
         colour_by: the column of the colours, such as the model.
         label: of the values' axis.
         scale: what values are multiplied by, such as 100 for percent.
         references: values of `colour_by` that are grey.
-        ceilings: for each group the most that a bar can reach, drawn as a line across it.
+        ceilings: for each value of `by` the most that a bar can reach, drawn as a line across it.
 
     Returns:
         The Axes.
     """
-    groups, series = list(rows[by].unique()), list(rows[colour_by].unique())
-    drawn = styles(series, references)
-    _, axis = plt.subplots(
-        figsize=(6.4, 0.6 + 0.13 * len(groups) * (len(series) + 1)), layout="constrained"
-    )
-    step = 1 / (len(series) + 1)
-    for i, name in enumerate(series):
-        part = rows[rows[colour_by] == name].set_index(by)
-        at = (
-            np.array([groups.index(group) for group in part.index])
-            + (i - (len(series) - 1) / 2) * step
-        )
-        mean, low, high = (
-            scale * part[column].to_numpy(dtype=float) for column in ("mean", "low", "high")
-        )
-        style = dict(color=drawn[name][0], alpha=0.35 if name in references else 1)
-        axis.barh(at, mean, step, label=name, **style)
-        axis.errorbar(
-            mean, at, xerr=[mean - low, high - mean], fmt="none", ecolor=GREY, lw=1.1, capsize=2
-        )
-    for group, ceiling in (ceilings or {}).items():
-        place = groups.index(group)
-        axis.plot([scale * ceiling] * 2, [place - 0.45, place + 0.45], color="black", lw=1.5)
+    places = {name: i for i, name in enumerate(rows[by].unique())}
+    drawn = styles(list(rows[colour_by].unique()), references)
+    step = 1 / (len(drawn) + 1)
+    axis = panels(1, 1, 6.4, 0.6 + 0.13 * len(places) * (len(drawn) + 1))[1][0, 0]
+    for i, (name, (colour, _)) in enumerate(drawn.items()):
+        part = rows[rows[colour_by] == name]
+        at = part[by].map(places) + (i - (len(drawn) - 1) / 2) * step
+        mean, low, high = scale * part[["mean", "low", "high"]].to_numpy(dtype=float).T
+        alpha = 0.35 if name in references else 1
+        axis.barh(at, mean, step, label=name, color=colour, alpha=alpha)
+        errors = [mean - low, high - mean]
+        axis.errorbar(mean, at, xerr=errors, fmt="none", ecolor=GREY, lw=1.1, capsize=2)
+    for name, ceiling in (ceilings or {}).items():
+        ends = [places[name] - 0.45, places[name] + 0.45]
+        axis.plot([scale * ceiling] * 2, ends, color="black", lw=1.5)
     axis.axvline(0, color="black", lw=0.8)
-    axis.set(
-        yticks=range(len(groups)), yticklabels=groups, xlabel=label, ylim=(len(groups) - 0.5, -0.5)
-    )
+    axis.set_yticks(list(places.values()), list(places))
+    axis.set(xlabel=label, ylim=(len(places) - 0.5, -0.5))
     axis.grid(False, axis="y")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return axis
@@ -228,33 +196,23 @@ def information_plane(curve: pd.DataFrame, clip: pd.DataFrame, limit: float) -> 
     Returns:
         The Axes.
     """
-    _, axis = plt.subplots(figsize=(4.8, 3.2), layout="constrained")
+    axis = panels(1, 1, 4.8, 3.2)[1][0, 0]
     curve = curve.sort_values("residual_nats")
-    axis.plot(
-        curve["residual_nats"],
-        curve["shared_nats"],
-        "o-",
-        color=BLUE,
-        label="CIB, β rising to the left",
-    )
+    values = curve["residual_nats"], curve["shared_nats"]
+    axis.plot(*values, "o-", color=BLUE, label="CIB, β rising to the left")
     labelled: list[float] = []
     for row in curve.itertuples():
         if all(abs(row.residual_nats - x) > 0.05 for x in labelled):
-            at, style = (row.residual_nats, row.shared_nats), dict(color=BLUE)
-            axis.annotate(
-                f"β={row.beta:g}", at, xytext=(4, -12), textcoords="offset points", **style
-            )
+            at = (row.residual_nats, row.shared_nats)
+            style = dict(xytext=(4, -12), textcoords="offset points", color=BLUE)
+            axis.annotate(f"β={row.beta:g}", at, **style)
             labelled.append(row.residual_nats)
-    for (codes, runs), colour, marker in zip(
-        clip.groupby("codes"), (GREEN, RED), "s^", strict=False
-    ):
+    marks = zip((GREEN, RED), "s^", strict=True)
+    for (codes, runs), (colour, marker) in zip(clip.groupby("codes"), marks, strict=False):
         style = dict(color=colour, ls="", ms=7, alpha=0.8, label=f"β=0, {codes:g} codes")
         axis.plot(runs["residual_nats"], runs["shared_nats"], marker, **style)
-    axis.set(
-        xlabel="residual information R (nats)",
-        ylabel="shared information (nats)",
-        xlim=(-0.02, None),
-    )
+    axis.set(xlabel="residual information R (nats)", ylabel="shared information (nats)")
+    axis.set_xlim(-0.02, None)
     reference_line(axis, limit, "I(image; text)")
     axis.legend(loc="center right")
     return axis
@@ -270,13 +228,12 @@ def error_table(errors: pd.DataFrame, truths: Mapping[str, float]) -> Axes:
     Returns:
         The Axes.
     """
-    _, axis = plt.subplots(figsize=(6.4, 0.32 * len(errors) + 0.4), layout="constrained")
+    axis = panels(1, 1, 6.4, 0.32 * len(errors) + 0.4)[1][0, 0]
     text = errors.map(lambda e: f"{e:+.2f}" if abs(e) < 100 else f"{e:+.0f}".replace("inf", "∞"))
     colours = dict(cmap="RdBu_r", vmin=-1, vmax=1, cbar=False)
     sns.heatmap(errors.clip(-1, 1), annot=text, fmt="", ax=axis, **colours)
-    axis.set(
-        xlabel="", ylabel="", yticklabels=[f"{task} ({truths[task]:.2f})" for task in errors.index]
-    )
+    tasks = [f"{task} ({truths[task]:.2f})" for task in errors.index]
+    axis.set(xlabel="", ylabel="", yticklabels=tasks)
     axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
     return axis
 
@@ -295,22 +252,18 @@ def confusion_matrices(
     Returns:
         One Axes a model.
     """
-    few, side = len(classnames) <= 12, min(0.24 * len(classnames) + 0.6, 3.0)
-    size = (1.2 + side * len(predicted), side + 1.2)
-    _, axes = plt.subplots(
-        1, len(predicted), figsize=size, squeeze=False, layout="constrained", sharey=True
-    )
+    few = len(classnames) <= 12
+    side = min(0.24 * len(classnames) + 0.6, 3.0)
+    _, axes = panels(1, len(predicted), 1.2 + side * len(predicted), side + 1.2, sharey=True)
+    style = dict(cmap="Blues", vmin=0, vmax=100, cbar=False, square=True, fmt="")
+    style |= dict(linewidths=0.5 if few else 0, xticklabels=few, yticklabels=few)
     for axis, (model, answers) in zip(axes[0], predicted.items(), strict=True):
         percent = 100 * pd.crosstab(labels.numpy(), answers.numpy(), normalize="index")
         percent = percent.reindex(columns=range(len(classnames)), fill_value=0)
-        percent.index, percent.columns = [classnames[c] for c in percent.index], list(classnames)
+        percent = percent.rename(index=classnames.__getitem__, columns=classnames.__getitem__)
         text = percent.map(lambda p: f"{p:.0f}" if p >= 0.5 else "")
-        style = dict(
-            cmap="Blues", vmin=0, vmax=100, cbar=False, square=True, linewidths=0.5 if few else 0
-        )
-        names = dict(xticklabels=few, yticklabels=few, annot=text if few else None)
-        sns.heatmap(percent, fmt="", ax=axis, **style, **names)
-        axis.set(title=model, xlabel="predicted")
+        sns.heatmap(percent, ax=axis, annot=text if few else None, **style)
+        axis.set(title=model, xlabel="predicted", ylabel="")
     axes[0, 0].set_ylabel("shown")
     return list(axes[0])
 
@@ -318,27 +271,24 @@ def confusion_matrices(
 def space_maps(
     places: Mapping[str, np.ndarray], factors: Mapping[str, Sequence[str]]
 ) -> list[Axes]:
-    """Maps of the embeddings, one column a model and one row a factor, a colour and a marker for
-    each value.
+    """Maps of the embeddings: one column for each model, one row for each factor.
 
     Args:
         places: points [n, 2] of each model.
-        factors: the value of each factor for each item; the seven most frequent are shown, the rest
-            in grey dots.
+        factors: the value of each factor for each item; the seven most frequent have a colour and
+            a marker, the rest are grey dots.
 
     Returns:
         Axes row by row.
     """
     size = (min(3.3 * len(places) + 1, WIDTH), 2.6 * len(factors))
-    _, axes = plt.subplots(
-        len(factors), len(places), figsize=size, squeeze=False, layout="constrained"
-    )
+    _, axes = panels(len(factors), len(places), *size)
     for row, (factor, values) in zip(axes, factors.items(), strict=True):
         values = np.array([str(value) for value in values])
-        common = pd.Series(values).value_counts().index[: len(LINES)]
+        common = pd.Series(values).value_counts().index[: len(_LINES)]
         for axis, (model, points) in zip(row, places.items(), strict=True):
-            axis.scatter(*points[~np.isin(values, common)].T, s=4, color=FRAME, linewidths=0)
-            for value, colour, marker in zip(common, LINES, MARKERS, strict=False):
+            axis.scatter(*points[~np.isin(values, common)].T, s=4, color=_FRAME, linewidths=0)
+            for value, colour, marker in zip(common, _LINES, _MARKERS, strict=False):
                 style = dict(s=11, color=colour, marker=marker, alpha=0.75, linewidths=0)
                 axis.scatter(*points[values == value].T, label=value, **style)
             axis.set(title=f"{model}, by {factor}", xticks=[], yticks=[])
@@ -352,8 +302,7 @@ def neighbour_rows(
     nearest: Mapping[str, Int[Tensor, "n k"]],
     alike: Mapping[str, Bool[Tensor, "n k"]],
 ) -> list[Axes]:
-    """Queries at the left, and their nearest images under each model, framed green where they are
-    alike.
+    """Queries at the left, and their nearest images under each model, in green frames where alike.
 
     Args:
         images: all n items.
@@ -366,97 +315,71 @@ def neighbour_rows(
     """
     k = next(iter(nearest.values())).shape[1]
     widths = [1.0, *([0.35, *[1.0] * k] * len(nearest))]  # an empty column before each model
-    options = dict(
-        figsize=(WIDTH, WIDTH / sum(widths) * len(queries) + 0.5),
-        width_ratios=widths,
-        squeeze=False,
-    )
-    _, axes = plt.subplots(len(queries), len(widths), layout="constrained", **options)
+    height = WIDTH / sum(widths) * len(queries) + 0.5
+    _, axes = panels(len(queries), len(widths), WIDTH, height, width_ratios=widths)
     for row, query in zip(axes, queries, strict=True):
-        _show(row[0], images[query], "black")
-        for m, model in enumerate(nearest):
-            row[1 + m * (k + 1)].axis("off")
-            for j, axis in enumerate(row[2 + m * (k + 1) :][:k]):
-                frame = GREEN if alike[model][query, j] else FRAME
-                _show(axis, images[int(nearest[model][query, j])], frame)
+        shown: list[tuple[int, str] | None] = [(query, "black")]
+        for model in nearest:
+            frames = [GREEN if same else _FRAME for same in alike[model][query]]
+            shown += [None, *zip(nearest[model][query].tolist(), frames, strict=True)]
+        for axis, cell in zip(row, shown, strict=True):
+            if cell is None:
+                axis.axis("off")
+            else:
+                plots.draw_image(axis, images[cell[0]], cell[1])
     axes[0, 0].set_title("query")
-    for m, model in enumerate(nearest):
-        axes[0, 2 + m * (k + 1)].set_title(f"nearest under {model}", loc="left")
+    for model, axis in zip(nearest, axes[0, 2 :: k + 1], strict=True):
+        axis.set_title(f"nearest under {model}", loc="left")
     return [axis for axis in axes.flat if axis.images]
-
-
-def _show(axis: Axes, image: Image.Image, frame: str) -> None:
-    axis.imshow(image.convert("RGB"))
-    axis.set(xticks=[], yticks=[])
-    axis.grid(False)
-    axis.spines[:].set(visible=True, color=frame, linewidth=2.2)
 
 
 def answer_rows(
     images: Sequence[Image.Image], truths: Sequence[str], answers: Mapping[str, Sequence[str]]
 ) -> list[Axes]:
-    """Images beside what each model names them, right answers in green and wrong ones in red; two
-    in a row.
+    """Images beside what each model names them, right answers in green and wrong ones in red.
 
     Returns:
         One Axes an image, the one that holds the words.
     """
-    n_rows = -(-len(images) // 2)
-    options = dict(
-        figsize=(WIDTH, 0.72 * n_rows), width_ratios=[1, 5] * 2, squeeze=False, layout="constrained"
-    )
-    _, axes = plt.subplots(n_rows, 4, **options)
-    for axis in axes.flat:
-        axis.axis("off")
-    words = list(axes[:, 1::2].flat)[: len(images)]
-    for i, (axis, image) in enumerate(zip(axes[:, 0::2].flat, images, strict=False)):
-        axis.imshow(image.convert("RGB"))
-        lines = [(f"is: {truths[i]}", "black")]
-        for model, answer in answers.items():
-            right = answer[i] == truths[i]
-            lines.append((f"{'✓' if right else '✗'} {model}: {answer[i]}", GREEN if right else RED))
-        for line, (text, colour) in enumerate(lines):
-            style = dict(color=colour, va="top", transform=words[i].transAxes, parse_math=False)
-            words[i].text(0, 0.95 - 0.32 * line, shorten(text, 40), **style)
-    return words
+    lines = [[(f"is: {truth}", "black")] for truth in truths]
+    for model, named in answers.items():
+        for own, truth, answer in zip(lines, truths, named, strict=True):
+            mark, colour = ("✓", GREEN) if answer == truth else ("✗", RED)
+            own.append((plots.shorten(f"{mark} {model}: {answer}", 36), colour))
+    return plots.lines_beside(images, lines)
 
 
 def attribution_rows(
     images: Sequence[Image.Image], titles: Sequence[str], maps: Mapping[str, Float[Tensor, "n h w"]]
 ) -> list[Axes]:
-    """Images in the first row, and below them each kind of map, laid over the pale image; dark is
-    much.
+    """Images in the first row, and below them each kind of map, laid over the pale image.
 
     Args:
         images: n images.
         titles: one an image.
-        maps: attribution of each kind, each map scaled to its own maximum; below zero counts as
-            none.
+        maps: attribution of each kind, each map scaled to its own maximum, which is darkest; below
+            zero counts as none.
 
     Returns:
         Axes row by row.
     """
-    size = (WIDTH, (WIDTH - 0.9) / len(images) * (1 + len(maps)) + 0.5)
-    _, axes = plt.subplots(
-        1 + len(maps), len(images), figsize=size, squeeze=False, layout="constrained"
-    )
+    height = (WIDTH - 0.9) / len(images) * (1 + len(maps)) + 0.5
+    _, axes = panels(1 + len(maps), len(images), WIDTH, height)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.grid(False)
-    for i, image in enumerate(images):
+    for i, (image, title) in enumerate(zip(images, titles, strict=True)):
         axes[0, i].imshow(image.convert("RGB"))
-        axes[0, i].set_title(
-            wrap(titles[i], 80 // len(images)), fontweight="normal", parse_math=False
-        )
+        title = wrap(title, 80 // len(images))
+        axes[0, i].set_title(title, fontweight="normal", parse_math=False)
         grey = np.asarray(image.convert("L"), dtype=float)
         extent = (-0.5, grey.shape[1] - 0.5, grey.shape[0] - 0.5, -0.5)
-        for axis, kind in zip(axes[1:, i], maps.values(), strict=True):
-            positive = kind[i].clamp(min=0).numpy()
+        for axis, of_kind in zip(axes[1:, i], maps.values(), strict=True):
+            positive = of_kind[i].clamp(min=0).numpy()
             strength = positive / max(positive.max(), 1e-30)
             axis.imshow(255 - (255 - grey) * 0.35, cmap="gray", vmin=0, vmax=255)
-            axis.imshow(
-                strength, cmap="Blues", alpha=0.85 * strength**0.5, extent=extent, vmin=0, vmax=1
-            )
-    for axis, kind in zip(axes[1:, 0], maps, strict=True):
-        axis.set_ylabel(wrap(kind, 9), rotation=0, ha="right", va="center")
+            style = dict(cmap="Blues", alpha=0.85 * strength**0.5, vmin=0, vmax=1)
+            axis.imshow(strength, extent=extent, **style)
+    for axis, name in zip(axes[1:, 0], maps, strict=True):
+        axis.set_ylabel(wrap(name, 9), rotation=0, ha="right", va="center")
     return list(axes.flat)

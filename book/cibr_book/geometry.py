@@ -12,12 +12,10 @@ from torch import Tensor
 
 from cibr.metrics.retrieval import check_embeddings, similarity_tiles
 
-UNIT_TOLERANCE = 1e-2  # bfloat16 has three digits
+Vectors = Float[Tensor, "n d"]
 
 
-def alignment(
-    image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n d"]
-) -> float:
+def alignment(image_embeddings: Vectors, text_embeddings: Vectors) -> float:
     """Mean squared distance between pairs: 2 - 2 times the mean cosine, 0 if all pairs coincide.
 
     Source: Wang and Isola (2020, arXiv 2005.10242), section 4.1, with exponent 2.
@@ -37,7 +35,7 @@ def alignment(
     return (image_embeddings.double() - text_embeddings.double()).square().sum(1).mean().item()
 
 
-def uniformity(embeddings: Float[Tensor, "n d"]) -> float:
+def uniformity(embeddings: Vectors) -> float:
     """Log of the mean Gaussian potential exp(-2 |x - y|^2) over distinct items: 0 if all coincide.
 
     Source: Wang and Isola (2020, arXiv 2005.10242), section 4.1, with t = 2.
@@ -53,19 +51,16 @@ def uniformity(embeddings: Float[Tensor, "n d"]) -> float:
     """
     _check_unit(embeddings=embeddings)
     if len(embeddings) < 2:
-        raise ValueError(
-            "embeddings has one row: give two embeddings at least, their distances are measured"
-        )
-    total, n = 0.0, len(embeddings)
+        raise ValueError("a single embedding has no distances: pass at least two")
+    total = 0.0
+    n = len(embeddings)
     for rows, tile in similarity_tiles(embeddings, embeddings):
         potential = torch.exp(4 * (tile - 1)).double()
         total += (potential.sum() - potential[:, rows].diagonal().sum()).item()
     return math.log(total / (n * (n - 1)))
 
 
-def modality_gap(
-    image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "m d"]
-) -> float:
+def modality_gap(image_embeddings: Vectors, text_embeddings: Float[Tensor, "m d"]) -> float:
     """Distance between the mean image embedding and the mean text embedding.
 
     Source: Liang et al. (2022, arXiv 2203.02053), section 4.2.
@@ -84,9 +79,7 @@ def modality_gap(
     return (image_embeddings.double().mean(0) - text_embeddings.double().mean(0)).norm().item()
 
 
-def linear_cka(
-    image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n d"]
-) -> float:
+def linear_cka(image_embeddings: Vectors, text_embeddings: Vectors) -> float:
     """Centred kernel alignment with linear kernels: 1 if the sides differ by a rotation and a
     scaling.
 
@@ -110,9 +103,7 @@ def linear_cka(
     return ((x.T @ y).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm())).item()
 
 
-def mutual_knn(
-    image_embeddings: Float[Tensor, "n d"], text_embeddings: Float[Tensor, "n d"], k: int = 10
-) -> float:
+def mutual_knn(image_embeddings: Vectors, text_embeddings: Vectors, k: int = 10) -> float:
     """Mean overlap of a pair's k nearest neighbours among the images and among the texts.
 
     Source: Huh et al. (2024, arXiv 2405.07987), section 2. Ties for the k-th place are broken
@@ -132,9 +123,8 @@ def mutual_knn(
     """
     _check_pairs(image_embeddings, text_embeddings)
     if not 1 <= k < len(image_embeddings):
-        raise ValueError(
-            f"k={k} does not fit {len(image_embeddings)} pairs: k is between 1 and n - 1"
-        )
+        n = len(image_embeddings)
+        raise ValueError(f"k={k} does not fit {n} pairs: it must be between 1 and {n - 1}")
     _check_unit(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
     _check_spread(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
     near_images, near_texts = (_neighbours(side, k) for side in (image_embeddings, text_embeddings))
@@ -153,24 +143,19 @@ def _neighbours(embeddings: Tensor, k: int) -> Tensor:
 
 def _check_pairs(images: Tensor, texts: Tensor) -> None:
     if len(images) != len(texts):
-        raise ValueError(
-            f"{len(images)} images and {len(texts)} texts are no pairs: give one text an image"
-        )
+        n = len(images)
+        raise ValueError(f"{n} images but {len(texts)} texts: pass one text per image")
 
 
 def _check_unit(**embeddings: Tensor) -> None:
     check_embeddings(**embeddings)
     for name, side in embeddings.items():
-        away = (side.float().norm(dim=1) - 1).abs().max().item()
-        if away > UNIT_TOLERANCE:
-            raise ValueError(
-                f"{name} has norms up to {away:.3g} away from 1: normalise the rows to unit length"
-            )
+        error = (side.float().norm(dim=1) - 1).abs().max().item()
+        if error > 1e-2:  # bfloat16 has three digits
+            raise ValueError(f"{name} has norms up to {error:.3g} away from 1: normalise the rows")
 
 
 def _check_spread(**embeddings: Tensor) -> None:
     for name, side in embeddings.items():
         if (side - side[0]).abs().max() <= 1e-6 * side[0].abs().max():
-            raise ValueError(
-                f"all rows of {name} are equal: a collapsed side has no neighbours and no shape"
-            )
+            raise ValueError(f"all rows of {name} are equal: they have no neighbours and no shape")

@@ -11,6 +11,7 @@ minutes on two cores.
 """
 
 import argparse
+from functools import partial
 from itertools import combinations
 
 import pandas as pd
@@ -27,10 +28,9 @@ from cibr_book import attribution
 SHOWN = [10, 87, 245, 310, 522, 701]  # the photos in book/thumbnails
 N_PHOTOS = 60  # for the deletion check
 N_NOISE = 300  # photos whose feature maps give the statistics of the noise
-WEIGHT = (
-    1e-5  # the price of a nat, in cosine; these maps have many more channels than those of glyphs
-)
-FRACTIONS = (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
+# The price of a nat, in cosine; these maps have many more channels than those of glyphs.
+_WEIGHT = 1e-5
+_FRACTIONS = (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 
 
 def changed_answers(models: list[list[DualEncoder]], test: Pairs) -> list[dict]:
@@ -40,21 +40,21 @@ def changed_answers(models: list[list[DualEncoder]], test: Pairs) -> list[dict]:
     hits = []
     for of_method in models:
         sides = [embed_pairs(model, prepare(model, test, truncate=True)) for model in of_method]
-        found = [test.text_to_image()[(images @ texts.T).argmax(1)] for images, texts in sides]
-        hits.append(torch.stack(found) == torch.arange(len(test)))
+        top = [test.text_to_image()[(images @ texts.T).argmax(1)] for images, texts in sides]
+        hits.append(torch.stack(top) == torch.arange(len(test)))
     first, second = hits
     rows = [
         _row("changed answers", "between methods, same seed", first ^ second),
         _row("gained", "right by the second alone", second & ~first),
         _row("lost", "right by the first alone", first & ~second),
     ]
-    if by_seed := [a ^ b for of_method in hits for a, b in combinations(of_method, 2)]:
-        rows.append(
-            _row("changed answers", "between two seeds of one method", torch.stack(by_seed))
-        )
-    ends = paired_difference([first.float()], [second.float()])
-    ends = {"value": ends["mean"], "low": ends["low"], "high": ends["high"], "n": len(test)}
-    return [*rows, {"quantity": "second minus first", "case": "image_to_text_recall@1"} | ends]
+    by_seed = [a ^ b for of_method in hits for a, b in combinations(of_method, 2)]
+    if by_seed:
+        changed = torch.stack(by_seed)
+        rows.append(_row("changed answers", "between two seeds of one method", changed))
+    change = paired_difference([first.float()], [second.float()])
+    interval = change["mean"], change["low"], change["high"]
+    return [*rows, _row("second minus first", "image_to_text_recall@1", second, interval)]
 
 
 def explained_photos(
@@ -67,60 +67,57 @@ def explained_photos(
     Each model is compared with a copy with randomised weights.
     """
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0)).tolist()
-    asked, rows, shown, checked = [*SHOWN, *order[-N_PHOTOS:]], [], [], {}
+    asked = [*SHOWN, *order[-N_PHOTOS:]]
+    rows = []
+    tables = []
+    maps = {}
     for method, model in models.items():
-        nats = checked[method] = _maps_and_row(method, model, test, asked, order[:N_NOISE], rows)
-        for i, grid in zip(SHOWN, nats, strict=False):
-            cells = (
-                pd.DataFrame(grid.numpy())
-                .stack()
-                .rename_axis(["row", "column"])
-                .reset_index(name="nats")
-            )
-            shown.append(cells.assign(method=method, file=f"s{i:07}.jpg"))
-        name, randomised = f"{method}, randomised", attribution.randomised_weights(model)
-        checked[name] = _maps_and_row(name, randomised, test, asked, order[:N_NOISE], rows)
-    for a, b in combinations(checked, 2):
-        agreement = attribution.map_agreement(*(checked[name][len(SHOWN) :] for name in (a, b)))
+        randomised = attribution.randomised_weights(model)
+        for name, encoder in {method: model, f"{method}, randomised": randomised}.items():
+            maps[name], gain = _maps_and_gain(encoder, test, asked, order[:N_NOISE])
+            rows.append(_row("own map minus another photo's", name, gain[None, len(SHOWN) :]))
+        for i, grid in zip(SHOWN, maps[method], strict=False):
+            cells = pd.DataFrame(grid.numpy()).stack().rename_axis(["row", "column"])
+            table = cells.reset_index(name="nats")
+            tables.append(table.assign(method=method, file=f"s{i:07}.jpg"))
+    for a, b in combinations(maps, 2):
+        agreement = attribution.map_agreement(maps[a][len(SHOWN) :], maps[b][len(SHOWN) :])
         rows.append(_row("rank correlation of maps", f"{a} | {b}", agreement[None]))
-    return rows, pd.concat(shown)[["method", "file", "row", "column", "nats"]]
+    return rows, pd.concat(tables)[["method", "file", "row", "column", "nats"]]
 
 
-def _maps_and_row(
-    name: str, model: DualEncoder, test: Pairs, asked: list[int], noisy: list[int], rows: list[dict]
-) -> Tensor:
-    """The maps of the requested photos; the result of their deletion check is added to `rows`."""
+def _maps_and_gain(
+    model: DualEncoder, test: Pairs, asked: list[int], noisy: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Maps of the requested photos, and their mean deletion score minus that of another's map."""
     lower, upper = attribution.split_image_tower(model)
     texts = model.embed_texts([test.captions[i][0] for i in asked], truncate=True)
-    pixels, others = (
-        model.normalise(model.preprocess([test.image(i) for i in n])) for n in (asked, noisy)
-    )
+    cosine = attribution.cosine_score(model)
+
+    def pixels_of(rows: list[int]) -> Tensor:
+        return model.normalise(model.preprocess([test.image(i) for i in rows]))
+
+    def mean_score(maps: Tensor) -> Tensor:
+        # Deleted pixels have the mean colour, which is 0 after normalisation.
+        score = partial(cosine, texts=texts)
+        return attribution.deletion_curve(pixels, maps, score, 0.0, _FRACTIONS).mean(1)
+
+    pixels = pixels_of(asked)
     with torch.no_grad():
-        features, noise = lower(pixels), lower(others)
-    nats, _ = attribution.bottleneck_maps(
-        features, texts, upper, noise, WEIGHT, n_steps=25, n_noise=2
-    )
-    large, score = attribution.enlarge(nats, pixels.shape[-1]), attribution.cosine_score(model)
-    # Deleted pixels have the mean colour, which is 0 after normalisation.
-    own, another = (
-        attribution.deletion_curve(pixels, maps, lambda x: score(x, texts), 0.0, FRACTIONS).mean(1)
-        for maps in (large, large.roll(1, 0))
-    )
-    rows.append(_row("own map minus another photo's", name, (own - another)[None, len(SHOWN) :]))
-    return nats
+        features = lower(pixels)
+        noise = lower(pixels_of(noisy))
+    search = dict(weight=_WEIGHT, n_steps=25, n_noise=2)
+    nats, _ = attribution.bottleneck_maps(features, texts, upper, noise, **search)
+    large = attribution.enlarge(nats, pixels.shape[-1])
+    return nats, mean_score(large) - mean_score(large.roll(1, 0))
 
 
-def _row(quantity: str, case: str, values: Tensor) -> dict:
-    """A row with the mean of values [s, n] over models and photos, with an interval over photos."""
-    value, low, high = bootstrap_interval(values.double().mean(0))
-    return {
-        "quantity": quantity,
-        "case": case,
-        "value": value,
-        "low": low,
-        "high": high,
-        "n": values.shape[1],
-    }
+def _row(quantity: str, case: str, values: Tensor, interval: tuple | None = None) -> dict:
+    """A row with a value and its interval, by default the mean of values [s, n] over models and
+    photos, with an interval over photos.
+    """
+    value, low, high = interval or bootstrap_interval(values.double().mean(0))
+    return dict(quantity=quantity, case=case, value=value, low=low, high=high, n=values.shape[1])
 
 
 def main() -> None:
@@ -129,16 +126,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("method", nargs=2, help="NAME=FOLDER,FOLDER,...")
-    given = [method.split("=", 1) for method in parser.parse_args().method]
-    models = {
-        n: [DualEncoder.from_pretrained(f).eval() for f in folders.split(",")]
-        for n, folders in given
-    }
-    test, results = load_pairs("flickr8k", "test"), project_root() / "data" / "results"
-    rows, maps = explained_photos({name: own[0] for name, own in models.items()}, test)
+    models = {}
+    for method in parser.parse_args().method:
+        name, _, folders = method.partition("=")
+        models[name] = [DualEncoder.from_pretrained(f).eval() for f in folders.split(",")]
+    test = load_pairs("flickr8k", "test")
+    rows, maps = explained_photos({name: of_seed[0] for name, of_seed in models.items()}, test)
     table = pd.DataFrame([*changed_answers(list(models.values()), test), *rows])
     n_seeds = len(next(iter(models.values())))
     table = table.assign(methods=" | ".join(models), n_seeds=n_seeds, commit=provenance()["commit"])
+    results = project_root() / "data" / "results"
     table.to_csv(results / "interpretability.csv", index=False, float_format="%.4g")
     maps.to_csv(results / "interpretability_maps.csv", index=False, float_format="%.4g")
     print(table.drop(columns="commit").to_string(index=False))

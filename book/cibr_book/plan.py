@@ -1,5 +1,4 @@
-"""Sweeps: a YAML file defines runs with ids, each run writes a row, and the rows are collected into
-one table.
+"""Sweeps: a YAML file defines runs with ids, and their rows are collected into one table.
 
     results: ../data/results/ablation.csv        # the table, beside this file unless absolute
     fixed: {dataset: glyphs, model: tiny}
@@ -33,8 +32,8 @@ import yaml
 from cibr.utils import check_known, provenance, write_atomically
 from cibr_book.tables import read_table
 
-ENTRIES = ("results", "work", "trials", "fixed", "conditions")
-NAMES = ("method", "condition")  # a run's names, which do not affect its results
+_ENTRIES = ("results", "work", "trials", "fixed", "conditions")
+_NAMES = ("method", "condition")  # a run's names, which do not affect its results
 
 
 class Plan(NamedTuple):
@@ -67,33 +66,30 @@ def read_plan(file: str | Path, results: str | Path = "") -> Plan:
     file = Path(file)
     entries = yaml.safe_load(file.read_text(encoding="utf-8"))
     for name in entries:
-        check_known(f"entry of {file}:", name, ENTRIES)
-    if absent := [name for name in ("results", "conditions") if name not in entries]:
-        raise ValueError(
-            f"{file}: the entry {absent[0]!r} is missing; see the head of cibr_book/plan.py"
-        )
+        check_known(f"entry of {file}:", name, _ENTRIES)
+    for name in ("results", "conditions"):
+        if name not in entries:
+            raise ValueError(f"{file} has no entry {name!r}: see the head of cibr_book/plan.py")
     runs: dict[str, dict[str, Any]] = {}
-    trials, waiting = entries.get("trials"), []
-    tried = read_plan(file.parent / trials) if trials else None
+    waiting = []
+    trials = read_plan(file.parent / entries["trials"]) if "trials" in entries else None
     for condition, part in entries["conditions"].items():
         for method in part["methods"]:
-            best = best_trial(tried, condition, method["method"]) if tried else {}
+            best = _best_trial(trials, condition, method["method"]) if trials else {}
             if best is None:
                 waiting.append(f"{condition}: {method['method']}")
                 continue
             for settings in grid(best | entries.get("fixed", {}) | part.get("fixed", {}) | method):
                 run = run_id(settings)
                 if run in runs:
-                    raise ValueError(
-                        f"{file}: two runs have the settings {settings}; give each run once"
-                    )
+                    raise ValueError(f"{file}: two runs have the settings {settings}: drop one")
                 runs[run] = settings | {"condition": condition}
     work = entries.get("work", "cibr_book.run.train_and_measure")
     table = Path(results) if results else file.parent / entries["results"]
     return Plan(table.resolve(), work, runs, tuple(waiting))
 
 
-def best_trial(trials: Plan, condition: str, method: str) -> dict[str, Any] | None:
+def _best_trial(trials: Plan, condition: str, method: str) -> dict[str, Any] | None:
     """The settings of a method's best trial in a condition, on validation only.
 
     The score is the mean of the six validation recalls or, if trials were evaluated on zero-shot
@@ -102,30 +98,23 @@ def best_trial(trials: Plan, condition: str, method: str) -> dict[str, Any] | No
     Returns:
         The settings without `seed` and `suites`; empty for a method without trials; None while a
         trial has no row.
-
-    Raises:
-        ValueError: every trial diverged.
     """
-    names = (method, condition)
-    planned = {
-        run: each for run, each in trials.runs.items() if tuple(each.get(n) for n in NAMES) == names
-    }
-    if not planned:
+    runs = [
+        run
+        for run, settings in trials.runs.items()
+        if (settings["condition"], settings["method"]) == (condition, method)
+    ]
+    if not runs:
         return {}
-    if not set(planned) <= set(committed(trials.results)["run"]):
+    if not set(runs) <= set(committed(trials.results)["run"]):
         return None
-    rows = read_table(trials.results).set_index("run").loc[list(planned)]
+    rows = read_table(trials.results).set_index("run").loc[runs]
     scores = rows[["validation", "zero-shot"]].mean(axis=1)
     if scores.isna().all():
-        fix = "give them smaller learning rates, or leave the method out"
-        raise ValueError(
-            f"{trials.results}: every trial of {method!r} in {condition!r} diverged: {fix}"
-        )
-    return {
-        name: value
-        for name, value in planned[scores.idxmax()].items()
-        if name not in ("seed", "suites")
-    }
+        what = f"{trials.results}: every trial of {method!r} in {condition!r} diverged"
+        raise ValueError(f"{what}: give it smaller learning rates, or leave the method out")
+    best = trials.runs[scores.idxmax()]
+    return {name: value for name, value in best.items() if name not in ("seed", "suites")}
 
 
 def grid(axes: dict[str, Any]) -> list[dict[str, Any]]:
@@ -139,28 +128,26 @@ def grid(axes: dict[str, Any]) -> list[dict[str, Any]]:
         ValueError: a text that is a number without a point, such as 1e-3 in YAML.
     """
     values = [axis if isinstance(axis, list) else [axis] for axis in axes.values()]
-    for name, value in ((name, v) for name, axis in zip(axes, values, strict=True) for v in axis):
+    runs = [dict(zip(axes, combination, strict=True)) for combination in itertools.product(*values)]
+    for name, value in (item for settings in runs for item in settings.items()):
         if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
-            raise ValueError(
-                f"{name}: YAML reads {value!r} as text for want of a point; write 1.0e-3"
-            )
-    return [dict(zip(axes, combination, strict=True)) for combination in itertools.product(*values)]
+            raise ValueError(f"{name}: YAML reads {value!r} as text; write a point, as in 1.0e-3")
+    return runs
 
 
 def run_id(settings: dict[str, Any]) -> str:
-    """The id of a run: twelve hexadecimal digits that identify its settings in any order; 1 equals
-    1.0.
+    """The id of a run: twelve hexadecimal digits of its settings, in any order; 1 equals 1.0.
 
     Examples:
         >>> run_id({"beta": 1, "seed": 0}) == run_id({"seed": 0, "beta": 1.0, "method": "CLIP"})
         True
     """
-    return hashlib.sha256(as_json(settings).encode()).hexdigest()[:12]
+    return hashlib.sha256(_as_json(settings).encode()).hexdigest()[:12]
 
 
-def as_json(settings: dict[str, Any]) -> str:
+def _as_json(settings: dict[str, Any]) -> str:
     """Settings without the run's names, as canonical JSON."""
-    decisive = {name: value for name, value in settings.items() if name not in NAMES}
+    decisive = {name: value for name, value in settings.items() if name not in _NAMES}
     return json.dumps(_plain(decisive), sort_keys=True, allow_nan=False)
 
 
@@ -173,8 +160,7 @@ def _plain(value: Any) -> Any:
 
 
 def save_row(settings: dict[str, Any], file: str | Path, work: str) -> dict[str, Any]:
-    """Executes a run and writes its row as JSON; its model and predictions go to the folder of the
-    same name.
+    """Executes a run and writes its row as JSON, and its model to the folder of the same name.
 
     Args:
         settings: of the run, with `method` and `condition`, its names in tables.
@@ -183,27 +169,20 @@ def save_row(settings: dict[str, Any], file: str | Path, work: str) -> dict[str,
 
     Returns:
         The row: `run, method, condition, beta, seed, configuration, commit, versions, seconds` and
-        the metrics, or
-        the `error` of a run that diverged.
+        the metrics, or the `error` of a run that diverged.
     """
-    file, start = Path(file), time.monotonic()
-    own = {name: value for name, value in settings.items() if name not in NAMES}
-    error: dict[str, str] = {}
+    file = Path(file)
+    row = {"run": run_id(settings)}
+    row |= {name: settings.get(name, "") for name in (*_NAMES, "beta", "seed")}
+    row |= {"configuration": _as_json(settings)} | provenance()
+    own = {name: value for name, value in settings.items() if name not in _NAMES}
+    start = time.monotonic()
     try:
         metrics = pkgutil.resolve_name(work)(own, file.with_suffix(""))
+        results = {k: float(f"{v:.6g}") for k, v in metrics.items() if not math.isnan(v)}
     except FloatingPointError as diverged:
-        metrics, error = {}, {"error": str(diverged)}
-    row = {"run": run_id(settings)} | {
-        name: settings.get(name, "") for name in (*NAMES, "beta", "seed")
-    }
-    row |= (
-        {"configuration": as_json(settings)}
-        | provenance()
-        | {"seconds": round(time.monotonic() - start, 3)}
-    )
-    row |= {
-        name: float(f"{value:.6g}") for name, value in metrics.items() if not math.isnan(value)
-    } | error
+        results = {"error": str(diverged)}
+    row |= {"seconds": round(time.monotonic() - start, 3)} | results
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, lambda part: part.write_text(json.dumps(row), encoding="utf-8"))
     return row
@@ -217,29 +196,26 @@ def committed(results: Path) -> pd.DataFrame:
 
 
 def collect(plan: Plan, folder: str | Path) -> int:
-    """Adds the rows in a folder, `<run>.json`, that the plan's table lacks, and returns their
-    number.
+    """Adds the rows in a folder, `<run>.json`, that the plan's table lacks; returns their number.
 
     The table needs no lock: if two sweeps write it at once, rows may be lost, and the next call
-        adds them again.
+    adds them again.
     """
     rows = committed(plan.results)
-    found = [Path(folder) / f"{run}.json" for run in plan.runs if run not in set(rows["run"])]
-    new = [json.loads(file.read_text(encoding="utf-8")) for file in found if file.exists()]
+    files = [Path(folder) / f"{run}.json" for run in plan.runs if run not in set(rows["run"])]
+    new = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
     if new:
-        cells = [
-            {
-                name: value if isinstance(value, str) else json.dumps(value)
-                for name, value in row.items()
-            }
-            for row in new
-        ]
-        table = (
-            pd.concat([rows, pd.DataFrame(cells)], ignore_index=True).fillna("").replace("null", "")
-        )
+        cells = [{name: _as_cell(value) for name, value in row.items()} for row in new]
+        table = pd.concat([rows, pd.DataFrame(cells)], ignore_index=True).fillna("")
         plan.results.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(plan.results, lambda part: table.to_csv(part, index=False))
     return len(new)
+
+
+def _as_cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def main() -> None:
@@ -250,9 +226,10 @@ def main() -> None:
     parser.add_argument("--results", default="", help="another table")
     given = parser.parse_args()
     plan = read_plan(given.sweep, given.results)
-    n_new, table = collect(plan, given.folder), plan.results.name
-    missing = set(plan.runs) - set(committed(plan.results)["run"])
-    print(f"{table}: {n_new} new rows; {len(missing)} of the {len(plan.runs)} runs have none")
+    n_new = collect(plan, given.folder)
+    n_missing = len(set(plan.runs) - set(committed(plan.results)["run"]))
+    name = plan.results.name
+    print(f"{name}: {n_new} new rows; {n_missing} of the {len(plan.runs)} runs have none")
     if plan.waiting:
         print(f"Waiting for all their trials: {'; '.join(plan.waiting)}")
 

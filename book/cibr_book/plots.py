@@ -1,4 +1,4 @@
-"""What the chapters draw beside `cibr.plots`: galleries of images and forests of evaluations.
+"""The style of the study's figures, what several of them share, galleries of images, and forests.
 
 Each function takes tidy rows or tensors and returns its Axes. Colours are Okabe and Ito's, which
 colour-blind readers can tell apart: green is right, red is wrong, grey is context.
@@ -7,28 +7,28 @@ colour-blind readers can tell apart: green is right, red is wrong, grey is conte
 import textwrap
 import unicodedata
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
 from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6E6E6E"
-PALETTE = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+PINK, SKY = "#CC79A7", "#56B4E9"
+_PALETTE = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "#F0E442", "#000000")
 WIDTH = 7.2  # inches: at 100 px an inch the width of a page's text
-BELOW = dict(loc="upper center", bbox_to_anchor=(0.5, -0.26))
-MEAN = "mean, each set counts once"
-HEADINGS = {"accuracy@1": "zero-shot accuracy", "mean": MEAN}
-HEADINGS |= {
-    f"image_to_text_{name}@1": "recall@1, image → text" for name in ("recall", "label_recall")
-}
-HEADINGS |= {
-    f"text_to_image_{name}@1": "recall@1, text → image" for name in ("recall", "label_recall")
-}
+_MEAN = "mean, each set counts once"
+_HEADINGS = {"accuracy@1": "zero-shot accuracy", "mean": _MEAN}
+for _recall in ("recall@1", "label_recall@1"):
+    _HEADINGS[f"image_to_text_{_recall}"] = "recall@1, image → text"
+    _HEADINGS[f"text_to_image_{_recall}"] = "recall@1, text → image"
 
 
 def set_style() -> None:
@@ -38,7 +38,53 @@ def set_style() -> None:
     settings = dict.fromkeys(text, 9) | {"axes.titleweight": "bold", "legend.frameon": False}
     settings |= {"figure.dpi": 200, "savefig.bbox": "tight", "savefig.pad_inches": 0.02}
     settings |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#E5E5E5"}
-    sns.set_theme(context="paper", style="whitegrid", palette=PALETTE, rc=settings)
+    sns.set_theme(context="paper", style="whitegrid", palette=_PALETTE, rc=settings)
+
+
+def panels(
+    n_rows: int, n_columns: int, width: float, height: float, **options
+) -> tuple[Figure, np.ndarray]:
+    """A figure of a size in inches and its Axes [n_rows, n_columns]."""
+    options = {"layout": "constrained", "squeeze": False} | options
+    return plt.subplots(n_rows, n_columns, figsize=(width, height), **options)
+
+
+def draw_interval(
+    axis: Axes, place: float, row: Any, marker: str, colour: str, hollow: bool = False
+) -> None:
+    """A row's interval, `low` to `high`, as a horizontal line with a mark at its `difference`."""
+    axis.plot([row.low, row.high], [place, place], color=colour, lw=1.8, solid_capstyle="butt")
+    axis.plot(row.difference, place, marker, ms=5, mec=colour, mfc="white" if hollow else colour)
+
+
+def draw_image(axis: Axes, image: Image.Image, frame: str | None = None) -> None:
+    """An image without ticks, in a frame of a colour or without one."""
+    axis.imshow(image.convert("RGB"))
+    axis.set(xticks=[], yticks=[])
+    axis.grid(False)
+    axis.spines[:].set(visible=frame is not None, color=frame, linewidth=2.5)
+
+
+def lines_beside(
+    images: Sequence[Image.Image], lines: Sequence[Sequence[tuple[str, str]]], n_columns: int = 2
+) -> list[Axes]:
+    """Images in rows, each with up to four lines of text and colour beside it.
+
+    Returns:
+        One Axes an image, the one that holds its lines.
+    """
+    n_rows = -(-len(images) // n_columns)
+    options = dict(layout=None, width_ratios=[1, 3.6] * n_columns)
+    figure, axes = panels(n_rows, 2 * n_columns, WIDTH, 0.8 * n_rows, **options)
+    figure.subplots_adjust(wspace=0.04, hspace=0.12, left=0, right=1, top=1, bottom=0)
+    for axis in axes.flat:
+        axis.axis("off")
+    texts = list(axes[:, 1::2].flat)[: len(images)]
+    for image_axis, axis, image, own in zip(axes[:, ::2].flat, texts, images, lines, strict=False):
+        image_axis.imshow(image.convert("RGB"))
+        for i, (text, colour) in enumerate(own):
+            axis.text(0, 0.95 - 0.25 * i, text, color=colour, va="top", parse_math=False)
+    return texts
 
 
 def retrieval_gallery(
@@ -47,10 +93,8 @@ def retrieval_gallery(
     texts: Sequence[str],
     similarity: Float[Tensor, "n m"],
     n_shown: int = 3,
-    n_columns: int = 2,
 ) -> list[Axes]:
-    """Each image beside the texts that a model ranks first, right ones in green and wrong ones in
-    red.
+    """Each image beside the texts that a model ranks first: right in green, wrong in red.
 
     Where none of them is right, the best ranked right text follows with its rank.
 
@@ -60,7 +104,6 @@ def retrieval_gallery(
         texts: m candidate texts.
         similarity: cosines [n, m].
         n_shown: texts an image.
-        n_columns: images in a row.
 
     Returns:
         One Axes an image, the one that holds its texts.
@@ -68,29 +111,19 @@ def retrieval_gallery(
     Raises:
         ValueError: an image whose captions are not among the texts.
     """
-    n_rows = -(-len(images) // n_columns)
-    size = dict(figsize=(WIDTH, 0.8 * n_rows), width_ratios=[1, 3.6] * n_columns)
-    figure, axes = plt.subplots(n_rows, 2 * n_columns, squeeze=False, **size)
-    figure.subplots_adjust(wspace=0.04, hspace=0.12, left=0, right=1, top=1, bottom=0)
-    for axis in axes.flat:
-        axis.axis("off")
-    words = list(axes[:, 1::2].flat)[: len(images)]
-    for i, (axis, image) in enumerate(zip(axes[:, 0::2].flat, images, strict=False)):
-        axis.imshow(image.convert("RGB"))
+    lines = []
+    for i, right in enumerate(captions):
         ranked = [texts[j] for j in similarity[i].argsort(descending=True).tolist()]
-        rank = next((place for place, text in enumerate(ranked) if text in captions[i]), None)
+        rank = next((place for place, text in enumerate(ranked) if text in right), None)
         if rank is None:
-            raise ValueError(
-                f"none of the captions of image {i} is among the texts: add {captions[i][0]!r}"
-            )
-        marks = {True: ("✓", GREEN), False: ("✗", RED)}
-        lines = [(*marks[text in captions[i]], shorten(text, 38)) for text in ranked[:n_shown]]
+            fix = f"add {right[0]!r}"
+            raise ValueError(f"none of the captions of image {i} is among the texts: {fix}")
+        marks = [("✓", GREEN) if text in right else ("✗", RED) for text in ranked[:n_shown]]
+        shown = zip(marks, ranked, strict=False)
+        lines.append([(f"{mark} {shorten(text, 38)}", colour) for (mark, colour), text in shown])
         if rank >= n_shown:
-            lines.append((f"rank {rank + 1:,}:", GREY, shorten(ranked[rank], 30)))
-        for line, (mark, colour, text) in enumerate(lines):
-            style = dict(color=colour, va="top", transform=words[i].transAxes, parse_math=False)
-            words[i].text(0, 0.95 - 0.25 * line, f"{mark} {text}", **style)
-    return words
+            lines[i].append((f"rank {rank + 1:,}: {shorten(ranked[rank], 30)}", GREY))
+    return lines_beside(images, lines)
 
 
 def search_gallery(
@@ -100,8 +133,7 @@ def search_gallery(
     right: Int[Tensor, " q"] | None = None,
     n_shown: int = 5,
 ) -> list[Axes]:
-    """Each text above the images that a model ranks first; where a right one is known, it has a
-    green frame.
+    """Each text above the images that a model ranks first; a right one has a green frame.
 
     Where the right image is not among them, it closes the row, with its rank and in a grey frame.
     An image with the same similarity as the right one ranks before it.
@@ -117,27 +149,26 @@ def search_gallery(
     Returns:
         The Axes of the images, row by row, without those that stay empty.
     """
-    n_shown = min(n_shown, similarity.shape[1])
-    n_columns = n_shown + (right is not None)
-    figsize = (WIDTH - 1.6, len(queries) * ((WIDTH - 1.6) / n_columns + 0.34))
-    figure, axes = plt.subplots(len(queries), n_columns, figsize=figsize, squeeze=False)
+    n_columns = min(n_shown, similarity.shape[1]) + (right is not None)
+    width = WIDTH - 1.6
+    height = len(queries) * (width / n_columns + 0.34)
+    figure, axes = panels(len(queries), n_columns, width, height, layout=None)
     figure.subplots_adjust(wspace=0.08, hspace=0.38, left=0.01, right=0.99, top=0.96, bottom=0.01)
+    for axis in axes.flat:
+        axis.axis("off")
     for i, (query, row) in enumerate(zip(queries, axes, strict=True)):
         row[0].set_title(shorten(query, 62), loc="left", fontweight="normal", parse_math=False)
         own = -1 if right is None else int(right[i])
         shown = similarity[i].argsort(descending=True, stable=True)[:n_shown].tolist()
         frames = [GREEN if j == own else None for j in shown]
         if own >= 0 and own not in shown:
-            shown, frames = [*shown, own], [*frames, GREY]
+            shown.append(own)
+            frames.append(GREY)
             rank = int((similarity[i] >= similarity[i, own]).sum())
             row[-1].set_title(f"rank {rank:,}", fontweight="normal", color=GREY)
-        for axis in row:
-            axis.set(xticks=[], yticks=[])
-            axis.grid(False)
-            axis.spines[:].set_visible(False)
         for axis, j, frame in zip(row, shown, frames, strict=False):
-            axis.imshow(load(j).convert("RGB"))
-            axis.spines[:].set(visible=frame is not None, color=frame, linewidth=3)
+            axis.axis("on")
+            draw_image(axis, load(j), frame)
     return [axis for axis in axes.flat if axis.images]
 
 
@@ -145,8 +176,8 @@ def forest(rows: pd.DataFrame, a: str = "CLIP", b: str = "CIBR") -> Axes:
     """Paired differences of two models in percentage points, a line a score, with their intervals.
 
     Zero-shot accuracies come first, then their mean, set apart, then recalls at 1. An interval
-    without zero has a
-    colour: blue where b is better, red where a is. The members of a group stand below it, in grey.
+    without zero has a colour: blue where b is better, red where a is. The members of a group stand
+    below it, in grey.
 
     Args:
         rows: as `cibr.evaluate.compare` returns them: `dataset, kind, metric, difference, low,
@@ -162,72 +193,60 @@ def forest(rows: pd.DataFrame, a: str = "CLIP", b: str = "CIBR") -> Axes:
     """
     blocks = _blocks(rows)
     n_lines = sum(1 + len(block) for block in blocks.values())
-    _, axis = plt.subplots(figsize=(4.4, 0.9 + 0.24 * n_lines), layout="constrained")
+    axis = panels(1, 1, 4.4, 0.9 + 0.24 * n_lines)[1][0, 0]
     axis.axvline(0, color=GREY, lw=1)
-    ticks, line = [], 0.0
+    places: list[float] = []
+    labels: list[str] = []
     for heading, block in blocks.items():
-        ticks.append((line, heading))
+        places.append(places[-1] + 1.4 if places else 0.0)
+        labels.append(heading)
         for row in block.itertuples():
-            line += 1
+            places.append(places[-1] + 1)
+            labels.append(row.label)
             colour = BLUE if row.low > 0 else RED if row.high < 0 else GREY
-            axis.plot(
-                [100 * row.low, 100 * row.high],
-                [line, line],
-                color=colour,
-                lw=2,
-                solid_capstyle="butt",
-            )
-            axis.plot(
-                100 * row.difference, line, "D" if heading == MEAN else "o", color=colour, ms=5.5
-            )
-            ticks.append((line, row.label))
-        line += 1.4
-    axis.set_yticks([place for place, _ in ticks], [text for _, text in ticks])
-    for label, (_, text) in zip(axis.get_yticklabels(), ticks, strict=True):
-        label.set(fontweight="bold" if text in HEADINGS.values() else "normal", parse_math=False)
+            draw_interval(axis, places[-1], row, "D" if heading == _MEAN else "o", colour)
+    axis.set_yticks(places, labels)
+    for label in axis.get_yticklabels():
+        text = label.get_text()
+        label.set(fontweight="bold" if text in blocks else "normal", parse_math=False)
         label.set_color(GREY if text.startswith("·") else "black")
     axis.grid(axis="y", visible=False)
     axis.spines["left"].set_visible(False)
     reach = max(abs(x) for x in axis.get_xlim())
-    axis.set(ylim=(line - 0.6, -0.7), xlim=(-reach, reach))
+    axis.set(ylim=(places[-1] + 0.8, -0.7), xlim=(-reach, reach))
     axis.set_xlabel(f"{b} minus {a}, percentage points")
     axis.set_title(f"← {a} better    {b} better →", fontweight="normal", color=GREY)
     return axis
 
 
 def _blocks(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The rows of each heading with their `label`, empty ones left out."""
-    kept = rows[rows["metric"].isin(HEADINGS)]
-    if kept.empty:
+    """The rows of each heading in percentage points, with their `label`."""
+    rows = rows[rows["metric"].isin(_HEADINGS)]
+    if rows.empty:
         raise ValueError("there is nothing to draw: none of the rows is accuracy@1 or a recall@1")
-    sets = list(kept["dataset"].unique())
-    groups = {name: next((g for g in sets if name.startswith(f"{g}-")), None) for name in sets}
-    places = {name: sets.index(group or name) + 0.5 * bool(group) for name, group in groups.items()}
-    is_mean = kept["dataset"].str.startswith("mean of ")
-    kept = kept.assign(
-        label=[f"· {name}" if groups[name] else name for name in kept["dataset"]],
-        heading=kept["metric"].where(~is_mean, "mean").map(HEADINGS),
-        place=kept["dataset"].map(places),
-    ).sort_values("place", kind="stable")
-    headings = dict.fromkeys(HEADINGS.values())
-    return {
-        text: kept[kept["heading"] == text] for text in headings if (kept["heading"] == text).any()
-    }
+    names = list(rows["dataset"].unique())
+    group = {name: g for name in names for g in names if name.startswith(f"{g}-")}
+    place = {name: names.index(group.get(name, name)) + (name in group) / 2 for name in names}
+    metric = rows["metric"].mask(rows["dataset"].str.startswith("mean of "), "mean")
+    rows = rows.assign(
+        label=[f"· {name}" if name in group else name for name in rows["dataset"]],
+        heading=metric.map(_HEADINGS),
+        **100 * rows[["difference", "low", "high"]],
+    )
+    rows = rows.sort_values("dataset", key=lambda names: names.map(place), kind="stable")
+    blocks = dict(list(rows.groupby("heading")))
+    return {text: blocks[text] for text in dict.fromkeys(_HEADINGS.values()) if text in blocks}
 
 
 def pick_evenly(
     groups: Int[Tensor, " m"] | Bool[Tensor, " m"], n: int, seed: int = 0
 ) -> Int[Tensor, " n"]:
-    """Indices of n items for a gallery, sorted by group: as many of each as there are, such as hits
-    and misses.
-    """
+    """Indices of n items for a gallery, by group: as many of each, such as hits and misses."""
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).numpy()
-    group = pd.Series(groups.numpy()[order], order)
-    turn = group.groupby(group.to_numpy()).cumcount()
-    table = pd.DataFrame({"turn": turn, "group": group}).sort_values(["turn", "group"])
-    return torch.tensor(
-        table.head(n).sort_values(["group", "turn"]).index.tolist(), dtype=torch.long
-    )
+    table = pd.DataFrame({"group": groups.numpy()[order]}, index=order)
+    table["turn"] = table.groupby("group").cumcount()
+    chosen = table.sort_values(["turn", "group"]).head(n).sort_values(["group", "turn"])
+    return torch.tensor(chosen.index.to_numpy())
 
 
 def wrap(text: str, width: int = 16) -> str:

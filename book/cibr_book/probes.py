@@ -16,24 +16,33 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-N_COMPONENTS = 32  # inputs of a probe: with more, it overfits a few hundred images
+Features = Float[Tensor, "n d"]
+Factor = Int[Tensor, " n"]
+Mask = Bool[Tensor, " n"]
 
 
-def principal_components(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
-    """The first principal components of embeddings, at most `N_COMPONENTS`, as inputs of a probe on
-    few items.
+def principal_components(embeddings: Features, most: int = 32) -> Float[Tensor, "n c"]:
+    """The first principal components of embeddings, as inputs of a probe on few items.
+
+    Args:
+        embeddings: vectors [n, d].
+        most: number of components; with more than 32, a probe overfits a few hundred images.
+
+    Returns:
+        Components [n, c], c the smallest of n, d and `most`.
     """
-    components = min(N_COMPONENTS, *embeddings.shape)
-    return torch.from_numpy(PCA(components, svd_solver="full").fit_transform(embeddings.numpy()))
+    pca = PCA(min(most, *embeddings.shape), svd_solver="full")
+    return torch.from_numpy(pca.fit_transform(embeddings.numpy()))
 
 
 def probe_nats(
-    features: Float[Tensor, "n d"],
-    factor: Int[Tensor, " n"],
-    held_out: Bool[Tensor, " n"],
-    dim_hidden: int = 0,
+    features: Features, factor: Factor, held_out: Mask, dim_hidden: int = 0
 ) -> dict[str, float]:
     """A probe's lower bound on I(Z;V), on held-out samples.
+
+    Source: Barber & Agakov (2003), eq. 3, with a multinomial logistic regression or a network of
+    one hidden layer as q. H(V) is that of the held-out frequencies. The bound is specific to this
+    probe: zero does not prove independence.
 
     Args:
         features: z, [n, d]; standardised before the fit.
@@ -46,77 +55,46 @@ def probe_nats(
         H(V), its maximum; `accuracy`.
 
     Raises:
-        ValueError: as `probe_items`.
+        ValueError: lengths that differ, features that are not finite, a factor that does not vary,
+            or a value that the training samples lack.
     """
-    log_q, log_p, correct = probe_items(features, factor, held_out, dim_hidden)
+    log_q, log_p, correct = _probe_items(features, factor, held_out, dim_hidden)
     means = {"nats": log_q - log_p, "entropy_nats": -log_p, "accuracy": correct.double()}
     return {name: float(values.mean()) for name, values in means.items()}
 
 
-def probe_items(
-    features: Float[Tensor, "n d"],
-    factor: Int[Tensor, " n"],
-    held_out: Bool[Tensor, " n"],
-    dim_hidden: int = 0,
+def _probe_items(
+    features: Features, factor: Factor, held_out: Mask, dim_hidden: int = 0
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"], Bool[Tensor, " m"]]:
-    """The terms of `probe_nats` per held-out sample, for intervals and paired differences.
-
-    Source: Barber & Agakov (2003), eq. 3, with a multinomial logistic regression or a network of
-    one hidden layer as q. H(V) is that of the held-out frequencies. The bound is specific to this
-    probe: zero does not prove independence.
-
-    Args:
-        features: z, [n, d]; standardised before the fit.
-        factor: v as small integers, [n].
-        held_out: mask of the samples for evaluation, [n], m of them true.
-        dim_hidden: width of the network's hidden layer, 0 for a linear probe.
-
-    Returns:
-        log q(v|z) of the probe and log p(v) of the held-out frequencies, in nats, and whether its
-        top prediction is correct, [m] each.
-
-    Raises:
-        ValueError: lengths that differ, features that are not finite, a factor that does not vary,
-            or a value that the training samples lack.
+    """log q(v|z) of the probe, log p(v) of the held-out frequencies, in nats, and whether its top
+    prediction is correct, per held-out sample.
     """
-    if not len(features) == len(factor) == len(held_out) or not bool(
-        torch.isfinite(features).all()
-    ):
-        got = f"got {list(features.shape)}, {list(factor.shape)} and {list(held_out.shape)}"
-        raise ValueError(
-            f"features must be finite, with one row for each value of factor and held_out, {got}"
-        )
-    seen, new = factor[~held_out].unique(), factor[held_out].unique()
-    if len(seen) < 2 or not set(new.tolist()) <= set(seen.tolist()):
-        raise ValueError(
-            "the factor must take two values or more, and the fitted half have all held-out ones"
-        )
-    reader = LogisticRegression(max_iter=300)
+    n = len(features)
+    if not len(factor) == len(held_out) == n or not torch.isfinite(features).all():
+        got = f"{n} rows, {len(factor)} values and {len(held_out)} of held_out"
+        raise ValueError(f"{got}: pass finite features, one row for each value of factor")
+    fitted = factor[~held_out].unique().tolist()
+    if len(fitted) < 2 or not set(factor[held_out].tolist()) <= set(fitted):
+        rule = "pass a factor with two values or more, all of them in the fitted half"
+        raise ValueError(f"the fitted half has the values {fitted}: {rule}")
     if dim_hidden:
         # Early stopping uses a tenth of the training samples.
-        reader = MLPClassifier(
-            (dim_hidden,),
-            alpha=1e-3,
-            early_stopping=True,
-            max_iter=200,
-            random_state=0,
-            learning_rate_init=2e-3,
-        )
+        settings = dict(alpha=1e-3, early_stopping=True, learning_rate_init=2e-3, random_state=0)
+        reader = MLPClassifier((dim_hidden,), max_iter=200, **settings)
+    else:
+        reader = LogisticRegression(max_iter=300)
     probe = make_pipeline(StandardScaler(), reader)
     probe.fit(features[~held_out].numpy(), factor[~held_out].numpy())
     log_q = np.log(probe.predict_proba(features[held_out].numpy()).clip(1e-12))
-    truth = factor[held_out].numpy()
-    column = np.searchsorted(probe.classes_, truth)
+    column = np.searchsorted(probe.classes_, factor[held_out].numpy())
     log_p = np.log(np.bincount(column) / len(column))[column]
-    correct = probe.classes_[log_q.argmax(1)] == truth
-    return tuple(
-        torch.from_numpy(values)
-        for values in (log_q[np.arange(len(truth)), column], log_p, correct)
-    )
+    own = log_q[np.arange(len(column)), column]
+    correct = log_q.argmax(1) == column
+    return torch.from_numpy(own), torch.from_numpy(log_p), torch.from_numpy(correct)
 
 
 def leakage_items(
-    embeddings: Float[Tensor, "n d"], factors: dict[str, Int[Tensor, " n"]]
+    embeddings: Features, factors: dict[str, Factor]
 ) -> dict[str, Float[Tensor, " m"]]:
     """Leakage of each factor by a linear probe, per held-out item, as a share of the factor's
     entropy.
@@ -133,38 +111,39 @@ def leakage_items(
     """
     components = principal_components(embeddings)
     held_out = torch.arange(len(embeddings)) % 2 == 1
-    found = {}
+    leakage = {}
     for name, factor in factors.items():
-        log_q, log_p, _ = probe_items(components, factor, held_out)
-        found[name] = (log_q - log_p) / -log_p.mean()
-    return found
+        log_q, log_p, _ = _probe_items(components, factor, held_out)
+        leakage[name] = (log_q - log_p) / -log_p.mean()
+    return leakage
 
 
-def factor_codes(table: pd.DataFrame, least: int = 50) -> dict[str, Int[Tensor, " n"]]:
+def factor_codes(table: pd.DataFrame) -> dict[str, Factor]:
     """The shared and image-only factors of glyphs as small integers.
 
     Args:
         table: `factors` of glyph pairs.
-        least: categories with fewer items are merged into `other`.
 
     Returns:
-        `category`, which is shared with the name, and the image-only `typeface, weight, slant,
+        `category`, which is shared with the name (those of fewer than 50 items are merged), and the
+        image-only `typeface, weight, slant,
         size, x, y, polarity`; size and offsets in three levels. Factors that do not vary are left
         out.
     """
-    common = table["category"].map(table["category"].value_counts()) >= least
+    common = table["category"].map(table["category"].value_counts()) >= 50
     columns = {
         "category": table["category"].where(common, "other"),
-        **{name: table[name] for name in ("typeface", "weight", "slant")},
+        "typeface": table["typeface"],
+        "weight": table["weight"],
+        "slant": table["slant"],
         "size": pd.cut(table["size"], [0, 20, 24, 99], labels=False),
-        **{name: table[name].clip(-1, 1) for name in ("x", "y")},
+        "x": table["x"].clip(-1, 1),
+        "y": table["y"].clip(-1, 1),
         "polarity": table["ink"] > table["paper"],
     }
-    codes = {
-        name: pd.factorize(np.asarray(values), sort=True)[0] for name, values in columns.items()
-    }
-    return {
-        name: torch.from_numpy(code.astype(np.int64))
-        for name, code in codes.items()
-        if code.max() > 0
-    }
+    codes = {}
+    for name, values in columns.items():
+        code, _ = pd.factorize(np.asarray(values), sort=True)
+        if code.max() > 0:
+            codes[name] = torch.from_numpy(code.astype(np.int64))
+    return codes

@@ -1,17 +1,15 @@
-"""What the rendered pages need beyond Jupyter Book: a small Sphinx extension that _config.yml
-loads.
+"""What the rendered pages need beyond Jupyter Book: an extension of Sphinx, for _config.yml.
 
 Four directives put files of the project into a page when the book is built: `explorer` and `curve`,
 figures with sliders, `search`, the search page, and `drawing`, an SVG that takes the page's
 colours. Docstrings, with code in single backticks and equations in indented lines, are turned into
 the markup that Sphinx reads. Pages drop the scripts of Thebe, which would fetch kernels from the
-network. Files that no page asks for are removed and figures stored with 256 colours, so that the
-whole site is small enough to be sent as a file.
+network. Files that no page asks for are removed, so that the whole site is small enough to be sent
+as a file.
 """
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 from docutils import nodes
@@ -23,118 +21,92 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
 from cibr_book import curve, explorer, search
+from cibr_book.tables import RESULTS
 
-BOOK = Path(__file__).resolve().parents[1]
-RESULTS = BOOK.parent / "data" / "results"
-GLOSSARY = "book/glossary"
-FIGURE_SCALE = (
-    2  # a figure's pixels for one of the page: `cibr.plots` draws at 200 dpi, pages show 100
-)
+_BOOK = Path(__file__).resolve().parents[1]
+_GLOSSARY = "book/glossary"
+_PAGES = {"explorer": explorer, "search": search, "curve": curve}
+_FIGURE_SCALE = 2  # a figure's pixels for one of the page: figures have 200 dpi, pages show 100
 
 # The parts of MathJax that tex-chtml.js loads: fonts, TeX extensions, and its spoken mathematics.
-MATHJAX = (
-    "tex-chtml.js",
-    "output/chtml/fonts",
-    "input/tex/extensions",
-    "a11y",
-    "sre/mathmaps/base.json",
-)
-MATHJAX += ("sre/mathmaps/en.json", "sre/mathmaps/nemeth.json")
+_MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y")
+_MATHJAX += tuple(f"sre/mathmaps/{language}.json" for language in ("base", "en", "nemeth"))
 # Maps for debuggers, translations of the theme, fonts with a smaller WOFF2 twin, a script that
 # draws icons again.
-UNUSED = (
-    "**/*.map",
-    "mathjax/**/all-packages.js",
-    "locales/**/*.*",
-    "vendor/fontawesome/**/*.ttf",
-    "vendor/fontawesome/**/*.js",
-)
-# The script that draws icons a second time, and fonts that would be loaded before any icon asks for
-# them.
-ICONS = re.compile(
-    r'<script [^>]*src="[^"]*fontawesome[^"]*"[^>]*></script>|<link rel="preload" [^>]*fa-(?:brands|regular)[^>]*>'
+_UNUSED = ("**/*.map", "mathjax/**/all-packages.js", "locales/**/*.*")
+_UNUSED += ("vendor/fontawesome/**/*.ttf", "vendor/fontawesome/**/*.js")
+# The script that draws icons a second time, and fonts loaded before any icon asks for them.
+_ICONS = re.compile(
+    r'<script [^>]*src="[^"]*fontawesome[^"]*"[^>]*></script>'
+    r'|<link rel="preload" [^>]*fa-(?:brands|regular)[^>]*>'
 )
 # Parameters one a line: Sphinx writes them as the definitions in a list that defines no term.
-SIGNATURE = re.compile(r'<dl>\n(?:<dd><em class="sig-param">.*</dd>\n)+</dl>')
+_SIGNATURE = re.compile(r'<dl>\n(?:<dd><em class="sig-param">.*</dd>\n)+</dl>')
+_SCROLLER = '<div class="pst-scrollable-table-container"'
 
 
-class FromFiles(SphinxDirective):
+class _FromFiles(SphinxDirective):
     """A piece of HTML that is made from the project's files."""
 
     optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         if self.name == "drawing":
-            file = BOOK / "_static" / self.arguments[0]
+            files = [_BOOK / "_static" / self.arguments[0]]
+            page = files[0].read_text("utf-8")
+        else:
+            files = RESULTS.glob("*.csv") if self.name == "explorer" else []
+            page = _PAGES[self.name].as_page()
+        for file in files:
             self.env.note_dependency(str(file))
-            return [nodes.raw("", file.read_text("utf-8"), format="html")]
-        if self.name in ("search", "curve"):
-            page = {"search": search, "curve": curve}[self.name].as_page()
-            return [nodes.raw("", page, format="html")]
-        for file in RESULTS.glob("*.csv"):
-            self.env.note_dependency(str(file))
-        return [nodes.raw("", explorer.as_page(explorer.curves(RESULTS)), format="html")]
+        return [nodes.raw("", page, format="html")]
 
 
 def add_addresses(app: Sphinx | None, config: Config) -> None:
-    """Buttons for the repository, Binder and Colab, and a link to the DOI, once the configuration
-    has them.
-    """
+    """Buttons for the repository, Binder and Colab, and a link to the DOI, where configured."""
     options = config.html_theme_options
     if config.repository_address:
-        launch = {
-            "binderhub_url": "https://mybinder.org",
-            "colab_url": "https://colab.research.google.com",
-        }
-        options["launch_buttons"] = options.get("launch_buttons", {}) | launch
+        launch = options.setdefault("launch_buttons", {})
+        launch["binderhub_url"] = "https://mybinder.org"
+        launch["colab_url"] = "https://colab.research.google.com"
         options |= {"repository_url": config.repository_address, "repository_branch": "main"}
         options["use_repository_button"] = True
     if config.doi:
-        link = {
-            "name": "DOI",
-            "url": f"https://doi.org/{config.doi}",
-            "icon": "fa-solid fa-quote-right",
-        }
-        options["icon_links"] = [*options.get("icon_links", []), link]
+        link = {"name": "DOI", "url": f"https://doi.org/{config.doi}"}
+        options.setdefault("icon_links", []).append(link | {"icon": "fa-solid fa-quote-right"})
 
 
-def explain_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Show the first sentence of a term's definition where the pointer rests on a reference to it."""
-    references = [
-        node for node in doctree.findall(nodes.reference) if "#term-" in node.get("refuri", "")
-    ]
-    if not references or docname == GLOSSARY:
+def _explain_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Shows the first sentence of a term's definition where the pointer rests on a reference."""
+    references = [n for n in doctree.findall(nodes.reference) if "#term-" in n.get("refuri", "")]
+    if not references or docname == _GLOSSARY:
         return
-    glossary = app.env.get_doctree(GLOSSARY)
+    glossary = app.env.get_doctree(_GLOSSARY)
     for reference in glossary.findall(addnodes.pending_xref):
         if reference["refdomain"] == "cite":
             reference.children = []
-    meanings = {
-        name: re.split(r"(?<=\w)\s?\.\s", " ".join(term.parent[-1].astext().split()) + " ")[0] + "."
-        for term in glossary.findall(nodes.term)
-        for name in term["ids"]
-    }
+    meanings = {}
+    for term in glossary.findall(nodes.term):
+        definition = " ".join(term.parent[-1].astext().split())
+        sentence = re.split(r"(?<=\w)\s?\.\s", f"{definition} ")[0] + "."
+        meanings |= dict.fromkeys(term["ids"], sentence)
     for node in references:
         node["reftitle"] = meanings[node["refuri"].partition("#")[2]]
 
 
-def size_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Give every figure the width at which its text has one size on all pages, and a link to its
-    full size.
-    """
+def _size_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Gives every figure the width at which its text has one size on all pages."""
     for node in doctree.findall(nodes.image):
         file = Path(app.srcdir, node["uri"])
         if file.suffix in (".png", ".jpg") and file.is_file() and "width" not in node:
             with Image.open(file) as image:
-                node["width"] = f"{image.width // FIGURE_SCALE}px"
+                node["width"] = f"{image.width // _FIGURE_SCALE}px"
 
 
-def tidy_page(
+def _tidy_page(
     app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object
 ) -> None:
-    """Take Thebe's scripts off a page, and give odd lists of Sphinx a form that accessibility rules
-    allow.
-    """
+    """Takes Thebe's scripts off a page, and makes odd lists of Sphinx accessible."""
     body = context.get("body", "")
     for name, place in (("explorer", "explorer"), ("search", "search-page"), ("curve", "curve")):
         if f'id="{place}"' in body:
@@ -144,27 +116,21 @@ def tidy_page(
         s for s in scripts if "thebe" not in f"{s} {getattr(s, 'attributes', '')}".lower()
     ]
     body = body.replace('role="doc-biblioentry"', 'role="listitem"')
-    scroller = (
-        '<div class="pst-scrollable-table-container"'  # to be scrolled by keyboard on a phone
-    )
-    body = body.replace(scroller, f'{scroller} tabindex="0"')
-    body = SIGNATURE.sub(lambda found: re.sub(r"<(/?)d[ld]>", r"<\1div>", found.group()), body)
+    body = body.replace(_SCROLLER, f'{_SCROLLER} tabindex="0"')  # scrolled by keyboard on a phone
+    body = _SIGNATURE.sub(lambda match: re.sub(r"<(/?)d[ld]>", r"<\1div>", match.group()), body)
     context["body"] = f'<div class="first-page">{body}</div>' if pagename == "book/intro" else body
 
 
 def mark_up_docstring(
-    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+    app: Sphinx | None, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """Give single backticks their twin, bars their escape, and make indented lines up front a
-    literal block.
-    """
+    """Doubles single backticks, escapes bars, and makes indented lines up front a literal block."""
     if isinstance(obj, tuple | dict):  # a constant has the docstring of its type
         lines[:] = ["Holds " + ", ".join(f"``{key}``" for key in obj) + "."]
     starts = [i for i, line in enumerate(lines) if re.fullmatch(r"[A-Z]\w+:", line)]
     n_front = starts[0] if starts else len(lines)
-    blocks = re.split(
-        r"((?:^    .*\n?|^\n(?=    ))+)", "\n".join(lines[:n_front]), flags=re.MULTILINE
-    )
+    indented = re.compile(r"((?:^    .*\n?|^\n(?=    ))+)", re.MULTILINE)
+    blocks = indented.split("\n".join(lines[:n_front]))
     for i, block in enumerate(blocks):
         is_indented = i % 2 and block.strip()
         blocks[i] = f"::\n\n{block.lstrip(chr(10))}" if is_indented else _inline(block)
@@ -177,69 +143,47 @@ def _inline(text: str) -> str:
     return "".join(part if part.startswith("``") else part.replace("|", "\\|") for part in parts)
 
 
-def skip_alias(
+def _skip_alias(
     app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object
 ) -> bool | None:
-    """Leave out the fields of named tuples, which their class describes; None leaves the choice to
-    others.
-    """
-    return (
-        True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
-    )
+    """Leaves out the fields of named tuples, which their class describes; None for all others."""
+    return True if (obj.__doc__ or "").startswith("Alias for field number") else None
 
 
-def shrink_site(app: Sphinx, error: Exception | None) -> None:
-    """Remove files that no page asks for and figures that are there twice, store figures with 256
-    colours, draw icons by their font alone.
-    """
+def _shrink_site(app: Sphinx, error: Exception | None) -> None:
+    """Removes what no page asks for, and figures that are there twice."""
     if error is not None or app.builder.format != "html":
         return
-    static = Path(app.outdir, "_static")
+    site = Path(app.outdir)
+    static = site / "_static"
     mathjax = static / "mathjax"
     for file in [f for f in mathjax.rglob("*") if f.is_file()]:
-        if not f"{file.relative_to(mathjax).as_posix()}/".startswith(
-            tuple(f"{kept}/" for kept in MATHJAX)
-        ):
+        if not any(file.is_relative_to(mathjax / kept) for kept in _MATHJAX):
             file.unlink()
-    for file in [f for pattern in UNUSED for f in static.glob(pattern)]:
+    for file in [f for pattern in _UNUSED for f in static.glob(pattern)]:
         file.unlink()
-    for folder in sorted(static.rglob("*"), reverse=True):
-        if folder.is_dir() and not any(folder.iterdir()):
-            shutil.rmtree(folder)
-    for file in Path(app.outdir, "_images").glob("*.png"):
-        with Image.open(file) as image:
-            few = (
-                None
-                if image.mode == "P"
-                else image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-            )
-        if few:
-            few.save(file, "PNG", optimize=True)
-    for file in Path(app.outdir, "_sources").rglob(
-        "*.ipynb"
-    ):  # for download; figures come back when run
+    for file in (site / "_sources").rglob("*.ipynb"):  # for download; figures come back when run
         notebook = json.loads(file.read_text("utf-8"))
         for cell in notebook["cells"]:
-            kept = [o for o in cell.get("outputs", []) if "image/png" not in o.get("data", {})]
-            cell |= {"outputs": kept} if "outputs" in cell else {}
+            if "outputs" in cell:
+                outputs = cell["outputs"]
+                cell["outputs"] = [o for o in outputs if "image/png" not in o.get("data", {})]
         file.write_text(json.dumps(notebook, ensure_ascii=False), "utf-8")
-    for page in Path(app.outdir).rglob("*.html"):
-        page.write_text(ICONS.sub("", page.read_text("utf-8")), "utf-8")
+    for page in site.rglob("*.html"):
+        page.write_text(_ICONS.sub("", page.read_text("utf-8")), "utf-8")
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
-    """Connect the directives and the steps: before docstrings are taken apart, and after other
-    extensions.
-    """
-    for name in ("drawing", "explorer", "search", "curve"):
-        app.add_directive(name, FromFiles)
+    """Connects the directives and the steps: docstrings first, pages after other extensions."""
+    for name in ("drawing", *_PAGES):
+        app.add_directive(name, _FromFiles)
     for name in ("repository_address", "doi"):
         app.add_config_value(name, "", "html")
     app.connect("config-inited", add_addresses)
     app.connect("autodoc-process-docstring", mark_up_docstring, priority=400)
-    app.connect("autodoc-skip-member", skip_alias)
-    app.connect("doctree-resolved", explain_terms)
-    app.connect("doctree-resolved", size_figures)
-    app.connect("html-page-context", tidy_page, priority=900)
-    app.connect("build-finished", shrink_site, priority=900)
+    app.connect("autodoc-skip-member", _skip_alias)
+    app.connect("doctree-resolved", _explain_terms)
+    app.connect("doctree-resolved", _size_figures)
+    app.connect("html-page-context", _tidy_page, priority=900)
+    app.connect("build-finished", _shrink_site, priority=900)
     return {"version": "3", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""One run of the ablation: train a configuration, evaluate it on suites, describe its embeddings."""
+"""One run of the ablation: train a configuration, evaluate it, describe its embeddings."""
 
 import math
 from dataclasses import replace
@@ -28,38 +28,26 @@ from cibr_book.training import WeightAverage, grouped_rows
 from cibr_book.unpaired import with_unpaired
 
 KEPT = r"accuracy@1$|_recall@(?:1|5|10)$"
-N_DESCRIBED = (
-    1000  # pairs, equally many in training and validation, so that their bounds are comparable
-)
-N_PROBED = 3000
-TEMPERATURE, KAPPA = 0.07, 1024.0  # for reported information, the same for all runs
-PENALTY_OPTIONS = ("kappa_b", "text_weight", "critic_steps", "critic_rate")
-STUDY_SETTINGS = ("corruption", "suites", "unpaired", "untouched", "group_size", "group_share")
-STUDY_SETTINGS += ("ema_decay", "interpolation", "mixed_precision", "cca_ridge_image")
-STUDY_SETTINGS += ("cca_ridge_text", "ramp")  # the penalty decides on its ramp
-PEOPLE = {
-    "man",
-    "woman",
-    "boy",
-    "girl",
-    "people",
-    "child",
-    "men",
-    "women",
-    "boys",
-    "girls",
-    "children",
-}
+# Pairs, equally many in training and validation, so that their bounds are comparable.
+_N_DESCRIBED = 1000
+_N_PROBED = 3000
+_TEMPERATURE, _KAPPA = 0.07, 1024.0  # for reported information, the same for all runs
+_PENALTY_OPTIONS = ("kappa_b", "text_weight", "critic_steps", "critic_rate")
+_STUDY_SETTINGS = ("corruption", "suites", "unpaired", "untouched", "group_size", "group_share")
+_STUDY_SETTINGS += ("ema_decay", "interpolation", "mixed_precision", "cca_ridge_image")
+_STUDY_SETTINGS += ("cca_ridge_text", "ramp")  # the penalty decides on its ramp
+_PEOPLE = {"man", "woman", "boy", "girl", "child", "people"}
+_PEOPLE |= {"men", "women", "boys", "girls", "children"}
 
 
 def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
     """Trains and evaluates one configuration.
 
     Args:
-        settings: of `cibr.configure`; also `corruption`, the fields of a `Corruption`; `suites`, the suites of `cibr.evaluate`, none for a
-            trial on validation recall only; `unpaired`, the arguments of
-            `cibr_book.unpaired.with_unpaired`; and `untouched`, for the pretrained model without
-            training.
+        settings: of `cibr.configure`; also `corruption`, the fields of a `Corruption`; `suites`,
+            the suites of `cibr.evaluate`, none for a trial on validation recall only; `unpaired`,
+            the arguments of `cibr_book.unpaired.with_unpaired`; and `untouched`, for the pretrained
+            model without training.
         folder: for the trained model, its history and its predictions.
 
     Returns:
@@ -92,16 +80,16 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
 def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of `cibr.configure` among those of a run of the study."""
     own = {name: value for name, value in settings.items() if name in RunConfig.model_fields}
-    options = {name: settings[name] for name in PENALTY_OPTIONS if name in settings}
+    options = {name: settings[name] for name in _PENALTY_OPTIONS if name in settings}
     if options:
         own["penalty_options"] = options
     if "cca_ridge_image" in settings or "cca_ridge_text" in settings:
         image, text = RunConfig.model_fields["cca_ridges"].default
         ridges = settings.get("cca_ridge_image", image), settings.get("cca_ridge_text", text)
         own["cca_ridges"] = ridges
-    unknown = settings.keys() - own.keys() - {*PENALTY_OPTIONS, *STUDY_SETTINGS}
+    unknown = settings.keys() - own.keys() - {*_PENALTY_OPTIONS, *_STUDY_SETTINGS}
     for name in unknown:
-        check_known("setting", name, [*RunConfig.model_fields, *PENALTY_OPTIONS, *STUDY_SETTINGS])
+        check_known("setting", name, [*RunConfig.model_fields, *_PENALTY_OPTIONS, *_STUDY_SETTINGS])
     return own
 
 
@@ -128,14 +116,8 @@ def _from_history(history: pd.DataFrame) -> dict[str, float]:
     for level in (0.1, 0.3):
         reached = history["step"][at_10 >= level]
         metrics[f"steps_to_recall@10_{level:g}"] = reached.iloc[0] if len(reached) else math.nan
-    kept = (
-        "clip_loss",
-        "penalty_excess",
-        "residual_image_nats",
-        "residual_text_nats",
-        "temperature",
-    )
-    metrics |= {f"last_{name}": last[name] for name in kept if name in last}
+    kept = ["clip_loss", "penalty_excess", "residual_image_nats", "residual_text_nats"]
+    metrics |= {f"last_{name}": last[name] for name in (*kept, "temperature") if name in last}
     return metrics | {"steps": last["step"], "training_seconds": last["seconds"]}
 
 
@@ -154,61 +136,51 @@ def measure(
         `leakage` and, if a style of photos was spuriously correlated with a word, the leakage of
         the style and recalls on test images half of which are in it.
     """
-    splits = {"train": train, "validation": validation}
-    found = {
-        f"{s}_{k}": v
-        for s, pairs in splits.items()
-        for k, v in describe_embeddings(model, pairs).items()
-    }
-    found["train_test_gap_nats"] = (
-        found["train_mi_lower_bound_nats"] - found["validation_mi_lower_bound_nats"]
-    )
-    # The nuisance factors of glyphs vary only in the training split, which is loaded without the
-    # corruption.
-    found |= leakage(
-        model, load_pairs("glyphs", "train") if config.dataset == "glyphs" else validation
-    )
-    if corruption.spurious_word and config.dataset != "glyphs":  # whose factors have the style
+    metrics = {}
+    for split, pairs in {"train": train, "validation": validation}.items():
+        described = describe_embeddings(model, pairs)
+        metrics |= {f"{split}_{name}": value for name, value in described.items()}
+    bounds = [metrics[f"{split}_mi_lower_bound_nats"] for split in ("train", "validation")]
+    metrics["train_test_gap_nats"] = bounds[0] - bounds[1]
+    # The nuisance factors of glyphs vary only in the training split, here without the corruption.
+    is_glyphs = config.dataset == "glyphs"
+    metrics |= leakage(model, load_pairs("glyphs", "train") if is_glyphs else validation)
+    if corruption.spurious_word and not is_glyphs:  # whose factors have the style
         style = corruption.spurious_style
-        images, _ = _embed(model, in_both_styles(_sample(validation, N_PROBED // 2), style))
+        images, _ = _embed(model, in_both_styles(_sample(validation, _N_PROBED // 2), style))
         row, n = torch.arange(len(images)), len(images) // 2
         # Both styles of an image are on the same side of the probe's split.
-        found[f"leakage_image_{style}"] = _share_read(images, row >= n, row % n % 2 == 1)
+        metrics[f"leakage_image_{style}"] = _share_read(images, row >= n, row % n % 2 == 1)
         mixed = half_in_style(test, style)
-        recalls = retrieval_recalls(mixed, *_embed(model, mixed), (1,))
-        found |= {f"mixed_styles_{name}": value for name, value in recalls.items()}
-    return found
+        recalls = retrieval_recalls(*_embed(model, mixed), *mixed.retrieval_targets(), (1,))
+        metrics |= {f"mixed_styles_{name}": value for name, value in recalls.items()}
+    return metrics
 
 
 def describe_embeddings(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
-    """Geometry of at most `N_DESCRIBED` pairs and bounds in nats, with one text per image.
+    """Geometry of at most 1,000 pairs and bounds in nats, with one text per image.
 
     Returns:
         `alignment, uniformity_image, uniformity_text, modality_gap, linear_cka, mutual_knn` of
-        `cibr.metrics`; `mi_lower_bound_nats`, InfoNCE at the same temperature for all models;
+        `cibr_book.geometry`; `mi_lower_bound_nats`, InfoNCE at the same temperature for all models;
         `residual_nats`, see the function.
     """
-    images, texts = _embed(model, _sample(pairs, N_DESCRIBED))
-    geometry = {
-        f.__name__: f(images, texts) for f in (alignment, modality_gap, linear_cka, mutual_knn)
-    }
-    geometry |= {"uniformity_image": uniformity(images), "uniformity_text": uniformity(texts)}
-    bound = math.log(len(images)) - float(clip_loss(images, texts, 1 / TEMPERATURE))
-    mean_cosine = float((images * texts).sum(1).double().mean())
-    return geometry | {
-        "mi_lower_bound_nats": bound,
-        "residual_nats": residual_nats(mean_cosine, images.shape[1]),
-    }
+    images, texts = _embed(model, _sample(pairs, _N_DESCRIBED))
+    measures = (alignment, modality_gap, linear_cka, mutual_knn)
+    metrics = {measure.__name__: measure(images, texts) for measure in measures}
+    metrics |= {"uniformity_image": uniformity(images), "uniformity_text": uniformity(texts)}
+    bound = math.log(len(images)) - float(clip_loss(images, texts, 1 / _TEMPERATURE))
+    residual = residual_nats(float((images * texts).sum(1).double().mean()), images.shape[1])
+    return metrics | {"mi_lower_bound_nats": bound, "residual_nats": residual}
 
 
 def residual_nats(mean_cosine: float, dim: int) -> float:
-    """The vMF bound on the residual in nats, at concentration `KAPPA`, with the fitted backward
-    encoder.
+    """The vMF bound on the residual in nats, at concentration 1024, from the pairs' mean cosine.
 
-    It depends only on the mean cosine of the pairs.
+    The backward encoder's concentration is the one that fits.
     """
-    fitted = vmf_fit_kappa(vmf_mean_cosine(KAPPA, dim) * mean_cosine, dim)
-    return float(vmf_residual_nats(mean_cosine, KAPPA, fitted, dim))
+    fitted = vmf_fit_kappa(vmf_mean_cosine(_KAPPA, dim) * mean_cosine, dim)
+    return float(vmf_residual_nats(mean_cosine, _KAPPA, fitted, dim))
 
 
 def leakage(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
@@ -224,40 +196,39 @@ def leakage(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
         `shared_image_<factor>` and `shared_text_<factor>` for shared ones, without factors that do
         not vary.
     """
-    pairs = _sample(pairs, N_PROBED)
-    embedded = dict(zip(("image", "text"), _embed(model, pairs), strict=True))
+    pairs = _sample(pairs, _N_PROBED)
+    images, texts = _embed(model, pairs)
+    embedded = {"image": images, "text": texts}
     held_out = torch.arange(len(pairs)) % 2 == 1
-    found = {}
+    shares = {}
     for name, values in _factors(pairs).items():
         code = torch.from_numpy(pd.factorize(np.asarray(values), sort=True)[0])
         if code.max() > 0:
-            found[name] = _share_read(embedded[name.split("_")[1]], code, held_out)
-    return found
+            shares[name] = _share_read(embedded[name.split("_")[1]], code, held_out)
+    return shares
 
 
 def _factors(pairs: Pairs) -> dict[str, Any]:
-    if (table := pairs.factors) is not None:
+    if pairs.factors is not None:
+        table = pairs.factors
         names = ("typeface", "weight", "slant", "size", "x", "y")
-        found = {f"leakage_image_{name}": table[name] for name in names}
-        found["leakage_image_polarity"] = table["ink"] > table["paper"]
-        found["leakage_text_template"] = table["template"]
+        factors = {f"leakage_image_{name}": table[name] for name in names}
+        factors["leakage_image_polarity"] = table["ink"] > table["paper"]
+        factors["leakage_text_template"] = table["template"]
         often = table["category"].map(table["category"].value_counts()) >= 50
-        shared, name = table["category"].where(often, "other"), "category"
-    else:
-        pixels = [np.asarray(image.resize((16, 16)), dtype=float) for image in pairs.images()]
-        words = [texts[0].lower().split() for texts in pairs.captions]
-        values = {
-            "image_brightness": [p.mean() for p in pixels],
-            "text_length": [len(w) for w in words],
-        }
-        values["image_colourfulness"] = [p.std(axis=2).mean() for p in pixels]
-        thirds = {
-            k: pd.qcut(pd.Series(v).rank(method="first"), 3, labels=False)
-            for k, v in values.items()
-        }
-        found = {f"leakage_{k}": v for k, v in thirds.items()}
-        shared, name = [bool(PEOPLE & set(w)) for w in words], "people"
-    return found | {f"shared_{side}_{name}": shared for side in ("image", "text")}
+        category = table["category"].where(often, "other")
+        return factors | {"shared_image_category": category, "shared_text_category": category}
+    pixels = [np.asarray(image.resize((16, 16)), dtype=float) for image in pairs.images()]
+    words = [texts[0].lower().split() for texts in pairs.captions]
+    values = {
+        "leakage_image_brightness": [p.mean() for p in pixels],
+        "leakage_text_length": [len(w) for w in words],
+        "leakage_image_colourfulness": [p.std(axis=2).mean() for p in pixels],
+    }
+    ranks = pd.DataFrame(values).rank(method="first")
+    thirds = {name: pd.qcut(ranks[name], 3, labels=False) for name in values}
+    people = [bool(_PEOPLE & set(w)) for w in words]
+    return thirds | {"shared_image_people": people, "shared_text_people": people}
 
 
 def _share_read(embeddings: Tensor, codes: Tensor, held_out: Tensor) -> float:

@@ -13,19 +13,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from cibr.data import Pairs
-from cibr.data.glyphs import (
-    SERIF,
-    STIX,
-    draw_all,
-    glyph_characters,
-    glyph_pairs,
-    pixel_image,
-    sample_factors,
-)
+from cibr.data import Pairs, glyphs
 
-MARK_CONTRAST = 64  # grey levels between a pixel of the mark and the plain letter
-LEAST_MARK = 4  # pixels
+_MARK_CONTRAST = 64  # grey levels between a pixel of the mark and the plain letter
 
 
 class MarkedLetters(NamedTuple):
@@ -52,10 +42,10 @@ def varied_glyphs(n: int, seed: int = 0) -> Pairs:
     Returns:
         Pairs with `factors`; the texts have their templates.
     """
-    characters = glyph_characters()
-    factors = sample_factors(characters[characters["group"] == "seen"], SERIF + STIX, n_draws=1)
+    characters = glyphs.glyph_characters().query("group == 'seen'")
+    factors = glyphs.sample_factors(characters, glyphs.SERIF + glyphs.STIX, n_draws=1)
     factors = factors.sample(n, random_state=seed).reset_index(drop=True)
-    return glyph_pairs("varied", factors, draw_all(factors))
+    return glyphs.glyph_pairs("varied", factors, glyphs.draw_all(factors))
 
 
 def marked_letters() -> MarkedLetters:
@@ -64,22 +54,19 @@ def marked_letters() -> MarkedLetters:
     Letters whose mark changes the base are excluded, such as those with a joined cedilla or an i
     without its dot.
     """
-    known = glyph_characters().set_index("name", drop=False)
-    split = [(name, *name.partition(" with ")[::2]) for name in known.index]
-    bases = {
-        name: base
-        for name, base, mark in split
-        if mark and " and " not in mark and base in known.index
-    }
-    table = sample_factors(known.loc[list(bases)], SERIF[:1])
-    plain_table = table.assign(
-        character=[known["character"][bases[name]] for name in table["name"]]
-    )
-    pixels, plain = (draw_all(t).astype(int) for t in (table, plain_table))
-    mark = plain - pixels > MARK_CONTRAST
-    base_unchanged = (pixels - plain).max(axis=(1, 2)) <= MARK_CONTRAST
-    kept = np.flatnonzero(base_unchanged & (mark.sum(axis=(1, 2)) >= LEAST_MARK))
+    known = glyphs.glyph_characters().set_index("name", drop=False)
+    bases = {}
+    for name in known.index:
+        base, _, mark = name.partition(" with ")
+        if mark and " and " not in mark and base in known.index:
+            bases[name] = base
+    table = glyphs.sample_factors(known.loc[list(bases)], glyphs.SERIF[:1])
+    plain_table = table.assign(character=table["name"].map(bases).map(known["character"]))
+    pixels, plain = (glyphs.draw_all(t).astype(int) for t in (table, plain_table))
+    mark = plain - pixels > _MARK_CONTRAST
+    base_unchanged = (pixels - plain).max(axis=(1, 2)) <= _MARK_CONTRAST
+    kept = np.flatnonzero(base_unchanged & (mark.sum(axis=(1, 2)) >= 4))
     names = table["name"].iloc[kept].tolist()
-    images = partial(pixel_image, pixels[kept].astype(np.uint8))
+    images = partial(glyphs.pixel_image, pixels[kept].astype(np.uint8))
     pairs = Pairs("glyphs", "marked letters", [[name] for name in names], names, images)
     return MarkedLetters(pairs, [bases[name] for name in names], torch.from_numpy(mark[kept]))

@@ -13,34 +13,29 @@ from cibr.evaluate import SUITES, Task, evaluate
 from cibr.models import DualEncoder
 from cibr.utils import project_root
 
-GLYPHS = "glyph_digits glyph_letters glyph_scripts glyph_categories glyph_shapes glyph_arrows glyph_diacritics"
-PUBLISHED = "data/results/published.csv"
-PUBLISHED_SUITES = ("paper", "paper-extras")
+_PUBLISHED_SUITES = ("paper", "paper-extras")
 
 
-def _tasks(names: str, kind: str = "zero-shot", split: str = "test", group: str = ""):
-    return tuple(Task(name, kind, split, group) for name in names.split())
+def _tasks(names: str, split: str = "test", group: str = "") -> list[Task]:
+    return [Task(name, "zero-shot", split, group) for name in names.split()]
 
 
-# `mini` has subsets in folders of $CIBR_DATA; `glyphs` is rendered. Models are selected on
-# `paper-validation` and `glyphs-validation`.
+_MINI = _tasks("cifar10 caltech101-mini food101-64px imagenette intel-scenes dtd10")
+_MINI += _tasks("pacs-photo pacs-art_painting pacs-cartoon pacs-sketch", group="pacs")
+# `mini` has subsets in folders of $CIBR_DATA; the glyphs' suites are rendered. Models are selected
+# on `paper-validation` and `glyphs-validation`.
 SUITES |= {
-    "paper-extras": _tasks("imagenet1k vtab-flowers"),
-    "paper-validation": _tasks("vtab-flowers cars sun397 imagenetv2"),
-    "mini": _tasks("cifar10 caltech101-mini food101-64px imagenette intel-scenes dtd10")
-    + _tasks("pacs-photo pacs-art_painting pacs-cartoon pacs-sketch", group="pacs")
-    + _tasks("flickr8k", "retrieval"),
-    "glyphs": (
-        *_tasks(GLYPHS),
-        Task("glyphs", "retrieval"),
-        Task("glyphs", "retrieval", "test_characters"),
-    ),
-    "glyphs-validation": (
-        *_tasks(GLYPHS, split="validation"),
-        Task("glyphs", "retrieval", "validation"),
-        Task("glyphs", "retrieval", "validation_characters"),
-    ),
+    "paper-extras": tuple(_tasks("imagenet1k vtab-flowers")),
+    "paper-validation": tuple(_tasks("vtab-flowers cars sun397 imagenetv2")),
+    "mini": (*_MINI, Task("flickr8k", "retrieval")),
 }
+for _suite, _split in (("glyphs", "test"), ("glyphs-validation", "validation")):
+    SUITES[_suite] = (
+        *_tasks("glyph_digits glyph_letters glyph_scripts glyph_categories", _split),
+        *_tasks("glyph_shapes glyph_arrows glyph_diacritics", _split),
+        Task("glyphs", "retrieval", _split),
+        Task("glyphs", "retrieval", f"{_split}_characters"),
+    )
 
 
 def published(model: str) -> pd.DataFrame:
@@ -55,7 +50,7 @@ def published(model: str) -> pd.DataFrame:
     Raises:
         ValueError: the table has no results of the model.
     """
-    table = pd.read_csv(project_root() / PUBLISHED)
+    table = pd.read_csv(project_root() / "data" / "results" / "published.csv")
     known = table[table["model"] == model]
     if known.empty:
         models = ", ".join(table["model"].unique())
@@ -74,13 +69,12 @@ def against_published(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
         `dataset, metric, published, measured, low, high, difference` in per cent, one row per
         published score.
     """
-    known = known.rename(columns={"value": "published"})[["dataset", "metric", "published"]]
-    both = known.merge(
-        rows.rename(columns={"value": "measured"}), on=["dataset", "metric"], how="left"
-    )
+    by = ["dataset", "metric"]
+    known = known.rename(columns={"value": "published"})
+    both = known.merge(rows.rename(columns={"value": "measured"}), on=by, how="left")
     both[["measured", "low", "high"]] *= 100
     both["difference"] = both["measured"] - both["published"]
-    return both[["dataset", "metric", "published", "measured", "low", "high", "difference"]]
+    return both[[*by, "published", "measured", "low", "high", "difference"]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -88,11 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("model", help="a hub id with published scores")
     name = parser.parse_args(argv).model
-    known, model = published(name), DualEncoder.from_pretrained(name)
+    known = published(name)
+    model = DualEncoder.from_pretrained(name)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    rows = pd.concat([evaluate(model, suite, name=name).rows for suite in PUBLISHED_SUITES])
-    table = against_published(rows, known)
-    print(table.to_string(index=False, float_format="{:.2f}".format))
+    rows = pd.concat([evaluate(model, suite, name=name).rows for suite in _PUBLISHED_SUITES])
+    print(against_published(rows, known).to_string(index=False, float_format="{:.2f}".format))
 
 
 if __name__ == "__main__":

@@ -18,22 +18,17 @@ from cibr.utils import project_root
 from cibr_book.analysis import mean_intervals
 
 RESULTS = project_root() / "data" / "results"
-_SETS = {
-    "mean": "mean of 7",
-    "cifar": "cifar10",
-    "caltech": "caltech101-mini",
-    "food": "food101-64px",
-}
-_SETS |= {"imagenette": "imagenette", "scenes": "intel-scenes", "dtd": "dtd10", "pacs": "pacs"}
+_SETS = dict(mean="mean of 7", cifar="cifar10", caltech="caltech101-mini", food="food101-64px")
+_SETS |= dict(imagenette="imagenette", scenes="intel-scenes", dtd="dtd10", pacs="pacs")
 ZERO_SHOT = {title: f"mini/{name}/accuracy@1" for title, name in _SETS.items()}
 RETRIEVAL = {
-    f"{title} @{k}": f"mini/flickr8k/{way}_recall@{k}"
-    for title, way in (("image to text", "image_to_text"), ("text to image", "text_to_image"))
+    f"{way} @{k}": f"mini/flickr8k/{way.replace(' ', '_')}_recall@{k}"
+    for way in ("image to text", "text to image")
     for k in (1, 5, 10)
 }
 HEADLINE = ("zero-shot", "image to text", "text to image")
 KEY = ["condition", "method", "beta", "hyperparameters"]
-NOT_TUNED = (
+_NOT_TUNED = [
     "seed",
     "suites",
     "dataset",
@@ -42,20 +37,17 @@ NOT_TUNED = (
     "penalty",
     "sample",
     "contrastive",
-    "beta",
-)
-NOT_TUNED += ("validate_every", "unpaired", "adapted")
+]
+_NOT_TUNED += ["beta", "validate_every", "unpaired", "adapted"]
+_BOTH = " + two captions + noise"
 # A method and its control, which differ by one ingredient, each with its best settings on
 # validation.
 CONTRASTS = (
     ("CIBR anchor", "CLIP, CCA start"),
     ("CIBR anchor", "CLIP, CCA start, anchor's settings"),
     ("CIBR anchor + crops", "CLIP, CCA start + crops"),
-    ("CIBR anchor + two captions + noise", "CLIP, CCA start + two captions + noise"),
-    (
-        "CIBR anchor + crops + two captions + noise",
-        "CLIP, CCA start + crops + two captions + noise",
-    ),
+    (f"CIBR anchor{_BOTH}", f"CLIP, CCA start{_BOTH}"),
+    (f"CIBR anchor + crops{_BOTH}", f"CLIP, CCA start + crops{_BOTH}"),
     ("CIBR anchor, self-training", "CLIP, self-training"),
     ("CLIP, self-training", "CIBR anchor + crops"),
     ("closed-form CCA, unpaired too", "closed-form CCA"),
@@ -89,60 +81,49 @@ def read_table(name: str | Path = "ablation.csv") -> pd.DataFrame:
     """
     file = RESULTS / name if (RESULTS / name).exists() else name
     rows = pd.read_csv(file, dtype={"run": str, "commit": str})
-    found = {
-        score: 100 * rows.filter(regex=columns).mean(axis=1) for score, columns in _SCORES.items()
+    scores = {
+        score: 100 * rows.filter(regex=pattern).mean(axis=1) for score, pattern in _SCORES.items()
     }
     words = rows["configuration"].map(json.loads).map(_in_words)
-    return pd.concat([rows, pd.DataFrame(found).assign(hyperparameters=words)], axis=1).copy()
+    return pd.concat([rows, pd.DataFrame(scores).assign(hyperparameters=words)], axis=1).copy()
 
 
 def _in_words(settings: dict) -> str:
-    tuned = {name: value for name, value in settings.items() if name not in NOT_TUNED}
+    tuned = {name: value for name, value in settings.items() if name not in _NOT_TUNED}
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in tuned.items())
 
 
-def chosen(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each method in each condition with its best hyper-parameters, including beta, on
-    validation.
+def chosen(rows: pd.DataFrame, within: Sequence[str] = ("condition", "method")) -> pd.DataFrame:
+    """The rows with the hyper-parameters, including beta, that are best on validation.
+
+    Args:
+        rows: from `read_table`.
+        within: the columns for each of whose values the best is chosen: for each method in each
+            condition.
     """
-    means = rows.groupby(KEY, sort=False)["validation"].mean().reset_index()
-    best = means.loc[means.groupby(["condition", "method"], sort=False)["validation"].idxmax(), KEY]
+    by = list(dict.fromkeys([*KEY, *within]))
+    means = rows.groupby(by, sort=False)["validation"].mean().reset_index()
+    best = means.loc[means.groupby([*within], sort=False)["validation"].idxmax(), KEY]
     return rows[pd.MultiIndex.from_frame(rows[KEY]).isin(pd.MultiIndex.from_frame(best))]
 
 
 def contenders(rows: pd.DataFrame) -> pd.DataFrame:
-    """The best method of each kind in each condition, with its best hyper-parameters, all on
-    validation.
+    """The best method of each kind in each condition, and its best hyper-parameters, on validation.
 
     Args:
         rows: from `read_table`.
 
     Returns:
-        `condition, kind, method, beta, hyperparameters`, with kinds in the order of `KINDS`.
+        `condition, method, beta, hyperparameters`, and `kind`, one of `KINDS`.
     """
-    best = chosen(rows)
-    kinds = {name: best["method"].str.contains(pattern) for name, pattern in KINDS.items()}
-    best = best.assign(kind=np.select([*kinds.values()], [*kinds], ""))
-    means = (
-        best[best["kind"] != ""]
-        .groupby([*KEY, "kind"], sort=False)["validation"]
-        .mean()
-        .reset_index()
-    )
-    found = means.loc[
-        means.groupby(["condition", "kind"], sort=False)["validation"].idxmax(), [*KEY, "kind"]
-    ]
-    return found.sort_values("kind", key=lambda kind: kind.map([*KINDS].index), kind="stable")
-
-
-def control_of(rows: pd.DataFrame, method: str = "CLIP") -> pd.DataFrame:
-    """The rows of a method in one condition, with its best hyper-parameters on validation."""
-    return chosen(rows[rows["method"] == method])
+    kinds = [rows["method"].str.contains(pattern) for pattern in KINDS.values()]
+    rows = rows.assign(kind=np.select(kinds, list(KINDS), ""))
+    best = chosen(rows[rows["kind"] != ""], ["condition", "kind"])[[*KEY, "kind"]]
+    return best.drop_duplicates()
 
 
 def score_table(rows: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
-    """Scores of each method as text, `34.88 ± 0.21`, with the half-width of Student's 95 %
-    interval.
+    """Scores of each method as text, `34.88 ± 0.21`, with half of Student's 95 % interval.
 
     Args:
         rows: from `read_table`, of one condition, with one variant per method.
@@ -152,13 +133,14 @@ def score_table(rows: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
         One row per method and one column per heading; `seeds` is the number of seeds, and one has
         no interval.
     """
-    found = {}
+    table = {}
     for method, own in rows.groupby("method", sort=False):
-        half = own[[*columns.values()]].sem() * stats.t.ppf(0.975, len(own) - 1)
-        cells = zip(columns, 100 * own[[*columns.values()]].mean(), 100 * half, strict=True)
+        scores = own[[*columns.values()]]
+        half = scores.sem() * stats.t.ppf(0.975, len(own) - 1)
+        cells = zip(columns, 100 * scores.mean(), 100 * half, strict=True)
         texts = {name: f"{mean:.1f} ± {h:.1f}".removesuffix(" ± nan") for name, mean, h in cells}
-        found[method] = texts | {"seeds": len(own)}
-    return pd.DataFrame(found).T.rename_axis("method")
+        table[method] = texts | {"seeds": len(own)}
+    return pd.DataFrame(table).T.rename_axis("method")
 
 
 def differences(
@@ -172,39 +154,34 @@ def differences(
     Args:
         rows: from `read_table`.
         measures: columns.
-        control: the method to compare with; conditions without it are left out.
+        control: the method to compare with, with its best hyper-parameters on validation;
+            conditions without it are left out.
 
     Returns:
         One row per method and measure: `condition, method, beta, hyperparameters, measure`, the
-        means `control`
-        and `value`, `difference` with its 95 % interval `low, high`, `n_seeds`, `significance`, the
-        `p_value` of Student's test, and `bootstrap_low, bootstrap_high`.
+        means `control` and `value`, `difference` with its 95 % interval `low, high`, `n_seeds`,
+        `significance` (whether the interval is above zero, a gain, below it, a loss, or neither),
+        the `p_value` of Student's test, and `bootstrap_low, bootstrap_high`.
     """
-    found = []
+    parts = []
     for _, part in rows.groupby("condition", sort=False):
-        if not (part["method"] == control).any():
-            continue
-        base = control_of(part, control)
+        base = chosen(part[part["method"] == control])
         others = part[~part.index.isin(base.index)]
         paired = others.merge(base[["seed", *measures]], on="seed", suffixes=("", " of control"))
         for measure in measures:
             values = {"value": paired[measure], "control": paired[f"{measure} of control"]}
-            found.append(paired[[*KEY, "seed"]].assign(measure=measure, **values))
-    long = pd.concat(found, ignore_index=True).dropna(subset=["value", "control"])
+            parts.append(paired[[*KEY, "seed"]].assign(measure=measure, **values))
+    long = pd.concat(parts, ignore_index=True).dropna(subset=["value", "control"])
     long["difference"] = long["value"] - long["control"]
     by = [*KEY, "measure"]
-    table = long.groupby(by, sort=False)[["control", "value"]].mean().reset_index()
-    intervals = mean_intervals(long, by, "difference").rename(
-        columns={"mean": "difference", "n": "n_seeds"}
-    )
-    extra = (
-        long.groupby(by, sort=False)["difference"]
-        .apply(_p_value_and_bootstrap)
-        .unstack()
-        .reset_index()
-    )
-    table = table.merge(intervals, on=by).merge(extra, on=by)
-    return table.assign(significance=significance(table))
+    groups = long.groupby(by, sort=False)
+    names = {"mean": "difference", "n": "n_seeds"}
+    table = groups[["control", "value"]].mean().reset_index()
+    table = table.merge(mean_intervals(long, by, "difference").rename(columns=names), on=by)
+    tests = groups["difference"].apply(_p_value_and_bootstrap).unstack().reset_index()
+    table = table.merge(tests, on=by)
+    signs = [table["low"] > 0, table["high"] < 0]
+    return table.assign(significance=np.select(signs, ["gain", "loss"], "not significant"))
 
 
 def comparisons(rows: pd.DataFrame) -> pd.DataFrame:
@@ -217,13 +194,14 @@ def comparisons(rows: pd.DataFrame) -> pd.DataFrame:
         As `differences`, with `against`, the name of the control, and `q_value`, the p-value
         adjusted by Benjamini and Hochberg over all of them.
     """
-    found, best = [differences(rows).assign(against="CLIP")], chosen(rows)
+    parts = [differences(rows).assign(against="CLIP")]
+    best = chosen(rows)
     for method, control in CONTRASTS:
         pair = best[best["method"].isin([method, control])]
         pair = pair[pair.groupby("condition")["method"].transform("nunique") == 2]
         if len(pair):
-            found.append(differences(pair, control=control).assign(against=control))
-    table = pd.concat(found, ignore_index=True)
+            parts.append(differences(pair, control=control).assign(against=control))
+    table = pd.concat(parts, ignore_index=True)
     tested = table["p_value"].notna()
     table.loc[tested, "q_value"] = stats.false_discovery_control(table.loc[tested, "p_value"])
     return table
@@ -231,12 +209,11 @@ def comparisons(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _p_value_and_bootstrap(values: pd.Series) -> pd.Series:
     names = ["p_value", "bootstrap_low", "bootstrap_high"]
-    if len(values) < 2 or values.nunique() == 1:
-        return pd.Series([np.nan] * 3, names)
+    if values.nunique() == 1:
+        return pd.Series(np.nan, names)
     means = np.random.default_rng(0).choice(values.to_numpy(), (9999, len(values))).mean(axis=1)
-    return pd.Series(
-        [stats.ttest_1samp(values, 0).pvalue, *np.percentile(means, [2.5, 97.5])], names
-    )
+    p_value = stats.ttest_1samp(values, 0).pvalue
+    return pd.Series([p_value, *np.percentile(means, [2.5, 97.5])], names)
 
 
 def survivors(rows: pd.DataFrame) -> pd.DataFrame:
@@ -247,28 +224,19 @@ def survivors(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Rows `gain` and `loss`: the numbers that are significant uncorrected, under Holm's control
-        of the
-        family-wise error rate, and under Benjamini and Hochberg's control of the false discovery
-        rate, at 5 %.
+        of the family-wise error rate, and under Benjamini and Hochberg's control of the false
+        discovery rate, at 5 %.
     """
     tested = rows.dropna(subset=["p_value"]).sort_values("p_value")
-    p, n = tested["p_value"].to_numpy(), len(tested)
-    holm = np.maximum.accumulate(p * np.arange(n, 0, -1))
+    p = tested["p_value"].to_numpy()
     adjusted = {
         "one by one": p,
-        "Holm": holm,
+        "Holm": np.maximum.accumulate(p * np.arange(len(p), 0, -1)),
         "Benjamini-Hochberg": stats.false_discovery_control(p),
     }
-    up = (tested["difference"] > 0).to_numpy()
+    is_gain = (tested["difference"] > 0).to_numpy()
     significant = pd.DataFrame(adjusted) < 0.05
-    return pd.DataFrame({"gain": significant[up].sum(), "loss": significant[~up].sum()}).T
-
-
-def significance(rows: pd.DataFrame) -> np.ndarray:
-    """Whether each interval `low, high` is above zero (gain), below it (loss) or contains it (not
-    significant).
-    """
-    return np.select([rows["low"] > 0, rows["high"] < 0], ["gain", "loss"], "not significant")
+    return pd.DataFrame({"gain": significant[is_gain].sum(), "loss": significant[~is_gain].sum()}).T
 
 
 def in_points(
@@ -295,25 +263,20 @@ def in_points(
 
 
 def main() -> None:
-    """Write mini_suite.csv: CLIP and CIBR vMF of experiments/photos_beta.yaml, paired by item, from
-    runs.
-    """
+    """Write mini_suite.csv: CLIP and CIBR vMF of experiments/photos_beta.yaml, from their runs."""
     from cibr.evaluate import compare, read_evaluation
 
+    methods = ["CLIP", "CIBR vMF"]
     rows = read_table()
-    rows = chosen(
-        rows[(rows["condition"] == "Flickr8k") & rows["method"].isin(["CLIP", "CIBR vMF"])]
-    )
+    rows = chosen(rows[(rows["condition"] == "Flickr8k") & rows["method"].isin(methods)])
     rows = rows[rows["seed"].isin(rows.loc[rows["method"] == "CIBR vMF", "seed"])]
     runs = project_root() / "runs" / "photos_beta"
-    sides = [
-        [
-            read_evaluation(runs / run, "mini", method)
-            for run in rows.loc[rows["method"] == method, "run"]
-        ]
-        for method in ("CLIP", "CIBR vMF")
-    ]
-    compare(*sides).to_csv(RESULTS / "mini_suite.csv", index=False, float_format="%.6g")
+    sides = []
+    for name in methods:
+        own = rows.loc[rows["method"] == name, "run"]
+        sides.append([read_evaluation(runs / run, "mini", name) for run in own])
+    table = compare(*sides)
+    table.to_csv(RESULTS / "mini_suite.csv", index=False, float_format="%.6g")
 
 
 if __name__ == "__main__":

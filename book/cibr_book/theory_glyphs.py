@@ -22,29 +22,21 @@ from cibr_book.probes import factor_codes, probe_nats
 
 TABLE = project_root() / "data" / "results" / "theory_glyphs.csv"
 # Temperature, batch size and epochs.
-CONDITIONS = (
-    (0.05, 256, 3),
-    (0.15, 256, 3),
-    (0.5, 256, 3),
-    (0.15, 64, 3),
-    (0.05, 256, 7),
-    (0.15, 256, 7),
-)
+CONDITIONS = [(temperature, 256, 3) for temperature in (0.05, 0.15, 0.5)]
+CONDITIONS += [(0.15, 64, 3), (0.05, 256, 7), (0.15, 256, 7)]
 SEEDS = (0, 1)
 PROBES = {"linear": 0, "network": 128}  # widths of the hidden layer
 
 
 @torch.no_grad()
-def layers(model: cibr.DualEncoder, pixels: Tensor, prefix: str) -> dict[str, Tensor]:
+def _layers(model: cibr.DualEncoder, pixels: Tensor, prefix: str) -> dict[str, Tensor]:
     """`pooled` features before the head, averaged over positions to the embedding's width, and the
     `embedding`.
     """
-    encoded = [model.eval().encode_images(model.normalise(part)) for part in pixels.split(500)]
-    pooled = torch.cat([part.pooled for part in encoded]).unflatten(1, (-1, 16)).mean(2)
-    return {
-        f"{prefix} pooled": pooled,
-        f"{prefix} embedding": torch.cat([part.features for part in encoded]),
-    }
+    parts = [model.eval().encode_images(model.normalise(part)) for part in pixels.split(500)]
+    pooled = torch.cat([part.pooled for part in parts]).unflatten(1, (-1, 16)).mean(2)
+    embedding = torch.cat([part.features for part in parts])
+    return {f"{prefix} pooled": pooled, f"{prefix} embedding": embedding}
 
 
 def probe_run(train: cibr.Pairs, validation: cibr.Pairs, **settings) -> pd.DataFrame:
@@ -60,34 +52,29 @@ def probe_run(train: cibr.Pairs, validation: cibr.Pairs, **settings) -> pd.DataF
         Rows, one per layer, factor and probe.
     """
     with tempfile.TemporaryDirectory() as folder:
-        config = cibr.configure(
-            dataset="glyphs", model="tiny", beta=0.0, output_dir=folder, **settings
-        )
+        options = settings | {"beta": 0.0, "output_dir": folder}
+        config = cibr.configure(dataset="glyphs", model="tiny", **options)
         model = cibr.build_model(config, train)
-        pixels, features = model.preprocess(list(train.images())), {}
-        condition = config.temperature, config.batch_size, config.epochs
-        if condition == CONDITIONS[0]:  # the same under every condition
+        pixels = model.preprocess(list(train.images()))
+        features = {}
+        if (config.temperature, config.batch_size, config.epochs) == CONDITIONS[0]:
             features["pixels"] = F.avg_pool2d(pixels[:, :1].float(), 2).flatten(1)
-            features |= layers(model, pixels, "untrained")
+            features |= _layers(model, pixels, "untrained")
         last = cibr.fit(model, train, validation, config).iloc[-1]
-        features |= layers(model, pixels, "trained")
-    about = provenance()
-    recall = last[next(name for name in last.index if name.startswith("image_to_text"))]
-    common = settings | {
-        "validation_recall@1": recall,
-        "mi_lower_bound_nats": last["mi_lower_bound_nats"],
-    }
-    factors = {
-        name: code for name, code in factor_codes(train.factors).items() if name != "category"
-    }
+        features |= _layers(model, pixels, "trained")
+    recall = next(name for name in last.index if name.startswith("image_to_text"))
+    common = settings | {"validation_recall@1": last[recall]}
+    common["mi_lower_bound_nats"] = last["mi_lower_bound_nats"]
+    factors = factor_codes(train.factors)
+    factors.pop("category", None)
     rows = []
     for (layer, z), factor, probe in itertools.product(features.items(), factors, PROBES):
         with threadpool_limits(1):  # threads cost more than they save on matrices this small
-            found = probe_nats(z, factors[factor], train.labels % 2 == 0, PROBES[probe])
-        rows.append(common | {"layer": layer, "factor": factor, "probe": probe} | found)
-    return (
-        pd.DataFrame(rows).round(4).assign(commit=about["commit"], torch=about["versions"]["torch"])
-    )
+            nats = probe_nats(z, factors[factor], train.labels % 2 == 0, PROBES[probe])
+        rows.append(common | {"layer": layer, "factor": factor, "probe": probe} | nats)
+    about = provenance()
+    versions = dict(commit=about["commit"], torch=about["versions"]["torch"])
+    return pd.DataFrame(rows).round(4).assign(**versions)
 
 
 def main() -> None:

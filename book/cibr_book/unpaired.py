@@ -21,15 +21,13 @@ from cibr.train import RunConfig
 from cibr.train.loop import fit_cca
 from cibr_book.corruptions import Corruption, split_subset
 
-ROUNDS = 3
+_ROUNDS = 3  # of EM
+Images = Float[Tensor, "m p"]
+Texts = Float[Tensor, "k q"]
 
 
 def em_moments(
-    moments: Moments,
-    n: int,
-    images: Float[Tensor, "m p"],
-    texts: Float[Tensor, "k q"],
-    ridges: tuple[float, float],
+    moments: Moments, n: int, images: Images, texts: Texts, ridges: tuple[float, float]
 ) -> Moments:
     """Covariances of a joint Gaussian from n pairs and unpaired features of both modalities, by EM.
 
@@ -48,51 +46,43 @@ def em_moments(
     alone_image, alone_text = (x.double().T @ x.double() / len(x) for x in (images, texts))
     shares = torch.tensor([n, len(images), len(texts)], dtype=torch.float64)
     of_pairs, of_images, of_texts = (shares / shares.sum()).tolist()
-    for _ in range(ROUNDS):
-        to_text = torch.linalg.solve(
-            _with_ridge(image, ridges[0]), cross
-        ).T  # B = C_tv (C_v + l_v c_v I)^-1
-        to_image = torch.linalg.solve(
-            _with_ridge(text, ridges[1]), cross.T
-        ).T  # A = C_vt (C_t + l_t c_t I)^-1
+    for _ in range(_ROUNDS):
+        to_text = _regression(image, cross, ridges[0])
+        to_image = _regression(text, cross.T, ridges[1])
         of_text = to_image @ alone_text @ to_image.T + image - to_image @ cross.T
         of_image = to_text @ alone_image @ to_text.T + text - to_text @ cross
         image = of_pairs * own_image + of_images * alone_image + of_texts * of_text
         text = of_pairs * own_text + of_texts * alone_text + of_images * of_image
-        cross = (
-            of_pairs * own_cross
-            + of_images * alone_image @ to_text.T
-            + of_texts * to_image @ alone_text
-        )
+        cross = of_pairs * own_cross + of_images * alone_image @ to_text.T
+        cross = cross + of_texts * to_image @ alone_text
     return image, text, cross
 
 
-def _with_ridge(covariance: Tensor, ridge: float) -> Tensor:
-    return covariance + ridge * covariance.diagonal().mean() * torch.eye(len(covariance)).to(
-        covariance
-    )
+def _regression(covariance: Tensor, cross: Tensor, ridge: float) -> Tensor:
+    """C_yx (C_x + ridge * mean variance * I)^-1, which predicts y from x."""
+    penalty = ridge * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
+    return torch.linalg.solve(covariance + penalty, cross).T
 
 
 def em_cca(paired: Inputs, alone: Inputs, config: RunConfig, dim: int) -> RegularisedCCA:
     """CCA from the covariances of `em_moments`, with the means of all images and of all texts."""
-    of_text, (texts,) = paired.pairs.text_to_image(), paired.texts
-    means = (
-        torch.cat([paired.images, alone.images]).mean(0),
-        torch.cat([texts, alone.texts[0]]).mean(0),
-    )
+    (texts,) = paired.texts
+    (texts_alone,) = alone.texts
+    image_mean = torch.cat([paired.images, alone.images]).mean(0)
+    text_mean = torch.cat([texts, texts_alone]).mean(0)
     ridges = config.cca_ridges
-    _, moments = centred_moments(paired.images[of_text], texts)
-    moments = em_moments(
-        moments, len(texts), alone.images - means[0], alone.texts[0] - means[1], ridges
-    )
-    return RegularisedCCA(*means, *canonical_maps(moments, dim, *ridges))
+    _, moments = centred_moments(paired.images[paired.pairs.text_to_image()], texts)
+    apart = alone.images - image_mean, texts_alone - text_mean
+    moments = em_moments(moments, len(texts), *apart, ridges)
+    return RegularisedCCA(image_mean, text_mean, *canonical_maps(moments, dim, *ridges))
 
 
 def nearest_captions(cca: RegularisedCCA, inputs: Inputs) -> list[str]:
     """The nearest text of each image under a CCA, among the texts of all images."""
-    texts, found = inputs.pairs.texts(), cca.texts(inputs.texts[0])
-    best = [(part @ found.T).argmax(1) for part in cca.images(inputs.images).split(512)]
-    return [texts[i] for i in torch.cat(best).tolist()]
+    texts = inputs.pairs.texts()
+    vectors = cca.texts(inputs.texts[0])
+    nearest = [(part @ vectors.T).argmax(1) for part in cca.images(inputs.images).split(512)]
+    return [texts[i] for i in torch.cat(nearest).tolist()]
 
 
 def with_unpaired(
@@ -120,7 +110,8 @@ def with_unpaired(
     """
     whole = load_pairs(config.dataset, "train")
     kept, left = split_subset(whole, corruption, config.seed)
-    paired, alone = prepare(model, kept), prepare(model, left)
+    paired = prepare(model, kept)
+    alone = prepare(model, left)
     cca = (
         em_cca(paired, alone, config, model.dim)
         if em
@@ -129,6 +120,6 @@ def with_unpaired(
     if not self_training:
         return kept, cca
     row = {key: i for i, key in enumerate(whole.keys)}
-    rows = torch.tensor([row[key] for key in [*kept.keys * repeats, *left.keys]])
+    rows = torch.tensor([row[key] for key in kept.keys * repeats + left.keys])
     captions = kept.captions * repeats + [[text] for text in nearest_captions(cca, alone)]
     return replace(whole.subset(rows), captions=captions), cca

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.special import xlogy
 
 from cibr.losses import CIBRLoss
 from cibr.losses.vmf import sample_vmf
@@ -29,9 +30,12 @@ from cibr_book.estimators import nce_nats
 Nats = Float64[Tensor, ""]
 Covariance = Float64[Tensor, "n n"]
 Joint = Float64[Tensor, "n_images n_texts"]
-ImageTable, TextTable = Float64[Tensor, "n_images k"], Float64[Tensor, "n_texts l"]
-ImageEmbeddings, TextEmbeddings = Float64[Tensor, "n_images d"], Float64[Tensor, "n_texts d"]
-Ints, Floats = Sequence[int], Sequence[float]
+ImageTable = Float64[Tensor, "n_images k"]
+TextTable = Float64[Tensor, "n_texts l"]
+ImageVectors = Float64[Tensor, "n_images d"]
+TextVectors = Float64[Tensor, "n_texts d"]
+Ints = Sequence[int]
+Floats = Sequence[float]
 
 
 def entropy_nats(p: Float64[Tensor, "..."]) -> Nats:
@@ -48,9 +52,7 @@ def entropy_nats(p: Float64[Tensor, "..."]) -> Nats:
     """
     total = p.detach().sum().item()
     if not (bool((p >= 0).all()) and abs(total - 1) <= 1e-8):
-        raise ValueError(
-            f"p must be probabilities that sum to 1, the sum is {total:.6g}: divide by it"
-        )
+        raise ValueError(f"p must be probabilities that sum to 1, the sum is {total:.6g}")
     # log 1 in place of log 0: the same value, and a finite gradient at probability zero.
     return -(p * torch.log(torch.where(p > 0, p, torch.ones_like(p)))).sum()
 
@@ -66,8 +68,8 @@ def conditional_information_nats(joint: Float64[Tensor, "a b c"]) -> Nats:
     """I(A;B|C) of a joint distribution [a, b, c] by enumeration: H(A,C) + H(B,C) - H(A,B,C) - H(C)
     (eq. 2.61).
     """
-    pairs = entropy_nats(joint.sum(1)) + entropy_nats(joint.sum(0))
-    return pairs - entropy_nats(joint) - entropy_nats(joint.sum((0, 1)))
+    with_c = entropy_nats(joint.sum(1)) + entropy_nats(joint.sum(0))
+    return with_c - entropy_nats(joint) - entropy_nats(joint.sum((0, 1)))
 
 
 @dataclass(frozen=True)
@@ -111,18 +113,16 @@ def discrete_world(
     Raises:
         ValueError: a factor without values, or a probability outside [0, 1/2].
     """
-    if min(len(confusions), n_image, n_text) < 1 or not all(
-        0 <= chance <= 0.5 for chance in confusions
-    ):
-        got = f"{list(confusions)}, {n_image} and {n_text}"
-        raise ValueError(
-            f"give probabilities in [0, 1/2] and at least one value of each factor, not {got}"
-        )
+    are_chances = all(0 <= chance <= 0.5 for chance in confusions)
+    if not are_chances or min(len(confusions), n_image, n_text) < 1:
+        got = f"confusions {list(confusions)}, n_image={n_image} and n_text={n_text}"
+        raise ValueError(f"{got}: confusions lie in [0, 1/2], each factor has at least one value")
     n_shared = 2 * len(confusions)
     wrong = torch.tensor(confusions, dtype=torch.float64).repeat_interleave(2)
     channel = torch.diag(1 - wrong)
     channel[range(n_shared), torch.arange(n_shared) ^ 1] += wrong  # p(s'|s)
-    joint = (channel / n_shared)[:, None, :, None].expand(n_shared, n_image, n_shared, n_text)
+    shared = channel / n_shared  # p(s, s')
+    joint = shared[:, None, :, None].expand(n_shared, n_image, n_shared, n_text)
     images = torch.cartesian_prod(torch.arange(n_shared), torch.arange(n_image))
     texts = torch.cartesian_prod(torch.arange(n_shared), torch.arange(n_text))
     joint = joint.reshape(len(images), len(texts)) / (n_image * n_text)
@@ -158,12 +158,9 @@ def encoder_informations(
     image = torch.einsum("ik,ij->kij", image_encoder, joint)
     text = torch.einsum("jl,ij->lji", text_encoder, joint)
     codes = torch.einsum("ik,ij,jl->kl", image_encoder, joint, text_encoder)
-    n_shared, n_only = world.shared.max() + 1, world.image_only.max() + 1
-    factors = image.sum(2).view(-1, n_shared, n_only).transpose(1, 2)  # p(z_v, v, s)
-    residual_image, residual_text = (
-        conditional_information_nats(image),
-        conditional_information_nats(text),
-    )
+    factors = image.sum(2).unflatten(1, (int(world.shared.max()) + 1, -1))  # p(z_v, s, v)
+    residual_image = conditional_information_nats(image)
+    residual_text = conditional_information_nats(text)
     return {
         "shared_nats": mutual_information_nats(codes),
         "sufficiency_nats": mutual_information_nats(image.sum(1)),
@@ -171,7 +168,7 @@ def encoder_informations(
         "residual_image_nats": residual_image,
         "residual_text_nats": residual_text,
         "residual_nats": (residual_image + residual_text) / 2,
-        "nuisance_image_nats": conditional_information_nats(factors),
+        "nuisance_image_nats": conditional_information_nats(factors.transpose(1, 2)),
     }
 
 
@@ -201,19 +198,11 @@ def residual_bound_nats(joint: Joint, encoder: ImageTable, backward: TextTable) 
     _check_table("encoder", encoder, joint.shape[0])
     _check_table("backward", backward, joint.shape[1])
     p = torch.einsum("ij,ik->ijk", joint, encoder)
-    return (
-        torch.special.xlogy(p, encoder[:, None, :]).sum()
-        - torch.special.xlogy(p, backward[None]).sum()
-    )
+    return xlogy(p, encoder[:, None]).sum() - xlogy(p, backward).sum()
 
 
 def fit_tables(
-    world: DiscreteWorld,
-    beta: float,
-    n_codes: int,
-    seed: int = 0,
-    n_steps: int = 400,
-    learning_rate: float = 0.1,
+    world: DiscreteWorld, beta: float, n_codes: int, seed: int = 0, n_steps: int = 400
 ) -> tuple[ImageTable, TextTable]:
     """Encoder tables that maximise I(Z_v;Z_t) - beta * R by gradient ascent from a random
     initialisation.
@@ -229,18 +218,13 @@ def fit_tables(
         n_codes: number of codes of each encoder.
         seed: of the initialisation.
         n_steps: steps of Adam.
-        learning_rate: of Adam.
 
     Returns:
         The image table [n_images, n_codes] and the text table [n_texts, n_codes].
     """
     generator = torch.Generator().manual_seed(seed)
-    sizes = [(n, n_codes) for n in world.joint.shape]
-    logits = [
-        torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_()
-        for size in sizes
-    ]
-    optimizer = torch.optim.Adam(logits, lr=learning_rate)
+    logits = [_randn(generator, n, n_codes).requires_grad_() for n in world.joint.shape]
+    optimizer = torch.optim.Adam(logits, lr=0.1)
     for step in range(n_steps):
         weight = beta * min(1.0, 2 * step / n_steps)
         optimizer.zero_grad()
@@ -251,20 +235,22 @@ def fit_tables(
 
 def _cib_loss(joint: Tensor, image_encoder: Tensor, text_encoder: Tensor, beta: float) -> Tensor:
     """beta R - I(Z_v;Z_t) from five tables of two variables, by the Markov identity."""
-    nats, sides = mutual_information_nats, ((joint, image_encoder), (joint.T, text_encoder))
+    nats = mutual_information_nats
+    sides = (joint, image_encoder), (joint.T, text_encoder)
     residual = sum(nats(e * p.sum(1, keepdim=True)) - nats(e.T @ p) for p, e in sides) / 2
     return beta * residual - nats(image_encoder.T @ joint @ text_encoder)
 
 
+def _randn(generator: torch.Generator, *size: int) -> Tensor:
+    return torch.randn(size, generator=generator, dtype=torch.float64)
+
+
 def _check_table(name: str, table: Tensor, n_rows: int) -> None:
     if table.ndim != 2 or len(table) != n_rows:
-        raise ValueError(
-            f"{name} must be [{n_rows}, k], one distribution a row, got {list(table.shape)}"
-        )
-    if not (bool((table >= 0).all()) and bool(((table.detach().sum(1) - 1).abs() <= 1e-8).all())):
-        raise ValueError(
-            f"each row of {name} must be probabilities that sum to 1: use a softmax over the codes"
-        )
+        raise ValueError(f"{name} must be [{n_rows}, k], got {list(table.shape)}")
+    sums = table.detach().sum(1)
+    if not bool((table >= 0).all() and ((sums - 1).abs() <= 1e-8).all()):
+        raise ValueError(f"each row of {name} must be probabilities that sum to 1: use a softmax")
 
 
 def conditional_covariance(covariance: Covariance, a: Ints, given: Ints) -> Float64[Tensor, "a a"]:
@@ -283,7 +269,8 @@ def conditional_covariance(covariance: Covariance, a: Ints, given: Ints) -> Floa
     """
     _check_covariance(covariance)
     across = covariance[a][:, given]
-    return covariance[a][:, a] - across @ torch.linalg.solve(covariance[given][:, given], across.T)
+    explained = across @ torch.linalg.solve(covariance[given][:, given], across.T)
+    return covariance[a][:, a] - explained
 
 
 def gaussian_information_nats(covariance: Covariance, a: Ints, b: Ints, given: Ints = ()) -> Nats:
@@ -304,13 +291,14 @@ def gaussian_information_nats(covariance: Covariance, a: Ints, b: Ints, given: I
         ValueError: a covariance that is not positive definite, or blocks that share an index.
     """
     _check_covariance(covariance)
-    a, b, c = list(a), list(b), list(given)
-    if len({*a, *b, *c}) < len(a) + len(b) + len(c):
+    if len({*a, *b, *given}) < len(a) + len(b) + len(given):
         raise ValueError("the blocks must have no index in common: a variable determines itself")
-    ac, bc, abc, c = (
-        torch.logdet(covariance[block][:, block]) for block in (a + c, b + c, a + b + c, c)
-    )
-    return (ac + bc - abc - c) / 2  # the determinant of an empty block is 1
+
+    def log_det(*block: int) -> Tensor:  # 0 for an empty block
+        return torch.logdet(covariance[[*block]][:, [*block]])
+
+    separate = log_det(*a, *given) + log_det(*b, *given)
+    return (separate - log_det(*a, *b, *given) - log_det(*given)) / 2
 
 
 def canonical_correlations(covariance: Covariance, a: Ints, b: Ints) -> Float64[Tensor, " k"]:
@@ -328,9 +316,9 @@ def canonical_correlations(covariance: Covariance, a: Ints, b: Ints) -> Float64[
         ValueError: a covariance that is not positive definite.
     """
     _check_covariance(covariance)
-    roots = [torch.linalg.cholesky(covariance[block][:, block]) for block in (a, b)]
-    left = torch.linalg.solve_triangular(roots[0], covariance[a][:, b], upper=False)
-    return torch.linalg.svdvals(torch.linalg.solve_triangular(roots[1], left.T, upper=False))
+    root_a, root_b = (torch.linalg.cholesky(covariance[block][:, block]) for block in (a, b))
+    left = torch.linalg.solve_triangular(root_a, covariance[a][:, b], upper=False)
+    return torch.linalg.svdvals(torch.linalg.solve_triangular(root_b, left.T, upper=False))
 
 
 @dataclass(frozen=True)
@@ -383,23 +371,21 @@ def gaussian_world(
     """
     rho = torch.tensor(correlations, dtype=torch.float64)
     if not bool(((rho > 0) & (rho < 1)).all()):
-        raise ValueError(
-            f"correlations must lie in (0, 1), got {list(correlations)}: at 1 it is infinite"
-        )
-    n_shared, generator = len(rho), torch.Generator().manual_seed(seed)
-    sizes = n_shared + n_image, n_shared + n_text
-    mixes = [
-        torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q
-        for n in sizes
-    ]
-    across = torch.zeros(sizes, dtype=torch.float64)
-    across[range(n_shared), range(n_shared)] = rho
-    across = mixes[0] @ across @ mixes[1].T
-    identity = [torch.eye(n, dtype=torch.float64) for n in sizes]
-    covariance = torch.cat(
-        [torch.cat([identity[0], across], 1), torch.cat([across.T, identity[1]], 1)]
-    )
-    return GaussianWorld(covariance, *mixes, rho)
+        raise ValueError(f"correlations must lie in (0, 1), got {list(correlations)}")
+    generator = torch.Generator().manual_seed(seed)
+    dim_image = len(rho) + n_image
+    dim_text = len(rho) + n_text
+    mix_image = torch.linalg.qr(_randn(generator, dim_image, dim_image)).Q
+    mix_text = torch.linalg.qr(_randn(generator, dim_text, dim_text)).Q
+    factors = torch.zeros(dim_image, dim_text, dtype=torch.float64)
+    factors[range(len(rho)), range(len(rho))] = rho
+    covariance = torch.eye(dim_image + dim_text, dtype=torch.float64)
+    covariance[:dim_image, dim_image:] = mix_image @ factors @ mix_text.T
+    covariance[dim_image:, :dim_image] = covariance[:dim_image, dim_image:].T
+    return GaussianWorld(covariance, mix_image, mix_text, rho)
+
+
+World = DiscreteWorld | GaussianWorld
 
 
 def linear_encoder_nats(
@@ -431,10 +417,8 @@ def linear_encoder_nats(
         """log det of the covariance of Z_v, in units of the noise, for a covariance of x_v."""
         return torch.logdet(identity + weights @ of_image @ weights.T / noise_variance)
 
-    everything, remaining = (
-        log_det(torch.eye(len(given_text), dtype=torch.float64)),
-        log_det(given_text),
-    )
+    everything = log_det(torch.eye(len(given_text), dtype=torch.float64))
+    remaining = log_det(given_text)
     return {
         "sufficiency_nats": (everything - remaining) / 2,
         "image_nats": everything / 2,
@@ -462,7 +446,8 @@ def optimal_linear_encoder(world: GaussianWorld, beta: float) -> Float64[Tensor,
         ValueError: beta is not positive.
     """
     _check_positive("beta", beta)
-    squared, c = world.correlations**2, beta / (1 + beta)
+    squared = world.correlations**2
+    c = beta / (1 + beta)
     gain = torch.sqrt(torch.clamp((squared / c - 1) / (1 - squared), min=0))
     return gain[:, None] * world.mix_image[:, : len(squared)].T
 
@@ -470,9 +455,7 @@ def optimal_linear_encoder(world: GaussianWorld, beta: float) -> Float64[Tensor,
 def _check_covariance(covariance: Tensor) -> None:
     lowest = torch.linalg.eigvalsh(covariance.detach())[0].item()
     if not lowest > 0:
-        raise ValueError(
-            f"covariance must be positive definite, its lowest eigenvalue is {lowest:.3g}"
-        )
+        raise ValueError(f"covariance must be positive definite, an eigenvalue is {lowest:.3g}")
 
 
 def _check_positive(name: str, value: float) -> None:
@@ -486,8 +469,9 @@ def train_discrete(
     temperature: float = 0.1,
     batch_size: int = 64,
     seed: int = 0,
+    beta: float = 0.0,
     **options,
-) -> tuple[ImageEmbeddings, TextEmbeddings]:
+) -> tuple[ImageVectors, TextVectors]:
     """Trains two small networks with InfoNCE, or CIBR, on pairs drawn from the discrete world.
 
     Their inputs are the two factors as one-hot vectors, so untrained embeddings contain both.
@@ -498,9 +482,9 @@ def train_discrete(
         temperature: of the softmax, positive.
         batch_size: pairs per step.
         seed: of weights and pairs.
-        options: `n_steps` (0 for the untrained encoders), `learning_rate`, `weight_decay`,
-            `optimizer` (its name in torch), and `beta` of `CIBRLoss` with encoders of concentration
-            1 / temperature.
+        beta: of `CIBRLoss` with encoders of concentration 1 / temperature; InfoNCE at 0.
+        options: `n_steps` (0 for the untrained encoders), `learning_rate`, `weight_decay` and
+            `optimizer` (its name in torch).
 
     Returns:
         Unit vectors of all images [n_images, d] and of all texts [n_texts, d].
@@ -508,6 +492,7 @@ def train_discrete(
     Raises:
         ValueError: a temperature that is not positive.
     """
+    _check_positive("temperature", temperature)
     factors = (world.shared, world.image_only), (world.text_shared, world.text_only)
     inputs = [torch.cat([F.one_hot(factor) for factor in side], 1).double() for side in factors]
     generator = torch.Generator().manual_seed(seed)
@@ -517,18 +502,21 @@ def train_discrete(
             nn.Sequential(nn.Linear(x.shape[1], 64), nn.ReLU(), nn.Linear(64, dim, bias=False))
             for x in inputs
         ).double()
+    cibr_loss = CIBRLoss(beta, kappa_e=1 / temperature)
 
     def embed() -> list[Tensor]:  # of all images and texts: there are fewer than rows in a batch
         return [F.normalize(net(x), dim=1) for net, x in zip(nets, inputs, strict=True)]
 
-    def batch() -> list[Tensor]:
-        pairs = torch.multinomial(
-            world.joint.flatten(), batch_size, replacement=True, generator=generator
-        )
-        rows = pairs // world.joint.shape[1], pairs % world.joint.shape[1]
-        return [side[r] for side, r in zip(embed(), rows, strict=True)]
+    def loss() -> Tensor:
+        pairs = torch.multinomial(world.joint.flatten(), batch_size, True, generator=generator)
+        images, texts = embed()
+        image = images[pairs // len(texts)]
+        text = texts[pairs % len(texts)]
+        if beta:
+            return cibr_loss(image, text, 1 / temperature, output_dict=False)
+        return -nce_nats(image @ text.T / temperature)  # the same up to log n, and faster
 
-    _train(nets.parameters(), batch, temperature, **options)
+    _minimise(loss, nets.parameters(), **options)
     with torch.no_grad():
         return tuple(embed())
 
@@ -552,7 +540,7 @@ def train_gaussian(
         temperature: of the softmax, positive; also the noise variance for measurement.
         batch_size: pairs per step.
         seed: of weights and pairs.
-        options: as in `train_discrete`, without `beta`, since the embeddings are not unit vectors.
+        options: as in `train_discrete`.
 
     Returns:
         W of the images [d, v] and of the texts [d, t], each with tr(W W^T) = 1.
@@ -560,62 +548,34 @@ def train_gaussian(
     Raises:
         ValueError: a temperature that is not positive.
     """
+    _check_positive("temperature", temperature)
     generator = torch.Generator().manual_seed(seed)
     sizes = [len(world.image), len(world.text)]
-    weights = [
-        torch.randn(dim, n, generator=generator, dtype=torch.float64).requires_grad_()
-        for n in sizes
-    ]
+    weights = [_randn(generator, dim, n).requires_grad_() for n in sizes]
     root = torch.linalg.cholesky(world.covariance)
 
-    def batch() -> list[Tensor]:
-        noise = torch.randn(batch_size, len(root), generator=generator, dtype=torch.float64)
-        return [
-            x @ (w / w.norm()).T
-            for x, w in zip((noise @ root.T).split(sizes, 1), weights, strict=True)
-        ]
+    def loss() -> Tensor:
+        inputs = (_randn(generator, batch_size, len(root)) @ root.T).split(sizes, 1)
+        image, text = (x @ (w / w.norm()).T for x, w in zip(inputs, weights, strict=True))
+        return -nce_nats(image @ text.T / temperature)
 
-    _train(weights, batch, temperature, **options)
+    _minimise(loss, weights, **options)
     return tuple((w / w.norm()).detach() for w in weights)
 
 
-def _train(
-    parameters,
-    batch,
-    temperature,
-    n_steps=300,
-    learning_rate=1e-2,
-    weight_decay=0.0,
-    beta=0.0,
-    optimizer="AdamW",
+def _minimise(
+    loss, parameters, n_steps=300, learning_rate=1e-2, weight_decay=0.0, optimizer="AdamW"
 ) -> None:
-    """Minimises CIBR, or InfoNCE at beta = 0, on image and text features drawn by `batch` in each
-    step.
-    """
-    _check_positive("temperature", temperature)
-    loss_fn = CIBRLoss(beta, kappa_e=1 / temperature)
-    optimizer = getattr(torch.optim, optimizer)(
-        parameters, lr=learning_rate, weight_decay=weight_decay
-    )
+    settings = dict(lr=learning_rate, weight_decay=weight_decay)
+    descent = getattr(torch.optim, optimizer)(parameters, **settings)
     for _ in range(n_steps):
-        optimizer.zero_grad()
-        image, text = batch()
-        # At beta = 0 the same value up to log n, faster, and for features of any norm.
-        nats = (
-            -loss_fn(image, text, 1 / temperature)["loss"]
-            if beta
-            else nce_nats(image @ text.T / temperature)
-        )
-        (-nats).backward()
-        optimizer.step()
+        descent.zero_grad()
+        loss().backward()
+        descent.step()
 
 
 def embedding_informations(
-    world: DiscreteWorld,
-    embeddings: ImageEmbeddings,
-    kappa: float,
-    n_samples: int = 2000,
-    seed: int = 0,
+    world: DiscreteWorld, embeddings: ImageVectors, kappa: float, seed: int = 0
 ) -> dict[str, float]:
     """Mutual information of Z_v ~ vMF(mu(x_v), kappa) over a finite set of images, by sampling z.
 
@@ -626,8 +586,7 @@ def embedding_informations(
         world: images and texts.
         embeddings: mu(x_v), unit vectors [n_images, d].
         kappa: concentration of the noise, positive.
-        n_samples: draws of z per image.
-        seed: of the draws.
+        seed: of the draws, 2,000 per image.
 
     Returns:
         Nats: `image_nats` I(Z_v;X_v), `sufficiency_nats` I(Z_v;X_t), `residual_image_nats`
@@ -638,26 +597,26 @@ def embedding_informations(
         ValueError: embeddings that do not fit the world, or a kappa that is not positive.
     """
     _check_positive("kappa", kappa)
-    joint, n_images = world.joint, len(world.joint)
+    joint = world.joint
+    n_images = len(joint)
+    n_samples = 2000
     if len(embeddings) != n_images:
-        raise ValueError(
-            f"embeddings must have one row an image, {n_images}, got {len(embeddings)}"
-        )
+        raise ValueError(f"{len(embeddings)} embeddings but {n_images} images: pass one per image")
     generator = torch.Generator().manual_seed(seed)
     z = sample_vmf(embeddings.repeat_interleave(n_samples, 0), kappa, generator)
-    log_e = (kappa * z @ embeddings.T).view(
-        n_images, n_samples, n_images
-    )  # log e(z|image) + a constant
-    prior, given_text = joint.sum(1), (joint / joint.sum(0)).T  # p(x_v), p(x_v|x_t)
+    # log e(z|x_v) up to a constant: [image that z is drawn from, sample, image]
+    log_e = (kappa * z @ embeddings.T).view(n_images, n_samples, n_images)
     own = log_e.diagonal(dim1=0, dim2=2).T  # [image, sample]
-    log_z = torch.logsumexp(log_e + prior.log(), 2)
-    log_z_text = torch.logsumexp(
-        log_e[:, :, None, :] + given_text.log(), 3
-    )  # [image, sample, text]
-    of_text = torch.einsum("ist,it->is", own[:, :, None] - log_z_text, joint / prior[:, None])
+    prior = joint.sum(1)  # p(x_v)
+    given_text = (joint / joint.sum(0)).T  # p(x_v|x_t)
     same = prior * (world.shared[:, None] == world.shared)  # images of the same shared factor
-    log_z_shared = torch.logsumexp(log_e + (same / same.sum(1, keepdim=True)).log()[:, None], 2)
-    image_nats, residual = (prior * (own - log_z).mean(1)).sum(), (prior * of_text.mean(1)).sum()
+    given_shared = same / same.sum(1, keepdim=True)
+    log_z = torch.logsumexp(log_e + prior.log(), 2)
+    log_z_text = torch.logsumexp(log_e[:, :, None] + given_text.log(), 3)  # [image, sample, text]
+    log_z_shared = torch.logsumexp(log_e + given_shared.log()[:, None], 2)
+    of_text = torch.einsum("ist,it->is", own[:, :, None] - log_z_text, joint / prior[:, None])
+    image_nats = (prior * (own - log_z).mean(1)).sum()
+    residual = (prior * of_text.mean(1)).sum()
     error = torch.sqrt((prior**2 * of_text.var(1) / n_samples).sum())
     return {
         "image_nats": image_nats.item(),
@@ -666,9 +625,6 @@ def embedding_informations(
         "standard_error": error.item(),
         "nuisance_image_nats": (prior * (own - log_z_shared).mean(1)).sum().item(),
     }
-
-
-World = DiscreteWorld | GaussianWorld
 
 
 def contrast_rows(
@@ -691,20 +647,16 @@ def contrast_rows(
         Tidy rows: `temperature, batch_size, dim, seed, trained`, and the information in nats.
     """
     rows = []
-    for temperature, batch_size, dim, seed in itertools.product(
-        temperatures, batch_sizes, dims, seeds
-    ):
+    grid = itertools.product(temperatures, batch_sizes, dims, seeds, (False, True))
+    for temperature, batch_size, dim, seed, trained in grid:
         settings = dict(temperature=temperature, batch_size=batch_size, dim=dim, seed=seed)
-        for trained in (False, True):
-            training = settings | (options if trained else {"n_steps": 0})
-            if isinstance(world, DiscreteWorld):
-                embeddings, _ = train_discrete(world, **training)
-                nats = embedding_informations(world, embeddings, 1 / temperature, seed=seed)
-            else:
-                nats = linear_encoder_nats(world, train_gaussian(world, **training)[0], temperature)
-            rows.append(
-                settings
-                | {"trained": trained}
-                | {name: float(value) for name, value in nats.items()}
-            )
+        training = settings | (options if trained else {"n_steps": 0})
+        if isinstance(world, DiscreteWorld):
+            embeddings, _ = train_discrete(world, **training)
+            nats = embedding_informations(world, embeddings, 1 / temperature, seed=seed)
+        else:
+            weights, _ = train_gaussian(world, **training)
+            nats = linear_encoder_nats(world, weights, temperature)
+        values = {name: float(value) for name, value in nats.items()}
+        rows.append(settings | {"trained": trained} | values)
     return pd.DataFrame(rows)

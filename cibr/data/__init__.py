@@ -1,40 +1,27 @@
 """Data sets by name: rendered glyphs, local folders and data sets of the hub.
 
-`load_pairs` turns a name and a split into `Pairs`. A name resolves in this order: a set of `DATASETS`, such as
-``glyphs``; an existing folder; ``$CIBR_DATA/wds_<name>``; a data set with a card in ``datasets.yaml``; a hub id,
-``owner/name``.
+`load_pairs` turns a name and a split into `Pairs`. A name resolves in this order: a set of
+`DATASETS`, such as ``glyphs``; an existing folder; ``$CIBR_DATA/wds_<name>``; a data set with a
+card in ``datasets.yaml``; a hub id, ``owner/name``.
 """
 
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from tqdm import tqdm
 
-from cibr.data import readers
-from cibr.data.pairs import Pairs, Skips, without_undecodable
+from cibr.data.pairs import Pairs, Skips
+from cibr.data.readers import READERS, folder_kind, split_of
 from cibr.utils import nearest, shipped
 
-__all__ = [
-    "DATASETS",
-    "Dataset",
-    "Pairs",
-    "Source",
-    "available_splits",
-    "cards",
-    "load_pairs",
-    "resolve",
-]
-
-_READERS = {
-    "images": (readers.load_images, readers.image_splits),
-    "shards": (readers.load_shards, readers.shard_splits),
-    "hub": (readers.load_hub, readers.hub_splits),
-}
+__all__ = ["DATASETS", "Dataset", "Pairs", "Source"]
+__all__ += ["available_splits", "cards", "load_pairs", "resolve"]
 
 
 class Dataset(NamedTuple):
@@ -45,9 +32,7 @@ class Dataset(NamedTuple):
 
 
 def _load_glyphs(split: str) -> Pairs:
-    from cibr.data.glyphs import (
-        load_glyphs,  # matplotlib, whose fonts it draws, takes a second to import
-    )
+    from cibr.data.glyphs import load_glyphs  # late: matplotlib takes a second to import
 
     return load_glyphs(split)
 
@@ -61,11 +46,11 @@ def load_pairs(name: str | Path, split: str = "train", *, max_skipped: int = 0) 
     """Loads one split of a data set.
 
     Args:
-        name: a name of `DATASETS` or with a card; a folder of images with metadata, of shards or of Parquet files;
-            or a hub id, ``owner/name``.
+        name: a name of `DATASETS` or with a card; a folder of images with metadata, of shards or of
+            Parquet files; or a hub id, ``owner/name``.
         split: ``train``, ``validation`` (or ``val``, ``dev``) or ``test``.
-        max_skipped: the number of unusable samples that may be left out, for which every image is decoded once;
-            with 0 the first unusable sample raises.
+        max_skipped: the number of unusable samples that may be left out, for which every image is
+            decoded once; with 0 the first unusable sample raises.
 
     Returns:
         The pairs of the split.
@@ -75,15 +60,21 @@ def load_pairs(name: str | Path, split: str = "train", *, max_skipped: int = 0) 
         FileNotFoundError: if a part of the data set is missing.
         ConnectionError: if the data set cannot be fetched from the hub.
     """
-    source, split = resolve(name), readers.split_of(split)
+    source = resolve(name)
+    split = split_of(split)
     skips = Skips(source.name, max_skipped)
-    known = _known_splits(source)
-    if known and split not in known:
-        raise ValueError(f"{name} has no split {split!r}: it has {', '.join(known)}")
-    if source.kind == "code":
-        return DATASETS[source.name].load(split)
-    load, _ = _READERS[source.kind]
-    return without_undecodable(load(source.place, split, skips), skips)
+    in_card = _splits_in_card(source)
+    loaders = {} if in_card and split not in in_card else _loaders(source)
+    if split not in loaders:
+        splits = in_card or list(loaders) or ["none"]
+        raise ValueError(f"{name} has no split {split!r}: it has {', '.join(splits)}")
+    pairs = loaders[split](skips)
+    if max_skipped:
+        pairs = pairs.subset(_decodable(pairs, skips))
+    if not len(pairs):
+        skipped = f"{len(skips.reasons)} samples skipped"
+        raise ValueError(f"{split} of {source.name} is empty ({skipped}): add an image with a text")
+    return replace(pairs, n_skipped=len(skips.reasons)) if skips.reasons else pairs
 
 
 def available_splits(name: str | Path) -> list[str]:
@@ -95,7 +86,32 @@ def available_splits(name: str | Path) -> list[str]:
         ConnectionError: if the name is a hub id and cannot be fetched.
     """
     source = resolve(name)
-    return list(_known_splits(source) or _READERS[source.kind][1](source.place))
+    return _splits_in_card(source) or list(_loaders(source))
+
+
+def _splits_in_card(source: "Source") -> list[str]:
+    """The splits of a data set on the hub that has a card, for which nothing need be fetched."""
+    return source.card.get("splits", []) if source.kind == "shards" else []
+
+
+def _loaders(source: "Source") -> dict[str, Callable[[Skips], Pairs]]:
+    """What loads each split of a data set."""
+    if source.kind != "code":
+        return READERS[source.kind](source.place)
+    load, splits = DATASETS[source.name]
+    return {split: lambda skips, split=split: load(split) for split in splits}
+
+
+def _decodable(pairs: Pairs, skips: Skips) -> list[int]:
+    """The images that decode; the others are skipped."""
+    good = []
+    for i in tqdm(range(len(pairs)), desc=f"{pairs.name}: checking images", delay=1):
+        try:
+            pairs.image(i)
+            good.append(i)
+        except (ValueError, FileNotFoundError) as error:
+            skips.add(error)
+    return good
 
 
 @dataclass(frozen=True)
@@ -104,8 +120,8 @@ class Source:
 
     Args:
         name: the data set's name in messages and tables.
-        kind: ``code``, a set of `DATASETS`; ``images``, a folder of images with metadata; ``shards``; or ``hub``,
-            read by the library `datasets`.
+        kind: ``code``, a set of `DATASETS`; ``images``, a folder of images with metadata;
+            ``shards``; or ``hub``, read by the library `datasets`.
         place: the folder or the hub id; empty for ``code``.
         card: its card; empty for a folder, whatever its name.
     """
@@ -120,40 +136,27 @@ def resolve(name: str | Path) -> Source:
     """Resolves a data set's name to its location, without reading or fetching data.
 
     Raises:
-        ValueError: if the name is unknown; the message has the nearest known name and the ways to give data.
+        ValueError: if the name is unknown; the message has the nearest known name and the ways to
+            give data.
     """
     name = str(name)
     card = cards().get(name, {})
     if name in DATASETS:
         return Source(name, "code", card=card)
-    given = Path(name).expanduser()
-    folder = given if name and given.is_dir() else _in_cibr_data().get(name)
+    given = os.path.expanduser(name)
+    folder = Path(given) if os.path.isdir(given) else _in_cibr_data().get(name)
     if folder:
-        return Source(folder.resolve().name.removeprefix("wds_"), _kind(folder), str(folder))
+        return Source(folder.resolve().name.removeprefix("wds_"), folder_kind(folder), str(folder))
     if card:
         return Source(name, "shards", card["hub"], card)
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        title = name.partition("/")[2]
-        return Source(
-            title.removeprefix("wds_"), "shards" if title.startswith("wds_") else "hub", name
-        )
+        repository = name.partition("/")[2]
+        kind = "shards" if repository.startswith("wds_") else "hub"
+        return Source(repository.removeprefix("wds_"), kind, name)
     known = list(dict.fromkeys([*DATASETS, *cards(), *_in_cibr_data()]))
     near = f"{nearest(name, known) or '.'} Known: {', '.join(known)}"
-    others = "a folder of images with metadata.csv, a folder of shards, a hub id (owner/name)"
-    place = f"set CIBR_DATA to a folder that holds wds_{Path(name).name}"
-    raise ValueError(f"there is no data set {name!r}{near}. Or give {others}, or {place}")
-
-
-def _known_splits(source: Source) -> Sequence[str]:
-    """The splits of a set made by code or with a card; empty where the data have to be asked."""
-    return DATASETS[source.name].splits if source.kind == "code" else source.card.get("splits", ())
-
-
-def _kind(folder: Path) -> str:
-    if (folder / "dataset_type.txt").is_file() or any(folder.glob("*/nshards.txt")):
-        return "shards"
-    described = readers.metadata_files(folder)
-    return "hub" if not described and any(folder.rglob("*.parquet")) else "images"
+    ways = "give a folder with metadata.csv or shards, a hub id (owner/name), or set CIBR_DATA"
+    raise ValueError(f"there is no data set {name!r}{near}. Or {ways}")
 
 
 @cache
@@ -170,8 +173,5 @@ def _in_cibr_data() -> dict[str, Path]:
     place = Path(value).expanduser()
     if not place.is_dir():
         raise ValueError(f"CIBR_DATA is {value!r}, which is not a folder: correct it or unset it")
-    return {
-        folder.name.removeprefix("wds_"): folder
-        for folder in sorted(place.glob("wds_*"))
-        if folder.is_dir()
-    }
+    folders = [folder for folder in sorted(place.glob("wds_*")) if folder.is_dir()]
+    return {folder.name.removeprefix("wds_"): folder for folder in folders}

@@ -16,15 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int, Int64
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
-from cibr.utils import check_known
+# Suffixes of the image files that a folder is searched for and a shard's samples may have.
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-GREY_RANGES = (255.0, 65535.0)
-
-Indices = Iterable[int] | Int[Tensor, " m"] | Int[np.ndarray, " m"]
+_Indices = Iterable[int] | Int[Tensor, " m"] | Int[np.ndarray, " m"]
 
 
 @dataclass(eq=False)
@@ -62,15 +60,15 @@ class Pairs:
     groups: Int64[Tensor, " n"] | None = None
 
     def __post_init__(self) -> None:
-        self.captions = [clean_texts(texts) for texts in self.captions]
+        self.captions = [list(filter(None, map(str.strip, texts))) for texts in self.captions]
         for part in ("keys", "labels", "groups", "factors"):
             value = getattr(self, part)
             if value is not None and len(value) != len(self):
                 counts = f"captions for {len(self)} images but {part} for {len(value)}"
-                raise ValueError(f"{self.name} has {counts}: give one of each per image")
+                raise ValueError(f"{self.name} has {counts}: pass one per image")
         for key, texts in zip(self.keys, self.captions, strict=True):
             if not texts:
-                raise ValueError(f"sample {key!r} of {self.name} has no text: give it one at least")
+                raise ValueError(f"sample {key!r} of {self.name} has no text: give it a caption")
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -84,7 +82,7 @@ class Pairs:
         """
         return self.load(self._checked(i))
 
-    def images(self, indices: Indices | None = None) -> Iterator[Image.Image]:
+    def images(self, indices: _Indices | None = None) -> Iterator[Image.Image]:
         """Yields the images at these indices, in order, or all images."""
         return (self.image(int(i)) for i in (range(len(self)) if indices is None else indices))
 
@@ -110,12 +108,11 @@ class Pairs:
         from scipy.cluster.hierarchy import DisjointSet
 
         images = DisjointSet(range(len(self)))
-        first: dict[
-            str | int, int
-        ] = {}  # the first image of each caption, a string, and of each group, a number
+        first: dict[str | int, int] = {}  # the first image of each caption (str) and group (int)
         for i, texts in enumerate(self.captions):
-            for thing in texts if self.groups is None else [*texts, int(self.groups[i])]:
-                images.merge(first.setdefault(thing, i), i)
+            shared = texts if self.groups is None else [*texts, int(self.groups[i])]
+            for caption_or_group in shared:
+                images.merge(first.setdefault(caption_or_group, i), i)
         numbers: dict[int, int] = {}
         labels = [numbers.setdefault(images[i], len(numbers)) for i in range(len(self))]
         return torch.tensor(labels, dtype=torch.long)
@@ -133,30 +130,33 @@ class Pairs:
         texts = self.texts()
         return len(texts) > len(self) or len(set(texts)) == len(texts)
 
+    def retrieval_targets(
+        self,
+    ) -> tuple[list[str], Int64[Tensor, " m"], Int64[Tensor, " n"] | None]:
+        """Returns what is correct in retrieval: the texts, the index of each text's image, and the
+        label of each image, or None if `paired`; the arguments of `cibr.metrics.retrieval_recalls`.
+        """
+        labels = None if self.paired else self.match_labels()
+        return self.texts(), self.text_to_image(), labels
+
     def prompts(self) -> list[list[str]]:
         """Returns the zero-shot prompts of each class: its name in every template.
 
         Raises:
             ValueError: if the set has no class names, no templates, or a template without ``{c}``.
         """
-        if not self.classnames or not self.templates:
-            missing = (
-                "zeroshot_classification_templates.txt" if self.classnames else "classnames.txt"
-            )
-            fix = f"put {missing} into the set's folder, one a line"
-            raise ValueError(f"{self.name} cannot be classified without {missing}: {fix}")
+        if not self.classnames:
+            raise ValueError(f"{self.name} has no class names: put classnames.txt into its folder")
+        if not self.templates:
+            file = "zeroshot_classification_templates.txt"
+            raise ValueError(f"{self.name} has no prompt templates: put {file} into its folder")
         for template in self.templates:
             if "{c}" not in template:
-                fix = "write {c} where the class's name goes, in zeroshot_classification_templates.txt"
-                raise ValueError(
-                    f"{self.name} has the prompt template {template!r} without {{c}}: {fix}"
-                )
-        return [
-            [template.replace("{c}", name) for template in self.templates]
-            for name in self.classnames
-        ]
+                what = f"{self.name} has the prompt template {template!r} without {{c}}"
+                raise ValueError(f"{what}: write {{c}} where the class name goes")
+        return [[text.replace("{c}", name) for text in self.templates] for name in self.classnames]
 
-    def subset(self, indices: Indices) -> "Pairs":
+    def subset(self, indices: _Indices) -> "Pairs":
         """Returns the pairs at these indices, in order; indices may repeat.
 
         Raises:
@@ -164,6 +164,7 @@ class Pairs:
         """
         chosen = [self._checked(int(i)) for i in indices]
         rows = torch.tensor(chosen).long()
+        factors = self.factors
         return replace(
             self,
             captions=[self.captions[i] for i in chosen],
@@ -171,16 +172,12 @@ class Pairs:
             load=partial(_chosen, self.load, chosen),
             labels=None if self.labels is None else self.labels[rows],
             groups=None if self.groups is None else self.groups[rows],
-            factors=None
-            if self.factors is None
-            else self.factors.iloc[chosen].reset_index(drop=True),
+            factors=None if factors is None else factors.iloc[chosen].reset_index(drop=True),
         )
 
     def _checked(self, i: int) -> int:
         if not 0 <= i < len(self):
-            raise IndexError(
-                f"{self.name} has no image {i}: {self.split} holds 0 to {len(self) - 1}"
-            )
+            raise IndexError(f"{self.name} has no image {i}: {self.split} has {len(self)} images")
         return i
 
 
@@ -206,9 +203,7 @@ class Skips:
 
     def __post_init__(self) -> None:
         if self.max_skipped < 0:
-            raise ValueError(
-                f"max_skipped is {self.max_skipped}: give a number of samples, 0 or more"
-            )
+            raise ValueError(f"max_skipped is {self.max_skipped}: give 0 or more samples")
 
     def add(self, error: ValueError | FileNotFoundError) -> None:
         """Counts an unusable sample.
@@ -221,42 +216,8 @@ class Skips:
             raise error
         self.reasons.append(str(error))
         if len(self.reasons) > self.max_skipped:
-            first = "\n  ".join(self.reasons[:3])
-            limit = f"more than max_skipped={self.max_skipped} samples of {self.name} are unusable"
-            raise ValueError(
-                f"{limit}: mend them or raise the limit. The first are:\n  {first}"
-            ) from error
-
-
-def without_undecodable(pairs: Pairs, skips: Skips) -> Pairs:
-    """Returns the pairs whose images decode, with the number of skipped samples in `n_skipped`.
-
-    If `skips` counts, each image is decoded once; if it raises, a broken image raises when it is
-    used.
-
-    Raises:
-        ValueError: if too many samples are unusable, or none is left.
-    """
-    if skips.max_skipped:
-        good = []
-        for i in tqdm(
-            range(len(pairs)), desc=f"{pairs.name} {pairs.split}: checking images", delay=1
-        ):
-            try:
-                pairs.image(i)
-                good.append(i)
-            except (ValueError, FileNotFoundError) as error:
-                skips.add(error)
-        pairs = pairs.subset(good)
-    if not len(pairs):
-        left = f"{pairs.split} of {pairs.name} is empty ({len(skips.reasons)} samples skipped)"
-        raise ValueError(f"{left}: it needs one image with a text at least")
-    return replace(pairs, n_skipped=len(skips.reasons))
-
-
-def clean_texts(texts: Iterable[str]) -> list[str]:
-    """Returns the texts stripped of surrounding white space, without empty ones."""
-    return [stripped for text in texts if (stripped := text.strip())]
+            what = f"more than max_skipped={self.max_skipped} samples of {self.name} are unusable"
+            raise ValueError("\n  ".join([f"{what}: mend them", *self.reasons[:3]])) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -270,13 +231,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Returns:
         The image in mode ``RGB``, upright, with transparency on white.
+
+    Raises:
+        ValueError: if the image has no pixels, or no pixel that is a finite number.
     """
+    if 0 in image.size:
+        raise ValueError(f"an image of {image.width} x {image.height} px has no pixels: drop it")
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         return _scale_grey(image).convert("RGB")
-    if image.mode == "LAB":
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
@@ -304,8 +267,8 @@ def open_rgb(file: str | Path | bytes, where: str = "") -> Image.Image:
             return to_rgb(image)
     # Pillow raises nearly anything on broken files: OSError, SyntaxError, struct.error, EOFError.
     except Exception as error:
-        fix = "replace the file, or leave such samples out with max_skipped=10"
-        raise ValueError(f"{where or file} does not decode as an image ({error}): {fix}") from error
+        what = f"{where or file} does not decode as an image ({error})"
+        raise ValueError(f"{what}: replace it or set max_skipped") from error
 
 
 def _scale_grey(image: Image.Image) -> Image.Image:
@@ -314,8 +277,11 @@ def _scale_grey(image: Image.Image) -> Image.Image:
     ``I;16`` has a fixed range. For ``I`` and ``F`` the smallest usual range that contains the
     values is taken (1 for fractions, 255, 65535), else the range of the values.
     """
-    grey = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
-    ranges = {"I": GREY_RANGES, "F": (1.0, *GREY_RANGES)}.get(image.mode, GREY_RANGES[-1:])
+    grey = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(grey).any():
+        raise ValueError("no pixel of the image is a finite number: write its grey levels again")
+    grey = np.nan_to_num(grey, posinf=0.0, neginf=0.0)
+    ranges = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(image.mode, (65535.0,))
     low, high = grey.min(), grey.max()
     fitting = [top for top in ranges if low >= 0 and high <= top]
     if fitting:

@@ -1,7 +1,7 @@
-"""Readers of image-text data: image folders, hub data sets through `datasets`, and WebDataset
-shards.
+"""Readers of image folders, WebDataset shards, and hub data sets through `datasets`.
 
-data/README.md has the formats of image folders and of hub data sets. Metadata are not read by
+A reader takes a place, a folder or a hub id, and returns for each split a function that loads its
+pairs. data/README.md has the formats of image folders and hub data sets. Metadata are not read by
 `datasets`, which turns the text "NA" into a missing value and "2013" into a number, and reports no
 line.
 
@@ -10,19 +10,16 @@ number of shards, ``<split>/0.tar``, ``1.tar``, ... the samples: members that sh
 first dot, an image with ``.txt`` (one caption per line) or ``.cls`` (an index into the lines of
 ``classnames.txt``, beside which ``zeroshot_classification_templates.txt`` has prompts with ``{c}``
 for the class). Tar files are indexed once, and an image is then read by its offset.
-
-The folder of a split may have any of the names in `SPLIT_NAMES`: ``val`` is ``validation``.
 """
 
 import csv
 import hashlib
 import json
+import os
 import re
 import tarfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -32,412 +29,309 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from cibr.data.pairs import Pairs, Skips, clean_texts, open_rgb
+from cibr.data.pairs import IMAGE_SUFFIXES, Pairs, Skips, open_rgb
 
-SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev")}
-SPLIT_NAMES |= {"test": ("test", "testing")}
-METADATA = ("metadata.jsonl", "metadata.csv")
-TEXT_COLUMNS = ("text", "caption", "captions", "texts")
-VALIDATION_SHARE = 10  # one image in ten
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-SAMPLE_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
-CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
-N_SHARDS = "[!.]*/nshards.txt"
-NOT_GIVEN = (
-    "{source} is neither a folder here nor a data set that the hub gives ({error}): check the name and the "
-    "network, or give a folder that holds its files; CIBR_DATA may hold those of a known name as wds_NAME"
-)
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+_TEXT_COLUMNS = ("text", "caption", "captions", "texts")
+_VALIDATION_SHARE = 10  # one image in ten
+# The key, up to the first dot, and the suffix of the files in a shard that are read.
+_SUFFIXES = "|".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+_SAMPLE_FILE = re.compile(rf"((?:.*/)?[^./]+)\.(txt|cls|{_SUFFIXES})", re.IGNORECASE)
+
+_Loaders = dict[str, Callable[[Skips], Pairs]]  # what loads each split
+# The texts of each image, and the group of each image that has one, by the image's key.
+_Rows = tuple[dict[str, list[str]], dict[str, str]]
 
 
 def split_of(name: str) -> str:
-    """Returns the canonical name of a split: ``validation`` for ``val``; unknown names are
-    unchanged.
-    """
-    return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), name)
+    """Returns the canonical name of a split, such as ``validation`` for ``val``; others stay."""
+    return next((split for split, names in _SPLIT_NAMES.items() if name.lower() in names), name)
 
 
-def by_split(files: Iterable[Path]) -> dict[str, Path]:
-    """Returns files by the split that their folder is named after.
+def folder_kind(folder: Path) -> str:
+    """Returns the kind of data in a folder, a key of `READERS`."""
+    if (folder / "dataset_type.txt").is_file() or any(folder.glob("*/nshards.txt")):
+        return "shards"
+    return "hub" if not _metadata_files(folder) and any(folder.rglob("*.parquet")) else "images"
 
-    Raises:
-        ValueError: if two files are of the same split.
-    """
-    found: dict[str, Path] = {}
+
+def _by_split(files: Iterable[Path]) -> dict[str, Path]:
+    """Files by the split that their folder is named after."""
+    by_split: dict[str, Path] = {}
     for file in sorted(files):
-        other = found.setdefault(split_of(file.parent.name), file)
+        split = split_of(file.parent.name)
+        other = by_split.setdefault(split, file)
         if other != file:
-            raise ValueError(
-                f"{other} and {file} are both the split {split_of(file.parent.name)!r}: keep one"
-            )
-    return found
+            raise ValueError(f"{other} and {file} are both the split {split!r}: keep one")
+    return by_split
 
 
-@dataclass
-class _Item:
-    """Texts and group of an image, and the number of its first row."""
-
-    row: int = 0
-    texts: list[str] = field(default_factory=list)
-    group: str = ""
-
-    def add(self, texts: Any, group: Any, place: str) -> int:
-        """Adds a row's texts and group, and returns the number of repeated texts.
-
-        Raises:
-            ValueError: if a text is not a string, or the image has another group.
-        """
-        values = texts if isinstance(texts, list) else [] if texts is None else [texts]
-        if not all(isinstance(text, str) for text in values):
-            raise ValueError(f"{place} has the text {texts!r}: it is a string or a list of strings")
+def _merged(rows: Iterable[tuple[str, str, Any, Any]]) -> _Rows:
+    """Captions and groups from rows of (place in messages, key, texts, group); an image may have
+    several rows.
+    """
+    captions: dict[str, list[str]] = {}
+    groups: dict[str, str] = {}
+    for place, key, texts, group in rows:
+        texts = [] if texts is None else texts
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{place} has the text {texts!r}: write a string or a list of strings")
+        captions.setdefault(key, []).extend(_stripped(texts))
         group = "" if group is None else str(group).strip()
-        if self.group and group and group != self.group:
-            raise ValueError(
-                f"{place} has the group {group!r}, an earlier row {self.group!r}: an image has one"
-            )
-        self.group = self.group or group
-        values = self.texts + clean_texts(values)
-        self.texts = list(dict.fromkeys(values))
-        return len(values) - len(self.texts)
+        if group and groups.setdefault(key, group) != group:
+            raise ValueError(f"{place} has group {group!r}, but earlier {groups[key]!r}: keep one")
+    return captions, groups
 
 
-Items = dict[str, _Item]
+def _stripped(texts: Iterable[str]) -> list[str]:
+    return [text for text in map(str.strip, texts) if text]
 
 
-def _pairs(items: Items, split: str, skips: Skips, load: Callable[[list[str]], Callable]) -> Pairs:
-    """Pairs of the items with a text; `load` takes their keys and returns the image loader."""
-    for key, item in items.items():
-        if not item.texts:
+def _pairs(split: str, skips: Skips, rows: _Rows, load: Callable) -> Pairs:
+    """Pairs of the images with a text; `load` takes their keys and an index."""
+    captions, groups = rows
+    for key, texts in captions.items():
+        if not texts:
             skips.add(ValueError(f"{key} of {skips.name} has no text: write one or drop the row"))
-    items = {key: item for key, item in items.items() if item.texts}
-    numbers: dict[tuple[str, str], int] = {}
-    groups = [numbers.setdefault(_thing(key, item), len(numbers)) for key, item in items.items()]
-    grouped = any(item.group for item in items.values())
-    captions, keys = [item.texts for item in items.values()], list(items)
-    return Pairs(
-        skips.name,
-        split,
-        captions,
-        keys,
-        load(keys),
-        groups=torch.tensor(groups) if grouped else None,
-    )
-
-
-def _thing(key: str, item: _Item) -> tuple[str, str]:
-    """The item that an image shows: its group, else the image itself."""
-    return ("group", item.group) if item.group else ("image", key)
+    keys = [key for key, texts in captions.items() if texts]
+    unique = [list(dict.fromkeys(captions[key])) for key in keys]
+    n_repeated = sum(map(len, captions.values())) - sum(map(len, unique))
+    if n_repeated:
+        what = f"{skips.name} repeats {n_repeated} texts of the same image: each is used once"
+        warnings.warn(what, stacklevel=2)
+    pairs = Pairs(skips.name, split, unique, keys, partial(load, keys))
+    if any(key in groups for key in keys):
+        numbers: dict[Any, int] = {}  # of groups and, as (key,), of images without one
+        shown = [groups.get(key, (key,)) for key in keys]
+        pairs.groups = torch.tensor([numbers.setdefault(item, len(numbers)) for item in shown])
+    return pairs
 
 
 # Image folders
 
 
-def load_images(folder: str, split: str, skips: Skips) -> Pairs:
-    """Reads one split of a folder of images with metadata, in the order of the metadata.
-
-    Args:
-        folder: the folder.
-        split: ``train``, ``validation``, ``test`` or the name of a subfolder with metadata. Without
-            subfolders for the splits, a tenth of the images is ``validation``, chosen by a hash of
-            each ``file_name`` (or its group), so that later additions move no image, and the rest
-            is ``train``.
-        skips: the data set's name, and the policy for unusable samples.
-
-    Raises:
-        FileNotFoundError: if the metadata or an image is missing.
-        ValueError: if the split does not exist, the metadata are malformed or a sample is unusable.
+def _read_images(place: str) -> _Loaders:
+    """Splits are subfolders with metadata, or the first folder in the file names of one metadata
+    file. With neither, a tenth of the images is ``validation``, chosen by a hash of each
+    ``file_name`` (or its group), so that later additions move no image, and the rest is ``train``.
     """
-    advice = f"add a subfolder {split} with its own metadata"
-    metadata, items = _split_given(image_splits(folder), split, folder, advice)
-    items = _read_metadata(metadata) if items is None else items
-    for key in list(items):
-        file = metadata.parent / key
-        if not file.is_file():
-            how = (
-                f"is a link to {file.readlink()}, which is missing"
-                if file.is_symlink()
-                else "is missing"
-            )
-            skips.add(FileNotFoundError(f"{file} {how}, but {metadata} names it"))
-            del items[key]
-    return _pairs(items, split, skips, lambda keys: partial(_folder_image, metadata.parent, keys))
+    folder = Path(place)
+    files = _metadata_files(folder)
+    if not files:
+        raise FileNotFoundError(f"{folder} has no metadata.jsonl or metadata.csv: write one")
+    own = [file for file in files if file.parent == folder]
+    if not own:
+        by_split = _by_split(files)
+        return {split: partial(_load_images, file, split) for split, file in by_split.items()}
+    if len(files) > 1:
+        names = " and ".join(str(file.relative_to(folder)) for file in files[:2])
+        raise ValueError(f"{folder} has {names}: keep one, or one in each split's subfolder")
+    captions, groups = _merged(_metadata_rows(own[0]))
+    splits = _splits_of_names(captions, groups, own[0])
+    loaders = {}
+    for split in _SPLIT_NAMES:
+        chosen = {name: texts for name, texts in captions.items() if splits[name] == split}
+        if chosen:
+            loaders[split] = partial(_load_images, own[0], split, rows=(chosen, groups))
+    return loaders
+
+
+def _metadata_files(folder: Path) -> list[Path]:
+    """The metadata files in a folder and its subfolders."""
+    patterns = [f"{place}metadata.{kind}" for kind in ("jsonl", "csv") for place in ("", "[!.]*/")]
+    return [file for pattern in patterns for file in folder.glob(pattern)]
+
+
+def _load_images(file: Path, split: str, skips: Skips, rows: _Rows | None = None) -> Pairs:
+    captions, groups = rows or _merged(_metadata_rows(file))
+    for name in list(captions):
+        image = file.parent / name
+        if not os.path.isfile(image):
+            link = f"a link to {os.readlink(image)}, which is " if os.path.islink(image) else ""
+            skips.add(FileNotFoundError(f"{image} is {link}missing, but {file} names it"))
+            del captions[name]
+    return _pairs(split, skips, (captions, groups), partial(_folder_image, file.parent))
 
 
 def _folder_image(folder: Path, file_names: list[str], i: int) -> Image.Image:
     return open_rgb(folder / file_names[i])
 
 
-def metadata_files(folder: Path) -> list[Path]:
-    """Returns the metadata files in a folder and its subfolders."""
-    return [
-        file for name in METADATA for where in ("", "[!.]*/") for file in folder.glob(where + name)
-    ]
-
-
-def image_splits(place: str) -> dict[str, tuple[Path, Items | None]]:
-    """Returns the metadata file and the rows of each split; rows are None, not read yet, if each
-    split has a file.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_images`, for metadata that are missing or malformed.
-    """
-    folder = Path(place)
-    files = metadata_files(folder)
-    own = [file for file in files if file.parent == folder]
-    if not files:
-        fix = "write one, with the columns file_name and text"
-        raise FileNotFoundError(f"{folder} has no {' or '.join(METADATA)}: {fix}")
-    if not own:
-        return {split: (file, None) for split, file in by_split(files).items()}
-    if len(files) > 1:
-        names = " and ".join(str(file.relative_to(folder)) for file in files[:2])
-        raise ValueError(
-            f"{folder} has {names}: keep one file of metadata, or one in each split's subfolder"
-        )
-    items = _read_metadata(own[0])
-    split = _splits_of_names(items, own[0])
-    names = [name for name in SPLIT_NAMES if name in split.values()]
-    return {
-        name: (own[0], {key: item for key, item in items.items() if split[key] == name})
-        for name in names
-    }
-
-
-def _split_given(splits: dict[str, Any], split: str, place: str, advice: str) -> Any:
-    if split not in splits:
-        raise ValueError(
-            f"{place} has no split {split!r}: it has {', '.join(splits) or 'none'}; {advice}"
-        )
-    return splits[split]
-
-
-def _splits_of_names(items: Items, file: Path) -> dict[str, str]:
-    """Returns the split of each name: its first folder if that is a split, else by a hash of its
-    item.
-    """
-    first = {name: split_of(name.partition("/")[0]) for name in items}
-    outside = [name for name in items if first[name] not in SPLIT_NAMES]
-    if len(outside) == len(items):
-        things = {name: _thing(name, item)[1] for name, item in items.items()}
-        by_hash = hash_split(things.values())
-        return {name: by_hash[thing] for name, thing in things.items()}
+def _splits_of_names(names: Iterable[str], groups: dict[str, str], file: Path) -> dict[str, str]:
+    """The split of each file name: its first folder, or else by a hash of its group or itself."""
+    splits = {name: split_of(name.partition("/")[0]) for name in names}
+    outside = [name for name, split in splits.items() if split not in _SPLIT_NAMES]
+    if len(outside) == len(splits):
+        by_hash = _hash_split(groups.get(name, name) for name in splits)
+        return {name: by_hash[groups.get(name, name)] for name in splits}
     if outside:
-        others = f"in subfolders {', '.join(SPLIT_NAMES)} and others outside, such as {outside[0]}"
-        raise ValueError(f"{file} names images {others}: put all into subfolders, or none")
-    return first
+        what = f"{file} names images in folders of splits and others outside, such as {outside[0]}"
+        raise ValueError(f"{what}: put all into such folders, or none")
+    return splits
 
 
-def hash_split(names: Iterable[str]) -> dict[str, str]:
+def _hash_split(names: Iterable[str]) -> dict[str, str]:
     """Assigns each name to ``validation``, one in ten, or ``train``, by its SHA-256 hash.
 
     If that leaves a split empty, in a very small set, the nearest name is moved; a single name is
     ``train``.
-
-    Examples:
-        >>> hash_split(["a.jpg", "b.jpg", "c.jpg"])
-        {'a.jpg': 'validation', 'b.jpg': 'train', 'c.jpg': 'train'}
     """
     score = {name: int(hashlib.sha256(name.encode()).hexdigest(), 16) for name in names}
-    chosen = {name for name in score if score[name] < 2**256 // VALIDATION_SHARE} or {
-        min(score, key=score.get)
-    }
+    chosen = {name for name in score if score[name] < 2**256 // _VALIDATION_SHARE}
+    chosen = chosen or {min(score, key=score.get)}
     if len(chosen) == len(score):
         chosen.remove(max(score, key=score.get))
     return {name: "validation" if name in chosen else "train" for name in score}
 
 
-def _read_metadata(file: Path) -> Items:
-    """Reads the texts and group of each image, in the order of the file; rows of one image are
-    merged.
-    """
-    items: Items = {}
-    n_repeated = 0
+def _metadata_rows(file: Path) -> Iterator[tuple[str, str, Any, Any]]:
+    """Place, file name, texts and group of each row of a metadata file."""
     try:
-        for line, row in _rows(file):
-            place = f"{file}, line {line},"
-            if not isinstance(row, dict):
-                raise ValueError(f"{place} is not a JSON object: write one object a line")
-            if None in row:
-                raise ValueError(
-                    f"{place} has more fields than columns: quote texts that hold a comma"
-                )
-            column = next((column for column in TEXT_COLUMNS if column in row), None)
-            if "file_name" not in row or column is None:
-                there = ", ".join(map(str, row)) or "none"
-                raise ValueError(
-                    f"{place} needs the columns file_name and text or caption; there are: {there}"
-                )
-            name = _file_name(row["file_name"], place, file.parent)
-            n_repeated += items.setdefault(name, _Item()).add(row[column], row.get("group"), place)
+        rows = list(_csv_rows(file) if file.suffix == ".csv" else _jsonl_rows(file))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(
-            f"{file} cannot be read ({error}): save it as UTF-8, with every quote closed"
-        ) from error
-    if not items:
+        raise ValueError(f"{file} is not UTF-8 or has an open quote: mend it ({error})") from error
+    if not rows:
         raise ValueError(f"{file} has no rows: write one for each image")
-    if n_repeated:
-        warnings.warn(
-            f"{file} repeats {n_repeated} texts of the same image: each is used once", stacklevel=2
-        )
-    return items
+    for line, row in rows:
+        place = f"{file}, line {line},"
+        if not isinstance(row, dict):
+            raise ValueError(f"{place} is not a JSON object: write one object a line")
+        if None in row:  # where `csv` puts what is left over
+            raise ValueError(f"{place} has too many fields: quote texts that hold a comma")
+        column = next((column for column in _TEXT_COLUMNS if column in row), None)
+        if "file_name" not in row or column is None:
+            columns = ", ".join(row) or "none"
+            raise ValueError(f"{place} needs the columns file_name and text, but has {columns}")
+        yield place, _file_name(row["file_name"], place), row[column], row.get("group")
 
 
-def _file_name(value: Any, place: str, folder: Path) -> str:
-    """Returns a validated file name relative to the folder, with forward slashes."""
+def _csv_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    with open(file, encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, skipinitialspace=True, strict=True)
+        for row in reader:
+            yield reader.line_num, row
+
+
+def _jsonl_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        try:
+            if line.strip():
+                yield number, json.loads(line)
+        except (ValueError, RecursionError):  # ValueError also for numbers of thousands of digits
+            yield number, None
+
+
+def _file_name(value: Any, place: str) -> str:
+    """A file name within the metadata's folder, with forward slashes."""
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{place} has no file_name: name the image, relative to {folder}")
+        raise ValueError(f"{place} has no file_name: give the image's path within the folder")
     path = PureWindowsPath(value)
     if path.anchor or ".." in path.parts:
-        raise ValueError(
-            f"{place} has the file_name {value!r}, which is not within {folder}: move the file there"
-        )
+        raise ValueError(f"{place} has the file_name {value!r}: move the image into the folder")
     return path.as_posix()
-
-
-def _rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """Line numbers and rows of a metadata file; None for a line that is not JSON."""
-    with open(file, encoding="utf-8-sig", newline="") as lines:
-        if file.suffix == ".csv":
-            reader = csv.DictReader(lines, skipinitialspace=True, strict=True)
-            yield from ((reader.line_num, row) for row in reader)
-        else:
-            yield from (
-                (number, _json(line)) for number, line in enumerate(lines, start=1) if line.strip()
-            )
-
-
-def _json(line: str) -> Any:
-    with suppress(
-        ValueError, RecursionError
-    ):  # ValueError also for numbers with thousands of digits
-        return json.loads(line)
 
 
 # Hub data sets and local Parquet files, through `datasets`
 
 
-def load_hub(source: str, split: str, skips: Skips) -> Pairs:
-    """Reads one split of an image-text data set through `datasets`; images are decoded on demand.
+def _read_hub(place: str) -> _Loaders:
+    import datasets
 
-    Rows with the same image file are merged; rows with embedded images are separate images.
+    names = _asked(place, datasets.get_dataset_split_names)
+    return {split_of(name): partial(_load_hub, place, name) for name in names}
 
-    Args:
-        source: the hub id of a data set, ``owner/name``, or a local folder of Parquet files.
-        split: the split's name.
-        skips: the data set's name, and the policy for unusable samples.
 
-    Raises:
-        ConnectionError: if the data set cannot be fetched from the hub.
-        ValueError: if the split does not exist, a column is missing, or a sample is unusable.
-    """
+def _load_hub(place: str, split: str, skips: Skips) -> Pairs:
+    """Rows with the same image file are merged; rows with embedded images are separate images."""
     import datasets
     import pyarrow.compute
 
-    loaded = _asked(source, (datasets.exceptions.DatasetNotFoundError,), datasets.load_dataset)
-    splits = {split_of(str(name)): data for name, data in loaded.items()}
-    data = _split_given(splits, split, source, "name another split")
-    column = next((column for column in TEXT_COLUMNS if column in data.column_names), None)
+    data = _asked(place, datasets.load_dataset, split=split)
+    column = next((column for column in _TEXT_COLUMNS if column in data.column_names), None)
     if column is None or not isinstance(data.features.get("image"), datasets.Image):
-        needed = f"a column image of images and one of {', '.join(TEXT_COLUMNS)}"
-        raise ValueError(f"{source} needs {needed}; there are {dict(data.features)}")
+        needed = f"a column image of images and one of {', '.join(_TEXT_COLUMNS)}"
+        raise ValueError(f"{place} needs {needed}; there are {dict(data.features)}")
     files = data.select_columns("image").cast_column("image", datasets.Image(decode=False))
     paths = pyarrow.compute.struct_field(files.data["image"], "path").to_pylist()
     groups = data["group"] if "group" in data.column_names else [None] * len(data)
-    items: Items = {}
+    rows = []
+    first: dict[str, int] = {}  # the first row of each image
     for row, (path, texts, group) in enumerate(zip(paths, data[column], groups, strict=True)):
         key = path if path and Path(path).is_absolute() else f"row {row}"
-        items.setdefault(key, _Item(row)).add(texts, group, f"row {row} of {source}")
-    return _pairs(
-        items,
-        split,
-        skips,
-        lambda keys: partial(_hub_image, files, [items[key].row for key in keys]),
-    )
+        first.setdefault(key, row)
+        rows.append((f"row {row} of {place}", key, texts, group))
+    return _pairs(split_of(split), skips, _merged(rows), partial(_hub_image, files, first))
 
 
-def _hub_image(files: Any, rows: list[int], i: int) -> Image.Image:
+def _hub_image(files: Any, rows: dict[str, int], keys: list[str], i: int) -> Image.Image:
     """Loads image i from its row of a `datasets.Dataset` with undecoded images."""
-    image = files[rows[i]]["image"] or {"bytes": b"", "path": None}
-    return open_rgb(image["bytes"] or image["path"] or b"", f"the image of row {rows[i]}")
+    row = rows[keys[i]]
+    image = files[row]["image"] or {"bytes": b"", "path": None}
+    return open_rgb(image["bytes"] or image["path"] or b"", f"the image of row {row}")
 
 
-def hub_splits(source: str) -> list[str]:
-    """Returns the splits of a data set that `datasets` loads, without fetching images.
-
-    Raises:
-        ConnectionError: if the data set cannot be fetched from the hub.
-    """
-    import datasets
-
-    names = _asked(
-        source, (datasets.exceptions.DatasetNotFoundError,), datasets.get_dataset_split_names
-    )
-    return [split_of(name) for name in names]
-
-
-def _asked(source: str, offline: tuple[type[Exception], ...], ask: Callable, **options: Any) -> Any:
-    """The result of `ask(source)`; errors name the source, those of `offline` as a
-    `ConnectionError`.
-    """
+def _asked(place: str, ask: Callable, **options: Any) -> Any:
+    """The result of `ask(place)`, a function of `datasets` or of the hub's client."""
     try:
-        return ask(source, **options)
-    except (ConnectionError, *offline) as error:
-        raise ConnectionError(NOT_GIVEN.format(source=source, error=error)) from error
+        return ask(place, **options)
+    except OSError as error:  # all that the network and the hub raise
+        what = f"{place} is no folder here and cannot be fetched from the hub ({error})"
+        raise ConnectionError(f"{what}: check name and network, or set CIBR_DATA") from error
     except Exception as error:  # the builders of `datasets` raise nearly anything
-        cause = error.__cause__ or error
-        raise ValueError(
-            f"{source} cannot be read as a data set ({type(cause).__name__}: {cause})"
-        ) from error
+        cause = repr(error.__cause__ or error)
+        raise ValueError(f"{place} cannot be read ({cause}): check its files") from error
 
 
 # WebDataset shards
 
 
-def load_shards(source: str, split: str, skips: Skips) -> Pairs:
-    """Reads one split of a data set of WebDataset shards.
+def _read_shards(place: str) -> _Loaders:
+    files = _shard_root(place, "*.txt").glob("[!.]*/nshards.txt")
+    folders = {split: file.parent.name for split, file in _by_split(files).items()}
+    return {split: partial(_load_shards, place, folder) for split, folder in folders.items()}
 
-    Args:
-        source: a local folder, or the hub id of a data set, ``owner/name``.
-        split: the split's name.
-        skips: the data set's name, and the policy for unusable samples.
 
-    Returns:
-        The pairs; with labels, class names and prompt templates if the samples have ``.cls``.
+def _shard_root(place: str, *patterns: str) -> Path:
+    """The folder of a set of shards; if it is on the hub, the files of the patterns are fetched."""
+    if Path(place).is_dir():
+        return Path(place)
+    import huggingface_hub
 
-    Raises:
-        FileNotFoundError: if a shard or another file is missing.
-        ValueError: if the split does not exist, a file violates the layout, or a sample is
-        unusable.
-        ConnectionError: if the files cannot be fetched from the hub.
-    """
-    root = _shard_root(
-        source, ["*.txt", *(f"{name}/*" for name in SPLIT_NAMES.get(split, (split,)))]
-    )
-    advice = f"add {split}/nshards.txt with its shards"
-    numbered = _split_given(by_split(root.glob(N_SHARDS)), split, source, advice)
-    shards = [numbered.parent / f"{number}.tar" for number in range(_n_shards(numbered))]
-    bar = tqdm(shards, desc=f"{skips.name} {split}: shards", unit="shard", delay=1)
-    samples = [
-        (n, key, parts) for n, shard in enumerate(bar) for key, parts in _index(shard).items()
-    ]
-    classnames = _classnames(root) if any("cls" in parts for _, _, parts in samples) else None
+    fetch = huggingface_hub.snapshot_download
+    return Path(_asked(place, fetch, repo_type="dataset", allow_patterns=list(patterns)))
+
+
+def _load_shards(place: str, folder: str, skips: Skips) -> Pairs:
+    """Pairs of the split in a folder; with labels, class names and templates if it has ``.cls``."""
+    root = _shard_root(place, "*.txt", f"{folder}/*")
+    n_shards = _n_shards(root / folder / "nshards.txt")
+    shards = [root / folder / f"{number}.tar" for number in range(n_shards)]
+    indexes = [_index(shard) for shard in tqdm(shards, desc=f"{skips.name}: shards", delay=1)]
+    has_classes = any("cls" in parts for samples in indexes for parts in samples.values())
+    classnames = _classnames(root / "classnames.txt") if has_classes else None
     keys, captions, labels, places = [], [], [], []
-    for number, key, parts in samples:
-        if problem := _problem(parts, classnames):
-            skips.add(ValueError(f"sample {key!r} of {shards[number]} has {problem}"))
-            continue
-        keys.append(key)
-        places.append((number, *parts["image"]))
-        labels.append(int(parts.get("cls", 0)))
-        captions.append(clean_texts(parts.get("txt", "").split("\n")) or [classnames[labels[-1]]])
-    about: dict[str, Any] = {}
-    if classnames:
-        about = {"labels": torch.tensor(labels, dtype=torch.long), "classnames": classnames}
-    if classnames and (root / TEMPLATES).is_file():
-        about["templates"] = clean_texts(
-            (root / TEMPLATES).read_text(encoding="utf-8-sig").split("\n")
-        )
+    for number, samples in enumerate(indexes):
+        for key, parts in samples.items():
+            if problem := _problem(parts, classnames):
+                skips.add(ValueError(f"sample {key!r} of {shards[number]} has {problem}"))
+                continue
+            keys.append(key)
+            places.append((number, *parts["image"]))
+            labels.append(int(parts.get("cls", 0)))
+            captions.append(_stripped(parts.get("txt", "").split("\n")) or [classnames[labels[-1]]])
     load = partial(_shard_image, shards, keys, np.array(places, dtype=np.int64).reshape(-1, 3))
-    return Pairs(skips.name, split, captions, keys, load, **about)
+    pairs = Pairs(skips.name, split_of(folder), captions, keys, load, classnames=classnames)
+    templates = root / "zeroshot_classification_templates.txt"
+    if has_classes:
+        pairs.labels = torch.tensor(labels, dtype=torch.long)
+    if has_classes and templates.is_file():
+        pairs.templates = _stripped(templates.read_text(encoding="utf-8-sig").split("\n"))
+    return pairs
 
 
 def _shard_image(shards: list[Path], keys: list[str], places: np.ndarray, i: int) -> Image.Image:
@@ -447,101 +341,68 @@ def _shard_image(shards: list[Path], keys: list[str], places: np.ndarray, i: int
     number, offset, size = places[i].tolist()
     with open(shards[number], "rb") as file:
         file.seek(offset)
-        data = file.read(size)
-    return open_rgb(data, f"the image of sample {keys[i]!r} of {shards[number]}")
-
-
-def shard_splits(source: str) -> list[str]:
-    """Returns the splits of a data set of WebDataset shards, without fetching a shard.
-
-    Raises:
-        ConnectionError: if the data set cannot be fetched from the hub.
-    """
-    return list(by_split(_shard_root(source, ["*.txt"]).glob(N_SHARDS)))
-
-
-def _shard_root(source: str, patterns: list[str]) -> Path:
-    """The local folder of a data set; if it is on the hub, after fetching the files that match the
-    patterns.
-    """
-    if Path(source).is_dir():
-        return Path(source)
-    import huggingface_hub
-
-    # The hub client raises its own errors, and those of its HTTP library and of the system.
-    options = dict(repo_type="dataset", allow_patterns=patterns)
-    return Path(_asked(source, (Exception,), huggingface_hub.snapshot_download, **options))
+        return open_rgb(file.read(size), f"the image of sample {keys[i]!r} of {shards[number]}")
 
 
 def _n_shards(file: Path) -> int:
     text = file.read_text(encoding="utf-8", errors="replace").strip()
     if not text.isdecimal() or len(text) > 9 or int(text) == 0:
-        raise ValueError(
-            f"{file} says {text[:40]!r}: it holds the number of the split's shards, 1 or more"
-        )
+        raise ValueError(f"{file} says {text[:40]!r}: write the number of shards, 1 or more")
     return int(text)
 
 
-def _classnames(root: Path) -> list[str]:
-    text = (root / CLASSNAMES).read_text(encoding="utf-8-sig")
-    names = [name.strip() for name in text.strip().split("\n")]
+def _classnames(file: Path) -> list[str]:
+    names = [name.strip() for name in file.read_text(encoding="utf-8-sig").strip().split("\n")]
     # Not an error: ImageNet's usual list has "missile" twice and "sunglasses" twice.
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        several = f"several classes the name {', '.join(map(repr, repeated))}"
-        warnings.warn(
-            f"{root / CLASSNAMES} gives {several}: no text tells them apart", stacklevel=3
-        )
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        what = f"{file} gives several classes the same name, which no text can tell apart"
+        warnings.warn(f"{what}: {', '.join(repeated)}", stacklevel=2)
     return names
 
 
 def _index(shard: Path) -> dict[str, dict[str, Any]]:
-    """Lists the samples of an uncompressed tar file: ``image`` (offset, size), ``txt`` and ``cls``
-    by key.
-
-    Raises:
-        ValueError: if it is not a whole tar file, two members have the same name, or a text is not
-            UTF-8.
-    """
+    """The samples of an uncompressed tar file by key: `image` (offset, size), `txt` and `cls`."""
     samples: dict[str, dict[str, Any]] = {}
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                named = SAMPLE_NAME.fullmatch(member.name)
-                suffix = named[2].lower() if named and member.isfile() else ""
-                part = "image" if suffix in IMAGE_SUFFIXES else suffix
-                if part not in ("image", "txt", "cls"):
+                name = _SAMPLE_FILE.fullmatch(member.name)
+                if not name or not member.isfile():
                     continue
-                parts, where = samples.setdefault(named[1], {}), f"sample {named[1]!r} of {shard}"
+                key, part = name[1], name[2].lower()
+                if part not in ("txt", "cls"):
+                    part = "image"
+                parts = samples.setdefault(key, {})
                 if part in parts:
-                    raise ValueError(f"{where} has two of {part}: give each a name of its own")
-                place = member.offset_data, member.size
-                parts[part] = (
-                    place if part == "image" else tar.extractfile(member).read().decode("utf-8-sig")
-                )
+                    raise ValueError(f"sample {key!r} of {shard} has two of {part}: keep one")
+                if part == "image":
+                    parts[part] = (member.offset_data, member.size)
+                else:
+                    parts[part] = tar.extractfile(member).read().decode("utf-8-sig")
             # tarfile takes a damaged or missing header for the end of the file; a complete file
             # ends in zeros.
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise ValueError(
-                    f"{shard} is cut short or damaged at byte {tar.offset:,}: fetch it again"
-                )
+                raise tarfile.ReadError(f"neither a sample nor the end at byte {tar.offset:,}")
     except UnicodeDecodeError as error:
-        raise ValueError(f"a text of {where} is not UTF-8 ({error}): write it again") from error
+        raise ValueError(f"a text of sample {key!r} of {shard} is not UTF-8: save it so") from error
     except tarfile.TarError as error:
-        raise ValueError(
-            f"{shard} is cut short or is no tar file ({error}): fetch it again"
-        ) from error
+        raise ValueError(f"{shard} is damaged or no tar file ({error}): fetch it again") from error
     return samples
 
 
 def _problem(parts: dict[str, Any], classnames: list[str] | None) -> str:
     """The reason why a sample is unusable, with the fix; empty if it is usable."""
     if "image" not in parts:
-        return f"a text but no image: add one of {', '.join(f'.{suffix}' for suffix in IMAGE_SUFFIXES)}"
+        return f"a text but no image: add one of {', '.join(IMAGE_SUFFIXES)}"
     if "cls" not in parts and not parts.get("txt", "").strip():
         return "an image but no text: add a .txt with one caption a line, or a .cls"
     label = parts.get("cls", "").strip()
     if classnames and not (label.isdecimal() and len(label) < 10 and int(label) < len(classnames)):
-        place = f"an index into the {len(classnames)} lines of {CLASSNAMES}, counted from 0"
-        return f"the label {label[:40]!r}: a .cls holds {place}"
+        return f"the label {label[:40]!r}, but classnames.txt has lines 0 to {len(classnames) - 1}"
     return ""
+
+
+# Readers by the kind of data.
+READERS = {"images": _read_images, "shards": _read_shards, "hub": _read_hub}

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from cibr.losses.clip import Features, check_finite
 
-POWER = 0.5  # a: the exponent that weights a direction by its correlation
+_POWER = 0.5  # a: the exponent that weights a direction by its correlation
 Moments = tuple[Float64[Tensor, "p p"], Float64[Tensor, "q q"], Float64[Tensor, "p q"]]
 
 
@@ -146,7 +146,7 @@ def canonical_maps(
     whiten = [_inverse_root(c, ridge) for c, ridge in ((image, ridge_image), (text, ridge_text))]
     u, correlations, v = torch.linalg.svd(whiten[0] @ cross @ whiten[1], full_matrices=False)
     signs = u.gather(0, u.abs().argmax(0, keepdim=True)).sign()
-    weights = (correlations**POWER)[:, None]
+    weights = (correlations**_POWER)[:, None]
     maps = weights * ((u * signs).T @ whiten[0]), weights * (signs.T * v @ whiten[1])
     return tuple(F.pad(side[:dim], (0, 0, 0, max(0, dim - len(side)))) for side in maps)
 

@@ -15,16 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cibr.losses.clip import (
-    Features,
-    Labels,
-    Number,
-    Scalar,
-    check_finite,
-    checked,
-    described,
-    info_nce,
-)
+from cibr.losses import clip
+from cibr.losses.clip import Features, Labels, Number, Scalar, check_finite, described
 from cibr.losses.penalties import PENALTIES, LossInputs, Term
 from cibr.losses.vmf import sample_vmf
 from cibr.utils import check_known
@@ -37,12 +29,12 @@ _PAIRED = {  # the inputs behind a need, and what they are
 }
 
 
-class InfoNCE(Term):
+class _InfoNCE(Term):
     """CLIP's contrastive loss, exact and in bounded memory: see `clip_loss`."""
 
     def forward(self, inputs: LossInputs) -> Scalar:
         images, texts = inputs.z_image, inputs.z_text
-        loss = info_nce(images, texts, inputs.logit_scale, inputs.labels)
+        loss = clip.info_nce(images, texts, inputs.logit_scale, inputs.labels)
         self._last = len(images), loss.detach()
         return loss
 
@@ -56,7 +48,7 @@ class InfoNCE(Term):
         return {"mi_lower_bound_nats": math.log(n) - loss}
 
 
-CONTRASTIVE: dict[str, type[Term]] = {"clip": InfoNCE}
+CONTRASTIVE: dict[str, type[Term]] = {"clip": _InfoNCE}
 
 
 def beta_at(progress: Number, beta: Number) -> float:
@@ -141,13 +133,15 @@ class CIBRLoss(nn.Module):
         self.penalty = _built("penalty", penalty, PENALTIES, options)
         self.contrastive = _built("contrastive loss", contrastive, CONTRASTIVE, {})
 
-    def extra_repr(self) -> str:
-        return f"beta={self.beta}, kappa_e={self.kappa_e}, sample={self.sample}"
-
     @property
     def needs(self) -> set[str]:
         """The optional inputs that `forward` requires, see `Term`."""
         return {*self.penalty.needs, *self.contrastive.needs}
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The parameters for the caller's optimiser: not those that `update` trains."""
+        terms = [t for t in (self.penalty, self.contrastive) if not t.is_trained]
+        return [parameter for term in terms for parameter in term.parameters()]
 
     def forward(
         self,
@@ -226,7 +220,7 @@ class CIBRLoss(nn.Module):
 
     def _inputs(self, image, text, logit_scale, labels, optional: dict[str, Any]) -> LossInputs:
         """The checked inputs of the terms, with samples drawn if `sample` is set."""
-        image, text, scale = checked(image, text, logit_scale, labels, _LENGTH_TOLERANCE)
+        image, text, scale = clip.checked(image, text, logit_scale, labels, _LENGTH_TOLERANCE)
         for name in optional:
             check_known("input of CIBRLoss", name, LossInputs._fields[6:])
         self._check_needs(len(image), labels, optional)
@@ -258,13 +252,7 @@ class CIBRLoss(nn.Module):
 
 def check_options(penalty: type[Term], options: dict[str, Any]) -> None:
     """Raises ValueError for an option that the constructor of a penalty does not take."""
-    known: list[str] = []
-    for cls in penalty.__mro__:
-        if "__init__" in vars(cls):
-            parameters = inspect.signature(cls.__init__).parameters
-            known += [name for name in parameters if name not in ("self", "options")]
-            if "options" not in parameters:  # which stands for those of the parent class
-                break
+    known = inspect.signature(penalty).parameters
     for name in options:
         check_known(f"option of {penalty.__name__}", name, known)
 

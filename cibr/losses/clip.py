@@ -7,6 +7,7 @@ its rows are in memory. Source: Radford et al. (2021, arXiv 2103.00020), figure 
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -15,8 +16,8 @@ from torch.autograd.function import once_differentiable
 
 # Up to this n, one n x n matrix is kept for the backward pass (16 MiB in float32); above it, blocks
 # of similarities are recomputed, at the cost of one matrix product in four.
-LARGEST_DIRECT = 2048
-AUTOMATIC_CHUNK = 512
+_LARGEST_DIRECT = 2048
+_AUTOMATIC_CHUNK = 512
 
 Number = float | int
 Features = Float[Tensor, "n d"]
@@ -28,25 +29,25 @@ class _SymmetricInfoNCE(torch.autograd.Function):
     """Mean of both cross-entropies, from the full similarity matrix or from blocks of its rows.
 
     Each block serves both directions: rows are complete, columns keep a running maximum and sum.
-    Maxima and sums
-    are stored separately because a merged log-sum-exp would lose the digits of a loss near zero.
+    Maxima and sums are stored separately because a merged log-sum-exp would lose the digits of a
+    loss near zero.
     """
 
     @staticmethod
     def forward(ctx, image, text, scale, labels, chunk):
-        n, ctx.chunk = len(image), chunk
+        n = len(image)
+        ctx.chunk = chunk
         if chunk >= n:
-            every = slice(0, n)
             logits = (scale * image) @ text.T
-            rows, columns = logits.log_softmax(1), logits.log_softmax(0)
-            target = _target(labels, every, logits)
-            value = (
-                -(_at_target(rows, target, every) + _at_target(columns, target, every)).mean() / 2
-            )
-            kept = [_minus_targets(rows.exp_().add_(columns.exp_()), target, every)]
+            targets = _targets(labels, slice(0, n), logits)
+            rows = logits.log_softmax(1)
+            columns = logits.log_softmax(0)
+            value = -(targets.mean_of(rows) + targets.mean_of(columns)).mean() / 2
+            kept = [targets.subtracted_from(rows.exp_().add_(columns.exp_()))]
         else:
             row_max, row_sum, positive = image.new_empty(3, n)
-            column_max, column_sum = image.new_full((n,), -math.inf), image.new_zeros(n)
+            column_max = image.new_full((n,), -math.inf)
+            column_sum = image.new_zeros(n)
             for rows in _blocks(n, chunk):
                 logits = (scale * image[rows]) @ text.T  # [chunk, n]
                 row_max[rows] = logits.amax(1)
@@ -55,7 +56,7 @@ class _SymmetricInfoNCE(torch.autograd.Function):
                 column_sum *= (column_max - highest).exp_()
                 column_sum += (logits - highest).exp_().sum(0)
                 column_max = highest
-                positive[rows] = _at_target(logits, _target(labels, rows, logits), rows)
+                positive[rows] = _targets(labels, rows, logits).mean_of(logits)
             above = (row_max - positive) + (column_max - positive)
             value = (above + row_sum.log() + column_sum.log()).mean() / 2
             kept = [row_max, row_sum, column_max, column_sum]
@@ -66,7 +67,8 @@ class _SymmetricInfoNCE(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         image, text, scale, labels, *kept = ctx.saved_tensors
-        grad_image, grad_text = torch.empty_like(image), torch.zeros_like(text)
+        grad_image = torch.empty_like(image)
+        grad_text = torch.zeros_like(text)
         with torch.autocast(image.device.type, enabled=False):
             for rows in _blocks(len(image), ctx.chunk):
                 if len(kept) == 1:
@@ -76,81 +78,56 @@ class _SymmetricInfoNCE(torch.autograd.Function):
                     logits = (scale * image[rows]) @ text.T
                     slope = (logits - row_max[rows, None]).exp_().div_(row_sum[rows, None])
                     slope = slope.addcdiv_((logits - column_max).exp_(), column_sum)
-                    slope = _minus_targets(slope, _target(labels, rows, slope), rows)
+                    slope = _targets(labels, rows, slope).subtracted_from(slope)
                 torch.mm(slope, text, out=grad_image[rows])
                 grad_text.addmm_(slope.T, image[rows])
         weight = grad * scale / (2 * len(image))
-        grad_image, grad_text = grad_image.mul_(weight), grad_text.mul_(weight)
-        return (
-            grad_image,
-            grad_text,
-            torch.dot(image.flatten(), grad_image.flatten()) / scale,
-            None,
-            None,
-        )
+        grad_image.mul_(weight)
+        grad_scale = torch.dot(image.flatten(), grad_image.flatten()) / scale
+        return grad_image, grad_text.mul_(weight), grad_scale, None, None
 
 
 def _blocks(n: int, chunk: int) -> list[slice]:
     return [slice(start, min(start + chunk, n)) for start in range(0, n, chunk)]
 
 
-def _target(labels: Tensor | None, rows: slice, like: Tensor) -> Tensor | None:
-    """The target distribution of some rows, [rows, n]: 1 / m for each of the m rows with the same
-    label.
+class _Targets(NamedTuple):
+    """The target distributions of some rows of the similarity matrix.
+
+    Args:
+        shares: [rows, n], 1 / m for each of the m columns with the row's label; None if all mass is
+            on the pair itself.
+        rows: the rows.
     """
+
+    shares: Tensor | None
+    rows: slice
+
+    def mean_of(self, matrix: Tensor) -> Tensor:
+        """Mean of each row of the matrix [rows, n] over its targets, [rows]."""
+        if self.shares is None:
+            return matrix[:, self.rows].diagonal()
+        return (matrix * self.shares).sum(1)
+
+    def subtracted_from(self, slope: Tensor) -> Tensor:
+        """The sum of both softmaxes [rows, n] minus the targets of both directions, in place."""
+        if self.shares is None:
+            slope[:, self.rows].diagonal().sub_(2)
+            return slope
+        return slope.sub_(self.shares, alpha=2)
+
+
+def _targets(labels: Tensor | None, rows: slice, like: Tensor) -> _Targets:
     if labels is None:
-        return None  # all mass on the pair itself
+        return _Targets(None, rows)
     same = (labels[rows, None] == labels).to(like)
-    return same.div_(same.sum(1, keepdim=True))
-
-
-def _at_target(matrix: Tensor, target: Tensor | None, rows: slice) -> Tensor:
-    """Mean of each row of the matrix [rows, n] over its target distribution, [rows]."""
-    return matrix[:, rows].diagonal() if target is None else (matrix * target).sum(1)
-
-
-def _minus_targets(slope: Tensor, target: Tensor | None, rows: slice) -> Tensor:
-    """The sum of both softmaxes [rows, n] minus the targets of both directions, in place."""
-    if target is None:
-        slope[:, rows].diagonal().sub_(2)
-        return slope
-    return slope.sub_(target, alpha=2)
+    return _Targets(same.div_(same.sum(1, keepdim=True)), rows)
 
 
 def described(value) -> str:
     """The dtype and shape of a tensor, or the type of anything else, for error messages."""
-    return (
-        f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    )
-
-
-def check_shapes(image: Tensor, text: Tensor, labels: Tensor | None = None) -> None:
-    """Raises ValueError for anything but a batch of at least two pairs [n, d] with fitting labels
-    [n].
-    """
-    for name, value in (("image_features", image), ("text_features", text)):
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 2:
-            raise ValueError(
-                f"{name} must be a float tensor [n, d], got {described(value)}: use torch.tensor"
-            )
-    if image.shape != text.shape:
-        rule = "row i of both is a pair, so project both towers to one width"
-        raise ValueError(
-            f"image_features {list(image.shape)} and text_features {list(text.shape)} differ: {rule}"
-        )
-    if len(image) < 2:
-        raise ValueError(
-            f"a contrast needs at least 2 pairs, got {len(image)}: pass drop_last=True to the loader"
-        )
-    fitting = (
-        isinstance(labels, Tensor)
-        and labels.shape == image.shape[:1]
-        and not labels.is_floating_point()
-    )
-    if labels is not None and not fitting:
-        raise ValueError(
-            f"labels must be an integer tensor [{len(image)}], one a pair, got {described(labels)}"
-        )
+    is_tensor = isinstance(value, Tensor)
+    return f"{value.dtype} {list(value.shape)}" if is_tensor else type(value).__name__
 
 
 def check_finite(**tensors: Tensor) -> None:
@@ -159,6 +136,26 @@ def check_finite(**tensors: Tensor) -> None:
         if not torch.isfinite(value).all():
             fix = "look for a zero vector that was divided by its length, or training that diverged"
             raise ValueError(f"{name} must be finite, and some entries are NaN or infinite: {fix}")
+
+
+def _check_shapes(image: Tensor, text: Tensor, labels: Tensor | None) -> None:
+    for name, value in (("image_features", image), ("text_features", text)):
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 2:
+            rule = "must be a float tensor [n, d]"
+            raise ValueError(f"{name} {rule}, got {described(value)}: use torch.tensor")
+    if image.shape != text.shape:
+        shapes = f"image_features {list(image.shape)} and text_features {list(text.shape)}"
+        rule = "row i of both is a pair, so project both towers to one width"
+        raise ValueError(f"{shapes} differ: {rule}")
+    n = len(image)
+    if n < 2:
+        fix = "pass drop_last=True to the loader"
+        raise ValueError(f"a contrast needs at least 2 pairs, got {n}: {fix}")
+    if labels is not None:
+        is_integer = isinstance(labels, Tensor) and not labels.is_floating_point()
+        if not is_integer or labels.shape != (n,):
+            rule = f"labels must be an integer tensor [{n}], one a pair"
+            raise ValueError(f"{rule}, got {described(labels)}")
 
 
 def checked(
@@ -186,49 +183,42 @@ def checked(
     Raises:
         ValueError: as `clip_loss`, or row norms beyond the tolerance.
     """
-    check_shapes(image, text, labels)
+    _check_shapes(image, text, labels)
     dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
-    image, text = image.to(dtype), text.to(dtype)
-    scale = scale.to(image) if isinstance(scale, Tensor) else image.new_full((), scale)
+    sides = {"image_features": image.to(dtype), "text_features": text.to(dtype)}
+    scale = torch.as_tensor(scale, dtype=dtype, device=image.device)
     if scale.ndim:
-        raise ValueError(
-            f"logit_scale must be one number, got the shape {list(scale.shape)}: squeeze it"
-        )
+        shape = list(scale.shape)
+        raise ValueError(f"logit_scale must be one number, got the shape {shape}: squeeze it")
     if tolerance < math.inf:
-        off = [
-            (torch.linalg.vector_norm(side.detach(), dim=1) - 1).abs().amax()
-            for side in (image, text)
-        ]
-    else:
-        off = [side.detach().sum().abs() for side in (image, text)]  # finite unless an entry is not
+        norms = (torch.linalg.vector_norm(side.detach(), dim=1) for side in sides.values())
+        off = [(norm - 1).abs().amax() for norm in norms]
+    else:  # finite unless an entry is not
+        off = [side.detach().sum().abs() for side in sides.values()]
     if torch.compiler.is_compiling():
         in_order = (off[0] < tolerance) & (off[1] < tolerance) & (scale > 0) & (scale < math.inf)
-        torch._assert_async(
-            in_order, "features must be finite (CIBRLoss: unit vectors), logit_scale positive"
-        )
-        return image, text, scale
+        rule = "features must be finite (CIBRLoss: unit vectors), logit_scale positive"
+        torch._assert_async(in_order, rule)
+        return *sides.values(), scale
     *off, multiplier = torch.stack([*off, scale.detach()]).tolist()
-    for name, side, value in zip(
-        ("image_features", "text_features"), (image, text), off, strict=True
-    ):
-        if not value < tolerance:
+    for (name, side), distance in zip(sides.items(), off, strict=True):
+        if not distance < tolerance:
             check_finite(**{name: side})
-            off_by = f"within {tolerance} of length 1, and one is off by {value:.3g}"
-            raise ValueError(
-                f"{name} must be unit vectors, {off_by}: use torch.nn.functional.normalize(x, dim=1)"
-            )
+            rule = f"{name} must be unit vectors, within {tolerance} of length 1"
+            fix = "use torch.nn.functional.normalize(x, dim=1)"
+            raise ValueError(f"{rule}, and one is off by {distance:.3g}: {fix}")
     if not 0 < multiplier < math.inf:
         fix = "pass the multiplier itself, exp() of the logarithm that CLIP learns"
         raise ValueError(f"logit_scale must be positive and finite, got {multiplier}: {fix}")
-    return image, text, scale
+    return *sides.values(), scale
 
 
 def info_nce(
     image: Tensor, text: Tensor, scale: Tensor, labels: Tensor | None, chunk_size: int | None = None
-):
-    """`clip_loss` of inputs that `checked` returned, [n, d] each, and labels [n]: nats, a scalar."""
+) -> Tensor:
+    """`clip_loss` of what `checked` returned, [n, d] each, and labels [n]: nats, a scalar."""
     n = len(image)
-    automatic = n if n <= LARGEST_DIRECT else AUTOMATIC_CHUNK
+    automatic = n if n <= _LARGEST_DIRECT else _AUTOMATIC_CHUNK
     with torch.autocast(image.device.type, enabled=False):
         return _SymmetricInfoNCE.apply(image, text, scale, labels, min(chunk_size or automatic, n))
 
@@ -273,6 +263,5 @@ def clip_loss(
     if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
         rule = f"chunk_size must be an integer from 1, got {chunk_size}"
         raise ValueError(f"{rule}: pass None to have it chosen")
-    return info_nce(
-        *checked(image_features, text_features, logit_scale, labels), labels, chunk_size
-    )
+    inputs = checked(image_features, text_features, logit_scale, labels)
+    return info_nce(*inputs, labels, chunk_size)

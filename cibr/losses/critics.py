@@ -146,7 +146,7 @@ class ResidualCritics(nn.Module):
         return residual | {"text": nats["text_text"] - nats["text_image"]}
 
     def loss(self, z: dict[str, Features], pooled: dict[str, Tensor]) -> Scalar:
-        """Minus the sum of the four estimates, in nats, with fixed embeddings; updates the averages.
+        """Minus the sum of the estimates, in nats, with fixed embeddings; updates the averages.
 
         Args:
             z: embeddings of `image` and `text`, [n, d] each.

@@ -104,12 +104,9 @@ class VMFBound(Term):
         if not isinstance(kappa_b, Number) or not 0 < kappa_b <= 1e6:
             raise ValueError(f"kappa_b must be positive, at most 1e6, got {kappa_b}: try 1 to 100")
         self.kappa_b = kappa_b
-        self.text_weight = checked_share(text_weight)
+        self.text_weight = _checked_share(text_weight)
         self._mean_cosines: dict[tuple[float, int], Tensor] = {}
         self._last: tuple[Tensor, ...] | None = None
-
-    def extra_repr(self) -> str:
-        return f"kappa_b={self.kappa_b}, text_weight={self.text_weight}"
 
     def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         """Mean cosine of the images, and of the texts, with the centres of their b."""
@@ -122,7 +119,7 @@ class VMFBound(Term):
             self._mean_cosines[key] = vmf_mean_cosine(*key)
         self._last = (*key, torch.stack([image_cosine, text_cosine]).detach())
         weight = (self.kappa_b * self._mean_cosines[key]).to(image_cosine)
-        return weight * (1 - weighted_mean(image_cosine, text_cosine, self.text_weight))
+        return weight * (1 - _weighted_mean(image_cosine, text_cosine, self.text_weight))
 
     def reports(self) -> dict[str, Scalar]:
         """Upper bounds in nats at the kappa_b fitted to the batch."""
@@ -169,7 +166,8 @@ class Anchor(VMFBound):
     Args:
         statistic: maps pooled features of both modalities to unit vectors u_v, u_t, such as
             `RegularisedCCA`.
-        options: of `VMFBound`.
+        kappa_b: as in `VMFBound`.
+        text_weight: as in `VMFBound`.
 
     Raises:
         ValueError: no statistic, or a number out of its range.
@@ -180,8 +178,10 @@ class Anchor(VMFBound):
     ramps = False
     bounded = "beyond_statistic"
 
-    def __init__(self, statistic: nn.Module | None = None, **options: float):
-        super().__init__(**options)
+    def __init__(
+        self, statistic: nn.Module | None = None, kappa_b: float = 10.0, text_weight: float = 0.5
+    ):
+        super().__init__(kappa_b, text_weight)
         if statistic is None:
             fit = "RegularisedCCA.fit(image_pooled, text_pooled, dim=image_features.shape[1])"
             raise ValueError(f"the penalty 'anchor' needs a statistic: pass statistic={fit}")
@@ -200,8 +200,8 @@ class Anchor(VMFBound):
 class Mine(Term):
     """The paper's estimator: a difference of two Donsker-Varadhan estimates, which is no bound.
 
-    The critics are trained alongside the encoders, in `update`, by an Adam of their own; both are in
-    the state dict.
+    The critics are trained alongside the encoders, in `update`, by an Adam of their own; both are
+    in the state dict.
 
     Args:
         dims: widths of the embeddings and of the image and the text tower's pooled features.
@@ -233,14 +233,11 @@ class Mine(Term):
         if not isinstance(critic_rate, Number) or not 0 < critic_rate < math.inf:
             raise ValueError(f"critic_rate must be positive, got {critic_rate}: try 0.001")
         self.dims = tuple(dims)
-        self.text_weight = checked_share(text_weight)
+        self.text_weight = _checked_share(text_weight)
         self.critic_steps = critic_steps
         self.critics = ResidualCritics(*dims)
         self.optimizer = torch.optim.Adam(self.critics.parameters(), lr=critic_rate)
         self._last: dict[str, Tensor] = {}
-
-    def extra_repr(self) -> str:
-        return f"text_weight={self.text_weight}, critic_steps={self.critic_steps}"
 
     def get_extra_state(self) -> dict:
         return self.optimizer.state_dict()
@@ -252,7 +249,7 @@ class Mine(Term):
         fixed = {name: value.detach() for name, value in self.critics.named_parameters()}
         nats = torch.func.functional_call(self.critics, fixed, self._sides(inputs))
         self._last = {f"residual_{side}_nats": value.detach() for side, value in nats.items()}
-        return weighted_mean(nats["image"], nats["text"], self.text_weight)
+        return _weighted_mean(nats["image"], nats["text"], self.text_weight)
 
     def reports(self) -> dict[str, Scalar]:
         """Estimates of the residual information, in nats, which are not bounds."""
@@ -301,12 +298,12 @@ def mean_product(a: Features, b: Features) -> Scalar:
     return (a * b).sum(1).mean()
 
 
-def weighted_mean(image: Scalar, text: Scalar, text_weight: float) -> Scalar:
+def _weighted_mean(image: Scalar, text: Scalar, text_weight: float) -> Scalar:
     """The mean of both modalities with the weight `text_weight` for the text."""
     return (1 - text_weight) * image + text_weight * text
 
 
-def checked_share(text_weight: float) -> float:
+def _checked_share(text_weight: float) -> float:
     """Raises ValueError for a share of the texts outside [0, 1]."""
     if not isinstance(text_weight, Number) or not 0 <= text_weight <= 1:
         rule = "text_weight is the texts' share of the penalty, in [0, 1]"

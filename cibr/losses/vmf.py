@@ -3,7 +3,7 @@
 The density of vMF(mu, k) on the sphere in d dimensions is C_d(k) exp(k <mu, z>), its mean cosine is
 A_d(k) = I_{d/2}(k) / I_{d/2-1}(k). With e(z|x_v) = vMF(mu_v, k_e) and b(z|x_t) = vMF(mu_t, k_b) the
 bound E[log e(z|x_v) - log b(z|x_t)] on I(Z_v; X_v | X_t) has a closed form (`vmf_residual_nats`).
-Values are float64 for any input: the terms reach 1e5 and cancel, and I_v itself under- and
+_Values are float64 for any input: the terms reach 1e5 and cancel, and I_v itself under- and
 overflows for orders up to thousands and arguments up to 1e5. Only samples have the dtype of their
 mean directions.
 
@@ -20,23 +20,24 @@ from numpy.polynomial import Polynomial
 from torch import Tensor
 from torch.nn import functional as F
 
+from cibr.losses.clip import Number
+
 # Debye's expansion is used only at orders of at least 50, where nine terms leave an error below
 # 1e-14; lower orders are reached by the stable downward recurrence.
-N_TERMS = 9
-LOWEST_DEBYE_ORDER = 50
-NEWTON_STEPS = 5
+_N_TERMS = 9
+_LOWEST_DEBYE_ORDER = 50
+_NEWTON_STEPS = 5
 
-Number = float | int
-Values = Float[Tensor, "..."] | Number
-Float64s = Float64[Tensor, "..."]
+_Values = Float[Tensor, "..."] | Number
+_Float64s = Float64[Tensor, "..."]
 
 
 def _debye_polynomials() -> Float64[Tensor, "2 k powers"]:
     """Coefficients of U_k(t) and V_k(t) (DLMF 10.41.10-11)."""
-    table = torch.zeros(2, N_TERMS, 3 * N_TERMS - 2, dtype=torch.float64)
+    table = torch.zeros(2, _N_TERMS, 3 * _N_TERMS - 2, dtype=torch.float64)
     t, u = Polynomial([0.0, 1.0]), Polynomial([1.0])
     table[:, 0, 0] = 1.0
-    for k in range(1, N_TERMS):
+    for k in range(1, _N_TERMS):
         slope = t**2 * (1 - t**2) * u.deriv()
         following = slope / 2 + ((1 - 5 * t**2) * u / 8).integ()
         v = following - t * (1 - t**2) * u / 2 - slope
@@ -58,12 +59,12 @@ def _bessel(order: float, x: Tensor) -> tuple[Tensor, Tensor]:
         y_w = x I_{w+1} / I_w = s sum_k V_k / w^k / sum_k U_k / w^k - w
     and steps down with I_n / x^n = (2 n + 2 + y_{n+1}) I_{n+1} / x^{n+1}.
     """
-    n_steps = max(2, math.ceil(LOWEST_DEBYE_ORDER - order))
+    n_steps = max(2, math.ceil(_LOWEST_DEBYE_ORDER - order))
     top = order + n_steps
     s = torch.sqrt(top**2 + x**2)
-    weights = float(top) ** -torch.arange(N_TERMS, dtype=x.dtype, device=x.device)
+    weights = float(top) ** -torch.arange(_N_TERMS, dtype=x.dtype, device=x.device)
     exponents = torch.arange(_DEBYE.shape[2], dtype=x.dtype, device=x.device)
-    powers = (top / s).unsqueeze(-1) ** exponents  # [..., 3 * N_TERMS - 2]
+    powers = (top / s).unsqueeze(-1) ** exponents  # [..., 3 * _N_TERMS - 2]
     tables = _DEBYE.to(x.device, non_blocking=True)  # small enough not to synchronise
     sum_u, sum_v = (powers @ (weights @ tables).T).unbind(-1)
     log_scaled = s - top * torch.log(top + s) - torch.log(2 * math.pi * s) / 2 + torch.log(sum_u)
@@ -75,7 +76,7 @@ def _bessel(order: float, x: Tensor) -> tuple[Tensor, Tensor]:
     return log_scaled, x / denominator
 
 
-def _check(value: Values, name: str, dim: int) -> Float64s:
+def _check(value: _Values, name: str, dim: int) -> _Float64s:
     """A concentration in float64, for a sphere in `dim` dimensions."""
     if dim < 2:
         raise ValueError(f"dim must be at least 2, got {dim}: pass the width of the embedding")
@@ -88,7 +89,7 @@ def _check(value: Values, name: str, dim: int) -> Float64s:
     return torch.as_tensor(value, dtype=torch.float64)
 
 
-def vmf_mean_cosine(kappa: Values, dim: int) -> Float64s:
+def vmf_mean_cosine(kappa: _Values, dim: int) -> _Float64s:
     """Mean of <mu, z> under vMF(mu, kappa): A_d(kappa) = I_{d/2} / I_{d/2-1}.
 
     Source: Mardia & Jupp, Directional Statistics, section 9.3.
@@ -106,7 +107,7 @@ def vmf_mean_cosine(kappa: Values, dim: int) -> Float64s:
     return _bessel(dim / 2 - 1, _check(kappa, "kappa", dim))[1]
 
 
-def vmf_log_normalizer(kappa: Values, dim: int) -> Float64s:
+def vmf_log_normalizer(kappa: _Values, dim: int) -> _Float64s:
     """Log of the normalising constant of the vMF density C_d(kappa) exp(kappa <mu, z>).
 
     Source: C_d(k) = k^{d/2-1} / ((2 pi)^{d/2} I_{d/2-1}(k)), Mardia & Jupp, section 9.3.
@@ -128,7 +129,7 @@ def _log_normalizer(kappa: Tensor, dim: int) -> Tensor:
     return -dim / 2 * math.log(2 * math.pi) - _bessel(dim / 2 - 1, kappa)[0]
 
 
-def vmf_fit_kappa(mean_cosine: Values, dim: int) -> Float64s:
+def vmf_fit_kappa(mean_cosine: _Values, dim: int) -> _Float64s:
     """Maximum-likelihood concentration for a given mean cosine: the inverse of A_d.
 
     Source: the initial value of Banerjee et al. (2005, JMLR 6), then Newton's method (Sra 2012) to
@@ -157,14 +158,14 @@ def _fit_kappa(mean_cosine: Tensor, dim: int) -> Tensor:
     positive = mean_cosine > 0
     target = torch.where(positive, mean_cosine, 0.5)
     fit = target * (dim - target**2) / (1 - target**2)
-    for _ in range(NEWTON_STEPS):
+    for _ in range(_NEWTON_STEPS):
         ratio = _bessel(dim / 2 - 1, fit)[1]
         slope = 1 - ratio**2 - (dim - 1) * ratio / fit
         fit = fit * torch.clamp(1 - (ratio - target) / slope / fit, 0.5, 2.0)
     return torch.where(positive, fit, 0.0)
 
 
-def fitted_log_likelihood(mean_cosine: Float64s, dim: int) -> Float64s:
+def fitted_log_likelihood(mean_cosine: _Float64s, dim: int) -> _Float64s:
     """Mean log density, in nats, of a vMF with the fitted concentration; `mean_cosine` < 1 is not
     checked.
     """
@@ -172,7 +173,7 @@ def fitted_log_likelihood(mean_cosine: Float64s, dim: int) -> Float64s:
     return _log_normalizer(kappa, dim) + kappa * mean_cosine
 
 
-def vmf_residual_nats(cosine: Values, kappa_e: Values, kappa_b: Values, dim: int) -> Float64s:
+def vmf_residual_nats(cosine: _Values, kappa_e: _Values, kappa_b: _Values, dim: int) -> _Float64s:
     """Upper bound on I(Z_v; X_v | X_t) for vMF encoders, one value per pair.
 
     The divergence KL(vMF(mu_v, k_e) || vMF(mu_t, k_b)) in closed form:
@@ -208,7 +209,7 @@ def vmf_residual_nats(cosine: Values, kappa_e: Values, kappa_b: Values, dim: int
     return log_ratio + kappa_e * mean_cosine - kappa_b * mean_cosine * cosine
 
 
-def vmf_floor_nats(kappa_e: Values, kappa_b: Values, dim: int) -> Float64s:
+def vmf_floor_nats(kappa_e: _Values, kappa_b: _Values, dim: int) -> _Float64s:
     """Value of `vmf_residual_nats` at cosine 1: a mismatch of concentrations, not information.
 
     Args:
@@ -250,7 +251,7 @@ def _sample_cosine_gap(kappa: Tensor, dim: int, generator: torch.Generator | Non
 
 
 def sample_vmf(
-    mean_directions: Float[Tensor, "n d"], kappa: Values, generator: torch.Generator | None = None
+    mean_directions: Float[Tensor, "n d"], kappa: _Values, generator: torch.Generator | None = None
 ) -> Float[Tensor, "n d"]:
     """Exact draws z ~ vMF(mu, kappa), one per row, differentiable in mu.
 

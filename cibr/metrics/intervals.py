@@ -14,18 +14,16 @@ import numpy as np
 from jaxtyping import Shaped
 from torch import Tensor
 
-N_RESAMPLES = 2000
-DRAWS = 2**20  # clusters drawn at a time (8 MiB of weights)
+_N_RESAMPLES = 2000
+_ENDS = (0.025, 0.975)
+_DRAWS = 2**20  # clusters drawn at a time (8 MiB of weights)
 
-Values = Shaped[np.ndarray, " n"] | Shaped[Tensor, " n"]
-SeedValues = Shaped[np.ndarray, "s _"] | Shaped[Tensor, "s _"]
+_Values = Shaped[np.ndarray, " n"] | Shaped[Tensor, " n"]
+_DataSets = Sequence[Shaped[np.ndarray, "s _"] | Shaped[Tensor, "s _"]]
 
 
 def bootstrap_interval(
-    values: Values,
-    clusters: Values | None = None,
-    seed: int = 0,
-    statistic: Callable = np.mean,
+    values: _Values, clusters: _Values | None = None, seed: int = 0, statistic: Callable = np.mean
 ) -> tuple[float, float, float]:
     """A mean or median over items with its 95 % bootstrap interval.
 
@@ -46,27 +44,27 @@ def bootstrap_interval(
         ValueError: values that are not finite, fewer than two clusters, another statistic.
     """
     if statistic not in (np.mean, np.median):
-        raise ValueError(
-            f"statistic is {statistic}: give np.mean or np.median, which weights are known for"
-        )
-    values = _finite(values, "values")
-    clusters = _cluster_indices(clusters, len(values))
-    weights = _weights(int(clusters.max()) + 1, np.random.default_rng(seed))
+        raise ValueError(f"statistic is {statistic}: give np.mean or np.median")
+    values = _finite("values", values)
+    labels = np.arange(len(values)) if clusters is None else np.asarray(clusters)
+    distinct, clusters = np.unique(labels, return_inverse=True)
+    if len(labels) != len(values) or len(distinct) < 2:
+        counts = f"{len(values)} items but {len(labels)} cluster labels, {len(distinct)} distinct"
+        raise ValueError(f"{counts}: give one label per item, and at least two clusters")
+    weights = _weights(len(distinct), np.random.default_rng(seed))
     if statistic is np.mean:
-        sums, counts = np.bincount(clusters, values), np.bincount(clusters)
-        estimate, resampled = values.mean(), [w @ sums / (w @ counts) for w in weights]
+        sums = np.bincount(clusters, values)
+        counts = np.bincount(clusters)
+        resampled = [w @ sums / (w @ counts) for w in weights]
     else:
         order = values.argsort()
-        estimate = np.median(values)
         resampled = [_medians(values[order], w[:, clusters[order]]) for w in weights]
-    return (float(estimate), *_ends(np.concatenate(resampled)))
+    low, high = np.quantile(np.concatenate(resampled), _ENDS).tolist()
+    return float(statistic(values)), low, high
 
 
 def paired_difference(
-    a: Sequence[SeedValues],
-    b: Sequence[SeedValues],
-    weights: Sequence[float] | None = None,
-    seed: int = 0,
+    a: _DataSets, b: _DataSets, weights: Sequence[float] | None = None, seed: int = 0
 ) -> dict[str, float]:
     """Paired difference of models b and a on the same items, averaged over data sets and training
     seeds.
@@ -90,31 +88,32 @@ def paired_difference(
         ValueError: lists or shapes that do not fit, values that are not finite, weights that are
             negative or all zero.
     """
-    differences = _differences(a, b)
-    shares = np.ones(len(differences)) if weights is None else np.asarray(weights, dtype=float)
-    if (
-        shares.shape != (len(differences),)
-        or not (shares >= 0).all()
-        or not 0 < shares.sum() < np.inf
-    ):
-        raise ValueError(
-            f"weights {weights} for {len(differences)} data sets: give each one, none below zero"
-        )
+    of_a, of_b = ([tuple(values.shape) for values in side] for side in (a, b))
+    matrices = of_a and all(len(shape) == 2 for shape in of_a)
+    if not matrices or of_a != of_b or len({n_seeds for n_seeds, _ in of_a}) > 1:
+        fix = "give [seeds, items] for each of the same data sets, with the same seeds everywhere"
+        raise ValueError(f"a has shapes {of_a} but b {of_b}: {fix}")
+    differences = [_finite("b", y) - _finite("a", x) for x, y in zip(a, b, strict=True)]
+    shares = np.ones(len(a)) if weights is None else np.asarray(weights, dtype=float)
+    if shares.shape != (len(a),) or (shares < 0).any() or not 0 < shares.sum() < np.inf:
+        fix = "give one per data set, none below zero and not all zero"
+        raise ValueError(f"weights are {weights} for {len(a)} data sets: {fix}")
     rng = np.random.default_rng(seed)
     drawn_seeds = np.concatenate(list(_weights(len(differences[0]), rng)))
-    mean, resampled = 0.0, np.zeros(N_RESAMPLES)
+    mean = 0.0
+    resampled = np.zeros(_N_RESAMPLES)
     for values, share in zip(differences, shares / shares.sum(), strict=True):
         mean += share * values.mean()
         resampled += share * (drawn_seeds * _drawn_sums(values, rng)).sum(1) / values.size
-    low, high = _ends(resampled)
+    low, high = np.quantile(resampled, _ENDS).tolist()
     return {"mean": float(mean), "low": low, "high": high}
 
 
 def _weights(n: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Counts of n clusters in n draws with replacement, [r, n] per block of resamples."""
-    block = max(1, DRAWS // n)
-    for start in range(0, N_RESAMPLES, block):
-        rows = min(block, N_RESAMPLES - start)
+    block = max(1, _DRAWS // n)
+    for start in range(0, _N_RESAMPLES, block):
+        rows = min(block, _N_RESAMPLES - start)
         drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
         yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(float)
 
@@ -127,7 +126,7 @@ def _drawn_sums(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     distinct, counts = np.unique(values, axis=1, return_counts=True)
     if 8 * len(counts) > n:
         return np.concatenate([w @ values.T for w in _weights(n, rng)])
-    return rng.multinomial(n, counts / n, N_RESAMPLES) @ distinct.T
+    return rng.multinomial(n, counts / n, _N_RESAMPLES) @ distinct.T
 
 
 def _medians(ordered: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -139,39 +138,8 @@ def _medians(ordered: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (ordered[low] + ordered[high]) / 2
 
 
-def _ends(resampled: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
-    return low, high
-
-
-def _differences(a: Sequence, b: Sequence) -> list[np.ndarray]:
-    """b - a of every data set, [s, n_k] each."""
-    shapes = [[tuple(values.shape) for values in side] for side in (a, b)]
-    if not shapes[0] or shapes[0] != shapes[1] or len({len(values) for values in a}) != 1:
-        rule = "give [seeds, items] for each of the same data sets, with the same seeds everywhere"
-        raise ValueError(f"a has shapes {shapes[0]} and b {shapes[1]}: {rule}")
-    return [_finite(y, "b") - _finite(x, "a") for x, y in zip(a, b, strict=True)]
-
-
-def _cluster_indices(clusters, n: int) -> np.ndarray:
-    """Clusters numbered from 0; by default each item is its own."""
-    indices = (
-        np.arange(n)
-        if clusters is None
-        else np.unique(np.asarray(clusters), return_inverse=True)[1]
-    )
-    if len(indices) != n or n < 2 or indices.max() < 1:
-        found = (
-            f"{n} items with {len(indices)} cluster labels in {len(np.unique(indices))} clusters"
-        )
-        raise ValueError(f"{found}: give one label an item, and two clusters at least")
-    return indices
-
-
-def _finite(values, name: str) -> np.ndarray:
+def _finite(name: str, values: np.ndarray | Tensor) -> np.ndarray:
     values = np.asarray(values).astype(float)
     if not values.size or not np.isfinite(values).all():
-        raise ValueError(
-            f"{name} is empty or has values that are not finite: give one number an item"
-        )
+        raise ValueError(f"{name} is empty or not finite: give one finite number per item")
     return values

@@ -4,6 +4,8 @@ As in retrieval, an image's rank is the number of incorrect classes at least as 
 so ties count against the model and collapsed embeddings score 0.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -12,13 +14,16 @@ from torch.nn import functional as F
 
 from cibr.metrics.retrieval import (
     check_embeddings,
-    check_one_each,
-    count_reaching,
+    check_ks,
+    check_labels,
+    ranks_and_precisions,
     similarity_tiles,
 )
 
-Images = Float[Tensor, "n d"]
-Classes = Float[Tensor, "c d"]
+_Images = Float[Tensor, "n d"]
+_Classes = Float[Tensor, "c d"]
+_Labels = Int[Tensor, " n"]
+_Ks = Sequence[int]
 
 
 def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor, "c d"]:
@@ -37,25 +42,18 @@ def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor,
         ValueError: no class or template, a prompt that is zero or not finite, a class whose prompts
             cancel.
     """
-    if prompt_embeddings.ndim != 3 or not prompt_embeddings.numel():
-        shape = tuple(prompt_embeddings.shape)
-        raise ValueError(
-            f"prompt_embeddings {shape} must be [classes, templates, d], one of each at least"
-        )
+    if not isinstance(prompt_embeddings, Tensor) or prompt_embeddings.ndim != 3:
+        raise ValueError("prompt_embeddings must be a torch tensor [classes, templates, d]")
     check_embeddings(prompt_embeddings=prompt_embeddings.flatten(0, 1))
     means = F.normalize(prompt_embeddings.float(), dim=2).mean(1)
     # a sum that cancels leaves about 1e-8 in float32
     cancelled = (means.norm(dim=1) < 1e-6).nonzero().flatten().tolist()
     if cancelled:
-        raise ValueError(
-            f"the prompts of class {cancelled[0]} cancel: their mean is zero and has no direction"
-        )
+        raise ValueError(f"the prompts of class {cancelled[0]} cancel: their mean is zero")
     return F.normalize(means, dim=1)
 
 
-def class_ranks(
-    image_embeddings: Images, class_embeddings: Classes, labels: Int[Tensor, " n"]
-) -> Int[Tensor, " n"]:
+def class_ranks(image_embeddings: _Images, class_embeddings: _Classes, labels: _Labels) -> _Labels:
     """The number of incorrect classes at least as similar as each image's own.
 
     Args:
@@ -67,23 +65,18 @@ def class_ranks(
         Ranks [n], from 0.
 
     Raises:
-        ValueError: shapes that do not fit, embeddings that are zero or not finite, a label outside
-            the classes.
+        ValueError: an argument that is not a torch tensor, shapes that do not fit, embeddings that
+            are not finite unit vectors, a label outside the classes.
     """
-    check_embeddings(image_embeddings=image_embeddings, class_embeddings=class_embeddings)
-    check_one_each(labels, image_embeddings, "labels")
-    outside = ((labels < 0) | (labels >= len(class_embeddings))).nonzero().flatten().tolist()
-    if outside:
-        found = f"{len(outside)} labels lie outside the classes, first {labels[outside[0]]} of image {outside[0]}"
-        raise ValueError(f"{found}: labels count from 0 to {len(class_embeddings) - 1}")
-    ranks = torch.empty(len(labels), device=labels.device)
-    for rows, tile in similarity_tiles(image_embeddings, class_embeddings):
-        own = tile.gather(1, labels[rows, None].long()).squeeze(1)
-        ranks[rows] = count_reaching(tile, own) - 1  # the correct class reaches its own threshold
-    return ranks.long()
+    check_embeddings(
+        unit=True, image_embeddings=image_embeddings, class_embeddings=class_embeddings
+    )
+    check_labels("labels", labels, len(image_embeddings))
+    classes = torch.arange(len(class_embeddings), device=labels.device)
+    return ranks_and_precisions(image_embeddings, labels, class_embeddings, classes)[0]
 
 
-def predictions(image_embeddings: Images, class_embeddings: Classes) -> Int[Tensor, " n"]:
+def predictions(image_embeddings: _Images, class_embeddings: _Classes) -> _Labels:
     """The most similar class of every image; ties are broken arbitrarily.
 
     Args:
@@ -94,52 +87,62 @@ def predictions(image_embeddings: Images, class_embeddings: Classes) -> Int[Tens
         Class indices [n].
 
     Raises:
-        ValueError: shapes that do not fit, embeddings that are zero or not finite.
+        ValueError: as `class_ranks`.
     """
-    check_embeddings(image_embeddings=image_embeddings, class_embeddings=class_embeddings)
-    nearest = torch.empty(len(image_embeddings), dtype=torch.long, device=image_embeddings.device)
-    for rows, tile in similarity_tiles(image_embeddings, class_embeddings):
-        nearest[rows] = tile.argmax(1)
-    return nearest
+    check_embeddings(
+        unit=True, image_embeddings=image_embeddings, class_embeddings=class_embeddings
+    )
+    tiles = similarity_tiles(image_embeddings, class_embeddings)
+    return torch.cat([tile.argmax(1) for _, tile in tiles])
 
 
 def zeroshot_accuracy(
-    image_embeddings: Images, class_embeddings: Classes, labels: Int[Tensor, " n"]
+    image_embeddings: _Images, class_embeddings: _Classes, labels: _Labels, ks: _Ks = (1, 5)
 ) -> dict[str, float]:
-    """Top-1, top-5 and mean per-class accuracy.
+    """Top-k and mean per-class accuracy.
 
     Args:
         image_embeddings: unit vectors [n, d].
         class_embeddings: unit vectors [c, d].
         labels: the class of each image [n], in 0..c-1.
+        ks: the cut-offs; those above the number of classes are left out.
 
     Returns:
-        `accuracy@1`, `accuracy@5` if there are at least five classes, and
-        `mean_per_class_accuracy`, over the classes that occur among the labels. All in [0, 1].
+        `accuracy@k` for each k, and `mean_per_class_accuracy`, the mean accuracy@1 of the classes
+        that occur among the labels. All in [0, 1].
 
     Raises:
-        ValueError: as `class_ranks`.
+        ValueError: as `class_ranks`, or a k that is not a whole number from 1.
     """
     ranks = class_ranks(image_embeddings, class_embeddings, labels)
-    parts = accuracy_parts(ranks, labels, len(class_embeddings))
-    return {name: float(sum(w * hits.mean() for w, hits in each)) for name, each in parts.items()}
+    means = accuracy_hits(ranks, labels, len(class_embeddings), ks)
+    return {
+        name: float(sum(1 / len(hits) * x.mean() for x in hits)) for name, hits in means.items()
+    }
 
 
-def accuracy_parts(
-    ranks: Int[Tensor, " n"], labels: Int[Tensor, " n"], n_classes: int
-) -> dict[str, list[tuple[float, Float[np.ndarray, " _"]]]]:
-    """The accuracies as weighted sums of means over images, for scores and their intervals.
+def accuracy_hits(
+    ranks: _Labels, labels: _Labels, n_classes: int, ks: _Ks = (1, 5)
+) -> dict[str, list[Float[np.ndarray, " _"]]]:
+    """The hits (0 or 1) whose means are averaged to an accuracy, for scores and their intervals.
 
     Args:
         ranks: the rank of each image's own class [n], see `class_ranks`.
         labels: the class of each image [n].
         n_classes: number of classes to choose from.
+        ks: the cut-offs; those above `n_classes` are left out.
 
     Returns:
-        By metric, the weight and the hits (0 or 1) of each mean: one over all images, or one per
-        class.
+        By metric, one array over all images, or one per class. Where every class has one image
+        there is nothing to resample within a class, and its hits are in one array.
+
+    Raises:
+        ValueError: a k that is not a whole number from 1.
     """
+    check_ks(ks)
     ranks, labels = ranks.cpu().numpy(), labels.cpu().numpy()
-    found = {f"accuracy@{k}": [(1.0, (ranks < k).astype(float))] for k in (1, 5) if k <= n_classes}
-    by_class = [(ranks[labels == c] < 1).astype(float) for c in np.unique(labels)]
-    return found | {"mean_per_class_accuracy": [(1 / len(by_class), hits) for hits in by_class]}
+    hits = {f"accuracy@{k}": [(ranks < k).astype(float)] for k in ks if k <= n_classes}
+    top = (ranks < 1).astype(float)
+    by_class = [top[labels == c] for c in np.unique(labels)]
+    hits["mean_per_class_accuracy"] = [top] if len(by_class) == len(top) else by_class
+    return hits

@@ -7,8 +7,8 @@ folder (`cibr.models.io`).
 """
 
 import math
-import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from cibr.models import io, towers
 
-MAX_LOGIT_SCALE = 100.0  # as in CLIP
-OPEN_FILES = (
-    "open files with PIL.Image.open(path), make images of arrays with PIL.Image.fromarray(array)"
-)
+_MAX_LOGIT_SCALE = 100.0  # as in CLIP
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, from text cut within an escape
+_Pixels = Float[Tensor, "n 3 h w"]
+_Tokens = Int[Tensor, "n t"]
+_Vectors = Float[Tensor, "n d"]
 
 
 class Encoded(NamedTuple):
@@ -60,22 +61,17 @@ class DualEncoder(nn.Module):
         1.0
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        processor: towers.ImageProcessor | towers.HubImageProcessor,
-        tokenizer,
-    ):
+    def __init__(self, backbone: nn.Module, processor: Callable, tokenizer):
         super().__init__()
-        self.backbone, self.processor, self.tokenizer = backbone, processor, tokenizer
-        self.kind, self.dim, self.image_size = backbone.kind, backbone.dim, processor.crop_size
+        self.backbone = backbone
+        self.processor = processor
+        self.tokenizer = tokenizer
+        self.kind = backbone.kind
+        self.dim = backbone.dim
+        self.image_size = processor.crop_size
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.register_buffer(
-            "mean", torch.tensor(processor.image_mean).view(1, 3, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "std", torch.tensor(processor.image_std).view(1, 3, 1, 1), persistent=False
-        )
+        for name, values in (("mean", processor.image_mean), ("std", processor.image_std)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     @classmethod
     def tiny(
@@ -103,16 +99,15 @@ class DualEncoder(nn.Module):
         if not texts:
             raise ValueError("a tiny model learns its tokenizer from texts: give at least one")
         tokenizer = towers.train_tokenizer(texts)
-        backbone = towers.TinyBackbone(
-            dim, width, len(tokenizer), tokenizer.model_max_length, dropout
-        )
+        context = tokenizer.model_max_length
+        backbone = towers.TinyBackbone(dim, width, len(tokenizer), context, dropout)
         return cls(backbone, towers.ImageProcessor(image_size, image_size), tokenizer)
 
     @classmethod
     def frozen(
         cls,
-        image_tower: str = towers.IMAGE_TOWER,
-        text_tower: str = towers.TEXT_TOWER,
+        image_tower: str = "timm/tf_efficientnet_lite0.in1k",
+        text_tower: str = "sentence-transformers/all-MiniLM-L6-v2",
         *,
         dim: int = 512,
         image_size: int = 160,
@@ -130,16 +125,17 @@ class DualEncoder(nn.Module):
         Raises:
             FileNotFoundError: a tower, the tokenizer or the image preprocessing is missing.
         """
-        load = towers.from_hub
-        image, text = (
-            load("AutoModel", name, dtype=torch.float32).eval()
-            for name in (image_tower, text_tower)
-        )
-        backbone = towers.FrozenBackbone(image, text, dim, dropout)
-        processor = towers.ImageProcessor(
-            image_size, image_size, *towers.tower_normalisation(image_tower, image)
-        )
-        return cls(backbone, processor, load("AutoTokenizer", text_tower))
+        image = towers.from_hub("AutoModel", image_tower, dtype=torch.float32).eval()
+        text = towers.from_hub("AutoModel", text_tower, dtype=torch.float32).eval()
+        trained_as = getattr(image.config, "pretrained_cfg", None)  # of a model of timm
+        if trained_as is None:
+            trained_as = towers.from_hub("AutoImageProcessor", image_tower).to_dict()
+            mean, std = trained_as["image_mean"], trained_as["image_std"]
+        else:
+            mean, std = trained_as["mean"], trained_as["std"]
+        processor = towers.ImageProcessor(image_size, image_size, list(mean), list(std))
+        backbone = towers.FrozenBackbone(image, text, image_size, dim, dropout)
+        return cls(backbone, processor, towers.from_hub("AutoTokenizer", text_tower))
 
     @classmethod
     def clip(cls, name: str) -> "DualEncoder":
@@ -154,10 +150,10 @@ class DualEncoder(nn.Module):
             FileNotFoundError: the model, its tokenizer or its image preprocessing is missing.
             ValueError: the model is not a dual encoder.
         """
-        backbone = towers.load_dual_encoder(name)
+        backbone = towers.HubBackbone(towers.from_hub("AutoModel", name, dtype=torch.float32))
         processor = towers.image_processor(towers.from_hub("AutoImageProcessor", name).to_dict())
         model = cls(backbone, processor, towers.from_hub("AutoTokenizer", name))
-        model.log_logit_scale.data.copy_(backbone.log_logit_scale)
+        model.log_logit_scale.data.copy_(backbone.model.logit_scale.data.squeeze())
         return model.eval()
 
     @property
@@ -176,16 +172,20 @@ class DualEncoder(nn.Module):
         A clamp inside the loss would have no gradient above 100, so the temperature could not
         recover.
         """
-        self.log_logit_scale.data.clamp_(max=math.log(MAX_LOGIT_SCALE))
+        self.log_logit_scale.data.clamp_(max=math.log(_MAX_LOGIT_SCALE))
 
-    def set_temperature(self, temperature: float, learn: bool) -> None:
-        """Sets the temperature and whether it is trained."""
+    def set_temperature(self, temperature: float, learn: bool = True) -> None:
+        """Sets the temperature and whether it is trained.
+
+        Raises:
+            ValueError: a temperature that is not positive and finite.
+        """
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature is {temperature}: give a positive number, such as 0.07")
         self.log_logit_scale.data.fill_(-math.log(temperature))
         self.log_logit_scale.requires_grad_(learn)
 
-    def preprocess(
-        self, images: list[Image.Image]
-    ) -> UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n ..."]:
+    def preprocess(self, images: list[Image.Image]) -> UInt8[Tensor, "n 3 h w"] | _Pixels:
         """Resizes and crops images, to be passed to `normalise`.
 
         Args:
@@ -193,67 +193,68 @@ class DualEncoder(nn.Module):
 
         Returns:
             8-bit RGB, [n, 3, image_size, image_size]; or with preprocessing other than CLIP's,
-            normalised floats, see `cibr.models.towers.HubImageProcessor`.
+            normalised floats.
+
+        Raises:
+            ValueError: an image without pixels.
         """
+        for i, image in enumerate(images):
+            if 0 in image.size:
+                raise ValueError(f"image {i} of the batch has no pixels: leave it out")
         return self.processor(images)
 
-    def normalise(
-        self, pixels: UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n ..."]
-    ) -> Float[Tensor, "n ..."]:
-        """8-bit pixels as normalised inputs of the image tower; float inputs are returned
-        unchanged.
+    def normalise(self, pixels: UInt8[Tensor, "n 3 h w"] | _Pixels) -> _Pixels:
+        """8-bit pixels as normalised inputs of the image tower, on its device; floats keep their
+        values.
         """
-        return (
-            pixels if pixels.is_floating_point() else (pixels.float() / 255 - self.mean) / self.std
-        )
+        pixels = pixels.to(self.mean.device)
+        if pixels.is_floating_point():
+            return pixels
+        return (pixels.float() / 255 - self.mean) / self.std
 
-    def tokenize(
-        self, texts: list[str], truncate: bool = False
-    ) -> tuple[Int[Tensor, "n t"], Int[Tensor, "n t"]]:
+    def tokenize(self, texts: list[str], truncate: bool = False) -> tuple[_Tokens, _Tokens]:
         """Token ids and attention mask, padded to the longest text.
 
         SigLIP attends to padding, so its texts are padded to the context and its mask is 1
         throughout.
 
         Raises:
-            ValueError: a text longer than the context, unless `truncate` is set.
+            ValueError: a text longer than the context, unless `truncate` is set; a text that is no
+                valid Unicode.
         """
-        limit = {"truncation": True, "max_length": self.context} if truncate else {}
-        asked = {
-            "padding": True,
-            "return_attention_mask": True,
-            "return_tensors": "pt",
-            "verbose": False,
-        }
-        tokens = self.tokenizer(texts, **asked, **limit)
+        for text in texts:
+            if _SURROGATE.search(text):
+                raise ValueError(f"{text[:80]!r} has half a surrogate pair: decode the text again")
+        options = dict(padding=True, return_attention_mask=True, return_tensors="pt", verbose=False)
+        if truncate:
+            options |= dict(truncation=True, max_length=self.context)
+        tokens = self.tokenizer(texts, **options)
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
-        if ids.shape[1] > self.context:
-            longest = int(mask.sum(1).argmax())
-            found = (
-                f"a text has {int(mask[longest].sum())} tokens and the model reads {self.context}"
-            )
+        missing = self.context - ids.shape[1]
+        if missing < 0:
+            lengths = mask.sum(1)
+            text = texts[int(lengths.argmax())][:80]
+            problem = f"a text has {lengths.max()} tokens and the model reads {self.context}"
             fix = "Shorten it, or cut such texts with truncate=True (in a run, truncate_texts=True)"
-            raise ValueError(f"{found}: {texts[longest][:80]!r}... {fix}")
+            raise ValueError(f"{problem}: {text!r}... {fix}")
         if self.backbone.reads_padding:
-            missing = self.context - ids.shape[1]
             sides = (missing, 0) if self.tokenizer.padding_side == "left" else (0, missing)
             ids = F.pad(ids, sides, value=self.tokenizer.pad_token_id)
             mask = torch.ones_like(ids)
         return ids, mask
 
-    def encode_images(self, pixels: Float[Tensor, "n ..."]) -> Encoded:
+    def encode_images(self, pixels: _Pixels) -> Encoded:
         """Encodes normalised images.
 
         Args:
-            pixels: from `normalise`, [n, 3, h, w], or the patches of a `HubImageProcessor`, [n, p,
-                _].
+            pixels: from `normalise`, [n, 3, h, w].
 
         Returns:
             Unit vectors [n, d] and pooled features [n, p].
         """
         return self.project_images(self.backbone.image_pooled(pixels))
 
-    def encode_texts(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Encoded:
+    def encode_texts(self, ids: _Tokens, mask: _Tokens) -> Encoded:
         """Encodes token ids.
 
         Args:
@@ -263,7 +264,8 @@ class DualEncoder(nn.Module):
         Returns:
             Unit vectors [n, d] and pooled features [n, q].
         """
-        return self.project_texts(self.backbone.text_pooled(ids, mask))
+        device = self.mean.device
+        return self.project_texts(self.backbone.text_pooled(ids.to(device), mask.to(device)))
 
     def project_images(self, pooled: Float[Tensor, "n p"]) -> Encoded:
         """Projects pooled image features to unit vectors."""
@@ -273,9 +275,7 @@ class DualEncoder(nn.Module):
         """Projects pooled text features to unit vectors."""
         return Encoded(F.normalize(self.backbone.text_head(pooled), dim=-1), pooled)
 
-    def embed_images(
-        self, images: Iterable[Image.Image], batch_size: int = 256
-    ) -> Float[Tensor, "n d"]:
+    def embed_images(self, images: Iterable[Image.Image], batch_size: int = 256) -> _Vectors:
         """Embeds images as unit vectors.
 
         Args:
@@ -286,17 +286,19 @@ class DualEncoder(nn.Module):
             Unit vectors [n, d], float32, on the CPU.
 
         Raises:
-            ValueError: anything but a list of PIL images, or batch_size < 1.
+            ValueError: anything but a list of PIL images; an image without pixels; batch_size < 1.
         """
-        return self._embed(
-            lambda batch: self.encode_images(self.normalise(self._move(self.preprocess(batch)))),
-            _listed(images, Image.Image, "embed_images", "PIL images", OPEN_FILES),
-            batch_size,
-        )
+        fix = "open files with PIL.Image.open(path), make images of arrays with Image.fromarray"
+        images = _listed(images, Image.Image, f"embed_images takes a list of PIL images: {fix}")
+
+        def encode(batch: list[Image.Image]) -> Encoded:
+            return self.encode_images(self.normalise(self.preprocess(batch)))
+
+        return self._embed(encode, images, batch_size)
 
     def embed_texts(
         self, texts: Iterable[str], batch_size: int = 256, truncate: bool = False
-    ) -> Float[Tensor, "n d"]:
+    ) -> _Vectors:
         """Embeds texts as unit vectors.
 
         Args:
@@ -309,16 +311,14 @@ class DualEncoder(nn.Module):
 
         Raises:
             ValueError: anything but a list of strings; a text longer than the context, unless
-                `truncate` is set; batch_size < 1.
+                `truncate` is set; a text that is no valid Unicode; batch_size < 1.
         """
-        return self._embed(
-            lambda batch: self.encode_texts(*map(self._move, self.tokenize(batch, truncate))),
-            _listed(texts, str, "embed_texts", "strings", "make strings of them with str(item)"),
-            batch_size,
-        )
+        texts = _listed(texts, str, "embed_texts takes a list of strings: make them with str(item)")
 
-    def _move(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.log_logit_scale.device)
+        def encode(batch: list[str]) -> Encoded:
+            return self.encode_texts(*self.tokenize(batch, truncate))
+
+        return self._embed(encode, texts, batch_size)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -331,15 +331,14 @@ class DualEncoder(nn.Module):
         finally:
             self.train(was_training)
 
-    def _embed(self, encode, items: list, batch_size: int) -> Float[Tensor, "n d"]:
+    def _embed(self, encode: Callable, items: list, batch_size: int) -> _Vectors:
         if batch_size < 1:
-            raise ValueError(
-                f"batch_size is {batch_size}: give the number of items of a batch, 1 or more"
-            )
-        batches = (items[i : i + batch_size] for i in range(0, len(items), batch_size))
+            raise ValueError(f"batch_size is {batch_size}: give 1 or more items per batch")
+        parts = [torch.zeros(0, self.dim)]
         with self.evaluating():
-            parts = [encode(batch).features.float().cpu() for batch in batches]
-        return torch.cat(parts) if parts else torch.zeros(0, self.dim)
+            for start in range(0, len(items), batch_size):
+                parts.append(encode(items[start : start + batch_size]).features.float().cpu())
+        return torch.cat(parts)
 
     def own_state(self) -> dict[str, Tensor]:
         """The state dict without frozen towers."""
@@ -347,7 +346,13 @@ class DualEncoder(nn.Module):
         return {k: v for k, v in self.state_dict().items() if not k.startswith(frozen)}
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes weights, tokenizer and preprocessing to a folder; see `cibr.models.io`."""
+        """Writes weights, tokenizer and preprocessing to a folder; see `cibr.models.io`.
+
+        Raises:
+            ValueError: an empty name, or a folder that cannot be written.
+        """
+        if folder == "":
+            raise ValueError("the name of the folder is empty: give a folder, or '.' for this one")
         return io.save(self, Path(folder))
 
     @classmethod
@@ -368,14 +373,12 @@ class DualEncoder(nn.Module):
         return io.load(cls, folder) if io.holds_model(folder) else cls.clip(str(name))
 
 
-def _listed(items, of: type, call: str, things: str, fix: str) -> list:
+def _listed(items: Iterable, kind: type, rule: str) -> list:
     """The items as a list, after checking the type of each."""
-    if isinstance(items, (of, str, os.PathLike)):
-        raise ValueError(f"{call} takes a list of {things}, not one {type(items).__name__}: {fix}")
+    if isinstance(items, (kind, str, Path)):
+        raise ValueError(f"got one {type(items).__name__}, but {rule}")
     items = list(items)
-    odd = next((i for i, item in enumerate(items) if not isinstance(item, of)), None)
-    if odd is not None:
-        raise ValueError(
-            f"{call} takes {things}, and item {odd} is a {type(items[odd]).__name__}: {fix}"
-        )
+    for i, item in enumerate(items):
+        if not isinstance(item, kind):
+            raise ValueError(f"item {i} is a {type(item).__name__}, but {rule}")
     return items

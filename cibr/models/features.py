@@ -30,14 +30,8 @@ from cibr.models.dual_encoder import DualEncoder, Encoded
 from cibr.utils import cache_folder, write_atomically
 
 IN_MEMORY = 2**30  # bytes of decoded images to keep in memory at most
-PART = 512  # rows of a part of an extraction
-AT_ONCE = 16  # images in memory at full size
-MOST_WORKERS = 16
-NO_SETTINGS = (
-    "architectures",
-    "transformers_version",
-    "_name_or_path",
-)  # of a config: do not affect features
+_PART = 512  # rows of a part of an extraction
+_AT_ONCE = 16  # images in memory at full size
 
 
 class Batch(NamedTuple):
@@ -65,47 +59,43 @@ class Inputs(Dataset):
     crop: Callable[[Image.Image], Image.Image] | None = None
 
     def __getitem__(self, rows: tuple[Tensor, ...]) -> Batch:
-        image_rows, text_rows, *keys = rows
-        images = self.cropped_rows(image_rows, *keys) if self.crop else self.image_rows(image_rows)
-        return Batch(images, self.text_rows(text_rows), self.labels[text_rows])
+        image_rows, text_rows, *seeds = rows
+        images = self._crops(image_rows, *seeds) if self.crop else self._images(image_rows)
+        return Batch(images, self._texts(text_rows), self.labels[text_rows])
 
-    def image_rows(self, rows: Tensor) -> Tensor:
-        """Images by their index in the pairs."""
-        return (
-            _decode(self.preprocess, self.pairs, rows.tolist())
-            if self.images is None
-            else self.images[rows]
-        )
+    def _images(self, rows: Tensor) -> Tensor:
+        if self.images is not None:
+            return self.images[rows]
+        return _decode(self.preprocess, self.pairs, rows.tolist())
 
-    def cropped_rows(self, rows: Tensor, keys: Int[Tensor, " n"]) -> Tensor:
-        """Images by their index, each with a random crop seeded by its key."""
+    def _crops(self, rows: Tensor, seeds: Int[Tensor, " n"]) -> Tensor:
         squares = []
         with torch.random.fork_rng(devices=[]):
-            for i, key in zip(rows.tolist(), keys.tolist(), strict=True):
-                torch.default_generator.manual_seed(key)
+            for i, seed in zip(rows.tolist(), seeds.tolist(), strict=True):
+                torch.default_generator.manual_seed(seed)
                 squares.append(self.crop(self.pairs.image(i)))
         return self.preprocess(squares)
 
-    def text_rows(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Texts by their index in `pairs.texts()`, with token ids cut to the longest of them."""
+    def _texts(self, rows: Tensor) -> tuple[Tensor, ...]:
         texts = tuple(part[rows] for part in self.texts)
-        longest = int(texts[1].sum(1).max()) if len(texts) == 2 and len(rows) else None
+        if len(texts) == 1 or len(rows) == 0:
+            return texts
+        longest = int(texts[1].sum(1).max())  # token ids and mask are cut to the longest text
         return tuple(part[:, :longest] for part in texts)
 
     def loader(self, rows: Iterable[tuple[Tensor, ...]], workers: int | None = None) -> DataLoader:
         """Batches in the order of `rows`, in pinned memory if CUDA is available.
 
         Args:
-            rows: indices of images and of texts, and with a `crop` the keys; consumed lazily.
-            workers: decoding processes; by default none if images are in memory, else one per core.
+            rows: indices of images and of texts, and with a `crop` the seeds; consumed lazily.
+            workers: decoding processes; by default none if images are in memory, else one per core
+                and at most 16.
         """
         if workers is None:
-            workers = 0 if self.images is not None else min(MOST_WORKERS, os.cpu_count() or 1)
-        own = (
-            torch.Generator()
-        )  # the loader draws a seed for its workers, but not from the global generator
-        options = dict(num_workers=workers, generator=own, pin_memory=torch.cuda.is_available())
-        return DataLoader(self, batch_size=None, sampler=rows, **options)
+            workers = 0 if self.images is not None else min(16, os.cpu_count() or 1)
+        # The loader draws a seed for its workers, which must not come from the global generator.
+        options = dict(generator=torch.Generator(), pin_memory=torch.cuda.is_available())
+        return DataLoader(self, batch_size=None, sampler=rows, num_workers=workers, **options)
 
 
 class Digests(NamedTuple):
@@ -146,50 +136,43 @@ def prepare(
 
     Raises:
         ValueError: a text longer than the context, unless `truncate` is set; an image that does not
-            decode; crops for a model whose images are not square.
+            decode.
     """
-    labels = (
-        pairs.match_labels()[pairs.text_to_image()] if texts is None else torch.arange(len(texts))
-    )
-    texts = pairs.texts() if texts is None else texts
+    if texts is None:
+        texts = pairs.texts()
+        labels = pairs.match_labels()[pairs.text_to_image()]
+    else:
+        labels = torch.arange(len(texts))
+    name = f"{pairs.name}-{pairs.split}"
     if model.kind != "frozen":
-        if crop_scale < 1 and model.image_size is None:
-            raise ValueError(
-                "the model reads images that keep their proportions: leave crop_scale at 1"
-            )
-        crop = random_resized_crop(model.image_size, crop_scale) if crop_scale < 1 else None
-        images = None if crop else _pixels(model, pairs)
+        images = crop = None
+        if crop_scale < 1:
+            crop = _random_crop(model.image_size, crop_scale)
+        elif len(pairs) * model.preprocess([pairs.image(0)]).nbytes <= IN_MEMORY:
+            rows = tqdm(range(len(pairs)), desc=f"{name}: images", delay=2)
+            images = _decode(model.preprocess, pairs, rows)
         return Inputs(pairs, images, model.tokenize(texts, truncate), labels, model.processor, crop)
     digests = digests or digest_model(model)
     with model.to(device).evaluating():
-        images = _image_features(model, pairs, device, digests)
-        features = _text_features(
-            model, texts, truncate, device, digests, f"{pairs.name}-{pairs.split}"
-        )
+        images = _image_features(model, pairs, f"{name}-images", digests.image)
+        features = _text_features(model, texts, truncate, f"{name}-texts", digests.text)
     return Inputs(pairs, images, (features,), labels, model.processor)
 
 
-def random_resized_crop(size: int, smallest: float) -> Callable[[Image.Image], Image.Image]:
+def _random_crop(size: int, smallest: float) -> Callable[[Image.Image], Image.Image]:
     """A random crop with an aspect ratio of 3:4 to 4:3, resized to a square of `size` pixels
-    (bicubic).
-
-    Source: torchvision's `RandomResizedCrop`, as in open_clip (0.9 to 1 of the area).
+    (bicubic), as in open_clip (0.9 to 1 of the area).
     """
-    from torchvision.transforms import (
-        InterpolationMode,
-        RandomResizedCrop,
-    )  # takes seconds to import
+    from torchvision.transforms import RandomResizedCrop  # takes seconds to import
 
-    return RandomResizedCrop(size, (smallest, 1.0), interpolation=InterpolationMode.BICUBIC)
+    return RandomResizedCrop(size, (smallest, 1.0), interpolation=Image.Resampling.BICUBIC)
 
 
 def encode_images(model: DualEncoder, images: Tensor) -> Encoded:
     """Encodes images of `Inputs`: preprocessed images, or pooled features of a frozen tower."""
-    return (
-        model.project_images(images)
-        if model.kind == "frozen"
-        else model.encode_images(model.normalise(images))
-    )
+    if model.kind == "frozen":
+        return model.project_images(images)
+    return model.encode_images(model.normalise(images))
 
 
 def encode_texts(model: DualEncoder, texts: tuple[Tensor, ...]) -> Encoded:
@@ -210,84 +193,64 @@ def embed_pairs(
     Returns:
         Unit vectors of the images [n, d] and of the texts [m, d], float32, on the CPU.
     """
-    device, title = model.log_logit_scale.device, f"{inputs.pairs.name} {inputs.pairs.split}"
-    image_rows, text_rows = (
-        torch.arange(len(x)).split(batch_size) for x in (inputs.pairs, inputs.labels)
-    )
-    image_batches = inputs.loader([(rows, rows[:0]) for rows in image_rows])
-    images, texts = [], []
+    device = model.log_logit_scale.device
+    title = f"{inputs.pairs.name} {inputs.pairs.split}"
+    rows = torch.arange(len(inputs.pairs)).split(batch_size)
+    batches = inputs.loader([(part, part[:0]) for part in rows])
+    images = []
+    texts = []
     with model.evaluating():
-        for batch in tqdm(image_batches, desc=f"{title}: images", delay=2, leave=False):
+        for batch in tqdm(batches, desc=f"{title}: images", delay=2, leave=False):
             images.append(encode_images(model, batch.images.to(device)).features.float().cpu())
-        for rows in tqdm(text_rows, desc=f"{title}: texts", delay=2, leave=False):
-            tokens = tuple(part.to(device) for part in inputs.text_rows(rows))
+        rows = torch.arange(len(inputs.labels)).split(batch_size)
+        for part in tqdm(rows, desc=f"{title}: texts", delay=2, leave=False):
+            tokens = tuple(tensor.to(device) for tensor in inputs._texts(part))
             texts.append(encode_texts(model, tokens).features.float().cpu())
     return torch.cat(images), torch.cat(texts)
 
 
-def _pixels(model: DualEncoder, pairs: Pairs) -> Tensor | None:
-    if len(pairs) * model.preprocess([pairs.image(0)]).nbytes > IN_MEMORY:
-        return None
-    rows = tqdm(range(len(pairs)), desc=f"{pairs.name} {pairs.split}: images", delay=2)
-    return _decode(model.preprocess, pairs, rows)
-
-
-def _decode(
-    preprocess: Callable[[list[Image.Image]], Tensor], pairs: Pairs, rows: Iterable[int]
-) -> Tensor:
+def _decode(preprocess: Callable, pairs: Pairs, rows: Iterable[int]) -> Tensor:
     """Preprocessed images; photos are far larger at full size, so only a few are in memory at a
     time.
     """
     rows = iter(rows)
-    groups = iter(lambda: [pairs.image(i) for i in itertools.islice(rows, AT_ONCE)], [])
-    return torch.cat([preprocess(group) for group in groups])
+    parts = []
+    while images := [pairs.image(i) for i in itertools.islice(rows, _AT_ONCE)]:
+        parts.append(preprocess(images))
+    return torch.cat(parts)
 
 
-def _image_features(
-    model: DualEncoder, pairs: Pairs, device, digests: Digests
-) -> Float[Tensor, "n p"]:
+def _image_features(model: DualEncoder, pairs: Pairs, name: str, digest: bytes) -> Tensor:
     def pool(rows: Sequence[int]) -> Tensor:
-        pixels = _decode(model.preprocess, pairs, rows).to(device)
-        return model.backbone.image_pooled(model.normalise(pixels))
+        pixels = _decode(model.preprocess, pairs, rows)
+        return model.encode_images(model.normalise(pixels)).pooled
 
-    name, shown = (
-        f"{pairs.name}-{pairs.split}",
-        (pairs.name, pairs.split, pairs.keys, pixel_digests(pairs)),
-    )
+    shown = (pairs.name, pairs.split, pairs.keys, pixel_digests(pairs))
     # Small batches stay in a CPU's cache: 16 photos at once are twice as fast as 64.
-    batch = 16 if torch.device(device).type == "cpu" else 256
-    return _in_parts(
-        f"{name}-images", digests.image + repr(shown).encode(), range(len(pairs)), pool, batch
-    )
+    batch = 16 if model.mean.device.type == "cpu" else 256
+    return _in_parts(name, digest + repr(shown).encode(), range(len(pairs)), pool, batch)
 
 
 def _text_features(
-    model: DualEncoder, texts: list[str], truncate: bool, device, digests: Digests, name: str
-) -> Float[Tensor, "m p"]:
+    model: DualEncoder, texts: list[str], truncate: bool, name: str, digest: bytes
+) -> Tensor:
     def pool(rows: Sequence[str]) -> Tensor:
-        return model.backbone.text_pooled(
-            *(part.to(device) for part in model.tokenize(rows, truncate))
-        )
+        return model.encode_texts(*model.tokenize(rows, truncate)).pooled
 
-    once = sorted(
-        dict.fromkeys(texts), key=len
-    )  # each once; neighbours of equal length need no padding
-    batch = 64 if torch.device(device).type == "cpu" else 1024
-    features = _in_parts(
-        f"{name}-texts", digests.text + repr((once, truncate)).encode(), once, pool, batch
-    )
-    place = {text: i for i, text in enumerate(once)}
+    unique = sorted(dict.fromkeys(texts), key=len)  # neighbours of equal length need no padding
+    batch = 64 if model.mean.device.type == "cpu" else 1024
+    features = _in_parts(name, digest + repr((unique, truncate)).encode(), unique, pool, batch)
+    place = {text: i for i, text in enumerate(unique)}
     return features[torch.tensor([place[text] for text in texts])]
 
 
-def _in_parts(
-    name: str, identity: bytes, items: Sequence, pool: Callable[[Sequence], Tensor], batch: int
-) -> Tensor:
-    """Applies `pool` to all items in batches; every finished part is a file that later runs reuse."""
+def _in_parts(name: str, identity: bytes, items: Sequence, pool: Callable, batch: int) -> Tensor:
+    """Applies `pool` to items in batches; every finished part is a file that later runs reuse."""
     folder = cache_folder() / "features" / f"{name}-{hashlib.sha256(identity).hexdigest()[:16]}"
     parts = []
-    for start in tqdm(range(0, len(items), PART), desc=f"{name}: features", delay=1):
-        file, rows = folder / f"{start:09d}.safetensors", items[start : start + PART]
+    for start in tqdm(range(0, len(items), _PART), desc=f"{name}: features", delay=1):
+        file = folder / f"{start:09d}.safetensors"
+        rows = items[start : start + _PART]
         part = []
         with suppress(OSError, SafetensorError, KeyError):
             part = load_file(file)["features"]
@@ -311,17 +274,13 @@ def pixel_digests(pairs: Pairs, n: int = 64) -> list[str]:
 
 def digest_model(model: DualEncoder) -> Digests:
     """Digests of a model's weights, preprocessing and vocabulary."""
-    backbone, vocabulary = model.backbone, sorted(model.tokenizer.get_vocab().items())
-    image, text = (
-        json.dumps(model.processor.to_dict()).encode(),
-        repr((model.context, vocabulary)).encode(),
-    )
+    vocabulary = sorted(model.tokenizer.get_vocab().items())
+    image = json.dumps(model.processor.to_dict()).encode()
+    text = repr((model.context, vocabulary)).encode()
     if model.kind == "frozen":
-        image, text = (
-            image + _tower_digest(backbone.image_tower),
-            text + _tower_digest(backbone.text_tower),
-        )
-    settings = repr((model.kind, backbone.settings)).encode()
+        image += _tower_digest(model.backbone.image_tower)
+        text += _tower_digest(model.backbone.text_tower)
+    settings = repr((model.kind, model.backbone.settings)).encode()
     whole = hashlib.sha256(image + text + settings + _digest(model.own_state()))
     return Digests(image, text, whole.hexdigest())
 
@@ -330,9 +289,9 @@ def _tower_digest(tower: torch.nn.Module) -> bytes:
     """Digest of a tower, equal whether it comes from the hub or from a run's folder, which records
     its class.
     """
-    config = {
-        name: value for name, value in tower.config.to_dict().items() if name not in NO_SETTINGS
-    }
+    config = tower.config.to_dict()
+    for name in ("architectures", "transformers_version", "_name_or_path"):  # affect no feature
+        config.pop(name, None)
     return json.dumps(config, sort_keys=True, default=str).encode() + _digest(tower.state_dict())
 
 
@@ -340,7 +299,5 @@ def _digest(state: dict[str, Tensor]) -> bytes:
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(
-            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.digest()

@@ -17,9 +17,10 @@ moment, or a full disk, leaves the old or the new model complete.
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -28,9 +29,11 @@ from safetensors.torch import load_file, save_file
 
 from cibr.models import towers
 
-CONFIG, WEIGHTS, PREPROCESSING = "cibr.json", "cibr.safetensors", "preprocessor_config.json"
-COMPLETE, SAVING = ".complete", ".saving"
-FORMAT = 2
+_CONFIG = "cibr.json"
+_WEIGHTS = "cibr.safetensors"
+_PREPROCESSING = "preprocessor_config.json"
+_COMPLETE = ".complete"
+_FORMAT = 2
 
 
 def save(model, folder: Path) -> Path:
@@ -39,7 +42,7 @@ def save(model, folder: Path) -> Path:
     Raises:
         ValueError: the folder cannot be written; the previous model still loads.
     """
-    part = folder / SAVING
+    part = folder / ".saving"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _move_into_place(folder)
@@ -47,10 +50,11 @@ def save(model, folder: Path) -> Path:
         part.mkdir()
         with towers.quiet_transformers():
             _write(model, part)
-        for file in (file for file in part.rglob("*") if file.is_file()):
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())  # durable before the rename
-        part.rename(folder / COMPLETE)
+        for file in part.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())  # durable before the rename
+        part.rename(folder / _COMPLETE)
         _move_into_place(folder)
     except (OSError, SafetensorError) as error:
         fix = "make room or choose another output_dir"
@@ -67,25 +71,22 @@ def _write(model, folder: Path) -> None:
         backbone.image_tower.save_pretrained(folder / "image_tower")
         backbone.text_tower.save_pretrained(folder / "text_tower")
     if backbone.kind == "clip":
-        backbone.log_logit_scale = model.log_logit_scale.data  # for loading by its own class
+        backbone.model.logit_scale.data.copy_(model.log_logit_scale)  # for its own class to load
         backbone.model.save_pretrained(folder)
-    save_file({k: v.contiguous() for k, v in _weights(model).items()}, folder / WEIGHTS)
-    config = {"format": FORMAT, "kind": backbone.kind, "settings": backbone.settings}
-    for name, content in ((PREPROCESSING, model.processor.to_dict()), (CONFIG, config)):
+    save_file({k: v.contiguous() for k, v in _weights(model).items()}, folder / _WEIGHTS)
+    config = {"format": _FORMAT, "kind": backbone.kind, "settings": backbone.settings}
+    for name, content in ((_PREPROCESSING, model.processor.to_dict()), (_CONFIG, config)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _weights(model) -> dict[str, torch.Tensor]:
-    return {
-        name: tensor
-        for name, tensor in model.own_state().items()
-        if not name.startswith("backbone.model.")
-    }
+    state = model.own_state()
+    return {name: state[name] for name in state if not name.startswith("backbone.model.")}
 
 
 def _move_into_place(folder: Path) -> None:
-    """Moves the files of a complete save to their places; a second call resumes after a killed one."""
-    complete = folder / COMPLETE
+    """Moves the files of a complete save to their places; a second call resumes a killed one."""
+    complete = folder / _COMPLETE
     for file in [file for file in complete.rglob("*") if file.is_file()]:
         target = folder / file.relative_to(complete)
         target.parent.mkdir(exist_ok=True)
@@ -96,7 +97,7 @@ def _move_into_place(folder: Path) -> None:
 
 def holds_model(folder: Path) -> bool:
     """Whether `save` wrote this folder, completely or in part."""
-    return any((folder / name).exists() for name in (COMPLETE, CONFIG, WEIGHTS))
+    return any((folder / name).exists() for name in (_COMPLETE, _CONFIG, _WEIGHTS))
 
 
 def load(cls, folder: Path):
@@ -106,60 +107,55 @@ def load(cls, folder: Path):
         ValueError: a missing or damaged file, named.
     """
     _move_into_place(folder)
-    with _reading(folder / CONFIG) as file:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        found, kind, settings = config["format"], config["kind"], config["settings"]
-    if found != FORMAT:
-        raise ValueError(
-            f"{str(folder)!r} has format {found!r} and this version reads {FORMAT}: train it again"
-        )
-    backbone = _build_backbone(kind, settings, folder)
-    with _reading(folder / PREPROCESSING) as file:
-        processor = towers.image_processor(json.loads(file.read_text(encoding="utf-8")))
-    with _reading(folder / "tokenizer.json"):
-        loader = (
-            transformers.PreTrainedTokenizerFast if kind == "tiny" else transformers.AutoTokenizer
-        )
-        tokenizer = loader.from_pretrained(folder)
+    config = _read(folder / _CONFIG, _checked_config)
+    kind = config["kind"]
+    settings = config["settings"]
+    processor = _read(folder / _PREPROCESSING, lambda file: towers.image_processor(_json(file)))
+    if kind == "frozen":
+        image, text = (_read(folder / name, _model) for name in ("image_tower", "text_tower"))
+        backbone = towers.FrozenBackbone(image, text, processor.crop_size, **settings)
+    elif kind == "clip":
+        backbone = towers.HubBackbone(_read(folder, _model))
+    else:
+        backbone = _read(folder / _CONFIG, lambda _: towers.TinyBackbone(**settings))
+    tokenizer = _read(
+        folder / "tokenizer.json", lambda _: transformers.AutoTokenizer.from_pretrained(folder)
+    )
     model = cls(backbone, processor, tokenizer)
-    with _reading(folder / WEIGHTS):
-        state, wanted = load_file(folder / WEIGHTS), _weights(model)
-        shapes, there = (
-            {name: part.shape for name, part in weights.items()} for weights in (wanted, state)
-        )
-        if odd := sorted(n for n in shapes.keys() | there.keys() if shapes.get(n) != there.get(n)):
-            raise ValueError(
-                f"it does not fit {CONFIG}: {len(odd)} weights differ, first {odd[0]!r}"
-            )
-    model.load_state_dict(state, strict=False)  # frozen towers have their own files
+    _read(folder / _WEIGHTS, lambda file: _set_weights(model, load_file(file)))
     return model.eval()
 
 
-def _build_backbone(kind: str, settings: dict, folder: Path) -> torch.nn.Module:
-    def read(part: Path) -> torch.nn.Module:
-        with _reading(part):
-            return transformers.AutoModel.from_pretrained(part, dtype=torch.float32).eval()
-
-    if kind == "frozen":
-        return towers.FrozenBackbone(
-            read(folder / "image_tower"), read(folder / "text_tower"), **settings
-        )
-    if kind == "clip":
-        return towers.HubBackbone(read(folder))
-    with _reading(folder / CONFIG):
-        return {"tiny": towers.TinyBackbone}[kind](**settings)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[Path]:
-    """Turns any error while reading into a ValueError that names the file; readers raise nearly
-    anything.
-    """
+def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
+    """What the reader makes of a path; errors, which may be of nearly any type, name the path."""
     try:
         with towers.quiet_transformers():
-            yield path
+            return reader(path)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{str(path)!r} is missing or damaged ({reason}): save the model again"
-        ) from error
+        fix = "save the model again"
+        raise ValueError(f"{str(path)!r} is missing or damaged ({reason}): {fix}") from error
+
+
+def _json(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _checked_config(file: Path) -> dict:
+    config = _json(file)
+    if config["format"] != _FORMAT or config["kind"] not in ("tiny", "frozen", "clip"):
+        found = f"format {config['format']} and kind {config['kind']!r}"
+        raise ValueError(f"{found}, but this version reads format {_FORMAT}, tiny, frozen and clip")
+    return config
+
+
+def _model(folder: Path) -> torch.nn.Module:
+    return transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _set_weights(model, state: dict[str, torch.Tensor]) -> None:
+    stored = {name: tensor.shape for name, tensor in state.items()}
+    wanted = {name: tensor.shape for name, tensor in _weights(model).items()}
+    if differing := stored.items() ^ wanted.items():
+        raise ValueError(f"{min(differing)[0]!r} does not fit {_CONFIG}")
+    model.load_state_dict(state, strict=False)  # frozen towers have their own files

@@ -12,7 +12,6 @@ seconds and is not needed for tiny models.
 """
 
 import os
-import pickle
 import re
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,6 @@ import torch.nn.functional as F
 import transformers
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.implementations import ByteLevelBPETokenizer
 from tokenizers.processors import TemplateProcessing
@@ -36,17 +34,13 @@ from cibr.data.pairs import to_rgb
 from cibr.utils import nearest, shipped
 
 MODELS = ("tiny", "frozen")
-CHECKPOINTS = ("clip-tiny", "cibr-tiny")  # shipped with the package
-IMAGE_TOWER = "timm/tf_efficientnet_lite0.in1k"
-TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
-PAD, END = "<pad>", "<end>"
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
-# For error messages: what a class of transformers loads, and from which files.
-LOADS = {
-    "AutoImageProcessor": ("the image preprocessing of ", "preprocessor_config.json"),
-    "AutoTokenizer": ("the tokenizer of ", "tokenizer.json and tokenizer_config.json"),
-}
-TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 128, 1, 4  # of the tiny text tower
+_CHECKPOINTS = ("clip-tiny", "cibr-tiny")  # shipped with the package
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
+_TEXT_WIDTH = 128  # of the tiny text tower
+
+_Pixels = Float[Tensor, "n 3 h w"]  # normalised images
+_Tokens = Int[Tensor, "n t"]  # token ids, or their mask: 1 for tokens, 0 for padding
+_Pooled = Float[Tensor, "n p"]
 
 
 @dataclass(frozen=True)
@@ -71,16 +65,15 @@ class ImageProcessor:
 
     def __call__(self, images: list[Image.Image]) -> UInt8[Tensor, "n 3 crop_size crop_size"]:
         """Images of any mode and size as 8-bit squares."""
-        return torch.stack(
-            [self._square(torch.from_numpy(np.array(to_rgb(image)))) for image in images]
-        )
+        return torch.stack([self._square(image) for image in images])
 
-    def _square(self, pixels: UInt8[Tensor, "h w 3"]) -> UInt8[Tensor, "3 crop_size crop_size"]:
-        pixels, sides = pixels.movedim(2, 0), pixels.shape[:2]
-        new = [self.size * side // min(sides) for side in sides]
-        if new != list(sides):
-            pixels = F.interpolate(pixels[None], new, mode="bicubic", antialias=True)[0]
-        top, left = ((side - self.crop_size) // 2 for side in new)
+    def _square(self, image: Image.Image) -> UInt8[Tensor, "3 crop_size crop_size"]:
+        pixels = torch.from_numpy(np.array(to_rgb(image))).movedim(2, 0)
+        short = min(pixels.shape[1:])
+        if short != self.size:
+            sides = [self.size * side // short for side in pixels.shape[1:]]
+            pixels = F.interpolate(pixels[None], sides, mode="bicubic", antialias=True)[0]
+        top, left = ((side - self.crop_size) // 2 for side in pixels.shape[1:])
         return pixels[:, top : top + self.crop_size, left : left + self.crop_size]
 
     def to_dict(self) -> dict:
@@ -98,62 +91,50 @@ class HubImageProcessor:
     """An image processor of transformers with the interface of `ImageProcessor`, for models unlike
     CLIP.
 
-    It returns float inputs of the model: pixels [n, 3, h, w], resized, cropped and normalised. For
-    images that
-    keep their proportions (SigLIP 2 NaFlex) it returns patches, [n, p, 3 * side^2 + 3]: the values
-    of a patch, its mask (0 for padding), and the numbers of rows and columns of patches of its
-    image. `unpack` separates them.
+    It returns float inputs of the model, [n, 3, h, w]: resized, cropped and normalised.
 
     Args:
         settings: the processor in the hub's format, its class named as `image_processor_type`.
+
+    Raises:
+        ValueError: a processor whose images are not square, such as that of SigLIP 2 NaFlex.
     """
 
-    image_mean, image_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the values are normalised already
+    image_mean = (0.0, 0.0, 0.0)  # the values are normalised already
+    image_std = (1.0, 1.0, 1.0)
 
     def __init__(self, settings: dict):
-        size = settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size")
-        sides = {(size or {}).get(side) for side in ("height", "width")}
-        self.crop_size = (
-            sides.pop() if len(sides) == 1 else None
-        )  # None if images keep their proportions
-        self.processor = getattr(transformers, settings["image_processor_type"]).from_dict(settings)
+        name = settings["image_processor_type"]
+        size = settings.get("crop_size" if settings.get("do_center_crop") else "size") or {}
+        self.crop_size = size.get("height")
+        if self.crop_size is None or self.crop_size != size.get("width"):
+            fix = "give a model of square images, such as google/siglip2-base-patch16-224"
+            raise ValueError(f"{name} does not resize images to one square size: {fix}")
+        self.processor = getattr(transformers, name).from_dict(settings)
         self.to_dict = self.processor.to_dict
 
-    def __call__(self, images: list[Image.Image]) -> Float[Tensor, "n ..."]:
+    def __call__(self, images: list[Image.Image]) -> Float[Tensor, "n 3 h w"]:
         """Images of any mode and size as inputs of the model."""
-        values = self.processor([to_rgb(image) for image in images], return_tensors="pt")
-        pixels = values["pixel_values"]
-        if "spatial_shapes" not in values:
-            return pixels
-        shapes = values["spatial_shapes"][:, None].expand(-1, pixels.shape[1], -1)
-        return torch.cat([pixels, values["pixel_attention_mask"][:, :, None], shapes], 2)
-
-    @staticmethod
-    def unpack(pixels: Float[Tensor, "n ..."]) -> dict[str, Tensor]:
-        """The keyword arguments of `get_image_features`."""
-        if pixels.ndim == 4:
-            return {"pixel_values": pixels}
-        values, mask, shapes = pixels[..., :-3], pixels[..., -3].int(), pixels[:, 0, -2:].long()
-        return {"pixel_values": values, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+        rgb = [to_rgb(image) for image in images]
+        return self.processor(rgb, return_tensors="pt")["pixel_values"]
 
 
 def image_processor(settings: dict) -> ImageProcessor | HubImageProcessor:
     """The image processor of settings in the hub's format: `ImageProcessor` if CLIP's, or
     `HubImageProcessor`.
     """
-    size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
+    short = (settings.get("size") or {}).get("shortest_edge", 0)
+    crop = settings.get("crop_size") or {}
     like_clip = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True)
     like_clip |= {"resample": Image.Resampling.BICUBIC, "rescale_factor": 1 / 255}
     if (
-        "shortest_edge" in size
-        and crop.get("height", 0) == crop.get("width")
+        0 < crop.get("height", 0) <= short
+        and crop["height"] == crop.get("width")
         and all(settings.get(name, value) == value for name, value in like_clip.items())
         # Other processors, such as LeViT's, give the same names another meaning.
         and settings["image_processor_type"].startswith("CLIPImageProcessor")
     ):
-        return ImageProcessor(
-            size["shortest_edge"], crop["height"], settings["image_mean"], settings["image_std"]
-        )
+        return ImageProcessor(short, crop["height"], settings["image_mean"], settings["image_std"])
     return HubImageProcessor(settings)
 
 
@@ -162,26 +143,16 @@ def train_tokenizer(
 ) -> transformers.PreTrainedTokenizerFast:
     """A lower-case byte-level BPE tokenizer learned from texts; it can encode every string."""
     learned = ByteLevelBPETokenizer(lowercase=True, unicode_normalizer="nfc", add_prefix_space=True)
-    learned.train_from_iterator(
-        texts, vocabulary, min_frequency=0, show_progress=False, special_tokens=[PAD, END]
-    )
+    options = dict(min_frequency=0, show_progress=False, special_tokens=["<pad>", "<end>"])
+    learned.train_from_iterator(texts, vocabulary, **options)
     tokenizer = Tokenizer.from_str(learned.to_str())
-    ends = [(END, tokenizer.token_to_id(END))]
-    tokenizer.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=ends)
-    names = dict(pad_token=PAD, eos_token=END, model_max_length=context)
+    ends = [("<end>", tokenizer.token_to_id("<end>"))]
+    tokenizer.post_processor = TemplateProcessing(single="$A <end>", special_tokens=ends)
+    names = dict(pad_token="<pad>", eos_token="<end>", model_max_length=context)
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
-def layout(width: int) -> torch.memory_format:
-    """Memory format of activations: channels last, unless the width is no multiple of 16 channels.
-
-    On several threads oneDNN's gradient of such narrow channels-last convolutions writes out of
-    bounds (torch 2.13, odd batches).
-    """
-    return torch.contiguous_format if width % 16 else torch.channels_last
-
-
-class ChannelNorm(nn.LayerNorm):
+class _ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels at each position of a feature map [n, c, h, w]."""
 
     def __init__(self, dim: int, memory_format: torch.memory_format):
@@ -193,20 +164,18 @@ class ChannelNorm(nn.LayerNorm):
         return normed.contiguous(memory_format=self.memory_format)
 
 
-class Block(nn.Module):
+class _Block(nn.Module):
     """Residual block of two 3x3 convolutions, initialised to its skip connection."""
 
-    def __init__(
-        self, dim_in: int, dim_out: int, memory_format: torch.memory_format, stride: int = 1
-    ):
+    def __init__(self, dim_in: int, dim: int, memory_format: torch.memory_format, stride: int = 1):
         super().__init__()
-        self.conv1 = nn.Conv2d(dim_in, dim_out, 3, stride, 1, bias=False)
-        self.norm1 = ChannelNorm(dim_out, memory_format)
-        self.conv2 = nn.Conv2d(dim_out, dim_out, 3, 1, 1, bias=False)
-        self.norm2 = ChannelNorm(dim_out, memory_format)
-        self.skip = (
-            nn.Identity() if stride == 1 else nn.Conv2d(dim_in, dim_out, 1, stride, bias=False)
-        )
+        self.conv1 = nn.Conv2d(dim_in, dim, 3, stride, 1, bias=False)
+        self.norm1 = _ChannelNorm(dim, memory_format)
+        self.conv2 = nn.Conv2d(dim, dim, 3, 1, 1, bias=False)
+        self.norm2 = _ChannelNorm(dim, memory_format)
+        self.skip = nn.Identity()
+        if stride > 1:
+            self.skip = nn.Conv2d(dim_in, dim, 1, stride, bias=False)
         nn.init.zeros_(self.norm2.weight)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
@@ -214,58 +183,41 @@ class Block(nn.Module):
         return F.relu(self.norm2(self.conv2(h)) + self.skip(x))
 
 
-class TinyImageTower(nn.Sequential):
+def _tiny_image_tower(width: int, memory_format: torch.memory_format) -> nn.Sequential:
     """Small CNN: normalised images [n, 3, h, w] to features [n, 4 * width * 16], pooled to a 4 x 4
     grid.
     """
-
-    def __init__(self, width: int):
-        memory_format = layout(width)
-        super().__init__(
-            nn.Conv2d(3, width, 5, 2, 2, bias=False),
-            ChannelNorm(width, memory_format),
-            nn.ReLU(),
-            Block(width, width, memory_format),
-            Block(width, 2 * width, memory_format, 2),
-            Block(2 * width, 4 * width, memory_format, 2),
-            nn.AdaptiveAvgPool2d(4),
-            nn.Flatten(),
-        )
-        self.memory_format = memory_format
-        self.to(memory_format=memory_format)
-
-    def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim_pooled"]:
-        return super().forward(pixels.contiguous(memory_format=self.memory_format))
+    tower = nn.Sequential(
+        nn.Conv2d(3, width, 5, 2, 2, bias=False),
+        _ChannelNorm(width, memory_format),
+        nn.ReLU(),
+        _Block(width, width, memory_format),
+        _Block(width, 2 * width, memory_format, 2),
+        _Block(2 * width, 4 * width, memory_format, 2),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+    )
+    return tower.to(memory_format=memory_format)
 
 
-class TinyTextTower(nn.Module):
+class _TinyTextTower(nn.Module):
     """Small transformer from token ids to the mean of the last hidden states, without padding."""
 
     def __init__(self, vocabulary: int, context: int, dropout: float):
         super().__init__()
-        self.tokens = nn.Embedding(vocabulary, TEXT_WIDTH)
-        self.positions = nn.Parameter(0.02 * torch.randn(context, TEXT_WIDTH))
+        self.tokens = nn.Embedding(vocabulary, _TEXT_WIDTH)
+        self.positions = nn.Parameter(0.02 * torch.randn(context, _TEXT_WIDTH))
         nn.init.normal_(self.tokens.weight, std=0.02)
-        layer = nn.TransformerEncoderLayer(
-            TEXT_WIDTH,
-            TEXT_HEADS,
-            4 * TEXT_WIDTH,
-            dropout,
-            "gelu",
-            batch_first=True,
-            norm_first=True,
-        )
-        self.layers = nn.TransformerEncoder(layer, TEXT_LAYERS, enable_nested_tensor=False)
+        options = dict(dropout=dropout, activation="gelu", batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(_TEXT_WIDTH, 4, 4 * _TEXT_WIDTH, **options)
+        self.layers = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
 
-    def forward(
-        self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]
-    ) -> Float[Tensor, "n dim_pooled"]:
+    def forward(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
         states = self.tokens(ids) + self.positions[: ids.shape[1]]
-        states = self.layers(states, src_key_padding_mask=mask == 0)
-        return mean_pool(states, mask)
+        return _mean_pool(self.layers(states, src_key_padding_mask=mask == 0), mask)
 
 
-def mean_pool(states: Float[Tensor, "n t d"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
+def _mean_pool(states: Float[Tensor, "n t p"], mask: _Tokens) -> _Pooled:
     """The mean over the tokens, without padding."""
     weight = mask.unsqueeze(-1).to(states.dtype)
     return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
@@ -274,38 +226,40 @@ def mean_pool(states: Float[Tensor, "n t d"], mask: Int[Tensor, "n t"]) -> Float
 class TinyBackbone(nn.Module):
     """The two tiny towers with linear heads."""
 
-    kind, reads_padding = "tiny", False
+    kind = "tiny"
+    reads_padding = False
 
     def __init__(self, dim: int, width: int, vocabulary: int, context: int, dropout: float):
         super().__init__()
-        self.settings = dict(
-            dim=dim, width=width, vocabulary=vocabulary, context=context, dropout=dropout
-        )
+        self.settings = dict(dim=dim, width=width, vocabulary=vocabulary)
+        self.settings |= dict(context=context, dropout=dropout)
         self.context = context
-        self.dim, self.dim_image_pooled, self.dim_text_pooled = dim, 64 * width, TEXT_WIDTH
-        self.image_tower, self.text_tower = (
-            TinyImageTower(width),
-            TinyTextTower(vocabulary, context, dropout),
-        )
-        self.image_head = _head(self.dim_image_pooled, dim, dropout)
-        self.text_head = _head(self.dim_text_pooled, dim, dropout)
+        self.dim = dim
+        self.dim_image_pooled = 64 * width
+        self.dim_text_pooled = _TEXT_WIDTH
+        # On several threads oneDNN's gradient of channels-last convolutions whose width is no
+        # multiple of 16 writes out of bounds (torch 2.13, odd batches).
+        self.memory_format = torch.contiguous_format if width % 16 else torch.channels_last
+        self.image_tower = _tiny_image_tower(width, self.memory_format)
+        self.text_tower = _TinyTextTower(vocabulary, context, dropout)
+        self.image_head = _linear_head(self.dim_image_pooled, dim, dropout)
+        self.text_head = _linear_head(self.dim_text_pooled, dim, dropout)
 
-    def image_pooled(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim_pooled"]:
-        return self.image_tower(pixels)
+    def image_pooled(self, pixels: _Pixels) -> _Pooled:
+        """Pooled features of normalised images."""
+        return self.image_tower(pixels.contiguous(memory_format=self.memory_format))
 
-    def text_pooled(
-        self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]
-    ) -> Float[Tensor, "n dim_pooled"]:
+    def text_pooled(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
+        """Pooled features of token ids."""
         return self.text_tower(ids, mask)
 
 
-def _head(dim_in: int, dim: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(
-        nn.LayerNorm(dim_in), nn.Dropout(dropout), nn.Linear(dim_in, dim, bias=False)
-    )
+def _linear_head(dim_in: int, dim: int, dropout: float) -> nn.Sequential:
+    linear = nn.Linear(dim_in, dim, bias=False)
+    return nn.Sequential(nn.LayerNorm(dim_in), nn.Dropout(dropout), linear)
 
 
-class ProjectionHead(nn.Module):
+class _ResidualHead(nn.Module):
     """Projection of pooled features to the joint space: a linear map and a residual layer, each
     with dropout.
     """
@@ -314,19 +268,18 @@ class ProjectionHead(nn.Module):
         super().__init__()
         self.linear = nn.Linear(dim_in, dim)
         self.residual = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, dim))
-        self.dropout, self.norm = nn.Dropout(dropout), nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(dim)
 
     @torch.no_grad()
-    def start_at(
-        self, mean: Float[Tensor, " dim_in"], linear_map: Float[Tensor, "dim dim_in"]
-    ) -> None:
+    def start_at(self, mean: Float[Tensor, " p"], linear_map: Float[Tensor, "d p"]) -> None:
         """Initialises the head with a linear map of centred features and a zero residual layer."""
         self.linear.weight.copy_(linear_map)
         self.linear.bias.copy_(-linear_map @ mean)
         for parameter in self.residual[-1].parameters():
             parameter.zero_()
 
-    def forward(self, pooled: Float[Tensor, "n dim_in"]) -> Float[Tensor, "n dim"]:
+    def forward(self, pooled: _Pooled) -> Float[Tensor, "n d"]:
         x = self.linear(self.dropout(pooled))
         return self.norm(x + self.residual(x))
 
@@ -336,64 +289,49 @@ class FrozenBackbone(nn.Module):
 
     The heads project the image tower's pooled output and the mean over the text tower's tokens;
     `cibr.models.features` computes both once per data set and caches them.
+
+    Args:
+        image: a model of transformers with a pooled output, in eval mode.
+        text: a model of transformers with hidden states, in eval mode.
+        size: side of the images, in pixels.
+        dim: dimension of the joint space.
+        dropout: probability of dropout, in the heads.
     """
 
-    kind, reads_padding = "frozen", False
+    kind = "frozen"
+    reads_padding = False
 
-    def __init__(self, image_tower: nn.Module, text_tower: nn.Module, dim: int, dropout: float):
+    def __init__(self, image: nn.Module, text: nn.Module, size: int, dim: int, dropout: float):
         super().__init__()
         self.settings = dict(dim=dim, dropout=dropout)
-        self.image_tower, self.text_tower = (
-            t.requires_grad_(False) for t in (image_tower, text_tower)
-        )
-        self.dim, self.dim_text_pooled = dim, text_tower.config.hidden_size
-        self.context = text_tower.config.max_position_embeddings
-        self.dim_image_pooled = image_pooled_size(image_tower)
-        self.image_head = ProjectionHead(self.dim_image_pooled, dim, dropout)
-        self.text_head = ProjectionHead(self.dim_text_pooled, dim, dropout)
-        self.train(self.training)
+        self.image_tower = image.requires_grad_(False)
+        self.text_tower = text.requires_grad_(False)
+        self.context = text.config.max_position_embeddings
+        self.dim = dim
+        self.dim_image_pooled = self.image_pooled(torch.zeros(1, 3, size, size)).shape[1]
+        self.dim_text_pooled = text.config.hidden_size
+        self.image_head = _ResidualHead(self.dim_image_pooled, dim, dropout)
+        self.text_head = _ResidualHead(self.dim_text_pooled, dim, dropout)
 
     def train(self, mode: bool = True) -> "FrozenBackbone":
+        """Sets the mode of the heads alone."""
         super().train(mode)
         self.image_tower.eval()
         self.text_tower.eval()
         return self
 
     @torch.no_grad()
-    def image_pooled(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim_pooled"]:
-        pixels = pixels.contiguous(
-            memory_format=torch.channels_last
-        )  # convolutions run twice as fast on a CPU
+    def image_pooled(self, pixels: _Pixels) -> _Pooled:
+        """Pooled features of normalised images."""
+        # Convolutions run twice as fast on a CPU in this format.
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         return self.image_tower(pixel_values=pixels).pooler_output.flatten(1)
 
     @torch.no_grad()
-    def text_pooled(
-        self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]
-    ) -> Float[Tensor, "n dim_pooled"]:
-        return mean_pool(
-            self.text_tower(input_ids=ids, attention_mask=mask).last_hidden_state, mask
-        )
-
-
-def image_pooled_size(tower: nn.Module) -> int:
-    """The width of an image tower's pooled output, from a forward pass on a blank image."""
-    size = (
-        getattr(tower.config, "image_size", None) or tower.config.pretrained_cfg["input_size"][-1]
-    )
-    height, width = (size, size) if isinstance(size, int) else size
-    with torch.no_grad():
-        return (
-            tower(pixel_values=torch.zeros(1, 3, height, width)).pooler_output.flatten(1).shape[1]
-        )
-
-
-def tower_normalisation(name: str, tower: nn.Module) -> tuple[list[float], list[float]]:
-    """The channel means and standard deviations that an image tower was trained with."""
-    timm = getattr(tower.config, "pretrained_cfg", None)
-    if timm:
-        return list(timm["mean"]), list(timm["std"])
-    processor = from_hub("AutoImageProcessor", name)
-    return list(processor.image_mean), list(processor.image_std)
+    def text_pooled(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
+        """Pooled features of token ids."""
+        states = self.text_tower(input_ids=ids, attention_mask=mask).last_hidden_state
+        return _mean_pool(states, mask)
 
 
 class HubBackbone(nn.Module):
@@ -402,8 +340,8 @@ class HubBackbone(nn.Module):
 
     If both modalities end in a linear projection (CLIP, MetaCLIP 2, AltCLIP, Chinese CLIP, CLIPSeg,
     VisionTextDualEncoder), the projections are the heads and their inputs are the pooled features.
-    Otherwise (SigLIP, SigLIP 2, ALIGN) the features themselves take the place of pooled features,
-    and `dim_image_pooled` and `dim_text_pooled` are None.
+    Otherwise (SigLIP) the features themselves take the place of pooled features, and
+    `dim_image_pooled` and `dim_text_pooled` are None.
 
     SigLIP was trained on texts padded to the context, with attention to the padding; see
     https://huggingface.co/docs/transformers/model_doc/siglip.
@@ -412,90 +350,62 @@ class HubBackbone(nn.Module):
         model: a model of transformers.
 
     Raises:
-        ValueError: a model without a single vector per text.
+        ValueError: a model of another kind, or without a single vector per text.
     """
 
     kind = "clip"
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.settings = model, {}
+        needed = ("get_image_features", "get_text_features", "logit_scale")
+        features = None
+        if all(hasattr(model, name) for name in needed):
+            with torch.no_grad():  # configurations have various names for the width of the features
+                output = model.get_text_features(input_ids=torch.zeros(1, 2, dtype=torch.long))
+            features = output.pooler_output
+        if features is None or features.ndim != 2:
+            rule = f"it needs {', '.join(needed)}, and one vector per text"
+            fix = "Give a model such as a CLIPModel or a SiglipModel"
+            raise ValueError(f"{type(model).__name__} is not a dual encoder: {rule}. {fix}")
+        self.model = model
+        self.settings = {}
         self.context = model.config.text_config.max_position_embeddings
         self.reads_padding = model.config.model_type.startswith("siglip")
-        with (
-            torch.no_grad()
-        ):  # on any two tokens: configurations have various names for the feature width
-            features = model.get_text_features(
-                input_ids=torch.zeros(1, 2, dtype=torch.long)
-            ).pooler_output
-        if features is None or features.ndim != 2:
-            what = f"{type(model).__name__} is no dual encoder: its get_text_features gives no single vector"
-            raise ValueError(f"{what}. Give a model such as a CLIPModel or a SiglipModel")
-        self.dim, self.dim_image_pooled, self.dim_text_pooled = features.shape[1], None, None
-        heads = [getattr(model, f"{side}_projection", None) for side in ("visual", "text")]
-        if all(isinstance(head, nn.Linear) for head in heads):
-            self.dim_image_pooled, self.dim_text_pooled = (head.in_features for head in heads)
+        self.dim = features.shape[1]
+        self.dim_image_pooled = getattr(self.image_head, "in_features", None)
+        self.dim_text_pooled = getattr(self.text_head, "in_features", None)
 
     @property
     def image_head(self) -> nn.Module:
-        return nn.Identity() if self.dim_image_pooled is None else self.model.visual_projection
+        """The projection of images."""
+        return getattr(self.model, "visual_projection", nn.Identity())
 
     @property
     def text_head(self) -> nn.Module:
-        return nn.Identity() if self.dim_text_pooled is None else self.model.text_projection
+        """The projection of texts."""
+        return getattr(self.model, "text_projection", nn.Identity())
 
-    @property
-    def log_logit_scale(self) -> Float[Tensor, ""]:
-        """The model's own logit scale; ALIGN has a temperature instead."""
-        own = getattr(self.model, "logit_scale", None)
-        return (-self.model.temperature.log() if own is None else own).detach().squeeze()
+    def image_pooled(self, pixels: _Pixels) -> _Pooled:
+        """Pooled features of normalised images."""
+        return _input_of(self.image_head, self.model.get_image_features, pixel_values=pixels)
 
-    @log_logit_scale.setter
-    def log_logit_scale(self, value: Float[Tensor, ""]) -> None:
-        if hasattr(self.model, "logit_scale"):
-            self.model.logit_scale.data.copy_(value)
-        else:
-            self.model.temperature.data.copy_((-value).exp())
-
-    def image_pooled(self, pixels: Float[Tensor, "n ..."]) -> Float[Tensor, "n dim_pooled"]:
-        return _read_by(
-            self.image_head, self.model.get_image_features, **HubImageProcessor.unpack(pixels)
-        )
-
-    def text_pooled(
-        self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]
-    ) -> Float[Tensor, "n dim_pooled"]:
+    def text_pooled(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
+        """Pooled features of token ids."""
         masked = {} if self.reads_padding else {"attention_mask": mask}
-        return _read_by(self.text_head, self.model.get_text_features, input_ids=ids, **masked)
+        return _input_of(self.text_head, self.model.get_text_features, input_ids=ids, **masked)
 
 
-def _read_by(head: nn.Module, encode: Callable, **inputs: Tensor) -> Float[Tensor, "n dim_pooled"]:
+def _input_of(head: nn.Module, encode: Callable, **inputs: Tensor) -> _Pooled:
     """The input of a head during a forward pass of its model, or the features if the model has no
     such head.
     """
-    read = []
-    with head.register_forward_pre_hook(lambda _, values: read.append(values[0])):
+    seen = []
+    with head.register_forward_pre_hook(lambda _, values: seen.append(values[0])):
         features = encode(**inputs).pooler_output
-    return read[0] if read else features
+    return seen[0] if seen else features
 
 
-def load_dual_encoder(name: str) -> HubBackbone:
-    """Loads a dual encoder of transformers by folder or hub id, of the class that its config.json
-    names.
-
-    Raises:
-        FileNotFoundError: the model is missing.
-        ValueError: a model of another type, or without a single vector per text.
-    """
-    config = from_hub("AutoConfig", name)
-    loader = transformers.MODEL_MAPPING.get(type(config), None)
-    if not all(hasattr(loader, call) for call in ("get_image_features", "get_text_features")):
-        lacks = f"{config.model_type!r} has no get_image_features with get_text_features"
-        raise ValueError(f"{name!r} is no image-text model: {lacks}. Give one such as a CLIPModel")
-    return HubBackbone(from_hub("AutoModel", name, dtype=torch.float32))
-
-
-def resolve_model(name: str, known: Sequence[str] = CHECKPOINTS) -> str:
+def resolve_model(name: str, known: Sequence[str] = _CHECKPOINTS) -> str:
     """The location of a model's files: a local folder, or the name itself as a hub id, not yet
     fetched.
 
@@ -503,18 +413,20 @@ def resolve_model(name: str, known: Sequence[str] = CHECKPOINTS) -> str:
         FileNotFoundError: a name that is neither; the message suggests the nearest of the `known`
             names.
     """
-    root, path = os.environ.get("CIBR_MODELS"), Path(name).expanduser()
-    folders = [path] + ([Path(root).expanduser() / name] if root else [])
-    if name in CHECKPOINTS:
+    path = Path(name).expanduser()
+    folders = [path, Path(os.environ.get("CIBR_MODELS", ".")).expanduser() / name]
+    if name in _CHECKPOINTS:
         folders.append(shipped(f"checkpoints/{name}"))
-    if folder := next((str(folder) for folder in folders if name and folder.is_dir()), None):
-        return folder
-    if HUB_ID.fullmatch(name) and not path.is_symlink():
+    for folder in folders:
+        if name and os.path.isdir(folder):  # False for impossible names, too
+            return str(folder)
+    if _HUB_ID.fullmatch(name) and not os.path.islink(path):
         return name
-    found = ": it is a file." if path.is_file() else nearest(name, known) or "."
-    found = ": it is a link to nothing." if path.is_symlink() else found
+    problem = nearest(name, known) or "."
+    if os.path.isfile(path) or os.path.islink(path):
+        problem = ": it is a file or a broken link."
     fix = f"a hub id such as openai/clip-vit-base-patch32, or {' or '.join(known)}"
-    raise FileNotFoundError(f"unknown model {name!r}{found} Give the folder of a model, {fix}")
+    raise FileNotFoundError(f"unknown model {name!r}{problem} Give the folder of a model, {fix}")
 
 
 def model_kind(name: str) -> str:
@@ -537,7 +449,8 @@ def quiet_transformers():
     """A context without progress bars and loading reports of transformers, such as on unused
     weights.
     """
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -549,21 +462,22 @@ def quiet_transformers():
 
 
 def from_hub(loader: str, name: str, **options):
-    """Calls `from_pretrained` of a class of transformers; errors say where it searched and how to
-    fix them.
+    """Calls `from_pretrained` of a class of transformers, AutoModel, AutoTokenizer or
+    AutoImageProcessor.
+
+    Raises:
+        FileNotFoundError: nothing to load; the message says where it searched, and the fix.
     """
     source = resolve_model(name)
     try:
         with quiet_transformers():
-            found = getattr(transformers, loader).from_pretrained(source, **options)
-        if loader == "AutoTokenizer" and len(found) <= len(found.all_special_tokens):
-            raise ValueError(
-                "its files hold no vocabulary"
-            )  # transformers makes an empty one, silently
-        return found
-    except (ImportError, OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
-        where = f"folder {source!r}" if Path(source).is_dir() else f"hub model {name!r}"
+            loaded = getattr(transformers, loader).from_pretrained(source, **options)
+        if loader == "AutoTokenizer" and len(loaded) <= len(loaded.all_special_tokens):
+            # transformers makes an empty one, silently
+            raise ValueError("its files hold no vocabulary")
+        return loaded
+    except Exception as error:  # loaders raise nearly anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        what, files = LOADS.get(loader, ("", "config.json and weights"))
-        fix = f"Give a folder with {files}, set CIBR_MODELS to one that holds {name}, or connect to the hub"
-        raise FileNotFoundError(f"cannot load {what}{where}: {reason}. {fix}") from error
+        fix = f"give its folder, set CIBR_MODELS to one that holds {name}, or connect to the hub"
+        message = f"cannot load {source!r} with transformers.{loader} ({reason}): {fix}"
+        raise FileNotFoundError(message) from error

@@ -142,8 +142,7 @@ class RunFolder:
         if self.writes:
             message = "holds this run, finished: its model and history are loaded"
             print(f"{str(self.folder)!r} {message}", file=sys.stderr)
-        # Floats are written with all their digits; empty cells are epochs without validation.
-        return pd.read_csv(self.folder / _HISTORY, float_precision="round_trip")
+        return pd.read_csv(self.folder / _HISTORY)  # empty cells are epochs without validation
 
     def resume(self, parts: dict[str, Any], progress: Progress) -> Progress:
         """Loads the newest readable checkpoint, if any, into the parts.

@@ -13,100 +13,55 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cibr.data import Pairs, available_splits, load_pairs, resolve
+from cibr.data import Pairs, Source, available_splits, load_pairs, resolve
 from cibr.losses import CONTRASTIVE, PENALTIES
 from cibr.losses.cibr import MAX_BETA, check_options
 from cibr.models import DualEncoder, model_kind
-from cibr.utils import check_known, runs_folder
+from cibr.utils import check_known, runs_folder, shipped
 
-# Chosen on validation recall only, by kind of model; the card of a data set may have its own.
-_PRESETS = {
-    "tiny": dict(
-        epochs=20,
-        batch_size=256,
-        learning_rate=2e-3,
-        temperature=0.1,
-        dropout=0.1,
-        weight_decay=0.05,
-    ),
-    "frozen": dict(
-        epochs=30,
-        batch_size=1024,
-        learning_rate=4e-3,
-        temperature=0.05,
-        dropout=0.4,
-        weight_decay=1.0,
-    ),
-    "clip": dict(
-        epochs=3,
-        batch_size=64,
-        learning_rate=1e-5,
-        temperature=0.01,
-        dropout=0.0,
-        weight_decay=0.1,
-    ),
-}
-_IMAGE_SIZE = 64  # px, of tiny models
 NOT_THE_RUN = ("output_dir", "micro_batch_size")  # do not affect results
+
+
+def _setting(default: Any, description: str, **limits: Any) -> Any:
+    return Field(default, description=description, **limits)
 
 
 class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    dataset: str = Field("glyphs", description="a data set's name, a folder or a hub id")
-    model: str = Field(
-        "tiny",
-        description="tiny, frozen, or a model to fine-tune: a run's folder, or a dual encoder of "
-        "transformers by folder or hub id, such as a CLIPModel or a SiglipModel",
+    dataset: str = _setting("glyphs", "a data set's name, a folder or a hub id")
+    model: str = _setting(
+        "tiny", "tiny, frozen, or a model to fine-tune: a run's folder or a hub id"
     )
-    penalty: str = Field("vmf", description="penalty added to the contrastive loss")
-    penalty_options: dict[str, Any] = Field(
-        default_factory=dict, description="options of the penalty, such as kappa_b or text_weight"
+    penalty: str = _setting("vmf", "penalty added to the contrastive loss")
+    penalty_options: dict[str, Any] = _setting({}, "of the penalty, such as kappa_b or text_weight")
+    beta: float = _setting(0.05, "weight of the penalty; 0 is CLIP", ge=0, le=MAX_BETA)
+    sample: bool = _setting(False, "contrast samples of the encoders instead of their means")
+    kappa_e: float = _setting(1024.0, "concentration of the encoders", ge=1e-3, le=1e6)
+    contrastive: str = _setting("clip", "contrastive loss")
+    epochs: int = _setting(0, "passes over the images; 0 for the preset", ge=0)
+    batch_size: int = _setting(0, "pairs contrasted, 2 or more; 0 for the preset", ge=0)
+    learning_rate: float = _setting(0.0, "peak of the schedule; 0 for the preset", ge=0, le=1e3)
+    temperature: float = _setting(0.0, "0.01 or more; 0 for the preset", ge=0, le=1e3)
+    learn_temperature: bool = _setting(False, "train the temperature")
+    weight_decay: float = _setting(-1.0, "of matrices, from 0; -1 for the preset", ge=-1, le=1e3)
+    dropout: float = _setting(
+        -1.0, "in heads and tiny texts, from 0; -1 for the preset", ge=-1, lt=1
     )
-    beta: float = Field(0.05, ge=0, le=MAX_BETA, description="weight of the penalty; 0 is CLIP")
-    sample: bool = Field(False, description="contrast samples of the encoders, not their means")
-    kappa_e: float = Field(
-        1024.0, ge=1e-3, le=1e6, description="concentration of the encoders' vMF distributions"
+    seed: int = _setting(0, "of weights, order, captions, dropout and noise", ge=0, lt=2**32)
+    output_dir: str = _setting("", "folder of the run; empty for one under runs/")
+    micro_batch_size: int = _setting(0, "rows encoded at once; 0 for the whole batch", ge=0)
+    cca_start: bool = _setting(False, "start heads over frozen towers at regularised CCA")
+    cca_ridges: tuple[float, float] = _setting(
+        (3.0, 1.0), "of CCA, image and text, above 0, in mean variances", strict=False
     )
-    contrastive: str = Field("clip", description="contrastive loss")
-    epochs: int = Field(0, ge=0, description="passes over the images; 0 for the preset")
-    batch_size: int = Field(
-        0, ge=0, description="pairs contrasted with each other, 2 or more; 0 for the preset"
-    )
-    learning_rate: float = Field(
-        0.0, ge=0, le=1e3, description="peak of AdamW's one-cycle schedule; 0 for the preset"
-    )
-    temperature: float = Field(
-        0.0, ge=0, le=1e3, description="of the softmax, 0.01 or more; 0 for the preset"
-    )
-    learn_temperature: bool = Field(False, description="train the temperature")
-    weight_decay: float = Field(
-        -1.0, ge=-1, le=1e3, description="of AdamW, for matrices, 0 or more; -1 for the preset"
-    )
-    dropout: float = Field(
-        -1.0, ge=-1, lt=1, description="in the heads and the tiny text tower; -1 for the preset"
-    )
-    seed: int = Field(0, ge=0, lt=2**32, description="of weights, order, captions and noise")
-    output_dir: str = Field("", description="folder of the run; empty for one under runs/")
-    micro_batch_size: int = Field(
-        0, ge=0, description="rows encoded at once, against memory; 0 for the whole batch"
-    )
-    cca_start: bool = Field(
-        False, description="start the heads over frozen towers at regularised CCA of the pairs"
-    )
-    cca_ridges: tuple[float, float] = Field(
-        (3.0, 1.0), strict=False, description="of CCA, image and text, times the mean variance"
-    )
-    feature_noise: float = Field(
-        0.0, ge=0, le=100, description="noise on cached features, times their own deviation"
-    )
-    crop_scale: float = Field(
-        1.0, gt=0, le=1, description="smallest share of an image in random crops; 1 for no crops"
-    )
-    validate_every: int = Field(1, ge=1, description="epochs between validations")
-    max_skipped: int = Field(0, ge=0, description="unusable samples that may be left out")
+    feature_noise: float = _setting(0.0, "on cached features, in their deviations", ge=0, le=100)
+    crop_scale: float = _setting(1.0, "smallest share of a random crop; 1 for none", gt=0, le=1)
+    validate_every: int = _setting(1, "epochs between validations", ge=1)
+    max_skipped: int = _setting(0, "unusable samples that may be left out", ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
@@ -160,11 +115,10 @@ def configure(**parameters: Any) -> RunConfig:
     source = resolve(config.dataset)
     kind = model_kind(config.model)
     _check_for_kind(config, kind)
-    own = source.card.get("presets", {}).get(kind, {})
-    preset = {name: own.get(name, value) for name, value in _PRESETS[kind].items()}
-    defaults = RunConfig().model_copy(update=preset).model_dump()
-    unset = {name: RunConfig.model_fields[name].default for name in preset}
-    filled = {name: preset[name] for name in preset if getattr(config, name) == unset[name]}
+    preset = _preset(source, kind)
+    defaults = RunConfig().model_dump() | preset
+    unset = {name: RunConfig.model_fields[name].default for name in preset if name != "image_size"}
+    filled = {name: preset[name] for name in unset if getattr(config, name) == unset[name]}
     config = config.model_copy(update=filled)
     if not config.output_dir:
         folder = runs_folder() / _run_name(config, source.name, defaults)
@@ -174,6 +128,12 @@ def configure(**parameters: Any) -> RunConfig:
         where = f"output_dir {config.output_dir!r} is within the data set's folder"
         raise ValueError(f"{where}: choose one outside")
     return config
+
+
+def _preset(source: Source, kind: str) -> dict[str, Any]:
+    """Settings chosen on validation recall only, by kind of model and, on a card, by data set."""
+    presets = yaml.safe_load(shipped("presets.yaml").read_text(encoding="utf-8"))
+    return presets[kind] | source.card.get("presets", {}).get(kind, {})
 
 
 def _check_for_kind(config: RunConfig, kind: str) -> None:
@@ -253,8 +213,7 @@ def build_model(config: RunConfig, train: Pairs) -> DualEncoder:
     """
     torch.manual_seed(config.seed)
     if config.model == "tiny":
-        own = resolve(config.dataset).card.get("presets", {}).get("tiny", {})
-        size = own.get("image_size", _IMAGE_SIZE)
+        size = _preset(resolve(config.dataset), "tiny")["image_size"]
         model = DualEncoder.tiny(train.texts(), image_size=size, dropout=config.dropout)
     elif config.model == "frozen":
         model = DualEncoder.frozen(dropout=config.dropout)

@@ -13,11 +13,11 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 import torch
@@ -53,25 +53,6 @@ _DEGENERATE = {  # values above which a run has collapsed, and the remedy
 Rows = tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]
 
 
-class Average(Protocol):
-    """An average of the weights over the steps, which is validated and saved in their place."""
-
-    def update(self, model: DualEncoder, step: int) -> None:
-        """Adds the weights after a step, counted from 0."""
-
-    def applied(self, model: DualEncoder) -> AbstractContextManager:
-        """A context in which the model has the averaged weights."""
-
-    def copy_to(self, model: DualEncoder) -> None:
-        """Replaces the model's weights by the averaged ones."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint stores of it."""
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes what a checkpoint stored."""
-
-
 @dataclass
 class TrainState:
     """Everything that a training step reads or changes.
@@ -98,7 +79,7 @@ class TrainState:
     schedule: OneCycleLR
     progress: Progress
     teacher: DualEncoder | None = None
-    average: Average | None = None
+    average: Any = None
     noise: tuple[Tensor, ...] = ()
 
     def parts(self) -> dict[str, Any]:
@@ -123,7 +104,7 @@ def fit(
     accelerator=None,
     cca: RegularisedCCA | None = None,
     order: Callable[[int], Rows] | None = None,
-    average: Callable[[DualEncoder], Average] | None = None,
+    average: Callable[[DualEncoder], Any] | None = None,
 ) -> pd.DataFrame:
     """Trains a model in place.
 
@@ -141,7 +122,9 @@ def fit(
         cca: for `cca_start` and the penalty `anchor`; by default fitted to the training pairs.
         order: image and text of every row of an epoch, counted from 0, as `epoch_rows`, which is
             the default.
-        average: makes an `Average` of the model's weights before the first step.
+        average: makes an average of the model's weights, which is validated and saved in their
+            place, before the first step: an object with `update(model, step)`, `applied(model)`,
+            `copy_to(model)`, `state_dict` and `load_state_dict`.
 
     Returns:
         The history, one row per epoch: `epoch, step, loss, clip_loss, penalty_loss, beta`, the
@@ -151,7 +134,7 @@ def fit(
 
     Raises:
         ValueError: fewer than two pairs or captions, an unusable sample, a penalty on pooled
-            features with a model that has none (SigLIP, ALIGN), a batch that the processes cannot
+            features with a model that has none (SigLIP), a batch that the processes cannot
             share equally, processes that find different checkpoints, an output folder that cannot
             be written, is in use or contains another run; or a GPU that is out of memory, with the
             micro_batch_size to try.
@@ -164,14 +147,14 @@ def fit(
     _check(model, train, config, accelerator)
     order = order or (lambda epoch: epoch_rows(train, config.seed, epoch))
     n_rows = rows_per_process(config.batch_size, len(train), accelerator.num_processes)
-    steps = len(order(0)[0]) // (n_rows * accelerator.num_processes)
-    about = {"precision": accelerator.mixed_precision, "average": bool(average)}
-    about |= {"pairs a step": n_rows * accelerator.num_processes, "order": _digest(order(0))}
+    batch_size = n_rows * accelerator.num_processes
+    steps = len(order(0)[0]) // batch_size
+    about = {"pairs a step": batch_size, "order": _digest(order(0)), "average": bool(average)}
+    about["precision"] = accelerator.mixed_precision
     identity = run_identity(model, train, validation, config, **about)
     run = RunFolder(Path(config.output_dir), identity, writes=accelerator.is_main_process)
     with run.claimed():
-        history = run.finished(model)
-        if history is not None:
+        if (history := run.finished(model)) is not None:
             return history
         inputs, held_out = _prepare(model, train, validation, config, accelerator)
         state = set_up(model, inputs, config, accelerator, config.epochs * steps, cca, average)
@@ -183,15 +166,8 @@ def fit(
             for epoch in range(len(state.progress.history), config.epochs):
                 left = islice(batches, (epoch + 1) * steps - state.progress.step)
                 _train_epoch(state, left, run, signals, bar)
-                state.progress.end_epoch(_row(state, epoch, held_out))
-                _warn_of_degenerate(state.progress)
-                run.save(state.parts(), state.progress)
-        if state.average is not None:
-            state.average.copy_to(model)
-        model.eval()
-        run.finish(model, config, state.progress)
-        accelerator.wait_for_everyone()
-        return pd.DataFrame(state.progress.history)
+                _end_epoch(state, epoch, held_out, run)
+        return _finish(state, run)
 
 
 def train_step(state: TrainState, batch: Batch) -> dict[str, float]:
@@ -226,9 +202,10 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, float]:
         loss = sum(terms.values())
         loss.backward()
         cache.backward()
-        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-        for parameter in loss_fn.parameters():
+        own = loss_fn.trained_parameters()
+        for parameter in own:
             average_gradient(parameter, state.accelerator)
+        parameters = [*model.parameters(), *own]
         norm = torch.nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT_NORM)
         terms = {"loss": loss} | terms | loss_fn.reports() | batch_health(cache)
         values = dict(zip(terms, torch.stack([*terms.values()]).tolist(), strict=True))
@@ -304,17 +281,28 @@ def _train_epoch(
         started = time.perf_counter()
 
 
-def _row(state: TrainState, epoch: int, held_out: Inputs | None) -> dict[str, Any]:
-    """The row of an epoch in the history, with validation recall if it is due."""
-    model, config = state.model, state.config
-    row = {"epoch": epoch + 1, "step": state.progress.step} | state.progress.means()
-    row["temperature"] = 1 / model.logit_scale.item()
-    row["seconds"] = state.progress.seconds
+def _end_epoch(state: TrainState, epoch: int, held_out: Inputs | None, run: RunFolder) -> None:
+    """Adds the row of an epoch to the history, with validation recall if it is due, and saves."""
+    model, config, progress = state.model, state.config, state.progress
+    row = {"epoch": epoch + 1, "step": progress.step} | progress.means()
+    row |= {"temperature": 1 / model.logit_scale.item(), "seconds": progress.seconds}
     is_due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs
     if held_out is not None and is_due:
         with state.average.applied(model) if state.average is not None else nullcontext():
-            row |= retrieval_recalls(held_out.pairs, *embed_pairs(model, held_out))
-    return row
+            targets = held_out.pairs.retrieval_targets()
+            row |= retrieval_recalls(*embed_pairs(model, held_out), *targets)
+    progress.end_epoch(row)
+    _warn_of_degenerate(progress)
+    run.save(state.parts(), progress)
+
+
+def _finish(state: TrainState, run: RunFolder) -> pd.DataFrame:
+    if state.average is not None:
+        state.average.copy_to(state.model)
+    state.model.eval()
+    run.finish(state.model, state.config, state.progress)
+    state.accelerator.wait_for_everyone()
+    return pd.DataFrame(state.progress.history)
 
 
 def _out_of_memory(state: TrainState, n_rows: int, run: RunFolder) -> str:
@@ -337,7 +325,7 @@ def set_up(
     accelerator,
     n_steps: int,
     cca: RegularisedCCA | None = None,
-    average: Callable[[DualEncoder], Average] | None = None,
+    average: Callable[[DualEncoder], Any] | None = None,
 ) -> TrainState:
     """The state before the first step; the arguments are those of `fit`.
 
@@ -348,7 +336,7 @@ def set_up(
         accelerator: an `accelerate.Accelerator`.
         n_steps: steps of the whole run.
         cca: a statistic in place of CCA of the training pairs.
-        average: makes an `Average`.
+        average: makes an average of the weights.
     """
     from accelerate.utils import broadcast
 
@@ -410,9 +398,8 @@ def build_optimizer(
     Returns:
         The optimiser and the schedule, which is advanced after every step.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    for term in (loss_fn.penalty, loss_fn.contrastive):
-        parameters += [] if term.is_trained else term.parameters()
+    parameters = [*model.parameters(), *loss_fn.trained_parameters()]
+    parameters = [p for p in parameters if p.requires_grad]
     matrices = {"params": [p for p in parameters if p.ndim > 1]}
     others = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
     options = dict(lr=config.learning_rate, betas=_BETAS, weight_decay=config.weight_decay)

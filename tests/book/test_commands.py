@@ -1,8 +1,7 @@
-"""The commands that make the tables of the theory and interpretability chapters, on sets of a few
-images.
-"""
+"""The commands that make the tables of two chapters, on sets of a few images."""
 
 import pandas as pd
+import pytest
 import torch
 from helpers import TEXTS, noise_pairs
 
@@ -17,15 +16,14 @@ def test_a_run_on_glyphs_leaves_the_rows_of_the_committed_table(monkeypatch):
     committed = pd.read_csv(RESULTS / "theory_glyphs.csv")
     monkeypatch.setattr(theory_glyphs, "PROBES", {"linear": 0})
     monkeypatch.setattr(theory_glyphs, "CONDITIONS", ((0.05, 60, 1),))
-    few = [stimuli.varied_glyphs(n, seed=n) for n in (120, 40)]
-    codes = {name: probes.factor_codes(few[0].factors)[name] for name in ("slant", "polarity")}
-    monkeypatch.setattr(theory_glyphs, "factor_codes", lambda table: codes)
-    rows = theory_glyphs.probe_run(*few, temperature=0.05, batch_size=60, seed=0, epochs=1)
-    assert list(rows) == list(committed)
-    assert set(rows["layer"]) == set(committed["layer"]) and set(rows["factor"]) <= set(
-        committed["factor"]
-    )
-    assert set(committed["seed"]) == set(theory_glyphs.SEEDS)
+    train, validation = (stimuli.varied_glyphs(n, seed=n) for n in (120, 40))
+    codes = probes.factor_codes(train.factors)
+    kept = {name: codes[name] for name in ("slant", "polarity")}
+    monkeypatch.setattr(theory_glyphs, "factor_codes", lambda table: kept)
+    settings = dict(temperature=0.05, batch_size=60, seed=0, epochs=1)
+    rows = theory_glyphs.probe_run(train, validation, **settings)
+    assert list(rows) == list(committed) and set(rows["factor"]) == set(kept)
+    assert set(rows["layer"]) == set(committed["layer"])
 
 
 def test_photo_rows_compare_methods_seeds_and_maps_as_in_the_committed_tables(monkeypatch):
@@ -37,16 +35,13 @@ def test_photo_rows_compare_methods_seeds_and_maps_as_in_the_committed_tables(mo
         torch.manual_seed(seed)
         models.append(DualEncoder.tiny(TEXTS, dim=16, width=4).eval())
     rows = interpretability_photos.changed_answers([models[:2], models[2:]], pairs)
-    found = pd.DataFrame(rows).set_index(["quantity", "case"])["value"]
-    gained, lost = found["gained"].item(), found["lost"].item()
-    assert found["changed answers", "between methods, same seed"] == gained + lost
-    assert abs(found["second minus first"].item() - (gained - lost)) < 1e-6
-    by_map, maps = interpretability_photos.explained_photos(
-        {"CLIP": models[0], "CIBR vMF": models[2]}, pairs
-    )
-    committed = pd.read_csv(RESULTS / "interpretability.csv")
-    assert [(row["quantity"], row["case"]) for row in [*rows, *by_map]] == list(
-        committed[["quantity", "case"]].itertuples(index=False, name=None)
-    )
+    values = pd.DataFrame(rows).set_index(["quantity", "case"])["value"]
+    gained, lost, added = (values[key].item() for key in ("gained", "lost", "second minus first"))
+    assert values["changed answers", "between methods, same seed"] == gained + lost
+    assert added == pytest.approx(gained - lost, abs=1e-6)
+    shown = {"CLIP": models[0], "CIBR vMF": models[2]}
+    by_map, maps = interpretability_photos.explained_photos(shown, pairs)
+    committed = pd.read_csv(RESULTS / "interpretability.csv")[["quantity", "case"]]
+    assert pd.DataFrame([*rows, *by_map])[["quantity", "case"]].equals(committed)
     assert list(maps) == list(pd.read_csv(RESULTS / "interpretability_maps.csv", nrows=1))
     assert len(maps) == 2 * 2 * 16**2 and maps["nats"].min() > -1e-4

@@ -12,13 +12,15 @@ def generator(seed=0):
 
 
 def test_probe_finds_a_known_factor_and_nothing_in_noise():
-    factor = torch.randint(3, (1500,), generator=generator(8))
+    factor = torch.randint(3, (1500,), generator=generator(8)) + 2
     noise = torch.randn(1500, 4, generator=generator(9))
     held_out = torch.arange(1500) % 2 == 0
-    told = noise + 20 * factor[:, None] * torch.eye(4)[0]
-    found = probes.probe_nats(told, factor, held_out)
-    assert found["nats"] == pytest.approx(found["entropy_nats"], rel=0.05)
-    assert found["accuracy"] == 1
+    telling = noise + 20 * factor[:, None] * torch.eye(4)[0]
+    result = probes.probe_nats(telling, factor, held_out)
+    shares = factor[held_out].bincount()[2:] / 750
+    assert result["entropy_nats"] == pytest.approx(-(shares * shares.log()).sum().item())
+    assert result["nats"] == pytest.approx(result["entropy_nats"], rel=0.05)
+    assert result["accuracy"] == 1
     assert probes.probe_nats(noise, factor, held_out)["nats"] < 0.01
 
 

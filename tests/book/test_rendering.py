@@ -2,24 +2,28 @@
 
 from sphinx.config import Config
 
-from cibr_book.rendering import add_addresses
+from cibr_book.rendering import add_addresses, mark_up_docstring
 
 
-def configured(**values):
+def theme_options(**values):
     config = Config({}, {"html_theme_options": {"launch_buttons": {"thebe": False}}} | values)
-    config.add("html_theme_options", {}, "html", ())
-    for name in ("repository_address", "doi"):
-        config.add(name, "", "html", ())
+    for name, default in {"html_theme_options": {}, "repository_address": "", "doi": ""}.items():
+        config.add(name, default, "html", ())
     add_addresses(None, config)
     return config.html_theme_options
 
 
 def test_buttons_and_links_appear_once_an_address_is_given_and_not_before():
-    assert configured() == {"launch_buttons": {"thebe": False}}
-    found = configured(repository_address="https://github.com/owner/cibr", doi="10.5281/zenodo.1")
-    assert (
-        found["repository_url"] == "https://github.com/owner/cibr"
-        and found["use_repository_button"]
-    )
-    assert {"thebe", "binderhub_url", "colab_url"} == set(found["launch_buttons"])
-    assert [link["url"] for link in found["icon_links"]] == ["https://doi.org/10.5281/zenodo.1"]
+    assert theme_options() == {"launch_buttons": {"thebe": False}}
+    address = "https://github.com/owner/cibr"
+    options = theme_options(repository_address=address, doi="10.5281/zenodo.1")
+    assert options["repository_url"] == address and options["use_repository_button"]
+    assert set(options["launch_buttons"]) == {"thebe", "binderhub_url", "colab_url"}
+    assert [link["url"] for link in options["icon_links"]] == ["https://doi.org/10.5281/zenodo.1"]
+
+
+def test_docstrings_become_markup():
+    lines = ["Says `a` of |b|.", "", "    x = |y|", "", "Args:", "    c: as `d|e`."]
+    mark_up_docstring(None, "function", "f", None, None, lines)
+    assert lines[0] == "Says ``a`` of \\|b\\|." and lines[-1] == "    c: as ``d|e``."
+    assert lines[1:6] == ["::", "", "    x = |y|", "", "Args:"]

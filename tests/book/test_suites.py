@@ -7,6 +7,8 @@ from cibr.evaluate import SUITES, evaluate, suite_tasks
 from cibr_book import suites
 from cibr_book.suites import against_published, published
 
+MODEL = "openai/clip-vit-base-patch32"
+
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
@@ -14,16 +16,17 @@ def small(tmp_path, monkeypatch):
 
 
 def test_published_scores_are_compared_in_per_cent(build, small):
-    known = published("openai/clip-vit-base-patch32")
+    known = published(MODEL)
     assert known.set_index(["dataset", "metric"])["value"]["imagenet1k", "accuracy@1"] == 63.32
     sets = {task.dataset for suite in ("paper", "paper-extras") for task in suite_tasks(suite)}
     assert set(known["dataset"]) == sets
     rows = evaluate(build("tiny"), "small", name="m").rows
-    found = against_published(rows, known[:2].assign(dataset=["one", "left"]))
+    table = against_published(rows, known[:2].assign(dataset=["one", "left"]))
     scores = rows.set_index(["dataset", "metric"])["value"]
     measured = [100 * scores[task.title, "accuracy@1"] for task in (ONE, LEFT)]
-    assert found["measured"].tolist() == measured
-    assert found["difference"].tolist() == pytest.approx([measured[0] - 63.32, measured[1] - 89.83])
+    assert table["measured"].tolist() == measured
+    assert table["difference"].tolist() == pytest.approx([measured[0] - 63.32, measured[1] - 89.83])
+    assert (table["low"] <= table["measured"]).all() and (table["high"] > 1).all()
 
 
 def test_no_suite_holds_a_set_twice_and_paper_mini_and_glyphs_have_seven_zero_shot_sets():
@@ -31,11 +34,14 @@ def test_no_suite_holds_a_set_twice_and_paper_mini_and_glyphs_have_seven_zero_sh
         assert len({t.file for t in suite_tasks(suite)}) == len(suite_tasks(suite))
     for suite in ("paper", "mini", "glyphs", "glyphs-validation"):
         assert len({t.group or t.title for t in SUITES[suite] if t.kind == "zero-shot"}) == 7
+    assert {t.split for t in SUITES["glyphs"]} == {"test", "test_characters"}
+    validation = {t.split for t in SUITES["glyphs-validation"]}
+    assert validation == {"validation", "validation_characters"}
 
 
 def test_the_command_prints_published_and_measured_scores(small, clip_folder, monkeypatch, capsys):
-    known = published("openai/clip-vit-base-patch32")[:1].assign(dataset="one")
-    monkeypatch.setattr(suites, "PUBLISHED_SUITES", ("small",))
+    known = published(MODEL)[:1].assign(dataset="one")
+    monkeypatch.setattr(suites, "_PUBLISHED_SUITES", ("small",))
     monkeypatch.setattr(suites, "published", lambda model: known)
     suites.main([clip_folder])
     header, row = capsys.readouterr().out.strip().splitlines()

@@ -1,14 +1,16 @@
-"""A data set's name leads to glyphs, a folder, CIBR_DATA, a card or the hub, in this order."""
+"""A data set's name leads to code, a folder, CIBR_DATA, a card or the hub, in this order."""
 
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 from data_files import png, write_csv, write_images, write_shards
+from helpers import noise_pairs
 
-from cibr.data import Source, available_splits, cards, load_pairs, resolve
+from cibr.data import DATASETS, Dataset, Source, available_splits, cards, load_pairs, resolve
 
 SHARD = [("s.png", png()), ("s.txt", "a shard")]
+FIELDS = {"title", "kind", "hub", "splits", "captions_per_image", "citation", "terms"}
 
 
 @pytest.fixture(autouse=True)
@@ -29,63 +31,65 @@ def write_photos(folder: Path) -> None:
     write_csv(write_images(folder, "a.png", "b.png"), "file_name,text\na.png,x\nb.png,y\n")
 
 
-def test_a_folder_comes_before_cibr_data_and_that_before_the_hub(tmp_path):
+def test_a_folder_comes_before_cibr_data_and_that_before_the_hub(tmp_path, monkeypatch):
     write_photos(Path("glyphs"))
     assert resolve("glyphs") == Source("glyphs", "code")
     assert resolve("flickr8k") == Source("flickr8k", "shards", "clip-benchmark/wds_flickr8k")
-    write_shards(tmp_path / "data" / "wds_flickr8k", SHARD)
-    assert resolve("flickr8k") == Source(
-        "flickr8k", "shards", str(tmp_path / "data" / "wds_flickr8k")
-    )
+    folder = write_shards(tmp_path / "data" / "wds_flickr8k", SHARD)
+    assert resolve("flickr8k") == Source("flickr8k", "shards", str(folder))
     write_photos(Path("flickr8k"))
     assert resolve("flickr8k") == Source("flickr8k", "images", "flickr8k")
+    assert not resolve("flickr8k").card
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve("~/here/flickr8k").place == str(tmp_path / "here" / "flickr8k")
 
 
 def test_a_hub_id_is_of_shards_if_its_name_says_so():
     assert resolve("owner/wds_birds") == Source("birds", "shards", "owner/wds_birds")
     assert resolve("owner/birds-2.0") == Source("birds-2.0", "hub", "owner/birds-2.0")
+    assert resolve("wds_owner/birds").kind == "hub"
 
 
-def test_a_folder_is_of_shards_or_of_parquet_files_or_of_images():
-    for file, kind in (
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
         ("dataset_type.txt", "shards"),
         ("train/nshards.txt", "shards"),
         ("data/a.parquet", "hub"),
-    ):
-        write_images(Path(kind + file[0]), file)
-        assert resolve(kind + file[0]).kind == kind
-    write_photos(Path("x"))
-    write_images(Path("x"), "a.parquet")
-    assert resolve("x").kind == "images"
+        ("train/metadata.csv", "images"),
+    ],
+)
+def test_a_folder_is_of_shards_or_of_parquet_files_or_of_images(file, kind):
+    write_images(Path("x"), file)
+    assert resolve("x").kind == kind
+    if kind == "images":
+        write_images(Path("x"), "a.parquet")
+        assert resolve("x").kind == "images"
 
 
 def test_pairs_are_loaded_from_where_the_name_leads(tmp_path):
     write_shards(tmp_path / "data" / "wds_mine", [*SHARD, ("t.txt", "no image")])
-    write_photos(Path("photos"))
     shards = load_pairs("mine", max_skipped=1)
-    assert (shards.name, shards.captions, shards.split, shards.n_skipped) == (
-        "mine",
-        [["a shard"]],
-        "train",
-        1,
-    )
+    assert (shards.name, shards.split, shards.n_skipped) == ("mine", "train", 1)
+    assert shards.captions == [["a shard"]]
+    assert available_splits("mine") == ["train"]
+    write_photos(Path("photos"))
     assert len(load_pairs(Path("photos"))) + len(load_pairs("photos", "val")) == 2
-    assert available_splits("photos") == ["train", "validation"] and available_splits("mine") == [
-        "train"
-    ]
-    assert len(load_pairs("glyph_scripts", "val")) == 300
+    assert available_splits("photos") == ["train", "validation"]
+
+
+def test_a_data_set_made_by_code_is_loaded_by_its_name(monkeypatch):
+    mine = Dataset(lambda split: noise_pairs(4, split=split), ["train", "odd"])
+    monkeypatch.setitem(DATASETS, "flickr8k", mine)  # whatever the card says
+    assert available_splits("flickr8k") == ["train", "odd"]
+    for split in ("train", "odd"):
+        assert load_pairs("flickr8k", split).split == split
 
 
 def test_every_card_has_every_field_and_names_its_splits():
     for name, card in cards().items():
-        assert set(card) - {"presets"} == {
-            "title",
-            "kind",
-            "hub",
-            "splits",
-            "captions_per_image",
-            "citation",
-            "terms",
-        }, name
-        assert card["kind"] in ("pairs", "zero-shot") and available_splits(name) == card["splits"]
-        assert card["hub"] == f"clip-benchmark/wds_{name}" or card["hub"] is None
+        assert set(card) - {"presets"} == FIELDS, name
+        assert card["kind"] in ("pairs", "zero-shot")
+        assert available_splits(name) == card["splits"]
+        assert card["hub"] in (f"clip-benchmark/wds_{name}", None)
+        assert card["hub"] or name in DATASETS

@@ -6,8 +6,8 @@ from pathlib import Path
 
 
 def square(settings, folder):
-    """Squares i; fails where i is negative, and hangs where `hang` is set, but for the second time."""
-    with open(settings["log"], "a") as log:  # one short line: whole, whoever else writes
+    """Squares i; fails where i is negative, and hangs where `hang` is set, but only once."""
+    with open(settings["log"], "a") as log:  # one short line, written whole
         log.write(f"{settings['i']}\n")
     if settings["i"] < 0:
         raise ArithmeticError(f"{settings['i']} is negative")

@@ -1,42 +1,32 @@
-"""Bootstrap intervals: the normal interval where it holds, coverage of a known truth, clusters,
-seeds, pairs.
+"""Bootstrap intervals: a loop that draws the items, coverage of a known truth, clusters, seeds and
+pairs.
 """
 
 import numpy as np
 import pytest
-from scipy.stats import norm
 
-from cibr.metrics import bootstrap_interval, intervals, paired_difference
-
-Z = norm.ppf(0.975)
+from cibr.metrics import bootstrap_interval, paired_difference
 
 
 @pytest.mark.parametrize("statistic", [np.mean, np.median])
-@pytest.mark.parametrize("clustered", [False, True])
-def test_weights_equal_a_loop_that_draws_the_items_themselves(statistic, clustered, monkeypatch):
-    monkeypatch.setattr(intervals, "N_RESAMPLES", 300)
-    monkeypatch.setattr(intervals, "DRAWS", 3000)  # in blocks, the last one shorter
+@pytest.mark.parametrize("n_clusters", [11, 700])  # draws of 700 are made in two blocks
+def test_intervals_equal_those_of_a_loop_that_draws_the_clusters_themselves(statistic, n_clusters):
     rng = np.random.default_rng(0)
-    values = rng.integers(0, 9, 40).astype(float)
-    clusters = rng.integers(0, 11, 40) if clustered else np.arange(40)
-    groups = [values[clusters == c] for c in np.unique(clusters)]
-    draws = np.random.default_rng(5).integers(len(groups), size=(300, len(groups)))
-    slow = [statistic(np.concatenate([groups[c] for c in row])) for row in draws]
-    found = bootstrap_interval(values, clusters, seed=5, statistic=statistic)
-    assert found == pytest.approx((statistic(values), *np.quantile(slow, [0.025, 0.975])))
+    values = rng.integers(0, 99, n_clusters + 29).astype(float)
+    clusters = rng.permutation(np.r_[:n_clusters, rng.integers(0, n_clusters, 29)])
+    members = [values[clusters == c] for c in range(n_clusters)]
+    draws = np.random.default_rng(5).integers(n_clusters, size=(2000, n_clusters))
+    slow = [statistic(np.concatenate([members[c] for c in row])) for row in draws]
+    interval = bootstrap_interval(values, 3 * clusters - 7, seed=5, statistic=statistic)
+    assert interval == pytest.approx((statistic(values), *np.quantile(slow, [0.025, 0.975])))
 
 
-def test_nineteen_of_twenty_intervals_hold_the_truth_and_fewer_where_clusters_are_ignored(
-    monkeypatch,
-):
-    monkeypatch.setattr(intervals, "N_RESAMPLES", 300)
+def test_nineteen_of_twenty_intervals_hold_the_truth_and_fewer_where_clusters_are_ignored():
     rng = np.random.default_rng(0)
-    clusters, inside = np.arange(300) // 5, {True: 0, False: 0}
+    clusters, inside = np.arange(150) // 5, {True: 0, False: 0}
     for repeat in range(300):
-        rates = rng.beta(
-            1, 1, 60
-        )  # an image's five texts are hit at a rate of its own; the mean rate is 1/2
-        hits = rng.random(300) < rates[clusters]
+        # An image's five texts are hit at a rate of its own; the mean rate is 1/2.
+        hits = rng.random(150) < rng.beta(1, 1, 30)[clusters]
         for kept in inside:
             _, low, high = bootstrap_interval(hits, clusters if kept else None, seed=repeat)
             inside[kept] += low <= 0.5 <= high
@@ -44,25 +34,27 @@ def test_nineteen_of_twenty_intervals_hold_the_truth_and_fewer_where_clusters_ar
     assert inside[False] / 300 < 0.9
 
 
-def test_the_variance_of_seeds_and_of_items_add_up():
+@pytest.mark.parametrize("n_values", [2, 500])  # few values are drawn by their counts
+def test_the_variance_of_seeds_and_of_items_add_up(n_values):
     rng = np.random.default_rng(3)
-    seeds, items = rng.normal(0, 1, (40, 1)), rng.normal(0, 3, (1, 500))
-    found = paired_difference([np.zeros((40, 500))], [seeds + items])
-    half = Z * np.sqrt(seeds.var() / 40 + items.var() / 500)
-    assert (found["high"] - found["low"]) / 2 == pytest.approx(half, rel=0.1)
+    seeds = rng.normal(0, 1, (40, 1))
+    items = rng.normal(0, 3, n_values)[np.arange(500) % n_values]
+    interval = paired_difference([np.zeros((40, 500))], [seeds + items])
+    half = 1.96 * np.sqrt(seeds.var() / 40 + items.var() / 500)
+    assert (interval["high"] - interval["low"]) / 2 == pytest.approx(half, rel=0.1)
+    assert interval["mean"] == pytest.approx(seeds.mean() + items.mean())
 
 
 def test_seeds_are_drawn_for_all_data_sets_at_once():
-    rng = np.random.default_rng(4)
-    opposed = rng.normal(0, 1, (8, 1)) * np.ones((8, 30))
-    found = paired_difference([np.zeros((8, 30))] * 2, [opposed, -opposed])
-    assert (found["low"], found["high"]) == pytest.approx(
-        (0, 0), abs=1e-12
-    )  # what one set gains the other loses
+    opposed = np.random.default_rng(4).normal(0, 1, (8, 1)) * np.ones((8, 30))
+    interval = paired_difference([np.zeros((8, 30))] * 2, [opposed, -opposed])
+    ends = interval["low"], interval["high"]
+    assert ends == pytest.approx((0, 0), abs=1e-12)  # what one set gains the other loses
 
 
 def test_data_sets_count_alike_whatever_their_size_and_four_styles_can_share_one_weight():
     sets = [np.full((1, n), value) for n, value in ((10, 1.0), (1000, 0.0), (20, 0.0))]
     zeros = [np.zeros_like(x) for x in sets]
-    assert paired_difference(zeros, sets)["mean"] == pytest.approx(1 / 3)
-    assert paired_difference(zeros, sets, weights=[2.0, 1.0, 1.0])["mean"] == pytest.approx(1 / 2)
+    thirds, half = ({"mean": x, "low": x, "high": x} for x in (1 / 3, 1 / 2))
+    assert paired_difference(zeros, sets) == pytest.approx(thirds)
+    assert paired_difference(zeros, sets, weights=[2.0, 1.0, 1.0]) == pytest.approx(half)

@@ -3,105 +3,142 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import TEXTS, picture
 from PIL import Image
-
-from cibr.models.dual_encoder import MAX_LOGIT_SCALE
 
 each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "clip"])
 
 
 def odd_images():
     """Images of many modes and sizes."""
-    rgb, grey = picture(0), picture(1).convert("L")
+    rgb = picture(0)
     transparent = picture(2).convert("P")
     transparent.info["transparency"] = 0
-    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    deep = Image.fromarray(np.asarray(picture(1).convert("L")).astype(np.uint16) * 257)
     modes = [rgb.convert(mode) for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "F", "I")]
-    return [
-        rgb,
-        transparent,
-        deep,
-        *modes,
-        rgb.resize((1, 1)),
-        rgb.resize((300, 20)),
-        rgb.resize((20, 300)),
-    ]
+    sizes = [rgb.resize(size) for size in ((1, 1), (300, 20), (20, 300))]
+    return [rgb, transparent, deep, *modes, *sizes]
 
 
-def assert_unit(vectors, n, dim):
-    assert (
-        vectors.shape == (n, dim) and vectors.dtype == torch.float32 and not vectors.requires_grad
-    )
+def assert_unit(vectors, n):
+    assert vectors.shape == (n, 16) and vectors.dtype == torch.float32
+    assert not vectors.requires_grad
     assert torch.allclose(vectors.norm(dim=1), torch.ones(n), atol=1e-5)
 
 
 @each_kind
 def test_images_of_any_mode_and_strings_of_any_kind_become_unit_vectors(build, kind):
-    model, images = build(kind), odd_images()
+    model = build(kind)
+    images = odd_images()
     texts = ["", " ", "a cat", "Ünïcödé 漢字 🐈", "a\nb", "A CAT"]
-    assert_unit(model.embed_images(images), len(images), 16)
-    assert_unit(model.embed_texts(texts), len(texts), 16)
-    assert_unit(model.embed_texts(np.array(texts)), len(texts), 16)
+    assert_unit(model.embed_images(images), len(images))
+    assert_unit(model.embed_texts(texts), len(texts))
+    assert_unit(model.embed_texts(np.array(texts)), len(texts))
     assert model.embed_texts([]).shape == model.embed_images([]).shape == (0, 16)
-    assert_unit(model.embed_texts(["a cat", "every " * 80], truncate=True), 2, 16)
-    assert (
-        model.tokenize(["a cat"])[0].shape[1] < model.context
-    )  # the cut has left no trace in the tokenizer
+    assert_unit(model.embed_texts(["a cat", "every " * 80], truncate=True), 2)
+    # The cut has left no trace in the tokenizer.
+    assert model.tokenize(["a cat"])[0].shape[1] < model.context
 
 
 @each_kind
 def test_order_batch_size_and_mode_do_not_change_an_embedding(build, kind):
-    model, images = build(kind).train(), [picture(i) for i in range(7)]
-    for embed, items in (
-        (model.embed_images, images),
-        (model.embed_texts, [*TEXTS[:6], "a long text " * 3]),
-    ):
+    model = build(kind).train()
+    images = [picture(i) for i in range(7)]
+    texts = [*TEXTS[:6], "a long text " * 3]
+    for embed, items in ((model.embed_images, images), (model.embed_texts, texts)):
         whole = embed(items)
-        for size in (
-            1,
-            3,
-        ):  # other widths of padding and of products change the order of float32 sums
+        for size in (1, 3):  # another width of padding: float32 sums in another order
             assert torch.allclose(embed(items, batch_size=size), whole, atol=1e-5)
         assert torch.allclose(embed(items[::-1]).flip(0), whole, atol=1e-5)
         assert (whole[0] - whole[1]).norm() > 1e-3
         assert model.training and torch.equal(embed(items), whole)  # without dropout
-        model.eval()
-        assert torch.equal(embed(items), whole) and not model.training
-        model.train()
+    model.eval().embed_images(images)
+    assert not model.training
+
+
+@each_kind
+def test_an_embedding_is_the_projection_of_pooled_features_of_normalised_pixels(build, kind):
+    model = build(kind).eval()
+    pixels = model.preprocess([picture(0)])
+    mean = torch.tensor(model.processor.image_mean)[:, None, None]
+    std = torch.tensor(model.processor.image_std)[:, None, None]
+    pooled = model.backbone.image_pooled((pixels / 255 - mean) / std)
+    expected = F.normalize(model.backbone.image_head(pooled))
+    encoded = model.encode_images(model.normalise(pixels))
+    assert torch.allclose(encoded.pooled, pooled, atol=1e-5)
+    assert torch.allclose(encoded.features, expected, atol=1e-5)
+    assert pooled.shape == (1, model.backbone.dim_image_pooled)
+    pooled = model.encode_texts(*model.tokenize(["a cat"])).pooled
+    assert pooled.shape == (1, model.backbone.dim_text_pooled)
 
 
 def test_the_context_is_what_the_text_tower_has_positions_for(build):
     model = build("frozen")
     model.tokenizer.model_max_length = 10**30  # of tokenizers that do not know their model's limit
     assert model.context == 40
+    n_tokens = model.tokenize(["a red cat"])[0].shape[1]
+    model.tokenizer.model_max_length = n_tokens
+    assert model.context == n_tokens == model.tokenize(["a red cat"])[0].shape[1]
+    assert model.tokenize(["every " * 80], truncate=True)[0].shape == (1, n_tokens)
+    model.tokenizer.model_max_length = n_tokens - 1
+    with pytest.raises(ValueError, match=f"has {n_tokens} tokens and the model reads"):
+        model.tokenize(["a red cat"])
 
 
 def test_frozen_towers_stay_in_eval_mode_and_without_gradients(build):
     model = build("frozen").train()
     towers = model.backbone.image_tower, model.backbone.text_tower
     assert not any(module.training for tower in towers for module in tower.modules())
-    assert model.backbone.image_head.training
-    model.encode_texts(*model.tokenize(["a cat"])).features[:, 0].sum().backward()
-    model.encode_images(model.normalise(model.preprocess([picture(0)]))).features[
-        :, 0
-    ].sum().backward()
-    assert all(
-        p.grad is None and not p.requires_grad for tower in towers for p in tower.parameters()
-    )
+    pixels = model.normalise(model.preprocess([picture(0)]))
+    for encoded in (model.encode_texts(*model.tokenize(["a cat"])), model.encode_images(pixels)):
+        encoded.features[:, 0].sum().backward()
+    weights = [p for tower in towers for p in tower.parameters()]
+    assert all(p.grad is None and not p.requires_grad for p in weights)
     assert model.backbone.image_head.linear.weight.grad.abs().sum() > 0
     assert not any("tower" in name for name in model.own_state())
-    assert model.mean.flatten().tolist() == pytest.approx(
-        [0.4, 0.5, 0.6]
-    )  # as the image tower was trained
+    # As the image tower was trained.
+    assert model.mean.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
     assert model.std.flatten().tolist() == pytest.approx([0.2, 0.3, 0.4])
 
 
-def test_the_temperature_can_come_back_from_its_limit(build):
+def test_a_head_starts_at_a_linear_map_and_drops_its_input_in_training(build):
+    head = build("frozen", dropout=0.5).backbone.image_head.eval()
+    x, mean, linear_map = torch.randn(9, 32), torch.randn(32), torch.randn(16, 32)
+    head.start_at(mean, linear_map)
+    expected = F.layer_norm((x - mean) @ linear_map.T, (16,))
+    assert torch.allclose(head(x), expected, atol=1e-4)
+    head.train()
+    assert not torch.equal(head(x), head(x))
+    head.dropout.p = 0.0
+    assert torch.allclose(head(x), expected, atol=1e-4)
+    torch.nn.init.ones_(head.residual[2].weight)
+    assert not torch.equal(head(x), head(x))
+
+
+def test_a_tiny_model_has_the_dropout_that_was_asked_for(build):
+    assert build("tiny").training
+    for dropout in (0.0, 0.4):
+        model = build("tiny", dropout=dropout)
+        tower, head = model.backbone.text_tower, model.backbone.image_head
+        ids, mask = model.tokenize(TEXTS[:3])
+        ones = torch.ones(2, model.backbone.dim_image_pooled)
+        assert torch.equal(tower(ids, mask), tower(ids, mask)) is (dropout == 0)
+        assert ((head[1](ones) == 0).float().mean() > 0.3).item() is (dropout > 0)
+
+
+def test_the_temperature_is_set_fixed_and_can_come_back_from_its_limit(build):
     model = build("tiny")
-    model.set_temperature(1 / MAX_LOGIT_SCALE, learn=True)
+    assert model.logit_scale.item() == pytest.approx(1 / 0.07)
+    model.set_temperature(0.05, learn=False)
+    assert model.logit_scale.item() == pytest.approx(20)
+    assert not model.log_logit_scale.requires_grad
+    model.set_temperature(0.01)
     model.logit_scale.backward()
     assert model.log_logit_scale.grad > 0
     model.log_logit_scale.data.add_(1)
     model.limit_logit_scale()
-    assert model.logit_scale.item() == pytest.approx(MAX_LOGIT_SCALE)
+    assert model.logit_scale.item() == pytest.approx(100)
+    model.set_temperature(0.5)
+    model.limit_logit_scale()
+    assert model.logit_scale.item() == pytest.approx(2)

@@ -18,14 +18,14 @@ each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "clip"])
 
 
 def equal(a, b):
+    """Whether two models embed alike, bit for bit."""
     images = [picture(i) for i in range(3)]
-    return torch.equal(a.embed_images(images), b.embed_images(images)) and torch.equal(
-        a.embed_texts(TEXTS[:5]), b.embed_texts(TEXTS[:5])
-    )
+    same_images = torch.equal(a.embed_images(images), b.embed_images(images))
+    return same_images and torch.equal(a.embed_texts(TEXTS[:5]), b.embed_texts(TEXTS[:5]))
 
 
-def trained(model):
-    """The model after a step of training, in a way."""
+def changed(model):
+    """The model with other trainable weights."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -41,18 +41,16 @@ def names(folder):
 def test_a_saved_model_comes_back_bit_for_bit_and_is_replaced_whole(build, tmp_path, kind):
     (tmp_path / "history.csv").write_text("epoch\n")
     build(kind).save_pretrained(tmp_path)
-    before, model = names(tmp_path), trained(build(kind))
+    before = names(tmp_path)
+    model = changed(build(kind))
     again = DualEncoder.from_pretrained(model.save_pretrained(tmp_path))
     assert (again.kind, again.training, again.context) == (kind, False, model.context)
     assert again.processor.to_dict() == model.processor.to_dict()
-    states = model.state_dict(), again.state_dict()
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    assert (
-        equal(model, again)
-        and names(tmp_path) == before
-        and not any("/." in f"/{name}" for name in before)
-    )
+    state = again.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert equal(model, again) and names(tmp_path) == before
+    assert not any(part.startswith(".") for name in before for part in name.split("/"))
     assert (tmp_path / "history.csv").read_text() == "epoch\n"
     assert json.loads((tmp_path / "cibr.json").read_text()).keys() == {"format", "kind", "settings"}
 
@@ -78,12 +76,11 @@ def test_a_full_disk_leaves_the_old_model_and_no_rubbish(build, tmp_path, monkey
     old = build("tiny")
     old.save_pretrained(tmp_path)
     before = names(tmp_path)
+    message = "cannot write the model to .*No space left.*make room"
     with monkeypatch.context() as patch:
         stop_at(patch, io, "save_file", 1, OSError(28, "No space left on device"))
-        with pytest.raises(
-            ValueError, match="cannot write the model to .*No space left.*make room"
-        ):
-            trained(build("tiny")).save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=message):
+            changed(build("tiny")).save_pretrained(tmp_path)
     assert names(tmp_path) == before and equal(DualEncoder.from_pretrained(tmp_path), old)
 
 
@@ -91,51 +88,46 @@ def test_a_full_disk_leaves_the_old_model_and_no_rubbish(build, tmp_path, monkey
 def test_a_save_killed_at_any_moment_leaves_one_model_or_the_other_whole(
     build, tmp_path, monkeypatch, kind, step
 ):
-    old, new = build(kind), trained(build(kind))
+    old, new = build(kind), changed(build(kind))
     old.save_pretrained(tmp_path / "old")
-    found = []
+    stopped = set()
     for owner, name in ((io, "save_file"), (io.os, "fsync"), (Path, "rename"), (Path, "replace")):
         for call in range(1, 30, step):
-            folder = tmp_path / f"{name}-{call}"
-            shutil.copytree(tmp_path / "old", folder)
+            folder = shutil.copytree(tmp_path / "old", tmp_path / f"{name}-{call}")
             with monkeypatch.context() as patch:
-                patch.setattr(
-                    io.shutil, "rmtree", lambda *_, **__: None
-                )  # a kill cleans nothing up
+                patch.setattr(io.shutil, "rmtree", lambda *_, **__: None)  # a kill cleans nothing
                 stop_at(patch, owner, name, call, Killed())
                 try:
                     new.save_pretrained(folder)
                     break  # there was no call of that number
                 except Killed:
-                    pass
-            loaded = DualEncoder.from_pretrained(folder)
-            assert equal(loaded, new if name == "replace" else old)
-            old.save_pretrained(folder)  # and the next save is as good as any
-            assert equal(DualEncoder.from_pretrained(folder), old) and names(folder) == names(
-                tmp_path / "old"
-            )
-            found.append(name)
-    assert set(found) == {"save_file", "fsync", "rename", "replace"}
+                    stopped.add(name)
+            again = shutil.copytree(folder, tmp_path / f"{name}-{call}-again")
+            assert equal(DualEncoder.from_pretrained(folder), new if name == "replace" else old)
+            old.save_pretrained(again)  # the next save is as good as any
+            assert equal(DualEncoder.from_pretrained(again), old)
+            assert names(again) == names(tmp_path / "old")
+    assert stopped == {"save_file", "fsync", "rename", "replace"}
 
 
 @each_kind
 def test_a_missing_or_damaged_file_is_refused_by_name(build, tmp_path, kind):
     build(kind).save_pretrained(tmp_path / "good")
-    files = ["cibr.json", "cibr.safetensors", "tokenizer.json", "preprocessor_config.json"]
-    files += {"frozen": ["image_tower/model.safetensors"], "clip": ["config.json"]}.get(kind, [])
-    for name in files:
-        for spoil in (
-            lambda file: file.write_bytes(file.read_bytes()[:50]),
-            lambda file: file.unlink(),
-        ):
+    named = {name: name for name in ("cibr.json", "cibr.safetensors", "tokenizer.json")}
+    named["preprocessor_config.json"] = "preprocessor_config.json"
+    if kind == "frozen":
+        named["image_tower/model.safetensors"] = "image_tower"
+    if kind == "clip":
+        named["config.json"] = "bad"
+    for file, part in named.items():
+        for size in (50, None):
             shutil.copytree(tmp_path / "good", tmp_path / "bad")
-            spoil(tmp_path / "bad" / name)
-            named = {"config.json": "bad", "image_tower/model.safetensors": "image_tower"}.get(
-                name, name
-            )
-            with pytest.raises(
-                ValueError, match=rf"/{named}' is missing or damaged .*save the model again"
-            ):
+            content = (tmp_path / "bad" / file).read_bytes()
+            (tmp_path / "bad" / file).unlink()
+            if size:
+                (tmp_path / "bad" / file).write_bytes(content[:size])
+            message = rf"/{part}' is missing or damaged .*save the model again"
+            with pytest.raises(ValueError, match=message):
                 DualEncoder.from_pretrained(tmp_path / "bad")
             shutil.rmtree(tmp_path / "bad")
 

@@ -1,55 +1,85 @@
-"""Towers and what they read: pixels as transformers has them, names in order, no torchvision for
-tiny ones.
-"""
+"""Towers and what they read: pixels as transformers has them, names in order."""
 
 import os
 
 import pytest
 import torch
+import transformers
 from helpers import picture
 from test_models_dual_encoder import odd_images
 
 from cibr import DualEncoder
 from cibr.data.pairs import to_rgb
 from cibr.models import model_kind
-from cibr.models.towers import ImageProcessor, TinyImageTower, image_processor, resolve_model
+from cibr.models.towers import (
+    ImageProcessor,
+    TinyBackbone,
+    image_processor,
+    quiet_transformers,
+    resolve_model,
+)
 from cibr.utils import shipped
+
+SQUARE = {"height": 32, "width": 32}
 
 
 def test_images_are_preprocessed_as_by_transformers_bit_for_bit():
-    from transformers import CLIPImageProcessor
-
-    images = [to_rgb(image) for image in odd_images()] + [
-        picture(0).resize((47, 33)),
-        picture(0).resize((32, 32)),
-    ]
+    images = [to_rgb(image) for image in odd_images()]
+    images += [picture(0).resize(size) for size in ((47, 33), (32, 32), (32, 50))]
     for size, crop in ((32, 32), (40, 32), (23, 17)):
         ours = ImageProcessor(size, crop)
-        theirs = CLIPImageProcessor(**ours.to_dict())
-        pixels = theirs(images, do_rescale=False, do_normalize=False, return_tensors="pt")[
-            "pixel_values"
-        ]
-        assert torch.equal(ours(images), pixels)
+        theirs = transformers.CLIPImageProcessor(**ours.to_dict())
+        raw = theirs(images, do_rescale=False, do_normalize=False, return_tensors="pt")
+        assert torch.equal(ours(images), raw["pixel_values"])
         assert image_processor(theirs.to_dict()).to_dict() == ours.to_dict()
+    with pytest.raises(ValueError, match="does not resize images to one square size: give a model"):
+        image_processor(ours.to_dict() | {"crop_size": {"height": 17, "width": 16}})
+
+
+UNLIKE_CLIP = [
+    ("CLIP", {"resample": 2}),
+    ("CLIP", {"do_normalize": False}),
+    ("CLIP", {"do_center_crop": False, "size": SQUARE}),
+    ("CLIP", {"crop_size": {"height": 48, "width": 48}}),  # padded
+    ("Levit", {}),  # its short side becomes 256 / 224 of the size
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), UNLIKE_CLIP)
+def test_settings_unlike_clips_are_left_to_transformers(name, settings):
+    settings = dict(size={"shortest_edge": 36}, crop_size=SQUARE) | settings
+    theirs = getattr(transformers, f"{name}ImageProcessor")(**settings)
+    ours = image_processor(theirs.to_dict())
+    images = [picture(i) for i in range(3)]
+    expected = theirs(images, return_tensors="pt")["pixel_values"]
+    assert torch.equal(ours(images), expected) and ours.crop_size == expected.shape[2]
+    assert torch.equal(image_processor(ours.to_dict())(images), expected)
+
+
+def test_a_block_of_the_tiny_tower_starts_as_its_skip_connection():
+    x = torch.randn(2, 4, 8, 8)
+    same, strided = TinyBackbone(8, 4, 300, 16, 0.0).image_tower[3:5]
+    assert torch.equal(same(x), x.relu()) and torch.equal(strided(x), strided.skip(x).relu())
+    assert strided(x).shape == (2, 8, 4, 4)
 
 
 @pytest.mark.parametrize("width", [4, 16])
 def test_gradients_of_odd_batches_are_those_of_one_thread(width):
-    tower, pixels, found = TinyImageTower(width), torch.randn(5, 3, 32, 32), []
+    backbone = TinyBackbone(8, width, 300, 16, 0.0)
+    pixels = torch.randn(5, 3, 32, 32)
     before = torch.get_num_threads()
+    gradients = []
     try:
         for n_threads in (1, 2):
             torch.set_num_threads(n_threads)
             for _ in range(5):
-                tower.zero_grad()
-                tower(pixels).square().sum().backward()
-            found.append([p.grad.clone() for p in tower.parameters()])
+                backbone.zero_grad()
+                backbone.image_pooled(pixels).square().sum().backward()
+            gradients.append([p.grad.clone() for p in backbone.image_tower.parameters()])
     finally:
         torch.set_num_threads(before)
-    for a, b in zip(*found, strict=True):
-        assert torch.allclose(
-            a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max())
-        )  # float32 sums in another order
+    for a, b in zip(*gradients, strict=True):  # float32 sums in another order
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
 
 
 def test_a_model_is_looked_for_in_a_folder_then_in_cibr_models_then_as_shipped(
@@ -59,9 +89,9 @@ def test_a_model_is_looked_for_in_a_folder_then_in_cibr_models_then_as_shipped(
     monkeypatch.delenv("CIBR_MODELS", raising=False)
     assert resolve_model("some/model") == "some/model"
     assert resolve_model("cibr-tiny") == str(shipped("checkpoints/cibr-tiny"))
+    monkeypatch.setenv("CIBR_MODELS", str(tmp_path / "store"))
     for name in ("some/model", "cibr-tiny"):
         (tmp_path / "store" / name).mkdir(parents=True)
-        monkeypatch.setenv("CIBR_MODELS", str(tmp_path / "store"))
         assert resolve_model(name) == str(tmp_path / "store" / name)
         (tmp_path / name).mkdir(parents=True)
         assert resolve_model(name) == name
@@ -69,14 +99,25 @@ def test_a_model_is_looked_for_in_a_folder_then_in_cibr_models_then_as_shipped(
     assert [model_kind(name) for name in names] == ["tiny", "frozen", "clip", "clip"]
 
 
+@pytest.mark.parametrize("bars", [True, False])
+def test_transformers_is_quiet_for_a_while_and_then_as_before(bars):
+    logging = transformers.utils.logging
+    (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
+    before = logging.get_verbosity()
+    with pytest.raises(KeyboardInterrupt), quiet_transformers():  # noqa: PT012
+        assert logging.get_verbosity() == logging.ERROR != before
+        assert not logging.is_progress_bar_enabled()
+        raise KeyboardInterrupt
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (before, bars)
+    logging.enable_progress_bar()
+
+
 @pytest.mark.models
 @pytest.mark.skipif(not os.environ.get("CIBR_MODELS"), reason="CIBR_MODELS is not set")
 def test_the_real_frozen_towers_embed_images_and_texts_and_come_back(tmp_path):
-    model, texts, images = (
-        DualEncoder.frozen(),
-        ["a dog runs over grass", "a red car"],
-        [picture(0), picture(1)],
-    )
+    model = DualEncoder.frozen()
+    texts = ["a dog runs over grass", "a red car"]
+    images = [picture(0), picture(1)]
     assert model.embed_images(images).shape == model.embed_texts(texts).shape == (2, 512)
     again = DualEncoder.from_pretrained(model.save_pretrained(tmp_path))
     assert torch.equal(again.embed_texts(texts), model.embed_texts(texts))

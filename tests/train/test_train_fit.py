@@ -1,230 +1,183 @@
-"""`fit`: what it leaves, and that the same seed gives the same weights, also after a stop."""
+"""`fit`: what it leaves and reports, what decides the weights, and what it warns of."""
 
 import json
+import warnings
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
-from helpers import noise_pairs, same
-from small_runs import HELD_OUT, PAIRS, settings, small_model
-from small_runs import train as train_small
+from accelerate import Accelerator
+from helpers import picture, same
+from small_runs import (
+    HELD_OUT,
+    PAIRS,
+    before_step,
+    forks,
+    settings,
+    small_model,
+    stop_at,
+    train,
+)
 
 from cibr import DualEncoder, fit
-from cibr.losses import RegularisedCCA
+from cibr.data import Pairs
 from cibr.models import features
+from cibr.models.features import prepare
 from cibr.train import configure, loop
 from cibr.train.checkpoint import checkpoints
+from cibr.train.loop import epoch_rows, rows_of_steps, set_up
 
 
-@pytest.fixture
-def run(tmp_path):
-    """Two epochs of three steps on noise, or as the options say; returns model, history and folder."""
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Three epochs of three steps: the folder, the model, the history and the steps' values."""
+    folder, values, real = tmp_path_factory.mktemp("run"), [], loop.train_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_step", lambda *given: values.append(real(*given)))
+        return folder, *train(folder, epochs=3), values
 
-    def run(folder="out", **options):
-        return train_small(tmp_path / folder, **(dict(epochs=2, learn_temperature=False) | options))
 
-    return run
-
-
-def test_a_run_leaves_model_history_and_configuration_and_no_checkpoints(run):
-    model, history, folder = run()
-    wanted = [
-        "epoch",
-        "step",
-        "loss",
-        "clip_loss",
-        "penalty_loss",
-        "temperature",
-        "seconds",
-        "beta",
-    ]
-    wanted += [f"{s}_recall@{k}" for s in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
-    assert set(wanted) <= set(history.columns) and not history.isna().any().any()
-    assert history["epoch"].tolist() == [1, 2] and history["step"].tolist() == [3, 6]
+def test_a_run_leaves_its_model_history_and_configuration(run):
+    folder, model, history, _ = run
+    assert same(DualEncoder.from_pretrained(folder), model) and not model.training
     pd.testing.assert_frame_equal(pd.read_csv(folder / "history.csv"), history)
     record = json.loads((folder / "run.json").read_text())
     assert record["configuration"]["beta"] == 0.1 and {"torch", "cibr"} <= record["versions"].keys()
-    assert same(DualEncoder.from_pretrained(folder), model) and not model.training
-    left = [path.name for path in folder.iterdir()]
-    assert not [n for n in left if n.endswith(".part") or n.startswith(".") or n == "checkpoints"]
 
 
-def test_validation_by_label_is_reported_as_such(run):
-    labelled = noise_pairs(10, split="validation")
-    labelled.labels = torch.arange(10) // 2
-    columns = run(held_out=labelled)[1].columns
-    assert "image_to_text_label_recall@5" in columns and "image_to_text_recall@5" not in columns
+def test_the_history_has_the_means_of_the_steps(run):
+    _, model, history, values = run
+    assert history["epoch"].tolist() == [1, 2, 3] and history["step"].tolist() == [3, 6, 9]
+    assert history["beta"].tolist() == pytest.approx([0, (1 / 30 + 2 / 30) / 3, 0.1])
+    for name in ("loss", "clip_loss", "penalty_loss", "residual_text_nats", "text_mean_cosine"):
+        means = [sum(step[name] for step in values[i : i + 3]) / 3 for i in (0, 3, 6)]
+        assert history[name].tolist() == pytest.approx(means)
+    assert history["temperature"].iloc[-1] == pytest.approx(1 / model.logit_scale.item())
+    assert history["text_to_image_recall@10"].iloc[-1] == 1
+    assert history["seconds"].is_monotonic_increasing
 
 
-def test_the_penalty_is_really_on_at_the_end_and_off_before_its_ramp(run):
-    _, history, _ = run(epochs=3)
-    assert history["penalty_loss"].iloc[0] == 0 and history["penalty_loss"].iloc[-1] > 0.1
-    assert history["beta"].iloc[-1] == pytest.approx(0.1)
-    loss = history["clip_loss"] + history["penalty_loss"]
-    assert history["loss"].tolist() == pytest.approx(loss.tolist(), rel=1e-5)
-    _, plain, _ = run("plain", beta=0.0)
-    assert (plain["penalty_loss"] == 0).all() and (plain["loss"] == plain["clip_loss"]).all()
+@forks
+def test_neither_validation_nor_other_random_numbers_change_the_weights(run, tmp_path):
+    torch.manual_seed(77)
+    model, history = train(tmp_path / "sparse", epochs=3, validate_every=4)
+    assert same(model, run[1])
+    assert history["text_to_image_recall@1"].isna().tolist() == [True, True, False]
+    _, stored = train(tmp_path / "sparse", epochs=3, validate_every=4)
+    pd.testing.assert_frame_equal(stored, history, check_exact=True)
+    assert same(train(tmp_path / "without", held_out=None, epochs=3)[0], run[1])
+    for name, changes in {"seed": dict(seed=1), "crops": dict(crop_scale=0.9)}.items():
+        assert not same(train(tmp_path / name, epochs=3, **changes)[0], run[1])
 
 
-def test_what_is_learned_depends_on_seed_penalty_noise_and_loss_alone(run):
-    first, torch_state = run("a")[0], torch.manual_seed(77)
-    assert torch_state is not None and same(first, run("b")[0])
-    assert same(first, run("c", held_out=None)[0])
-    changes = (
-        dict(seed=1),
-        dict(beta=0.0),
-        dict(sample=True),
-        dict(contrastive="siglip"),
-        dict(penalty="cyclip"),
-    )
-    assert not [change for change in changes if same(first, run(str(change), **change)[0])]
+def test_an_epoch_is_every_image_once_with_a_random_one_of_its_texts():
+    epochs = [epoch_rows(PAIRS, seed=0, epoch=epoch) for epoch in range(30)]
+    for images, texts in epochs:
+        assert sorted(images.tolist()) == list(range(24))
+        assert torch.equal(PAIRS.text_to_image()[texts], images)
+    assert set(torch.cat([texts for _, texts in epochs]).tolist()) == set(range(len(PAIRS.texts())))
+    torch.testing.assert_close(epoch_rows(PAIRS, 0, 3), epochs[3])
+    epochs.append(epoch_rows(PAIRS, seed=1, epoch=0))
+    assert len({tuple(images.tolist()) for images, _ in epochs}) == 31
 
 
-def test_a_checkpoint_of_another_configuration_or_other_pairs_is_refused(
-    run, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(loop.RunFolder, "finish", None)  # it dies when it would write its model
-    with pytest.raises(TypeError):
-        run()
-    message = r"unfinished run of another configuration: beta \(0.1 there, 0.2 here\)\. "
-    with pytest.raises(ValueError, match=message):
-        run(beta=0.2)
-    config = settings(tmp_path / "out", epochs=2, learn_temperature=False)
-    fewer = PAIRS.subset([*range(24)][::-1])
-    with pytest.raises(
-        ValueError, match=r"training pairs \('24 with digest .*' there, '24 with digest"
-    ):
-        fit(small_model(config), fewer, HELD_OUT, config)
-    assert len(checkpoints(tmp_path / "out")) == 2  # a refusal loses nothing
+def test_the_rows_of_a_step_depend_on_seed_and_step_alone():
+    config = settings(crop_scale=0.5)
+    model = small_model(config)
+    state = set_up(model, prepare(model, PAIRS), config, Accelerator(), 6)
+    order = [epoch_rows(PAIRS, seed=0, epoch=epoch) for epoch in range(2)]
+
+    def steps(first, rank=0, n_processes=1):
+        state.progress.step = first
+        state.accelerator = SimpleNamespace(num_processes=n_processes, process_index=rank)
+        return [*rows_of_steps(order.__getitem__, state, 3, 8 // n_processes)]
+
+    whole = steps(0)
+    for i in (0, 1):  # images and texts
+        assert torch.cat([rows[i] for rows in whole]).tolist() == [*order[0][i], *order[1][i]]
+    assert len(torch.cat([seeds for _, _, seeds in whole]).unique()) == 48
+    torch.testing.assert_close(steps(4), whole[4:])
+    for rows, first, second in zip(whole, steps(0, 0, 2), steps(0, 1, 2), strict=True):
+        torch.testing.assert_close(tuple(map(torch.cat, zip(first, second, strict=True))), rows)
 
 
-def test_a_batch_larger_than_the_set_is_the_whole_set_and_that_is_said(run):
-    message = "batch_size 1,000 is larger than the 24 pairs of the split 'train' of 'noise', so an epoch is one step: "
+OTHER_RUNS = {
+    r"beta \(0.1 there, 0.2 here\)\. ": dict(beta=0.2),
+    r"training pairs \('24 with digest .*' there, '23 ": dict(pairs=PAIRS.subset(range(23))),
+    r"validation pairs \('10 with .*' there, '9 ": dict(held_out=HELD_OUT.subset(range(9))),
+    r"order \('.*' there": dict(additions={"order": lambda epoch: epoch_rows(PAIRS, 9, epoch)}),
+}
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path):
+    stop_at(5, tmp_path)
+    for difference, changes in OTHER_RUNS.items():
+        message = f"an unfinished run of another configuration: .*{difference}"
+        with pytest.raises(ValueError, match=message):
+            train(tmp_path, **changes)
+    assert [file.name for file in checkpoints(tmp_path)] == ["step-000000003.pt"]
+
+
+def test_a_batch_larger_than_the_set_is_the_whole_set_with_a_warning(tmp_path):
+    message = "batch_size 1,000 is larger than the 24 pairs of the split 'train' of 'noise', so an"
     with pytest.warns(UserWarning, match=message):
-        assert run(batch_size=1000)[1]["step"].tolist() == [1, 2]
+        model, history = train(tmp_path, batch_size=1000, epochs=1, learning_rate=1e-2)
+    assert history["step"].tolist() == [1]
+    start = small_model(settings()).state_dict()
+    moved = [(start[name] - tensor).abs().max() for name, tensor in model.state_dict().items()]
+    assert max(moved) > 1e-3  # the only step is not one at the end of a schedule
 
 
-def test_epochs_between_validations_change_no_weight_and_are_nan_in_the_history(run):
-    model, history, _ = run("every")
-    sparse, found, _ = run("sparse", validate_every=4)
-    assert same(model, sparse)
-    assert found["text_to_image_recall@1"].isna().tolist() == [True, False]
-    columns = [name for name in history if name != "seconds"]
-    pd.testing.assert_series_equal(found[columns].iloc[-1], history[columns].iloc[-1])
-    pd.testing.assert_frame_equal(
-        run("sparse", validate_every=4)[1], found
-    )  # as a finished run is read
+def test_the_temperature_is_fixed_unless_it_is_learned(tmp_path):
+    _, history = train(tmp_path, temperature=0.1, learn_temperature=False)
+    assert history["temperature"].tolist() == pytest.approx([0.1, 0.1], rel=1e-6)
 
 
-def test_the_temperature_moves_only_if_asked(run):
-    assert run("a", temperature=0.1)[1]["temperature"].tolist() == pytest.approx([0.1, 0.1])
-    model, history, _ = run("b", temperature=0.1, learn_temperature=True)
-    assert abs(history["temperature"].iloc[-1] - 0.1) > 1e-5
-    assert 1 / model.logit_scale.item() == pytest.approx(history["temperature"].iloc[-1])
-
-
-@pytest.mark.parametrize("kind", ["frozen", "clip"])
-def test_pretrained_models_train_and_frozen_towers_do_not_move(build, tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize(("kind", "name"), [("frozen", "frozen"), ("clip", "some/clip")])
+def test_pretrained_models_train_and_frozen_towers_do_not_move(
+    build, tmp_path, monkeypatch, kind, name
+):
     monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "cache")
-    config = configure(model={"clip": "some/clip"}.get(kind, kind), output_dir=str(tmp_path / "out"), epochs=2,
-                       batch_size=8, learning_rate=1e-3, temperature=0.05)  # fmt: skip
-    model, before = build(kind), build(kind).state_dict()
-    model.set_temperature(0.05, learn=False)
-    history = fit(model, PAIRS, HELD_OUT, config)
-    moved = {
-        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
-    }
+    options = dict(model=name, output_dir=str(tmp_path / "out"), epochs=1, batch_size=8)
+    model = build(kind)
+    fit(model, PAIRS, HELD_OUT, configure(learning_rate=1e-3, **options))
+    start = build(kind).state_dict()
+    moved = {name for name, value in model.state_dict().items() if not value.equal(start[name])}
     assert any("projection" in name or "head" in name for name in moved)
     assert any("tower" in name or "_model" in name for name in moved) == (kind == "clip")
     assert same(DualEncoder.from_pretrained(tmp_path / "out"), model)
-    again = build(kind)
-    assert fit(again, PAIRS, HELD_OUT, config).equals(history) and same(again, model)
 
 
-def peaks_of(schedule, n_steps):
-    """The learning rates of the first group over a run, and those of all groups at their peak."""
-    rates = []
-    for _ in range(n_steps):
-        rates.append([group["lr"] for group in schedule.optimizer.param_groups])
-        schedule.optimizer.step()
-        schedule.step()
-    return [first for first, *_ in rates], [max(of_group) for of_group in zip(*rates, strict=True)]
+def test_collapse_and_repeated_captions_are_warned_of_once_after_a_third_of_the_run(tmp_path):
+    captions = [["a red cat"]] * 38 + [["a blue dog"]] * 2
+    pairs = Pairs("same", "train", captions, [str(i) for i in range(40)], lambda i: picture(0))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(tmp_path, pairs, None, batch_size=40, epochs=4, dropout=0.0)
+    messages = [str(warning.message) for warning in caught]
+    for start in ("image_mean_cosine is 1.0000: image", "repeated_captions is 0.9500: repeats"):
+        [message] = [message for message in messages if start in message]
+        assert message.startswith(f"epoch 2: {start}")
 
 
-@pytest.mark.parametrize(("warm_up", "peak"), [(0.15, 2), (0.5, 9), (0.05, 0), (0.0, 0)])
-def test_the_rate_rises_for_its_share_of_the_steps_and_then_falls(build, warm_up, peak):
-    config = configure(learning_rate=0.02, warm_up=warm_up)
-    rates, _ = peaks_of(loop.build_optimizer(build("tiny"), config, 20)[1], 20)
-    assert rates.index(max(rates)) == peak and max(rates) <= 0.02 and rates[-1] < 1e-6
-    assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(
-        rates[peak:], reverse=True
-    )
+FULL = torch.OutOfMemoryError("CUDA out of memory")
+FAILURES = [
+    (FloatingPointError("step 5 was not taken"), 0, "step 5 was not taken", "Lower learning_rate"),
+    (FULL, 0, "step 5 was not taken: .* 8 rows at once", "Set micro_batch_size to 4 and start"),
+    (FULL, 3, "step 5 was not taken: .* 3 rows at once", "Set micro_batch_size to 1 and start"),
+    (FULL, 1, "step 5 was not taken: .* 1 rows at once", "Use a GPU with more memory and start"),
+]
 
 
-@pytest.mark.parametrize("kind", ["tiny", "clip"])
-def test_towers_have_rates_of_their_own_and_one_at_rate_zero_neither_moves_nor_drops_out(
-    build, tmp_path, kind
+@pytest.mark.parametrize(("error", "size", "reason", "fix"), FAILURES)
+def test_a_step_that_fails_names_the_last_good_checkpoint_and_the_remedy(
+    tmp_path, monkeypatch, error, size, reason, fix
 ):
-    rates = dict(image_tower_rate=0.0, text_tower_rate=0.5, learning_rate=1e-3, temperature=0.05)
-    config = configure(model={"clip": "some/clip"}.get(kind, kind), output_dir=str(tmp_path), epochs=1,
-                       batch_size=8, **rates)  # fmt: skip
-    model, start, seen = build(kind), build(kind).state_dict(), []
-    (image, _), (text, _) = loop._towers(model, config)
-    _, peaks = peaks_of(loop.build_optimizer(build(kind), config, 20)[1], 20)
-    assert sorted({round(peak, 5) for peak in peaks}) == [0.0005, 0.001]
+    def fail():
+        raise error
 
-    def look(tower, inputs, output):
-        values = getattr(output, "pooler_output", output)
-        seen.append((tower is text, tower.training, values.requires_grad))
-
-    hooks = [tower.register_forward_hook(look) for tower in (image, text)]
-    fit(model, PAIRS, None, config)
-    assert set(seen) == {(False, False, False), (True, True, True)} and len(hooks) == 2
-    frozen = {id(parameter) for parameter in image.parameters()}
-    for name, parameter in model.named_parameters():
-        if name != "log_logit_scale":
-            assert torch.equal(parameter, start[name]) == (id(parameter) in frozen), name
-
-
-def test_heads_over_frozen_towers_begin_at_the_cca_of_the_pairs(build, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "cache")
-    options = dict(
-        model="frozen", epochs=1, batch_size=8, cca_start=True, temperature=0.05, dropout=0.0
-    )
-    still = configure(output_dir=str(tmp_path / "still"), learning_rate=1e-12, **options)
-    model = build("frozen")
-    fit(model, PAIRS, HELD_OUT, still)
-    inputs = features.prepare(model, PAIRS)
-    of_text = PAIRS.text_to_image()
-    cca = RegularisedCCA.fit(inputs.images[of_text], inputs.texts[0], 16)
-    found = (
-        model.project_images(inputs.images).features,
-        model.project_texts(inputs.texts[0]).features,
-    )
-    expected = (
-        F.normalize(F.layer_norm(x, (16,)), dim=1)
-        for x in (cca.images(inputs.images), cca.texts(inputs.texts[0]))
-    )
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(
-            one, other, atol=1e-2, rtol=0
-        )  # the head's layer norm has an epsilon
-    moved = fit(build("frozen"), PAIRS, HELD_OUT, configure(output_dir=str(tmp_path / "moved"), penalty="anchor",
-                beta=1.0, ramp=False, feature_noise=0.3, learning_rate=1e-3, **options))  # fmt: skip
-    assert moved["beta"].tolist() == [1.0] and moved["penalty_excess"].iloc[0] > 0
-
-
-def test_renderings_of_one_item_are_compared_though_their_texts_differ(tmp_path):
-    pairs = noise_pairs(16)
-    pairs.captions, pairs.groups = [[f"image {i}"] for i in range(16)], torch.arange(16) // 2
-    _, history, _ = train_small(
-        tmp_path / "out",
-        pairs,
-        None,
-        penalty="consistency",
-        group_size=2,
-        group_share=0.5,
-        epochs=2,
-    )
-    assert (history["penalty_excess"] > 0).all()  # by the distance of renderings that differ
+    before_step(5, fail, monkeypatch.setattr)
+    message = f"{reason}; the last good checkpoint is '.*step-000000003.pt'. {fix}"
+    with pytest.raises((FloatingPointError, ValueError), match=message):
+        train(tmp_path, micro_batch_size=size)

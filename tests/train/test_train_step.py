@@ -1,177 +1,134 @@
-"""What is not finite stops before its step or is skipped and counted; collapse and degenerate
-batches are said.
-"""
+"""A step: equal to one in plain PyTorch, however its batch is cut; what is not finite stops it."""
 
+import copy
 import math
-import signal
-import threading
-import warnings
 
 import pytest
 import torch
-from helpers import TEXTS, noise_pairs, picture
-from small_runs import train
-from torch.nn import functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from small_runs import PAIRS, settings, small_model
+from twin import CASES, model_of, plain_steps, real_steps, rows_of_steps, settings_of
 
-from cibr.data import Pairs
-from cibr.losses import CIBRLoss
-from cibr.train import loop
-from cibr.train.checkpoint import checkpoints
-
-PAIRS = noise_pairs(24)
+from cibr.losses import RegularisedCCA
+from cibr.models import features
+from cibr.models.features import prepare
+from cibr.train.grad_cache import GradCache
+from cibr.train.loop import set_up, train_step
 
 
 @pytest.fixture
-def run(tmp_path):
-    """Trains a narrow model for two epochs of three steps; returns it with its history."""
+def on_cpu():
+    """Makes an accelerator of one process on the CPU."""
 
-    def run(folder="out", pairs=PAIRS, **options):
-        settings = dict(dropout=0.0, epochs=2, learn_temperature=False) | options
-        return train(tmp_path / folder, pairs, None, **settings)[:2]
+    def make(precision="no"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return Accelerator(cpu=True, mixed_precision=precision)
 
-    return run
-
-
-def spoil(monkeypatch, step, where):
-    """Puts a NaN into the features, the loss or the gradient of one step."""
-    real, calls = CIBRLoss.forward, []
-
-    def forward(loss_fn, image_features, text_features, **rest):
-        calls.append(1)
-        if len(calls) == step and where == "features":
-            image_features = image_features * math.nan
-        if len(calls) == step and where == "gradient":
-            text_features.register_hook(lambda gradient: gradient * math.inf)
-        terms = real(loss_fn, image_features, text_features, **rest)
-        return terms | {
-            "loss": terms["loss"] * (math.nan if len(calls) == step and where == "loss" else 1)
-        }
-
-    monkeypatch.setattr(CIBRLoss, "forward", forward)
+    yield make
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
-NOT_FINITE = [("features", "image_features must be finite")]
-NOT_FINITE += [("loss", "it is not finite .*clip_loss .*, loss nan, .*gradient norm")]
-NOT_FINITE += [("gradient", "it is not finite .*clip_loss .*, loss .*, gradient norm (inf|nan)")]
+def assert_equal(module, twin):
+    expected = dict(twin.named_parameters())
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(parameter, expected[name], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("where", "message"), NOT_FINITE)
-def test_non_finite_stops(run, monkeypatch, tmp_path, where, message):
-    spoil(monkeypatch, 5, where)
-    steps, real = [], torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *a, **o: steps.append(1) or real(*a, **o))
-    with pytest.raises(FloatingPointError, match=f"step 5 was not taken: {message}") as raised:
-        run()
-    assert len(steps) == 4
-    newest = checkpoints(tmp_path / "out")[-1]
-    assert newest.name == "step-000000003.pt" and f"last good checkpoint is {str(newest)!r}" in str(
-        raised.value
-    )
+@pytest.mark.parametrize("case", CASES)
+def test_steps_equal_those_in_plain_pytorch(on_cpu, case):
+    config = settings_of(case)
+    model = model_of(config)
+    twin = copy.deepcopy(model)
+    state, values = real_steps(config, model, on_cpu())
+    loss_fn, steps = plain_steps(config, twin)
+    assert_equal(model, twin)
+    assert_equal(state.loss_fn, loss_fn)
+    for found, expected in zip(values, steps, strict=True):
+        loss = expected["clip_loss"] + expected["penalty_loss"]
+        assert found["loss"] == pytest.approx(loss.item(), rel=1e-9)
+        for side in ("image", "text"):
+            x = expected[f"{side}_features"]
+            cosines = [(x[i] @ x[j]).item() for i in range(8) for j in range(8) if i != j]
+            assert found[f"{side}_mean_cosine"] == pytest.approx(sum(cosines) / 56, rel=1e-9)
+        assert found["repeated_captions"] == 1 - len(set(expected["labels"].tolist())) / 8
 
 
-def test_zero_vectors_stop_a_run_in_words(run):
-    def silence(model):
-        torch.nn.init.zeros_(model.backbone.text_head[2].weight)
-
-    message = "step 1 was not taken: text_features must be unit vectors.*there is no checkpoint yet"
-    with pytest.raises(FloatingPointError, match=message):
-        run(prepare=silence)
-
-
-def test_critics_that_overflow_are_not_finite_either(run, monkeypatch):
-    real = loop.build_loss
-
-    def overflowing(*given):
-        loss_fn, optimizer = real(*given)
-        for parameter in loss_fn.critics.parameters():
-            torch.nn.init.constant_(parameter, 1e18)
-        return loss_fn, optimizer
-
-    monkeypatch.setattr(loop, "build_loss", overflowing)
-    with pytest.raises(
-        FloatingPointError, match="step 1 was not taken: the (scores of the critic|critics' loss)"
-    ):
-        run(penalty="mine")
+def test_steps_over_frozen_towers_start_at_cca_with_noise_and_equal_plain_ones(
+    on_cpu, build, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(features, "cache_folder", lambda: tmp_path)
+    options = dict(penalty="anchor", cca_start=True, feature_noise=0.3, seed=3)
+    config = settings(model="frozen", **options)
+    model = build("frozen", dropout=0.3)
+    inputs = prepare(model, PAIRS)
+    inputs.images = inputs.images.double()
+    inputs.texts = (inputs.texts[0].double(),)
+    twin = copy.deepcopy(model.double())
+    real_steps(config, model, on_cpu(), inputs)
+    images = inputs.images[PAIRS.text_to_image()]
+    cca = RegularisedCCA.fit(images, inputs.texts[0], 16, 3.0, 1.0)
+    twin.backbone.image_head.start_at(cca.image_mean, cca.image_map)
+    twin.backbone.text_head.start_at(cca.text_mean, cca.text_map)
+    plain_steps(config, twin, inputs, statistic=cca)
+    assert_equal(model, twin)
 
 
-def fill_memory(patch, at_call):
-    """Makes a step of a run fail as a full GPU does."""
-    real, calls = loop.GradCache, []
-
-    def full(*given):
-        calls.append(1)
-        if len(calls) == at_call:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(*given)
-
-    patch.setattr(loop, "GradCache", full)
-
-
-def test_out_of_memory_names_the_micro_batch_to_try_and_the_run_goes_on_with_it(run):
-    whole = run("whole")[0].state_dict()
-    attempts = [(0, 5, "8 rows", 4), (4, 2, "4 rows", 2)]
-    for size, at_call, words, half in attempts:
-        with pytest.MonkeyPatch.context() as patch:
-            fill_memory(patch, at_call)
-            message = f"step 5 was not .* memory with {words} at once; the last .*Set micro_batch_size to {half} and"
-            with pytest.raises(ValueError, match=message):
-                run(micro_batch_size=size)
-    for name, tensor in run(micro_batch_size=2)[0].state_dict().items():
-        torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=1e-3)
+def test_a_step_of_bf16_encoders_in_parts_has_the_gradients_of_all_parts_at_once(on_cpu):
+    config = settings_of("vmf, sampled")
+    model = model_of(config).float()
+    twin, exact = copy.deepcopy(model), copy.deepcopy(model)
+    _, [values] = real_steps(config, model, on_cpu("bf16"), n_steps=1)
+    _, [terms] = plain_steps(config, twin, n_steps=1, bf16=True)
+    _, [exact_terms] = plain_steps(config, exact, n_steps=1)
+    assert values["clip_loss"] == pytest.approx(terms["clip_loss"].item(), rel=1e-6)
+    assert values["clip_loss"] != pytest.approx(exact_terms["clip_loss"].item(), rel=1e-5)
+    expected = {name: p.grad for name, p in twin.named_parameters()}
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-3 * largest)
 
 
-def test_health_against_loops_and_known_batches():
-    generator = torch.Generator().manual_seed(0)
-    image, text = (
-        F.normalize(torch.randn(7, 5, generator=generator, dtype=torch.float64)) for _ in range(2)
-    )
-    health = loop.embedding_health(image, text, torch.tensor([4, 4, 1, 2, 3, 1, 1]))
-    for name, x in (("image", image), ("text", text)):
-        cosines = [x[i] @ x[j] for i in range(7) for j in range(7) if i != j]
-        assert health[f"{name}_mean_cosine"].item() == pytest.approx(
-            sum(cosines).item() / 42, abs=1e-12
-        )
-    assert health["repeated_captions"].item() == pytest.approx(3 / 7)
-    point = F.normalize(torch.ones(7, 5))
-    assert loop.embedding_health(point, point, torch.arange(7))[
-        "image_mean_cosine"
-    ].item() == pytest.approx(1)
+def test_micro_batches_hold_no_activations_until_the_backward_pass(on_cpu):
+    model = model_of(settings())
+    rows = torch.arange(10)
+    batch = prepare(model, PAIRS)[rows, rows]
+
+    def n_saved(size):
+        saved = []
+        pack = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()), id)
+        with pack:
+            GradCache(model, batch, on_cpu(), micro_batch_size=size)
+        return sum(saved)
+
+    assert n_saved(2) < 0.01 * n_saved(0)
 
 
-def test_constant_embeddings_are_said_once_when_a_third_of_the_run_is_over(run):
-    same = Pairs("same", "train", PAIRS.captions, PAIRS.keys, lambda i: picture(0))
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        run(pairs=same, epochs=4)
-    images = [
-        str(warning.message) for warning in said if "image embeddings" in str(warning.message)
-    ]
-    assert len(images) == 1 and images[0].startswith(
-        "epoch 2: image_mean_cosine is 1.0000: image embeddings are"
-    )
+def times(factor):
+    return lambda module, inputs, output: output * factor
 
 
-def test_captions_that_mostly_repeat_are_said(run):
-    few = Pairs(
-        "few", "train", [[TEXTS[i >= 20]] for i in range(40)], [str(i) for i in range(40)], picture
-    )
-    with pytest.warns(UserWarning, match="repeated_captions is 0.95.*: repeats are no negatives"):
-        _, history = run(pairs=few, batch_size=40)
-    assert history["repeated_captions"].tolist() == pytest.approx([38 / 40] * 2)
+def overflow(module, inputs, output):
+    output.register_hook(lambda gradient: gradient * math.inf)
 
 
-def test_signals_are_noted_and_the_handlers_that_were_there_come_back():
-    numbers = signal.SIGTERM, signal.SIGINT
-    before = [signal.getsignal(number) for number in numbers]
-    with loop._noted_signals() as noted:
-        signal.raise_signal(signal.SIGTERM)
-        noted.clear()
-        signal.raise_signal(signal.SIGINT)
-        assert noted == [signal.SIGINT]
-        with pytest.raises(KeyboardInterrupt):  # the second Ctrl-C
-            signal.raise_signal(signal.SIGINT)
-    assert [signal.getsignal(number) for number in numbers] == before
-    thread = threading.Thread(target=lambda: loop._noted_signals().__enter__())
-    thread.start()
-    thread.join()
-    assert [signal.getsignal(number) for number in numbers] == before
+BROKEN = [  # a part of the state, what it outputs or its gradient becomes, and the message
+    ("model.backbone.image_head", times(math.nan), "image_features must be finite"),
+    ("model.backbone.text_head", times(0.0), "text_features must be unit vectors"),
+    ("loss_fn.contrastive", times(math.nan), r"it is not finite \(loss nan, clip_loss nan, "),
+    ("loss_fn.contrastive", overflow, r"it is not finite \(loss \d.*, gradient norm (inf|nan)"),
+    ("loss_fn.penalty.critics.critics.image_image", overflow, "the critics' loss is"),
+]
+
+
+@pytest.mark.parametrize(("part", "hook", "message"), BROKEN)
+def test_what_is_not_finite_stops_before_the_step(on_cpu, part, hook, message):
+    config = settings(penalty="mine")
+    model = small_model(config)
+    inputs = prepare(model, PAIRS)
+    state = set_up(model, inputs, config, on_cpu(), 6)
+    holder, _, name = part.partition(".")
+    getattr(state, holder).get_submodule(name).register_forward_hook(hook)
+    with pytest.raises(FloatingPointError, match=f"step 1 was not taken: {message}"):
+        train_step(state, inputs[rows_of_steps(1)[0]])
+    assert not state.optimizer.state and state.progress.step == 0

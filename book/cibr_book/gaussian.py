@@ -1,0 +1,29 @@
+"""The penalty that the how-to on penalties adds: Gaussian encoders of one fixed variance."""
+
+import torch
+
+from cibr.losses import PENALTIES, LossInputs, Term
+
+
+class Gaussian(Term):
+    """KL(N(z_v, s^2) || N(z_t, s^2)), an upper bound on I(Z_v;X_v|X_t), in nats.
+
+    Args:
+        variance: s^2 of both Gaussians, in every coordinate.
+    """
+
+    def __init__(self, variance: float = 0.1):
+        super().__init__()
+        self.variance = variance
+
+    def forward(self, inputs: LossInputs) -> torch.Tensor:
+        distances = (inputs.image - inputs.text).square().sum(1)
+        nats = distances.mean() / (2 * self.variance)
+        self._last = nats.detach()
+        return nats
+
+    def reports(self) -> dict[str, torch.Tensor]:
+        return {"residual_image_nats": self._last, "residual_text_nats": self._last}
+
+
+PENALTIES["gaussian"] = Gaussian

@@ -1,0 +1,76 @@
+"""Small configurations, models and folders of images that the tests of training share."""
+
+import pytest
+import torch
+from helpers import TEXTS, noise_pairs, picture
+
+import cibr_book  # noqa: F401  # registers siglip, rafa and hycd
+from cibr import DualEncoder
+from cibr.train import configure, fit, loop
+
+PAIRS = noise_pairs(24, n_captions=3)
+HELD_OUT = noise_pairs(10, n_captions=2, split="validation")
+# From Python 3.12 on, of every fork beside threads; the workers only decode images.
+forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+class Stopped(Exception):
+    """Ends a run in a test."""
+
+
+def settings(folder="out", **options):
+    """Two epochs of three steps on `PAIRS`, or as the options say."""
+    run = dict(epochs=2, batch_size=8, learning_rate=1e-3, dropout=0.2, beta=0.1)
+    return configure(output_dir=str(folder), **(run | {"learn_temperature": True} | options))
+
+
+def small_model(config, pairs=PAIRS):
+    """A narrow tiny model with the weights of the configuration's seed."""
+    torch.manual_seed(config.seed)
+    sizes = dict(dim=16, width=4, image_size=16)
+    model = DualEncoder.tiny(pairs.texts(), dropout=config.dropout, **sizes)
+    model.set_temperature(config.temperature, config.learn_temperature)
+    return model
+
+
+def train(folder, pairs=PAIRS, held_out=HELD_OUT, additions=None, **options):
+    """A small run with the additional arguments of `fit`; returns its model and its history."""
+    config = settings(folder, **options)
+    model = small_model(config, pairs)
+    return model, fit(model, pairs, held_out, config, **(additions or {}))
+
+
+def before_step(n, act, patch=setattr):
+    """Acts before the n-th step that this process takes from now on."""
+    real, taken = loop.train_step, []
+
+    def train_step(*given):
+        taken.append(1)
+        if len(taken) == n:
+            act()
+        return real(*given)
+
+    patch(loop, "train_step", train_step)
+
+
+def stop_at(step, folder, **options):
+    """A small run that raises before a step."""
+
+    def stop():
+        raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        before_step(step, stop, patch.setattr)
+        with pytest.raises(Stopped):
+            train(folder, **options)
+
+
+def write_folder(folder, **splits):
+    """A folder of noise images with metadata, by the number of rows of each split."""
+    for split, n in splits.items():
+        (folder / split).mkdir(parents=True)
+        rows = [f"{i}.png,{TEXTS[i % len(TEXTS)]}" for i in range(n)]
+        (folder / split / "metadata.csv").write_text("\n".join(["file_name,text", *rows]))
+        for i in range(n):
+            picture(i).save(folder / split / f"{i}.png")
+    return str(folder)
