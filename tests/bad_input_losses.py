@@ -92,7 +92,7 @@ _CASES = [
     (lambda: RegularisedCCA.fit(*PAIRS, 6, 0.0), "ridges must be positive, got 0.0"),
     (lambda: RegularisedCCA.fit(PAIRS[0], PAIRS[1] * math.nan, 6), "text_pooled must be finite"),
     (lambda: vmf.vmf_log_normalizer(-1.0, 8), "kappa must be finite and not negative, got -1"),
-    (lambda: vmf.sample_vmf(IMAGE, math.nan), "kappa must be finite"),
+    *[(partial(vmf.vmf_mean_cosine, x, 8), "kappa must be finite") for x in (math.nan, math.inf)],
     (lambda: vmf.vmf_mean_cosine(1.0, 1), "dim must be at least 2.*width"),
     *[(partial(vmf.vmf_fit_kappa, x, 8), "must be below 1") for x in (1.0, math.nan)],
     (lambda: vmf.vmf_residual_nats(1.2, 10.0, 10.0, 8), "cosine must lie in .*1.2"),

@@ -72,6 +72,7 @@ def test_an_update_is_a_step_of_adam_with_the_averaged_gradient_on_critics_only(
         assert_close((old - new)[clear], rate * new.grad[clear].sign(), rtol=2e-3, atol=0)
         assert passed is new
     assert all(side.grad is None for side in features)
+    assert not loss_fn.trained_parameters()  # by the caller's optimiser
     with pytest.raises(FloatingPointError, match="the critics' loss is .*norm nan"):
         loss_fn.update(*features, **POOLED, synchronise=lambda x: x.grad.fill_(math.nan))
 
