@@ -146,14 +146,13 @@ class ResidualCritics(nn.Module):
         return residual | {"text": nats["text_text"] - nats["text_image"]}
 
     def loss(self, z: dict[str, Features], pooled: dict[str, Tensor]) -> Scalar:
-        """Minus the sum of the estimates, in nats, with fixed embeddings; updates the averages.
+        """Minus the sum of the estimates, in nats; updates the moving averages.
 
         Args:
-            z: embeddings of `image` and `text`, [n, d] each.
+            z: embeddings of `image` and `text`, without a gradient, [n, d] each.
             pooled: pooled features of `image` and `text`, [n, p] and [n, q].
         """
-        fixed = {side: value.detach() for side, value in z.items()}
-        return -sum(self._nats(fixed, pooled, update=True).values())
+        return -sum(self._nats(z, pooled, update=True).values())
 
     def _nats(
         self, z: dict[str, Tensor], pooled: dict[str, Tensor], update: bool
