@@ -20,7 +20,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "data" / "results" / "bench.csv"
 def medians(
     calls: dict[str, Callable[[], float]], n_runs: int, n_warm: int = 1
 ) -> dict[str, float]:
-    """Median seconds of each call; calls are interleaved, so that disturbances affect all of them."""
+    """Median seconds of each call; calls are interleaved, so that disturbances affect all."""
     times = {name: [] for name in calls}
     for run in range(n_runs + n_warm):
         for name, call in calls.items():
@@ -81,7 +81,7 @@ def machine(peers: Sequence[str] = ()) -> dict[str, str | int]:
 
 
 def arguments(description: str, sizes: Sequence[int] = ()) -> argparse.Namespace:
-    """Parses the command line of a benchmark; with `sizes` it has the options --sizes and --device."""
+    """Parses a benchmark's command line; with `sizes` it has the options --sizes and --device."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--save", action="store_true", help="also store the table in data/results/bench.csv"

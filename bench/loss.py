@@ -82,7 +82,7 @@ def step(name: str, tensors: list[torch.Tensor]) -> float:
 
 
 def prepared(name: str, n: int):
-    """A loss that is ready to run, warmed up on a small batch to allocate the libraries' buffers."""
+    """A loss that is ready to run, warmed up on a small batch to allocate buffers."""
     step(name, inputs(16))
     return partial(step, name, inputs(n))
 

@@ -47,6 +47,5 @@ if __name__ == "__main__":
             neighbour.kill()
             neighbour.wait()
     for (place, spin_count), seconds in found.items():
-        print(
-            f"{place}, GOMP_SPINCOUNT {spin_count or 'default'}: {statistics.median(seconds):.3f} s a step"
-        )
+        setting = f"GOMP_SPINCOUNT {spin_count or 'default'}"
+        print(f"{place}, {setting}: {statistics.median(seconds):.3f} s a step")

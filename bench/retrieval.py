@@ -131,7 +131,8 @@ def table(task: str) -> list[dict]:
 
 def main() -> None:
     save = arguments(__doc__.splitlines()[0]).save
-    title = f"{N_CAPTIONS * N_IMAGES} texts x {N_IMAGES} images, {N_CLASSIFIED} images x {N_CLASSES} classes"
+    title = f"{N_CAPTIONS * N_IMAGES} texts x {N_IMAGES} images"
+    title += f", {N_CLASSIFIED} images x {N_CLASSES} classes"
     rows, peers = table("retrieval") + table("zero-shot"), ["clip-benchmark"] if SLOW else []
     show(f"{title}, d = {DIM}, float32", "retrieval", rows, save, peers)
     if not SLOW:

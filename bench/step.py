@@ -181,14 +181,14 @@ def timed(step, model, batch) -> float:
 
 
 def prepared(name: str, n: int):
-    """A step that is ready to run, warmed up on a small batch to allocate the libraries' buffers."""
+    """A step that is ready to run, warmed up on a small batch to allocate buffers."""
     model = tiny()
     timed(STEPS[name], model, inputs(64))
     return partial(timed, STEPS[name], model, inputs(n))
 
 
 def gradients(step, batch, dtype=torch.float32) -> tuple[torch.Tensor, float]:
-    """Gradients of the encoders, as one vector, and of the temperature (NaN if the step has none)."""
+    """Gradients of the encoders, as one vector, and of the temperature (NaN without one)."""
     model = tiny().to(batch.images.device, dtype)
     step(model, batch)
     rest = [p.grad.flatten() for name, p in model.named_parameters() if name != "log_logit_scale"]

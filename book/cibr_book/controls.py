@@ -168,8 +168,8 @@ def other_means(features: Features, labels: Labels) -> tuple[Features, Bool[Tens
 class SigLIP(Term):
     """Sigmoid loss over all image-text pairs of the batch, with a trained bias.
 
-    Source: Zhai et al. (2023, arXiv 2303.15343), algorithm 1. The bias starts at -10 as theirs; it is
-    trained in units of 10, for runs here have a few hundred steps.
+    Source: Zhai et al. (2023, arXiv 2303.15343), algorithm 1. The bias starts at -10 as theirs; it
+    is trained in units of 10, since runs here have a few hundred steps.
     """
 
     def __init__(self):
@@ -189,10 +189,10 @@ class SigLIP(Term):
 class HyCD(Term):
     """Hybrid contrastive distillation: cross-entropy to half matches, half teacher's softmax.
 
-    Source: Yamaguchi et al. (2025, arXiv 2504.12717), alpha = 0.5. Their KL divergence is this minus
-    the entropy of the targets, which has no gradient. Their code compares unnormalised embeddings
-    at temperature 1; here the logits are cosines times `logit_scale`, and matches by label share
-    the target mass as in `clip_loss`.
+    Source: Yamaguchi et al. (2025, arXiv 2504.12717), alpha = 0.5. Their KL divergence is this
+    minus the entropy of the targets, which has no gradient. Their code compares unnormalised
+    embeddings at temperature 1; here the logits are cosines times `logit_scale`, and matches by
+    label share the target mass as in `clip_loss`.
     """
 
     needs = ("teacher",)

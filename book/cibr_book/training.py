@@ -147,7 +147,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self, model: DualEncoder) -> Iterator[None]:
-        """A context in which the model has the averaged weights; its own are restored afterwards."""
+        """A context in which the model has the averaged weights; its own come back afterwards."""
         own = {name: tensor.detach().clone() for name, tensor in model.own_state().items()}
         self.copy_to(model)
         try:
