@@ -2,6 +2,8 @@
 the set.
 """
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -30,7 +32,7 @@ def by_metric(evaluation, dataset):
 
 
 def embedded(model, pairs):
-    return model.embed_images(list(pairs.images())), model.embed_texts(pairs.texts())
+    return model.embed_images(list(pairs.images())), model.embed_texts(pairs.texts(), truncate=True)
 
 
 def test_ranks_and_average_precisions_are_those_of_the_embeddings(build, small):
@@ -53,7 +55,7 @@ def test_ranks_and_average_precisions_are_those_of_the_embeddings(build, small):
 
 
 def test_images_of_one_text_are_all_correct_and_the_text_stands_once(build, small):
-    captions = ["a red cat", "a big dog", "a red cat", "a car", "a big dog"]
+    captions = ["a red cat", "a big dog", "a red cat", "a car " * 50, "a big dog"]
     write_captions(small / "wds_shared", [[caption] for caption in captions])
     model, pairs = build("tiny"), load_pairs("shared", "test")
     rows = by_metric(evaluate(model, [Task("shared", "retrieval")], name="m"), "shared")
@@ -81,7 +83,9 @@ def test_a_group_counts_as_one_set_in_the_mean_of_the_suite_and_scores_lie_in_th
 
 
 def test_a_limit_draws_some_images_and_keeps_all_classes_to_choose_from(build, small):
-    predictions = evaluate(build("tiny"), "small", name="m", limit=5).predictions
+    evaluation = evaluate(build("tiny"), "small", name="m", limit=5)
+    predictions, metrics = evaluation.predictions, set(evaluation.rows["metric"])
+    assert "image_to_text_recall@5" in metrics and "image_to_text_recall@10" not in metrics
     labels, n_classes = (predictions[ONE].items[name] for name in ("labels", "n_classes"))
     assert len(labels) == 5 and n_classes == 6 and len(labels.unique()) > 2  # not the first five
     retrieval = predictions[CAPTIONS].items
@@ -102,13 +106,18 @@ def test_a_suite_of_ones_own_is_a_yaml_file_or_a_list_of_tasks(build, small, tmp
     assert list(of_file.predictions) == [ONE, LEFT, CAPTIONS]
     listed = evaluate(model, [Task(str(small / "wds_one")), LEFT, CAPTIONS], name="m")
     assert listed.suite == "tasks" and listed.rows["value"].equals(of_file.rows["value"])
+    assert set(evaluate(model, [ONE], name="m").rows["dataset"]) == {"one"}
     assert Task("a/wds_b", split="test_c").file == "b-test_c-zero-shot.safetensors"
+    assert Task("a", split="validation").title == "a"
 
 
 def test_a_data_set_is_asked_what_it_can_answer(small):
     assert engine.dataset_tasks("one") == (ONE,)
     assert engine.dataset_tasks(str(small / "wds_captions"))[0].title == "captions"
-    (small / "wds_captions" / "test").rename(small / "wds_captions" / "train")
+    test, train = small / "wds_captions" / "test", small / "wds_captions" / "train"
+    shutil.copytree(test, train)
+    assert engine.dataset_tasks("captions") == (CAPTIONS,)
+    shutil.rmtree(test)
     assert engine.dataset_tasks("captions") == (Task("captions", "retrieval", "train"),)
     (small / "wds_one" / TEMPLATES_FILE).unlink()
     with pytest.raises(ValueError, match=f"one .* {TEMPLATES_FILE}"):

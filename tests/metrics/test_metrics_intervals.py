@@ -12,7 +12,7 @@ from cibr.metrics import bootstrap_interval, paired_difference
 @pytest.mark.parametrize("n_clusters", [11, 700])  # draws of 700 are made in two blocks
 def test_intervals_equal_those_of_a_loop_that_draws_the_clusters_themselves(statistic, n_clusters):
     rng = np.random.default_rng(0)
-    values = rng.integers(0, 99, n_clusters + 29).astype(float)
+    values = rng.normal(size=n_clusters + 29)
     clusters = rng.permutation(np.r_[:n_clusters, rng.integers(0, n_clusters, 29)])
     members = [values[clusters == c] for c in range(n_clusters)]
     draws = np.random.default_rng(5).integers(n_clusters, size=(2000, n_clusters))
