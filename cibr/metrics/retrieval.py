@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 KS = (1, 5, 10)
-BLOCK = 1024  # queries per tile
-TILE_ELEMENTS = (
-    2**18
-)  # similarities per tile (1 MiB, to fit a core's cache), with _SMALLEST queries
+BLOCK = 1024  # queries per product
+TILE_ELEMENTS = 2**18  # similarities compared at a time (1 MiB), to fit a core's cache
+_BLOCK_ELEMENTS = 2**23  # similarities in memory (32 MiB), unless that is under _SMALLEST queries
 _SMALLEST = 64  # thinner products use other kernels, which may round a pair differently
 _FEW = 8  # correct items per query up to which counting is faster than sorting
+_BAND = 256  # texts at a time in the band of own similarities
 _UNIT_TOLERANCE = 1e-2  # bfloat16 has three digits
 
 _Images = Float[Tensor, "n d"]
@@ -170,13 +170,27 @@ def retrieval_ranks(
     """
     check_embeddings(unit=True, image_embeddings=image_embeddings, text_embeddings=text_embeddings)
     check_labels("text_to_image", text_to_image, len(text_embeddings))
-    images = torch.arange(len(image_embeddings), device=text_to_image.device)
-    if not torch.equal(text_to_image.unique().long(), images):
-        span = f"from {text_to_image.min()} to {text_to_image.max()} for {len(images)} images"
+    n = len(image_embeddings)
+    indices = torch.arange(n, device=text_to_image.device)
+    if not torch.equal(text_to_image.unique().long(), indices):
+        span = f"from {text_to_image.min()} to {text_to_image.max()} for {n} images"
         fix = "count images from 0, and leave out those without a text"
         raise ValueError(f"text_to_image holds indices {span}: {fix}")
-    scores = query_scores(image_embeddings, text_embeddings, images, text_to_image)
-    return scores["image_ranks"], scores["text_ranks"]
+    images = image_embeddings.float()
+    texts = text_embeddings.float()
+    text_to_image = text_to_image.long()
+    # Captions of an image are spread over rows of the product, so its threshold must be known
+    # before the pass. A second pass is needed only if the band's kernel rounded an entry
+    # differently; then it is exact.
+    own = _own_of_band(images, texts, text_to_image)
+    for _ in range(2):
+        best = own.new_full((len(images),), -torch.inf)
+        best = best.scatter_reduce(0, text_to_image, own, "amax")
+        own_of_pass, image_ranks, text_ranks = _pass(images, texts, text_to_image, best)
+        if torch.equal(own_of_pass, own):
+            break
+        own = own_of_pass
+    return image_ranks.long(), text_ranks.long()
 
 
 def query_scores(
@@ -268,7 +282,8 @@ def ranks_and_precisions(
 def similarity_tiles(
     queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"]
 ) -> Iterator[tuple[slice, Float[Tensor, "t m"]]]:
-    """The similarities of all queries to a gallery, in tiles of rows, each valid until the next.
+    """The similarities of all queries to a gallery, in tiles of rows, each valid until the next
+    one.
 
     Args:
         queries: [n, d].
@@ -277,14 +292,16 @@ def similarity_tiles(
     Yields:
         The rows of a tile and their similarities [t, m], float32; each row once, in order.
     """
-    n, m = queries.shape[0], gallery.shape[0]
+    n, m = len(queries), len(gallery)
     queries, gallery = _padded(queries), _padded(gallery)
-    size = min(len(queries), BLOCK, max(_SMALLEST, TILE_ELEMENTS // len(gallery)))
-    product = queries.new_empty(size, len(gallery))
-    for first in range(0, n, size):
-        start = min(first, len(queries) - size)  # the last tile overlaps, to be of full size
-        torch.mm(queries[start : start + size], gallery.T, out=product)
-        yield slice(first, min(first + size, n)), product[first - start : n - start, :m]
+    block = min(len(queries), BLOCK, max(_SMALLEST, _BLOCK_ELEMENTS // len(gallery)))
+    tile = max(1, TILE_ELEMENTS // len(gallery))
+    product = queries.new_empty(block, len(gallery))
+    for start, new, end in _spans(len(queries), block):
+        torch.mm(queries[start:end], gallery.T, out=product)
+        for first in range(new, min(end, n), tile):
+            last = min(first + tile, end, n)
+            yield slice(first, last), product[first - start : last - start, :m]
 
 
 def count_reaching(
@@ -364,7 +381,49 @@ def _n_reaching(values: Tensor, thresholds: Tensor) -> Tensor:
     return values.shape[1] - torch.searchsorted(values.sort(1).values, thresholds)
 
 
+def _own_of_band(images: Tensor, texts: Tensor, text_to_image: Tensor) -> Tensor:
+    """Each text's similarity to its own image [m], from products of texts sorted by image with
+    their images.
+    """
+    order = text_to_image.argsort(stable=True)
+    images = _padded(images)
+    own = texts.new_empty(len(texts))
+    for start, _, end in _spans(len(texts), _BAND):
+        rows = order[start:end]
+        first, last = text_to_image[rows[[0, -1]]].tolist()
+        first = min(first, len(images) - _SMALLEST)
+        near = texts[rows] @ images[first : max(last + 1, first + _SMALLEST)].T
+        own[rows] = near.gather(1, text_to_image[rows, None] - first).squeeze(1)
+    return own
+
+
+def _pass(
+    images: Tensor, texts: Tensor, text_to_image: Tensor, best: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Own similarities [m], ranks of the images [n] given their best own similarities, ranks of the
+    texts [m].
+    """
+    own = texts.new_empty(len(texts))
+    text_ranks = texts.new_empty(len(texts))
+    image_ranks = torch.zeros_like(best)
+    for rows, tile in similarity_tiles(texts, images):
+        own[rows] = tile.gather(1, text_to_image[rows, None]).squeeze(1)
+        text_ranks[rows] = count_reaching(tile, own[rows]) - 1  # the correct image reaches its own
+        image_ranks += count_reaching(tile.T, best)
+    reaching = (own >= best[text_to_image]).float()  # own texts are not incorrect
+    return own, image_ranks.scatter_add(0, text_to_image, -reaching), text_ranks
+
+
 def _padded(rows: Float[Tensor, "n d"]) -> Float[Tensor, "p d"]:
     """The rows as float32, followed by zero rows up to `_SMALLEST`."""
     missing = max(0, _SMALLEST - len(rows))
     return F.pad(rows.float(), (0, 0, 0, missing)) if missing else rows.float()  # padding copies
+
+
+def _spans(n: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """Start, first new row and end of blocks that cover n rows; the last overlaps to be of full
+    size.
+    """
+    for new in range(0, n, size):
+        end = min(new + size, n)
+        yield max(0, end - size), new, end
