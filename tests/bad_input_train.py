@@ -91,11 +91,6 @@ RUNS = [
     ("other files", output_with_other_files, "no run's, such as 'thesis.tex': choose another"),
     ("one pair", training_on(PAIRS.subset([0])), "all 1 pairs of .*'noise', .* match"),
     ("one caption", training_on(SAME), "all 9 pairs of .*'noise', 'a red cat', match by caption"),
-    (
-        "no heads",
-        without_heads,
-        "'mine' needs a projection on each side, which 'tiny', a Identity, does not",
-    ),
     ("half precision", half_precision, "'fp16' is not offered: give --mixed_precision bf16 or no"),
     ("pairs fewer than processes", sharing(8, 2, 3), "3 processes cannot share a batch of 2 pairs"),
     ("an odd batch", sharing(5, 16, 2), "2 processes cannot share a batch of 5 pairs.*multiple"),

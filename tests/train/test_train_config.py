@@ -8,25 +8,21 @@ from small_runs import PAIRS, write_folder
 from cibr.train import build_model, configure, load_splits
 
 NAMES = ("epochs", "batch_size", "learning_rate", "temperature", "dropout", "weight_decay")
-PRESETS = {
-    ("glyphs", "tiny"): (7, 256, 3e-3, 0.12, 0.0, 0.01),
-    ("a folder", "tiny"): (20, 256, 2e-3, 0.1, 0.1, 0.05),
-    ("glyphs", "frozen"): (30, 1024, 4e-3, 0.05, 0.4, 1.0),
-    ("a folder", "frozen"): (30, 1024, 4e-3, 0.05, 0.4, 1.0),
-    ("glyphs", "some/clip"): (3, 64, 1e-5, 0.01, 0.0, 0.1),
-    ("a folder", "some/clip"): (3, 64, 1e-5, 0.01, 0.0, 0.1),
-}
+PRESETS = [  # of a card, and of any folder, even one with the card's name
+    ("glyphs", "tiny", (7, 256, 3e-3, 0.12, 0.0, 0.01)),
+    ("folder/glyphs", "tiny", (20, 256, 2e-3, 0.1, 0.1, 0.05)),
+    ("folder/glyphs", "frozen", (30, 1024, 4e-3, 0.05, 0.4, 1.0)),
+    ("folder/glyphs", "some/clip", (3, 64, 1e-5, 0.01, 0.0, 0.1)),
+]
 
 
-@pytest.mark.parametrize(("dataset", "model"), PRESETS)
-def test_presets_are_those_of_card_and_kind_where_nothing_is_given(tmp_path, dataset, model):
-    preset = dict(zip(NAMES, PRESETS[dataset, model], strict=True))
-    if dataset == "a folder":
-        dataset = write_folder(tmp_path / "glyphs", train=1)  # a name does not make it that set
+@pytest.mark.parametrize(("dataset", "model", "preset"), PRESETS)
+def test_presets_fill_what_is_not_given(tmp_path, monkeypatch, dataset, model, preset):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "folder" / "glyphs", train=1)
     filled = configure(dataset=dataset, model=model).model_dump()
-    assert {name: filled[name] for name in NAMES} == preset
-    given = dict(epochs=3, batch_size=9, learning_rate=1.0, temperature=0.3)
-    given |= dict(dropout=0.0, weight_decay=0.0)
+    assert tuple(filled[name] for name in NAMES) == preset
+    given = dict(zip(NAMES, (3, 9, 1.0, 0.3, 0.0, 0.0), strict=True))
     filled = configure(dataset=dataset, model=model, **given).model_dump()
     assert {name: filled[name] for name in NAMES} == given
 
@@ -43,9 +39,8 @@ def test_a_setting_that_changes_the_run_changes_its_folder_and_no_other_does(mon
     assert configure(sample=True).output_dir.startswith(f"{plain}-")
     folders = {configure(**{name: value}).output_dir for name, value in CHANGES.items()}
     assert len(folders | {plain}) == 1 + len(CHANGES)
-    preset = dict(zip(NAMES, PRESETS["glyphs", "tiny"], strict=True))
-    for change in (dict(micro_batch_size=5), preset):
-        assert configure(**change).output_dir == plain
+    preset = dict(zip(NAMES, PRESETS[0][2], strict=True))
+    assert configure(micro_batch_size=5, **preset).output_dir == plain
     assert configure(output_dir="here").output_dir == "here"
 
 
