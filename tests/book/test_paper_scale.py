@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from accelerate.state import AcceleratorState
 from transformers import CLIPConfig
 
 from cibr_book import paper_scale
@@ -61,8 +62,16 @@ def test_the_cost_of_a_step_is_that_of_its_matrix_products():
     assert weights == pytest.approx(16 * 151.3e6 / 2**30, rel=0.01)
 
 
+@pytest.fixture
+def fresh_accelerator():
+    """A process has one precision for good; this test has another than the rest."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.slow
-def test_the_sweeps_run_on_a_stand_in_trials_first(tmp_path, monkeypatch):
+def test_the_sweeps_run_on_a_stand_in_trials_first(tmp_path, monkeypatch, fresh_accelerator):
     monkeypatch.setenv("CIBR_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("CIBR_MODELS", str(tmp_path / "models"))
     methods = ("untouched", "CIBR vMF")
