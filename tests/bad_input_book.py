@@ -95,7 +95,7 @@ CALLS = {
 }
 
 
-EYE, FLAT = torch.eye(12), torch.ones(12, 12) / 12**0.5
+UNIT, FLAT = torch.eye(12), torch.ones(12, 12) / 12**0.5
 LONG = "text_embeddings has norms up to 1 away from 1"
 NO_ROWS = pd.DataFrame({"dataset": ["a"], "metric": ["accuracy@5"]})
 
@@ -105,15 +105,24 @@ def gallery():
 
 
 CALLS |= {
-    "alignment-unit": (lambda: geometry.alignment(EYE, 2 * EYE), LONG),
-    "gap-unit": (lambda: geometry.modality_gap(EYE, 2 * EYE), LONG),
-    "knn-unit": (lambda: geometry.mutual_knn(EYE, 2 * EYE), LONG),
-    "knn-collapsed": (lambda: geometry.mutual_knn(EYE, FLAT), "text_embeddings are equal"),
-    "cka-collapsed": (lambda: geometry.linear_cka(EYE, FLAT), "text_embeddings are equal"),
-    "knn-rows": (lambda: geometry.mutual_knn(EYE, EYE[:11]), "12 images and 11 texts are no pairs"),
-    "cka-rows": (lambda: geometry.linear_cka(EYE, EYE[:11]), "12 images and 11 texts are no pairs"),
-    "knn-k": (lambda: geometry.mutual_knn(EYE, EYE, k=12), "k=12 does not fit 12 pairs"),
-    "uniformity-one": (lambda: geometry.uniformity(torch.eye(1)), "two embeddings at least"),
+    "alignment-unit": (lambda: geometry.alignment(UNIT, 2 * UNIT), LONG),
+    "gap-unit": (lambda: geometry.modality_gap(UNIT, 2 * UNIT), LONG),
+    "knn-unit": (lambda: geometry.mutual_knn(UNIT, 2 * UNIT), LONG),
+    "knn-collapsed": (lambda: geometry.mutual_knn(UNIT, FLAT), "text_embeddings are equal"),
+    "cka-collapsed": (lambda: geometry.linear_cka(UNIT, FLAT), "text_embeddings are equal"),
+    "knn-rows": (
+        lambda: geometry.mutual_knn(UNIT, UNIT[:11]),
+        "12 images but 11 texts: pass one text per image",
+    ),
+    "cka-rows": (
+        lambda: geometry.linear_cka(UNIT, UNIT[:11]),
+        "12 images but 11 texts: pass one text per image",
+    ),
+    "knn-k": (lambda: geometry.mutual_knn(UNIT, UNIT, k=12), "k=12 does not fit 12 pairs"),
+    "uniformity-one": (
+        lambda: geometry.uniformity(torch.eye(1)),
+        "has no distances: pass at least two",
+    ),
     "published": (
         lambda: published("mine"),
         "published.csv has no results of 'mine'; it has those",
@@ -150,7 +159,7 @@ DATA = {
     "glyph set": (lambda: load_glyph_benchmark("glyph_cats"), "'glyph_cats', did .* glyph_digits"),
     "glyph split": (lambda: load_glyph_benchmark("glyph_shapes", "train"), "glyph_shapes 'train'"),
     "above 1": (corruption(shuffled_captions=2), "shuffled_captions is 2: it is a share .* 0 to 1"),
-    "number for word": (corruption(7), "spurious_word is 7: it is a word, or empty for none"),
+    "number for word": (corruption(7), "spurious_word is 7: give a word, or '' for none"),
     "word of none": (corruption("cow"), "no image of noise has the word 'cow' in its captions"),
     "word of all": (corruption("a"), "every image of noise has the word 'a'"),
     "near style": (corruption(spurious_style="negativ"), "'negativ', did you mean 'negative'"),

@@ -137,5 +137,5 @@ def settings(file):
 
 
 file_case("config.json' is not JSON", "config.json", "{", settings)
-file_case("holds no settings: give an object", "config.json", json.dumps([1]), settings)
+file_case("must hold one JSON object", "config.json", json.dumps([1]), settings)
 CASES.append(("name", lambda: cibr.CIBRLos, AttributeError, "no attribute 'CIBRLos'.*CIBRLoss"))
