@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-PACKAGE = Path(__file__).resolve().parent
-VERSIONS_OF = ("cibr", "torch", "transformers", "accelerate", "numpy")
+_PACKAGE = Path(__file__).resolve().parent
+_VERSIONS_OF = ("cibr", "torch", "transformers", "accelerate", "numpy")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -38,12 +38,12 @@ def check_known(what: str, value: str, known: Collection[str]) -> None:
 def in_checkout() -> bool:
     """Returns whether the package is in its own checkout, beside ``pyproject.toml``."""
     # Only the parent folder counts: a virtual environment may be inside another project.
-    return (PACKAGE.parent / "pyproject.toml").is_file()
+    return (_PACKAGE.parent / "pyproject.toml").is_file()
 
 
 def project_root() -> Path:
     """Returns the checkout's folder, or the current one when the package is installed."""
-    return PACKAGE.parent if in_checkout() else Path.cwd()
+    return _PACKAGE.parent if in_checkout() else Path.cwd()
 
 
 def cache_folder() -> Path:
@@ -52,7 +52,7 @@ def cache_folder() -> Path:
     Returns:
         ``data/cache`` of the checkout, which git ignores, or ``~/.cache/cibr`` when installed.
     """
-    return PACKAGE.parent / "data" / "cache" if in_checkout() else Path.home() / ".cache" / "cibr"
+    return _PACKAGE.parent / "data" / "cache" if in_checkout() else Path.home() / ".cache" / "cibr"
 
 
 def runs_folder() -> Path:
@@ -73,7 +73,7 @@ def shipped(relative: str) -> Path:
     Raises:
         FileNotFoundError: if it is in neither.
     """
-    candidates = PACKAGE / "_shipped" / relative, PACKAGE.parent / "data" / relative
+    candidates = _PACKAGE / "_shipped" / relative, _PACKAGE.parent / "data" / relative
     for path in candidates:
         if path.exists():
             return path
@@ -121,7 +121,7 @@ def provenance() -> dict[str, Any]:
         checkout;
         `versions`: by package, with `python`.
     """
-    versions = {name: import_module(name).__version__ for name in VERSIONS_OF}
+    versions = {name: import_module(name).__version__ for name in _VERSIONS_OF}
     return {"commit": _commit(), "versions": {"python": platform.python_version()} | versions}
 
 

@@ -17,7 +17,7 @@ def test_the_nearest_name_ignores_case_and_stays_silent_when_none_is_near():
 
 
 def test_folders_are_those_of_the_checkout_or_of_the_user(tmp_path, monkeypatch):
-    monkeypatch.setattr(utils, "PACKAGE", tmp_path / "site" / "cibr")
+    monkeypatch.setattr(utils, "_PACKAGE", tmp_path / "site" / "cibr")
     assert project_root() == Path.cwd() and cache_folder() == Path.home() / ".cache" / "cibr"
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "pyproject.toml").touch()
@@ -30,7 +30,7 @@ def test_folders_are_those_of_the_checkout_or_of_the_user(tmp_path, monkeypatch)
 def test_what_is_shipped_lies_in_the_package_or_in_the_checkout(tmp_path, monkeypatch):
     for name in ("datasets.yaml", "checkpoints/clip-tiny"):
         assert shipped(name).exists()
-    monkeypatch.setattr(utils, "PACKAGE", tmp_path / "cibr")
+    monkeypatch.setattr(utils, "_PACKAGE", tmp_path / "cibr")
     with pytest.raises(FileNotFoundError, match="datasets.yaml of the package is missing.*install"):
         shipped("datasets.yaml")
     for folder in (tmp_path / "data", tmp_path / "cibr" / "_shipped"):

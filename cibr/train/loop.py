@@ -128,7 +128,7 @@ def fit(
 
     Returns:
         The history, one row per epoch: `epoch, step, loss, clip_loss, penalty_loss, beta`, the
-        reports of the loss and of `batch_health`, all averaged over the epoch's steps;
+        reports of the loss and of `_batch_health`, all averaged over the epoch's steps;
         `temperature`, `seconds` of training, and validation recalls in [0, 1], NaN in epochs
         without validation.
 
@@ -207,7 +207,7 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, float]:
             average_gradient(parameter, state.accelerator)
         parameters = [*model.parameters(), *own]
         norm = torch.nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT_NORM)
-        terms = {"loss": loss} | terms | loss_fn.reports() | batch_health(cache)
+        terms = {"loss": loss} | terms | loss_fn.reports() | _batch_health(cache)
         values = dict(zip(terms, torch.stack([*terms.values()]).tolist(), strict=True))
         if not math.isfinite(values["loss"]) or not norm.isfinite():
             named = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
@@ -349,8 +349,8 @@ def set_up(
     cached = (inputs.images, *inputs.texts) if config.feature_noise else ()
     model.to(device)
     broadcast(model.state_dict())  # in place: every process starts from the first one's weights
-    loss_fn = build_loss(model, config, cca).to(device)
-    optimizer, schedule = build_optimizer(model, loss_fn, config, n_steps)
+    loss_fn = _build_loss(model, config, cca).to(device)
+    optimizer, schedule = _build_optimizer(model, loss_fn, config, n_steps)
     needs_teacher = "teacher" in loss_fn.needs
     return TrainState(
         config,
@@ -366,7 +366,7 @@ def set_up(
     )
 
 
-def build_loss(model: DualEncoder, config: RunConfig, cca: RegularisedCCA | None) -> CIBRLoss:
+def _build_loss(model: DualEncoder, config: RunConfig, cca: RegularisedCCA | None) -> CIBRLoss:
     """The loss of a run; the seed sets the weights of what its penalty trains."""
     torch.manual_seed(config.seed)
     backbone = model.backbone
@@ -384,7 +384,7 @@ def build_loss(model: DualEncoder, config: RunConfig, cca: RegularisedCCA | None
     )
 
 
-def build_optimizer(
+def _build_optimizer(
     model: DualEncoder, loss_fn: CIBRLoss, config: RunConfig, n_steps: int
 ) -> tuple[torch.optim.Optimizer, OneCycleLR]:
     """AdamW, without weight decay for gains, biases and the temperature, and a one-cycle schedule.
@@ -520,7 +520,7 @@ def _progress_bar(state: TrainState) -> tqdm:
 
 
 @torch.no_grad()
-def batch_health(cache: GradCache) -> dict[str, Float[Tensor, ""]]:
+def _batch_health(cache: GradCache) -> dict[str, Float[Tensor, ""]]:
     """Diagnostics of collapse in a batch: mean cosines between embeddings, and repeated labels.
 
     Args:
