@@ -111,12 +111,15 @@ def test_the_average_is_a_loop_over_steps_mixed_with_the_start(decay, interpolat
     assert flat(model).equal(own)
 
 
-def test_a_run_in_groups_validates_and_keeps_the_average(tmp_path):
+def test_a_run_in_groups_validates_and_keeps_the_average(tmp_path, monkeypatch):
+    steps, real = [], WeightAverage.update
+    noted = lambda self, model, step: steps.append(step) or real(self, model, step)  # noqa: E731
+    monkeypatch.setattr(WeightAverage, "update", noted)
     additions = {"order": partial(grouped_rows, PAIRS, 2, 0.5, 0)}
     plain, _ = train(tmp_path / "plain", held_out=PAIRS, additions=additions)
     additions |= {"average": partial(WeightAverage, decay=0.9)}
     model, history = train(tmp_path / "averaged", held_out=PAIRS, additions=additions)
-    assert not same(model, plain)
+    assert not same(model, plain) and steps == list(range(6))
     assert same(DualEncoder.from_pretrained(tmp_path / "averaged"), model)
     embedded = embed_pairs(model, prepare(model, PAIRS))
     recalls = retrieval_recalls(*embedded, *PAIRS.retrieval_targets())
