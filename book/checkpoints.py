@@ -23,7 +23,7 @@ BETAS = {"clip-tiny": 0.0, "cibr-tiny": 0.05}
 
 
 def make(folder: Path, beta: float) -> pd.DataFrame:
-    """Train one model, or find it trained, and copy what the book needs of it; returns its history."""
+    """Train one model, or find it trained, copy what the book needs, and return its history."""
     config = cibr.configure(dataset="glyphs", model="tiny", beta=beta)
     train, validation, _ = cibr.load_splits(config)
     model = cibr.build_model(config, train)
@@ -41,10 +41,9 @@ def make(folder: Path, beta: float) -> pd.DataFrame:
 
 def halve(weights: Path) -> None:
     """Store floating-point weights in 16 bits, which halves the file; loading widens them again."""
-    kept = {
-        k: v.half() if v.is_floating_point() else v
-        for k, v in load_file(weights).items()
-    }
+    kept = load_file(weights)
+    for name, tensor in kept.items():
+        kept[name] = tensor.half() if tensor.is_floating_point() else tensor
     if not all(torch.isfinite(tensor).all() for tensor in kept.values()):
         raise ValueError(f"a weight of {str(weights)!r} does not fit 16 bits")
     save_file(kept, weights)

@@ -18,33 +18,26 @@ collect_ignore_glob = ["_build/*", "*/.ipynb_checkpoints/*"]
 
 # nbval leaves PNG and JPEG out; the same images pass through glue under these names. A newer
 # library's warnings are no result of the book.
-NOT_COMPARED = (
-    "stderr",
-    "application/papermill.record/image/png",
-    "application/papermill.record/image/jpeg",
-)
+GLUED = "application/papermill.record/image/"
+NOT_COMPARED = ("stderr", f"{GLUED}png", f"{GLUED}jpeg")
 
 # A decimal or exponent makes a float; names, versions and dates such as fc1.0, 2.13.0 are none.
 FLOAT = r"(?<![\w.])[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?(?!\w|\.\w)"
 SIGNIFICANT_DIGITS = 4
-ZERO = 1e-12  # a printed difference of equal numbers below this is rounding error, its sign included
-NBVAL_SECONDS, CELL_SECONDS = (
-    2000.0,
-    3600.0,
-)  # nbval's default limit of a cell, and ours, for busy machines
+ZERO = 1e-12  # below it, a printed difference of equal numbers is rounding error
+# nbval's default limit of a cell, and ours, for busy machines.
+NBVAL_SECONDS = 2000.0
+CELL_SECONDS = 3600.0
 
 
 def round_float(match: re.Match[str]) -> str:
-    """The matched float with at most four significant digits, or as it stands when it has no more."""
+    """The matched float with at most four significant digits, or as it stands."""
     text = match.group()
     if abs(float(text)) < ZERO:
         return "0"
     digits = re.sub(r"[eE].*|[^\d]", "", text).lstrip("0")
-    return (
-        text
-        if len(digits) <= SIGNIFICANT_DIGITS
-        else f"{float(text):.{SIGNIFICANT_DIGITS}g}"
-    )
+    is_long = len(digits) > SIGNIFICANT_DIGITS
+    return f"{float(text):.{SIGNIFICANT_DIGITS}g}" if is_long else text
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -24,9 +24,8 @@ from PIL import Image
 from cibr.utils import write_atomically
 
 BOOK = Path(__file__).resolve().parent
-NOTEBOOKS = {
-    p.stem: p for p in sorted([*BOOK.glob("*.ipynb"), *BOOK.glob("howto/*.ipynb")])
-}
+PATHS = sorted([*BOOK.glob("*.ipynb"), *BOOK.glob("howto/*.ipynb")])
+NOTEBOOKS = {path.stem: path for path in PATHS}
 # Figures that pages outside their notebook show: the figure's name and its file.
 FIGURES = {
     "fig-train-gallery": BOOK / "images" / "gallery.png",
@@ -44,9 +43,7 @@ RUNS = tempfile.TemporaryDirectory(prefix="cibr-runs-")
 
 
 def prepare_environment() -> None:
-    """Set ENVIRONMENT, hide local data and models, and send runs to a new folder, so that no cell
-    depends on them.
-    """
+    """Set ENVIRONMENT, hide local data and models, and send runs to a new folder."""
     os.environ.update(ENVIRONMENT)
     os.environ["CIBR_RUNS"] = RUNS.name
     os.environ.pop("CIBR_DATA", None)
@@ -54,13 +51,9 @@ def prepare_environment() -> None:
 
 
 def with_palette(png: str) -> str:
-    """An opaque PNG image in base64 with at most 256 colours; others, and those it makes larger, as
-    they are.
-    """
-    image, stream = (
-        Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA"),
-        io.BytesIO(),
-    )
+    """An opaque PNG image in base64 with at most 256 colours, where that makes it smaller."""
+    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA")
+    stream = io.BytesIO()
     if image.getchannel("A").getextrema() != (255, 255):
         return png
     image.convert("RGB").quantize().save(stream, "PNG", optimize=True)
@@ -74,30 +67,21 @@ def execute(path: Path) -> None:
         CellExecutionError: a cell failed; the stored notebook is unchanged.
     """
     notebook = nbformat.read(path, as_version=4)
-    folder = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(
-        notebook,
-        timeout=None,
-        record_timing=False,
-        coalesce_streams=True,
-        resources=folder,
-    ).execute()
+    options = dict(timeout=None, record_timing=False, coalesce_streams=True)
+    options["resources"] = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, **options).execute()
     notebook.metadata = nbformat.from_dict(KERNEL)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        pngs = []
         for output in cell.get("outputs", []):
             if png := output.get("data", {}).get("image/png"):
                 output.data["image/png"] = with_palette(png)
-        figure = FIGURES.get(
-            cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
-        )
-        if figure and path.parent == BOOK:
-            (png,) = [
-                o.data["image/png"]
-                for o in cell.outputs
-                if "image/png" in o.get("data", {})
-            ]
-            figure.write_bytes(base64.b64decode(png))
+                pngs.append(output.data["image/png"])
+        name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
+        if name in FIGURES and path.parent == BOOK:
+            (png,) = pngs
+            FIGURES[name].write_bytes(base64.b64decode(png))
     write_atomically(path, lambda part: nbformat.write(notebook, part))
 
 

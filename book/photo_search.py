@@ -23,20 +23,17 @@ N_PHOTOS, SEED = 6, 3
 
 def main() -> None:
     """Embed the test photos and captions, choose what is shown and draw it."""
-    model = (
-        cibr.DualEncoder.from_pretrained(sys.argv[1])
-        if sys.argv[1:]
-        else trained_heads(0.0)
-    )
+    folder = sys.argv[1] if sys.argv[1:] else None
+    model = cibr.DualEncoder.from_pretrained(folder) if folder else trained_heads(0.0)
     plots.set_style()
     pairs = cibr.load_pairs("flickr8k", "test")
     images, texts = embed_pairs(model, prepare(model, pairs, truncate=True))
     of_images, _ = retrieval_ranks(images, texts, pairs.text_to_image())
     shown = plots.pick_evenly(of_images == 0, N_PHOTOS, SEED)
+    photos = list(pairs.images(shown))
     captions = [pairs.captions[i] for i in shown]
-    axes = plots.retrieval_gallery(
-        list(pairs.images(shown)), captions, pairs.texts(), images[shown] @ texts.T
-    )
+    similarity = images[shown] @ texts.T
+    axes = plots.retrieval_gallery(photos, captions, pairs.texts(), similarity)
     axes[0].figure.savefig(FILE, pil_kwargs={"quality": 85})
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 from cibr import load_pairs
 
 FOLDER = Path(__file__).resolve().parent / "thumbnails"
-SHOWN = {
-    "test": (10, 87, 245, 310, 522, 701),
-    "train": (3, 21, 24, 7, 5, 9),
-}  # three of the latter are dogs
+# Three of the training photos are dogs.
+SHOWN = {"test": (10, 87, 245, 310, 522, 701), "train": (3, 21, 24, 7, 5, 9)}
 SIDE = 120  # pixels
 
 if __name__ == "__main__":
     for split, shown in SHOWN.items():
-        pairs, folder, rows = load_pairs("flickr8k", split), FOLDER / split, []
+        pairs = load_pairs("flickr8k", split)
+        folder = FOLDER / split
+        rows = []
         folder.mkdir(parents=True, exist_ok=True)
         for i in shown:
             file = folder / f"{pairs.keys[i].split('/')[-1]}.jpg"
