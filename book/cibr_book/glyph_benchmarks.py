@@ -23,7 +23,7 @@ from cibr.data.glyphs import COMPUTER_MODERN, IMAGE_SIZE, SERIF, STIX, TEMPLATES
 from cibr.data.pairs import Pairs
 from cibr.utils import check_known
 
-SPLITS = ("validation", "test")
+_SPLITS = ("validation", "test")
 _DIGIT_SIZE = 20  # px, about the height of a printed digit at 27 px
 _MAX_PER_CLASS = 100
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -121,7 +121,7 @@ def load_glyph_benchmark(name: str, split: str = "test") -> Pairs:
         ValueError: an unknown set or split.
     """
     check_known("glyph set", name, ("glyph_digits", *GLYPH_BENCHMARKS))
-    check_known(f"split of {name}", split, SPLITS)
+    check_known(f"split of {name}", split, _SPLITS)
     samples = _digits(split) if name == "glyph_digits" else _characters(name, split)
     keys, classes, pixels, factors = samples
     classnames = sorted(set(classes))
@@ -174,4 +174,4 @@ def _characters(name: str, split: str) -> _Samples:
 
 
 for _name in ("glyph_digits", *GLYPH_BENCHMARKS):
-    DATASETS[_name] = Dataset(partial(load_glyph_benchmark, _name), SPLITS)
+    DATASETS[_name] = Dataset(partial(load_glyph_benchmark, _name), _SPLITS)

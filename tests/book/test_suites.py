@@ -34,9 +34,8 @@ def test_no_suite_holds_a_set_twice_and_paper_mini_and_glyphs_have_seven_zero_sh
         assert len({t.file for t in suite_tasks(suite)}) == len(suite_tasks(suite))
     for suite in ("paper", "mini", "glyphs", "glyphs-validation"):
         assert len({t.group or t.title for t in SUITES[suite] if t.kind == "zero-shot"}) == 7
-    assert {t.split for t in SUITES["glyphs"]} == {"test", "test_characters"}
-    validation = {t.split for t in SUITES["glyphs-validation"]}
-    assert validation == {"validation", "validation_characters"}
+    for suite, split in (("glyphs", "test"), ("glyphs-validation", "validation")):
+        assert {t.split for t in SUITES[suite]} == {split, f"{split}_characters"}
 
 
 def test_the_command_prints_published_and_measured_scores(small, clip_folder, monkeypatch, capsys):

@@ -70,14 +70,6 @@ def test_every_planned_run_has_a_row_and_every_row_a_plan(table):
         assert [str(settings[name]) for name in names] == row[names].tolist()
 
 
-@pytest.mark.parametrize("table", TABLES[:2])
-def test_the_name_of_a_method_says_whether_it_contrasts_samples(table):
-    for settings in all_planned(table).values():
-        always = settings["method"] in ("noise only", "CIBR MINE", "consistency")
-        sampled = always or settings["method"].endswith("sampled")
-        assert settings.get("sample", False) == sampled
-
-
 @pytest.mark.parametrize("condition", sorted(set(read_table("ablation_trials.csv")["condition"])))
 def test_every_method_had_as_many_trials_and_ran_as_its_best_one(condition):
     trials, rows = read_table("ablation_trials.csv"), read_table()
