@@ -16,7 +16,7 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload([*PRELOADED, "cibr_book"])
 
 
-def exit_code_of(function, *args, log=os.devnull, timeout=200):
+def exit_code_of(function, *args, log=os.devnull, timeout=100):
     """Runs a module-level function in a process, which is killed if it takes longer.
 
     Its stderr is appended to `log`.
@@ -38,7 +38,7 @@ def _run(function, args, log):
         function(*args)
 
 
-def run_together(n_processes, function, *args, timeout=200):
+def run_together(n_processes, function, *args, timeout=100):
     """Runs a function in processes that find each other over gloo; an error in one is raised."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
