@@ -94,11 +94,10 @@ class Corruption:
         if not isinstance(self.redraw, bool):
             raise ValueError(f"redraw is {self.redraw!r}: it is true or false")
         if isinstance(self.crops, bool) or not isinstance(self.crops, int) or self.crops < 0:
-            raise ValueError(f"crops is {self.crops!r}: it is a number of crops per image")
+            raise ValueError(f"crops is {self.crops!r}: it is 0 or more crops per image")
         if not isinstance(self.spurious_word, str):
-            raise ValueError(
-                f"spurious_word is {self.spurious_word!r}: give a word, or '' for none"
-            )
+            word = self.spurious_word
+            raise ValueError(f"spurious_word is {word!r}: it is a word, or empty for none")
         check_known("style", self.spurious_style, STYLES)
 
 
