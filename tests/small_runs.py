@@ -30,7 +30,7 @@ def small_model(config, pairs=PAIRS):
     sizes = dict(dim=16, width=4, image_size=16)
     model = DualEncoder.tiny(pairs.texts(), dropout=config.dropout, **sizes)
     model.set_temperature(config.temperature, config.learn_temperature)
-    return model
+    return model.eval()  # as one that was loaded
 
 
 def train(folder, pairs=PAIRS, held_out=HELD_OUT, additions=None, **options):
