@@ -159,7 +159,7 @@ DATA = {
     "glyph set": (lambda: load_glyph_benchmark("glyph_cats"), "'glyph_cats', did .* glyph_digits"),
     "glyph split": (lambda: load_glyph_benchmark("glyph_shapes", "train"), "glyph_shapes 'train'"),
     "above 1": (corruption(shuffled_captions=2), "shuffled_captions is 2: it is a share .* 0 to 1"),
-    "number for word": (corruption(7), "spurious_word is 7: give a word, or '' for none"),
+    "number for word": (corruption(7), "spurious_word is 7: it is a word, or empty for none"),
     "word of none": (corruption("cow"), "no image of noise has the word 'cow' in its captions"),
     "word of all": (corruption("a"), "every image of noise has the word 'a'"),
     "near style": (corruption(spurious_style="negativ"), "'negativ', did you mean 'negative'"),
