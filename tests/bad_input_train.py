@@ -20,12 +20,14 @@ OUT_OF_RANGE = [
 ]
 OF_WRONG_TYPE = dict(epochs=2.0, batch_size=True, learn_temperature=1, beta="0.1", penalty=None)
 OF_WRONG_TYPE |= dict(penalty_options=3, cca_ridges=(1.0, 2.0, 3.0), output_dir=5)
+OF_WRONG_TYPE |= dict(kappa_e=math.nan, learning_rate=math.inf)
 SETTINGS = []
 for name, values in (item for row in OUT_OF_RANGE for item in row.items()):
     SETTINGS += [({name: value}, f"{name} is ") for value in values]
 SETTINGS += [({name: value}, f"{name} is .*should ") for name, value in OF_WRONG_TYPE.items()]
 SETTINGS += [
     (dict(betta=1.0), "unknown parameter 'betta', did you mean 'beta'.*Known: dataset, model"),
+    (dict(cca_ridges=(math.inf, 1.0)), "cca_ridges is inf: .*finite"),
     (dict(zzz=1), r"unknown parameter 'zzz'\. Known"),
     (dict(penalty="vfm"), "unknown penalty 'vfm', did you mean 'vmf'.*Known: "),
     (dict(contrastive="clap"), "unknown contrastive loss 'clap', did you mean 'clip'.*Known: "),

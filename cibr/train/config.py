@@ -107,7 +107,8 @@ def configure(**parameters: Any) -> RunConfig:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
         if first["loc"]:
-            message = _refusal(first["loc"][0], first["input"], message)
+            rule = message.replace("Input should", "it should", 1)
+            message = _refusal(first["loc"][0], first["input"], rule)
         raise ValueError(message) from error
     check_known("penalty", config.penalty, PENALTIES)
     check_known("contrastive loss", config.contrastive, CONTRASTIVE)
