@@ -12,10 +12,11 @@ from functools import partial
 
 import pandas as pd
 import pytest
+import small_runs
 import torch
 from helpers import Crafted, same
 from processes import exit_code_of
-from small_runs import before_step, forks, stop_at, train
+from small_runs import before_step, forks, small_model, stop_at, train
 
 from cibr import DualEncoder
 from cibr.train import checkpoint, loop
@@ -66,6 +67,13 @@ RUNS = [  # settings, averages, seconds between checkpoints, and the step of the
 ]
 
 
+def without_image_head(config, pairs):
+    """A model with other weights, which all come from the checkpoint then, and the teacher's."""
+    model = small_model(config, pairs)
+    torch.nn.init.zeros_(model.backbone.image_head[2].weight)
+    return model
+
+
 @forks
 @pytest.mark.parametrize(("options", "average", "seconds", "step"), RUNS)
 def test_resume_is_bit_equal(tmp_path, monkeypatch, options, average, seconds, step):
@@ -75,6 +83,7 @@ def test_resume_is_bit_equal(tmp_path, monkeypatch, options, average, seconds, s
     train(tmp_path / "whole", **options)
     stop_at(5, tmp_path / "stopped", **options)
     assert newest_checkpoint(tmp_path / "stopped")[1]["progress"]["step"] == step
+    monkeypatch.setattr(small_runs, "small_model", without_image_head)
     train(tmp_path / "stopped", **options)
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
 
