@@ -140,6 +140,7 @@ class RunFolder:
         model.load_state_dict(DualEncoder.from_pretrained(self.folder).own_state(), strict=False)
         model.eval()
         if self.writes:
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)  # emptied, then killed
             message = "holds this run, finished: its model and history are loaded"
             print(f"{str(self.folder)!r} {message}", file=sys.stderr)
         return pd.read_csv(self.folder / _HISTORY)  # empty cells are epochs without validation
