@@ -206,6 +206,7 @@ def test_a_second_run_on_a_folder_is_refused_until_the_first_one_has_ended(tmp_p
 def test_a_finished_run_is_loaded_and_one_of_another_configuration_refused(tmp_path, capsys):
     model, history = train(tmp_path, epochs=1)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    (tmp_path / "checkpoints").mkdir()  # as a kill between its emptying and its removal leaves it
     again, stored = train(tmp_path, epochs=1, micro_batch_size=3)  # which changes no weight
     assert "holds this run, finished: its model and history are loaded" in capsys.readouterr().err
     assert same(model, again) and not again.training and stored.equals(history)
