@@ -100,7 +100,7 @@ def plain_steps(config, model, inputs=None, n_steps=N_STEPS, n_processes=1, bf16
         if is_mine:
             train_critics(loss_fn.penalty.critics, adam_of_critics, batch)
         ramp = min(max(3 * step / N_STEPS - 1, 0), 1)
-        loss_fn.beta = 0.1 * (ramp if loss_fn.penalty.ramps else 1)
+        loss_fn.beta = 0.1 * (1 if config.penalty in ("anchor", "rafa") else ramp)
         terms = loss_fn(**batch, logit_scale=model.log_logit_scale.exp())
         adam.zero_grad()
         sum(terms.values()).backward()
