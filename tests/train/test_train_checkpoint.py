@@ -102,12 +102,13 @@ def test_kill_anywhere(whole, tmp_path):
         assert_equal_runs(folder, whole)
 
 
-def kill_at(name, is_after):
-    """Kills the process before or after a file gets its name."""
-    real = os.replace
+def kill_at(name, time, is_after):
+    """Kills the process before or after a file gets its name for the n-th time."""
+    real, times = os.replace, []
 
     def replace(source, target):
-        is_it = str(target).endswith(name)
+        times.extend([1] * str(target).endswith(name))
+        is_it = str(target).endswith(name) and len(times) == time
         if is_after or not is_it:
             real(source, target)
         if is_it:
@@ -116,12 +117,17 @@ def kill_at(name, is_after):
     os.replace = replace
 
 
+SAVES = [("step-000000003.pt", 1), ("history.csv", 1), ("history.csv", 5)]  # 5: after the last step
+SAVES += [("cibr.safetensors", 1), ("run.json", 1)]
+
+
 @pytest.mark.parametrize("is_after", [False, True])
-@pytest.mark.parametrize(
-    "name", ["step-000000003.pt", "history.csv", "cibr.safetensors", "run.json"]
-)
-def test_a_kill_in_the_middle_of_a_save_loses_at_most_that_save(whole, tmp_path, name, is_after):
-    assert exit_code_of(run, tmp_path, partial(kill_at, name, is_after)) == -signal.SIGKILL
+@pytest.mark.parametrize(("name", "time"), SAVES)
+def test_a_kill_in_the_middle_of_a_save_loses_at_most_that_save(
+    whole, tmp_path, name, time, is_after
+):
+    kill = partial(kill_at, name, time, is_after)
+    assert exit_code_of(run, tmp_path, kill) == -signal.SIGKILL
     assert newest_checkpoint(tmp_path)[1]["progress"]["step"] >= 2
     train(tmp_path)
     assert_equal_runs(tmp_path, whole)
