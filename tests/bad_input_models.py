@@ -85,7 +85,7 @@ VALUE_ERRORS = {
     "half a character": (texts(["a", "\ud83d"]), r"'\\ud83d' has half a surrogate pair: decode"),
     "batches of none": (texts(TEXTS, batch_size=0), "batch_size is 0: give 1 or more items"),
     "long text": (texts(["a", LONG]), r"\d+ tokens and the model reads 64: 'every .*truncate="),
-    "long caption": (long_captions, r"Shorten it, or cut .* truncate_texts=True"),
+    "long caption": (long_captions, r"Shorten it, or cut .* truncate=True"),
     "no texts": (lambda: DualEncoder.tiny([]), "learns its tokenizer from texts: give at least"),
     "temperature 0": (temperature(0), "temperature is 0: give a positive number"),
     "temperature inf": (temperature(float("inf")), "temperature is inf: give a positive number"),

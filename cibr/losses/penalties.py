@@ -86,7 +86,7 @@ class Term(nn.Module):
 
 
 class VMFBound(Term):
-    """A von Mises-Fisher bound: `cosines` gives the mean cosines with the centres of b.
+    """A von Mises-Fisher bound: `_cosines` gives the mean cosines with the centres of b.
 
     Args:
         kappa_b: concentration of the backward encoders.

@@ -237,7 +237,7 @@ class DualEncoder(nn.Module):
             lengths = mask.sum(1)
             text = texts[int(lengths.argmax())][:80]
             problem = f"a text has {lengths.max()} tokens and the model reads {self.context}"
-            fix = "Shorten it, or cut such texts with truncate=True (in a run, truncate_texts=True)"
+            fix = "Shorten it, or cut such texts with truncate=True"
             raise ValueError(f"{problem}: {text!r}... {fix}")
         if self.backbone.reads_padding:
             sides = (missing, 0) if self.tokenizer.padding_side == "left" else (0, missing)
