@@ -2,13 +2,11 @@
 book/photo_search.py`.
 
 Heads on frozen towers are trained on Flickr8k as the search page's CLIP is (a minute on two cores
-once the towers' features are cached, a quarter of an hour before), or a model folder is given as
-the only argument. Test photos then search all test captions, half of them with success. The figure
-goes to book/images as a small JPEG file: the photos are Flickr8k's (Hodosh et al. 2013), for
-research use.
+once the towers' features are cached, a quarter of an hour before). Test photos then search all test
+captions, half of them with success. The figure goes to book/images as a small JPEG file: the photos
+are Flickr8k's (Hodosh et al. 2013), for research use.
 """
 
-import sys
 from pathlib import Path
 
 import cibr
@@ -23,8 +21,7 @@ N_PHOTOS, SEED = 6, 3
 
 def main() -> None:
     """Embed the test photos and captions, choose what is shown and draw it."""
-    folder = sys.argv[1] if sys.argv[1:] else None
-    model = cibr.DualEncoder.from_pretrained(folder) if folder else trained_heads(0.0)
+    model = trained_heads(0.0)
     plots.set_style()
     pairs = cibr.load_pairs("flickr8k", "test")
     images, texts = embed_pairs(model, prepare(model, pairs, truncate=True))

@@ -92,24 +92,22 @@ def _maps_and_gain(
     """Maps of the requested photos, and their mean deletion score minus that of another's map."""
     lower, upper = attribution.split_image_tower(model)
     texts = model.embed_texts([test.captions[i][0] for i in asked], truncate=True)
-    cosine = attribution.cosine_score(model)
-
-    def pixels_of(rows: list[int]) -> Tensor:
-        return model.normalise(model.preprocess([test.image(i) for i in rows]))
-
-    def mean_score(maps: Tensor) -> Tensor:
-        # Deleted pixels have the mean colour, which is 0 after normalisation.
-        score = partial(cosine, texts=texts)
-        return attribution.deletion_curve(pixels, maps, score, 0.0, _FRACTIONS).mean(1)
-
-    pixels = pixels_of(asked)
+    score = partial(attribution.cosine_score(model), texts=texts)
+    pixels, others = (
+        model.normalise(model.preprocess([test.image(i) for i in rows])) for rows in (asked, noisy)
+    )
     with torch.no_grad():
         features = lower(pixels)
-        noise = lower(pixels_of(noisy))
+        noise = lower(others)
     search = dict(weight=_WEIGHT, n_steps=25, n_noise=2)
     nats, _ = attribution.bottleneck_maps(features, texts, upper, noise, **search)
     large = attribution.enlarge(nats, pixels.shape[-1])
-    return nats, mean_score(large) - mean_score(large.roll(1, 0))
+    # Deleted pixels have the mean colour, which is 0 after normalisation.
+    own, wrong = (
+        attribution.deletion_curve(pixels, maps, score, 0.0, _FRACTIONS).mean(1)
+        for maps in (large, large.roll(1, 0))
+    )
+    return nats, own - wrong
 
 
 def _row(quantity: str, case: str, values: Tensor, interval: tuple | None = None) -> dict:

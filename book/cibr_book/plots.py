@@ -142,8 +142,7 @@ def search_gallery(
         queries: q texts.
         similarity: cosines of texts to n images [q, n].
         load: takes an index and returns the image, such as `pairs.image`.
-        right: the index of each text's image, -1 where none is known, or None where none is for
-            any.
+        right: the index of each text's image, if they are known.
         n_shown: images a text, at most.
 
     Returns:
@@ -158,10 +157,10 @@ def search_gallery(
         axis.axis("off")
     for i, (query, row) in enumerate(zip(queries, axes, strict=True)):
         row[0].set_title(shorten(query, 62), loc="left", fontweight="normal", parse_math=False)
-        own = -1 if right is None else int(right[i])
+        own = None if right is None else int(right[i])
         shown = similarity[i].argsort(descending=True, stable=True)[:n_shown].tolist()
         frames = [GREEN if j == own else None for j in shown]
-        if own >= 0 and own not in shown:
+        if own is not None and own not in shown:
             shown.append(own)
             frames.append(GREY)
             rank = int((similarity[i] >= similarity[i, own]).sum())

@@ -108,8 +108,8 @@ def _tidy_page(
 ) -> None:
     """Takes Thebe's scripts off a page, and makes odd lists of Sphinx accessible."""
     body = context.get("body", "")
-    for name, place in (("explorer", "explorer"), ("search", "search-page"), ("curve", "curve")):
-        if f'id="{place}"' in body:
+    for name in _PAGES:
+        if f'id="{name}-data"' in body:
             app.add_js_file(f"{name}.js", loading_method="defer")  # on this page alone
     scripts = context.get("script_files", [])
     context["script_files"] = [
