@@ -94,9 +94,8 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
 
     for command, run in ((train, _train), (evaluate, _evaluate), (search, _search)):
         modules = "a module to import first, which registers penalties, data sets or suites"
-        command.add_argument(
-            "--plugin", action="append", default=[], metavar="MODULE", help=modules
-        )
+        plugin = dict(action="append", default=[], metavar="MODULE")
+        command.add_argument("--plugin", help=modules, **plugin)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if command is not train:
             command.add_argument("--device", default="auto", help="by default a GPU if available")
@@ -204,9 +203,8 @@ def _search(arguments: argparse.Namespace) -> None:
     if not arguments.text.strip():
         raise ValueError("the text to search for is empty: describe what the images should show")
     if not arguments.folder.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {str(arguments.folder)!r}: give one with images"
-        )
+        missing = f"there is no folder {str(arguments.folder)!r}"
+        raise FileNotFoundError(f"{missing}: give one with images")
     if arguments.top < 1:
         raise ValueError(f"--top is {arguments.top}: give the number of images to print, 1 or more")
     model = _load(arguments, arguments.model)
@@ -215,7 +213,7 @@ def _search(arguments: argparse.Namespace) -> None:
         if file.suffix.lower() not in IMAGE_SUFFIXES:
             continue
         try:
-            images.append(open_rgb(file, str(file)))
+            images.append(open_rgb(file))
             files.append(file)
         except (OSError, ValueError):
             _print_error(f"left out {str(file)!r}, which does not decode as an image")

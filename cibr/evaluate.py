@@ -14,6 +14,7 @@ item is an image with its texts or, by label, everything with one label.
 import hashlib
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -130,10 +131,9 @@ def _read_suite(file: Path) -> tuple[Task, ...]:
         entries = yaml.safe_load(file.read_text(encoding="utf-8"))
         return tuple(Task(**{key: str(value) for key, value in dict(e).items()}) for e in entries)
     except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{str(file)!r} is not a suite ({error}): give a YAML list of tasks, such as "
-            f"'- dataset: flickr8k', each with some of {', '.join(Task._fields)}"
-        ) from error
+        fix = "give a YAML list of tasks, such as '- dataset: flickr8k', each with some of"
+        message = f"{str(file)!r} is not a suite ({error}): {fix} {', '.join(Task._fields)}"
+        raise ValueError(message) from error
 
 
 def dataset_tasks(dataset: str) -> tuple[Task, ...]:
@@ -372,7 +372,10 @@ def _predict(
     shown = (kind, pairs.name, pairs.split, pairs.keys, prompts or pairs.captions, labels)
     asked = _digest(repr((*shown, pixel_digests(pairs))))
     identity = _digest(f"{digests.model} {asked}")
-    stored = None if file is None else _read(file)
+    stored = None
+    if file is not None:
+        with suppress(OSError, SafetensorError, TypeError):  # missing or damaged
+            stored = read_predictions(file)
     if stored is not None:
         if stored.identity == identity:
             return stored
@@ -419,31 +422,19 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read(file: Path) -> Predictions | None:
-    """Stored predictions; None if the file is missing or damaged."""
-    try:
-        with safe_open(file, "pt") as stored:
-            items = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-            return Predictions(items=items, **stored.metadata())
-    except (OSError, SafetensorError, TypeError):
-        return None
+def read_predictions(file: Path) -> Predictions:
+    """Loads predictions that `evaluate` saved, without the model.
 
-
-def read_evaluation(output_dir: str | Path, suite: _Suite, name: str) -> Evaluation:
-    """Loads the results that `evaluate` saved in a folder, without the model.
+    Args:
+        file: `<output_dir>/<suite>/<task.file>`.
 
     Raises:
-        FileNotFoundError: the results of a set are missing or damaged.
+        FileNotFoundError: the file is missing.
+        SafetensorError, TypeError: the file is damaged.
     """
-    predictions = {}
-    for task in suite_tasks(suite):
-        file = Path(output_dir) / _suite_name(suite) / task.file
-        stored = _read(file)
-        if stored is None:
-            fix = "evaluate the model on its suite again"
-            raise FileNotFoundError(f"{str(file)!r} is missing or damaged: {fix}")
-        predictions[task] = stored
-    return Evaluation(name, _suite_name(suite), predictions)
+    with safe_open(file, "pt") as stored:
+        items = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        return Predictions(items=items, **stored.metadata())
 
 
 def compare(
@@ -491,23 +482,6 @@ def compare(
 def _value(values: list[Float[np.ndarray, "s _"]], weights: list[float]) -> float:
     """A score averaged over seeds."""
     return float(sum(w * x.mean(1) for w, x in zip(weights, values, strict=True)).mean())
-
-
-def short_names(*names: str) -> list[str]:
-    """Short names of models for tables and figures: the shortest path suffixes that distinguish
-    them.
-
-    Examples:
-        >>> from cibr.evaluate import short_names
-        >>> short_names("runs/plain/seed-0", "runs/penalty/seed-0")
-        ['plain/seed-0', 'penalty/seed-0']
-    """
-    parts = [name.rstrip("/").split("/") for name in names]
-    for n in range(1, max(map(len, parts))):
-        suffixes = ["/".join(of_name[-n:]) for of_name in parts]
-        if len(set(suffixes)) == len(set(names)):
-            return suffixes
-    return list(names)
 
 
 def format_table(rows: pd.DataFrame, value: str = "value") -> pd.DataFrame:

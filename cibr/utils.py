@@ -35,15 +35,15 @@ def check_known(what: str, value: str, known: Collection[str]) -> None:
         )
 
 
-def in_checkout() -> bool:
-    """Returns whether the package is in its own checkout, beside ``pyproject.toml``."""
+def _in_checkout() -> bool:
+    """Whether the package is in its own checkout, beside ``pyproject.toml``."""
     # Only the parent folder counts: a virtual environment may be inside another project.
     return (_PACKAGE.parent / "pyproject.toml").is_file()
 
 
 def project_root() -> Path:
     """Returns the checkout's folder, or the current one when the package is installed."""
-    return _PACKAGE.parent if in_checkout() else Path.cwd()
+    return _PACKAGE.parent if _in_checkout() else Path.cwd()
 
 
 def cache_folder() -> Path:
@@ -52,7 +52,7 @@ def cache_folder() -> Path:
     Returns:
         ``data/cache`` of the checkout, which git ignores, or ``~/.cache/cibr`` when installed.
     """
-    return _PACKAGE.parent / "data" / "cache" if in_checkout() else Path.home() / ".cache" / "cibr"
+    return _PACKAGE.parent / "data" / "cache" if _in_checkout() else Path.home() / ".cache" / "cibr"
 
 
 def runs_folder() -> Path:
@@ -69,18 +69,9 @@ def shipped(relative: str) -> Path:
     Returns:
         ``cibr/_shipped/<relative>`` where a wheel installed it, else ``data/<relative>`` of the
         checkout.
-
-    Raises:
-        FileNotFoundError: if it is in neither.
     """
-    candidates = _PACKAGE / "_shipped" / relative, _PACKAGE.parent / "data" / relative
-    for path in candidates:
-        if path.exists():
-            return path
-    places = " and ".join(map(str, candidates))
-    raise FileNotFoundError(
-        f"{relative} of the package is missing, in {places}: install the package again"
-    )
+    installed = _PACKAGE / "_shipped" / relative
+    return installed if installed.exists() else _PACKAGE.parent / "data" / relative
 
 
 def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
@@ -126,7 +117,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    if not in_checkout():
+    if not _in_checkout():
         return None
     try:
         # Result tables change while they are made, and affect no result.

@@ -57,7 +57,7 @@ def test_the_public_methods_of_the_main_classes_are_documented(owner):
     assert [name for name in methods if not inspect.getdoc(getattr(owner, name))] == []
 
 
-@pytest.mark.parametrize("name", ["cibr", *MODULES])
+@pytest.mark.parametrize("name", ["cibr", *MODULES, *STUDY])
 def test_the_examples_in_the_documentation_run(name):
     results = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert results.failed == 0

@@ -18,12 +18,10 @@ MAY_IMPORT = {
     "data": set(),
     "losses": set(),
     "metrics": set(),
-    "plots": set(),
     "models": {"data"},
     "evaluate": {"models", "metrics", "data"},
     "train": {"models", "losses", "data", "metrics"},
     "cli": {"models", "evaluate", "train", "data"},
-    "__main__": {"cli"},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 UNUSED = ["datasets", "matplotlib", "sklearn", "timm", "torchvision"]

@@ -58,6 +58,23 @@ def published(model: str) -> pd.DataFrame:
     return known.drop(columns="model").reset_index(drop=True)
 
 
+def short_names(*names: str) -> list[str]:
+    """Short names of models for tables and figures: the shortest path suffixes that distinguish
+    them.
+
+    Examples:
+        >>> from cibr_book.suites import short_names
+        >>> short_names("runs/plain/seed-0", "runs/penalty/seed-0")
+        ['plain/seed-0', 'penalty/seed-0']
+    """
+    parts = [name.rstrip("/").split("/") for name in names]
+    for n in range(1, max(map(len, parts))):
+        suffixes = ["/".join(of_name[-n:]) for of_name in parts]
+        if len(set(suffixes)) == len(set(names)):
+            return suffixes
+    return list(names)
+
+
 def against_published(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     """Published and measured scores side by side.
 

@@ -264,18 +264,19 @@ def in_points(
 
 def main() -> None:
     """Write mini_suite.csv: CLIP and CIBR vMF of experiments/photos_beta.yaml, from their runs."""
-    from cibr.evaluate import compare, read_evaluation
+    from cibr.evaluate import Evaluation, compare, read_predictions, suite_tasks
 
     methods = ["CLIP", "CIBR vMF"]
     rows = read_table()
     rows = chosen(rows[(rows["condition"] == "Flickr8k") & rows["method"].isin(methods)])
     rows = rows[rows["seed"].isin(rows.loc[rows["method"] == "CIBR vMF", "seed"])]
     runs = project_root() / "runs" / "photos_beta"
-    sides = []
-    for name in methods:
-        own = rows.loc[rows["method"] == name, "run"]
-        sides.append([read_evaluation(runs / run, "mini", name) for run in own])
-    table = compare(*sides)
+    sides: dict[str, list] = {name: [] for name in methods}
+    for name, run in zip(rows["method"], rows["run"], strict=True):
+        files = {task: runs / run / "mini" / task.file for task in suite_tasks("mini")}
+        predictions = {task: read_predictions(file) for task, file in files.items()}
+        sides[name].append(Evaluation(name, "mini", predictions))
+    table = compare(*sides.values())
     table.to_csv(RESULTS / "mini_suite.csv", index=False, float_format="%.6g")
 
 

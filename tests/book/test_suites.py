@@ -5,7 +5,7 @@ from small_suite import LEFT, ONE, make_small_suite
 
 from cibr.evaluate import SUITES, evaluate, suite_tasks
 from cibr_book import suites
-from cibr_book.suites import against_published, published
+from cibr_book.suites import against_published, published, short_names
 
 MODEL = "openai/clip-vit-base-patch32"
 
@@ -36,6 +36,12 @@ def test_no_suite_holds_a_set_twice_and_paper_mini_and_glyphs_have_seven_zero_sh
         assert len({t.group or t.title for t in SUITES[suite] if t.kind == "zero-shot"}) == 7
     for suite, split in (("glyphs", "test"), ("glyphs-validation", "validation")):
         assert {t.split for t in SUITES[suite]} == {split, f"{split}_characters"}
+
+
+def test_models_have_the_shortest_names_that_distinguish_them():
+    assert short_names("x/a/seed-0", "x/b/seed-0/") == ["a/seed-0", "b/seed-0"]
+    assert short_names("a", "a") == ["a", "a"]
+    assert short_names("a", "/a") == ["a", "/a"]
 
 
 def test_the_command_prints_published_and_measured_scores(small, clip_folder, monkeypatch, capsys):

@@ -1,18 +1,16 @@
-"""Training curves and grids of images.
+"""Overviews: the training curves of a run, and grids of images.
 
 Each function returns its Axes, and draws in the current style of matplotlib.
 """
 
-import textwrap
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from PIL import Image
 
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#E69F00", "#009E73", "#6E6E6E"  # Okabe and Ito
-_WIDTH = 7.2  # inches
+from cibr_book.plots import BLUE, GREEN, GREY, ORANGE, WIDTH, panels, wrap
+
 _BELOW = dict(loc="upper center", bbox_to_anchor=(0.5, -0.26))
 
 
@@ -28,21 +26,21 @@ def training_curves(history: pd.DataFrame) -> list[Axes]:
     Returns:
         Three Axes.
     """
-    _, axes = plt.subplots(1, 3, figsize=(_WIDTH, 2.6), layout="constrained")
+    axes = panels(1, 3, WIDTH, 2.6)[1][0]
     epochs = history["epoch"]
     curves = {
-        "clip_loss": ("contrastive loss", _BLUE),
-        "penalty_excess": ("penalty excess, weight", _ORANGE),
+        "clip_loss": ("contrastive loss", BLUE),
+        "penalty_excess": ("penalty excess, weight", ORANGE),
     }
     for axis, (column, (title, colour)) in zip(axes, curves.items(), strict=False):
         axis.plot(epochs, history[column], "o-", ms=3, color=colour, label="excess")
         axis.set(title=title, xlabel="epoch", ylabel="nats", ylim=(0, None))
     weight = axes[1].twinx()
-    weight.step(epochs, history["beta"], where="pre", color=_GREY, lw=1, label="beta")
+    weight.step(epochs, history["beta"], where="pre", color=GREY, lw=1, label="beta")
     weight.set(ylabel="beta", ylim=(0, max(history["beta"].max() * 1.1, 0.01)))
     weight.grid(False)
     axes[1].legend(handles=[*axes[1].get_lines(), *weight.get_lines()], **_BELOW)
-    for k, colour in ((1, _BLUE), (10, _GREEN)):
+    for k, colour in ((1, BLUE), (10, GREEN)):
         for side, line in (("image_to_text", "-"), ("text_to_image", "--")):
             label = f"{side.replace('_', ' ')}, k={k}"
             names = [f"{side}_recall@{k}", f"{side}_label_recall@{k}"]
@@ -68,17 +66,13 @@ def image_grid(
         One Axes an image.
     """
     n_rows = -(-len(images) // n_columns)
-    titles = [_wrap(text, 90 // n_columns) for text in titles or []]
+    titles = [wrap(text, 90 // n_columns) for text in titles or []]
     n_lines = max((text.count("\n") + 1 for text in titles), default=0)
-    figsize = (_WIDTH, n_rows * (_WIDTH / n_columns + 0.15 * n_lines))
-    _, axes = plt.subplots(n_rows, n_columns, figsize=figsize, layout="constrained", squeeze=False)
+    height = n_rows * (WIDTH / n_columns + 0.15 * n_lines)
+    axes = panels(n_rows, n_columns, WIDTH, height)[1]
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, title in zip(axes.flat, images, titles or [""] * len(images), strict=False):
         axis.imshow(image.convert("RGB"))
         axis.set_title(title, fontweight="normal", parse_math=False)  # a dollar is a dollar
     return list(axes.flat)[: len(images)]
-
-
-def _wrap(text: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(text, width, max_lines=3, placeholder="…"))

@@ -1,17 +1,10 @@
 """Training curves and grids of images show what they are given."""
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from helpers import picture
 
-from cibr.plots import image_grid, training_curves
-
-
-@pytest.fixture(autouse=True)
-def figures_are_closed():
-    yield
-    plt.close("all")
+from cibr_book.overviews import image_grid, training_curves
 
 
 @pytest.mark.parametrize("name", ["recall", "label_recall"])
