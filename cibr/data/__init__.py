@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 from tqdm import tqdm
 
-from cibr.data.pairs import Pairs, Skips
+from cibr.data.pairs import Pairs
 from cibr.data.readers import READERS, folder_kind, split_of
 from cibr.utils import nearest, shipped
 
@@ -60,21 +60,30 @@ def load_pairs(name: str | Path, split: str = "train", *, max_skipped: int = 0) 
         FileNotFoundError: if a part of the data set is missing.
         ConnectionError: if the data set cannot be fetched from the hub.
     """
+    if max_skipped < 0:
+        raise ValueError(f"max_skipped is {max_skipped}: give 0 or more samples")
     source = resolve(name)
     split = split_of(split)
-    skips = Skips(source.name, max_skipped)
-    in_card = _splits_in_card(source)
-    loaders = {} if in_card and split not in in_card else _loaders(source)
+    loaders = _loaders(source)
     if split not in loaders:
-        splits = in_card or list(loaders) or ["none"]
-        raise ValueError(f"{name} has no split {split!r}: it has {', '.join(splits)}")
-    pairs = loaders[split](skips)
+        raise ValueError(f"{name} has no split {split!r}: it has {', '.join(loaders) or 'none'}")
+    reasons = []
+
+    def skip(error: Exception) -> None:
+        if not max_skipped:
+            raise error
+        reasons.append(str(error))
+        if len(reasons) > max_skipped:
+            what = f"more than max_skipped={max_skipped} samples of {source.name} are unusable"
+            raise ValueError("\n  ".join([f"{what}: mend them", *reasons[:3]])) from error
+
+    pairs = loaders[split](source.name, skip)
     if max_skipped:
-        pairs = pairs.subset(_decodable(pairs, skips))
+        pairs = pairs.subset(_decodable(pairs, skip))
     if not len(pairs):
-        skipped = f"{len(skips.reasons)} samples skipped"
+        skipped = f"{len(reasons)} samples skipped"
         raise ValueError(f"{split} of {source.name} is empty ({skipped}): add an image with a text")
-    return replace(pairs, n_skipped=len(skips.reasons)) if skips.reasons else pairs
+    return replace(pairs, n_skipped=len(reasons)) if reasons else pairs
 
 
 def available_splits(name: str | Path) -> list[str]:
@@ -85,24 +94,18 @@ def available_splits(name: str | Path) -> list[str]:
         FileNotFoundError: if a folder has no metadata.
         ConnectionError: if the name is a hub id and cannot be fetched.
     """
-    source = resolve(name)
-    return _splits_in_card(source) or list(_loaders(source))
+    return list(_loaders(resolve(name)))
 
 
-def _splits_in_card(source: "Source") -> list[str]:
-    """The splits of a data set on the hub that has a card, for which nothing need be fetched."""
-    return source.card.get("splits", []) if source.kind == "shards" else []
+def _loaders(source: "Source") -> dict[str, Callable[..., Pairs]]:
+    """What loads each split of a data set; see `READERS`."""
+    if source.kind == "code":
+        load, splits = DATASETS[source.name]
+        return {split: lambda *_, split=split: load(split) for split in splits}
+    return READERS[source.kind](source.place, *source.card.get("splits", []))
 
 
-def _loaders(source: "Source") -> dict[str, Callable[[Skips], Pairs]]:
-    """What loads each split of a data set."""
-    if source.kind != "code":
-        return READERS[source.kind](source.place)
-    load, splits = DATASETS[source.name]
-    return {split: lambda skips, split=split: load(split) for split in splits}
-
-
-def _decodable(pairs: Pairs, skips: Skips) -> list[int]:
+def _decodable(pairs: Pairs, skip: Callable[[Exception], None]) -> list[int]:
     """The images that decode; the others are skipped."""
     good = []
     for i in tqdm(range(len(pairs)), desc=f"{pairs.name}: checking images", delay=1):
@@ -110,7 +113,7 @@ def _decodable(pairs: Pairs, skips: Skips) -> list[int]:
             pairs.image(i)
             good.append(i)
         except (ValueError, FileNotFoundError) as error:
-            skips.add(error)
+            skip(error)
     return good
 
 

@@ -8,7 +8,7 @@ are converted to 8-bit RGB by `to_rgb`. Pairs can be pickled, for DataLoader wor
 
 import io
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class Pairs:
         for part in ("keys", "labels", "groups", "factors"):
             value = getattr(self, part)
             if value is not None and len(value) != len(self):
-                counts = f"captions for {len(self)} images but {part} for {len(value)}"
+                counts = f"{len(self)} images but {len(value)} {part}"
                 raise ValueError(f"{self.name} has {counts}: pass one per image")
         for key, texts in zip(self.keys, self.captions, strict=True):
             if not texts:
@@ -183,41 +183,6 @@ class Pairs:
 
 def _chosen(load: Callable[[int], Image.Image], indices: list[int], i: int) -> Image.Image:
     return load(indices[i])
-
-
-@dataclass
-class Skips:
-    """Counts the unusable samples of a set that are left out while it is read, up to a limit.
-
-    Args:
-        name: the data set's name, for messages.
-        max_skipped: the number of samples that may be left out; with 0 the first one raises.
-
-    Raises:
-        ValueError: if `max_skipped` is negative.
-    """
-
-    name: str
-    max_skipped: int = 0
-    reasons: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.max_skipped < 0:
-            raise ValueError(f"max_skipped is {self.max_skipped}: give 0 or more samples")
-
-    def add(self, error: ValueError | FileNotFoundError) -> None:
-        """Counts an unusable sample.
-
-        Raises:
-            ValueError, FileNotFoundError: the error itself if none may be left out; with more than
-                `max_skipped`, one with the first few reasons.
-        """
-        if not self.max_skipped:
-            raise error
-        self.reasons.append(str(error))
-        if len(self.reasons) > self.max_skipped:
-            what = f"more than max_skipped={self.max_skipped} samples of {self.name} are unusable"
-            raise ValueError("\n  ".join([f"{what}: mend them", *self.reasons[:3]])) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,9 +1,10 @@
 """Readers of image folders, WebDataset shards, and hub data sets through `datasets`.
 
 A reader takes a place, a folder or a hub id, and returns for each split a function that loads its
-pairs. data/README.md has the formats of image folders and hub data sets. Metadata are not read by
-`datasets`, which turns the text "NA" into a missing value and "2013" into a number, and reports no
-line.
+pairs. That function takes the data set's name and what is called with the error of each unusable
+sample, to raise it or to count the sample as left out. data/README.md has the formats of image
+folders and hub data sets. Metadata are not read by `datasets`, which turns the text "NA" into a
+missing value and "2013" into a number, and reports no line.
 
 Shards: the layout of ``clip-benchmark/wds_*`` on the hub. ``<split>/nshards.txt`` contains the
 number of shards, ``<split>/0.tar``, ``1.tar``, ... the samples: members that share a name up to its
@@ -29,7 +30,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from cibr.data.pairs import IMAGE_SUFFIXES, Pairs, Skips, open_rgb
+from cibr.data.pairs import IMAGE_SUFFIXES, Pairs, open_rgb
 
 _SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -42,7 +43,8 @@ _VALIDATION_SHARE = 10  # one image in ten
 _SUFFIXES = "|".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
 _SAMPLE_FILE = re.compile(rf"((?:.*/)?[^./]+)\.(txt|cls|{_SUFFIXES})", re.IGNORECASE)
 
-_Loaders = dict[str, Callable[[Skips], Pairs]]  # what loads each split
+_Skip = Callable[[Exception], None]
+_Loaders = dict[str, Callable[[str, _Skip], Pairs]]  # what loads each split
 # The texts of each image, and the group of each image that has one, by the image's key.
 _Rows = tuple[dict[str, list[str]], dict[str, str]]
 
@@ -92,19 +94,19 @@ def _stripped(texts: Iterable[str]) -> list[str]:
     return [text for text in map(str.strip, texts) if text]
 
 
-def _pairs(split: str, skips: Skips, rows: _Rows, load: Callable) -> Pairs:
+def _pairs(name: str, split: str, rows: _Rows, load: Callable, skip: _Skip) -> Pairs:
     """Pairs of the images with a text; `load` takes their keys and an index."""
     captions, groups = rows
     for key, texts in captions.items():
         if not texts:
-            skips.add(ValueError(f"{key} of {skips.name} has no text: write one or drop the row"))
+            skip(ValueError(f"{key} of {name} has no text: write one or drop the row"))
     keys = [key for key, texts in captions.items() if texts]
     unique = [list(dict.fromkeys(captions[key])) for key in keys]
     n_repeated = sum(map(len, captions.values())) - sum(map(len, unique))
     if n_repeated:
-        what = f"{skips.name} repeats {n_repeated} texts of the same image: each is used once"
+        what = f"{name} repeats {n_repeated} texts of the same image: each is used once"
         warnings.warn(what, stacklevel=2)
-    pairs = Pairs(skips.name, split, unique, keys, partial(load, keys))
+    pairs = Pairs(name, split, unique, keys, partial(load, keys))
     if any(key in groups for key in keys):
         numbers: dict[Any, int] = {}  # of groups and, as (key,), of images without one
         shown = [groups.get(key, (key,)) for key in keys]
@@ -127,17 +129,16 @@ def _read_images(place: str) -> _Loaders:
     own = [file for file in files if file.parent == folder]
     if not own:
         by_split = _by_split(files)
-        return {split: partial(_load_images, file, split) for split, file in by_split.items()}
+        return {split: partial(_load_images, file, split, None) for split, file in by_split.items()}
     if len(files) > 1:
         names = " and ".join(str(file.relative_to(folder)) for file in files[:2])
         raise ValueError(f"{folder} has {names}: keep one, or one in each split's subfolder")
     captions, groups = _merged(_metadata_rows(own[0]))
     splits = _splits_of_names(captions, groups, own[0])
     loaders = {}
-    for split in _SPLIT_NAMES:
+    for split in sorted(set(splits.values())):
         chosen = {name: texts for name, texts in captions.items() if splits[name] == split}
-        if chosen:
-            loaders[split] = partial(_load_images, own[0], split, rows=(chosen, groups))
+        loaders[split] = partial(_load_images, own[0], split, (chosen, groups))
     return loaders
 
 
@@ -147,15 +148,15 @@ def _metadata_files(folder: Path) -> list[Path]:
     return [file for pattern in patterns for file in folder.glob(pattern)]
 
 
-def _load_images(file: Path, split: str, skips: Skips, rows: _Rows | None = None) -> Pairs:
+def _load_images(file: Path, split: str, rows: _Rows | None, name: str, skip: _Skip) -> Pairs:
     captions, groups = rows or _merged(_metadata_rows(file))
-    for name in list(captions):
-        image = file.parent / name
+    for file_name in list(captions):
+        image = file.parent / file_name
         if not os.path.isfile(image):
             link = f"a link to {os.readlink(image)}, which is " if os.path.islink(image) else ""
-            skips.add(FileNotFoundError(f"{image} is {link}missing, but {file} names it"))
-            del captions[name]
-    return _pairs(split, skips, (captions, groups), partial(_folder_image, file.parent))
+            skip(FileNotFoundError(f"{image} is {link}missing, but {file} names it"))
+            del captions[file_name]
+    return _pairs(name, split, (captions, groups), partial(_folder_image, file.parent), skip)
 
 
 def _folder_image(folder: Path, file_names: list[str], i: int) -> Image.Image:
@@ -178,15 +179,14 @@ def _splits_of_names(names: Iterable[str], groups: dict[str, str], file: Path) -
 def _hash_split(names: Iterable[str]) -> dict[str, str]:
     """Assigns each name to ``validation``, one in ten, or ``train``, by its SHA-256 hash.
 
-    If that leaves a split empty, in a very small set, the nearest name is moved; a single name is
+    In a very small set at least one name is ``validation`` and one ``train``; a single name is
     ``train``.
     """
-    score = {name: int(hashlib.sha256(name.encode()).hexdigest(), 16) for name in names}
-    chosen = {name for name in score if score[name] < 2**256 // _VALIDATION_SHARE}
-    chosen = chosen or {min(score, key=score.get)}
-    if len(chosen) == len(score):
-        chosen.remove(max(score, key=score.get))
-    return {name: "validation" if name in chosen else "train" for name in score}
+    scores = {name: int(hashlib.sha256(name.encode()).hexdigest(), 16) for name in names}
+    n_chosen = sum(score < 2**256 // _VALIDATION_SHARE for score in scores.values())
+    n_chosen = min(max(n_chosen, 1), len(scores) - 1)
+    chosen = sorted(scores, key=scores.get)[:n_chosen]
+    return dict.fromkeys(scores, "train") | dict.fromkeys(chosen, "validation")
 
 
 def _metadata_rows(file: Path) -> Iterator[tuple[str, str, Any, Any]]:
@@ -246,7 +246,7 @@ def _read_hub(place: str) -> _Loaders:
     return {split_of(name): partial(_load_hub, place, name) for name in names}
 
 
-def _load_hub(place: str, split: str, skips: Skips) -> Pairs:
+def _load_hub(place: str, split: str, name: str, skip: _Skip) -> Pairs:
     """Rows with the same image file are merged; rows with embedded images are separate images."""
     import datasets
     import pyarrow.compute
@@ -265,7 +265,7 @@ def _load_hub(place: str, split: str, skips: Skips) -> Pairs:
         key = path if path and Path(path).is_absolute() else f"row {row}"
         first.setdefault(key, row)
         rows.append((f"row {row} of {place}", key, texts, group))
-    return _pairs(split_of(split), skips, _merged(rows), partial(_hub_image, files, first))
+    return _pairs(name, split_of(split), _merged(rows), partial(_hub_image, files, first), skip)
 
 
 def _hub_image(files: Any, rows: dict[str, int], keys: list[str], i: int) -> Image.Image:
@@ -283,17 +283,19 @@ def _asked(place: str, ask: Callable, **options: Any) -> Any:
         what = f"{place} is no folder here and cannot be fetched from the hub ({error})"
         raise ConnectionError(f"{what}: check name and network, or set CIBR_DATA") from error
     except Exception as error:  # the builders of `datasets` raise nearly anything
-        cause = repr(error.__cause__ or error)
-        raise ValueError(f"{place} cannot be read ({cause}): check its files") from error
+        cause = error.__cause__ or error
+        raise ValueError(f"{place} cannot be read ({cause!r}): check its files") from error
 
 
 # WebDataset shards
 
 
-def _read_shards(place: str) -> _Loaders:
-    files = _shard_root(place, "*.txt").glob("[!.]*/nshards.txt")
-    folders = {split: file.parent.name for split, file in _by_split(files).items()}
-    return {split: partial(_load_shards, place, folder) for split, folder in folders.items()}
+def _read_shards(place: str, *folders: str) -> _Loaders:
+    """Splits are subfolders; if they are given, nothing is fetched to find them."""
+    if not folders:
+        files = _shard_root(place, "*.txt").glob("[!.]*/nshards.txt")
+        folders = [file.parent.name for file in _by_split(files).values()]
+    return {split_of(folder): partial(_load_shards, place, folder) for folder in folders}
 
 
 def _shard_root(place: str, *patterns: str) -> Path:
@@ -306,26 +308,26 @@ def _shard_root(place: str, *patterns: str) -> Path:
     return Path(_asked(place, fetch, repo_type="dataset", allow_patterns=list(patterns)))
 
 
-def _load_shards(place: str, folder: str, skips: Skips) -> Pairs:
+def _load_shards(place: str, folder: str, name: str, skip: _Skip) -> Pairs:
     """Pairs of the split in a folder; with labels, class names and templates if it has ``.cls``."""
     root = _shard_root(place, "*.txt", f"{folder}/*")
     n_shards = _n_shards(root / folder / "nshards.txt")
     shards = [root / folder / f"{number}.tar" for number in range(n_shards)]
-    indexes = [_index(shard) for shard in tqdm(shards, desc=f"{skips.name}: shards", delay=1)]
+    indexes = [_index(shard) for shard in tqdm(shards, desc=f"{name}: shards", delay=1)]
     has_classes = any("cls" in parts for samples in indexes for parts in samples.values())
     classnames = _classnames(root / "classnames.txt") if has_classes else None
     keys, captions, labels, places = [], [], [], []
     for number, samples in enumerate(indexes):
         for key, parts in samples.items():
             if problem := _problem(parts, classnames):
-                skips.add(ValueError(f"sample {key!r} of {shards[number]} has {problem}"))
+                skip(ValueError(f"sample {key!r} of {shards[number]} has {problem}"))
                 continue
             keys.append(key)
             places.append((number, *parts["image"]))
             labels.append(int(parts.get("cls", 0)))
             captions.append(_stripped(parts.get("txt", "").split("\n")) or [classnames[labels[-1]]])
     load = partial(_shard_image, shards, keys, np.array(places, dtype=np.int64).reshape(-1, 3))
-    pairs = Pairs(skips.name, split_of(folder), captions, keys, load, classnames=classnames)
+    pairs = Pairs(name, split_of(folder), captions, keys, load, classnames=classnames)
     templates = root / "zeroshot_classification_templates.txt"
     if has_classes:
         pairs.labels = torch.tensor(labels, dtype=torch.long)

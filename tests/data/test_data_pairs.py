@@ -1,7 +1,6 @@
 """Pairs: images, texts, labels and factors stay together; which match; any image becomes RGB."""
 
 import io
-import os
 
 import numpy as np
 import pandas
@@ -10,7 +9,6 @@ import torch
 from data_files import encoded
 from PIL import Image
 
-from cibr.data import load_pairs
 from cibr.data.pairs import Pairs, open_rgb, to_rgb
 
 
@@ -86,18 +84,8 @@ def test_retrieval_is_by_pairs_where_captions_tell_images_apart_or_images_have_s
     assert not with_captions(["a", "b"], ["c", "d"], groups=torch.arange(2)).paired
 
 
-@pytest.mark.data
-@pytest.mark.skipif("CIBR_DATA" not in os.environ, reason="CIBR_DATA is unset")
-def test_flickr8k_has_five_captions_an_image_and_few_images_that_share_one():
-    pairs = load_pairs("flickr8k", "test")
-    assert len(set(pairs.keys)) == 1000
-    assert {len(texts) for texts in pairs.captions} == {5}
-    counts = pairs.match_labels().bincount()
-    assert (len(counts), int(counts.max()), pairs.paired) == (994, 3, True)
-
-
-def reopened(image, *kind, **options):
-    return Image.open(io.BytesIO(encoded(image, *kind, **options)))
+def reopened(image, **options):
+    return Image.open(io.BytesIO(encoded(image, **options)))
 
 
 MODES = ["1", "L", "P", "RGB", "RGBA", "LA", "PA", "RGBa", "RGBX"]
@@ -110,19 +98,11 @@ def test_every_mode_gives_rgb_of_the_same_size(mode):
     assert (image.mode, image.size) == ("RGB", (3, 2))
 
 
-def test_colours_of_other_spaces_stay():
-    reds = [Image.new("CMYK", (1, 1), (0, 255, 255, 0)), Image.new("LAB", (1, 1), (136, 209, 195))]
-    for red in reds:
-        assert np.allclose(to_rgb(red), [[[255, 0, 0]]], atol=12)  # Lab in whole numbers
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_transparent_pixels_show_white(mode):
-    grey = (9, 9, 9) if mode == "RGBA" else (9,)
-    image = Image.new(mode, (1, 1), (*grey, 0))
-    assert to_rgb(image).getpixel((0, 0)) == (255, 255, 255)
-    image.putpixel((0, 0), (*[0 for _ in grey], 128))
-    assert to_rgb(image).getpixel((0, 0)) == (127, 127, 127)
+@pytest.mark.parametrize(("mode", "grey"), [("RGBA", (9, 9, 9)), ("LA", (9,)), ("PA", (9,))])
+def test_transparent_pixels_show_white(mode, grey):
+    assert to_rgb(Image.new(mode, (1, 1), (*grey, 0))).getpixel((0, 0)) == (255, 255, 255)
+    half = Image.new(mode, (1, 1), (*[0 for _ in grey], 128))
+    assert to_rgb(half).getpixel((0, 0)) == (127, 127, 127)
 
 
 @pytest.mark.parametrize(("mode", "colour"), [("RGB", (10, 20, 30)), ("L", 77)])
@@ -150,17 +130,14 @@ def test_deep_greys_are_scaled_by_the_smallest_usual_range_that_holds_them(kind,
     assert np.asarray(image)[0, :, 0].tolist() == expected
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_photos_turn_upright_by_their_exif_orientation(kind):
+def test_photos_turn_upright_by_their_exif_orientation():
     image = Image.new("RGB", (16, 8), "white")
     image.paste("black", (0, 0, 8, 8))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown after a quarter turn clockwise: the left half comes to the top
-    upright = to_rgb(reopened(image, kind, exif=exif))
+    upright = to_rgb(reopened(image, exif=exif))
     assert upright.size == (8, 16)
-    assert max(upright.getpixel((4, 2))) < 40
-    assert min(upright.getpixel((4, 13))) > 215
-    assert np.array_equal(to_rgb(upright), upright)
+    assert (upright.getpixel((4, 2)), upright.getpixel((4, 13))) == ((0, 0, 0), (255, 255, 255))
 
 
 def test_an_animation_gives_its_first_frame():

@@ -74,35 +74,32 @@ def test_one_metadata_file_may_name_the_split_folders(tmp_path):
 
 
 def test_without_split_folders_a_tenth_is_validation_and_groups_stay_together(tmp_path):
-    names = [f"{i}.png" for i in range(60)]
-    items = [i // 3 if i < 45 else i for i in range(60)]
-    groups = [i // 3 if i < 45 else None for i in range(60)]
-    rows = [dict(file_name=n, text=n, group=group) for n, group in zip(names, groups, strict=True)]
-    write_jsonl(write_images(tmp_path, *names), *rows)
-    parts = [load_pairs(tmp_path, split) for split in ("train", "validation")]
-    shown = [[items[names.index(key)] for key in part.keys] for part in parts]
-    assert sorted(parts[0].keys + parts[1].keys) == sorted(names)
-    assert 1 <= len(parts[1]) <= 20
-    assert not set(shown[0]) & set(shown[1])
-    for part, own in zip(parts, shown, strict=True):
-        numbers = {item: number for number, item in enumerate(dict.fromkeys(own))}
-        assert part.groups.tolist() == [numbers[item] for item in own]
-
-
-def hash_split(folder, names) -> dict[str, str]:
-    rows = [{"file_name": name, "text": "x"} for name in names]
-    write_jsonl(write_images(folder, *names), *rows)
-    splits = {split: load_pairs(folder, split) for split in available_splits(folder)}
-    return {key: split for split, pairs in splits.items() for key in pairs.keys}
+    group = {f"{i}.png": i // 3 if i < 45 else None for i in range(60)}
+    rows = [{"file_name": name, "text": name, "group": group[name]} for name in group]
+    write_jsonl(write_images(tmp_path, *group), *rows)
+    train, validation = (load_pairs(tmp_path, split) for split in ("train", "validation"))
+    assert sorted(train.keys + validation.keys) == sorted(group)
+    assert 1 <= len(validation) <= 20
+    assert not {group[key] for key in train.keys} & {group[key] for key in validation.keys} - {None}
+    for part in (train, validation):
+        items = [key if group[key] is None else group[key] for key in part.keys]
+        numbers = {item: number for number, item in enumerate(dict.fromkeys(items))}
+        assert part.groups.tolist() == [numbers[item] for item in items]
 
 
 def test_files_added_later_move_no_others_between_splits(tmp_path):
+    def splits(names):
+        write_jsonl(tmp_path, *({"file_name": name, "text": "x"} for name in names))
+        pairs = [load_pairs(tmp_path, split) for split in available_splits(tmp_path)]
+        return {key: part.split for part in pairs for key in part.keys}
+
     names = [f"{i}.jpg" for i in range(600)]
-    before, after = hash_split(tmp_path, names[:300]), hash_split(tmp_path, names[::-1])
+    write_images(tmp_path, *names)
+    before, after = splits(names[:300]), splits(names[::-1])
     assert {name: after[name] for name in before} == before
     assert list(after.values()).count("validation") == 46  # a tenth, by chance
-    assert set(hash_split(tmp_path, ["7.jpg", "8.jpg"]).values()) == {"train", "validation"}
-    assert hash_split(tmp_path, ["7.jpg"]) == {"7.jpg": "train"}
+    assert set(splits(["7.jpg", "8.jpg"]).values()) == {"train", "validation"}
+    assert splits(["7.jpg"]) == {"7.jpg": "train"}
 
 
 def test_rows_that_repeat_a_text_of_their_image_count_once_with_a_warning(tmp_path):
@@ -209,13 +206,12 @@ def test_class_sets_give_labels_names_and_prompts(tmp_path):
     assert load_pairs(tmp_path / "set", "validation").templates is None
 
 
-NOT_AN_IMAGE = [("c.png", b"no"), ("c.cls", "0")]
-NOT_A_CLASS = [("c.png", png()), ("c.cls", "7")]
-
-
-@pytest.mark.parametrize("bad", [NOT_AN_IMAGE, NOT_A_CLASS, [("c.png", png())], [("c.cls", "0")]])
+@pytest.mark.parametrize(
+    "bad", [{"png": b"no", "cls": "0"}, {"png": png(), "cls": "7"}, {"png": png()}, {"cls": "0"}]
+)
 def test_labels_stay_with_their_images_when_an_unusable_one_is_skipped(tmp_path, bad):
-    pairs = load_pairs(write_classes(tmp_path / "set", *bad), "val", max_skipped=1)
+    members = [(f"c.{suffix}", content) for suffix, content in bad.items()]
+    pairs = load_pairs(write_classes(tmp_path / "set", *members), "val", max_skipped=1)
     assert (pairs.keys, pairs.labels.tolist(), pairs.n_skipped) == (["a", "b"], [1, 0], 1)
     assert greys(pairs) == [10, 20]
 
