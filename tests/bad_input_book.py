@@ -8,7 +8,7 @@ import torch
 from helpers import noise_pairs, picture
 
 from cibr import DualEncoder
-from cibr_book import attribution, embeddings, estimators, geometry, plots, probes, worlds
+from cibr_book import attribution, embeddings, estimators, plots, probes, worlds
 from cibr_book.corruptions import Corruption, corrupt, in_style
 from cibr_book.glyph_benchmarks import load_glyph_benchmark
 from cibr_book.plan import read_plan
@@ -96,7 +96,7 @@ CALLS = {
 
 
 UNIT, FLAT = torch.eye(12), torch.ones(12, 12) / 12**0.5
-LONG = "text_embeddings has norms up to 1 away from 1"
+LONG = "text_embeddings has 12 rows not of unit length"
 NO_ROWS = pd.DataFrame({"dataset": ["a"], "metric": ["accuracy@5"]})
 
 
@@ -105,22 +105,22 @@ def gallery():
 
 
 CALLS |= {
-    "alignment-unit": (lambda: geometry.alignment(UNIT, 2 * UNIT), LONG),
-    "gap-unit": (lambda: geometry.modality_gap(UNIT, 2 * UNIT), LONG),
-    "knn-unit": (lambda: geometry.mutual_knn(UNIT, 2 * UNIT), LONG),
-    "knn-collapsed": (lambda: geometry.mutual_knn(UNIT, FLAT), "text_embeddings are equal"),
-    "cka-collapsed": (lambda: geometry.linear_cka(UNIT, FLAT), "text_embeddings are equal"),
+    "alignment-unit": (lambda: embeddings.alignment(UNIT, 2 * UNIT), LONG),
+    "gap-unit": (lambda: embeddings.modality_gap(UNIT, 2 * UNIT), LONG),
+    "knn-unit": (lambda: embeddings.mutual_knn(UNIT, 2 * UNIT), LONG),
+    "knn-collapsed": (lambda: embeddings.mutual_knn(UNIT, FLAT), "text_embeddings are equal"),
+    "cka-collapsed": (lambda: embeddings.linear_cka(UNIT, FLAT), "text_embeddings are equal"),
     "knn-rows": (
-        lambda: geometry.mutual_knn(UNIT, UNIT[:11]),
+        lambda: embeddings.mutual_knn(UNIT, UNIT[:11]),
         "12 images but 11 texts: pass one text per image",
     ),
     "cka-rows": (
-        lambda: geometry.linear_cka(UNIT, UNIT[:11]),
+        lambda: embeddings.linear_cka(UNIT, UNIT[:11]),
         "12 images but 11 texts: pass one text per image",
     ),
-    "knn-k": (lambda: geometry.mutual_knn(UNIT, UNIT, k=12), "k=12 does not fit 12 pairs"),
+    "knn-k": (lambda: embeddings.mutual_knn(UNIT, UNIT, k=12), "k=12 does not fit 12 pairs"),
     "uniformity-one": (
-        lambda: geometry.uniformity(torch.eye(1)),
+        lambda: embeddings.uniformity(torch.eye(1)),
         "has no distances: pass at least two",
     ),
     "published": (
@@ -158,13 +158,14 @@ def corruption(word="", **shares):
 DATA = {
     "glyph set": (lambda: load_glyph_benchmark("glyph_cats"), "'glyph_cats', did .* glyph_digits"),
     "glyph split": (lambda: load_glyph_benchmark("glyph_shapes", "train"), "glyph_shapes 'train'"),
-    "above 1": (corruption(shuffled_captions=2), "shuffled_captions is 2: it is a share .* 0 to 1"),
-    "number for word": (corruption(7), "spurious_word is 7: it is a word, or empty for none"),
+    "above 1": (corruption(shuffled_captions=2), "shuffled_captions\n +Input should be less"),
+    "number for word": (corruption(7), "spurious_word\n +Input should be a valid string"),
+    "no such change": (corruption(fractions=1), "fractions\n +Unexpected keyword argument"),
     "word of none": (corruption("cow"), "no image of noise has the word 'cow' in its captions"),
     "word of all": (corruption("a"), "every image of noise has the word 'a'"),
     "near style": (corruption(spurious_style="negativ"), "'negativ', did you mean 'negative'"),
     "style": (lambda: in_style(noise_pairs(2), "sketch"), r"'sketch'\. Known: small, contours"),
 }
 for share in (0, -0.1, 1.1, math.nan, 1e300, "half", True):
-    DATA[f"fraction {share}"] = (corruption(fraction=share), "fraction is ")
+    DATA[f"fraction {share}"] = (corruption(fraction=share), "fraction\n +Input should be")
 CASES += [(name, call, ValueError, message) for name, (call, message) in DATA.items()]

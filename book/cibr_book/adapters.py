@@ -16,7 +16,7 @@ nothing.
 
 import itertools
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -189,7 +189,7 @@ def choose(
     """The setting with the highest accuracy on held-out shots; the first on ties or without
     held-out shots.
     """
-    correct = Counter(dict.fromkeys(settings, 0))
+    correct = dict.fromkeys(settings, 0)
     for kept, held in splits:
         for setting, logits in method(kept, held.images, settings).items():
             correct[setting] += round(accuracy(logits, held.labels) * len(held.labels))

@@ -14,12 +14,15 @@ A corruption affects the same images for every training seed, unless `redraw` is
 import re
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool
 from PIL import Image, ImageFilter, ImageOps
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from cibr.data.pairs import Pairs
@@ -53,7 +56,7 @@ STYLES: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class Corruption:
     """Settings of the changes to a training set; the defaults change nothing.
 
@@ -75,29 +78,15 @@ class Corruption:
             nearest known one).
     """
 
-    fraction: float | int = 1.0
-    shuffled_captions: float | int = 0.0
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    shuffled_captions: Annotated[float, Field(ge=0, le=1)] = 0.0
     spurious_word: str = ""
     spurious_style: str = "negative"
-    counterexamples: float | int = 0.05
-    crops: int = 0
+    counterexamples: Annotated[float, Field(ge=0, le=1)] = 0.05
+    crops: Annotated[int, Field(ge=0)] = 0
     redraw: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("fraction", "shuffled_captions", "counterexamples"):
-            share = getattr(self, name)
-            is_number = isinstance(share, int | float) and not isinstance(share, bool)
-            if not is_number or not 0 <= share <= 1:
-                raise ValueError(f"{name} is {share!r}: it is a share of images, from 0 to 1")
-        if self.fraction == 0:
-            raise ValueError("fraction is 0: it is the share of images to keep, above 0")
-        if not isinstance(self.redraw, bool):
-            raise ValueError(f"redraw is {self.redraw!r}: it is true or false")
-        if isinstance(self.crops, bool) or not isinstance(self.crops, int) or self.crops < 0:
-            raise ValueError(f"crops is {self.crops!r}: it is 0 or more crops per image")
-        if not isinstance(self.spurious_word, str):
-            word = self.spurious_word
-            raise ValueError(f"spurious_word is {word!r}: it is a word, or empty for none")
         check_known("style", self.spurious_style, STYLES)
 
 

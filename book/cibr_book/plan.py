@@ -205,17 +205,14 @@ def collect(plan: Plan, folder: str | Path) -> int:
     files = [Path(folder) / f"{run}.json" for run in plan.runs if run not in set(rows["run"])]
     new = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
     if new:
-        cells = [{name: _as_cell(value) for name, value in row.items()} for row in new]
+        cells = [
+            {name: v if isinstance(v, str | None) else json.dumps(v) for name, v in row.items()}
+            for row in new
+        ]
         table = pd.concat([rows, pd.DataFrame(cells)], ignore_index=True).fillna("")
         plan.results.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(plan.results, lambda part: table.to_csv(part, index=False))
     return len(new)
-
-
-def _as_cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def main() -> None:

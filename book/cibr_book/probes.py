@@ -5,6 +5,9 @@
 For a factor of only one modality, the bound divided by the factor's entropy is the *leakage*.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
@@ -125,14 +128,12 @@ def factor_codes(table: pd.DataFrame) -> dict[str, Factor]:
         table: `factors` of glyph pairs.
 
     Returns:
-        `category`, which is shared with the name (those of fewer than 50 items are merged), and the
-        image-only `typeface, weight, slant,
-        size, x, y, polarity`; size and offsets in three levels. Factors that do not vary are left
-        out.
+        `category`, which is shared with the name (see `common_categories`), and the image-only
+        `typeface, weight, slant, size, x, y, polarity`; size and offsets in three levels. Factors
+        that do not vary are left out.
     """
-    common = table["category"].map(table["category"].value_counts()) >= 50
     columns = {
-        "category": table["category"].where(common, "other"),
+        "category": common_categories(table),
         "typeface": table["typeface"],
         "weight": table["weight"],
         "slant": table["slant"],
@@ -141,9 +142,20 @@ def factor_codes(table: pd.DataFrame) -> dict[str, Factor]:
         "y": table["y"].clip(-1, 1),
         "polarity": table["ink"] > table["paper"],
     }
+    return coded(columns)
+
+
+def common_categories(table: pd.DataFrame) -> pd.Series:
+    """The category of each glyph, with those of fewer than 50 items merged as `other`."""
+    categories = table["category"]
+    return categories.where(categories.map(categories.value_counts()) >= 50, "other")
+
+
+def coded(columns: Mapping[str, Any]) -> dict[str, Factor]:
+    """The values of each column as small integers, without columns that do not vary."""
     codes = {}
     for name, values in columns.items():
         code, _ = pd.factorize(np.asarray(values), sort=True)
         if code.max() > 0:
-            codes[name] = torch.from_numpy(code.astype(np.int64))
+            codes[name] = torch.from_numpy(code)
     return codes

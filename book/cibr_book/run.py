@@ -22,8 +22,8 @@ from cibr.models.features import embed_pairs, prepare
 from cibr.train import RunConfig, build_model, configure, fit, load_splits
 from cibr.utils import check_known
 from cibr_book.corruptions import Corruption, corrupt, half_in_style, in_both_styles
-from cibr_book.geometry import alignment, linear_cka, modality_gap, mutual_knn, uniformity
-from cibr_book.probes import principal_components, probe_nats
+from cibr_book.embeddings import alignment, linear_cka, modality_gap, mutual_knn, uniformity
+from cibr_book.probes import coded, common_categories, principal_components, probe_nats
 from cibr_book.training import WeightAverage, grouped_rows
 from cibr_book.unpaired import with_unpaired
 
@@ -79,6 +79,9 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
 
 def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of `cibr.configure` among those of a run of the study."""
+    known = [*RunConfig.model_fields, *_PENALTY_OPTIONS, *_STUDY_SETTINGS]
+    for name in settings:
+        check_known("setting", name, known)
     own = {name: value for name, value in settings.items() if name in RunConfig.model_fields}
     options = {name: settings[name] for name in _PENALTY_OPTIONS if name in settings}
     if options:
@@ -87,9 +90,6 @@ def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
         image, text = RunConfig.model_fields["cca_ridges"].default
         ridges = settings.get("cca_ridge_image", image), settings.get("cca_ridge_text", text)
         own["cca_ridges"] = ridges
-    unknown = settings.keys() - own.keys() - {*_PENALTY_OPTIONS, *_STUDY_SETTINGS}
-    for name in unknown:
-        check_known("setting", name, [*RunConfig.model_fields, *_PENALTY_OPTIONS, *_STUDY_SETTINGS])
     return own
 
 
@@ -162,8 +162,8 @@ def describe_embeddings(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
 
     Returns:
         `alignment, uniformity_image, uniformity_text, modality_gap, linear_cka, mutual_knn` of
-        `cibr_book.geometry`; `mi_lower_bound_nats`, InfoNCE at the same temperature for all models;
-        `residual_nats`, see the function.
+        `cibr_book.embeddings`; `mi_lower_bound_nats`, InfoNCE at the same temperature for all
+        models; `residual_nats`, see the function.
     """
     images, texts = _embed(model, _sample(pairs, _N_DESCRIBED))
     measures = (alignment, modality_gap, linear_cka, mutual_knn)
@@ -200,12 +200,10 @@ def leakage(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
     images, texts = _embed(model, pairs)
     embedded = {"image": images, "text": texts}
     held_out = torch.arange(len(pairs)) % 2 == 1
-    shares = {}
-    for name, values in _factors(pairs).items():
-        code = torch.from_numpy(pd.factorize(np.asarray(values), sort=True)[0])
-        if code.max() > 0:
-            shares[name] = _share_read(embedded[name.split("_")[1]], code, held_out)
-    return shares
+    return {
+        name: _share_read(embedded[name.split("_")[1]], code, held_out)
+        for name, code in coded(_factors(pairs)).items()
+    }
 
 
 def _factors(pairs: Pairs) -> dict[str, Any]:
@@ -215,8 +213,7 @@ def _factors(pairs: Pairs) -> dict[str, Any]:
         factors = {f"leakage_image_{name}": table[name] for name in names}
         factors["leakage_image_polarity"] = table["ink"] > table["paper"]
         factors["leakage_text_template"] = table["template"]
-        often = table["category"].map(table["category"].value_counts()) >= 50
-        category = table["category"].where(often, "other")
+        category = common_categories(table)
         return factors | {"shared_image_category": category, "shared_text_category": category}
     pixels = [np.asarray(image.resize((16, 16)), dtype=float) for image in pairs.images()]
     words = [texts[0].lower().split() for texts in pairs.captions]

@@ -159,8 +159,6 @@ class WeightAverage:
         return self.average | {f"start.{name}": tensor for name, tensor in self.start.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for (
-            name,
-            tensor,
-        ) in self.state_dict().items():  # in place: a checkpoint is loaded on the CPU
+        # In place: a checkpoint is loaded on the CPU.
+        for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])

@@ -112,11 +112,10 @@ def with_unpaired(
     kept, left = split_subset(whole, corruption, config.seed)
     paired = prepare(model, kept)
     alone = prepare(model, left)
-    cca = (
-        em_cca(paired, alone, config, model.dim)
-        if em
-        else fit_cca(paired, model.dim, config.cca_ridges)
-    )
+    if em:
+        cca = em_cca(paired, alone, config, model.dim)
+    else:
+        cca = fit_cca(paired, model.dim, config.cca_ridges)
     if not self_training:
         return kept, cca
     row = {key: i for i, key in enumerate(whole.keys)}

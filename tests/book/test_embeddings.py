@@ -1,16 +1,67 @@
-"""Neighbours and the modality gap, against loops and spaces whose shape is known."""
+"""Geometry, neighbours and the modality gap, against loops and spaces whose shape is known."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from cibr.metrics import retrieval
 from cibr_book import embeddings
-from cibr_book.geometry import uniformity
 
 
 def unit(*shape, seed=0):
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_alignment_is_two_minus_twice_the_mean_cosine():
+    x = unit(50, 8)
+    y = unit(50, 8, seed=1)
+    assert embeddings.alignment(x, y) == pytest.approx(
+        2 - 2 * (x * y).sum(1).mean().item(), rel=1e-5
+    )
+
+
+def test_uniformity_is_known_for_a_few_vectors_and_that_of_a_loop_in_tiles_of_any_size(monkeypatch):
+    assert embeddings.uniformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])) == pytest.approx(-8)
+    assert embeddings.uniformity(unit(1, 9).repeat(30, 1)) == pytest.approx(0, abs=1e-5)
+    x = unit(90, 6)
+    squares = [float((x[i] - x[j]).square().sum()) for i in range(90) for j in range(i)]
+    expected = math.log(sum(math.exp(-2 * square) for square in squares) / len(squares))
+    monkeypatch.setattr(retrieval, "BLOCK", 64)
+    monkeypatch.setattr(retrieval, "TILE_ELEMENTS", 500)
+    assert embeddings.uniformity(x) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gap_of_two_points_is_their_distance_and_of_centred_sides_zero():
+    images, texts = torch.tensor([[1.0, 0.0]]).expand(3, 2), torch.tensor([[0.6, 0.8]]).expand(5, 2)
+    assert embeddings.modality_gap(images, texts) == pytest.approx(math.sqrt(2 - 2 * 0.6))
+    both = torch.cat([torch.eye(3), -torch.eye(3)])
+    assert embeddings.modality_gap(both, both.flip(0)) == pytest.approx(0, abs=1e-7)
+
+
+def test_cka_equals_its_kernel_form_and_is_zero_for_sides_that_do_not_correlate():
+    x, y = unit(40, 5), 3 * unit(40, 5, seed=1) + 1
+    centre = torch.eye(40) - 1 / 40
+    k, q = (centre @ side @ side.T @ centre for side in (x, y))
+    expected = (k * q).sum() / (k.norm() * q.norm())
+    assert embeddings.linear_cka(x, y) == pytest.approx(expected.item(), rel=1e-5)
+    alternating = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]])
+    assert embeddings.linear_cka(alternating, alternating.sort(0).values) == 0
+
+
+def test_mutual_neighbours_equal_a_loop_over_sets():
+    x, y = unit(80, 4), unit(80, 4, seed=1)
+    y = F.normalize(y + x, dim=1)
+    shared = 0
+    for i in range(80):
+        others = [j for j in range(80) if j != i]
+        near_x = sorted(others, key=lambda j, i=i: -float(x[i] @ x[j]))[:6]
+        near_y = sorted(others, key=lambda j, i=i: -float(y[i] @ y[j]))[:6]
+        shared += len({*near_x} & {*near_y})
+    assert embeddings.mutual_knn(x, y, k=6) == pytest.approx(shared / (6 * 80))
+    assert embeddings.mutual_knn(x, x, k=6) == 1
 
 
 def test_nearest_items_are_those_of_a_loop_and_never_the_item_itself():
@@ -89,7 +140,7 @@ def test_the_gap_table_is_that_of_a_loop():
     assert table["unpaired_cosine"] == pytest.approx(np.mean(others), abs=1e-6)
     for name, side in (("image", images), ("text", texts)):
         assert table[f"{name}_dimension"] == embeddings.effective_dimension(side)
-        assert table[f"{name}_uniformity"] == uniformity(side)
+        assert table[f"{name}_uniformity"] == embeddings.uniformity(side)
 
 
 def test_subsampling_intervals_of_a_mean_have_the_width_of_the_normal_one():
