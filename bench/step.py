@@ -32,7 +32,7 @@ from _measure import arguments, device_peak_mib, medians, peak_mib, show
 from cibr import CIBRLoss, DualEncoder, clip_loss
 from cibr.losses.penalties import VMF, LossInputs
 from cibr.losses.vmf import sample_vmf
-from cibr.models.features import Batch, encode_images, encode_texts
+from cibr.models.features import Batch
 from cibr.models.towers import HubBackbone, ImageProcessor, train_tokenizer
 from cibr.train.grad_cache import GradCache
 
@@ -61,8 +61,8 @@ def with_temperature(model: DualEncoder) -> DualEncoder:
 
 
 def encode(model, batch, rows=slice(None)):
-    image = encode_images(model, batch.images[rows]).features
-    return image, encode_texts(model, tuple(t[rows] for t in batch.texts)).features
+    image = model.encode_images(batch.images[rows]).features
+    return image, model.encode_texts(*(t[rows] for t in batch.texts)).features
 
 
 def part_of(n):
@@ -116,9 +116,9 @@ class Sides(torch.nn.Sequential):
 
     def forward(self, side):
         if "images" in side:
-            return {"sentence_embedding": encode_images(self[0], side["images"]).features}
+            return {"sentence_embedding": self[0].encode_images(side["images"]).features}
         ids_and_mask = (side["input_ids"], side["attention_mask"])
-        return {"sentence_embedding": encode_texts(self[0], ids_and_mask).features}
+        return {"sentence_embedding": self[0].encode_texts(*ids_and_mask).features}
 
 
 def sentence_transformers(model, batch):

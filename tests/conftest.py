@@ -56,7 +56,7 @@ def build(request):
         if kind == "frozen":
             towers = request.getfixturevalue("tower_folders")
             return DualEncoder.frozen(*towers, dim=16, image_size=32, **options)
-        return DualEncoder.clip(request.getfixturevalue("clip_folder"), **options)
+        return DualEncoder.from_pretrained(request.getfixturevalue("clip_folder"))
 
     return build
 

@@ -55,7 +55,7 @@ def split_image_tower(model: DualEncoder) -> tuple[Callable, Callable]:
         raise ValueError(f"{what}: pass a tiny model, or a frozen EfficientNet of timm")
     lower = nn.Sequential(*layers[:n_lower])
     pool = nn.Sequential(*layers[n_lower:])
-    return lower, lambda maps: model.project_images(pool(maps).flatten(1)).features
+    return lower, lambda maps: model.encode_images(pool(maps).flatten(1)).features
 
 
 def cosine_score(model: DualEncoder) -> Callable[[Tensor, Tensor], Float[Tensor, " n"]]:

@@ -16,7 +16,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from cibr.data import Pairs, load_pairs
 from cibr.evaluate import SUITES
-from cibr.models.towers import quiet_transformers, train_tokenizer
+from cibr.models.io import quiet_transformers
+from cibr.models.towers import train_tokenizer
 from cibr.utils import project_root
 from cibr_book.tables import differences, score_table
 

@@ -3,6 +3,6 @@
 """
 
 from cibr.models.dual_encoder import DualEncoder, Encoded
-from cibr.models.towers import MODELS, model_kind
+from cibr.models.io import model_kind
 
-__all__ = ["MODELS", "DualEncoder", "Encoded", "model_kind"]
+__all__ = ["DualEncoder", "Encoded", "model_kind"]

@@ -21,13 +21,11 @@ from torch import Tensor, nn
 
 from cibr.models import io, towers
 
-_MAX_LOGIT_SCALE = 100.0  # as in CLIP
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, from text cut within an escape
 _Pixels = Float[Tensor, "n 3 h w"]
 _Tokens = Int[Tensor, "n t"]
 _Vectors = Float[Tensor, "n d"]
-_IMAGE_TOWER = "timm/tf_efficientnet_lite0.in1k"
-_TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
+_Pooled = Float[Tensor, "n p"]
 
 
 class Encoded(NamedTuple):
@@ -44,13 +42,12 @@ class Encoded(NamedTuple):
 class DualEncoder(nn.Module):
     """An image encoder and a text encoder with a joint space of `dim` dimensions.
 
-    Build one with `tiny`, `frozen`, `clip` or `from_pretrained` rather than by hand.
+    Build one with `tiny`, `frozen` or `from_pretrained` rather than by hand.
 
     Attributes:
         kind: `tiny`, `frozen` or `clip`, which stands for any dual encoder of transformers.
         dim: dimension of the joint space.
-        image_size: side of the square that images are cropped to, in pixels; None if they keep
-            their proportions.
+        image_size: side of the square that images are cropped to, in pixels.
         log_logit_scale: the logarithm of the multiplier of the cosines.
 
     Examples:
@@ -108,8 +105,8 @@ class DualEncoder(nn.Module):
     @classmethod
     def frozen(
         cls,
-        image_tower: str = _IMAGE_TOWER,
-        text_tower: str = _TEXT_TOWER,
+        image_tower: str = "timm/tf_efficientnet_lite0.in1k",
+        text_tower: str = "sentence-transformers/all-MiniLM-L6-v2",
         *,
         dim: int = 512,
         image_size: int = 160,
@@ -127,36 +124,16 @@ class DualEncoder(nn.Module):
         Raises:
             FileNotFoundError: a tower, the tokenizer or the image preprocessing is missing.
         """
-        image = towers.from_hub("AutoModel", image_tower, dtype=torch.float32).eval()
-        text = towers.from_hub("AutoModel", text_tower, dtype=torch.float32).eval()
-        trained_as = getattr(image.config, "pretrained_cfg", None)  # of a model of timm
-        if trained_as is None:
-            trained_as = towers.from_hub("AutoImageProcessor", image_tower).to_dict()
-            mean, std = trained_as["image_mean"], trained_as["image_std"]
+        image = io.from_hub("AutoModel", image_tower)
+        text = io.from_hub("AutoModel", text_tower)
+        if hasattr(image.config, "pretrained_cfg"):  # of a model of timm
+            mean, std = image.config.pretrained_cfg["mean"], image.config.pretrained_cfg["std"]
         else:
-            mean, std = trained_as["mean"], trained_as["std"]
-        processor = towers.ImageProcessor(image_size, image_size, list(mean), list(std))
+            trained_as = io.from_hub("AutoImageProcessor", image_tower)
+            mean, std = trained_as.image_mean, trained_as.image_std
+        processor = towers.ImageProcessor(image_size, image_size, mean, std)
         backbone = towers.FrozenBackbone(image, text, image_size, dim, dropout)
-        return cls(backbone, processor, towers.from_hub("AutoTokenizer", text_tower))
-
-    @classmethod
-    def clip(cls, name: str) -> "DualEncoder":
-        """A dual encoder of transformers, by folder or hub id, with its temperature.
-
-        Any class with `get_image_features` and `get_text_features`, such as `CLIPModel`
-        (`openai/clip-vit-base-patch32`) or `SiglipModel` (`google/siglip-base-patch16-224`), with
-        its own tokenizer and image preprocessing. The bias of SigLIP's logits is kept but not used:
-        it changes no ranking.
-
-        Raises:
-            FileNotFoundError: the model, its tokenizer or its image preprocessing is missing.
-            ValueError: the model is not a dual encoder.
-        """
-        backbone = towers.HubBackbone(towers.from_hub("AutoModel", name, dtype=torch.float32))
-        processor = towers.image_processor(towers.from_hub("AutoImageProcessor", name).to_dict())
-        model = cls(backbone, processor, towers.from_hub("AutoTokenizer", name))
-        model.log_logit_scale.data.copy_(backbone.model.logit_scale.data.squeeze())
-        return model.eval()
+        return cls(backbone, processor, io.from_hub("AutoTokenizer", text_tower))
 
     @property
     def context(self) -> int:
@@ -174,7 +151,7 @@ class DualEncoder(nn.Module):
         A clamp inside the loss would have no gradient above 100, so the temperature could not
         recover.
         """
-        self.log_logit_scale.data.clamp_(max=math.log(_MAX_LOGIT_SCALE))
+        self.log_logit_scale.data.clamp_(max=math.log(100))
 
     def set_temperature(self, temperature: float, learn: bool = True) -> None:
         """Sets the temperature and whether it is trained.
@@ -228,54 +205,49 @@ class DualEncoder(nn.Module):
             if _SURROGATE.search(text):
                 raise ValueError(f"{text[:80]!r} has half a surrogate pair: decode the text again")
         options = dict(padding=True, return_attention_mask=True, return_tensors="pt", verbose=False)
-        if truncate:
-            options |= dict(truncation=True, max_length=self.context)
-        tokens = self.tokenizer(texts, **options)
+        limit = dict(truncation=truncate, max_length=self.context)
+        tokens = self.tokenizer(texts, **options, **limit)
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
         missing = self.context - ids.shape[1]
         if missing < 0:
-            lengths = mask.sum(1)
-            text = texts[int(lengths.argmax())][:80]
-            problem = f"a text has {lengths.max()} tokens and the model reads {self.context}"
+            n_tokens, longest = mask.sum(1).max(0)
+            problem = f"a text has {n_tokens} tokens and the model reads {self.context}"
             fix = "Shorten it, or cut such texts with truncate=True"
-            raise ValueError(f"{problem}: {text!r}... {fix}")
+            raise ValueError(f"{problem}: {texts[longest][:80]!r}... {fix}")
         if self.backbone.reads_padding:
             sides = (missing, 0) if self.tokenizer.padding_side == "left" else (0, missing)
             ids = F.pad(ids, sides, value=self.tokenizer.pad_token_id)
             mask = torch.ones_like(ids)
         return ids, mask
 
-    def encode_images(self, pixels: _Pixels) -> Encoded:
-        """Encodes normalised images.
+    def encode_images(self, images: UInt8[Tensor, "n 3 h w"] | _Pixels | _Pooled) -> Encoded:
+        """Encodes images on the model's device.
 
         Args:
-            pixels: from `normalise`, [n, 3, h, w].
+            images: from `preprocess` or `normalise`, [n, 3, h, w]; or pooled features [n, p].
 
         Returns:
             Unit vectors [n, d] and pooled features [n, p].
         """
-        return self.project_images(self.backbone.image_pooled(pixels))
+        images = images.to(self.mean.device)
+        if images.ndim == 4:
+            images = self.backbone.image_pooled(self.normalise(images))
+        return Encoded(F.normalize(self.backbone.image_head(images), dim=-1), images)
 
-    def encode_texts(self, ids: _Tokens, mask: _Tokens) -> Encoded:
-        """Encodes token ids.
+    def encode_texts(self, texts: _Tokens | _Pooled, mask: _Tokens | None = None) -> Encoded:
+        """Encodes texts on the model's device.
 
         Args:
-            ids: from `tokenize`, [n, t].
+            texts: token ids from `tokenize`, [n, t]; or pooled features [n, q], without a mask.
             mask: 1 for tokens, 0 for padding, [n, t].
 
         Returns:
             Unit vectors [n, d] and pooled features [n, q].
         """
-        device = self.mean.device
-        return self.project_texts(self.backbone.text_pooled(ids.to(device), mask.to(device)))
-
-    def project_images(self, pooled: Float[Tensor, "n p"]) -> Encoded:
-        """Projects pooled image features to unit vectors."""
-        return Encoded(F.normalize(self.backbone.image_head(pooled), dim=-1), pooled)
-
-    def project_texts(self, pooled: Float[Tensor, "n p"]) -> Encoded:
-        """Projects pooled text features to unit vectors."""
-        return Encoded(F.normalize(self.backbone.text_head(pooled), dim=-1), pooled)
+        texts = texts.to(self.mean.device)
+        if mask is not None:
+            texts = self.backbone.text_pooled(texts, mask.to(self.mean.device))
+        return Encoded(F.normalize(self.backbone.text_head(texts), dim=-1), texts)
 
     def embed_images(self, images: Iterable[Image.Image], batch_size: int = 256) -> _Vectors:
         """Embeds images as unit vectors.
@@ -292,11 +264,9 @@ class DualEncoder(nn.Module):
         """
         fix = "open files with PIL.Image.open(path), make images of arrays with Image.fromarray"
         images = _listed(images, Image.Image, f"embed_images takes a list of PIL images: {fix}")
-
-        def encode(batch: list[Image.Image]) -> Encoded:
-            return self.encode_images(self.normalise(self.preprocess(batch)))
-
-        return self._embed(encode, images, batch_size)
+        return self._embed(
+            lambda part: self.encode_images(self.preprocess(part)), images, batch_size
+        )
 
     def embed_texts(
         self, texts: Iterable[str], batch_size: int = 256, truncate: bool = False
@@ -316,11 +286,9 @@ class DualEncoder(nn.Module):
                 `truncate` is set; a text that is no valid Unicode; batch_size < 1.
         """
         texts = _listed(texts, str, "embed_texts takes a list of strings: make them with str(item)")
-
-        def encode(batch: list[str]) -> Encoded:
-            return self.encode_texts(*self.tokenize(batch, truncate))
-
-        return self._embed(encode, texts, batch_size)
+        return self._embed(
+            lambda part: self.encode_texts(*self.tokenize(part, truncate)), texts, batch_size
+        )
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -360,10 +328,16 @@ class DualEncoder(nn.Module):
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "DualEncoder":
         """Loads a folder that `save_pretrained` wrote, bit for bit, or a dual encoder of
-        transformers, as `clip`.
+        transformers with its temperature.
 
         Two small models, trained on glyphs, are shipped with the package: `clip-tiny` and
-            `cibr-tiny`.
+        `cibr-tiny`. Of transformers, any class with `get_image_features` and `get_text_features`,
+        such as `CLIPModel` (`openai/clip-vit-base-patch32`) or `SiglipModel`
+        (`google/siglip-base-patch16-224`), comes with its own tokenizer and image preprocessing.
+        The bias of SigLIP's logits is kept but not used: it changes no ranking.
+
+        Args:
+            name: a folder, a hub id or the name of a shipped model.
 
         Raises:
             FileNotFoundError: the model, its tokenizer or its image preprocessing is missing; the
@@ -371,8 +345,7 @@ class DualEncoder(nn.Module):
             ValueError: a folder that is incomplete or damaged (the message names the file), or a
                 model that is not a dual encoder.
         """
-        folder = Path(towers.resolve_model(str(name)))
-        return io.load(cls, folder) if io.holds_model(folder) else cls.clip(str(name))
+        return io.load(cls, str(name))
 
 
 def _listed(items: Iterable, kind: type, rule: str) -> list:

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from cibr.data import Pairs
-from cibr.models.dual_encoder import DualEncoder, Encoded
+from cibr.models.dual_encoder import DualEncoder
 from cibr.utils import cache_folder, write_atomically
 
 IN_MEMORY = 2**30  # bytes of decoded images to keep in memory at most
@@ -168,18 +168,6 @@ def _random_crop(size: int, smallest: float) -> Callable[[Image.Image], Image.Im
     return RandomResizedCrop(size, (smallest, 1.0), interpolation=Image.Resampling.BICUBIC)
 
 
-def encode_images(model: DualEncoder, images: Tensor) -> Encoded:
-    """Encodes images of `Inputs`: preprocessed images, or pooled features of a frozen tower."""
-    if model.kind == "frozen":
-        return model.project_images(images)
-    return model.encode_images(model.normalise(images))
-
-
-def encode_texts(model: DualEncoder, texts: tuple[Tensor, ...]) -> Encoded:
-    """Encodes texts of `Inputs`: token ids and mask, or pooled features of a frozen tower."""
-    return model.project_texts(*texts) if model.kind == "frozen" else model.encode_texts(*texts)
-
-
 def embed_pairs(
     model: DualEncoder, inputs: Inputs, batch_size: int = 512
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
@@ -193,7 +181,6 @@ def embed_pairs(
     Returns:
         Unit vectors of the images [n, d] and of the texts [m, d], float32, on the CPU.
     """
-    device = model.log_logit_scale.device
     title = f"{inputs.pairs.name} {inputs.pairs.split}"
     rows = torch.arange(len(inputs.pairs)).split(batch_size)
     batches = inputs.loader([(part, part[:0]) for part in rows])
@@ -201,11 +188,10 @@ def embed_pairs(
     texts = []
     with model.evaluating():
         for batch in tqdm(batches, desc=f"{title}: images", delay=2, leave=False):
-            images.append(encode_images(model, batch.images.to(device)).features.float().cpu())
+            images.append(model.encode_images(batch.images).features.float().cpu())
         rows = torch.arange(len(inputs.labels)).split(batch_size)
         for part in tqdm(rows, desc=f"{title}: texts", delay=2, leave=False):
-            tokens = tuple(tensor.to(device) for tensor in inputs._texts(part))
-            texts.append(encode_texts(model, tokens).features.float().cpu())
+            texts.append(model.encode_texts(*inputs._texts(part)).features.float().cpu())
     return torch.cat(images), torch.cat(texts)
 
 
@@ -222,8 +208,7 @@ def _decode(preprocess: Callable, pairs: Pairs, rows: Iterable[int]) -> Tensor:
 
 def _image_features(model: DualEncoder, pairs: Pairs, name: str, digest: bytes) -> Tensor:
     def pool(rows: Sequence[int]) -> Tensor:
-        pixels = _decode(model.preprocess, pairs, rows)
-        return model.encode_images(model.normalise(pixels)).pooled
+        return model.encode_images(_decode(model.preprocess, pairs, rows)).pooled
 
     shown = (pairs.name, pairs.split, pairs.keys, pixel_digests(pairs))
     # Small batches stay in a CPU's cache: 16 photos at once are twice as fast as 64.

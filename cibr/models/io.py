@@ -1,24 +1,27 @@
-"""The folder format of a `DualEncoder`: written by `save_pretrained`, read by `from_pretrained`,
-bit for bit.
+"""Models by name, and the folder format of a `DualEncoder`: written by `save_pretrained`, read by
+`from_pretrained`, bit for bit.
 
-    cibr.json                  the format, the backbone's kind and its settings
-    cibr.safetensors           every trainable weight, except those of a model of transformers
-    preprocessor_config.json   image preprocessing, in the hub's format
-    tokenizer.json, ...        the tokenizer, in the hub's format
-    image_tower/, text_tower/  the frozen towers (kind `frozen`)
-    config.json, model.safetensors  the model of transformers itself (kind `clip`), for its own
-    class to load
+    cibr.json                       the format, the backbone's kind and its settings
+    cibr.safetensors                every trainable weight, but those of a model of transformers
+    preprocessor_config.json        image preprocessing, in the hub's format
+    tokenizer.json, ...             the tokenizer, in the hub's format
+    image_tower/, text_tower/       the frozen towers (kind `frozen`)
+    config.json, model.safetensors  the model of transformers (kind `clip`), for its own class too
 
 The folder may have other files, such as a run's history. A save writes to a subfolder, renames it
 to `.complete` and moves its files to their places, as does a load that finds it. So a kill at any
 moment, or a full disk, leaves the old or the new model complete.
+
+A name is looked for as a folder, in `$CIBR_MODELS/<hub id>`, among the two checkpoints that are
+shipped with the package and on the hub.
 """
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,14 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging
 
 from cibr.models import towers
+from cibr.utils import nearest, shipped
+
+_BUILT = ("tiny", "frozen")  # kinds of model with a name of their own
+_CHECKPOINTS = ("clip-tiny", "cibr-tiny")  # shipped with the package
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
 
 _CONFIG = "cibr.json"
 _WEIGHTS = "cibr.safetensors"
@@ -48,7 +57,7 @@ def save(model, folder: Path) -> Path:
         _move_into_place(folder)
         shutil.rmtree(part, ignore_errors=True)  # left by a killed save
         part.mkdir()
-        with towers.quiet_transformers():
+        with quiet_transformers():
             _write(model, part)
         for file in part.rglob("*"):
             if file.is_file():
@@ -95,46 +104,55 @@ def _move_into_place(folder: Path) -> None:
     shutil.rmtree(complete, ignore_errors=True)  # folders only
 
 
-def holds_model(folder: Path) -> bool:
-    """Whether `save` wrote this folder, completely or in part."""
-    return any((folder / name).exists() for name in (_COMPLETE, _CONFIG, _WEIGHTS))
-
-
-def load(cls, folder: Path):
-    """Reads a folder that `save` wrote.
+def load(cls, name: str):
+    """Builds a model from a folder that `save` wrote, or else from a model of transformers.
 
     Raises:
-        ValueError: a missing or damaged file, named.
+        FileNotFoundError: the model, its tokenizer or its image preprocessing is missing.
+        ValueError: a missing or damaged file, named; a model that is not a dual encoder.
     """
+    folder = Path(_resolve(name))
+    if not any((folder / part).exists() for part in (_COMPLETE, _CONFIG, _WEIGHTS)):
+        return _load_from_hub(cls, name)
     _move_into_place(folder)
     config = _read(folder / _CONFIG, _checked_config)
     kind = config["kind"]
     settings = config["settings"]
     processor = _read(folder / _PREPROCESSING, lambda file: towers.image_processor(_json(file)))
     if kind == "frozen":
-        image, text = (_read(folder / name, _model) for name in ("image_tower", "text_tower"))
+        image = _read(folder / "image_tower", lambda tower: _pretrained("AutoModel", tower))
+        text = _read(folder / "text_tower", lambda tower: _pretrained("AutoModel", tower))
         backbone = towers.FrozenBackbone(image, text, processor.crop_size, **settings)
     elif kind == "clip":
-        backbone = towers.HubBackbone(_read(folder, _model))
+        backbone = towers.HubBackbone(_read(folder, lambda _: _pretrained("AutoModel", folder)))
     else:
         backbone = _read(folder / _CONFIG, lambda _: towers.TinyBackbone(**settings))
-    tokenizer = _read(
-        folder / "tokenizer.json", lambda _: transformers.AutoTokenizer.from_pretrained(folder)
-    )
+    tokenizer = _read(folder / "tokenizer.json", lambda _: _pretrained("AutoTokenizer", folder))
     model = cls(backbone, processor, tokenizer)
     _read(folder / _WEIGHTS, lambda file: _set_weights(model, load_file(file)))
+    return model.eval()
+
+
+def _load_from_hub(cls, name: str):
+    backbone = towers.HubBackbone(from_hub("AutoModel", name))
+    processor = towers.image_processor(from_hub("AutoImageProcessor", name).to_dict())
+    model = cls(backbone, processor, from_hub("AutoTokenizer", name))
+    model.log_logit_scale.data.copy_(backbone.model.logit_scale.data.squeeze())
     return model.eval()
 
 
 def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
     """What the reader makes of a path; errors, which may be of nearly any type, name the path."""
     try:
-        with towers.quiet_transformers():
+        with quiet_transformers():
             return reader(path)
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        fix = "save the model again"
-        raise ValueError(f"{str(path)!r} is missing or damaged ({reason}): {fix}") from error
+        problem = f"{str(path)!r} is missing or damaged ({_reason(error)})"
+        raise ValueError(f"{problem}: save the model again") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _json(file: Path) -> dict:
@@ -149,13 +167,91 @@ def _checked_config(file: Path) -> dict:
     return config
 
 
-def _model(folder: Path) -> torch.nn.Module:
-    return transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-
-
 def _set_weights(model, state: dict[str, torch.Tensor]) -> None:
     stored = {name: tensor.shape for name, tensor in state.items()}
     wanted = {name: tensor.shape for name, tensor in _weights(model).items()}
     if differing := stored.items() ^ wanted.items():
         raise ValueError(f"{min(differing)[0]!r} does not fit {_CONFIG}")
     model.load_state_dict(state, strict=False)  # frozen towers have their own files
+
+
+def _resolve(name: str, known: Sequence[str] = _CHECKPOINTS) -> str:
+    """The location of a model's files: a local folder, or the name itself as a hub id, not yet
+    fetched.
+
+    Raises:
+        FileNotFoundError: a name that is neither; the message suggests the nearest of the `known`
+            names.
+    """
+    path = Path(name).expanduser()
+    folders = [path, Path(os.environ.get("CIBR_MODELS", ".")).expanduser() / name]
+    if name in _CHECKPOINTS:
+        folders.append(shipped(f"checkpoints/{name}"))
+    for folder in folders:
+        if name and os.path.isdir(folder):  # False for impossible names, too
+            return str(folder)
+    if _HUB_ID.fullmatch(name) and not os.path.islink(path):
+        return name
+    problem = nearest(name, known) or "."
+    if os.path.isfile(path) or os.path.islink(path):
+        problem = ": it is a file or a broken link."
+    fix = f"a hub id such as openai/clip-vit-base-patch32, or {' or '.join(known)}"
+    raise FileNotFoundError(f"unknown model {name!r}{problem} Give the folder of a model, {fix}")
+
+
+def model_kind(name: str) -> str:
+    """The kind of a model to train, `tiny`, `frozen` or `clip`, from its name, without loading it.
+
+    Raises:
+        ValueError: a name that is not `tiny` or `frozen`, a folder or a hub id.
+    """
+    if name in _BUILT:
+        return name
+    try:
+        _resolve(name, _BUILT)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
+    return "clip"
+
+
+@contextmanager
+def quiet_transformers():
+    """A context without progress bars and loading reports of transformers, such as on unused
+    weights.
+    """
+    verbosity = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def from_hub(loader: str, name: str):
+    """Calls `from_pretrained` of a class of transformers: AutoModel, in float32, AutoTokenizer or
+    AutoImageProcessor.
+
+    Raises:
+        FileNotFoundError: nothing to load; the message says where it searched, and the fix.
+    """
+    source = _resolve(name)
+    try:
+        with quiet_transformers():
+            return _pretrained(loader, source)
+    except Exception as error:  # loaders raise nearly anything
+        fix = f"give its folder, set CIBR_MODELS to one that holds {name}, or connect to the hub"
+        message = f"cannot load {source!r} with transformers.{loader} ({_reason(error)}): {fix}"
+        raise FileNotFoundError(message) from error
+
+
+def _pretrained(loader: str, source: str | Path):
+    options = {"dtype": torch.float32} if loader == "AutoModel" else {}
+    loaded = getattr(transformers, loader).from_pretrained(source, **options)
+    # transformers makes a tokenizer without a vocabulary, silently.
+    if loader == "AutoTokenizer" and len(loaded) <= len(loaded.all_special_tokens):
+        raise ValueError("its files hold no vocabulary")
+    return loaded

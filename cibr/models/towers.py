@@ -3,20 +3,15 @@ transformers.
 
 A backbone pools each modality (`image_pooled`, `text_pooled`), projects it (`image_head`,
 `text_head`) and has the attributes `dim`, `dim_image_pooled`, `dim_text_pooled`, `context`,
-`reads_padding` and `settings`. The module also has image preprocessing, the tokenizer of tiny
-models, and the search order for pretrained models: an existing folder, `$CIBR_MODELS/<hub id>`, the
-two checkpoints that are shipped with the package, the hub.
+`reads_padding` and `settings`. The module also has image preprocessing and the tokenizer of tiny
+models.
 
 Classes of transformers are imported on use: those of images import torchvision, which takes two
 seconds and is not needed for tiny models.
 """
 
-import os
-import re
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,14 +23,9 @@ from tokenizers import Tokenizer
 from tokenizers.implementations import ByteLevelBPETokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers.utils import logging
 
 from cibr.data.pairs import to_rgb
-from cibr.utils import nearest, shipped
 
-MODELS = ("tiny", "frozen")
-_CHECKPOINTS = ("clip-tiny", "cibr-tiny")  # shipped with the package
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
 _TEXT_WIDTH = 128  # of the tiny text tower
 
 _Pixels = Float[Tensor, "n 3 h w"]  # normalised images
@@ -87,7 +77,7 @@ class ImageProcessor:
         }
 
 
-class HubImageProcessor:
+class _HubImageProcessor:
     """An image processor of transformers with the interface of `ImageProcessor`, for models unlike
     CLIP.
 
@@ -119,9 +109,9 @@ class HubImageProcessor:
         return self.processor(rgb, return_tensors="pt")["pixel_values"]
 
 
-def image_processor(settings: dict) -> ImageProcessor | HubImageProcessor:
+def image_processor(settings: dict) -> ImageProcessor | _HubImageProcessor:
     """The image processor of settings in the hub's format: `ImageProcessor` if CLIP's, or
-    `HubImageProcessor`.
+    `_HubImageProcessor`.
     """
     short = (settings.get("size") or {}).get("shortest_edge", 0)
     crop = settings.get("crop_size") or {}
@@ -135,16 +125,14 @@ def image_processor(settings: dict) -> ImageProcessor | HubImageProcessor:
         and settings["image_processor_type"].startswith("CLIPImageProcessor")
     ):
         return ImageProcessor(short, crop["height"], settings["image_mean"], settings["image_std"])
-    return HubImageProcessor(settings)
+    return _HubImageProcessor(settings)
 
 
-def train_tokenizer(
-    texts: list[str], vocabulary: int = 2048, context: int = 64
-) -> transformers.PreTrainedTokenizerFast:
+def train_tokenizer(texts: list[str], context: int = 64) -> transformers.PreTrainedTokenizerFast:
     """A lower-case byte-level BPE tokenizer learned from texts; it can encode every string."""
     learned = ByteLevelBPETokenizer(lowercase=True, unicode_normalizer="nfc", add_prefix_space=True)
     options = dict(min_frequency=0, show_progress=False, special_tokens=["<pad>", "<end>"])
-    learned.train_from_iterator(texts, vocabulary, **options)
+    learned.train_from_iterator(texts, 2048, **options)
     tokenizer = Tokenizer.from_str(learned.to_str())
     ends = [("<end>", tokenizer.token_to_id("<end>"))]
     tokenizer.post_processor = TemplateProcessing(single="$A <end>", special_tokens=ends)
@@ -403,81 +391,3 @@ def _input_of(head: nn.Module, encode: Callable, **inputs: Tensor) -> _Pooled:
     with head.register_forward_pre_hook(lambda _, values: seen.append(values[0])):
         features = encode(**inputs).pooler_output
     return seen[0] if seen else features
-
-
-def resolve_model(name: str, known: Sequence[str] = _CHECKPOINTS) -> str:
-    """The location of a model's files: a local folder, or the name itself as a hub id, not yet
-    fetched.
-
-    Raises:
-        FileNotFoundError: a name that is neither; the message suggests the nearest of the `known`
-            names.
-    """
-    path = Path(name).expanduser()
-    folders = [path, Path(os.environ.get("CIBR_MODELS", ".")).expanduser() / name]
-    if name in _CHECKPOINTS:
-        folders.append(shipped(f"checkpoints/{name}"))
-    for folder in folders:
-        if name and os.path.isdir(folder):  # False for impossible names, too
-            return str(folder)
-    if _HUB_ID.fullmatch(name) and not os.path.islink(path):
-        return name
-    problem = nearest(name, known) or "."
-    if os.path.isfile(path) or os.path.islink(path):
-        problem = ": it is a file or a broken link."
-    fix = f"a hub id such as openai/clip-vit-base-patch32, or {' or '.join(known)}"
-    raise FileNotFoundError(f"unknown model {name!r}{problem} Give the folder of a model, {fix}")
-
-
-def model_kind(name: str) -> str:
-    """The kind of a model to train, `tiny`, `frozen` or `clip`, from its name, without loading it.
-
-    Raises:
-        ValueError: a name that is not `tiny` or `frozen`, a folder or a hub id.
-    """
-    if name in MODELS:
-        return name
-    try:
-        resolve_model(name, MODELS)
-    except FileNotFoundError as error:
-        raise ValueError(str(error)) from error
-    return "clip"
-
-
-@contextmanager
-def quiet_transformers():
-    """A context without progress bars and loading reports of transformers, such as on unused
-    weights.
-    """
-    verbosity = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def from_hub(loader: str, name: str, **options):
-    """Calls `from_pretrained` of a class of transformers, AutoModel, AutoTokenizer or
-    AutoImageProcessor.
-
-    Raises:
-        FileNotFoundError: nothing to load; the message says where it searched, and the fix.
-    """
-    source = resolve_model(name)
-    try:
-        with quiet_transformers():
-            loaded = getattr(transformers, loader).from_pretrained(source, **options)
-        if loader == "AutoTokenizer" and len(loaded) <= len(loaded.all_special_tokens):
-            # transformers makes an empty one, silently
-            raise ValueError("its files hold no vocabulary")
-        return loaded
-    except Exception as error:  # loaders raise nearly anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        fix = f"give its folder, set CIBR_MODELS to one that holds {name}, or connect to the hub"
-        message = f"cannot load {source!r} with transformers.{loader} ({reason}): {fix}"
-        raise FileNotFoundError(message) from error

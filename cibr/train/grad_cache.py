@@ -57,8 +57,8 @@ class GradCache:
         def encode(rows: slice) -> dict[str, Tensor]:
             is_bf16 = mixed_precision == "bf16"
             with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=is_bf16):
-                image = encode_images(model, batch.images[rows])
-                text = encode_texts(model, tuple(part[rows] for part in batch.texts))
+                image = model.encode_images(batch.images[rows])
+                text = model.encode_texts(*(part[rows] for part in batch.texts))
                 named = {"image_features": image.features, "text_features": text.features}
                 if "pooled" in needs:
                     named["image_pooled"] = image.pooled.detach()

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from helpers import TEXTS, picture
 
 import cibr
-from cibr.models import DualEncoder, io
+from cibr.models import DualEncoder, io, model_kind
 from cibr.utils import shipped
 
 each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "clip"])
@@ -144,3 +145,34 @@ def test_a_shipped_checkpoint_names_unseen_drawings_and_says_how_it_was_made(nam
     made_as = {key: about["configuration"][key] for key in ("beta", "seed", "dataset", "model")}
     assert made_as == {"beta": beta, "seed": 0, "dataset": "glyphs", "model": "tiny"}
     assert about["commit"] and sum(file.stat().st_size for file in folder.iterdir()) < 3e6
+
+
+def test_a_model_is_looked_for_in_a_folder_then_in_cibr_models_then_as_shipped(
+    build, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CIBR_MODELS", raising=False)
+    names = ("tiny", "frozen", "openai/clip-vit-base-patch32", str(tmp_path))
+    assert [model_kind(name) for name in names] == ["tiny", "frozen", "clip", "clip"]
+    assert DualEncoder.from_pretrained("cibr-tiny").dim == 128
+    model = build("tiny")
+    monkeypatch.setenv("CIBR_MODELS", str(tmp_path / "store"))
+    for temperature, folder in ((0.5, tmp_path / "store"), (0.25, tmp_path)):
+        model.set_temperature(temperature)
+        for name in ("cibr-tiny", "some/model"):
+            model.save_pretrained(folder / name)
+            loaded = DualEncoder.from_pretrained(name)
+            assert loaded.logit_scale.item() == pytest.approx(1 / temperature)
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_transformers_is_quiet_for_a_while_and_then_as_before(bars):
+    logging = transformers.utils.logging
+    (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
+    before = logging.get_verbosity()
+    with pytest.raises(KeyboardInterrupt), io.quiet_transformers():  # noqa: PT012
+        assert logging.get_verbosity() == logging.ERROR != before
+        assert not logging.is_progress_bar_enabled()
+        raise KeyboardInterrupt
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (before, bars)
+    logging.enable_progress_bar()

@@ -10,15 +10,7 @@ from test_models_dual_encoder import odd_images
 
 from cibr import DualEncoder
 from cibr.data.pairs import to_rgb
-from cibr.models import model_kind
-from cibr.models.towers import (
-    ImageProcessor,
-    TinyBackbone,
-    image_processor,
-    quiet_transformers,
-    resolve_model,
-)
-from cibr.utils import shipped
+from cibr.models.towers import ImageProcessor, TinyBackbone, image_processor
 
 SQUARE = {"height": 32, "width": 32}
 
@@ -80,36 +72,6 @@ def test_gradients_of_odd_batches_are_those_of_one_thread(width):
         torch.set_num_threads(before)
     for a, b in zip(*gradients, strict=True):  # float32 sums in another order
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
-
-
-def test_a_model_is_looked_for_in_a_folder_then_in_cibr_models_then_as_shipped(
-    tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("CIBR_MODELS", raising=False)
-    assert resolve_model("some/model") == "some/model"
-    assert resolve_model("cibr-tiny") == str(shipped("checkpoints/cibr-tiny"))
-    monkeypatch.setenv("CIBR_MODELS", str(tmp_path / "store"))
-    for name in ("some/model", "cibr-tiny"):
-        (tmp_path / "store" / name).mkdir(parents=True)
-        assert resolve_model(name) == str(tmp_path / "store" / name)
-        (tmp_path / name).mkdir(parents=True)
-        assert resolve_model(name) == name
-    names = ("tiny", "frozen", "openai/clip-vit-base-patch32", str(tmp_path))
-    assert [model_kind(name) for name in names] == ["tiny", "frozen", "clip", "clip"]
-
-
-@pytest.mark.parametrize("bars", [True, False])
-def test_transformers_is_quiet_for_a_while_and_then_as_before(bars):
-    logging = transformers.utils.logging
-    (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
-    before = logging.get_verbosity()
-    with pytest.raises(KeyboardInterrupt), quiet_transformers():  # noqa: PT012
-        assert logging.get_verbosity() == logging.ERROR != before
-        assert not logging.is_progress_bar_enabled()
-        raise KeyboardInterrupt
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (before, bars)
-    logging.enable_progress_bar()
 
 
 @pytest.mark.models

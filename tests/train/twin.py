@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from cibr.losses import CIBRLoss
 from cibr.losses.vmf import sample_vmf
-from cibr.models.features import encode_images, encode_texts, prepare
+from cibr.models.features import prepare
 from cibr.train.loop import set_up, train_step
 
 N_STEPS = 5  # of which the last three differ in the weight of the penalty
@@ -122,8 +122,8 @@ def encoded(config, model, inputs, batch, needs, bf16):
     for rows in torch.arange(len(images)).split(config.micro_batch_size or len(images)):
         # Weights are cast again for each part; from one cast, gradients would be summed in bf16.
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
-            image = encode_images(model, images[rows])
-            text = encode_texts(model, tuple(part[rows] for part in texts))
+            image = model.encode_images(images[rows])
+            text = model.encode_texts(*(part[rows] for part in texts))
             named = dict(image_features=image.features, text_features=text.features)
             named |= dict(image_pooled=image.pooled.detach(), text_pooled=text.pooled.detach())
             if "projected" in needs:
@@ -136,7 +136,7 @@ def encoded(config, model, inputs, batch, needs, bf16):
 
 @torch.no_grad()
 def cosines(model, batch):
-    return encode_images(model, batch.images).features @ encode_texts(model, batch.texts).features.T
+    return model.encode_images(batch.images).features @ model.encode_texts(*batch.texts).features.T
 
 
 def train_critics(critics, adam, batch):
