@@ -9,7 +9,6 @@ from helpers import noise_pairs
 from small_runs import PAIRS, train, write_folder
 
 from cibr.train import configure, load_splits
-from cibr.train.grad_cache import rows_per_process
 
 OUT_OF_RANGE = [
     dict(beta=[-0.1, math.nan, 1e5], kappa_e=[0.0, 1e7], epochs=[-1], batch_size=[-1, 1]),
@@ -38,10 +37,7 @@ SETTINGS += [
     (dict(model=""), "model ''"),
     (dict(penalty="anchor"), "penalty 'anchor' reads features of frozen towers: set model to"),
     (dict(cca_start=True), "cca_start reads features of frozen towers: set model to 'frozen'"),
-    (
-        dict(feature_noise=0.1),
-        "feature_noise reads features of frozen towers: set model to",
-    ),
+    (dict(feature_noise=0.1), "feature_noise reads features of frozen towers: set model to"),
     (dict(model="frozen", crop_scale=0.9), "crop_scale needs a tower that trains: leave it at 1"),
 ]
 
@@ -59,16 +55,14 @@ def too_few_to_hold_out(folder):
     load_splits(configure(dataset=write_folder(folder / "mine", train=9, test=1)))
 
 
-def training_on(pairs):
+def training(pairs=PAIRS, precision="no", n_processes=1, **options):
+    accelerator = SimpleNamespace(mixed_precision=precision, num_processes=n_processes)
+
     def call(folder):
         with warnings.catch_warnings(action="ignore"):  # of a batch that is larger than the set
-            train(folder / "out", pairs)
+            train(folder / "out", pairs, additions={"accelerator": accelerator}, **options)
 
     return call
-
-
-def half_precision(folder):
-    train(folder, additions={"accelerator": SimpleNamespace(mixed_precision="fp16")})
 
 
 def output_under_a_file(folder):
@@ -81,21 +75,22 @@ def output_with_other_files(folder):
     train(folder)
 
 
-def sharing(*numbers):
-    return lambda: rows_per_process(*numbers)
-
-
 SAME = replace(noise_pairs(9), captions=[["a red cat"]] * 9)
+TWO = PAIRS.subset([0, 1])
 RUNS = [
     ("too few to hold out", too_few_to_hold_out, "9 pairs and no validation split: .*ten pairs"),
     ("output in the data", output_within_the_data, "is within the data set's folder: choose one"),
     ("output under a file", output_under_a_file, "out/x' cannot be written: .*choose another"),
     ("other files", output_with_other_files, "no run's, such as 'thesis.tex': choose another"),
-    ("one pair", training_on(PAIRS.subset([0])), "all 1 pairs of .*'noise', .* match"),
-    ("one caption", training_on(SAME), "all 9 pairs of .*'noise', 'a red cat', match by caption"),
-    ("half precision", half_precision, "'fp16' is not offered: give --mixed_precision bf16 or no"),
-    ("pairs fewer than processes", sharing(8, 2, 3), "3 processes cannot share a batch of 2 pairs"),
-    ("an odd batch", sharing(5, 16, 2), "2 processes cannot share a batch of 5 pairs.*multiple"),
+    ("one pair", training(PAIRS.subset([0])), "all 1 pairs of .*'noise', .* match"),
+    ("one caption", training(SAME), "all 9 pairs of .*'noise', 'a red cat', match by caption"),
+    (
+        "half precision",
+        training(precision="fp16"),
+        "'fp16' is not offered: give --mixed_precision bf16 or no",
+    ),
+    ("few pairs", training(TWO, n_processes=3), "3 processes cannot share a batch of 2 pairs"),
+    ("an odd batch", training(batch_size=5, n_processes=2), "2 .* share a batch of 5.*multiple"),
 ]
 CASES = [(f"train: {given}", configuring(given), ValueError, words) for given, words in SETTINGS]
 CASES += [(f"train: {name}", call, ValueError, words) for name, call, words in RUNS]

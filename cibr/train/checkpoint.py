@@ -3,10 +3,9 @@
 A checkpoint is one file, `checkpoints/step-000000123.pt`, written atomically; older ones are
 removed only afterwards, so a kill at any moment or a full disk leaves a readable one. Order,
 captions, dropout and noise are keyed by the seed and the step, so the step fixes both the position
-in the data and the random state. SIGTERM and Ctrl-C save before they end a run.
+in the data and the random state. SIGTERM and Ctrl-C are noted, to save before a run ends.
 """
 
-import hashlib
 import json
 import shutil
 import signal
@@ -23,9 +22,8 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from cibr.data import Pairs
 from cibr.models import DualEncoder
-from cibr.train.config import NOT_THE_RUN, RunConfig
+from cibr.train.config import RunConfig
 from cibr.utils import provenance, write_atomically
 
 _KEPT = 2  # checkpoints: the newest and the one before it
@@ -61,35 +59,18 @@ class Progress:
         self.sums, self.n_summed = {}, 0
 
 
-def run_identity(
-    model: DualEncoder,
-    train: Pairs,
-    validation: Pairs | None,
-    config: RunConfig,
-    **others: Any,
-) -> dict[str, Any]:
-    """Everything that must be equal for a run to resume another's checkpoint, for JSON."""
-    run = config.model_dump(exclude=set(NOT_THE_RUN))
-    run["architecture"] = f"{model.kind} {model.backbone.settings}"
-    for name, pairs in (("training pairs", train), ("validation pairs", validation)):
-        if pairs is not None:
-            digest = hashlib.sha256(repr((pairs.keys, pairs.captions)).encode()).hexdigest()
-            run[name] = f"{len(pairs):,} with digest {digest[:12]}"
-    return json.loads(json.dumps(run | others))
-
-
 class RunFolder:
     """The output folder of a run.
 
     Args:
         folder: its path.
-        identity: the run's `run_identity`.
+        identity: everything that must be equal for a run to resume another's checkpoint, for JSON.
         writes: whether this process writes to it.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], writes: bool = True):
         self.folder = folder
-        self.identity = identity
+        self.identity = json.loads(json.dumps(identity))
         self.writes = writes
 
     @contextmanager
@@ -114,7 +95,7 @@ class RunFolder:
         except OSError as error:
             raise ValueError(f"{name} cannot be written: {error}; choose another") from error
         try:
-            if not checkpoints(self.folder) and not (self.folder / _RECORD).exists():
+            if not _checkpoints(self.folder) and not (self.folder / _RECORD).exists():
                 names = [f.name for f in self.folder.iterdir() if not any(map(f.match, _OF_A_RUN))]
                 if names:
                     what = f"{name} already has files that are no run's, such as {min(names)!r}"
@@ -132,7 +113,7 @@ class RunFolder:
                 differences.
         """
         files = [self.folder / name for name in (_RECORD, _MODEL, _HISTORY)]
-        if checkpoints(self.folder) or not all(file.exists() for file in files):
+        if _checkpoints(self.folder) or not all(file.exists() for file in files):
             return None
         record = json.loads(files[0].read_text(encoding="utf-8"))
         fix = f"or remove {str(self.folder)!r}"
@@ -156,7 +137,7 @@ class RunFolder:
             ValueError: the checkpoint has another configuration or other pairs; the message lists
                 the differences.
         """
-        newest = newest_checkpoint(self.folder)
+        newest = _newest_checkpoint(self.folder)
         if newest is None:
             return progress
         file, state = newest
@@ -182,7 +163,7 @@ class RunFolder:
                 is_model = isinstance(part, DualEncoder)
                 state[name] = part.own_state() if is_model else part.state_dict()
             self._write(file, lambda path: torch.save(state, path))
-            for old in checkpoints(self.folder)[:-_KEPT]:
+            for old in _checkpoints(self.folder)[:-_KEPT]:
                 old.unlink(missing_ok=True)
             self._write_history(progress)
         return file
@@ -202,7 +183,7 @@ class RunFolder:
 
     def last_good(self) -> str:
         """The newest readable checkpoint, as a clause for messages."""
-        newest = newest_checkpoint(self.folder)
+        newest = _newest_checkpoint(self.folder)
         if newest is None:
             return "there is no checkpoint yet"
         return f"the last good checkpoint is {str(newest[0])!r}"
@@ -231,16 +212,16 @@ class RunFolder:
             raise ValueError(f"{held}: {', '.join(differences)}. Choose another output_dir, {fix}")
 
 
-def checkpoints(folder: Path) -> list[Path]:
+def _checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in a run's folder, oldest first."""
     return sorted(folder.glob("checkpoints/step-*.pt"))
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def _newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest readable checkpoint with its state, loaded as weights only; damaged ones are
     skipped.
     """
-    for file in reversed(checkpoints(folder)):
+    for file in reversed(_checkpoints(folder)):
         try:
             return file, torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises nearly anything on a damaged file
@@ -272,14 +253,3 @@ def noted_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
-
-
-def leave(number: int, file: Path, progress: Progress, accelerator) -> None:
-    """Reports where a run is saved and how to resume it, and exits as the signal would."""
-    place = f"at step {progress.step} of {progress.n_steps} in {str(file)!r}"
-    name = signal.Signals(number).name
-    message = f"{name}: the run is saved {place}; start it again to go on"
-    if accelerator.is_main_process:
-        print(message, file=sys.stderr, flush=True)
-    accelerator.wait_for_everyone()
-    raise KeyboardInterrupt(message) if number == signal.SIGINT else SystemExit(128 + number)

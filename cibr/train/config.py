@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator
 
 from cibr.data import Pairs, Source, available_splits, load_pairs, resolve
 from cibr.losses import CONTRASTIVE, PENALTIES
@@ -22,7 +22,8 @@ from cibr.losses.cibr import MAX_BETA, check_options
 from cibr.models import DualEncoder, model_kind
 from cibr.utils import check_known, runs_folder, shipped
 
-NOT_THE_RUN = ("output_dir", "micro_batch_size")  # do not affect results
+NOT_THE_RUN = {"output_dir", "micro_batch_size"}  # do not affect results
+_SMALLEST = {"batch_size": 2, "temperature": 0.01, "weight_decay": 0, "dropout": 0}  # if not preset
 
 
 def _setting(default: Any, description: str, **limits: Any) -> Any:
@@ -55,7 +56,7 @@ class RunConfig(BaseModel):
     output_dir: str = _setting("", "folder of the run; empty for one under runs/")
     micro_batch_size: int = _setting(0, "rows encoded at once; 0 for the whole batch", ge=0)
     cca_start: bool = _setting(False, "start heads over frozen towers at regularised CCA")
-    cca_ridges: tuple[float, float] = _setting(
+    cca_ridges: tuple[PositiveFloat, PositiveFloat] = _setting(
         (3.0, 1.0), "of CCA, image and text, above 0, in mean variances", strict=False
     )
     feature_noise: float = _setting(0.0, "on cached features, in their deviations", ge=0, le=100)
@@ -63,22 +64,13 @@ class RunConfig(BaseModel):
     validate_every: int = _setting(1, "epochs between validations", ge=1)
     max_skipped: int = _setting(0, "unusable samples that may be left out", ge=0)
 
-    @model_validator(mode="after")
-    def _check(self) -> "RunConfig":
-        between = {
-            "batch_size": 0 < self.batch_size < 2,
-            "temperature": 0 < self.temperature < 0.01,
-            "dropout": -1 < self.dropout < 0,
-            "weight_decay": -1 < self.weight_decay < 0,
-            "cca_ridges": min(self.cca_ridges) <= 0,
-        }
-        for name in (name for name, is_out in between.items() if is_out):
-            raise ValueError(_refusal(name, getattr(self, name), "out of its range"))
-        return self
-
-
-def _refusal(name: str, value: Any, reason: str) -> str:
-    return f"{name} is {value!r}: {reason} ({RunConfig.model_fields[name].description})"
+    @field_validator(*_SMALLEST)
+    @classmethod
+    def _check(cls, value: Any, info) -> Any:
+        name = info.field_name
+        if value != cls.model_fields[name].default and value < _SMALLEST[name]:
+            raise ValueError("out of its range")
+        return value
 
 
 RunConfig.__doc__ = (
@@ -105,11 +97,10 @@ def configure(**parameters: Any) -> RunConfig:
         config = RunConfig(**parameters)
     except ValidationError as error:
         first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
-        if first["loc"]:
-            rule = message.replace("Input should", "it should", 1)
-            message = _refusal(first["loc"][0], first["input"], rule)
-        raise ValueError(message) from error
+        name = first["loc"][0]
+        rule = first["msg"].removeprefix("Value error, ").replace("Input should", "it should", 1)
+        about = RunConfig.model_fields[name].description
+        raise ValueError(f"{name} is {first['input']!r}: {rule} ({about})") from error
     check_known("penalty", config.penalty, PENALTIES)
     check_known("contrastive loss", config.contrastive, CONTRASTIVE)
     check_options(PENALTIES[config.penalty], config.penalty_options)
@@ -118,9 +109,8 @@ def configure(**parameters: Any) -> RunConfig:
     _check_for_kind(config, kind)
     preset = _preset(source, kind)
     defaults = RunConfig().model_dump() | preset
-    unset = {name: RunConfig.model_fields[name].default for name in preset if name != "image_size"}
-    filled = {name: preset[name] for name in unset if getattr(config, name) == unset[name]}
-    config = config.model_copy(update=filled)
+    unset = {name for name, value in config if value == RunConfig.model_fields[name].default}
+    config = config.model_copy(update={name: preset[name] for name in preset if name in unset})
     if not config.output_dir:
         folder = runs_folder() / _run_name(config, source.name, defaults)
         config = config.model_copy(update={"output_dir": str(folder)})
@@ -138,24 +128,23 @@ def _preset(source: Source, kind: str) -> dict[str, Any]:
 
 
 def _check_for_kind(config: RunConfig, kind: str) -> None:
-    if kind == "frozen":
-        if config.crop_scale != 1:
-            raise ValueError("crop_scale needs a tower that trains: leave it at 1 with 'frozen'")
-        return
-    settings = {
+    if kind == "frozen" and config.crop_scale != 1:
+        raise ValueError("crop_scale needs a tower that trains: leave it at 1 with 'frozen'")
+    of_frozen = {
         f"penalty {config.penalty!r}": "statistic" in PENALTIES[config.penalty].built_from,
         "cca_start": config.cca_start,
         "feature_noise": config.feature_noise > 0,
     }
-    for name in (name for name, is_set in settings.items() if is_set):
-        raise ValueError(f"{name} reads features of frozen towers: set model to 'frozen'")
+    for name, is_set in of_frozen.items():
+        if is_set and kind != "frozen":
+            raise ValueError(f"{name} reads features of frozen towers: set model to 'frozen'")
 
 
 def _run_name(config: RunConfig, dataset: str, defaults: dict[str, Any]) -> str:
     model = config.model.rstrip("/").split("/")[-1]
     named = dict(penalty=config.penalty, beta=config.beta, seed=config.seed)
     named |= dict(model=model, dataset=dataset)
-    settings = config.model_dump(exclude=set(NOT_THE_RUN))
+    settings = config.model_dump(exclude=NOT_THE_RUN)
     others = {k: v for k, v in settings.items() if v != named.get(k, defaults[k])}
     name = f"{dataset}-{model}-{config.penalty}-beta{config.beta:g}-seed{config.seed}"
     digest = hashlib.sha256(repr(sorted(others.items())).encode()).hexdigest()[:6]

@@ -9,18 +9,22 @@ its newest checkpoint with the same result as without the interruption.
 import copy
 import hashlib
 import math
+import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import broadcast, send_to_device
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
@@ -31,19 +35,15 @@ from cibr.losses import PENALTIES, CIBRLoss, RegularisedCCA, beta_at
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.features import Batch, Inputs, embed_pairs, prepare
-from cibr.train.checkpoint import Progress, RunFolder, leave, noted_signals, run_identity
-from cibr.train.config import RunConfig
-from cibr.train.grad_cache import (
-    GradCache,
-    average_gradient,
-    launched_processes,
-    rows_per_process,
-)
+from cibr.train.checkpoint import Progress, RunFolder, noted_signals
+from cibr.train.config import NOT_THE_RUN, RunConfig
+from cibr.train.grad_cache import GradCache, reduce_gradient
 
 _LARGEST_GRADIENT_NORM = 1.0
 _WARM_UP = 0.15  # share of the steps in which the learning rate rises to its peak
 _BETAS = (0.9, 0.98)  # of AdamW, as in CLIP
 _CHECKPOINT_SECONDS = 600  # between checkpoints within an epoch
+_LONGEST_WAIT = timedelta(hours=3)  # for the process that extracts a frozen tower's features
 _DEGENERATE = {  # values above which a run has collapsed, and the remedy
     "image_mean_cosine": (0.99, "image embeddings are nearly one point; lower learning_rate"),
     "text_mean_cosine": (0.99, "text embeddings are nearly one point; lower learning_rate"),
@@ -82,18 +82,6 @@ class TrainState:
     average: Any = None
     noise: tuple[Tensor, ...] = ()
 
-    def parts(self) -> dict[str, Any]:
-        """What a checkpoint stores beside the progress, by name."""
-        names = ("model", "loss_fn", "optimizer", "schedule", "teacher", "average")
-        parts = {name: getattr(self, name) for name in names}
-        return {name: part for name, part in parts.items() if part is not None}
-
-    def beta(self) -> float:
-        """The weight of the penalty in the next step."""
-        if not self.loss_fn.penalty.ramps:
-            return self.config.beta
-        return beta_at(self.progress.step / self.progress.n_steps, self.config.beta)
-
 
 def fit(
     model: DualEncoder,
@@ -128,7 +116,9 @@ def fit(
 
     Returns:
         The history, one row per epoch: `epoch, step, loss, clip_loss, penalty_loss, beta`, the
-        reports of the loss and of `_batch_health`, all averaged over the epoch's steps;
+        reports of the loss, the mean cosine between the embeddings of different images
+        (`image_mean_cosine`) and texts (`text_mean_cosine`), near 1 if they have collapsed to a
+        point, and the share of `repeated_captions`, all averaged over the epoch's steps;
         `temperature`, `seconds` of training, and validation recalls in [0, 1], NaN in epochs
         without validation.
 
@@ -143,22 +133,22 @@ def fit(
         SystemExit: with code 143 after SIGTERM; the run is saved and resumes when started again.
         KeyboardInterrupt: the same after Ctrl-C.
     """
-    accelerator = accelerator or launched_processes()
+    accelerator = accelerator or _launched_processes()
     _check(model, train, config, accelerator)
     order = order or (lambda epoch: epoch_rows(train, config.seed, epoch))
-    n_rows = rows_per_process(config.batch_size, len(train), accelerator.num_processes)
+    n_rows = _rows_per_process(config.batch_size, len(train), accelerator.num_processes)
     batch_size = n_rows * accelerator.num_processes
     steps = len(order(0)[0]) // batch_size
-    about = {"pairs a step": batch_size, "order": _digest(order(0)), "average": bool(average)}
-    about["precision"] = accelerator.mixed_precision
-    identity = run_identity(model, train, validation, config, **about)
+    identity = _identity(model, train, validation, config, order(0))
+    identity |= {"pairs a step": batch_size, "average": bool(average)}
+    identity["precision"] = accelerator.mixed_precision
     run = RunFolder(Path(config.output_dir), identity, writes=accelerator.is_main_process)
     with run.claimed():
         if (history := run.finished(model)) is not None:
             return history
         inputs, held_out = _prepare(model, train, validation, config, accelerator)
         state = set_up(model, inputs, config, accelerator, config.epochs * steps, cca, average)
-        state.progress = run.resume(state.parts(), state.progress)
+        state.progress = run.resume(_parts(state), state.progress)
         _check_equal_steps(state, run)
         with _progress_bar(state) as bar, noted_signals() as signals:
             rows = rows_of_steps(order, state, steps, n_rows)
@@ -167,6 +157,7 @@ def fit(
                 left = islice(batches, (epoch + 1) * steps - state.progress.step)
                 _train_epoch(state, left, run, signals, bar)
                 _end_epoch(state, epoch, held_out, run)
+                _warn_of_degenerate(state.progress)
         return _finish(state, run)
 
 
@@ -185,26 +176,30 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, float]:
             taken.
     """
     config, model, loss_fn = state.config, state.model, state.loss_fn
+    accelerator = state.accelerator
     number = state.progress.step + 1
     seed = config.seed + 1_000_003 * number
-    torch.manual_seed(seed + 7_919 * state.accelerator.process_index)  # dropout, of these rows
+    torch.manual_seed(seed + 7_919 * accelerator.process_index)  # dropout, of these rows
     generator = torch.Generator().manual_seed(seed)  # noise, of the whole batch
-    batch = _with_noise(_moved(batch, state.accelerator.device), state.noise)
-    loss_fn.beta = state.beta()
+    batch = send_to_device(batch, accelerator.device, non_blocking=True)
+    batch = _with_noise(batch, state.noise)
+    loss_fn.beta = config.beta
+    if loss_fn.penalty.ramps:
+        loss_fn.beta = beta_at(state.progress.step / state.progress.n_steps, config.beta)
     state.optimizer.zero_grad(set_to_none=True)
     try:
-        cache = _encoded(state, model, batch, loss_fn.needs)
+        cache = GradCache(model, batch, accelerator, config.micro_batch_size, loss_fn.needs)
         inputs = cache.features | {"generator": generator}
         if state.teacher is not None:
             inputs["teacher_logits"] = _teacher_logits(state, batch)
-        loss_fn.update(**inputs, synchronise=lambda p: average_gradient(p, state.accelerator))
+        loss_fn.update(**inputs, synchronise=lambda p: reduce_gradient(p, accelerator))
         terms = loss_fn(**inputs, logit_scale=model.logit_scale, labels=cache.labels)
         loss = sum(terms.values())
         loss.backward()
         cache.backward()
         own = loss_fn.trained_parameters()
         for parameter in own:
-            average_gradient(parameter, state.accelerator)
+            reduce_gradient(parameter, accelerator)
         parameters = [*model.parameters(), *own]
         norm = torch.nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT_NORM)
         terms = {"loss": loss} | terms | loss_fn.reports() | _batch_health(cache)
@@ -223,25 +218,13 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, float]:
     return values
 
 
-def _encoded(
-    state: TrainState, model: DualEncoder, batch: Batch, needs: Iterable[str]
-) -> GradCache:
-    options = state.config.micro_batch_size, state.accelerator.mixed_precision, needs
-    return GradCache(model, batch, state.accelerator, *options)
-
-
 @torch.no_grad()
 def _teacher_logits(state: TrainState, batch: Batch) -> Float[Tensor, "n n"]:
     """Logits of the teacher on the whole batch, images in rows."""
-    features = _encoded(state, state.teacher, batch, ()).features
-    return state.teacher.logit_scale * features["image_features"] @ features["text_features"].T
-
-
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    images, *texts, labels = (
-        part.to(device, non_blocking=True) for part in (batch.images, *batch.texts, batch.labels)
-    )
-    return Batch(images, tuple(texts), labels)
+    teacher = state.teacher
+    cache = GradCache(teacher, batch, state.accelerator, state.config.micro_batch_size)
+    images, texts = cache.features["image_features"], cache.features["text_features"]
+    return teacher.logit_scale * images @ texts.T
 
 
 def _with_noise(batch: Batch, noise: tuple[Tensor, ...]) -> Batch:
@@ -272,13 +255,25 @@ def _train_epoch(
         progress.seconds += time.perf_counter() - started
         received = torch.tensor([*signals, 0], device=state.accelerator.device)[:1]
         if number := int(state.accelerator.gather(received).max()):
-            leave(number, run.save(state.parts(), progress), progress, state.accelerator)
+            _leave(number, state, run)
         if time.perf_counter() - saved > _CHECKPOINT_SECONDS:
-            run.save(state.parts(), progress)
+            run.save(_parts(state), progress)
             saved = time.perf_counter()
         bar.update()
         bar.set_postfix(refresh=False, clip_loss=f"{progress.means()['clip_loss']:.3f}")
         started = time.perf_counter()
+
+
+def _leave(number: int, state: TrainState, run: RunFolder) -> None:
+    """Saves a run, reports how to resume it, and exits as the signal would."""
+    file = run.save(_parts(state), state.progress)
+    place = f"at step {state.progress.step} of {state.progress.n_steps} in {str(file)!r}"
+    name = signal.Signals(number).name
+    message = f"{name}: the run is saved {place}; start it again to go on"
+    if state.accelerator.is_main_process:
+        print(message, file=sys.stderr, flush=True)
+    state.accelerator.wait_for_everyone()
+    raise KeyboardInterrupt(message) if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def _end_epoch(state: TrainState, epoch: int, held_out: Inputs | None, run: RunFolder) -> None:
@@ -292,8 +287,7 @@ def _end_epoch(state: TrainState, epoch: int, held_out: Inputs | None, run: RunF
             targets = held_out.pairs.retrieval_targets()
             row |= retrieval_recalls(*embed_pairs(model, held_out), *targets)
     progress.end_epoch(row)
-    _warn_of_degenerate(progress)
-    run.save(state.parts(), progress)
+    run.save(_parts(state), progress)
 
 
 def _finish(state: TrainState, run: RunFolder) -> pd.DataFrame:
@@ -305,11 +299,17 @@ def _finish(state: TrainState, run: RunFolder) -> pd.DataFrame:
     return pd.DataFrame(state.progress.history)
 
 
+def _parts(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint stores beside the progress, by name."""
+    names = ("model", "loss_fn", "optimizer", "schedule", "teacher", "average")
+    parts = {name: getattr(state, name) for name in names}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
 def _out_of_memory(state: TrainState, n_rows: int, run: RunFolder) -> str:
     n_at_once = state.config.micro_batch_size or n_rows
-    fix = f"Set micro_batch_size to {n_at_once // 2}"
-    if n_at_once == 1:
-        fix = "Use a GPU with more memory"
+    smaller = f"Set micro_batch_size to {n_at_once // 2}"
+    fix = smaller if n_at_once > 1 else "Use a GPU with more memory"
     step = f"step {state.progress.step + 1} was not taken"
     what = f"{step}: the GPU is out of memory with {n_at_once} rows at once"
     return f"{what}; {run.last_good()}. {fix} and start again: it resumes, exact but for rounding"
@@ -338,8 +338,6 @@ def set_up(
         cca: a statistic in place of CCA of the training pairs.
         average: makes an average of the weights.
     """
-    from accelerate.utils import broadcast
-
     device = accelerator.device
     if cca is None and (config.cca_start or "statistic" in PENALTIES[config.penalty].built_from):
         cca = fit_cca(inputs, model.dim, config.cca_ridges)
@@ -404,17 +402,29 @@ def _build_optimizer(
     others = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
     options = dict(lr=config.learning_rate, betas=_BETAS, weight_decay=config.weight_decay)
     optimizer = torch.optim.AdamW([matrices, others], **options)
-    n_steps = max(2, n_steps)
-    # A rise of one step would divide by zero in OneCycleLR.
-    warm_up = _WARM_UP / 2 if _WARM_UP * n_steps == 1 else _WARM_UP
-    rate = config.learning_rate
-    return optimizer, OneCycleLR(optimizer, rate, n_steps, pct_start=warm_up, cycle_momentum=False)
+    cycle = dict(total_steps=max(2, n_steps), pct_start=_WARM_UP, cycle_momentum=False)
+    return optimizer, OneCycleLR(optimizer, config.learning_rate, **cycle)
 
 
 def fit_cca(inputs: Inputs, dim: int, ridges: tuple[float, float]) -> RegularisedCCA:
     """CCA of the cached features of all pairs, with each image repeated for each of its texts."""
     images = inputs.images[inputs.pairs.text_to_image()]
     return RegularisedCCA.fit(images, inputs.texts[0], dim, *ridges)
+
+
+def _launched_processes() -> Accelerator:
+    """The accelerator of the launcher's processes, or of one; without a GPU they share the CPU."""
+    options = [InitProcessGroupKwargs(timeout=_LONGEST_WAIT)]
+    return Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=options)
+
+
+def _rows_per_process(batch_size: int, n_pairs: int, n_processes: int) -> int:
+    """Rows of a batch in each process, the same for all."""
+    n_rows = min(batch_size, n_pairs)
+    if n_rows < n_processes or (batch_size % n_processes and batch_size <= n_pairs):
+        cannot = f"{n_processes} processes cannot share a batch of {n_rows} pairs equally"
+        raise ValueError(f"{cannot}: give batch_size a multiple of their number, or use fewer")
+    return n_rows // n_processes
 
 
 def _prepare(
@@ -500,12 +510,25 @@ def _check_equal_steps(state: TrainState, run: RunFolder) -> None:
     if len(set(steps)) > 1:
         have = f"the processes have checkpoints of different steps in {str(run.folder)!r}"
         fix = "put output_dir on a file system that all nodes share"
-        raise ValueError(f"{have} ({', '.join(map(str, steps))}): {fix}")
+        raise ValueError(f"{have} {tuple(steps)}: {fix}")
 
 
-def _digest(rows: Rows) -> str:
-    joined = torch.cat([part.long() for part in rows])
-    return hashlib.sha256(joined.numpy().tobytes()).hexdigest()[:12]
+def _identity(
+    model: DualEncoder, train: Pairs, validation: Pairs | None, config: RunConfig, rows: Rows
+) -> dict[str, Any]:
+    """What decides the result of a run: configuration, architecture, pairs and their order."""
+    run = config.model_dump(exclude=NOT_THE_RUN)
+    run["architecture"] = f"{model.kind} {model.backbone.settings}"
+    for name, pairs in (("training pairs", train), ("validation pairs", validation)):
+        if pairs is not None:
+            digest = _digest(repr((pairs.keys, pairs.captions)).encode())
+            run[name] = f"{len(pairs):,} with digest {digest}"
+    run["order"] = _digest(torch.cat([part.long() for part in rows]).numpy().tobytes())
+    return run
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _progress_bar(state: TrainState) -> tqdm:
@@ -545,9 +568,9 @@ def _warn_of_degenerate(progress: Progress) -> None:
 
     Not in the first third of a run, when embeddings are still close together.
     """
-    *earlier, row = progress.history
+    late = [row for row in progress.history if row["step"] >= progress.n_steps / 3]
     for name, (limit, advice) in _DEGENERATE.items():
-        is_new = not any(r[name] > limit and r["step"] >= progress.n_steps / 3 for r in earlier)
-        if row[name] > limit and row["step"] >= progress.n_steps / 3 and is_new:
-            message = f"epoch {row['epoch']}: {name} is {row[name]:.4f}: {advice}"
-            warnings.warn(message, stacklevel=3)
+        found = [row for row in late if row[name] > limit]
+        if found == progress.history[-1:]:
+            epoch, value = found[0]["epoch"], found[0][name]
+            warnings.warn(f"epoch {epoch}: {name} is {value:.4f}: {advice}", stacklevel=3)

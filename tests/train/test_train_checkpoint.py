@@ -20,7 +20,7 @@ from small_runs import before_step, forks, small_model, stop_at, train
 
 from cibr import DualEncoder
 from cibr.train import checkpoint, loop
-from cibr.train.checkpoint import Progress, RunFolder, newest_checkpoint, noted_signals
+from cibr.train.checkpoint import Progress, RunFolder, noted_signals
 from cibr_book.training import WeightAverage
 
 
@@ -40,6 +40,11 @@ def run(folder, arrange=None):
     if arrange:
         arrange()
     train(folder)
+
+
+def last_step(folder):
+    """The step of the newest checkpoint."""
+    return int(max(folder.glob("checkpoints/*.pt")).stem.removeprefix("step-"))
 
 
 def assert_equal_runs(folder, whole):
@@ -82,7 +87,7 @@ def test_resume_is_bit_equal(tmp_path, monkeypatch, options, average, seconds, s
         options = options | {"additions": {"average": partial(WeightAverage, **average)}}
     train(tmp_path / "whole", **options)
     stop_at(5, tmp_path / "stopped", **options)
-    assert newest_checkpoint(tmp_path / "stopped")[1]["progress"]["step"] == step
+    assert last_step(tmp_path / "stopped") == step
     monkeypatch.setattr(small_runs, "small_model", without_image_head)
     train(tmp_path / "stopped", **options)
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
@@ -128,7 +133,7 @@ def test_a_kill_in_the_middle_of_a_save_loses_at_most_that_save(
 ):
     kill = partial(kill_at, name, time, is_after)
     assert exit_code_of(run, tmp_path, kill) == -signal.SIGKILL
-    assert newest_checkpoint(tmp_path)[1]["progress"]["step"] >= 2
+    assert last_step(tmp_path) >= 2
     train(tmp_path)
     assert_equal_runs(tmp_path, whole)
 
@@ -162,9 +167,9 @@ def test_signals_save_after_the_step_and_leave_with_a_message(
         with pytest.raises(error) as caught:
             train(tmp_path)
     assert getattr(caught.value, "code", 143) == 143
-    file, state = newest_checkpoint(tmp_path)
-    message = f"{name}: the run is saved at step 4 of 6 in {str(file)!r}; start it again to go on"
-    assert message in capsys.readouterr().err and state["progress"]["step"] == 4
+    file = str(tmp_path / "checkpoints" / "step-000000004.pt")
+    message = f"{name}: the run is saved at step 4 of 6 in {file!r}; start it again to go on"
+    assert message in capsys.readouterr().err and last_step(tmp_path) == 4
     train(tmp_path)
     assert_equal_runs(tmp_path, whole)
 
@@ -187,14 +192,15 @@ def test_signals_are_noted_and_their_handlers_restored():
 
 
 def test_crafted_and_damaged_checkpoints_are_passed_over(tmp_path):
-    good = RunFolder(tmp_path, {}).save({"part": torch.nn.Linear(2, 1)}, Progress(10, 1))
+    run, part, loaded = RunFolder(tmp_path, {}), torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    good = run.save({"part": part}, Progress(10, 1))
     crafted = Crafted(tmp_path / "owned")
     torch.save({"model": crafted}, good.with_name("step-000000002.pt"))
     good.with_name("step-000000003.pt").write_bytes(pickle.dumps(crafted, protocol=2))
     good.with_name("step-000000004.pt").write_bytes(good.read_bytes()[:1000])
     with pytest.warns(UserWarning, match="cannot be read and is passed over") as warned:
-        file, state = newest_checkpoint(tmp_path)
-    assert file == good and "weight" in state["part"] and len(warned) == 3
+        progress = run.resume({"part": loaded}, Progress(10))
+    assert progress.step == 1 and same(loaded, part) and len(warned) == 3
     assert not (tmp_path / "owned").exists()
 
 

@@ -17,7 +17,6 @@ from cibr.data import Pairs
 from cibr.models import features
 from cibr.models.features import prepare
 from cibr.train import configure, loop
-from cibr.train.checkpoint import checkpoints
 from cibr.train.loop import epoch_rows, rows_of_steps, set_up
 
 
@@ -110,7 +109,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path):
         message = f"an unfinished run of another configuration: .*{difference}"
         with pytest.raises(ValueError, match=message):
             train(tmp_path, **changes)
-    assert [file.name for file in checkpoints(tmp_path)] == ["step-000000003.pt"]
+    assert [file.stem for file in tmp_path.glob("checkpoints/*")] == ["step-000000003"]
     assert pd.read_csv(tmp_path / "history.csv")["step"].tolist() == [3]
 
 
