@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cibr.models import DualEncoder
-from cibr.models.features import Batch, encode_images, encode_texts
+from cibr.models.features import Batch
 
 
 class GradCache:
@@ -54,8 +54,8 @@ class GradCache:
         def encode(rows: slice) -> dict[str, Tensor]:
             is_bf16 = accelerator.mixed_precision == "bf16"
             with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=is_bf16):
-                image = encode_images(model, batch.images[rows])
-                text = encode_texts(model, tuple(part[rows] for part in batch.texts))
+                image = model.encode_images(batch.images[rows])
+                text = model.encode_texts(*(part[rows] for part in batch.texts))
                 named = {"image_features": image.features, "text_features": text.features}
                 if "pooled" in needs:
                     named["image_pooled"] = image.pooled.detach()
