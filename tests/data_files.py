@@ -27,14 +27,12 @@ def write_images(folder: Path, *names: str, grey: int = 100) -> Path:
     return folder
 
 
-def write_jsonl(folder: Path, *rows: dict) -> Path:
-    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-    return folder
-
-
-def write_csv(folder: Path, text: str) -> Path:
-    (folder / "metadata.csv").write_text(text, encoding="utf-8")
-    return folder
+def write_metadata(folder: Path, content: str | list[dict]) -> None:
+    """Writes metadata.csv from its text, or metadata.jsonl from its rows."""
+    if isinstance(content, str):
+        (folder / "metadata.csv").write_text(content, encoding="utf-8")
+    else:
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, content)) + "\n")
 
 
 def write_shards(root: Path, *shards: list, split: str = "train") -> Path:

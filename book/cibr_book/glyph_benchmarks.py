@@ -160,7 +160,7 @@ def _characters(name: str, split: str) -> _Samples:
     factors = glyphs.sample_factors(characters, faces, benchmark.n_draws)
     pixels = glyphs.draw_all(factors)
     classes = factors["character"].map(characters.set_index("character")["classname"])
-    keys = pd.Series(glyphs.sample_keys(factors))
+    keys = pd.Series(glyphs.glyph_pairs(split, factors, pixels).keys)
     keys = keys + "/" + keys.groupby(keys).cumcount().astype(str)
     # Characters that one face renders identically to one of another class are dropped from all
     # faces.

@@ -113,12 +113,16 @@ def _drawn(split: str) -> tuple[pd.DataFrame, np.ndarray]:
 
 
 def glyph_pairs(split: str, factors: pd.DataFrame, pixels: np.ndarray) -> Pairs:
-    """Returns pairs with the given factors and pixels [n, 32, 32], labelled by character."""
+    """Returns pairs with the given factors and pixels [n, 32, 32], labelled by character.
+
+    A key is code point and face, such as ``U+0041/sans-bold-upright``, not unique if both repeat.
+    """
     named = zip(factors["template"], factors["name"], strict=True)
     captions = [[TEMPLATES[template].format(name)] for template, name in named]
     labels = torch.tensor([ord(character) for character in factors["character"]])
+    faces = factors["typeface"] + "-" + factors["weight"] + "-" + factors["slant"]
+    keys = [f"U+{label:04X}/{face}" for label, face in zip(labels.tolist(), faces, strict=True)]
     load = partial(pixel_image, pixels)
-    keys = sample_keys(factors)
     return Pairs("glyphs", split, captions, keys, load, labels=labels, factors=factors)
 
 
@@ -170,12 +174,6 @@ def sample_factors(characters: pd.DataFrame, faces: _Faces, n_draws: int = 0) ->
             for nuisances in map(_nuisance_factors, draws) if draws else [_PLAIN]:
                 rows.append((character, name, category, *face[:3], *nuisances))
     return pd.DataFrame(rows, columns=_FACTORS)
-
-
-def sample_keys(factors: pd.DataFrame) -> list[str]:
-    """Returns the keys of samples: code point and face, not unique if both repeat."""
-    columns = factors[["character", "typeface", "weight", "slant"]].itertuples(index=False)
-    return [f"U+{ord(c):04X}/{typeface}-{weight}-{slant}" for c, typeface, weight, slant in columns]
 
 
 def _nuisance_factors(key: str) -> tuple[int, ...]:

@@ -5,22 +5,14 @@ from them.
 import os
 import pickle
 from pathlib import Path
+from unittest.mock import Mock, call
 
 import datasets
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from data_files import (
-    TEMPLATES,
-    png,
-    write_classes,
-    write_csv,
-    write_images,
-    write_jsonl,
-    write_parquet,
-    write_shards,
-)
+from data_files import png, write_classes, write_images, write_metadata, write_parquet, write_shards
 
 from cibr.data import available_splits, load_pairs
 
@@ -40,9 +32,10 @@ def test_splits_are_subfolders_with_their_own_metadata(tmp_path, start, end):
     rows = ["file_name,text", 'a.png, "a dog, brown"', "a.png,NA", "in/b.png, ein großer Vogel "]
     rows += [f'"ü, c.png","two{end}lines, ""quoted"""', ""]
     images = write_images(tmp_path / "photos" / "train", "a.png", "in/b.png", "ü, c.png", "z.png")
-    write_csv(images, start + end.join(rows))
+    write_metadata(images, start + end.join(rows))
     test = write_images(tmp_path / "photos" / "test", "c.png", grey=30)
-    write_jsonl(test, {"file_name": "./c.png", "caption": ["one", " two ", ""], "year": 2013})
+    row = {"file_name": "./c.png", "caption": ["one", " two ", ""], "year": 2013}
+    write_metadata(test, [row])
     train = pickle.loads(pickle.dumps(load_pairs(tmp_path / "photos", "train")))
     assert (train.name, train.split, train.n_skipped, train.groups) == ("photos", "train", 0, None)
     assert train.keys == ["a.png", "in/b.png", "ü, c.png"]
@@ -56,7 +49,7 @@ def test_splits_are_subfolders_with_their_own_metadata(tmp_path, start, end):
 @pytest.mark.parametrize("name", ["val", "valid", "dev", "VAL", "validation"])
 def test_a_validation_split_may_have_its_usual_names(tmp_path, name):
     for part in ("train", name):
-        write_csv(write_images(tmp_path / part, "a.png"), "file_name,text\na.png,x\n")
+        write_metadata(write_images(tmp_path / part, "a.png"), "file_name,text\na.png,x\n")
     write_images(tmp_path / ".ipynb_checkpoints", "metadata.csv")
     assert sorted(available_splits(tmp_path)) == ["train", "validation"]
     for asked in ("validation", "dev"):
@@ -66,7 +59,7 @@ def test_a_validation_split_may_have_its_usual_names(tmp_path, name):
 def test_one_metadata_file_may_name_the_split_folders(tmp_path):
     write_images(tmp_path, "train/a.png", "val/b.png")
     rows = "file_name,caption,group\ntrain/a.png,x,g\nval\\b.png,y,\n"  # "\\" as Windows writes it
-    write_csv(tmp_path, rows)
+    write_metadata(tmp_path, rows)
     assert available_splits(tmp_path) == ["train", "validation"]
     train, validation = (load_pairs(tmp_path, split) for split in ("train", "validation"))
     assert (train.keys, train.groups.tolist()) == (["train/a.png"], [0])
@@ -76,7 +69,7 @@ def test_one_metadata_file_may_name_the_split_folders(tmp_path):
 def test_without_split_folders_a_tenth_is_validation_and_groups_stay_together(tmp_path):
     group = {f"{i}.png": i // 3 if i < 45 else None for i in range(60)}
     rows = [{"file_name": name, "text": name, "group": group[name]} for name in group]
-    write_jsonl(write_images(tmp_path, *group), *rows)
+    write_metadata(write_images(tmp_path, *group), rows)
     train, validation = (load_pairs(tmp_path, split) for split in ("train", "validation"))
     assert sorted(train.keys + validation.keys) == sorted(group)
     assert 1 <= len(validation) <= 20
@@ -89,7 +82,7 @@ def test_without_split_folders_a_tenth_is_validation_and_groups_stay_together(tm
 
 def test_files_added_later_move_no_others_between_splits(tmp_path):
     def splits(names):
-        write_jsonl(tmp_path, *({"file_name": name, "text": "x"} for name in names))
+        write_metadata(tmp_path, [{"file_name": name, "text": "x"} for name in names])
         pairs = [load_pairs(tmp_path, split) for split in available_splits(tmp_path)]
         return {key: part.split for part in pairs for key in part.keys}
 
@@ -104,7 +97,7 @@ def test_files_added_later_move_no_others_between_splits(tmp_path):
 
 def test_rows_that_repeat_a_text_of_their_image_count_once_with_a_warning(tmp_path):
     rows = "file_name,text\na.png,x\n./a.png, x\na.png,y\n"
-    write_csv(write_images(tmp_path / "train", "a.png"), rows)
+    write_metadata(write_images(tmp_path / "train", "a.png"), rows)
     with pytest.warns(UserWarning, match=r"repeats 1 texts of the same image: each is used once"):
         assert load_pairs(tmp_path).captions == [["x", "y"]]
 
@@ -112,7 +105,7 @@ def test_rows_that_repeat_a_text_of_their_image_count_once_with_a_warning(tmp_pa
 @pytest.mark.parametrize("row", ["gone.png,x", "link.png,x", "b.png, ", "b.png", "broken.png,x"])
 def test_unusable_images_are_skipped_and_counted(tmp_path, row):
     train = write_images(tmp_path / "train", "a.png", "b.png")
-    write_csv(train, f"file_name,text\n{row}\na.png,x\n")
+    write_metadata(train, f"file_name,text\n{row}\na.png,x\n")
     (train / "broken.png").write_bytes(png()[:50])
     (train / "link.png").symlink_to("nowhere.png")
     pairs = load_pairs(tmp_path, max_skipped=2)
@@ -123,13 +116,8 @@ def test_unusable_images_are_skipped_and_counted(tmp_path, row):
 # The hub
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """A cache of the test's own for what `datasets` prepares."""
+def test_a_hub_set_gives_captions_groups_and_images_on_demand(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
-def test_a_hub_set_gives_captions_groups_and_images_on_demand(tmp_path, cache):
     texts = [["a dog", " a brown dog "], ["a cat"], ["a bird", "NA"]]
     groups = ["row 1", None, " row 1 "]  # not that of the second row, whose key is its number
     folder = write_parquet(tmp_path / "set", "train", texts, "captions", group=groups)
@@ -152,13 +140,10 @@ def test_rows_of_one_file_are_one_image_and_undecodable_ones_are_skipped(tmp_pat
     data = datasets.Dataset.from_dict({"image": images, "text": ["x", "one", "y", "two"]})
     data = data.cast_column("image", datasets.Image())
 
-    def load(place, *, split):
-        assert (place, split) == ("owner/photos", "training")
-        return data
-
     splits = {"owner/photos": ["training", "val"]}
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    loaded = {("owner/photos", "training"): data}
     monkeypatch.setattr(datasets, "get_dataset_split_names", splits.get)
+    monkeypatch.setattr(datasets, "load_dataset", lambda place, split: loaded[place, split])
     pairs = load_pairs("owner/photos", max_skipped=1)
     assert (pairs.name, pairs.split, pairs.n_skipped) == ("photos", "train", 1)
     assert (pairs.captions, greys(pairs)) == ([["one", "two"]], [7])
@@ -202,7 +187,7 @@ def test_class_sets_give_labels_names_and_prompts(tmp_path):
         ["a photo of a cat.", "a cat, {small}"],
         ["a photo of a sea lion.", "a sea lion, {small}"],
     ]
-    (tmp_path / "set" / TEMPLATES).unlink()
+    (tmp_path / "set" / "zeroshot_classification_templates.txt").unlink()
     assert load_pairs(tmp_path / "set", "validation").templates is None
 
 
@@ -232,18 +217,13 @@ def test_a_shard_cut_short_anywhere_is_named(three):
 
 
 def test_the_hub_gives_what_a_folder_of_the_same_layout_gives(three, monkeypatch):
-    asked = []
-
-    def serve(repo_id, *, repo_type, allow_patterns):
-        assert (repo_id, repo_type) == ("owner/wds_three", "dataset")
-        asked.append(allow_patterns)
-        return str(three)
-
+    serve = Mock(return_value=str(three))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", serve)
-    assert available_splits("owner/wds_three") == ["train"]
-    assert asked == [["*.txt"]]
     remote, local = load_pairs("owner/wds_three"), load_pairs(three)
-    assert asked[1:] == [["*.txt"], ["*.txt", "train/*"]]
+    assert serve.call_args_list == [
+        call("owner/wds_three", repo_type="dataset", allow_patterns=patterns)
+        for patterns in (["*.txt"], ["*.txt", "train/*"])
+    ]
     assert (remote.name, remote.keys, remote.captions) == (local.name, local.keys, local.captions)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from data_files import png, write_csv, write_images, write_shards
+from data_files import png, write_images, write_metadata, write_shards
 from helpers import noise_pairs
 
 from cibr.data import DATASETS, Dataset, Source, available_splits, cards, load_pairs, resolve
@@ -24,7 +24,7 @@ def here(tmp_path, monkeypatch):
 
 
 def write_photos(folder: Path) -> None:
-    write_csv(write_images(folder, "a.png", "b.png"), "file_name,text\na.png,x\nb.png,y\n")
+    write_metadata(write_images(folder, "a.png", "b.png"), "file_name,text\na.png,x\nb.png,y\n")
 
 
 def test_a_folder_comes_before_cibr_data_and_that_before_the_hub(tmp_path, monkeypatch):
