@@ -42,11 +42,10 @@ class RegularisedCCA(nn.Module):
 
     def __init__(self, image_mean: Tensor, text_mean: Tensor, image_map: Tensor, text_map: Tensor):
         super().__init__()
-        parts = dict(
-            image_mean=image_mean, text_mean=text_mean, image_map=image_map, text_map=text_map
-        )
-        for name, value in parts.items():
-            self.register_buffer(name, value.float())
+        self.register_buffer("image_mean", image_mean.float())
+        self.register_buffer("text_mean", text_mean.float())
+        self.register_buffer("image_map", image_map.float())
+        self.register_buffer("text_map", text_map.float())
 
     @classmethod
     def fit(
@@ -75,14 +74,11 @@ class RegularisedCCA(nn.Module):
                 positive, or entries that are not finite.
         """
         if len(image_pooled) != len(text_pooled) or len(image_pooled) < 2:
-            got = f"got {len(image_pooled)} images and {len(text_pooled)} texts"
-            raise ValueError(
-                f"CCA takes two pairs or more, row by row, {got}: repeat an image for each text"
-            )
+            got = f"{len(image_pooled)} images and {len(text_pooled)} texts"
+            raise ValueError(f"CCA takes pairs, two or more, got {got}: repeat an image per text")
         if not (ridge_image > 0 and ridge_text > 0):
-            raise ValueError(
-                f"ridges must be positive, got {ridge_image} and {ridge_text}: 0.1 to 10 are usual"
-            )
+            got = f"{ridge_image} and {ridge_text}"
+            raise ValueError(f"ridges must be positive, got {got}: 0.1 to 10 are usual")
         check_finite(image_pooled=image_pooled, text_pooled=text_pooled)
         means, moments = centred_moments(image_pooled, text_pooled)
         return cls(*means, *canonical_maps(moments, dim, ridge_image, ridge_text))
@@ -102,8 +98,8 @@ class RegularisedCCA(nn.Module):
 
 def _directions(pooled: Tensor, mean: Tensor, projection: Tensor) -> Features:
     if pooled.shape[1] != len(mean):
-        rule = f"this CCA was fitted on features of width {len(mean)}, got {pooled.shape[1]}"
-        raise ValueError(f"{rule}: pass the pooled features of the same tower")
+        widths = f"{len(mean)}, got {pooled.shape[1]}"
+        raise ValueError(f"CCA was fitted on features of width {widths}: use the same tower")
     return F.normalize((pooled - mean) @ projection.T, dim=1)
 
 

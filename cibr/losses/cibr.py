@@ -23,9 +23,10 @@ from cibr.utils import check_known
 
 MAX_BETA = 1e4  # above it, less than 1e-4 of the gradient is the contrastive loss's
 _LENGTH_TOLERANCE = 1e-2  # of unit vectors; rounding to bfloat16 changes a norm by up to 4e-3
-_PAIRED = {  # the inputs behind a need, and what they are
-    "pooled": ("image_pooled", "text_pooled", "the input of the projection head"),
-    "projected": ("image_projected", "text_projected", "the output of the head, not normalised"),
+_NEEDED = {  # by need: the inputs, what they are, and whether they are square
+    "pooled": (("image_pooled", "text_pooled"), "the input of the projection head", False),
+    "projected": (("image_projected", "text_projected"), "the head's unnormalised output", False),
+    "teacher": (("teacher_logits",), "a teacher's cosines times its logit_scale", True),
 }
 
 
@@ -35,7 +36,7 @@ class _InfoNCE(Term):
     def forward(self, inputs: LossInputs) -> Scalar:
         images, texts = inputs.z_image, inputs.z_text
         loss = clip.info_nce(images, texts, inputs.logit_scale, inputs.labels)
-        self._last = len(images), loss.detach()
+        self._lower_bound = math.log(len(images)) - loss.detach()
         return loss
 
     def reports(self) -> dict[str, Scalar]:
@@ -44,8 +45,7 @@ class _InfoNCE(Term):
         With labels it is one if image and text are conditionally independent given the label and
         rows are drawn independently.
         """
-        n, loss = self._last
-        return {"mi_lower_bound_nats": math.log(n) - loss}
+        return {"mi_lower_bound_nats": self._lower_bound}
 
 
 CONTRASTIVE: dict[str, type[Term]] = {"clip": _InfoNCE}
@@ -72,8 +72,7 @@ def beta_at(progress: Number, beta: Number) -> float:
         [0.0, 0.025, 0.05]
     """
     if not isinstance(progress, Number) or not 0 <= progress <= 1:
-        fix = "pass step / n_steps, not the step"
-        raise ValueError(f"progress must be in [0, 1], got {progress}: {fix}")
+        raise ValueError(f"progress must be in [0, 1], got {progress}: pass step / n_steps")
     return float(_checked_beta(beta)) * min(max(3 * progress - 1, 0.0), 1.0)
 
 
@@ -122,9 +121,7 @@ class CIBRLoss(nn.Module):
     ):
         super().__init__()
         if not isinstance(kappa_e, Number) or not 0 < kappa_e <= 1e6:
-            raise ValueError(
-                f"kappa_e must be positive, at most 1e6, got {kappa_e}: try 10 to 10000"
-            )
+            raise ValueError(f"kappa_e must be positive, at most 1e6, got {kappa_e}: try 10 to 1e4")
         if not isinstance(sample, bool):
             raise ValueError(f"sample must be True or False, got {sample!r}")
         self.beta = _checked_beta(beta)
@@ -140,7 +137,7 @@ class CIBRLoss(nn.Module):
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """The parameters for the caller's optimiser: not those that `update` trains."""
-        terms = [t for t in (self.penalty, self.contrastive) if not t.is_trained]
+        terms = [t for t in (self.penalty, self.contrastive) if not t.trains_itself]
         return [parameter for term in terms for parameter in term.parameters()]
 
     def forward(
@@ -214,7 +211,7 @@ class CIBRLoss(nn.Module):
             ValueError: features that `forward` rejects.
             FloatingPointError: a gradient that is not finite.
         """
-        if self.penalty.is_trained:
+        if self.penalty.trains_itself:
             fixed = image_features.detach(), text_features.detach()
             self.penalty.update(self._inputs(*fixed, 1.0, None, optional), synchronise)
 
@@ -232,22 +229,17 @@ class CIBRLoss(nn.Module):
         return LossInputs(image, text, z_image, z_text, scale, self.kappa_e, labels, **optional)
 
     def _check_needs(self, n: int, labels: Tensor | None, optional: dict[str, Any]) -> None:
-        for need in self.needs & _PAIRED.keys():
-            *names, what = _PAIRED[need]
-            features = {name: optional.get(name) for name in names}
-            for name, value in features.items():
-                if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != n:
-                    rule = f"{name} must be [{n}, _], got {described(value)}"
-                    raise ValueError(f"{rule}: this loss needs {what}, one row a pair")
-            check_finite(**features)
         if "labels" in self.needs and labels is None:
             raise ValueError("this penalty compares rows of equal labels: pass labels, one a pair")
-        if "teacher" in self.needs:
-            logits = optional.get("teacher_logits")
-            if not isinstance(logits, Tensor) or logits.shape != (n, n):
-                rule = f"teacher_logits must be [{n}, {n}], got {described(logits)}"
-                raise ValueError(f"{rule}: pass a teacher's cosines times its logit_scale")
-            check_finite(teacher_logits=logits)
+        for need in self.needs & _NEEDED.keys():
+            names, what, is_square = _NEEDED[need]
+            for name in names:
+                value = optional.get(name)
+                fits = isinstance(value, Tensor) and value.ndim == 2 and len(value) == n
+                if not fits or (is_square and value.shape[1] != n):
+                    shape = f"[{n}, {n if is_square else '_'}]"
+                    raise ValueError(f"{name} must be {shape}, {what}; got {described(value)}")
+                check_finite(**{name: value})
 
 
 def check_options(penalty: type[Term], options: dict[str, Any]) -> None:
@@ -270,6 +262,6 @@ def _built(what: str, term: str | Term, registry: dict[str, type[Term]], options
 
 def _checked_beta(beta: Number) -> Number:
     if not isinstance(beta, Number) or not 0 <= beta <= MAX_BETA:
-        usual = f"from 0 (plain CLIP) to {MAX_BETA:,.0f}, usually 0.001 to 1"
-        raise ValueError(f"beta must be a number {usual}; got {beta!r}")
+        largest = f"{MAX_BETA:,.0f}, usually 0.001 to 1"
+        raise ValueError(f"beta must be a number from 0 (CLIP) to {largest}; got {beta!r}")
     return beta

@@ -141,21 +141,17 @@ def check_finite(**tensors: Tensor) -> None:
 def _check_shapes(image: Tensor, text: Tensor, labels: Tensor | None) -> None:
     for name, value in (("image_features", image), ("text_features", text)):
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 2:
-            rule = "must be a float tensor [n, d]"
-            raise ValueError(f"{name} {rule}, got {described(value)}: use torch.tensor")
+            raise ValueError(f"{name} is {described(value)}: pass a float tensor [n, d]")
     if image.shape != text.shape:
         shapes = f"image_features {list(image.shape)} and text_features {list(text.shape)}"
-        rule = "row i of both is a pair, so project both towers to one width"
-        raise ValueError(f"{shapes} differ: {rule}")
+        raise ValueError(f"{shapes} differ: row i of both is a pair, so project both to one width")
     n = len(image)
     if n < 2:
-        fix = "pass drop_last=True to the loader"
-        raise ValueError(f"a contrast needs at least 2 pairs, got {n}: {fix}")
+        raise ValueError(f"a contrast needs at least 2 pairs, got {n}: load with drop_last=True")
     if labels is not None:
         is_integer = isinstance(labels, Tensor) and not labels.is_floating_point()
         if not is_integer or labels.shape != (n,):
-            rule = f"labels must be an integer tensor [{n}], one a pair"
-            raise ValueError(f"{rule}, got {described(labels)}")
+            raise ValueError(f"labels are {described(labels)}: pass an integer tensor [{n}]")
 
 
 def checked(
@@ -188,8 +184,7 @@ def checked(
     sides = {"image_features": image.to(dtype), "text_features": text.to(dtype)}
     scale = torch.as_tensor(scale, dtype=dtype, device=image.device)
     if scale.ndim:
-        shape = list(scale.shape)
-        raise ValueError(f"logit_scale must be one number, got the shape {shape}: squeeze it")
+        raise ValueError(f"logit_scale has shape {list(scale.shape)}: squeeze it to one number")
     if tolerance < math.inf:
         norms = (torch.linalg.vector_norm(side.detach(), dim=1) for side in sides.values())
         off = [(norm - 1).abs().amax() for norm in norms]
@@ -204,9 +199,8 @@ def checked(
     for (name, side), distance in zip(sides.items(), off, strict=True):
         if not distance < tolerance:
             check_finite(**{name: side})
-            rule = f"{name} must be unit vectors, within {tolerance} of length 1"
-            fix = "use torch.nn.functional.normalize(x, dim=1)"
-            raise ValueError(f"{rule}, and one is off by {distance:.3g}: {fix}")
+            rule = f"{name} must be unit vectors, and a length is off by {distance:.3g}"
+            raise ValueError(f"{rule}: use torch.nn.functional.normalize(x, dim=1)")
     if not 0 < multiplier < math.inf:
         fix = "pass the multiplier itself, exp() of the logarithm that CLIP learns"
         raise ValueError(f"logit_scale must be positive and finite, got {multiplier}: {fix}")
@@ -261,7 +255,6 @@ def clip_loss(
         0.000136
     """
     if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
-        rule = f"chunk_size must be an integer from 1, got {chunk_size}"
-        raise ValueError(f"{rule}: pass None to have it chosen")
+        raise ValueError(f"chunk_size must be an integer from 1 or None, got {chunk_size!r}")
     inputs = checked(image_features, text_features, logit_scale, labels)
     return info_nce(*inputs, labels, chunk_size)

@@ -2,8 +2,8 @@
 
 Given x_v, z_v is independent of x_t, so I(Z_v;X_v|X_t) = I(Z_v;X_v) - I(Z_v;X_t). Here X is the
 tower's pooled features, before the projection head, and each term is a Donsker-Varadhan estimate
-with its own critic. A difference of lower bounds is not a bound. `cibr.losses.penalties.Mine`
-trains the critics on `ResidualCritics.loss`; the encoders see them frozen.
+with its own critic. A difference of lower bounds is not a bound. `cibr.losses.penalties.Mine` holds
+and trains the critics; the encoders see them frozen.
 
 Source: Belghazi et al. (2018, arXiv 1801.04062) for MINE, Ji et al. (2025, arXiv 2503.24182) for
 its use.
@@ -14,11 +14,9 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from cibr.losses.clip import Features, Scalar, check_finite
+from cibr.losses.clip import Scalar
 
-_DIM_HIDDEN = 128
 _DECAY = 0.9  # of the moving average: the weight of the past
 
 
@@ -110,63 +108,3 @@ class MovingAverage(nn.Module):
 
     def _log_mean(self, scores: Tensor) -> Tensor:
         return log_mean_exp(mismatches(scores.detach())).to(self.log_average)
-
-
-class ResidualCritics(nn.Module):
-    """Four MINE critics: each modality's embeddings with each tower's pooled features.
-
-    They are separable: all n^2 pairs of the batch are scored, and the mismatched ones are the
-    samples of the product of the marginals.
-
-    Args:
-        dim: width of the embeddings.
-        dim_image_pooled: width of the image tower's pooled features.
-        dim_text_pooled: width of the text tower's pooled features.
-    """
-
-    def __init__(self, dim: int, dim_image_pooled: int, dim_text_pooled: int):
-        super().__init__()
-        self.dim = dim
-        widths = {"image": dim_image_pooled, "text": dim_text_pooled}
-        critics = {
-            f"{z}_{x}": SeparableCritic(dim, widths[x], _DIM_HIDDEN) for z in widths for x in widths
-        }
-        self.critics = nn.ModuleDict(critics)
-        self.averages = nn.ModuleDict({name: MovingAverage() for name in self.critics})
-
-    def forward(self, z: dict[str, Features], pooled: dict[str, Tensor]) -> dict[str, Scalar]:
-        """Estimates of the residual information of each modality, in nats; they may be negative.
-
-        Args:
-            z: embeddings of `image` and `text`, [n, d] each.
-            pooled: pooled features of `image` and `text`, [n, p] and [n, q].
-        """
-        nats = self._nats(z, pooled, update=False)
-        residual = {"image": nats["image_image"] - nats["image_text"]}
-        return residual | {"text": nats["text_text"] - nats["text_image"]}
-
-    def loss(self, z: dict[str, Features], pooled: dict[str, Tensor]) -> Scalar:
-        """Minus the sum of the estimates, in nats; updates the moving averages.
-
-        Args:
-            z: embeddings of `image` and `text`, without a gradient, [n, d] each.
-            pooled: pooled features of `image` and `text`, [n, p] and [n, q].
-        """
-        return -sum(self._nats(z, pooled, update=True).values())
-
-    def _nats(
-        self, z: dict[str, Tensor], pooled: dict[str, Tensor], update: bool
-    ) -> dict[str, Tensor]:
-        """The four estimates, on inputs of unit variance, without a gradient to pooled features."""
-        dtype = next(iter(self.critics.values())).f[0].weight.dtype
-        nats = {}
-        for a, embedding in z.items():
-            for b, value in pooled.items():
-                name = f"{a}_{b}"
-                x = F.layer_norm(value.detach().to(dtype), value.shape[1:])
-                scores = self.critics[name](embedding.to(dtype) * self.dim**0.5, x)
-                check_finite(**{f"the scores of the critic {name}": scores})
-                average = self.averages[name]
-                log_average = average.update(scores) if update else average.read(scores)
-                nats[name] = mine_nats(scores, log_average)
-        return nats

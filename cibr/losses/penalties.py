@@ -20,13 +20,15 @@ from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.losses.clip import Features, Labels, Number, Scalar
-from cibr.losses.critics import ResidualCritics
-from cibr.losses.vmf import fitted_log_likelihood, vmf_log_normalizer, vmf_mean_cosine
+from cibr.losses.clip import Features, Labels, Number, Scalar, check_finite
+from cibr.losses.critics import MovingAverage, SeparableCritic, mine_nats
+from cibr.losses.vmf import vmf_fit_kappa, vmf_log_normalizer, vmf_mean_cosine
 
+_DIM_HIDDEN = 128  # of MINE's critics
 _RIDGE = 1.0  # times the mean eigenvalue of the unit vectors' second moment, 1 / d
 
 
@@ -56,13 +58,13 @@ class Term(nn.Module):
         built_from: arguments of its constructor that a training run provides: `dims`, the widths of
             the embeddings and of both pooled features, and `statistic`, the CCA of the pairs.
         ramps: whether its weight is raised from 0 in the course of a run, see `beta_at`.
-        is_trained: whether `update` trains something before each step.
+        trains_itself: whether `update` trains its parameters, so that no other optimiser may.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
     built_from: ClassVar[tuple[str, ...]] = ()
     ramps: ClassVar[bool] = True
-    is_trained: ClassVar[bool] = False
+    trains_itself: ClassVar[bool] = False
 
     def forward(self, inputs: LossInputs) -> Scalar:
         """The scalar to be minimised, with gradients to the features of the inputs."""
@@ -106,7 +108,7 @@ class VMFBound(Term):
         self.kappa_b = kappa_b
         self.text_weight = _checked_share(text_weight)
         self._mean_cosines: dict[tuple[float, int], Tensor] = {}
-        self._last: tuple[Tensor, ...] | None = None
+        self._last: tuple[float, int, Float[Tensor, " sides"]] | None = None
 
     def _cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         """Mean cosine of the images, and of the texts, with the centres of their b."""
@@ -124,13 +126,13 @@ class VMFBound(Term):
     def reports(self) -> dict[str, Scalar]:
         """Upper bounds in nats at the kappa_b fitted to the batch."""
         kappa_e, dim, cosines = self._last
-        cosines = cosines.cpu() if cosines.device.type == "mps" else cosines  # MPS has no float64
-        spread = self._mean_cosines[kappa_e, dim].to(cosines.device)
-        negative_entropy = vmf_log_normalizer(kappa_e, dim).to(spread) + kappa_e * spread
-        likelihood = fitted_log_likelihood(spread * cosines.double().clamp(max=1), dim)
-        nats = negative_entropy - likelihood
-        names = (f"{self.bounded}_{side}_nats" for side in ("image", "text"))
-        return dict(zip(names, nats.to(self._last[2]), strict=True))
+        mean_cosine = self._mean_cosines[kappa_e, dim]
+        expected = mean_cosine * cosines.cpu().double().clamp(max=1)  # MPS has no float64
+        kappa_b = vmf_fit_kappa(expected, dim)
+        log_e = vmf_log_normalizer(kappa_e, dim) + kappa_e * mean_cosine
+        log_b = vmf_log_normalizer(kappa_b, dim) + kappa_b * expected
+        names = [f"{self.bounded}_{side}_nats" for side in ("image", "text")]
+        return dict(zip(names, (log_e - log_b).to(cosines), strict=True))
 
 
 class VMF(VMFBound):
@@ -190,9 +192,8 @@ class Anchor(VMFBound):
     def _cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         image_centre, text_centre = self.statistic(inputs.image_pooled, inputs.text_pooled)
         if image_centre.shape != inputs.image.shape:
-            rule = f"the statistic has width {image_centre.shape[1]}"
-            fix = "fit it with dim=image_features.shape[1]"
-            raise ValueError(f"{rule}, the embeddings have {inputs.image.shape[1]}: {fix}")
+            widths = f"{image_centre.shape[1]}, the embeddings have {inputs.image.shape[1]}"
+            raise ValueError(f"the statistic has width {widths}: fit it with dim of the embeddings")
         image_cosine = mean_product(inputs.image, image_centre.to(inputs.image))
         return image_cosine, mean_product(inputs.text, text_centre.to(inputs.text))
 
@@ -200,8 +201,10 @@ class Anchor(VMFBound):
 class Mine(Term):
     """The paper's estimator: a difference of two Donsker-Varadhan estimates, which is no bound.
 
-    The critics are trained alongside the encoders, in `update`, by an Adam of their own; both are
-    in the state dict.
+    There are four critics, each modality's embeddings with each tower's pooled features. They are
+    separable: all n^2 pairs of the batch are scored, and the mismatched ones are the samples of the
+    product of the marginals. They are trained alongside the encoders, in `update`, by an Adam of
+    their own; both are in the state dict.
 
     Args:
         dims: widths of the embeddings and of the image and the text tower's pooled features.
@@ -215,7 +218,7 @@ class Mine(Term):
 
     needs = ("pooled",)
     built_from = ("dims",)
-    is_trained = True
+    trains_itself = True
 
     def __init__(
         self,
@@ -235,9 +238,15 @@ class Mine(Term):
         self.dims = tuple(dims)
         self.text_weight = _checked_share(text_weight)
         self.critic_steps = critic_steps
-        self.critics = ResidualCritics(*dims)
+        dim, dim_image, dim_text = dims
+        self.critics = nn.ModuleDict()
+        self.averages = nn.ModuleDict()
+        for z in ("image", "text"):
+            for x, dim_pooled in (("image", dim_image), ("text", dim_text)):
+                self.critics[f"{z}_{x}"] = SeparableCritic(dim, dim_pooled, _DIM_HIDDEN)
+                self.averages[f"{z}_{x}"] = MovingAverage()
         self.optimizer = torch.optim.Adam(self.critics.parameters(), lr=critic_rate)
-        self._last: dict[str, Tensor] = {}
+        self._last: dict[str, Scalar] = {}
 
     def get_extra_state(self) -> dict:
         return self.optimizer.state_dict()
@@ -246,13 +255,14 @@ class Mine(Term):
         self.optimizer.load_state_dict(state)
 
     def forward(self, inputs: LossInputs) -> Scalar:
-        fixed = {name: value.detach() for name, value in self.critics.named_parameters()}
-        nats = torch.func.functional_call(self.critics, fixed, self._sides(inputs))
-        self._last = {f"residual_{side}_nats": value.detach() for side, value in nats.items()}
-        return _weighted_mean(nats["image"], nats["text"], self.text_weight)
+        nats = self._nats(inputs, is_update=False)
+        image = nats["image_image"] - nats["image_text"]
+        text = nats["text_text"] - nats["text_image"]
+        self._last = {"residual_image_nats": image.detach(), "residual_text_nats": text.detach()}
+        return _weighted_mean(image, text, self.text_weight)
 
     def reports(self) -> dict[str, Scalar]:
-        """Estimates of the residual information, in nats, which are not bounds."""
+        """Estimates of the residual information, in nats, not bounds; they may be negative."""
         return self._last
 
     def update(self, inputs: LossInputs, synchronise: Callable[[nn.Parameter], None]) -> None:
@@ -263,26 +273,38 @@ class Mine(Term):
         """
         for _ in range(self.critic_steps):
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.critics.loss(*self._sides(inputs))
+            loss = -sum(self._nats(inputs, is_update=True).values())
             loss.backward()
-            parameters = list(self.critics.parameters())
-            for parameter in parameters:
+            for parameter in self.critics.parameters():
                 synchronise(parameter)
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.critics.parameters()])
             if not norm.isfinite():
-                numbers = f"{loss.item():.6g}, its gradient's norm {norm.item()}"
-                raise FloatingPointError(f"the critics' loss is {numbers}")
+                got = f"{loss.item():.6g}, its gradient's norm {norm.item()}"
+                raise FloatingPointError(f"the critics' loss is {got}")
             self.optimizer.step()
 
-    def _sides(self, inputs: LossInputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Embeddings and pooled features, by modality."""
+    def _nats(self, inputs: LossInputs, is_update: bool) -> dict[str, Scalar]:
+        """Each critic's estimate, on inputs of unit variance; but for an update with frozen critics
+        and fixed moving averages. Pooled features get no gradient.
+        """
         embeddings = {"image": inputs.z_image, "text": inputs.z_text}
         pooled = {"image": inputs.image_pooled, "text": inputs.text_pooled}
         widths = tuple(x.shape[1] for x in (inputs.z_image, *pooled.values()))
         if widths != self.dims:
-            rule = f"the critics of 'mine' read widths {self.dims}, got {widths}"
-            raise ValueError(f"{rule}: pass the dims of these features")
-        return embeddings, pooled
+            raise ValueError(f"'mine' was built with dims={self.dims}, its inputs need {widths}")
+        self.critics.requires_grad_(is_update)
+        nats = {}
+        for name, critic in self.critics.items():
+            of_z, of_x = name.split("_")
+            dtype = critic.f[0].weight.dtype
+            z = embeddings[of_z].to(dtype) * self.dims[0] ** 0.5
+            x = F.layer_norm(pooled[of_x].detach().to(dtype), pooled[of_x].shape[1:])
+            scores = critic(z, x)
+            check_finite(**{f"the scores of the critic {name}": scores})
+            average = self.averages[name]
+            log_average = average.update(scores) if is_update else average.read(scores)
+            nats[name] = mine_nats(scores, log_average)
+        return nats
 
 
 PENALTIES: dict[str, type[Term]] = {
@@ -306,8 +328,7 @@ def _weighted_mean(image: Scalar, text: Scalar, text_weight: float) -> Scalar:
 def _checked_share(text_weight: float) -> float:
     """Raises ValueError for a share of the texts outside [0, 1]."""
     if not isinstance(text_weight, Number) or not 0 <= text_weight <= 1:
-        rule = "text_weight is the texts' share of the penalty, in [0, 1]"
-        raise ValueError(f"{rule}; got {text_weight}")
+        raise ValueError(f"text_weight is the texts' share, in [0, 1]; got {text_weight}")
     return text_weight
 
 

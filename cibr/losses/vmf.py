@@ -122,11 +122,8 @@ def vmf_log_normalizer(kappa: _Values, dim: int) -> _Float64s:
     Raises:
         ValueError: kappa is negative or not finite, or dim < 2.
     """
-    return _log_normalizer(_check(kappa, "kappa", dim), dim)
-
-
-def _log_normalizer(kappa: Tensor, dim: int) -> Tensor:
-    return -dim / 2 * math.log(2 * math.pi) - _bessel(dim / 2 - 1, kappa)[0]
+    log_bessel, _ = _bessel(dim / 2 - 1, _check(kappa, "kappa", dim))
+    return -dim / 2 * math.log(2 * math.pi) - log_bessel
 
 
 def vmf_fit_kappa(mean_cosine: _Values, dim: int) -> _Float64s:
@@ -148,13 +145,8 @@ def vmf_fit_kappa(mean_cosine: _Values, dim: int) -> _Float64s:
     _check(0.0, "kappa", dim)
     mean_cosine = torch.as_tensor(mean_cosine, dtype=torch.float64).detach()
     if not (mean_cosine < 1).all():
-        raise ValueError(
-            f"mean_cosine must be below 1, got {mean_cosine.max()}: average unit vectors"
-        )
-    return _fit_kappa(mean_cosine, dim)
-
-
-def _fit_kappa(mean_cosine: Tensor, dim: int) -> Tensor:
+        largest = mean_cosine.max()
+        raise ValueError(f"mean_cosine must be below 1, got {largest}: average unit vectors")
     positive = mean_cosine > 0
     target = torch.where(positive, mean_cosine, 0.5)
     fit = target * (dim - target**2) / (1 - target**2)
@@ -163,14 +155,6 @@ def _fit_kappa(mean_cosine: Tensor, dim: int) -> Tensor:
         slope = 1 - ratio**2 - (dim - 1) * ratio / fit
         fit = fit * torch.clamp(1 - (ratio - target) / slope / fit, 0.5, 2.0)
     return torch.where(positive, fit, 0.0)
-
-
-def fitted_log_likelihood(mean_cosine: _Float64s, dim: int) -> _Float64s:
-    """Mean log density, in nats, of a vMF with the fitted concentration; `mean_cosine` < 1 is not
-    checked.
-    """
-    kappa = _fit_kappa(mean_cosine, dim)
-    return _log_normalizer(kappa, dim) + kappa * mean_cosine
 
 
 def vmf_residual_nats(cosine: _Values, kappa_e: _Values, kappa_b: _Values, dim: int) -> _Float64s:
@@ -200,11 +184,10 @@ def vmf_residual_nats(cosine: _Values, kappa_e: _Values, kappa_b: _Values, dim: 
     """
     cosine = torch.as_tensor(cosine, dtype=torch.float64)
     if not (cosine.abs() <= 1 + 1e-3).all():
-        raise ValueError(
-            f"cosine must lie in [-1, 1], got {cosine.abs().max()}: pass products of unit vectors"
-        )
+        largest = cosine.abs().max()
+        raise ValueError(f"cosine must lie in [-1, 1], got {largest}: multiply unit vectors")
     kappa_e, kappa_b = _check(kappa_e, "kappa_e", dim), _check(kappa_b, "kappa_b", dim)
-    log_ratio = _log_normalizer(kappa_e, dim) - _log_normalizer(kappa_b, dim)
+    log_ratio = vmf_log_normalizer(kappa_e, dim) - vmf_log_normalizer(kappa_b, dim)
     mean_cosine = vmf_mean_cosine(kappa_e, dim)
     return log_ratio + kappa_e * mean_cosine - kappa_b * mean_cosine * cosine
 
@@ -258,8 +241,8 @@ def sample_vmf(
     z = w mu + sqrt(1 - w^2) v, with v uniform among the unit vectors orthogonal to mu.
 
     Source: Wood (1994), Simulation of the von Mises-Fisher distribution. The noise is drawn in one
-    precision and
-    for all rows at once: a generator gives the same noise for every dtype of the directions.
+    precision and for all rows at once: a generator gives the same noise for every dtype of the
+    directions.
 
     Args:
         mean_directions: mu, unit vectors, [n, d].

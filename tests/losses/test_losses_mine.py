@@ -8,7 +8,9 @@ import torch
 from losses_pairs import build, pair, pooled_features
 from torch.testing import assert_close
 
-from cibr.losses.critics import MovingAverage, ResidualCritics, mine_nats
+from cibr.losses import LossInputs
+from cibr.losses.critics import MovingAverage, mine_nats
+from cibr.losses.penalties import Mine
 from cibr.losses.vmf import sample_vmf
 
 POOLED = pooled_features(dtype=torch.float64)
@@ -104,16 +106,14 @@ def test_trained_critics_order_encoders_by_their_residual_information(unchecked)
     estimates, generator = [], torch.Generator().manual_seed(4)
     for gain in (0.2, 2.0):
         torch.manual_seed(5)
-        critics = ResidualCritics(4, 4, 1)
-        optimizer = torch.optim.Adam(critics.parameters(), lr=5e-3)
+        penalty = Mine(dims=(4, 4, 1), critic_rate=5e-3)
         for _ in range(60):
             image, noise = torch.randn(2, 64, 4, generator=generator)
             text = image[:, :1] + 0.5 * torch.randn(64, 1, generator=generator)
             z = (image * torch.tensor([2.0, gain, gain, gain]) + noise) / 4
-            inputs = {"image": z, "text": z}, {"image": image, "text": text}
-            optimizer.zero_grad()
-            critics.loss(*inputs).backward()
-            optimizer.step()
-        estimates.append(critics(*inputs))
-    assert estimates[1]["image"] - estimates[0]["image"] > 0.5
-    assert estimates[1]["text"] < -0.5  # the same z tells more of images than of texts
+            inputs = LossInputs(z, z, z, z, None, None, image_pooled=image, text_pooled=text)
+            penalty.update(inputs, lambda parameter: None)
+        penalty(inputs)
+        estimates.append(penalty.reports())
+    assert estimates[1]["residual_image_nats"] - estimates[0]["residual_image_nats"] > 0.5
+    assert estimates[1]["residual_text_nats"] < -0.5  # z tells more of images than of texts

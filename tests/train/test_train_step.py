@@ -122,7 +122,7 @@ BROKEN = [  # a part of the state, what it outputs or its gradient becomes, and 
     ("model.backbone.text_head", times(0.0), "text_features must be unit vectors"),
     ("loss_fn.contrastive", times(math.nan), r"it is not finite \(loss nan, clip_loss nan, "),
     ("loss_fn.contrastive", overflow, r"it is not finite \(loss \d.*, gradient norm (inf|nan)"),
-    ("loss_fn.penalty.critics.critics.image_image", overflow, "the critics' loss is"),
+    ("loss_fn.penalty.critics.image_image", overflow, "the critics' loss is"),
 ]
 
 

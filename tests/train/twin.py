@@ -11,7 +11,6 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import OneCycleLR
 
 from cibr.losses import CIBRLoss
-from cibr.losses.vmf import sample_vmf
 from cibr.models.features import prepare
 from cibr.train.loop import set_up, train_step
 
@@ -84,7 +83,6 @@ def plain_steps(config, model, inputs=None, n_steps=N_STEPS, n_processes=1, bf16
     others = {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}
     adam = torch.optim.AdamW([matrices, others], lr=1e-3, betas=(0.9, 0.98))
     schedule = OneCycleLR(adam, 1e-3, N_STEPS, pct_start=0.15, cycle_momentum=False)
-    adam_of_critics = torch.optim.Adam(loss_fn.penalty.parameters(), lr=1e-3) if is_mine else None
     seen = []
     for step, rows in enumerate(rows_of_steps(n_steps)):
         seed = 3 + 1_000_003 * (step + 1)
@@ -98,7 +96,7 @@ def plain_steps(config, model, inputs=None, n_steps=N_STEPS, n_processes=1, bf16
         if "teacher" in loss_fn.needs:
             batch["teacher_logits"] = 105 * cosines(teacher, inputs[rows])
         if is_mine:
-            train_critics(loss_fn.penalty.critics, adam_of_critics, batch)
+            loss_fn.update(**{name: x for name, x in batch.items() if name != "labels"})
         ramp = min(max(3 * step / N_STEPS - 1, 0), 1)
         loss_fn.beta = 0.1 * (1 if config.penalty in ("anchor", "rafa") else ramp)
         terms = loss_fn(**batch, logit_scale=model.log_logit_scale.exp())
@@ -137,15 +135,3 @@ def encoded(config, model, inputs, batch, needs, bf16):
 @torch.no_grad()
 def cosines(model, batch):
     return model.encode_images(batch.images).features @ model.encode_texts(*batch.texts).features.T
-
-
-def train_critics(critics, adam, batch):
-    """Two steps on samples of the encoders, at the concentration 1024."""
-    z, pooled = {}, {}
-    for side in ("image", "text"):
-        z[side] = sample_vmf(batch[f"{side}_features"].detach(), 1024.0, batch["generator"])
-        pooled[side] = batch[f"{side}_pooled"]
-    for _ in range(2):
-        adam.zero_grad()
-        critics.loss(z, pooled).backward()
-        adam.step()
