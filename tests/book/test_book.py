@@ -119,22 +119,18 @@ def test_citation_names_the_version_and_the_licence_of_the_package():
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
 
 
-@pytest.mark.parametrize(
-    ("printed", "compared"),
-    [
-        ("loss 0.12341999, 0.12342001.", "loss 0.1234, 0.1234."),
-        ("[1.0000, -12345.678, 3.14159e-05]", "[1, -1.235e+04, 3.142e-05]"),
-        ("0.05 1.5 12.25 1e-3", "0.05 1.5 12.25 1e-3"),
-        ("-0.00 and 1.2e-17 are 0", "0 and 0 are 0"),
-        ("torch 2.13.0, 2026-11-25, v1.23456, 123456", None),
-    ],
-)
-def test_nbval_rounds_long_floats_and_nothing_else(printed, compared, monkeypatch):
+def test_nbval_rounds_long_floats_and_nothing_else(monkeypatch):
     monkeypatch.syspath_prepend(BOOK)
     spec = importlib.util.spec_from_file_location("book_conftest", BOOK / "conftest.py")
     policy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(policy)
-    assert re.sub(policy.FLOAT, policy.round_float, printed) == (compared or printed)
+    for printed, compared in {
+        "loss 0.12341999, 0.12342001.": "loss 0.1234, 0.1234.",
+        "[1.0000, -12345.678, 3.14159e-05]": "[1, -1.235e+04, 3.142e-05]",
+        "-0.00 and 1.2e-17 are 0": "0 and 0 are 0",
+        **dict.fromkeys(["0.05 1.5 1e-3", "torch 2.13.0, 2026-11-25, v1.23456, 123456"]),
+    }.items():
+        assert re.sub(policy.FLOAT, policy.round_float, printed) == (compared or printed)
 
 
 def test_executing_twice_leaves_the_same_bytes_and_a_failure_leaves_the_notebook(tmp_path):

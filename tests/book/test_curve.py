@@ -1,16 +1,11 @@
-"""The interactive information curve: its points are optima, and the page has what its script asks
-for.
-"""
+"""The interactive information curve: its points are optima."""
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from cibr_book.curve import FILE, as_page, optimum
-
-SCRIPT = Path(__file__).resolve().parents[2] / "book" / "_static" / "curve.js"
 
 
 @pytest.fixture
@@ -37,9 +32,5 @@ def test_along_a_curve_the_residual_falls_and_no_other_point_is_better_for_its_b
         assert points[-1]["residual"] < 0.01 < points[0]["residual"]
 
 
-def test_the_page_has_what_its_script_asks_for(data):
-    page = as_page()
-    assert json.loads(re.search(r'id="curve-data">(.*?)</script>', page)[1]) == data
-    names = re.search(r"\[(\"beta\".*?)\]\.map\(\(name\) => document", SCRIPT.read_text())[1]
-    for name in [*re.findall(r'"(\w+)"', names), "beta-value", "ambiguity-value"]:
-        assert f'id="curve-{name}"' in page
+def test_the_page_holds_the_stored_numbers(data):
+    assert json.loads(re.search(r'id="curve-data">(.*?)</script>', as_page())[1]) == data

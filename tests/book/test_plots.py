@@ -1,7 +1,6 @@
 """Figures show the numbers they are given, right and wrong in their colours."""
 
 import pandas as pd
-import pytest
 import torch
 from helpers import picture
 from matplotlib.colors import to_hex
@@ -46,9 +45,7 @@ def test_a_search_frames_the_right_image_and_adds_it_where_it_is_missing():
     assert axes[-1].get_title() == "rank 4"  # of two that tie, the right one comes last
     assert all(axis.axison for axis in axes)
     axes[0].figure.canvas.draw()
-    assert len(plots.search_gallery(["a"], similarity[:1], load)) == 4
-    mixed = plots.search_gallery(queries, torch.eye(2), load, torch.tensor([-1, 1]), n_shown=1)
-    assert greys_and_frames(mixed)[1] == [None, GREEN]
+    assert greys_and_frames(plots.search_gallery(["a"], similarity[:1], load))[1] == [None] * 4
 
 
 SUITE = pd.DataFrame(
@@ -101,14 +98,13 @@ def test_the_text_of_a_forest_is_readable_on_a_telephone():
     assert all(label.get_window_extent().x0 >= 0 for label in labels)
 
 
-@pytest.mark.parametrize(("n", "counts"), [(6, [2, 2, 2]), (9, [5, 2, 2]), (99, [40, 2, 2])])
-def test_a_gallery_gets_as_many_of_each_group_as_there_are(n, counts):
+def test_a_gallery_gets_as_many_of_each_group_as_there_are():
     groups = torch.tensor([5] * 40 + [7, 7, 9, 9])
-    chosen = plots.pick_evenly(groups, n)
-    assert groups[chosen].unique_consecutive(return_counts=True)[1].tolist() == counts
-    assert chosen.unique().numel() == chosen.numel()
-    assert chosen.tolist() == plots.pick_evenly(groups, n).tolist()
-    assert plots.pick_evenly(groups == 5, 4, seed=1).shape == (4,)
+    for n, counts in ((6, [2, 2, 2]), (9, [5, 2, 2]), (99, [40, 2, 2])):
+        chosen = plots.pick_evenly(groups, n)
+        assert groups[chosen].unique_consecutive(return_counts=True)[1].tolist() == counts
+        assert chosen.unique().numel() == chosen.numel()
+        assert chosen.tolist() == plots.pick_evenly(groups, n).tolist()
 
 
 def test_long_texts_are_shortened_and_short_ones_are_not():
