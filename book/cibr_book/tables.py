@@ -28,17 +28,8 @@ RETRIEVAL = {
 }
 HEADLINE = ("zero-shot", "image to text", "text to image")
 KEY = ["condition", "method", "beta", "hyperparameters"]
-_NOT_TUNED = [
-    "seed",
-    "suites",
-    "dataset",
-    "model",
-    "corruption",
-    "penalty",
-    "sample",
-    "contrastive",
-]
-_NOT_TUNED += ["beta", "validate_every", "unpaired", "adapted"]
+_NOT_TUNED = ["seed", "suites", "dataset", "model", "corruption", "penalty", "sample"]
+_NOT_TUNED += ["contrastive", "beta", "validate_every", "unpaired", "adapted"]
 _BOTH = " + two captions + noise"
 # A method and its control, which differ by one ingredient, each with its best settings on
 # validation.
@@ -163,15 +154,10 @@ def differences(
         `significance` (whether the interval is above zero, a gain, below it, a loss, or neither),
         the `p_value` of Student's test, and `bootstrap_low, bootstrap_high`.
     """
-    parts = []
-    for _, part in rows.groupby("condition", sort=False):
-        base = chosen(part[part["method"] == control])
-        others = part[~part.index.isin(base.index)]
-        paired = others.merge(base[["seed", *measures]], on="seed", suffixes=("", " of control"))
-        for measure in measures:
-            values = {"value": paired[measure], "control": paired[f"{measure} of control"]}
-            parts.append(paired[[*KEY, "seed"]].assign(measure=measure, **values))
-    long = pd.concat(parts, ignore_index=True).dropna(subset=["value", "control"])
+    base = chosen(rows[rows["method"] == control])
+    pair = ["condition", "seed", "measure"]
+    values = rows.drop(base.index).melt([*KEY, "seed"], measures, "measure", "value")
+    long = values.merge(base.melt(pair[:2], measures, "measure", "control"), on=pair).dropna()
     long["difference"] = long["value"] - long["control"]
     by = [*KEY, "measure"]
     groups = long.groupby(by, sort=False)
