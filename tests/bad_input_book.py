@@ -97,6 +97,7 @@ CALLS = {
 
 UNIT, FLAT = torch.eye(12), torch.ones(12, 12) / 12**0.5
 LONG = "text_embeddings has 12 rows not of unit length"
+ROWS = "12 images but 11 texts: pass one text per image"
 NO_ROWS = pd.DataFrame({"dataset": ["a"], "metric": ["accuracy@5"]})
 
 
@@ -110,23 +111,14 @@ CALLS |= {
     "knn-unit": (lambda: embeddings.mutual_knn(UNIT, 2 * UNIT), LONG),
     "knn-collapsed": (lambda: embeddings.mutual_knn(UNIT, FLAT), "text_embeddings are equal"),
     "cka-collapsed": (lambda: embeddings.linear_cka(UNIT, FLAT), "text_embeddings are equal"),
-    "knn-rows": (
-        lambda: embeddings.mutual_knn(UNIT, UNIT[:11]),
-        "12 images but 11 texts: pass one text per image",
-    ),
-    "cka-rows": (
-        lambda: embeddings.linear_cka(UNIT, UNIT[:11]),
-        "12 images but 11 texts: pass one text per image",
-    ),
+    "knn-rows": (lambda: embeddings.mutual_knn(UNIT, UNIT[:11]), ROWS),
+    "cka-rows": (lambda: embeddings.linear_cka(UNIT, UNIT[:11]), ROWS),
     "knn-k": (lambda: embeddings.mutual_knn(UNIT, UNIT, k=12), "k=12 does not fit 12 pairs"),
     "uniformity-one": (
-        lambda: embeddings.uniformity(torch.eye(1)),
+        lambda: embeddings.uniformity(UNIT[:1]),
         "has no distances: pass at least two",
     ),
-    "published": (
-        lambda: published("mine"),
-        "published.csv has no results of 'mine'; it has those",
-    ),
+    "published": (lambda: published("mine"), "no results of 'mine'; it has those of"),
     "gallery": (gallery, "none of the captions of image 0 .* add 'z'"),
     "forest": (lambda: plots.forest(NO_ROWS), "none of the rows is accuracy@1 or a recall@1"),
 }
