@@ -14,10 +14,11 @@ _VERSIONS_OF = ("cibr", "torch", "transformers", "accelerate", "numpy")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns ", did you mean 'x'?" with the closest known name, or "" if none is close.
+    """Returns ", did you mean 'x'?" with the closest known name, or "" if none is close, whatever
+    their case.
 
     Examples:
-        >>> nearest("flickr8", ["flickr8k", "glyphs"])
+        >>> nearest("Flickr-8K", ["flickr8k", "glyphs"])
         ", did you mean 'flickr8k'?"
         >>> nearest("photos", ["flickr8k", "glyphs"])
         ''

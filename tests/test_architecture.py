@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "cibr"
+PACKAGE = Path(__file__).resolve().parents[1] / "cibr"
 
 # What each room may import of ours; all may use utils.
 MAY_IMPORT = {
@@ -32,10 +31,6 @@ USES = {
 }
 
 
-def relative(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
 def room(path: Path) -> str:
     """cibr/data/glyphs.py -> data."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -49,25 +44,22 @@ def imported(tree: ast.AST) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: write the import in full, from cibr..."
-            names |= (
-                {f"cibr.{a.name}" for a in node.names} if node.module == "cibr" else {node.module}
-            )
+            of_cibr = node.module == "cibr"
+            names |= {f"cibr.{a.name}" for a in node.names} if of_cibr else {node.module}
     return {".".join(name.split(".")[:2]) for name in names}
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_one_way(path):
     names = imported(ast.parse(path.read_text()))
     rooms = {name.split(".")[1] for name in names if name.startswith("cibr.")}
     too_much = rooms - MAY_IMPORT[room(path)] - {room(path), "utils"}
     assert not too_much, f"cibr.{room(path)} imports {sorted(too_much)}"
-    assert not [name for name in names if name.startswith("cibr_book")], (
-        "the library never uses the study"
-    )
+    study = [name for name in names if name.startswith("cibr_book")]
+    assert not study, "the library never uses the study"
 
 
 @pytest.mark.parametrize(("statement", "unused"), USES.items())
 def test_losses_and_tiny_models_are_used_without_the_libraries_of_what_is_larger(statement, unused):
     code = f"import sys\n{statement}\nprint([name for name in {unused} if name in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

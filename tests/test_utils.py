@@ -1,4 +1,4 @@
-"""Utilities: near names, the project's folders, files that are whole or absent, and provenance."""
+"""Utilities: the project's folders, files that are whole or absent, and provenance."""
 
 import os
 import subprocess
@@ -8,23 +8,16 @@ import numpy as np
 import pytest
 
 from cibr import utils
-from cibr.utils import cache_folder, nearest, project_root, provenance, shipped, write_atomically
-
-
-def test_the_nearest_name_ignores_case_and_stays_silent_when_none_is_near():
-    assert nearest("Flickr-8K", ["flickr8k", "glyphs"]) == ", did you mean 'flickr8k'?"
-    assert nearest("photos", ["flickr8k", "glyphs"]) == nearest("x", []) == ""
+from cibr.utils import cache_folder, project_root, provenance, shipped, write_atomically
 
 
 def test_folders_are_those_of_the_checkout_or_of_the_user(tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "_PACKAGE", tmp_path / "site" / "cibr")
-    assert project_root() == Path.cwd() and cache_folder() == Path.home() / ".cache" / "cibr"
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "pyproject.toml").touch()
-    assert (
-        project_root() == tmp_path / "site"
-        and cache_folder() == tmp_path / "site" / "data" / "cache"
-    )
+    assert (project_root(), cache_folder()) == (Path.cwd(), Path.home() / ".cache" / "cibr")
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "pyproject.toml").touch()
+    assert (project_root(), cache_folder()) == (site, site / "data" / "cache")
 
 
 def test_what_is_shipped_lies_in_the_package_or_in_the_checkout(tmp_path, monkeypatch):
@@ -56,9 +49,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_
 def test_the_content_is_on_disk_before_the_file_has_its_name(tmp_path, monkeypatch):
     link, seen = tmp_path / "link.txt", []
     link.symlink_to(tmp_path / "file.txt")
-    monkeypatch.setattr(
-        os, "fsync", lambda descriptor: seen.append((tmp_path / "file.txt").exists())
-    )
+    monkeypatch.setattr(os, "fsync", lambda _: seen.append((tmp_path / "file.txt").exists()))
     write_atomically(link, lambda part: part.write_text("one"))
     assert seen == [False, True], "the file is synced, then named, then its folder is synced"
     assert link.is_symlink() and (tmp_path / "file.txt").read_text() == "one"

@@ -156,9 +156,11 @@ class WeightAverage:
             model.load_state_dict(own, strict=False)
 
     def state_dict(self) -> dict[str, Tensor]:
+        """The averages and the initial weights, which a checkpoint keeps."""
         return self.average | {f"start.{name}": tensor for name, tensor in self.start.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continues from what `state_dict` returned."""
         # In place: a checkpoint is loaded on the CPU.
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])
