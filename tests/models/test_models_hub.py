@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from cibr.models import DualEncoder
 from cibr.models.towers import train_tokenizer
-from cibr.train import build_model, configure, fit
+from cibr.train import configure, fit
 
 SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
 TEXT = SIZES | dict(vocab_size=400, max_position_embeddings=40)
@@ -89,14 +89,16 @@ def test_a_model_equals_transformers_and_so_does_what_it_saves(hub, tmp_path, na
     assert list(load_file(tmp_path / "cibr.safetensors")) == ["log_logit_scale"]  # no weight twice
 
 
-def test_features_of_a_model_without_projections_take_the_place_of_pooled_ones(hub):
+def test_features_of_a_model_without_projections_take_the_place_of_pooled_ones(hub, tmp_path):
     model = DualEncoder.from_pretrained(hub("Siglip"))
     assert (model.backbone.dim_image_pooled, model.backbone.dim_text_pooled) == (None, None)
     encoded = model.encode_texts(*model.tokenize(TEXTS[:3]))
     assert torch.equal(normalize(encoded.pooled, dim=1), encoded.features)
     encoded.features[:, 0].sum().backward()
-    head = model.backbone.model.text_model.head.weight
-    assert head.grad.abs().sum() > 0
+    assert model.backbone.model.text_model.head.weight.grad.abs().sum() > 0
+    config = configure(model=hub("Siglip"), output_dir=str(tmp_path), penalty="mine", batch_size=8)
+    with pytest.raises(ValueError, match="mine' needs a projection on each side"):
+        fit(model, noise_pairs(), None, config)
 
 
 def test_siglip_texts_are_padded_to_the_context_and_long_ones_refused(hub):
@@ -111,23 +113,14 @@ def test_siglip_texts_are_padded_to_the_context_and_long_ones_refused(hub):
         model.tokenize(["a dog", "a " * 40])
 
 
-def test_a_penalty_on_pooled_features_is_refused_where_there_are_none(hub, tmp_path):
-    config = configure(model=hub("Siglip"), output_dir=str(tmp_path), penalty="mine", batch_size=8)
-    with pytest.raises(ValueError, match="mine' needs a projection on each side"):
-        fit(build_model(config, noise_pairs()), noise_pairs(), None, config)
-
-
-@pytest.mark.parametrize(
-    ("file", "loader"),
-    [("preprocessor_config", "AutoImageProcessor"), ("tokenizer", "AutoTokenizer")],
-)
-def test_a_model_without_a_processor_or_a_tokenizer_is_refused(hub, tmp_path, file, loader):
-    folder = shutil.copytree(hub("CLIP"), tmp_path / "part")
-    for part in folder.glob(f"{file}*.json"):
-        part.unlink()
-    message = f"cannot load '.*part' with transformers.{loader} .*: give its folder"
-    with pytest.raises(FileNotFoundError, match=message):
-        DualEncoder.from_pretrained(folder)
+def test_a_model_without_a_processor_or_a_tokenizer_is_refused(hub, tmp_path):
+    for file, loader in (("preprocessor_config", "ImageProcessor"), ("tokenizer", "Tokenizer")):
+        folder = shutil.copytree(hub("CLIP"), tmp_path / file)
+        for part in folder.glob(f"{file}*.json"):
+            part.unlink()
+        message = f"cannot load '.*{file}' with transformers.Auto{loader} .*: give its folder"
+        with pytest.raises(FileNotFoundError, match=message):
+            DualEncoder.from_pretrained(folder)
 
 
 def test_a_model_that_is_no_dual_encoder_is_refused(tower_folders, hub, tmp_path):

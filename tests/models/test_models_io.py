@@ -4,12 +4,13 @@ checkpoints.
 
 import json
 import shutil
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from helpers import TEXTS, picture
+from helpers import TEXTS, picture, same
 
 import cibr
 from cibr.models import DualEncoder, io, model_kind
@@ -47,11 +48,8 @@ def test_a_saved_model_comes_back_bit_for_bit_and_is_replaced_whole(build, tmp_p
     again = DualEncoder.from_pretrained(model.save_pretrained(tmp_path))
     assert (again.kind, again.training, again.context) == (kind, False, model.context)
     assert again.processor.to_dict() == model.processor.to_dict()
-    state = again.state_dict()
-    assert state.keys() == model.state_dict().keys()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    assert equal(model, again) and names(tmp_path) == before
-    assert not any(part.startswith(".") for name in before for part in name.split("/"))
+    assert same(again, model) and equal(again, model) and names(tmp_path) == before
+    assert not any(name.startswith(".") for name in before)
     assert (tmp_path / "history.csv").read_text() == "epoch\n"
     assert json.loads((tmp_path / "cibr.json").read_text()).keys() == {"format", "kind", "settings"}
 
@@ -62,11 +60,10 @@ class Killed(BaseException):
 
 def stop_at(monkeypatch, owner, name, call, error):
     """Makes a function raise when it is called for the time of that number."""
-    real, calls = getattr(owner, name), []
+    real, calls = getattr(owner, name), count(1)
 
     def counted(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == call:
+        if next(calls) == call:
             raise error
         return real(*args, **kwargs)
 
@@ -77,11 +74,9 @@ def test_a_full_disk_leaves_the_old_model_and_no_rubbish(build, tmp_path, monkey
     old = build("tiny")
     old.save_pretrained(tmp_path)
     before = names(tmp_path)
-    message = "cannot write the model to .*No space left.*make room"
-    with monkeypatch.context() as patch:
-        stop_at(patch, io, "save_file", 1, OSError(28, "No space left on device"))
-        with pytest.raises(ValueError, match=message):
-            changed(build("tiny")).save_pretrained(tmp_path)
+    stop_at(monkeypatch, io, "save_file", 1, OSError(28, "No space left on device"))
+    with pytest.raises(ValueError, match="cannot write the model to .*No space left.*make room"):
+        changed(build("tiny")).save_pretrained(tmp_path)
     assert names(tmp_path) == before and equal(DualEncoder.from_pretrained(tmp_path), old)
 
 
@@ -113,24 +108,24 @@ def test_a_save_killed_at_any_moment_leaves_one_model_or_the_other_whole(
 
 @each_kind
 def test_a_missing_or_damaged_file_is_refused_by_name(build, tmp_path, kind):
-    build(kind).save_pretrained(tmp_path / "good")
-    named = {name: name for name in ("cibr.json", "cibr.safetensors", "tokenizer.json")}
-    named["preprocessor_config.json"] = "preprocessor_config.json"
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    build(kind).save_pretrained(good)
+    files = ["cibr.json", "cibr.safetensors", "tokenizer.json", "preprocessor_config.json"]
+    named = {file: file for file in files}
     if kind == "frozen":
         named["image_tower/model.safetensors"] = "image_tower"
     if kind == "clip":
         named["config.json"] = "bad"
     for file, part in named.items():
-        for size in (50, None):
-            shutil.copytree(tmp_path / "good", tmp_path / "bad")
-            content = (tmp_path / "bad" / file).read_bytes()
-            (tmp_path / "bad" / file).unlink()
-            if size:
-                (tmp_path / "bad" / file).write_bytes(content[:size])
+        for content in ((good / file).read_bytes()[:50], None):
+            shutil.copytree(good, bad)
+            (bad / file).unlink()
+            if content:
+                (bad / file).write_bytes(content)
             message = rf"/{part}' is missing or damaged .*save the model again"
             with pytest.raises(ValueError, match=message):
-                DualEncoder.from_pretrained(tmp_path / "bad")
-            shutil.rmtree(tmp_path / "bad")
+                DualEncoder.from_pretrained(bad)
+            shutil.rmtree(bad)
 
 
 @pytest.mark.parametrize(("name", "beta"), [("clip-tiny", 0.0), ("cibr-tiny", 0.05)])

@@ -61,15 +61,13 @@ def test_gradients_of_odd_batches_are_those_of_one_thread(width):
     pixels = torch.randn(5, 3, 32, 32)
     before = torch.get_num_threads()
     gradients = []
-    try:
-        for n_threads in (1, 2):
-            torch.set_num_threads(n_threads)
-            for _ in range(5):
-                backbone.zero_grad()
-                backbone.image_pooled(pixels).square().sum().backward()
-            gradients.append([p.grad.clone() for p in backbone.image_tower.parameters()])
-    finally:
-        torch.set_num_threads(before)
+    for n_threads in (1, 2):
+        torch.set_num_threads(n_threads)
+        for _ in range(5):
+            backbone.zero_grad()
+            backbone.image_pooled(pixels).square().sum().backward()
+        gradients.append([p.grad.clone() for p in backbone.image_tower.parameters()])
+    torch.set_num_threads(before)
     for a, b in zip(*gradients, strict=True):  # float32 sums in another order
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
 
