@@ -64,13 +64,14 @@ class RunFolder:
 
     Args:
         folder: its path.
-        identity: everything that must be equal for a run to resume another's checkpoint, for JSON.
+        identity: everything that must be equal for a run to resume another's checkpoint, as JSON
+            has it (no tuples).
         writes: whether this process writes to it.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], writes: bool = True):
         self.folder = folder
-        self.identity = json.loads(json.dumps(identity))
+        self.identity = identity
         self.writes = writes
 
     @contextmanager

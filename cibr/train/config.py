@@ -73,12 +73,9 @@ class RunConfig(BaseModel):
         return value
 
 
-RunConfig.__doc__ = (
-    "Settings of a run. Build it with `configure`, which fills in presets.\n\nArgs:\n"
-)
-RunConfig.__doc__ += "\n".join(
-    f"    {name}: {field.description}." for name, field in RunConfig.model_fields.items()
-)
+RunConfig.__doc__ = "Settings of a run. Build it with `configure`, which fills in presets.\n\nArgs:"
+for _name, _field in RunConfig.model_fields.items():
+    RunConfig.__doc__ += f"\n    {_name}: {_field.description}."
 
 
 def configure(**parameters: Any) -> RunConfig:

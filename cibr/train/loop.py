@@ -344,24 +344,20 @@ def set_up(
     if config.cca_start:
         model.backbone.image_head.start_at(cca.image_mean, cca.image_map)
         model.backbone.text_head.start_at(cca.text_mean, cca.text_map)
-    cached = (inputs.images, *inputs.texts) if config.feature_noise else ()
     model.to(device)
     broadcast(model.state_dict())  # in place: every process starts from the first one's weights
     loss_fn = _build_loss(model, config, cca).to(device)
     optimizer, schedule = _build_optimizer(model, loss_fn, config, n_steps)
-    needs_teacher = "teacher" in loss_fn.needs
-    return TrainState(
-        config,
-        accelerator,
-        model,
-        loss_fn,
-        optimizer,
-        schedule,
-        Progress(n_steps),
-        teacher=copy.deepcopy(model).eval().requires_grad_(False) if needs_teacher else None,
-        average=average(model) if average else None,
-        noise=tuple(config.feature_noise * features.std(0).to(device) for features in cached),
-    )
+    progress = Progress(n_steps)
+    state = TrainState(config, accelerator, model, loss_fn, optimizer, schedule, progress)
+    if "teacher" in loss_fn.needs:
+        state.teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    if average is not None:
+        state.average = average(model)
+    if config.feature_noise:
+        cached = (inputs.images, *inputs.texts)
+        state.noise = tuple(config.feature_noise * part.std(0).to(device) for part in cached)
+    return state
 
 
 def _build_loss(model: DualEncoder, config: RunConfig, cca: RegularisedCCA | None) -> CIBRLoss:
@@ -517,7 +513,7 @@ def _identity(
     model: DualEncoder, train: Pairs, validation: Pairs | None, config: RunConfig, rows: Rows
 ) -> dict[str, Any]:
     """What decides the result of a run: configuration, architecture, pairs and their order."""
-    run = config.model_dump(exclude=NOT_THE_RUN)
+    run = config.model_dump(mode="json", exclude=NOT_THE_RUN)
     run["architecture"] = f"{model.kind} {model.backbone.settings}"
     for name, pairs in (("training pairs", train), ("validation pairs", validation)):
         if pairs is not None:
