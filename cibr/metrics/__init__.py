@@ -6,7 +6,6 @@ vectors are rejected, so a broken model never scores well.
 
 from cibr.metrics.intervals import bootstrap_interval, paired_difference
 from cibr.metrics.retrieval import (
-    label_recall_at_k,
     query_scores,
     recall_at_k,
     retrieval_ranks,
@@ -18,7 +17,6 @@ __all__ = [
     "bootstrap_interval",
     "class_embeddings",
     "class_ranks",
-    "label_recall_at_k",
     "paired_difference",
     "predictions",
     "query_scores",

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 KS = (1, 5, 10)
-BLOCK = 1024  # queries per product
-TILE_ELEMENTS = 2**18  # similarities compared at a time (1 MiB), to fit a core's cache
+_BLOCK = 1024  # queries per product
+_TILE_ELEMENTS = 2**18  # similarities compared at a time (1 MiB), to fit a core's cache
 _BLOCK_ELEMENTS = 2**23  # similarities in memory (32 MiB), unless that is under _SMALLEST queries
 _SMALLEST = 64  # thinner products use other kernels, which may round a pair differently
 _FEW = 8  # correct items per query up to which counting is faster than sorting
@@ -38,7 +38,7 @@ def recall_at_k(
 
     An image-to-text query is a hit if any of the image's captions is among the first k. Where
     several images share a text, only the embedding of an image's own copy is correct, and the
-    others tie with it: use `label_recall_at_k` or `retrieval_recalls`, which take labels.
+    others tie with it: use `retrieval_recalls`, which takes labels.
 
     Source: the protocol of Karpathy and Fei-Fei (2015) for captioned photos; ties count against the
     model.
@@ -62,37 +62,6 @@ def recall_at_k(
     return _recalls(*ranks, ks, "recall")
 
 
-def label_recall_at_k(
-    image_embeddings: _Images,
-    text_embeddings: _Texts,
-    image_labels: _OfImages,
-    text_labels: _OfTexts,
-    ks: _Ks = KS,
-) -> dict[str, float]:
-    """Recall@k of retrieval by label in both directions: every item with the query's label is
-    correct.
-
-    A query is a hit if a correct item is among the first k. A text that is twice in the gallery
-    counts as two incorrect items for images of other labels: give each text once, see
-    `distinct_texts`.
-
-    Args:
-        image_embeddings: unit vectors [n, d].
-        text_embeddings: unit vectors [m, d].
-        image_labels: the label of each image [n]; every label is also that of a text.
-        text_labels: the label of each text [m]; every label is also that of an image.
-        ks: the cut-offs.
-
-    Returns:
-        `{"image_to_text_label_recall@k": ..., "text_to_image_label_recall@k": ...}` in [0, 1].
-
-    Raises:
-        ValueError: as `recall_at_k`, or a label that only one side has.
-    """
-    scores = query_scores(image_embeddings, text_embeddings, image_labels, text_labels)
-    return _recalls(scores["image_ranks"], scores["text_ranks"], ks, "label_recall")
-
-
 def retrieval_recalls(
     image_embeddings: _Images,
     text_embeddings: _Texts,
@@ -101,11 +70,11 @@ def retrieval_recalls(
     labels: _OfImages | None = None,
     ks: _Ks = KS,
 ) -> dict[str, float]:
-    """Recall@k of a data set: `recall_at_k` if its images have no labels, else `label_recall_at_k`.
+    """Recall@k of a data set: `recall_at_k` if its images have no labels, else recall by label.
 
-    By label, positives in training are hits, and a text that several images share is once in the
-    gallery, so a perfect model scores 1. `cibr.Pairs.retrieval_targets` returns the texts, indices
-    and labels of a data set.
+    By label, every item with the query's label is correct, as positives in training are. A text
+    that several images share is once in the gallery, so a perfect model scores 1.
+    `cibr.Pairs.retrieval_targets` returns the texts, indices and labels of a data set.
 
     Args:
         image_embeddings: unit vectors [n, d].
@@ -117,10 +86,11 @@ def retrieval_recalls(
         ks: the cut-offs; those above the size of the smaller gallery are left out.
 
     Returns:
-        Recalls in [0, 1], with the names of those two functions.
+        Recalls in [0, 1], named as those of `recall_at_k`, by label
+        `{"image_to_text_label_recall@k": ..., "text_to_image_label_recall@k": ...}`.
 
     Raises:
-        ValueError: as those two functions.
+        ValueError: as `recall_at_k` or `query_scores`.
     """
     check_ks(ks)
     if labels is None:
@@ -174,8 +144,7 @@ def retrieval_ranks(
     indices = torch.arange(n, device=text_to_image.device)
     if not torch.equal(text_to_image.unique().long(), indices):
         span = f"from {text_to_image.min()} to {text_to_image.max()} for {n} images"
-        fix = "count images from 0, and leave out those without a text"
-        raise ValueError(f"text_to_image holds indices {span}: {fix}")
+        raise ValueError(f"text_to_image is {span}: count from 0, without those that have no text")
     images = image_embeddings.float()
     texts = text_embeddings.float()
     text_to_image = text_to_image.long()
@@ -219,7 +188,7 @@ def query_scores(
         `text_average_precisions` [m], in (0, 1].
 
     Raises:
-        ValueError: as `label_recall_at_k`.
+        ValueError: as `recall_at_k`, or a label that only one side has.
     """
     check_embeddings(unit=True, image_embeddings=image_embeddings, text_embeddings=text_embeddings)
     check_labels("image_labels", image_labels, len(image_embeddings))
@@ -258,11 +227,9 @@ def ranks_and_precisions(
     n_correct = torch.searchsorted(gallery_labels, labels, right=True) - first
     alone = labels[n_correct == 0].tolist()
     if alone:
-        known = f"which has {gallery_labels[0]} to {gallery_labels[-1]}"
-        fix = "every query needs a correct item"
-        raise ValueError(
-            f"{len(alone)} labels, first {alone[0]}, are not on the other side, {known}: {fix}"
-        )
+        known = f"{gallery_labels[0]} to {gallery_labels[-1]}"
+        missing = f"{len(alone)} labels, first {alone[0]}, are not on the other side ({known})"
+        raise ValueError(f"{missing}: every query needs a correct item")
     ranks = torch.empty_like(first)
     precisions = torch.empty(len(queries), device=queries.device)
     for rows, tile in similarity_tiles(queries, gallery):
@@ -294,8 +261,8 @@ def similarity_tiles(
     """
     n, m = len(queries), len(gallery)
     queries, gallery = _padded(queries), _padded(gallery)
-    block = min(len(queries), BLOCK, max(_SMALLEST, _BLOCK_ELEMENTS // len(gallery)))
-    tile = max(1, TILE_ELEMENTS // len(gallery))
+    block = min(len(queries), _BLOCK, max(_SMALLEST, _BLOCK_ELEMENTS // len(gallery)))
+    tile = max(1, _TILE_ELEMENTS // len(gallery))
     product = queries.new_empty(block, len(gallery))
     for start, new, end in _spans(len(queries), block):
         torch.mm(queries[start:end], gallery.T, out=product)
@@ -326,38 +293,33 @@ def check_embeddings(*, unit: bool = False, **embeddings: Tensor) -> None:
     """
     for name, rows in embeddings.items():
         if not isinstance(rows, Tensor) or rows.ndim != 2 or not len(rows):
-            fix = "pass a torch tensor [n, d] with at least one row"
-            raise ValueError(f"{name} is {_described(rows)}: {fix}")
+            raise ValueError(f"{name} is {_described(rows)}: pass a torch tensor [n, d], n >= 1")
         norms = rows.float().norm(dim=1)
-        faults = {"zero or not finite": ~norms.isfinite() | (norms == 0)}
-        if unit:
+        fault = "zero or not finite"
+        is_bad = ~norms.isfinite() | (norms == 0)
+        if unit and not is_bad.any():
             fault = "not of unit length (normalise them with torch.nn.functional.normalize)"
-            faults[fault] = (norms - 1).abs() > _UNIT_TOLERANCE
-        for fault, is_bad in faults.items():
-            bad = is_bad.nonzero().flatten().tolist()
-            if bad:
-                raise ValueError(f"{name} has {len(bad)} rows {fault}, first row {bad[0]}")
-    widths = [f"{name} has {rows.shape[1]}" for name, rows in embeddings.items()]
-    if len({rows.shape[1] for rows in embeddings.values()}) > 1:
-        raise ValueError(
-            f"the dimensions differ: {' but '.join(widths)}; embed both with one model"
-        )
+            is_bad = (norms - 1).abs() > _UNIT_TOLERANCE
+        bad = is_bad.nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(f"{name} has {len(bad)} rows {fault}, first row {bad[0]}")
+    widths = {name: rows.shape[1] for name, rows in embeddings.items()}
+    if len({*widths.values()}) > 1:
+        raise ValueError(f"the dimensions differ: {widths}; embed both with one model")
 
 
 def check_labels(name: str, labels: _OfImages, n: int) -> None:
     """Raises ValueError unless labels or indices are a torch tensor of n whole numbers."""
     whole = isinstance(labels, Tensor) and not labels.is_floating_point()
     if not whole or labels.dtype == torch.bool or labels.shape != (n,):
-        fix = f"pass a torch tensor of {n} whole numbers, one per row"
-        raise ValueError(f"{name} is {_described(labels)}: {fix}")
+        raise ValueError(f"{name} is {_described(labels)}: pass a tensor of {n} whole numbers")
 
 
 def check_ks(ks: _Ks, largest: int | float = torch.inf) -> None:
     """Raises ValueError unless the cut-offs are a list of whole numbers from 1 to the largest."""
     whole = isinstance(ks, Iterable) and all(isinstance(k, Integral) for k in ks)
     if not whole or any(isinstance(k, bool) or not 1 <= k <= largest for k in ks):
-        numbers = "whole numbers from 1" + (f" to {largest}" if largest < torch.inf else "")
-        raise ValueError(f"ks is {ks!r}: give a list of {numbers}")
+        raise ValueError(f"ks is {ks!r}: give a list of whole numbers from 1 to {largest}")
 
 
 def _described(value: Any) -> str:

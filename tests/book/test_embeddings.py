@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cibr.metrics import retrieval
 from cibr_book import embeddings
 
 
@@ -16,22 +15,17 @@ def unit(*shape, seed=0):
 
 
 def test_alignment_is_two_minus_twice_the_mean_cosine():
-    x = unit(50, 8)
-    y = unit(50, 8, seed=1)
-    assert embeddings.alignment(x, y) == pytest.approx(
-        2 - 2 * (x * y).sum(1).mean().item(), rel=1e-5
-    )
+    x, y = unit(50, 8), unit(50, 8, seed=1)
+    expected = 2 - 2 * (x * y).sum(1).mean().item()
+    assert embeddings.alignment(x, y) == pytest.approx(expected, rel=1e-5)
 
 
-def test_uniformity_is_known_for_a_few_vectors_and_that_of_a_loop_in_tiles_of_any_size(monkeypatch):
+def test_uniformity_is_known_for_a_few_vectors_and_that_of_all_pairs_over_several_tiles():
     assert embeddings.uniformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])) == pytest.approx(-8)
     assert embeddings.uniformity(unit(1, 9).repeat(30, 1)) == pytest.approx(0, abs=1e-5)
-    x = unit(90, 6)
-    squares = [float((x[i] - x[j]).square().sum()) for i in range(90) for j in range(i)]
-    expected = math.log(sum(math.exp(-2 * square) for square in squares) / len(squares))
-    monkeypatch.setattr(retrieval, "BLOCK", 64)
-    monkeypatch.setattr(retrieval, "TILE_ELEMENTS", 500)
-    assert embeddings.uniformity(x) == pytest.approx(expected, rel=1e-5)
+    x = unit(1100, 6)
+    expected = torch.pdist(x.double()).square().mul(-2).exp().mean().log()
+    assert embeddings.uniformity(x) == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_gap_of_two_points_is_their_distance_and_of_centred_sides_zero():
@@ -51,19 +45,6 @@ def test_cka_equals_its_kernel_form_and_is_zero_for_sides_that_do_not_correlate(
     assert embeddings.linear_cka(alternating, alternating.sort(0).values) == 0
 
 
-def test_mutual_neighbours_equal_a_loop_over_sets():
-    x, y = unit(80, 4), unit(80, 4, seed=1)
-    y = F.normalize(y + x, dim=1)
-    shared = 0
-    for i in range(80):
-        others = [j for j in range(80) if j != i]
-        near_x = sorted(others, key=lambda j, i=i: -float(x[i] @ x[j]))[:6]
-        near_y = sorted(others, key=lambda j, i=i: -float(y[i] @ y[j]))[:6]
-        shared += len({*near_x} & {*near_y})
-    assert embeddings.mutual_knn(x, y, k=6) == pytest.approx(shared / (6 * 80))
-    assert embeddings.mutual_knn(x, x, k=6) == 1
-
-
 def test_nearest_items_are_those_of_a_loop_and_never_the_item_itself():
     z = unit(12, 5)
     nearest = embeddings.nearest_items(z, 11)
@@ -72,14 +53,21 @@ def test_nearest_items_are_those_of_a_loop_and_never_the_item_itself():
         assert nearest[i].tolist() == others
 
 
+def test_mutual_neighbours_are_those_among_images_and_texts():
+    x, y = unit(80, 4), unit(80, 4, seed=1)
+    y = F.normalize(y + x, dim=1)
+    nearest = [embeddings.nearest_items(side, 6).tolist() for side in (x, y)]
+    shared = [len({*images} & {*texts}) for images, texts in zip(*nearest, strict=True)]
+    assert embeddings.mutual_knn(x, y, k=6) == pytest.approx(sum(shared) / (6 * 80))
+
+
 def test_neighbours_agree_not_at_all_by_chance_and_fully_in_separate_groups():
     nearest = torch.tensor([[1], [0], [0], [2]])
     shares = embeddings.neighbour_agreement(nearest, torch.tensor([0, 0, 1, 1]))
     # Of 12 pairs of two items, 4 have the same value: chance is 1/3.
     assert shares.tolist() == pytest.approx([1, 1, -0.5, 1])
-    by_chance = embeddings.neighbour_agreement(
-        embeddings.nearest_items(unit(400, 8), 5), torch.arange(400) % 2
-    )
+    nearest = embeddings.nearest_items(unit(400, 8), 5)
+    by_chance = embeddings.neighbour_agreement(nearest, torch.arange(400) % 2)
     assert abs(by_chance.mean()) < 0.1
 
 

@@ -13,10 +13,8 @@ from sklearn.metrics import average_precision_score
 
 from cibr.data import Pairs
 from cibr.metrics import (
-    label_recall_at_k,
     query_scores,
     recall_at_k,
-    retrieval,
     retrieval_ranks,
     retrieval_recalls,
 )
@@ -39,27 +37,29 @@ def slow_scores(queries, gallery, labels, gallery_labels):
     tie with them.
     """
     ranks, precisions = [], []
-    for query, label in zip(queries, labels.tolist(), strict=True):
+    for scores, label in zip((queries @ gallery.T).tolist(), labels.tolist(), strict=True):
         correct = [other == label for other in gallery_labels.tolist()]
-        order = sorted((-float(query @ item), c) for item, c in zip(gallery, correct, strict=True))
+        order = sorted((-score, c) for score, c in zip(scores, correct, strict=True))
         places = [place for place, (_, is_correct) in enumerate(order) if is_correct]
         ranks.append(places[0])
         precisions.append(statistics.fmean((k + 1) / (place + 1) for k, place in enumerate(places)))
     return ranks, precisions
 
 
-@pytest.mark.parametrize("n_labels", [23, 9, 2])  # 1 to 37 correct items per query
-@pytest.mark.parametrize("block", [7, 1024])  # tiles of seven queries, or one
-@pytest.mark.parametrize("tied", [False, True])
-def test_scores_equal_a_loop_over_queries(n_labels, block, tied, monkeypatch):
-    monkeypatch.setattr(retrieval, "BLOCK", block)
-    images, texts, own = embeddings(d=4)
+# Images, texts and labels, with 1 to 37 correct items per query; the last are several tiles.
+SCORED = [(23, 60, 23, False), (23, 60, 2, False), (23, 60, 23, True), (300, 1100, 150, True)]
+
+
+@pytest.mark.parametrize(("n", "m", "n_labels", "tied"), SCORED)
+def test_scores_equal_a_loop_over_queries(n, m, n_labels, tied):
+    images, texts, own = embeddings(n, m, d=4)
     if tied:  # products of the corners of a cube are exact
         images, texts = images.sign() / 2, texts.sign() / 2
-    image_labels = (torch.arange(23) % n_labels).int()
+    image_labels = (torch.arange(n) % n_labels).int()
     sides = (images, image_labels), (texts, image_labels[own].long())
     scores = query_scores(images, texts, sides[0][1], sides[1][1])
-    recalls = label_recall_at_k(images, texts, sides[0][1], sides[1][1], range(1, 6))
+    strings = [*map(str, range(m))]
+    recalls = retrieval_recalls(images, texts, strings, own, image_labels, range(1, 6))
     for i, side in enumerate(("image", "text")):
         (queries, labels), (gallery, gallery_labels) = sides[i], sides[1 - i]
         ranks, precisions = slow_scores(queries, gallery, labels, gallery_labels)
@@ -67,7 +67,7 @@ def test_scores_equal_a_loop_over_queries(n_labels, block, tied, monkeypatch):
         assert scores[f"{side}_average_precisions"].tolist() == pytest.approx(precisions)
         expected = statistics.fmean(rank < 5 for rank in ranks)
         assert recalls[f"{DIRECTIONS[i]}_label_recall@5"] == pytest.approx(expected)
-        if n_labels == 23:
+        if n_labels == n:
             assert retrieval_ranks(images, texts, own)[i].tolist() == ranks
 
 
@@ -113,11 +113,12 @@ SIZES = [(6, 12, 31), (7, 0, 64), (130, 517, 64), (6, 1041, 100), (70, 3, 31), (
 
 @pytest.mark.parametrize(("n", "extra", "d"), SIZES)
 def test_collapsed_embeddings_score_zero_and_not_a_hundred_percent(n, extra, d):
-    own, numbers = torch.arange(n + extra) % n, torch.arange(n)
+    own, strings = torch.arange(n + extra) % n, [*map(str, range(n + extra))]
     point = F.normalize(torch.randn(1, d, generator=torch.Generator().manual_seed(1)), dim=1)
     images, texts = point.repeat(n, 1), point.repeat(n + extra, 1)
     assert set(recall_at_k(images, texts, own, (1, 5)).values()) == {0.0}
-    assert set(label_recall_at_k(images, texts, numbers % 3, own % 3, [1]).values()) == {0.0}
+    recalls = retrieval_recalls(images, texts, strings, own, torch.arange(n) % 3, [1])
+    assert set(recalls.values()) == {0.0}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -168,9 +169,7 @@ def test_a_text_that_images_share_stands_once_in_the_gallery_for_each_of_its_lab
     targets = made(["b", "a", "b", "b"]).retrieval_targets()
     name = "image_to_text_label_recall@2"
     assert retrieval_recalls(images, texts, *targets, (1, 2))[name] == 1
-    assert label_recall_at_k(images, texts, targets[2], targets[2], (2,))[name] == 0.75
     targets = made(["b", "a", "b", "b"], labels=numbers(0, 1, 0, 2)).retrieval_targets()
-    assert retrieval.distinct_texts(targets[0], targets[2]).tolist() == [0, 1, 3]
     assert retrieval_recalls(images, texts, *targets, (1, 2))[name] == 0.75  # "b" counts twice
 
 
