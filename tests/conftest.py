@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import TEXTS, unchecked
+from small_suite import make_small_suite
 
 from cibr.models import DualEncoder
 from cibr.models.towers import train_tokenizer
@@ -59,6 +60,12 @@ def build(request):
         return DualEncoder.from_pretrained(request.getfixturevalue("clip_folder"))
 
     return build
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """The folder of the data sets of the suite `small`."""
+    return make_small_suite(tmp_path, monkeypatch)
 
 
 @pytest.fixture(name="unchecked")

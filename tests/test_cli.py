@@ -8,15 +8,9 @@ import pandas as pd
 import pytest
 from helpers import picture
 from PIL import Image
-from small_suite import make_small_suite
 
 from cibr import train
 from cibr.cli import main
-
-
-@pytest.fixture
-def small(tmp_path, monkeypatch):
-    return make_small_suite(tmp_path, monkeypatch)
 
 
 def test_search_ranks_the_images_of_a_folder_and_names_broken_ones(tmp_path, capsys, build):

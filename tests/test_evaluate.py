@@ -10,7 +10,7 @@ import pytest
 import torch
 from data_files import TEMPLATES as TEMPLATES_FILE
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
-from small_suite import CAPTIONS, LEFT, ONE, make_small_suite, write_captions, write_classes
+from small_suite import CAPTIONS, LEFT, ONE, write_captions, write_classes
 from torch.utils.data import DataLoader
 
 import cibr
@@ -19,11 +19,6 @@ from cibr.data import load_pairs
 from cibr.evaluate import SUITES, Evaluation, Predictions, Task, compare, evaluate
 from cibr.metrics import query_scores, retrieval_recalls
 from cibr.models import features
-
-
-@pytest.fixture
-def small(tmp_path, monkeypatch):
-    return make_small_suite(tmp_path, monkeypatch)
 
 
 def by_metric(evaluation, dataset):
@@ -159,24 +154,23 @@ def test_a_suite_that_failed_goes_on_at_the_set_that_failed(build, small, tmp_pa
     assert calls[4:] == ["left"]
 
 
-@pytest.mark.parametrize("change", ["weights", "templates", "limit", "images"])
-def test_what_has_changed_is_evaluated_again_and_said(build, small, tmp_path, calls, change):
-    model, limit = build("tiny"), 0
+def test_what_has_changed_is_evaluated_again_and_said(build, small, tmp_path, calls):
+    model = build("tiny")
     evaluate(model, "small", name="m", output_dir=tmp_path)
-    if change == "weights":
-        model.backbone.image_head[2].weight.data.neg_()
-    elif change == "templates":
-        (small / "wds_left" / TEMPLATES_FILE).write_text("the {c}")
-    elif change == "images":
-        write_classes(small / "wds_left", [0, 1, 2, 3] * 3, 300, n_classes=4)
-    else:
-        limit = 6
-    other = "another model" if change == "weights" else "other images or texts"
-    calls.clear()
-    with pytest.warns(UserWarning, match=f"holds results of {other}: .* is evaluated again"):
-        evaluate(model, "small", name="m", limit=limit, output_dir=tmp_path)
-    one_set = change in ("templates", "images")
-    assert calls == (["left"] if one_set else ["one", "left", "right", "captions"])
+
+    def evaluated_again(other, limit=0):
+        calls.clear()
+        with pytest.warns(UserWarning, match=f"holds results of {other}: .* is evaluated again"):
+            evaluate(model, "small", name="m", limit=limit, output_dir=tmp_path)
+        return calls
+
+    model.backbone.image_head[2].weight.data.neg_()
+    assert evaluated_again("another model") == ["one", "left", "right", "captions"]
+    write_classes(small / "wds_left", [0, 1, 2, 3] * 3, 300, n_classes=4)
+    assert evaluated_again("other images or texts") == ["left"]
+    (small / "wds_left" / TEMPLATES_FILE).write_text("the {c}")
+    assert evaluated_again("other images or texts") == ["left"]
+    assert evaluated_again("other images or texts", 6) == ["one", "left", "right", "captions"]
 
 
 def test_errors_name_the_set_the_sample_and_the_suite(build, small, calls):

@@ -6,8 +6,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 USE = """
 import cibr
@@ -21,23 +19,14 @@ assert len(evaluate(model, "characters", name="m", limit=50).rows)
 """
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """A folder with the unpacked wheel."""
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+def test_a_wheel_holds_the_library_alone_and_all_that_it_reads(tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = folder.glob("cibr-*.whl")
-    zipfile.ZipFile(wheel).extractall(folder / "site")
-    return folder / "site"
-
-
-def test_a_wheel_away_from_the_checkout_has_all_that_it_reads(site, tmp_path):
+    (wheel,) = tmp_path.glob("cibr-*.whl")
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    assert [p.name for p in site.iterdir() if not p.name.endswith(".dist-info")] == ["cibr"]
+    assert (site / "cibr" / "py.typed").exists()
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CIBR_")}
     environment = kept | {"PYTHONPATH": str(site), "HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, env=environment, check=True)
-
-
-def test_a_wheel_holds_the_library_alone_and_says_that_it_is_typed(site):
-    assert (site / "cibr" / "py.typed").exists()
-    assert sorted(p.name for p in site.iterdir() if not p.name.endswith(".dist-info")) == ["cibr"]

@@ -1,18 +1,13 @@
 """The study's suites and the published scores."""
 
 import pytest
-from small_suite import LEFT, ONE, make_small_suite
+from small_suite import LEFT, ONE
 
 from cibr.evaluate import SUITES, evaluate, suite_tasks
 from cibr_book import suites
 from cibr_book.suites import against_published, published, short_names
 
 MODEL = "openai/clip-vit-base-patch32"
-
-
-@pytest.fixture
-def small(tmp_path, monkeypatch):
-    return make_small_suite(tmp_path, monkeypatch)
 
 
 def test_published_scores_are_compared_in_per_cent(build, small):
