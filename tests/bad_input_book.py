@@ -114,10 +114,7 @@ CALLS |= {
     "knn-rows": (lambda: embeddings.mutual_knn(UNIT, UNIT[:11]), ROWS),
     "cka-rows": (lambda: embeddings.linear_cka(UNIT, UNIT[:11]), ROWS),
     "knn-k": (lambda: embeddings.mutual_knn(UNIT, UNIT, k=12), "k=12 does not fit 12 pairs"),
-    "uniformity-one": (
-        lambda: embeddings.uniformity(UNIT[:1]),
-        "has no distances: pass at least two",
-    ),
+    "uniformity": (lambda: embeddings.uniformity(UNIT[:1]), "no distances: pass at least two"),
     "published": (lambda: published("mine"), "no results of 'mine'; it has those of"),
     "gallery": (gallery, "none of the captions of image 0 .* add 'z'"),
     "forest": (lambda: plots.forest(NO_ROWS), "none of the rows is accuracy@1 or a recall@1"),

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
-from cibr_book.analysis import mean_intervals
 from cibr_book.figures import STYLES, legend_above, log_axis
 from cibr_book.plots import BLUE, GREY, RED, WIDTH, draw_interval, panels, wrap
-from cibr_book.tables import KINDS
+from cibr_book.tables import KINDS, differences
 
 CURVES = ("CIBR vMF", "CIBR vMF, sampled", "CIBR crossfit", "CIBR MINE")
 _MARKS = {"gain": ("^", BLUE), "loss": ("v", RED), "not significant": ("o", GREY)}
@@ -130,20 +129,19 @@ def beta_curves(
     Returns:
         The Axes, row by row: one row for each condition, one column for each measure.
     """
-    parts = dict(list(rows.groupby("condition", sort=False)))
-    size = (WIDTH, 0.8 + 0.95 * len(parts))
-    figure, axes = panels(len(parts), len(measures), *size, sharex=True, sharey="col")
-    for line, (condition, part) in zip(axes, parts.items(), strict=True):
-        clip = part[part["method"] == "CLIP"].set_index("seed")
-        for axis, column in zip(line, measures.values(), strict=True):
+    conditions = rows["condition"].unique()
+    size = (WIDTH, 0.8 + 0.95 * len(conditions))
+    figure, axes = panels(len(conditions), len(measures), *size, sharex=True, sharey="col")
+    compared = differences(rows, [*measures.values()]).sort_values("beta")
+    for line, condition in zip(axes, conditions, strict=True):
+        for axis, measure in zip(line, measures.values(), strict=True):
             axis.axhline(0, color="black", lw=0.8)
             for method in CURVES:
                 colour, marker = STYLES[method]
-                own = part[(part["method"] == method) & part["seed"].isin(clip.index)]
-                paired = own.assign(shown=own[column] - clip.loc[own["seed"], column].to_numpy())
-                curve = mean_intervals(paired, ["beta"], "shown").sort_values("beta")
+                is_shown = (compared["method"] == method) & (compared["measure"] == measure)
+                curve = compared[is_shown & (compared["condition"] == condition)]
                 style = dict(color=colour, marker=marker, ms=3, lw=1.3, label=method)
-                axis.plot(curve["beta"], curve["mean"], **style)
+                axis.plot(curve["beta"], curve["difference"], **style)
                 band = curve["beta"], curve["low"], curve["high"]
                 axis.fill_between(*band, color=colour, alpha=0.15, lw=0)
             log_axis(axis)

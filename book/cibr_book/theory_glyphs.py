@@ -62,8 +62,7 @@ def probe_run(train: cibr.Pairs, validation: cibr.Pairs, **settings) -> pd.DataF
             features |= _layers(model, pixels, "untrained")
         last = cibr.fit(model, train, validation, config).iloc[-1]
         features |= _layers(model, pixels, "trained")
-    recall = next(name for name in last.index if name.startswith("image_to_text"))
-    common = settings | {"validation_recall@1": last[recall]}
+    common = settings | {"validation_recall@1": last["image_to_text_label_recall@1"]}
     common["mi_lower_bound_nats"] = last["mi_lower_bound_nats"]
     factors = factor_codes(train.factors)
     factors.pop("category", None)

@@ -29,6 +29,7 @@ def test_curves_are_paired_differences_to_clip_in_the_order_of_beta():
             runs = [(beta, seed, *generator.normal(30, 1, 2)) for seed in range(4)]
             table += [(condition, "CIBR vMF", *run) for run in runs]
     rows = pd.DataFrame(table, columns=["condition", "method", "beta", "seed", "zero-shot", "text"])
+    rows = rows.assign(validation=0.0, hyperparameters="")
     titles = {"accuracy": "zero-shot", "recall": "text"}
     axes = beta_curves(rows, titles, limits=[None, (-4.0, 4.0)])
     assert [axis.get_title() for axis in axes] == ["accuracy", "recall", "", ""]
