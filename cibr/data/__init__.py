@@ -56,7 +56,8 @@ def load_pairs(name: str | Path, split: str = "train", *, max_skipped: int = 0) 
         The pairs of the split.
 
     Raises:
-        ValueError: if the name or the split is unknown, or the data are unusable.
+        ValueError: if the name or the split is unknown, `max_skipped` is negative, or the data are
+            unusable.
         FileNotFoundError: if a part of the data set is missing.
         ConnectionError: if the data set cannot be fetched from the hub.
     """
