@@ -93,6 +93,8 @@ def test_two_steps_at_once_are_two_updates_between_which_all_can_be_saved():
     once.update(*features, **POOLED)
     restored.load_state_dict(copy.deepcopy(once.state_dict()))
     once(*features, 7.0, **POOLED)  # moves no average
+    for parameter in restored.parameters():
+        parameter.grad = torch.ones_like(parameter)  # of an earlier step
     for loss_fn in (once, restored, twice):
         loss_fn.update(*features, **POOLED)
     for other in (restored, twice):

@@ -80,22 +80,3 @@ def test_the_anchor_reports_zero_for_its_statistic_and_calls_it_no_residual():
     assert loss_fn.reports()[names[1]].item() == pytest.approx(0, abs=1e-5)
     assert not list(loss_fn.parameters())  # the statistic is fixed
     assert {name.split(".")[1] for name in loss_fn.state_dict()} == {"statistic"}
-
-
-def test_what_the_anchor_bounds_is_the_information_beyond_its_statistic_by_enumeration():
-    """I(Z;X_v|U) <= E KL(e(z|x) || b(z|u)) for X_v = (u, v), with equality for b = p(z|u)."""
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.rand(3, 4, 7, generator=generator, dtype=torch.float64)
-    p_uv, encoder = weights[..., 0] / weights[..., 0].sum(), weights[..., 1:].softmax(2)
-
-    def divergence(backward):
-        return (p_uv[..., None] * encoder * (encoder / backward[:, None]).log()).sum()
-
-    def entropy(p):
-        return -torch.xlogy(p, p).sum()
-
-    p_zuv = p_uv[..., None] * encoder
-    p_zu, p_u = p_zuv.sum(1), p_uv.sum(1)
-    beyond = entropy(p_uv) + entropy(p_zu) - entropy(p_zuv) - entropy(p_u)
-    assert_close(divergence(p_zu / p_u[:, None]), beyond)
-    assert divergence(weights[:, 0, 1:].softmax(1)) > beyond

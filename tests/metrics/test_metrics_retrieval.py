@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import picture
-from sklearn.metrics import average_precision_score
 
 from cibr.data import Pairs
 from cibr.metrics import (
@@ -95,16 +94,6 @@ def test_recalls_equal_those_of_eccv_caption_on_the_five_thousand_images_of_coco
         for side, direction in zip(("i2t", "t2i"), DIRECTIONS, strict=True):
             assert ours[f"{direction}_recall@{k}"] == pytest.approx(theirs[side], abs=1e-12)
             assert 0.02 < theirs[side] < 0.98
-
-
-def test_average_precisions_equal_those_of_scikit_learn():
-    images, texts, own = embeddings(60, 240, 16)
-    scores = query_scores(images, texts, torch.arange(60), own)
-    correct = own == torch.arange(60)[:, None]
-    sides = {"image": (correct, images @ texts.T), "text": (correct.T, texts @ images.T)}
-    for side, of_queries in sides.items():
-        theirs = [average_precision_score(*query) for query in zip(*of_queries, strict=True)]
-        assert scores[f"{side}_average_precisions"].tolist() == pytest.approx(theirs, rel=1e-6)
 
 
 # Images, more texts, dimensions: thin products use other kernels of the processor.
