@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from helpers import TEXTS, noise_pairs, picture
+from data_files import write_images, write_metadata
+from helpers import TEXTS, noise_pairs
 
 import cibr_book  # noqa: F401  # registers siglip, rafa and hycd
 from cibr import DualEncoder
@@ -12,10 +13,6 @@ PAIRS = noise_pairs(24, n_captions=3)
 HELD_OUT = noise_pairs(10, n_captions=2, split="validation")
 # From Python 3.12 on, of every fork beside threads; the workers only decode images.
 forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
-
-class Stopped(Exception):
-    """Ends a run in a test."""
 
 
 def settings(folder="out", **options):
@@ -53,24 +50,27 @@ def before_step(n, act, patch=setattr):
     patch(loop, "train_step", train_step)
 
 
+def fail_before(n, error, patch=setattr):
+    """Raises an error before the n-th step."""
+
+    def fail():
+        raise error
+
+    before_step(n, fail, patch)
+
+
 def stop_at(step, folder, **options):
-    """A small run that raises before a step."""
-
-    def stop():
-        raise Stopped
-
+    """A small run that ends before a step."""
     with pytest.MonkeyPatch.context() as patch:
-        before_step(step, stop, patch.setattr)
-        with pytest.raises(Stopped):
+        fail_before(step, EOFError, patch.setattr)
+        with pytest.raises(EOFError):
             train(folder, **options)
 
 
 def write_folder(folder, **splits):
-    """A folder of noise images with metadata, by the number of rows of each split."""
+    """A folder of grey images with metadata, by the number of rows of each split."""
     for split, n in splits.items():
-        (folder / split).mkdir(parents=True)
-        rows = [f"{i}.png,{TEXTS[i % len(TEXTS)]}" for i in range(n)]
-        (folder / split / "metadata.csv").write_text("\n".join(["file_name,text", *rows]))
-        for i in range(n):
-            picture(i).save(folder / split / f"{i}.png")
+        write_images(folder / split, *(f"{i}.png" for i in range(n)))
+        rows = [f"{i}.png,{TEXTS[i]}" for i in range(n)]
+        write_metadata(folder / split, "\n".join(["file_name,text", *rows]))
     return str(folder)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from helpers import picture, same
-from small_runs import HELD_OUT, PAIRS, before_step, forks, settings, small_model, stop_at, train
+from small_runs import HELD_OUT, PAIRS, fail_before, forks, settings, small_model, stop_at, train
 
 from cibr import DualEncoder, fit
 from cibr.data import Pairs
@@ -99,6 +99,7 @@ OTHER_RUNS = {
     r"beta \(0.1 there, 0.2 here\)\. ": dict(beta=0.2),
     r"training pairs \('24 with digest .*' there, '24 ": dict(pairs=OTHER_KEYS),
     r"validation pairs \('10 with .*' there, '10 ": dict(held_out=OTHER_CAPTIONS),
+    r"average \(False there, True here\)": dict(additions={"average": lambda model: None}),
     r"order \('.*' there": dict(additions={"order": lambda epoch: epoch_rows(PAIRS, 9, epoch)}),
 }
 
@@ -165,10 +166,7 @@ FAILURES = [
 def test_a_step_that_fails_names_the_last_good_checkpoint_and_the_remedy(
     tmp_path, monkeypatch, error, size, reason, fix
 ):
-    def fail():
-        raise error
-
-    before_step(5, fail, monkeypatch.setattr)
+    fail_before(5, error, monkeypatch.setattr)
     message = f"{reason}; the last good checkpoint is '.*step-000000003.pt'. {fix}"
     with pytest.raises((FloatingPointError, ValueError), match=message):
         train(tmp_path, micro_batch_size=size)
