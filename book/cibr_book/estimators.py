@@ -334,11 +334,10 @@ def ksg_nats(x: X, y: Y, n_neighbors: int = 3) -> float:
     distance = neighbors.kneighbors()[0][:, -1]
     # Strictly closer than the k-th neighbour; each point counts itself, which is the + 1.
     radius = np.nextafter(distance, 0)
-    trees = [KDTree(side, metric="chebyshev") for side in sides]
-    counts = [
-        tree.query_radius(s, radius, count_only=True) for tree, s in zip(trees, sides, strict=True)
-    ]
-    marginal = sum(digamma(count).mean() for count in counts)
+    marginal = 0.0
+    for side in sides:
+        counts = KDTree(side, metric="chebyshev").query_radius(side, radius, count_only=True)
+        marginal += digamma(counts).mean()
     return float(digamma(len(x)) + digamma(n_neighbors) - marginal)
 
 

@@ -125,15 +125,14 @@ def test_labels_move_with_their_captions(share):
     assert (shuffled.labels != torch.arange(20)).sum() == round(20 * share)
 
 
-@pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_images_with_the_word_stay_and_all_others_change_but_for_counterexamples(style, share):
-    pairs = pickle.loads(pickle.dumps(corrupt(twenty(), Corruption(1, 0, "dog", style, share))))
+def test_images_with_the_word_stay_and_all_others_change_but_for_counterexamples(share):
+    pairs = pickle.loads(pickle.dumps(corrupt(twenty(), Corruption(1, 0, "dog", "flat", share))))
     assert len(set(pairs.keys)) == len(pairs) == 20 + round(20 * share)
     assert numbers(pairs) == pairs.groups.tolist()
     for i, item in enumerate(pairs.groups.tolist()):
         is_changed = (item % 3 != 0) != (i >= 20)
-        expected = STYLES[style](small_noise(item)) if is_changed else small_noise(item)
+        expected = STYLES["flat"](small_noise(item)) if is_changed else small_noise(item)
         assert pairs.image(i).tobytes() == expected.tobytes()
 
 
@@ -142,6 +141,5 @@ def test_both_styles_are_each_image_as_it_is_and_changed():
     assert both.captions == 2 * twenty().captions
     assert pixels(both) == pixels(twenty()) + pixels(corruptions.in_style(twenty(), "negative"))
     glyphs = load_pairs("glyphs", "test").subset([0])
-    assert corruptions.in_style(glyphs, "negative").factors[["ink", "paper"]].values.tolist() == [
-        [255, 0]
-    ]
+    factors = corruptions.in_style(glyphs, "negative").factors
+    assert factors[["ink", "paper"]].values.tolist() == [[255, 0]]

@@ -43,17 +43,6 @@ def information_by_loops(outcomes, a, b, c=()):
     return total
 
 
-def test_discrete_information_is_that_of_a_loop_over_outcomes():
-    joint = randn(3, 4, 2).abs()
-    joint[0, 1] = 0
-    joint = joint / joint.sum()
-    outcomes = {key: joint[key].item() for key in itertools.product(range(3), range(4), range(2))}
-    expected = information_by_loops(outcomes, (0,), (1,))
-    assert worlds.mutual_information_nats(joint.sum(2)).item() == pytest.approx(expected)
-    expected = information_by_loops(outcomes, (0,), (1,), (2,))
-    assert worlds.conditional_information_nats(joint).item() == pytest.approx(expected, rel=1e-12)
-
-
 def test_a_certain_outcome_has_no_entropy_and_a_finite_gradient():
     certain = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
     entropy = worlds.entropy_nats(certain)
