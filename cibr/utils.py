@@ -18,7 +18,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     their case.
 
     Examples:
-        >>> nearest("Flickr-8K", ["flickr8k", "glyphs"])
+        >>> nearest("FLICKR-8K", ["flickr8k", "glyphs"])
         ", did you mean 'flickr8k'?"
         >>> nearest("photos", ["flickr8k", "glyphs"])
         ''
