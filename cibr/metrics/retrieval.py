@@ -319,7 +319,8 @@ def check_ks(ks: _Ks, largest: int | float = torch.inf) -> None:
     """Raises ValueError unless the cut-offs are a list of whole numbers from 1 to the largest."""
     whole = isinstance(ks, Iterable) and all(isinstance(k, Integral) for k in ks)
     if not whole or any(isinstance(k, bool) or not 1 <= k <= largest for k in ks):
-        raise ValueError(f"ks is {ks!r}: give a list of whole numbers from 1 to {largest}")
+        limit = f" to {largest}" if largest < torch.inf else ""
+        raise ValueError(f"ks is {ks!r}: give a list of whole numbers from 1{limit}")
 
 
 def _described(value: Any) -> str:
