@@ -48,8 +48,8 @@ for value in (OWN.numpy(), None, OWN.float(), OWN > 3, OWN[:2], OWN[None]):
     case("image_labels is .* 12 whole numbers", "query_scores", EYE, EYE, value, OWN)
     case("labels is .* 12 whole numbers", "class_ranks", EYE, EYE, value)
 for ks in (5, "1", None, [1.5], [True], [0], [-1]):
-    case("ks is .*: give a list of whole numbers from 1 ", "zeroshot_accuracy", EYE, EYE, OWN, ks)
-    case("ks is .* from 1 ", "retrieval_recalls", EYE, EYE, TEXTS[:12], OWN, ks=ks)
+    case("ks is .*: give a list of whole numbers from 1", "zeroshot_accuracy", EYE, EYE, OWN, ks)
+    case("ks is .* from 1", "retrieval_recalls", EYE, EYE, TEXTS[:12], OWN, ks=ks)
     case("ks is .* from 1 to 12", "recall_at_k", EYE, EYE, OWN, ks)
 case("ks is .* from 1 to 4", "recall_at_k", EYE[:4], EYE, OWN % 4, [5])
 for own in (ints(0, 1, 1), ints(0, 1, 3), ints(-1, 1, 2)):

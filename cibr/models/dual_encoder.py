@@ -26,6 +26,8 @@ _Pixels = Float[Tensor, "n 3 h w"]
 _Tokens = Int[Tensor, "n t"]
 _Vectors = Float[Tensor, "n d"]
 _Pooled = Float[Tensor, "n p"]
+_IMAGE_TOWER = "timm/tf_efficientnet_lite0.in1k"
+_TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 class Encoded(NamedTuple):
@@ -105,8 +107,8 @@ class DualEncoder(nn.Module):
     @classmethod
     def frozen(
         cls,
-        image_tower: str = "timm/tf_efficientnet_lite0.in1k",
-        text_tower: str = "sentence-transformers/all-MiniLM-L6-v2",
+        image_tower: str = _IMAGE_TOWER,
+        text_tower: str = _TEXT_TOWER,
         *,
         dim: int = 512,
         image_size: int = 160,
