@@ -153,17 +153,15 @@ class _ChannelNorm(nn.LayerNorm):
 
 
 class _Block(nn.Module):
-    """Residual block of two 3x3 convolutions, initialised to its skip connection."""
+    """Residual block of two 3x3 convolutions that halves the sides, initialised to its skip."""
 
-    def __init__(self, dim_in: int, dim: int, memory_format: torch.memory_format, stride: int = 1):
+    def __init__(self, dim_in: int, dim: int, memory_format: torch.memory_format):
         super().__init__()
-        self.conv1 = nn.Conv2d(dim_in, dim, 3, stride, 1, bias=False)
+        self.conv1 = nn.Conv2d(dim_in, dim, 3, 2, 1, bias=False)
         self.norm1 = _ChannelNorm(dim, memory_format)
         self.conv2 = nn.Conv2d(dim, dim, 3, 1, 1, bias=False)
         self.norm2 = _ChannelNorm(dim, memory_format)
-        self.skip = nn.Identity()
-        if stride > 1:
-            self.skip = nn.Conv2d(dim_in, dim, 1, stride, bias=False)
+        self.skip = nn.Conv2d(dim_in, dim, 1, 2, bias=False)
         nn.init.zeros_(self.norm2.weight)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
@@ -174,14 +172,17 @@ class _Block(nn.Module):
 def _tiny_image_tower(width: int, memory_format: torch.memory_format) -> nn.Sequential:
     """Small CNN: normalised images [n, 3, h, w] to features [n, 4 * width * 16], pooled to a 4 x 4
     grid.
+
+    Residual blocks at the higher resolutions double its time and gain no recall on glyphs.
     """
     tower = nn.Sequential(
         nn.Conv2d(3, width, 5, 2, 2, bias=False),
         _ChannelNorm(width, memory_format),
         nn.ReLU(),
-        _Block(width, width, memory_format),
-        _Block(width, 2 * width, memory_format, 2),
-        _Block(2 * width, 4 * width, memory_format, 2),
+        nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False),
+        _ChannelNorm(2 * width, memory_format),
+        nn.ReLU(),
+        _Block(2 * width, 4 * width, memory_format),
         nn.AdaptiveAvgPool2d(4),
         nn.Flatten(),
     )
@@ -197,7 +198,7 @@ class _TinyTextTower(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(context, _TEXT_WIDTH))
         nn.init.normal_(self.tokens.weight, std=0.02)
         options = dict(dropout=dropout, activation="gelu", batch_first=True, norm_first=True)
-        layer = nn.TransformerEncoderLayer(_TEXT_WIDTH, 4, 4 * _TEXT_WIDTH, **options)
+        layer = nn.TransformerEncoderLayer(_TEXT_WIDTH, 4, 2 * _TEXT_WIDTH, **options)
         self.layers = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
 
     def forward(self, ids: _Tokens, mask: _Tokens) -> _Pooled:

@@ -40,7 +40,8 @@ from cibr.train.config import NOT_THE_RUN, RunConfig
 from cibr.train.grad_cache import GradCache, reduce_gradient
 
 _LARGEST_GRADIENT_NORM = 1.0
-_WARM_UP = 0.15  # share of the steps in which the learning rate rises to its peak
+# Share of the steps in which the learning rate rises to its peak; towers from scratch need longer.
+_WARM_UP = {"tiny": 0.45, "frozen": 0.15, "clip": 0.15}
 _BETAS = (0.9, 0.98)  # of AdamW, as in CLIP
 _CHECKPOINT_SECONDS = 600  # between checkpoints within an epoch
 _LONGEST_WAIT = timedelta(hours=3)  # for the process that extracts a frozen tower's features
@@ -398,7 +399,7 @@ def _build_optimizer(
     others = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
     options = dict(lr=config.learning_rate, betas=_BETAS, weight_decay=config.weight_decay)
     optimizer = torch.optim.AdamW([matrices, others], **options)
-    cycle = dict(total_steps=max(2, n_steps), pct_start=_WARM_UP, cycle_momentum=False)
+    cycle = dict(total_steps=max(2, n_steps), pct_start=_WARM_UP[model.kind], cycle_momentum=False)
     return optimizer, OneCycleLR(optimizer, config.learning_rate, **cycle)
 
 

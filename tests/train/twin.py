@@ -82,7 +82,8 @@ def plain_steps(config, model, inputs=None, n_steps=N_STEPS, n_processes=1, bf16
     matrices = {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay}
     others = {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}
     adam = torch.optim.AdamW([matrices, others], lr=1e-3, betas=(0.9, 0.98))
-    schedule = OneCycleLR(adam, 1e-3, N_STEPS, pct_start=0.15, cycle_momentum=False)
+    warm_up = 0.15 if model.kind == "frozen" else 0.45
+    schedule = OneCycleLR(adam, 1e-3, N_STEPS, pct_start=warm_up, cycle_momentum=False)
     seen = []
     for step, rows in enumerate(rows_of_steps(n_steps)):
         seed = 3 + 1_000_003 * (step + 1)
