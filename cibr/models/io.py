@@ -75,6 +75,9 @@ def save(model, folder: Path) -> Path:
 
 def _write(model, folder: Path) -> None:
     backbone = model.backbone
+    if model.tokenizer.is_fast:  # the file would hold the padding and truncation of the last call
+        model.tokenizer.backend_tokenizer.no_padding()
+        model.tokenizer.backend_tokenizer.no_truncation()
     model.tokenizer.save_pretrained(folder)
     if backbone.kind == "frozen":
         backbone.image_tower.save_pretrained(folder / "image_tower")

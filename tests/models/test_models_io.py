@@ -52,6 +52,10 @@ def test_a_saved_model_comes_back_bit_for_bit_and_is_replaced_whole(build, tmp_p
     assert not any(name.startswith(".") for name in before)
     assert (tmp_path / "history.csv").read_text() == "epoch\n"
     assert json.loads((tmp_path / "cibr.json").read_text()).keys() == {"format", "kind", "settings"}
+    model.embed_texts(TEXTS, truncate=True)  # leaves no trace in the folder
+    tokenizer = (tmp_path / "tokenizer.json").read_text()
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_text() == tokenizer
 
 
 class Killed(BaseException):
