@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?= dev
 BIN := $(VENV)/bin
 GPUS ?= 0
 CONDITION ?= MSCOCO, ViT-B/32
@@ -25,7 +26,7 @@ $(STAMP): pyproject.toml
 	@rm -f $@
 	@echo "making $(VENV) with $$($(PYTHON) --version) (a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@touch $@
 
 versions: $(STAMP)

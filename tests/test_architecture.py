@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "cli": {"models", "evaluate", "train", "data"},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-UNUSED = ["datasets", "matplotlib", "sklearn", "timm", "torchvision"]
+UNUSED = ["datasets", "matplotlib", "scipy", "sklearn", "timm", "torchvision"]
 USES = {
     "import cibr": [*UNUSED, "accelerate", "transformers"],
     "from cibr import CIBRLoss, clip_loss": [*UNUSED, "accelerate", "transformers"],

@@ -105,14 +105,14 @@ class Pairs:
         """
         if self.labels is not None:
             return self.labels
-        from scipy.cluster.hierarchy import DisjointSet
+        from networkx.utils import UnionFind
 
-        images = DisjointSet(range(len(self)))
+        images = UnionFind(range(len(self)))
         first: dict[str | int, int] = {}  # the first image of each caption (str) and group (int)
         for i, texts in enumerate(self.captions):
             shared = texts if self.groups is None else [*texts, int(self.groups[i])]
             for caption_or_group in shared:
-                images.merge(first.setdefault(caption_or_group, i), i)
+                images.union(first.setdefault(caption_or_group, i), i)
         numbers: dict[int, int] = {}
         labels = [numbers.setdefault(images[i], len(numbers)) for i in range(len(self))]
         return torch.tensor(labels, dtype=torch.long)
