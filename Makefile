@@ -11,7 +11,7 @@ CONDITION ?= MSCOCO, ViT-B/32
 STAMP := $(VENV)/.installed
 
 # Idle OpenMP threads sleep at once: with one busy neighbour training takes twice as long, not four times.
-export GOMP_SPINCOUNT ?= 10000
+export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
 .PHONY: help train test book lint bench rows paper notebooks clean versions
