@@ -12,6 +12,9 @@ STAMP := $(VENV)/.installed
 
 # Idle OpenMP threads sleep at once: with one busy neighbour training takes twice as long, not four times.
 export GOMP_SPINCOUNT ?= 1000
+# glibc keeps what a step frees for the next one: a sixth of a step's time goes into asking for it again.
+export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
+export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 
 .DEFAULT_GOAL := help
 .PHONY: help train test book lint bench rows paper notebooks clean versions
@@ -61,8 +64,8 @@ lint: $(STAMP)  ## ruff's rules and its format, notebooks included
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(STAMP)  ## every comparison with a peer, side by side
-	@for script in bench/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+bench: $(STAMP)  ## the library beside its peers, as ratios in one table; bench/ has more
+	$(BIN)/python bench/summary.py
 
 clean:  ## remove the rendered book and caches; .venv, runs/ and data/ stay
 	rm -rf _build out.ipynb .pytest_cache .ruff_cache
