@@ -89,6 +89,7 @@ VALUE_ERRORS = {
     "no texts": (lambda: DualEncoder.tiny([]), "learns its tokenizer from texts: give at least"),
     "temperature 0": (temperature(0), "temperature is 0: give a positive number"),
     "temperature inf": (temperature(float("inf")), "temperature is inf: give a positive number"),
+    "temperature text": (temperature("0.1"), "temperature is .0.1.: give a positive number"),
     "misspelt kind": (lambda: model_kind("frozn"), "unknown model 'frozn', did you mean 'frozen'"),
     "unknown kind": (lambda: model_kind("/no"), "Give the folder of a model, .* tiny or frozen"),
     "first format": (changed(format=1), r"cibr\.json' .*format 1 .*, but .* reads format 2"),
