@@ -1,5 +1,5 @@
-"""Make the two small models that come with the package: `python book/checkpoints.py`, a minute each
-on two cores.
+"""Make the two small models that come with the package: `python book/checkpoints.py`, less than a
+minute each on two cores.
 
 The tiny model is trained on the glyphs at its preset and seed 0, once with beta = 0 and once with
 beta = 0.05 and the vmf penalty, without sampling noise; the second is the run of book/train.ipynb.
