@@ -9,7 +9,7 @@ from cibr.train import build_model, configure, load_splits
 
 NAMES = ("epochs", "batch_size", "learning_rate", "temperature", "dropout", "weight_decay")
 PRESETS = [  # of a card, and of any folder, even one with the card's name
-    ("glyphs", "tiny", (7, 256, 3e-3, 0.12, 0.0, 0.01)),
+    ("glyphs", "tiny", (5, 128, 2e-3, 0.12, 0.0, 0.01)),
     ("folder/glyphs", "tiny", (20, 256, 2e-3, 0.1, 0.1, 0.05)),
     ("folder/glyphs", "frozen", (30, 1024, 4e-3, 0.05, 0.4, 1.0)),
     ("folder/glyphs", "some/clip", (3, 64, 1e-5, 0.01, 0.0, 0.1)),
