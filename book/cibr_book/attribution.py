@@ -46,7 +46,7 @@ def split_image_tower(model: DualEncoder) -> tuple[Callable, Callable]:
     net = getattr(tower, "timm_model", None)
     if model.kind == "tiny":
         layers = list(tower)
-        n_lower = 4  # up to 16 x 16 positions with a receptive field of 13 px
+        n_lower = 3  # up to 16 x 16 positions with a receptive field of 5 px
     elif type(net).__name__ == "EfficientNet":
         layers = [net.conv_stem, net.bn1, *net.blocks, net.conv_head, net.bn2, net.global_pool]
         n_lower = 7  # the stem and five blocks: a stride of 16
