@@ -67,24 +67,30 @@ class _SymmetricInfoNCE(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         image, text, scale, labels, *kept = ctx.saved_tensors
-        grad_image = torch.empty_like(image)
-        grad_text = torch.zeros_like(text)
         with torch.autocast(image.device.type, enabled=False):
-            for rows in _blocks(len(image), ctx.chunk):
-                if len(kept) == 1:
-                    slope = kept[0]
-                else:
-                    row_max, row_sum, column_max, column_sum = kept
-                    logits = (scale * image[rows]) @ text.T
-                    slope = (logits - row_max[rows, None]).exp_().div_(row_sum[rows, None])
-                    slope = slope.addcdiv_((logits - column_max).exp_(), column_sum)
-                    slope = _targets(labels, rows, slope).subtracted_from(slope)
-                torch.mm(slope, text, out=grad_image[rows])
-                grad_text.addmm_(slope.T, image[rows])
+            if len(kept) == 1:
+                grad_image = kept[0] @ text
+                grad_text = kept[0].T @ image
+            else:
+                grad_image, grad_text = _in_blocks(image, text, scale, labels, ctx.chunk, *kept)
         weight = grad * scale / (2 * len(image))
         grad_image.mul_(weight)
         grad_scale = torch.dot(image.flatten(), grad_image.flatten()) / scale
         return grad_image, grad_text.mul_(weight), grad_scale, None, None
+
+
+def _in_blocks(image, text, scale, labels, chunk, row_max, row_sum, column_max, column_sum):
+    """The products of the slopes [n, n] with the texts and with the images, [n, d] each."""
+    grad_image = torch.empty_like(image)
+    grad_text = torch.zeros_like(text)
+    for rows in _blocks(len(image), chunk):
+        logits = (scale * image[rows]) @ text.T
+        slope = (logits - row_max[rows, None]).exp_().div_(row_sum[rows, None])
+        slope = slope.addcdiv_((logits - column_max).exp_(), column_sum)
+        slope = _targets(labels, rows, slope).subtracted_from(slope)
+        torch.mm(slope, text, out=grad_image[rows])
+        grad_text.addmm_(slope.T, image[rows])
+    return grad_image, grad_text
 
 
 def _blocks(n: int, chunk: int) -> list[slice]:
