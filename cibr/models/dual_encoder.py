@@ -162,7 +162,9 @@ class DualEncoder(nn.Module):
             ValueError: a temperature that is not positive and finite.
         """
         if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
-            raise ValueError(f"temperature is {temperature!r}: give a positive number, such as 0.07")
+            raise ValueError(
+                f"temperature is {temperature!r}: give a positive number, such as 0.07"
+            )
         self.log_logit_scale.data.fill_(-math.log(temperature))
         self.log_logit_scale.requires_grad_(learn)
 
