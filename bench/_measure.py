@@ -6,6 +6,7 @@ import argparse
 import multiprocessing
 import os
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
@@ -15,6 +16,13 @@ import pandas as pd
 import torch
 
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results" / "bench.csv"
+
+
+def seconds(call: Callable) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def medians(

@@ -9,25 +9,18 @@ clipping, finite checks and the dispatch of small operations.
 
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from _measure import medians, show
+from _measure import medians, seconds, show
 from accelerate import Accelerator
 
 import cibr
 from cibr.models.features import embed_pairs, prepare
 from cibr.train import loop
-
-
-def seconds(call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def main() -> None:

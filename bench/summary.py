@@ -8,13 +8,11 @@ other scripts of this folder have more peers, sizes and peak memory.
 """
 
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,18 +22,12 @@ import loader
 import loss
 import retrieval
 import step
-from _measure import arguments, medians, show
+from _measure import arguments, medians, seconds, show
 
 from cibr.losses import PENALTIES, CIBRLoss, RegularisedCCA
 from cibr.models.features import prepare
 
 POOLED = 256  # width of the pooled features that some penalties read
-
-
-def seconds(call: Callable) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def row(what: str, n: int, ours: Callable, peer_name: str, peer: Callable, n_runs: int) -> dict:
@@ -123,8 +115,7 @@ class Plain(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        image: Image.Image = self.pairs.image(i)
-        return self.transform(image)
+        return self.transform(self.pairs.image(i))
 
 
 def loader_rows() -> list[dict]:

@@ -92,8 +92,11 @@ VALUE_ERRORS = {
     "temperature text": (temperature("0.1"), "temperature is .0.1.: give a positive number"),
     "misspelt kind": (lambda: model_kind("frozn"), "unknown model 'frozn', did you mean 'frozen'"),
     "unknown kind": (lambda: model_kind("/no"), "Give the folder of a model, .* tiny or frozen"),
-    "first format": (changed(format=1), r"cibr\.json' .*format 1 .*, but .* reads format 2"),
-    "other backbone": (changed(kind="huge"), "kind 'huge', but .* tiny, frozen and clip"),
+    "first format": (changed(format=1), r"cibr\.json' .*format 1 .*, but .* reads format 3"),
+    "other backbone": (
+        changed(kind="huge"),
+        "kind 'huge', but .* 3 of tiny, 2 of frozen, 2 of clip",
+    ),
     "other settings": (changed(settings=[]), r"cibr\.json' is missing or damaged .*: save the m"),
     "other weights": (changed(settings=WIDER), r"image_head.2.weight' does not fit cibr\.json"),
     "folder in the way": (file_in_the_way, "cannot write the model to .*choose another output_dir"),

@@ -18,7 +18,7 @@ def training_curves(history: pd.DataFrame) -> list[Axes]:
     """Contrastive loss, penalty excess with its weight, and validation recall over the epochs, side
     by side.
 
-    The loss that is minimised is not drawn: it holds the penalty's floor, and climbs with beta.
+    The loss that is minimised is not drawn: it mixes the two with a weight that rises.
 
     Args:
         history: as `cibr.fit` returns it.

@@ -94,14 +94,16 @@ def retrieval_recalls(
     """
     check_ks(ks)
     if labels is None:
-        ranks, name = retrieval_ranks(image_embeddings, text_embeddings, text_to_image), "recall"
+        name = "recall"
+        ranks = retrieval_ranks(image_embeddings, text_embeddings, text_to_image)
     else:
         check_embeddings(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
         check_labels("text_to_image", text_to_image, len(text_embeddings))
         text_labels = labels[text_to_image]
         rows = distinct_texts(texts, text_labels)
         scores = query_scores(image_embeddings, text_embeddings[rows], labels, text_labels[rows])
-        ranks, name = (scores["image_ranks"], scores["text_ranks"]), "label_recall"
+        name = "label_recall"
+        ranks = scores["image_ranks"], scores["text_ranks"]
     return _recalls(*ranks, [k for k in ks if k <= min(map(len, ranks))], name)
 
 

@@ -42,7 +42,7 @@ _CONFIG = "cibr.json"
 _WEIGHTS = "cibr.safetensors"
 _PREPROCESSING = "preprocessor_config.json"
 _COMPLETE = ".complete"
-_FORMAT = 2
+_FORMATS = {"tiny": 3, "frozen": 2, "clip": 2}  # by kind, changed when older files no longer fit
 
 
 def save(model, folder: Path) -> Path:
@@ -86,7 +86,8 @@ def _write(model, folder: Path) -> None:
         backbone.model.logit_scale.data.copy_(model.log_logit_scale)  # for its own class to load
         backbone.model.save_pretrained(folder)
     save_file({k: v.contiguous() for k, v in _weights(model).items()}, folder / _WEIGHTS)
-    config = {"format": _FORMAT, "kind": backbone.kind, "settings": backbone.settings}
+    config = {"format": _FORMATS[backbone.kind], "kind": backbone.kind}
+    config["settings"] = backbone.settings
     for name, content in ((_PREPROCESSING, model.processor.to_dict()), (_CONFIG, config)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -164,9 +165,10 @@ def _json(file: Path) -> dict:
 
 def _checked_config(file: Path) -> dict:
     config = _json(file)
-    if config["format"] != _FORMAT or config["kind"] not in ("tiny", "frozen", "clip"):
-        found = f"format {config['format']} and kind {config['kind']!r}"
-        raise ValueError(f"{found}, but this version reads format {_FORMAT}, tiny, frozen and clip")
+    if config["format"] != _FORMATS.get(config["kind"], ""):
+        known = ", ".join(f"{number} of {kind}" for kind, number in _FORMATS.items())
+        found = f"format {config['format']} of kind {config['kind']!r}"
+        raise ValueError(f"{found}, but this version reads format {known}")
     return config
 
 
