@@ -117,7 +117,8 @@ def centred_moments(
     """
     image, text = image_pooled.double(), text_pooled.double()
     means = image.mean(0), text.mean(0)
-    image, text, n = image - means[0], text - means[1], len(image)
+    n = len(image)
+    image, text = image - means[0], text - means[1]
     return means, (image.T @ image / n, text.T @ text / n, image.T @ text / n)
 
 

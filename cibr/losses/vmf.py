@@ -219,7 +219,8 @@ def _sample_cosine_gap(kappa: Tensor, dim: int, generator: torch.Generator | Non
     n, device = len(kappa), kappa.device
     b = (dim - 1) / (2 * kappa + torch.sqrt(4 * kappa**2 + (dim - 1) ** 2))
     mode = 2 * b / (1 + b)
-    gap, pending = torch.zeros_like(kappa), torch.ones(n, dtype=torch.bool, device=device)
+    gap = torch.zeros_like(kappa)
+    pending = torch.ones(n, dtype=torch.bool, device=device)
     while bool(pending.any()):
         u = torch.rand(3, n, generator=generator, dtype=kappa.dtype, device=device)
         radius = torch.sqrt(-torch.expm1(2 * torch.log(u[0]) / (dim - 2)))
@@ -261,7 +262,8 @@ def sample_vmf(
     gap = _sample_cosine_gap(kappa, dim, generator)
     noise = torch.randn(n, dim, generator=generator, device=device, dtype=torch.float32)
     mu = mean_directions.to(torch.promote_types(mean_directions.dtype, torch.float32))
-    along, across = (1 - gap).to(mu)[:, None], torch.sqrt(gap * (2 - gap)).to(mu)[:, None]
+    along = (1 - gap).to(mu)[:, None]
+    across = torch.sqrt(gap * (2 - gap)).to(mu)[:, None]
     noise = noise.to(mu)
     tangent = F.normalize(noise - (noise * mu).sum(1, keepdim=True) * mu, dim=1)
     return (along * mu + across * tangent).to(mean_directions.dtype)
