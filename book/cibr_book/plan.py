@@ -10,6 +10,7 @@
           - {method: CIBR vMF, penalty: vmf, beta: [0.01, 0.1], seed: [1, 2]}
 
 A list is an axis of a grid; a value that is itself a list is written as a nested list. With
+`draw: 24` that many points of the grid are drawn at random. With
 `trials: other.yaml` each method takes the settings of its best trial in that sweep, and waits until
 all its trials have rows. `python -m cibr_book.plan SWEEP.yaml FOLDER` adds the rows of a folder to
 the table. `experiments/Snakefile` executes the runs.
@@ -21,6 +22,7 @@ import itertools
 import json
 import math
 import pkgutil
+import random
 import re
 import time
 from pathlib import Path
@@ -79,7 +81,9 @@ def read_plan(file: str | Path, results: str | Path = "") -> Plan:
             if best is None:
                 waiting.append(f"{condition}: {method['method']}")
                 continue
-            for settings in grid(best | entries.get("fixed", {}) | part.get("fixed", {}) | method):
+            axes = best | entries.get("fixed", {}) | part.get("fixed", {}) | method
+            n = axes.pop("draw", 0)
+            for settings in drawn(axes, n, condition) if n else grid(axes):
                 run = run_id(settings)
                 if run in runs:
                     raise ValueError(f"{file}: two runs have the settings {settings}: drop one")
@@ -133,6 +137,36 @@ def grid(axes: dict[str, Any]) -> list[dict[str, Any]]:
         if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
             raise ValueError(f"{name}: YAML reads {value!r} as text; write a point, as in 1.0e-3")
     return runs
+
+
+def drawn(axes: dict[str, Any], n: int, condition: str) -> list[dict[str, Any]]:
+    """Distinct random points of a grid.
+
+    The value of an axis depends on the condition, the number of the draw and the axis alone, so
+    methods that share an axis in a condition are tried at the same values of it.
+
+    Args:
+        axes: as of `grid`.
+        n: number of points.
+        condition: the name of the condition.
+
+    Raises:
+        ValueError: the grid has fewer points.
+    """
+    size = len(grid(axes))
+    if n > size:
+        raise ValueError(f"{condition}: draw is {n}, but the grid has {size} points: draw fewer")
+    points: list[dict[str, Any]] = []
+    for i in itertools.count():
+        if len(points) == n:
+            return points
+        values = {name: axis if isinstance(axis, list) else [axis] for name, axis in axes.items()}
+        point = {
+            name: random.Random(f"{condition} {i} {name}").choice(axis)
+            for name, axis in values.items()
+        }
+        if point not in points:
+            points.append(point)
 
 
 def run_id(settings: dict[str, Any]) -> str:

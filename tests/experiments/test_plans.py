@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cibr_book.plan import Plan, collect, committed, grid, read_plan, run_id, save_row
+from cibr_book.plan import Plan, collect, committed, drawn, grid, read_plan, run_id, save_row
 from cibr_book.tables import RESULTS, chosen, read_table
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "experiments").glob("*.yaml"))
@@ -45,6 +45,23 @@ def test_a_plan_is_a_grid_of_lists_over_fixed_settings(tmp_path):
     expected = [clip | {"seed": 1}, clip | {"seed": 2}, cibr | {"beta": 0.1}, cibr | {"beta": 0.2}]
     assert list(plan.runs.values()) == expected and plan.results == tmp_path / "rows.csv"
     assert read_plan(tmp_path / "small.yaml", "again.csv").results == Path("again.csv").resolve()
+
+
+def test_methods_of_a_condition_are_drawn_at_the_same_values_of_the_axes_they_share(tmp_path):
+    axes = {"rate": [0.1, 0.2, 0.3, 0.4], "dropout": [0.0, 0.5], "seed": 0}
+    points = drawn(axes, 6, "few")
+    assert len(points) == 6 and all(point in grid(axes) for point in points)
+    assert all(point not in points[:i] for i, point in enumerate(points))
+    assert len({point["rate"] for point in points}) > 2
+    own = drawn(axes | {"weight": [1, 2, 3]}, 6, "few")
+    assert [{name: point[name] for name in axes} for point in own[:3]] == points[:3]
+    assert points != drawn(axes, 6, "many")
+    assert sorted(map(str, drawn(axes, 8, "few"))) == sorted(map(str, grid(axes)))
+    with pytest.raises(ValueError, match="few: draw is 9, but the grid has 8 points"):
+        drawn(axes, 9, "few")
+    few = SMALL.replace("beta: [0.1, 0.2]", "beta: [0.1, 0.2, 0.3], draw: 2")
+    (tmp_path / "small.yaml").write_text(few)
+    assert len(read_plan(tmp_path / "small.yaml").runs) == 4
 
 
 def test_the_id_of_a_run_depends_on_what_decides_its_numbers_alone():
