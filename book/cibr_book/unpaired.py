@@ -3,8 +3,8 @@
 Both uses are in the features of frozen towers. An EM estimate of the joint covariance of image and
 text features takes the marginals from all photos and captions. Self-training pairs each photo with
 its nearest caption under regularised CCA and trains on these together with the true pairs
-(pseudo-labels, Lee 2013). Here the unpaired data are the pairs that a run leaves out of its
-training split, so candidates include a photo's true captions.
+(pseudo-labels, Lee 2013). The unpaired data are the pairs that a run leaves out of its training
+split; a photo's own captions are not among its candidates, as they would not be in the wild.
 """
 
 from dataclasses import replace
@@ -78,10 +78,15 @@ def em_cca(paired: Inputs, alone: Inputs, config: RunConfig, dim: int) -> Regula
 
 
 def nearest_captions(cca: RegularisedCCA, inputs: Inputs) -> list[str]:
-    """The nearest text of each image under a CCA, among the texts of all images."""
+    """The nearest text of each image under a CCA, among the texts of all other images."""
     texts = inputs.pairs.texts()
+    owner = inputs.pairs.text_to_image()
     vectors = cca.texts(inputs.texts[0])
-    nearest = [(part @ vectors.T).argmax(1) for part in cca.images(inputs.images).split(512)]
+    nearest = []
+    for rows in torch.arange(len(inputs.pairs)).split(512):
+        similarity = cca.images(inputs.images[rows]) @ vectors.T
+        similarity[rows[:, None] == owner] = -torch.inf
+        nearest.append(similarity.argmax(1))
     return [texts[i] for i in torch.cat(nearest).tolist()]
 
 
@@ -101,7 +106,8 @@ def with_unpaired(
         config: of the run.
         corruption: keeps a fraction of the pairs.
         em: estimate the covariances from all features instead of from the pairs only.
-        self_training: also train on the other photos, each with its nearest caption.
+        self_training: also train on the other photos, each with its nearest caption of
+            another photo.
         repeats: repetitions of each true pair per epoch in self-training.
 
     Returns:
