@@ -24,6 +24,7 @@ from cibr.utils import check_known
 from cibr_book.corruptions import Corruption, corrupt, half_in_style, in_both_styles
 from cibr_book.embeddings import alignment, linear_cka, modality_gap, mutual_knn, uniformity
 from cibr_book.probes import coded, common_categories, principal_components, probe_nats
+from cibr_book.shifts import shifted_recalls
 from cibr_book.training import WeightAverage, grouped_rows
 from cibr_book.unpaired import with_unpaired
 
@@ -33,9 +34,10 @@ _N_DESCRIBED = 1000
 _N_PROBED = 3000
 _TEMPERATURE, _KAPPA = 0.07, 1024.0  # for reported information, the same for all runs
 _PENALTY_OPTIONS = ("kappa_b", "text_weight", "critic_steps", "critic_rate")
-_STUDY_SETTINGS = ("corruption", "suites", "unpaired", "untouched", "group_size", "group_share")
-_STUDY_SETTINGS += ("ema_decay", "interpolation", "mixed_precision", "cca_ridge_image")
-_STUDY_SETTINGS += ("cca_ridge_text", "ramp")  # the penalty decides on its ramp
+_STUDY_SETTINGS = (
+    *("corruption", "suites", "shifts", "unpaired", "untouched", "group_size", "group_share"),
+    *("ema_decay", "interpolation", "mixed_precision", "cca_ridge_image", "cca_ridge_text", "ramp"),
+)
 _PEOPLE = {"man", "woman", "boy", "girl", "child", "people"}
 _PEOPLE |= {"men", "women", "boys", "girls", "children"}
 
@@ -45,15 +47,16 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
 
     Args:
         settings: of `cibr.configure`; also `corruption`, the fields of a `Corruption`; `suites`,
-            the suites of `cibr.evaluate`, none for a trial on validation recall only; `unpaired`,
-            the arguments of `cibr_book.unpaired.with_unpaired`; and `untouched`, for the pretrained
-            model without training.
+            the suites of `cibr.evaluate`, none for a trial on validation recall only; `shifts`,
+            whether to test on degraded photos too; `unpaired`, the arguments of
+            `cibr_book.unpaired.with_unpaired`; and `untouched`, for the pretrained model without
+            training.
         folder: for the trained model, its history and its predictions.
 
     Returns:
         `validation_*` recalls and `last_*` values of the last epoch; `steps_to_*`;
-        `<suite>/<set>/<metric>`; with suites also the results of `measure`. For an untouched model
-        only the scores of the suites.
+        `<suite>/<set>/<metric>`; with suites also the results of `measure`, with `shifts` those of
+        `shifted_recalls`. For an untouched model only the scores of the suites.
     """
     suites, unpaired = settings.get("suites", []), settings.get("unpaired")
     config = configure(output_dir=str(folder), **library_settings(settings))
@@ -70,6 +73,7 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         additions = training_additions(settings, train)
         metrics = _from_history(fit(model, train, validation, config, cca=cca, **additions))
         metrics |= measure(model, train, validation, test, config, corruption) if suites else {}
+        metrics |= shifted_recalls(model, test) if settings.get("shifts") else {}
     for suite in suites:
         rows = evaluate(model, suite, name=Path(folder).name, output_dir=str(folder)).rows
         kept = rows[rows["metric"].str.contains(KEPT)]

@@ -22,12 +22,16 @@ def _tasks(names: str, split: str = "test", group: str = "") -> list[Task]:
 
 _MINI = _tasks("cifar10 caltech101-mini food101-64px imagenette intel-scenes dtd10")
 _MINI += _tasks("pacs-photo pacs-art_painting pacs-cartoon pacs-sketch", group="pacs")
-# `mini` has subsets in folders of $CIBR_DATA; the glyphs' suites are rendered. Models are selected
-# on `paper-validation` and `glyphs-validation`.
+# `mini` and `confirmation` have subsets in folders of $CIBR_DATA; the glyphs' suites are rendered.
+# Models are selected on `paper-validation` and `glyphs-validation`; nothing on `confirmation`.
 SUITES |= {
     "paper-extras": tuple(_tasks("imagenet1k vtab-flowers")),
     "paper-validation": tuple(_tasks("vtab-flowers cars sun397 imagenetv2")),
     "mini": (*_MINI, Task("flickr8k", "retrieval")),
+    "confirmation": (
+        *_tasks("clothing10 flowers5 rsscn7 glyph_digits"),
+        Task("coco-mini", "retrieval"),
+    ),
 }
 for _suite, _split in (("glyphs", "test"), ("glyphs-validation", "validation")):
     SUITES[_suite] = (
