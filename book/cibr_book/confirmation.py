@@ -1,0 +1,144 @@
+"""The tests of experiments/confirmation.md, from the rows of its runs."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+MARGIN = 0.5  # points of mean recall within which two methods count as equal
+PHOTOS = {"Flickr8k": "mini/flickr8k", "coco-mini": "confirmation/coco-mini"}
+SETS = {
+    "mini": "cifar10 caltech101-mini food101-64px imagenette intel-scenes dtd10 pacs",
+    "confirmation": "clothing10 flowers5 rsscn7 glyph_digits",
+}
+FEW_OR_WRONG = ("Flickr8k, 10 % of the pairs", "Flickr8k, 30 % shuffled captions, drawn anew")
+_FORMS = ("CIBR vMF", "CIBR vMF, sampled", "CIBR crossfit")
+
+
+def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of confirmation.csv with the plan's measures, in points.
+
+    Args:
+        rows: one per run.
+
+    Returns:
+        The rows with `recall on Flickr8k` and `recall on coco-mini`, means of recall@1, 5 and 10 in
+        both directions; `accuracy on <set>` for eleven sets, and `zero-shot`, their mean.
+    """
+    measures = {
+        f"recall on {title}": rows.filter(regex=rf"^{column}/.*_recall@(?:1|5|10)$").mean(axis=1)
+        for title, column in PHOTOS.items()
+    }
+    accuracies = {
+        f"accuracy on {name}": rows[f"{suite}/{name}/accuracy@1"]
+        for suite, names in SETS.items()
+        for name in names.split()
+    }
+    measures |= accuracies | {"zero-shot": pd.DataFrame(accuracies).mean(axis=1)}
+    return pd.concat([rows, 100 * pd.DataFrame(measures)], axis=1)
+
+
+def paired(rows: pd.DataFrame, method: str, control: str, measures: Sequence[str]) -> pd.DataFrame:
+    """Differences of a method from a control in one condition, [seed, measure], in points.
+
+    Raises:
+        ValueError: the two have different seeds.
+    """
+    sides = [
+        rows[rows["method"] == name].set_index("seed")[[*measures]] for name in (method, control)
+    ]
+    if not sides[0].index.is_unique or set(sides[0].index) != set(sides[1].index):
+        counts = " and ".join(str(sorted(side.index)) for side in sides)
+        raise ValueError(f"{method!r} and {control!r} have the seeds {counts}: give both the same")
+    return sides[0] - sides[1]
+
+
+def hypothesis_tests(rows: pd.DataFrame, best_form: dict[str, str]) -> pd.DataFrame:
+    """Every test of H1 to H4, with Holm's correction over all of them.
+
+    Args:
+        rows: from `with_measures`.
+        best_form: for each condition, the form of the penalty that is best on validation, for H3.
+
+    Returns:
+        `hypothesis, condition, method, control, measure`; `difference` in points, with Student's
+        95 % interval over seeds `low, high`; `p_value`; `holm`, adjusted over the table; `found`,
+        whether the test finds what it looks for at 5 %: a gain (H1, H2, H4) or equality (H3).
+    """
+    tests = pd.DataFrame([*_gains(rows), *_equalities(rows, best_form), *_zero_shot(rows)])
+    ordered = tests["p_value"].sort_values(kind="stable")
+    factors = np.arange(len(ordered), 0, -1)
+    tests["holm"] = (ordered * factors).cummax().clip(upper=1)
+    is_gain = (tests["difference"] > 0) | (tests["hypothesis"] == "H3")
+    return tests.assign(found=(tests["holm"] < 0.05) & is_gain)
+
+
+def _test(hypothesis: str, condition: str, method: str, control: str, values: pd.Series) -> dict:
+    interval = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    names = ["hypothesis", "condition", "method", "control", "measure"]
+    row = dict(zip(names, [hypothesis, condition, method, control, values.name], strict=True))
+    return row | {"difference": values.mean(), "low": interval[0], "high": interval[1]}
+
+
+def _gains(rows: pd.DataFrame) -> Iterator[dict]:
+    """H1 and H2: the anchor and CLIP, the anchor and its start."""
+    for hypothesis, control in {"H1": "CLIP", "H2": "CLIP, CCA start"}.items():
+        for condition in FEW_OR_WRONG:
+            own = rows[rows["condition"] == condition]
+            gaps = paired(own, "CIBR anchor", control, [f"recall on {name}" for name in PHOTOS])
+            for _, values in gaps.items():
+                test = _test(hypothesis, condition, "CIBR anchor", control, values)
+                yield test | {"p_value": stats.ttest_1samp(values, 0).pvalue}
+
+
+def _equalities(rows: pd.DataFrame, best_form: dict[str, str]) -> Iterator[dict]:
+    """H3: two one-sided tests of a difference within the margin."""
+    for condition, form in best_form.items():
+        own = rows[rows["condition"] == condition]
+        for method in ("CIBR MINE", form):
+            gaps = paired(own, method, "CLIP", [f"recall on {name}" for name in PHOTOS])
+            for _, values in gaps.items():
+                above = stats.ttest_1samp(values, -MARGIN, alternative="greater").pvalue
+                below = stats.ttest_1samp(values, MARGIN, alternative="less").pvalue
+                test = _test("H3", condition, method, "CLIP", values)
+                yield test | {"p_value": max(above, below)}
+
+
+def _zero_shot(rows: pd.DataFrame) -> Iterator[dict]:
+    """H4: a gain over seeds and over sets."""
+    sets = [name for name in rows if name.startswith("accuracy on ")]
+    for condition, own in rows.groupby("condition", sort=False):
+        for method in own["method"].unique():
+            if method != "CLIP":
+                gaps = paired(own, method, "CLIP", sets)
+                over_seeds = gaps.mean(axis=1).rename("zero-shot")
+                ways = (over_seeds, gaps.mean(axis=0))
+                values = [stats.ttest_1samp(x, 0, alternative="greater").pvalue for x in ways]
+                test = _test("H4", condition, method, "CLIP", over_seeds)
+                yield test | {"p_value": max(values)}
+
+
+def over_sets(rows: pd.DataFrame, control: str = "CLIP") -> pd.DataFrame:
+    """Zero-shot differences of every method, with intervals over seeds and over sets.
+
+    Args:
+        rows: from `with_measures`, of one condition.
+        control: the method to compare with.
+
+    Returns:
+        One row per method: `difference` in points, the mean over seeds and eleven sets, `low, high`
+        over seeds, `sets_low, sets_high` over sets.
+    """
+    sets = [name for name in rows if name.startswith("accuracy on ")]
+    table = {}
+    for method in rows["method"].unique():
+        if method != control:
+            gaps = paired(rows, method, control, sets)
+            seeds, means = gaps.mean(axis=1), gaps.mean(axis=0)
+            intervals = [
+                stats.t.interval(0.95, len(x) - 1, x.mean(), stats.sem(x)) for x in (seeds, means)
+            ]
+            table[method] = (means.mean(), *intervals[0], *intervals[1])
+    names = ["difference", "low", "high", "sets_low", "sets_high"]
+    return pd.DataFrame(table, index=names).T.rename_axis("method")

@@ -1,0 +1,119 @@
+"""The tests of the confirmation's plan, on rows whose answers are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from cibr_book.confirmation import (
+    FEW_OR_WRONG,
+    PHOTOS,
+    SETS,
+    hypothesis_tests,
+    over_sets,
+    with_measures,
+)
+
+CONDITIONS = [*FEW_OR_WRONG, "Flickr8k"]
+METHODS = ["CLIP", "CLIP, CCA start", "CIBR anchor", "CIBR MINE", "CIBR vMF", "CIBR crossfit"]
+COLUMNS = [f"{set_}/{way}_recall@{k}" for set_ in PHOTOS.values() for way in "ab" for k in (1, 5)]
+COLUMNS += [f"{set_}/a_recall@10" for set_ in PHOTOS.values()]
+ACCURACIES = [f"{suite}/{name}/accuracy@1" for suite in SETS for name in SETS[suite].split()]
+
+
+@pytest.fixture
+def rows():
+    random = np.random.default_rng(0)
+    table = pd.DataFrame(
+        [
+            {"condition": condition, "method": method, "seed": seed}
+            for condition in CONDITIONS
+            for method in METHODS
+            for seed in range(16)
+        ]
+    )
+    shared = random.normal(0, 0.05, (len(table), 1)) + 0.3
+    values = shared + random.normal(0, 0.001, (len(table), len(COLUMNS + ACCURACIES)))
+    seeds = 0.02 * np.sin(table["seed"].to_numpy())[:, None]
+    scores = pd.DataFrame(values - shared + 0.3 + seeds, columns=COLUMNS + ACCURACIES)
+    return pd.concat([table, scores], axis=1)
+
+
+def add(rows, method, columns, points):
+    rows.loc[rows["method"] == method, columns] += points / 100
+
+
+def found(rows):
+    best = dict.fromkeys(CONDITIONS, "CIBR vMF")
+    return hypothesis_tests(with_measures(rows), best)
+
+
+def test_measures_are_means_in_points(rows):
+    measured = with_measures(rows)
+    assert measured["recall on Flickr8k"][5] == pytest.approx(
+        100 * rows.loc[5, [name for name in COLUMNS if name.startswith("mini")]].mean()
+    )
+    accuracies = measured.filter(regex="^accuracy on ")
+    assert accuracies.shape[1] == 11
+    assert measured["zero-shot"][7] == pytest.approx(100 * rows.loc[7, ACCURACIES].mean())
+
+
+def test_a_planted_gain_is_found_and_nothing_else(rows):
+    add(rows, "CIBR anchor", COLUMNS, 1)
+    tests = found(rows)
+    counts = {"H1": 4, "H2": 4, "H3": 12, "H4": 15}
+    assert tests["hypothesis"].value_counts().to_dict() == counts
+    assert tests.groupby("hypothesis")["found"].sum().to_dict() == {
+        "H1": 4,
+        "H2": 4,
+        "H3": 12,
+        "H4": 0,
+    }
+    assert tests.loc[tests["hypothesis"] == "H1", "difference"].between(0.9, 1.1).all()
+    assert tests.loc[tests["hypothesis"] == "H3", "difference"].abs().max() < 0.1
+
+
+def test_a_loss_is_no_gain_and_a_difference_beyond_the_margin_no_equality(rows):
+    add(rows, "CIBR anchor", COLUMNS, -1)
+    add(rows, "CIBR vMF", COLUMNS, 0.6)
+    add(rows, "CIBR MINE", COLUMNS, -0.3)
+    tests = found(rows)
+    assert not tests.loc[tests["hypothesis"].isin(["H1", "H2"]), "found"].any()
+    equal = tests[tests["hypothesis"] == "H3"].groupby("method")["found"].agg(["all", "any"])
+    assert equal.loc["CIBR MINE", "all"] and not equal.loc["CIBR vMF", "any"]
+
+
+def test_a_gain_in_zero_shot_has_to_hold_over_sets_too(rows):
+    add(rows, "CIBR crossfit", ACCURACIES[0], 20)
+    add(rows, "CIBR vMF", ACCURACIES, 1)
+    tests = found(rows)
+    gains = tests[tests["hypothesis"] == "H4"].set_index(["condition", "method"])["found"]
+    assert gains[:, "CIBR vMF"].all() and gains.sum() == 3
+    table = over_sets(with_measures(rows[rows["condition"] == "Flickr8k"]))
+    assert table.loc["CIBR crossfit", "low"] > 1 and table.loc["CIBR crossfit", "sets_low"] < 0
+    assert table.loc["CIBR vMF", "sets_low"] > 0.9
+
+
+def test_p_values_are_those_of_the_plan_and_corrected_over_all_tests(rows):
+    tests = found(rows)
+    own = with_measures(rows[rows["condition"] == FEW_OR_WRONG[0]])
+    sides = own.pivot(index="seed", columns="method", values="recall on coco-mini")
+    gaps = sides["CIBR anchor"] - sides["CLIP, CCA start"]
+    row = tests[(tests["hypothesis"] == "H2") & (tests["condition"] == FEW_OR_WRONG[0])].iloc[1]
+    test = stats.ttest_rel(sides["CIBR anchor"], sides["CLIP, CCA start"])
+    assert row["measure"] == "recall on coco-mini"
+    assert row["p_value"] == pytest.approx(test.pvalue)
+    assert row["difference"] == pytest.approx(gaps.mean())
+    assert row[["low", "high"]].tolist() == pytest.approx([*test.confidence_interval()])
+    p = tests["p_value"].to_numpy()
+    order = np.argsort(p)
+    expected, highest = np.empty(len(p)), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
+        expected[i] = highest
+    np.testing.assert_allclose(tests["holm"], expected)
+
+
+def test_methods_with_other_seeds_are_not_compared(rows):
+    with pytest.raises(ValueError, match="'CIBR anchor' and 'CLIP' have the seeds .*: give both"):
+        found(rows[(rows["method"] != "CIBR anchor") | (rows["seed"] < 15)])
