@@ -1,5 +1,6 @@
 """The tests of experiments/confirmation.md, from the rows of its runs."""
 
+import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,6 +15,32 @@ SETS = {
 }
 FEW_OR_WRONG = ("Flickr8k, 10 % of the pairs", "Flickr8k, 30 % shuffled captions, drawn anew")
 _FORMS = ("CIBR vMF", "CIBR vMF, sampled", "CIBR crossfit")
+
+
+def best_trials(trials: pd.DataFrame) -> pd.DataFrame:
+    """The best trial of each method in each condition, and which of its values end their range.
+
+    Args:
+        trials: from `read_table("confirmation_trials.csv")`.
+
+    Returns:
+        `condition, method, n`, the number of trials; `validation`, the mean of six recalls in per
+        cent; a column per setting that was varied; `ends`, the names of settings whose value is the
+        smallest or the largest one tried.
+    """
+    settings = trials["configuration"].map(json.loads)
+    table = []
+    for (condition, method), own in trials.groupby(["condition", "method"], sort=False):
+        tried = pd.DataFrame(settings.loc[own.index].tolist(), index=own.index)
+        tried = tried.drop(columns=["corruption"], errors="ignore")
+        numbers = tried.select_dtypes("number")
+        varied = numbers.loc[:, numbers.nunique() > 1]
+        best = own["validation"].idxmax()
+        at_end = (varied.loc[best] == varied.min()) | (varied.loc[best] == varied.max())
+        row = {"condition": condition, "method": method, "n": len(own)}
+        row |= {"validation": own.loc[best, "validation"], **varied.loc[best]}
+        table.append(row | {"ends": ", ".join(varied.columns[at_end])})
+    return pd.DataFrame(table)
 
 
 def with_measures(rows: pd.DataFrame) -> pd.DataFrame:

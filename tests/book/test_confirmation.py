@@ -1,5 +1,7 @@
 """The tests of the confirmation's plan, on rows whose answers are known."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from cibr_book.confirmation import (
     FEW_OR_WRONG,
     PHOTOS,
     SETS,
+    best_trials,
     hypothesis_tests,
     over_sets,
     with_measures,
@@ -117,3 +120,21 @@ def test_p_values_are_those_of_the_plan_and_corrected_over_all_tests(rows):
 def test_methods_with_other_seeds_are_not_compared(rows):
     with pytest.raises(ValueError, match="'CIBR anchor' and 'CLIP' have the seeds .*: give both"):
         found(rows[(rows["method"] != "CIBR anchor") | (rows["seed"] < 15)])
+
+
+def test_the_best_trial_says_which_of_its_values_end_their_range():
+    rates, dropouts = [0.001, 0.002, 0.004], [0.4, 0.5, 0.6]
+    trials = pd.DataFrame(
+        [
+            {"condition": "few", "method": method, "validation": 50 - abs(i - best) - j}
+            | {"configuration": json.dumps({"beta": 0, "learning_rate": rate, "dropout": dropout})}
+            for method, best in (("CLIP", 1), ("CIBR", 2))
+            for i, rate in enumerate(rates)
+            for j, dropout in enumerate(dropouts)
+        ]
+    )
+    table = best_trials(trials).set_index("method")
+    assert table["n"].tolist() == [9, 9] and table["validation"].tolist() == [50, 50]
+    assert table["learning_rate"].tolist() == [0.002, 0.004]
+    assert table["ends"].tolist() == ["dropout", "learning_rate, dropout"]
+    assert "beta" not in table
