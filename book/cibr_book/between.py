@@ -75,12 +75,15 @@ class Method:
         further: those of the other trials, off in the first ones.
         hidden: whether its towers have a hidden layer.
         at_cca: whether its towers start at the cell's tuned CCA.
+        longer: how many times as many steps it has as CLIP, whose settings it takes; 0 for settings
+            of its own.
     """
 
     knobs: tuple[str, ...]
     further: tuple[str, ...] = ()
     hidden: bool = False
     at_cca: bool = False
+    longer: int = 0
 
 
 CCA = ("linear", "ridge CCA")
@@ -89,6 +92,7 @@ METHODS = {
     ("linear", "CLIP, untuned"): Method(()),
     ("linear", "CLIP, rate and steps"): Method(("rate", "steps")),
     ("linear", "CLIP"): Method(_OF_CLIP),
+    ("linear", "CLIP, 4 x the steps"): Method((), longer=4),
     ("linear", "CLIP, CCA start"): Method(_OF_CLIP, at_cca=True),
     ("linear", "noise only"): Method(_OF_CLIP, ("kappa",)),
     ("linear", "CIBR vMF"): Method(_OF_CLIP, ("beta",)),
@@ -116,6 +120,7 @@ class Cell:
         return [draw_sample(self.pairs, self.nuisance, seed) for seed in seeds]
 
 
+@lru_cache(maxsize=32)
 def tune(cell: Cell, tower: str, name: str) -> Tuning:
     """Tunes a method in a cell on draws that are not reported.
 
@@ -151,12 +156,20 @@ def _first_trials(cell: Cell, method: Method) -> Tuning:
 
 
 def _start(cell: Cell, samples: Sequence[Sample]) -> Start:
-    return start_at(samples, _tuned_cca(cell).best)
+    return start_at(samples, tune(cell, *CCA).best)
 
 
-@lru_cache(maxsize=8)
-def _tuned_cca(cell: Cell) -> Tuning:
-    return tune(cell, *CCA)
+def chosen(cell: Cell, tower: str, name: str) -> tuple[Settings, Tuning | None]:
+    """The settings of a method in a cell, without its defaults, and the trials that chose them."""
+    method = METHODS[tower, name]
+    if method.longer:
+        settings = dict(tune(cell, tower, "CLIP").best)
+        settings["steps"] *= method.longer
+        return settings, None
+    if not method.knobs:
+        return {}, None
+    tuning = tune(cell, tower, name)
+    return tuning.best, tuning
 
 
 def _scores(
@@ -200,8 +213,7 @@ def method_rows(cell: Cell, tower: str, name: str) -> pd.DataFrame:
     """
     begin = process_time()
     method = METHODS[tower, name]
-    tuning = tune(cell, tower, name) if method.knobs else None
-    settings = tuning.best if tuning else {}
+    settings, tuning = chosen(cell, tower, name)
     samples = cell.samples(SEEDS)
     start = _start(cell, samples) if method.at_cca else None
     fitted = _fit(method, samples, [settings], start)
