@@ -1,11 +1,11 @@
 """What the rendered pages need beyond Jupyter Book: an extension of Sphinx, for _config.yml.
 
-Four directives put files of the project into a page when the book is built: `explorer` and `curve`,
-figures with sliders, `search`, the search page, and `drawing`, an SVG that takes the page's
-colours. Docstrings, with code in single backticks and equations in indented lines, are turned into
-the markup that Sphinx reads. Pages drop the scripts of Thebe, which would fetch kernels from the
-network. Files that no page asks for are removed, so that the whole site is small enough to be sent
-as a file.
+Five directives put files of the project into a page when the book is built: `explorer` and `curve`,
+figures with sliders, `search`, the search page, `draw`, models that run in the page, whose weights
+are written beside it, and `drawing`, an SVG that takes the page's colours. Docstrings, with code in
+single backticks and equations in indented lines, are turned into the markup that Sphinx reads.
+Pages drop the scripts of Thebe, which would fetch kernels from the network. Files that no page asks
+for are removed, so that the whole site is small enough to be sent as a file.
 """
 
 import json
@@ -20,12 +20,13 @@ from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from cibr_book import curve, explorer, search
+from cibr_book import curve, draw, explorer, search
 from cibr_book.tables import RESULTS
 
 _BOOK = Path(__file__).resolve().parents[1]
 _GLOSSARY = "book/glossary"
-_PAGES = {"explorer": explorer, "search": search, "curve": curve}
+_DRAW = "book/draw"
+_PAGES = {"explorer": explorer, "search": search, "curve": curve, "draw": draw}
 _FIGURE_SCALE = 2  # a figure's pixels for one of the page: figures have 200 dpi, pages show 100
 
 # The parts of MathJax that tex-chtml.js loads: fonts, TeX extensions, and its spoken mathematics.
@@ -55,7 +56,8 @@ class _FromFiles(SphinxDirective):
             files = [_BOOK / "_static" / self.arguments[0]]
             page = files[0].read_text("utf-8")
         else:
-            files = RESULTS.glob("*.csv") if self.name == "explorer" else []
+            reads = {"explorer": RESULTS.glob("*.csv"), "draw": draw.FILES}
+            files = reads.get(self.name, [])
             page = _PAGES[self.name].as_page()
         for file in files:
             self.env.note_dependency(str(file))
@@ -156,6 +158,8 @@ def _shrink_site(app: Sphinx, error: Exception | None) -> None:
         return
     site = Path(app.outdir)
     static = site / "_static"
+    if _DRAW in app.env.found_docs:
+        draw.write_scripts(static / "draw")
     mathjax = static / "mathjax"
     for file in [f for f in mathjax.rglob("*") if f.is_file()]:
         if not any(file.is_relative_to(mathjax / kept) for kept in _MATHJAX):
