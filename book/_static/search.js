@@ -1,12 +1,13 @@
-// The search page: shows what each model ranked first for a query that was embedded beforehand. No library, no network.
+// The search page: the photos that each model ranked first for a text that was embedded beforehand.
+// No library, no network.
 (() => {
   "use strict";
   const box = document.getElementById("search-page");
   if (!box) return;
-  const data = JSON.parse(document.getElementById("search-data").textContent);
-  const [select, input, known, some, summary, results] =
-    ["collection", "query", "known", "some", "summary", "found"].map((name) => document.getElementById(`search-${name}`));
-  const N_SOME = 6, counts = results.parentElement.appendChild(document.createElement("p"));
+  const at = (name) => document.getElementById(`search-${name}`);
+  const { columns, images, models, queries, sheet } = JSON.parse(at("data").textContent);
+  const N_SOME = 6;
+  const input = at("query");
 
   const make = (tag, attributes, ...children) => {
     const element = document.createElement(tag);
@@ -14,70 +15,78 @@
     element.append(...children);
     return element;
   };
-  const collection = () => data[select.value];
 
   const tile = (image, isRight, text) => {
-    const { columns, images, sheet } = collection(), n_rows = Math.ceil(images.length / columns);
-    const at = (k, n) => `${(100 * k) / (n - 1)}%`;
+    const column = (100 * (image % columns)) / (columns - 1);
+    const row = (100 * Math.floor(image / columns)) / (Math.ceil(images.length / columns) - 1);
+    const place = `${column}% ${row}% / ${100 * columns}%`;
     const picture = make("span", {
-      class: "search-picture", role: "img", "aria-label": images[image],
-      style: `background: url("${sheet}") ${at(image % columns, columns)} ${at(Math.floor(image / columns), n_rows)} / ${100 * columns}% padding-box`,
+      class: "search-picture",
+      role: "img",
+      "aria-label": images[image],
+      style: `background: url("${sheet}") ${place} padding-box`,
     });
-    const caption = make("span", { class: "search-caption" }, isRight ? `✓ ${text}` : images[image]);
-    return make("li", { class: isRight ? "search-tile right" : "search-tile" }, picture, caption);
+    const caption = isRight ? `✓ ${text}` : images[image];
+    const shown = make("span", { class: "search-caption" }, caption);
+    return make("li", { class: isRight ? "search-tile right" : "search-tile" }, picture, shown);
   };
 
   const show = (query) => {
     input.value = query.text;
-    const { models, images } = collection();
-    const rows = models.map((model, m) => {
-      const rank = query.ranks.length ? `, the right image at rank ${query.ranks[m]} of ${images.length}` : "";
-      const tiles = query.found[m].map((image) => tile(image, query.right.includes(image), query.text));
-      return make("section", {}, make("h3", {}, `${model}${rank}`), make("ol", { class: "search-row" }, ...tiles));
+    const { ranks, right } = query;
+    const sections = models.map((model, m) => {
+      const rank = ranks.length ? `, the right photo at rank ${ranks[m]} of ${images.length}` : "";
+      const tiles = query.found[m].map((i) => tile(i, right.includes(i), query.text));
+      const row = make("ol", { class: "search-row" }, ...tiles);
+      return make("section", {}, make("h3", {}, `${model}${rank}`), row);
     });
-    results.replaceChildren(...rows);
-    summary.textContent = query.ranks.length
-      ? `“${query.text}”: the right image is at rank ${query.ranks.map((r, m) => `${r} for ${models[m]}`).join(", ")}.`
-      : `“${query.text}” is no text of the set, so that no image is marked as right.`;
+    at("found").replaceChildren(...sections);
+    const told = ranks.map((rank, m) => `${rank} for ${models[m]}`).join(", ");
+    at("summary").textContent = ranks.length
+      ? `“${query.text}”: the right photo is at rank ${told}.`
+      : `“${query.text}” is not a caption of the set, so no photo is marked as right.`;
   };
 
-  // Other suggestions each time, so that a reader with a mouse sees more than the first ones.
-  const suggest = () => {
-    const { queries } = collection(), start = Math.floor(Math.random() * queries.length);
-    offer(Array.from({ length: N_SOME }, (_, i) => queries[(start + i * 17) % queries.length]));
-  };
-  const offer = (chosen) => {
-    some.replaceChildren("or ", ...new Set(chosen.map((query) => {
+  const offer = (chosen, ...more) => {
+    const buttons = chosen.map((query) => {
       const button = make("button", { type: "button" }, query.text);
       button.addEventListener("click", () => show(query));
       return button;
-    })), another);
+    });
+    at("some").replaceChildren("or ", ...buttons, ...more);
+  };
+
+  // Texts in their order, some at a time.
+  const first = queries.findIndex((query) => query.ranks.length);
+  let next = first;
+  const suggest = () => {
+    offer(Array.from({ length: N_SOME }, (_, i) => queries[(next + i) % queries.length]), another);
+    next = (next + N_SOME) % queries.length;
   };
   const another = make("button", { type: "button", class: "search-more" }, "other texts");
   another.addEventListener("click", suggest);
 
-  // Opens on a text whose image all models find, at different ranks.
-  const choose = () => {
-    const asked = collection().queries.filter(({ ranks }) => ranks.length), { models } = collection();
-    const first = models.map((model, m) => `${asked.filter(({ ranks }) => ranks[m] === 1).length} by ${model}`);
-    counts.textContent = `Of ${asked.length} texts with a right image, this image is ranked first for ${first.join(", ")}.`;
-    known.replaceChildren(...collection().queries.map((query) => make("option", { value: query.text })));
-    suggest();
-    show(collection().queries.find(({ ranks }) => Math.max(...ranks) <= 6 && new Set(ranks).size > 1));
+  const wanted = () => input.value.trim().toLowerCase();
+  const matches = () => queries.filter((query) => query.text.toLowerCase().includes(wanted()));
+  const exact = () => matches().find((query) => query.text.toLowerCase() === wanted());
+  const type = () => {
+    if (exact()) return show(exact());
+    const found = matches();
+    offer(found.slice(0, N_SOME), another);
+    at("found").replaceChildren(); // what was found for the last text is no answer to this one
+    const n = found.length === 1 ? "One text contains" : `${found.length || "No"} texts contain`;
+    at("summary").textContent = `${n} “${input.value}”. Choose one of the embedded texts.`;
   };
-
-  const matches = () => collection().queries.filter((q) => q.text.toLowerCase().includes(input.value.trim().toLowerCase()));
-  const answer = () => {
-    const wanted = input.value.trim().toLowerCase(), found = matches();
-    const query = found.find((q) => q.text.toLowerCase() === wanted) || (wanted && found[0]);
-    if (query) return show(query);
-    results.replaceChildren();
-    summary.textContent = `No text with “${input.value}” was embedded beforehand: choose one from the list.`;
+  const enter = () => {
+    const query = exact() ?? (wanted() ? matches()[0] : undefined);
+    if (query) show(query);
   };
-  input.addEventListener("input", () => offer(matches().slice(0, N_SOME)));
-  input.addEventListener("change", answer);
+  input.addEventListener("input", type);
+  input.addEventListener("change", enter);
   input.addEventListener("focus", () => input.select());
-  select.addEventListener("change", choose);
+
+  at("known").replaceChildren(...queries.map((query) => make("option", { value: query.text })));
   box.hidden = false;
-  choose();
+  suggest();
+  show(queries[first]);
 })();

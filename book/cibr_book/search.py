@@ -1,8 +1,8 @@
-"""The search page: queries embedded beforehand, and the images that each model ranks first.
+"""The search page: queries embedded beforehand, and the photos that each model ranks first.
 
-`python -m cibr_book.search` makes book/_static/search anew: a file of queries and one of small
-images for printed characters and, from Flickr8k in `CIBR_DATA` and the two towers in `CIBR_MODELS`,
-for photos. book/_static/search.js draws what the page is asked for, without a kernel or a network.
+`python -m cibr_book.search` makes book/_static/search anew, a file of queries and one of small
+photos, from Flickr8k in `CIBR_DATA` and the two towers in `CIBR_MODELS`. book/_static/search.js
+draws what the page is asked for, without a kernel or a network.
 """
 
 import json
@@ -25,10 +25,8 @@ from cibr.models import DualEncoder
 _FOLDER = Path(__file__).resolve().parents[1] / "_static" / "search"
 _PAGE = Path(__file__).with_suffix(".html")
 _N_FOUND, _N_COLUMNS = 6, 20
-_PHOTO_QUERIES = ("a red car", "a bird on the water", "children play football", "people at a table")
-_PHOTO_QUERIES += ("snow", "a man on a bicycle", "a cat", "two dogs run on grass")
-_CHARACTER_QUERIES = ("smiling face", "arrow", "letter a with an accent", "circle", "musical note")
-_CHARACTER_QUERIES += ("heart", "star")
+_QUERIES = ("a red car", "a bird on the water", "children play football", "people at a table")
+_QUERIES += ("snow", "a man on a bicycle", "a cat", "two dogs run on grass")
 
 
 def collection(
@@ -56,10 +54,13 @@ def collection(
     for model in models.values():
         texts = model.embed_texts([*queries], truncate=True)
         cosines = texts @ model.embed_images(pairs.images()).T
-        nearest.append(cosines.topk(_N_FOUND, dim=1).indices.tolist())
+        # A tie counts against the model: of equal cosines, the wrong image's comes first.
+        by_wrong = is_right.int().sort(dim=1, stable=True).indices
+        order = cosines.gather(1, by_wrong).sort(dim=1, descending=True, stable=True).indices
+        nearest.append(by_wrong.gather(1, order)[:, :_N_FOUND].tolist())
         best = cosines.masked_fill(~is_right, -torch.inf).amax(1)
         wrong = cosines.masked_fill(is_right, -torch.inf)
-        ranks.append((count_reaching(wrong, best) + 1).tolist())  # a tie counts against the model
+        ranks.append((count_reaching(wrong, best) + 1).tolist())
     answers = [
         {
             "text": _without_stop(text),
@@ -89,16 +90,24 @@ def contact_sheet(pairs: Pairs, side: int) -> Image.Image:
     return sheet
 
 
+def scores(data: Mapping[str, Any]) -> str:
+    """A sentence with every model's recalls over all queries that have a right image."""
+    ranks = torch.tensor([query["ranks"] for query in data["queries"] if query["ranks"]])
+    start = (
+        f"Over all {len(ranks)} captions, the right photo is ranked first, and among the first 5,"
+    )
+    counts = [(ranks <= k).sum(0).tolist() for k in (1, 5)]
+    named = zip(data["models"], *counts, strict=True)
+    each = [f"{first} and {among} times by {name}" for name, first, among in named]
+    return f"{start} {'; '.join(each)}."
+
+
 def as_page() -> str:
-    """The piece of HTML: controls, places for images that the script fills, and the queries."""
-    data = {}
-    for name in ("photos", "characters"):
-        data[name] = json.loads((_FOLDER / f"{name}.json").read_text("utf-8"))
-        (file,) = _FOLDER.glob(f"{name}.[jp]*g")
-        data[name] |= {"sheet": f"../_static/search/{file.name}", "columns": _N_COLUMNS}
+    """The piece of HTML: controls, places for photos that the script fills, and the queries."""
+    data = json.loads((_FOLDER / "photos.json").read_text("utf-8"))
+    data |= {"sheet": "../_static/search/photos.jpg", "columns": _N_COLUMNS}
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    options = "".join(f'<option value="{name}">{name}</option>' for name in data)
-    return Template(_PAGE.read_text("utf-8")).substitute(options=options, data=text)
+    return Template(_PAGE.read_text("utf-8")).substitute(scores=scores(data), data=text)
 
 
 def trained_heads(beta: float) -> DualEncoder:
@@ -120,33 +129,20 @@ def _some(dataset: str, n: int) -> Pairs:
     return pairs.subset(order[:n].sort().values)
 
 
-def _save(name: str, data: dict[str, Any], sheet: Image.Image, **options) -> None:
-    _FOLDER.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(data, separators=(",", ":"))
-    (_FOLDER / f"{Path(name).stem}.json").write_text(f"{text}\n", encoding="utf-8")
-    sheet.save(_FOLDER / name, optimize=True, **options)
-
-
 def main() -> None:
-    """Embed queries and images and write what the page shows."""
-    pairs = _some("glyphs", 600)
-    names = [texts[0] for texts in pairs.captions]
-    queries = [*_CHARACTER_QUERIES, *dict.fromkeys(names[::6])]
-    right = torch.tensor([[text == name for name in names] for text in queries])
-    folders = {"CLIP": "clip-tiny", "CIBR, beta 0.05": "cibr-tiny"}
-    models = {name: DualEncoder.from_pretrained(folder) for name, folder in folders.items()}
-    data = collection(models, pairs, queries, right)
-    _save("characters.png", data, contact_sheet(pairs, 32).quantize(64))
-
+    """Embed queries and photos and write what the page shows."""
     pairs = _some("flickr8k", 240)
     asked = range(0, len(pairs), 2)
-    queries = [*_PHOTO_QUERIES, *(pairs.captions[i][1] for i in asked)]
+    queries = [*_QUERIES, *(pairs.captions[i][1] for i in asked)]
     right = torch.zeros(len(queries), len(pairs), dtype=torch.bool)
-    right[torch.arange(len(_PHOTO_QUERIES), len(queries)), torch.tensor(asked)] = True
+    right[torch.arange(len(_QUERIES), len(queries)), torch.tensor(asked)] = True
     betas = {"CLIP": 0.0, "CIBR, beta 0.1": 0.1, "CIBR, beta 1": 1.0}
     models = {name: trained_heads(beta) for name, beta in betas.items()}
     data = collection(models, pairs, queries, right)
-    _save("photos.jpg", data, contact_sheet(pairs, 96), quality=72)
+    _FOLDER.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(data, separators=(",", ":"))
+    (_FOLDER / "photos.json").write_text(f"{text}\n", encoding="utf-8")
+    contact_sheet(pairs, 96).save(_FOLDER / "photos.jpg", optimize=True, quality=72)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from cibr.data import Pairs
 from cibr.models import DualEncoder
-from cibr_book.search import as_page, collection, contact_sheet
+from cibr_book.search import as_page, collection, contact_sheet, scores
 
 STATIC = Path(__file__).resolve().parents[2] / "book" / "_static"
 COLOURS = ["red", "lime", "blue", "white", "black", "yellow", "cyan", "magenta"]
@@ -49,6 +49,30 @@ def test_right_images_are_found_and_ranked_and_a_tie_counts_against_the_model():
     assert blue["right"] == blue["ranks"] == []
 
 
+def test_among_equal_cosines_the_right_image_stands_where_its_rank_says():
+    class Blind(Compass):
+        def embed_images(self, images):
+            return torch.ones(8, 8)  # every image is as near to every text
+
+    is_right = torch.eye(8, dtype=torch.bool)
+    found = collection({"blind": Blind(), "a": Compass()}, pairs(), COLOURS, is_right)
+    for query in found["queries"]:
+        assert query["ranks"] == [8, 1] and query["found"][1][0] == query["right"][0]
+        assert set(query["found"][0]).isdisjoint(query["right"])  # behind seven wrong ones, of six
+    pair = pairs().subset([0, 1])
+    Blind.embed_images = lambda self, images: torch.ones(2, 8)
+    first, second = collection({"blind": Blind()}, pair, COLOURS[:2], is_right[:2, :2])["queries"]
+    assert first["found"] == [[1, 0]] and second["found"] == [[0, 1]]
+    assert first["ranks"] == second["ranks"] == [2]
+
+
+def test_the_scores_are_recalls_over_all_queries_with_a_right_image():
+    ranks = [[1, 2], [5, 1], [], [6, 5], [1, 240]]
+    data = {"models": ["a", "b"], "queries": [{"ranks": row} for row in ranks]}
+    assert "4 captions" in scores(data)
+    assert scores(data).endswith("2 and 3 times by a; 1 and 3 times by b.")
+
+
 def test_the_contact_sheet_has_the_middle_of_every_image_in_its_place():
     sheet = contact_sheet(pairs().subset([*range(8)] * 3), 4)
     assert sheet.size == (4 * 20, 2 * 4)
@@ -58,15 +82,15 @@ def test_the_contact_sheet_has_the_middle_of_every_image_in_its_place():
         assert square.tobytes() == Image.new("RGB", (4, 4), name).tobytes()
 
 
-def test_the_page_holds_queries_whose_images_are_on_the_sheet():
-    data = json.loads(re.search(r'id="search-data">(.*?)</script>', as_page())[1])
-    assert list(data) == ["photos", "characters"]
-    for part in data.values():
-        with Image.open(STATIC / part["sheet"].removeprefix("../_static/")) as sheet:
-            width, height = sheet.size
-        side = width // part["columns"]
-        assert height == side * -(-len(part["images"]) // part["columns"])
-        assert len(part["queries"]) > 100
-        for query in part["queries"]:
-            for rows, rank in zip(query["found"], query["ranks"], strict=bool(query["ranks"])):
-                assert (rank <= len(rows)) == bool(set(rows) & set(query["right"]))
+def test_the_page_holds_queries_whose_photos_are_on_the_sheet_and_the_scores():
+    page = as_page()
+    data = json.loads(re.search(r'id="search-data">(.*?)</script>', page)[1])
+    with Image.open(STATIC / data["sheet"].removeprefix("../_static/")) as sheet:
+        width, height = sheet.size
+    side = width // data["columns"]
+    assert height == side * -(-len(data["images"]) // data["columns"])
+    assert len(data["queries"]) > 100 and scores(data) in page
+    for query in data["queries"]:
+        for rows, rank in zip(query["found"], query["ranks"], strict=bool(query["ranks"])):
+            places = [rows.index(right) + 1 for right in query["right"] if right in rows]
+            assert places == ([rank] if rank <= len(rows) else [])
