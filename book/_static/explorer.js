@@ -1,4 +1,5 @@
-// The figure "move beta": draws the numbers that the page holds as JSON. No library, no network.
+// The figure "move beta": draws the numbers that the page holds as JSON, at the point that the
+// page's address names. No library, no network.
 (() => {
   "use strict";
   const box = document.getElementById("explorer");
@@ -10,6 +11,7 @@
   const SVG = "http://www.w3.org/2000/svg";
   const LEFT = 40, RIGHT = 292, TOP = 28, BOTTOM = 198;
   const LOWEST = -4; // points: a curve that falls further leaves its panel
+  const RING = 8;
 
   const add = (parent, tag, attributes, text) => {
     const element = document.createElementNS(SVG, tag);
@@ -60,9 +62,17 @@
     };
     condition().curves.filter((c) => c !== curve()).forEach((c) => draw(c, false));
     draw(curve(), true);
-    add(inside, "circle", { cx: x(chosen.beta), cy: y(chosen.difference[i]), r: 8, class: "chosen" });
-    if (y(chosen.difference[i]) > BOTTOM)
-      add(svg, "text", { x: x(chosen.beta), y: BOTTOM - 6, "text-anchor": "end" }, `↓ ${signed(chosen.difference[i])}`);
+    // A point beyond the panel has its ring at the edge, with an arrow and its value.
+    const place = y(chosen.difference[i]);
+    const shown = Math.min(BOTTOM - RING, Math.max(TOP + RING, place));
+    add(svg, "circle", { cx: x(chosen.beta), cy: shown, r: RING, class: "chosen" });
+    if (place > BOTTOM || place < TOP) {
+      const label = `${place > BOTTOM ? "↓" : "↑"} ${signed(chosen.difference[i])}`;
+      const isRight = x(chosen.beta) > (LEFT + RIGHT) / 2; // the label is on the other side
+      const side = x(chosen.beta) + (isRight ? -1 : 1) * (RING + 4);
+      const at = { x: side, y: shown + 4, "text-anchor": isRight ? "end" : "start" };
+      add(svg, "text", { ...at, class: "beyond" }, label);
+    }
   };
 
   const draw = () => {
@@ -70,11 +80,21 @@
     value.textContent = p.beta;
     slider.setAttribute("aria-valuetext", `beta ${p.beta}`);
     panels.forEach(drawPanel);
+    const clip = condition().clip.map((score) => score.toFixed(1)).join(", ");
     const all = data.scores.map((name, i) => `${name} ${told(p, i)}`).join("; ");
-    const clear = data.scores.filter((_, i) => p.low[i] > 0 || p.high[i] < 0);
-    summary.textContent = `${curve().name} at β = ${p.beta} against tuned CLIP (${condition().clip.map((s) => s.toFixed(1)).join(", ")} %), ` +
-      `in points with 95 % intervals over ${p.n_seeds} paired seeds: ${all}. ` +
-      (clear.length ? `Zero is outside the interval of ${clear.join(" and ")}.` : "No detectable difference.");
+    const text = ` ${curve().name} at β = ${p.beta} minus tuned CLIP (${clip} %), in points with 95 % ` +
+      `intervals over ${p.n_seeds} paired seeds: ${all}.`;
+    const strong = document.createElement("strong");
+    strong.textContent = verdict(p);
+    summary.replaceChildren(strong, text);
+  };
+
+  // Scores whose interval is above zero, and below.
+  const verdict = (p) => {
+    const gains = data.scores.filter((_, i) => p.low[i] > 0);
+    const losses = data.scores.filter((_, i) => p.high[i] < 0);
+    const parts = [gains.length && `Gain: ${gains.join("; ")}.`, losses.length && `Loss: ${losses.join("; ")}.`];
+    return parts.filter(Boolean).join(" ") || "No detectable difference from CLIP.";
   };
 
   // The slider stays as near as it can to the beta that was chosen.
@@ -97,6 +117,23 @@
     chooseMethod(beta);
   };
 
+  // The address: #data=...&penalty=...&beta=..., by name, so that it outlives a change of the table.
+  const remember = () => {
+    const place = { data: condition().name, penalty: curve().name, beta: point().beta };
+    history.replaceState(null, "", `#${new URLSearchParams(place)}`);
+  };
+  const recall = () => {
+    const place = new URLSearchParams(location.hash.slice(1));
+    const known = data.conditions.findIndex((c) => c.name === place.get("data"));
+    if (known >= 0) conditions.value = known;
+    beta = Number(place.get("beta")) || beta;
+    chooseCondition(beta);
+    const wanted = condition().curves.findIndex((c) => c.name === place.get("penalty"));
+    if (wanted < 0) return;
+    methods.querySelectorAll("input")[wanted].checked = true;
+    chooseMethod(beta);
+  };
+
   data.conditions.forEach((c, i) => conditions.add(new Option(c.name, i)));
   let beta = 0.1;
   conditions.addEventListener("change", () => chooseCondition(beta));
@@ -105,6 +142,9 @@
     beta = point().beta;
     draw();
   });
+  for (const control of [conditions, methods]) control.addEventListener("change", remember);
+  slider.addEventListener("input", remember);
+  addEventListener("hashchange", recall);
   box.hidden = false;
-  chooseCondition(beta);
+  recall();
 })();

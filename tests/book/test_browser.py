@@ -13,9 +13,14 @@ import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 import yaml
 from filelock import FileLock
+
+from cibr.models import DualEncoder
+from cibr_book import draw
+from cibr_book.stimuli import varied_glyphs
 
 Axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe
 ROOT = Path(__file__).resolve().parents[2]
@@ -244,16 +249,288 @@ def test_a_figure_with_sliders_answers_every_press_of_a_key(page, home, chapter,
     assert len(seen) == 4 and page.locator(f"#{box} svg .chosen").count() > 0
 
 
-def test_the_search_page_answers_typing_and_marks_right_images(page, home):
+def chosen_points(page):
+    """Whether the ring lies in its panel, and the verdict, at every point of every curve."""
+    page.wait_for_selector("#explorer svg .chosen")
+    return page.evaluate("""() => {
+        const at = (name) => document.getElementById(`explorer-${name}`);
+        const tell = (element, type) => element.dispatchEvent(new Event(type, { bubbles: true }));
+        const data = JSON.parse(at("data").textContent), seen = [];
+        data.conditions.forEach((condition, i) => {
+            at("condition").value = i;
+            tell(at("condition"), "change");
+            condition.curves.forEach((curve, k) => {
+                at("method").querySelectorAll("input")[k].click();
+                curve.points.forEach((point, b) => {
+                    at("beta").value = b;
+                    tell(at("beta"), "input");
+                    const rings = [...document.querySelectorAll("#explorer svg .chosen")];
+                    seen.push({
+                        point, verdict: at("summary").querySelector("strong").textContent,
+                        places: rings.map(ring => Number(ring.getAttribute("cy"))),
+                        hidden: rings.filter(ring => ring.closest("[clip-path]")).length,
+                        labels: document.querySelectorAll("#explorer svg .beyond").length,
+                    });
+                });
+            });
+        });
+        return seen;
+    }""")
+
+
+def test_the_explorer_shows_its_ring_and_states_its_verdict_at_every_beta(page, home):
+    page.goto(f"{home}/book/explore.html")
+    seen = chosen_points(page)
+    assert len(seen) > 30 and sum(one["labels"] for one in seen) > 0
+    for one in seen:
+        assert len(one["places"]) == 3 and one["hidden"] == 0
+        assert all(28 <= place <= 198 for place in one["places"])  # of the panel's 240
+        low, high = one["point"]["low"], one["point"]["high"]
+        assert ("Gain" in one["verdict"]) == any(end > 0 for end in low)
+        assert ("Loss" in one["verdict"]) == any(end < 0 for end in high)
+        differs = "Gain" in one["verdict"] or "Loss" in one["verdict"]
+        assert differs != (one["verdict"] == "No detectable difference from CLIP.")
+
+
+def test_the_explorers_address_names_the_point_and_brings_it_back(page, home):
+    page.goto(f"{home}/book/explore.html")
+    page.wait_for_selector("#explorer svg .chosen")
+    assert "#" not in page.url
+    page.select_option("#explorer-condition", index=1)
+    page.check("#explorer-method label:last-child input")
+    page.focus("#explorer-beta")
+    page.keyboard.press("Home")
+    told = page.inner_text("#explorer-summary")
+    address = page.url
+    assert re.search(r"#data=.+&penalty=.+&beta=[\d.]+$", address)
+    page.goto("about:blank")
+    page.goto(address)
+    page.wait_for_selector("#explorer svg .chosen")
+    assert page.inner_text("#explorer-summary") == told
+
+
+def test_the_search_page_opens_with_the_first_caption_and_marks_right_photos(page, home):
     page.goto(f"{home}/book/search.html")
     page.wait_for_selector("#search-page li.right")
-    page.focus("#search-collection")
-    for key in ("ArrowDown", "Tab", *"SMILING", "Enter"):
-        page.keyboard.press(key)
-    assert "smiling face" in page.inner_text("#search-summary")
-    assert [page.locator(f"#search-page {tag}").count() for tag in ("ol", "li")] == [2, 12]
-    labels = "all => all.map(a => a.ariaLabel)"
-    assert "smiling face" in str(page.eval_on_selector_all("#search-page [role=img]", labels))
+    data = page.evaluate("JSON.parse(document.getElementById('search-data').textContent)")
+    first = next(query for query in data["queries"] if query["ranks"])
+    assert page.input_value("#search-query") == first["text"]
+    headings = page.locator("#search-page h3").all_inner_texts()
+    rows = page.locator("#search-page ol").all()
+    assert len(rows) == len(headings) == len(data["models"])
+    for heading, row, rank in zip(headings, rows, first["ranks"], strict=True):
+        assert f"rank {rank:g} of {len(data['images'])}" in heading
+        tiles = row.locator("li").evaluate_all("all => all.map(e => e.classList.contains('right'))")
+        assert tiles == [place == rank for place in range(1, 7)]
+
+
+def test_the_search_page_leaves_no_old_answer_beside_a_new_text(page, home):
+    page.goto(f"{home}/book/search.html")
+    page.wait_for_selector("#search-page li.right")
+    page.focus("#search-query")
+    page.keyboard.type("SNO")
+    assert page.locator("#search-page li").count() == 0
+    assert "SNO" in page.inner_text("#search-summary")
+    page.keyboard.type("W")
+    assert "“snow” is not a caption" in page.inner_text("#search-summary")
+    assert page.locator("#search-page li").count() == 18
+    page.keyboard.press("Control+A")
+    page.keyboard.type("two dogs")
+    page.keyboard.press("Enter")
+    assert "dogs" in page.inner_text("#search-summary").lower()
+    assert page.locator("#search-page li").count() == 18
+
+
+@pytest.fixture(scope="module")
+def drawing(page, home):
+    """The page with models in it, which were asked for by keyboard, and all that it transferred."""
+    answers = []
+    page.messages.clear()
+    page.requests.clear()
+    page.set_viewport_size({"width": DESK, "height": 800})
+    page.on("response", lambda answer: answers.append(answer))
+    page.goto(f"{home}/book/draw.html")
+    page.add_style_tag(content=STILL)
+    assert not [url for url in page.requests if "/draw/" in url]  # nothing before it is asked for
+    page.focus("#draw-load")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#draw-progress:visible")
+    page.wait_for_selector("#draw-names output:not(:empty)", timeout=180_000)
+    page.transferred = [answer.body() for answer in answers]
+    return page
+
+
+def first_names(page):
+    """The name that each model ranks first, once the page has answered."""
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
+    return page.locator("#draw-names li:first-child span:nth-child(2)").all_inner_texts()
+
+
+def draw_line(page, *points):
+    """A stroke with the mouse through points of the 32 by 32 square."""
+    page.locator("#draw-canvas").scroll_into_view_if_needed()
+    box = page.locator("#draw-canvas").bounding_box()
+    places = [
+        (box["x"] + x * box["width"] / 32, box["y"] + y * box["height"] / 32) for x, y in points
+    ]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=3)
+    page.mouse.up()
+
+
+IN_THE_PAGE = """async ([images, texts]) => {
+    const parts = [];
+    const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0));
+    window.cibrPart = (i, text) => { parts[i] = bytes(text); };
+    const { scripts } = JSON.parse(document.getElementById("draw-data").textContent);
+    for (const src of scripts) await new Promise(onload => {
+        document.head.append(Object.assign(document.createElement("script"), { src, onload }));
+    });
+    const { arrays, models, tokenizer } = await cibrModel.unpack(parts);
+    const tokenize = cibrModel.tokenizer(tokenizer), times = [], found = {};
+    for (const name of models) {
+        const own = Object.entries(arrays).filter(([key]) => key.startsWith(`${name}/`));
+        const stripped = own.map(([key, values]) => [key.slice(name.length + 1), values]);
+        const model = cibrModel.encoder(Object.fromEntries(stripped));
+        const vectors = images.map(grey => {
+            const start = performance.now(), vector = model.image(grey);
+            times.push(performance.now() - start);
+            return vector;
+        });
+        const ends = texts.map(text => model.text(tokenize(text)));
+        found[name] = vectors.map(vector => ends.map(end => cibrModel.cosine(vector, end)));
+    }
+    return { ids: texts.map(tokenize), cosines: found, fastest: Math.min(...times) };
+}"""
+ODD_TEXTS = [
+    "",
+    "  ",
+    "a",
+    "don't STOP, it's 3rd",
+    "\u0130STANBUL \u03a3\u0391\u03a3",
+    "a  b\t\nc  ",
+]
+ODD_TEXTS += [
+    "caf\u00e9 e\u0301",
+    "x\u0085y \ufeff z",
+    "<end> and <pad>",
+    "<END>",
+    "\U0001f600 smiling",
+]
+ODD_TEXTS += ["word " * 100, "\ufb01 \u00bd \u00b2", "1234 56.78", "-\u2014\u2026", "\u65e5\u672c"]
+ODD_TEXTS += ["\u200dzero\u00a0nbsp", "\u00df \u1e9e \u01c4", "a letter with an accent"]
+
+
+def test_the_models_in_the_page_are_those_of_python(drawing):
+    pairs = varied_glyphs(120)
+    texts = [*(texts[0] for texts in pairs.captions), *ODD_TEXTS]
+    images = [np.asarray(image.convert("L")).ravel().tolist() for image in pairs.images()]
+    found = drawing.evaluate(IN_THE_PAGE, [images, texts])
+    for name, folder in draw.MODELS.items():
+        model = DualEncoder.from_pretrained(folder)
+        ids, mask = model.tokenize(texts, truncate=True)
+        n_tokens = mask.sum(1).tolist()
+        assert found["ids"] == [row[:n] for row, n in zip(ids.tolist(), n_tokens, strict=True)]
+        exact = model.embed_images(pairs.images()) @ model.embed_texts(texts, truncate=True).T
+        assert np.abs(np.array(found["cosines"][name]) - exact.numpy()).max() < 1e-3
+    assert found["fastest"] < 100  # ms an image
+
+
+def test_the_models_take_less_than_four_megabytes_from_here_alone(drawing, home):
+    n_bytes = sum(min(len(body), len(gzip.compress(body))) for body in drawing.transferred)
+    assert 3_000_000 < n_bytes < 4_000_000
+    messages = [m for m in drawing.messages if getattr(m, "type", "error") in ("error", "warning")]
+    assert [str(m) for m in messages] == []
+    assert [u for u in drawing.requests if not u.startswith((home, "data:", "blob:"))] == []
+
+
+def test_names_follow_a_drawing_by_mouse_and_by_keyboard(drawing):
+    drawing.click("#draw-plain")
+    drawing.click("#draw-clear")
+    assert drawing.locator("#draw-names").is_hidden()
+    draw_line(drawing, (16, 8), (16, 24))
+    one = first_names(drawing)
+    draw_line(drawing, (8, 16), (24, 16))
+    cross = first_names(drawing)
+    assert len(one) == len(cross) == 2 and one != cross
+    drawing.click("#draw-undo")
+    assert first_names(drawing) == one
+    drawing.click("#draw-clear")
+    drawing.focus("#draw-canvas")  # the pen is in the middle
+    for key in ("ArrowUp",) * 8 + (" ",) + ("ArrowDown",) * 16 + (" ",):
+        drawing.keyboard.press(key)
+    assert first_names(drawing) == one
+    assert "Pen up, 16 across, 24 down" in drawing.inner_text("#draw-pen")
+    drawing.keyboard.press("Tab")
+    assert drawing.evaluate("document.activeElement.id") == "draw-undo"
+    drawing.keyboard.press("Shift+Tab")
+    assert drawing.evaluate("document.activeElement.id") == "draw-canvas"
+
+
+def test_a_change_of_style_moves_the_answers_and_the_plain_style_brings_them_back(drawing):
+    drawing.select_option("#draw-pick", label="R latin capital letter r")
+    drawing.click("#draw-plain")
+    first_names(drawing)
+    plain = drawing.inner_text("#draw-names")
+    drawing.check("[name=draw-typeface][value='0']", force=True)
+    assert first_names(drawing) == ["latin capital letter r"] * 2
+    for factor, level in dict(typeface=3, weight=1, slant=1, size=2, ink=1).items():
+        before = drawing.inner_text("#draw-names")
+        drawing.focus(f"[name=draw-{factor}]:checked")
+        drawing.check(f"[name=draw-{factor}][value='{level}']", force=True)
+        first_names(drawing)
+        assert drawing.inner_text("#draw-names") != before
+    drawing.focus("#draw-down")
+    drawing.keyboard.press("ArrowRight")
+    first_names(drawing)
+    assert "cosine with the plain image 0." in drawing.inner_text("#draw-names")
+    drawing.wait_for_selector("#draw-said:has-text('in this style')", state="attached")
+    drawing.click("#draw-plain")
+    first_names(drawing)
+    assert drawing.inner_text("#draw-names") == plain
+    drawing.click("#draw-all")
+    drawing.wait_for_selector("#draw-tally:not(:empty)", timeout=120_000)
+    assert len(re.findall(r"\d+ of 48 styles", drawing.inner_text("#draw-tally"))) == 4
+
+
+def test_any_text_finds_characters_and_a_found_one_shows_its_names(drawing):
+    drawing.fill("#draw-query", "Black Heart Suit")
+    drawing.wait_for_selector("#draw-found li.right")
+    assert drawing.locator("#draw-found li").count() == 16
+    drawing.wait_for_selector("#draw-found-said:has-text('rank')", state="attached")
+    drawing.locator("#draw-found li.right button").first.click()
+    assert first_names(drawing) == ["black heart suit"] * 2
+    assert drawing.locator("#draw-factors fieldset:disabled").count() == 4
+    drawing.fill("#draw-query", "a letter with \U0001f600")
+    drawing.wait_for_selector("#draw-found-said:has-text('not a name')", state="attached")
+    assert drawing.locator("#draw-found li.right").count() == 0
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_drawing_page_in_use_is_without_barriers_and_no_wider_than_the_window(
+    drawing, theme, width
+):
+    drawing.set_viewport_size({"width": width, "height": 800})
+    drawing.evaluate(SHOW, theme)
+    drawing.select_option("#draw-pick", label="R latin capital letter r")
+    drawing.fill("#draw-query", "arrow")
+    drawing.wait_for_selector("#draw-found li")
+    assert drawing.evaluate(WIDE) == []
+    assert barriers(drawing, {"include": [["#draw-page"]]}) == []
+    if width == PHONE:  # canvas and names together, so that both are seen while drawing
+        top = drawing.locator("#draw-canvas").bounding_box()["y"]
+        end = drawing.locator("#draw-names").bounding_box()
+        assert end["y"] + end["height"] - top < 844
+
+
+def test_the_models_load_from_a_file_too(page, built):
+    page.goto(f"file://{built[0]}/book/draw.html")
+    page.click("#draw-load")
+    page.wait_for_selector("#draw-names output:not(:empty)", timeout=180_000)
+    assert len(first_names(page)) == 2
 
 
 def test_a_term_of_the_glossary_shows_its_meaning_in_plain_words_on_hover(built):
