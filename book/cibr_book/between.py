@@ -160,14 +160,14 @@ def _start(cell: Cell, samples: Sequence[Sample]) -> Start:
 
 
 def chosen(cell: Cell, tower: str, name: str) -> tuple[Settings, Tuning | None]:
-    """The settings of a method in a cell, without its defaults, and the trials that chose them."""
+    """The settings of a method in a cell, and the trials that chose them."""
     method = METHODS[tower, name]
     if method.longer:
         settings = dict(tune(cell, tower, "CLIP").best)
         settings["steps"] *= method.longer
         return settings, None
     if not method.knobs:
-        return {}, None
+        return {knob: _DEFAULTS[knob] for knob in _OF_CLIP}, None
     tuning = tune(cell, tower, name)
     return tuning.best, tuning
 

@@ -26,6 +26,7 @@ _CHECKPOINTS = (0.2, 0.4, 0.6, 0.8, 1.0)  # shares of the steps
 _N_QUANTILES = 4096
 _BETAS = (0.9, 0.999)  # of AdamW
 _EPSILON = 1e-8
+_SMALLEST = 1e-37  # of a sum of exponentials in float32, so that its logarithm is finite
 
 Layer = Float[Tensor, "2 trials samples _ _"]  # of both towers
 Weights = list[Layer]
@@ -228,8 +229,8 @@ def _loss(
     logits = (images / temperature) @ texts.mT
     # Cosines are at most 1, so the exponentials do not overflow, and one of them is enough.
     exponentials = torch.exp(logits - 1 / temperature)
-    log_sums = (exponentials.sum(-1).log() + exponentials.sum(-2).log()) / 2
-    log_sums = log_sums + 1 / temperature[..., 0]
+    sums = [exponentials.sum(dim).clamp(min=_SMALLEST) for dim in (-1, -2)]
+    log_sums = (sums[0].log() + sums[1].log()) / 2 + 1 / temperature[..., 0]
     contrast = (log_sums - logits.diagonal(dim1=-2, dim2=-1)).mean(-1)
     cosine = (means[0] * means[1]).sum(-1).mean(-1)
     return contrast + settings["pull"][..., 0, 0] * (1 - cosine)

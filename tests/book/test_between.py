@@ -165,6 +165,14 @@ def test_batched_training_equals_pytorch_one_run_at_a_time(samples, hidden):
             assert torch.allclose(ours[:, i, j], theirs, atol=2e-4)
 
 
+def test_a_low_temperature_and_a_high_rate_end_in_finite_weights(samples):
+    harsh = PLAIN | {"temperature": 0.02, "rate": 2.0, "decay": 0.0, "beta": 0.0}
+    far = torch.randn(64, DIM, generator=torch.Generator().manual_seed(0))
+    apart = torch.stack([far, -far])[:, None, None].repeat(1, 1, 2, 1, 1)  # images opposite texts
+    fitted = train(samples, [harsh, PLAIN], start=apart)
+    assert fitted.weights[0].isfinite().all()
+
+
 def test_a_trial_does_not_depend_on_its_companions(samples):
     noisy_trial = PLAIN | {"dropout": 0.4, "kappa": 32.0}
     alone = train(samples, [noisy_trial])
