@@ -21,13 +21,7 @@
     printed: ["typeface", "weight", "slant", "size", "ink", "position"],
     found: ["ink", "position"],
   };
-  const EXAMPLES = [
-    "black heart suit",
-    "arrow",
-    "letter a with an accent",
-    "musical note",
-    "smiling face",
-  ];
+  const EXAMPLES = ["black heart suit", "arrow", "letter a with acute", "musical note", "square"];
 
   let models = null; // once loaded
   let world = null; // names, characters, images
@@ -244,7 +238,7 @@
     const { section, note } = model;
     const right = rightName();
     const notes = [];
-    if (found.rank) notes.push(found.rank === 1 ? "right" : `the right name at rank ${found.rank}`);
+    if (found.rank) notes.push(found.rank === 1 ? "right" : `right name at rank ${found.rank}`);
     if (found.kept !== undefined) {
       notes.push(`cosine with the plain image ${found.kept.toFixed(2)}`);
       notes.push(

@@ -60,7 +60,10 @@
   const first = queries.findIndex((query) => query.ranks.length);
   let next = first;
   const suggest = () => {
-    offer(Array.from({ length: N_SOME }, (_, i) => queries[(next + i) % queries.length]), another);
+    offer(
+      Array.from({ length: N_SOME }, (_, i) => queries[(next + i) % queries.length]),
+      another,
+    );
     next = (next + N_SOME) % queries.length;
   };
   const another = make("button", { type: "button", class: "search-more" }, "other texts");
