@@ -1,13 +1,15 @@
-"""Regularised CCA: the closed-form Gaussian information bottleneck between two sets of features.
+"""Regularised CCA of two sets of features: the optimum of a linear CLIP on Gaussian features.
 
 With S_v = C_v + l_v (tr C_v / p) I, S_t likewise, and the decomposition S_v^-1/2 C_vt S_t^-1/2 = U
 R V' into regularised canonical correlations R, the statistics are the directions of
 
     u_v = R^a U' S_v^-1/2 (x_v - m_v),    u_t = R^a V' S_t^-1/2 (x_t - m_t).
 
-For Gaussian features the canonical coordinates are what an information bottleneck between image and
-text retains (Chechik et al. 2005, JMLR 6). They initialise projection heads, are the statistic of
-the penalty `anchor`, and serve as a training-free model.
+For Gaussian features and a = 1/2, <u_v, u_t> before normalisation is the bilinear score with the
+least population loss of CLIP in large batches, up to the ridges (theorem 2 of the book). Its
+directions are those of a Gaussian information bottleneck between image and text, with other weights
+(Chechik et al. 2005, JMLR 6). They initialise projection heads, are the statistic of the penalty
+`anchor`, and serve as a training-free model.
 """
 
 import torch

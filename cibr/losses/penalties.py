@@ -5,12 +5,15 @@ scalar that beta weighs. Class attributes say what it needs; `CIBRLoss`, the con
 training loop ask for these and know no penalty by name. To add one, subclass `Term` and enter the
 class in `PENALTIES`.
 
-`vmf`, `crossfit` and `anchor` are von Mises-Fisher bounds: for every backward encoder b,
-E[log e(z|x_v) - log b(z|x_t)] >= I(Z_v;X_v|X_t), here with e = vMF(mu_v, kappa_e) and
-b = vMF(centre, kappa_b), so that the penalty is kappa_b A_d(kappa_e) (1 - mean cosine with the
-centre) above a constant that measures a mismatch of concentrations and is left out. They differ in
-the centre, and so in their exposure to memorisation: where every text is unique it identifies its
-image, and the bound can fall to its floor by memorising the pairs.
+`vmf`, `crossfit` and `anchor` are von Mises-Fisher bounds. For every backward encoder b,
+E[log e(z|x_v) - log b(z|x_t)] >= I(Z_v;X_v|X_t), with equality for b = p(z|x_t). The encoder is
+e = vMF(mu_v, kappa_e), the noise with which the information is measured, and b = vMF(centre,
+kappa_b), so that the penalty is kappa_b A_d(kappa_e) (1 - mean cosine with the centre) above a
+constant that measures a mismatch of concentrations and is left out. The inequality needs a centre
+that is a function of the text and of samples other than the pair; where the centre is a statistic
+of the image itself, as in `anchor`, it bounds less. It holds for the source of the pairs: in a data
+set where every text is unique, the text identifies its image, and the bound can fall to its floor
+by memorising the pairs.
 
 Source: the bounds of Fischer (2020, arXiv 2002.05379); Ji et al. (2025, arXiv 2503.24182) for MINE.
 """
@@ -124,7 +127,10 @@ class VMFBound(Term):
         return weight * (1 - _weighted_mean(image_cosine, text_cosine, self.text_weight))
 
     def reports(self) -> dict[str, Scalar]:
-        """Upper bounds in nats at the kappa_b fitted to the batch."""
+        """Upper bounds in nats, in expectation over batches, at the kappa_b that fits this one.
+
+        They bound information in samples of vMF(mu, kappa_e), whether or not training draws them.
+        """
         kappa_e, dim, cosines = self._last
         mean_cosine = self._mean_cosines[kappa_e, dim]
         expected = mean_cosine * cosines.cpu().double().clamp(max=1)  # MPS has no float64
@@ -148,7 +154,8 @@ class Crossfit(VMFBound):
 
     For texts that are unique, so that pairs could be memorised: the centre of a row is a ridge
     regression from the other modality's embeddings, fitted on the other half; rows of one label are
-    in the same half. There is no gradient to the centres.
+    in the same half. With independently drawn rows of different labels this is a bound as `vmf` is:
+    the centre does not depend on the row's own image. There is no gradient to the centres.
     """
 
     def _cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
@@ -160,10 +167,10 @@ class Crossfit(VMFBound):
 class Anchor(VMFBound):
     """Backward encoders centred at a fixed statistic U of the modality's own pooled features.
 
-    It bounds I(Z_v;X_v|U_v), which is at least I(Z_v;X_v|U_v,X_t): one term of I(Z_v;X_v|X_t) where
-    U_v is sufficient for X_t, and no bound on the whole, since Z_v may keep more of U_v than X_t
-    tells. In effect it shrinks the encoders, as functions, towards the closed form. For few pairs
-    and frozen towers.
+    It bounds I(Z_v;X_v|U_v), which is never below I(Z_v;X_v|U_v,X_t), the second term of
+    I(Z_v;X_v|X_t) = I(Z_v;U_v|X_t) + I(Z_v;X_v|U_v,X_t). It is no bound on the whole, which may be
+    large at a report of 0: Z_v may keep more of U_v than X_t tells. In effect it shrinks the
+    encoders, as functions, towards those of the statistic. For few pairs and frozen towers.
 
     Args:
         statistic: maps pooled features of both modalities to unit vectors u_v, u_t, such as
