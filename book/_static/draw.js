@@ -227,11 +227,19 @@
     const right = rightName();
     const found = { cosines, order, rank: right < 0 ? 0 : rankOf(cosines, right) };
     if (plain) {
-      const before = model.image(plain);
-      found.kept = cibrModel.cosine(vector, before);
-      found.before = best(cosinesOf(before, model.names), 1)[0];
+      const before = answerToPlain(model, plain);
+      found.kept = cibrModel.cosine(vector, before.vector);
+      found.before = before.first;
     }
     return found;
+  };
+  // Kept until the plain image changes: half the time while a style is moved.
+  const answerToPlain = (model, grey) => {
+    if (!model.plain || grey.some((level, i) => level !== model.plain.grey[i])) {
+      const vector = model.image(grey);
+      model.plain = { grey, vector, first: best(cosinesOf(vector, model.names), 1)[0] };
+    }
+    return model.plain;
   };
 
   const showAnswer = (model, found) => {

@@ -41,7 +41,7 @@
       return make("section", {}, make("h3", {}, `${model}${rank}`), row);
     });
     at("found").replaceChildren(...sections);
-    const told = ranks.map((rank, m) => `${rank} for ${models[m]}`).join(", ");
+    const told = ranks.map((rank, m) => `${rank} for ${models[m]}`).join("; ");
     at("summary").textContent = ranks.length
       ? `“${query.text}”: the right photo is at rank ${told}.`
       : `“${query.text}” is not a caption of the set, so no photo is marked as right.`;
