@@ -32,6 +32,7 @@ _NAMES = {
     (ORANGE, "v"): ("CIBR MINE", "MINE", "DV"),
     (PINK, "s"): ("the anchor",),
     (RED, "s"): ("SMILE", "SMILE, clip 1"),
+    (RED, "P"): ("noise only",),
     (PINK, "P"): ("JSD",),
     (SKY, "X"): ("CLUB",),
     ("black", "*"): ("KSG",),
@@ -185,37 +186,37 @@ def interval_bars(
     return axis
 
 
-def information_plane(curve: pd.DataFrame, clip: pd.DataFrame, limit: float) -> Axes:
-    """Shared against residual information: the CIB curve over beta, and what beta = 0 leaves open.
+def information_planes(rows: pd.DataFrame, limit: float) -> list[Axes]:
+    """Shared against residual information, a panel for each noise: every run, and means joined.
 
     Args:
-        curve: `beta, residual_nats, shared_nats`, one row a beta.
-        clip: `codes, residual_nats, shared_nats`, one row a run at beta = 0.
+        rows: `method, kappa, temperature, beta, n_steps, shared, residual`, one row a run; those of
+            the method `optimum` are the boundary.
         limit: I(X_v;X_t) in nats, which no encoder exceeds.
 
     Returns:
-        The Axes.
+        One Axes a value of kappa.
     """
-    axis = panels(1, 1, 4.8, 3.2)[1][0, 0]
-    curve = curve.sort_values("residual_nats")
-    values = curve["residual_nats"], curve["shared_nats"]
-    axis.plot(*values, "o-", color=BLUE, label="CIB, β rising to the left")
-    labelled: list[float] = []
-    for row in curve.itertuples():
-        if all(abs(row.residual_nats - x) > 0.05 for x in labelled):
-            at = (row.residual_nats, row.shared_nats)
-            style = dict(xytext=(4, -12), textcoords="offset points", color=BLUE)
-            axis.annotate(f"β={row.beta:g}", at, **style)
-            labelled.append(row.residual_nats)
-    marks = zip((GREEN, RED), "s^", strict=True)
-    for (codes, runs), (colour, marker) in zip(clip.groupby("codes"), marks, strict=False):
-        style = dict(color=colour, ls="", ms=7, alpha=0.8, label=f"β=0, {codes:g} codes")
-        axis.plot(runs["residual_nats"], runs["shared_nats"], marker, **style)
-    axis.set(xlabel="residual information R (nats)", ylabel="shared information (nats)")
-    axis.set_xlim(-0.02, None)
-    reference_line(axis, limit, "I(image; text)")
-    axis.legend(loc="center right")
-    return axis
+    kappas = list(rows["kappa"].unique())
+    figure, axes = panels(1, len(kappas), WIDTH, 3.4, sharey=True)
+    methods = [name for name in rows["method"].unique() if name != "optimum"]
+    for axis, kappa in zip(axes[0], kappas, strict=True):
+        part = rows[rows["kappa"] == kappa]
+        optimum = part[part["method"] == "optimum"].sort_values("residual")
+        axis.plot(optimum["residual"], optimum["shared"], color=GREY, lw=2.5, label="optimum")
+        for method, (colour, marker) in styles(methods).items():
+            runs = part[part["method"] == method]
+            axis.plot(runs["residual"], runs["shared"], marker, color=colour, ms=2.5, alpha=0.3)
+            usual = runs[runs["n_steps"] == runs["n_steps"].min()]
+            by = ["temperature", "beta"]
+            means = usual.groupby(by, sort=False)[["residual", "shared"]].mean()
+            style = dict(color=colour, ms=5, lw=1.2, label=method)
+            axis.plot(means["residual"], means["shared"], f"{marker}-", **style)
+        axis.set(title=f"noise of concentration {kappa:g}", xlabel="residual (nats)")
+    axes[0, 0].set_ylabel("shared (nats)")
+    reference_line(axes[0, -1], limit, "I(image; text)")
+    legend_above(figure, axes[0, 0])
+    return list(axes[0])
 
 
 def error_table(errors: pd.DataFrame, truths: Mapping[str, float]) -> Axes:

@@ -3,18 +3,20 @@ in them.
 
 In the *discrete world*, a table p(x_v, x_t), encoders are tables p(z|x) and every mutual
 information is a finite sum. In the *Gaussian world* it is a log ratio of determinants.
-`train_discrete` and `train_gaussian` train encoders as in CLIP, without noise; they are measured
-with the noise that their temperature implies: exp(<u, z> / temperature) is a von Mises-Fisher
-density of concentration 1 / temperature around u, and a Gaussian one of variance temperature.
-`train_discrete` can add the penalty of `CIBRLoss`.
+`train_discrete` and `train_gaussian` train encoders as in CLIP, without noise, and `train_discrete`
+with any objective of `CIBRLoss`. Information is measured with noise of a stated level.
+`contrast_rows` ties it to the temperature, a convention: exp(<u, z> / temperature) is proportional
+to a von Mises-Fisher density of concentration 1 / temperature around u, and to a Gaussian one of
+variance temperature.
 
 Source: Cover & Thomas, Elements of Information Theory (2006), for the identities; Chechik et al.
 (2005, JMLR 6) for the optimal linear encoder.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -36,6 +38,7 @@ ImageVectors = Float64[Tensor, "n_images d"]
 TextVectors = Float64[Tensor, "n_texts d"]
 Ints = Sequence[int]
 Floats = Sequence[float]
+_DIM_HIDDEN = 64  # of the networks that `train_discrete` trains
 
 
 def entropy_nats(p: Float64[Tensor, "..."]) -> Nats:
@@ -202,43 +205,60 @@ def residual_bound_nats(joint: Joint, encoder: ImageTable, backward: TextTable) 
 
 
 def fit_tables(
-    world: DiscreteWorld, beta: float, n_codes: int, seed: int = 0, n_steps: int = 400
-) -> tuple[ImageTable, TextTable]:
-    """Encoder tables that maximise I(Z_v;Z_t) - beta * R by gradient ascent from a random
-    initialisation.
+    world: DiscreteWorld, beta: float, n_codes: int, seeds: Ints = (0,), n_steps: int = 400
+) -> list[tuple[ImageTable, TextTable]]:
+    """Encoder tables that maximise I(Z_v;Z_t) - beta * R by gradient ascent from random starts.
 
     The objective is exact: with beta = 0 it is the limit of InfoNCE for large batches and an
-    unrestricted critic.
-    It is not concave, so take the best of a few seeds. The weight rises from 0 to beta over the
-    first half: with the full weight from the start, encoders can collapse to zero information.
+    unrestricted critic. It is not concave, so take the best of several starts. The weight rises
+    from 0 to beta over the first half: with the full weight from the start, encoders can collapse
+    to zero information.
 
     Args:
-        world: the images and texts.
+        world: images and texts.
         beta: weight of the mean residual information, >= 0.
         n_codes: number of codes of each encoder.
-        seed: of the initialisation.
+        seeds: of the starts, which are fitted together.
         n_steps: steps of Adam.
 
     Returns:
-        The image table [n_images, n_codes] and the text table [n_texts, n_codes].
+        For each seed the image table [n_images, n_codes] and the text table [n_texts, n_codes].
     """
-    generator = torch.Generator().manual_seed(seed)
-    logits = [_randn(generator, n, n_codes).requires_grad_() for n in world.joint.shape]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    sizes = world.joint.shape
+    logits = [torch.stack([_randn(g, n, n_codes) for g in generators]) for n in sizes]
+    logits = [tables.requires_grad_() for tables in logits]
     optimizer = torch.optim.Adam(logits, lr=0.1)
     for step in range(n_steps):
         weight = beta * min(1.0, 2 * step / n_steps)
         optimizer.zero_grad()
-        _cib_loss(world.joint, *(x.softmax(1) for x in logits), weight).backward()
+        _cib_losses(world.joint, *(x.softmax(2) for x in logits), weight).sum().backward()
         optimizer.step()
-    return tuple(x.detach().softmax(1) for x in logits)
+    images, texts = (x.detach().softmax(2) for x in logits)
+    return list(zip(images, texts, strict=True))
 
 
-def _cib_loss(joint: Tensor, image_encoder: Tensor, text_encoder: Tensor, beta: float) -> Tensor:
+def _cib_losses(
+    joint: Joint,
+    image_encoders: Float64[Tensor, "s n_images k"],
+    text_encoders: Float64[Tensor, "s n_texts k"],
+    beta: float,
+) -> Float64[Tensor, " s"]:
     """beta R - I(Z_v;Z_t) from five tables of two variables, by the Markov identity."""
-    nats = mutual_information_nats
-    sides = (joint, image_encoder), (joint.T, text_encoder)
-    residual = sum(nats(e * p.sum(1, keepdim=True)) - nats(e.T @ p) for p, e in sides) / 2
-    return beta * residual - nats(image_encoder.T @ joint @ text_encoder)
+    sides = (joint, image_encoders), (joint.T, text_encoders)
+    residual = 0.0
+    for p, encoders in sides:
+        kept = _informations(encoders * p.sum(1, keepdim=True))
+        residual = residual + (kept - _informations(encoders.mT @ p)) / 2
+    return beta * residual - _informations(image_encoders.mT @ joint @ text_encoders)
+
+
+def _informations(joints: Float64[Tensor, "s a b"]) -> Float64[Tensor, " s"]:
+    """`mutual_information_nats` of several tables, without its check."""
+    cells = torch.special.entr(joints.clamp(min=1e-300)).sum((1, 2))
+    rows, columns = joints.sum(2), joints.sum(1)
+    margins = torch.special.entr(rows).sum(1) + torch.special.entr(columns).sum(1)
+    return margins - cells
 
 
 def _randn(generator: torch.Generator, *size: int) -> Tensor:
@@ -430,9 +450,6 @@ def linear_encoder_nats(
 def optimal_linear_encoder(world: GaussianWorld, beta: float) -> Float64[Tensor, "s v"]:
     """W of the encoder Z_v = W x_v + N(0, I) that maximises I(Z_v;X_t) - beta * I(Z_v;X_v|X_t).
 
-    Along the canonical direction with correlation rho, with c = beta / (1 + beta), the squared gain
-    is (rho^2 / c - 1) / (1 - rho^2), and 0 if rho^2 <= c.
-
     Source: Chechik et al. (2005, JMLR 6), theorem 3.1, whose beta is (1 + beta) / beta here.
 
     Args:
@@ -445,11 +462,37 @@ def optimal_linear_encoder(world: GaussianWorld, beta: float) -> Float64[Tensor,
     Raises:
         ValueError: beta is not positive.
     """
+    gain = bottleneck_variance(world.correlations, beta).sqrt()
+    return gain[:, None] * world.mix_image[:, : len(gain)].T
+
+
+def bottleneck_variance(correlations: Float64[Tensor, " s"], beta: float) -> Float64[Tensor, " s"]:
+    """Variance of a canonical direction in the bottleneck's embedding, in units of the noise.
+
+    With c = beta / (1 + beta) it is (rho^2 / c - 1) / (1 - rho^2), and 0 if rho^2 <= c; see
+    `optimal_linear_encoder`.
+    """
     _check_positive("beta", beta)
-    squared = world.correlations**2
+    squared = correlations**2
     c = beta / (1 + beta)
-    gain = torch.sqrt(torch.clamp((squared / c - 1) / (1 - squared), min=0))
-    return gain[:, None] * world.mix_image[:, : len(squared)].T
+    return torch.clamp((squared / c - 1) / (1 - squared), min=0)
+
+
+def clip_price(rho: float | Float64[Tensor, " s"], noise_ratio: float = 1.0):
+    """The beta at which a Gaussian bottleneck keeps a direction as CLIP does: the book's theorem 2.
+
+    CLIP's optimum with equal linear towers gives a direction of correlation rho the variance
+    temperature * rho. The bottleneck gives it the same at rho^2 / ((1 - rho^2)(1 + r rho)), where
+    r = temperature / noise variance.
+
+    Args:
+        rho: canonical correlations in (0, 1), a number or a tensor.
+        noise_ratio: r; 1 for the noise that the temperature implies.
+
+    Returns:
+        beta, of the type of rho; it rises strictly with rho.
+    """
+    return rho**2 / ((1 - rho**2) * (1 + noise_ratio * rho))
 
 
 def _check_covariance(covariance: Tensor) -> None:
@@ -469,7 +512,7 @@ def train_discrete(
     temperature: float = 0.1,
     batch_size: int = 64,
     seed: int = 0,
-    beta: float = 0.0,
+    objective: Mapping[str, Any] | None = None,
     **options,
 ) -> tuple[ImageVectors, TextVectors]:
     """Trains two small networks with InfoNCE, or CIBR, on pairs drawn from the discrete world.
@@ -481,8 +524,9 @@ def train_discrete(
         dim: width of the embedding.
         temperature: of the softmax, positive.
         batch_size: pairs per step.
-        seed: of weights and pairs.
-        beta: of `CIBRLoss` with encoders of concentration 1 / temperature; InfoNCE at 0.
+        seed: of weights, pairs and noise; methods with one seed have equal initial networks.
+        objective: arguments of `CIBRLoss`, such as `beta`, `penalty`, `kappa_e` and `sample`; None
+            for InfoNCE. Pooled features are those before the last layer, 64 wide.
         options: `n_steps` (0 for the untrained encoders), `learning_rate`, `weight_decay` and
             `optimizer` (its name in torch).
 
@@ -493,32 +537,56 @@ def train_discrete(
         ValueError: a temperature that is not positive.
     """
     _check_positive("temperature", temperature)
-    factors = (world.shared, world.image_only), (world.text_shared, world.text_only)
-    inputs = [torch.cat([F.one_hot(factor) for factor in side], 1).double() for side in factors]
+    inputs = one_hot_factors(world)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        nets = nn.ModuleList(
-            nn.Sequential(nn.Linear(x.shape[1], 64), nn.ReLU(), nn.Linear(64, dim, bias=False))
-            for x in inputs
-        ).double()
-    cibr_loss = CIBRLoss(beta, kappa_e=1 / temperature)
+        nets = initial_networks(inputs, dim, seed)
+        cibr_loss = _objective(objective, dim)
 
-    def embed() -> list[Tensor]:  # of all images and texts: there are fewer than rows in a batch
-        return [F.normalize(net(x), dim=1) for net, x in zip(nets, inputs, strict=True)]
+    def embed(hidden: Sequence[Tensor]) -> list[Tensor]:
+        return [F.normalize(net[-1](h), dim=1) for net, h in zip(nets, hidden, strict=True)]
+
+    def all_hidden() -> list[Tensor]:  # of all images and texts: fewer than rows in a batch
+        return [net[:-1](x) for net, x in zip(nets, inputs, strict=True)]
 
     def loss() -> Tensor:
         pairs = torch.multinomial(world.joint.flatten(), batch_size, True, generator=generator)
-        images, texts = embed()
-        image = images[pairs // len(texts)]
-        text = texts[pairs % len(texts)]
-        if beta:
-            return cibr_loss(image, text, 1 / temperature, output_dict=False)
-        return -nce_nats(image @ text.T / temperature)  # the same up to log n, and faster
+        rows = pairs // world.joint.shape[1], pairs % world.joint.shape[1]
+        hidden = all_hidden()
+        image, text = (z[i] for z, i in zip(embed(hidden), rows, strict=True))
+        if cibr_loss is None:
+            return -nce_nats(image @ text.T / temperature)  # the same up to log n, and faster
+        pooled = dict(image_pooled=hidden[0][rows[0]], text_pooled=hidden[1][rows[1]])
+        cibr_loss.update(image, text, **pooled)
+        inputs_of_loss = pooled | {"generator": generator, "output_dict": False}
+        return cibr_loss(image, text, 1 / temperature, **inputs_of_loss)
 
     _minimise(loss, nets.parameters(), **options)
     with torch.no_grad():
-        return tuple(embed())
+        return tuple(embed(all_hidden()))
+
+
+def one_hot_factors(world: DiscreteWorld) -> list[Float64[Tensor, "n factors"]]:
+    """Both factors of all images, and of all texts, as one-hot vectors."""
+    sides = (world.shared, world.image_only), (world.text_shared, world.text_only)
+    return [torch.cat([F.one_hot(factor) for factor in side], 1).double() for side in sides]
+
+
+def initial_networks(inputs: Sequence[Tensor], dim: int, seed: int) -> nn.ModuleList:
+    """The untrained networks of `train_discrete`; seeds torch's global generator."""
+    torch.manual_seed(seed)
+    nets = nn.ModuleList()
+    for x in inputs:
+        hidden = nn.Linear(x.shape[1], _DIM_HIDDEN), nn.ReLU()
+        nets.append(nn.Sequential(*hidden, nn.Linear(_DIM_HIDDEN, dim, bias=False)))
+    return nets.double()
+
+
+def _objective(arguments: Mapping[str, Any] | None, dim: int) -> CIBRLoss | None:
+    if arguments is None:
+        return None
+    widths = {"dims": (dim, _DIM_HIDDEN, _DIM_HIDDEN)} if arguments.get("penalty") == "mine" else {}
+    return CIBRLoss(**{"beta": 0.0} | dict(arguments) | widths)
 
 
 def train_gaussian(
@@ -590,12 +658,19 @@ def embedding_informations(
 
     Returns:
         Nats: `image_nats` I(Z_v;X_v), `sufficiency_nats` I(Z_v;X_t), `residual_image_nats`
-        I(Z_v;X_v|X_t) with
-        its `standard_error`, and `nuisance_image_nats` I(Z_v;V|S).
+        I(Z_v;X_v|X_t) with its `standard_error`, and `nuisance_image_nats` I(Z_v;V|S).
 
     Raises:
         ValueError: embeddings that do not fit the world, or a kappa that is not positive.
     """
+    nats = sampled_informations(world, embeddings, kappa, seed)
+    return {name: value.item() for name, value in nats.items()}
+
+
+def sampled_informations(
+    world: DiscreteWorld, embeddings: ImageVectors, kappa: float, seed: int = 0
+) -> dict[str, Nats]:
+    """As `embedding_informations`, differentiable in the embeddings: the draws move with them."""
     _check_positive("kappa", kappa)
     joint = world.joint
     n_images = len(joint)
@@ -617,13 +692,12 @@ def embedding_informations(
     of_text = torch.einsum("ist,it->is", own[:, :, None] - log_z_text, joint / prior[:, None])
     image_nats = (prior * (own - log_z).mean(1)).sum()
     residual = (prior * of_text.mean(1)).sum()
-    error = torch.sqrt((prior**2 * of_text.var(1) / n_samples).sum())
     return {
-        "image_nats": image_nats.item(),
-        "sufficiency_nats": (image_nats - residual).item(),
-        "residual_image_nats": residual.item(),
-        "standard_error": error.item(),
-        "nuisance_image_nats": (prior * (own - log_z_shared).mean(1)).sum().item(),
+        "image_nats": image_nats,
+        "sufficiency_nats": image_nats - residual,
+        "residual_image_nats": residual,
+        "standard_error": torch.sqrt((prior**2 * of_text.detach().var(1) / n_samples).sum()),
+        "nuisance_image_nats": (prior * (own - log_z_shared).mean(1)).sum(),
     }
 
 

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from cibr_book.curve import FILE, as_page, optimum
+from cibr_book import worlds
+from cibr_book.curve import FILE, as_page, merging_tables, optimum
 
 
 @pytest.fixture
@@ -30,6 +31,20 @@ def test_along_a_curve_the_residual_falls_and_no_other_point_is_better_for_its_b
             assert own["shared"] - beta * own["residual"] >= max(scores)
             assert own["nuisance"] < 0.01
         assert points[-1]["residual"] < 0.01 < points[0]["residual"]
+
+
+def test_no_stored_point_is_beaten_by_an_encoder_that_merges_values_or_by_another_start(data):
+    for ambiguity, points in zip(data["ambiguities"], data["points"], strict=True):
+        world = worlds.discrete_world((ambiguity, 0.05))
+        tables = list(merging_tables(world))
+        assert len(tables) == 15**2
+        if ambiguity == 0.1:
+            tables += worlds.fit_tables(world, 1.2, 6, range(20, 24))
+        nats = [worlds.encoder_informations(world, *pair) for pair in tables]
+        for beta, own in zip(data["betas"], points, strict=True):
+            best = max((n["shared_nats"] - beta * n["residual_nats"]).item() for n in nats)
+            # Both terms are rounded to three digits.
+            assert own["shared"] - beta * own["residual"] > best - 0.0006 * (1 + beta)
 
 
 def test_the_page_holds_the_stored_numbers(data):

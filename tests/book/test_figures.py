@@ -78,15 +78,21 @@ def test_interval_bars_are_in_the_scale_under_their_ceilings():
     assert texts(axis.get_yticklabels()) == ["weight", "slant"]
 
 
-def test_information_plane_shows_the_curve_in_order_and_every_run_at_beta_zero():
-    shared = {"residual_nats": [0.4, 0.1, 0.09], "shared_nats": [0.98, 0.9, 0.8]}
-    curve = pd.DataFrame({"beta": [0.1, 1.0, 2.0]} | shared)
-    clip = pd.DataFrame({"codes": [4, 8, 8]} | shared)
-    axis = figures.information_plane(curve, clip, 1.0)
-    lines = drawn(axis)
-    assert lines["CIB, β rising to the left"] == [0.8, 0.9, 0.98]
-    assert lines["β=0, 4 codes"] == [0.98] and lines["β=0, 8 codes"] == [0.9, 0.8]
-    assert set(texts(axis.texts)) == {"I(image; text)", "β=0.1", "β=2"}  # 1 is too near to 2
+def test_information_planes_show_every_run_below_the_optimum_and_join_the_means():
+    runs = {"temperature": 0.05, "beta": [0, 0, 1], "n_steps": 300, "seed": [0, 1, 0]}
+    runs |= {"method": "CIBR vMF", "residual": [0.4, 0.2, 0.1], "shared": [0.8, 0.6, 0.5]}
+    longer = {**runs, "n_steps": 1200, "shared": [0.1, 0.1, 0.1]}
+    optimum = {"method": "optimum", "residual": [0.4, 0.0], "shared": [0.98, 0.7]}
+    rows = pd.concat([pd.DataFrame(part) for part in (runs, longer, optimum)])
+    rows = pd.concat([rows.assign(kappa=kappa) for kappa in (20.0, 100.0)])
+    axes = figures.information_planes(rows, 1.0)
+    assert [axis.get_title() for axis in axes] == [
+        f"noise of concentration {kappa}" for kappa in (20, 100)
+    ]
+    lines = drawn(axes[0])
+    assert lines["optimum"] == [0.7, 0.98] and lines["CIBR vMF"] == pytest.approx([0.7, 0.5])
+    assert 6 in [len(line.get_xdata()) for line in axes[0].get_lines()]
+    assert texts(axes[1].texts) == ["I(image; text)"]
 
 
 def test_error_table_writes_every_error_and_the_truth_beside_its_task():
