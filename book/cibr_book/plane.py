@@ -215,23 +215,28 @@ def optimum_rows(kappa: float, betas: Sequence[float] = OPTIMUM_BETAS) -> list[d
     J the objective, J = (1 + beta) I(Z;X_t) - beta I(Z;X_v), and I(Z;X_t) <= I(Z;X_t|V) and
     I(Z;X_v) >= I(Z;S|V): so J is at most a mean over v of the objective of the embeddings with
     V = v. Ascent from several starts and from the optima of the other weights, all on the same
-    draws of the noise; the best is measured on other draws.
+    draws of the noise, ascends once more; the best for each weight is measured on other draws.
     """
     world = worlds.discrete_world(n_image=1, n_text=1)
     generator = torch.Generator().manual_seed(0)
     shape = (_N_STARTS, len(world.joint), DIM)
     starts = list(F.normalize(torch.randn(shape, generator=generator).double(), dim=2))
     found = [ascend(world, start, beta, kappa) for beta in betas for start in starts]
-    rows = []
+    refined = []
     for beta in betas:
         best = max(found, key=lambda images: objective(world, images, beta, kappa).item())
-        best = ascend(world, best, beta, kappa)
+        refined.append(ascend(world, best, beta, kappa))
+    rows = []
+    for beta in betas:
+        best = max(refined, key=lambda images: objective(world, images, beta, kappa).item())
         nats = worlds.embedding_informations(world, best, kappa, seed=1)
         rows.append({"method": "optimum", "beta": beta, "kappa": kappa} | _named(nats))
     return rows
 
 
-def objective(world: worlds.DiscreteWorld, images, beta: float, kappa: float) -> worlds.Nats:
+def objective(
+    world: worlds.DiscreteWorld, images: worlds.ImageVectors, beta: float, kappa: float
+) -> worlds.Nats:
     """I(Z_v;X_t) - beta I(Z_v;X_v|X_t) of unit vectors at a noise, on fixed draws."""
     nats = worlds.sampled_informations(world, images, kappa)
     return nats["sufficiency_nats"] - beta * nats["residual_image_nats"]

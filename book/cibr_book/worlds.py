@@ -478,7 +478,9 @@ def bottleneck_variance(correlations: Float64[Tensor, " s"], beta: float) -> Flo
     return torch.clamp((squared / c - 1) / (1 - squared), min=0)
 
 
-def clip_price(rho: float | Float64[Tensor, " s"], noise_ratio: float = 1.0):
+def clip_price(
+    rho: float | Float64[Tensor, " s"], noise_ratio: float = 1.0
+) -> float | Float64[Tensor, " s"]:
     """The beta at which a Gaussian bottleneck keeps a direction as CLIP does: the book's theorem 2.
 
     CLIP's optimum with equal linear towers gives a direction of correlation rho the variance
