@@ -454,7 +454,7 @@ def test_the_models_take_less_than_four_megabytes_from_here_alone(drawing, home)
 def test_names_follow_a_drawing_by_mouse_and_by_keyboard(drawing):
     drawing.click("#draw-plain")
     drawing.click("#draw-clear")
-    assert drawing.locator("#draw-names").is_hidden()
+    drawing.wait_for_selector("#draw-names", state="hidden")
     draw_line(drawing, (16, 8), (16, 24))
     one = first_names(drawing)
     draw_line(drawing, (8, 16), (24, 16))
