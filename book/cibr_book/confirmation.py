@@ -3,9 +3,10 @@
 import json
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import pandas as pd
 from scipy import stats
+
+from cibr_book.tables import holm
 
 MARGIN = 0.5  # points of mean recall within which two methods count as equal
 PHOTOS = {"Flickr8k": "mini/flickr8k", "coco-mini": "confirmation/coco-mini"}
@@ -94,9 +95,7 @@ def hypothesis_tests(rows: pd.DataFrame, best_form: dict[str, str]) -> pd.DataFr
         whether the test finds what it looks for at 5 %: a gain (H1, H2, H4) or equality (H3).
     """
     tests = pd.DataFrame([*_gains(rows), *_equalities(rows, best_form), *_zero_shot(rows)])
-    ordered = tests["p_value"].sort_values(kind="stable")
-    factors = np.arange(len(ordered), 0, -1)
-    tests["holm"] = (ordered * factors).cummax().clip(upper=1)
+    tests["holm"] = holm(tests["p_value"])
     is_gain = (tests["difference"] > 0) | (tests["hypothesis"] == "H3")
     return tests.assign(found=(tests["holm"] < 0.05) & is_gain)
 

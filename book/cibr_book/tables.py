@@ -202,6 +202,13 @@ def _p_value_and_bootstrap(values: pd.Series) -> pd.Series:
     return pd.Series([p_value, *np.percentile(means, [2.5, 97.5])], names)
 
 
+def holm(p_values: pd.Series) -> pd.Series:
+    """The p-values adjusted by Holm's method, which controls the family-wise error rate."""
+    ordered = p_values.sort_values(kind="stable")
+    adjusted = (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1)
+    return adjusted.reindex(p_values.index)
+
+
 def survivors(rows: pd.DataFrame) -> pd.DataFrame:
     """Numbers of significant comparisons, without and with correction for multiple testing.
 
@@ -217,7 +224,7 @@ def survivors(rows: pd.DataFrame) -> pd.DataFrame:
     p = tested["p_value"].to_numpy()
     adjusted = {
         "one by one": p,
-        "Holm": np.maximum.accumulate(p * np.arange(len(p), 0, -1)),
+        "Holm": holm(tested["p_value"]).to_numpy(),
         "Benjamini-Hochberg": stats.false_discovery_control(p),
     }
     is_gain = (tested["difference"] > 0).to_numpy()
