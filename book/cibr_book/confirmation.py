@@ -1,12 +1,16 @@
-"""The tests of experiments/confirmation.md, from the rows of its runs."""
+"""The measures, tests and figure of experiments/confirmation.md, from the rows of its runs."""
 
 import json
 from collections.abc import Iterator, Sequence
 
 import pandas as pd
+from matplotlib.axes import Axes
 from scipy import stats
 
-from cibr_book.tables import holm
+from cibr_book.figures import STYLES, legend_above
+from cibr_book.plots import WIDTH, panels, wrap
+from cibr_book.shifts import SHIFTS
+from cibr_book.tables import differences, holm
 
 MARGIN = 0.5  # points of mean recall within which two methods count as equal
 PHOTOS = {"Flickr8k": "mini/flickr8k", "coco-mini": "confirmation/coco-mini"}
@@ -14,8 +18,20 @@ SETS = {
     "mini": "cifar10 caltech101-mini food101-64px imagenette intel-scenes dtd10 pacs",
     "confirmation": "clothing10 flowers5 rsscn7 glyph_digits",
 }
+STYLES_OF_PACS = ("photo", "art_painting", "cartoon", "sketch")
 FEW_OR_WRONG = ("Flickr8k, 10 % of the pairs", "Flickr8k, 30 % shuffled captions, drawn anew")
-_FORMS = ("CIBR vMF", "CIBR vMF, sampled", "CIBR crossfit")
+RECALLS = [f"recall on {name}" for name in PHOTOS]
+ACCURACIES = [f"accuracy on {name}" for names in SETS.values() for name in names.split()]
+STRENGTHS = ["recall on Flickr8k", *(f"recall at strength {k}" for k in (1, 2, 3))]
+_TASKS = [f"{suite}/{name}" for suite, names in SETS.items() for name in names.split()]
+_MEASURES = {  # pattern of the columns by the name of their mean
+    **{f"recall on {name}": f"^{task}/.*_recall@(?:1|5|10)$" for name, task in PHOTOS.items()},
+    **{name: f"^{task}/accuracy@1$" for name, task in zip(ACCURACIES, _TASKS, strict=True)},
+    "zero-shot accuracy": f"^(?:{'|'.join(_TASKS)})/accuracy@1$",
+    **{f"accuracy on PACS, {s}": f"^mini/pacs-{s}/accuracy@1$" for s in STYLES_OF_PACS},
+    **{f"recall under {name}": f"^shift/{name}-./recall$" for name in SHIFTS},
+    **{STRENGTHS[k]: f"^shift/.*-{k}/recall$" for k in (1, 2, 3)},
+}
 
 
 def best_trials(trials: pd.DataFrame) -> pd.DataFrame:
@@ -51,20 +67,15 @@ def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
         rows: one per run.
 
     Returns:
-        The rows with `recall on Flickr8k` and `recall on coco-mini`, means of recall@1, 5 and 10 in
-        both directions; `accuracy on <set>` for eleven sets, and `zero-shot`, their mean.
+        The rows with `RECALLS`, each the mean of recall@1, 5 and 10 in both directions on a set;
+        `ACCURACIES` and `zero-shot accuracy`, their mean; `accuracy on PACS, <style>`; and
+        `recall under <shift>`, the mean over three strengths, and `STRENGTHS`, of which the last
+        three are means over five shifts.
     """
     measures = {
-        f"recall on {title}": rows.filter(regex=rf"^{column}/.*_recall@(?:1|5|10)$").mean(axis=1)
-        for title, column in PHOTOS.items()
+        name: 100 * rows.filter(regex=pattern).mean(axis=1) for name, pattern in _MEASURES.items()
     }
-    accuracies = {
-        f"accuracy on {name}": rows[f"{suite}/{name}/accuracy@1"]
-        for suite, names in SETS.items()
-        for name in names.split()
-    }
-    measures |= accuracies | {"zero-shot": pd.DataFrame(accuracies).mean(axis=1)}
-    return pd.concat([rows, 100 * pd.DataFrame(measures)], axis=1)
+    return pd.concat([rows, pd.DataFrame(measures)], axis=1)
 
 
 def paired(rows: pd.DataFrame, method: str, control: str, measures: Sequence[str]) -> pd.DataFrame:
@@ -112,7 +123,7 @@ def _gains(rows: pd.DataFrame) -> Iterator[dict]:
     for hypothesis, control in {"H1": "CLIP", "H2": "CLIP, CCA start"}.items():
         for condition in FEW_OR_WRONG:
             own = rows[rows["condition"] == condition]
-            gaps = paired(own, "CIBR anchor", control, [f"recall on {name}" for name in PHOTOS])
+            gaps = paired(own, "CIBR anchor", control, RECALLS)
             for _, values in gaps.items():
                 test = _test(hypothesis, condition, "CIBR anchor", control, values)
                 yield test | {"p_value": stats.ttest_1samp(values, 0).pvalue}
@@ -123,7 +134,7 @@ def _equalities(rows: pd.DataFrame, best_form: dict[str, str]) -> Iterator[dict]
     for condition, form in best_form.items():
         own = rows[rows["condition"] == condition]
         for method in ("CIBR MINE", form):
-            gaps = paired(own, method, "CLIP", [f"recall on {name}" for name in PHOTOS])
+            gaps = paired(own, method, "CLIP", RECALLS)
             for _, values in gaps.items():
                 above = stats.ttest_1samp(values, -MARGIN, alternative="greater").pvalue
                 below = stats.ttest_1samp(values, MARGIN, alternative="less").pvalue
@@ -133,12 +144,11 @@ def _equalities(rows: pd.DataFrame, best_form: dict[str, str]) -> Iterator[dict]
 
 def _zero_shot(rows: pd.DataFrame) -> Iterator[dict]:
     """H4: a gain over seeds and over sets."""
-    sets = [name for name in rows if name.startswith("accuracy on ")]
     for condition, own in rows.groupby("condition", sort=False):
         for method in own["method"].unique():
             if method != "CLIP":
-                gaps = paired(own, method, "CLIP", sets)
-                over_seeds = gaps.mean(axis=1).rename("zero-shot")
+                gaps = paired(own, method, "CLIP", ACCURACIES)
+                over_seeds = gaps.mean(axis=1).rename("zero-shot accuracy")
                 ways = (over_seeds, gaps.mean(axis=0))
                 values = [stats.ttest_1samp(x, 0, alternative="greater").pvalue for x in ways]
                 test = _test("H4", condition, method, "CLIP", over_seeds)
@@ -156,11 +166,10 @@ def over_sets(rows: pd.DataFrame, control: str = "CLIP") -> pd.DataFrame:
         One row per method: `difference` in points, the mean over seeds and eleven sets, `low, high`
         over seeds, `sets_low, sets_high` over sets.
     """
-    sets = [name for name in rows if name.startswith("accuracy on ")]
     table = {}
     for method in rows["method"].unique():
         if method != control:
-            gaps = paired(rows, method, control, sets)
+            gaps = paired(rows, method, control, ACCURACIES)
             seeds, means = gaps.mean(axis=1), gaps.mean(axis=0)
             intervals = [
                 stats.t.interval(0.95, len(x) - 1, x.mean(), stats.sem(x)) for x in (seeds, means)
@@ -168,3 +177,59 @@ def over_sets(rows: pd.DataFrame, control: str = "CLIP") -> pd.DataFrame:
             table[method] = (means.mean(), *intervals[0], *intervals[1])
     names = ["difference", "low", "high", "sets_low", "sets_high"]
     return pd.DataFrame(table, index=names).T.rename_axis("method")
+
+
+def verdicts(tests: pd.DataFrame) -> pd.DataFrame:
+    """H1 to H3 as a table: differences on both sets of photos, and whether the hypothesis holds.
+
+    Args:
+        tests: from `hypothesis_tests`.
+
+    Returns:
+        One row per hypothesis, condition, method and control, and one column per measure, with
+        `+1.23 [+0.98, +1.48] *`, a star where the test finds what it looks for; `holds`, "yes" with
+        both stars.
+    """
+    own = tests[tests["hypothesis"] != "H4"]
+    text = [
+        f"{r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}]{' *' * r.found}"
+        for r in own.itertuples()
+    ]
+    index = ["hypothesis", "condition", "method", "control"]
+    groups = own.assign(text=text).groupby([*index, "measure"], sort=False)
+    table = groups["text"].first().unstack(sort=False)
+    holds = own.groupby(index, sort=False)["found"].all()
+    return table.assign(holds=holds.map({True: "yes", False: "no"}))
+
+
+def shift_figure(rows: pd.DataFrame, methods: Sequence[str]) -> list[Axes]:
+    """Differences from CLIP in mean recall on degraded photos, over the strength of the shift.
+
+    Args:
+        rows: from `with_measures`.
+        methods: a line each.
+
+    Returns:
+        One Axes a condition.
+    """
+    compared = differences(rows, STRENGTHS)
+    conditions = list(rows["condition"].unique())
+    figure, axes = panels(1, len(conditions), WIDTH, 2.6, sharey=True)
+    for axis, condition in zip(axes[0], conditions, strict=True):
+        axis.axhline(0, color="black", lw=0.8)
+        for i, method in enumerate(methods):
+            own = compared[(compared["condition"] == condition) & (compared["method"] == method)]
+            own = own.set_index("measure").reindex(STRENGTHS)
+            at = [k + 0.08 * (i - (len(methods) - 1) / 2) for k in range(4)]
+            colour, marker = STYLES[method]
+            axis.plot(
+                at, own["difference"], marker=marker, ms=4, lw=1.3, color=colour, label=method
+            )
+            axis.vlines(at, own["low"], own["high"], color=colour, lw=1.3)
+        axis.set_title(wrap(condition.replace("Flickr8k, ", ""), 22))
+        axis.set_xticks(range(4), ["none", "1", "2", "3"])
+        axis.grid(axis="x", visible=False)
+    axes[0, 0].set_ylabel("mean recall, points from CLIP")
+    figure.supxlabel("strength of the shift")
+    legend_above(figure, axes[0, 0], 3)
+    return list(axes[0])

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from cibr_book import confirmation
 from cibr_book.confirmation import (
     FEW_OR_WRONG,
     PHOTOS,
@@ -14,14 +15,19 @@ from cibr_book.confirmation import (
     best_trials,
     hypothesis_tests,
     over_sets,
+    shift_figure,
+    verdicts,
     with_measures,
 )
+from cibr_book.shifts import SHIFTS
 
 CONDITIONS = [*FEW_OR_WRONG, "Flickr8k"]
 METHODS = ["CLIP", "CLIP, CCA start", "CIBR anchor", "CIBR MINE", "CIBR vMF", "CIBR crossfit"]
 COLUMNS = [f"{set_}/{way}_recall@{k}" for set_ in PHOTOS.values() for way in "ab" for k in (1, 5)]
 COLUMNS += [f"{set_}/a_recall@10" for set_ in PHOTOS.values()]
 ACCURACIES = [f"{suite}/{name}/accuracy@1" for suite in SETS for name in SETS[suite].split()]
+OTHERS = [f"shift/{name}-{k}/recall" for name in SHIFTS for k in (1, 2, 3)]
+OTHERS += [f"mini/pacs-{style}/accuracy@1" for style in confirmation.STYLES_OF_PACS]
 
 
 @pytest.fixture
@@ -39,6 +45,8 @@ def rows():
     values = shared + random.normal(0, 0.001, (len(table), len(COLUMNS + ACCURACIES)))
     seeds = 0.02 * np.sin(table["seed"].to_numpy())[:, None]
     scores = pd.DataFrame(values - shared + 0.3 + seeds, columns=COLUMNS + ACCURACIES)
+    for i, name in enumerate(OTHERS):
+        scores[name] = scores[COLUMNS[0]] - 0.01 * i
     return pd.concat([table, scores], axis=1)
 
 
@@ -56,9 +64,14 @@ def test_measures_are_means_in_points(rows):
     assert measured["recall on Flickr8k"][5] == pytest.approx(
         100 * rows.loc[5, [name for name in COLUMNS if name.startswith("mini")]].mean()
     )
-    accuracies = measured.filter(regex="^accuracy on ")
-    assert accuracies.shape[1] == 11
-    assert measured["zero-shot"][7] == pytest.approx(100 * rows.loc[7, ACCURACIES].mean())
+    assert len(confirmation.ACCURACIES) == 11
+    assert measured["zero-shot accuracy"][7] == pytest.approx(100 * rows.loc[7, ACCURACIES].mean())
+    assert measured["accuracy on dtd10"][7] == 100 * rows["mini/dtd10/accuracy@1"][7]
+    assert measured["accuracy on PACS, sketch"][7] == 100 * rows["mini/pacs-sketch/accuracy@1"][7]
+    noise = rows.loc[9, [f"shift/noise-{k}/recall" for k in (1, 2, 3)]]
+    assert measured["recall under noise"][9] == pytest.approx(100 * noise.mean())
+    third = rows.loc[9, [f"shift/{name}-3/recall" for name in SHIFTS]]
+    assert measured["recall at strength 3"][9] == pytest.approx(100 * third.mean())
 
 
 def test_a_planted_gain_is_found_and_nothing_else(rows):
@@ -138,3 +151,30 @@ def test_the_best_trial_says_which_of_its_values_end_their_range():
     assert table["learning_rate"].tolist() == [0.002, 0.004]
     assert table["ends"].tolist() == ["dropout", "learning_rate, dropout"]
     assert "beta" not in table
+
+
+def test_a_hypothesis_holds_if_the_test_on_each_set_of_photos_finds_it(rows):
+    add(rows, "CIBR anchor", COLUMNS, 1)
+    add(rows, "CIBR MINE", [name for name in COLUMNS if "coco" in name], 1)
+    tests = found(rows)
+    table = verdicts(tests).reset_index()
+    assert table.groupby("hypothesis").size().to_dict() == {"H1": 2, "H2": 2, "H3": 6}
+    is_mine = table["method"] == "CIBR MINE"
+    assert set(table.loc[~is_mine, "holds"]) == {"yes"} and set(table.loc[is_mine, "holds"]) == {
+        "no"
+    }
+    row, test = table[is_mine].iloc[0], tests[tests["method"] == "CIBR MINE"].iloc[1]
+    text = f"{test['difference']:+.2f} [{test['low']:+.2f}, {test['high']:+.2f}]"
+    assert row["recall on coco-mini"] == text and row["recall on Flickr8k"].endswith("] *")
+
+
+def test_the_figure_shows_the_differences_at_every_strength(rows):
+    for k, points in ((1, 0.5), (2, 1), (3, 2)):
+        add(rows, "CIBR vMF", [f"shift/{name}-{k}/recall" for name in SHIFTS], points)
+    rows = with_measures(rows).assign(beta=0, hyperparameters="", validation=0.0)
+    axes = shift_figure(rows, ["CIBR vMF", "CIBR anchor"])
+    assert len(axes) == 3
+    line, other = [line for line in axes[0].lines if line.get_label().startswith("CIBR")]
+    np.testing.assert_allclose(line.get_ydata(), [0, 0.5, 1, 2], atol=0.15)
+    np.testing.assert_allclose(other.get_ydata(), 0, atol=0.15)
+    assert line.get_label() == "CIBR vMF"
