@@ -1,14 +1,14 @@
 """The measures, tests and figure of experiments/confirmation.md, from the rows of its runs."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
 from scipy import stats
 
-from cibr_book.figures import STYLES, legend_above
-from cibr_book.plots import WIDTH, panels, wrap
+from cibr_book.figures import STYLES, legend_above, log_axis
+from cibr_book.plots import BLUE, WIDTH, panels, wrap
 from cibr_book.shifts import SHIFTS
 from cibr_book.tables import differences, holm
 
@@ -233,3 +233,34 @@ def shift_figure(rows: pd.DataFrame, methods: Sequence[str]) -> list[Axes]:
     figure.supxlabel("strength of the shift")
     legend_above(figure, axes[0, 0], 3)
     return list(axes[0])
+
+
+def beta_figure(rows: pd.DataFrame, others: Mapping[str, str]) -> list[Axes]:
+    """Difference from CLIP in mean recall over beta, and of other methods beside the curve.
+
+    Args:
+        rows: from `with_measures`, of one condition, with `CIBR vMF over beta`.
+        others: the name to print of each other method.
+
+    Returns:
+        The Axes of the curve and that of the other methods.
+    """
+    compared = differences(rows, ["recall on Flickr8k"]).sort_values("beta")
+    curve = compared[compared["method"] == "CIBR vMF over beta"]
+    figure, axes = panels(1, 2, 5.3, 3.0, sharey=True, width_ratios=[2.2, 1])
+    for axis in axes[0]:
+        axis.axhline(0, color="black", lw=0.8)
+    left, right = axes[0]
+    left.plot(curve["beta"], curve["difference"], "o-", ms=4, color=BLUE)
+    left.fill_between(curve["beta"], curve["low"], curve["high"], color=BLUE, alpha=0.15, lw=0)
+    log_axis(left, [0.003, 0.01, 0.03, 0.1, 0.3, 1, 3])
+    left.set(xlabel="beta", ylabel="mean recall, points from CLIP", title="the penalty")
+    for place, method in enumerate(others):
+        row = compared[compared["method"] == method].iloc[0]
+        colour, marker = STYLES[method]
+        right.vlines(place, row["low"], row["high"], color=colour, lw=1.8)
+        right.plot(place, row["difference"], marker, ms=6, color=colour)
+    right.set_xticks(range(len(others)), [wrap(name, 8) for name in others.values()])
+    right.set(title="other methods", xlim=(-0.6, len(others) - 0.4))
+    right.grid(axis="x", visible=False)
+    return [left, right]

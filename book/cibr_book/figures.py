@@ -21,6 +21,9 @@ from cibr_book.plots import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, WIDTH, pa
 
 _Values = Sequence[float | int] | Tensor
 _FRAME = "#C8C8C8"
+# Colour maps stop halfway, so that black print on them can be read, and white on their inverse.
+_PALE = 2
+_ON_COLOUR = {"color": "black"}
 _LINES = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "black")  # the palette's yellow is too pale
 _MARKERS = "os^DvP*X"
 # Colour and marker of methods and estimators, the same in every figure.
@@ -32,6 +35,7 @@ _NAMES = {
     (ORANGE, "v"): ("CIBR MINE", "MINE", "DV"),
     (PINK, "s"): ("the anchor", "CIBR anchor"),
     (GREY, "P"): ("CLIP, CCA start",),
+    (GREEN, "D"): ("CLIP, self-training",),
     (RED, "s"): ("SMILE", "SMILE, clip 1"),
     (RED, "P"): ("noise only",),
     (PINK, "P"): ("JSD",),
@@ -172,8 +176,8 @@ def interval_bars(
         part = rows[rows[colour_by] == name]
         at = part[by].map(places) + (i - (len(drawn) - 1) / 2) * step
         mean, low, high = scale * part[["mean", "low", "high"]].to_numpy(dtype=float).T
-        alpha = 0.35 if name in references else 1
-        axis.barh(at, mean, step, label=name, color=colour, alpha=alpha)
+        fill = (colour, 0.35) if name in references else colour
+        axis.barh(at, mean, step, label=name, facecolor=fill, edgecolor=colour)
         errors = [mean - low, high - mean]
         axis.errorbar(mean, at, xerr=errors, fmt="none", ecolor=GREY, lw=1.1, capsize=2)
     for name, ceiling in (ceilings or {}).items():
@@ -232,7 +236,8 @@ def error_table(errors: pd.DataFrame, truths: Mapping[str, float]) -> Axes:
     """
     axis = panels(1, 1, 6.4, 0.32 * len(errors) + 0.4)[1][0, 0]
     text = errors.map(lambda e: f"{e:+.2f}" if abs(e) < 100 else f"{e:+.0f}".replace("inf", "∞"))
-    colours = dict(cmap="RdBu_r", vmin=-1, vmax=1, cbar=False)
+    limit = _PALE * 1.1
+    colours = dict(cmap="RdBu_r", vmin=-limit, vmax=limit, cbar=False, annot_kws=_ON_COLOUR)
     sns.heatmap(errors.clip(-1, 1), annot=text, fmt="", ax=axis, **colours)
     tasks = [f"{task} ({truths[task]:.2f})" for task in errors.index]
     axis.set(xlabel="", ylabel="", yticklabels=tasks)
@@ -257,7 +262,8 @@ def confusion_matrices(
     few = len(classnames) <= 12
     side = min(0.24 * len(classnames) + 0.6, 3.0)
     _, axes = panels(1, len(predicted), 1.2 + side * len(predicted), side + 1.2, sharey=True)
-    style = dict(cmap="Blues", vmin=0, vmax=100, cbar=False, square=True, fmt="")
+    colours = dict(cmap="Blues", vmin=0, vmax=100 * _PALE, annot_kws=_ON_COLOUR)
+    style = colours | dict(cbar=False, square=True, fmt="")
     style |= dict(linewidths=0.5 if few else 0, xticklabels=few, yticklabels=few)
     for axis, (model, answers) in zip(axes[0], predicted.items(), strict=True):
         percent = 100 * pd.crosstab(labels.numpy(), answers.numpy(), normalize="index")
@@ -346,7 +352,7 @@ def answer_rows(
     lines = [[(f"is: {truth}", "black")] for truth in truths]
     for model, named in answers.items():
         for own, truth, answer in zip(lines, truths, named, strict=True):
-            mark, colour = ("✓", GREEN) if answer == truth else ("✗", RED)
+            mark, colour = ("✓", plots.RIGHT) if answer == truth else ("✗", plots.WRONG)
             own.append((plots.shorten(f"{mark} {model}: {answer}", 36), colour))
     return plots.lines_beside(images, lines)
 
