@@ -247,13 +247,13 @@ def beta_figure(rows: pd.DataFrame, others: Mapping[str, str]) -> list[Axes]:
     """
     compared = differences(rows, ["recall on Flickr8k"]).sort_values("beta")
     curve = compared[compared["method"] == "CIBR vMF over beta"]
-    figure, axes = panels(1, 2, 5.3, 3.0, sharey=True, width_ratios=[2.2, 1])
+    _, axes = panels(1, 2, 5.3, 3.0, sharey=True, width_ratios=[2.2, 1])
     for axis in axes[0]:
         axis.axhline(0, color="black", lw=0.8)
     left, right = axes[0]
     left.plot(curve["beta"], curve["difference"], "o-", ms=4, color=BLUE)
     left.fill_between(curve["beta"], curve["low"], curve["high"], color=BLUE, alpha=0.15, lw=0)
-    log_axis(left, [0.003, 0.01, 0.03, 0.1, 0.3, 1, 3])
+    log_axis(left, [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0])
     left.set(xlabel="beta", ylabel="mean recall, points from CLIP", title="the penalty")
     for place, method in enumerate(others):
         row = compared[compared["method"] == method].iloc[0]
