@@ -22,6 +22,7 @@ from torch import Tensor
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6E6E6E"
 PINK, SKY = "#CC79A7", "#56B4E9"
+RIGHT, WRONG = "#007A59", "#B84F00"  # green and red for text, dark enough on white and inverted
 _PALETTE = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "#F0E442", "#000000")
 WIDTH = 7.2  # inches: at 100 px an inch the width of a page's text
 _MEAN = "mean, each set counts once"
@@ -118,7 +119,7 @@ def retrieval_gallery(
         if rank is None:
             fix = f"add {right[0]!r}"
             raise ValueError(f"none of the captions of image {i} is among the texts: {fix}")
-        marks = [("✓", GREEN) if text in right else ("✗", RED) for text in ranked[:n_shown]]
+        marks = [("✓", RIGHT) if text in right else ("✗", WRONG) for text in ranked[:n_shown]]
         shown = zip(marks, ranked, strict=False)
         lines.append([(f"{mark} {shorten(text, 38)}", colour) for (mark, colour), text in shown])
         if rank >= n_shown:

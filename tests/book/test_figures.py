@@ -11,7 +11,7 @@ from helpers import picture
 from matplotlib.colors import to_hex
 
 from cibr_book import figures
-from cibr_book.plots import BLUE, GREEN, GREY, RED
+from cibr_book.plots import BLUE, GREEN, GREY, RIGHT, WRONG
 
 
 def drawn(axis):
@@ -139,7 +139,7 @@ def test_neighbours_that_are_alike_have_a_green_frame():
 def test_answers_are_marked_right_or_wrong_as_they_are_written():
     answers = {"CLIP": ["costs $5"], "CIBR": ["x" * 90]}
     (words,) = figures.answer_rows([picture(0)], ["costs $5"], answers)
-    assert [colour(text) for text in words.texts] == ["#000000", GREEN, RED]
+    assert [colour(text) for text in words.texts] == ["#000000", RIGHT, WRONG]
     assert texts(words.texts)[:2] == ["is: costs $5", "✓ CLIP: costs $5"]
     assert words.texts[2].get_text().endswith("x…")
 

@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from cibr_book import plots
-from cibr_book.plots import BLUE, GREEN, GREY, RED
+from cibr_book.plots import BLUE, GREEN, GREY, RED, RIGHT, WRONG
 
 PHONE = 330  # px that a telephone leaves for a figure
 
@@ -23,8 +23,8 @@ def test_a_gallery_marks_right_and_wrong_and_gives_the_rank_of_the_right_one():
     images = [picture(0), picture(1)]
     axes = plots.retrieval_gallery(images, captions, texts, similarity, n_shown=2)
     lines = [[(text.get_text(), colour(text)) for text in axis.texts] for axis in axes]
-    assert lines[0] == [("✓ a", GREEN), ("✓ c", GREEN)]
-    assert lines[1] == [("✗ a", RED), ("✗ c", RED), ("rank 3: b costs $1 or $2", GREY)]
+    assert lines[0] == [("✓ a", RIGHT), ("✓ c", RIGHT)]
+    assert lines[1] == [("✗ a", WRONG), ("✗ c", WRONG), ("rank 3: b costs $1 or $2", GREY)]
     axes[0].figure.canvas.draw()
 
 
