@@ -187,7 +187,9 @@ def test_the_figure_shows_the_penalty_over_beta_beside_other_methods(rows):
     curve = few[(few["method"] == "CLIP") & (few["seed"] < 8)]
     varied = [curve.assign(method="CIBR vMF over beta", beta=beta) for beta in (1.0, 0.01)]
     varied[0][COLUMNS] -= 0.03
-    few = with_measures(pd.concat([few, *varied])).assign(hyperparameters="", validation=0.0)
+    few = with_measures(pd.concat([few, *varied], ignore_index=True)).assign(
+        hyperparameters="", validation=0.0
+    )
     left, right = beta_figure(few, {"CIBR anchor": "anchor", "CLIP, CCA start": "CCA start"})
     line = left.lines[1]
     np.testing.assert_allclose(line.get_xydata(), [[0.01, 0], [1, -3]], atol=1e-9)
