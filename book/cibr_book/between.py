@@ -3,14 +3,15 @@
 `python -m cibr_book.between` tunes and trains every method in every cell of the world of
 `between_world` and writes data/results/world_between.csv, one row a seed. A rerun adds only what is
 missing. Methods are tuned cell by cell with equally many trials on draws of the data that are not
-reported. Those that extend CLIP share its first trials, with their own knobs off, and continue from
-the best of them, so that what differs between two methods is not the luck of a search.
+reported. Those that extend CLIP share its first trials, with their own hyper-parameters off, and
+continue from the best of them, so that two methods do not differ by the luck of a search.
+
+With `--place` it writes data/results/between_place.csv: where glyphs and photos lie on the map.
 """
 
 import argparse
 import json
 import math
-import multiprocessing
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,14 +21,16 @@ from pathlib import Path
 from time import process_time
 
 import pandas as pd
+from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
 from cibr.utils import project_root, provenance, write_atomically
-from cibr_book.between_training import Start, Trained, embed, fit_closed_form, start_at, train
-from cibr_book.between_tuning import Ladder, Settings, Tuning
+from cibr_book.between_training import DIM, Start, Trained, embed, fit_closed_form, start_at, train
+from cibr_book.between_tuning import Range, Settings, Tuning
 from cibr_book.between_world import Pairs, Sample, draw_sample, exact_nats, recall
 
 TABLE = project_root() / "data" / "results" / "world_between.csv"
+PLACES = TABLE.with_name("between_place.csv")
 PAIRS = (64, 128, 256, 512, 1024, 2048, 4096)
 NUISANCES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 SEEDS = tuple(range(8))  # of the reported runs
@@ -36,42 +39,41 @@ NOISES = (0.01, 0.1)  # variances at which information is reported
 KEY = ["pairs", "nuisance", "tower", "method"]
 _N_AT_RANDOM = 32
 _N_AROUND = 16  # trials of a round around the best
-_N_FURTHER = 24  # first trials with a method's further knobs
+_N_FURTHER = 24  # first trials with a method's further hyper-parameters
 _N_TOGETHER = 8  # trials in one tensor program: more do not fit into the cache
 
 # At a temperature of 16 the loss is linear in the cosines, so that higher ones change nothing, and
 # at a rate of 1e-4 nothing is learned.
-LADDERS = {
-    "temperature": Ladder(
+RANGES = {
+    "temperature": Range(
         (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 8, 16),
         (0.05, 3),
         high=True,
     ),
-    "rate": Ladder(
+    "rate": Range(
         (1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2), (1e-3, 0.1), low=True
     ),
-    "steps": Ladder((10, 30, 60, 125, 250, 500, 1000), (60, 250)),
-    "decay": Ladder((0, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100), (0, 10), low=True),
-    "dropout": Ladder((0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), (0, 0.7), low=True),
-    "beta": Ladder((0, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30), (0.01, 3), low=True, off=0),
-    "kappa": Ladder(
-        (4, 8, 16, 32, 64, 128, 256, 512, math.inf), (16, 512), high=True, off=math.inf
-    ),
-    "ridge": Ladder((0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300), (0.01, 30)),
-    "power": Ladder((0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6), (0, 2), low=True),
-    "dim": Ladder((1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32, 48, 64), (4, 32), low=True, high=True),
+    "steps": Range((10, 30, 60, 125, 250, 500, 1000), (60, 250)),
+    "decay": Range((0, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100), (0, 10), low=True),
+    "dropout": Range((0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), (0, 0.7), low=True),
+    "beta": Range((0, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30), (0.01, 3), low=True, off=0),
+    "kappa": Range((4, 8, 16, 32, 64, 128, 256, 512, math.inf), (16, 512), high=True, off=math.inf),
+    "width": Range((1, 2, 3, 4, 6, 8, 10, 12, DIM), (4, 12), low=True, high=True, off=DIM),
+    "ridge": Range((0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300), (0.01, 30)),
+    "power": Range((0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6), (0, 2), low=True),
+    "dim": Range((1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32, 48, 64), (4, 32), low=True, high=True),
 }
 _DEFAULTS = {"temperature": 0.07, "rate": 1e-3, "steps": 300, "decay": 0, "dropout": 0}
-_DEFAULTS |= {"beta": 0, "kappa": math.inf}
+_DEFAULTS |= {"beta": 0, "kappa": math.inf, "width": DIM}
 _OF_CLIP = ("temperature", "rate", "steps", "decay", "dropout")
 
 
 @dataclass(frozen=True)
 class Method:
-    """What is trained, and which of its knobs are tuned; the others keep their defaults.
+    """What is trained, and which hyper-parameters are tuned; the others keep their defaults.
 
     Args:
-        knobs: names of the ladders of its first trials.
+        tuned: names of the hyper-parameters of its first trials.
         further: those of the other trials, off in the first ones.
         hidden: whether its towers have a hidden layer.
         at_cca: whether its towers start at the cell's tuned CCA.
@@ -79,7 +81,7 @@ class Method:
             of its own.
     """
 
-    knobs: tuple[str, ...]
+    tuned: tuple[str, ...]
     further: tuple[str, ...] = ()
     hidden: bool = False
     at_cca: bool = False
@@ -93,6 +95,7 @@ METHODS = {
     ("linear", "CLIP, rate and steps"): Method(("rate", "steps")),
     ("linear", "CLIP"): Method(_OF_CLIP),
     ("linear", "CLIP, 4 x the steps"): Method((), longer=4),
+    ("linear", "CLIP, width"): Method(_OF_CLIP, ("width",)),
     ("linear", "CLIP, CCA start"): Method(_OF_CLIP, at_cca=True),
     ("linear", "noise only"): Method(_OF_CLIP, ("kappa",)),
     ("linear", "CIBR vMF"): Method(_OF_CLIP, ("beta",)),
@@ -127,14 +130,14 @@ def tune(cell: Cell, tower: str, name: str) -> Tuning:
     Args:
         cell: the number of pairs and the nuisance scale.
         tower: `linear` or `nonlinear`.
-        name: of a method that has knobs.
+        name: of a method that is tuned.
 
     Returns:
-        120 trials, or fewer for a method that has few settings.
+        120 trials; fewer where all settings near the best have been tried.
     """
     method = METHODS[tower, name]
     first = _first_trials(cell, replace(method, further=()))
-    tuning = first.with_knobs({knob: LADDERS[knob] for knob in method.further}, _N_FURTHER)
+    tuning = first.with_further({name: RANGES[name] for name in method.further}, _N_FURTHER)
     for _ in range(2):
         tuning.try_around(_N_AROUND)
     return tuning
@@ -148,7 +151,7 @@ def _first_trials(cell: Cell, method: Method) -> Tuning:
     def evaluate(trials: list[Settings]) -> list[float]:
         return _scores(method, samples, trials, start)
 
-    tuning = Tuning({knob: LADDERS[knob] for knob in method.knobs}, evaluate)
+    tuning = Tuning({name: RANGES[name] for name in method.tuned}, evaluate)
     tuning.try_at_random(_N_AT_RANDOM)
     for _ in range(2):
         tuning.try_around(_N_AROUND)
@@ -166,8 +169,8 @@ def chosen(cell: Cell, tower: str, name: str) -> tuple[Settings, Tuning | None]:
         settings = dict(tune(cell, tower, "CLIP").best)
         settings["steps"] *= method.longer
         return settings, None
-    if not method.knobs:
-        return {knob: _DEFAULTS[knob] for knob in _OF_CLIP}, None
+    if not method.tuned:
+        return {name: _DEFAULTS[name] for name in _OF_CLIP}, None
     tuning = tune(cell, tower, name)
     return tuning.best, tuning
 
@@ -180,9 +183,9 @@ def _scores(
     for i, trial in enumerate(trials):
         by_steps.setdefault(trial.get("steps", 0), []).append(i)
     scores = [0.0] * len(trials)
-    for places in by_steps.values():
-        for first in range(0, len(places), _N_TOGETHER):
-            together = places[first : first + _N_TOGETHER]
+    for alike in by_steps.values():
+        for first in range(0, len(alike), _N_TOGETHER):
+            together = alike[first : first + _N_TOGETHER]
             fitted = _fit(method, samples, [trials[i] for i in together], start)
             for i, score in zip(together, fitted.validation.mean(1).tolist(), strict=True):
                 scores[i] = score
@@ -192,7 +195,7 @@ def _scores(
 def _fit(
     method: Method, samples: Sequence[Sample], trials: Sequence[Settings], start: Start | None
 ) -> Trained:
-    if "ridge" in method.knobs:
+    if "ridge" in method.tuned:
         return fit_closed_form(samples, trials)
     return train(samples, [_DEFAULTS | trial for trial in trials], method.hidden, start)
 
@@ -208,8 +211,8 @@ def method_rows(cell: Cell, tower: str, name: str) -> pd.DataFrame:
     Returns:
         One row a seed: `KEY`, `seed`; recall at 1 in per cent, `test_recall` and
         `validation_recall`; the exact information of linear towers, such as
-        `shared_nats_at_0.01`, by noise variance; the chosen `settings`; the knobs on an edge,
-        `edges`; the number of `trials`; and `seconds` of CPU time of the method in this cell.
+        `shared_nats_at_0.01`, by noise variance; the chosen `settings`; the hyper-parameters on a
+        boundary, `at_boundary`; the number of `trials`; and `seconds` of CPU time of the method.
     """
     begin = process_time()
     method = METHODS[tower, name]
@@ -229,7 +232,7 @@ def method_rows(cell: Cell, tower: str, name: str) -> pd.DataFrame:
         rows.append(row)
     return pd.DataFrame(rows).assign(
         settings=json.dumps(settings),
-        edges=" ".join(tuning.edges) if tuning else "",
+        at_boundary=" ".join(tuning.at_boundary) if tuning else "",
         trials=len(tuning.scores) if tuning else 0,
         seconds=process_time() - begin,
     )
@@ -243,11 +246,6 @@ def _informations(sample: Sample, maps: Pairs) -> dict[str, float]:
     return found
 
 
-def read_table(file: Path = TABLE) -> pd.DataFrame:
-    """The rows of the map; none if there is no such file."""
-    return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=KEY)
-
-
 def run(file: Path, cells: Sequence[Cell], n_processes: int = 2) -> None:
     """Adds the rows of cells that a table lacks, in processes of one thread each.
 
@@ -256,17 +254,22 @@ def run(file: Path, cells: Sequence[Cell], n_processes: int = 2) -> None:
         cells: the cells.
         n_processes: how many cells are worked on at a time.
     """
-    # What the processes read as they start: one thread, and memory that is kept, see Makefile.
-    os.environ |= {"OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": str(2**30)}
-    os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**30)}
-    about = provenance()
-    versions = {"commit": about["commit"], "torch": about["versions"]["torch"]}
-    table = read_table(file)
+    # What the processes read as they start: memory is kept, see Makefile.
+    os.environ |= {f"MALLOC_{name}_THRESHOLD_": str(2**30) for name in ("TRIM", "MMAP")}
+    versions = _versions()
+    table = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=KEY)
     tasks = lacking(table, cells)
-    with multiprocessing.get_context("spawn").Pool(n_processes) as pool:
-        for rows in tqdm(pool.imap_unordered(_rows_of, tasks), total=len(tasks), smoothing=0):
+    with parallel_config("loky", inner_max_num_threads=1):
+        parallel = Parallel(n_processes, return_as="generator_unordered")
+        made = parallel(delayed(_rows_of)(task) for task in tasks)
+        for rows in tqdm(made, total=len(tasks), smoothing=0):
             table = pd.concat([table, rows.round(3).assign(**versions)])
             write_atomically(file, lambda part, table=table: table.to_csv(part, index=False))
+
+
+def _versions() -> dict[str, str | None]:
+    about = provenance()
+    return {"commit": about["commit"], "torch": about["versions"]["torch"]}
 
 
 Task = tuple[Cell, list[tuple[str, str]]]
@@ -296,7 +299,13 @@ def main() -> None:
     parser.add_argument("--nuisances", type=float, nargs="+", default=NUISANCES, help="scales")
     parser.add_argument("--processes", type=int, default=2, help="of one thread each")
     parser.add_argument("--table", type=Path, default=TABLE, help="where the rows are written")
+    parser.add_argument("--place", action="store_true", help="place glyphs and photos instead")
     options = parser.parse_args()
+    if options.place:
+        from cibr_book.between_place import places
+
+        places().assign(**_versions()).to_csv(PLACES, index=False)
+        return
     cells = [Cell(*place) for place in product(options.pairs, options.nuisances)]
     run(options.table, cells, options.processes)
 

@@ -70,8 +70,9 @@ def train(
     Args:
         samples: with equally many training pairs.
         trials: `temperature`, `rate` (the largest of the cycle), `steps` (the same for all),
-            `decay` (AdamW's), `dropout` (of the inputs), `beta` (of the penalty `vmf`), and
-            `kappa` (of the encoders' noise; infinite for none).
+            `decay` (AdamW's), `dropout` (of the inputs), `beta` (of the penalty `vmf`),
+            `kappa` (of the encoders' noise; infinite for none), and `width`, the number of outputs
+            that do not start, and hence stay, at zero.
         hidden: whether each tower has a hidden layer of 64 units.
         start: the first weights of linear towers, see `start_at`; random ones if None.
 
@@ -82,7 +83,9 @@ def train(
     by_name = {name: _column([trial[name] for trial in trials]) for name in trials[0]}
     by_name["pull"] = KAPPA_B * by_name["beta"] * _mean_cosines(by_name["kappa"])
     weights = _first_weights(samples, hidden, start)
-    weights = [layer.repeat(1, len(trials), 1, 1, 1).requires_grad_() for layer in weights]
+    weights = [layer.repeat(1, len(trials), 1, 1, 1) for layer in weights]
+    weights[-1] *= torch.arange(DIM) < by_name["width"]
+    weights = [layer.requires_grad_() for layer in weights]
     draws = _Draws(samples, n_steps)
     optimizer = _AdamW(weights, by_name["rate"], by_name["decay"])
     best = Trained(weights, torch.full((len(trials), len(samples)), -1.0))

@@ -1,7 +1,7 @@
-"""Tuning on ladders of values: random trials, then rounds of trials around the best one.
+"""Tuning of hyper-parameters: random trials, then rounds of trials around the best one.
 
-A knob is on an edge if its chosen value is the smallest or largest that was tried, unless its
-ladder ends there for a reason, such as no decay.
+A chosen value is on the boundary if it is the smallest or largest that was tried, unless its range
+ends there for a reason, as weight decay does at 0.
 """
 
 import random
@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 Settings = Mapping[str, float | int]
-Place = tuple[int, ...]
+Place = tuple[int, ...]  # of a trial: the index of each value in its range
 
 
 @dataclass(frozen=True)
-class Ladder:
-    """The values of a knob.
+class Range:
+    """The values of a hyper-parameter.
 
     Args:
         values: in ascending order.
         start: the smallest and the largest value of random trials.
-        low: whether the lowest value is no edge, since nothing lies below it.
-        high: whether the highest value is no edge, since nothing lies above it.
-        off: the value at which the knob has no effect, for one that other methods lack.
+        low: whether the range ends at its lowest value for a reason.
+        high: whether it ends at its highest value for a reason.
+        off: the value without effect, of a hyper-parameter that other methods lack.
     """
 
     values: tuple[float | int, ...]
@@ -30,19 +30,25 @@ class Ladder:
     high: bool = False
     off: float | int | None = None
 
+    @property
+    def first_places(self) -> range:
+        """The places of the values of random trials."""
+        lowest, highest = (self.values.index(value) for value in self.start)
+        return range(lowest, highest + 1)
+
 
 @dataclass
 class Tuning:
     """Trials of a method and their scores, the higher the better.
 
     Args:
-        ladders: of the knobs, by name.
+        ranges: of the hyper-parameters, by name.
         evaluate: takes a list of settings and returns their scores.
         generator: of the random choices.
-        scores: of all trials, by their places on the ladders.
+        scores: of all trials, by place.
     """
 
-    ladders: Mapping[str, Ladder]
+    ranges: Mapping[str, Range]
     evaluate: Callable[[list[Settings]], list[float]]
     generator: random.Random = field(default_factory=lambda: random.Random(0))
     scores: dict[Place, float] = field(default_factory=dict)
@@ -50,30 +56,29 @@ class Tuning:
     @property
     def best(self) -> Settings:
         """The settings with the highest score."""
-        return self._at(self._best_place)
+        return self._settings(self._best_place)
 
     @property
-    def edges(self) -> list[str]:
-        """Names of the knobs whose best value is the smallest or largest tried, and no natural end
-        of the ladder.
-        """
+    def at_boundary(self) -> list[str]:
+        """Names of the hyper-parameters whose best value is on the boundary."""
         names = []
-        for j, (name, ladder) in enumerate(self.ladders.items()):
+        for j, (name, values) in enumerate(self.ranges.items()):
             tried = [place[j] for place in self.scores]
-            at = self._best_place[j]
-            is_end = (at == 0 and ladder.low) or (at == len(ladder.values) - 1 and ladder.high)
-            if at in (min(tried), max(tried)) and not is_end:
+            chosen = self._best_place[j]
+            last = len(values.values) - 1
+            ends_here = (chosen == 0 and values.low) or (chosen == last and values.high)
+            if chosen in (min(tried), max(tried)) and not ends_here:
                 names.append(name)
         return names
 
     def try_at_random(self, n: int) -> None:
-        """Tries n settings within the ranges at which the ladders start."""
-        ranges = [self._start(ladder) for ladder in self.ladders.values()]
-        self._try(self._drawn(lambda: [self.generator.choice(each) for each in ranges]), n)
+        """Tries n settings with values from `start` of each range."""
+        choices = [each.first_places for each in self.ranges.values()]
+        self._try(self._drawn(lambda: [self.generator.choice(each) for each in choices]), n)
 
     def try_around(self, n: int) -> None:
-        """Tries the neighbours of the best settings, one knob a step up or down, and then settings
-        that differ from it by at most a step in every knob; n in all.
+        """Tries the neighbours of the best settings, one hyper-parameter a step up or down, and
+        then settings that differ from it by at most a step in each; n in all.
         """
         centre = self._best_place
         neighbours = []
@@ -85,47 +90,43 @@ class Tuning:
 
         def places() -> Iterator[Place]:
             yield from neighbours
-            yield from self._drawn(lambda: [i + self.generator.choice((-1, 0, 1)) for i in centre])
+            yield from self._drawn(lambda: self._near(centre))
 
         self._try(places(), n)
 
-    def with_knobs(self, ladders: Mapping[str, Ladder], n: int) -> "Tuning":
-        """These trials for a method that has further knobs, and n trials of it: the best settings
-        moved by at most a step in every knob, with random values of the further ones.
+    def with_further(self, ranges: Mapping[str, Range], n: int) -> "Tuning":
+        """These trials for a method with further hyper-parameters, and n trials of it: the best
+        settings moved by at most a step in each, with random values of the further ones.
 
         Args:
-            ladders: of the further knobs, which have an `off`; with none the method is the same.
+            ranges: of the further ones, which have an `off`; with none the method is the same.
             n: number of trials.
         """
-        off = tuple(ladder.values.index(ladder.off) for ladder in ladders.values())
+        off = tuple(each.values.index(each.off) for each in ranges.values())
         scores = {place + off: score for place, score in self.scores.items()}
-        both = {**self.ladders, **ladders}
-        other = Tuning(both, self.evaluate, random.Random(0), scores)
-        ranges = [self._start(ladder) for ladder in ladders.values()]
-        centre = self._best_place
+        other = Tuning({**self.ranges, **ranges}, self.evaluate, random.Random(0), scores)
+        choices = [each.first_places for each in ranges.values()]
 
-        def moved() -> list[int]:
-            near = [i + other.generator.choice((-1, 0, 1)) for i in centre]
-            return near + [other.generator.choice(each) for each in ranges]
+        def draw() -> list[int]:
+            further = [other.generator.choice(each) for each in choices]
+            return other._near(self._best_place) + further
 
-        other._try(other._drawn(moved), n)
+        other._try(other._drawn(draw), n)
         return other
 
     @property
     def _best_place(self) -> Place:
         return max(self.scores, key=self.scores.__getitem__)
 
-    def _at(self, place: Place) -> Settings:
-        named = zip(self.ladders.items(), place, strict=True)
-        return {name: ladder.values[i] for (name, ladder), i in named}
+    def _settings(self, place: Place) -> Settings:
+        named = zip(self.ranges.items(), place, strict=True)
+        return {name: each.values[i] for (name, each), i in named}
 
-    @staticmethod
-    def _start(ladder: Ladder) -> range:
-        low, high = (ladder.values.index(value) for value in ladder.start)
-        return range(low, high + 1)
+    def _near(self, centre: Place) -> list[int]:
+        return [i + self.generator.choice((-1, 0, 1)) for i in centre]
 
     def _inside(self, place: Sequence[int]) -> Place:
-        tops = [len(ladder.values) - 1 for ladder in self.ladders.values()]
+        tops = [len(each.values) - 1 for each in self.ranges.values()]
         return tuple(min(max(i, 0), top) for i, top in zip(place, tops, strict=True))
 
     def _drawn(self, draw: Callable[[], list[int]]) -> Iterator[Place]:
@@ -141,5 +142,5 @@ class Tuning:
                 new[place] = None
             if len(new) == n:
                 break
-        scores = self.evaluate([self._at(place) for place in new])
+        scores = self.evaluate([self._settings(place) for place in new])
         self.scores |= dict(zip(new, scores, strict=True))

@@ -16,7 +16,7 @@ from cibr.metrics.retrieval import recall_at_k
 from cibr_book import between
 from cibr_book.between import Cell, lacking
 from cibr_book.between_training import DIM, embed, fit_closed_form, noisy, start_at, train
-from cibr_book.between_tuning import Ladder, Tuning
+from cibr_book.between_tuning import Range, Tuning
 from cibr_book.between_world import (
     N_GALLERY,
     N_SHARED,
@@ -28,7 +28,7 @@ from cibr_book.between_world import (
 from cibr_book.worlds import gaussian_information_nats
 
 PLAIN = {"temperature": 0.2, "rate": 0.01, "steps": 12, "decay": 0.5, "dropout": 0.0}
-PLAIN |= {"beta": 0.3, "kappa": math.inf}
+PLAIN |= {"beta": 0.3, "kappa": math.inf, "width": DIM}
 
 
 @pytest.fixture
@@ -185,6 +185,12 @@ def test_a_trial_does_not_depend_on_its_companions(samples):
     assert not torch.allclose(together.weights[0][:, 2], together.weights[0][:, 1], atol=1e-3)
 
 
+def test_outputs_beyond_the_width_stay_at_zero(samples):
+    fitted = train(samples, [PLAIN | {"width": 5}, PLAIN])
+    narrow, full = fitted.weights[0].unbind(1)
+    assert narrow[..., :5].all() and not narrow[..., 5:].any() and full.all()
+
+
 def test_noise_has_the_mean_cosine_of_its_concentration():
     means = F.normalize(torch.randn(2, 3, 1, 4000, DIM), dim=-1)
     kappas = torch.tensor([16.0, 64.0, math.inf])
@@ -211,58 +217,58 @@ def peak(trials):
     return [-((math.log2(trial["a"]) - 2) ** 2) - trial["b"] for trial in trials]
 
 
-LADDERS = {
-    "a": Ladder((0.5, 1, 2, 4, 8, 16), (0.5, 1)),
-    "b": Ladder((0, 1, 2, 3), (1, 3), low=True),
+RANGES = {
+    "a": Range((0.5, 1, 2, 4, 8, 16), (0.5, 1)),
+    "b": Range((0, 1, 2, 3), (1, 3), low=True),
 }
 
 
 def test_rounds_around_the_best_climb_beyond_the_range_of_random_trials():
-    tuning = Tuning(LADDERS, peak)
+    tuning = Tuning(RANGES, peak)
     tuning.try_at_random(4)
     assert len(tuning.scores) == 4 and tuning.best["a"] <= 1
     for _ in range(3):
         tuning.try_around(5)
     assert len(tuning.scores) <= 4 + 3 * 5
-    assert tuning.best == {"a": 4, "b": 0} and tuning.edges == []
+    assert tuning.best == {"a": 4, "b": 0} and tuning.at_boundary == []
 
 
-def test_an_edge_is_the_last_value_tried_unless_the_ladder_ends_for_a_reason():
-    tuning = Tuning(LADDERS, lambda trials: [trial["a"] - trial["b"] for trial in trials])
+def test_a_boundary_is_the_last_value_tried_unless_the_range_ends_for_a_reason():
+    tuning = Tuning(RANGES, lambda trials: [trial["a"] - trial["b"] for trial in trials])
     tuning.try_at_random(6)
-    assert tuning.best["a"] == 1 and tuning.edges == ["a", "b"]
+    assert tuning.best["a"] == 1 and tuning.at_boundary == ["a", "b"]
     for _ in range(5):
         tuning.try_around(6)
-    assert tuning.best == {"a": 16, "b": 0} and tuning.edges == ["a"]
-    tuning = Tuning(LADDERS, lambda trials: [-trial["a"] - trial["b"] for trial in trials])
+    assert tuning.best == {"a": 16, "b": 0} and tuning.at_boundary == ["a"]
+    tuning = Tuning(RANGES, lambda trials: [-trial["a"] - trial["b"] for trial in trials])
     tuning.try_at_random(6)
     tuning.try_around(5)
-    assert tuning.best == {"a": 0.5, "b": 0} and tuning.edges == ["a"]
+    assert tuning.best == {"a": 0.5, "b": 0} and tuning.at_boundary == ["a"]
 
 
-def test_further_knobs_continue_from_the_trials_in_which_they_are_off():
-    first = Tuning(LADDERS, peak)
+def test_further_hyperparameters_continue_from_the_trials_in_which_they_are_off():
+    first = Tuning(RANGES, peak)
     first.try_at_random(6)
-    further = {"c": Ladder((0, 1, 2), (1, 2), low=True, off=0)}
-    other = Tuning.with_knobs(first, further, 5)
+    further = {"c": Range((0, 1, 2), (1, 2), low=True, off=0)}
+    other = Tuning.with_further(first, further, 5)
     assert len(first.scores) == 6 and len(other.scores) == 11
     assert {place: other.scores[*place, 0] for place in first.scores} == first.scores
     assert all(place[2] > 0 for place in list(other.scores)[6:])
-    same = Tuning.with_knobs(first, {}, 3)
-    assert len(same.scores) == 9 and same.ladders == LADDERS
+    same = Tuning.with_further(first, {}, 3)
+    assert len(same.scores) == 9 and same.ranges == RANGES
 
 
 def test_every_method_has_equally_many_trials_or_all_its_settings():
     for method in between.METHODS.values():
-        if not method.knobs:
+        if not method.tuned:
             continue
-        ladders = [between.LADDERS[knob] for knob in (*method.knobs, *method.further)]
-        n_settings = math.prod(len(ladder.values) for ladder in ladders)
+        ranges = [between.RANGES[name] for name in (*method.tuned, *method.further)]
+        n_settings = math.prod(len(each.values) for each in ranges)
         assert n_settings >= 90
-        for ladder in ladders:
-            assert list(ladder.values) == sorted(set(ladder.values))
-            assert ladder.values[0] <= ladder.start[0] < ladder.start[1] <= ladder.values[-1]
-        assert all(between.LADDERS[knob].off is not None for knob in method.further)
+        for each in ranges:
+            assert list(each.values) == sorted(set(each.values))
+            assert each.values[0] <= each.start[0] < each.start[1] <= each.values[-1]
+        assert all(between.RANGES[name].off is not None for name in method.further)
 
 
 def test_a_rerun_works_only_on_what_the_table_lacks():
@@ -274,9 +280,32 @@ def test_a_rerun_works_only_on_what_the_table_lacks():
     assert lacking(table, cells[:1]) == [(cells[0], [between.CCA])]
 
 
+def test_a_killed_run_continues_with_the_rows_that_its_table_lacks(tmp_path, monkeypatch):
+    made = []
+
+    def made_up(cell, *key):
+        made.append(key)
+        if made.count(key) == 1 and key == list(between.METHODS)[-1]:
+            raise KeyboardInterrupt
+        row = dict(zip(between.KEY, (cell.pairs, cell.nuisance, *key), strict=True))
+        return pd.DataFrame([row | {"test_recall": 12.34567}])
+
+    monkeypatch.setattr(between, "method_rows", made_up)
+    file = tmp_path / "map.csv"
+    with pytest.raises(KeyboardInterrupt):
+        between.run(file, [Cell(64, 0.5)], 1)
+    assert set(pd.read_csv(file)["tower"]) == {"linear"}
+    between.run(file, [Cell(64, 0.5)], 1)
+    table = pd.read_csv(file)
+    assert len(table) == len(between.METHODS) and table["test_recall"].eq(12.346).all()
+    before = len(made)
+    between.run(file, [Cell(64, 0.5)], 1)
+    assert len(made) == before
+
+
 def test_more_steps_are_those_of_the_tuned_settings(monkeypatch):
-    tuned = Tuning(LADDERS, peak)
-    tuned.ladders = {"steps": Ladder((10, 20), (10, 20)), "rate": Ladder((0.1, 0.2), (0.1, 0.2))}
+    tuned = Tuning(RANGES, peak)
+    tuned.ranges = {"steps": Range((10, 20), (10, 20)), "rate": Range((0.1, 0.2), (0.1, 0.2))}
     tuned.scores = {(0, 0): 1.0, (1, 1): 2.0}
     asked = []
     monkeypatch.setattr(between, "tune", lambda *key: asked.append(key) or tuned)
@@ -289,8 +318,8 @@ def test_more_steps_are_those_of_the_tuned_settings(monkeypatch):
 def test_rows_have_scores_information_and_settings(monkeypatch):
     for name, n in {"_N_AT_RANDOM": 4, "_N_AROUND": 2, "_N_FURTHER": 2}.items():
         monkeypatch.setattr(between, name, n)
-    quick = Ladder((5, 10, 20), (5, 10))
-    monkeypatch.setitem(between.LADDERS, "steps", quick)
+    quick = Range((5, 10, 20), (5, 10))
+    monkeypatch.setitem(between.RANGES, "steps", quick)
     rows = between.method_rows(Cell(64, 0.5), "linear", "CLIP, CCA start")
     assert rows["seed"].tolist() == list(between.SEEDS)
     assert rows["trials"].eq(14).all() and rows["settings"].nunique() == 1
