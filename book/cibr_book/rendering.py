@@ -1,8 +1,8 @@
 """What the rendered pages need beyond Jupyter Book: an extension of Sphinx, for _config.yml.
 
-Five directives put files of the project into a page when the book is built: `explorer` and `curve`,
-figures with sliders, `search`, the search page, `draw`, models that run in the page, whose weights
-are written beside it, and `drawing`, an SVG that takes the page's colours. Docstrings, with code in
+Six directives put files of the project into a page when the book is built: `explorer`, `curve` and
+`between`, figures with sliders, `search`, the search page, `draw`, models in the page with weights
+beside it, and `drawing`, an SVG that takes the page's colours. Docstrings, with code in
 single backticks and equations in indented lines, are turned into the markup that Sphinx reads.
 Pages drop the scripts of Thebe, which would fetch kernels from the network. Files that no page asks
 for are removed, so that the whole site is small enough to be sent as a file.
@@ -20,13 +20,14 @@ from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from cibr_book import curve, draw, explorer, search
+from cibr_book import between, between_explorer, curve, draw, explorer, search
 from cibr_book.tables import RESULTS
 
 _BOOK = Path(__file__).resolve().parents[1]
 _GLOSSARY = "book/glossary"
 _DRAW = "book/draw"
 _PAGES = {"explorer": explorer, "search": search, "curve": curve, "draw": draw}
+_PAGES["between"] = between_explorer
 _FIGURE_SCALE = 2  # a figure's pixels for one of the page: figures have 200 dpi, pages show 100
 
 # The parts of MathJax that tex-chtml.js loads: fonts, TeX extensions, and its spoken mathematics.
@@ -57,6 +58,7 @@ class _FromFiles(SphinxDirective):
             page = files[0].read_text("utf-8")
         else:
             reads = {"explorer": RESULTS.glob("*.csv"), "draw": draw.FILES}
+            reads["between"] = [between.TABLE]
             files = reads.get(self.name, [])
             page = _PAGES[self.name].as_page()
         for file in files:
