@@ -27,6 +27,7 @@ CONTENDERS = {
 }
 COLOURS = {"CLIP": ("#FFFFFF", "D")} | CONTENDERS
 _MOST = 10  # points at which a colour is darkest
+_RECALL = r"^(?:mini/flickr8k|glyphs/glyphs)/\w+_recall@1$"  # both directions in the ablation
 _IN_ABLATION = {name: name for name in CONTENDERS} | {"ridge CCA": "closed-form CCA"}
 
 
@@ -134,10 +135,11 @@ def gain_maps(table: pd.DataFrame, shown: dict[str, tuple[str, str]]) -> list[Ax
     n_columns = min(len(shown), 3)
     n_rows = -(-len(shown) // n_columns)
     size = (WIDTH, 2.4 * n_rows)
-    axes = panels(n_rows, n_columns, *size, sharex=True, sharey=True)[1]
+    axes = panels(n_rows, n_columns, *size)[1]
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
-    for axis, (title, (tower, method)) in zip(axes.flat, shown.items(), strict=False):
+    for i, (title, (tower, method)) in enumerate(shown.items()):
+        axis = axes.flat[i]
         part = table[(table["tower"] == tower) & (table["method"] == method)]
         values = _as_map(part, "mean")
         excludes_zero = _as_map(part.assign(sure=part["low"] * part["high"] > 0), "sure")
@@ -149,7 +151,10 @@ def gain_maps(table: pd.DataFrame, shown: dict[str, tuple[str, str]]) -> list[Ax
             text.set_fontweight("bold" if sure else "normal")
         axis.set_title(wrap(title, 22))
         _label(axis, values)
-        axis.label_outer()
+        if i % n_columns:
+            axis.set(ylabel="", yticks=[])
+        if i + n_columns < len(shown):
+            axis.set(xlabel="", xticks=[])
     return list(axes.flat[: len(shown)])
 
 
@@ -218,8 +223,8 @@ def beside_ablation(predicted: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame
         directions in points, paired by seed over `n_seeds`.
     """
     rows = rows[rows["method"].isin({"CLIP", *_IN_ABLATION.values()})]
-    rows = rows.assign(recall=rows[["image to text", "text to image"]].mean(axis=1))
-    measured = differences(chosen(rows), ["recall"])
+    recall = 100 * rows.filter(regex=_RECALL).mean(axis=1)
+    measured = differences(chosen(rows.assign(measured=recall)), ["measured"])
     measured["method"] = measured["method"].replace({new: old for old, new in _IN_ABLATION.items()})
     names = predicted["data"].map({"photos": "Flickr8k", "glyphs": "glyphs"})
     part = predicted["fraction"].map(lambda f: "" if f == 1 else f", {100 * f:g} % of the pairs")

@@ -134,7 +134,8 @@ def test_predictions_stand_beside_the_ablations_differences():
     by_place = "Flickr8k, 10 % of the pairs"
     assert {(by_place, "ridge CCA"), ("Flickr8k", "CIBR vMF")} <= set(table.index)
     best = chosen(rows[rows["condition"] == by_place]).set_index("seed")
-    recalls = best[["image to text", "text to image"]].mean(axis=1)
+    names = ("image_to_text", "text_to_image")
+    recalls = 100 * best[[f"mini/flickr8k/{name}_recall@1" for name in names]].mean(axis=1)
     sides = [recalls[best["method"] == name] for name in ("closed-form CCA", "CLIP")]
     row = table.loc[(by_place, "ridge CCA")]
     assert row["difference"] == pytest.approx((sides[0] - sides[1]).mean())
