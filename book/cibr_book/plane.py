@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float64
@@ -30,7 +31,7 @@ TABLE = project_root() / "data" / "results" / "information_plane.csv"
 KAPPAS = (20.0, 100.0)
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5)
 BETAS = (0.1, 0.3, 1.0, 3.0)
-MINE_BETAS = (0.3, 1.0)  # a run takes ten times as long
+MINE_BETAS = (0.1, 0.3, 0.5, 0.7, 1.0)  # a run takes ten times as long
 SEEDS = range(8)
 DIM = 8
 N_STEPS = 300
@@ -266,9 +267,8 @@ def main() -> None:
     about = provenance()
     versions = dict(commit=about["commit"], torch=about["versions"]["torch"])
     table = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=[*_SETTINGS, "kappa"])
-    kinds = itertools.groupby(conditions(), lambda c: (c.n_steps, c.method == "CIBR MINE"))
-    *groups, with_mine = (list(group) for _, group in kinds)
-    for job in [*groups, *KAPPAS, with_mine]:
+    kinds = itertools.groupby(conditions(), lambda c: (c.n_steps, c.method == "CIBR MINE" and c))
+    for job in [*(list(group) for _, group in kinds), *KAPPAS]:
         if isinstance(job, float):
             known = {"method": "optimum", "kappa": job}
         else:
@@ -280,9 +280,13 @@ def main() -> None:
 
 
 def _extended(table: pd.DataFrame, rows: list[dict[str, Any]], versions: dict) -> pd.DataFrame:
-    """The table with further rows, which is also written."""
+    """The table with further rows, in the order of `conditions`, which is also written."""
     new = pd.DataFrame(rows).round(4).assign(**versions)
     table = pd.concat([table, new]) if len(table) else new
+    places = {tuple(getattr(c, n) for n in _SETTINGS): i for i, c in enumerate(conditions())}
+    settings = table[list(_SETTINGS)].itertuples(index=False, name=None)
+    of_row = [places.get(row, len(places)) for row in settings]
+    table = table.iloc[np.argsort(of_row, kind="stable")]
     write_atomically(TABLE, lambda part: table.to_csv(part, index=False))
     return table
 

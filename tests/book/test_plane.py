@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from cibr.losses.vmf import sample_vmf, vmf_mean_cosine
 from cibr_book import plane, worlds
 
 WORLD = worlds.discrete_world()
@@ -36,15 +37,76 @@ def test_runs_trained_together_are_those_of_the_loss_one_by_one():
         torch.testing.assert_close(by_seed[1], alone, atol=1e-6, rtol=0)
 
 
-def test_noise_changes_the_loss_of_its_conditions_alone_and_by_what_samples_cost():
-    clip, noise = (plane.Condition("", 0.5, 0.0, 1, o) for o in (None, {"sample": True}))
+def test_noise_replaces_both_means_by_samples_in_its_conditions_alone():
+    objectives = (None, {"sample": True}, {"sample": True})
+    betas = (0.0, 0.0, 3.0)
+    chosen = [plane.Condition("", 0.5, b, 1, o) for b, o in zip(betas, objectives, strict=True)]
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(2, 400, 64, plane.DIM, generator=generator, dtype=torch.float64)
-    image, text = F.normalize(drawn, dim=3).expand(2, 2, -1, -1, -1).unbind(1)
-    losses = plane._losses([clip, noise], image, text, generator)
-    assert torch.equal(losses[0], plane._losses([clip], image[:1], text[:1], generator)[0])
-    # A sample's cosine is on average A^2 times that of the means.
-    assert (losses[0] - losses[1]).abs().mean() > 0.01
+    means = torch.randn(2, 4, 64, plane.DIM, generator=generator, dtype=torch.float64)
+    means = F.normalize(means, dim=3).expand(3, 2, -1, -1, -1).unbind(1)
+    losses = plane._losses(chosen, *means, torch.Generator().manual_seed(1))
+    clip = plane._losses(chosen[:1], *(side[:1] for side in means), generator)
+    assert torch.equal(losses[0], clip[0])
+    again = torch.Generator().manual_seed(1)
+    drawn = [sample_vmf(side[1:].flatten(0, 2), 20.0, again).view_as(side[1:]) for side in means]
+    expected = plane._losses(2 * chosen[:1], *drawn, generator)
+    cosines = (means[0][2] * means[1][2]).sum(2).mean(1)  # the penalty is that of the means
+    expected[1] += 3 * 10 * vmf_mean_cosine(20.0, plane.DIM) * (1 - cosines)
+    torch.testing.assert_close(losses[1:], expected)
+
+
+@pytest.mark.parametrize("penalty", ["vmf", "mine"])
+def test_rows_hold_the_information_of_each_run_at_each_noise(penalty):
+    method = "CIBR MINE" if penalty == "mine" else "CIBR vMF"
+    objective = {"penalty": penalty, "beta": 1.0, "kappa_e": plane.KAPPA_E}
+    condition = plane.Condition(method, 0.1, 1.0, 2, objective)
+    rows = plane.plane_rows([condition], seeds=(4,))
+    options = dict(objective=objective, seed=4, n_steps=2)
+    images, _ = worlds.train_discrete(WORLD, plane.DIM, 0.1, plane.BATCH_SIZE, **options)
+    assert [row["kappa"] for row in rows] == list(plane.KAPPAS)
+    for row in rows:
+        nats = worlds.embedding_informations(WORLD, images, row["kappa"], seed=4)
+        assert row["shared"] == pytest.approx(nats["sufficiency_nats"], abs=1e-4)
+        assert row["residual"] == pytest.approx(nats["residual_image_nats"], abs=1e-4)
+        assert row["nuisance"] == pytest.approx(nats["nuisance_image_nats"], abs=1e-4)
+        settings = [row[n] for n in ("method", "temperature", "beta", "n_steps", "seed")]
+        assert settings == [method, 0.1, 1.0, 2, 4]
+
+
+def test_a_stored_optimum_is_found_again(table, monkeypatch):
+    monkeypatch.setattr(plane, "_N_STARTS", 1)
+    stored = table[(table["method"] == "optimum") & (table["kappa"] == 20)].set_index("beta")
+    for row in plane.optimum_rows(20.0, (1.0, 3.5)):
+        for name in ("shared", "residual"):
+            assert row[name] == pytest.approx(stored.loc[row["beta"], name], abs=0.01)
+
+
+def test_main_makes_what_the_table_lacks_and_keeps_the_order_of_the_conditions(
+    tmp_path, monkeypatch
+):
+    few = [
+        plane.Condition("CLIP"),
+        *(plane.Condition("CIBR MINE", beta=b) for b in (0.1, 0.3, 1.0)),
+    ]
+    monkeypatch.setattr(plane, "TABLE", tmp_path / "plane.csv")
+    monkeypatch.setattr(plane, "conditions", lambda: iter(few))
+    made = []
+
+    def rows_of(chosen):
+        made.append([c.beta for c in chosen])
+        return [{n: getattr(c, n) for n in plane._SETTINGS} | {"kappa": 20.0} for c in chosen]
+
+    monkeypatch.setattr(plane, "plane_rows", rows_of)
+    monkeypatch.setattr(
+        plane, "optimum_rows", lambda kappa: [{"method": "optimum", "beta": 0.0, "kappa": kappa}]
+    )
+    plane.main()
+    table = pd.read_csv(plane.TABLE)
+    assert made == [[0.0], [0.1], [0.3], [1.0]]
+    table[table["beta"] != 0.3].to_csv(plane.TABLE, index=False)
+    plane.main()
+    assert made[4:] == [[0.3]]
+    pd.testing.assert_frame_equal(pd.read_csv(plane.TABLE), table)
 
 
 def test_every_method_of_the_table_has_all_its_conditions_at_every_seed_and_both_noises(table):
@@ -76,8 +138,8 @@ def test_no_run_and_no_other_start_beats_the_optimum(table, kappa):
     start = F.normalize(torch.randn(4, plane.DIM, generator=generator).double(), dim=1)
     row = optima[optima["beta"] == 1.0].iloc[0]
     images = plane.ascend(world, start, 1.0, kappa, n_steps=60)
-    found = plane.objective(world, images, 1.0, kappa).item()
-    assert found < row["shared"] - row["residual"] + 0.005
+    before, found = (plane.objective(world, x, 1.0, kappa).item() for x in (start, images))
+    assert before - 1e-6 < found < row["shared"] - row["residual"] + 0.005
 
 
 def test_embeddings_of_the_shared_factor_alone_are_no_worse_at_any_noise():
