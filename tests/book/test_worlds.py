@@ -114,6 +114,19 @@ def test_fitted_tables_share_all_they_can_and_a_penalty_removes_what_is_not_wort
     assert dear["shared_nats"].item() == pytest.approx(math.log(2), abs=0.01)
 
 
+def test_the_weight_of_fitted_tables_rises_over_the_first_half_of_the_steps(monkeypatch):
+    weights = []
+    losses = worlds._cib_losses
+
+    def recorded(joint, images, texts, beta):
+        weights.append(beta)
+        return losses(joint, images, texts, beta)
+
+    monkeypatch.setattr(worlds, "_cib_losses", recorded)
+    worlds.fit_tables(DISCRETE, 2.0, 3, n_steps=4)
+    assert weights == [0.0, 1.0, 2.0, 2.0]
+
+
 def test_gaussian_information_agrees_in_three_routes():
     covariance, image, text = GAUSSIAN.covariance, GAUSSIAN.image, GAUSSIAN.text
     determinants = worlds.gaussian_information_nats(covariance, image, text)
@@ -191,6 +204,15 @@ def test_information_of_noisy_embeddings_is_that_of_quadrature_on_the_circle():
     for name in ("image_nats", "sufficiency_nats", "residual_image_nats", "nuisance_image_nats"):
         margin = 5 * sampled["standard_error"]
         assert sampled[name] == pytest.approx(exact[name].item(), abs=margin), name
+
+
+def test_the_standard_error_is_the_spread_over_draws():
+    world = worlds.discrete_world(n_image=1, n_text=1)
+    embeddings = F.normalize(randn(4, 3), dim=1)
+    drawn = [worlds.embedding_informations(world, embeddings, 8.0, seed) for seed in range(40)]
+    residuals = torch.tensor([nats["residual_image_nats"] for nats in drawn])
+    # The spread of forty draws is known to about 11 %.
+    assert residuals.std().item() == pytest.approx(drawn[0]["standard_error"], rel=0.35)
 
 
 def test_a_step_of_training_descends_the_clip_loss_of_a_fresh_batch():
