@@ -23,8 +23,18 @@
     for (const p of points) add("circle", { cx: x(p.residual), cy: y(p.shared), ...dot });
   };
 
+  // Weights in a row with the same optimum are one position: the control has as many as its curve has points.
+  const isSame = (p, q) => p && p.shared === q.shared && p.residual === q.residual;
+  const starts = data.points.map((points) => [...points.keys()].filter((i) => !isSame(points[i - 1], points[i])));
+  const range = (a, step) => {
+    const first = starts[a][step], last = (starts[a][step + 1] ?? data.betas.length) - 1;
+    return data.betas[first] + (last > first ? ` to ${data.betas[last]}` : "");
+  };
+
+  let chosen = data.betas.indexOf(0.2); // the weight, which another curve keeps
   const draw = () => {
-    const a = Number(ambiguity.value), b = Number(beta.value), points = data.points[a], p = points[b];
+    const a = Number(ambiguity.value), points = data.points[a], betas = range(a, Number(beta.value));
+    const p = points[starts[a][beta.value]];
     [...svg.children].slice(1).forEach((child) => child.remove()); // the title stays
     for (let t = low; t < top + 0.01; t += 0.2) {
       add("line", { x1: LEFT, x2: RIGHT, y1: y(t), y2: y(t), class: "grid" });
@@ -39,20 +49,28 @@
     data.points.forEach((other, i) => i !== a && trail(other, false));
     trail(points, true);
     add("circle", { cx: x(p.residual), cy: y(p.shared), r: 8, class: "chosen" });
-    document.getElementById("curve-beta-value").textContent = data.betas[b];
+    document.getElementById("curve-beta-value").textContent = betas;
     document.getElementById("curve-ambiguity-value").textContent = `${Math.round(100 * data.ambiguities[a])} %`;
-    beta.setAttribute("aria-valuetext", `beta ${data.betas[b]}`);
+    beta.setAttribute("aria-valuetext", `beta ${betas}`);
     ambiguity.setAttribute("aria-valuetext", `${Math.round(100 * data.ambiguities[a])} % confused`);
     const apart = p.apart.map((distance) => (distance > 0.5 ? "is distinguished" : "has one code"));
     summary.textContent = `The best encoders share ${p.shared.toFixed(2)} of ${data.limits[a].toFixed(2)} nats and pay ${p.residual.toFixed(2)}. ` +
       `The pair that texts confuse in ${Math.round(100 * data.ambiguities[a])} % of cases ${apart[0]}, the other pair (5 %) ${apart[1]}.`;
   };
 
-  [[beta, data.betas, 1], [ambiguity, data.ambiguities, 3]].forEach(([slider, values, first]) => {
-    slider.max = values.length - 1;
-    slider.value = first;
-    slider.addEventListener("input", draw);
+  const choose = () => {
+    const own = starts[ambiguity.value];
+    beta.max = own.length - 1;
+    beta.value = own.findLastIndex((first) => first <= chosen);
+    draw();
+  };
+  ambiguity.max = data.ambiguities.length - 1;
+  ambiguity.value = 3;
+  beta.addEventListener("input", () => {
+    chosen = starts[ambiguity.value][beta.value];
+    draw();
   });
+  ambiguity.addEventListener("input", choose);
   box.hidden = false;
-  draw();
+  choose();
 })();

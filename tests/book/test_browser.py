@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import numpy as np
 import pytest
@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
 PHONE, DESK = 390, 1280
+PRINT = 9 / 72 * 200  # px of a figure's own: 9 points at its 200 dots an inch (cibr_book.plots)
 # Names of hosts lead nowhere. Without its own sandbox, since that refuses to run as root; the pages
 # are ours.
 ARGUMENTS = ["--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", "--no-sandbox"]
@@ -205,6 +206,24 @@ def test_the_keyboard_comes_to_the_content_first_and_in_the_order_of_the_page(op
     assert opened.eval_on_selector_all("[tabindex]", "all => all.every(e => e.tabIndex <= 0)")
 
 
+def test_print_in_figures_has_at_least_nine_pixels_on_a_phone(opened):
+    opened.set_viewport_size({"width": PHONE, "height": 844})
+    shown = "all => all.map(i => i.getBoundingClientRect().width / i.naturalWidth)"
+    scales = opened.eval_on_selector_all("article figure img", shown)
+    assert all(scale * PRINT >= 9 - 0.01 for scale in scales)
+
+
+def test_a_page_says_what_it_is_to_those_who_list_it(opened):
+    said = "n => document.head.querySelector(`meta[name='${n}'], meta[property='${n}']`).content"
+    description = opened.evaluate(said, "description")
+    assert re.fullmatch(r"[^\\{}$]{30,200}[.?!…]|[^\\]{15,}: The Cross-modal.*", description)
+    assert opened.evaluate(said, "og:description") == description
+    assert opened.evaluate(said, "og:title") in opened.title()
+    image = urljoin(opened.url, opened.evaluate(said, "og:image"))
+    assert opened.request.get(image).headers["content-type"] == "image/png"
+    assert len(opened.evaluate(said, "og:image:alt")) > 30
+
+
 def test_links_within_the_book_lead_somewhere(opened, home, built):
     links = opened.eval_on_selector_all("a[href]", "all => all.map(a => a.href)")
     assert links
@@ -249,6 +268,120 @@ def test_a_figure_with_sliders_answers_every_press_of_a_key(page, home, chapter,
         page.keyboard.press(key)
         seen.add(page.inner_html(f"#{box}"))
     assert len(seen) == 4 and page.locator(f"#{box} svg .chosen").count() > 0
+
+
+def test_the_curves_control_has_as_many_positions_as_its_figure(page, home):
+    page.goto(f"{home}/book/theory.html")
+    page.wait_for_selector("#curve svg .chosen")
+    seen = page.evaluate("""() => {
+        const at = (name) => document.getElementById(`curve-${name}`);
+        const move = (slider, value) => {
+            slider.value = value;
+            slider.dispatchEvent(new Event("input"));
+        };
+        return Array.from({ length: Number(at("ambiguity").max) + 1 }, (_, a) => {
+            move(at("ambiguity"), a);
+            const n = Number(at("beta").max) + 1, ring = (b) => {
+                move(at("beta"), b);
+                const { cx, cy } = at("drawing").querySelector(".chosen").attributes;
+                return [`${cx.value} ${cy.value}`, at("beta-value").textContent];
+            };
+            return Array.from({ length: n }, (_, b) => ring(b));
+        });
+    }""")
+    assert [len(steps) for steps in seen] == [len({place for place, _ in s}) for s in seen]
+    assert min(map(len, seen)) >= 4
+    for steps in seen:  # the weights of the positions, from the smallest to the largest
+        ends = [float(end) for _, betas in steps for end in betas.split(" to ")]
+        assert ends == sorted(ends) and (ends[0], ends[-1]) == (0.02, 6)
+
+
+def test_another_curve_keeps_the_weight(page, home):
+    page.goto(f"{home}/book/theory.html")
+    page.wait_for_selector("#curve svg .chosen")
+    assert page.inner_text("#curve-beta-value") == "0.2 to 1.2"
+    page.focus("#curve-ambiguity")
+    page.keyboard.press("Home")
+    assert page.inner_text("#curve-beta-value") == "0.02 to 0.8"
+    page.keyboard.press("End")
+    assert page.inner_text("#curve-beta-value") == "0.05 to 1.2"
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(("chapter", "figure"), [("ablation", 0), ("train", "gallery")])
+def test_a_figure_opens_in_the_page_as_it_looks_there(page, home, chapter, figure, theme, width):
+    page.set_viewport_size({"width": width, "height": 844})
+    page.goto(f"{home}/book/{chapter}.html")
+    page.evaluate(SHOW, theme)
+    links = page.locator("article figure a.image-reference")
+    link = page.locator(".tag_gallery figure a").first if figure == "gallery" else links.nth(figure)
+    look = "(({ filter, mixBlendMode, backgroundColor: c }) => [filter, mixBlendMode, c])"
+    style = f"image => {look}(getComputedStyle(image))"
+    before, alt = link.locator("img").evaluate(style), link.locator("img").get_attribute("alt")
+    small = link.locator("img").bounding_box()["width"]
+    assert (before[0] != "none") == (theme == "dark" and figure != "gallery")
+    link.focus()
+    page.keyboard.press("Enter")
+    image = page.locator("dialog[open] img")
+    assert image.evaluate(style) == before and image.get_attribute("alt") == alt
+    assert image.bounding_box()["width"] > small
+    assert page.url.endswith(f"{chapter}.html")
+    assert page.evaluate("document.activeElement.textContent") == "Close"
+    assert barriers(page, {"include": [["dialog"]]}) == []
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+    assert link.evaluate("a => a === document.activeElement")
+    link.click()
+    page.click("dialog[open] button")
+    link.click()
+    page.mouse.click(2, 2)  # beside it
+    assert page.locator("dialog[open]").count() == 0
+
+
+def found(page, home, query):
+    """Addresses and quotations of what the site's search lists, once it has listed all."""
+    page.goto(f"{home}/search.html?q={quote(query)}")
+    page.wait_for_function("/^Search finished/.test(Search.status?.innerText)")
+    page.wait_for_load_state("networkidle")
+    links = page.locator("#search-results li > a")
+    places = [urlsplit(link.get_attribute("href")).path for link in links.all()]
+    return places, page.locator("#search-results p.context").all_inner_texts()
+
+
+@pytest.mark.parametrize(
+    ("query", "right"),
+    [
+        ("own data", "howto/own_pairs"),
+        ("CCA", "gaussian"),
+        ("temperature", "theory gaussian train"),
+        ("install", "intro"),
+        ("beta", "intro ablation train"),
+        ("beta_at", "api/losses"),
+        ("typeface", "data"),
+        ("residual information", "glossary"),
+        ("several gpus", "scaling"),
+    ],
+)
+def test_the_search_lists_the_right_page_among_its_first_three(page, home, query, right):
+    places, quotations = found(page, home, query)
+    assert {f"book/{name}.html" for name in right.split()} & set(places[:3]), places[:5]
+    assert quotations and not re.search(r"\\[(\[a-zA-Z]", "".join(quotations))
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+@pytest.mark.parametrize("address", ["search.html?q=beta", "genindex.html", "py-modindex.html"])
+def test_search_and_index_fit_the_window_without_barriers(page, home, address, width):
+    page.set_viewport_size({"width": width, "height": 844})
+    page.goto(f"{home}/{address}")
+    if "search" in address:
+        page.wait_for_function("/^Search finished/.test(Search.status?.innerText)")
+        icon = page.locator(".bd-search-container .fa-magnifying-glass").bounding_box()
+        text = "e => e.getBoundingClientRect().x + parseFloat(getComputedStyle(e).paddingLeft)"
+        start = page.locator(".bd-search-container input").evaluate(text)
+        assert icon["x"] + icon["width"] <= start
+    assert page.evaluate(WIDE) == []
+    assert barriers(page, {"include": [["main"]]}) == []
 
 
 def chosen_points(page):
