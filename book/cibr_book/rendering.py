@@ -3,7 +3,8 @@
 Six directives put files of the project into a page when the book is built: `explorer`, `curve` and
 `between`, figures with sliders, `search`, the search page, `draw`, models in the page with weights
 beside it, and `drawing`, an SVG that takes the page's colours. Docstrings, with code in
-single backticks and equations in indented lines, are turned into the markup that Sphinx reads.
+single backticks and equations in indented lines, are turned into the markup that Sphinx reads. Each
+page has a description and a preview card, and the site's search a ranking (`discovery`).
 Pages drop the scripts of Thebe, which would fetch kernels from the network. Files that no page asks
 for are removed, so that the whole site is small enough to be sent as a file.
 """
@@ -20,7 +21,7 @@ from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from cibr_book import between, between_explorer, curve, draw, explorer, search
+from cibr_book import between, between_explorer, curve, discovery, draw, explorer, search
 from cibr_book.tables import RESULTS
 
 _BOOK = Path(__file__).resolve().parents[1]
@@ -44,6 +45,8 @@ _ICONS = re.compile(
 )
 # Parameters one a line: Sphinx writes them as the definitions in a list that defines no term.
 _SIGNATURE = re.compile(r'<dl>\n(?:<dd><em class="sig-param">.*</dd>\n)+</dl>')
+# The width at which a figure has its type's size, for the style of narrow screens.
+_FIGURE_WIDTH = re.compile(r'(?<= style=")width: (\d+px)')
 _SCROLLER = '<div class="pst-scrollable-table-container"'
 
 
@@ -110,14 +113,20 @@ def _size_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 def _tidy_page(
     app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object
 ) -> None:
-    """Takes Thebe's scripts off a page, and makes odd lists of Sphinx accessible."""
-    body = context.get("body", "")
-    for name in _PAGES:
-        if f'id="{name}-data"' in body:
-            app.add_js_file(f"{name}.js", loading_method="defer")  # on this page alone
-    scripts = context.get("script_files", [])
+    """Gives a page its scripts and preview, and makes odd lists of Sphinx accessible."""
+    body = discovery.with_plain_equations(context.get("body", ""))
+    body = _FIGURE_WIDTH.sub(r"--width: \1; width: \1", body)
+    scripts = [f"{name}.js" for name in _PAGES if f'id="{name}-data"' in body]
+    scripts += ["figures.js"] * ("image-reference" in body)
+    scripts += [discovery.COUNTS, "site_search.js"] * (pagename == "search")
+    for name in scripts:
+        app.add_js_file(name, loading_method="defer")  # on this page alone
+    if doctree is not None:
+        context["metatags"] += discovery.meta_tags(app, pagename, doctree)
     context["script_files"] = [
-        s for s in scripts if "thebe" not in f"{s} {getattr(s, 'attributes', '')}".lower()
+        script
+        for script in context.get("script_files", [])
+        if "thebe" not in f"{script} {getattr(script, 'attributes', '')}".lower()
     ]
     body = body.replace('role="doc-biblioentry"', 'role="listitem"')
     body = body.replace(_SCROLLER, f'{_SCROLLER} tabindex="0"')  # scrolled by keyboard on a phone
@@ -160,6 +169,7 @@ def _shrink_site(app: Sphinx, error: Exception | None) -> None:
         return
     site = Path(app.outdir)
     static = site / "_static"
+    discovery.write_counts(app)
     if _DRAW in app.env.found_docs:
         draw.write_scripts(static / "draw")
     mathjax = static / "mathjax"
@@ -185,11 +195,13 @@ def setup(app: Sphinx) -> ExtensionMetadata:
         app.add_directive(name, _FromFiles)
     for name in ("repository_address", "doi"):
         app.add_config_value(name, "", "html")
+    app.add_config_value("search_entries", {}, "html")
     app.connect("config-inited", add_addresses)
     app.connect("autodoc-process-docstring", mark_up_docstring, priority=400)
     app.connect("autodoc-skip-member", _skip_alias)
+    app.connect("doctree-read", discovery.name_symbols)
     app.connect("doctree-resolved", _explain_terms)
     app.connect("doctree-resolved", _size_figures)
     app.connect("html-page-context", _tidy_page, priority=900)
     app.connect("build-finished", _shrink_site, priority=900)
-    return {"version": "3", "parallel_read_safe": True, "parallel_write_safe": True}
+    return {"version": "4", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -12,7 +12,7 @@ from cibr_book import figures
 from cibr_book.plots import GREY, RIGHT, WRONG, set_style
 
 WHITE = np.ones(3)
-DARK_PAGE = np.array(to_rgb("#14181e"))  # the theme's background
+DARK_PAGE = np.array(to_rgb("#121212"))  # the theme's background
 LEGIBLE = 4.5  # WCAG 2.1, 1.4.3
 # hue-rotate(180deg) of the CSS filters: the luminance stays, the other parts change their sign.
 _GREY_PART = np.array([[0.213, 0.715, 0.072]] * 3)
