@@ -42,8 +42,8 @@ _N_AROUND = 16  # trials of a round around the best
 _N_FURTHER = 24  # first trials with a method's further hyper-parameters
 _N_TOGETHER = 8  # trials in one tensor program: more do not fit into the cache
 
-# At a temperature of 16 the loss is linear in the cosines, so that higher ones change nothing, and
-# at a rate of 1e-4 nothing is learned.
+# At a temperature of 16 the loss is linear in the cosines, so that higher ones change nothing; at a
+# rate of 1e-4 nothing is learned; and a ridge of 1e-4 is far below every shared variance.
 RANGES = {
     "temperature": Range(
         (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 8, 16),
@@ -59,12 +59,16 @@ RANGES = {
     "beta": Range((0, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30), (0.01, 3), low=True, off=0),
     "kappa": Range((4, 8, 16, 32, 64, 128, 256, 512, math.inf), (16, 512), high=True, off=math.inf),
     "width": Range((1, 2, 3, 4, 6, 8, 10, 12, DIM), (4, 12), low=True, high=True, off=DIM),
-    "ridge": Range((0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300), (0.01, 30)),
+    "ridge": Range(
+        (1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
+        (0.01, 30),
+        low=True,
+    ),
     "power": Range((0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6), (0, 2), low=True),
     "dim": Range((1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32, 48, 64), (4, 32), low=True, high=True),
 }
-_DEFAULTS = {"temperature": 0.07, "rate": 1e-3, "steps": 300, "decay": 0, "dropout": 0}
-_DEFAULTS |= {"beta": 0, "kappa": math.inf, "width": DIM}
+DEFAULTS = {"temperature": 0.07, "rate": 1e-3, "steps": 300, "decay": 0, "dropout": 0}
+DEFAULTS |= {"beta": 0, "kappa": math.inf, "width": DIM}
 _OF_CLIP = ("temperature", "rate", "steps", "decay", "dropout")
 
 
@@ -170,7 +174,7 @@ def chosen(cell: Cell, tower: str, name: str) -> tuple[Settings, Tuning | None]:
         settings["steps"] *= method.longer
         return settings, None
     if not method.tuned:
-        return {name: _DEFAULTS[name] for name in _OF_CLIP}, None
+        return {name: DEFAULTS[name] for name in _OF_CLIP}, None
     tuning = tune(cell, tower, name)
     return tuning.best, tuning
 
@@ -197,7 +201,7 @@ def _fit(
 ) -> Trained:
     if "ridge" in method.tuned:
         return fit_closed_form(samples, trials)
-    return train(samples, [_DEFAULTS | trial for trial in trials], method.hidden, start)
+    return train(samples, [DEFAULTS | trial for trial in trials], method.hidden, start)
 
 
 def method_rows(cell: Cell, tower: str, name: str) -> pd.DataFrame:

@@ -32,17 +32,33 @@ def test_an_estimate_does_not_depend_on_the_scale_and_the_basis_of_features():
     assert vars(turned) == pytest.approx(vars(plain), rel=1e-3)
 
 
-def test_the_number_of_shared_dimensions_is_found_where_it_is_not_the_worlds():
+def pairs(n, n_shared, noise, n_own, scale=1.0):
+    """Images and texts with equally strong shared factors and factors of their own."""
     generator = torch.Generator().manual_seed(0)
-    shared = torch.randn(3000, 20, generator=generator)
-    noise = 0.5 * torch.randn(2, 3000, 20, generator=generator)
-    own = torch.randn(2, 3000, 30, generator=generator)
-    images, texts = (torch.cat([shared + noise[i], own[i]], 1) for i in (0, 1))
-    structure = shared_structure(images, texts)
+    shared = torch.randn(n, n_shared, generator=generator)
+    errors = noise * torch.randn(2, n, n_shared, generator=generator)
+    own = scale * torch.randn(2, n, n_own, generator=generator)
+    return [torch.cat([shared + errors[i], own[i]], 1) for i in (0, 1)]
+
+
+def test_the_number_of_shared_dimensions_is_found_where_it_is_not_the_worlds():
+    structure = shared_structure(*pairs(3000, 20, 0.5, 30))
     assert structure.shared_dimension == pytest.approx(20, abs=0.6)
     assert structure.correlation == pytest.approx(0.8, abs=0.03)
     assert structure.predicted == pytest.approx(20 * 1.25 * 0.64 / 55, rel=0.1)
     assert place(1000, structure)[0] == pytest.approx(400, rel=0.05)
+
+
+def test_chance_correlations_of_own_factors_are_no_shared_dimensions():
+    structure = shared_structure(*pairs(3000, 4, 1.0, 60))
+    assert structure.shared_dimension == pytest.approx(4, abs=0.5)
+
+
+def test_the_ridge_suits_features_that_are_nearly_as_many_as_pairs():
+    structure = shared_structure(*pairs(600, 8, 0.3, 142, 0.5))
+    assert structure.correlation > 0.8  # 0.92 in truth
+    share = 8 * 1.09 * 0.917**2 / (8 * 1.09 + 142 * 0.25)
+    assert structure.predicted == pytest.approx(share, rel=0.15)
 
 
 def test_pairs_without_correlation_and_too_few_pairs_are_errors():
