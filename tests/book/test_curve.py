@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from cibr_book import worlds
+from cibr_book import curve, worlds
 from cibr_book.curve import FILE, as_page, merging_tables, optimum
 
 
@@ -45,6 +45,17 @@ def test_no_stored_point_is_beaten_by_an_encoder_that_merges_values_or_by_anothe
             best = max((n["shared_nats"] - beta * n["residual_nats"]).item() for n in nats)
             # Both terms are rounded to three digits.
             assert own["shared"] - beta * own["residual"] > best - 0.0006 * (1 + beta)
+
+
+def test_the_optimum_of_another_weight_replaces_one_that_it_beats(data, monkeypatch):
+    little = {"shared": 1.0, "residual": 0.5}
+    much = {"shared": 1.2, "residual": 1.0}
+    monkeypatch.setattr(curve, "_AMBIGUITIES", (0.3,))
+    monkeypatch.setattr(curve, "_BETAS", (0.1, 4.0))
+    monkeypatch.setattr(curve, "optimum", lambda _, beta: little if beta < 1 else much)
+    made = curve.curves()
+    assert made["points"] == [[much, little]]
+    assert made["limits"] == [data["limits"][data["ambiguities"].index(0.3)]]
 
 
 def test_the_page_holds_the_stored_numbers(data):
