@@ -9,7 +9,7 @@ from helpers import noise_pairs, picture
 
 from cibr import DualEncoder
 from cibr_book import attribution, embeddings, estimators, plots, probes, worlds
-from cibr_book.corruptions import Corruption, corrupt, in_style
+from cibr_book.corruptions import Corruption, corrupt, half_in_style
 from cibr_book.glyph_benchmarks import load_glyph_benchmark
 from cibr_book.plan import read_plan
 from cibr_book.suites import published
@@ -83,7 +83,7 @@ CALLS = {
     "map": (lambda: TASK.seen_through("sine"), "unknown map 'sine'.*wiggly"),
     "probe: rows": (lambda: probe(3, torch.arange(4)), "one row for each value of factor"),
     "probe: constant": (lambda: probe(4, torch.zeros(4).long()), "two values or more"),
-    "probe: unseen": (lambda: probe(4, torch.arange(4)), "all of them in the fitted half"),
+    "probe: unseen": (lambda: probe(4, torch.arange(4)), "all of them among the fitted items"),
     "agreement": (lambda: embeddings.neighbour_agreement(ZEROS[:, None], ZEROS), "everywhere"),
     "subsampling": (lambda: embeddings.subsampling_intervals(dict, 10), "at least 20"),
     "feature map": (no_feature_map, "no feature map is known of a clip model"),
@@ -153,7 +153,7 @@ DATA = {
     "word of none": (corruption("cow"), "no image of noise has the word 'cow' in its captions"),
     "word of all": (corruption("a"), "every image of noise has the word 'a'"),
     "near style": (corruption(spurious_style="negativ"), "'negativ', did you mean 'negative'"),
-    "style": (lambda: in_style(noise_pairs(2), "sketch"), r"'sketch'\. Known: small, contours"),
+    "style": (lambda: half_in_style(noise_pairs(2), "sketch"), r"'sketch'\. Known: grey, negative"),
 }
 for share in (0, -0.1, 1.1, math.nan, 1e300, "half", True):
     DATA[f"fraction {share}"] = (corruption(fraction=share), "fraction\n +Input should be")

@@ -73,44 +73,52 @@ def _places(labels: Sequence[str]) -> dict[str, float]:
 
 
 def summary_figure(rows: pd.DataFrame) -> list[Axes]:
-    """Gains over CLIP: a row a condition, a column a measure, a mark for each of `KINDS`.
+    """Gains in every condition: a column a measure, photos above glyphs, a mark a kind of method.
 
-    A filled mark's interval leaves zero out. The best other method stands below the condition.
+    A filled mark's interval leaves zero out. The best other control stands below the condition.
 
     Args:
         rows: from `cibr_book.tables.comparisons`, with a column `kind`, one method a kind in each
-            condition.
+            condition, in the order to show.
 
     Returns:
-        The Axes, one a measure.
+        The Axes, row by row.
     """
-    controls = rows[rows["kind"] == "best other method"].groupby("condition")["method"].first()
-    places = {condition: place for place, condition in enumerate(rows["condition"].unique())}
     measures = rows["measure"].unique()
-    size = (5.3, 1.0 + 0.38 * len(places))
-    figure, axes = panels(1, len(measures), *size, sharex=True, sharey=True)
+    is_glyphs = rows["condition"].str.startswith("glyphs")
+    parts = [part for part in (rows[~is_glyphs], rows[is_glyphs]) if len(part)]
+    counts = [part["condition"].nunique() for part in parts]
+    size = (WIDTH, 1.0 + 0.5 * sum(counts))
+    options = dict(sharex="row", sharey="row", height_ratios=counts)
+    figure, axes = panels(len(parts), len(measures), *size, **options)
+    for line, part in zip(axes, parts, strict=True):
+        places = {condition: place for place, condition in enumerate(part["condition"].unique())}
+        for axis, measure in zip(line, measures, strict=True):
+            axis.axvline(0, color="black", lw=0.8)
+            for i, kind in enumerate(KINDS):
+                colour, marker = STYLES[kind]
+                for row in part[(part["kind"] == kind) & (part["measure"] == measure)].itertuples():
+                    place = places[row.condition] + 0.2 * (i - 1.5)
+                    hollow = row.significance == "not significant"
+                    draw_interval(axis, place, row, marker, colour, hollow)
+                axis.plot([], [], marker, color=colour, ms=5, lw=1.8, ls="-", label=kind)
+            axis.grid(axis="y", visible=False)
+        line[0].set_ylim(len(places) - 0.4, -0.6)
+        line[0].set_yticks(list(places.values()), [_with_control(part, name) for name in places])
     for axis, measure in zip(axes[0], measures, strict=True):
-        axis.axvline(0, color="black", lw=0.8)
-        for i, name in enumerate(KINDS):
-            colour, marker = STYLES[name]
-            for row in rows[(rows["kind"] == name) & (rows["measure"] == measure)].itertuples():
-                place = places[row.condition] + 0.22 * (i - 1)
-                hollow = row.significance == "not significant"
-                draw_interval(axis, place, row, marker, colour, hollow)
-            axis.plot([], [], marker, color=colour, ms=5, lw=1.8, ls="-", label=name)
         axis.set_title(measure)
-        axis.grid(axis="y", visible=False)
-    labels = []
-    for condition in places:
-        name = "photos, all pairs" if condition == "Flickr8k" else condition
-        name = wrap(name.replace("Flickr8k", "photos"), 31)
-        control = re.sub(r"^CLIP(?:, | \+ )", "", controls[condition])
-        labels.append(f"{name}{' ' if chr(10) in name else chr(10)}({control})")
-    axes[0, 0].set_ylim(len(places) - 0.4, -0.6)
-    axes[0, 0].set_yticks(list(places.values()), labels)
-    legend_above(figure, axes[0, 0], place="right")
-    figure.supxlabel("difference from tuned CLIP, percentage points")
+    legend_above(figure, axes[0, 0], 2)
+    figure.supxlabel("difference from the control, percentage points")
     return list(axes.flat)
+
+
+def _with_control(rows: pd.DataFrame, condition: str) -> str:
+    """`10 % of the pairs` and, in brackets below it, the best other control."""
+    is_control = (rows["condition"] == condition) & (rows["kind"] == "best other control")
+    name = "photos, all pairs" if condition == "Flickr8k" else condition
+    name = wrap(name.replace("Flickr8k", "photos"), 31)
+    controls = [re.sub(r"^CLIP(?:, | \+ )", "", x) for x in rows.loc[is_control, "method"].unique()]
+    return "\n".join([name, *(f"({control})" for control in controls)])
 
 
 def beta_curves(
@@ -136,13 +144,14 @@ def beta_curves(
     for line, condition in zip(axes, conditions, strict=True):
         for axis, measure in zip(line, measures.values(), strict=True):
             axis.axhline(0, color="black", lw=0.8)
-            for method in CURVES:
+            for i, method in enumerate(CURVES):
                 colour, marker = STYLES[method]
                 is_shown = (compared["method"] == method) & (compared["measure"] == measure)
                 curve = compared[is_shown & (compared["condition"] == condition)]
                 style = dict(color=colour, marker=marker, ms=3, lw=1.3, label=method)
-                axis.plot(curve["beta"], curve["difference"], **style)
-                band = curve["beta"], curve["low"], curve["high"]
+                beta = curve["beta"] * 1.07 ** (i - 1.5)  # beside each other
+                axis.plot(beta, curve["difference"], **style)
+                band = beta, curve["low"], curve["high"]
                 axis.fill_between(*band, color=colour, alpha=0.15, lw=0)
             log_axis(axis)
         name = "all pairs" if condition == "Flickr8k" else condition.removeprefix("Flickr8k, ")

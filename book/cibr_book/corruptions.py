@@ -1,10 +1,7 @@
-"""Changes of a training set: a subset, shuffled captions, a style that goes with a word, crops.
+"""Changes of a training set: a subset, shuffled captions, a style that goes with a word.
 
 Styles change the rendering of an image but not its content, so its captions stay valid:
 
-    small     at a resolution of a few pixels
-    contours  outlines, dark on light, without colour
-    flat      few colours in plain patches, like a poster
     grey      without colour
     negative  inverted
 
@@ -12,7 +9,6 @@ A corruption affects the same images for every training seed, unless `redraw` is
 """
 
 import re
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,7 +16,7 @@ from typing import Annotated
 
 import torch
 from jaxtyping import Bool
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageOps
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -28,29 +24,10 @@ from torch import Tensor
 from cibr.data.pairs import Pairs
 from cibr.utils import check_known
 
-_SMALL = 24  # px, the shorter side
-_SMALLEST_CROP = 0.4  # of the area
 _Load = Callable[[int], Image.Image]
 
 
-def _small(image: Image.Image) -> Image.Image:
-    scale = _SMALL / min(image.size)
-    size = [max(1, round(side * scale)) for side in image.size]
-    return image.resize(size, Image.Resampling.BOX).resize(image.size, Image.Resampling.BILINEAR)
-
-
-def _contours(image: Image.Image) -> Image.Image:
-    blurred = ImageOps.grayscale(image).filter(ImageFilter.GaussianBlur(1))
-    edges = blurred.filter(ImageFilter.FIND_EDGES)
-    # The filter also marks the border of the image.
-    inner = ImageOps.expand(ImageOps.crop(edges, 1), 1, fill=0)
-    return ImageOps.invert(ImageOps.autocontrast(inner, cutoff=1)).convert("RGB")
-
-
 STYLES: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "small": _small,
-    "contours": _contours,
-    "flat": lambda image: ImageOps.posterize(image.filter(ImageFilter.MedianFilter(5)), 2),
     "grey": lambda image: ImageOps.grayscale(image).convert("RGB"),
     "negative": ImageOps.invert,
 }
@@ -70,7 +47,6 @@ class Corruption:
             word.
         counterexamples: share of the images that are shown in both styles; 1 is augmentation with
             both styles.
-        crops: random crops, half of them flipped, added per image; the same ones in every epoch.
         redraw: draw the subset and the shuffled captions anew for each training seed.
 
     Raises:
@@ -83,7 +59,6 @@ class Corruption:
     spurious_word: str = ""
     spurious_style: str = "negative"
     counterexamples: Annotated[float, Field(ge=0, le=1)] = 0.05
-    crops: Annotated[int, Field(ge=0)] = 0
     redraw: bool = False
 
     def __post_init__(self) -> None:
@@ -91,7 +66,7 @@ class Corruption:
 
 
 def corrupt(pairs: Pairs, corruption: Corruption, seed: int = 0) -> Pairs:
-    """Corrupts a training split: takes a subset, shuffles captions, correlates styles, adds crops.
+    """Corrupts a training split: takes a subset, shuffles captions, correlates styles.
 
     With a `spurious_word`, images whose captions contain it are unchanged and all others are in
     `spurious_style`; `counterexamples` are shown in both styles. With the style `negative`, images
@@ -104,16 +79,15 @@ def corrupt(pairs: Pairs, corruption: Corruption, seed: int = 0) -> Pairs:
         seed: of the subset and the shuffled captions, where they are redrawn.
 
     Returns:
-        The pairs in their order, then the counterexamples (second renderings of some images), then
-        crops of all. With a spurious correlation, `groups` number the images before corruption, as
-        do `labels` if there were none.
+        The pairs in their order, then the counterexamples (second renderings of some images). With
+        a spurious correlation, `groups` number the images before corruption, as do `labels` if
+        there were none.
 
     Raises:
         ValueError: a word that is in no image's captions, or in those of every image.
     """
     kept, _ = split_subset(pairs, corruption, seed)
-    shuffled = _with_shuffled_captions(kept, corruption, seed)
-    return _with_crops(_correlated(shuffled, corruption), corruption.crops)
+    return _correlated(_with_shuffled_captions(kept, corruption, seed), corruption)
 
 
 def split_subset(pairs: Pairs, corruption: Corruption, seed: int = 0) -> tuple[Pairs, Pairs]:
@@ -156,15 +130,6 @@ def _correlated(pairs: Pairs, corruption: Corruption) -> Pairs:
     return _restyled(numbered.subset(torch.cat([torch.arange(n), both])), changed, style)
 
 
-def in_style(pairs: Pairs, style: str) -> Pairs:
-    """The same pairs with every image in one of `STYLES`.
-
-    Raises:
-        ValueError: an unknown style.
-    """
-    return _restyled(pairs, torch.ones(len(pairs), dtype=torch.bool), style)
-
-
 def in_both_styles(pairs: Pairs, style: str) -> Pairs:
     """All pairs as they are, then all of them with their images in one of `STYLES`.
 
@@ -202,32 +167,6 @@ def _restyled(pairs: Pairs, changed: Bool[Tensor, " n"], style: str) -> Pairs:
         factors.loc[flags, ["ink", "paper"]] = 255 - factors[["ink", "paper"]]
     load = partial(_styled, pairs.load, flags, style)
     return replace(pairs, keys=keys, load=load, factors=factors)
-
-
-def _cropped(load: _Load, n: int, keys: list[str], i: int) -> Image.Image:
-    """Loads image i below n unchanged, and from n on a random crop, drawn with the key as seed."""
-    image = load(i % n)
-    if i < n:
-        return image
-    generator = torch.Generator().manual_seed(zlib.crc32(keys[i].encode()))
-    area, ratio, x, y, flip = torch.rand(5, generator=generator).tolist()
-    area = _SMALLEST_CROP + (1 - _SMALLEST_CROP) * area
-    stretch = (4 / 3) ** (ratio - 0.5)  # aspect ratio, from the square root of 3 / 4 to its inverse
-    w = min(1.0, (area * stretch) ** 0.5) * image.width
-    h = min(1.0, (area / stretch) ** 0.5) * image.height
-    left, top = round(x * (image.width - w)), round(y * (image.height - h))
-    image = image.crop((left, top, left + max(1, round(w)), top + max(1, round(h))))
-    return ImageOps.mirror(image) if flip < 0.5 else image
-
-
-def _with_crops(pairs: Pairs, n_crops: int) -> Pairs:
-    """All pairs, followed by `n_crops` copies of them with randomly cropped images."""
-    if not n_crops:
-        return pairs
-    n = len(pairs)
-    many = pairs.subset(torch.arange(n).repeat(1 + n_crops))
-    keys = [key if i < n else f"{key}/crop-{i // n}" for i, key in enumerate(many.keys)]
-    return replace(many, keys=keys, load=partial(_cropped, pairs.load, n, keys))
 
 
 def _order(n: int, seed: int) -> torch.Tensor:

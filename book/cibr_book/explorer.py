@@ -17,16 +17,16 @@ from cibr_book.tables import HEADLINE, differences, read_table
 
 _PAGE = Path(__file__).with_suffix(".html")
 _LEAST_BETAS = 3  # that make a curve
-_SCORES = ("zero-shot accuracy", "image to text, recall@1", "text to image, recall@1")
+_SCORES = ("zero-shot accuracy", "mean recall")
 
 
 def curves() -> dict[str, Any]:
     """The penalties over beta as differences to tuned CLIP, in every condition that has curves.
 
     Returns:
-        `scores`, their labels, and `conditions`, each with `name`, `clip` (the control's three
-        scores in per cent) and `curves`, one a penalty: `name, colour` and `points` over beta with
-        `beta, n_seeds` and, for the three scores in points, `difference, low, high`.
+        `scores`, their labels, and `conditions`, each with `name`, `clip` (the control's scores in
+        per cent) and `curves`, one a penalty: `name, colour` and `points` over beta with
+        `beta, n_seeds` and, for both scores in points, `difference, low, high`.
     """
     rows = read_table("ablation.csv")
     table = differences(rows[rows["method"].isin(["CLIP", *CURVES])])

@@ -37,7 +37,8 @@ def test_curves_are_paired_differences_to_clip_in_the_order_of_beta():
     clip = few.loc[few["method"] == "CLIP", "text"]
     expected = [(few.loc[few["beta"] == beta, "text"] - clip).mean() for beta in (0.01, 0.1, 1.0)]
     line = next(line for line in axes[3].get_lines() if line.get_label() == "CIBR vMF")
-    assert line.get_xdata().tolist() == [0.01, 0.1, 1.0] and axes[3].get_ylim() == (-4, 4)
+    assert line.get_xdata().tolist() == pytest.approx([0.01, 0.1, 1.0], rel=0.2)
+    assert axes[3].get_ylim() == (-4, 4)
     assert line.get_ydata().tolist() == pytest.approx(expected)
     band = axes[3].collections[0].get_paths()[0].vertices[:, 1]
     assert band.min() < min(expected) and max(expected) < band.max()
@@ -56,22 +57,22 @@ def test_a_forest_names_method_and_seeds_and_marks_the_side_of_zero():
     assert marks(few) == {-1.0: ("v", True, 0), 0.1: ("o", False, 1)}
     assert marks(many) == {1.0: ("^", True, 0)}
     assert few.get_lines()[1].get_xdata().tolist() == [-1.5, -0.5]
-    long = dict(method="CIBR anchor + crops + noise", against="CLIP, CCA start + crops + noise")
+    long = dict(method="CIBR anchor + noise", against="CLIP, CCA start + noise")
     (axis,) = method_forest(table.tail(1).assign(**long))
     labels = [label.get_text() for label in axis.get_yticklabels()]
-    assert labels == ["anchor vs CCA start, with crops + noise (5)"]
+    assert labels == ["anchor vs CCA start, with noise (5)"]
 
 
-def test_the_summary_names_the_best_other_method_and_fills_what_leaves_zero_out():
+def test_the_summary_has_photos_above_glyphs_and_fills_what_leaves_zero_out():
     table = [("Flickr8k", "CIBR anchor", "zero-shot", 1.0, 0.5, 1.5, "gain")]
     table += [("Flickr8k", "CLIP, two captions", "zero-shot", 0.1, -1, 1.2, "not significant")]
     table += [("glyphs", "CLIP + cosine", "zero-shot", -1, -2, -0.5, "loss")]
-    kinds = ["the anchor", "best other method", "best other method"]
-    (axis,) = summary_figure(pd.DataFrame(table, columns=COLUMNS).assign(kind=kinds))
-    labels = [label.get_text() for label in axis.get_yticklabels()]
+    kinds = ["the anchor, over the CCA start", "best other control", "best other control"]
+    photos, glyphs = summary_figure(pd.DataFrame(table, columns=COLUMNS).assign(kind=kinds))
+    labels = [axis.get_yticklabels()[0].get_text() for axis in (photos, glyphs)]
     assert labels == ["photos, all pairs\n(two captions)", "glyphs\n(cosine)"]
-    assert marks(axis) == {
-        1.0: (STYLES["the anchor"][1], True, pytest.approx(0, abs=0.3)),
-        0.1: (STYLES["best other method"][1], False, pytest.approx(0, abs=0.3)),
-        -1: (STYLES["best other method"][1], True, pytest.approx(1, abs=0.3)),
-    }
+    anchor, control = (STYLES[kind][1] for kind in kinds[:2])
+    (first, second), (third,) = marks(photos).items(), marks(glyphs).items()
+    assert first == (1.0, (anchor, True, pytest.approx(0, abs=0.4)))
+    assert second == (0.1, (control, False, pytest.approx(0, abs=0.4)))
+    assert third == (-1, (control, True, pytest.approx(0, abs=0.4)))

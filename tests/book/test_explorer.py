@@ -32,7 +32,7 @@ def test_points_are_mean_differences_to_clip_of_the_committed_rows():
 def test_the_page_holds_the_numbers_for_the_script_and_as_a_table():
     page = as_page()
     data = json.loads(re.search(r'json" id="explorer-data">(.*?)</script>', page)[1])
-    assert data == curves() and page.count("</svg>") == len(data["scores"]) == 3
+    assert data == curves() and page.count("</svg>") == len(data["scores"]) == 2
     points = [p for c in data["conditions"] for curve in c["curves"] for p in curve["points"]]
     assert page.count("<tr") == 1 + len(points)
     first = zip(*(points[0][name] for name in ("difference", "low", "high")), strict=True)
