@@ -28,13 +28,13 @@ _LINES = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "black")  # the palette's yellow 
 _MARKERS = "os^DvP*X"
 # Colour and marker of methods and estimators, the same in every figure.
 _NAMES = {
-    ("black", "D"): ("CLIP", "best other method"),
+    ("black", "D"): ("CLIP", "best other control"),
     (BLUE, "o"): ("CIBR", "CIBR vMF", "the residual penalty", "InfoNCE"),
     (SKY, "s"): ("CIBR vMF, sampled",),
     (GREEN, "^"): ("CIBR crossfit", "NWJ"),
     (ORANGE, "v"): ("CIBR MINE", "MINE", "DV"),
-    (PINK, "s"): ("the anchor", "CIBR anchor"),
-    (GREY, "P"): ("CLIP, CCA start",),
+    (PINK, "s"): ("CIBR anchor", "the anchor, over the CCA start"),
+    (GREY, "P"): ("CLIP, CCA start", "the CCA start"),
     (GREEN, "D"): ("CLIP, self-training",),
     (RED, "s"): ("SMILE", "SMILE, clip 1"),
     (RED, "P"): ("noise only",),
