@@ -141,6 +141,32 @@ def test_the_adversary_finds_a_false_theorem_and_not_a_hole_in_this_one():
     assert population.adversary(WORLD, loss, over_the_shared_factor, **options)[2] < -0.01
 
 
+def test_the_adversary_seeks_a_small_fall_and_not_only_images_close_to_their_mean():
+    class Spread(PopulationLoss):  # a fall that is the spread itself: nothing to gain
+        def __call__(self, images, texts, temperature):
+            return (images - population.averaged(WORLD, images)).square().sum(1).mean()
+
+    ends = [
+        population.adversary(WORLD, Spread(WORLD, None), population.averaged, 4, 1.0, n_steps=n)[0]
+        for n in (1, 9)
+    ]
+    torch.testing.assert_close(*ends)
+
+
+def test_the_adversary_reports_the_least_fall_on_the_way():
+    falls = iter([0.3, 0.1, 0.2])
+
+    class Scripted(PopulationLoss):
+        def __call__(self, images, texts, temperature):
+            if torch.equal(images, population.averaged(WORLD, images)):
+                return 0 * images.sum()
+            return 0 * images.sum() + next(falls)
+
+    loss = Scripted(WORLD, None)
+    least = population.adversary(WORLD, loss, population.averaged, 4, 1.0, n_steps=3)[2]
+    assert least == pytest.approx(0.1)
+
+
 def test_a_batch_that_is_too_large_to_enumerate_says_what_to_do():
     with pytest.raises(ValueError, match="2 to 4, got 5: pass None for the limit"):
         PopulationLoss(WORLD, 5)
