@@ -5,16 +5,12 @@ its modalities.
 import math
 from collections.abc import Callable
 
-import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from sklearn.manifold import TSNE
 from torch import Tensor
 
 from cibr.metrics.retrieval import check_embeddings, similarity_tiles
-from cibr_book.probes import principal_components
 
 Images = Float[Tensor, "n d"]
 Texts = Float[Tensor, "m d"]
@@ -166,12 +162,6 @@ def neighbour_agreement(
     return (share - chance) / (1 - chance)
 
 
-def embedding_map(embeddings: Images, seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
-    """t-SNE of unit vectors, from their first 30 principal components: points [n, 2]."""
-    tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1)
-    return tsne.fit_transform(principal_components(embeddings, 30).numpy())
-
-
 def margins(similarity: Float[Tensor, "n m"], is_right: Bool[Tensor, "n m"]) -> Float[Tensor, " n"]:
     """Margin of the best correct answer over the best incorrect one; negative for an error.
 
@@ -184,23 +174,6 @@ def margins(similarity: Float[Tensor, "n m"], is_right: Bool[Tensor, "n m"]) -> 
     """
     best = similarity.masked_fill(~is_right, -torch.inf).amax(1)
     return best - similarity.masked_fill(is_right, -torch.inf).amax(1)
-
-
-def error_kind(name: str, chosen: str, same_drawing: bool) -> str:
-    """Category of the error between a chosen name of a character and the correct one, from minor to
-    major.
-
-    Returns:
-        `right`; `same drawing` with another name; `same letter` with another mark or none; `same
-        script or kind`, if the first word agrees; or `other`.
-    """
-    rules = {
-        "right": name == chosen,
-        "same drawing": same_drawing,
-        "same letter": name.partition(" with ")[0] == chosen.partition(" with ")[0],
-        "same script or kind": name.split()[0] == chosen.split()[0],
-    }
-    return next((kind for kind, holds in rules.items() if holds), "other")
 
 
 def effective_dimension(embeddings: Images) -> float:
@@ -231,17 +204,6 @@ def gap_share(image_embeddings: Images, text_embeddings: Texts) -> float:
     top = vectors.flip(1)[:, : int((share < 0.9).sum()) + 1]
     gap = images.mean(0) - texts.mean(0)
     return ((gap @ top).square().sum() / gap.square().sum()).item()
-
-
-def closed_gap(image_embeddings: Images, text_embeddings: Texts) -> tuple[Images, Texts]:
-    """Both modalities shifted to their common mean and renormalised, which removes the modality
-    gap.
-
-    Source: Liang et al. (2022, arXiv 2203.02053), section 4.2, who shift along the gap.
-    """
-    sides = image_embeddings, text_embeddings
-    middle = (image_embeddings.mean(0) + text_embeddings.mean(0)) / 2
-    return tuple(F.normalize(side - side.mean(0) + middle, dim=1) for side in sides)
 
 
 def gap_table(image_embeddings: Images, text_embeddings: Images) -> dict[str, float]:

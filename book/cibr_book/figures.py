@@ -276,34 +276,6 @@ def confusion_matrices(
     return list(axes[0])
 
 
-def space_maps(
-    places: Mapping[str, np.ndarray], factors: Mapping[str, Sequence[str]]
-) -> list[Axes]:
-    """Maps of the embeddings: one column for each model, one row for each factor.
-
-    Args:
-        places: points [n, 2] of each model.
-        factors: the value of each factor for each item; the seven most frequent have a colour and
-            a marker, the rest are grey dots.
-
-    Returns:
-        Axes row by row.
-    """
-    size = (min(3.3 * len(places) + 1, WIDTH), 2.6 * len(factors))
-    _, axes = panels(len(factors), len(places), *size)
-    for row, (factor, values) in zip(axes, factors.items(), strict=True):
-        values = np.array([str(value) for value in values])
-        common = pd.Series(values).value_counts().index[: len(_LINES)]
-        for axis, (model, points) in zip(row, places.items(), strict=True):
-            axis.scatter(*points[~np.isin(values, common)].T, s=4, color=_FRAME, linewidths=0)
-            for value, colour, marker in zip(common, _LINES, _MARKERS, strict=False):
-                style = dict(s=11, color=colour, marker=marker, alpha=0.75, linewidths=0)
-                axis.scatter(*points[values == value].T, label=value, **style)
-            axis.set(title=f"{model}, by {factor}", xticks=[], yticks=[])
-        row[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=1.6)
-    return list(axes.flat)
-
-
 def neighbour_rows(
     images: Sequence[Image.Image],
     queries: Sequence[int],
@@ -336,8 +308,9 @@ def neighbour_rows(
             else:
                 plots.draw_image(axis, images[cell[0]], cell[1])
     axes[0, 0].set_title("query")
-    for model, axis in zip(nearest, axes[0, 2 :: k + 1], strict=True):
-        axis.set_title(f"nearest under {model}", loc="left")
+    # A title over the middle image: over the first, it would widen its column.
+    for model, axis in zip(nearest, axes[0, 2 + k // 2 :: k + 1], strict=True):
+        axis.set_title(f"nearest under {model}")
     return [axis for axis in axes.flat if axis.images]
 
 

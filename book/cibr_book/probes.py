@@ -5,23 +5,33 @@
 For a factor of only one modality, the bound divided by the factor's entropy is the *leakage*.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
+from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 Features = Float[Tensor, "n d"]
 Factor = Int[Tensor, " n"]
 Mask = Bool[Tensor, " n"]
+# The probes of `leakage_items`, with their strengths of weight decay.
+_NETWORK = dict(learning_rate_init=2e-3, max_iter=20, random_state=0)
+_READERS = [
+    {"reader": [LogisticRegression(max_iter=300)], "reader__C": [0.03, 0.3, 3.0]},
+    {"reader": [MLPClassifier((128,), **_NETWORK)], "reader__alpha": [1.0, 5.0, 20.0]},
+]
 
 
 def principal_components(embeddings: Features, most: int = 32) -> Float[Tensor, "n c"]:
@@ -76,10 +86,7 @@ def _probe_items(
     if not len(factor) == len(held_out) == n or not torch.isfinite(features).all():
         got = f"{n} rows, {len(factor)} values and {len(held_out)} of held_out"
         raise ValueError(f"{got}: pass finite features, one row for each value of factor")
-    fitted = factor[~held_out].unique().tolist()
-    if len(fitted) < 2 or not set(factor[held_out].tolist()) <= set(fitted):
-        rule = "pass a factor with two values or more, all of them in the fitted half"
-        raise ValueError(f"the fitted half has the values {fitted}: {rule}")
+    _check_values(factor[~held_out], factor[held_out])
     if dim_hidden:
         # Early stopping uses a tenth of the training samples.
         settings = dict(alpha=1e-3, early_stopping=True, learning_rate_init=2e-3, random_state=0)
@@ -88,35 +95,80 @@ def _probe_items(
         reader = LogisticRegression(max_iter=300)
     probe = make_pipeline(StandardScaler(), reader)
     probe.fit(features[~held_out].numpy(), factor[~held_out].numpy())
-    log_q = np.log(probe.predict_proba(features[held_out].numpy()).clip(1e-12))
-    column = np.searchsorted(probe.classes_, factor[held_out].numpy())
+    return _tested_items(probe, features[held_out], factor[held_out])
+
+
+def _check_values(fitted: Factor, tested: Int[Tensor, " m"]) -> None:
+    values = fitted.unique().tolist()
+    if len(values) < 2 or not set(tested.tolist()) <= set(values):
+        rule = "pass a factor with two values or more, all of them among the fitted items"
+        raise ValueError(f"the fitted items have the values {values}: {rule}")
+
+
+def _tested_items(
+    probe: BaseEstimator, features: Features, factor: Factor
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Mask]:
+    """What `_probe_items` returns, of a fitted probe."""
+    log_q = np.log(probe.predict_proba(features.numpy()).clip(1e-12))
+    column = np.searchsorted(probe.classes_, factor.numpy())
     log_p = np.log(np.bincount(column) / len(column))[column]
     own = log_q[np.arange(len(column)), column]
     correct = log_q.argmax(1) == column
     return torch.from_numpy(own), torch.from_numpy(log_p), torch.from_numpy(correct)
 
 
-def leakage_items(
-    embeddings: Features, factors: dict[str, Factor]
-) -> dict[str, Float[Tensor, " m"]]:
-    """Leakage of each factor by a linear probe, per held-out item, as a share of the factor's
-    entropy.
-
-    Every second item is held out; the inputs of the probe are the principal components.
+def parts_by_group(groups: Sequence[str], shares: Sequence[float], seed: int = 0) -> Factor:
+    """A random part of the data for each item, with all items of a group in the same part.
 
     Args:
-        embeddings: unit vectors [n, d].
-        factors: small integers by name, [n] each.
+        groups: the group of each item, such as its character, [n].
+        shares: the share of the groups in each part; they sum to 1.
+        seed: of the choice.
 
     Returns:
-        For each factor the gain of each held-out item over the class frequencies [m]; their mean is
-        the leakage.
+        Parts 0, 1, ..., [n].
     """
-    components = principal_components(embeddings)
-    held_out = torch.arange(len(embeddings)) % 2 == 1
+    codes, names = pd.factorize(np.asarray(groups))
+    places = np.random.default_rng(seed).permutation(len(names)) / len(names)
+    return torch.from_numpy(np.searchsorted(np.cumsum(shares)[:-1], places, "right")[codes])
+
+
+def leakage_items(
+    embeddings: Features, factors: Mapping[str, Factor], parts: Factor
+) -> dict[str, Float[Tensor, " m"]]:
+    """Leakage of each factor, per test item, by the better of a logistic and a network probe.
+
+    Both read all dimensions, under several strengths of weight decay. The one with the highest
+    log-likelihood of the tuning items is fitted again with them included, and then tested.
+
+    Args:
+        embeddings: vectors [n, d].
+        factors: small integers by name, [n] each.
+        parts: 0 for the items to fit, 1 to tune, 2 to test, [n].
+
+    Returns:
+        For each factor the gain in log-likelihood of each test item over the test frequencies,
+        divided by their entropy [m]; the mean is the leakage.
+
+    Raises:
+        ValueError: different numbers of items, a part without items, a factor that does not vary,
+            or a value that only test items have.
+    """
+    counts = [len(embeddings), len(parts), *map(len, factors.values())]
+    if len(set(counts)) > 1 or parts.unique().tolist() != [0, 1, 2]:
+        got = f"items {counts}, parts {parts.unique().tolist()}"
+        raise ValueError(f"{got}: pass one vector, one value of a factor and part 0, 1, 2 an item")
+    known, tested = parts < 2, parts == 2
+    folds = PredefinedSplit(torch.where(parts[known] == 1, 0, -1).numpy())
+    probe = Pipeline([("scale", StandardScaler()), ("reader", LogisticRegression())])
+    search = GridSearchCV(probe, _READERS, scoring="neg_log_loss", cv=folds)
     leakage = {}
     for name, factor in factors.items():
-        log_q, log_p, _ = _probe_items(components, factor, held_out)
+        _check_values(factor[known], factor[tested])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the network's epochs are few
+            search.fit(embeddings[known].numpy(), factor[known].numpy())
+        log_q, log_p, _ = _tested_items(search, embeddings[tested], factor[tested])
         leakage[name] = (log_q - log_p) / -log_p.mean()
     return leakage
 

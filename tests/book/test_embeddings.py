@@ -77,33 +77,13 @@ def test_margins_are_zero_at_a_tie_and_negative_for_a_wrong_answer():
     assert embeddings.margins(similarity, right).tolist() == pytest.approx([0, -0.5])
 
 
-def test_kinds_of_a_wrong_name_go_from_near_to_far():
-    right = "latin small letter a with acute"
-    kinds = {
-        right: "right",
-        "greek small letter alpha with acute": "other",
-        "latin small letter a": "same letter",
-        "latin capital letter b": "same script or kind",
-    }
-    assert {name: embeddings.error_kind(right, name, False) for name in kinds} == kinds
-    assert embeddings.error_kind(right, "latin small letter a", True) == "same drawing"
-
-
-def test_the_map_of_a_space_keeps_groups_apart():
-    noise = torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
-    z = F.normalize(unit(2, 8).repeat_interleave(30, 0) + 0.05 * noise, dim=1)
-    places = embeddings.embedding_map(z, perplexity=10.0)
-    apart = np.linalg.norm(places[:, None] - places, axis=2) + 1e9 * np.eye(60)
-    assert (apart.argmin(1) // 30 == np.arange(60) // 30).mean() > 0.9
-
-
 def test_the_effective_dimension_is_that_of_the_directions_with_equal_variance():
     z = torch.randn(20000, 7, generator=torch.Generator().manual_seed(0))
     assert embeddings.effective_dimension(z) == pytest.approx(7, rel=0.02)
     assert embeddings.effective_dimension(z * torch.tensor([1.0, *[1e-6] * 6])) == pytest.approx(1)
 
 
-def test_a_gap_along_no_direction_of_variance_has_no_share_and_closing_it_leaves_none():
+def test_a_gap_along_no_direction_of_variance_has_no_share_and_one_that_varies_all():
     scale = torch.tensor([0.1, 0.1, 0.1, 0.0])
     noise = scale * torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
     across = torch.tensor([0, 0, 0, 1.0])
@@ -111,12 +91,6 @@ def test_a_gap_along_no_direction_of_variance_has_no_share_and_closing_it_leaves
     assert embeddings.gap_share(images, texts) < 1e-6
     shifted = images + torch.tensor([3.0, 0, 0, -2.0])
     assert embeddings.gap_share(shifted, texts) == pytest.approx(1, abs=1e-3)
-    a, b = embeddings.closed_gap(F.normalize(images, dim=1), F.normalize(texts, dim=1))
-    assert (a.mean(0) - b.mean(0)).norm() < 0.1  # of 2; the new length of each row leaves a little
-    gap = images.mean(0) - texts.mean(0)
-    a, b = embeddings.closed_gap(images, texts)
-    torch.testing.assert_close(a, F.normalize(images - gap / 2, dim=1))
-    torch.testing.assert_close(b, F.normalize(texts + gap / 2, dim=1))
 
 
 def test_the_gap_table_is_that_of_a_loop():

@@ -113,18 +113,6 @@ def test_confusions_are_per_cent_of_the_images_of_a_class():
     assert not axis.texts and not axis.get_yticklabels()
 
 
-def test_maps_have_a_row_a_factor_and_a_column_a_model_and_name_common_values():
-    places = {"CLIP": np.random.default_rng(0).normal(size=(20, 2)), "CIBR": np.zeros((20, 2))}
-    factors = {"letter": ["a"] * 9 + ["b"] * 11, "face": [str(i) for i in range(20)]}
-    axes = figures.space_maps(places, factors)
-    titles = ["CLIP, by letter", "CIBR, by letter", "CLIP, by face", "CIBR, by face"]
-    assert [axis.get_title() for axis in axes] == titles
-    assert texts(axes[1].get_legend().get_texts()) == ["b", "a"]
-    of_a = next(dots for dots in axes[0].collections if dots.get_label() == "a").get_offsets()
-    assert of_a.tolist() == places["CLIP"][:9].tolist()
-    assert len(axes[3].get_legend().get_texts()) == 7  # the rest is grey
-
-
 def test_neighbours_that_are_alike_have_a_green_frame():
     images = [picture(i) for i in range(4)]
     nearest = {"CLIP": torch.tensor([[1, 2]] * 4), "CIBR": torch.tensor([[3, 2]] * 4)}

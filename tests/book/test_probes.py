@@ -34,14 +34,52 @@ def test_a_network_reads_rings_that_a_linear_probe_cannot():
     assert probes.probe_nats(rings, factor, held_out, 32)["nats"] > 0.5
 
 
-def test_leakage_reads_a_factor_that_is_there_item_by_item():
-    factor = torch.randint(2, (600,), generator=generator())
-    noise = torch.randn(600, 6, generator=generator(1))
-    z = F.normalize(noise + 4 * factor[:, None] * torch.eye(6)[0], dim=1)
-    other = torch.randint(2, (600,), generator=generator(2))
-    found = probes.leakage_items(z, {"there": factor, "not there": other})
-    assert found["there"].shape == (300,)
-    assert found["there"].mean() > 0.7 and abs(found["not there"].mean()) < 0.1
+def test_leakage_reads_what_is_there_by_the_probe_that_can_and_nothing_elsewhere():
+    factor, other = torch.randint(2, (2, 1200), generator=generator())
+    noise = torch.randn(1200, 6, generator=generator(1))
+    line = noise + 4 * factor[:, None] * torch.eye(6)[0]
+    ring = F.normalize(noise[:, :2], dim=1) * (1 + 2 * factor[:, None])
+    parts = torch.arange(1200) % 3
+    factors = {"there": factor, "not there": other}
+    for z in (line, torch.cat([ring, noise[:, 2:]], 1)):  # one is for the network alone
+        found = probes.leakage_items(z, factors, parts)
+        assert found["there"].shape == (400,)
+        assert found["there"].mean() > 0.4 and abs(found["not there"].mean()) < 0.03
+    # An item's gain is log q(v|z) - log p(v), so none exceeds that of a certain probe.
+    share = factor[parts == 2].double().mean()
+    entropy = -(share * share.log() + (1 - share) * (1 - share).log())
+    surprise = -torch.where(factor[parts == 2] == 1, share, 1 - share).log()
+    assert bool((found["there"] <= surprise / entropy + 1e-9).all())
+
+
+def test_leakage_is_chosen_on_the_tuning_items_and_measured_on_the_others():
+    factor = torch.randint(2, (1200,), generator=generator())
+    noise = torch.randn(1200, 6, generator=generator(1))
+    parts = torch.arange(1200) % 3
+    telling = noise + 8 * factor[:, None] * torch.eye(6)[0]
+    read = {}
+    for part in (0, 1, 2):
+        z = torch.where((parts == part)[:, None], noise, telling)  # one part tells nothing
+        read[part] = probes.leakage_items(z, {"v": factor}, parts)["v"].mean()
+    assert read[2] < 0 < 0.1 < min(read[0], read[1])
+
+
+def test_leakage_refuses_items_without_a_part_and_values_that_were_never_fitted():
+    z, parts = torch.randn(9, 2, generator=generator()), torch.arange(9) % 3
+    with pytest.raises(ValueError, match=r"parts \[0, 1\]: pass one vector"):
+        probes.leakage_items(z, {"v": parts}, parts.clamp(max=1))
+    with pytest.raises(ValueError, match=r"fitted items have the values \[0, 1\]"):
+        probes.leakage_items(z, {"v": parts}, parts)
+
+
+def test_parts_keep_groups_together_in_the_shares_asked_for():
+    groups = [chr(97 + i % 24) for i in range(500)]
+    parts = probes.parts_by_group(groups, (0.5, 0.125, 0.375))
+    by_group = {}
+    for group, part in zip(groups, parts.tolist(), strict=True):
+        by_group.setdefault(group, set()).add(part)
+    assert sorted(map(tuple, by_group.values())) == [(0,)] * 12 + [(1,)] * 3 + [(2,)] * 9
+    assert not torch.equal(parts, probes.parts_by_group(groups, (0.5, 0.125, 0.375), seed=1))
 
 
 def test_at_most_32_principal_components_hold_the_most_variance():
