@@ -315,4 +315,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from cibr_book import between
+
+    between.main()  # of the import, so that other processes find what it defines

@@ -1,8 +1,10 @@
 """The world between: exact information against determinants, batched training against PyTorch."""
 
 import math
+import runpy
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -301,6 +303,17 @@ def test_a_killed_run_continues_with_the_rows_that_its_table_lacks(tmp_path, mon
     before = len(made)
     between.run(file, [Cell(64, 0.5)], 1)
     assert len(made) == before
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_the_command_runs_functions_that_other_processes_can_import(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(between, "run", lambda *given: asked.append(given))
+    table = str(tmp_path / "map.csv")
+    options = ["--pairs", "64", "128", "--nuisances", "2", "--table", table, "--processes", "3"]
+    monkeypatch.setattr("sys.argv", ["between", *options])
+    runpy.run_module("cibr_book.between", run_name="__main__")
+    assert asked == [(Path(table), [Cell(64, 2.0), Cell(128, 2.0)], 3)]
 
 
 def test_more_steps_are_those_of_the_tuned_settings(monkeypatch):
