@@ -119,6 +119,7 @@ def page(home):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
         page = browser.new_context(viewport={"width": DESK, "height": 800}).new_page()
+        page.set_default_navigation_timeout(120_000)  # half a minute is too short beside a sweep
         page.messages, page.requests = [], []
         page.on("console", lambda message: page.messages.append(message))
         page.on("pageerror", lambda error: page.messages.append(error))
