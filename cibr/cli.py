@@ -71,6 +71,8 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a model, CLIP or CIBR", **layout)
     file_help = "a JSON file with settings; options override it"
     train.add_argument("config", nargs="?", type=Path, help=file_help)
+    recipe = "a tested recipe: many-pairs, few-pairs or wrong-captions"
+    train.add_argument("--preset", default=argparse.SUPPRESS, help=recipe)
     if with_settings:
         _add_settings(train)
 

@@ -28,6 +28,7 @@ SETTINGS += [
     (dict(betta=1.0), "unknown parameter 'betta', did you mean 'beta'.*Known: dataset, model"),
     (dict(cca_ridges=(math.inf, 1.0)), "cca_ridges is inf: .*finite"),
     (dict(zzz=1), r"unknown parameter 'zzz'\. Known"),
+    (dict(preset="few-pair"), "unknown preset 'few-pair', did you mean 'few-pairs'.*many-pairs"),
     (dict(penalty="vfm"), "unknown penalty 'vfm', did you mean 'vmf'.*Known: "),
     (dict(contrastive="clap"), "unknown contrastive loss 'clap', did you mean 'clip'.*Known: "),
     (dict(penalty_options={"kapa_b": 1.0}), "unknown option .*'kapa_b', did you mean 'kappa_b'"),

@@ -78,25 +78,36 @@ for _name, _field in RunConfig.model_fields.items():
     RunConfig.__doc__ += f"\n    {_name}: {_field.description}."
 
 
-def configure(**parameters: Any) -> RunConfig:
+def configure(preset: str = "", **parameters: Any) -> RunConfig:
     """Builds a checked configuration, filled in with the presets of data set and model.
 
     Without an `output_dir` the run gets a folder under `runs/`, named after its main settings with
     a digest of the others that are not at their defaults.
 
+    Args:
+        preset: a recipe of the study for photos, `many-pairs`, `few-pairs` or `wrong-captions`, in
+            place of every parameter that is at its default.
+        **parameters: fields of `RunConfig`.
+
     Raises:
         ValueError: an unknown parameter, data set, model, penalty or option (with the nearest known
             name), a value outside its range, or an output folder within the data.
     """
+    fields = RunConfig.model_fields
     for name in parameters:
-        check_known("parameter", name, RunConfig.model_fields)
+        check_known("parameter", name, fields)
+    if preset:
+        recipes = _presets()["recipes"]
+        check_known("preset", preset, recipes)
+        given = {name: v for name, v in parameters.items() if v != fields[name].default}
+        parameters = recipes[preset] | given
     try:
         config = RunConfig(**parameters)
     except ValidationError as error:
         first = error.errors()[0]
         name = first["loc"][0]
         rule = first["msg"].removeprefix("Value error, ").replace("Input should", "it should", 1)
-        about = RunConfig.model_fields[name].description
+        about = fields[name].description
         raise ValueError(f"{name} is {first['input']!r}: {rule} ({about})") from error
     check_known("penalty", config.penalty, PENALTIES)
     check_known("contrastive loss", config.contrastive, CONTRASTIVE)
@@ -104,10 +115,10 @@ def configure(**parameters: Any) -> RunConfig:
     source = resolve(config.dataset)
     kind = model_kind(config.model)
     _check_for_kind(config, kind)
-    preset = _preset(source, kind)
-    defaults = RunConfig().model_dump() | preset
-    unset = {name for name, value in config if value == RunConfig.model_fields[name].default}
-    config = config.model_copy(update={name: preset[name] for name in preset if name in unset})
+    of_kind = _preset(source, kind)
+    defaults = RunConfig().model_dump() | of_kind
+    unset = {name for name, value in config if value == fields[name].default}
+    config = config.model_copy(update={name: of_kind[name] for name in of_kind if name in unset})
     if not config.output_dir:
         folder = runs_folder() / _run_name(config, source.name, defaults)
         config = config.model_copy(update={"output_dir": str(folder)})
@@ -120,8 +131,11 @@ def configure(**parameters: Any) -> RunConfig:
 
 def _preset(source: Source, kind: str) -> dict[str, Any]:
     """Settings chosen on validation recall only, by kind of model and, on a card, by data set."""
-    presets = yaml.safe_load(shipped("presets.yaml").read_text(encoding="utf-8"))
-    return presets[kind] | source.card.get("presets", {}).get(kind, {})
+    return _presets()[kind] | source.card.get("presets", {}).get(kind, {})
+
+
+def _presets() -> dict[str, Any]:
+    return yaml.safe_load(shipped("presets.yaml").read_text(encoding="utf-8"))
 
 
 def _check_for_kind(config: RunConfig, kind: str) -> None:

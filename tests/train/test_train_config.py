@@ -1,11 +1,15 @@
 """The configuration of a run: presets, names of folders, splits and the model."""
 
+import json
+
 import pytest
 import torch
 from helpers import same
 from small_runs import PAIRS, write_folder
 
 from cibr.train import build_model, configure, load_splits
+from cibr_book.run import library_settings
+from cibr_book.tables import read_table
 
 NAMES = ("epochs", "batch_size", "learning_rate", "temperature", "dropout", "weight_decay")
 PRESETS = [  # of a card, and of any folder, even one with the card's name
@@ -14,6 +18,11 @@ PRESETS = [  # of a card, and of any folder, even one with the card's name
     ("folder/glyphs", "frozen", (30, 1024, 4e-3, 0.05, 0.4, 1.0)),
     ("folder/glyphs", "some/clip", (3, 64, 1e-5, 0.01, 0.0, 0.1)),
 ]
+RECIPES = {  # of `configure`, and the condition of the committed rows
+    "many-pairs": "Flickr8k",
+    "few-pairs": "Flickr8k, 10 % of the pairs",
+    "wrong-captions": "Flickr8k, 30 % shuffled captions",
+}
 
 
 @pytest.mark.parametrize(("dataset", "model", "preset"), PRESETS)
@@ -25,6 +34,22 @@ def test_presets_fill_what_is_not_given(tmp_path, monkeypatch, dataset, model, p
     given = dict(zip(NAMES, (3, 9, 1.0, 0.3, 0.0, 0.0), strict=True))
     filled = configure(dataset=dataset, model=model, **given).model_dump()
     assert {name: filled[name] for name in NAMES} == given
+
+
+@pytest.mark.parametrize(("preset", "condition"), RECIPES.items())
+def test_a_recipe_is_the_tested_setting_and_fills_what_is_not_given(preset, condition):
+    method = "CLIP, CCA start" if preset == "many-pairs" else "CIBR anchor"
+    rows = read_table()
+    rows = rows[(rows["condition"] == condition) & (rows["method"] == method)]
+    for settings in map(json.loads, rows["configuration"]):
+        own = library_settings(settings) | {"output_dir": "x"}
+        ignored = {"dataset": "glyphs", "validate_every": settings.get("validate_every", 1)}
+        own |= {"dataset": "glyphs"}
+        assert configure(preset, seed=settings["seed"], output_dir="x", **ignored) == configure(
+            **own
+        )
+    changed = configure(preset, beta=0.2, dataset="glyphs", dropout=-1.0)
+    assert changed.beta == 0.2 and changed.dropout == configure(preset).dropout
 
 
 CHANGES = dict(beta=0.0, seed=1, penalty="mine", model="frozen", sample=True, epochs=3, kappa_e=8.0)
