@@ -77,11 +77,13 @@ def read_plan(file: str | Path, results: str | Path = "") -> Plan:
     trials = read_plan(file.parent / entries["trials"]) if "trials" in entries else None
     for condition, part in entries["conditions"].items():
         for method in part["methods"]:
-            best = _best_trial(trials, condition, method["method"]) if trials else {}
+            own = {name: value for name, value in method.items() if name != "like"}
+            like = method.get("like") or method.get("method", "")
+            best = _best_trial(trials, condition, like) if trials else {}
             if best is None:
                 waiting.append(f"{condition}: {method['method']}")
                 continue
-            axes = best | entries.get("fixed", {}) | part.get("fixed", {}) | method
+            axes = best | entries.get("fixed", {}) | part.get("fixed", {}) | own
             n = axes.pop("draw", 0)
             for settings in drawn(axes, n, condition) if n else grid(axes):
                 run = run_id(settings)

@@ -124,18 +124,21 @@ def test_methods_start_from_their_best_trial_once_all_trials_have_rows(tmp_path)
     trials = trials.replace("seed: [1, 2]", "dropout: [0.1, 0.2], seed: 7")
     (tmp_path / "trials.yaml").write_text(trials)
     final = "results: rows.csv\ntrials: trials.yaml\nfixed: {dataset: flickr8k}\nconditions:"
-    methods = "[{method: CLIP}, {method: CIBR, dropout: 0.5}, {method: untried}]"
+    methods = "{method: CLIP}, {method: CIBR, dropout: 0.5}, {method: untried}"
+    methods = f"[{methods}, {{method: curve, like: CLIP, beta: [0.1, 0.2]}}]"
     (tmp_path / "final.yaml").write_text(f"{final} {{few: {{methods: {methods}}}}}")
     tried = read_plan(tmp_path / "trials.yaml")
     clip = [run for run, settings in tried.runs.items() if settings["method"] == "CLIP"]
     for i, run in enumerate(clip):
-        assert read_plan(tmp_path / "final.yaml").waiting == ("few: CLIP", "few: CIBR")
+        waiting = read_plan(tmp_path / "final.yaml").waiting
+        assert waiting == ("few: CLIP", "few: CIBR", "few: curve")
         write_rows(tried, tmp_path, {run: {"validation_image_to_text_recall@1": 0.2 + 0.1 * i}})
     plan = read_plan(tmp_path / "final.yaml")
     assert plan.waiting == ("few: CIBR",)
     fixed = {"dataset": "flickr8k", "condition": "few"}
     best = FEW | {"method": "CLIP", "beta": 0, "dropout": 0.2}
-    assert [*plan.runs.values()] == [best | fixed, fixed | {"method": "untried"}]
+    curve = [best | fixed | {"method": "curve", "beta": beta} for beta in (0.1, 0.2)]
+    assert [*plan.runs.values()] == [best | fixed, fixed | {"method": "untried"}, *curve]
     diverged = {run: {"error": "diverged"} for run in tried.runs if run not in clip}
     write_rows(tried, tmp_path, diverged)
     with pytest.raises(ValueError, match="trials.csv: every trial of 'CIBR' in 'few' diverged"):
