@@ -3,6 +3,7 @@
 import ast
 from typing import Any
 
+from cibr.train import RunConfig
 from cibr.utils import check_known
 
 
@@ -35,3 +36,15 @@ def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
             f"parameter {missing[0]!r} is not set: give it a default in the parameters cell"
         )
     return {name: namespace[name] for name in names}
+
+
+def changed(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that are not at their defaults of `RunConfig`, so that a preset fills the
+    others.
+    """
+    fields = RunConfig.model_fields
+    return {
+        name: value
+        for name, value in parameters.items()
+        if name not in fields or value != fields[name].default
+    }

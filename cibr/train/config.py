@@ -85,8 +85,8 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
     a digest of the others that are not at their defaults.
 
     Args:
-        preset: a recipe of the study for photos, `many-pairs`, `few-pairs` or `wrong-captions`, in
-            place of every parameter that is at its default.
+        preset: a recipe of the study for photos, `many-pairs`, `few-pairs` or `wrong-captions`;
+            parameters override it.
         **parameters: fields of `RunConfig`.
 
     Raises:
@@ -99,8 +99,7 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
     if preset:
         recipes = _presets()["recipes"]
         check_known("preset", preset, recipes)
-        given = {name: v for name, v in parameters.items() if v != fields[name].default}
-        parameters = recipes[preset] | given
+        parameters = recipes[preset] | parameters
     try:
         config = RunConfig(**parameters)
     except ValidationError as error:

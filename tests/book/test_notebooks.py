@@ -2,7 +2,8 @@
 
 import pytest
 
-from cibr_book.notebooks import check_parameters
+from cibr.train import configure
+from cibr_book.notebooks import changed, check_parameters
 
 
 def test_parameters_that_papermill_injected_are_known():
@@ -15,3 +16,11 @@ def test_parameters_that_papermill_injected_are_known():
         check_parameters(namespace | {"In": injected}, "beta seed")
     with pytest.raises(ValueError, match="parameter 'alpha' is not set: give it a default"):
         check_parameters(namespace, "alpha")
+
+
+def test_what_a_reader_leaves_as_it_is_does_not_override_a_preset():
+    given = changed(
+        {"preset": "few-pairs", "beta": 0.05, "model": "tiny", "dropout": 0.3, "seed": 0}
+    )
+    assert given == {"preset": "few-pairs", "dropout": 0.3}
+    assert (configure(**given).model, configure(**given).dropout) == ("frozen", 0.3)

@@ -48,8 +48,7 @@ def test_a_recipe_is_the_tested_setting_and_fills_what_is_not_given(preset, cond
         assert configure(preset, seed=settings["seed"], output_dir="x", **ignored) == configure(
             **own
         )
-    changed = configure(preset, beta=0.2, dataset="glyphs", dropout=-1.0)
-    assert changed.beta == 0.2 and changed.dropout == configure(preset).dropout
+    assert configure(preset, beta=0.05, model="tiny", cca_start=False, penalty="vmf").beta == 0.05
 
 
 CHANGES = dict(beta=0.0, seed=1, penalty="mine", model="frozen", sample=True, epochs=3, kappa_e=8.0)
