@@ -10,7 +10,6 @@ from matplotlib.colors import ListedColormap
 from scipy import stats
 from scipy.interpolate import RegularGridInterpolator
 
-from cibr_book.analysis import mean_intervals
 from cibr_book.figures import STYLES, legend_above, styles
 from cibr_book.plots import GREEN, ORANGE, PINK, WIDTH, panels, wrap
 from cibr_book.tables import chosen, differences
@@ -44,16 +43,12 @@ def gains(rows: pd.DataFrame, value: str = "test_recall") -> pd.DataFrame:
         high` over `n` seeds; the `p_value` of Student's test, and `q_value`, adjusted by Benjamini
         and Hochberg over all contenders and cells.
     """
-    on = [*CELL, "tower", "seed"]
-    clip = rows.loc[rows["method"] == "CLIP", [*on, value]]
-    both = rows[rows["method"] != "CLIP"].merge(clip, on=on, suffixes=("", "_of_clip"))
-    both["difference"] = both[value] - both[f"{value}_of_clip"]
-    by = [*CELL, "tower", "method"]
-    groups = both.groupby(by, sort=False)
-    means = groups[value].mean().rename("value").reset_index()
-    table = means.merge(mean_intervals(both, by, "difference"), on=by)
-    tests = groups["difference"].apply(lambda values: stats.ttest_1samp(values, 0).pvalue)
-    table = table.merge(tests.rename("p_value").reset_index(), on=by)
+    by = [*CELL, "tower"]
+    cells = rows.assign(condition=rows.groupby(by, sort=False).ngroup())
+    known = cells.assign(beta=0.0, hyperparameters="", validation=0.0)
+    names = {"difference": "mean", "n_seeds": "n"}
+    table = differences(known, [value]).rename(columns=names)
+    table = cells[["condition", *by]].drop_duplicates().merge(table)
     counted = (table["tower"] == "linear") & table["method"].isin(CONTENDERS)
     counted &= table["p_value"].notna()
     table.loc[counted, "q_value"] = stats.false_discovery_control(table.loc[counted, "p_value"])

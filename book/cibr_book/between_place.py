@@ -115,11 +115,6 @@ def _covariance(features: Tensor, variates: Tensor) -> Tensor:
     return (features - features.mean(0)).T @ variates / len(features)
 
 
-def world_predicted(nuisance: float) -> float:
-    """Share of a modality's variance that the other one predicts in the world, at a scale."""
-    return N_SHARED * CORRELATION**2 / (N_SHARED + N_OWN * nuisance**2)
-
-
 def place(n_pairs: float | int, structure: Structure) -> tuple[float, float]:
     """The place on the map of pairs with a structure.
 
