@@ -167,11 +167,10 @@ def _shrink_site(app: Sphinx, error: Exception | None) -> None:
     """Removes what no page asks for, and figures that are there twice."""
     if error is not None or app.builder.format != "html":
         return
-    if not hasattr(app.builder, "indexer"):  # no page has changed since the last build
-        return
     site = Path(app.outdir)
     static = site / "_static"
-    discovery.write_counts(app)
+    if hasattr(app.builder, "indexer"):  # a page has changed since the last build
+        discovery.write_counts(app)
     if _DRAW in app.env.found_docs:
         draw.write_scripts(static / "draw")
     mathjax = static / "mathjax"
