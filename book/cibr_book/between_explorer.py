@@ -7,15 +7,14 @@ book/_static/between.js draws, and a table of all cells follows for readers with
 import json
 import math
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import pandas as pd
 
 from cibr_book.between import TABLE
 from cibr_book.between_figures import CELL, COLOURS, gains, winners
+from cibr_book.pages import filled
 
-_PAGE = Path(__file__).with_suffix(".html")
 _NOISE = "0.01"
 _NUMBERS = ["recall", "gain", "low", "high", "shared", "residual"]
 
@@ -71,10 +70,7 @@ def in_words(settings: str) -> str:
 def as_page(file: Path = TABLE) -> str:
     """The piece of HTML: controls and drawings that the script fills, numbers, and a table."""
     data = cells(pd.read_csv(file))
-    return Template(_PAGE.read_text("utf-8")).substitute(
-        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
-        table=_table(data).to_html(index=False, border=0),
-    )
+    return filled(__file__, data, table=_table(data).to_html(index=False, border=0))
 
 
 def _table(data: dict[str, Any]) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cibr_book import worlds
+from cibr_book.pages import filled
 
 FILE = Path(__file__).resolve().parents[1] / "_static" / "curve.json"
 _AMBIGUITIES = (0.05, 0.1, 0.2, 0.3, 0.4)  # how often a text names the wrong one of the first pair
@@ -85,24 +86,7 @@ def curves() -> dict[str, Any]:
 
 def as_page(file: Path = FILE) -> str:
     """HTML with two sliders, a drawing that the script fills, a sentence, and the numbers."""
-    text = json.dumps(json.loads(file.read_text("utf-8")), separators=(",", ":"))
-    return f"""
-<div class="explorer" id="curve" role="group" aria-label="Move beta and the ambiguity" hidden>
-  <div class="explorer-controls">
-    <label for="curve-beta">β = <output id="curve-beta-value" for="curve-beta"></output></label>
-    <input id="curve-beta" type="range" min="0" step="1" aria-describedby="curve-summary">
-    <label for="curve-ambiguity">confused <output id="curve-ambiguity-value"></output></label>
-    <input id="curve-ambiguity" type="range" min="0" step="1" aria-describedby="curve-summary">
-  </div>
-  <p id="curve-summary" class="explorer-said" aria-live="polite"></p>
-  <div class="explorer-drawings">
-    <svg id="curve-drawing" viewBox="0 0 400 240" role="img" aria-labelledby="curve-title">
-      <title id="curve-title">Shared against residual information, one optimum per beta</title>
-    </svg>
-  </div>
-</div>
-<script type="application/json" id="curve-data">{text}</script>
-"""
+    return filled(__file__, json.loads(file.read_text("utf-8")))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from functools import cache
 from html import escape
 from itertools import product
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from PIL import Image
 from cibr.data import Pairs, glyphs, load_pairs
 from cibr.models import DualEncoder
 from cibr.utils import shipped
+from cibr_book.pages import filled
 
 MODELS = {"CLIP": "clip-tiny", "CIBR": "cibr-tiny"}
 FILES = [shipped(f"checkpoints/{name}/cibr.safetensors") for name in MODELS.values()]
@@ -39,6 +39,7 @@ N_SEEN = 2  # of them in the training set, the first
 WEIGHTS = ("regular", "bold")
 SLANTS = ("upright", "oblique")
 SIZES = (18, 24, 27)  # px: the smallest, that of the test images, the largest
+_GUIDES = (7, 12, 25)  # rows of 32: the tops of H and x, and the line on which both stand
 SHIFT = 2  # px: how far a character is moved at most, either way
 # Common Latin, Greek and Cyrillic letters, and symbols but for boxes and braille.
 _RANGES = ((0x0, 0x17F), (0x370, 0x45F), (0x2000, 0x24FF), (0x25A0, 0x27FF))
@@ -60,7 +61,6 @@ FACTORS = {
     "ink": ("black", "white"),
 }
 _STATIC = Path(__file__).resolve().parents[1] / "_static"
-_PAGE = Path(__file__).with_suffix(".html")
 
 _Rows = Float[np.ndarray, "r c"]
 
@@ -232,13 +232,14 @@ def as_page() -> str:
         f'<option value="{i}">{escape(character)} {unicodedata.name(character).lower()}</option>'
         for i, character in enumerate(STYLED)
     ]
-    return Template(_PAGE.read_text("utf-8")).substitute(
+    return filled(
+        __file__,
+        {"scripts": addresses, "guides": _GUIDES},
         styled="".join(options),
         factors="".join(_factor(name, levels) for name, levels in FACTORS.items()),
         n_styles=math.prod(map(len, FACTORS.values())),
         scores=_scores(),
         megabytes=f"{len(payload()) / 1e6:.1f}",
-        data=json.dumps({"scripts": addresses, "guides": _guides()}),
     )
 
 
@@ -249,16 +250,3 @@ def _factor(name: str, levels: Sequence[str]) -> str:
         for i, level in enumerate(levels)
     )
     return f'<fieldset data-factor="{name}"><legend>{name}</legend>{choices}</fieldset>'
-
-
-def _guides() -> list[int]:
-    """The rows between which a capital and a small letter of the training set lie: the tops of H
-    and x, and the line on which both stand.
-    """
-    factors = dict(typeface="sans", weight="regular", slant="upright", size=24)
-    factors |= dict(x=0, y=0, ink=255, paper=0)
-    rows = []
-    for letter in "Hx":
-        (pixels,) = glyphs.draw_all(pd.DataFrame([{"character": letter} | factors]))
-        rows.append(np.flatnonzero(pixels.max(1) > 127))
-    return [int(rows[0][0]), int(rows[1][0]), int(rows[0][-1]) + 1]

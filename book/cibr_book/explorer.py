@@ -4,18 +4,15 @@ The page needs no kernel and no network: numbers are written into it as JSON, wh
 book/_static/explorer.js draws, and they follow as a table for readers without scripts.
 """
 
-import json
-from pathlib import Path
-from string import Template
 from typing import Any
 
 import pandas as pd
 
 from cibr_book.ablation_figures import CURVES
 from cibr_book.figures import STYLES
+from cibr_book.pages import filled
 from cibr_book.tables import HEADLINE, differences, read_table
 
-_PAGE = Path(__file__).with_suffix(".html")
 _LEAST_BETAS = 3  # that make a curve
 _SCORES = ("zero-shot accuracy", "mean recall")
 
@@ -55,16 +52,7 @@ def _point(rows: pd.DataFrame) -> dict[str, Any]:
 def as_page() -> str:
     """The piece of HTML: controls and drawings that the script fills, numbers, and a table."""
     data = curves()
-    panel = (
-        '<svg class="explorer-panel" viewBox="0 0 300 240" role="img"'
-        ' aria-labelledby="explorer-title-{0}"><title id="explorer-title-{0}">'
-        "{1} over beta, difference from CLIP</title></svg>"
-    )
-    return Template(_PAGE.read_text("utf-8")).substitute(
-        panels="".join(panel.format(i, score) for i, score in enumerate(_SCORES)),
-        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
-        table=_table(data).to_html(index=False, border=0),
-    )
+    return filled(__file__, data, table=_table(data).to_html(index=False, border=0))
 
 
 def _table(data: dict[str, Any]) -> pd.DataFrame:

@@ -9,7 +9,6 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import torch
@@ -21,9 +20,9 @@ import cibr
 from cibr.data import Pairs
 from cibr.metrics.retrieval import count_reaching
 from cibr.models import DualEncoder
+from cibr_book.pages import filled
 
 _FOLDER = Path(__file__).resolve().parents[1] / "_static" / "search"
-_PAGE = Path(__file__).with_suffix(".html")
 _N_FOUND, _N_COLUMNS = 6, 20
 _QUERIES = ("a red car", "a bird on the water", "children play football", "people at a table")
 _QUERIES += ("snow", "a man on a bicycle", "a cat", "two dogs run on grass")
@@ -106,8 +105,7 @@ def as_page() -> str:
     """The piece of HTML: controls, places for photos that the script fills, and the queries."""
     data = json.loads((_FOLDER / "photos.json").read_text("utf-8"))
     data |= {"sheet": "../_static/search/photos.jpg", "columns": _N_COLUMNS}
-    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    return Template(_PAGE.read_text("utf-8")).substitute(scores=scores(data), data=text)
+    return filled(__file__, data, scores=scores(data))
 
 
 def trained_heads(beta: float) -> DualEncoder:

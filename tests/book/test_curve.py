@@ -1,12 +1,11 @@
 """The interactive information curve: its points are optima."""
 
 import json
-import re
 
 import pytest
 
 from cibr_book import curve, worlds
-from cibr_book.curve import FILE, as_page, merging_tables, optimum
+from cibr_book.curve import FILE, merging_tables, optimum
 
 
 @pytest.fixture
@@ -56,7 +55,3 @@ def test_the_optimum_of_another_weight_replaces_one_that_it_beats(data, monkeypa
     made = curve.curves()
     assert made["points"] == [[much, little]]
     assert made["limits"] == [data["limits"][data["ambiguities"].index(0.3)]]
-
-
-def test_the_page_holds_the_stored_numbers(data):
-    assert json.loads(re.search(r'id="curve-data">(.*?)</script>', as_page())[1]) == data

@@ -1,7 +1,10 @@
 """What the book adds to Sphinx, where the built pages cannot show it."""
 
+import json
+
 from sphinx.config import Config
 
+from cibr_book.pages import filled
 from cibr_book.rendering import add_addresses, mark_up_docstring
 
 
@@ -20,6 +23,13 @@ def test_buttons_and_links_appear_once_an_address_is_given_and_not_before():
     assert options["repository_url"] == address and options["use_repository_button"]
     assert set(options["launch_buttons"]) == {"thebe", "binderhub_url", "colab_url"}
     assert [link["url"] for link in options["icon_links"]] == ["https://doi.org/10.5281/zenodo.1"]
+
+
+def test_a_text_cannot_end_the_numbers_of_a_page(tmp_path):
+    (tmp_path / "piece.html").write_text('<script id="data">$data</script><p>$said</p>')
+    page = filled(str(tmp_path / "piece.py"), {"text": "a</script><b> & $said"}, said="<i>c</i>")
+    data, rest = page.removeprefix('<script id="data">').split("</script>")
+    assert json.loads(data) == {"text": "a</script><b> & $said"} and rest == "<p><i>c</i></p>"
 
 
 def test_docstrings_become_markup():
