@@ -71,17 +71,6 @@ def probe_nats(
         ValueError: lengths that differ, features that are not finite, a factor that does not vary,
             or a value that the training samples lack.
     """
-    log_q, log_p, correct = _probe_items(features, factor, held_out, dim_hidden)
-    means = {"nats": log_q - log_p, "entropy_nats": -log_p, "accuracy": correct.double()}
-    return {name: float(values.mean()) for name, values in means.items()}
-
-
-def _probe_items(
-    features: Features, factor: Factor, held_out: Mask, dim_hidden: int = 0
-) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"], Bool[Tensor, " m"]]:
-    """log q(v|z) of the probe, log p(v) of the held-out frequencies, in nats, and whether its top
-    prediction is correct, per held-out sample.
-    """
     n = len(features)
     if not len(factor) == len(held_out) == n or not torch.isfinite(features).all():
         got = f"{n} rows, {len(factor)} values and {len(held_out)} of held_out"
@@ -95,7 +84,9 @@ def _probe_items(
         reader = LogisticRegression(max_iter=300)
     probe = make_pipeline(StandardScaler(), reader)
     probe.fit(features[~held_out].numpy(), factor[~held_out].numpy())
-    return _tested_items(probe, features[held_out], factor[held_out])
+    log_q, log_p, correct = _tested_items(probe, features[held_out], factor[held_out])
+    means = {"nats": log_q - log_p, "entropy_nats": -log_p, "accuracy": correct.double()}
+    return {name: float(values.mean()) for name, values in means.items()}
 
 
 def _check_values(fitted: Factor, tested: Int[Tensor, " m"]) -> None:
@@ -108,7 +99,9 @@ def _check_values(fitted: Factor, tested: Int[Tensor, " m"]) -> None:
 def _tested_items(
     probe: BaseEstimator, features: Features, factor: Factor
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Mask]:
-    """What `_probe_items` returns, of a fitted probe."""
+    """log q(v|z) of a fitted probe, log p(v) of the frequencies, in nats, and whether its top
+    prediction is correct, per item.
+    """
     log_q = np.log(probe.predict_proba(features.numpy()).clip(1e-12))
     column = np.searchsorted(probe.classes_, factor.numpy())
     log_p = np.log(np.bincount(column) / len(column))[column]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import cibr
 from cibr.data import Pairs
+from cibr.evaluate import Task, load_task
 from cibr.metrics.retrieval import count_reaching
 from cibr.models import DualEncoder
 from cibr_book.pages import filled
@@ -120,16 +121,9 @@ def trained_heads(beta: float) -> DualEncoder:
         return model
 
 
-def _some(dataset: str, n: int) -> Pairs:
-    """Test pairs, chosen at random and in their order."""
-    pairs = cibr.load_pairs(dataset, "test")
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))
-    return pairs.subset(order[:n].sort().values)
-
-
 def main() -> None:
     """Embed queries and photos and write what the page shows."""
-    pairs = _some("flickr8k", 240)
+    pairs = load_task(Task("flickr8k", "retrieval"), 240)
     asked = range(0, len(pairs), 2)
     queries = [*_QUERIES, *(pairs.captions[i][1] for i in asked)]
     right = torch.zeros(len(queries), len(pairs), dtype=torch.bool)
