@@ -2,15 +2,17 @@
 
 Six directives put files of the project into a page when the book is built: `explorer`, `curve` and
 `between`, figures with sliders, `search`, the search page, `draw`, models in the page with weights
-beside it, and `drawing`, an SVG that takes the page's colours. Docstrings, with code in
-single backticks and equations in indented lines, are turned into the markup that Sphinx reads. Each
-page has a description and a preview card, and the site's search a ranking (`discovery`).
+beside it, and `drawing`, an SVG that takes the page's colours; `get-project` says where the project
+is. Docstrings, with code in single backticks and equations in indented lines, are turned into the
+markup that Sphinx reads. Each page has a description and a preview card, and the site's search a
+ranking (`discovery`).
 Pages drop the scripts of Thebe, which would fetch kernels from the network. Files that no page asks
 for are removed, so that the whole site is small enough to be sent as a file.
 """
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 from docutils import nodes
@@ -21,12 +23,14 @@ from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
+from cibr.utils import project_root
 from cibr_book import between, between_explorer, curve, discovery, draw, explorer, search
 from cibr_book.tables import RESULTS
 
 _BOOK = Path(__file__).resolve().parents[1]
 _GLOSSARY = "book/glossary"
 _DRAW = "book/draw"
+_ARCHIVE = "cibr.zip"
 _PAGES = {"explorer": explorer, "search": search, "curve": curve, "draw": draw}
 _PAGES["between"] = between_explorer
 _FIGURE_SCALE = 2  # a figure's pixels for one of the page: figures have 200 dpi, pages show 100
@@ -67,6 +71,20 @@ class _FromFiles(SphinxDirective):
         for file in files:
             self.env.note_dependency(str(file))
         return [nodes.raw("", page, format="html")]
+
+
+class _GetProject(SphinxDirective):
+    """How a reader gets the project: from its repository, or as an archive beside the pages."""
+
+    def run(self) -> list[nodes.Node]:
+        address = self.config.repository_address
+        if address:
+            call = f"git clone {address} cibr && cd cibr"
+            return [nodes.literal_block(call, call, language="bash")]
+        if not (project_root() / ".git").exists():  # built from such an archive
+            return []
+        link = f'<a href="../{_ARCHIVE}" download>Download the project</a>'
+        return [nodes.raw("", f"<p>{link} (a zip of 7 MB) and unpack it.</p>", format="html")]
 
 
 def add_addresses(app: Sphinx | None, config: Config) -> None:
@@ -164,7 +182,7 @@ def _skip_alias(
 
 
 def _shrink_site(app: Sphinx, error: Exception | None) -> None:
-    """Removes what no page asks for, and figures that are there twice."""
+    """Adds the project as an archive; removes what no page asks for and what is there twice."""
     if error is not None or app.builder.format != "html":
         return
     site = Path(app.outdir)
@@ -173,6 +191,9 @@ def _shrink_site(app: Sphinx, error: Exception | None) -> None:
         discovery.write_counts(app)
     if _DRAW in app.env.found_docs:
         draw.write_scripts(static / "draw")
+    if not app.config.repository_address and (project_root() / ".git").exists():
+        call = ["git", "archive", "--prefix=cibr/", "-o", site / _ARCHIVE, "HEAD", ".", ":!.ci"]
+        subprocess.run(call, cwd=project_root(), check=True)
     mathjax = static / "mathjax"
     for file in [f for f in mathjax.rglob("*") if f.is_file()]:
         if not any(file.is_relative_to(mathjax / kept) for kept in _MATHJAX):
@@ -194,6 +215,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     """Connects the directives and the steps: docstrings first, pages after other extensions."""
     for name in ("drawing", *_PAGES):
         app.add_directive(name, _FromFiles)
+    app.add_directive("get-project", _GetProject)
     for name in ("repository_address", "doi"):
         app.add_config_value(name, "", "html")
     app.add_config_value("search_entries", {}, "html")

@@ -1,11 +1,12 @@
 """What the book adds to Sphinx, where the built pages cannot show it."""
 
 import json
+from types import SimpleNamespace
 
 from sphinx.config import Config
 
 from cibr_book.pages import filled
-from cibr_book.rendering import add_addresses, mark_up_docstring
+from cibr_book.rendering import _GetProject, add_addresses, mark_up_docstring
 
 
 def theme_options(**values):
@@ -30,6 +31,12 @@ def test_a_text_cannot_end_the_numbers_of_a_page(tmp_path):
     page = filled(str(tmp_path / "piece.py"), {"text": "a</script><b> & $said"}, said="<i>c</i>")
     data, rest = page.removeprefix('<script id="data">').split("</script>")
     assert json.loads(data) == {"text": "a</script><b> & $said"} and rest == "<p><i>c</i></p>"
+
+
+def test_the_first_page_says_clone_once_an_address_is_given():
+    page = SimpleNamespace(config=SimpleNamespace(repository_address="https://host/owner/cibr"))
+    (block,) = _GetProject.run(page)
+    assert block.astext() == "git clone https://host/owner/cibr cibr && cd cibr"
 
 
 def test_docstrings_become_markup():
