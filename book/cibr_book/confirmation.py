@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -119,14 +120,14 @@ def _test(hypothesis: str, condition: str, method: str, control: str, values: pd
 
 
 def _gains(rows: pd.DataFrame) -> Iterator[dict]:
-    """H1 and H2: the anchor and CLIP, the anchor and its start."""
-    for hypothesis, control in {"H1": "CLIP", "H2": "CLIP, CCA start"}.items():
-        for condition in FEW_OR_WRONG:
-            own = rows[rows["condition"] == condition]
-            gaps = paired(own, "CIBR anchor", control, RECALLS)
-            for _, values in gaps.items():
-                test = _test(hypothesis, condition, "CIBR anchor", control, values)
-                yield test | {"p_value": stats.ttest_1samp(values, 0).pvalue}
+    """H1 and H2: the anchor and CLIP, the anchor and what it is made of."""
+    controls = [("H1", "CLIP"), ("H2", "CLIP, CCA start"), ("H2", "closed-form CCA")]
+    for (hypothesis, control), condition in product(controls, FEW_OR_WRONG):
+        own = rows[rows["condition"] == condition]
+        gaps = paired(own, "CCA anchor", control, RECALLS)
+        for _, values in gaps.items():
+            test = _test(hypothesis, condition, "CCA anchor", control, values)
+            yield test | {"p_value": stats.ttest_1samp(values, 0).pvalue}
 
 
 def _equalities(rows: pd.DataFrame, best_form: dict[str, str]) -> Iterator[dict]:

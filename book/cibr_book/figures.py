@@ -33,7 +33,7 @@ _NAMES = {
     (SKY, "s"): ("CIBR vMF, sampled",),
     (GREEN, "^"): ("CIBR crossfit", "NWJ"),
     (ORANGE, "v"): ("CIBR MINE", "MINE", "DV"),
-    (PINK, "s"): ("CIBR anchor", "the anchor, over the CCA start"),
+    (PINK, "s"): ("CCA anchor", "the anchor, over the CCA start"),
     (GREY, "P"): ("CLIP, CCA start", "the CCA start"),
     (GREEN, "D"): ("CLIP, self-training",),
     (RED, "s"): ("SMILE", "SMILE, clip 1"),

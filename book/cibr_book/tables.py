@@ -33,7 +33,7 @@ _NOT_TUNED += ["contrastive", "beta", "validate_every", "unpaired", "adapted"]
 # A method and its control, which differ by one ingredient, each with its best settings on
 # validation.
 CONTRASTS = (
-    ("CIBR anchor", "CLIP, CCA start"),
+    ("CCA anchor", "CLIP, CCA start"),
     ("CIBR vMF, sampled", "noise only"),
     ("consistency", "CLIP, same grouped batches"),
     ("CLIP, in both styles", "consistency"),
@@ -41,7 +41,7 @@ CONTRASTS = (
 KINDS = {  # pattern of the methods' names, and the control that they are compared with
     "the residual penalty": (r"^CIBR (?:vMF|crossfit|MINE)", "CLIP"),
     "the CCA start": (r"^CLIP, CCA start$", "CLIP"),
-    "the anchor, over the CCA start": (r"^CIBR anchor$", "CLIP, CCA start"),
+    "the anchor, over the CCA start": (r"^CCA anchor$", "CLIP, CCA start"),
     "best other control": (r"^(?!CLIP$|CLIP, CCA start$|CLIP, in both styles$|CIBR)", "CLIP"),
 }
 _SCORES = {  # pattern of the columns by name; their mean

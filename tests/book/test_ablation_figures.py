@@ -57,14 +57,14 @@ def test_a_forest_names_method_and_seeds_and_marks_the_side_of_zero():
     assert marks(few) == {-1.0: ("v", True, 0), 0.1: ("o", False, 1)}
     assert marks(many) == {1.0: ("^", True, 0)}
     assert few.get_lines()[1].get_xdata().tolist() == [-1.5, -0.5]
-    long = dict(method="CIBR anchor + noise", against="CLIP, CCA start + noise")
+    long = dict(method="CCA anchor + noise", against="CLIP, CCA start + noise")
     (axis,) = method_forest(table.tail(1).assign(**long))
     labels = [label.get_text() for label in axis.get_yticklabels()]
-    assert labels == ["anchor vs CCA start, with noise (5)"]
+    assert labels == ["CCA anchor vs CCA start, with noise (5)"]
 
 
 def test_the_summary_has_photos_above_glyphs_and_fills_what_leaves_zero_out():
-    table = [("Flickr8k", "CIBR anchor", "zero-shot", 1.0, 0.5, 1.5, "gain")]
+    table = [("Flickr8k", "CCA anchor", "zero-shot", 1.0, 0.5, 1.5, "gain")]
     table += [("Flickr8k", "CLIP, two captions", "zero-shot", 0.1, -1, 1.2, "not significant")]
     table += [("glyphs", "CLIP + cosine", "zero-shot", -1, -2, -0.5, "loss")]
     kinds = ["the anchor, over the CCA start", "best other control", "best other control"]

@@ -34,13 +34,13 @@ def test_the_settings_of_each_method_are_those_that_are_best_on_validation(rows)
 def test_contenders_are_the_best_of_each_kind_on_validation():
     validation = {"CLIP": 99, "CLIP, in both styles": 98, "consistency": 30, "noise only": 31}
     validation |= {"CIBR vMF": 20, "CIBR crossfit, sampled": 21}
-    validation |= {"CIBR anchor": 10, "CLIP, CCA start": 11}
+    validation |= {"CCA anchor": 10, "CLIP, CCA start": 11}
     table = pd.DataFrame({"method": validation.keys(), "validation": validation.values()})
     best = tables.contenders(table.assign(condition="toys", beta=0.0, hyperparameters=""))
     assert best[["kind", "method", "against"]].values.tolist() == [
         ["the residual penalty", "CIBR crossfit, sampled", "CLIP"],
         ["the CCA start", "CLIP, CCA start", "CLIP"],
-        ["the anchor, over the CCA start", "CIBR anchor", "CLIP, CCA start"],
+        ["the anchor, over the CCA start", "CCA anchor", "CLIP, CCA start"],
         ["best other control", "noise only", "CLIP"],
     ]
 
