@@ -34,6 +34,7 @@ _NOT_TUNED += ["contrastive", "beta", "validate_every", "unpaired", "adapted"]
 # validation.
 CONTRASTS = (
     ("CCA anchor", "CLIP, CCA start"),
+    ("CCA anchor", "closed-form CCA"),
     ("CIBR vMF, sampled", "noise only"),
     ("consistency", "CLIP, same grouped batches"),
     ("CLIP, in both styles", "consistency"),
@@ -42,7 +43,7 @@ KINDS = {  # pattern of the methods' names, and the control that they are compar
     "the residual penalty": (r"^CIBR (?:vMF|crossfit|MINE)", "CLIP"),
     "the CCA start": (r"^CLIP, CCA start$", "CLIP"),
     "the anchor, over the CCA start": (r"^CCA anchor$", "CLIP, CCA start"),
-    "best other control": (r"^(?!CLIP$|CLIP, CCA start$|CLIP, in both styles$|CIBR)", "CLIP"),
+    "best other control": (r"^(?!CLIP$|CLIP, CCA start$|CCA anchor$|CIBR)", "CLIP"),
 }
 _SCORES = {  # pattern of the columns by name; their mean
     "zero-shot": r"/mean of \d+/accuracy@1$",
