@@ -89,12 +89,16 @@
     summary.replaceChildren(strong, text);
   };
 
-  // Scores whose interval is above zero, and below.
+  // Scores that gain and lose after the correction, and those whose interval alone excludes zero.
   const verdict = (p) => {
-    const gains = data.scores.filter((_, i) => p.low[i] > 0);
-    const losses = data.scores.filter((_, i) => p.high[i] < 0);
-    const parts = [gains.length && `Gain: ${gains.join("; ")}.`, losses.length && `Loss: ${losses.join("; ")}.`];
-    return parts.filter(Boolean).join(" ") || "No detectable difference from CLIP.";
+    const named = (belongs) => data.scores.filter((_, i) => belongs(i)).join(" and ");
+    const differs = (i) => p.low[i] > 0 || p.high[i] < 0;
+    const parts = [
+      ["Gain, also after correction", named((i) => p.survives[i] && p.difference[i] > 0)],
+      ["Loss, also after correction", named((i) => p.survives[i] && p.difference[i] < 0)],
+      ["Not detectable after correction", named((i) => !p.survives[i] && differs(i))],
+    ].filter(([, names]) => names);
+    return parts.map(([start, names]) => `${start}: ${names}.`).join(" ") || "No detectable difference from CLIP.";
   };
 
   // The slider stays as near as it can to the beta that was chosen.

@@ -11,9 +11,11 @@ import pandas as pd
 from cibr_book.ablation_figures import CURVES
 from cibr_book.figures import STYLES
 from cibr_book.pages import filled
-from cibr_book.tables import HEADLINE, differences, read_table
+from cibr_book.tables import HEADLINE, comparisons, read_table
 
 _LEAST_BETAS = 3  # that make a curve
+_LEVEL = 0.05  # of the false discovery rate
+_NUMBERS = ("difference", "low", "high", "survives")
 _SCORES = ("zero-shot accuracy", "mean recall")
 
 
@@ -23,10 +25,11 @@ def curves() -> dict[str, Any]:
     Returns:
         `scores`, their labels, and `conditions`, each with `name`, `clip` (the control's scores in
         per cent) and `curves`, one a penalty: `name, colour` and `points` over beta with
-        `beta, n_seeds` and, for both scores in points, `difference, low, high`.
+        `beta, n_seeds` and, for both scores, `difference, low, high` in points and `survives`,
+        whether they differ also after the correction for all comparisons of the study.
     """
-    rows = read_table("ablation.csv")
-    table = differences(rows[rows["method"].isin(["CLIP", *CURVES])])
+    compared = comparisons(read_table("ablation.csv"))
+    table = compared[compared["method"].isin(CURVES) & (compared["against"] == "CLIP")]
     n_betas = table.groupby(["condition", "method"])["beta"].transform("nunique")
     parts = table[n_betas >= _LEAST_BETAS].groupby("condition")
     conditions = [_condition(name, part) for name, part in parts]
@@ -45,7 +48,8 @@ def _condition(name: str, rows: pd.DataFrame) -> dict[str, Any]:
 
 def _point(rows: pd.DataFrame) -> dict[str, Any]:
     rows = rows.set_index("measure").loc[[*HEADLINE]]
-    numbers = {name: rows[name].round(2).tolist() for name in ("difference", "low", "high")}
+    numbers = {name: rows[name].round(2).tolist() for name in _NUMBERS[:3]}
+    numbers["survives"] = (rows["q_value"] < _LEVEL).tolist()
     return {"beta": float(rows["beta"].iloc[0]), "n_seeds": int(rows["n_seeds"].iloc[0])} | numbers
 
 
@@ -60,8 +64,12 @@ def _table(data: dict[str, Any]) -> pd.DataFrame:
     for condition in data["conditions"]:
         for curve in condition["curves"]:
             for point in curve["points"]:
-                numbers = zip(point["difference"], point["low"], point["high"], strict=True)
-                texts = [f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in numbers]
+                numbers = zip(*(point[name] for name in _NUMBERS), strict=True)
+                texts = [_text(*of_score) for of_score in numbers]
                 beta = f"{point['beta']:g}"
                 rows.append([condition["name"], curve["name"], beta, *texts, point["n_seeds"]])
     return pd.DataFrame(rows, columns=["data", "penalty", "β", *_SCORES, "seeds"])
+
+
+def _text(difference: float, low: float, high: float, survives: bool) -> str:
+    return f"{difference:+.2f} [{low:+.2f}, {high:+.2f}]{' **' * survives}"

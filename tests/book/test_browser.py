@@ -437,10 +437,16 @@ def test_the_explorer_shows_its_ring_and_states_its_verdict_at_every_beta(page, 
     for one in seen:
         assert len(one["places"]) == 2 and one["hidden"] == 0
         assert all(28 <= place <= 198 for place in one["places"])  # of the panel's 240
-        low, high = one["point"]["low"], one["point"]["high"]
-        assert ("Gain" in one["verdict"]) == any(end > 0 for end in low)
-        assert ("Loss" in one["verdict"]) == any(end < 0 for end in high)
-        differs = "Gain" in one["verdict"] or "Loss" in one["verdict"]
+        point = one["point"]
+        scores = list(zip(*(point[key] for key in ("low", "high", "survives")), strict=True))
+        gains = any(survives and low > 0 for low, _, survives in scores)
+        losses = any(survives and high < 0 for _, high, survives in scores)
+        others = any(low > 0 or high < 0 for low, high, survives in scores if not survives)
+        starts = dict(Gain=gains, Loss=losses)
+        starts["Not detectable after correction"] = others
+        for start, is_stated in starts.items():
+            assert (start in one["verdict"]) == is_stated, one
+        differs = any(starts.values())
         assert differs != (one["verdict"] == "No detectable difference from CLIP.")
 
 

@@ -5,13 +5,19 @@ import re
 
 import pytest
 
+from cibr_book import explorer
 from cibr_book.explorer import as_page, curves
-from cibr_book.tables import HEADLINE, read_table
+from cibr_book.tables import HEADLINE, comparisons, read_table
 
 
-def test_points_are_mean_differences_to_clip_of_the_committed_rows():
+@pytest.fixture(scope="module")
+def data():
+    return curves()
+
+
+def test_points_are_mean_differences_to_clip_of_the_committed_rows(data):
     rows = read_table().set_index("seed")
-    conditions = curves()["conditions"]
+    conditions = data["conditions"]
     assert conditions[0]["name"] == "Flickr8k" and len(conditions) >= 4
     for condition in conditions:
         of_condition = rows[rows["condition"] == condition["name"]]
@@ -29,12 +35,35 @@ def test_points_are_mean_differences_to_clip_of_the_committed_rows():
                 assert all(low < mean < high for low, mean, high in ends)
 
 
-def test_the_page_holds_the_numbers_for_the_script_and_as_a_table():
+def test_a_point_survives_where_the_study_counts_it_as_significant_after_correction(data):
+    rows = comparisons(read_table()).query("against == 'CLIP' and q_value < 0.05")
+    names = ["condition", "method", "beta", "measure"]
+    expected = set(rows[names].itertuples(index=False, name=None))
+    found = set()
+    alone = 0
+    for condition in data["conditions"]:
+        for curve in condition["curves"]:
+            for point in curve["points"]:
+                for i, measure in enumerate(HEADLINE):
+                    key = condition["name"], curve["name"], point["beta"], measure
+                    assert point["survives"][i] == (key in expected), key
+                    found |= {key} if point["survives"][i] else set()
+                    differs = point["low"][i] > 0 or point["high"][i] < 0
+                    alone += differs and not point["survives"][i]
+    assert ("Flickr8k", "CIBR crossfit", 0.1, "zero-shot") in found
+    assert ("Flickr8k, 30 % shuffled captions", "CIBR vMF", 0.1, "zero-shot") not in found
+    assert alone > 0  # the verdict has its third kind
+
+
+def test_the_page_holds_the_numbers_for_the_script_and_as_a_table(data, monkeypatch):
+    monkeypatch.setattr(explorer, "curves", lambda: data)
     page = as_page()
-    data = json.loads(re.search(r'json" id="explorer-data">(.*?)</script>', page)[1])
-    assert data == curves() and page.count("</svg>") == len(data["scores"]) == 2
+    held = json.loads(re.search(r'json" id="explorer-data">(.*?)</script>', page)[1])
+    assert held == data and page.count("</svg>") == len(data["scores"]) == 2
     points = [p for c in data["conditions"] for curve in c["curves"] for p in curve["points"]]
     assert page.count("<tr") == 1 + len(points)
-    first = zip(*(points[0][name] for name in ("difference", "low", "high")), strict=True)
-    cells = [f"<td>{mean:+.2f} [{low:+.2f}, {high:+.2f}]</td>" for mean, low, high in first]
-    assert all(cell in page for cell in cells)
+    names = ("difference", "low", "high", "survives")
+    scores = [of for p in points for of in zip(*(p[name] for name in names), strict=True)]
+    for mean, low, high, survives in scores:
+        stars = " **" if survives else ""
+        assert f"<td>{mean:+.2f} [{low:+.2f}, {high:+.2f}]{stars}</td>" in page
