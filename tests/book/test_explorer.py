@@ -5,7 +5,12 @@ import re
 
 import pytest
 
+from cibr.losses import CIBRLoss
+from cibr.losses.vmf import vmf_mean_cosine
+from cibr.train import RunConfig
+from cibr.utils import project_root
 from cibr_book import explorer
+from cibr_book.ablation_figures import CURVES
 from cibr_book.explorer import as_page, curves
 from cibr_book.tables import HEADLINE, comparisons, read_table
 
@@ -53,6 +58,21 @@ def test_a_point_survives_where_the_study_counts_it_as_significant_after_correct
     assert ("Flickr8k", "CIBR crossfit", 0.1, "zero-shot") in found
     assert ("Flickr8k, 30 % shuffled captions", "CIBR vMF", 0.1, "zero-shot") not in found
     assert alone > 0  # the verdict has its third kind
+
+
+def test_the_page_converts_beta_from_the_studys_concentration_to_the_default():
+    page = (project_root() / "book" / "explore.md").read_text("utf-8")
+    rows = read_table()
+    runs = rows.loc[rows["method"].isin(CURVES), "configuration"].map(json.loads)
+    (studied,) = {run["kappa_e"] for run in runs}
+    default = RunConfig().kappa_e
+    assert (
+        f"have $\\kappa_e$ = {studied:,.0f}; the default of `CIBRLoss` is {default:,.0f}." in page
+    )
+    assert default == CIBRLoss(beta=0.1).kappa_e
+    for dim, text in {512: "a $\\beta$ {:.2f} times as large", 128: "towers, {:.2f} times"}.items():
+        factor = vmf_mean_cosine(studied, dim) / vmf_mean_cosine(default, dim)
+        assert f"{dim} dimensions" in page and text.format(float(factor)) in page
 
 
 def test_the_page_holds_the_numbers_for_the_script_and_as_a_table(data, monkeypatch):
