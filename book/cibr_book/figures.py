@@ -203,7 +203,7 @@ def information_planes(rows: pd.DataFrame, limit: float) -> list[Axes]:
         One Axes a value of kappa.
     """
     kappas = list(rows["kappa"].unique())
-    figure, axes = panels(1, len(kappas), WIDTH, 3.4, sharey=True)
+    figure, axes = panels(1, len(kappas), WIDTH, 3.4)
     methods = [name for name in rows["method"].unique() if name != "optimum"]
     for axis, kappa in zip(axes[0], kappas, strict=True):
         part = rows[rows["kappa"] == kappa]

@@ -6,7 +6,8 @@ For N pairs drawn independently, with scores s_ij = <u(x_i), w(t_j)> / temperatu
 
 the sum of a batch's loss over all batches, times their probabilities. Images of one value of the
 shared factor S differ in the image-only factor alone. The theorem replaces their embeddings by
-their mean (`averaged`) or by one of them (`representatives`), and says that the loss does not rise.
+their mean (`averaged`), whose loss is not higher, or by one of them (`representatives`), drawn at
+random, whose loss is not higher on average.
 `adversary` looks for towers for which it would.
 """
 
@@ -112,13 +113,6 @@ def representatives(
     each = torch.arange(by_shared.shape[1])
     choices = torch.cartesian_prod(*[each] * n_shared)
     return by_shared[torch.arange(n_shared), choices][:, world.shared]
-
-
-def within_reach(images: ImageVectors, texts: TextVectors) -> ImageVectors:
-    """The part of the images' embeddings in the linear span of the texts' embeddings."""
-    directions, lengths, _ = torch.linalg.svd(texts.T, full_matrices=False)
-    span = directions[:, lengths > 1e-9 * lengths[0]]
-    return images @ span @ span.T
 
 
 def adversary(

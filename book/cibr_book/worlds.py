@@ -450,6 +450,9 @@ def linear_encoder_nats(
 def optimal_linear_encoder(world: GaussianWorld, beta: float) -> Float64[Tensor, "s v"]:
     """W of the encoder Z_v = W x_v + N(0, I) that maximises I(Z_v;X_t) - beta * I(Z_v;X_v|X_t).
 
+    With that of the other modality it maximises (I(Z_v;X_t) + I(Z_t;X_v)) / 2 - beta * R, R being
+    the mean of both residuals.
+
     Source: Chechik et al. (2005, JMLR 6), theorem 3.1, whose beta is (1 + beta) / beta here.
 
     Args:
@@ -483,9 +486,9 @@ def clip_price(
 ) -> float | Float64[Tensor, " s"]:
     """The beta at which a Gaussian bottleneck keeps a direction as CLIP does: the book's theorem 2.
 
-    CLIP's optimum with equal linear towers gives a direction of correlation rho the variance
-    temperature * rho. The bottleneck gives it the same at rho^2 / ((1 - rho^2)(1 + r rho)), where
-    r = temperature / noise variance.
+    CLIP's optimum with linear towers of the least mean squared length gives a direction of
+    correlation rho the variance temperature * rho. `bottleneck_variance` is the same at
+    rho^2 / ((1 - rho^2)(1 + r rho)), where r = temperature / noise variance.
 
     Args:
         rho: canonical correlations in (0, 1), a number or a tensor.
@@ -703,6 +706,13 @@ def sampled_informations(
     }
 
 
+def within_reach(images: ImageVectors, texts: TextVectors) -> ImageVectors:
+    """The part of the images' embeddings in the linear span of the texts' embeddings."""
+    directions, lengths, _ = torch.linalg.svd(texts.T, full_matrices=False)
+    span = directions[:, lengths > 1e-9 * lengths[0]]
+    return images @ span @ span.T
+
+
 def contrast_rows(
     world: World, temperatures: Floats, batch_sizes: Ints, dims: Ints, seeds: Ints, **options
 ) -> pd.DataFrame:
@@ -720,7 +730,9 @@ def contrast_rows(
         options: of the training.
 
     Returns:
-        Tidy rows: `temperature, batch_size, dim, seed, trained`, and the information in nats.
+        Tidy rows: `temperature, batch_size, dim, seed, trained`, the information in nats and, of a
+        Gaussian world, `nuisance_in_span`: the share of the squared length of the image-only
+        factors' embeddings that lies in the span of the texts' embeddings, from 0 to 1.
     """
     rows = []
     grid = itertools.product(temperatures, batch_sizes, dims, seeds, (False, True))
@@ -731,8 +743,11 @@ def contrast_rows(
             embeddings, _ = train_discrete(world, **training)
             nats = embedding_informations(world, embeddings, 1 / temperature, seed=seed)
         else:
-            weights, _ = train_gaussian(world, **training)
-            nats = linear_encoder_nats(world, weights, temperature)
+            image, text = train_gaussian(world, **training)
+            nats = linear_encoder_nats(world, image, temperature)
+            image_only = (image @ world.mix_image[:, len(world.correlations) :]).T
+            inside = within_reach(image_only, text.T)
+            nats["nuisance_in_span"] = inside.square().sum() / image_only.square().sum()
         values = {name: float(value) for name, value in nats.items()}
         rows.append(settings | {"trained": trained} | values)
     return pd.DataFrame(rows)

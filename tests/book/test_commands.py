@@ -1,4 +1,4 @@
-"""The commands that make the tables of two chapters, on sets of a few images."""
+"""The commands that make the tables of the chapter on interpretability, on a few images."""
 
 import pandas as pd
 import pytest
@@ -7,23 +7,9 @@ from helpers import TEXTS, noise_pairs
 
 from cibr import DualEncoder
 from cibr.utils import project_root
-from cibr_book import interpretability_photos, probes, stimuli, theory_glyphs
+from cibr_book import interpretability_photos
 
 RESULTS = project_root() / "data" / "results"
-
-
-def test_a_run_on_glyphs_leaves_the_rows_of_the_committed_table(monkeypatch):
-    committed = pd.read_csv(RESULTS / "theory_glyphs.csv")
-    monkeypatch.setattr(theory_glyphs, "PROBES", {"linear": 0})
-    monkeypatch.setattr(theory_glyphs, "CONDITIONS", ((0.05, 60, 1),))
-    train, validation = (stimuli.varied_glyphs(n, seed=n) for n in (120, 40))
-    codes = probes.factor_codes(train.factors)
-    kept = {name: codes[name] for name in ("slant", "polarity")}
-    monkeypatch.setattr(theory_glyphs, "factor_codes", lambda table: kept)
-    settings = dict(temperature=0.05, batch_size=60, seed=0, epochs=1)
-    rows = theory_glyphs.probe_run(train, validation, **settings)
-    assert list(rows) == list(committed) and set(rows["factor"]) == set(kept)
-    assert set(rows["layer"]) == set(committed["layer"])
 
 
 def test_photo_rows_compare_methods_seeds_and_maps_as_in_the_committed_tables(monkeypatch):

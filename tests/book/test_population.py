@@ -80,8 +80,8 @@ def test_the_loss_sees_nuisance_exactly_within_the_span_of_the_texts(batch_size)
     at_mean = loss(images, texts, 0.2).item()
     assert loss(images + sign * beyond, texts, 0.2).item() == pytest.approx(at_mean, abs=1e-12)
     assert loss(images + 0.1 * sign * within, texts, 0.2).item() > at_mean + 1e-4
-    reach = population.within_reach(images + sign * beyond, texts)
-    torch.testing.assert_close(reach, population.within_reach(images, texts))
+    reach = worlds.within_reach(images + sign * beyond, texts)
+    torch.testing.assert_close(reach, worlds.within_reach(images, texts))
     # A direction in which all texts are equal, not zero, shifts an image's scores alike: texts do
     # not tell images apart by it, but images are told apart by each text.
     raised = F.normalize(texts, dim=1) + beyond
@@ -92,12 +92,16 @@ def test_the_loss_sees_nuisance_exactly_within_the_span_of_the_texts(batch_size)
 @pytest.mark.parametrize("batch_size", SIZES)
 def test_choosing_one_image_for_each_shared_value_never_raises_the_mean_loss(batch_size):
     loss = PopulationLoss(WORLD, batch_size)
+    rose = []
     for seed, (dim, temperature) in enumerate(itertools.product((1, 2, 8), (0.05, 0.3, 2.0))):
         images, texts = towers(dim, seed)
         chosen = population.representatives(WORLD, images)
         assert chosen.shape == (16, 8, dim)
         assert torch.equal(chosen[5], images[[0, 0, 3, 3, 4, 4, 7, 7]])
-        assert loss(images, texts, temperature) - loss(chosen, texts, temperature).mean() > -1e-12
+        falls = loss(images, texts, temperature) - loss(chosen, texts, temperature)
+        assert falls.mean() > -1e-12
+        rose.append(bool((falls < -1e-3).any()))
+    assert any(rose)  # it is the mean over choices that does not rise, not every choice
     # equality where the scores depend on the shared factor alone
     images = population.averaged(WORLD, images)
     chosen = loss(population.representatives(WORLD, images), texts, 0.3).mean().item()

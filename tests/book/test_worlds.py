@@ -283,6 +283,87 @@ def test_the_price_of_clip_makes_the_bottleneck_keep_what_clip_keeps_at_any_nois
             assert kept == pytest.approx(ratio * r.item())
 
 
+def test_towers_of_the_least_length_send_a_direction_to_the_variance_that_the_price_is_for():
+    rho = torch.tensor([0.95, 0.8, 0.5], dtype=torch.float64)
+    least = torch.cat([rho.sqrt().diag(), torch.zeros(2, 3).double()])  # in units of the noise
+    # In canonical coordinates CLIP's score is the diagonal of rho, of both towers' vectors.
+    for seed in range(20):
+        u = randn(5, 3, seed=seed)
+        w = torch.linalg.pinv(u).T @ rho.diag()  # another tower of texts with the same score
+        off = randn(5, 3, seed=100 + seed)
+        w = w + off - u @ torch.linalg.pinv(u) @ off  # off the images' span
+        torch.testing.assert_close(u.T @ w, rho.diag())
+        assert u.square().sum() + w.square().sum() > 2 * least.square().sum() + 1e-3
+    # Equal variances are not enough: the bottleneck at the price is another encoder.
+    u = torch.cat([(rho + 0.25).sqrt().diag(), 0.5 * torch.eye(3).double()])
+    w = torch.cat([(rho + 0.25).sqrt().diag(), -0.5 * torch.eye(3).double()])
+    torch.testing.assert_close(u.T @ w, rho.diag())
+    torch.testing.assert_close(u.square().sum(0), w.square().sum(0))
+    prices = worlds.clip_price(rho).tolist()
+    kept = [worlds.bottleneck_variance(r[None], b) for r, b in zip(rho, prices, strict=True)]
+    torch.testing.assert_close(torch.cat(kept), least.square().sum(0))
+    assert (u.square().sum(0) > torch.cat(kept) + 0.4).all()
+
+
+def test_with_both_embeddings_noisy_no_beta_keeps_a_direction_as_clip_does():
+    def objective(variance, rho, beta):  # I(Z_v;Z_t) - beta R of one direction, equal towers
+        cosine = rho * variance / (1 + variance)
+        residual = torch.log1p(variance * (1 - rho**2)) / 2
+        return -torch.log1p(-(cosine**2)) / 2 - beta * residual
+
+    prices = []
+    for rho in [0.95, 0.8, 0.5, *torch.linspace(0.01, 0.99, 50).tolist()]:
+        variance = torch.tensor(rho, dtype=torch.float64, requires_grad=True)
+        slopes = []
+        for beta in (0.0, 1.0):
+            (slope,) = torch.autograd.grad(objective(variance, rho, beta), variance)
+            slopes.append(slope)
+        stationary = (slopes[0] / (slopes[0] - slopes[1])).item()
+        assert objective(variance, rho, stationary) < 0  # which dropping the direction is worth
+        prices.append(stationary)
+    assert [round(price, 2) for price in prices[:3]] == [3.3, 0.72, 0.14]
+
+
+def test_both_towers_are_solved_apart_where_each_has_the_others_input_as_its_target():
+    beta = 0.3
+    order = [*GAUSSIAN.text, *GAUSSIAN.image]
+    swapped = worlds.GaussianWorld(
+        GAUSSIAN.covariance[order][:, order],
+        GAUSSIAN.mix_text,
+        GAUSSIAN.mix_image,
+        GAUSSIAN.correlations,
+    )
+
+    def objective(weights):  # with R, the mean of both residuals, as in the book's objective
+        sides = zip((GAUSSIAN, swapped), weights, strict=True)
+        nats = [worlds.linear_encoder_nats(world, w) for world, w in sides]
+        shared = sum(side["sufficiency_nats"] for side in nats) / 2
+        return shared - beta * sum(side["residual_image_nats"] for side in nats) / 2
+
+    worlds_of_towers = (GAUSSIAN, swapped)
+    weights = [worlds.optimal_linear_encoder(w, beta).requires_grad_() for w in worlds_of_towers]
+    best = objective(weights)
+    for gradient in torch.autograd.grad(best, weights):
+        assert gradient.abs().max() < 1e-10
+    for seed in range(5):
+        moved = [w + 0.1 * randn(*w.shape, seed=seed) for w in weights]
+        assert objective(moved) < best
+
+
+def test_training_leaves_nuisance_off_the_span_of_the_texts():
+    options = dict(batch_sizes=(128,), seeds=(0,), n_steps=150)
+    before, after = worlds.contrast_rows(GAUSSIAN, (0.05,), dims=(32,), **options).iloc
+    towers = worlds.train_gaussian(GAUSSIAN, 32, 0.05, seed=0, n_steps=150)
+    images = (towers[0] @ GAUSSIAN.mix_image[:, 3:]).T
+    basis = torch.linalg.qr(towers[1]).Q  # six texts' directions: of full rank
+    expected = (images @ basis).square().sum() / images.square().sum()
+    assert after["nuisance_in_span"] == pytest.approx(expected.item(), abs=1e-9)
+    assert after["nuisance_in_span"] < 0.01 < 0.1 < before["nuisance_in_span"]
+    assert after["nuisance_image_nats"] > 0.9 * before["nuisance_image_nats"]
+    narrow = worlds.contrast_rows(GAUSSIAN, (0.05,), dims=(3,), **options | {"n_steps": 1})
+    assert narrow["nuisance_in_span"].tolist() == pytest.approx([1.0, 1.0])
+
+
 def test_no_bilinear_score_beats_the_weighted_canonical_correlations():
     covariance = GAUSSIAN.covariance
     v, t = covariance[:8, :8], covariance[8:, 8:]
