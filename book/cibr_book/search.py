@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Bool
 from PIL import Image
@@ -90,23 +91,20 @@ def contact_sheet(pairs: Pairs, side: int) -> Image.Image:
     return sheet
 
 
-def scores(data: Mapping[str, Any]) -> str:
-    """A sentence with every model's recalls over all queries that have a right image."""
+def scores(data: Mapping[str, Any]) -> pd.DataFrame:
+    """Every model's recalls in per cent over all queries that have a right image, one row each."""
     ranks = torch.tensor([query["ranks"] for query in data["queries"] if query["ranks"]])
-    start = (
-        f"Over all {len(ranks)} captions, the right photo is ranked first, and among the first 5,"
-    )
-    counts = [(ranks <= k).sum(0).tolist() for k in (1, 5)]
-    named = zip(data["models"], *counts, strict=True)
-    each = [f"{first} and {among} times by {name}" for name, first, among in named]
-    return f"{start} {'; '.join(each)}."
+    columns = {f"recall@{k}, %": 100 * (ranks <= k).double().mean(0) for k in (1, 5)}
+    columns = {name: values.round(decimals=1).tolist() for name, values in columns.items()}
+    models = pd.Index(data["models"], name=f"{len(ranks)} captions")
+    return pd.DataFrame(columns, models)
 
 
 def as_page() -> str:
     """The piece of HTML: controls, places for photos that the script fills, and the queries."""
     data = json.loads((_FOLDER / "photos.json").read_text("utf-8"))
     data |= {"sheet": "../_static/search/photos.jpg", "columns": _N_COLUMNS}
-    return filled(__file__, data, scores=scores(data))
+    return filled(__file__, data, scores=scores(data).reset_index().to_html(index=False, border=0))
 
 
 def trained_heads(beta: float) -> DualEncoder:
