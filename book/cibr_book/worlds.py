@@ -6,8 +6,8 @@ information is a finite sum. In the *Gaussian world* it is a log ratio of determ
 `train_discrete` and `train_gaussian` train encoders as in CLIP, without noise, and `train_discrete`
 with any objective of `CIBRLoss`. Information is measured with noise of a stated level.
 `contrast_rows` ties it to the temperature, a convention: exp(<u, z> / temperature) is proportional
-to a von Mises-Fisher density of concentration 1 / temperature around u, and to a Gaussian one of
-variance temperature.
+to a von Mises-Fisher density of concentration 1 / temperature around u and, for z of one length, to
+a Gaussian one of variance temperature.
 
 Source: Cover & Thomas, Elements of Information Theory (2006), for the identities; Chechik et al.
 (2005, JMLR 6) for the optimal linear encoder.
