@@ -36,7 +36,11 @@ _RIDGE = 1.0  # times the mean eigenvalue of the unit vectors' second moment, 1 
 
 
 class LossInputs(NamedTuple):
-    """What the terms of the loss may read of a batch of n pairs; optional inputs may be None."""
+    """What the terms of the loss may read of a batch of n pairs; optional inputs may be None.
+
+    `image`, `text`, `z_image` and `z_text` are [n, d]; `labels` [n]; `image_pooled` [n, p];
+    `text_pooled` [n, q]; the projected features [n, d]; `teacher_logits` [n, n].
+    """
 
     image: Tensor  # mean directions mu_v, unit vectors [n, d]
     text: Tensor  # mean directions mu_t
