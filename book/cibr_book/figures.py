@@ -151,7 +151,6 @@ def interval_bars(
     label: str,
     scale: float | int = 1,
     references: Sequence[str] = (),
-    ceilings: Mapping[str, float] | None = None,
 ) -> Axes:
     """Bars with intervals: several bars for each value of one column, coloured by another.
 
@@ -163,7 +162,6 @@ def interval_bars(
         label: of the values' axis.
         scale: what values are multiplied by, such as 100 for percent.
         references: values of `colour_by` that are grey.
-        ceilings: for each value of `by` the most that a bar can reach, drawn as a line across it.
 
     Returns:
         The Axes.
@@ -180,9 +178,6 @@ def interval_bars(
         axis.barh(at, mean, step, label=name, facecolor=fill, edgecolor=colour)
         errors = [mean - low, high - mean]
         axis.errorbar(mean, at, xerr=errors, fmt="none", ecolor=GREY, lw=1.1, capsize=2)
-    for name, ceiling in (ceilings or {}).items():
-        ends = [places[name] - 0.45, places[name] + 0.45]
-        axis.plot([scale * ceiling] * 2, ends, color="black", lw=1.5)
     axis.axvline(0, color="black", lw=0.8)
     axis.set_yticks(list(places.values()), list(places))
     axis.set(xlabel=label, ylim=(len(places) - 0.5, -0.5))
