@@ -85,7 +85,6 @@ CALLS = {
     "probe: constant": (lambda: probe(4, torch.zeros(4).long()), "two values or more"),
     "probe: unseen": (lambda: probe(4, torch.arange(4)), "all of them among the fitted items"),
     "agreement": (lambda: embeddings.neighbour_agreement(ZEROS[:, None], ZEROS), "everywhere"),
-    "subsampling": (lambda: embeddings.subsampling_intervals(dict, 10), "at least 20"),
     "feature map": (no_feature_map, "no feature map is known of a clip model"),
     "maps: shape": (lambda: maps(noise=MAPS[..., :2]), "pass one text per map"),
     "maps: texts": (lambda: maps(texts=EYE[:2]), "3 maps.*2 texts"),

@@ -3,9 +3,7 @@ its modalities.
 """
 
 import math
-from collections.abc import Callable
 
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -174,97 +172,6 @@ def margins(similarity: Float[Tensor, "n m"], is_right: Bool[Tensor, "n m"]) -> 
     """
     best = similarity.masked_fill(~is_right, -torch.inf).amax(1)
     return best - similarity.masked_fill(is_right, -torch.inf).amax(1)
-
-
-def effective_dimension(embeddings: Images) -> float:
-    """Participation ratio of the covariance of embeddings [n, d]: (sum of eigenvalues)^2 / sum of
-    their squares.
-
-    Returns:
-        A number from 1 to d, the number of directions if their variances are equal.
-    """
-    centred = embeddings.double() - embeddings.double().mean(0)
-    covariance = centred.T @ centred
-    return (covariance.trace().square() / covariance.square().sum()).item()
-
-
-def gap_share(image_embeddings: Images, text_embeddings: Texts) -> float:
-    """Share of the modality gap in the directions that explain 90 % of the embeddings' variance.
-
-    Source: Zhang et al. (2023, arXiv 2302.04269), who find CLIP's gap orthogonal to the embeddings'
-    span.
-
-    Returns:
-        A share of the squared norm: 0 if orthogonal, 1 if within.
-    """
-    images, texts = image_embeddings.double(), text_embeddings.double()
-    centred = torch.cat([images - images.mean(0), texts - texts.mean(0)])
-    values, vectors = torch.linalg.eigh(centred.T @ centred)
-    share = values.flip(0).cumsum(0) / values.sum()
-    top = vectors.flip(1)[:, : int((share < 0.9).sum()) + 1]
-    gap = images.mean(0) - texts.mean(0)
-    return ((gap @ top).square().sum() / gap.square().sum()).item()
-
-
-def gap_table(image_embeddings: Images, text_embeddings: Images) -> dict[str, float]:
-    """Summary statistics of the geometry of a joint space.
-
-    Args:
-        image_embeddings: unit vectors [n, d].
-        text_embeddings: unit vectors [n, d], paired with the images row by row.
-
-    Returns:
-        `paired_cosine` and `unpaired_cosine`, means over pairs and over mismatched pairs;
-        `modality_gap`, the distance between the means; `gap_share`; `image_dimension` and
-        `text_dimension`, effective dimensions; `image_uniformity` and `text_uniformity`.
-    """
-    n = len(image_embeddings)
-    paired = (image_embeddings * text_embeddings).sum(1).double().sum()
-    total = (image_embeddings.double().sum(0) * text_embeddings.double().sum(0)).sum()
-    return {
-        "paired_cosine": (paired / n).item(),
-        "unpaired_cosine": ((total - paired) / (n * (n - 1))).item(),
-        "modality_gap": modality_gap(image_embeddings, text_embeddings),
-        "gap_share": gap_share(image_embeddings, text_embeddings),
-        "image_dimension": effective_dimension(image_embeddings),
-        "text_dimension": effective_dimension(text_embeddings),
-        "image_uniformity": uniformity(image_embeddings),
-        "text_uniformity": uniformity(text_embeddings),
-    }
-
-
-def subsampling_intervals(
-    statistic: Callable[[Int[Tensor, " n"]], dict[str, float]], n: int, n_resamples: int = 200
-) -> pd.DataFrame:
-    """Statistics of n items with 95 % subsampling intervals, from random halves of the items.
-
-    The repeated items of a bootstrap distort a statistic of pairs, such as uniformity. To first
-    order, a half drawn without replacement varies around the whole as the whole does around its
-    population.
-
-    Source: Politis, Romano and Wolf (1999), Subsampling. The variance of a mean over a half, drawn
-    from n items without replacement, is sigma^2 / n: that of the mean over n independent items.
-
-    Args:
-        statistic: takes indices of items and returns numbers by name.
-        n: number of items, at least 20.
-        n_resamples: number of halves.
-
-    Returns:
-        `value, low, high`, one row per name.
-
-    Raises:
-        ValueError: too few items.
-    """
-    if n < 20:
-        raise ValueError(f"{n} items are too few for halves: pass at least 20")
-    value = pd.Series(statistic(torch.arange(n)))
-    generator = torch.Generator().manual_seed(0)
-    halves = (torch.randperm(n, generator=generator)[: n // 2] for _ in range(n_resamples))
-    errors = pd.DataFrame([statistic(half) for half in halves])
-    errors = errors - errors.mean()  # some, such as a probe's, depend on the number of items
-    low, high = (value + errors.quantile(q) for q in (0.025, 0.975))
-    return pd.DataFrame({"value": value, "low": low, "high": high})
 
 
 def _check_pairs(images: Tensor, texts: Tensor, unit: bool = True) -> None:

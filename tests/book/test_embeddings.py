@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -75,39 +74,3 @@ def test_margins_are_zero_at_a_tie_and_negative_for_a_wrong_answer():
     similarity = torch.tensor([[0.5, 0.5, 0.1], [0.9, 0.2, 0.4]])
     right = torch.tensor([[True, False, False], [False, False, True]])
     assert embeddings.margins(similarity, right).tolist() == pytest.approx([0, -0.5])
-
-
-def test_the_effective_dimension_is_that_of_the_directions_with_equal_variance():
-    z = torch.randn(20000, 7, generator=torch.Generator().manual_seed(0))
-    assert embeddings.effective_dimension(z) == pytest.approx(7, rel=0.02)
-    assert embeddings.effective_dimension(z * torch.tensor([1.0, *[1e-6] * 6])) == pytest.approx(1)
-
-
-def test_a_gap_along_no_direction_of_variance_has_no_share_and_one_that_varies_all():
-    scale = torch.tensor([0.1, 0.1, 0.1, 0.0])
-    noise = scale * torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
-    across = torch.tensor([0, 0, 0, 1.0])
-    images, texts = noise + across, noise.flip(0) - across
-    assert embeddings.gap_share(images, texts) < 1e-6
-    shifted = images + torch.tensor([3.0, 0, 0, -2.0])
-    assert embeddings.gap_share(shifted, texts) == pytest.approx(1, abs=1e-3)
-
-
-def test_the_gap_table_is_that_of_a_loop():
-    images, texts = unit(9, 4), unit(9, 4, seed=1)
-    table = embeddings.gap_table(images, texts)
-    cosines = images @ texts.T
-    assert table["paired_cosine"] == pytest.approx(cosines.diagonal().mean().item(), abs=1e-6)
-    others = [cosines[i, j].item() for i in range(9) for j in range(9) if i != j]
-    assert table["unpaired_cosine"] == pytest.approx(np.mean(others), abs=1e-6)
-    for name, side in (("image", images), ("text", texts)):
-        assert table[f"{name}_dimension"] == embeddings.effective_dimension(side)
-        assert table[f"{name}_uniformity"] == embeddings.uniformity(side)
-
-
-def test_subsampling_intervals_of_a_mean_have_the_width_of_the_normal_one():
-    values = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.double)
-    mean = embeddings.subsampling_intervals(lambda i: {"mean": values[i].mean().item()}, 400, 1000)
-    value, low, high = mean.loc["mean"]
-    assert value == values.mean().item() and (low + high) / 2 == pytest.approx(value, abs=0.01)
-    assert (high - low) / 2 == pytest.approx(1.96 * values.std().item() / 20, rel=0.1)
