@@ -305,6 +305,26 @@ def test_towers_of_the_least_length_send_a_direction_to_the_variance_that_the_pr
     assert (u.square().sum(0) > torch.cat(kept) + 0.4).all()
 
 
+def test_weight_decay_picks_the_towers_of_the_least_length_and_lowers_their_gains():
+    rho = GAUSSIAN.correlations  # inputs are uncorrelated, of unit variance: weights are vectors
+    decay = 0.6
+    towers = [(0.3 * randn(5, 3, seed=seed)).requires_grad_() for seed in (0, 1)]
+    optimizer = torch.optim.LBFGS(towers, max_iter=500, line_search_fn="strong_wolfe")
+
+    def loss():  # minus the limit of theorem 2 (a), in units of the temperature
+        optimizer.zero_grad()
+        gain = towers[0].T @ towers[1]
+        value = gain.square().sum() / 2 - (gain.diagonal() * rho).sum()
+        value = value + decay / 2 * sum(tower.square().sum() for tower in towers)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    gain = (towers[0].T @ towers[1]).detach()
+    torch.testing.assert_close(gain, (rho - decay).clamp(min=0).diag(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(towers[0], towers[1], atol=1e-2, rtol=0)
+
+
 def test_with_both_embeddings_noisy_no_beta_keeps_a_direction_as_clip_does():
     def objective(variance, rho, beta):  # I(Z_v;Z_t) - beta R of one direction, equal towers
         cosine = rho * variance / (1 + variance)
