@@ -58,6 +58,11 @@ def test_a_point_survives_where_the_study_counts_it_as_significant_after_correct
     assert ("Flickr8k", "CIBR crossfit", 0.1, "zero-shot") in found
     assert ("Flickr8k, 30 % shuffled captions", "CIBR vMF", 0.1, "zero-shot") not in found
     assert alone > 0  # the verdict has its third kind
+    gains = rows[rows["method"].isin(CURVES) & (rows["difference"] > 0)]
+    on_photos = gains[gains["condition"].str.startswith("Flickr8k")].groupby("measure")
+    assert set(on_photos.get_group("recall")["condition"]) == {"Flickr8k, spurious grey"}
+    assert "CIBR MINE" not in set(gains["method"])  # api/penalties.md says both
+    assert on_photos.get_group("zero-shot")["difference"].max() < 1
 
 
 def test_the_page_converts_beta_from_the_studys_concentration_to_the_default():
