@@ -134,8 +134,8 @@ def differences(
 ) -> pd.DataFrame:
     """Difference of every method to the control of its condition, paired by seed.
 
-    Intervals are Student's over seeds, for fixed test items; bootstrap intervals over seeds are
-    also given, which are too narrow for few seeds. Seeds that one side lacks are left out.
+    Intervals are Student's over seeds, for fixed test items. Seeds that one side lacks are left
+    out.
 
     Args:
         rows: from `read_table`.
@@ -146,8 +146,8 @@ def differences(
     Returns:
         One row per method and measure: `condition, method, beta, hyperparameters, measure`, the
         means `control` and `value`, `difference` with its 95 % interval `low, high`, `n_seeds`,
-        `significance` (whether the interval is above zero, a gain, below it, a loss, or neither),
-        the `p_value` of Student's test, and `bootstrap_low, bootstrap_high`.
+        `significance` (whether the interval is above zero, a gain, below it, a loss, or neither)
+        and the `p_value` of Student's test.
     """
     base = chosen(rows[rows["method"] == control])
     pair = ["condition", "seed", "measure"]
@@ -159,8 +159,7 @@ def differences(
     names = {"mean": "difference", "n": "n_seeds"}
     table = groups[["control", "value"]].mean().reset_index()
     table = table.merge(mean_intervals(long, by, "difference").rename(columns=names), on=by)
-    tests = groups["difference"].apply(_p_value_and_bootstrap).unstack().reset_index()
-    table = table.merge(tests, on=by)
+    table = table.merge(groups["difference"].apply(_p_value).rename("p_value").reset_index(), on=by)
     signs = [table["low"] > 0, table["high"] < 0]
     return table.assign(significance=np.select(signs, ["gain", "loss"], "not significant"))
 
@@ -188,13 +187,8 @@ def comparisons(rows: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _p_value_and_bootstrap(values: pd.Series) -> pd.Series:
-    names = ["p_value", "bootstrap_low", "bootstrap_high"]
-    if values.nunique() == 1:
-        return pd.Series(np.nan, names)
-    means = np.random.default_rng(0).choice(values.to_numpy(), (9999, len(values))).mean(axis=1)
-    p_value = stats.ttest_1samp(values, 0).pvalue
-    return pd.Series([p_value, *np.percentile(means, [2.5, 97.5])], names)
+def _p_value(values: pd.Series) -> float:
+    return stats.ttest_1samp(values, 0).pvalue if values.nunique() > 1 else np.nan
 
 
 def holm(p_values: pd.Series) -> pd.Series:
