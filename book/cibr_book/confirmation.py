@@ -240,14 +240,17 @@ def beta_figure(rows: pd.DataFrame, others: Mapping[str, str]) -> list[Axes]:
     """Difference from CLIP in mean recall over beta, and of other methods beside the curve.
 
     Args:
-        rows: from `with_measures`, of one condition, with `CIBR vMF over beta`.
+        rows: from `with_measures`, of one condition, with `CIBR vMF over beta`; `CIBR vMF` is a
+            point of the curve if it has the same settings but beta.
         others: the name to print of each other method.
 
     Returns:
         The Axes of the curve and that of the other methods.
     """
     compared = differences(rows, ["recall on Flickr8k"]).sort_values("beta")
-    curve = compared[compared["method"] == "CIBR vMF over beta"]
+    names = ["CIBR vMF over beta", "CIBR vMF"]
+    settings = compared.loc[compared["method"] == names[0], "hyperparameters"]
+    curve = compared[compared["method"].isin(names) & compared["hyperparameters"].isin(settings)]
     _, axes = panels(1, 2, 5.3, 3.0, sharey=True, width_ratios=[2.2, 1])
     for axis in axes[0]:
         axis.axhline(0, color="black", lw=0.8)

@@ -184,16 +184,19 @@ def test_the_figure_shows_the_differences_at_every_strength(rows):
 
 def test_the_figure_shows_the_penalty_over_beta_beside_other_methods(rows):
     add(rows, "CCA anchor", COLUMNS, 2)
-    few = rows[rows["condition"] == FEW_OR_WRONG[0]].assign(beta=0.0)
-    curve = few[(few["method"] == "CIBR vMF") & (few["seed"] < 8)]
+    few = rows[rows["condition"] == FEW_OR_WRONG[0]].assign(beta=0.0, hyperparameters="")
+    is_best = few["method"] == "CIBR vMF"
+    curve = few[is_best & (few["seed"] < 8)]
     varied = [curve.assign(method="CIBR vMF over beta", beta=beta) for beta in (1.0, 0.01)]
     varied[0][COLUMNS] -= 0.03
-    few = with_measures(pd.concat([few, *varied], ignore_index=True)).assign(
-        hyperparameters="", validation=0.0
-    )
+    few.loc[is_best, "beta"] = 0.1
+    few = with_measures(pd.concat([few, *varied], ignore_index=True)).assign(validation=0.0)
+    other = few.assign(hyperparameters=few["hyperparameters"].mask(few["beta"] == 0.1, "rate 1"))
+    line = beta_figure(other, {})[0].lines[1]
+    np.testing.assert_allclose(line.get_xydata(), [[0.01, 0], [1, -3]], atol=0.15)
     left, right = beta_figure(few, {"CCA anchor": "anchor", "CLIP, CCA start": "CCA start"})
     line = left.lines[1]
-    np.testing.assert_allclose(line.get_xydata(), [[0.01, 0], [1, -3]], atol=0.15)
+    np.testing.assert_allclose(line.get_xydata(), [[0.01, 0], [0.1, 0], [1, -3]], atol=0.15)
     places = [line.get_ydata()[0] for line in right.lines[1:]]
     np.testing.assert_allclose(places, [2, 0], atol=0.15)
     assert [label.get_text() for label in right.get_xticklabels()] == ["anchor", "CCA\nstart"]
