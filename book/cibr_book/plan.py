@@ -133,12 +133,16 @@ def grid(axes: dict[str, Any]) -> list[dict[str, Any]]:
     Raises:
         ValueError: a text that is a number without a point, such as 1e-3 in YAML.
     """
-    values = [axis if isinstance(axis, list) else [axis] for axis in axes.values()]
-    runs = [dict(zip(axes, combination, strict=True)) for combination in itertools.product(*values)]
-    for name, value in (item for settings in runs for item in settings.items()):
+    values = _values(axes).values()
+    return [dict(zip(axes, combination, strict=True)) for combination in itertools.product(*values)]
+
+
+def _values(axes: dict[str, Any]) -> dict[str, list]:
+    listed = {name: axis if isinstance(axis, list) else [axis] for name, axis in axes.items()}
+    for name, value in ((name, value) for name, axis in listed.items() for value in axis):
         if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
             raise ValueError(f"{name}: YAML reads {value!r} as text; write a point, as in 1.0e-3")
-    return runs
+    return listed
 
 
 def drawn(axes: dict[str, Any], n: int, condition: str) -> list[dict[str, Any]]:
@@ -155,14 +159,14 @@ def drawn(axes: dict[str, Any], n: int, condition: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: the grid has fewer points.
     """
-    size = len(grid(axes))
+    values = _values(axes)
+    size = math.prod(map(len, values.values()))
     if n > size:
         raise ValueError(f"{condition}: draw is {n}, but the grid has {size} points: draw fewer")
     points: list[dict[str, Any]] = []
     for i in itertools.count():
         if len(points) == n:
             return points
-        values = {name: axis if isinstance(axis, list) else [axis] for name, axis in axes.items()}
         point = {
             name: random.Random(f"{condition} {i} {name}").choice(axis)
             for name, axis in values.items()
