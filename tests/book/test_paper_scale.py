@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from accelerate.state import AcceleratorState
+from paper_stand_in import make_stand_in
 from transformers import CLIPConfig
 
-from cibr_book import paper_scale
 from cibr_book.paper_scale import RETRIEVAL, ZERO_SHOT, criterion, paper_table, step_cost
 from cibr_book.plan import collect, read_plan, save_row
 from cibr_book.tables import read_table
@@ -75,7 +75,7 @@ def test_the_sweeps_run_on_a_stand_in_trials_first(tmp_path, monkeypatch, fresh_
     monkeypatch.setenv("CIBR_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("CIBR_MODELS", str(tmp_path / "models"))
     methods = ("untouched", "CIBR vMF")
-    trials, runs = paper_scale.make_stand_in(tmp_path, methods, [1e-3, 1e-6])
+    trials, runs = make_stand_in(tmp_path, methods, [1e-3, 1e-6])
     assert [settings["method"] for settings in read_plan(runs).runs.values()] == ["untouched"]
     assert read_plan(runs).waiting == ("MSCOCO, ViT-B/32: CIBR vMF",)
     for sweep in (trials, runs):
