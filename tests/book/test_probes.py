@@ -26,14 +26,6 @@ def test_probe_finds_a_known_factor_and_nothing_in_noise():
     assert probes.probe_nats(half, factor, held_out)["accuracy"] < 0.5  # fitted to the noise
 
 
-def test_a_network_reads_rings_that_a_linear_probe_cannot():
-    factor = torch.randint(3, (3000,), generator=generator(9))
-    directions = F.normalize(torch.randn(3000, 2, generator=generator(10)), dim=1)
-    rings, held_out = directions * (factor + 1)[:, None], torch.arange(3000) % 2 == 0
-    assert probes.probe_nats(rings, factor, held_out)["nats"] < 0.01
-    assert probes.probe_nats(rings, factor, held_out, 32)["nats"] > 0.5
-
-
 def test_leakage_reads_what_is_there_by_the_probe_that_can_and_nothing_elsewhere():
     factor, other = torch.randint(2, (2, 1200), generator=generator())
     noise = torch.randn(1200, 6, generator=generator(1))
