@@ -117,17 +117,24 @@ class DualEncoder(nn.Module):
         """Two frozen pretrained towers under trainable projection heads.
 
         Args:
-            image_tower: folder or hub id of the image tower.
-            text_tower: folder or hub id of the text tower and its tokenizer.
+            image_tower: folder or hub id of the image tower, one with pooled features; by default
+                EfficientNet-Lite0 of timm.
+            text_tower: folder or hub id of the text tower and its tokenizer; by default MiniLM.
+                Its features are means over tokens.
             dim: dimension of the joint space.
             image_size: side of the square that images are cropped to, in pixels.
             dropout: probability of dropout, in the heads.
 
         Raises:
             FileNotFoundError: a tower, the tokenizer or the image preprocessing is missing.
+            ValueError: a tower is a dual encoder itself, such as CLIP.
         """
         image = io.from_hub("AutoModel", image_tower)
         text = io.from_hub("AutoModel", text_tower)
+        for name, tower in ((image_tower, image), (text_tower, text)):
+            if hasattr(tower.config, "vision_config"):
+                fix = "give a model of one modality, or fine-tune it by `from_pretrained`"
+                raise ValueError(f"{name!r} has towers of both modalities: {fix}")
         if hasattr(image.config, "pretrained_cfg"):  # of a model of timm
             mean, std = image.config.pretrained_cfg["mean"], image.config.pretrained_cfg["std"]
         else:
