@@ -157,7 +157,7 @@ def mark_up_docstring(
 ) -> None:
     """Doubles single backticks, escapes bars, and makes indented lines up front a literal block."""
     if isinstance(obj, tuple | dict):  # a constant has the docstring of its type
-        lines[:] = ["Holds " + ", ".join(f"``{key}``" for key in obj) + "."]
+        lines[:] = [_contents(obj)]
     starts = [i for i, line in enumerate(lines) if re.fullmatch(r"[A-Z]\w+:", line)]
     n_front = starts[0] if starts else len(lines)
     indented = re.compile(r"((?:^    .*\n?|^\n(?=    ))+)", re.MULTILINE)
@@ -166,6 +166,18 @@ def mark_up_docstring(
         is_indented = i % 2 and block.strip()
         blocks[i] = f"::\n\n{block.lstrip(chr(10))}" if is_indented else _inline(block)
     lines[:] = ("".join(blocks) + "\n" + _inline("\n".join(lines[n_front:]))).split("\n")
+
+
+def _contents(constant: tuple | dict) -> str:
+    """The names in a constant; those that the book adds to a registry stand apart."""
+    added = []
+    if isinstance(constant, dict):
+        values = {name: getattr(value, "load", value) for name, value in constant.items()}
+        modules = {name: getattr(value, "__module__", "") for name, value in values.items()}
+        added = [name for name in modules if modules[name].startswith("cibr_book")]
+    own = ", ".join(f"``{name}``" for name in constant if name not in added)
+    also = ", ".join(f"``{name}``" for name in added)
+    return f"Holds {own}" + (f"; after ``import cibr_book`` also {also}." if added else ".")
 
 
 def _inline(text: str) -> str:
