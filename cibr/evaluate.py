@@ -95,7 +95,7 @@ def suite_tasks(suite: _Suite, kinds: Sequence[str] = _KINDS) -> tuple[Task, ...
     Args:
         suite: a name of `SUITES`; a YAML file, a list of mappings with `dataset` and optionally
             `kind`, `split` and `group`; or tasks.
-        kinds: `zero-shot`, `retrieval` or both.
+        kinds: `zero-shot`, `retrieval` or, by default, both.
 
     Raises:
         ValueError: an unknown suite or kind (with the known ones), a YAML file that is not a list
@@ -316,7 +316,7 @@ def evaluate(
         model: the encoders, on the device to use.
         suite: a name of `SUITES`, a YAML file or a list of tasks; see `suite_tasks`.
         name: the model's name in tables.
-        kinds: the kinds of tasks to run: `zero-shot`, `retrieval` or both.
+        kinds: the kinds of tasks to run: `zero-shot`, `retrieval` or, by default, both.
         limit: maximum number of images per set, at least two, drawn with a fixed seed; 0 for all.
         batch_size: rows encoded at once.
         output_dir: folder for results, in a subfolder named after the suite. A set with results

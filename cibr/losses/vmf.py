@@ -3,7 +3,7 @@
 The density of vMF(mu, k) on the sphere in d dimensions is C_d(k) exp(k <mu, z>), its mean cosine is
 A_d(k) = I_{d/2}(k) / I_{d/2-1}(k). With e(z|x_v) = vMF(mu_v, k_e) and b(z|x_t) = vMF(mu_t, k_b) the
 bound E[log e(z|x_v) - log b(z|x_t)] on I(Z_v; X_v | X_t) has a closed form (`vmf_residual_nats`).
-_Values are float64 for any input: the terms reach 1e5 and cancel, and I_v itself under- and
+Values are float64 for any input: the terms reach 1e5 and cancel, and I_v itself under- and
 overflows for orders up to thousands and arguments up to 1e5. Only samples have the dtype of their
 mean directions.
 

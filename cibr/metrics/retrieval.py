@@ -83,7 +83,8 @@ def retrieval_recalls(
         text_to_image: the index of each text's image [m].
         labels: the label of each image [n], equal for images that match the same texts; None if
             only an image's own texts are correct.
-        ks: the cut-offs; those above the size of the smaller gallery are left out.
+        ks: the cut-offs, by default 1, 5 and 10; those above the size of the smaller gallery are
+            left out.
 
     Returns:
         Recalls in [0, 1], named as those of `recall_at_k`, by label

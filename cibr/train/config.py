@@ -1,4 +1,4 @@
-"""Configuration of a run, checked before training, with presets chosen on validation splits.
+"""Configuration of a run, checked before training, with defaults chosen on validation splits.
 
 Each setting is declared once, in `RunConfig`: its type, range, default and help. The checks, the
 command line and the reference derive from that. `configure` builds a configuration, `load_splits`
@@ -41,25 +41,27 @@ class RunConfig(BaseModel):
     penalty_options: dict[str, Any] = _setting({}, "of the penalty, such as kappa_b or text_weight")
     beta: float = _setting(0.05, "weight of the penalty; 0 is CLIP", ge=0, le=MAX_BETA)
     sample: bool = _setting(False, "contrast samples of the encoders instead of their means")
-    kappa_e: float = _setting(1024.0, "concentration of the encoders", ge=1e-3, le=1e6)
-    contrastive: str = _setting("clip", "contrastive loss")
-    epochs: int = _setting(0, "passes over the images; 0 for the preset", ge=0)
-    batch_size: int = _setting(0, "pairs contrasted, 2 or more; 0 for the preset", ge=0)
-    learning_rate: float = _setting(0.0, "peak of the schedule; 0 for the preset", ge=0, le=1e3)
-    temperature: float = _setting(0.0, "0.01 or more; 0 for the preset", ge=0, le=1e3)
+    kappa_e: float = _setting(1024.0, "concentration of the assumed noise", ge=1e-3, le=1e6)
+    contrastive: str = _setting("clip", "contrastive loss, a name of `CONTRASTIVE`")
+    epochs: int = _setting(0, "passes over the images; 0 for the default of the model", ge=0)
+    batch_size: int = _setting(0, "pairs contrasted, 2 or more; 0 for the default", ge=0)
+    learning_rate: float = _setting(0.0, "peak of the schedule; 0 for the default", ge=0, le=1e3)
+    temperature: float = _setting(0.0, "0.01 or more; 0 for the default", ge=0, le=1e3)
     learn_temperature: bool = _setting(False, "train the temperature")
-    weight_decay: float = _setting(-1.0, "of matrices, from 0; -1 for the preset", ge=-1, le=1e3)
+    weight_decay: float = _setting(-1.0, "of matrices, from 0; -1 for the default", ge=-1, le=1e3)
     dropout: float = _setting(
-        -1.0, "in heads and tiny texts, from 0; -1 for the preset", ge=-1, lt=1
+        -1.0, "in heads and tiny texts, from 0; -1 for the default", ge=-1, lt=1
     )
     seed: int = _setting(0, "of weights, order, captions, dropout and noise", ge=0, lt=2**32)
     output_dir: str = _setting("", "folder of the run; empty for one under runs/")
     micro_batch_size: int = _setting(0, "rows encoded at once; 0 for the whole batch", ge=0)
     cca_start: bool = _setting(False, "start heads over frozen towers at regularised CCA")
     cca_ridges: tuple[PositiveFloat, PositiveFloat] = _setting(
-        (3.0, 1.0), "of CCA, image and text, above 0, in mean variances", strict=False
+        (3.0, 1.0), "of CCA, image and text, above 0, in units of the mean variance", strict=False
     )
-    feature_noise: float = _setting(0.0, "on cached features, in their deviations", ge=0, le=100)
+    feature_noise: float = _setting(
+        0.0, "on cached features, in units of their deviations", ge=0, le=100
+    )
     crop_scale: float = _setting(1.0, "smallest share of a random crop; 1 for none", gt=0, le=1)
     validate_every: int = _setting(1, "epochs between validations", ge=1)
     max_skipped: int = _setting(0, "unusable samples that may be left out", ge=0)
@@ -73,13 +75,13 @@ class RunConfig(BaseModel):
         return value
 
 
-RunConfig.__doc__ = "Settings of a run. Build it with `configure`, which fills in presets.\n\nArgs:"
+RunConfig.__doc__ = "Settings of a run. `configure` builds it and fills in defaults.\n\nArgs:"
 for _name, _field in RunConfig.model_fields.items():
     RunConfig.__doc__ += f"\n    {_name}: {_field.description}."
 
 
 def configure(preset: str = "", **parameters: Any) -> RunConfig:
-    """Builds a checked configuration, filled in with the presets of data set and model.
+    """Builds a checked configuration, filled in with the defaults of data set and model.
 
     Without an `output_dir` the run gets a folder under `runs/`, named after its main settings with
     a digest of the others that are not at their defaults.
