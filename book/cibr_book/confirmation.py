@@ -1,9 +1,10 @@
-"""The measures, tests and figure of experiments/confirmation.md, from the rows of its runs."""
+"""The measures, tests and figures of experiments/confirmation.md, from the rows of its runs."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from scipy import stats
@@ -14,6 +15,10 @@ from cibr_book.shifts import SHIFTS
 from cibr_book.tables import differences, holm
 
 MARGIN = 0.5  # points of mean recall within which two methods count as equal
+GAIN = 1.0  # points of zero-shot accuracy below which a gain counts as none
+SEEDS = list(range(200, 216))
+CLAIM = ["hypothesis", "condition", "method", "control"]
+FORMS = ("CIBR vMF", "CIBR vMF, sampled", "CIBR crossfit")
 PHOTOS = {"Flickr8k": "mini/flickr8k", "coco-mini": "confirmation/coco-mini"}
 SETS = {
     "mini": "cifar10 caltech101-mini food101-64px imagenette intel-scenes dtd10 pacs",
@@ -65,58 +70,97 @@ def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of confirmation.csv with the plan's measures, in points.
 
     Args:
-        rows: one per run.
+        rows: one per run. A run that diverged, which has an `error` in place of scores, scores 0.
 
     Returns:
         The rows with `RECALLS`, each the mean of recall@1, 5 and 10 in both directions on a set;
         `ACCURACIES` and `zero-shot accuracy`, their mean; `accuracy on PACS, <style>`; and
         `recall under <shift>`, the mean over three strengths, and `STRENGTHS`, of which the last
         three are means over five shifts.
+
+    Raises:
+        ValueError: a run without all scores that did not diverge.
     """
-    measures = {
-        name: 100 * rows.filter(regex=pattern).mean(axis=1) for name, pattern in _MEASURES.items()
-    }
-    return pd.concat([rows, pd.DataFrame(measures)], axis=1)
+    diverged = rows["error"].notna() if "error" in rows else pd.Series(False, rows.index)
+    measures = {}
+    for name, pattern in _MEASURES.items():
+        scores = rows.filter(regex=pattern).where(~diverged, 0.0, axis=0)
+        measures[name] = 100 * scores.mean(axis=1, skipna=False)
+    table = pd.DataFrame(measures)
+    incomplete = table.isna().any(axis=1)
+    if incomplete.any():
+        runs = ", ".join(rows.loc[incomplete, "run"])
+        raise ValueError(f"the runs {runs} lack scores: execute them again")
+    return pd.concat([rows, table], axis=1)
+
+
+def best_forms(trials: pd.DataFrame) -> dict[str, str]:
+    """For each condition, the form of the residual penalty whose best trial is best.
+
+    Args:
+        trials: from `read_table("confirmation_trials.csv")`.
+    """
+    best = best_trials(trials[trials["method"].isin(FORMS)])
+    highest = best.loc[best.groupby("condition", sort=False)["validation"].idxmax()]
+    return highest.set_index("condition")["method"].to_dict()
 
 
 def paired(rows: pd.DataFrame, method: str, control: str, measures: Sequence[str]) -> pd.DataFrame:
     """Differences of a method from a control in one condition, [seed, measure], in points.
 
     Raises:
-        ValueError: the two have different seeds.
+        ValueError: one of the two has other seeds than the plan's.
     """
-    sides = [
-        rows[rows["method"] == name].set_index("seed")[[*measures]] for name in (method, control)
-    ]
-    if not sides[0].index.is_unique or set(sides[0].index) != set(sides[1].index):
-        counts = " and ".join(str(sorted(side.index)) for side in sides)
-        raise ValueError(f"{method!r} and {control!r} have the seeds {counts}: give both the same")
+    sides = []
+    for name in (method, control):
+        side = rows[rows["method"] == name].set_index("seed")[[*measures]]
+        if sorted(side.index) != SEEDS:
+            raise ValueError(
+                f"{name!r} has the seeds {sorted(side.index)}: execute {SEEDS}, once each"
+            )
+        sides.append(side)
     return sides[0] - sides[1]
 
 
-def hypothesis_tests(rows: pd.DataFrame, best_form: dict[str, str]) -> pd.DataFrame:
-    """Every test of H1 to H4, with Holm's correction over all of them.
+def hypothesis_tests(rows: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFrame:
+    """Every test of H1 to H3, and the verdicts on their claims.
+
+    A claim is a hypothesis in a condition for a method and a control. Its p-value is the larger of
+    those on the two photo sets, and Holm's correction is over the claims.
 
     Args:
         rows: from `with_measures`.
-        best_form: for each condition, the form of the penalty that is best on validation, for H3.
+        forms: for each condition, the form of the penalty that H3 is about, from `best_forms`.
 
     Returns:
         `hypothesis, condition, method, control, measure`; `difference` in points, with Student's
-        95 % interval over seeds `low, high`; `p_value`; `holm`, adjusted over the table; `found`,
-        whether the test finds what it looks for at 5 %: a gain (H1, H2, H4) or equality (H3).
+        95 % interval over seeds `low, high`; `p_value`; and of its claim `holm`, the corrected
+        p-value, and `verdict`: `holds` at 5 %, `contradicted` if on both photo sets the interval
+        excludes what is claimed, or `undecided`.
     """
-    tests = pd.DataFrame([*_gains(rows), *_equalities(rows, best_form), *_zero_shot(rows)])
-    tests["holm"] = holm(tests["p_value"])
-    is_gain = (tests["difference"] > 0) | (tests["hypothesis"] == "H3")
-    return tests.assign(found=(tests["holm"] < 0.05) & is_gain)
+    tests = pd.DataFrame([*_gains(rows), *_equalities(rows, forms)])
+    claims = tests.groupby(CLAIM, sort=False)
+    table = claims.agg(p_value=("p_value", "max"), least=("difference", "min"))
+    table["holm"] = holm(table["p_value"])
+    equality = table.index.get_level_values("hypothesis") == "H3"
+    holds = (table["holm"] < 0.05) & (equality | (table["least"] > 0))
+    outside = (tests["low"] > MARGIN) | (tests["high"] < -MARGIN)
+    excluded = outside.where(tests["hypothesis"] == "H3", tests["high"] < 0)
+    against = excluded.groupby([tests[name] for name in CLAIM], sort=False).all()
+    table["verdict"] = np.select([holds, against], ["holds", "contradicted"], "undecided")
+    return tests.merge(table[["holm", "verdict"]].reset_index(), on=CLAIM)
 
 
 def _test(hypothesis: str, condition: str, method: str, control: str, values: pd.Series) -> dict:
-    interval = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
-    names = ["hypothesis", "condition", "method", "control", "measure"]
+    names = [*CLAIM, "measure"]
     row = dict(zip(names, [hypothesis, condition, method, control, values.name], strict=True))
-    return row | {"difference": values.mean(), "low": interval[0], "high": interval[1]}
+    return row | dict(zip(("difference", "low", "high"), _interval(values), strict=True))
+
+
+def _interval(values: pd.Series) -> tuple[float, float, float]:
+    """The mean and Student's 95 % interval."""
+    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    return values.mean(), low, high
 
 
 def _gains(rows: pd.DataFrame) -> Iterator[dict]:
@@ -130,9 +174,9 @@ def _gains(rows: pd.DataFrame) -> Iterator[dict]:
             yield test | {"p_value": stats.ttest_1samp(values, 0).pvalue}
 
 
-def _equalities(rows: pd.DataFrame, best_form: dict[str, str]) -> Iterator[dict]:
+def _equalities(rows: pd.DataFrame, forms: Mapping[str, str]) -> Iterator[dict]:
     """H3: two one-sided tests of a difference within the margin."""
-    for condition, form in best_form.items():
+    for condition, form in forms.items():
         own = rows[rows["condition"] == condition]
         for method in ("CIBR MINE", form):
             gaps = paired(own, method, "CLIP", RECALLS)
@@ -143,64 +187,62 @@ def _equalities(rows: pd.DataFrame, best_form: dict[str, str]) -> Iterator[dict]
                 yield test | {"p_value": max(above, below)}
 
 
-def _zero_shot(rows: pd.DataFrame) -> Iterator[dict]:
-    """H4: a gain over seeds and over sets."""
-    for condition, own in rows.groupby("condition", sort=False):
-        for method in own["method"].unique():
-            if method != "CLIP":
-                gaps = paired(own, method, "CLIP", ACCURACIES)
-                over_seeds = gaps.mean(axis=1).rename("zero-shot accuracy")
-                ways = (over_seeds, gaps.mean(axis=0))
-                values = [stats.ttest_1samp(x, 0, alternative="greater").pvalue for x in ways]
-                test = _test("H4", condition, method, "CLIP", over_seeds)
-                yield test | {"p_value": max(values)}
+def zero_shot_tests(rows: pd.DataFrame, accuracies: Sequence[str] = ACCURACIES) -> pd.DataFrame:
+    """H4 for every method in every condition: the gain over CLIP is below a point.
 
-
-def over_sets(rows: pd.DataFrame, control: str = "CLIP") -> pd.DataFrame:
-    """Zero-shot differences of every method, with intervals over seeds and over sets.
+    The curves over beta are left out.
 
     Args:
-        rows: from `with_measures`, of one condition.
-        control: the method to compare with.
+        rows: from `with_measures`.
+        accuracies: the sets.
 
     Returns:
-        One row per method: `difference` in points, the mean over seeds and eleven sets, `low, high`
-        over seeds, `sets_low, sets_high` over sets.
+        `condition, method`; `difference` in points, the mean over seeds and sets, with Student's
+        95 % intervals `low, high` over seeds and `sets_low, sets_high` over sets; `holm`, the
+        p-value of a gain below `GAIN` over seeds, corrected over the table; `verdict`: `holds` at
+        5 %, `contradicted` if `low` is above `GAIN`, or `undecided`; and whether a gain of any size
+        is found `over_seeds` and `over_sets`, corrected likewise.
     """
-    table = {}
-    for method in rows["method"].unique():
-        if method != control:
-            gaps = paired(rows, method, control, ACCURACIES)
-            seeds, means = gaps.mean(axis=1), gaps.mean(axis=0)
-            intervals = [
-                stats.t.interval(0.95, len(x) - 1, x.mean(), stats.sem(x)) for x in (seeds, means)
-            ]
-            table[method] = (means.mean(), *intervals[0], *intervals[1])
-    names = ["difference", "low", "high", "sets_low", "sets_high"]
-    return pd.DataFrame(table, index=names).T.rename_axis("method")
+    table = []
+    for condition, own in rows[~rows["method"].str.endswith("over beta")].groupby(
+        "condition", sort=False
+    ):
+        for method in own["method"].unique():
+            if method != "CLIP":
+                gaps = paired(own, method, "CLIP", accuracies)
+                table.append({"condition": condition, "method": method} | _of_gaps(gaps))
+    tests = pd.DataFrame(table)
+    for name in ("holm", "over_seeds", "over_sets"):
+        tests[name] = holm(tests[name])
+    conditions = [tests["holm"] < 0.05, tests["low"] > GAIN]
+    tests["verdict"] = np.select(conditions, ["holds", "contradicted"], "undecided")
+    return tests.assign(over_seeds=tests["over_seeds"] < 0.05, over_sets=tests["over_sets"] < 0.05)
+
+
+def _of_gaps(gaps: pd.DataFrame) -> dict[str, float]:
+    """Mean, intervals and p-values of differences in accuracy [seed, set]."""
+    seeds, sets = gaps.mean(axis=1), gaps.mean(axis=0)
+    mean, low, high = _interval(seeds)
+    _, sets_low, sets_high = _interval(sets)
+    row = dict(difference=mean, low=low, high=high, sets_low=sets_low, sets_high=sets_high)
+    row["holm"] = stats.ttest_1samp(seeds, GAIN, alternative="less").pvalue
+    row["over_seeds"] = stats.ttest_1samp(seeds, 0, alternative="greater").pvalue
+    return row | {"over_sets": stats.ttest_1samp(sets, 0, alternative="greater").pvalue}
 
 
 def verdicts(tests: pd.DataFrame) -> pd.DataFrame:
-    """H1 to H3 as a table: differences on both sets of photos, and whether the hypothesis holds.
+    """H1 to H3 as a table: differences on both photo sets, and the verdict.
 
     Args:
         tests: from `hypothesis_tests`.
 
     Returns:
-        One row per hypothesis, condition, method and control, and one column per measure, with
-        `+1.23 [+0.98, +1.48] *`, a star where the test finds what it looks for; `holds`, "yes" with
-        both stars.
+        One row per claim, and one column per measure, with `+1.23 [+0.98, +1.48]`; and `verdict`.
     """
-    own = tests[tests["hypothesis"] != "H4"]
-    text = [
-        f"{r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}]{' *' * r.found}"
-        for r in own.itertuples()
-    ]
-    index = ["hypothesis", "condition", "method", "control"]
-    groups = own.assign(text=text).groupby([*index, "measure"], sort=False)
+    text = [f"{r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}]" for r in tests.itertuples()]
+    groups = tests.assign(text=text).groupby([*CLAIM, "measure"], sort=False)
     table = groups["text"].first().unstack(sort=False)
-    holds = own.groupby(index, sort=False)["found"].all()
-    return table.assign(holds=holds.map({True: "yes", False: "no"}))
+    return table.assign(verdict=tests.groupby(CLAIM, sort=False)["verdict"].first())
 
 
 def shift_figure(rows: pd.DataFrame, methods: Sequence[str]) -> list[Axes]:
@@ -241,16 +283,19 @@ def beta_figure(rows: pd.DataFrame, others: Mapping[str, str]) -> list[Axes]:
 
     Args:
         rows: from `with_measures`, of one condition, with `CIBR vMF over beta`; `CIBR vMF` is a
-            point of the curve if it has the same settings but beta.
+            point of the curve, with the curve's seeds, if it has the same settings but beta.
         others: the name to print of each other method.
 
     Returns:
         The Axes of the curve and that of the other methods.
     """
-    compared = differences(rows, ["recall on Flickr8k"]).sort_values("beta")
+    compared = differences(rows, ["recall on Flickr8k"])
     names = ["CIBR vMF over beta", "CIBR vMF"]
-    settings = compared.loc[compared["method"] == names[0], "hyperparameters"]
-    curve = compared[compared["method"].isin(names) & compared["hyperparameters"].isin(settings)]
+    of_curve = rows[rows["method"] == names[0]]
+    with_its_seeds = rows[rows["seed"].isin(of_curve["seed"])]
+    curve = differences(with_its_seeds, ["recall on Flickr8k"]).sort_values("beta")
+    is_alike = curve["hyperparameters"].isin(of_curve["hyperparameters"])
+    curve = curve[curve["method"].isin(names) & is_alike]
     _, axes = panels(1, 2, 5.3, 3.0, sharey=True, width_ratios=[2.2, 1])
     for axis in axes[0]:
         axis.axhline(0, color="black", lw=0.8)
