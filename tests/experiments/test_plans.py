@@ -1,15 +1,19 @@
 """What a YAML file expands to, and that the committed tables are those of the committed plans."""
 
+import hashlib
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from cibr_book.confirmation import FORMS, SEEDS, best_forms
 from cibr_book.plan import Plan, collect, committed, drawn, grid, read_plan, run_id, save_row
 from cibr_book.tables import RESULTS, chosen, read_table
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "experiments").glob("*.yaml"))
 TABLES = ["ablation.csv", "ablation_trials.csv", "presets.csv", "adapters.csv"]
+TABLES += ["confirmation_trials.csv"]
 SMALL = """
 results: rows.csv
 fixed: {dataset: glyphs, suites: [[glyphs]]}
@@ -161,3 +165,16 @@ def test_a_row_has_the_names_the_settings_and_the_metrics_or_the_error(tmp_path,
     assert rows[0].items() >= (settings | {"metric": 0.333333, "n": 2}).items()
     assert rows[0]["configuration"] == '{"beta": 0, "seed": 1}' and "undefined" not in rows[0]
     assert rows[1]["error"].startswith("step 3") and "metric" not in rows[1]
+
+
+def test_the_confirmation_runs_what_its_plan_says():
+    folder = FILES[0].parent
+    runs = read_plan(folder / "confirmation.yaml").runs
+    stated = (folder / "confirmation.md").read_text()
+    ids = hashlib.sha256("\n".join(sorted(runs)).encode()).hexdigest()
+    assert f"{len(runs)} runs" in stated and f"`{ids}`" in stated
+    planned = pd.DataFrame(runs.values())
+    of_forms = planned[planned["method"].isin(FORMS)].groupby("condition")["method"].unique()
+    assert of_forms.explode().to_dict() == best_forms(read_table("confirmation_trials.csv"))
+    seeds = planned[~planned["method"].str.endswith("over beta")].groupby(["condition", "method"])
+    assert all(own == SEEDS for own in seeds["seed"].agg(sorted))
