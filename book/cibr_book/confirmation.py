@@ -1,18 +1,23 @@
 """The measures, tests and figures of experiments/confirmation.md, from the rows of its runs."""
 
+import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float64
 from matplotlib.axes import Axes
 from scipy import stats
 
+from cibr.evaluate import by_unit, read_predictions
+from cibr.metrics import paired_difference
 from cibr_book.figures import STYLES, legend_above, log_axis
 from cibr_book.plots import BLUE, WIDTH, panels, wrap
 from cibr_book.shifts import SHIFTS
-from cibr_book.tables import differences, holm
+from cibr_book.tables import RESULTS, differences, holm, read_table
 
 MARGIN = 0.5  # points of mean recall within which two methods count as equal
 GAIN = 1.0  # points of zero-shot accuracy below which a gain counts as none
@@ -187,6 +192,47 @@ def _equalities(rows: pd.DataFrame, forms: Mapping[str, str]) -> Iterator[dict]:
                 yield test | {"p_value": max(above, below)}
 
 
+def photo_recalls(file: Path) -> Float64[np.ndarray, " n"]:
+    """Each photo's part in the mean recall, the mean over photos, in points.
+
+    Args:
+        file: predictions of a retrieval set, saved by `cibr.evaluate.evaluate`.
+    """
+    items = {name: values.numpy() for name, values in read_predictions(file).items.items()}
+    parts = [
+        by_unit((items[f"{side}_ranks"] < k).astype(float), items[f"{side}_units"])
+        for side in ("image", "text")
+        for k in (1, 5, 10)
+    ]
+    return 100 * np.mean(parts, axis=0)
+
+
+def photo_intervals(tests: pd.DataFrame, rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """The differences of H1 to H3 with intervals over seeds and photos together.
+
+    Args:
+        tests: from `hypothesis_tests`.
+        rows: of the runs.
+        folder: that of the runs, with their predictions.
+
+    Returns:
+        `hypothesis, condition, method, control, measure`; `difference, low, high` in points, of
+        the bootstrap over seeds and photos.
+    """
+    runs = rows.set_index(["condition", "method", "seed"])["run"]
+    table = []
+    for row in tests[[*CLAIM, "measure"]].to_dict("records"):
+        suite, name = PHOTOS[row["measure"].removeprefix("recall on ")].split("/")
+        sides = []
+        for method in (row["control"], row["method"]):
+            own = [folder / runs[row["condition"], method, seed] for seed in SEEDS]
+            files = [run / suite / f"{name}-retrieval.safetensors" for run in own]
+            sides.append([np.stack([photo_recalls(file) for file in files])])
+        interval = paired_difference(*sides)
+        table.append(row | {"difference": interval.pop("mean")} | interval)
+    return pd.DataFrame(table)
+
+
 def zero_shot_tests(rows: pd.DataFrame, accuracies: Sequence[str] = ACCURACIES) -> pd.DataFrame:
     """H4 for every method in every condition: the gain over CLIP is below a point.
 
@@ -313,3 +359,18 @@ def beta_figure(rows: pd.DataFrame, others: Mapping[str, str]) -> list[Axes]:
     right.set(title="other methods", xlim=(-0.6, len(others) - 0.4))
     right.grid(axis="x", visible=False)
     return [left, right]
+
+
+def main() -> None:
+    """Write confirmation_photos.csv: H1 to H3 with intervals over seeds and photos."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="the runs, such as runs/confirmation")
+    folder = parser.parse_args().folder
+    rows = read_table("confirmation.csv")
+    tests = hypothesis_tests(with_measures(rows), best_forms(read_table("confirmation_trials.csv")))
+    table = photo_intervals(tests, rows, folder)
+    table.to_csv(RESULTS / "confirmation_photos.csv", index=False, float_format="%.6g")
+
+
+if __name__ == "__main__":
+    main()

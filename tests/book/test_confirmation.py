@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 from scipy import stats
 
 from cibr_book import confirmation
@@ -256,3 +258,35 @@ def test_the_figure_shows_the_penalty_over_beta_beside_other_methods(rows):
     places = [line.get_ydata()[0] for line in right.lines[1:]]
     np.testing.assert_allclose(places, [2, 0], atol=0.15)
     assert [label.get_text() for label in right.get_xticklabels()] == ["anchor", "CCA\nstart"]
+
+
+def test_an_interval_over_photos_has_the_difference_of_the_rows_and_is_wider(rows, tmp_path):
+    random = np.random.default_rng(0)
+    n = {"mini/flickr8k": 40, "confirmation/coco-mini": 30}
+    easy = {name: random.integers(0, 12, size) for name, size in n.items()}
+    two = ["CLIP", "CCA anchor"]
+    rows = rows[rows["method"].isin(two) & (rows["condition"] == FEW_OR_WRONG[0])].copy()
+    for i, row in rows.iterrows():
+        for name, size in n.items():
+            of_text = np.repeat(np.arange(size), 1 + np.arange(size) % 3)
+            items = {"image_units": np.arange(size), "text_units": of_text}
+            gain = (easy[name] % 4) * (row["method"] == two[1])
+            for side in ("image", "text"):
+                noise = random.integers(0, 2, len(items[f"{side}_units"]))
+                ranks = np.maximum((easy[name] - gain)[items[f"{side}_units"]] + noise, 0)
+                items[f"{side}_ranks"] = ranks
+                for k in (1, 5, 10):
+                    rows.loc[i, f"{name}/{side}_recall@{k}"] = (ranks < k).mean()
+            file = tmp_path / row["run"] / f"{name}-retrieval.safetensors"
+            file.parent.mkdir(parents=True)
+            tensors = {key: torch.tensor(values) for key, values in items.items()}
+            save_file(tensors, file, {"kind": "retrieval", "asked": "", "identity": ""})
+    rows = rows.drop(columns=COLUMNS)
+    measured = with_measures(rows)
+    claim = dict(zip(confirmation.CLAIM, ["H1", FEW_OR_WRONG[0], *two[::-1]], strict=True))
+    tests = pd.DataFrame([claim | {"measure": measure} for measure in confirmation.RECALLS])
+    table = confirmation.photo_intervals(tests, rows, tmp_path)
+    gaps = confirmation.paired(measured, *two[::-1], confirmation.RECALLS)
+    np.testing.assert_allclose(table["difference"], gaps.mean())
+    over_seeds = stats.t.interval(0.95, 15, gaps.mean(), gaps.sem())
+    assert (table["low"] < over_seeds[0]).all() and (table["high"] > over_seeds[1]).all()
