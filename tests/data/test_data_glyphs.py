@@ -67,28 +67,6 @@ def test_a_character_is_drawn_in_the_size_place_ink_and_paper_of_its_factors():
     assert (light.min(), light.max(), upright.min()) == (40, 200, 0)
 
 
-def test_train_varies_every_factor_and_the_other_splits_none(drawn):
-    varied = drawn["train"].factors.nunique()
-    assert (varied > 1).all()
-    assert varied["template"] == len(TEMPLATES)
-    for split in ("validation", "test", "validation_characters", "test_characters"):
-        plain = drawn[split].factors[["size", "x", "y", "ink", "paper", "template"]]
-        assert (plain == [24, 0, 0, 0, 255, 0]).all(axis=None)
-
-
-def test_held_out_characters_and_unseen_faces_stay_out_of_training(drawn):
-    characters = {split: set(pairs.factors["character"]) for split, pairs in drawn.items()}
-    held_out = [characters["validation_characters"], characters["test_characters"]]
-    assert not held_out[0] & held_out[1]
-    for part in held_out:
-        assert len(part) > 40
-        assert not part & characters["train"]
-    assert characters["validation"] | characters["test"] <= characters["train"]
-    faces = {split: set(pairs.factors["typeface"]) for split, pairs in drawn.items()}
-    assert faces["train"] == {"sans", "mono"}
-    assert (faces["validation"], faces["test"]) == ({"stix"}, {"serif"})
-
-
 def test_images_captions_and_labels_are_those_of_the_factors(drawn):
     for pairs in drawn.values():
         for caption, row in zip(pairs.texts(), pairs.factors.itertuples(), strict=True):
