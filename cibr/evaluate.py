@@ -266,7 +266,7 @@ def _task_scores(predictions: Predictions) -> dict[str, _Score]:
         values = {f"recall@{k}": ranks < k for k in KS if k <= smaller}
         values["mean_average_precision"] = items[f"{side}_average_precisions"]
         for name, of_queries in values.items():
-            of_units = by_unit(of_queries.double().numpy(), items[f"{side}_units"].numpy())
+            of_units = _by_unit(of_queries.double().numpy(), items[f"{side}_units"].numpy())
             scores[_metric_name(kind, direction, name)] = _Score([1.0], [of_units], len(ranks))
     return scores
 
@@ -275,15 +275,11 @@ def _metric_name(kind: str, direction: str, name: str) -> str:
     return f"{direction}_{name}" if kind == "retrieval" else f"{direction}_label_{name}"
 
 
-def by_unit(values: Float[np.ndarray, " m"], units: np.ndarray) -> Float[np.ndarray, " u"]:
+def _by_unit(values: Float[np.ndarray, " m"], units: np.ndarray) -> Float[np.ndarray, " u"]:
     """One number per unit, with the mean over queries as their mean.
 
     Their spread is, to first order, that of the mean over the queries of resampled units, a ratio,
     as units have unequal numbers of queries.
-
-    Args:
-        values: of the queries.
-        units: the unit of each query, such as its image [m].
     """
     units = np.unique(units, return_inverse=True)[1]
     counts = np.bincount(units)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float64
+from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from scipy import stats
 
-from cibr.evaluate import by_unit, read_predictions
+from cibr.evaluate import read_predictions
 from cibr.metrics import paired_difference
 from cibr_book.figures import STYLES, legend_above, log_axis
 from cibr_book.plots import BLUE, WIDTH, panels, wrap
@@ -23,7 +23,9 @@ MARGIN = 0.5  # points of mean recall within which two methods count as equal
 GAIN = 1.0  # points of zero-shot accuracy below which a gain counts as none
 SEEDS = list(range(200, 216))
 CLAIM = ["hypothesis", "condition", "method", "control"]
+HITS = RESULTS / "confirmation_hits.npz"
 FORMS = ("CIBR vMF", "CIBR vMF, sampled", "CIBR crossfit")
+COMPARED = ("CLIP", "CLIP, CCA start", "closed-form CCA", "CCA anchor", "CIBR MINE", *FORMS)
 PHOTOS = {"Flickr8k": "mini/flickr8k", "coco-mini": "confirmation/coco-mini"}
 SETS = {
     "mini": "cifar10 caltech101-mini food101-64px imagenette intel-scenes dtd10 pacs",
@@ -31,14 +33,17 @@ SETS = {
 }
 STYLES_OF_PACS = ("photo", "art_painting", "cartoon", "sketch")
 FEW_OR_WRONG = ("Flickr8k, 10 % of the pairs", "Flickr8k, 30 % shuffled captions, drawn anew")
+IN_WORDS = dict(zip((*FEW_OR_WRONG, "Flickr8k"), ("10 %", "shuffled", "all pairs"), strict=True))
 RECALLS = [f"recall on {name}" for name in PHOTOS]
 ACCURACIES = [f"accuracy on {name}" for names in SETS.values() for name in names.split()]
+NEW = ACCURACIES[-4:]
 STRENGTHS = ["recall on Flickr8k", *(f"recall at strength {k}" for k in (1, 2, 3))]
 _TASKS = [f"{suite}/{name}" for suite, names in SETS.items() for name in names.split()]
 _MEASURES = {  # pattern of the columns by the name of their mean
     **{f"recall on {name}": f"^{task}/.*_recall@(?:1|5|10)$" for name, task in PHOTOS.items()},
     **{name: f"^{task}/accuracy@1$" for name, task in zip(ACCURACIES, _TASKS, strict=True)},
     "zero-shot accuracy": f"^(?:{'|'.join(_TASKS)})/accuracy@1$",
+    "accuracy on the new sets": f"^(?:{'|'.join(_TASKS[-4:])})/accuracy@1$",
     **{f"accuracy on PACS, {s}": f"^mini/pacs-{s}/accuracy@1$" for s in STYLES_OF_PACS},
     **{f"recall under {name}": f"^shift/{name}-./recall$" for name in SHIFTS},
     **{STRENGTHS[k]: f"^shift/.*-{k}/recall$" for k in (1, 2, 3)},
@@ -79,7 +84,8 @@ def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         The rows with `RECALLS`, each the mean of recall@1, 5 and 10 in both directions on a set;
-        `ACCURACIES` and `zero-shot accuracy`, their mean; `accuracy on PACS, <style>`; and
+        `ACCURACIES` and `zero-shot accuracy`, their mean; `accuracy on the new sets`, that of the
+        four which are new; `accuracy on PACS, <style>`; and
         `recall under <shift>`, the mean over three strengths, and `STRENGTHS`, of which the last
         three are means over five shifts.
 
@@ -192,42 +198,70 @@ def _equalities(rows: pd.DataFrame, forms: Mapping[str, str]) -> Iterator[dict]:
                 yield test | {"p_value": max(above, below)}
 
 
-def photo_recalls(file: Path) -> Float64[np.ndarray, " n"]:
-    """Each photo's part in the mean recall, the mean over photos, in points.
+def photo_hits(file: Path) -> UInt8[np.ndarray, " n"]:
+    """How often each photo is found, of 30 times; its mean over photos is the mean recall.
+
+    The photo's query counts five times among the first 1, 5 and 10, each of its five captions once.
 
     Args:
         file: predictions of a retrieval set, saved by `cibr.evaluate.evaluate`.
+
+    Raises:
+        ValueError: a photo that does not have five captions.
     """
     items = {name: values.numpy() for name, values in read_predictions(file).items.items()}
-    parts = [
-        by_unit((items[f"{side}_ranks"] < k).astype(float), items[f"{side}_units"])
+    of_image, of_text = (
+        sum((items[f"{side}_ranks"] < k).astype(int) for k in (1, 5, 10))
         for side in ("image", "text")
-        for k in (1, 5, 10)
-    ]
-    return 100 * np.mean(parts, axis=0)
+    )
+    units = items["text_units"]
+    if set(np.bincount(units)) != {5}:
+        raise ValueError(
+            f"{str(file)!r}: a photo has other than five captions, which is not handled"
+        )
+    return (5 * of_image + np.bincount(units, of_text)).astype(np.uint8)
 
 
-def photo_intervals(tests: pd.DataFrame, rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
+def collect_hits(runs: Sequence[str], folder: Path) -> dict[str, np.ndarray]:
+    """`photo_hits` of runs.
+
+    Args:
+        runs: their ids.
+        folder: that of the runs, with their predictions.
+
+    Returns:
+        `run`, the ids; and for each of `PHOTOS` the hits [run, photo].
+    """
+    hits = {"run": np.array(runs)}
+    for name, place in PHOTOS.items():
+        files = [folder / run / f"{place}-retrieval.safetensors" for run in runs]
+        hits[name] = np.stack([photo_hits(file) for file in files])
+    return hits
+
+
+def photo_intervals(
+    tests: pd.DataFrame, rows: pd.DataFrame, hits: Mapping[str, np.ndarray]
+) -> pd.DataFrame:
     """The differences of H1 to H3 with intervals over seeds and photos together.
 
     Args:
         tests: from `hypothesis_tests`.
         rows: of the runs.
-        folder: that of the runs, with their predictions.
+        hits: from `collect_hits`.
 
     Returns:
         `hypothesis, condition, method, control, measure`; `difference, low, high` in points, of
         the bootstrap over seeds and photos.
     """
     runs = rows.set_index(["condition", "method", "seed"])["run"]
+    place = {run: i for i, run in enumerate(hits["run"])}
     table = []
     for row in tests[[*CLAIM, "measure"]].to_dict("records"):
-        suite, name = PHOTOS[row["measure"].removeprefix("recall on ")].split("/")
+        of_set = hits[row["measure"].removeprefix("recall on ")]
         sides = []
         for method in (row["control"], row["method"]):
-            own = [folder / runs[row["condition"], method, seed] for seed in SEEDS]
-            files = [run / suite / f"{name}-retrieval.safetensors" for run in own]
-            sides.append([np.stack([photo_recalls(file) for file in files])])
+            own = [place[runs[row["condition"], method, seed]] for seed in SEEDS]
+            sides.append([100 / 30 * of_set[own]])
         interval = paired_difference(*sides)
         table.append(row | {"difference": interval.pop("mean")} | interval)
     return pd.DataFrame(table)
@@ -276,19 +310,58 @@ def _of_gaps(gaps: pd.DataFrame) -> dict[str, float]:
     return row | {"over_sets": stats.ttest_1samp(sets, 0, alternative="greater").pvalue}
 
 
-def verdicts(tests: pd.DataFrame) -> pd.DataFrame:
-    """H1 to H3 as a table: differences on both photo sets, and the verdict.
+def verdict_table(tests: pd.DataFrame, photos: pd.DataFrame) -> pd.DataFrame:
+    """H1 to H3 as a table of text.
 
     Args:
         tests: from `hypothesis_tests`.
+        photos: from `photo_intervals`.
 
     Returns:
-        One row per claim, and one column per measure, with `+1.23 [+0.98, +1.48]`; and `verdict`.
+        One row per claim; for each set of photos `+1.23 [+0.98, +1.48]`, the difference with its
+        interval over seeds, and the interval over seeds and photos; and `verdict`.
     """
-    text = [f"{r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}]" for r in tests.itertuples()]
-    groups = tests.assign(text=text).groupby([*CLAIM, "measure"], sort=False)
-    table = groups["text"].first().unstack(sort=False)
-    return table.assign(verdict=tests.groupby(CLAIM, sort=False)["verdict"].first())
+    table = {}
+    for name in PHOTOS:
+        is_own = tests["measure"] == f"recall on {name}"
+        own = tests[is_own].merge(photos, on=[*CLAIM, "measure"], suffixes=("", "_photos"))
+        own = own.set_index(CLAIM)
+        table[name] = _as_text(own)
+        table[f"{name}, photos too"] = _as_text(own, "low_photos", "high_photos").str.partition(
+            " "
+        )[2]
+    verdicts = tests.groupby(CLAIM, sort=False)["verdict"].first()
+    return pd.DataFrame(table).assign(verdict=verdicts).rename(index=IN_WORDS)
+
+
+def zero_shot_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """H4 as a table of text.
+
+    Args:
+        rows: from `with_measures`.
+
+    Returns:
+        One row per method and condition: `eleven sets`, the gain with its interval over seeds, with
+        a star if a gain is found over seeds and two if over sets, too, both after correction; the
+        interval `over sets`; `four new sets`, with its interval over seeds; and `verdict`.
+    """
+    tests = zero_shot_tests(rows).set_index(["condition", "method"])
+    new = zero_shot_tests(rows, NEW).set_index(["condition", "method"])
+    stars = tests["over_seeds"] * (1 + tests["over_sets"].astype(int))
+    table = {
+        "eleven sets": (_as_text(tests) + stars.map(lambda n: " " + "*" * n)).str.rstrip(),
+        "over sets": _as_text(tests, "sets_low", "sets_high").str.partition(" ")[2],
+        "four new sets": _as_text(new),
+        "verdict": tests["verdict"],
+    }
+    return pd.DataFrame(table).rename(index=IN_WORDS)
+
+
+def _as_text(rows: pd.DataFrame, low: str = "low", high: str = "high") -> pd.Series:
+    """`+1.23 [+0.98, +1.48]`."""
+    columns = (rows[name] for name in ("difference", low, high))
+    texts = [f"{d:+.2f} [{a:+.2f}, {b:+.2f}]" for d, a, b in zip(*columns, strict=True)]
+    return pd.Series(texts, rows.index)
 
 
 def shift_figure(rows: pd.DataFrame, methods: Sequence[str]) -> list[Axes]:
@@ -362,14 +435,22 @@ def beta_figure(rows: pd.DataFrame, others: Mapping[str, str]) -> list[Axes]:
 
 
 def main() -> None:
-    """Write confirmation_photos.csv: H1 to H3 with intervals over seeds and photos."""
+    """Add the hits of the runs in a folder to confirmation_hits.npz."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("folder", type=Path, help="the runs, such as runs/confirmation")
     folder = parser.parse_args().folder
     rows = read_table("confirmation.csv")
-    tests = hypothesis_tests(with_measures(rows), best_forms(read_table("confirmation_trials.csv")))
-    table = photo_intervals(tests, rows, folder)
-    table.to_csv(RESULTS / "confirmation_photos.csv", index=False, float_format="%.6g")
+    runs = rows.loc[rows["method"].isin(COMPARED), "run"]
+    hits = dict(np.load(HITS)) if HITS.exists() else {"run": np.array([])}
+    new = [run for run in runs if run not in hits["run"] and (folder / run).is_dir()]
+    if new:
+        added = collect_hits(new, folder)
+        if HITS.exists():
+            added = {name: np.concatenate([hits[name], part]) for name, part in added.items()}
+        hits = added
+        np.savez_compressed(HITS, **hits)
+    n_missing = len(set(runs) - set(hits["run"]))
+    print(f"{HITS.name}: {len(new)} new runs; {n_missing} of the {len(runs)} runs have none")
 
 
 if __name__ == "__main__":

@@ -135,14 +135,15 @@ def test_a_claim_needs_both_sets_of_photos_and_its_p_value_is_the_larger(rows):
     on_coco = [name for name in COLUMNS if "coco" in name]
     add(rows, "CIBR MINE", on_coco, 1)
     tests = outcome(rows)
-    table = confirmation.verdicts(tests).reset_index()
+    table = confirmation.verdict_table(tests, tests.assign(low=-7.0, high=7.0)).reset_index()
     assert table.groupby("hypothesis").size().to_dict() == {"H1": 2, "H2": 4, "H3": 6}
     is_mine = table["method"] == "CIBR MINE"
     assert set(table.loc[~is_mine, "verdict"]) == {"holds"}
     assert set(table.loc[is_mine, "verdict"]) == {"undecided"}
     row, test = table[is_mine].iloc[0], tests[tests["method"] == "CIBR MINE"].iloc[1]
     text = f"{test['difference']:+.2f} [{test['low']:+.2f}, {test['high']:+.2f}]"
-    assert row["recall on coco-mini"] == text
+    assert row["coco-mini"] == text and row["coco-mini, photos too"] == "[-7.00, +7.00]"
+    assert table["condition"].unique().tolist() == ["10 %", "shuffled", "all pairs"]
 
 
 def test_p_values_are_those_of_the_plan_and_corrected_over_the_claims(rows):
@@ -187,6 +188,21 @@ def test_no_gain_of_a_point_is_a_claim_that_rows_can_support_and_contradict(rows
     assert few.loc["CIBR crossfit", ["over_seeds", "over_sets"]].tolist() == [True, False]
     assert few.loc["closed-form CCA", ["over_seeds", "over_sets"]].tolist() == [False, False]
     assert few.loc["CIBR crossfit", "low"] > 1 and few.loc["CIBR crossfit", "sets_low"] < 0
+
+
+def test_the_table_of_zero_shot_gains_has_a_star_for_seeds_and_two_for_sets(rows):
+    add(rows, "CIBR crossfit", ACCURACIES[0], 20)
+    add(rows, "CCA anchor", ACCURACIES, 1.5)
+    add(rows, "CIBR vMF", ACCURACIES[-4:], -2)
+    few = confirmation.zero_shot_table(with_measures(rows)).loc["10 %"]
+    assert few.loc["CCA anchor", "eleven sets"].startswith("+1.5")
+    assert few.loc["CCA anchor", "eleven sets"].endswith("] **")
+    assert few.loc["CIBR crossfit", "eleven sets"].endswith("] *")
+    assert few.loc["closed-form CCA", "eleven sets"].endswith("]")
+    assert few.loc["CIBR vMF", "four new sets"].startswith(("-2.0", "-1.9"))
+    assert few.loc["CCA anchor", "verdict"] == "contradicted"
+    low, high = eval(few.loc["CIBR crossfit", "over sets"])
+    assert low < 0 < high
 
 
 def test_other_seeds_than_the_plans_are_refused(rows):
@@ -260,33 +276,72 @@ def test_the_figure_shows_the_penalty_over_beta_beside_other_methods(rows):
     assert [label.get_text() for label in right.get_xticklabels()] == ["anchor", "CCA\nstart"]
 
 
+def save_ranks(file, n, ranks_of_texts):
+    """Ranks of n photos with five captions each, the photos' own from 0 upwards."""
+    of_text = np.repeat(np.arange(n), 5)
+    items = {"image_ranks": np.arange(n), "text_ranks": ranks_of_texts, "text_units": of_text}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: torch.tensor(values) for name, values in items.items()}
+    save_file(tensors, file, {"kind": "retrieval", "asked": "", "identity": ""})
+
+
+def test_hits_of_a_photo_count_its_query_five_times_and_each_caption_once(tmp_path):
+    file = tmp_path / "ranks.safetensors"
+    save_ranks(file, 3, np.array([0, 1, 5, 10, 99] + [0] * 5 + [10] * 5))
+    # The photos' ranks are 0, 1 and 2: 3, 2 and 2 hits; the captions' of the first 3, 2, 1, 0, 0.
+    hits = confirmation.photo_hits(file)
+    assert hits.tolist() == [15 + 6, 10 + 15, 10]
+    recalls = [np.mean(np.array(k) > [0, 1, 5, 10, 99] + [0] * 5 + [10] * 5) for k in (1, 5, 10)]
+    assert hits.mean() / 30 == pytest.approx(np.mean([1 / 3, 1, 1, *recalls]))
+    save_file(
+        {
+            "image_ranks": torch.zeros(1),
+            "text_ranks": torch.zeros(2),
+            "text_units": torch.zeros(2).int(),
+        },
+        file,
+        {"kind": "retrieval", "asked": ""},
+    )
+    with pytest.raises(ValueError, match="other than five captions"):
+        confirmation.photo_hits(file)
+
+
 def test_an_interval_over_photos_has_the_difference_of_the_rows_and_is_wider(rows, tmp_path):
     random = np.random.default_rng(0)
     n = {"mini/flickr8k": 40, "confirmation/coco-mini": 30}
-    easy = {name: random.integers(0, 12, size) for name, size in n.items()}
     two = ["CLIP", "CCA anchor"]
     rows = rows[rows["method"].isin(two) & (rows["condition"] == FEW_OR_WRONG[0])].copy()
-    for i, row in rows.iterrows():
-        for name, size in n.items():
-            of_text = np.repeat(np.arange(size), 1 + np.arange(size) % 3)
-            items = {"image_units": np.arange(size), "text_units": of_text}
-            gain = (easy[name] % 4) * (row["method"] == two[1])
-            for side in ("image", "text"):
-                noise = random.integers(0, 2, len(items[f"{side}_units"]))
-                ranks = np.maximum((easy[name] - gain)[items[f"{side}_units"]] + noise, 0)
-                items[f"{side}_ranks"] = ranks
+    for name, size in n.items():
+        easy = random.integers(0, 12, (size, 5))
+        for i, row in rows.iterrows():
+            gain = easy[:, :1] % 4 * (row["method"] == two[1])
+            ranks = np.maximum(easy - gain + random.integers(0, 2, easy.shape), 0).ravel()
+            save_ranks(tmp_path / row["run"] / f"{name}-retrieval.safetensors", size, ranks)
+            for side, own in {"image": np.arange(size), "text": ranks}.items():
                 for k in (1, 5, 10):
-                    rows.loc[i, f"{name}/{side}_recall@{k}"] = (ranks < k).mean()
-            file = tmp_path / row["run"] / f"{name}-retrieval.safetensors"
-            file.parent.mkdir(parents=True)
-            tensors = {key: torch.tensor(values) for key, values in items.items()}
-            save_file(tensors, file, {"kind": "retrieval", "asked": "", "identity": ""})
-    rows = rows.drop(columns=COLUMNS)
-    measured = with_measures(rows)
+                    rows.loc[i, f"{name}/{side}_recall@{k}"] = (own < k).mean()
+    measured = with_measures(rows.drop(columns=COLUMNS))
     claim = dict(zip(confirmation.CLAIM, ["H1", FEW_OR_WRONG[0], *two[::-1]], strict=True))
     tests = pd.DataFrame([claim | {"measure": measure} for measure in confirmation.RECALLS])
-    table = confirmation.photo_intervals(tests, rows, tmp_path)
+    hits = confirmation.collect_hits(sorted(rows["run"], reverse=True), tmp_path)
+    table = confirmation.photo_intervals(tests, rows, hits)
     gaps = confirmation.paired(measured, *two[::-1], confirmation.RECALLS)
     np.testing.assert_allclose(table["difference"], gaps.mean())
     over_seeds = stats.t.interval(0.95, 15, gaps.mean(), gaps.sem())
     assert (table["low"] < over_seeds[0]).all() and (table["high"] > over_seeds[1]).all()
+
+
+def test_hits_are_added_to_those_stored(rows, tmp_path, monkeypatch, capsys):
+    rows = rows[rows["method"] == "CLIP"].iloc[:3]
+    stored = tmp_path / "hits.npz"
+    monkeypatch.setattr(confirmation, "HITS", stored)
+    monkeypatch.setattr(confirmation, "read_table", lambda name: rows)
+    monkeypatch.setattr("sys.argv", ["confirmation", str(tmp_path)])
+    for i, run in enumerate(rows["run"][:2]):
+        for place in PHOTOS.values():
+            save_ranks(tmp_path / run / f"{place}-retrieval.safetensors", 2, np.full(10, 20 * i))
+        confirmation.main()
+        hits = np.load(stored)
+        assert hits["run"].tolist() == rows["run"][: i + 1].tolist()
+        assert hits["coco-mini"][:, 1].tolist() == [25, 10][: i + 1]
+    assert capsys.readouterr().out.endswith(": 1 new runs; 1 of the 3 runs have none\n")
