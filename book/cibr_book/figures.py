@@ -35,6 +35,7 @@ _NAMES = {
     (ORANGE, "v"): ("CIBR MINE", "MINE", "DV"),
     (PINK, "s"): ("CCA anchor", "the anchor, over the CCA start"),
     (GREY, "P"): ("CLIP, CCA start", "the CCA start"),
+    (GREY, "X"): ("closed-form CCA",),
     (GREEN, "D"): ("CLIP, self-training",),
     (RED, "s"): ("SMILE", "SMILE, clip 1"),
     (RED, "P"): ("noise only",),

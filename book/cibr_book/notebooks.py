@@ -26,10 +26,8 @@ def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
             known one has no value.
     """
     names = known.split()
-    injected = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters")]
-    for statement in (s for cell in injected for s in ast.parse(cell).body):
-        for name in (t.id for t in getattr(statement, "targets", []) if isinstance(t, ast.Name)):
-            check_known("parameter", name, names)
+    for name in _injected(namespace):
+        check_known("parameter", name, names)
     missing = [name for name in names if name not in namespace]
     if missing:
         raise ValueError(
@@ -38,13 +36,25 @@ def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
     return {name: namespace[name] for name in names}
 
 
-def changed(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters that are not at their defaults of `RunConfig`, so that a preset fills the
-    others.
+def given(parameters: dict[str, Any], namespace: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that papermill injected or that differ from the defaults of `RunConfig`, so
+    that a preset fills the others.
+
+    Args:
+        parameters: from `check_parameters`.
+        namespace: the notebook's globals.
     """
     fields = RunConfig.model_fields
+    injected = _injected(namespace)
     return {
         name: value
         for name, value in parameters.items()
-        if name not in fields or value != fields[name].default
+        if name in injected or name not in fields or value != fields[name].default
     }
+
+
+def _injected(namespace: dict[str, Any]) -> list[str]:
+    cells = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters")]
+    assignments = [statement for cell in cells for statement in ast.parse(cell).body]
+    targets = [target for each in assignments for target in getattr(each, "targets", [])]
+    return [target.id for target in targets if isinstance(target, ast.Name)]

@@ -3,7 +3,7 @@
 import pytest
 
 from cibr.train import configure
-from cibr_book.notebooks import changed, check_parameters
+from cibr_book.notebooks import check_parameters, given
 
 
 def test_parameters_that_papermill_injected_are_known():
@@ -18,9 +18,11 @@ def test_parameters_that_papermill_injected_are_known():
         check_parameters(namespace, "alpha")
 
 
-def test_what_a_reader_leaves_as_it_is_does_not_override_a_preset():
-    given = changed(
-        {"preset": "few-pairs", "beta": 0.05, "model": "tiny", "dropout": 0.3, "seed": 0}
-    )
-    assert given == {"preset": "few-pairs", "dropout": 0.3}
-    assert (configure(**given).model, configure(**given).dropout) == ("frozen", 0.3)
+def test_a_preset_fills_what_a_reader_leaves_and_nothing_that_is_given():
+    parameters = {"preset": "few-pairs", "beta": 0.05, "model": "tiny", "dropout": 0.3, "seed": 0}
+    settings = given(parameters, {})
+    assert settings == {"preset": "few-pairs", "dropout": 0.3}
+    assert (configure(**settings).model, configure(**settings).dropout) == ("frozen", 0.3)
+    settings = given(parameters, {"In": ["seed = 1", "# Parameters\nbeta = 0.05\n"]})
+    assert settings == {"preset": "few-pairs", "beta": 0.05, "dropout": 0.3}
+    assert configure(**settings).beta == 0.05
