@@ -33,7 +33,13 @@ SETS = {
 }
 STYLES_OF_PACS = ("photo", "art_painting", "cartoon", "sketch")
 FEW_OR_WRONG = ("Flickr8k, 10 % of the pairs", "Flickr8k, 30 % shuffled captions, drawn anew")
-IN_WORDS = dict(zip((*FEW_OR_WRONG, "Flickr8k"), ("10 %", "shuffled", "all pairs"), strict=True))
+IN_WORDS = dict(
+    zip(
+        (*FEW_OR_WRONG, "Flickr8k"),
+        ("10 % of the pairs", "shuffled captions", "all pairs"),
+        strict=True,
+    )
+)
 RECALLS = [f"recall on {name}" for name in PHOTOS]
 ACCURACIES = [f"accuracy on {name}" for names in SETS.values() for name in names.split()]
 NEW = ACCURACIES[-4:]
@@ -388,7 +394,7 @@ def shift_figure(rows: pd.DataFrame, methods: Sequence[str]) -> list[Axes]:
                 at, own["difference"], marker=marker, ms=4, lw=1.3, color=colour, label=method
             )
             axis.vlines(at, own["low"], own["high"], color=colour, lw=1.3)
-        axis.set_title(wrap(condition.replace("Flickr8k, ", ""), 22))
+        axis.set_title(IN_WORDS[condition])
         axis.set_xticks(range(4), ["none", "1", "2", "3"])
         axis.grid(axis="x", visible=False)
     axes[0, 0].set_ylabel("mean recall, points from CLIP")

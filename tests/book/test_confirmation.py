@@ -143,7 +143,7 @@ def test_a_claim_needs_both_sets_of_photos_and_its_p_value_is_the_larger(rows):
     row, test = table[is_mine].iloc[0], tests[tests["method"] == "CIBR MINE"].iloc[1]
     text = f"{test['difference']:+.2f} [{test['low']:+.2f}, {test['high']:+.2f}]"
     assert row["coco-mini"] == text and row["coco-mini, photos too"] == "[-7.00, +7.00]"
-    assert table["condition"].unique().tolist() == ["10 %", "shuffled", "all pairs"]
+    assert table["condition"].unique().tolist() == [*confirmation.IN_WORDS.values()]
 
 
 def test_p_values_are_those_of_the_plan_and_corrected_over_the_claims(rows):
@@ -194,7 +194,7 @@ def test_the_table_of_zero_shot_gains_has_a_star_for_seeds_and_two_for_sets(rows
     add(rows, "CIBR crossfit", ACCURACIES[0], 20)
     add(rows, "CCA anchor", ACCURACIES, 1.5)
     add(rows, "CIBR vMF", ACCURACIES[-4:], -2)
-    few = confirmation.zero_shot_table(with_measures(rows)).loc["10 %"]
+    few = confirmation.zero_shot_table(with_measures(rows)).loc["10 % of the pairs"]
     assert few.loc["CCA anchor", "eleven sets"].startswith("+1.5")
     assert few.loc["CCA anchor", "eleven sets"].endswith("] **")
     assert few.loc["CIBR crossfit", "eleven sets"].endswith("] *")
