@@ -158,3 +158,10 @@ def test_the_commands_under_the_figures_name_sweeps_that_exist():
     names = set(re.findall(r"make rows SWEEP=(\w+)", text))
     assert len(names) >= 4
     assert names <= {path.stem for path in (ROOT / "experiments").glob("*.yaml")}
+
+
+def test_the_reference_names_every_module_of_the_study():
+    page = (BOOK / "api" / "study.md").read_text("utf-8")
+    modules = {path.stem for path in (BOOK / "cibr_book").glob("*.py")} - {"__init__"}
+    table = page[page.index("| for |") : page.index("\n## ")]
+    assert modules == set(re.findall(r"`(\w+)`", table))
