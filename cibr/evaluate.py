@@ -11,7 +11,6 @@ bootstrap interval items are resampled within each mean, and with several seeds 
 item is an image with its texts or, by label, everything with one label.
 """
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -36,7 +35,7 @@ from cibr.metrics.retrieval import KS, distinct_texts
 from cibr.metrics.zeroshot import accuracy_hits
 from cibr.models import DualEncoder
 from cibr.models.features import Digests, digest_model, embed_pairs, pixel_digests, prepare
-from cibr.utils import check_known, write_atomically
+from cibr.utils import check_known, digest, write_atomically
 
 _KINDS = ("zero-shot", "retrieval")
 _SIDES = {"image_to_text": "image", "text_to_image": "text"}  # queries of each direction
@@ -370,8 +369,8 @@ def _predict(
     kind = task.kind if prompts or pairs.paired else "retrieval by label"
     labels = None if kind == "retrieval" else pairs.match_labels().tolist()
     shown = (kind, pairs.name, pairs.split, pairs.keys, prompts or pairs.captions, labels)
-    asked = _digest(repr((*shown, pixel_digests(pairs))))
-    identity = _digest(f"{digests.model} {asked}")
+    asked = digest(repr((*shown, pixel_digests(pairs))))
+    identity = digest(f"{digests.model} {asked}")
     stored = None
     if file is not None:
         with suppress(OSError, SafetensorError, TypeError):  # missing or damaged
@@ -416,10 +415,6 @@ def _measure(
         raise ValueError("all images match one another: retrieval needs two that differ")
     scores = metrics.query_scores(images, texts, image_units, text_units)
     return scores | {"image_units": image_units, "text_units": text_units}
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_predictions(file: Path) -> Predictions:

@@ -1,6 +1,7 @@
 """Shared helpers: unknown names, the project's folders, atomic writes and provenance."""
 
 import difflib
+import hashlib
 import os
 import platform
 import subprocess
@@ -34,6 +35,11 @@ def check_known(what: str, value: str, known: Collection[str]) -> None:
         raise ValueError(
             f"unknown {what} {value!r}{nearest(value, known) or '.'} Known: {', '.join(known)}"
         )
+
+
+def digest(content: str | bytes) -> str:
+    """Returns the SHA-256 hash of a text in UTF-8 or of bytes, in 64 hexadecimal digits."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
 def _in_checkout() -> bool:

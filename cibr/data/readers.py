@@ -14,7 +14,6 @@ for the class). Tar files are indexed once, and an image is then read by its off
 """
 
 import csv
-import hashlib
 import json
 import os
 import re
@@ -31,6 +30,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from cibr.data.pairs import IMAGE_SUFFIXES, Pairs, open_rgb
+from cibr.utils import digest
 
 _SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -182,7 +182,7 @@ def _hash_split(names: Iterable[str]) -> dict[str, str]:
     In a very small set at least one name is ``validation`` and one ``train``; a single name is
     ``train``.
     """
-    scores = {name: int(hashlib.sha256(name.encode()).hexdigest(), 16) for name in names}
+    scores = {name: int(digest(name), 16) for name in names}
     n_chosen = sum(score < 2**256 // _VALIDATION_SHARE for score in scores.values())
     n_chosen = min(max(n_chosen, 1), len(scores) - 1)
     chosen = sorted(scores, key=scores.get)[:n_chosen]

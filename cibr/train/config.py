@@ -5,7 +5,6 @@ command line and the reference derive from that. `configure` builds a configurat
 loads its pairs and `build_model` builds its model.
 """
 
-import hashlib
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -20,7 +19,7 @@ from cibr.data import Pairs, Source, available_splits, load_pairs, resolve
 from cibr.losses import CONTRASTIVE, PENALTIES
 from cibr.losses.cibr import MAX_BETA, check_options
 from cibr.models import DualEncoder, model_kind
-from cibr.utils import check_known, runs_folder, shipped
+from cibr.utils import check_known, digest, runs_folder, shipped
 
 NOT_THE_RUN = {"output_dir", "micro_batch_size"}  # do not affect results
 _SMALLEST = {"batch_size": 2, "temperature": 0.01, "weight_decay": 0, "dropout": 0}  # if not preset
@@ -159,8 +158,8 @@ def _run_name(config: RunConfig, dataset: str, defaults: dict[str, Any]) -> str:
     settings = config.model_dump(exclude=NOT_THE_RUN)
     others = {k: v for k, v in settings.items() if v != named.get(k, defaults[k])}
     name = f"{dataset}-{model}-{config.penalty}-beta{config.beta:g}-seed{config.seed}"
-    digest = hashlib.sha256(repr(sorted(others.items())).encode()).hexdigest()[:6]
-    return f"{name}-{digest}" if others else name
+    suffix = digest(repr(sorted(others.items())))[:6]
+    return f"{name}-{suffix}" if others else name
 
 
 def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:

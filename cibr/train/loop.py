@@ -7,7 +7,6 @@ its newest checkpoint with the same result as without the interruption.
 """
 
 import copy
-import hashlib
 import math
 import signal
 import sys
@@ -38,6 +37,7 @@ from cibr.models.features import Batch, Inputs, embed_pairs, prepare
 from cibr.train.checkpoint import Progress, RunFolder, noted_signals
 from cibr.train.config import NOT_THE_RUN, RunConfig
 from cibr.train.grad_cache import GradCache, reduce_gradient
+from cibr.utils import digest
 
 _LARGEST_GRADIENT_NORM = 1.0
 # Share of the steps in which the learning rate rises to its peak; towers from scratch need longer.
@@ -518,14 +518,10 @@ def _identity(
     run["architecture"] = f"{model.kind} {model.backbone.settings}"
     for name, pairs in (("training pairs", train), ("validation pairs", validation)):
         if pairs is not None:
-            digest = _digest(repr((pairs.keys, pairs.captions)).encode())
-            run[name] = f"{len(pairs):,} with digest {digest}"
-    run["order"] = _digest(torch.cat([part.long() for part in rows]).numpy().tobytes())
+            of_pairs = digest(repr((pairs.keys, pairs.captions)))[:12]
+            run[name] = f"{len(pairs):,} with digest {of_pairs}"
+    run["order"] = digest(torch.cat([part.long() for part in rows]).numpy().tobytes())[:12]
     return run
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _progress_bar(state: TrainState) -> tqdm:
