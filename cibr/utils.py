@@ -96,14 +96,15 @@ def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
         write(part)
-        _sync(part)
+        sync(part)
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)
-    _sync(file.parent)
+    sync(file.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from cibr.models import towers
-from cibr.utils import nearest, shipped
+from cibr.utils import nearest, shipped, sync
 
 _BUILT = ("tiny", "frozen")  # kinds of model with a name of their own
 _CHECKPOINTS = ("clip-tiny", "cibr-tiny")  # shipped with the package
@@ -59,10 +59,8 @@ def save(model, folder: Path) -> Path:
         part.mkdir()
         with quiet_transformers():
             _write(model, part)
-        for file in part.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())  # durable before the rename
+        for path in part.rglob("*"):
+            sync(path)  # durable before the rename
         part.rename(folder / _COMPLETE)
         _move_into_place(folder)
     except (OSError, SafetensorError) as error:
