@@ -188,9 +188,6 @@ class DualEncoder(nn.Module):
         Raises:
             ValueError: an image without pixels.
         """
-        for i, image in enumerate(images):
-            if 0 in image.size:
-                raise ValueError(f"image {i} of the batch has no pixels: leave it out")
         return self.processor(images)
 
     def normalise(self, pixels: UInt8[Tensor, "n 3 h w"] | _Pixels) -> _Pixels:
