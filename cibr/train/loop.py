@@ -147,7 +147,11 @@ def fit(
     with run.claimed():
         if (history := run.finished(model)) is not None:
             return history
-        inputs, held_out = _prepare(model, train, validation, config, accelerator)
+        device = accelerator.device
+        # The first process extracts the features of frozen towers, the others read them.
+        with accelerator.main_process_first() if model.kind == "frozen" else nullcontext():
+            inputs = prepare(model, train, True, device, crop_scale=config.crop_scale)
+            held_out = validation and prepare(model, validation, True, device)
         state = set_up(model, inputs, config, accelerator, config.epochs * steps, cca, average)
         state.progress = run.resume(_parts(state), state.progress)
         _check_equal_steps(state, run)
@@ -422,17 +426,6 @@ def _rows_per_process(batch_size: int, n_pairs: int, n_processes: int) -> int:
         cannot = f"{n_processes} processes cannot share a batch of {n_rows} pairs equally"
         raise ValueError(f"{cannot}: give batch_size a multiple of their number, or use fewer")
     return n_rows // n_processes
-
-
-def _prepare(
-    model: DualEncoder, train: Pairs, validation: Pairs | None, config: RunConfig, accelerator
-) -> tuple[Inputs, Inputs | None]:
-    # The first process extracts the features of frozen towers, the others read them.
-    is_frozen = model.kind == "frozen"
-    with accelerator.main_process_first() if is_frozen else nullcontext():
-        device = accelerator.device
-        inputs = prepare(model, train, True, device, crop_scale=config.crop_scale)
-        return inputs, validation and prepare(model, validation, True, device)
 
 
 def epoch_rows(pairs: Pairs, seed: int, epoch: int) -> Rows:
