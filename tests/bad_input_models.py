@@ -90,8 +90,6 @@ VALUE_ERRORS = {
     "temperature 0": (temperature(0), "temperature is 0: give a positive number"),
     "temperature inf": (temperature(float("inf")), "temperature is inf: give a positive number"),
     "temperature text": (temperature("0.1"), "temperature is .0.1.: give a positive number"),
-    "misspelt kind": (lambda: model_kind("frozn"), "unknown model 'frozn', did you mean 'frozen'"),
-    "unknown kind": (lambda: model_kind("/no"), "Give the folder of a model, .* tiny or frozen"),
     "first format": (changed(format=1), r"cibr\.json' .*format 1 .*, but .* reads format 3"),
     "other backbone": (
         changed(kind="huge"),
@@ -103,6 +101,8 @@ VALUE_ERRORS = {
     "no name": (lambda: model().save_pretrained(""), "name of the folder is empty: give a folder"),
 }
 MISSING = {
+    "misspelt kind": (lambda: model_kind("frozn"), "unknown model 'frozn', did you mean 'frozen'"),
+    "unknown kind": (lambda: model_kind("/no"), "Give the folder of a model, .* tiny or frozen"),
     "misspelt checkpoint": (load("cibr-tinny"), "'cibr-tinny', did you mean 'cibr-tiny'.* a hub"),
     "long name": (load("x" * 5000), "unknown model 'xxx.* Give the folder of a model, a hub id"),
     "three parts": (load("owner/name/file"), "unknown model 'owner/name/file'. Give the folder"),

@@ -34,8 +34,6 @@ SETTINGS += [
     (dict(penalty_options={"kapa_b": 1.0}), "unknown option .*'kapa_b', did you mean 'kappa_b'"),
     (dict(penalty="mine", penalty_options={"kappa_b": 1.0}), "unknown option .*'kappa_b'"),
     (dict(dataset="glyph"), "no data set 'glyph', did you mean 'glyphs'"),
-    (dict(model="froze"), "'froze', did you mean 'frozen'"),
-    (dict(model=""), "model ''"),
     (dict(penalty="anchor"), "penalty 'anchor' reads features of frozen towers: set model to"),
     (dict(cca_start=True), "cca_start reads features of frozen towers: set model to 'frozen'"),
     (dict(feature_noise=0.1), "feature_noise reads features of frozen towers: set model to"),
@@ -95,3 +93,5 @@ RUNS = [
 ]
 CASES = [(f"train: {given}", configuring(given), ValueError, words) for given, words in SETTINGS]
 CASES += [(f"train: {name}", call, ValueError, words) for name, call, words in RUNS]
+for name, words in (("froze", "'froze', did you mean 'frozen'"), ("", "model ''")):
+    CASES.append((f"train: model {name}", configuring({"model": name}), FileNotFoundError, words))

@@ -206,14 +206,11 @@ def model_kind(name: str) -> str:
     """The kind of a model to train, `tiny`, `frozen` or `clip`, from its name, without loading it.
 
     Raises:
-        ValueError: a name that is not `tiny` or `frozen`, a folder or a hub id.
+        FileNotFoundError: a name that is not `tiny` or `frozen`, a folder or a hub id.
     """
     if name in _BUILT:
         return name
-    try:
-        _resolve(name, _BUILT)
-    except FileNotFoundError as error:
-        raise ValueError(str(error)) from error
+    _resolve(name, _BUILT)
     return "clip"
 
 

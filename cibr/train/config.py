@@ -91,8 +91,9 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
         **parameters: fields of `RunConfig`.
 
     Raises:
-        ValueError: an unknown parameter, data set, model, penalty or option (with the nearest known
-            name), a value outside its range, or an output folder within the data.
+        ValueError: an unknown parameter, data set, penalty or option (with the nearest known name),
+            a value outside its range, or an output folder within the data.
+        FileNotFoundError: an unknown model, with the nearest known name.
     """
     fields = RunConfig.model_fields
     for name in parameters:
