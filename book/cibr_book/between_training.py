@@ -9,6 +9,7 @@ trial depends on its companions.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,8 +25,6 @@ _N_HIDDEN = 64
 _BATCH_SIZE = 128
 _CHECKPOINTS = (0.2, 0.4, 0.6, 0.8, 1.0)  # shares of the steps
 _N_QUANTILES = 4096
-_BETAS = (0.9, 0.999)  # of AdamW
-_EPSILON = 1e-8
 _SMALLEST = 1e-37  # of a sum of exponentials in float32, so that its logarithm is finite
 
 Layer = Float[Tensor, "2 trials samples _ _"]  # of both towers
@@ -82,23 +81,40 @@ def train(
     n_steps = int(trials[0]["steps"])
     by_name = {name: _column([trial[name] for trial in trials]) for name in trials[0]}
     by_name["pull"] = KAPPA_B * by_name["beta"] * _mean_cosines(by_name["kappa"])
-    weights = _first_weights(samples, hidden, start)
-    weights = [layer.repeat(1, len(trials), 1, 1, 1) for layer in weights]
-    weights[-1] *= torch.arange(DIM) < by_name["width"]
-    weights = [layer.requires_grad_() for layer in weights]
+    first = _first_weights(samples, hidden, start)
+    groups = []  # of the optimizer: each trial has its own weights, rate and decay
+    for trial in trials:
+        own = [layer.clone() for layer in first]
+        own[-1] *= torch.arange(DIM) < trial["width"]
+        own = [layer.requires_grad_() for layer in own]
+        groups.append({"params": own, "lr": trial["rate"], "weight_decay": trial["decay"]})
+    optimizer = torch.optim.AdamW(groups)
+    rates = [trial["rate"] for trial in trials]
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rates, total_steps=n_steps, cycle_momentum=False
+    )
     draws = _Draws(samples, n_steps)
-    optimizer = _AdamW(weights, by_name["rate"], by_name["decay"])
+    weights = _together(groups)
     best = Trained(weights, torch.full((len(trials), len(samples)), -1.0))
     checkpoints = {round(share * n_steps) for share in _CHECKPOINTS}
-    for step, share in enumerate(one_cycle(n_steps), 1):
-        inputs = draws.batch(step - 1)
+    for step in range(n_steps):
+        inputs = draws.batch(step)
         if by_name["dropout"].any():
             inputs = inputs * draws.kept(inputs.shape, by_name["dropout"])
-        loss = _loss(embed(weights, inputs), by_name, draws)
-        optimizer.step(torch.autograd.grad(loss.sum(), weights), share)
-        if step in checkpoints:
+        optimizer.zero_grad()
+        _loss(embed(weights, inputs), by_name, draws).sum().backward()
+        optimizer.step()
+        cycle.step()
+        weights = _together(groups)
+        if step + 1 in checkpoints:
             best = _better(best, [layer.detach() for layer in weights], samples)
     return best
+
+
+def _together(groups: Sequence[Mapping[str, Any]]) -> Weights:
+    """The layers of all trials."""
+    by_trial = [group["params"] for group in groups]
+    return [torch.cat(layers, 1) for layers in zip(*by_trial, strict=True)]
 
 
 def fit_closed_form(samples: Sequence[Sample], trials: Sequence[Settings]) -> Trained:
@@ -122,20 +138,6 @@ def start_at(samples: Sequence[Sample], settings: Settings) -> Start:
     settings = {**settings, "dim": min(settings["dim"], DIM)}
     (maps,) = fit_closed_form(samples, [settings]).weights
     return F.pad(maps, (0, DIM - maps.shape[-1]))
-
-
-def one_cycle(n_steps: int) -> list[float]:
-    """PyTorch's one-cycle rate at each step, as a share of the largest rate."""
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=1.0, total_steps=n_steps, cycle_momentum=False
-    )
-    rates = []
-    for _ in range(n_steps):
-        rates.append(cycle.get_last_lr()[0])
-        optimizer.step()
-        cycle.step()
-    return rates
 
 
 def _column(values: Sequence[float | int]) -> Float[Tensor, "trials 1 1 1"]:
@@ -243,31 +245,6 @@ def _mean_cosines(kappas: Tensor) -> Tensor:
     """A_d(kappa), 1 at infinity."""
     finite = vmf_mean_cosine(kappas.clamp(max=1e6), DIM).float()
     return torch.where(kappas.isfinite(), finite, 1.0)
-
-
-class _AdamW:
-    """PyTorch's AdamW with a rate and a decay for each trial."""
-
-    def __init__(self, weights: Weights, rate: Tensor, decay: Tensor):
-        self.weights = weights
-        self.rate = rate
-        self.decay = decay
-        self.means = [torch.zeros_like(layer) for layer in weights]
-        self.squares = [torch.zeros_like(layer) for layer in weights]
-        self.n_steps = 0
-
-    @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor], share: float) -> None:
-        self.n_steps += 1
-        rate = self.rate * share
-        corrections = [1 - beta**self.n_steps for beta in _BETAS]
-        moments = zip(self.weights, gradients, self.means, self.squares, strict=True)
-        for layer, gradient, mean, square in moments:
-            mean.lerp_(gradient, 1 - _BETAS[0])
-            square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
-            scale = (square / corrections[1]).sqrt_().add_(_EPSILON)
-            layer.mul_(1 - rate * self.decay)
-            layer.sub_(rate / corrections[0] * mean / scale)
 
 
 @torch.no_grad()
