@@ -405,9 +405,6 @@ def gaussian_world(
     return GaussianWorld(covariance, mix_image, mix_text, rho)
 
 
-World = DiscreteWorld | GaussianWorld
-
-
 def linear_encoder_nats(
     world: GaussianWorld, weights: Float64[Tensor, "d v"], noise_variance: float = 1.0
 ) -> dict[str, Nats]:
@@ -532,8 +529,7 @@ def train_discrete(
         seed: of weights, pairs and noise; methods with one seed have equal initial networks.
         objective: arguments of `CIBRLoss`, such as `beta`, `penalty`, `kappa_e` and `sample`; None
             for InfoNCE. Pooled features are those before the last layer, 64 wide.
-        options: `n_steps` (0 for the untrained encoders), `learning_rate`, `weight_decay` and
-            `optimizer` (its name in torch).
+        options: `n_steps` of AdamW (0 for the untrained encoders) and `weight_decay`.
 
     Returns:
         Unit vectors of all images [n_images, d] and of all texts [n_texts, d].
@@ -636,11 +632,8 @@ def train_gaussian(
     return tuple((w / w.norm()).detach() for w in weights)
 
 
-def _minimise(
-    loss, parameters, n_steps=300, learning_rate=1e-2, weight_decay=0.0, optimizer="AdamW"
-) -> None:
-    settings = dict(lr=learning_rate, weight_decay=weight_decay)
-    descent = getattr(torch.optim, optimizer)(parameters, **settings)
+def _minimise(loss, parameters, n_steps=300, weight_decay=0.0) -> None:
+    descent = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=weight_decay)
     for _ in range(n_steps):
         descent.zero_grad()
         loss().backward()
@@ -714,15 +707,18 @@ def within_reach(images: ImageVectors, texts: TextVectors) -> ImageVectors:
 
 
 def contrast_rows(
-    world: World, temperatures: Floats, batch_sizes: Ints, dims: Ints, seeds: Ints, **options
+    world: GaussianWorld,
+    temperatures: Floats,
+    batch_sizes: Ints,
+    dims: Ints,
+    seeds: Ints,
+    **options,
 ) -> pd.DataFrame:
-    """Contrastive training over a grid, measured before and after training with the noise of each
-    temperature.
+    """`train_gaussian` over a grid, measured before and after by `linear_encoder_nats`, with the
+    temperature as the noise variance.
 
     Args:
-        world: discrete, for `train_discrete` and `embedding_informations` at concentration 1 /
-            temperature; or Gaussian, for `train_gaussian` and `linear_encoder_nats` at variance
-            temperature.
+        world: images and texts.
         temperatures: of the softmax.
         batch_sizes: pairs per step.
         dims: widths of the embedding.
@@ -730,24 +726,20 @@ def contrast_rows(
         options: of the training.
 
     Returns:
-        Tidy rows: `temperature, batch_size, dim, seed, trained`, the information in nats and, of a
-        Gaussian world, `nuisance_in_span`: the share of the squared length of the image-only
-        factors' embeddings that lies in the span of the texts' embeddings, from 0 to 1.
+        Tidy rows: `temperature, batch_size, dim, seed, trained`, the information in nats and
+        `nuisance_in_span`: the share of the squared length of the image-only factors' embeddings
+        that lies in the span of the texts' embeddings, from 0 to 1.
     """
     rows = []
     grid = itertools.product(temperatures, batch_sizes, dims, seeds, (False, True))
     for temperature, batch_size, dim, seed, trained in grid:
         settings = dict(temperature=temperature, batch_size=batch_size, dim=dim, seed=seed)
         training = settings | (options if trained else {"n_steps": 0})
-        if isinstance(world, DiscreteWorld):
-            embeddings, _ = train_discrete(world, **training)
-            nats = embedding_informations(world, embeddings, 1 / temperature, seed=seed)
-        else:
-            image, text = train_gaussian(world, **training)
-            nats = linear_encoder_nats(world, image, temperature)
-            image_only = (image @ world.mix_image[:, len(world.correlations) :]).T
-            inside = within_reach(image_only, text.T)
-            nats["nuisance_in_span"] = inside.square().sum() / image_only.square().sum()
+        image, text = train_gaussian(world, **training)
+        nats = linear_encoder_nats(world, image, temperature)
+        image_only = (image @ world.mix_image[:, len(world.correlations) :]).T
+        inside = within_reach(image_only, text.T)
+        nats["nuisance_in_span"] = inside.square().sum() / image_only.square().sum()
         values = {name: float(value) for name, value in nats.items()}
         rows.append(settings | {"trained": trained} | values)
     return pd.DataFrame(rows)

@@ -216,8 +216,7 @@ def test_the_standard_error_is_the_spread_over_draws():
 
 
 def test_a_step_of_training_descends_the_clip_loss_of_a_fresh_batch():
-    options = dict(n_steps=1, learning_rate=0.5, weight_decay=0.1, optimizer="SGD")
-    after = worlds.train_gaussian(GAUSSIAN, 4, 0.2, 16, 3, **options)
+    after = worlds.train_gaussian(GAUSSIAN, 4, 0.2, 16, 3, n_steps=1, weight_decay=0.1)
     generator = torch.Generator().manual_seed(3)
     draw = partial(torch.randn, generator=generator, dtype=torch.float64)
     draws = [draw(4, 8), draw(4, 6), draw(16, 14)]
@@ -228,7 +227,8 @@ def test_a_step_of_training_descends_the_clip_loss_of_a_fresh_batch():
     loss = (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
     gradients = torch.autograd.grad(loss, before)
     for start, end, gradient in zip(before, after, gradients, strict=True):
-        stepped = start - 0.5 * (gradient + 0.1 * start)
+        # The first step of AdamW, at a rate of 0.01.
+        stepped = start * (1 - 0.01 * 0.1) - 0.01 * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(end, (stepped / stepped.norm()).detach())
 
 
@@ -425,9 +425,3 @@ def test_rows_measure_each_condition_before_and_after_with_the_noise_of_its_temp
     weights, _ = worlds.train_gaussian(GAUSSIAN, 4, 0.5, 16, seed=1, n_steps=5)
     nats = worlds.linear_encoder_nats(GAUSSIAN, weights, 0.5)
     assert rows.iloc[-1]["nuisance_image_nats"] == nats["nuisance_image_nats"].item()
-    before, after = worlds.contrast_rows(DISCRETE, (0.1,), (64,), (16,), (2,), n_steps=60).iloc
-    embeddings, _ = worlds.train_discrete(DISCRETE, 16, 0.1, 64, seed=2, n_steps=60)
-    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(12).double())
-    nats = worlds.embedding_informations(DISCRETE, embeddings, 10.0, seed=2)
-    assert after["nuisance_image_nats"] == nats["nuisance_image_nats"]
-    assert after["sufficiency_nats"] > before["sufficiency_nats"]
