@@ -113,34 +113,22 @@ def _picture(app: Sphinx, doctree: nodes.document) -> tuple[str, str]:
     return "", ""
 
 
-def word_counts(app: Sphinx) -> dict[str, object]:
-    """How often each page has each word.
-
-    Returns:
-        `lengths`, the number of words of each page, and `words`, for each stem its count on each
-        page that has it.
+def write_counts(app: Sphinx) -> None:
+    """Writes what the search page loads: `pages` by number, `lengths`, the number of words of each,
+    `words`, for each stem its count on each page that has it, and `search_entries`.
     """
     language = app.builder.indexer.lang
-    lengths = {}
-    words: dict[str, dict[str, int]] = {}
-    for page in sorted(app.env.found_docs):
+    pages = sorted(app.env.found_docs)
+    lengths = []
+    words: dict[str, dict[int, int]] = {}
+    for number, page in enumerate(pages):
         collector = WordCollector(app.env.get_doctree(page), language)
         collector.document.walk(collector)
         found = [w.lower() for w in collector.found_words + 3 * collector.found_title_words]
         stems = Counter(language.stem(w) for w in found if language.word_filter(w))
-        lengths[page] = stems.total()
+        lengths.append(stems.total())
         for stem, count in stems.items():
-            words.setdefault(stem, {})[page] = count
-    return {"lengths": lengths, "words": words}
-
-
-def write_counts(app: Sphinx) -> None:
-    """Writes counts, pages by number, and `search_entries` for the search page to load."""
-    counts = word_counts(app)
-    pages = list(counts["lengths"])
-    numbers = {page: i for i, page in enumerate(pages)}
-    words = {w: {numbers[p]: n for p, n in on.items()} for w, on in counts["words"].items()}
-    lengths = list(counts["lengths"].values())
+            words.setdefault(stem, {})[number] = count
     data = {"pages": pages, "lengths": lengths, "words": words}
     data["entries"] = app.config.search_entries
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
