@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DIFFERENCE = re.compile(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]")
 NUMBER = re.compile(r"(?<![\w.,])\d+(?:[.,]\d+)*(?![\w.,]*\w)")
 ROWS = {  # how a row of the first pages begins, and the method or the kind of it that it is about
-    "best residual penalty": "the residual penalty",
+    "residual penalty, best on validation": "the residual penalty",
     "closed-form CCA": "closed-form CCA",
     "CCA start": "CLIP, CCA start",
     "CCA start + anchor": "CCA anchor",
