@@ -3,12 +3,11 @@
 import pytest
 import torch
 from helpers import TEXTS, unchecked
+from small_models import SIZES, VISION, save_model
 from small_suite import make_small_suite
 
 from cibr.models import DualEncoder
 from cibr.models.towers import train_tokenizer
-
-SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +17,7 @@ def tower_folders(tmp_path_factory):
 
     image, text = (str(tmp_path_factory.mktemp("towers") / name) for name in ("vit", "bert"))
     torch.manual_seed(0)
-    ViTModel(ViTConfig(image_size=32, patch_size=8, **SIZES)).save_pretrained(image)
+    ViTModel(ViTConfig(**VISION)).save_pretrained(image)
     CLIPImageProcessor(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]).save_pretrained(image)
     tokenizer = train_tokenizer(TEXTS, context=40)
     config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=40, **SIZES)
@@ -30,19 +29,8 @@ def tower_folders(tmp_path_factory):
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory):
     """A folder with a small CLIPModel, its tokenizer and its image processor."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
-
     folder = str(tmp_path_factory.mktemp("clip") / "small-clip")
-    tokenizer = train_tokenizer(TEXTS, context=40)
-    ends = dict(bos_token_id=1, eos_token_id=1, pad_token_id=0)
-    text = dict(vocab_size=len(tokenizer), max_position_embeddings=40, **ends, **SIZES)
-    vision = dict(image_size=32, patch_size=8, **SIZES)
-    torch.manual_seed(1)
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    crop = {"height": 32, "width": 32}
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=crop).save_pretrained(folder)
+    save_model(folder)
     return folder
 
 

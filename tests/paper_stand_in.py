@@ -1,12 +1,11 @@
 """A stand-in for the paper's setting: data, a model and two sweeps that run in a minute."""
 
-import io
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import yaml
+from small_suite import write_captions, write_classes
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from cibr.data import Pairs, load_pairs
@@ -35,13 +34,13 @@ def make_stand_in(
     test = load_pairs("glyphs", "test").subset(range(96))
     for name in ("mscoco_captions", "flickr30k"):
         for pairs in (train, test):
-            _write_shard(folder / "data" / f"wds_{name}", pairs)
+            _write_split(folder / "data" / f"wds_{name}", pairs)
     sources = [task.dataset for task in SUITES["glyphs"] if task.kind == "zero-shot"]
     validation = [task.title for task in SUITES["paper-validation"]]
     for i, name in enumerate([*SETS, *validation]):
         source = load_pairs(sources[i % 7], "test")
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(i))
-        _write_shard(folder / "data" / f"wds_{name}", source.subset(order[:60]))
+        _write_split(folder / "data" / f"wds_{name}", source.subset(order[:60]))
     _write_model(folder / "models" / "openai" / "clip-vit-base-patch32", train.texts())
     (folder / "experiments").mkdir(parents=True, exist_ok=True)
     sweeps = ("clip-coco-trials", "clip-coco")
@@ -83,25 +82,10 @@ def _write_model(folder: Path, texts: list[str]) -> None:
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=crop).save_pretrained(folder)
 
 
-def _write_shard(folder: Path, pairs: Pairs) -> None:
-    """Writes a split as one WebDataset shard: images with their captions, or with their class."""
-    split = folder / pairs.split
-    split.mkdir(parents=True, exist_ok=True)
-    is_retrieval = pairs.classnames is None
-    with tarfile.open(split / "0.tar", "w") as tar:
-        for i, image in enumerate(pairs.images()):
-            stream = io.BytesIO()
-            image.save(stream, "PNG")
-            answer = "\n".join(pairs.captions[i]) if is_retrieval else str(int(pairs.labels[i]))
-            suffix = "txt" if is_retrieval else "cls"
-            for name, content in (("png", stream.getvalue()), (suffix, answer.encode())):
-                member = tarfile.TarInfo(f"s{i:07d}.{name}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    files = {f"{pairs.split}/nshards.txt": "1\n", "dataset_type.txt": "retrieval"}
-    if not is_retrieval:
-        files["dataset_type.txt"] = "classification"
-        files["classnames.txt"] = "\n".join(pairs.classnames)
-        files["zeroshot_classification_templates.txt"] = "\n".join(pairs.templates or [])
-    for name, text in files.items():
-        (folder / name).write_text(text)
+def _write_split(folder: Path, pairs: Pairs) -> None:
+    """Writes a split as a WebDataset shard: images with their captions, or with their class."""
+    if pairs.classnames is None:
+        write_captions(folder, pairs.captions, pairs.images(), pairs.split)
+    else:
+        labels, names = pairs.labels.tolist(), pairs.classnames
+        write_classes(folder, labels, pairs.images(), names, pairs.templates, pairs.split)

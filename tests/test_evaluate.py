@@ -10,7 +10,7 @@ import pytest
 import torch
 from data_files import TEMPLATES as TEMPLATES_FILE
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
-from small_suite import CAPTIONS, LEFT, ONE, write_captions, write_classes
+from small_suite import CAPTIONS, CLASSES, LEFT, ONE, noise, write_captions, write_classes
 from torch.utils.data import DataLoader
 
 import cibr
@@ -47,7 +47,7 @@ def test_average_precisions_and_median_ranks_are_those_of_the_embeddings(build, 
 
 def test_images_of_one_text_are_all_correct_and_the_text_stands_once(build, small):
     captions = ["a red cat", "a big dog", "a red cat", "a car " * 50, "a big dog"]
-    write_captions(small / "wds_shared", [[caption] for caption in captions])
+    write_captions(small / "wds_shared", [[caption] for caption in captions], noise(500))
     model, pairs = build("tiny"), load_pairs("shared", "test")
     rows = by_metric(evaluate(model, [Task("shared", "retrieval")], name="m"), "shared")
     expected = retrieval_recalls(*embedded(model, pairs), *pairs.retrieval_targets())
@@ -166,7 +166,7 @@ def test_what_has_changed_is_evaluated_again_and_said(build, small, tmp_path, ca
 
     model.backbone.image_head[2].weight.data.neg_()
     assert evaluated_again("another model") == ["one", "left", "right", "captions"]
-    write_classes(small / "wds_left", [0, 1, 2, 3] * 3, 300, n_classes=4)
+    write_classes(small / "wds_left", [0, 1, 2, 3] * 3, noise(300), CLASSES[:4])
     assert evaluated_again("other images or texts") == ["left"]
     (small / "wds_left" / TEMPLATES_FILE).write_text("the {c}")
     assert evaluated_again("other images or texts") == ["left"]
@@ -174,13 +174,13 @@ def test_what_has_changed_is_evaluated_again_and_said(build, small, tmp_path, ca
 
 
 def test_errors_name_the_set_the_sample_and_the_suite(build, small, calls):
-    write_classes(small / "wds_left", [0, 1, 9], 100)
-    message = "zero-shot on left of suite 'small': sample 's2' of .*left"
+    write_classes(small / "wds_left", [0, 1, 9], noise(100))
+    message = "zero-shot on left of suite 'small': sample 's0000002' of .*left"
     with pytest.raises(ValueError, match=message):
         evaluate(build("tiny"), "small", name="m")
     predictions = evaluate(build("tiny"), "small", name="m", max_skipped=1).predictions
     assert len(predictions[LEFT].items["labels"]) == 2
-    write_captions(small / "wds_same", [["a cat"], ["a cat"]])
+    write_captions(small / "wds_same", [["a cat"], ["a cat"]], noise(500))
     with pytest.raises(ValueError, match="retrieval on same of .*: all images match one another"):
         evaluate(build("tiny"), [Task("same", "retrieval")], name="m")
     calls.clear()
