@@ -113,24 +113,6 @@ def test_categories_of_characters_are_as_python_has_them(loaded):
         assert holds[classname](character), (classname, character)
 
 
-@pytest.mark.parametrize(
-    ("name", "character", "classname"),
-    [
-        ("glyph_arrows", "long left right double arrow", "left right arrow"),
-        ("glyph_arrows", "north east white arrow", "north east arrow"),
-        ("glyph_arrows", "leftwards arrow over rightwards arrow", None),
-        ("glyph_arrows", "clockwise open circle arrow", None),
-        ("glyph_shapes", "white square with upper left quadrant", "square"),
-        ("glyph_shapes", "white diamond suit", None),
-        ("glyph_shapes", "square lozenge", "square"),
-        ("glyph_shapes", "circle arrow", None),
-    ],
-)
-def test_arrows_and_shapes_have_the_class_that_their_name_says_alone(name, character, classname):
-    assert GLYPH_BENCHMARKS[name].classify(character, "So") == classname
-    assert name == "glyph_arrows" or GLYPH_BENCHMARKS[name].classify(character, "Sm") is None
-
-
 def test_handwritten_digits_are_scikit_learns_dark_on_light_each_in_one_split(loaded):
     digits = load_digits()
     numbers = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
