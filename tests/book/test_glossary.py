@@ -10,9 +10,6 @@ BOOK = Path(__file__).resolve().parents[2] / "book"
 GLOSSARY = (BOOK / "glossary.md").read_text("utf-8")
 ENTRIES = re.findall(r"^(\S.*(?:\n\S.*)*)\n    \S", GLOSSARY.split("## Terms")[1], re.MULTILINE)
 TERMS = [entry.split("\n") for entry in ENTRIES]
-# Words that a reader of the first pages meets before any chapter explains them.
-SPECIAL = "vMF, CCA start, crop, grouped batches, MIEB, residual information, shared information"
-SPECIAL += ", closed form, anchor, crossfit, information plane, noise only, sampled, glyph, suite"
 
 
 def prose(path):
@@ -47,8 +44,3 @@ def test_the_terms_are_in_order_and_have_one_explanation_each():
     assert len(set(names)) == len(names)
     first = [names[0].lower() for names in TERMS]
     assert first == sorted(first)
-
-
-def test_words_of_a_special_sense_are_explained():
-    known = {name for names in TERMS for name in names}
-    assert [word for word in SPECIAL.split(", ") if word not in known] == []
