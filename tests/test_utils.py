@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cibr import utils
-from cibr.utils import cache_folder, project_root, provenance, shipped, write_atomically
+from cibr.utils import cache_folder, project_root, provenance, write_atomically
 
 
 def test_folders_are_those_of_the_checkout_or_of_the_user(tmp_path, monkeypatch):
@@ -18,16 +18,6 @@ def test_folders_are_those_of_the_checkout_or_of_the_user(tmp_path, monkeypatch)
     site.mkdir()
     (site / "pyproject.toml").touch()
     assert (project_root(), cache_folder()) == (site, site / "data" / "cache")
-
-
-def test_what_is_shipped_lies_in_the_package_or_in_the_checkout(tmp_path, monkeypatch):
-    for name in ("datasets.yaml", "checkpoints/clip-tiny"):
-        assert shipped(name).exists()
-    monkeypatch.setattr(utils, "_PACKAGE", tmp_path / "cibr")
-    for folder in (tmp_path / "data", tmp_path / "cibr" / "_shipped"):
-        folder.mkdir(parents=True)
-        (folder / "datasets.yaml").touch()
-        assert shipped("datasets.yaml").parent == folder
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path, monkeypatch):
