@@ -1,4 +1,4 @@
-"""CLIP's exact population loss against loops, and both halves of theorem 1."""
+"""CLIP's exact population loss against loops, and the adversary of theorem 1."""
 
 import itertools
 import math

@@ -1,6 +1,4 @@
-"""Bootstrap intervals: a loop that draws the items, clusters, seeds and
-pairs.
-"""
+"""Bootstrap intervals: a loop that draws the items, clusters, seeds and pairs."""
 
 import numpy as np
 import pytest
