@@ -10,6 +10,8 @@ from scipy.optimize import brentq
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from cibr.losses import vmf
+
 KAPPAS = {"kappa_e": 60.0, "kappa_b": 9.0}
 
 
@@ -29,6 +31,15 @@ def bound_nats(cosine):
         return log_density(60.0, mean_cosine(60.0)) + math.log(4 * math.pi)
     fitted = brentq(lambda kappa: mean_cosine(kappa) - expected, 1e-3, 1e4, xtol=1e-12)
     return log_density(60.0, mean_cosine(60.0)) - log_density(fitted, expected)
+
+
+def test_the_residual_of_fixed_concentrations_is_that_of_both_densities():
+    mean = mean_cosine(60.0)
+    for cosine in (-0.2, 0.3, 1.0):
+        expected = log_density(60.0, mean) - log_density(9.0, mean * cosine)
+        nats = vmf.vmf_residual_nats(cosine, 60.0, 9.0, 3).item()
+        assert nats == pytest.approx(expected, rel=1e-12)
+    assert vmf.vmf_floor_nats(60.0, 9.0, 3).item() == nats
 
 
 def predicted(source, target, labels):
