@@ -119,17 +119,10 @@ def test_what_is_wrong_is_said_in_a_line(call, code, message, tmp_path, capsys):
     assert "Traceback" not in errors and (code == 2 or errors.count("\n") == 1)
 
 
-@pytest.mark.parametrize(
-    ("command", "text"),
-    [
-        ("train", "weight of the penalty; 0 is CLIP (default 0.05)"),
-        ("evaluate", "or a YAML file of tasks"),
-        ("search", "images in it and in the folders below"),
-    ],
-)
-def test_help_explains_options(command, text, capsys):
-    assert main([command, "--help"]) == 0
-    assert text in " ".join(capsys.readouterr().out.split())
+def test_help_gives_the_meaning_and_the_default_of_a_setting(capsys):
+    assert main(["train", "--help"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "weight of the penalty; 0 is CLIP (default 0.05)" in printed
 
 
 def test_the_module_is_the_command():
