@@ -270,24 +270,6 @@ def test_the_first_page_transfers_less_than_a_megabyte(page, home):
     assert 100_000 < n_bytes < 1_000_000
 
 
-@pytest.mark.parametrize(
-    ("chapter", "box", "presses"),
-    [
-        ("explore", "explorer", ("condition ArrowDown", "beta ArrowRight", "beta End")),
-        ("theory", "curve", ("beta End", "ambiguity End", "ambiguity Home")),
-    ],
-)
-def test_a_figure_with_sliders_answers_every_press_of_a_key(page, home, chapter, box, presses):
-    page.goto(f"{home}/book/{chapter}.html")
-    page.wait_for_selector(f"#{box} svg .chosen")
-    seen = {page.inner_html(f"#{box}")}
-    for control, key in (press.split() for press in presses):
-        page.focus(f"#{box}-{control}")
-        page.keyboard.press(key)
-        seen.add(page.inner_html(f"#{box}"))
-    assert len(seen) == 4 and page.locator(f"#{box} svg .chosen").count() > 0
-
-
 def test_the_curves_control_has_as_many_positions_as_its_figure(page, home):
     page.goto(f"{home}/book/theory.html")
     page.wait_for_selector("#curve svg .chosen")
