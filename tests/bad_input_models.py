@@ -58,6 +58,11 @@ def empty_folder(tmp_path):
     DualEncoder.from_pretrained(tmp_path)
 
 
+def unfinished_run(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    DualEncoder.from_pretrained(tmp_path)
+
+
 def dangling(tmp_path):
     (tmp_path / "latest").symlink_to(tmp_path / "gone")
     DualEncoder.from_pretrained(tmp_path / "latest")
@@ -109,6 +114,7 @@ MISSING = {
     "empty name": (load(""), "unknown model ''. Give the folder of a model, a hub id"),
     "no folder": (load("/nowhere/gone"), "unknown model '/nowhere/gone'. Give the folder of a m"),
     "empty folder": (empty_folder, r"cannot load .*AutoModel .*give its folder, set CIBR_MODELS"),
+    "unfinished run": (unfinished_run, "no model yet: .*unfinished run; repeat the command that"),
     "dangling link": (dangling, "unknown model '.*latest': it is a file or a broken link. Give"),
     "a file": (load(__file__), r"models\.py': it is a file or a broken link. Give the folder"),
 }

@@ -115,6 +115,9 @@ def load(cls, name: str):
     """
     folder = Path(_resolve(name))
     if not any((folder / part).exists() for part in (_COMPLETE, _CONFIG, _WEIGHTS)):
+        if (folder / "checkpoints").is_dir():
+            what = f"{name!r} has no model yet: it is the folder of an unfinished run"
+            raise FileNotFoundError(f"{what}; repeat the command that began it")
         return _load_from_hub(cls, name)
     _move_into_place(folder)
     config = _read(folder / _CONFIG, _checked_config)
