@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
+import yaml
 from transformers import CLIPConfig, CLIPModel
 
 from cibr.evaluate import SUITES
+from cibr.utils import project_root
 from cibr_book.tables import differences, score_table
 
 _TITLES = ("CIFAR-10", "CIFAR-100", "Food-101", "Caltech-101", "Pets", "DTD", "EuroSAT")
@@ -25,8 +27,33 @@ RETRIEVAL = {
 }
 SCORES = [ZERO_SHOT["mean"], *(RETRIEVAL[title] for title in RETRIEVAL if title.endswith("@1"))]
 CONTROLS = ("CLIP", "noise only", "CLIP, weight averaging", "CIBR vMF")  # vMF is CLIP + cosine
-CONDITION = "MSCOCO, ViT-B/32"
 _NOT_RUN = "not run"
+
+
+def result_tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The tables of the page, the conditions that have rows one below another.
+
+    Args:
+        rows: of experiments/clip-coco.yaml, from `read_table`.
+
+    Returns:
+        By title: accuracies, recalls, and the `criterion` of the methods that are CIBR's.
+    """
+    plan = yaml.safe_load((project_root() / "experiments" / "clip-coco.yaml").read_text("utf-8"))
+    accuracies, recalls, successes = {}, {}, {}
+    for condition, part in plan["conditions"].items():
+        own = rows[rows["condition"] == condition]
+        if len(own):
+            methods = [method["method"] for method in part["methods"]]
+            accuracies[condition] = paper_table(own, methods, ZERO_SHOT)
+            recalls[condition] = paper_table(own, methods, RETRIEVAL)
+            candidates = [name for name in methods if name.startswith("CIBR")]
+            successes[condition] = criterion(own, candidates)
+    return {
+        "Zero-shot accuracy in per cent": pd.concat(accuracies),
+        "Recall in per cent": pd.concat(recalls),
+        "Scores in which a method is significantly better than a control": pd.concat(successes),
+    }
 
 
 def paper_table(

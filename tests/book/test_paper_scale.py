@@ -7,7 +7,14 @@ from accelerate.state import AcceleratorState
 from paper_stand_in import make_stand_in
 from transformers import CLIPConfig
 
-from cibr_book.paper_scale import RETRIEVAL, ZERO_SHOT, criterion, paper_table, step_cost
+from cibr_book.paper_scale import (
+    RETRIEVAL,
+    ZERO_SHOT,
+    criterion,
+    paper_table,
+    result_tables,
+    step_cost,
+)
 from cibr_book.plan import collect, read_plan, save_row
 from cibr_book.tables import read_table
 
@@ -47,6 +54,17 @@ def test_the_criterion_counts_significant_gains_over_each_control():
     assert list(table) == CONTROLS
     assert table.loc["CIBR crossfit"].tolist() == ["5 of 5", "4 of 5", "5 of 5", "5 of 5"]
     assert table.loc["CIBR vMF", "CIBR vMF"] == "" and (table.loc["CIBR MINE"] == "not run").all()
+
+
+def test_the_page_shows_the_conditions_that_have_rows():
+    rows = rows_of({"CIBR crossfit, sampled": 0.6, "CLIP": 0.5})
+    rows = rows.assign(condition="Flickr30K, ViT-B/32")
+    accuracies, recalls, successes = result_tables(rows).values()
+    assert accuracies.index.unique(0).tolist() == ["Flickr30K, ViT-B/32"]
+    few = accuracies.loc["Flickr30K, ViT-B/32", "mean"]
+    assert few["CLIP"].startswith("50.") and few["CyCLIP"] == "not run"
+    assert recalls.shape == (11, 12)
+    assert successes.loc[("Flickr30K, ViT-B/32", "CIBR crossfit, sampled"), "CLIP"] == "5 of 5"
 
 
 def test_the_cost_of_a_step_is_that_of_its_matrix_products():
