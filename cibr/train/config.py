@@ -45,11 +45,13 @@ class RunConfig(BaseModel):
     epochs: int = _setting(0, "passes over the images; 0 for the default of the model", ge=0)
     batch_size: int = _setting(0, "pairs contrasted, 2 or more; 0 for the default", ge=0)
     learning_rate: float = _setting(0.0, "peak of the schedule; 0 for the default", ge=0, le=1e3)
-    temperature: float = _setting(0.0, "0.01 or more; 0 for the default", ge=0, le=1e3)
+    temperature: float = _setting(
+        0.0, "0.01 or more, also of a pretrained CLIP; 0 for the default", ge=0, le=1e3
+    )
     learn_temperature: bool = _setting(False, "train the temperature")
     weight_decay: float = _setting(-1.0, "of matrices, from 0; -1 for the default", ge=-1, le=1e3)
     dropout: float = _setting(
-        -1.0, "in heads and tiny texts, from 0; -1 for the default", ge=-1, lt=1
+        -1.0, "in heads and a tiny model's text tower; -1 for the default", ge=-1, lt=1
     )
     seed: int = _setting(0, "of weights, order, captions, dropout and noise", ge=0, lt=2**32)
     output_dir: str = _setting("", "folder of the run; empty for one under runs/")
