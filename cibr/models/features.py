@@ -222,7 +222,8 @@ def _text_features(
     def pool(rows: Sequence[str]) -> Tensor:
         return model.encode_texts(*model.tokenize(rows, truncate)).pooled
 
-    unique = sorted(dict.fromkeys(texts), key=len)  # neighbours of equal length need no padding
+    # Neighbours of equal length need no padding, and texts in another order have the same features.
+    unique = sorted(set(texts), key=lambda text: (len(text), text))
     batch = 64 if model.mean.device.type == "cpu" else 1024
     features = _in_parts(name, digest + repr((unique, truncate)).encode(), unique, pool, batch)
     place = {text: i for i, text in enumerate(unique)}
