@@ -45,14 +45,14 @@ ACCURACIES = [f"accuracy on {name}" for names in SETS.values() for name in names
 NEW = ACCURACIES[-4:]
 STRENGTHS = ["recall on Flickr8k", *(f"recall at strength {k}" for k in (1, 2, 3))]
 _TASKS = [f"{suite}/{name}" for suite, names in SETS.items() for name in names.split()]
-_MEASURES = {  # pattern of the columns by the name of their mean
-    **{f"recall on {name}": f"^{task}/.*_recall@(?:1|5|10)$" for name, task in PHOTOS.items()},
-    **{name: f"^{task}/accuracy@1$" for name, task in zip(ACCURACIES, _TASKS, strict=True)},
-    "zero-shot accuracy": f"^(?:{'|'.join(_TASKS)})/accuracy@1$",
-    "accuracy on the new sets": f"^(?:{'|'.join(_TASKS[-4:])})/accuracy@1$",
-    **{f"accuracy on PACS, {s}": f"^mini/pacs-{s}/accuracy@1$" for s in STYLES_OF_PACS},
-    **{f"recall under {name}": f"^shift/{name}-./recall$" for name in SHIFTS},
-    **{STRENGTHS[k]: f"^shift/.*-{k}/recall$" for k in (1, 2, 3)},
+_MEASURES = {  # number and pattern of the columns by the name of their mean
+    **{f"recall on {name}": (6, f"^{task}/.*_recall@(?:1|5|10)$") for name, task in PHOTOS.items()},
+    **{name: (1, f"^{task}/accuracy@1$") for name, task in zip(ACCURACIES, _TASKS, strict=True)},
+    "zero-shot accuracy": (11, f"^(?:{'|'.join(_TASKS)})/accuracy@1$"),
+    "accuracy on the new sets": (4, f"^(?:{'|'.join(_TASKS[-4:])})/accuracy@1$"),
+    **{f"accuracy on PACS, {s}": (1, f"^mini/pacs-{s}/accuracy@1$") for s in STYLES_OF_PACS},
+    **{f"recall under {name}": (3, f"^shift/{name}-./recall$") for name in SHIFTS},
+    **{STRENGTHS[k]: (5, f"^shift/.*-{k}/recall$") for k in (1, 2, 3)},
 }
 
 
@@ -72,6 +72,8 @@ def best_trials(trials: pd.DataFrame) -> pd.DataFrame:
     for (condition, method), own in trials.groupby(["condition", "method"], sort=False):
         tried = pd.DataFrame(settings.loc[own.index].tolist(), index=own.index)
         tried = tried.drop(columns=["corruption"], errors="ignore")
+        if "unpaired" in tried:
+            tried["repeats"] = tried["unpaired"].map(lambda unpaired: unpaired["repeats"])
         numbers = tried.select_dtypes("number")
         varied = numbers.loc[:, numbers.nunique() > 1]
         best = own["validation"].idxmax()
@@ -93,22 +95,26 @@ def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
         `ACCURACIES` and `zero-shot accuracy`, their mean; `accuracy on the new sets`, that of the
         four which are new; `accuracy on PACS, <style>`; and
         `recall under <shift>`, the mean over three strengths, and `STRENGTHS`, of which the last
-        three are means over five shifts.
+        three are means over five shifts. Conditions are in the order of `IN_WORDS`.
 
     Raises:
-        ValueError: a run without all scores that did not diverge.
+        ValueError: a score of the plan has no column, or a run that did not diverge lacks scores.
     """
     diverged = rows["error"].notna() if "error" in rows else pd.Series(False, rows.index)
     measures = {}
-    for name, pattern in _MEASURES.items():
+    for name, (n_columns, pattern) in _MEASURES.items():
         scores = rows.filter(regex=pattern).where(~diverged, 0.0, axis=0)
+        if scores.shape[1] != n_columns:
+            raise ValueError(f"{name} has {scores.shape[1]} columns and needs {n_columns}")
         measures[name] = 100 * scores.mean(axis=1, skipna=False)
     table = pd.DataFrame(measures)
     incomplete = table.isna().any(axis=1)
     if incomplete.any():
         runs = ", ".join(rows.loc[incomplete, "run"])
         raise ValueError(f"the runs {runs} lack scores: execute them again")
-    return pd.concat([rows, table], axis=1)
+    places = {condition: place for place, condition in enumerate(IN_WORDS)}
+    measured = pd.concat([rows.drop(columns="zero-shot", errors="ignore"), table], axis=1)
+    return measured.sort_values("condition", key=lambda names: names.map(places), kind="stable")
 
 
 def best_forms(trials: pd.DataFrame) -> dict[str, str]:
@@ -150,10 +156,10 @@ def hypothesis_tests(rows: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFra
         forms: for each condition, the form of the penalty that H3 is about, from `best_forms`.
 
     Returns:
-        `hypothesis, condition, method, control, measure`; `difference` in points, with Student's
-        95 % interval over seeds `low, high`; `p_value`; and of its claim `holm`, the corrected
-        p-value, and `verdict`: `holds` at 5 %, `contradicted` if on both photo sets the interval
-        excludes what is claimed, or `undecided`.
+        `hypothesis, condition, method, control, measure`; `beta`, the method's; `difference` in
+        points, with Student's 95 % interval over seeds `low, high`; `p_value`; and of its claim
+        `holm`, the corrected p-value, and `verdict`: `holds` at 5 %, `contradicted` if on both
+        photo sets the interval excludes what is claimed, or `undecided`.
     """
     tests = pd.DataFrame([*_gains(rows), *_equalities(rows, forms)])
     claims = tests.groupby(CLAIM, sort=False)
@@ -165,7 +171,8 @@ def hypothesis_tests(rows: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFra
     excluded = outside.where(tests["hypothesis"] == "H3", tests["high"] < 0)
     against = excluded.groupby([tests[name] for name in CLAIM], sort=False).all()
     table["verdict"] = np.select([holds, against], ["holds", "contradicted"], "undecided")
-    return tests.merge(table[["holm", "verdict"]].reset_index(), on=CLAIM)
+    betas = rows.groupby(["condition", "method"])["beta"].first().reset_index()
+    return tests.merge(table[["holm", "verdict"]].reset_index(), on=CLAIM).merge(betas)
 
 
 def _test(hypothesis: str, condition: str, method: str, control: str, values: pd.Series) -> dict:
@@ -258,18 +265,26 @@ def photo_intervals(
     Returns:
         `hypothesis, condition, method, control, measure`; `difference, low, high` in points, of
         the bootstrap over seeds and photos.
+
+    Raises:
+        ValueError: hits that do not have a test's difference.
     """
     runs = rows.set_index(["condition", "method", "seed"])["run"]
     place = {run: i for i, run in enumerate(hits["run"])}
     table = []
-    for row in tests[[*CLAIM, "measure"]].to_dict("records"):
+    for row in tests[[*CLAIM, "measure", "difference"]].to_dict("records"):
         of_set = hits[row["measure"].removeprefix("recall on ")]
         sides = []
         for method in (row["control"], row["method"]):
             own = [place[runs[row["condition"], method, seed]] for seed in SEEDS]
             sides.append([100 / 30 * of_set[own]])
-        interval = paired_difference(*sides)
-        table.append(row | {"difference": interval.pop("mean")} | interval)
+        mean, low, high = paired_difference(*sides).values()
+        if abs(mean - row["difference"]) > 1e-3:
+            what = f"{row['method']} minus {row['control']} in {row['condition']!r}"
+            raise ValueError(
+                f"{what} is {row['difference']:.4f} in the rows, {mean:.4f} in the hits"
+            )
+        table.append(row | {"difference": mean, "low": low, "high": high})
     return pd.DataFrame(table)
 
 
@@ -324,20 +339,22 @@ def verdict_table(tests: pd.DataFrame, photos: pd.DataFrame) -> pd.DataFrame:
         photos: from `photo_intervals`.
 
     Returns:
-        One row per claim; for each set of photos `+1.23 [+0.98, +1.48]`, the difference with its
-        interval over seeds, and the interval over seeds and photos; and `verdict`.
+        One row per claim, with the `beta` of its method; for each set of photos
+        `+1.23 [+0.98, +1.48]`, the difference with its interval over seeds, and the interval over
+        seeds and photos; the corrected p-value `p, Holm`; and `verdict`.
     """
+    tests = tests.replace({"condition": IN_WORDS})
+    photos = photos.replace({"condition": IN_WORDS}).drop(columns="difference")
+    index = [*CLAIM, "beta"]
     table = {}
     for name in PHOTOS:
-        is_own = tests["measure"] == f"recall on {name}"
-        own = tests[is_own].merge(photos, on=[*CLAIM, "measure"], suffixes=("", "_photos"))
-        own = own.set_index(CLAIM)
+        own = tests[tests["measure"] == f"recall on {name}"]
+        own = own.merge(photos, on=[*CLAIM, "measure"], suffixes=("", "_photos")).set_index(index)
         table[name] = _as_text(own)
-        table[f"{name}, photos too"] = _as_text(own, "low_photos", "high_photos").str.partition(
-            " "
-        )[2]
-    verdicts = tests.groupby(CLAIM, sort=False)["verdict"].first()
-    return pd.DataFrame(table).assign(verdict=verdicts).rename(index=IN_WORDS)
+        table[f"{name}, photos too"] = _interval_text(own["low_photos"], own["high_photos"])
+    claims = tests.groupby(index, sort=False).first()
+    table |= {"p, Holm": claims["holm"].map(_p_text), "verdict": claims["verdict"]}
+    return pd.DataFrame(table)
 
 
 def zero_shot_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -347,27 +364,61 @@ def zero_shot_table(rows: pd.DataFrame) -> pd.DataFrame:
         rows: from `with_measures`.
 
     Returns:
-        One row per method and condition: `eleven sets`, the gain with its interval over seeds, with
-        a star if a gain is found over seeds and two if over sets, too, both after correction; the
-        interval `over sets`; `four new sets`, with its interval over seeds; and `verdict`.
+        One row per method and condition: `eleven sets`, the gain with its interval over seeds, and
+        the interval `over sets`, each with a star if a gain is found after correction; the
+        corrected p-value `p, Holm` of a gain below a point; `verdict`; and `four new sets`, the
+        gain on these with its interval over seeds.
     """
+    rows = rows.replace({"condition": IN_WORDS})
     tests = zero_shot_tests(rows).set_index(["condition", "method"])
     new = zero_shot_tests(rows, NEW).set_index(["condition", "method"])
-    stars = tests["over_seeds"] * (1 + tests["over_sets"].astype(int))
+    star = {True: " *", False: ""}
+    over_sets = _interval_text(tests["sets_low"], tests["sets_high"])
     table = {
-        "eleven sets": (_as_text(tests) + stars.map(lambda n: " " + "*" * n)).str.rstrip(),
-        "over sets": _as_text(tests, "sets_low", "sets_high").str.partition(" ")[2],
-        "four new sets": _as_text(new),
+        "eleven sets": _as_text(tests) + tests["over_seeds"].map(star),
+        "over sets": over_sets + tests["over_sets"].map(star),
+        "p, Holm": tests["holm"].map(_p_text),
         "verdict": tests["verdict"],
+        "four new sets": _as_text(new),
     }
-    return pd.DataFrame(table).rename(index=IN_WORDS)
+    return pd.DataFrame(table)
 
 
-def _as_text(rows: pd.DataFrame, low: str = "low", high: str = "high") -> pd.Series:
+def _as_text(rows: pd.DataFrame) -> pd.Series:
     """`+1.23 [+0.98, +1.48]`."""
-    columns = (rows[name] for name in ("difference", low, high))
-    texts = [f"{d:+.2f} [{a:+.2f}, {b:+.2f}]" for d, a, b in zip(*columns, strict=True)]
-    return pd.Series(texts, rows.index)
+    return rows["difference"].map("{:+.2f} ".format) + _interval_text(rows["low"], rows["high"])
+
+
+def _interval_text(low: pd.Series, high: pd.Series) -> pd.Series:
+    return "[" + low.map("{:+.2f}, ".format) + high.map("{:+.2f}]".format)
+
+
+def _p_text(p_value: float) -> str:
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def over_beta(rows: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+    """Differences from CLIP along the curves over beta, for the seeds of each.
+
+    A form's own runs are a point of its curve if they have its settings but beta.
+
+    Args:
+        rows: from `with_measures`.
+        measures: columns.
+
+    Returns:
+        As `cibr_book.tables.differences`, with the form as `method`.
+    """
+    parts = []
+    for _, own in rows.groupby("condition", sort=False):
+        of_curve = own["method"].str.endswith("over beta")
+        forms = own["method"].str.replace(r",? over beta$", "", regex=True)
+        settings = forms + ": " + own["hyperparameters"]
+        is_shown = settings.isin(settings[of_curve]) | (forms == "CLIP")
+        is_shown &= own["seed"].isin(own.loc[of_curve, "seed"])
+        parts.append(differences(own.assign(method=forms)[is_shown], measures))
+    table = pd.concat(parts, ignore_index=True)
+    return table.sort_values("beta", kind="stable", ignore_index=True)
 
 
 def shift_figure(rows: pd.DataFrame, methods: Sequence[str]) -> list[Axes]:
@@ -415,12 +466,7 @@ def beta_figure(rows: pd.DataFrame, others: Mapping[str, str]) -> list[Axes]:
         The Axes of the curve and that of the other methods.
     """
     compared = differences(rows, ["recall on Flickr8k"])
-    names = ["CIBR vMF over beta", "CIBR vMF"]
-    of_curve = rows[rows["method"] == names[0]]
-    with_its_seeds = rows[rows["seed"].isin(of_curve["seed"])]
-    curve = differences(with_its_seeds, ["recall on Flickr8k"]).sort_values("beta")
-    is_alike = curve["hyperparameters"].isin(of_curve["hyperparameters"])
-    curve = curve[curve["method"].isin(names) & is_alike]
+    curve = over_beta(rows, ["recall on Flickr8k"])
     _, axes = panels(1, 2, 5.3, 3.0, sharey=True, width_ratios=[2.2, 1])
     for axis in axes[0]:
         axis.axhline(0, color="black", lw=0.8)
@@ -444,19 +490,21 @@ def main() -> None:
     """Add the hits of the runs in a folder to confirmation_hits.npz."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("folder", type=Path, help="the runs, such as runs/confirmation")
-    folder = parser.parse_args().folder
+    parser.add_argument("--output", type=Path, default=HITS, help="the file")
+    given = parser.parse_args()
+    folder, output = given.folder, given.output
     rows = read_table("confirmation.csv")
     runs = rows.loc[rows["method"].isin(COMPARED), "run"]
-    hits = dict(np.load(HITS)) if HITS.exists() else {"run": np.array([])}
+    hits = dict(np.load(output)) if output.exists() else {"run": np.array([])}
     new = [run for run in runs if run not in hits["run"] and (folder / run).is_dir()]
     if new:
         added = collect_hits(new, folder)
-        if HITS.exists():
+        if output.exists():
             added = {name: np.concatenate([hits[name], part]) for name, part in added.items()}
         hits = added
-        np.savez_compressed(HITS, **hits)
+        np.savez_compressed(output, **hits)
     n_missing = len(set(runs) - set(hits["run"]))
-    print(f"{HITS.name}: {len(new)} new runs; {n_missing} of the {len(runs)} runs have none")
+    print(f"{output.name}: {len(new)} new runs; {n_missing} of the {len(runs)} runs have none")
 
 
 if __name__ == "__main__":

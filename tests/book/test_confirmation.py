@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from scipy import stats
 
+from cibr.metrics import paired_difference
 from cibr_book import confirmation
 from cibr_book.confirmation import (
     FEW_OR_WRONG,
@@ -26,8 +27,10 @@ from cibr_book.shifts import SHIFTS
 CONDITIONS = [*FEW_OR_WRONG, "Flickr8k"]
 METHODS = ["CLIP", "CLIP, CCA start", "closed-form CCA", "CCA anchor", "CIBR MINE", "CIBR vMF"]
 METHODS += ["CIBR crossfit"]
-COLUMNS = [f"{set_}/{way}_recall@{k}" for set_ in PHOTOS.values() for way in "ab" for k in (1, 5)]
-COLUMNS += [f"{set_}/a_recall@10" for set_ in PHOTOS.values()]
+SIDES = ("image_to_text", "text_to_image")
+COLUMNS = [
+    f"{task}/{side}_recall@{k}" for task in PHOTOS.values() for side in SIDES for k in (1, 5, 10)
+]
 ACCURACIES = [f"{suite}/{name}/accuracy@1" for suite in SETS for name in SETS[suite].split()]
 OTHERS = [f"shift/{name}-{k}/recall" for name in SHIFTS for k in (1, 2, 3)]
 OTHERS += [f"mini/pacs-{style}/accuracy@1" for style in confirmation.STYLES_OF_PACS]
@@ -40,6 +43,7 @@ def rows():
     runs += [("Flickr8k", "CIBR vMF over beta", seed) for seed in (200, 201, 200, 201)]
     table = pd.DataFrame(runs, columns=["condition", "method", "seed"])
     table["run"] = [f"{i:012x}" for i in range(len(table))]
+    table["beta"] = table["method"].str.startswith("CIBR").map({True: 0.1, False: 0.0})
     shared = random.normal(0, 0.05, (len(table), 1)) + 0.3
     values = shared + random.normal(0, 0.001, (len(table), len(COLUMNS + ACCURACIES)))
     seeds = 0.02 * np.sin(table["seed"].to_numpy())[:, None]
@@ -54,8 +58,8 @@ def add(rows, method, columns, points):
 
 
 def outcome(rows):
-    best = dict.fromkeys(CONDITIONS, "CIBR vMF")
-    return hypothesis_tests(with_measures(rows), best)
+    forms = dict.fromkeys(CONDITIONS, "CIBR vMF") | {"Flickr8k": "CIBR crossfit"}
+    return hypothesis_tests(with_measures(rows), forms)
 
 
 def counts(tests, *names):
@@ -71,6 +75,11 @@ def test_measures_are_means_in_points(rows):
     assert measured["zero-shot accuracy"][7] == pytest.approx(100 * rows.loc[7, ACCURACIES].mean())
     assert measured["accuracy on dtd10"][7] == 100 * rows["mini/dtd10/accuracy@1"][7]
     assert measured["accuracy on PACS, sketch"][7] == 100 * rows["mini/pacs-sketch/accuracy@1"][7]
+    new = rows.loc[7, ACCURACIES[-4:]]
+    assert measured["accuracy on the new sets"][7] == pytest.approx(100 * new.mean())
+    assert measured["condition"].unique().tolist() == [*confirmation.IN_WORDS]
+    with pytest.raises(ValueError, match="recall on Flickr8k has 5 columns and needs 6"):
+        with_measures(rows.drop(columns=COLUMNS[0]))
     noise = rows.loc[9, [f"shift/noise-{k}/recall" for k in (1, 2, 3)]]
     assert measured["recall under noise"][9] == pytest.approx(100 * noise.mean())
     third = rows.loc[9, [f"shift/{name}-3/recall" for name in SHIFTS]]
@@ -106,12 +115,17 @@ def test_a_planted_gain_is_found_and_nothing_else(rows):
 def test_a_loss_contradicts_a_gain_and_a_difference_beyond_the_margin_equality(rows):
     add(rows, "CCA anchor", COLUMNS, -1)
     add(rows, "CIBR vMF", COLUMNS, 0.6)
+    add(rows, "CIBR crossfit", COLUMNS, -0.6)
     add(rows, "CIBR MINE", COLUMNS, -0.3)
-    verdicts = outcome(rows).groupby(["hypothesis", "method"])["verdict"].unique().explode()
+    tests = outcome(rows)
+    beyond = tests["method"].isin(["CIBR vMF", "CIBR crossfit"])
+    assert (tests.loc[beyond, "p_value"] > 0.5).all()
+    verdicts = tests.groupby(["hypothesis", "method"])["verdict"].unique().explode()
     assert verdicts.to_dict() == {
         ("H1", "CCA anchor"): "contradicted",
         ("H2", "CCA anchor"): "contradicted",
         ("H3", "CIBR MINE"): "holds",
+        ("H3", "CIBR crossfit"): "contradicted",
         ("H3", "CIBR vMF"): "contradicted",
     }
 
@@ -143,6 +157,13 @@ def test_a_claim_needs_both_sets_of_photos_and_its_p_value_is_the_larger(rows):
     row, test = table[is_mine].iloc[0], tests[tests["method"] == "CIBR MINE"].iloc[1]
     text = f"{test['difference']:+.2f} [{test['low']:+.2f}, {test['high']:+.2f}]"
     assert row["coco-mini"] == text and row["coco-mini, photos too"] == "[-7.00, +7.00]"
+    assert row["beta"] == 0.1 and table.loc[0, "p, Holm"] == "< 0.001"
+    forms = table[table["method"].isin(["CIBR vMF", "CIBR crossfit"])]
+    assert dict(zip(forms["condition"], forms["method"], strict=True)) == {
+        "10 % of the pairs": "CIBR vMF",
+        "shuffled captions": "CIBR vMF",
+        "all pairs": "CIBR crossfit",
+    }
     assert table["condition"].unique().tolist() == [*confirmation.IN_WORDS.values()]
 
 
@@ -190,19 +211,32 @@ def test_no_gain_of_a_point_is_a_claim_that_rows_can_support_and_contradict(rows
     assert few.loc["CIBR crossfit", "low"] > 1 and few.loc["CIBR crossfit", "sets_low"] < 0
 
 
-def test_the_table_of_zero_shot_gains_has_a_star_for_seeds_and_two_for_sets(rows):
+def test_the_table_of_zero_shot_gains_has_a_star_where_a_gain_is_found(rows):
     add(rows, "CIBR crossfit", ACCURACIES[0], 20)
     add(rows, "CCA anchor", ACCURACIES, 1.5)
-    add(rows, "CIBR vMF", ACCURACIES[-4:], -2)
-    few = confirmation.zero_shot_table(with_measures(rows)).loc["10 % of the pairs"]
-    assert few.loc["CCA anchor", "eleven sets"].startswith("+1.5")
-    assert few.loc["CCA anchor", "eleven sets"].endswith("] **")
-    assert few.loc["CIBR crossfit", "eleven sets"].endswith("] *")
-    assert few.loc["closed-form CCA", "eleven sets"].endswith("]")
+    add(rows, "CIBR vMF", ACCURACIES, -2)
+    table = confirmation.zero_shot_table(with_measures(rows))
+    few = table.loc["10 % of the pairs"]
+    starred = few[["eleven sets", "over sets"]].apply(lambda column: column.str.endswith(" *"))
+    assert few.loc["CCA anchor", "eleven sets"].startswith(("+1.5", "+1.4"))
+    assert starred.loc["CCA anchor"].tolist() == [True, True]
+    assert starred.loc["CIBR crossfit"].tolist() == [True, False]
+    assert not starred.loc["CIBR vMF"].any()  # a loss is no gain
     assert few.loc["CIBR vMF", "four new sets"].startswith(("-2.0", "-1.9"))
-    assert few.loc["CCA anchor", "verdict"] == "contradicted"
-    low, high = eval(few.loc["CIBR crossfit", "over sets"])
-    assert low < 0 < high
+    assert few.loc["CCA anchor", ["verdict", "p, Holm"]].tolist() == ["contradicted", "1.000"]
+    assert few.loc["CIBR vMF", "p, Holm"] == "< 0.001"
+
+
+def test_gains_over_seeds_and_sets_are_corrected(rows):
+    one = (rows["method"] == "CIBR MINE") & (rows["condition"] == "Flickr8k")
+    gaps = 0.4 + np.where(np.arange(16) % 2, 0.7, -0.7)  # p = 0.02 one-sided, alone
+    rows.loc[one, ACCURACIES] += gaps[:, None] / 100
+    measured = with_measures(rows)
+    test = zero_shot_tests(measured).set_index(["condition", "method"]).loc["Flickr8k", "CIBR MINE"]
+    own = measured[measured["condition"] == "Flickr8k"]
+    seeds = confirmation.paired(own, "CIBR MINE", "CLIP", confirmation.ACCURACIES).mean(axis=1)
+    assert 0.001 < stats.ttest_1samp(seeds, 0, alternative="greater").pvalue < 0.05
+    assert not test["over_seeds"] and test["over_sets"]
 
 
 def test_other_seeds_than_the_plans_are_refused(rows):
@@ -317,22 +351,34 @@ def test_an_interval_over_photos_has_the_difference_of_the_rows_and_is_wider(row
             gain = easy[:, :1] % 4 * (row["method"] == two[1])
             ranks = np.maximum(easy - gain + random.integers(0, 2, easy.shape), 0).ravel()
             save_ranks(tmp_path / row["run"] / f"{name}-retrieval.safetensors", size, ranks)
-            for side, own in {"image": np.arange(size), "text": ranks}.items():
+            for side, own in zip(SIDES, (np.arange(size), ranks), strict=True):
                 for k in (1, 5, 10):
                     rows.loc[i, f"{name}/{side}_recall@{k}"] = (own < k).mean()
-    measured = with_measures(rows.drop(columns=COLUMNS))
+    measured = with_measures(rows)
     claim = dict(zip(confirmation.CLAIM, ["H1", FEW_OR_WRONG[0], *two[::-1]], strict=True))
-    tests = pd.DataFrame([claim | {"measure": measure} for measure in confirmation.RECALLS])
+    gaps = confirmation.paired(measured, *two[::-1], confirmation.RECALLS)
+    tests = pd.DataFrame([claim | {"measure": m, "difference": gaps[m].mean()} for m in gaps])
     hits = confirmation.collect_hits(sorted(rows["run"], reverse=True), tmp_path)
     table = confirmation.photo_intervals(tests, rows, hits)
-    gaps = confirmation.paired(measured, *two[::-1], confirmation.RECALLS)
     np.testing.assert_allclose(table["difference"], gaps.mean())
     over_seeds = stats.t.interval(0.95, 15, gaps.mean(), gaps.sem())
     assert (table["low"] < over_seeds[0]).all() and (table["high"] > over_seeds[1]).all()
+    sides = []
+    for method in two:
+        own = rows[rows["method"] == method].sort_values("seed")["run"]
+        files = [tmp_path / run / "mini/flickr8k-retrieval.safetensors" for run in own]
+        sides.append([np.stack([confirmation.photo_hits(file) for file in files]) / 0.3])
+    expected = [*paired_difference(*sides).values()]
+    assert table.loc[0, ["difference", "low", "high"]].tolist() == pytest.approx(expected)
+    rolled = hits | {"run": np.roll(hits["run"], 1)}
+    with pytest.raises(ValueError, match="CCA anchor minus CLIP .* in the rows, .* in the hits"):
+        confirmation.photo_intervals(tests, rows, rolled)
 
 
 def test_hits_are_added_to_those_stored(rows, tmp_path, monkeypatch, capsys):
-    rows = rows[rows["method"] == "CLIP"].iloc[:3]
+    assert {"CLIP", "CIBR vMF", *METHODS} <= {*confirmation.COMPARED}
+    rows = rows.iloc[[0, 100, 200, -1]]  # of CLIP, closed-form CCA, MINE; the last is of a curve
+    assert rows["method"].nunique() == 4 and rows["method"].iloc[3] == "CIBR vMF over beta"
     stored = tmp_path / "hits.npz"
     monkeypatch.setattr(confirmation, "HITS", stored)
     monkeypatch.setattr(confirmation, "read_table", lambda name: rows)
