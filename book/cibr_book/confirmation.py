@@ -73,7 +73,7 @@ def best_trials(trials: pd.DataFrame) -> pd.DataFrame:
         tried = pd.DataFrame(settings.loc[own.index].tolist(), index=own.index)
         tried = tried.drop(columns=["corruption"], errors="ignore")
         if "unpaired" in tried:
-            tried["repeats"] = tried["unpaired"].map(lambda unpaired: unpaired["repeats"])
+            tried["repeats"] = tried["unpaired"].map(lambda unpaired: unpaired.get("repeats", 1))
         numbers = tried.select_dtypes("number")
         varied = numbers.loc[:, numbers.nunique() > 1]
         best = own["validation"].idxmax()

@@ -23,6 +23,7 @@ from cibr_book.confirmation import (
     zero_shot_tests,
 )
 from cibr_book.shifts import SHIFTS
+from cibr_book.tables import read_table
 
 CONDITIONS = [*FEW_OR_WRONG, "Flickr8k"]
 METHODS = ["CLIP", "CLIP, CCA start", "closed-form CCA", "CCA anchor", "CIBR MINE", "CIBR vMF"]
@@ -391,3 +392,10 @@ def test_hits_are_added_to_those_stored(rows, tmp_path, monkeypatch, capsys):
         assert hits["run"].tolist() == rows["run"][: i + 1].tolist()
         assert hits["coco-mini"][:, 1].tolist() == [25, 10][: i + 1]
     assert capsys.readouterr().out.endswith(": 1 new runs; 1 of the 3 runs have none\n")
+
+
+def test_the_committed_trials_vary_what_self_training_adds():
+    best = best_trials(read_table("confirmation_trials.csv")).set_index("method")
+    own = best.loc["CLIP, self-training"]
+    assert own["repeats"] == 10 and "repeats" not in own["ends"]
+    assert best["n"].isin([32, 36]).all() and best["repeats"].notna().sum() == 1
