@@ -63,7 +63,7 @@ class Task(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Its name in tables: the data set, with the split if it is neither test nor validation."""
+        """Its name in tables, with the split if that is neither test nor validation."""
         name = Path(self.dataset).name.removeprefix("wds_") or self.dataset
         return name if self.split in ("test", "validation") else f"{name}/{self.split}"
 
@@ -215,8 +215,8 @@ class Evaluation:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """Tidy scores: `model, suite, dataset, kind, metric, value, low, high, n`; n is the number
-        of queries.
+        """Tidy scores with the columns `model, suite, dataset, kind, metric, value, low, high` and
+        `n`, the number of queries.
 
         They are those of sets, then of groups, such as the four styles of PACS, and of all
         zero-shot sets, in which a group counts as one set; and last the median ranks, from 1.
@@ -443,7 +443,7 @@ def compare(
         b: the same number of evaluations on the same suite, with seeds in the same order.
 
     Returns:
-        One row per score: `suite, dataset, kind, metric, a, b, difference, low, high, n, n_seeds`.
+        Scores with `suite, dataset, kind, metric, a, b, difference, low, high, n, n_seeds`.
 
     Raises:
         ValueError: different suites, numbers of seeds, or images and texts of a set.

@@ -116,9 +116,8 @@ def provenance() -> dict[str, Any]:
     """Commit of the checkout and versions of the packages that results depend on.
 
     Returns:
-        `commit`: 12 digits, with `+` if files other than result tables have changed, None outside a
-        checkout;
-        `versions`: by package, with `python`.
+        `commit`, 12 digits, with `+` if files other than result tables have changed, None outside a
+        checkout; and `versions` by package, with `python`.
     """
     versions = {name: import_module(name).__version__ for name in _VERSIONS_OF}
     return {"commit": _commit(), "versions": {"python": platform.python_version()} | versions}

@@ -4,6 +4,9 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
+from functools import cached_property
+from pathlib import Path
 from types import FunctionType
 
 import pytest
@@ -20,6 +23,8 @@ PACKAGES = [
     "cibr",
     *(name for name in MODULES if hasattr(importlib.import_module(name), "__path__")),
 ]
+STUDY = (Path(__file__).resolve().parents[1] / "book" / "api" / "study.md").read_text("utf-8")
+RENDERED = [name for name in MODULES if name.startswith("cibr.") or name in STUDY]
 
 
 def own_members(module):
@@ -41,17 +46,34 @@ def test_a_package_offers_what_its_all_names(name):
     assert set(own_members(module)) <= set(module.__all__)
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_every_module_and_all_that_is_public_in_it_is_documented(name):
+def documentable(name):
+    """A module and all that is public in it, methods included, by name."""
     module = importlib.import_module(name)
     members = {name: module, **own_members(module)}
+    methods = FunctionType | classmethod | property | cached_property
     for owner in [member for member in members.values() if inspect.isclass(member)]:
         for n, member in vars(owner).items():
-            if not n.startswith("_") and isinstance(member, FunctionType | classmethod | property):
+            if not n.startswith("_") and isinstance(member, methods):
                 members[f"{owner.__name__}.{n}"] = getattr(owner, n)
-    documented = {n: inspect.getdoc(member) or "" for n, member in members.items()}
+    return members
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_and_all_that_is_public_in_it_is_documented(name):
+    documented = {n: inspect.getdoc(member) or "" for n, member in documentable(name).items()}
     # A dataclass without a docstring gets its signature for one.
     assert [n for n, text in documented.items() if not text or text.startswith(f"{n}(")] == []
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_no_words_of_a_docstring_are_rendered_as_a_type(name):
+    """Of a result and of a property, Sphinx takes the first line up to a colon for the type."""
+    for n, member in documentable(name).items():
+        text = inspect.cleandoc(member.__doc__ or "")
+        first = re.findall(r"^(?:Returns|Yields):\n +(.*)", text, re.MULTILINE)
+        if isinstance(member, property | cached_property):
+            first.append(text.partition("\n")[0])
+        assert ":" not in re.sub("`[^`]*`", "", " ".join(first)), n
 
 
 @pytest.mark.parametrize("name", ["cibr", *MODULES])

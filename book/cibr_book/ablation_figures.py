@@ -135,7 +135,7 @@ def beta_curves(
         limits: of the vertical axis of each measure; a curve that leaves it is cut.
 
     Returns:
-        The Axes, row by row: one row for each condition, one column for each measure.
+        The Axes, row by row, one row for each condition, one column for each measure.
     """
     conditions = rows["condition"].unique()
     size = (WIDTH, 0.8 + 0.95 * len(conditions))

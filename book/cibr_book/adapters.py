@@ -218,8 +218,8 @@ def adapt(data: FewShot, shots: Shots, queries: Queries) -> dict[str, Logits]:
         queries: unit vectors to classify.
 
     Returns:
-        By method: `linear probe`, `Tip-Adapter`, and `Tip-Adapter-F` with the alpha and beta of the
-            latter.
+        Results of `linear probe`, `Tip-Adapter`, and `Tip-Adapter-F`, with the alpha and beta of
+        the latter.
     """
     few = data.subset(shots)
     splits = validation_splits(data, shots)

@@ -15,8 +15,8 @@ def mean_intervals(rows: pd.DataFrame, by: Sequence[str], value: str) -> pd.Data
         value: the column to average.
 
     Returns:
-        One row per group: the columns of `by`, then `mean, low, high, n`; without an interval if n
-            is 1.
+        One row per group, with the columns of `by`, then `mean, low, high, n`; without an interval
+        if n is 1.
     """
     groups = rows.groupby(list(by), sort=False)[value].agg(["mean", "sem", "count"]).reset_index()
     half = groups["sem"] * student.ppf(0.975, groups["count"] - 1)

@@ -296,7 +296,7 @@ def estimate_rows(
         options: of `estimate_nats`.
 
     Returns:
-        Tidy rows: `task, truth, seed, estimator, nats`.
+        Tidy rows with the columns `task, truth, seed, estimator, nats`.
     """
     rows = []
     for task, seed in itertools.product(tasks, seeds):

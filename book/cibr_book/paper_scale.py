@@ -37,7 +37,7 @@ def result_tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
         rows: of experiments/clip-coco.yaml, from `read_table`.
 
     Returns:
-        By title: accuracies, recalls, and the `criterion` of the methods that are CIBR's.
+        Accuracies, recalls, and the `criterion` of the methods that are CIBR's, by title.
     """
     plan = yaml.safe_load((project_root() / "experiments" / "clip-coco.yaml").read_text("utf-8"))
     accuracies, recalls, successes = {}, {}, {}

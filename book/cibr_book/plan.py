@@ -208,8 +208,8 @@ def save_row(settings: dict[str, Any], file: str | Path, work: str) -> dict[str,
         work: the dotted name of a function from settings and folder to metrics.
 
     Returns:
-        The row: `run, method, condition, beta, seed, configuration, commit, versions, seconds` and
-        the metrics, or the `error` of a run that diverged.
+        The row, with `run, method, condition, beta, seed, configuration, commit, versions,
+        seconds` and the metrics, or the `error` of a run that diverged.
     """
     file = Path(file)
     row = {"run": run_id(settings)}

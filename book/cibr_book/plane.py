@@ -179,8 +179,8 @@ def plane_rows(chosen: Sequence[Condition], seeds: Sequence[int] = SEEDS) -> lis
         seeds: of weights, pairs and noise.
 
     Returns:
-        Rows: `method, temperature, beta, n_steps, seed, kappa`, and nats `shared, residual,
-        nuisance`.
+        Rows with the columns `method, temperature, beta, n_steps, seed, kappa`, and nats `shared,
+        residual, nuisance`.
     """
     world = worlds.discrete_world()
     if chosen[0].method == "CIBR MINE":

@@ -144,8 +144,8 @@ def differences(
             conditions without it are left out.
 
     Returns:
-        One row per method and measure: `condition, method, beta, hyperparameters, measure`, the
-        means `control` and `value`, `difference` with its 95 % interval `low, high`, `n_seeds`,
+        One row per method and measure, with `condition, method, beta, hyperparameters, measure`,
+        the means `control` and `value`, `difference` with its 95 % interval `low, high`, `n_seeds`,
         `significance` (whether the interval is above zero, a gain, below it, a loss, or neither)
         and the `p_value` of Student's test.
     """
@@ -205,9 +205,9 @@ def survivors(rows: pd.DataFrame) -> pd.DataFrame:
         rows: from `differences`, of all comparisons.
 
     Returns:
-        Rows `gain` and `loss`: the numbers that are significant uncorrected, under Holm's control
-        of the family-wise error rate, and under Benjamini and Hochberg's control of the false
-        discovery rate, at 5 %.
+        Rows `gain` and `loss` with the numbers that are significant uncorrected, under Holm's
+        control of the family-wise error rate, and under Benjamini and Hochberg's control of the
+        false discovery rate, at 5 %.
     """
     tested = rows.dropna(subset=["p_value"]).sort_values("p_value")
     p = tested["p_value"].to_numpy()
@@ -231,8 +231,8 @@ def in_points(
         index: the columns that identify a row.
 
     Returns:
-        The texts. One star: the interval excludes zero; two: also after Benjamini and Hochberg's
-        correction.
+        The texts, with one star where the interval excludes zero, two where it also does after
+        Benjamini and Hochberg's correction.
     """
     survives = rows["q_value"] < 0.05 if "q_value" in rows else False
     stars = (rows["significance"] != "not significant") * (1 + np.asarray(survives))

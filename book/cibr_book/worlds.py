@@ -143,11 +143,10 @@ def encoder_informations(
         text_encoder: p(z_t|x_t), one distribution per row [n_texts, l].
 
     Returns:
-        Nats, scalars: `shared_nats` I(Z_v;Z_t); `sufficiency_nats` I(Z_v;X_t); `image_nats`
-        I(Z_v;X_v);
-        `residual_image_nats` I(Z_v;X_v|X_t) and `residual_text_nats` I(Z_t;X_t|X_v), each
-        enumerated over three variables rather than computed as a difference; `residual_nats`, their
-        mean; `nuisance_image_nats` I(Z_v;V|S), the part of the image's residual about the
+        Scalars in nats, `shared_nats` I(Z_v;Z_t); `sufficiency_nats` I(Z_v;X_t); `image_nats`
+        I(Z_v;X_v); `residual_image_nats` I(Z_v;X_v|X_t) and `residual_text_nats` I(Z_t;X_t|X_v),
+        each enumerated over three variables rather than computed as a difference; `residual_nats`,
+        their mean; `nuisance_image_nats` I(Z_v;V|S), the part of the image's residual about the
         image-only factor V. The rest, I(Z_v;S|X_t), is about the shared factor S where the text
         leaves it ambiguous.
 
@@ -417,10 +416,10 @@ def linear_encoder_nats(
             infinite.
 
     Returns:
-        Nats, scalars: `sufficiency_nats` I(Z_v;X_t), `image_nats` I(Z_v;X_v), `residual_image_nats`
-        I(Z_v;X_v|X_t), and `nuisance_image_nats` I(Z_v;V|S), the part of the residual about the
-        image-only factors V; the rest is about the shared factors S where the text leaves them
-        uncertain.
+        Scalars in nats, `sufficiency_nats` I(Z_v;X_t), `image_nats` I(Z_v;X_v),
+        `residual_image_nats` I(Z_v;X_v|X_t), and `nuisance_image_nats` I(Z_v;V|S), the part of the
+        residual about the image-only factors V; the rest is about the shared factors S where the
+        text leaves them uncertain.
 
     Raises:
         ValueError: a noise variance that is not positive.
@@ -655,7 +654,7 @@ def embedding_informations(
         seed: of the draws, 2,000 per image.
 
     Returns:
-        Nats: `image_nats` I(Z_v;X_v), `sufficiency_nats` I(Z_v;X_t), `residual_image_nats`
+        In nats, `image_nats` I(Z_v;X_v), `sufficiency_nats` I(Z_v;X_t), `residual_image_nats`
         I(Z_v;X_v|X_t) with its `standard_error`, and `nuisance_image_nats` I(Z_v;V|S).
 
     Raises:
@@ -726,7 +725,7 @@ def contrast_rows(
         options: of the training.
 
     Returns:
-        Tidy rows: `temperature, batch_size, dim, seed, trained`, the information in nats and
+        Tidy rows of `temperature, batch_size, dim, seed, trained`, the information in nats and
         `nuisance_in_span`: the share of the squared length of the image-only factors' embeddings
         that lies in the span of the texts' embeddings, from 0 to 1.
     """

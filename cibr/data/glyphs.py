@@ -95,7 +95,7 @@ def load_glyphs(split: str = "train") -> Pairs:
         split: one of these five.
 
     Returns:
-        Pairs with `labels` (the character's code point) and `factors`, one row per image:
+        Pairs with `labels`, the code points, and `factors`, one row per image with the columns
         `character, name, category, typeface, weight, slant, size` (font size in px), `x, y` (offset
         from the centre in px), `ink, paper` (grey levels, 0 to 255), `template` (index into
         `TEMPLATES`).

@@ -116,7 +116,7 @@ def fit(
             `copy_to(model)`, `state_dict` and `load_state_dict`.
 
     Returns:
-        The history, one row per epoch: `epoch, step, loss, clip_loss, penalty_loss, beta`, the
+        The history, one row per epoch, with `epoch, step, loss, clip_loss, penalty_loss, beta`, the
         reports of the loss, the mean cosine between the embeddings of different images
         (`image_mean_cosine`) and texts (`text_mean_cosine`), near 1 if they have collapsed to a
         point, and the share of `repeated_captions`, all averaged over the epoch's steps;
