@@ -4,11 +4,11 @@ A suite is a list of tasks: a name of `SUITES`, a YAML file, or `Task` objects. 
 per data set, and a rerun resumes where it stopped. Zero-shot classification follows Radford et al.
 (2021): a class is the renormalised mean of its prompts' unit vectors. Retrieval is paired (Karpathy
 and Fei-Fei, 2015) or by label, according to `Pairs.paired`. Texts longer than the context are
-truncated, as in both.
+truncated.
 
-A score is a weighted sum of means over items, such as those of each class or data set. For its 95 %
-bootstrap interval items are resampled within each mean, and with several seeds the seeds too. An
-item is an image with its texts or, by label, everything with one label.
+A score is a mean over items, or a weighted mean of such means over classes or data sets. For its
+95 % bootstrap interval items are resampled within each mean, and with several seeds the seeds too.
+An item is an image with its texts or, by label, everything with one label.
 """
 
 import warnings
@@ -318,8 +318,8 @@ def evaluate(
         kinds: the kinds of tasks to run: `zero-shot`, `retrieval` or, by default, both.
         limit: maximum number of images per set, at least two, drawn with a fixed seed; 0 for all.
         batch_size: rows encoded at once.
-        output_dir: folder for results, in a subfolder named after the suite. A set with results
-            there, of the same weights, images, texts and limit, is not evaluated again.
+        output_dir: folder for this model's results, in a subfolder named after the suite. A set
+            with results there, of the same weights, images, texts and limit, is not repeated.
         max_skipped: the number of unusable samples per set that may be left out.
 
     Returns:

@@ -5,8 +5,7 @@ Unicode name in lower case as its caption. Image and text share the character. S
 are typeface, weight, slant, size, position, ink and paper; specific to the text is the template
 around the name. Every choice is a hash of the character and the face, so characters, captions,
 factors and splits are the same on every machine; pixels can differ by a few grey levels with the
-FreeType version. Real ambiguity remains: Latin A and Greek Alpha are the same drawing with two
-names.
+FreeType version. Some images are ambiguous: Latin A and Greek Alpha look the same.
 """
 
 import hashlib

@@ -79,8 +79,8 @@ def beta_at(progress: Number, beta: Number) -> float:
 class CIBRLoss(nn.Module):
     """The CLIP loss plus beta times a penalty on modality-specific information.
 
-    It returns the terms to be summed, as the losses of open_clip do, and `reports` what there is to
-    read about the last batch.
+    It returns the terms to be summed, as the losses of open_clip do; `reports` has diagnostics of
+    the last batch.
 
     Examples:
         >>> generator = torch.Generator().manual_seed(0)
@@ -96,12 +96,11 @@ class CIBRLoss(nn.Module):
 
     Args:
         beta: weight of the penalty, from 0 (plain CLIP, bit for bit) to 10,000; a plain attribute
-            that a schedule may set before each step, see `beta_at`. With the penalty `vmf`, what
-            compares between settings is beta kappa_b A_d(kappa_e) / logit_scale.
+            that a schedule may set before each step, see `beta_at`. With `vmf`, `crossfit` and
+            `anchor`, compare settings by beta kappa_b A_d(kappa_e) / logit_scale.
         penalty: a name of `PENALTIES`, or a `Term`.
         kappa_e: concentration of the encoders e(z|x): of the samples, and in the vMF bounds. The
-            runs of the book's study on photos have 8,192, which in 512 dimensions weighs 1 - cos
-            1.24 times as much as the default.
+            study's runs on photos use 8,192.
         sample: contrast samples of vMF(mu, kappa_e) instead of the means mu, in both train and eval
             mode. Noise without a penalty is `sample=True, beta=0`.
         contrastive: a name of `CONTRASTIVE`, or a `Term`.
@@ -185,11 +184,11 @@ class CIBRLoss(nn.Module):
         return terms if output_dict else sum(terms.values())
 
     def reports(self) -> dict[str, Scalar]:
-        """What there is to read about the last batch, detached scalars, computed when asked for.
+        """Diagnostics of the last batch, as detached scalars.
 
         Returns:
-            `penalty_excess`, the penalty, zero for embeddings that cost nothing; the penalty's own
-            reports in nats, such as `residual_image_nats`; and `mi_lower_bound_nats` (clip).
+            `penalty_excess`, the penalty without its weight; its own reports, such as
+            `residual_image_nats`; and, with `clip`, `mi_lower_bound_nats`.
         """
         excess = {"penalty_excess": self._last_penalty}
         return excess | self.penalty.reports() | self.contrastive.reports()

@@ -1,9 +1,8 @@
 """The penalties of `CIBRLoss`, each one object: its formula, what it needs, how it is built.
 
 A penalty is a `Term`: a module whose `forward` takes the `LossInputs` of a batch and returns the
-scalar that beta weighs. Class attributes say what it needs; `CIBRLoss`, the configuration and the
-training loop ask for these and know no penalty by name. To add one, subclass `Term` and enter the
-class in `PENALTIES`.
+scalar that beta weighs. Class attributes say what it needs. To add one, subclass `Term` and enter
+the class in `PENALTIES`.
 
 `vmf`, `crossfit` and `anchor` are von Mises-Fisher bounds. For every backward encoder b,
 E[log e(z|x_v) - log b(z|x_t)] >= I(Z_v;X_v|X_t), with equality for b = p(z|x_t). The encoder is
@@ -78,7 +77,7 @@ class Term(nn.Module):
         raise NotImplementedError
 
     def reports(self) -> dict[str, Scalar]:
-        """What a run reports of the last batch, by name, computed when it is asked for.
+        """What a run reports of the last batch, by name.
 
         Names end in `_nats` for information. What is not a bound on I(Z_v;X_v|X_t) is not called
         `residual_*`.
@@ -172,9 +171,9 @@ class Anchor(VMFBound):
     """Backward encoders centred at a fixed statistic U of the modality's own pooled features.
 
     It bounds I(Z_v;X_v|U_v), which is never below I(Z_v;X_v|U_v,X_t), the second term of
-    I(Z_v;X_v|X_t) = I(Z_v;U_v|X_t) + I(Z_v;X_v|U_v,X_t). It is no bound on the whole, which may be
-    large at a report of 0: Z_v may keep more of U_v than X_t tells. In effect it shrinks the
-    encoders, as functions, towards those of the statistic. For few pairs and frozen towers.
+    I(Z_v;X_v|X_t) = I(Z_v;U_v|X_t) + I(Z_v;X_v|U_v,X_t). It does not bound the whole: at a report
+    of 0 the first term may still be large. In effect it regularises the encoders towards the
+    statistic. For few pairs and frozen towers.
 
     Args:
         statistic: maps pooled features of both modalities to unit vectors u_v, u_t, such as

@@ -175,8 +175,7 @@ def vmf_residual_nats(cosine: _Values, kappa_e: _Values, kappa_b: _Values, dim: 
         dim: d, the width of the embedding.
 
     Returns:
-        Nats, the common shape of the three, float64; negative only by rounding, such as of a cosine
-        to above 1.
+        Nats, float64, in the common shape of the three; below 0 only through rounding.
 
     Raises:
         ValueError: a concentration is negative or not finite, dim < 2, or a cosine is NaN or

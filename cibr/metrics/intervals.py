@@ -70,8 +70,8 @@ def paired_difference(
     seeds.
 
     A resample draws seeds, jointly for all data sets, and items within each set; with one seed it
-    is the paired bootstrap over items. With s seeds an interval is too narrow, by up to 1 / 2s of
-    its width.
+    is the paired bootstrap over items. With s seeds the interval is too narrow, by up to a fraction
+    1/(2s) of its width.
 
     Args:
         a: for each data set, model a's value of every item under every seed [s, n_k].

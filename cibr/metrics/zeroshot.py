@@ -54,7 +54,7 @@ def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor,
 
 
 def class_ranks(image_embeddings: _Images, class_embeddings: _Classes, labels: _Labels) -> _Labels:
-    """The number of incorrect classes at least as similar as each image's own.
+    """Rank of each image's class, from 0: the number of other classes at least as similar.
 
     Args:
         image_embeddings: unit vectors [n, d].
@@ -77,7 +77,7 @@ def class_ranks(image_embeddings: _Images, class_embeddings: _Classes, labels: _
 
 
 def predictions(image_embeddings: _Images, class_embeddings: _Classes) -> _Labels:
-    """The most similar class of every image; ties are broken arbitrarily.
+    """The most similar class of every image, ties broken arbitrarily; score with `class_ranks`.
 
     Args:
         image_embeddings: unit vectors [n, d].

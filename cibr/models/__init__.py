@@ -1,6 +1,4 @@
-"""Dual encoders: `DualEncoder`, tiny, over frozen towers or from transformers, and its inputs
-(`features`).
-"""
+"""Dual encoders: small ones from scratch, heads over frozen towers, and models of transformers."""
 
 from cibr.models.dual_encoder import DualEncoder, Encoded
 from cibr.models.io import model_kind

@@ -112,15 +112,15 @@ class DualEncoder(nn.Module):
         *,
         dim: int = 512,
         image_size: int = 160,
-        dropout: float = 0.5,
+        dropout: float = 0.4,
     ) -> "DualEncoder":
         """Two frozen pretrained towers under trainable projection heads.
 
         Args:
-            image_tower: folder or hub id of the image tower, one with pooled features; by default
-                EfficientNet-Lite0 of timm.
-            text_tower: folder or hub id of the text tower and its tokenizer; by default MiniLM.
-                Its features are means over tokens.
+            image_tower: folder or hub id of a tower with pooled features; by default
+                `timm/tf_efficientnet_lite0.in1k`.
+            text_tower: folder or hub id of the text tower and its tokenizer; by default
+                `sentence-transformers/all-MiniLM-L6-v2`. Its features are means over tokens.
             dim: dimension of the joint space.
             image_size: side of the square that images are cropped to, in pixels.
             dropout: probability of dropout, in the heads.
@@ -155,15 +155,12 @@ class DualEncoder(nn.Module):
         return self.log_logit_scale.exp()
 
     def limit_logit_scale(self) -> None:
-        """Clamps the multiplier to at most 100 after a step, as in CLIP.
-
-        A clamp inside the loss would have no gradient above 100, so the temperature could not
-        recover.
-        """
+        """Clamps the multiplier to at most 100 after a step, as in CLIP."""
+        # A clamp inside the loss would have no gradient above 100, so it could not recover.
         self.log_logit_scale.data.clamp_(max=math.log(100))
 
     def set_temperature(self, temperature: float, learn: bool = True) -> None:
-        """Sets the temperature and whether it is trained.
+        """Sets the temperature and whether it is trained; a run passes its `learn_temperature`.
 
         Raises:
             ValueError: a temperature that is not positive and finite.

@@ -1,4 +1,4 @@
-"""Configuration of a run, checked before training, with defaults chosen on validation splits.
+"""Configuration of a run, checked before training, with defaults by kind of model.
 
 Each setting is declared once, in `RunConfig`: its type, range, default and help. The checks, the
 command line and the reference derive from that. `configure` builds a configuration, `load_splits`
@@ -133,7 +133,7 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
 
 
 def _preset(source: Source, kind: str) -> dict[str, Any]:
-    """Settings chosen on validation recall only, by kind of model and, on a card, by data set."""
+    """Default settings by kind of model and, on a card, by data set."""
     return _presets()[kind] | source.card.get("presets", {}).get(kind, {})
 
 

@@ -99,7 +99,8 @@ def fit(
 
     `config.output_dir` then contains the model (see `DualEncoder.save_pretrained`), `history.csv`
     and `run.json`, and during training also checkpoints. An unfinished run of the same
-    configuration resumes; of a finished one the weights and the history are loaded.
+    configuration, pairs and `order` resumes; of a finished one the weights and the history are
+    loaded. A `cca` of your own is not compared.
 
     Args:
         model: from `build_model`.
