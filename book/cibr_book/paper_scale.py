@@ -26,7 +26,8 @@ RETRIEVAL = {
     for k in (1, 5, 10)
 }
 SCORES = [ZERO_SHOT["mean"], *(RETRIEVAL[title] for title in RETRIEVAL if title.endswith("@1"))]
-CONTROLS = ("CLIP", "noise only", "CLIP, weight averaging", "CIBR vMF")  # vMF is CLIP + cosine
+CONTROLS = ("CLIP", "noise only", "CLIP, weight averaging", "CyCLIP", "CLIP-Refine")
+CONTROLS += ("CIBR vMF",)  # CLIP + cosine
 _NOT_RUN = "not run"
 
 
