@@ -6,7 +6,7 @@ from cibr.losses import PENALTIES, LossInputs, Term
 
 
 class Gaussian(Term):
-    """KL(N(z_v, s^2) || N(z_t, s^2)), an upper bound on I(Z_v;X_v|X_t), in nats.
+    """Mean KL(N(z_v, s^2) || N(z_t, s^2)) in nats; symmetric, so it bounds both residuals.
 
     Args:
         variance: s^2 of both Gaussians, in every coordinate.
