@@ -173,6 +173,7 @@ def _contents(constant: tuple | dict) -> str:
     added = []
     if isinstance(constant, dict):
         values = {name: getattr(value, "load", value) for name, value in constant.items()}
+        values = {name: getattr(value, "func", value) for name, value in values.items()}  # partial
         modules = {name: getattr(value, "__module__", "") for name, value in values.items()}
         added = [name for name in modules if modules[name].startswith("cibr_book")]
     own = ", ".join(f"``{name}``" for name in constant if name not in added)

@@ -35,7 +35,8 @@ def grouped_rows(pairs: Pairs, group_size: int, group_share: float, seed: int, e
         Indices of images, and of texts in `pairs.texts()`, [rows] each.
 
     Raises:
-        ValueError: pairs without groups, or a share below 1 and no group of `group_size` images.
+        ValueError: no groups, no two images of one label and no image with two captions; or a share
+            below 1 and no group of `group_size` images.
     """
     n = len(pairs)
     if len(torch.unique(pairs.match_labels())) == n == len(pairs.texts()):

@@ -47,10 +47,13 @@ def test_docstrings_become_markup():
 
 
 def test_the_reference_tells_what_a_registry_holds_without_the_book():
+    from cibr.data import DATASETS
     from cibr.losses import PENALTIES
-    from cibr_book import controls  # noqa: F401 (adds penalties)
 
     lines = []
     mark_up_docstring(None, "data", "PENALTIES", PENALTIES, None, lines)
     own, added = lines[0].split("; after ``import cibr_book`` also ")
     assert own == "Holds ``vmf``, ``crossfit``, ``anchor``, ``mine``" and "``cosine``" in added
+    mark_up_docstring(None, "data", "DATASETS", DATASETS, None, lines)
+    own, added = lines[0].split("; after ``import cibr_book`` also ")
+    assert own == "Holds ``glyphs``" and "``glyph_letters``" in added
