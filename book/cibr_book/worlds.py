@@ -100,9 +100,8 @@ def discrete_world(
 ) -> DiscreteWorld:
     """A world whose shared factor has pairs of confusable values.
 
-    A text has the wrong one of the shared values 2i and 2i + 1 with probability confusions[i], as
-    Latin A and Greek Alpha are one drawing with two names. All factors are uniform and otherwise
-    independent.
+    A text has the wrong one of the shared values 2i and 2i + 1 with probability confusions[i], as a
+    caption may call a wolf a husky. All factors are uniform and otherwise independent.
 
     Args:
         confusions: a probability in [0, 1/2] for each pair; the shared factor has twice as many
