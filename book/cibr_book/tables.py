@@ -18,14 +18,6 @@ from cibr.utils import project_root
 from cibr_book.analysis import mean_intervals
 
 RESULTS = project_root() / "data" / "results"
-_SETS = dict(mean="mean of 7", cifar="cifar10", caltech="caltech101-mini", food="food101-64px")
-_SETS |= dict(imagenette="imagenette", scenes="intel-scenes", dtd="dtd10", pacs="pacs")
-ZERO_SHOT = {title: f"mini/{name}/accuracy@1" for title, name in _SETS.items()}
-RETRIEVAL = {
-    f"{way} @{k}": f"mini/flickr8k/{way.replace(' ', '_')}_recall@{k}"
-    for way in ("image to text", "text to image")
-    for k in (1, 5, 10)
-}
 HEADLINE = ("zero-shot", "recall")
 KEY = ["condition", "method", "beta", "hyperparameters"]
 _NOT_TUNED = ["seed", "suites", "dataset", "model", "corruption", "penalty", "sample"]

@@ -8,7 +8,7 @@ import pytest
 
 import cibr
 from cibr.data import glyphs
-from cibr_book.tables import ZERO_SHOT
+from cibr_book.confirmation import SETS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*ROOT.glob("book/*.ipynb"), *ROOT.glob("book/*.md"), ROOT / "README.md"]
@@ -45,7 +45,7 @@ def check(fact, value, n_pages=2):
 
 def test_counts_of_glyphs_sets_and_search_photos():
     check("characters", int((glyphs.glyph_characters()["group"] == "seen").sum()))
-    check("sets", len(ZERO_SHOT) - 1, 4)
+    check("sets", len(SETS["mini"].split()), 4)
     photos = json.loads((ROOT / "book" / "_static" / "search" / "photos.json").read_text())
     check("photos of the search page", len(photos["images"]))
 
