@@ -1,42 +1,18 @@
-"""The numbers printed in the ablation, its evidence and the first pages are those of the tables."""
-
-import json
-import re
-from pathlib import Path
+"""The numbers printed in the ablation and its evidence are those of the tables."""
 
 import pytest
+from prose import DIFFERENCE, NUMBER, prose
 
 from cibr.losses.vmf import vmf_mean_cosine
 from cibr_book.tables import (
     HEADLINE,
-    KEY,
-    chosen,
     comparisons,
-    contenders,
     in_points,
     read_table,
     survivors,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
-DIFFERENCE = re.compile(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]")
-NUMBER = re.compile(r"(?<![\w.,])\d+(?:[.,]\d+)*(?![\w.,]*\w)")
-ROWS = {  # how a row of the first pages begins, and the method or the kind of it that it is about
-    "residual penalty, best on validation": "the residual penalty",
-    "closed-form CCA": "closed-form CCA",
-    "CCA start": "CLIP, CCA start",
-    "CCA start + anchor": "CCA anchor",
-}
-PAGES = ("book/ablation.ipynb", "book/evidence.ipynb", "book/intro.md", "README.md")
-
-
-def prose(page):
-    text = (ROOT / page).read_text("utf-8")
-    if page.endswith(".ipynb"):
-        cells = json.loads(text)["cells"]
-        text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-    code = re.compile(r"```(?:bash|{math})\n.*?```|`[^`\n]+`", re.DOTALL)
-    return code.sub("", text).replace("\u2212", "-")
+PAGES = ("book/ablation.ipynb", "book/evidence.ipynb")
 
 
 @pytest.fixture(scope="module")
@@ -54,27 +30,7 @@ def test_every_difference_with_an_interval_is_one_of_the_comparisons(page, compa
     index = ("condition", "method", "beta", "hyperparameters", "against")
     known = {text.rstrip(" *") for text in in_points(compared, index).stack()}
     printed = set(DIFFERENCE.findall(prose(page)))
-    assert printed <= known, printed - known
-    assert bool(printed) == page.endswith(".ipynb")
-
-
-@pytest.mark.parametrize("page", PAGES[2:])
-def test_the_gains_on_the_first_pages_are_those_of_mean_recall(page, rows, compared):
-    recall = compared[(compared["measure"] == "recall") & (compared["against"] == "CLIP")]
-    best = chosen(rows)[KEY].drop_duplicates()
-    gains = recall.merge(best).set_index(["condition", "method"])["difference"]
-    places = ["Flickr8k", "Flickr8k, 10 % of the pairs", "Flickr8k, 30 % shuffled captions"]
-    kinds = contenders(rows).set_index(["kind", "condition"])["method"]
-    clip = chosen(rows[rows["method"] == "CLIP"]).groupby("condition")["recall"].mean()
-    table = {"CLIP, per cent": [f"{clip[place]:.1f}" for place in places]}
-    for start, name in ROWS.items():
-        texts = [f"{gains[place, kinds.get((name, place), name)]:+.1f}" for place in places]
-        table[start] = [re.sub(r"[+-]0\.0", "0.0", text) for text in texts]
-    for start, texts in table.items():
-        cells = re.escape(" | ".join(texts))
-        assert re.search(rf"^\| {re.escape(start)} \| {cells} \|$", prose(page), re.MULTILINE)
-    printed = set(re.findall(r"[+-]\d+\.\d", prose(page)))
-    assert printed <= {f"{x:+.1f}" for x in gains}
+    assert printed and printed <= known, printed - known
 
 
 def test_every_other_number_of_the_two_chapters_is_a_setting_or_a_summary_of_the_rows(
@@ -104,7 +60,7 @@ def test_every_other_number_of_the_two_chapters_is_a_setting_or_a_summary_of_the
     known |= set(survivors(compared)["Benjamini-Hochberg"].astype(str))
     known |= {"600", "6,000", "5", "10", "20", "30", "95", "8192", "1024", "512"}
     known |= {"0", "0.003", "0.03", "0.05", "0.1", "0.3", "1", "3"}
-    for page in PAGES[:2]:
+    for page in PAGES:
         printed = set(NUMBER.findall(DIFFERENCE.sub("", prose(page))))
         assert printed <= known, printed - known
 

@@ -88,11 +88,11 @@ def test_every_figure_has_a_caption_and_a_text_for_those_who_do_not_see_it(path)
 
 
 def test_the_first_page_shows_the_figure_that_a_notebook_made():
-    code = cells(BOOK / "ablation.ipynb", "code")
-    (cell,) = [c for c in code if '"fig-ablation-summary"' in json.dumps(c.metadata)]
+    code = cells(BOOK / "confirmation.ipynb", "code")
+    (cell,) = [c for c in code if '"fig-confirmation-beta"' in json.dumps(c.metadata)]
     made = next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
-    assert base64.b64decode(made) == (BOOK / "images" / "summary.png").read_bytes()
-    assert "images/summary.png" in (BOOK / "intro.md").read_text("utf-8")
+    assert base64.b64decode(made) == (BOOK / "images" / "beta.png").read_bytes()
+    assert "images/beta.png" in (BOOK / "intro.md").read_text("utf-8")
 
 
 def test_table_of_contents_lists_exactly_the_pages_that_exist():

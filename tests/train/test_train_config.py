@@ -21,7 +21,7 @@ PRESETS = [  # of a card, and of any folder, even one with the card's name
 RECIPES = {  # of `configure`, and the condition of the committed rows
     "many-pairs": "Flickr8k",
     "few-pairs": "Flickr8k, 10 % of the pairs",
-    "wrong-captions": "Flickr8k, 30 % shuffled captions",
+    "wrong-captions": "Flickr8k, 30 % shuffled captions, drawn anew",
 }
 
 
@@ -39,8 +39,9 @@ def test_presets_fill_what_is_not_given(tmp_path, monkeypatch, dataset, model, p
 @pytest.mark.parametrize(("preset", "condition"), RECIPES.items())
 def test_a_recipe_is_the_tested_setting_and_fills_what_is_not_given(preset, condition):
     method = "CLIP, CCA start" if preset == "many-pairs" else "CCA anchor"
-    rows = read_table()
+    rows = read_table("confirmation.csv")
     rows = rows[(rows["condition"] == condition) & (rows["method"] == method)]
+    assert len(rows) == 16
     for settings in map(json.loads, rows["configuration"]):
         own = library_settings(settings) | {"output_dir": "x"}
         ignored = {"dataset": "glyphs", "validate_every": settings.get("validate_every", 1)}

@@ -1,0 +1,66 @@
+"""The numbers printed on the confirmation's page and on the first pages are those of its rows."""
+
+import re
+
+import pytest
+from prose import DIFFERENCE, prose
+
+from cibr_book import confirmation as c
+from cibr_book.tables import comparisons, differences, read_table
+
+PAGES = ("book/intro.md", "README.md")
+CONDITIONS = ("Flickr8k", *c.FEW_OR_WRONG)  # in the order of the table's columns
+ROWS = {  # how a row of the first pages begins, and its method
+    "closed-form CCA": "closed-form CCA",
+    "CCA start": "CLIP, CCA start",
+    "CCA start + anchor": "CCA anchor",
+}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return c.with_measures(read_table("confirmation.csv"))
+
+
+@pytest.fixture(scope="module")
+def forms():
+    return c.best_forms(read_table("confirmation_trials.csv"))
+
+
+def as_texts(table):
+    """`+1.23 [+0.98, +1.48]` of each row."""
+    known = zip(table["difference"], table["low"], table["high"], strict=True)
+    return {"{:+.2f} [{:+.2f}, {:+.2f}]".format(*numbers) for numbers in known}
+
+
+def test_every_difference_with_an_interval_is_one_of_the_rows(rows, forms):
+    measures = [*c.RECALLS, *c.ACCURACIES, "zero-shot accuracy", "accuracy on the new sets"]
+    measures += [*c.STRENGTHS[1:], *(f"recall under {name}" for name in c.SHIFTS)]
+    measures += [f"accuracy on PACS, {style}" for style in c.STYLES_OF_PACS]
+    tables = [c.hypothesis_tests(rows, forms), c.zero_shot_tests(rows)]
+    of_methods = rows[~rows["method"].str.endswith("over beta")]
+    tables += [differences(of_methods, measures), c.over_beta(rows, measures)]
+    known = set().union(*map(as_texts, tables))
+    printed = set(DIFFERENCE.findall(prose("book/confirmation.ipynb")))
+    assert printed and printed <= known, printed - known
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_first_pages_print_the_confirmed_recall(page, rows, forms):
+    means = rows.groupby(["condition", "method"])["recall on Flickr8k"].mean()
+    clip = {condition: means[condition, "CLIP"] for condition in CONDITIONS}
+    methods = {start: dict.fromkeys(CONDITIONS, name) for start, name in ROWS.items()}
+    methods |= {"residual penalty, MINE": dict.fromkeys(CONDITIONS, "CIBR MINE")}
+    methods |= {"residual penalty, best other form": forms}
+    table = {"CLIP, per cent": [f"{level:.1f}" for level in clip.values()]}
+    for start, of in methods.items():
+        gains = [means[condition, of[condition]] - clip[condition] for condition in CONDITIONS]
+        table[start] = [re.sub(r"[+-]0\.0", "0.0", f"{gain:+.1f}") for gain in gains]
+    for start, texts in table.items():
+        cells = re.escape(" | ".join(texts))
+        assert re.search(rf"^\| {re.escape(start)} \| {cells} \|$", prose(page), re.MULTILINE)
+    explored = comparisons(read_table())
+    both = (explored["method"] == "CLIP, in both styles") & (explored["measure"] == "recall")
+    measured = differences(rows[~rows["method"].str.endswith("over beta")], c.RECALLS)
+    known = {f"{x:+.1f}" for x in [*measured["difference"], *explored[both]["difference"]]}
+    assert set(re.findall(r"[+-]\d+\.\d", prose(page))) <= known
