@@ -12,7 +12,8 @@ from cibr_book.plan import Plan, collect, committed, drawn, grid, read_plan, run
 from cibr_book.tables import RESULTS, chosen, read_table
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "experiments").glob("*.yaml"))
-TABLES = ["ablation.csv", "ablation_trials.csv", "adapters.csv", "confirmation_trials.csv"]
+TABLES = ["ablation.csv", "ablation_trials.csv", "adapters.csv"]
+TABLES += ["confirmation.csv", "confirmation_trials.csv"]
 SMALL = """
 results: rows.csv
 fixed: {dataset: glyphs, suites: [[glyphs]]}
