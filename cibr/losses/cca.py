@@ -66,7 +66,7 @@ class RegularisedCCA(nn.Module):
             text_pooled: features of the texts, [n, q].
             dim: width of the joint space; directions beyond it are dropped.
             ridge_image: l_v, in units of the mean variance of an image feature; choose both on
-                validation, larger with fewer pairs (30 and 1 for 600 photos, 3 and 0.3 for 6,000).
+                validation.
             ridge_text: l_t, in units of the mean variance of a text feature.
 
         Returns:

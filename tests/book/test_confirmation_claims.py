@@ -1,9 +1,11 @@
 """The numbers printed on the confirmation's page and on the first pages are those of its rows."""
 
+import json
 import re
+import shlex
 
 import pytest
-from prose import DIFFERENCE, prose
+from prose import DIFFERENCE, ROOT, prose
 
 from cibr_book import confirmation as c
 from cibr_book.tables import comparisons, differences, read_table
@@ -64,3 +66,23 @@ def test_the_first_pages_print_the_confirmed_recall(page, rows, forms):
     measured = differences(rows[~rows["method"].str.endswith("over beta")], c.RECALLS)
     known = {f"{x:+.1f}" for x in [*measured["difference"], *explored[both]["difference"]]}
     assert set(re.findall(r"[+-]\d+\.\d", prose(page))) <= known
+
+
+def test_the_how_to_compares_with_the_clip_that_was_confirmed(rows):
+    names = ["learning_rate", "temperature", "weight_decay", "dropout"]
+    clip = rows[rows["method"] == "CLIP"].drop_duplicates("condition").set_index("condition")
+    configurations = clip["configuration"].map(json.loads)
+    all_pairs, few, wrong = (configurations[condition] for condition in CONDITIONS)
+    cells = json.loads((ROOT / "book/howto/own_pairs.ipynb").read_text("utf-8"))["cells"]
+    page = "\n".join("".join(cell["source"]) for cell in cells)
+    command, _ = page.replace("\\\n", "").split("--output-dir runs/plain")
+    words = shlex.split(command.rsplit("cibr train ", 1)[1])
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    for name in [*names, "beta", "batch_size", "epochs"]:
+        assert float(options[f"--{name.replace('_', '-')}"]) == few[name]
+    assert wrong["epochs"] == all_pairs["epochs"] == 40
+    rate, *others = (f"{wrong[name]:g}" for name in names)
+    first = "a rate of {}, a temperature of {}, a weight decay of {} and a dropout of {}"
+    second = "{}, {}, {} and {} with thousands of photos"
+    assert first.format(rate, *others) + " with wrong captions" in page
+    assert second.format(*(f"{all_pairs[name]:g}" for name in names)) in page
