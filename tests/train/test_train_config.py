@@ -38,7 +38,7 @@ def test_presets_fill_what_is_not_given(tmp_path, monkeypatch, dataset, model, p
 
 @pytest.mark.parametrize(("preset", "condition"), RECIPES.items())
 def test_a_recipe_is_the_tested_setting_and_fills_what_is_not_given(preset, condition):
-    method = "CLIP, CCA start" if preset == "many-pairs" else "CCA anchor"
+    method = "CLIP" if preset == "many-pairs" else "CCA anchor"
     rows = read_table("confirmation.csv")
     rows = rows[(rows["condition"] == condition) & (rows["method"] == method)]
     assert len(rows) == 16
