@@ -99,8 +99,8 @@ class CIBRLoss(nn.Module):
             that a schedule may set before each step, see `beta_at`. With `vmf`, `crossfit` and
             `anchor`, compare settings by beta kappa_b A_d(kappa_e) / logit_scale.
         penalty: a name of `PENALTIES`, or a `Term`.
-        kappa_e: concentration of the encoders e(z|x): of the samples, and in the vMF bounds. The
-            study's runs on photos use 8,192.
+        kappa_e: concentration of the encoders e(z|x), with `sample` of the noise; without, it only
+            scales the vMF penalties. The study's runs on photos use 8,192.
         sample: contrast samples of vMF(mu, kappa_e) instead of the means mu, in both train and eval
             mode. Noise without a penalty is `sample=True, beta=0`.
         contrastive: a name of `CONTRASTIVE`, or a `Term`.

@@ -79,8 +79,8 @@ class Term(nn.Module):
     def reports(self) -> dict[str, Scalar]:
         """What a run reports of the last batch, by name.
 
-        Names end in `_nats` for information. What is not a bound on I(Z_v;X_v|X_t) is not called
-        `residual_*`.
+        Names end in `_nats` for information. What neither bounds nor estimates I(Z_v;X_v|X_t) is
+        not called `residual_*`.
         """
         return {}
 
