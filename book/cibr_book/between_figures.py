@@ -15,7 +15,7 @@ from cibr_book.plots import GREEN, ORANGE, PINK, WIDTH, panels, wrap
 from cibr_book.tables import chosen, differences
 
 CELL = ["pairs", "nuisance"]
-# Methods that compete with tuned CLIP in linear towers, in the order of legends.
+# Methods that compete with tuned CLIP in linear towers, in the order of legends: the simplest last.
 CONTENDERS = {
     "CIBR vMF": STYLES["CIBR vMF"],
     "CIBR vMF, sampled": STYLES["CIBR vMF, sampled"],
@@ -25,6 +25,7 @@ CONTENDERS = {
     "ridge CCA": (PINK, "X"),
 }
 COLOURS = {"CLIP": ("#FFFFFF", "D")} | CONTENDERS
+TIE = 0.5  # points of recall within which methods count as equally good
 _MOST = 10  # points at which a colour is darkest
 _RECALL = r"^(?:mini/flickr8k|glyphs/glyphs)/\w+_recall@1$"  # both directions in the ablation
 _IN_ABLATION = {name: name for name in CONTENDERS} | {"ridge CCA": "closed-form CCA"}
@@ -56,8 +57,8 @@ def gains(rows: pd.DataFrame, value: str = "test_recall") -> pd.DataFrame:
 
 
 def winners(table: pd.DataFrame) -> pd.DataFrame:
-    """The best method of each cell: that with the largest gain over CLIP among the contenders that
-    gain significantly, or CLIP if none does.
+    """The best method of each cell: of the contenders that gain over CLIP significantly and by half
+    a point, the simplest that is within half a point of the largest gain; CLIP if there is none.
 
     Args:
         table: from `gains`.
@@ -66,8 +67,11 @@ def winners(table: pd.DataFrame) -> pd.DataFrame:
         A row for each cell: `pairs, nuisance, method`, and `mean`, the gain, 0 for CLIP.
     """
     cells = table[CELL].drop_duplicates()
-    better = table[(table["q_value"] < 0.05) & (table["mean"] > 0)]
-    best = better.loc[better.groupby(CELL)["mean"].idxmax(), [*CELL, "method", "mean"]]
+    better = table[(table["q_value"] < 0.05) & (table["mean"] >= TIE)]
+    better = better[better["mean"] > better.groupby(CELL)["mean"].transform("max") - TIE]
+    simplicity = better["method"].map([*CONTENDERS].index)
+    best = better.loc[simplicity.groupby([better[name] for name in CELL]).idxmax()]
+    best = best[[*CELL, "method", "mean"]]
     return cells.merge(best, on=CELL, how="left").fillna({"method": "CLIP", "mean": 0.0})
 
 

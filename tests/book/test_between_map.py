@@ -98,6 +98,24 @@ def test_an_uncertain_gain_wins_nowhere():
     assert winners(gains(rows))["method"].tolist() == ["CLIP", "CLIP"]
 
 
+def test_the_simplest_of_equally_good_methods_wins():
+    three = {"CIBR vMF": 6.0, "CLIP, CCA start": 5.9, "ridge CCA": 3.0}
+    effects = {(64, 0.5): three, (64, 1.0): three | {"CIBR vMF": 8.0}}
+    effects |= {(64, 2.0): {"CIBR vMF": 0.0}, (64, 4.0): three | {"ridge CCA": 5.8}}
+    best = winners(gains(made_up(effects)))["method"].tolist()
+    assert best == ["CLIP, CCA start", "CIBR vMF", "CLIP", "ridge CCA"]
+
+
+def test_a_gain_below_half_a_point_wins_nowhere():
+    rows = made_up({(64, 0.5): {"CIBR vMF": 0.0}})
+    level = rows.loc[rows["method"] == "CLIP"].set_index("seed")["test_recall"]
+    of = rows["method"] == "CIBR vMF"
+    rows.loc[of, "test_recall"] = [level[i] + 0.3 + 0.01 * i for i in rows.loc[of, "seed"]]
+    table = gains(rows)
+    assert table["q_value"].max() < 0.05 and table["mean"].tolist() == [pytest.approx(0.335)]
+    assert winners(table)["method"].tolist() == ["CLIP"]
+
+
 def test_maps_have_most_pairs_at_the_top_and_bold_certain_gains(rows):
     table = gains(rows)
     axis = winner_map(winners(table))
