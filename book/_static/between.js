@@ -99,7 +99,7 @@
   const verdict = () => {
     const cell = chosen(), place = `${grouped(cell.pairs)} pairs, nuisance scale ${cell.nuisance}: `;
     const strong = document.createElement("strong");
-    strong.textContent = cell.best === "CLIP" ? "No method is detectably better than tuned CLIP." : `${cell.best} is best, ${signed(cell.gain)} points over tuned CLIP.`;
+    strong.textContent = cell.best === "CLIP" ? "No method is better than tuned CLIP by half a point." : `${cell.best} is best, ${signed(cell.gain)} points over tuned CLIP.`;
     const clip = cell.methods.find((m) => m.name === "CLIP");
     const shown = cell.methods.filter((m) => m.name in data.colours && m.gain !== null);
     const told = shown.map((m) => `${m.name} ${signed(m.gain)} [${signed(m.low)}, ${signed(m.high)}]`).join("; ");

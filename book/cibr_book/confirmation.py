@@ -43,10 +43,12 @@ IN_WORDS = dict(
 RECALLS = [f"recall on {name}" for name in PHOTOS]
 ACCURACIES = [f"accuracy on {name}" for names in SETS.values() for name in names.split()]
 NEW = ACCURACIES[-4:]
+VALIDATION = "recall on validation"
 STRENGTHS = ["recall on Flickr8k", *(f"recall at strength {k}" for k in (1, 2, 3))]
 _TASKS = [f"{suite}/{name}" for suite, names in SETS.items() for name in names.split()]
 _MEASURES = {  # number and pattern of the columns by the name of their mean
     **{f"recall on {name}": (6, f"^{task}/.*_recall@(?:1|5|10)$") for name, task in PHOTOS.items()},
+    VALIDATION: (6, "^validation_(?:image_to_text|text_to_image)_recall@(?:1|5|10)$"),
     **{name: (1, f"^{task}/accuracy@1$") for name, task in zip(ACCURACIES, _TASKS, strict=True)},
     "zero-shot accuracy": (11, f"^(?:{'|'.join(_TASKS)})/accuracy@1$"),
     "accuracy on the new sets": (4, f"^(?:{'|'.join(_TASKS[-4:])})/accuracy@1$"),
@@ -91,7 +93,8 @@ def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
         rows: one per run. A run that diverged, which has an `error` in place of scores, scores 0.
 
     Returns:
-        The rows with `RECALLS`, each the mean of recall@1, 5 and 10 in both directions on a set;
+        The rows with `RECALLS` and `VALIDATION`, each the mean of recall@1, 5 and 10 in both
+        directions on a set of photos, the last one Flickr8k's validation split;
         `ACCURACIES` and `zero-shot accuracy`, their mean; `accuracy on the new sets`, that of the
         four which are new; `accuracy on PACS, <style>`; and
         `recall under <shift>`, the mean over three strengths, and `STRENGTHS`, of which the last

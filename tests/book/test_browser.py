@@ -4,6 +4,7 @@ import functools
 import gzip
 import http.server
 import importlib
+import json
 import os
 import re
 import shutil
@@ -448,6 +449,30 @@ def test_the_explorers_address_names_the_point_and_brings_it_back(page, home):
     page.goto(address)
     page.wait_for_selector("#explorer svg .chosen")
     assert page.inner_text("#explorer-summary") == told
+
+
+def test_the_map_shows_the_cell_that_its_controls_and_its_address_name(page, home):
+    page.goto(f"{home}/book/between.html")
+    page.wait_for_selector("#between svg .chosen")
+    data = json.loads(page.inner_text("#between-data"))
+    told = set()
+    for key in ("Home", "ArrowRight", "End"):
+        for control in ("pairs", "nuisance"):
+            page.focus(f"#between-{control}")
+            page.keyboard.press(key)
+            axes = zip((data["pairs"], data["nuisances"]), ("pairs", "nuisance"), strict=True)
+            place = [axis[int(page.input_value(f"#between-{name}"))] for axis, name in axes]
+            (cell,) = (c for c in data["cells"] if [c["pairs"], c["nuisance"]] == place)
+            summary = page.inner_text("#between-summary")
+            assert f"{place[0]:,} pairs, nuisance scale {place[1]:g}" in summary
+            assert (f"{cell['best']} is best" in summary) == (cell["best"] != "CLIP")
+            told.add(summary)
+    assert len(told) == 6
+    address = page.url
+    page.goto("about:blank")
+    page.goto(address)
+    page.wait_for_selector("#between svg .chosen")
+    assert page.inner_text("#between-summary") == summary
 
 
 def test_the_search_page_opens_with_the_first_caption_and_marks_right_photos(page, home):

@@ -35,6 +35,8 @@ COLUMNS = [
 ACCURACIES = [f"{suite}/{name}/accuracy@1" for suite in SETS for name in SETS[suite].split()]
 OTHERS = [f"shift/{name}-{k}/recall" for name in SHIFTS for k in (1, 2, 3)]
 OTHERS += [f"mini/pacs-{style}/accuracy@1" for style in confirmation.STYLES_OF_PACS]
+ON_VALIDATION = [f"validation_{side}_recall@{k}" for side in SIDES for k in (1, 5, 10)]
+OTHERS += ON_VALIDATION
 
 
 @pytest.fixture
@@ -71,6 +73,9 @@ def test_measures_are_means_in_points(rows):
     measured = with_measures(rows)
     assert measured["recall on Flickr8k"][5] == pytest.approx(
         100 * rows.loc[5, [name for name in COLUMNS if name.startswith("mini")]].mean()
+    )
+    assert measured[confirmation.VALIDATION][5] == pytest.approx(
+        100 * rows.loc[5, ON_VALIDATION].mean()
     )
     assert len(confirmation.ACCURACIES) == 11
     assert measured["zero-shot accuracy"][7] == pytest.approx(100 * rows.loc[7, ACCURACIES].mean())

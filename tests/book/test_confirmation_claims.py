@@ -36,7 +36,13 @@ def as_texts(table):
 
 
 def test_every_difference_with_an_interval_is_one_of_the_rows(rows, forms):
-    measures = [*c.RECALLS, *c.ACCURACIES, "zero-shot accuracy", "accuracy on the new sets"]
+    measures = [
+        *c.RECALLS,
+        c.VALIDATION,
+        *c.ACCURACIES,
+        "zero-shot accuracy",
+        "accuracy on the new sets",
+    ]
     measures += [*c.STRENGTHS[1:], *(f"recall under {name}" for name in c.SHIFTS)]
     measures += [f"accuracy on PACS, {style}" for style in c.STYLES_OF_PACS]
     tables = [c.hypothesis_tests(rows, forms), c.zero_shot_tests(rows)]
