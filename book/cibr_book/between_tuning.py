@@ -71,9 +71,17 @@ class Tuning:
                 names.append(name)
         return names
 
-    def try_at_random(self, n: int) -> None:
-        """Tries n settings with values from `start` of each range."""
+    @property
+    def best_score(self) -> float:
+        """The highest score."""
+        return self.scores[self._best_place]
+
+    def try_at_random(self, n: int, fixed: Settings | None = None) -> None:
+        """Tries n settings with values from `start` of each range, but for those that are fixed."""
         choices = [each.first_places for each in self.ranges.values()]
+        for j, (name, each) in enumerate(self.ranges.items()):
+            if fixed and name in fixed:
+                choices[j] = [each.values.index(fixed[name])]
         self._try(self._drawn(lambda: [self.generator.choice(each) for each in choices]), n)
 
     def try_around(self, n: int) -> None:

@@ -273,6 +273,29 @@ def test_every_method_has_equally_many_trials_or_all_its_settings():
         assert all(between.RANGES[name].off is not None for name in method.further)
 
 
+@pytest.mark.parametrize(
+    ("tower", "of_cca", "n"),
+    [("linear", 0.5, 184), ("linear", 0.001, 120), ("nonlinear", 0.5, 120)],
+)
+def test_a_search_that_missed_what_the_closed_form_finds_starts_again(
+    monkeypatch, tower, of_cca, n
+):
+    def scores(method, samples, trials, start):
+        if "ridge" in method.tuned:
+            return [of_cca] * len(trials)
+        return [0.3 if t["steps"] == 1000 and t["dropout"] == 0 else 0.001 for t in trials]
+
+    monkeypatch.setattr(between, "_scores", scores)
+    monkeypatch.setattr(Cell, "samples", lambda cell, seeds: [])
+    for cached in (between.tune, between._first_trials):
+        cached.cache_clear()
+    tuning = between.tune(Cell(512, 8.0), tower, "CLIP")
+    for cached in (between.tune, between._first_trials):
+        cached.cache_clear()
+    assert len(tuning.scores) <= n and len(tuning.scores) > n - 20
+    assert (tuning.best_score == 0.3) == (n == 184)
+
+
 def test_a_rerun_works_only_on_what_the_table_lacks():
     cells = [Cell(64, 0.5), Cell(128, 0.5)]
     everything = lacking(pd.DataFrame(columns=between.KEY), cells)

@@ -1,0 +1,60 @@
+"""The numbers printed on the page of the map are those of its rows."""
+
+import re
+
+import pandas as pd
+import pytest
+from prose import DIFFERENCE, prose
+
+from cibr_book.between import PLACES, TABLE
+from cibr_book.between_figures import beside_ablation, gains, predictions, winners
+from cibr_book.tables import read_table
+
+PAGE = "book/between.ipynb"
+
+
+@pytest.fixture(scope="module")
+def table():
+    return gains(pd.read_csv(TABLE))
+
+
+@pytest.fixture(scope="module")
+def linear(table):
+    of_linear = table[table["tower"] == "linear"]
+    return of_linear.pivot(index=["pairs", "nuisance"], columns="method", values="mean")
+
+
+def test_every_difference_with_an_interval_is_one_of_the_rows(table):
+    beside = beside_ablation(predictions(table, pd.read_csv(PLACES)), read_table("ablation.csv"))
+    known = set()
+    for rows, mean in ((table, "mean"), (beside, "difference")):
+        numbers = zip(rows[mean], rows["low"], rows["high"], strict=True)
+        known |= {"{:+.2f} [{:+.2f}, {:+.2f}]".format(*of_row) for of_row in numbers}
+    printed = set(DIFFERENCE.findall(prose(PAGE)))
+    assert printed and printed <= known, printed - known
+
+
+def test_the_verdict_counts_the_cells_of_the_map(table):
+    best = winners(table)
+    cells = (best["method"] == "ridge CCA").sum()
+    assert f"ridge CCA is best in {cells} of {len(best)} cells" in prose(PAGE)
+    sure = table[
+        table["method"].isin(["CIBR vMF", "CIBR vMF, sampled"]) & (table["q_value"] < 0.05)
+    ]
+    gaining = sure[sure["mean"] > 0].drop_duplicates(["pairs", "nuisance"])
+    assert f"gains significantly in {len(gaining)} cells" in prose(PAGE)
+    assert not best["method"].str.startswith("CIBR").any()
+
+
+def test_the_gains_of_ridge_cca_are_those_where_clip_learns(linear):
+    rows = pd.read_csv(TABLE)
+    clip = rows[(rows["tower"] == "linear") & (rows["method"] == "CLIP")]
+    recall = clip.groupby(["pairs", "nuisance"])["test_recall"].mean()
+    gained = linear.loc[recall[recall >= 1].index, "ridge CCA"]
+    low, high = re.search(r"by (-?[\d.]+) to ([\d.]+) points of recall where", prose(PAGE)).groups()
+    assert (low, high) == (f"{gained.min():.1f}", f"{gained.max():.1f}")
+
+
+def test_the_start_ends_where_it_starts(linear):
+    gap = (linear["CLIP, CCA start"] - linear["ridge CCA"]).abs().max()
+    assert f"the two differ by {gap:.2f} points at most" in prose(PAGE)
