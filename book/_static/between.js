@@ -148,7 +148,7 @@
     const swatch = document.createElement("i");
     if (name !== "CLIP") swatch.style.setProperty("--curve", data.colours[name]);
     const label = document.createElement("span");
-    label.append(swatch, name === "CLIP" ? "CLIP: no method is better" : name);
+    label.append(swatch, name === "CLIP" ? "CLIP: nothing gains half a point" : name);
     key.append(label);
   }
   box.hidden = false;

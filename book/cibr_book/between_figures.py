@@ -106,7 +106,7 @@ def winner_map(best: pd.DataFrame, places: pd.DataFrame | None = None) -> Axes:
     style["annot_kws"] = {"color": "black"}
     sns.heatmap(codes, cmap=tints, annot=texts, fmt="", ax=axis, **style)
     for i, name in enumerate(names):
-        label = "CLIP: no method is better" if name == "CLIP" else name
+        label = "CLIP: nothing gains half a point" if name == "CLIP" else name
         axis.scatter([], [], marker="s", s=60, color=[tints(i)], edgecolor="#888888", label=label)
     for data, part in [] if places is None else places.groupby("data", sort=False):
         x = np.interp(np.log(part["nuisance"]), np.log(codes.columns), _middles(codes.columns))

@@ -482,7 +482,7 @@ def beta_figure(rows: pd.DataFrame, others: Mapping[str, str]) -> list[Axes]:
         row = compared[compared["method"] == method].iloc[0]
         colour, marker = STYLES[method]
         right.vlines(place, row["low"], row["high"], color=colour, lw=1.8)
-        right.plot(place, row["difference"], marker, ms=6, color=colour)
+        right.plot(place, row["difference"], marker, ms=4, color=colour)
     right.set_xticks(range(len(others)), [wrap(name, 8) for name in others.values()])
     right.set(title="other methods", xlim=(-0.6, len(others) - 0.4))
     right.grid(axis="x", visible=False)

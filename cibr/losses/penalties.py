@@ -173,7 +173,7 @@ class Anchor(VMFBound):
     It bounds I(Z_v;X_v|U_v), which is never below I(Z_v;X_v|U_v,X_t), the second term of
     I(Z_v;X_v|X_t) = I(Z_v;U_v|X_t) + I(Z_v;X_v|U_v,X_t). It does not bound the whole: at a report
     of 0 the first term may still be large. In effect it regularises the encoders towards the
-    statistic. For few pairs and frozen towers.
+    statistic. For wrong captions and frozen towers.
 
     Args:
         statistic: maps pooled features of both modalities to unit vectors u_v, u_t, such as
