@@ -1,4 +1,5 @@
-"""Tuning of hyper-parameters: random trials, then rounds of trials around the best one.
+"""Tuning of hyper-parameters: random trials, rounds of trials around the best one, and single
+trials beyond a boundary for as long as the best is on it.
 
 A chosen value is on the boundary if it is the smallest or largest that was tried, unless its range
 ends there for a reason, as weight decay does at 0.
@@ -19,6 +20,8 @@ class Range:
     Args:
         values: in ascending order.
         start: the smallest and the largest value of random trials.
+        reach: the largest value of trials around a best one that is no larger; None for all. What
+            takes longer is tried alone.
         low: whether the range ends at its lowest value for a reason.
         high: whether it ends at its highest value for a reason.
         off: the value without effect, of a hyper-parameter that other methods lack.
@@ -26,6 +29,7 @@ class Range:
 
     values: tuple[float | int, ...]
     start: tuple[float | int, float | int]
+    reach: float | int | None = None
     low: bool = False
     high: bool = False
     off: float | int | None = None
@@ -35,6 +39,11 @@ class Range:
         """The places of the values of random trials."""
         lowest, highest = (self.values.index(value) for value in self.start)
         return range(lowest, highest + 1)
+
+    @property
+    def top(self) -> int:
+        """The highest place of trials around the best."""
+        return len(self.values) - 1 if self.reach is None else self.values.index(self.reach)
 
 
 @dataclass
@@ -82,7 +91,7 @@ class Tuning:
         for j, (name, each) in enumerate(self.ranges.items()):
             if fixed and name in fixed:
                 choices[j] = [each.values.index(fixed[name])]
-        self._try(self._drawn(lambda: [self.generator.choice(each) for each in choices]), n)
+        self._try(_drawn(lambda: tuple(self.generator.choice(each) for each in choices)), n)
 
     def try_around(self, n: int) -> None:
         """Tries the neighbours of the best settings, one hyper-parameter a step up or down, and
@@ -92,15 +101,29 @@ class Tuning:
         neighbours = []
         for j in range(len(centre)):
             for step in (-1, 1):
-                moved = (*centre[:j], centre[j] + step, *centre[j + 1 :])
-                if moved == self._inside(moved):
+                moved = self._moved(centre, j, step)
+                if moved == self._inside(moved, centre):
                     neighbours.append(moved)
 
         def places() -> Iterator[Place]:
             yield from neighbours
-            yield from self._drawn(lambda: self._near(centre))
+            yield from _drawn(lambda: self._near(centre))
 
         self._try(places(), n)
+
+    def leave_boundary(self) -> None:
+        """While a hyper-parameter's best value is on the boundary, tries the next one beyond."""
+        while beyond := self._beyond_boundary():
+            self._try(iter(beyond), len(beyond))
+
+    def _beyond_boundary(self) -> list[Place]:
+        centre, names = self._best_place, list(self.ranges)
+        beyond = []
+        for j in map(names.index, self.at_boundary):
+            outward = -1 if centre[j] == min(place[j] for place in self.scores) else 1
+            if 0 <= centre[j] + outward < len(self.ranges[names[j]].values):
+                beyond.append(self._moved(centre, j, outward))
+        return beyond
 
     def with_further(self, ranges: Mapping[str, Range], n: int) -> "Tuning":
         """These trials for a method with further hyper-parameters, and n trials of it: the best
@@ -115,11 +138,11 @@ class Tuning:
         other = Tuning({**self.ranges, **ranges}, self.evaluate, random.Random(0), scores)
         choices = [each.first_places for each in ranges.values()]
 
-        def draw() -> list[int]:
-            further = [other.generator.choice(each) for each in choices]
-            return other._near(self._best_place) + further
+        def draw() -> Place:
+            further = tuple(other.generator.choice(each) for each in choices)
+            return self._near(self._best_place, other.generator) + further
 
-        other._try(other._drawn(draw), n)
+        other._try(_drawn(draw), n)
         return other
 
     @property
@@ -130,16 +153,18 @@ class Tuning:
         named = zip(self.ranges.items(), place, strict=True)
         return {name: each.values[i] for (name, each), i in named}
 
-    def _near(self, centre: Place) -> list[int]:
-        return [i + self.generator.choice((-1, 0, 1)) for i in centre]
+    def _near(self, centre: Place, generator: random.Random | None = None) -> Place:
+        generator = generator or self.generator
+        return self._inside([i + generator.choice((-1, 0, 1)) for i in centre], centre)
 
-    def _inside(self, place: Sequence[int]) -> Place:
-        tops = [len(each.values) - 1 for each in self.ranges.values()]
+    @staticmethod
+    def _moved(place: Place, j: int, step: int) -> Place:
+        return (*place[:j], place[j] + step, *place[j + 1 :])
+
+    def _inside(self, place: Sequence[int], centre: Place) -> Place:
+        """Within the ranges, and within reach where the centre is."""
+        tops = [max(each.top, i) for each, i in zip(self.ranges.values(), centre, strict=True)]
         return tuple(min(max(i, 0), top) for i, top in zip(place, tops, strict=True))
-
-    def _drawn(self, draw: Callable[[], list[int]]) -> Iterator[Place]:
-        while True:
-            yield self._inside(draw())
 
     def _try(self, places: Iterator[Place], n: int) -> None:
         """Tries the first n of the places that are new, fewer if 100 n places have no more."""
@@ -152,3 +177,8 @@ class Tuning:
                 break
         scores = self.evaluate([self._settings(place) for place in new])
         self.scores |= dict(zip(new, scores, strict=True))
+
+
+def _drawn(draw: Callable[[], Place]) -> Iterator[Place]:
+    while True:
+        yield draw()
