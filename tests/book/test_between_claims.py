@@ -4,7 +4,7 @@ import re
 
 import pandas as pd
 import pytest
-from prose import DIFFERENCE, prose
+from prose import DIFFERENCE, prose, with_intervals
 
 from cibr_book.between import PLACES, TABLE
 from cibr_book.between_figures import beside_ablation, gains, predictions, winners
@@ -26,10 +26,7 @@ def linear(table):
 
 def test_every_difference_with_an_interval_is_one_of_the_rows(table):
     beside = beside_ablation(predictions(table, pd.read_csv(PLACES)), read_table("ablation.csv"))
-    known = set()
-    for rows, mean in ((table, "mean"), (beside, "difference")):
-        numbers = zip(rows[mean], rows["low"], rows["high"], strict=True)
-        known |= {"{:+.2f} [{:+.2f}, {:+.2f}]".format(*of_row) for of_row in numbers}
+    known = with_intervals(table, "mean") | with_intervals(beside)
     printed = set(DIFFERENCE.findall(prose(PAGE)))
     assert printed and printed <= known, printed - known
 

@@ -5,7 +5,7 @@ import re
 import shlex
 
 import pytest
-from prose import DIFFERENCE, ROOT, prose
+from prose import DIFFERENCE, ROOT, prose, with_intervals
 
 from cibr_book import confirmation as c
 from cibr_book.tables import comparisons, differences, read_table
@@ -29,12 +29,6 @@ def forms():
     return c.best_forms(read_table("confirmation_trials.csv"))
 
 
-def as_texts(table):
-    """`+1.23 [+0.98, +1.48]` of each row."""
-    known = zip(table["difference"], table["low"], table["high"], strict=True)
-    return {"{:+.2f} [{:+.2f}, {:+.2f}]".format(*numbers) for numbers in known}
-
-
 def test_every_difference_with_an_interval_is_one_of_the_rows(rows, forms):
     measures = [
         *c.RECALLS,
@@ -48,7 +42,7 @@ def test_every_difference_with_an_interval_is_one_of_the_rows(rows, forms):
     tables = [c.hypothesis_tests(rows, forms), c.zero_shot_tests(rows)]
     of_methods = rows[~rows["method"].str.endswith("over beta")]
     tables += [differences(of_methods, measures), c.over_beta(rows, measures)]
-    known = set().union(*map(as_texts, tables))
+    known = set().union(*map(with_intervals, tables))
     printed = set(DIFFERENCE.findall(prose("book/confirmation.ipynb")))
     assert printed and printed <= known, printed - known
 
