@@ -477,7 +477,7 @@ def beta_figure(rows: pd.DataFrame, others: Mapping[str, str]) -> list[Axes]:
     left.plot(curve["beta"], curve["difference"], "o-", ms=4, color=BLUE)
     left.fill_between(curve["beta"], curve["low"], curve["high"], color=BLUE, alpha=0.15, lw=0)
     log_axis(left, [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0])
-    left.set(xlabel="beta", ylabel="mean recall, points from CLIP", title="the penalty")
+    left.set(xlabel="beta", ylabel="mean recall, points from CLIP", title="the penalty (vMF)")
     for place, method in enumerate(others):
         row = compared[compared["method"] == method].iloc[0]
         colour, marker = STYLES[method]

@@ -1,14 +1,16 @@
 """Self-training: unpaired photos and captions as additional training data for a few pairs.
 
 Each unpaired photo is paired with its nearest caption under regularised CCA of frozen features, and
-the heads train on these together with the true pairs (pseudo-labels, Lee 2013). The unpaired data
-are the pairs that a run leaves out of its training split; a photo's own captions are not among its
-candidates, as they would not be in the wild.
+the heads train on these together with the true pairs (pseudo-labels, Lee 2013). A photo's own
+captions are not among its candidates, as they would not be in the wild.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
+from PIL import Image
 
 from cibr.data import Pairs, load_pairs
 from cibr.losses.cca import RegularisedCCA
@@ -32,6 +34,45 @@ def nearest_captions(cca: RegularisedCCA, inputs: Inputs) -> list[str]:
     return [texts[i] for i in torch.cat(nearest).tolist()]
 
 
+def with_pseudo_pairs(
+    model: DualEncoder, config: RunConfig, pairs: Pairs, unpaired: Pairs, repeats: int = 1
+) -> tuple[Pairs, RegularisedCCA]:
+    """The training data of self-training, and the CCA that finds them.
+
+    Args:
+        model: the model with the frozen towers.
+        config: of the run; its `cca_ridges` are used.
+        pairs: the true pairs.
+        unpaired: images and texts. Which text is stored with which image does not matter, but that
+            an image is never paired with its own.
+        repeats: repetitions of each true pair per epoch.
+
+    Returns:
+        The true pairs and the images of `unpaired`, each with its nearest text under the CCA of the
+        true pairs; and this CCA, which initialises the heads and is the statistic of the penalty
+        `anchor` if it is passed to `cibr.fit`.
+    """
+    cca = fit_cca(prepare(model, pairs), model.dim, config.cca_ridges)
+    nearest = nearest_captions(cca, prepare(model, unpaired))
+    parts = [pairs] * repeats + [replace(unpaired, captions=[[text] for text in nearest])]
+    together = Pairs(
+        name=pairs.name,
+        split=pairs.split,
+        captions=[texts for part in parts for texts in part.captions],
+        keys=[key for part in parts for key in part.keys],
+        load=partial(_image, parts),
+    )
+    return together, cca
+
+
+def _image(parts: Sequence[Pairs], i: int) -> Image.Image:
+    for part in parts:
+        if i < len(part):
+            return part.image(i)
+        i -= len(part)
+    raise IndexError(f"there is no image {i} after the last")
+
+
 def with_unpaired(
     model: DualEncoder,
     config: RunConfig,
@@ -39,8 +80,8 @@ def with_unpaired(
     self_training: bool = False,
     repeats: int = 1,
 ) -> tuple[Pairs, RegularisedCCA]:
-    """The training pairs of a run and their CCA, with the photos that the run leaves out as
-    unpaired data.
+    """The training pairs of a run of the study and their CCA; in self-training, the pairs that the
+    run leaves out are the unpaired data of `with_pseudo_pairs`.
 
     Args:
         model: the model with the frozen towers.
@@ -51,16 +92,9 @@ def with_unpaired(
         repeats: repetitions of each true pair per epoch in self-training.
 
     Returns:
-        The training pairs, and the CCA that initialises the heads and is the statistic of the
-        penalty `anchor`.
+        The training pairs, and the CCA of the true ones.
     """
-    whole = load_pairs(config.dataset, "train")
-    kept, left = split_subset(whole, corruption, config.seed)
-    cca = fit_cca(prepare(model, kept), model.dim, config.cca_ridges)
-    if not self_training:
-        return kept, cca
-    row = {key: i for i, key in enumerate(whole.keys)}
-    rows = torch.tensor([row[key] for key in kept.keys * repeats + left.keys])
-    nearest = nearest_captions(cca, prepare(model, left))
-    captions = kept.captions * repeats + [[text] for text in nearest]
-    return replace(whole.subset(rows), captions=captions), cca
+    kept, left = split_subset(load_pairs(config.dataset, "train"), corruption, config.seed)
+    if self_training:
+        return with_pseudo_pairs(model, config, kept, left, repeats)
+    return kept, fit_cca(prepare(model, kept), model.dim, config.cca_ridges)

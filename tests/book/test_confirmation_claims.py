@@ -7,7 +7,10 @@ import shlex
 import pytest
 from prose import DIFFERENCE, ROOT, prose, with_intervals
 
+import cibr
+from cibr import configure
 from cibr_book import confirmation as c
+from cibr_book.run import library_settings
 from cibr_book.tables import comparisons, differences, read_table
 
 PAGES = ("book/intro.md", "README.md")
@@ -63,9 +66,44 @@ def test_the_first_pages_print_the_confirmed_recall(page, rows, forms):
         assert re.search(rf"^\| {re.escape(start)} \| {cells} \|$", prose(page), re.MULTILINE)
     explored = comparisons(read_table())
     both = (explored["method"] == "CLIP, in both styles") & (explored["measure"] == "recall")
-    measured = differences(rows[~rows["method"].str.endswith("over beta")], c.RECALLS)
+    measures = [*c.RECALLS, "accuracy on the new sets"]
+    measured = differences(rows[~rows["method"].str.endswith("over beta")], measures)
     known = {f"{x:+.1f}" for x in [*measured["difference"], *explored[both]["difference"]]}
     assert set(re.findall(r"[+-]\d+\.\d", prose(page))) <= known
+
+
+def own_pairs():
+    """The how-to, with commands of several lines as one."""
+    cells = json.loads((ROOT / "book/howto/own_pairs.ipynb").read_text("utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells).replace("\\\n", "")
+
+
+def the_run(rows, condition, method):
+    """Settings of the model and its training in a row, with the defaults."""
+    is_method = (rows["condition"] == condition) & (rows["method"] == method)
+    settings = json.loads(rows[is_method]["configuration"].iloc[0])
+    config = configure(**library_settings(settings)).model_dump()
+    kept_apart = ("dataset", "seed", "output_dir", "validate_every")
+    return settings, {name: config[name] for name in config if name not in kept_apart}
+
+
+def test_the_how_to_has_the_recipe_for_thousands_of_photos(rows):
+    options = re.search(r"--preset wrong-captions --(cca-ridges .*)", own_pairs())[1].split("--")
+    given = {}
+    for name, *values in map(str.split, options):
+        numbers = [float(value) for value in values]
+        given[name.replace("-", "_")] = numbers if len(numbers) > 1 else numbers[0]
+    _, run = the_run(rows, "Flickr8k", "CCA anchor")
+    assert run.items() <= configure("wrong-captions", **given).model_dump().items()
+
+
+def test_the_how_to_has_the_settings_of_self_training(rows):
+    beginning = own_pairs().split("import with_pseudo_pairs")[1]
+    code = re.search(r"config = (cibr.*?\n  \))", beginning, re.DOTALL)
+    given = eval(code[1].replace("path/to/pairs", "glyphs"), {"cibr": cibr})
+    settings, run = the_run(rows, c.FEW_OR_WRONG[0], "CLIP, self-training")
+    assert run.items() <= given.model_dump().items()
+    assert f"repeats={settings['unpaired']['repeats']})" in own_pairs()
 
 
 def test_the_how_to_compares_with_the_clip_that_was_confirmed(rows):
@@ -73,9 +111,8 @@ def test_the_how_to_compares_with_the_clip_that_was_confirmed(rows):
     clip = rows[rows["method"] == "CLIP"].drop_duplicates("condition").set_index("condition")
     configurations = clip["configuration"].map(json.loads)
     few, wrong = (configurations[condition] for condition in c.FEW_OR_WRONG)
-    cells = json.loads((ROOT / "book/howto/own_pairs.ipynb").read_text("utf-8"))["cells"]
-    page = "\n".join("".join(cell["source"]) for cell in cells)
-    command, _ = page.replace("\\\n", "").split("--output-dir runs/plain")
+    page = own_pairs()
+    command, _ = page.split("--output-dir runs/plain")
     words = shlex.split(command.rsplit("cibr train ", 1)[1])
     options = dict(zip(words[::2], words[1::2], strict=True))
     for name in [*names, "beta", "batch_size", "epochs"]:

@@ -59,8 +59,7 @@ def test_noise_replaces_both_means_by_samples_in_its_conditions_alone():
 def test_rows_hold_the_information_of_each_run_at_each_noise(penalty):
     method = "CIBR MINE" if penalty == "mine" else "CIBR vMF"
     objective = {"penalty": penalty, "beta": 1.0, "kappa_e": plane.KAPPA_E}
-    condition = plane.Condition(method, 0.1, 1.0, 2, objective)
-    rows = plane.plane_rows([condition], seeds=(4,))
+    rows = plane.plane_rows([plane.Condition(method, 0.1, 1.0, 2, objective, seeds=(4,))])
     options = dict(objective=objective, seed=4, n_steps=2)
     images, _ = worlds.train_discrete(WORLD, plane.DIM, 0.1, plane.BATCH_SIZE, **options)
     assert [row["kappa"] for row in rows] == list(plane.KAPPAS)
@@ -94,7 +93,8 @@ def test_main_makes_what_the_table_lacks_and_keeps_the_order_of_the_conditions(
 
     def rows_of(chosen):
         made.append([c.beta for c in chosen])
-        return [{n: getattr(c, n) for n in plane._SETTINGS} | {"kappa": 20.0} for c in chosen]
+        about = [{n: getattr(c, n) for n in plane._SETTINGS} for c in chosen]
+        return [settings | {"seed": 0, "kappa": 20.0} for settings in about]
 
     monkeypatch.setattr(plane, "plane_rows", rows_of)
     monkeypatch.setattr(
@@ -111,16 +111,15 @@ def test_main_makes_what_the_table_lacks_and_keeps_the_order_of_the_conditions(
 
 def test_every_method_of_the_table_has_all_its_conditions_at_every_seed_and_both_noises(table):
     runs = table[table["method"] != "optimum"]
-    counts = runs.groupby(["method", "temperature", "beta", "n_steps", "kappa"]).size()
-    methods = set(runs["method"])
+    names = ["method", "temperature", "beta", "n_steps", "seed", "kappa"]
     expected = {
-        (c.method, c.temperature, c.beta, c.n_steps, kappa)
+        (c.method, c.temperature, c.beta, c.n_steps, seed, kappa)
         for c in plane.conditions()
+        for seed in c.seeds
         for kappa in plane.KAPPAS
-        if c.method in methods
     }
-    assert set(counts.index) == expected and set(counts) == {len(plane.SEEDS)}
-    assert methods >= {"CLIP", "noise only", "CIBR vMF", "CIBR vMF, sampled", "CIBR crossfit"}
+    assert set(runs[names].itertuples(index=False, name=None)) == expected
+    assert len(runs) == len(expected)
 
 
 @pytest.mark.parametrize("kappa", plane.KAPPAS)
