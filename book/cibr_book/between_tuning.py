@@ -20,8 +20,8 @@ class Range:
     Args:
         values: in ascending order.
         start: the smallest and the largest value of random trials.
-        reach: the largest value of trials around a best one that is no larger; None for all. What
-            takes longer is tried alone.
+        reach: the largest value of trials around the best; larger ones are tried alone, beyond a
+            boundary. None for all values.
         low: whether the range ends at its lowest value for a reason.
         high: whether it ends at its highest value for a reason.
         off: the value without effect, of a hyper-parameter that other methods lack.
@@ -102,7 +102,7 @@ class Tuning:
         for j in range(len(centre)):
             for step in (-1, 1):
                 moved = self._moved(centre, j, step)
-                if moved == self._inside(moved, centre):
+                if moved == self._inside(moved):
                     neighbours.append(moved)
 
         def places() -> Iterator[Place]:
@@ -155,15 +155,14 @@ class Tuning:
 
     def _near(self, centre: Place, generator: random.Random | None = None) -> Place:
         generator = generator or self.generator
-        return self._inside([i + generator.choice((-1, 0, 1)) for i in centre], centre)
+        return self._inside([i + generator.choice((-1, 0, 1)) for i in centre])
 
     @staticmethod
     def _moved(place: Place, j: int, step: int) -> Place:
         return (*place[:j], place[j] + step, *place[j + 1 :])
 
-    def _inside(self, place: Sequence[int], centre: Place) -> Place:
-        """Within the ranges, and within reach where the centre is."""
-        tops = [max(each.top, i) for each, i in zip(self.ranges.values(), centre, strict=True)]
+    def _inside(self, place: Sequence[int]) -> Place:
+        tops = [each.top for each in self.ranges.values()]
         return tuple(min(max(i, 0), top) for i, top in zip(place, tops, strict=True))
 
     def _try(self, places: Iterator[Place], n: int) -> None:

@@ -260,7 +260,7 @@ def test_a_search_does_not_end_on_a_boundary_that_can_be_left():
         assert tuning.best["a"] == 4 and tuning.at_boundary == [] and len(tuning.scores) == n
 
 
-def test_values_beyond_reach_are_tried_alone_or_around_one_of_them():
+def test_values_beyond_reach_are_tried_alone():
     ranges = {"a": Range((1, 2, 4, 8, 16), (1, 2), reach=4)}
     tuning = Tuning(ranges, lambda trials: [trial["a"] for trial in trials])
     tuning.try_at_random(2)
@@ -269,10 +269,6 @@ def test_values_beyond_reach_are_tried_alone_or_around_one_of_them():
     assert tuning.best["a"] == 4
     tuning.leave_boundary()
     assert tuning.best["a"] == 16 and tuning.at_boundary == ["a"]
-    beyond = Tuning(ranges, lambda trials: [-abs(trial["a"] - 8) for trial in trials])
-    beyond.try_at_random(1, {"a": 8})
-    beyond.try_around(5)
-    assert [beyond._settings(place)["a"] for place in beyond.scores] == [8, 4]
 
 
 def test_further_hyperparameters_continue_from_the_trials_in_which_they_are_off():
@@ -304,8 +300,7 @@ def test_every_method_has_equally_many_trials_or_all_its_settings():
     ("tower", "of_cca", "learns_at", "n"),
     [
         ("linear", 0.5, 1000, 184),
-        ("linear", 0.5, 4000, 216),
-        ("linear", 0.5, None, 184),
+        ("linear", 0.5, None, 152),
         ("nonlinear", 0.5, 1000, 184),
         ("linear", 0.001, 1000, 120),
     ],
