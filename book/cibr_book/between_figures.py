@@ -111,7 +111,8 @@ def winner_map(best: pd.DataFrame, places: pd.DataFrame | None = None) -> Axes:
     for data, part in [] if places is None else places.groupby("data", sort=False):
         x = np.interp(np.log(part["nuisance"]), np.log(codes.columns), _middles(codes.columns))
         y = np.interp(-np.log(part["pairs"]), -np.log(codes.index), _middles(codes.index))
-        axis.plot(x, y, ls=":", marker="o" if data == "photos" else "P", color="black", label=data)
+        style = dict(ls=":", color="black", mfc="white", label=data)
+        axis.plot(x, y, marker="o" if data == "photos" else "P", **style)  # numbers lie over marks
     _label(axis, codes)
     legend_above(figure, axis, 3)
     return axis
