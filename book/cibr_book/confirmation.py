@@ -369,8 +369,8 @@ def zero_shot_table(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per method and condition: `eleven sets`, the gain with its interval over seeds, and
         the interval `over sets`, each with a star if a gain is found after correction; the
-        corrected p-value `p, Holm` of a gain below a point; `verdict`; and `four new sets`, the
-        gain on these with its interval over seeds.
+        corrected p-value `p, Holm` of a gain below a point; the verdict on `gains less than a
+        point`; and `four new sets`, the gain on these with its interval over seeds.
     """
     rows = rows.replace({"condition": IN_WORDS})
     tests = zero_shot_tests(rows).set_index(["condition", "method"])
@@ -381,7 +381,7 @@ def zero_shot_table(rows: pd.DataFrame) -> pd.DataFrame:
         "eleven sets": _as_text(tests) + tests["over_seeds"].map(star),
         "over sets": over_sets + tests["over_sets"].map(star),
         "p, Holm": tests["holm"].map(_p_text),
-        "verdict": tests["verdict"],
+        "gains less than a point": tests["verdict"],
         "four new sets": _as_text(new),
     }
     return pd.DataFrame(table)

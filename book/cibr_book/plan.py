@@ -1,6 +1,6 @@
 """Sweeps: a YAML file defines runs with ids, and their rows are collected into one table.
 
-    results: ../data/results/ablation.csv        # the table, beside this file unless absolute
+    results: ../mine.csv        # the table, relative to this file unless absolute
     fixed: {dataset: glyphs, model: tiny}
     conditions:
       glyphs, 10 % of the pairs:
