@@ -36,7 +36,7 @@ FEW_OR_WRONG = ("Flickr8k, 10 % of the pairs", "Flickr8k, 30 % shuffled captions
 IN_WORDS = dict(
     zip(
         (*FEW_OR_WRONG, "Flickr8k"),
-        ("10 % of the pairs", "shuffled captions", "all pairs"),
+        ("10 % of the pairs", "wrong captions", "all pairs"),
         strict=True,
     )
 )

@@ -167,7 +167,7 @@ def test_a_claim_needs_both_sets_of_photos_and_its_p_value_is_the_larger(rows):
     forms = table[table["method"].isin(["CIBR vMF", "CIBR crossfit"])]
     assert dict(zip(forms["condition"], forms["method"], strict=True)) == {
         "10 % of the pairs": "CIBR vMF",
-        "shuffled captions": "CIBR vMF",
+        "wrong captions": "CIBR vMF",
         "all pairs": "CIBR crossfit",
     }
     assert table["condition"].unique().tolist() == [*confirmation.IN_WORDS.values()]
