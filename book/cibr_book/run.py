@@ -48,9 +48,10 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     Args:
         settings: of `cibr.configure`; also `corruption`, the fields of a `Corruption`; `suites`,
             the suites of `cibr.evaluate`, none for a trial on validation recall only; `shifts`,
-            whether to test on degraded photos too; `unpaired`, the arguments of
-            `cibr_book.unpaired.with_unpaired`; `group_size` and `group_share`, of `grouped_rows`;
-            `ema_decay` and `interpolation`, of `WeightAverage`; `mixed_precision`, of accelerate;
+            whether to test on degraded photos too; `unpaired`, with `self_training: true` and
+            `repeats` for self-training on the pairs that a corruption leaves out; `group_size` and
+            `group_share`, of `grouped_rows`; `ema_decay` and `interpolation`, of `WeightAverage`;
+            `mixed_precision`, of accelerate;
             `cca_ridge_image` and `cca_ridge_text`, the two of `cca_ridges`; and `untouched`, for
             the pretrained model without training.
         folder: for the trained model, its history and its predictions.
