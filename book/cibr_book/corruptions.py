@@ -133,6 +133,8 @@ def _correlated(pairs: Pairs, corruption: Corruption) -> Pairs:
 def in_both_styles(pairs: Pairs, style: str) -> Pairs:
     """All pairs as they are, then all of them with their images in one of `STYLES`.
 
+    Both renderings of an image have its captions, so they are positives of each other's texts.
+
     Raises:
         ValueError: an unknown style.
     """

@@ -73,4 +73,4 @@ def test_what_more_steps_change_is_that_of_the_rows(linear):
     gained = -untuned[untuned < -1]
     share = (gained + in_part[gained.index]) / gained
     told = f"recovers {100 * share.median():.0f} % in the median cell, and less than half in "
-    assert f"{told}{(share < 0.5).sum()} of {len(share)}" in prose(PAGE)
+    assert f"{told}{(share < 0.5).sum()} of the {len(share)} in which" in prose(PAGE)
