@@ -43,8 +43,8 @@ def with_pseudo_pairs(
         model: the model with the frozen towers.
         config: of the run; its `cca_ridges` are used.
         pairs: the true pairs.
-        unpaired: images and texts. Which text is stored with which image does not matter, but that
-            an image is never paired with its own.
+        unpaired: images and texts, stored as pairs in any order; an image may have several texts.
+            It is never given one of those that are stored with it.
         repeats: repetitions of each true pair per epoch.
 
     Returns:
