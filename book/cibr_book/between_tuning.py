@@ -107,7 +107,7 @@ class Tuning:
 
         def places() -> Iterator[Place]:
             yield from neighbours
-            yield from _drawn(lambda: self._near(centre))
+            yield from _drawn(lambda: self._near(centre, self.generator))
 
         self._try(places(), n)
 
@@ -153,8 +153,7 @@ class Tuning:
         named = zip(self.ranges.items(), place, strict=True)
         return {name: each.values[i] for (name, each), i in named}
 
-    def _near(self, centre: Place, generator: random.Random | None = None) -> Place:
-        generator = generator or self.generator
+    def _near(self, centre: Place, generator: random.Random) -> Place:
         return self._inside([i + generator.choice((-1, 0, 1)) for i in centre])
 
     @staticmethod

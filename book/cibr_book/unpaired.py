@@ -49,8 +49,9 @@ def with_pseudo_pairs(
 
     Returns:
         The true pairs and the images of `unpaired`, each with its nearest text under the CCA of the
-        true pairs; and this CCA, which initialises the heads and is the statistic of the penalty
-        `anchor` if it is passed to `cibr.fit`.
+        true pairs, all without labels and groups, so that equal texts match; and this CCA, which
+        initialises the heads and is the statistic of the penalty `anchor` if it is passed to
+        `cibr.fit`.
     """
     cca = fit_cca(prepare(model, pairs), model.dim, config.cca_ridges)
     nearest = nearest_captions(cca, prepare(model, unpaired))
@@ -60,17 +61,14 @@ def with_pseudo_pairs(
         split=pairs.split,
         captions=[texts for part in parts for texts in part.captions],
         keys=[key for part in parts for key in part.keys],
-        load=partial(_image, parts),
+        load=partial(_image, [(part, i) for part in parts for i in range(len(part))]),
     )
     return together, cca
 
 
-def _image(parts: Sequence[Pairs], i: int) -> Image.Image:
-    for part in parts:
-        if i < len(part):
-            return part.image(i)
-        i -= len(part)
-    raise IndexError(f"there is no image {i} after the last")
+def _image(sources: Sequence[tuple[Pairs, int]], i: int) -> Image.Image:
+    part, row = sources[i]
+    return part.image(row)
 
 
 def with_unpaired(
