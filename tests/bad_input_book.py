@@ -8,11 +8,15 @@ import torch
 from helpers import noise_pairs, picture
 
 from cibr import DualEncoder
-from cibr_book import attribution, embeddings, estimators, plots, probes, worlds
-from cibr_book.corruptions import Corruption, corrupt, half_in_style
-from cibr_book.glyph_benchmarks import load_glyph_benchmark
-from cibr_book.plan import read_plan
-from cibr_book.suites import published
+from cibr_book.embeddings import attribution, probes
+from cibr_book.embeddings import geometry as embeddings
+from cibr_book.experiments.corruptions import Corruption, corrupt, half_in_style
+from cibr_book.experiments.glyph_benchmarks import load_glyph_benchmark
+from cibr_book.experiments.plan import read_plan
+from cibr_book.experiments.suites import published
+from cibr_book.pages import plots
+from cibr_book.worlds import estimators
+from cibr_book.worlds import exact as worlds
 
 DISCRETE = worlds.discrete_world()
 GAUSSIAN = worlds.gaussian_world()

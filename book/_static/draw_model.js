@@ -222,7 +222,7 @@
     };
   };
 
-  // The data from its compressed parts, as cibr_book.draw packs it: a length, a header in JSON, and
+  // The data from its compressed parts, as cibr_book.pages.draw packs it: a length, a header in JSON, and
   // the arrays that it lists. Rows are levels times a scale; low bytes come before all high ones.
   const unpack = async (parts) => {
     const stream = new Blob(parts).stream().pipeThrough(new DecompressionStream("deflate"));

@@ -1,5 +1,5 @@
 // The order and the quotations of the book's search, on top of Sphinx's: pages by BM25, from the counts that
-// cibr_book.discovery writes beside the index. Scores: a term's definition 20, the page configured for a query 15,
+// cibr_book.pages.discovery writes beside the index. Scores: a term's definition 20, the page configured for a query 15,
 // other pages and headings up to 10, names of the reference up to 9.
 (() => {
   "use strict";

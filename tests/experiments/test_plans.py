@@ -7,9 +7,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cibr_book.confirmation import FORMS, SEEDS, best_forms
-from cibr_book.plan import Plan, collect, committed, drawn, grid, read_plan, run_id, save_row
-from cibr_book.tables import RESULTS, chosen, read_table
+from cibr_book.experiments.confirmation import FORMS, SEEDS, best_forms
+from cibr_book.experiments.plan import (
+    Plan,
+    collect,
+    committed,
+    drawn,
+    grid,
+    read_plan,
+    run_id,
+    save_row,
+)
+from cibr_book.experiments.tables import RESULTS, chosen, read_table
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "experiments").glob("*.yaml"))
 TABLES = ["ablation.csv", "ablation_trials.csv", "adapters.csv"]
@@ -25,6 +34,8 @@ conditions:
       - {method: CIBR, beta: [0.1, 0.2], dataset: flickr8k, seed: 1}
 """
 FEW = {"corruption": {"fraction": 0.1}, "condition": "few"}
+
+WORK = "cibr_book.experiments.run.train_and_measure"
 
 
 def all_planned(table: str) -> dict[str, dict]:
@@ -155,10 +166,14 @@ def test_a_row_has_the_names_the_settings_and_the_metrics_or_the_error(tmp_path,
             raise FloatingPointError("step 3 was not taken: it is not finite")
         return {"metric": 1 / 3, "undefined": float("nan"), "n": len(settings)}
 
-    monkeypatch.setattr("cibr_book.run.train_and_measure", work)
+    monkeypatch.setattr("cibr_book.experiments.run.train_and_measure", work)
     settings = {"method": "CLIP", "condition": "few", "beta": 0, "seed": 1}
     rows = [
-        save_row(settings | {"beta": beta}, tmp_path / "x.json", "cibr_book.run.train_and_measure")
+        save_row(
+            settings | {"beta": beta},
+            tmp_path / "x.json",
+            "cibr_book.experiments.run.train_and_measure",
+        )
         for beta in (0, 1)
     ]
     assert rows[1] == json.loads((tmp_path / "x.json").read_text())

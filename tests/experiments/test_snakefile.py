@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cibr_book.plan import committed, read_plan
+from cibr_book.experiments.plan import committed, read_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 pytest.importorskip("snakemake")

@@ -21,7 +21,7 @@ from small_runs import before_step, forks, small_model, stop_at, train
 from cibr import DualEncoder
 from cibr.train import checkpoint, loop
 from cibr.train.checkpoint import Progress, RunFolder, noted_signals
-from cibr_book.training import WeightAverage
+from cibr_book.experiments.training import WeightAverage
 
 
 @pytest.fixture(autouse=True)

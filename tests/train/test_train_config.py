@@ -8,8 +8,8 @@ from helpers import same
 from small_runs import PAIRS, write_folder
 
 from cibr.train import build_model, configure, load_splits
-from cibr_book.run import library_settings
-from cibr_book.tables import read_table
+from cibr_book.experiments.run import library_settings
+from cibr_book.experiments.tables import read_table
 
 NAMES = ("epochs", "batch_size", "learning_rate", "temperature", "dropout", "weight_decay")
 PRESETS = [  # of a card, and of any folder, even one with the card's name

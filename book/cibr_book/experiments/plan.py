@@ -1,0 +1,276 @@
+"""Sweeps: a YAML file defines runs with ids, and their rows are collected into one table.
+
+    results: ../mine.csv        # the table, relative to this file unless absolute
+    fixed: {dataset: glyphs, model: tiny}
+    conditions:
+      glyphs, 10 % of the pairs:
+        fixed: {corruption: {fraction: 0.1}}
+        methods:
+          - {method: CLIP, beta: 0, seed: [1, 2]}
+          - {method: CIBR vMF, penalty: vmf, beta: [0.01, 0.1], seed: [1, 2]}
+
+A list is an axis of a grid; a value that is itself a list is written as a nested list. With
+`draw: 24` that many points of the grid are drawn at random. With
+`trials: other.yaml` each method takes the settings of its best trial in that sweep, and waits until
+all its trials have rows. `python -m cibr_book.experiments.plan SWEEP.yaml FOLDER` adds the rows of
+a folder to
+the table. `experiments/Snakefile` executes the runs.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import math
+import pkgutil
+import random
+import re
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import yaml
+
+from cibr.utils import check_known, provenance, write_atomically
+from cibr_book.experiments.tables import read_table
+
+_ENTRIES = ("results", "work", "trials", "fixed", "conditions")
+_NAMES = ("method", "condition")  # a run's names, which do not affect its results
+
+
+class Plan(NamedTuple):
+    """A sweep.
+
+    Args:
+        results: the CSV file of its rows.
+        work: the function that executes a run, as a dotted name.
+        runs: settings by run id.
+        waiting: conditions and methods whose trials are incomplete.
+    """
+
+    results: Path
+    work: str
+    runs: dict[str, dict[str, Any]]
+    waiting: tuple[str, ...] = ()
+
+
+def read_plan(file: str | Path, results: str | Path = "") -> Plan:
+    """Reads a sweep from a YAML file.
+
+    Args:
+        file: the YAML file.
+        results: another table for its rows, relative to the current folder.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: an entry is unknown or missing, or two runs are equal.
+    """
+    file = Path(file)
+    entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for name in entries:
+        check_known(f"entry of {file}:", name, _ENTRIES)
+    for name in ("results", "conditions"):
+        if name not in entries:
+            raise ValueError(f"{file} has no entry {name!r}: see the head of cibr_book/plan.py")
+    runs: dict[str, dict[str, Any]] = {}
+    waiting = []
+    trials = read_plan(file.parent / entries["trials"]) if "trials" in entries else None
+    for condition, part in entries["conditions"].items():
+        for method in part["methods"]:
+            own = {name: value for name, value in method.items() if name != "like"}
+            like = method.get("like") or method.get("method", "")
+            best = _best_trial(trials, condition, like) if trials else {}
+            if best is None:
+                waiting.append(f"{condition}: {method['method']}")
+                continue
+            axes = best | entries.get("fixed", {}) | part.get("fixed", {}) | own
+            n = axes.pop("draw", 0)
+            for settings in drawn(axes, n, condition) if n else grid(axes):
+                run = run_id(settings)
+                if run in runs:
+                    raise ValueError(f"{file}: two runs have the settings {settings}: drop one")
+                runs[run] = settings | {"condition": condition}
+    work = entries.get("work", "cibr_book.experiments.run.train_and_measure")
+    table = Path(results) if results else file.parent / entries["results"]
+    return Plan(table.resolve(), work, runs, tuple(waiting))
+
+
+def _best_trial(trials: Plan, condition: str, method: str) -> dict[str, Any] | None:
+    """The settings of a method's best trial in a condition, on validation only.
+
+    The score is the mean of the six validation recalls or, if trials were evaluated on zero-shot
+    sets, the mean of that and the accuracy on these. A trial that diverged is never the best.
+
+    Returns:
+        The settings without `seed` and `suites`; empty for a method without trials; None while a
+        trial has no row.
+    """
+    runs = [
+        run
+        for run, settings in trials.runs.items()
+        if (settings["condition"], settings["method"]) == (condition, method)
+    ]
+    if not runs:
+        return {}
+    if not set(runs) <= set(committed(trials.results)["run"]):
+        return None
+    rows = read_table(trials.results).set_index("run").loc[runs]
+    scores = rows[["validation", "zero-shot"]].mean(axis=1)
+    if scores.isna().all():
+        what = f"{trials.results}: every trial of {method!r} in {condition!r} diverged"
+        raise ValueError(f"{what}: give it smaller learning rates, or leave the method out")
+    best = trials.runs[scores.idxmax()]
+    return {name: value for name, value in best.items() if name not in ("seed", "suites")}
+
+
+def grid(axes: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every combination of the axes' values; the last axis changes fastest.
+
+    Examples:
+        >>> grid({"beta": [0.0, 0.1], "seed": [0, 1], "model": "tiny"})[1]
+        {'beta': 0.0, 'seed': 1, 'model': 'tiny'}
+
+    Raises:
+        ValueError: a text that is a number without a point, such as 1e-3 in YAML.
+    """
+    values = _values(axes).values()
+    return [dict(zip(axes, combination, strict=True)) for combination in itertools.product(*values)]
+
+
+def _values(axes: dict[str, Any]) -> dict[str, list]:
+    listed = {name: axis if isinstance(axis, list) else [axis] for name, axis in axes.items()}
+    for name, value in ((name, value) for name, axis in listed.items() for value in axis):
+        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
+            raise ValueError(f"{name}: YAML reads {value!r} as text; write a point, as in 1.0e-3")
+    return listed
+
+
+def drawn(axes: dict[str, Any], n: int, condition: str) -> list[dict[str, Any]]:
+    """Distinct random points of a grid.
+
+    The value of an axis depends on the condition, the number of the draw and the axis alone, so
+    methods that share an axis in a condition are tried at the same values of it.
+
+    Args:
+        axes: as of `grid`.
+        n: number of points.
+        condition: the name of the condition.
+
+    Raises:
+        ValueError: the grid has fewer points.
+    """
+    values = _values(axes)
+    size = math.prod(map(len, values.values()))
+    if n > size:
+        raise ValueError(f"{condition}: draw is {n}, but the grid has {size} points: draw fewer")
+    points: list[dict[str, Any]] = []
+    for i in itertools.count():
+        if len(points) == n:
+            return points
+        point = {
+            name: random.Random(f"{condition} {i} {name}").choice(axis)
+            for name, axis in values.items()
+        }
+        if point not in points:
+            points.append(point)
+
+
+def run_id(settings: dict[str, Any]) -> str:
+    """The id of a run: twelve hexadecimal digits of its settings, in any order; 1 equals 1.0.
+
+    Examples:
+        >>> run_id({"beta": 1, "seed": 0}) == run_id({"seed": 0, "beta": 1.0, "method": "CLIP"})
+        True
+    """
+    return hashlib.sha256(_as_json(settings).encode()).hexdigest()[:12]
+
+
+def _as_json(settings: dict[str, Any]) -> str:
+    """Settings without the run's names, as canonical JSON."""
+    decisive = {name: value for name, value in settings.items() if name not in _NAMES}
+    return json.dumps(_plain(decisive), sort_keys=True, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def save_row(settings: dict[str, Any], file: str | Path, work: str) -> dict[str, Any]:
+    """Executes a run and writes its row as JSON, and its model to the folder of the same name.
+
+    Args:
+        settings: of the run, with `method` and `condition`, its names in tables.
+        file: the JSON file.
+        work: the dotted name of a function from settings and folder to metrics.
+
+    Returns:
+        The row, with `run, method, condition, beta, seed, configuration, commit, versions,
+        seconds` and the metrics, or the `error` of a run that diverged.
+    """
+    file = Path(file)
+    row = {"run": run_id(settings)}
+    row |= {name: settings.get(name, "") for name in (*_NAMES, "beta", "seed")}
+    row |= {"configuration": _as_json(settings)} | provenance()
+    own = {name: value for name, value in settings.items() if name not in _NAMES}
+    start = time.monotonic()
+    try:
+        metrics = pkgutil.resolve_name(work)(own, file.with_suffix(""))
+        results = {k: float(f"{v:.6g}") for k, v in metrics.items() if not math.isnan(v)}
+    except FloatingPointError as diverged:
+        results = {"error": str(diverged)}
+    row |= {"seconds": round(time.monotonic() - start, 3)} | results
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, lambda part: part.write_text(json.dumps(row), encoding="utf-8"))
+    return row
+
+
+def committed(results: Path) -> pd.DataFrame:
+    """The rows of a table with every cell as text, so that rewriting it changes none."""
+    if not results.exists():
+        return pd.DataFrame({"run": []}, dtype=str)
+    return pd.read_csv(results, dtype=str, keep_default_na=False)
+
+
+def collect(plan: Plan, folder: str | Path) -> int:
+    """Adds the rows in a folder, `<run>.json`, that the plan's table lacks; returns their number.
+
+    The table needs no lock: if two sweeps write it at once, rows may be lost, and the next call
+    adds them again.
+    """
+    rows = committed(plan.results)
+    files = [Path(folder) / f"{run}.json" for run in plan.runs if run not in set(rows["run"])]
+    new = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    if new:
+        cells = [
+            {name: v if isinstance(v, str | None) else json.dumps(v) for name, v in row.items()}
+            for row in new
+        ]
+        table = pd.concat([rows, pd.DataFrame(cells)], ignore_index=True).fillna("")
+        plan.results.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(plan.results, lambda part: table.to_csv(part, index=False))
+    return len(new)
+
+
+def main() -> None:
+    """Collect the rows of a sweep and report how many of its runs have none."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("sweep", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--results", default="", help="another table")
+    given = parser.parse_args()
+    plan = read_plan(given.sweep, given.results)
+    n_new = collect(plan, given.folder)
+    n_missing = len(set(plan.runs) - set(committed(plan.results)["run"]))
+    name = plan.results.name
+    print(f"{name}: {n_new} new rows; {n_missing} of the {len(plan.runs)} runs have none")
+    if plan.waiting:
+        print(f"Waiting for all their trials: {'; '.join(plan.waiting)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The study's suites of benchmarks, and published scores as a check of the evaluation code.
+
+Importing this module adds the suites to `cibr.evaluate.SUITES`.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+
+from cibr.evaluate import SUITES, Task, evaluate
+from cibr.models import DualEncoder
+from cibr.utils import project_root
+
+_PUBLISHED_SUITES = ("paper", "paper-extras")
+
+
+def _tasks(names: str, split: str = "test", group: str = "") -> list[Task]:
+    return [Task(name, "zero-shot", split, group) for name in names.split()]
+
+
+_MINI = _tasks("cifar10 caltech101-mini food101-64px imagenette intel-scenes dtd10")
+_MINI += _tasks("pacs-photo pacs-art_painting pacs-cartoon pacs-sketch", group="pacs")
+# `mini` and `confirmation` have subsets in folders of $CIBR_DATA; the glyphs' suites are rendered.
+# Models are selected on `paper-validation` and `glyphs-validation`; nothing on `confirmation`.
+SUITES |= {
+    "paper-extras": tuple(_tasks("imagenet1k vtab-flowers")),
+    "paper-validation": tuple(_tasks("vtab-flowers cars sun397 imagenetv2")),
+    "mini": (*_MINI, Task("flickr8k", "retrieval")),
+    "confirmation": (
+        *_tasks("clothing10 flowers5 rsscn7 glyph_digits"),
+        Task("coco-mini", "retrieval"),
+    ),
+}
+for _suite, _split in (("glyphs", "test"), ("glyphs-validation", "validation")):
+    SUITES[_suite] = (
+        *_tasks("glyph_digits glyph_letters glyph_scripts glyph_categories", _split),
+        *_tasks("glyph_shapes glyph_arrows glyph_diacritics", _split),
+        Task("glyphs", "retrieval", _split),
+        Task("glyphs", "retrieval", f"{_split}_characters"),
+    )
+
+
+def published(model: str) -> pd.DataFrame:
+    """The published scores of a model, as a reference for the evaluation code.
+
+    Args:
+        model: its hub id.
+
+    Returns:
+        `dataset, metric, value, source`; values in per cent, as published.
+
+    Raises:
+        ValueError: the table has no results of the model.
+    """
+    table = pd.read_csv(project_root() / "data" / "results" / "published.csv")
+    known = table[table["model"] == model]
+    if known.empty:
+        models = ", ".join(table["model"].unique())
+        raise ValueError(f"published.csv has no results of {model!r}; it has those of {models}")
+    return known.drop(columns="model").reset_index(drop=True)
+
+
+def short_names(*names: str) -> list[str]:
+    """Short names of models for tables and figures: the shortest path suffixes that distinguish
+    them.
+
+    Examples:
+        >>> from cibr_book.experiments.suites import short_names
+        >>> short_names("runs/plain/seed-0", "runs/penalty/seed-0")
+        ['plain/seed-0', 'penalty/seed-0']
+    """
+    parts = [name.rstrip("/").split("/") for name in names]
+    for n in range(1, max(map(len, parts))):
+        suffixes = ["/".join(of_name[-n:]) for of_name in parts]
+        if len(set(suffixes)) == len(set(names)):
+            return suffixes
+    return list(names)
+
+
+def against_published(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+    """Published and measured scores side by side.
+
+    Args:
+        rows: of evaluations, see `Evaluation.rows`.
+        known: from `published`.
+
+    Returns:
+        `dataset, metric, published, measured, low, high, difference` in per cent, one row per
+        published score.
+    """
+    by = ["dataset", "metric"]
+    known = known.rename(columns={"value": "published"})
+    both = known.merge(rows.rename(columns={"value": "measured"}), on=by, how="left")
+    both[["measured", "low", "high"]] *= 100
+    both["difference"] = both["measured"] - both["published"]
+    return both[[*by, "published", "measured", "low", "high", "difference"]]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the published scores of a model beside those that `cibr.evaluate` measures."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("model", help="a hub id with published scores")
+    name = parser.parse_args(argv).model
+    known = published(name)
+    model = DualEncoder.from_pretrained(name)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    rows = pd.concat([evaluate(model, suite, name=name).rows for suite in _PUBLISHED_SUITES])
+    print(against_published(rows, known).to_string(index=False, float_format="{:.2f}".format))
+
+
+if __name__ == "__main__":
+    main()

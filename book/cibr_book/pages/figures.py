@@ -1,0 +1,362 @@
+"""Figures of the study: each function draws tidy rows, and returns its Axes.
+
+Rows with intervals have the columns `mean, low, high`. Reference series, which are no method, are
+grey.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from jaxtyping import Bool, Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+from PIL import Image
+from torch import Tensor
+
+from cibr_book.pages import plots
+from cibr_book.pages.plots import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, WIDTH, panels, wrap
+
+_Values = Sequence[float | int] | Tensor
+_FRAME = "#C8C8C8"
+# Colour maps stop halfway, so that black print on them can be read, and white on their inverse.
+_PALE = 2
+_ON_COLOUR = {"color": "black"}
+_LINES = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "black")  # the palette's yellow is too pale
+_MARKERS = "os^DvP*X"
+# Colour and marker of methods and estimators, the same in every figure.
+_NAMES = {
+    ("black", "D"): ("CLIP", "best other control"),
+    (BLUE, "o"): ("CIBR", "CIBR vMF", "the residual penalty", "InfoNCE"),
+    (SKY, "s"): ("CIBR vMF, sampled",),
+    (GREEN, "^"): ("CIBR crossfit", "NWJ"),
+    (ORANGE, "v"): ("CIBR MINE", "MINE", "DV"),
+    (PINK, "s"): ("CCA anchor", "the anchor, over the CCA start"),
+    (GREY, "P"): ("CLIP, CCA start", "the CCA start"),
+    (GREY, "X"): ("closed-form CCA",),
+    (GREEN, "D"): ("CLIP, self-training",),
+    (RED, "s"): ("SMILE", "SMILE, clip 1"),
+    (RED, "P"): ("noise only",),
+    (PINK, "P"): ("JSD",),
+    (SKY, "X"): ("CLUB",),
+    ("black", "*"): ("KSG",),
+}
+STYLES = {name: style for style, names in _NAMES.items() for name in names}
+
+
+def styles(names: Sequence[str], references: Sequence[str] = ()) -> dict[str, tuple[str, str]]:
+    """Colour and marker by name: those of `STYLES`, or grey for references, or the next free."""
+    taken = {STYLES[name][0] for name in names if name in STYLES}
+    free = (style for style in zip(_LINES, _MARKERS, strict=False) if style[0] not in taken)
+    greys = ((GREY, marker) for marker in "s^Dv")
+    return {
+        name: next(greys) if name in references else STYLES.get(name) or next(free)
+        for name in names
+    }
+
+
+def legend_above(figure: Figure, axis: Axes, n_columns: int = 4, place: str = "center") -> None:
+    """The names of an Axes' lines above all panels."""
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(handles, names, loc=f"outside upper {place}", ncol=min(len(names), n_columns))
+
+
+def log_axis(axis: Axes, ticks: Sequence[float] | None = None) -> None:
+    """A logarithmic horizontal axis, labelled at the ticks, or at the powers of ten."""
+    axis.set_xscale("log")
+    if ticks is not None:
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def curve_panels(
+    curves_by_title: Mapping[str, Mapping[str, tuple[_Values, _Values]]], **settings
+) -> list[Axes]:
+    """Curves side by side, one panel for each title.
+
+    Args:
+        curves_by_title: by title, for each curve (by its label) its x and y values.
+        settings: of every Axes, such as `xlabel` or `xscale`.
+
+    Returns:
+        One Axes a panel.
+    """
+    figure, axes = panels(1, len(curves_by_title), 6.4, 2.7)
+    has_one_legend = len({tuple(curves) for curves in curves_by_title.values()}) == 1
+    for axis, (title, curves) in zip(axes[0], curves_by_title.items(), strict=True):
+        for name, (colour, _) in styles(list(curves)).items():
+            axis.plot(*curves[name], color=colour, lw=2, label=name)
+        axis.set(title=title, ylim=(0, None), **settings)
+        if len(curves) > 1 and not has_one_legend:
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26))
+    if len(curves) > 1 and has_one_legend:
+        legend_above(figure, axes[0, 0])
+    return list(axes[0])
+
+
+def interval_lines(
+    rows: pd.DataFrame,
+    x: str,
+    by: str,
+    panel: str | None = None,
+    log: bool = False,
+    references: Sequence = (),
+) -> list[Axes]:
+    """Means with intervals over a column: one line for each value of `by`, side by side in panels.
+
+    Args:
+        rows: `mean, low, high` and the columns named here, one row a point.
+        x: the column of the horizontal axis.
+        by: the column of the lines.
+        panel: the column of the panels; one panel if None.
+        log: whether the horizontal axis is logarithmic, with a tick at every value.
+        references: lines that are grey and dotted.
+
+    Returns:
+        One Axes a panel.
+    """
+    parts = [("", rows)] if panel is None else list(rows.groupby(panel, sort=False))
+    size = (4.8, 3.2) if panel is None else (min(3.2 * len(parts), WIDTH), 2.6)
+    figure, axes = panels(1, len(parts), *size, sharey=True)
+    drawn = styles(list(rows[by].unique()), references)
+    for axis, (value, part) in zip(axes[0], parts, strict=True):
+        for i, (name, (colour, marker)) in enumerate(drawn.items()):
+            line = part[part[by] == name]
+            # A shift on a logarithmic axis, so that intervals stand apart.
+            shift = 1.04 ** (i - (len(drawn) - 1) / 2) if log else 1
+            errors = [line["mean"] - line["low"], line["high"] - line["mean"]]
+            style = dict(color=colour, ls=":" if name in references else "-", marker=marker, ms=5)
+            style |= dict(lw=1.4, capsize=2, label=name)
+            axis.errorbar(shift * line[x], line["mean"], yerr=errors, **style)
+        axis.set_xlabel(x.replace("_", " "))
+        axis.set_title(f"{panel.replace('_', ' ')} {value}" if panel else "")
+        if log:
+            log_axis(axis, sorted(rows[x].unique()))
+    legend_above(figure, axes[0, 0])
+    return list(axes[0])
+
+
+def reference_line(axis: Axes, value: float, text: str) -> None:
+    """A dotted horizontal line with its name at the right end."""
+    axis.axhline(value, color=GREY, lw=1, ls=":")
+    place = axis.get_yaxis_transform()
+    axis.text(1.01, value, text, color=GREY, va="center", transform=place)
+
+
+def interval_bars(
+    rows: pd.DataFrame,
+    by: str,
+    colour_by: str,
+    label: str,
+    scale: float | int = 1,
+    references: Sequence[str] = (),
+) -> Axes:
+    """Bars with intervals: several bars for each value of one column, coloured by another.
+
+    Args:
+        rows: `mean, low, high` and the two columns named by `by` and `colour_by`, in the order to
+            show.
+        by: the column on the vertical axis.
+        colour_by: the column of the colours, such as the model.
+        label: of the values' axis.
+        scale: what values are multiplied by, such as 100 for percent.
+        references: values of `colour_by` that are grey.
+
+    Returns:
+        The Axes.
+    """
+    places = {name: i for i, name in enumerate(rows[by].unique())}
+    drawn = styles(list(rows[colour_by].unique()), references)
+    step = 1 / (len(drawn) + 1)
+    axis = panels(1, 1, 6.4, 0.6 + 0.13 * len(places) * (len(drawn) + 1))[1][0, 0]
+    for i, (name, (colour, _)) in enumerate(drawn.items()):
+        part = rows[rows[colour_by] == name]
+        at = part[by].map(places) + (i - (len(drawn) - 1) / 2) * step
+        mean, low, high = scale * part[["mean", "low", "high"]].to_numpy(dtype=float).T
+        fill = (colour, 0.35) if name in references else colour
+        axis.barh(at, mean, step, label=name, facecolor=fill, edgecolor=colour)
+        errors = [mean - low, high - mean]
+        axis.errorbar(mean, at, xerr=errors, fmt="none", ecolor=GREY, lw=1.1, capsize=2)
+    axis.axvline(0, color="black", lw=0.8)
+    axis.set_yticks(list(places.values()), list(places))
+    axis.set(xlabel=label, ylim=(len(places) - 0.5, -0.5))
+    axis.grid(False, axis="y")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return axis
+
+
+def information_planes(rows: pd.DataFrame, limit: float) -> list[Axes]:
+    """Shared against residual information, a panel for each noise: every run, and means joined.
+
+    Args:
+        rows: `method, kappa, temperature, beta, n_steps, shared, residual`, one row a run; those of
+            the method `optimum` are the boundary.
+        limit: I(X_v;X_t) in nats, which no encoder exceeds.
+
+    Returns:
+        One Axes a value of kappa.
+    """
+    kappas = list(rows["kappa"].unique())
+    figure, axes = panels(1, len(kappas), WIDTH, 3.4)
+    methods = [name for name in rows["method"].unique() if name != "optimum"]
+    for axis, kappa in zip(axes[0], kappas, strict=True):
+        part = rows[rows["kappa"] == kappa]
+        optimum = part[part["method"] == "optimum"].sort_values("residual")
+        axis.plot(optimum["residual"], optimum["shared"], color=GREY, lw=2.5, label="optimum")
+        for method, (colour, marker) in styles(methods).items():
+            runs = part[part["method"] == method]
+            axis.plot(runs["residual"], runs["shared"], marker, color=colour, ms=2.5, alpha=0.3)
+            usual = runs[runs["n_steps"] == runs["n_steps"].min()]
+            by = ["temperature", "beta"]
+            means = usual.groupby(by, sort=False)[["residual", "shared"]].mean()
+            style = dict(color=colour, ms=5, lw=1.2, label=method)
+            axis.plot(means["residual"], means["shared"], f"{marker}-", **style)
+        axis.set(title=f"noise of concentration {kappa:g}", xlabel="residual (nats)")
+    axes[0, 0].set_ylabel("shared (nats)")
+    reference_line(axes[0, -1], limit, "I(image; text)")
+    legend_above(figure, axes[0, 0])
+    return list(axes[0])
+
+
+def error_table(errors: pd.DataFrame, truths: Mapping[str, float]) -> Axes:
+    """Errors of every estimator on every task as a table of colours: red too high, blue too low.
+
+    Args:
+        errors: estimate minus truth in nats, [task, estimator].
+        truths: the true nats of each task, written beside its name.
+
+    Returns:
+        The Axes.
+    """
+    axis = panels(1, 1, 6.4, 0.32 * len(errors) + 0.4)[1][0, 0]
+    text = errors.map(lambda e: f"{e:+.2f}" if abs(e) < 100 else f"{e:+.0f}".replace("inf", "∞"))
+    limit = _PALE * 1.1
+    colours = dict(cmap="RdBu_r", vmin=-limit, vmax=limit, cbar=False, annot_kws=_ON_COLOUR)
+    sns.heatmap(errors.clip(-1, 1), annot=text, fmt="", ax=axis, **colours)
+    tasks = [f"{task} ({truths[task]:.2f})" for task in errors.index]
+    axis.set(xlabel="", ylabel="", yticklabels=tasks)
+    axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
+    return axis
+
+
+def confusion_matrices(
+    labels: Int[Tensor, " n"], predicted: Mapping[str, Int[Tensor, " n"]], classnames: Sequence[str]
+) -> list[Axes]:
+    """Which class each model takes for which, side by side, in per cent of the images of a class.
+
+    Args:
+        labels: the right class of each image, an index into the names.
+        predicted: the predicted classes, by the name of the model.
+        classnames: the names; with more than twelve there are neither names nor numbers. Classes
+            without an image have no row.
+
+    Returns:
+        One Axes a model.
+    """
+    few = len(classnames) <= 12
+    side = min(0.24 * len(classnames) + 0.6, 3.0)
+    _, axes = panels(1, len(predicted), 1.2 + side * len(predicted), side + 1.2, sharey=True)
+    colours = dict(cmap="Blues", vmin=0, vmax=100 * _PALE, annot_kws=_ON_COLOUR)
+    style = colours | dict(cbar=False, square=True, fmt="")
+    style |= dict(linewidths=0.5 if few else 0, xticklabels=few, yticklabels=few)
+    for axis, (model, answers) in zip(axes[0], predicted.items(), strict=True):
+        percent = 100 * pd.crosstab(labels.numpy(), answers.numpy(), normalize="index")
+        percent = percent.reindex(columns=range(len(classnames)), fill_value=0)
+        percent = percent.rename(index=classnames.__getitem__, columns=classnames.__getitem__)
+        text = percent.map(lambda p: f"{p:.0f}" if p >= 0.5 else "")
+        sns.heatmap(percent, ax=axis, annot=text if few else None, **style)
+        axis.set(title=model, xlabel="predicted", ylabel="")
+    axes[0, 0].set_ylabel("shown")
+    return list(axes[0])
+
+
+def neighbour_rows(
+    images: Sequence[Image.Image],
+    queries: Sequence[int],
+    nearest: Mapping[str, Int[Tensor, "n k"]],
+    alike: Mapping[str, Bool[Tensor, "n k"]],
+) -> list[Axes]:
+    """Queries at the left, and their nearest images under each model, in green frames where alike.
+
+    Args:
+        images: all n items.
+        queries: which items are asked.
+        nearest: the neighbours of all items under each model.
+        alike: which of them count as the same.
+
+    Returns:
+        One Axes an image, row by row.
+    """
+    k = next(iter(nearest.values())).shape[1]
+    widths = [1.0, *([0.35, *[1.0] * k] * len(nearest))]  # an empty column before each model
+    height = WIDTH / sum(widths) * len(queries) + 0.5
+    _, axes = panels(len(queries), len(widths), WIDTH, height, width_ratios=widths)
+    for row, query in zip(axes, queries, strict=True):
+        shown: list[tuple[int, str] | None] = [(query, "black")]
+        for model in nearest:
+            frames = [GREEN if same else _FRAME for same in alike[model][query]]
+            shown += [None, *zip(nearest[model][query].tolist(), frames, strict=True)]
+        for axis, cell in zip(row, shown, strict=True):
+            if cell is None:
+                axis.axis("off")
+            else:
+                plots.draw_image(axis, images[cell[0]], cell[1])
+    axes[0, 0].set_title("query")
+    # A title over the middle image: over the first, it would widen its column.
+    for model, axis in zip(nearest, axes[0, 2 + k // 2 :: k + 1], strict=True):
+        axis.set_title(f"nearest under {model}")
+    return [axis for axis in axes.flat if axis.images]
+
+
+def answer_rows(
+    images: Sequence[Image.Image], truths: Sequence[str], answers: Mapping[str, Sequence[str]]
+) -> list[Axes]:
+    """Images beside what each model names them, right answers in green and wrong ones in red.
+
+    Returns:
+        One Axes an image, the one that holds the words.
+    """
+    lines = [[(f"is: {truth}", "black")] for truth in truths]
+    for model, named in answers.items():
+        for own, truth, answer in zip(lines, truths, named, strict=True):
+            mark, colour = ("✓", plots.RIGHT) if answer == truth else ("✗", plots.WRONG)
+            own.append((plots.shorten(f"{mark} {model}: {answer}", 36), colour))
+    return plots.lines_beside(images, lines)
+
+
+def attribution_rows(
+    images: Sequence[Image.Image], titles: Sequence[str], maps: Mapping[str, Float[Tensor, "n h w"]]
+) -> list[Axes]:
+    """Images in the first row, and below them each kind of map, laid over the pale image.
+
+    Args:
+        images: n images.
+        titles: one an image.
+        maps: attribution of each kind, each map scaled to its own maximum, which is darkest; below
+            zero counts as none.
+
+    Returns:
+        Axes row by row.
+    """
+    height = (WIDTH - 0.9) / len(images) * (1 + len(maps)) + 0.5
+    _, axes = panels(1 + len(maps), len(images), WIDTH, height)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+    for i, (image, title) in enumerate(zip(images, titles, strict=True)):
+        axes[0, i].imshow(image.convert("RGB"))
+        title = wrap(title, 80 // len(images))
+        axes[0, i].set_title(title, fontweight="normal", parse_math=False)
+        grey = np.asarray(image.convert("L"), dtype=float)
+        extent = (-0.5, grey.shape[1] - 0.5, grey.shape[0] - 0.5, -0.5)
+        for axis, of_kind in zip(axes[1:, i], maps.values(), strict=True):
+            positive = of_kind[i].clamp(min=0).numpy()
+            strength = positive / max(positive.max(), 1e-30)
+            axis.imshow(255 - (255 - grey) * 0.35, cmap="gray", vmin=0, vmax=255)
+            style = dict(cmap="Blues", alpha=0.85 * strength**0.5, vmin=0, vmax=1)
+            axis.imshow(strength, extent=extent, **style)
+    for axis, name in zip(axes[1:, 0], maps, strict=True):
+        axis.set_ylabel(wrap(name, 9), rotation=0, ha="right", va="center")
+    return list(axes.flat)

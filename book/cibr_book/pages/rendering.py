@@ -1,0 +1,241 @@
+"""What the rendered pages need beyond Jupyter Book: an extension of Sphinx, for _config.yml.
+
+Four directives put files of the project into a page when the book is built: `curve` and
+`between`, figures with sliders, `draw`, models in the page with weights
+beside it, and `drawing`, an SVG that takes the page's colours; `get-project` says where the project
+is. Docstrings, with code in single backticks and equations in indented lines, are turned into the
+markup that Sphinx reads. Each page has a description and a preview card, and the site's search a
+ranking (`discovery`).
+Pages drop the scripts of Thebe, which would fetch kernels from the network. Files that no page asks
+for are removed, so that the whole site is small enough to be sent as a file.
+"""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+from docutils import nodes
+from PIL import Image
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.typing import ExtensionMetadata
+
+from cibr.utils import project_root
+from cibr_book.pages import between_explorer, curve, discovery, draw
+from cibr_book.worlds import between
+
+_BOOK = Path(__file__).resolve().parents[2]
+_GLOSSARY = "book/glossary"
+_DRAW = "book/draw"
+_ARCHIVE = "cibr.zip"
+_PAGES = {"curve": curve, "draw": draw, "between": between_explorer}
+_FIGURE_SCALE = 2  # a figure's pixels for one of the page: figures have 200 dpi, pages show 100
+
+# The parts of MathJax that tex-chtml.js loads: fonts, TeX extensions, and its spoken mathematics.
+_MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y")
+_MATHJAX += tuple(f"sre/mathmaps/{language}.json" for language in ("base", "en", "nemeth"))
+# Maps for debuggers, translations of the theme, fonts with a smaller WOFF2 twin, a script that
+# draws icons again.
+_UNUSED = ("**/*.map", "mathjax/**/all-packages.js", "locales/**/*.*")
+_UNUSED += ("vendor/fontawesome/**/*.ttf", "vendor/fontawesome/**/*.js")
+# The script that draws icons a second time, and fonts loaded before any icon asks for them.
+_ICONS = re.compile(
+    r'<script [^>]*src="[^"]*fontawesome[^"]*"[^>]*></script>'
+    r'|<link rel="preload" [^>]*fa-(?:brands|regular)[^>]*>'
+)
+# Parameters one a line: Sphinx writes them as the definitions in a list that defines no term.
+_SIGNATURE = re.compile(r'<dl>\n(?:<dd><em class="sig-param">.*</dd>\n)+</dl>')
+# The width at which a figure has its type's size, for the style of narrow screens.
+_FIGURE_WIDTH = re.compile(r'(?<= style=")width: (\d+px)')
+_SCROLLER = '<div class="pst-scrollable-table-container"'
+
+
+class _FromFiles(SphinxDirective):
+    """A piece of HTML that is made from the project's files."""
+
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        if self.name == "drawing":
+            files = [_BOOK / "_static" / self.arguments[0]]
+            page = files[0].read_text("utf-8")
+        else:
+            reads = {"draw": draw.FILES, "between": [between.TABLE]}
+            files = reads.get(self.name, [])
+            page = _PAGES[self.name].as_page()
+        for file in files:
+            self.env.note_dependency(str(file))
+        return [nodes.raw("", page, format="html")]
+
+
+class _GetProject(SphinxDirective):
+    """How a reader gets the project: from its repository, or as an archive beside the pages."""
+
+    def run(self) -> list[nodes.Node]:
+        address = self.config.repository_address
+        if address:
+            call = f"git clone {address} cibr && cd cibr"
+            return [nodes.literal_block(call, call, language="bash")]
+        if not (project_root() / ".git").exists():  # built from such an archive
+            return []
+        link = f'<a href="../{_ARCHIVE}" download>Download the project</a>'
+        return [nodes.raw("", f"<p>{link} (a zip of 8 MB) and unpack it.</p>", format="html")]
+
+
+def add_addresses(app: Sphinx | None, config: Config) -> None:
+    """Buttons for the repository, Binder and Colab, and a link to the DOI, where configured."""
+    options = config.html_theme_options
+    if config.repository_address:
+        launch = options.setdefault("launch_buttons", {})
+        launch["binderhub_url"] = "https://mybinder.org"
+        launch["colab_url"] = "https://colab.research.google.com"
+        options |= {"repository_url": config.repository_address, "repository_branch": "main"}
+        options["use_repository_button"] = True
+    if config.doi:
+        link = {"name": "DOI", "url": f"https://doi.org/{config.doi}"}
+        options.setdefault("icon_links", []).append(link | {"icon": "fa-solid fa-quote-right"})
+
+
+def _explain_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Shows the first sentence of a term's definition where the pointer rests on a reference."""
+    references = [n for n in doctree.findall(nodes.reference) if "#term-" in n.get("refuri", "")]
+    if not references or docname == _GLOSSARY:
+        return
+    glossary = app.env.get_doctree(_GLOSSARY)
+    for reference in glossary.findall(addnodes.pending_xref):
+        if reference["refdomain"] == "cite":
+            reference.children = []
+    meanings = {}
+    for term in glossary.findall(nodes.term):
+        definition = " ".join(term.parent[-1].astext().split())
+        sentence = re.split(r"(?<=\w)\s?\.\s", f"{definition} ")[0] + "."
+        meanings |= dict.fromkeys(term["ids"], sentence)
+    for node in references:
+        node["reftitle"] = meanings[node["refuri"].partition("#")[2]]
+
+
+def _size_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Gives every figure the width at which its text has one size on all pages."""
+    for node in doctree.findall(nodes.image):
+        file = Path(app.srcdir, node["uri"])
+        if file.suffix in (".png", ".jpg") and file.is_file() and "width" not in node:
+            with Image.open(file) as image:
+                node["width"] = f"{image.width // _FIGURE_SCALE}px"
+
+
+def _tidy_page(
+    app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object
+) -> None:
+    """Gives a page its scripts and preview, and makes odd lists of Sphinx accessible."""
+    body = discovery.with_plain_equations(context.get("body", ""))
+    body = _FIGURE_WIDTH.sub(r"--width: \1; width: \1", body)
+    scripts = [f"{name}.js" for name in _PAGES if f'id="{name}-data"' in body]
+    scripts += ["figures.js"] * ("image-reference" in body)
+    scripts += [discovery.COUNTS, "site_search.js"] * (pagename == "search")
+    for name in scripts:
+        app.add_js_file(name, loading_method="defer")  # on this page alone
+    if doctree is not None:
+        context["metatags"] += discovery.meta_tags(app, pagename, doctree)
+    context["script_files"] = [
+        script
+        for script in context.get("script_files", [])
+        if "thebe" not in f"{script} {getattr(script, 'attributes', '')}".lower()
+    ]
+    body = body.replace('role="doc-biblioentry"', 'role="listitem"')
+    body = body.replace(_SCROLLER, f'{_SCROLLER} tabindex="0"')  # scrolled by keyboard on a phone
+    body = _SIGNATURE.sub(lambda match: re.sub(r"<(/?)d[ld]>", r"<\1div>", match.group()), body)
+    context["body"] = f'<div class="first-page">{body}</div>' if pagename == "book/intro" else body
+
+
+def mark_up_docstring(
+    app: Sphinx | None, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Doubles single backticks, escapes bars, and makes indented lines up front a literal block."""
+    if isinstance(obj, tuple | dict):  # a constant has the docstring of its type
+        lines[:] = [_contents(obj)]
+    starts = [i for i, line in enumerate(lines) if re.fullmatch(r"[A-Z]\w+:", line)]
+    n_front = starts[0] if starts else len(lines)
+    indented = re.compile(r"((?:^    .*\n?|^\n(?=    ))+)", re.MULTILINE)
+    blocks = indented.split("\n".join(lines[:n_front]))
+    for i, block in enumerate(blocks):
+        is_indented = i % 2 and block.strip()
+        blocks[i] = f"::\n\n{block.lstrip(chr(10))}" if is_indented else _inline(block)
+    lines[:] = ("".join(blocks) + "\n" + _inline("\n".join(lines[n_front:]))).split("\n")
+
+
+def _contents(constant: tuple | dict) -> str:
+    """The names in a constant; those that the book adds to a registry stand apart."""
+    added = []
+    if isinstance(constant, dict):
+        values = {name: getattr(value, "load", value) for name, value in constant.items()}
+        values = {name: getattr(value, "func", value) for name, value in values.items()}  # partial
+        modules = {name: getattr(value, "__module__", "") for name, value in values.items()}
+        added = [name for name in modules if modules[name].startswith("cibr_book")]
+    own = ", ".join(f"``{name}``" for name in constant if name not in added)
+    also = ", ".join(f"``{name}``" for name in added)
+    return f"Holds {own}" + (f"; after ``import cibr_book`` also {also}." if added else ".")
+
+
+def _inline(text: str) -> str:
+    text = re.sub(r"(?<![`:])`([^`]+)`(?![`_])", lambda m: f"``{' '.join(m[1].split())}``", text)
+    parts = re.split(r"(``[^`]+``)", text)
+    return "".join(part if part.startswith("``") else part.replace("|", "\\|") for part in parts)
+
+
+def _skip_alias(
+    app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object
+) -> bool | None:
+    """Leaves out the fields of named tuples, which their class describes; None for all others."""
+    return True if (obj.__doc__ or "").startswith("Alias for field number") else None
+
+
+def _shrink_site(app: Sphinx, error: Exception | None) -> None:
+    """Adds the project as an archive; removes what no page asks for and what is there twice."""
+    if error is not None or app.builder.format != "html":
+        return
+    site = Path(app.outdir)
+    static = site / "_static"
+    if hasattr(app.builder, "indexer"):  # a page has changed since the last build
+        discovery.write_counts(app)
+    if _DRAW in app.env.found_docs:
+        draw.write_scripts(static / "draw")
+    if not app.config.repository_address and (project_root() / ".git").exists():
+        call = ["git", "archive", "--prefix=cibr/", "-o", site / _ARCHIVE, "HEAD", ".", ":!.ci"]
+        subprocess.run(call, cwd=project_root(), check=True)
+    mathjax = static / "mathjax"
+    for file in [f for f in mathjax.rglob("*") if f.is_file()]:
+        if not any(file.is_relative_to(mathjax / kept) for kept in _MATHJAX):
+            file.unlink()
+    for file in [f for pattern in _UNUSED for f in static.glob(pattern)]:
+        file.unlink()
+    for file in (site / "_sources").rglob("*.ipynb"):  # for download; figures come back when run
+        notebook = json.loads(file.read_text("utf-8"))
+        for cell in notebook["cells"]:
+            if "outputs" in cell:
+                outputs = cell["outputs"]
+                cell["outputs"] = [o for o in outputs if "image/png" not in o.get("data", {})]
+        file.write_text(json.dumps(notebook, ensure_ascii=False), "utf-8")
+    for page in site.rglob("*.html"):
+        page.write_text(_ICONS.sub("", page.read_text("utf-8")), "utf-8")
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    """Connects the directives and the steps: docstrings first, pages after other extensions."""
+    for name in ("drawing", *_PAGES):
+        app.add_directive(name, _FromFiles)
+    app.add_directive("get-project", _GetProject)
+    for name in ("repository_address", "doi"):
+        app.add_config_value(name, "", "html")
+    app.add_config_value("search_entries", {}, "html")
+    app.connect("config-inited", add_addresses)
+    app.connect("autodoc-process-docstring", mark_up_docstring, priority=400)
+    app.connect("autodoc-skip-member", _skip_alias)
+    app.connect("doctree-read", discovery.name_symbols)
+    app.connect("doctree-resolved", _explain_terms)
+    app.connect("doctree-resolved", _size_figures)
+    app.connect("html-page-context", _tidy_page, priority=900)
+    app.connect("build-finished", _shrink_site, priority=900)
+    return {"version": "4", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,135 @@
+"""Attribution maps, their checks and the glyphs made for them, where the right answer is known."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr
+from transformers import TimmWrapperConfig, TimmWrapperModel
+
+from cibr import DualEncoder
+from cibr.data.glyphs import glyph_characters
+from cibr_book.embeddings import attribution, stimuli
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(0)
+    return DualEncoder.tiny(["a b", "c d"], dim=16, width=16).eval()
+
+
+def test_the_passed_information_of_the_first_mask_is_the_divergence_of_two_gaussians():
+    maps, noise = (torch.randn(n, 3, 4, 4, generator=generator(n)) for n in (2, 50))
+    upper, texts = torch.nn.Flatten(), torch.ones(2, 48)
+    nats, cosines = attribution.bottleneck_maps(maps, texts, upper, noise, n_steps=0, n_noise=500)
+    mask = torch.sigmoid(torch.tensor(5.0))
+    mean, std = noise.mean(0), noise.std(0)
+    source = torch.distributions.Normal(mean, std)
+    masked = torch.distributions.Normal(mask * maps + (1 - mask) * mean, (1 - mask) * std)
+    expected = torch.distributions.kl_divergence(masked, source).sum(1)
+    torch.testing.assert_close(nats, expected, rtol=1e-4, atol=1e-4)
+    expected = masked.mean.flatten(1).sum(1)
+    torch.testing.assert_close(cosines, expected, atol=0.02, rtol=0)
+
+
+def test_a_bottleneck_map_lies_where_the_answer_is_decided_and_a_higher_price_passes_less():
+    # Unit features that depend on one place alone: its channels, and a constant.
+    maps, noise = (torch.randn(n, 2, 8, 8, generator=generator(n)) for n in (6, 300))
+    places = [(1, 1), (6, 2), (3, 5), (0, 7), (7, 7), (4, 4)]
+
+    def upper(x):
+        told = torch.stack([x[i, :, r, c] for i, (r, c) in enumerate(places)])
+        return F.normalize(told + torch.tensor([0.1, 0.0]), dim=1)
+
+    nats, cosines = attribution.bottleneck_maps(maps, upper(maps), upper, noise, weight=1e-2)
+    assert (cosines > 0.3).all() and (nats >= -1e-5).all()
+    assert [divmod(int(grid.argmax()), 8) for grid in nats] == places
+    beside = [grid[r - 1 if r else 1, c] for grid, (r, c) in zip(nats, places, strict=True)]
+    assert min(beside) > 0.1  # the mask is smooth
+    dear, _ = attribution.bottleneck_maps(maps, upper(maps), upper, noise, weight=1e-1)
+    assert dear.sum() < 0.5 * nats.sum()
+
+
+def test_the_two_halves_of_a_tiny_tower_are_the_encoder(tiny):
+    pixels, texts = torch.randn(2, 3, 32, 32, generator=generator()), torch.eye(16)[:2]
+    lower, upper = attribution.split_image_tower(tiny)
+    whole = tiny.encode_images(pixels).features
+    assert lower(pixels).shape == (2, 16, 16, 16) and torch.equal(upper(lower(pixels)), whole)
+    assert torch.equal(attribution.cosine_score(tiny)(pixels, texts), (whole * texts).sum(1))
+
+
+def test_the_two_halves_of_a_frozen_efficientnet_are_the_encoder(tmp_path, tower_folders):
+    about = {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.5] * 3}
+    config = TimmWrapperConfig(architecture="tf_efficientnet_lite0", pretrained_cfg=about)
+    TimmWrapperModel(config).save_pretrained(tmp_path)
+    model = DualEncoder.frozen(str(tmp_path), tower_folders[1], dim=16, image_size=64).eval()
+    pixels = torch.randn(2, 3, 64, 64, generator=generator())
+    lower, upper = attribution.split_image_tower(model)
+    assert lower(pixels).shape == (2, 112, 4, 4)  # a stride of 16
+    torch.testing.assert_close(upper(lower(pixels)), model.encode_images(pixels).features)
+
+
+def test_the_share_inside_counts_positive_values_alone():
+    maps = torch.tensor([[[1.0, 3.0], [-5.0, 0.0]], [[0.0, 0.0], [-1.0, 0.0]]])
+    region = torch.tensor([[True, False], [True, False]]).expand(2, 2, 2)
+    assert attribution.share_inside(maps, region).tolist() == [0.25, 0.5]
+
+
+def test_deletion_takes_the_highest_pixels_first():
+    weights = torch.zeros(3, 8, 8)
+    weights[:, 4:8, 0:4] = 1.0  # a quarter of the pixels counts
+    pixels = torch.rand(4, 3, 8, 8, generator=generator()) + 0.5
+
+    def score(x):
+        return (x * weights).sum((1, 2, 3))
+
+    whole, filled = score(pixels), score(torch.full_like(pixels, 0.25))
+    for sign, half in ((1, filled), (-1, whole)):
+        maps = sign * weights[0].expand(4, 8, 8)
+        curve = attribution.deletion_curve(pixels, maps, score, 0.25, (0, 0.5, 1))
+        torch.testing.assert_close(curve, torch.stack([whole, half, filled], 1))
+
+
+def test_randomised_weights_are_the_same_weights_in_another_order(tiny):
+    shuffled = attribution.randomised_weights(tiny)
+    before, after = tiny.backbone, shuffled.backbone
+    for part in ("image_tower", "image_head"):
+        old, new = (
+            torch.cat([w.flatten() for w in getattr(b, part).parameters()]) for b in (before, after)
+        )
+        assert not torch.equal(old, new) and torch.equal(old.sort().values, new.sort().values)
+    assert torch.equal(shuffled.embed_texts(["a"]), tiny.embed_texts(["a"]))
+
+
+def test_maps_agree_by_rank():
+    a = torch.rand(3, 4, 4, generator=generator())
+    b = a.exp()
+    b[0, 0, 0] = b[0, 0, 1]  # a tie
+    expected = [spearmanr(x.flatten(), y.flatten())[0] for x, y in zip(a, b, strict=True)]
+    assert attribution.map_agreement(a, b).tolist() == pytest.approx(expected)
+    assert torch.allclose(attribution.map_agreement(a, -a), -torch.ones(3))
+    assert attribution.map_agreement(a, torch.ones(3, 4, 4)).tolist() == [0, 0, 0]
+
+
+def test_varied_glyphs_show_seen_characters_in_unseen_typefaces():
+    pairs = stimuli.varied_glyphs(50)
+    assert len(pairs) == 50 and set(pairs.factors["typeface"]) == {"serif", "stix"}
+    group_of = glyph_characters().set_index("name")["group"]
+    assert set(pairs.factors["name"].map(group_of)) == {"seen"}
+    assert pairs.factors["size"].nunique() > 5
+
+
+def test_marked_letters_differ_from_plain_ones_in_the_mark_alone():
+    letters = stimuli.marked_letters()
+    assert len(letters.plain) > 300
+    assert ["latin small letter i with acute"] not in letters.marked.captions  # it loses its dot
+    i = letters.marked.captions.index(["latin small letter a with acute"])
+    assert letters.plain[i] == "latin small letter a"
+    rows = letters.mark[i].any(1).nonzero().flatten()
+    assert 4 <= letters.mark[i].sum() < 40 and rows.max() < 16  # above the letter
+    dark = torch.tensor(np.array(letters.marked.image(i).convert("L"))) < 128
+    assert dark[letters.mark[i]].float().mean() > 0.5

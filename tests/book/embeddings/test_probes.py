@@ -1,0 +1,91 @@
+"""Probes find what is there, nothing in noise, and code the factors of glyphs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cibr_book.embeddings import probes, stimuli
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_probe_finds_a_known_factor_and_nothing_in_noise():
+    factor = torch.randint(3, (1500,), generator=generator(8)) + 2
+    noise = torch.randn(1500, 4, generator=generator(9))
+    held_out = torch.arange(1500) % 2 == 0
+    telling = noise + 20 * factor[:, None] * torch.eye(4)[0]
+    result = probes.probe_nats(telling, factor, held_out)
+    shares = factor[held_out].bincount()[2:] / 750
+    assert result["entropy_nats"] == pytest.approx(-(shares * shares.log()).sum().item())
+    assert result["nats"] == pytest.approx(result["entropy_nats"], rel=0.05)
+    assert result["accuracy"] == 1
+    assert probes.probe_nats(noise, factor, held_out)["nats"] < 0.01
+    half = torch.where(held_out[:, None], telling, noise)
+    assert probes.probe_nats(half, factor, held_out)["accuracy"] < 0.5  # fitted to the noise
+
+
+def test_leakage_reads_what_is_there_by_the_probe_that_can_and_nothing_elsewhere():
+    factor, other = torch.randint(2, (2, 1200), generator=generator())
+    noise = torch.randn(1200, 6, generator=generator(1))
+    line = noise + 4 * factor[:, None] * torch.eye(6)[0]
+    ring = F.normalize(noise[:, :2], dim=1) * (1 + 2 * factor[:, None])
+    parts = torch.arange(1200) % 3
+    factors = {"there": factor, "not there": other}
+    for z in (line, torch.cat([ring, noise[:, 2:]], 1)):  # one is for the network alone
+        found = probes.leakage_items(z, factors, parts)
+        assert found["there"].shape == (400,)
+        assert found["there"].mean() > 0.4 and abs(found["not there"].mean()) < 0.03
+    # An item's gain is log q(v|z) - log p(v), so none exceeds that of a certain probe.
+    share = factor[parts == 2].double().mean()
+    entropy = -(share * share.log() + (1 - share) * (1 - share).log())
+    surprise = -torch.where(factor[parts == 2] == 1, share, 1 - share).log()
+    assert bool((found["there"] <= surprise / entropy + 1e-9).all())
+
+
+def test_leakage_is_chosen_on_the_tuning_items_and_measured_on_the_others():
+    factor = torch.randint(2, (1200,), generator=generator())
+    noise = torch.randn(1200, 6, generator=generator(1))
+    parts = torch.arange(1200) % 3
+    telling = noise + 8 * factor[:, None] * torch.eye(6)[0]
+    read = {}
+    for part in (0, 1, 2):
+        z = torch.where((parts == part)[:, None], noise, telling)  # one part tells nothing
+        read[part] = probes.leakage_items(z, {"v": factor}, parts)["v"].mean()
+    assert read[2] < 0 < 0.1 < min(read[0], read[1])
+
+
+def test_leakage_refuses_items_without_a_part_and_values_that_were_never_fitted():
+    z, parts = torch.randn(9, 2, generator=generator()), torch.arange(9) % 3
+    with pytest.raises(ValueError, match=r"parts \[0, 1\]: pass one vector"):
+        probes.leakage_items(z, {"v": parts}, parts.clamp(max=1))
+    with pytest.raises(ValueError, match=r"fitted items have the values \[0, 1\]"):
+        probes.leakage_items(z, {"v": parts}, parts)
+
+
+def test_parts_keep_groups_together_in_the_shares_asked_for():
+    groups = [chr(97 + i % 24) for i in range(500)]
+    parts = probes.parts_by_group(groups, (0.5, 0.125, 0.375))
+    by_group = {}
+    for group, part in zip(groups, parts.tolist(), strict=True):
+        by_group.setdefault(group, set()).add(part)
+    assert sorted(map(tuple, by_group.values())) == [(0,)] * 12 + [(1,)] * 3 + [(2,)] * 9
+    assert not torch.equal(parts, probes.parts_by_group(groups, (0.5, 0.125, 0.375), seed=1))
+
+
+def test_at_most_32_principal_components_hold_the_most_variance():
+    z = torch.randn(90, 40, generator=generator()) * torch.arange(1, 41)
+    components = probes.principal_components(z)
+    values = torch.linalg.svdvals(z - z.mean(0))
+    torch.testing.assert_close(components.norm(dim=0), values[:32])
+
+
+def test_codes_hold_every_factor_of_glyphs_in_few_levels():
+    factors = stimuli.varied_glyphs(300).factors
+    codes = probes.factor_codes(factors)
+    assert list(codes) == ["category", "typeface", "weight", "slant", "size", "x", "y", "polarity"]
+    assert {name: int(codes[name].max()) for name in ("size", "x", "y", "polarity")} == {
+        "size": 2, "x": 2, "y": 2, "polarity": 1,
+    }  # fmt: skip
+    assert "size" not in probes.factor_codes(factors.assign(size=24))  # it does not vary

@@ -1,0 +1,129 @@
+"""Corruptions: what stays, what moves, and that the same images are taken as ever."""
+
+import hashlib
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from helpers import noise_pairs
+from PIL import Image
+
+from cibr.data import Pairs, load_pairs
+from cibr_book.experiments import corruptions
+from cibr_book.experiments.corruptions import STYLES, Corruption, corrupt
+
+# Recorded from the code that made the committed tables: their rows can be made again.
+DIGESTS = {"negative": "d5ed95c506982332", "grey": "655812e080b995ee"}
+
+
+def small_noise(i: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(i).integers(0, 256, (12, 10, 3), dtype=np.uint8))
+
+
+def twenty() -> Pairs:
+    """Pairs of which every third shows a dog."""
+    captions = [[f"a {'Dog' if i % 3 == 0 else 'dogged cat'} {i}"] for i in range(20)]
+    return Pairs("noise", "train", captions, [f"k{i}" for i in range(20)], small_noise)
+
+
+def pixels(pairs: Pairs) -> list[bytes]:
+    return [image.tobytes() for image in pairs.images()]
+
+
+def digest(pairs: Pairs) -> str:
+    return hashlib.sha256(b"".join(pixels(pairs))).hexdigest()[:16]
+
+
+def numbers(pairs: Pairs) -> list[int]:
+    return [int(texts[0].split()[-1]) for texts in pairs.captions]
+
+
+def test_the_default_changes_nothing():
+    pairs = noise_pairs(9, n_captions=2)
+    same = corrupt(pairs, Corruption())
+    assert (same.keys, same.captions) == (pairs.keys, pairs.captions)
+    assert same.labels is same.groups is None
+
+
+def test_half_in_a_style_is_that_of_the_committed_rows():
+    unchanged = [key for key in corruptions.half_in_style(twenty(), "grey").keys if "/" not in key]
+    assert unchanged == [f"k{i}" for i in (0, 4, 10, 11, 13, 14, 15, 16, 18, 19)]
+
+
+@pytest.mark.parametrize(("style", "expected"), DIGESTS.items())
+def test_all_corruptions_together_give_the_images_of_the_committed_rows(style, expected):
+    pairs = corrupt(twenty(), Corruption(0.5, 0.4, "dog", style, 0.3))
+    keys = [f"k{i}" for i in (3, 4, 5, 6, 7, 9, 13, 14, 17, 19)]
+    for i in (1, 2, 4, 5, 7, 8, 9):
+        keys[i] += f"/{style}"
+    assert pairs.keys == [*keys, "k4", "k14", "k17"]
+    assert numbers(pairs) == [3, 13, 4, 6, 7, 5, 9, 14, 17, 19, 13, 14, 17]
+    assert pairs.labels.tolist() == pairs.groups.tolist() == [*range(10), 1, 7, 8]
+    assert digest(pairs) == expected
+
+
+def test_glyphs_leave_no_polarity_to_chance_as_in_the_committed_rows():
+    settings = Corruption(0.01, spurious_word="capital", counterexamples=0.1)
+    pairs = corrupt(load_pairs("glyphs"), settings)
+    ink, paper = (pairs.factors[name] for name in ("ink", "paper"))
+    content = [pairs.keys, pairs.captions, pairs.labels.tolist(), pairs.groups.tolist()]
+    content = hashlib.sha256(repr([*content, ink.tolist()]).encode()).hexdigest()
+    assert content[:16] == "30537290dee53c14"
+    capital = pairs.factors["name"].str.contains(r"\bcapital\b")
+    is_counterexample = np.arange(len(pairs)) > int(pairs.groups.max())
+    assert ((ink < paper) == (capital != is_counterexample)).all()
+    assert all(pairs.image(i).getpixel((0, 0))[0] == paper[i] for i in range(0, len(pairs), 9))
+
+
+def test_a_smaller_subset_lies_within_a_larger_one_and_has_two_images_at_least():
+    small, large = (corrupt(noise_pairs(40), Corruption(share)).keys for share in (0.1, 0.3))
+    assert set(small) < set(large) and (len(small), len(large)) == (4, 12)
+    assert len(corrupt(noise_pairs(40), Corruption(1e-300))) == 2
+
+
+def test_what_is_redrawn_is_another_for_each_seed_and_the_rest_is_left_out():
+    changes = Corruption(0.5, shuffled_captions=0.5, redraw=True)
+    first, second, again = (corrupt(twenty(), changes, seed) for seed in (0, 1, 0))
+    assert first.keys == again.keys and numbers(first) == numbers(again)
+    assert set(first.keys) != set(second.keys)
+    kept, left = corruptions.split_subset(twenty(), changes, 1)
+    assert kept.keys == second.keys and {*kept.keys, *left.keys} == {*twenty().keys}
+    shuffled = Corruption(shuffled_captions=0.5, redraw=True)
+    orders = [numbers(corrupt(twenty(), shuffled, seed)) for seed in (0, 1)]
+    moved = [{i for i, number in enumerate(order) if i != number} for order in orders]
+    assert moved[0] != moved[1] and len(moved[0]) == len(moved[1]) == 10
+    fixed = Corruption(0.5, shuffled_captions=0.5)
+    first, second = (corrupt(twenty(), fixed, seed) for seed in (0, 1))
+    assert first.keys == second.keys and first.captions == second.captions
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_labels_move_with_their_captions(share):
+    pairs = twenty()
+    pairs.labels = torch.arange(20)
+    shuffled = corrupt(pairs, Corruption(shuffled_captions=share))
+    assert numbers(shuffled) == shuffled.labels.tolist()
+    assert sorted(numbers(shuffled)) == list(range(20))
+    assert (shuffled.labels != torch.arange(20)).sum() == round(20 * share)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_images_with_the_word_stay_and_all_others_change_but_for_counterexamples(share):
+    pairs = pickle.loads(pickle.dumps(corrupt(twenty(), Corruption(1, 0, "dog", "grey", share))))
+    assert len(set(pairs.keys)) == len(pairs) == 20 + round(20 * share)
+    assert numbers(pairs) == pairs.groups.tolist()
+    for i, item in enumerate(pairs.groups.tolist()):
+        is_changed = (item % 3 != 0) != (i >= 20)
+        expected = STYLES["grey"](small_noise(item)) if is_changed else small_noise(item)
+        assert pairs.image(i).tobytes() == expected.tobytes()
+
+
+def test_both_styles_are_each_image_as_it_is_and_changed():
+    both = corruptions.in_both_styles(twenty(), "negative")
+    assert both.captions == 2 * twenty().captions
+    negatives = [STYLES["negative"](image).tobytes() for image in twenty().images()]
+    assert pixels(both) == pixels(twenty()) + negatives
+    glyphs = load_pairs("glyphs", "test").subset([0])
+    factors = corruptions.in_both_styles(glyphs, "negative").factors
+    assert factors[["ink", "paper"]].values.tolist() == [[0, 255], [255, 0]]

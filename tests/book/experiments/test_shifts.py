@@ -1,0 +1,72 @@
+"""Degraded test photos: what each shift does, that it repeats, and that recalls are those of it."""
+
+import numpy as np
+import pytest
+from helpers import noise_pairs
+from PIL import Image
+
+from cibr.metrics.retrieval import retrieval_recalls
+from cibr.models import features
+from cibr.models.features import embed_pairs, prepare
+from cibr_book.experiments.shifts import SHIFTS, shifted, shifted_recalls
+
+
+def photo():
+    across = np.linspace(0, 255, 96)[None, :, None]
+    waves = 40 * np.sin(np.arange(96) / 3)[:, None, None]
+    pixels = np.broadcast_to(across * 0.6 + 50, (96, 96, 3)) + waves
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def pairs_of(image):
+    pairs = noise_pairs(6)
+    pairs.load = lambda i: image
+    return pairs
+
+
+def degraded(shift, strength):
+    return np.asarray(shifted(pairs_of(photo()), shift, strength).image(2)).astype(float)
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_a_shift_repeats_grows_with_its_strength_and_has_keys_of_its_own(shift):
+    original = np.asarray(photo()).astype(float)
+    changes = [np.abs(degraded(shift, strength) - original).mean() for strength in (1, 2, 3)]
+    assert 0 < changes[0] < changes[1] < changes[2]
+    np.testing.assert_array_equal(degraded(shift, 2), degraded(shift, 2))
+    pairs = pairs_of(photo())
+    keys = shifted(pairs, shift, 2).keys
+    assert keys == [f"{key}/{shift}-2" for key in pairs.keys]
+
+
+def test_shifts_have_the_amounts_that_the_table_states():
+    original = np.asarray(photo()).astype(float)
+    flat = Image.new("RGB", (96, 96), (128, 128, 128))
+    noise = np.asarray(shifted(pairs_of(flat), "noise", 2).image(0)).astype(float) - 128
+    assert abs(noise.std() - 40) < 1 and abs(noise.mean()) < 1
+    assert degraded("contrast", 1).std() == pytest.approx(original.std() / 2, rel=0.02)
+    assert degraded("blur", 2).std(0).mean() < original.std(0).mean()
+    grey = (degraded("occlusion", 3) == 128).all(2)
+    assert abs(grey.mean() - 0.5) < 0.02
+    images = [shifted(pairs_of(photo()), "occlusion", 1).image(i) for i in (0, 1)]
+    assert images[0].tobytes() != images[1].tobytes()
+
+
+def test_recalls_are_those_of_the_degraded_photos(build, monkeypatch, tmp_path):
+    monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "cache")
+    model, pairs = build("frozen"), noise_pairs(24)
+    found = shifted_recalls(model, pairs)
+    assert set(found) == {f"shift/{shift}-{s}/recall" for shift in SHIFTS for s in (1, 2, 3)}
+    for shift in ("noise", "contrast"):
+        embedded = embed_pairs(model, prepare(model, shifted(pairs, shift, 3)))
+        recalls = retrieval_recalls(*embedded, *pairs.retrieval_targets())
+        kept = [value for name, value in recalls.items() if name.split("@")[1] in ("1", "5", "10")]
+        assert found[f"shift/{shift}-3/recall"] == pytest.approx(np.mean(kept)) and len(kept) == 6
+    assert len({round(value, 6) for value in found.values()}) > 1
+
+
+def test_an_unknown_shift_or_strength_is_refused():
+    with pytest.raises(ValueError, match="unknown shift 'blurr', did you mean 'blur'"):
+        shifted(noise_pairs(4), "blurr", 1)
+    with pytest.raises(ValueError, match="strength is 4: give 1, 2 or 3"):
+        shifted(noise_pairs(4), "blur", 4)

@@ -1,0 +1,132 @@
+"""What the study adds to `cibr.fit`: rows in groups, and averages of the weights."""
+
+from functools import partial
+
+import pytest
+import torch
+from helpers import noise_pairs, same
+from small_runs import PAIRS, settings, small_model, train
+
+from cibr import DualEncoder
+from cibr.metrics import retrieval_recalls
+from cibr.models.features import embed_pairs, prepare
+from cibr.train.loop import epoch_rows
+from cibr_book.experiments.training import WeightAverage, grouped_rows
+
+TWICE = [*range(20), *range(0, 20, 2)]  # ten come twice, ten are alone
+
+
+def flat(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def labelled(labels, groups=None):
+    pairs = noise_pairs(len(labels), n_captions=3)
+    pairs.labels = torch.tensor(labels)
+    pairs.groups = None if groups is None else torch.tensor(groups)
+    return pairs
+
+
+def test_groups_of_an_unlabelled_set_are_different_captions_of_one_image():
+    pairs = noise_pairs(30, n_captions=4)
+    images, texts = grouped_rows(pairs, 2, 1.0, seed=3, epoch=0)
+    assert len(images) == 30 and torch.equal(pairs.text_to_image()[texts], images)
+    for (i, j), (a, b) in zip(images.view(-1, 2), texts.view(-1, 2), strict=True):
+        assert i == j and (a != b) == (len(pairs.captions[i]) > 1)
+
+
+def test_groups_of_a_labelled_set_are_different_images_of_one_label():
+    pairs = labelled([0, 1, 2, 0, 1, 2, 0, 1, 3, 3] * 3)
+    images, texts = grouped_rows(pairs, 3, 1.0, seed=3, epoch=0)
+    assert torch.equal(pairs.text_to_image()[texts], images) and len(images) == 30
+    for group in images.view(-1, 3):
+        assert len(pairs.labels[group].unique()) == 1 and len(group.unique()) == 3
+
+
+def test_small_groups_come_whole_and_once_beside_images_that_stand_alone():
+    pairs = labelled([i // 10 for i in range(30)], TWICE)  # groups and not labels come together
+    images, texts = grouped_rows(pairs, 2, 1.0, seed=3, epoch=0)
+    assert torch.equal(pairs.text_to_image()[texts], images)
+    assert images.unique().tolist() == list(range(30)) and len(images) == 30
+    place = images.argsort()
+    assert all((place[20 + i] - place[2 * i]).abs() == 1 for i in range(10))
+
+
+@pytest.mark.parametrize("by", ["captions", "labels", "groups"])
+def test_with_a_share_each_group_is_followed_by_images_as_they_come(by):
+    pairs = noise_pairs(30, n_captions=3)
+    if by != "captions":
+        pairs = labelled(TWICE) if by == "labels" else labelled([i // 10 for i in range(30)], TWICE)
+    images, texts = grouped_rows(pairs, 2, 0.4, seed=3, epoch=0)
+    assert torch.equal(pairs.text_to_image()[texts], images)
+    blocks = images.view(6, 5)
+    order = epoch_rows(pairs, 3, 0)[0]
+    assert torch.equal(blocks[:, 2:].flatten(), order[:18])
+    if by != "captions":
+        first = {}
+        for image in order.tolist():
+            first.setdefault(TWICE[image], image)
+        assert blocks[:, 0].tolist() == [i for n, i in first.items() if n % 2 == 0][:6]
+    for (i, j), (a, b) in zip(blocks[:, :2], texts.view(6, 5)[:, :2], strict=True):
+        if by == "captions":
+            assert i == j and (a != b) == (len(pairs.captions[i]) > 1)
+        else:
+            assert i != j and TWICE[i] == TWICE[j]
+
+
+def test_few_groups_come_again_as_often_as_their_share_takes():
+    images, _ = grouped_rows(labelled([0, 0, *range(1, 19)]), 2, 0.5, seed=0, epoch=0)
+    assert [sorted(block) for block in images.view(5, 4)[:, :2].tolist()] == [[0, 1]] * 5
+    for n, share in ((3, 0.05), (33, 0.4), (30, 0.99)):
+        pairs = labelled([i // 2 for i in range(n)])
+        assert len(grouped_rows(pairs, 2, share, seed=0, epoch=0)[0]) == n
+
+
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_seed_and_epoch_decide_the_order(share):
+    rows = partial(grouped_rows, labelled([0, 1, 2, 0, 1, 2] * 5), 2, share)
+    torch.testing.assert_close(rows(1, 2), rows(1, 2))
+    assert not rows(1, 2)[0].equal(rows(1, 3)[0]) and not rows(1, 2)[0].equal(rows(2, 2)[0])
+
+
+def test_pairs_without_groups_or_with_smaller_ones_are_refused():
+    with pytest.raises(ValueError, match="neither images of one label .*: leave group_size at 1"):
+        grouped_rows(labelled(range(9)).subset(range(0, 9, 3)), 2, 1.0, seed=0, epoch=0)
+    with pytest.raises(ValueError, match="noise has no group of 3 images"):
+        grouped_rows(labelled([0, 0, *range(1, 19)]), 3, 0.5, seed=0, epoch=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("decay", "interpolation"), [(0.7, 0.0), (0.7, 0.25), (0.0, 0.25)])
+def test_the_average_is_a_loop_over_steps_mixed_with_the_start(decay, interpolation):
+    model = small_model(settings())
+    average = WeightAverage(model, decay, interpolation)
+    start = flat(model)
+    expected, total = 0.0, 0.0
+    for step in range(4):
+        for parameter in model.parameters():
+            parameter += torch.randn(parameter.shape)
+        average.update(model, step)
+        own = flat(model)
+        expected = decay * expected + own
+        total = decay * total + 1
+    with average.applied(model):
+        found = flat(model)
+    expected = interpolation * start + (1 - interpolation) * expected / total
+    torch.testing.assert_close(found, expected)
+    assert flat(model).equal(own)
+
+
+def test_a_run_in_groups_validates_and_keeps_the_average(tmp_path, monkeypatch):
+    steps, real = [], WeightAverage.update
+    noted = lambda self, model, step: steps.append(step) or real(self, model, step)  # noqa: E731
+    monkeypatch.setattr(WeightAverage, "update", noted)
+    additions = {"order": partial(grouped_rows, PAIRS, 2, 0.5, 0)}
+    plain, _ = train(tmp_path / "plain", held_out=PAIRS, additions=additions)
+    additions |= {"average": partial(WeightAverage, decay=0.9)}
+    model, history = train(tmp_path / "averaged", held_out=PAIRS, additions=additions)
+    assert not same(model, plain) and steps == list(range(6))
+    assert same(DualEncoder.from_pretrained(tmp_path / "averaged"), model)
+    embedded = embed_pairs(model, prepare(model, PAIRS))
+    recalls = retrieval_recalls(*embedded, *PAIRS.retrieval_targets())
+    assert {name: history.iloc[-1][name] for name in recalls} == recalls

@@ -1,0 +1,167 @@
+"""Notebooks have the agreed shape and are committed executed; the lists of pages are complete."""
+
+import ast
+import base64
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+import cibr
+
+ROOT = Path(__file__).resolve().parents[3]
+BOOK = ROOT / "book"
+NOTEBOOKS = sorted([*BOOK.glob("*.ipynb"), *BOOK.glob("howto/*.ipynb")])
+PERSONAL_PATH = re.compile(
+    r"/(?:home|root|tmp|Users|var|usr|opt|mnt|private|work)/\w|[A-Z]:\\\\?Users"
+)
+FENCED = re.compile(r"^(`{3,}|:{3,}).*?^\1", re.MULTILINE | re.DOTALL)
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path: Path, kind: str) -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+@each_notebook
+def test_notebook_opens_with_its_one_title_and_says_what_it_needs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    prose = "\n".join(FENCED.sub("", cell.source) for cell in cells(path, "markdown"))
+    assert notebook.cells[0].source.startswith("# ")
+    assert len(re.findall(r"^# \S", prose, re.MULTILINE)) == 1
+    assert "**You need**" in prose and re.search(r"\*\*It takes\*\*.*(second|minute)", prose)
+
+
+@each_notebook
+def test_parameters_are_one_annotated_assignment_a_line_with_help(path):
+    tagged = [c for c in cells(path, "code") if "parameters" in c.metadata.get("tags", [])]
+    lines = [line for cell in tagged for line in cell.source.splitlines()]
+    assert len(tagged) <= 1
+    assert all(isinstance(ast.parse(line).body[0], ast.AnnAssign) for line in lines)
+    parameters = papermill.inspect_notebook(path)  # what `papermill --help-notebook` shows
+    assert len(parameters) == len(lines)
+    assert all(parameter["help"] for parameter in parameters.values())
+
+
+@each_notebook
+def test_notebook_defines_nothing_and_is_committed_executed(path):
+    code = cells(path, "code")
+    trees = [ast.parse(re.sub(r"^[%!].*$", "", cell.source, flags=re.MULTILINE)) for cell in code]
+    definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    assert not [node for tree in trees for node in ast.walk(tree) if isinstance(node, definitions)]
+    counts = [cell.execution_count for cell in code]
+    assert counts == list(range(1, len(counts) + 1)), f"run: python book/execute.py {path.stem}"
+
+
+@each_notebook
+def test_outputs_are_the_same_on_every_machine(path):
+    notebook = nbformat.read(path, as_version=4)
+    outputs = [output for cell in cells(path, "code") for output in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    data = [item for output in outputs for item in output.get("data", {}).items()]
+    text = [output.get("text", "") for output in outputs]
+    text += [str(value) for mime, value in data if "image" not in mime]
+    assert PERSONAL_PATH.search("\n".join(text)) is None
+    assert not [mime for mime, _ in data if "widget-view" in mime]
+    assert notebook.metadata.language_info == {"name": "python", "pygments_lexer": "ipython3"}
+    assert {"papermill", "widgets"}.isdisjoint(notebook.metadata)
+    assert all({"papermill", "execution"}.isdisjoint(cell.metadata) for cell in notebook.cells)
+
+
+@each_notebook
+def test_every_figure_has_a_caption_and_a_text_for_those_who_do_not_see_it(path):
+    for cell in cells(path, "code"):
+        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            shown = cell.metadata.get("mystnb", {})
+            assert len(shown.get("figure", {}).get("caption", "")) > 12, cell.source
+            assert len(shown.get("image", {}).get("alt", "")) > 12, cell.source
+
+
+def test_the_first_page_shows_the_figure_that_a_notebook_made():
+    code = cells(BOOK / "confirmation.ipynb", "code")
+    (cell,) = [c for c in code if '"fig-confirmation-beta"' in json.dumps(c.metadata)]
+    made = next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
+    assert base64.b64decode(made) == (BOOK / "images" / "beta.png").read_bytes()
+    assert "images/beta.png" in (BOOK / "intro.md").read_text("utf-8")
+
+
+def test_table_of_contents_lists_exactly_the_pages_that_exist():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    chapters = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    pages = [page for page in BOOK.rglob("*") if page.suffix in (".md", ".ipynb")]
+    pages = [page for page in pages if ".ipynb_checkpoints" not in page.parts]
+    names = [page.relative_to(ROOT).with_suffix("").as_posix() for page in pages]
+    assert sorted([toc["root"], *chapters]) == sorted([*names, "CHANGELOG"])
+
+
+def test_the_reference_opens_with_every_name_that_the_package_offers():
+    shown = re.findall(r"^   ~(\S+)$", (BOOK / "api.md").read_text(), flags=re.MULTILINE)
+    assert {name.split(".")[-1] for name in shown} == set(cibr.__all__) - {"__version__"}
+    for name in shown:
+        module, _, member = name.rpartition(".")
+        assert getattr(importlib.import_module(module), member) is getattr(cibr, member)
+
+
+def test_citation_names_the_version_and_the_licence_of_the_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+
+
+def test_nbval_rounds_long_floats_and_nothing_else(monkeypatch):
+    monkeypatch.syspath_prepend(BOOK)
+    spec = importlib.util.spec_from_file_location("book_conftest", BOOK / "conftest.py")
+    policy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(policy)
+    for printed, compared in {
+        "loss 0.12341999, 0.12342001.": "loss 0.1234, 0.1234.",
+        "[1.0000, -12345.678, 3.14159e-05]": "[1, -1.235e+04, 3.142e-05]",
+        "-0.00 and 1.2e-17 are 0": "0 and 0 are 0",
+        **dict.fromkeys(["0.05 1.5 1e-3", "torch 2.13.0, 2026-11-25, v1.23456, 123456"]),
+    }.items():
+        assert re.sub(policy.FLOAT, policy.round_float, printed) == (compared or printed)
+
+
+def test_executing_twice_leaves_the_same_bytes_and_a_failure_leaves_the_notebook(tmp_path):
+    sources = {"small": "import os\nprint(os.environ['TQDM_DISABLE'])\n2", "broken": "1 / 0"}
+    for name, source in sources.items():
+        cell = nbformat.v4.new_code_cell(source)
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / f"{name}.ipynb")
+    small, broken = (tmp_path / f"{name}.ipynb" for name in sources)
+    before = broken.read_bytes()
+    run = (
+        "import pathlib, sys, execute; small, broken = map(pathlib.Path, sys.argv[1:])\n"
+        "execute.prepare_environment()\n"
+        "execute.execute(small); first = small.read_bytes(); execute.execute(small)\n"
+        "assert small.read_bytes() == first; execute.execute(broken)"
+    )
+    command = [sys.executable, "-c", run, small, broken]
+    done = subprocess.run(command, cwd=BOOK, capture_output=True, text=True)
+    assert "ZeroDivisionError" in done.stderr and "AssertionError" not in done.stderr
+    assert cells(small, "code")[0].outputs[0].text == "1\n"
+    assert broken.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_commands_under_the_figures_name_sweeps_that_exist():
+    pages = [*NOTEBOOKS, *BOOK.glob("howto/*.md"), ROOT / "README.md"]
+    text = "".join(path.read_text("utf-8") for path in pages)
+    names = set(re.findall(r"make rows SWEEP=(\w+)", text))
+    assert len(names) >= 4
+    assert names <= {path.stem for path in (ROOT / "experiments").glob("*.yaml")}
+
+
+def test_the_reference_names_every_module_of_the_study():
+    page = (BOOK / "api" / "study.md").read_text("utf-8")
+    modules = {path.stem for path in (BOOK / "cibr_book").rglob("*.py")} - {"__init__"}
+    table = page[page.index("| for |") :]
+    assert modules == set(re.findall(r"`(\w+)`", table))
