@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from cibr.utils import project_root
-from cibr_book.experiments.analysis import mean_intervals
+from cibr_book.intervals import mean_intervals
 
 RESULTS = project_root() / "data" / "results"
 HEADLINE = ("zero-shot", "recall")
