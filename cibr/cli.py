@@ -38,9 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser(argv[:1] == ["train"]).parse_args(argv)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: _print_error(f"warning: {message}")
-            sys.path.insert(0, "")  # modules in the current folder, as with python -m
             for module in arguments.plugin:
-                importlib.import_module(module)
+                _import_plugin(module)
             arguments.run(arguments)
         return 0
     except SystemExit as stop:  # from the parser, or from a run that was stopped
@@ -55,6 +54,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         unexpected = f"{type(error).__name__}: {error} (--debug shows where)"
         _print_error(str(error) if is_ours else unexpected)
         return 1
+
+
+def _import_plugin(module: str) -> None:
+    """Imports a module, which may be in the current folder.
+
+    No other module is looked for there: an installed one comes first, and the folder leaves the
+    path again.
+    """
+    sys.path.append("")
+    try:
+        importlib.import_module(module)
+    finally:
+        sys.path.remove("")
 
 
 def _print_error(message: str) -> None:

@@ -77,7 +77,11 @@ def output_with_other_files(folder):
 SAME = replace(noise_pairs(9), captions=[["a red cat"]] * 9)
 TWO = PAIRS.subset([0, 1])
 RUNS = [
-    ("too few to hold out", too_few_to_hold_out, "9 pairs and no validation split: .*ten pairs"),
+    (
+        "too few to hold out",
+        too_few_to_hold_out,
+        "9 pairs in 9 groups.*: give.*ten pairs",
+    ),
     ("output in the data", output_within_the_data, "is within the data set's folder: choose one"),
     ("output under a file", output_under_a_file, "out/x' cannot be written: .*choose another"),
     ("other files", output_with_other_files, "no run's, such as 'thesis.tex': choose another"),

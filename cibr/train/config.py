@@ -168,7 +168,8 @@ def _run_name(config: RunConfig, dataset: str, defaults: dict[str, Any]) -> str:
 def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
     """The training, validation and test pairs of a run.
 
-    Without a validation split, a tenth of the training pairs, at most 1,000, is held out for it.
+    Without a validation split, a tenth of the training pairs, at most 1,000, is held out for it, by
+    whole groups.
     Without a test split, the validation pairs are returned for it, with a warning; their `split`
     shows it.
 
@@ -192,13 +193,21 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
 
 
 def _hold_out(train: Pairs) -> tuple[Pairs, Pairs]:
+    """Training and validation pairs; images of one group are on one side."""
     n_held_out = min(1000, len(train) // 10)
-    if n_held_out < 1:
-        fix = "give a validation split, or ten pairs, of which one is held out"
-        raise ValueError(f"{train.name} has {len(train)} pairs and no validation split: {fix}")
+    groups = torch.arange(len(train)) if train.groups is None else train.groups
+    groups, sizes = groups.unique(return_inverse=True, return_counts=True)[1:]
+    if n_held_out < 1 or len(sizes) < 2:
+        what = f"{train.name} has {len(train)} pairs in {len(sizes)} groups"
+        fix = "give a validation split, or ten pairs in two groups, of which some are held out"
+        raise ValueError(f"{what} and no validation split: {fix}")
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    validation = replace(train.subset(rows[:n_held_out].sort().values), split="validation")
-    return train.subset(rows[n_held_out:].sort().values), validation
+    order = list(dict.fromkeys(groups[rows].tolist()))
+    n_groups = int((sizes[order].cumsum(0) < n_held_out).sum()) + 1
+    is_held_out = torch.isin(groups, torch.tensor(order[: min(n_groups, len(sizes) - 1)]))
+    validation = train.subset(is_held_out.nonzero().flatten())
+    rest = train.subset((~is_held_out).nonzero().flatten())
+    return rest, replace(validation, split="validation")
 
 
 def build_model(config: RunConfig, train: Pairs) -> DualEncoder:
