@@ -47,7 +47,7 @@ test: $(STAMP) versions  ## the tests, then every notebook again; two workers
 book: $(STAMP)  ## render the stored notebooks into _build/html; any warning is an error
 	$(BIN)/jupyter-book build . -W -n --keep-going --quiet
 
-rows: $(STAMP)  ## a sweep's rows again, into again.csv: SWEEP=photos_beta ONLY="CIBR vMF"
+rows: $(STAMP)  ## a sweep's rows again, into again.csv: SWEEP=confirmation ONLY="CIBR vMF"
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/snakemake -s experiments/Snakefile --profile experiments/profiles/local \
 	  --config sweep=experiments/$(SWEEP).yaml results=again.csv $(if $(ONLY),only="$(ONLY)")
 

@@ -22,21 +22,6 @@ HEADLINE = ("zero-shot", "recall")
 KEY = ["condition", "method", "beta", "hyperparameters"]
 _NOT_TUNED = ["seed", "suites", "dataset", "model", "corruption", "penalty", "sample"]
 _NOT_TUNED += ["contrastive", "beta", "validate_every", "unpaired", "adapted"]
-# A method and its control, which differ by one ingredient, each with its best settings on
-# validation.
-CONTRASTS = (
-    ("CCA anchor", "CLIP, CCA start"),
-    ("CCA anchor", "closed-form CCA"),
-    ("CIBR vMF, sampled", "noise only"),
-    ("consistency", "CLIP, same grouped batches"),
-    ("CLIP, in both styles", "consistency"),
-)
-KINDS = {  # pattern of the methods' names, and the control that they are compared with
-    "the residual penalty": (r"^CIBR (?:vMF|crossfit|MINE)", "CLIP"),
-    "the CCA start": (r"^CLIP, CCA start$", "CLIP"),
-    "the anchor, over the CCA start": (r"^CCA anchor$", "CLIP, CCA start"),
-    "best other control": (r"^(?!CLIP$|CLIP, CCA start$|CCA anchor$|CIBR)", "CLIP"),
-}
 _SCORES = {  # pattern of the columns by name; their mean
     "zero-shot": r"/mean of \d+/accuracy@1$",
     "recall": r"^(?:mini/flickr8k|glyphs/glyphs)/\w+_recall@(?:1|5|10)$",
@@ -82,22 +67,6 @@ def chosen(rows: pd.DataFrame, within: Sequence[str] = ("condition", "method")) 
     means = rows.groupby(by, sort=False)["validation"].mean().reset_index()
     best = means.loc[means.groupby([*within], sort=False)["validation"].idxmax(), KEY]
     return rows[pd.MultiIndex.from_frame(rows[KEY]).isin(pd.MultiIndex.from_frame(best))]
-
-
-def contenders(rows: pd.DataFrame) -> pd.DataFrame:
-    """The best method of each kind in each condition, and its best hyper-parameters, on validation.
-
-    Args:
-        rows: from `read_table`.
-
-    Returns:
-        `condition, method, beta, hyperparameters`; `kind`, one of `KINDS`; `against`, its control.
-    """
-    parts = []
-    for kind, (pattern, control) in KINDS.items():
-        best = chosen(rows[rows["method"].str.contains(pattern)], ["condition"])[KEY]
-        parts.append(best.drop_duplicates().assign(kind=kind, against=control))
-    return pd.concat(parts, ignore_index=True)
 
 
 def score_table(rows: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -156,29 +125,6 @@ def differences(
     return table.assign(significance=np.select(signs, ["gain", "loss"], "not significant"))
 
 
-def comparisons(rows: pd.DataFrame) -> pd.DataFrame:
-    """All comparisons of the study: every method with the CLIP of its condition, and `CONTRASTS`.
-
-    Args:
-        rows: from `read_table`.
-
-    Returns:
-        As `differences`, with `against`, the name of the control, and `q_value`, the p-value
-        adjusted by Benjamini and Hochberg over all of them.
-    """
-    parts = [differences(rows).assign(against="CLIP")]
-    best = chosen(rows)
-    for method, control in CONTRASTS:
-        pair = best[best["method"].isin([method, control])]
-        pair = pair[pair.groupby("condition")["method"].transform("nunique") == 2]
-        if len(pair):
-            parts.append(differences(pair, control=control).assign(against=control))
-    table = pd.concat(parts, ignore_index=True)
-    tested = table["p_value"].notna()
-    table.loc[tested, "q_value"] = stats.false_discovery_control(table.loc[tested, "p_value"])
-    return table
-
-
 def _p_value(values: pd.Series) -> float:
     return stats.ttest_1samp(values, 0).pvalue if values.nunique() > 1 else np.nan
 
@@ -188,29 +134,6 @@ def holm(p_values: pd.Series) -> pd.Series:
     ordered = p_values.sort_values(kind="stable")
     adjusted = (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1)
     return adjusted.reindex(p_values.index)
-
-
-def survivors(rows: pd.DataFrame) -> pd.DataFrame:
-    """Numbers of significant comparisons, without and with correction for multiple testing.
-
-    Args:
-        rows: from `differences`, of all comparisons.
-
-    Returns:
-        Rows `gain` and `loss` with the numbers that are significant uncorrected, under Holm's
-        control of the family-wise error rate, and under Benjamini and Hochberg's control of the
-        false discovery rate, at 5 %.
-    """
-    tested = rows.dropna(subset=["p_value"]).sort_values("p_value")
-    p = tested["p_value"].to_numpy()
-    adjusted = {
-        "one by one": p,
-        "Holm": holm(tested["p_value"]).to_numpy(),
-        "Benjamini-Hochberg": stats.false_discovery_control(p),
-    }
-    is_gain = (tested["difference"] > 0).to_numpy()
-    significant = pd.DataFrame(adjusted) < 0.05
-    return pd.DataFrame({"gain": significant[is_gain].sum(), "loss": significant[~is_gain].sum()}).T
 
 
 def in_points(
@@ -234,25 +157,3 @@ def in_points(
     ]
     columns = list(dict.fromkeys(rows["measure"]))
     return rows.assign(text=text).pivot(index=[*index], columns="measure", values="text")[columns]
-
-
-def main() -> None:
-    """Write mini_suite.csv: CLIP and CIBR vMF of experiments/photos_beta.yaml, from their runs."""
-    from cibr.evaluate import Evaluation, compare, read_predictions, suite_tasks
-
-    methods = ["CLIP", "CIBR vMF"]
-    rows = read_table()
-    rows = chosen(rows[(rows["condition"] == "Flickr8k") & rows["method"].isin(methods)])
-    rows = rows[rows["seed"].isin(rows.loc[rows["method"] == "CIBR vMF", "seed"])]
-    runs = project_root() / "runs" / "photos_beta"
-    sides: dict[str, list] = {name: [] for name in methods}
-    for name, run in zip(rows["method"], rows["run"], strict=True):
-        files = {task: runs / run / "mini" / task.file for task in suite_tasks("mini")}
-        predictions = {task: read_predictions(file) for task, file in files.items()}
-        sides[name].append(Evaluation(name, "mini", predictions))
-    table = compare(*sides.values())
-    table.to_csv(RESULTS / "mini_suite.csv", index=False, float_format="%.6g")
-
-
-if __name__ == "__main__":
-    main()

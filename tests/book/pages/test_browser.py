@@ -311,7 +311,7 @@ def test_another_curve_keeps_the_weight(page, home):
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize(("chapter", "figure"), [("ablation", 0), ("train", "gallery")])
+@pytest.mark.parametrize(("chapter", "figure"), [("beta", 0), ("train", "gallery")])
 def test_a_figure_opens_in_the_page_as_it_looks_there(page, home, chapter, figure, theme, width):
     page.set_viewport_size({"width": width, "height": 844})
     page.goto(f"{home}/book/{chapter}.html")
@@ -358,7 +358,7 @@ def found(page, home, query):
         ("CCA", "gaussian"),
         ("temperature", "theory gaussian train"),
         ("install", "intro"),
-        ("beta", "intro ablation train"),
+        ("beta", "intro beta train"),
         ("beta_at", "api/losses"),
         ("typeface", "data"),
         ("residual information", "glossary"),
