@@ -29,7 +29,6 @@ SINGULAR = torch.ones(2, 2, dtype=torch.float64)
 TASK = estimators.gaussian_task(1, 1.0)
 X, Y = TASK.sample(40)
 MAPS = torch.zeros(3, 2, 4, 4)
-ZEROS = torch.zeros(3, dtype=torch.int64)
 
 nats_of = partial(worlds.encoder_informations, DISCRETE)
 bound = partial(worlds.residual_bound_nats, DISCRETE.joint)
@@ -43,10 +42,6 @@ def probe(n, factor):
 
 def maps(texts=EYE[:3], noise=MAPS, weight=1.0):
     return attribution.bottleneck_maps(MAPS, texts, torch.nn.Identity(), noise, weight)
-
-
-def deletion(maps, fraction):
-    return attribution.deletion_curve(MAPS, maps, torch.nn.Identity(), 0.0, (0, fraction))
 
 
 def no_feature_map():
@@ -88,17 +83,14 @@ CALLS = {
     "probe: rows": (lambda: probe(3, torch.arange(4)), "one row for each value of factor"),
     "probe: constant": (lambda: probe(4, torch.zeros(4).long()), "two values or more"),
     "probe: unseen": (lambda: probe(4, torch.arange(4)), "all of them among the fitted items"),
-    "agreement": (lambda: embeddings.neighbour_agreement(ZEROS[:, None], ZEROS), "everywhere"),
-    "feature map": (no_feature_map, "no feature map is known of a clip model"),
+    "feature map": (no_feature_map, "feature maps of a clip model are unknown"),
     "maps: shape": (lambda: maps(noise=MAPS[..., :2]), "pass one text per map"),
     "maps: texts": (lambda: maps(texts=EYE[:2]), "3 maps.*2 texts"),
     "maps: weight": (lambda: maps(weight=-1.0), "pass a positive price of a nat"),
-    "deletion: shares": (lambda: deletion(MAPS[:, 0], 1.5), "shares between 0 and 1"),
-    "deletion: size": (lambda: deletion(MAPS[:, 0, :2], 1.0), "enlarge the maps"),
 }
 
 
-UNIT, FLAT = torch.eye(12), torch.ones(12, 12) / 12**0.5
+UNIT = torch.eye(12)
 LONG = "text_embeddings has 12 rows not of unit length"
 ROWS = "12 images but 11 texts: pass one text per image"
 NO_ROWS = pd.DataFrame({"dataset": ["a"], "metric": ["accuracy@5"]})
@@ -112,11 +104,8 @@ CALLS |= {
     "alignment-unit": (lambda: embeddings.alignment(UNIT, 2 * UNIT), LONG),
     "gap-unit": (lambda: embeddings.modality_gap(UNIT, 2 * UNIT), LONG),
     "knn-unit": (lambda: embeddings.mutual_knn(UNIT, 2 * UNIT), LONG),
-    "knn-collapsed": (lambda: embeddings.mutual_knn(UNIT, FLAT), "text_embeddings are equal"),
-    "cka-collapsed": (lambda: embeddings.linear_cka(UNIT, FLAT), "text_embeddings are equal"),
     "knn-rows": (lambda: embeddings.mutual_knn(UNIT, UNIT[:11]), ROWS),
     "cka-rows": (lambda: embeddings.linear_cka(UNIT, UNIT[:11]), ROWS),
-    "knn-k": (lambda: embeddings.mutual_knn(UNIT, UNIT, k=12), "k=12 does not fit 12 pairs"),
     "uniformity": (lambda: embeddings.uniformity(UNIT[:1]), "no distances: pass at least two"),
     "published": (lambda: published("mine"), "no results of 'mine'; it has those of"),
     "gallery": (gallery, "none of the captions of image 0 .* add 'z'"),

@@ -1,5 +1,4 @@
-"""Information bottleneck attribution of image-text similarity, and sanity checks of attribution
-maps.
+"""Information bottleneck attribution of image-text similarity.
 
     minimise over the mask m in (0, 1):   weight * I - E cos(f(m r + (1 - m) e), text)
     e ~ N(mean, std^2),   I = sum of KL( N(m r + (1 - m) mean, (1 - m)^2 std^2) || N(mean, std^2) )
@@ -14,9 +13,8 @@ arXiv 2312.17174) for the cosine with a text in place of a class score.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -26,44 +24,24 @@ from cibr.models import DualEncoder
 
 Maps = Float[Tensor, "n h w"]
 Features = Float[Tensor, "n c h w"]
-Score = Callable[[Features], Float[Tensor, " n"]]
 
 
 def split_image_tower(model: DualEncoder) -> tuple[Callable, Callable]:
-    """The image encoder in two halves: images to feature maps, and feature maps to unit vectors.
-
-    Args:
-        model: `tiny`, or `frozen` with an EfficientNet of timm.
+    """The image encoder of a `tiny` model in two halves.
 
     Returns:
-        `lower`, normalised images [n, 3, h, w] to maps [n, c, h', w'], and `upper`, maps to unit
-        vectors [n, d]; together they are `encode_images`. Both pass gradients.
+        `lower`, normalised images [n, 3, h, w] to feature maps [n, c, h', w'], and `upper`, maps to
+        unit vectors [n, d]; together they are `encode_images`. Both pass gradients.
 
     Raises:
-        ValueError: a tower of another architecture.
+        ValueError: a model of another kind.
     """
-    tower = getattr(model.backbone, "image_tower", None)
-    net = getattr(tower, "timm_model", None)
-    if model.kind == "tiny":
-        layers = list(tower)
-        n_lower = 3  # up to 16 x 16 positions with a receptive field of 5 px
-    elif type(net).__name__ == "EfficientNet":
-        layers = [net.conv_stem, net.bn1, *net.blocks, net.conv_head, net.bn2, net.global_pool]
-        n_lower = 7  # the stem and five blocks: a stride of 16
-    else:
-        what = f"no feature map is known of a {model.kind} model with {type(net or tower).__name__}"
-        raise ValueError(f"{what}: pass a tiny model, or a frozen EfficientNet of timm")
-    lower = nn.Sequential(*layers[:n_lower])
-    pool = nn.Sequential(*layers[n_lower:])
+    if model.kind != "tiny":
+        raise ValueError(f"the feature maps of a {model.kind} model are unknown: pass a tiny one")
+    layers = list(model.backbone.image_tower)
+    lower = nn.Sequential(*layers[:3])  # up to 16 x 16 positions with a receptive field of 5 px
+    pool = nn.Sequential(*layers[3:])
     return lower, lambda maps: model.encode_images(pool(maps).flatten(1)).features
-
-
-def cosine_score(model: DualEncoder) -> Callable[[Tensor, Tensor], Float[Tensor, " n"]]:
-    """A function from normalised images and text vectors [n, d] to their cosines, for captum to
-    explain.
-    """
-    lower, upper = split_image_tower(model)
-    return lambda pixels, texts: (upper(lower(pixels)) * texts).sum(1)
 
 
 def bottleneck_maps(
@@ -158,37 +136,6 @@ def share_inside(maps: Maps, region: Bool[Tensor, "n h w"]) -> Float[Tensor, " n
     return torch.where(total > 0, inside, region.float().mean((1, 2)))
 
 
-def deletion_curve(
-    pixels: Features, maps: Maps, score: Score, fill: float, fractions: Sequence[float | int]
-) -> Float[Tensor, "n k"]:
-    """Scores as pixels are deleted, those with the highest attribution first.
-
-    Source: Samek et al. (2017, arXiv 1509.06321), section III, pixel by pixel.
-
-    Args:
-        pixels: normalised images [n, c, h, w].
-        maps: attribution at the size of the images [n, h, w].
-        score: images to one number each, such as the cosine with their text.
-        fill: the value of deleted pixels.
-        fractions: shares of the pixels to delete, in [0, 1].
-
-    Returns:
-        The score at each of k fractions [n, k].
-
-    Raises:
-        ValueError: maps of another size than the images, or fractions outside [0, 1].
-    """
-    n, _, h, w = pixels.shape
-    if maps.shape != (n, h, w) or not all(0 <= f <= 1 for f in fractions):
-        got = f"images {list(pixels.shape)}, maps {list(maps.shape)}, fractions {list(fractions)}"
-        raise ValueError(f"{got}: enlarge the maps to the images, pass shares between 0 and 1")
-    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
-    rank = order.argsort(dim=1, stable=True).view(n, 1, h, w)
-    with torch.no_grad():
-        curves = [score(torch.where(rank < round(f * h * w), fill, pixels)) for f in fractions]
-    return torch.stack(curves, 1)
-
-
 def randomised_weights(model: DualEncoder, seed: int = 0) -> DualEncoder:
     """A copy of the model with a randomised image encoder: the entries of each weight tensor are
     shuffled.
@@ -204,9 +151,3 @@ def randomised_weights(model: DualEncoder, seed: int = 0) -> DualEncoder:
             order = torch.randperm(weight.numel(), generator=generator)
             weight.copy_(weight.flatten()[order].view_as(weight))
     return shuffled
-
-
-def map_agreement(a: Maps, b: Maps) -> Float[Tensor, " n"]:
-    """Spearman's rank correlation of two maps of each image; 0 if a map is constant."""
-    ranks_a, ranks_b = (pd.DataFrame(side.flatten(1).T.numpy()).rank() for side in (a, b))
-    return torch.tensor(ranks_a.corrwith(ranks_b).fillna(0).to_numpy()).float()

@@ -61,8 +61,8 @@ def probe_nats(features: Features, factor: Factor, held_out: Mask) -> dict[str, 
         held_out: mask of the samples for evaluation, [n].
 
     Returns:
-        `nats`, the bound, negative if the probe is worse than the class frequencies; `entropy_nats`
-        H(V), its maximum; `accuracy`.
+        `nats`, the bound, negative if the probe is worse than the class frequencies; and
+        `entropy_nats`, H(V), its maximum.
 
     Raises:
         ValueError: lengths that differ, features that are not finite, a factor that does not vary,
@@ -75,9 +75,8 @@ def probe_nats(features: Features, factor: Factor, held_out: Mask) -> dict[str, 
     _check_values(factor[~held_out], factor[held_out])
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
     probe.fit(features[~held_out].numpy(), factor[~held_out].numpy())
-    log_q, log_p, correct = _tested_items(probe, features[held_out], factor[held_out])
-    means = {"nats": log_q - log_p, "entropy_nats": -log_p, "accuracy": correct.double()}
-    return {name: float(values.mean()) for name, values in means.items()}
+    log_q, log_p = _tested_items(probe, features[held_out], factor[held_out])
+    return {"nats": float((log_q - log_p).mean()), "entropy_nats": float(-log_p.mean())}
 
 
 def _check_values(fitted: Factor, tested: Int[Tensor, " m"]) -> None:
@@ -89,16 +88,13 @@ def _check_values(fitted: Factor, tested: Int[Tensor, " m"]) -> None:
 
 def _tested_items(
     probe: BaseEstimator, features: Features, factor: Factor
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Mask]:
-    """log q(v|z) of a fitted probe, log p(v) of the frequencies, in nats, and whether its top
-    prediction is correct, per item.
-    """
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """log q(v|z) of a fitted probe and log p(v) of the frequencies, in nats per item."""
     log_q = np.log(probe.predict_proba(features.numpy()).clip(1e-12))
     column = np.searchsorted(probe.classes_, factor.numpy())
     log_p = np.log(np.bincount(column) / len(column))[column]
     own = log_q[np.arange(len(column)), column]
-    correct = log_q.argmax(1) == column
-    return torch.from_numpy(own), torch.from_numpy(log_p), torch.from_numpy(correct)
+    return torch.from_numpy(own), torch.from_numpy(log_p)
 
 
 def parts_by_group(groups: Sequence[str], shares: Sequence[float], seed: int = 0) -> Factor:
@@ -152,7 +148,7 @@ def leakage_items(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the network's epochs are few
             search.fit(embeddings[known].numpy(), factor[known].numpy())
-        log_q, log_p, _ = _tested_items(search, embeddings[tested], factor[tested])
+        log_q, log_p = _tested_items(search, embeddings[tested], factor[tested])
         leakage[name] = (log_q - log_p) / -log_p.mean()
     return leakage
 

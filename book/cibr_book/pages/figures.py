@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
@@ -270,44 +270,6 @@ def confusion_matrices(
         axis.set(title=model, xlabel="predicted", ylabel="")
     axes[0, 0].set_ylabel("shown")
     return list(axes[0])
-
-
-def neighbour_rows(
-    images: Sequence[Image.Image],
-    queries: Sequence[int],
-    nearest: Mapping[str, Int[Tensor, "n k"]],
-    alike: Mapping[str, Bool[Tensor, "n k"]],
-) -> list[Axes]:
-    """Queries at the left, and their nearest images under each model, in green frames where alike.
-
-    Args:
-        images: all n items.
-        queries: which items are asked.
-        nearest: the neighbours of all items under each model.
-        alike: which of them count as the same.
-
-    Returns:
-        One Axes an image, row by row.
-    """
-    k = next(iter(nearest.values())).shape[1]
-    widths = [1.0, *([0.35, *[1.0] * k] * len(nearest))]  # an empty column before each model
-    height = WIDTH / sum(widths) * len(queries) + 0.5
-    _, axes = panels(len(queries), len(widths), WIDTH, height, width_ratios=widths)
-    for row, query in zip(axes, queries, strict=True):
-        shown: list[tuple[int, str] | None] = [(query, "black")]
-        for model in nearest:
-            frames = [GREEN if same else _FRAME for same in alike[model][query]]
-            shown += [None, *zip(nearest[model][query].tolist(), frames, strict=True)]
-        for axis, cell in zip(row, shown, strict=True):
-            if cell is None:
-                axis.axis("off")
-            else:
-                plots.draw_image(axis, images[cell[0]], cell[1])
-    axes[0, 0].set_title("query")
-    # A title over the middle image: over the first, it would widen its column.
-    for model, axis in zip(nearest, axes[0, 2 + k // 2 :: k + 1], strict=True):
-        axis.set_title(f"nearest under {model}")
-    return [axis for axis in axes.flat if axis.images]
 
 
 def answer_rows(

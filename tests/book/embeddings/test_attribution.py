@@ -1,11 +1,9 @@
-"""Attribution maps, their checks and the glyphs made for them, where the right answer is known."""
+"""Attribution maps and the glyphs made for them, where the right answer is known."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.stats import spearmanr
-from transformers import TimmWrapperConfig, TimmWrapperModel
 
 from cibr import DualEncoder
 from cibr.data.glyphs import glyph_characters
@@ -55,43 +53,16 @@ def test_a_bottleneck_map_lies_where_the_answer_is_decided_and_a_higher_price_pa
 
 
 def test_the_two_halves_of_a_tiny_tower_are_the_encoder(tiny):
-    pixels, texts = torch.randn(2, 3, 32, 32, generator=generator()), torch.eye(16)[:2]
+    pixels = torch.randn(2, 3, 32, 32, generator=generator())
     lower, upper = attribution.split_image_tower(tiny)
     whole = tiny.encode_images(pixels).features
     assert lower(pixels).shape == (2, 16, 16, 16) and torch.equal(upper(lower(pixels)), whole)
-    assert torch.equal(attribution.cosine_score(tiny)(pixels, texts), (whole * texts).sum(1))
-
-
-def test_the_two_halves_of_a_frozen_efficientnet_are_the_encoder(tmp_path, tower_folders):
-    about = {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.5] * 3}
-    config = TimmWrapperConfig(architecture="tf_efficientnet_lite0", pretrained_cfg=about)
-    TimmWrapperModel(config).save_pretrained(tmp_path)
-    model = DualEncoder.frozen(str(tmp_path), tower_folders[1], dim=16, image_size=64).eval()
-    pixels = torch.randn(2, 3, 64, 64, generator=generator())
-    lower, upper = attribution.split_image_tower(model)
-    assert lower(pixels).shape == (2, 112, 4, 4)  # a stride of 16
-    torch.testing.assert_close(upper(lower(pixels)), model.encode_images(pixels).features)
 
 
 def test_the_share_inside_counts_positive_values_alone():
     maps = torch.tensor([[[1.0, 3.0], [-5.0, 0.0]], [[0.0, 0.0], [-1.0, 0.0]]])
     region = torch.tensor([[True, False], [True, False]]).expand(2, 2, 2)
     assert attribution.share_inside(maps, region).tolist() == [0.25, 0.5]
-
-
-def test_deletion_takes_the_highest_pixels_first():
-    weights = torch.zeros(3, 8, 8)
-    weights[:, 4:8, 0:4] = 1.0  # a quarter of the pixels counts
-    pixels = torch.rand(4, 3, 8, 8, generator=generator()) + 0.5
-
-    def score(x):
-        return (x * weights).sum((1, 2, 3))
-
-    whole, filled = score(pixels), score(torch.full_like(pixels, 0.25))
-    for sign, half in ((1, filled), (-1, whole)):
-        maps = sign * weights[0].expand(4, 8, 8)
-        curve = attribution.deletion_curve(pixels, maps, score, 0.25, (0, 0.5, 1))
-        torch.testing.assert_close(curve, torch.stack([whole, half, filled], 1))
 
 
 def test_randomised_weights_are_the_same_weights_in_another_order(tiny):
@@ -103,16 +74,6 @@ def test_randomised_weights_are_the_same_weights_in_another_order(tiny):
         )
         assert not torch.equal(old, new) and torch.equal(old.sort().values, new.sort().values)
     assert torch.equal(shuffled.embed_texts(["a"]), tiny.embed_texts(["a"]))
-
-
-def test_maps_agree_by_rank():
-    a = torch.rand(3, 4, 4, generator=generator())
-    b = a.exp()
-    b[0, 0, 0] = b[0, 0, 1]  # a tie
-    expected = [spearmanr(x.flatten(), y.flatten())[0] for x, y in zip(a, b, strict=True)]
-    assert attribution.map_agreement(a, b).tolist() == pytest.approx(expected)
-    assert torch.allclose(attribution.map_agreement(a, -a), -torch.ones(3))
-    assert attribution.map_agreement(a, torch.ones(3, 4, 4)).tolist() == [0, 0, 0]
 
 
 def test_varied_glyphs_show_seen_characters_in_unseen_typefaces():

@@ -1,4 +1,4 @@
-"""Geometry, neighbours and the modality gap, against loops and spaces whose shape is known."""
+"""Geometry of embeddings, against loops and spaces whose shape is known."""
 
 import math
 
@@ -58,19 +58,3 @@ def test_mutual_neighbours_are_those_among_images_and_texts():
     nearest = [embeddings.nearest_items(side, 6).tolist() for side in (x, y)]
     shared = [len({*images} & {*texts}) for images, texts in zip(*nearest, strict=True)]
     assert embeddings.mutual_knn(x, y, k=6) == pytest.approx(sum(shared) / (6 * 80))
-
-
-def test_neighbours_agree_not_at_all_by_chance_and_fully_in_separate_groups():
-    nearest = torch.tensor([[1], [0], [0], [2]])
-    shares = embeddings.neighbour_agreement(nearest, torch.tensor([0, 0, 1, 1]))
-    # Of 12 pairs of two items, 4 have the same value: chance is 1/3.
-    assert shares.tolist() == pytest.approx([1, 1, -0.5, 1])
-    nearest = embeddings.nearest_items(unit(400, 8), 5)
-    by_chance = embeddings.neighbour_agreement(nearest, torch.arange(400) % 2)
-    assert abs(by_chance.mean()) < 0.1
-
-
-def test_margins_are_zero_at_a_tie_and_negative_for_a_wrong_answer():
-    similarity = torch.tensor([[0.5, 0.5, 0.1], [0.9, 0.2, 0.4]])
-    right = torch.tensor([[True, False, False], [False, False, True]])
-    assert embeddings.margins(similarity, right).tolist() == pytest.approx([0, -0.5])

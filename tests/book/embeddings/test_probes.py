@@ -20,10 +20,9 @@ def test_probe_finds_a_known_factor_and_nothing_in_noise():
     shares = factor[held_out].bincount()[2:] / 750
     assert result["entropy_nats"] == pytest.approx(-(shares * shares.log()).sum().item())
     assert result["nats"] == pytest.approx(result["entropy_nats"], rel=0.05)
-    assert result["accuracy"] == 1
     assert probes.probe_nats(noise, factor, held_out)["nats"] < 0.01
     half = torch.where(held_out[:, None], telling, noise)
-    assert probes.probe_nats(half, factor, held_out)["accuracy"] < 0.5  # fitted to the noise
+    assert probes.probe_nats(half, factor, held_out)["nats"] < 0.1  # fitted to the noise
 
 
 def test_leakage_reads_what_is_there_by_the_probe_that_can_and_nothing_elsewhere():

@@ -11,7 +11,7 @@ from helpers import picture
 from matplotlib.colors import to_hex
 
 from cibr_book.pages import figures
-from cibr_book.pages.plots import BLUE, GREEN, GREY, RIGHT, WRONG
+from cibr_book.pages.plots import BLUE, GREY, RIGHT, WRONG
 
 
 def drawn(axis):
@@ -109,17 +109,6 @@ def test_confusions_are_per_cent_of_the_images_of_a_class():
     assert texts(axes[0].get_yticklabels()) == ["cat", "bird"]
     (axis,) = figures.confusion_matrices(labels, {"CLIP": answers}, [str(i) for i in range(13)])
     assert not axis.texts and not axis.get_yticklabels()
-
-
-def test_neighbours_that_are_alike_have_a_green_frame():
-    images = [picture(i) for i in range(4)]
-    nearest = {"CLIP": torch.tensor([[1, 2]] * 4), "CIBR": torch.tensor([[3, 2]] * 4)}
-    alike = {"CLIP": torch.tensor([[True, False]] * 4), "CIBR": torch.tensor([[False, False]] * 4)}
-    axes = figures.neighbour_rows(images, [0, 1], nearest, alike)
-    frames = [to_hex(axis.spines["left"].get_edgecolor()).upper() for axis in axes]
-    assert [frame == GREEN for frame in frames] == [False, True, False, False, False] * 2
-    shown = [axis.images[0].get_array().tolist() for axis in axes[:5]]
-    assert shown == [np.asarray(images[i]).tolist() for i in (0, 1, 2, 3, 2)]
 
 
 def test_answers_are_marked_right_or_wrong_as_they_are_written():
