@@ -4,10 +4,9 @@ Four directives put files of the project into a page when the book is built: `cu
 `between`, figures with sliders, `draw`, models in the page with weights
 beside it, and `drawing`, an SVG that takes the page's colours; `get-project` says where the project
 is. Docstrings, with code in single backticks and equations in indented lines, are turned into the
-markup that Sphinx reads. Each page has a description and a preview card, and the site's search a
-ranking (`discovery`).
-Pages drop the scripts of Thebe, which would fetch kernels from the network. Files that no page asks
-for are removed, so that the whole site is small enough to be sent as a file.
+markup that Sphinx reads. Pages drop the scripts of Thebe, which would fetch kernels from the
+network. Files that no page asks for are removed, so that the whole site is small enough to be sent
+as a file.
 """
 
 import json
@@ -24,13 +23,14 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
 from cibr.utils import project_root
-from cibr_book.pages import between_explorer, curve, discovery, draw
+from cibr_book.pages import between_explorer, curve, draw
 from cibr_book.worlds import between
 
 _BOOK = Path(__file__).resolve().parents[2]
 _GLOSSARY = "book/glossary"
 _DRAW = "book/draw"
 _ARCHIVE = "cibr.zip"
+_CARD = "_images/beta.png"  # what a link to a page is shown with
 _PAGES = {"curve": curve, "draw": draw, "between": between_explorer}
 _FIGURE_SCALE = 2  # a figure's pixels for one of the page: figures have 200 dpi, pages show 100
 
@@ -88,6 +88,9 @@ class _GetProject(SphinxDirective):
 def add_addresses(app: Sphinx | None, config: Config) -> None:
     """Buttons for the repository, Binder and Colab, and a link to the DOI, where configured."""
     options = config.html_theme_options
+    if config.html_baseurl:
+        config.ogp_site_url = config.html_baseurl
+        config.ogp_image = _CARD
     if config.repository_address:
         launch = options.setdefault("launch_buttons", {})
         launch["binderhub_url"] = "https://mybinder.org"
@@ -129,16 +132,12 @@ def _size_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 def _tidy_page(
     app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object
 ) -> None:
-    """Gives a page its scripts and preview, and makes odd lists of Sphinx accessible."""
-    body = discovery.with_plain_equations(context.get("body", ""))
-    body = _FIGURE_WIDTH.sub(r"--width: \1; width: \1", body)
+    """Gives a page its scripts and makes odd lists of Sphinx accessible."""
+    body = _FIGURE_WIDTH.sub(r"--width: \1; width: \1", context.get("body", ""))
     scripts = [f"{name}.js" for name in _PAGES if f'id="{name}-data"' in body]
     scripts += ["figures.js"] * ("image-reference" in body)
-    scripts += [discovery.COUNTS, "site_search.js"] * (pagename == "search")
     for name in scripts:
         app.add_js_file(name, loading_method="defer")  # on this page alone
-    if doctree is not None:
-        context["metatags"] += discovery.meta_tags(app, pagename, doctree)
     context["script_files"] = [
         script
         for script in context.get("script_files", [])
@@ -198,8 +197,6 @@ def _shrink_site(app: Sphinx, error: Exception | None) -> None:
         return
     site = Path(app.outdir)
     static = site / "_static"
-    if hasattr(app.builder, "indexer"):  # a page has changed since the last build
-        discovery.write_counts(app)
     if _DRAW in app.env.found_docs:
         draw.write_scripts(static / "draw")
     if not app.config.repository_address and (project_root() / ".git").exists():
@@ -229,11 +226,9 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_directive("get-project", _GetProject)
     for name in ("repository_address", "doi"):
         app.add_config_value(name, "", "html")
-    app.add_config_value("search_entries", {}, "html")
     app.connect("config-inited", add_addresses)
     app.connect("autodoc-process-docstring", mark_up_docstring, priority=400)
     app.connect("autodoc-skip-member", _skip_alias)
-    app.connect("doctree-read", discovery.name_symbols)
     app.connect("doctree-resolved", _explain_terms)
     app.connect("doctree-resolved", _size_figures)
     app.connect("html-page-context", _tidy_page, priority=900)

@@ -9,21 +9,28 @@ from cibr_book.pages.html import filled
 from cibr_book.pages.rendering import _GetProject, add_addresses, mark_up_docstring
 
 
-def theme_options(**values):
+def configured(**values):
     config = Config({}, {"html_theme_options": {"launch_buttons": {"thebe": False}}} | values)
-    for name, default in {"html_theme_options": {}, "repository_address": "", "doi": ""}.items():
+    texts = ["repository_address", "doi", "html_baseurl", "ogp_site_url", "ogp_image"]
+    for name, default in {"html_theme_options": {}, **dict.fromkeys(texts, "")}.items():
         config.add(name, default, "html", ())
     add_addresses(None, config)
-    return config.html_theme_options
+    return config
 
 
-def test_buttons_and_links_appear_once_an_address_is_given_and_not_before():
-    assert theme_options() == {"launch_buttons": {"thebe": False}}
+def test_buttons_links_and_cards_appear_once_an_address_is_given_and_not_before():
+    plain = configured()
+    assert plain.html_theme_options == {"launch_buttons": {"thebe": False}}
+    assert (plain.ogp_site_url, plain.ogp_image) == ("", "")
     address = "https://github.com/owner/cibr"
-    options = theme_options(repository_address=address, doi="10.5281/zenodo.1")
+    given = configured(
+        repository_address=address, doi="10.5281/zenodo.1", html_baseurl="https://a/"
+    )
+    options = given.html_theme_options
     assert options["repository_url"] == address and options["use_repository_button"]
     assert set(options["launch_buttons"]) == {"thebe", "binderhub_url", "colab_url"}
     assert [link["url"] for link in options["icon_links"]] == ["https://doi.org/10.5281/zenodo.1"]
+    assert (given.ogp_site_url, given.ogp_image) == ("https://a/", "_images/beta.png")
 
 
 def test_a_text_cannot_end_the_numbers_of_a_page(tmp_path):
