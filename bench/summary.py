@@ -25,6 +25,7 @@ import step
 from _measure import arguments, medians, seconds, show
 
 from cibr.losses import PENALTIES, CIBRLoss, RegularisedCCA
+from cibr.losses.cibr import arguments_of
 from cibr.models.features import prepare
 
 POOLED = 256  # width of the pooled features that some penalties read
@@ -50,14 +51,13 @@ def objective(name: str, n: int, reports: bool = False) -> Callable:
     pooled = [torch.randn(n, POOLED, generator=generator) for _ in range(2)]
     inputs = {"image_pooled": pooled[0], "text_pooled": pooled[1]}
     provided = {"dims": (loss.DIM, POOLED, POOLED)}
-    if "statistic" in PENALTIES[name].built_from:
+    if name == "anchor":
         provided["statistic"] = RegularisedCCA.fit(*pooled, loss.DIM)
-    built = {argument: provided[argument] for argument in PENALTIES[name].built_from}
+    built = {k: value for k, value in provided.items() if k in arguments_of(name)}
     loss_fn = CIBRLoss(0.05, name, **built)
 
     def call(image, text, scale):
-        if PENALTIES[name].trains_itself:
-            loss_fn.update(image, text, **inputs)
+        loss_fn.update(image, text, **inputs)
         terms = loss_fn(image, text, scale, **inputs)
         if reports:
             loss_fn.reports()

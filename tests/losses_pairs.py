@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from cibr.losses import PENALTIES, CIBRLoss, RegularisedCCA
+from cibr.losses.cibr import arguments_of
 
 
 def pair(n=12, d=6, dtype=torch.float64, seed=0):
@@ -25,16 +26,18 @@ def pooled_features(n=12, dtype=torch.float32):
     return {"image_pooled": image, "text_pooled": text}
 
 
-def optional_inputs(image, text):
-    """Pooled features, and embeddings of twice their length."""
-    return pooled_features(len(image)) | {"image_projected": 2 * image, "text_projected": 2 * text}
+def optional_inputs(penalty, image, text):
+    """Pooled features, and what else a penalty needs: embeddings of twice their length."""
+    longer = {"image_projected": 2 * image, "text_projected": 2 * text}
+    needed = {name: x for name, x in longer.items() if name in PENALTIES[penalty].needs}
+    return pooled_features(len(image)) | needed
 
 
 def build(beta, penalty="vmf", d=6, **options):
     torch.manual_seed(0)
     cca = RegularisedCCA.fit(*pooled_features().values(), dim=d)
     arguments = {"dims": (d, 5, 4), "statistic": cca}
-    needed = {name: arguments[name] for name in PENALTIES[penalty].built_from}
+    needed = {name: x for name, x in arguments.items() if name in arguments_of(penalty)}
     return CIBRLoss(beta, penalty, **needed, **options)
 
 

@@ -8,8 +8,7 @@ bounds and estimates of R.
 
 import inspect
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -23,29 +22,14 @@ from cibr.utils import check_known
 
 MAX_BETA = 1e4  # above it, less than 1e-4 of the gradient is the contrastive loss's
 _LENGTH_TOLERANCE = 1e-2  # of unit vectors; rounding to bfloat16 changes a norm by up to 4e-3
-_NEEDED = {  # by need: the inputs, what they are, and whether they are square
-    "pooled": (("image_pooled", "text_pooled"), "the input of the projection head", False),
-    "projected": (("image_projected", "text_projected"), "the head's unnormalised output", False),
-    "teacher": (("teacher_logits",), "a teacher's cosines times its logit_scale", True),
-}
+_OPTIONAL = ("image_pooled", "text_pooled", "generator")
 
 
 class _InfoNCE(Term):
     """CLIP's contrastive loss, exact and in bounded memory: see `clip_loss`."""
 
     def forward(self, inputs: LossInputs) -> Scalar:
-        images, texts = inputs.z_image, inputs.z_text
-        loss = clip.info_nce(images, texts, inputs.logit_scale, inputs.labels)
-        self._lower_bound = math.log(len(images)) - loss.detach()
-        return loss
-
-    def reports(self) -> dict[str, Scalar]:
-        """Log n - loss, a lower bound on I(Z_v;Z_t).
-
-        With labels it is one if image and text are conditionally independent given the label and
-        rows are drawn independently.
-        """
-        return {"mi_lower_bound_nats": self._lower_bound}
+        return clip.info_nce(inputs.z_image, inputs.z_text, inputs.logit_scale, inputs.labels)
 
 
 CONTRASTIVE: dict[str, type[Term]] = {"clip": _InfoNCE}
@@ -131,16 +115,20 @@ class CIBRLoss(nn.Module):
         self.sample = sample
         self.penalty = _built("penalty", penalty, PENALTIES, options)
         self.contrastive = _built("contrastive loss", contrastive, CONTRASTIVE, {})
+        self._last: tuple[LossInputs, Scalar, Scalar] | None = None
 
     @property
     def needs(self) -> set[str]:
-        """The optional inputs that `forward` requires, see `Term`."""
+        """The optional arguments that `forward` requires, see `Term`."""
         return {*self.penalty.needs, *self.contrastive.needs}
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """The parameters for the caller's optimiser: not those that `update` trains."""
-        terms = [t for t in (self.penalty, self.contrastive) if not t.trains_itself]
-        return [parameter for term in terms for parameter in term.parameters()]
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def contrastive_loss(self, inputs: LossInputs) -> Scalar:
+        """The contrastive term, CLIP's; a subclass may have another."""
+        return self.contrastive(inputs)
 
     def forward(
         self,
@@ -160,10 +148,9 @@ class CIBRLoss(nn.Module):
             logit_scale: multiplier of the cosines, 1 / temperature.
             labels: as in `clip_loss`, [n].
             output_dict: return the terms by name instead of their sum.
-            optional: by the names of `LossInputs`: `image_pooled` and `text_pooled`, the inputs of
-                the projection heads, [n, p] and [n, q]; `image_projected` and `text_projected`,
-                their outputs before normalisation, [n, d]; `teacher_logits`, [n, n]; `generator`,
-                of the noise, which is drawn for all n rows at once.
+            optional: `image_pooled` and `text_pooled`, the inputs of the projection heads, [n, p]
+                and [n, q]; `generator`, of the noise, which is drawn for all n rows at once; and
+                whatever else `needs` names, [n, _].
 
         Returns:
             `clip_loss`, the contrastive term, and `penalty_loss`, beta times the penalty, scalars;
@@ -175,23 +162,36 @@ class CIBRLoss(nn.Module):
         """
         beta = _checked_beta(self.beta)
         inputs = self._inputs(image_features, text_features, logit_scale, labels, optional)
+        fixed = inputs.detached()
         with torch.autocast(image_features.device.type, enabled=False):
-            clip_loss = self.contrastive(inputs)
-            with nullcontext() if beta else torch.no_grad():
-                value = self.penalty(inputs)
-        self._last_penalty = value.detach()
-        terms = {"clip_loss": clip_loss, "penalty_loss": beta * value}
+            clip_loss = self.contrastive_loss(inputs)
+            penalty = self.penalty(inputs if beta else fixed)
+        self._last = fixed, clip_loss.detach(), penalty.detach()
+        terms = {"clip_loss": clip_loss, "penalty_loss": beta * penalty}
         return terms if output_dict else sum(terms.values())
 
+    @torch.no_grad()
     def reports(self) -> dict[str, Scalar]:
         """Diagnostics of the last batch, as detached scalars.
 
         Returns:
             `penalty_excess`, the penalty without its weight; its own reports, such as
-            `residual_image_nats`; and, with `clip`, `mi_lower_bound_nats`.
+            `residual_image_nats`; and, of CLIP's loss, `mi_lower_bound_nats`, log n - loss, a lower
+            bound on I(Z_v;Z_t). With labels it is one if image and text are conditionally
+            independent given the label and rows are drawn independently.
+
+        Raises:
+            ValueError: no batch yet.
         """
-        excess = {"penalty_excess": self._last_penalty}
-        return excess | self.penalty.reports() | self.contrastive.reports()
+        if self._last is None:
+            raise ValueError("there is nothing to report yet: call the loss with a batch first")
+        inputs, clip_loss, penalty = self._last
+        with torch.autocast(inputs.image.device.type, enabled=False):
+            reports = {"penalty_excess": penalty} | self.penalty.reports(inputs)
+        is_own = type(self).contrastive_loss is not CIBRLoss.contrastive_loss
+        if isinstance(self.contrastive, _InfoNCE) and not is_own:
+            reports["mi_lower_bound_nats"] = math.log(len(inputs.image)) - clip_loss
+        return reports
 
     def update(
         self,
@@ -213,35 +213,39 @@ class CIBRLoss(nn.Module):
             ValueError: features that `forward` rejects.
             FloatingPointError: a gradient that is not finite.
         """
-        if self.penalty.trains_itself:
-            fixed = image_features.detach(), text_features.detach()
-            self.penalty.update(self._inputs(*fixed, 1.0, None, optional), synchronise)
+        if hasattr(self.penalty, "update"):
+            inputs = self._inputs(image_features, text_features, 1.0, None, optional)
+            self.penalty.update(inputs.detached(), synchronise)
 
     def _inputs(self, image, text, logit_scale, labels, optional: dict[str, Any]) -> LossInputs:
         """The checked inputs of the terms, with samples drawn if `sample` is set."""
         image, text, scale = clip.checked(image, text, logit_scale, labels, _LENGTH_TOLERANCE)
+        own = {name: optional.pop(name, None) for name in _OPTIONAL}
         for name in optional:
-            check_known("input of CIBRLoss", name, LossInputs._fields[6:])
-        self._check_needs(len(image), labels, optional)
+            check_known("input of CIBRLoss", name, [*_OPTIONAL, *sorted(self.needs)])
+        _check_needed(self.needs, len(image), {"labels": labels} | own | optional)
         z_image, z_text = image, text
         if self.sample:
-            generator = optional.get("generator")
-            z_image = sample_vmf(image, self.kappa_e, generator)
-            z_text = sample_vmf(text, self.kappa_e, generator)
-        return LossInputs(image, text, z_image, z_text, scale, self.kappa_e, labels, **optional)
+            z_image = sample_vmf(image, self.kappa_e, own["generator"])
+            z_text = sample_vmf(text, self.kappa_e, own["generator"])
+        fields = image, text, z_image, z_text, scale, self.kappa_e, labels
+        return LossInputs(*fields, **own, others=optional)
 
-    def _check_needs(self, n: int, labels: Tensor | None, optional: dict[str, Any]) -> None:
-        if "labels" in self.needs and labels is None:
-            raise ValueError("this penalty compares rows of equal labels: pass labels, one a pair")
-        for need in self.needs & _NEEDED.keys():
-            names, what, is_square = _NEEDED[need]
-            for name in names:
-                value = optional.get(name)
-                fits = isinstance(value, Tensor) and value.ndim == 2 and len(value) == n
-                if not fits or (is_square and value.shape[1] != n):
-                    shape = f"[{n}, {n if is_square else '_'}]"
-                    raise ValueError(f"{name} must be {shape}, {what}; got {described(value)}")
-                check_finite(**{name: value})
+
+def _check_needed(needs: Collection[str], n: int, given: dict[str, Any]) -> None:
+    """Raises ValueError for a tensor of n finite rows that is needed and not given."""
+    for name in sorted(needs):
+        value = given.get(name)
+        is_fitting = isinstance(value, Tensor) and value.ndim in (1, 2) and len(value) == n
+        if not is_fitting:
+            what = f"{name}, a tensor of {n} rows, got {described(value)}"
+            raise ValueError(f"the loss needs {what}: pass it in the call")
+        check_finite(**{name: value})
+
+
+def arguments_of(penalty: str) -> Collection[str]:
+    """The arguments of a penalty's constructor, such as its options, by its name."""
+    return inspect.signature(PENALTIES[penalty]).parameters
 
 
 def check_options(penalty: type[Term], options: dict[str, Any]) -> None:
@@ -252,6 +256,8 @@ def check_options(penalty: type[Term], options: dict[str, Any]) -> None:
 
 
 def _built(what: str, term: str | Term, registry: dict[str, type[Term]], options: dict) -> Term:
+    if not isinstance(term, str | Term):
+        raise ValueError(f"a {what} is a name or a Term, got {term!r}")
     if isinstance(term, Term):
         if options:
             given = ", ".join(options)

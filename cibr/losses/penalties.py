@@ -22,24 +22,19 @@ from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cibr.losses.clip import Features, Labels, Number, Scalar, check_finite
 from cibr.losses.critics import MovingAverage, SeparableCritic, mine_nats
-from cibr.losses.vmf import vmf_fit_kappa, vmf_log_normalizer, vmf_mean_cosine
+from cibr.losses.vmf import vmf_fit_kappa, vmf_mean_cosine, vmf_residual_nats
 
 _DIM_HIDDEN = 128  # of MINE's critics
 _RIDGE = 1.0  # times the mean eigenvalue of the unit vectors' second moment, 1 / d
 
 
 class LossInputs(NamedTuple):
-    """What the terms of the loss may read of a batch of n pairs; optional inputs may be None.
-
-    `image`, `text`, `z_image` and `z_text` are [n, d]; `labels` [n]; `image_pooled` [n, p];
-    `text_pooled` [n, q]; the projected features [n, d]; `teacher_logits` [n, n].
-    """
+    """What a penalty may read of a batch of n pairs; what the caller did not pass is None."""
 
     image: Tensor  # mean directions mu_v, unit vectors [n, d]
     text: Tensor  # mean directions mu_t
@@ -50,47 +45,38 @@ class LossInputs(NamedTuple):
     labels: Tensor | None = None  # equal for pairs that match, [n]
     image_pooled: Tensor | None = None  # inputs of the projection heads, [n, p] and [n, q]
     text_pooled: Tensor | None = None
-    image_projected: Tensor | None = None  # embeddings before normalisation, [n, d]
-    text_projected: Tensor | None = None
-    teacher_logits: Tensor | None = None  # a teacher's cosines times its own logit_scale, [n, n]
     generator: torch.Generator | None = None  # of noise
+    others: dict[str, Tensor] | None = None  # what `needs` names beyond these, [n, _] each
+
+    def detached(self) -> "LossInputs":
+        """The same without gradients."""
+        values = [x.detach() if isinstance(x, Tensor) else x for x in self[:-1]]
+        others = {name: x.detach() for name, x in (self.others or {}).items()}
+        return LossInputs(*values, others)
 
 
 class Term(nn.Module):
-    """A term of `CIBRLoss`: a penalty or a contrastive loss.
+    """A penalty, which `CIBRLoss` weighs with beta.
 
     Attributes:
-        needs: optional inputs that it reads, of `pooled`, `projected`, `labels` and `teacher`.
-        built_from: arguments of its constructor that a training run provides: `dims`, the widths of
-            the embeddings and of both pooled features, and `statistic`, the CCA of the pairs.
+        needs: the optional arguments of `CIBRLoss.forward` that it reads: `labels`, `image_pooled`,
+            `text_pooled`, or any other name, found in `LossInputs.others`.
         ramps: whether its weight is raised from 0 in the course of a run, see `beta_at`.
-        trains_itself: whether `update` trains its parameters, so that no other optimiser may.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
-    built_from: ClassVar[tuple[str, ...]] = ()
     ramps: ClassVar[bool] = True
-    trains_itself: ClassVar[bool] = False
 
     def forward(self, inputs: LossInputs) -> Scalar:
         """The scalar to be minimised, with gradients to the features of the inputs."""
         raise NotImplementedError
 
-    def reports(self) -> dict[str, Scalar]:
-        """What a run reports of the last batch, by name.
+    def reports(self, inputs: LossInputs) -> dict[str, Scalar]:
+        """What a run reports of a batch, by name; a name ends in `_nats` for information.
 
-        Names end in `_nats` for information. What neither bounds nor estimates I(Z_v;X_v|X_t) is
-        not called `residual_*`.
+        Only bounds on and estimates of I(Z_v;X_v|X_t) may be called `residual_*`.
         """
         return {}
-
-    def update(self, inputs: LossInputs, synchronise: Callable[[nn.Parameter], None]) -> None:
-        """Trains what the term itself trains on a batch of fixed embeddings.
-
-        Args:
-            inputs: the batch, without gradients.
-            synchronise: averages a parameter's gradient over processes.
-        """
 
 
 class VMFBound(Term):
@@ -114,40 +100,36 @@ class VMFBound(Term):
         self.kappa_b = kappa_b
         self.text_weight = _checked_share(text_weight)
         self._mean_cosines: dict[tuple[float, int], Tensor] = {}
-        self._last: tuple[float, int, Float[Tensor, " sides"]] | None = None
 
-    def _cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+    def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         """Mean cosine of the images, and of the texts, with the centres of their b."""
         raise NotImplementedError
 
     def forward(self, inputs: LossInputs) -> Scalar:
-        image_cosine, text_cosine = self._cosines(inputs)
+        image_cosine, text_cosine = self.cosines(inputs)
         key = inputs.kappa_e, inputs.image.shape[1]
         if key not in self._mean_cosines:
             self._mean_cosines[key] = vmf_mean_cosine(*key)
-        self._last = (*key, torch.stack([image_cosine, text_cosine]).detach())
         weight = (self.kappa_b * self._mean_cosines[key]).to(image_cosine)
         return weight * (1 - _weighted_mean(image_cosine, text_cosine, self.text_weight))
 
-    def reports(self) -> dict[str, Scalar]:
+    def reports(self, inputs: LossInputs) -> dict[str, Scalar]:
         """Upper bounds in nats, in expectation over batches, at the kappa_b that fits this one.
 
         They bound information in samples of vMF(mu, kappa_e), whether or not training draws them.
         """
-        kappa_e, dim, cosines = self._last
-        mean_cosine = self._mean_cosines[kappa_e, dim]
-        expected = mean_cosine * cosines.cpu().double().clamp(max=1)  # MPS has no float64
-        kappa_b = vmf_fit_kappa(expected, dim)
-        log_e = vmf_log_normalizer(kappa_e, dim) + kappa_e * mean_cosine
-        log_b = vmf_log_normalizer(kappa_b, dim) + kappa_b * expected
-        names = [f"{self.bounded}_{side}_nats" for side in ("image", "text")]
-        return dict(zip(names, (log_e - log_b).to(cosines), strict=True))
+        kappa_e, dim = inputs.kappa_e, inputs.image.shape[1]
+        cosines = torch.stack(self.cosines(inputs))
+        exact = cosines.cpu().double().clamp(-1, 1)  # MPS has no float64
+        kappa_b = vmf_fit_kappa(vmf_mean_cosine(kappa_e, dim) * exact, dim)
+        image_nats, text_nats = vmf_residual_nats(exact, kappa_e, kappa_b, dim).to(cosines)
+        return {f"{self.bounded}_image_nats": image_nats, f"{self.bounded}_text_nats": text_nats}
 
 
 class VMF(VMFBound):
     """Backward encoders centred at the paired embedding of the other modality; the default."""
 
-    def _cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+    def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         cosine = mean_product(inputs.image, inputs.text)
         return cosine, cosine
 
@@ -161,7 +143,7 @@ class Crossfit(VMFBound):
     the centre does not depend on the row's own image. There is no gradient to the centres.
     """
 
-    def _cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+    def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         image_centre = _crossfitted_means(inputs.text, inputs.image, inputs.labels)
         text_centre = _crossfitted_means(inputs.image, inputs.text, inputs.labels)
         return mean_product(inputs.image, image_centre), mean_product(inputs.text, text_centre)
@@ -185,8 +167,7 @@ class Anchor(VMFBound):
         ValueError: no statistic, or a number out of its range.
     """
 
-    needs = ("pooled",)
-    built_from = ("statistic",)
+    needs = ("image_pooled", "text_pooled")
     ramps = False
     bounded = "beyond_statistic"
 
@@ -199,7 +180,7 @@ class Anchor(VMFBound):
             raise ValueError(f"the penalty 'anchor' needs a statistic: pass statistic={fit}")
         self.statistic = statistic
 
-    def _cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+    def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         image_centre, text_centre = self.statistic(inputs.image_pooled, inputs.text_pooled)
         if image_centre.shape != inputs.image.shape:
             widths = f"{image_centre.shape[1]}, the embeddings have {inputs.image.shape[1]}"
@@ -226,9 +207,7 @@ class Mine(Term):
         ValueError: no dims, or a number out of its range.
     """
 
-    needs = ("pooled",)
-    built_from = ("dims",)
-    trains_itself = True
+    needs = ("image_pooled", "text_pooled")
 
     def __init__(
         self,
@@ -255,8 +234,8 @@ class Mine(Term):
             for x, dim_pooled in (("image", dim_image), ("text", dim_text)):
                 self.critics[f"{z}_{x}"] = SeparableCritic(dim, dim_pooled, _DIM_HIDDEN)
                 self.averages[f"{z}_{x}"] = MovingAverage()
+        self.critics.requires_grad_(False)  # but in `update`: no other optimiser trains them
         self.optimizer = torch.optim.Adam(self.critics.parameters(), lr=critic_rate)
-        self._last: dict[str, Scalar] = {}
 
     def get_extra_state(self) -> dict:
         return self.optimizer.state_dict()
@@ -265,26 +244,35 @@ class Mine(Term):
         self.optimizer.load_state_dict(state)
 
     def forward(self, inputs: LossInputs) -> Scalar:
-        nats = self._nats(inputs, is_update=False)
+        return _weighted_mean(*self._residuals(inputs), self.text_weight)
+
+    def reports(self, inputs: LossInputs) -> dict[str, Scalar]:
+        """Estimates of the residual information, in nats, not bounds; they may be negative."""
+        image, text = self._residuals(inputs)
+        return {"residual_image_nats": image, "residual_text_nats": text}
+
+    def _residuals(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+        nats = self._nats(inputs)
         image = nats["image_image"] - nats["image_text"]
         text = nats["text_text"] - nats["text_image"]
-        self._last = {"residual_image_nats": image.detach(), "residual_text_nats": text.detach()}
-        return _weighted_mean(image, text, self.text_weight)
-
-    def reports(self) -> dict[str, Scalar]:
-        """Estimates of the residual information, in nats, not bounds; they may be negative."""
-        return self._last
+        return image, text
 
     def update(self, inputs: LossInputs, synchronise: Callable[[nn.Parameter], None]) -> None:
         """Steps of the critics, with fixed embeddings.
+
+        Args:
+            inputs: the batch, without gradients.
+            synchronise: averages a parameter's gradient over processes.
 
         Raises:
             FloatingPointError: a gradient that is not finite.
         """
         for _ in range(self.critic_steps):
             self.optimizer.zero_grad(set_to_none=True)
+            self.critics.requires_grad_(True)
             loss = -sum(self._nats(inputs, is_update=True).values())
             loss.backward()
+            self.critics.requires_grad_(False)
             for parameter in self.critics.parameters():
                 synchronise(parameter)
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.critics.parameters()])
@@ -293,16 +281,16 @@ class Mine(Term):
                 raise FloatingPointError(f"the critics' loss is {got}")
             self.optimizer.step()
 
-    def _nats(self, inputs: LossInputs, is_update: bool) -> dict[str, Scalar]:
-        """Each critic's estimate, on inputs of unit variance; but for an update with frozen critics
-        and fixed moving averages. Pooled features get no gradient.
+    def _nats(self, inputs: LossInputs, is_update: bool = False) -> dict[str, Scalar]:
+        """Each critic's estimate, on inputs of unit variance; pooled features get no gradient.
+
+        Only an update moves the moving averages.
         """
         embeddings = {"image": inputs.z_image, "text": inputs.z_text}
         pooled = {"image": inputs.image_pooled, "text": inputs.text_pooled}
         widths = tuple(x.shape[1] for x in (inputs.z_image, *pooled.values()))
         if widths != self.dims:
             raise ValueError(f"'mine' was built with dims={self.dims}, its inputs need {widths}")
-        self.critics.requires_grad_(is_update)
         nats = {}
         for name, critic in self.critics.items():
             of_z, of_x = name.split("_")

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 
 from cibr.data import Pairs, Source, available_splits, load_pairs, resolve
 from cibr.losses import CONTRASTIVE, PENALTIES
-from cibr.losses.cibr import MAX_BETA, check_options
+from cibr.losses.cibr import MAX_BETA, arguments_of, check_options
 from cibr.models import DualEncoder, model_kind
 from cibr.utils import check_known, digest, runs_folder, shipped
 
@@ -145,7 +145,7 @@ def _check_for_kind(config: RunConfig, kind: str) -> None:
     if kind == "frozen" and config.crop_scale != 1:
         raise ValueError("crop_scale needs a tower that trains: leave it at 1 with 'frozen'")
     of_frozen = {
-        f"penalty {config.penalty!r}": "statistic" in PENALTIES[config.penalty].built_from,
+        f"penalty {config.penalty!r}": "statistic" in arguments_of(config.penalty),
         "cca_start": config.cca_start,
         "feature_noise": config.feature_noise > 0,
     }

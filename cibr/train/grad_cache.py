@@ -29,8 +29,8 @@ class GradCache:
         accelerator: an `accelerate.Accelerator`; its `mixed_precision` is the encoders', `bf16` or
             `no`, but features are at least float32.
         micro_batch_size: rows encoded at once; 0 for all.
-        needs: of the loss: `pooled` for the inputs of the heads, `projected` for their outputs
-            before normalisation, for which the heads run a second time.
+        needs: of the loss: `image_pooled` for the inputs of the heads, `image_projected` for their
+            outputs before normalisation, for which the heads run a second time.
 
     Attributes:
         features: of the whole batch, [n, _] each, by the argument names of `CIBRLoss`.
@@ -57,10 +57,10 @@ class GradCache:
                 image = model.encode_images(batch.images[rows])
                 text = model.encode_texts(*(part[rows] for part in batch.texts))
                 named = {"image_features": image.features, "text_features": text.features}
-                if "pooled" in needs:
+                if "image_pooled" in needs:
                     named["image_pooled"] = image.pooled.detach()
                     named["text_pooled"] = text.pooled.detach()
-                if "projected" in needs:
+                if "image_projected" in needs:
                     named["image_projected"] = model.backbone.image_head(image.pooled)
                     named["text_projected"] = model.backbone.text_head(text.pooled)
             return {n: t.to(torch.promote_types(t.dtype, torch.float32)) for n, t in named.items()}

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from cibr.data import Pairs
 from cibr.losses import PENALTIES, CIBRLoss, RegularisedCCA, beta_at
+from cibr.losses.cibr import arguments_of
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.features import Batch, Inputs, embed_pairs, prepare
@@ -345,7 +346,7 @@ def set_up(
         average: makes an average of the weights.
     """
     device = accelerator.device
-    if cca is None and (config.cca_start or "statistic" in PENALTIES[config.penalty].built_from):
+    if cca is None and (config.cca_start or "statistic" in arguments_of(config.penalty)):
         cca = fit_cca(inputs, model.dim, config.cca_ridges)
     if config.cca_start:
         model.backbone.image_head.start_at(cca.image_mean, cca.image_map)
@@ -356,7 +357,7 @@ def set_up(
     optimizer, schedule = _build_optimizer(model, loss_fn, config, n_steps)
     progress = Progress(n_steps)
     state = TrainState(config, accelerator, model, loss_fn, optimizer, schedule, progress)
-    if "teacher" in loss_fn.needs:
+    if "teacher_logits" in loss_fn.needs:
         state.teacher = copy.deepcopy(model).eval().requires_grad_(False)
     if average is not None:
         state.average = average(model)
@@ -373,7 +374,7 @@ def _build_loss(model: DualEncoder, config: RunConfig, cca: RegularisedCCA | Non
     dims = model.dim, backbone.dim_image_pooled, backbone.dim_text_pooled
     provided = {"dims": dims, "statistic": cca}
     options = dict(config.penalty_options)
-    options |= {name: provided[name] for name in PENALTIES[config.penalty].built_from}
+    options |= {name: provided[name] for name in provided if name in arguments_of(config.penalty)}
     return CIBRLoss(
         config.beta,
         config.penalty,
@@ -485,7 +486,8 @@ def _check(model: DualEncoder, train: Pairs, config: RunConfig, accelerator) -> 
         larger = f"batch_size {config.batch_size:,} is larger than the {len(train):,} pairs"
         advice = "so an epoch is one step: lower batch_size or raise epochs"
         warnings.warn(f"{larger} of {where}, {advice}", stacklevel=3)
-    if "pooled" in PENALTIES[config.penalty].needs and model.backbone.dim_image_pooled is None:
+    reads_pooled = "image_pooled" in PENALTIES[config.penalty].needs
+    if reads_pooled and model.backbone.dim_image_pooled is None:
         lacks = f"{config.model!r}, a {type(model.backbone.model).__name__}, does not have"
         needs = f"the penalty {config.penalty!r} needs a projection on each side, which {lacks}"
         raise ValueError(f"{needs}: choose another, such as 'vmf', or a model like CLIPModel")

@@ -24,7 +24,7 @@ STUDY = "alignment_uniformity consistency cosine cyclip rafa soft_targets siglip
 @EVERY
 def test_beta_zero_is_bit_equal_to_clip_loss_and_a_small_beta_tends_to_it(penalty):
     leaves, labels = pair(), some_labels()
-    inputs = optional_inputs(*leaves[:2])
+    inputs = optional_inputs(penalty, *leaves[:2])
     expected = value_and_gradients(partial(clip_loss, labels=labels), leaves)
     for beta, tolerance in ((0.0, 0.0), (1e-7, 1e-5)):
         loss_fn = partial(build(beta, penalty), labels=labels, **inputs)
@@ -36,7 +36,7 @@ def test_beta_zero_is_bit_equal_to_clip_loss_and_a_small_beta_tends_to_it(penalt
 @EVERY
 def test_terms_are_summed_and_reports_are_detached_nats_under_their_names(penalty):
     image, text, scale = pair(dtype=torch.float32)
-    inputs = optional_inputs(image, text) | {"labels": some_labels()}
+    inputs = optional_inputs(penalty, image, text) | {"labels": some_labels()}
     loss_fn = build(0.3, penalty)
     terms = loss_fn(image, text, scale, **inputs)
     assert list(terms) == ["clip_loss", "penalty_loss"]
@@ -62,7 +62,8 @@ def test_gradients_of_the_whole_are_those_of_finite_differences(penalty):
 
     def total(*leaves):
         features = [F.normalize(leaf, dim=1) for leaf in leaves[:2]]
-        optional = optional_inputs(*features) | {"generator": torch.Generator().manual_seed(4)}
+        optional = optional_inputs(penalty, *features)
+        optional["generator"] = torch.Generator().manual_seed(4)
         return loss_fn(*features, leaves[2], labels, **optional, output_dict=False)
 
     assert torch.autograd.gradcheck(total, pair(n=4, d=3), fast_mode=True)
@@ -102,35 +103,41 @@ def test_bfloat16_features_pass_as_unit_vectors_and_autocast_changes_no_bit():
 
 
 class Mean(Term):
-    """A user's own: a multiple of the mean entry of the projected images."""
+    """A user's own: a multiple of the mean entry of another tensor."""
 
-    needs = ("projected",)
+    needs = ("own",)
 
     def __init__(self, factor=2.0):
         super().__init__()
         self.factor = factor
 
     def forward(self, inputs):
-        self.last = inputs.image_projected.mean()
-        return self.factor * self.last
+        return self.factor * inputs.others["own"].mean()
 
-    def reports(self):
-        return {"mean_entry": self.last.detach()}
+    def reports(self, inputs):
+        return {"mean_entry": inputs.others["own"].mean()}
 
 
 def test_a_term_of_ones_own_works_by_name_and_as_an_object(monkeypatch):
     monkeypatch.setitem(PENALTIES, "mean", Mean)
     *features, scale = pair()
-    inputs = {"image_projected": features[0] + 1, "text_projected": features[1]}
+    inputs = {"own": features[0] + 1}
     mean = (features[0] + 1).mean()
     for loss_fn in (CIBRLoss(0.5, "mean", factor=3.0), CIBRLoss(0.5, Mean(3.0))):
-        assert loss_fn.needs == {"projected"}
+        assert loss_fn.needs == {"own"}
         assert_close(loss_fn(*features, scale, **inputs)["penalty_loss"], 1.5 * mean)
         assert loss_fn.reports()["mean_entry"] == mean
         loss_fn.update(*features)  # nothing of it is trained
+
+    class Own(CIBRLoss):
+        def contrastive_loss(self, inputs):
+            return 5 * inputs.z_image.sum()
+
+    terms = Own(0.5)(*features, scale)
+    assert terms["clip_loss"] == 5 * features[0].sum()
+    assert terms["penalty_loss"] == CIBRLoss(0.5)(*features, scale)["penalty_loss"]
     loss_fn = CIBRLoss(0.5, contrastive=Mean())
     assert_close(loss_fn(*features, scale, **inputs)["clip_loss"], 2 * mean)
-    assert "mean_entry" in loss_fn.reports()
 
 
 def run(*arguments):

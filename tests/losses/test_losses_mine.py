@@ -115,7 +115,6 @@ def test_trained_critics_order_encoders_by_their_residual_information(unchecked)
             z = (image * torch.tensor([2.0, gain, gain, gain]) + noise) / 4
             inputs = LossInputs(z, z, z, z, None, None, image_pooled=image, text_pooled=text)
             penalty.update(inputs, lambda parameter: None)
-        penalty(inputs)
-        estimates.append(penalty.reports())
+        estimates.append(penalty.reports(inputs))
     assert estimates[1]["residual_image_nats"] - estimates[0]["residual_image_nats"] > 0.5
     assert estimates[1]["residual_text_nats"] < -0.5  # z tells more of images than of texts

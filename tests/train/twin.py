@@ -94,7 +94,7 @@ def plain_steps(config, model, inputs=None, n_steps=N_STEPS, n_processes=1, bf16
             parts += encoded(config, model, inputs, own, loss_fn.needs, bf16)
         batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         batch["generator"] = torch.Generator().manual_seed(seed)
-        if "teacher" in loss_fn.needs:
+        if "teacher_logits" in loss_fn.needs:
             batch["teacher_logits"] = 105 * cosines(teacher, inputs[rows])
         if is_mine:
             loss_fn.update(**{name: x for name, x in batch.items() if name != "labels"})
@@ -125,7 +125,7 @@ def encoded(config, model, inputs, batch, needs, bf16):
             text = model.encode_texts(*(part[rows] for part in texts))
             named = dict(image_features=image.features, text_features=text.features)
             named |= dict(image_pooled=image.pooled.detach(), text_pooled=text.pooled.detach())
-            if "projected" in needs:
+            if "image_projected" in needs:
                 named["image_projected"] = model.backbone.image_head(image.pooled)
                 named["text_projected"] = model.backbone.text_head(text.pooled)
         named = {name: value.float() if bf16 else value for name, value in named.items()}

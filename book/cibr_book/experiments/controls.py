@@ -27,19 +27,11 @@ class Control(VMF):
     def __init__(self):
         super().__init__()
 
-    def value(self, inputs: LossInputs) -> Scalar:
-        """What beta weighs."""
-        raise NotImplementedError
-
-    def forward(self, inputs: LossInputs) -> Scalar:
-        super().forward(inputs)  # for the reports
-        return self.value(inputs)
-
 
 class Cosine(Control):
     """1 - mean cosine of the pairs."""
 
-    def value(self, inputs: LossInputs) -> Scalar:
+    def forward(self, inputs: LossInputs) -> Scalar:
         return 1 - mean_product(inputs.image, inputs.text)
 
 
@@ -50,7 +42,7 @@ class AlignmentUniformity(Control):
     averaged.
     """
 
-    def value(self, inputs: LossInputs) -> Scalar:
+    def forward(self, inputs: LossInputs) -> Scalar:
         n = len(inputs.image)
         total = (inputs.image - inputs.text).square().sum(1).mean()
         for features in (inputs.image, inputs.text):
@@ -67,7 +59,7 @@ class CyCLIP(Control):
     and averaged over the other; both have weight 0.25 there.
     """
 
-    def value(self, inputs: LossInputs) -> Scalar:
+    def forward(self, inputs: LossInputs) -> Scalar:
         image, text = inputs.image, inputs.text
         cross = image @ text.T
         within = image @ image.T - text @ text.T
@@ -85,9 +77,9 @@ class SoftTargets(Control):
     the towers as teachers and without the other terms of those losses.
     """
 
-    needs = ("pooled",)
+    needs = ("image_pooled", "text_pooled")
 
-    def value(self, inputs: LossInputs) -> Scalar:
+    def forward(self, inputs: LossInputs) -> Scalar:
         similarity = 0.0
         for pooled in (inputs.image_pooled.detach(), inputs.text_pooled.detach()):
             centred = F.normalize(pooled - pooled.mean(0), dim=1)
@@ -108,11 +100,12 @@ class RaFA(Control):
     equation of the paper; its weight there is 1. The draw does not depend on the dtype and device.
     """
 
-    needs = ("projected",)
+    needs = ("image_projected", "text_projected")
     ramps = False
 
-    def value(self, inputs: LossInputs) -> Scalar:
-        image, text, generator = inputs.image_projected, inputs.text_projected, inputs.generator
+    def forward(self, inputs: LossInputs) -> Scalar:
+        image, text = (inputs.others[name] for name in self.needs)
+        generator = inputs.generator
         device = image.device if generator is None else generator.device
         reference = torch.randn(image.shape, generator=generator, device=device).to(image)
         return F.mse_loss(image, reference) + F.mse_loss(text, reference)
@@ -130,7 +123,7 @@ class Consistency(VMFBound):
     needs = ("labels",)
     bounded = "beyond_other_renderings"
 
-    def _cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+    def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         cosines = []
         for features in (inputs.image, inputs.text):
             means, is_shared = other_means(features, inputs.labels)
@@ -195,7 +188,7 @@ class HyCD(Term):
     label share the target mass as in `clip_loss`.
     """
 
-    needs = ("teacher",)
+    needs = ("teacher_logits",)
 
     def forward(self, inputs: LossInputs) -> Scalar:
         image, labels = inputs.z_image, inputs.labels
@@ -203,7 +196,7 @@ class HyCD(Term):
         matches = (labels[:, None] == labels).to(image)
         matches = matches / matches.sum(1)  # symmetric: matching rows have equally many matches
         logits = inputs.logit_scale * image @ inputs.z_text.T
-        teacher = inputs.teacher_logits.detach()
+        teacher = inputs.others["teacher_logits"].detach()
         image_to_text = _distilled(logits, teacher, matches)
         return (image_to_text + _distilled(logits.T, teacher.T, matches)) / 2
 

@@ -18,12 +18,11 @@ class Gaussian(Term):
 
     def forward(self, inputs: LossInputs) -> torch.Tensor:
         distances = (inputs.image - inputs.text).square().sum(1)
-        nats = distances.mean() / (2 * self.variance)
-        self._last = nats.detach()
-        return nats
+        return distances.mean() / (2 * self.variance)
 
-    def reports(self) -> dict[str, torch.Tensor]:
-        return {"residual_image_nats": self._last, "residual_text_nats": self._last}
+    def reports(self, inputs: LossInputs) -> dict[str, torch.Tensor]:
+        nats = self(inputs)
+        return {"residual_image_nats": nats, "residual_text_nats": nats}
 
 
 PENALTIES["gaussian"] = Gaussian
