@@ -97,7 +97,7 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
     other = "a second model, subtracted from the first"
     evaluate.add_argument("--compare-with", metavar="MODEL", help=other)
     evaluate.add_argument("--limit", type=int, default=0, help="images per set; 0 for all")
-    evaluate.add_argument("--output-dir", type=Path, help="a folder for results, reused by a rerun")
+    evaluate.add_argument("--output-dir", type=Path, help="a folder for scores and predictions")
     evaluate.add_argument("--batch-size", type=int, default=256, help="items per batch (256)")
 
     search = commands.add_parser("search", help="rank a folder's images by a query", **layout)

@@ -1,19 +1,16 @@
 """Evaluation of models on suites of benchmarks, and paired comparison of models.
 
-A suite is a list of tasks: a name of `SUITES`, a YAML file, or `Task` objects. Results are saved
-per data set, and a rerun resumes where it stopped. Zero-shot classification follows Radford et al.
-(2021): a class is the renormalised mean of its prompts' unit vectors. Retrieval is paired (Karpathy
-and Fei-Fei, 2015) or by label, according to `Pairs.paired`. Texts longer than the context are
-truncated.
+A suite is a list of tasks: a name of `SUITES`, a YAML file, or `Task` objects. Zero-shot
+classification follows Radford et al. (2021): a class is the renormalised mean of its prompts' unit
+vectors. Retrieval is paired (Karpathy and Fei-Fei, 2015) or by label, according to `Pairs.paired`.
+Texts longer than the context are truncated.
 
-A score is a mean over items, or a weighted mean of such means over classes or data sets. For its
-95 % bootstrap interval items are resampled within each mean, and with several seeds the seeds too.
-An item is an image with its texts or, by label, everything with one label.
+A score is a mean over items, or a weighted mean of such means over classes or data sets. Its 95 %
+interval is Student's over items; with several seeds, seeds and items are resampled. An item is an
+image with its texts or, by label, everything with one label.
 """
 
-import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +21,7 @@ import pandas as pd
 import torch
 import yaml
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -34,7 +31,7 @@ from cibr.data import Pairs, available_splits, load_pairs, resolve
 from cibr.metrics.retrieval import KS, distinct_texts
 from cibr.metrics.zeroshot import accuracy_hits
 from cibr.models import DualEncoder
-from cibr.models.features import Digests, digest_model, embed_pairs, pixel_digests, prepare
+from cibr.models.features import embed_pairs, pixel_digests, prepare
 from cibr.utils import check_known, digest, write_atomically
 
 _KINDS = ("zero-shot", "retrieval")
@@ -121,8 +118,13 @@ def suite_tasks(suite: _Suite, kinds: Sequence[str] = _KINDS) -> tuple[Task, ...
 
 
 def _suite_name(suite: _Suite) -> str:
-    """The name of a suite in tables and folders: its own, the stem of its file, or `tasks`."""
-    return Path(suite).stem if isinstance(suite, (str, Path)) else "tasks"
+    """The name of a suite in tables and folders: its own, the stem of its file, or that of its only
+    data set, else `tasks`.
+    """
+    if isinstance(suite, (str, Path)):
+        return Path(suite).stem
+    names = {Path(task.dataset).name.removeprefix("wds_") for task in suite}
+    return names.pop() if len(names) == 1 else "tasks"
 
 
 def _read_suite(file: Path) -> tuple[Task, ...]:
@@ -188,15 +190,12 @@ class Predictions(NamedTuple):
             retrieval `image_ranks`, `image_average_precisions` and `image_units` [n], and the same
             for texts [m]. Ranks count from 0; units are the clusters of the bootstrap, an image
             with its texts or all items of a label.
-        asked: a digest of the images and texts; predictions with equal digests are comparable item
-            by item.
-        identity: a digest of the model and of `asked`.
+        digest: of the images and texts; predictions with equal digests are comparable item by item.
     """
 
     kind: str
     items: dict[str, Tensor]
-    asked: str
-    identity: str = ""
+    digest: str
 
 
 @dataclass(eq=False)
@@ -223,11 +222,9 @@ class Evaluation:
         """
         rows = []
         for key, score in _scores(self).items():
-            values = [of_mean[None] for of_mean in score.values]  # of one seed
-            zeros = [np.zeros_like(of_mean) for of_mean in values]
-            mean, low, high = metrics.paired_difference(zeros, values, score.weights).values()
+            mean, low, high = _students_interval(score.values, score.weights)
             rows.append((*key, mean, max(0.0, low), min(1.0, high), score.n))
-        for task, (kind, items, *_) in self.predictions.items():
+        for task, (kind, items, _) in self.predictions.items():
             for direction, side in _SIDES.items() if task.kind == "retrieval" else ():
                 ranks, units = items[f"{side}_ranks"].numpy(), items[f"{side}_units"].numpy()
                 interval = metrics.bootstrap_interval(1.0 + ranks, units, statistic=np.median)
@@ -253,7 +250,7 @@ def _scores(evaluation: Evaluation) -> dict[tuple[str, str, str], _Score]:
 
 
 def _task_scores(predictions: Predictions) -> dict[str, _Score]:
-    kind, items, *_ = predictions
+    kind, items, _ = predictions
     if kind == "zero-shot":
         ranks, labels, n_classes = (items[name] for name in ("ranks", "labels", "n_classes"))
         hits = accuracy_hits(ranks, labels, int(n_classes))
@@ -318,8 +315,8 @@ def evaluate(
         kinds: the kinds of tasks to run: `zero-shot`, `retrieval` or, by default, both.
         limit: maximum number of images per set, at least two, drawn with a fixed seed; 0 for all.
         batch_size: rows encoded at once.
-        output_dir: folder for this model's results, in a subfolder named after the suite. A set
-            with results there, of the same weights, images, texts and limit, is not repeated.
+        output_dir: folder for this model's results; a subfolder named after the suite gets
+            `rows.csv`, or `rows-<kind>.csv` for one kind, and the predictions of each set.
         max_skipped: the number of unusable samples per set that may be left out.
 
     Returns:
@@ -343,17 +340,16 @@ def evaluate(
     folder = None if output_dir is None else Path(output_dir) / title
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)  # fail now rather than after the first set
-    digests = digest_model(model)
     predictions = {}
     for task in tqdm(tasks, desc=name, unit="set", delay=1):
-        file = None if folder is None else folder / task.file
         try:
             pairs = load_task(task, limit, max_skipped=max_skipped)
-            predictions[task] = _predict(model, task, pairs, batch_size, digests, file)
+            predictions[task] = _predict(model, task, pairs, batch_size)
         except _ERRORS as error:
-            kept = "" if folder is None else f". The sets before it are kept in {str(folder)!r}"
-            message = f"{task.kind} on {task.title} of suite {title!r}: {error}{kept}"
+            message = f"{task.kind} on {task.title} of suite {title!r}: {error}"
             raise next(kind for kind in _ERRORS if isinstance(error, kind))(message) from error
+        if folder is not None:
+            _save(predictions[task], folder / task.file)
     evaluation = Evaluation(name, title, predictions)
     if folder is not None:
         file = folder / ("rows.csv" if len(kinds) > 1 else f"rows-{kinds[0]}.csv")
@@ -361,42 +357,23 @@ def evaluate(
     return evaluation
 
 
-def _predict(
-    model: DualEncoder, task: Task, pairs: Pairs, batch: int, digests: Digests, file: Path | None
-) -> Predictions:
-    """The stored predictions if they are of this model on these pairs, else new ones."""
+def _predict(model: DualEncoder, task: Task, pairs: Pairs, batch_size: int) -> Predictions:
     prompts = pairs.prompts() if task.kind == "zero-shot" else None
     kind = task.kind if prompts or pairs.paired else "retrieval by label"
     labels = None if kind == "retrieval" else pairs.match_labels().tolist()
     shown = (kind, pairs.name, pairs.split, pairs.keys, prompts or pairs.captions, labels)
-    asked = digest(repr((*shown, pixel_digests(pairs))))
-    identity = digest(f"{digests.model} {asked}")
-    stored = None
-    if file is not None:
-        with suppress(OSError, SafetensorError, TypeError):  # missing or damaged
-            stored = read_predictions(file)
-    if stored is not None:
-        if stored.identity == identity:
-            return stored
-        other = "another model" if stored.asked == asked else "other images or texts"
-        again = f"holds results of {other}: {task.title} is evaluated again"
-        warnings.warn(f"{str(file)!r} {again}", stacklevel=3)
-    items = _measure(model, pairs, prompts, batch, digests)
-    items = {name: tensor.contiguous() for name, tensor in items.items()}
-    if file is not None:
-        about = {"kind": kind, "asked": asked, "identity": identity}
-        write_atomically(file, lambda part: save_file(items, part, about))
-    return Predictions(kind, items, asked, identity)
+    items = _measure(model, pairs, prompts, batch_size)
+    return Predictions(kind, items, digest(repr((*shown, pixel_digests(pairs)))))
 
 
 def _measure(
-    model: DualEncoder, pairs: Pairs, prompts: list | None, batch: int, digests: Digests
+    model: DualEncoder, pairs: Pairs, prompts: list[list[str]] | None, batch_size: int
 ) -> dict[str, Tensor]:
     """The items of `Predictions`: zero-shot if there are prompts, else of retrieval."""
     flat = prompts and [prompt for of_class in prompts for prompt in of_class]
     device = model.log_logit_scale.device
-    inputs = prepare(model, pairs, truncate=True, device=device, texts=flat, digests=digests)
-    images, texts = embed_pairs(model, inputs, batch)
+    inputs = prepare(model, pairs, truncate=True, device=device, texts=flat)
+    images, texts = embed_pairs(model, inputs, batch_size)
     if prompts:
         classes = metrics.class_embeddings(texts.unflatten(0, (len(prompts), -1)))
         return {
@@ -417,6 +394,12 @@ def _measure(
     return scores | {"image_units": image_units, "text_units": text_units}
 
 
+def _save(predictions: Predictions, file: Path) -> None:
+    items = {name: tensor.contiguous() for name, tensor in predictions.items.items()}
+    about = {"kind": predictions.kind, "digest": predictions.digest}
+    write_atomically(file, lambda part: save_file(items, part, about))
+
+
 def read_predictions(file: Path) -> Predictions:
     """Loads predictions that `evaluate` saved, without the model.
 
@@ -425,11 +408,12 @@ def read_predictions(file: Path) -> Predictions:
 
     Raises:
         FileNotFoundError: the file is missing.
-        SafetensorError, TypeError: the file is damaged.
+        SafetensorError: the file is damaged.
     """
     with safe_open(file, "pt") as stored:
         items = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        return Predictions(items=items, **stored.metadata())
+        about = stored.metadata()
+    return Predictions(about["kind"], items, about["digest"])
 
 
 def compare(
@@ -453,8 +437,8 @@ def compare(
     if not a or len(a) != len(b) or len(suites) != 1:
         fix = "give one evaluation per seed of each model, all of one suite"
         raise ValueError(f"{len(a)} and {len(b)} evaluations of suites {sorted(suites)}: {fix}")
-    asked = [{(task.title, p.asked) for task, p in e.predictions.items()} for e in a + b]
-    different = set().union(*asked) - set.intersection(*asked)
+    digests = [{(task.title, p.digest) for task, p in e.predictions.items()} for e in a + b]
+    different = set().union(*digests) - set.intersection(*digests)
     if different:
         title, _ = min(different)
         fix = "evaluate both with the same data and limit"
@@ -464,19 +448,44 @@ def compare(
     for key, score in of_a[0].items():
         # The values of each mean under every seed, [s, n_k].
         sides = [
-            [np.stack(seeds) for seeds in zip(*(s[key].values for s in side), strict=True)]
+            [
+                np.stack(seeds)
+                for seeds in zip(*(scores[key].values for scores in side), strict=True)
+            ]
             for side in (of_a, of_b)
         ]
-        means = [_value(of_side, score.weights) for of_side in sides]
-        interval = metrics.paired_difference(*sides, score.weights).values()
+        means = [
+            float(sum(w * x.mean() for w, x in zip(score.weights, side, strict=True)))
+            for side in sides
+        ]
+        if len(a) > 1:
+            interval = metrics.paired_difference(*sides, score.weights).values()
+        else:
+            differences = [y[0] - x[0] for x, y in zip(*sides, strict=True)]
+            interval = _students_interval(differences, score.weights)
         rows.append((a[0].suite, *key, *means, *interval, score.n, len(a)))
     columns = [*_KEY, "a", "b", "difference", "low", "high", "n", "n_seeds"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _value(values: list[Float[np.ndarray, "s _"]], weights: list[float]) -> float:
-    """A score averaged over seeds."""
-    return float(sum(w * x.mean(1) for w, x in zip(weights, values, strict=True)).mean())
+def _students_interval(
+    values: list[Float[np.ndarray, " _"]], weights: list[float]
+) -> tuple[float, float, float]:
+    """A weighted sum of means over items, with Student's 95 % interval.
+
+    A mean over one item has no known spread and adds none.
+    """
+    from scipy.stats import t
+
+    mean = variance = 0.0
+    n_spare = 0
+    for w, x in zip(weights, values, strict=True):
+        mean += w * float(x.mean())
+        if len(x) > 1:
+            variance += w**2 * x.var(ddof=1) / len(x)
+            n_spare += len(x) - 1
+    half = float(t.ppf(0.975, max(1, n_spare)) * variance**0.5)
+    return mean, mean - half, mean + half
 
 
 def format_table(rows: pd.DataFrame, value: str = "value") -> pd.DataFrame:

@@ -95,10 +95,10 @@ VALUE_ERRORS = {
     "temperature 0": (temperature(0), "temperature is 0: give a positive number"),
     "temperature inf": (temperature(float("inf")), "temperature is inf: give a positive number"),
     "temperature text": (temperature("0.1"), "temperature is .0.1.: give a positive number"),
-    "first format": (changed(format=1), r"cibr\.json' .*format 1 .*, but .* reads format 3"),
+    "first format": (changed(format=1), "format 1"),
     "other backbone": (
         changed(kind="huge"),
-        "kind 'huge', but .* 3 of tiny, 2 of frozen, 2 of clip",
+        "kind 'huge'",
     ),
     "other settings": (changed(settings=[]), r"cibr\.json' is missing or damaged .*: save the m"),
     "other weights": (changed(settings=WIDER), r"image_head.2.weight' does not fit cibr\.json"),

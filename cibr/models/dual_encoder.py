@@ -2,14 +2,15 @@
 transformers.
 
 One class around three backbones (`cibr.models.towers`). To their pooling and projection it adds
-preprocessing, the tokenizer, the temperature, embedding of any images and strings, and saving to a
-folder (`cibr.models.io`).
+preprocessing, the tokenizer, the temperature, embedding of any images and strings, and a folder
+format.
 """
 
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cibr.models import io, towers
@@ -28,6 +30,11 @@ _Vectors = Float[Tensor, "n d"]
 _Pooled = Float[Tensor, "n p"]
 _IMAGE_TOWER = "timm/tf_efficientnet_lite0.in1k"
 _TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
+
+_CONFIG = "cibr.json"
+_WEIGHTS = "cibr.safetensors"
+_PREPROCESSING = "preprocessor_config.json"
+_FORMATS = {"tiny": 3, "frozen": 2}  # by kind, changed when older files no longer fit
 
 
 class Encoded(NamedTuple):
@@ -321,14 +328,39 @@ class DualEncoder(nn.Module):
         return {k: v for k, v in self.state_dict().items() if not k.startswith(frozen)}
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes weights, tokenizer and preprocessing to a folder; see `cibr.models.io`.
+        """Writes a folder that `from_pretrained` reads, bit for bit; other files in it are kept.
+
+        A model of transformers is saved as on the hub, with its tokenizer and image preprocessing.
+        Others have `cibr.json` (format, kind and settings of the backbone) and `cibr.safetensors`
+        (all weights that train) in place of its model, and `frozen` ones their towers in
+        `image_tower/` and `text_tower/`. A kill leaves the old or the new model complete.
 
         Raises:
             ValueError: an empty name, or a folder that cannot be written.
         """
         if folder == "":
             raise ValueError("the name of the folder is empty: give a folder, or '.' for this one")
-        return io.save(self, Path(folder))
+        with io.replaced(Path(folder)) as new, io.quiet_transformers():
+            self._write(new)
+        return Path(folder)
+
+    def _write(self, folder: Path) -> None:
+        backbone = self.backbone
+        if self.tokenizer.is_fast:  # the file would hold padding and truncation of the last call
+            self.tokenizer.backend_tokenizer.no_padding()
+            self.tokenizer.backend_tokenizer.no_truncation()
+        self.tokenizer.save_pretrained(folder)
+        io.write_json(folder / _PREPROCESSING, self.processor.to_dict())
+        if self.kind == "clip":
+            backbone.model.logit_scale.data.fill_(self.log_logit_scale.item())
+            backbone.model.save_pretrained(folder)
+            return
+        if self.kind == "frozen":
+            backbone.image_tower.save_pretrained(folder / "image_tower")
+            backbone.text_tower.save_pretrained(folder / "text_tower")
+        about = {"format": _FORMATS[self.kind], "kind": self.kind, "settings": backbone.settings}
+        io.write_json(folder / _CONFIG, about)
+        save_file({k: v.contiguous() for k, v in self.own_state().items()}, folder / _WEIGHTS)
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "DualEncoder":
@@ -350,7 +382,57 @@ class DualEncoder(nn.Module):
             ValueError: a folder that is incomplete or damaged (the message names the file), or a
                 model that is not a dual encoder.
         """
-        return io.load(cls, str(name))
+        name = str(name)
+        folder = Path(io.resolve(name))
+        io.finish_replacing(folder)
+        if (folder / _CONFIG).exists() or (folder / _WEIGHTS).exists():
+            return cls._read(folder)
+        if any(folder.glob("checkpoint*")) and not (folder / "config.json").exists():
+            what = f"{name!r} has no model yet: it is the folder of an unfinished run"
+            raise FileNotFoundError(f"{what}; repeat the command that began it")
+        backbone = towers.HubBackbone(io.from_hub("AutoModel", name))
+        processor = towers.image_processor(io.from_hub("AutoImageProcessor", name).to_dict())
+        model = cls(backbone, processor, io.from_hub("AutoTokenizer", name))
+        model.log_logit_scale.data.fill_(backbone.model.logit_scale.item())
+        return model.eval()
+
+    @classmethod
+    def _read(cls, folder: Path) -> "DualEncoder":
+        """Loads a `tiny` or a `frozen` model."""
+        about = io.read(folder / _CONFIG, _checked_config)
+        settings = about["settings"]
+        processor = io.read(
+            folder / _PREPROCESSING, lambda file: towers.image_processor(io.read_json(file))
+        )
+        if about["kind"] == "frozen":
+            image, text = (
+                io.read(folder / tower, partial(io.pretrained, "AutoModel"))
+                for tower in ("image_tower", "text_tower")
+            )
+            backbone = towers.FrozenBackbone(image, text, processor.crop_size, **settings)
+        else:
+            backbone = io.read(folder / _CONFIG, lambda _: towers.TinyBackbone(**settings))
+        tokenizer = io.read(
+            folder / "tokenizer.json", lambda _: io.pretrained("AutoTokenizer", folder)
+        )
+        model = cls(backbone, processor, tokenizer)
+        io.read(folder / _WEIGHTS, lambda file: model._set_weights(load_file(file)))
+        return model.eval()
+
+    def _set_weights(self, state: dict[str, Tensor]) -> None:
+        stored = {name: tensor.shape for name, tensor in state.items()}
+        wanted = {name: tensor.shape for name, tensor in self.own_state().items()}
+        if differing := stored.items() ^ wanted.items():
+            raise ValueError(f"{min(differing)[0]!r} does not fit {_CONFIG}")
+        self.load_state_dict(state, strict=False)  # frozen towers have their own files
+
+
+def _checked_config(file: Path) -> dict:
+    config = io.read_json(file)
+    if config["format"] != _FORMATS.get(config["kind"]):
+        found = f"format {config['format']} of kind {config['kind']!r}"
+        raise ValueError(f"{found}, but this version reads {_FORMATS}")
+    return config
 
 
 def _listed(items: Iterable, kind: type, rule: str) -> list:

@@ -2,12 +2,11 @@
 
 `prepare` makes them and `embed_pairs` embeds them, in both training and evaluation. Texts are
 tokenised once. Small sets of images are kept in memory; larger ones, and those with random crops,
-are decoded batch by batch in worker processes. The features of frozen towers are computed once, in
-parts, and kept in the cache folder under a digest of everything they depend on, so a killed
-extraction resumes and later runs reuse them.
+are decoded batch by batch in worker processes. The features of frozen towers are computed once and
+kept in the cache folder, in one file for each tower and split, under a digest of everything they
+depend on.
 """
 
-import hashlib
 import itertools
 import json
 import os
@@ -27,10 +26,9 @@ from tqdm import tqdm
 
 from cibr.data import Pairs
 from cibr.models.dual_encoder import DualEncoder
-from cibr.utils import cache_folder, write_atomically
+from cibr.utils import cache_folder, digest, write_atomically
 
 IN_MEMORY = 2**30  # bytes of decoded images to keep in memory at most
-_PART = 512  # rows of a part of an extraction
 _AT_ONCE = 16  # images in memory at full size
 
 
@@ -98,16 +96,6 @@ class Inputs(Dataset):
         return DataLoader(self, batch_size=None, sampler=rows, num_workers=workers, **options)
 
 
-class Digests(NamedTuple):
-    """Digests from `digest_model`: of each modality's tower and preprocessing, and of the whole
-    model.
-    """
-
-    image: bytes
-    text: bytes
-    model: str
-
-
 def prepare(
     model: DualEncoder,
     pairs: Pairs,
@@ -115,7 +103,6 @@ def prepare(
     device: torch.device | str = "cpu",
     *,
     texts: list[str] | None = None,
-    digests: Digests | None = None,
     crop_scale: float = 1.0,
 ) -> Inputs:
     """Prepares the inputs of a model for a set of pairs.
@@ -126,7 +113,6 @@ def prepare(
         truncate: truncate texts longer than the context instead of raising.
         device: the device of frozen towers.
         texts: replace the pairs' own, such as zero-shot prompts; each has its own label.
-        digests: of the model, if the caller has computed them.
         crop_scale: smallest share of an image's area in random resized crops, 1 for none (not for
             frozen towers).
 
@@ -152,10 +138,9 @@ def prepare(
             rows = tqdm(range(len(pairs)), desc=f"{name}: images", delay=2)
             images = _decode(model.preprocess, pairs, rows)
         return Inputs(pairs, images, model.tokenize(texts, truncate), labels, model.processor, crop)
-    digests = digests or digest_model(model)
     with model.to(device).evaluating():
-        images = _image_features(model, pairs, f"{name}-images", digests.image)
-        features = _text_features(model, texts, truncate, f"{name}-texts", digests.text)
+        images = _image_features(model, pairs, f"{name}-images")
+        features = _text_features(model, texts, truncate, f"{name}-texts")
     return Inputs(pairs, images, (features,), labels, model.processor)
 
 
@@ -206,48 +191,44 @@ def _decode(preprocess: Callable, pairs: Pairs, rows: Iterable[int]) -> Tensor:
     return torch.cat(parts)
 
 
-def _image_features(model: DualEncoder, pairs: Pairs, name: str, digest: bytes) -> Tensor:
-    def pool(rows: Sequence[int]) -> Tensor:
+def _image_features(model: DualEncoder, pairs: Pairs, name: str) -> Tensor:
+    # Small batches stay in a CPU's cache: 16 photos at once are twice as fast as 64.
+    size = 16 if model.mean.device.type == "cpu" else 256
+
+    def pooled(rows: Sequence[int]) -> Tensor:
         return model.encode_images(_decode(model.preprocess, pairs, rows)).pooled
 
     shown = (pairs.name, pairs.split, pairs.keys, pixel_digests(pairs))
-    # Small batches stay in a CPU's cache: 16 photos at once are twice as fast as 64.
-    batch = 16 if model.mean.device.type == "cpu" else 256
-    return _in_parts(name, digest + repr(shown).encode(), range(len(pairs)), pool, batch)
+    identity = [_tower_digest(model.backbone.image_tower), model.processor.to_dict(), shown]
+    return _cached(name, identity, range(len(pairs)), pooled, size)
 
 
-def _text_features(
-    model: DualEncoder, texts: list[str], truncate: bool, name: str, digest: bytes
-) -> Tensor:
-    def pool(rows: Sequence[str]) -> Tensor:
+def _text_features(model: DualEncoder, texts: list[str], truncate: bool, name: str) -> Tensor:
+    size = 64 if model.mean.device.type == "cpu" else 1024
+
+    def pooled(rows: Sequence[str]) -> Tensor:
         return model.encode_texts(*model.tokenize(rows, truncate)).pooled
 
     # Neighbours of equal length need no padding, and texts in another order have the same features.
     unique = sorted(set(texts), key=lambda text: (len(text), text))
-    batch = 64 if model.mean.device.type == "cpu" else 1024
-    features = _in_parts(name, digest + repr((unique, truncate)).encode(), unique, pool, batch)
-    place = {text: i for i, text in enumerate(unique)}
-    return features[torch.tensor([place[text] for text in texts])]
+    vocabulary = sorted(model.tokenizer.get_vocab().items())
+    identity = [_tower_digest(model.backbone.text_tower), model.context, vocabulary]
+    features = _cached(name, [*identity, unique, truncate], unique, pooled, size)
+    row = {text: i for i, text in enumerate(unique)}
+    return features[[row[text] for text in texts]]
 
 
-def _in_parts(name: str, identity: bytes, items: Sequence, pool: Callable, batch: int) -> Tensor:
-    """Applies `pool` to items in batches; every finished part is a file that later runs reuse."""
-    folder = cache_folder() / "features" / f"{name}-{hashlib.sha256(identity).hexdigest()[:16]}"
-    parts = []
-    for start in tqdm(range(0, len(items), _PART), desc=f"{name}: features", delay=1):
-        file = folder / f"{start:09d}.safetensors"
-        rows = items[start : start + _PART]
-        part = []
-        with suppress(OSError, SafetensorError, KeyError):
-            part = load_file(file)["features"]
-        if len(part) != len(rows):
-            batches = (rows[i : i + batch] for i in range(0, len(rows), batch))
-            part = torch.cat([pool(batch).float().cpu() for batch in batches])
-            with suppress(OSError, SafetensorError):  # without a cache, only time is lost
-                folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(file, lambda path, part=part: save_file({"features": part}, path))
-        parts.append(part)
-    return torch.cat(parts)
+def _cached(name: str, identity: list, items: Sequence, pool: Callable, size: int) -> Tensor:
+    """Pools items in batches, or reads what an earlier call with this identity stored."""
+    file = cache_folder() / "features" / f"{name}-{digest(repr(identity))[:16]}.safetensors"
+    with suppress(OSError, SafetensorError, KeyError):
+        return load_file(file)["features"]
+    starts = tqdm(range(0, len(items), size), desc=f"{name}: features", delay=1)
+    features = torch.cat([pool(items[i : i + size]).float().cpu() for i in starts])
+    with suppress(OSError, SafetensorError):  # without a cache, only time is lost
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, lambda part: save_file({"features": features}, part))
+    return features
 
 
 def pixel_digests(pairs: Pairs, n: int = 64) -> list[str]:
@@ -255,35 +236,18 @@ def pixel_digests(pairs: Pairs, n: int = 64) -> list[str]:
     names.
     """
     rows = torch.linspace(0, len(pairs) - 1, min(n, len(pairs))).long().tolist()
-    return [hashlib.sha256(pairs.image(i).tobytes()).hexdigest() for i in rows]
+    return [digest(pairs.image(i).tobytes()) for i in rows]
 
 
-def digest_model(model: DualEncoder) -> Digests:
-    """Digests of a model's weights, preprocessing and vocabulary."""
-    vocabulary = sorted(model.tokenizer.get_vocab().items())
-    image = json.dumps(model.processor.to_dict()).encode()
-    text = repr((model.context, vocabulary)).encode()
-    if model.kind == "frozen":
-        image += _tower_digest(model.backbone.image_tower)
-        text += _tower_digest(model.backbone.text_tower)
-    settings = repr((model.kind, model.backbone.settings)).encode()
-    whole = hashlib.sha256(image + text + settings + _digest(model.own_state()))
-    return Digests(image, text, whole.hexdigest())
-
-
-def _tower_digest(tower: torch.nn.Module) -> bytes:
+def _tower_digest(tower: torch.nn.Module) -> str:
     """Digest of a tower, equal whether it comes from the hub or from a run's folder, which records
     its class.
     """
     config = tower.config.to_dict()
     for name in ("architectures", "transformers_version", "_name_or_path"):  # affect no feature
         config.pop(name, None)
-    return json.dumps(config, sort_keys=True, default=str).encode() + _digest(tower.state_dict())
-
-
-def _digest(state: dict[str, Tensor]) -> bytes:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.digest()
+    weights = {
+        name: (tensor.dtype, tensor.shape, digest(tensor.cpu().contiguous().numpy().tobytes()))
+        for name, tensor in sorted(tower.state_dict().items())
+    }
+    return digest(json.dumps(config, sort_keys=True, default=str) + repr(weights))

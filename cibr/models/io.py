@@ -1,26 +1,14 @@
-"""Models by name, and the folder format of a `DualEncoder`: written by `save_pretrained`, read by
-`from_pretrained`, bit for bit.
-
-    cibr.json                       the format, the backbone's kind and its settings
-    cibr.safetensors                every trainable weight, but those of a model of transformers
-    preprocessor_config.json        image preprocessing, in the hub's format
-    tokenizer.json, ...             the tokenizer, in the hub's format
-    image_tower/, text_tower/       the frozen towers (kind `frozen`)
-    config.json, model.safetensors  the model of transformers (kind `clip`), for its own class too
-
-The folder may have other files, such as a run's history. A save writes to a subfolder, renames it
-to `.complete` and moves its files to their places, as does a load that finds it. So a kill at any
-moment, or a full disk, leaves the old or the new model complete.
+"""Models by name, and folders of models that are complete whenever a save is killed.
 
 A name is looked for as a folder, in `$CIBR_MODELS/<hub id>`, among the two checkpoints that are
-shipped with the package and on the hub.
+shipped with the package and on the hub. `DualEncoder.save_pretrained` says what a folder holds.
 """
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,75 +16,47 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from cibr.models import towers
 from cibr.utils import nearest, shipped, sync
 
 _BUILT = ("tiny", "frozen")  # kinds of model with a name of their own
 _CHECKPOINTS = ("clip-tiny", "cibr-tiny")  # shipped with the package
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
-
-_CONFIG = "cibr.json"
-_WEIGHTS = "cibr.safetensors"
-_PREPROCESSING = "preprocessor_config.json"
 _COMPLETE = ".complete"
-_FORMATS = {"tiny": 3, "frozen": 2, "clip": 2}  # by kind, changed when older files no longer fit
 
 
-def save(model, folder: Path) -> Path:
-    """Writes a model to a folder; other files in it are kept.
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A context with a new subfolder, whose files replace those of the folder at the end.
+
+    The subfolder is written to the disk and renamed to `.complete` before its files move to their
+    places, which `finish_replacing` resumes. So a kill at any moment, or a full disk, leaves the
+    old or the new files complete. Other files in the folder are kept.
 
     Raises:
-        ValueError: the folder cannot be written; the previous model still loads.
+        ValueError: the folder cannot be written; its previous files are there.
     """
-    part = folder / ".saving"
+    new = folder / ".saving"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _move_into_place(folder)
-        shutil.rmtree(part, ignore_errors=True)  # left by a killed save
-        part.mkdir()
-        with quiet_transformers():
-            _write(model, part)
-        for path in part.rglob("*"):
-            sync(path)  # durable before the rename
-        part.rename(folder / _COMPLETE)
-        _move_into_place(folder)
+        finish_replacing(folder)
+        shutil.rmtree(new, ignore_errors=True)  # left by a killed save
+        new.mkdir()
+        yield new
+        for path in new.rglob("*"):
+            sync(path)
+        new.rename(folder / _COMPLETE)
+        finish_replacing(folder)
     except (OSError, SafetensorError) as error:
         fix = "make room or choose another output_dir"
         raise ValueError(f"cannot write the model to {str(folder)!r}: {error}; {fix}") from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return folder
+        shutil.rmtree(new, ignore_errors=True)
 
 
-def _write(model, folder: Path) -> None:
-    backbone = model.backbone
-    if model.tokenizer.is_fast:  # the file would hold the padding and truncation of the last call
-        model.tokenizer.backend_tokenizer.no_padding()
-        model.tokenizer.backend_tokenizer.no_truncation()
-    model.tokenizer.save_pretrained(folder)
-    if backbone.kind == "frozen":
-        backbone.image_tower.save_pretrained(folder / "image_tower")
-        backbone.text_tower.save_pretrained(folder / "text_tower")
-    if backbone.kind == "clip":
-        backbone.model.logit_scale.data.copy_(model.log_logit_scale)  # for its own class to load
-        backbone.model.save_pretrained(folder)
-    save_file({k: v.contiguous() for k, v in _weights(model).items()}, folder / _WEIGHTS)
-    config = {"format": _FORMATS[backbone.kind], "kind": backbone.kind}
-    config["settings"] = backbone.settings
-    for name, content in ((_PREPROCESSING, model.processor.to_dict()), (_CONFIG, config)):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _weights(model) -> dict[str, torch.Tensor]:
-    state = model.own_state()
-    return {name: state[name] for name in state if not name.startswith("backbone.model.")}
-
-
-def _move_into_place(folder: Path) -> None:
-    """Moves the files of a complete save to their places; a second call resumes a killed one."""
+def finish_replacing(folder: Path) -> None:
+    """Moves the files of a complete save to their places, if a kill left any."""
     complete = folder / _COMPLETE
     for file in [file for file in complete.rglob("*") if file.is_file()]:
         target = folder / file.relative_to(complete)
@@ -106,48 +66,22 @@ def _move_into_place(folder: Path) -> None:
     shutil.rmtree(complete, ignore_errors=True)  # folders only
 
 
-def load(cls, name: str):
-    """Builds a model from a folder that `save` wrote, or else from a model of transformers.
+def write_json(file: Path, content: dict) -> None:
+    """Writes a JSON file that is indented for reading."""
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(file: Path) -> dict:
+    """Reads a JSON file."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def read(path: Path, reader: Callable[[Path], Any]) -> Any:
+    """What the reader makes of a path; errors, which may be of nearly any type, name the path.
 
     Raises:
-        FileNotFoundError: the model, its tokenizer or its image preprocessing is missing.
-        ValueError: a missing or damaged file, named; a model that is not a dual encoder.
+        ValueError: the path is missing or damaged.
     """
-    folder = Path(_resolve(name))
-    if not any((folder / part).exists() for part in (_COMPLETE, _CONFIG, _WEIGHTS)):
-        if (folder / "checkpoints").is_dir():
-            what = f"{name!r} has no model yet: it is the folder of an unfinished run"
-            raise FileNotFoundError(f"{what}; repeat the command that began it")
-        return _load_from_hub(cls, name)
-    _move_into_place(folder)
-    config = _read(folder / _CONFIG, _checked_config)
-    kind = config["kind"]
-    settings = config["settings"]
-    processor = _read(folder / _PREPROCESSING, lambda file: towers.image_processor(_json(file)))
-    if kind == "frozen":
-        image = _read(folder / "image_tower", lambda tower: _pretrained("AutoModel", tower))
-        text = _read(folder / "text_tower", lambda tower: _pretrained("AutoModel", tower))
-        backbone = towers.FrozenBackbone(image, text, processor.crop_size, **settings)
-    elif kind == "clip":
-        backbone = towers.HubBackbone(_read(folder, lambda _: _pretrained("AutoModel", folder)))
-    else:
-        backbone = _read(folder / _CONFIG, lambda _: towers.TinyBackbone(**settings))
-    tokenizer = _read(folder / "tokenizer.json", lambda _: _pretrained("AutoTokenizer", folder))
-    model = cls(backbone, processor, tokenizer)
-    _read(folder / _WEIGHTS, lambda file: _set_weights(model, load_file(file)))
-    return model.eval()
-
-
-def _load_from_hub(cls, name: str):
-    backbone = towers.HubBackbone(from_hub("AutoModel", name))
-    processor = towers.image_processor(from_hub("AutoImageProcessor", name).to_dict())
-    model = cls(backbone, processor, from_hub("AutoTokenizer", name))
-    model.log_logit_scale.data.copy_(backbone.model.logit_scale.data.squeeze())
-    return model.eval()
-
-
-def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
-    """What the reader makes of a path; errors, which may be of nearly any type, name the path."""
     try:
         with quiet_transformers():
             return reader(path)
@@ -160,28 +94,7 @@ def _reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def _json(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _checked_config(file: Path) -> dict:
-    config = _json(file)
-    if config["format"] != _FORMATS.get(config["kind"], ""):
-        known = ", ".join(f"{number} of {kind}" for kind, number in _FORMATS.items())
-        found = f"format {config['format']} of kind {config['kind']!r}"
-        raise ValueError(f"{found}, but this version reads format {known}")
-    return config
-
-
-def _set_weights(model, state: dict[str, torch.Tensor]) -> None:
-    stored = {name: tensor.shape for name, tensor in state.items()}
-    wanted = {name: tensor.shape for name, tensor in _weights(model).items()}
-    if differing := stored.items() ^ wanted.items():
-        raise ValueError(f"{min(differing)[0]!r} does not fit {_CONFIG}")
-    model.load_state_dict(state, strict=False)  # frozen towers have their own files
-
-
-def _resolve(name: str, known: Sequence[str] = _CHECKPOINTS) -> str:
+def resolve(name: str, known: Sequence[str] = _CHECKPOINTS) -> str:
     """The location of a model's files: a local folder, or the name itself as a hub id, not yet
     fetched.
 
@@ -213,12 +126,12 @@ def model_kind(name: str) -> str:
     """
     if name in _BUILT:
         return name
-    _resolve(name, _BUILT)
+    resolve(name, _BUILT)
     return "clip"
 
 
 @contextmanager
-def quiet_transformers():
+def quiet_transformers() -> Iterator[None]:
     """A context without progress bars and loading reports of transformers, such as on unused
     weights.
     """
@@ -234,24 +147,25 @@ def quiet_transformers():
             logging.enable_progress_bar()
 
 
-def from_hub(loader: str, name: str):
+def from_hub(loader: str, name: str) -> Any:
     """Calls `from_pretrained` of a class of transformers: AutoModel, in float32, AutoTokenizer or
     AutoImageProcessor.
 
     Raises:
         FileNotFoundError: nothing to load; the message says where it searched, and the fix.
     """
-    source = _resolve(name)
+    source = resolve(name)
     try:
         with quiet_transformers():
-            return _pretrained(loader, source)
+            return pretrained(loader, source)
     except Exception as error:  # loaders raise nearly anything
         fix = f"give its folder, set CIBR_MODELS to one that holds {name}, or connect to the hub"
         message = f"cannot load {source!r} with transformers.{loader} ({_reason(error)}): {fix}"
         raise FileNotFoundError(message) from error
 
 
-def _pretrained(loader: str, source: str | Path):
+def pretrained(loader: str, source: str | Path) -> Any:
+    """As `from_hub`, of a resolved source, with the errors of transformers."""
     options = {"dtype": torch.float32} if loader == "AutoModel" else {}
     loaded = getattr(transformers, loader).from_pretrained(source, **options)
     # transformers makes a tokenizer without a vocabulary, silently.

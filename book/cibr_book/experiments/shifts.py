@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from cibr.data import Pairs
 from cibr.metrics.retrieval import retrieval_recalls
 from cibr.models import DualEncoder
-from cibr.models.features import digest_model, embed_pairs, prepare
+from cibr.models.features import embed_pairs, prepare
 from cibr.utils import check_known
 
 _Shift = Callable[[Image.Image, float, np.random.Generator], Image.Image]
@@ -85,11 +85,10 @@ def shifted_recalls(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
     Returns:
         `shift/<name>-<strength>/recall`.
     """
-    digests = digest_model(model)
     means = {}
     for shift in SHIFTS:
         for strength in (1, 2, 3):
-            inputs = prepare(model, shifted(pairs, shift, strength), truncate=True, digests=digests)
+            inputs = prepare(model, shifted(pairs, shift, strength), truncate=True)
             embedded = embed_pairs(model, inputs)
             recalls = retrieval_recalls(*embedded, *pairs.retrieval_targets(), (1, 5, 10))
             means[f"shift/{shift}-{strength}/recall"] = float(np.mean([*recalls.values()]))
