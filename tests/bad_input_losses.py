@@ -86,7 +86,6 @@ _CASES = [
     (loss(0.1, "anchor", **CCA, given=NARROW), "CCA was fitted on features of width 4, got 3"),
     (loss(0.1, "anchor", **FLAT, given=POOLED), "statistic has width 2, the embeddings have 6"),
     (loss(0.1, "rafa"), "needs image_projected"),
-    (loss(0.1, "consistency"), "needs labels"),
     (loss(0.1, contrastive="hycd"), "needs teacher_logits"),
     (loss(0.1, **TEACHER), "teacher_logits must be finite"),
     (lambda: CIBRLoss(0.1).reports(), "nothing to report yet: call the loss"),

@@ -60,7 +60,7 @@ def test_the_reference_tells_what_a_registry_holds_without_the_book():
     lines = []
     mark_up_docstring(None, "data", "PENALTIES", PENALTIES, None, lines)
     own, added = lines[0].split("; after ``import cibr_book`` also ")
-    assert own == "Holds ``vmf``, ``crossfit``, ``anchor``, ``mine``" and "``cosine``" in added
+    assert own == "Holds ``vmf``, ``crossfit``, ``anchor``, ``mine``" and "``cyclip``" in added
     mark_up_docstring(None, "data", "DATASETS", DATASETS, None, lines)
     own, added = lines[0].split("; after ``import cibr_book`` also ")
     assert own == "Holds ``glyphs``" and "``glyph_letters``" in added
