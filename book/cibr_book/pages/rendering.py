@@ -1,22 +1,19 @@
 """What the rendered pages need beyond Jupyter Book: an extension of Sphinx, for _config.yml.
 
-Four directives put files of the project into a page when the book is built: `curve` and
-`between`, figures with sliders, `draw`, models in the page with weights
-beside it, and `drawing`, an SVG that takes the page's colours; `get-project` says where the project
-is. Docstrings, with code in single backticks and equations in indented lines, are turned into the
-markup that Sphinx reads. Pages drop the scripts of Thebe, which would fetch kernels from the
-network. Files that no page asks for are removed, so that the whole site is small enough to be sent
-as a file.
+Three directives put what modules of this room make into a page when the book is built: `curve` and
+`between`, figures with sliders, and `draw`, two models in the page; `get-project` says where the
+project is. Docstrings, with code in single backticks and equations in indented lines, are turned
+into the markup that Sphinx reads. Pages drop the scripts of Thebe, which would fetch kernels from
+the network. Files that no page asks for are removed, so that the whole site is small enough to be
+sent as a file.
 """
 
-import json
 import re
 import subprocess
 from pathlib import Path
 
 from docutils import nodes
 from PIL import Image
-from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
@@ -24,10 +21,7 @@ from sphinx.util.typing import ExtensionMetadata
 
 from cibr.utils import project_root
 from cibr_book.pages import between_explorer, curve, draw
-from cibr_book.worlds import between
 
-_BOOK = Path(__file__).resolve().parents[2]
-_GLOSSARY = "book/glossary"
 _DRAW = "book/draw"
 _ARCHIVE = "cibr.zip"
 _CARD = "_images/beta.png"  # what a link to a page is shown with
@@ -39,7 +33,7 @@ _MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y"
 _MATHJAX += tuple(f"sre/mathmaps/{language}.json" for language in ("base", "en", "nemeth"))
 # Maps for debuggers, translations of the theme, fonts with a smaller WOFF2 twin, a script that
 # draws icons again.
-_UNUSED = ("**/*.map", "mathjax/**/all-packages.js", "locales/**/*.*")
+_UNUSED = ("**/*.map", "locales/**/*.*")
 _UNUSED += ("vendor/fontawesome/**/*.ttf", "vendor/fontawesome/**/*.js")
 # The script that draws icons a second time, and fonts loaded before any icon asks for them.
 _ICONS = re.compile(
@@ -53,22 +47,12 @@ _FIGURE_WIDTH = re.compile(r'(?<= style=")width: (\d+px)')
 _SCROLLER = '<div class="pst-scrollable-table-container"'
 
 
-class _FromFiles(SphinxDirective):
-    """A piece of HTML that is made from the project's files."""
-
-    optional_arguments = 1
+class _Piece(SphinxDirective):
+    """A piece of HTML that a module makes from the project's files."""
 
     def run(self) -> list[nodes.Node]:
-        if self.name == "drawing":
-            files = [_BOOK / "_static" / self.arguments[0]]
-            page = files[0].read_text("utf-8")
-        else:
-            reads = {"draw": draw.FILES, "between": [between.TABLE]}
-            files = reads.get(self.name, [])
-            page = _PAGES[self.name].as_page()
-        for file in files:
-            self.env.note_dependency(str(file))
-        return [nodes.raw("", page, format="html")]
+        self.env.note_reread()  # the files may change where the page does not
+        return [nodes.raw("", _PAGES[self.name].as_page(), format="html")]
 
 
 class _GetProject(SphinxDirective):
@@ -100,24 +84,6 @@ def add_addresses(app: Sphinx | None, config: Config) -> None:
     if config.doi:
         link = {"name": "DOI", "url": f"https://doi.org/{config.doi}"}
         options.setdefault("icon_links", []).append(link | {"icon": "fa-solid fa-quote-right"})
-
-
-def _explain_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Shows the first sentence of a term's definition where the pointer rests on a reference."""
-    references = [n for n in doctree.findall(nodes.reference) if "#term-" in n.get("refuri", "")]
-    if not references or docname == _GLOSSARY:
-        return
-    glossary = app.env.get_doctree(_GLOSSARY)
-    for reference in glossary.findall(addnodes.pending_xref):
-        if reference["refdomain"] == "cite":
-            reference.children = []
-    meanings = {}
-    for term in glossary.findall(nodes.term):
-        definition = " ".join(term.parent[-1].astext().split())
-        sentence = re.split(r"(?<=\w)\s?\.\s", f"{definition} ")[0] + "."
-        meanings |= dict.fromkeys(term["ids"], sentence)
-    for node in references:
-        node["reftitle"] = meanings[node["refuri"].partition("#")[2]]
 
 
 def _size_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -154,7 +120,7 @@ def mark_up_docstring(
 ) -> None:
     """Doubles single backticks, escapes bars, and makes indented lines up front a literal block."""
     if isinstance(obj, tuple | dict):  # a constant has the docstring of its type
-        lines[:] = [_contents(obj)]
+        lines.clear()
     starts = [i for i, line in enumerate(lines) if re.fullmatch(r"[A-Z]\w+:", line)]
     n_front = starts[0] if starts else len(lines)
     indented = re.compile(r"((?:^    .*\n?|^\n(?=    ))+)", re.MULTILINE)
@@ -163,19 +129,6 @@ def mark_up_docstring(
         is_indented = i % 2 and block.strip()
         blocks[i] = f"::\n\n{block.lstrip(chr(10))}" if is_indented else _inline(block)
     lines[:] = ("".join(blocks) + "\n" + _inline("\n".join(lines[n_front:]))).split("\n")
-
-
-def _contents(constant: tuple | dict) -> str:
-    """The names in a constant; those that the book adds to a registry stand apart."""
-    added = []
-    if isinstance(constant, dict):
-        values = {name: getattr(value, "load", value) for name, value in constant.items()}
-        values = {name: getattr(value, "func", value) for name, value in values.items()}  # partial
-        modules = {name: getattr(value, "__module__", "") for name, value in values.items()}
-        added = [name for name in modules if modules[name].startswith("cibr_book")]
-    own = ", ".join(f"``{name}``" for name in constant if name not in added)
-    also = ", ".join(f"``{name}``" for name in added)
-    return f"Holds {own}" + (f"; after ``import cibr_book`` also {also}." if added else ".")
 
 
 def _inline(text: str) -> str:
@@ -208,28 +161,20 @@ def _shrink_site(app: Sphinx, error: Exception | None) -> None:
             file.unlink()
     for file in [f for pattern in _UNUSED for f in static.glob(pattern)]:
         file.unlink()
-    for file in (site / "_sources").rglob("*.ipynb"):  # for download; figures come back when run
-        notebook = json.loads(file.read_text("utf-8"))
-        for cell in notebook["cells"]:
-            if "outputs" in cell:
-                outputs = cell["outputs"]
-                cell["outputs"] = [o for o in outputs if "image/png" not in o.get("data", {})]
-        file.write_text(json.dumps(notebook, ensure_ascii=False), "utf-8")
     for page in site.rglob("*.html"):
         page.write_text(_ICONS.sub("", page.read_text("utf-8")), "utf-8")
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Connects the directives and the steps: docstrings first, pages after other extensions."""
-    for name in ("drawing", *_PAGES):
-        app.add_directive(name, _FromFiles)
+    for name in _PAGES:
+        app.add_directive(name, _Piece)
     app.add_directive("get-project", _GetProject)
     for name in ("repository_address", "doi"):
         app.add_config_value(name, "", "html")
     app.connect("config-inited", add_addresses)
     app.connect("autodoc-process-docstring", mark_up_docstring, priority=400)
     app.connect("autodoc-skip-member", _skip_alias)
-    app.connect("doctree-resolved", _explain_terms)
     app.connect("doctree-resolved", _size_figures)
     app.connect("html-page-context", _tidy_page, priority=900)
     app.connect("build-finished", _shrink_site, priority=900)

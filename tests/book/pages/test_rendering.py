@@ -51,16 +51,3 @@ def test_docstrings_become_markup():
     mark_up_docstring(None, "function", "f", None, None, lines)
     assert lines[0] == "Says ``a`` of \\|b\\|." and lines[-1] == "    c: as ``d|e``."
     assert lines[1:6] == ["::", "", "    x = |y|", "", "Args:"]
-
-
-def test_the_reference_tells_what_a_registry_holds_without_the_book():
-    from cibr.data import DATASETS
-    from cibr.losses import PENALTIES
-
-    lines = []
-    mark_up_docstring(None, "data", "PENALTIES", PENALTIES, None, lines)
-    own, added = lines[0].split("; after ``import cibr_book`` also ")
-    assert own == "Holds ``vmf``, ``crossfit``, ``anchor``, ``mine``" and "``cyclip``" in added
-    mark_up_docstring(None, "data", "DATASETS", DATASETS, None, lines)
-    own, added = lines[0].split("; after ``import cibr_book`` also ")
-    assert own == "Holds ``glyphs``" and "``glyph_letters``" in added
