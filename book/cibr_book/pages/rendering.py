@@ -22,7 +22,7 @@ from sphinx.util.typing import ExtensionMetadata
 from cibr.utils import project_root
 from cibr_book.pages import between_explorer, curve, draw
 
-_DRAW = "book/draw"
+_DRAW = "book/train"
 _ARCHIVE = "cibr.zip"
 _CARD = "_images/beta.png"  # what a link to a page is shown with
 _PAGES = {"curve": curve, "draw": draw, "between": between_explorer}
@@ -151,7 +151,7 @@ def _shrink_site(app: Sphinx, error: Exception | None) -> None:
     site = Path(app.outdir)
     static = site / "_static"
     if _DRAW in app.env.found_docs:
-        draw.write_scripts(static / "draw")
+        draw.write_script(static)
     if not app.config.repository_address and (project_root() / ".git").exists():
         call = ["git", "archive", "--prefix=cibr/", "-o", site / _ARCHIVE, "HEAD", ".", ":!.ci"]
         subprocess.run(call, cwd=project_root(), check=True)

@@ -48,11 +48,11 @@ def test_the_book_builds_without_a_warning(built):
     assert built[1].startswith("0\n"), built[1]
 
 
-def test_the_site_has_fifteen_megabytes_and_five_of_models(built):
+def test_the_site_has_fifteen_megabytes_and_four_of_models(built):
     sizes = {file: file.stat().st_size for file in built[0].rglob("*") if file.is_file()}
     assert sizes.pop(built[0] / "cibr.zip", 0) < 8_500_000
     models = sum(size for file, size in sizes.items() if file.parent.name == "draw")
-    assert 3_000_000 < models < 5_000_000
+    assert 2_000_000 < models < 4_000_000
     assert sum(sizes.values()) - models < 15_000_000, sorted(sizes, key=sizes.get)[-10:]
 
 
