@@ -20,11 +20,9 @@ from jaxtyping import Float
 
 from cibr.data import Pairs, load_pairs
 from cibr.models import DualEncoder
-from cibr.utils import shipped
 from cibr_book.pages.html import filled
 
 MODELS = {"CLIP": "clip-tiny", "CIBR": "cibr-tiny"}
-FILES = [shipped(f"checkpoints/{name}/cibr.safetensors") for name in MODELS.values()]
 PRINTED = "DFGQRbdfgkt2358&?@%ßéñλЖ€"  # with one name each
 _GUIDES = (7, 12, 25)  # rows of 32: the tops of H and x, and the line on which both stand
 # Common Latin, Greek and Cyrillic letters, and symbols but for boxes and braille.
