@@ -81,19 +81,34 @@ class Inputs(Dataset):
         longest = int(texts[1].sum(1).max())  # token ids and mask are cut to the longest text
         return tuple(part[:, :longest] for part in texts)
 
-    def loader(self, rows: Iterable[tuple[Tensor, ...]], workers: int | None = None) -> DataLoader:
+    def __getitems__(self, rows: tuple[Tensor, ...]) -> Batch:
+        """A batch, for loaders."""
+        return self[rows]
+
+    def loader(
+        self,
+        rows: Iterable[tuple[Tensor, ...]],
+        workers: int | None = None,
+        persistent: bool = False,
+    ) -> DataLoader:
         """Batches in the order of `rows`, in pinned memory if CUDA is available.
 
         Args:
             rows: indices of images and of texts, and with a `crop` the seeds; consumed lazily.
             workers: decoding processes; by default none if images are in memory, else one per core
                 and at most 16.
+            persistent: keep the processes for the next epoch.
         """
         if workers is None:
             workers = 0 if self.images is not None else min(16, os.cpu_count() or 1)
         # The loader draws a seed for its workers, which must not come from the global generator.
         options = dict(generator=torch.Generator(), pin_memory=torch.cuda.is_available())
-        return DataLoader(self, batch_size=None, sampler=rows, num_workers=workers, **options)
+        options |= dict(num_workers=workers, persistent_workers=persistent and workers > 0)
+        return DataLoader(self, batch_sampler=rows, collate_fn=_as_it_is, **options)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def prepare(

@@ -132,6 +132,44 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
     return config
 
 
+def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
+    """The `transformers.TrainingArguments` of a configuration: the one place that maps settings.
+
+    Args:
+        config: from `configure`.
+        n_pairs: pairs for training; a larger batch is all of them.
+        validates: whether there are pairs for validation.
+
+    Raises:
+        ValueError: a batch that the processes cannot share equally.
+    """
+    from transformers import TrainingArguments
+
+    arguments = TrainingArguments(
+        output_dir=str(Path(config.output_dir).absolute()),
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        adam_beta2=0.98,  # as in CLIP
+        seed=config.seed,
+        logging_strategy="epoch",
+        save_strategy="epoch",
+        eval_strategy="epoch" if validates else "no",
+        logging_nan_inf_filter=False,  # what is not finite stops the run
+        report_to="none",
+        disable_tqdm=True,  # there is a bar of our own
+        use_cpu=not torch.accelerator.is_available(),
+        ddp_timeout=10_800,  # s, for the process that extracts a frozen tower's features
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process uses one GPU
+    n_rows, n_processes = min(config.batch_size, n_pairs), arguments.world_size
+    if n_rows < n_processes or (config.batch_size % n_processes and config.batch_size <= n_pairs):
+        cannot = f"{n_processes} processes cannot share a batch of {n_rows} pairs equally"
+        raise ValueError(f"{cannot}: give batch_size a multiple of their number, or use fewer")
+    arguments.per_device_train_batch_size = n_rows // n_processes
+    return arguments
+
+
 def _preset(source: Source, kind: str) -> dict[str, Any]:
     """Default settings by kind of model and, on a card, by data set."""
     return _presets()[kind] | source.card.get("presets", {}).get(kind, {})

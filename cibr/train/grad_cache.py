@@ -50,12 +50,19 @@ class GradCache:
         accelerator,
         micro_batch_size: int = 0,
         needs: Collection[str] = (),
+        loss_inputs=None,
     ):
         def encode(rows: slice) -> dict[str, Tensor]:
             is_bf16 = accelerator.mixed_precision == "bf16"
             with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=is_bf16):
                 image = model.encode_images(batch.images[rows])
                 text = model.encode_texts(*(part[rows] for part in batch.texts))
+                if loss_inputs is not None:
+                    named = loss_inputs(image, text)
+                    return {
+                        n: t.to(torch.promote_types(t.dtype, torch.float32))
+                        for n, t in named.items()
+                    }
                 named = {"image_features": image.features, "text_features": text.features}
                 if "image_pooled" in needs:
                     named["image_pooled"] = image.pooled.detach()

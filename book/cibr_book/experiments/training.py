@@ -1,15 +1,22 @@
-"""What the study's runs add to `cibr.fit`: batches with groups of rows, and averaged weights."""
+"""What the study's runs add to `cibr.CIBRTrainer`: batches with groups of rows, noise on features,
+other losses and averaged weights.
+"""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformers import TrainerCallback
 
 from cibr.data import Pairs
+from cibr.losses import RegularisedCCA
 from cibr.models import DualEncoder
-from cibr.train.loop import Rows
+from cibr.models.features import Batch
+from cibr.train.grad_cache import GradCache
+from cibr.train.trainer import CIBRTrainer, Rows
 
 
 def grouped_rows(pairs: Pairs, group_size: int, group_share: float, seed: int, epoch: int) -> Rows:
@@ -165,3 +172,152 @@ class WeightAverage:
         # In place: a checkpoint is loaded on the CPU.
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])
+
+
+class Averaging(TrainerCallback):
+    """Exponential moving average of the weights after each step, which is validated and kept.
+
+    It is bias-corrected as in Adam, so it does not contain the initial weights. With
+    `interpolation`, the initial weights are then mixed in.
+
+    Source: WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903), whose alpha is 1 - interpolation.
+
+    Args:
+        decay: decay of the average per step, in [0, 1); 0 for the weights after the last step.
+        interpolation: share of the initial weights in the result, in [0, 1).
+    """
+
+    def __init__(self, decay: float, interpolation: float = 0.0):
+        self.decay, self.interpolation = decay, interpolation
+        self.start: dict[str, Tensor] = {}
+        self.average: dict[str, Tensor] = {}
+        self.own: dict[str, Tensor] = {}
+
+    def on_train_begin(self, args, state, control, model, **_):
+        """Takes the initial weights, unless a checkpoint was loaded."""
+        if state.global_step == 0:
+            self.start = _copied(model)
+            self.average = _copied(model)
+
+    @torch.no_grad()
+    def on_step_end(self, args, state, control, model, **_):
+        """Adds the weights after a step."""
+        weight = (1 - self.decay) / (1 - self.decay**state.global_step)
+        for name, weights in model.own_state().items():
+            self.average[name].lerp_(weights, weight)
+
+    def on_log(self, args, state, control, model, **_):
+        """Puts the average into the model before a validation."""
+        if control.should_evaluate and not self.own:
+            self.own = _copied(model)
+            self._copy_to(model)
+
+    def on_evaluate(self, args, state, control, model, **_):
+        """Puts the model's own weights back."""
+        model.load_state_dict(self.own, strict=False)
+        self.own = {}
+
+    def on_train_end(self, args, state, control, model, **_):
+        """Replaces the model's weights by the averaged ones."""
+        self._copy_to(model)
+
+    @torch.no_grad()
+    def _copy_to(self, model: DualEncoder) -> None:
+        for name, weights in model.own_state().items():
+            average = self.average[name]
+            if self.interpolation:
+                average = average.lerp(self.start[name], self.interpolation)
+            weights.copy_(average)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """The averages and the initial weights, which a checkpoint keeps."""
+        return {"average": self.average, "start": self.start}
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Continues from what `state_dict` returned."""
+        self.average, self.start = state["average"], state["start"]
+
+
+def _copied(model: DualEncoder) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.own_state().items()}
+
+
+class StudyTrainer(CIBRTrainer):
+    """A trainer with the study's controls.
+
+    Args:
+        given: of `CIBRTrainer`.
+        statistic: in place of the CCA of the training pairs.
+        feature_noise: of Gaussian noise on cached features, in units of their deviations.
+        group_size: of `grouped_rows`; 1 for rows without groups.
+        group_share: of `grouped_rows`.
+        named: of `CIBRTrainer`.
+    """
+
+    def __init__(
+        self,
+        *given,
+        statistic: RegularisedCCA | None = None,
+        feature_noise: float = 0.0,
+        group_size: int = 1,
+        group_share: float = 1.0,
+        **named,
+    ):
+        self.given_statistic = statistic
+        self.feature_noise = feature_noise
+        self.group_size = group_size
+        self.group_share = group_share
+        self.teacher: DualEncoder | None = None
+        super().__init__(*given, **named)
+
+    def set_up(self) -> None:
+        """Also the deviations of the features, and the initial model as a teacher."""
+        super().set_up()
+        if self.feature_noise:
+            cached = (self.inputs.images, *self.inputs.texts)
+            scales = [self.feature_noise * part.std(0) for part in cached]
+            self.noise = [scale.to(self.args.device) for scale in scales]
+        if "teacher_logits" in self.loss_fn.needs:
+            self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
+
+    def fit_statistic(self) -> RegularisedCCA:
+        """The statistic that was given, or the CCA of the training pairs."""
+        return self.given_statistic or super().fit_statistic()
+
+    def epoch_rows(self, epoch: int) -> Rows:
+        """Rows in groups, if they have a size."""
+        if self.group_size == 1:
+            return super().epoch_rows(epoch)
+        groups = self.group_size, self.group_share, self.config.seed
+        return grouped_rows(self.train_dataset, *groups, epoch)
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        """The batch on the device, with noise on cached features."""
+        batch = super()._prepare_inputs(inputs)
+        if not self.feature_noise:
+            return batch
+        images, (texts,) = batch.images, batch.texts
+        images = images + self.noise[0] * torch.randn_like(images)
+        texts = texts + self.noise[1] * torch.randn_like(texts)
+        return Batch(images, (texts,), batch.labels)
+
+    def loss_inputs(self, image, text) -> dict[str, Tensor]:
+        """Also the heads' outputs before normalisation, for which they run a second time."""
+        named = super().loss_inputs(image, text)
+        if "image_projected" in self.loss_fn.needs:
+            named["image_projected"] = self.model.backbone.image_head(image.pooled)
+            named["text_projected"] = self.model.backbone.text_head(text.pooled)
+        return named
+
+    def encode_batch(self, model, batch):
+        """Also the teacher's logits on the whole batch, images in rows."""
+        cache = super().encode_batch(model, batch)
+        if self.teacher is not None:
+            size, inputs = self.config.micro_batch_size, super().loss_inputs
+            with torch.no_grad():
+                taught = GradCache(
+                    self.teacher, batch, self.accelerator, size, loss_inputs=inputs
+                ).features
+            images, texts = taught["image_features"], taught["text_features"]
+            cache.features["teacher_logits"] = self.teacher.logit_scale * images @ texts.T
+        return cache

@@ -1,0 +1,115 @@
+"""What a run does beside its steps: saves at signals, measures time, shows its progress."""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+_CHECKPOINT_SECONDS = 600  # between checkpoints within an epoch
+
+
+class RunCallback(TrainerCallback):
+    """Clamps the temperature after a step; saves every ten minutes, at the end of an epoch and at a
+    signal, which then ends the run; validates when it is due; shows a bar.
+
+    Args:
+        trainer: a `CIBRTrainer`.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.started = self.saved = time.perf_counter()
+        self.received = 0
+
+    def on_train_begin(self, args, state, control, **_):
+        """Starts the bar."""
+        hidden = {} if state.is_world_process_zero else {"disable": True}  # else TQDM_DISABLE
+        pause = 0.5 if sys.stderr.isatty() else 10  # s; a notebook or a log keeps every line
+        counts = dict(total=state.max_steps, initial=state.global_step, unit="step")
+        self.bar = tqdm(desc="training", mininterval=pause, **counts, **hidden)
+        self.saved = time.perf_counter()
+
+    def on_epoch_begin(self, args, state, control, **_):
+        """Starts the clock."""
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, model, **_):
+        """Clamps the temperature and decides whether to save.
+
+        The save after the last step of an epoch waits for its row of the history.
+        """
+        model.limit_logit_scale()
+        trainer, now = self.trainer, time.perf_counter()
+        trainer.progress.seconds += now - self.started
+        self.started = now
+        overdue = now - self.saved > _CHECKPOINT_SECONDS
+        wanted = torch.tensor([[max(trainer.signals, default=0), overdue]], device=args.device)
+        self.received, overdue = trainer.accelerator.gather(wanted).amax(0).tolist()
+        is_last = state.global_step % trainer.steps_per_epoch == 0
+        control.should_save |= bool(self.received or overdue)
+        control.should_save &= not is_last
+        self.bar.update()
+        means = trainer.progress.means()
+        self.bar.set_postfix(refresh=False, clip_loss=f"{means['clip_loss']:.3f}")
+
+    def on_epoch_end(self, args, state, control, **_):
+        """Saves, and validates when it is due."""
+        every = self.trainer.config.validate_every
+        epoch = state.global_step // self.trainer.steps_per_epoch
+        is_due = epoch % every == 0 or state.global_step >= state.max_steps
+        control.should_evaluate = control.should_evaluate and is_due
+        control.should_save = True
+
+    def on_save(self, args, state, control, **_):
+        """Ends a run that received a signal."""
+        self.started = self.saved = time.perf_counter()
+        if self.received:
+            self._leave(state)
+
+    def on_train_end(self, args, state, control, **_):
+        """Ends the bar."""
+        self.bar.close()
+
+    def _leave(self, state) -> None:
+        """Reports how to resume the run, and exits as the signal would."""
+        self.bar.close()
+        folder = self.trainer.run_folder.path / f"checkpoint-{state.global_step}"
+        place = f"at step {state.global_step} of {state.max_steps} in {str(folder)!r}"
+        name = signal.Signals(self.received).name
+        message = f"{name}: the run is saved {place}; start it again to go on"
+        if state.is_world_process_zero:
+            print(message, file=sys.stderr, flush=True)
+        self.trainer.accelerator.wait_for_everyone()
+        if self.received == signal.SIGINT:
+            raise KeyboardInterrupt(message)
+        raise SystemExit(128 + self.received)
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """A context that records SIGTERM (from SLURM before its time limit) and Ctrl-C.
+
+    A run stops after its current step. A second Ctrl-C interrupts at once. Outside the main thread,
+    signals are not handled.
+    """
+    numbers: list[int] = []
+
+    def note(number, frame):
+        if number == signal.SIGINT and numbers:
+            raise KeyboardInterrupt
+        numbers.append(number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    handled = (signal.SIGTERM, signal.SIGINT) if is_main else ()
+    before = {number: signal.signal(number, note) for number in handled}
+    try:
+        yield numbers
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

@@ -1,0 +1,221 @@
+"""The output folder of a run: its lock, checkpoints that count only when whole, the finished run.
+
+Trainer would resume from the newest folder, whole or not. Here a checkpoint counts once its last
+file is written, `whole.json`, with digests of the others; what is not whole is passed over. Order,
+captions, dropout and noise are keyed by the seed and the step, so a checkpoint needs no random
+state.
+"""
+
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from cibr.utils import provenance, sync, write_atomically
+
+_KEPT = 2  # checkpoints, as one of them may be damaged
+_PATIENCE = 5  # s, as worker processes of a killed run may hold the lock a little longer
+_HISTORY, _RECORD, _MODEL, _MARK, _DIVERGED = (
+    *("history.csv", "run.json", "cibr.json", "whole.json", "diverged.txt"),
+)
+_OF_A_RUN = (_HISTORY, _RECORD, _DIVERGED, "checkpoint-*", "runs", "README.md")
+_OF_A_RUN += ("*.ipynb", "*.log", "*.part", ".*")
+
+
+class RunFolder:
+    """The output folder of a run.
+
+    Args:
+        path: of the folder, which is created.
+        writes: whether this process writes to it.
+
+    Raises:
+        ValueError: the folder cannot be written, or contains other files.
+    """
+
+    def __init__(self, path: Path, writes: bool = True):
+        self.path = path
+        self.writes = writes
+        self.identity: dict[str, Any] = {}  # what must be equal to resume another's checkpoint
+        self._name = f"output_dir {str(path)!r}"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            names = [f.name for f in path.iterdir() if not any(map(f.match, _OF_A_RUN))]
+        except OSError as error:
+            raise ValueError(f"{self._name} cannot be written: {error}; choose another") from error
+        if names and not self._checkpoints() and not (path / _RECORD).exists():
+            what = f"already has files that are no run's, such as {min(names)!r}"
+            raise ValueError(f"{self._name} {what}: choose another")
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """A context that locks the folder against other runs.
+
+        Raises:
+            ValueError: another run is writing to it, or it cannot be written.
+        """
+        if not self.writes:
+            yield
+            return
+        lock = FileLock(self.path / ".lock", timeout=_PATIENCE)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            fix = "wait for its end, or choose another"
+            raise ValueError(f"another run is writing to {self._name}: {fix}") from error
+        except OSError as error:
+            raise ValueError(f"{self._name} cannot be written: {error}; choose another") from error
+        try:
+            yield
+        finally:
+            (self.path / ".lock").unlink(missing_ok=True)
+            lock.release()
+
+    def finished(self) -> pd.DataFrame | None:
+        """The history of a finished run of this identity, or None.
+
+        Raises:
+            ValueError: the run has another configuration or other pairs; the message lists the
+                differences.
+        """
+        files = [self.path / name for name in (_RECORD, _MODEL, _HISTORY)]
+        if not all(file.exists() for file in files):
+            return None
+        stored = json.loads(files[0].read_text(encoding="utf-8")).get("run", {})
+        self._refuse_another(stored, "a finished run", f"or remove {str(self.path)!r}")
+        self._remove_checkpoints()
+        return pd.read_csv(self.path / _HISTORY)  # empty cells are epochs without validation
+
+    def newest_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest whole checkpoint and its progress; others are removed, with a warning.
+
+        The checkpoints of a diverged run of another configuration are removed, too.
+
+        Raises:
+            ValueError: the checkpoint has another configuration or other pairs; the message lists
+                the differences.
+        """
+        for folder in reversed(self._checkpoints()):
+            mark = _mark_of_whole(folder)
+            if mark is None:
+                message = f"checkpoint {str(folder)!r} is incomplete or damaged: it is passed over"
+                warnings.warn(message, stacklevel=3)
+                self._remove(folder)
+            elif mark["run"] != self.identity and (self.path / _DIVERGED).exists():
+                self._remove_checkpoints()
+                return None
+            else:
+                fix = f"finish that run, or remove {str(self.path)!r}"
+                self._refuse_another(mark["run"], "an unfinished run", fix)
+                return folder, mark["progress"]
+        return None
+
+    def last_good(self) -> str:
+        """The newest whole checkpoint, as a clause for messages."""
+        for folder in reversed(self._checkpoints()):
+            if _mark_of_whole(folder):
+                return f"the last good checkpoint is {str(folder)!r}"
+        return "there is no checkpoint yet"
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[None]:
+        """A context that writes a file or folder anew; what is left of a failure is removed.
+
+        Raises:
+            ValueError: it cannot be written; the message names the last good checkpoint.
+        """
+        self._remove(path)
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            self._remove(path)
+            fix = f"{self.last_good()}. Make room or choose another output_dir"
+            raise ValueError(f"cannot write {str(path)!r}: {error}; {fix}") from error
+
+    def seal(
+        self, folder: Path, progress: dict[str, Any], history: pd.DataFrame, best: str | None
+    ) -> None:
+        """Marks a checkpoint as whole, writes the history and removes old checkpoints.
+
+        The newest, the one before it and the `best` are kept.
+        """
+        files = [file for file in folder.iterdir() if file.name != _MARK]
+        for file in files:
+            sync(file)  # durable before the mark
+        mark = {"run": self.identity, "progress": progress}
+        mark["digests"] = {file.name: _digest(file) for file in files}
+        _write(folder / _MARK, json.dumps(mark))
+        sync(self.path)
+        self._write_history(history)
+        for old in self._checkpoints()[:-_KEPT]:
+            if str(old) != best:
+                self._remove(old)
+
+    def finish(self, configuration: dict[str, Any], history: pd.DataFrame) -> None:
+        """Writes the record of a run whose model is saved, then removes the checkpoints."""
+        with self.writing(self.path / _RECORD):
+            self._write_history(history)
+            about = {"configuration": configuration, "run": self.identity} | provenance()
+            _write(self.path / _RECORD, json.dumps(about, indent=2) + "\n")
+        self._remove_checkpoints()
+
+    def note_divergence(self, message: str) -> None:
+        """Lets a run of another configuration start in this folder."""
+        if self.writes:
+            _write(self.path / _DIVERGED, message + "\n")
+
+    def _write_history(self, history: pd.DataFrame) -> None:
+        if len(history):
+            _write(self.path / _HISTORY, history.to_csv(index=False))
+
+    def _checkpoints(self) -> list[Path]:
+        """Folders of checkpoints, whole or not, oldest first."""
+        found = {int(f.name.split("-")[1]): f for f in self.path.glob("checkpoint-[0-9]*")}
+        return [found[step] for step in sorted(found)]
+
+    def _remove_checkpoints(self) -> None:
+        for folder in self._checkpoints():
+            self._remove(folder)
+        for part in (*self.path.glob("*.part"), self.path / _DIVERGED):
+            self._remove(part)
+
+    def _remove(self, path: Path) -> None:
+        if self.writes:
+            path.unlink(missing_ok=True) if path.is_file() else shutil.rmtree(path, True)
+
+    def _refuse_another(self, stored: dict[str, Any], what: str, fix: str) -> None:
+        differences = [
+            f"{name} ({stored.get(name)!r} there, {self.identity.get(name)!r} here)"
+            for name in {**self.identity, **stored}
+            if stored.get(name) != self.identity.get(name)
+        ]
+        if differences:
+            held = f"{str(self.path)!r} holds {what} of another configuration"
+            raise ValueError(f"{held}: {', '.join(differences)}. Choose another output_dir, {fix}")
+
+
+def _mark_of_whole(folder: Path) -> dict[str, Any] | None:
+    """The mark of a checkpoint whose files are as they were written, or None."""
+    try:
+        mark = json.loads((folder / _MARK).read_text(encoding="utf-8"))
+        found = {name: _digest(folder / name) for name in mark["digests"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return mark if found == mark["digests"] else None
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _write(file: Path, text: str) -> None:
+    write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))
