@@ -1,10 +1,11 @@
 # `make` lists the targets.
-# Each makes the environment .venv first, when it is missing or older than pyproject.toml.
+# Each makes the environment .venv first, when it is missing or older than pyproject.toml and constraints.txt.
 
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= dev
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 GPUS ?= 0
 CONDITION ?= MSCOCO, ViT-B/32
 # Written last: an install that was cut off is not taken as done.
@@ -22,14 +23,17 @@ export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
 
-$(STAMP): pyproject.toml
+# pip brings torch, in the build that it is configured for; uv, where it is on the path, the rest in a few seconds.
+$(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "cibr needs Python 3.11 or later, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1);" \
 	       "name another: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@rm -f $@
 	@echo "making $(VENV) with $$($(PYTHON) --version) (a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@$(PIP) --constraint constraints.txt torch torchvision
+	@$(if $(shell command -v uv),uv pip install --quiet --python $(BIN)/python,$(PIP)) \
+	  --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
 versions: $(STAMP)

@@ -1,26 +1,63 @@
-"""environment.yml and pyproject.toml ask for the same packages, and the latter says why."""
+"""pyproject.toml, environment.yml and constraints.txt describe one environment."""
 
-import re
+import sys
 import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+MADE = (
+    (Path(sys.prefix) / ".installed").exists()
+    and sys.version_info[:2] == (3, 11)
+    and sys.platform == "linux"
+)
+PYPI_NAMES = {"pytorch": "torch"}  # of packages that conda-forge spells otherwise
 
-# Names that conda-forge spells otherwise.
-PYPI_NAMES = {"pytorch": "torch"}
+
+def ranges(lines: list[str]) -> dict[str, SpecifierSet]:
+    """Maps each required package to its range."""
+    parsed = [Requirement(line) for line in lines]
+    found = {canonicalize_name(each.name): each.specifier for each in parsed}
+    assert len(found) == len(parsed), "a package is listed twice"
+    return found
 
 
-def ranges(requirements: list[str]) -> dict[str, SpecifierSet]:
-    """Map each required package to its range."""
-    parsed = [Requirement(text) for text in requirements]
-    assert len({p.name for p in parsed}) == len(parsed), "a package is listed twice"
-    return {p.name: p.specifier for p in parsed}
+CONSTRAINTS = ranges(
+    [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"]
+)
+
+
+def needed() -> set[str]:
+    """Names of what the project and its extras need, directly or through an installed package."""
+    todo = [Requirement(line) for line in sum(EXTRAS.values(), PROJECT["dependencies"])]
+    seen = set()
+    while todo:
+        requirement = todo.pop()
+        name, extras = canonicalize_name(requirement.name), requirement.extras
+        if (name, *sorted(extras)) in seen or name == "cibr":
+            continue
+        seen.add((name, *sorted(extras)))
+        if name == "torch":
+            continue  # its build (CPU, CUDA) decides what it needs
+        try:
+            lines = distribution(name).requires or []
+        except PackageNotFoundError:  # of an extra that is not installed
+            continue
+        for further in map(Requirement, lines):
+            wanted = {"", *extras}
+            if not further.marker or any(further.marker.evaluate({"extra": e}) for e in wanted):
+                todo.append(further)
+    return {name for name, *_ in seen}
 
 
 def test_conda_environment_equals_pyproject_in_names_and_ranges():
@@ -30,17 +67,29 @@ def test_conda_environment_equals_pyproject_in_names_and_ranges():
     found = {PYPI_NAMES.get(name, name): specifier for name, specifier in found.items()}
     assert found.pop("python") == SpecifierSet(PROJECT["requires-python"])
     assert found.pop("pip") == SpecifierSet("")
-    assert found == ranges(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["book"])
+    assert found == ranges(PROJECT["dependencies"] + EXTRAS["book"])
 
 
-def test_every_requirement_has_a_lower_bound_and_says_why():
-    required = ranges(PROJECT["dependencies"]).values()
-    assert all({s.operator for s in each} & {">=", "=="} for each in required)
-    text = (ROOT / "pyproject.toml").read_text().split("[tool.")[0]
-    lines = [line.strip() for line in text.splitlines()]
-    stated = [line for line in lines if re.match(r'"[A-Za-z][\w.-]*\s*[=<>~!]', line)]
-    extras = [text for group in PROJECT["optional-dependencies"].values() for text in group]
-    extras = [text for text in extras if not text.startswith("cibr[")]
-    assert len(stated) == len(PROJECT["dependencies"]) + len(extras)
-    stated += [line for line in lines if line.startswith(("requires-python", "requires ="))]
-    assert [line for line in stated if not re.search(r",?\s+# \S+ \S+", line)] == []
+def test_every_requirement_has_a_lower_bound():
+    lines = sum(EXTRAS.values(), PROJECT["dependencies"])
+    stated = ranges([line for line in lines if not line.startswith("cibr[")])
+    assert all({s.operator for s in each} & {">=", "=="} for each in stated.values())
+
+
+def test_constraints_are_exact_but_for_torch_and_lie_within_pyproject():
+    stated = ranges(PROJECT["dependencies"] + EXTRAS["book"])
+    for name, specifier in CONSTRAINTS.items():
+        (exact,) = specifier
+        assert exact.operator == ("<=" if name in ("torch", "torchvision") else "=="), name
+        assert stated.get(name, SpecifierSet()).contains(exact.version), name
+
+
+@pytest.mark.skipif(not MADE, reason="not an environment that make made with Python 3.11 on Linux")
+def test_constraints_hold_what_is_needed_as_it_is_installed():
+    assert needed() - set(CONSTRAINTS) == set()
+    for name, specifier in CONSTRAINTS.items():
+        try:
+            installed = Version(distribution(name).version).public
+        except PackageNotFoundError:  # of an extra that is not installed
+            continue
+        assert specifier.contains(installed), f"{name} {installed} is not {name}{specifier}"
