@@ -17,7 +17,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.losses.clip import Features, check_finite
+from cibr.losses.checks import check_count, check_finite, check_number, check_pairs
+from cibr.losses.clip import Features
 
 _POWER = 0.5  # the exponent that weights a direction by its correlation
 Moments = tuple[Float64[Tensor, "p p"], Float64[Tensor, "q q"], Float64[Tensor, "p q"]]
@@ -73,17 +74,17 @@ class RegularisedCCA(nn.Module):
             The module with the fitted means and maps.
 
         Raises:
-            ValueError: fewer than two pairs, sides of different lengths, a ridge that is not
-                positive, or entries that are not finite.
+            ValueError: fewer than two pairs, sides of different lengths, features that are constant
+                or not finite, or a dim or ridge that is not positive.
         """
-        if len(image_pooled) != len(text_pooled) or len(image_pooled) < 2:
-            got = f"{len(image_pooled)} images and {len(text_pooled)} texts"
-            raise ValueError(f"CCA takes pairs, two or more, got {got}: repeat an image per text")
-        if not (ridge_image > 0 and ridge_text > 0):
-            got = f"{ridge_image} and {ridge_text}"
-            raise ValueError(f"ridges must be positive, got {got}: 0.1 to 10 are usual")
+        check_pairs(image_pooled=image_pooled, text_pooled=text_pooled)
         check_finite(image_pooled=image_pooled, text_pooled=text_pooled)
+        check_count("dim", dim)
+        check_number("ridge_image", ridge_image, 1e-12, 1e12)
+        check_number("ridge_text", ridge_text, 1e-12, 1e12)
         means, moments = centred_moments(image_pooled, text_pooled)
+        if not (moments[0].trace() > 0 and moments[1].trace() > 0):
+            raise ValueError("image_pooled or text_pooled is constant: pass features that vary")
         return cls(*means, *canonical_maps(moments, dim, ridge_image, ridge_text))
 
     def forward(self, image_pooled: Float[Tensor, "n p"], text_pooled: Float[Tensor, "n q"]):

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from cibr.losses import clip
-from cibr.losses.clip import Features, Labels, Number, Scalar, check_finite, described
+from cibr.losses.checks import Number, check_finite, check_number, checked_features, described
+from cibr.losses.clip import Features, Labels, Scalar
 from cibr.losses.penalties import PENALTIES, LossInputs, Term
 from cibr.losses.vmf import sample_vmf
 from cibr.utils import check_known
 
 MAX_BETA = 1e4  # above it, less than 1e-4 of the gradient is the contrastive loss's
-_LENGTH_TOLERANCE = 1e-2  # of unit vectors; rounding to bfloat16 changes a norm by up to 4e-3
+_TOLERANCE = 1e-2  # of unit vectors; rounding to bfloat16 changes a norm by up to 4e-3
 _OPTIONAL = ("image_pooled", "text_pooled", "generator")
 
 
@@ -49,15 +50,14 @@ def beta_at(progress: Number, beta: Number) -> float:
         The weight for this step.
 
     Raises:
-        ValueError: progress is outside [0, 1], or beta outside its range.
+        ValueError: progress is outside [0, 1]: pass step / n_steps.
 
     Examples:
         >>> [beta_at(progress, beta=0.05) for progress in (0, 0.5, 1)]
         [0.0, 0.025, 0.05]
     """
-    if not isinstance(progress, Number) or not 0 <= progress <= 1:
-        raise ValueError(f"progress must be in [0, 1], got {progress}: pass step / n_steps")
-    return float(_checked_beta(beta)) * min(max(3 * progress - 1, 0.0), 1.0)
+    check_number("progress", progress, 0, 1)
+    return float(beta) * min(max(3 * progress - 1, 0.0), 1.0)
 
 
 class CIBRLoss(nn.Module):
@@ -79,7 +79,7 @@ class CIBRLoss(nn.Module):
     Source: the objective of Ji et al. (2025, arXiv 2503.24182).
 
     Args:
-        beta: weight of the penalty, from 0 (plain CLIP, bit for bit) to 10,000; a plain attribute
+        beta: weight of the penalty, from 0 (plain CLIP, bit for bit) to 10,000; an attribute
             that a schedule may set before each step, see `beta_at`. With `vmf`, `crossfit` and
             `anchor`, compare settings by beta kappa_b A_d(kappa_e) / logit_scale.
         penalty: a name of `PENALTIES`, or a `Term`.
@@ -106,16 +106,23 @@ class CIBRLoss(nn.Module):
         **options: Any,
     ):
         super().__init__()
-        if not isinstance(kappa_e, Number) or not 0 < kappa_e <= 1e6:
-            raise ValueError(f"kappa_e must be positive, at most 1e6, got {kappa_e}: try 10 to 1e4")
         if not isinstance(sample, bool):
             raise ValueError(f"sample must be True or False, got {sample!r}")
-        self.beta = _checked_beta(beta)
-        self.kappa_e = float(kappa_e)
+        self.beta = beta
+        self.kappa_e = check_number("kappa_e", kappa_e, 1e-3, 1e6)
         self.sample = sample
         self.penalty = _built("penalty", penalty, PENALTIES, options)
         self.contrastive = _built("contrastive loss", contrastive, CONTRASTIVE, {})
         self._last: tuple[LossInputs, Scalar, Scalar] | None = None
+
+    @property
+    def beta(self) -> float:
+        """Weight of the penalty, which a schedule may set before each step."""
+        return self._beta
+
+    @beta.setter
+    def beta(self, beta: Number) -> None:
+        self._beta = check_number("beta", beta, 0, MAX_BETA)
 
     @property
     def needs(self) -> set[str]:
@@ -157,17 +164,16 @@ class CIBRLoss(nn.Module):
             or their sum.
 
         Raises:
-            ValueError: as `clip_loss`; features whose norms differ from 1 by more than 0.01; a beta
-                out of its range; a missing or unknown optional input.
+            ValueError: as `clip_loss`; features whose lengths differ from 1 by more than 0.01; a
+                missing or unknown optional input.
         """
-        beta = _checked_beta(self.beta)
         inputs = self._inputs(image_features, text_features, logit_scale, labels, optional)
         fixed = inputs.detached()
         with torch.autocast(image_features.device.type, enabled=False):
             clip_loss = self.contrastive_loss(inputs)
-            penalty = self.penalty(inputs if beta else fixed)
+            penalty = self.penalty(inputs if self.beta else fixed)
         self._last = fixed, clip_loss.detach(), penalty.detach()
-        terms = {"clip_loss": clip_loss, "penalty_loss": beta * penalty}
+        terms = {"clip_loss": clip_loss, "penalty_loss": self.beta * penalty}
         return terms if output_dict else sum(terms.values())
 
     @torch.no_grad()
@@ -219,7 +225,7 @@ class CIBRLoss(nn.Module):
 
     def _inputs(self, image, text, logit_scale, labels, optional: dict[str, Any]) -> LossInputs:
         """The checked inputs of the terms, with samples drawn if `sample` is set."""
-        image, text, scale = clip.checked(image, text, logit_scale, labels, _LENGTH_TOLERANCE)
+        image, text, scale = checked_features(image, text, logit_scale, labels, _TOLERANCE)
         own = {name: optional.pop(name, None) for name in _OPTIONAL}
         for name in optional:
             check_known("input of CIBRLoss", name, [*_OPTIONAL, *sorted(self.needs)])
@@ -266,10 +272,3 @@ def _built(what: str, term: str | Term, registry: dict[str, type[Term]], options
     check_known(what, term, registry)
     check_options(registry[term], options)
     return registry[term](**options)
-
-
-def _checked_beta(beta: Number) -> Number:
-    if not isinstance(beta, Number) or not 0 <= beta <= MAX_BETA:
-        largest = f"{MAX_BETA:,.0f}, usually 0.001 to 1"
-        raise ValueError(f"beta must be a number from 0 (CLIP) to {largest}; got {beta!r}")
-    return beta

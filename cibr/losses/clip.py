@@ -14,12 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cibr.losses.checks import Number, check_count, check_finite, checked_features  # noqa: F401
+
 # Up to this n, one n x n matrix is kept for the backward pass (16 MiB in float32); above it, blocks
 # of similarities are recomputed, at the cost of one matrix product in four.
 _LARGEST_DIRECT = 2048
 _AUTOMATIC_CHUNK = 512
 
-Number = float | int
 Features = Float[Tensor, "n d"]
 Labels = Int[Tensor, " n"]
 Scalar = Float[Tensor, ""]
@@ -130,93 +131,10 @@ def _targets(labels: Tensor | None, rows: slice, like: Tensor) -> _Targets:
     return _Targets(same.div_(same.sum(1, keepdim=True)), rows)
 
 
-def described(value) -> str:
-    """The dtype and shape of a tensor, or the type of anything else, for error messages."""
-    is_tensor = isinstance(value, Tensor)
-    return f"{value.dtype} {list(value.shape)}" if is_tensor else type(value).__name__
-
-
-def check_finite(**tensors: Tensor) -> None:
-    """Raises ValueError for NaN or infinity in any of the tensors, named by their keywords."""
-    for name, value in tensors.items():
-        if not torch.isfinite(value).all():
-            fix = "look for a zero vector that was divided by its length, or training that diverged"
-            raise ValueError(f"{name} must be finite, and some entries are NaN or infinite: {fix}")
-
-
-def _check_shapes(image: Tensor, text: Tensor, labels: Tensor | None) -> None:
-    for name, value in (("image_features", image), ("text_features", text)):
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 2:
-            raise ValueError(f"{name} is {described(value)}: pass a float tensor [n, d]")
-    if image.shape != text.shape:
-        shapes = f"image_features {list(image.shape)} and text_features {list(text.shape)}"
-        raise ValueError(f"{shapes} differ: row i of both is a pair, so project both to one width")
-    n = len(image)
-    if n < 2:
-        raise ValueError(f"a contrast needs at least 2 pairs, got {n}: load with drop_last=True")
-    if labels is not None:
-        is_integer = isinstance(labels, Tensor) and not labels.is_floating_point()
-        if not is_integer or labels.shape != (n,):
-            raise ValueError(f"labels are {described(labels)}: pass an integer tensor [{n}]")
-
-
-def checked(
-    image: Tensor,
-    text: Tensor,
-    scale: Tensor | Number,
-    labels: Tensor | None,
-    tolerance: float = math.inf,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Validated features in a common precision, at least float32, and the logit scale as a tensor.
-
-    All values are checked with one device transfer; compiled code asserts them on the device,
-    without synchronising.
-
-    Args:
-        image: features of the images, [n, d].
-        text: features of the texts, [n, d].
-        scale: multiplier of the cosines.
-        labels: as in `clip_loss`, [n].
-        tolerance: row norms must differ from 1 by less.
-
-    Returns:
-        Both features, [n, d], and the logit scale, a scalar.
-
-    Raises:
-        ValueError: as `clip_loss`, or row norms beyond the tolerance.
-    """
-    _check_shapes(image, text, labels)
-    dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
-    sides = {"image_features": image.to(dtype), "text_features": text.to(dtype)}
-    scale = torch.as_tensor(scale, dtype=dtype, device=image.device)
-    if scale.ndim:
-        raise ValueError(f"logit_scale has shape {list(scale.shape)}: squeeze it to one number")
-    if tolerance < math.inf:
-        norms = (torch.linalg.vector_norm(side.detach(), dim=1) for side in sides.values())
-        off = [(norm - 1).abs().amax() for norm in norms]
-    else:  # finite unless an entry is not
-        off = [side.detach().sum().abs() for side in sides.values()]
-    if torch.compiler.is_compiling():
-        in_order = (off[0] < tolerance) & (off[1] < tolerance) & (scale > 0) & (scale < math.inf)
-        rule = "features must be finite (CIBRLoss: unit vectors), logit_scale positive"
-        torch._assert_async(in_order, rule)
-        return *sides.values(), scale
-    *off, multiplier = torch.stack([*off, scale.detach()]).tolist()
-    for (name, side), distance in zip(sides.items(), off, strict=True):
-        if not distance < tolerance:
-            check_finite(**{name: side})
-            rule = f"{name} must be unit vectors, and a length is off by {distance:.3g}"
-            raise ValueError(f"{rule}: use torch.nn.functional.normalize(x, dim=1)")
-    if not 0 < multiplier < math.inf:
-        fix = "pass the multiplier itself, exp() of the logarithm that CLIP learns"
-        raise ValueError(f"logit_scale must be positive and finite, got {multiplier}: {fix}")
-    return *sides.values(), scale
-
-
 def info_nce(
     image: Tensor, text: Tensor, scale: Tensor, labels: Tensor | None, chunk_size: int | None = None
 ) -> Tensor:
-    """`clip_loss` of what `checked` returned, [n, d] each, and labels [n]: nats, a scalar."""
+    """`clip_loss` of what `checked_features` returned."""
     n = len(image)
     automatic = n if n <= _LARGEST_DIRECT else _AUTOMATIC_CHUNK
     with torch.autocast(image.device.type, enabled=False):
@@ -260,7 +178,7 @@ def clip_loss(
         >>> round(clip_loss(features, features, logit_scale=10.0).item(), 6)
         0.000136
     """
-    if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
-        raise ValueError(f"chunk_size must be an integer from 1 or None, got {chunk_size!r}")
-    inputs = checked(image_features, text_features, logit_scale, labels)
+    if chunk_size is not None:
+        check_count("chunk_size", chunk_size)
+    inputs = checked_features(image_features, text_features, logit_scale, labels)
     return info_nce(*inputs, labels, chunk_size)

@@ -17,7 +17,6 @@ by memorising the pairs.
 Source: the bounds of Fischer (2020, arXiv 2002.05379); Ji et al. (2025, arXiv 2503.24182) for MINE.
 """
 
-import math
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
@@ -25,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.losses.clip import Features, Labels, Number, Scalar, check_finite
+from cibr.losses.checks import check_count, check_finite, check_number
+from cibr.losses.clip import Features, Labels, Scalar
 from cibr.losses.critics import MovingAverage, SeparableCritic, mine_nats
 from cibr.losses.vmf import vmf_fit_kappa, vmf_mean_cosine, vmf_residual_nats
 
@@ -95,10 +95,8 @@ class VMFBound(Term):
 
     def __init__(self, kappa_b: float = 10.0, text_weight: float = 0.5):
         super().__init__()
-        if not isinstance(kappa_b, Number) or not 0 < kappa_b <= 1e6:
-            raise ValueError(f"kappa_b must be positive, at most 1e6, got {kappa_b}: try 1 to 100")
-        self.kappa_b = kappa_b
-        self.text_weight = _checked_share(text_weight)
+        self.kappa_b = check_number("kappa_b", kappa_b, 1e-3, 1e6)
+        self.text_weight = check_number("text_weight", text_weight, 0, 1)
         self._mean_cosines: dict[tuple[float, int], Tensor] = {}
 
     def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
@@ -130,7 +128,7 @@ class VMF(VMFBound):
     """Backward encoders centred at the paired embedding of the other modality; the default."""
 
     def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
-        cosine = mean_product(inputs.image, inputs.text)
+        cosine = _mean_cosine(inputs.image, inputs.text)
         return cosine, cosine
 
 
@@ -146,7 +144,7 @@ class Crossfit(VMFBound):
     def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         image_centre = _crossfitted_means(inputs.text, inputs.image, inputs.labels)
         text_centre = _crossfitted_means(inputs.image, inputs.text, inputs.labels)
-        return mean_product(inputs.image, image_centre), mean_product(inputs.text, text_centre)
+        return _mean_cosine(inputs.image, image_centre), _mean_cosine(inputs.text, text_centre)
 
 
 class Anchor(VMFBound):
@@ -175,7 +173,7 @@ class Anchor(VMFBound):
         self, statistic: nn.Module | None = None, kappa_b: float = 10.0, text_weight: float = 0.5
     ):
         super().__init__(kappa_b, text_weight)
-        if statistic is None:
+        if not callable(statistic):
             fit = "RegularisedCCA.fit(image_pooled, text_pooled, dim=image_features.shape[1])"
             raise ValueError(f"the penalty 'anchor' needs a statistic: pass statistic={fit}")
         self.statistic = statistic
@@ -185,8 +183,8 @@ class Anchor(VMFBound):
         if image_centre.shape != inputs.image.shape:
             widths = f"{image_centre.shape[1]}, the embeddings have {inputs.image.shape[1]}"
             raise ValueError(f"the statistic has width {widths}: fit it with dim of the embeddings")
-        image_cosine = mean_product(inputs.image, image_centre.to(inputs.image))
-        return image_cosine, mean_product(inputs.text, text_centre.to(inputs.text))
+        image_cosine = _mean_cosine(inputs.image, image_centre.to(inputs.image))
+        return image_cosine, _mean_cosine(inputs.text, text_centre.to(inputs.text))
 
 
 class Mine(Term):
@@ -217,17 +215,14 @@ class Mine(Term):
         critic_rate: float = 1e-3,
     ):
         super().__init__()
-        if dims is None or len(dims) != 3:
+        if not isinstance(dims, tuple | list) or len(dims) != 3:
             widths = "(image_features.shape[1], image_pooled.shape[1], text_pooled.shape[1])"
             raise ValueError(f"the penalty 'mine' needs the widths its critics read: dims={widths}")
-        if not isinstance(critic_steps, int) or critic_steps < 1:
-            raise ValueError(f"critic_steps must be an integer from 1, got {critic_steps}: try 1")
-        if not isinstance(critic_rate, Number) or not 0 < critic_rate < math.inf:
-            raise ValueError(f"critic_rate must be positive, got {critic_rate}: try 0.001")
-        self.dims = tuple(dims)
-        self.text_weight = _checked_share(text_weight)
-        self.critic_steps = critic_steps
-        dim, dim_image, dim_text = dims
+        self.dims = tuple(check_count("dims", width) for width in dims)
+        self.text_weight = check_number("text_weight", text_weight, 0, 1)
+        self.critic_steps = check_count("critic_steps", critic_steps)
+        check_number("critic_rate", critic_rate, 1e-9, 1)
+        dim, dim_image, dim_text = self.dims
         self.critics = nn.ModuleDict()
         self.averages = nn.ModuleDict()
         for z in ("image", "text"):
@@ -313,7 +308,7 @@ PENALTIES: dict[str, type[Term]] = {
 }
 
 
-def mean_product(a: Features, b: Features) -> Scalar:
+def _mean_cosine(a: Features, b: Features) -> Scalar:
     """The mean cosine of paired unit vectors, [n, d] each."""
     return (a * b).sum(1).mean()
 
@@ -323,14 +318,7 @@ def _weighted_mean(image: Scalar, text: Scalar, text_weight: float) -> Scalar:
     return (1 - text_weight) * image + text_weight * text
 
 
-def _checked_share(text_weight: float) -> float:
-    """Raises ValueError for a share of the texts outside [0, 1]."""
-    if not isinstance(text_weight, Number) or not 0 <= text_weight <= 1:
-        raise ValueError(f"text_weight is the texts' share, in [0, 1]; got {text_weight}")
-    return text_weight
-
-
-def label_index(labels: Labels) -> Labels:
+def _label_index(labels: Labels) -> Labels:
     """Each row's index into the sorted distinct labels, [n]: torch.unique's inverse, traceable."""
     ordered, order = labels.sort()
     place = F.pad(ordered[1:] != ordered[:-1], (1, 0)).cumsum(0)
@@ -351,7 +339,7 @@ def _crossfitted_means(source: Features, target: Features, labels: Labels | None
         Unit vectors, [n, d].
     """
     n, dim = source.shape
-    index = torch.arange(n, device=source.device) if labels is None else label_index(labels)
+    index = torch.arange(n, device=source.device) if labels is None else _label_index(labels)
     is_first = index % 2 == 0
     fitted_on = torch.stack([~is_first, is_first]).to(source)  # [half that is predicted, n]
     x = fitted_on[..., None] * source

@@ -74,9 +74,8 @@ def test_beta_is_read_at_each_step_and_ramps_from_zero_to_a_constant():
     once = loss_fn(*leaves)["penalty_loss"]
     loss_fn.beta = 1.0
     assert_close(loss_fn(*leaves)["penalty_loss"], 2 * once)
-    loss_fn.beta = math.nan
-    with pytest.raises(ValueError, match="beta must be a number from 0"):
-        loss_fn(*leaves)
+    with pytest.raises(ValueError, match="beta"):
+        loss_fn.beta = math.nan
     ramp = [beta_at(progress, 0.6) for progress in (0, 1 / 3, 0.5, 0.6, 2 / 3, 0.7, 1)]
     assert ramp == pytest.approx([0, 0, 0.3, 0.48, 0.6, 0.6, 0.6])
 
