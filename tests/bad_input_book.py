@@ -3,9 +3,8 @@
 import math
 from functools import partial
 
-import pandas as pd
 import torch
-from helpers import noise_pairs, picture
+from helpers import noise_pairs
 
 from cibr import DualEncoder
 from cibr_book.embeddings import attribution, probes
@@ -14,7 +13,6 @@ from cibr_book.experiments.corruptions import Corruption, corrupt, half_in_style
 from cibr_book.experiments.glyph_benchmarks import load_glyph_benchmark
 from cibr_book.experiments.plan import read_plan
 from cibr_book.experiments.suites import published
-from cibr_book.pages import plots
 from cibr_book.worlds import estimators
 from cibr_book.worlds import exact as worlds
 
@@ -93,11 +91,6 @@ CALLS = {
 UNIT = torch.eye(12)
 LONG = "text_embeddings has 12 rows not of unit length"
 ROWS = "12 images but 11 texts: pass one text per image"
-NO_ROWS = pd.DataFrame({"dataset": ["a"], "metric": ["accuracy@5"]})
-
-
-def gallery():
-    plots.retrieval_gallery([picture(0)], [["z"]], ["a"], torch.ones(1, 1))
 
 
 CALLS |= {
@@ -108,8 +101,6 @@ CALLS |= {
     "cka-rows": (lambda: embeddings.linear_cka(UNIT, UNIT[:11]), ROWS),
     "uniformity": (lambda: embeddings.uniformity(UNIT[:1]), "no distances: pass at least two"),
     "published": (lambda: published("mine"), "no results of 'mine'; it has those of"),
-    "gallery": (gallery, "none of the captions of image 0 .* add 'z'"),
-    "forest": (lambda: plots.forest(NO_ROWS), "none of the rows is accuracy@1 or a recall@1"),
 }
 
 

@@ -9,18 +9,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 from torch import Tensor
 
-from cibr_book.pages import plots
+from cibr_book.experiments.confirmation import over_beta
+from cibr_book.experiments.tables import differences
 from cibr_book.pages.plots import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, WIDTH, panels, wrap
 
 _Values = Sequence[float | int] | Tensor
-_FRAME = "#C8C8C8"
 # Colour maps stop halfway, so that black print on them can be read, and white on their inverse.
 _PALE = 2
 _ON_COLOUR = {"color": "black"}
@@ -28,15 +28,16 @@ _LINES = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "black")  # the palette's yellow 
 _MARKERS = "os^DvP*X"
 # Colour and marker of methods and estimators, the same in every figure.
 _NAMES = {
-    ("black", "D"): ("CLIP", "best other control"),
-    (BLUE, "o"): ("CIBR", "CIBR vMF", "the residual penalty", "InfoNCE"),
+    ("black", "D"): ("CLIP",),
+    (BLUE, "o"): ("CIBR", "CIBR vMF", "InfoNCE"),
     (SKY, "s"): ("CIBR vMF, sampled",),
     (GREEN, "^"): ("CIBR crossfit", "NWJ"),
     (ORANGE, "v"): ("CIBR MINE", "MINE", "DV"),
-    (PINK, "s"): ("CCA anchor", "the anchor, over the CCA start"),
-    (GREY, "P"): ("CLIP, CCA start", "the CCA start"),
+    (PINK, "s"): ("CCA anchor",),
+    (GREY, "P"): ("CLIP, CCA start",),
     (GREY, "X"): ("closed-form CCA",),
     (GREEN, "D"): ("CLIP, self-training",),
+    (GREEN, "s"): ("CLIP, weight averaging",),
     (RED, "s"): ("SMILE", "SMILE, clip 1"),
     (RED, "P"): ("noise only",),
     (PINK, "P"): ("JSD",),
@@ -131,7 +132,7 @@ def interval_lines(
             style |= dict(lw=1.4, capsize=2, label=name)
             axis.errorbar(shift * line[x], line["mean"], yerr=errors, **style)
         axis.set_xlabel(x.replace("_", " "))
-        axis.set_title(f"{panel.replace('_', ' ')} {value}" if panel else "")
+        axis.set_title(value if isinstance(value, str) else f"{panel.replace('_', ' ')} {value}")
         if log:
             log_axis(axis, sorted(rows[x].unique()))
     legend_above(figure, axes[0, 0])
@@ -187,6 +188,37 @@ def interval_bars(
     return axis
 
 
+def beta_figure(rows: pd.DataFrame, others: Mapping[str, str]) -> list[Axes]:
+    """Difference from CLIP in mean recall over beta, and of other methods beside the curve.
+
+    Args:
+        rows: from `confirmation.with_measures`, of one condition, with `CIBR vMF over beta`.
+        others: the name to print of each other method.
+
+    Returns:
+        The Axes of the curve and that of the other methods.
+    """
+    compared = differences(rows, ["recall on Flickr8k"]).set_index("method")
+    curve = over_beta(rows, ["recall on Flickr8k"])
+    _, axes = panels(1, 2, 5.3, 3.0, sharey=True, width_ratios=[2.2, 1])
+    left, right = axes[0]
+    left.plot(curve["beta"], curve["difference"], "o-", ms=4, color=BLUE)
+    left.fill_between(curve["beta"], curve["low"], curve["high"], color=BLUE, alpha=0.15, lw=0)
+    log_axis(left, [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0])
+    left.set(xlabel="beta", ylabel="mean recall, points from CLIP", title="the penalty (vMF)")
+    for place, method in enumerate(others):
+        row = compared.loc[method]
+        colour, marker = STYLES[method]
+        right.vlines(place, row["low"], row["high"], color=colour, lw=1.8)
+        right.plot(place, row["difference"], marker, ms=4, color=colour)
+    right.set_xticks(range(len(others)), [wrap(name, 8) for name in others.values()])
+    right.set(title="other methods", xlim=(-0.6, len(others) - 0.4))
+    right.grid(axis="x", visible=False)
+    for axis in (left, right):
+        axis.axhline(0, color="black", lw=0.8)
+    return [left, right]
+
+
 def information_planes(rows: pd.DataFrame, limit: float) -> list[Axes]:
     """Shared against residual information, a panel for each noise: every run, and means joined.
 
@@ -239,53 +271,6 @@ def error_table(errors: pd.DataFrame, truths: Mapping[str, float]) -> Axes:
     axis.set(xlabel="", ylabel="", yticklabels=tasks)
     axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
     return axis
-
-
-def confusion_matrices(
-    labels: Int[Tensor, " n"], predicted: Mapping[str, Int[Tensor, " n"]], classnames: Sequence[str]
-) -> list[Axes]:
-    """Which class each model takes for which, side by side, in per cent of the images of a class.
-
-    Args:
-        labels: the right class of each image, an index into the names.
-        predicted: the predicted classes, by the name of the model.
-        classnames: the names; with more than twelve there are neither names nor numbers. Classes
-            without an image have no row.
-
-    Returns:
-        One Axes a model.
-    """
-    few = len(classnames) <= 12
-    side = min(0.24 * len(classnames) + 0.6, 3.0)
-    _, axes = panels(1, len(predicted), 1.2 + side * len(predicted), side + 1.2, sharey=True)
-    colours = dict(cmap="Blues", vmin=0, vmax=100 * _PALE, annot_kws=_ON_COLOUR)
-    style = colours | dict(cbar=False, square=True, fmt="")
-    style |= dict(linewidths=0.5 if few else 0, xticklabels=few, yticklabels=few)
-    for axis, (model, answers) in zip(axes[0], predicted.items(), strict=True):
-        percent = 100 * pd.crosstab(labels.numpy(), answers.numpy(), normalize="index")
-        percent = percent.reindex(columns=range(len(classnames)), fill_value=0)
-        percent = percent.rename(index=classnames.__getitem__, columns=classnames.__getitem__)
-        text = percent.map(lambda p: f"{p:.0f}" if p >= 0.5 else "")
-        sns.heatmap(percent, ax=axis, annot=text if few else None, **style)
-        axis.set(title=model, xlabel="predicted", ylabel="")
-    axes[0, 0].set_ylabel("shown")
-    return list(axes[0])
-
-
-def answer_rows(
-    images: Sequence[Image.Image], truths: Sequence[str], answers: Mapping[str, Sequence[str]]
-) -> list[Axes]:
-    """Images beside what each model names them, right answers in green and wrong ones in red.
-
-    Returns:
-        One Axes an image, the one that holds the words.
-    """
-    lines = [[(f"is: {truth}", "black")] for truth in truths]
-    for model, named in answers.items():
-        for own, truth, answer in zip(lines, truths, named, strict=True):
-            mark, colour = ("✓", plots.RIGHT) if answer == truth else ("✗", plots.WRONG)
-            own.append((plots.shorten(f"{mark} {model}: {answer}", 36), colour))
-    return plots.lines_beside(images, lines)
 
 
 def attribution_rows(

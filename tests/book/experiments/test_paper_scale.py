@@ -1,19 +1,17 @@
-"""The paper's setting: tables without and with rows, the cost of a step, and the stand-in."""
+"""The paper's setting: tables without and with rows, and the stand-in."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from accelerate.state import AcceleratorState
 from paper_stand_in import make_stand_in
-from transformers import CLIPConfig
 
 from cibr_book.experiments.paper_scale import (
     RETRIEVAL,
     ZERO_SHOT,
     criterion,
-    paper_table,
     result_tables,
-    step_cost,
+    score_table,
 )
 from cibr_book.experiments.plan import collect, read_plan, save_row
 from cibr_book.experiments.tables import read_table
@@ -37,11 +35,11 @@ def rows_of(means: dict[str, float]) -> pd.DataFrame:
 
 def test_tables_say_where_nothing_was_run():
     for columns, n in ((ZERO_SHOT, 8), (RETRIEVAL, 12)):
-        table = paper_table(NO_ROWS, ["untouched", "CLIP"], columns)
+        table = score_table(NO_ROWS, ["untouched", "CLIP"], columns)
         assert table.shape == (2, n) and (table == "not run").all(axis=None)
     assert (criterion(NO_ROWS, ["CIBR crossfit"]) == "not run").all(axis=None)
     rows = rows_of({"CLIP": 0.5}).drop(columns=ZERO_SHOT["Pets"])
-    table = paper_table(rows, ["untouched", "CLIP"], ZERO_SHOT)
+    table = score_table(rows, ["untouched", "CLIP"], ZERO_SHOT)
     assert (table.loc["untouched"] == "not run").all() and table.loc["CLIP", "Pets"] == "not run"
     assert table.loc["CLIP", "DTD"].startswith(f"{100 * rows[ZERO_SHOT['DTD']].mean():.1f} ± ")
 
@@ -65,19 +63,6 @@ def test_the_page_shows_the_conditions_that_have_rows():
     assert few["CLIP"].startswith("50.") and few["CyCLIP"] == "not run"
     assert recalls.shape == (11, 12)
     assert successes.loc[("Flickr30K, ViT-B/32", "CIBR crossfit, sampled"), "CLIP"] == "5 of 5"
-
-
-def test_the_cost_of_a_step_is_that_of_its_matrix_products():
-    def products(n_tokens, dim):
-        """Of twelve layers: four projections, scores and values, two layers of the MLP."""
-        return 2 * 12 * (12 * n_tokens * dim**2 + 2 * n_tokens**2 * dim)
-
-    expected = products(50, 768) + 2 * 49 * 768 * 32 * 32 * 3 + products(77, 512)
-    one, two = (step_cost(CLIPConfig(), n_rows) for n_rows in (8, 16))
-    assert one["GFLOP a pair"] == two["GFLOP a pair"] == pytest.approx(4 * expected / 1e9, rel=0.01)
-    assert two["GiB"] - one["GiB"] == pytest.approx(0.15, rel=0.01)  # as recorded
-    weights = 2 * one["GiB"] - two["GiB"]
-    assert weights == pytest.approx(16 * 151.3e6 / 2**30, rel=0.01)
 
 
 @pytest.fixture
@@ -108,4 +93,4 @@ def test_the_sweeps_run_on_a_stand_in_trials_first(tmp_path, monkeypatch, fresh_
     scores = tried[["validation", "zero-shot"]].mean(axis=1)
     for settings in (tried.loc[scores.idxmax(), "configuration"], *ran["configuration"]):
         assert '"learning_rate": 0.001' in settings
-    assert not (paper_table(rows, methods, ZERO_SHOT | RETRIEVAL) == "not run").any(axis=None)
+    assert not (score_table(rows, methods, ZERO_SHOT | RETRIEVAL) == "not run").any(axis=None)

@@ -29,16 +29,6 @@ def test_the_settings_of_each_method_are_those_that_are_best_on_validation(rows)
     }
 
 
-def test_a_table_of_scores_has_means_and_half_widths_of_students_interval(rows):
-    shares = chosen(rows).assign(share=lambda part: part["zero-shot"] / 100)
-    table = tables.score_table(
-        pd.concat([shares, shares.tail(1).assign(method="one")]), {"top 1": "share"}
-    )
-    low, high = stats.ttest_1samp([51, 52, 53], 0).confidence_interval(0.95)
-    assert table.loc["CLIP"].tolist() == [f"52.0 ± {(high - low) / 2:.1f}", 3]
-    assert table.loc["one"].tolist() == ["69.0", 1]
-
-
 def test_differences_pair_seeds_and_give_students_interval_and_test(rows):
     first = rows[rows["method"] == "ours"].head(1).assign(seed=1, **{"zero-shot": 54.5})
     alone = first.assign(condition="without CLIP")
@@ -51,12 +41,9 @@ def test_differences_pair_seeds_and_give_students_interval_and_test(rows):
     names = ["control", "value", "difference", "low", "high", "n_seeds", "p_value"]
     expected = [52, (54.5 + 57 + 62) / 3, np.mean(by_seed), *test.confidence_interval(0.95), 3]
     assert ours[names].tolist() == pytest.approx([*expected, test.pvalue])
-    assert ours["significance"] == "not significant"
-    assert table.loc["temperature 0.2", "significance"] == "gain"
-    losses = differences(rows.assign(**{"zero-shot": -rows["zero-shot"]}), ["zero-shot"])
-    assert losses.set_index("hyperparameters").loc["temperature 0.2", "significance"] == "loss"
+    assert table.loc["temperature 0.2", "high"] < table.loc["temperature 0.2", "control"]
 
 
-def test_a_difference_as_text_has_two_decimals_and_a_star_where_zero_is_outside(rows):
+def test_a_difference_as_text_has_two_decimals(rows):
     table = tables.in_points(differences(rows, ["zero-shot"]), KEY)["zero-shot"]
-    assert table.iloc[0] == "+38.00 [+35.52, +40.48] *" and not table.iloc[1].endswith("*")
+    assert table.iloc[0] == "+38.00 [+35.52, +40.48]"

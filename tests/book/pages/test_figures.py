@@ -11,7 +11,7 @@ from helpers import picture
 from matplotlib.colors import to_hex
 
 from cibr_book.pages import figures
-from cibr_book.pages.plots import BLUE, GREY, RIGHT, WRONG
+from cibr_book.pages.plots import BLUE, GREY
 
 
 def drawn(axis):
@@ -100,25 +100,6 @@ def test_error_table_writes_every_error_and_the_truth_beside_its_task():
     assert texts(axis.get_yticklabels()) == ["easy (1.00)"]
 
 
-def test_confusions_are_per_cent_of_the_images_of_a_class():
-    labels, answers = torch.tensor([0, 0, 0, 2]), torch.tensor([0, 0, 1, 2])
-    models = {"CLIP": answers, "CIBR": labels}
-    axes = figures.confusion_matrices(labels, models, ["cat", "dog", "bird"])
-    assert [axis.get_title() for axis in axes] == ["CLIP", "CIBR"]
-    assert texts(axes[0].texts) == ["67", "33", "", "", "", "100"]
-    assert texts(axes[0].get_yticklabels()) == ["cat", "bird"]
-    (axis,) = figures.confusion_matrices(labels, {"CLIP": answers}, [str(i) for i in range(13)])
-    assert not axis.texts and not axis.get_yticklabels()
-
-
-def test_answers_are_marked_right_or_wrong_as_they_are_written():
-    answers = {"CLIP": ["costs $5"], "CIBR": ["x" * 90]}
-    (words,) = figures.answer_rows([picture(0)], ["costs $5"], answers)
-    assert [colour(text) for text in words.texts] == ["#000000", RIGHT, WRONG]
-    assert texts(words.texts)[:2] == ["is: costs $5", "✓ CLIP: costs $5"]
-    assert words.texts[2].get_text().endswith("x…")
-
-
 def test_attribution_lies_over_each_image_a_row_for_each_map():
     maps = {"a": torch.tensor([[[-1.0, 2.0], [1.0, 0.0]]] * 2), "flat": torch.zeros(2, 2, 2)}
     axes = figures.attribution_rows([picture(0), picture(1)], ["one", "two"], maps)
@@ -126,3 +107,16 @@ def test_attribution_lies_over_each_image_a_row_for_each_map():
     assert axes[2].images[1].get_array().tolist() == [[0, 1], [0.5, 0]]
     assert axes[2].get_ylabel() == "a" and axes[4].images[1].get_array().max() == 0
     axes[0].figure.canvas.draw()
+
+
+def test_the_curve_over_beta_stands_beside_the_other_methods():
+    cells = [("CLIP", 0.0, 30), ("CIBR vMF", 0.1, 31), ("CIBR vMF over beta", 1.0, 25)]
+    cells += [("CCA anchor", 0.3, 33), ("CLIP, CCA start", 0.0, 32)]
+    rows = pd.DataFrame(cells, columns=["method", "beta", "recall on Flickr8k"])
+    rows = rows.merge(pd.DataFrame({"seed": [1, 2, 3]}), how="cross")
+    rows = rows.assign(condition="few", hyperparameters="", validation=0.0)
+    others = {"CCA anchor": "anchor", "CLIP, CCA start": "CCA start"}
+    left, right = figures.beta_figure(rows, others)
+    assert left.lines[0].get_xydata().tolist() == [[0.1, 1], [1, -5]]
+    assert [line.get_ydata()[0] for line in right.lines[:2]] == [3, 2]
+    assert texts(right.get_xticklabels()) == ["anchor", "CCA\nstart"]
