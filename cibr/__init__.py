@@ -7,36 +7,33 @@ models and training.
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the same names for type checkers
+    from cibr.data import Pairs, load_pairs
+    from cibr.losses import CIBRLoss, beta_at, clip_loss
+    from cibr.metrics import recall_at_k
+    from cibr.models import DualEncoder
+    from cibr.train import RunConfig, build_model, configure, fit, load_splits
 
 try:
     __version__ = version("cibr")
 except PackageNotFoundError:  # a checkout on the path that was never installed
     __version__ = "0+unknown"
 
-_HOME = {
-    "CIBRLoss": "cibr.losses",
-    "DualEncoder": "cibr.models",
-    "Pairs": "cibr.data",
-    "RunConfig": "cibr.train",
-    "beta_at": "cibr.losses",
-    "build_model": "cibr.train",
-    "clip_loss": "cibr.losses",
-    "configure": "cibr.train",
-    "fit": "cibr.train",
-    "load_pairs": "cibr.data",
-    "load_splits": "cibr.train",
-    "recall_at_k": "cibr.metrics",
-}
-__all__ = ["__version__", *_HOME]
+__all__ = ["CIBRLoss", "DualEncoder", "Pairs", "RunConfig", "__version__", "beta_at", "build_model"]
+__all__ += ["clip_loss", "configure", "fit", "load_pairs", "load_splits", "recall_at_k"]
+_ROOMS = ("losses", "metrics", "data", "models", "train")  # the quickest to import first
 
 
-def __getattr__(name: str):
-    if name not in _HOME:
-        raise AttributeError(
-            f"module 'cibr' has no attribute {name!r}; it has {', '.join(__all__)}"
-        )
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
-    return value
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for room in _ROOMS:
+            module = import_module(f"cibr.{room}")
+            if name in module.__all__:
+                value = globals()[name] = getattr(module, name)
+                return value
+    raise AttributeError(f"module 'cibr' has no attribute {name!r}; it has {', '.join(__all__)}")
 
 
 def __dir__() -> list[str]:

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 _AT_ONCE = 16  # images in memory at full size
 _MODEL = "clip-tiny, cibr-tiny, a folder or a hub id"
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in argv:
             raise
-        is_ours = isinstance(error, (ValueError, FileNotFoundError, ConnectionError))
+        is_ours = isinstance(error, (ValueError, OSError))
         unexpected = f"{type(error).__name__}: {error} (--debug shows where)"
         _print_error(str(error) if is_ours else unexpected)
         return 1
@@ -65,6 +66,8 @@ def _import_plugin(module: str) -> None:
     sys.path.append("")
     try:
         importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--plugin {module}: {error}") from error
     finally:
         sys.path.remove("")
 
@@ -92,7 +95,7 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
     evaluate.add_argument("model", help=_MODEL)
     on = evaluate.add_mutually_exclusive_group()
     suites = "characters (default), paper, a plugin's, or a YAML file of tasks"
-    on.add_argument("--suite", default="characters", help=suites)
+    on.add_argument("--suite", help=suites)
     on.add_argument("--data", metavar="NAME_OR_FOLDER", help="one data set instead of a suite")
     other = "a second model, subtracted from the first"
     evaluate.add_argument("--compare-with", metavar="MODEL", help=other)
@@ -172,9 +175,14 @@ def _load(arguments: argparse.Namespace, name: str):
 
     from cibr.models import DualEncoder
 
-    automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    device = automatic if arguments.device == "auto" else arguments.device
-    return DualEncoder.from_pretrained(name).to(device)
+    device = arguments.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = DualEncoder.from_pretrained(name)
+    try:
+        return model.to(device)
+    except (AssertionError, RuntimeError) as error:  # as torch was built, or as devices are there
+        raise ValueError(f"--device {device} cannot be used: {error}") from error
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -182,12 +190,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     names = [name for name in (arguments.model, arguments.compare_with) if name]
     models = {name: _load(arguments, name) for name in names}
-    suite = arguments.suite
+    suite = arguments.suite or "characters"
     if arguments.data:
         suite = evaluation.dataset_tasks(arguments.data)
     results = []
     for name, model in models.items():
-        folder = arguments.output_dir and arguments.output_dir / name.strip("/").replace("/", "-")
+        folder = arguments.output_dir  # the name is quoted, so `x/m` and `x-m` have one each
+        folder = folder and folder.expanduser() / quote(name.strip("/"), safe="")
         options = dict(limit=arguments.limit, batch_size=arguments.batch_size, output_dir=folder)
         results.append(evaluation.evaluate(model, suite, name=name, **options))
     for result in results:

@@ -37,7 +37,6 @@ from cibr.utils import check_known, digest, write_atomically
 _KINDS = ("zero-shot", "retrieval")
 _SIDES = {"image_to_text": "image", "text_to_image": "text"}  # queries of each direction
 _KEY = ("suite", "dataset", "kind", "metric")  # of a row
-_ERRORS = (FileNotFoundError, ConnectionError, ValueError)
 
 
 class _Score(NamedTuple):
@@ -345,9 +344,9 @@ def evaluate(
         try:
             pairs = load_task(task, limit, max_skipped=max_skipped)
             predictions[task] = _predict(model, task, pairs, batch_size)
-        except _ERRORS as error:
-            message = f"{task.kind} on {task.title} of suite {title!r}: {error}"
-            raise next(kind for kind in _ERRORS if isinstance(error, kind))(message) from error
+        except ValueError as error:
+            what = f"{task.kind} on {task.title} of suite {title!r}: {error}"
+            raise ValueError(what) from error
         if folder is not None:
             _save(predictions[task], folder / task.file)
     evaluation = Evaluation(name, title, predictions)

@@ -125,6 +125,8 @@ VALUE_ERRORS = {
     "csv: text column": (folder("file_name,title\na.png,x"), "needs .* file_name and text.*title"),
     "csv: comma": (folder(ROW + "a.png,a dog, brown"), "line 2, has too many fields: quote texts"),
     "csv: no file name": (folder(ROW + ",x"), "line 2, has no file_name"),
+    "csv: same column": (folder("file_name,text,text\na.png,x,y"), "repeats a column of .*text"),
+    "jsonl: same key": (jsonl(A_TEXT + '"x", "text": "y"}'), "line 1, .*no key twice"),
     "csv: no rows": (folder(ROW), r"metadata\.csv has no rows"),
     "csv: open quote": (folder(ROW + 'a.png,"a dog\nin/b.png,x'), "has an open quote"),
     "csv: latin-1": (folder(LATIN), r"metadata\.csv is not UTF-8"),
@@ -171,6 +173,7 @@ VALUE_ERRORS = {
     "pairs: lengths": (lambda: pairs(keys=["k", "l"]), "1 images but 2 keys: pass one per image"),
     "pairs: labels": (lambda: pairs(labels=torch.zeros(3).long()), "1 images but 3 labels"),
     "pairs: no caption": (lambda: pairs([[" "]]), "sample 'k' of set has no text: give it"),
+    "pairs: strings": (lambda: pairs(["a cat"]), "captions of set has a string"),
     "prompts: no names": (prompts(templates=["{c}"]), "no class names: put classnames.txt"),
     "prompts: no templates": (prompts(classnames=["a"]), "no prompt templates: put zeroshot_class"),
     "prompts: no {c}": (prompts(classnames=["a"], templates=["{c}", "b"]), r"'b' without \{c\}"),
@@ -181,8 +184,9 @@ MISSING = {
     "no metadata": (files("a.png"), "no metadata.jsonl or metadata.csv: write one"),
     "missing image": (folder(GONE), r"gone\.png is missing, but .*metadata\.csv names it"),
     "long image": (folder(ROW + "a" * 5000 + ",x"), "aaa is missing, but"),
-    "dangling link": (folder(ROW + "link.png,x"), "is a link to gone/away.png"),
+    "dangling link": (folder(ROW + "link.png,x"), r"link\.png is missing"),
     "missing shard": (damaged("val/0.tar", None), r"No such file .*0\.tar"),
+    "set: too many": (damaged("val/nshards.txt", b"999999999"), r"1\.tar"),
     "missing names": (damaged("classnames.txt", None), "No such file .*classnames.txt"),
     "no image file": (lambda tmp_path: open_rgb(tmp_path / "gone.png"), "gone.png"),
 }
@@ -192,6 +196,7 @@ UNREACHABLE = {
 }
 OUTSIDE = {
     "image 48": (lambda: noise_pairs().image(48), "noise has no image 48: train has 48 images"),
+    "short mask": (lambda: noise_pairs().subset(np.ones(3, bool)), "mask of 3 for 48"),
     "pair -1": (lambda: noise_pairs().subset([-1]), "noise has no image -1: train has 48 images"),
 }
 TABLES = {

@@ -73,6 +73,12 @@ def file_in_the_way(tmp_path):
     model().save_pretrained(tmp_path / "file" / "model")
 
 
+def images_of_damaged():
+    damaged = DualEncoder.tiny(TEXTS, dim=16, width=4)
+    damaged.backbone.image_head[2].weight.data.fill_(float("nan"))
+    damaged.embed_images([picture(0)])
+
+
 def long_captions():
     pairs = noise_pairs(2)
     prepare(model(), Pairs("noise", "train", [[LONG]] * 2, ["a", "b"], pairs.load))
@@ -88,6 +94,10 @@ VALUE_ERRORS = {
     "one text": (texts("a cat"), "got one str, but embed_texts takes a list of strings"),
     "missing text": (texts(["a cat", None]), r"item 1 is a NoneType, .* make them with str\(item"),
     "half a character": (texts(["a", "\ud83d"]), r"'\\ud83d' has half a surrogate pair: decode"),
+    "no list": (texts(None), "got one NoneType"),
+    "part of a batch": (texts(TEXTS, batch_size=1.5), "batch_size is 1.5"),
+    "NaN weights": (images_of_damaged, "not finite"),
+    "text in place of texts": (lambda: DualEncoder.tiny("abc"), "got one str"),
     "batches of none": (texts(TEXTS, batch_size=0), "batch_size is 0: give 1 or more items"),
     "long text": (texts(["a", LONG]), r"\d+ tokens and the model reads 64: 'every .*truncate="),
     "long caption": (long_captions, r"Shorten it, or cut .* truncate=True"),
@@ -98,10 +108,10 @@ VALUE_ERRORS = {
     "first format": (changed(format=1), "format 1"),
     "other backbone": (
         changed(kind="huge"),
-        "kind 'huge'",
+        "'huge'",
     ),
-    "other settings": (changed(settings=[]), r"cibr\.json' is missing or damaged .*: save the m"),
-    "other weights": (changed(settings=WIDER), r"image_head.2.weight' does not fit cibr\.json"),
+    "other settings": (changed(settings=[]), "incomplete or damaged .*: save the m"),
+    "other weights": (changed(settings=WIDER), "incomplete or damaged"),
     "folder in the way": (file_in_the_way, "cannot write the model to .*choose another output_dir"),
     "no name": (lambda: model().save_pretrained(""), "name of the folder is empty: give a folder"),
 }

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 import pytest
@@ -44,13 +45,25 @@ def test_search_ranks_the_images_of_a_folder_and_names_broken_ones(tmp_path, cap
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_evaluate_prints_models_and_their_difference(small, clip_folder, tmp_path, capsys, build):
+def test_evaluate_prints_the_first_model_minus_the_second_on_the_limited_sets(
+    small, clip_folder, tmp_path, capsys, build
+):
     other = str(build("tiny").save_pretrained(tmp_path / "tiny"))
     call = ["evaluate", clip_folder, "--suite", "small", "--compare-with", other, "--limit", "9"]
     assert main([*call, "--output-dir", str(tmp_path / "out"), "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("mean of 2") == 3 and f"{clip_folder} minus {other}" in printed
-    assert len(list((tmp_path / "out").glob("*/small/rows.csv"))) == 2
+    files = {
+        model: tmp_path / "out" / quote(model.strip("/"), safe="") / "small" / "rows.csv"
+        for model in (clip_folder, other)
+    }
+    rows = [pd.read_csv(file).set_index(["dataset", "metric"]) for file in files.values()]
+    score = "captions", "image_to_text_mean_average_precision"
+    assert rows[0].loc[score, "n"] == 9
+    assert printed.count("mean of 2") == 3
+    _, _, compared = printed.partition(f"{clip_folder} minus {other}")
+    line = next(line for line in compared.splitlines() if line.startswith(score[1]))
+    difference = 100 * (rows[0].loc[score, "value"] - rows[1].loc[score, "value"])
+    assert difference != 0 and line.split()[1] == f"{difference:+.1f}"
 
 
 def test_evaluate_takes_a_data_set_or_a_file_of_tasks(small, clip_folder, tmp_path, capsys):
@@ -101,6 +114,7 @@ def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("call", "code", "message"),
     [
+        (["evaluate", "x", "--suite", "characters", "--data", "y"], 2, "--data: not allowed with"),
         ([], 2, "the following arguments are required"),
         (["evaluate", "clip-tiny", "--limit", "ten"], 2, "--limit: invalid int value: 'ten'"),
         (["evaluate", "{tmp}"], 1, "{tmp}"),
@@ -108,6 +122,8 @@ def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
         (["search", "clip-tiny", "{tmp}/none", "a dog"], 1, "there is no folder '{tmp}/none'"),
         (["search", "clip-tiny", "{tmp}", " "], 1, "the text to search for is empty"),
         (["search", "clip-tiny", "{tmp}", "a dog", "--top", "0"], 1, "--top is 0"),
+        (["search", "clip-tiny", "{tmp}", "a dog", "--plugin", "absent"], 1, "--plugin absent: No"),
+        (["search", "clip-tiny", "{tmp}", "a dog", "--device", "gpu"], 1, "--device gpu cannot"),
         (["train", "--penalty", "vmff"], 1, "'vmff', did you mean 'vmf'"),
         (["train", "{tmp}/none.json"], 1, "none.json"),
     ],

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int64
+from jaxtyping import Int64, Shaped
 from PIL import Image, ImageOps
 from torch import Tensor
 
 # Suffixes of the image files that a folder is searched for and a shard's samples may have.
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-_Indices = Iterable[int] | Int[Tensor, " m"] | Int[np.ndarray, " m"]
+_Indices = Iterable[int] | Shaped[Tensor, " m"] | Shaped[np.ndarray, " m"]  # integers or a mask
 
 
 @dataclass(eq=False)
@@ -60,6 +60,10 @@ class Pairs:
     groups: Int64[Tensor, " n"] | None = None
 
     def __post_init__(self) -> None:
+        if any(isinstance(texts, str) for texts in self.captions):
+            raise ValueError(
+                f"captions of {self.name} has a string: pass a list of texts per image"
+            )
         self.captions = [list(filter(None, map(str.strip, texts))) for texts in self.captions]
         for part in ("keys", "labels", "groups", "factors"):
             value = getattr(self, part)
@@ -157,11 +161,18 @@ class Pairs:
         return [[text.replace("{c}", name) for text in self.templates] for name in self.classnames]
 
     def subset(self, indices: _Indices) -> "Pairs":
-        """Returns the pairs at these indices, in order; indices may repeat.
+        """Returns the pairs at these indices, in order, or those of a boolean mask; indices may
+        repeat.
 
         Raises:
-            IndexError: if an index is out of range.
+            IndexError: if an index is out of range, or a mask has another length.
         """
+        if getattr(indices, "dtype", None) in (torch.bool, np.dtype(bool)):
+            if len(indices) != len(self):
+                raise IndexError(
+                    f"a mask of {len(indices)} for {len(self)} pairs: give one per pair"
+                )
+            indices = np.flatnonzero(indices)
         chosen = [self._checked(int(i)) for i in indices]
         rows = torch.tensor(chosen).long()
         factors = self.factors

@@ -4,7 +4,7 @@ A reader takes a place, a folder or a hub id, and returns for each split a funct
 pairs. That function takes the data set's name and what is called with the error of each unusable
 sample, to raise it or to count the sample as left out. data/README.md has the formats of image
 folders and hub data sets. Metadata are not read by `datasets`, which turns the text "NA" into a
-missing value and "2013" into a number, and reports no line.
+missing value and "2013" into a number, nor by pandas, which cuts a row of too many fields.
 
 Shards: the layout of ``clip-benchmark/wds_*`` on the hub. ``<split>/nshards.txt`` contains the
 number of shards, ``<split>/0.tar``, ``1.tar``, ... the samples: members that share a name up to its
@@ -73,20 +73,19 @@ def _by_split(files: Iterable[Path]) -> dict[str, Path]:
 
 
 def _merged(rows: Iterable[tuple[str, str, Any, Any]]) -> _Rows:
-    """Captions and groups from rows of (place in messages, key, texts, group); an image may have
-    several rows.
+    """Captions and groups from rows of (where it is, key, texts, group); an image may have several
+    rows.
     """
     captions: dict[str, list[str]] = {}
     groups: dict[str, str] = {}
-    for place, key, texts, group in rows:
-        texts = [] if texts is None else texts
-        texts = [texts] if isinstance(texts, str) else texts
+    for where, key, texts, group in rows:
+        texts = [texts] if isinstance(texts, str) else texts or []
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{place} has the text {texts!r}: write a string or a list of strings")
+            raise ValueError(f"{where} has the text {texts!r}: write a string or a list of strings")
         captions.setdefault(key, []).extend(_stripped(texts))
         group = "" if group is None else str(group).strip()
         if group and groups.setdefault(key, group) != group:
-            raise ValueError(f"{place} has group {group!r}, but earlier {groups[key]!r}: keep one")
+            raise ValueError(f"{where} has group {group!r}, but earlier {groups[key]!r}: keep one")
     return captions, groups
 
 
@@ -95,18 +94,16 @@ def _stripped(texts: Iterable[str]) -> list[str]:
 
 
 def _pairs(name: str, split: str, rows: _Rows, load: Callable, skip: _Skip) -> Pairs:
-    """Pairs of the images with a text; `load` takes their keys and an index."""
+    """Pairs of the images with a text, each text of an image once; `load` takes the keys and an
+    index.
+    """
     captions, groups = rows
     for key, texts in captions.items():
         if not texts:
             skip(ValueError(f"{key} of {name} has no text: write one or drop the row"))
-    keys = [key for key, texts in captions.items() if texts]
-    unique = [list(dict.fromkeys(captions[key])) for key in keys]
-    n_repeated = sum(map(len, captions.values())) - sum(map(len, unique))
-    if n_repeated:
-        what = f"{name} repeats {n_repeated} texts of the same image: each is used once"
-        warnings.warn(what, stacklevel=2)
-    pairs = Pairs(name, split, unique, keys, partial(load, keys))
+    unique = {key: list(dict.fromkeys(texts)) for key, texts in captions.items() if texts}
+    keys = list(unique)
+    pairs = Pairs(name, split, list(unique.values()), keys, partial(load, keys))
     if any(key in groups for key in keys):
         numbers: dict[Any, int] = {}  # of groups and, as (key,), of images without one
         shown = [groups.get(key, (key,)) for key in keys]
@@ -152,9 +149,8 @@ def _load_images(file: Path, split: str, rows: _Rows | None, name: str, skip: _S
     captions, groups = rows or _merged(_metadata_rows(file))
     for file_name in list(captions):
         image = file.parent / file_name
-        if not os.path.isfile(image):
-            link = f"a link to {os.readlink(image)}, which is " if os.path.islink(image) else ""
-            skip(FileNotFoundError(f"{image} is {link}missing, but {file} names it"))
+        if not os.path.isfile(image):  # False for impossible names, too
+            skip(FileNotFoundError(f"{image} is missing, but {file} names it"))
             del captions[file_name]
     return _pairs(name, split, (captions, groups), partial(_folder_image, file.parent), skip)
 
@@ -190,49 +186,66 @@ def _hash_split(names: Iterable[str]) -> dict[str, str]:
 
 
 def _metadata_rows(file: Path) -> Iterator[tuple[str, str, Any, Any]]:
-    """Place, file name, texts and group of each row of a metadata file."""
-    try:
-        rows = list(_csv_rows(file) if file.suffix == ".csv" else _jsonl_rows(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file} is not UTF-8 or has an open quote: mend it ({error})") from error
-    if not rows:
-        raise ValueError(f"{file} has no rows: write one for each image")
-    for line, row in rows:
-        place = f"{file}, line {line},"
+    """Where it is, file name, texts and group of each row of a metadata file."""
+    n_rows = 0
+    for line, row in _csv_rows(file) if file.suffix == ".csv" else _jsonl_rows(file):
+        n_rows += 1
+        where = f"{file}, line {line},"
         if not isinstance(row, dict):
-            raise ValueError(f"{place} is not a JSON object: write one object a line")
+            raise ValueError(f"{where} is not a JSON object: write one a line, no key twice")
         if None in row:  # where `csv` puts what is left over
-            raise ValueError(f"{place} has too many fields: quote texts that hold a comma")
+            raise ValueError(f"{where} has too many fields: quote texts that hold a comma")
         column = next((column for column in _TEXT_COLUMNS if column in row), None)
         if "file_name" not in row or column is None:
             columns = ", ".join(row) or "none"
-            raise ValueError(f"{place} needs the columns file_name and text, but has {columns}")
-        yield place, _file_name(row["file_name"], place), row[column], row.get("group")
+            raise ValueError(f"{where} needs the columns file_name and text, but has {columns}")
+        yield where, _file_name(row["file_name"], where), row[column], row.get("group")
+    if not n_rows:
+        raise ValueError(f"{file} has no rows: write one for each image")
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    with open(file, encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, skipinitialspace=True, strict=True)
-        for row in reader:
-            yield reader.line_num, row
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines, skipinitialspace=True, strict=True)
+            columns = reader.fieldnames or []
+            if len(set(columns)) < len(columns):
+                raise ValueError(f"{file} repeats a column of {', '.join(columns)}: keep one")
+            for row in reader:
+                yield reader.line_num, row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file} is not UTF-8 or has an open quote: mend it ({error})") from error
 
 
 def _jsonl_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(_utf8(file).split("\n"), start=1):
         try:
             if line.strip():
-                yield number, json.loads(line)
+                yield number, json.loads(line, object_pairs_hook=_without_repeats)
         except (ValueError, RecursionError):  # ValueError also for numbers of thousands of digits
             yield number, None
 
 
-def _file_name(value: Any, place: str) -> str:
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key is repeated")
+    return dict(pairs)
+
+
+def _utf8(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: save it so ({error})") from error
+
+
+def _file_name(value: Any, where: str) -> str:
     """A file name within the metadata's folder, with forward slashes."""
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{place} has no file_name: give the image's path within the folder")
+        raise ValueError(f"{where} has no file_name: give the image's path within the folder")
     path = PureWindowsPath(value)
     if path.anchor or ".." in path.parts:
-        raise ValueError(f"{place} has the file_name {value!r}: move the image into the folder")
+        raise ValueError(f"{where} has the file_name {value!r}: move the image into the folder")
     return path.as_posix()
 
 
@@ -242,7 +255,7 @@ def _file_name(value: Any, place: str) -> str:
 def _read_hub(place: str) -> _Loaders:
     import datasets
 
-    names = _asked(place, datasets.get_dataset_split_names)
+    names = _fetched(place, datasets.get_dataset_split_names)
     return {split_of(name): partial(_load_hub, place, name) for name in names}
 
 
@@ -251,7 +264,7 @@ def _load_hub(place: str, split: str, name: str, skip: _Skip) -> Pairs:
     import datasets
     import pyarrow.compute
 
-    data = _asked(place, datasets.load_dataset, split=split)
+    data = _fetched(place, datasets.load_dataset, split=split)
     column = next((column for column in _TEXT_COLUMNS if column in data.column_names), None)
     if column is None or not isinstance(data.features.get("image"), datasets.Image):
         needed = f"a column image of images and one of {', '.join(_TEXT_COLUMNS)}"
@@ -275,7 +288,7 @@ def _hub_image(files: Any, rows: dict[str, int], keys: list[str], i: int) -> Ima
     return open_rgb(image["bytes"] or image["path"] or b"", f"the image of row {row}")
 
 
-def _asked(place: str, ask: Callable, **options: Any) -> Any:
+def _fetched(place: str, ask: Callable, **options: Any) -> Any:
     """The result of `ask(place)`, a function of `datasets` or of the hub's client."""
     try:
         return ask(place, **options)
@@ -305,56 +318,58 @@ def _shard_root(place: str, *patterns: str) -> Path:
     import huggingface_hub
 
     fetch = huggingface_hub.snapshot_download
-    return Path(_asked(place, fetch, repo_type="dataset", allow_patterns=list(patterns)))
+    return Path(_fetched(place, fetch, repo_type="dataset", allow_patterns=list(patterns)))
 
 
 def _load_shards(place: str, folder: str, name: str, skip: _Skip) -> Pairs:
     """Pairs of the split in a folder; with labels, class names and templates if it has ``.cls``."""
     root = _shard_root(place, "*.txt", f"{folder}/*")
-    n_shards = _n_shards(root / folder / "nshards.txt")
-    shards = [root / folder / f"{number}.tar" for number in range(n_shards)]
-    indexes = [_index(shard) for shard in tqdm(shards, desc=f"{name}: shards", delay=1)]
-    has_classes = any("cls" in parts for samples in indexes for parts in samples.values())
+    shards, samples = [], []
+    for number in tqdm(range(_n_shards(root / folder)), desc=f"{name}: shards", delay=1):
+        shards.append(root / folder / f"{number}.tar")
+        samples += [(number, key, sample) for key, sample in _index(shards[-1]).items()]
+    has_classes = any("cls" in sample for _, _, sample in samples)
     classnames = _classnames(root / "classnames.txt") if has_classes else None
-    keys, captions, labels, places = [], [], [], []
-    for number, samples in enumerate(indexes):
-        for key, parts in samples.items():
-            if problem := _problem(parts, classnames):
-                skip(ValueError(f"sample {key!r} of {shards[number]} has {problem}"))
-                continue
-            keys.append(key)
-            places.append((number, *parts["image"]))
-            labels.append(int(parts.get("cls", 0)))
-            captions.append(_stripped(parts.get("txt", "").split("\n")) or [classnames[labels[-1]]])
-    load = partial(_shard_image, shards, keys, np.array(places, dtype=np.int64).reshape(-1, 3))
+    keys, captions, labels, images = [], [], [], []
+    for number, key, sample in samples:
+        if problem := _problem(sample, classnames):
+            skip(ValueError(f"sample {key!r} of {shards[number]} has {problem}"))
+            continue
+        keys.append(key)
+        images.append((number, *sample["image"]))
+        labels.append(int(sample.get("cls", 0)))
+        texts = _stripped(sample.get("txt", "").split("\n"))
+        captions.append(texts or [classnames[labels[-1]]])
+    load = partial(_shard_image, shards, keys, np.array(images, dtype=np.int64).reshape(-1, 3))
     pairs = Pairs(name, split_of(folder), captions, keys, load, classnames=classnames)
     templates = root / "zeroshot_classification_templates.txt"
     if has_classes:
         pairs.labels = torch.tensor(labels, dtype=torch.long)
     if has_classes and templates.is_file():
-        pairs.templates = _stripped(templates.read_text(encoding="utf-8-sig").split("\n"))
+        pairs.templates = _stripped(_utf8(templates).split("\n"))
     return pairs
 
 
-def _shard_image(shards: list[Path], keys: list[str], places: np.ndarray, i: int) -> Image.Image:
-    """Loads image i from its shard; the columns of `places` [n, 3] are shard number, offset and
-    size in bytes.
+def _shard_image(shards: list[Path], keys: list[str], images: np.ndarray, i: int) -> Image.Image:
+    """Loads image i from its shard; the columns of `images` [n, 3] are shard, offset and size in
+    bytes.
     """
-    number, offset, size = places[i].tolist()
-    with open(shards[number], "rb") as file:
+    shard, offset, size = images[i].tolist()
+    with open(shards[shard], "rb") as file:
         file.seek(offset)
-        return open_rgb(file.read(size), f"the image of sample {keys[i]!r} of {shards[number]}")
+        return open_rgb(file.read(size), f"the image of sample {keys[i]!r} of {shards[shard]}")
 
 
-def _n_shards(file: Path) -> int:
-    text = file.read_text(encoding="utf-8", errors="replace").strip()
+def _n_shards(folder: Path) -> int:
+    file = folder / "nshards.txt"
+    text = _utf8(file).strip()
     if not text.isdecimal() or len(text) > 9 or int(text) == 0:
         raise ValueError(f"{file} says {text[:40]!r}: write the number of shards, 1 or more")
     return int(text)
 
 
 def _classnames(file: Path) -> list[str]:
-    names = [name.strip() for name in file.read_text(encoding="utf-8-sig").strip().split("\n")]
+    names = [name.strip() for name in _utf8(file).strip().split("\n")]
     # Not an error: ImageNet's usual list has "missile" twice and "sunglasses" twice.
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -372,16 +387,15 @@ def _index(shard: Path) -> dict[str, dict[str, Any]]:
                 name = _SAMPLE_FILE.fullmatch(member.name)
                 if not name or not member.isfile():
                     continue
-                key, part = name[1], name[2].lower()
-                if part not in ("txt", "cls"):
-                    part = "image"
-                parts = samples.setdefault(key, {})
-                if part in parts:
-                    raise ValueError(f"sample {key!r} of {shard} has two of {part}: keep one")
-                if part == "image":
-                    parts[part] = (member.offset_data, member.size)
-                else:
-                    parts[part] = tar.extractfile(member).read().decode("utf-8-sig")
+                key, suffix = name[1], name[2].lower()
+                is_text = suffix in ("txt", "cls")
+                content = suffix if is_text else "image"
+                sample = samples.setdefault(key, {})
+                if content in sample:
+                    raise ValueError(f"sample {key!r} of {shard} has two of {content}: keep one")
+                sample[content] = (member.offset_data, member.size)
+                if is_text:
+                    sample[content] = tar.extractfile(member).read().decode("utf-8-sig")
             # tarfile takes a damaged or missing header for the end of the file; a complete file
             # ends in zeros.
             tar.fileobj.seek(tar.offset)
@@ -394,13 +408,13 @@ def _index(shard: Path) -> dict[str, dict[str, Any]]:
     return samples
 
 
-def _problem(parts: dict[str, Any], classnames: list[str] | None) -> str:
+def _problem(sample: dict[str, Any], classnames: list[str] | None) -> str:
     """The reason why a sample is unusable, with the fix; empty if it is usable."""
-    if "image" not in parts:
+    if "image" not in sample:
         return f"a text but no image: add one of {', '.join(IMAGE_SUFFIXES)}"
-    if "cls" not in parts and not parts.get("txt", "").strip():
+    if "cls" not in sample and not sample.get("txt", "").strip():
         return "an image but no text: add a .txt with one caption a line, or a .cls"
-    label = parts.get("cls", "").strip()
+    label = sample.get("cls", "").strip()
     if classnames and not (label.isdecimal() and len(label) < 10 and int(label) < len(classnames)):
         return f"the label {label[:40]!r}, but classnames.txt has lines 0 to {len(classnames) - 1}"
     return ""

@@ -6,18 +6,20 @@ preprocessing, the tokenizer, the temperature, embedding of any images and strin
 format.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -104,8 +106,9 @@ class DualEncoder(nn.Module):
         Raises:
             ValueError: no texts.
         """
-        if not texts:
-            raise ValueError("a tiny model learns its tokenizer from texts: give at least one")
+        rule = "a tiny model learns its tokenizer from texts: give a list of at least one"
+        if not _listed(texts, str, rule):
+            raise ValueError(rule)
         tokenizer = towers.train_tokenizer(texts)
         context = tokenizer.model_max_length
         backbone = towers.TinyBackbone(dim, width, len(tokenizer), context, dropout)
@@ -314,13 +317,16 @@ class DualEncoder(nn.Module):
             self.train(was_training)
 
     def _embed(self, encode: Callable, items: list, batch_size: int) -> _Vectors:
-        if batch_size < 1:
+        if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: give 1 or more items per batch")
         parts = [torch.zeros(0, self.dim)]
         with self.evaluating():
             for start in range(0, len(items), batch_size):
                 parts.append(encode(items[start : start + batch_size]).features.float().cpu())
-        return torch.cat(parts)
+        vectors = torch.cat(parts)
+        if not vectors.isfinite().all():
+            raise ValueError("embeddings are not finite: the model's weights are damaged")
+        return vectors
 
     def own_state(self) -> dict[str, Tensor]:
         """The state dict without frozen towers."""
@@ -333,16 +339,26 @@ class DualEncoder(nn.Module):
         A model of transformers is saved as on the hub, with its tokenizer and image preprocessing.
         Others have `cibr.json` (format, kind and settings of the backbone) and `cibr.safetensors`
         (all weights that train) in place of its model, and `frozen` ones their towers in
-        `image_tower/` and `text_tower/`. A kill leaves the old or the new model complete.
+        `image_tower/` and `text_tower/`.
 
         Raises:
             ValueError: an empty name, or a folder that cannot be written.
         """
         if folder == "":
             raise ValueError("the name of the folder is empty: give a folder, or '.' for this one")
-        with io.replaced(Path(folder)) as new, io.quiet_transformers():
-            self._write(new)
-        return Path(folder)
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=folder) as new, io.quiet_transformers():
+                self._write(Path(new))
+                for file in Path(new).rglob("*.*"):  # at the end: a full disk keeps the old model
+                    target = folder / file.relative_to(new)
+                    target.parent.mkdir(exist_ok=True)
+                    file.replace(target)
+        except (OSError, SafetensorError) as error:
+            what = f"cannot write the model to {str(folder)!r}: {error}"
+            raise ValueError(f"{what}; make room or choose another output_dir") from error
+        return folder
 
     def _write(self, folder: Path) -> None:
         backbone = self.backbone
@@ -350,7 +366,7 @@ class DualEncoder(nn.Module):
             self.tokenizer.backend_tokenizer.no_padding()
             self.tokenizer.backend_tokenizer.no_truncation()
         self.tokenizer.save_pretrained(folder)
-        io.write_json(folder / _PREPROCESSING, self.processor.to_dict())
+        (folder / _PREPROCESSING).write_text(json.dumps(self.processor.to_dict(), indent=2))
         if self.kind == "clip":
             backbone.model.logit_scale.data.fill_(self.log_logit_scale.item())
             backbone.model.save_pretrained(folder)
@@ -359,7 +375,7 @@ class DualEncoder(nn.Module):
             backbone.image_tower.save_pretrained(folder / "image_tower")
             backbone.text_tower.save_pretrained(folder / "text_tower")
         about = {"format": _FORMATS[self.kind], "kind": self.kind, "settings": backbone.settings}
-        io.write_json(folder / _CONFIG, about)
+        (folder / _CONFIG).write_text(json.dumps(about, indent=2))
         save_file({k: v.contiguous() for k, v in self.own_state().items()}, folder / _WEIGHTS)
 
     @classmethod
@@ -379,14 +395,18 @@ class DualEncoder(nn.Module):
         Raises:
             FileNotFoundError: the model, its tokenizer or its image preprocessing is missing; the
                 message names the places searched.
-            ValueError: a folder that is incomplete or damaged (the message names the file), or a
-                model that is not a dual encoder.
+            ValueError: a folder that is incomplete or damaged, or a model that is not a dual
+                encoder.
         """
         name = str(name)
         folder = Path(io.resolve(name))
-        io.finish_replacing(folder)
         if (folder / _CONFIG).exists() or (folder / _WEIGHTS).exists():
-            return cls._read(folder)
+            try:
+                with io.quiet_transformers():
+                    return cls._read(folder)
+            except Exception as error:  # readers raise nearly anything on damaged files
+                damaged = f"{str(folder)!r} is incomplete or damaged ({io.reason(error)})"
+                raise ValueError(f"{damaged}: save the model again") from error
         if any(folder.glob("checkpoint*")) and not (folder / "config.json").exists():
             what = f"{name!r} has no model yet: it is the folder of an unfinished run"
             raise FileNotFoundError(f"{what}; repeat the command that began it")
@@ -399,45 +419,31 @@ class DualEncoder(nn.Module):
     @classmethod
     def _read(cls, folder: Path) -> "DualEncoder":
         """Loads a `tiny` or a `frozen` model."""
-        about = io.read(folder / _CONFIG, _checked_config)
-        settings = about["settings"]
-        processor = io.read(
-            folder / _PREPROCESSING, lambda file: towers.image_processor(io.read_json(file))
-        )
-        if about["kind"] == "frozen":
-            image, text = (
-                io.read(folder / tower, partial(io.pretrained, "AutoModel"))
-                for tower in ("image_tower", "text_tower")
+        about = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        kind, settings = about["kind"], about["settings"]
+        if about["format"] != _FORMATS[kind]:
+            raise ValueError(
+                f"format {about['format']} of {kind!r}, but this version reads {_FORMATS}"
             )
+        preprocessing = json.loads((folder / _PREPROCESSING).read_text(encoding="utf-8"))
+        processor = towers.image_processor(preprocessing)
+        if kind == "frozen":
+            image = io.pretrained("AutoModel", folder / "image_tower")
+            text = io.pretrained("AutoModel", folder / "text_tower")
             backbone = towers.FrozenBackbone(image, text, processor.crop_size, **settings)
         else:
-            backbone = io.read(folder / _CONFIG, lambda _: towers.TinyBackbone(**settings))
-        tokenizer = io.read(
-            folder / "tokenizer.json", lambda _: io.pretrained("AutoTokenizer", folder)
-        )
-        model = cls(backbone, processor, tokenizer)
-        io.read(folder / _WEIGHTS, lambda file: model._set_weights(load_file(file)))
+            backbone = towers.TinyBackbone(**settings)
+        model = cls(backbone, processor, io.pretrained("AutoTokenizer", folder))
+        state = load_file(folder / _WEIGHTS)
+        missing, unknown = model.load_state_dict(state, strict=False)
+        if unknown or set(missing) & set(model.own_state()):  # frozen towers have their own files
+            raise ValueError(f"{_WEIGHTS} does not fit {_CONFIG}")
         return model.eval()
-
-    def _set_weights(self, state: dict[str, Tensor]) -> None:
-        stored = {name: tensor.shape for name, tensor in state.items()}
-        wanted = {name: tensor.shape for name, tensor in self.own_state().items()}
-        if differing := stored.items() ^ wanted.items():
-            raise ValueError(f"{min(differing)[0]!r} does not fit {_CONFIG}")
-        self.load_state_dict(state, strict=False)  # frozen towers have their own files
-
-
-def _checked_config(file: Path) -> dict:
-    config = io.read_json(file)
-    if config["format"] != _FORMATS.get(config["kind"]):
-        found = f"format {config['format']} of kind {config['kind']!r}"
-        raise ValueError(f"{found}, but this version reads {_FORMATS}")
-    return config
 
 
 def _listed(items: Iterable, kind: type, rule: str) -> list:
     """The items as a list, after checking the type of each."""
-    if isinstance(items, (kind, str, Path)):
+    if items is None or isinstance(items, (kind, str, Path)):
         raise ValueError(f"got one {type(items).__name__}, but {rule}")
     items = list(items)
     for i, item in enumerate(items):

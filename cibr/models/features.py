@@ -58,21 +58,21 @@ class Inputs(Dataset):
 
     def __getitem__(self, rows: tuple[Tensor, ...]) -> Batch:
         image_rows, text_rows, *seeds = rows
-        images = self._crops(image_rows, *seeds) if self.crop else self._images(image_rows)
+        if self.images is not None:
+            images = self.images[image_rows]
+        elif self.crop is None:
+            images = _decode(self.preprocess, self.pairs, image_rows.tolist())
+        else:
+            images = self.preprocess(self._crops(image_rows.tolist(), *seeds))
         return Batch(images, self._texts(text_rows), self.labels[text_rows])
 
-    def _images(self, rows: Tensor) -> Tensor:
-        if self.images is not None:
-            return self.images[rows]
-        return _decode(self.preprocess, self.pairs, rows.tolist())
-
-    def _crops(self, rows: Tensor, seeds: Int[Tensor, " n"]) -> Tensor:
-        squares = []
+    def _crops(self, rows: list[int], seeds: Int[Tensor, " n"]) -> list[Image.Image]:
+        crops = []
         with torch.random.fork_rng(devices=[]):
-            for i, seed in zip(rows.tolist(), seeds.tolist(), strict=True):
+            for i, seed in zip(rows, seeds.tolist(), strict=True):
                 torch.default_generator.manual_seed(seed)
-                squares.append(self.crop(self.pairs.image(i)))
-        return self.preprocess(squares)
+                crops.append(self.crop(self.pairs.image(i)))
+        return crops
 
     def _texts(self, rows: Tensor) -> tuple[Tensor, ...]:
         texts = tuple(part[rows] for part in self.texts)

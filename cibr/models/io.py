@@ -1,96 +1,29 @@
-"""Models by name, and folders of models that are complete whenever a save is killed.
+"""Models by name.
 
 A name is looked for as a folder, in `$CIBR_MODELS/<hub id>`, among the two checkpoints that are
 shipped with the package and on the hub. `DualEncoder.save_pretrained` says what a folder holds.
 """
 
-import json
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers.utils import logging
 
-from cibr.utils import nearest, shipped, sync
+from cibr.utils import nearest, shipped
 
 _BUILT = ("tiny", "frozen")  # kinds of model with a name of their own
 _CHECKPOINTS = ("clip-tiny", "cibr-tiny")  # shipped with the package
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
-_COMPLETE = ".complete"
 
 
-@contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """A context with a new subfolder, whose files replace those of the folder at the end.
-
-    The subfolder is written to the disk and renamed to `.complete` before its files move to their
-    places, which `finish_replacing` resumes. So a kill at any moment, or a full disk, leaves the
-    old or the new files complete. Other files in the folder are kept.
-
-    Raises:
-        ValueError: the folder cannot be written; its previous files are there.
-    """
-    new = folder / ".saving"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        finish_replacing(folder)
-        shutil.rmtree(new, ignore_errors=True)  # left by a killed save
-        new.mkdir()
-        yield new
-        for path in new.rglob("*"):
-            sync(path)
-        new.rename(folder / _COMPLETE)
-        finish_replacing(folder)
-    except (OSError, SafetensorError) as error:
-        fix = "make room or choose another output_dir"
-        raise ValueError(f"cannot write the model to {str(folder)!r}: {error}; {fix}") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def finish_replacing(folder: Path) -> None:
-    """Moves the files of a complete save to their places, if a kill left any."""
-    complete = folder / _COMPLETE
-    for file in [file for file in complete.rglob("*") if file.is_file()]:
-        target = folder / file.relative_to(complete)
-        target.parent.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):  # moved by another process that loads this model
-            file.replace(target)
-    shutil.rmtree(complete, ignore_errors=True)  # folders only
-
-
-def write_json(file: Path, content: dict) -> None:
-    """Writes a JSON file that is indented for reading."""
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def read_json(file: Path) -> dict:
-    """Reads a JSON file."""
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def read(path: Path, reader: Callable[[Path], Any]) -> Any:
-    """What the reader makes of a path; errors, which may be of nearly any type, name the path.
-
-    Raises:
-        ValueError: the path is missing or damaged.
-    """
-    try:
-        with quiet_transformers():
-            return reader(path)
-    except Exception as error:
-        problem = f"{str(path)!r} is missing or damaged ({_reason(error)})"
-        raise ValueError(f"{problem}: save the model again") from error
-
-
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """The first line of an error, for a message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
@@ -160,7 +93,7 @@ def from_hub(loader: str, name: str) -> Any:
             return pretrained(loader, source)
     except Exception as error:  # loaders raise nearly anything
         fix = f"give its folder, set CIBR_MODELS to one that holds {name}, or connect to the hub"
-        message = f"cannot load {source!r} with transformers.{loader} ({_reason(error)}): {fix}"
+        message = f"cannot load {source!r} with transformers.{loader} ({reason(error)}): {fix}"
         raise FileNotFoundError(message) from error
 
 

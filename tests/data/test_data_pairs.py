@@ -7,6 +7,8 @@ import pandas
 import pytest
 import torch
 from data_files import encoded
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from cibr.data.pairs import Pairs, open_rgb, to_rgb
@@ -43,6 +45,13 @@ def test_a_subset_of_a_subset_keeps_everything_of_an_image_together():
     assert part.factors["size"].tolist() == [1, 3, 1]
     assert part.factors.index.tolist() == [0, 1, 2]
     assert (part.name, part.split, part.classnames, part.n_skipped) == ("set", "train", ["x"], 4)
+
+
+@given(st.lists(st.booleans(), min_size=3, max_size=3))
+def test_a_boolean_mask_selects_and_is_not_taken_for_indices(mask):
+    chosen = [key for key, is_in in zip(("k0", "k1", "k2"), mask, strict=True) if is_in]
+    pairs = with_captions("a", "b", "c")
+    assert pairs.subset(torch.tensor(mask)).keys == pairs.subset(np.array(mask)).keys == chosen
 
 
 def slow_labels(pairs):

@@ -95,11 +95,10 @@ def test_files_added_later_move_no_others_between_splits(tmp_path):
     assert splits(["7.jpg"]) == {"7.jpg": "train"}
 
 
-def test_rows_that_repeat_a_text_of_their_image_count_once_with_a_warning(tmp_path):
+def test_rows_that_repeat_a_text_of_their_image_count_once(tmp_path):
     rows = "file_name,text\na.png,x\n./a.png, x\na.png,y\n"
     write_metadata(write_images(tmp_path / "train", "a.png"), rows)
-    with pytest.warns(UserWarning, match=r"repeats 1 texts of the same image: each is used once"):
-        assert load_pairs(tmp_path).captions == [["x", "y"]]
+    assert load_pairs(tmp_path).captions == [["x", "y"]]
 
 
 @pytest.mark.parametrize("row", ["gone.png,x", "link.png,x", "b.png, ", "b.png", "broken.png,x"])
@@ -169,6 +168,13 @@ def test_samples_come_in_the_order_of_the_shards_with_texts_stripped(three):
     assert pairs.keys == ["s0", "s1", "in/s2"]
     assert pairs.captions == [["a dog", "a brown dog"], ["a cat"], ["ein Vogel, größer"]]
     assert greys(pairs) == pytest.approx([10, 20, 30], abs=3)  # JPEG and WebP lose a little
+
+
+def test_more_than_ten_shards_come_in_the_order_of_their_numbers(tmp_path):
+    shards = [[(f"s{n}.png", png(10 * n)), (f"s{n}.txt", f"text {n}")] for n in range(12)]
+    pairs = load_pairs(write_shards(tmp_path / "set", *shards))
+    assert pairs.texts() == [f"text {n}" for n in range(12)]
+    assert greys(pairs) == [10 * n for n in range(12)]
 
 
 @pytest.mark.parametrize("suffix", ["bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"])

@@ -1,12 +1,7 @@
-"""A model's folder: bit for bit there and back, whole whenever a save is killed; the shipped
-checkpoints.
-"""
+"""A model's folder: bit for bit there and back; the shipped checkpoints."""
 
 import json
-import os
-import shutil
-from itertools import count
-from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -58,57 +53,14 @@ def test_a_saved_model_comes_back_bit_for_bit_and_is_replaced_whole(build, tmp_p
     assert (tmp_path / "tokenizer.json").read_text() == tokenizer
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing below may catch it."""
-
-
-def stop_at(monkeypatch, owner, name, call, error):
-    """Makes a function raise when it is called for the time of that number."""
-    real, calls = getattr(owner, name), count(1)
-
-    def counted(*args, **kwargs):
-        if next(calls) == call:
-            raise error
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, counted)
-
-
 def test_a_full_disk_leaves_the_old_model_and_no_rubbish(build, tmp_path, monkeypatch):
     old = build("tiny")
     old.save_pretrained(tmp_path)
     before = names(tmp_path)
-    stop_at(monkeypatch, dual_encoder, "save_file", 1, OSError(28, "No space left on device"))
+    monkeypatch.setattr(dual_encoder, "save_file", Mock(side_effect=OSError(28, "No space left")))
     with pytest.raises(ValueError, match="cannot write the model to .*No space left.*make room"):
         changed(build("tiny")).save_pretrained(tmp_path)
     assert names(tmp_path) == before and equal(DualEncoder.from_pretrained(tmp_path), old)
-
-
-@pytest.mark.parametrize(("kind", "step"), [("tiny", 1), ("frozen", 7)])
-def test_a_save_killed_at_any_moment_leaves_one_model_or_the_other_whole(
-    build, tmp_path, monkeypatch, kind, step
-):
-    old, new = build(kind), changed(build(kind))
-    old.save_pretrained(tmp_path / "old")
-    stopped = set()
-    moments = [(dual_encoder, "save_file"), (os, "fsync"), (Path, "rename"), (Path, "replace")]
-    for owner, name in moments:
-        for call in range(1, 30, step):
-            folder = shutil.copytree(tmp_path / "old", tmp_path / f"{name}-{call}")
-            with monkeypatch.context() as patch:
-                patch.setattr(io.shutil, "rmtree", lambda *_, **__: None)  # a kill cleans nothing
-                stop_at(patch, owner, name, call, Killed())
-                try:
-                    new.save_pretrained(folder)
-                    break  # there was no call of that number
-                except Killed:
-                    stopped.add(name)
-            again = shutil.copytree(folder, tmp_path / f"{name}-{call}-again")
-            assert equal(DualEncoder.from_pretrained(folder), new if name == "replace" else old)
-            old.save_pretrained(again)  # the next save is as good as any
-            assert equal(DualEncoder.from_pretrained(again), old)
-            assert names(again) == names(tmp_path / "old")
-    assert stopped == {"save_file", "fsync", "rename", "replace"}
 
 
 PARTS = ["cibr.json", "cibr.safetensors", "tokenizer.json", "preprocessor_config.json"]
@@ -120,17 +72,17 @@ FILES = {
 
 
 @pytest.mark.parametrize(("kind", "file"), [(kind, file) for kind in FILES for file in FILES[kind]])
-def test_a_missing_or_damaged_file_is_refused_by_name(build, tmp_path, kind, file):
+def test_a_missing_or_damaged_file_is_refused(build, tmp_path, kind, file):
     build(kind).save_pretrained(tmp_path)
     content = (tmp_path / file).read_bytes()
-    error, named = ValueError, file.partition("/")[0]
+    error, message = ValueError, f"{tmp_path}.* is incomplete or damaged"
     if kind == "clip":
-        error, named = FileNotFoundError, "cannot load .*Auto"
+        error, message = FileNotFoundError, f"cannot load '{tmp_path}"
     (tmp_path / file).write_bytes(content[:50])
-    with pytest.raises(error, match=named):
+    with pytest.raises(error, match=message):
         DualEncoder.from_pretrained(tmp_path)
     (tmp_path / file).unlink()
-    with pytest.raises(error, match=named):
+    with pytest.raises(error, match=message):
         DualEncoder.from_pretrained(tmp_path)
 
 

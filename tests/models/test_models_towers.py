@@ -1,16 +1,19 @@
 """Towers and what they read: pixels as transformers has them, names in order."""
 
 import os
+import unicodedata
 
 import pytest
 import torch
 import transformers
-from helpers import picture
+from helpers import TEXTS, picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_models_dual_encoder import odd_images
 
 from cibr import DualEncoder
 from cibr.data.pairs import to_rgb
-from cibr.models.towers import ImageProcessor, TinyBackbone, image_processor
+from cibr.models.towers import ImageProcessor, TinyBackbone, image_processor, train_tokenizer
 
 SQUARE = {"height": 32, "width": 32}
 
@@ -46,6 +49,17 @@ def test_settings_unlike_clips_are_left_to_transformers(name, settings):
     expected = theirs(images, return_tensors="pt")["pixel_values"]
     assert torch.equal(ours(images), expected) and ours.crop_size == expected.shape[2]
     assert torch.equal(image_processor(ours.to_dict())(images), expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+def test_a_tokenizer_reads_every_string_in_lower_case(text):
+    tokenizer = train_tokenizer(TEXTS)
+    ids = tokenizer(text)["input_ids"]
+    assert ids == tokenizer(text.lower())["input_ids"]
+    assert ids[-1] == tokenizer.eos_token_id and len(ids) <= 2 + 4 * len(text.lower())
+    shown = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert shown == unicodedata.normalize("NFC", text).lower().strip()
 
 
 def test_a_block_of_the_tiny_tower_starts_as_its_skip_connection():
