@@ -20,26 +20,30 @@ import cibr
 ROOT = Path(__file__).resolve().parents[3]
 BOOK = ROOT / "book"
 NOTEBOOKS = sorted([*BOOK.glob("*.ipynb"), *BOOK.glob("howto/*.ipynb")])
-PERSONAL_PATH = re.compile(
-    r"/(?:home|root|tmp|Users|var|usr|opt|mnt|private|work)/\w|[A-Z]:\\\\?Users"
-)
+DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+PERSONAL_PATH = re.compile(r"/(?:home|root|tmp|Users|var|usr|opt|mnt|work)/\w|[A-Z]:\\\\?Users")
 FENCED = re.compile(r"^(`{3,}|:{3,}).*?^\1", re.MULTILINE | re.DOTALL)
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def cells(path: Path, kind: str) -> list[nbformat.NotebookNode]:
+def cells(path, kind):
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
 
 
+def outputs(path):
+    return [output for cell in cells(path, "code") for output in cell.outputs]
+
+
 @each_notebook
-def test_notebook_opens_with_its_one_title_and_says_what_it_needs(path):
-    notebook = nbformat.read(path, as_version=4)
-    nbformat.validate(notebook)
-    prose = "\n".join(FENCED.sub("", cell.source) for cell in cells(path, "markdown"))
-    assert notebook.cells[0].source.startswith("# ")
-    assert len(re.findall(r"^# \S", prose, re.MULTILINE)) == 1
-    assert "**You need**" in prose and re.search(r"\*\*It takes\*\*.*(second|minute)", prose)
+def test_a_notebook_has_one_title_says_what_it_needs_and_defines_nothing(path):
+    nbformat.validate(nbformat.read(path, as_version=4))
+    text = "\n".join(FENCED.sub("", cell.source) for cell in cells(path, "markdown"))
+    assert text.startswith("# ") and len(re.findall(r"^# \S", text, re.MULTILINE)) == 1
+    assert "**You need**" in text and "**It takes**" in text
+    code = [re.sub(r"^[%!].*$", "", c.source, flags=re.MULTILINE) for c in cells(path, "code")]
+    nodes = [node for source in code for node in ast.walk(ast.parse(source))]
+    assert not any(isinstance(node, DEFINITIONS) for node in nodes)
 
 
 @each_notebook
@@ -54,25 +58,18 @@ def test_parameters_are_one_annotated_assignment_a_line_with_help(path):
 
 
 @each_notebook
-def test_notebook_defines_nothing_and_is_committed_executed(path):
-    code = cells(path, "code")
-    trees = [ast.parse(re.sub(r"^[%!].*$", "", cell.source, flags=re.MULTILINE)) for cell in code]
-    definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-    assert not [node for tree in trees for node in ast.walk(tree) if isinstance(node, definitions)]
-    counts = [cell.execution_count for cell in code]
+def test_a_notebook_is_committed_executed_with_outputs_that_repeat_on_every_machine(path):
+    counts = [cell.execution_count for cell in cells(path, "code")]
     assert counts == list(range(1, len(counts) + 1)), f"run: python book/execute.py {path.stem}"
-
-
-@each_notebook
-def test_outputs_are_the_same_on_every_machine(path):
+    found = outputs(path)
+    assert not [o for o in found if o.output_type == "error" or o.get("name") == "stderr"]
+    texts = [output.get("text", "") for output in found]
+    for output in found:
+        data = output.get("data", {})
+        assert not any("widget-view" in mime for mime in data)
+        texts += [str(value) for mime, value in data.items() if "image" not in mime]
+    assert PERSONAL_PATH.search("\n".join(texts)) is None
     notebook = nbformat.read(path, as_version=4)
-    outputs = [output for cell in cells(path, "code") for output in cell.outputs]
-    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
-    data = [item for output in outputs for item in output.get("data", {}).items()]
-    text = [output.get("text", "") for output in outputs]
-    text += [str(value) for mime, value in data if "image" not in mime]
-    assert PERSONAL_PATH.search("\n".join(text)) is None
-    assert not [mime for mime, _ in data if "widget-view" in mime]
     assert notebook.metadata.language_info == {"name": "python", "pygments_lexer": "ipython3"}
     assert {"papermill", "widgets"}.isdisjoint(notebook.metadata)
     assert all({"papermill", "execution"}.isdisjoint(cell.metadata) for cell in notebook.cells)
@@ -83,8 +80,7 @@ def test_every_figure_has_a_caption_and_a_text_for_those_who_do_not_see_it(path)
     for cell in cells(path, "code"):
         if any("image/png" in output.get("data", {}) for output in cell.outputs):
             shown = cell.metadata.get("mystnb", {})
-            assert len(shown.get("figure", {}).get("caption", "")) > 12, cell.source
-            assert len(shown.get("image", {}).get("alt", "")) > 12, cell.source
+            assert shown["figure"]["caption"] and shown["image"]["alt"], cell.source
 
 
 def test_the_first_page_shows_the_figure_that_a_notebook_made():
@@ -112,10 +108,12 @@ def test_the_reference_opens_with_every_name_that_the_package_offers():
         assert getattr(importlib.import_module(module), member) is getattr(cibr, member)
 
 
-def test_citation_names_the_version_and_the_licence_of_the_package():
+def test_citation_and_changelog_name_the_version_of_the_package():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
+    assert newest == project["version"]
 
 
 def test_nbval_rounds_long_floats_and_nothing_else(monkeypatch):
@@ -148,20 +146,13 @@ def test_executing_twice_leaves_the_same_bytes_and_a_failure_leaves_the_notebook
     command = [sys.executable, "-c", run, small, broken]
     done = subprocess.run(command, cwd=BOOK, capture_output=True, text=True)
     assert "ZeroDivisionError" in done.stderr and "AssertionError" not in done.stderr
-    assert cells(small, "code")[0].outputs[0].text == "1\n"
+    assert outputs(small)[0].text == "1\n"
     assert broken.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_commands_under_the_figures_name_sweeps_that_exist():
+def test_the_commands_of_the_pages_name_sweeps_that_exist():
     pages = [*NOTEBOOKS, *BOOK.glob("howto/*.md"), ROOT / "README.md"]
     text = "".join(path.read_text("utf-8") for path in pages)
     names = set(re.findall(r"make rows SWEEP=(\w+)", text))
-    assert names
+    assert "confirmation" in names
     assert names <= {path.stem for path in (ROOT / "experiments").glob("*.yaml")}
-
-
-def test_the_reference_names_every_module_of_the_study():
-    page = (BOOK / "api" / "study.md").read_text("utf-8")
-    modules = {path.stem for path in (BOOK / "cibr_book").rglob("*.py")} - {"__init__"}
-    table = page[page.index("| for |") :]
-    assert modules == set(re.findall(r"`(\w+)`", table))
