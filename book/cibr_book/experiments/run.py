@@ -1,4 +1,4 @@
-"""One run of the ablation: train a configuration, evaluate it, describe its embeddings."""
+"""One run of the study: train a configuration, evaluate it, describe its embeddings."""
 
 import math
 from dataclasses import replace
