@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cibr_book.experiments.confirmation import FORMS, SEEDS, best_forms
 from cibr_book.experiments.plan import (
@@ -18,10 +20,15 @@ from cibr_book.experiments.plan import (
     run_id,
     save_row,
 )
-from cibr_book.experiments.tables import RESULTS, read_table
+from cibr_book.experiments.tables import read_table
 
-FILES = sorted((Path(__file__).resolve().parents[2] / "experiments").glob("*.yaml"))
-TABLES = ["confirmation.csv", "confirmation_trials.csv"]
+FOLDER = Path(__file__).resolve().parents[2] / "experiments"
+# Of the ids, sorted, one a line: the drawn points and settings of these sweeps are frozen.
+IDS = {
+    "levelled": "fcc9f72cc98e94a550713b7aefaf7b81cb10a182ff91093684411c2d40b4afc5",
+    "confirmation": "c6e3a9f7e2a4740db548baa8c1fbf30b7a9e82650918e881b1cabf30a869af0f",
+}
+FEW = {"corruption": {"fraction": 0.1}, "condition": "few"}
 SMALL = """
 results: rows.csv
 fixed: {dataset: glyphs, suites: [[glyphs]]}
@@ -32,16 +39,6 @@ conditions:
       - {method: CLIP, beta: 0, seed: [1, 2]}
       - {method: CIBR, beta: [0.1, 0.2], dataset: flickr8k, seed: 1}
 """
-FEW = {"corruption": {"fraction": 0.1}, "condition": "few"}
-
-WORK = "cibr_book.experiments.run.train_and_measure"
-
-
-def all_planned(table: str) -> dict[str, dict]:
-    plans = [plan for plan in map(read_plan, FILES) if plan.results == RESULTS / table]
-    runs = {run: settings for plan in plans for run, settings in plan.runs.items()}
-    assert len(runs) == sum(len(plan.runs) for plan in plans), "two sweeps plan the same run"
-    return runs
 
 
 def write_rows(plan: Plan, folder: Path, runs: dict[str, dict]) -> None:
@@ -59,57 +56,75 @@ def test_a_plan_is_a_grid_of_lists_over_fixed_settings(tmp_path):
     expected = [clip | {"seed": 1}, clip | {"seed": 2}, cibr | {"beta": 0.1}, cibr | {"beta": 0.2}]
     assert list(plan.runs.values()) == expected and plan.results == tmp_path / "rows.csv"
     assert read_plan(tmp_path / "small.yaml", "again.csv").results == Path("again.csv").resolve()
-
-
-def test_methods_of_a_condition_are_drawn_at_the_same_values_of_the_axes_they_share(tmp_path):
-    axes = {"rate": [0.1, 0.2, 0.3, 0.4], "dropout": [0.0, 0.5], "seed": 0}
-    points = drawn(axes, 6, "few")
-    assert len(points) == 6 and all(point in grid(axes) for point in points)
-    assert all(point not in points[:i] for i, point in enumerate(points))
-    assert len({point["rate"] for point in points}) > 2
-    own = drawn(axes | {"weight": [1, 2, 3]}, 6, "few")
-    assert [{name: point[name] for name in axes} for point in own[:3]] == points[:3]
-    assert points != drawn(axes, 6, "many")
-    assert sorted(map(str, drawn(axes, 8, "few"))) == sorted(map(str, grid(axes)))
-    with pytest.raises(ValueError, match="few: draw is 9, but the grid has 8 points"):
-        drawn(axes, 9, "few")
-    few = SMALL.replace("beta: [0.1, 0.2]", "beta: [0.1, 0.2, 0.3], draw: 2")
-    (tmp_path / "small.yaml").write_text(few)
+    (tmp_path / "small.yaml").write_text(SMALL.replace("0.2]", "0.2, 0.3], draw: 2"))
     assert len(read_plan(tmp_path / "small.yaml").runs) == 4
 
 
+axes_of_a_grid = st.dictionaries(
+    st.sampled_from(["rate", "dropout", "epochs", "seed"]),
+    st.lists(st.integers(0, 9), min_size=2, max_size=4, unique=True),
+    min_size=1,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(axes_of_a_grid, st.data())
+def test_drawn_points_are_distinct_and_methods_share_the_values_of_their_axes(axes, data):
+    points = grid(axes)
+    n = data.draw(st.integers(1, len(points)))
+    found = drawn(axes, n, "few")
+    assert len({json.dumps(point) for point in found}) == n
+    assert all(point in points for point in found)
+    wider = drawn(axes | {"weight": list(range(99))}, n, "few")
+    shared = [{name: point[name] for name in axes} for point in wider]
+    assert shared[0] == found[0]
+    distinct = [point for i, point in enumerate(shared) if point not in shared[:i]]
+    assert distinct == found[: len(distinct)]
+    with pytest.raises(ValueError, match="draw"):
+        drawn(axes, len(points) + 1, "few")
+
+
 def test_the_id_of_a_run_depends_on_what_decides_its_numbers_alone():
-    settings = {"beta": 1.0, "corruption": {"fraction": 0.1}, "seed": 0}
+    own = {"beta": 1.0, "corruption": {"fraction": 0.1}, "seed": 0}
     renamed = {"method": "x", "condition": "y", "seed": 0.0, "corruption": {"fraction": 0.1}}
-    assert run_id(settings) == run_id(renamed | {"beta": 1}) == "78ab39a610b0"
-    assert run_id(settings) != run_id(settings | {"seed": 1})
+    assert run_id(own) == run_id(renamed | {"beta": 1}) == "78ab39a610b0"
+    assert run_id(own) != run_id(own | {"seed": 1})
 
 
-def test_every_plan_opens_with_its_command():
-    for file in FILES:
-        assert f"--config sweep=experiments/{file.name}" in file.read_text().split("results:")[0]
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_every_planned_run_has_a_row_and_every_row_a_plan(table):
-    planned, rows = all_planned(table), committed(RESULTS / table).set_index("run")
-    assert rows.index.is_unique and set(planned) == set(rows.index)
-    for run, settings in planned.items():
+@pytest.mark.parametrize("sweep", IDS)
+def test_the_committed_plans_draw_the_points_whose_rows_are_committed(sweep):
+    plan = read_plan(FOLDER / f"{sweep}.yaml")
+    assert hashlib.sha256("\n".join(sorted(plan.runs)).encode()).hexdigest() == IDS[sweep]
+    rows = committed(plan.results).set_index("run")
+    assert rows.index.is_unique and set(rows.index) == set(plan.runs) and not plan.waiting
+    for run, own in plan.runs.items():
         row = rows.loc[run]
         assert run_id(json.loads(row["configuration"])) == run and row["commit"]
         names = ["method", "condition", "beta", "seed"]
-        assert [str(settings[name]) for name in names] == row[names].tolist()
+        assert [str(own[name]) for name in names] == row[names].tolist()
+
+
+def test_the_confirmation_runs_what_its_plan_says():
+    runs = read_plan(FOLDER / "confirmation.yaml").runs
+    stated = (FOLDER / "confirmation.md").read_text()
+    assert f"{len(runs)} runs" in stated and f"`{IDS['confirmation']}`" in stated
+    planned = pd.DataFrame(runs.values())
+    of_forms = planned[planned["method"].isin(FORMS)].groupby("condition")["method"].unique()
+    assert of_forms.explode().to_dict() == best_forms(read_table("confirmation_trials.csv"))
+    seeds = planned[~planned["method"].str.endswith("over beta")].groupby(["condition", "method"])
+    assert all(own == SEEDS for own in seeds["seed"].agg(sorted))
 
 
 def test_rows_are_collected_once_as_text_and_only_those_of_the_plan(tmp_path):
     plan = Plan(tmp_path / "rows.csv", "", {run_id(s): s for s in grid({"seed": [1, 2]})})
     (tmp_path / "000000000000.json").write_text("{}")
-    values = [{"value": 1 / 3, "beta": 0}, {"value": 0.5, "beta": 0.1}]
+    values = [{"value": 1 / 3, "beta": 0}, {"value": 0.5, "beta": 0.1, "shifts": True}]
     write_rows(plan, tmp_path, dict(zip(plan.runs, values, strict=True)))
     assert collect(plan, tmp_path) == 0
     rows = committed(plan.results)
     assert rows["run"].tolist() == list(plan.runs) and rows["commit"].tolist() == ["", ""]
     assert rows["value"].tolist() == [str(1 / 3), "0.5"] and rows["beta"].tolist() == ["0", "0.1"]
+    assert rows["shifts"].tolist() == ["", "true"]
 
 
 def test_methods_start_from_their_best_trial_once_all_trials_have_rows(tmp_path):
@@ -121,11 +136,14 @@ def test_methods_start_from_their_best_trial_once_all_trials_have_rows(tmp_path)
     methods = f"[{methods}, {{method: curve, like: CLIP, beta: [0.1, 0.2]}}]"
     (tmp_path / "final.yaml").write_text(f"{final} {{few: {{methods: {methods}}}}}")
     tried = read_plan(tmp_path / "trials.yaml")
-    clip = [run for run, settings in tried.runs.items() if settings["method"] == "CLIP"]
+    clip = [run for run, own in tried.runs.items() if own["method"] == "CLIP"]
     for i, run in enumerate(clip):
         waiting = read_plan(tmp_path / "final.yaml").waiting
         assert waiting == ("few: CLIP", "few: CIBR", "few: curve")
-        write_rows(tried, tmp_path, {run: {"validation_image_to_text_recall@1": 0.2 + 0.1 * i}})
+        scores = {"validation_image_to_text_recall@1": 0.2 + 0.1 * i}
+        scores["mini/mean of 7/accuracy@1"] = 0.5
+        scores["mini/flickr8k/image_to_text_recall@1"] = 0.9 - 0.5 * i  # a test score selects none
+        write_rows(tried, tmp_path, {run: scores})
     plan = read_plan(tmp_path / "final.yaml")
     assert plan.waiting == ("few: CIBR",)
     fixed = {"dataset": "flickr8k", "condition": "few"}
@@ -134,40 +152,21 @@ def test_methods_start_from_their_best_trial_once_all_trials_have_rows(tmp_path)
     assert [*plan.runs.values()] == [best | fixed, fixed | {"method": "untried"}, *curve]
     diverged = {run: {"error": "diverged"} for run in tried.runs if run not in clip}
     write_rows(tried, tmp_path, diverged)
-    with pytest.raises(ValueError, match="trials.csv: every trial of 'CIBR' in 'few' diverged"):
+    with pytest.raises(ValueError, match="'CIBR' in 'few' diverged"):
         read_plan(tmp_path / "final.yaml")
 
 
 def test_a_row_has_the_names_the_settings_and_the_metrics_or_the_error(tmp_path, monkeypatch):
-    def work(settings, folder):
-        if settings["beta"]:
+    def work(own, folder):
+        if own["beta"]:
             raise FloatingPointError("step 3 was not taken: it is not finite")
-        return {"metric": 1 / 3, "undefined": float("nan"), "n": len(settings)}
+        return {"metric": 1 / 3, "undefined": float("nan"), "n": len(own)}
 
-    monkeypatch.setattr("cibr_book.experiments.run.train_and_measure", work)
-    settings = {"method": "CLIP", "condition": "few", "beta": 0, "seed": 1}
-    rows = [
-        save_row(
-            settings | {"beta": beta},
-            tmp_path / "x.json",
-            "cibr_book.experiments.run.train_and_measure",
-        )
-        for beta in (0, 1)
-    ]
+    name = "cibr_book.experiments.run.train_and_measure"
+    monkeypatch.setattr(name, work)
+    own = {"method": "CLIP", "condition": "few", "seed": 1}
+    rows = [save_row(own | {"beta": beta}, tmp_path / "x.json", name) for beta in (0, 1)]
     assert rows[1] == json.loads((tmp_path / "x.json").read_text())
-    assert rows[0].items() >= (settings | {"metric": 0.333333, "n": 2}).items()
+    assert rows[0].items() >= (own | {"beta": 0, "metric": 0.333333, "n": 2}).items()
     assert rows[0]["configuration"] == '{"beta": 0, "seed": 1}' and "undefined" not in rows[0]
     assert rows[1]["error"].startswith("step 3") and "metric" not in rows[1]
-
-
-def test_the_confirmation_runs_what_its_plan_says():
-    folder = FILES[0].parent
-    runs = read_plan(folder / "confirmation.yaml").runs
-    stated = (folder / "confirmation.md").read_text()
-    ids = hashlib.sha256("\n".join(sorted(runs)).encode()).hexdigest()
-    assert f"{len(runs)} runs" in stated and f"`{ids}`" in stated
-    planned = pd.DataFrame(runs.values())
-    of_forms = planned[planned["method"].isin(FORMS)].groupby("condition")["method"].unique()
-    assert of_forms.explode().to_dict() == best_forms(read_table("confirmation_trials.csv"))
-    seeds = planned[~planned["method"].str.endswith("over beta")].groupby(["condition", "method"])
-    assert all(own == SEEDS for own in seeds["seed"].agg(sorted))

@@ -10,22 +10,16 @@ A corruption affects the same images for every training seed, unless `redraw` is
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated
 
 import torch
 from jaxtyping import Bool
 from PIL import Image, ImageOps
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from cibr.data.pairs import Pairs
 from cibr.utils import check_known
-
-_Load = Callable[[int], Image.Image]
-
 
 STYLES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "grey": lambda image: ImageOps.grayscale(image).convert("RGB"),
@@ -33,7 +27,7 @@ STYLES: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+@dataclass(frozen=True)
 class Corruption:
     """Settings of the changes to a training set; the defaults change nothing.
 
@@ -50,19 +44,22 @@ class Corruption:
         redraw: draw the subset and the shuffled captions anew for each training seed.
 
     Raises:
-        ValueError: a value of the wrong type or outside its range, or an unknown style (with the
-            nearest known one).
+        ValueError: a share outside its range, or an unknown style (with the nearest known one).
     """
 
-    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    shuffled_captions: Annotated[float, Field(ge=0, le=1)] = 0.0
+    fraction: float | int = 1.0
+    shuffled_captions: float | int = 0.0
     spurious_word: str = ""
     spurious_style: str = "negative"
-    counterexamples: Annotated[float, Field(ge=0, le=1)] = 0.05
+    counterexamples: float | int = 0.05
     redraw: bool = False
 
     def __post_init__(self) -> None:
         check_known("style", self.spurious_style, STYLES)
+        for name in ("fraction", "shuffled_captions", "counterexamples"):
+            share = getattr(self, name)
+            if not 0 <= share <= 1 or (name == "fraction" and share == 0):
+                raise ValueError(f"{name} is {share!r}: give a share of the images, at most 1")
 
 
 def corrupt(pairs: Pairs, corruption: Corruption, seed: int = 0) -> Pairs:
@@ -153,7 +150,9 @@ def half_in_style(pairs: Pairs, style: str) -> Pairs:
     return _restyled(pairs, changed, style)
 
 
-def _styled(load: _Load, changed: list[bool], style: str, i: int) -> Image.Image:
+def _styled(
+    load: Callable[[int], Image.Image], changed: list[bool], style: str, i: int
+) -> Image.Image:
     """Loads image i, rendered in the style if it is changed."""
     return STYLES[style](load(i)) if changed[i] else load(i)
 

@@ -10,11 +10,10 @@
           - {method: CIBR vMF, penalty: vmf, beta: [0.01, 0.1], seed: [1, 2]}
 
 A list is an axis of a grid; a value that is itself a list is written as a nested list. With
-`draw: 24` that many points of the grid are drawn at random. With
-`trials: other.yaml` each method takes the settings of its best trial in that sweep, and waits until
-all its trials have rows. `python -m cibr_book.experiments.plan SWEEP.yaml FOLDER` adds the rows of
-a folder to
-the table. `experiments/Snakefile` executes the runs.
+`draw: 24` that many points of the grid are drawn at random. With `trials: other.yaml` each method
+takes the settings of its best trial in that sweep, and waits until all its trials have rows.
+`python -m cibr_book.experiments.plan SWEEP.yaml FOLDER` adds the rows of a folder to the table.
+`experiments/Snakefile` executes the runs.
 """
 
 import argparse
@@ -37,6 +36,7 @@ from cibr_book.experiments.tables import read_table
 
 _ENTRIES = ("results", "work", "trials", "fixed", "conditions")
 _NAMES = ("method", "condition")  # a run's names, which do not affect its results
+_WORK = "cibr_book.experiments.run.train_and_measure"
 
 
 class Plan(NamedTuple):
@@ -72,28 +72,26 @@ def read_plan(file: str | Path, results: str | Path = "") -> Plan:
         check_known(f"entry of {file}:", name, _ENTRIES)
     for name in ("results", "conditions"):
         if name not in entries:
-            raise ValueError(f"{file} has no entry {name!r}: see the head of cibr_book/plan.py")
+            raise ValueError(f"{file} has no entry {name!r}: add it")
+    trials = read_plan(file.parent / entries["trials"]) if "trials" in entries else None
     runs: dict[str, dict[str, Any]] = {}
     waiting = []
-    trials = read_plan(file.parent / entries["trials"]) if "trials" in entries else None
     for condition, part in entries["conditions"].items():
         for method in part["methods"]:
-            own = {name: value for name, value in method.items() if name != "like"}
-            like = method.get("like") or method.get("method", "")
-            best = _best_trial(trials, condition, like) if trials else {}
+            own = dict(method)
+            tried = own.pop("like", own.get("method", ""))
+            best = _best_trial(trials, condition, tried) if trials else {}
             if best is None:
-                waiting.append(f"{condition}: {method['method']}")
+                waiting.append(f"{condition}: {own['method']}")
                 continue
             axes = best | entries.get("fixed", {}) | part.get("fixed", {}) | own
-            n = axes.pop("draw", 0)
-            for settings in drawn(axes, n, condition) if n else grid(axes):
+            for settings in _points(axes, condition):
                 run = run_id(settings)
                 if run in runs:
                     raise ValueError(f"{file}: two runs have the settings {settings}: drop one")
                 runs[run] = settings | {"condition": condition}
-    work = entries.get("work", "cibr_book.experiments.run.train_and_measure")
     table = Path(results) if results else file.parent / entries["results"]
-    return Plan(table.resolve(), work, runs, tuple(waiting))
+    return Plan(table.resolve(), entries.get("work", _WORK), runs, tuple(waiting))
 
 
 def _best_trial(trials: Plan, condition: str, method: str) -> dict[str, Any] | None:
@@ -124,6 +122,13 @@ def _best_trial(trials: Plan, condition: str, method: str) -> dict[str, Any] | N
     return {name: value for name, value in best.items() if name not in ("seed", "suites")}
 
 
+def _points(axes: dict[str, Any], condition: str) -> list[dict[str, Any]]:
+    """The points of a grid, all of them or as many as its entry `draw` says."""
+    axes = dict(axes)
+    n = axes.pop("draw", 0)
+    return drawn(axes, n, condition) if n else grid(axes)
+
+
 def grid(axes: dict[str, Any]) -> list[dict[str, Any]]:
     """Every combination of the axes' values; the last axis changes fastest.
 
@@ -139,11 +144,13 @@ def grid(axes: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _values(axes: dict[str, Any]) -> dict[str, list]:
-    listed = {name: axis if isinstance(axis, list) else [axis] for name, axis in axes.items()}
-    for name, value in ((name, value) for name, axis in listed.items() for value in axis):
-        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
-            raise ValueError(f"{name}: YAML reads {value!r} as text; write a point, as in 1.0e-3")
-    return listed
+    values = {name: axis if isinstance(axis, list) else [axis] for name, axis in axes.items()}
+    for name, axis in values.items():
+        for value in axis:
+            if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
+                what = f"{name}: YAML reads {value!r} as text"
+                raise ValueError(f"{what}; write a point, as in 1.0e-3")
+    return values
 
 
 def drawn(axes: dict[str, Any], n: int, condition: str) -> list[dict[str, Any]]:
@@ -246,11 +253,9 @@ def collect(plan: Plan, folder: str | Path) -> int:
     files = [Path(folder) / f"{run}.json" for run in plan.runs if run not in set(rows["run"])]
     new = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
     if new:
-        cells = [
-            {name: v if isinstance(v, str | None) else json.dumps(v) for name, v in row.items()}
-            for row in new
-        ]
-        table = pd.concat([rows, pd.DataFrame(cells)], ignore_index=True).fillna("")
+        cells = pd.DataFrame(new, dtype=object)
+        cells = cells.map(lambda x: x if isinstance(x, str) else json.dumps(x), na_action="ignore")
+        table = pd.concat([rows, cells], ignore_index=True).fillna("")
         plan.results.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(plan.results, lambda part: table.to_csv(part, index=False))
     return len(new)

@@ -4,7 +4,6 @@ Importing this module adds the suites to `cibr.evaluate.SUITES`.
 """
 
 import argparse
-from collections.abc import Sequence
 
 import pandas as pd
 import torch
@@ -62,23 +61,6 @@ def published(model: str) -> pd.DataFrame:
     return known.drop(columns="model").reset_index(drop=True)
 
 
-def short_names(*names: str) -> list[str]:
-    """Short names of models for tables and figures: the shortest path suffixes that distinguish
-    them.
-
-    Examples:
-        >>> from cibr_book.experiments.suites import short_names
-        >>> short_names("runs/plain/seed-0", "runs/penalty/seed-0")
-        ['plain/seed-0', 'penalty/seed-0']
-    """
-    parts = [name.rstrip("/").split("/") for name in names]
-    for n in range(1, max(map(len, parts))):
-        suffixes = ["/".join(of_name[-n:]) for of_name in parts]
-        if len(set(suffixes)) == len(set(names)):
-            return suffixes
-    return list(names)
-
-
 def against_published(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     """Published and measured scores side by side.
 
@@ -98,11 +80,11 @@ def against_published(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     return both[[*by, "published", "measured", "low", "high", "difference"]]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Print the published scores of a model beside those that `cibr.evaluate` measures."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("model", help="a hub id with published scores")
-    name = parser.parse_args(argv).model
+    name = parser.parse_args().model
     known = published(name)
     model = DualEncoder.from_pretrained(name)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
