@@ -84,17 +84,16 @@ SUITES: dict[str, tuple[Task, ...]] = {
 }
 
 
-def suite_tasks(suite: _Suite, kinds: Sequence[str] = _KINDS) -> tuple[Task, ...]:
-    """The tasks of a suite, of all or some kinds.
+def suite_tasks(suite: _Suite) -> tuple[Task, ...]:
+    """The tasks of a suite.
 
     Args:
         suite: a name of `SUITES`; a YAML file, a list of mappings with `dataset` and optionally
             `kind`, `split` and `group`; or tasks.
-        kinds: `zero-shot`, `retrieval` or, by default, both.
 
     Raises:
         ValueError: an unknown suite or kind (with the known ones), a YAML file that is not a list
-            of tasks, no task of these kinds, or two tasks with one name.
+            of tasks, no task, or two tasks with one name.
     """
     if not isinstance(suite, (str, Path)):
         tasks = tuple(suite)
@@ -106,14 +105,12 @@ def suite_tasks(suite: _Suite, kinds: Sequence[str] = _KINDS) -> tuple[Task, ...
     for task in tasks:
         if not isinstance(task, Task):
             raise ValueError(f"{task!r} is not a task: give Task(dataset, kind)")
-    for kind in [*kinds, *(task.kind for task in tasks)]:
-        check_known("kind of task", kind, _KINDS)
-    chosen = tuple(task for task in tasks if task.kind in kinds)
-    files = [task.file for task in chosen]
+        check_known("kind of task", task.kind, _KINDS)
+    files = [task.file for task in tasks]
     if not files or len(set(files)) < len(files):
         fix = "give at least one, and each data set once"
-        raise ValueError(f"suite {_suite_name(suite)!r} has {files} of kinds {[*kinds]}: {fix}")
-    return chosen
+        raise ValueError(f"suite {_suite_name(suite)!r} has {files}: {fix}")
+    return tasks
 
 
 def _suite_name(suite: _Suite) -> str:
@@ -299,7 +296,6 @@ def evaluate(
     suite: _Suite,
     *,
     name: str,
-    kinds: Sequence[str] = _KINDS,
     limit: int = 0,
     batch_size: int = 256,
     output_dir: str | Path | None = None,
@@ -311,11 +307,10 @@ def evaluate(
         model: the encoders, on the device to use.
         suite: a name of `SUITES`, a YAML file or a list of tasks; see `suite_tasks`.
         name: the model's name in tables.
-        kinds: the kinds of tasks to run: `zero-shot`, `retrieval` or, by default, both.
         limit: maximum number of images per set, at least two, drawn with a fixed seed; 0 for all.
         batch_size: rows encoded at once.
         output_dir: folder for this model's results; a subfolder named after the suite gets
-            `rows.csv`, or `rows-<kind>.csv` for one kind, and the predictions of each set.
+            `rows.csv` and the predictions of each set.
         max_skipped: the number of unusable samples per set that may be left out.
 
     Returns:
@@ -328,7 +323,7 @@ def evaluate(
         FileNotFoundError: a file of a set is missing.
         ConnectionError: a file cannot be fetched from the hub.
     """
-    tasks = suite_tasks(suite, kinds)
+    tasks = suite_tasks(suite)
     title = _suite_name(suite)
     if not isinstance(limit, int) or limit < 0 or limit == 1:
         raise ValueError(f"limit is {limit!r}: give 0, for all images, or a number from 2")
@@ -351,8 +346,9 @@ def evaluate(
             _save(predictions[task], folder / task.file)
     evaluation = Evaluation(name, title, predictions)
     if folder is not None:
-        file = folder / ("rows.csv" if len(kinds) > 1 else f"rows-{kinds[0]}.csv")
-        write_atomically(file, lambda part: evaluation.rows.to_csv(part, index=False))
+        write_atomically(
+            folder / "rows.csv", lambda part: evaluation.rows.to_csv(part, index=False)
+        )
     return evaluation
 
 

@@ -45,7 +45,7 @@ def maps(texts=EYE[:3], noise=MAPS, weight=1.0):
 
 def no_feature_map():
     model = DualEncoder.tiny(["a"], dim=4, width=4)
-    model.kind = "clip"
+    model.kind = "hub"
     attribution.split_image_tower(model)
 
 
@@ -82,7 +82,7 @@ CALLS = {
     "probe: rows": (lambda: probe(3, torch.arange(4)), "one row for each value of factor"),
     "probe: constant": (lambda: probe(4, torch.zeros(4).long()), "two values or more"),
     "probe: unseen": (lambda: probe(4, torch.arange(4)), "all of them among the fitted items"),
-    "feature map": (no_feature_map, "feature maps of a clip model are unknown"),
+    "feature map": (no_feature_map, "feature maps of a hub model are unknown"),
     "maps: shape": (lambda: maps(noise=MAPS[..., :2]), "pass one text per map"),
     "maps: texts": (lambda: maps(texts=EYE[:2]), "3 maps.*2 texts"),
     "maps: weight": (lambda: maps(weight=-1.0), "pass a positive price of a nat"),

@@ -99,8 +99,7 @@ for limit in (1, -1, "ten"):
 case("batch_size is 0: give a whole number from 1", limited, batch_size=0)
 for suite in ("charactres", "nowhere/own.yaml"):
     case("unknown suite .a name or a YAML file of tasks. '.* Known: chara", suite_tasks, suite)
-case("unknown kind of task 'r'", suite_tasks, "paper", "retrieval")
-case("suite 'characters' has .*: give at least one", suite_tasks, "characters", ["zero-shot"])
+case("suite 'tasks' has .*: give at least one", suite_tasks, [])
 case("unknown kind of task 'probe'. Known: zero-shot, retrieval", suite_tasks, [Task("a", "probe")])
 case("'a' is not a task: give Task.dataset, kind.", suite_tasks, ["a"])
 case("'a-zero-shot.* each data set once", suite_tasks, [Task("x/a"), Task("y/a")])

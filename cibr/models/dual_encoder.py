@@ -56,7 +56,7 @@ class DualEncoder(nn.Module):
     Build one with `tiny`, `frozen` or `from_pretrained` rather than by hand.
 
     Attributes:
-        kind: `tiny`, `frozen` or `clip`, which stands for any dual encoder of transformers.
+        kind: `tiny`, `frozen` or `hub`, any dual encoder of transformers.
         dim: dimension of the joint space.
         image_size: side of the square that images are cropped to, in pixels.
         log_logit_scale: the logarithm of the multiplier of the cosines.
@@ -367,7 +367,7 @@ class DualEncoder(nn.Module):
             self.tokenizer.backend_tokenizer.no_truncation()
         self.tokenizer.save_pretrained(folder)
         (folder / _PREPROCESSING).write_text(json.dumps(self.processor.to_dict(), indent=2))
-        if self.kind == "clip":
+        if self.kind == "hub":
             backbone.model.logit_scale.data.fill_(self.log_logit_scale.item())
             backbone.model.save_pretrained(folder)
             return

@@ -52,7 +52,7 @@ def resolve(name: str, known: Sequence[str] = _CHECKPOINTS) -> str:
 
 
 def model_kind(name: str) -> str:
-    """The kind of a model to train, `tiny`, `frozen` or `clip`, from its name, without loading it.
+    """The kind of a model to train, `tiny`, `frozen` or `hub`, from its name, without loading it.
 
     Raises:
         FileNotFoundError: a name that is not `tiny` or `frozen`, a folder or a hub id.
@@ -60,7 +60,7 @@ def model_kind(name: str) -> str:
     if name in _BUILT:
         return name
     resolve(name, _BUILT)
-    return "clip"
+    return "hub"
 
 
 @contextmanager

@@ -342,7 +342,7 @@ class HubBackbone(nn.Module):
         ValueError: a model of another kind, or without a single vector per text.
     """
 
-    kind = "clip"
+    kind = "hub"
 
     def __init__(self, model: nn.Module):
         super().__init__()

@@ -42,7 +42,7 @@ from cibr.utils import digest
 
 _LARGEST_GRADIENT_NORM = 1.0
 # Share of the steps in which the learning rate rises to its peak; towers from scratch need longer.
-_WARM_UP = {"tiny": 0.45, "frozen": 0.15, "clip": 0.15}
+_WARM_UP = {"tiny": 0.45, "frozen": 0.15, "hub": 0.15}
 _BETAS = (0.9, 0.98)  # of AdamW, as in CLIP
 _CHECKPOINT_SECONDS = 600  # between checkpoints within an epoch
 _LONGEST_WAIT = timedelta(hours=3)  # for the process that extracts a frozen tower's features

@@ -44,7 +44,7 @@ from cibr.train.run_folder import RunFolder
 from cibr.utils import digest
 
 # Share of the steps in which the learning rate rises to its peak; towers from scratch need longer.
-_WARM_UP = {"tiny": 0.45, "frozen": 0.15, "clip": 0.15}
+_WARM_UP = {"tiny": 0.45, "frozen": 0.15, "hub": 0.15}
 _ENCODERS, _PARTS = "encoders.safetensors", "parts.pt"  # of a checkpoint
 _WHOLE_MODEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 _DEGENERATE = {  # values above which a run has collapsed, and the remedy

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from helpers import TEXTS, picture
 from PIL import Image
 
-each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "clip"])
+each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "hub"])
 
 
 def odd_images():

@@ -14,7 +14,7 @@ from cibr.models.features import embed_pairs, pixel_digests, prepare
 
 PAIRS = noise_pairs(23, n_captions=3)
 PAIRS.captions[0] = ["a red cat beside a big house"]  # longer than the others
-each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "clip"])
+each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "hub"])
 # From Python 3.12 on, of every fork beside threads; the workers only decode images.
 forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 

@@ -113,7 +113,7 @@ def test_crafted_pickle_refused(build, hub, tmp_path):
     ran = tmp_path / "ran"
     folders = [shutil.copytree(hub("CLIP"), tmp_path / "hub")]
     frozen = build("frozen").save_pretrained(tmp_path / "frozen")
-    folders += [frozen / "image_tower", build("clip").save_pretrained(tmp_path / "clip")]
+    folders += [frozen / "image_tower", build("hub").save_pretrained(tmp_path / "clip")]
     for folder in folders:
         (folder / "model.safetensors").unlink()
         torch.save({"logit_scale": Crafted(ran)}, folder / "pytorch_model.bin")

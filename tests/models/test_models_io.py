@@ -12,7 +12,7 @@ import cibr
 from cibr.models import DualEncoder, dual_encoder, io, model_kind
 from cibr.utils import shipped
 
-each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "clip"])
+each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "hub"])
 
 
 def equal(a, b):
@@ -67,7 +67,7 @@ PARTS = ["cibr.json", "cibr.safetensors", "tokenizer.json", "preprocessor_config
 FILES = {
     "tiny": PARTS,
     "frozen": [*PARTS, "image_tower/model.safetensors"],
-    "clip": ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"],
+    "hub": ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"],
 }
 
 
@@ -76,7 +76,7 @@ def test_a_missing_or_damaged_file_is_refused(build, tmp_path, kind, file):
     build(kind).save_pretrained(tmp_path)
     content = (tmp_path / file).read_bytes()
     error, message = ValueError, f"{tmp_path}.* is incomplete or damaged"
-    if kind == "clip":
+    if kind == "hub":
         error, message = FileNotFoundError, f"cannot load '{tmp_path}"
     (tmp_path / file).write_bytes(content[:50])
     with pytest.raises(error, match=message):
@@ -106,7 +106,7 @@ def test_a_model_is_looked_for_in_a_folder_then_in_cibr_models_then_as_shipped(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CIBR_MODELS", raising=False)
     names = ("tiny", "frozen", "openai/clip-vit-base-patch32", str(tmp_path))
-    assert [model_kind(name) for name in names] == ["tiny", "frozen", "clip", "clip"]
+    assert [model_kind(name) for name in names] == ["tiny", "frozen", "hub", "hub"]
     assert DualEncoder.from_pretrained("cibr-tiny").dim == 128
     model = build("tiny")
     monkeypatch.setenv("CIBR_MODELS", str(tmp_path / "store"))

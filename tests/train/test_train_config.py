@@ -112,7 +112,7 @@ def test_a_model_is_built_as_the_configuration_says(clip_folder, tmp_path):
     for folder in (clip_folder, tiny.save_pretrained(tmp_path / "trained")):
         run = configure(model=str(folder), temperature=0.1, learn_temperature=True)
         model = build_model(run, PAIRS)
-        assert model.kind == ("clip" if folder == clip_folder else "tiny")
+        assert model.kind == ("hub" if folder == clip_folder else "tiny")
         assert model.logit_scale.item() == pytest.approx(10)
         assert model.log_logit_scale.requires_grad
     assert same(model.backbone, tiny.backbone)

@@ -126,7 +126,7 @@ def test_a_batch_larger_than_the_set_is_the_whole_set_with_a_warning(tmp_path):
     assert max(moved) > 1e-3  # the only step is not one at the end of a schedule
 
 
-@pytest.mark.parametrize(("kind", "name"), [("frozen", "frozen"), ("clip", "some/clip")])
+@pytest.mark.parametrize(("kind", "name"), [("frozen", "frozen"), ("hub", "some/clip")])
 def test_pretrained_models_train_and_frozen_towers_do_not_move(
     build, tmp_path, monkeypatch, kind, name
 ):
@@ -137,7 +137,7 @@ def test_pretrained_models_train_and_frozen_towers_do_not_move(
     start = build(kind).state_dict()
     moved = {name for name, value in model.state_dict().items() if not value.equal(start[name])}
     assert any("projection" in name or "head" in name for name in moved)
-    assert any("tower" in name or "_model" in name for name in moved) == (kind == "clip")
+    assert any("tower" in name or "_model" in name for name in moved) == (kind == "hub")
     assert same(DualEncoder.from_pretrained(tmp_path / "out"), model)
 
 
