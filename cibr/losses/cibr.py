@@ -229,7 +229,7 @@ class CIBRLoss(nn.Module):
         own = {name: optional.pop(name, None) for name in _OPTIONAL}
         for name in optional:
             check_known("input of CIBRLoss", name, [*_OPTIONAL, *sorted(self.needs)])
-        _check_needed(self.needs, len(image), {"labels": labels} | own | optional)
+        _check_needed(self.needs, len(image), {"labels": labels, **own, **optional})
         z_image, z_text = image, text
         if self.sample:
             z_image = sample_vmf(image, self.kappa_e, own["generator"])

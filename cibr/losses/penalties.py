@@ -50,9 +50,8 @@ class LossInputs(NamedTuple):
 
     def detached(self) -> "LossInputs":
         """The same without gradients."""
-        values = [x.detach() if isinstance(x, Tensor) else x for x in self[:-1]]
-        others = {name: x.detach() for name, x in (self.others or {}).items()}
-        return LossInputs(*values, others)
+        *values, others = [x.detach() if isinstance(x, Tensor) else x for x in self]
+        return LossInputs(*values, {name: x.detach() for name, x in (others or {}).items()})
 
 
 class Term(nn.Module):

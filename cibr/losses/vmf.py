@@ -81,7 +81,7 @@ def _check(value: _Values, name: str, dim: int) -> _Float64s:
     if dim < 2:
         raise ValueError(f"dim must be at least 2, got {dim}: pass the width of the embedding")
     least = most = value  # a number is compared as such, which torch.compile traces
-    if not isinstance(value, Number):
+    if not isinstance(value, (int, float)):
         value = torch.as_tensor(value, dtype=torch.float64)
         least, most = value.aminmax()
     if not (least >= 0 and most < math.inf):
