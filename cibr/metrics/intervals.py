@@ -1,11 +1,8 @@
-"""Bootstrap intervals of scores over items, clusters of items and training seeds, vectorised over
-resamples.
+"""Bootstrap intervals of scores over items, clusters of items and training seeds.
 
-A resample is a row of weights, how often each cluster was drawn, and a mean is weights times sums.
 Intervals are percentile intervals. They measure how much a score varies with the sample of test
 items (and training seeds); where all items agree, as in 0 of n hits, they have zero width.
-`scipy.stats.bootstrap` resamples neither clusters for a median nor seeds and items jointly, and
-keeps every resample in memory.
+`scipy.stats.bootstrap` resamples neither clusters nor seeds and items jointly.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +22,7 @@ _DataSets = Sequence[Shaped[np.ndarray, "s _"] | Shaped[Tensor, "s _"]]
 def bootstrap_interval(
     values: _Values, clusters: _Values | None = None, seed: int = 0, statistic: Callable = np.mean
 ) -> tuple[float, float, float]:
-    """A mean or median over items with its 95 % bootstrap interval.
+    """A mean, or another statistic, over items with its 95 % bootstrap interval.
 
     Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13; clusters are
     resampled.
@@ -35,31 +32,26 @@ def bootstrap_interval(
         clusters: the cluster of each item [n], such as a text's image, whose items are drawn
             together.
         seed: of the resampling.
-        statistic: `np.mean` or `np.median`.
+        statistic: of an array of values, such as `np.median`.
 
     Returns:
         The statistic of the items, and the lower and upper end of its interval.
 
     Raises:
-        ValueError: values that are not finite, fewer than two clusters, another statistic.
+        ValueError: values that are not finite, or fewer than two clusters.
     """
-    if statistic not in (np.mean, np.median):
-        raise ValueError(f"statistic is {statistic}: give np.mean or np.median")
     values = _finite("values", values)
     labels = np.arange(len(values)) if clusters is None else np.asarray(clusters)
-    distinct, clusters = np.unique(labels, return_inverse=True)
+    distinct, members = np.unique(labels, return_inverse=True)
     if len(labels) != len(values) or len(distinct) < 2:
-        counts = f"{len(values)} items but {len(labels)} cluster labels, {len(distinct)} distinct"
-        raise ValueError(f"{counts}: give one label per item, and at least two clusters")
-    weights = _weights(len(distinct), np.random.default_rng(seed))
-    if statistic is np.mean:
-        sums = np.bincount(clusters, values)
-        counts = np.bincount(clusters)
-        resampled = [w @ sums / (w @ counts) for w in weights]
-    else:
-        order = values.argsort()
-        resampled = [_medians(values[order], w[:, clusters[order]]) for w in weights]
-    low, high = np.quantile(np.concatenate(resampled), _ENDS).tolist()
+        counts = f"{len(values)} items but {len(labels)} clusters, {len(distinct)} distinct"
+        raise ValueError(f"{counts}: give one cluster per item, and at least two")
+    resampled = [
+        statistic(np.repeat(values, row[members]))
+        for rows in _draws(len(distinct), np.random.default_rng(seed))
+        for row in rows
+    ]
+    low, high = np.quantile(resampled, _ENDS).tolist()
     return float(statistic(values)), low, high
 
 
@@ -99,7 +91,7 @@ def paired_difference(
         fix = "give one per data set, none below zero and not all zero"
         raise ValueError(f"weights are {weights} for {len(a)} data sets: {fix}")
     rng = np.random.default_rng(seed)
-    drawn_seeds = np.concatenate(list(_weights(len(differences[0]), rng)))
+    drawn_seeds = np.concatenate(list(_draws(len(differences[0]), rng)))
     mean = 0.0
     resampled = np.zeros(_N_RESAMPLES)
     for values, share in zip(differences, shares / shares.sum(), strict=True):
@@ -109,13 +101,13 @@ def paired_difference(
     return {"mean": float(mean), "low": low, "high": high}
 
 
-def _weights(n: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Counts of n clusters in n draws with replacement, [r, n] per block of resamples."""
+def _draws(n: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """How often each of n is drawn in n draws with replacement, [r, n] per block of resamples."""
     block = max(1, _DRAWS // n)
     for start in range(0, _N_RESAMPLES, block):
         rows = min(block, _N_RESAMPLES - start)
         drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(float)
+        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
 
 
 def _drawn_sums(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -125,17 +117,8 @@ def _drawn_sums(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     n = values.shape[1]
     distinct, counts = np.unique(values, axis=1, return_counts=True)
     if 8 * len(counts) > n:
-        return np.concatenate([w @ values.T for w in _weights(n, rng)])
+        return np.concatenate([w @ values.T for w in _draws(n, rng)])
     return rng.multinomial(n, counts / n, _N_RESAMPLES) @ distinct.T
-
-
-def _medians(ordered: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Medians of ordered values [n] repeated by the rows of weights [r, n]."""
-    cumulative = weights.cumsum(1)
-    last = cumulative[:, -1:]
-    low = (cumulative > (last - 1) // 2).argmax(1)
-    high = (cumulative > last // 2).argmax(1)
-    return (ordered[low] + ordered[high]) / 2
 
 
 def _finite(name: str, values: np.ndarray | Tensor) -> np.ndarray:

@@ -8,7 +8,6 @@ item with the query's label is correct, as in a loss with several positives.
 
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -93,19 +92,19 @@ def retrieval_recalls(
     Raises:
         ValueError: as `recall_at_k` or `query_scores`.
     """
-    check_ks(ks)
+    _check_ks(ks)
     if labels is None:
+        image_ranks, text_ranks = retrieval_ranks(image_embeddings, text_embeddings, text_to_image)
         name = "recall"
-        ranks = retrieval_ranks(image_embeddings, text_embeddings, text_to_image)
     else:
-        check_embeddings(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
-        check_labels("text_to_image", text_to_image, len(text_embeddings))
+        _check_labels("text_to_image", text_to_image, len(text_embeddings))
         text_labels = labels[text_to_image]
         rows = distinct_texts(texts, text_labels)
         scores = query_scores(image_embeddings, text_embeddings[rows], labels, text_labels[rows])
+        image_ranks, text_ranks = scores["image_ranks"], scores["text_ranks"]
         name = "label_recall"
-        ranks = scores["image_ranks"], scores["text_ranks"]
-    return _recalls(*ranks, [k for k in ks if k <= min(map(len, ranks))], name)
+    smaller = min(len(image_ranks), len(text_ranks))
+    return _recalls(image_ranks, text_ranks, [k for k in ks if k <= smaller], name)
 
 
 def distinct_texts(texts: Sequence[str], labels: _OfTexts) -> Int[Tensor, " t"]:
@@ -142,7 +141,7 @@ def retrieval_ranks(
         ValueError: as `recall_at_k`.
     """
     check_embeddings(unit=True, image_embeddings=image_embeddings, text_embeddings=text_embeddings)
-    check_labels("text_to_image", text_to_image, len(text_embeddings))
+    _check_labels("text_to_image", text_to_image, len(text_embeddings))
     n = len(image_embeddings)
     indices = torch.arange(n, device=text_to_image.device)
     if not torch.equal(text_to_image.unique().long(), indices):
@@ -194,18 +193,21 @@ def query_scores(
         ValueError: as `recall_at_k`, or a label that only one side has.
     """
     check_embeddings(unit=True, image_embeddings=image_embeddings, text_embeddings=text_embeddings)
-    check_labels("image_labels", image_labels, len(image_embeddings))
-    check_labels("text_labels", text_labels, len(text_embeddings))
+    _check_labels("image_labels", image_labels, len(image_embeddings))
+    _check_labels("text_labels", text_labels, len(text_embeddings))
     images = (image_embeddings, image_labels)
     texts = (text_embeddings, text_labels)
-    scores = {}
-    for side, queries, gallery in (("image", images, texts), ("text", texts, images)):
-        ranks, precisions = ranks_and_precisions(*queries, *gallery)
-        scores |= {f"{side}_ranks": ranks, f"{side}_average_precisions": precisions}
-    return scores
+    image_ranks, image_precisions = _ranks_and_precisions(*images, *texts)
+    text_ranks, text_precisions = _ranks_and_precisions(*texts, *images)
+    return {
+        "image_ranks": image_ranks,
+        "text_ranks": text_ranks,
+        "image_average_precisions": image_precisions,
+        "text_average_precisions": text_precisions,
+    }
 
 
-def ranks_and_precisions(
+def _ranks_and_precisions(
     queries: _Images, labels: _OfImages, gallery: _Texts, gallery_labels: _OfTexts
 ) -> tuple[_OfImages, Float[Tensor, " n"]]:
     """Rank and average precision of every query of one side, by label.
@@ -274,7 +276,7 @@ def similarity_tiles(
             yield slice(first, last), product[first - start : last - start, :m]
 
 
-def count_reaching(
+def _count_reaching(
     tile: Float[Tensor, "t m"], thresholds: Float[Tensor, " t"]
 ) -> Float[Tensor, " t"]:
     """Number of similarities of each row at or above its threshold; float32, exact up to 2^24."""
@@ -311,14 +313,14 @@ def check_embeddings(*, unit: bool = False, **embeddings: Tensor) -> None:
         raise ValueError(f"the dimensions differ: {widths}; embed both with one model")
 
 
-def check_labels(name: str, labels: _OfImages, n: int) -> None:
+def _check_labels(name: str, labels: _OfImages, n: int) -> None:
     """Raises ValueError unless labels or indices are a torch tensor of n whole numbers."""
     whole = isinstance(labels, Tensor) and not labels.is_floating_point()
     if not whole or labels.dtype == torch.bool or labels.shape != (n,):
         raise ValueError(f"{name} is {_described(labels)}: pass a tensor of {n} whole numbers")
 
 
-def check_ks(ks: _Ks, largest: int | float = torch.inf) -> None:
+def _check_ks(ks: _Ks, largest: int | float = torch.inf) -> None:
     """Raises ValueError unless the cut-offs are a list of whole numbers from 1 to the largest."""
     whole = isinstance(ks, Iterable) and all(isinstance(k, Integral) for k in ks)
     if not whole or any(isinstance(k, bool) or not 1 <= k <= largest for k in ks):
@@ -326,13 +328,13 @@ def check_ks(ks: _Ks, largest: int | float = torch.inf) -> None:
         raise ValueError(f"ks is {ks!r}: give a list of whole numbers from 1{limit}")
 
 
-def _described(value: Any) -> str:
-    tensor = isinstance(value, Tensor)
-    return f"{value.dtype} {tuple(value.shape)}" if tensor else f"of type {type(value).__name__}"
+def _described(value) -> str:
+    is_tensor = isinstance(value, Tensor)
+    return f"{value.dtype} {list(value.shape)}" if is_tensor else type(value).__name__
 
 
 def _recalls(image_ranks: Tensor, text_ranks: Tensor, ks: _Ks, name: str) -> dict[str, float]:
-    check_ks(ks, min(len(image_ranks), len(text_ranks)))
+    _check_ks(ks, min(len(image_ranks), len(text_ranks)))
     recalls = {}
     for direction, ranks in (("image_to_text", image_ranks), ("text_to_image", text_ranks)):
         for k in ks:
@@ -343,7 +345,7 @@ def _recalls(image_ranks: Tensor, text_ranks: Tensor, ks: _Ks, name: str) -> dic
 def _n_reaching(values: Tensor, thresholds: Tensor) -> Tensor:
     """Number of values [t, m] at or above each threshold of their row, [t, c]."""
     if thresholds.shape[1] <= _FEW:
-        return torch.stack([count_reaching(values, column) for column in thresholds.T], 1)
+        return torch.stack([_count_reaching(values, column) for column in thresholds.T], 1)
     return values.shape[1] - torch.searchsorted(values.sort(1).values, thresholds)
 
 
@@ -374,8 +376,8 @@ def _pass(
     image_ranks = torch.zeros_like(best)
     for rows, tile in similarity_tiles(texts, images):
         own[rows] = tile.gather(1, text_to_image[rows, None]).squeeze(1)
-        text_ranks[rows] = count_reaching(tile, own[rows]) - 1  # the correct image reaches its own
-        image_ranks += count_reaching(tile.T, best)
+        text_ranks[rows] = _count_reaching(tile, own[rows]) - 1  # the correct image reaches its own
+        image_ranks += _count_reaching(tile.T, best)
     reaching = (own >= best[text_to_image]).float()  # own texts are not incorrect
     return own, image_ranks.scatter_add(0, text_to_image, -reaching), text_ranks
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cibr.metrics.retrieval import (
+    _check_ks,
+    _check_labels,
+    _ranks_and_precisions,
     check_embeddings,
-    check_ks,
-    check_labels,
-    ranks_and_precisions,
     similarity_tiles,
 )
 
@@ -71,9 +71,9 @@ def class_ranks(image_embeddings: _Images, class_embeddings: _Classes, labels: _
     check_embeddings(
         unit=True, image_embeddings=image_embeddings, class_embeddings=class_embeddings
     )
-    check_labels("labels", labels, len(image_embeddings))
+    _check_labels("labels", labels, len(image_embeddings))
     classes = torch.arange(len(class_embeddings), device=labels.device)
-    return ranks_and_precisions(image_embeddings, labels, class_embeddings, classes)[0]
+    return _ranks_and_precisions(image_embeddings, labels, class_embeddings, classes)[0]
 
 
 def predictions(image_embeddings: _Images, class_embeddings: _Classes) -> _Labels:
@@ -139,7 +139,7 @@ def accuracy_hits(
     Raises:
         ValueError: a k that is not a whole number from 1.
     """
-    check_ks(ks)
+    _check_ks(ks)
     ranks, labels = ranks.cpu().numpy(), labels.cpu().numpy()
     hits = {f"accuracy@{k}": [(ranks < k).astype(float)] for k in ks if k <= n_classes}
     top = (ranks < 1).astype(float)
