@@ -56,7 +56,6 @@ BAD = {
     "progress": [partial(beta_at, x, 0.6) for x in NUMBERS[:-1]],
     "kappa_e": [loss(0.1, kappa_e=x) for x in (*NUMBERS, 0, 1.1e6)],
     "kappa_b": [loss(0.1, kappa_b=x) for x in (*NUMBERS, 0, 1.1e6)],
-    "text_weight": [loss(0.1, text_weight=x) for x in (*NUMBERS, 1.1)],
     "sample": [loss(0.1, sample="yes")],
     "penalty 'vfm', did you mean 'vmf'": [loss(0.1, "vfm")],
     "penalty is a name or a Term": [loss(0.1, x) for x in (["vmf"], None, VMF)],

@@ -17,7 +17,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.losses.checks import check_count, check_finite, check_number, check_pairs
+from cibr.losses._checks import check_count, check_finite, check_number, check_pairs
 from cibr.losses.clip import Features
 
 _POWER = 0.5  # the exponent that weights a direction by its correlation

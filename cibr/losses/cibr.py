@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cibr.losses import clip
-from cibr.losses.checks import Number, check_finite, check_number, checked_features, described
+from cibr.losses._checks import Number, check_finite, check_number, checked_features, described
 from cibr.losses.clip import Features, Labels, Scalar
 from cibr.losses.penalties import PENALTIES, LossInputs, Term
 from cibr.losses.vmf import sample_vmf
@@ -88,8 +88,8 @@ class CIBRLoss(nn.Module):
         sample: contrast samples of vMF(mu, kappa_e) instead of the means mu, in both train and eval
             mode. Noise without a penalty is `sample=True, beta=0`.
         contrastive: a name of `CONTRASTIVE`, or a `Term`.
-        options: of the penalty, such as `kappa_b` (vmf, crossfit, anchor), `text_weight`,
-            `statistic` (anchor) or `dims` (mine).
+        options: of the penalty, such as `kappa_b` (vmf, crossfit, anchor), `statistic`
+            (anchor) or `dims` (mine).
 
     Raises:
         ValueError: an unknown penalty, contrastive loss or option, or a number out of its range.

@@ -1,8 +1,8 @@
-"""The penalties of `CIBRLoss`, each one object: its formula, what it needs, how it is built.
+"""The penalties of `CIBRLoss`.
 
 A penalty is a `Term`: a module whose `forward` takes the `LossInputs` of a batch and returns the
-scalar that beta weighs. Class attributes say what it needs. To add one, subclass `Term` and enter
-the class in `PENALTIES`.
+scalar that beta weighs. To add one, subclass `Term` and pass an object to `CIBRLoss`, or enter the
+class in `PENALTIES`, which makes it available by name.
 
 `vmf`, `crossfit` and `anchor` are von Mises-Fisher bounds. For every backward encoder b,
 E[log e(z|x_v) - log b(z|x_t)] >= I(Z_v;X_v|X_t), with equality for b = p(z|x_t). The encoder is
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.losses.checks import check_count, check_finite, check_number
+from cibr.losses._checks import check_count, check_finite, check_number
 from cibr.losses.clip import Features, Labels, Scalar
 from cibr.losses.critics import MovingAverage, SeparableCritic, mine_nats
 from cibr.losses.vmf import vmf_fit_kappa, vmf_mean_cosine, vmf_residual_nats
@@ -79,23 +79,20 @@ class Term(nn.Module):
 
 
 class VMFBound(Term):
-    """A von Mises-Fisher bound: `_cosines` gives the mean cosines with the centres of b.
+    """A von Mises-Fisher bound: `cosines` are those of the embeddings with the centres of b.
 
     Args:
         kappa_b: concentration of the backward encoders.
-        text_weight: the texts' share, in [0, 1]; 1/2 in the definition of the objective, 0
-            penalises only the images.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a kappa_b outside 0.001 to 1e6.
     """
 
     bounded: ClassVar[str] = "residual"  # the information that is bounded, in the names of reports
 
-    def __init__(self, kappa_b: float = 10.0, text_weight: float = 0.5):
+    def __init__(self, kappa_b: float = 10.0):
         super().__init__()
         self.kappa_b = check_number("kappa_b", kappa_b, 1e-3, 1e6)
-        self.text_weight = check_number("text_weight", text_weight, 0, 1)
         self._mean_cosines: dict[tuple[float, int], Tensor] = {}
 
     def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
@@ -108,7 +105,7 @@ class VMFBound(Term):
         if key not in self._mean_cosines:
             self._mean_cosines[key] = vmf_mean_cosine(*key)
         weight = (self.kappa_b * self._mean_cosines[key]).to(image_cosine)
-        return weight * (1 - _weighted_mean(image_cosine, text_cosine, self.text_weight))
+        return weight * (1 - (image_cosine + text_cosine) / 2)
 
     def reports(self, inputs: LossInputs) -> dict[str, Scalar]:
         """Upper bounds in nats, in expectation over batches, at the kappa_b that fits this one.
@@ -158,20 +155,17 @@ class Anchor(VMFBound):
         statistic: maps pooled features of both modalities to unit vectors u_v, u_t, such as
             `RegularisedCCA`.
         kappa_b: as in `VMFBound`.
-        text_weight: as in `VMFBound`.
 
     Raises:
-        ValueError: no statistic, or a number out of its range.
+        ValueError: no statistic, or a kappa_b outside its range.
     """
 
     needs = ("image_pooled", "text_pooled")
     ramps = False
     bounded = "beyond_statistic"
 
-    def __init__(
-        self, statistic: nn.Module | None = None, kappa_b: float = 10.0, text_weight: float = 0.5
-    ):
-        super().__init__(kappa_b, text_weight)
+    def __init__(self, statistic: nn.Module | None = None, kappa_b: float = 10.0):
+        super().__init__(kappa_b)
         if not callable(statistic):
             fit = "RegularisedCCA.fit(image_pooled, text_pooled, dim=image_features.shape[1])"
             raise ValueError(f"the penalty 'anchor' needs a statistic: pass statistic={fit}")
@@ -196,7 +190,6 @@ class Mine(Term):
 
     Args:
         dims: widths of the embeddings and of the image and the text tower's pooled features.
-        text_weight: the texts' share, in [0, 1].
         critic_steps: steps of the critics before each step of the encoders.
         critic_rate: learning rate of the critics.
 
@@ -209,7 +202,6 @@ class Mine(Term):
     def __init__(
         self,
         dims: tuple[int, int, int] | None = None,
-        text_weight: float = 0.5,
         critic_steps: int = 1,
         critic_rate: float = 1e-3,
     ):
@@ -218,7 +210,6 @@ class Mine(Term):
             widths = "(image_features.shape[1], image_pooled.shape[1], text_pooled.shape[1])"
             raise ValueError(f"the penalty 'mine' needs the widths its critics read: dims={widths}")
         self.dims = tuple(check_count("dims", width) for width in dims)
-        self.text_weight = check_number("text_weight", text_weight, 0, 1)
         self.critic_steps = check_count("critic_steps", critic_steps)
         check_number("critic_rate", critic_rate, 1e-9, 1)
         dim, dim_image, dim_text = self.dims
@@ -238,18 +229,16 @@ class Mine(Term):
         self.optimizer.load_state_dict(state)
 
     def forward(self, inputs: LossInputs) -> Scalar:
-        return _weighted_mean(*self._residuals(inputs), self.text_weight)
+        image, text = self.reports(inputs).values()
+        return (image + text) / 2
 
     def reports(self, inputs: LossInputs) -> dict[str, Scalar]:
         """Estimates of the residual information, in nats, not bounds; they may be negative."""
-        image, text = self._residuals(inputs)
-        return {"residual_image_nats": image, "residual_text_nats": text}
-
-    def _residuals(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         nats = self._nats(inputs)
-        image = nats["image_image"] - nats["image_text"]
-        text = nats["text_text"] - nats["text_image"]
-        return image, text
+        return {
+            "residual_image_nats": nats["image_image"] - nats["image_text"],
+            "residual_text_nats": nats["text_text"] - nats["text_image"],
+        }
 
     def update(self, inputs: LossInputs, synchronise: Callable[[nn.Parameter], None]) -> None:
         """Steps of the critics, with fixed embeddings.
@@ -310,11 +299,6 @@ PENALTIES: dict[str, type[Term]] = {
 def _mean_cosine(a: Features, b: Features) -> Scalar:
     """The mean cosine of paired unit vectors, [n, d] each."""
     return (a * b).sum(1).mean()
-
-
-def _weighted_mean(image: Scalar, text: Scalar, text_weight: float) -> Scalar:
-    """The mean of both modalities with the weight `text_weight` for the text."""
-    return (1 - text_weight) * image + text_weight * text
 
 
 def _label_index(labels: Labels) -> Labels:

@@ -47,14 +47,13 @@ def test_the_moving_average_weighs_the_past_by_nine_tenths():
         assert average.update(scores).exp().item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("options", "share"), [({}, 0.5), ({"text_weight": 0.2}, 0.2)])
-def test_the_penalty_weighs_both_residuals_and_teaches_the_encoders_alone(options, share):
-    loss_fn = mine(**options)
+def test_the_penalty_is_the_mean_residual_and_teaches_the_encoders_alone():
+    loss_fn = mine()
     features = pair()[:2]
     pooled = {name: (8 * value + 5).requires_grad_() for name, value in POOLED.items()}
     value = loss_fn(*features, 7.0, **pooled)["penalty_loss"]
     image, text = (loss_fn.reports()[f"residual_{side}_nats"] for side in ("image", "text"))
-    assert_close(value.detach(), 0.3 * ((1 - share) * image + share * text))
+    assert_close(value.detach(), 0.3 * (image + text) / 2)
     value.backward()
     assert all(side.grad.abs().sum() > 0 for side in features)
     assert all(leaf.grad is None for leaf in (*pooled.values(), *loss_fn.parameters()))

@@ -39,7 +39,7 @@ KEPT = r"accuracy@1$|_recall@(?:1|5|10)$"
 _N_DESCRIBED = 1000
 _N_PROBED = 3000
 _TEMPERATURE, _KAPPA = 0.07, 1024.0  # for reported information, the same for all runs
-_PENALTY_OPTIONS = ("kappa_b", "text_weight", "critic_steps", "critic_rate")
+_PENALTY_OPTIONS = ("kappa_b", "critic_steps", "critic_rate")
 _STUDY_SETTINGS = (
     *("corruption", "suites", "shifts", "unpaired", "untouched", "group_size", "group_share"),
     *("ema_decay", "interpolation", "mixed_precision", "cca_ridge_image", "cca_ridge_text", "ramp"),
