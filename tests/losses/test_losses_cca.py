@@ -15,8 +15,7 @@ TEXT = IMAGE[:, :5] ** 2 / 9 + torch.randn(60, 5, generator=generator)
 @pytest.mark.parametrize("ridges", [(), (0.5, 0.2)])
 def test_maps_diagonalise_the_covariances_and_hold_the_correlations_of_the_eigenproblem(ridges):
     joint = torch.cov(torch.cat([IMAGE, TEXT], 1).double().T, correction=0)
-    cross = joint[:7, 7:]
-    covariances = [joint[:7, :7], joint[7:, 7:]]
+    cross, covariances = joint[:7, 7:], [joint[:7, :7], joint[7:, 7:]]
     for covariance, ridge in zip(covariances, ridges or (3.0, 1.0), strict=True):
         covariance.diagonal().add_(ridge * covariance.diagonal().mean())
     regularised = torch.block_diag(*covariances)
@@ -40,6 +39,5 @@ def test_maps_diagonalise_the_covariances_and_hold_the_correlations_of_the_eigen
 def test_a_wider_space_is_padded_and_a_narrower_one_keeps_the_first_directions():
     five, nine, two = (RegularisedCCA.fit(IMAGE, TEXT, dim) for dim in (5, 9, 2))
     assert torch.equal(nine.image_map[:5], five.image_map)
-    assert nine.image_map[5:].shape == (4, 7)
-    assert not nine.image_map[5:].any()
+    assert nine.image_map[5:].shape == (4, 7) and not nine.image_map[5:].any()
     assert torch.equal(two.text_map, five.text_map[:2])

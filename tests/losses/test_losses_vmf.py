@@ -1,42 +1,50 @@
-"""Von Mises-Fisher distributions against mpmath, Monte Carlo, numerical gradients and limits."""
+"""Von Mises-Fisher distributions against mpmath, their own moments, bounds and limits."""
 
 import math
-from functools import partial
 
 import mpmath
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from cibr.losses import vmf
 
-exactly = partial(pytest.approx, abs=0)
-KAPPAS = (1e-3, 1.0, 10.0, 30.0, 100.0, 1024.0, 1e5)
+DIMS = st.integers(2, 3000)
+KAPPAS = st.floats(-3, 5).map(lambda power: 10**power)
 
 
-def draws(n, dim, kappa):
-    """A mean direction, samples [n, dim], and their cosines with it."""
-    generator = torch.Generator().manual_seed(2)
-    mu = F.normalize(torch.randn(dim, generator=generator, dtype=torch.float64), dim=0)
-    z = vmf.sample_vmf(mu.expand(n, dim), kappa, generator)
-    return mu, z, z @ mu
+@settings(max_examples=30, deadline=None)
+@given(dim=DIMS, kappa=KAPPAS)
+def test_bessel_functions_match_mpmath_where_scipy_underflows_and_the_fit_inverts_them(dim, kappa):
+    with mpmath.workdps(50):
+        order = mpmath.mpf(dim) / 2 - 1
+        bessel = mpmath.besseli(order, kappa)
+        mean_cosine = float(mpmath.besseli(order + 1, kappa) / bessel)
+        normalizer = order * mpmath.log(kappa) - (order + 1) * mpmath.log(2 * mpmath.pi)
+        normalizer = float(normalizer - mpmath.log(bessel))
+    got = vmf.vmf_mean_cosine(kappa, dim).item()
+    assert got == pytest.approx(mean_cosine, rel=1e-14, abs=0)
+    # where the terms cancel, their size sets the error
+    tolerance = {"rel": 1e-13, "abs": 1e-13 * max(kappa, dim)}
+    assert vmf.vmf_log_normalizer(kappa, dim).item() == pytest.approx(normalizer, **tolerance)
+    # near 1, rounding the cosine moves the answer by about kappa * 1e-16 of itself
+    assert vmf.vmf_fit_kappa(mean_cosine, dim).item() == pytest.approx(kappa, rel=1e-9, abs=0)
 
 
-@pytest.mark.parametrize("dim", [2, 3, 44, 100, 512, 2048])
-def test_bessel_functions_match_mpmath_where_scipy_underflows_and_the_fit_inverts_them(dim):
-    for kappa in KAPPAS:
-        with mpmath.workdps(50):
-            order = mpmath.mpf(dim) / 2 - 1
-            bessel = mpmath.besseli(order, kappa)
-            mean_cosine = float(mpmath.besseli(order + 1, kappa) / bessel)
-            normalizer = order * mpmath.log(kappa) - (order + 1) * mpmath.log(2 * mpmath.pi)
-            normalizer = float(normalizer - mpmath.log(bessel))
-        got = vmf.vmf_mean_cosine(kappa, dim).item(), vmf.vmf_log_normalizer(kappa, dim).item()
-        assert got[0] == exactly(mean_cosine, rel=5e-15)
-        assert got[1] == exactly(normalizer, rel=1e-13)
-        # near 1, rounding the cosine moves the answer by about kappa * 1e-16 of itself
-        assert vmf.vmf_fit_kappa(mean_cosine, dim).item() == exactly(kappa, rel=1e-9)
+@settings(max_examples=30, deadline=None)
+@given(dim=DIMS, kappa_e=KAPPAS, kappa_b=KAPPAS, cosine=st.floats(-1, 1))
+def test_the_residual_is_a_divergence_that_its_own_concentration_minimises(
+    dim, kappa_e, kappa_b, cosine
+):
+    nats = vmf.vmf_residual_nats(cosine, kappa_e, kappa_b, dim)
+    fitted = vmf.vmf_fit_kappa(vmf.vmf_mean_cosine(kappa_e, dim) * cosine, dim)
+    least = vmf.vmf_residual_nats(cosine, kappa_e, fitted, dim)
+    rounding = 1e-11 * (kappa_e + kappa_b + dim)
+    assert -rounding <= least <= nats + rounding
+    assert vmf.vmf_residual_nats(1.0, kappa_e, kappa_e, dim).abs() <= rounding
 
 
 def test_concentration_zero_is_uniform_on_the_sphere():
@@ -62,7 +70,10 @@ def test_gradients_by_kappa_and_cosine_are_those_of_finite_differences(dim):
 @pytest.mark.parametrize("kappa", [1e-2, 50.0, 1e5])
 def test_samples_have_the_moments_of_the_distribution(dim, kappa):
     n = 20_000 if dim < 1000 else 2_000
-    mu, z, cosine = draws(n, dim, kappa)
+    generator = torch.Generator().manual_seed(2)
+    mu = F.normalize(torch.randn(dim, generator=generator, dtype=torch.float64), dim=0)
+    z = vmf.sample_vmf(mu.expand(n, dim), kappa, generator)
+    cosine = z @ mu
     mean_cosine = vmf.vmf_mean_cosine(kappa, dim)
     variance = 1 - mean_cosine**2 - (dim - 1) * mean_cosine / kappa
     # double rounding of a cosine near 1 adds 1e-16 to gaps of 1e-5
