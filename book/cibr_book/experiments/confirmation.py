@@ -259,6 +259,7 @@ def verdict_table(tests: pd.DataFrame) -> pd.DataFrame:
     names = [*CLAIM, "verdict", "p, Holm"]
     wide = texts.pivot(index=names, columns="measure", values="text").reset_index()
     table = texts[names].drop_duplicates().merge(wide).set_index(CLAIM)
+    table = table.rename_axis(index={"hypothesis": "claim"})
     return table[["verdict", *RECALLS, "p, Holm"]].rename(columns=_short)
 
 

@@ -58,10 +58,10 @@ def styles(names: Sequence[str], references: Sequence[str] = ()) -> dict[str, tu
     }
 
 
-def legend_above(figure: Figure, axis: Axes, n_columns: int = 4, place: str = "center") -> None:
+def legend_above(figure: Figure, axis: Axes, n_columns: int = 4) -> None:
     """The names of an Axes' lines above all panels."""
     handles, names = axis.get_legend_handles_labels()
-    figure.legend(handles, names, loc=f"outside upper {place}", ncol=min(len(names), n_columns))
+    figure.legend(handles, names, loc="outside upper center", ncol=min(len(names), n_columns))
 
 
 def log_axis(axis: Axes, ticks: Sequence[float] | None = None) -> None:
@@ -84,16 +84,13 @@ def curve_panels(
     Returns:
         One Axes a panel.
     """
-    figure, axes = panels(1, len(curves_by_title), 6.4, 2.7)
-    has_one_legend = len({tuple(curves) for curves in curves_by_title.values()}) == 1
+    _, axes = panels(1, len(curves_by_title), 6.4, 2.7)
     for axis, (title, curves) in zip(axes[0], curves_by_title.items(), strict=True):
         for name, (colour, _) in styles(list(curves)).items():
             axis.plot(*curves[name], color=colour, lw=2, label=name)
         axis.set(title=title, ylim=(0, None), **settings)
-        if len(curves) > 1 and not has_one_legend:
+        if len(curves) > 1:
             axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26))
-    if len(curves) > 1 and has_one_legend:
-        legend_above(figure, axes[0, 0])
     return list(axes[0])
 
 

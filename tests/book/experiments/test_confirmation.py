@@ -109,9 +109,7 @@ def test_a_planted_gain_is_found_and_nothing_else(rows):
     assert set(tests["verdict"]) == {"holds"} and len(tests) == 24
     assert tests.loc[tests["hypothesis"] == "H1", "difference"].between(0.9, 1.1).all()
     table = confirmation.verdict_table(tests)
-    assert (
-        table.index.get_level_values("hypothesis").tolist() == ["H1"] * 2 + ["H2"] * 4 + ["H3"] * 6
-    )
+    assert table.index.get_level_values("claim").tolist() == ["H1"] * 2 + ["H2"] * 4 + ["H3"] * 6
     assert table["verdict"].eq("holds").all() and table["p, Holm"].iloc[0] == "< 0.001"
     first = tests.iloc[1]
     text = f"{first['difference']:+.2f} [{first['low']:+.2f}, {first['high']:+.2f}]"

@@ -41,15 +41,12 @@ def test_a_name_has_its_style_everywhere_and_others_the_next_that_is_free():
     assert styles["old"][0] == GREY and len(set(colours)) == 5
 
 
-def test_curve_panels_have_one_legend_where_all_have_the_same_curves():
+def test_curve_panels_have_a_legend_where_there_are_several_curves():
     shared = {"0.9": ([0, 1], [2, 1]), "0.5": ([0, 1], [1, 0])}
     axes = figures.curve_panels({"a": shared, "b": {"0.9": ([0, 1], [3, 0])}}, xlabel="beta")
     assert [axis.get_title() for axis in axes] == ["a", "b"] and axes[1].get_xlabel() == "beta"
     assert drawn(axes[0]) == {"0.9": [2, 1], "0.5": [1, 0]} and drawn(axes[1]) == {"0.9": [3, 0]}
     assert axes[0].get_legend() and not axes[1].get_legend()
-    axes = figures.curve_panels({"a": shared, "b": shared})
-    (legend,) = axes[0].figure.legends
-    assert texts(legend.get_texts()) == ["0.9", "0.5"] and not axes[0].get_legend()
 
 
 def test_interval_lines_have_a_panel_a_value_and_grey_references():
