@@ -8,6 +8,7 @@ otherwise; `--debug` shows the traceback.
 import argparse
 import importlib
 import json
+import os
 import re
 import sys
 import warnings
@@ -255,4 +256,6 @@ def _search(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    if sys.path[0] == os.getcwd():  # put there by `python -m`; see `_import_plugin`
+        del sys.path[0]
     sys.exit(main())

@@ -370,6 +370,8 @@ def _measure(
     inputs = prepare(model, pairs, truncate=True, device=device, texts=flat)
     images, texts = embed_pairs(model, inputs, batch_size)
     if prompts:
+        if len(prompts) < 2:
+            raise ValueError(f"{pairs.name} has one class: zero-shot classification needs two")
         classes = metrics.class_embeddings(texts.unflatten(0, (len(prompts), -1)))
         return {
             "labels": pairs.labels,

@@ -142,21 +142,18 @@ def test_help_gives_the_meaning_and_the_default_of_a_setting(capsys):
     assert "weight of the penalty; 0 is CLIP (default 0.05)" in printed
 
 
-def test_of_the_current_folder_a_command_imports_named_plugins_alone(tmp_path):
-    for name in ("argparse", "numpy", "pandas", "tokenizers", "torch", "torch_npu", "kernels"):
+COMMAND = [Path(sys.executable).with_name("cibr")]
+MODULE = [sys.executable, "-m", "cibr.cli"]
+
+
+@pytest.mark.parametrize("command", [COMMAND, MODULE], ids=["cibr", "python -m cibr.cli"])
+def test_of_the_current_folder_a_command_imports_named_plugins_alone(tmp_path, command):
+    for name in ("numpy", "pandas", "tokenizers", "torch", "torch_npu", "kernels"):
         (tmp_path / f"{name}.py").write_text(f"open('{name} was imported', 'w')\n")
     (tmp_path / "own_plugin.py").write_text("import pandas\nprint('plugin')\n")
     picture(0).save(tmp_path / "a.png")
-    command = Path(sys.executable).with_name("cibr")
-    call = [command, "search", "clip-tiny", ".", "a dog", "--plugin", "own_plugin"]
+    call = [*command, "search", "clip-tiny", ".", "a dog", "--plugin", "own_plugin"]
     found = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     assert found.stdout.startswith("plugin\n") and "a.png" in found.stdout
     assert not list(tmp_path.glob("* was imported"))
-
-
-def test_the_module_is_the_command():
-    call = [sys.executable, "-m", "cibr.cli", "search", "clip-tiny", "/nowhere", "a dog"]
-    found = subprocess.run(call, capture_output=True, text=True)
-    assert found.returncode == 1 and found.stdout == ""
-    assert found.stderr == "cibr: there is no folder '/nowhere': give one with images\n"

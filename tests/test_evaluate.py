@@ -132,6 +132,9 @@ def test_errors_name_the_set_the_sample_and_the_suite(build, small, monkeypatch)
     write_captions(small / "wds_same", [["a cat"], ["a cat"]], noise(500))
     with pytest.raises(ValueError, match="retrieval on same of .*: all images match one another"):
         evaluate(build("tiny"), [Task("same", "retrieval")], name="m")
+    write_classes(small / "wds_sure", [0, 0], noise(500), ["cat"])
+    with pytest.raises(ValueError, match="zero-shot on sure of .*: sure has one class"):
+        evaluate(build("tiny"), [Task("sure")], name="m")
     monkeypatch.setattr(engine, "embed_pairs", None)  # nothing is embedded before all is checked
     with pytest.raises(ValueError, match="there is no data set 'absent'"):
         evaluate(build("tiny"), [ONE, Task("absent")], name="m")

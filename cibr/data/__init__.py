@@ -57,13 +57,10 @@ def load_pairs(name: str | Path, split: str = "train", *, max_skipped: int = 0) 
         split by a hash; of other data, `cibr.load_splits` holds out training pairs.
 
     Raises:
-        ValueError: if the name or the split is unknown, `max_skipped` is negative, or the data are
-            unusable.
+        ValueError: if the name or the split is unknown, or the data are unusable.
         FileNotFoundError: if a part of the data set is missing.
         ConnectionError: if the data set cannot be fetched from the hub.
     """
-    if max_skipped < 0:
-        raise ValueError(f"max_skipped is {max_skipped}: give 0 or more samples")
     source = resolve(name)
     split = split_of(split)
     loaders = _loaders(source)
@@ -72,7 +69,7 @@ def load_pairs(name: str | Path, split: str = "train", *, max_skipped: int = 0) 
     reasons = []
 
     def skip(error: Exception) -> None:
-        if not max_skipped:
+        if max_skipped < 1:
             raise error
         reasons.append(str(error))
         if len(reasons) > max_skipped:
@@ -80,7 +77,7 @@ def load_pairs(name: str | Path, split: str = "train", *, max_skipped: int = 0) 
             raise ValueError("\n  ".join([f"{what}: mend them", *reasons[:3]])) from error
 
     pairs = loaders[split](source.name, skip)
-    if max_skipped:
+    if max_skipped > 0:
         pairs = pairs.subset(_decodable(pairs, skip))
     if not len(pairs):
         skipped = f"{len(reasons)} samples skipped"

@@ -187,9 +187,7 @@ def _hash_split(names: Iterable[str]) -> dict[str, str]:
 
 def _metadata_rows(file: Path) -> Iterator[tuple[str, str, Any, Any]]:
     """Where it is, file name, texts and group of each row of a metadata file."""
-    n_rows = 0
     for line, row in _csv_rows(file) if file.suffix == ".csv" else _jsonl_rows(file):
-        n_rows += 1
         where = f"{file}, line {line},"
         if not isinstance(row, dict):
             raise ValueError(f"{where} is not a JSON object: write one a line, no key twice")
@@ -200,8 +198,6 @@ def _metadata_rows(file: Path) -> Iterator[tuple[str, str, Any, Any]]:
             columns = ", ".join(row) or "none"
             raise ValueError(f"{where} needs the columns file_name and text, but has {columns}")
         yield where, _file_name(row["file_name"], where), row[column], row.get("group")
-    if not n_rows:
-        raise ValueError(f"{file} has no rows: write one for each image")
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[int, Any]]:

@@ -85,16 +85,6 @@ def test_siglip_texts_are_padded_to_the_context_and_long_ones_refused(hub):
         model.tokenize(["a dog", "a " * 40])
 
 
-def test_a_model_without_a_processor_or_a_tokenizer_is_refused(hub, tmp_path):
-    for file, loader in (("preprocessor_config", "ImageProcessor"), ("tokenizer", "Tokenizer")):
-        folder = shutil.copytree(hub("CLIP"), tmp_path / file)
-        for part in folder.glob(f"{file}*.json"):
-            part.unlink()
-        message = f"cannot load '.*{file}' with transformers.Auto{loader} .*: give its folder"
-        with pytest.raises(FileNotFoundError, match=message):
-            DualEncoder.from_pretrained(folder)
-
-
 def test_a_model_that_is_no_dual_encoder_is_refused(tower_folders, hub, tmp_path):
     with pytest.raises(ValueError, match="BertModel is not a dual encoder: it needs get_image_f"):
         DualEncoder.from_pretrained(tower_folders[1])
