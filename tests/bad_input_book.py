@@ -1,7 +1,6 @@
-"""Bad input to the study's worlds, estimators, probes, attribution, sweeps and data."""
+"""Bad input to the study's probes, attribution, sweeps and data."""
 
 import math
-from functools import partial
 
 import torch
 from helpers import noise_pairs
@@ -14,25 +13,9 @@ from cibr_book.experiments.glyph_benchmarks import load_glyph_benchmark
 from cibr_book.experiments.plan import read_plan
 from cibr_book.experiments.shifts import shifted
 from cibr_book.experiments.suites import published
-from cibr_book.worlds import estimators
-from cibr_book.worlds import exact as worlds
 
-DISCRETE = worlds.discrete_world()
-GAUSSIAN = worlds.gaussian_world()
-IMAGE = torch.full((12, 2), 0.5, dtype=torch.float64)
-TEXT = IMAGE[:8]
-SIGNS = torch.tensor([3.0, -1.0], dtype=torch.float64)
-NAN = torch.full((2,), math.nan, dtype=torch.float64)
 EYE = torch.eye(8, dtype=torch.float64)
-SINGULAR = torch.ones(2, 2, dtype=torch.float64)
-TASK = estimators.gaussian_task(1, 1.0)
-X, Y = TASK.sample(40)
 MAPS = torch.zeros(3, 2, 4, 4)
-
-nats_of = partial(worlds.encoder_informations, DISCRETE)
-bound = partial(worlds.residual_bound_nats, DISCRETE.joint)
-noisy_nats = partial(worlds.embedding_informations, DISCRETE)
-gaussian_nats = worlds.gaussian_information_nats
 
 
 def probe(factor):
@@ -50,35 +33,6 @@ def no_feature_map():
 
 
 CALLS = {
-    "entropy: sum": (lambda: worlds.entropy_nats(IMAGE), "sum to 1, the sum is 12"),
-    "entropy: NaN": (lambda: worlds.entropy_nats(NAN), "p must be probabilities"),
-    "entropy: negative": (lambda: worlds.entropy_nats(NAN.new_tensor([2, -1])), "probabilities"),
-    "table: rows": (lambda: nats_of(IMAGE[:3], TEXT), r"image_encoder.*\[12, k\]"),
-    "table: sum": (lambda: nats_of(IMAGE, 2 * TEXT), "each row of text_encoder"),
-    "table: negative": (lambda: nats_of(IMAGE * SIGNS, TEXT), "each row of image_encoder"),
-    "backward: rows": (lambda: bound(IMAGE, IMAGE), r"backward must be \[8, k\]"),
-    "confusions": (lambda: worlds.discrete_world((0.7,)), r"0.7.*confusions lie in \[0, 1/2\]"),
-    "no value": (lambda: worlds.discrete_world(n_text=0), "n_text=0.*at least one value"),
-    "correlations": (lambda: worlds.gaussian_world((1.0,)), r"must lie in \(0, 1\)"),
-    "covariance": (lambda: gaussian_nats(SINGULAR, [0], [1]), "positive definite"),
-    "conditional": (lambda: worlds.conditional_covariance(SINGULAR, [0], [1]), "definite"),
-    "canonical": (lambda: worlds.canonical_correlations(SINGULAR, [0], [1]), "definite"),
-    "blocks": (lambda: gaussian_nats(GAUSSIAN.covariance, [0, 1], [1]), "no index in common"),
-    "noise": (lambda: worlds.linear_encoder_nats(GAUSSIAN, EYE, 0.0), "noise_variance must be"),
-    "beta": (lambda: worlds.optimal_linear_encoder(GAUSSIAN, 0.0), "beta must be positive"),
-    "cold": (lambda: worlds.train_discrete(DISCRETE, temperature=-1.0), "temperature must be"),
-    "colder": (lambda: worlds.train_gaussian(GAUSSIAN, temperature=0.0), "temperature must be"),
-    "embeddings": (lambda: noisy_nats(IMAGE[:3], 1.0), "3 embeddings but 12 images"),
-    "kappa": (lambda: noisy_nats(IMAGE, math.inf), "kappa must be positive and finite"),
-    "scores: shape": (lambda: estimators.nce_nats(EYE[:3]), r"be \[n, n\].*\[3, 8\]"),
-    "scores: one": (lambda: estimators.nwj_nats(EYE[:1, :1]), "n at least 2"),
-    "scores: NaN": (lambda: estimators.dv_nats(NAN.expand(2, 2)), "scores must be finite"),
-    "samples: rows": (lambda: estimators.ksg_nats(X, Y[1:]), r"got \[40, 1\] and \[39, 1\]"),
-    "samples: few": (lambda: estimators.estimate_nats(X, Y, ["InfoNCE"]), "n at least 256"),
-    "samples: inf": (lambda: estimators.ksg_nats(X * math.inf, Y), "x must be finite"),
-    "estimator": (lambda: estimators.fit_critic(X, Y, "InfoNSE"), "did you mean 'InfoNCE'"),
-    "nats": (lambda: estimators.correlation_of(-1.0), "nats must be finite and at least 0"),
-    "map": (lambda: TASK.seen_through("sine"), "unknown map 'sine'.*wiggly"),
     "probe: constant": (lambda: probe(torch.zeros(4).long()), "two values or more"),
     "probe: unseen": (lambda: probe(torch.arange(4)), "all of them among the fitted items"),
     "feature map": (no_feature_map, "feature maps of a hub model are unknown"),

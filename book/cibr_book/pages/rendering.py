@@ -1,8 +1,8 @@
 """What the rendered pages need beyond Jupyter Book: an extension of Sphinx, for _config.yml.
 
-Three directives put what modules of this room make into a page when the book is built: `curve` and
-`between`, figures with sliders, and `draw`, two models in the page; `get-project` says where the
-project is. Docstrings, with code in single backticks and equations in indented lines, are turned
+Two directives put what modules of this room make into a page when the book is built: `between`, a
+map with sliders, and `draw`, two models in the page; `get-project` says where the project is.
+Docstrings, with code in single backticks and equations in indented lines, are turned
 into the markup that Sphinx reads. Pages drop the scripts of Thebe, which would fetch kernels from
 the network. Files that no page asks for are removed, so that the whole site is small enough to be
 sent as a file.
@@ -20,12 +20,12 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
 from cibr.utils import project_root
-from cibr_book.pages import between_explorer, curve, draw
+from cibr_book.pages import between_explorer, draw
 
 _DRAW = "book/train"
 _ARCHIVE = "cibr.zip"
 _CARD = "_images/beta.png"  # what a link to a page is shown with
-_PAGES = {"curve": curve, "draw": draw, "between": between_explorer}
+_PAGES = {"draw": draw, "between": between_explorer}
 _FIGURE_SCALE = 2  # a figure's pixels for one of the page: figures have 200 dpi, pages show 100
 
 # The parts of MathJax that tex-chtml.js loads: fonts, TeX extensions, and its spoken mathematics.

@@ -1,5 +1,4 @@
-"""Estimators of mutual information, in nats, and samplers with known mutual information to test
-them.
+"""Estimators of mutual information, in nats, and Gaussian samples with known information.
 
 A critic scores every pair, scores[i, j] = T(x_i, y_j). The diagonal contains samples of the joint
 distribution P, the rest samples of the product of the marginals Q. With the critic T = log p(x,y) /
@@ -10,26 +9,16 @@ small batch.
     NWJ        lower bound in expectation          variance grows like e^I
     DV         lower bound as n grows              the log of a batch mean is too small: too high
     SMILE      no bound                            the clipped e^T misses most of the mean: too high
-    plug-in    no bound                            as good as the critic
     CLUB       upper bound for the true q(y|x)     none for a fitted one
 
-Source: Poole et al. (2019, arXiv 1905.06922) for the family, Kraskov et al. (2004) for KSG, which
-needs no critic, Czyz et al. (2023, arXiv 2306.11078), section 3, for the families of samplers,
-which are implemented here.
+Source: Poole et al. (2019, arXiv 1905.06922) for the family.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 
-import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
-from scipy.special import digamma, gammaln
-from sklearn.neighbors import KDTree, NearestNeighbors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -112,13 +101,6 @@ def jsd_objective(scores: Scores) -> Nats:
     return -F.softplus(-joint).mean() - F.softplus(mismatched).mean()
 
 
-def plug_in_nats(scores: Scores) -> Nats:
-    """E_P[T]: the information if T is the log ratio of densities, as a critic of `jsd_objective`
-    tends to be.
-    """
-    return scores.diagonal().mean()
-
-
 def club_nats(log_q: Scores) -> Nats:
     """CLUB: E_P[log q(y|x)] - E_Q[log q(y|x)], an upper bound if q is the true conditional.
 
@@ -191,12 +173,10 @@ READINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "NWJ": nwj_nats,
     "InfoNCE": nce_nats,
     "SMILE": smile_nats,
-    "JSD": plug_in_nats,
     "CLUB": club_nats,
 }
-# What a critic is trained to maximise. `MINE` also uses a moving average and `CLUB` the likelihood;
-# `SMILE` has the critic of `JSD`.
-_OBJECTIVES = {"NWJ": nwj_nats, "InfoNCE": nce_nats, "JSD": jsd_objective, "SMILE": jsd_objective}
+# What a critic is trained to maximise; `MINE` also uses a moving average and `CLUB` the likelihood.
+_OBJECTIVES = {"NWJ": nwj_nats, "InfoNCE": nce_nats, "SMILE": jsd_objective}
 
 
 def fit_critic(
@@ -246,7 +226,7 @@ def fit_critic(
 
 
 def estimate_nats(
-    x: X, y: Y, estimators: Sequence[str], batch_size: int = 128, **options
+    x: X, y: Y, estimators: Sequence[str] = tuple(READINGS), batch_size: int = 128, **options
 ) -> dict[str, float]:
     """I(X;Y) from samples by several estimators, with critics trained on one half and evaluated on
     the other.
@@ -257,7 +237,7 @@ def estimate_nats(
     Args:
         x: samples, [n, d].
         y: samples, row i drawn jointly with row i of x, [n, e].
-        estimators: of `READINGS`; `SMILE` and `JSD` share a critic.
+        estimators: of `READINGS`.
         batch_size: pairs per training step, and per batch of InfoNCE.
         options: of `fit_critic`.
 
@@ -270,75 +250,15 @@ def estimate_nats(
     _check_samples(x, y, least=2 * max(batch_size, 2 * _N_BLOCKS))
     half = len(x) // 2
     x, y = (((s - s[:half].mean(0)) / s[:half].std(0).clamp(min=1e-12)).float() for s in (x, y))
-    trained: dict[str, nn.Module] = {}
     nats = {}
     for estimator in estimators:
-        key = "JSD" if estimator == "SMILE" else estimator
-        if key not in trained:
-            trained[key] = fit_critic(x[:half], y[:half], key, batch_size=batch_size, **options)
+        critic = fit_critic(x[:half], y[:half], estimator, batch_size=batch_size, **options)
         size = batch_size if estimator == "InfoNCE" else (len(x) - half) // _N_BLOCKS
         blocks = zip(x[half:].split(size), y[half:].split(size), strict=True)
         with torch.no_grad():
-            scores = [trained[key](a, b) for a, b in blocks if len(a) == size]
-            nats[estimator] = torch.stack([READINGS[estimator](s) for s in scores]).mean().item()
+            values = [READINGS[estimator](critic(a, b)) for a, b in blocks if len(a) == size]
+        nats[estimator] = torch.stack(values).mean().item()
     return nats
-
-
-def estimate_rows(
-    tasks: Sequence["InformationTask"], n_samples: int, seeds: Sequence[int], **options
-) -> pd.DataFrame:
-    """Estimates of every estimator, including KSG, on fresh samples of every task.
-
-    Args:
-        tasks: samplers with their true information.
-        n_samples: samples per task; half of them train a critic, KSG uses all.
-        seeds: of samples, weights and batches, one run each.
-        options: of `estimate_nats`.
-
-    Returns:
-        Tidy rows with the columns `task, truth, seed, estimator, nats`.
-    """
-    rows = []
-    for task, seed in itertools.product(tasks, seeds):
-        x, y = task.sample(n_samples, seed)
-        estimates = estimate_nats(x, y, tuple(READINGS), seed=seed, **options)
-        estimates["KSG"] = ksg_nats(x, y)
-        rows += [(task.name, task.nats, seed, name, nats) for name, nats in estimates.items()]
-    return pd.DataFrame(rows, columns=["task", "truth", "seed", "estimator", "nats"])
-
-
-def ksg_nats(x: X, y: Y, n_neighbors: int = 3) -> float:
-    """Kraskov, Stoegbauer and Grassberger: psi(k) + psi(n) - E[psi(n_x + 1) + psi(n_y + 1)], not a
-    bound.
-
-    n_x and n_y count the neighbours of x and y within the distance of the k-th joint neighbour,
-    with scikit-learn's trees. In one dimension it is
-    `sklearn.feature_selection.mutual_info_regression`, clipped at 0.
-
-    Source: Kraskov et al. (2004, arXiv cond-mat/0305641), eq. 8, with the maximum norm.
-
-    Args:
-        x: samples, [n, d].
-        y: samples, row i drawn jointly with row i of x, [n, e].
-        n_neighbors: k; a small one has less bias, a large one less variance.
-
-    Returns:
-        Nats.
-
-    Raises:
-        ValueError: shapes that do not fit, or fewer than k + 1 samples.
-    """
-    _check_samples(x, y, least=max(2, n_neighbors + 1))
-    sides = [(side / side.std(0).clamp(min=1e-30)).double().numpy() for side in (x, y)]
-    neighbors = NearestNeighbors(n_neighbors=n_neighbors, metric="chebyshev").fit(np.hstack(sides))
-    distance = neighbors.kneighbors()[0][:, -1]
-    # Strictly closer than the k-th neighbour; each point counts itself, which is the + 1.
-    radius = np.nextafter(distance, 0)
-    marginal = 0.0
-    for side in sides:
-        counts = KDTree(side, metric="chebyshev").query_radius(side, radius, count_only=True)
-        marginal += digamma(counts).mean()
-    return float(digamma(len(x)) + digamma(n_neighbors) - marginal)
 
 
 def _check_samples(x: Tensor, y: Tensor, least: int) -> None:
@@ -346,46 +266,6 @@ def _check_samples(x: Tensor, y: Tensor, least: int) -> None:
         got = f"got {list(x.shape)} and {list(y.shape)}"
         raise ValueError(f"x and y must be [n, d] and [n, e], n at least {least}, {got}")
     check_finite(x=x, y=y)
-
-
-# Invertible maps of single coordinates, which do not change the information.
-MAPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "half-cube": lambda x: x * x.abs().sqrt(),
-    "asinh": torch.asinh,
-    "wiggly": lambda x: x + 0.4 * torch.sin(x) + 0.3 * torch.sin(1.7 * x + 1),
-}
-
-
-@dataclass(frozen=True)
-class InformationTask:
-    """A named, preconfigured sampler and its true information.
-
-    Args:
-        name: for tables.
-        nats: the true I(X;Y).
-        draw: takes a number of samples and a generator, and returns x [n, d] and y [n, e].
-    """
-
-    name: str
-    nats: float
-    draw: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
-
-    def sample(self, n: int, seed: int = 0) -> tuple[X, Y]:
-        """n pairs, float64, determined by the seed."""
-        return self.draw(n, torch.Generator().manual_seed(seed))
-
-    def seen_through(self, name: str) -> "InformationTask":
-        """The task with every coordinate transformed by one of `MAPS`, which keeps the information.
-
-        Raises:
-            ValueError: an unknown map.
-        """
-        check_known("map", name, MAPS)
-
-        def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-            return tuple(MAPS[name](side) for side in self.draw(n, generator))
-
-        return InformationTask(f"{self.name}, {name}", self.nats, draw)
 
 
 def correlation_of(nats: float, dim: int = 1) -> float:
@@ -399,74 +279,23 @@ def correlation_of(nats: float, dim: int = 1) -> float:
     return math.sqrt(-math.expm1(-2 * nats / dim))
 
 
-def _correlated(dim: int, rho: float, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def gaussian_pairs(dim: int, nats: float, n: int, seed: int = 0) -> tuple[X, Y]:
+    """Samples of dim independent pairs of Gaussians with equal correlation, float64.
+
+    Args:
+        dim: number of pairs of coordinates.
+        nats: their total information.
+        n: number of samples.
+        seed: of the samples.
+    """
+    rho = correlation_of(nats, dim)
+    generator = torch.Generator().manual_seed(seed)
     x, noise = (torch.randn(n, dim, generator=generator, dtype=torch.float64) for _ in range(2))
     return x, rho * x + math.sqrt(1 - rho**2) * noise
 
 
-def gaussian_task(dim: int, nats: float) -> InformationTask:
-    """A task of dim independent pairs of Gaussians with equal correlation."""
-    rho = correlation_of(nats, dim)
-    return InformationTask(f"Gaussian {dim} x {dim}", nats, partial(_correlated, dim, rho))
-
-
-def sparse_task(dim: int = 5, n_pairs: int = 2, correlation: float = 0.8) -> InformationTask:
-    """A Gaussian task in which only the first n_pairs coordinates of x and y are correlated.
-
-    Two pairs with correlation 0.8 have -log(1 - 0.64) = 1.0217 nats, the value in Czyz et al.
-    (2023).
-    """
-
-    def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        x, y = _correlated(dim, 0.0, n, generator)
-        noise = math.sqrt(1 - correlation**2) * y[:, :n_pairs]
-        y[:, :n_pairs] = correlation * x[:, :n_pairs] + noise
-        return x, y
-
-    nats = -n_pairs * math.log1p(-(correlation**2)) / 2
-    return InformationTask(f"{n_pairs} pairs in {dim} x {dim}", nats, draw)
-
-
-def student_task(dim: int, dof: float, nats_of_gaussian: float = 0.0) -> InformationTask:
-    """A multivariate Student t task: x and y share a heavy-tailed scale, which adds information."""
-    rho = correlation_of(nats_of_gaussian, dim)
-
-    def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        x, y = _correlated(dim, rho, n, generator)
-        # Chi-squared as a Gamma, by torch's internal sampler, which takes a generator.
-        shape = torch.full((n, 1), dof / 2, dtype=torch.float64)
-        scale = torch.sqrt(dof / (2 * torch._standard_gamma(shape, generator=generator)))
-        return scale * x, scale * y
-
-    nats = nats_of_gaussian + student_excess_nats(dof, dim, dim)
-    return InformationTask(f"Student {dim} x {dim}, {dof:g} d.o.f.", nats, draw)
-
-
-def student_excess_nats(dof: float, dim_x: int, dim_y: int) -> float:
-    """Information of a multivariate Student t beyond that of the Gaussian with the same dispersion.
-
-    f(v) + f(v + m + n) - f(v + m) - f(v + n) with f(x) = log Gamma(x/2) - x/2 psi(x/2).
-
-    Source: the entropies of Arellano-Valle et al. (2013), eq. 7, as in Czyz et al. (2023, arXiv
-    2306.11078).
-
-    Args:
-        dof: degrees of freedom > 0.
-        dim_x: m.
-        dim_y: n.
-
-    Returns:
-        Nats.
-    """
-
-    def f(x: float) -> float:
-        return float(gammaln(x / 2) - x / 2 * digamma(x / 2))
-
-    return f(dof) + f(dof + dim_x + dim_y) - f(dof + dim_x) - f(dof + dim_y)
-
-
 def gaussian_log_ratio(x: X, y: X, correlation: float) -> Scores:
-    """The optimal critic of `gaussian_task`: log p(x_i, y_j) / p(x_i) p(y_j), [n, n], in nats."""
+    """The optimal critic of `gaussian_pairs`: log p(x_i, y_j) / p(x_i) p(y_j), [n, n], in nats."""
     gap = 1 - correlation**2
     squares = correlation**2 * ((x**2).sum(1)[:, None] + (y**2).sum(1)[None])
     return -x.shape[1] * math.log(gap) / 2 - (squares - 2 * correlation * x @ y.T) / (2 * gap)

@@ -1,0 +1,356 @@
+"""A Gaussian world of images and texts: the information of linear encoders from determinants.
+
+Information is measured with noise of a stated level. `contrast_rows` ties it to the temperature, a
+convention: exp(<u, z> / temperature) is proportional, for z of one length, to a Gaussian density of
+variance temperature around u.
+
+Source: Cover & Thomas, Elements of Information Theory (2006), for the identities; Chechik et al.
+(2005, JMLR 6) for the optimal linear encoder.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from cibr_book.worlds.training import Pair, Settings, check_positive, train
+
+Nats = Float64[Tensor, ""]
+Covariance = Float64[Tensor, "n n"]
+Ints = Sequence[int]
+
+
+def conditional_covariance(covariance: Covariance, a: Ints, given: Ints) -> Float64[Tensor, "a a"]:
+    """Conditional covariance of A given B, S_aa - S_ab S_bb^-1 S_ba.
+
+    Args:
+        covariance: of all variables, positive definite.
+        a: the indices of A.
+        given: the indices of B.
+
+    Returns:
+        The covariance of A given B.
+
+    Raises:
+        ValueError: a covariance that is not positive definite.
+    """
+    _check_covariance(covariance)
+    across = covariance[a][:, given]
+    explained = across @ torch.linalg.solve(covariance[given][:, given], across.T)
+    return covariance[a][:, a] - explained
+
+
+def gaussian_information_nats(covariance: Covariance, a: Ints, b: Ints, given: Ints = ()) -> Nats:
+    """I(A;B) or I(A;B|C) of jointly Gaussian variables, from determinants of covariance blocks.
+
+    Source: Cover & Thomas (2006), section 8.5.
+
+    Args:
+        covariance: of all variables, positive definite.
+        a: the indices of A.
+        b: the indices of B, disjoint from A's.
+        given: the indices of C, disjoint from A's and B's.
+
+    Returns:
+        Nats, a scalar, differentiable.
+
+    Raises:
+        ValueError: a covariance that is not positive definite, or blocks that share an index.
+    """
+    _check_covariance(covariance)
+    if len({*a, *b, *given}) < len(a) + len(b) + len(given):
+        raise ValueError("the blocks must have no index in common: a variable determines itself")
+
+    def log_det(*block: int) -> Tensor:  # 0 for an empty block
+        return torch.logdet(covariance[[*block]][:, [*block]])
+
+    separate = log_det(*a, *given) + log_det(*b, *given)
+    return (separate - log_det(*a, *b, *given) - log_det(*given)) / 2
+
+
+def canonical_correlations(covariance: Covariance, a: Ints, b: Ints) -> Float64[Tensor, " k"]:
+    """Canonical correlations of A and B, largest first: singular values of S_a^-1/2 S_ab S_b^-1/2.
+
+    Args:
+        covariance: of all variables, positive definite.
+        a: the indices of A.
+        b: the indices of B.
+
+    Returns:
+        Correlations in [0, 1), as many as variables in the smaller block.
+
+    Raises:
+        ValueError: a covariance that is not positive definite.
+    """
+    _check_covariance(covariance)
+    root_a, root_b = (torch.linalg.cholesky(covariance[block][:, block]) for block in (a, b))
+    left = torch.linalg.solve_triangular(root_a, covariance[a][:, b], upper=False)
+    return torch.linalg.svdvals(torch.linalg.solve_triangular(root_b, left.T, upper=False))
+
+
+@dataclass(frozen=True)
+class GaussianWorld:
+    """A world of Gaussian images and texts; build one with `gaussian_world`.
+
+    Args:
+        covariance: of (x_v, x_t).
+        mix_image: rotation of the image's factors, x_v = mix_image @ (shared, image-only).
+        mix_text: the same for the text.
+        correlations: of the shared factors of image and text.
+    """
+
+    covariance: Covariance
+    mix_image: Float64[Tensor, "v v"]
+    mix_text: Float64[Tensor, "t t"]
+    correlations: Float64[Tensor, " s"]
+
+    @property
+    def image(self) -> list[int]:
+        """The indices of x_v in the covariance."""
+        return list(range(len(self.mix_image)))
+
+    @property
+    def text(self) -> list[int]:
+        """The indices of x_t in the covariance."""
+        return list(range(len(self.mix_image), len(self.covariance)))
+
+
+def gaussian_world(
+    correlations: Sequence[float] = (0.95, 0.8, 0.5),
+    n_image: int = 5,
+    n_text: int = 3,
+    seed: int = 0,
+) -> GaussianWorld:
+    """A world of shared factors with given correlations and image-only and text-only factors, of
+    unit variance.
+
+    The factors of each modality are mixed by a random rotation, so that no coordinate is one of
+    them.
+
+    Args:
+        correlations: between the image's and the text's copy of each shared factor, in (0, 1).
+        n_image: number of image-only factors.
+        n_text: number of text-only factors.
+        seed: of the rotations.
+
+    Returns:
+        The world.
+
+    Raises:
+        ValueError: a correlation outside (0, 1).
+    """
+    rho = torch.tensor(correlations, dtype=torch.float64)
+    if not bool(((rho > 0) & (rho < 1)).all()):
+        raise ValueError(f"correlations must lie in (0, 1), got {list(correlations)}")
+    generator = torch.Generator().manual_seed(seed)
+    dim_image, dim_text = len(rho) + n_image, len(rho) + n_text
+    square = [
+        torch.randn(n, n, generator=generator, dtype=torch.float64) for n in (dim_image, dim_text)
+    ]
+    mix_image, mix_text = (torch.linalg.qr(each).Q for each in square)
+    factors = torch.zeros(dim_image, dim_text, dtype=torch.float64)
+    factors[range(len(rho)), range(len(rho))] = rho
+    covariance = torch.eye(dim_image + dim_text, dtype=torch.float64)
+    covariance[:dim_image, dim_image:] = mix_image @ factors @ mix_text.T
+    covariance[dim_image:, :dim_image] = covariance[:dim_image, dim_image:].T
+    return GaussianWorld(covariance, mix_image, mix_text, rho)
+
+
+def linear_encoder_nats(
+    world: GaussianWorld, weights: Float64[Tensor, "d v"], noise_variance: float = 1.0
+) -> dict[str, Nats]:
+    """Exact mutual information of the linear encoder Z_v = W x_v + noise.
+
+    Args:
+        world: images and texts.
+        weights: W, [d, dim_image].
+        noise_variance: of each coordinate of the noise, > 0: without noise the residual is
+            infinite.
+
+    Returns:
+        Scalars in nats, `sufficiency_nats` I(Z_v;X_t), `image_nats` I(Z_v;X_v),
+        `residual_image_nats` I(Z_v;X_v|X_t), and `nuisance_image_nats` I(Z_v;V|S), the part of the
+        residual about the image-only factors V; the rest is about the shared factors S where the
+        text leaves them uncertain.
+
+    Raises:
+        ValueError: a noise variance that is not positive.
+    """
+    check_positive("noise_variance", noise_variance)
+    identity = torch.eye(len(weights), dtype=torch.float64)
+    given_text = conditional_covariance(world.covariance, world.image, world.text)
+    image_only = world.mix_image[:, len(world.correlations) :]
+
+    def log_det(of_image: Tensor) -> Tensor:
+        """log det of the covariance of Z_v, in units of the noise, for a covariance of x_v."""
+        return torch.logdet(identity + weights @ of_image @ weights.T / noise_variance)
+
+    everything = log_det(torch.eye(len(given_text), dtype=torch.float64))
+    remaining = log_det(given_text)
+    return {
+        "sufficiency_nats": (everything - remaining) / 2,
+        "image_nats": everything / 2,
+        "residual_image_nats": remaining / 2,
+        "nuisance_image_nats": log_det(image_only @ image_only.T) / 2,
+    }
+
+
+def optimal_linear_encoder(world: GaussianWorld, beta: float) -> Float64[Tensor, "s v"]:
+    """W of the encoder Z_v = W x_v + N(0, I) that maximises I(Z_v;X_t) - beta * I(Z_v;X_v|X_t).
+
+    With that of the other modality it maximises (I(Z_v;X_t) + I(Z_t;X_v)) / 2 - beta * R, R being
+    the mean of both residuals.
+
+    Source: Chechik et al. (2005, JMLR 6), theorem 3.1, whose beta is (1 + beta) / beta here.
+
+    Args:
+        world: images and texts.
+        beta: weight of the residual, > 0: at 0 the optimal gain is infinite.
+
+    Returns:
+        W, one row per canonical direction, in the order of the world's correlations.
+
+    Raises:
+        ValueError: beta is not positive.
+    """
+    gain = bottleneck_variance(world.correlations, beta).sqrt()
+    return gain[:, None] * world.mix_image[:, : len(gain)].T
+
+
+def bottleneck_variance(correlations: Float64[Tensor, " s"], beta: float) -> Float64[Tensor, " s"]:
+    """Variance of a canonical direction in the bottleneck's embedding, in units of the noise.
+
+    With c = beta / (1 + beta) it is (rho^2 / c - 1) / (1 - rho^2), and 0 if rho^2 <= c; see
+    `optimal_linear_encoder`.
+    """
+    check_positive("beta", beta)
+    squared = correlations**2
+    c = beta / (1 + beta)
+    return torch.clamp((squared / c - 1) / (1 - squared), min=0)
+
+
+def clip_price(
+    rho: float | Float64[Tensor, " s"], noise_ratio: float = 1.0
+) -> float | Float64[Tensor, " s"]:
+    """The beta at which a Gaussian bottleneck keeps a direction as CLIP does: the book's theorem 2.
+
+    CLIP's optimum with linear towers of the least mean squared length gives a direction of
+    correlation rho the variance temperature * rho. `bottleneck_variance` is the same at
+    rho^2 / ((1 - rho^2)(1 + r rho)), where r = temperature / noise variance.
+
+    Args:
+        rho: canonical correlations in (0, 1), a number or a tensor.
+        noise_ratio: r; 1 for the noise that the temperature implies.
+
+    Returns:
+        beta, of the type of rho; it rises strictly with rho.
+    """
+    return rho**2 / ((1 - rho**2) * (1 + noise_ratio * rho))
+
+
+def _check_covariance(covariance: Tensor) -> None:
+    lowest = torch.linalg.eigvalsh(covariance.detach())[0].item()
+    if not lowest > 0:
+        raise ValueError(f"covariance must be positive definite, an eigenvalue is {lowest:.3g}")
+
+
+def train_gaussian(
+    world: GaussianWorld,
+    settings: Sequence[Settings],
+    seeds: Sequence[int] = (0,),
+    n_steps: int = 300,
+    dim: int = 8,
+    batch_size: int = 128,
+    start: float = 1.0,
+    **options,
+) -> tuple[Float64[Tensor, "runs seeds d v"], Float64[Tensor, "runs seeds d t"]]:
+    """Trains two linear encoders on fresh Gaussian pairs; embeddings have mean squared length 1.
+
+    The mean power of the embedding is fixed, not the norm of each vector, so that Z_v = W x_v +
+    noise stays Gaussian and its information exact.
+
+    Args:
+        world: images and texts.
+        settings: one of each run.
+        seeds: of weights, pairs and noise.
+        n_steps: of AdamW at a constant rate; 0 for the untrained encoders.
+        dim: width of the embeddings.
+        batch_size: pairs per step.
+        start: standard deviation of the first weights.
+        options: of `train`; `length="free"` for embeddings of any length.
+
+    Returns:
+        W of the images and of the texts, each with tr(W W^T) = 1 unless the length is free.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    sizes = [len(world.image), len(world.text)]
+    root = torch.linalg.cholesky(world.covariance)
+
+    def drawn(n_rows: int, n_columns: int) -> Float64[Tensor, "seeds n_rows n_columns"]:
+        size = n_rows, n_columns
+        return torch.stack([torch.randn(size, generator=g, dtype=root.dtype) for g in generators])
+
+    def batch(step: int) -> Pair:
+        return (drawn(batch_size, len(root)) @ root.T)[None].split(sizes, -1)
+
+    options = {"length": "mean"} | options
+    first = [[start * drawn(dim, n).mT[None]] for n in sizes]
+    weights = train(first, batch, settings, seeds, n_steps, **options).weights
+    maps = [side[-1] for side in weights]
+    if options["length"] == "mean":
+        maps = [side / side.norm(dim=(-2, -1), keepdim=True) for side in maps]
+    return tuple(side.mT for side in maps)
+
+
+def contrast_rows(
+    world: GaussianWorld,
+    temperatures: Sequence[float],
+    dims: Sequence[int],
+    seeds: Sequence[int],
+    decay: float = 0.0,
+    **options,
+) -> pd.DataFrame:
+    """`train_gaussian` at several temperatures and widths, measured before and after by
+    `linear_encoder_nats`, with the temperature as the noise variance.
+
+    Args:
+        world: images and texts.
+        temperatures: of the softmax.
+        dims: widths of the embedding.
+        seeds: of weights and pairs; both measurements share the initial weights.
+        decay: weight decay.
+        options: of the training.
+
+    Returns:
+        Tidy rows of `temperature, dim, seed, trained`, the information in nats and
+        `nuisance_in_span`: the share of the squared length of the image-only factors' embeddings
+        that lies in the span of the texts' embeddings, from 0 to 1.
+    """
+    rows = []
+    settings = [Settings(temperature, decay=decay) for temperature in temperatures]
+    runs = list(itertools.product(enumerate(temperatures), enumerate(seeds)))
+    for dim, trained in itertools.product(dims, (False, True)):
+        training = options if trained else {"n_steps": 0}
+        towers = train_gaussian(world, settings, seeds, dim=dim, **training)
+        for (i, temperature), (j, seed) in runs:
+            image, text = (side[i, j] for side in towers)
+            nats = linear_encoder_nats(world, image, temperature)
+            image_only = (image @ world.mix_image[:, len(world.correlations) :]).T
+            inside = within_reach(image_only, text.T)
+            nats["nuisance_in_span"] = inside.square().sum() / image_only.square().sum()
+            row = dict(temperature=temperature, dim=dim, seed=seed, trained=trained)
+            rows.append(row | {name: float(value) for name, value in nats.items()})
+    return pd.DataFrame(rows)
+
+
+def within_reach(
+    images: Float64[Tensor, "n d"], texts: Float64[Tensor, "m d"]
+) -> Float64[Tensor, "n d"]:
+    """The part of the images' embeddings in the linear span of the texts' embeddings."""
+    directions, lengths, _ = torch.linalg.svd(texts.T, full_matrices=False)
+    span = directions[:, lengths > 1e-9 * lengths[0]]
+    return images @ span @ span.T

@@ -1,0 +1,271 @@
+"""The discrete world against brute force: loops over every outcome, quadrature, and adversaries of
+theorem 1.
+"""
+
+import itertools
+import math
+from collections import defaultdict
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from cibr.losses import CIBRLoss
+from cibr.losses.clip import clip_loss
+from cibr.losses.penalties import Anchor
+from cibr.losses.vmf import vmf_log_normalizer
+from cibr_book.worlds.discrete import (
+    DiscreteWorld,
+    PopulationLoss,
+    adversary,
+    averaged,
+    backward_posterior,
+    discrete_world,
+    embedding_informations,
+    encoder_informations,
+    representatives,
+    residual_bound_nats,
+)
+from cibr_book.worlds.gaussian import within_reach
+
+WORLD = discrete_world()
+SMALL = discrete_world((0.3, 0.05), n_image=2, n_text=1)  # 8 images, 4 texts
+LOSSES = {n: PopulationLoss(SMALL, n) for n in (2, 3, None)}
+CASES = {"n": st.sampled_from(list(LOSSES)), "dim": st.sampled_from([1, 2, 8])}
+CASES |= {"temperature": st.sampled_from([0.05, 0.3, 2.0]), "seed": st.integers(0, 999)}
+
+
+def randn(*size, seed=0):
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def towers(dim, seed=0, n_images=8, n_texts=4):
+    return F.normalize(randn(n_images + n_texts, dim, seed=seed), dim=1).split([n_images, n_texts])
+
+
+def tables(world, seed=0):
+    sizes = enumerate(world.joint.shape, start=seed)
+    return [(2 * randn(n, 3, seed=i)).softmax(1) for i, n in sizes]
+
+
+def swapped(world):
+    factors = world.text_shared, world.text_only, world.shared, world.image_only
+    return DiscreteWorld(world.joint.T, *factors)
+
+
+def information_by_loops(outcomes, a, b, c=()):
+    """I(A;B|C) from a dict of probabilities of outcomes, A, B and C being places in the outcome."""
+    marginals = {}
+    for places in (a + b + c, a + c, b + c, c):
+        marginals[places] = defaultdict(float)
+        for outcome, p in outcomes.items():
+            marginals[places][tuple(outcome[i] for i in places)] += p
+    total = 0.0
+    for outcome, p in outcomes.items():
+        abc, ac, bc, of_c = (
+            sums[tuple(outcome[i] for i in places)] for places, sums in marginals.items()
+        )
+        total += p * math.log(abc * of_c / (ac * bc)) if p > 0 else 0.0
+    return total
+
+
+def test_texts_confuse_each_pair_of_shared_values_as_often_as_asked():
+    world = discrete_world((0.3, 0.0), 3, 2)
+    chances = torch.block_diag(torch.tensor([[0.7, 0.3], [0.3, 0.7]]), torch.eye(2)).double()
+    shared = torch.arange(4)
+    assert torch.equal(world.shared, shared.repeat_interleave(3))
+    assert torch.equal(world.text_shared, shared.repeat_interleave(2))
+    assert world.image_only.tolist() == [0, 1, 2] * 4 and world.text_only.tolist() == [0, 1] * 4
+    expected = chances[world.shared][:, world.text_shared] / (4 * 3 * 2)
+    torch.testing.assert_close(world.joint, expected)
+
+
+@settings(max_examples=5, deadline=None)
+@given(confusions=st.tuples(st.floats(0, 0.5), st.floats(0, 0.5)), seed=st.integers(0, 99))
+def test_informations_of_encoders_are_those_of_brute_force_enumeration(confusions, seed):
+    world = discrete_world(confusions, 2, 2)
+    image_encoder, text_encoder = tables(world, seed)
+    outcomes = {}  # (z_v, x_v, s, v, x_t, z_t)
+    for i, j, k, m in itertools.product(range(8), range(8), range(3), range(3)):
+        key = (k, i, i // 2, i % 2, j, m)
+        outcomes[key] = (world.joint[i, j] * image_encoder[i, k] * text_encoder[j, m]).item()
+    places = {
+        "shared_nats": ((0,), (5,)),
+        "sufficiency_nats": ((0,), (4,)),
+        "image_nats": ((0,), (1,)),
+        "residual_image_nats": ((0,), (1,), (4,)),
+        "residual_text_nats": ((5,), (4,), (1,)),
+        "nuisance_image_nats": ((0,), (3,), (2,)),
+    }
+    expected = {name: information_by_loops(outcomes, *of) for name, of in places.items()}
+    residuals = expected["residual_image_nats"] + expected["residual_text_nats"]
+    expected["residual_nats"] = residuals / 2
+    nats = encoder_informations(world, image_encoder, text_encoder)
+    found = {name: value.item() for name, value in nats.items()}
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999))
+def test_residual_bound_lies_above_the_truth_by_the_divergence_from_the_posterior(seed):
+    encoder, other = tables(WORLD, seed)  # of the texts, any table of three codes
+    truth = encoder_informations(WORLD, encoder, other)["residual_image_nats"].item()
+    posterior = backward_posterior(WORLD.joint, encoder)
+    at_posterior = residual_bound_nats(WORLD.joint, encoder, posterior).item()
+    assert at_posterior == pytest.approx(truth, rel=1e-9)
+    gap = (WORLD.joint.sum(0)[:, None] * posterior * (posterior / other).log()).sum().item()
+    bound = residual_bound_nats(WORLD.joint, encoder, other).item()
+    assert bound == pytest.approx(truth + gap) and bound > truth
+
+
+def test_information_of_noisy_embeddings_and_its_gradient_are_those_of_quadrature_on_the_circle():
+    kappa, n = 8.0, 2000
+    angles = 2 * math.pi * torch.rand(12, generator=torch.Generator().manual_seed(3)).double()
+    angles.requires_grad_()
+    embeddings = torch.stack([angles.cos(), angles.sin()], 1)
+    grid = torch.arange(n, dtype=torch.float64) * 2 * math.pi / n
+    log_density = vmf_log_normalizer(kappa, 2) + kappa * torch.cos(grid - angles[:, None])
+    table = log_density.softmax(1)  # of the points of the grid, by image
+    exact = encoder_informations(WORLD, table, torch.ones(8, 1, dtype=torch.float64))
+    sampled = embedding_informations(WORLD, embeddings, kappa)
+    error = sampled["standard_error"].item()
+    assert 0 < error < 0.01
+    for name in ("image_nats", "sufficiency_nats", "residual_image_nats", "nuisance_image_nats"):
+        assert sampled[name].item() == pytest.approx(exact[name].item(), abs=5 * error), name
+        (slope,) = torch.autograd.grad(sampled[name], angles, retain_graph=True)
+        (expected,) = torch.autograd.grad(exact[name], angles, retain_graph=True)
+        # Two thousand draws an image: standard errors of the slopes are below 0.005.
+        torch.testing.assert_close(slope, expected, atol=0.02, rtol=0)
+
+
+def test_the_standard_error_is_the_spread_over_draws():
+    world = discrete_world(n_image=1, n_text=1)
+    embeddings = F.normalize(randn(4, 3), dim=1)
+    drawn = [embedding_informations(world, embeddings, 8.0, seed) for seed in range(40)]
+    residuals = torch.stack([nats["residual_image_nats"] for nats in drawn])
+    # The spread of forty draws is known to about 11 %.
+    assert residuals.std().item() == pytest.approx(drawn[0]["standard_error"].item(), rel=0.35)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_population_loss_is_the_mean_of_the_clip_loss_over_all_batches(batch_size):
+    images, texts = towers(3)
+    cells = [(i, j) for i, j in itertools.product(range(8), range(4)) if SMALL.joint[i, j] > 0]
+    expected = 0.0
+    for batch in itertools.product(cells, repeat=batch_size):
+        v, t = (list(side) for side in zip(*batch, strict=True))
+        chance = math.prod(SMALL.joint[cell].item() for cell in batch)
+        expected += chance * clip_loss(images[v], texts[t], 4.0).item()
+    both = LOSSES[batch_size](torch.stack([images, images.flip(0)]), texts, 0.25)
+    assert both[0].item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_limit_is_that_of_large_batches():
+    images, texts = towers(3)
+    generator = torch.Generator().manual_seed(0)
+    cells = torch.multinomial(SMALL.joint.flatten(), 40_000, True, generator=generator)
+    sampled = [clip_loss(images[c // 4], texts[c % 4], 4.0) for c in cells.split(2000)]
+    mean = torch.stack(sampled).mean().item() - math.log(2000)
+    # Twenty batches of 2,000: the standard error is 0.01.
+    assert LOSSES[None](images, texts, 0.25).item() == pytest.approx(mean, abs=0.03)
+
+
+@settings(max_examples=30, deadline=None)
+@given(**CASES)
+def test_averaging_or_choosing_never_raises_the_loss(n, dim, temperature, seed):
+    images, texts = towers(dim, seed)
+    mean, chosen = averaged(SMALL, images), representatives(SMALL, images)
+    torch.testing.assert_close(mean[0], (images[0] + images[1]) / 2)
+    assert torch.equal(chosen[5], images[[0, 0, 3, 3, 4, 4, 7, 7]])
+    loss = partial(LOSSES[n], texts=texts, temperature=temperature)
+    assert loss(images) - loss(mean) > -1e-12
+    assert loss(images) - loss(chosen).mean() > -1e-12
+    # Equality of (b) where scores depend on the shared factor alone.
+    again = loss(representatives(SMALL, mean)).mean()
+    torch.testing.assert_close(again, loss(mean), atol=1e-12, rtol=0)
+    # And with the modalities exchanged: two texts tell the same.
+    twice = swapped(discrete_world((0.3, 0.05), n_image=1, n_text=2))
+    loss = partial(PopulationLoss(twice, n), texts=texts, temperature=temperature)
+    assert loss(images) - loss(averaged(twice, images)) > -1e-12
+
+
+@pytest.mark.parametrize("loss", LOSSES.values())
+def test_the_loss_sees_nuisance_exactly_within_the_span_of_the_texts(loss):
+    images, texts = towers(8)
+    texts = F.normalize(texts * torch.tensor([1, 1, 1, 1, 0, 0, 0, 0]), dim=1)
+    images = averaged(SMALL, images)
+    sign = torch.tensor([1.0, -1.0]).double().repeat(4)[:, None]
+    beyond, within = torch.eye(8).double()[[6]], texts[:1]
+    at_mean = loss(images, texts, 0.2).item()
+    assert loss(images + sign * beyond, texts, 0.2).item() == pytest.approx(at_mean, abs=1e-12)
+    assert loss(images + 0.1 * sign * within, texts, 0.2).item() > at_mean + 1e-4
+    reach = within_reach(images + sign * beyond, texts)
+    torch.testing.assert_close(reach, within_reach(images, texts))
+    # A direction in which all texts are equal, not zero, shifts an image's scores alike: texts do
+    # not tell images apart by it, but images are told apart by each text.
+    raised = texts + beyond
+    shifted = loss(images + 0.1 * sign * beyond, raised, 0.2).item()
+    assert shifted > loss(images, raised, 0.2).item() + 1e-5
+
+
+def test_pairs_of_two_do_not_see_nuisance_towards_texts_that_an_image_never_has():
+    texts = torch.eye(4).double()
+    images = averaged(SMALL, towers(4)[0])
+    images[:2, 2] += torch.tensor([0.5, -0.5]).double()  # texts 2 and 3 never name the first value
+    chosen = representatives(SMALL, images)
+    two, three = (
+        LOSSES[n](images, texts, 0.3) - LOSSES[n](chosen, texts, 0.3).mean() for n in (2, 3)
+    )
+    assert abs(two) < 1e-12 and three > 1e-4
+
+
+def test_a_mean_made_a_unit_vector_again_can_have_a_higher_loss_where_length_is_short():
+    images, texts = towers(2, seed=3)
+    start = LOSSES[3](images, texts, 0.05)
+    unit = F.normalize(averaged(SMALL, images), dim=1)
+    assert LOSSES[3](unit, texts, 0.05) > start + 0.1
+    assert LOSSES[3](representatives(SMALL, images), texts, 0.05).min() < start
+
+
+def test_the_adversary_finds_a_false_theorem_and_not_a_hole_in_this_one():
+    options = dict(dim=4, temperature=0.3, n_steps=60)
+    for n, replace in itertools.product((2, None), (averaged, representatives)):
+        images, _, least = adversary(SMALL, LOSSES[n], replace, **options)
+        start = adversary(SMALL, LOSSES[n], replace, **options | {"n_steps": 1})[2]
+        assert -1e-12 < least < 0.2 * start
+        torch.testing.assert_close(images.norm(dim=1), torch.ones(8).double())
+
+    def over_the_shared_factor(world, images):  # averages what the texts do tell
+        return images.unflatten(0, (4, 2)).mean(0).repeat(4, 1)
+
+    assert adversary(SMALL, LOSSES[None], over_the_shared_factor, **options)[2] < -0.01
+
+
+def test_the_adversary_seeks_a_small_fall_and_not_only_images_close_to_their_mean():
+    class Spread(PopulationLoss):  # a fall that is the spread itself: nothing to gain
+        def __call__(self, images, texts, temperature):
+            return (images - averaged(SMALL, images)).square().sum(1).mean()
+
+    loss = Spread(SMALL, None)
+    ends = [adversary(SMALL, loss, averaged, 4, 1.0, n_steps=n)[0] for n in (1, 9)]
+    torch.testing.assert_close(*ends)
+
+
+def test_the_anchor_reports_nothing_where_the_embedding_keeps_what_texts_leave_open():
+    corners = torch.eye(4).double()
+    images, texts = corners[WORLD.shared], corners[WORLD.text_shared]
+    kappa = 200.0
+    exact = embedding_informations(WORLD, images, kappa)["residual_image_nats"]
+
+    class Same(torch.nn.Module):
+        def forward(self, image_pooled, text_pooled):
+            return image_pooled, text_pooled
+
+    pairs = torch.multinomial(WORLD.joint.flatten(), 400, True)
+    drawn = images[pairs // 8], texts[pairs % 8]
+    loss_fn = CIBRLoss(1.0, Anchor(Same()), kappa_e=kappa)
+    loss_fn(*drawn, 5.0, image_pooled=drawn[0], text_pooled=drawn[1])
+    assert loss_fn.reports()["beyond_statistic_image_nats"] < 0.01 < 0.35 < exact

@@ -1,0 +1,195 @@
+"""The Gaussian world: determinants in three routes, optima against their neighbours, theorem 2."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from cibr_book.worlds.estimators import nce_nats
+from cibr_book.worlds.gaussian import (
+    bottleneck_variance,
+    canonical_correlations,
+    clip_price,
+    conditional_covariance,
+    contrast_rows,
+    gaussian_information_nats,
+    gaussian_world,
+    linear_encoder_nats,
+    optimal_linear_encoder,
+    train_gaussian,
+)
+from cibr_book.worlds.training import Settings
+
+WORLD = gaussian_world()
+ORDER = [*WORLD.text, *WORLD.image]
+SWAPPED = replace(
+    WORLD,
+    covariance=WORLD.covariance[ORDER][:, ORDER],
+    mix_image=WORLD.mix_text,
+    mix_text=WORLD.mix_image,
+)
+RHO = torch.tensor([0.95, 0.8, 0.5], dtype=torch.float64)
+
+
+def randn(*size, seed=0):
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_gaussian_information_agrees_in_three_routes():
+    covariance, image, text = WORLD.covariance, WORLD.image, WORLD.text
+    determinants = gaussian_information_nats(covariance, image, text)
+    rho = canonical_correlations(covariance, image, text)
+    remaining = conditional_covariance(covariance, image, text)
+    conditional = (torch.logdet(covariance[image][:, image]) - torch.logdet(remaining)) / 2
+    expected = -sum(math.log(1 - rho**2) for rho in RHO.tolist()) / 2
+    for route in (determinants, -torch.log1p(-(rho**2)).sum() / 2, conditional):
+        assert route.item() == pytest.approx(expected, abs=1e-12)
+    factors = WORLD.mix_image.T @ covariance[image][:, text] @ WORLD.mix_text
+    torch.testing.assert_close(factors[:3, :3], RHO.diag())
+    assert factors.square().sum().item() == pytest.approx(RHO.square().sum().item())
+
+
+def test_conditional_gaussian_information_follows_the_chain_rule():
+    a = randn(6, 6)
+    covariance = a @ a.T + torch.eye(6, dtype=torch.float64)
+    together = gaussian_information_nats(covariance, [0, 1], [2, 3, 4, 5])
+    first = gaussian_information_nats(covariance, [0, 1], [2, 3])
+    then = gaussian_information_nats(covariance, [0, 1], [4, 5], given=[2, 3])
+    assert together.item() == pytest.approx((first + then).item(), abs=1e-12)
+
+
+def test_linear_encoder_informations_are_determinants_of_the_whole_covariance():
+    weights = randn(4, 8)
+    nats = linear_encoder_nats(WORLD, weights, 0.3)
+    # Of (factors of the image, x_t, z_v) with z_v = W x_v + noise, written out.
+    mix = torch.block_diag(WORLD.mix_image.T, torch.eye(6).double())
+    lift = torch.cat([mix, F.pad(weights, (0, 6))])
+    covariance = lift @ WORLD.covariance @ lift.T
+    covariance += torch.diag(torch.tensor([0.0] * 14 + [0.3] * 4, dtype=torch.float64))
+    shared, image_only, text, code = [0, 1, 2], [3, 4, 5, 6, 7], [*range(8, 14)], [*range(14, 18)]
+    blocks = {
+        "image_nats": (code, shared + image_only),
+        "sufficiency_nats": (code, text),
+        "residual_image_nats": (code, shared + image_only, text),  # not as a difference
+        "nuisance_image_nats": (code, image_only, shared),
+    }
+    for name, of in blocks.items():
+        expected = gaussian_information_nats(covariance, *of).item()
+        assert nats[name].item() == pytest.approx(expected, abs=1e-12), name
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 2.0])
+def test_no_pair_of_linear_encoders_beats_the_optimal_ones(beta):
+    def objective(weights):  # with R, the mean of both residuals, as in the book's objective
+        sides = zip((WORLD, SWAPPED), weights, strict=True)
+        nats = [linear_encoder_nats(world, w) for world, w in sides]
+        shared = sum(side["sufficiency_nats"] for side in nats) / 2
+        return shared - beta * sum(side["residual_image_nats"] for side in nats) / 2
+
+    optimum = [optimal_linear_encoder(world, beta) for world in (WORLD, SWAPPED)]
+    value = objective(optimum).item()
+    # In closed form, with c = beta / (1 + beta), each kept direction is worth
+    # 1/2 log((1 - c) / (1 - rho^2)) - beta/2 log(rho^2 / c).
+    c = beta / (1 + beta)
+    kept = [r for r in RHO.square().tolist() if r > c]
+    closed = sum(math.log((1 - c) / (1 - r)) - beta * math.log(r / c) for r in kept) / 2
+    assert value == pytest.approx(closed, abs=1e-12)
+    weights = [w.clone().requires_grad_() for w in optimum]
+    for gradient in torch.autograd.grad(objective(weights), weights):
+        assert gradient.abs().max() < 1e-10
+    for seed in range(5):
+        assert objective([w + 0.1 * randn(*w.shape, seed=seed) for w in optimum]) < value
+
+
+@settings(max_examples=40, deadline=None)
+@given(rho=st.floats(0.05, 0.97), ratio=st.floats(0.05, 30), beta=st.floats(0.01, 10))
+def test_the_price_of_clip_makes_the_bottleneck_keep_what_clip_keeps_at_any_noise(rho, ratio, beta):
+    correlation = torch.tensor([rho], dtype=torch.float64)
+    price = clip_price(rho, ratio)
+    assert bottleneck_variance(correlation, price).item() == pytest.approx(ratio * rho)
+    assert clip_price(rho) == pytest.approx(rho**2 / ((1 + rho) ** 2 * (1 - rho)))
+    assert clip_price(rho + 0.01, ratio) > price
+    # Towers (s, x) and (s, -x) have CLIP's score at any x >= 0: every smaller beta has its own.
+    longer = bottleneck_variance(correlation, min(beta, price)).item()
+    assert longer >= ratio * rho * (1 - 1e-9)
+    # A direction is kept exactly where its squared correlation exceeds beta / (1 + beta).
+    kept = bottleneck_variance(correlation, beta).item()
+    assert (kept > 0) == (rho**2 > beta / (1 + beta))
+
+
+def test_towers_of_the_least_length_send_a_direction_to_the_variance_that_the_price_is_for():
+    least = torch.cat([RHO.sqrt().diag(), torch.zeros(2, 3).double()])  # in units of the noise
+    # In canonical coordinates CLIP's score is the diagonal of rho, of both towers' vectors.
+    for seed in range(20):
+        u = randn(5, 3, seed=seed)
+        w = torch.linalg.pinv(u).T @ RHO.diag()  # another tower of texts with the same score
+        off = randn(5, 3, seed=100 + seed)
+        w = w + off - u @ torch.linalg.pinv(u) @ off  # off the images' span
+        torch.testing.assert_close(u.T @ w, RHO.diag())
+        assert u.square().sum() + w.square().sum() > 2 * least.square().sum() + 1e-3
+    prices = clip_price(RHO).tolist()
+    kept = [bottleneck_variance(r[None], b) for r, b in zip(RHO, prices, strict=True)]
+    torch.testing.assert_close(torch.cat(kept), least.square().sum(0))
+
+
+def test_weight_decay_picks_the_towers_of_the_least_length_and_lowers_their_gains():
+    decay = 0.6  # inputs are uncorrelated, of unit variance: weights are vectors
+    towers = [(0.3 * randn(5, 3, seed=seed)).requires_grad_() for seed in (0, 1)]
+    optimizer = torch.optim.LBFGS(towers, max_iter=500, line_search_fn="strong_wolfe")
+
+    def loss():  # minus the limit of theorem 2 (a), in units of the temperature
+        optimizer.zero_grad()
+        gain = towers[0].T @ towers[1]
+        value = gain.square().sum() / 2 - (gain.diagonal() * RHO).sum()
+        value = value + decay / 2 * sum(tower.square().sum() for tower in towers)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    gain = (towers[0].T @ towers[1]).detach()
+    torch.testing.assert_close(gain, (RHO - decay).clamp(min=0).diag(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(towers[0], towers[1], atol=1e-2, rtol=0)
+
+
+def test_no_bilinear_score_beats_the_weighted_canonical_correlations():
+    covariance = WORLD.covariance
+    v, t = covariance[:8, :8], covariance[8:, 8:]
+    cross = covariance[:8, 8:]
+
+    def limit(score):  # of log N - loss for large batches
+        return (score * cross).sum() - (score @ t @ score.T * v).sum() / 2
+
+    optimum = torch.linalg.solve(v, cross) @ torch.linalg.inv(t)
+    best = limit(optimum).item()
+    assert best == pytest.approx(RHO.square().sum().item() / 2)
+    assert all(limit(optimum + 0.1 * randn(8, 6, seed=i)) < best for i in range(5))
+    # The limit itself, from one large batch of pairs.
+    pairs = randn(4000, 14) @ torch.linalg.cholesky(covariance).T
+    sampled = nce_nats(pairs[:, :8] @ optimum @ pairs[:, 8:].T).item()
+    assert sampled == pytest.approx(best, abs=0.05)
+
+
+def test_rows_measure_each_condition_before_and_after_with_the_noise_of_its_temperature():
+    rows = contrast_rows(WORLD, (0.1, 0.5), (4,), (0, 1), decay=0.1, batch_size=16, n_steps=5)
+    assert rows["trained"].tolist() == [False] * 4 + [True] * 4
+    settings = [Settings(0.5, decay=0.1)]
+    images, _ = train_gaussian(WORLD, settings, (1,), 5, dim=4, batch_size=16)
+    nats = linear_encoder_nats(WORLD, images[0, 0], 0.5)
+    assert rows.iloc[-1]["nuisance_image_nats"] == pytest.approx(nats["nuisance_image_nats"].item())
+
+
+def test_training_leaves_nuisance_off_the_span_of_the_texts():
+    before, after = contrast_rows(WORLD, (0.05,), (32,), (0,), n_steps=150).iloc
+    images, texts = (side[0, 0] for side in train_gaussian(WORLD, [Settings(0.05)], (0,), 150, 32))
+    nuisance = (images @ WORLD.mix_image[:, 3:]).T
+    basis = torch.linalg.qr(texts).Q  # six texts' directions: of full rank
+    expected = (nuisance @ basis).square().sum() / nuisance.square().sum()
+    assert after["nuisance_in_span"] == pytest.approx(expected.item(), abs=1e-9)
+    assert after["nuisance_in_span"] < 0.01 < 0.1 < before["nuisance_in_span"]
+    assert after["nuisance_image_nats"] > 0.9 * before["nuisance_image_nats"]
+    narrow = contrast_rows(WORLD, (0.05,), (3,), (0,), n_steps=1)
+    assert narrow["nuisance_in_span"].tolist() == pytest.approx([1.0, 1.0])

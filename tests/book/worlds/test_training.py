@@ -1,0 +1,166 @@
+"""The one trainer against the library's loss and PyTorch, one run at a time."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cibr.losses import CIBRLoss
+from cibr.losses.vmf import vmf_mean_cosine
+from cibr_book.worlds.discrete import discrete_world, train_discrete
+from cibr_book.worlds.gaussian import gaussian_world, train_gaussian
+from cibr_book.worlds.training import Settings, embed, losses, noisy, train
+
+DISCRETE = discrete_world()
+GAUSSIAN = gaussian_world()
+RUNS = [
+    Settings(0.2),
+    Settings(0.05, beta=1.0, kappa=20.0),
+    Settings(0.05, beta=0.3, kappa=20.0, crossfit=True),
+]
+
+
+def randn(*size, seed=0, dtype=torch.float64):
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def library_loss(run):
+    kappa = run.kappa if math.isfinite(run.kappa) else 1e6
+    penalty = "crossfit" if run.crossfit else "vmf"
+    loss_fn = CIBRLoss(run.beta, penalty, kappa_e=kappa)
+    return lambda z: loss_fn(*z, 1 / run.temperature, output_dict=False)
+
+
+def test_losses_are_those_of_the_library_less_log_n():
+    means = F.normalize(randn(2, 3, 2, 12, 5), dim=-1)
+    found = losses(means, RUNS)
+    for i, run in enumerate(RUNS):
+        for j in range(2):
+            expected = library_loss(run)(means[:, i, j]).item()
+            assert found[i, j].item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_samples_are_contrasted_in_their_runs_alone_and_the_penalty_is_that_of_the_means():
+    means = F.normalize(randn(2, 3, 2, 12, 5), dim=-1)
+    runs = [RUNS[0], Settings(0.2, kappa=20.0, sampled=True)]
+    runs.append(Settings(0.2, 3.0, 20.0, sampled=True))
+    found = losses(means, runs, generators(3, 4))
+    drawn = noisy(means, [math.inf, 20.0, 20.0], generators(3, 4))
+    torch.testing.assert_close(drawn[:, 0], means[:, 0])
+    expected = losses(drawn, [Settings(0.2)] * 3)
+    cosines = (means[0, 2] * means[1, 2]).sum(2).mean(1)
+    expected[2] += 3 * 10 * vmf_mean_cosine(20.0, 5) * (1 - cosines)
+    torch.testing.assert_close(found, expected)
+
+
+def test_noise_has_the_mean_cosine_of_its_concentration_and_no_preferred_direction():
+    means = F.normalize(randn(2, 3, 1, 4000, 16), dim=-1)
+    drawn = noisy(means, [16.0, 64.0, math.inf], generators(0))
+    torch.testing.assert_close(drawn.norm(dim=-1), torch.ones(2, 3, 1, 4000).double())
+    cosines = (means * drawn).sum(-1).mean((0, 2, 3))
+    expected = [vmf_mean_cosine(kappa, 16).item() for kappa in (16.0, 64.0)]
+    assert cosines.tolist() == pytest.approx([*expected, 1.0], abs=0.01)
+    off = (drawn - (means * drawn).sum(-1, keepdim=True) * means)[:, 0].mean((0, 1, 2))
+    assert off.abs().max() < 0.02
+
+
+def alone(run, pairs, layers, n_steps, validate):
+    """PyTorch's AdamW on the library's loss, with the first best of five checkpoints."""
+    layers = [layer.clone().requires_grad_() for layer in layers]
+    optimizer = torch.optim.AdamW(layers, lr=run.rate, weight_decay=run.decay)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, run.rate, total_steps=n_steps, cycle_momentum=False
+    )
+    loss_fn, kept = library_loss(run), []
+    for step in range(n_steps):
+        z = [F.normalize(x @ layer, dim=1) for x, layer in zip(pairs, layers, strict=True)]
+        optimizer.zero_grad()
+        loss_fn(z).backward()
+        optimizer.step()
+        cycle.step()
+        if step + 1 in (2, 5, 7, 10, 12):
+            kept.append([layer.detach().clone() for layer in layers])
+    scores = [validate([[layer] for layer in each]).item() for each in kept]
+    return kept[scores.index(max(scores))], max(scores)
+
+
+def test_runs_trained_together_are_those_of_pytorch_one_by_one():
+    pairs = randn(2, 1, 2, 20, 6)
+    first = [[randn(1, 2, 6, 4, seed=side)] for side in (0, 1)]
+    runs = [Settings(0.2, rate=0.01, decay=0.5), Settings(0.5, 0.3, 20.0, rate=0.05)]
+
+    def validate(weights):  # falls and rises, so that neither the first nor the last is best
+        return (3 * weights[0][-1].sum((-2, -1))).sin()
+
+    options = dict(one_cycle=True, validate=validate)
+    together = train(first, lambda step: tuple(pairs), runs, (0, 1), 12, **options)
+    for i, run in enumerate(runs):
+        for j in range(2):
+            layers = [side[0][0, j] for side in first]
+            best, score = alone(run, pairs[:, 0, j], layers, 12, validate)
+            assert together.scores[i, j].item() == pytest.approx(score)
+            for side, expected in zip(together.weights, best, strict=True):
+                torch.testing.assert_close(side[0][i, j], expected)
+
+
+def test_a_run_does_not_depend_on_its_companions_and_masks_differ_with_dropout():
+    pairs = randn(2, 1, 2, 20, 6)
+    first = [[randn(1, 2, 6, 4, seed=side)] for side in (0, 1)]
+    noisy_run = Settings(0.2, kappa=32.0, sampled=True, dropout=0.4)
+    others = [Settings(0.2), noisy_run, Settings(0.2, kappa=64.0, sampled=True, dropout=0.4)]
+    others.append(Settings(0.2, kappa=32.0, sampled=True))
+    ends = [
+        train(first, lambda step: tuple(pairs), runs, (5, 6), 8) for runs in ([noisy_run], others)
+    ]
+    (alone_end,), together = ends[0].weights[0][0], ends[1].weights[0][0]
+    torch.testing.assert_close(alone_end, together[1])
+    distances = [(together[1] - together[i]).abs().max() for i in (0, 2, 3)]
+    assert min(distances) > 1e-3
+
+
+def test_towers_with_a_hidden_layer_are_the_networks_that_pytorch_initialises():
+    images, texts = train_discrete(DISCRETE, [Settings()], (3,), n_steps=0, dim=5)
+    torch.manual_seed(3)
+    nets = [
+        torch.nn.Sequential(
+            torch.nn.Linear(n, 64), torch.nn.ReLU(), torch.nn.Linear(64, 5, bias=False)
+        )
+        for n in (7, 6)
+    ]
+    inputs = F.one_hot(DISCRETE.shared), F.one_hot(DISCRETE.image_only)
+    expected = F.normalize(nets[0].double()(torch.cat(inputs, 1).double()), dim=1)
+    torch.testing.assert_close(images[0, 0], expected)
+    assert texts.shape == (1, 1, 8, 5)
+
+
+def test_a_step_in_the_gaussian_world_descends_the_clip_loss_of_a_fresh_batch():
+    settings = [Settings(0.2, decay=0.1)]
+    after = train_gaussian(GAUSSIAN, settings, (3,), 1, dim=4, batch_size=16)
+    (generator,) = generators(3)
+    draws = [
+        torch.randn(n, generator=generator, dtype=torch.float64) for n in ((4, 8), (4, 6), (16, 14))
+    ]
+    before = [weights.requires_grad_() for weights in draws[:2]]
+    x = (draws[2] @ torch.linalg.cholesky(GAUSSIAN.covariance).T).split([8, 6], 1)
+    image, text = (x[i] @ (before[i] / before[i].norm()).T for i in range(2))
+    scores, target = image @ text.T / 0.2, torch.arange(16)
+    loss = (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
+    gradients = torch.autograd.grad(loss, before)
+    for start, end, gradient in zip(before, after, gradients, strict=True):
+        # The first step of AdamW, at a rate of 0.01.
+        stepped = start * (1 - 0.01 * 0.1) - 0.01 * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(end[0, 0], (stepped / stepped.norm()).detach())
+
+
+def test_embeddings_have_the_length_that_is_asked_for():
+    weights = [[randn(1, 1, 6, 4, seed=side)] for side in (0, 1)]
+    inputs = tuple(randn(2, 1, 1, 50_000, 6))
+    lengths = {how: embed(weights, inputs, how).square().sum(-1) for how in ("unit", "mean")}
+    torch.testing.assert_close(lengths["unit"], torch.ones_like(lengths["unit"]))
+    assert lengths["mean"].mean().item() == pytest.approx(1, abs=0.02)
+    torch.testing.assert_close(embed(weights, inputs, "free")[0], inputs[0] @ weights[0][0])
