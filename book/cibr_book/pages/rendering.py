@@ -28,9 +28,8 @@ _CARD = "_images/beta.png"  # what a link to a page is shown with
 _PAGES = {"draw": draw, "between": between_explorer}
 _FIGURE_SCALE = 2  # a figure's pixels for one of the page: figures have 200 dpi, pages show 100
 
-# The parts of MathJax that tex-chtml.js loads: fonts, TeX extensions, and its spoken mathematics.
+# The parts of MathJax that tex-chtml.js loads: fonts, TeX extensions, MathML for screen readers.
 _MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y")
-_MATHJAX += tuple(f"sre/mathmaps/{language}.json" for language in ("base", "en", "nemeth"))
 # Maps for debuggers, translations of the theme, fonts with a smaller WOFF2 twin, a script that
 # draws icons again.
 _UNUSED = ("**/*.map", "locales/**/*.*")
