@@ -45,27 +45,32 @@ def test_the_content_is_on_disk_before_the_file_has_its_name(tmp_path, monkeypat
     assert link.is_symlink() and (tmp_path / "file.txt").read_text() == "one"
 
 
-def test_provenance_marks_changed_code_but_neither_changed_results_nor_new_files(
-    tmp_path, monkeypatch
-):
-    def git(*arguments: str) -> str:
-        call = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *arguments]
-        return subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()
-
+@pytest.fixture
+def commit(tmp_path, monkeypatch):
+    """Commits the files of a repository that stands for the checkout."""
     monkeypatch.setattr(utils, "project_root", lambda: tmp_path)
     monkeypatch.setattr(utils, "_in_checkout", lambda: True)
+
+    def commit() -> None:
+        who = ["-c", "user.name=n", "-c", "user.email=e"]
+        for command in (["init"], ["add", "."], [*who, "commit", "-m", "Start"]):
+            subprocess.run(["git", "-C", tmp_path, *command], check=True, capture_output=True)
+
+    return commit
+
+
+def test_provenance_marks_changed_code_but_neither_changed_results_nor_new_files(tmp_path, commit):
     assert provenance()["commit"] is None  # no repository
-    (tmp_path / "data" / "results").mkdir(parents=True)
     code, table = tmp_path / "code.py", tmp_path / "data" / "results" / "rows.csv"
-    code.write_text("a = 1\n")
-    table.write_text("a\n1\n")
-    for command in (["init"], ["add", "."], ["commit", "-m", "Start"]):
-        git(*command)
-    commit = git("rev-parse", "HEAD")[:12]
-    table.write_text("a\n1\n2\n")
+    table.parent.mkdir(parents=True)
+    for file in (code, table):
+        file.write_text("1\n")
+    commit()
+    of_commit = provenance()["commit"]
+    table.write_text("2\n")
     (tmp_path / "new.py").touch()
-    assert provenance()["commit"] == commit
-    code.write_text("a = 2\n")
-    assert provenance()["commit"] == commit + "+"
+    assert len(of_commit) == 12 and provenance()["commit"] == of_commit
+    code.write_text("2\n")
+    assert provenance()["commit"] == of_commit + "+"
     versions = provenance()["versions"]
     assert versions["numpy"] == np.__version__ and versions["python"].startswith("3.")

@@ -33,6 +33,7 @@ def test_a_folder_comes_before_cibr_data_and_that_before_the_hub(tmp_path, monke
     assert resolve("flickr8k") == Source("flickr8k", "shards", "clip-benchmark/wds_flickr8k")
     folder = write_shards(tmp_path / "data" / "wds_flickr8k", SHARD)
     assert resolve("flickr8k") == Source("flickr8k", "shards", str(folder))
+    assert load_pairs("flickr8k").captions == [["a shard"]]
     write_photos(Path("flickr8k"))
     assert resolve("flickr8k") == Source("flickr8k", "images", "flickr8k")
     assert not resolve("flickr8k").card
@@ -56,14 +57,6 @@ def test_a_folder_is_of_shards_or_of_images_with_metadata_or_of_parquet_files():
     ):
         assert resolve(write_images(folder, file)).kind == kind
     assert resolve(write_images(Path("y"), "dataset_type.txt")).kind == "shards"
-
-
-def test_pairs_are_loaded_from_where_the_name_leads(tmp_path):
-    write_shards(tmp_path / "data" / "wds_mine", SHARD)
-    shards = load_pairs("mine")
-    assert (shards.name, shards.captions) == ("mine", [["a shard"]])
-    write_photos(Path("photos"))
-    assert len(load_pairs(Path("photos"))) + len(load_pairs("photos", "val")) == 2
 
 
 def test_a_data_set_made_by_code_is_loaded_by_its_name(monkeypatch):

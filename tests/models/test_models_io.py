@@ -5,11 +5,10 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-import transformers
 from helpers import TEXTS, picture, same
 
 import cibr
-from cibr.models import DualEncoder, dual_encoder, io, model_kind
+from cibr.models import DualEncoder, dual_encoder, model_kind
 from cibr.utils import shipped
 
 each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "hub"])
@@ -116,16 +115,3 @@ def test_a_model_is_looked_for_in_a_folder_then_in_cibr_models_then_as_shipped(
             model.save_pretrained(folder / name)
             loaded = DualEncoder.from_pretrained(name)
             assert loaded.logit_scale.item() == pytest.approx(1 / temperature)
-
-
-@pytest.mark.parametrize("bars", [True, False])
-def test_transformers_is_quiet_for_a_while_and_then_as_before(bars):
-    logging = transformers.utils.logging
-    (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
-    before = logging.get_verbosity()
-    with pytest.raises(KeyboardInterrupt), io.quiet_transformers():  # noqa: PT012
-        assert logging.get_verbosity() == logging.ERROR != before
-        assert not logging.is_progress_bar_enabled()
-        raise KeyboardInterrupt
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (before, bars)
-    logging.enable_progress_bar()
