@@ -4,10 +4,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= dev
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 GPUS ?= 0
 CONDITION ?= MSCOCO, ViT-B/32
+LIBRARY_TESTS := tests --ignore=tests/book --ignore=tests/experiments --ignore=tests/test_environment.py
 # Written last: an install that was cut off is not taken as done.
 STAMP := $(VENV)/.installed
 
@@ -18,22 +20,22 @@ export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 
 .DEFAULT_GOAL := help
-.PHONY: help train test book lint bench rows paper notebooks clean versions
+.PHONY: help train test book lint lowest bench rows paper notebooks clean versions
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
 
 # pip brings torch, in the build that it is configured for; uv, where it is on the path, the rest in a few seconds.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "cibr needs Python 3.11 or later, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1);" \
 	       "name another: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@rm -f $@
 	@echo "making $(VENV) with $$($(PYTHON) --version) (a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) --constraint constraints.txt torch torchvision
+	@$(PIP) --constraint $(CONSTRAINTS) torch torchvision
 	@$(if $(shell command -v uv),uv pip install --quiet --python $(BIN)/python,$(PIP)) \
-	  --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	  --constraint $(CONSTRAINTS) --editable '.[$(EXTRAS)]'
 	@touch $@
 
 versions: $(STAMP)
@@ -67,6 +69,14 @@ notebooks: $(STAMP)  ## execute every notebook of the book in place
 lint: $(STAMP)  ## ruff's rules and its format, notebooks included
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Every `name>=1.2` of pyproject.toml as `name==1.2`.
+$(VENV)-lowest.txt: pyproject.toml
+	@sed -n 's/^ *"\([A-Za-z][A-Za-z_-]*\)[>=]=\([0-9][0-9a-z.]*\).*/\1==\2/p' $< >$@
+
+lowest: $(VENV)-lowest.txt  ## the library's tests with the lowest versions that pyproject.toml states
+	@$(MAKE) --no-print-directory VENV=$(VENV)-lowest CONSTRAINTS=$< versions
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest $(LIBRARY_TESTS) -n 2 -W ignore::DeprecationWarning
 
 bench: $(STAMP)  ## the library beside its peers, as ratios in one table; bench/ has more
 	$(BIN)/python bench/summary.py

@@ -92,7 +92,8 @@ class RunFolder:
         stored = json.loads(files[0].read_text(encoding="utf-8")).get("run", {})
         self._refuse_another(stored, "a finished run", f"or remove {str(self.path)!r}")
         self._remove_checkpoints()
-        return pd.read_csv(self.path / _HISTORY)  # empty cells are epochs without validation
+        # Empty cells are epochs without validation.
+        return pd.read_csv(self.path / _HISTORY, float_precision="round_trip")
 
     def newest_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest whole checkpoint and its progress; others are removed, with a warning.
