@@ -201,6 +201,17 @@ def test_a_gain_below_a_point_is_a_claim_that_rows_can_support_and_contradict(ro
     assert table.loc["CIBR crossfit", "four new sets"].startswith(("+0.", "-0."))
 
 
+def test_gains_of_any_size_are_corrected_over_the_claims(rows):
+    one = (rows["method"] == "CIBR MINE") & (rows["condition"] == "Flickr8k")
+    gaps = 0.4 + np.where(np.arange(16) % 2, 0.7, -0.7)  # p = 0.02 one-sided, alone
+    rows.loc[one, ACCURACIES] += gaps[:, None]
+    test = zero_shot_tests(rows).set_index(["condition", "method"]).loc["Flickr8k", "CIBR MINE"]
+    own = rows[rows["condition"] == "Flickr8k"]
+    seeds = confirmation.paired(own, "CIBR MINE", "CLIP", ACCURACIES).mean(axis=1)
+    assert 0.001 < stats.ttest_1samp(seeds, 0, alternative="greater").pvalue < 0.05
+    assert not test["over_seeds"] and test["over_sets"]
+
+
 def trials_of(values):
     """Trials of methods at two settings, by the score of each method's best."""
     table = []

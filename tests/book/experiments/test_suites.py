@@ -31,6 +31,8 @@ def test_no_suite_holds_a_set_twice_and_paper_mini_and_glyphs_have_seven_zero_sh
         assert len({t.group or t.title for t in SUITES[suite] if t.kind == "zero-shot"}) == 7
     for suite, split in (("glyphs", "test"), ("glyphs-validation", "validation")):
         assert {t.split for t in SUITES[suite]} == {split, f"{split}_characters"}
+    for suite in ("paper", "paper-extras", "paper-validation", "mini", "confirmation"):
+        assert {t.split for t in SUITES[suite]} == {"test"}
 
 
 def test_the_command_prints_published_and_measured_scores(small, clip_folder, monkeypatch, capsys):

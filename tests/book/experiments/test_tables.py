@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from cibr_book.experiments import tables
-from cibr_book.experiments.tables import KEY, chosen, differences
+from cibr_book.experiments.tables import KEY, chosen, differences, read_table
 
 
 @pytest.fixture
@@ -47,3 +47,24 @@ def test_differences_pair_seeds_and_give_students_interval_and_test(rows):
 def test_a_difference_as_text_has_two_decimals(rows):
     table = tables.in_points(differences(rows, ["zero-shot"]), KEY)["zero-shot"]
     assert table.iloc[0] == "+38.00 [+35.52, +40.48]"
+
+
+def test_scores_of_a_table_are_means_in_per_cent_of_test_and_validation_columns(tmp_path):
+    row = {"run": "0012", "commit": "12", "configuration": '{"dropout": 0.3, "beta": 1}'}
+    row |= {"mini/mean of 7/accuracy@1": 0.5, "mini/dtd10/accuracy@1": 0.9}
+    row |= {
+        "mini/flickr8k/image_to_text_recall@1": 0.1,
+        "mini/flickr8k/text_to_image_recall@10": 0.3,
+    }
+    row |= {
+        "mini/flickr8k/text_to_image_recall@2": 0.9,
+        "confirmation/coco/text_to_image_recall@1": 0.9,
+    }
+    row |= {
+        "validation_image_to_text_recall@5": 0.6,
+        "validation_text_to_image_label_recall@1": 0.8,
+    }
+    pd.DataFrame([row | {"validation_recall@1": 0.1}]).to_csv(tmp_path / "rows.csv", index=False)
+    found = read_table(tmp_path / "rows.csv").iloc[0]
+    assert found[["zero-shot", "recall", "validation"]].tolist() == pytest.approx([50, 20, 70])
+    assert found[["run", "commit", "hyperparameters"]].tolist() == ["0012", "12", "dropout 0.3"]
