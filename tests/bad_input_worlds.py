@@ -38,7 +38,7 @@ CALLS = {
     "kappa": (lambda: noisy_nats(IMAGE, math.inf), "kappa"),
     "correlations": (lambda: gaussian.gaussian_world((1.0,)), "correlations"),
     "covariance": (lambda: gaussian.gaussian_information_nats(SINGULAR, [0], [1]), "covariance"),
-    "conditional": (lambda: gaussian.conditional_covariance(SINGULAR, [0], [1]), "covariance"),
+    "conditional": (lambda: gaussian._conditional_covariance(SINGULAR, [0], [1]), "covariance"),
     "canonical": (lambda: gaussian.canonical_correlations(SINGULAR, [0], [1]), "covariance"),
     "blocks": (lambda: gaussian.gaussian_information_nats(EYE, [0, 1], [1]), "blocks"),
     "noise": (lambda: gaussian.linear_encoder_nats(GAUSSIAN, EYE, 0.0), "noise_variance"),

@@ -36,7 +36,7 @@ def cells(rows: pd.DataFrame) -> dict[str, Any]:
     best = winners(table).set_index(CELL)
     groups = rows.groupby(KEY, sort=False)
     means = groups[list(_MEANS)].mean().rename(columns=_MEANS).reset_index()
-    means["settings"] = groups["settings"].first().map(in_words).to_numpy()
+    means["settings"] = groups["settings"].first().map(_in_words).to_numpy()
     means = means.merge(table[[*KEY, "mean", "low", "high"]], on=KEY, how="left").round(2)
     means = means.astype(object).where(means.notna(), None).rename(columns={"method": "name"})
     made = []
@@ -49,7 +49,7 @@ def cells(rows: pd.DataFrame) -> dict[str, Any]:
     return {"pairs": pairs, "nuisances": nuisances, "colours": COLOURS, "cells": made}
 
 
-def in_words(settings: str) -> str:
+def _in_words(settings: str) -> str:
     """Settings of a row in words: `temperature 0.5, rate 0.02`; what is infinite is left out."""
     values = json.loads(settings)
     return ", ".join(f"{k} {v:g}" for k, v in values.items() if not math.isinf(v))

@@ -215,7 +215,7 @@ def embedding_informations(
 
     Returns:
         In nats, `image_nats` I(Z_v;X_v), `sufficiency_nats` I(Z_v;X_t), `residual_image_nats`
-        I(Z_v;X_v|X_t) with its `standard_error`, and `nuisance_image_nats` I(Z_v;V|S).
+        I(Z_v;X_v|X_t), and `nuisance_image_nats` I(Z_v;V|S).
 
     Raises:
         ValueError: embeddings that do not fit the world, or a kappa that is not positive.
@@ -245,7 +245,6 @@ def embedding_informations(
         "image_nats": image_nats,
         "sufficiency_nats": image_nats - residual,
         "residual_image_nats": residual,
-        "standard_error": torch.sqrt((prior**2 * of_text.detach().var(1) / n_samples).sum()),
         "nuisance_image_nats": (prior * (own - log_z_shared).mean(1)).sum(),
     }
 

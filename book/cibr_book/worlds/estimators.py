@@ -9,7 +9,6 @@ small batch.
     NWJ        lower bound in expectation          variance grows like e^I
     DV         lower bound as n grows              the log of a batch mean is too small: too high
     SMILE      no bound                            the clipped e^T misses most of the mean: too high
-    CLUB       upper bound for the true q(y|x)     none for a fitted one
 
 Source: Poole et al. (2019, arXiv 1905.06922) for the family.
 """
@@ -83,14 +82,14 @@ def smile_nats(scores: Scores, clip: float = 5.0) -> Nats:
     """SMILE: Donsker-Varadhan with e^T clipped to [e^-clip, e^clip] under Q, for bounded variance;
     not a bound.
 
-    Source: Song & Ermon (2020, arXiv 1910.06222), section 5. It is trained with `jsd_objective`, as
-    there. Scores and errors as for `nce_nats`.
+    Source: Song & Ermon (2020, arXiv 1910.06222), section 5. Its critic is trained with
+    `_jsd_objective`, as there. Scores and errors as for `nce_nats`.
     """
     joint, mismatched = _split(scores)
     return joint.mean() - critics.log_mean_exp(mismatched.clamp(-clip, clip))
 
 
-def jsd_objective(scores: Scores) -> Nats:
+def _jsd_objective(scores: Scores) -> Nats:
     """E_P[-softplus(-T)] - E_Q[softplus(T)], with optimal critic log p(x,y) / p(x)p(y); not an
     information.
 
@@ -101,27 +100,6 @@ def jsd_objective(scores: Scores) -> Nats:
     return -F.softplus(-joint).mean() - F.softplus(mismatched).mean()
 
 
-def club_nats(log_q: Scores) -> Nats:
-    """CLUB: E_P[log q(y|x)] - E_Q[log q(y|x)], an upper bound if q is the true conditional.
-
-    For a fitted q it is an upper bound only if q is closer to p(x,y) than to p(x)p(y).
-
-    Source: Cheng et al. (2020, arXiv 2006.12013), sections 3.1 and 3.2. The second mean excludes
-    the diagonal; theirs includes it, which makes the value lower by a share of 1/n.
-
-    Args:
-        log_q: log q(y_j|x_i), [n, n].
-
-    Returns:
-        Nats, a scalar.
-
-    Raises:
-        ValueError: as `nce_nats`.
-    """
-    joint, mismatched = _split(log_q)
-    return joint.mean() - mismatched.mean()
-
-
 def _split(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Scores of the joint samples, from P, and of the mismatched pairs, from Q."""
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or len(scores) < 2:
@@ -130,53 +108,15 @@ def _split(scores: Tensor) -> tuple[Tensor, Tensor]:
     return scores.diagonal(), critics.mismatches(scores)
 
 
-class GaussianConditional(nn.Module):
-    """Gaussian q(y|x) with independent coordinates, whose mean and variance a network predicts.
-
-    Source: the variational network of Cheng et al. (2020, arXiv 2006.12013), section 3.2.
-
-    Args:
-        dim_x: width of x.
-        dim_y: width of y.
-        dim_hidden: width of the two hidden layers.
-    """
-
-    def __init__(self, dim_x: int, dim_y: int, dim_hidden: int = 64):
-        super().__init__()
-        self.net = critics.mlp(dim_x, dim_hidden, 2 * dim_y)
-
-    def parameters_of(self, x: X) -> tuple[Y, Y]:
-        """Means and log variances of q(y|x), [n, e] each."""
-        mean, raw = self.net(x).chunk(2, dim=1)
-        return mean, 8 * torch.tanh(raw / 8)  # at most 8, to keep the density finite
-
-    def log_likelihood(self, x: X, y: Y) -> Float[Tensor, " n"]:
-        """log q(y_i|x_i) in nats, [n]; fitting q maximises its mean."""
-        mean, log_variance = self.parameters_of(x)
-        error = (y - mean) ** 2 * torch.exp(-log_variance)
-        return -(error + log_variance + math.log(2 * math.pi)).sum(1) / 2
-
-    def forward(self, x: X, y: Y) -> Scores:
-        """log q(y_j|x_i) in nats, [n, n]."""
-        mean, log_variance = self.parameters_of(x)
-        precision = torch.exp(-log_variance)
-        # sum over coordinates of (y - mean)^2 / variance, expanded to avoid an [n, n, e] tensor
-        error = precision @ (y**2).T - 2 * (mean * precision) @ y.T
-        error = error + (mean**2 * precision).sum(1, keepdim=True)
-        constant = log_variance.sum(1, keepdim=True) + y.shape[1] * math.log(2 * math.pi)
-        return -(error + constant) / 2
-
-
 # The estimate from held-out scores, by estimator.
 READINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "MINE": dv_nats,
     "NWJ": nwj_nats,
     "InfoNCE": nce_nats,
     "SMILE": smile_nats,
-    "CLUB": club_nats,
 }
-# What a critic is trained to maximise; `MINE` also uses a moving average and `CLUB` the likelihood.
-_OBJECTIVES = {"NWJ": nwj_nats, "InfoNCE": nce_nats, "SMILE": jsd_objective}
+# What a critic is trained to maximise; `MINE` also uses a moving average.
+_OBJECTIVES = {"NWJ": nwj_nats, "InfoNCE": nce_nats, "SMILE": _jsd_objective}
 
 
 def fit_critic(
@@ -204,20 +144,17 @@ def fit_critic(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        critic_class = GaussianConditional if estimator == "CLUB" else critics.SeparableCritic
-        critic = critic_class(x.shape[1], y.shape[1]).to(x.dtype)
+        critic = critics.SeparableCritic(x.shape[1], y.shape[1]).to(x.dtype)
     average = critics.MovingAverage()
     optimizer = torch.optim.Adam(critic.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     for _ in range(n_steps):
         rows = torch.randperm(len(x), generator=generator)[:batch_size]
-        if estimator == "CLUB":
-            gain = critic.log_likelihood(x[rows], y[rows]).mean()
-        elif estimator == "MINE":
-            scores = critic(x[rows], y[rows])
+        scores = critic(x[rows], y[rows])
+        if estimator == "MINE":
             gain = critics.mine_nats(scores, average.update(scores))
         else:
-            gain = _OBJECTIVES[estimator](critic(x[rows], y[rows]))
+            gain = _OBJECTIVES[estimator](scores)
         optimizer.zero_grad()
         (-gain).backward()
         optimizer.step()

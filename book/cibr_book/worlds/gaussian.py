@@ -24,7 +24,7 @@ Covariance = Float64[Tensor, "n n"]
 Ints = Sequence[int]
 
 
-def conditional_covariance(covariance: Covariance, a: Ints, given: Ints) -> Float64[Tensor, "a a"]:
+def _conditional_covariance(covariance: Covariance, a: Ints, given: Ints) -> Float64[Tensor, "a a"]:
     """Conditional covariance of A given B, S_aa - S_ab S_bb^-1 S_ba.
 
     Args:
@@ -182,7 +182,7 @@ def linear_encoder_nats(
     """
     check_positive("noise_variance", noise_variance)
     identity = torch.eye(len(weights), dtype=torch.float64)
-    given_text = conditional_covariance(world.covariance, world.image, world.text)
+    given_text = _conditional_covariance(world.covariance, world.image, world.text)
     image_only = world.mix_image[:, len(world.correlations) :]
 
     def log_det(of_image: Tensor) -> Tensor:

@@ -13,9 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from cibr.losses import CIBRLoss
 from cibr.losses.clip import clip_loss
-from cibr.losses.penalties import Anchor
 from cibr.losses.vmf import vmf_log_normalizer
 from cibr_book.worlds.discrete import (
     DiscreteWorld,
@@ -131,23 +129,12 @@ def test_information_of_noisy_embeddings_and_its_gradient_are_those_of_quadratur
     table = log_density.softmax(1)  # of the points of the grid, by image
     exact = encoder_informations(WORLD, table, torch.ones(8, 1, dtype=torch.float64))
     sampled = embedding_informations(WORLD, embeddings, kappa)
-    error = sampled["standard_error"].item()
-    assert 0 < error < 0.01
     for name in ("image_nats", "sufficiency_nats", "residual_image_nats", "nuisance_image_nats"):
-        assert sampled[name].item() == pytest.approx(exact[name].item(), abs=5 * error), name
+        assert sampled[name].item() == pytest.approx(exact[name].item(), abs=0.02), name
         (slope,) = torch.autograd.grad(sampled[name], angles, retain_graph=True)
         (expected,) = torch.autograd.grad(exact[name], angles, retain_graph=True)
         # Two thousand draws an image: standard errors of the slopes are below 0.005.
         torch.testing.assert_close(slope, expected, atol=0.02, rtol=0)
-
-
-def test_the_standard_error_is_the_spread_over_draws():
-    world = discrete_world(n_image=1, n_text=1)
-    embeddings = F.normalize(randn(4, 3), dim=1)
-    drawn = [embedding_informations(world, embeddings, 8.0, seed) for seed in range(40)]
-    residuals = torch.stack([nats["residual_image_nats"] for nats in drawn])
-    # The spread of forty draws is known to about 11 %.
-    assert residuals.std().item() == pytest.approx(drawn[0]["standard_error"].item(), rel=0.35)
 
 
 @pytest.mark.parametrize("batch_size", [2, 3])
@@ -242,30 +229,3 @@ def test_the_adversary_finds_a_false_theorem_and_not_a_hole_in_this_one():
         return images.unflatten(0, (4, 2)).mean(0).repeat(4, 1)
 
     assert adversary(SMALL, LOSSES[None], over_the_shared_factor, **options)[2] < -0.01
-
-
-def test_the_adversary_seeks_a_small_fall_and_not_only_images_close_to_their_mean():
-    class Spread(PopulationLoss):  # a fall that is the spread itself: nothing to gain
-        def __call__(self, images, texts, temperature):
-            return (images - averaged(SMALL, images)).square().sum(1).mean()
-
-    loss = Spread(SMALL, None)
-    ends = [adversary(SMALL, loss, averaged, 4, 1.0, n_steps=n)[0] for n in (1, 9)]
-    torch.testing.assert_close(*ends)
-
-
-def test_the_anchor_reports_nothing_where_the_embedding_keeps_what_texts_leave_open():
-    corners = torch.eye(4).double()
-    images, texts = corners[WORLD.shared], corners[WORLD.text_shared]
-    kappa = 200.0
-    exact = embedding_informations(WORLD, images, kappa)["residual_image_nats"]
-
-    class Same(torch.nn.Module):
-        def forward(self, image_pooled, text_pooled):
-            return image_pooled, text_pooled
-
-    pairs = torch.multinomial(WORLD.joint.flatten(), 400, True)
-    drawn = images[pairs // 8], texts[pairs % 8]
-    loss_fn = CIBRLoss(1.0, Anchor(Same()), kappa_e=kappa)
-    loss_fn(*drawn, 5.0, image_pooled=drawn[0], text_pooled=drawn[1])
-    assert loss_fn.reports()["beyond_statistic_image_nats"] < 0.01 < 0.35 < exact

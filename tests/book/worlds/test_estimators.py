@@ -33,8 +33,7 @@ def test_readings_of_a_score_matrix_are_those_of_slow_loops(n, seed):
         estimators.nwj_nats: joint - mean_exp / math.e,
         estimators.dv_nats: joint - math.log(mean_exp),
         estimators.smile_nats: joint - math.log(clipped),
-        estimators.club_nats: joint - sum(off) / len(off),
-        estimators.jsd_objective: jsd,
+        estimators._jsd_objective: jsd,
     }
     for function, value in expected.items():
         assert function(scores).item() == pytest.approx(value, rel=1e-9, abs=1e-9), function
@@ -50,8 +49,6 @@ def test_trained_estimates_of_an_easy_task_are_near_the_truth_and_leave_the_glob
         assert nats[name] == pytest.approx(0.8, abs=0.06), name
     for name in ("NWJ", "InfoNCE"):  # lower bounds, up to the noise of a mean over 2,000 samples
         assert 0.72 < nats[name] < 0.83, name
-    # with the true q, CLUB is d rho^2 / (1 - rho^2) = d (e^(2 I / d) - 1)
-    assert nats["CLUB"] == pytest.approx(math.expm1(1.6), rel=0.05)
 
 
 def test_critics_are_evaluated_on_samples_that_they_have_not_learned():
@@ -94,14 +91,3 @@ def test_perfect_critic_is_the_log_ratio_of_densities():
     both = joint.log_prob(torch.stack(torch.broadcast_tensors(x[:, None], y), -1)).sum(-1)
     apart = single.log_prob(x).sum(1)[:, None] + single.log_prob(y).sum(1)
     torch.testing.assert_close(estimators.gaussian_log_ratio(x, y, rho), both - apart)
-
-
-def test_conditional_gaussian_gives_the_density_of_every_pair():
-    torch.manual_seed(0)
-    q = estimators.GaussianConditional(2, 3).double()
-    x, y = (torch.randn(4, n, dtype=torch.float64) for n in (2, 3))
-    mean, log_variance = q.parameters_of(x)
-    density = torch.distributions.Normal(mean[:, None], torch.exp(log_variance / 2)[:, None])
-    torch.testing.assert_close(q(x, y), density.log_prob(y).sum(2))
-    torch.testing.assert_close(q.log_likelihood(x, y), q(x, y).diagonal())
-    assert 7.9 < q.parameters_of(1e9 * x)[1].abs().max() <= 8

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from cibr.losses.cca import RegularisedCCA
 from cibr.metrics.retrieval import recall_at_k
 from cibr_book.intervals import student_interval
-from cibr_book.pages.between_explorer import as_page, cells, in_words
+from cibr_book.pages.between_explorer import _in_words, as_page, cells
 from cibr_book.pages.between_figures import gain_maps, information_maps
 from cibr_book.worlds.gaussian import gaussian_information_nats
 from cibr_book.worlds.map import (
@@ -247,7 +247,7 @@ def test_the_page_holds_the_numbers_of_every_cell(tmp_path):
     clip, cca = methods["CLIP"], methods["ridge CCA"]
     assert clip["mean"] is None and clip["settings"] == "rate 0.01"
     assert cca["recall"] - clip["recall"] == pytest.approx(cca["mean"], abs=0.011)
-    assert in_words('{"temperature": 0.5, "steps": 1000}') == "temperature 0.5, steps 1000"
+    assert _in_words('{"temperature": 0.5, "steps": 1000}') == "temperature 0.5, steps 1000"
 
 
 def test_figures_show_most_pairs_at_the_top_bold_certain_gains_and_every_run():
