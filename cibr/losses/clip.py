@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cibr.losses._checks import Number, check_count, check_finite, checked_features  # noqa: F401
+from cibr.losses._checks import Number, check_count, checked_features
 
 # Up to this n, one n x n matrix is kept for the backward pass (16 MiB in float32); above it, blocks
 # of similarities are recomputed, at the cost of one matrix product in four.

@@ -191,23 +191,6 @@ def vmf_residual_nats(cosine: _Values, kappa_e: _Values, kappa_b: _Values, dim: 
     return log_ratio + kappa_e * mean_cosine - kappa_b * mean_cosine * cosine
 
 
-def vmf_floor_nats(kappa_e: _Values, kappa_b: _Values, dim: int) -> _Float64s:
-    """Value of `vmf_residual_nats` at cosine 1: a mismatch of concentrations, not information.
-
-    Args:
-        kappa_e: concentration of the encoder.
-        kappa_b: concentration of the backward encoder.
-        dim: d, the width of the embedding.
-
-    Returns:
-        Nats, the common shape of the two, float64; 0 where they are equal.
-
-    Raises:
-        ValueError: a concentration is negative or not finite, or dim < 2.
-    """
-    return vmf_residual_nats(1.0, kappa_e, kappa_b, dim)
-
-
 def _sample_cosine_gap(kappa: Tensor, dim: int, generator: torch.Generator | None) -> Tensor:
     """1 - <mu, z> for z ~ vMF(mu, kappa), [n], by Wood's rejection sampling, all rows at once.
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cibr.losses import critics
-from cibr.losses.clip import check_finite
+from cibr.losses._checks import check_finite
 from cibr.utils import check_known
 
 Nats = Float[Tensor, ""]
