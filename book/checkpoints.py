@@ -33,7 +33,9 @@ def make(folder: Path, beta: float) -> pd.DataFrame:
     for weights in folder.glob("*.safetensors"):
         halve(weights)
     history.to_csv(folder / "history.csv", index=False, float_format="%.6g")
-    settings = config.model_dump(exclude={"output_dir"})
+    settings = {
+        name: value for name, value in vars(config).items() if name != "output_dir"
+    }
     about = json.dumps({"configuration": settings, **provenance()}, indent=2)
     (folder / "run.json").write_text(about + "\n", encoding="utf-8")
     return history

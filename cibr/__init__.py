@@ -14,15 +14,16 @@ if TYPE_CHECKING:  # the same names for type checkers
     from cibr.losses import CIBRLoss, beta_at, clip_loss
     from cibr.metrics import recall_at_k
     from cibr.models import DualEncoder
-    from cibr.train import RunConfig, build_model, configure, fit, load_splits
+    from cibr.train import CIBRTrainer, RunConfig, build_model, configure, fit, load_splits
 
 try:
     __version__ = version("cibr")
 except PackageNotFoundError:  # a checkout on the path that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["CIBRLoss", "DualEncoder", "Pairs", "RunConfig", "__version__", "beta_at", "build_model"]
-__all__ += ["clip_loss", "configure", "fit", "load_pairs", "load_splits", "recall_at_k"]
+__all__ = ["CIBRLoss", "CIBRTrainer", "DualEncoder", "Pairs", "RunConfig", "__version__"]
+__all__ += ["beta_at", "build_model", "clip_loss", "configure", "fit", "load_pairs", "load_splits"]
+__all__ += ["recall_at_k"]
 _ROOMS = ("losses", "metrics", "data", "models", "train")  # the quickest to import first
 
 

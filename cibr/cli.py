@@ -123,11 +123,10 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     """An option for every field of `RunConfig`."""
-    from cibr.train import RunConfig
+    from cibr.train.config import DEFAULTS, SETTINGS
 
     group = parser.add_argument_group("settings")
-    for name, field in RunConfig.model_fields.items():
-        default = field.get_default(call_default_factory=True)
+    for name, default in DEFAULTS.items():
         how: dict = {"type": type(default), "metavar": type(default).__name__}
         if isinstance(default, bool):
             how = {"action": argparse.BooleanOptionalAction}
@@ -135,7 +134,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             how = {"type": json.loads, "metavar": "JSON"}
         elif isinstance(default, tuple):
             how = {"type": float, "nargs": len(default), "metavar": "float"}
-        help_text = f"{field.description} (default {default!r})".replace("%", "%%")
+        help_text = f"{SETTINGS[name].metadata['help']} (default {default!r})"
         option = f"--{name}".replace("_", "-")
         group.add_argument(option, default=argparse.SUPPRESS, help=help_text, **how)
 

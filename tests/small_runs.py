@@ -5,9 +5,10 @@ import torch
 from data_files import write_images, write_metadata
 from helpers import TEXTS, noise_pairs
 
-import cibr_book  # noqa: F401  # registers siglip, rafa and hycd
+import cibr_book  # noqa: F401  # registers rafa
 from cibr import DualEncoder
-from cibr.train import configure, fit, loop
+from cibr.train import configure
+from cibr.train.trainer import CIBRTrainer
 
 PAIRS = noise_pairs(24, n_captions=3)
 HELD_OUT = noise_pairs(10, n_captions=2, split="validation")
@@ -30,24 +31,26 @@ def small_model(config, pairs=PAIRS):
     return model.eval()  # as one that was loaded
 
 
-def train(folder, pairs=PAIRS, held_out=HELD_OUT, additions=None, **options):
-    """A small run with the additional arguments of `fit`; returns its model and its history."""
+def train(folder, pairs=PAIRS, held_out=HELD_OUT, trainer=CIBRTrainer, additions=None, **options):
+    """A small run of a trainer, with its additional arguments; returns its model and history."""
     config = settings(folder, **options)
     model = small_model(config, pairs)
-    return model, fit(model, pairs, held_out, config, **(additions or {}))
+    run = trainer(model, config, pairs, held_out, **(additions or {}))
+    run.train()
+    return model, run.history
 
 
 def before_step(n, act, patch=setattr):
     """Acts before the n-th step that this process takes from now on."""
-    real, taken = loop.train_step, []
+    real, taken = CIBRTrainer.encode_batch, []
 
-    def train_step(*given):
+    def encode_batch(*given):
         taken.append(1)
         if len(taken) == n:
             act()
         return real(*given)
 
-    patch(loop, "train_step", train_step)
+    patch(CIBRTrainer, "encode_batch", encode_batch)
 
 
 def fail_before(n, error, patch=setattr):

@@ -4,12 +4,11 @@ A loss takes tensors, never a model, and returns scalars in nats.
 """
 
 from cibr.losses.cca import RegularisedCCA
-from cibr.losses.cibr import CONTRASTIVE, CIBRLoss, beta_at
+from cibr.losses.cibr import CIBRLoss, beta_at
 from cibr.losses.clip import clip_loss
 from cibr.losses.penalties import PENALTIES, LossInputs, Term
 
 __all__ = [
-    "CONTRASTIVE",
     "PENALTIES",
     "CIBRLoss",
     "LossInputs",

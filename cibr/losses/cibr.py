@@ -26,16 +26,6 @@ _TOLERANCE = 1e-2  # of unit vectors; rounding to bfloat16 changes a norm by up 
 _OPTIONAL = ("image_pooled", "text_pooled", "generator")
 
 
-class _InfoNCE(Term):
-    """CLIP's contrastive loss, exact and in bounded memory: see `clip_loss`."""
-
-    def forward(self, inputs: LossInputs) -> Scalar:
-        return clip.info_nce(inputs.z_image, inputs.z_text, inputs.logit_scale, inputs.labels)
-
-
-CONTRASTIVE: dict[str, type[Term]] = {"clip": _InfoNCE}
-
-
 def beta_at(progress: Number, beta: Number) -> float:
     """Penalty weight at a given fraction of training: zero, then a linear ramp, then beta.
 
@@ -87,12 +77,11 @@ class CIBRLoss(nn.Module):
             scales the vMF penalties. The study's runs on photos use 8,192.
         sample: contrast samples of vMF(mu, kappa_e) instead of the means mu, in both train and eval
             mode. Noise without a penalty is `sample=True, beta=0`.
-        contrastive: a name of `CONTRASTIVE`, or a `Term`.
         options: of the penalty, such as `kappa_b` (vmf, crossfit, anchor), `statistic`
             (anchor) or `dims` (mine).
 
     Raises:
-        ValueError: an unknown penalty, contrastive loss or option, or a number out of its range.
+        ValueError: an unknown penalty or option, or a number out of its range.
     """
 
     def __init__(
@@ -102,7 +91,6 @@ class CIBRLoss(nn.Module):
         *,
         kappa_e: Number = 1024.0,
         sample: bool = False,
-        contrastive: str | Term = "clip",
         **options: Any,
     ):
         super().__init__()
@@ -111,8 +99,7 @@ class CIBRLoss(nn.Module):
         self.beta = beta
         self.kappa_e = check_number("kappa_e", kappa_e, 1e-3, 1e6)
         self.sample = sample
-        self.penalty = _built("penalty", penalty, PENALTIES, options)
-        self.contrastive = _built("contrastive loss", contrastive, CONTRASTIVE, {})
+        self.penalty = _built(penalty, options)
         self._last: tuple[LossInputs, Scalar, Scalar] | None = None
 
     @property
@@ -127,15 +114,15 @@ class CIBRLoss(nn.Module):
     @property
     def needs(self) -> set[str]:
         """The optional arguments that `forward` requires, see `Term`."""
-        return {*self.penalty.needs, *self.contrastive.needs}
+        return {*self.penalty.needs}
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """The parameters for the caller's optimiser: not those that `update` trains."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def contrastive_loss(self, inputs: LossInputs) -> Scalar:
-        """The contrastive term, CLIP's; a subclass may have another."""
-        return self.contrastive(inputs)
+        """The contrastive term, CLIP's, see `clip_loss`; a subclass may have another."""
+        return clip.info_nce(inputs.z_image, inputs.z_text, inputs.logit_scale, inputs.labels)
 
     def forward(
         self,
@@ -194,8 +181,7 @@ class CIBRLoss(nn.Module):
         inputs, clip_loss, penalty = self._last
         with torch.autocast(inputs.image.device.type, enabled=False):
             reports = {"penalty_excess": penalty} | self.penalty.reports(inputs)
-        is_own = type(self).contrastive_loss is not CIBRLoss.contrastive_loss
-        if isinstance(self.contrastive, _InfoNCE) and not is_own:
+        if type(self).contrastive_loss is CIBRLoss.contrastive_loss:
             reports["mi_lower_bound_nats"] = math.log(len(inputs.image)) - clip_loss
         return reports
 
@@ -261,14 +247,15 @@ def check_options(penalty: type[Term], options: dict[str, Any]) -> None:
         check_known(f"option of {penalty.__name__}", name, known)
 
 
-def _built(what: str, term: str | Term, registry: dict[str, type[Term]], options: dict) -> Term:
-    if not isinstance(term, str | Term):
-        raise ValueError(f"a {what} is a name or a Term, got {term!r}")
-    if isinstance(term, Term):
+def _built(penalty: str | Term, options: dict[str, Any]) -> Term:
+    if not isinstance(penalty, str | Term):
+        raise ValueError(f"a penalty is a name or a Term, got {penalty!r}")
+    if isinstance(penalty, Term):
         if options:
             given = ", ".join(options)
-            raise ValueError(f"options ({given}) are for a {what} by name: pass them to the object")
-        return term
-    check_known(what, term, registry)
-    check_options(registry[term], options)
-    return registry[term](**options)
+            fix = "pass them to the object"
+            raise ValueError(f"options ({given}) are for a penalty by name: {fix}")
+        return penalty
+    check_known("penalty", penalty, PENALTIES)
+    check_options(PENALTIES[penalty], options)
+    return PENALTIES[penalty](**options)

@@ -24,7 +24,6 @@ class RunCallback(TrainerCallback):
 
     def __init__(self, trainer):
         self.trainer = trainer
-        self.started = self.saved = time.perf_counter()
         self.received = 0
 
     def on_train_begin(self, args, state, control, **_):
@@ -46,7 +45,7 @@ class RunCallback(TrainerCallback):
         """
         model.limit_logit_scale()
         trainer, now = self.trainer, time.perf_counter()
-        trainer.progress.seconds += now - self.started
+        trainer.seconds += now - self.started
         self.started = now
         overdue = now - self.saved > _CHECKPOINT_SECONDS
         wanted = torch.tensor([[max(trainer.signals, default=0), overdue]], device=args.device)
@@ -55,33 +54,25 @@ class RunCallback(TrainerCallback):
         control.should_save |= bool(self.received or overdue)
         control.should_save &= not is_last
         self.bar.update()
-        means = trainer.progress.means()
-        self.bar.set_postfix(refresh=False, clip_loss=f"{means['clip_loss']:.3f}")
+        clip_loss = trainer.sums["clip_loss"] / trainer.sums["steps"]
+        self.bar.set_postfix(refresh=False, clip_loss=f"{clip_loss:.3f}")
 
     def on_epoch_end(self, args, state, control, **_):
         """Saves, and validates when it is due."""
-        every = self.trainer.config.validate_every
         epoch = state.global_step // self.trainer.steps_per_epoch
-        is_due = epoch % every == 0 or state.global_step >= state.max_steps
-        control.should_evaluate = control.should_evaluate and is_due
+        is_due = epoch % self.trainer.config.validate_every == 0
+        control.should_evaluate &= is_due or state.global_step >= state.max_steps
         control.should_save = True
 
     def on_save(self, args, state, control, **_):
-        """Ends a run that received a signal."""
+        """Ends a run that received a signal, as the signal would."""
         self.started = self.saved = time.perf_counter()
-        if self.received:
-            self._leave(state)
-
-    def on_train_end(self, args, state, control, **_):
-        """Ends the bar."""
+        if not self.received:
+            return
         self.bar.close()
-
-    def _leave(self, state) -> None:
-        """Reports how to resume the run, and exits as the signal would."""
-        self.bar.close()
+        name = signal.Signals(self.received).name
         folder = self.trainer.run_folder.path / f"checkpoint-{state.global_step}"
         place = f"at step {state.global_step} of {state.max_steps} in {str(folder)!r}"
-        name = signal.Signals(self.received).name
         message = f"{name}: the run is saved {place}; start it again to go on"
         if state.is_world_process_zero:
             print(message, file=sys.stderr, flush=True)
@@ -89,6 +80,10 @@ class RunCallback(TrainerCallback):
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt(message)
         raise SystemExit(128 + self.received)
+
+    def on_train_end(self, args, state, control, **_):
+        """Ends the bar."""
+        self.bar.close()
 
 
 @contextmanager

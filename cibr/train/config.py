@@ -1,84 +1,90 @@
 """Configuration of a run, checked before training, with defaults by kind of model.
 
 Each setting is declared once, in `RunConfig`: its type, range, default and help. The checks, the
-command line and the reference derive from that. `configure` builds a configuration, `load_splits`
-loads its pairs and `build_model` builds its model.
+command line and the reference derive from that. `configure` builds a configuration,
+`training_arguments` maps it to transformers, `load_splits` loads its pairs and `build_model` builds
+its model.
 """
 
+import math
+import numbers
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator
 
 from cibr.data import Pairs, Source, available_splits, load_pairs, resolve
-from cibr.losses import CONTRASTIVE, PENALTIES
+from cibr.losses import PENALTIES
 from cibr.losses.cibr import MAX_BETA, arguments_of, check_options
+from cibr.losses.clip import Number
 from cibr.models import DualEncoder, model_kind
 from cibr.utils import check_known, digest, runs_folder, shipped
 
 NOT_THE_RUN = {"output_dir", "micro_batch_size"}  # do not affect results
-_SMALLEST = {"batch_size": 2, "temperature": 0.01, "weight_decay": 0, "dropout": 0}  # if not preset
+_INSTEAD = dict(  # of an argument of transformers, the setting to use
+    **dict(output_dir="output_dir", num_train_epochs="epochs", max_steps="epochs", seed="seed"),
+    **dict(per_device_train_batch_size="batch_size", learning_rate="learning_rate"),
+    **dict(gradient_accumulation_steps="micro_batch_size, which is exact", fp16="bf16"),
+    weight_decay="weight_decay",
+)
 
 
-def _setting(default: Any, description: str, **limits: Any) -> Any:
-    return Field(default, description=description, **limits)
+def _about(help_text: str, least: Number = -math.inf, most: Number = math.inf) -> dict[str, Any]:
+    """What a field's metadata say; a value that is not the default must be in the range."""
+    return {"help": help_text, "least": least, "most": most}
 
 
-class RunConfig(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+def _setting(default: Any, *about: Any) -> Any:
+    return field(default=default, metadata=_about(*about))
 
+
+@dataclass(frozen=True)
+class RunConfig:
     dataset: str = _setting("glyphs", "a data set's name, a folder or a hub id")
     model: str = _setting(
         "tiny", "tiny, frozen, or a model to fine-tune: a run's folder or a hub id"
     )
     penalty: str = _setting("vmf", "penalty added to the contrastive loss")
-    penalty_options: dict[str, Any] = _setting({}, "of the penalty, such as kappa_b or text_weight")
-    beta: float = _setting(0.05, "weight of the penalty; 0 is CLIP", ge=0, le=MAX_BETA)
+    penalty_options: dict[str, Any] = field(
+        default_factory=dict, metadata=_about("of the penalty, such as kappa_b or text_weight")
+    )
+    beta: float = _setting(0.05, "weight of the penalty; 0 is CLIP", 0, MAX_BETA)
     sample: bool = _setting(False, "contrast samples of the encoders instead of their means")
-    kappa_e: float = _setting(1024.0, "concentration of the assumed noise", ge=1e-3, le=1e6)
-    contrastive: str = _setting("clip", "contrastive loss, a name of `CONTRASTIVE`")
-    epochs: int = _setting(0, "passes over the images; 0 for the default of the model", ge=0)
-    batch_size: int = _setting(0, "pairs contrasted, 2 or more; 0 for the default", ge=0)
-    learning_rate: float = _setting(0.0, "peak of the schedule; 0 for the default", ge=0, le=1e3)
-    temperature: float = _setting(
-        0.0, "0.01 or more, also of a pretrained CLIP; 0 for the default", ge=0, le=1e3
-    )
+    kappa_e: float = _setting(1024.0, "concentration of the assumed noise", 1e-3, 1e6)
+    epochs: int = _setting(0, "passes over the images; 0 for the default of the model", 1)
+    batch_size: int = _setting(0, "pairs contrasted; 0 for the default", 2)
+    learning_rate: float = _setting(0.0, "peak of the schedule; 0 for the default", 0, 1e3)
+    temperature: float = _setting(0.0, "also of a pretrained CLIP; 0 for the default", 0.01, 1e3)
     learn_temperature: bool = _setting(False, "train the temperature")
-    weight_decay: float = _setting(-1.0, "of matrices, from 0; -1 for the default", ge=-1, le=1e3)
+    weight_decay: float = _setting(-1.0, "of matrices; -1 for the default", 0, 1e3)
     dropout: float = _setting(
-        -1.0, "in heads and a tiny model's text tower; -1 for the default", ge=-1, lt=1
+        -1.0, "in heads and a tiny model's text tower; -1 for the default", 0, 0.999
     )
-    seed: int = _setting(0, "of weights, order, captions, dropout and noise", ge=0, lt=2**32)
+    seed: int = _setting(0, "of weights, order, captions, dropout and noise", 0, 2**32 - 1)
     output_dir: str = _setting("", "folder of the run; empty for one under runs/")
-    micro_batch_size: int = _setting(0, "rows encoded at once; 0 for the whole batch", ge=0)
+    micro_batch_size: int = _setting(0, "rows encoded at once; 0 for the whole batch", 1)
     cca_start: bool = _setting(False, "start heads over frozen towers at regularised CCA")
-    cca_ridges: tuple[PositiveFloat, PositiveFloat] = _setting(
-        (3.0, 1.0), "of CCA, image and text, above 0, in units of the mean variance", strict=False
+    cca_ridges: tuple[float, float] = _setting(
+        (3.0, 1.0), "of CCA, image and text, in units of the mean variance", 1e-9, 1e9
     )
-    feature_noise: float = _setting(
-        0.0, "on cached features, in units of their deviations", ge=0, le=100
+    crop_scale: float = _setting(1.0, "smallest share of a random crop; 1 for none", 1e-3, 1)
+    validate_every: int = _setting(1, "epochs between validations", 1)
+    max_skipped: int = _setting(0, "unusable samples that may be left out", 0)
+    training_arguments: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=_about("of transformers.TrainingArguments, such as report_to or bf16"),
     )
-    crop_scale: float = _setting(1.0, "smallest share of a random crop; 1 for none", gt=0, le=1)
-    validate_every: int = _setting(1, "epochs between validations", ge=1)
-    max_skipped: int = _setting(0, "unusable samples that may be left out", ge=0)
-
-    @field_validator(*_SMALLEST)
-    @classmethod
-    def _check(cls, value: Any, info) -> Any:
-        name = info.field_name
-        if value != cls.model_fields[name].default and value < _SMALLEST[name]:
-            raise ValueError("out of its range")
-        return value
 
 
 RunConfig.__doc__ = "Settings of a run. `configure` builds it and fills in defaults.\n\nArgs:"
-for _name, _field in RunConfig.model_fields.items():
-    RunConfig.__doc__ += f"\n    {_name}: {_field.description}."
+for _field in fields(RunConfig):
+    RunConfig.__doc__ += f"\n    {_field.name}: {_field.metadata['help']}."
+SETTINGS = {f.name: f for f in fields(RunConfig)}
+DEFAULTS = vars(RunConfig())
 
 
 def configure(preset: str = "", **parameters: Any) -> RunConfig:
@@ -97,34 +103,24 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
             a value outside its range, or an output folder within the data.
         FileNotFoundError: an unknown model, with the nearest known name.
     """
-    fields = RunConfig.model_fields
     for name in parameters:
-        check_known("parameter", name, fields)
+        check_known("parameter", name, SETTINGS)
     if preset:
         recipes = _presets()["recipes"]
         check_known("preset", preset, recipes)
         parameters = recipes[preset] | parameters
-    try:
-        config = RunConfig(**parameters)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = first["loc"][0]
-        rule = first["msg"].removeprefix("Value error, ").replace("Input should", "it should", 1)
-        about = fields[name].description
-        raise ValueError(f"{name} is {first['input']!r}: {rule} ({about})") from error
+    config = RunConfig(**{name: _checked(name, value) for name, value in parameters.items()})
     check_known("penalty", config.penalty, PENALTIES)
-    check_known("contrastive loss", config.contrastive, CONTRASTIVE)
     check_options(PENALTIES[config.penalty], config.penalty_options)
+    _check_arguments(config.training_arguments)
     source = resolve(config.dataset)
     kind = model_kind(config.model)
     _check_for_kind(config, kind)
     of_kind = _preset(source, kind)
-    defaults = RunConfig().model_dump() | of_kind
-    unset = {name for name, value in config if value == fields[name].default}
-    config = config.model_copy(update={name: of_kind[name] for name in of_kind if name in unset})
-    if not config.output_dir:
-        folder = runs_folder() / _run_name(config, source.name, defaults)
-        config = config.model_copy(update={"output_dir": str(folder)})
+    unset = {name for name, value in vars(config).items() if value == DEFAULTS[name]}
+    config = replace(config, **{name: of_kind[name] for name in of_kind if name in unset})
+    folder = config.output_dir or runs_folder() / _run_name(config, source.name, of_kind)
+    config = replace(config, output_dir=str(Path(folder).expanduser()))
     place = Path(source.place).resolve()
     if source.place and place.is_dir() and Path(config.output_dir).resolve().is_relative_to(place):
         where = f"output_dir {config.output_dir!r} is within the data set's folder"
@@ -132,42 +128,46 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
     return config
 
 
-def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
-    """The `transformers.TrainingArguments` of a configuration: the one place that maps settings.
+def _checked(name: str, value: Any) -> Any:
+    """A value of the type and in the range of its setting."""
+    default, about = DEFAULTS[name], SETTINGS[name].metadata
+    converted = _converted(value, default)
+    if converted is None:
+        rule = f"a {type(default).__name__}, such as {default!r}"
+        raise ValueError(f"{name} is {value!r}: give {rule} ({about['help']})")
+    parts = converted if isinstance(converted, tuple) else (converted,)
+    for part in parts:
+        is_number = isinstance(part, int | float) and converted != default
+        if is_number and not about["least"] <= part <= about["most"]:
+            rule = f"a number from {about['least']:g} to {about['most']:g}"
+            raise ValueError(f"{name} is {value!r}: give {rule} ({about['help']})")
+    return converted
 
-    Args:
-        config: from `configure`.
-        n_pairs: pairs for training; a larger batch is all of them.
-        validates: whether there are pairs for validation.
 
-    Raises:
-        ValueError: a batch that the processes cannot share equally.
-    """
-    from transformers import TrainingArguments
+def _converted(value: Any, default: Any) -> Any:
+    """A value as the type of the default, without loss; None if it is of another type."""
+    kind = type(default)
+    if kind is tuple:
+        parts = value if isinstance(value, list | tuple) else ()
+        parts = tuple(_converted(part, 0.0) for part in parts)
+        return parts if len(parts) == len(default) and None not in parts else None
+    if kind is str and isinstance(value, Path):
+        return str(value)
+    number = {int: numbers.Integral, float: numbers.Real}.get(kind)
+    if number and isinstance(value, number) and not isinstance(value, bool):
+        return kind(value) if math.isfinite(value) else None
+    return value if type(value) is kind else None
 
-    arguments = TrainingArguments(
-        output_dir=str(Path(config.output_dir).absolute()),
-        num_train_epochs=config.epochs,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        adam_beta2=0.98,  # as in CLIP
-        seed=config.seed,
-        logging_strategy="epoch",
-        save_strategy="epoch",
-        eval_strategy="epoch" if validates else "no",
-        logging_nan_inf_filter=False,  # what is not finite stops the run
-        report_to="none",
-        disable_tqdm=True,  # there is a bar of our own
-        use_cpu=not torch.accelerator.is_available(),
-        ddp_timeout=10_800,  # s, for the process that extracts a frozen tower's features
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process uses one GPU
-    n_rows, n_processes = min(config.batch_size, n_pairs), arguments.world_size
-    if n_rows < n_processes or (config.batch_size % n_processes and config.batch_size <= n_pairs):
-        cannot = f"{n_processes} processes cannot share a batch of {n_rows} pairs equally"
-        raise ValueError(f"{cannot}: give batch_size a multiple of their number, or use fewer")
-    arguments.per_device_train_batch_size = n_rows // n_processes
-    return arguments
+
+def _check_arguments(arguments: dict[str, Any]) -> None:
+    if arguments:
+        from transformers import TrainingArguments  # takes seconds to import
+
+        known = [f.name for f in fields(TrainingArguments)]
+        for name in arguments:
+            check_known("argument of transformers.TrainingArguments", name, known)
+            if name in _INSTEAD:
+                raise ValueError(f"training_arguments has {name!r}: set {_INSTEAD[name]} instead")
 
 
 def _preset(source: Source, kind: str) -> dict[str, Any]:
@@ -185,22 +185,62 @@ def _check_for_kind(config: RunConfig, kind: str) -> None:
     of_frozen = {
         f"penalty {config.penalty!r}": "statistic" in arguments_of(config.penalty),
         "cca_start": config.cca_start,
-        "feature_noise": config.feature_noise > 0,
     }
     for name, is_set in of_frozen.items():
         if is_set and kind != "frozen":
             raise ValueError(f"{name} reads features of frozen towers: set model to 'frozen'")
 
 
-def _run_name(config: RunConfig, dataset: str, defaults: dict[str, Any]) -> str:
+def _run_name(config: RunConfig, dataset: str, of_kind: dict[str, Any]) -> str:
     model = config.model.rstrip("/").split("/")[-1]
     named = dict(penalty=config.penalty, beta=config.beta, seed=config.seed)
     named |= dict(model=model, dataset=dataset)
-    settings = config.model_dump(exclude=NOT_THE_RUN)
-    others = {k: v for k, v in settings.items() if v != named.get(k, defaults[k])}
+    usual = DEFAULTS | of_kind | named
+    others = {name: value for name, value in vars(config).items() if value != usual[name]}
+    others = {name: value for name, value in others.items() if name not in NOT_THE_RUN}
     name = f"{dataset}-{model}-{config.penalty}-beta{config.beta:g}-seed{config.seed}"
     suffix = digest(repr(sorted(others.items())))[:6]
     return f"{name}-{suffix}" if others else name
+
+
+def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
+    """The `transformers.TrainingArguments` of a configuration: the one place that maps settings.
+
+    Args:
+        config: from `configure`.
+        n_pairs: pairs for training; a larger batch is all of them.
+        validates: whether there are pairs for validation.
+
+    Raises:
+        ValueError: a batch that the processes cannot share equally.
+    """
+    from transformers import TrainingArguments  # takes seconds to import
+
+    mapped = dict(
+        output_dir=str(Path(config.output_dir).absolute()),
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        adam_beta2=0.98,  # as in CLIP
+        seed=config.seed,
+        logging_strategy="epoch",
+        save_strategy="epoch",
+        eval_strategy="epoch" if validates else "no",
+        metric_for_best_model="recall@10",
+        logging_nan_inf_filter=False,  # what is not finite stops the run
+        report_to="none",
+        disable_tqdm=True,  # there is a bar of our own
+        use_cpu=not torch.accelerator.is_available(),
+        ddp_timeout=10_800,  # s, for the process that extracts a frozen tower's features
+    )
+    arguments = TrainingArguments(**mapped | config.training_arguments)
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process uses one GPU
+    n_rows, n_processes = min(config.batch_size, n_pairs), arguments.world_size
+    if n_rows < n_processes or (config.batch_size % n_processes and config.batch_size <= n_pairs):
+        cannot = f"{n_processes} processes cannot share a batch of {n_rows} pairs equally"
+        raise ValueError(f"{cannot}: give batch_size a multiple of their number, or use fewer")
+    arguments.per_device_train_batch_size = n_rows // n_processes
+    return arguments
 
 
 def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:

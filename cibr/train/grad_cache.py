@@ -8,7 +8,7 @@ same random state, so dropout is the same (Gao et al. 2021, "Scaling deep contra
 size under memory limited setup", arXiv 2101.06983, by `torch.utils.checkpoint`).
 """
 
-from collections.abc import Collection
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cibr.models import DualEncoder
+from cibr.models.dual_encoder import Encoded
 from cibr.models.features import Batch
+
+
+def unit_vectors(image: Encoded, text: Encoded) -> dict[str, Tensor]:
+    """The features that every loss reads, by the argument names of `CIBRLoss`."""
+    return {"image_features": image.features, "text_features": text.features}
 
 
 class GradCache:
@@ -29,11 +35,10 @@ class GradCache:
         accelerator: an `accelerate.Accelerator`; its `mixed_precision` is the encoders', `bf16` or
             `no`, but features are at least float32.
         micro_batch_size: rows encoded at once; 0 for all.
-        needs: of the loss: `image_pooled` for the inputs of the heads, `image_projected` for their
-            outputs before normalisation, for which the heads run a second time.
+        loss_inputs: the tensors to keep of the encoded rows of a part, by name.
 
     Attributes:
-        features: of the whole batch, [n, _] each, by the argument names of `CIBRLoss`.
+        features: of the whole batch, [n, _] each, by name.
         labels: of the whole batch, [n].
 
     Examples:
@@ -49,27 +54,14 @@ class GradCache:
         batch: Batch,
         accelerator,
         micro_batch_size: int = 0,
-        needs: Collection[str] = (),
-        loss_inputs=None,
+        loss_inputs: Callable[[Encoded, Encoded], dict[str, Tensor]] = unit_vectors,
     ):
         def encode(rows: slice) -> dict[str, Tensor]:
             is_bf16 = accelerator.mixed_precision == "bf16"
             with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=is_bf16):
                 image = model.encode_images(batch.images[rows])
                 text = model.encode_texts(*(part[rows] for part in batch.texts))
-                if loss_inputs is not None:
-                    named = loss_inputs(image, text)
-                    return {
-                        n: t.to(torch.promote_types(t.dtype, torch.float32))
-                        for n, t in named.items()
-                    }
-                named = {"image_features": image.features, "text_features": text.features}
-                if "image_pooled" in needs:
-                    named["image_pooled"] = image.pooled.detach()
-                    named["text_pooled"] = text.pooled.detach()
-                if "image_projected" in needs:
-                    named["image_projected"] = model.backbone.image_head(image.pooled)
-                    named["text_projected"] = model.backbone.text_head(text.pooled)
+                named = loss_inputs(image, text)
             return {n: t.to(torch.promote_types(t.dtype, torch.float32)) for n, t in named.items()}
 
         self.model = model

@@ -95,7 +95,7 @@ class RunFolder:
         # Empty cells are epochs without validation.
         return pd.read_csv(self.path / _HISTORY, float_precision="round_trip")
 
-    def newest_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
+    def newest_checkpoint(self) -> tuple[str, dict[str, Any]] | None:
         """The newest whole checkpoint and its progress; others are removed, with a warning.
 
         The checkpoints of a diverged run of another configuration are removed, too.
@@ -116,7 +116,7 @@ class RunFolder:
             else:
                 fix = f"finish that run, or remove {str(self.path)!r}"
                 self._refuse_another(mark["run"], "an unfinished run", fix)
-                return folder, mark["progress"]
+                return str(folder), mark["progress"]
         return None
 
     def last_good(self) -> str:

@@ -11,7 +11,7 @@ import warnings
 import torch
 from torch.multiprocessing import start_processes
 
-PRELOADED = ["torch._dynamo", "torchvision.transforms", "accelerate.utils", "cibr.train"]
+PRELOADED = ["torch._dynamo", "torchvision.transforms", "accelerate.utils", "cibr.train.trainer"]
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload([*PRELOADED, "cibr_book"])
 
@@ -54,4 +54,4 @@ def run_together(n_processes, function, *args, timeout=100):
 def _joined(rank, port, n_processes, function, args):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=str(n_processes))
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    _run(function, args, os.devnull)
+    _run(function, (*args, rank), os.devnull)

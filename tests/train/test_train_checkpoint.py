@@ -9,6 +9,7 @@ import resource
 import signal
 import threading
 from functools import partial
+from importlib import import_module
 
 import pandas as pd
 import pytest
@@ -19,15 +20,16 @@ from processes import exit_code_of
 from small_runs import before_step, forks, small_model, stop_at, train
 
 from cibr import DualEncoder
-from cibr.train import checkpoint, loop
-from cibr.train.checkpoint import Progress, RunFolder, noted_signals
-from cibr_book.experiments.training import WeightAverage
+from cibr.train import callbacks, run_folder
+from cibr.train.callbacks import noted_signals
+from cibr.train.run_folder import RunFolder
+from cibr_book.experiments.training import StudyTrainer, WeightAverage
 
 
 @pytest.fixture(autouse=True)
 def every_step(monkeypatch):
     """Saves at every step, and computes on one thread, as the processes of these tests do."""
-    monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(callbacks, "_CHECKPOINT_SECONDS", -1)
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -36,15 +38,15 @@ def every_step(monkeypatch):
 
 def run(folder, arrange=None):
     """A run in a process, whose end `arrange` may see to."""
-    loop._CHECKPOINT_SECONDS = -1
+    callbacks._CHECKPOINT_SECONDS = -1
     if arrange:
         arrange()
     train(folder)
 
 
 def last_step(folder):
-    """The step of the newest checkpoint."""
-    return int(max(folder.glob("checkpoints/*.pt")).stem.removeprefix("step-"))
+    """The step of the newest whole checkpoint."""
+    return max(int(mark.parent.name.split("-")[1]) for mark in folder.glob("*/whole.json"))
 
 
 def assert_equal_runs(folder, whole):
@@ -52,8 +54,7 @@ def assert_equal_runs(folder, whole):
     one, other = (pd.read_csv(place / "history.csv") for place in (folder, whole))
     columns = other.columns.drop("seconds")
     pd.testing.assert_frame_equal(one[columns], other[columns], check_exact=True)
-    names = [path.name for path in folder.iterdir()]
-    assert not [n for n in names if n.endswith(".part") or n.startswith(".") or n == "checkpoints"]
+    assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -64,32 +65,33 @@ def whole(tmp_path_factory):
     return folder
 
 
-RAFA = dict(penalty="rafa", contrastive="hycd", crop_scale=0.8)
-RUNS = [  # settings, averages, seconds between checkpoints, and the step of the last one
-    (dict(sample=True, micro_batch_size=3), dict(decay=0.9), -1, 4),
-    (dict(penalty="mine"), {}, 600, 3),
-    (RAFA, dict(decay=0.0, interpolation=0.3), -1, 4),
-]
-
-
 def without_image_head(config, pairs):
-    """A model with other weights, which all come from the checkpoint then, and the teacher's."""
+    """A model with other weights, which all come from the checkpoint then."""
     model = small_model(config, pairs)
     torch.nn.init.zeros_(model.backbone.image_head[2].weight)
     return model
 
 
+RUNS = [  # settings, seconds between checkpoints, and the step of the last one
+    (dict(sample=True, micro_batch_size=3), -1, 4),
+    (dict(penalty="mine", crop_scale=0.8), 600, 3),
+]
+
+
 @forks
-@pytest.mark.parametrize(("options", "average", "seconds", "step"), RUNS)
-def test_resume_is_bit_equal(tmp_path, monkeypatch, options, average, seconds, step):
-    monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", seconds)
-    if average:
-        options = options | {"additions": {"average": partial(WeightAverage, **average)}}
-    train(tmp_path / "whole", **options)
-    stop_at(5, tmp_path / "stopped", **options)
+@pytest.mark.parametrize(("options", "seconds", "step"), RUNS)
+def test_resume_is_bit_equal(tmp_path, monkeypatch, options, seconds, step):
+    monkeypatch.setattr(callbacks, "_CHECKPOINT_SECONDS", seconds)
+
+    def additions():
+        return {"callbacks": [WeightAverage(0.9, 0.3)]}
+
+    options = options | {"trainer": StudyTrainer}
+    train(tmp_path / "whole", additions=additions(), **options)
+    stop_at(5, tmp_path / "stopped", additions=additions(), **options)
     assert last_step(tmp_path / "stopped") == step
     monkeypatch.setattr(small_runs, "small_model", without_image_head)
-    train(tmp_path / "stopped", **options)
+    train(tmp_path / "stopped", additions=additions(), **options)
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
 
 
@@ -107,33 +109,40 @@ def test_kill_anywhere(whole, tmp_path):
         assert_equal_runs(folder, whole)
 
 
-def kill_at(name, time, is_after):
-    """Kills the process before or after a file gets its name for the n-th time."""
-    real, times = os.replace, []
+def kill_at(module, function, name, time, is_after):
+    """Kills the process before or after a function writes a path of this name the n-th time."""
+    module = import_module(module)
+    real, times = getattr(module, function), []
 
-    def replace(source, target):
-        times.extend([1] * str(target).endswith(name))
-        is_it = str(target).endswith(name) and len(times) == time
-        if is_after or not is_it:
-            real(source, target)
+    def call(*given, **named):
+        times.extend([1] * any(str(path).endswith(name) for path in given))
+        is_it = len(times) == time and any(str(path).endswith(name) for path in given)
+        result = real(*given, **named) if is_after or not is_it else None
         if is_it:
             os.kill(os.getpid(), signal.SIGKILL)
+        return result
 
-    os.replace = replace
-
-
-SAVES = [("step-000000003.pt", 1), ("history.csv", 1), ("history.csv", 5)]  # 5: after the last step
-SAVES += [("cibr.safetensors", 1), ("run.json", 1)]
+    setattr(module, function, call)
 
 
+SAVES = [  # what is killed while it writes what, for which time
+    ("torch", "save", "checkpoint-3/parts.pt", 1),
+    ("torch", "save", "checkpoint-3/optimizer.pt", 1),
+    ("os", "replace", "checkpoint-3/whole.json", 1),
+    ("os", "replace", "history.csv", 1),
+    ("os", "replace", "history.csv", 4),  # after the last step
+    ("shutil", "rmtree", "checkpoint-1", 2),
+    ("os", "replace", "run.json", 1),
+]
+
+
+@pytest.mark.filterwarnings("ignore:checkpoint .* is passed over")
 @pytest.mark.parametrize("is_after", [False, True])
-@pytest.mark.parametrize(("name", "time"), SAVES)
-def test_a_kill_in_the_middle_of_a_save_loses_at_most_that_save(
-    whole, tmp_path, name, time, is_after
-):
-    kill = partial(kill_at, name, time, is_after)
+@pytest.mark.parametrize("save", SAVES, ids=lambda save: f"{save[2]} {save[3]}")
+def test_a_kill_in_the_middle_of_a_save_loses_at_most_that_save(whole, tmp_path, save, is_after):
+    kill = partial(kill_at, *save, is_after)
     assert exit_code_of(run, tmp_path, kill) == -signal.SIGKILL
-    assert last_step(tmp_path) >= 2
+    assert (tmp_path / "run.json").exists() or last_step(tmp_path) >= 2
     train(tmp_path)
     assert_equal_runs(tmp_path, whole)
 
@@ -146,30 +155,29 @@ def full_before_step_4():
 def test_a_full_disk_keeps_the_last_checkpoints(whole, tmp_path):
     folder, log = tmp_path / "run", tmp_path / "log"
     assert exit_code_of(run, folder, full_before_step_4, log=log) == 1
-    last = folder / "checkpoints" / "step-000000003.pt"
     assert "ValueError: cannot write" in log.read_text()
-    assert f"the last good checkpoint is {str(last)!r}. Make room" in log.read_text()
-    names = sorted(path.name for path in last.parent.iterdir())
-    assert names == ["step-000000002.pt", "step-000000003.pt"]
+    assert f"the last good checkpoint is {str(folder / 'checkpoint-3')!r}" in log.read_text()
+    assert {path.name for path in folder.glob("check*")} == {"checkpoint-2", "checkpoint-3"}
     train(folder)
     assert_equal_runs(folder, whole)
 
 
+@pytest.mark.parametrize("step", [4, 6])  # in an epoch, and at the end of one
 @pytest.mark.parametrize(
     ("name", "error"), [("SIGTERM", SystemExit), ("SIGINT", KeyboardInterrupt)]
 )
 def test_signals_save_after_the_step_and_leave_with_a_message(
-    whole, tmp_path, monkeypatch, capsys, name, error
+    whole, tmp_path, monkeypatch, capsys, name, error, step
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_CHECKPOINT_SECONDS", 600)
-        before_step(4, partial(signal.raise_signal, signal.Signals[name]), patch.setattr)
+        patch.setattr(callbacks, "_CHECKPOINT_SECONDS", 600)
+        before_step(step, partial(signal.raise_signal, signal.Signals[name]), patch.setattr)
         with pytest.raises(error) as caught:
             train(tmp_path)
     assert getattr(caught.value, "code", 143) == 143
-    file = str(tmp_path / "checkpoints" / "step-000000004.pt")
-    message = f"{name}: the run is saved at step 4 of 6 in {file!r}; start it again to go on"
-    assert message in capsys.readouterr().err and last_step(tmp_path) == 4
+    folder = str(tmp_path / f"checkpoint-{step}")
+    message = f"{name}: the run is saved at step {step} of 6 in {folder!r}; start it again to go on"
+    assert message in capsys.readouterr().err and last_step(tmp_path) == step
     train(tmp_path)
     assert_equal_runs(tmp_path, whole)
 
@@ -191,38 +199,59 @@ def test_signals_are_noted_and_their_handlers_restored():
     assert handlers() == before
 
 
-def test_crafted_and_damaged_checkpoints_are_passed_over(tmp_path):
-    run, part, loaded = RunFolder(tmp_path, {}), torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
-    good = run.save({"part": part}, Progress(10, 1))
-    crafted = Crafted(tmp_path / "owned")
-    torch.save({"model": crafted}, good.with_name("step-000000002.pt"))
-    good.with_name("step-000000003.pt").write_bytes(pickle.dumps(crafted, protocol=2))
-    good.with_name("step-000000004.pt").write_bytes(good.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match="cannot be read and is passed over") as warned:
-        progress = run.resume({"part": loaded}, Progress(10))
-    assert progress.step == 1 and same(loaded, part) and len(warned) == 3
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def craft(file):
+    file.write_bytes(pickle.dumps(Crafted(file.parent.parent / "owned"), protocol=2))
+
+
+@pytest.mark.parametrize("damage", [truncate, craft, os.remove])
+@pytest.mark.parametrize("name", ["optimizer.pt", "parts.pt", "encoders.safetensors", "whole.json"])
+def test_a_damaged_newest_checkpoint_is_passed_over(whole, tmp_path, damage, name):
+    stop_at(6, tmp_path)
+    damage(tmp_path / "checkpoint-5" / name)
+    with pytest.warns(UserWarning, match="checkpoint-5' is incomplete or damaged: it is passed"):
+        train(tmp_path)
+    assert_equal_runs(tmp_path, whole)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "parts.pt", "scheduler.pt"])
+def test_code_in_a_checkpoint_is_not_run_even_if_its_digest_fits(tmp_path, name):
+    stop_at(6, tmp_path)
+    folder = tmp_path / "checkpoint-5"
+    craft(folder / name)
+    run = RunFolder(tmp_path)
+    mark = run_folder._mark_of_whole(tmp_path / "checkpoint-4")
+    run.identity = mark["run"]
+    run.seal(folder, mark["progress"], pd.DataFrame(), None)
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        train(tmp_path)
     assert not (tmp_path / "owned").exists()
 
 
 def test_a_second_run_on_a_folder_is_refused_until_the_first_one_has_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_PATIENCE", 0.1)
-    message = f"another run is writing to output_dir {str(tmp_path)!r}: wait for its end"
-    other_process = RunFolder(tmp_path, {}, writes=False)  # of the same run
-    refused = pytest.raises(ValueError, match=message)
-    with RunFolder(tmp_path, {}).claimed(), other_process.claimed(), refused:
-        train(tmp_path, epochs=1)
+    monkeypatch.setattr(run_folder, "_PATIENCE", 0.1)
+    monkeypatch.chdir(tmp_path.parent)
+    refused = pytest.raises(ValueError, match="another run is writing to output_dir .*: wait for")
+    with RunFolder(tmp_path).claimed(), RunFolder(tmp_path, writes=False).claimed(), refused:
+        train(tmp_path.name, epochs=1)  # the same folder, spelled in another way
     train(tmp_path, epochs=1)
     assert not (tmp_path / ".lock").exists()
 
 
-def test_a_finished_run_is_loaded_and_one_of_another_configuration_refused(tmp_path, capsys):
-    model, history = train(tmp_path, epochs=1)
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    (tmp_path / "checkpoints").mkdir()  # as a kill between its emptying and its removal leaves it
-    again, stored = train(tmp_path, epochs=1, micro_batch_size=3)  # which changes no weight
+def test_a_finished_run_is_loaded_and_one_of_another_configuration_refused(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model, history = train(tmp_path / "out", epochs=1)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    (tmp_path / "out" / "checkpoint-2").mkdir()  # as a kill in the midst of its removal leaves it
+    again, stored = train("~/out", epochs=1, micro_batch_size=3)  # which changes no weight
     assert "holds this run, finished: its model and history are loaded" in capsys.readouterr().err
     assert same(model, again) and not again.training and stored.equals(history)
     message = r"a finished run of another configuration: beta \(0.1 there, 0.2 here\)\. "
     with pytest.raises(ValueError, match=message):
-        train(tmp_path, epochs=1, beta=0.2)
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+        train(tmp_path / "out", epochs=1, beta=0.2)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before

@@ -1,7 +1,9 @@
 """The configuration of a run: presets, names of folders, splits and the model."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from data_files import write_metadata
@@ -30,10 +32,10 @@ RECIPES = {  # of `configure`, and the condition of the committed rows
 def test_presets_fill_what_is_not_given(tmp_path, monkeypatch, dataset, model, preset):
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "folder" / "glyphs", train=1)
-    filled = configure(dataset=dataset, model=model).model_dump()
+    filled = vars(configure(dataset=dataset, model=model))
     assert tuple(filled[name] for name in NAMES) == preset
-    given = dict(zip(NAMES, (3, 9, 1.0, 0.3, 0.0, 0.0), strict=True))
-    filled = configure(dataset=dataset, model=model, **given).model_dump()
+    given = dict(zip(NAMES, (np.int64(3), 9, 1.0, 0.3, 0.0, 0), strict=True))
+    filled = vars(configure(dataset=Path(dataset), model=model, **given))
     assert {name: filled[name] for name in NAMES} == given
 
 

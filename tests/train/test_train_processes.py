@@ -9,57 +9,59 @@ import time
 import pandas as pd
 import pytest
 import torch
-from accelerate import Accelerator
 from processes import run_together
-from small_runs import forks, stop_at, train, write_folder
-from twin import CASES, model_of, plain_steps, real_steps, settings_of
+from small_runs import PAIRS, forks, stop_at, train, write_folder
+from twin import CASES, model_of, plain_run, settings_of
+
+from cibr.train.trainer import CIBRTrainer
+
+
+class Double(CIBRTrainer):
+    """A trainer whose loss is in float64, as the models of these tests."""
+
+    def set_up(self):
+        super().set_up()
+        self.loss_fn.double()
 
 
 def weights(*modules):
     return [dict(module.named_parameters()) for module in modules]
 
 
-def take_steps(folder):
-    """Saves the weights of a model and its loss after the steps of every case."""
-    accelerator = Accelerator(cpu=True)
+def train_together(folder, rank):
+    """Saves the weights of a model and its loss after a run of every case."""
     for case in CASES:
-        config = settings_of(case)
+        config = settings_of(case, folder / case)
         model = model_of(config)
-        if accelerator.process_index:  # every process starts from the weights of the first one
+        if rank:  # every process starts from the weights of the first one
             torch.nn.init.zeros_(model.backbone.image_head[2].weight)
-        state, _ = real_steps(config, model, accelerator)
-        file = folder / f"{case} {accelerator.process_index}"
-        torch.save(weights(model, state.loss_fn), file)
+        trainer = Double(model, config, PAIRS)
+        trainer.train()
+        torch.save(weights(model, trainer.loss_fn), folder / f"{case} {rank}.pt")
 
 
 def test_two_processes_take_the_steps_of_one_that_encodes_their_rows(tmp_path):
-    run_together(2, take_steps, tmp_path)
+    run_together(2, train_together, tmp_path)
     for case in CASES:
         config = settings_of(case)
         model = model_of(config)
-        loss_fn, _ = plain_steps(config, model, n_processes=2)
+        loss_fn, _ = plain_run(config, model, n_processes=2)
         for rank in range(2):
-            found = torch.load(tmp_path / f"{case} {rank}")
+            found = torch.load(tmp_path / f"{case} {rank}.pt")
             torch.testing.assert_close(found, weights(model, loss_fn), rtol=1e-9, atol=1e-9)
 
 
 CROPPED = dict(penalty="mine", crop_scale=0.8, dropout=0.0)
 
 
-def fit_together(folder):
-    """Resumes a run, and tries one of which only the first process has a checkpoint."""
-    accelerator = Accelerator(cpu=True)
-    additions = {"accelerator": accelerator}
-    train(folder / "several", additions=additions, **CROPPED)
-    with pytest.raises(ValueError, match=r"checkpoints of different steps .*\(3, 0\)"):
-        train(folder / f"process {accelerator.process_index}", additions=additions)
+def resume_together(folder, rank):
+    train(folder, **CROPPED)
 
 
 @forks
-def test_a_run_resumes_on_two_processes_which_need_the_same_checkpoint(tmp_path):
-    stop_at(4, tmp_path / "several", **CROPPED)
-    stop_at(4, tmp_path / "process 0")
-    run_together(2, fit_together, tmp_path)
+def test_a_run_resumes_on_two_processes(tmp_path):
+    stop_at(5, tmp_path / "several", **CROPPED)
+    run_together(2, resume_together, tmp_path / "several")
     _, one = train(tmp_path / "one", **CROPPED)
     several = pd.read_csv(tmp_path / "several" / "history.csv")
     columns = one.columns.drop("seconds")
@@ -79,7 +81,7 @@ def test_accelerate_launch_trains_and_saves_at_sigterm(tmp_path):
     with (tmp_path / "log").open("w") as log:
         command = [sys.executable, *LAUNCH.split()]
         process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
-        while process.poll() is None and not any(tmp_path.glob("out/checkpoints/*.pt")):
+        while process.poll() is None and not any(tmp_path.glob("out/*/whole.json")):
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=300) != 0

@@ -1,8 +1,7 @@
-"""Training steps in plain PyTorch, which those of `train_step` must equal: one graph for all parts
-of a batch and for all processes, and every constant written out.
+"""A run in plain PyTorch, which that of the trainer must equal: one graph for all parts of a batch
+and for all processes, and every constant written out.
 """
 
-import copy
 import math
 
 import torch
@@ -12,21 +11,21 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from cibr.losses import CIBRLoss
 from cibr.models.features import prepare
-from cibr.train.loop import set_up, train_step
+from cibr.train.trainer import epoch_rows
 
-N_STEPS = 5  # of which the last three differ in the weight of the penalty
+N_STEPS = 6  # of which the last four differ in the weight of the penalty
 TWICE = {"critic_steps": 2}
 CASES = {
+    "clip": dict(beta=0.0),
     "vmf": dict(weight_decay=0.1, penalty_options={"kappa_b": 20.0}),
     "vmf, sampled": dict(sample=True, kappa_e=50.0, micro_batch_size=3),
-    "crossfit, siglip": dict(penalty="crossfit", contrastive="siglip", micro_batch_size=5),
+    "crossfit": dict(penalty="crossfit", micro_batch_size=5),
     "mine": dict(penalty="mine", sample=True, penalty_options=TWICE, micro_batch_size=3),
-    "rafa, hycd": dict(penalty="rafa", contrastive="hycd", micro_batch_size=2),
 }
 
 
-def settings_of(case, **options):
-    return settings(**(dict(weight_decay=1.0, seed=3) | CASES[case] | options))
+def settings_of(case, folder="out", **options):
+    return settings(folder, **(dict(weight_decay=1.0, seed=3) | CASES[case] | options))
 
 
 def model_of(config):
@@ -36,70 +35,44 @@ def model_of(config):
     return model
 
 
-def rows_of_steps(n_steps):
-    """Images of each step, and the first text of each."""
-    generator = torch.Generator().manual_seed(0)
-    first = torch.searchsorted(PAIRS.text_to_image(), torch.arange(len(PAIRS)))
-    images = [torch.randperm(len(PAIRS), generator=generator)[:8] for _ in range(n_steps)]
-    return [(rows, first[rows]) for rows in images]
-
-
-def real_steps(config, model, accelerator, inputs=None, n_steps=N_STEPS):
-    """The state after steps of `train_step`, and the values that each returned."""
-    inputs = inputs or prepare(model, PAIRS)
-    state = set_up(model.train(), inputs, config, accelerator, N_STEPS)
-    state.loss_fn.to(model.log_logit_scale.dtype)
-    n, rank = accelerator.num_processes, accelerator.process_index
-    values = []
-    for rows in rows_of_steps(n_steps):
-        values.append(train_step(state, inputs[tuple(part.chunk(n)[rank] for part in rows)]))
-    return state, values
-
-
-def plain_steps(config, model, inputs=None, n_steps=N_STEPS, n_processes=1, bf16=False, **built):
-    """The loss after such steps, and the features, labels and terms of each.
+def plain_run(config, model, n_processes=1, bf16=False, inputs=None, noise=0.0, **built):
+    """Trains a model; returns its loss and the mean terms of each epoch.
 
     Args:
-        config: of the run, with the learning rate and the weight of the penalty of `settings`.
+        config: of the run, with the learning rate and the epochs of `settings`.
         model: the initial model, which is trained.
-        inputs: of the pairs.
-        n_steps: of `N_STEPS`.
         n_processes: processes whose rows and dropout are imitated.
         bf16: precision of the encoders.
+        inputs: of the pairs.
+        noise: deviations of noise on the inputs.
         built: what the penalty is built from.
     """
     inputs = inputs or prepare(model, PAIRS)
-    teacher = copy.deepcopy(model).eval()
-    model.train()
-    is_mine = config.penalty == "mine"
-    if is_mine:
+    if config.penalty == "mine":
         built["dims"] = model.dim, model.backbone.dim_image_pooled, model.backbone.dim_text_pooled
     torch.manual_seed(3)
-    built |= dict(kappa_e=config.kappa_e, sample=config.sample, contrastive=config.contrastive)
-    loss_fn = CIBRLoss(0.1, config.penalty, **config.penalty_options, **built)
-    loss_fn.to(model.log_logit_scale.dtype)
-    trained = [*model.parameters(), *loss_fn.contrastive.parameters()]
+    built |= dict(kappa_e=config.kappa_e, sample=config.sample, **config.penalty_options)
+    loss_fn = CIBRLoss(0.1, config.penalty, **built).to(model.log_logit_scale.dtype)
+    trained = [*model.parameters()]
     matrices = {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay}
     others = {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}
     adam = torch.optim.AdamW([matrices, others], lr=1e-3, betas=(0.9, 0.98))
     warm_up = 0.15 if model.kind == "frozen" else 0.45
     schedule = OneCycleLR(adam, 1e-3, N_STEPS, pct_start=warm_up, cycle_momentum=False)
-    seen = []
-    for step, rows in enumerate(rows_of_steps(n_steps)):
+    epochs = []
+    for step in range(N_STEPS):
+        rows = [part.split(8)[step % 3] for part in epoch_rows(PAIRS, 3, step // 3)]
         seed = 3 + 1_000_003 * (step + 1)
         parts = []
         for rank in range(n_processes):
             torch.manual_seed(seed + 7_919 * rank)
             own = inputs[tuple(part.chunk(n_processes)[rank] for part in rows)]
-            parts += encoded(config, model, inputs, own, loss_fn.needs, bf16)
+            parts += encoded(config, model, inputs, own, bf16, noise)
         batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         batch["generator"] = torch.Generator().manual_seed(seed)
-        if "teacher_logits" in loss_fn.needs:
-            batch["teacher_logits"] = 105 * cosines(teacher, inputs[rows])
-        if is_mine:
-            loss_fn.update(**{name: x for name, x in batch.items() if name != "labels"})
+        loss_fn.update(**{name: x for name, x in batch.items() if name != "labels"})
         ramp = min(max(3 * step / N_STEPS - 1, 0), 1)
-        loss_fn.beta = 0.1 * (1 if config.penalty in ("anchor", "rafa") else ramp)
+        loss_fn.beta = config.beta * (1 if config.penalty == "anchor" else ramp)
         terms = loss_fn(**batch, logit_scale=model.log_logit_scale.exp())
         adam.zero_grad()
         sum(terms.values()).backward()
@@ -107,16 +80,20 @@ def plain_steps(config, model, inputs=None, n_steps=N_STEPS, n_processes=1, bf16
         adam.step()
         schedule.step()
         model.log_logit_scale.data.clamp_(max=math.log(100))
-        seen.append(batch | terms)
-    return loss_fn, seen
+        epochs += [{}] if step % 3 == 0 else []
+        values = {name: term.item() for name, term in terms.items()} | diagnostics(batch)
+        for name, value in (values | {"beta": loss_fn.beta}).items():
+            epochs[-1][name] = epochs[-1].get(name, 0.0) + value / 3
+    return loss_fn, epochs
 
 
-def encoded(config, model, inputs, batch, needs, bf16):
+def encoded(config, model, inputs, batch, bf16, noise):
     """Features and labels of each part of a process's rows, in one graph."""
     images, texts = batch.images, batch.texts
-    if config.feature_noise:
-        images = images + 0.3 * inputs.images.std(0) * torch.randn_like(images)
-        texts = (texts[0] + 0.3 * inputs.texts[0].std(0) * torch.randn_like(texts[0]),)
+    if noise:
+        images = images + noise * inputs.images.std(0) * torch.randn_like(images)
+        texts = (texts[0] + noise * inputs.texts[0].std(0) * torch.randn_like(texts[0]),)
+    model.train()
     parts = []
     for rows in torch.arange(len(images)).split(config.micro_batch_size or len(images)):
         # Weights are cast again for each part; from one cast, gradients would be summed in bf16.
@@ -125,14 +102,16 @@ def encoded(config, model, inputs, batch, needs, bf16):
             text = model.encode_texts(*(part[rows] for part in texts))
             named = dict(image_features=image.features, text_features=text.features)
             named |= dict(image_pooled=image.pooled.detach(), text_pooled=text.pooled.detach())
-            if "image_projected" in needs:
-                named["image_projected"] = model.backbone.image_head(image.pooled)
-                named["text_projected"] = model.backbone.text_head(text.pooled)
         named = {name: value.float() if bf16 else value for name, value in named.items()}
         parts.append(named | {"labels": batch.labels[rows]})
     return parts
 
 
-@torch.no_grad()
-def cosines(model, batch):
-    return model.encode_images(batch.images).features @ model.encode_texts(*batch.texts).features.T
+def diagnostics(batch):
+    """Mean cosines between different rows, and the share of repeated captions."""
+    values = {"repeated_captions": 1 - len(set(batch["labels"].tolist())) / 8}
+    for side in ("image", "text"):
+        x = batch[f"{side}_features"].detach()
+        cosines = [(x[i] @ x[j]).item() for i in range(8) for j in range(8) if i != j]
+        values[f"{side}_mean_cosine"] = sum(cosines) / 56
+    return values

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.losses import CONTRASTIVE, PENALTIES, CIBRLoss, LossInputs, Term
+from cibr.losses import PENALTIES, CIBRLoss, LossInputs
 from cibr.losses.clip import Scalar
 from cibr.losses.penalties import VMF
 
@@ -73,17 +73,13 @@ class SigLIPLoss(CIBRLoss):
         self.scaled_bias = nn.Parameter(torch.tensor(-1.0))
 
     def contrastive_loss(self, inputs: LossInputs) -> Scalar:
-        return siglip(inputs, self.scaled_bias)
-
-
-def siglip(inputs: LossInputs, scaled_bias: Tensor) -> Scalar:
-    """The loss of `SigLIPLoss`."""
-    logits = inputs.logit_scale * inputs.z_image @ inputs.z_text.T + _BIAS_UNIT * scaled_bias
-    if inputs.labels is None:
-        positive = logits.diagonal().sum()
-    else:
-        positive = logits[inputs.labels[:, None] == inputs.labels].sum()
-    return (F.softplus(logits).sum() - positive) / len(logits)
+        logits = inputs.logit_scale * inputs.z_image @ inputs.z_text.T
+        logits = logits + _BIAS_UNIT * self.scaled_bias
+        if inputs.labels is None:
+            positive = logits.diagonal().sum()
+        else:
+            positive = logits[inputs.labels[:, None] == inputs.labels].sum()
+        return (F.softplus(logits).sum() - positive) / len(logits)
 
 
 class HyCDLoss(CIBRLoss):
@@ -103,19 +99,14 @@ class HyCDLoss(CIBRLoss):
         return {*super().needs, "teacher_logits"}
 
     def contrastive_loss(self, inputs: LossInputs) -> Scalar:
-        return hycd(inputs)
-
-
-def hycd(inputs: LossInputs) -> Scalar:
-    """The loss of `HyCDLoss`."""
-    image, labels = inputs.z_image, inputs.labels
-    labels = torch.arange(len(image), device=image.device) if labels is None else labels
-    matches = (labels[:, None] == labels).to(image)
-    matches = matches / matches.sum(1)  # symmetric: matching rows have equally many matches
-    logits = inputs.logit_scale * image @ inputs.z_text.T
-    teacher = inputs.others["teacher_logits"].detach()
-    image_to_text = _distilled(logits, teacher, matches)
-    return (image_to_text + _distilled(logits.T, teacher.T, matches)) / 2
+        image, labels = inputs.z_image, inputs.labels
+        labels = torch.arange(len(image), device=image.device) if labels is None else labels
+        matches = (labels[:, None] == labels).to(image)
+        matches = matches / matches.sum(1)  # symmetric: matching rows have equally many matches
+        logits = inputs.logit_scale * image @ inputs.z_text.T
+        teacher = inputs.others["teacher_logits"].detach()
+        image_to_text = _distilled(logits, teacher, matches)
+        return (image_to_text + _distilled(logits.T, teacher.T, matches)) / 2
 
 
 def _distilled(
@@ -125,22 +116,5 @@ def _distilled(
     return -(target * student.log_softmax(1)).sum(1).mean()
 
 
-class _SigLIP(Term):
-    def __init__(self):
-        super().__init__()
-        self.scaled_bias = nn.Parameter(torch.tensor(-1.0))
-
-    def forward(self, inputs: LossInputs) -> Scalar:
-        return siglip(inputs, self.scaled_bias)
-
-
-class _HyCD(Term):
-    needs = ("teacher_logits",)
-
-    def forward(self, inputs: LossInputs) -> Scalar:
-        return hycd(inputs)
-
-
 PENALTIES |= {"cyclip": CyCLIP, "rafa": RaFA}
-CONTRASTIVE |= {"siglip": _SigLIP, "hycd": _HyCD}
 LOSSES = {"clip": CIBRLoss, "siglip": SigLIPLoss, "hycd": HyCDLoss}

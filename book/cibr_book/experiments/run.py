@@ -2,14 +2,12 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from cibr.data import Pairs, load_pairs
@@ -19,7 +17,8 @@ from cibr.losses.vmf import vmf_fit_kappa, vmf_mean_cosine, vmf_residual_nats
 from cibr.metrics.retrieval import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.features import embed_pairs, prepare
-from cibr.train import RunConfig, build_model, configure, fit, load_splits
+from cibr.train import RunConfig, build_model, configure, load_splits
+from cibr.train.config import DEFAULTS
 from cibr.utils import check_known
 from cibr_book.embeddings.geometry import (
     alignment,
@@ -31,7 +30,7 @@ from cibr_book.embeddings.geometry import (
 from cibr_book.embeddings.probes import coded, common_categories, principal_components, probe_nats
 from cibr_book.experiments.corruptions import Corruption, corrupt, half_in_style, in_both_styles
 from cibr_book.experiments.shifts import shifted_recalls
-from cibr_book.experiments.training import WeightAverage, grouped_rows
+from cibr_book.experiments.training import StudyTrainer, WeightAverage
 from cibr_book.experiments.unpaired import with_unpaired
 
 KEPT = r"accuracy@1$|_recall@(?:1|5|10)$"
@@ -42,6 +41,7 @@ _TEMPERATURE, _KAPPA = 0.07, 1024.0  # for reported information, the same for al
 _PENALTY_OPTIONS = ("kappa_b", "critic_steps", "critic_rate")
 _STUDY_SETTINGS = (
     *("corruption", "suites", "shifts", "unpaired", "untouched", "group_size", "group_share"),
+    *("feature_noise", "contrastive"),
     *("ema_decay", "interpolation", "mixed_precision", "cca_ridge_image", "cca_ridge_text", "ramp"),
 )
 _PEOPLE = {"man", "woman", "boy", "girl", "child", "people"}
@@ -57,7 +57,7 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
             whether to test on degraded photos too; `unpaired`, with `self_training: true` and
             `repeats` for self-training on the pairs that a corruption leaves out; `group_size` and
             `group_share`, of `grouped_rows`; `ema_decay` and `interpolation`, of `WeightAverage`;
-            `mixed_precision`, of accelerate;
+            `feature_noise` and `contrastive`, of `StudyTrainer`; `mixed_precision`, `bf16`;
             `cca_ridge_image` and `cca_ridge_text`, the two of `cca_ridges`; and `untouched`, for
             the pretrained model without training.
         folder: for the trained model, its history and its predictions.
@@ -79,8 +79,10 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         model, cca = build_model(config, train), None
         if unpaired:
             train, cca = with_unpaired(model, config, corruption, **unpaired)
-        additions = training_additions(settings, train)
-        metrics = _from_history(fit(model, train, validation, config, cca=cca, **additions))
+        additions = training_additions(settings)
+        trainer = StudyTrainer(model, config, train, validation, statistic=cca, **additions)
+        trainer.train()
+        metrics = _from_history(trainer.history)
         metrics |= measure(model, train, validation, test, config, corruption) if suites else {}
         metrics |= shifted_recalls(model, test) if settings.get("shifts") else {}
     for suite in suites:
@@ -92,31 +94,28 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
 
 def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of `cibr.configure` among those of a run of the study."""
-    known = [*RunConfig.model_fields, *_PENALTY_OPTIONS, *_STUDY_SETTINGS]
     for name in settings:
-        check_known("setting", name, known)
-    own = {name: value for name, value in settings.items() if name in RunConfig.model_fields}
+        check_known("setting", name, [*DEFAULTS, *_PENALTY_OPTIONS, *_STUDY_SETTINGS])
+    own = {name: value for name, value in settings.items() if name in DEFAULTS}
     options = {name: settings[name] for name in _PENALTY_OPTIONS if name in settings}
     if options:
         own["penalty_options"] = options
     if "cca_ridge_image" in settings or "cca_ridge_text" in settings:
-        image, text = RunConfig.model_fields["cca_ridges"].default
+        image, text = DEFAULTS["cca_ridges"]
         ridges = settings.get("cca_ridge_image", image), settings.get("cca_ridge_text", text)
         own["cca_ridges"] = ridges
+    if settings.get("mixed_precision") == "bf16":
+        own["training_arguments"] = {"bf16": True}
     return own
 
 
-def training_additions(settings: dict[str, Any], train: Pairs) -> dict[str, Any]:
-    """The arguments of `cibr.fit` beside the configuration: grouped rows, averaged weights."""
-    additions: dict[str, Any] = {}
-    if settings.get("group_size", 1) > 1:
-        size, share = settings["group_size"], settings.get("group_share", 1.0)
-        additions["order"] = partial(grouped_rows, train, size, share, settings.get("seed", 0))
+def training_additions(settings: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `StudyTrainer` beside those of `CIBRTrainer`."""
+    names = ("group_size", "group_share", "feature_noise", "contrastive")
+    additions = {name: settings[name] for name in names if name in settings}
     decay, interpolation = settings.get("ema_decay", 0.0), settings.get("interpolation", 0.0)
     if decay or interpolation:
-        additions["average"] = partial(WeightAverage, decay=decay, interpolation=interpolation)
-    if "mixed_precision" in settings:
-        additions["accelerator"] = Accelerator(mixed_precision=settings["mixed_precision"])
+        additions["callbacks"] = [WeightAverage(decay, interpolation)]
     return additions
 
 

@@ -3,8 +3,7 @@ other losses and averaged weights.
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -17,6 +16,7 @@ from cibr.models import DualEncoder
 from cibr.models.features import Batch
 from cibr.train.grad_cache import GradCache
 from cibr.train.trainer import CIBRTrainer, Rows
+from cibr_book.experiments.controls import LOSSES
 
 
 def grouped_rows(pairs: Pairs, group_size: int, group_share: float, seed: int, epoch: int) -> Rows:
@@ -119,62 +119,7 @@ def _interleaved(
     return torch.cat([blocks, order[n_between : n - len(blocks) + n_between]])[:n]
 
 
-class WeightAverage:
-    """Exponential moving average of the weights after each step.
-
-    It is bias-corrected as in Adam, so it does not contain the initial weights. With
-    `interpolation`, the initial weights are then mixed in.
-
-    Source: WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903), whose alpha is 1 - interpolation.
-
-    Args:
-        model: the model whose weights are averaged, before the first step.
-        decay: decay of the average per step, in [0, 1); 0 for the weights after the last step.
-        interpolation: share of the initial weights in the result, in [0, 1).
-    """
-
-    def __init__(self, model: DualEncoder, decay: float, interpolation: float = 0.0):
-        self.decay, self.interpolation = decay, interpolation
-        start = {name: tensor.detach().clone() for name, tensor in model.own_state().items()}
-        self.start = start if interpolation else {}
-        self.average = {name: tensor.clone() for name, tensor in start.items()} if decay else {}
-
-    @torch.no_grad()
-    def update(self, model: DualEncoder, step: int) -> None:
-        """Adds the weights after a step, counted from 0."""
-        weight, own = (1 - self.decay) / (1 - self.decay ** (step + 1)), model.own_state()
-        for name, average in self.average.items():
-            average.lerp_(own[name], weight)
-
-    @torch.no_grad()
-    def copy_to(self, model: DualEncoder) -> None:
-        """Replaces the model's weights by the averaged ones."""
-        for name, tensor in model.own_state().items():
-            kept = self.average.get(name, tensor)
-            tensor.copy_(kept.lerp(self.start[name], self.interpolation) if self.start else kept)
-
-    @contextmanager
-    def applied(self, model: DualEncoder) -> Iterator[None]:
-        """A context in which the model has the averaged weights; its own come back afterwards."""
-        own = {name: tensor.detach().clone() for name, tensor in model.own_state().items()}
-        self.copy_to(model)
-        try:
-            yield
-        finally:
-            model.load_state_dict(own, strict=False)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The averages and the initial weights, which a checkpoint keeps."""
-        return self.average | {f"start.{name}": tensor for name, tensor in self.start.items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continues from what `state_dict` returned."""
-        # In place: a checkpoint is loaded on the CPU.
-        for name, tensor in self.state_dict().items():
-            tensor.copy_(state[name])
-
-
-class Averaging(TrainerCallback):
+class WeightAverage(TrainerCallback):
     """Exponential moving average of the weights after each step, which is validated and kept.
 
     It is bias-corrected as in Adam, so it does not contain the initial weights. With
@@ -251,6 +196,7 @@ class StudyTrainer(CIBRTrainer):
         feature_noise: of Gaussian noise on cached features, in units of their deviations.
         group_size: of `grouped_rows`; 1 for rows without groups.
         group_share: of `grouped_rows`.
+        contrastive: a name of `LOSSES`.
         named: of `CIBRTrainer`.
     """
 
@@ -261,14 +207,22 @@ class StudyTrainer(CIBRTrainer):
         feature_noise: float = 0.0,
         group_size: int = 1,
         group_share: float = 1.0,
+        contrastive: str = "clip",
         **named,
     ):
+        self.contrastive = contrastive
+        self.loss_class = LOSSES[contrastive]
         self.given_statistic = statistic
         self.feature_noise = feature_noise
         self.group_size = group_size
         self.group_share = group_share
         self.teacher: DualEncoder | None = None
         super().__init__(*given, **named)
+
+    def identity(self) -> dict[str, Any]:
+        """Also the study's own settings; that of groups shows in the order of the rows."""
+        own = {"contrastive": self.contrastive, "feature_noise": self.feature_noise}
+        return super().identity() | own
 
     def set_up(self) -> None:
         """Also the deviations of the features, and the initial model as a teacher."""

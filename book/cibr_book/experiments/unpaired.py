@@ -17,7 +17,7 @@ from cibr.losses.cca import RegularisedCCA
 from cibr.models import DualEncoder
 from cibr.models.features import Inputs, prepare
 from cibr.train import RunConfig
-from cibr.train.loop import fit_cca
+from cibr.train.trainer import fit_cca
 from cibr_book.experiments.corruptions import Corruption, split_subset
 
 
@@ -51,7 +51,7 @@ def with_pseudo_pairs(
         The true pairs and the images of `unpaired`, each with its nearest text under the CCA of the
         true pairs, all without labels and groups, so that equal texts match; and this CCA, which
         initialises the heads and is the statistic of the penalty `anchor` if it is passed to
-        `cibr.fit`.
+        `StudyTrainer`.
     """
     cca = fit_cca(prepare(model, pairs), model.dim, config.cca_ridges)
     nearest = nearest_captions(cca, prepare(model, unpaired))

@@ -3,7 +3,7 @@
 import ast
 from typing import Any
 
-from cibr.train import RunConfig
+from cibr.train.config import DEFAULTS
 from cibr.utils import check_known
 
 
@@ -44,12 +44,11 @@ def given(parameters: dict[str, Any], namespace: dict[str, Any]) -> dict[str, An
         parameters: from `check_parameters`.
         namespace: the notebook's globals.
     """
-    fields = RunConfig.model_fields
     injected = _injected(namespace)
     return {
         name: value
         for name, value in parameters.items()
-        if name in injected or name not in fields or value != fields[name].default
+        if name in injected or name not in DEFAULTS or value != DEFAULTS[name]
     }
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -42,7 +43,9 @@ def test_a_trial_has_the_recalls_of_its_last_epoch_and_the_first_step_that_reach
     columns += ["residual_image_nats", "residual_text_nats"]
     history = pd.DataFrame(0.0, range(3), columns).assign(step=[5, 10, 15], clip_loss=[3, 2, 1])
     history[names] = [[0.01] * 6, [0.05, 0.1, 0.1, 0.05, 0.1, 0.2], [0.1, 0.2, 0.1, 0.3, 0.4, 0.3]]
-    monkeypatch.setattr("cibr_book.experiments.run.fit", lambda *args, **options: history)
+    finished = SimpleNamespace(train=lambda: None, history=history)
+    make = lambda *given, **named: finished  # noqa: E731
+    monkeypatch.setattr("cibr_book.experiments.run.StudyTrainer", make)
     metrics = train_and_measure(TINY | {"corruption": {"fraction": 0.02}}, tmp_path / "run")
     assert [metrics[f"validation_recall@{k}"] for k in (1, 5, 10)] == pytest.approx([0.2, 0.3, 0.2])
     assert metrics["validation_text_to_image_recall@1"] == 0.3 and metrics["last_clip_loss"] == 1

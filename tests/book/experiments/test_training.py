@@ -6,12 +6,13 @@ import pytest
 import torch
 from helpers import noise_pairs, same
 from small_runs import PAIRS, settings, small_model, train
+from transformers import TrainerState
 
 from cibr import DualEncoder
 from cibr.metrics import retrieval_recalls
 from cibr.models.features import embed_pairs, prepare
-from cibr.train.loop import epoch_rows
-from cibr_book.experiments.training import WeightAverage, grouped_rows
+from cibr.train.trainer import epoch_rows
+from cibr_book.experiments.training import StudyTrainer, WeightAverage, grouped_rows
 
 TWICE = [*range(20), *range(0, 20, 2)]  # ten come twice, ten are alone
 
@@ -100,33 +101,50 @@ def test_pairs_without_groups_or_with_smaller_ones_are_refused():
 @pytest.mark.parametrize(("decay", "interpolation"), [(0.7, 0.0), (0.7, 0.25), (0.0, 0.25)])
 def test_the_average_is_a_loop_over_steps_mixed_with_the_start(decay, interpolation):
     model = small_model(settings())
-    average = WeightAverage(model, decay, interpolation)
+    average, state = WeightAverage(decay, interpolation), TrainerState()
+    average.on_train_begin(None, state, None, model)
     start = flat(model)
     expected, total = 0.0, 0.0
     for step in range(4):
         for parameter in model.parameters():
             parameter += torch.randn(parameter.shape)
-        average.update(model, step)
-        own = flat(model)
-        expected = decay * expected + own
+        state.global_step = step + 1
+        average.on_step_end(None, state, None, model)
+        expected = decay * expected + flat(model)
         total = decay * total + 1
-    with average.applied(model):
-        found = flat(model)
+    average.on_train_end(None, state, None, model)
     expected = interpolation * start + (1 - interpolation) * expected / total
-    torch.testing.assert_close(found, expected)
-    assert flat(model).equal(own)
+    torch.testing.assert_close(flat(model), expected)
 
 
-def test_a_run_in_groups_validates_and_keeps_the_average(tmp_path, monkeypatch):
-    steps, real = [], WeightAverage.update
-    noted = lambda self, model, step: steps.append(step) or real(self, model, step)  # noqa: E731
-    monkeypatch.setattr(WeightAverage, "update", noted)
-    additions = {"order": partial(grouped_rows, PAIRS, 2, 0.5, 0)}
-    plain, _ = train(tmp_path / "plain", held_out=PAIRS, additions=additions)
-    additions |= {"average": partial(WeightAverage, decay=0.9)}
-    model, history = train(tmp_path / "averaged", held_out=PAIRS, additions=additions)
-    assert not same(model, plain) and steps == list(range(6))
+def test_a_run_in_groups_validates_and_keeps_the_average(tmp_path):
+    groups = {"trainer": StudyTrainer, "held_out": PAIRS}
+    additions = {"group_size": 2, "group_share": 0.5}
+    plain, _ = train(tmp_path / "plain", additions=additions, **groups)
+    averaged = {"callbacks": [WeightAverage(decay=0.9)]} | additions
+    model, history = train(tmp_path / "averaged", additions=averaged, **groups)
+    assert not same(model, plain)
     assert same(DualEncoder.from_pretrained(tmp_path / "averaged"), model)
     embedded = embed_pairs(model, prepare(model, PAIRS))
     recalls = retrieval_recalls(*embedded, *PAIRS.retrieval_targets())
     assert {name: history.iloc[-1][name] for name in recalls} == recalls
+
+
+def test_a_run_is_that_of_its_study_settings(tmp_path):
+    """RaFA and HyCD have their inputs, and another setting is another run."""
+    options = dict(penalty="rafa", trainer=StudyTrainer, micro_batch_size=3)
+    _, history = train(tmp_path, additions={"contrastive": "hycd"}, **options)
+    assert (history["penalty_loss"] > 0).all() and "mi_lower_bound_nats" not in history
+    with pytest.raises(ValueError, match=r"contrastive \('hycd' there, 'clip' here\)"):
+        train(tmp_path, **options)
+    config = settings(tmp_path / "first", penalty="rafa")
+    trainer = StudyTrainer(small_model(config), config, PAIRS, contrastive="hycd")
+    trainer.set_up()
+    rows = torch.arange(8)
+    features = trainer.encode_batch(trainer.model, trainer.inputs[rows, rows]).features
+    logits = trainer.model.logit_scale * features["image_features"] @ features["text_features"].T
+    torch.testing.assert_close(
+        features["teacher_logits"], logits
+    )  # the initial model, in eval mode
+    projected = torch.nn.functional.normalize(features["image_projected"], dim=1)
+    torch.testing.assert_close(projected, features["image_features"])
