@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from cibr.data import Pairs, load_pairs
 from cibr.evaluate import SUITES
-from cibr.models.io import quiet_transformers
+from cibr.models._io import quiet_transformers
 from cibr.models.towers import train_tokenizer
 from cibr.utils import project_root
 

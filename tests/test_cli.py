@@ -150,10 +150,11 @@ MODULE = [sys.executable, "-m", "cibr.cli"]
 def test_of_the_current_folder_a_command_imports_named_plugins_alone(tmp_path, command):
     for name in ("numpy", "pandas", "tokenizers", "torch", "torch_npu", "kernels"):
         (tmp_path / f"{name}.py").write_text(f"open('{name} was imported', 'w')\n")
-    (tmp_path / "own_plugin.py").write_text("import pandas\nprint('plugin')\n")
+    plugin = "import atexit, pandas, sys\natexit.register(lambda: print('' in sys.path))\n"
+    (tmp_path / "own_plugin.py").write_text(plugin)
     picture(0).save(tmp_path / "a.png")
     call = [*command, "search", "clip-tiny", ".", "a dog", "--plugin", "own_plugin"]
     found = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
-    assert found.stdout.startswith("plugin\n") and "a.png" in found.stdout
+    assert "a.png" in found.stdout and found.stdout.endswith("\nFalse\n")
     assert not list(tmp_path.glob("* was imported"))

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import yaml
 from tqdm import tqdm
 
+from cibr.data._readers import READERS, folder_kind, split_of
 from cibr.data.pairs import Pairs
-from cibr.data.readers import READERS, folder_kind, split_of
 from cibr.utils import nearest, shipped
 
 __all__ = ["DATASETS", "Dataset", "Pairs", "Source"]

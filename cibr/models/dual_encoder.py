@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cibr.models import io, towers
+from cibr.models import _io, towers
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, from text cut within an escape
 _Pixels = Float[Tensor, "n 3 h w"]
@@ -139,8 +139,8 @@ class DualEncoder(nn.Module):
             FileNotFoundError: a tower, the tokenizer or the image preprocessing is missing.
             ValueError: a tower is a dual encoder itself, such as CLIP.
         """
-        image = io.from_hub("AutoModel", image_tower)
-        text = io.from_hub("AutoModel", text_tower)
+        image = _io.from_hub("AutoModel", image_tower)
+        text = _io.from_hub("AutoModel", text_tower)
         for name, tower in ((image_tower, image), (text_tower, text)):
             if hasattr(tower.config, "vision_config"):
                 fix = "give a model of one modality, or fine-tune it by `from_pretrained`"
@@ -148,11 +148,11 @@ class DualEncoder(nn.Module):
         if hasattr(image.config, "pretrained_cfg"):  # of a model of timm
             mean, std = image.config.pretrained_cfg["mean"], image.config.pretrained_cfg["std"]
         else:
-            trained_as = io.from_hub("AutoImageProcessor", image_tower)
+            trained_as = _io.from_hub("AutoImageProcessor", image_tower)
             mean, std = trained_as.image_mean, trained_as.image_std
         processor = towers.ImageProcessor(image_size, image_size, mean, std)
         backbone = towers.FrozenBackbone(image, text, image_size, dim, dropout)
-        return cls(backbone, processor, io.from_hub("AutoTokenizer", text_tower))
+        return cls(backbone, processor, _io.from_hub("AutoTokenizer", text_tower))
 
     @property
     def context(self) -> int:
@@ -349,7 +349,7 @@ class DualEncoder(nn.Module):
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=folder) as new, io.quiet_transformers():
+            with TemporaryDirectory(dir=folder) as new, _io.quiet_transformers():
                 self._write(Path(new))
                 for file in Path(new).rglob("*.*"):  # at the end: a full disk keeps the old model
                     target = folder / file.relative_to(new)
@@ -399,20 +399,20 @@ class DualEncoder(nn.Module):
                 encoder.
         """
         name = str(name)
-        folder = Path(io.resolve(name))
+        folder = Path(_io.resolve(name))
         if (folder / _CONFIG).exists() or (folder / _WEIGHTS).exists():
             try:
-                with io.quiet_transformers():
+                with _io.quiet_transformers():
                     return cls._read(folder)
             except Exception as error:  # readers raise nearly anything on damaged files
-                damaged = f"{str(folder)!r} is incomplete or damaged ({io.reason(error)})"
+                damaged = f"{str(folder)!r} is incomplete or damaged ({_io.reason(error)})"
                 raise ValueError(f"{damaged}: save the model again") from error
         if any(folder.glob("checkpoint*")) and not (folder / "config.json").exists():
             what = f"{name!r} has no model yet: it is the folder of an unfinished run"
             raise FileNotFoundError(f"{what}; repeat the command that began it")
-        backbone = towers.HubBackbone(io.from_hub("AutoModel", name))
-        processor = towers.image_processor(io.from_hub("AutoImageProcessor", name).to_dict())
-        model = cls(backbone, processor, io.from_hub("AutoTokenizer", name))
+        backbone = towers.HubBackbone(_io.from_hub("AutoModel", name))
+        processor = towers.image_processor(_io.from_hub("AutoImageProcessor", name).to_dict())
+        model = cls(backbone, processor, _io.from_hub("AutoTokenizer", name))
         model.log_logit_scale.data.fill_(backbone.model.logit_scale.item())
         return model.eval()
 
@@ -428,12 +428,12 @@ class DualEncoder(nn.Module):
         preprocessing = json.loads((folder / _PREPROCESSING).read_text(encoding="utf-8"))
         processor = towers.image_processor(preprocessing)
         if kind == "frozen":
-            image = io.pretrained("AutoModel", folder / "image_tower")
-            text = io.pretrained("AutoModel", folder / "text_tower")
+            image = _io.pretrained("AutoModel", folder / "image_tower")
+            text = _io.pretrained("AutoModel", folder / "text_tower")
             backbone = towers.FrozenBackbone(image, text, processor.crop_size, **settings)
         else:
             backbone = towers.TinyBackbone(**settings)
-        model = cls(backbone, processor, io.pretrained("AutoTokenizer", folder))
+        model = cls(backbone, processor, _io.pretrained("AutoTokenizer", folder))
         state = load_file(folder / _WEIGHTS)
         missing, unknown = model.load_state_dict(state, strict=False)
         if unknown or set(missing) & set(model.own_state()):  # frozen towers have their own files
