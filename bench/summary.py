@@ -13,12 +13,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import loader
 import loss
 import retrieval
 import step
@@ -26,7 +24,6 @@ from _measure import arguments, medians, seconds, show
 
 from cibr.losses import PENALTIES, CIBRLoss, RegularisedCCA
 from cibr.losses.cibr import arguments_of
-from cibr.models.features import prepare
 
 POOLED = 256  # width of the pooled features that some penalties read
 
@@ -45,8 +42,8 @@ def backward(loss_fn: Callable, tensors: list[torch.Tensor]) -> None:
     loss_fn(*tensors).backward()
 
 
-def objective(name: str, n: int, reports: bool = False) -> Callable:
-    """A step of `CIBRLoss` with a penalty: its own update, the loss and, if asked, the reports."""
+def objective(name: str, n: int) -> Callable:
+    """A step of `CIBRLoss` with a penalty: its own update and the loss."""
     generator = torch.Generator().manual_seed(0)
     pooled = [torch.randn(n, POOLED, generator=generator) for _ in range(2)]
     inputs = {"image_pooled": pooled[0], "text_pooled": pooled[1]}
@@ -58,10 +55,7 @@ def objective(name: str, n: int, reports: bool = False) -> Callable:
 
     def call(image, text, scale):
         loss_fn.update(image, text, **inputs)
-        terms = loss_fn(image, text, scale, **inputs)
-        if reports:
-            loss_fn.reports()
-        return sum(terms.values())
+        return loss_fn(image, text, scale, output_dict=False, **inputs)
 
     return call
 
@@ -74,7 +68,6 @@ def loss_rows() -> list[dict]:
         n_runs = {256: 201, 1024: 31}.get(n, 5)
         calls = {"clip_loss": loss.ours}
         calls |= {f"CIBRLoss, {name}": objective(name, n) for name in PENALTIES}
-        calls["CIBRLoss, vmf, its reports read"] = objective("vmf", n, reports=True)
         for what, call in calls.items():
             ours = partial(backward, call, tensors)
             rows.append(row(what, n, ours, "plain torch", peer, n_runs))
@@ -100,37 +93,9 @@ def recall_rows() -> list[dict]:
     ]
 
 
-class Plain(Dataset):
-    """Photos through the transform that open_clip builds for evaluation."""
-
-    def __init__(self, pairs):
-        from torchvision import transforms
-
-        self.pairs = pairs
-        resize = transforms.Resize(224, transforms.InterpolationMode.BICUBIC)
-        parts = [resize, transforms.CenterCrop(224), transforms.ToTensor()]
-        self.transform = transforms.Compose([*parts, transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, i: int) -> torch.Tensor:
-        return self.transform(self.pairs.image(i))
-
-
-def loader_rows() -> list[dict]:
-    pairs = loader.photos()
-    inputs = prepare(step.vit_b_32(), pairs, crop_scale=0.9)
-    inputs.crop = None
-    plain = DataLoader(Plain(pairs), loader.BATCH)
-    ours = partial(loader.loading, inputs, 0)
-    peer = partial(list, plain)
-    return [row("loader, photos", len(pairs), ours, "torchvision's transforms", peer, 3)]
-
-
 def main() -> None:
     save = arguments(__doc__.splitlines()[0]).save
-    rows = [*loss_rows(), *step_rows(), *recall_rows(), *loader_rows()]
+    rows = [*loss_rows(), *step_rows(), *recall_rows()]
     show("ratio of times, ours / peer", "summary", rows, save)
 
 
