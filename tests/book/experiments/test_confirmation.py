@@ -6,8 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 from scipy import stats
 
@@ -157,17 +155,6 @@ def test_p_values_are_those_of_the_plan_and_corrected_over_the_claims(rows):
     for rank, i in enumerate(np.argsort(p)):  # Holm by hand
         highest = max(highest, min(1.0, (12 - rank) * p[i]))
         assert claims["holm"].iloc[i] == pytest.approx(highest)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.permutations(range(16)))
-def test_the_order_of_the_rows_changes_no_test(order):
-    own = [(method, seed) for method in ("a", "b") for seed in SEEDS]
-    table = pd.DataFrame(own, columns=["method", "seed"])
-    table["x"] = np.sin(np.arange(32.0))
-    moved = table.iloc[[*order, *range(16, 32)]]
-    gaps = confirmation.paired(moved, "a", "b", ["x"]).sort_index()
-    assert gaps["x"].tolist() == (table["x"][:16] - table["x"][16:].to_numpy()).tolist()
 
 
 def test_other_seeds_than_the_plans_are_refused(rows):

@@ -93,26 +93,6 @@ def test_a_mark_is_the_one_that_unicode_takes_off_the_letter(loaded):
     assert np.mean(n_checked) > 0.98
 
 
-def test_categories_of_characters_are_as_python_has_them(loaded):
-    def is_fraction(c):
-        return "\N{FRACTION SLASH}" in unicodedata.normalize("NFKC", c)
-
-    holds = {
-        "capital letter": str.isupper,
-        "small letter": str.islower,
-        "digit": str.isdecimal,
-        "vulgar fraction": is_fraction,
-        "modifier letter": lambda c: c.isalpha() and not c.isupper(),
-        "currency sign": lambda c: unicodedata.category(c) == "Sc",
-        "box drawings": lambda c: 0x2500 <= ord(c) <= 0x257F,
-        "mathematical sign": lambda c: not c.isalnum() and not 0x2190 <= ord(c) <= 0x21FF,
-        "punctuation mark": lambda c: not c.isalnum() and not c.isspace(),
-        "arrow": lambda c: not c.isalnum() and 0x2190 <= ord(c) <= 0x2BFF,
-    }
-    for classname, character in of_characters(loaded, "glyph_categories"):
-        assert holds[classname](character), (classname, character)
-
-
 def test_handwritten_digits_are_scikit_learns_dark_on_light_each_in_one_split(loaded):
     digits = load_digits()
     numbers = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
