@@ -6,8 +6,7 @@ import torch
 from helpers import noise_pairs
 
 from cibr import DualEncoder
-from cibr_book.embeddings import attribution, probes
-from cibr_book.embeddings import geometry as embeddings
+from cibr_book.embeddings import attribution, geometry, probes
 from cibr_book.experiments.corruptions import Corruption, corrupt, half_in_style
 from cibr_book.experiments.glyph_benchmarks import load_glyph_benchmark
 from cibr_book.experiments.plan import read_plan
@@ -48,12 +47,12 @@ ROWS = "12 images but 11 texts: pass one text per image"
 
 
 CALLS |= {
-    "alignment-unit": (lambda: embeddings.alignment(UNIT, 2 * UNIT), LONG),
-    "gap-unit": (lambda: embeddings.modality_gap(UNIT, 2 * UNIT), LONG),
-    "knn-unit": (lambda: embeddings.mutual_knn(UNIT, 2 * UNIT), LONG),
-    "knn-rows": (lambda: embeddings.mutual_knn(UNIT, UNIT[:11]), ROWS),
-    "cka-rows": (lambda: embeddings.linear_cka(UNIT, UNIT[:11]), ROWS),
-    "uniformity": (lambda: embeddings.uniformity(UNIT[:1]), "no distances: pass at least two"),
+    "alignment-unit": (lambda: geometry.alignment(UNIT, 2 * UNIT), LONG),
+    "gap-unit": (lambda: geometry.modality_gap(UNIT, 2 * UNIT), LONG),
+    "knn-unit": (lambda: geometry.mutual_knn(UNIT, 2 * UNIT), LONG),
+    "knn-rows": (lambda: geometry.mutual_knn(UNIT, UNIT[:11]), ROWS),
+    "cka-rows": (lambda: geometry.linear_cka(UNIT, UNIT[:11]), ROWS),
+    "uniformity": (lambda: geometry.uniformity(UNIT[:1]), "no distances: pass at least two"),
     "published": (lambda: published("mine"), "no results of 'mine'; it has those of"),
 }
 
