@@ -248,14 +248,11 @@ def check_options(penalty: type[Term], options: dict[str, Any]) -> None:
 
 
 def _built(penalty: str | Term, options: dict[str, Any]) -> Term:
-    if not isinstance(penalty, str | Term):
-        raise ValueError(f"a penalty is a name or a Term, got {penalty!r}")
-    if isinstance(penalty, Term):
-        if options:
-            given = ", ".join(options)
-            fix = "pass them to the object"
-            raise ValueError(f"options ({given}) are for a penalty by name: {fix}")
-        return penalty
-    check_known("penalty", penalty, PENALTIES)
-    check_options(PENALTIES[penalty], options)
-    return PENALTIES[penalty](**options)
+    if isinstance(penalty, str):
+        check_known("penalty", penalty, PENALTIES)
+        check_options(PENALTIES[penalty], options)
+        return PENALTIES[penalty](**options)
+    if options or not isinstance(penalty, Term):
+        got = f"{type(penalty).__name__} and options ({', '.join(options)})"
+        raise ValueError(f"a penalty is a name or a Term, which has its options, got {got}")
+    return penalty

@@ -50,7 +50,7 @@ class RunConfig:
     )
     penalty: str = _setting("vmf", "penalty added to the contrastive loss")
     penalty_options: dict[str, Any] = field(
-        default_factory=dict, metadata=_about("of the penalty, such as kappa_b or text_weight")
+        default_factory=dict, metadata=_about("of the penalty, such as kappa_b")
     )
     beta: float = _setting(0.05, "weight of the penalty; 0 is CLIP", 0, MAX_BETA)
     sample: bool = _setting(False, "contrast samples of the encoders instead of their means")
