@@ -7,7 +7,8 @@ without the interruption.
 
 A step is exact for any division of its batch: features of all parts and processes are gathered, and
 gradients reduced, by `GradCache`, so the model is not wrapped in DDP. FSDP and DeepSpeed are
-switched on by `accelerate launch --config_file FILE`; they are untested here.
+switched on by `accelerate launch --config_file FILE`; they average the gradients of the processes
+by themselves and are untested here.
 """
 
 import json
@@ -22,7 +23,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from accelerate import DistributedType
 from accelerate.utils import broadcast, broadcast_object_list, send_to_device
 from jaxtyping import Int
 from safetensors.torch import load_file, save_file
@@ -42,14 +42,13 @@ from cibr.models.dual_encoder import Encoded
 from cibr.models.features import Batch, Inputs, embed_pairs, prepare
 from cibr.train.callbacks import RunCallback, noted_signals
 from cibr.train.config import NOT_THE_RUN, RunConfig, training_arguments
-from cibr.train.grad_cache import GradCache, reduce_gradient, unit_vectors
+from cibr.train.grad_cache import SHARDED, GradCache, reduce_gradient, unit_vectors
 from cibr.train.run_folder import RunFolder
 from cibr.utils import digest
 
 # Share of the steps in which the learning rate rises to its peak; towers from scratch need longer.
 _WARM_UP = {"tiny": 0.45, "frozen": 0.15, "hub": 0.15}
 _ENCODERS, _PARTS = "encoders.safetensors", "parts.pt"  # of a checkpoint
-_WHOLE_MODEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 _DEGENERATE = {  # values above which a run has collapsed, and the remedy
     "image_mean_cosine": (0.99, "image embeddings are nearly one point; lower learning_rate"),
     "text_mean_cosine": (0.99, "text embeddings are nearly one point; lower learning_rate"),
@@ -113,8 +112,9 @@ class CIBRTrainer(Trainer):
         super().__init__(model, args, callbacks=callbacks, **data)
         self.remove_callback(PrinterCallback)
         model.config = None  # that of transformers, which its model card looks for
-        if self.accelerator.distributed_type in _WHOLE_MODEL:
-            # `GradCache` reduces the gradients itself, exactly: no DDP.
+        if self.accelerator.distributed_type in SHARDED:
+            warnings.warn("a model in parts (FSDP, DeepSpeed) is untested", stacklevel=2)
+        else:  # `GradCache` reduces the gradients itself, exactly: no DDP
             self.accelerator.prepare_model = lambda model, **options: model
 
     # A run
