@@ -4,6 +4,7 @@ import ast
 import base64
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -131,7 +132,8 @@ def test_nbval_rounds_long_floats_and_nothing_else(monkeypatch):
 
 
 def test_executing_twice_leaves_the_same_bytes_and_a_failure_leaves_the_notebook(tmp_path):
-    sources = {"small": "import os\nprint(os.environ['TQDM_DISABLE'])\n2", "broken": "1 / 0"}
+    seen = "import os\nprint(os.environ['TQDM_DISABLE'], os.environ.get('CIBR_DATA'))\n2"
+    sources = {"small": seen, "broken": "1 / 0"}
     for name, source in sources.items():
         cell = nbformat.v4.new_code_cell(source)
         nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / f"{name}.ipynb")
@@ -144,9 +146,10 @@ def test_executing_twice_leaves_the_same_bytes_and_a_failure_leaves_the_notebook
         "assert small.read_bytes() == first; execute.execute(broken)"
     )
     command = [sys.executable, "-c", run, small, broken]
-    done = subprocess.run(command, cwd=BOOK, capture_output=True, text=True)
+    environment = {**os.environ, "CIBR_DATA": str(tmp_path)}
+    done = subprocess.run(command, cwd=BOOK, env=environment, capture_output=True, text=True)
     assert "ZeroDivisionError" in done.stderr and "AssertionError" not in done.stderr
-    assert outputs(small)[0].text == "1\n"
+    assert outputs(small)[0].text == "1 None\n"
     assert broken.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
 
 
