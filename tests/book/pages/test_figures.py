@@ -111,6 +111,7 @@ def test_the_curve_over_beta_stands_beside_the_other_methods():
     cells += [("CCA anchor", 0.3, 33), ("CLIP, CCA start", 0.0, 32)]
     rows = pd.DataFrame(cells, columns=["method", "beta", "recall on Flickr8k"])
     rows = rows.merge(pd.DataFrame({"seed": [1, 2, 3]}), how="cross")
+    rows["recall on Flickr8k"] += (rows["method"] == "CCA anchor") * (rows["seed"] - 2)
     rows = rows.assign(condition="few", hyperparameters="", validation=0.0)
     others = {"CCA anchor": "anchor", "CLIP, CCA start": "CCA start"}
     left, right = figures.beta_figure(rows, others)

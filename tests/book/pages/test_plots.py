@@ -16,7 +16,7 @@ def colour(artist):
 def test_a_gallery_marks_right_and_wrong_and_gives_the_rank_of_the_right_one():
     texts = ["a", "b costs $1 or $2", "c", "d"]
     similarity = torch.tensor([[0.9, 0.1, 0.5, 0.2], [0.4, 0.25, 0.3, 0.2]])
-    captions = [["a", "c"], ["b costs $1 or $2"]]
+    captions = [["a", "c", "d"], ["b costs $1 or $2"]]
     images = [picture(0), picture(1)]
     axes = plots.retrieval_gallery(images, captions, texts, similarity, n_shown=2)
     lines = [[(text.get_text(), colour(text)) for text in axis.texts] for axis in axes]
