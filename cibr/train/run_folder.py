@@ -23,9 +23,10 @@ from cibr.utils import provenance, sync, write_atomically
 
 _KEPT = 2  # checkpoints, as one of them may be damaged
 _PATIENCE = 5  # s, as worker processes of a killed run may hold the lock a little longer
-_HISTORY, _RECORD, _MODEL, _MARK, _DIVERGED = (
-    *("history.csv", "run.json", "cibr.json", "whole.json", "diverged.txt"),
-)
+_HISTORY = "history.csv"
+_RECORD = "run.json"
+_MARK = "whole.json"
+_DIVERGED = "diverged.txt"
 _OF_A_RUN = (_HISTORY, _RECORD, _DIVERGED, "checkpoint-*", "runs", "README.md")
 _OF_A_RUN += ("*.ipynb", "*.log", "*.part", ".*")
 
@@ -86,14 +87,14 @@ class RunFolder:
             ValueError: the run has another configuration or other pairs; the message lists the
                 differences.
         """
-        files = [self.path / name for name in (_RECORD, _MODEL, _HISTORY)]
+        files = [self.path / name for name in (_RECORD, "cibr.json", _HISTORY)]
         if not all(file.exists() for file in files):
             return None
         stored = json.loads(files[0].read_text(encoding="utf-8")).get("run", {})
         self._refuse_another(stored, "a finished run", f"or remove {str(self.path)!r}")
         self._remove_checkpoints()
         # Empty cells are epochs without validation.
-        return pd.read_csv(self.path / _HISTORY, float_precision="round_trip")
+        return pd.read_csv(self.path / _HISTORY, engine="python")  # to the last digit
 
     def newest_checkpoint(self) -> tuple[str, dict[str, Any]] | None:
         """The newest whole checkpoint and its progress; others are removed, with a warning.

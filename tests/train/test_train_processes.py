@@ -11,17 +11,7 @@ import pytest
 import torch
 from processes import run_together
 from small_runs import PAIRS, forks, stop_at, train, write_folder
-from twin import CASES, model_of, plain_run, settings_of
-
-from cibr.train.trainer import CIBRTrainer
-
-
-class Double(CIBRTrainer):
-    """A trainer whose loss is in float64, as the models of these tests."""
-
-    def set_up(self):
-        super().set_up()
-        self.loss_fn.double()
+from twin import CASES, Double, model_of, plain_run, settings_of
 
 
 def weights(*modules):

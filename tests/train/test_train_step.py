@@ -10,30 +10,15 @@ import torch
 from accelerate import Accelerator
 from helpers import same
 from small_runs import PAIRS, before_step, settings, small_model, train
-from twin import CASES, model_of, plain_run, settings_of
+from twin import CASES, Double, model_of, plain_run, settings_of
 
 from cibr.losses import RegularisedCCA
 from cibr.models import features
 from cibr.models.features import prepare
 from cibr.train.grad_cache import GradCache
 from cibr.train.trainer import CIBRTrainer
-from cibr_book.experiments.training import StudyTrainer
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-
-
-class Double(StudyTrainer):
-    """A trainer whose loss and cached features are in float64, as the models of these tests."""
-
-    def set_up(self):
-        super().set_up()
-        self.loss_fn.double()
-
-    def _prepare_inputs(self, inputs):
-        if self.model.kind == "frozen":
-            inputs = inputs._replace(images=inputs.images.double())
-            inputs = inputs._replace(texts=(inputs.texts[0].double(),))
-        return super()._prepare_inputs(inputs)
 
 
 def assert_equal(module, twin, tolerance=1e-9):

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from cibr.losses import CIBRLoss
 from cibr.models.features import prepare
 from cibr.train.trainer import epoch_rows
+from cibr_book.experiments.training import StudyTrainer
 
 N_STEPS = 6  # of which the last four differ in the weight of the penalty
 TWICE = {"critic_steps": 2}
@@ -22,6 +23,20 @@ CASES = {
     "crossfit": dict(penalty="crossfit", micro_batch_size=5),
     "mine": dict(penalty="mine", sample=True, penalty_options=TWICE, micro_batch_size=3),
 }
+
+
+class Double(StudyTrainer):
+    """A trainer whose loss and cached features are in float64, as the models of these tests."""
+
+    def set_up(self):
+        super().set_up()
+        self.loss_fn.double()
+
+    def _prepare_inputs(self, inputs):
+        if self.model.kind == "frozen":
+            inputs = inputs._replace(images=inputs.images.double())
+            inputs = inputs._replace(texts=(inputs.texts[0].double(),))
+        return super()._prepare_inputs(inputs)
 
 
 def settings_of(case, folder="out", **options):
