@@ -17,11 +17,10 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.losses._checks import check_count, check_finite, check_number, check_pairs
+from cibr.losses._checks import check_number
 from cibr.losses.clip import Features
 
-_POWER = 0.5  # the exponent that weights a direction by its correlation
-Moments = tuple[Float64[Tensor, "p p"], Float64[Tensor, "q q"], Float64[Tensor, "p q"]]
+_Moments = tuple[Float64[Tensor, "p p"], Float64[Tensor, "q q"], Float64[Tensor, "p q"]]
 
 
 class RegularisedCCA(nn.Module):
@@ -74,17 +73,13 @@ class RegularisedCCA(nn.Module):
             The module with the fitted means and maps.
 
         Raises:
-            ValueError: fewer than two pairs, sides of different lengths, features that are constant
-                or not finite, or a dim or ridge that is not positive.
+            ValueError: features that are constant or not finite, or a ridge that is not positive.
         """
-        check_pairs(image_pooled=image_pooled, text_pooled=text_pooled)
-        check_finite(image_pooled=image_pooled, text_pooled=text_pooled)
-        check_count("dim", dim)
         check_number("ridge_image", ridge_image, 1e-12, 1e12)
         check_number("ridge_text", ridge_text, 1e-12, 1e12)
         means, moments = centred_moments(image_pooled, text_pooled)
         if not (moments[0].trace() > 0 and moments[1].trace() > 0):
-            raise ValueError("image_pooled or text_pooled is constant: pass features that vary")
+            raise ValueError("image_pooled and text_pooled must be finite and vary over the pairs")
         return cls(*means, *canonical_maps(moments, dim, ridge_image, ridge_text))
 
     def forward(self, image_pooled: Float[Tensor, "n p"], text_pooled: Float[Tensor, "n q"]):
@@ -93,23 +88,16 @@ class RegularisedCCA(nn.Module):
 
     def images(self, pooled: Float[Tensor, "n p"]) -> Features:
         """u_v of images, unit vectors [n, dim]."""
-        return _directions(pooled, self.image_mean, self.image_map)
+        return F.normalize((pooled - self.image_mean) @ self.image_map.T, dim=1)
 
     def texts(self, pooled: Float[Tensor, "m q"]) -> Float[Tensor, "m d"]:
         """u_t of texts, unit vectors [m, dim]."""
-        return _directions(pooled, self.text_mean, self.text_map)
-
-
-def _directions(pooled: Tensor, mean: Tensor, projection: Tensor) -> Features:
-    if pooled.shape[1] != len(mean):
-        widths = f"{len(mean)}, got {pooled.shape[1]}"
-        raise ValueError(f"CCA was fitted on features of width {widths}: use the same tower")
-    return F.normalize((pooled - mean) @ projection.T, dim=1)
+        return F.normalize((pooled - self.text_mean) @ self.text_map.T, dim=1)
 
 
 def centred_moments(
     image_pooled: Float[Tensor, "n p"], text_pooled: Float[Tensor, "n q"]
-) -> tuple[tuple[Tensor, Tensor], Moments]:
+) -> tuple[tuple[Tensor, Tensor], _Moments]:
     """First and second moments of paired features, in float64.
 
     Args:
@@ -127,7 +115,7 @@ def centred_moments(
 
 
 def canonical_maps(
-    moments: Moments, dim: int, ridge_image: float, ridge_text: float
+    moments: _Moments, dim: int, ridge_image: float, ridge_text: float
 ) -> tuple[Float64[Tensor, "dim p"], Float64[Tensor, "dim q"]]:
     """The maps R^1/2 U' S_v^-1/2 and R^1/2 V' S_t^-1/2 of the covariances, padded with zero rows
     to `dim`.
@@ -147,7 +135,7 @@ def canonical_maps(
     whiten = [_inverse_root(c, ridge) for c, ridge in ((image, ridge_image), (text, ridge_text))]
     u, correlations, v = torch.linalg.svd(whiten[0] @ cross @ whiten[1], full_matrices=False)
     signs = u.gather(0, u.abs().argmax(0, keepdim=True)).sign()
-    weights = (correlations**_POWER)[:, None]
+    weights = correlations[:, None] ** 0.5
     maps = weights * ((u * signs).T @ whiten[0]), weights * (signs.T * v @ whiten[1])
     return tuple(F.pad(side[:dim], (0, 0, 0, max(0, dim - len(side)))) for side in maps)
 

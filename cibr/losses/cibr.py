@@ -8,15 +8,14 @@ bounds and estimates of R.
 
 import inspect
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from cibr.losses import clip
-from cibr.losses._checks import Number, check_finite, check_number, checked_features, described
-from cibr.losses.clip import Features, Labels, Scalar
+from cibr.losses._checks import Number, check_number, checked_features
+from cibr.losses.clip import Features, Labels, Scalar, info_nce
 from cibr.losses.penalties import PENALTIES, LossInputs, Term
 from cibr.losses.vmf import sample_vmf
 from cibr.utils import check_known
@@ -94,22 +93,16 @@ class CIBRLoss(nn.Module):
         **options: Any,
     ):
         super().__init__()
-        if not isinstance(sample, bool):
-            raise ValueError(f"sample must be True or False, got {sample!r}")
-        self.beta = beta
+        self.beta = check_number("beta", beta, 0, MAX_BETA)
         self.kappa_e = check_number("kappa_e", kappa_e, 1e-3, 1e6)
         self.sample = sample
-        self.penalty = _built(penalty, options)
+        if isinstance(penalty, str):
+            check_penalty(penalty, options)
+            penalty = PENALTIES[penalty](**options)
+        elif options or not isinstance(penalty, Term):
+            raise ValueError(f"a penalty is a name or a Term with its options, got {penalty!r}")
+        self.penalty = penalty
         self._last: tuple[LossInputs, Scalar, Scalar] | None = None
-
-    @property
-    def beta(self) -> float:
-        """Weight of the penalty, which a schedule may set before each step."""
-        return self._beta
-
-    @beta.setter
-    def beta(self, beta: Number) -> None:
-        self._beta = check_number("beta", beta, 0, MAX_BETA)
 
     @property
     def needs(self) -> set[str]:
@@ -122,7 +115,7 @@ class CIBRLoss(nn.Module):
 
     def contrastive_loss(self, inputs: LossInputs) -> Scalar:
         """The contrastive term, CLIP's, see `clip_loss`; a subclass may have another."""
-        return clip.info_nce(inputs.z_image, inputs.z_text, inputs.logit_scale, inputs.labels)
+        return info_nce(inputs.z_image, inputs.z_text, inputs.logit_scale, inputs.labels)
 
     def forward(
         self,
@@ -185,20 +178,12 @@ class CIBRLoss(nn.Module):
             reports["mi_lower_bound_nats"] = math.log(len(inputs.image)) - clip_loss
         return reports
 
-    def update(
-        self,
-        image_features: Features,
-        text_features: Features,
-        *,
-        synchronise: Callable[[nn.Parameter], None] = lambda parameter: None,
-        **optional: Any,
-    ) -> None:
+    def update(self, image_features: Features, text_features: Features, **optional: Any) -> None:
         """Trains what the penalty itself trains, such as MINE's critics; call it before `forward`.
 
         Args:
             image_features: unit vectors mu_v, [n, d].
             text_features: unit vectors mu_t, [n, d].
-            synchronise: averages a parameter's gradient over processes.
             optional: as in `forward`.
 
         Raises:
@@ -207,15 +192,18 @@ class CIBRLoss(nn.Module):
         """
         if hasattr(self.penalty, "update"):
             inputs = self._inputs(image_features, text_features, 1.0, None, optional)
-            self.penalty.update(inputs.detached(), synchronise)
+            self.penalty.update(inputs.detached())
 
     def _inputs(self, image, text, logit_scale, labels, optional: dict[str, Any]) -> LossInputs:
         """The checked inputs of the terms, with samples drawn if `sample` is set."""
         image, text, scale = checked_features(image, text, logit_scale, labels, _TOLERANCE)
-        own = {name: optional.pop(name, None) for name in _OPTIONAL}
         for name in optional:
             check_known("input of CIBRLoss", name, [*_OPTIONAL, *sorted(self.needs)])
-        _check_needed(self.needs, len(image), {"labels": labels, **own, **optional})
+        given = {"labels": labels, **optional}
+        missing = sorted(name for name in self.needs if given.get(name) is None)
+        if missing:
+            raise ValueError(f"the loss needs {', '.join(missing)}: pass them in the call")
+        own = {name: optional.pop(name, None) for name in _OPTIONAL}
         z_image, z_text = image, text
         if self.sample:
             z_image = sample_vmf(image, self.kappa_e, own["generator"])
@@ -224,35 +212,13 @@ class CIBRLoss(nn.Module):
         return LossInputs(*fields, **own, others=optional)
 
 
-def _check_needed(needs: Collection[str], n: int, given: dict[str, Any]) -> None:
-    """Raises ValueError for a tensor of n finite rows that is needed and not given."""
-    for name in sorted(needs):
-        value = given.get(name)
-        is_fitting = isinstance(value, Tensor) and value.ndim in (1, 2) and len(value) == n
-        if not is_fitting:
-            what = f"{name}, a tensor of {n} rows, got {described(value)}"
-            raise ValueError(f"the loss needs {what}: pass it in the call")
-        check_finite(**{name: value})
-
-
 def arguments_of(penalty: str) -> Collection[str]:
     """The arguments of a penalty's constructor, such as its options, by its name."""
     return inspect.signature(PENALTIES[penalty]).parameters
 
 
-def check_options(penalty: type[Term], options: dict[str, Any]) -> None:
-    """Raises ValueError for an option that the constructor of a penalty does not take."""
-    known = inspect.signature(penalty).parameters
+def check_penalty(penalty: str, options: Collection[str]) -> None:
+    """Raises ValueError for an unknown penalty, or an option that its constructor does not take."""
+    check_known("penalty", penalty, PENALTIES)
     for name in options:
-        check_known(f"option of {penalty.__name__}", name, known)
-
-
-def _built(penalty: str | Term, options: dict[str, Any]) -> Term:
-    if isinstance(penalty, str):
-        check_known("penalty", penalty, PENALTIES)
-        check_options(PENALTIES[penalty], options)
-        return PENALTIES[penalty](**options)
-    if options or not isinstance(penalty, Term):
-        got = f"{type(penalty).__name__} and options ({', '.join(options)})"
-        raise ValueError(f"a penalty is a name or a Term, which has its options, got {got}")
-    return penalty
+        check_known(f"option of {penalty!r}", name, arguments_of(penalty))

@@ -31,29 +31,6 @@ def log_mean_exp(values: Float[Tensor, " m"]) -> Scalar:
     return torch.logsumexp(values, 0) - math.log(len(values))
 
 
-def mine_nats(scores: Float[Tensor, "n n"], log_average: Scalar) -> Scalar:
-    """Donsker-Varadhan estimate E_P[T] - log E_Q[e^T], its gradient by a moving average.
-
-    The gradient of log E_Q[e^T] divides by a batch mean and is biased; MINE divides by an average
-    over steps. The mean over Q is taken over all mismatched pairs of the batch, not over one
-    permutation.
-
-    Source: Belghazi et al. (2018, arXiv 1801.04062), section 3.2, eq. 12.
-
-    Args:
-        scores: T(x_i, y_j), [n, n], n at least 2; the diagonal contains the joint samples, from P.
-        log_average: log of the moving average of E_Q[e^T], see `MovingAverage`.
-
-    Returns:
-        Nats, a scalar; a lower bound as n grows, an estimate that may exceed the information at
-        small n.
-    """
-    joint = scores.diagonal().mean()
-    marginal = log_mean_exp(mismatches(scores))
-    corrected = joint - torch.exp(marginal - log_average.detach())
-    return corrected + (joint - marginal - corrected).detach()
-
-
 class SeparableCritic(nn.Module):
     """Critic T(x, y) = <f(x), g(y)>: n^2 scores from 2n network evaluations.
 
@@ -69,42 +46,51 @@ class SeparableCritic(nn.Module):
 
     def __init__(self, dim_x: int, dim_y: int, dim_hidden: int = 64, dim_out: int = 32):
         super().__init__()
-        self.f = mlp(dim_x, dim_hidden, dim_out)
-        self.g = mlp(dim_y, dim_hidden, dim_out)
+        self.f = _mlp(dim_x, dim_hidden, dim_out)
+        self.g = _mlp(dim_y, dim_hidden, dim_out)
 
     def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Tensor, "n n"]:
         """Scores [n, n]; entry (i, j) is T(x_i, y_j)."""
         return self.f(x) @ self.g(y).T
 
 
-def mlp(dim_in: int, dim_hidden: int, dim_out: int) -> nn.Sequential:
-    """An MLP with two hidden ReLU layers."""
+def _mlp(dim_in: int, dim_hidden: int, dim_out: int) -> nn.Sequential:
     inner = nn.Linear(dim_in, dim_hidden), nn.ReLU(), nn.Linear(dim_hidden, dim_hidden), nn.ReLU()
     return nn.Sequential(*inner, nn.Linear(dim_hidden, dim_out))
 
 
-class MovingAverage(nn.Module):
-    """Log of an exponential moving average of E_Q[e^T] over training steps, for `mine_nats`.
+class MineNats(nn.Module):
+    """Donsker-Varadhan estimate E_P[T] - log E_Q[e^T], its gradient by a moving average.
 
-    It is a buffer, so it is saved, restored and moved with the module.
+    The gradient of log E_Q[e^T] divides by a batch mean and is biased; MINE divides by an
+    exponential moving average over steps, a buffer that is saved with the module. The mean over Q
+    is taken over all mismatched pairs of the batch, not over one permutation.
 
-    Source: Belghazi et al. (2018, arXiv 1801.04062), section 3.2.
+    Source: Belghazi et al. (2018, arXiv 1801.04062), section 3.2, eq. 12.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("log_average", torch.tensor(math.nan))  # until the first update
 
-    def update(self, scores: Float[Tensor, "n n"]) -> Scalar:
-        """Updates the average with the mismatched scores of a batch and returns its log."""
-        now = self._log_mean(scores)
-        kept = torch.logaddexp(self.log_average + math.log(_DECAY), now + math.log(1 - _DECAY))
-        self.log_average.copy_(torch.where(self.log_average.isnan(), now, kept))
-        return self.log_average.clone()
+    def forward(self, scores: Float[Tensor, "n n"], is_update: bool = False) -> Scalar:
+        """The estimate from T(x_i, y_j), [n, n], n at least 2, whose diagonal is drawn from P.
 
-    def read(self, scores: Float[Tensor, "n n"]) -> Scalar:
-        """The log of the current average; before the first update, that of this batch."""
-        return torch.where(self.log_average.isnan(), self._log_mean(scores), self.log_average)
+        Args:
+            scores: T(x_i, y_j).
+            is_update: move the average by this batch first; before its first update, it is that of
+                the batch.
 
-    def _log_mean(self, scores: Tensor) -> Tensor:
-        return log_mean_exp(mismatches(scores.detach())).to(self.log_average)
+        Returns:
+            Nats, a scalar; a lower bound as n grows, an estimate that may exceed the information
+            at small n.
+        """
+        joint = scores.diagonal().mean()
+        marginal = log_mean_exp(mismatches(scores))
+        now = marginal.detach().to(self.log_average)
+        if is_update:
+            kept = torch.logaddexp(self.log_average + math.log(_DECAY), now + math.log(1 - _DECAY))
+            self.log_average.copy_(torch.where(self.log_average.isnan(), now, kept))
+        log_average = torch.where(self.log_average.isnan(), now, self.log_average)
+        corrected = joint - torch.exp(marginal - log_average)
+        return corrected + (joint - marginal - corrected).detach()

@@ -17,16 +17,15 @@ by memorising the pairs.
 Source: the bounds of Fischer (2020, arXiv 2002.05379); Ji et al. (2025, arXiv 2503.24182) for MINE.
 """
 
-from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.losses._checks import check_count, check_finite, check_number
+from cibr.losses._checks import check_number
 from cibr.losses.clip import Features, Labels, Scalar
-from cibr.losses.critics import MovingAverage, SeparableCritic, mine_nats
+from cibr.losses.critics import MineNats, SeparableCritic
 from cibr.losses.vmf import vmf_fit_kappa, vmf_mean_cosine, vmf_residual_nats
 
 _DIM_HIDDEN = 128  # of MINE's critics
@@ -155,27 +154,18 @@ class Anchor(VMFBound):
         statistic: maps pooled features of both modalities to unit vectors u_v, u_t, such as
             `RegularisedCCA`.
         kappa_b: as in `VMFBound`.
-
-    Raises:
-        ValueError: no statistic, or a kappa_b outside its range.
     """
 
     needs = ("image_pooled", "text_pooled")
     ramps = False
     bounded = "beyond_statistic"
 
-    def __init__(self, statistic: nn.Module | None = None, kappa_b: float = 10.0):
+    def __init__(self, statistic: nn.Module, kappa_b: float = 10.0):
         super().__init__(kappa_b)
-        if not callable(statistic):
-            fit = "RegularisedCCA.fit(image_pooled, text_pooled, dim=image_features.shape[1])"
-            raise ValueError(f"the penalty 'anchor' needs a statistic: pass statistic={fit}")
         self.statistic = statistic
 
     def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         image_centre, text_centre = self.statistic(inputs.image_pooled, inputs.text_pooled)
-        if image_centre.shape != inputs.image.shape:
-            widths = f"{image_centre.shape[1]}, the embeddings have {inputs.image.shape[1]}"
-            raise ValueError(f"the statistic has width {widths}: fit it with dim of the embeddings")
         image_cosine = _mean_cosine(inputs.image, image_centre.to(inputs.image))
         return image_cosine, _mean_cosine(inputs.text, text_centre.to(inputs.text))
 
@@ -192,33 +182,23 @@ class Mine(Term):
         dims: widths of the embeddings and of the image and the text tower's pooled features.
         critic_steps: steps of the critics before each step of the encoders.
         critic_rate: learning rate of the critics.
-
-    Raises:
-        ValueError: no dims, or a number out of its range.
     """
 
     needs = ("image_pooled", "text_pooled")
 
     def __init__(
-        self,
-        dims: tuple[int, int, int] | None = None,
-        critic_steps: int = 1,
-        critic_rate: float = 1e-3,
+        self, dims: tuple[int, int, int], critic_steps: int = 1, critic_rate: float = 1e-3
     ):
         super().__init__()
-        if not isinstance(dims, tuple | list) or len(dims) != 3:
-            widths = "(image_features.shape[1], image_pooled.shape[1], text_pooled.shape[1])"
-            raise ValueError(f"the penalty 'mine' needs the widths its critics read: dims={widths}")
-        self.dims = tuple(check_count("dims", width) for width in dims)
-        self.critic_steps = check_count("critic_steps", critic_steps)
-        check_number("critic_rate", critic_rate, 1e-9, 1)
-        dim, dim_image, dim_text = self.dims
+        check_number("critic_steps", critic_steps, 1, 1000)
+        self.critic_steps = critic_steps
+        dim, dim_image, dim_text = dims
         self.critics = nn.ModuleDict()
         self.averages = nn.ModuleDict()
         for z in ("image", "text"):
             for x, dim_pooled in (("image", dim_image), ("text", dim_text)):
                 self.critics[f"{z}_{x}"] = SeparableCritic(dim, dim_pooled, _DIM_HIDDEN)
-                self.averages[f"{z}_{x}"] = MovingAverage()
+                self.averages[f"{z}_{x}"] = MineNats()
         self.critics.requires_grad_(False)  # but in `update`: no other optimiser trains them
         self.optimizer = torch.optim.Adam(self.critics.parameters(), lr=critic_rate)
 
@@ -240,12 +220,11 @@ class Mine(Term):
             "residual_text_nats": nats["text_text"] - nats["text_image"],
         }
 
-    def update(self, inputs: LossInputs, synchronise: Callable[[nn.Parameter], None]) -> None:
+    def update(self, inputs: LossInputs) -> None:
         """Steps of the critics, with fixed embeddings.
 
         Args:
             inputs: the batch, without gradients.
-            synchronise: averages a parameter's gradient over processes.
 
         Raises:
             FloatingPointError: a gradient that is not finite.
@@ -256,8 +235,6 @@ class Mine(Term):
             loss = -sum(self._nats(inputs, is_update=True).values())
             loss.backward()
             self.critics.requires_grad_(False)
-            for parameter in self.critics.parameters():
-                synchronise(parameter)
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.critics.parameters()])
             if not norm.isfinite():
                 got = f"{loss.item():.6g}, its gradient's norm {norm.item()}"
@@ -271,20 +248,13 @@ class Mine(Term):
         """
         embeddings = {"image": inputs.z_image, "text": inputs.z_text}
         pooled = {"image": inputs.image_pooled, "text": inputs.text_pooled}
-        widths = tuple(x.shape[1] for x in (inputs.z_image, *pooled.values()))
-        if widths != self.dims:
-            raise ValueError(f"'mine' was built with dims={self.dims}, its inputs need {widths}")
         nats = {}
         for name, critic in self.critics.items():
             of_z, of_x = name.split("_")
             dtype = critic.f[0].weight.dtype
-            z = embeddings[of_z].to(dtype) * self.dims[0] ** 0.5
+            z = embeddings[of_z].to(dtype) * embeddings[of_z].shape[1] ** 0.5
             x = F.layer_norm(pooled[of_x].detach().to(dtype), pooled[of_x].shape[1:])
-            scores = critic(z, x)
-            check_finite(**{f"the scores of the critic {name}": scores})
-            average = self.averages[name]
-            log_average = average.update(scores) if is_update else average.read(scores)
-            nats[name] = mine_nats(scores, log_average)
+            nats[name] = self.averages[name](critic(z, x), is_update)
         return nats
 
 

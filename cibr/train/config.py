@@ -18,8 +18,7 @@ import torch
 import yaml
 
 from cibr.data import Pairs, Source, available_splits, load_pairs, resolve
-from cibr.losses import PENALTIES
-from cibr.losses.cibr import MAX_BETA, arguments_of, check_options
+from cibr.losses.cibr import MAX_BETA, arguments_of, check_penalty
 from cibr.losses.clip import Number
 from cibr.models import DualEncoder, model_kind
 from cibr.utils import check_known, digest, runs_folder, shipped
@@ -110,8 +109,7 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
         check_known("preset", preset, recipes)
         parameters = recipes[preset] | parameters
     config = RunConfig(**{name: _checked(name, value) for name, value in parameters.items()})
-    check_known("penalty", config.penalty, PENALTIES)
-    check_options(PENALTIES[config.penalty], config.penalty_options)
+    check_penalty(config.penalty, config.penalty_options)
     _check_arguments(config.training_arguments)
     source = resolve(config.dataset)
     kind = model_kind(config.model)

@@ -299,7 +299,7 @@ class CIBRTrainer(Trainer):
         loss_fn.beta = self.config.beta
         if loss_fn.penalty.ramps:
             loss_fn.beta = beta_at(self.state.global_step / self.state.max_steps, self.config.beta)
-        loss_fn.update(**inputs, synchronise=lambda p: reduce_gradient(p, self.accelerator))
+        loss_fn.update(**inputs)
         terms = loss_fn(**inputs, logit_scale=model.logit_scale, labels=cache.labels)
         loss = sum(terms.values())
         loss.backward()

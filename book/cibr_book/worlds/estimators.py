@@ -145,14 +145,14 @@ def fit_critic(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         critic = critics.SeparableCritic(x.shape[1], y.shape[1]).to(x.dtype)
-    average = critics.MovingAverage()
+    mine_nats = critics.MineNats()
     optimizer = torch.optim.Adam(critic.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     for _ in range(n_steps):
         rows = torch.randperm(len(x), generator=generator)[:batch_size]
         scores = critic(x[rows], y[rows])
         if estimator == "MINE":
-            gain = critics.mine_nats(scores, average.update(scores))
+            gain = mine_nats(scores, is_update=True)
         else:
             gain = _OBJECTIVES[estimator](scores)
         optimizer.zero_grad()
