@@ -6,7 +6,7 @@ import torch
 from helpers import noise_pairs
 
 from cibr import DualEncoder
-from cibr_book.embeddings import attribution, geometry, probes
+from cibr_book.embeddings import attribution, probes
 from cibr_book.experiments.corruptions import Corruption, corrupt, half_in_style
 from cibr_book.experiments.glyph_benchmarks import load_glyph_benchmark
 from cibr_book.experiments.plan import read_plan
@@ -18,7 +18,7 @@ MAPS = torch.zeros(3, 2, 4, 4)
 
 
 def probe(factor):
-    return probes.probe_nats(torch.zeros(4, 1), factor, torch.arange(4) % 2 == 0)
+    return probes.linear_leakage(torch.zeros(4, 1), factor, torch.arange(4) % 2 == 0)
 
 
 def maps(texts=EYE[:3], noise=MAPS, weight=1.0):
@@ -38,21 +38,6 @@ CALLS = {
     "maps: shape": (lambda: maps(noise=MAPS[..., :2]), "pass one text per map"),
     "maps: texts": (lambda: maps(texts=EYE[:2]), "3 maps.*2 texts"),
     "maps: weight": (lambda: maps(weight=-1.0), "pass a positive price of a nat"),
-}
-
-
-UNIT = torch.eye(12)
-LONG = "text_embeddings has 12 rows not of unit length"
-ROWS = "12 images but 11 texts: pass one text per image"
-
-
-CALLS |= {
-    "alignment-unit": (lambda: geometry.alignment(UNIT, 2 * UNIT), LONG),
-    "gap-unit": (lambda: geometry.modality_gap(UNIT, 2 * UNIT), LONG),
-    "knn-unit": (lambda: geometry.mutual_knn(UNIT, 2 * UNIT), LONG),
-    "knn-rows": (lambda: geometry.mutual_knn(UNIT, UNIT[:11]), ROWS),
-    "cka-rows": (lambda: geometry.linear_cka(UNIT, UNIT[:11]), ROWS),
-    "uniformity": (lambda: geometry.uniformity(UNIT[:1]), "no distances: pass at least two"),
     "published": (lambda: published("mine"), "no results of 'mine'; it has those of"),
 }
 

@@ -1,3 +1,3 @@
-"""What an embedding retains: its geometry, probes and attribution."""
+"""What an embedding retains: probes and attribution."""
 
 __all__: list[str] = []

@@ -121,11 +121,6 @@ def _passed_nats(logits: Maps, energy: Maps, n_channels: int) -> Tensor:
     return 0.5 * (mask.square() * energy + rest) - n_channels * log_rest
 
 
-def enlarge(maps: Maps, side: int) -> Float[Tensor, "n side side"]:
-    """Maps at the size of their images, by bilinear interpolation."""
-    return F.interpolate(maps[:, None], (side, side), mode="bilinear")[:, 0]
-
-
 def share_inside(maps: Maps, region: Bool[Tensor, "n h w"]) -> Float[Tensor, " n"]:
     """Share of each map's positive mass inside a region; the region's area if the map is nowhere
     positive.

@@ -6,7 +6,7 @@ For a factor of only one modality, the bound divided by the factor's entropy is 
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from torch import Tensor
 Features = Float[Tensor, "n d"]
 Factor = Int[Tensor, " n"]
 Mask = Bool[Tensor, " n"]
+_N_COMPONENTS = 32
 # The probes of `leakage_items`, with their strengths of weight decay.
 _NETWORK = dict(learning_rate_init=2e-3, max_iter=20, random_state=0)
 _READERS = [
@@ -34,45 +35,32 @@ _READERS = [
 ]
 
 
-def principal_components(embeddings: Features, most: int = 32) -> Float[Tensor, "n c"]:
-    """The first principal components of embeddings, as inputs of a probe on few items.
+def linear_leakage(embeddings: Features, factor: Factor, held_out: Mask) -> float:
+    """Leakage of a factor: what a linear probe reads of it from held-out embeddings.
+
+    Source: Barber & Agakov (2003), eq. 3, with a multinomial logistic regression as q. The bound is
+    specific to this probe: zero does not prove independence. It sees the first 32 principal
+    components of all embeddings, standardised: with more it overfits a few hundred images.
 
     Args:
-        embeddings: vectors [n, d].
-        most: number of components; with more than 32, a probe overfits a few hundred images.
-
-    Returns:
-        Components [n, c], c the smallest of n, d and `most`.
-    """
-    pca = PCA(min(most, *embeddings.shape), svd_solver="full")
-    return torch.from_numpy(pca.fit_transform(embeddings.numpy()))
-
-
-def probe_nats(features: Features, factor: Factor, held_out: Mask) -> dict[str, float]:
-    """A linear probe's lower bound on I(Z;V), on held-out samples.
-
-    Source: Barber & Agakov (2003), eq. 3, with a multinomial logistic regression as q. H(V) is that
-    of the held-out frequencies. The bound is specific to this probe: zero does not prove
-    independence.
-
-    Args:
-        features: z, [n, d]; standardised before the fit.
+        embeddings: z, [n, d].
         factor: v as small integers, [n].
         held_out: mask of the samples for evaluation, [n].
 
     Returns:
-        `nats`, the bound, negative if the probe is worse than the class frequencies; and
-        `entropy_nats`, H(V), its maximum.
+        The bound on I(Z;V) divided by the entropy of the held-out frequencies; negative if the
+        probe is worse than those.
 
     Raises:
-        ValueError: features that are not finite, a factor that does not vary, or a value that the
-            training samples lack.
+        ValueError: a factor that does not vary, or a value that the training samples lack.
     """
     _check_values(factor[~held_out], factor[held_out])
+    pca = PCA(min(_N_COMPONENTS, *embeddings.shape), svd_solver="full")
+    features = torch.from_numpy(pca.fit_transform(embeddings.numpy()))
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
     probe.fit(features[~held_out].numpy(), factor[~held_out].numpy())
     log_q, log_p = _tested_items(probe, features[held_out], factor[held_out])
-    return {"nats": float((log_q - log_p).mean()), "entropy_nats": float(-log_p.mean())}
+    return float((log_q - log_p).mean() / -log_p.mean())
 
 
 def _check_values(fitted: Factor, tested: Int[Tensor, " m"]) -> None:
@@ -91,22 +79,6 @@ def _tested_items(
     log_p = np.log(np.bincount(column) / len(column))[column]
     own = log_q[np.arange(len(column)), column]
     return torch.from_numpy(own), torch.from_numpy(log_p)
-
-
-def parts_by_group(groups: Sequence[str], shares: Sequence[float], seed: int = 0) -> Factor:
-    """A random part of the data for each item, with all items of a group in the same part.
-
-    Args:
-        groups: the group of each item, such as its character, [n].
-        shares: the share of the groups in each part; they sum to 1.
-        seed: of the choice.
-
-    Returns:
-        Parts 0, 1, ..., [n].
-    """
-    codes, names = pd.factorize(np.asarray(groups))
-    places = np.random.default_rng(seed).permutation(len(names)) / len(names)
-    return torch.from_numpy(np.searchsorted(np.cumsum(shares)[:-1], places, "right")[codes])
 
 
 def leakage_items(
@@ -151,12 +123,15 @@ def factor_codes(table: pd.DataFrame) -> dict[str, Factor]:
         table: `factors` of glyph pairs.
 
     Returns:
-        `category`, which is shared with the name (see `common_categories`), and the image-only
+        `category`, which is shared with the name, those of fewer than 50 items merged as
+        `other`; and the image-only
         `typeface, weight, slant, size, x, y, polarity`; size and offsets in three levels. Factors
         that do not vary are left out.
     """
+    categories = table["category"]
+    is_common = categories.map(categories.value_counts()) >= 50
     columns = {
-        "category": common_categories(table),
+        "category": categories.where(is_common, "other"),
         "typeface": table["typeface"],
         "weight": table["weight"],
         "slant": table["slant"],
@@ -166,12 +141,6 @@ def factor_codes(table: pd.DataFrame) -> dict[str, Factor]:
         "polarity": table["ink"] > table["paper"],
     }
     return coded(columns)
-
-
-def common_categories(table: pd.DataFrame) -> pd.Series:
-    """The category of each glyph, with those of fewer than 50 items merged as `other`."""
-    categories = table["category"]
-    return categories.where(categories.map(categories.value_counts()) >= 50, "other")
 
 
 def coded(columns: Mapping[str, Any]) -> dict[str, Factor]:

@@ -18,7 +18,7 @@ from cibr.data import Pairs, glyphs
 _MARK_CONTRAST = 64  # grey levels between a pixel of the mark and the plain letter
 
 
-class MarkedLetters(NamedTuple):
+class _MarkedLetters(NamedTuple):
     """Letters with a mark, and the names of the same letters without it.
 
     Args:
@@ -48,7 +48,7 @@ def varied_glyphs(n: int, seed: int = 0) -> Pairs:
     return glyphs.glyph_pairs("varied", factors, glyphs.draw_all(factors))
 
 
-def marked_letters() -> MarkedLetters:
+def marked_letters() -> _MarkedLetters:
     """All letters of DejaVu Serif that are rendered, and named, as a plain letter plus a mark.
 
     Letters whose mark changes the base are excluded, such as those with a joined cedilla or an i
@@ -69,4 +69,4 @@ def marked_letters() -> MarkedLetters:
     names = table["name"].iloc[kept].tolist()
     images = partial(glyphs.pixel_image, pixels[kept].astype(np.uint8))
     pairs = Pairs("glyphs", "marked letters", [[name] for name in names], names, images)
-    return MarkedLetters(pairs, [bases[name] for name in names], torch.from_numpy(mark[kept]))
+    return _MarkedLetters(pairs, [bases[name] for name in names], torch.from_numpy(mark[kept]))

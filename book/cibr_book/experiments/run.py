@@ -20,14 +20,7 @@ from cibr.models.features import embed_pairs, prepare
 from cibr.train import RunConfig, build_model, configure, load_splits
 from cibr.train.config import DEFAULTS
 from cibr.utils import check_known
-from cibr_book.embeddings.geometry import (
-    alignment,
-    linear_cka,
-    modality_gap,
-    mutual_knn,
-    uniformity,
-)
-from cibr_book.embeddings.probes import coded, common_categories, principal_components, probe_nats
+from cibr_book.embeddings.probes import coded, factor_codes, linear_leakage
 from cibr_book.experiments.corruptions import Corruption, corrupt, half_in_style, in_both_styles
 from cibr_book.experiments.shifts import shifted_recalls
 from cibr_book.experiments.training import StudyTrainer, WeightAverage
@@ -162,7 +155,8 @@ def measure(
         images, _ = _embed(model, in_both_styles(_sample(validation, _N_PROBED // 2), style))
         row, n = torch.arange(len(images)), len(images) // 2
         # Both styles of an image are on the same side of the probe's split.
-        metrics[f"leakage_image_{style}"] = _share_read(images, row >= n, row % n % 2 == 1)
+        is_styled = (row >= n).long()
+        metrics[f"leakage_image_{style}"] = linear_leakage(images, is_styled, row % n % 2 == 1)
         mixed = half_in_style(test, style)
         recalls = retrieval_recalls(*_embed(model, mixed), *mixed.retrieval_targets(), (1,))
         metrics |= {f"mixed_styles_{name}": value for name, value in recalls.items()}
@@ -170,20 +164,16 @@ def measure(
 
 
 def describe_embeddings(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
-    """Geometry of at most 1,000 pairs and bounds in nats, with one text per image.
+    """Bounds in nats on at most 1,000 pairs, with one text per image.
 
     Returns:
-        `alignment, uniformity_image, uniformity_text, modality_gap, linear_cka, mutual_knn` of
-        `geometry`; `mi_lower_bound_nats`, InfoNCE at the same temperature for all
-        models; `residual_nats`, see the function.
+        `mi_lower_bound_nats`, InfoNCE at the same temperature for all models; `residual_nats`, see
+        the function.
     """
     images, texts = _embed(model, _sample(pairs, _N_DESCRIBED))
-    measures = (alignment, modality_gap, linear_cka, mutual_knn)
-    metrics = {measure.__name__: measure(images, texts) for measure in measures}
-    metrics |= {"uniformity_image": uniformity(images), "uniformity_text": uniformity(texts)}
     bound = math.log(len(images)) - float(clip_loss(images, texts, 1 / _TEMPERATURE))
     residual = residual_nats(float((images * texts).sum(1).double().mean()), images.shape[1])
-    return metrics | {"mi_lower_bound_nats": bound, "residual_nats": residual}
+    return {"mi_lower_bound_nats": bound, "residual_nats": residual}
 
 
 def residual_nats(mean_cosine: float, dim: int) -> float:
@@ -213,7 +203,7 @@ def leakage(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
     embedded = {"image": images, "text": texts}
     held_out = torch.arange(len(pairs)) % 2 == 1
     return {
-        name: _share_read(embedded[name.split("_")[1]], code, held_out)
+        name: linear_leakage(embedded[name.split("_")[1]], code, held_out)
         for name, code in coded(_factors(pairs)).items()
     }
 
@@ -225,8 +215,9 @@ def _factors(pairs: Pairs) -> dict[str, Any]:
         factors = {f"leakage_image_{name}": table[name] for name in names}
         factors["leakage_image_polarity"] = table["ink"] > table["paper"]
         factors["leakage_text_template"] = table["template"]
-        category = common_categories(table)
-        return factors | {"shared_image_category": category, "shared_text_category": category}
+        codes = factor_codes(table)
+        sides = [side for side in ("image", "text") if "category" in codes]
+        return factors | {f"shared_{side}_category": codes["category"] for side in sides}
     pixels = [np.asarray(image.resize((16, 16)), dtype=float) for image in pairs.images()]
     words = [texts[0].lower().split() for texts in pairs.captions]
     values = {
@@ -238,11 +229,6 @@ def _factors(pairs: Pairs) -> dict[str, Any]:
     thirds = {name: pd.qcut(ranks[name], 3, labels=False) for name in values}
     people = [bool(_PEOPLE & set(w)) for w in words]
     return thirds | {"shared_image_people": people, "shared_text_people": people}
-
-
-def _share_read(embeddings: Tensor, codes: Tensor, held_out: Tensor) -> float:
-    read = probe_nats(principal_components(embeddings), codes.long(), held_out)
-    return read["nats"] / read["entropy_nats"]
 
 
 def _sample(pairs: Pairs, n: int) -> Pairs:

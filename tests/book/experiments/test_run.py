@@ -25,8 +25,10 @@ def test_a_run_of_glyphs_has_the_columns_of_the_committed_rows(tmp_path):
     metrics = train_and_measure(settings, tmp_path / "run")
     committed = read_table("confirmation.csv")
     common = committed.filter(regex="^(?:train|validation|last|steps|training)_").columns
-    by_pair = [name for name in common if "_recall@" in name and "_to_" in name]
-    assert {*common} - {*by_pair} <= {*metrics} and len(common) > 30
+    # By pair, and of the geometry that the code of the rows' commit measured.
+    other = r"_to_\w+_recall@|_alignment|_uniformity|_modality_gap|_linear_cka|_mutual_knn"
+    rest = common[~common.str.contains(other)]
+    assert {*rest} <= {*metrics} and len(rest) > 15
     assert {"glyphs/mean of 7/accuracy@1", "leakage_image_typeface"} <= {*metrics}
     assert metrics["validation_recall@10"] < 0.2
     bounds = [metrics[f"{split}_mi_lower_bound_nats"] for split in ("train", "validation")]
@@ -92,7 +94,6 @@ def test_the_bound_is_infonce_at_a_temperature_of_7_percent(embeds):
     assert measures["mi_lower_bound_nats"] == pytest.approx(math.log(16) - loss)
     measures = describe_embeddings(embeds(noise(56, 16)), noise_pairs(56))
     assert measures["mi_lower_bound_nats"] < 0
-    assert measures["alignment"] == pytest.approx(2, abs=0.2)
 
 
 def test_photos_have_factors_of_one_modality_and_of_both(embeds, monkeypatch):
