@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.special import xlogy
 
+from cibr.losses._checks import check_number
 from cibr.losses.vmf import sample_vmf
-from cibr_book.worlds.training import Pair, Settings, check_positive, embed, train
+from cibr_book.worlds.training import Pair, Settings, embed, train
 
 Nats = Float64[Tensor, ""]
 Joint = Float64[Tensor, "n_images n_texts"]
@@ -57,23 +58,18 @@ def _entropy_nats(p: Float64[Tensor, "..."]) -> Nats:
     return -(p * torch.log(torch.where(p > 0, p, torch.ones_like(p)))).sum()
 
 
-def mutual_information_nats(joint: Float64[Tensor, "a b"]) -> Nats:
-    """I(A;B) of a joint distribution [a, b] by enumeration: H(A) + H(B) - H(A,B) (Cover & Thomas,
-    eq. 2.45).
-    """
-    return _entropy_nats(joint.sum(1)) + _entropy_nats(joint.sum(0)) - _entropy_nats(joint)
+def information_nats(joint: Float64[Tensor, "a b *c"]) -> Nats:
+    """I(A;B) of a joint distribution [a, b], or I(A;B|C) of one [a, b, c], by enumeration.
 
-
-def conditional_information_nats(joint: Float64[Tensor, "a b c"]) -> Nats:
-    """I(A;B|C) of a joint distribution [a, b, c] by enumeration: H(A,C) + H(B,C) - H(A,B,C) - H(C)
-    (eq. 2.61).
+    H(A,C) + H(B,C) - H(A,B,C) - H(C) (Cover & Thomas, eq. 2.61); without C, its entropy is 0.
     """
+    joint = joint[..., None] if joint.ndim == 2 else joint
     with_c = _entropy_nats(joint.sum(1)) + _entropy_nats(joint.sum(0))
     return with_c - _entropy_nats(joint) - _entropy_nats(joint.sum((0, 1)))
 
 
 @dataclass(frozen=True)
-class DiscreteWorld:
+class _DiscreteWorld:
     """Finite sets of images and texts with a known joint distribution; build one with
     `discrete_world`.
 
@@ -94,7 +90,7 @@ class DiscreteWorld:
 
 def discrete_world(
     confusions: Sequence[float] = (0.3, 0.05), n_image: int = 3, n_text: int = 2
-) -> DiscreteWorld:
+) -> _DiscreteWorld:
     """A world whose shared factor has pairs of confusable values.
 
     A text has the wrong one of the shared values 2i and 2i + 1 with probability confusions[i], as a
@@ -125,11 +121,11 @@ def discrete_world(
     images = torch.cartesian_prod(torch.arange(n_shared), torch.arange(n_image))
     texts = torch.cartesian_prod(torch.arange(n_shared), torch.arange(n_text))
     joint = joint.reshape(len(images), len(texts)) / (n_image * n_text)
-    return DiscreteWorld(joint, images[:, 0], images[:, 1], texts[:, 0], texts[:, 1])
+    return _DiscreteWorld(joint, images[:, 0], images[:, 1], texts[:, 0], texts[:, 1])
 
 
 def encoder_informations(
-    world: DiscreteWorld, image_encoder: ImageTable, text_encoder: TextTable
+    world: _DiscreteWorld, image_encoder: ImageTable, text_encoder: TextTable
 ) -> dict[str, Nats]:
     """Exact mutual information of a pair of tabular encoders.
 
@@ -157,30 +153,24 @@ def encoder_informations(
     text = torch.einsum("jl,ij->lji", text_encoder, joint)
     codes = torch.einsum("ik,ij,jl->kl", image_encoder, joint, text_encoder)
     factors = image.sum(2).unflatten(1, (int(world.shared.max()) + 1, -1))  # p(z_v, s, v)
-    residual_image = conditional_information_nats(image)
-    residual_text = conditional_information_nats(text)
+    residual_image = information_nats(image)
+    residual_text = information_nats(text)
     return {
-        "shared_nats": mutual_information_nats(codes),
-        "sufficiency_nats": mutual_information_nats(image.sum(1)),
-        "image_nats": mutual_information_nats(image.sum(2)),
+        "shared_nats": information_nats(codes),
+        "sufficiency_nats": information_nats(image.sum(1)),
+        "image_nats": information_nats(image.sum(2)),
         "residual_image_nats": residual_image,
         "residual_text_nats": residual_text,
         "residual_nats": (residual_image + residual_text) / 2,
-        "nuisance_image_nats": conditional_information_nats(factors.transpose(1, 2)),
+        "nuisance_image_nats": information_nats(factors.transpose(1, 2)),
     }
-
-
-def backward_posterior(joint: Joint, encoder: ImageTable) -> TextTable:
-    """p(z|x_t) = sum over images of p(x_v|x_t) e(z|x_v), the backward encoder for which the bound
-    is tight.
-    """
-    return (joint / joint.sum(0)).T @ encoder
 
 
 def residual_bound_nats(joint: Joint, encoder: ImageTable, backward: TextTable) -> Nats:
     """E[log e(z|x_v) - log b(z|x_t)], the upper bound on I(Z_v;X_v|X_t), enumerated.
 
-    Source: Fischer (2020, arXiv 2002.05379), section 2.3; equality when b is `backward_posterior`.
+    Source: Fischer (2020, arXiv 2002.05379), section 2.3; equality where b(z|x_t) is
+    the mean of e(z|x_v) over the images of a text.
 
     Args:
         joint: p(x_v, x_t), [n_images, n_texts].
@@ -200,7 +190,7 @@ def residual_bound_nats(joint: Joint, encoder: ImageTable, backward: TextTable) 
 
 
 def embedding_informations(
-    world: DiscreteWorld, embeddings: ImageVectors, kappa: float, seed: int = 0
+    world: _DiscreteWorld, embeddings: ImageVectors, kappa: float, seed: int = 0
 ) -> dict[str, Nats]:
     """Mutual information of Z_v ~ vMF(mu(x_v), kappa) over a finite set of images, by sampling z.
 
@@ -220,7 +210,7 @@ def embedding_informations(
     Raises:
         ValueError: embeddings that do not fit the world, or a kappa that is not positive.
     """
-    check_positive("kappa", kappa)
+    check_number("kappa", kappa, 1e-9, 1e9)
     joint = world.joint
     n_images = len(joint)
     n_samples = 2000
@@ -250,7 +240,7 @@ def embedding_informations(
 
 
 def train_discrete(
-    world: DiscreteWorld,
+    world: _DiscreteWorld,
     settings: Sequence[Settings],
     seeds: Sequence[int] = (0,),
     n_steps: int = 300,
@@ -289,7 +279,7 @@ def train_discrete(
         n_texts = world.joint.shape[1]
         return inputs[0][pairs // n_texts][None], inputs[1][pairs % n_texts][None]
 
-    weights = train(first, batch, settings, seeds, n_steps).weights
+    weights = train(first, batch, settings, seeds, n_steps)[0]
     return tuple(embed([side, side], (x, x))[0] for side, x in zip(weights, inputs, strict=True))
 
 
@@ -316,7 +306,7 @@ class PopulationLoss:
         ValueError: another batch size.
     """
 
-    def __init__(self, world: DiscreteWorld, batch_size: int | None):
+    def __init__(self, world: _DiscreteWorld, batch_size: int | None):
         if batch_size is not None and not 2 <= batch_size <= _LARGEST_BATCH:
             fix = "pass None for the limit of large batches"
             raise ValueError(f"batch_size must be 2 to {_LARGEST_BATCH}, got {batch_size}: {fix}")
@@ -344,7 +334,7 @@ class PopulationLoss:
         Raises:
             ValueError: a temperature that is not positive.
         """
-        check_positive("temperature", temperature)
+        check_number("temperature", temperature, 1e-9, 1e9)
         scores = images @ texts.mT / temperature
         if self.batch_size is None:
             return self._limit(scores)
@@ -373,7 +363,7 @@ def _all_batches(joint: Tensor, batch_size: int) -> tuple[Tensor, Tensor, Tensor
     return images[batches], texts[batches], chances
 
 
-def averaged(world: DiscreteWorld, images: ImageVectors) -> ImageVectors:
+def averaged(world: _DiscreteWorld, images: ImageVectors) -> ImageVectors:
     """E[u | S]: each image has the mean embedding of the images with its shared factor."""
     n_shared = int(world.shared.max()) + 1
     means = images.unflatten(0, (n_shared, -1)).mean(1)
@@ -381,7 +371,7 @@ def averaged(world: DiscreteWorld, images: ImageVectors) -> ImageVectors:
 
 
 def representatives(
-    world: DiscreteWorld, images: ImageVectors
+    world: _DiscreteWorld, images: ImageVectors
 ) -> Float64[Tensor, "n_choices n_images d"]:
     """All towers in which every image has the embedding of one image with its shared factor.
 
@@ -396,9 +386,9 @@ def representatives(
 
 
 def adversary(
-    world: DiscreteWorld,
+    world: _DiscreteWorld,
     loss: PopulationLoss,
-    replace: Callable[[DiscreteWorld, ImageVectors], Tensor],
+    replace: Callable[[_DiscreteWorld, ImageVectors], Tensor],
     dim: int,
     temperature: float,
     seed: int = 0,

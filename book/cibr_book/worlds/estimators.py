@@ -54,7 +54,7 @@ def nce_nats(scores: Scores) -> Nats:
     return math.log(len(scores)) + both_directions.mean() / 2
 
 
-def nwj_nats(scores: Scores) -> Nats:
+def _nwj_nats(scores: Scores) -> Nats:
     """Nguyen, Wainwright and Jordan: E_P[T] - E_Q[e^(T - 1)], a lower bound in expectation for
     every critic.
 
@@ -66,7 +66,7 @@ def nwj_nats(scores: Scores) -> Nats:
     return joint.mean() - torch.exp(critics.log_mean_exp(mismatched) - 1)
 
 
-def dv_nats(scores: Scores) -> Nats:
+def _dv_nats(scores: Scores) -> Nats:
     """Donsker and Varadhan: E_P[T] - log E_Q[e^T], a lower bound as n grows, possibly too high for
     small n.
 
@@ -110,16 +110,16 @@ def _split(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 # The estimate from held-out scores, by estimator.
 READINGS: dict[str, Callable[[Tensor], Tensor]] = {
-    "MINE": dv_nats,
-    "NWJ": nwj_nats,
+    "MINE": _dv_nats,
+    "NWJ": _nwj_nats,
     "InfoNCE": nce_nats,
     "SMILE": smile_nats,
 }
 # What a critic is trained to maximise; `MINE` also uses a moving average.
-_OBJECTIVES = {"NWJ": nwj_nats, "InfoNCE": nce_nats, "SMILE": _jsd_objective}
+_OBJECTIVES = {"NWJ": _nwj_nats, "InfoNCE": nce_nats, "SMILE": _jsd_objective}
 
 
-def fit_critic(
+def _fit_critic(
     x: X, y: Y, estimator: str, n_steps: int = 400, batch_size: int = 128, seed: int = 0
 ) -> nn.Module:
     """Trains the critic of an estimator on samples.
@@ -176,20 +176,20 @@ def estimate_nats(
         y: samples, row i drawn jointly with row i of x, [n, e].
         estimators: of `READINGS`.
         batch_size: pairs per training step, and per batch of InfoNCE.
-        options: of `fit_critic`.
+        options: of `_fit_critic`.
 
     Returns:
         Nats by estimator.
 
     Raises:
-        ValueError: as `fit_critic`.
+        ValueError: as `_fit_critic`.
     """
     _check_samples(x, y, least=2 * max(batch_size, 2 * _N_BLOCKS))
     half = len(x) // 2
     x, y = (((s - s[:half].mean(0)) / s[:half].std(0).clamp(min=1e-12)).float() for s in (x, y))
     nats = {}
     for estimator in estimators:
-        critic = fit_critic(x[:half], y[:half], estimator, batch_size=batch_size, **options)
+        critic = _fit_critic(x[:half], y[:half], estimator, batch_size=batch_size, **options)
         size = batch_size if estimator == "InfoNCE" else (len(x) - half) // _N_BLOCKS
         blocks = zip(x[half:].split(size), y[half:].split(size), strict=True)
         with torch.no_grad():
@@ -205,7 +205,7 @@ def _check_samples(x: Tensor, y: Tensor, least: int) -> None:
     check_finite(x=x, y=y)
 
 
-def correlation_of(nats: float, dim: int = 1) -> float:
+def _correlation_of(nats: float, dim: int) -> float:
     """The correlation at which dim independent pairs of Gaussians have this total information.
 
     Raises:
@@ -225,14 +225,14 @@ def gaussian_pairs(dim: int, nats: float, n: int, seed: int = 0) -> tuple[X, Y]:
         n: number of samples.
         seed: of the samples.
     """
-    rho = correlation_of(nats, dim)
+    rho = _correlation_of(nats, dim)
     generator = torch.Generator().manual_seed(seed)
     x, noise = (torch.randn(n, dim, generator=generator, dtype=torch.float64) for _ in range(2))
     return x, rho * x + math.sqrt(1 - rho**2) * noise
 
 
-def gaussian_log_ratio(x: X, y: X, correlation: float) -> Scores:
-    """The optimal critic of `gaussian_pairs`: log p(x_i, y_j) / p(x_i) p(y_j), [n, n], in nats."""
-    gap = 1 - correlation**2
-    squares = correlation**2 * ((x**2).sum(1)[:, None] + (y**2).sum(1)[None])
-    return -x.shape[1] * math.log(gap) / 2 - (squares - 2 * correlation * x @ y.T) / (2 * gap)
+def gaussian_log_ratio(x: X, y: X, nats: float) -> Scores:
+    """The optimal critic of `gaussian_pairs` of these nats: log p(x_i, y_j) / p(x_i) p(y_j)."""
+    rho = _correlation_of(nats, x.shape[1])
+    squares = rho**2 * ((x**2).sum(1)[:, None] + (y**2).sum(1)[None])
+    return nats - (squares - 2 * rho * x @ y.T) / (2 * (1 - rho**2))

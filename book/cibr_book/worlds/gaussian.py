@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from cibr_book.worlds.training import Pair, Settings, check_positive, train
+from cibr.losses._checks import check_number
+from cibr_book.worlds.training import Pair, Settings, train
 
 Nats = Float64[Tensor, ""]
 Covariance = Float64[Tensor, "n n"]
@@ -34,11 +35,7 @@ def _conditional_covariance(covariance: Covariance, a: Ints, given: Ints) -> Flo
 
     Returns:
         The covariance of A given B.
-
-    Raises:
-        ValueError: a covariance that is not positive definite.
     """
-    _check_covariance(covariance)
     across = covariance[a][:, given]
     explained = across @ torch.linalg.solve(covariance[given][:, given], across.T)
     return covariance[a][:, a] - explained
@@ -72,26 +69,6 @@ def gaussian_information_nats(covariance: Covariance, a: Ints, b: Ints, given: I
     return (separate - log_det(*a, *b, *given) - log_det(*given)) / 2
 
 
-def canonical_correlations(covariance: Covariance, a: Ints, b: Ints) -> Float64[Tensor, " k"]:
-    """Canonical correlations of A and B, largest first: singular values of S_a^-1/2 S_ab S_b^-1/2.
-
-    Args:
-        covariance: of all variables, positive definite.
-        a: the indices of A.
-        b: the indices of B.
-
-    Returns:
-        Correlations in [0, 1), as many as variables in the smaller block.
-
-    Raises:
-        ValueError: a covariance that is not positive definite.
-    """
-    _check_covariance(covariance)
-    root_a, root_b = (torch.linalg.cholesky(covariance[block][:, block]) for block in (a, b))
-    left = torch.linalg.solve_triangular(root_a, covariance[a][:, b], upper=False)
-    return torch.linalg.svdvals(torch.linalg.solve_triangular(root_b, left.T, upper=False))
-
-
 @dataclass(frozen=True)
 class GaussianWorld:
     """A world of Gaussian images and texts; build one with `gaussian_world`.
@@ -117,6 +94,13 @@ class GaussianWorld:
     def text(self) -> list[int]:
         """The indices of x_t in the covariance."""
         return list(range(len(self.mix_image), len(self.covariance)))
+
+    @property
+    def swapped(self) -> "GaussianWorld":
+        """The same with the modalities exchanged."""
+        order = self.text + self.image
+        covariance = self.covariance[order][:, order]
+        return GaussianWorld(covariance, self.mix_text, self.mix_image, self.correlations)
 
 
 def gaussian_world(
@@ -180,7 +164,7 @@ def linear_encoder_nats(
     Raises:
         ValueError: a noise variance that is not positive.
     """
-    check_positive("noise_variance", noise_variance)
+    check_number("noise_variance", noise_variance, 1e-9, 1e9)
     identity = torch.eye(len(weights), dtype=torch.float64)
     given_text = _conditional_covariance(world.covariance, world.image, world.text)
     image_only = world.mix_image[:, len(world.correlations) :]
@@ -227,7 +211,7 @@ def bottleneck_variance(correlations: Float64[Tensor, " s"], beta: float) -> Flo
     With c = beta / (1 + beta) it is (rho^2 / c - 1) / (1 - rho^2), and 0 if rho^2 <= c; see
     `optimal_linear_encoder`.
     """
-    check_positive("beta", beta)
+    check_number("beta", beta, 1e-9, 1e9)
     squared = correlations**2
     c = beta / (1 + beta)
     return torch.clamp((squared / c - 1) / (1 - squared), min=0)
@@ -299,7 +283,7 @@ def train_gaussian(
 
     options = {"length": "mean"} | options
     first = [[start * drawn(dim, n).mT[None]] for n in sizes]
-    weights = train(first, batch, settings, seeds, n_steps, **options).weights
+    weights = train(first, batch, settings, seeds, n_steps, **options)[0]
     maps = [side[-1] for side in weights]
     if options["length"] == "mean":
         maps = [side / side.norm(dim=(-2, -1), keepdim=True) for side in maps]

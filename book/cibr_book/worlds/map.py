@@ -5,33 +5,26 @@ encoders still have exact information. Image and text share 8 factors with corre
 56 factors of their own, whose standard deviation is the nuisance scale; rotations mix them. Recall
 is measured among 1,000 pairs.
 
-`python -m cibr_book.worlds.map FILE` tunes every method in every cell, on draws of the data that
-are not reported, and writes one row a seed; a rerun adds what is missing. The rows of
-data/results/world_between.csv come from a longer search, in rounds around the best trial and beyond
-the ends of a grid: their column `commit` names its code. `method_rows` makes a row again from its
+The rows of data/results/world_between.csv were tuned by the code of the commit that they name, in
+rounds around the best trial and beyond the ends of a grid. `method_rows` makes a row again from its
 settings.
 """
 
 import json
 import math
-import os
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import product
-from pathlib import Path
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Float64
-from joblib import Parallel, delayed, parallel_config
 from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
 from cibr.losses.cca import canonical_maps, centred_moments
-from cibr.utils import project_root, provenance, write_atomically
+from cibr.utils import project_root
 from cibr_book.intervals import mean_intervals
 from cibr_book.worlds.gaussian import (
     GaussianWorld,
@@ -39,16 +32,12 @@ from cibr_book.worlds.gaussian import (
     gaussian_world,
     linear_encoder_nats,
 )
-from cibr_book.worlds.search import Trial, search
-from cibr_book.worlds.training import Pair, Settings, Trained, Weights, embed, train
+from cibr_book.worlds.training import Pair, Settings, Weights, embed, train
 
 TABLE = project_root() / "data" / "results" / "world_between.csv"
 CELL = ["pairs", "nuisance"]
 KEY = [*CELL, "method"]
-PAIRS = (64, 128, 256, 512, 1024, 2048, 4096)
-NUISANCES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 SEEDS = tuple(range(8))  # of the reported runs
-_TUNING_SEEDS = (100, 101, 102)
 _NOISES = (0.01, 0.1)  # variances at which information is reported
 _N_SHARED = 8
 _N_OWN = 56
@@ -56,45 +45,18 @@ _CORRELATION = 0.95
 _DIM = 16
 _BATCH_SIZE = 128
 _N_GALLERY = 1000  # pairs that a recall is measured among
-_N_TOGETHER = 8  # trials in one tensor program: more do not fit into the cache
-
-GRID = {
-    "temperature": (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 8),
-    "rate": (1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1),
-    "steps": (30, 60, 125, 250, 500, 1000),
-    "decay": (0, 0.03, 0.1, 0.3, 1, 3, 10),
-    "dropout": (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
-    "beta": (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
-    "kappa": (8, 16, 32, 64, 128, 256, 512),
-    "ridge": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
-    "power": (0, 0.25, 0.5, 0.75, 1, 1.5, 2),
-    "dim": (4, 6, 8, 10, 12, 16, 24, 32),
-}
-_DEFAULTS = {"temperature": 0.07, "rate": 1e-3, "steps": 300}
-_OF_CLIP = ("temperature", "rate", "steps", "decay", "dropout")
-# What is tuned of each method; one that extends CLIP tunes `_FURTHER` as well.
-METHODS = {
-    "ridge CCA": ("ridge", "power", "dim"),
-    "CLIP, untuned": (),
-    "CLIP, rate and steps": ("rate", "steps"),
-    "CLIP": _OF_CLIP,
-    "CLIP, 4 x the steps": (),  # as CLIP chose
-    "CLIP, CCA start": _OF_CLIP,
-    "noise only": _OF_CLIP,
-    "CIBR vMF": _OF_CLIP,
-    "CIBR vMF, sampled": _OF_CLIP,
-}
-_FURTHER = {"noise only": ("kappa",), "CIBR vMF": ("beta",), "CIBR vMF, sampled": ("beta", "kappa")}
+_DEFAULTS = {"temperature": 0.07, "rate": 1e-3, "steps": 300}  # of CLIP, untuned
 # Methods that compete with tuned CLIP, the simplest last.
 CONTENDERS = ("CIBR vMF", "CIBR vMF, sampled", "noise only", "CLIP, CCA start", "ridge CCA")
 TIE = 0.5  # points of recall within which methods count as equally good
 
+Trial = dict[str, float | int]  # hyper-parameters by name
 Sides = Float[Tensor, "2 n p"]  # images, then the texts that belong to them
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One draw of the world and of its pairs; make one with `draw_sample`.
+class _Sample:
+    """One draw of the world and of its pairs; make one with `_draw_sample`.
 
     Args:
         world: with factors of unit variance.
@@ -114,7 +76,7 @@ class Sample:
 
 
 @lru_cache(maxsize=16)
-def draw_sample(n_pairs: int, nuisance: float, seed: int) -> Sample:
+def _draw_sample(n_pairs: int, nuisance: float, seed: int) -> _Sample:
     """A world with its own rotations, and pairs from it, scaled to a mean squared entry of 1.
 
     Smaller training sets of a seed are parts of larger ones; validation and test pairs are the
@@ -145,11 +107,11 @@ def draw_sample(n_pairs: int, nuisance: float, seed: int) -> Sample:
     sides = (normal @ torch.linalg.cholesky(world.covariance).T).split(len(scales), 1)
     pairs = (torch.stack(sides) @ stretch).float()
     validation, test, train = pairs.split(sizes, 1)
-    return Sample(world, stretch, train, validation, test, seed)
+    return _Sample(world, stretch, train, validation, test, seed)
 
 
-def exact_nats(
-    sample: Sample, maps: Float[Tensor, "2 p d"], noise_variance: float
+def _exact_nats(
+    sample: _Sample, maps: Float[Tensor, "2 p d"], noise_variance: float
 ) -> dict[str, float]:
     """Exact information of two linear codes, scaled to mean squared length 1, in Gaussian noise.
 
@@ -166,15 +128,9 @@ def exact_nats(
     world = sample.world
     codes = sample.stretch @ maps.double()  # of the unit factors, [2, p, d]
     image, text = (code / code.norm() for code in codes)
-    turned = replace(
-        world,
-        covariance=world.covariance[world.text + world.image][:, world.text + world.image],
-        mix_image=world.mix_text,
-        mix_text=world.mix_image,
-    )
     sides = [
         linear_encoder_nats(world, image.T, noise_variance),
-        linear_encoder_nats(turned, text.T, noise_variance),
+        linear_encoder_nats(world.swapped, text.T, noise_variance),
     ]
     both = torch.block_diag(image, text)
     noise = noise_variance * torch.eye(both.shape[1], dtype=torch.float64)
@@ -187,7 +143,7 @@ def exact_nats(
     return {name: value.item() for name, value in nats.items()}
 
 
-def recall(embeddings: Float[Tensor, "2 n d"]) -> float:
+def _recall(embeddings: Float[Tensor, "2 n d"]) -> float:
     """Recall at 1 in both directions, the mean over galleries of 1,000 pairs; ties are misses."""
     hits = []
     for images, texts in zip(*(side.split(_N_GALLERY) for side in embeddings), strict=True):
@@ -198,7 +154,7 @@ def recall(embeddings: Float[Tensor, "2 n d"]) -> float:
     return torch.cat(hits).float().mean().item()
 
 
-def closed_form(sample: Sample, trial: Trial) -> Float[Tensor, "2 p d"]:
+def _closed_form(sample: _Sample, trial: Trial) -> Float[Tensor, "2 p d"]:
     """The maps of ridge CCA of the training pairs, z = x @ map.
 
     Args:
@@ -215,34 +171,36 @@ def closed_form(sample: Sample, trial: Trial) -> Float[Tensor, "2 p d"]:
     return torch.stack([weights * side.T for side in maps]).float()
 
 
-def fit(samples: Sequence[Sample], method: str, trials: Sequence[Trial], cca: Trial) -> Trained:
-    """Fits every trial of a method on every sample, see `cibr_book.worlds.training.train`.
+def _fit(
+    samples: Sequence[_Sample], method: str, trial: Trial, cca: Trial
+) -> tuple[Weights, Float[Tensor, "1 samples"]]:
+    """Towers of a method for every sample, and their recall on validation.
 
     AdamW with PyTorch's one-cycle rate; batches of 128 pairs, or all pairs if they are fewer. The
     checkpoint kept is the best on validation of five in the course of a run.
 
     Args:
         samples: with equally many training pairs.
-        method: of `METHODS`.
-        trials: hyper-parameters, all with equally many `steps`.
+        method: its name in the table.
+        trial: its hyper-parameters.
         cca: those of ridge CCA, at which the `CLIP, CCA start` begins.
     """
-    seeds = [sample.seed for sample in samples]
     validate = partial(_recalls, pairs=[sample.validation for sample in samples])
     if method == "ridge CCA":
-        maps = _maps(samples, trials, max(int(trial["dim"]) for trial in trials))
-        weights = [[side] for side in maps]
-        return Trained(weights, validate(weights))
+        weights = [[side] for side in _closed_forms(samples, trial)]
+        return weights, validate(weights)
+    seeds = [sample.seed for sample in samples]
+    n_inputs = samples[0].train.shape[2]
     if method == "CLIP, CCA start":
-        maps = _maps(samples, [cca | {"dim": min(cca["dim"], _DIM)}], _DIM)
-        n_inputs = maps.shape[-2]
+        maps = _closed_forms(samples, cca | {"dim": min(cca["dim"], _DIM)})
+        maps = F.pad(maps, (0, _DIM - maps.shape[-1]))
         first = maps / (maps.square().mean((3, 4), keepdim=True).sqrt() * n_inputs**0.5)
     else:
-        size = 2, 1, samples[0].train.shape[2], _DIM
+        size = 2, 1, n_inputs, _DIM
         drawn = [torch.randn(size, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        first = torch.stack(drawn, 2) / size[2] ** 0.5
-    complete = [_DEFAULTS | trial for trial in trials]
-    n_steps = int(complete[0]["steps"])
+        first = torch.stack(drawn, 2) / n_inputs**0.5
+    trial = _DEFAULTS | trial
+    n_steps = int(trial["steps"])
     pairs = torch.stack([sample.train for sample in samples], 1)  # [2, samples, n, p]
     rows = torch.stack([_batches(sample, n_steps) for sample in samples], 1)
     each = torch.arange(len(samples))[:, None]
@@ -250,29 +208,22 @@ def fit(samples: Sequence[Sample], method: str, trials: Sequence[Trial], cca: Tr
     def batch(step: int) -> Pair:
         return tuple(pairs[:, None, each, rows[step]])
 
-    settings = [_settings(trial) for trial in complete]
+    named = {name: float(value) for name, value in trial.items() if name != "steps"}
+    settings = Settings(**named, sampled=math.isfinite(trial.get("kappa", math.inf)))
     options = dict(one_cycle=True, validate=validate)
-    return train([[side] for side in first], batch, settings, seeds, n_steps, **options)
+    return train([[side] for side in first], batch, [settings], seeds, n_steps, **options)
 
 
-def _recalls(weights: Weights, pairs: Sequence[Sides]) -> Float[Tensor, "trials samples"]:
+def _closed_forms(samples: Sequence[_Sample], trial: Trial) -> Float[Tensor, "2 1 samples p d"]:
+    return torch.stack([_closed_form(sample, trial) for sample in samples], 1)[:, None]
+
+
+def _recalls(weights: Weights, pairs: Sequence[Sides]) -> Float[Tensor, "1 samples"]:
     means = embed(weights, tuple(torch.stack(list(pairs), 1)[:, None]))
-    by_trial = means.transpose(0, 1)
-    return torch.tensor([[recall(each) for each in run.unbind(1)] for run in by_trial])
+    return torch.tensor([[_recall(each) for each in means[:, 0].unbind(1)]])
 
 
-def _maps(
-    samples: Sequence[Sample], trials: Sequence[Trial], width: int
-) -> Float[Tensor, "2 trials samples p width"]:
-    """Closed forms, padded with zeros."""
-    by_trial = []
-    for trial in trials:
-        maps = torch.stack([closed_form(sample, trial) for sample in samples], 1)
-        by_trial.append(F.pad(maps, (0, width - maps.shape[-1])))
-    return torch.stack(by_trial, 1)
-
-
-def _batches(sample: Sample, n_steps: int) -> Tensor:
+def _batches(sample: _Sample, n_steps: int) -> Tensor:
     """The rows of each step, [n_steps, b]: every epoch is another order of the pairs."""
     n = sample.train.shape[1]
     size = min(_BATCH_SIZE, n)
@@ -280,40 +231,6 @@ def _batches(sample: Sample, n_steps: int) -> Tensor:
     n_epochs = -(-n_steps // (n // size))
     orders = [torch.randperm(n, generator=generator) for _ in range(n_epochs)]
     return torch.cat([order[: n // size * size] for order in orders]).view(-1, size)[:n_steps]
-
-
-def _settings(trial: Trial) -> Settings:
-    named = {name: float(value) for name, value in trial.items() if name != "steps"}
-    return Settings(**named, sampled=math.isfinite(trial.get("kappa", math.inf)))
-
-
-@lru_cache(maxsize=32)
-def tune(pairs: int, nuisance: float, method: str) -> list[tuple[float, Trial]]:
-    """Trials of a method in a cell on draws that are not reported, with their validation recall,
-    the best one first; a single one without recall where nothing is tuned.
-    """
-    if method == "CLIP, 4 x the steps":
-        best = tune(pairs, nuisance, "CLIP")[0][1]
-        return [(math.nan, best | {"steps": 4 * best["steps"]})]
-    if not METHODS[method]:
-        return [(math.nan, dict(_DEFAULTS))]
-    samples = [draw_sample(pairs, nuisance, seed) for seed in _TUNING_SEEDS]
-    cca = tune(pairs, nuisance, "ridge CCA")[0][1] if method == "CLIP, CCA start" else {}
-
-    def evaluate(trials: list[Trial]) -> list[float]:
-        """Mean validation recall; trials with equally many steps are trained together."""
-        scores = [0.0] * len(trials)
-        for steps in {trial.get("steps") for trial in trials}:
-            alike = [i for i, trial in enumerate(trials) if trial.get("steps") == steps]
-            for first in range(0, len(alike), _N_TOGETHER):
-                together = alike[first : first + _N_TOGETHER]
-                fitted = fit(samples, method, [trials[i] for i in together], cca)
-                for i, score in zip(together, fitted.scores.mean(1).tolist(), strict=True):
-                    scores[i] = score
-        return scores
-
-    further = {name: GRID[name] for name in _FURTHER.get(method, ())}
-    return search({name: GRID[name] for name in METHODS[method]}, evaluate, further)
 
 
 def method_rows(
@@ -329,7 +246,7 @@ def method_rows(
     Args:
         pairs: number of training pairs.
         nuisance: scale of the modalities' own factors.
-        method: of `METHODS`.
+        method: its name in the table.
         trial: its hyper-parameters.
         cca: those of ridge CCA, for the CCA start.
         seeds: of the data and the training.
@@ -339,17 +256,17 @@ def method_rows(
         `validation_recall`; the exact information by noise variance, such as
         `shared_nats_at_0.01`; and the `settings`.
     """
-    samples = [draw_sample(pairs, nuisance, seed) for seed in seeds]
-    fitted = fit(samples, method, [trial], cca or {})
-    (recalls,) = _recalls(fitted.weights, [sample.test for sample in samples])
+    samples = [_draw_sample(pairs, nuisance, seed) for seed in seeds]
+    weights, scores = _fit(samples, method, trial, cca or {})
+    (recalls,) = _recalls(weights, [sample.test for sample in samples])
     rows = []
     for j, sample in enumerate(samples):
-        maps = torch.stack([side[-1][0, j] for side in fitted.weights])
+        maps = torch.stack([side[-1][0, j] for side in weights])
         row = dict(zip([*KEY, "seed"], (pairs, nuisance, method, sample.seed), strict=True))
         row["test_recall"] = 100 * recalls[j].item()
-        row["validation_recall"] = 100 * fitted.scores[0, j].item()
+        row["validation_recall"] = 100 * scores[0, j].item()
         for noise in _NOISES:
-            nats = exact_nats(sample, maps, noise)
+            nats = _exact_nats(sample, maps, noise)
             row |= {f"{name}_at_{noise:g}": value for name, value in nats.items()}
         rows.append(row)
     return pd.DataFrame(rows).assign(settings=json.dumps(trial))
@@ -397,36 +314,3 @@ def winners(table: pd.DataFrame) -> pd.DataFrame:
     best = better.loc[simplicity.groupby([better[name] for name in CELL]).idxmax()]
     best = best[[*CELL, "method", "mean"]]
     return cells.merge(best, on=CELL, how="left").fillna({"method": "CLIP", "mean": 0.0})
-
-
-def _cell_rows(pairs: int, nuisance: float) -> pd.DataFrame:
-    cca = tune(pairs, nuisance, "ridge CCA")[0][1]
-    parts = []
-    for method in METHODS:
-        trials = tune(pairs, nuisance, method)
-        rows = method_rows(pairs, nuisance, method, trials[0][1], cca)
-        parts.append(rows.assign(trials=len(trials)))
-    return pd.concat(parts)
-
-
-def make_map(file: Path, n_processes: int = 2) -> None:
-    """Adds the rows of the cells that a table lacks, in processes of one thread each."""
-    # What the processes read as they start: memory is kept, see Makefile.
-    os.environ |= {f"MALLOC_{name}_THRESHOLD_": str(2**30) for name in ("TRIM", "MMAP")}
-    about = provenance()
-    versions = {"commit": about["commit"], "torch": about["versions"]["torch"]}
-    table = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=CELL)
-    done = set(table[CELL].itertuples(index=False, name=None))
-    cells = [cell for cell in product(PAIRS, NUISANCES) if cell not in done]
-    with parallel_config("loky", inner_max_num_threads=1):
-        parallel = Parallel(n_processes, return_as="generator_unordered")
-        for rows in parallel(delayed(_cell_rows)(*cell) for cell in cells):
-            table = pd.concat([table, rows.round(3).assign(**versions)])
-            write_atomically(file, lambda part, table=table: table.to_csv(part, index=False))
-
-
-if __name__ == "__main__":
-    import cibr_book.worlds.map
-
-    # Of the import, so that other processes find what it defines.
-    cibr_book.worlds.map.make_map(Path(sys.argv[1]))

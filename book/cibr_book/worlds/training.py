@@ -13,14 +13,15 @@ on its companions. `train_discrete` and `train_gaussian` train on pairs drawn an
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from cibr.losses.penalties import _crossfitted_means
+from cibr.losses._checks import check_number
+from cibr.losses.penalties import Crossfit, LossInputs
 from cibr.losses.vmf import sample_vmf, vmf_mean_cosine
 
 KAPPA_B = 10.0  # of the penalty's backward encoders, the library's default
@@ -61,20 +62,7 @@ class Settings:
     dropout: float = 0.0
 
     def __post_init__(self):
-        check_positive("temperature", self.temperature)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Towers of all runs.
-
-    Args:
-        weights: layers of both sides.
-        scores: on validation of the checkpoints that were kept; None without validation.
-    """
-
-    weights: Weights
-    scores: Score | None = None
+        check_number("temperature", self.temperature, 1e-9, 1e9)
 
 
 def train(
@@ -87,7 +75,7 @@ def train(
     optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
     one_cycle: bool = False,
     validate: Callable[[Weights], Score] | None = None,
-) -> Trained:
+) -> tuple[Weights, Score | None]:
     """Trains every run from every seed's first weights.
 
     Args:
@@ -103,7 +91,7 @@ def train(
             of equals.
 
     Returns:
-        The weights of all runs.
+        The weights of all runs, and their scores on validation, if there is one.
     """
     groups = []  # each run has its own weights, rate and decay
     for run in settings:
@@ -122,13 +110,13 @@ def train(
         inputs = draws.kept(batch(step))
         means = embed(_together(groups, first), inputs, length)
         descent.zero_grad()
-        losses(means, settings, draws.noise).sum().backward()
+        _losses(means, settings, draws.noise).sum().backward()
         descent.step()
         if one_cycle:
             cycle.step()
         if step + 1 in checkpoints:
             best = _better(best, _detached(_together(groups, first)), validate)
-    return best or Trained(_detached(_together(groups, first)))
+    return best or (_detached(_together(groups, first)), None)
 
 
 def embed(weights: Weights, inputs: Pair, length: str = "unit") -> Means:
@@ -153,7 +141,7 @@ def embed(weights: Weights, inputs: Pair, length: str = "unit") -> Means:
     return F.normalize(means, dim=-1) if length == "unit" else means
 
 
-def losses(
+def _losses(
     means: Means, settings: Sequence[Settings], noise: Sequence[torch.Generator] = ()
 ) -> Score:
     """The loss of each run: InfoNCE in both directions, less log n, plus the penalty.
@@ -166,7 +154,7 @@ def losses(
     dim = means.shape[-1]
     temperature = means.new_tensor([run.temperature for run in settings]).view(-1, 1, 1, 1)
     kappas = [run.kappa if run.sampled else math.inf for run in settings]
-    images, texts = noisy(means, kappas, noise) if any(map(math.isfinite, kappas)) else means
+    images, texts = _noisy(means, kappas, noise) if any(map(math.isfinite, kappas)) else means
     scores = (images / temperature) @ texts.mT
     partitions = (torch.logsumexp(scores, 3) + torch.logsumexp(scores, 2)) / 2
     contrast = (partitions - scores.diagonal(dim1=2, dim2=3)).mean(2)
@@ -178,7 +166,7 @@ def losses(
     return contrast + means.new_tensor(pulls)[:, None] * (1 - cosines)
 
 
-def noisy(means: Means, kappas: Sequence[float], noise: Sequence[torch.Generator]) -> Means:
+def _noisy(means: Means, kappas: Sequence[float], noise: Sequence[torch.Generator]) -> Means:
     """Von Mises-Fisher draws around mean directions.
 
     The cosine with the mean is taken at random from 4,096 draws of `sample_vmf`, sorted so that
@@ -215,9 +203,13 @@ def _mean_cosine(kappa: float, dim: int) -> float:
 
 def _crossfit_cosines(means: Means) -> Score:
     """Mean cosine with the cross-fitted centres of the penalty `crossfit`, over both sides."""
-    centres = torch.func.vmap(torch.func.vmap(partial(_crossfitted_means, labels=None)))
-    both = torch.stack([centres(means[1], means[0]), centres(means[0], means[1])])
-    return (means * both).sum(4).mean((0, 3))
+    penalty = Crossfit()
+
+    def cosine(image: Tensor, text: Tensor) -> Tensor:
+        inputs = LossInputs(image, text, image, text, torch.ones(()), math.inf)
+        return sum(penalty.cosines(inputs)) / 2
+
+    return torch.func.vmap(torch.func.vmap(cosine))(*means)
 
 
 class _Draws:
@@ -248,20 +240,16 @@ def _detached(weights: Weights) -> Weights:
     return [[layer.detach() for layer in side] for side in weights]
 
 
-def _better(best: Trained | None, weights: Weights, validate: Callable) -> Trained:
+def _better(
+    best: tuple[Weights, Score] | None, weights: Weights, validate: Callable
+) -> tuple[Weights, Score]:
     """The better of two checkpoints of each run; the earlier where they tie."""
     scores = validate(weights)
     if best is None:
-        return Trained(weights, scores)
-    is_better = scores > best.scores
+        return weights, scores
+    is_better = scores > best[1]
     kept = [
         [torch.where(is_better[..., None, None], new, old) for new, old in zip(*sides, strict=True)]
-        for sides in zip(weights, best.weights, strict=True)
+        for sides in zip(weights, best[0], strict=True)
     ]
-    return Trained(kept, torch.where(is_better, scores, best.scores))
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raises ValueError for a value that is not positive and finite."""
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return kept, torch.where(is_better, scores, best[1])

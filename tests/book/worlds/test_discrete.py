@@ -16,11 +16,9 @@ from torch.nn import functional as F
 from cibr.losses.clip import clip_loss
 from cibr.losses.vmf import vmf_log_normalizer
 from cibr_book.worlds.discrete import (
-    DiscreteWorld,
     PopulationLoss,
     adversary,
     averaged,
-    backward_posterior,
     discrete_world,
     embedding_informations,
     encoder_informations,
@@ -49,23 +47,18 @@ def tables(world, seed=0):
     return [(2 * randn(n, 3, seed=i)).softmax(1) for i, n in sizes]
 
 
-def swapped(world):
-    factors = world.text_shared, world.text_only, world.shared, world.image_only
-    return DiscreteWorld(world.joint.T, *factors)
+def posterior(joint, encoder):
+    return (joint / joint.sum(0)).T @ encoder
 
 
 def information_by_loops(outcomes, a, b, c=()):
     """I(A;B|C) from a dict of probabilities of outcomes, A, B and C being places in the outcome."""
-    marginals = {}
-    for places in (a + b + c, a + c, b + c, c):
-        marginals[places] = defaultdict(float)
-        for outcome, p in outcomes.items():
-            marginals[places][tuple(outcome[i] for i in places)] += p
+    marginals = {places: defaultdict(float) for places in (a + b + c, a + c, b + c, c)}
+    for (outcome, p), (places, sums) in itertools.product(outcomes.items(), marginals.items()):
+        sums[tuple(outcome[i] for i in places)] += p
     total = 0.0
     for outcome, p in outcomes.items():
-        abc, ac, bc, of_c = (
-            sums[tuple(outcome[i] for i in places)] for places, sums in marginals.items()
-        )
+        abc, ac, bc, of_c = (m[tuple(outcome[i] for i in at)] for at, m in marginals.items())
         total += p * math.log(abc * of_c / (ac * bc)) if p > 0 else 0.0
     return total
 
@@ -73,10 +66,10 @@ def information_by_loops(outcomes, a, b, c=()):
 def test_texts_confuse_each_pair_of_shared_values_as_often_as_asked():
     world = discrete_world((0.3, 0.0), 3, 2)
     chances = torch.block_diag(torch.tensor([[0.7, 0.3], [0.3, 0.7]]), torch.eye(2)).double()
-    shared = torch.arange(4)
-    assert torch.equal(world.shared, shared.repeat_interleave(3))
-    assert torch.equal(world.text_shared, shared.repeat_interleave(2))
-    assert world.image_only.tolist() == [0, 1, 2] * 4 and world.text_only.tolist() == [0, 1] * 4
+    images = torch.stack([world.shared, world.image_only], 1)
+    assert torch.equal(images, torch.cartesian_prod(torch.arange(4), torch.arange(3)))
+    texts = torch.stack([world.text_shared, world.text_only], 1)
+    assert torch.equal(texts, torch.cartesian_prod(torch.arange(4), torch.arange(2)))
     expected = chances[world.shared][:, world.text_shared] / (4 * 3 * 2)
     torch.testing.assert_close(world.joint, expected)
 
@@ -111,10 +104,10 @@ def test_informations_of_encoders_are_those_of_brute_force_enumeration(confusion
 def test_residual_bound_lies_above_the_truth_by_the_divergence_from_the_posterior(seed):
     encoder, other = tables(WORLD, seed)  # of the texts, any table of three codes
     truth = encoder_informations(WORLD, encoder, other)["residual_image_nats"].item()
-    posterior = backward_posterior(WORLD.joint, encoder)
-    at_posterior = residual_bound_nats(WORLD.joint, encoder, posterior).item()
-    assert at_posterior == pytest.approx(truth, rel=1e-9)
-    gap = (WORLD.joint.sum(0)[:, None] * posterior * (posterior / other).log()).sum().item()
+    best = posterior(WORLD.joint, encoder)
+    tight = residual_bound_nats(WORLD.joint, encoder, best).item()
+    assert tight == pytest.approx(truth, rel=1e-9)
+    gap = (WORLD.joint.sum(0)[:, None] * best * (best / other).log()).sum().item()
     bound = residual_bound_nats(WORLD.joint, encoder, other).item()
     assert bound == pytest.approx(truth + gap) and bound > truth
 
@@ -137,24 +130,20 @@ def test_information_of_noisy_embeddings_and_its_gradient_are_those_of_quadratur
         torch.testing.assert_close(slope, expected, atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("batch_size", [2, 3])
-def test_population_loss_is_the_mean_of_the_clip_loss_over_all_batches(batch_size):
+def test_population_loss_is_the_mean_of_the_clip_loss_over_all_batches_and_its_limit():
     images, texts = towers(3)
     cells = [(i, j) for i, j in itertools.product(range(8), range(4)) if SMALL.joint[i, j] > 0]
-    expected = 0.0
-    for batch in itertools.product(cells, repeat=batch_size):
-        v, t = (list(side) for side in zip(*batch, strict=True))
-        chance = math.prod(SMALL.joint[cell].item() for cell in batch)
-        expected += chance * clip_loss(images[v], texts[t], 4.0).item()
-    both = LOSSES[batch_size](torch.stack([images, images.flip(0)]), texts, 0.25)
-    assert both[0].item() == pytest.approx(expected, rel=1e-9)
-
-
-def test_the_limit_is_that_of_large_batches():
-    images, texts = towers(3)
+    for n in (2, 3):
+        expected = 0.0
+        for batch in itertools.product(cells, repeat=n):
+            v, t = (list(side) for side in zip(*batch, strict=True))
+            chance = math.prod(SMALL.joint[cell].item() for cell in batch)
+            expected += chance * clip_loss(images[v], texts[t], 4.0).item()
+        both = LOSSES[n](torch.stack([images, images.flip(0)]), texts, 0.25)
+        assert both[0].item() == pytest.approx(expected, rel=1e-9)
     generator = torch.Generator().manual_seed(0)
-    cells = torch.multinomial(SMALL.joint.flatten(), 40_000, True, generator=generator)
-    sampled = [clip_loss(images[c // 4], texts[c % 4], 4.0) for c in cells.split(2000)]
+    drawn = torch.multinomial(SMALL.joint.flatten(), 40_000, True, generator=generator)
+    sampled = [clip_loss(images[c // 4], texts[c % 4], 4.0) for c in drawn.split(2000)]
     mean = torch.stack(sampled).mean().item() - math.log(2000)
     # Twenty batches of 2,000: the standard error is 0.01.
     assert LOSSES[None](images, texts, 0.25).item() == pytest.approx(mean, abs=0.03)
@@ -173,10 +162,6 @@ def test_averaging_or_choosing_never_raises_the_loss(n, dim, temperature, seed):
     # Equality of (b) where scores depend on the shared factor alone.
     again = loss(representatives(SMALL, mean)).mean()
     torch.testing.assert_close(again, loss(mean), atol=1e-12, rtol=0)
-    # And with the modalities exchanged: two texts tell the same.
-    twice = swapped(discrete_world((0.3, 0.05), n_image=1, n_text=2))
-    loss = partial(PopulationLoss(twice, n), texts=texts, temperature=temperature)
-    assert loss(images) - loss(averaged(twice, images)) > -1e-12
 
 
 @pytest.mark.parametrize("loss", LOSSES.values())
@@ -191,11 +176,6 @@ def test_the_loss_sees_nuisance_exactly_within_the_span_of_the_texts(loss):
     assert loss(images + 0.1 * sign * within, texts, 0.2).item() > at_mean + 1e-4
     reach = within_reach(images + sign * beyond, texts)
     torch.testing.assert_close(reach, within_reach(images, texts))
-    # A direction in which all texts are equal, not zero, shifts an image's scores alike: texts do
-    # not tell images apart by it, but images are told apart by each text.
-    raised = texts + beyond
-    shifted = loss(images + 0.1 * sign * beyond, raised, 0.2).item()
-    assert shifted > loss(images, raised, 0.2).item() + 1e-5
 
 
 def test_pairs_of_two_do_not_see_nuisance_towards_texts_that_an_image_never_has():
@@ -211,10 +191,8 @@ def test_pairs_of_two_do_not_see_nuisance_towards_texts_that_an_image_never_has(
 
 def test_a_mean_made_a_unit_vector_again_can_have_a_higher_loss_where_length_is_short():
     images, texts = towers(2, seed=3)
-    start = LOSSES[3](images, texts, 0.05)
     unit = F.normalize(averaged(SMALL, images), dim=1)
-    assert LOSSES[3](unit, texts, 0.05) > start + 0.1
-    assert LOSSES[3](representatives(SMALL, images), texts, 0.05).min() < start
+    assert LOSSES[3](unit, texts, 0.05) > LOSSES[3](images, texts, 0.05) + 0.1
 
 
 def test_the_adversary_finds_a_false_theorem_and_not_a_hole_in_this_one():

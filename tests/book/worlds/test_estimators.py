@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cibr_book.worlds import estimators
-from cibr_book.worlds.estimators import estimate_nats, gaussian_pairs
+from cibr_book.worlds.estimators import READINGS, estimate_nats, gaussian_pairs
 
 
 @settings(max_examples=20, deadline=None)
@@ -30,14 +30,14 @@ def test_readings_of_a_score_matrix_are_those_of_slow_loops(n, seed):
     jsd -= sum(math.log1p(math.exp(t)) for t in off) / len(off)
     expected = {
         estimators.nce_nats: nce,
-        estimators.nwj_nats: joint - mean_exp / math.e,
-        estimators.dv_nats: joint - math.log(mean_exp),
+        READINGS["NWJ"]: joint - mean_exp / math.e,
+        READINGS["MINE"]: joint - math.log(mean_exp),
         estimators.smile_nats: joint - math.log(clipped),
         estimators._jsd_objective: jsd,
     }
     for function, value in expected.items():
         assert function(scores).item() == pytest.approx(value, rel=1e-9, abs=1e-9), function
-    torch.testing.assert_close(estimators.smile_nats(scores, 1e6), estimators.dv_nats(scores))
+    torch.testing.assert_close(estimators.smile_nats(scores, 1e6), READINGS["MINE"](scores))
 
 
 def test_trained_estimates_of_an_easy_task_are_near_the_truth_and_leave_the_global_generator():
@@ -57,7 +57,7 @@ def test_critics_are_evaluated_on_samples_that_they_have_not_learned():
     held_out = estimate_nats(x, y, names, n_steps=300)
     assert max(held_out.values()) < 0.05
     # On the half that the critic learned from, the same critic reports nats that do not exist.
-    learned = estimators.fit_critic(x[:500].float(), y[:500].float(), "InfoNCE", n_steps=300)
+    learned = estimators._fit_critic(x[:500].float(), y[:500].float(), "InfoNCE", n_steps=300)
     assert estimators.nce_nats(learned(x[:128].float(), y[:128].float())) > 0.5
     # What the second half holds decides the estimate, what it says of the first does not.
     x, y = gaussian_pairs(1, 2.0, 1000)
@@ -74,7 +74,7 @@ def test_infonce_is_evaluated_in_batches_and_cannot_exceed_the_log_of_their_size
 @settings(max_examples=10, deadline=None)
 @given(nats=st.floats(0.1, 3), dim=st.integers(1, 4))
 def test_samples_have_the_correlation_of_their_information(nats, dim):
-    rho = estimators.correlation_of(nats, dim)
+    rho = estimators._correlation_of(nats, dim)
     assert -dim * math.log1p(-(rho**2)) / 2 == pytest.approx(nats)
     x, y = gaussian_pairs(dim, nats, 20_000)
     across = torch.corrcoef(torch.cat([x, y], 1).T)[:dim, dim:]
@@ -87,7 +87,8 @@ def test_perfect_critic_is_the_log_ratio_of_densities():
     x, y = gaussian_pairs(2, 1.0, 4, seed=7)
     covariance = torch.tensor([[1, rho], [rho, 1]], dtype=torch.float64)
     joint = torch.distributions.MultivariateNormal(torch.zeros(2).double(), covariance)
-    single = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), 1.0)
     both = joint.log_prob(torch.stack(torch.broadcast_tensors(x[:, None], y), -1)).sum(-1)
+    single = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), 1.0)
     apart = single.log_prob(x).sum(1)[:, None] + single.log_prob(y).sum(1)
-    torch.testing.assert_close(estimators.gaussian_log_ratio(x, y, rho), both - apart)
+    found = estimators.gaussian_log_ratio(x, y, -math.log(1 - rho**2))
+    torch.testing.assert_close(found, both - apart)

@@ -10,7 +10,7 @@ from cibr.losses import CIBRLoss
 from cibr.losses.vmf import vmf_mean_cosine
 from cibr_book.worlds.discrete import discrete_world, train_discrete
 from cibr_book.worlds.gaussian import gaussian_world, train_gaussian
-from cibr_book.worlds.training import Settings, embed, losses, noisy, train
+from cibr_book.worlds.training import Settings, _losses, _noisy, embed, train
 
 DISCRETE = discrete_world()
 GAUSSIAN = gaussian_world()
@@ -38,7 +38,7 @@ def library_loss(run):
 
 def test_losses_are_those_of_the_library_less_log_n():
     means = F.normalize(randn(2, 3, 2, 12, 5), dim=-1)
-    found = losses(means, RUNS)
+    found = _losses(means, RUNS)
     for i, run in enumerate(RUNS):
         for j in range(2):
             expected = library_loss(run)(means[:, i, j]).item()
@@ -49,10 +49,10 @@ def test_samples_are_contrasted_in_their_runs_alone_and_the_penalty_is_that_of_t
     means = F.normalize(randn(2, 3, 2, 12, 5), dim=-1)
     runs = [RUNS[0], Settings(0.2, kappa=20.0, sampled=True)]
     runs.append(Settings(0.2, 3.0, 20.0, sampled=True))
-    found = losses(means, runs, generators(3, 4))
-    drawn = noisy(means, [math.inf, 20.0, 20.0], generators(3, 4))
+    found = _losses(means, runs, generators(3, 4))
+    drawn = _noisy(means, [math.inf, 20.0, 20.0], generators(3, 4))
     torch.testing.assert_close(drawn[:, 0], means[:, 0])
-    expected = losses(drawn, [Settings(0.2)] * 3)
+    expected = _losses(drawn, [Settings(0.2)] * 3)
     cosines = (means[0, 2] * means[1, 2]).sum(2).mean(1)
     expected[2] += 3 * 10 * vmf_mean_cosine(20.0, 5) * (1 - cosines)
     torch.testing.assert_close(found, expected)
@@ -60,7 +60,7 @@ def test_samples_are_contrasted_in_their_runs_alone_and_the_penalty_is_that_of_t
 
 def test_noise_has_the_mean_cosine_of_its_concentration_and_no_preferred_direction():
     means = F.normalize(randn(2, 3, 1, 4000, 16), dim=-1)
-    drawn = noisy(means, [16.0, 64.0, math.inf], generators(0))
+    drawn = _noisy(means, [16.0, 64.0, math.inf], generators(0))
     torch.testing.assert_close(drawn.norm(dim=-1), torch.ones(2, 3, 1, 4000).double())
     cosines = (means * drawn).sum(-1).mean((0, 2, 3))
     expected = [vmf_mean_cosine(kappa, 16).item() for kappa in (16.0, 64.0)]
@@ -98,13 +98,13 @@ def test_runs_trained_together_are_those_of_pytorch_one_by_one():
         return (3 * weights[0][-1].sum((-2, -1))).sin()
 
     options = dict(one_cycle=True, validate=validate)
-    together = train(first, lambda step: tuple(pairs), runs, (0, 1), 12, **options)
+    weights, scores = train(first, lambda step: tuple(pairs), runs, (0, 1), 12, **options)
     for i, run in enumerate(runs):
         for j in range(2):
             layers = [side[0][0, j] for side in first]
             best, score = alone(run, pairs[:, 0, j], layers, 12, validate)
-            assert together.scores[i, j].item() == pytest.approx(score)
-            for side, expected in zip(together.weights, best, strict=True):
+            assert scores[i, j].item() == pytest.approx(score)
+            for side, expected in zip(weights, best, strict=True):
                 torch.testing.assert_close(side[0][i, j], expected)
 
 
@@ -114,10 +114,10 @@ def test_a_run_does_not_depend_on_its_companions_and_masks_differ_with_dropout()
     noisy_run = Settings(0.2, kappa=32.0, sampled=True, dropout=0.4)
     others = [Settings(0.2), noisy_run, Settings(0.2, kappa=64.0, sampled=True, dropout=0.4)]
     others.append(Settings(0.2, kappa=32.0, sampled=True))
-    ends = [
-        train(first, lambda step: tuple(pairs), runs, (5, 6), 8) for runs in ([noisy_run], others)
-    ]
-    (alone_end,), together = ends[0].weights[0][0], ends[1].weights[0][0]
+    (alone_end,), together = (
+        train(first, lambda step: tuple(pairs), runs, (5, 6), 8)[0][0][0]
+        for runs in ([noisy_run], others)
+    )
     torch.testing.assert_close(alone_end, together[1])
     distances = [(together[1] - together[i]).abs().max() for i in (0, 2, 3)]
     assert min(distances) > 1e-3
