@@ -7,17 +7,16 @@ otherwise; `--debug` shows the traceback.
 
 import argparse
 import importlib
+import itertools
 import json
 import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-_AT_ONCE = 16  # images in memory at full size
-_MODEL = "clip-tiny, cibr-tiny, a folder or a hub id"
 _EXAMPLES = """examples:
   cibr train --dataset glyphs --penalty vmf --beta 0.05 --output-dir runs/mine
   cibr train config.json --seed 1
@@ -79,21 +78,32 @@ def _print_error(message: str) -> None:
 
 def _parser(with_settings: bool) -> argparse.ArgumentParser:
     """The argument parser; only `train` adds the settings of a run, which take long to import."""
-    layout = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
+    common = argparse.ArgumentParser(add_help=False)
+    modules = "a module to import first, which registers penalties, data sets or suites"
+    common.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=modules)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    with_model = argparse.ArgumentParser(add_help=False, parents=[common])
+    with_model.add_argument("model", help="clip-tiny, cibr-tiny, a folder or a hub id")
+    with_model.add_argument("--device", default="auto", help="by default a GPU if available")
+
     about = __doc__.partition("\n\n")[0]
-    parser = argparse.ArgumentParser("cibr", description=about, epilog=_EXAMPLES, **layout)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "cibr", description=about, epilog=_EXAMPLES, formatter_class=raw
+    )
     commands = parser.add_subparsers(required=True, metavar="train | evaluate | search")
 
-    train = commands.add_parser("train", help="train a model, CLIP or CIBR", **layout)
+    train = commands.add_parser("train", help="train a model, CLIP or CIBR", parents=[common])
     file_help = "a JSON file with settings; options override it"
     train.add_argument("config", nargs="?", type=Path, help=file_help)
     recipe = "a tested recipe: many-pairs, few-pairs or wrong-captions"
     train.add_argument("--preset", default=argparse.SUPPRESS, help=recipe)
     if with_settings:
         _add_settings(train)
+    train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("evaluate", help="measure a model on benchmarks", **layout)
-    evaluate.add_argument("model", help=_MODEL)
+    about = "measure a model on benchmarks"
+    evaluate = commands.add_parser("evaluate", help=about, parents=[with_model])
     on = evaluate.add_mutually_exclusive_group()
     suites = "characters (default), paper, a plugin's, or a YAML file of tasks"
     on.add_argument("--suite", help=suites)
@@ -103,21 +113,14 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, default=0, help="images per set; 0 for all")
     evaluate.add_argument("--output-dir", type=Path, help="a folder for scores and predictions")
     evaluate.add_argument("--batch-size", type=int, default=256, help="items per batch (256)")
+    evaluate.set_defaults(run=_evaluate)
 
-    search = commands.add_parser("search", help="rank a folder's images by a query", **layout)
-    search.add_argument("model", help=_MODEL)
+    about = "rank a folder's images by a query"
+    search = commands.add_parser("search", help=about, parents=[with_model])
     search.add_argument("folder", type=Path, help="images in it and in the folders below")
     search.add_argument("text", help="the query")
     search.add_argument("--top", type=int, default=5, help="number of images to print (5)")
-
-    for command, run in ((train, _train), (evaluate, _evaluate), (search, _search)):
-        modules = "a module to import first, which registers penalties, data sets or suites"
-        plugin = dict(action="append", default=[], metavar="MODULE")
-        command.add_argument("--plugin", help=modules, **plugin)
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        if command is not train:
-            command.add_argument("--device", default="auto", help="by default a GPU if available")
-        command.set_defaults(run=run)
+    search.set_defaults(run=_search)
     return parser
 
 
@@ -170,12 +173,11 @@ def _settings(arguments: argparse.Namespace) -> dict:
     return settings | {name: v for name, v in vars(arguments).items() if name not in others}
 
 
-def _load(arguments: argparse.Namespace, name: str):
+def _load(name: str, device: str):
     import torch
 
     from cibr.models import DualEncoder
 
-    device = arguments.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = DualEncoder.from_pretrained(name)
@@ -188,8 +190,8 @@ def _load(arguments: argparse.Namespace, name: str):
 def _evaluate(arguments: argparse.Namespace) -> None:
     from cibr import evaluate as evaluation
 
-    names = [name for name in (arguments.model, arguments.compare_with) if name]
-    models = {name: _load(arguments, name) for name in names}
+    names = filter(None, (arguments.model, arguments.compare_with))
+    models = {name: _load(name, arguments.device) for name in names}
     suite = arguments.suite or "characters"
     if arguments.data:
         suite = evaluation.dataset_tasks(arguments.data)
@@ -199,10 +201,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         folder = folder and folder.expanduser() / quote(name.strip("/"), safe="")
         options = dict(limit=arguments.limit, batch_size=arguments.batch_size, output_dir=folder)
         results.append(evaluation.evaluate(model, suite, name=name, **options))
-    for result in results:
-        title = arguments.data or f"suite {result.suite}"
-        print(f"\n{result.model} on {title}: per cent (ranks from 1), with 95 % intervals")
-        _print_tables(result.rows, "value")
+        title = arguments.data or f"suite {results[-1].suite}"
+        print(f"\n{name} on {title}: per cent, with 95 % intervals")
+        _print_tables(results[-1].rows, "value")
     if len(results) == 2:
         model, other = results
         print(f"\n{model.model} minus {other.model}, paired by image: points, with 95 % intervals")
@@ -221,37 +222,36 @@ def _print_tables(rows, value: str) -> None:
 def _search(arguments: argparse.Namespace) -> None:
     import torch
 
-    from cibr.data.pairs import IMAGE_SUFFIXES, open_rgb
-
     if not arguments.text.strip():
         raise ValueError("the text to search for is empty: describe what the images should show")
-    if not arguments.folder.is_dir():
-        missing = f"there is no folder {str(arguments.folder)!r}"
-        raise FileNotFoundError(f"{missing}: give one with images")
     if arguments.top < 1:
         raise ValueError(f"--top is {arguments.top}: give the number of images to print, 1 or more")
-    model = _load(arguments, arguments.model)
-    files, features, images = [], [], []
-    for file in sorted(arguments.folder.rglob("*")):
-        if file.suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        try:
-            images.append(open_rgb(file))
-            files.append(file)
-        except (OSError, ValueError):
-            _print_error(f"left out {str(file)!r}, which does not decode as an image")
-        if len(images) == _AT_ONCE:
-            features.append(model.embed_images(images))
-            images = []
+    model = _load(arguments.model, arguments.device)
+    images = _images(arguments.folder)
+    files, features = [], []
+    while some := list(itertools.islice(images, 16)):  # in memory at full size
+        files += [file for file, _ in some]
+        features.append(model.embed_images([image for _, image in some]))
     if not files:
-        suffixes = ", ".join(IMAGE_SUFFIXES)
-        raise ValueError(f"no image in {str(arguments.folder)!r}: none of {suffixes} that decodes")
+        raise ValueError(f"no image in {str(arguments.folder)!r}: give a folder with some")
     query = model.embed_texts([arguments.text], truncate=True)[0]
-    cosines = torch.cat([*features, model.embed_images(images)]) @ query
+    cosines = torch.cat(features) @ query
     print("rank  cosine  image")
     ranked = cosines.argsort(descending=True, stable=True).tolist()
     for rank, i in enumerate(ranked[: arguments.top], 1):
         print(f"{rank:4}  {cosines[i]:6.3f}  {files[i]}")
+
+
+def _images(folder: Path) -> Iterator[tuple]:
+    """The images in a folder and in those below, with their files, without broken ones."""
+    from cibr.data.pairs import IMAGE_SUFFIXES, open_rgb
+
+    for file in sorted(folder.rglob("*")):
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            try:
+                yield file, open_rgb(file)
+            except (OSError, ValueError):
+                _print_error(f"left out {str(file)!r}, which does not decode as an image")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def test_evaluate_prints_the_first_model_minus_the_second_on_the_limited_sets(
         for model in (clip_folder, other)
     }
     rows = [pd.read_csv(file).set_index(["dataset", "metric"]) for file in files.values()]
-    score = "captions", "image_to_text_mean_average_precision"
+    score = "captions", "image_to_text_recall@5"
     assert rows[0].loc[score, "n"] == 9
     assert printed.count("mean of 2") == 3
     _, _, compared = printed.partition(f"{clip_folder} minus {other}")
@@ -119,7 +119,7 @@ def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
         (["evaluate", "clip-tiny", "--limit", "ten"], 2, "--limit: invalid int value: 'ten'"),
         (["evaluate", "{tmp}"], 1, "{tmp}"),
         (["search", "clip-tiny", "{tmp}", "a dog"], 1, "no image in '{tmp}'"),
-        (["search", "clip-tiny", "{tmp}/none", "a dog"], 1, "there is no folder '{tmp}/none'"),
+        (["search", "clip-tiny", "{tmp}/none", "a dog"], 1, "no image in '{tmp}/none'"),
         (["search", "clip-tiny", "{tmp}", " "], 1, "the text to search for is empty"),
         (["search", "clip-tiny", "{tmp}", "a dog", "--top", "0"], 1, "--top is 0"),
         (["search", "clip-tiny", "{tmp}", "a dog", "--plugin", "absent"], 1, "--plugin absent: No"),
