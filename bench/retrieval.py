@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from _measure import arguments, medians, peak_mib, show
 
-from cibr.metrics import query_scores, recall_at_k, zeroshot_accuracy
+from cibr.metrics import recall_at_k, zeroshot_accuracy
 
 DIM, KS = 512, (1, 5, 10)
 N_IMAGES, N_CAPTIONS = 5000, 5
@@ -36,10 +36,6 @@ def floor(queries, gallery, _):
 
 def ours(texts, images, own):
     recall_at_k(images, texts, own, KS)
-
-
-def ours_all(texts, images, own):
-    query_scores(images, texts, torch.arange(len(images)), own)
 
 
 def topk(texts, images, own):
@@ -74,7 +70,6 @@ def zeroshot(images, classes, labels):
 RETRIEVAL = {
     "floor": floor,
     "recall_at_k": ours,
-    "query_scores": ours_all,
     "torch.topk": topk,
 }
 SLOW = {"clip-benchmark": clip_benchmark} if importlib.util.find_spec("clip_benchmark") else {}

@@ -5,9 +5,10 @@ classification follows Radford et al. (2021): a class is the renormalised mean o
 vectors. Retrieval is paired (Karpathy and Fei-Fei, 2015) or by label, according to `Pairs.paired`.
 Texts longer than the context are truncated.
 
-A score is a mean over items, or a weighted mean of such means over classes or data sets. Its 95 %
-interval is Student's over items; with several seeds, seeds and items are resampled. An item is an
-image with its texts or, by label, everything with one label.
+A score is the mean of one number an item, also where classes or data sets count alike whatever
+their size (`cibr.metrics.intervals`). Its 95 % interval is Student's over items; with several
+seeds, seeds and items are resampled. An item is an image with its texts or, by label, everything
+with one label.
 """
 
 from collections.abc import Sequence
@@ -28,22 +29,20 @@ from tqdm import tqdm
 
 from cibr import metrics
 from cibr.data import Pairs, available_splits, load_pairs, resolve
-from cibr.metrics.retrieval import KS, distinct_texts
-from cibr.metrics.zeroshot import accuracy_hits
+from cibr.metrics.intervals import of_clusters, of_groups
+from cibr.metrics.zeroshot import accuracy_items
 from cibr.models import DualEncoder
 from cibr.models.features import embed_pairs, pixel_digests, prepare
 from cibr.utils import check_known, digest, write_atomically
 
 _KINDS = ("zero-shot", "retrieval")
-_SIDES = {"image_to_text": "image", "text_to_image": "text"}  # queries of each direction
-_KEY = ("suite", "dataset", "kind", "metric")  # of a row
+_KEY = ["suite", "dataset", "kind", "metric"]  # of a row
 
 
 class _Score(NamedTuple):
-    """A weighted sum of means over items: weights and items' values of the means, n queries."""
+    """One number an item, whose mean is the score, and the number of queries."""
 
-    weights: list[float]
-    values: list[Float[np.ndarray, " _"]]
+    values: Float[np.ndarray, " _"]
     n: int
 
 
@@ -182,10 +181,9 @@ class Predictions(NamedTuple):
 
     Args:
         kind: `zero-shot`, `retrieval` (paired) or `retrieval by label`.
-        items: for zero-shot `labels`, `predictions` and `ranks` [n], and `n_classes` []; for
-            retrieval `image_ranks`, `image_average_precisions` and `image_units` [n], and the same
-            for texts [m]. Ranks count from 0; units are the clusters of the bootstrap, an image
-            with its texts or all items of a label.
+        items: for zero-shot `labels`, `predictions` and `ranks` [n]; for retrieval `image_ranks`
+            and `image_units` [n], and the same for texts [m]. Ranks count from 0; units are the
+            clusters of an interval, an image with its texts or all items of a label.
         digest: of the images and texts; predictions with equal digests are comparable item by item.
     """
 
@@ -214,20 +212,14 @@ class Evaluation:
         `n`, the number of queries.
 
         They are those of sets, then of groups, such as the four styles of PACS, and of all
-        zero-shot sets, in which a group counts as one set; and last the median ranks, from 1.
+        zero-shot sets, in which a group counts as one set.
         """
         rows = []
         for key, score in _scores(self).items():
-            mean, low, high = _students_interval(score.values, score.weights)
-            rows.append((*key, mean, max(0.0, low), min(1.0, high), score.n))
-        for task, (kind, items, _) in self.predictions.items():
-            for direction, side in _SIDES.items() if task.kind == "retrieval" else ():
-                ranks, units = items[f"{side}_ranks"].numpy(), items[f"{side}_units"].numpy()
-                interval = metrics.bootstrap_interval(1.0 + ranks, units, statistic=np.median)
-                metric = _metric_name(kind, direction, "median_rank")
-                rows.append((task.title, task.kind, metric, *interval, len(ranks)))
-        columns = ["model", *_KEY, "value", "low", "high", "n"]
-        return pd.DataFrame([(self.model, self.suite, *row) for row in rows], columns=columns)
+            value, low, high = metrics.mean_interval(score.values)
+            interval = max(0.0, low), min(1.0, high)
+            rows.append((self.model, self.suite, *key, value, *interval, score.n))
+        return pd.DataFrame(rows, columns=["model", *_KEY, "value", "low", "high", "n"])
 
 
 def _scores(evaluation: Evaluation) -> dict[tuple[str, str, str], _Score]:
@@ -248,46 +240,31 @@ def _scores(evaluation: Evaluation) -> dict[tuple[str, str, str], _Score]:
 def _task_scores(predictions: Predictions) -> dict[str, _Score]:
     kind, items, _ = predictions
     if kind == "zero-shot":
-        ranks, labels, n_classes = (items[name] for name in ("ranks", "labels", "n_classes"))
-        hits = accuracy_hits(ranks, labels, int(n_classes))
-        return {name: _Score([1 / len(x)] * len(x), x, len(ranks)) for name, x in hits.items()}
+        of_images = accuracy_items(items["ranks"], items["labels"])
+        return {name: _Score(values, len(values)) for name, values in of_images.items()}
     scores = {}
     smaller = min(len(items["image_ranks"]), len(items["text_ranks"]))
-    for direction, side in _SIDES.items():
-        ranks = items[f"{side}_ranks"]
-        values = {f"recall@{k}": ranks < k for k in KS if k <= smaller}
-        values["mean_average_precision"] = items[f"{side}_average_precisions"]
-        for name, of_queries in values.items():
-            of_units = _by_unit(of_queries.double().numpy(), items[f"{side}_units"].numpy())
-            scores[_metric_name(kind, direction, name)] = _Score([1.0], [of_units], len(ranks))
+    name = "recall" if kind == "retrieval" else "label_recall"
+    for side, direction in (("image", "image_to_text"), ("text", "text_to_image")):
+        ranks, units = items[f"{side}_ranks"].numpy(), items[f"{side}_units"].numpy()
+        for k in (1, 5, 10):
+            if k <= smaller:
+                hits = (ranks < k).astype(float)
+                scores[f"{direction}_{name}@{k}"] = _Score(of_clusters(hits, units), len(hits))
     return scores
 
 
-def _metric_name(kind: str, direction: str, name: str) -> str:
-    return f"{direction}_{name}" if kind == "retrieval" else f"{direction}_label_{name}"
-
-
-def _by_unit(values: Float[np.ndarray, " m"], units: np.ndarray) -> Float[np.ndarray, " u"]:
-    """One number per unit, with the mean over queries as their mean.
-
-    Their spread is, to first order, that of the mean over the queries of resampled units, a ratio,
-    as units have unequal numbers of queries.
-    """
-    units = np.unique(units, return_inverse=True)[1]
-    counts = np.bincount(units)
-    mean = values.mean()
-    return mean + (np.bincount(units, values) - mean * counts) / counts.mean()
-
-
-def _mean(tasks: list[dict[str, _Score]]) -> dict[str, _Score]:
-    """The mean of several tasks' scores, for the metrics that all of them have."""
+def _mean(tables: list[dict[str, _Score]]) -> dict[str, _Score]:
+    """The mean of several sets' scores, for the metrics that all of them have."""
+    if len(tables) == 1:
+        return tables[0]
     means = {}
-    for metric in tasks[0]:
-        if all(metric in scores for scores in tasks):
-            scores = [of_task[metric] for of_task in tasks]
-            weights = [weight / len(tasks) for score in scores for weight in score.weights]
-            values = [of_mean for score in scores for of_mean in score.values]
-            means[metric] = _Score(weights, values, sum(score.n for score in scores))
+    for metric in tables[0]:
+        if all(metric in table for table in tables):
+            scores = [table[metric] for table in tables]
+            groups = np.repeat(np.arange(len(scores)), [len(score.values) for score in scores])
+            values = of_groups(np.concatenate([score.values for score in scores]), groups)
+            means[metric] = _Score(values, sum(score.n for score in scores))
     return means
 
 
@@ -375,20 +352,13 @@ def _measure(
         classes = metrics.class_embeddings(texts.unflatten(0, (len(prompts), -1)))
         return {
             "labels": pairs.labels,
-            "predictions": metrics.predictions(images, classes),
+            "predictions": (images @ classes.T).argmax(1),
             "ranks": metrics.class_ranks(images, classes, pairs.labels),
-            "n_classes": torch.tensor(len(prompts)),
         }
-    strings, text_units, labels = pairs.retrieval_targets()
-    image_units = torch.arange(len(pairs))
-    if labels is not None:
-        image_units, text_units = labels, labels[text_units]
-        rows = distinct_texts(strings, text_units)
-        texts, text_units = texts[rows], text_units[rows]
-    if len(image_units.unique()) < 2:
+    ranks = metrics.query_ranks(images, texts, *pairs.retrieval_targets())
+    if len(ranks.image_units.unique()) < 2:
         raise ValueError("all images match one another: retrieval needs two that differ")
-    scores = metrics.query_scores(images, texts, image_units, text_units)
-    return scores | {"image_units": image_units, "text_units": text_units}
+    return ranks._asdict()
 
 
 def _save(predictions: Predictions, file: Path) -> None:
@@ -416,8 +386,7 @@ def read_predictions(file: Path) -> Predictions:
 def compare(
     a: Evaluation | Sequence[Evaluation], b: Evaluation | Sequence[Evaluation]
 ) -> pd.DataFrame:
-    """Paired differences b - a of two models on the same images, with 95 % intervals; medians are
-    left out.
+    """Paired differences b - a of two models on the same images, with 95 % intervals.
 
     Args:
         a: an evaluation, or one per seed.
@@ -443,61 +412,26 @@ def compare(
     of_a, of_b = ([_scores(evaluation) for evaluation in side] for side in (a, b))
     rows = []
     for key, score in of_a[0].items():
-        # The values of each mean under every seed, [s, n_k].
-        sides = [
-            [
-                np.stack(seeds)
-                for seeds in zip(*(scores[key].values for scores in side), strict=True)
-            ]
-            for side in (of_a, of_b)
-        ]
-        means = [
-            float(sum(w * x.mean() for w, x in zip(score.weights, side, strict=True)))
-            for side in sides
-        ]
+        x, y = (np.stack([scores[key].values for scores in side]) for side in (of_a, of_b))
         if len(a) > 1:
-            interval = metrics.paired_difference(*sides, score.weights).values()
+            interval = metrics.paired_difference(x, y)
         else:
-            differences = [y[0] - x[0] for x, y in zip(*sides, strict=True)]
-            interval = _students_interval(differences, score.weights)
+            interval = metrics.mean_interval(y[0] - x[0])
+        means = float(x.mean()), float(y.mean())
         rows.append((a[0].suite, *key, *means, *interval, score.n, len(a)))
     columns = [*_KEY, "a", "b", "difference", "low", "high", "n", "n_seeds"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _students_interval(
-    values: list[Float[np.ndarray, " _"]], weights: list[float]
-) -> tuple[float, float, float]:
-    """A weighted sum of means over items, with Student's 95 % interval.
-
-    A mean over one item has no known spread and adds none.
-    """
-    from scipy.stats import t
-
-    mean = variance = 0.0
-    n_spare = 0
-    for w, x in zip(weights, values, strict=True):
-        mean += w * float(x.mean())
-        if len(x) > 1:
-            variance += w**2 * x.var(ddof=1) / len(x)
-            n_spare += len(x) - 1
-    half = float(t.ppf(0.975, max(1, n_spare)) * variance**0.5)
-    return mean, mean - half, mean + half
-
-
 def format_table(rows: pd.DataFrame, value: str = "value") -> pd.DataFrame:
-    """Rows as a table with one row per data set and one column per metric, in per cent except for
-    ranks.
+    """Rows as a table in per cent, with one row per data set and one column per metric.
 
     Args:
         rows: of an evaluation or a comparison.
         value: the column to show, `value` or `difference`.
     """
     sign = "+" if value == "difference" else ""
-    cells = []
-    for row in rows.to_dict("records"):
-        scale = 1 if "rank" in row["metric"] else 100
-        mean, low, high = (scale * row[name] for name in (value, "low", "high"))
-        cells.append(f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]")
+    cell = f"{{:{sign}.1f}} [{{:{sign}.1f}}, {{:{sign}.1f}}]"
+    cells = [cell.format(*row) for row in (100 * rows[[value, "low", "high"]]).to_numpy()]
     table = rows.assign(cell=cells).pivot(index="dataset", columns="metric", values="cell")
     return table.fillna("").loc[rows["dataset"].unique(), rows["metric"].unique()]

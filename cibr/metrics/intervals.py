@@ -1,104 +1,113 @@
-"""Bootstrap intervals of scores over items, clusters of items and training seeds.
+"""95 % intervals of means over items: Student's, and a bootstrap over training seeds and items.
 
-Intervals are percentile intervals. They measure how much a score varies with the sample of test
-items (and training seeds); where all items agree, as in 0 of n hits, they have zero width.
-`scipy.stats.bootstrap` resamples neither clusters nor seeds and items jointly.
+They measure how much a score varies with the sample of test items (and training seeds). Items that
+are not independent, or means of means, are turned into one number an item first (`of_clusters`,
+`of_groups`): its mean is the score and its standard error, to first order, that of the score.
+`scipy.stats.bootstrap` does not resample seeds and items jointly.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 _N_RESAMPLES = 2000
-_ENDS = (0.025, 0.975)
-_DRAWS = 2**20  # clusters drawn at a time (8 MiB of weights)
+_DRAWS = 2**20  # items drawn at a time (8 MiB of weights)
 
 _Values = Shaped[np.ndarray, " n"] | Shaped[Tensor, " n"]
-_DataSets = Sequence[Shaped[np.ndarray, "s _"] | Shaped[Tensor, "s _"]]
+_Matrix = Shaped[np.ndarray, "s n"] | Shaped[Tensor, "s n"]
 
 
-def bootstrap_interval(
-    values: _Values, clusters: _Values | None = None, seed: int = 0, statistic: Callable = np.mean
-) -> tuple[float, float, float]:
-    """A mean, or another statistic, over items with its 95 % bootstrap interval.
-
-    Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13; clusters are
-    resampled.
+def mean_interval(values: _Values, clusters: _Values | None = None) -> tuple[float, float, float]:
+    """The mean over items with Student's 95 % interval.
 
     Args:
-        values: one number per item [n], such as a hit (0 or 1), a rank or an average precision.
-        clusters: the cluster of each item [n], such as a text's image, whose items are drawn
-            together.
-        seed: of the resampling.
-        statistic: of an array of values, such as `np.median`.
+        values: one number per item [n], such as a hit (0 or 1).
+        clusters: the cluster of each item [n], such as a text's image, if those of one cluster are
+            not independent.
 
     Returns:
-        The statistic of the items, and the lower and upper end of its interval.
+        The mean and the lower and upper end of its interval, NaN for a single item or cluster.
 
     Raises:
-        ValueError: values that are not finite, or fewer than two clusters.
+        ValueError: values that are empty or not finite, or not one cluster per item.
     """
+    from scipy import stats
+
     values = _finite("values", values)
-    labels = np.arange(len(values)) if clusters is None else np.asarray(clusters)
-    distinct, members = np.unique(labels, return_inverse=True)
-    if len(labels) != len(values) or len(distinct) < 2:
-        counts = f"{len(values)} items but {len(labels)} clusters, {len(distinct)} distinct"
-        raise ValueError(f"{counts}: give one cluster per item, and at least two")
-    resampled = [
-        statistic(np.repeat(values, row[members]))
-        for rows in _draws(len(distinct), np.random.default_rng(seed))
-        for row in rows
-    ]
-    low, high = np.quantile(resampled, _ENDS).tolist()
-    return float(statistic(values)), low, high
+    if clusters is not None:
+        values = of_clusters(values, np.asarray(clusters))
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, np.nan, np.nan
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return mean, mean - half, mean + half
 
 
-def paired_difference(
-    a: _DataSets, b: _DataSets, weights: Sequence[float] | None = None, seed: int = 0
-) -> dict[str, float]:
-    """Paired difference of models b and a on the same items, averaged over data sets and training
-    seeds.
+def of_clusters(
+    values: Float[np.ndarray, " n"], clusters: Shaped[np.ndarray, " n"]
+) -> Float[np.ndarray, " c"]:
+    """One number per cluster, with the mean over items as their mean.
 
-    A resample draws seeds, jointly for all data sets, and items within each set; with one seed it
-    is the paired bootstrap over items. With s seeds the interval is too narrow, by up to a fraction
+    Their standard error is that of the ratio estimator, as clusters have unequal numbers of items.
+
+    Raises:
+        ValueError: not one cluster per item.
+    """
+    if len(clusters) != len(values):
+        raise ValueError(f"{len(values)} items but {len(clusters)} clusters: give one per item")
+    clusters = np.unique(clusters, return_inverse=True)[1]
+    counts = np.bincount(clusters)
+    mean = values.mean()
+    return mean + (np.bincount(clusters, values) - mean * counts) / counts.mean()
+
+
+def of_groups(
+    values: Float[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """One number per item, with the mean of the groups' means as their mean.
+
+    Groups count alike whatever their size, such as classes or data sets. The standard error is that
+    of a mean of means: only the spread within groups counts, and a group of one item adds none.
+    """
+    groups = np.unique(groups, return_inverse=True)[1]
+    sizes = np.bincount(groups)
+    means = np.bincount(groups, values) / sizes
+    n = len(values)
+    unbiased = np.sqrt((n - 1) / n * sizes / np.maximum(1, sizes - 1))
+    scales = n / len(sizes) / sizes * unbiased
+    return means.mean() + scales[groups] * (values - means[groups])
+
+
+def paired_difference(a: _Matrix, b: _Matrix, seed: int = 0) -> tuple[float, float, float]:
+    """Paired difference of models b and a on the same items, averaged over training seeds.
+
+    A resample draws seeds and items. With s seeds the interval is too narrow, by up to a fraction
     1/(2s) of its width.
 
+    Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13.
+
     Args:
-        a: for each data set, model a's value of every item under every seed [s, n_k].
+        a: model a's value of every item under every seed [s, n].
         b: the same for model b, with the same seeds and items in the same order.
-        weights: of the data sets' means, equal by default; the four styles of PACS share the weight
-            of one set. Only their ratios matter.
         seed: of the resampling.
 
     Returns:
-        `mean` of b - a over data sets, seeds and items, and the ends of its 95 % interval, `low`
-        and `high`.
+        The mean of b - a over seeds and items, and the lower and upper end of its 95 % interval.
 
     Raises:
-        ValueError: lists or shapes that do not fit, values that are not finite, weights that are
-            negative or all zero.
+        ValueError: shapes that differ, or values that are not finite.
     """
-    of_a, of_b = ([tuple(values.shape) for values in side] for side in (a, b))
-    matrices = of_a and all(len(shape) == 2 for shape in of_a)
-    if not matrices or of_a != of_b or len({n_seeds for n_seeds, _ in of_a}) > 1:
-        fix = "give [seeds, items] for each of the same data sets, with the same seeds everywhere"
-        raise ValueError(f"a has shapes {of_a} but b {of_b}: {fix}")
-    differences = [_finite("b", y) - _finite("a", x) for x, y in zip(a, b, strict=True)]
-    shares = np.ones(len(a)) if weights is None else np.asarray(weights, dtype=float)
-    if shares.shape != (len(a),) or (shares < 0).any() or not 0 < shares.sum() < np.inf:
-        fix = "give one per data set, none below zero and not all zero"
-        raise ValueError(f"weights are {weights} for {len(a)} data sets: {fix}")
+    if a.ndim != 2 or a.shape != b.shape:
+        fix = "give [seeds, items] with the same seeds and items"
+        raise ValueError(f"a has shape {tuple(a.shape)} but b {tuple(b.shape)}: {fix}")
+    values = _finite("b", b) - _finite("a", a)
     rng = np.random.default_rng(seed)
-    drawn_seeds = np.concatenate(list(_draws(len(differences[0]), rng)))
-    mean = 0.0
-    resampled = np.zeros(_N_RESAMPLES)
-    for values, share in zip(differences, shares / shares.sum(), strict=True):
-        mean += share * values.mean()
-        resampled += share * (drawn_seeds * _drawn_sums(values, rng)).sum(1) / values.size
-    low, high = np.quantile(resampled, _ENDS).tolist()
-    return {"mean": float(mean), "low": low, "high": high}
+    drawn_seeds = np.concatenate(list(_draws(len(values), rng)))
+    resampled = (drawn_seeds * _drawn_sums(values, rng)).sum(1) / values.size
+    low, high = np.quantile(resampled, (0.025, 0.975)).tolist()
+    return float(values.mean()), low, high
 
 
 def _draws(n: int, rng: np.random.Generator) -> Iterator[np.ndarray]:

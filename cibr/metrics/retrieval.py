@@ -6,20 +6,19 @@ collapsed embeddings, where everything ties, score 0 rather than 100 %. There ar
 item with the query's label is correct, as in a loss with several positives.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from numbers import Integral
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-KS = (1, 5, 10)
+_KS = (1, 5, 10)
 _BLOCK = 1024  # queries per product
 _TILE_ELEMENTS = 2**18  # similarities compared at a time (1 MiB), to fit a core's cache
 _BLOCK_ELEMENTS = 2**23  # similarities in memory (32 MiB), unless that is under _SMALLEST queries
 _SMALLEST = 64  # thinner products use other kernels, which may round a pair differently
-_FEW = 8  # correct items per query up to which counting is faster than sorting
 _BAND = 256  # texts at a time in the band of own similarities
 _UNIT_TOLERANCE = 1e-2  # bfloat16 has three digits
 
@@ -30,8 +29,21 @@ _OfTexts = Int[Tensor, " m"]
 _Ks = Sequence[int]
 
 
+class Ranks(NamedTuple):
+    """Ranks of the n image and m text queries of a data set, from 0, and the cluster of each.
+
+    Queries of one cluster are not independent: an image with its texts, or everything with one
+    label.
+    """
+
+    image_ranks: _OfImages
+    text_ranks: _OfTexts
+    image_units: _OfImages
+    text_units: _OfTexts
+
+
 def recall_at_k(
-    image_embeddings: _Images, text_embeddings: _Texts, text_to_image: _OfTexts, ks: _Ks = KS
+    image_embeddings: _Images, text_embeddings: _Texts, text_to_image: _OfTexts, ks: _Ks = _KS
 ) -> dict[str, float]:
     """Recall@k of paired retrieval in both directions, with any number of captions per image.
 
@@ -57,8 +69,9 @@ def recall_at_k(
             without text, embeddings that are not finite unit vectors, a k that is not between 1 and
             the smaller gallery's size.
     """
-    ranks = retrieval_ranks(image_embeddings, text_embeddings, text_to_image)
-    return _recalls(*ranks, ks, "recall")
+    return _recalls(
+        *retrieval_ranks(image_embeddings, text_embeddings, text_to_image), ks, "recall"
+    )
 
 
 def retrieval_recalls(
@@ -67,12 +80,42 @@ def retrieval_recalls(
     texts: Sequence[str],
     text_to_image: _OfTexts,
     labels: _OfImages | None = None,
-    ks: _Ks = KS,
+    ks: _Ks = _KS,
 ) -> dict[str, float]:
     """Recall@k of a data set: `recall_at_k` if its images have no labels, else recall by label.
 
+    Args:
+        image_embeddings: unit vectors [n, d].
+        text_embeddings: unit vectors [m, d].
+        texts: the m texts; see `query_ranks`.
+        text_to_image: the index of each text's image [m].
+        labels: the label of each image [n], or None.
+        ks: the cut-offs, by default 1, 5 and 10; those above the size of the smaller gallery are
+            left out.
+
+    Returns:
+        Recalls in [0, 1], named as those of `recall_at_k`, by label
+        `{"image_to_text_label_recall@k": ..., "text_to_image_label_recall@k": ...}`.
+
+    Raises:
+        ValueError: as `query_ranks`, or a k below 1.
+    """
+    ranks = query_ranks(image_embeddings, text_embeddings, texts, text_to_image, labels)[:2]
+    fitting = [k for k in ks if k <= min(map(len, ranks))]
+    return _recalls(*ranks, fitting, "recall" if labels is None else "label_recall")
+
+
+def query_ranks(
+    image_embeddings: _Images,
+    text_embeddings: _Texts,
+    texts: Sequence[str],
+    text_to_image: _OfTexts,
+    labels: _OfImages | None = None,
+) -> Ranks:
+    """Ranks of a data set's queries: `retrieval_ranks` if its images have no labels, else by label.
+
     By label, every item with the query's label is correct, as positives in training are. A text
-    that several images share is once in the gallery, so a perfect model scores 1.
+    that several images share is once in the gallery, so a perfect model has rank 0 everywhere.
     `cibr.Pairs.retrieval_targets` returns the texts, indices and labels of a data set.
 
     Args:
@@ -82,45 +125,29 @@ def retrieval_recalls(
         text_to_image: the index of each text's image [m].
         labels: the label of each image [n], equal for images that match the same texts; None if
             only an image's own texts are correct.
-        ks: the cut-offs, by default 1, 5 and 10; those above the size of the smaller gallery are
-            left out.
 
     Returns:
-        Recalls in [0, 1], named as those of `recall_at_k`, by label
-        `{"image_to_text_label_recall@k": ..., "text_to_image_label_recall@k": ...}`.
+        The ranks; by label, `text_ranks` are those of the distinct texts, in order.
 
     Raises:
-        ValueError: as `recall_at_k` or `query_scores`.
+        ValueError: as `recall_at_k`.
     """
-    _check_ks(ks)
     if labels is None:
-        image_ranks, text_ranks = retrieval_ranks(image_embeddings, text_embeddings, text_to_image)
-        name = "recall"
-    else:
-        _check_labels("text_to_image", text_to_image, len(text_embeddings))
-        text_labels = labels[text_to_image]
-        rows = distinct_texts(texts, text_labels)
-        scores = query_scores(image_embeddings, text_embeddings[rows], labels, text_labels[rows])
-        image_ranks, text_ranks = scores["image_ranks"], scores["text_ranks"]
-        name = "label_recall"
-    smaller = min(len(image_ranks), len(text_ranks))
-    return _recalls(image_ranks, text_ranks, [k for k in ks if k <= smaller], name)
-
-
-def distinct_texts(texts: Sequence[str], labels: _OfTexts) -> Int[Tensor, " t"]:
-    """The texts of a gallery for retrieval by label: each string once per label.
-
-    Args:
-        texts: m texts.
-        labels: the label of each text [m].
-
-    Returns:
-        Indices into the texts [t], in order.
-    """
-    first: dict[tuple[str, int], int] = {}
-    for row, key in enumerate(zip(texts, labels.tolist(), strict=True)):
+        ranks = retrieval_ranks(image_embeddings, text_embeddings, text_to_image)
+        return Ranks(*ranks, torch.arange(len(image_embeddings)), text_to_image)
+    check_embeddings(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
+    _check_labels("text_to_image", text_to_image, len(text_embeddings))
+    _check_labels("labels", labels, len(image_embeddings))
+    text_labels = labels[text_to_image]
+    first: dict[tuple[str, int], int] = {}  # each text once per label
+    for row, key in enumerate(zip(texts, text_labels.tolist(), strict=True)):
         first.setdefault(key, row)
-    return torch.tensor(list(first.values()), dtype=torch.long)
+    rows = list(first.values())
+    text_embeddings = text_embeddings[rows]
+    text_labels = text_labels[rows]
+    image_ranks = _label_ranks(image_embeddings, labels, text_embeddings, text_labels)
+    text_ranks = _label_ranks(text_embeddings, text_labels, image_embeddings, labels)
+    return Ranks(image_ranks, text_ranks, labels, text_labels)
 
 
 def retrieval_ranks(
@@ -140,7 +167,7 @@ def retrieval_ranks(
     Raises:
         ValueError: as `recall_at_k`.
     """
-    check_embeddings(unit=True, image_embeddings=image_embeddings, text_embeddings=text_embeddings)
+    check_embeddings(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
     _check_labels("text_to_image", text_to_image, len(text_embeddings))
     n = len(image_embeddings)
     indices = torch.arange(n, device=text_to_image.device)
@@ -164,65 +191,11 @@ def retrieval_ranks(
     return image_ranks.long(), text_ranks.long()
 
 
-def query_scores(
-    image_embeddings: _Images,
-    text_embeddings: _Texts,
-    image_labels: _OfImages,
-    text_labels: _OfTexts,
-) -> dict[str, Tensor]:
-    """Rank and average precision of every query, by label; paired if the labels are the indices of
-    the images.
-
-    Average precision is the mean over a query's correct items, best first, of k / (k + incorrect
-    items at least as similar as the k-th).
-
-    Source: Manning et al. (2008), Introduction to Information Retrieval, section 8.4; ties count
-    against.
-
-    Args:
-        image_embeddings: unit vectors [n, d].
-        text_embeddings: unit vectors [m, d].
-        image_labels: the label of each image [n], or `torch.arange(n)` for paired retrieval.
-        text_labels: the label of each text [m], or the index of its image.
-
-    Returns:
-        `image_ranks` [n] and `text_ranks` [m], from 0; `image_average_precisions` [n] and
-        `text_average_precisions` [m], in (0, 1].
-
-    Raises:
-        ValueError: as `recall_at_k`, or a label that only one side has.
-    """
-    check_embeddings(unit=True, image_embeddings=image_embeddings, text_embeddings=text_embeddings)
-    _check_labels("image_labels", image_labels, len(image_embeddings))
-    _check_labels("text_labels", text_labels, len(text_embeddings))
-    images = (image_embeddings, image_labels)
-    texts = (text_embeddings, text_labels)
-    image_ranks, image_precisions = _ranks_and_precisions(*images, *texts)
-    text_ranks, text_precisions = _ranks_and_precisions(*texts, *images)
-    return {
-        "image_ranks": image_ranks,
-        "text_ranks": text_ranks,
-        "image_average_precisions": image_precisions,
-        "text_average_precisions": text_precisions,
-    }
-
-
-def _ranks_and_precisions(
+def _label_ranks(
     queries: _Images, labels: _OfImages, gallery: _Texts, gallery_labels: _OfTexts
-) -> tuple[_OfImages, Float[Tensor, " n"]]:
-    """Rank and average precision of every query of one side, by label.
-
-    Args:
-        queries: unit vectors [n, d].
-        labels: the label of each query [n].
-        gallery: unit vectors [m, d].
-        gallery_labels: the label of each item of the gallery [m].
-
-    Returns:
-        Ranks from 0 and average precisions, [n] each, see `query_scores`.
-
-    Raises:
-        ValueError: a query whose label no item of the gallery has.
+) -> _OfImages:
+    """The number of incorrect items at least as similar as a query's best correct one [n], where
+    every item with the query's label is correct.
     """
     # Sorted by label, the correct items of a query are neighbours.
     gallery_labels, order = gallery_labels.long().sort(stable=True)
@@ -236,33 +209,20 @@ def _ranks_and_precisions(
         missing = f"{len(alone)} labels, first {alone[0]}, are not on the other side ({known})"
         raise ValueError(f"{missing}: every query needs a correct item")
     ranks = torch.empty_like(first)
-    precisions = torch.empty(len(queries), device=queries.device)
     for rows, tile in similarity_tiles(queries, gallery):
         nth = torch.arange(int(n_correct[rows].max()), device=tile.device)
-        is_item = nth < n_correct[rows, None]
         columns = (first[rows, None] + nth).clamp(max=len(gallery) - 1)
-        correct = tile.gather(1, columns).masked_fill(~is_item, -torch.inf)
-        correct = correct.sort(1, descending=True).values
-        # Incorrect items at least as similar as the best, second best, ... correct one.
-        n_incorrect = _n_reaching(tile, correct) - _n_reaching(correct, correct)
-        ranks[rows] = n_incorrect[:, 0].long()
-        precision = torch.where(is_item, (nth + 1) / (nth + 1 + n_incorrect), 0.0)
-        precisions[rows] = precision.sum(1) / n_correct[rows]
-    return ranks, precisions
+        correct = tile.gather(1, columns).masked_fill(nth >= n_correct[rows, None], -torch.inf)
+        best = correct.amax(1)
+        ranks[rows] = (_count_reaching(tile, best) - _count_reaching(correct, best)).long()
+    return ranks
 
 
 def similarity_tiles(
     queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"]
 ) -> Iterator[tuple[slice, Float[Tensor, "t m"]]]:
-    """The similarities of all queries to a gallery, in tiles of rows, each valid until the next
-    one.
-
-    Args:
-        queries: [n, d].
-        gallery: [m, d].
-
-    Yields:
-        The rows of a tile and their similarities [t, m], float32; each row once, in order.
+    """The rows of a tile and their similarities to the whole gallery, float32, valid until the next
+    tile; each row once, in order.
     """
     n, m = len(queries), len(gallery)
     queries, gallery = _padded(queries), _padded(gallery)
@@ -285,29 +245,20 @@ def _count_reaching(
     return reached.mv(reached.new_ones(reached.shape[1]))
 
 
-def check_embeddings(*, unit: bool = False, **embeddings: Tensor) -> None:
-    """Rejects embeddings that are not [n, d] tensors with one d, or have rows that are zero or not
-    finite.
-
-    Args:
-        unit: whether the rows must be unit vectors.
-        embeddings: tensors, by their name in error messages.
-
-    Raises:
-        ValueError: naming the argument and the first bad row.
-    """
+def check_embeddings(*, unit: bool = True, **embeddings: Tensor) -> None:
+    """Raises ValueError unless all are tensors [n, d] of finite unit vectors, with one d."""
     for name, rows in embeddings.items():
         if not isinstance(rows, Tensor) or rows.ndim != 2 or not len(rows):
             raise ValueError(f"{name} is {_described(rows)}: pass a torch tensor [n, d], n >= 1")
-        norms = rows.float().norm(dim=1)
-        fault = "zero or not finite"
-        is_bad = ~norms.isfinite() | (norms == 0)
-        if unit and not is_bad.any():
-            fault = "not of unit length (normalise them with torch.nn.functional.normalize)"
-            is_bad = (norms - 1).abs() > _UNIT_TOLERANCE
-        bad = is_bad.nonzero().flatten().tolist()
+        rows = rows.float() if unit else F.normalize(rows.float(), dim=1)
+        is_unit = (rows.float().norm(dim=1) - 1).abs() <= _UNIT_TOLERANCE
+        bad = (~is_unit).nonzero().flatten().tolist()
         if bad:
-            raise ValueError(f"{name} has {len(bad)} rows {fault}, first row {bad[0]}")
+            fix = "normalise them with torch.nn.functional.normalize"
+            raise ValueError(
+                f"{name} has {len(bad)} rows, first row {bad[0]}, that are not finite unit "
+                f"vectors: {fix}"
+            )
     widths = {name: rows.shape[1] for name, rows in embeddings.items()}
     if len({*widths.values()}) > 1:
         raise ValueError(f"the dimensions differ: {widths}; embed both with one model")
@@ -320,33 +271,20 @@ def _check_labels(name: str, labels: _OfImages, n: int) -> None:
         raise ValueError(f"{name} is {_described(labels)}: pass a tensor of {n} whole numbers")
 
 
-def _check_ks(ks: _Ks, largest: int | float = torch.inf) -> None:
-    """Raises ValueError unless the cut-offs are a list of whole numbers from 1 to the largest."""
-    whole = isinstance(ks, Iterable) and all(isinstance(k, Integral) for k in ks)
-    if not whole or any(isinstance(k, bool) or not 1 <= k <= largest for k in ks):
-        limit = f" to {largest}" if largest < torch.inf else ""
-        raise ValueError(f"ks is {ks!r}: give a list of whole numbers from 1{limit}")
-
-
 def _described(value) -> str:
     is_tensor = isinstance(value, Tensor)
     return f"{value.dtype} {list(value.shape)}" if is_tensor else type(value).__name__
 
 
 def _recalls(image_ranks: Tensor, text_ranks: Tensor, ks: _Ks, name: str) -> dict[str, float]:
-    _check_ks(ks, min(len(image_ranks), len(text_ranks)))
+    largest = min(len(image_ranks), len(text_ranks))
+    if not all(1 <= k <= largest for k in ks):
+        raise ValueError(f"ks is {ks}: give cut-offs from 1 to {largest}")
     recalls = {}
     for direction, ranks in (("image_to_text", image_ranks), ("text_to_image", text_ranks)):
         for k in ks:
             recalls[f"{direction}_{name}@{k}"] = (ranks < k).double().mean().item()
     return recalls
-
-
-def _n_reaching(values: Tensor, thresholds: Tensor) -> Tensor:
-    """Number of values [t, m] at or above each threshold of their row, [t, c]."""
-    if thresholds.shape[1] <= _FEW:
-        return torch.stack([_count_reaching(values, column) for column in thresholds.T], 1)
-    return values.shape[1] - torch.searchsorted(values.sort(1).values, thresholds)
 
 
 def _own_of_band(images: Tensor, texts: Tensor, text_to_image: Tensor) -> Tensor:

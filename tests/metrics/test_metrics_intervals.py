@@ -1,22 +1,57 @@
-"""Bootstrap intervals: a loop that draws the items, clusters, seeds and pairs."""
+"""Intervals are Student's, of clusters and of groups, too; seeds' and items' variances add up."""
+
+import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 
-from cibr.metrics import bootstrap_interval, paired_difference
+from cibr.metrics import mean_interval, paired_difference
+from cibr.metrics.intervals import of_groups
+
+NUMBERS = st.floats(-100, 100)
+NESTED = st.lists(st.lists(NUMBERS, min_size=1, max_size=4), min_size=2, max_size=12)
 
 
-@pytest.mark.parametrize("statistic", [np.mean, np.median])
-@pytest.mark.parametrize("n_clusters", [11, 700])  # draws of 700 are made in two blocks
-def test_intervals_equal_those_of_a_loop_that_draws_the_clusters_themselves(statistic, n_clusters):
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=n_clusters + 29)
-    clusters = rng.permutation(np.r_[:n_clusters, rng.integers(0, n_clusters, 29)])
-    members = [values[clusters == c] for c in range(n_clusters)]
-    draws = np.random.default_rng(5).integers(n_clusters, size=(2000, n_clusters))
-    slow = [statistic(np.concatenate([members[c] for c in row])) for row in draws]
-    interval = bootstrap_interval(values, 3 * clusters - 7, seed=5, statistic=statistic)
-    assert interval == pytest.approx((statistic(values), *np.quantile(slow, [0.025, 0.975])))
+def flat(nested):
+    """The values of nested lists and the number of each value's list."""
+    parts = [part for part, values in enumerate(nested) for _ in values]
+    return np.concatenate(nested), np.array(parts)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(NUMBERS, min_size=2, max_size=9))
+def test_the_interval_is_the_set_of_means_that_students_test_does_not_reject(values):
+    mean, low, high = mean_interval(np.array(values))
+    assert mean == pytest.approx(np.mean(values))
+    if high - low > 1e-6:
+        for end in (low, high):
+            assert stats.ttest_1samp(values, end).pvalue == pytest.approx(0.05, abs=1e-6)
+    assert all(map(math.isnan, mean_interval(np.array(values[:1]))[1:]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(NESTED)
+def test_the_items_of_a_cluster_count_as_one_by_the_ratio_estimator(nested):
+    values, clusters = flat(nested)
+    mean = values.mean()
+    residuals = [sum(own) - len(own) * mean for own in nested]
+    error = stats.sem(residuals) * len(nested) / len(values)
+    half = stats.t.ppf(0.975, len(nested) - 1) * error
+    expected = (mean, mean - half, mean + half)
+    assert mean_interval(values, 7 - 3 * clusters) == pytest.approx(expected, abs=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(NESTED)
+def test_groups_count_alike_and_only_the_spread_within_them_counts(nested):
+    values = of_groups(*flat(nested))
+    assert values.mean() == pytest.approx(np.mean([np.mean(own) for own in nested]), abs=1e-9)
+    errors = [stats.sem(own) if len(own) > 1 else 0.0 for own in nested]
+    expected = np.linalg.norm(errors) / len(nested)
+    assert stats.sem(values) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("n_values", [2, 500])  # few values are drawn by their counts
@@ -24,22 +59,7 @@ def test_the_variance_of_seeds_and_of_items_add_up(n_values):
     rng = np.random.default_rng(3)
     seeds = rng.normal(0, 1, (40, 1))
     items = rng.normal(0, 3, n_values)[np.arange(500) % n_values]
-    interval = paired_difference([np.zeros((40, 500))], [seeds + items])
+    mean, low, high = paired_difference(np.zeros((40, 500)), seeds + items)
     half = 1.96 * np.sqrt(seeds.var() / 40 + items.var() / 500)
-    assert (interval["high"] - interval["low"]) / 2 == pytest.approx(half, rel=0.1)
-    assert interval["mean"] == pytest.approx(seeds.mean() + items.mean())
-
-
-def test_seeds_are_drawn_for_all_data_sets_at_once():
-    opposed = np.random.default_rng(4).normal(0, 1, (8, 1)) * np.ones((8, 30))
-    interval = paired_difference([np.zeros((8, 30))] * 2, [opposed, -opposed])
-    ends = interval["low"], interval["high"]
-    assert ends == pytest.approx((0, 0), abs=1e-12)  # what one set gains the other loses
-
-
-def test_data_sets_count_alike_whatever_their_size_and_four_styles_can_share_one_weight():
-    sets = [np.full((1, n), value) for n, value in ((10, 1.0), (1000, 0.0), (20, 0.0))]
-    zeros = [np.zeros_like(x) for x in sets]
-    thirds, half = ({"mean": x, "low": x, "high": x} for x in (1 / 3, 1 / 2))
-    assert paired_difference(zeros, sets) == pytest.approx(thirds)
-    assert paired_difference(zeros, sets, weights=[2.0, 1.0, 1.0]) == pytest.approx(half)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+    assert mean == pytest.approx(seeds.mean() + items.mean())

@@ -362,8 +362,8 @@ def photo_intervals(
         sides = []
         for method in (row["control"], row["method"]):
             own = [place[runs[row["condition"], method, seed]] for seed in SEEDS]
-            sides.append([100 / 30 * of_set[own]])
-        mean, low, high = paired_difference(*sides).values()
+            sides.append(100 / 30 * of_set[own])
+        mean, low, high = paired_difference(*sides)
         if abs(mean - row["difference"]) > 1e-3:
             what = f"{row['method']} minus {row['control']} in {row['condition']!r}"
             found = f"{row['difference']:.4f} in the rows, {mean:.4f} in the hits"

@@ -277,8 +277,8 @@ def test_an_interval_over_photos_has_the_difference_of_the_rows_and_is_wider(row
     sides = []
     for method in ("CLIP", "CCA anchor"):
         runs = own[own["method"] == method].sort_values("seed")["run"]
-        sides.append([100 / 30 * hits["Flickr8k"][[places[run] for run in runs]]])
-    expected = [*paired_difference(*sides).values()]
+        sides.append(100 / 30 * hits["Flickr8k"][[places[run] for run in runs]])
+    expected = [*paired_difference(*sides)]
     assert table.loc[0, ["difference", "low", "high"]].tolist() == pytest.approx(expected)
     rolled = hits | {"run": np.roll(hits["run"], 1)}
     with pytest.raises(ValueError, match="CCA anchor minus CLIP"):
