@@ -31,5 +31,3 @@ def test_intervals_of_groups_are_their_own_and_one_seed_has_none():
     assert table["method"].tolist() == ["b", "a", "c"]
     assert table.loc[0].tolist()[1:] == [*student_interval([1.0, 5.0]), 2]
     assert table.loc[2, "mean"] == 1 and math.isnan(table.loc[2, "low"])
-    both = mean_intervals(rows, ["method", "kind"], "nats")
-    assert both.columns.tolist()[:2] == ["method", "kind"]
