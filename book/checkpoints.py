@@ -22,7 +22,7 @@ from cibr.utils import project_root, provenance
 BETAS = {"clip-tiny": 0.0, "cibr-tiny": 0.05}
 
 
-def make(folder: Path, beta: float) -> pd.DataFrame:
+def _make(folder: Path, beta: float) -> pd.DataFrame:
     """Train one model, or find it trained, copy what the book needs, and return its history."""
     config = cibr.configure(dataset="glyphs", model="tiny", beta=beta)
     train, validation, _ = cibr.load_splits(config)
@@ -31,7 +31,7 @@ def make(folder: Path, beta: float) -> pd.DataFrame:
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
     for weights in folder.glob("*.safetensors"):
-        halve(weights)
+        _halve(weights)
     history.to_csv(folder / "history.csv", index=False, float_format="%.6g")
     settings = {
         name: value for name, value in vars(config).items() if name != "output_dir"
@@ -41,7 +41,7 @@ def make(folder: Path, beta: float) -> pd.DataFrame:
     return history
 
 
-def halve(weights: Path) -> None:
+def _halve(weights: Path) -> None:
     """Store floating-point weights in 16 bits, which halves the file; loading widens them again."""
     kept = load_file(weights)
     for name, tensor in kept.items():
@@ -53,6 +53,6 @@ def halve(weights: Path) -> None:
 
 if __name__ == "__main__":
     for name, beta in BETAS.items():
-        history = make(project_root() / "data" / "checkpoints" / name, beta)
+        history = _make(project_root() / "data" / "checkpoints" / name, beta)
         row = history[["epoch", "clip_loss", "image_to_text_label_recall@1"]].tail(1)
         print(f"{name}, beta = {beta:g}:\n{row.to_string(index=False)}", flush=True)

@@ -30,7 +30,7 @@ NBVAL_SECONDS = 2000.0
 CELL_SECONDS = 3600.0
 
 
-def round_float(match: re.Match[str]) -> str:
+def _round_float(match: re.Match[str]) -> str:
     """The matched float with at most four significant digits, or as it stands."""
     text = match.group()
     if abs(float(text)) < ZERO:
@@ -54,5 +54,5 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
     """Put the policy on each notebook as it is collected."""
     if isinstance(collector, IPyNbFile):
         collector.skip_compare = (*collector.skip_compare, *NOT_COMPARED)
-        collector.sanitize_patterns[FLOAT] = round_float
+        collector.sanitize_patterns[FLOAT] = _round_float
         collector.sanitize_patterns[r"<Figure size [^>]*>"] = "<Figure>"

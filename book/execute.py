@@ -47,7 +47,7 @@ def prepare_environment() -> None:
     os.environ.pop("CIBR_MODELS", None)
 
 
-def with_palette(png: str) -> str:
+def _with_palette(png: str) -> str:
     """An opaque PNG image in base64 with at most 256 colours, where that makes it smaller."""
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA")
     stream = io.BytesIO()
@@ -73,7 +73,7 @@ def execute(path: Path) -> None:
         pngs = []
         for output in cell.get("outputs", []):
             if png := output.get("data", {}).get("image/png"):
-                output.data["image/png"] = with_palette(png)
+                output.data["image/png"] = _with_palette(png)
                 pngs.append(output.data["image/png"])
         name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
         if name in FIGURES and path.parent == BOOK:

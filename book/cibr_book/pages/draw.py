@@ -23,7 +23,7 @@ from cibr.models import DualEncoder
 from cibr_book.pages.html import filled
 
 MODELS = {"CLIP": "clip-tiny", "CIBR": "cibr-tiny"}
-PRINTED = "DFGQRbdfgkt2358&?@%ßéñλЖ€"  # with one name each
+_PRINTED = "DFGQRbdfgkt2358&?@%ßéñλЖ€"  # with one name each
 _GUIDES = (7, 12, 25)  # rows of 32: the tops of H and x, and the line on which both stand
 # Common Latin, Greek and Cyrillic letters, and symbols but for boxes and braille.
 _RANGES = ((0x0, 0x17F), (0x370, 0x45F), (0x2000, 0x24FF), (0x25A0, 0x27FF))
@@ -32,7 +32,7 @@ _SCRIPT = "draw/weights.js"
 _STATIC = Path(__file__).resolve().parents[2] / "_static"
 
 
-def pack_rows(rows: Float[np.ndarray, "r c"]) -> bytes:
+def _pack_rows(rows: Float[np.ndarray, "r c"]) -> bytes:
     """Rows of numbers, rounded: a float32 scale for each row, and then 16-bit levels.
 
     The error is at most a row's largest magnitude / (2^`_BITS` - 2).
@@ -42,7 +42,7 @@ def pack_rows(rows: Float[np.ndarray, "r c"]) -> bytes:
     return scales.tobytes() + np.rint(rows / scales).astype("<i2").tobytes()
 
 
-def image_arrays(model: DualEncoder) -> dict[str, Float[np.ndarray, "r c"]]:
+def _image_arrays(model: DualEncoder) -> dict[str, Float[np.ndarray, "r c"]]:
     """The image encoder's weights by name, as matrices for feature maps whose channels are last: a
     row for each output, its inputs by row, column and channel of the kernel.
 
@@ -61,7 +61,7 @@ def image_arrays(model: DualEncoder) -> dict[str, Float[np.ndarray, "r c"]]:
     return arrays
 
 
-def known_pairs() -> Pairs:
+def _known_pairs() -> Pairs:
     """The test images of the characters that the page knows, with their names."""
     pairs = load_pairs("glyphs", "test")
     codes = pairs.labels.tolist()
@@ -70,54 +70,49 @@ def known_pairs() -> Pairs:
 
 
 @cache
-def payload() -> bytes:
+def _payload() -> bytes:
     """What the page loads, compressed: the header's length, the header in JSON, and arrays in the
     order in which the header lists them as `name, rows, columns`. The first, `pixels`, has bytes.
     """
-    pairs = known_pairs()
+    pairs = _known_pairs()
     pixels = np.stack([np.asarray(image.convert("L")).ravel() for image in pairs.images()])
     header = {"names": pairs.factors["name"].tolist(), "models": list(MODELS)}
     header["arrays"] = [["pixels", *pixels.shape]]
     content = [pixels.tobytes()]
     for name, folder in MODELS.items():
         model = DualEncoder.from_pretrained(folder)
-        matrices = image_arrays(model) | {"names": model.embed_texts(header["names"]).numpy()}
+        matrices = _image_arrays(model) | {"names": model.embed_texts(header["names"]).numpy()}
         for key, rows in matrices.items():
             header["arrays"].append([f"{name}/{key}", *rows.shape])
-            content.append(pack_rows(rows))
+            content.append(_pack_rows(rows))
     text = json.dumps(header, separators=(",", ":")).encode()
     return zlib.compress(struct.pack("<I", len(text)) + text + b"".join(content), 9)
 
 
-def script() -> str:
-    """The payload as a script, which hands its bytes on in base64."""
-    return f'cibrDrawing("{base64.b64encode(payload()).decode()}")\n'
-
-
 def write_script(static: Path) -> None:
-    """Writes the script to the folder of a built book's static files."""
+    """Writes the payload to the folder of a built book's static files, as a script that hands its
+    bytes on in base64.
+    """
     file = static / _SCRIPT
     file.parent.mkdir(exist_ok=True)
-    file.write_text(script(), encoding="ascii")
+    text = base64.b64encode(_payload()).decode()
+    file.write_text(f'cibrDrawing("{text}")\n', encoding="ascii")
 
 
 def as_page() -> str:
     """The piece of HTML: canvas, controls and places that the script fills, and the addresses of
-    what it loads, with a digest each, so that no browser keeps an older file.
+    what it loads, with a digest, so that no browser keeps an older file.
     """
-    contents = {"draw_model.js": (_STATIC / "draw_model.js").read_bytes()}
-    contents[_SCRIPT] = script().encode()
-    addresses = [
-        f"../_static/{name}?v={hashlib.sha256(content).hexdigest()[:8]}"
-        for name, content in contents.items()
-    ]
-    factors = known_pairs().factors
+    content = (_STATIC / "draw_model.js").read_bytes() + _payload()
+    version = hashlib.sha256(content).hexdigest()[:8]
+    addresses = [f"../_static/{name}?v={version}" for name in ("draw_model.js", _SCRIPT)]
+    factors = _known_pairs().factors
     places = {character: i for i, character in enumerate(factors["character"])}
     options = [
         f'<option value="{places[character]}">'
         f"{escape(character)} {factors['name'][places[character]]}</option>"
-        for character in PRINTED
+        for character in _PRINTED
     ]
     data = {"scripts": addresses, "guides": _GUIDES}
-    megabytes = f"{len(payload()) / 1e6:.1f}"
+    megabytes = f"{len(_payload()) / 1e6:.1f}"
     return filled(__file__, data, printed="".join(options), megabytes=megabytes)

@@ -4,8 +4,7 @@ Two directives put what modules of this room make into a page when the book is b
 map with sliders, and `draw`, two models in the page; `get-project` says where the project is.
 Docstrings, with code in single backticks and equations in indented lines, are turned
 into the markup that Sphinx reads. Pages drop the scripts of Thebe, which would fetch kernels from
-the network. Files that no page asks for are removed, so that the whole site is small enough to be
-sent as a file.
+the network, and those that would draw icons a second time.
 """
 
 import re
@@ -22,18 +21,9 @@ from sphinx.util.typing import ExtensionMetadata
 from cibr.utils import project_root
 from cibr_book.pages import between_explorer, draw
 
-_DRAW = "book/train"
 _ARCHIVE = "cibr.zip"
-_CARD = "_images/beta.png"  # what a link to a page is shown with
 _PAGES = {"draw": draw, "between": between_explorer}
 _FIGURE_SCALE = 2  # a figure's pixels for one of the page: figures have 200 dpi, pages show 100
-
-# The parts of MathJax that tex-chtml.js loads: fonts, TeX extensions, MathML for screen readers.
-_MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y")
-# Maps for debuggers, translations of the theme, fonts with a smaller WOFF2 twin, a script that
-# draws icons again.
-_UNUSED = ("**/*.map", "locales/**/*.*")
-_UNUSED += ("vendor/fontawesome/**/*.ttf", "vendor/fontawesome/**/*.js")
 # The script that draws icons a second time, and fonts loaded before any icon asks for them.
 _ICONS = re.compile(
     r'<script [^>]*src="[^"]*fontawesome[^"]*"[^>]*></script>'
@@ -68,21 +58,15 @@ class _GetProject(SphinxDirective):
         return [nodes.raw("", f"<p>{link} (a zip of 8 MB) and unpack it.</p>", format="html")]
 
 
-def add_addresses(app: Sphinx | None, config: Config) -> None:
-    """Buttons for the repository, Binder and Colab, and a link to the DOI, where configured."""
+def _add_buttons(app: Sphinx | None, config: Config) -> None:
+    """Buttons for the repository, Binder and Colab, where its address is configured."""
     options = config.html_theme_options
-    if config.html_baseurl:
-        config.ogp_site_url = config.html_baseurl
-        config.ogp_image = _CARD
     if config.repository_address:
         launch = options.setdefault("launch_buttons", {})
         launch["binderhub_url"] = "https://mybinder.org"
         launch["colab_url"] = "https://colab.research.google.com"
         options |= {"repository_url": config.repository_address, "repository_branch": "main"}
         options["use_repository_button"] = True
-    if config.doi:
-        link = {"name": "DOI", "url": f"https://doi.org/{config.doi}"}
-        options.setdefault("icon_links", []).append(link | {"icon": "fa-solid fa-quote-right"})
 
 
 def _size_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -114,7 +98,7 @@ def _tidy_page(
     context["body"] = f'<div class="first-page">{body}</div>' if pagename == "book/intro" else body
 
 
-def mark_up_docstring(
+def _mark_up_docstring(
     app: Sphinx | None, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
     """Doubles single backticks, escapes bars, and makes indented lines up front a literal block."""
@@ -143,23 +127,15 @@ def _skip_alias(
     return True if (obj.__doc__ or "").startswith("Alias for field number") else None
 
 
-def _shrink_site(app: Sphinx, error: Exception | None) -> None:
-    """Adds the project as an archive; removes what no page asks for and what is there twice."""
+def _complete_site(app: Sphinx, error: Exception | None) -> None:
+    """Adds the drawing's models and the project as an archive; drops the second set of icons."""
     if error is not None or app.builder.format != "html":
         return
     site = Path(app.outdir)
-    static = site / "_static"
-    if _DRAW in app.env.found_docs:
-        draw.write_script(static)
+    draw.write_script(site / "_static")
     if not app.config.repository_address and (project_root() / ".git").exists():
         call = ["git", "archive", "--prefix=cibr/", "-o", site / _ARCHIVE, "HEAD", ".", ":!.ci"]
         subprocess.run(call, cwd=project_root(), check=True)
-    mathjax = static / "mathjax"
-    for file in [f for f in mathjax.rglob("*") if f.is_file()]:
-        if not any(file.is_relative_to(mathjax / kept) for kept in _MATHJAX):
-            file.unlink()
-    for file in [f for pattern in _UNUSED for f in static.glob(pattern)]:
-        file.unlink()
     for page in site.rglob("*.html"):
         page.write_text(_ICONS.sub("", page.read_text("utf-8")), "utf-8")
 
@@ -169,12 +145,11 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     for name in _PAGES:
         app.add_directive(name, _Piece)
     app.add_directive("get-project", _GetProject)
-    for name in ("repository_address", "doi"):
-        app.add_config_value(name, "", "html")
-    app.connect("config-inited", add_addresses)
-    app.connect("autodoc-process-docstring", mark_up_docstring, priority=400)
+    app.add_config_value("repository_address", "", "html")
+    app.connect("config-inited", _add_buttons)
+    app.connect("autodoc-process-docstring", _mark_up_docstring, priority=400)
     app.connect("autodoc-skip-member", _skip_alias)
     app.connect("doctree-resolved", _size_figures)
     app.connect("html-page-context", _tidy_page, priority=900)
-    app.connect("build-finished", _shrink_site, priority=900)
+    app.connect("build-finished", _complete_site, priority=900)
     return {"version": "4", "parallel_read_safe": True, "parallel_write_safe": True}
