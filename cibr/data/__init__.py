@@ -8,7 +8,7 @@ card in ``datasets.yaml``; a hub id, ``owner/name``.
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +20,7 @@ from cibr.data._readers import READERS, folder_kind, split_of
 from cibr.data.pairs import Pairs
 from cibr.utils import nearest, shipped
 
-__all__ = ["DATASETS", "Dataset", "Pairs", "Source"]
-__all__ += ["available_splits", "cards", "load_pairs", "resolve"]
+__all__ = ["DATASETS", "Dataset", "Pairs", "Source", "available_splits", "load_pairs", "resolve"]
 
 
 class Dataset(NamedTuple):
@@ -66,23 +65,19 @@ def load_pairs(name: str | Path, split: str = "train", *, max_skipped: int = 0) 
     loaders = _loaders(source)
     if split not in loaders:
         raise ValueError(f"{name} has no split {split!r}: it has {', '.join(loaders) or 'none'}")
-    reasons = []
+    skipped = []
 
     def skip(error: Exception) -> None:
-        if max_skipped < 1:
+        skipped.append(error)
+        if len(skipped) > max_skipped:
             raise error
-        reasons.append(str(error))
-        if len(reasons) > max_skipped:
-            what = f"more than max_skipped={max_skipped} samples of {source.name} are unusable"
-            raise ValueError("\n  ".join([f"{what}: mend them", *reasons[:3]])) from error
 
     pairs = loaders[split](source.name, skip)
     if max_skipped > 0:
         pairs = pairs.subset(_decodable(pairs, skip))
     if not len(pairs):
-        skipped = f"{len(reasons)} samples skipped"
-        raise ValueError(f"{split} of {source.name} is empty ({skipped}): add an image with a text")
-    return replace(pairs, n_skipped=len(reasons)) if reasons else pairs
+        raise ValueError(f"{split} of {source.name} is empty: add an image with a text")
+    return replace(pairs, n_skipped=len(skipped)) if skipped else pairs
 
 
 def available_splits(name: str | Path) -> list[str]:
@@ -116,22 +111,21 @@ def _decodable(pairs: Pairs, skip: Callable[[Exception], None]) -> list[int]:
     return good
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """The resolved location of a data set.
 
     Args:
         name: the data set's name in messages and tables.
         kind: ``code``, a set of `DATASETS`; ``images``, a folder of images with metadata;
             ``shards``; or ``hub``, read by the library `datasets`.
-        place: the folder or the hub id; empty for ``code``.
         card: its card; empty for a folder, whatever its name.
+        place: the folder or the hub id; empty for ``code``.
     """
 
     name: str
     kind: str
+    card: dict[str, Any]
     place: str = ""
-    card: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 def resolve(name: str | Path) -> Source:
@@ -142,38 +136,34 @@ def resolve(name: str | Path) -> Source:
             give data.
     """
     name = str(name)
-    card = cards().get(name, {})
+    card = _cards().get(name, {})
     if name in DATASETS:
-        return Source(name, "code", card=card)
+        return Source(name, "code", card)
     given = os.path.expanduser(name)
-    folder = Path(given) if os.path.isdir(given) else _in_cibr_data().get(name)
+    folder = given if os.path.isdir(given) else _in_cibr_data().get(name)
     if folder:
-        return Source(folder.resolve().name.removeprefix("wds_"), folder_kind(folder), str(folder))
+        title = Path(folder).resolve().name.removeprefix("wds_")
+        return Source(title, folder_kind(Path(folder)), {}, str(folder))
     if card:
-        return Source(name, "shards", card["hub"], card)
+        return Source(name, "shards", card, card["hub"])
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         repository = name.partition("/")[2]
         kind = "shards" if repository.startswith("wds_") else "hub"
-        return Source(repository.removeprefix("wds_"), kind, name)
-    known = list(dict.fromkeys([*DATASETS, *cards(), *_in_cibr_data()]))
+        return Source(repository.removeprefix("wds_"), kind, {}, name)
+    known = dict.fromkeys([*DATASETS, *_cards(), *_in_cibr_data()])
     near = f"{nearest(name, known) or '.'} Known: {', '.join(known)}"
     ways = "give a folder with metadata.csv or shards, a hub id (owner/name), or set CIBR_DATA"
     raise ValueError(f"there is no data set {name!r}{near}. Or {ways}")
 
 
 @cache
-def cards() -> dict[str, dict[str, Any]]:
-    """Returns the data set cards of ``datasets.yaml`` by name."""
+def _cards() -> dict[str, dict[str, Any]]:
+    """The data set cards of ``datasets.yaml`` by name."""
     return yaml.safe_load(shipped("datasets.yaml").read_text(encoding="utf-8"))
 
 
 def _in_cibr_data() -> dict[str, Path]:
     """The folders ``wds_<name>`` in ``CIBR_DATA``, by name; none if it is not set."""
-    value = os.environ.get("CIBR_DATA")
-    if not value:
-        return {}
-    place = Path(value).expanduser()
-    if not place.is_dir():
-        raise ValueError(f"CIBR_DATA is {value!r}, which is not a folder: correct it or unset it")
+    place = Path(os.environ.get("CIBR_DATA") or os.devnull).expanduser()
     folders = [folder for folder in sorted(place.glob("wds_*")) if folder.is_dir()]
     return {folder.name.removeprefix("wds_"): folder for folder in folders}

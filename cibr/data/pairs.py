@@ -61,9 +61,7 @@ class Pairs:
 
     def __post_init__(self) -> None:
         if any(isinstance(texts, str) for texts in self.captions):
-            raise ValueError(
-                f"captions of {self.name} has a string: pass a list of texts per image"
-            )
+            raise ValueError(f"captions of {self.name} has a string: pass a list per image")
         self.captions = [list(filter(None, map(str.strip, texts))) for texts in self.captions]
         for part in ("keys", "labels", "groups", "factors"):
             value = getattr(self, part)
@@ -84,7 +82,7 @@ class Pairs:
             IndexError: if there is no image i.
             ValueError: if the file does not decode.
         """
-        return self.load(self._checked(i))
+        return self.load(range(len(self))[i])
 
     def images(self, indices: _Indices | None = None) -> Iterator[Image.Image]:
         """Yields the images at these indices, in order, or all images."""
@@ -109,17 +107,18 @@ class Pairs:
         """
         if self.labels is not None:
             return self.labels
-        from networkx.utils import UnionFind
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
 
-        images = UnionFind(range(len(self)))
+        groups = [] if self.groups is None else self.groups.tolist()
         first: dict[str | int, int] = {}  # the first image of each caption (str) and group (int)
-        for i, texts in enumerate(self.captions):
-            shared = texts if self.groups is None else [*texts, int(self.groups[i])]
-            for caption_or_group in shared:
-                images.union(first.setdefault(caption_or_group, i), i)
-        numbers: dict[int, int] = {}
-        labels = [numbers.setdefault(images[i], len(numbers)) for i in range(len(self))]
-        return torch.tensor(labels, dtype=torch.long)
+        images = self.text_to_image().tolist() + list(range(len(groups)))
+        shared = self.texts() + groups
+        linked = [(i, first.setdefault(item, i)) for i, item in zip(images, shared, strict=True)]
+        edges = np.array(linked, dtype=np.int64).reshape(-1, 2)
+        shape = (len(self), len(self))
+        graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=shape)
+        return torch.from_numpy(connected_components(graph, directed=False)[1]).long()
 
     @property
     def paired(self) -> bool:
@@ -149,16 +148,12 @@ class Pairs:
         Raises:
             ValueError: if the set has no class names, no templates, or a template without ``{c}``.
         """
-        if not self.classnames:
-            raise ValueError(f"{self.name} has no class names: put classnames.txt into its folder")
-        if not self.templates:
-            file = "zeroshot_classification_templates.txt"
-            raise ValueError(f"{self.name} has no prompt templates: put {file} into its folder")
-        for template in self.templates:
-            if "{c}" not in template:
-                what = f"{self.name} has the prompt template {template!r} without {{c}}"
-                raise ValueError(f"{what}: write {{c}} where the class name goes")
-        return [[text.replace("{c}", name) for text in self.templates] for name in self.classnames]
+        templates = self.templates or [""]
+        if not self.classnames or not all("{c}" in template for template in templates):
+            files = "classnames.txt and zeroshot_classification_templates.txt"
+            needed = "class names, and prompt templates with {c} for them"
+            raise ValueError(f"{self.name} needs {needed}: put {files} into its folder")
+        return [[text.replace("{c}", name) for text in templates] for name in self.classnames]
 
     def subset(self, indices: _Indices) -> "Pairs":
         """Returns the pairs at these indices, in order, or those of a boolean mask; indices may
@@ -167,14 +162,9 @@ class Pairs:
         Raises:
             IndexError: if an index is out of range, or a mask has another length.
         """
-        if getattr(indices, "dtype", None) in (torch.bool, np.dtype(bool)):
-            if len(indices) != len(self):
-                raise IndexError(
-                    f"a mask of {len(indices)} for {len(self)} pairs: give one per pair"
-                )
-            indices = np.flatnonzero(indices)
-        chosen = [self._checked(int(i)) for i in indices]
-        rows = torch.tensor(chosen).long()
+        rows = torch.as_tensor(indices)
+        rows = torch.arange(len(self))[rows if len(rows) else rows.long()]
+        chosen = rows.tolist()
         factors = self.factors
         return replace(
             self,
@@ -185,11 +175,6 @@ class Pairs:
             groups=None if self.groups is None else self.groups[rows],
             factors=None if factors is None else factors.iloc[chosen].reset_index(drop=True),
         )
-
-    def _checked(self, i: int) -> int:
-        if not 0 <= i < len(self):
-            raise IndexError(f"{self.name} has no image {i}: {self.split} has {len(self)} images")
-        return i
 
 
 def _chosen(load: Callable[[int], Image.Image], indices: list[int], i: int) -> Image.Image:
@@ -207,12 +192,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Returns:
         The image in mode ``RGB``, upright, with transparency on white.
-
-    Raises:
-        ValueError: if the image has no pixels, or no pixel that is a finite number.
     """
-    if 0 in image.size:
-        raise ValueError(f"an image of {image.width} x {image.height} px has no pixels: drop it")
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         return _scale_grey(image).convert("RGB")
@@ -237,10 +217,11 @@ def open_rgb(file: str | Path | bytes, where: str = "") -> Image.Image:
         ValueError: if the file does not decode.
         FileNotFoundError: if there is no such file.
     """
-    data = file if isinstance(file, bytes) else Path(file).read_bytes()
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             return to_rgb(image)
+    except FileNotFoundError:
+        raise
     # Pillow raises nearly anything on broken files: OSError, SyntaxError, struct.error, EOFError.
     except Exception as error:
         what = f"{where or file} does not decode as an image ({error})"
@@ -253,10 +234,7 @@ def _scale_grey(image: Image.Image) -> Image.Image:
     ``I;16`` has a fixed range. For ``I`` and ``F`` the smallest usual range that contains the
     values is taken (1 for fractions, 255, 65535), else the range of the values.
     """
-    grey = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(grey).any():
-        raise ValueError("no pixel of the image is a finite number: write its grey levels again")
-    grey = np.nan_to_num(grey, posinf=0.0, neginf=0.0)
+    grey = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
     ranges = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(image.mode, (65535.0,))
     low, high = grey.min(), grey.max()
     fitting = [top for top in ranges if low >= 0 and high <= top]
