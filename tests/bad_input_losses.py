@@ -10,7 +10,7 @@ from cibr.losses import CIBRLoss, RegularisedCCA, beta_at, clip_loss, vmf
 from cibr.losses.penalties import VMF
 
 IMAGE, TEXT, _ = (leaf.detach().float() for leaf in pair())
-POOLED = tuple(pooled_features().values())
+POOLED = pooled_features()["image_pooled"]
 BROKEN = IMAGE.index_fill(0, torch.tensor(3), math.nan)
 INFINITE = IMAGE.index_fill(0, torch.tensor(3), math.inf)
 NUMBERS = (-0.1, math.inf, math.nan)
@@ -24,7 +24,8 @@ def loss(beta=0.1, *penalty, image=IMAGE, text=TEXT, given=None, **options):
     return lambda: CIBRLoss(beta, *penalty, **options)(image, text, 7.0, **(given or {}))
 
 
-def fit(image=POOLED[0], text=POOLED[1], **ridges):
+def fit(image, text=None, **ridges):
+    text = image if text is None else text
     return partial(RegularisedCCA.fit, image, text, 6, **ridges)
 
 
@@ -45,11 +46,12 @@ BAD = {
     "input of CIBRLoss 'labls'": [loss(given={"labls": 1})],
     "critic_steps": [loss(0.1, "mine", dims=(6, 5, 4), critic_steps=0)],
     "needs image_pooled, text_pooled": [loss(0.1, "mine", dims=(6, 5, 4))],
-    "image_pooled and text_pooled": [fit(x) for x in (POOLED[0] * math.nan, 0 * POOLED[0])]
-    + [fit(text=math.inf * POOLED[1]), fit(POOLED[0][:1], POOLED[1][:1])],
+    "image_pooled and text_pooled": [fit(x * POOLED) for x in (math.nan, math.inf, 0)]
+    + [fit(POOLED, x * POOLED) for x in (math.nan, 0)]
+    + [fit(POOLED[:1])],
     "call the loss": [CIBRLoss(0.1).reports],
-    "ridge_image": [fit(ridge_image=x) for x in (0.0, math.nan)],
-    "ridge_text": [fit(ridge_text=-1.0)],
+    "ridge_image": [fit(POOLED, ridge_image=x) for x in (0.0, math.nan)],
+    "ridge_text": [fit(POOLED, ridge_text=-1.0)],
     "kappa must": [partial(vmf.sample_vmf, IMAGE, x) for x in (-1.0, math.nan, math.inf)]
     + [partial(vmf.sample_vmf, torch.ones(3, 1), 1.0)],
 }

@@ -6,6 +6,8 @@ from torch.nn import functional as F
 from cibr.losses import PENALTIES, CIBRLoss, RegularisedCCA
 from cibr.losses.cibr import arguments_of
 
+LABELS = torch.arange(12) % 5 * 3 - 4  # neither sorted nor from zero
+
 
 def pair(n=12, d=6, dtype=torch.float64, seed=0):
     """Unit features of two related modalities, and a multiplier, all leaves."""
@@ -14,10 +16,6 @@ def pair(n=12, d=6, dtype=torch.float64, seed=0):
     text = image + torch.randn(n, d, generator=generator, dtype=dtype)
     leaves = (F.normalize(image, dim=1), F.normalize(text, dim=1), torch.tensor(7.0, dtype=dtype))
     return [leaf.requires_grad_() for leaf in leaves]
-
-
-def some_labels(n=12):
-    return torch.arange(n) % 5 * 3 - 4  # neither sorted nor from zero
 
 
 def pooled_features(n=12, dtype=torch.float32):

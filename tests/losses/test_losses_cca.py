@@ -38,6 +38,5 @@ def test_maps_diagonalise_the_covariances_and_hold_the_correlations_of_the_eigen
 
 def test_a_wider_space_is_padded_and_a_narrower_one_keeps_the_first_directions():
     five, nine, two = (RegularisedCCA.fit(IMAGE, TEXT, dim) for dim in (5, 9, 2))
-    assert torch.equal(nine.image_map[:5], five.image_map)
-    assert nine.image_map[5:].shape == (4, 7) and not nine.image_map[5:].any()
+    assert torch.equal(nine.image_map, torch.cat([five.image_map, torch.zeros(4, 7)]))
     assert torch.equal(two.text_map, five.text_map[:2])

@@ -70,9 +70,6 @@ def test_an_update_is_a_step_of_adam_on_critics_only(options, rate):
         assert clear.any()
         assert_close((old - new)[clear], rate * new.grad[clear].sign(), rtol=2e-3, atol=0)
     assert all(side.grad is None for side in features)
-    loss_fn.penalty.critics["text_text"].f[0].weight.data[0, 0] = 1e300
-    with pytest.raises(FloatingPointError, match="critic"):
-        loss_fn.update(*features, **POOLED)
 
 
 def test_two_steps_at_once_are_two_updates_between_which_all_can_be_saved():
