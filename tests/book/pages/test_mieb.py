@@ -26,26 +26,16 @@ def test_recalls_of_a_small_task_in_mteb_are_ours(monkeypatch, tmp_path):
     queries = datasets.Dataset.from_dict({"id": ids, "text": pairs.texts()})
     corpus = datasets.Dataset.from_dict({"id": ids, "image": list(pairs.images())})
 
-    class Glyphs(mteb.abstasks.AbsTaskRetrieval):
-        metadata = mteb.TaskMetadata(
-            name="Glyphs",
-            description="Images of printed characters by their Unicode names.",
-            type="Any2AnyRetrieval",
-            category="t2i",
-            modalities=["image", "text"],
-            eval_langs=["eng-Latn"],
-            main_score="recall_at_1",
-            dataset={"path": "made on the spot", "revision": "1"},
-        )
-
-        def load_data(self, **_):
-            relevant = {i: {i: 1} for i in ids}
-            data = dict(queries=queries, corpus=corpus, relevant_docs=relevant, top_ranked=None)
-            self.dataset = {"default": {"test": data}}
-            self.data_loaded = True
-
+    about = dict(name="Glyphs", description="Printed characters by their Unicode names.")
+    about |= dict(type="Any2AnyRetrieval", category="t2i", modalities=["image", "text"])
+    about |= dict(eval_langs=["eng-Latn"], main_score="recall_at_1")
+    metadata = mteb.TaskMetadata(dataset={"path": "made on the spot", "revision": "1"}, **about)
+    task = type("Glyphs", (mteb.abstasks.AbsTaskRetrieval,), {"metadata": metadata})()
+    data = dict(queries=queries, corpus=corpus, relevant_docs={i: {i: 1} for i in ids})
+    task.dataset = {"default": {"test": data | {"top_ranked": None}}}
+    task.data_loaded = True
     encoder = howto["MIEBEncoder"](model, "cibr/cibr-tiny")
-    result = mteb.evaluate(encoder, Glyphs(), cache=None, show_progress_bar=False)
+    result = mteb.evaluate(encoder, task, cache=None, show_progress_bar=False)
     scores = result.task_results[0].scores["test"][0]
     images = model.embed_images(pairs.images())
     own = cibr.recall_at_k(images, model.embed_texts(pairs.texts()), torch.arange(90))
