@@ -35,7 +35,6 @@ from cibr.models import DualEncoder
 from cibr.models.features import embed_pairs, pixel_digests, prepare
 from cibr.utils import check_known, digest, write_atomically
 
-_KINDS = ("zero-shot", "retrieval")
 _KEY = ["suite", "dataset", "kind", "metric"]  # of a row
 
 
@@ -102,9 +101,7 @@ def suite_tasks(suite: _Suite) -> tuple[Task, ...]:
         check_known("suite (a name or a YAML file of tasks)", str(suite), SUITES)
         tasks = SUITES[str(suite)]
     for task in tasks:
-        if not isinstance(task, Task):
-            raise ValueError(f"{task!r} is not a task: give Task(dataset, kind)")
-        check_known("kind of task", task.kind, _KINDS)
+        check_known("kind of task", task.kind, ("zero-shot", "retrieval"))
     files = [task.file for task in tasks]
     if not files or len(set(files)) < len(files):
         fix = "give at least one, and each data set once"
@@ -224,16 +221,16 @@ class Evaluation:
 
 def _scores(evaluation: Evaluation) -> dict[tuple[str, str, str], _Score]:
     """Scores by data set, kind and metric: of sets, groups, and all zero-shot sets."""
-    tables, members = {}, {}
+    sets, groups = {}, {}
     for task, predictions in evaluation.predictions.items():
-        table = _task_scores(predictions)
-        tables[task.title, task.kind] = table
-        members.setdefault((task.group or task.title, task.kind), []).append(table)
-    means = {key: _mean(of_group) for key, of_group in members.items()}
-    zero_shot = [mean for (_, kind), mean in means.items() if kind == "zero-shot"]
-    if len(zero_shot) > 1:
-        means[f"mean of {len(zero_shot)}", "zero-shot"] = _mean(zero_shot)
-    tables |= means
+        scores = _task_scores(predictions)
+        sets[task.title, task.kind] = scores
+        if task.kind == "zero-shot":
+            groups.setdefault(task.group or task.title, []).append(scores)
+    means = {name: _mean(members) for name, members in groups.items()}
+    if len(means) > 1:
+        means[f"mean of {len(means)}"] = _mean([*means.values()])
+    tables = sets | {(name, "zero-shot"): scores for name, scores in means.items()}
     return {(*key, metric): table[metric] for key, table in tables.items() for metric in table}
 
 
@@ -255,16 +252,14 @@ def _task_scores(predictions: Predictions) -> dict[str, _Score]:
 
 
 def _mean(tables: list[dict[str, _Score]]) -> dict[str, _Score]:
-    """The mean of several sets' scores, for the metrics that all of them have."""
+    """The mean of several zero-shot sets' scores."""
     if len(tables) == 1:
         return tables[0]
     means = {}
     for metric in tables[0]:
-        if all(metric in table for table in tables):
-            scores = [table[metric] for table in tables]
-            groups = np.repeat(np.arange(len(scores)), [len(score.values) for score in scores])
-            values = of_groups(np.concatenate([score.values for score in scores]), groups)
-            means[metric] = _Score(values, sum(score.n for score in scores))
+        values = [table[metric].values for table in tables]
+        sets = np.repeat(np.arange(len(values)), [len(of_set) for of_set in values])
+        means[metric] = _Score(of_groups(np.concatenate(values), sets), len(sets))
     return means
 
 
@@ -302,9 +297,9 @@ def evaluate(
     """
     tasks = suite_tasks(suite)
     title = _suite_name(suite)
-    if not isinstance(limit, int) or limit < 0 or limit == 1:
+    if limit < 0 or limit == 1:
         raise ValueError(f"limit is {limit!r}: give 0, for all images, or a number from 2")
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}: give a whole number from 1")
     for task in tasks:
         resolve(task.dataset)  # report a mistyped name before computing anything
@@ -323,9 +318,8 @@ def evaluate(
             _save(predictions[task], folder / task.file)
     evaluation = Evaluation(name, title, predictions)
     if folder is not None:
-        write_atomically(
-            folder / "rows.csv", lambda part: evaluation.rows.to_csv(part, index=False)
-        )
+        rows = evaluation.rows
+        write_atomically(folder / "rows.csv", lambda part: rows.to_csv(part, index=False))
     return evaluation
 
 
@@ -334,14 +328,6 @@ def _predict(model: DualEncoder, task: Task, pairs: Pairs, batch_size: int) -> P
     kind = task.kind if prompts or pairs.paired else "retrieval by label"
     labels = None if kind == "retrieval" else pairs.match_labels().tolist()
     shown = (kind, pairs.name, pairs.split, pairs.keys, prompts or pairs.captions, labels)
-    items = _measure(model, pairs, prompts, batch_size)
-    return Predictions(kind, items, digest(repr((*shown, pixel_digests(pairs)))))
-
-
-def _measure(
-    model: DualEncoder, pairs: Pairs, prompts: list[list[str]] | None, batch_size: int
-) -> dict[str, Tensor]:
-    """The items of `Predictions`: zero-shot if there are prompts, else of retrieval."""
     flat = prompts and [prompt for of_class in prompts for prompt in of_class]
     device = model.log_logit_scale.device
     inputs = prepare(model, pairs, truncate=True, device=device, texts=flat)
@@ -350,15 +336,14 @@ def _measure(
         if len(prompts) < 2:
             raise ValueError(f"{pairs.name} has one class: zero-shot classification needs two")
         classes = metrics.class_embeddings(texts.unflatten(0, (len(prompts), -1)))
-        return {
-            "labels": pairs.labels,
-            "predictions": (images @ classes.T).argmax(1),
-            "ranks": metrics.class_ranks(images, classes, pairs.labels),
-        }
-    ranks = metrics.query_ranks(images, texts, *pairs.retrieval_targets())
-    if len(ranks.image_units.unique()) < 2:
-        raise ValueError("all images match one another: retrieval needs two that differ")
-    return ranks._asdict()
+        ranks = metrics.class_ranks(images, classes, pairs.labels)
+        nearest = (images @ classes.T).argmax(1)
+        items = {"labels": pairs.labels, "predictions": nearest, "ranks": ranks}
+    else:
+        items = metrics.query_ranks(images, texts, *pairs.retrieval_targets())._asdict()
+        if len(items["image_units"].unique()) < 2:
+            raise ValueError("all images match one another: retrieval needs two that differ")
+    return Predictions(kind, items, digest(repr((*shown, pixel_digests(pairs)))))
 
 
 def _save(predictions: Predictions, file: Path) -> None:

@@ -63,8 +63,8 @@ def settings(file):
 
 
 BAD_ROWS = [broken(value) for value in (math.nan, math.inf, 0.0, 1.02)]
-NO_ROWS = [EYE.numpy(), None, EYE.tolist(), EYE[0], EYE[:0]]
-NO_LABELS = [OWN.numpy(), None, OWN.float(), OWN > 3, OWN[:2], OWN[None]]
+NO_ROWS = [EYE[0], EYE[:0]]
+NO_LABELS = [OWN.float(), OWN > 3, OWN[:2], OWN[None]]
 CANCELLED = torch.stack([torch.ones(2, 4), ints(1, -3)[:, None] * ints(1, 2, 3, 5) / 7])
 SUITES = ["- {", "dataset: cats", "", "- kind: retrieval", "- {dataset: a, knd: b}"]
 BAD = {
@@ -73,14 +73,12 @@ BAD = {
     + [recall(text=torch.eye(5), own=OWN[:5])],
     "class_embeddings": [ranks(classes=broken(math.nan)), ranks(classes=NO_ROWS[0])],
     "first row 5": [partial(metrics.class_embeddings, broken(0.0).reshape(3, 4, 12))],
-    "prompt_embeddings": [
-        partial(metrics.class_embeddings, x) for x in (EYE, None, torch.ones(0, 2, 4))
-    ],
+    "prompt_embeddings": [partial(metrics.class_embeddings, torch.ones(0, 2, 4))],
     "class 1 cancel": [partial(metrics.class_embeddings, CANCELLED)],
     "text_to_image": [recall(own=x) for x in NO_LABELS]
     + [recall(EYE[:3], EYE[:3], own) for own in (ints(0, 1, 1), ints(0, 1, 3), ints(-1, 1, 2))]
     + [by_label(own=OWN[:2])],
-    "labels": [f(labels=x) for f in (by_label, ranks) for x in NO_LABELS if x is not None],
+    "labels": [f(labels=x) for f in (by_label, ranks) for x in NO_LABELS],
     "labels, first 7": [
         ranks(EYE[:3], EYE[:3], ints(0, 7, 2)),
     ],
@@ -90,12 +88,11 @@ BAD = {
     "cluster": [partial(mean_interval, np.ones(3), np.arange(2))],
     "seeds": [partial(paired_difference, a, ONE) for a in (ONE[0], ONE[:, :2], np.ones((2, 3)))],
     "b is empty": [partial(paired_difference, ONE[:, :0], ONE[:, :0])],
-    "limit": [evaluated(limit=x) for x in (1, -1, "ten")],
+    "limit": [evaluated(limit=x) for x in (1, -1)],
     "batch_size": [evaluated(batch_size=0)],
     "unknown suite": [partial(suite_tasks, x) for x in ("charactres", "nowhere/own.yaml")],
     "give at least one": [partial(suite_tasks, []), of_file("own.yaml", "[]", suite_tasks)],
     "unknown kind of task 'probe'": [partial(suite_tasks, [Task("a", "probe")])],
-    "'a' is not a task": [partial(suite_tasks, ["a"])],
     "each data set once": [partial(suite_tasks, [Task("x/a"), Task("y/a")])],
     "different images": [partial(compare, evaluation("x"), evaluation("y"))],
     "evaluations": [partial(compare, x, []) for x in ([], [evaluation("")] * 2)],

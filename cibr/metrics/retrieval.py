@@ -65,7 +65,7 @@ def recall_at_k(
         `{"image_to_text_recall@k": ..., "text_to_image_recall@k": ...}` in [0, 1].
 
     Raises:
-        ValueError: an argument that is not a torch tensor, shapes that do not fit, an image
+        ValueError: shapes that do not fit, an image
             without text, embeddings that are not finite unit vectors, a k that is not between 1 and
             the smaller gallery's size.
     """
@@ -135,7 +135,7 @@ def query_ranks(
     if labels is None:
         ranks = retrieval_ranks(image_embeddings, text_embeddings, text_to_image)
         return Ranks(*ranks, torch.arange(len(image_embeddings)), text_to_image)
-    check_embeddings(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
+    _check_embeddings(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
     _check_labels("text_to_image", text_to_image, len(text_embeddings))
     _check_labels("labels", labels, len(image_embeddings))
     text_labels = labels[text_to_image]
@@ -167,7 +167,7 @@ def retrieval_ranks(
     Raises:
         ValueError: as `recall_at_k`.
     """
-    check_embeddings(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
+    _check_embeddings(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
     _check_labels("text_to_image", text_to_image, len(text_embeddings))
     n = len(image_embeddings)
     indices = torch.arange(n, device=text_to_image.device)
@@ -209,7 +209,7 @@ def _label_ranks(
         missing = f"{len(alone)} labels, first {alone[0]}, are not on the other side ({known})"
         raise ValueError(f"{missing}: every query needs a correct item")
     ranks = torch.empty_like(first)
-    for rows, tile in similarity_tiles(queries, gallery):
+    for rows, tile in _similarity_tiles(queries, gallery):
         nth = torch.arange(int(n_correct[rows].max()), device=tile.device)
         columns = (first[rows, None] + nth).clamp(max=len(gallery) - 1)
         correct = tile.gather(1, columns).masked_fill(nth >= n_correct[rows, None], -torch.inf)
@@ -218,7 +218,7 @@ def _label_ranks(
     return ranks
 
 
-def similarity_tiles(
+def _similarity_tiles(
     queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"]
 ) -> Iterator[tuple[slice, Float[Tensor, "t m"]]]:
     """The rows of a tile and their similarities to the whole gallery, float32, valid until the next
@@ -245,20 +245,17 @@ def _count_reaching(
     return reached.mv(reached.new_ones(reached.shape[1]))
 
 
-def check_embeddings(*, unit: bool = True, **embeddings: Tensor) -> None:
+def _check_embeddings(**embeddings: Tensor) -> None:
     """Raises ValueError unless all are tensors [n, d] of finite unit vectors, with one d."""
     for name, rows in embeddings.items():
-        if not isinstance(rows, Tensor) or rows.ndim != 2 or not len(rows):
-            raise ValueError(f"{name} is {_described(rows)}: pass a torch tensor [n, d], n >= 1")
-        rows = rows.float() if unit else F.normalize(rows.float(), dim=1)
+        if rows.ndim != 2 or not len(rows):
+            raise ValueError(f"{name} has shape {list(rows.shape)}: pass [n, d] with n >= 1")
         is_unit = (rows.float().norm(dim=1) - 1).abs() <= _UNIT_TOLERANCE
         bad = (~is_unit).nonzero().flatten().tolist()
         if bad:
             fix = "normalise them with torch.nn.functional.normalize"
-            raise ValueError(
-                f"{name} has {len(bad)} rows, first row {bad[0]}, that are not finite unit "
-                f"vectors: {fix}"
-            )
+            fault = f"{len(bad)} rows, first row {bad[0]}, that are not finite unit vectors"
+            raise ValueError(f"{name} has {fault}: {fix}")
     widths = {name: rows.shape[1] for name, rows in embeddings.items()}
     if len({*widths.values()}) > 1:
         raise ValueError(f"the dimensions differ: {widths}; embed both with one model")
@@ -266,14 +263,10 @@ def check_embeddings(*, unit: bool = True, **embeddings: Tensor) -> None:
 
 def _check_labels(name: str, labels: _OfImages, n: int) -> None:
     """Raises ValueError unless labels or indices are a torch tensor of n whole numbers."""
-    whole = isinstance(labels, Tensor) and not labels.is_floating_point()
-    if not whole or labels.dtype == torch.bool or labels.shape != (n,):
-        raise ValueError(f"{name} is {_described(labels)}: pass a tensor of {n} whole numbers")
-
-
-def _described(value) -> str:
-    is_tensor = isinstance(value, Tensor)
-    return f"{value.dtype} {list(value.shape)}" if is_tensor else type(value).__name__
+    fractional = labels.is_floating_point() or labels.dtype == torch.bool
+    if fractional or labels.shape != (n,):
+        got = f"{labels.dtype} {list(labels.shape)}"
+        raise ValueError(f"{name} is {got}: pass a tensor of {n} whole numbers")
 
 
 def _recalls(image_ranks: Tensor, text_ranks: Tensor, ks: _Ks, name: str) -> dict[str, float]:
@@ -312,7 +305,7 @@ def _pass(
     own = texts.new_empty(len(texts))
     text_ranks = texts.new_empty(len(texts))
     image_ranks = torch.zeros_like(best)
-    for rows, tile in similarity_tiles(texts, images):
+    for rows, tile in _similarity_tiles(texts, images):
         own[rows] = tile.gather(1, text_to_image[rows, None]).squeeze(1)
         text_ranks[rows] = _count_reaching(tile, own[rows]) - 1  # the correct image reaches its own
         image_ranks += _count_reaching(tile.T, best)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cibr.metrics.intervals import of_groups
-from cibr.metrics.retrieval import _check_labels, _label_ranks, check_embeddings
+from cibr.metrics.retrieval import _check_embeddings, _check_labels, _label_ranks
 
 _Images = Float[Tensor, "n d"]
 _Classes = Float[Tensor, "c d"]
@@ -34,10 +34,8 @@ def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor,
         ValueError: no class or template, a prompt that is zero or not finite, a class whose prompts
             cancel.
     """
-    if not isinstance(prompt_embeddings, Tensor) or prompt_embeddings.ndim != 3:
-        raise ValueError("prompt_embeddings must be a torch tensor [classes, templates, d]")
     prompts = F.normalize(prompt_embeddings.float(), dim=2)
-    check_embeddings(prompt_embeddings=prompts.flatten(0, 1))
+    _check_embeddings(prompt_embeddings=prompts.flatten(0, 1))
     means = prompts.mean(1)
     # a sum that cancels leaves about 1e-8 in float32
     cancelled = (means.norm(dim=1) < 1e-6).nonzero().flatten().tolist()
@@ -58,10 +56,10 @@ def class_ranks(image_embeddings: _Images, class_embeddings: _Classes, labels: _
         Ranks [n], from 0.
 
     Raises:
-        ValueError: an argument that is not a torch tensor, shapes that do not fit, embeddings that
+        ValueError: shapes that do not fit, embeddings that
             are not finite unit vectors, a label outside the classes.
     """
-    check_embeddings(image_embeddings=image_embeddings, class_embeddings=class_embeddings)
+    _check_embeddings(image_embeddings=image_embeddings, class_embeddings=class_embeddings)
     _check_labels("labels", labels, len(image_embeddings))
     classes = torch.arange(len(class_embeddings), device=labels.device)
     return _label_ranks(image_embeddings, labels, class_embeddings, classes)
