@@ -159,16 +159,13 @@ def _settings(arguments: argparse.Namespace) -> dict:
     """The settings of the file, overridden by those of the command line."""
     settings = {}
     file = arguments.config
+    if file is not None and not file.is_file():
+        raise FileNotFoundError(f"no file {str(file)!r}; a data set is given by --dataset")
     if file is not None:
         try:
-            settings = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            missing = f"there is no file of settings {str(file)!r}"
-            raise FileNotFoundError(f"{missing}; a data set is given by --dataset") from error
-        except ValueError as error:
-            raise ValueError(f"{str(file)!r} is not JSON ({error})") from error
-        if not isinstance(settings, dict):
-            raise ValueError(f'{str(file)!r} must hold one JSON object, such as {{"beta": 0.05}}')
+            settings = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{str(file)!r} is not a JSON object ({error})") from error
     others = ("config", "run", "debug", "plugin")
     return settings | {name: v for name, v in vars(arguments).items() if name not in others}
 
@@ -180,11 +177,7 @@ def _load(name: str, device: str):
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = DualEncoder.from_pretrained(name)
-    try:
-        return model.to(device)
-    except (AssertionError, RuntimeError) as error:  # as torch was built, or as devices are there
-        raise ValueError(f"--device {device} cannot be used: {error}") from error
+    return DualEncoder.from_pretrained(name).to(device)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -224,8 +217,6 @@ def _search(arguments: argparse.Namespace) -> None:
 
     if not arguments.text.strip():
         raise ValueError("the text to search for is empty: describe what the images should show")
-    if arguments.top < 1:
-        raise ValueError(f"--top is {arguments.top}: give the number of images to print, 1 or more")
     model = _load(arguments.model, arguments.device)
     images = _images(arguments.folder)
     files, features = [], []

@@ -97,8 +97,7 @@ BAD = {
     "different images": [partial(compare, evaluation("x"), evaluation("y"))],
     "evaluations": [partial(compare, x, []) for x in ([], [evaluation("")] * 2)],
     "is not a suite": [of_file("own.yaml", text, suite_tasks) for text in SUITES],
-    "not JSON": [of_file("config.json", "{", settings)],
-    "one JSON object": [of_file("config.json", "[1]", settings)],
+    "JSON object": [of_file("config.json", text, settings) for text in ("{", "[1]")],
 }
 CASES = [
     (f"metrics: {word} {i}", call, ValueError, word)
