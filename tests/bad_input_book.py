@@ -11,7 +11,7 @@ from cibr_book.experiments.corruptions import Corruption, corrupt, half_in_style
 from cibr_book.experiments.glyph_benchmarks import load_glyph_benchmark
 from cibr_book.experiments.plan import read_plan
 from cibr_book.experiments.shifts import shifted
-from cibr_book.experiments.suites import published
+from cibr_book.experiments.suites import against_published
 
 EYE = torch.eye(8, dtype=torch.float64)
 MAPS = torch.zeros(3, 2, 4, 4)
@@ -38,7 +38,7 @@ CALLS = {
     "maps: shape": (lambda: maps(noise=MAPS[..., :2]), "pass one text per map"),
     "maps: texts": (lambda: maps(texts=EYE[:2]), "3 maps.*2 texts"),
     "maps: weight": (lambda: maps(weight=-1.0), "pass a positive price of a nat"),
-    "published": (lambda: published("mine"), "no results of 'mine'; it has those of"),
+    "published": (lambda: against_published(None, "mine"), "'mine'.*openai/clip"),
 }
 
 
@@ -53,7 +53,7 @@ def sweep(text):
 RUN = "results: rows.csv\nconditions: {all: {methods: [{method: CLIP, seed: [1, 1]}]}}"
 CALLS |= {
     "sweep's entry": (sweep("result: rows.csv"), ".*sweep.yaml: 'result', did you mean 'results'"),
-    "sweep without results": (sweep("conditions: {}"), "no entry 'results'"),
+    "sweep without results": (sweep("conditions: {}"), "needs the entries"),
     "sweep's run twice": (sweep(RUN), "two runs have the settings .*: drop one"),
     "sweep's text": (sweep(RUN.replace("[1, 1]", "1e-3")), "seed: YAML reads '1e-3' as text"),
 }

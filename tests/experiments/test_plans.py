@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from cibr_book.experiments.confirmation import FORMS, SEEDS, best_forms
 from cibr_book.experiments.plan import (
     Plan,
+    _drawn,
+    _grid,
     collect,
     committed,
-    drawn,
-    grid,
     read_plan,
     run_id,
     save_row,
@@ -70,18 +70,18 @@ axes_of_a_grid = st.dictionaries(
 @settings(max_examples=40, deadline=None)
 @given(axes_of_a_grid, st.data())
 def test_drawn_points_are_distinct_and_methods_share_the_values_of_their_axes(axes, data):
-    points = grid(axes)
+    points = _grid(axes)
     n = data.draw(st.integers(1, len(points)))
-    found = drawn(axes, n, "few")
+    found = _drawn(axes, n, "few")
     assert len({json.dumps(point) for point in found}) == n
     assert all(point in points for point in found)
-    wider = drawn(axes | {"weight": list(range(99))}, n, "few")
+    wider = _drawn(axes | {"weight": list(range(99))}, n, "few")
     shared = [{name: point[name] for name in axes} for point in wider]
     assert shared[0] == found[0]
     distinct = [point for i, point in enumerate(shared) if point not in shared[:i]]
     assert distinct == found[: len(distinct)]
     with pytest.raises(ValueError, match="draw"):
-        drawn(axes, len(points) + 1, "few")
+        _drawn(axes, len(points) + 1, "few")
 
 
 def test_the_id_of_a_run_depends_on_what_decides_its_numbers_alone():
@@ -116,7 +116,7 @@ def test_the_confirmation_runs_what_its_plan_says():
 
 
 def test_rows_are_collected_once_as_text_and_only_those_of_the_plan(tmp_path):
-    plan = Plan(tmp_path / "rows.csv", "", {run_id(s): s for s in grid({"seed": [1, 2]})})
+    plan = Plan(tmp_path / "rows.csv", "", {run_id(s): s for s in _grid({"seed": [1, 2]})})
     (tmp_path / "000000000000.json").write_text("{}")
     values = [{"value": 1 / 3, "beta": 0}, {"value": 0.5, "beta": 0.1, "shifts": True}]
     write_rows(plan, tmp_path, dict(zip(plan.runs, values, strict=True)))

@@ -3,7 +3,6 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -40,27 +39,33 @@ WAYS = {"image to text": "image_to_text", "text to image": "text_to_image"}
 RECALLS = [f"recall on {name}" for name in PHOTOS]
 DIRECTIONS = [f"{way}, {name}" for name in PHOTOS for way in WAYS]
 FIRST = [f"{way} R@1, {name}" for name in PHOTOS for way in WAYS]
-ACCURACIES = [f"accuracy on {name}" for names in SETS.values() for name in names.split()]
-NEW = ACCURACIES[-4:]
+_TASKS = {f"accuracy on {n}": f"{s}/{n}" for s, names in SETS.items() for n in names.split()}
+ACCURACIES = list(_TASKS)
 PACS = [f"accuracy on PACS, {style}" for style in ("photo", "art_painting", "cartoon", "sketch")]
 VALIDATION = "recall on validation"
 STRENGTHS = ["recall on Flickr8k", *(f"recall at strength {k}" for k in (1, 2, 3))]
 KINDS = [f"recall under {name}" for name in SHIFTS]
-_TASKS = [f"{suite}/{name}" for suite, names in SETS.items() for name in names.split()]
-_RECALL = "recall@(?:1|5|10)$"
-_OVER_PHOTOS = list(product(PHOTOS.values(), WAYS.values()))
-_MEASURES = {  # number and pattern of the columns by the name of their mean
-    **dict(zip(RECALLS, [(6, f"^{task}/.*_{_RECALL}") for task in PHOTOS.values()], strict=True)),
-    **dict(zip(DIRECTIONS, [(3, f"^{t}/{way}_{_RECALL}") for t, way in _OVER_PHOTOS], strict=True)),
-    **dict(zip(FIRST, [(1, f"^{t}/{way}_recall@1$") for t, way in _OVER_PHOTOS], strict=True)),
-    VALIDATION: (6, f"^validation_(?:image_to_text|text_to_image)_{_RECALL}"),
-    **{name: (1, f"^{task}/accuracy@1$") for name, task in zip(ACCURACIES, _TASKS, strict=True)},
-    "zero-shot accuracy": (11, f"^(?:{'|'.join(_TASKS)})/accuracy@1$"),
-    "accuracy on the new sets": (4, f"^(?:{'|'.join(_TASKS[-4:])})/accuracy@1$"),
-    **{name: (1, f"^mini/pacs-{name.split()[-1]}/accuracy@1$") for name in PACS},
-    **{name: (3, f"^shift/{name.split()[-1]}-./recall$") for name in KINDS},
-    **{name: (5, f"^shift/.*-{name[-1]}/recall$") for name in STRENGTHS[1:]},
-}
+
+
+def _columns() -> dict[str, list[str]]:
+    """The columns of the rows whose mean is a measure, by the measure's name."""
+    recalls = {way: [f"{way}_recall@{k}" for k in (1, 5, 10)] for way in WAYS.values()}
+    both = [recall for names in recalls.values() for recall in names]
+    columns = {VALIDATION: [f"validation_{recall}" for recall in both]}
+    for photos, task in PHOTOS.items():
+        columns[f"recall on {photos}"] = [f"{task}/{recall}" for recall in both]
+        for words, way in WAYS.items():
+            columns[f"{words}, {photos}"] = [f"{task}/{recall}" for recall in recalls[way]]
+            columns[f"{words} R@1, {photos}"] = [f"{task}/{way}_recall@1"]
+    accuracies = [f"{task}/accuracy@1" for task in _TASKS.values()]
+    columns |= {name: [column] for name, column in zip(_TASKS, accuracies, strict=True)}
+    columns |= {"zero-shot accuracy": accuracies, "accuracy on the new sets": accuracies[-4:]}
+    columns |= {name: [f"mini/pacs-{name.split()[-1]}/accuracy@1"] for name in PACS}
+    for name in SHIFTS:
+        columns[f"recall under {name}"] = [f"shift/{name}-{k}/recall" for k in (1, 2, 3)]
+    for k in (1, 2, 3):
+        columns[STRENGTHS[k]] = [f"shift/{name}-{k}/recall" for name in SHIFTS]
+    return columns
 
 
 def best_trials(trials: pd.DataFrame) -> pd.DataFrame:
@@ -115,21 +120,19 @@ def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
         means over five shifts. Conditions are in the order of `IN_WORDS`.
 
     Raises:
-        ValueError: a score of the plan has no column, or a run lacks scores.
+        KeyError: a score of the plan has no column.
+        ValueError: a run lacks scores.
     """
-    measures = {}
-    for name, (n_columns, pattern) in _MEASURES.items():
-        scores = rows.filter(regex=pattern)
-        if scores.shape[1] != n_columns:
-            raise ValueError(f"{name} has {scores.shape[1]} columns and needs {n_columns}")
-        measures[name] = 100 * scores.mean(axis=1, skipna=False)
+    measures = {
+        name: 100 * rows[own].mean(axis=1, skipna=False) for name, own in _columns().items()
+    }
     table = pd.DataFrame(measures)
     incomplete = table.isna().any(axis=1)
     if incomplete.any():
         runs = ", ".join(rows.loc[incomplete, "run"])
         raise ValueError(f"the runs {runs} lack scores: execute them again")
-    places = {condition: place for place, condition in enumerate(IN_WORDS)}
-    measured = pd.concat([rows.drop(columns="zero-shot", errors="ignore"), table], axis=1)
+    measured = pd.concat([rows, table], axis=1)
+    places = list(IN_WORDS).index
     return measured.sort_values("condition", key=lambda names: names.map(places), kind="stable")
 
 
@@ -139,14 +142,13 @@ def paired(rows: pd.DataFrame, method: str, control: str, measures: Sequence[str
     Raises:
         ValueError: one of the two has other seeds than the plan's.
     """
-    sides = []
+    by_seed = rows.set_index("seed").sort_index()
     for name in (method, control):
-        side = rows[rows["method"] == name].set_index("seed")[[*measures]]
-        if sorted(side.index) != SEEDS:
-            what = f"{name!r} has the seeds {sorted(side.index)}"
-            raise ValueError(f"{what}: execute {SEEDS}, once each")
-        sides.append(side)
-    return sides[0] - sides[1]
+        seeds = by_seed.index[by_seed["method"] == name].tolist()
+        if seeds != SEEDS:
+            raise ValueError(f"{name!r} has the seeds {seeds}: execute {SEEDS}, once each")
+    ours, theirs = (by_seed[by_seed["method"] == name] for name in (method, control))
+    return ours[[*measures]] - theirs[[*measures]]
 
 
 def hypothesis_tests(rows: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFrame:
@@ -168,7 +170,7 @@ def hypothesis_tests(rows: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFra
         excludes what is claimed, or `undecided`.
     """
     controls = [("H1", "CLIP"), ("H2", "CLIP, CCA start"), ("H2", "closed-form CCA")]
-    claims = [(h, where, "CCA anchor", c) for (h, c), where in product(controls, FEW_OR_WRONG)]
+    claims = [(h, where, "CCA anchor", c) for h, c in controls for where in FEW_OR_WRONG]
     for condition, form in forms.items():
         claims += [("H3", condition, method, "CLIP") for method in ("CIBR MINE", form)]
     table = []
@@ -177,74 +179,63 @@ def hypothesis_tests(rows: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFra
         gaps = paired(rows[rows["condition"] == condition], method, control, RECALLS)
         for measure, values in gaps.items():
             seeds = DescrStatsW(values)
-            equality = hypothesis == "H3"
-            p_value = seeds.ttost_mean(-MARGIN, MARGIN)[0] if equality else seeds.ttest_mean(0)[1]
-            table.append([*claim, measure, *student_interval(values), p_value])
-    names = [*CLAIM, "measure", "difference", "low", "high", "p_value"]
-    tests = pd.DataFrame(table, columns=names)
-    return tests.merge(_verdicts(tests), on=CLAIM)
+            mean, low, high = student_interval(values)
+            if hypothesis == "H3":
+                p_value = seeds.ttost_mean(-MARGIN, MARGIN)[0]
+                signs = True, low > MARGIN or high < -MARGIN
+            else:
+                p_value = seeds.ttest_mean(0)[1]
+                signs = mean > 0, high < 0
+            table.append([*claim, measure, mean, low, high, p_value, *signs])
+    names = ["measure", "difference", "low", "high", "p_value", "supported", "excluded"]
+    tests = pd.DataFrame(table, columns=[*CLAIM, *names])
+    on_both = {"p_value": "max", "supported": "all", "excluded": "all"}
+    verdicts = tests.groupby(CLAIM, sort=False).agg(on_both).reset_index()
+    verdicts["holm"] = multipletests(verdicts["p_value"], method="holm")[1]
+    holds = verdicts["supported"] & (verdicts["holm"] < 0.05)
+    verdicts["verdict"] = _verdict(holds, verdicts["excluded"])
+    return tests[[*CLAIM, *names[:5]]].merge(verdicts[[*CLAIM, "holm", "verdict"]], on=CLAIM)
 
 
-def _verdicts(tests: pd.DataFrame) -> pd.DataFrame:
-    """The corrected p-value `holm` and the `verdict` of each claim."""
-    is_equality = tests["hypothesis"] == "H3"
-    outside = (tests["low"] > MARGIN) | (tests["high"] < -MARGIN)
-    excluded = outside.where(is_equality, tests["high"] < 0)
-    supported = is_equality | (tests["difference"] > 0)
-    claims = tests.assign(excluded=excluded, supported=supported).groupby(CLAIM, sort=False)
-    how = {"p_value": "max", "excluded": "all", "supported": "all"}
-    table = claims.agg(how).reset_index()
-    table["holm"] = holm(table["p_value"])
-    conditions = [(table["holm"] < 0.05) & table["supported"], table["excluded"]]
-    table["verdict"] = np.select(conditions, ["holds", "contradicted"], "undecided")
-    return table[[*CLAIM, "holm", "verdict"]]
+def _verdict(holds: pd.Series, contradicted: pd.Series) -> np.ndarray:
+    return np.select([holds, contradicted], ["holds", "contradicted"], "undecided")
 
 
-def holm(p_values: pd.Series) -> np.ndarray:
-    """The p-values adjusted by Holm's method, which controls the family-wise error rate."""
-    return multipletests(p_values, method="holm")[1]
-
-
-def zero_shot_tests(rows: pd.DataFrame, accuracies: Sequence[str] = ACCURACIES) -> pd.DataFrame:
+def zero_shot_tests(rows: pd.DataFrame) -> pd.DataFrame:
     """H4 for every method in every condition: the gain over CLIP is below a point.
 
     The curves over beta are left out.
 
     Args:
         rows: from `with_measures`.
-        accuracies: the sets.
 
     Returns:
         `condition, method`; `difference` in points, the mean over seeds and sets, with Student's
-        95 % intervals `low, high` over seeds and `sets_low, sets_high` over sets; `holm`, the
-        p-value of a gain below `GAIN` over seeds, corrected over the table; `verdict`: `holds` at
-        5 %, `contradicted` if `low` is above `GAIN`, or `undecided`; and whether a gain of any size
-        is found `over_seeds` and `over_sets`, corrected likewise.
+        95 % interval over seeds `low, high`; `holm`, the p-value of a gain below `GAIN` over seeds,
+        corrected over the table; whether a gain of any size is found `over_seeds` and `over_sets`,
+        corrected likewise; `verdict`: `holds` at 5 %, `contradicted` if `low` is above `GAIN`, or
+        `undecided`.
     """
     planned = rows[~rows["method"].str.endswith("over beta")]
     table = []
-    for (condition, method), _ in planned.groupby(["condition", "method"], sort=False):
-        if method == "CLIP":
-            continue
-        own = planned[planned["condition"] == condition]
-        gaps = paired(own, method, "CLIP", accuracies)
-        over_seeds = gaps.mean(axis=1)
-        over_sets = gaps.mean(axis=0)
-        p_values = [
-            DescrStatsW(over_seeds).ttest_mean(GAIN, "smaller")[1],
-            DescrStatsW(over_seeds).ttest_mean(0, "larger")[1],
-            DescrStatsW(over_sets).ttest_mean(0, "larger")[1],
-        ]
-        of_sets = student_interval(over_sets)[1:]
-        table.append([condition, method, *student_interval(over_seeds), *of_sets, *p_values])
-    names = ["condition", "method", "difference", "low", "high", "sets_low", "sets_high"]
+    for condition, own in planned.groupby("condition", sort=False):
+        for method in own["method"].unique():
+            if method == "CLIP":
+                continue
+            gaps = paired(own, method, "CLIP", ACCURACIES)
+            seeds, sets = gaps.mean(axis=1), gaps.mean(axis=0)
+            p_values = [
+                DescrStatsW(seeds).ttest_mean(GAIN, "smaller")[1],
+                DescrStatsW(seeds).ttest_mean(0, "larger")[1],
+                DescrStatsW(sets).ttest_mean(0, "larger")[1],
+            ]
+            table.append([condition, method, *student_interval(seeds), *p_values])
+    names = ["condition", "method", "difference", "low", "high"]
     tests = pd.DataFrame(table, columns=[*names, "holm", "over_seeds", "over_sets"])
-    tests["holm"] = holm(tests["holm"])
-    tests["over_seeds"] = holm(tests["over_seeds"]) < 0.05
-    tests["over_sets"] = holm(tests["over_sets"]) < 0.05
-    conditions = [tests["holm"] < 0.05, tests["low"] > GAIN]
-    tests["verdict"] = np.select(conditions, ["holds", "contradicted"], "undecided")
-    return tests
+    for name in ("holm", "over_seeds", "over_sets"):
+        tests[name] = multipletests(tests[name], method="holm")[1]
+    found = tests[["over_seeds", "over_sets"]] < 0.05
+    return tests.assign(verdict=_verdict(tests["holm"] < 0.05, tests["low"] > GAIN), **found)
 
 
 def verdict_table(tests: pd.DataFrame) -> pd.DataFrame:
@@ -263,8 +254,8 @@ def verdict_table(tests: pd.DataFrame) -> pd.DataFrame:
     return table[["verdict", *RECALLS, "p, Holm"]].rename(columns=_short)
 
 
-def _short(name: str) -> str:
-    return name.removeprefix("recall on ")
+def _short(measure: str) -> str:
+    return measure.removeprefix("recall on ")
 
 
 def zero_shot_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -279,12 +270,13 @@ def zero_shot_table(rows: pd.DataFrame) -> pd.DataFrame:
         same over `four new sets`, without one; and the corrected p-value `p, Holm`.
     """
     rows = rows.replace({"condition": IN_WORDS})
-    tests = zero_shot_tests(rows).set_index(["condition", "method"])
-    new = zero_shot_tests(rows, NEW).set_index(["condition", "method"])
+    key = ["condition", "method"]
+    tests = zero_shot_tests(rows).set_index(key)
+    new = differences(rows, ["accuracy on the new sets"]).set_index(key)
     table = {
         "gains less than a point": tests["verdict"],
         "eleven sets": interval_text(tests) + tests["over_seeds"].map({True: " *", False: ""}),
-        "four new sets": interval_text(new),
+        "four new sets": interval_text(new.loc[tests.index]),
         "p, Holm": tests["holm"].map(_p_text),
     }
     return pd.DataFrame(table)
@@ -318,7 +310,7 @@ def over_beta(rows: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
     return table.sort_values("beta", kind="stable", ignore_index=True)
 
 
-def photo_hits(file: Path) -> UInt8[np.ndarray, " n"]:
+def _photo_hits(file: Path) -> UInt8[np.ndarray, " n"]:
     """How often each photo is found, of 30 times; its mean over photos is the mean recall.
 
     The photo's query counts five times among the first 1, 5 and 10, each of its five captions once.
@@ -346,7 +338,7 @@ def photo_intervals(
     Args:
         tests: from `hypothesis_tests`.
         rows: of the runs.
-        hits: `run`, the ids; and for each of `PHOTOS` the `photo_hits` [run, photo].
+        hits: `run`, the ids; and for each of `PHOTOS` the hits of its photos [run, photo].
 
     Returns:
         The tests with `low` and `high` of the bootstrap over seeds and photos.
@@ -358,23 +350,22 @@ def photo_intervals(
     place = {run: i for i, run in enumerate(hits["run"])}
     table = []
     for row in tests.to_dict("records"):
-        of_set = hits[_short(row["measure"])]
-        sides = []
-        for method in (row["control"], row["method"]):
-            own = [place[runs[row["condition"], method, seed]] for seed in SEEDS]
-            sides.append(100 / 30 * of_set[own])
-        mean, low, high = paired_difference(*sides)
+        recalls = 100 / 30 * hits[_short(row["measure"])]
+        of = {
+            method: recalls[[place[runs[row["condition"], method, seed]] for seed in SEEDS]]
+            for method in (row["control"], row["method"])
+        }
+        mean, low, high = paired_difference(of[row["control"]], of[row["method"]])
         if abs(mean - row["difference"]) > 1e-3:
             what = f"{row['method']} minus {row['control']} in {row['condition']!r}"
-            found = f"{row['difference']:.4f} in the rows, {mean:.4f} in the hits"
-            raise ValueError(f"{what} is {found}")
+            raise ValueError(f"{what} is {row['difference']:.4f} in rows, {mean:.4f} in hits")
         table.append(row | {"low": low, "high": high})
     return pd.DataFrame(table)
 
 
-def main() -> None:
+def _main() -> None:
     """Write confirmation_hits.npz from the predictions of the runs in a folder."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(description=_main.__doc__)
     parser.add_argument("folder", type=Path, help="the runs, such as runs/confirmation")
     folder = parser.parse_args().folder
     rows = read_table("confirmation.csv")
@@ -382,10 +373,10 @@ def main() -> None:
     hits = {"run": np.array(runs, dtype=str)}
     for name, place in PHOTOS.items():
         files = [folder / run / f"{place}-retrieval.safetensors" for run in runs]
-        hits[name] = np.stack([photo_hits(file) for file in files])
+        hits[name] = np.stack([_photo_hits(file) for file in files])
     np.savez_compressed(HITS, **hits)
     print(f"{HITS.name}: {len(runs)} runs")
 
 
 if __name__ == "__main__":
-    main()
+    _main()

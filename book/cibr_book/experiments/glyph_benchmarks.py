@@ -9,9 +9,7 @@ is for validation.
 """
 
 import re
-from collections.abc import Callable
 from functools import cache, partial
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,7 +17,7 @@ import torch
 from PIL import Image
 
 from cibr.data import DATASETS, Dataset, glyphs
-from cibr.data.glyphs import COMPUTER_MODERN, IMAGE_SIZE, SERIF, STIX, TEMPLATES, Face, pixel_image
+from cibr.data.glyphs import COMPUTER_MODERN, IMAGE_SIZE, SERIF, STIX, TEMPLATES, pixel_image
 from cibr.data.pairs import Pairs
 from cibr.utils import check_known
 
@@ -27,79 +25,38 @@ _SPLITS = ("validation", "test")
 _DIGIT_SIZE = 20  # px, about the height of a printed digit at 27 px
 _MAX_PER_CLASS = 100
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-_DIRECTIONS = (
-    "leftwards|rightwards|upwards|downwards|left right|up down"
-    "|north east|north west|south east|south west"
+_WAY = (
+    r"\b(?:leftwards|rightwards|upwards|downwards|left right|up down"
+    r"|north east|north west|south east|south west)\b"
 )
-_SHAPES = {"square", "rectangle", "parallelogram", "triangle", "circle", "diamond"}
-_SHAPES |= {"suit", "note", "face"}
-_MARKS = (
+_SHAPE = r"\b(?:square|rectangle|parallelogram|triangle|circle|diamond|suit|note|face)\b"
+_MARK = (
     "acute|grave|circumflex|diaeresis|tilde|caron|breve|macron|cedilla|ogonek"
     "|dot above|ring above|double acute"
 )
-
-
-def _by_pattern(pattern: str, classname: str, name: str, category: str) -> str | None:
-    """The class name with the pattern's group, where category and name match the pattern."""
-    match = re.fullmatch(pattern, f"{category} {name}")
-    return classname.format(match[1]) if match else None
-
-
-def _category(name: str, category: str) -> str | None:
-    words = name.split()
-    rules = {
-        "capital letter": category == "Lu" and "capital letter" in name,
-        "small letter": category == "Ll" and "small letter" in name,
-        "modifier letter": category == "Lm" and name.startswith("modifier letter"),
-        "digit": category == "Nd" and "digit" in words,
-        "vulgar fraction": name.startswith("vulgar fraction"),
-        "punctuation mark": category[0] == "P",
-        "currency sign": category == "Sc",
-        "arrow": category in ("So", "Sm") and "arrow" in words,
-        "mathematical sign": category == "Sm" and "arrow" not in words,
-        "box drawings": name.startswith("box drawings"),
-    }
-    return next((classname for classname, holds in rules.items() if holds), None)
-
-
-def _shape(name: str, category: str) -> str | None:
-    words = set(name.split())
-    shapes = words & _SHAPES
-    return shapes.pop() if len(shapes) == 1 and category == "So" and "arrow" not in words else None
-
-
-def _arrow(name: str, category: str) -> str | None:
-    directions = re.findall(rf"\b(?:{_DIRECTIONS})\b", name)
-    match = re.fullmatch(rf"(?:long )?({_DIRECTIONS})(?: [a-z-]+)* arrow\b.*", name)
-    return f"{match[1]} arrow" if match and len(directions) == 1 else None
-
-
-class GlyphBenchmark(NamedTuple):
-    """A classification task over printed characters.
-
-    Args:
-        classify: takes a character's Unicode name in lower case and its category, and returns the
-            name of its class, or None if the character is not in the set.
-        n_draws: samples per character and face, each with its own nuisance factors; 0 for one plain
-            sample.
-        test_faces: the faces of the `test` split.
-    """
-
-    classify: Callable[[str, str], str | None]
-    n_draws: int = 0
-    test_faces: tuple[Face, ...] = SERIF
-
-
-_LETTERS = partial(_by_pattern, r"L. (latin (?:capital|small) letter [a-z])", "{}")
-_SCRIPTS = partial(_by_pattern, r"L[ulo] (latin|greek|cyrillic|armenian|georgian) .*", "{} letter")
-_DIACRITICS = partial(_by_pattern, rf"L[ul] .* letter .* with ({_MARKS})", "letter with {}")
+# The classes of each set: a pattern of a character's category and Unicode name in lower case, and
+# the class name. The first pattern that matches counts.
 GLYPH_BENCHMARKS = {
-    "glyph_letters": GlyphBenchmark(_LETTERS, test_faces=SERIF + COMPUTER_MODERN),
-    "glyph_scripts": GlyphBenchmark(_SCRIPTS),
-    "glyph_categories": GlyphBenchmark(_category),
-    "glyph_shapes": GlyphBenchmark(_shape, n_draws=4),
-    "glyph_arrows": GlyphBenchmark(_arrow, n_draws=4),
-    "glyph_diacritics": GlyphBenchmark(_DIACRITICS),
+    "glyph_letters": {r"L. (latin (?:capital|small) letter [a-z])": r"\1"},
+    "glyph_scripts": {r"L[ulo] (latin|greek|cyrillic|armenian|georgian) .*": r"\1 letter"},
+    "glyph_categories": {
+        "Lu .*capital letter.*": "capital letter",
+        "Ll .*small letter.*": "small letter",
+        "Lm modifier letter.*": "modifier letter",
+        r"Nd .*\bdigit\b.*": "digit",
+        ".. vulgar fraction.*": "vulgar fraction",
+        "P. .*": "punctuation mark",
+        "Sc .*": "currency sign",
+        r"S[om] .*\barrow\b.*": "arrow",
+        "Sm .*": "mathematical sign",
+        ".. box drawings.*": "box drawings",
+    },
+    # A name with two shapes or two directions has no class.
+    "glyph_shapes": {rf"So (?!.*\barrow\b|.*({_SHAPE}).*(?!\1){_SHAPE}).*({_SHAPE}).*": r"\2"},
+    "glyph_arrows": {
+        rf".. (?!.*{_WAY}.*{_WAY})(?:long )?({_WAY}) (?:.* )?arrow\b.*": r"\1 arrow",
+    },
+    "glyph_diacritics": {rf"L[ul] .* letter .* with ({_MARK})": r"letter with \1"},
 }
 # Keys, class names, pixels and factors of a set's images.
 _Samples = tuple[list[str], list[str], np.ndarray, pd.DataFrame | None]
@@ -125,11 +82,17 @@ def load_glyph_benchmark(name: str, split: str = "test") -> Pairs:
     samples = _digits(split) if name == "glyph_digits" else _characters(name, split)
     keys, classes, pixels, factors = samples
     classnames = sorted(set(classes))
-    templates = [template.format("{c}") for template in TEMPLATES]
-    options = dict(factors=factors, classnames=classnames, templates=templates)
-    options["labels"] = torch.tensor([classnames.index(classname) for classname in classes])
-    captions = [[classname] for classname in classes]
-    return Pairs(name, split, captions, keys, partial(pixel_image, pixels), **options)
+    return Pairs(
+        name,
+        split,
+        [[classname] for classname in classes],
+        keys,
+        partial(pixel_image, pixels),
+        labels=torch.tensor([classnames.index(classname) for classname in classes]),
+        factors=factors,
+        classnames=classnames,
+        templates=[template.format("{c}") for template in TEMPLATES],
+    )
 
 
 def _digits(split: str) -> _Samples:
@@ -149,15 +112,25 @@ def _digits(split: str) -> _Samples:
     return keys, [f"digit {_NUMBERS[digits.target[i]]}" for i in chosen], pixels, None
 
 
+def _classname(rules: dict[str, str], described: str) -> str | None:
+    for pattern, classname in rules.items():
+        match = re.fullmatch(pattern, described)
+        if match:
+            return match.expand(classname)
+    return None
+
+
 @cache
 def _characters(name: str, split: str) -> _Samples:
     """A set of printed characters, rendered once per process."""
-    benchmark = GLYPH_BENCHMARKS[name]
+    n_draws = 4 if name in ("glyph_shapes", "glyph_arrows") else 0  # with nuisance factors
+    test_faces = SERIF + COMPUTER_MODERN if name == "glyph_letters" else SERIF
     characters = glyphs.glyph_characters().query("group == 'seen'")
-    classes = map(benchmark.classify, characters["name"], characters["category"])
-    characters = characters.assign(classname=list(classes)).dropna(subset="classname")
-    faces = STIX if split == "validation" else benchmark.test_faces
-    factors = glyphs.sample_factors(characters, faces, benchmark.n_draws)
+    described = characters["category"] + " " + characters["name"]
+    classes = described.map(partial(_classname, GLYPH_BENCHMARKS[name]))
+    characters = characters.assign(classname=classes).dropna(subset="classname")
+    faces = STIX if split == "validation" else test_faces
+    factors = glyphs.sample_factors(characters, faces, n_draws)
     pixels = glyphs.draw_all(factors)
     classes = factors["character"].map(characters.set_index("character")["classname"])
     keys = pd.Series(glyphs.glyph_pairs(split, factors, pixels).keys)

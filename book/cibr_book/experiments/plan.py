@@ -70,9 +70,8 @@ def read_plan(file: str | Path, results: str | Path = "") -> Plan:
     entries = yaml.safe_load(file.read_text(encoding="utf-8"))
     for name in entries:
         check_known(f"entry of {file}:", name, _ENTRIES)
-    for name in ("results", "conditions"):
-        if name not in entries:
-            raise ValueError(f"{file} has no entry {name!r}: add it")
+    if not {"results", "conditions"} <= set(entries):
+        raise ValueError(f"{file} needs the entries 'results' and 'conditions'")
     trials = read_plan(file.parent / entries["trials"]) if "trials" in entries else None
     runs: dict[str, dict[str, Any]] = {}
     waiting = []
@@ -85,7 +84,9 @@ def read_plan(file: str | Path, results: str | Path = "") -> Plan:
                 waiting.append(f"{condition}: {own['method']}")
                 continue
             axes = best | entries.get("fixed", {}) | part.get("fixed", {}) | own
-            for settings in _points(axes, condition):
+            n_drawn = axes.pop("draw", 0)
+            points = _drawn(axes, n_drawn, condition) if n_drawn else _grid(axes)
+            for settings in points:
                 run = run_id(settings)
                 if run in runs:
                     raise ValueError(f"{file}: two runs have the settings {settings}: drop one")
@@ -104,11 +105,8 @@ def _best_trial(trials: Plan, condition: str, method: str) -> dict[str, Any] | N
         The settings without `seed` and `suites`; empty for a method without trials; None while a
         trial has no row.
     """
-    runs = [
-        run
-        for run, settings in trials.runs.items()
-        if (settings["condition"], settings["method"]) == (condition, method)
-    ]
+    names = {"condition": condition, "method": method}
+    runs = [run for run, settings in trials.runs.items() if names.items() <= settings.items()]
     if not runs:
         return {}
     if not set(runs) <= set(committed(trials.results)["run"]):
@@ -116,24 +114,17 @@ def _best_trial(trials: Plan, condition: str, method: str) -> dict[str, Any] | N
     rows = read_table(trials.results).set_index("run").loc[runs]
     scores = rows[["validation", "zero-shot"]].mean(axis=1)
     if scores.isna().all():
-        what = f"{trials.results}: every trial of {method!r} in {condition!r} diverged"
+        what = f"every trial of {method!r} in {condition!r} diverged"
         raise ValueError(f"{what}: give it smaller learning rates, or leave the method out")
     best = trials.runs[scores.idxmax()]
     return {name: value for name, value in best.items() if name not in ("seed", "suites")}
 
 
-def _points(axes: dict[str, Any], condition: str) -> list[dict[str, Any]]:
-    """The points of a grid, all of them or as many as its entry `draw` says."""
-    axes = dict(axes)
-    n = axes.pop("draw", 0)
-    return drawn(axes, n, condition) if n else grid(axes)
-
-
-def grid(axes: dict[str, Any]) -> list[dict[str, Any]]:
+def _grid(axes: dict[str, Any]) -> list[dict[str, Any]]:
     """Every combination of the axes' values; the last axis changes fastest.
 
     Examples:
-        >>> grid({"beta": [0.0, 0.1], "seed": [0, 1], "model": "tiny"})[1]
+        >>> _grid({"beta": [0.0, 0.1], "seed": [0, 1], "model": "tiny"})[1]
         {'beta': 0.0, 'seed': 1, 'model': 'tiny'}
 
     Raises:
@@ -145,22 +136,20 @@ def grid(axes: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _values(axes: dict[str, Any]) -> dict[str, list]:
     values = {name: axis if isinstance(axis, list) else [axis] for name, axis in axes.items()}
-    for name, axis in values.items():
-        for value in axis:
-            if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
-                what = f"{name}: YAML reads {value!r} as text"
-                raise ValueError(f"{what}; write a point, as in 1.0e-3")
+    for name, value in [(name, value) for name, axis in values.items() for value in axis]:
+        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
+            raise ValueError(f"{name}: YAML reads {value!r} as text; write a point, as in 1.0e-3")
     return values
 
 
-def drawn(axes: dict[str, Any], n: int, condition: str) -> list[dict[str, Any]]:
+def _drawn(axes: dict[str, Any], n: int, condition: str) -> list[dict[str, Any]]:
     """Distinct random points of a grid.
 
     The value of an axis depends on the condition, the number of the draw and the axis alone, so
     methods that share an axis in a condition are tried at the same values of it.
 
     Args:
-        axes: as of `grid`.
+        axes: as of `_grid`.
         n: number of points.
         condition: the name of the condition.
 
@@ -172,15 +161,13 @@ def drawn(axes: dict[str, Any], n: int, condition: str) -> list[dict[str, Any]]:
     if n > size:
         raise ValueError(f"{condition}: draw is {n}, but the grid has {size} points: draw fewer")
     points: list[dict[str, Any]] = []
-    for i in itertools.count():
-        if len(points) == n:
-            return points
-        point = {
-            name: random.Random(f"{condition} {i} {name}").choice(axis)
-            for name, axis in values.items()
-        }
+    numbers = itertools.count()
+    while len(points) < n:
+        draw = f"{condition} {next(numbers)}"
+        point = {name: random.Random(f"{draw} {name}").choice(values[name]) for name in values}
         if point not in points:
             points.append(point)
+    return points
 
 
 def run_id(settings: dict[str, Any]) -> str:
@@ -195,8 +182,11 @@ def run_id(settings: dict[str, Any]) -> str:
 
 def _as_json(settings: dict[str, Any]) -> str:
     """Settings without the run's names, as canonical JSON."""
-    decisive = {name: value for name, value in settings.items() if name not in _NAMES}
-    return json.dumps(_plain(decisive), sort_keys=True, allow_nan=False)
+    return json.dumps(_plain(_decisive(settings)), sort_keys=True, allow_nan=False)
+
+
+def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _NAMES}
 
 
 def _plain(value: Any) -> Any:
@@ -223,10 +213,9 @@ def save_row(settings: dict[str, Any], file: str | Path, work: str) -> dict[str,
     row = {"run": run_id(settings)}
     row |= {name: settings.get(name, "") for name in (*_NAMES, "beta", "seed")}
     row |= {"configuration": _as_json(settings)} | provenance()
-    own = {name: value for name, value in settings.items() if name not in _NAMES}
     start = time.monotonic()
     try:
-        metrics = pkgutil.resolve_name(work)(own, file.with_suffix(""))
+        metrics = pkgutil.resolve_name(work)(_decisive(settings), file.with_suffix(""))
         results = {k: float(f"{v:.6g}") for k, v in metrics.items() if not math.isnan(v)}
     except FloatingPointError as diverged:
         results = {"error": str(diverged)}
@@ -261,9 +250,9 @@ def collect(plan: Plan, folder: str | Path) -> int:
     return len(new)
 
 
-def main() -> None:
+def _main() -> None:
     """Collect the rows of a sweep and report how many of its runs have none."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(description=_main.__doc__)
     parser.add_argument("sweep", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--results", default="", help="another table")
@@ -278,4 +267,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _main()

@@ -10,8 +10,9 @@ import torch
 
 from cibr.evaluate import SUITES, Task, evaluate
 from cibr.models import DualEncoder
-from cibr.utils import project_root
+from cibr.utils import check_known, project_root
 
+PUBLISHED = project_root() / "data" / "results" / "published.csv"
 _PUBLISHED_SUITES = ("paper", "paper-extras")
 
 
@@ -41,56 +42,37 @@ for _suite, _split in (("glyphs", "test"), ("glyphs-validation", "validation")):
     )
 
 
-def published(model: str) -> pd.DataFrame:
-    """The published scores of a model, as a reference for the evaluation code.
-
-    Args:
-        model: its hub id.
-
-    Returns:
-        `dataset, metric, value, source`; values in per cent, as published.
-
-    Raises:
-        ValueError: the table has no results of the model.
-    """
-    table = pd.read_csv(project_root() / "data" / "results" / "published.csv")
-    known = table[table["model"] == model]
-    if known.empty:
-        models = ", ".join(table["model"].unique())
-        raise ValueError(f"published.csv has no results of {model!r}; it has those of {models}")
-    return known.drop(columns="model").reset_index(drop=True)
-
-
-def against_published(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+def against_published(rows: pd.DataFrame, model: str) -> pd.DataFrame:
     """Published and measured scores side by side.
 
     Args:
         rows: of evaluations, see `Evaluation.rows`.
-        known: from `published`.
+        model: the hub id of a model in published.csv.
 
     Returns:
         `dataset, metric, published, measured, low, high, difference` in per cent, one row per
         published score.
     """
     by = ["dataset", "metric"]
-    known = known.rename(columns={"value": "published"})
+    table = pd.read_csv(PUBLISHED)
+    check_known("model with published scores", model, list(table["model"].unique()))
+    known = table[table["model"] == model].rename(columns={"value": "published"})
     both = known.merge(rows.rename(columns={"value": "measured"}), on=by, how="left")
     both[["measured", "low", "high"]] *= 100
     both["difference"] = both["measured"] - both["published"]
     return both[[*by, "published", "measured", "low", "high", "difference"]]
 
 
-def main() -> None:
+def _main() -> None:
     """Print the published scores of a model beside those that `cibr.evaluate` measures."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(description=_main.__doc__)
     parser.add_argument("model", help="a hub id with published scores")
     name = parser.parse_args().model
-    known = published(name)
     model = DualEncoder.from_pretrained(name)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     rows = pd.concat([evaluate(model, suite, name=name).rows for suite in _PUBLISHED_SUITES])
-    print(against_published(rows, known).to_string(index=False, float_format="{:.2f}".format))
+    print(against_published(rows, name).to_string(index=False, float_format="{:.2f}".format))
 
 
 if __name__ == "__main__":
-    main()
+    _main()

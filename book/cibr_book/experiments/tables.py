@@ -9,9 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
 from cibr.utils import project_root
 from cibr_book.intervals import mean_intervals
@@ -54,18 +52,6 @@ def _in_words(settings: dict) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in tuned.items())
 
 
-def chosen(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each method with the hyper-parameters, including beta, that are best on
-    validation in their condition.
-    """
-    means = rows.groupby(KEY, sort=False)["validation"].mean().reset_index()
-    best = means.groupby(["condition", "method"], sort=False)["validation"].idxmax()
-    is_best = pd.MultiIndex.from_frame(rows[KEY]).isin(
-        pd.MultiIndex.from_frame(means.loc[best, KEY])
-    )
-    return rows[is_best]
-
-
 def differences(
     rows: pd.DataFrame, measures: Sequence[str] = HEADLINE, control: str = "CLIP"
 ) -> pd.DataFrame:
@@ -82,25 +68,18 @@ def differences(
 
     Returns:
         One row per method and measure, with `condition, method, beta, hyperparameters, measure`,
-        the means `control` and `value`, `difference` with its 95 % interval `low, high`, `n_seeds`,
-        and the `p_value` of Student's test.
+        `difference` with its 95 % interval `low, high`, and `n_seeds`.
     """
-    base = chosen(rows[rows["method"] == control])
+    controls = rows[rows["method"] == control]
+    validation = controls.groupby(KEY)["validation"].transform("mean")
+    is_best = validation == validation.groupby(controls["condition"]).transform("max")
+    base = controls[is_best]
     pair = ["condition", "seed", "measure"]
     values = rows.drop(base.index).melt([*KEY, "seed"], measures, "measure", "value")
     long = values.merge(base.melt(pair[:2], measures, "measure", "control"), on=pair).dropna()
     long["difference"] = long["value"] - long["control"]
-    by = [*KEY, "measure"]
-    groups = long.groupby(by, sort=False)
-    table = mean_intervals(long, by, "difference")
-    table = table.rename(columns={"mean": "difference", "n": "n_seeds"})
-    table = table.merge(groups[["control", "value"]].mean().reset_index(), on=by)
-    p_values = groups["difference"].apply(_p_value).rename("p_value").reset_index()
-    return table.merge(p_values, on=by)
-
-
-def _p_value(values: pd.Series) -> float:
-    return stats.ttest_1samp(values, 0).pvalue if values.nunique() > 1 else np.nan
+    table = mean_intervals(long, [*KEY, "measure"], "difference")
+    return table.rename(columns={"mean": "difference", "n": "n_seeds"})
 
 
 def in_points(

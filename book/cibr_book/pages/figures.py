@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,14 +15,9 @@ from matplotlib.ticker import NullFormatter
 from PIL import Image
 from torch import Tensor
 
-from cibr_book.experiments.confirmation import over_beta
-from cibr_book.experiments.tables import differences
 from cibr_book.pages.plots import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, WIDTH, panels, wrap
 
 _Values = Sequence[float | int] | Tensor
-# Colour maps stop halfway, so that black print on them can be read, and white on their inverse.
-_PALE = 2
-_ON_COLOUR = {"color": "black"}
 _LINES = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "black")  # the palette's yellow is too pale
 _MARKERS = "os^DvP*X"
 # Colour and marker of methods and estimators, the same in every figure.
@@ -185,37 +179,6 @@ def interval_bars(
     return axis
 
 
-def beta_figure(rows: pd.DataFrame, others: Mapping[str, str]) -> list[Axes]:
-    """Difference from CLIP in mean recall over beta, and of other methods beside the curve.
-
-    Args:
-        rows: from `confirmation.with_measures`, of one condition, with `CIBR vMF over beta`.
-        others: the name to print of each other method.
-
-    Returns:
-        The Axes of the curve and that of the other methods.
-    """
-    compared = differences(rows, ["recall on Flickr8k"]).set_index("method")
-    curve = over_beta(rows, ["recall on Flickr8k"])
-    _, axes = panels(1, 2, 5.3, 3.0, sharey=True, width_ratios=[2.2, 1])
-    left, right = axes[0]
-    left.plot(curve["beta"], curve["difference"], "o-", ms=4, color=BLUE)
-    left.fill_between(curve["beta"], curve["low"], curve["high"], color=BLUE, alpha=0.15, lw=0)
-    log_axis(left, [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0])
-    left.set(xlabel="beta", ylabel="mean recall, points from CLIP", title="the penalty (vMF)")
-    for place, method in enumerate(others):
-        row = compared.loc[method]
-        colour, marker = STYLES[method]
-        right.vlines(place, row["low"], row["high"], color=colour, lw=1.8)
-        right.plot(place, row["difference"], marker, ms=4, color=colour)
-    right.set_xticks(range(len(others)), [wrap(name, 8) for name in others.values()])
-    right.set(title="other methods", xlim=(-0.6, len(others) - 0.4))
-    right.grid(axis="x", visible=False)
-    for axis in (left, right):
-        axis.axhline(0, color="black", lw=0.8)
-    return [left, right]
-
-
 def information_planes(rows: pd.DataFrame, limit: float) -> list[Axes]:
     """Shared against residual information, a panel for each noise: every run, and means joined.
 
@@ -247,27 +210,6 @@ def information_planes(rows: pd.DataFrame, limit: float) -> list[Axes]:
     reference_line(axes[0, -1], limit, "I(image; text)")
     legend_above(figure, axes[0, 0])
     return list(axes[0])
-
-
-def error_table(errors: pd.DataFrame, truths: Mapping[str, float]) -> Axes:
-    """Errors of every estimator on every task as a table of colours: red too high, blue too low.
-
-    Args:
-        errors: estimate minus truth in nats, [task, estimator].
-        truths: the true nats of each task, written beside its name.
-
-    Returns:
-        The Axes.
-    """
-    axis = panels(1, 1, 6.4, 0.32 * len(errors) + 0.4)[1][0, 0]
-    text = errors.map(lambda e: f"{e:+.2f}" if abs(e) < 100 else f"{e:+.0f}".replace("inf", "∞"))
-    limit = _PALE * 1.1
-    colours = dict(cmap="RdBu_r", vmin=-limit, vmax=limit, cbar=False, annot_kws=_ON_COLOUR)
-    sns.heatmap(errors.clip(-1, 1), annot=text, fmt="", ax=axis, **colours)
-    tasks = [f"{task} ({truths[task]:.2f})" for task in errors.index]
-    axis.set(xlabel="", ylabel="", yticklabels=tasks)
-    axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
-    return axis
 
 
 def attribution_rows(

@@ -1,7 +1,6 @@
 """The study's figures draw what they are given, where it belongs."""
 
 import itertools
-import math
 
 import numpy as np
 import pandas as pd
@@ -90,13 +89,6 @@ def test_information_planes_show_every_run_below_the_optimum_and_join_the_means(
     assert texts(axes[1].texts) == ["I(image; text)"]
 
 
-def test_error_table_writes_every_error_and_the_truth_beside_its_task():
-    errors = pd.DataFrame({"nce": [-0.25], "nwj": [-math.inf], "dv": [512.0]}, index=["easy"])
-    axis = figures.error_table(errors, {"easy": 1.0})
-    assert texts(axis.texts) == ["-0.25", "-∞", "+512"]
-    assert texts(axis.get_yticklabels()) == ["easy (1.00)"]
-
-
 def test_attribution_lies_over_each_image_a_row_for_each_map():
     maps = {"a": torch.tensor([[[-1.0, 2.0], [1.0, 0.0]]] * 2), "flat": torch.zeros(2, 2, 2)}
     axes = figures.attribution_rows([picture(0), picture(1)], ["one", "two"], maps)
@@ -104,17 +96,3 @@ def test_attribution_lies_over_each_image_a_row_for_each_map():
     assert axes[2].images[1].get_array().tolist() == [[0, 1], [0.5, 0]]
     assert axes[2].get_ylabel() == "a" and axes[4].images[1].get_array().max() == 0
     axes[0].figure.canvas.draw()
-
-
-def test_the_curve_over_beta_stands_beside_the_other_methods():
-    cells = [("CLIP", 0.0, 30), ("CIBR vMF", 0.1, 31), ("CIBR vMF over beta", 1.0, 25)]
-    cells += [("CCA anchor", 0.3, 33), ("CLIP, CCA start", 0.0, 32)]
-    rows = pd.DataFrame(cells, columns=["method", "beta", "recall on Flickr8k"])
-    rows = rows.merge(pd.DataFrame({"seed": [1, 2, 3]}), how="cross")
-    rows["recall on Flickr8k"] += (rows["method"] == "CCA anchor") * (rows["seed"] - 2)
-    rows = rows.assign(condition="few", hyperparameters="", validation=0.0)
-    others = {"CCA anchor": "anchor", "CLIP, CCA start": "CCA start"}
-    left, right = figures.beta_figure(rows, others)
-    assert left.lines[0].get_xydata().tolist() == [[0.1, 1], [1, -5]]
-    assert [line.get_ydata()[0] for line in right.lines[:2]] == [3, 2]
-    assert texts(right.get_xticklabels()) == ["anchor", "CCA\nstart"]
