@@ -126,16 +126,13 @@ def provenance() -> dict[str, Any]:
 def _commit() -> str | None:
     if not _in_checkout():
         return None
+    git = ["git", "-C", str(project_root())]
+    quiet = dict(stderr=subprocess.DEVNULL, text=True)
+    # Result tables change while they are made, and affect no result.
+    code = ["--untracked-files=no", "--", ".", ":(exclude)data/results"]
     try:
-        # Result tables change while they are made, and affect no result.
-        changed = _git(
-            "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)data/results"
-        )
-        return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+        changed = subprocess.check_output([*git, "status", "--porcelain", *code], **quiet)
+        commit = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], **quiet)
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _git(*arguments: str) -> str:
-    call = ["git", "-C", str(project_root()), *arguments]
-    return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
+    return commit.strip() + ("+" if changed else "")

@@ -45,27 +45,19 @@ def test_the_content_is_on_disk_before_the_file_has_its_name(tmp_path, monkeypat
     assert link.is_symlink() and (tmp_path / "file.txt").read_text() == "one"
 
 
-@pytest.fixture
-def commit(tmp_path, monkeypatch):
-    """Commits the files of a repository that stands for the checkout."""
+def test_provenance_marks_changed_code_but_neither_changed_results_nor_new_files(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(utils, "project_root", lambda: tmp_path)
     monkeypatch.setattr(utils, "_in_checkout", lambda: True)
-
-    def commit() -> None:
-        who = ["-c", "user.name=n", "-c", "user.email=e"]
-        for command in (["init"], ["add", "."], [*who, "commit", "-m", "Start"]):
-            subprocess.run(["git", "-C", tmp_path, *command], check=True, capture_output=True)
-
-    return commit
-
-
-def test_provenance_marks_changed_code_but_neither_changed_results_nor_new_files(tmp_path, commit):
     assert provenance()["commit"] is None  # no repository
     code, table = tmp_path / "code.py", tmp_path / "data" / "results" / "rows.csv"
     table.parent.mkdir(parents=True)
     for file in (code, table):
         file.write_text("1\n")
-    commit()
+    who = ["-c", "user.name=n", "-c", "user.email=e"]
+    for command in (["init"], ["add", "."], [*who, "commit", "-m", "Start"]):
+        subprocess.run(["git", "-C", tmp_path, *command], check=True, capture_output=True)
     of_commit = provenance()["commit"]
     table.write_text("2\n")
     (tmp_path / "new.py").touch()

@@ -5,8 +5,15 @@ vectors are rejected, so a broken model never scores well.
 """
 
 from cibr.metrics.intervals import mean_interval, paired_difference
-from cibr.metrics.retrieval import query_ranks, recall_at_k, retrieval_ranks, retrieval_recalls
+from cibr.metrics.retrieval import (
+    Ranks,
+    query_ranks,
+    recall_at_k,
+    retrieval_ranks,
+    retrieval_recalls,
+)
 from cibr.metrics.zeroshot import class_embeddings, class_ranks, zeroshot_accuracy
 
-__all__ = ["class_embeddings", "class_ranks", "mean_interval", "paired_difference", "query_ranks"]
-__all__ += ["recall_at_k", "retrieval_ranks", "retrieval_recalls", "zeroshot_accuracy"]
+__all__ = ["Ranks", "class_embeddings", "class_ranks", "mean_interval", "paired_difference"]
+__all__ += ["query_ranks", "recall_at_k", "retrieval_ranks", "retrieval_recalls"]
+__all__ += ["zeroshot_accuracy"]
