@@ -19,7 +19,7 @@ from cibr.train.trainer import CIBRTrainer, Rows
 from cibr_book.experiments.controls import LOSSES
 
 
-def grouped_rows(pairs: Pairs, group_size: int, group_share: float, seed: int, epoch: int) -> Rows:
+def grouped_rows(pairs: Pairs, group_size: int, seed: int, epoch: int) -> Rows:
     """Image and text of every row of an epoch, at most as many rows as there are images.
 
     Rows come in runs of `group_size` with shared content: renderings of one image if the pairs have
@@ -27,14 +27,9 @@ def grouped_rows(pairs: Pairs, group_size: int, group_share: float, seed: int, e
     image. An epoch then visits a part of the groups, so its cost does not change. A smaller group
     is included in full, once.
 
-    With a share below 1, each run is followed by images in the order without groups, so every batch
-    has about that share of its rows in groups. Groups are then repeated as needed, and smaller ones
-    are left out.
-
     Args:
         pairs: the training pairs.
         group_size: rows per group, 2 or more.
-        group_share: share of the rows in groups, in (0, 1].
         seed: of the run.
         epoch: counted from 0.
 
@@ -42,8 +37,7 @@ def grouped_rows(pairs: Pairs, group_size: int, group_share: float, seed: int, e
         Indices of images, and of texts in `pairs.texts()`, [rows] each.
 
     Raises:
-        ValueError: no groups, no two images of one label and no image with two captions; or a share
-            below 1 and no group of `group_size` images.
+        ValueError: no groups, no two images of one label and no image with two captions.
     """
     n = len(pairs)
     if len(torch.unique(pairs.match_labels())) == n == len(pairs.texts()):
@@ -58,15 +52,8 @@ def grouped_rows(pairs: Pairs, group_size: int, group_share: float, seed: int, e
         images = order[: max(1, n // group_size)].repeat_interleave(group_size)
         nth_text = torch.arange(len(images)) % group_size
     else:
-        images = _grouped(order, together, group_size, generator, whole=group_share < 1)
+        images = _grouped(order, together, group_size, generator)
         nth_text = torch.zeros_like(images)
-    if group_share < 1:
-        if len(images) < group_size:
-            lacks = f"{pairs.name} has no group of {group_size} images"
-            raise ValueError(f"{lacks}: choose a smaller group_size")
-        every = round(group_size / group_share)
-        images = _interleaved(images, order, group_size, every)
-        nth_text = _interleaved(nth_text, torch.zeros_like(order), group_size, every)
     offsets = (start[images] * n_texts[images]).long() + nth_text
     first = n_texts.cumsum(0) - n_texts
     return images, first[images] + offsets % n_texts[images]
@@ -77,12 +64,9 @@ def _grouped(
     groups: Int[Tensor, " n"],
     group_size: int,
     generator: torch.Generator,
-    whole: bool,
 ) -> Int[Tensor, " m"]:
     """Images in their order, each followed by others of its group, the next ones in a cyclic
     shuffle of the group.
-
-    With `whole`, images of groups smaller than `group_size` are left out.
     """
     n = len(groups)
     shuffled = torch.randperm(n, generator=generator)
@@ -97,26 +81,10 @@ def _grouped(
     rank[order] = torch.arange(n)
     first = torch.full_like(counts, n).scatter_reduce(0, index, rank, "amin")
     anchors = order[((sizes > group_size) | (rank == first[index]))[order]]
-    if whole:
-        anchors = anchors[sizes[anchors] >= group_size]
     place = torch.arange(group_size)
     around = (position[anchors] - starts[anchors])[:, None] + place
     images = by_group[starts[anchors][:, None] + around % sizes[anchors][:, None]]
-    images = images[place < sizes[anchors][:, None]]
-    return images if whole else images[:n]
-
-
-def _interleaved(
-    runs: Int[Tensor, " m"], order: Int[Tensor, " n"], group_size: int, every: int
-) -> Int[Tensor, " n"]:
-    """As many rows as in the order: blocks of `every` rows, a run followed by rows of the order."""
-    n = len(order)
-    n_runs = max(1, n // every)
-    runs = runs.view(-1, group_size)
-    runs = runs[torch.arange(n_runs) % len(runs)]
-    n_between = n_runs * (every - group_size)
-    blocks = torch.cat([runs, order[:n_between].view(n_runs, -1)], dim=1).flatten()
-    return torch.cat([blocks, order[n_between : n - len(blocks) + n_between]])[:n]
+    return images[place < sizes[anchors][:, None]][:n]
 
 
 class WeightAverage(TrainerCallback):
@@ -195,7 +163,6 @@ class StudyTrainer(CIBRTrainer):
         statistic: in place of the CCA of the training pairs.
         feature_noise: of Gaussian noise on cached features, in units of their deviations.
         group_size: of `grouped_rows`; 1 for rows without groups.
-        group_share: of `grouped_rows`.
         contrastive: a name of `LOSSES`.
         named: of `CIBRTrainer`.
     """
@@ -206,7 +173,6 @@ class StudyTrainer(CIBRTrainer):
         statistic: RegularisedCCA | None = None,
         feature_noise: float = 0.0,
         group_size: int = 1,
-        group_share: float = 1.0,
         contrastive: str = "clip",
         **named,
     ):
@@ -215,14 +181,13 @@ class StudyTrainer(CIBRTrainer):
         self.given_statistic = statistic
         self.feature_noise = feature_noise
         self.group_size = group_size
-        self.group_share = group_share
         self.teacher: DualEncoder | None = None
         super().__init__(*given, **named)
 
     def identity(self) -> dict[str, Any]:
-        """Also the study's own settings; that of groups shows in the order of the rows."""
-        own = {"contrastive": self.contrastive, "feature_noise": self.feature_noise}
-        return super().identity() | own
+        """Also the study's own settings."""
+        names = ("contrastive", "feature_noise", "group_size")
+        return super().identity() | {name: getattr(self, name) for name in names}
 
     def set_up(self) -> None:
         """Also the deviations of the features, and the initial model as a teacher."""
@@ -242,8 +207,7 @@ class StudyTrainer(CIBRTrainer):
         """Rows in groups, if they have a size."""
         if self.group_size == 1:
             return super().epoch_rows(epoch)
-        groups = self.group_size, self.group_share, self.config.seed
-        return grouped_rows(self.train_dataset, *groups, epoch)
+        return grouped_rows(self.train_dataset, self.group_size, self.config.seed, epoch)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         """The batch on the device, with noise on cached features."""

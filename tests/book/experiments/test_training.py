@@ -11,7 +11,6 @@ from transformers import TrainerState
 from cibr import DualEncoder
 from cibr.metrics import retrieval_recalls
 from cibr.models.features import embed_pairs, prepare
-from cibr.train.trainer import epoch_rows
 from cibr_book.experiments.training import StudyTrainer, WeightAverage, grouped_rows
 
 TWICE = [*range(20), *range(0, 20, 2)]  # ten come twice, ten are alone
@@ -30,7 +29,7 @@ def labelled(labels, groups=None):
 
 def test_groups_of_an_unlabelled_set_are_different_captions_of_one_image():
     pairs = noise_pairs(30, n_captions=4)
-    images, texts = grouped_rows(pairs, 2, 1.0, seed=3, epoch=0)
+    images, texts = grouped_rows(pairs, 2, seed=3, epoch=0)
     assert len(images) == 30 and torch.equal(pairs.text_to_image()[texts], images)
     for (i, j), (a, b) in zip(images.view(-1, 2), texts.view(-1, 2), strict=True):
         assert i == j and (a != b) == (len(pairs.captions[i]) > 1)
@@ -38,7 +37,7 @@ def test_groups_of_an_unlabelled_set_are_different_captions_of_one_image():
 
 def test_groups_of_a_labelled_set_are_different_images_of_one_label():
     pairs = labelled([0, 1, 2, 0, 1, 2, 0, 1, 3, 3] * 3)
-    images, texts = grouped_rows(pairs, 3, 1.0, seed=3, epoch=0)
+    images, texts = grouped_rows(pairs, 3, seed=3, epoch=0)
     assert torch.equal(pairs.text_to_image()[texts], images) and len(images) == 30
     for group in images.view(-1, 3):
         assert len(pairs.labels[group].unique()) == 1 and len(group.unique()) == 3
@@ -46,55 +45,22 @@ def test_groups_of_a_labelled_set_are_different_images_of_one_label():
 
 def test_small_groups_come_whole_and_once_beside_images_that_stand_alone():
     pairs = labelled([i // 10 for i in range(30)], TWICE)  # groups and not labels come together
-    images, texts = grouped_rows(pairs, 2, 1.0, seed=3, epoch=0)
+    images, texts = grouped_rows(pairs, 2, seed=3, epoch=0)
     assert torch.equal(pairs.text_to_image()[texts], images)
     assert images.unique().tolist() == list(range(30)) and len(images) == 30
     place = images.argsort()
     assert all((place[20 + i] - place[2 * i]).abs() == 1 for i in range(10))
 
 
-@pytest.mark.parametrize("by", ["captions", "labels", "groups"])
-def test_with_a_share_each_group_is_followed_by_images_as_they_come(by):
-    pairs = noise_pairs(30, n_captions=3)
-    if by != "captions":
-        pairs = labelled(TWICE) if by == "labels" else labelled([i // 10 for i in range(30)], TWICE)
-    images, texts = grouped_rows(pairs, 2, 0.4, seed=3, epoch=0)
-    assert torch.equal(pairs.text_to_image()[texts], images)
-    blocks = images.view(6, 5)
-    order = epoch_rows(pairs, 3, 0)[0]
-    assert torch.equal(blocks[:, 2:].flatten(), order[:18])
-    if by != "captions":
-        first = {}
-        for image in order.tolist():
-            first.setdefault(TWICE[image], image)
-        assert blocks[:, 0].tolist() == [i for n, i in first.items() if n % 2 == 0][:6]
-    for (i, j), (a, b) in zip(blocks[:, :2], texts.view(6, 5)[:, :2], strict=True):
-        if by == "captions":
-            assert i == j and (a != b) == (len(pairs.captions[i]) > 1)
-        else:
-            assert i != j and TWICE[i] == TWICE[j]
-
-
-def test_few_groups_come_again_as_often_as_their_share_takes():
-    images, _ = grouped_rows(labelled([0, 0, *range(1, 19)]), 2, 0.5, seed=0, epoch=0)
-    assert [sorted(block) for block in images.view(5, 4)[:, :2].tolist()] == [[0, 1]] * 5
-    for n, share in ((3, 0.05), (33, 0.4), (30, 0.99)):
-        pairs = labelled([i // 2 for i in range(n)])
-        assert len(grouped_rows(pairs, 2, share, seed=0, epoch=0)[0]) == n
-
-
-@pytest.mark.parametrize("share", [0.4, 1.0])
-def test_seed_and_epoch_decide_the_order(share):
-    rows = partial(grouped_rows, labelled([0, 1, 2, 0, 1, 2] * 5), 2, share)
+def test_seed_and_epoch_decide_the_order():
+    rows = partial(grouped_rows, labelled([0, 1, 2, 0, 1, 2] * 5), 2)
     torch.testing.assert_close(rows(1, 2), rows(1, 2))
     assert not rows(1, 2)[0].equal(rows(1, 3)[0]) and not rows(1, 2)[0].equal(rows(2, 2)[0])
 
 
-def test_pairs_without_groups_or_with_smaller_ones_are_refused():
+def test_pairs_without_groups_are_refused():
     with pytest.raises(ValueError, match="neither images of one label .*: leave group_size at 1"):
-        grouped_rows(labelled(range(9)).subset(range(0, 9, 3)), 2, 1.0, seed=0, epoch=0)
-    with pytest.raises(ValueError, match="noise has no group of 3 images"):
-        grouped_rows(labelled([0, 0, *range(1, 19)]), 3, 0.5, seed=0, epoch=0)
+        grouped_rows(labelled(range(9)).subset(range(0, 9, 3)), 2, seed=0, epoch=0)
 
 
 @torch.no_grad()
@@ -119,7 +85,7 @@ def test_the_average_is_a_loop_over_steps_mixed_with_the_start(decay, interpolat
 
 def test_a_run_in_groups_validates_and_keeps_the_average(tmp_path):
     groups = {"trainer": StudyTrainer, "held_out": PAIRS}
-    additions = {"group_size": 2, "group_share": 0.5}
+    additions = {"group_size": 2}
     plain, _ = train(tmp_path / "plain", additions=additions, **groups)
     averaged = {"callbacks": [WeightAverage(decay=0.9)]} | additions
     model, history = train(tmp_path / "averaged", additions=averaged, **groups)
@@ -135,8 +101,8 @@ def test_a_run_is_that_of_its_study_settings(tmp_path):
     options = dict(penalty="rafa", trainer=StudyTrainer, micro_batch_size=3)
     _, history = train(tmp_path, additions={"contrastive": "hycd"}, **options)
     assert (history["penalty_loss"] > 0).all() and "mi_lower_bound_nats" not in history
-    with pytest.raises(ValueError, match=r"contrastive \('hycd' there, 'clip' here\)"):
-        train(tmp_path, **options)
+    with pytest.raises(ValueError, match=r"contrastive \('hycd' there, 'clip' here\), group_size"):
+        train(tmp_path, additions={"group_size": 2}, **options)
     config = settings(tmp_path / "first", penalty="rafa")
     trainer = StudyTrainer(small_model(config), config, PAIRS, contrastive="hycd")
     trainer.set_up()
