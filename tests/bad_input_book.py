@@ -18,7 +18,8 @@ MAPS = torch.zeros(3, 2, 4, 4)
 
 
 def probe(factor):
-    return probes.linear_leakage(torch.zeros(4, 1), factor, torch.arange(4) % 2 == 0)
+    parts = torch.tensor([0, 1, 2, 2])
+    return probes.leakage_items(torch.zeros(4, 1), {"v": factor}, parts)
 
 
 def maps(texts=EYE[:3], noise=MAPS, weight=1.0):

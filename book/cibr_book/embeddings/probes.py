@@ -7,60 +7,29 @@ For a factor of only one modality, the bound divided by the factor's entropy is 
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from sklearn.base import BaseEstimator
-from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 Features = Float[Tensor, "n d"]
 Factor = Int[Tensor, " n"]
 Mask = Bool[Tensor, " n"]
-_N_COMPONENTS = 32
 # The probes of `leakage_items`, with their strengths of weight decay.
 _NETWORK = dict(learning_rate_init=2e-3, max_iter=20, random_state=0)
 _READERS = [
     {"reader": [LogisticRegression(max_iter=300)], "reader__C": [0.03, 0.3, 3.0]},
     {"reader": [MLPClassifier((128,), **_NETWORK)], "reader__alpha": [1.0, 5.0, 20.0]},
 ]
-
-
-def linear_leakage(embeddings: Features, factor: Factor, held_out: Mask) -> float:
-    """Leakage of a factor: what a linear probe reads of it from held-out embeddings.
-
-    Source: Barber & Agakov (2003), eq. 3, with a multinomial logistic regression as q. The bound is
-    specific to this probe: zero does not prove independence. It sees the first 32 principal
-    components of all embeddings, standardised: with more it overfits a few hundred images.
-
-    Args:
-        embeddings: z, [n, d].
-        factor: v as small integers, [n].
-        held_out: mask of the samples for evaluation, [n].
-
-    Returns:
-        The bound on I(Z;V) divided by the entropy of the held-out frequencies; negative if the
-        probe is worse than those.
-
-    Raises:
-        ValueError: a factor that does not vary, or a value that the training samples lack.
-    """
-    _check_values(factor[~held_out], factor[held_out])
-    pca = PCA(min(_N_COMPONENTS, *embeddings.shape), svd_solver="full")
-    features = torch.from_numpy(pca.fit_transform(embeddings.numpy()))
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
-    probe.fit(features[~held_out].numpy(), factor[~held_out].numpy())
-    log_q, log_p = _tested_items(probe, features[held_out], factor[held_out])
-    return float((log_q - log_p).mean() / -log_p.mean())
 
 
 def _check_values(fitted: Factor, tested: Int[Tensor, " m"]) -> None:
@@ -85,6 +54,9 @@ def leakage_items(
     embeddings: Features, factors: Mapping[str, Factor], parts: Factor
 ) -> dict[str, Float[Tensor, " m"]]:
     """Leakage of each factor, per test item, by the better of a logistic and a network probe.
+
+    Source: Barber & Agakov (2003), eq. 3. The bound is specific to these probes: zero does not
+    prove independence.
 
     Both read all dimensions, under several strengths of weight decay. The one with the highest
     log-likelihood of the tuning items is fitted again with them included, and then tested.
@@ -140,11 +112,6 @@ def factor_codes(table: pd.DataFrame) -> dict[str, Factor]:
         "y": table["y"].clip(-1, 1),
         "polarity": table["ink"] > table["paper"],
     }
-    return coded(columns)
-
-
-def coded(columns: Mapping[str, Any]) -> dict[str, Factor]:
-    """The values of each column as small integers, without columns that do not vary."""
     codes = {}
     for name, values in columns.items():
         code, _ = pd.factorize(np.asarray(values), sort=True)
