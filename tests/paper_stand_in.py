@@ -10,7 +10,6 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from cibr.data import Pairs, load_pairs
 from cibr.evaluate import SUITES
-from cibr.models._io import quiet_transformers
 from cibr.models.towers import train_tokenizer
 from cibr.utils import project_root
 
@@ -75,8 +74,7 @@ def _write_model(folder: Path, texts: list[str]) -> None:
     vision = dict(image_size=32, patch_size=8, **sizes)
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)
     torch.manual_seed(0)
-    with quiet_transformers():
-        CLIPModel(config).save_pretrained(folder)
+    CLIPModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     crop = {"height": 32, "width": 32}
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=crop).save_pretrained(folder)

@@ -8,7 +8,6 @@ format.
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,6 @@ from torch import Tensor, nn
 
 from cibr.models import _io, towers
 
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, from text cut within an escape
 _Pixels = Float[Tensor, "n 3 h w"]
 _Tokens = Int[Tensor, "n t"]
 _Vectors = Float[Tensor, "n d"]
@@ -36,7 +34,6 @@ _TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
 _CONFIG = "cibr.json"
 _WEIGHTS = "cibr.safetensors"
 _PREPROCESSING = "preprocessor_config.json"
-_FORMATS = {"tiny": 3, "frozen": 2}  # by kind, changed when older files no longer fit
 
 
 class Encoded(NamedTuple):
@@ -97,19 +94,17 @@ class DualEncoder(nn.Module):
         its weights.
 
         Args:
-            texts: of a training set, at least one.
+            texts: of a training set.
             dim: dimension of the joint space.
             width: channels of the image tower's first layer.
             image_size: side of the square that images are cropped to, in pixels.
             dropout: probability of dropout, in the heads and the text tower.
 
         Raises:
-            ValueError: no texts.
+            ValueError: texts that are not a list of strings.
         """
-        rule = "a tiny model learns its tokenizer from texts: give a list of at least one"
-        if not _listed(texts, str, rule):
-            raise ValueError(rule)
-        tokenizer = towers.train_tokenizer(texts)
+        rule = "a tiny model learns its tokenizer from a list of texts"
+        tokenizer = towers.train_tokenizer(_listed(texts, str, rule))
         context = tokenizer.model_max_length
         backbone = towers.TinyBackbone(dim, width, len(tokenizer), context, dropout)
         return cls(backbone, towers.ImageProcessor(image_size, image_size), tokenizer)
@@ -137,14 +132,9 @@ class DualEncoder(nn.Module):
 
         Raises:
             FileNotFoundError: a tower, the tokenizer or the image preprocessing is missing.
-            ValueError: a tower is a dual encoder itself, such as CLIP.
         """
         image = _io.from_hub("AutoModel", image_tower)
         text = _io.from_hub("AutoModel", text_tower)
-        for name, tower in ((image_tower, image), (text_tower, text)):
-            if hasattr(tower.config, "vision_config"):
-                fix = "give a model of one modality, or fine-tune it by `from_pretrained`"
-                raise ValueError(f"{name!r} has towers of both modalities: {fix}")
         if hasattr(image.config, "pretrained_cfg"):  # of a model of timm
             mean, std = image.config.pretrained_cfg["mean"], image.config.pretrained_cfg["std"]
         else:
@@ -170,15 +160,7 @@ class DualEncoder(nn.Module):
         self.log_logit_scale.data.clamp_(max=math.log(100))
 
     def set_temperature(self, temperature: float, learn: bool = True) -> None:
-        """Sets the temperature and whether it is trained; a run passes its `learn_temperature`.
-
-        Raises:
-            ValueError: a temperature that is not positive and finite.
-        """
-        if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
-            raise ValueError(
-                f"temperature is {temperature!r}: give a positive number, such as 0.07"
-            )
+        """Sets the temperature, a positive number, and whether it is trained."""
         self.log_logit_scale.data.fill_(-math.log(temperature))
         self.log_logit_scale.requires_grad_(learn)
 
@@ -191,9 +173,6 @@ class DualEncoder(nn.Module):
         Returns:
             8-bit RGB, [n, 3, image_size, image_size]; or with preprocessing other than CLIP's,
             normalised floats.
-
-        Raises:
-            ValueError: an image without pixels.
         """
         return self.processor(images)
 
@@ -213,12 +192,8 @@ class DualEncoder(nn.Module):
         throughout.
 
         Raises:
-            ValueError: a text longer than the context, unless `truncate` is set; a text that is no
-                valid Unicode.
+            ValueError: a text longer than the context, unless `truncate` is set.
         """
-        for text in texts:
-            if _SURROGATE.search(text):
-                raise ValueError(f"{text[:80]!r} has half a surrogate pair: decode the text again")
         options = dict(padding=True, return_attention_mask=True, return_tensors="pt", verbose=False)
         limit = dict(truncation=truncate, max_length=self.context)
         tokens = self.tokenizer(texts, **options, **limit)
@@ -275,7 +250,7 @@ class DualEncoder(nn.Module):
             Unit vectors [n, d], float32, on the CPU.
 
         Raises:
-            ValueError: anything but a list of PIL images; an image without pixels; batch_size < 1.
+            ValueError: anything but a list of PIL images; batch_size < 1.
         """
         fix = "open files with PIL.Image.open(path), make images of arrays with Image.fromarray"
         images = _listed(images, Image.Image, f"embed_images takes a list of PIL images: {fix}")
@@ -298,7 +273,7 @@ class DualEncoder(nn.Module):
 
         Raises:
             ValueError: anything but a list of strings; a text longer than the context, unless
-                `truncate` is set; a text that is no valid Unicode; batch_size < 1.
+                `truncate` is set; batch_size < 1.
         """
         texts = _listed(texts, str, "embed_texts takes a list of strings: make them with str(item)")
         return self._embed(
@@ -317,7 +292,7 @@ class DualEncoder(nn.Module):
             self.train(was_training)
 
     def _embed(self, encode: Callable, items: list, batch_size: int) -> _Vectors:
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: give 1 or more items per batch")
         parts = [torch.zeros(0, self.dim)]
         with self.evaluating():
@@ -337,19 +312,17 @@ class DualEncoder(nn.Module):
         """Writes a folder that `from_pretrained` reads, bit for bit; other files in it are kept.
 
         A model of transformers is saved as on the hub, with its tokenizer and image preprocessing.
-        Others have `cibr.json` (format, kind and settings of the backbone) and `cibr.safetensors`
+        Others have `cibr.json` (kind and settings of the backbone) and `cibr.safetensors`
         (all weights that train) in place of its model, and `frozen` ones their towers in
         `image_tower/` and `text_tower/`.
 
         Raises:
-            ValueError: an empty name, or a folder that cannot be written.
+            ValueError: a folder that cannot be written.
         """
-        if folder == "":
-            raise ValueError("the name of the folder is empty: give a folder, or '.' for this one")
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=folder) as new, _io.quiet_transformers():
+            with TemporaryDirectory(dir=folder) as new:
                 self._write(Path(new))
                 for file in Path(new).rglob("*.*"):  # at the end: a full disk keeps the old model
                     target = folder / file.relative_to(new)
@@ -362,9 +335,6 @@ class DualEncoder(nn.Module):
 
     def _write(self, folder: Path) -> None:
         backbone = self.backbone
-        if self.tokenizer.is_fast:  # the file would hold padding and truncation of the last call
-            self.tokenizer.backend_tokenizer.no_padding()
-            self.tokenizer.backend_tokenizer.no_truncation()
         self.tokenizer.save_pretrained(folder)
         (folder / _PREPROCESSING).write_text(json.dumps(self.processor.to_dict(), indent=2))
         if self.kind == "hub":
@@ -374,7 +344,7 @@ class DualEncoder(nn.Module):
         if self.kind == "frozen":
             backbone.image_tower.save_pretrained(folder / "image_tower")
             backbone.text_tower.save_pretrained(folder / "text_tower")
-        about = {"format": _FORMATS[self.kind], "kind": self.kind, "settings": backbone.settings}
+        about = {"kind": self.kind, "settings": backbone.settings}
         (folder / _CONFIG).write_text(json.dumps(about, indent=2))
         save_file({k: v.contiguous() for k, v in self.own_state().items()}, folder / _WEIGHTS)
 
@@ -399,14 +369,13 @@ class DualEncoder(nn.Module):
                 encoder.
         """
         name = str(name)
-        folder = Path(_io.resolve(name))
+        folder = Path(_io.resolve(name)).absolute()
         if (folder / _CONFIG).exists() or (folder / _WEIGHTS).exists():
             try:
-                with _io.quiet_transformers():
-                    return cls._read(folder)
+                return cls._read(folder)
             except Exception as error:  # readers raise nearly anything on damaged files
-                damaged = f"{str(folder)!r} is incomplete or damaged ({_io.reason(error)})"
-                raise ValueError(f"{damaged}: save the model again") from error
+                damaged = f"{str(folder)!r} is incomplete or damaged"
+                raise ValueError(f"{damaged}: save the model again ({error})") from error
         if any(folder.glob("checkpoint*")) and not (folder / "config.json").exists():
             what = f"{name!r} has no model yet: it is the folder of an unfinished run"
             raise FileNotFoundError(f"{what}; repeat the command that began it")
@@ -419,21 +388,16 @@ class DualEncoder(nn.Module):
     @classmethod
     def _read(cls, folder: Path) -> "DualEncoder":
         """Loads a `tiny` or a `frozen` model."""
-        about = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        kind, settings = about["kind"], about["settings"]
-        if about["format"] != _FORMATS[kind]:
-            raise ValueError(
-                f"format {about['format']} of {kind!r}, but this version reads {_FORMATS}"
-            )
-        preprocessing = json.loads((folder / _PREPROCESSING).read_text(encoding="utf-8"))
-        processor = towers.image_processor(preprocessing)
-        if kind == "frozen":
-            image = _io.pretrained("AutoModel", folder / "image_tower")
-            text = _io.pretrained("AutoModel", folder / "text_tower")
-            backbone = towers.FrozenBackbone(image, text, processor.crop_size, **settings)
+        about = json.loads((folder / _CONFIG).read_text())
+        processor = towers.image_processor(json.loads((folder / _PREPROCESSING).read_text()))
+        if about["kind"] == "frozen":
+            image = _io.from_hub("AutoModel", folder / "image_tower")
+            text = _io.from_hub("AutoModel", folder / "text_tower")
+            size = processor.crop_size
+            backbone = towers.FrozenBackbone(image, text, size, **about["settings"])
         else:
-            backbone = towers.TinyBackbone(**settings)
-        model = cls(backbone, processor, _io.pretrained("AutoTokenizer", folder))
+            backbone = towers.TinyBackbone(**about["settings"])
+        model = cls(backbone, processor, _io.from_hub("AutoTokenizer", folder))
         state = load_file(folder / _WEIGHTS)
         missing, unknown = model.load_state_dict(state, strict=False)
         if unknown or set(missing) & set(model.own_state()):  # frozen towers have their own files
@@ -443,10 +407,10 @@ class DualEncoder(nn.Module):
 
 def _listed(items: Iterable, kind: type, rule: str) -> list:
     """The items as a list, after checking the type of each."""
-    if items is None or isinstance(items, (kind, str, Path)):
-        raise ValueError(f"got one {type(items).__name__}, but {rule}")
-    items = list(items)
-    for i, item in enumerate(items):
-        if not isinstance(item, kind):
-            raise ValueError(f"item {i} is a {type(item).__name__}, but {rule}")
+    is_one = items is None or isinstance(items, (kind, str, Path))
+    items = [items] if is_one else list(items)
+    for item in items:
+        if is_one or not isinstance(item, kind):
+            one = "one " if is_one else "a list with "
+            raise ValueError(f"got {one}{type(item).__name__}, but {rule}")
     return items

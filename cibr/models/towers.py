@@ -115,15 +115,12 @@ def image_processor(settings: dict) -> ImageProcessor | _HubImageProcessor:
     """
     short = (settings.get("size") or {}).get("shortest_edge", 0)
     crop = settings.get("crop_size") or {}
-    like_clip = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True)
-    like_clip |= {"resample": Image.Resampling.BICUBIC, "rescale_factor": 1 / 255}
-    if (
-        0 < crop.get("height", 0) <= short
-        and crop["height"] == crop.get("width")
-        and all(settings.get(name, value) == value for name, value in like_clip.items())
-        # Other processors, such as LeViT's, give the same names another meaning.
-        and settings["image_processor_type"].startswith("CLIPImageProcessor")
-    ):
+    usual = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True)
+    usual |= {"resample": Image.Resampling.BICUBIC, "rescale_factor": 1 / 255}
+    # Other processors, such as LeViT's, give the same names another meaning.
+    is_clips = settings["image_processor_type"].startswith("CLIPImageProcessor")
+    is_clips &= all(settings.get(name, value) == value for name, value in usual.items())
+    if is_clips and 0 < crop.get("height", 0) == crop.get("width") <= short:
         return ImageProcessor(short, crop["height"], settings["image_mean"], settings["image_std"])
     return _HubImageProcessor(settings)
 

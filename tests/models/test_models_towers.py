@@ -85,13 +85,6 @@ def test_gradients_of_odd_batches_are_those_of_one_thread(width):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
 
 
-def test_a_dual_encoder_is_no_frozen_tower(tower_folders, clip_folder):
-    image, text = tower_folders
-    for towers in ((clip_folder, text), (image, clip_folder)):
-        with pytest.raises(ValueError, match="small-clip' has towers of both modalities: give"):
-            DualEncoder.frozen(*towers)
-
-
 @pytest.mark.models
 @pytest.mark.skipif(not os.environ.get("CIBR_MODELS"), reason="CIBR_MODELS is not set")
 def test_the_real_frozen_towers_embed_images_and_texts_and_come_back(tmp_path):
