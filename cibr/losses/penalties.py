@@ -56,6 +56,10 @@ class LossInputs(NamedTuple):
 class Term(nn.Module):
     """A penalty, which `CIBRLoss` weighs with beta.
 
+    One that trains parts of its own, as `Mine` does, has a method `update(inputs)` too, which
+    `CIBRLoss.update` calls with inputs that have no gradients. It runs on every process of a run,
+    with the same inputs.
+
     Attributes:
         needs: the optional arguments of `CIBRLoss.forward` that it reads: `labels`, `image_pooled`,
             `text_pooled`, or any other name, found in `LossInputs.others`.
