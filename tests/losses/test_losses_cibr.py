@@ -27,6 +27,7 @@ def test_beta_weighs_a_penalty_that_is_reported_with_nats_and_zero_is_bit_equal_
     total = partial(loss_fn, output_dict=False, **inputs)
     got, expected = (value_and_gradients(f, leaves) for f in (total, clip))
     assert_close(got, expected, rtol=0, atol=0)
+    assert not loss_fn(*leaves, **inputs)["penalty_loss"].requires_grad
     loss_fn.beta = 0.3
     terms, reports = loss_fn(*leaves, **inputs), loss_fn.reports()
     bounded = "beyond_statistic" if penalty == "anchor" else "residual"
