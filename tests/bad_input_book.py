@@ -7,7 +7,7 @@ from helpers import noise_pairs
 
 from cibr import DualEncoder
 from cibr_book.embeddings import attribution, probes
-from cibr_book.experiments.corruptions import Corruption, corrupt, half_in_style
+from cibr_book.experiments.corruptions import Corruption, corrupt, in_both_styles
 from cibr_book.experiments.glyph_benchmarks import load_glyph_benchmark
 from cibr_book.experiments.plan import read_plan
 from cibr_book.experiments.shifts import shifted
@@ -74,7 +74,7 @@ DATA = {
     "word of none": (corruption("cow"), "cow"),
     "word of all": (corruption("a"), "every image"),
     "near style": (corruption(spurious_style="negativ"), "negative"),
-    "style": (lambda: half_in_style(noise_pairs(2), "sketch"), "sketch"),
+    "style": (lambda: in_both_styles(noise_pairs(2), "sketch"), "sketch"),
     "shuffled": (corruption(shuffled_captions=2), "shuffled_captions"),
 }
 for share in (0, -0.1, 1.1, math.nan):

@@ -139,17 +139,6 @@ def in_both_styles(pairs: Pairs, style: str) -> Pairs:
     return _restyled(pairs.subset(torch.arange(n).repeat(2)), torch.arange(2 * n) >= n, style)
 
 
-def half_in_style(pairs: Pairs, style: str) -> Pairs:
-    """The same pairs with a fixed half of the images in one of `STYLES`.
-
-    Raises:
-        ValueError: an unknown style.
-    """
-    changed = torch.zeros(len(pairs), dtype=torch.bool)
-    changed[_order(len(pairs), 3)[: len(pairs) // 2]] = True
-    return _restyled(pairs, changed, style)
-
-
 def _styled(
     load: Callable[[int], Image.Image], changed: list[bool], style: str, i: int
 ) -> Image.Image:

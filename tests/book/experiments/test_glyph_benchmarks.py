@@ -75,24 +75,6 @@ def test_a_letter_is_the_character_of_its_class_name(loaded):
         assert unicodedata.lookup(classname) == character
 
 
-def test_a_script_is_the_first_word_of_the_name(loaded):
-    for classname, character in of_characters(loaded, "glyph_scripts"):
-        assert character.isalpha()
-        assert f"{unicodedata.name(character).split()[0]} LETTER".lower() == classname
-
-
-def test_a_mark_is_the_one_that_unicode_takes_off_the_letter(loaded):
-    accents = {"acute", "grave", "circumflex", "double acute"}
-    n_checked = []
-    for classname, character in of_characters(loaded, "glyph_diacritics"):
-        mark = classname.removeprefix("letter with ")
-        parts = [unicodedata.name(part).lower() for part in unicodedata.normalize("NFD", character)]
-        n_checked.append(len(parts) > 1)
-        if len(parts) > 1:
-            assert parts[-1] == f"combining {mark}" + (" accent" if mark in accents else "")
-    assert np.mean(n_checked) > 0.98
-
-
 def test_handwritten_digits_are_scikit_learns_dark_on_light_each_in_one_split(loaded):
     digits = load_digits()
     numbers = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
