@@ -111,6 +111,7 @@ CASES = [
     ("sample without text", classes(BAD), ValueError, "'bad' .*text"),
     ("sample without image", classes(("bad.txt", "x")), ValueError, "'bad' .*image"),
     ("label", classes(("bad.cls", "2"), BAD), ValueError, "'bad' .*'2'"),
+    ("no label", classes(BAD, ("bad.txt", "x")), ValueError, "'bad' .*classnames"),
     ("negative label", classes(("bad.cls", "-1"), BAD), ValueError, "'bad' .*'-1'"),
     ("broken", classes(("bad.png", b"no"), ("bad.cls", "0")), ValueError, "'bad' .*decode"),
     ("not UTF-8", classes(BAD, ("bad.txt", b"\xff\xfe")), ValueError, r"0\.tar .*utf-8"),

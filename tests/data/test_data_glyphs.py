@@ -79,7 +79,3 @@ def test_images_captions_and_labels_are_those_of_the_factors(drawn):
         assert np.array_equal(greys[rows], draw_all(pairs.factors.iloc[rows]))
         paper = pairs.factors["paper"].to_numpy()[:, None, None]
         assert abs(greys - paper).max((1, 2)).min() > 32  # every character leaves ink
-
-
-def test_homoglyphs_are_there_as_real_ambiguity(drawn):
-    assert np.array_equal(pixels(drawn["test"], "A"), pixels(drawn["test"], "Α"))
