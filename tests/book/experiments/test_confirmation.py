@@ -189,7 +189,7 @@ def test_a_gain_below_a_point_is_a_claim_that_rows_can_support_and_contradict(ro
     assert table.loc["CIBR vMF", "four new sets"] == text
 
 
-@pytest.mark.parametrize(("seeds", "sets"), [(0.7, 0.0), (0.0, 1.2)])
+@pytest.mark.parametrize(("seeds", "sets"), [(0.7, 0.0), (0.0, 0.5)])
 def test_gains_of_any_size_are_corrected_over_the_claims(rows, seeds, sets):
     one = (rows["method"] == "CIBR MINE") & (rows["condition"] == "Flickr8k")
     gaps = 0.4 + seeds * np.where(np.arange(16) % 2, 1, -1)[:, None]
@@ -200,7 +200,7 @@ def test_gains_of_any_size_are_corrected_over_the_claims(rows, seeds, sets):
     means = found.mean(axis=1) if seeds else found.mean(axis=0)
     alone = stats.ttest_1samp(means, 0, alternative="greater").pvalue
     assert test["over_seeds"] == (seeds == 0) and test["over_sets"] == (sets == 0)
-    assert 0.001 < alone < 0.05 if seeds else alone > 0.05
+    assert 0.001 < alone < 0.05
 
 
 def trials_of(values):
