@@ -224,7 +224,7 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
         logging_strategy="epoch",
         save_strategy="epoch",
         eval_strategy="epoch" if validates else "no",
-        metric_for_best_model="recall@10",
+        metric_for_best_model="mean_recall",
         logging_nan_inf_filter=False,  # what is not finite stops the run
         report_to="none",
         disable_tqdm=True,  # there is a bar of our own

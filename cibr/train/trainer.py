@@ -330,15 +330,13 @@ class CIBRTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Logs and returns the recalls of the validation pairs in [0, 1], by names such as
-        `eval_text_to_image_recall@10`; `eval_recall@10`, the mean of both directions, decides on
-        the best model.
+        `eval_text_to_image_recall@10`; their mean, `eval_mean_recall`, decides on the best model.
         """
         targets = self.held_out.pairs.retrieval_targets()
         recalls = retrieval_recalls(*embed_pairs(self.model, self.held_out), *targets)
         recalls = {f"eval_{name}": value for name, value in recalls.items()}
         self.log(dict(recalls))
-        at_10 = [value for name, value in recalls.items() if name.endswith("@10")]
-        recalls["eval_recall@10"] = sum(at_10) / len(at_10)
+        recalls["eval_mean_recall"] = sum(recalls.values()) / len(recalls)
         events, state = self.callback_handler, self.state
         self.control = events.on_evaluate(self.args, state, self.control, recalls)
         return recalls

@@ -174,7 +174,7 @@ class Recalls(TrainerCallback):
 
     def on_evaluate(self, args, state, control, model, metrics, **_):
         self.kept.append(copy.deepcopy(model))
-        metrics["eval_recall@10"] = (0.1, 0.3, 0.2, 0.2, 0.2, 0.2)[len(self.kept) - 1]
+        metrics["eval_mean_recall"] = (0.1, 0.3, 0.2, 0.2, 0.2, 0.2)[len(self.kept) - 1]
 
 
 BEST = {"load_best_model_at_end": True}
