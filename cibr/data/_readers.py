@@ -19,7 +19,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -157,17 +157,35 @@ def _splits_of(file: Path, rows: _Rows) -> dict[str, str]:
 
 def _metadata(file: Path) -> _Rows:
     """The rows of a metadata file by image, which may have several."""
-    merged: _Rows = {}
+    load = partial(json.loads, object_pairs_hook=_unique)
     with fileinput.FileInput(file, encoding="utf-8-sig") as lines:
-        rows: Any = map(json.loads, filter(str.strip, lines))
-        if file.suffix == ".csv":
-            rows = csv.DictReader(lines, skipinitialspace=True, strict=True)
         try:
-            for key, texts, group in map(_row, rows):
-                before = merged.get(key, ([], ""))
-                merged[key] = [*before[0], *texts], group or before[1]
-        except (ValueError, TypeError, csv.Error) as error:
+            rows: Any = map(load, filter(str.strip, lines))
+            if file.suffix == ".csv":
+                rows = csv.DictReader(lines, skipinitialspace=True, strict=True)
+                _unique((column, "") for column in rows.fieldnames or ())
+            return _merged(map(_row, rows))
+        except (ValueError, TypeError, RecursionError, csv.Error) as error:
             raise ValueError(f"{file}, line {lines.lineno()}: mend it ({error})") from error
+
+
+def _unique(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name, value in fields:
+        if name in row:
+            raise ValueError(f"{name} comes twice: keep one")
+        row[name] = value
+    return row
+
+
+def _merged(rows: Iterable[tuple[str, list[str], str]]) -> _Rows:
+    """All texts and the group of each image, from rows of key, texts and group."""
+    merged: _Rows = {}
+    for key, texts, group in rows:
+        before, known = merged.get(key, ([], ""))
+        if group and known and group != known:
+            raise ValueError(f"{key} is in the groups {known!r} and {group!r}: keep one")
+        merged[key] = [*before, *texts], group or known
     return merged
 
 
@@ -195,7 +213,9 @@ def _read_hub(place: str) -> _Loaders:
 
 
 def _load_hub(place: str, split: str, name: str, skip: _Skip) -> Pairs:
+    """Rows with the same image file are merged; rows with embedded images are separate images."""
     import datasets
+    import pyarrow.compute
 
     data = _fetched(place, datasets.load_dataset, split=split)
     column = next((column for column in _TEXT_COLUMNS if column in data.column_names), None)
@@ -203,17 +223,17 @@ def _load_hub(place: str, split: str, name: str, skip: _Skip) -> Pairs:
         needed = f"a column image of images and one of {', '.join(_TEXT_COLUMNS)}"
         raise ValueError(f"{place} needs {needed}; there are {dict(data.features)}")
     files = data.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    paths = pyarrow.compute.struct_field(files.data["image"], "path").to_pylist()
+    keys = [p if p and Path(p).is_absolute() else f"row {i}" for i, p in enumerate(paths)]
+    first = {key: i for i, key in reversed([*enumerate(keys)])}
     groups = data["group"] if "group" in data.column_names else [None] * len(data)
-    rows = {
-        f"row {i}": (_texts(texts), _group(group))
-        for i, (texts, group) in enumerate(zip(data[column], groups, strict=True))
-    }
-    return _pairs(name, split_of(split), rows, partial(_hub_image, files), skip)
+    rows = _merged(zip(keys, map(_texts, data[column]), map(_group, groups), strict=True))
+    return _pairs(name, split_of(split), rows, partial(_hub_image, files, first), skip)
 
 
-def _hub_image(files: Any, keys: list[str], i: int) -> Image.Image:
+def _hub_image(files: Any, rows: dict[str, int], keys: list[str], i: int) -> Image.Image:
     """Loads image i from its row of a `datasets.Dataset` with undecoded images."""
-    image = files[int(keys[i].removeprefix("row "))]["image"] or {"bytes": b""}
+    image = files[rows[keys[i]]]["image"] or {"bytes": b""}
     return open_rgb(image["bytes"] or image.get("path") or b"", f"the image of {keys[i]}")
 
 

@@ -133,9 +133,11 @@ def test_a_hub_set_gives_captions_groups_and_images_on_demand(tmp_path, monkeypa
     assert (other.captions, other.groups) == ([["one"], ["2013"]], None)
 
 
-def test_undecodable_images_of_a_hub_set_are_skipped(tmp_path, monkeypatch):
-    images = [{"bytes": content, "path": None} for content in (b"no image", png(7))]
-    data = datasets.Dataset.from_dict({"image": images, "text": ["x", "one"]})
+def test_rows_of_one_file_are_one_image_and_undecodable_ones_are_skipped(tmp_path, monkeypatch):
+    write_images(tmp_path, "a.png", grey=7)
+    (tmp_path / "b.png").write_bytes(b"no image")
+    images = [str(tmp_path / name) for name in ("b.png", "a.png", "b.png", "a.png")]
+    data = datasets.Dataset.from_dict({"image": images, "text": ["x", "one", "y", "two"]})
     data = data.cast_column("image", datasets.Image())
     splits = {"owner/photos": ["training", "val"]}
     loaded = {("owner/photos", "training"): data}
@@ -143,7 +145,7 @@ def test_undecodable_images_of_a_hub_set_are_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda place, split: loaded[place, split])
     pairs = load_pairs("owner/photos", max_skipped=1)
     assert (pairs.name, pairs.split, pairs.n_skipped) == ("photos", "train", 1)
-    assert (pairs.captions, greys(pairs)) == ([["one"]], [7])
+    assert (pairs.captions, greys(pairs)) == ([["one", "two"]], [7])
     assert available_splits("owner/photos") == ["train", "validation"]
 
 
