@@ -6,7 +6,8 @@ shipped with the package and on the hub. `DualEncoder.save_pretrained` says what
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,6 @@ from cibr.utils import nearest, shipped
 _BUILT = ("tiny", "frozen")  # kinds of model with a name of their own
 _CHECKPOINTS = ("clip-tiny", "cibr-tiny")  # shipped with the package
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
-
-logging.disable_progress_bar()  # of loading and saving weights
-logging.get_logger("transformers.modeling_utils").setLevel(logging.ERROR)  # lists unused weights
 
 
 def resolve(name: str, known: Sequence[str] = _CHECKPOINTS) -> str:
@@ -57,6 +55,23 @@ def model_kind(name: str) -> str:
     return "hub"
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """A context without progress bars and loading reports of transformers, such as on unused
+    weights.
+    """
+    verbosity = logging.get_verbosity()
+    has_bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
 def from_hub(loader: str, name: str | Path) -> Any:
     """Calls `from_pretrained` of a class of transformers: AutoModel, in float32, AutoTokenizer or
     AutoImageProcessor.
@@ -67,7 +82,8 @@ def from_hub(loader: str, name: str | Path) -> Any:
     source = resolve(str(name))
     options = {"dtype": torch.float32} if loader == "AutoModel" else {}
     try:
-        loaded = getattr(transformers, loader).from_pretrained(source, **options)
+        with quiet_transformers():
+            loaded = getattr(transformers, loader).from_pretrained(source, **options)
         # transformers makes a tokenizer without a vocabulary, silently.
         if loader == "AutoTokenizer" and len(loaded) <= len(loaded.all_special_tokens):
             raise ValueError("its files hold no vocabulary")

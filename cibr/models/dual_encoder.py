@@ -322,7 +322,7 @@ class DualEncoder(nn.Module):
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=folder) as new:
+            with TemporaryDirectory(dir=folder) as new, _io.quiet_transformers():
                 self._write(Path(new))
                 for file in Path(new).rglob("*.*"):  # at the end: a full disk keeps the old model
                     target = folder / file.relative_to(new)
@@ -335,6 +335,9 @@ class DualEncoder(nn.Module):
 
     def _write(self, folder: Path) -> None:
         backbone = self.backbone
+        if self.tokenizer.is_fast:  # the file would hold padding and truncation of the last call
+            self.tokenizer.backend_tokenizer.no_padding()
+            self.tokenizer.backend_tokenizer.no_truncation()
         self.tokenizer.save_pretrained(folder)
         (folder / _PREPROCESSING).write_text(json.dumps(self.processor.to_dict(), indent=2))
         if self.kind == "hub":
