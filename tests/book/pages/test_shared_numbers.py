@@ -53,7 +53,7 @@ def test_the_numbers_of_the_first_page_beside_its_table_are_those_of_the_confirm
     text = (ROOT / "book/intro.md").read_text("utf-8")
     for said, value in {
         "weight averaging adds 0.3": gain(ALL, "CLIP, weight averaging"),
-        "two captions a batch and noise 0.4": gain(ALL, "CLIP, two captions + noise"),
+        "two captions a photo and noise 0.4": gain(ALL, "CLIP, two captions + noise"),
         "+1.4 or +1.5": gain(FEW, "closed-form CCA"),
         "+3.2": gain(FEW, "CLIP, self-training"),
         "+2.3": gain(WRONG, "CCA anchor"),
