@@ -166,7 +166,8 @@ def _sample_cosine_gap(kappa: Tensor, dim: int, generator: torch.Generator | Non
     two uniform numbers (Ulrich 1984). Gaps instead of cosines keep their digits at high
     concentrations.
     """
-    n, device = len(kappa), kappa.device
+    n = len(kappa)
+    device = kappa.device
     b = (dim - 1) / (2 * kappa + torch.sqrt(4 * kappa**2 + (dim - 1) ** 2))
     mode = 2 * b / (1 + b)
     gap = torch.zeros_like(kappa)

@@ -44,7 +44,8 @@ class RunCallback(TrainerCallback):
         The save after the last step of an epoch waits for its row of the history.
         """
         model.limit_logit_scale()
-        trainer, now = self.trainer, time.perf_counter()
+        trainer = self.trainer
+        now = time.perf_counter()
         trainer.seconds += now - self.started
         self.started = now
         overdue = now - self.saved > _CHECKPOINT_SECONDS

@@ -295,7 +295,8 @@ class CIBRTrainer(Trainer):
         self, model: DualEncoder, cache: GradCache, generator: torch.Generator
     ) -> dict[str, Scalar]:
         """The loss and its terms; their gradients are added to the parameters."""
-        loss_fn, inputs = self.loss_fn, cache.features | {"generator": generator}
+        loss_fn = self.loss_fn
+        inputs = cache.features | {"generator": generator}
         loss_fn.beta = self.config.beta
         if loss_fn.penalty.ramps:
             loss_fn.beta = beta_at(self.state.global_step / self.state.max_steps, self.config.beta)
@@ -337,8 +338,8 @@ class CIBRTrainer(Trainer):
         recalls = {f"eval_{name}": value for name, value in recalls.items()}
         self.log(dict(recalls))
         recalls["eval_mean_recall"] = sum(recalls.values()) / len(recalls)
-        events, state = self.callback_handler, self.state
-        self.control = events.on_evaluate(self.args, state, self.control, recalls)
+        events = self.callback_handler
+        self.control = events.on_evaluate(self.args, self.state, self.control, recalls)
         return recalls
 
     def log(self, logs: dict[str, float], *start_time: float | None) -> None:
@@ -361,7 +362,8 @@ class CIBRTrainer(Trainer):
         """The log as a table with one row per epoch."""
         rows: dict[int, dict[str, Any]] = {}
         for entry in self.state.log_history:
-            terms, step = dict(entry), entry["step"]
+            terms = dict(entry)
+            step = entry["step"]
             for name in ("epoch", "step", "grad_norm", "learning_rate"):
                 terms.pop(name, None)
             if "loss" in entry:
