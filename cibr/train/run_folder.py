@@ -94,7 +94,8 @@ class RunFolder:
         self._refuse_another(stored, "a finished run", f"or remove {str(self.path)!r}")
         self._remove_checkpoints()
         # Empty cells are epochs without validation.
-        return pd.read_csv(self.path / _HISTORY, engine="python")  # to the last digit
+        history = pd.read_csv(self.path / _HISTORY, dtype=str)
+        return history.astype(float).astype({"epoch": int, "step": int})  # to the last digit
 
     def newest_checkpoint(self) -> tuple[str, dict[str, Any]] | None:
         """The newest whole checkpoint and its progress; others are removed, with a warning.
