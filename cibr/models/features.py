@@ -1,10 +1,9 @@
 """Inputs of the encoders as tensors: uint8 images and tokens, or cached features of frozen towers.
 
 `prepare` makes them and `embed_pairs` embeds them, in both training and evaluation. Texts are
-tokenised once. Small sets of images are kept in memory; larger ones, and those with random crops,
-are decoded batch by batch in worker processes. The features of frozen towers are computed once and
-kept in the cache folder, in one file for each tower and split, under a digest of everything they
-depend on.
+tokenised once. Small sets of images are kept in memory; larger ones are decoded batch by batch in
+worker processes. The features of frozen towers are computed once and kept in the cache folder, in
+one file for each tower and split, under a digest of everything they depend on.
 """
 
 import itertools
@@ -44,35 +43,21 @@ class Batch(NamedTuple):
 
 @dataclass(eq=False)
 class Inputs(Dataset):
-    """Pairs as inputs of a model; `inputs[image_indices, text_indices]` is a `Batch`.
-
-    With a `crop`, the index has a third part, the random seed of each image's crop.
-    """
+    """Pairs as inputs of a model; `inputs[image_indices, text_indices]` is a `Batch`."""
 
     pairs: Pairs
     images: Tensor | None  # None: decoded on demand
     texts: tuple[Tensor, ...]
     labels: Int[Tensor, " m"]  # one per text: equal labels match
     preprocess: Callable[[list[Image.Image]], Tensor]
-    crop: Callable[[Image.Image], Image.Image] | None = None
 
-    def __getitem__(self, rows: tuple[Tensor, ...]) -> Batch:
-        image_rows, text_rows, *seeds = rows
-        if self.images is not None:
-            images = self.images[image_rows]
-        elif self.crop is None:
+    def __getitem__(self, rows: tuple[Tensor, Tensor]) -> Batch:
+        image_rows, text_rows = rows
+        if self.images is None:
             images = _decode(self.preprocess, self.pairs, image_rows.tolist())
         else:
-            images = self.preprocess(self._crops(image_rows.tolist(), *seeds))
+            images = self.images[image_rows]
         return Batch(images, self._texts(text_rows), self.labels[text_rows])
-
-    def _crops(self, rows: list[int], seeds: Int[Tensor, " n"]) -> list[Image.Image]:
-        crops = []
-        with torch.random.fork_rng(devices=[]):
-            for i, seed in zip(rows, seeds.tolist(), strict=True):
-                torch.default_generator.manual_seed(seed)
-                crops.append(self.crop(self.pairs.image(i)))
-        return crops
 
     def _texts(self, rows: Tensor) -> tuple[Tensor, ...]:
         texts = tuple(part[rows] for part in self.texts)
@@ -81,20 +66,20 @@ class Inputs(Dataset):
         longest = int(texts[1].sum(1).max())  # token ids and mask are cut to the longest text
         return tuple(part[:, :longest] for part in texts)
 
-    def __getitems__(self, rows: tuple[Tensor, ...]) -> Batch:
+    def __getitems__(self, rows: tuple[Tensor, Tensor]) -> Batch:
         """A batch, for loaders."""
         return self[rows]
 
     def loader(
         self,
-        rows: Iterable[tuple[Tensor, ...]],
+        rows: Iterable[tuple[Tensor, Tensor]],
         workers: int | None = None,
         persistent: bool = False,
     ) -> DataLoader:
         """Batches in the order of `rows`, in pinned memory if CUDA is available.
 
         Args:
-            rows: indices of images and of texts, and with a `crop` the seeds; consumed lazily.
+            rows: indices of images and of texts; consumed lazily.
             workers: decoding processes; by default none if images are in memory, else one per core
                 and at most 16.
             persistent: keep the processes for the next epoch.
@@ -118,7 +103,6 @@ def prepare(
     device: torch.device | str = "cpu",
     *,
     texts: list[str] | None = None,
-    crop_scale: float = 1.0,
 ) -> Inputs:
     """Prepares the inputs of a model for a set of pairs.
 
@@ -128,8 +112,6 @@ def prepare(
         truncate: truncate texts longer than the context instead of raising.
         device: the device of frozen towers.
         texts: replace the pairs' own, such as zero-shot prompts; each has its own label.
-        crop_scale: smallest share of an image's area in random resized crops, 1 for none (not for
-            frozen towers).
 
     Returns:
         Preprocessed images, in memory or decoded on demand, and token ids and mask of the texts,
@@ -146,26 +128,15 @@ def prepare(
         labels = torch.arange(len(texts))
     name = f"{pairs.name}-{pairs.split}"
     if model.kind != "frozen":
-        images = crop = None
-        if crop_scale < 1:
-            crop = _random_crop(model.image_size, crop_scale)
-        elif len(pairs) * model.preprocess([pairs.image(0)]).nbytes <= IN_MEMORY:
+        images = None
+        if len(pairs) * model.preprocess([pairs.image(0)]).nbytes <= IN_MEMORY:
             rows = tqdm(range(len(pairs)), desc=f"{name}: images", delay=2)
             images = _decode(model.preprocess, pairs, rows)
-        return Inputs(pairs, images, model.tokenize(texts, truncate), labels, model.processor, crop)
+        return Inputs(pairs, images, model.tokenize(texts, truncate), labels, model.processor)
     with model.to(device).evaluating():
         images = _image_features(model, pairs, f"{name}-images")
         features = _text_features(model, texts, truncate, f"{name}-texts")
     return Inputs(pairs, images, (features,), labels, model.processor)
-
-
-def _random_crop(size: int, smallest: float) -> Callable[[Image.Image], Image.Image]:
-    """A random crop with an aspect ratio of 3:4 to 4:3, resized to a square of `size` pixels
-    (bicubic), as in open_clip (0.9 to 1 of the area).
-    """
-    from torchvision.transforms import RandomResizedCrop  # takes seconds to import
-
-    return RandomResizedCrop(size, (smallest, 1.0), interpolation=Image.Resampling.BICUBIC)
 
 
 def embed_pairs(

@@ -70,7 +70,6 @@ class RunConfig:
     cca_ridges: tuple[float, float] = _setting(
         (3.0, 1.0), "of CCA, image and text, in units of the mean variance", 1e-9, 1e9
     )
-    crop_scale: float = _setting(1.0, "smallest share of a random crop; 1 for none", 1e-3, 1)
     validate_every: int = _setting(1, "epochs between validations", 1)
     max_skipped: int = _setting(0, "unusable samples that may be left out", 0)
     training_arguments: dict[str, Any] = field(
@@ -178,8 +177,6 @@ def _presets() -> dict[str, Any]:
 
 
 def _check_for_kind(config: RunConfig, kind: str) -> None:
-    if kind == "frozen" and config.crop_scale != 1:
-        raise ValueError("crop_scale needs a tower that trains: leave it at 1 with 'frozen'")
     of_frozen = {
         f"penalty {config.penalty!r}": "statistic" in arguments_of(config.penalty),
         "cca_start": config.cca_start,

@@ -54,7 +54,7 @@ _DEGENERATE = {  # values above which a run has collapsed, and the remedy
     "text_mean_cosine": (0.99, "text embeddings are nearly one point; lower learning_rate"),
     "repeated_captions": (0.9, "repeats are no negatives; lower batch_size or vary the captions"),
 }
-Rows = tuple[Int[Tensor, " rows"], ...]
+Rows = tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]
 
 
 class CIBRTrainer(Trainer):
@@ -164,8 +164,7 @@ class CIBRTrainer(Trainer):
         # The first process extracts the features of frozen towers, the others read them.
         is_frozen = model.kind == "frozen"
         with self.accelerator.main_process_first() if is_frozen else nullcontext():
-            crop_scale = config.crop_scale
-            self.inputs = prepare(model, self.train_dataset, True, device, crop_scale=crop_scale)
+            self.inputs = prepare(model, self.train_dataset, True, device)
             if self.eval_dataset is not None:
                 self.held_out = prepare(model, self.eval_dataset, True, device)
         self.statistic = None
@@ -417,7 +416,7 @@ class CIBRTrainer(Trainer):
 
 
 class _Steps:
-    """Rows of this process for the steps of the current epoch: images, texts, seeds of crops.
+    """Rows of this process for the steps of the current epoch: images and texts.
 
     They are functions of seed, epoch and row, so they are the same for any number of processes and
     after a resume.
@@ -430,12 +429,9 @@ class _Steps:
         return self.trainer.steps_per_epoch
 
     def __iter__(self) -> Iterator[Rows]:
-        args, config = self.trainer.args, self.trainer.config
+        args = self.trainer.args
         epoch = self.trainer.state.global_step // len(self)
         rows: Rows = self.trainer.epoch_rows(epoch)
-        if config.crop_scale < 1:
-            generator = torch.Generator().manual_seed(config.seed + 32_452_843 * (epoch + 1))
-            rows += (torch.randint(2**62, rows[0].shape, generator=generator),)
         n_rows = args.per_device_train_batch_size
         for step in range(len(self)):
             start = step * self.trainer.batch_size + args.process_index * n_rows

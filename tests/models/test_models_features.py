@@ -53,27 +53,6 @@ def test_a_batch_is_the_rows_asked_for_whether_or_not_images_fit_in_memory(build
     assert max(sizes) == 4 and sum(sizes) == 23
 
 
-@forks
-def test_a_crop_is_that_of_torchvision_and_decided_by_its_seed_alone(build):
-    from torchvision.transforms import InterpolationMode, RandomResizedCrop
-
-    model = build("tiny")
-    inputs = prepare(model, PAIRS, crop_scale=0.5)
-    crop = RandomResizedCrop(32, (0.5, 1.0), interpolation=InterpolationMode.BICUBIC)
-    rows, seeds = torch.tensor([3, 1, 3]), torch.tensor([7, 2**61, 8])
-    state = torch.get_rng_state()
-    images = inputs[rows, rows, seeds].images
-    assert torch.equal(torch.get_rng_state(), state) and inputs.images is None
-    for image, i, seed in zip(images, rows.tolist(), seeds.tolist(), strict=True):
-        torch.manual_seed(seed)
-        assert torch.equal(image, model.preprocess([crop(PAIRS.image(i))])[0])
-    assert not torch.equal(images[0], images[2])
-    turned = [(rows.flip(0), rows, seeds.flip(0)), (rows[:1], rows[:1], seeds[:1])]
-    for n_workers in (0, 2):
-        batches = [batch.images for batch in inputs.loader(iter(turned), n_workers)]
-        assert torch.equal(batches[0], images.flip(0)) and torch.equal(batches[1], images[:1])
-
-
 def test_features_are_computed_again_if_anything_has_changed_that_they_depend_on(build, store):
     model = build("frozen")
 

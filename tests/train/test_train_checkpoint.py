@@ -74,7 +74,7 @@ def without_image_head(config, pairs):
 
 RUNS = [  # settings, seconds between checkpoints, and the step of the last one
     (dict(sample=True, micro_batch_size=3), -1, 4),
-    (dict(penalty="mine", crop_scale=0.8), 600, 3),
+    (dict(penalty="mine"), 600, 3),
 ]
 
 

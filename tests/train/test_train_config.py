@@ -56,7 +56,7 @@ def test_a_recipe_is_the_tested_setting_and_fills_what_is_not_given(preset, cond
 
 
 CHANGES = dict(beta=0.0, seed=1, penalty="mine", model="frozen", sample=True, epochs=3, kappa_e=8.0)
-CHANGES |= dict(penalty_options={"kappa_b": 20.0}, crop_scale=0.8)
+CHANGES |= dict(penalty_options={"kappa_b": 20.0}, weight_decay=0.3)
 
 
 def test_a_setting_that_changes_the_run_changes_its_folder_and_no_other_does(monkeypatch):

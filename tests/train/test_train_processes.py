@@ -41,18 +41,18 @@ def test_two_processes_take_the_steps_of_one_that_encodes_their_rows(tmp_path):
             torch.testing.assert_close(found, weights(model, loss_fn), rtol=1e-9, atol=1e-9)
 
 
-CROPPED = dict(penalty="mine", crop_scale=0.8, dropout=0.0)
+MINE = dict(penalty="mine", dropout=0.0)
 
 
 def resume_together(folder, rank):
-    train(folder, **CROPPED)
+    train(folder, **MINE)
 
 
 @forks
 def test_a_run_resumes_on_two_processes(tmp_path):
-    stop_at(5, tmp_path / "several", **CROPPED)
+    stop_at(5, tmp_path / "several", **MINE)
     run_together(2, resume_together, tmp_path / "several")
-    _, one = train(tmp_path / "one", **CROPPED)
+    _, one = train(tmp_path / "one", **MINE)
     several = pd.read_csv(tmp_path / "several" / "history.csv")
     columns = one.columns.drop("seconds")
     pd.testing.assert_frame_equal(several[columns], one[columns], rtol=1e-3, atol=1e-3)
