@@ -5,19 +5,21 @@ from unittest import mock
 import datasets
 import numpy as np
 import torch
-from data_files import png, write_classes, write_images
+from data_files import encoded, png, write_classes, write_images
 from helpers import noise_pairs, picture
+from PIL import Image
 
 from cibr.data import Pairs, load_pairs
 from cibr.data.pairs import open_rgb
 
 
 def folder(text: str | bytes, kind: str = "csv", split: str = "train", **options):
-    """Loads a folder with images a.png, in/b.png and broken.png, whose metadata are as given."""
+    """Loads a folder with images a.png, in/b.png, broken.png and deep.tif, and these metadata."""
 
     def call(tmp_path):
         part = write_images(tmp_path / "photos" / split, "a.png", "in/b.png")
         (part / "broken.png").write_bytes(png()[:50])
+        (part / "deep.tif").write_bytes(encoded(Image.new("F", (2, 2)), "TIFF"))
         text_bytes = text if isinstance(text, bytes) else text.encode()
         (part / f"metadata.{kind}").write_bytes(text_bytes)
         list(load_pairs(tmp_path / "photos", **options).images())
@@ -99,6 +101,7 @@ CASES = [
     ("parent", folder(ROW + "..\\a.png,x"), ValueError, "file_name '.*a.png'"),
     ("no text", folder(ROW + "a.png, "), ValueError, r"a\.png of photos has no text"),
     ("broken image", folder(ROW + "broken.png,x"), ValueError, r"broken\.png"),
+    ("deep greys", folder(ROW + "deep.tif,x"), ValueError, r"deep\.tif .*mode F .*8 or 16 bits"),
     ("too many bad", folder(GONE + "\nbroken.png,y", max_skipped=1), ValueError, "broken.png"),
     ("half a row", jsonl(A_TEXT + '"x"}\n{"file_name"'), ValueError, "line 2: "),
     ("row that is a list", jsonl('["a.png", "x"]'), ValueError, "line 1: .*file_name"),

@@ -2,8 +2,8 @@
 demand.
 
 Image i has one or more texts, `captions[i]`; flattened, the texts are numbered image by image.
-`Pairs.match_labels` defines which pairs match, for both losses and metrics. Images of every mode
-are converted to 8-bit RGB by `to_rgb`. Pairs can be pickled, for DataLoader workers.
+`Pairs.match_labels` defines which pairs match, for both losses and metrics. Images are
+converted to 8-bit RGB by `to_rgb`. Pairs can be pickled, for DataLoader workers.
 """
 
 import io
@@ -182,20 +182,28 @@ def _chosen(load: Callable[[int], Image.Image], indices: list[int], i: int) -> I
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts an image of any Pillow mode to a new 8-bit RGB image.
+    """Converts an image to a new 8-bit RGB image.
 
     The EXIF orientation is applied, colour profiles are not. The current frame of an animation is
     used.
 
     Args:
-        image: an image of any mode: ``1``, ``L``, ``P``, ``RGBA``, ``CMYK``, ``I;16``, ``F``, ...
+        image: an image of any mode but ``F`` and ``I``, such as ``1``, ``L``, ``P``, ``RGBA``,
+            ``CMYK`` and ``I;16``.
 
     Returns:
         The image in mode ``RGB``, upright, with transparency on white.
+
+    Raises:
+        ValueError: a mode without a fixed range, ``F`` or ``I``.
     """
     image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _scale_grey(image).convert("RGB")
+    if image.mode in ("F", "I"):
+        raise ValueError(
+            f"mode {image.mode} has no fixed range of greys: save it with 8 or 16 bits"
+        )
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
@@ -226,19 +234,3 @@ def open_rgb(file: str | Path | bytes, where: str = "") -> Image.Image:
     except Exception as error:
         what = f"{where or file} does not decode as an image ({error})"
         raise ValueError(f"{what}: replace it or set max_skipped") from error
-
-
-def _scale_grey(image: Image.Image) -> Image.Image:
-    """Scales a grey image of more than 8 bits to 8 bits.
-
-    ``I;16`` has a fixed range. For ``I`` and ``F`` the smallest usual range that contains the
-    values is taken (1 for fractions, 255, 65535), else the range of the values.
-    """
-    grey = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
-    ranges = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(image.mode, (65535.0,))
-    low, high = grey.min(), grey.max()
-    fitting = [top for top in ranges if low >= 0 and high <= top]
-    if fitting:
-        low, high = 0.0, fitting[0]
-    pixels = np.rint((grey - low) * (255.0 / (high - low or 1.0)))
-    return Image.fromarray(pixels.astype(np.uint8))
