@@ -247,7 +247,7 @@ def vit_b_32() -> DualEncoder:
     torch.manual_seed(0)
     clip = CLIPModel(CLIPConfig())
     return with_temperature(
-        DualEncoder(HubBackbone(clip), ImageProcessor(224, 224), train_tokenizer(["a letter"]))
+        DualEncoder(HubBackbone(clip), ImageProcessor(224), train_tokenizer(["a letter"]))
     )
 
 

@@ -75,7 +75,7 @@ class DualEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.kind = backbone.kind
         self.dim = backbone.dim
-        self.image_size = processor.crop_size
+        self.image_size = processor.size
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         for name, values in (("mean", processor.image_mean), ("std", processor.image_std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
@@ -107,7 +107,7 @@ class DualEncoder(nn.Module):
         tokenizer = towers.train_tokenizer(_listed(texts, str, rule))
         context = tokenizer.model_max_length
         backbone = towers.TinyBackbone(dim, width, len(tokenizer), context, dropout)
-        return cls(backbone, towers.ImageProcessor(image_size, image_size), tokenizer)
+        return cls(backbone, towers.ImageProcessor(image_size), tokenizer)
 
     @classmethod
     def frozen(
@@ -140,7 +140,7 @@ class DualEncoder(nn.Module):
         else:
             trained_as = _io.from_hub("AutoImageProcessor", image_tower)
             mean, std = trained_as.image_mean, trained_as.image_std
-        processor = towers.ImageProcessor(image_size, image_size, mean, std)
+        processor = towers.ImageProcessor(image_size, mean, std)
         backbone = towers.FrozenBackbone(image, text, image_size, dim, dropout)
         return cls(backbone, processor, _io.from_hub("AutoTokenizer", text_tower))
 
@@ -168,11 +168,11 @@ class DualEncoder(nn.Module):
         """Resizes and crops images, to be passed to `normalise`.
 
         Args:
-            images: PIL images of any mode and size.
+            images: PIL images of any size, in any mode but `F` and `I`.
 
         Returns:
-            8-bit RGB, [n, 3, image_size, image_size]; or with preprocessing other than CLIP's,
-            normalised floats.
+            8-bit RGB, [n, 3, image_size, image_size]; of a model of transformers, what its own
+            image processor makes of them, normalised floats.
         """
         return self.processor(images)
 
@@ -243,14 +243,15 @@ class DualEncoder(nn.Module):
         """Embeds images as unit vectors.
 
         Args:
-            images: PIL images of any mode and size.
+            images: PIL images of any size, in any mode but `F` and `I`.
             batch_size: images encoded at once.
 
         Returns:
             Unit vectors [n, d], float32, on the CPU.
 
         Raises:
-            ValueError: anything but a list of PIL images; batch_size < 1.
+            ValueError: anything but a list of PIL images; a mode without a fixed range of greys,
+                `F` or `I`; batch_size < 1.
         """
         fix = "open files with PIL.Image.open(path), make images of arrays with Image.fromarray"
         images = _listed(images, Image.Image, f"embed_images takes a list of PIL images: {fix}")
@@ -383,7 +384,7 @@ class DualEncoder(nn.Module):
             what = f"{name!r} has no model yet: it is the folder of an unfinished run"
             raise FileNotFoundError(f"{what}; repeat the command that began it")
         backbone = towers.HubBackbone(_io.from_hub("AutoModel", name))
-        processor = towers.image_processor(_io.from_hub("AutoImageProcessor", name).to_dict())
+        processor = towers.HubImageProcessor(_io.from_hub("AutoImageProcessor", name))
         model = cls(backbone, processor, _io.from_hub("AutoTokenizer", name))
         model.log_logit_scale.data.fill_(backbone.model.logit_scale.item())
         return model.eval()
@@ -392,12 +393,12 @@ class DualEncoder(nn.Module):
     def _read(cls, folder: Path) -> "DualEncoder":
         """Loads a `tiny` or a `frozen` model."""
         about = json.loads((folder / _CONFIG).read_text())
-        processor = towers.image_processor(json.loads((folder / _PREPROCESSING).read_text()))
+        settings = json.loads((folder / _PREPROCESSING).read_text())
+        processor = towers.ImageProcessor.from_dict(settings)
         if about["kind"] == "frozen":
             image = _io.from_hub("AutoModel", folder / "image_tower")
             text = _io.from_hub("AutoModel", folder / "text_tower")
-            size = processor.crop_size
-            backbone = towers.FrozenBackbone(image, text, size, **about["settings"])
+            backbone = towers.FrozenBackbone(image, text, processor.size, **about["settings"])
         else:
             backbone = towers.TinyBackbone(**about["settings"])
         model = cls(backbone, processor, _io.from_hub("AutoTokenizer", folder))

@@ -6,8 +6,8 @@ A backbone pools each modality (`image_pooled`, `text_pooled`), projects it (`im
 `reads_padding` and `settings`. The module also has image preprocessing and the tokenizer of tiny
 models.
 
-Classes of transformers are imported on use: those of images import torchvision, which takes two
-seconds and is not needed for tiny models.
+Tiny models and those over frozen towers have image preprocessing of their own: that of transformers
+imports torchvision, which takes two seconds.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,56 +35,59 @@ _Pooled = Float[Tensor, "n p"]
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """CLIP's image preprocessing: an antialiased bicubic resize of the short side to `size`, then a
-    centre crop.
+    """Image preprocessing of tiny models and over frozen towers: an antialiased bicubic resize of
+    the short side, then a centre crop.
 
     The pixels equal those of `transformers.CLIPImageProcessor` bit for bit, and the file format is
     the same.
 
     Args:
-        size: the short side after the resize, in pixels.
-        crop_size: the side of the square crop, in pixels, at most `size`.
+        size: the side of the square images, in pixels.
         image_mean: channel means of the normalisation, for values in [0, 1].
         image_std: channel standard deviations of the normalisation.
     """
 
     size: int
-    crop_size: int
     image_mean: Sequence[float] = (0.5, 0.5, 0.5)
     image_std: Sequence[float] = (0.5, 0.5, 0.5)
 
-    def __call__(self, images: list[Image.Image]) -> UInt8[Tensor, "n 3 crop_size crop_size"]:
-        """Images of any mode and size as 8-bit squares."""
+    def __call__(self, images: list[Image.Image]) -> UInt8[Tensor, "n 3 size size"]:
+        """Images of any size as 8-bit squares; `to_rgb` has the modes."""
         return torch.stack([self._square(image) for image in images])
 
-    def _square(self, image: Image.Image) -> UInt8[Tensor, "3 crop_size crop_size"]:
+    def _square(self, image: Image.Image) -> UInt8[Tensor, "3 size size"]:
         pixels = torch.from_numpy(np.array(to_rgb(image))).movedim(2, 0)
         short = min(pixels.shape[1:])
         if short != self.size:
             sides = [self.size * side // short for side in pixels.shape[1:]]
             pixels = F.interpolate(pixels[None], sides, mode="bicubic", antialias=True)[0]
-        top, left = ((side - self.crop_size) // 2 for side in pixels.shape[1:])
-        return pixels[:, top : top + self.crop_size, left : left + self.crop_size]
+        top, left = ((side - self.size) // 2 for side in pixels.shape[1:])
+        return pixels[:, top : top + self.size, left : left + self.size]
 
     def to_dict(self) -> dict:
         """The settings in the hub's format; omitted ones have the defaults of CLIP."""
         return {
             "image_processor_type": "CLIPImageProcessor",
             "size": {"shortest_edge": self.size},
-            "crop_size": {"height": self.crop_size, "width": self.crop_size},
+            "crop_size": {"height": self.size, "width": self.size},
             "image_mean": list(self.image_mean),
             "image_std": list(self.image_std),
         }
 
+    @classmethod
+    def from_dict(cls, settings: dict) -> "ImageProcessor":
+        """The processor of settings from `to_dict`."""
+        size = settings["size"]["shortest_edge"]
+        return cls(size, settings["image_mean"], settings["image_std"])
 
-class _HubImageProcessor:
-    """An image processor of transformers with the interface of `ImageProcessor`, for models unlike
-    CLIP.
 
-    It returns float inputs of the model, [n, 3, h, w]: resized, cropped and normalised.
+class HubImageProcessor:
+    """An image processor of transformers with the interface of `ImageProcessor`.
+
+    It returns float inputs of the model, [n, 3, size, size]: resized, cropped and normalised.
 
     Args:
-        settings: the processor in the hub's format, its class named as `image_processor_type`.
+        processor: of transformers.
 
     Raises:
         ValueError: a processor whose images are not square, such as that of SigLIP 2 NaFlex.
@@ -93,36 +96,20 @@ class _HubImageProcessor:
     image_mean = (0.0, 0.0, 0.0)  # the values are normalised already
     image_std = (1.0, 1.0, 1.0)
 
-    def __init__(self, settings: dict):
-        name = settings["image_processor_type"]
-        size = settings.get("crop_size" if settings.get("do_center_crop") else "size") or {}
-        self.crop_size = size.get("height")
-        if self.crop_size is None or self.crop_size != size.get("width"):
+    def __init__(self, processor):
+        self.processor = processor
+        self.to_dict = processor.to_dict
+        shape = self([Image.new("RGB", (64, 48))]).shape
+        if len(shape) != 4 or shape[2] != shape[3]:
+            name = type(processor).__name__
             fix = "give a model of square images, such as google/siglip2-base-patch16-224"
             raise ValueError(f"{name} does not resize images to one square size: {fix}")
-        self.processor = getattr(transformers, name).from_dict(settings)
-        self.to_dict = self.processor.to_dict
+        self.size = shape[2]
 
-    def __call__(self, images: list[Image.Image]) -> Float[Tensor, "n 3 h w"]:
-        """Images of any mode and size as inputs of the model."""
+    def __call__(self, images: list[Image.Image]) -> Tensor:
+        """Images of any size as inputs of the model; `to_rgb` has the modes."""
         rgb = [to_rgb(image) for image in images]
         return self.processor(rgb, return_tensors="pt")["pixel_values"]
-
-
-def image_processor(settings: dict) -> ImageProcessor | _HubImageProcessor:
-    """The image processor of settings in the hub's format: `ImageProcessor` if CLIP's, or
-    `_HubImageProcessor`.
-    """
-    short = (settings.get("size") or {}).get("shortest_edge", 0)
-    crop = settings.get("crop_size") or {}
-    usual = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True)
-    usual |= {"resample": Image.Resampling.BICUBIC, "rescale_factor": 1 / 255}
-    # Other processors, such as LeViT's, give the same names another meaning.
-    is_clips = settings["image_processor_type"].startswith("CLIPImageProcessor")
-    is_clips &= all(settings.get(name, value) == value for name, value in usual.items())
-    if is_clips and 0 < crop.get("height", 0) == crop.get("width") <= short:
-        return ImageProcessor(short, crop["height"], settings["image_mean"], settings["image_std"])
-    return _HubImageProcessor(settings)
 
 
 def train_tokenizer(texts: list[str], context: int = 64) -> transformers.PreTrainedTokenizerFast:

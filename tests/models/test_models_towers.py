@@ -13,42 +13,17 @@ from test_models_dual_encoder import odd_images
 
 from cibr import DualEncoder
 from cibr.data.pairs import to_rgb
-from cibr.models.towers import ImageProcessor, TinyBackbone, image_processor, train_tokenizer
-
-SQUARE = {"height": 32, "width": 32}
+from cibr.models.towers import ImageProcessor, TinyBackbone, train_tokenizer
 
 
 def test_images_are_preprocessed_as_by_transformers_bit_for_bit():
     images = [to_rgb(image) for image in odd_images()]
     images += [picture(0).resize(size) for size in ((47, 33), (32, 32), (32, 50))]
-    for size, crop in ((32, 32), (40, 32), (23, 17)):
-        ours = ImageProcessor(size, crop)
+    for size in (32, 17):
+        ours = ImageProcessor(size)
         theirs = transformers.CLIPImageProcessor(**ours.to_dict())
         raw = theirs(images, do_rescale=False, do_normalize=False, return_tensors="pt")
         assert torch.equal(ours(images), raw["pixel_values"])
-        assert image_processor(theirs.to_dict()).to_dict() == ours.to_dict()
-    with pytest.raises(ValueError, match="does not resize images to one square size: give a model"):
-        image_processor(ours.to_dict() | {"crop_size": {"height": 17, "width": 16}})
-
-
-UNLIKE_CLIP = [
-    ("CLIP", {"resample": 2}),
-    ("CLIP", {"do_normalize": False}),
-    ("CLIP", {"do_center_crop": False, "size": SQUARE}),
-    ("CLIP", {"crop_size": {"height": 48, "width": 48}}),  # padded
-    ("Levit", {}),  # its short side becomes 256 / 224 of the size
-]
-
-
-@pytest.mark.parametrize(("name", "settings"), UNLIKE_CLIP)
-def test_settings_unlike_clips_are_left_to_transformers(name, settings):
-    settings = dict(size={"shortest_edge": 36}, crop_size=SQUARE) | settings
-    theirs = getattr(transformers, f"{name}ImageProcessor")(**settings)
-    ours = image_processor(theirs.to_dict())
-    images = [picture(i) for i in range(3)]
-    expected = theirs(images, return_tensors="pt")["pixel_values"]
-    assert torch.equal(ours(images), expected) and ours.crop_size == expected.shape[2]
-    assert torch.equal(image_processor(ours.to_dict())(images), expected)
 
 
 @settings(max_examples=50, deadline=None)
