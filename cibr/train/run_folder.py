@@ -26,8 +26,7 @@ _PATIENCE = 5  # s, as worker processes of a killed run may hold the lock a litt
 _HISTORY = "history.csv"
 _RECORD = "run.json"
 _MARK = "whole.json"
-_DIVERGED = "diverged.txt"
-_OF_A_RUN = (_HISTORY, _RECORD, _DIVERGED, "checkpoint-*", "runs", "README.md")
+_OF_A_RUN = (_HISTORY, _RECORD, "checkpoint-*", "runs", "README.md")
 _OF_A_RUN += ("*.ipynb", "*.log", "*.part", ".*")
 
 
@@ -100,8 +99,6 @@ class RunFolder:
     def newest_checkpoint(self) -> tuple[str, dict[str, Any]] | None:
         """The newest whole checkpoint and its progress; others are removed, with a warning.
 
-        The checkpoints of a diverged run of another configuration are removed, too.
-
         Raises:
             ValueError: the checkpoint has another configuration or other pairs; the message lists
                 the differences.
@@ -112,9 +109,6 @@ class RunFolder:
                 message = f"checkpoint {str(folder)!r} is incomplete or damaged: it is passed over"
                 warnings.warn(message, stacklevel=3)
                 self._remove(folder)
-            elif mark["run"] != self.identity and (self.path / _DIVERGED).exists():
-                self._remove_checkpoints()
-                return None
             else:
                 fix = f"finish that run, or remove {str(self.path)!r}"
                 self._refuse_another(mark["run"], "an unfinished run", fix)
@@ -170,11 +164,6 @@ class RunFolder:
             _write(self.path / _RECORD, json.dumps(about, indent=2) + "\n")
         self._remove_checkpoints()
 
-    def note_divergence(self, message: str) -> None:
-        """Lets a run of another configuration start in this folder."""
-        if self.writes:
-            _write(self.path / _DIVERGED, message + "\n")
-
     def _write_history(self, history: pd.DataFrame) -> None:
         if len(history):
             _write(self.path / _HISTORY, history.to_csv(index=False))
@@ -185,10 +174,8 @@ class RunFolder:
         return [found[step] for step in sorted(found)]
 
     def _remove_checkpoints(self) -> None:
-        for folder in self._checkpoints():
-            self._remove(folder)
-        for part in (*self.path.glob("*.part"), self.path / _DIVERGED):
-            self._remove(part)
+        for path in (*self._checkpoints(), *self.path.glob("*.part")):
+            self._remove(path)
 
     def _remove(self, path: Path) -> None:
         if self.writes:

@@ -147,10 +147,8 @@ class CIBRTrainer(Trainer):
             try:
                 output = super().train(checkpoint, **options)
             except FloatingPointError as error:
-                fix = "Lower learning_rate or raise temperature and start again"
-                message = f"{error}; {run.last_good()}. {fix}, in this folder or another"
-                run.note_divergence(message)
-                raise FloatingPointError(message) from error
+                fix = "Lower learning_rate or raise temperature, in another output_dir"
+                raise FloatingPointError(f"{error}; {run.last_good()}. {fix}") from error
             except torch.OutOfMemoryError as error:
                 fix = f"Set micro_batch_size to a part of {self.args.per_device_train_batch_size}"
                 what = f"the GPU is out of memory ({error}); {run.last_good()}"
