@@ -49,11 +49,6 @@ from cibr.utils import digest
 # Share of the steps in which the learning rate rises to its peak; towers from scratch need longer.
 _WARM_UP = {"tiny": 0.45, "frozen": 0.15, "hub": 0.15}
 _ENCODERS, _PARTS = "encoders.safetensors", "parts.pt"  # of a checkpoint
-_DEGENERATE = {  # values above which a run has collapsed, and the remedy
-    "image_mean_cosine": (0.99, "image embeddings are nearly one point; lower learning_rate"),
-    "text_mean_cosine": (0.99, "text embeddings are nearly one point; lower learning_rate"),
-    "repeated_captions": (0.9, "repeats are no negatives; lower batch_size or vary the captions"),
-}
 Rows = tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]
 
 
@@ -346,10 +341,6 @@ class CIBRTrainer(Trainer):
             logs |= {name: value / n_steps for name, value in self.sums.items()}
             logs |= {"temperature": 1 / self.model.logit_scale.item(), "seconds": self.seconds}
             self.sums = {}
-            for name, (limit, advice) in _DEGENERATE.items():
-                # Early in a run embeddings are still close together.
-                if logs[name] > limit and self.state.global_step >= self.state.max_steps / 3:
-                    warnings.warn(f"{name} is above {limit}: {advice}", stacklevel=2)
         super().log(logs, *start_time)
 
     def _get_grad_norm(self, *_: Any, **__: Any) -> float:

@@ -4,13 +4,12 @@ transformers.Trainer brings.
 
 import copy
 import json
-import warnings
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
-from helpers import picture, same
+from helpers import same
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -18,7 +17,6 @@ from small_runs import HELD_OUT, PAIRS, fail_before, forks, settings, small_mode
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from cibr import DualEncoder, fit
-from cibr.data import Pairs
 from cibr.models import features
 from cibr.train import configure
 from cibr.train.trainer import CIBRTrainer, _Steps, epoch_rows
@@ -130,17 +128,6 @@ def test_pretrained_models_train_and_frozen_towers_do_not_move(
     assert any("projection" in name or "head" in name for name in moved)
     assert any("tower" in name or "_model" in name for name in moved) == (kind == "clip")
     assert same(DualEncoder.from_pretrained(tmp_path / "out"), model)
-
-
-def test_collapse_and_repeated_captions_are_warned_of_after_a_third_of_the_run(tmp_path):
-    captions = [["a red cat"]] * 39 + [["a text that is cut " * 40]]  # two labels: enough
-    pairs = Pairs("same", "train", captions, [str(i) for i in range(40)], lambda i: picture(0))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        train(tmp_path, pairs, None, batch_size=40, epochs=3, dropout=0.0)
-    messages = [str(warning.message) for warning in caught]
-    for start in ("image_mean_cosine is above 0.99: image", "repeated_captions is above 0.9: rep"):
-        assert len([message for message in messages if message.startswith(start)]) == 3
 
 
 def test_a_full_gpu_names_the_last_good_checkpoint_and_the_remedy(tmp_path, monkeypatch):
