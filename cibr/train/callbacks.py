@@ -1,4 +1,4 @@
-"""What a run does beside its steps: saves at signals, measures time, shows its progress."""
+"""What a run does beside its steps: saves at signals, measures time, shows a bar."""
 
 import signal
 import sys
@@ -9,14 +9,21 @@ from contextlib import contextmanager
 
 import torch
 from tqdm import tqdm
-from transformers import TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 
 _CHECKPOINT_SECONDS = 600  # between checkpoints within an epoch
 
 
+class Bar(ProgressCallback):
+    """The progress bar of transformers, without a line for every entry of the log."""
+
+    def on_log(self, args, state, control, **_):
+        """Nothing: the entries are in the history."""
+
+
 class RunCallback(TrainerCallback):
     """Clamps the temperature after a step; saves every ten minutes, at the end of an epoch and at a
-    signal, which then ends the run; validates when it is due; shows a bar.
+    signal, which then ends the run; validates when it is due.
 
     Args:
         trainer: a `CIBRTrainer`.
@@ -25,13 +32,6 @@ class RunCallback(TrainerCallback):
     def __init__(self, trainer):
         self.trainer = trainer
         self.received = 0
-
-    def on_train_begin(self, args, state, control, **_):
-        """Starts the bar."""
-        hidden = {} if state.is_world_process_zero else {"disable": True}  # else TQDM_DISABLE
-        pause = 0.5 if sys.stderr.isatty() else 10  # s; a notebook or a log keeps every line
-        counts = dict(total=state.max_steps, initial=state.global_step, unit="step")
-        self.bar = tqdm(desc="training", mininterval=pause, **counts, **hidden)
         self.saved = time.perf_counter()
 
     def on_epoch_begin(self, args, state, control, **_):
@@ -54,9 +54,6 @@ class RunCallback(TrainerCallback):
         is_last = state.global_step % trainer.steps_per_epoch == 0
         control.should_save |= bool(self.received or overdue)
         control.should_save &= not is_last
-        self.bar.update()
-        clip_loss = trainer.sums["clip_loss"] / trainer.sums["steps"]
-        self.bar.set_postfix(refresh=False, clip_loss=f"{clip_loss:.3f}")
 
     def on_epoch_end(self, args, state, control, **_):
         """Saves, and validates when it is due."""
@@ -70,21 +67,16 @@ class RunCallback(TrainerCallback):
         self.started = self.saved = time.perf_counter()
         if not self.received:
             return
-        self.bar.close()
         name = signal.Signals(self.received).name
         folder = self.trainer.run_folder.path / f"checkpoint-{state.global_step}"
         place = f"at step {state.global_step} of {state.max_steps} in {str(folder)!r}"
         message = f"{name}: the run is saved {place}; start it again to go on"
         if state.is_world_process_zero:
-            print(message, file=sys.stderr, flush=True)
+            tqdm.write(message, file=sys.stderr)
         self.trainer.accelerator.wait_for_everyone()
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt(message)
         raise SystemExit(128 + self.received)
-
-    def on_train_end(self, args, state, control, **_):
-        """Ends the bar."""
-        self.bar.close()
 
 
 @contextmanager

@@ -224,7 +224,7 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
         metric_for_best_model="mean_recall",
         logging_nan_inf_filter=False,  # what is not finite stops the run
         report_to="none",
-        disable_tqdm=True,  # there is a bar of our own
+        disable_tqdm=True,  # `callbacks.Bar` is in its place
         use_cpu=not torch.accelerator.is_available(),
         ddp_timeout=10_800,  # s, for the process that extracts a frozen tower's features
     )

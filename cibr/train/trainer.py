@@ -40,7 +40,7 @@ from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.dual_encoder import Encoded
 from cibr.models.features import Batch, Inputs, embed_pairs, prepare
-from cibr.train.callbacks import RunCallback, noted_signals
+from cibr.train.callbacks import Bar, RunCallback, noted_signals
 from cibr.train.config import NOT_THE_RUN, RunConfig, training_arguments
 from cibr.train.grad_cache import SHARDED, GradCache, reduce_gradient, unit_vectors
 from cibr.train.run_folder import RunFolder
@@ -102,7 +102,7 @@ class CIBRTrainer(Trainer):
         self.history = pd.DataFrame()
         self._largest_norm = args.max_grad_norm
         args.max_grad_norm = 0.0  # `training_step` clips, with the loss's own parameters
-        callbacks = [RunCallback(self), *callbacks]
+        callbacks = [RunCallback(self), Bar(), *callbacks]
         data = dict(train_dataset=train, eval_dataset=validation)
         super().__init__(model, args, callbacks=callbacks, **data)
         self.remove_callback(PrinterCallback)
