@@ -24,21 +24,24 @@ from cibr.models import DualEncoder, model_kind
 from cibr.utils import check_known, digest, runs_folder, shipped
 
 NOT_THE_RUN = {"output_dir", "micro_batch_size"}  # do not affect results
-_INSTEAD = dict(  # of an argument of transformers, the setting to use
-    **dict(output_dir="output_dir", num_train_epochs="epochs", max_steps="epochs", seed="seed"),
-    **dict(per_device_train_batch_size="batch_size", learning_rate="learning_rate"),
-    **dict(gradient_accumulation_steps="micro_batch_size, which is exact", fp16="bf16"),
-    weight_decay="weight_decay",
-)
+_INSTEAD = {  # the settings that stand for arguments of transformers
+    "num_train_epochs": "epochs",
+    "max_steps": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "micro_batch_size, which is exact",
+    "fp16": "bf16",
+}
+_TYPES = {float: numbers.Real, int: numbers.Integral, str: str | Path, tuple: list | tuple}
 
 
-def _about(help_text: str, least: Number = -math.inf, most: Number = math.inf) -> dict[str, Any]:
-    """What a field's metadata say; a value that is not the default must be in the range."""
-    return {"help": help_text, "least": least, "most": most}
-
-
-def _setting(default: Any, *about: Any) -> Any:
-    return field(default=default, metadata=_about(*about))
+def _setting(
+    default: Any, help_text: str, least: Number = -math.inf, most: Number = math.inf
+) -> Any:
+    """A field with its help and range; its default may lie outside, for a value to be filled in."""
+    about = {"help": help_text, "least": least, "most": most}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=about)
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,7 @@ class RunConfig:
         "tiny", "tiny, frozen, or a model to fine-tune: a run's folder or a hub id"
     )
     penalty: str = _setting("vmf", "penalty added to the contrastive loss")
-    penalty_options: dict[str, Any] = field(
-        default_factory=dict, metadata=_about("of the penalty, such as kappa_b")
-    )
+    penalty_options: dict[str, Any] = _setting({}, "of the penalty, such as kappa_b")
     beta: float = _setting(0.05, "weight of the penalty; 0 is CLIP", 0, MAX_BETA)
     sample: bool = _setting(False, "contrast samples of the encoders instead of their means")
     kappa_e: float = _setting(1024.0, "concentration of the assumed noise", 1e-3, 1e6)
@@ -72,9 +73,8 @@ class RunConfig:
     )
     validate_every: int = _setting(1, "epochs between validations", 1)
     max_skipped: int = _setting(0, "unusable samples that may be left out", 0)
-    training_arguments: dict[str, Any] = field(
-        default_factory=dict,
-        metadata=_about("of transformers.TrainingArguments, such as report_to or bf16"),
+    training_arguments: dict[str, Any] = _setting(
+        {}, "of transformers.TrainingArguments, such as report_to or bf16"
     )
 
 
@@ -126,34 +126,21 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
 
 
 def _checked(name: str, value: Any) -> Any:
-    """A value of the type and in the range of its setting."""
+    """A value of the type of its setting, and in the range unless it is the default."""
     default, about = DEFAULTS[name], SETTINGS[name].metadata
-    converted = _converted(value, default)
-    if converted is None:
-        rule = f"a {type(default).__name__}, such as {default!r}"
-        raise ValueError(f"{name} is {value!r}: give {rule} ({about['help']})")
-    parts = converted if isinstance(converted, tuple) else (converted,)
-    for part in parts:
-        is_number = isinstance(part, int | float) and converted != default
-        if is_number and not about["least"] <= part <= about["most"]:
-            rule = f"a number from {about['least']:g} to {about['most']:g}"
-            raise ValueError(f"{name} is {value!r}: give {rule} ({about['help']})")
-    return converted
-
-
-def _converted(value: Any, default: Any) -> Any:
-    """A value as the type of the default, without loss; None if it is of another type."""
     kind = type(default)
-    if kind is tuple:
-        parts = value if isinstance(value, list | tuple) else ()
-        parts = tuple(_converted(part, 0.0) for part in parts)
-        return parts if len(parts) == len(default) and None not in parts else None
-    if kind is str and isinstance(value, Path):
-        return str(value)
-    number = {int: numbers.Integral, float: numbers.Real}.get(kind)
-    if number and isinstance(value, number) and not isinstance(value, bool):
-        return kind(value) if math.isfinite(value) else None
-    return value if type(value) is kind else None
+    is_valid = isinstance(value, _TYPES.get(kind, kind))
+    is_valid &= isinstance(value, bool) == (kind is bool)
+    rule = f"a {kind.__name__}, such as {default!r}"
+    if is_valid and kind in (int, float, tuple) and value != default:
+        parts = value if kind is tuple else (value,)
+        is_valid = kind is not tuple or len(parts) == len(default)
+        least, most = about["least"], about["most"]
+        is_valid &= all(isinstance(x, numbers.Real) and least <= x <= most for x in parts)
+        rule += f", from {least:g} to {most:g}"
+    if not is_valid:
+        raise ValueError(f"{name} is {value!r}: give {rule} ({about['help']})")
+    return tuple(map(float, value)) if kind is tuple else kind(value)
 
 
 def _check_arguments(arguments: dict[str, Any]) -> None:
@@ -163,8 +150,9 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
         known = [f.name for f in fields(TrainingArguments)]
         for name in arguments:
             check_known("argument of transformers.TrainingArguments", name, known)
-            if name in _INSTEAD:
-                raise ValueError(f"training_arguments has {name!r}: set {_INSTEAD[name]} instead")
+            instead = name if name in SETTINGS else _INSTEAD.get(name)
+            if instead:
+                raise ValueError(f"training_arguments has {name!r}: set {instead} instead")
 
 
 def _preset(source: Source, kind: str) -> dict[str, Any]:
@@ -188,14 +176,12 @@ def _check_for_kind(config: RunConfig, kind: str) -> None:
 
 def _run_name(config: RunConfig, dataset: str, of_kind: dict[str, Any]) -> str:
     model = config.model.rstrip("/").split("/")[-1]
-    named = dict(penalty=config.penalty, beta=config.beta, seed=config.seed)
-    named |= dict(model=model, dataset=dataset)
-    usual = DEFAULTS | of_kind | named
-    others = {name: value for name, value in vars(config).items() if value != usual[name]}
-    others = {name: value for name, value in others.items() if name not in NOT_THE_RUN}
     name = f"{dataset}-{model}-{config.penalty}-beta{config.beta:g}-seed{config.seed}"
-    suffix = digest(repr(sorted(others.items())))[:6]
-    return f"{name}-{suffix}" if others else name
+    named = dict(penalty=config.penalty, beta=config.beta, seed=config.seed)
+    usual = DEFAULTS | of_kind | named | dict(model=model, dataset=dataset)
+    settings = {n: value for n, value in vars(config).items() if n not in NOT_THE_RUN}
+    others = sorted((n, value) for n, value in settings.items() if value != usual[n])
+    return f"{name}-{digest(repr(others))[:6]}" if others else name
 
 
 def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
@@ -220,6 +206,8 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
         seed=config.seed,
         logging_strategy="epoch",
         save_strategy="epoch",
+        # A checkpoint may be damaged; the best one is kept beside.
+        save_total_limit=2 + bool(config.training_arguments.get("load_best_model_at_end")),
         eval_strategy="epoch" if validates else "no",
         metric_for_best_model="mean_recall",
         logging_nan_inf_filter=False,  # what is not finite stops the run
