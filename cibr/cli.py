@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.run(arguments)
         return 0
     except SystemExit as stop:  # from the parser, or from a run that was stopped
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return stop.code
     except KeyboardInterrupt:  # the run has reported where it is saved
         _print_error("stopped by Ctrl-C")
         return 130
@@ -130,12 +130,11 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("settings")
     for name, default in DEFAULTS.items():
-        how: dict = {"type": type(default), "metavar": type(default).__name__}
-        if isinstance(default, bool):
+        kind = type(default)
+        how: dict = {"type": json.loads if kind is dict else kind, "metavar": kind.__name__}
+        if kind is bool:
             how = {"action": argparse.BooleanOptionalAction}
-        elif isinstance(default, dict):
-            how = {"type": json.loads, "metavar": "JSON"}
-        elif isinstance(default, tuple):
+        elif kind is tuple:
             how = {"type": float, "nargs": len(default), "metavar": "float"}
         help_text = f"{SETTINGS[name].metadata['help']} (default {default!r})"
         option = f"--{name}".replace("_", "-")
@@ -157,17 +156,15 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _settings(arguments: argparse.Namespace) -> dict:
     """The settings of the file, overridden by those of the command line."""
-    settings = {}
-    file = arguments.config
-    if file is not None and not file.is_file():
-        raise FileNotFoundError(f"no file {str(file)!r}; a data set is given by --dataset")
-    if file is not None:
-        try:
-            settings = dict(json.loads(file.read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{str(file)!r} is not a JSON object ({error})") from error
     others = ("config", "run", "debug", "plugin")
-    return settings | {name: v for name, v in vars(arguments).items() if name not in others}
+    given = {name: value for name, value in vars(arguments).items() if name not in others}
+    file = arguments.config
+    if file is None:
+        return given
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) | given
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{str(file)!r} is not a JSON object ({error})") from error
 
 
 def _load(name: str, device: str):
@@ -215,8 +212,6 @@ def _print_tables(rows, value: str) -> None:
 def _search(arguments: argparse.Namespace) -> None:
     import torch
 
-    if not arguments.text.strip():
-        raise ValueError("the text to search for is empty: describe what the images should show")
     model = _load(arguments.model, arguments.device)
     images = _images(arguments.folder)
     files, features = [], []
