@@ -11,8 +11,6 @@ import torch
 from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
-_CHECKPOINT_SECONDS = 600  # between checkpoints within an epoch
-
 
 class Bar(ProgressCallback):
     """The progress bar of transformers, without a line for every entry of the log."""
@@ -22,8 +20,8 @@ class Bar(ProgressCallback):
 
 
 class RunCallback(TrainerCallback):
-    """Clamps the temperature after a step; saves every ten minutes, at the end of an epoch and at a
-    signal, which then ends the run; validates when it is due.
+    """Clamps the temperature after a step; saves every `save_steps` steps, at the end of an epoch
+    and at a signal, which then ends the run; validates when it is due.
 
     Args:
         trainer: a `CIBRTrainer`.
@@ -32,7 +30,6 @@ class RunCallback(TrainerCallback):
     def __init__(self, trainer):
         self.trainer = trainer
         self.received = 0
-        self.saved = time.perf_counter()
 
     def on_epoch_begin(self, args, state, control, **_):
         """Starts the clock."""
@@ -48,12 +45,10 @@ class RunCallback(TrainerCallback):
         now = time.perf_counter()
         trainer.seconds += now - self.started
         self.started = now
-        overdue = now - self.saved > _CHECKPOINT_SECONDS
-        wanted = torch.tensor([[max(trainer.signals, default=0), overdue]], device=args.device)
-        self.received, overdue = trainer.accelerator.gather(wanted).amax(0).tolist()
-        is_last = state.global_step % trainer.steps_per_epoch == 0
-        control.should_save |= bool(self.received or overdue)
-        control.should_save &= not is_last
+        number = torch.tensor([max(trainer.signals, default=0)], device=args.device)
+        self.received = int(trainer.accelerator.gather(number).max())
+        control.should_save |= bool(self.received) or state.global_step % state.save_steps == 0
+        control.should_save &= state.global_step % trainer.steps_per_epoch != 0
 
     def on_epoch_end(self, args, state, control, **_):
         """Saves, and validates when it is due."""
@@ -64,7 +59,7 @@ class RunCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **_):
         """Ends a run that received a signal, as the signal would."""
-        self.started = self.saved = time.perf_counter()
+        self.started = time.perf_counter()
         if not self.received:
             return
         name = signal.Signals(self.received).name

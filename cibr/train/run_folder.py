@@ -21,7 +21,6 @@ from safetensors import SafetensorError
 
 from cibr.utils import provenance, sync, write_atomically
 
-_KEPT = 2  # checkpoints, as one of them may be damaged
 _PATIENCE = 5  # s, as worker processes of a killed run may hold the lock a little longer
 _HISTORY = "history.csv"
 _RECORD = "run.json"
@@ -96,31 +95,29 @@ class RunFolder:
         history = pd.read_csv(self.path / _HISTORY, dtype=str)
         return history.astype(float).astype({"epoch": int, "step": int})  # to the last digit
 
-    def newest_checkpoint(self) -> tuple[str, dict[str, Any]] | None:
-        """The newest whole checkpoint and its progress; others are removed, with a warning.
+    def newest_checkpoint(self) -> str | None:
+        """The newest whole checkpoint; newer ones are removed, with a warning.
 
         Raises:
             ValueError: the checkpoint has another configuration or other pairs; the message lists
                 the differences.
         """
         for folder in reversed(self._checkpoints()):
-            mark = _mark_of_whole(folder)
-            if mark is None:
-                message = f"checkpoint {str(folder)!r} is incomplete or damaged: it is passed over"
-                warnings.warn(message, stacklevel=3)
-                self._remove(folder)
-            else:
+            if mark := _mark_of_whole(folder):
                 fix = f"finish that run, or remove {str(self.path)!r}"
                 self._refuse_another(mark["run"], "an unfinished run", fix)
-                return str(folder), mark["progress"]
+                return str(folder)
+            message = f"checkpoint {str(folder)!r} is incomplete or damaged: it is passed over"
+            warnings.warn(message, stacklevel=3)
+            self._remove(folder)
         return None
 
     def last_good(self) -> str:
         """The newest whole checkpoint, as a clause for messages."""
-        for folder in reversed(self._checkpoints()):
-            if _mark_of_whole(folder):
-                return f"the last good checkpoint is {str(folder)!r}"
-        return "there is no checkpoint yet"
+        whole = [folder for folder in self._checkpoints() if _mark_of_whole(folder)]
+        if not whole:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is {str(whole[-1])!r}"
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[None]:
@@ -137,24 +134,15 @@ class RunFolder:
             fix = f"{self.last_good()}. Make room or choose another output_dir"
             raise ValueError(f"cannot write {str(path)!r}: {error}; {fix}") from error
 
-    def seal(
-        self, folder: Path, progress: dict[str, Any], history: pd.DataFrame, best: str | None
-    ) -> None:
-        """Marks a checkpoint as whole, writes the history and removes old checkpoints.
-
-        The newest, the one before it and the `best` are kept.
-        """
-        files = [file for file in folder.iterdir() if file.name != _MARK]
-        for file in files:
+    def seal(self, folder: Path, history: pd.DataFrame) -> None:
+        """Marks a checkpoint as whole, and writes the history."""
+        digests = {}
+        for file in folder.iterdir():
             sync(file)  # durable before the mark
-        mark = {"run": self.identity, "progress": progress}
-        mark["digests"] = {file.name: _digest(file) for file in files}
-        _write(folder / _MARK, json.dumps(mark))
+            digests[file.name] = _digest(file)
+        _write(folder / _MARK, json.dumps({"run": self.identity, "digests": digests}))
         sync(self.path)
         self._write_history(history)
-        for old in self._checkpoints()[:-_KEPT]:
-            if str(old) != best:
-                self._remove(old)
 
     def finish(self, configuration: dict[str, Any], history: pd.DataFrame) -> None:
         """Writes the record of a run whose model is saved, then removes the checkpoints."""

@@ -16,7 +16,6 @@ import math
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,7 @@ class CIBRTrainer(Trainer):
         self.batch_size = args.per_device_train_batch_size * args.world_size
         self.steps_per_epoch = len(self.epoch_rows(0)[0]) // self.batch_size
         self.history = pd.DataFrame()
-        self._largest_norm = args.max_grad_norm
+        self._largest_norm = args.max_grad_norm or math.inf
         args.max_grad_norm = 0.0  # `training_step` clips, with the loss's own parameters
         callbacks = [RunCallback(self), Bar(), *callbacks]
         data = dict(train_dataset=train, eval_dataset=validation)
@@ -114,12 +113,8 @@ class CIBRTrainer(Trainer):
 
     # A run
 
-    def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> TrainOutput:
+    def train(self) -> TrainOutput:
         """Trains, or resumes from the newest whole checkpoint, and saves the model.
-
-        Args:
-            resume_from_checkpoint: another checkpoint.
-            options: of `transformers.Trainer.train`.
 
         Raises:
             ValueError: the folder is in use, contains another run or cannot be written; a GPU that
@@ -136,11 +131,10 @@ class CIBRTrainer(Trainer):
             if (history := run.finished()) is not None:
                 return self._load_finished(history)
             self.set_up()
-            newest, progress = run.newest_checkpoint() or (None, {"sums": {}, "seconds": 0.0})
-            self.sums, self.seconds = progress["sums"], progress["seconds"]
-            [checkpoint] = broadcast_object_list([resume_from_checkpoint or newest])
+            self.sums, self.seconds = {}, 0.0
+            [checkpoint] = broadcast_object_list([run.newest_checkpoint()])
             try:
-                output = super().train(checkpoint, **options)
+                output = super().train(checkpoint)
             except FloatingPointError as error:
                 fix = "Lower learning_rate or raise temperature, in another output_dir"
                 raise FloatingPointError(f"{error}; {run.last_good()}. {fix}") from error
@@ -148,15 +142,19 @@ class CIBRTrainer(Trainer):
                 fix = f"Set micro_batch_size to a part of {self.args.per_device_train_batch_size}"
                 what = f"the GPU is out of memory ({error}); {run.last_good()}"
                 raise ValueError(f"{what}. {fix}, or less than now, and start again") from error
-            self._finish()
+            self.model.eval()
+            self.history = self._history()
+            self.save_model()
+            if self.args.should_save:
+                run.finish(asdict(self.config), self.history)
+            self.accelerator.wait_for_everyone()
         return output
 
     def set_up(self) -> None:
         """Prepares inputs, the initial weights and the loss; all are functions of the seed."""
         config, model, device = self.config, self.model, self.args.device
         # The first process extracts the features of frozen towers, the others read them.
-        is_frozen = model.kind == "frozen"
-        with self.accelerator.main_process_first() if is_frozen else nullcontext():
+        with self.accelerator.main_process_first():
             self.inputs = prepare(model, self.train_dataset, True, device)
             if self.eval_dataset is not None:
                 self.held_out = prepare(model, self.eval_dataset, True, device)
@@ -211,14 +209,6 @@ class CIBRTrainer(Trainer):
             print(f"{str(self.run_folder.path)!r} {held}", file=sys.stderr)
         return TrainOutput(int(history["step"].iloc[-1]), history["loss"].iloc[-1], {})
 
-    def _finish(self) -> None:
-        self.model.eval()
-        self.history = self._history()
-        if self.args.should_save:
-            self.save_model()
-            self.run_folder.finish(asdict(self.config), self.history)
-        self.accelerator.wait_for_everyone()
-
     # A step
 
     def epoch_rows(self, epoch: int) -> Rows:
@@ -256,14 +246,12 @@ class CIBRTrainer(Trainer):
             terms = self._backward(model, cache, generator)
             parameters = [*model.parameters(), *self.loss_fn.trained_parameters()]
             norm = torch.nn.utils.clip_grad_norm_(parameters, self._largest_norm)
-            terms |= self.loss_fn.reports() | _batch_health(cache) | {"gradient norm": norm}
+            terms |= self.loss_fn.reports() | _batch_health(cache) | {"grad_norm": norm}
             # The only wait for the device in a step.
             values = dict(zip(terms, torch.stack([*terms.values()]).tolist(), strict=True))
-            self._norm = values.pop("gradient norm")
-            if not math.isfinite(values["loss"]) or not math.isfinite(self._norm):
+            if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
                 named = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
-                what = f"it is not finite ({named}, gradient norm {self._norm:.6g})"
-                raise FloatingPointError(what)
+                raise FloatingPointError(f"it is not finite ({named})")
         except (FloatingPointError, ValueError) as error:  # the loss refuses what is not finite
             raise FloatingPointError(f"step {number} was not taken: {error}") from error
         values |= {"beta": self.loss_fn.beta, "steps": 1}
@@ -343,9 +331,6 @@ class CIBRTrainer(Trainer):
             self.sums = {}
         super().log(logs, *start_time)
 
-    def _get_grad_norm(self, *_: Any, **__: Any) -> float:
-        return self._norm  # before clipping
-
     def _history(self) -> pd.DataFrame:
         """The log as a table with one row per epoch."""
         rows: dict[int, dict[str, Any]] = {}
@@ -377,23 +362,25 @@ class CIBRTrainer(Trainer):
         own = {name: part.contiguous() for name, part in self.model.own_state().items()}
         save_file(own, folder / _ENCODERS)
         parts = [part.state_dict() for part in (self.loss_fn, *self._stateful())]
-        torch.save(parts, folder / _PARTS)
+        state = {"sums": self.sums, "seconds": self.seconds, "parts": parts}
+        torch.save(state, folder / _PARTS)
 
     def _save_checkpoint(self, model: DualEncoder, trial: Any = None) -> None:
         folder = self.run_folder.path / f"checkpoint-{self.state.global_step}"
         with self.run_folder.writing(folder):
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
-                progress = {"sums": self.sums, "seconds": self.seconds}
-                best = self.state.best_model_checkpoint
-                self.run_folder.seal(folder, progress, self._history(), best)
+                self.run_folder.seal(folder, self._history())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         self.model.load_state_dict(load_file(folder / _ENCODERS), strict=False)  # frozen towers
-        states = torch.load(folder / _PARTS, map_location="cpu", weights_only=True)
-        for part, state in zip((self.loss_fn, *self._stateful()), states, strict=True):
-            part.load_state_dict(state)
+        state = torch.load(folder / _PARTS, map_location="cpu", weights_only=True)
+        self.sums = state["sums"]
+        self.seconds = state["seconds"]
+        stateful = self.loss_fn, *self._stateful()
+        for part, of_part in zip(stateful, state["parts"], strict=True):
+            part.load_state_dict(of_part)
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)

@@ -2,9 +2,9 @@
 bit for bit; its folder is for one run, and code in its files is not run.
 """
 
+import json
 import os
 import pickle
-import random
 import resource
 import signal
 import threading
@@ -17,19 +17,22 @@ import small_runs
 import torch
 from helpers import Crafted, same
 from processes import exit_code_of
-from small_runs import before_step, forks, small_model, stop_at, train
+from small_runs import before_step, forks, small_model
 
 from cibr import DualEncoder
-from cibr.train import callbacks, run_folder
+from cibr.train import run_folder
 from cibr.train.callbacks import noted_signals
 from cibr.train.run_folder import RunFolder
 from cibr_book.experiments.training import StudyTrainer, WeightAverage
 
+EVERY_STEP = {"save_steps": 1}
+train = partial(small_runs.train, training_arguments=EVERY_STEP)
+stop_at = partial(small_runs.stop_at, training_arguments=EVERY_STEP)
+
 
 @pytest.fixture(autouse=True)
-def every_step(monkeypatch):
-    """Saves at every step, and computes on one thread, as the processes of these tests do."""
-    monkeypatch.setattr(callbacks, "_CHECKPOINT_SECONDS", -1)
+def one_thread():
+    """Computes on one thread, as the processes of these tests do."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -38,7 +41,6 @@ def every_step(monkeypatch):
 
 def run(folder, arrange=None):
     """A run in a process, whose end `arrange` may see to."""
-    callbacks._CHECKPOINT_SECONDS = -1
     if arrange:
         arrange()
     train(folder)
@@ -72,17 +74,15 @@ def without_image_head(config, pairs):
     return model
 
 
-RUNS = [  # settings, seconds between checkpoints, and the step of the last one
-    (dict(sample=True, micro_batch_size=3), -1, 4),
-    (dict(penalty="mine"), 600, 3),
+RUNS = [  # settings, and the step of the last checkpoint
+    (dict(sample=True, micro_batch_size=3), 4),
+    (dict(penalty="mine", training_arguments={}), 3),
 ]
 
 
 @forks
-@pytest.mark.parametrize(("options", "seconds", "step"), RUNS)
-def test_resume_is_bit_equal(tmp_path, monkeypatch, options, seconds, step):
-    monkeypatch.setattr(callbacks, "_CHECKPOINT_SECONDS", seconds)
-
+@pytest.mark.parametrize(("options", "step"), RUNS)
+def test_resume_is_bit_equal(tmp_path, monkeypatch, options, step):
     def additions():
         return {"callbacks": [WeightAverage(0.9, 0.3)]}
 
@@ -95,53 +95,39 @@ def test_resume_is_bit_equal(tmp_path, monkeypatch, options, seconds, step):
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_kill_anywhere(whole, tmp_path):
-    """SIGKILL at random moments, until a run has come through."""
-    chance, seconds, n_killed = random.Random(0), 0.5, 0
-    while n_killed < 6:
-        folder = tmp_path / f"after {n_killed} kills"
-        code = None
-        while code != 0:
-            code = exit_code_of(run, folder, timeout=chance.uniform(0.2, 1.0) * seconds)
-            assert code in (0, -signal.SIGKILL)
-            n_killed += code != 0
-            seconds *= 1.2 if code else 0.5  # of a process, which depend on the machine
-        assert_equal_runs(folder, whole)
-
-
-def kill_at(module, function, name, time, is_after):
-    """Kills the process before or after a function writes a path of this name the n-th time."""
+def kill_at(function, name, time):
+    """Kills the process before a function is called for a path that ends so the n-th time."""
+    module, function = function.split()
     module = import_module(module)
     real, times = getattr(module, function), []
 
     def call(*given, **named):
-        times.extend([1] * any(str(path).endswith(name) for path in given))
-        is_it = len(times) == time and any(str(path).endswith(name) for path in given)
-        result = real(*given, **named) if is_after or not is_it else None
-        if is_it:
+        times.extend([1] * any(str(x).endswith(name) for x in given))
+        if len(times) == time:
             os.kill(os.getpid(), signal.SIGKILL)
-        return result
+        return real(*given, **named)
 
     setattr(module, function, call)
 
 
-SAVES = [  # what is killed while it writes what, for which time
-    ("torch", "save", "checkpoint-3/parts.pt", 1),
-    ("torch", "save", "checkpoint-3/optimizer.pt", 1),
-    ("os", "replace", "checkpoint-3/whole.json", 1),
-    ("os", "replace", "history.csv", 1),
-    ("os", "replace", "history.csv", 4),  # after the last step
-    ("shutil", "rmtree", "checkpoint-1", 2),
-    ("os", "replace", "run.json", 1),
+KILLS = [  # before which function is called for what, and how often
+    ("torch.autograd backward", "", 5),  # in the fifth step
+    ("cibr.train.trainer embed_pairs", "", 1),  # in the first validation
+    ("torch save", "checkpoint-3/parts.pt", 1),
+    ("torch save", "checkpoint-3/optimizer.pt", 1),
+    ("shutil rmtree", "checkpoint-1", 2),
+    ("os replace", "checkpoint-3/whole.json", 1),
+    ("os replace", "history.csv", 1),
+    ("os replace", "history.csv", 4),  # after the last step
+    ("os replace", "run.json", 1),
+    ("shutil rmtree", "checkpoint-5", 2),  # after the record of the finished run
 ]
 
 
 @pytest.mark.filterwarnings("ignore:checkpoint .* is passed over")
-@pytest.mark.parametrize("is_after", [False, True])
-@pytest.mark.parametrize("save", SAVES, ids=lambda save: f"{save[2]} {save[3]}")
-def test_a_kill_in_the_middle_of_a_save_loses_at_most_that_save(whole, tmp_path, save, is_after):
-    kill = partial(kill_at, *save, is_after)
-    assert exit_code_of(run, tmp_path, kill) == -signal.SIGKILL
+@pytest.mark.parametrize("moment", KILLS, ids=lambda moment: f"{moment[1]} {moment[2]}")
+def test_a_kill_in_the_middle_of_a_save_loses_at_most_that_save(whole, tmp_path, moment):
+    assert exit_code_of(run, tmp_path, partial(kill_at, *moment)) == -signal.SIGKILL
     assert (tmp_path / "run.json").exists() or last_step(tmp_path) >= 2
     train(tmp_path)
     assert_equal_runs(tmp_path, whole)
@@ -162,23 +148,21 @@ def test_a_full_disk_keeps_the_last_checkpoints(whole, tmp_path):
     assert_equal_runs(folder, whole)
 
 
-@pytest.mark.parametrize("step", [4, 6])  # in an epoch, and at the end of one
-@pytest.mark.parametrize(
-    ("name", "error"), [("SIGTERM", SystemExit), ("SIGINT", KeyboardInterrupt)]
+@pytest.mark.parametrize(  # in an epoch, and at the end of one
+    ("name", "error", "step"), [("SIGTERM", SystemExit, 4), ("SIGINT", KeyboardInterrupt, 6)]
 )
 def test_signals_save_after_the_step_and_leave_with_a_message(
     whole, tmp_path, monkeypatch, capsys, name, error, step
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks, "_CHECKPOINT_SECONDS", 600)
         before_step(step, partial(signal.raise_signal, signal.Signals[name]), patch.setattr)
         with pytest.raises(error) as caught:
-            train(tmp_path)
+            train(tmp_path, training_arguments={})
     assert getattr(caught.value, "code", 143) == 143
     folder = str(tmp_path / f"checkpoint-{step}")
     message = f"{name}: the run is saved at step {step} of 6 in {folder!r}; start it again to go on"
     assert message in capsys.readouterr().err and last_step(tmp_path) == step
-    train(tmp_path)
+    train(tmp_path, training_arguments={})
     assert_equal_runs(tmp_path, whole)
 
 
@@ -200,16 +184,23 @@ def test_signals_are_noted_and_their_handlers_restored():
 
 
 def truncate(file):
-    file.write_bytes(file.read_bytes()[:1000])
+    file.write_bytes(file.read_bytes()[:-10])
 
 
 def craft(file):
     file.write_bytes(pickle.dumps(Crafted(file.parent.parent / "owned"), protocol=2))
 
 
-@pytest.mark.parametrize("damage", [truncate, craft, os.remove])
-@pytest.mark.parametrize("name", ["optimizer.pt", "parts.pt", "encoders.safetensors", "whole.json"])
-def test_a_damaged_newest_checkpoint_is_passed_over(whole, tmp_path, damage, name):
+DAMAGED = {
+    "optimizer.pt": truncate,
+    "parts.pt": craft,
+    "encoders.safetensors": os.remove,
+    "whole.json": truncate,
+}
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGED.items())
+def test_a_damaged_newest_checkpoint_is_passed_over(whole, tmp_path, name, damage):
     stop_at(6, tmp_path)
     damage(tmp_path / "checkpoint-5" / name)
     with pytest.warns(UserWarning, match="checkpoint-5' is incomplete or damaged: it is passed"):
@@ -219,13 +210,12 @@ def test_a_damaged_newest_checkpoint_is_passed_over(whole, tmp_path, damage, nam
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "parts.pt", "scheduler.pt"])
 def test_code_in_a_checkpoint_is_not_run_even_if_its_digest_fits(tmp_path, name):
-    stop_at(6, tmp_path)
-    folder = tmp_path / "checkpoint-5"
+    stop_at(3, tmp_path)
+    folder = tmp_path / "checkpoint-2"
     craft(folder / name)
-    run = RunFolder(tmp_path)
-    mark = run_folder._mark_of_whole(tmp_path / "checkpoint-4")
-    run.identity = mark["run"]
-    run.seal(folder, mark["progress"], pd.DataFrame(), None)
+    mark = json.loads((folder / "whole.json").read_text())
+    mark["digests"][name] = run_folder._digest(folder / name)
+    (folder / "whole.json").write_text(json.dumps(mark))
     with pytest.raises(Exception, match="[Ww]eights.only"):
         train(tmp_path)
     assert not (tmp_path / "owned").exists()
