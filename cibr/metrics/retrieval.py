@@ -1,6 +1,7 @@
-"""Retrieval metrics from exact ranks, in bounded memory, with ties counted against the model.
+"""Retrieval metrics from ranks, in bounded memory, with ties counted against the model.
 
-The rank of a query is the number of incorrect items at least as similar as its best correct one, so
+The rank of a query is the number of incorrect items at least as similar as its best correct one, up
+to a tolerance of 2e-6 of the cosine, more than float32 rounds products of unit vectors. So
 collapsed embeddings, where everything ties, score 0 rather than 100 %. There are two protocols.
 *Paired* (Karpathy and Fei-Fei, 2015): only an image's own captions are correct. *By label*: every
 item with the query's label is correct, as in a loss with several positives.
@@ -12,14 +13,10 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 _KS = (1, 5, 10)
-_BLOCK = 1024  # queries per product
-_TILE_ELEMENTS = 2**18  # similarities compared at a time (1 MiB), to fit a core's cache
-_BLOCK_ELEMENTS = 2**23  # similarities in memory (32 MiB), unless that is under _SMALLEST queries
-_SMALLEST = 64  # thinner products use other kernels, which may round a pair differently
-_BAND = 256  # texts at a time in the band of own similarities
+_TIE = 2e-6  # of the cosine; see the first paragraph
+_TILE = 2**22  # numbers in memory at a time (16 MiB)
 _UNIT_TOLERANCE = 1e-2  # bfloat16 has three digits
 
 _Images = Float[Tensor, "n d"]
@@ -154,7 +151,7 @@ def retrieval_ranks(
     image_embeddings: _Images, text_embeddings: _Texts, text_to_image: _OfTexts
 ) -> tuple[_OfImages, _OfTexts]:
     """Paired ranks: the number of incorrect items at least as similar as a query's best correct
-    one.
+    one, up to 2e-6 of the cosine.
 
     Args:
         image_embeddings: unit vectors [n, d].
@@ -176,72 +173,51 @@ def retrieval_ranks(
         raise ValueError(f"text_to_image is {span}: count from 0, without those that have no text")
     images = image_embeddings.float()
     texts = text_embeddings.float()
-    text_to_image = text_to_image.long()
-    # Captions of an image are spread over rows of the product, so its threshold must be known
-    # before the pass. A second pass is needed only if the band's kernel rounded an entry
-    # differently; then it is exact.
-    own = _own_of_band(images, texts, text_to_image)
-    for _ in range(2):
-        best = own.new_full((len(images),), -torch.inf)
-        best = best.scatter_reduce(0, text_to_image, own, "amax")
-        own_of_pass, image_ranks, text_ranks = _pass(images, texts, text_to_image, best)
-        if torch.equal(own_of_pass, own):
-            break
-        own = own_of_pass
+    own = text_to_image.long()
+    # Captions of an image are spread over rows of the product, so its best one is found first.
+    blocks = _blocks(len(texts), images.shape[1])
+    parts = [(texts[rows] * images[own[rows]]).sum(1) for rows in blocks]
+    text_best = torch.cat(parts)
+    image_best = text_best.new_full((n,), -torch.inf).scatter_reduce(0, own, text_best, "amax")
+    image_ranks = torch.zeros_like(image_best)
+    text_ranks = torch.empty_like(text_best)
+    for rows in _blocks(len(texts), n):
+        tile = texts[rows] @ images.T
+        tile.scatter_(1, own[rows, None], -torch.inf)
+        image_ranks += _n_reaching(tile.T, image_best)
+        text_ranks[rows] = _n_reaching(tile, text_best[rows])
     return image_ranks.long(), text_ranks.long()
 
 
 def _label_ranks(
     queries: _Images, labels: _OfImages, gallery: _Texts, gallery_labels: _OfTexts
 ) -> _OfImages:
-    """The number of incorrect items at least as similar as a query's best correct one [n], where
-    every item with the query's label is correct.
-    """
-    # Sorted by label, the correct items of a query are neighbours.
-    gallery_labels, order = gallery_labels.long().sort(stable=True)
-    gallery = gallery[order]
-    labels = labels.long()
-    first = torch.searchsorted(gallery_labels, labels)
-    n_correct = torch.searchsorted(gallery_labels, labels, right=True) - first
-    alone = labels[n_correct == 0].tolist()
-    if alone:
-        known = f"{gallery_labels[0]} to {gallery_labels[-1]}"
-        missing = f"{len(alone)} labels, first {alone[0]}, are not on the other side ({known})"
+    """The same for queries [n] of which every item with the query's label is correct."""
+    absent = labels[~torch.isin(labels, gallery_labels)].tolist()
+    if absent:
+        known = f"{gallery_labels.min()} to {gallery_labels.max()}"
+        missing = f"{len(absent)} labels, first {absent[0]}, are not on the other side ({known})"
         raise ValueError(f"{missing}: every query needs a correct item")
-    ranks = torch.empty_like(first)
-    for rows, tile in _similarity_tiles(queries, gallery):
-        nth = torch.arange(int(n_correct[rows].max()), device=tile.device)
-        columns = (first[rows, None] + nth).clamp(max=len(gallery) - 1)
-        correct = tile.gather(1, columns).masked_fill(nth >= n_correct[rows, None], -torch.inf)
-        best = correct.amax(1)
-        ranks[rows] = (_count_reaching(tile, best) - _count_reaching(correct, best)).long()
+    gallery = gallery.float()
+    ranks = torch.empty_like(labels, dtype=torch.long)
+    for rows in _blocks(len(queries), len(gallery)):
+        tile = queries[rows].float() @ gallery.T
+        is_correct = labels[rows, None] == gallery_labels
+        best = tile.masked_fill(~is_correct, -torch.inf).amax(1)
+        ranks[rows] = _n_reaching(tile.masked_fill_(is_correct, -torch.inf), best).long()
     return ranks
 
 
-def _similarity_tiles(
-    queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"]
-) -> Iterator[tuple[slice, Float[Tensor, "t m"]]]:
-    """The rows of a tile and their similarities to the whole gallery, float32, valid until the next
-    tile; each row once, in order.
-    """
-    n, m = len(queries), len(gallery)
-    queries, gallery = _padded(queries), _padded(gallery)
-    block = min(len(queries), _BLOCK, max(_SMALLEST, _BLOCK_ELEMENTS // len(gallery)))
-    tile = max(1, _TILE_ELEMENTS // len(gallery))
-    product = queries.new_empty(block, len(gallery))
-    for start, new, end in _spans(len(queries), block):
-        torch.mm(queries[start:end], gallery.T, out=product)
-        for first in range(new, min(end, n), tile):
-            last = min(first + tile, end, n)
-            yield slice(first, last), product[first - start : last - start, :m]
+def _blocks(n: int, width: int) -> Iterator[slice]:
+    """Slices of n rows, each with up to `_TILE` numbers if a row has `width` of them."""
+    size = max(1, _TILE // width)
+    return (slice(start, start + size) for start in range(0, n, size))
 
 
-def _count_reaching(
-    tile: Float[Tensor, "t m"], thresholds: Float[Tensor, " t"]
-) -> Float[Tensor, " t"]:
-    """Number of similarities of each row at or above its threshold; float32, exact up to 2^24."""
+def _n_reaching(tile: Float[Tensor, "t m"], best: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+    """Number of similarities of each row that reach its best one or tie with it, exact to 2^24."""
     # Floats summed by a product with ones: several times faster than counting Booleans.
-    reached = torch.ge(tile, thresholds[:, None], out=torch.empty_like(tile))
+    reached = torch.ge(tile, best[:, None] - _TIE, out=torch.empty_like(tile))
     return reached.mv(reached.new_ones(reached.shape[1]))
 
 
@@ -278,51 +254,3 @@ def _recalls(image_ranks: Tensor, text_ranks: Tensor, ks: _Ks, name: str) -> dic
         for k in ks:
             recalls[f"{direction}_{name}@{k}"] = (ranks < k).double().mean().item()
     return recalls
-
-
-def _own_of_band(images: Tensor, texts: Tensor, text_to_image: Tensor) -> Tensor:
-    """Each text's similarity to its own image [m], from products of texts sorted by image with
-    their images.
-    """
-    order = text_to_image.argsort(stable=True)
-    images = _padded(images)
-    own = texts.new_empty(len(texts))
-    for start, _, end in _spans(len(texts), _BAND):
-        rows = order[start:end]
-        first, last = text_to_image[rows[[0, -1]]].tolist()
-        first = min(first, len(images) - _SMALLEST)
-        near = texts[rows] @ images[first : max(last + 1, first + _SMALLEST)].T
-        own[rows] = near.gather(1, text_to_image[rows, None] - first).squeeze(1)
-    return own
-
-
-def _pass(
-    images: Tensor, texts: Tensor, text_to_image: Tensor, best: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Own similarities [m], ranks of the images [n] given their best own similarities, ranks of the
-    texts [m].
-    """
-    own = texts.new_empty(len(texts))
-    text_ranks = texts.new_empty(len(texts))
-    image_ranks = torch.zeros_like(best)
-    for rows, tile in _similarity_tiles(texts, images):
-        own[rows] = tile.gather(1, text_to_image[rows, None]).squeeze(1)
-        text_ranks[rows] = _count_reaching(tile, own[rows]) - 1  # the correct image reaches its own
-        image_ranks += _count_reaching(tile.T, best)
-    reaching = (own >= best[text_to_image]).float()  # own texts are not incorrect
-    return own, image_ranks.scatter_add(0, text_to_image, -reaching), text_ranks
-
-
-def _padded(rows: Float[Tensor, "n d"]) -> Float[Tensor, "p d"]:
-    """The rows as float32, followed by zero rows up to `_SMALLEST`."""
-    missing = max(0, _SMALLEST - len(rows))
-    return F.pad(rows.float(), (0, 0, 0, missing)) if missing else rows.float()  # padding copies
-
-
-def _spans(n: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """Start, first new row and end of blocks that cover n rows; the last overlaps to be of full
-    size.
-    """
-    for new in range(0, n, size):
-        end = min(new + size, n)
-        yield max(0, end - size), new, end
