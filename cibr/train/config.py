@@ -218,6 +218,8 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
     )
     arguments = TrainingArguments(**mapped | config.training_arguments)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process uses one GPU
+    if arguments.device.type == "cpu":
+        arguments._setup_devices = torch.device("cpu")  # to "cpu:0" torch 2.6 loads nothing
     n_rows, n_processes = min(config.batch_size, n_pairs), arguments.world_size
     if n_rows < n_processes or (config.batch_size % n_processes and config.batch_size <= n_pairs):
         cannot = f"{n_processes} processes cannot share a batch of {n_rows} pairs equally"
