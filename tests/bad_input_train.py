@@ -73,6 +73,12 @@ def training(pairs=PAIRS, world_size=1, **options):
     return call
 
 
+def with_fsdp(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CIBRTrainer, "is_fsdp_enabled", True, raising=False)
+        train(folder)
+
+
 def output_under_a_file(folder):
     (folder / "out").write_text("")
     train(folder / "out" / "x")

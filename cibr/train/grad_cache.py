@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from accelerate import DistributedType
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -20,8 +19,6 @@ from torch.utils.checkpoint import checkpoint
 from cibr.models import DualEncoder
 from cibr.models.dual_encoder import Encoded
 from cibr.models.features import Batch
-
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # ways to train a model in parts
 
 
 def unit_vectors(image: Encoded, text: Encoded) -> dict[str, Tensor]:
@@ -99,10 +96,6 @@ class GradCache:
 
 
 def reduce_gradient(parameter: nn.Parameter, accelerator, reduction: str = "mean") -> None:
-    """Sums a gradient over processes, or averages one that each has in full but for rounding.
-
-    FSDP and DeepSpeed reduce gradients themselves.
-    """
-    is_whole = accelerator.distributed_type not in SHARDED
-    if accelerator.num_processes > 1 and is_whole and parameter.grad is not None:
+    """Sums a gradient over processes, or averages one that each has in full but for rounding."""
+    if accelerator.num_processes > 1 and parameter.grad is not None:
         parameter.grad = accelerator.reduce(parameter.grad, reduction=reduction)

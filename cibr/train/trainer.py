@@ -6,9 +6,8 @@ by the seed and the step, so a run resumes from its newest whole checkpoint with
 without the interruption.
 
 A step is exact for any division of its batch: features of all parts and processes are gathered, and
-gradients reduced, by `GradCache`, so the model is not wrapped in DDP. FSDP and DeepSpeed are
-switched on by `accelerate launch --config_file FILE`; they average the gradients of the processes
-by themselves and are untested here.
+gradients reduced, by `GradCache`, so the model is not wrapped in DDP; FSDP and DeepSpeed, which
+gather a model's parts in its `forward`, are refused.
 """
 
 import json
@@ -41,7 +40,7 @@ from cibr.models.dual_encoder import Encoded
 from cibr.models.features import Batch, Inputs, embed_pairs, prepare
 from cibr.train.callbacks import Bar, RunCallback, noted_signals
 from cibr.train.config import NOT_THE_RUN, RunConfig, training_arguments
-from cibr.train.grad_cache import SHARDED, GradCache, reduce_gradient, unit_vectors
+from cibr.train.grad_cache import GradCache, reduce_gradient, unit_vectors
 from cibr.train.run_folder import RunFolder
 from cibr.utils import digest
 
@@ -74,8 +73,8 @@ class CIBRTrainer(Trainer):
 
     Raises:
         ValueError: fewer than two pairs or captions, a penalty on pooled features with a model that
-            has none (SigLIP), a batch that the processes cannot share equally, or an output folder
-            that cannot be written or contains other files.
+            has none (SigLIP), a batch that the processes cannot share equally, FSDP or DeepSpeed,
+            or an output folder that cannot be written or contains other files.
     """
 
     model: DualEncoder
@@ -106,10 +105,10 @@ class CIBRTrainer(Trainer):
         super().__init__(model, args, callbacks=callbacks, **data)
         self.remove_callback(PrinterCallback)
         model.config = None  # that of transformers, which its model card looks for
-        if self.accelerator.distributed_type in SHARDED:
-            warnings.warn("a model in parts (FSDP, DeepSpeed) is untested", stacklevel=2)
-        else:  # `GradCache` reduces the gradients itself, exactly: no DDP
-            self.accelerator.prepare_model = lambda model, **options: model
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("every process has the whole model: launch without FSDP or DeepSpeed")
+        # `GradCache` reduces the gradients itself, exactly: no DDP.
+        self.accelerator.prepare_model = lambda model, **options: model
 
     # A run
 
