@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from helpers import noise_pairs
 from small_runs import PAIRS, train, write_folder
+from transformers import TrainingArguments
 
-from cibr.train import configure, load_splits
+from cibr.train import CIBRTrainer, configure, load_splits
 
 BAD = {  # values of each setting
     "beta": [-0.1, math.nan, 1e5, "0.1", True],
@@ -60,23 +62,21 @@ def too_few_to_hold_out(folder):
 
 def training(pairs=PAIRS, world_size=1, **options):
     def call(folder):
-        from transformers import TrainingArguments
-
-        real = TrainingArguments.world_size
-        TrainingArguments.world_size = property(lambda arguments: world_size)
-        with warnings.catch_warnings(action="ignore"):  # of a batch that is larger than the set
-            try:
-                train(folder / "out", pairs, **options)
-            finally:
-                TrainingArguments.world_size = real
+        # A batch that is larger than the set is warned of.
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+            patch.setattr(TrainingArguments, "world_size", world_size)
+            train(folder / "out", pairs, **options)
 
     return call
 
 
 def with_fsdp(folder):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CIBRTrainer, "is_fsdp_enabled", True, raising=False)
-        train(folder)
+    class Sharded(CIBRTrainer):
+        def create_accelerator_and_postprocess(self):
+            super().create_accelerator_and_postprocess()
+            self.is_fsdp_enabled = True
+
+    train(folder / "out", trainer=Sharded)
 
 
 def output_under_a_file(folder):
@@ -96,6 +96,7 @@ RUNS = [
     ("output in the data", output_within_the_data, "output_dir .* within the data set's folder"),
     ("output under a file", output_under_a_file, "output_dir .* cannot be written"),
     ("other files", output_with_other_files, "output_dir .*'thesis.tex'"),
+    ("FSDP", with_fsdp, "without FSDP"),
     ("one pair", training(PAIRS.subset([0])), "all 1 pairs of .*'noise'"),
     ("one caption", training(SAME), "all 9 pairs of .*'noise', 'a red cat'"),
     ("few pairs", training(TWO, world_size=3), "3 processes .* batch of 2 pairs .* batch_size"),

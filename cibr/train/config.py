@@ -206,8 +206,6 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
         seed=config.seed,
         logging_strategy="epoch",
         save_strategy="epoch",
-        # A checkpoint may be damaged; the best one is kept beside.
-        save_total_limit=2 + bool(config.training_arguments.get("load_best_model_at_end")),
         eval_strategy="epoch" if validates else "no",
         metric_for_best_model="mean_recall",
         logging_nan_inf_filter=False,  # what is not finite stops the run

@@ -134,8 +134,11 @@ class RunFolder:
             fix = f"{self.last_good()}. Make room or choose another output_dir"
             raise ValueError(f"cannot write {str(path)!r}: {error}; {fix}") from error
 
-    def seal(self, folder: Path, history: pd.DataFrame) -> None:
-        """Marks a checkpoint as whole, and writes the history."""
+    def seal(self, folder: Path, history: pd.DataFrame, best: str | None) -> None:
+        """Marks a checkpoint as whole, writes the history and removes old checkpoints.
+
+        The newest, the one before it, as one may be damaged, and the `best` are kept.
+        """
         digests = {}
         for file in folder.iterdir():
             sync(file)  # durable before the mark
@@ -143,6 +146,9 @@ class RunFolder:
         _write(folder / _MARK, json.dumps({"run": self.identity, "digests": digests}))
         sync(self.path)
         self._write_history(history)
+        for old in self._checkpoints()[:-2]:
+            if str(old) != best:
+                self._remove(old)
 
     def finish(self, configuration: dict[str, Any], history: pd.DataFrame) -> None:
         """Writes the record of a run whose model is saved, then removes the checkpoints."""

@@ -369,7 +369,8 @@ class CIBRTrainer(Trainer):
         with self.run_folder.writing(folder):
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
-                self.run_folder.seal(folder, self._history())
+                best = self.state.best_model_checkpoint
+                self.run_folder.seal(folder, self._history(), best)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)

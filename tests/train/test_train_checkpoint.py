@@ -125,7 +125,7 @@ KILLS = [  # before which function is called for what, and how often
 
 
 @pytest.mark.filterwarnings("ignore:checkpoint .* is passed over")
-@pytest.mark.parametrize("moment", KILLS, ids=lambda moment: f"{moment[1]} {moment[2]}")
+@pytest.mark.parametrize("moment", KILLS, ids=lambda moment: " ".join(map(str, moment)))
 def test_a_kill_in_the_middle_of_a_save_loses_at_most_that_save(whole, tmp_path, moment):
     assert exit_code_of(run, tmp_path, partial(kill_at, *moment)) == -signal.SIGKILL
     assert (tmp_path / "run.json").exists() or last_step(tmp_path) >= 2
