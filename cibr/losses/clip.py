@@ -153,7 +153,7 @@ def clip_loss(
     Source: Radford et al. (2021, arXiv 2103.00020), figure 3; labels as in supervised contrastive
     learning (Khosla et al. 2020, arXiv 2004.11362, L_out). Value and gradient are exact for every
     chunk_size; double backward is not supported. Under autocast, and for half-precision features,
-    everything is computed in float32. `torch.compile(clip_loss, fullgraph=True)` works.
+    everything is computed in float32.
 
     Args:
         image_features: unit vectors, [n, d]; other norms change the temperature of their row and
@@ -170,8 +170,7 @@ def clip_loss(
 
     Raises:
         ValueError: fewer than two pairs, shapes that differ, entries that are not finite, a
-            logit_scale that is not positive, or chunk_size < 1. Compiled code raises RuntimeError
-            for bad values.
+            logit_scale that is not positive, or chunk_size < 1.
 
     Examples:
         >>> features = torch.eye(4)  # four pairs, orthogonal to each other

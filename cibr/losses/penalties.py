@@ -275,13 +275,6 @@ def _mean_cosine(a: Features, b: Features) -> Scalar:
     return (a * b).sum(1).mean()
 
 
-def _label_index(labels: Labels) -> Labels:
-    """Each row's index into the sorted distinct labels, [n]: torch.unique's inverse, traceable."""
-    ordered, order = labels.sort()
-    place = F.pad(ordered[1:] != ordered[:-1], (1, 0)).cumsum(0)
-    return torch.empty_like(place).scatter(0, order, place)
-
-
 @torch.no_grad()
 def _crossfitted_means(source: Features, target: Features, labels: Labels | None) -> Features:
     """Directions of rows predicted by ridge regression on the other half of the batch.
@@ -296,8 +289,8 @@ def _crossfitted_means(source: Features, target: Features, labels: Labels | None
         Unit vectors, [n, d].
     """
     n, dim = source.shape
-    index = torch.arange(n, device=source.device) if labels is None else _label_index(labels)
-    is_first = index % 2 == 0
+    rows = torch.arange(n, device=source.device) if labels is None else labels
+    is_first = torch.unique(rows, return_inverse=True)[1] % 2 == 0
     fitted_on = torch.stack([~is_first, is_first]).to(source)  # [half that is predicted, n]
     x = fitted_on[..., None] * source
     ridge = _RIDGE * fitted_on.sum(1).clamp(min=1) / dim

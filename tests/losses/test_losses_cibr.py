@@ -1,11 +1,7 @@
-"""`CIBRLoss`: what beta, sampling and labels do, whatever the penalty; compiled and eager."""
+"""`CIBRLoss`: what beta, sampling and labels do, whatever the penalty."""
 
 import math
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -72,10 +68,3 @@ def test_a_penalty_works_by_name_and_as_an_object():
     by_name, as_object = CIBRLoss(0.5, "vmf", kappa_b=3.0), CIBRLoss(0.5, VMF(3.0))
     by_name.update(*leaves[:2])  # nothing of it is trained
     assert by_name(*leaves) == as_object(*leaves)
-
-
-@pytest.mark.slow
-def test_compiled_losses_equal_eager_ones_in_value_and_gradient():
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    script = Path(__file__).with_name("compiled_losses.py")
-    subprocess.run([sys.executable, script], check=True, env=environment)

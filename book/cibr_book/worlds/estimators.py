@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cibr.losses import critics
-from cibr.losses._checks import check_finite
 from cibr.utils import check_known
 
 Nats = Float[Tensor, ""]
@@ -104,8 +103,14 @@ def _split(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Scores of the joint samples, from P, and of the mismatched pairs, from Q."""
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or len(scores) < 2:
         raise ValueError(f"scores must be [n, n] with n at least 2, got {list(scores.shape)}")
-    check_finite(scores=scores)
+    _check_finite(scores=scores)
     return scores.diagonal(), critics.mismatches(scores)
+
+
+def _check_finite(**tensors: Tensor) -> None:
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{name} must be finite: look for a division by zero or divergence")
 
 
 # The estimate from held-out scores, by estimator.
@@ -202,7 +207,7 @@ def _check_samples(x: Tensor, y: Tensor, least: int) -> None:
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < least:
         got = f"got {list(x.shape)} and {list(y.shape)}"
         raise ValueError(f"x and y must be [n, d] and [n, e], n at least {least}, {got}")
-    check_finite(x=x, y=y)
+    _check_finite(x=x, y=y)
 
 
 def _correlation_of(nats: float, dim: int) -> float:
