@@ -27,7 +27,7 @@ from cibr.data import Pairs
 from cibr.models.dual_encoder import DualEncoder
 from cibr.utils import cache_folder, digest, write_atomically
 
-IN_MEMORY = 2**30  # bytes of decoded images to keep in memory at most
+_IN_MEMORY = 2**30  # bytes of decoded images to keep in memory at most
 _AT_ONCE = 16  # images in memory at full size
 
 
@@ -70,25 +70,18 @@ class Inputs(Dataset):
         """A batch, for loaders."""
         return self[rows]
 
-    def loader(
-        self,
-        rows: Iterable[tuple[Tensor, Tensor]],
-        workers: int | None = None,
-        persistent: bool = False,
-    ) -> DataLoader:
+    def loader(self, rows: Iterable[tuple[Tensor, Tensor]]) -> DataLoader:
         """Batches in the order of `rows`, in pinned memory if CUDA is available.
+
+        Images that are not in memory are decoded in a process per core, at most 16.
 
         Args:
             rows: indices of images and of texts; consumed lazily.
-            workers: decoding processes; by default none if images are in memory, else one per core
-                and at most 16.
-            persistent: keep the processes for the next epoch.
         """
-        if workers is None:
-            workers = 0 if self.images is not None else min(16, os.cpu_count() or 1)
+        workers = 0 if self.images is not None else min(16, os.cpu_count() or 1)
         # The loader draws a seed for its workers, which must not come from the global generator.
         options = dict(generator=torch.Generator(), pin_memory=torch.cuda.is_available())
-        options |= dict(num_workers=workers, persistent_workers=persistent and workers > 0)
+        options |= dict(num_workers=workers, persistent_workers=workers > 0)
         return DataLoader(self, batch_sampler=rows, collate_fn=_as_it_is, **options)
 
 
@@ -129,7 +122,7 @@ def prepare(
     name = f"{pairs.name}-{pairs.split}"
     if model.kind != "frozen":
         images = None
-        if len(pairs) * model.preprocess([pairs.image(0)]).nbytes <= IN_MEMORY:
+        if len(pairs) * model.preprocess([pairs.image(0)]).nbytes <= _IN_MEMORY:
             rows = tqdm(range(len(pairs)), desc=f"{name}: images", delay=2)
             images = _decode(model.preprocess, pairs, rows)
         return Inputs(pairs, images, model.tokenize(texts, truncate), labels, model.processor)
@@ -217,11 +210,11 @@ def _cached(name: str, identity: list, items: Sequence, pool: Callable, size: in
     return features
 
 
-def pixel_digests(pairs: Pairs, n: int = 64) -> list[str]:
+def pixel_digests(pairs: Pairs) -> list[str]:
     """Digests of a few evenly spaced images, to detect a data set that was changed under the same
     names.
     """
-    rows = torch.linspace(0, len(pairs) - 1, min(n, len(pairs))).long().tolist()
+    rows = torch.linspace(0, len(pairs) - 1, min(64, len(pairs))).long().tolist()
     return [digest(pairs.image(i).tobytes()) for i in rows]
 
 

@@ -127,24 +127,20 @@ def train_tokenizer(texts: list[str], context: int = 64) -> transformers.PreTrai
 class _ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels at each position of a feature map [n, c, h, w]."""
 
-    def __init__(self, dim: int, memory_format: torch.memory_format):
-        super().__init__(dim)
-        self.memory_format = memory_format
-
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         normed = super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return normed.contiguous(memory_format=self.memory_format)
+        return normed.contiguous() if x.is_contiguous() else normed
 
 
 class _Block(nn.Module):
     """Residual block of two 3x3 convolutions that halves the sides, initialised to its skip."""
 
-    def __init__(self, dim_in: int, dim: int, memory_format: torch.memory_format):
+    def __init__(self, dim_in: int, dim: int):
         super().__init__()
         self.conv1 = nn.Conv2d(dim_in, dim, 3, 2, 1, bias=False)
-        self.norm1 = _ChannelNorm(dim, memory_format)
+        self.norm1 = _ChannelNorm(dim)
         self.conv2 = nn.Conv2d(dim, dim, 3, 1, 1, bias=False)
-        self.norm2 = _ChannelNorm(dim, memory_format)
+        self.norm2 = _ChannelNorm(dim)
         self.skip = nn.Conv2d(dim_in, dim, 1, 2, bias=False)
         nn.init.zeros_(self.norm2.weight)
 
@@ -153,24 +149,23 @@ class _Block(nn.Module):
         return F.relu(self.norm2(self.conv2(h)) + self.skip(x))
 
 
-def _tiny_image_tower(width: int, memory_format: torch.memory_format) -> nn.Sequential:
+def _tiny_image_tower(width: int) -> nn.Sequential:
     """Small CNN: normalised images [n, 3, h, w] to features [n, 4 * width * 16], pooled to a 4 x 4
     grid.
 
     Residual blocks at the higher resolutions double its time and gain no recall on glyphs.
     """
-    tower = nn.Sequential(
+    return nn.Sequential(
         nn.Conv2d(3, width, 5, 2, 2, bias=False),
-        _ChannelNorm(width, memory_format),
+        _ChannelNorm(width),
         nn.ReLU(),
         nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False),
-        _ChannelNorm(2 * width, memory_format),
+        _ChannelNorm(2 * width),
         nn.ReLU(),
-        _Block(2 * width, 4 * width, memory_format),
+        _Block(2 * width, 4 * width),
         nn.AdaptiveAvgPool2d(4),
         nn.Flatten(),
     )
-    return tower.to(memory_format=memory_format)
 
 
 class _TinyTextTower(nn.Module):
@@ -213,7 +208,7 @@ class TinyBackbone(nn.Module):
         # On several threads oneDNN's gradient of channels-last convolutions whose width is no
         # multiple of 16 writes out of bounds (torch 2.13, odd batches).
         self.memory_format = torch.contiguous_format if width % 16 else torch.channels_last
-        self.image_tower = _tiny_image_tower(width, self.memory_format)
+        self.image_tower = _tiny_image_tower(width).to(memory_format=self.memory_format)
         self.text_tower = _TinyTextTower(vocabulary, context, dropout)
         self.image_head = _linear_head(self.dim_image_pooled, dim, dropout)
         self.text_head = _linear_head(self.dim_text_pooled, dim, dropout)

@@ -216,7 +216,7 @@ class CIBRTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """This process's rows of every step."""
-        return self.inputs.loader(_Steps(self), persistent=True)
+        return self.inputs.loader(_Steps(self))
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         return send_to_device(inputs, self.args.device, non_blocking=True)

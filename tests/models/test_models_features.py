@@ -28,22 +28,22 @@ def store(tmp_path, monkeypatch):
 @forks
 def test_a_batch_is_the_rows_asked_for_whether_or_not_images_fit_in_memory(build, monkeypatch):
     model = build("tiny")
+    monkeypatch.setattr(features, "_IN_MEMORY", 23 * 3 * 32 * 32)  # bytes of all images
     in_memory = prepare(model, PAIRS)
-    monkeypatch.setattr(features, "IN_MEMORY", 23 * 3 * 32 * 32)  # bytes of all images
-    assert prepare(model, PAIRS).images is not None
-    monkeypatch.setattr(features, "IN_MEMORY", 23 * 3 * 32 * 32 - 1)
+    monkeypatch.setattr(features, "_IN_MEMORY", 23 * 3 * 32 * 32 - 1)
+    monkeypatch.setattr(features.os, "cpu_count", lambda: 1)
     lazily = prepare(model, PAIRS)
-    assert lazily.images is None
+    assert (in_memory.images is None, lazily.images is None) == (False, True)
     ids, mask = model.tokenize([PAIRS.texts()[i] for i in (4, 0, 40)])
     labels = PAIRS.match_labels()[PAIRS.text_to_image()][[4, 0, 40]]
     wanted = model.preprocess([PAIRS.image(i) for i in (3, 1, 22)]), ids, mask, labels
     rows = [(torch.tensor([3, 1, 22]), torch.tensor([4, 0, 40]))]
     rows += [(torch.tensor([7]), torch.tensor([9]))]
     for prepared, n_workers in ((in_memory, 0), (lazily, 1)):
-        batch, last = prepared.loader(rows, n_workers)
+        loader = prepared.loader(rows)
+        batch, last = loader
         assert all(map(torch.equal, (batch.images, *batch.texts, batch.labels), wanted))
-        assert len(last.images) == 1
-    assert in_memory.loader(rows).num_workers == 0 < lazily.loader(rows).num_workers
+        assert (len(last.images), loader.num_workers) == (1, n_workers)
     assert all(map(torch.equal, embed_pairs(model, lazily), embed_pairs(model, in_memory)))
     sizes = []
     monkeypatch.setattr(features, "_AT_ONCE", 4)  # images at full size are held a few at a time
