@@ -1,5 +1,6 @@
 """Bad input to data: names that lead nowhere, malformed metadata and shards, broken images."""
 
+import warnings
 from unittest import mock
 
 import datasets
@@ -22,7 +23,9 @@ def folder(text: str | bytes, kind: str = "csv", split: str = "train", **options
         (part / "deep.tif").write_bytes(encoded(Image.new("F", (2, 2)), "TIFF"))
         text_bytes = text if isinstance(text, bytes) else text.encode()
         (part / f"metadata.{kind}").write_bytes(text_bytes)
-        list(load_pairs(tmp_path / "photos", **options).images())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* does not name")
+            list(load_pairs(tmp_path / "photos", **options).images())
 
     return call
 
@@ -91,12 +94,10 @@ CASES = [
     ("comma", folder(ROW + "a.png,a dog, brown"), ValueError, "line 2: .*comma"),
     ("no file name", folder(ROW + ",x"), ValueError, "line 2: .*file_name"),
     ("a column twice", folder("file_name,text,text\na.png,x,y"), ValueError, "text comes twice"),
-    ("a key twice", jsonl(A_TEXT + '"x", "text": "y"}'), ValueError, "line 1: .*text comes twice"),
     ("two groups", folder("file_name,text,group\na.png,x,1\na.png,y,2"), ValueError, "groups '1'"),
     ("no rows", folder(ROW), ValueError, "train of photos is empty"),
     ("open quote", folder(ROW + 'a.png,"a dog\nin/b.png,x'), ValueError, r"metadata\.csv"),
     ("latin-1", folder(LATIN), ValueError, r"metadata\.csv.*utf-8"),
-    ("root", folder(ROW + "/etc/a.png,x"), ValueError, "file_name .*a.png"),
     ("drive", folder(ROW + "C:\\photos\\a.png,x"), ValueError, "file_name 'C:"),
     ("parent", folder(ROW + "..\\a.png,x"), ValueError, "file_name '.*a.png'"),
     ("no text", folder(ROW + "a.png, "), ValueError, r"a\.png of photos has no text"),

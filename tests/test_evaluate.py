@@ -110,7 +110,8 @@ def test_errors_name_the_set_the_sample_and_the_suite(build, small, monkeypatch)
     message = "zero-shot on left of suite 'small': sample 's0000002' of .*left"
     with pytest.raises(ValueError, match=message):
         evaluate(build("tiny"), "small", name="m")
-    predictions = evaluate(build("tiny"), "small", name="m", max_skipped=1).predictions
+    with pytest.warns(UserWarning, match="test of left: 1 unusable samples"):
+        predictions = evaluate(build("tiny"), "small", name="m", max_skipped=1).predictions
     assert len(predictions[LEFT].items["labels"]) == 2
     write_captions(small / "wds_same", [["a cat"], ["a cat"]], noise(500))
     with pytest.raises(ValueError, match="retrieval on same of .*: all images match one another"):

@@ -7,8 +7,8 @@ card in ``datasets.yaml``; a hub id, ``owner/name``.
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,8 +48,8 @@ def load_pairs(name: str | Path, split: str = "train", *, max_skipped: int = 0) 
         name: a name of `DATASETS` or with a card; a folder of images with metadata, of shards or of
             Parquet files; or a hub id, ``owner/name``.
         split: ``train``, ``validation`` (or ``val``, ``dev``) or ``test``; `glyphs` has two more.
-        max_skipped: the number of unusable samples that may be left out, for which every image is
-            decoded once; with 0 the first unusable sample raises.
+        max_skipped: the number of unusable samples that may be left out, with a warning, for which
+            every image is decoded once; with 0 the first unusable sample raises.
 
     Returns:
         The pairs of the split. Where there is none for validation, a flat folder of images is
@@ -77,7 +77,10 @@ def load_pairs(name: str | Path, split: str = "train", *, max_skipped: int = 0) 
         pairs = pairs.subset(_decodable(pairs, skip))
     if not len(pairs):
         raise ValueError(f"{split} of {source.name} is empty: add an image with a text")
-    return replace(pairs, n_skipped=len(skipped)) if skipped else pairs
+    if skipped:
+        what = f"{split} of {source.name}: {len(skipped):,} unusable samples are left out"
+        warnings.warn(f"{what}; the first: {skipped[0]}", stacklevel=2)
+    return pairs
 
 
 def available_splits(name: str | Path) -> list[str]:

@@ -19,6 +19,7 @@ import json
 import os
 import re
 import tarfile
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path, PureWindowsPath
@@ -157,25 +158,28 @@ def _splits_of(file: Path, rows: _Rows) -> dict[str, str]:
 
 def _metadata(file: Path) -> _Rows:
     """The rows of a metadata file by image, which may have several."""
-    load = partial(json.loads, object_pairs_hook=_unique)
     with fileinput.FileInput(file, encoding="utf-8-sig") as lines:
         try:
-            rows: Any = map(load, filter(str.strip, lines))
+            rows: Any = map(json.loads, filter(str.strip, lines))
             if file.suffix == ".csv":
                 rows = csv.DictReader(lines, skipinitialspace=True, strict=True)
-                _unique((column, "") for column in rows.fieldnames or ())
-            return _merged(map(_row, rows))
+                columns = rows.fieldnames or []
+                if twice := [name for name in columns if columns.count(name) > 1]:
+                    raise ValueError(f"{twice[0]} comes twice: keep one")
+            merged = _merged(map(_row, rows))
         except (ValueError, TypeError, RecursionError, csv.Error) as error:
             raise ValueError(f"{file}, line {lines.lineno()}: mend it ({error})") from error
+    _warn_of_unnamed(file, merged)
+    return merged
 
 
-def _unique(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for name, value in fields:
-        if name in row:
-            raise ValueError(f"{name} comes twice: keep one")
-        row[name] = value
-    return row
+def _warn_of_unnamed(file: Path, rows: _Rows) -> None:
+    """Warns of images beside a metadata file, or below it, that it does not name."""
+    names = [path.relative_to(file.parent).as_posix() for path in file.parent.rglob("*.*")]
+    images = {name for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
+    if unnamed := sorted(name for name in images - rows.keys() if "/." not in f"/{name}"):
+        what = f"{len(unnamed):,} images of its folder, such as {unnamed[0]}: they are left out"
+        warnings.warn(f"{file} does not name {what}", stacklevel=2)
 
 
 def _merged(rows: Iterable[tuple[str, list[str], str]]) -> _Rows:
@@ -213,9 +217,8 @@ def _read_hub(place: str) -> _Loaders:
 
 
 def _load_hub(place: str, split: str, name: str, skip: _Skip) -> Pairs:
-    """Rows with the same image file are merged; rows with embedded images are separate images."""
+    """Every row is an image."""
     import datasets
-    import pyarrow.compute
 
     data = _fetched(place, datasets.load_dataset, split=split)
     column = next((column for column in _TEXT_COLUMNS if column in data.column_names), None)
@@ -223,18 +226,16 @@ def _load_hub(place: str, split: str, name: str, skip: _Skip) -> Pairs:
         needed = f"a column image of images and one of {', '.join(_TEXT_COLUMNS)}"
         raise ValueError(f"{place} needs {needed}; there are {dict(data.features)}")
     files = data.select_columns("image").cast_column("image", datasets.Image(decode=False))
-    paths = pyarrow.compute.struct_field(files.data["image"], "path").to_pylist()
-    keys = [p if p and Path(p).is_absolute() else f"row {i}" for i, p in enumerate(paths)]
-    first = {key: i for i, key in reversed([*enumerate(keys)])}
     groups = data["group"] if "group" in data.column_names else [None] * len(data)
-    rows = _merged(zip(keys, map(_texts, data[column]), map(_group, groups), strict=True))
-    return _pairs(name, split_of(split), rows, partial(_hub_image, files, first), skip)
+    fields = zip(map(_texts, data[column]), map(_group, groups), strict=True)
+    rows = {f"row {i}": row for i, row in enumerate(fields)}
+    return _pairs(name, split_of(split), rows, partial(_hub_image, files), skip)
 
 
-def _hub_image(files: Any, rows: dict[str, int], keys: list[str], i: int) -> Image.Image:
+def _hub_image(files: Any, keys: list[str], i: int) -> Image.Image:
     """Loads image i from its row of a `datasets.Dataset` with undecoded images."""
-    image = files[rows[keys[i]]]["image"] or {"bytes": b""}
-    return open_rgb(image["bytes"] or image.get("path") or b"", f"the image of {keys[i]}")
+    image = files[int(keys[i].removeprefix("row "))]["image"] or {}
+    return open_rgb(image.get("bytes") or image.get("path") or b"", f"the image of {keys[i]}")
 
 
 def _fetched(place: str, ask: Callable, **options: Any) -> Any:

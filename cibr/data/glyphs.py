@@ -8,7 +8,6 @@ factors and splits are the same on every machine; pixels can differ by a few gre
 FreeType version. Some images are ambiguous: Latin A and Greek Alpha look the same.
 """
 
-import hashlib
 import unicodedata
 from functools import cache, partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from cibr.data.pairs import Pairs
+from cibr.utils import digest
 
 IMAGE_SIZE = 32
 TEMPLATES = (
@@ -40,7 +40,7 @@ _BLANK = ("braille pattern blank", "object replacement character")  # without in
 _BLANK_IN = ("modifier letter capital ou", "DejaVuSansMono-Oblique.ttf")  # in this face alone
 
 
-class Face(NamedTuple):
+class _Face(NamedTuple):
     """One font file: `typeface` is the design, `weight` and `slant` its variant."""
 
     typeface: str
@@ -49,15 +49,15 @@ class Face(NamedTuple):
     file: str
 
 
-_Faces = tuple[Face, ...]
+_Faces = tuple[_Face, ...]
 
 
 def _family(typeface: str, stem: str, bold: str, slanted: str, both: str) -> _Faces:
     return (
-        Face(typeface, "regular", "upright", f"{stem}.ttf"),
-        Face(typeface, "bold", "upright", f"{stem}{bold}.ttf"),
-        Face(typeface, "regular", "oblique", f"{stem}{slanted}.ttf"),
-        Face(typeface, "bold", "oblique", f"{stem}{both}.ttf"),
+        _Face(typeface, "regular", "upright", f"{stem}.ttf"),
+        _Face(typeface, "bold", "upright", f"{stem}{bold}.ttf"),
+        _Face(typeface, "regular", "oblique", f"{stem}{slanted}.ttf"),
+        _Face(typeface, "bold", "oblique", f"{stem}{both}.ttf"),
     )
 
 
@@ -66,10 +66,10 @@ _MONO = _family("mono", "DejaVuSansMono", "-Bold", "-Oblique", "-BoldOblique")
 SERIF = _family("serif", "DejaVuSerif", "-Bold", "-Italic", "-BoldItalic")
 STIX = _family("stix", "STIXGeneral", "Bol", "Italic", "BolIta")
 COMPUTER_MODERN = (  # for Latin letters only: other code points follow TeX's encodings
-    Face("computer modern roman", "regular", "upright", "cmr10.ttf"),
-    Face("computer modern roman", "bold", "upright", "cmb10.ttf"),
-    Face("computer modern sans", "regular", "upright", "cmss10.ttf"),
-    Face("computer modern typewriter", "regular", "upright", "cmtt10.ttf"),
+    _Face("computer modern roman", "regular", "upright", "cmr10.ttf"),
+    _Face("computer modern roman", "bold", "upright", "cmb10.ttf"),
+    _Face("computer modern sans", "regular", "upright", "cmss10.ttf"),
+    _Face("computer modern typewriter", "regular", "upright", "cmtt10.ttf"),
 )
 # Faces and group of characters of each split, and the number of draws of the nuisance factors.
 _SPLITS = {
@@ -186,8 +186,8 @@ def _nuisance_factors(key: str) -> tuple[int, ...]:
 
 def hash_numbers(key: str) -> tuple[int, ...]:
     """Returns eight 32-bit numbers from the SHA-256 hash of a key."""
-    digest = hashlib.sha256(key.encode()).digest()
-    return tuple(int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4))
+    digits = digest(key)
+    return tuple(int(digits[i : i + 8], 16) for i in range(0, 64, 8))
 
 
 def draw_all(factors: pd.DataFrame) -> np.ndarray:

@@ -38,7 +38,6 @@ class Pairs:
             `partial` of one, so that it can be pickled.
         labels: content labels, equal for pairs that match; None if unknown.
         factors: a `pandas.DataFrame` of the factors of variation, one row per image.
-        n_skipped: the number of samples left out as unusable.
         classnames: the class names that `labels` index, in a classification set.
         templates: prompt templates for zero-shot classification, with ``{c}`` for the class name.
         groups: equal numbers for renderings of the same item; None if unknown.
@@ -54,7 +53,6 @@ class Pairs:
     load: Callable[[int], Image.Image]
     labels: Int64[Tensor, " n"] | None = None
     factors: Any = None
-    n_skipped: int = 0
     classnames: list[str] | None = None
     templates: list[str] | None = None
     groups: Int64[Tensor, " n"] | None = None

@@ -35,7 +35,7 @@ def test_texts_are_stripped_and_point_at_their_images():
 def test_a_subset_of_a_subset_keeps_everything_of_an_image_together():
     factors = pandas.DataFrame({"size": [1, 2, 3]}, index=["x", "y", "z"])
     about = dict(labels=torch.tensor([7, 8, 9]), groups=torch.tensor([0, 0, 5]), factors=factors)
-    pairs = with_captions(["a", "b"], "c", "d", classnames=["x"], n_skipped=4, **about)
+    pairs = with_captions(["a", "b"], "c", "d", classnames=["x"], **about)
     part = pairs.subset(torch.tensor([2, 0])).subset(np.array([1, 0, 1]))
     assert part.keys == ["k0", "k2", "k0"]
     assert part.captions == [["a", "b"], ["d"], ["a", "b"]]
@@ -44,7 +44,7 @@ def test_a_subset_of_a_subset_keeps_everything_of_an_image_together():
     assert (part.labels.tolist(), part.groups.tolist()) == ([7, 9, 7], [0, 5, 0])
     assert part.factors["size"].tolist() == [1, 3, 1]
     assert part.factors.index.tolist() == [0, 1, 2]
-    assert (part.name, part.split, part.classnames, part.n_skipped) == ("set", "train", ["x"], 4)
+    assert (part.name, part.split, part.classnames) == ("set", "train", ["x"])
 
 
 @given(st.lists(st.booleans(), min_size=3, max_size=3))

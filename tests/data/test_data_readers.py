@@ -26,22 +26,21 @@ def greys(pairs) -> list[int]:
 # Image folders
 
 
-@pytest.mark.parametrize("start", ["", "\ufeff"])
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize(("start", "end"), [("", "\n"), ("\ufeff", "\r\n")])
 def test_splits_are_subfolders_with_their_own_metadata(tmp_path, start, end):
-    rows = ["file_name,text", 'a.png, "a dog, brown"', "a.png,NA", "in/b.png, ein großer Vogel "]
-    rows += [f'"ü, c.png","two{end}lines, ""quoted"""', ""]
-    images = write_images(tmp_path / "photos" / "train", "a.png", "in/b.png", "ü, c.png", "z.png")
+    rows = ["file_name,text,group", 'a.png, "a dog, brown",g', "a.png,NA,", "./a.png, NA,"]
+    rows += [f'"ü, c.png","two{end}lines, ""quoted""",', "in\\b.png, ein großer Vogel ,", ""]
+    images = write_images(tmp_path / "photos" / "train", "a.png", "in/b.png", "ü, c.png")
     write_metadata(images, start + end.join(rows))
     test = write_images(tmp_path / "photos" / "test", "c.png", grey=30)
     row = {"file_name": "./c.png", "caption": ["one", " two ", ""], "year": 2013}
     write_metadata(test, [row])
     train = pickle.loads(pickle.dumps(load_pairs(tmp_path / "photos", "train")))
-    assert (train.name, train.split, train.n_skipped, train.groups) == ("photos", "train", 0, None)
-    assert train.keys == ["a.png", "in/b.png", "ü, c.png"]
+    assert (train.name, train.split, train.groups.tolist()) == ("photos", "train", [0, 1, 2])
+    assert train.keys == ["a.png", "ü, c.png", "in/b.png"]
     assert greys(train) == [100] * 3
     quoted = 'two\nlines, "quoted"'
-    assert train.captions == [["a dog, brown", "NA"], ["ein großer Vogel"], [quoted]]
+    assert train.captions == [["a dog, brown", "NA"], [quoted], ["ein großer Vogel"]]
     other = load_pairs(tmp_path / "photos", "test")
     assert (other.keys, other.captions, greys(other)) == (["c.png"], [["one", "two"]], [30])
 
@@ -58,12 +57,17 @@ def test_a_validation_split_may_have_its_usual_names(tmp_path, name):
 
 def test_one_metadata_file_may_name_the_split_folders(tmp_path):
     write_images(tmp_path, "train/a.png", "val/b.png")
-    rows = "file_name,caption,group\ntrain/a.png,x,g\nval\\b.png,y,\n"  # "\\" as Windows writes it
-    write_metadata(tmp_path, rows)
+    write_metadata(tmp_path, "file_name,caption\ntrain/a.png,x\nval/b.png,y\n")
     assert available_splits(tmp_path) == ["train", "validation"]
-    train, validation = (load_pairs(tmp_path, split) for split in ("train", "validation"))
-    assert (train.keys, train.groups.tolist()) == (["train/a.png"], [0])
-    assert (validation.keys, validation.groups) == (["val/b.png"], None)
+    found = {split: load_pairs(tmp_path, split).keys for split in ("train", "validation")}
+    assert found == {"train": ["train/a.png"], "validation": ["val/b.png"]}
+
+
+def test_images_that_the_metadata_do_not_name_are_left_out_with_a_warning(tmp_path):
+    names = ("a.png", "b.JPG", "in/c.png", ".hidden/d.png", "._a.png", "notes.txt")
+    write_metadata(write_images(tmp_path / "train", *names), "file_name,text\na.png,x\n")
+    with pytest.warns(UserWarning, match="metadata.csv does not name 2 images .* such as b.JPG"):
+        assert load_pairs(tmp_path).keys == ["a.png"]
 
 
 def test_without_split_folders_a_tenth_is_validation_and_groups_stay_together(tmp_path):
@@ -82,35 +86,30 @@ def test_without_split_folders_a_tenth_is_validation_and_groups_stay_together(tm
 
 def test_files_added_later_move_no_others_between_splits(tmp_path):
     def splits(names):
-        write_metadata(tmp_path, [{"file_name": name, "text": "x"} for name in names])
+        write_metadata(write_images(tmp_path, *names), [dict(file_name=n, text="x") for n in names])
         pairs = [load_pairs(tmp_path, split) for split in available_splits(tmp_path)]
         return {key: part.split for part in pairs for key in part.keys}
 
     names = [f"{i}.jpg" for i in range(600)]
-    write_images(tmp_path, *names)
-    before, after = splits(names[:300]), splits(names[::-1])
+    assert splits(names[7:8]) == {"7.jpg": "train"}
+    assert set(splits(names[7:9]).values()) == {"train", "validation"}
+    before = splits(names[:300])
+    after = splits(names[::-1])
     assert {name: after[name] for name in before} == before
     assert list(after.values()).count("validation") == 46  # a tenth, by chance
-    assert set(splits(["7.jpg", "8.jpg"]).values()) == {"train", "validation"}
-    assert splits(["7.jpg"]) == {"7.jpg": "train"}
-
-
-def test_rows_that_repeat_a_text_of_their_image_count_once(tmp_path):
-    rows = "file_name,text,group\na.png,x,g\n./a.png, x,\na.png,y,\n"
-    write_metadata(write_images(tmp_path / "train", "a.png"), rows)
-    pairs = load_pairs(tmp_path)
-    assert (pairs.captions, pairs.groups.tolist()) == ([["x", "y"]], [0])
 
 
 @pytest.mark.parametrize("row", ["gone.png,x", "link.png,x", "b.png, ", "b.png", "broken.png,x"])
-def test_unusable_images_are_skipped_and_counted(tmp_path, row):
+@pytest.mark.filterwarnings("ignore:.* does not name")
+def test_unusable_images_are_skipped_with_a_warning(tmp_path, row):
     train = write_images(tmp_path / "train", "a.png", "b.png")
     write_metadata(train, f"file_name,text\n{row}\na.png,x\n")
     (train / "broken.png").write_bytes(png()[:50])
     (train / "link.png").symlink_to("nowhere.png")
-    pairs = load_pairs(tmp_path, max_skipped=2)
-    assert (pairs.keys, pairs.captions, pairs.n_skipped) == (["a.png"], [["x"]], 1)
-    assert greys(pairs) == [100]
+    name = row.split(",")[0]
+    with pytest.warns(UserWarning, match=f"1 unusable samples .*; the first: .*{name}"):
+        pairs = load_pairs(tmp_path, max_skipped=2)
+    assert (pairs.keys, pairs.captions, greys(pairs)) == (["a.png"], [["x"]], [100])
 
 
 # The hub
@@ -133,19 +132,24 @@ def test_a_hub_set_gives_captions_groups_and_images_on_demand(tmp_path, monkeypa
     assert (other.captions, other.groups) == ([["one"], ["2013"]], None)
 
 
-def test_rows_of_one_file_are_one_image_and_undecodable_ones_are_skipped(tmp_path, monkeypatch):
+def test_a_set_of_the_hub_may_have_files_and_broken_ones_are_skipped(tmp_path, monkeypatch):
     write_images(tmp_path, "a.png", grey=7)
     (tmp_path / "b.png").write_bytes(b"no image")
-    images = [str(tmp_path / name) for name in ("b.png", "a.png", "b.png", "a.png")]
-    data = datasets.Dataset.from_dict({"image": images, "text": ["x", "one", "y", "two"]})
+    images = [str(tmp_path / "b.png"), None, str(tmp_path / "a.png")]
+    data = datasets.Dataset.from_dict({"image": images, "text": ["x", "y", "one"]})
     data = data.cast_column("image", datasets.Image())
     splits = {"owner/photos": ["training", "val"]}
     loaded = {("owner/photos", "training"): data}
     monkeypatch.setattr(datasets, "get_dataset_split_names", splits.get)
     monkeypatch.setattr(datasets, "load_dataset", lambda place, split: loaded[place, split])
-    pairs = load_pairs("owner/photos", max_skipped=1)
-    assert (pairs.name, pairs.split, pairs.n_skipped) == ("photos", "train", 1)
-    assert (pairs.captions, greys(pairs)) == ([["one", "two"]], [7])
+    with pytest.warns(UserWarning, match="train of photos: 2 .* the image of row 0"):
+        pairs = load_pairs("owner/photos", max_skipped=2)
+    assert (pairs.name, pairs.split, pairs.captions, greys(pairs)) == (
+        "photos",
+        "train",
+        [["one"]],
+        [7],
+    )
     assert available_splits("owner/photos") == ["train", "validation"]
 
 
@@ -163,7 +167,7 @@ def three(tmp_path):
 
 def test_samples_come_in_the_order_of_the_shards_with_texts_stripped(three):
     pairs = pickle.loads(pickle.dumps(load_pairs(three)))
-    assert (pairs.name, pairs.split, pairs.n_skipped, pairs.labels) == ("three", "train", 0, None)
+    assert (pairs.name, pairs.split, pairs.labels) == ("three", "train", None)
     assert available_splits(three) == ["train"]
     assert pairs.keys == ["s0", "s1", "in/s2"]
     assert pairs.captions == [["a dog", "a brown dog"], ["a cat"], ["ein Vogel, größer"]]
@@ -195,9 +199,9 @@ def test_class_sets_give_labels_names_and_prompts(tmp_path):
 )
 def test_labels_stay_with_their_images_when_an_unusable_one_is_skipped(tmp_path, bad):
     members = [(f"c.{suffix}", content) for suffix, content in bad.items()]
-    pairs = load_pairs(write_classes(tmp_path / "set", *members), "val", max_skipped=1)
-    assert (pairs.keys, pairs.labels.tolist(), pairs.n_skipped) == (["a", "b"], [1, 0], 1)
-    assert greys(pairs) == [10, 20]
+    with pytest.warns(UserWarning, match="1 unusable samples .*; the first: .*'c'"):
+        pairs = load_pairs(write_classes(tmp_path / "set", *members), "val", max_skipped=1)
+    assert (pairs.keys, pairs.labels.tolist(), greys(pairs)) == (["a", "b"], [1, 0], [10, 20])
 
 
 def test_a_shard_cut_short_anywhere_is_named(three):
