@@ -12,10 +12,9 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
 from cibr.evaluate import read_predictions
-from cibr.metrics import paired_difference
+from cibr.metrics import mean_interval, paired_difference
 from cibr_book.experiments.shifts import SHIFTS
 from cibr_book.experiments.tables import RESULTS, differences, interval_text, read_table
-from cibr_book.intervals import student_interval
 
 MARGIN = 0.5  # points of mean recall within which two methods count as equal
 GAIN = 1.0  # points of zero-shot accuracy below which a gain counts as none
@@ -179,7 +178,7 @@ def hypothesis_tests(rows: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFra
         gaps = paired(rows[rows["condition"] == condition], method, control, RECALLS)
         for measure, values in gaps.items():
             seeds = DescrStatsW(values)
-            mean, low, high = student_interval(values)
+            mean, low, high = mean_interval(values.to_numpy())
             if hypothesis == "H3":
                 p_value = seeds.ttost_mean(-MARGIN, MARGIN)[0]
                 signs = True, low > MARGIN or high < -MARGIN
@@ -229,7 +228,7 @@ def zero_shot_tests(rows: pd.DataFrame) -> pd.DataFrame:
                 DescrStatsW(seeds).ttest_mean(0, "larger")[1],
                 DescrStatsW(sets).ttest_mean(0, "larger")[1],
             ]
-            table.append([condition, method, *student_interval(seeds), *p_values])
+            table.append([condition, method, *mean_interval(seeds.to_numpy()), *p_values])
     names = ["condition", "method", "difference", "low", "high"]
     tests = pd.DataFrame(table, columns=[*names, "holm", "over_seeds", "over_sets"])
     for name in ("holm", "over_seeds", "over_sets"):
