@@ -26,7 +26,6 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__in
 UNUSED = ["datasets", "matplotlib", "scipy", "sklearn", "timm", "torchvision"]
 OF_TRANSFORMERS = ["scipy", "sklearn"]  # some of its releases import them where they are installed
 USES = {
-    "import cibr": [*UNUSED, "accelerate", "transformers"],
     "from cibr import CIBRLoss, clip_loss": [*UNUSED, "accelerate", "transformers"],
     "import cibr; cibr.DualEncoder.from_pretrained('cibr-tiny').embed_texts(['a letter'])": [
         name for name in UNUSED if name not in OF_TRANSFORMERS
