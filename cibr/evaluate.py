@@ -13,7 +13,7 @@ with one label.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,6 @@ import pandas as pd
 import torch
 import yaml
 from jaxtyping import Float
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -282,7 +281,7 @@ def evaluate(
         limit: maximum number of images per set, at least two, drawn with a fixed seed; 0 for all.
         batch_size: rows encoded at once.
         output_dir: folder for this model's results; a subfolder named after the suite gets
-            `rows.csv` and the predictions of each set.
+            `rows.csv` and the predictions of each set, in `Task.file`, a file of safetensors.
         max_skipped: the number of unusable samples per set that may be left out.
 
     Returns:
@@ -303,9 +302,9 @@ def evaluate(
         raise ValueError(f"batch_size is {batch_size!r}: give a whole number from 1")
     for task in tasks:
         resolve(task.dataset)  # report a mistyped name before computing anything
-    folder = None if output_dir is None else Path(output_dir) / title
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)  # fail now rather than after the first set
+    if output_dir is not None:
+        folder = Path(output_dir) / title
+        folder.mkdir(parents=True, exist_ok=True)  # fail now rather than after the sets
     predictions = {}
     for task in tqdm(tasks, desc=name, unit="set", delay=1):
         try:
@@ -314,12 +313,9 @@ def evaluate(
         except ValueError as error:
             what = f"{task.kind} on {task.title} of suite {title!r}: {error}"
             raise ValueError(what) from error
-        if folder is not None:
-            _save(predictions[task], folder / task.file)
     evaluation = Evaluation(name, title, predictions)
-    if folder is not None:
-        rows = evaluation.rows
-        write_atomically(folder / "rows.csv", lambda part: rows.to_csv(part, index=False))
+    if output_dir is not None:
+        _save(evaluation, folder)
     return evaluation
 
 
@@ -346,26 +342,12 @@ def _predict(model: DualEncoder, task: Task, pairs: Pairs, batch_size: int) -> P
     return Predictions(kind, items, digest(repr((*shown, pixel_digests(pairs)))))
 
 
-def _save(predictions: Predictions, file: Path) -> None:
-    items = {name: tensor.contiguous() for name, tensor in predictions.items.items()}
-    about = {"kind": predictions.kind, "digest": predictions.digest}
-    write_atomically(file, lambda part: save_file(items, part, about))
-
-
-def read_predictions(file: Path) -> Predictions:
-    """Loads predictions that `evaluate` saved, without the model.
-
-    Args:
-        file: `<output_dir>/<suite>/<task.file>`.
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        SafetensorError: the file is damaged.
-    """
-    with safe_open(file, "pt") as stored:
-        items = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        about = stored.metadata()
-    return Predictions(about["kind"], items, about["digest"])
+def _save(evaluation: Evaluation, folder: Path) -> None:
+    for task, (kind, items, of_data) in evaluation.predictions.items():
+        items = {name: tensor.contiguous() for name, tensor in items.items()}
+        save = partial(save_file, items, metadata={"kind": kind, "digest": of_data})
+        write_atomically(folder / task.file, save)
+    write_atomically(folder / "rows.csv", partial(evaluation.rows.to_csv, index=False))
 
 
 def compare(

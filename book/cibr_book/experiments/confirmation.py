@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from jaxtyping import UInt8
+from safetensors.numpy import load_file
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
-from cibr.evaluate import read_predictions
 from cibr.metrics import mean_interval, paired_difference
 from cibr_book.experiments.shifts import SHIFTS
 from cibr_book.experiments.tables import RESULTS, differences, interval_text, read_table
@@ -320,7 +320,7 @@ def _photo_hits(file: Path) -> UInt8[np.ndarray, " n"]:
     Raises:
         ValueError: a photo that does not have five captions.
     """
-    items = {name: values.numpy() for name, values in read_predictions(file).items.items()}
+    items = load_file(file)
     units = items["text_units"]
     if set(np.bincount(units)) != {5}:
         raise ValueError(f"{str(file)!r}: every photo needs five captions")
