@@ -4,11 +4,9 @@ Importing this module adds the penalties to `cibr.losses.PENALTIES`; they report
 `vmf`, which bound the information of any encoder. `LOSSES` has the losses by name.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from cibr.losses import PENALTIES, CIBRLoss, LossInputs
@@ -16,10 +14,9 @@ from cibr.losses.clip import Scalar
 from cibr.losses.penalties import VMF
 
 _HYCD_ALPHA = 0.5  # as in CLIP-Refine
-_BIAS_UNIT = 10.0
 
 
-class CyCLIP(VMF):
+class _CyCLIP(VMF):
     """Cross-modal plus in-modal cyclic consistency: 0 where <v_j, t_k> = <v_k, t_j> and so on.
 
     Source: Goel et al. (2022, arXiv 2205.14459), eqs. 2 and 3, on cosines, summed over one index
@@ -36,7 +33,7 @@ class CyCLIP(VMF):
         return ((cross - cross.T).square().sum() + within.square().sum()) / len(image)
 
 
-class RaFA(VMF):
+class _RaFA(VMF):
     """Random feature alignment: squared distance of both embeddings to a random vector of the pair.
 
     The vectors are drawn from the standard normal prior. Between unit vectors the distance would
@@ -61,28 +58,7 @@ class RaFA(VMF):
         return F.mse_loss(image, reference) + F.mse_loss(text, reference)
 
 
-class SigLIPLoss(CIBRLoss):
-    """Sigmoid loss over all image-text pairs of the batch, with a trained bias, plus the penalty.
-
-    Source: Zhai et al. (2023, arXiv 2303.15343), algorithm 1. The bias starts at -10 as theirs; it
-    is trained in units of 10, since runs here have a few hundred steps.
-    """
-
-    def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
-        self.scaled_bias = nn.Parameter(torch.tensor(-1.0))
-
-    def contrastive_loss(self, inputs: LossInputs) -> Scalar:
-        logits = inputs.logit_scale * inputs.z_image @ inputs.z_text.T
-        logits = logits + _BIAS_UNIT * self.scaled_bias
-        if inputs.labels is None:
-            positive = logits.diagonal().sum()
-        else:
-            positive = logits[inputs.labels[:, None] == inputs.labels].sum()
-        return (F.softplus(logits).sum() - positive) / len(logits)
-
-
-class HyCDLoss(CIBRLoss):
+class _HyCDLoss(CIBRLoss):
     """Hybrid contrastive distillation: cross-entropy to half matches, half teacher's softmax.
 
     It needs `teacher_logits`, [n, n], a teacher's cosines times its own logit_scale.
@@ -116,5 +92,5 @@ def _distilled(
     return -(target * student.log_softmax(1)).sum(1).mean()
 
 
-PENALTIES |= {"cyclip": CyCLIP, "rafa": RaFA}
-LOSSES = {"clip": CIBRLoss, "siglip": SigLIPLoss, "hycd": HyCDLoss}
+PENALTIES |= {"cyclip": _CyCLIP, "rafa": _RaFA}
+LOSSES = {"clip": CIBRLoss, "hycd": _HyCDLoss}
