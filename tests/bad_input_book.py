@@ -8,10 +8,10 @@ from helpers import noise_pairs
 from cibr import DualEncoder
 from cibr_book.embeddings import attribution, probes
 from cibr_book.experiments.corruptions import Corruption, corrupt, in_both_styles
-from cibr_book.experiments.glyph_benchmarks import load_glyph_benchmark
 from cibr_book.experiments.plan import read_plan
-from cibr_book.experiments.shifts import shifted
-from cibr_book.experiments.suites import against_published
+from cibr_book.experiments.training import grouped_rows
+from cibr_book.worlds.discrete import information_nats
+from cibr_book.worlds.estimators import estimate_nats
 
 EYE = torch.eye(8, dtype=torch.float64)
 MAPS = torch.zeros(3, 2, 4, 4)
@@ -22,8 +22,8 @@ def probe(factor):
     return probes.leakage_items(torch.zeros(4, 1), {"v": factor}, parts)
 
 
-def maps(texts=EYE[:3], noise=MAPS, weight=1.0):
-    return attribution.bottleneck_maps(MAPS, texts, torch.nn.Identity(), noise, weight)
+def maps(weight):
+    return attribution.bottleneck_maps(MAPS, EYE[:3], torch.nn.Identity(), MAPS, weight)
 
 
 def no_feature_map():
@@ -36,10 +36,11 @@ CALLS = {
     "probe: constant": (lambda: probe(torch.zeros(4).long()), "two values or more"),
     "probe: unseen": (lambda: probe(torch.arange(4)), "all of them among the fitted items"),
     "feature map": (no_feature_map, "feature maps of a hub model are unknown"),
-    "maps: shape": (lambda: maps(noise=MAPS[..., :2]), "pass one text per map"),
-    "maps: texts": (lambda: maps(texts=EYE[:2]), "3 maps.*2 texts"),
     "maps: weight": (lambda: maps(weight=-1.0), "pass a positive price of a nat"),
-    "published": (lambda: against_published(None, "mine"), "'mine'.*openai/clip"),
+    "probabilities: sum": (lambda: information_nats(EYE), "sum to 1"),
+    "probabilities: NaN": (lambda: information_nats(EYE * math.nan), "p must"),
+    "probabilities: sign": (lambda: information_nats(EYE / 4 - 1 / 64), "p must"),
+    "samples": (lambda: estimate_nats(EYE, EYE), "pass 256 or more"),
 }
 
 
@@ -54,6 +55,7 @@ def sweep(text):
 RUN = "results: rows.csv\nconditions: {all: {methods: [{method: CLIP, seed: [1, 1]}]}}"
 CALLS |= {
     "sweep's entry": (sweep("result: rows.csv"), ".*sweep.yaml: 'result', did you mean 'results'"),
+    "sweep's draw": (sweep(RUN.replace("seed:", "draw: 3, seed:")), "the grid has 2 points"),
     "sweep without results": (sweep("conditions: {}"), "needs the entries"),
     "sweep's run twice": (sweep(RUN), "two runs have the settings .*: drop one"),
     "sweep's text": (sweep(RUN.replace("[1, 1]", "1e-3")), "seed: YAML reads '1e-3' as text"),
@@ -67,16 +69,13 @@ def corruption(word="", **shares):
 
 
 DATA = {
-    "glyph set": (lambda: load_glyph_benchmark("glyph_cats"), "glyph_digits"),
-    "glyph split": (lambda: load_glyph_benchmark("glyph_shapes", "train"), "train"),
-    "shift": (lambda: shifted(noise_pairs(4), "blurr", 1), "blur"),
-    "strength": (lambda: shifted(noise_pairs(4), "blur", 4), "strength"),
     "word of none": (corruption("cow"), "cow"),
     "word of all": (corruption("a"), "every image"),
     "near style": (corruption(spurious_style="negativ"), "negative"),
     "style": (lambda: in_both_styles(noise_pairs(2), "sketch"), "sketch"),
     "shuffled": (corruption(shuffled_captions=2), "shuffled_captions"),
 }
+DATA["groups"] = lambda: grouped_rows(noise_pairs(4), 2, seed=0, epoch=0), "leave group_size at 1"
 for share in (0, -0.1, 1.1, math.nan):
     DATA[f"fraction {share}"] = (corruption(fraction=share), "fraction")
 CASES += [(name, call, ValueError, message) for name, (call, message) in DATA.items()]

@@ -1,3 +1,1 @@
 """What an embedding retains: probes and attribution."""
-
-__all__: list[str] = []

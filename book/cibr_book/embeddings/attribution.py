@@ -74,11 +74,8 @@ def bottleneck_maps(
         mask [n].
 
     Raises:
-        ValueError: shapes that do not fit, or a weight that is not positive.
+        ValueError: a weight that is not positive.
     """
-    if noise_like.shape[1:] != maps.shape[1:] or len(texts) != len(maps):
-        what = f"{len(maps)} maps {list(maps.shape[1:])}, {len(texts)} texts and noise_like of size"
-        raise ValueError(f"{what} {list(noise_like.shape[1:])}: pass one text per map, one size")
     if not 0 < weight < float("inf"):
         raise ValueError(f"weight is {weight}: pass a positive price of a nat, such as 3e-4")
     maps, texts = maps.detach(), texts.detach()

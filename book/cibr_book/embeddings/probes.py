@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -23,7 +23,6 @@ from torch import Tensor
 
 Features = Float[Tensor, "n d"]
 Factor = Int[Tensor, " n"]
-Mask = Bool[Tensor, " n"]
 # The probes of `leakage_items`, with their strengths of weight decay.
 _NETWORK = dict(learning_rate_init=2e-3, max_iter=20, random_state=0)
 _READERS = [

@@ -1,3 +1,1 @@
 """The exact small worlds of the theory, their one trainer, and estimators tried on them."""
-
-__all__: list[str] = []

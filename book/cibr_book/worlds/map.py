@@ -89,13 +89,7 @@ def _draw_sample(n_pairs: int, nuisance: float, seed: int) -> _Sample:
 
     Returns:
         The sample.
-
-    Raises:
-        ValueError: fewer than two pairs, or a nuisance scale that is not positive.
     """
-    if n_pairs < 2 or not nuisance > 0:
-        got = f"{n_pairs} pairs and nuisance scale {nuisance}"
-        raise ValueError(f"a sample takes two pairs or more and a positive scale, got {got}")
     world = gaussian_world([_CORRELATION] * _N_SHARED, _N_OWN, _N_OWN, seed)
     scales = torch.cat([torch.ones(_N_SHARED), torch.full((_N_OWN,), nuisance)]).double()
     scales = scales / scales.square().mean().sqrt()
@@ -272,12 +266,11 @@ def method_rows(
     return pd.DataFrame(rows).assign(settings=json.dumps(trial))
 
 
-def gains(rows: pd.DataFrame, value: str = "test_recall") -> pd.DataFrame:
-    """Differences from tuned CLIP, paired by seed.
+def gains(rows: pd.DataFrame) -> pd.DataFrame:
+    """Differences in test recall from tuned CLIP, paired by seed.
 
     Args:
         rows: the map's table.
-        value: the column to compare.
 
     Returns:
         A row for each cell and method but CLIP: `pairs, nuisance, method`, the mean of the
@@ -285,9 +278,9 @@ def gains(rows: pd.DataFrame, value: str = "test_recall") -> pd.DataFrame:
         contenders the `q_value` of Student's test, adjusted by Benjamini and Hochberg over all of
         them and all cells.
     """
-    clip = rows.loc[rows["method"] == "CLIP", [*CELL, "seed", value]]
+    clip = rows.loc[rows["method"] == "CLIP", [*CELL, "seed", "test_recall"]]
     pairs = rows[rows["method"] != "CLIP"].merge(clip, on=[*CELL, "seed"], suffixes=("", "_clip"))
-    pairs["difference"] = pairs[value] - pairs[f"{value}_clip"]
+    pairs["difference"] = pairs["test_recall"] - pairs["test_recall_clip"]
     table = mean_intervals(pairs, KEY, "difference")
     differences = pairs.groupby(KEY, sort=False)["difference"]
     p_values = differences.agg(lambda x: stats.ttest_1samp(x, 0).pvalue if x.std() else math.nan)

@@ -20,7 +20,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from cibr.losses._checks import check_number
 from cibr.losses.penalties import Crossfit, LossInputs
 from cibr.losses.vmf import sample_vmf, vmf_mean_cosine
 
@@ -47,9 +46,6 @@ class Settings:
         rate: learning rate, the largest where it follows a cycle.
         decay: weight decay of AdamW.
         dropout: share of the inputs that are dropped.
-
-    Raises:
-        ValueError: a temperature that is not positive.
     """
 
     temperature: float = 0.07
@@ -60,9 +56,6 @@ class Settings:
     rate: float = 0.01
     decay: float = 0.0
     dropout: float = 0.0
-
-    def __post_init__(self):
-        check_number("temperature", self.temperature, 1e-9, 1e9)
 
 
 def train(
