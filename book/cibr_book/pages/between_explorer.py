@@ -6,12 +6,11 @@ book/_static/between.js draws.
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from cibr_book.pages.between_figures import COLOURS
+from cibr_book.pages.figures import COLOURS
 from cibr_book.pages.html import filled
 from cibr_book.worlds.map import CELL, KEY, TABLE, gains, winners
 
@@ -19,7 +18,7 @@ _MEANS = {"test_recall": "recall", "shared_nats_at_0.01": "shared"}
 _MEANS |= {"residual_nats_at_0.01": "residual"}
 
 
-def cells(rows: pd.DataFrame) -> dict[str, Any]:
+def _cells(rows: pd.DataFrame) -> dict[str, Any]:
     """What the page draws.
 
     Args:
@@ -55,6 +54,6 @@ def _in_words(settings: str) -> str:
     return ", ".join(f"{k} {v:g}" for k, v in values.items() if not math.isinf(v))
 
 
-def as_page(file: Path = TABLE) -> str:
+def as_page() -> str:
     """The piece of HTML: controls, a drawing and a table that the script fills, and numbers."""
-    return filled(__file__, cells(pd.read_csv(file)))
+    return filled(__file__, _cells(pd.read_csv(TABLE)))

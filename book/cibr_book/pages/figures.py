@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from cibr_book.pages.plots import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, WIDTH, panels, wrap
+from cibr_book.worlds.map import CONTENDERS
 
 _Values = Sequence[float | int] | Tensor
 _LINES = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "black")  # the palette's yellow is too pale
@@ -26,22 +28,20 @@ _NAMES = {
     (BLUE, "o"): ("CIBR", "CIBR vMF", "InfoNCE"),
     (SKY, "s"): ("CIBR vMF, sampled",),
     (GREEN, "^"): ("CIBR crossfit", "NWJ"),
-    (ORANGE, "v"): ("CIBR MINE", "MINE", "DV"),
+    (ORANGE, "v"): ("CIBR MINE", "DV"),
     (PINK, "s"): ("CCA anchor",),
     (GREY, "P"): ("CLIP, CCA start",),
-    (GREY, "X"): ("closed-form CCA",),
-    (GREEN, "D"): ("CLIP, self-training",),
     (GREEN, "s"): ("CLIP, weight averaging",),
-    (RED, "s"): ("SMILE", "SMILE, clip 1"),
+    (RED, "s"): ("SMILE, clip 1",),
     (RED, "P"): ("noise only",),
-    (PINK, "P"): ("JSD",),
-    (SKY, "X"): ("CLUB",),
-    ("black", "*"): ("KSG",),
 }
 STYLES = {name: style for style, names in _NAMES.items() for name in names}
+_OF_MAP = STYLES | {"CLIP, CCA start": (GREEN, "^"), "ridge CCA": (PINK, "X")}
+COLOURS = {"CLIP": "#FFFFFF"} | {name: _OF_MAP[name][0] for name in CONTENDERS}  # on the page
+_MOST = 10  # points of a map at which a colour is darkest
 
 
-def styles(names: Sequence[str], references: Sequence[str] = ()) -> dict[str, tuple[str, str]]:
+def _styles(names: Sequence[str], references: Sequence[str] = ()) -> dict[str, tuple[str, str]]:
     """Colour and marker by name: those of `STYLES`, or grey for references, or the next free."""
     taken = {STYLES[name][0] for name in names if name in STYLES}
     free = (style for style in zip(_LINES, _MARKERS, strict=False) if style[0] not in taken)
@@ -52,18 +52,10 @@ def styles(names: Sequence[str], references: Sequence[str] = ()) -> dict[str, tu
     }
 
 
-def legend_above(figure: Figure, axis: Axes, n_columns: int = 4) -> None:
+def _legend_above(figure: Figure, axis: Axes) -> None:
     """The names of an Axes' lines above all panels."""
     handles, names = axis.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncol=min(len(names), n_columns))
-
-
-def log_axis(axis: Axes, ticks: Sequence[float] | None = None) -> None:
-    """A logarithmic horizontal axis, labelled at the ticks, or at the powers of ten."""
-    axis.set_xscale("log")
-    if ticks is not None:
-        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    figure.legend(handles, names, loc="outside upper center", ncol=min(len(names), 4))
 
 
 def curve_panels(
@@ -80,7 +72,7 @@ def curve_panels(
     """
     _, axes = panels(1, len(curves_by_title), 6.4, 2.7)
     for axis, (title, curves) in zip(axes[0], curves_by_title.items(), strict=True):
-        for name, (colour, _) in styles(list(curves)).items():
+        for name, (colour, _) in _styles(list(curves)).items():
             axis.plot(*curves[name], color=colour, lw=2, label=name)
         axis.set(title=title, ylim=(0, None), **settings)
         if len(curves) > 1:
@@ -112,7 +104,7 @@ def interval_lines(
     parts = [("", rows)] if panel is None else list(rows.groupby(panel, sort=False))
     size = (4.8, 3.2) if panel is None else (min(3.2 * len(parts), WIDTH), 2.6)
     figure, axes = panels(1, len(parts), *size, sharey=True)
-    drawn = styles(list(rows[by].unique()), references)
+    drawn = _styles(list(rows[by].unique()), references)
     for axis, (value, part) in zip(axes[0], parts, strict=True):
         for i, (name, (colour, marker)) in enumerate(drawn.items()):
             line = part[part[by] == name]
@@ -125,8 +117,11 @@ def interval_lines(
         axis.set_xlabel(x.replace("_", " "))
         axis.set_title(value if isinstance(value, str) else f"{panel.replace('_', ' ')} {value}")
         if log:
-            log_axis(axis, sorted(rows[x].unique()))
-    legend_above(figure, axes[0, 0])
+            ticks = sorted(rows[x].unique())
+            axis.set_xscale("log")
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.xaxis.set_minor_formatter(NullFormatter())
+    _legend_above(figure, axes[0, 0])
     return list(axes[0])
 
 
@@ -142,10 +137,9 @@ def interval_bars(
     by: str,
     colour_by: str,
     label: str,
-    scale: float | int = 1,
     references: Sequence[str] = (),
 ) -> Axes:
-    """Bars with intervals: several bars for each value of one column, coloured by another.
+    """Bars in per cent with intervals: several for each value of one column, coloured by another.
 
     Args:
         rows: `mean, low, high` and the two columns named by `by` and `colour_by`, in the order to
@@ -153,20 +147,19 @@ def interval_bars(
         by: the column on the vertical axis.
         colour_by: the column of the colours, such as the model.
         label: of the values' axis.
-        scale: what values are multiplied by, such as 100 for percent.
         references: values of `colour_by` that are grey.
 
     Returns:
         The Axes.
     """
     places = {name: i for i, name in enumerate(rows[by].unique())}
-    drawn = styles(list(rows[colour_by].unique()), references)
+    drawn = _styles(list(rows[colour_by].unique()), references)
     step = 1 / (len(drawn) + 1)
     axis = panels(1, 1, 6.4, 0.6 + 0.13 * len(places) * (len(drawn) + 1))[1][0, 0]
     for i, (name, (colour, _)) in enumerate(drawn.items()):
         part = rows[rows[colour_by] == name]
         at = part[by].map(places) + (i - (len(drawn) - 1) / 2) * step
-        mean, low, high = scale * part[["mean", "low", "high"]].to_numpy(dtype=float).T
+        mean, low, high = 100 * part[["mean", "low", "high"]].to_numpy(dtype=float).T
         fill = (colour, 0.35) if name in references else colour
         axis.barh(at, mean, step, label=name, facecolor=fill, edgecolor=colour)
         errors = [mean - low, high - mean]
@@ -197,7 +190,7 @@ def information_planes(rows: pd.DataFrame, limit: float) -> list[Axes]:
         part = rows[rows["kappa"] == kappa]
         optimum = part[part["method"] == "optimum"].sort_values("residual")
         axis.plot(optimum["residual"], optimum["shared"], color=GREY, lw=2.5, label="optimum")
-        for method, (colour, marker) in styles(methods).items():
+        for method, (colour, marker) in _styles(methods).items():
             runs = part[part["method"] == method]
             axis.plot(runs["residual"], runs["shared"], marker, color=colour, ms=2.5, alpha=0.3)
             usual = runs[runs["n_steps"] == runs["n_steps"].min()]
@@ -208,7 +201,7 @@ def information_planes(rows: pd.DataFrame, limit: float) -> list[Axes]:
         axis.set(title=f"noise of concentration {kappa:g}", xlabel="residual (nats)")
     axes[0, 0].set_ylabel("shared (nats)")
     reference_line(axes[0, -1], limit, "I(image; text)")
-    legend_above(figure, axes[0, 0])
+    _legend_above(figure, axes[0, 0])
     return list(axes[0])
 
 
@@ -246,3 +239,61 @@ def attribution_rows(
     for axis, name in zip(axes[1:, 0], maps, strict=True):
         axis.set_ylabel(wrap(name, 9), rotation=0, ha="right", va="center")
     return list(axes.flat)
+
+
+def gain_maps(table: pd.DataFrame, methods: Sequence[str] = CONTENDERS) -> list[Axes]:
+    """Gains over CLIP in points for several methods: blue is better than CLIP, red is worse.
+
+    Args:
+        table: from `cibr_book.worlds.map.gains`.
+        methods: one Axes each.
+
+    Returns:
+        The Axes; bold numbers have an interval without zero.
+    """
+    n_rows = -(-len(methods) // 3)
+    axes = panels(n_rows, 3, WIDTH, 2.4 * n_rows, sharex=True, sharey=True)[1]
+    for axis in axes.flat[len(methods) :]:
+        axis.axis("off")
+    for axis, method in zip(axes.flat, methods, strict=False):
+        part = table[table["method"] == method]
+        part = part.assign(sure=part["low"] * part["high"] > 0)
+        maps = part.pivot(index="pairs", columns="nuisance").sort_index(ascending=False)
+        texts = maps["mean"].map(lambda x: f"{x:+.0f}" if abs(x) >= 9.5 else f"{x:+.1f}")
+        style = dict(cmap="RdBu", vmin=-_MOST, vmax=_MOST, cbar=False, annot_kws={"size": 7})
+        sns.heatmap(maps["mean"], annot=texts, fmt="", ax=axis, **style)
+        sure = maps["sure"].to_numpy()[maps["mean"].notna()]
+        for text, is_sure in zip(axis.texts, sure, strict=True):
+            text.set_fontweight("bold" if is_sure else "normal")
+        axis.set(title=wrap(method, 22), xlabel="nuisance scale", ylabel="")
+        axis.set_yticklabels([f"{n:,}" for n in maps.index], rotation=0)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("training pairs")
+    return list(axes.flat[: len(methods)])
+
+
+def information_maps(
+    rows: pd.DataFrame, cells: Sequence[tuple[int, float]], noise: float
+) -> list[Axes]:
+    """Exact shared against residual information in some cells: every run, by method.
+
+    Args:
+        rows: of the map's table.
+        cells: pairs and nuisance scale of each panel.
+        noise: variance at which information is reported.
+
+    Returns:
+        One Axes a cell.
+    """
+    figure, axes = panels(1, len(cells), WIDTH, 2.9, sharex=True, sharey=True)
+    for axis, (pairs, nuisance) in zip(axes[0], cells, strict=True):
+        part = rows[(rows["pairs"] == pairs) & (rows["nuisance"] == nuisance)]
+        for method in ("CLIP", *CONTENDERS):
+            own = part[part["method"] == method]
+            colour, marker = _OF_MAP[method]
+            places = [own[f"{kind}_nats_at_{noise:g}"] for kind in ("residual", "shared")]
+            axis.plot(*places, marker, color=colour, ms=3.5, alpha=0.7, label=method)
+        axis.set(title=f"{pairs:,} pairs, nuisance {nuisance:g}", xlabel="residual (nats)")
+    axes[0, 0].set_ylabel("shared (nats)")
+    _legend_above(figure, axes[0, 0])
+    return list(axes[0])

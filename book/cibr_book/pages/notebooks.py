@@ -22,17 +22,11 @@ def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
         The known parameters with their values.
 
     Raises:
-        ValueError: papermill set an unknown name (the message has the nearest known one), or a
-            known one has no value.
+        ValueError: papermill set an unknown name (the message has the nearest known one).
     """
     names = known.split()
     for name in _injected(namespace):
         check_known("parameter", name, names)
-    missing = [name for name in names if name not in namespace]
-    if missing:
-        raise ValueError(
-            f"parameter {missing[0]!r} is not set: give it a default in the parameters cell"
-        )
     return {name: namespace[name] for name in names}
 
 

@@ -1,4 +1,5 @@
-"""The style of the study's figures, what several of them share, and galleries of images.
+"""The style of the study's figures, what several of them share, the training curves of a run, and
+galleries of images.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart: green is right, red is
 wrong, grey is context.
@@ -23,6 +24,7 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6
 PINK, SKY = "#CC79A7", "#56B4E9"
 RIGHT, WRONG = "#007A59", "#B84F00"  # green and red for text, dark enough on white and inverted
 _PALETTE = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "#F0E442", "#000000")
+_BELOW = dict(loc="upper center", bbox_to_anchor=(0.5, -0.26))
 WIDTH = 7.2  # inches: at 100 px an inch the width of a page's text
 
 
@@ -42,6 +44,70 @@ def panels(
     """A figure of a size in inches and its Axes [n_rows, n_columns]."""
     options = {"layout": "constrained", "squeeze": False} | options
     return plt.subplots(n_rows, n_columns, figsize=(width, height), **options)
+
+
+def training_curves(history: pd.DataFrame) -> list[Axes]:
+    """Contrastive loss, penalty excess with its weight, and validation recall over the epochs, side
+    by side.
+
+    The loss that is minimised is not drawn: it mixes the two with a weight that rises.
+
+    Args:
+        history: as `cibr.fit` returns it.
+
+    Returns:
+        Three Axes.
+    """
+    axes = panels(1, 3, WIDTH, 2.6)[1][0]
+    epochs = history["epoch"]
+    curves = {
+        "clip_loss": ("contrastive loss", BLUE),
+        "penalty_excess": ("penalty excess, weight", ORANGE),
+    }
+    for axis, (column, (title, colour)) in zip(axes, curves.items(), strict=False):
+        axis.plot(epochs, history[column], "o-", ms=3, color=colour, label="excess")
+        axis.set(title=title, xlabel="epoch", ylabel="nats", ylim=(0, None))
+    weight = axes[1].twinx()
+    weight.step(epochs, history["beta"], where="pre", color=GREY, lw=1, label="beta")
+    weight.set(ylabel="beta", ylim=(0, max(history["beta"].max() * 1.1, 0.01)))
+    weight.grid(False)
+    axes[1].legend(handles=[*axes[1].get_lines(), *weight.get_lines()], **_BELOW)
+    for k, colour in ((1, BLUE), (10, GREEN)):
+        for side, line in (("image_to_text", "-"), ("text_to_image", "--")):
+            label = f"{side.replace('_', ' ')}, k={k}"
+            names = [f"{side}_recall@{k}", f"{side}_label_recall@{k}"]
+            for column in history.columns.intersection(names):
+                axes[2].plot(epochs, 100 * history[column], line, color=colour, label=label)
+    axes[2].set(title="validation recall@k", xlabel="epoch", ylabel="%", ylim=(0, 100))
+    if axes[2].lines:  # runs without validation have none
+        axes[2].legend(**_BELOW)
+    return list(axes)
+
+
+def image_grid(
+    images: Sequence[Image.Image], titles: Sequence[str], n_columns: int = 6
+) -> list[Axes]:
+    """Images in rows, each under its title, which is broken into three lines at most.
+
+    Args:
+        images: PIL images.
+        titles: one an image.
+        n_columns: images in a row.
+
+    Returns:
+        One Axes an image.
+    """
+    n_rows = -(-len(images) // n_columns)
+    titles = [wrap(text, 90 // n_columns) for text in titles]
+    n_lines = max(text.count("\n") + 1 for text in titles)
+    height = n_rows * (WIDTH / n_columns + 0.15 * n_lines)
+    axes = panels(n_rows, n_columns, WIDTH, height)[1]
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, title in zip(axes.flat, images, titles, strict=False):
+        axis.imshow(image.convert("RGB"))
+        axis.set_title(title, fontweight="normal", parse_math=False)  # a dollar is a dollar
+    return list(axes.flat)[: len(images)]
 
 
 def retrieval_gallery(
@@ -77,12 +143,12 @@ def retrieval_gallery(
         ranked = [texts[j] for j in cosines.argsort(descending=True).tolist()]
         marks = [("✓", RIGHT) if text in right else ("✗", WRONG) for text in ranked[:n_shown]]
         lines = [
-            (f"{mark} {shorten(text, 38)}", colour)
+            (f"{mark} {_shorten(text, 38)}", colour)
             for (mark, colour), text in zip(marks, ranked, strict=False)
         ]
         rank = min(ranked.index(text) for text in right)
         if rank >= n_shown:
-            lines.append((f"rank {rank + 1:,}: {shorten(ranked[rank], 30)}", GREY))
+            lines.append((f"rank {rank + 1:,}: {_shorten(ranked[rank], 30)}", GREY))
         for i, (text, colour) in enumerate(lines):
             axis.text(0, 0.95 - 0.25 * i, text, color=colour, va="top", parse_math=False)
     return beside
@@ -111,7 +177,7 @@ def search_gallery(
     figure.subplots_adjust(wspace=0.08, hspace=0.38, left=0.01, right=0.99, top=0.96, bottom=0.01)
     nearest = similarity.argsort(dim=1, descending=True, stable=True)[:, :n_shown]
     for query, row, shown in zip(queries, axes, nearest.tolist(), strict=True):
-        row[0].set_title(shorten(query, 62), loc="left", fontweight="normal", parse_math=False)
+        row[0].set_title(_shorten(query, 62), loc="left", fontweight="normal", parse_math=False)
         for axis, i in zip(row, shown, strict=True):
             axis.imshow(load(i).convert("RGB"))
             axis.axis("off")
@@ -134,7 +200,7 @@ def wrap(text: str, width: int = 16) -> str:
     return "\n".join(textwrap.wrap(text, width, max_lines=3, placeholder="…"))
 
 
-def shorten(text: str, limit: int = 44) -> str:
+def _shorten(text: str, limit: int) -> str:
     """A text cut to `limit` characters, with an ellipsis where something was cut."""
     text = unicodedata.normalize("NFC", text)
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

@@ -17,8 +17,6 @@ def test_parameters_that_papermill_injected_are_known():
     namespace["In"] = ["# Parameters\nseed = 3\nbetta = 0.3\n"]
     with pytest.raises(ValueError, match="'betta'.*'beta'.*seed"):
         check_parameters(namespace, "beta seed")
-    with pytest.raises(ValueError, match="alpha"):
-        check_parameters({}, "alpha")
 
 
 def test_a_preset_fills_what_a_reader_leaves_and_nothing_that_is_given():
