@@ -1,6 +1,5 @@
 """One run of the study: train a configuration and evaluate it."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ from cibr.models import DualEncoder
 from cibr.train import build_model, configure, load_splits
 from cibr.train.config import DEFAULTS
 from cibr.utils import check_known
-from cibr_book.experiments.corruptions import Corruption, corrupt
+from cibr_book.experiments.corruptions import Corruption, corrupt, split_subset
 from cibr_book.experiments.shifts import shifted_recalls
 from cibr_book.experiments.training import StudyTrainer, WeightAverage
-from cibr_book.experiments.unpaired import with_unpaired
+from cibr_book.experiments.unpaired import with_pseudo_pairs
 
 KEPT = r"accuracy@1$|_recall@(?:1|5|10)$"
 _PENALTY_OPTIONS = ("kappa_b", "critic_steps", "critic_rate")
@@ -41,23 +40,25 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         folder: for the trained model, its history and its predictions.
 
     Returns:
-        `validation_*` recalls and `last_*` values of the last epoch; `steps_to_*`;
+        `validation_*` recalls and `last_*` values of the last epoch;
         `<suite>/<set>/<metric>`; with `shifts` the results of `shifted_recalls`. For an untouched
         model only the scores of the suites.
     """
     suites, unpaired = settings.get("suites", []), settings.get("unpaired")
-    config = configure(output_dir=str(folder), **library_settings(settings))
+    config = configure(output_dir=str(folder), **_library_settings(settings))
     corruption = Corruption(**settings.get("corruption", {}))
     if settings.get("untouched"):
         model, metrics = DualEncoder.from_pretrained(config.model), {}
         model.to("cuda" if torch.cuda.is_available() else "cpu")
     else:
-        train, validation, test = load_splits(config)
-        train = corrupt(train, corruption, config.seed)
+        whole, validation, test = load_splits(config)
+        train = corrupt(whole, corruption, config.seed)
         model, cca = build_model(config, train), None
         if unpaired:
-            train, cca = with_unpaired(model, config, corruption, **unpaired)
-        additions = training_additions(settings)
+            _, left = split_subset(whole, corruption, config.seed)
+            repeats = unpaired.get("repeats", 1)
+            train, cca = with_pseudo_pairs(model, config, train, left, repeats)
+        additions = _training_additions(settings)
         trainer = StudyTrainer(model, config, train, validation, statistic=cca, **additions)
         trainer.train()
         metrics = _from_history(trainer.history)
@@ -69,7 +70,7 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     return metrics
 
 
-def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
+def _library_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of `cibr.configure` among those of a run of the study."""
     for name in settings:
         check_known("setting", name, [*DEFAULTS, *_PENALTY_OPTIONS, *_STUDY_SETTINGS])
@@ -86,7 +87,7 @@ def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return own
 
 
-def training_additions(settings: dict[str, Any]) -> dict[str, Any]:
+def _training_additions(settings: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `StudyTrainer` beside those of `CIBRTrainer`."""
     names = ("group_size", "feature_noise", "contrastive")
     additions = {name: settings[name] for name in names if name in settings}
@@ -101,10 +102,6 @@ def _from_history(history: pd.DataFrame) -> dict[str, float]:
     metrics = {f"validation_{name}": last[name] for name in history if "_recall@" in name}
     for k in (1, 5, 10):
         metrics[f"validation_recall@{k}"] = last.filter(regex=f"_recall@{k}$").mean()
-    at_10 = history.filter(regex="_recall@10$").mean(axis=1)
-    for level in (0.1, 0.3):
-        reached = history["step"][at_10 >= level]
-        metrics[f"steps_to_recall@10_{level:g}"] = reached.iloc[0] if len(reached) else math.nan
     kept = ["clip_loss", "penalty_excess", "residual_image_nats", "residual_text_nats"]
     metrics |= {f"last_{name}": last[name] for name in (*kept, "temperature") if name in last}
     return metrics | {"steps": last["step"], "training_seconds": last["seconds"]}

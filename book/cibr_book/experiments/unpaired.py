@@ -12,16 +12,15 @@ from functools import partial
 import torch
 from PIL import Image
 
-from cibr.data import Pairs, load_pairs
+from cibr.data import Pairs
 from cibr.losses.cca import RegularisedCCA
 from cibr.models import DualEncoder
 from cibr.models.features import Inputs, prepare
 from cibr.train import RunConfig
 from cibr.train.trainer import fit_cca
-from cibr_book.experiments.corruptions import Corruption, split_subset
 
 
-def nearest_captions(cca: RegularisedCCA, inputs: Inputs) -> list[str]:
+def _nearest_captions(cca: RegularisedCCA, inputs: Inputs) -> list[str]:
     """The nearest text of each image under a CCA, among the texts of all other images."""
     texts = inputs.pairs.texts()
     owner = inputs.pairs.text_to_image()
@@ -54,7 +53,7 @@ def with_pseudo_pairs(
         `StudyTrainer`.
     """
     cca = fit_cca(prepare(model, pairs), model.dim, config.cca_ridges)
-    nearest = nearest_captions(cca, prepare(model, unpaired))
+    nearest = _nearest_captions(cca, prepare(model, unpaired))
     parts = [pairs] * repeats + [replace(unpaired, captions=[[text] for text in nearest])]
     together = Pairs(
         name=pairs.name,
@@ -69,30 +68,3 @@ def with_pseudo_pairs(
 def _image(sources: Sequence[tuple[Pairs, int]], i: int) -> Image.Image:
     part, row = sources[i]
     return part.image(row)
-
-
-def with_unpaired(
-    model: DualEncoder,
-    config: RunConfig,
-    corruption: Corruption,
-    self_training: bool = False,
-    repeats: int = 1,
-) -> tuple[Pairs, RegularisedCCA]:
-    """The training pairs of a run of the study and their CCA; in self-training, the pairs that the
-    run leaves out are the unpaired data of `with_pseudo_pairs`.
-
-    Args:
-        model: the model with the frozen towers.
-        config: of the run.
-        corruption: keeps a fraction of the pairs.
-        self_training: also train on the other photos, each with its nearest caption of
-            another photo.
-        repeats: repetitions of each true pair per epoch in self-training.
-
-    Returns:
-        The training pairs, and the CCA of the true ones.
-    """
-    kept, left = split_subset(load_pairs(config.dataset, "train"), corruption, config.seed)
-    if self_training:
-        return with_pseudo_pairs(model, config, kept, left, repeats)
-    return kept, fit_cca(prepare(model, kept), model.dim, config.cca_ridges)
