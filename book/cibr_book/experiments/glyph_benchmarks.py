@@ -19,7 +19,6 @@ from PIL import Image
 from cibr.data import DATASETS, Dataset, glyphs
 from cibr.data.glyphs import COMPUTER_MODERN, IMAGE_SIZE, SERIF, STIX, TEMPLATES, pixel_image
 from cibr.data.pairs import Pairs
-from cibr.utils import check_known
 
 _SPLITS = ("validation", "test")
 _DIGIT_SIZE = 20  # px, about the height of a printed digit at 27 px
@@ -62,7 +61,7 @@ GLYPH_BENCHMARKS = {
 _Samples = tuple[list[str], list[str], np.ndarray, pd.DataFrame | None]
 
 
-def load_glyph_benchmark(name: str, split: str = "test") -> Pairs:
+def _load(name: str, split: str) -> Pairs:
     """Renders one split of a zero-shot set.
 
     Args:
@@ -73,12 +72,7 @@ def load_glyph_benchmark(name: str, split: str = "test") -> Pairs:
         Pairs with `labels`, `classnames` (those with an image in the split), `templates` and,
         except for the handwritten digits, `factors` as in `load_glyphs`. The caption of an image is
         its class name.
-
-    Raises:
-        ValueError: an unknown set or split.
     """
-    check_known("glyph set", name, ("glyph_digits", *GLYPH_BENCHMARKS))
-    check_known(f"split of {name}", split, _SPLITS)
     samples = _digits(split) if name == "glyph_digits" else _characters(name, split)
     keys, classes, pixels, factors = samples
     classnames = sorted(set(classes))
@@ -147,4 +141,4 @@ def _characters(name: str, split: str) -> _Samples:
 
 
 for _name in ("glyph_digits", *GLYPH_BENCHMARKS):
-    DATASETS[_name] = Dataset(partial(load_glyph_benchmark, _name), _SPLITS)
+    DATASETS[_name] = Dataset(partial(_load, _name), _SPLITS)

@@ -39,7 +39,7 @@ _NAMES = ("method", "condition")  # a run's names, which do not affect its resul
 _WORK = "cibr_book.experiments.run.train_and_measure"
 
 
-class Plan(NamedTuple):
+class _Plan(NamedTuple):
     """A sweep.
 
     Args:
@@ -55,7 +55,7 @@ class Plan(NamedTuple):
     waiting: tuple[str, ...] = ()
 
 
-def read_plan(file: str | Path, results: str | Path = "") -> Plan:
+def read_plan(file: str | Path, results: str | Path = "") -> _Plan:
     """Reads a sweep from a YAML file.
 
     Args:
@@ -73,13 +73,15 @@ def read_plan(file: str | Path, results: str | Path = "") -> Plan:
     if not {"results", "conditions"} <= set(entries):
         raise ValueError(f"{file} needs the entries 'results' and 'conditions'")
     trials = read_plan(file.parent / entries["trials"]) if "trials" in entries else None
+    has_rows = trials is not None and trials.results.exists()
+    tried = read_table(trials.results) if has_rows else pd.DataFrame({"run": []})
     runs: dict[str, dict[str, Any]] = {}
     waiting = []
     for condition, part in entries["conditions"].items():
         for method in part["methods"]:
             own = dict(method)
-            tried = own.pop("like", own.get("method", ""))
-            best = _best_trial(trials, condition, tried) if trials else {}
+            like = own.pop("like", own.get("method", ""))
+            best = _best_trial(trials, tried, condition, like) if trials else {}
             if best is None:
                 waiting.append(f"{condition}: {own['method']}")
                 continue
@@ -87,15 +89,17 @@ def read_plan(file: str | Path, results: str | Path = "") -> Plan:
             n_drawn = axes.pop("draw", 0)
             points = _drawn(axes, n_drawn, condition) if n_drawn else _grid(axes)
             for settings in points:
-                run = run_id(settings)
+                run = _run_id(settings)
                 if run in runs:
                     raise ValueError(f"{file}: two runs have the settings {settings}: drop one")
                 runs[run] = settings | {"condition": condition}
     table = Path(results) if results else file.parent / entries["results"]
-    return Plan(table.resolve(), entries.get("work", _WORK), runs, tuple(waiting))
+    return _Plan(table.resolve(), entries.get("work", _WORK), runs, tuple(waiting))
 
 
-def _best_trial(trials: Plan, condition: str, method: str) -> dict[str, Any] | None:
+def _best_trial(
+    trials: _Plan, rows: pd.DataFrame, condition: str, method: str
+) -> dict[str, Any] | None:
     """The settings of a method's best trial in a condition, on validation only.
 
     The score is the mean of the six validation recalls or, if trials were evaluated on zero-shot
@@ -109,9 +113,9 @@ def _best_trial(trials: Plan, condition: str, method: str) -> dict[str, Any] | N
     runs = [run for run, settings in trials.runs.items() if names.items() <= settings.items()]
     if not runs:
         return {}
-    if not set(runs) <= set(committed(trials.results)["run"]):
+    if not set(runs) <= set(rows["run"]):
         return None
-    rows = read_table(trials.results).set_index("run").loc[runs]
+    rows = rows.set_index("run").loc[runs]
     scores = rows[["validation", "zero-shot"]].mean(axis=1)
     if scores.isna().all():
         what = f"every trial of {method!r} in {condition!r} diverged"
@@ -170,11 +174,11 @@ def _drawn(axes: dict[str, Any], n: int, condition: str) -> list[dict[str, Any]]
     return points
 
 
-def run_id(settings: dict[str, Any]) -> str:
+def _run_id(settings: dict[str, Any]) -> str:
     """The id of a run: twelve hexadecimal digits of its settings, in any order; 1 equals 1.0.
 
     Examples:
-        >>> run_id({"beta": 1, "seed": 0}) == run_id({"seed": 0, "beta": 1.0, "method": "CLIP"})
+        >>> _run_id({"beta": 1, "seed": 0}) == _run_id({"seed": 0, "beta": 1.0, "method": "CLIP"})
         True
     """
     return hashlib.sha256(_as_json(settings).encode()).hexdigest()[:12]
@@ -210,7 +214,7 @@ def save_row(settings: dict[str, Any], file: str | Path, work: str) -> dict[str,
         seconds` and the metrics, or the `error` of a run that diverged.
     """
     file = Path(file)
-    row = {"run": run_id(settings)}
+    row = {"run": _run_id(settings)}
     row |= {name: settings.get(name, "") for name in (*_NAMES, "beta", "seed")}
     row |= {"configuration": _as_json(settings)} | provenance()
     start = time.monotonic()
@@ -232,7 +236,7 @@ def committed(results: Path) -> pd.DataFrame:
     return pd.read_csv(results, dtype=str, keep_default_na=False)
 
 
-def collect(plan: Plan, folder: str | Path) -> int:
+def collect(plan: _Plan, folder: str | Path) -> int:
     """Adds the rows in a folder, `<run>.json`, that the plan's table lacks; returns their number.
 
     The table needs no lock: if two sweeps write it at once, rows may be lost, and the next call

@@ -13,7 +13,6 @@ from cibr.data import Pairs
 from cibr.metrics.retrieval import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.features import embed_pairs, prepare
-from cibr.utils import check_known
 
 _Shift = Callable[[Image.Image, float, np.random.Generator], Image.Image]
 
@@ -55,20 +54,14 @@ SHIFTS: dict[str, tuple[_Shift, tuple[float, float, float]]] = {
 }
 
 
-def shifted(pairs: Pairs, shift: str, strength: int) -> Pairs:
+def _shifted(pairs: Pairs, shift: str, strength: int) -> Pairs:
     """The same pairs with every image degraded; the same way in every call.
 
     Args:
         pairs: the photos.
         shift: one of `SHIFTS`.
         strength: 1, 2 or 3.
-
-    Raises:
-        ValueError: an unknown shift or strength.
     """
-    check_known("shift", shift, SHIFTS)
-    if strength not in (1, 2, 3):
-        raise ValueError(f"strength is {strength!r}: give 1, 2 or 3")
     degrade, strengths = SHIFTS[shift]
     load = partial(_degraded, pairs.load, pairs.keys, degrade, strengths[strength - 1])
     return replace(pairs, keys=[f"{key}/{shift}-{strength}" for key in pairs.keys], load=load)
@@ -88,7 +81,7 @@ def shifted_recalls(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
     means = {}
     for shift in SHIFTS:
         for strength in (1, 2, 3):
-            inputs = prepare(model, shifted(pairs, shift, strength), truncate=True)
+            inputs = prepare(model, _shifted(pairs, shift, strength), truncate=True)
             embedded = embed_pairs(model, inputs)
             recalls = retrieval_recalls(*embedded, *pairs.retrieval_targets(), (1, 5, 10))
             means[f"shift/{shift}-{strength}/recall"] = float(np.mean([*recalls.values()]))

@@ -42,7 +42,7 @@ for _suite, _split in (("glyphs", "test"), ("glyphs-validation", "validation")):
     )
 
 
-def against_published(rows: pd.DataFrame, model: str) -> pd.DataFrame:
+def _against_published(rows: pd.DataFrame, model: str) -> pd.DataFrame:
     """Published and measured scores side by side.
 
     Args:
@@ -71,7 +71,7 @@ def _main() -> None:
     model = DualEncoder.from_pretrained(name)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     rows = pd.concat([evaluate(model, suite, name=name).rows for suite in _PUBLISHED_SUITES])
-    print(against_published(rows, name).to_string(index=False, float_format="{:.2f}".format))
+    print(_against_published(rows, name).to_string(index=False, float_format="{:.2f}".format))
 
 
 if __name__ == "__main__":

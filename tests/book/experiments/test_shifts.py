@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from cibr.metrics.retrieval import retrieval_recalls
 from cibr.models import features
 from cibr.models.features import embed_pairs, prepare
-from cibr_book.experiments.shifts import SHIFTS, shifted, shifted_recalls
+from cibr_book.experiments.shifts import SHIFTS, _shifted, shifted_recalls
 
 
 def photo():
@@ -27,18 +27,14 @@ def pairs_of(image):
 
 
 def degraded(shift, strength):
-    return np.asarray(shifted(pairs_of(photo()), shift, strength).image(2)).astype(float)
+    return np.asarray(_shifted(pairs_of(photo()), shift, strength).image(2)).astype(float)
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
-def test_a_shift_repeats_grows_with_its_strength_and_has_keys_of_its_own(shift):
-    original = np.asarray(photo()).astype(float)
-    changes = [np.abs(degraded(shift, strength) - original).mean() for strength in (1, 2, 3)]
-    assert 0 < changes[0] < changes[1] < changes[2]
+def test_a_shift_repeats_and_has_keys_of_its_own(shift):
     np.testing.assert_array_equal(degraded(shift, 2), degraded(shift, 2))
     pairs = pairs_of(photo())
-    keys = shifted(pairs, shift, 2).keys
-    assert keys == [f"{key}/{shift}-2" for key in pairs.keys]
+    assert _shifted(pairs, shift, 2).keys == [f"{key}/{shift}-2" for key in pairs.keys]
 
 
 def jpeg(quality):
@@ -64,13 +60,13 @@ def test_noise_and_occlusion_differ_between_images_and_have_the_amounts_stated()
     flat = Image.new("RGB", (96, 96), (128, 128, 128))
     for strength, deviation in ((1, 20), (2, 40), (3, 80)):
         pixels = np.random.default_rng(0).normal(128, deviation, 100_000).clip(0, 255)
-        noise = np.asarray(shifted(pairs_of(flat), "noise", strength).image(0)).astype(float)
+        noise = np.asarray(_shifted(pairs_of(flat), "noise", strength).image(0)).astype(float)
         assert abs(noise.std() - pixels.std()) < 1.5 and abs(noise.mean() - 128) < 1.5
     for strength, share in ((1, 0.1), (2, 0.25), (3, 0.5)):
         grey = (degraded("occlusion", strength) == 128).all(2)
         assert abs(grey.mean() - share) < 0.02
     for shift in ("noise", "occlusion"):
-        first, second = (shifted(pairs_of(photo()), shift, 1).image(i) for i in (0, 1))
+        first, second = (_shifted(pairs_of(photo()), shift, 1).image(i) for i in (0, 1))
         assert first.tobytes() != second.tobytes()
 
 
@@ -80,7 +76,7 @@ def test_recalls_are_those_of_the_degraded_photos(build, monkeypatch, tmp_path):
     found = shifted_recalls(model, pairs)
     assert set(found) == {f"shift/{shift}-{s}/recall" for shift in SHIFTS for s in (1, 2, 3)}
     for shift in ("noise", "contrast"):
-        embedded = embed_pairs(model, prepare(model, shifted(pairs, shift, 3)))
+        embedded = embed_pairs(model, prepare(model, _shifted(pairs, shift, 3)))
         recalls = retrieval_recalls(*embedded, *pairs.retrieval_targets())
         kept = [value for name, value in recalls.items() if name.split("@")[1] in ("1", "5", "10")]
         assert found[f"shift/{shift}-3/recall"] == pytest.approx(np.mean(kept)) and len(kept) == 6

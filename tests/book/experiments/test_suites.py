@@ -32,12 +32,6 @@ def test_published_and_measured_scores_are_printed_in_per_cent(
     assert float(cells["difference"]) == pytest.approx(measured - 63.32, abs=0.02)
 
 
-def test_no_suite_holds_a_set_twice_and_paper_mini_and_glyphs_have_seven_zero_shot_sets():
-    for suite in SUITES:
-        assert len({t.file for t in suite_tasks(suite)}) == len(suite_tasks(suite))
-    for suite in ("paper", "mini", "glyphs", "glyphs-validation"):
-        assert len({t.group or t.title for t in SUITES[suite] if t.kind == "zero-shot"}) == 7
-    for suite, split in (("glyphs", "test"), ("glyphs-validation", "validation")):
-        assert {t.split for t in SUITES[suite]} == {split, f"{split}_characters"}
-    for suite in ("paper", "paper-extras", "paper-validation", "mini", "confirmation"):
-        assert {t.split for t in SUITES[suite]} == {"test"}
+@pytest.mark.parametrize("suite", ["paper", "mini", "glyphs", "glyphs-validation"])
+def test_a_mean_is_over_seven_zero_shot_sets(suite):
+    assert len({t.group or t.title for t in SUITES[suite] if t.kind == "zero-shot"}) == 7
