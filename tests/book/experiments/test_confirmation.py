@@ -1,5 +1,6 @@
 """The tests of the confirmation's plan, on rows whose answers are known."""
 
+import itertools
 import json
 
 import numpy as np
@@ -13,7 +14,6 @@ from cibr.metrics import paired_difference
 from cibr_book.experiments import confirmation
 from cibr_book.experiments.confirmation import (
     ACCURACIES,
-    FEW_OR_WRONG,
     IN_WORDS,
     KINDS,
     PACS,
@@ -23,13 +23,14 @@ from cibr_book.experiments.confirmation import (
     SETS,
     STRENGTHS,
     VALIDATION,
+    best_forms,
     best_trials,
     hypothesis_tests,
     with_measures,
     zero_shot_tests,
 )
 from cibr_book.experiments.shifts import SHIFTS
-from cibr_book.experiments.tables import read_table
+from cibr_book.experiments.tables import differences, read_table
 
 METHODS = ["CLIP", "CLIP, CCA start", "closed-form CCA", "CCA anchor", "CIBR MINE", "CIBR vMF"]
 METHODS += ["CIBR crossfit"]
@@ -51,19 +52,6 @@ def rows():
     for name in (*RECALLS, *ACCURACIES, *STRENGTHS):
         table[name] = seeds + random.normal(0, 0.1, len(table))
     return table
-
-
-def add(rows, method, columns, points):
-    rows.loc[rows["method"] == method, columns] += points
-
-
-def outcome(rows):
-    forms = dict.fromkeys(IN_WORDS, "CIBR vMF") | {"Flickr8k": "CIBR crossfit"}
-    return hypothesis_tests(rows, forms)
-
-
-def verdicts(tests):
-    return tests.groupby(["hypothesis", "method"])["verdict"].unique().explode().to_dict()
 
 
 def test_measures_are_the_means_of_their_own_columns_in_points():
@@ -98,133 +86,116 @@ def test_measures_are_the_means_of_their_own_columns_in_points():
         with_measures(table.assign(**{"mini/flickr8k/text_to_image_recall@5": np.nan}))
 
 
-def test_a_planted_gain_is_found_and_nothing_else(rows):
-    assert verdicts(outcome(rows))["H1", "CCA anchor"] == "undecided"
-    add(rows, "CCA anchor", RECALLS, 1)
-    tests = outcome(rows)
-    assert set(tests["verdict"]) == {"holds"} and len(tests) == 24
-    assert tests.loc[tests["hypothesis"] == "H1", "difference"].between(0.9, 1.1).all()
+def student(values, bound=0.0, sided="two-sided"):
+    return stats.ttest_1samp(values, bound, alternative=sided)
+
+
+def holm(p_values):
+    """Holm's corrections: of m the k-th smallest times m - k + 1, none below a smaller one's."""
+    order = np.argsort(p_values)
+    scaled = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
+    return np.maximum.accumulate(scaled.clip(max=1))[np.argsort(order)].tolist()
+
+
+def in_plan(p_value, supported, excluded):
+    return "holds" if supported and p_value < 0.05 else "contradicted" if excluded else "undecided"
+
+
+@pytest.fixture(params=["committed", 0, 1])
+def measured(rows, request):
+    """Committed rows with their forms, and rows with gains and scatter of several sizes."""
+    if request.param == "committed":
+        forms = best_forms(read_table("confirmation_trials.csv"))
+        return with_measures(read_table("confirmation.csv")), forms
+    random = np.random.default_rng(request.param)
+    for _, own in rows.groupby(["condition", "method"]):
+        gains = random.choice([-1.5, -0.3, 0, 0.4, 1, 1.5]) + random.normal(0, 0.6, 13)
+        noise = random.choice([0.2, 1]) * random.normal(size=(len(own), 1))
+        rows.loc[own.index, [*RECALLS, *ACCURACIES]] += gains + noise
+    return rows, dict.fromkeys(IN_WORDS, "CIBR vMF") | {"Flickr8k": "CIBR crossfit"}
+
+
+def test_claims_on_recall_are_tested_and_decided_as_planned(measured):
+    rows, forms = measured
+    tests = hypothesis_tests(rows, forms)
+    for row in tests.itertuples():
+        own = rows[rows["condition"] == row.condition].set_index("seed")
+        ours, control = (own[own["method"] == m][row.measure] for m in (row.method, row.control))
+        gaps = ours - control
+        p_value = student(gaps).pvalue
+        if row.hypothesis == "H3":
+            one_sided = student(gaps, -0.5, "greater"), student(gaps, 0.5, "less")
+            p_value = max(test.pvalue for test in one_sided)
+        expected = [gaps.mean(), *student(gaps).confidence_interval(), p_value]
+        assert [*row[6:10]] == pytest.approx(expected)
+    claims = tests.groupby(confirmation.CLAIM).agg(list)
+    assert claims.index.get_level_values(0).tolist() == ["H1"] * 2 + ["H2"] * 4 + ["H3"] * 6
+    controls = [{"CLIP"}, {"CLIP, CCA start", "closed-form CCA"}, {"CLIP"}]
+    assert tests.groupby("hypothesis")["control"].agg(set).tolist() == controls
+    corrected = holm([max(both) for both in claims["p_value"]])
+    for claim, p_value in zip(claims.itertuples(), corrected, strict=True):
+        about_equality = claim.Index[0] == "H3"
+        supported = about_equality or min(claim.difference) > 0
+        below = max(claim.high) < (-0.5 if about_equality else 0)
+        sides = zip(claim.low, claim.high, strict=True)
+        beyond = about_equality and all(low > 0.5 or high < -0.5 for low, high in sides)
+        verdict = in_plan(p_value, supported, below or beyond)
+        assert claim.verdict == [verdict] * 2 and claim.holm == [pytest.approx(p_value)] * 2
+
+
+def test_gains_of_zero_shot_accuracy_are_tested_and_decided_as_planned(measured):
+    rows, _ = measured
+    found = zero_shot_tests(rows)
+    planned = rows[(rows["method"] != "CLIP") & ~rows["method"].str.endswith("over beta")]
+    assert len(found) == len(planned[["condition", "method"]].drop_duplicates())
+    p_values = []
+    for row in found.itertuples():
+        own = rows[rows["condition"] == row.condition].set_index("seed")
+        ours, control = (own.loc[own["method"] == m, ACCURACIES] for m in (row.method, "CLIP"))
+        gaps = ours - control
+        seeds, sets = gaps.mean(axis=1), gaps.mean(axis=0)
+        assert [*row[3:6]] == pytest.approx([seeds.mean(), *student(seeds).confidence_interval()])
+        each = student(seeds, 1, "less"), student(seeds, 0, "greater"), student(sets, 0, "greater")
+        p_values.append([test.pvalue for test in each])
+    below, over_seeds, over_sets = map(holm, zip(*p_values, strict=True))
+    assert found["holm"].tolist() == pytest.approx(below)
+    assert found["over_seeds"].tolist() == [p < 0.05 for p in over_seeds]
+    assert found["over_sets"].tolist() == [p < 0.05 for p in over_sets]
+    verdicts = map(in_plan, below, [True] * len(below), found["low"] > 1)
+    assert found["verdict"].tolist() == [*verdicts]
+
+
+def test_tables_show_verdicts_and_differences_with_their_intervals():
+    rows = with_measures(read_table("confirmation.csv"))
+    tests = hypothesis_tests(rows, best_forms(read_table("confirmation_trials.csv")))
     table = confirmation.verdict_table(tests)
-    assert table.index.get_level_values("claim").tolist() == ["H1"] * 2 + ["H2"] * 4 + ["H3"] * 6
-    assert table["verdict"].eq("holds").all() and table["p, Holm"].iloc[0] == "< 0.001"
-    first = tests.iloc[1]
-    text = f"{first['difference']:+.2f} [{first['low']:+.2f}, {first['high']:+.2f}]"
-    assert table["coco-mini"].iloc[0] == text
-
-
-# Points that are added to a method's recalls on both sets of photos, and the verdict on its claims.
-VERDICTS = [
-    ("CCA anchor", (-1, -1), "contradicted"),
-    ("CCA anchor", (1, -1), "undecided"),
-    ("CIBR MINE", (0.7, 0.7), "contradicted"),
-    ("CIBR MINE", (-0.7, -0.7), "contradicted"),
-    ("CIBR MINE", (-0.3, -0.3), "holds"),
-    ("CIBR MINE", (0, 1), "undecided"),
-]
-
-
-@pytest.mark.parametrize(("method", "points", "verdict"), VERDICTS)
-def test_a_claim_needs_both_sets_of_photos_and_is_contradicted_by_both(
-    rows, method, points, verdict
-):
-    for recall, shift in zip(RECALLS, points, strict=True):
-        add(rows, method, recall, shift)
-    found = verdicts(outcome(rows))
-    assert {own for (_, name), own in found.items() if name == method} == {verdict}
-
-
-def test_p_values_are_those_of_the_plan_and_corrected_over_the_claims(rows):
-    tests = outcome(rows)
-    own = rows[rows["condition"] == FEW_OR_WRONG[0]]
-    sides = own.pivot(index="seed", columns="method", values=RECALLS[1])
-    test = stats.ttest_rel(sides["CCA anchor"], sides["CLIP, CCA start"])
-    row = tests.query("control == 'CLIP, CCA start'").iloc[1]
-    assert row["measure"] == RECALLS[1] and row["p_value"] == pytest.approx(test.pvalue)
-    assert row[["low", "high"]].tolist() == pytest.approx([*test.confidence_interval()])
-    gaps = sides["CIBR MINE"] - sides["CLIP"]
-    sided = [stats.ttest_1samp(gaps + s * 0.5, 0, alternative=a).pvalue
-             for s, a in ((1, "greater"), (-1, "less"))]  # fmt: skip
-    mine = tests.query("method == 'CIBR MINE'").iloc[1]
-    assert mine["p_value"] == pytest.approx(max(sided))
-    claims = tests.groupby(confirmation.CLAIM).agg({"p_value": "max", "holm": "first"})
-    claims = claims.sort_values("p_value")
-    by_hand = (claims["p_value"] * np.arange(12, 0, -1)).cummax().clip(upper=1)
-    assert claims["holm"].tolist() == pytest.approx(by_hand.tolist())
+    text = "{difference:+.2f} [{low:+.2f}, {high:+.2f}]".format(**tests.iloc[1])
+    assert table.iloc[0].tolist()[2:] == [text, "< 0.001"] and table["verdict"].iloc[0] == "holds"
+    gains = confirmation.zero_shot_table(rows)
+    found = zero_shot_tests(rows)
+    assert gains["eleven sets"].str.endswith(" *").tolist() == found["over_seeds"].tolist()
+    new = differences(rows, ["accuracy on the new sets"]).query("method == 'CCA anchor'").iloc[0]
+    text = "{difference:+.2f} [{low:+.2f}, {high:+.2f}]".format(**new)
+    assert gains.loc[("10 % of the pairs", "CCA anchor"), "four new sets"] == text
 
 
 def test_other_seeds_than_the_plans_are_refused(rows):
     with pytest.raises(ValueError, match="'CCA anchor' has the seeds"):
-        outcome(rows[(rows["method"] != "CCA anchor") | (rows["seed"] < 215)])
-
-
-def test_a_gain_below_a_point_is_a_claim_that_rows_can_support_and_contradict(rows):
-    add(rows, "CIBR crossfit", ACCURACIES[0], 20)
-    add(rows, "CIBR vMF", ACCURACIES, 0.5)
-    add(rows, "CCA anchor", ACCURACIES, 1.5)
-    odd = (rows["seed"] % 2 == 1) & (rows["method"] == "CIBR MINE")
-    rows.loc[odd, ACCURACIES[3]] += 25
-    rows["accuracy on the new sets"] = rows[ACCURACIES[-4:]].mean(axis=1)
-    tests = zero_shot_tests(rows)
-    assert len(tests) == 18 and set(tests["method"]) == set(METHODS[1:])
-    few = tests[tests["condition"] == FEW_OR_WRONG[0]].set_index("method")
-    expected = {
-        "CIBR crossfit": ["contradicted", True, False],
-        "CIBR vMF": ["holds", True, True],
-        "CCA anchor": ["contradicted", True, True],
-        "CIBR MINE": ["undecided", True, False],
-        "closed-form CCA": ["holds", False, False],
-    }
-    found = few.loc[list(expected), ["verdict", "over_seeds", "over_sets"]].T
-    assert found.to_dict("list") == expected
-    own = rows[rows["condition"] == FEW_OR_WRONG[0]]
-    gaps = confirmation.paired(own, "CIBR vMF", "CLIP", ACCURACIES)
-    p_value = stats.ttest_1samp(gaps.mean(axis=1), 1, alternative="less").pvalue
-    smaller = (tests["holm"] < few.loc["CIBR vMF", "holm"]).sum()
-    assert few.loc["CIBR vMF", "holm"] == pytest.approx((18 - smaller) * p_value)
-    table = confirmation.zero_shot_table(rows).loc["10 % of the pairs"]
-    assert table["eleven sets"].str.endswith(" *").to_dict() == few["over_seeds"].to_dict()
-    new = gaps[ACCURACIES[-4:]].mean(axis=1)
-    low, high = stats.ttest_1samp(new, 0).confidence_interval()
-    text = f"{new.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
-    assert table.loc["CIBR vMF", "four new sets"] == text
-
-
-@pytest.mark.parametrize(("seeds", "sets"), [(0.7, 0.0), (0.0, 0.5)])
-def test_gains_of_any_size_are_corrected_over_the_claims(rows, seeds, sets):
-    one = (rows["method"] == "CIBR MINE") & (rows["condition"] == "Flickr8k")
-    gaps = 0.4 + seeds * np.where(np.arange(16) % 2, 1, -1)[:, None]
-    rows.loc[one, ACCURACIES] += gaps + sets * np.where(np.arange(11) % 2, 1, -1)
-    test = zero_shot_tests(rows).set_index(["condition", "method"]).loc["Flickr8k", "CIBR MINE"]
-    own = rows[rows["condition"] == "Flickr8k"]
-    found = confirmation.paired(own, "CIBR MINE", "CLIP", ACCURACIES)
-    means = found.mean(axis=1) if seeds else found.mean(axis=0)
-    alone = stats.ttest_1samp(means, 0, alternative="greater").pvalue
-    assert test["over_seeds"] == (seeds == 0) and test["over_sets"] == (sets == 0)
-    assert 0.001 < alone < 0.05
-
-
-def trials_of(values):
-    """Trials of methods at two settings, by the score of each method's best."""
-    table = []
-    for method, best in values.items():
-        for i, rate in enumerate([0.001, 0.002, 0.004]):
-            setting = {"learning_rate": rate, "beta": 0, "unpaired": {"repeats": i + 1}}
-            setting["unpaired"] = setting["unpaired"] if i else {"self_training": True}
-            row = {"condition": "few", "method": method, "validation": best - abs(i - 1)}
-            table.append(row | {"configuration": json.dumps(setting)})
-    return pd.DataFrame(table)
+        zero_shot_tests(rows[(rows["method"] != "CCA anchor") | (rows["seed"] < 215)])
 
 
 def test_the_best_trial_says_which_of_its_values_end_their_range():
-    trials = trials_of({"CLIP": 9})
-    best = best_trials(trials).iloc[0]
+    settings = [{"learning_rate": rate, "beta": 0} for rate in (0.001, 0.002, 0.004)]
+    unpaired = [{"self_training": True}, {"repeats": 2}, {"repeats": 3}]
+    tried = [json.dumps(own | {"unpaired": u}) for own, u in zip(settings, unpaired, strict=True)]
+    trials = pd.DataFrame({"condition": "few", "method": "CLIP", "configuration": tried})
+    best = best_trials(trials.assign(validation=[1, 9, 2])).iloc[0]
     assert best[["n", "validation", "ends"]].tolist() == [3, 9, ""]
-    trials["validation"] = [1, 2, 3]
-    assert best_trials(trials)["ends"].tolist() == ["learning_rate, repeats"]
-    values = {"CIBR MINE": 9, "CIBR vMF": 1, "CIBR crossfit": 3, "CIBR vMF, sampled": 2}
-    assert confirmation.best_forms(trials_of(values)) == {"few": "CIBR crossfit"}
-    best = best_trials(read_table("confirmation_trials.csv"))
-    assert best.groupby("condition")["n"].nunique().tolist() == [1, 1, 1]
+    best = best_trials(trials.assign(validation=[1, 2, 3]))
+    assert best["ends"].tolist() == ["learning_rate, repeats"]
+    names = ["CIBR MINE", "CIBR vMF", "CIBR crossfit"]
+    forms = trials.assign(method=names, validation=[9, 1, 3])
+    assert best_forms(forms) == {"few": "CIBR crossfit"}
 
 
 def test_a_forms_own_runs_are_a_point_of_its_curve_where_they_share_its_settings():
@@ -241,39 +212,21 @@ def test_a_forms_own_runs_are_a_point_of_its_curve_where_they_share_its_settings
     assert found == {("CIBR vMF", 0.1): 1, ("CIBR vMF", 1.0): -5, ("CIBR crossfit", 0.3): 2}
 
 
-def save_ranks(file, ranks_of_texts):
-    """Ranks of photos with five captions each, the photos' own from 0 upwards."""
-    n = len(ranks_of_texts) // 5
-    items = {"image_ranks": np.arange(n), "text_ranks": np.array(ranks_of_texts)}
-    items["text_units"] = np.repeat(np.arange(n), 5)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: torch.tensor(values) for name, values in items.items()}
-    save_file(tensors, file, {"kind": "retrieval", "digest": ""})
-
-
-def test_an_interval_over_photos_has_the_difference_of_the_rows_and_is_wider(rows):
-    random = np.random.default_rng(0)
-    own = rows[rows["condition"] == FEW_OR_WRONG[0]].copy()
-    hits = {"run": own["run"].to_numpy()[::-1]}
-    for name, n in (("Flickr8k", 40), ("coco-mini", 30)):
-        gain = (own["method"] == "CCA anchor").to_numpy()[::-1, None] * random.integers(0, 9, n)
-        hits[name] = random.integers(0, 20, (len(own), n)) + gain
-        own[f"recall on {name}"] = 100 / 30 * hits[name].mean(axis=1)[::-1]
-    claim = {"hypothesis": "H1", "condition": FEW_OR_WRONG[0]}
-    claim |= {"method": "CCA anchor", "control": "CLIP"}
-    gaps = confirmation.paired(own, "CCA anchor", "CLIP", RECALLS)
-    tests = pd.DataFrame([claim | {"measure": m, "difference": gaps[m].mean()} for m in gaps])
-    table = confirmation.photo_intervals(tests, own, hits)
-    places = {run: i for i, run in enumerate(hits["run"])}
+def test_an_interval_over_photos_is_of_the_hits_of_the_runs_that_a_claim_compares():
+    rows, hits = with_measures(read_table("confirmation.csv")), dict(np.load(confirmation.HITS))
+    forms = best_forms(read_table("confirmation_trials.csv"))
+    tests = hypothesis_tests(rows, forms).query("method == 'CCA anchor' and control == 'CLIP'")
+    table = confirmation.photo_intervals(tests, rows, hits)
+    own, places = rows[rows["condition"] == tests["condition"].iloc[0]], list(hits["run"])
     sides = []
     for method in ("CLIP", "CCA anchor"):
         runs = own[own["method"] == method].sort_values("seed")["run"]
-        sides.append(100 / 30 * hits["Flickr8k"][[places[run] for run in runs]])
+        sides.append(100 / 30 * hits["Flickr8k"][[places.index(run) for run in runs]])
     expected = [*paired_difference(*sides)]
-    assert table.loc[0, ["difference", "low", "high"]].tolist() == pytest.approx(expected)
-    rolled = hits | {"run": np.roll(hits["run"], 1)}
+    assert table.iloc[0][["difference", "low", "high"]].tolist() == pytest.approx(expected)
+    hits["run"] = np.roll(hits["run"], 1)
     with pytest.raises(ValueError, match="CCA anchor minus CLIP"):
-        confirmation.photo_intervals(tests, own, rolled)
+        confirmation.photo_intervals(tests, rows, hits)
 
 
 def test_hits_of_the_compared_runs_are_stored(tmp_path, monkeypatch):
@@ -281,11 +234,14 @@ def test_hits_of_the_compared_runs_are_stored(tmp_path, monkeypatch):
     monkeypatch.setattr(confirmation, "HITS", tmp_path / "hits.npz")
     monkeypatch.setattr(confirmation, "read_table", lambda name: table)
     monkeypatch.setattr("sys.argv", ["confirmation", str(tmp_path)])
-    for i, run in enumerate(table["run"][:2]):
-        for place in PHOTOS.values():
-            # The photos' ranks are 0 and 1; the captions' of the first 3, 2, 1, 0 and 0 hits.
-            ranks = [0, 1, 5, 10, 99] + [20 * i] * 5
-            save_ranks(tmp_path / run / f"{place}-retrieval.safetensors", ranks)
+    for i, place in itertools.product((0, 1), PHOTOS.values()):
+        # The photos' ranks are 0 and 1; the captions' of the first 3, 2, 1, 0 and 0 hits.
+        ranks = torch.tensor([0, 1, 5, 10, 99] + [20 * i] * 5)
+        units = torch.arange(2).repeat_interleave(5)
+        items = {"image_ranks": torch.arange(2), "text_ranks": ranks, "text_units": units}
+        file = tmp_path / table["run"][i] / f"{place}-retrieval.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(items, file, {"kind": "retrieval", "digest": ""})
     confirmation._main()
     hits = np.load(tmp_path / "hits.npz")
     assert hits["run"].tolist() == ["a", "b"]
