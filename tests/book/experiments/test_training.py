@@ -1,7 +1,5 @@
 """What the study adds to `cibr.fit`: rows in groups, and averages of the weights."""
 
-from functools import partial
-
 import pytest
 import torch
 from helpers import noise_pairs, same
@@ -50,17 +48,6 @@ def test_small_groups_come_whole_and_once_beside_images_that_stand_alone():
     assert images.unique().tolist() == list(range(30)) and len(images) == 30
     place = images.argsort()
     assert all((place[20 + i] - place[2 * i]).abs() == 1 for i in range(10))
-
-
-def test_seed_and_epoch_decide_the_order():
-    rows = partial(grouped_rows, labelled([0, 1, 2, 0, 1, 2] * 5), 2)
-    torch.testing.assert_close(rows(1, 2), rows(1, 2))
-    assert not rows(1, 2)[0].equal(rows(1, 3)[0]) and not rows(1, 2)[0].equal(rows(2, 2)[0])
-
-
-def test_pairs_without_groups_are_refused():
-    with pytest.raises(ValueError, match="neither images of one label .*: leave group_size at 1"):
-        grouped_rows(labelled(range(9)).subset(range(0, 9, 3)), 2, seed=0, epoch=0)
 
 
 @torch.no_grad()

@@ -43,22 +43,14 @@ def test_trained_estimates_of_an_easy_task_are_near_the_truth_and_leave_the_glob
 
 def test_critics_are_evaluated_on_samples_that_they_have_not_learned():
     x, y = gaussian_pairs(20, 0.0, 1000, seed=0)  # nothing to know, but much to memorise
-    names = ("MINE", "NWJ", "InfoNCE")
-    held_out = estimate_nats(x, y, names, n_steps=300)
-    assert max(held_out.values()) < 0.05
+    assert estimate_nats(x, y, ["InfoNCE"], n_steps=200)["InfoNCE"] < 0.05
     # On the half that the critic learned from, the same critic reports nats that do not exist.
-    learned = estimators._fit_critic(x[:500].float(), y[:500].float(), "InfoNCE", n_steps=300)
+    learned = estimators._fit_critic(x[:500].float(), y[:500].float(), "InfoNCE", n_steps=200)
     assert estimators.nce_nats(learned(x[:128].float(), y[:128].float())) > 0.5
     # What the second half holds decides the estimate, what it says of the first does not.
     x, y = gaussian_pairs(1, 2.0, 1000)
     broken = torch.cat([y[:500], y[500:].flip(0)])
     assert estimate_nats(x, broken, ["InfoNCE"], n_steps=100)["InfoNCE"] < 0
-
-
-def test_infonce_is_evaluated_in_batches_and_cannot_exceed_the_log_of_their_size():
-    x, y = gaussian_pairs(5, 8.0, 2000)
-    nats = estimate_nats(x, y, ["InfoNCE"], batch_size=16, n_steps=200)["InfoNCE"]
-    assert 0.8 * math.log(16) < nats < math.log(16)
 
 
 @settings(max_examples=10, deadline=None)

@@ -16,8 +16,8 @@ def table():
 def test_stored_points_come_out_again(table):
     runs = [("CLIP", 0.02, 0.0), ("CIBR vMF", 0.05, 3.0), ("CIBR crossfit", 0.05, 1.0)]
     runs.append(("CIBR vMF, sampled", 0.05, 3.0))
-    both = plane_rows(runs, seeds=(2, 5)).merge(table, on=SETTINGS)
-    assert len(both) == 16
+    both = plane_rows(runs, seeds=(2,)).merge(table, on=SETTINGS)
+    assert len(both) == 8
     # Without noise the runs are the same; samples are other draws here than in the table.
     drawn = both["method"] == "CIBR vMF, sampled"
     for name in ("shared", "residual", "nuisance"):

@@ -8,11 +8,9 @@ from torch.nn import functional as F
 
 from cibr.losses import CIBRLoss
 from cibr.losses.vmf import vmf_mean_cosine
-from cibr_book.worlds.discrete import discrete_world, train_discrete
 from cibr_book.worlds.gaussian import gaussian_world, train_gaussian
-from cibr_book.worlds.training import Settings, _losses, _noisy, embed, train
+from cibr_book.worlds.training import Settings, _losses, _noisy
 
-DISCRETE = discrete_world()
 GAUSSIAN = gaussian_world()
 RUNS = [
     Settings(0.2),
@@ -69,75 +67,6 @@ def test_noise_has_the_mean_cosine_of_its_concentration_and_no_preferred_directi
     assert off.abs().max() < 0.02
 
 
-def alone(run, pairs, layers, n_steps, validate):
-    """PyTorch's AdamW on the library's loss, with the first best of five checkpoints."""
-    layers = [layer.clone().requires_grad_() for layer in layers]
-    optimizer = torch.optim.AdamW(layers, lr=run.rate, weight_decay=run.decay)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, run.rate, total_steps=n_steps, cycle_momentum=False
-    )
-    loss_fn, kept = library_loss(run), []
-    for step in range(n_steps):
-        z = [F.normalize(x @ layer, dim=1) for x, layer in zip(pairs, layers, strict=True)]
-        optimizer.zero_grad()
-        loss_fn(z).backward()
-        optimizer.step()
-        cycle.step()
-        if step + 1 in (2, 5, 7, 10, 12):
-            kept.append([layer.detach().clone() for layer in layers])
-    scores = [validate([[layer] for layer in each]).item() for each in kept]
-    return kept[scores.index(max(scores))], max(scores)
-
-
-def test_runs_trained_together_are_those_of_pytorch_one_by_one():
-    pairs = randn(2, 1, 2, 20, 6)
-    first = [[randn(1, 2, 6, 4, seed=side)] for side in (0, 1)]
-    runs = [Settings(0.2, rate=0.01, decay=0.5), Settings(0.5, 0.3, 20.0, rate=0.05)]
-
-    def validate(weights):  # falls and rises, so that neither the first nor the last is best
-        return (3 * weights[0][-1].sum((-2, -1))).sin()
-
-    options = dict(one_cycle=True, validate=validate)
-    weights, scores = train(first, lambda step: tuple(pairs), runs, (0, 1), 12, **options)
-    for i, run in enumerate(runs):
-        for j in range(2):
-            layers = [side[0][0, j] for side in first]
-            best, score = alone(run, pairs[:, 0, j], layers, 12, validate)
-            assert scores[i, j].item() == pytest.approx(score)
-            for side, expected in zip(weights, best, strict=True):
-                torch.testing.assert_close(side[0][i, j], expected)
-
-
-def test_a_run_does_not_depend_on_its_companions_and_masks_differ_with_dropout():
-    pairs = randn(2, 1, 2, 20, 6)
-    first = [[randn(1, 2, 6, 4, seed=side)] for side in (0, 1)]
-    noisy_run = Settings(0.2, kappa=32.0, sampled=True, dropout=0.4)
-    others = [Settings(0.2), noisy_run, Settings(0.2, kappa=64.0, sampled=True, dropout=0.4)]
-    others.append(Settings(0.2, kappa=32.0, sampled=True))
-    (alone_end,), together = (
-        train(first, lambda step: tuple(pairs), runs, (5, 6), 8)[0][0][0]
-        for runs in ([noisy_run], others)
-    )
-    torch.testing.assert_close(alone_end, together[1])
-    distances = [(together[1] - together[i]).abs().max() for i in (0, 2, 3)]
-    assert min(distances) > 1e-3
-
-
-def test_towers_with_a_hidden_layer_are_the_networks_that_pytorch_initialises():
-    images, texts = train_discrete(DISCRETE, [Settings()], (3,), n_steps=0, dim=5)
-    torch.manual_seed(3)
-    nets = [
-        torch.nn.Sequential(
-            torch.nn.Linear(n, 64), torch.nn.ReLU(), torch.nn.Linear(64, 5, bias=False)
-        )
-        for n in (7, 6)
-    ]
-    inputs = F.one_hot(DISCRETE.shared), F.one_hot(DISCRETE.image_only)
-    expected = F.normalize(nets[0].double()(torch.cat(inputs, 1).double()), dim=1)
-    torch.testing.assert_close(images[0, 0], expected)
-    assert texts.shape == (1, 1, 8, 5)
-
-
 def test_a_step_in_the_gaussian_world_descends_the_clip_loss_of_a_fresh_batch():
     settings = [Settings(0.2, decay=0.1)]
     after = train_gaussian(GAUSSIAN, settings, (3,), 1, dim=4, batch_size=16)
@@ -155,12 +84,3 @@ def test_a_step_in_the_gaussian_world_descends_the_clip_loss_of_a_fresh_batch():
         # The first step of AdamW, at a rate of 0.01.
         stepped = start * (1 - 0.01 * 0.1) - 0.01 * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(end[0, 0], (stepped / stepped.norm()).detach())
-
-
-def test_embeddings_have_the_length_that_is_asked_for():
-    weights = [[randn(1, 1, 6, 4, seed=side)] for side in (0, 1)]
-    inputs = tuple(randn(2, 1, 1, 50_000, 6))
-    lengths = {how: embed(weights, inputs, how).square().sum(-1) for how in ("unit", "mean")}
-    torch.testing.assert_close(lengths["unit"], torch.ones_like(lengths["unit"]))
-    assert lengths["mean"].mean().item() == pytest.approx(1, abs=0.02)
-    torch.testing.assert_close(embed(weights, inputs, "free")[0], inputs[0] @ weights[0][0])
