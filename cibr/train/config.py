@@ -24,13 +24,6 @@ from cibr.models import DualEncoder, model_kind
 from cibr.utils import check_known, digest, runs_folder, shipped
 
 NOT_THE_RUN = {"output_dir", "micro_batch_size"}  # do not affect results
-_INSTEAD = {  # the settings that stand for arguments of transformers
-    "num_train_epochs": "epochs",
-    "max_steps": "epochs",
-    "per_device_train_batch_size": "batch_size",
-    "gradient_accumulation_steps": "micro_batch_size, which is exact",
-    "fp16": "bf16",
-}
 _TYPES = {float: numbers.Real, int: numbers.Integral, str: str | Path, tuple: list | tuple}
 
 
@@ -109,10 +102,11 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
         parameters = recipes[preset] | parameters
     config = RunConfig(**{name: _checked(name, value) for name, value in parameters.items()})
     check_penalty(config.penalty, config.penalty_options)
-    _check_arguments(config.training_arguments)
     source = resolve(config.dataset)
     kind = model_kind(config.model)
-    _check_for_kind(config, kind)
+    if kind != "frozen" and (config.cca_start or "statistic" in arguments_of(config.penalty)):
+        what = "cca_start and penalties with a statistic, such as 'anchor',"
+        raise ValueError(f"{what} read features of frozen towers: set model to 'frozen'")
     of_kind = _preset(source, kind)
     unset = {name for name, value in vars(config).items() if value == DEFAULTS[name]}
     config = replace(config, **{name: of_kind[name] for name in of_kind if name in unset})
@@ -143,18 +137,6 @@ def _checked(name: str, value: Any) -> Any:
     return tuple(map(float, value)) if kind is tuple else kind(value)
 
 
-def _check_arguments(arguments: dict[str, Any]) -> None:
-    if arguments:
-        from transformers import TrainingArguments  # takes seconds to import
-
-        known = [f.name for f in fields(TrainingArguments)]
-        for name in arguments:
-            check_known("argument of transformers.TrainingArguments", name, known)
-            instead = name if name in SETTINGS else _INSTEAD.get(name)
-            if instead:
-                raise ValueError(f"training_arguments has {name!r}: set {instead} instead")
-
-
 def _preset(source: Source, kind: str) -> dict[str, Any]:
     """Default settings by kind of model and, on a card, by data set."""
     return _presets()[kind] | source.card.get("presets", {}).get(kind, {})
@@ -162,16 +144,6 @@ def _preset(source: Source, kind: str) -> dict[str, Any]:
 
 def _presets() -> dict[str, Any]:
     return yaml.safe_load(shipped("presets.yaml").read_text(encoding="utf-8"))
-
-
-def _check_for_kind(config: RunConfig, kind: str) -> None:
-    of_frozen = {
-        f"penalty {config.penalty!r}": "statistic" in arguments_of(config.penalty),
-        "cca_start": config.cca_start,
-    }
-    for name, is_set in of_frozen.items():
-        if is_set and kind != "frozen":
-            raise ValueError(f"{name} reads features of frozen towers: set model to 'frozen'")
 
 
 def _run_name(config: RunConfig, dataset: str, of_kind: dict[str, Any]) -> str:
@@ -193,28 +165,40 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
         validates: whether there are pairs for validation.
 
     Raises:
-        ValueError: a batch that the processes cannot share equally.
+        ValueError: an argument that a setting decides, or a batch that the processes cannot share
+            equally.
+        TypeError: an unknown argument.
     """
     from transformers import TrainingArguments  # takes seconds to import
 
-    mapped = dict(
+    decided = dict(
         output_dir=str(Path(config.output_dir).absolute()),
         num_train_epochs=config.epochs,
+        max_steps=-1,
+        per_device_train_batch_size=1,  # known below
+        gradient_accumulation_steps=1,  # `micro_batch_size` is exact
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
-        adam_beta2=0.98,  # as in CLIP
         seed=config.seed,
+        fp16=False,
         logging_strategy="epoch",
         save_strategy="epoch",
         eval_strategy="epoch" if validates else "no",
-        metric_for_best_model="mean_recall",
         logging_nan_inf_filter=False,  # what is not finite stops the run
-        report_to="none",
         disable_tqdm=True,  # `callbacks.Bar` is in its place
+    )
+    defaults = dict(
+        adam_beta2=0.98,  # as in CLIP
+        metric_for_best_model="mean_recall",
+        report_to="none",
         use_cpu=not torch.accelerator.is_available(),
         ddp_timeout=10_800,  # s, for the process that extracts a frozen tower's features
     )
-    arguments = TrainingArguments(**mapped | config.training_arguments)
+    for name in config.training_arguments:
+        if name in decided:
+            fix = "set the setting that stands for it (see cibr.configure)"
+            raise ValueError(f"training_arguments has {name!r}, which the run decides: {fix}")
+    arguments = TrainingArguments(**decided, **defaults | config.training_arguments)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process uses one GPU
     if arguments.device.type == "cpu":
         arguments._setup_devices = torch.device("cpu")  # to "cpu:0" torch 2.6 loads nothing

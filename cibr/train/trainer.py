@@ -28,7 +28,6 @@ from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import TrainOutput
 
 from cibr.data import Pairs
 from cibr.losses import PENALTIES, CIBRLoss, RegularisedCCA, beta_at
@@ -69,7 +68,7 @@ class CIBRTrainer(Trainer):
         callbacks: of transformers, such as `EarlyStoppingCallback`.
 
     Attributes:
-        history: one row per epoch, see `fit`.
+        history: that `train` returned.
 
     Raises:
         ValueError: fewer than two pairs or captions, a penalty on pooled features with a model that
@@ -81,6 +80,7 @@ class CIBRTrainer(Trainer):
     loss_class: type[CIBRLoss] = CIBRLoss
     sums: dict[str, float]  # of the terms since the last log, and of "steps"
     seconds: float  # of training
+    history: pd.DataFrame | None = None
 
     def __init__(
         self,
@@ -97,7 +97,6 @@ class CIBRTrainer(Trainer):
         self.run_folder = RunFolder(Path(args.output_dir), args.should_save)
         self.batch_size = args.per_device_train_batch_size * args.world_size
         self.steps_per_epoch = len(self.epoch_rows(0)[0]) // self.batch_size
-        self.history = pd.DataFrame()
         self._largest_norm = args.max_grad_norm or math.inf
         args.max_grad_norm = 0.0  # `training_step` clips, with the loss's own parameters
         callbacks = [RunCallback(self), Bar(), *callbacks]
@@ -112,8 +111,11 @@ class CIBRTrainer(Trainer):
 
     # A run
 
-    def train(self) -> TrainOutput:
+    def train(self) -> pd.DataFrame:
         """Trains, or resumes from the newest whole checkpoint, and saves the model.
+
+        Returns:
+            The history, one row per epoch, see `fit`.
 
         Raises:
             ValueError: the folder is in use, contains another run or cannot be written; a GPU that
@@ -127,13 +129,15 @@ class CIBRTrainer(Trainer):
         run = self.run_folder
         run.identity = json.loads(json.dumps(self.identity()))  # without tuples
         with run.claimed(), noted_signals() as self.signals:
-            if (history := run.finished()) is not None:
-                return self._load_finished(history)
+            self.history = run.finished()
+            if self.history is not None:
+                self._load_finished()
+                return self.history
             self.set_up()
             self.sums, self.seconds = {}, 0.0
             [checkpoint] = broadcast_object_list([run.newest_checkpoint()])
             try:
-                output = super().train(checkpoint)
+                super().train(checkpoint)
             except FloatingPointError as error:
                 fix = "Lower learning_rate or raise temperature, in another output_dir"
                 raise FloatingPointError(f"{error}; {run.last_good()}. {fix}") from error
@@ -147,7 +151,7 @@ class CIBRTrainer(Trainer):
             if self.args.should_save:
                 run.finish(asdict(self.config), self.history)
             self.accelerator.wait_for_everyone()
-        return output
+        return self.history
 
     def set_up(self) -> None:
         """Prepares inputs, the initial weights and the loss; all are functions of the seed."""
@@ -198,15 +202,13 @@ class CIBRTrainer(Trainer):
         run["precision"] = self.accelerator.mixed_precision
         return run
 
-    def _load_finished(self, history: pd.DataFrame) -> TrainOutput:
+    def _load_finished(self) -> None:
         stored = DualEncoder.from_pretrained(str(self.run_folder.path))
         self.model.load_state_dict(stored.own_state(), strict=False)
         self.model.eval()
-        self.history = history
         if self.args.should_save:
             held = "holds this run, finished: its model and history are loaded"
             print(f"{str(self.run_folder.path)!r} {held}", file=sys.stderr)
-        return TrainOutput(int(history["step"].iloc[-1]), history["loss"].iloc[-1], {})
 
     # A step
 
@@ -450,9 +452,7 @@ def fit(
         `temperature`, `seconds` of training, and validation recalls in [0, 1], NaN in epochs
         without validation.
     """
-    trainer = CIBRTrainer(model, config, train, validation, callbacks)
-    trainer.train()
-    return trainer.history
+    return CIBRTrainer(model, config, train, validation, callbacks).train()
 
 
 def _check(model: DualEncoder, train: Pairs, config: RunConfig) -> None:
