@@ -17,11 +17,11 @@ pytest.importorskip("snakemake")
 pytestmark = pytest.mark.slow  # each run has a kernel of its own
 
 
-def write_sweep(folder: Path, **axes):
+def write_sweep(folder: Path, at_once: int = 1, **axes):
     """Writes a sweep whose runs note their number in a log and square it; returns its plan."""
     method = {"method": "toy", "beta": 0, "seed": 0, "log": str(folder / "it's a log"), "i": 2}
     methods = [method | {"hang": False} | axes, method | {"method": "other", "hang": False, "i": 4}]
-    sweep = {"results": "rows.csv", "work": "toy_run.square"}
+    sweep = {"results": "rows.csv", "work": "toy_run.square", "at_once": at_once}
     file = folder / "toy.yaml"
     file.write_text(yaml.safe_dump(sweep | {"conditions": {"toys": {"methods": methods}}}))
     return read_plan(file)
@@ -69,7 +69,7 @@ def test_a_failed_run_is_reported_and_stops_no_other_and_committed_rows_are_not_
 
 
 def test_a_killed_sweep_into_another_table_goes_on_with_what_is_missing(tmp_path):
-    done, hung, _ = write_sweep(tmp_path, hang=[False, True]).runs
+    done, hung, _ = write_sweep(tmp_path, at_once=2, hang=[False, True]).runs
     written = f"run,method\n{done},toy\n{hung},toy\n"
     (tmp_path / "rows.csv").write_text(written)
     how = "only=toy", "results=again.csv"

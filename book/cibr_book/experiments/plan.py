@@ -11,7 +11,8 @@
 
 A list is an axis of a grid; a value that is itself a list is written as a nested list. With
 `draw: 24` that many points of the grid are drawn at random. With `trials: other.yaml` each method
-takes the settings of its best trial in that sweep, and waits until all its trials have rows.
+takes the settings of its best trial in that sweep, and waits until all its trials have rows. With
+`at_once: 50` a notebook does that many runs.
 `python -m cibr_book.experiments.plan SWEEP.yaml FOLDER` adds the rows of a folder to the table.
 `experiments/Snakefile` executes the runs.
 """
@@ -34,7 +35,7 @@ import yaml
 from cibr.utils import check_known, provenance, write_atomically
 from cibr_book.experiments.tables import read_table
 
-_ENTRIES = ("results", "work", "trials", "fixed", "conditions")
+_ENTRIES = ("results", "work", "at_once", "trials", "fixed", "conditions")
 _NAMES = ("method", "condition")  # a run's names, which do not affect its results
 _WORK = "cibr_book.experiments.run.train_and_measure"
 
@@ -47,12 +48,14 @@ class _Plan(NamedTuple):
         work: the function that executes a run, as a dotted name.
         runs: settings by run id.
         waiting: conditions and methods whose trials are incomplete.
+        at_once: runs that one notebook does.
     """
 
     results: Path
     work: str
     runs: dict[str, dict[str, Any]]
     waiting: tuple[str, ...] = ()
+    at_once: int = 1
 
 
 def read_plan(file: str | Path, results: str | Path = "") -> _Plan:
@@ -81,7 +84,8 @@ def read_plan(file: str | Path, results: str | Path = "") -> _Plan:
         for method in part["methods"]:
             own = dict(method)
             like = own.pop("like", own.get("method", ""))
-            best = _best_trial(trials, tried, condition, like) if trials else {}
+            score = own.get("choose", "")
+            best = _best_trial(trials, tried, condition, like, score) if trials else {}
             if best is None:
                 waiting.append(f"{condition}: {own['method']}")
                 continue
@@ -94,16 +98,18 @@ def read_plan(file: str | Path, results: str | Path = "") -> _Plan:
                     raise ValueError(f"{file}: two runs have the settings {settings}: drop one")
                 runs[run] = settings | {"condition": condition}
     table = Path(results) if results else file.parent / entries["results"]
-    return _Plan(table.resolve(), entries.get("work", _WORK), runs, tuple(waiting))
+    work, at_once = entries.get("work", _WORK), entries.get("at_once", 1)
+    return _Plan(table.resolve(), work, runs, tuple(waiting), at_once)
 
 
 def _best_trial(
-    trials: _Plan, rows: pd.DataFrame, condition: str, method: str
+    trials: _Plan, rows: pd.DataFrame, condition: str, method: str, score: str = ""
 ) -> dict[str, Any] | None:
     """The settings of a method's best trial in a condition, on validation only.
 
     The score is the mean of the six validation recalls or, if trials were evaluated on zero-shot
-    sets, the mean of that and the accuracy on these. A trial that diverged is never the best.
+    sets, the mean of that and the accuracy on these; or the column `score`, which a method names by
+    `choose`. A trial that diverged is never the best.
 
     Returns:
         The settings without `seed` and `suites`; empty for a method without trials; None while a
@@ -116,7 +122,7 @@ def _best_trial(
     if not set(runs) <= set(rows["run"]):
         return None
     rows = rows.set_index("run").loc[runs]
-    scores = rows[["validation", "zero-shot"]].mean(axis=1)
+    scores = rows[score] if score else rows[["validation", "zero-shot"]].mean(axis=1)
     if scores.isna().all():
         what = f"every trial of {method!r} in {condition!r} diverged"
         raise ValueError(f"{what}: give it smaller learning rates, or leave the method out")
