@@ -39,7 +39,7 @@ CELL = ["pairs", "nuisance"]
 KEY = [*CELL, "method"]
 SEEDS = tuple(range(8))  # of the reported runs
 _NOISES = (0.01, 0.1)  # variances at which information is reported
-_N_SHARED = 8
+N_SHARED = 8
 _N_OWN = 56
 _CORRELATION = 0.95
 _DIM = 16
@@ -55,8 +55,8 @@ Sides = Float[Tensor, "2 n p"]  # images, then the texts that belong to them
 
 
 @dataclass(frozen=True)
-class _Sample:
-    """One draw of the world and of its pairs; make one with `_draw_sample`.
+class Sample:
+    """One draw of the world and of its pairs; make one with `draw_sample`.
 
     Args:
         world: with factors of unit variance.
@@ -75,23 +75,28 @@ class _Sample:
     seed: int
 
 
-@lru_cache(maxsize=16)
-def _draw_sample(n_pairs: int, nuisance: float, seed: int) -> _Sample:
+@lru_cache(maxsize=32)
+def draw_sample(n_pairs: int, nuisance: float, seed: int, shortcut: float = 0.0) -> Sample:
     """A world with its own rotations, and pairs from it, scaled to a mean squared entry of 1.
 
     Smaller training sets of a seed are parts of larger ones; validation and test pairs are the
-    same.
+    same, and the images whatever the shortcut.
 
     Args:
         n_pairs: number of training pairs.
         nuisance: standard deviation of a modality's own factors; shared ones have 1.
         seed: of the rotations and pairs.
+        shortcut: correlation of the first 8 own factors of image and text.
 
     Returns:
         The sample.
     """
-    world = gaussian_world([_CORRELATION] * _N_SHARED, _N_OWN, _N_OWN, seed)
-    scales = torch.cat([torch.ones(_N_SHARED), torch.full((_N_OWN,), nuisance)]).double()
+    world = gaussian_world([_CORRELATION] * N_SHARED, _N_OWN, _N_OWN, seed)
+    first_own = slice(N_SHARED, 2 * N_SHARED)
+    across = shortcut * world.mix_image[:, first_own] @ world.mix_text[:, first_own].T
+    world.covariance[: len(across), len(across) :] += across
+    world.covariance[len(across) :, : len(across)] += across.T
+    scales = torch.cat([torch.ones(N_SHARED), torch.full((_N_OWN,), nuisance)]).double()
     scales = scales / scales.square().mean().sqrt()
     rotations = torch.stack([world.mix_image, world.mix_text])
     stretch = rotations * scales @ rotations.mT
@@ -101,11 +106,11 @@ def _draw_sample(n_pairs: int, nuisance: float, seed: int) -> _Sample:
     sides = (normal @ torch.linalg.cholesky(world.covariance).T).split(len(scales), 1)
     pairs = (torch.stack(sides) @ stretch).float()
     validation, test, train = pairs.split(sizes, 1)
-    return _Sample(world, stretch, train, validation, test, seed)
+    return Sample(world, stretch, train, validation, test, seed)
 
 
 def _exact_nats(
-    sample: _Sample, maps: Float[Tensor, "2 p d"], noise_variance: float
+    sample: Sample, maps: Float[Tensor, "2 p d"], noise_variance: float
 ) -> dict[str, float]:
     """Exact information of two linear codes, scaled to mean squared length 1, in Gaussian noise.
 
@@ -148,7 +153,7 @@ def _recall(embeddings: Float[Tensor, "2 n d"]) -> float:
     return torch.cat(hits).float().mean().item()
 
 
-def _closed_form(sample: _Sample, trial: Trial) -> Float[Tensor, "2 p d"]:
+def _closed_form(sample: Sample, trial: Trial) -> Float[Tensor, "2 p d"]:
     """The maps of ridge CCA of the training pairs, z = x @ map.
 
     Args:
@@ -165,8 +170,8 @@ def _closed_form(sample: _Sample, trial: Trial) -> Float[Tensor, "2 p d"]:
     return torch.stack([weights * side.T for side in maps]).float()
 
 
-def _fit(
-    samples: Sequence[_Sample], method: str, trial: Trial, cca: Trial
+def fit(
+    samples: Sequence[Sample], method: str, trial: Trial, cca: Trial
 ) -> tuple[Weights, Float[Tensor, "1 samples"]]:
     """Towers of a method for every sample, and their recall on validation.
 
@@ -179,7 +184,7 @@ def _fit(
         trial: its hyper-parameters.
         cca: those of ridge CCA, at which the `CLIP, CCA start` begins.
     """
-    validate = partial(_recalls, pairs=[sample.validation for sample in samples])
+    validate = partial(recalls, pairs=[sample.validation for sample in samples])
     if method == "ridge CCA":
         weights = [[side] for side in _closed_forms(samples, trial)]
         return weights, validate(weights)
@@ -208,16 +213,16 @@ def _fit(
     return train([[side] for side in first], batch, [settings], seeds, n_steps, **options)
 
 
-def _closed_forms(samples: Sequence[_Sample], trial: Trial) -> Float[Tensor, "2 1 samples p d"]:
+def _closed_forms(samples: Sequence[Sample], trial: Trial) -> Float[Tensor, "2 1 samples p d"]:
     return torch.stack([_closed_form(sample, trial) for sample in samples], 1)[:, None]
 
 
-def _recalls(weights: Weights, pairs: Sequence[Sides]) -> Float[Tensor, "1 samples"]:
+def recalls(weights: Weights, pairs: Sequence[Sides]) -> Float[Tensor, "1 samples"]:
     means = embed(weights, tuple(torch.stack(list(pairs), 1)[:, None]))
     return torch.tensor([[_recall(each) for each in means[:, 0].unbind(1)]])
 
 
-def _batches(sample: _Sample, n_steps: int) -> Tensor:
+def _batches(sample: Sample, n_steps: int) -> Tensor:
     """The rows of each step, [n_steps, b]: every epoch is another order of the pairs."""
     n = sample.train.shape[1]
     size = min(_BATCH_SIZE, n)
@@ -250,14 +255,14 @@ def method_rows(
         `validation_recall`; the exact information by noise variance, such as
         `shared_nats_at_0.01`; and the `settings`.
     """
-    samples = [_draw_sample(pairs, nuisance, seed) for seed in seeds]
-    weights, scores = _fit(samples, method, trial, cca or {})
-    (recalls,) = _recalls(weights, [sample.test for sample in samples])
+    samples = [draw_sample(pairs, nuisance, seed) for seed in seeds]
+    weights, scores = fit(samples, method, trial, cca or {})
+    (test_recalls,) = recalls(weights, [sample.test for sample in samples])
     rows = []
     for j, sample in enumerate(samples):
         maps = torch.stack([side[-1][0, j] for side in weights])
         row = dict(zip([*KEY, "seed"], (pairs, nuisance, method, sample.seed), strict=True))
-        row["test_recall"] = 100 * recalls[j].item()
+        row["test_recall"] = 100 * test_recalls[j].item()
         row["validation_recall"] = 100 * scores[0, j].item()
         for noise in _NOISES:
             nats = _exact_nats(sample, maps, noise)

@@ -20,7 +20,7 @@ from cibr_book.worlds.map import CELL, CONTENDERS, TABLE, gains, method_rows, wi
 
 
 def draw(n_pairs, nuisance=2.0, seed=0):
-    return worlds_map._draw_sample(n_pairs, nuisance, seed)
+    return worlds_map.draw_sample(n_pairs, nuisance, seed)
 
 
 @pytest.fixture(scope="module")

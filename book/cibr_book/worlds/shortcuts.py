@@ -1,0 +1,104 @@
+"""Shortcuts: what image and text share in training and validation, but not at test.
+
+The first part is theorem 3 of the book: what a penalty, noise and weight decay make of the
+canonical correlations, and what that is worth once the shortcut is gone. The second part trains the
+towers of the map (`cibr_book.worlds.map`) with 8 shortcuts among the 56 factors that image and text
+have of their own; `train_and_measure` is a run of the sweeps experiments/shortcut-map*.yaml.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from cibr_book.worlds.map import N_SHARED, Sample, draw_sample, fit, recalls
+from cibr_book.worlds.training import KAPPA_B, Weights, embed
+
+Correlations = Float64[Tensor, " s"]
+SHIFTS = {"kept": 1.0, "removed": 0.0, "reversed": -1.0}  # times the shortcut's correlation
+_N_CLASSES = 200
+
+
+def thresholded_gains(rho: Correlations, penalty: float = 0.0, noise: float = 0.0) -> Correlations:
+    """Gains of the canonical directions at the optimum of CLIP's loss with a penalty and noise.
+
+    Args:
+        rho: canonical correlations in [0, 1].
+        penalty: weight of the squared distance of paired embeddings, |u - w|^2 / (2 temperature);
+            for unit vectors, the weight of 1 - cos times the temperature.
+        noise: variance of the noise in each coordinate of the embeddings, over the temperature;
+            weight decay of the same size does the same to white inputs.
+    """
+    return torch.clamp((1 + penalty) * rho - penalty - noise, min=0)
+
+
+def shifted_nats(gains: Correlations, rho: Correlations) -> float:
+    """log N minus CLIP's loss of a score, in the limit of large batches, at its best temperature.
+
+    Args:
+        gains: of the canonical directions in the score, up to a common factor.
+        rho: correlations of these directions at test.
+    """
+    value = (gains * rho).sum().clamp(min=0) ** 2 / (2 * gains.square().sum())
+    return float(torch.nan_to_num(value))
+
+
+def typical_correlation(rho: Correlations) -> float:
+    """The mean of correlations weighted by themselves: below the core's, shortcuts are weak."""
+    return float(rho.square().sum() / rho.sum())
+
+
+def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
+    """Trains a method of the map on pairs with shortcuts and measures it under each shift.
+
+    Args:
+        settings: `pairs`; `shortcut`, the correlation of the shortcuts in training; `seed`, one or
+            a list, of which the mean is taken; and hyper-parameters, those of a ridge CCA (`ridge`,
+            `power`, `dim`) or of CLIP (see `cibr_book.worlds.training.Settings`), with `dose`, the
+            penalty's weight of 1 - cos times the temperature, in place of `beta`. `choose` changes
+            nothing.
+        folder: not used: what is measured is small enough to be trained again.
+
+    Returns:
+        For each of `SHIFTS`, `<shift>/recall@1`, the mean of both directions among 1,000 pairs, and
+        `<shift>/accuracy@1`, of 200 classes; and the recalls of validation pairs.
+    """
+    trial = dict(settings)
+    n_pairs, shortcut, seeds = (trial.pop(name) for name in ("pairs", "shortcut", "seed"))
+    trial.pop("choose", None)
+    seeds = seeds if isinstance(seeds, list) else [seeds]
+    if "dose" in trial:
+        trial["beta"] = trial.pop("dose") / (KAPPA_B * trial["temperature"])
+    samples = {
+        shift: [draw_sample(n_pairs, 1.0, seed, sign * shortcut) for seed in seeds]
+        for shift, sign in SHIFTS.items()
+    }
+    method = "ridge CCA" if "ridge" in trial else "CLIP"
+    weights, _ = fit(samples["kept"], method, trial, {})
+    measures = {}
+    for shift, shifted in samples.items():
+        on_validation = recalls(weights, [each.validation for each in shifted])
+        on_test = recalls(weights, [each.test for each in shifted])
+        accuracies = _accuracies(weights, shifted)
+        measures[f"{shift}/validation_recall@1"] = float(on_validation.mean())
+        measures[f"{shift}/recall@1"] = float(on_test.mean())
+        measures[f"{shift}/accuracy@1"] = float(accuracies.mean())
+    return measures
+
+
+def _accuracies(weights: Weights, samples: Sequence[Sample]) -> Float[Tensor, " samples"]:
+    """Accuracy of test images among 200 classes, each of which is a text without its own factors
+    but for the shortcuts, as the mean over many texts would be.
+    """
+    pairs = []
+    for sample in samples:
+        named = sample.world.mix_text[:, : 2 * N_SHARED]
+        prompts = sample.test[1] @ (named @ named.T).float()
+        pairs.append(torch.stack([sample.test[0], prompts]))
+    means = embed(weights, tuple(torch.stack(pairs, 1)[:, None]))[:, 0]
+    images, prompts = means.unflatten(2, (-1, _N_CLASSES))  # [samples, groups, classes, d]
+    nearest = (images @ prompts.mT).argmax(-1)
+    return (nearest == torch.arange(_N_CLASSES)).float().mean((1, 2))
