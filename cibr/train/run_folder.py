@@ -59,7 +59,8 @@ class RunFolder:
         """A context that locks the folder against other runs.
 
         Raises:
-            ValueError: another run is writing to it, or it cannot be written.
+            ValueError: another run is writing to it.
+            OSError: it cannot be written.
         """
         if not self.writes:
             yield
@@ -70,8 +71,6 @@ class RunFolder:
         except Timeout as error:
             fix = "wait for its end, or choose another"
             raise ValueError(f"another run is writing to {self._name}: {fix}") from error
-        except OSError as error:
-            raise ValueError(f"{self._name} cannot be written: {error}; choose another") from error
         try:
             yield
         finally:
