@@ -131,9 +131,11 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("settings")
     for name, default in DEFAULTS.items():
         kind = type(default)
-        how: dict = {"type": json.loads if kind is dict else kind, "metavar": kind.__name__}
+        how: dict = {"type": kind, "metavar": kind.__name__}
         if kind is bool:
             how = {"action": argparse.BooleanOptionalAction}
+        elif kind is dict:
+            how = {"type": json.loads, "metavar": "JSON"}
         elif kind is tuple:
             how = {"type": float, "nargs": len(default), "metavar": "float"}
         help_text = f"{SETTINGS[name].metadata['help']} (default {default!r})"
