@@ -7,7 +7,6 @@ its rows are in memory. Source: Radford et al. (2021, arXiv 2103.00020), figure 
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -40,11 +39,11 @@ class _SymmetricInfoNCE(torch.autograd.Function):
         ctx.chunk = chunk
         if chunk >= n:
             logits = (scale * image) @ text.T
-            targets = _targets(labels, slice(0, n), logits)
+            targets = _shares(labels, slice(n), logits), slice(n)
             rows = logits.log_softmax(1)
             columns = logits.log_softmax(0)
-            value = -(targets.mean_of(rows) + targets.mean_of(columns)).mean() / 2
-            kept = [targets.subtracted_from(rows.exp_().add_(columns.exp_()))]
+            value = -(_target_mean(rows, *targets) + _target_mean(columns, *targets)).mean() / 2
+            kept = [_minus_targets(rows.exp_().add_(columns.exp_()), *targets)]
         else:
             row_max, row_sum, positive = image.new_empty(3, n)
             column_max = image.new_full((n,), -math.inf)
@@ -57,7 +56,7 @@ class _SymmetricInfoNCE(torch.autograd.Function):
                 column_sum *= (column_max - highest).exp_()
                 column_sum += (logits - highest).exp_().sum(0)
                 column_max = highest
-                positive[rows] = _targets(labels, rows, logits).mean_of(logits)
+                positive[rows] = _target_mean(logits, _shares(labels, rows, logits), rows)
             above = (row_max - positive) + (column_max - positive)
             value = (above + row_sum.log() + column_sum.log()).mean() / 2
             kept = [row_max, row_sum, column_max, column_sum]
@@ -88,7 +87,7 @@ def _in_blocks(image, text, scale, labels, chunk, row_max, row_sum, column_max, 
         logits = (scale * image[rows]) @ text.T
         slope = (logits - row_max[rows, None]).exp_().div_(row_sum[rows, None])
         slope = slope.addcdiv_((logits - column_max).exp_(), column_sum)
-        slope = _targets(labels, rows, slope).subtracted_from(slope)
+        slope = _minus_targets(slope, _shares(labels, rows, slope), rows)
         torch.mm(slope, text, out=grad_image[rows])
         grad_text.addmm_(slope.T, image[rows])
     return grad_image, grad_text
@@ -98,37 +97,27 @@ def _blocks(n: int, chunk: int) -> list[slice]:
     return [slice(start, min(start + chunk, n)) for start in range(0, n, chunk)]
 
 
-class _Targets(NamedTuple):
-    """The target distributions of some rows of the similarity matrix.
-
-    Args:
-        shares: [rows, n], 1 / m for each of the m columns with the row's label; None if all mass is
-            on the pair itself.
-        rows: the rows.
+def _shares(labels: Tensor | None, rows: slice, like: Tensor) -> Tensor | None:
+    """Target distributions of some rows, 1 / m for each of the m columns with the row's label,
+    [rows, n]; None if all mass is on the pair itself.
     """
-
-    shares: Tensor | None
-    rows: slice
-
-    def mean_of(self, matrix: Tensor) -> Tensor:
-        """Mean of each row of the matrix [rows, n] over its targets, [rows]."""
-        if self.shares is None:
-            return matrix[:, self.rows].diagonal()
-        return (matrix * self.shares).sum(1)
-
-    def subtracted_from(self, slope: Tensor) -> Tensor:
-        """The sum of both softmaxes [rows, n] minus the targets of both directions, in place."""
-        if self.shares is None:
-            slope[:, self.rows].diagonal().sub_(2)
-            return slope
-        return slope.sub_(self.shares, alpha=2)
-
-
-def _targets(labels: Tensor | None, rows: slice, like: Tensor) -> _Targets:
     if labels is None:
-        return _Targets(None, rows)
+        return None
     same = (labels[rows, None] == labels).to(like)
-    return _Targets(same.div_(same.sum(1, keepdim=True)), rows)
+    return same.div_(same.sum(1, keepdim=True))
+
+
+def _target_mean(matrix: Tensor, shares: Tensor | None, rows: slice) -> Tensor:
+    """Mean of some rows of a matrix, [rows, n], over their targets, [rows]."""
+    return matrix[:, rows].diagonal() if shares is None else (matrix * shares).sum(1)
+
+
+def _minus_targets(slope: Tensor, shares: Tensor | None, rows: slice) -> Tensor:
+    """The sum of both softmaxes [rows, n] minus the targets of both directions, in place."""
+    if shares is not None:
+        return slope.sub_(shares, alpha=2)
+    slope[:, rows].diagonal().sub_(2)
+    return slope
 
 
 def info_nce(

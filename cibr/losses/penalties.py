@@ -17,6 +17,7 @@ by memorising the pairs.
 Source: the bounds of Fischer (2020, arXiv 2002.05379); Ji et al. (2025, arXiv 2503.24182) for MINE.
 """
 
+from functools import cache
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from cibr.losses.vmf import vmf_fit_kappa, vmf_mean_cosine, vmf_residual_nats
 
 _DIM_HIDDEN = 128  # of MINE's critics
 _RIDGE = 1.0  # times the mean eigenvalue of the unit vectors' second moment, 1 / d
+_mean_cosine_of_noise = cache(vmf_mean_cosine)  # the same in every step
 
 
 class LossInputs(NamedTuple):
@@ -96,7 +98,6 @@ class VMFBound(Term):
     def __init__(self, kappa_b: float = 10.0):
         super().__init__()
         self.kappa_b = check_number("kappa_b", kappa_b, 1e-3, 1e6)
-        self._mean_cosines: dict[tuple[float, int], Tensor] = {}
 
     def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         """Mean cosine of the images, and of the texts, with the centres of their b."""
@@ -104,10 +105,8 @@ class VMFBound(Term):
 
     def forward(self, inputs: LossInputs) -> Scalar:
         image_cosine, text_cosine = self.cosines(inputs)
-        key = inputs.kappa_e, inputs.image.shape[1]
-        if key not in self._mean_cosines:
-            self._mean_cosines[key] = vmf_mean_cosine(*key)
-        weight = (self.kappa_b * self._mean_cosines[key]).to(image_cosine)
+        mean_cosine = _mean_cosine_of_noise(inputs.kappa_e, inputs.image.shape[1])
+        weight = (self.kappa_b * mean_cosine).to(image_cosine)
         return weight * (1 - (image_cosine + text_cosine) / 2)
 
     def reports(self, inputs: LossInputs) -> dict[str, Scalar]:
@@ -118,7 +117,7 @@ class VMFBound(Term):
         kappa_e, dim = inputs.kappa_e, inputs.image.shape[1]
         cosines = torch.stack(self.cosines(inputs))
         exact = cosines.cpu().double().clamp(-1, 1)  # MPS has no float64
-        kappa_b = vmf_fit_kappa(vmf_mean_cosine(kappa_e, dim) * exact, dim)
+        kappa_b = vmf_fit_kappa(_mean_cosine_of_noise(kappa_e, dim) * exact, dim)
         image_nats, text_nats = vmf_residual_nats(exact, kappa_e, kappa_b, dim).to(cosines)
         return {f"{self.bounded}_image_nats": image_nats, f"{self.bounded}_text_nats": text_nats}
 
