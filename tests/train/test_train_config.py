@@ -11,7 +11,6 @@ from helpers import same
 from small_runs import PAIRS, write_folder
 
 from cibr.train import build_model, configure, load_splits
-from cibr_book.experiments.run import library_settings
 from cibr_book.experiments.tables import read_table
 
 NAMES = ("epochs", "batch_size", "learning_rate", "temperature", "dropout", "weight_decay")
@@ -45,13 +44,12 @@ def test_a_recipe_is_the_tested_setting_and_fills_what_is_not_given(preset, cond
     rows = read_table("confirmation.csv")
     rows = rows[(rows["condition"] == condition) & (rows["method"] == method)]
     assert len(rows) == 16
+    usual = vars(configure(model="frozen", output_dir="x"))
     for settings in map(json.loads, rows["configuration"]):
-        own = library_settings(settings) | {"output_dir": "x"}
-        ignored = {"dataset": "glyphs", "validate_every": settings.get("validate_every", 1)}
-        own |= {"dataset": "glyphs"}
-        assert configure(preset, seed=settings["seed"], output_dir="x", **ignored) == configure(
-            **own
-        )
+        tested = {name: value for name, value in settings.items() if name in usual}
+        ridges = settings.get("cca_ridge_image", 3.0), settings.get("cca_ridge_text", 1.0)
+        tested |= dict(cca_ridges=ridges, dataset="glyphs", seed=0, validate_every=1)
+        assert vars(configure(preset, output_dir="x")) == usual | tested
     assert configure(preset, beta=0.05, model="tiny", cca_start=False, penalty="vmf").beta == 0.05
 
 
