@@ -29,6 +29,7 @@ from tqdm import tqdm
 from cibr import metrics
 from cibr.data import Pairs, available_splits, load_pairs, resolve
 from cibr.metrics.intervals import of_clusters, of_groups
+from cibr.metrics.retrieval import recall_items
 from cibr.metrics.zeroshot import accuracy_items
 from cibr.models import DualEncoder
 from cibr.models.features import embed_pairs, pixel_digests, prepare
@@ -238,15 +239,12 @@ def _task_scores(predictions: Predictions) -> dict[str, _Score]:
     if kind == "zero-shot":
         of_images = accuracy_items(items["ranks"], items["labels"])
         return {name: _Score(values, len(values)) for name, values in of_images.items()}
-    scores = {}
-    smaller = min(len(items["image_ranks"]), len(items["text_ranks"]))
     name = "recall" if kind == "retrieval" else "label_recall"
-    for side, direction in (("image", "image_to_text"), ("text", "text_to_image")):
-        ranks, units = items[f"{side}_ranks"].numpy(), items[f"{side}_units"].numpy()
-        for k in (1, 5, 10):
-            if k <= smaller:
-                hits = (ranks < k).astype(float)
-                scores[f"{direction}_{name}@{k}"] = _Score(of_clusters(hits, units), len(hits))
+    scores = {}
+    for metric, hits in recall_items(items["image_ranks"], items["text_ranks"], name=name).items():
+        side, _ = metric.split("_to_")
+        per_unit = of_clusters(hits.numpy(), items[f"{side}_units"].numpy())
+        scores[metric] = _Score(per_unit, len(hits))
     return scores
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 _KS = (1, 5, 10)
@@ -62,13 +62,14 @@ def recall_at_k(
         `{"image_to_text_recall@k": ..., "text_to_image_recall@k": ...}` in [0, 1].
 
     Raises:
-        ValueError: shapes that do not fit, an image
-            without text, embeddings that are not finite unit vectors, a k that is not between 1 and
-            the smaller gallery's size.
+        ValueError: shapes that do not fit, an image without text, embeddings that are not finite
+            unit vectors, a k that is not between 1 and the smaller gallery's size.
     """
-    return _recalls(
-        *retrieval_ranks(image_embeddings, text_embeddings, text_to_image), ks, "recall"
-    )
+    ranks = retrieval_ranks(image_embeddings, text_embeddings, text_to_image)
+    largest = min(map(len, ranks))
+    if max(ks) > largest:
+        raise ValueError(f"ks is {ks}: give cut-offs from 1 to {largest}")
+    return {name: hits.mean().item() for name, hits in recall_items(*ranks, ks).items()}
 
 
 def retrieval_recalls(
@@ -98,8 +99,32 @@ def retrieval_recalls(
         ValueError: as `query_ranks`, or a k below 1.
     """
     ranks = query_ranks(image_embeddings, text_embeddings, texts, text_to_image, labels)[:2]
-    fitting = [k for k in ks if k <= min(map(len, ranks))]
-    return _recalls(*ranks, fitting, "recall" if labels is None else "label_recall")
+    items = recall_items(*ranks, ks, "recall" if labels is None else "label_recall")
+    return {name: hits.mean().item() for name, hits in items.items()}
+
+
+def recall_items(
+    image_ranks: _OfImages, text_ranks: _OfTexts, ks: _Ks = _KS, name: str = "recall"
+) -> dict[str, Float64[Tensor, " _"]]:
+    """One number per query for each recall, which is their mean: 1 for a hit, else 0.
+
+    Args:
+        image_ranks: from `query_ranks` [n].
+        text_ranks: the same of the texts [m].
+        ks: the cut-offs; those above the smaller of n and m are left out.
+        name: `recall` or `label_recall`.
+
+    Raises:
+        ValueError: a k below 1.
+    """
+    if min(ks) < 1:
+        raise ValueError(f"ks is {ks}: give cut-offs from 1")
+    fitting = [k for k in ks if k <= min(len(image_ranks), len(text_ranks))]
+    items = {}
+    for direction, ranks in (("image_to_text", image_ranks), ("text_to_image", text_ranks)):
+        for k in fitting:
+            items[f"{direction}_{name}@{k}"] = (ranks < k).double()
+    return items
 
 
 def query_ranks(
@@ -243,14 +268,3 @@ def _check_labels(name: str, labels: _OfImages, n: int) -> None:
     if fractional or labels.shape != (n,):
         got = f"{labels.dtype} {list(labels.shape)}"
         raise ValueError(f"{name} is {got}: pass a tensor of {n} whole numbers")
-
-
-def _recalls(image_ranks: Tensor, text_ranks: Tensor, ks: _Ks, name: str) -> dict[str, float]:
-    largest = min(len(image_ranks), len(text_ranks))
-    if not all(1 <= k <= largest for k in ks):
-        raise ValueError(f"ks is {ks}: give cut-offs from 1 to {largest}")
-    recalls = {}
-    for direction, ranks in (("image_to_text", image_ranks), ("text_to_image", text_ranks)):
-        for k in ks:
-            recalls[f"{direction}_{name}@{k}"] = (ranks < k).double().mean().item()
-    return recalls
