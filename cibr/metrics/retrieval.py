@@ -1,8 +1,8 @@
 """Retrieval metrics from ranks, in bounded memory, with ties counted against the model.
 
 The rank of a query is the number of incorrect items at least as similar as its best correct one, up
-to a tolerance of 2e-6 of the cosine, more than float32 rounds products of unit vectors. So
-collapsed embeddings, where everything ties, score 0 rather than 100 %. There are two protocols.
+to a tolerance of 2e-6 of the cosine, several times the usual rounding of such products in float32.
+So collapsed embeddings, where everything ties, score 0 rather than 100 %. There are two protocols.
 *Paired* (Karpathy and Fei-Fei, 2015): only an image's own captions are correct. *By label*: every
 item with the query's label is correct, as in a loss with several positives.
 """
