@@ -7,8 +7,8 @@ import shutil
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-from helpers import TEXTS, noise_pairs, picture
+from helpers import TEXTS, picture
+from PIL import Image
 
 from cibr import DualEncoder
 from cibr.data import Pairs
@@ -37,24 +37,14 @@ def load(name):
     return lambda: DualEncoder.from_pretrained(name)
 
 
-def changed(**settings):
-    """Loads a copy of a shipped model whose configuration is changed."""
-
-    def call(tmp_path):
-        folder = shutil.copytree(shipped("checkpoints/clip-tiny"), tmp_path / "copy")
-        config = json.loads((folder / "cibr.json").read_text())
-        (folder / "cibr.json").write_text(json.dumps(config | settings))
-        DualEncoder.from_pretrained(folder)
-
-    return call
-
-
-def empty_folder(tmp_path):
-    DualEncoder.from_pretrained(tmp_path)
+def other_weights(tmp_path):
+    folder = shutil.copytree(shipped("checkpoints/clip-tiny"), tmp_path / "copy")
+    (folder / "cibr.json").write_text(json.dumps({"kind": "tiny", "settings": WIDER}))
+    DualEncoder.from_pretrained(folder)
 
 
 def unfinished_run(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoint-1").mkdir()
     DualEncoder.from_pretrained(tmp_path)
 
 
@@ -69,33 +59,29 @@ def images_of_damaged():
     damaged.embed_images([picture(0)])
 
 
-def long_captions():
-    pairs = noise_pairs(2)
-    prepare(model(), Pairs("noise", "train", [[LONG]] * 2, ["a", "b"], pairs.load))
+def long_caption():
+    prepare(model(), Pairs("noise", "train", [[LONG]], ["a"], picture))
 
 
 CASES = [
     ("one image", images(picture(0)), ValueError, "one Image, but embed_images"),
-    ("one path", images("cat.png"), ValueError, "one str, but embed_images"),
     ("paths", images([Path("cat.png")]), ValueError, "Path, but embed_images"),
-    ("array", images(np.zeros((1, 4, 4, 3))), ValueError, "ndarray, but embed_images"),
     ("one text", texts("a cat"), ValueError, "one str, but embed_texts"),
     ("no list", texts(None), ValueError, "one NoneType, but embed_texts"),
     ("missing text", texts(["a cat", None]), ValueError, "NoneType, but embed_texts"),
-    ("batches of none", texts(TEXTS, batch_size=0), ValueError, "batch_size"),
+    ("negative batches", texts(TEXTS, batch_size=-1), ValueError, "batch_size"),
+    ("float image", images([Image.new("F", (2, 2))]), ValueError, "mode F has no fixed range"),
     ("long text", texts(["a", LONG]), ValueError, "64: 'every .*truncate"),
-    ("long caption", long_captions, ValueError, "truncate"),
+    ("long caption", long_caption, ValueError, "truncate"),
     ("one text to learn", lambda: DualEncoder.tiny("abc"), ValueError, "one str, .* texts"),
     ("NaN weights", images_of_damaged, ValueError, "not finite"),
-    ("other settings", changed(settings=[]), ValueError, "damaged"),
-    ("other weights", changed(settings=WIDER), ValueError, "damaged"),
+    ("other weights", other_weights, ValueError, "damaged"),
     ("folder in the way", file_in_the_way, ValueError, "file/model.*output_dir"),
     ("misspelt kind", lambda: model_kind("frozn"), FileNotFoundError, "mean 'frozen'"),
     ("misspelt model", load("cibr-tinny"), FileNotFoundError, "mean 'cibr-tiny'"),
     ("long name", load("x" * 5000), FileNotFoundError, "model 'xxx"),
-    ("three parts", load("owner/name/file"), FileNotFoundError, "'owner/name/file'"),
     ("no name", load(""), FileNotFoundError, "model ''"),
-    ("empty folder", empty_folder, FileNotFoundError, "CIBR_MODELS"),
+    ("empty folder", lambda f: DualEncoder.from_pretrained(f), FileNotFoundError, "CIBR_MODELS"),
     ("unfinished run", unfinished_run, FileNotFoundError, "unfinished run"),
     ("a file", load(__file__), FileNotFoundError, r"models\.py'"),
 ]

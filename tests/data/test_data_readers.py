@@ -121,36 +121,27 @@ def test_a_hub_set_gives_captions_groups_and_images_on_demand(tmp_path, monkeypa
     groups = ["row 1", None, " row 1 "]  # not that of the second row, whose key is its number
     folder = write_parquet(tmp_path / "set", "train", texts, "captions", group=groups)
     write_parquet(folder, "validation", texts[:2], "captions", group=["x", "x"])
+    assert available_splits(folder) == ["train", "validation"]
     pairs = pickle.loads(pickle.dumps(load_pairs(folder)))
     assert pairs.captions == [["a dog", "a brown dog"], ["a cat"], ["a bird", "NA"]]
     assert (pairs.name, pairs.split, pairs.groups.tolist()) == ("set", "train", [0, 1, 0])
     assert pairs.keys == ["row 0", "row 1", "row 2"]
     assert greys(pairs) == [0, 10, 20]
-    assert available_splits(folder) == ["train", "validation"]
-    assert load_pairs(folder, "validation").groups.tolist() == [0, 0]
-    other = load_pairs(write_parquet(tmp_path / "other", "train", ["one", "2013"], "caption"))
-    assert (other.captions, other.groups) == ([["one"], ["2013"]], None)
 
 
-def test_a_set_of_the_hub_may_have_files_and_broken_ones_are_skipped(tmp_path, monkeypatch):
+def test_a_hub_set_may_name_files_and_broken_ones_are_skipped(tmp_path, monkeypatch):
     write_images(tmp_path, "a.png", grey=7)
     (tmp_path / "b.png").write_bytes(b"no image")
-    images = [str(tmp_path / "b.png"), None, str(tmp_path / "a.png")]
-    data = datasets.Dataset.from_dict({"image": images, "text": ["x", "y", "one"]})
-    data = data.cast_column("image", datasets.Image())
-    splits = {"owner/photos": ["training", "val"]}
-    loaded = {("owner/photos", "training"): data}
-    monkeypatch.setattr(datasets, "get_dataset_split_names", splits.get)
-    monkeypatch.setattr(datasets, "load_dataset", lambda place, split: loaded[place, split])
-    with pytest.warns(UserWarning, match="train of photos: 2 .* the image of row 0"):
-        pairs = load_pairs("owner/photos", max_skipped=2)
-    assert (pairs.name, pairs.split, pairs.captions, greys(pairs)) == (
-        "photos",
-        "train",
-        [["one"]],
-        [7],
-    )
-    assert available_splits("owner/photos") == ["train", "validation"]
+    a, b = (str(tmp_path / name) for name in ("a.png", "b.png"))
+    data = datasets.Dataset.from_dict({"image": [b, a, None, a], "text": ["x", " ", "y", "2013"]})
+    loaded = Mock(return_value=data.cast_column("image", datasets.Image()))
+    monkeypatch.setattr(datasets, "get_dataset_split_names", {"owner/photos": ["training"]}.get)
+    monkeypatch.setattr(datasets, "load_dataset", loaded)
+    with pytest.warns(UserWarning, match="train of photos: 3 .*: row 1 of photos has no text"):
+        pairs = load_pairs("owner/photos", max_skipped=3)
+    loaded.assert_called_once_with("owner/photos", split="training")
+    assert (pairs.name, pairs.captions, pairs.groups) == ("photos", [["2013"]], None)
+    assert greys(pairs) == [7]
 
 
 # Shards

@@ -1,6 +1,7 @@
 """A model's folder: bit for bit there and back; the shipped checkpoints."""
 
 import json
+import os
 from unittest.mock import Mock
 
 import pytest
@@ -66,19 +67,19 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize(("kind", "file"), [(kind, file) for kind in FILES for file in FILES[kind]])
-def test_a_missing_or_damaged_file_is_refused(build, tmp_path, kind, file):
+@each_kind
+def test_a_missing_or_damaged_file_is_refused(build, tmp_path, kind):
     build(kind).save_pretrained(tmp_path)
-    content = (tmp_path / file).read_bytes()
     error, message = ValueError, f"{tmp_path}.* is incomplete or damaged"
     if kind == "hub":
         error, message = FileNotFoundError, f"cannot load '{tmp_path}"
-    (tmp_path / file).write_bytes(content[:50])
-    with pytest.raises(error, match=message):
-        DualEncoder.from_pretrained(tmp_path)
-    (tmp_path / file).unlink()
-    with pytest.raises(error, match=message):
-        DualEncoder.from_pretrained(tmp_path)
+    for file in (tmp_path / name for name in FILES[kind]):
+        content = file.read_bytes()
+        for spoil in (lambda file: os.truncate(file, 50), os.remove):
+            spoil(file)
+            with pytest.raises(error, match=message):
+                DualEncoder.from_pretrained(tmp_path)
+        file.write_bytes(content)
 
 
 @pytest.mark.parametrize(("name", "beta"), [("clip-tiny", 0.0), ("cibr-tiny", 0.05)])
