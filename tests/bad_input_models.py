@@ -2,13 +2,13 @@
 one.
 """
 
-import json
 import shutil
 from functools import cache
 from pathlib import Path
 
 from helpers import TEXTS, picture
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cibr import DualEncoder
 from cibr.data import Pairs
@@ -17,7 +17,6 @@ from cibr.models.features import prepare
 from cibr.utils import shipped
 
 LONG = "every " * 80
-WIDER = dict(dim=8, width=32, vocabulary=1949, context=64, dropout=0.0)
 
 
 @cache
@@ -37,9 +36,11 @@ def load(name):
     return lambda: DualEncoder.from_pretrained(name)
 
 
-def other_weights(tmp_path):
+def missing_weights(tmp_path):
     folder = shutil.copytree(shipped("checkpoints/clip-tiny"), tmp_path / "copy")
-    (folder / "cibr.json").write_text(json.dumps({"kind": "tiny", "settings": WIDER}))
+    state = load_file(folder / "cibr.safetensors")
+    state.popitem()
+    save_file(state, folder / "cibr.safetensors")
     DualEncoder.from_pretrained(folder)
 
 
@@ -75,7 +76,7 @@ CASES = [
     ("long caption", long_caption, ValueError, "truncate"),
     ("one text to learn", lambda: DualEncoder.tiny("abc"), ValueError, "one str, .* texts"),
     ("NaN weights", images_of_damaged, ValueError, "not finite"),
-    ("other weights", other_weights, ValueError, "damaged"),
+    ("missing weights", missing_weights, ValueError, "damaged.*does not fit"),
     ("folder in the way", file_in_the_way, ValueError, "file/model.*output_dir"),
     ("misspelt kind", lambda: model_kind("frozn"), FileNotFoundError, "mean 'frozen'"),
     ("misspelt model", load("cibr-tinny"), FileNotFoundError, "mean 'cibr-tiny'"),

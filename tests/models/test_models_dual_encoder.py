@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from helpers import TEXTS, picture
 from PIL import Image
 
+from cibr.data.pairs import to_rgb
+
 each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "hub"])
 
 
@@ -32,7 +34,9 @@ def test_images_of_any_mode_and_strings_of_any_kind_become_unit_vectors(build, k
     model = build(kind)
     images = odd_images()
     texts = ["", " ", "a cat", "Ünïcödé 漢字 🐈", "a\nb", "A CAT"]
-    assert_unit(model.embed_images(images), len(images))
+    vectors = model.embed_images(images)
+    assert_unit(vectors, len(images))
+    assert torch.equal(model.embed_images([to_rgb(image) for image in images]), vectors)
     assert_unit(model.embed_texts(texts), len(texts))
     assert_unit(model.embed_texts(np.array(texts)), len(texts))
     assert model.embed_texts([]).shape == model.embed_images([]).shape == (0, 16)
@@ -111,6 +115,9 @@ def test_a_head_starts_at_a_linear_map_under_a_residual_layer(build):
     head.start_at(mean, linear_map)
     expected = F.layer_norm((x - mean) @ linear_map.T, (16,))
     assert torch.allclose(head(x), expected, atol=1e-4)
+    head.dropout.p = 0.5
+    assert not torch.equal(head.train()(x), head(x))
+    head.dropout.p = 0.0
     torch.nn.init.normal_(head.residual[2].weight)
     assert not torch.allclose(head(x), expected, atol=0.1)
 
