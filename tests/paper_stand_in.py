@@ -1,6 +1,7 @@
 """A stand-in for the paper's setting: data, a model and two sweeps that run in a minute."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,24 +23,24 @@ def make_stand_in(
 ) -> list[Path]:
     """Writes a stand-in for the paper's setting: data, a model and two sweeps that run in a minute.
 
-    Glyphs replace every data set of the paper and a random model of two layers replaces OpenAI's,
-    under their names in `data` and `models`; the committed sweeps are cut to a few methods, two
-    seeds and smaller batches.
+    Glyphs and digits replace the data sets of the paper and a random model of two layers replaces
+    OpenAI's, under their names in `data` and `models`; the committed sweeps are cut to a few
+    methods, two seeds and smaller batches.
 
     Returns:
         The paths of the two sweeps, trials first.
     """
-    train = load_pairs("glyphs", "train").subset(range(480))
-    test = load_pairs("glyphs", "test").subset(range(96))
+    glyphs = load_pairs("glyphs", "test")
+    train = replace(glyphs.subset(range(192)), split="train")
+    test = glyphs.subset(range(192, 240))
     for name in ("mscoco_captions", "flickr30k"):
         for pairs in (train, test):
             _write_split(folder / "data" / f"wds_{name}", pairs)
-    sources = [task.dataset for task in SUITES["glyphs"] if task.kind == "zero-shot"]
+    source = load_pairs("glyph_digits", "test")
     validation = [task.title for task in SUITES["paper-validation"]]
     for i, name in enumerate([*SETS, *validation]):
-        source = load_pairs(sources[i % 7], "test")
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(i))
-        _write_split(folder / "data" / f"wds_{name}", source.subset(order[:60]))
+        _write_split(folder / "data" / f"wds_{name}", source.subset(order[:30]))
     _write_model(folder / "models" / "openai" / "clip-vit-base-patch32", train.texts())
     (folder / "experiments").mkdir(parents=True, exist_ok=True)
     sweeps = ("clip-coco-trials", "clip-coco")
