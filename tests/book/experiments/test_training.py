@@ -31,6 +31,8 @@ def test_groups_of_an_unlabelled_set_are_different_captions_of_one_image():
     assert len(images) == 30 and torch.equal(pairs.text_to_image()[texts], images)
     for (i, j), (a, b) in zip(images.view(-1, 2), texts.view(-1, 2), strict=True):
         assert i == j and (a != b) == (len(pairs.captions[i]) > 1)
+    seen = torch.cat([grouped_rows(pairs, 2, seed=3, epoch=epoch)[1] for epoch in range(16)])
+    assert len(seen.unique()) == len(pairs.texts())
 
 
 def test_groups_of_a_labelled_set_are_different_images_of_one_label():
