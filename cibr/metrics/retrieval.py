@@ -1,8 +1,8 @@
 """Retrieval metrics from ranks, in bounded memory, with ties counted against the model.
 
 The rank of a query is the number of incorrect items at least as similar as its best correct one, up
-to a tolerance of 2e-6 of the cosine, several times the usual rounding of such products in float32.
-So collapsed embeddings, where everything ties, score 0 rather than 100 %. There are two protocols.
+to the rounding of a float32 sum of d products, 1.2e-7 (4 + sqrt(d)) of the cosine. So collapsed
+embeddings, where everything ties, score 0 rather than 100 %. There are two protocols.
 *Paired* (Karpathy and Fei-Fei, 2015): only an image's own captions are correct. *By label*: every
 item with the query's label is correct, as in a loss with several positives.
 """
@@ -15,7 +15,6 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 _KS = (1, 5, 10)
-_TIE = 2e-6  # of the cosine; see the first paragraph
 _TILE = 2**22  # numbers in memory at a time (16 MiB)
 _UNIT_TOLERANCE = 1e-2  # bfloat16 has three digits
 
@@ -176,7 +175,7 @@ def retrieval_ranks(
     image_embeddings: _Images, text_embeddings: _Texts, text_to_image: _OfTexts
 ) -> tuple[_OfImages, _OfTexts]:
     """Paired ranks: the number of incorrect items at least as similar as a query's best correct
-    one, up to 2e-6 of the cosine.
+    one, up to rounding.
 
     Args:
         image_embeddings: unit vectors [n, d].
@@ -203,6 +202,7 @@ def retrieval_ranks(
     blocks = _blocks(len(texts), images.shape[1])
     parts = [(texts[rows] * images[own[rows]]).sum(1) for rows in blocks]
     text_best = torch.cat(parts)
+    text_best -= _rounding(images)
     image_best = text_best.new_full((n,), -torch.inf).scatter_reduce(0, own, text_best, "amax")
     image_ranks = torch.zeros_like(image_best)
     text_ranks = torch.empty_like(text_best)
@@ -228,7 +228,7 @@ def _label_ranks(
     for rows in _blocks(len(queries), len(gallery)):
         tile = queries[rows].float() @ gallery.T
         is_correct = labels[rows, None] == gallery_labels
-        best = tile.masked_fill(~is_correct, -torch.inf).amax(1)
+        best = tile.masked_fill(~is_correct, -torch.inf).amax(1) - _rounding(gallery)
         ranks[rows] = _n_reaching(tile.masked_fill_(is_correct, -torch.inf), best).long()
     return ranks
 
@@ -239,10 +239,15 @@ def _blocks(n: int, width: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, n, size))
 
 
-def _n_reaching(tile: Float[Tensor, "t m"], best: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
-    """Number of similarities of each row that reach its best one or tie with it, exact to 2^24."""
+def _rounding(embeddings: Float[Tensor, "n d"]) -> float:
+    """By how much two cosines that are equal may differ; see the first paragraph."""
+    return torch.finfo(torch.float32).eps * (4 + embeddings.shape[1] ** 0.5)
+
+
+def _n_reaching(tile: Float[Tensor, "t m"], lowest: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+    """Number of similarities of each row that reach its lowest that counts, exact to 2^24."""
     # Floats summed by a product with ones: several times faster than counting Booleans.
-    reached = torch.ge(tile, best[:, None] - _TIE, out=torch.empty_like(tile))
+    reached = torch.ge(tile, lowest[:, None], out=torch.empty_like(tile))
     return reached.mv(reached.new_ones(reached.shape[1]))
 
 

@@ -1,7 +1,7 @@
 """Zero-shot classification by the nearest class embedding, the mean of a class's prompt embeddings.
 
 As in retrieval, an image's rank is the number of incorrect classes at least as similar as its own,
-up to 2e-6 of the cosine, so ties count against the model and collapsed embeddings score 0.
+up to rounding, so ties count against the model and collapsed embeddings score 0.
 """
 
 import numpy as np
@@ -46,7 +46,7 @@ def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor,
 
 def class_ranks(image_embeddings: _Images, class_embeddings: _Classes, labels: _Labels) -> _Labels:
     """Rank of each image's class, from 0: the number of other classes at least as similar, up to
-    2e-6 of the cosine.
+    rounding.
 
     Args:
         image_embeddings: unit vectors [n, d].
