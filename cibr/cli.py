@@ -214,6 +214,8 @@ def _print_tables(rows, value: str) -> None:
 def _search(arguments: argparse.Namespace) -> None:
     import torch
 
+    if not arguments.text.strip():
+        raise ValueError("the text to search for is empty: describe what the images should show")
     model = _load(arguments.model, arguments.device)
     images = _images(arguments.folder)
     files, features = [], []

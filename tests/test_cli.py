@@ -116,6 +116,7 @@ def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
         ([], 2, "the following arguments are required"),
         (["evaluate", "clip-tiny", "--limit", "ten"], 2, "--limit: invalid int value: 'ten'"),
         (["evaluate", "{tmp}"], 1, "{tmp}"),
+        (["search", "clip-tiny", "{tmp}", " "], 1, "the text to search for is empty"),
         (["search", "clip-tiny", "{tmp}", "a dog"], 1, "no image in '{tmp}'"),
         (["search", "clip-tiny", "{tmp}/none", "a dog"], 1, "no image in '{tmp}/none'"),
         (["search", "clip-tiny", "{tmp}", "a dog", "--plugin", "absent"], 1, "--plugin absent: No"),

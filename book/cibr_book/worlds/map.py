@@ -218,6 +218,7 @@ def _closed_forms(samples: Sequence[Sample], trial: Trial) -> Float[Tensor, "2 1
 
 
 def recalls(weights: Weights, pairs: Sequence[Sides]) -> Float[Tensor, "1 samples"]:
+    """Recall at 1 of the towers of every sample on its pairs, the mean of both directions."""
     means = embed(weights, tuple(torch.stack(list(pairs), 1)[:, None]))
     return torch.tensor([[_recall(each) for each in means[:, 0].unbind(1)]])
 
