@@ -62,11 +62,6 @@ def cache_folder() -> Path:
     return _PACKAGE.parent / "data" / "cache" if _in_checkout() else Path.home() / ".cache" / "cibr"
 
 
-def runs_folder() -> Path:
-    """Returns the default parent of output folders: ``$CIBR_RUNS``, or ``runs``."""
-    return Path(os.environ.get("CIBR_RUNS") or project_root() / "runs").expanduser()
-
-
 def shipped(relative: str) -> Path:
     """Returns the path of a data file or folder that is shipped with the package.
 

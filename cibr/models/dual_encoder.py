@@ -1,7 +1,7 @@
 """`DualEncoder`: images and texts as unit vectors; from scratch, over frozen towers or from
 transformers.
 
-One class around three backbones (`cibr.models.towers`). To their pooling and projection it adds
+One class around three backbones (`cibr.models._towers`). To their pooling and projection it adds
 preprocessing, the tokenizer, the temperature, embedding of any images and strings, and a folder
 format.
 """
@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cibr.models import _io, towers
+from cibr.models import _io, _towers
 
 _Pixels = Float[Tensor, "n 3 h w"]
 _Tokens = Int[Tensor, "n t"]
@@ -104,10 +104,10 @@ class DualEncoder(nn.Module):
             ValueError: texts that are not a list of strings.
         """
         rule = "a tiny model learns its tokenizer from a list of texts"
-        tokenizer = towers.train_tokenizer(_listed(texts, str, rule))
+        tokenizer = _towers.train_tokenizer(_listed(texts, str, rule))
         context = tokenizer.model_max_length
-        backbone = towers.TinyBackbone(dim, width, len(tokenizer), context, dropout)
-        return cls(backbone, towers.ImageProcessor(image_size), tokenizer)
+        backbone = _towers.TinyBackbone(dim, width, len(tokenizer), context, dropout)
+        return cls(backbone, _towers.ImageProcessor(image_size), tokenizer)
 
     @classmethod
     def frozen(
@@ -140,8 +140,8 @@ class DualEncoder(nn.Module):
         else:
             trained_as = _io.from_hub("AutoImageProcessor", image_tower)
             mean, std = trained_as.image_mean, trained_as.image_std
-        processor = towers.ImageProcessor(image_size, mean, std)
-        backbone = towers.FrozenBackbone(image, text, image_size, dim, dropout)
+        processor = _towers.ImageProcessor(image_size, mean, std)
+        backbone = _towers.FrozenBackbone(image, text, image_size, dim, dropout)
         return cls(backbone, processor, _io.from_hub("AutoTokenizer", text_tower))
 
     @property
@@ -383,8 +383,8 @@ class DualEncoder(nn.Module):
         if any(folder.glob("checkpoint*")) and not (folder / "config.json").exists():
             what = f"{name!r} has no model yet: it is the folder of an unfinished run"
             raise FileNotFoundError(f"{what}; repeat the command that began it")
-        backbone = towers.HubBackbone(_io.from_hub("AutoModel", name))
-        processor = towers.HubImageProcessor(_io.from_hub("AutoImageProcessor", name))
+        backbone = _towers.HubBackbone(_io.from_hub("AutoModel", name))
+        processor = _towers.HubImageProcessor(_io.from_hub("AutoImageProcessor", name))
         model = cls(backbone, processor, _io.from_hub("AutoTokenizer", name))
         model.log_logit_scale.data.fill_(backbone.model.logit_scale.item())
         return model.eval()
@@ -394,13 +394,13 @@ class DualEncoder(nn.Module):
         """Loads a `tiny` or a `frozen` model."""
         about = json.loads((folder / _CONFIG).read_text())
         settings = json.loads((folder / _PREPROCESSING).read_text())
-        processor = towers.ImageProcessor.from_dict(settings)
+        processor = _towers.ImageProcessor.from_dict(settings)
         if about["kind"] == "frozen":
             image = _io.from_hub("AutoModel", folder / "image_tower")
             text = _io.from_hub("AutoModel", folder / "text_tower")
-            backbone = towers.FrozenBackbone(image, text, processor.size, **about["settings"])
+            backbone = _towers.FrozenBackbone(image, text, processor.size, **about["settings"])
         else:
-            backbone = towers.TinyBackbone(**about["settings"])
+            backbone = _towers.TinyBackbone(**about["settings"])
         model = cls(backbone, processor, _io.from_hub("AutoTokenizer", folder))
         state = load_file(folder / _WEIGHTS)
         missing, unknown = model.load_state_dict(state, strict=False)

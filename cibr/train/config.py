@@ -8,6 +8,7 @@ its model.
 
 import math
 import numbers
+import os
 import warnings
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -21,7 +22,7 @@ from cibr.data import Pairs, Source, available_splits, load_pairs, resolve
 from cibr.losses.cibr import MAX_BETA, arguments_of, check_penalty
 from cibr.losses.clip import Number
 from cibr.models import DualEncoder, model_kind
-from cibr.utils import check_known, digest, runs_folder, shipped
+from cibr.utils import check_known, digest, project_root, shipped
 
 NOT_THE_RUN = {"output_dir", "micro_batch_size"}  # do not affect results
 _TYPES = {float: numbers.Real, int: numbers.Integral, str: str | Path, tuple: list | tuple}
@@ -110,7 +111,7 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
     of_kind = _preset(source, kind)
     unset = {name for name, value in vars(config).items() if value == DEFAULTS[name]}
     config = replace(config, **{name: of_kind[name] for name in of_kind if name in unset})
-    folder = config.output_dir or runs_folder() / _run_name(config, source.name, of_kind)
+    folder = config.output_dir or _runs_folder() / _run_name(config, source.name, of_kind)
     config = replace(config, output_dir=str(Path(folder).expanduser()))
     place = Path(source.place).resolve()
     if source.place and place.is_dir() and Path(config.output_dir).resolve().is_relative_to(place):
@@ -144,6 +145,11 @@ def _preset(source: Source, kind: str) -> dict[str, Any]:
 
 def _presets() -> dict[str, Any]:
     return yaml.safe_load(shipped("presets.yaml").read_text(encoding="utf-8"))
+
+
+def _runs_folder() -> Path:
+    """The default parent of output folders: ``$CIBR_RUNS``, or ``runs``."""
+    return Path(os.environ.get("CIBR_RUNS") or project_root() / "runs").expanduser()
 
 
 def _run_name(config: RunConfig, dataset: str, of_kind: dict[str, Any]) -> str:

@@ -37,10 +37,10 @@ from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.dual_encoder import Encoded
 from cibr.models.features import Batch, Inputs, embed_pairs, prepare
-from cibr.train.callbacks import Bar, RunCallback, noted_signals
+from cibr.train._callbacks import Bar, RunCallback, noted_signals
+from cibr.train._grad_cache import GradCache, reduce_gradient, unit_vectors
+from cibr.train._run_folder import RunFolder
 from cibr.train.config import NOT_THE_RUN, RunConfig, training_arguments
-from cibr.train.grad_cache import GradCache, reduce_gradient, unit_vectors
-from cibr.train.run_folder import RunFolder
 from cibr.utils import digest
 
 # Share of the steps in which the learning rate rises to its peak; towers from scratch need longer.

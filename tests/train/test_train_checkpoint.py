@@ -21,8 +21,8 @@ from small_runs import before_step, forks, small_model
 
 from cibr import DualEncoder
 from cibr.train import run_folder
-from cibr.train.callbacks import noted_signals
-from cibr.train.run_folder import RunFolder
+from cibr.train._callbacks import noted_signals
+from cibr.train._run_folder import RunFolder
 from cibr_book.experiments.training import StudyTrainer, WeightAverage
 
 EVERY_STEP = {"save_steps": 1}

@@ -15,7 +15,7 @@ from twin import CASES, Double, model_of, plain_run, settings_of
 from cibr.losses import RegularisedCCA
 from cibr.models import features
 from cibr.models.features import prepare
-from cibr.train.grad_cache import GradCache
+from cibr.train._grad_cache import GradCache
 from cibr.train.trainer import CIBRTrainer
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

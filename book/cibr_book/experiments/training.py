@@ -14,7 +14,7 @@ from cibr.data import Pairs
 from cibr.losses import RegularisedCCA
 from cibr.models import DualEncoder
 from cibr.models.features import Batch
-from cibr.train.grad_cache import GradCache
+from cibr.train._grad_cache import GradCache
 from cibr.train.trainer import CIBRTrainer, Rows
 from cibr_book.experiments.controls import LOSSES
 
