@@ -20,7 +20,7 @@ from processes import exit_code_of
 from small_runs import before_step, forks, small_model
 
 from cibr import DualEncoder
-from cibr.train import run_folder
+from cibr.train import _run_folder
 from cibr.train._callbacks import noted_signals
 from cibr.train._run_folder import RunFolder
 from cibr_book.experiments.training import StudyTrainer, WeightAverage
@@ -209,7 +209,7 @@ def test_code_in_a_checkpoint_is_not_run_even_if_its_digest_fits(tmp_path, name)
     folder = tmp_path / "checkpoint-2"
     craft(folder / name)
     mark = json.loads((folder / "whole.json").read_text())
-    mark["digests"][name] = run_folder._digest(folder / name)
+    mark["digests"][name] = _run_folder._digest(folder / name)
     (folder / "whole.json").write_text(json.dumps(mark))
     with pytest.raises(Exception, match="[Ww]eights.only"):
         train(tmp_path)
@@ -217,7 +217,7 @@ def test_code_in_a_checkpoint_is_not_run_even_if_its_digest_fits(tmp_path, name)
 
 
 def test_a_second_run_on_a_folder_is_refused_until_the_first_one_has_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder, "_PATIENCE", 0.1)
+    monkeypatch.setattr(_run_folder, "_PATIENCE", 0.1)
     monkeypatch.chdir(tmp_path.parent)
     refused = pytest.raises(ValueError, match="another run is writing to output_dir .*: wait for")
     with RunFolder(tmp_path).claimed(), RunFolder(tmp_path, writes=False).claimed(), refused:
