@@ -1,0 +1,73 @@
+"""Theorem 3's signs at random spectra, and the world of the map with shortcuts."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cibr_book.worlds import shortcuts
+from cibr_book.worlds.map import draw_sample
+
+CORRELATIONS = st.lists(st.floats(0.05, 0.99), min_size=1, max_size=6)
+CCA = {"pairs": 512, "shortcut": 0.9, "ridge": 0.1, "power": 1, "dim": 12}
+
+
+@given(core=CORRELATIONS, shared=CORRELATIONS, penalty=st.floats(1e-6, 1e-4))
+def test_a_small_price_helps_if_and_only_if_shortcuts_are_typically_weaker(core, shared, penalty):
+    core, shared = (torch.tensor(side, dtype=torch.float64) for side in (core, shared))
+    rho = torch.cat([core, shared])
+    at_test = torch.cat([core, 0 * shared])
+    gap = shortcuts.typical_correlation(core) - shortcuts.typical_correlation(shared)
+    gains = shortcuts.thresholded_gains(rho, penalty)
+    change = shortcuts.shifted_nats(gains, at_test) - shortcuts.shifted_nats(rho, at_test)
+    assert change * gap > 0 or abs(gap) < 0.01
+    assert shortcuts.shifted_nats(gains, rho) <= shortcuts.shifted_nats(rho, rho) + 1e-12
+    assert shortcuts.shifted_nats(rho, -rho) == 0.0 == shortcuts.shifted_nats(0 * rho, rho)
+
+
+def test_noise_lowers_every_gain_and_a_penalty_spares_what_is_strong():
+    rho = torch.tensor([1.0, 0.6, 0.1], dtype=torch.float64)
+    torch.testing.assert_close(
+        shortcuts.thresholded_gains(rho, 0.5, 0.2), torch.tensor([0.8, 0.2, 0.0]).double()
+    )
+
+
+def test_shortcuts_are_the_first_own_factors_and_change_no_image():
+    kept, without = (draw_sample(64, 1.0, 3, shortcut) for shortcut in (0.9, 0.0))
+    world = kept.world
+    across = world.covariance[:64, 64:]
+    factors = (world.mix_image.T @ across @ world.mix_text).diagonal()
+    expected = torch.tensor([0.95] * 8 + [0.9] * 8 + [0.0] * 48, dtype=torch.float64)
+    torch.testing.assert_close(factors, expected)
+    assert torch.equal(kept.test[0], without.test[0])
+    assert not torch.equal(kept.test[1], without.test[1])
+
+
+def test_a_run_measures_each_shift_and_the_mean_of_its_draws():
+    found = [shortcuts.train_and_measure(CCA | {"seed": seed}, "") for seed in (1, 2, [1, 2])]
+    for name, value in found[2].items():
+        assert value == pytest.approx((found[0][name] + found[1][name]) / 2, abs=1e-6)
+    for measure in ("validation_recall@1", "recall@1", "accuracy@1"):
+        kept, removed, reverse = (found[0][f"{shift}/{measure}"] for shift in shortcuts.SHIFTS)
+        assert kept > removed + 0.1 and removed > reverse + 0.1
+
+
+def test_accuracy_is_that_of_the_nearest_of_two_hundred_texts_without_their_own_factors():
+    sample = draw_sample(512, 1.0, 1, 0.9)
+    maps = torch.randn(2, 1, 1, 64, 12, generator=torch.Generator().manual_seed(0))
+    (accuracy,) = shortcuts._accuracies([[side] for side in maps], [sample])
+    named = sample.world.mix_text[:, :16].float()
+    images, texts = sample.test[0] @ maps[0, 0, 0], sample.test[1] @ named @ named.T @ maps[1, 0, 0]
+    hits = 0
+    for i in range(len(images)):
+        group = range(i // 200 * 200, i // 200 * 200 + 200)
+        cosines = torch.cosine_similarity(images[i], texts[list(group)])
+        hits += group[int(cosines.argmax())] == i
+    assert accuracy == pytest.approx(hits / len(images))
+
+
+def test_a_dose_is_the_weight_of_the_penalty_times_the_temperature():
+    run = {"pairs": 64, "shortcut": 0.5, "seed": 0, "temperature": 0.4, "steps": 20}
+    by_dose = shortcuts.train_and_measure(run | {"dose": 2.0, "choose": "any"}, "")
+    assert by_dose == shortcuts.train_and_measure(run | {"beta": 0.5}, "")
+    assert by_dose != shortcuts.train_and_measure(run, "")
