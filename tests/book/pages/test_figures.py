@@ -26,6 +26,14 @@ def intervals(**columns):
     return rows.assign(low=rows["mean"] - 0.1, high=rows["mean"] + 0.2)
 
 
+def test_curves_share_a_panel_and_are_named_where_there_are_several():
+    curves = {"CLIP": ([0, 1], [2, 3]), "CIBR": ([0, 1], [4, 5])}
+    both, alone = figures.curve_panels({"both": curves, "alone": {"CLIP": curves["CLIP"]}})
+    assert drawn(both) == {"CLIP": [2, 3], "CIBR": [4, 5]} and both.get_ylim()[0] == 0
+    assert [text.get_text() for text in both.get_legend().get_texts()] == ["CLIP", "CIBR"]
+    assert alone.get_legend() is None
+
+
 def test_interval_lines_have_a_panel_a_value_and_a_line_a_name():
     rows = intervals(batch_size=[16, 64], encoder=["untrained", "InfoNCE"], temperature=[0.1, 1.0])
     how = dict(panel="batch_size", log=True, references=["untrained"])
@@ -64,6 +72,7 @@ def test_attribution_lies_over_each_image_a_row_for_each_map():
     axes = figures.attribution_rows([picture(0), picture(1)], ["one", "two"], maps)
     assert axes[2].images[1].get_array().tolist() == [[0, 1], [0.5, 0]]
     assert axes[4].images[1].get_array().max() == 0 and axes[3].images[0].get_array().shape
+    assert [axis.get_ylabel() for axis in axes] == ["", "", "a", "", "flat", ""]
 
 
 def test_maps_show_the_gain_of_each_cell_and_every_run():
