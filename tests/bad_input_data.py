@@ -109,6 +109,7 @@ CASES = [
     ("number", jsonl(A_TEXT + "7}"), ValueError, "line 1: .*text 7"),
     ("null in a list", jsonl(A_TEXT + '["x", null]}'), ValueError, "line 1: .*text"),
     ("both kinds", files("metadata.csv", "metadata.jsonl"), ValueError, "jsonl, metadata.csv"),
+    ("two levels", files("metadata.csv", "dev/metadata.csv"), ValueError, "keep one, or one in"),
     ("two splits", files("val/metadata.csv", "dev/metadata.csv"), ValueError, "dev/.*val/"),
     ("mixed", folder(ROW + "a.png,x\ntrain/c.png,y", split=""), ValueError, r"a\.png"),
     ("no metadata", files("a.png"), FileNotFoundError, "metadata.jsonl or metadata.csv"),

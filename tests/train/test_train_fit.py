@@ -94,14 +94,20 @@ def test_a_batch_larger_than_the_set_is_the_whole_set_with_a_warning(tmp_path):
     assert max(moved) > 1e-3  # the only step is not one at the end of a schedule
 
 
+def lengthened(pairs):
+    """The same pairs with captions beyond the context of every model."""
+    captions = [[text + " again" * 99 for text in texts] for texts in pairs.captions]
+    return replace(pairs, captions=captions)
+
+
 @pytest.mark.parametrize(("kind", "name"), [("frozen", "frozen"), ("clip", "some/clip")])
-def test_pretrained_models_train_and_frozen_towers_do_not_move(
+def test_pretrained_models_train_on_long_captions_and_frozen_towers_do_not_move(
     build, tmp_path, monkeypatch, kind, name
 ):
     monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "cache")
     options = dict(model=name, output_dir=str(tmp_path / "out"), epochs=1, batch_size=8)
     model = build(kind)
-    fit(model, PAIRS, HELD_OUT, configure(learning_rate=1e-3, **options))
+    fit(model, lengthened(PAIRS), lengthened(HELD_OUT), configure(learning_rate=1e-3, **options))
     start = build(kind).state_dict()
     moved = {name for name, value in model.state_dict().items() if not value.equal(start[name])}
     assert any("projection" in name or "head" in name for name in moved)
