@@ -6,18 +6,23 @@ towers of the map (`cibr_book.worlds.map`) with 8 shortcuts among the 56 factors
 have of their own; `train_and_measure` is a run of the sweeps experiments/shortcut-map*.yaml.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from cibr.utils import project_root
+from cibr_book.intervals import mean_intervals
 from cibr_book.worlds.map import N_SHARED, Sample, draw_sample, fit, recalls
 from cibr_book.worlds.training import KAPPA_B, Weights, embed
 
 Correlations = Float64[Tensor, " s"]
+TABLE = project_root() / "data" / "results" / "shortcut_map.csv"
 SHIFTS = {"kept": 1.0, "removed": 0.0, "reversed": -1.0}  # times the shortcut's correlation
 _N_CLASSES = 200
 
@@ -102,3 +107,27 @@ def _accuracies(weights: Weights, samples: Sequence[Sample]) -> Float[Tensor, " 
     images, prompts = means.unflatten(2, (-1, _N_CLASSES))  # [samples, groups, classes, d]
     nearest = (images @ prompts.mT).argmax(-1)
     return (nearest == torch.arange(_N_CLASSES)).float().mean((1, 2))
+
+
+def map_differences(rows: pd.DataFrame) -> pd.DataFrame:
+    """Differences from tuned CLIP in points, paired by draw, with Student's intervals over draws.
+
+    Args:
+        rows: of the map's table; trials are left out.
+
+    Returns:
+        A row for each cell, method, dose, shift and score: `pairs, shortcut, method, dose, shift,
+        score, mean, low, high, n`.
+    """
+    settings = pd.DataFrame([*rows["configuration"].map(json.loads)], rows.index)
+    rows = rows.join(settings[["pairs", "shortcut", "dose"]])
+    rows = rows[settings["choose"].notna()]
+    scores = [f"{shift}/{score}@1" for shift in SHIFTS for score in ("recall", "accuracy")]
+    keys = ["pairs", "shortcut", "seed", "measure"]
+    long = rows.melt([*keys[:3], "method", "dose"], scores, "measure", "value")
+    clip = long.loc[long["method"] == "CLIP", [*keys, "value"]]
+    both = long[long["method"] != "CLIP"].merge(clip, on=keys, suffixes=("", "_clip"))
+    both["difference"] = 100 * (both["value"] - both["value_clip"])
+    both[["shift", "score"]] = both["measure"].str.split("/", expand=True).to_numpy()
+    by = ["pairs", "shortcut", "method", "dose", "shift", "score"]
+    return mean_intervals(both.fillna({"dose": 0.0}), by, "difference")
