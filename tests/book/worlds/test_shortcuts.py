@@ -1,5 +1,9 @@
 """Theorem 3's signs at random spectra, and the world of the map with shortcuts."""
 
+import itertools
+import json
+
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -71,3 +75,22 @@ def test_a_dose_is_the_weight_of_the_penalty_times_the_temperature():
     by_dose = shortcuts.train_and_measure(run | {"dose": 2.0, "choose": "any"}, "")
     assert by_dose == shortcuts.train_and_measure(run | {"beta": 0.5}, "")
     assert by_dose != shortcuts.train_and_measure(run, "")
+
+
+def test_differences_are_paired_by_draw_within_a_cell_and_trials_are_left_out():
+    rows = []
+    for method, dose, gain in (("CLIP", None, 0.0), ("curve", 0.3, 0.1), ("curve", 1, 0.2)):
+        for pairs, seed in itertools.product((256, 1024), (0, 1)):
+            settings = {"pairs": pairs, "shortcut": 0.9, "choose": "kept"}
+            settings |= {"dose": dose} if dose else {}
+            row = {"method": method, "seed": seed, "configuration": json.dumps(settings)}
+            level = pairs / 1e4 + seed / 10
+            scores = [
+                f"{shift}/{s}@1" for shift in shortcuts.SHIFTS for s in ("recall", "accuracy")
+            ]
+            rows.append(row | dict.fromkeys(scores, level + gain * (1 + seed)))
+    trial = {"pairs": 256, "shortcut": 0.9}
+    rows.append(rows[0] | {"seed": "[100, 101]", "configuration": json.dumps(trial)})
+    found = shortcuts.map_differences(pd.DataFrame(rows))
+    assert len(found) == 2 * 2 * 6 and set(found["n"]) == {2}
+    assert found.set_index("dose")["mean"].round(9).to_dict() == {0.3: 15.0, 1.0: 30.0}
