@@ -40,6 +40,20 @@ def thresholded_gains(rho: Correlations, penalty: float = 0.0, noise: float = 0.
     return torch.clamp((1 + penalty) * rho - penalty - noise, min=0)
 
 
+def fixed_length_gains(rho: Correlations, temperature: float, penalty: float = 0.0) -> Correlations:
+    """The same for embeddings of mean squared length 1: a temperature lowers the correlations, too.
+
+    Args:
+        rho: canonical correlations in [0, 1], in any order.
+        temperature: of the softmax; it bounds the sum of the gains by its inverse.
+        penalty: weight of the squared distance of paired embeddings over 2 temperature.
+    """
+    scaled = (1 + penalty) * rho
+    n_kept = torch.arange(1, len(rho) + 1)
+    excess = scaled.sort(descending=True).values.cumsum(0) - 1 / temperature
+    return torch.clamp(scaled - (excess / n_kept).max().clamp(min=0), min=0)
+
+
 def shifted_nats(gains: Correlations, rho: Correlations) -> float:
     """log N minus CLIP's loss of a score, in the limit of large batches, at its best temperature.
 

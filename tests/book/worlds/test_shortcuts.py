@@ -94,3 +94,15 @@ def test_differences_are_paired_by_draw_within_a_cell_and_trials_are_left_out():
     found = shortcuts.map_differences(pd.DataFrame(rows))
     assert len(found) == 2 * 2 * 6 and set(found["n"]) == {2}
     assert found.set_index("dose")["mean"].round(9).to_dict() == {0.3: 15.0, 1.0: 30.0}
+
+
+@given(rho=CORRELATIONS, temperature=st.floats(0.1, 5), penalty=st.floats(0, 2))
+def test_at_fixed_length_gains_are_thresholded_until_their_sum_fits(rho, temperature, penalty):
+    rho = torch.tensor(rho, dtype=torch.float64)
+    gains = shortcuts.fixed_length_gains(rho, temperature, penalty)
+    scaled = (1 + penalty) * rho
+    total = min(scaled.sum().item(), 1 / temperature)
+    assert gains.sum().item() == pytest.approx(total) and gains.min() >= 0
+    lowered = (scaled - gains)[gains > 1e-9]
+    assert lowered.max() - lowered.min() < 1e-9 and lowered.min() > -1e-12
+    assert (scaled - gains).max() <= lowered.max() + 1e-9
