@@ -84,14 +84,14 @@ class RunFolder:
             ValueError: the run has another configuration or other pairs; the message lists the
                 differences.
         """
-        files = [self.path / name for name in (_RECORD, "cibr.json", _HISTORY)]
-        if not all(file.exists() for file in files):
+        record, table = self.path / _RECORD, self.path / _HISTORY
+        if not (record.exists() and table.exists()):
             return None
-        stored = json.loads(files[0].read_text(encoding="utf-8")).get("run", {})
+        stored = json.loads(record.read_text(encoding="utf-8")).get("run", {})
         self._refuse_another(stored, "a finished run", f"or remove {str(self.path)!r}")
         self._remove_checkpoints()
         # Empty cells are epochs without validation.
-        history = pd.read_csv(self.path / _HISTORY, dtype=str)
+        history = pd.read_csv(table, dtype=str)
         return history.astype(float).astype({"epoch": int, "step": int})  # to the last digit
 
     def newest_checkpoint(self) -> str | None:

@@ -102,17 +102,21 @@ def lengthened(pairs):
 
 @pytest.mark.parametrize(("kind", "name"), [("frozen", "frozen"), ("clip", "some/clip")])
 def test_pretrained_models_train_on_long_captions_and_frozen_towers_do_not_move(
-    build, tmp_path, monkeypatch, kind, name
+    build, tmp_path, monkeypatch, capsys, kind, name
 ):
     monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "cache")
     options = dict(model=name, output_dir=str(tmp_path / "out"), epochs=1, batch_size=8)
     model = build(kind)
-    fit(model, lengthened(PAIRS), lengthened(HELD_OUT), configure(learning_rate=1e-3, **options))
+    run = lengthened(PAIRS), lengthened(HELD_OUT), configure(learning_rate=1e-3, **options)
+    history = fit(model, *run)
     start = build(kind).state_dict()
     moved = {name for name, value in model.state_dict().items() if not value.equal(start[name])}
     assert any("projection" in name or "head" in name for name in moved)
     assert any("tower" in name or "_model" in name for name in moved) == (kind == "clip")
     assert same(DualEncoder.from_pretrained(tmp_path / "out"), model)
+    again = build(kind)
+    assert fit(again, *run).equals(history) and same(again, model)
+    assert "holds this run, finished" in capsys.readouterr().err
 
 
 def test_a_full_gpu_names_the_last_good_checkpoint_and_the_remedy(tmp_path, monkeypatch):
