@@ -56,9 +56,9 @@ class CIBRTrainer(Trainer):
     loads the weights and the history. The output folder then contains the model (see
     `DualEncoder.save_pretrained`), `history.csv` and `run.json`, and during training checkpoints.
 
-    To vary a run, override `epoch_rows`, `fit_statistic`, `build_loss`, `loss_inputs`,
-    `encode_batch` or `_prepare_inputs`. Callbacks with a `state_dict` are saved and restored with
-    the checkpoints.
+    To vary a run, override `prepare_pairs`, `epoch_rows`, `fit_statistic`, `build_loss`,
+    `loss_inputs`, `encode_batch` or `_prepare_inputs`. Callbacks with a `state_dict` are saved and
+    restored with the checkpoints.
 
     Args:
         model: from `build_model`; it is trained in place.
@@ -155,12 +155,12 @@ class CIBRTrainer(Trainer):
 
     def set_up(self) -> None:
         """Prepares inputs, the initial weights and the loss; all are functions of the seed."""
-        config, model, device = self.config, self.model, self.args.device
+        config, model = self.config, self.model
         # The first process extracts the features of frozen towers, the others read them.
         with self.accelerator.main_process_first():
-            self.inputs = prepare(model, self.train_dataset, True, device)
+            self.inputs = self.prepare_pairs(self.train_dataset)
             if self.eval_dataset is not None:
-                self.held_out = prepare(model, self.eval_dataset, True, device)
+                self.held_out = self.prepare_pairs(self.eval_dataset)
         self.statistic = None
         if config.cca_start or "statistic" in arguments_of(config.penalty):
             self.statistic = self.fit_statistic()
@@ -170,7 +170,11 @@ class CIBRTrainer(Trainer):
             heads.text_head.start_at(cca.text_mean, cca.text_map)
         broadcast(model.state_dict())  # in place: all processes start from the first one's weights
         torch.manual_seed(config.seed)  # of what the penalty trains
-        self.loss_fn = self.build_loss().to(device)
+        self.loss_fn = self.build_loss().to(self.args.device)
+
+    def prepare_pairs(self, pairs: Pairs) -> Inputs:
+        """The inputs of the training or the validation pairs."""
+        return prepare(self.model, pairs, True, self.args.device)
 
     def fit_statistic(self) -> RegularisedCCA:
         """The CCA of the training pairs, for `cca_start` and the penalty `anchor`."""

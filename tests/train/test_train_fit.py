@@ -66,6 +66,20 @@ def test_an_epoch_is_every_image_once_with_one_of_its_texts(seed, epoch):
     assert not images.equal(epoch_rows(PAIRS, seed + 1, epoch)[0])
 
 
+def test_a_subclass_may_give_other_inputs(tmp_path):
+    others = replace(PAIRS, load=lambda i: PAIRS.load(len(PAIRS) - 1 - i))
+
+    class Given(CIBRTrainer):
+        def prepare_pairs(self, pairs):
+            return super().prepare_pairs(others if pairs is PAIRS else pairs)
+
+    model, history = train(tmp_path / "given", trainer=Given)
+    own, expected = train(tmp_path / "own", pairs=others)
+    assert same(model, own)
+    recalls = history.filter(regex="recall").columns
+    pd.testing.assert_frame_equal(history[recalls], expected[recalls])
+
+
 OTHER_RUNS = {
     r"beta \(0.1 there, 0.2 here\)\. ": dict(beta=0.2),
     r"training pairs \('24 with ": dict(pairs=replace(PAIRS, keys=PAIRS.keys[::-1])),
