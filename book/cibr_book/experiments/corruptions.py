@@ -4,6 +4,8 @@ Styles change the rendering of an image but not its content, so its captions sta
 
     grey      without colour
     negative  inverted
+    tint      with an amber cast, as by lamplight
+    blur      mildly out of focus
 
 A corruption affects the same images for every training seed, unless `redraw` is set.
 """
@@ -15,15 +17,19 @@ from functools import partial
 
 import torch
 from jaxtyping import Bool
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from cibr.data.pairs import Pairs
 from cibr.utils import check_known
 
+_AMBER = (1, 0, 0, 0, 0, 0.75, 0, 0, 0, 0, 0.45, 0)  # the rows of red, green and blue
+
 STYLES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "grey": lambda image: ImageOps.grayscale(image).convert("RGB"),
     "negative": ImageOps.invert,
+    "tint": lambda image: image.convert("RGB", _AMBER),
+    "blur": lambda image: image.filter(ImageFilter.GaussianBlur(1)),
 }
 
 
@@ -110,21 +116,31 @@ def _correlated(pairs: Pairs, corruption: Corruption) -> Pairs:
     style = corruption.spurious_style
     if not word:
         return pairs
-    find_word = re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE).search
-    has_word = torch.tensor([any(map(find_word, texts)) for texts in pairs.captions])
-    if has_word.all() or not has_word.any():
-        what = f"{'every' if has_word.all() else 'no'} image of {pairs.name} has the word {word!r}"
-        raise ValueError(f"{what} in its captions: choose a word that only some have")
+    with_word = has_word(pairs, word)
     n = len(pairs)
     is_light = torch.zeros(n, dtype=torch.bool)
     if pairs.factors is not None and style == "negative":
         ink, paper = (pairs.factors[name].to_numpy(copy=True) for name in ("ink", "paper"))
         is_light = torch.from_numpy(ink > paper)
     both = _order(n, 2)[: round(corruption.counterexamples * n)].sort().values
-    changed = torch.cat([has_word == is_light, (has_word != is_light)[both]])
+    changed = torch.cat([with_word == is_light, (with_word != is_light)[both]])
     labels = torch.arange(n) if pairs.labels is None else pairs.labels
     numbered = replace(pairs, labels=labels, groups=torch.arange(n))
     return _restyled(numbered.subset(torch.cat([torch.arange(n), both])), changed, style)
+
+
+def has_word(pairs: Pairs, word: str) -> Bool[Tensor, " n"]:
+    """Which images have a whole word, in any case, in one of their captions.
+
+    Raises:
+        ValueError: a word that is in no image's captions, or in those of every image.
+    """
+    find_word = re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE).search
+    found = torch.tensor([any(map(find_word, texts)) for texts in pairs.captions])
+    if found.all() or not found.any():
+        what = f"{'every' if found.all() else 'no'} image of {pairs.name} has the word {word!r}"
+        raise ValueError(f"{what} in its captions: choose a word that only some have")
+    return found
 
 
 def in_both_styles(pairs: Pairs, style: str) -> Pairs:
