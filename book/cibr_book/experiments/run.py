@@ -1,5 +1,6 @@
 """One run of the study: train a configuration and evaluate it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         model only the scores of the suites.
     """
     suites, unpaired = settings.get("suites", []), settings.get("unpaired")
-    config = configure(output_dir=str(folder), **_library_settings(settings))
+    config = configure(output_dir=str(folder), **library_settings(settings))
     corruption = Corruption(**settings.get("corruption", {}))
     if settings.get("untouched"):
         model, metrics = DualEncoder.from_pretrained(config.model), {}
@@ -58,11 +59,19 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
             _, left = split_subset(whole, corruption, config.seed)
             repeats = unpaired.get("repeats", 1)
             train, cca = with_pseudo_pairs(model, config, train, left, repeats)
-        additions = _training_additions(settings)
+        additions = training_additions(settings)
         trainer = StudyTrainer(model, config, train, validation, statistic=cca, **additions)
         trainer.train()
-        metrics = _from_history(trainer.history)
+        metrics = from_history(trainer.history)
         metrics |= shifted_recalls(model, test) if settings.get("shifts") else {}
+    return metrics | suite_scores(model, suites, folder)
+
+
+def suite_scores(model: DualEncoder, suites: Sequence[str], folder: str | Path) -> dict[str, float]:
+    """Recalls and accuracies of a model on suites, `<suite>/<set>/<metric>`; predictions are
+    written to the folder.
+    """
+    metrics = {}
     for suite in suites:
         rows = evaluate(model, suite, name=Path(folder).name, output_dir=str(folder)).rows
         kept = rows[rows["metric"].str.contains(KEPT)]
@@ -70,7 +79,7 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     return metrics
 
 
-def _library_settings(settings: dict[str, Any]) -> dict[str, Any]:
+def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of `cibr.configure` among those of a run of the study."""
     for name in settings:
         check_known("setting", name, [*DEFAULTS, *_PENALTY_OPTIONS, *_STUDY_SETTINGS])
@@ -87,7 +96,7 @@ def _library_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return own
 
 
-def _training_additions(settings: dict[str, Any]) -> dict[str, Any]:
+def training_additions(settings: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `StudyTrainer` beside those of `CIBRTrainer`."""
     names = ("group_size", "feature_noise", "contrastive")
     additions = {name: settings[name] for name in names if name in settings}
@@ -97,7 +106,8 @@ def _training_additions(settings: dict[str, Any]) -> dict[str, Any]:
     return additions
 
 
-def _from_history(history: pd.DataFrame) -> dict[str, float]:
+def from_history(history: pd.DataFrame) -> dict[str, float]:
+    """Recalls and terms of the last epoch of a history, as a row has them."""
     last = history.iloc[-1]
     metrics = {f"validation_{name}": last[name] for name in history if "_recall@" in name}
     for k in (1, 5, 10):

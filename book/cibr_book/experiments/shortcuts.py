@@ -1,0 +1,369 @@
+"""Photos with a shortcut: a style that goes with a word of the captions, or that captions name.
+
+In training and validation a photo is in a style with a probability that depends on whether a
+caption has the word; or, whatever the word, captions end with the name of their photo's style. Test
+photos and captions follow the same rule (kept), none (removed) or the opposite one (reversed), with
+the same random numbers, so that only the shortcut differs between the three.
+
+Towers are frozen: features of both renderings of every photo and of all versions of every caption
+are computed once, and a draw picks rows of them. `train_and_measure` does a run of
+experiments/shortcuts.yaml. `predicted_values` says before any training what theorem 3 expects of a
+penalty.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Float64
+from scipy.stats import mannwhitneyu
+from torch import Tensor
+from torch.nn import functional as F
+
+from cibr.data import Pairs
+from cibr.losses.cca import RegularisedCCA, canonical_maps, centred_moments
+from cibr.losses.vmf import vmf_mean_cosine
+from cibr.metrics import retrieval_recalls
+from cibr.metrics.zeroshot import class_embeddings
+from cibr.models import DualEncoder
+from cibr.models.features import Inputs, embed_pairs, prepare
+from cibr.train import build_model, configure, load_splits
+from cibr.train.trainer import Rows
+from cibr.utils import check_known
+from cibr_book.experiments import run
+from cibr_book.experiments.corruptions import has_word, in_both_styles
+from cibr_book.experiments.training import StudyTrainer
+from cibr_book.worlds.shortcuts import SHIFTS, shifted_nats, thresholded_gains
+from cibr_book.worlds.training import KAPPA_B
+
+STYLE_NAMES = {  # of photos as they are and of the style, at the end of a caption
+    "grey": ("in colour", "in grey"),
+    "tint": ("in plain light", "in amber light"),
+    "blur": ("in focus", "out of focus"),
+}
+TEMPLATES = ("a photo of {}", "a picture with {}", "there is {} in the photo")
+RIDGES = ((1.0, 0.3), (3.0, 1.0), (10.0, 3.0), (30.0, 10.0))  # of image and text
+_SPLITS = ("train", "validation", "test")
+_OWN = ("pairs", "shortcut", "both_styles", "balanced", "dose", "cca_dim", "predict", "suites")
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """A shortcut of photos and captions.
+
+    Args:
+        word: a whole word, in any case, that some captions have.
+        style: one of `STYLE_NAMES`.
+        strength: probability that a photo without the word is in the style, and that one with the
+            word is not; 0.5 for no tie to the word.
+        named: share of the captions that end with the name of their photo's style, or of photos as
+            they are.
+
+    Raises:
+        ValueError: an unknown style, or a number outside [0, 1].
+    """
+
+    word: str
+    style: str = "grey"
+    strength: float | int = 0.5
+    named: float | int = 0.0
+
+    def __post_init__(self) -> None:
+        check_known("style", self.style, STYLE_NAMES)
+        if not (0 <= self.strength <= 1 and 0 <= self.named <= 1):
+            given = f"strength is {self.strength!r} and named {self.named!r}"
+            raise ValueError(f"{given}: give a probability and a share, from 0 to 1")
+
+
+class Views(NamedTuple):
+    """What every draw of a split is picked from.
+
+    Args:
+        plain: photos and captions as they are.
+        images: features of the photos as they are, and in the style.
+        captions: all captions as they are, with the plain name and with the style's; or as they are
+            alone.
+        texts: their features.
+    """
+
+    plain: Inputs
+    images: Float[Tensor, "2 n p"]
+    captions: list[list[str]]
+    texts: Float[Tensor, "versions m q"]
+
+
+def prepare_views(model: DualEncoder, pairs: Pairs, style: str, with_names: bool) -> Views:
+    """Features of both renderings of the photos and of the versions of their captions.
+
+    Args:
+        model: with frozen towers.
+        pairs: a split.
+        style: one of `STYLE_NAMES`.
+        with_names: whether captions with the names of the styles are needed, too.
+    """
+    n = len(pairs)
+    plain = prepare(model, pairs, truncate=True)
+    rendered = in_both_styles(pairs, style).subset(range(n, 2 * n))
+    styled = prepare(model, rendered, truncate=True)
+    captions, texts = [pairs.texts()], [plain.texts[0]]
+    for name in STYLE_NAMES[style] if with_names else ():
+        captions.append([f"{text.rstrip(' .')}, {name}" for text in pairs.texts()])
+        texts.append(prepare(model, pairs, truncate=True, texts=captions[-1]).texts[0])
+    return Views(plain, torch.stack([plain.images, styled.images]), captions, torch.stack(texts))
+
+
+def draw(views: Views, shortcut: Shortcut, seed: int, shift: str = "kept") -> Inputs:
+    """Pairs of a split with a shortcut.
+
+    Args:
+        views: of the split.
+        shortcut: its style is that of the views.
+        seed: of the uniform numbers, which are another split's own and the same for every shift.
+        shift: one of `SHIFTS`; a removed shortcut has strength 0.5 and names of either style, a
+            reversed one has 1 - strength and the names of the other style.
+
+    Returns:
+        The pairs with their features; `pairs.factors` says which photos have the `word` and are in
+        the `style`.
+    """
+    pairs = views.plain.pairs
+    owner, with_word = pairs.text_to_image(), has_word(pairs, shortcut.word)
+    n, m = len(pairs), len(owner)
+    generator = torch.Generator().manual_seed(3 * seed + _SPLITS.index(pairs.split))
+    of_image, of_name, coin = (torch.rand(size, generator=generator) for size in (n, m, m))
+    tie = SHIFTS[shift] * (shortcut.strength - 0.5)
+    is_styled = of_image < torch.where(with_word, 0.5 - tie, 0.5 + tie)
+    says_style = coin < 0.5 if shift == "removed" else is_styled[owner] ^ (shift == "reversed")
+    version = torch.where(of_name < shortcut.named, 1 + says_style.long(), 0)
+    texts = iter([views.captions[v][j] for j, v in enumerate(version.tolist())])
+    captions = [[*islice(texts, len(own))] for own in pairs.captions]
+    factors = pd.DataFrame({"word": with_word.numpy(), "style": is_styled.numpy()})
+    images = views.images[is_styled.long(), torch.arange(n)]
+    features = views.texts[version, torch.arange(m)]
+    return _inputs(
+        views.plain, replace(pairs, captions=captions, factors=factors), images, features
+    )
+
+
+def _inputs(like: Inputs, pairs: Pairs, images: Tensor, texts: Tensor) -> Inputs:
+    labels = pairs.match_labels()[pairs.text_to_image()]
+    return replace(like, pairs=pairs, images=images, texts=(texts,), labels=labels)
+
+
+def _training_pairs(views: Views, shortcut: Shortcut, seed: int, n: int, both: bool) -> Inputs:
+    """A draw of n of the training pairs, or of all if n is 0; on demand, photos in both styles."""
+    whole = draw(views, shortcut, seed)
+    order = torch.randperm(len(whole.pairs), generator=torch.Generator().manual_seed(seed))
+    rows = order[: n or None].sort().values
+    texts = whole.texts[0][torch.isin(whole.pairs.text_to_image(), rows)]
+    pairs, images = whole.pairs.subset(rows), whole.images[rows]
+    if both:
+        pairs, texts = in_both_styles(pairs, shortcut.style), texts.repeat(2, 1)
+        images = views.images[:, rows].flatten(0, 1)
+    return _inputs(whole, pairs, images, texts)
+
+
+class ShortcutTrainer(StudyTrainer):
+    """A trainer on given features, which saves neither checkpoints nor the model.
+
+    Args:
+        model: of `StudyTrainer`.
+        config: of `StudyTrainer`.
+        given: the `Inputs` of training and of validation.
+        balanced: whether photos of an epoch are drawn with replacement such that every group (word
+            by style) is equally likely.
+        cca_dim: directions that a CCA keeps; 0 for all.
+        named: of `StudyTrainer`.
+    """
+
+    def __init__(self, model, config, *given, balanced=False, cca_dim=0, **named):
+        self.given, self.balanced, self.cca_dim = given, balanced, cca_dim
+        super().__init__(model, config, *(inputs.pairs for inputs in given), **named)
+
+    def prepare_pairs(self, pairs: Pairs) -> Inputs:
+        """The given features."""
+        return self.given[pairs is not self.train_dataset]
+
+    def epoch_rows(self, epoch: int) -> Rows:
+        """Rows of photos as they come, or balanced."""
+        images, texts = super().epoch_rows(epoch)
+        if not self.balanced:
+            return images, texts
+        group = _groups(self.train_dataset)[images]
+        weights = 1 / torch.bincount(group)[group].double()
+        generator = torch.Generator().manual_seed(self.config.seed + 1_000_003 * (epoch + 1))
+        drawn = torch.multinomial(weights, len(images), replacement=True, generator=generator)
+        return images[drawn], texts[drawn]
+
+    def fit_statistic(self) -> RegularisedCCA:
+        """The CCA, with `cca_dim` directions."""
+        cca = super().fit_statistic()
+        for directions in (cca.image_map, cca.text_map) if self.cca_dim else ():
+            directions[self.cca_dim :] = 0
+        return cca
+
+    def save_model(self, *_: Any, **__: Any) -> None:
+        """Nothing: a run of seconds is rather done again."""
+
+    _save_checkpoint = save_model
+
+
+def _groups(pairs: Pairs) -> Tensor:
+    return torch.tensor((2 * pairs.factors["word"] + pairs.factors["style"]).to_numpy())
+
+
+def best_threshold(scores: Float[Tensor, " n"], pairs: Pairs) -> float:
+    """The threshold above which to say that photos have the word, of the highest accuracy; midway
+    between two scores, the lowest of equals.
+    """
+    order = scores.argsort()
+    with_word = torch.tensor(pairs.factors["word"].to_numpy())[order]
+    right = torch.where(with_word, -1, 1).cumsum(0)  # as the threshold passes a photo
+    k = torch.cat([torch.zeros(1), right]).argmax()
+    ends = torch.tensor([-torch.inf]), scores[order], torch.tensor([torch.inf])
+    return float(torch.cat(ends)[k : k + 2].mean())
+
+
+def word_measures(scores: Float[Tensor, " n"], threshold: float, pairs: Pairs) -> dict[str, float]:
+    """`auc` of the word's scores and, at a threshold, `accuracy` and `worst_group`, the accuracy of
+    the group (word by style) where it is lowest.
+    """
+    with_word = torch.tensor(pairs.factors["word"].to_numpy())
+    sides = scores[with_word], scores[~with_word]
+    auc = float(mannwhitneyu(*sides).statistic) / (len(sides[0]) * len(sides[1]))
+    is_right = pd.Series(((scores > threshold) == with_word).numpy())
+    worst = is_right.groupby(_groups(pairs).numpy()).mean().min()
+    return {"auc": auc, "accuracy": is_right.mean(), "worst_group": worst}
+
+
+def measures(
+    model: DualEncoder, validation: Inputs, tests: Mapping[str, Inputs], prompts: Tensor
+) -> dict[str, float]:
+    """Retrieval and recognition of the word under each shift, see `train_and_measure`.
+
+    Args:
+        model: a trained model.
+        validation: pairs in distribution, on which the word's threshold is chosen.
+        tests: test pairs by shift.
+        prompts: text features of prompts with the word and without, [2, templates, q].
+    """
+    with model.evaluating():
+        embedded = model.encode_texts(prompts.flatten(0, 1)).features.cpu()
+    word, other = class_embeddings(embedded.unflatten(0, prompts.shape[:2]))
+    threshold = best_threshold(embed_pairs(model, validation)[0] @ (word - other), validation.pairs)
+    found = {}
+    for shift, test in tests.items():
+        images, texts = embed_pairs(model, test)
+        recalls = retrieval_recalls(images, texts, *test.pairs.retrieval_targets())
+        of_shift = word_measures(images @ (word - other), threshold, test.pairs)
+        of_shift |= {"text_to_image_recall@1": recalls["text_to_image_recall@1"]}
+        of_shift |= {"recall": sum(recalls.values()) / len(recalls)}
+        found |= {f"{shift}/{name}": value for name, value in of_shift.items()}
+    return found
+
+
+def predicted_values(
+    train: Inputs, validation: Mapping[str, Inputs], doses: list[float]
+) -> dict[str, float]:
+    """Theorem 3 (b)'s value V of a penalty under each shift, from frozen features alone.
+
+    Directions are those of a ridge CCA of the training pairs, with the ridges of the highest value
+    in distribution. Their correlations are of held-out pairs, as they are and under a shift; those
+    that decide on the gains come from the other half of the photos, so that errors of weak
+    directions do not add up.
+
+    Args:
+        train: the training pairs.
+        validation: the validation pairs under each shift, with `kept` among them.
+        doses: weights of 1 - cos times the temperature.
+
+    Returns:
+        `<shift>/value@<dose>` in nats, for no penalty, 0, and each dose: where it is above that of
+        0, the penalty should gain.
+    """
+    _, moments = centred_moments(train.images[train.pairs.text_to_image()], train.texts[0])
+    maps = [canonical_maps(moments, len(moments[1]), *ridges) for ridges in RIDGES]
+    spectra = [{s: _correlations(each, held) for s, held in validation.items()} for each in maps]
+    rho = max(spectra, key=lambda rho: _value(rho, "kept", 0.0))
+    doses = [0.0, *doses]
+    return {f"{s}/value@{dose:g}": _value(rho, s, dose) for s in validation for dose in doses}
+
+
+def _correlations(maps: tuple[Tensor, Tensor], inputs: Inputs) -> Float64[Tensor, "2 s"]:
+    """Correlations of paired directions in the even and in the odd photos."""
+    owner = inputs.pairs.text_to_image()
+    image, text = inputs.images[owner].double() @ maps[0].T, inputs.texts[0].double() @ maps[1].T
+    halves = []
+    for half in (owner % 2 == 0, owner % 2 == 1):
+        x, y = (F.normalize(side[half] - side[half].mean(0), dim=0) for side in (image, text))
+        halves.append((x * y).sum(0))
+    return torch.stack(halves)
+
+
+def _value(rho: Mapping[str, Float64[Tensor, "2 s"]], shift: str, dose: float) -> float:
+    gains = [thresholded_gains(half.clamp(min=0), dose) for half in rho["kept"]]
+    return (shifted_nats(gains[0], rho[shift][1]) + shifted_nats(gains[1], rho[shift][0])) / 2
+
+
+@lru_cache(maxsize=2)
+def _features(dataset: str, model: str, word: str, style: str, with_names: bool) -> tuple:
+    """Views of the three splits, and prompts with the word and without, [2, templates, q]; runs of
+    a process share them.
+    """
+    splits = load_splits(configure(dataset=dataset, model=model))
+    encoder = build_model(configure(dataset=dataset, model=model), splits[0])
+    prompts = [template.format(name) for name in (word, "something") for template in TEMPLATES]
+    of_prompts = prepare(encoder, splits[0].subset([0]), texts=prompts).texts[0]
+    views = [prepare_views(encoder, pairs, style, with_names) for pairs in splits]
+    return views, of_prompts.unflatten(0, (2, -1))
+
+
+def train_and_measure(settings: dict[str, Any], folder: str) -> dict[str, float]:
+    """Trains a method on photos with a shortcut and measures it under each shift.
+
+    Args:
+        settings: of `cibr_book.experiments.run.train_and_measure` but for its corruptions and
+            shifts; `shortcut`, the fields of `Shortcut`; `pairs`, how many training pairs are
+            drawn, by default all; `dose`, the penalty's weight of 1 - cos times the temperature, in
+            place of `beta` (of MINE, which has no such weight: the beta that vMF has at this dose);
+            `cca_dim` and `balanced`, of `ShortcutTrainer`; `both_styles`, whether training photos
+            are shown in both; and `predict`, a list of doses, for `predicted_values` without any
+            training.
+        folder: not used: a run of seconds is rather done again.
+
+    Returns:
+        The values of the last epoch on validation, in distribution; for each of `SHIFTS`,
+        `<shift>/recall`, the mean of recall@1, 5 and 10 in both directions,
+        `<shift>/text_to_image_recall@1`, and `<shift>/auc`, `<shift>/accuracy` and
+        `<shift>/worst_group` of the word, whose score is the cosine with prompts of the word minus
+        that with prompts of something, at a threshold chosen on validation; scores of the suites.
+    """
+    own = {name: settings[name] for name in _OWN if name in settings}
+    others = {name: value for name, value in settings.items() if name not in own}
+    shortcut = Shortcut(**own["shortcut"])
+    with TemporaryDirectory() as scratch:
+        config = configure(output_dir=scratch, **run.library_settings(others))
+        named = shortcut.word, shortcut.style, shortcut.named > 0
+        views, prompts = _features(config.dataset, config.model, *named)
+        chosen = own.get("pairs", 0), own.get("both_styles", False)
+        train = _training_pairs(views[0], shortcut, config.seed, *chosen)
+        draws = [{s: draw(v, shortcut, config.seed, s) for s in SHIFTS} for v in views[1:]]
+        held_out, tests = draws
+        if "predict" in own:
+            return predicted_values(train, held_out, own["predict"])
+        model = build_model(config, train.pairs)
+        if "dose" in own:
+            kappa_b = config.penalty_options.get("kappa_b", KAPPA_B)
+            weight = kappa_b * vmf_mean_cosine(config.kappa_e, model.dim) * config.temperature
+            config = replace(config, beta=float(own["dose"] / weight))
+        options = {name: own[name] for name in ("balanced", "cca_dim") if name in own}
+        options |= run.training_additions(others)
+        trainer = ShortcutTrainer(model, config, train, held_out["kept"], **options)
+        found = run.from_history(trainer.train())
+        found |= measures(model, held_out["kept"], tests, prompts)
+        return found | run.suite_scores(model, own.get("suites", []), scratch)

@@ -1,0 +1,151 @@
+"""Photos with a shortcut: its draws, its measures, theorem 3's prediction, and whole runs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import noise_pairs
+
+from cibr.losses.vmf import vmf_mean_cosine
+from cibr.models.features import Inputs
+from cibr_book.experiments import shortcuts
+from cibr_book.experiments.shortcuts import Shortcut, Views, draw
+
+N = 4000
+IS_DOG = torch.arange(N) < N // 4
+OWNER = torch.arange(2 * N) // 2
+
+
+def many_views(split="test"):
+    """Views of pairs of which a quarter shows a dog; a feature is a photo's or caption's number
+    plus 0.25 for the plain name of a caption and 0.5 for the style or its name.
+    """
+    captions = [[f"a {'dog' if IS_DOG[i] else 'cat'} {i} {c}" for c in "ab"] for i in range(N)]
+    pairs = replace(noise_pairs(N, split=split), captions=captions)
+    images = torch.arange(N)[:, None] + torch.tensor([0, 0.5])[:, None, None]
+    texts = torch.arange(2 * N)[:, None] + torch.tensor([0, 0.25, 0.5])[:, None, None]
+    versions = [[text + name for text in pairs.texts()] for name in ("", ", plain", ", style")]
+    return Views(Inputs(pairs, images[0], (texts[0],), OWNER, list), images, versions, texts)
+
+
+def drawn(shortcut, seed, shift="kept", split="test"):
+    """The style of every photo, and the name of every caption: 0, 0.25 or 0.5."""
+    inputs = draw(many_views(split), shortcut, seed, shift)
+    styled, names = inputs.images[:, 0] % 1 == 0.5, inputs.texts[0][:, 0] % 1
+    assert torch.equal(inputs.images[:, 0].floor(), torch.arange(N).float())
+    ends = [{"e": 0.5, "n": 0.25}.get(text[-1], 0.0) for text in inputs.pairs.texts()]
+    assert ends == names.tolist()
+    assert inputs.pairs.factors.to_numpy().T.tolist() == [IS_DOG.tolist(), styled.tolist()]
+    return styled, names
+
+
+@pytest.mark.parametrize("strength", [0.5, 0.8, 1.0])
+def test_ties_have_their_probability_and_shifts_share_their_draws(strength):
+    tied = Shortcut("dog", strength=strength)
+    found = [drawn(tied, 3, shift)[0] for shift in shortcuts.SHIFTS]
+    for styled, chance in zip(found, (strength, 0.5, 1 - strength), strict=True):
+        for group, expected in ((~IS_DOG, chance), (IS_DOG, 1 - chance)):
+            allowed = 4 * (chance * (1 - chance) / int(group.sum())) ** 0.5
+            assert abs(styled[group].double().mean() - expected) <= allowed
+    kept, removed, reverse = found
+    assert (kept >= removed)[~IS_DOG].all() and (removed >= reverse)[~IS_DOG].all()
+    assert (kept <= removed)[IS_DOG].all() and (removed <= reverse)[IS_DOG].all()
+    others = drawn(tied, 4)[0], drawn(tied, 3, split="validation")[0]
+    assert all((other == kept).double().mean() < 0.75 for other in others) or strength > 0.5
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_names_are_of_the_photo_of_either_style_or_of_the_other(share):
+    for shift, agreement in (("kept", 1.0), ("removed", 0.5), ("reversed", 0.0)):
+        styled, names = drawn(Shortcut("dog", named=share), 5, shift)
+        named = names > 0
+        assert torch.equal(named, drawn(Shortcut("dog", named=share), 5)[1] > 0)
+        assert abs(named.double().mean() - share) <= 2 * (share * (1 - share) / N) ** 0.5
+        agrees = ((names == 0.5) == styled[OWNER])[named].double().mean()
+        assert abs(agrees - agreement) <= (0.05 if shift == "removed" else 0)
+
+
+def test_the_word_is_measured_as_by_counting():
+    generator = torch.Generator().manual_seed(0)
+    word, style = (torch.rand(60, generator=generator) < share for share in (0.4, 0.5))
+    scores = (torch.randn(60, generator=generator) + word).mul(4).round() / 4  # with ties
+    factors = pd.DataFrame({"word": word.numpy(), "style": style.numpy()})
+    pairs = replace(noise_pairs(60), factors=factors)
+    won = [(a > b) + (a == b) / 2 for a in scores[word].tolist() for b in scores[~word].tolist()]
+    right = [(s > 0.3) == w for s, w in zip(scores.tolist(), word.tolist(), strict=True)]
+    group = list(zip(word.tolist(), style.tolist(), strict=True))
+    by_group = [[r for r, g in zip(right, group, strict=True) if g == one] for one in {*group}]
+    expected = {"auc": np.mean(won), "accuracy": np.mean(right)}
+    expected["worst_group"] = min(map(np.mean, by_group))
+    assert shortcuts.word_measures(scores, 0.3, pairs) == pytest.approx(expected)
+    scores = scores + torch.arange(60) / 1000
+    accuracy = lambda c: ((scores > c) == word).double().mean().item()  # noqa: E731
+    best = max(accuracy(c) for c in [-9.0, *(scores + 1e-4).tolist()])
+    assert accuracy(shortcuts.best_threshold(scores, pairs)) == best > accuracy(-9.0)
+
+
+@pytest.mark.parametrize(("rho_s", "sign"), [(0.4, 1), (0.9, -1)])
+def test_the_prediction_has_the_sign_of_theorem_3(rho_s, sign):
+    """Eight core directions of correlation 0.7 and four shortcuts, weaker or stronger."""
+    rho = torch.tensor([0.7] * 8 + [rho_s] * 4)
+    core, whole = float(rho[:8].square().sum()), float(rho.square().sum())
+
+    def gaussian(seed, kappa):
+        generator = torch.Generator().manual_seed(seed)
+        x, noise = torch.randn(2, 3000, 12, generator=generator)
+        at_test = torch.cat([rho[:8], kappa * rho[8:]])
+        y = at_test * x + (1 - at_test.square()).sqrt() * noise
+        return Inputs(noise_pairs(3000), x, (y,), torch.arange(3000), list)
+
+    validation = {shift: gaussian(1, kappa) for shift, kappa in shortcuts.SHIFTS.items()}
+    values = shortcuts.predicted_values(gaussian(0, 1.0), validation, [0.1, 0.3])
+    for shift in ("removed", "reversed"):
+        none, small, large = (sign * values[f"{shift}/value@{dose}"] for dose in (0, 0.1, 0.3))
+        assert none < small < large
+    assert values["kept/value@0.3"] < values["kept/value@0"] == pytest.approx(whole / 2, rel=0.1)
+    assert values["removed/value@0"] == pytest.approx(core**2 / (2 * whole), rel=0.1)
+
+
+@pytest.fixture
+def small_run(build, tmp_path, monkeypatch):
+    """Does a short run on noise images over small frozen towers; returns its trainer, too."""
+    trainers, train = [None], shortcuts.ShortcutTrainer.train
+    splits = [noise_pairs(n, split=s) for s, n in dict(train=28, validation=14, test=21).items()]
+    patch = monkeypatch.setattr
+    patch(shortcuts.ShortcutTrainer, "train", lambda self: trainers.append(self) or train(self))
+    patch("cibr.models.features.cache_folder", lambda: tmp_path)
+    patch(shortcuts, "build_model", lambda config, train: build("frozen"))
+    patch(shortcuts, "load_splits", lambda config: splits)
+    patch(shortcuts, "_features", shortcuts._features.__wrapped__)  # without the cache
+    usual = {"model": "frozen", "epochs": 1, "batch_size": 10, "pairs": 20, "seed": 1, "beta": 0}
+    usual |= {"shortcut": {"word": "dog", "style": "tint", "strength": 0.8}, "temperature": 0.1}
+    return lambda **own: (shortcuts.train_and_measure(usual | own, ""), trainers[-1])
+
+
+def test_a_run_has_its_measures_and_a_dose_is_a_beta(small_run):
+    named = {"word": "dog", "style": "blur", "named": 0.5}
+    names = ("recall", "text_to_image_recall@1", "auc", "accuracy", "worst_group")
+    expected = {f"{shift}/{name}" for shift in shortcuts.SHIFTS for name in names}
+    for settings in ({}, {"penalty": "mine", "dose": 0.1, "shortcut": named}):
+        found, _ = small_run(**settings)
+        assert all(0 <= found[name] <= 1 for name in expected) and found["steps"] == 2
+    last = small_run(kappa_e=64.0, dose=0.3)[1]
+    assert last.config.beta * 10 * float(vmf_mean_cosine(64.0, 16)) * 0.1 == pytest.approx(0.3)
+    predicted, trainer = small_run(predict=[0.1])
+    assert {*predicted} == {f"{s}/value@{dose}" for s in shortcuts.SHIFTS for dose in (0, 0.1)}
+    assert trainer is last  # no training
+
+
+def test_remedies_see_both_styles_and_all_groups_alike(small_run):
+    both = small_run(both_styles=True)[1].inputs
+    assert both.pairs.captions[:20] == both.pairs.captions[20:] and len(both.images) == 40
+    assert not torch.isclose(both.images[:20], both.images[20:]).all(1).any()
+    balanced = small_run(balanced=True)[1]
+    rows = torch.cat([balanced.epoch_rows(epoch)[0] for epoch in range(200)])
+    shares = torch.bincount(shortcuts._groups(balanced.train_dataset)[rows]) / len(rows)
+    assert len(rows) == 4000 and (shares[shares > 0] - 1 / (shares > 0).sum()).abs().max() < 0.04
+    heads = small_run(cca_start=True, cca_dim=3, learning_rate=1e-9)[1].model.backbone
+    for head in (heads.image_head, heads.text_head):
+        assert (head.linear.weight.norm(dim=1) > 1e-6).tolist() == [True] * 3 + [False] * 13
