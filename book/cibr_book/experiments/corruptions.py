@@ -6,6 +6,7 @@ Styles change the rendering of an image but not its content, so its captions sta
     negative  inverted
     tint      with an amber cast, as by lamplight
     blur      mildly out of focus
+    yellow    black on yellow paper; so are the other `PAPERS`
 
 A corruption affects the same images for every training seed, unless `redraw` is set.
 """
@@ -25,11 +26,19 @@ from cibr.utils import check_known
 
 _AMBER = (1, 0, 0, 0, 0, 0.75, 0, 0, 0, 0, 0.45, 0)  # the rows of red, green and blue
 
+PAPERS = ("white", "yellow", "orange", "pink", "lime", "cyan", "violet", "tan")
+
+
+def _on_paper(colour: str, image: Image.Image) -> Image.Image:
+    return ImageOps.colorize(ImageOps.grayscale(image), "black", colour)
+
+
 STYLES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "grey": lambda image: ImageOps.grayscale(image).convert("RGB"),
     "negative": ImageOps.invert,
     "tint": lambda image: image.convert("RGB", _AMBER),
     "blur": lambda image: image.filter(ImageFilter.GaussianBlur(1)),
+    **{colour: partial(_on_paper, colour) for colour in PAPERS},
 }
 
 

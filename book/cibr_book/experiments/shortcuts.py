@@ -5,30 +5,38 @@ caption has the word; or, whatever the word, captions end with the name of their
 photos and captions follow the same rule (kept), none (removed) or the opposite one (reversed), with
 the same random numbers, so that only the shortcut differs between the three.
 
-Towers are frozen: features of both renderings of every photo and of all versions of every caption
-are computed once, and a draw picks rows of them. `train_and_measure` does a run of
-experiments/shortcuts.yaml. `predicted_values` says before any training what theorem 3 expects of a
-penalty.
+Features of frozen towers (or pixels and tokens, for towers from scratch) are computed once for both
+renderings of every photo and for all versions of every caption, and a draw picks rows of them.
+`train_and_measure` does a run of experiments/shortcuts.yaml. `predicted_values` says before any
+training what theorem 3 expects of a penalty. `glyph_sheets` has the same shortcuts where the
+correlations of image and text are known to have a gap, or none.
 """
 
+import itertools
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Float64
 from scipy.stats import mannwhitneyu
+from statsmodels.stats.multitest import multipletests
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from cibr.data import Pairs
+from cibr.data.glyphs import SERIF, STIX, draw_all, glyph_characters, pixel_image, sample_factors
 from cibr.losses.cca import RegularisedCCA, canonical_maps, centred_moments
 from cibr.losses.vmf import vmf_mean_cosine
-from cibr.metrics import retrieval_recalls
+from cibr.metrics import mean_interval, retrieval_recalls
 from cibr.metrics.zeroshot import class_embeddings
 from cibr.models import DualEncoder
 from cibr.models.features import Inputs, embed_pairs, prepare
@@ -36,20 +44,26 @@ from cibr.train import build_model, configure, load_splits
 from cibr.train.trainer import Rows
 from cibr.utils import check_known
 from cibr_book.experiments import run
-from cibr_book.experiments.corruptions import has_word, in_both_styles
+from cibr_book.experiments.corruptions import PAPERS, has_word, in_both_styles
 from cibr_book.experiments.training import StudyTrainer
 from cibr_book.worlds.shortcuts import SHIFTS, shifted_nats, thresholded_gains
 from cibr_book.worlds.training import KAPPA_B
 
-STYLE_NAMES = {  # of photos as they are and of the style, at the end of a caption
-    "grey": ("in colour", "in grey"),
-    "tint": ("in plain light", "in amber light"),
-    "blur": ("in focus", "out of focus"),
+LOOKS = {  # the styles of photos, "" for a photo as it is, and their names at the end of a caption
+    "grey": {"": "in colour", "grey": "in grey"},
+    "tint": {"": "in plain light", "tint": "in amber light"},
+    "blur": {"": "in focus", "blur": "out of focus"},
+    "paper": {colour: f"on {colour} paper" for colour in PAPERS},
 }
 TEMPLATES = ("a photo of {}", "a picture with {}", "there is {} in the photo")
 RIDGES = ((1.0, 0.3), (3.0, 1.0), (10.0, 3.0), (30.0, 10.0))  # of image and text
+_SHOWN = (
+    "greek small letter (?:zeta|eta|iota|kappa|mu|nu|xi|rho|sigma|tau|phi|chi)"
+    "|latin capital letter [fgjkqrwz]"
+)
 _SPLITS = ("train", "validation", "test")
 _OWN = ("pairs", "shortcut", "both_styles", "balanced", "dose", "cca_dim", "predict", "suites")
+_OWN += ("least_named",)
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,7 @@ class Shortcut:
 
     Args:
         word: a whole word, in any case, that some captions have.
-        style: one of `STYLE_NAMES`.
+        style: one of `LOOKS`.
         strength: probability that a photo without the word is in the style, and that one with the
             word is not; 0.5 for no tie to the word.
         named: share of the captions that end with the name of their photo's style, or of photos as
@@ -74,7 +88,7 @@ class Shortcut:
     named: float | int = 0.0
 
     def __post_init__(self) -> None:
-        check_known("style", self.style, STYLE_NAMES)
+        check_known("style", self.style, LOOKS)
         if not (0 <= self.strength <= 1 and 0 <= self.named <= 1):
             given = f"strength is {self.strength!r} and named {self.named!r}"
             raise ValueError(f"{given}: give a probability and a share, from 0 to 1")
@@ -85,36 +99,36 @@ class Views(NamedTuple):
 
     Args:
         plain: photos and captions as they are.
-        images: features of the photos as they are, and in the style.
-        captions: all captions as they are, with the plain name and with the style's; or as they are
-            alone.
-        texts: their features.
+        images: features or pixels of the photos in every look, [looks, n, ...].
+        captions: all captions as they are, and with the name of each look.
+        texts: their features, or tokens and mask, [versions, m, q] each.
     """
 
     plain: Inputs
-    images: Float[Tensor, "2 n p"]
+    images: Tensor
     captions: list[list[str]]
-    texts: Float[Tensor, "versions m q"]
+    texts: tuple[Tensor, ...]
 
 
 def prepare_views(model: DualEncoder, pairs: Pairs, style: str, with_names: bool) -> Views:
     """Features of both renderings of the photos and of the versions of their captions.
 
     Args:
-        model: with frozen towers.
+        model: with frozen towers, or small enough for all pixels to be in memory.
         pairs: a split.
-        style: one of `STYLE_NAMES`.
+        style: one of `LOOKS`.
         with_names: whether captions with the names of the styles are needed, too.
     """
-    n = len(pairs)
+    n, captions, images = len(pairs), [pairs.texts()], []
     plain = prepare(model, pairs, truncate=True)
-    rendered = in_both_styles(pairs, style).subset(range(n, 2 * n))
-    styled = prepare(model, rendered, truncate=True)
-    captions, texts = [pairs.texts()], [plain.texts[0]]
-    for name in STYLE_NAMES[style] if with_names else ():
-        captions.append([f"{text.rstrip(' .')}, {name}" for text in pairs.texts()])
-        texts.append(prepare(model, pairs, truncate=True, texts=captions[-1]).texts[0])
-    return Views(plain, torch.stack([plain.images, styled.images]), captions, torch.stack(texts))
+    for look, name in LOOKS[style].items():
+        rendered = in_both_styles(pairs, look).subset(range(n, 2 * n)) if look else pairs
+        images.append(prepare(model, rendered, truncate=True).images)
+        captions += [[f"{text.rstrip(' .')}, {name}" for text in pairs.texts()]] * with_names
+    versions = [prepare(model, pairs, truncate=True, texts=each).texts for each in captions]
+    texts = zip(*versions, strict=True)  # tokens of one version may be longer than another's
+    padded = (pad_sequence([part.T for part in parts], batch_first=True).mT for parts in texts)
+    return Views(plain, torch.stack(images), captions, tuple(padded))
 
 
 def draw(views: Views, shortcut: Shortcut, seed: int, shift: str = "kept") -> Inputs:
@@ -137,22 +151,24 @@ def draw(views: Views, shortcut: Shortcut, seed: int, shift: str = "kept") -> In
     generator = torch.Generator().manual_seed(3 * seed + _SPLITS.index(pairs.split))
     of_image, of_name, coin = (torch.rand(size, generator=generator) for size in (n, m, m))
     tie = SHIFTS[shift] * (shortcut.strength - 0.5)
-    is_styled = of_image < torch.where(with_word, 0.5 - tie, 0.5 + tie)
-    says_style = coin < 0.5 if shift == "removed" else is_styled[owner] ^ (shift == "reversed")
-    version = torch.where(of_name < shortcut.named, 1 + says_style.long(), 0)
-    texts = iter([views.captions[v][j] for j, v in enumerate(version.tolist())])
-    captions = [[*islice(texts, len(own))] for own in pairs.captions]
-    factors = pd.DataFrame({"word": with_word.numpy(), "style": is_styled.numpy()})
-    images = views.images[is_styled.long(), torch.arange(n)]
-    features = views.texts[version, torch.arange(m)]
-    return _inputs(
-        views.plain, replace(pairs, captions=captions, factors=factors), images, features
-    )
+    n_looks = len(views.images)
+    look = (n_looks * of_image).long()
+    if n_looks == 2:
+        look = (of_image < torch.where(with_word, 0.5 - tie, 0.5 + tie)).long()
+    opposite = (look[owner] + n_looks // 2) % n_looks
+    said = {"kept": look[owner], "removed": (n_looks * coin).long(), "reversed": opposite}[shift]
+    version = torch.where(of_name < shortcut.named, 1 + said, 0)
+    words = iter([views.captions[v][j] for j, v in enumerate(version.tolist())])
+    captions = [[*islice(words, len(own))] for own in pairs.captions]
+    factors = pd.DataFrame({"word": with_word.numpy(), "style": look.numpy()})
+    images = views.images[look, torch.arange(n)]
+    texts = tuple(part[version, torch.arange(m)] for part in views.texts)
+    return _inputs(views.plain, replace(pairs, captions=captions, factors=factors), images, texts)
 
 
-def _inputs(like: Inputs, pairs: Pairs, images: Tensor, texts: Tensor) -> Inputs:
+def _inputs(like: Inputs, pairs: Pairs, images: Tensor, texts: tuple[Tensor, ...]) -> Inputs:
     labels = pairs.match_labels()[pairs.text_to_image()]
-    return replace(like, pairs=pairs, images=images, texts=(texts,), labels=labels)
+    return replace(like, pairs=pairs, images=images, texts=texts, labels=labels)
 
 
 def _training_pairs(views: Views, shortcut: Shortcut, seed: int, n: int, both: bool) -> Inputs:
@@ -160,12 +176,41 @@ def _training_pairs(views: Views, shortcut: Shortcut, seed: int, n: int, both: b
     whole = draw(views, shortcut, seed)
     order = torch.randperm(len(whole.pairs), generator=torch.Generator().manual_seed(seed))
     rows = order[: n or None].sort().values
-    texts = whole.texts[0][torch.isin(whole.pairs.text_to_image(), rows)]
+    kept = torch.isin(whole.pairs.text_to_image(), rows)
+    texts = tuple(part[kept].repeat(1 + both, 1) for part in whole.texts)
     pairs, images = whole.pairs.subset(rows), whole.images[rows]
     if both:
-        pairs, texts = in_both_styles(pairs, shortcut.style), texts.repeat(2, 1)
+        pairs = in_both_styles(pairs, shortcut.style)
         images = views.images[:, rows].flatten(0, 1)
     return _inputs(whole, pairs, images, texts)
+
+
+def glyph_sheets(least_named: float) -> list[Pairs]:
+    """Sheets of four characters: 2,000 for training, 1,000 each for validation and test.
+
+    A caption names the four of twenty Greek and Latin letters that its sheet shows, which is all
+    that they share. The probability that a character is named, and not any other in its place,
+    falls evenly from 1 for the first to `least_named` for the last: at 1 correlations of image and
+    text are alike, with a gap below them; else they form a tail.
+    """
+    known = glyph_characters().sample(frac=1, random_state=0)
+    shown = known[known["name"].str.fullmatch(_SHOWN)]
+    factors = sample_factors(shown, SERIF + STIX, 32).assign(ink=0, paper=255)
+    pixels = draw_all(factors).reshape(len(shown), -1, 32, 32)
+    generator = np.random.default_rng(0)
+    characters = generator.random((4000, len(shown))).argsort(1)[:, :4]
+    sheets = pixels[characters, generator.integers(pixels.shape[1], size=characters.shape)]
+    sheets = sheets.reshape(-1, 2, 2, 32, 32).swapaxes(2, 3).reshape(-1, 64, 64)
+    shares = np.linspace(1, least_named, len(shown))[characters]
+    is_named = generator.random(characters.shape) < shares
+    others = generator.integers(len(shown), size=characters.shape)
+    names = shown["name"].str.split().str[-1].to_numpy()[np.where(is_named, characters, others)]
+    captions = [["{}, {}, {} and {}".format(*four)] for four in names]
+    keys = [f"sheet {i}" for i in range(4000)]
+    whole = Pairs("sheets", "train", captions, keys, partial(pixel_image, sheets))
+    ranges = range(2000), range(2000, 3000), range(3000, 4000)
+    parts = zip(_SPLITS, ranges, strict=True)
+    return [replace(whole.subset(rows), split=split) for split, rows in parts]
 
 
 class ShortcutTrainer(StudyTrainer):
@@ -214,7 +259,7 @@ class ShortcutTrainer(StudyTrainer):
 
 
 def _groups(pairs: Pairs) -> Tensor:
-    return torch.tensor((2 * pairs.factors["word"] + pairs.factors["style"]).to_numpy())
+    return torch.tensor((len(PAPERS) * pairs.factors["word"] + pairs.factors["style"]).to_numpy())
 
 
 def best_threshold(scores: Float[Tensor, " n"], pairs: Pairs) -> float:
@@ -242,7 +287,10 @@ def word_measures(scores: Float[Tensor, " n"], threshold: float, pairs: Pairs) -
 
 
 def measures(
-    model: DualEncoder, validation: Inputs, tests: Mapping[str, Inputs], prompts: Tensor
+    model: DualEncoder,
+    validation: Inputs,
+    tests: Mapping[str, Inputs],
+    prompts: tuple[Tensor, ...],
 ) -> dict[str, float]:
     """Retrieval and recognition of the word under each shift, see `train_and_measure`.
 
@@ -250,18 +298,19 @@ def measures(
         model: a trained model.
         validation: pairs in distribution, on which the word's threshold is chosen.
         tests: test pairs by shift.
-        prompts: text features of prompts with the word and without, [2, templates, q].
+        prompts: features, or tokens and mask, of prompts with the word and of as many without.
     """
     with model.evaluating():
-        embedded = model.encode_texts(prompts.flatten(0, 1)).features.cpu()
-    word, other = class_embeddings(embedded.unflatten(0, prompts.shape[:2]))
+        embedded = model.encode_texts(*prompts).features.cpu()
+    word, other = class_embeddings(embedded.unflatten(0, (2, -1)))
     threshold = best_threshold(embed_pairs(model, validation)[0] @ (word - other), validation.pairs)
     found = {}
     for shift, test in tests.items():
         images, texts = embed_pairs(model, test)
         recalls = retrieval_recalls(images, texts, *test.pairs.retrieval_targets())
         of_shift = word_measures(images @ (word - other), threshold, test.pairs)
-        of_shift |= {"text_to_image_recall@1": recalls["text_to_image_recall@1"]}
+        [first] = (recalls[name] for name in recalls if re.fullmatch("text.*recall@1", name))
+        of_shift["text_to_image_recall@1"] = first
         of_shift |= {"recall": sum(recalls.values()) / len(recalls)}
         found |= {f"{shift}/{name}": value for name, value in of_shift.items()}
     return found
@@ -311,16 +360,18 @@ def _value(rho: Mapping[str, Float64[Tensor, "2 s"]], shift: str, dose: float) -
 
 
 @lru_cache(maxsize=2)
-def _features(dataset: str, model: str, word: str, style: str, with_names: bool) -> tuple:
-    """Views of the three splits, and prompts with the word and without, [2, templates, q]; runs of
-    a process share them.
+def _features(
+    dataset: str, model: str, least: float | None, word: str, style: str, named: bool
+) -> tuple:
+    """Views of the three splits, and prompts with the word and without; runs of a process share
+    them.
     """
-    splits = load_splits(configure(dataset=dataset, model=model))
-    encoder = build_model(configure(dataset=dataset, model=model), splits[0])
+    config = configure(dataset=dataset, model=model)
+    splits = load_splits(config) if least is None else glyph_sheets(least)
+    encoder = build_model(config, splits[0])
     prompts = [template.format(name) for name in (word, "something") for template in TEMPLATES]
-    of_prompts = prepare(encoder, splits[0].subset([0]), texts=prompts).texts[0]
-    views = [prepare_views(encoder, pairs, style, with_names) for pairs in splits]
-    return views, of_prompts.unflatten(0, (2, -1))
+    of_prompts = prepare(encoder, splits[0].subset([0]), texts=prompts).texts
+    return [prepare_views(encoder, pairs, style, named) for pairs in splits], of_prompts
 
 
 def train_and_measure(settings: dict[str, Any], folder: str) -> dict[str, float]:
@@ -331,9 +382,9 @@ def train_and_measure(settings: dict[str, Any], folder: str) -> dict[str, float]
             shifts; `shortcut`, the fields of `Shortcut`; `pairs`, how many training pairs are
             drawn, by default all; `dose`, the penalty's weight of 1 - cos times the temperature, in
             place of `beta` (of MINE, which has no such weight: the beta that vMF has at this dose);
-            `cca_dim` and `balanced`, of `ShortcutTrainer`; `both_styles`, whether training photos
-            are shown in both; and `predict`, a list of doses, for `predicted_values` without any
-            training.
+            `least_named`, for `glyph_sheets` in place of the data set; `cca_dim` and `balanced`, of
+            `ShortcutTrainer`; `both_styles`, whether training photos are shown in both; and
+            `predict`, a list of doses, for `predicted_values` without any training.
         folder: not used: a run of seconds is rather done again.
 
     Returns:
@@ -348,8 +399,9 @@ def train_and_measure(settings: dict[str, Any], folder: str) -> dict[str, float]
     shortcut = Shortcut(**own["shortcut"])
     with TemporaryDirectory() as scratch:
         config = configure(output_dir=scratch, **run.library_settings(others))
-        named = shortcut.word, shortcut.style, shortcut.named > 0
-        views, prompts = _features(config.dataset, config.model, *named)
+        data = config.dataset, config.model, own.get("least_named")
+        shown = shortcut.word, shortcut.style, shortcut.named > 0
+        views, prompts = _features(*data, *shown)
         chosen = own.get("pairs", 0), own.get("both_styles", False)
         train = _training_pairs(views[0], shortcut, config.seed, *chosen)
         draws = [{s: draw(v, shortcut, config.seed, s) for s in SHIFTS} for v in views[1:]]
@@ -367,3 +419,106 @@ def train_and_measure(settings: dict[str, Any], folder: str) -> dict[str, float]
         found = run.from_history(trainer.train())
         found |= measures(model, held_out["kept"], tests, prompts)
         return found | run.suite_scores(model, own.get("suites", []), scratch)
+
+
+def against_clip(rows: pd.DataFrame) -> pd.DataFrame:
+    """Scores of every run under every shift beside those of CLIP with the same seed, in points.
+
+    Args:
+        rows: of shortcuts.csv; predictions are left out.
+
+    Returns:
+        One row per run, shift and score: `condition, method, dose, cca_dim, seed, shift, score,
+        value, clip, difference`; dose and directions are 0 where a method has none.
+    """
+    settings = pd.DataFrame([*rows["configuration"].map(json.loads)], rows.index)
+    runs = rows.assign(dose=settings["dose"], cca_dim=settings["cca_dim"])
+    runs = runs[runs["method"] != "prediction"].fillna({"dose": 0.0, "cca_dim": 0})
+    scores = runs.filter(regex="^(?:kept|removed|reversed)/(?!value)").columns
+    keys = ["condition", "seed", "measure"]
+    long = runs.melt([*keys[:2], "method", "dose", "cca_dim"], scores, "measure", "value")
+    long["value"] *= 100
+    clip = long.loc[long["method"] == "CLIP", [*keys, "value"]]
+    table = long.merge(clip.rename(columns={"value": "clip"}), on=keys)
+    table["difference"] = table["value"] - table["clip"]
+    table[["shift", "score"]] = table["measure"].str.split("/", expand=True).to_numpy()
+    return table.drop(columns="measure")
+
+
+def interactions(rows: pd.DataFrame, dose: float) -> pd.DataFrame:
+    """How much better a penalty does under a shift than without one, as predicted and as measured.
+
+    Args:
+        rows: of shortcuts.csv.
+        dose: of vMF.
+
+    Returns:
+        One row per condition with a prediction and a shift: `condition, shift`; `predicted`, the
+        difference of log V; `measured`, that of recall in points; both are means over seeds; and
+        `seeds`, the measured ones by seed.
+    """
+    of_vmf = against_clip(rows).query(
+        "method == 'CIBR vMF' and dose == @dose and score == 'recall'"
+    )
+    recalls = of_vmf.pivot(index=["condition", "seed"], columns="shift", values="difference")
+    predicted = rows[rows["method"] == "prediction"].set_index(["condition", "seed"])
+    gains = {
+        s: np.log(predicted[f"{s}/value@{dose:g}"] / predicted[f"{s}/value@0"]) for s in SHIFTS
+    }
+    table = []
+    for condition in predicted.index.unique("condition"):
+        for shift in ("removed", "reversed"):
+            measured = (recalls[shift] - recalls["kept"])[condition]
+            expected = (gains[shift] - gains["kept"])[condition].mean()
+            seeds = measured.to_numpy()
+            table.append([condition, shift, expected, seeds.mean(), seeds])
+    return pd.DataFrame(table, columns=["condition", "shift", "predicted", "measured", "seeds"])
+
+
+def hypothesis_tests(rows: pd.DataFrame) -> pd.DataFrame:
+    """The claims of experiments/shortcuts.md, each with its exact test and Holm's correction.
+
+    Args:
+        rows: of shortcuts.csv, all of them.
+
+    Returns:
+        `hypothesis, claim`; `difference` in points with Student's 95 % interval over seeds `low,
+        high`; `p_value`, of the mean over all changes of the seeds' signs, and `holm`, corrected
+        for all claims; and the `verdict`: `holds` at 5 %, `contradicted` if the interval is below
+        0, or `undecided`.
+    """
+    recall = against_clip(rows).query("score == 'recall'")
+    names = ["condition", "method", "dose", "cca_dim", "shift"]
+    by_seed = recall.set_index([*names, "seed"]).sort_index()
+
+    def effect(condition: str, method: str, dose=0.0, dim=0, shift="removed", what="difference"):
+        return by_seed.loc[(condition, method, dose, dim, shift), what]
+
+    table = []
+    for pair in ("water, tint", "child, blur"):
+        tied, none = (effect(f"{pair}, {p}", "CIBR vMF", 0.1) for p in ("1", "0.5"))
+        table += [("Ha", f"{pair}: worse at 1 than at 0.5", none - tied)]
+        table += [("Ha", f"{pair}: a loss at 1", -tied)]
+        for condition in (f"{pair}, 1", f"{pair} named, 1"):
+            shifts = ("removed", "kept")
+            less = [effect(condition, "closed-form CCA", 0.0, 384, shift) for shift in shifts]
+            table += [("Hb", f"{condition}: CCA loses less", less[0] - less[1])]
+    for towers in ("heads", "from scratch"):
+        gain = effect(f"sheets with a gap, {towers}, 0.3", "CIBR vMF", 0.3)
+        table += [("Hd", f"sheets with a gap, {towers}: a gain at 0.3", gain)]
+    cells = interactions(rows, 0.3)
+    measured, gains = np.stack([*cells["seeds"]]), (cells["predicted"] > 0).to_numpy()
+    table += [("Hc", "better where predicted", measured[gains].mean(0) - measured[~gains].mean(0))]
+    signs = np.array([*itertools.product((1, -1), repeat=8)])
+    claims = []
+    for hypothesis, claim, seeds in table:
+        values = np.asarray(seeds)
+        mean, low, high = mean_interval(values)
+        p_value = ((signs * values).mean(1) >= mean - 1e-12).mean()
+        claims.append([hypothesis, claim, mean, low, high, p_value])
+    columns = ["hypothesis", "claim", "difference", "low", "high", "p_value"]
+    tests = pd.DataFrame(claims, columns=columns)
+    tests["holm"] = multipletests(tests["p_value"], method="holm")[1]
+    choices = [tests["holm"] < 0.05, tests["high"] < 0]
+    tests["verdict"] = np.select(choices, ["holds", "contradicted"], "undecided")
+    return tests

@@ -1,5 +1,7 @@
-"""Photos with a shortcut: its draws, its measures, theorem 3's prediction, and whole runs."""
+"""Photos and glyphs with a shortcut: draws, measures, theorem 3's prediction, runs and claims."""
 
+import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +12,7 @@ from helpers import noise_pairs
 
 from cibr.losses.vmf import vmf_mean_cosine
 from cibr.models.features import Inputs
-from cibr_book.experiments import shortcuts
+from cibr_book.experiments import corruptions, shortcuts
 from cibr_book.experiments.shortcuts import Shortcut, Views, draw
 
 N = 4000
@@ -27,7 +29,7 @@ def many_views(split="test"):
     images = torch.arange(N)[:, None] + torch.tensor([0, 0.5])[:, None, None]
     texts = torch.arange(2 * N)[:, None] + torch.tensor([0, 0.25, 0.5])[:, None, None]
     versions = [[text + name for text in pairs.texts()] for name in ("", ", plain", ", style")]
-    return Views(Inputs(pairs, images[0], (texts[0],), OWNER, list), images, versions, texts)
+    return Views(Inputs(pairs, images[0], (texts[0],), OWNER, list), images, versions, (texts,))
 
 
 def drawn(shortcut, seed, shift="kept", split="test"):
@@ -149,3 +151,91 @@ def test_remedies_see_both_styles_and_all_groups_alike(small_run):
     heads = small_run(cca_start=True, cca_dim=3, learning_rate=1e-9)[1].model.backbone
     for head in (heads.image_head, heads.text_head):
         assert (head.linear.weight.norm(dim=1) > 1e-6).tolist() == [True] * 3 + [False] * 13
+
+
+def test_sheets_show_what_their_captions_name(monkeypatch):
+    """All characters are named with a gap, and ever fewer of the later ones without one."""
+    names, is_named = {}, {}
+    for least in (1.0, 0.2):
+        train, validation, test = shortcuts.glyph_sheets(least)
+        assert (len(train), len(validation), len(test), train.split) == (2000, 1000, 1000, "train")
+        words = [re.fullmatch(r"(\w+), (\w+), (\w+) and (\w+)", text) for text in train.texts()]
+        names[least] = np.array([match.groups() for match in words])
+        assert len({*names[least].ravel()}) == 20 and train.image(0).size == (64, 64)
+    assert all(len({*four}) == 4 for four in names[1.0])
+    for name in np.unique(names[1.0]):
+        is_named[name] = (names[0.2] == names[1.0])[names[1.0] == name].mean()
+    shares = np.sort([*is_named.values()])
+    assert shares[-1] == 1 and shares[0] == pytest.approx(0.2, abs=0.1)
+    assert shares == pytest.approx(np.linspace(0.24, 1, 20), abs=0.08)
+    again = shortcuts.glyph_sheets(0.2)[0]
+    assert again.texts() == [f"{a}, {b}, {c} and {d}" for a, b, c, d in names[0.2]]
+    assert test.keys != train.keys and validation.image(0).tobytes() != test.image(0).tobytes()
+
+
+def test_sheets_of_many_papers_lose_and_reverse_their_names(build):
+    sheets = shortcuts.glyph_sheets(1.0)[2].subset(range(400))
+    views = shortcuts.prepare_views(build("tiny"), sheets, "paper", with_names=True)
+    papers = Shortcut("zeta", "paper", named=0.5)
+    colours = list(corruptions.PAPERS)
+    for shift, expected in (("kept", 0), ("removed", None), ("reversed", 4)):
+        inputs = draw(views, papers, 1, shift)
+        look = inputs.pairs.factors["style"].to_numpy()
+        assert torch.equal(inputs.images[5], views.images[look[5], 5]) and len({*look}) == 8
+        said = [re.search(r", on (\w+) paper$", text) for text in inputs.pairs.texts()]
+        found = [(colours.index(m[1]) - look[i]) % 8 for i, m in enumerate(said) if m]
+        assert len(found) / 400 == pytest.approx(0.5, abs=0.1)
+        assert {*found} == ({*range(8)} if expected is None else {expected})
+        version = [1 + colours.index(m[1]) if m else 0 for m in said]
+        for part, own in zip(views.texts, inputs.texts, strict=True):
+            assert torch.equal(own, part[version, torch.arange(400)])
+
+
+def made_up_rows():
+    """Scores of a world in which every claim but two of Ha holds."""
+    generator = np.random.default_rng(0)
+    rows = []
+
+    def add(condition, method, effects, **settings):
+        for seed in range(8):
+            kept, removed, turned = np.array(effects) / 100 + 1e-4 * generator.standard_normal(3)
+            scores = {"kept/recall": 0.5 + kept, "removed/recall": 0.4 + removed}
+            row = {"condition": condition, "method": method, "seed": seed} | scores
+            row |= {"reversed/recall": 0.3 + turned, "configuration": json.dumps(settings)}
+            if method == "prediction":
+                row = {k: v for k, v in row.items() if "recall" not in k}
+                sides = zip(shortcuts.SHIFTS, effects, strict=True)
+                row |= {f"{s}/value@0": 1.0 for s in shortcuts.SHIFTS}
+                row |= {f"{s}/value@0.3": float(np.exp(effect)) for s, effect in sides}
+            rows.append(row)
+
+    for pair in ("water, tint", "child, blur"):
+        for end, loss in (("0.5", 0.0), ("1", -1.0)):
+            for dose in (0.1, 0.3):
+                effects = 0, 0.5 if pair[0] == "c" else loss, loss
+                add(f"{pair}, {end}", "CIBR vMF", effects, dose=dose)
+        for condition in (f"{pair}, 0.5", f"{pair}, 1", f"{pair} named, 1"):
+            add(condition, "CLIP", (0, 0, 0))
+            add(condition, "closed-form CCA", (-1, 2, 3), cca_dim=384)
+        add(f"{pair}, 1", "prediction", (0, -1, -1))
+    for towers in ("heads", "from scratch"):
+        add(f"sheets with a gap, {towers}, 0.3", "CLIP", (0, 0, 0))
+        add(f"sheets with a gap, {towers}, 0.3", "CIBR vMF", (0, 1, 1), dose=0.3)
+    add("sheets with a gap, heads, 0.3", "prediction", (0, 1, 1))
+    return pd.DataFrame(rows)
+
+
+def test_claims_hold_are_undecided_or_contradicted():
+    rows = made_up_rows()
+    tests = shortcuts.hypothesis_tests(rows).set_index("claim")
+    assert len(tests) == 11 and (tests["hypothesis"].value_counts() == [4, 4, 2, 1]).all()
+    verdicts = tests["verdict"]
+    lost, equal = (f"child, blur: {claim}" for claim in ("a loss at 1", "worse at 1 than at 0.5"))
+    assert (verdicts[lost], verdicts[equal]) == ("contradicted", "undecided")
+    assert (verdicts.drop([lost, equal]) == "holds").all()
+    assert tests["holm"].min() == pytest.approx(11 / 256)
+    assert tests.loc["better where predicted", "difference"] == pytest.approx(1.625, abs=0.02)
+    assert tests.loc["water, tint, 1: CCA loses less", "difference"] == pytest.approx(3, abs=0.02)
+    cells = shortcuts.interactions(rows, 0.3).set_index(["condition", "shift"])
+    assert cells.loc[("water, tint, 1", "reversed"), "measured"] == pytest.approx(-1, abs=0.02)
+    assert cells.loc[("water, tint, 1", "reversed"), "predicted"] == pytest.approx(-1)
