@@ -63,7 +63,7 @@ _SHOWN = (
 )
 _SPLITS = ("train", "validation", "test")
 _OWN = ("pairs", "shortcut", "both_styles", "balanced", "dose", "cca_dim", "predict", "suites")
-_OWN += ("least_named",)
+_OWN += ("sheets",)
 
 
 @dataclass(frozen=True)
@@ -185,13 +185,13 @@ def _training_pairs(views: Views, shortcut: Shortcut, seed: int, n: int, both: b
     return _inputs(whole, pairs, images, texts)
 
 
-def glyph_sheets(least_named: float) -> list[Pairs]:
+def glyph_sheets(first: float, last: float) -> list[Pairs]:
     """Sheets of four characters: 2,000 for training, 1,000 each for validation and test.
 
     A caption names the four of twenty Greek and Latin letters that its sheet shows, which is all
-    that they share. The probability that a character is named, and not any other in its place,
-    falls evenly from 1 for the first to `least_named` for the last: at 1 correlations of image and
-    text are alike, with a gap below them; else they form a tail.
+    that they share. The probability that a letter is named, and not any of the twenty in its place,
+    falls evenly from `first` to `last`: if they are equal, so are the correlations of image and
+    text, with a gap below them; else they form a tail.
     """
     known = glyph_characters().sample(frac=1, random_state=0)
     shown = known[known["name"].str.fullmatch(_SHOWN)]
@@ -201,7 +201,7 @@ def glyph_sheets(least_named: float) -> list[Pairs]:
     characters = generator.random((4000, len(shown))).argsort(1)[:, :4]
     sheets = pixels[characters, generator.integers(pixels.shape[1], size=characters.shape)]
     sheets = sheets.reshape(-1, 2, 2, 32, 32).swapaxes(2, 3).reshape(-1, 64, 64)
-    shares = np.linspace(1, least_named, len(shown))[characters]
+    shares = np.linspace(first, last, len(shown))[characters]
     is_named = generator.random(characters.shape) < shares
     others = generator.integers(len(shown), size=characters.shape)
     names = shown["name"].str.split().str[-1].to_numpy()[np.where(is_named, characters, others)]
@@ -361,13 +361,13 @@ def _value(rho: Mapping[str, Float64[Tensor, "2 s"]], shift: str, dose: float) -
 
 @lru_cache(maxsize=2)
 def _features(
-    dataset: str, model: str, least: float | None, word: str, style: str, named: bool
+    dataset: str, model: str, sheets: tuple[float, ...], word: str, style: str, named: bool
 ) -> tuple:
     """Views of the three splits, and prompts with the word and without; runs of a process share
     them.
     """
     config = configure(dataset=dataset, model=model)
-    splits = load_splits(config) if least is None else glyph_sheets(least)
+    splits = glyph_sheets(*sheets) if sheets else load_splits(config)
     encoder = build_model(config, splits[0])
     prompts = [template.format(name) for name in (word, "something") for template in TEMPLATES]
     of_prompts = prepare(encoder, splits[0].subset([0]), texts=prompts).texts
@@ -382,9 +382,9 @@ def train_and_measure(settings: dict[str, Any], folder: str) -> dict[str, float]
             shifts; `shortcut`, the fields of `Shortcut`; `pairs`, how many training pairs are
             drawn, by default all; `dose`, the penalty's weight of 1 - cos times the temperature, in
             place of `beta` (of MINE, which has no such weight: the beta that vMF has at this dose);
-            `least_named`, for `glyph_sheets` in place of the data set; `cca_dim` and `balanced`, of
-            `ShortcutTrainer`; `both_styles`, whether training photos are shown in both; and
-            `predict`, a list of doses, for `predicted_values` without any training.
+            `sheets`, the arguments of `glyph_sheets`, in place of the data set; `cca_dim` and
+            `balanced`, of `ShortcutTrainer`; `both_styles`, whether training photos are shown in
+            both; and `predict`, a list of doses, for `predicted_values` without any training.
         folder: not used: a run of seconds is rather done again.
 
     Returns:
@@ -399,7 +399,7 @@ def train_and_measure(settings: dict[str, Any], folder: str) -> dict[str, float]
     shortcut = Shortcut(**own["shortcut"])
     with TemporaryDirectory() as scratch:
         config = configure(output_dir=scratch, **run.library_settings(others))
-        data = config.dataset, config.model, own.get("least_named")
+        data = config.dataset, config.model, tuple(own.get("sheets", ()))
         shown = shortcut.word, shortcut.style, shortcut.named > 0
         views, prompts = _features(*data, *shown)
         chosen = own.get("pairs", 0), own.get("both_styles", False)

@@ -157,7 +157,7 @@ def test_sheets_show_what_their_captions_name(monkeypatch):
     """All characters are named with a gap, and ever fewer of the later ones without one."""
     names, is_named = {}, {}
     for least in (1.0, 0.2):
-        train, validation, test = shortcuts.glyph_sheets(least)
+        train, validation, test = shortcuts.glyph_sheets(1.0, least)
         assert (len(train), len(validation), len(test), train.split) == (2000, 1000, 1000, "train")
         words = [re.fullmatch(r"(\w+), (\w+), (\w+) and (\w+)", text) for text in train.texts()]
         names[least] = np.array([match.groups() for match in words])
@@ -168,13 +168,13 @@ def test_sheets_show_what_their_captions_name(monkeypatch):
     shares = np.sort([*is_named.values()])
     assert shares[-1] == 1 and shares[0] == pytest.approx(0.2, abs=0.1)
     assert shares == pytest.approx(np.linspace(0.24, 1, 20), abs=0.08)
-    again = shortcuts.glyph_sheets(0.2)[0]
+    again = shortcuts.glyph_sheets(1.0, 0.2)[0]
     assert again.texts() == [f"{a}, {b}, {c} and {d}" for a, b, c, d in names[0.2]]
     assert test.keys != train.keys and validation.image(0).tobytes() != test.image(0).tobytes()
 
 
 def test_sheets_of_many_papers_lose_and_reverse_their_names(build):
-    sheets = shortcuts.glyph_sheets(1.0)[2].subset(range(400))
+    sheets = shortcuts.glyph_sheets(1.0, 1.0)[2].subset(range(400))
     views = shortcuts.prepare_views(build("tiny"), sheets, "paper", with_names=True)
     papers = Shortcut("zeta", "paper", named=0.5)
     colours = list(corruptions.PAPERS)
