@@ -270,30 +270,3 @@ def gain_maps(table: pd.DataFrame, methods: Sequence[str] = CONTENDERS) -> list[
     for axis in axes[:, 0]:
         axis.set_ylabel("training pairs")
     return list(axes.flat[: len(methods)])
-
-
-def information_maps(
-    rows: pd.DataFrame, cells: Sequence[tuple[int, float]], noise: float
-) -> list[Axes]:
-    """Exact shared against residual information in some cells: every run, by method.
-
-    Args:
-        rows: of the map's table.
-        cells: pairs and nuisance scale of each panel.
-        noise: variance at which information is reported.
-
-    Returns:
-        One Axes a cell.
-    """
-    figure, axes = panels(1, len(cells), WIDTH, 2.9, sharex=True, sharey=True)
-    for axis, (pairs, nuisance) in zip(axes[0], cells, strict=True):
-        part = rows[(rows["pairs"] == pairs) & (rows["nuisance"] == nuisance)]
-        for method in ("CLIP", *CONTENDERS):
-            own = part[part["method"] == method]
-            colour, marker = _OF_MAP[method]
-            places = [own[f"{kind}_nats_at_{noise:g}"] for kind in ("residual", "shared")]
-            axis.plot(*places, marker, color=colour, ms=3.5, alpha=0.7, label=method)
-        axis.set(title=f"{pairs:,} pairs, nuisance {nuisance:g}", xlabel="residual (nats)")
-    axes[0, 0].set_ylabel("shared (nats)")
-    _legend_above(figure, axes[0, 0])
-    return list(axes[0])
