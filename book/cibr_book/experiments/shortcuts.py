@@ -504,7 +504,7 @@ def hypothesis_tests(rows: pd.DataFrame) -> pd.DataFrame:
             less = [effect(condition, "closed-form CCA", 0.0, 384, shift) for shift in shifts]
             table += [("Hb", f"{condition}: CCA loses less", less[0] - less[1])]
     for towers in ("heads", "from scratch"):
-        gain = effect(f"sheets with a gap, {towers}, 0.3", "CIBR vMF", 0.3)
+        gain = effect(f"sheets with a gap, {towers}, 0.3", "CIBR vMF", 0.1)
         table += [("Hd", f"sheets with a gap, {towers}: a gain at 0.3", gain)]
     cells = interactions(rows, 0.3)
     measured, gains = np.stack([*cells["seeds"]]), (cells["predicted"] > 0).to_numpy()

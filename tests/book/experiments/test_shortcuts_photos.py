@@ -220,7 +220,8 @@ def made_up_rows():
         add(f"{pair}, 1", "prediction", (0, -1, -1))
     for towers in ("heads", "from scratch"):
         add(f"sheets with a gap, {towers}, 0.3", "CLIP", (0, 0, 0))
-        add(f"sheets with a gap, {towers}, 0.3", "CIBR vMF", (0, 1, 1), dose=0.3)
+        for dose in (0.1, 0.3):
+            add(f"sheets with a gap, {towers}, 0.3", "CIBR vMF", (0, 1, 1), dose=dose)
     add("sheets with a gap, heads, 0.3", "prediction", (0, 1, 1))
     return pd.DataFrame(rows)
 
