@@ -122,10 +122,12 @@ def prepare_views(model: DualEncoder, pairs: Pairs, style: str, with_names: bool
     n, captions, images = len(pairs), [pairs.texts()], []
     plain = prepare(model, pairs, truncate=True)
     for look, name in LOOKS[style].items():
-        rendered = in_both_styles(pairs, look).subset(range(n, 2 * n)) if look else pairs
-        images.append(prepare(model, rendered, truncate=True).images)
+        rendered = in_both_styles(pairs, look).subset(range(n, 2 * n)) if look else None
+        inputs = prepare(model, rendered, truncate=True) if look else plain
+        images.append(inputs.images)
         captions += [[f"{text.rstrip(' .')}, {name}" for text in pairs.texts()]] * with_names
-    versions = [prepare(model, pairs, truncate=True, texts=each).texts for each in captions]
+    one = pairs.subset([0])  # its image is not needed
+    versions = [prepare(model, one, truncate=True, texts=each).texts for each in captions]
     texts = zip(*versions, strict=True)  # tokens of one version may be longer than another's
     padded = (pad_sequence([part.T for part in parts], batch_first=True).mT for parts in texts)
     return Views(plain, torch.stack(images), captions, tuple(padded))
@@ -359,7 +361,7 @@ def _value(rho: Mapping[str, Float64[Tensor, "2 s"]], shift: str, dose: float) -
     return (shifted_nats(gains[0], rho[shift][1]) + shifted_nats(gains[1], rho[shift][0])) / 2
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _features(
     dataset: str, model: str, sheets: tuple[float, ...], word: str, style: str, named: bool
 ) -> tuple:
