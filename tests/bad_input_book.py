@@ -7,7 +7,7 @@ from helpers import noise_pairs
 
 from cibr import DualEncoder
 from cibr_book.embeddings import attribution, probes
-from cibr_book.experiments.corruptions import Corruption, corrupt, in_both_styles
+from cibr_book.experiments.corruptions import Corruption, corrupt, has_word, in_both_styles
 from cibr_book.experiments.plan import read_plan
 from cibr_book.experiments.training import grouped_rows
 from cibr_book.worlds.discrete import information_nats
@@ -64,14 +64,14 @@ CASES = [(name, call, ValueError, message) for name, (call, message) in CALLS.it
 CASES += [("no such sweep", lambda: read_plan("no.yaml"), FileNotFoundError, "no.yaml")]
 
 
-def corruption(word="", **shares):
-    return lambda: corrupt(noise_pairs(8), Corruption(spurious_word=word, **shares))
+def corruption(**shares):
+    return lambda: corrupt(noise_pairs(8), Corruption(**shares))
 
 
 DATA = {
-    "word of none": (corruption("cow"), "cow"),
-    "word of all": (corruption("a"), "every image"),
-    "near style": (corruption(spurious_style="negativ"), "negative"),
+    "word of none": (lambda: has_word(noise_pairs(8), "cow"), "cow"),
+    "word of all": (lambda: has_word(noise_pairs(8), "a"), "every image"),
+    "near style": (lambda: in_both_styles(noise_pairs(2), "tin"), "tint"),
     "style": (lambda: in_both_styles(noise_pairs(2), "sketch"), "sketch"),
     "shuffled": (corruption(shuffled_captions=2), "shuffled_captions"),
 }

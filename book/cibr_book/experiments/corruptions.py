@@ -1,9 +1,8 @@
-"""Changes of a training set: a subset, shuffled captions, a style that goes with a word.
+"""Changes of a training set: a subset, shuffled captions, images in another style.
 
 Styles change the rendering of an image but not its content, so its captions stay valid:
 
     grey      without colour
-    negative  inverted
     tint      with an amber cast, as by lamplight
     blur      mildly out of focus
     yellow    black on yellow paper; so are the other `PAPERS`
@@ -35,7 +34,6 @@ def _on_paper(colour: str, image: Image.Image) -> Image.Image:
 
 STYLES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "grey": lambda image: ImageOps.grayscale(image).convert("RGB"),
-    "negative": ImageOps.invert,
     "tint": lambda image: image.convert("RGB", _AMBER),
     "blur": lambda image: image.filter(ImageFilter.GaussianBlur(1)),
     **{colour: partial(_on_paper, colour) for colour in PAPERS},
@@ -50,56 +48,33 @@ class Corruption:
         fraction: share of the images that is kept, in (0, 1]; smaller subsets are nested in larger
             ones.
         shuffled_captions: share of the kept images whose captions are permuted among them.
-        spurious_word: a whole word, in any case, that some captions contain; empty for no spurious
-            correlation.
-        spurious_style: style, one of `STYLES`, of the images whose captions do not contain the
-            word.
-        counterexamples: share of the images that are shown in both styles; 1 is augmentation with
-            both styles.
         redraw: draw the subset and the shuffled captions anew for each training seed.
 
     Raises:
-        ValueError: a share outside its range, or an unknown style (with the nearest known one).
+        ValueError: a share outside its range.
     """
 
     fraction: float | int = 1.0
     shuffled_captions: float | int = 0.0
-    spurious_word: str = ""
-    spurious_style: str = "negative"
-    counterexamples: float | int = 0.05
     redraw: bool = False
 
     def __post_init__(self) -> None:
-        check_known("style", self.spurious_style, STYLES)
-        for name in ("fraction", "shuffled_captions", "counterexamples"):
+        for name in ("fraction", "shuffled_captions"):
             share = getattr(self, name)
             if not 0 <= share <= 1 or (name == "fraction" and share == 0):
                 raise ValueError(f"{name} is {share!r}: give a share of the images, at most 1")
 
 
 def corrupt(pairs: Pairs, corruption: Corruption, seed: int = 0) -> Pairs:
-    """Corrupts a training split: takes a subset, shuffles captions, correlates styles.
-
-    With a `spurious_word`, images whose captions contain it are unchanged and all others are in
-    `spurious_style`; `counterexamples` are shown in both styles. With the style `negative`, images
-    with known factors are dark on light with the word and light on dark without it; those without
-    known factors count as dark on light.
+    """Corrupts a training split: takes a subset, shuffles captions.
 
     Args:
         pairs: a training split.
         corruption: the changes.
         seed: of the subset and the shuffled captions, where they are redrawn.
-
-    Returns:
-        The pairs in their order, then the counterexamples (second renderings of some images). With
-        a spurious correlation, `groups` number the images before corruption, as do `labels` if
-        there were none.
-
-    Raises:
-        ValueError: a word that is in no image's captions, or in those of every image.
     """
     kept, _ = split_subset(pairs, corruption, seed)
-    return _correlated(_with_shuffled_captions(kept, corruption, seed), corruption)
+    return _with_shuffled_captions(kept, corruption, seed)
 
 
 def split_subset(pairs: Pairs, corruption: Corruption, seed: int = 0) -> tuple[Pairs, Pairs]:
@@ -120,24 +95,6 @@ def _with_shuffled_captions(pairs: Pairs, corruption: Corruption, seed: int) -> 
     return replace(pairs, captions=captions, labels=labels)
 
 
-def _correlated(pairs: Pairs, corruption: Corruption) -> Pairs:
-    word = corruption.spurious_word
-    style = corruption.spurious_style
-    if not word:
-        return pairs
-    with_word = has_word(pairs, word)
-    n = len(pairs)
-    is_light = torch.zeros(n, dtype=torch.bool)
-    if pairs.factors is not None and style == "negative":
-        ink, paper = (pairs.factors[name].to_numpy(copy=True) for name in ("ink", "paper"))
-        is_light = torch.from_numpy(ink > paper)
-    both = _order(n, 2)[: round(corruption.counterexamples * n)].sort().values
-    changed = torch.cat([with_word == is_light, (with_word != is_light)[both]])
-    labels = torch.arange(n) if pairs.labels is None else pairs.labels
-    numbered = replace(pairs, labels=labels, groups=torch.arange(n))
-    return _restyled(numbered.subset(torch.cat([torch.arange(n), both])), changed, style)
-
-
 def has_word(pairs: Pairs, word: str) -> Bool[Tensor, " n"]:
     """Which images have a whole word, in any case, in one of their captions.
 
@@ -153,35 +110,23 @@ def has_word(pairs: Pairs, word: str) -> Bool[Tensor, " n"]:
 
 
 def in_both_styles(pairs: Pairs, style: str) -> Pairs:
-    """All pairs as they are, then all of them with their images in one of `STYLES`.
+    """All pairs as they are, then all of them with their images in one of `STYLES`, which their
+    keys end with.
 
     Both renderings of an image have its captions, so they are positives of each other's texts.
 
     Raises:
         ValueError: an unknown style.
     """
-    n = len(pairs)
-    return _restyled(pairs.subset(torch.arange(n).repeat(2)), torch.arange(2 * n) >= n, style)
-
-
-def _styled(
-    load: Callable[[int], Image.Image], changed: list[bool], style: str, i: int
-) -> Image.Image:
-    """Loads image i, rendered in the style if it is changed."""
-    return STYLES[style](load(i)) if changed[i] else load(i)
-
-
-def _restyled(pairs: Pairs, changed: Bool[Tensor, " n"], style: str) -> Pairs:
-    """The pairs with some images in a style, and its name at the end of their keys."""
     check_known("style", style, STYLES)
-    flags = changed.tolist()
-    keys = [f"{key}/{style}" if flag else key for key, flag in zip(pairs.keys, flags, strict=True)]
-    factors = pairs.factors
-    if factors is not None and style == "negative":
-        factors = factors.copy()
-        factors.loc[flags, ["ink", "paper"]] = 255 - factors[["ink", "paper"]]
-    load = partial(_styled, pairs.load, flags, style)
-    return replace(pairs, keys=keys, load=load, factors=factors)
+    keys = [*pairs.keys, *(f"{key}/{style}" for key in pairs.keys)]
+    load = partial(_styled, pairs.load, len(pairs), style)
+    return replace(pairs.subset(torch.arange(len(pairs)).repeat(2)), keys=keys, load=load)
+
+
+def _styled(load: Callable[[int], Image.Image], n: int, style: str, i: int) -> Image.Image:
+    """Loads image i, of which those from n on are in the style."""
+    return load(i) if i < n else STYLES[style](load(i - n))
 
 
 def _order(n: int, seed: int) -> torch.Tensor:

@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -22,10 +21,8 @@ from cibr_book.experiments.controls import LOSSES
 def grouped_rows(pairs: Pairs, group_size: int, seed: int, epoch: int) -> Rows:
     """Image and text of every row of an epoch, at most as many rows as there are images.
 
-    Rows come in runs of `group_size` with shared content: renderings of one image if the pairs have
-    groups, else different images of one label if they have labels, else different captions of one
-    image. An epoch then visits a part of the groups, so its cost does not change. A smaller group
-    is included in full, once.
+    Rows come in runs of `group_size`, with different captions of one image. An epoch then visits a
+    part of the images, so its cost does not change.
 
     Args:
         pairs: the training pairs.
@@ -37,54 +34,21 @@ def grouped_rows(pairs: Pairs, group_size: int, seed: int, epoch: int) -> Rows:
         Indices of images, and of texts in `pairs.texts()`, [rows] each.
 
     Raises:
-        ValueError: no groups, no two images of one label and no image with two captions.
+        ValueError: no image has two captions.
     """
     n = len(pairs)
-    if len(torch.unique(pairs.match_labels())) == n == len(pairs.texts()):
-        missing = "neither images of one label nor several captions of an image"
+    if n == len(pairs.texts()):
+        missing = "no images of several captions"
         raise ValueError(f"{pairs.name} has {missing}, so no groups: leave group_size at 1")
     generator = torch.Generator().manual_seed(seed + 15_485_863 * (epoch + 1))
     n_texts = torch.bincount(pairs.text_to_image(), minlength=n)
     order = torch.randperm(n, generator=generator)
     start = torch.rand(n, generator=generator)
-    together = pairs.labels if pairs.groups is None else pairs.groups
-    if together is None:
-        images = order[: max(1, n // group_size)].repeat_interleave(group_size)
-        nth_text = torch.arange(len(images)) % group_size
-    else:
-        images = _grouped(order, together, group_size, generator)
-        nth_text = torch.zeros_like(images)
+    images = order[: max(1, n // group_size)].repeat_interleave(group_size)
+    nth_text = torch.arange(len(images)) % group_size
     offsets = (start[images] * n_texts[images]).long() + nth_text
     first = n_texts.cumsum(0) - n_texts
     return images, first[images] + offsets % n_texts[images]
-
-
-def _grouped(
-    order: Int[Tensor, " n"],
-    groups: Int[Tensor, " n"],
-    group_size: int,
-    generator: torch.Generator,
-) -> Int[Tensor, " m"]:
-    """Images in their order, each followed by others of its group, the next ones in a cyclic
-    shuffle of the group.
-    """
-    n = len(groups)
-    shuffled = torch.randperm(n, generator=generator)
-    by_group = shuffled[groups[shuffled].argsort(stable=True)]
-    _, index, counts = torch.unique(groups, return_inverse=True, return_counts=True)
-    starts = (counts.cumsum(0) - counts)[index]
-    sizes = counts[index]
-    position = torch.empty_like(by_group)
-    position[by_group] = torch.arange(n)
-    # The first image of a small group is followed by all others.
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(n)
-    first = torch.full_like(counts, n).scatter_reduce(0, index, rank, "amin")
-    anchors = order[((sizes > group_size) | (rank == first[index]))[order]]
-    place = torch.arange(group_size)
-    around = (position[anchors] - starts[anchors])[:, None] + place
-    images = by_group[starts[anchors][:, None] + around % sizes[anchors][:, None]]
-    return images[place < sizes[anchors][:, None]][:n]
 
 
 class WeightAverage(TrainerCallback):

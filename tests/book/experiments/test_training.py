@@ -18,14 +18,7 @@ def flat(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-def labelled(labels, groups=None):
-    pairs = noise_pairs(len(labels), n_captions=3)
-    pairs.labels = torch.tensor(labels)
-    pairs.groups = None if groups is None else torch.tensor(groups)
-    return pairs
-
-
-def test_groups_of_an_unlabelled_set_are_different_captions_of_one_image():
+def test_groups_are_different_captions_of_one_image():
     pairs = noise_pairs(30, n_captions=4)
     images, texts = grouped_rows(pairs, 2, seed=3, epoch=0)
     assert len(images) == 30 and torch.equal(pairs.text_to_image()[texts], images)
@@ -33,23 +26,6 @@ def test_groups_of_an_unlabelled_set_are_different_captions_of_one_image():
         assert i == j and (a != b) == (len(pairs.captions[i]) > 1)
     seen = torch.cat([grouped_rows(pairs, 2, seed=3, epoch=epoch)[1] for epoch in range(16)])
     assert len(seen.unique()) == len(pairs.texts())
-
-
-def test_groups_of_a_labelled_set_are_different_images_of_one_label():
-    pairs = labelled([0, 1, 2, 0, 1, 2, 0, 1, 3, 3] * 3)
-    images, texts = grouped_rows(pairs, 3, seed=3, epoch=0)
-    assert torch.equal(pairs.text_to_image()[texts], images) and len(images) == 30
-    for group in images.view(-1, 3):
-        assert len(pairs.labels[group].unique()) == 1 and len(group.unique()) == 3
-
-
-def test_small_groups_come_whole_and_once_beside_images_that_stand_alone():
-    pairs = labelled([i // 10 for i in range(30)], TWICE)  # groups and not labels come together
-    images, texts = grouped_rows(pairs, 2, seed=3, epoch=0)
-    assert torch.equal(pairs.text_to_image()[texts], images)
-    assert images.unique().tolist() == list(range(30)) and len(images) == 30
-    place = images.argsort()
-    assert all((place[20 + i] - place[2 * i]).abs() == 1 for i in range(10))
 
 
 @torch.no_grad()
