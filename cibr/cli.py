@@ -17,13 +17,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from cibr import __version__
+
 _EXAMPLES = """examples:
   cibr train --dataset glyphs --penalty vmf --beta 0.05 --output-dir runs/mine
   cibr train config.json --seed 1
   accelerate launch -m cibr.cli train config.json
   cibr evaluate runs/mine --compare-with clip-tiny
   cibr evaluate runs/mine --data path/to/folder
-  cibr search runs/mine path/to/photos "a dog on the beach" --top 5
+  cibr search runs/mine path/to/photos "a dog on the beach" "a red car" --top 5
 """
 
 
@@ -91,10 +93,11 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "cibr", description=about, epilog=_EXAMPLES, formatter_class=raw
     )
+    parser.add_argument("--version", action="version", version=f"cibr {__version__}")
     commands = parser.add_subparsers(required=True, metavar="train | evaluate | search")
 
     train = commands.add_parser("train", help="train a model, CLIP or CIBR", parents=[common])
-    file_help = "a JSON file with settings; options override it"
+    file_help = "a JSON file with settings, such as a run's run.json; options override it"
     train.add_argument("config", nargs="?", type=Path, help=file_help)
     recipe = "a tested recipe: many-pairs, few-pairs or wrong-captions"
     train.add_argument("--preset", default=argparse.SUPPRESS, help=recipe)
@@ -115,10 +118,11 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
     evaluate.add_argument("--batch-size", type=int, default=256, help="items per batch (256)")
     evaluate.set_defaults(run=_evaluate)
 
-    about = "rank a folder's images by a query"
+    about = "rank a folder's images by queries"
     search = commands.add_parser("search", help=about, parents=[with_model])
     search.add_argument("folder", type=Path, help="images in it and in the folders below")
-    search.add_argument("text", help="the query")
+    queries = "queries: texts, or image files to find similar ones"
+    search.add_argument("query", nargs="+", help=queries)
     search.add_argument("--top", type=int, default=5, help="number of images to print (5)")
     search.set_defaults(run=_search)
     return parser
@@ -164,7 +168,10 @@ def _settings(arguments: argparse.Namespace) -> dict:
     if file is None:
         return given
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))) | given
+        stored = dict(json.loads(file.read_text(encoding="utf-8")))
+        if "configuration" in stored:  # of a finished run, whose folder is taken
+            stored = {n: v for n, v in stored["configuration"].items() if n != "output_dir"}
+        return stored | given
     except (TypeError, ValueError) as error:
         raise ValueError(f"{str(file)!r} is not a JSON object ({error})") from error
 
@@ -198,8 +205,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         _print_tables(results[-1].rows, "value")
     if len(results) == 2:
         model, other = results
+        differences = evaluation.compare(other, model)
+        if arguments.output_dir:
+            file = f"minus-{quote(other.model.strip('/'), safe='')}.csv"
+            first = arguments.output_dir.expanduser() / quote(model.model.strip("/"), safe="")
+            differences.to_csv(first / model.suite / file, index=False)
         print(f"\n{model.model} minus {other.model}, paired by image: points, with 95 % intervals")
-        _print_tables(evaluation.compare(other, model), "difference")
+        _print_tables(differences, "difference")
 
 
 def _print_tables(rows, value: str) -> None:
@@ -214,7 +226,9 @@ def _print_tables(rows, value: str) -> None:
 def _search(arguments: argparse.Namespace) -> None:
     import torch
 
-    if not arguments.text.strip():
+    from cibr.data.pairs import open_rgb
+
+    if not all(query.strip() for query in arguments.query):
         raise ValueError("the text to search for is empty: describe what the images should show")
     model = _load(arguments.model, arguments.device)
     images = _images(arguments.folder)
@@ -224,12 +238,18 @@ def _search(arguments: argparse.Namespace) -> None:
         features.append(model.embed_images([image for _, image in some]))
     if not files:
         raise ValueError(f"no image in {str(arguments.folder)!r}: give a folder with some")
-    query = model.embed_texts([arguments.text], truncate=True)[0]
-    cosines = torch.cat(features) @ query
-    print("rank  cosine  image")
-    ranked = cosines.argsort(descending=True, stable=True).tolist()
-    for rank, i in enumerate(ranked[: arguments.top], 1):
-        print(f"{rank:4}  {cosines[i]:6.3f}  {files[i]}")
+    for query in arguments.query:
+        if Path(query).is_file():
+            [vector] = model.embed_images([open_rgb(query)])
+        else:
+            [vector] = model.embed_texts([query], truncate=True)
+        cosines = torch.cat(features) @ vector
+        if len(arguments.query) > 1:
+            print(f"\n{query}")
+        print("rank  cosine  image")
+        ranked = cosines.argsort(descending=True, stable=True).tolist()
+        for rank, i in enumerate(ranked[: arguments.top], 1):
+            print(f"{rank:4}  {cosines[i]:6.3f}  {files[i]}")
 
 
 def _images(folder: Path) -> Iterator[tuple]:

@@ -286,8 +286,8 @@ def evaluate(
         The evaluation, with `rows` of scores and the `predictions` per item.
 
     Raises:
-        ValueError: an unknown suite, kind or set, a limit or batch_size out of its range, or an
-            unusable sample (its set is named).
+        ValueError: no model, an unknown suite, kind or set, a limit or batch_size out of its range,
+            or an unusable sample (its set is named).
         OSError: the output folder cannot be created.
         FileNotFoundError: a file of a set is missing.
         ConnectionError: a file cannot be fetched from the hub.
@@ -296,7 +296,10 @@ def evaluate(
     title = _suite_name(suite)
     if limit < 0 or limit == 1:
         raise ValueError(f"limit is {limit!r}: give 0, for all images, or a number from 2")
-    if batch_size < 1:
+    if not isinstance(model, DualEncoder):
+        fix = "load one with DualEncoder.from_pretrained(name)"
+        raise ValueError(f"the model to evaluate is of type {type(model).__name__}: {fix}")
+    if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}: give a whole number from 1")
     for task in tasks:
         resolve(task.dataset)  # report a mistyped name before computing anything

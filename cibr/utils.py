@@ -57,9 +57,12 @@ def cache_folder() -> Path:
     """Returns the folder for data that can be recomputed or fetched again; it may not exist yet.
 
     Returns:
-        ``data/cache`` of the checkout, which git ignores, or ``~/.cache/cibr`` when installed.
+        ``data/cache`` of the checkout, which git ignores; when installed ``cibr`` in
+        ``$XDG_CACHE_HOME``, by default ``~/.cache``.
     """
-    return _PACKAGE.parent / "data" / "cache" if _in_checkout() else Path.home() / ".cache" / "cibr"
+    if _in_checkout():
+        return _PACKAGE.parent / "data" / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cibr"
 
 
 def shipped(relative: str) -> Path:

@@ -20,6 +20,7 @@ def folder(text: str | bytes, kind: str = "csv", split: str = "train", **options
     def call(tmp_path):
         part = write_images(tmp_path / "photos" / split, "a.png", "in/b.png")
         (part / "broken.png").write_bytes(png()[:50])
+        (part / "eps.png").write_bytes(encoded(Image.new("RGB", (2, 2)), "EPS"))
         (part / "deep.tif").write_bytes(encoded(Image.new("F", (2, 2)), "TIFF"))
         text_bytes = text if isinstance(text, bytes) else text.encode()
         (part / f"metadata.{kind}").write_bytes(text_bytes)
@@ -102,6 +103,7 @@ CASES = [
     ("parent", folder(ROW + "..\\a.png,x"), ValueError, "file_name '.*a.png'"),
     ("no text", folder(ROW + "a.png, "), ValueError, r"a\.png of photos has no text"),
     ("broken image", folder(ROW + "broken.png,x"), ValueError, r"broken\.png"),
+    ("EPS", folder(ROW + "eps.png,x"), ValueError, r"eps\.png does not decode .*identify"),
     ("deep greys", folder(ROW + "deep.tif,x"), ValueError, r"deep\.tif .*mode F .*8 or 16 bits"),
     ("too many bad", folder(GONE + "\nbroken.png,y", max_skipped=1), ValueError, "broken.png"),
     ("half a row", jsonl(A_TEXT + '"x"}\n{"file_name"'), ValueError, "line 2: "),

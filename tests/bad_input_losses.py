@@ -13,7 +13,7 @@ IMAGE, TEXT, _ = (leaf.detach().float() for leaf in pair())
 POOLED = pooled_features()["image_pooled"]
 BROKEN = IMAGE.index_fill(0, torch.tensor(3), math.nan)
 INFINITE = IMAGE.index_fill(0, torch.tensor(3), math.inf)
-NUMBERS = (-0.1, math.inf, math.nan)
+NUMBERS = (-0.1, math.inf, math.nan, True, "0.1")
 
 
 def clip(image=IMAGE, text=TEXT, scale=7.0, labels=None, chunk_size=None):
@@ -38,6 +38,10 @@ BAD = {
     "logit_scale": [clip(scale=x) for x in (torch.tensor(-2.0), 0.0, math.nan, math.inf)],
     "beta": [loss(x) for x in NUMBERS],
     "progress": [partial(beta_at, x, 0.6) for x in NUMBERS],
+    "image_features is of type ndarray: pass a torch.Tensor": [clip(IMAGE.numpy())],
+    "text_pooled is of type ndarray": [fit(POOLED, POOLED.numpy())],
+    "dim must": [partial(RegularisedCCA.fit, POOLED, POOLED, 0)],
+    "statistic of an anchor is a module": [loss(0.1, "anchor", statistic="cca")],
     "kappa_e": [loss(kappa_e=x) for x in NUMBERS],
     "kappa_b": [loss(kappa_b=x) for x in NUMBERS],
     "penalty 'vfm', did you mean 'vmf'": [loss(0.1, "vfm")],

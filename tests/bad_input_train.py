@@ -11,7 +11,7 @@ from helpers import noise_pairs
 from small_runs import PAIRS, train, write_folder
 from transformers import TrainingArguments
 
-from cibr.train import CIBRTrainer, configure, load_splits
+from cibr.train import CIBRTrainer, RunConfig, build_model, configure, fit, load_splits
 
 BAD = {  # values of each setting
     "beta": [-0.1, math.nan, 1e5, "0.1", True],
@@ -86,6 +86,15 @@ def output_with_other_files(folder):
     train(folder)
 
 
+def damaged_run(record, history="epoch,step\n1,2\n"):
+    def call(folder):
+        (folder / "run.json").write_text(record)
+        (folder / "history.csv").write_text(history)
+        train(folder)
+
+    return call
+
+
 SAME = replace(noise_pairs(9), captions=[["a red cat"]] * 9)
 TWO = PAIRS.subset([0, 1])
 RUNS = [
@@ -93,6 +102,15 @@ RUNS = [
     ("output in the data", output_within_the_data, "output_dir .* within the data set's folder"),
     ("output under a file", output_under_a_file, "output_dir .* cannot be written"),
     ("other files", output_with_other_files, "output_dir .*'thesis.tex'"),
+    ("a record that is a list", damaged_run("[]", ""), "output_dir .* damaged .*choose another"),
+    ("no epoch", damaged_run("{}", "epoch,step\n"), "damaged .*no epoch"),
+    ("deep JSON", damaged_run("[" * 100_000), "output_dir .* damaged"),
+    ("no model", lambda: fit(None, PAIRS, None, configure()), "build_model"),
+    (
+        "no defaults",
+        lambda: fit(build_model(configure(), PAIRS), PAIRS, None, RunConfig()),
+        "configure",
+    ),
     ("FSDP", with_fsdp, "without FSDP"),
     ("one pair", training(PAIRS.subset([0])), "all 1 pairs of .*'noise'"),
     ("one caption", training(SAME), "all 9 pairs of .*'noise', 'a red cat'"),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.parse import quote
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 from helpers import picture
 
+import cibr
 from cibr import train
 from cibr.cli import main
 from cibr.data.pairs import open_rgb
@@ -41,6 +43,11 @@ def test_search_ranks_the_images_of_a_folder_and_names_broken_ones(tmp_path, cap
     assert cosines == pytest.approx(expected.tolist(), abs=6e-4)
     assert main([*call, "1"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+    queries = ["a red cat", str(photos / "a.png")]
+    assert main(["search", str(folder), str(photos), *queries, "--top", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line in queries] == queries
+    assert lines[3].split()[2] == rows[0][2] and lines[-1].split()[1:] == ["1.000", queries[1]]
 
 
 def test_evaluate_prints_the_first_model_minus_the_second_on_the_limited_sets(
@@ -61,6 +68,9 @@ def test_evaluate_prints_the_first_model_minus_the_second_on_the_limited_sets(
     differences = 100 * (rows[0]["value"] - rows[1]["value"]).loc["captions"]
     metric = differences.abs().idxmax()
     line = next(line for line in compared.splitlines() if line.startswith(metric))
+    [saved] = (tmp_path / "out").rglob("minus-*.csv")
+    saved = pd.read_csv(saved).set_index(["dataset", "metric"])["difference"].loc["captions"]
+    assert saved.to_dict() == pytest.approx((differences / 100).to_dict())
     assert differences[metric] != 0 and line.split()[1] == f"{differences[metric]:+.1f}"
 
 
@@ -91,6 +101,10 @@ def test_train_merges_a_file_and_options_and_prints_the_last_row_of_the_history(
     assert config.batch_size == 64 and config.dataset == "glyphs"
     printed = capsys.readouterr().out
     assert "clip_loss    2.5" in printed and str(tmp_path / "run") in printed
+    file.write_text(json.dumps({"configuration": vars(config), "run": {}}))
+    assert main(["train", str(file), "--seed", "5"]) == 0
+    assert seen[1] == replace(config, seed=5, output_dir=seen[1].output_dir)
+    assert seen[1].output_dir != config.output_dir
 
 
 def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
@@ -131,6 +145,11 @@ def test_what_is_wrong_is_said_in_a_line(call, code, message, tmp_path, capsys):
     printed, errors = capsys.readouterr()
     assert message.format(tmp=tmp_path) in errors and not printed
     assert "Traceback" not in errors and (code == 2 or errors.count("\n") == 1)
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"cibr {cibr.__version__}\n"
 
 
 def test_help_gives_the_meaning_and_the_default_of_a_setting(capsys):

@@ -13,6 +13,9 @@ from cibr.utils import cache_folder, project_root, provenance, write_atomically
 
 def test_folders_are_those_of_the_checkout_or_of_the_user(tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "_PACKAGE", tmp_path / "site" / "cibr")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "cibr"
+    monkeypatch.delenv("XDG_CACHE_HOME")
     assert (project_root(), cache_folder()) == (Path.cwd(), Path.home() / ".cache" / "cibr")
     site = tmp_path / "site"
     site.mkdir()

@@ -20,6 +20,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 # Suffixes of the image files that a folder is searched for and a shard's samples may have.
+# EPS and the like are left out: Pillow would run an interpreter of their programs.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 _Indices = Iterable[int] | Shaped[Tensor, " m"] | Shaped[np.ndarray, " m"]  # integers or a mask
@@ -213,7 +215,7 @@ def open_rgb(file: str | Path | bytes, where: str = "") -> Image.Image:
     """Decodes an image file as RGB.
 
     Args:
-        file: a path, or the bytes of a file.
+        file: a path, or the bytes of a file: BMP, GIF, JPEG, PNG, TIFF or WebP.
         where: the image's name in errors; by default its path.
 
     Returns:
@@ -224,7 +226,8 @@ def open_rgb(file: str | Path | bytes, where: str = "") -> Image.Image:
         FileNotFoundError: if there is no such file.
     """
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        source = io.BytesIO(file) if isinstance(file, bytes) else file
+        with Image.open(source, formats=_FORMATS) as image:
             return to_rgb(image)
     except FileNotFoundError:
         raise

@@ -1,6 +1,7 @@
 """Checks at the door of the losses: what would train on without an error is refused by name."""
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -10,10 +11,19 @@ MAX_SCALE = 1e6  # of the cosines; 100 in CLIP
 
 
 def check_number(name: str, value: Number, low: Number, high: Number) -> float:
-    """The value as a float, or ValueError unless it lies in [low, high]."""
-    if not low <= value <= high:
+    """The value as a float, or ValueError unless it is a number in [low, high]."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:
         raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}")
     return float(value)
+
+
+def check_tensors(**tensors: Tensor) -> None:
+    """ValueError unless all are tensors."""
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            what = f"{name} is of type {type(value).__name__}"
+            raise ValueError(f"{what}: pass a torch.Tensor, such as torch.as_tensor(array)")
 
 
 def checked_features(
@@ -37,6 +47,7 @@ def checked_features(
     Raises:
         ValueError: as `clip_loss`, or lengths beyond the tolerance.
     """
+    check_tensors(image_features=image, text_features=text)
     if image.ndim != 2 or image.shape != text.shape or len(image) < 2:
         got = f"{list(image.shape)} and {list(text.shape)}"
         raise ValueError(f"image_features and text_features must be [n, d], n >= 2, got {got}")

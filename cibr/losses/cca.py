@@ -17,7 +17,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.losses._checks import check_number
+from cibr.losses._checks import check_number, check_tensors
 from cibr.losses.clip import Features
 
 _Moments = tuple[Float64[Tensor, "p p"], Float64[Tensor, "q q"], Float64[Tensor, "p q"]]
@@ -73,8 +73,11 @@ class RegularisedCCA(nn.Module):
             The module with the fitted means and maps.
 
         Raises:
-            ValueError: features that are constant or not finite, or a ridge that is not positive.
+            ValueError: features that are no tensors, constant or not finite, a dim below 1, or a
+                ridge that is not positive.
         """
+        check_tensors(image_pooled=image_pooled, text_pooled=text_pooled)
+        check_number("dim", dim, 1, 2**20)
         check_number("ridge_image", ridge_image, 1e-12, 1e12)
         check_number("ridge_text", ridge_text, 1e-12, 1e12)
         means, moments = centred_moments(image_pooled, text_pooled)

@@ -165,6 +165,9 @@ class Anchor(VMFBound):
 
     def __init__(self, statistic: nn.Module, kappa_b: float = 10.0):
         super().__init__(kappa_b)
+        if not isinstance(statistic, nn.Module):
+            fix = "fit one, such as RegularisedCCA.fit(image_pooled, text_pooled, dim)"
+            raise ValueError(f"the statistic of an anchor is a module, got {statistic!r}: {fix}")
         self.statistic = statistic
 
     def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:

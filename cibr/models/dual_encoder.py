@@ -101,8 +101,11 @@ class DualEncoder(nn.Module):
             dropout: probability of dropout, in the heads and the text tower.
 
         Raises:
-            ValueError: texts that are not a list of strings.
+            ValueError: texts that are not a list of strings, or a size below 1.
         """
+        if min(dim, width, image_size) < 1:
+            sizes = f"dim is {dim}, width {width} and image_size {image_size}"
+            raise ValueError(f"{sizes}: give whole numbers from 1")
         rule = "a tiny model learns its tokenizer from a list of texts"
         tokenizer = _towers.train_tokenizer(_listed(texts, str, rule))
         context = tokenizer.model_max_length
@@ -160,7 +163,15 @@ class DualEncoder(nn.Module):
         self.log_logit_scale.data.clamp_(max=math.log(100))
 
     def set_temperature(self, temperature: float, learn: bool = True) -> None:
-        """Sets the temperature, a positive number, and whether it is trained."""
+        """Sets the temperature and whether it is trained.
+
+        Raises:
+            ValueError: a temperature that is not positive.
+        """
+        if not temperature > 0:
+            raise ValueError(
+                f"temperature is {temperature!r}: give a positive number, such as 0.07"
+            )
         self.log_logit_scale.data.fill_(-math.log(temperature))
         self.log_logit_scale.requires_grad_(learn)
 
@@ -293,8 +304,8 @@ class DualEncoder(nn.Module):
             self.train(was_training)
 
     def _embed(self, encode: Callable, items: list, batch_size: int) -> _Vectors:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: give 1 or more items per batch")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}: give a whole number from 1")
         parts = [torch.zeros(0, self.dim)]
         with self.evaluating():
             for start in range(0, len(items), batch_size):

@@ -87,11 +87,18 @@ class RunFolder:
         record, table = self.path / _RECORD, self.path / _HISTORY
         if not (record.exists() and table.exists()):
             return None
-        stored = json.loads(record.read_text(encoding="utf-8")).get("run", {})
-        self._refuse_another(stored, "a finished run", f"or remove {str(self.path)!r}")
+        fix = f"or remove {str(self.path)!r}"
+        try:
+            stored = dict(json.loads(record.read_text(encoding="utf-8"))).get("run", {})
+            # Empty cells are epochs without validation.
+            history = pd.read_csv(table, dtype=str)
+            if history.empty:
+                raise ValueError(f"{_HISTORY} has no epoch")
+        except (ValueError, TypeError, RecursionError) as error:
+            what = f"a finished run that is damaged ({error})"
+            raise ValueError(f"{self._name} has {what}: choose another, {fix}") from error
+        self._refuse_another(stored, "a finished run", fix)
         self._remove_checkpoints()
-        # Empty cells are epochs without validation.
-        history = pd.read_csv(table, dtype=str)
         return history.astype(float).astype({"epoch": int, "step": int})  # to the last digit
 
     def newest_checkpoint(self) -> str | None:

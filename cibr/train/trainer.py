@@ -461,6 +461,11 @@ def fit(
 
 def _check(model: DualEncoder, train: Pairs, config: RunConfig) -> None:
     """Refuses a run that cannot train, before anything is prepared."""
+    if not isinstance(model, DualEncoder):
+        what = f"the model to train is of type {type(model).__name__}"
+        raise ValueError(f"{what}: make one with build_model(config, train)")
+    if not (config.epochs and config.batch_size):
+        raise ValueError("the configuration is not filled in: make it with configure(...)")
     where = f"the split {train.split!r} of {train.name!r}"
     if len(torch.unique(train.match_labels())) < 2:
         rule = "match by caption, label or group: a contrast needs two that differ"
