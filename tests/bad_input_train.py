@@ -41,6 +41,7 @@ SETTINGS += [
     (dict(dataset="glyph"), "'glyph', did you mean 'glyphs'"),
     (dict(penalty="anchor"), "'anchor', .* set model to 'frozen'"),
     (dict(cca_start=True), "cca_start .* set model to 'frozen'"),
+    (dict(towers="clip-tiny"), "set model to .frozen."),
 ]
 
 

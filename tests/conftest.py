@@ -45,7 +45,10 @@ def build(request):
         if kind == "frozen":
             towers = request.getfixturevalue("tower_folders")
             return DualEncoder.frozen(*towers, dim=16, image_size=32, **options)
-        return DualEncoder.from_pretrained(request.getfixturevalue("clip_folder"))
+        clip = request.getfixturevalue("clip_folder")
+        if kind == "frozen dual":
+            return DualEncoder.frozen(towers=clip, dim=16, **options)
+        return DualEncoder.from_pretrained(clip)
 
     return build
 

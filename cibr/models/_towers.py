@@ -252,54 +252,79 @@ class _ResidualHead(nn.Module):
         return self.norm(x + self.residual(x))
 
 
-class FrozenBackbone(nn.Module):
-    """Two frozen pretrained towers, always in eval mode, under trainable projection heads.
-
-    The heads project the image tower's pooled output and the mean over the text tower's tokens;
-    `cibr.models.features` computes both once per data set and caches them.
+class TwoTowers(nn.Module):
+    """An image and a text model of transformers that know nothing of each other.
 
     Args:
-        image: a model of transformers with a pooled output, in eval mode.
-        text: a model of transformers with hidden states, in eval mode.
-        size: side of the images, in pixels.
-        dim: dimension of the joint space.
-        dropout: probability of dropout, in the heads.
+        image: with a pooled output, in eval mode.
+        text: with hidden states, whose mean over the tokens is pooled, in eval mode.
     """
 
-    kind = "frozen"
     reads_padding = False
 
-    def __init__(self, image: nn.Module, text: nn.Module, size: int, dim: int, dropout: float):
+    def __init__(self, image: nn.Module, text: nn.Module):
         super().__init__()
-        self.settings = dict(dim=dim, dropout=dropout)
-        self.image_tower = image.requires_grad_(False)
-        self.text_tower = text.requires_grad_(False)
+        self.image_tower, self.text_tower = image, text
         self.context = text.config.max_position_embeddings
-        self.dim = dim
-        self.dim_image_pooled = self.image_pooled(torch.zeros(1, 3, size, size)).shape[1]
-        self.dim_text_pooled = text.config.hidden_size
-        self.image_head = _ResidualHead(self.dim_image_pooled, dim, dropout)
-        self.text_head = _ResidualHead(self.dim_text_pooled, dim, dropout)
 
-    def train(self, mode: bool = True) -> "FrozenBackbone":
-        """Sets the mode of the heads alone."""
-        super().train(mode)
-        self.image_tower.eval()
-        self.text_tower.eval()
-        return self
+    def parts(self) -> dict[str, nn.Module]:
+        """The models, by the name of their folder."""
+        return {"image_tower": self.image_tower, "text_tower": self.text_tower}
 
-    @torch.no_grad()
     def image_pooled(self, pixels: _Pixels) -> _Pooled:
         """Pooled features of normalised images."""
         # Convolutions run twice as fast on a CPU in this format.
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         return self.image_tower(pixel_values=pixels).pooler_output.flatten(1)
 
-    @torch.no_grad()
     def text_pooled(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
         """Pooled features of token ids."""
         states = self.text_tower(input_ids=ids, attention_mask=mask).last_hidden_state
         return _mean_pool(states, mask)
+
+
+class FrozenBackbone(nn.Module):
+    """Frozen pretrained towers, always in eval mode, under trainable projection heads.
+
+    The heads project the towers' pooled features; `cibr.models.features` computes these once per
+    data set and caches them.
+
+    Args:
+        towers: `TwoTowers`, or the `HubBackbone` of a dual encoder.
+        size: side of the images, in pixels.
+        dim: dimension of the joint space.
+        dropout: probability of dropout, in the heads.
+    """
+
+    kind = "frozen"
+
+    def __init__(self, towers: nn.Module, size: int, dim: int, dropout: float):
+        super().__init__()
+        self.settings = dict(dim=dim, dropout=dropout)
+        self.towers = towers.requires_grad_(False)
+        self.context, self.reads_padding = towers.context, towers.reads_padding
+        self.dim = dim
+        tokens = torch.zeros(1, 2, dtype=torch.long)
+        self.dim_image_pooled = self.image_pooled(torch.zeros(1, 3, size, size)).shape[1]
+        self.dim_text_pooled = self.text_pooled(tokens, torch.ones_like(tokens)).shape[1]
+        self.image_head = _ResidualHead(self.dim_image_pooled, dim, dropout)
+        self.text_head = _ResidualHead(self.dim_text_pooled, dim, dropout)
+
+    def train(self, mode: bool = True) -> "FrozenBackbone":
+        """Sets the mode of the heads alone."""
+        super().train(mode)
+        self.towers.eval()
+        return self
+
+    @torch.no_grad()
+    def image_pooled(self, pixels: _Pixels) -> _Pooled:
+        """Pooled features of normalised images."""
+        return self.towers.image_pooled(pixels)
+
+    @torch.no_grad()
+    def text_pooled(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
+        """Pooled features of token ids."""
+        return self.towers.text_pooled(ids, mask)
 
 
 class HubBackbone(nn.Module):
@@ -342,6 +367,17 @@ class HubBackbone(nn.Module):
         self.dim = features.shape[1]
         self.dim_image_pooled = getattr(self.image_head, "in_features", None)
         self.dim_text_pooled = getattr(self.text_head, "in_features", None)
+
+    @property
+    def image_tower(self) -> nn.Module:
+        """The whole model, which has both towers."""
+        return self.model
+
+    text_tower = image_tower
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The model, by the name of its folder where it is frozen."""
+        return {"towers": self.model}
 
     @property
     def image_head(self) -> nn.Module:

@@ -118,24 +118,37 @@ class DualEncoder(nn.Module):
         image_tower: str = _IMAGE_TOWER,
         text_tower: str = _TEXT_TOWER,
         *,
+        towers: str = "",
         dim: int = 512,
         image_size: int = 160,
         dropout: float = 0.4,
     ) -> "DualEncoder":
-        """Two frozen pretrained towers under trainable projection heads.
+        """Frozen pretrained towers under trainable projection heads.
 
         Args:
             image_tower: folder or hub id of a tower with pooled features; by default
                 `timm/tf_efficientnet_lite0.in1k`.
             text_tower: folder or hub id of the text tower and its tokenizer; by default
                 `sentence-transformers/all-MiniLM-L6-v2`. Its features are means over tokens.
+            towers: in place of these two, folder or hub id of a dual encoder of transformers; its
+                pooled features are the inputs of its projections, or its embeddings where it has
+                none (SigLIP).
             dim: dimension of the joint space.
-            image_size: side of the square that images are cropped to, in pixels.
+            image_size: side of the square that images are cropped to, in pixels; a dual encoder has
+                its own.
             dropout: probability of dropout, in the heads.
 
         Raises:
             FileNotFoundError: a tower, the tokenizer or the image preprocessing is missing.
+            ValueError: towers that are not a dual encoder of transformers.
         """
+        if towers:
+            dual = cls.from_pretrained(towers)
+            if dual.kind != "hub":
+                what = f"{towers!r} is a model of kind {dual.kind!r}"
+                raise ValueError(f"{what}: give the folder or hub id of one of transformers")
+            backbone = _towers.FrozenBackbone(dual.backbone, dual.image_size, dim, dropout)
+            return cls(backbone, dual.processor, dual.tokenizer)
         image = _io.from_hub("AutoModel", image_tower)
         text = _io.from_hub("AutoModel", text_tower)
         if hasattr(image.config, "pretrained_cfg"):  # of a model of timm
@@ -144,7 +157,7 @@ class DualEncoder(nn.Module):
             trained_as = _io.from_hub("AutoImageProcessor", image_tower)
             mean, std = trained_as.image_mean, trained_as.image_std
         processor = _towers.ImageProcessor(image_size, mean, std)
-        backbone = _towers.FrozenBackbone(image, text, image_size, dim, dropout)
+        backbone = _towers.FrozenBackbone(_towers.TwoTowers(image, text), image_size, dim, dropout)
         return cls(backbone, processor, _io.from_hub("AutoTokenizer", text_tower))
 
     @property
@@ -317,8 +330,7 @@ class DualEncoder(nn.Module):
 
     def own_state(self) -> dict[str, Tensor]:
         """The state dict without frozen towers."""
-        frozen = ("backbone.image_tower.", "backbone.text_tower.") if self.kind == "frozen" else ()
-        return {k: v for k, v in self.state_dict().items() if not k.startswith(frozen)}
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("backbone.towers.")}
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes a folder that `from_pretrained` reads, bit for bit; other files in it are kept.
@@ -326,7 +338,7 @@ class DualEncoder(nn.Module):
         A model of transformers is saved as on the hub, with its tokenizer and image preprocessing.
         Others have `cibr.json` (kind and settings of the backbone) and `cibr.safetensors`
         (all weights that train) in place of its model, and `frozen` ones their towers in
-        `image_tower/` and `text_tower/`.
+        `image_tower/` and `text_tower/`, or `towers/`.
 
         Raises:
             ValueError: a folder that cannot be written.
@@ -357,8 +369,8 @@ class DualEncoder(nn.Module):
             backbone.model.save_pretrained(folder)
             return
         if self.kind == "frozen":
-            backbone.image_tower.save_pretrained(folder / "image_tower")
-            backbone.text_tower.save_pretrained(folder / "text_tower")
+            for part, tower in backbone.towers.parts().items():
+                tower.save_pretrained(folder / part)
         about = {"kind": self.kind, "settings": backbone.settings}
         (folder / _CONFIG).write_text(json.dumps(about, indent=2))
         save_file({k: v.contiguous() for k, v in self.own_state().items()}, folder / _WEIGHTS)
@@ -405,19 +417,29 @@ class DualEncoder(nn.Module):
         """Loads a `tiny` or a `frozen` model."""
         about = json.loads((folder / _CONFIG).read_text())
         settings = json.loads((folder / _PREPROCESSING).read_text())
-        processor = _towers.ImageProcessor.from_dict(settings)
-        if about["kind"] == "frozen":
-            image = _io.from_hub("AutoModel", folder / "image_tower")
-            text = _io.from_hub("AutoModel", folder / "text_tower")
-            backbone = _towers.FrozenBackbone(image, text, processor.size, **about["settings"])
-        else:
+        if about["kind"] == "tiny":
+            processor = _towers.ImageProcessor.from_dict(settings)
             backbone = _towers.TinyBackbone(**about["settings"])
+        else:
+            towers, processor = _read_towers(folder, settings)
+            backbone = _towers.FrozenBackbone(towers, processor.size, **about["settings"])
         model = cls(backbone, processor, _io.from_hub("AutoTokenizer", folder))
         state = load_file(folder / _WEIGHTS)
         missing, unknown = model.load_state_dict(state, strict=False)
         if unknown or set(missing) & set(model.own_state()):  # frozen towers have their own files
             raise ValueError(f"{_WEIGHTS} does not fit {_CONFIG}")
         return model.eval()
+
+
+def _read_towers(folder: Path, settings: dict) -> tuple[nn.Module, Callable]:
+    """Frozen towers and their image preprocessing, of a folder that `save_pretrained` wrote."""
+    if (folder / "towers").exists():
+        processor = _towers.HubImageProcessor(_io.from_hub("AutoImageProcessor", folder))
+        return _towers.HubBackbone(_io.from_hub("AutoModel", folder / "towers")), processor
+    image, text = (
+        _io.from_hub("AutoModel", folder / f"{side}_tower") for side in ("image", "text")
+    )
+    return _towers.TwoTowers(image, text), _towers.ImageProcessor.from_dict(settings)
 
 
 def _listed(items: Iterable, kind: type, rule: str) -> list:

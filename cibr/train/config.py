@@ -44,6 +44,9 @@ class RunConfig:
     model: str = _setting(
         "tiny", "tiny, frozen, or a model to fine-tune: a run's folder or a hub id"
     )
+    towers: str = _setting(
+        "", "of a frozen model: the folder or hub id of a dual encoder; empty for two small ones"
+    )
     penalty: str = _setting("vmf", "penalty added to the contrastive loss")
     penalty_options: dict[str, Any] = _setting({}, "of the penalty, such as kappa_b")
     beta: float = _setting(0.05, "weight of the penalty; 0 is CLIP", 0, MAX_BETA)
@@ -108,6 +111,8 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
     if kind != "frozen" and (config.cca_start or "statistic" in arguments_of(config.penalty)):
         what = "cca_start and penalties with a statistic, such as 'anchor',"
         raise ValueError(f"{what} read features of frozen towers: set model to 'frozen'")
+    if config.towers and kind != "frozen":
+        raise ValueError("towers are those of a frozen model: set model to 'frozen'")
     of_kind = _preset(source, kind)
     unset = {name for name, value in vars(config).items() if value == DEFAULTS[name]}
     config = replace(config, **{name: of_kind[name] for name in of_kind if name in unset})
@@ -280,7 +285,7 @@ def build_model(config: RunConfig, train: Pairs) -> DualEncoder:
         size = _preset(resolve(config.dataset), "tiny")["image_size"]
         model = DualEncoder.tiny(train.texts(), image_size=size, dropout=config.dropout)
     elif config.model == "frozen":
-        model = DualEncoder.frozen(dropout=config.dropout)
+        model = DualEncoder.frozen(towers=config.towers, dropout=config.dropout)
     else:
         model = DualEncoder.from_pretrained(config.model)
     model.set_temperature(config.temperature, config.learn_temperature)

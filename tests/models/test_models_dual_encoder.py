@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from helpers import TEXTS, picture
 from PIL import Image
+from small_models import save_model
 
 from cibr.data.pairs import to_rgb
+from cibr.models import DualEncoder
 
-each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "hub"])
+each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "frozen dual", "hub"])
 
 
 def odd_images():
@@ -65,7 +67,7 @@ def test_order_batch_size_and_mode_do_not_change_an_embedding(build, kind):
 def test_an_embedding_is_the_projection_of_pooled_features_of_normalised_pixels(build, kind):
     model = build(kind).eval()
     pixels = normalised = model.preprocess([picture(0)])
-    if kind != "hub":
+    if not pixels.is_floating_point():
         mean = torch.tensor(model.processor.image_mean)[:, None, None]
         std = torch.tensor(model.processor.image_std)[:, None, None]
         normalised = (pixels / 255 - mean) / std
@@ -97,8 +99,8 @@ def test_the_context_is_what_the_text_tower_has_positions_for(build):
 
 def test_frozen_towers_stay_in_eval_mode_and_without_gradients(build):
     model = build("frozen").train()
-    towers = torch.nn.ModuleList([model.backbone.image_tower, model.backbone.text_tower])
-    assert not any(module.training for tower in towers for module in tower.modules())
+    towers = model.backbone.towers
+    assert not any(module.training for module in towers.modules())
     model.encode_texts(*model.tokenize(["a cat"])).features[:, 0].sum().backward()
     model.encode_images(model.preprocess([picture(0)])).features[:, 0].sum().backward()
     assert all(p.grad is None and not p.requires_grad for p in towers.parameters())
@@ -147,3 +149,17 @@ def test_the_temperature_is_set_fixed_and_can_come_back_from_its_limit(build):
     model.set_temperature(0.5)
     model.limit_logit_scale()
     assert model.logit_scale.item() == pytest.approx(2)
+
+
+def test_frozen_towers_may_be_those_of_a_dual_encoder(clip_folder, tmp_path):
+    """Heads read what its projections do, or its embeddings where it has none."""
+    save_model(tmp_path, "Siglip")
+    for folder in (clip_folder, str(tmp_path)):
+        own, frozen = DualEncoder.from_pretrained(folder), DualEncoder.frozen(towers=folder)
+        pixels, tokens = own.preprocess([picture(0)]), own.tokenize(["a cat"])
+        assert torch.equal(frozen.preprocess([picture(0)]), pixels)
+        assert torch.equal(frozen.encode_images(pixels).pooled, own.encode_images(pixels).pooled)
+        assert torch.equal(frozen.encode_texts(*tokens).pooled, own.encode_texts(*tokens).pooled)
+        assert frozen.encode_images(pixels).features.shape == (1, 512)
+    with pytest.raises(ValueError, match="'clip-tiny' is a model of kind 'tiny'"):
+        DualEncoder.frozen(towers="clip-tiny")

@@ -13,7 +13,7 @@ from cibr.models.features import embed_pairs, prepare
 
 PAIRS = noise_pairs(23, n_captions=3)
 PAIRS.captions[0] = ["a red cat beside a big house"]  # longer than the others
-each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "hub"])
+each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "frozen dual", "hub"])
 # From Python 3.12 on, of every fork beside threads; the workers only decode images.
 forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -67,9 +67,9 @@ def test_features_are_computed_again_if_anything_has_changed_that_they_depend_on
     assert computed(replace(PAIRS, load=lambda i: picture(i + 1))) == ["images"]
     assert computed(replace(PAIRS, keys=TEXTS[:23])) == ["images"]
     assert computed(replace(PAIRS, split="test")) == ["images", "texts"]
-    model.backbone.image_tower.layernorm.weight.data.mul_(2)
+    model.backbone.towers.image_tower.layernorm.weight.data.mul_(2)
     assert computed() == ["images"]
-    model.backbone.text_tower.config.layer_norm_eps = 1.0
+    model.backbone.towers.text_tower.config.layer_norm_eps = 1.0
     assert computed() == ["texts"]
     object.__setattr__(model.processor, "image_mean", [0.1, 0.2, 0.3])
     assert computed() == ["images"]
@@ -106,7 +106,7 @@ def test_embeddings_are_those_of_the_model_in_the_order_of_the_pairs(build, monk
     before = torch.get_rng_state()
     images, texts = embed_pairs(model, prepare(model, PAIRS), batch_size=7)
     assert torch.equal(torch.get_rng_state(), before) and model.training
-    assert sorted(read) == sorted(set(PAIRS.texts()) if kind == "frozen" else PAIRS.texts())
+    assert sorted(read) == sorted(set(PAIRS.texts()) if model.kind == "frozen" else PAIRS.texts())
     assert torch.allclose(images, model.embed_images(PAIRS.images()), atol=1e-5)
     assert torch.allclose(texts, model.embed_texts(PAIRS.texts()), atol=1e-5)
     of_prompts = prepare(model, PAIRS, texts=TEXTS[:4])

@@ -12,7 +12,7 @@ import cibr
 from cibr.models import DualEncoder, dual_encoder, model_kind
 from cibr.utils import shipped
 
-each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "hub"])
+each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "frozen dual", "hub"])
 
 
 def equal(a, b):
@@ -42,7 +42,7 @@ def test_a_saved_model_comes_back_bit_for_bit_and_is_replaced_whole(build, tmp_p
     before = names(tmp_path)
     model = changed(build(kind))
     again = DualEncoder.from_pretrained(model.save_pretrained(tmp_path))
-    assert (again.kind, again.training, again.context) == (kind, False, model.context)
+    assert (again.kind, again.training, again.context) == (model.kind, False, model.context)
     assert again.processor.to_dict() == model.processor.to_dict()
     assert same(again, model) and equal(again, model) and names(tmp_path) == before
     assert not any(name.startswith(".") for name in before)
@@ -63,6 +63,7 @@ PARTS = ["cibr.json", "cibr.safetensors", "tokenizer.json", "preprocessor_config
 FILES = {
     "tiny": PARTS,
     "frozen": [*PARTS, "image_tower/model.safetensors"],
+    "frozen dual": [*PARTS, "towers/model.safetensors"],
     "hub": ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"],
 }
 
