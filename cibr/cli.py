@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from cibr import __version__
+import cibr
 
 _EXAMPLES = """examples:
   cibr train --dataset glyphs --penalty vmf --beta 0.05 --output-dir runs/mine
@@ -93,7 +93,7 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "cibr", description=about, epilog=_EXAMPLES, formatter_class=raw
     )
-    parser.add_argument("--version", action="version", version=f"cibr {__version__}")
+    parser.add_argument("--version", action="version", version=f"cibr {cibr.__version__}")
     commands = parser.add_subparsers(required=True, metavar="train | evaluate | search")
 
     train = commands.add_parser("train", help="train a model, CLIP or CIBR", parents=[common])
