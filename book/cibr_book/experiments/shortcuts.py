@@ -431,12 +431,14 @@ def against_clip(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per run, shift and score: `condition, method, dose, cca_dim, seed, shift, score,
-        value, clip, difference`; dose and directions are 0 where a method has none.
+        value, clip, difference`; dose and directions are 0 where a method has none, and so are the
+        scores of a run that diverged.
     """
     settings = pd.DataFrame([*rows["configuration"].map(json.loads)], rows.index)
     runs = rows.assign(dose=settings["dose"], cca_dim=settings["cca_dim"])
-    runs = runs[runs["method"] != "prediction"].fillna({"dose": 0.0, "cca_dim": 0})
     scores = runs.filter(regex="^(?:kept|removed|reversed)/(?!value)").columns
+    runs = runs[runs["method"] != "prediction"]
+    runs = runs.fillna(dict.fromkeys(["dose", "cca_dim", *scores], 0.0))  # one that diverged
     keys = ["condition", "seed", "measure"]
     long = runs.melt([*keys[:2], "method", "dose", "cca_dim"], scores, "measure", "value")
     long["value"] *= 100

@@ -237,6 +237,11 @@ def test_claims_hold_are_undecided_or_contradicted():
     assert tests["holm"].min() == pytest.approx(11 / 256)
     assert tests.loc["better where predicted", "difference"] == pytest.approx(1.625, abs=0.02)
     assert tests.loc["water, tint, 1: CCA loses less", "difference"] == pytest.approx(3, abs=0.02)
+    recalls = [f"{shift}/recall" for shift in shortcuts.SHIFTS]
+    diverged = rows.copy()
+    diverged.loc[0, recalls] = np.nan
+    lost = shortcuts.against_clip(diverged)
+    assert (lost["value"] == 0).sum() == 3 and len(lost) == len(shortcuts.against_clip(rows))
     cells = shortcuts.interactions(rows, 0.3).set_index(["condition", "shift"])
     assert cells.loc[("water, tint, 1", "reversed"), "measured"] == pytest.approx(-1, abs=0.02)
     assert cells.loc[("water, tint, 1", "reversed"), "predicted"] == pytest.approx(-1)
