@@ -71,7 +71,7 @@ def test_the_commands_that_pages_print_exist():
     presets = yaml.safe_load((ROOT / "data" / "presets.yaml").read_text())["recipes"]
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     sweeps = [path.stem for path in (ROOT / "experiments").glob("*.yaml")]
-    kinds = {r"[`\"\n]make ([a-z]+)\b": targets, r"make rows SWEEP=(\w+)": sweeps}
+    kinds = {r"[`\"\n]make ([a-z]+)\b": targets, r"make rows SWEEP=([\w-]+)": sweeps}
     for pattern, known in (kinds | {r"--preset ([a-z-]+)": presets}).items():
         printed = set(re.findall(pattern, text))
         assert printed and printed <= set(known)
