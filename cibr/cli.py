@@ -196,8 +196,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         suite = evaluation.dataset_tasks(arguments.data)
     results = []
     for name, model in models.items():
-        folder = arguments.output_dir  # the name is quoted, so `x/m` and `x-m` have one each
-        folder = folder and folder.expanduser() / quote(name.strip("/"), safe="")
+        folder = arguments.output_dir and arguments.output_dir.expanduser() / _quoted(name)
         options = dict(limit=arguments.limit, batch_size=arguments.batch_size, output_dir=folder)
         results.append(evaluation.evaluate(model, suite, name=name, **options))
         title = arguments.data or f"suite {results[-1].suite}"
@@ -207,11 +206,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         model, other = results
         differences = evaluation.compare(other, model)
         if arguments.output_dir:
-            file = f"minus-{quote(other.model.strip('/'), safe='')}.csv"
-            first = arguments.output_dir.expanduser() / quote(model.model.strip("/"), safe="")
-            differences.to_csv(first / model.suite / file, index=False)
+            folder = arguments.output_dir.expanduser() / _quoted(model.model) / model.suite
+            differences.to_csv(folder / f"minus-{_quoted(other.model)}.csv", index=False)
         print(f"\n{model.model} minus {other.model}, paired by image: points, with 95 % intervals")
         _print_tables(differences, "difference")
+
+
+def _quoted(name: str) -> str:
+    """A model's name as that of a folder; `x/m` and `x-m` have one each."""
+    return quote(name.strip("/"), safe="")
 
 
 def _print_tables(rows, value: str) -> None:

@@ -11,6 +11,7 @@ seeds, seeds and items are resampled. An item is an image with its texts or, by 
 with one label.
 """
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -299,7 +300,7 @@ def evaluate(
     if not isinstance(model, DualEncoder):
         fix = "load one with DualEncoder.from_pretrained(name)"
         raise ValueError(f"the model to evaluate is of type {type(model).__name__}: {fix}")
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}: give a whole number from 1")
     for task in tasks:
         resolve(task.dataset)  # report a mistyped name before computing anything

@@ -368,15 +368,8 @@ class HubBackbone(nn.Module):
         self.dim_image_pooled = getattr(self.image_head, "in_features", None)
         self.dim_text_pooled = getattr(self.text_head, "in_features", None)
 
-    @property
-    def image_tower(self) -> nn.Module:
-        """The whole model, which has both towers."""
-        return self.model
-
-    text_tower = image_tower
-
     def parts(self) -> dict[str, nn.Module]:
-        """The model, by the name of its folder where it is frozen."""
+        """The model, which has both towers, by the name of its folder where it is frozen."""
         return {"towers": self.model}
 
     @property

@@ -8,6 +8,7 @@ format.
 
 import json
 import math
+import numbers
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -317,7 +318,7 @@ class DualEncoder(nn.Module):
             self.train(was_training)
 
     def _embed(self, encode: Callable, items: list, batch_size: int) -> _Vectors:
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}: give a whole number from 1")
         parts = [torch.zeros(0, self.dim)]
         with self.evaluating():

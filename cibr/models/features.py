@@ -178,7 +178,8 @@ def _image_features(model: DualEncoder, pairs: Pairs, name: str) -> Tensor:
         return model.encode_images(_decode(model.preprocess, pairs, rows)).pooled
 
     shown = (pairs.name, pairs.split, pairs.keys, pixel_digests(pairs))
-    identity = [_tower_digest(model.backbone.towers.image_tower), model.processor.to_dict(), shown]
+    tower, *_ = model.backbone.towers.parts().values()
+    identity = [_tower_digest(tower), model.processor.to_dict(), shown]
     return _cached(name, identity, range(len(pairs)), pooled, size)
 
 
@@ -191,7 +192,8 @@ def _text_features(model: DualEncoder, texts: list[str], truncate: bool, name: s
     # Neighbours of equal length need no padding, and texts in another order have the same features.
     unique = sorted(set(texts), key=lambda text: (len(text), text))
     vocabulary = sorted(model.tokenizer.get_vocab().items())
-    identity = [_tower_digest(model.backbone.towers.text_tower), model.context, vocabulary]
+    *_, tower = model.backbone.towers.parts().values()
+    identity = [_tower_digest(tower), model.context, vocabulary]
     features = _cached(name, [*identity, unique, truncate], unique, pooled, size)
     row = {text: i for i, text in enumerate(unique)}
     return features[[row[text] for text in texts]]

@@ -8,8 +8,8 @@ the same random numbers, so that only the shortcut differs between the three.
 Features of frozen towers (or pixels and tokens, for towers from scratch) are computed once for both
 renderings of every photo and for all versions of every caption, and a draw picks rows of them.
 `train_and_measure` does a run of experiments/shortcuts.yaml. `predicted_values` says before any
-training what theorem 3 expects of a penalty. `glyph_sheets` has the same shortcuts where the
-correlations of image and text are known to have a gap, or none.
+training what theorem 3 expects of a penalty. `glyph_sheets` has shortcuts of many values where what
+image and text share is known.
 """
 
 import itertools
@@ -192,8 +192,9 @@ def glyph_sheets(first: float, last: float) -> list[Pairs]:
 
     A caption names the four of twenty Greek and Latin letters that its sheet shows, which is all
     that they share. The probability that a letter is named, and not any of the twenty in its place,
-    falls evenly from `first` to `last`: if they are equal, so are the correlations of image and
-    text, with a gap below them; else they form a tail.
+    falls evenly from `first` to `last`: if they are equal, all letters are shared alike, and to an
+    encoder that sees them equally well their correlations are, with a gap below; else they form a
+    tail.
     """
     known = glyph_characters().sample(frac=1, random_state=0)
     shown = known[known["name"].str.fullmatch(_SHOWN)]
