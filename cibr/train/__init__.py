@@ -1,16 +1,22 @@
 """Training: `configure`, `load_splits` and `build_model` set up a run, `fit` trains it.
 
-`CIBRTrainer` and `fit` are loaded on first use: transformers.Trainer takes seconds to import.
+What needs transformers.Trainer, which takes seconds to import, is loaded on first use.
 """
 
 from importlib import import_module
 
 from cibr.train.config import RunConfig, build_model, configure, load_splits
 
-__all__ = ["CIBRTrainer", "RunConfig", "build_model", "configure", "fit", "load_splits"]
+_LATER = {
+    "CIBRTrainer": "trainer",
+    "fit": "trainer",
+    "WeightAverage": "_callbacks",
+    "with_pseudo_pairs": "self_training",
+}
+__all__ = ["RunConfig", "build_model", "configure", "load_splits", *_LATER]
 
 
 def __getattr__(name: str):
-    if name not in ("CIBRTrainer", "fit"):
+    if name not in _LATER:
         raise AttributeError(f"module 'cibr.train' has no attribute {name!r}")
-    return getattr(import_module("cibr.train.trainer"), name)
+    return getattr(import_module(f"cibr.train.{_LATER[name]}"), name)

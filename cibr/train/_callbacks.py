@@ -1,4 +1,4 @@
-"""What a run does beside its steps: saves at signals, measures time, shows a bar."""
+"""What a run does beside its steps: saves at signals, measures time, shows a bar, averages."""
 
 import signal
 import sys
@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
+
+from cibr.models import DualEncoder
 
 
 class Bar(ProgressCallback):
@@ -72,6 +75,74 @@ class RunCallback(TrainerCallback):
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt(message)
         raise SystemExit(128 + self.received)
+
+
+class WeightAverage(TrainerCallback):
+    """Exponential moving average of the weights after each step, which is validated and kept.
+
+    It is bias-corrected as in Adam, so it does not contain the initial weights. With
+    `interpolation`, the initial weights are then mixed in.
+
+    Source: WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903), whose alpha is 1 - interpolation.
+
+    Args:
+        decay: decay of the average per step, in [0, 1); 0 for the weights after the last step.
+        interpolation: share of the initial weights in the result, in [0, 1).
+    """
+
+    def __init__(self, decay: float, interpolation: float = 0.0):
+        self.decay, self.interpolation = decay, interpolation
+        self.start: dict[str, Tensor] = {}
+        self.average: dict[str, Tensor] = {}
+        self.own: dict[str, Tensor] = {}
+
+    def on_train_begin(self, args, state, control, model, **_):
+        """Takes the initial weights, unless a checkpoint was loaded."""
+        if state.global_step == 0:
+            self.start = _copied(model)
+            self.average = _copied(model)
+
+    @torch.no_grad()
+    def on_step_end(self, args, state, control, model, **_):
+        """Adds the weights after a step."""
+        weight = (1 - self.decay) / (1 - self.decay**state.global_step)
+        for name, weights in model.own_state().items():
+            self.average[name].lerp_(weights, weight)
+
+    def on_log(self, args, state, control, model, **_):
+        """Puts the average into the model before a validation."""
+        if control.should_evaluate and not self.own:
+            self.own = _copied(model)
+            self._copy_to(model)
+
+    def on_evaluate(self, args, state, control, model, **_):
+        """Puts the model's own weights back."""
+        model.load_state_dict(self.own, strict=False)
+        self.own = {}
+
+    def on_train_end(self, args, state, control, model, **_):
+        """Replaces the model's weights by the averaged ones."""
+        self._copy_to(model)
+
+    @torch.no_grad()
+    def _copy_to(self, model: DualEncoder) -> None:
+        for name, weights in model.own_state().items():
+            average = self.average[name]
+            if self.interpolation:
+                average = average.lerp(self.start[name], self.interpolation)
+            weights.copy_(average)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """The averages and the initial weights, which a checkpoint keeps."""
+        return {"average": self.average, "start": self.start}
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Continues from what `state_dict` returned."""
+        self.average, self.start = state["average"], state["start"]
+
+
+def _copied(model: DualEncoder) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.own_state().items()}
 
 
 @contextmanager

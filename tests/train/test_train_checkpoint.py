@@ -20,10 +20,10 @@ from processes import exit_code_of
 from small_runs import before_step, forks, small_model
 
 from cibr import DualEncoder
-from cibr.train import _run_folder
+from cibr.train import WeightAverage, _run_folder
 from cibr.train._callbacks import noted_signals
 from cibr.train._run_folder import RunFolder
-from cibr_book.experiments.training import StudyTrainer, WeightAverage
+from cibr_book.experiments.training import StudyTrainer
 
 EVERY_STEP = {"save_steps": 1}
 train = partial(small_runs.train, training_arguments=EVERY_STEP)

@@ -9,13 +9,18 @@ import torch
 
 from cibr.evaluate import evaluate
 from cibr.models import DualEncoder
-from cibr.train import build_model, configure, load_splits
+from cibr.train import (
+    WeightAverage,
+    build_model,
+    configure,
+    load_splits,
+    with_pseudo_pairs,
+)
 from cibr.train.config import DEFAULTS
 from cibr.utils import check_known
 from cibr_book.experiments.corruptions import Corruption, corrupt, split_subset
 from cibr_book.experiments.shifts import shifted_recalls
-from cibr_book.experiments.training import StudyTrainer, WeightAverage
-from cibr_book.experiments.unpaired import with_pseudo_pairs
+from cibr_book.experiments.training import StudyTrainer
 
 KEPT = r"accuracy@1$|_recall@(?:1|5|10)$"
 _PENALTY_OPTIONS = ("kappa_b", "critic_steps", "critic_rate")

@@ -9,7 +9,8 @@ from transformers import TrainerState
 from cibr import DualEncoder
 from cibr.metrics import retrieval_recalls
 from cibr.models.features import embed_pairs, prepare
-from cibr_book.experiments.training import StudyTrainer, WeightAverage, grouped_rows
+from cibr.train import WeightAverage
+from cibr_book.experiments.training import StudyTrainer, grouped_rows
 
 TWICE = [*range(20), *range(0, 20, 2)]  # ten come twice, ten are alone
 

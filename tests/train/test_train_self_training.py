@@ -5,9 +5,8 @@ from helpers import noise_pairs
 
 from cibr.models import features
 from cibr.models.features import prepare
-from cibr.train import configure
+from cibr.train import configure, with_pseudo_pairs
 from cibr_book.experiments.corruptions import Corruption, split_subset
-from cibr_book.experiments.unpaired import with_pseudo_pairs
 
 
 def test_unpaired_photos_get_the_nearest_captions_of_others_and_pairs_come_as_often_as_asked(

@@ -16,7 +16,7 @@ from cibr.data import Pairs
 from cibr.losses.cca import RegularisedCCA
 from cibr.models import DualEncoder
 from cibr.models.features import Inputs, prepare
-from cibr.train import RunConfig
+from cibr.train.config import RunConfig
 from cibr.train.trainer import fit_cca
 
 
@@ -49,8 +49,7 @@ def with_pseudo_pairs(
     Returns:
         The true pairs and the images of `unpaired`, each with its nearest text under the CCA of the
         true pairs, all without labels and groups, so that equal texts match; and this CCA, which
-        initialises the heads and is the statistic of the penalty `anchor` if it is passed to
-        `StudyTrainer`.
+        is to initialise the heads and to be the statistic of the penalty `anchor`.
     """
     cca = fit_cca(prepare(model, pairs), model.dim, config.cca_ridges)
     nearest = _nearest_captions(cca, prepare(model, unpaired))
