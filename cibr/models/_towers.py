@@ -252,6 +252,13 @@ class _ResidualHead(nn.Module):
         return self.norm(x + self.residual(x))
 
 
+class _JoinedHeads(nn.ModuleList):
+    """Heads side by side, whose unit vectors are concatenated: cosines are means over the heads."""
+
+    def forward(self, pooled: _Pooled) -> Float[Tensor, "n d"]:
+        return torch.cat([F.normalize(head(pooled), dim=-1) for head in self], dim=-1)
+
+
 class TwoTowers(nn.Module):
     """An image and a text model of transformers that know nothing of each other.
 
@@ -292,23 +299,29 @@ class FrozenBackbone(nn.Module):
     Args:
         towers: `TwoTowers`, or the `HubBackbone` of a dual encoder.
         size: side of the images, in pixels.
-        dim: dimension of the joint space.
+        dim: dimension of the joint space, or of each of several heads.
         dropout: probability of dropout, in the heads.
+        n_heads: heads of each modality, whose scores are averaged.
     """
 
     kind = "frozen"
 
-    def __init__(self, towers: nn.Module, size: int, dim: int, dropout: float):
+    def __init__(self, towers: nn.Module, size: int, dim: int, dropout: float, n_heads: int = 1):
         super().__init__()
-        self.settings = dict(dim=dim, dropout=dropout)
+        self.settings = dict(dim=dim, dropout=dropout, n_heads=n_heads)
         self.towers = towers.requires_grad_(False)
         self.context, self.reads_padding = towers.context, towers.reads_padding
-        self.dim = dim
+        self.dim = dim * n_heads
         tokens = torch.zeros(1, 2, dtype=torch.long)
         self.dim_image_pooled = self.image_pooled(torch.zeros(1, 3, size, size)).shape[1]
         self.dim_text_pooled = self.text_pooled(tokens, torch.ones_like(tokens)).shape[1]
-        self.image_head = _ResidualHead(self.dim_image_pooled, dim, dropout)
-        self.text_head = _ResidualHead(self.dim_text_pooled, dim, dropout)
+        widths = self.dim_image_pooled, self.dim_text_pooled
+        if n_heads == 1:
+            self.image_head, self.text_head = (_ResidualHead(w, dim, dropout) for w in widths)
+        else:
+            self.image_head, self.text_head = (
+                _JoinedHeads(_ResidualHead(w, dim, dropout) for _ in range(n_heads)) for w in widths
+            )
 
     def train(self, mode: bool = True) -> "FrozenBackbone":
         """Sets the mode of the heads alone."""

@@ -240,7 +240,7 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
     if "validation" in splits:
         validation = load("validation")
     else:
-        train, validation = _hold_out(train)
+        train, validation = hold_out(train)
     if "test" in splits:
         return train, validation, load("test")
     reason = "no test split: the validation pairs, which choices may rest on, stand in for it"
@@ -248,9 +248,19 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
     return train, validation, validation
 
 
-def _hold_out(train: Pairs) -> tuple[Pairs, Pairs]:
-    """Training and validation pairs; images of one group are on one side."""
-    n_held_out = min(1000, len(train) // 10)
+def hold_out(train: Pairs, least: int = 0, split: str = "validation") -> tuple[Pairs, Pairs]:
+    """Training pairs without a tenth of them, at most 1,000, and that tenth; images of one group
+    are on one side.
+
+    Args:
+        train: the training pairs.
+        least: images to hold out at least.
+        split: the name of the held-out part.
+
+    Raises:
+        ValueError: too few pairs or groups.
+    """
+    n_held_out = max(least, min(1000, len(train) // 10))
     groups = torch.arange(len(train)) if train.groups is None else train.groups
     groups, sizes = groups.unique(return_inverse=True, return_counts=True)[1:]
     if n_held_out < 1 or len(sizes) < 2:
@@ -263,7 +273,7 @@ def _hold_out(train: Pairs) -> tuple[Pairs, Pairs]:
     is_held_out = torch.isin(groups, torch.tensor(order[: min(n_groups, len(sizes) - 1)]))
     validation = train.subset(is_held_out.nonzero().flatten())
     rest = train.subset((~is_held_out).nonzero().flatten())
-    return rest, replace(validation, split="validation")
+    return rest, replace(validation, split=split)
 
 
 def build_model(config: RunConfig, train: Pairs) -> DualEncoder:
