@@ -95,11 +95,12 @@ def _read_images(place: str) -> _Loaders:
     """Splits are subfolders with metadata, or the first folder in the file names of one metadata
     file. With neither, a tenth of the images is ``validation``, chosen by a hash of each
     ``file_name`` (or its group), so that later additions move no image, and the rest is ``train``.
+    Without metadata, subfolders are classes, and there is only ``test``.
     """
     folder = Path(place)
     files = _metadata_files(folder)
     if not files:
-        raise FileNotFoundError(f"{folder} has no metadata.jsonl or metadata.csv: write one")
+        return {"test": partial(_load_classes, folder, _classes(folder))}
     by_split = {split_of(file.parent.name): file for file in files}
     is_whole = any(file.parent == folder for file in files)
     if len(files) > (1 if is_whole else len(by_split)):
@@ -133,6 +134,35 @@ def _load_images(
         else:
             skip(FileNotFoundError(f"{image} is missing, but {file} names it"))
     return _pairs(name, split, found, partial(_folder_image, file.parent), skip)
+
+
+def _classes(folder: Path) -> dict[str, list[str]]:
+    """The images, by file name, in each subfolder that has some."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(folder.glob("[!.]*/[!.]*")):
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            found.setdefault(file.parent.name, []).append(file.relative_to(folder).as_posix())
+    if len(found) < 2:
+        fix = "write one, or put the images of each class into a subfolder, to classify them"
+        raise FileNotFoundError(f"{folder} has no metadata.jsonl or metadata.csv: {fix}")
+    return found
+
+
+def _load_classes(folder: Path, classes: dict[str, list[str]], name: str, skip: _Skip) -> Pairs:
+    """Pairs of images with the name of their class, for zero-shot classification."""
+    labels = [i for i, files in enumerate(classes.values()) for _ in files]
+    names = [of_class.replace("_", " ") for of_class in classes]
+    files = [file for files in classes.values() for file in files]
+    pairs = Pairs(
+        name,
+        "test",
+        [[names[i]] for i in labels],
+        files,
+        classnames=names,
+        load=partial(_folder_image, folder, files),
+    )
+    pairs.labels, pairs.templates = torch.tensor(labels), ["a photo of a {c}."]
+    return pairs
 
 
 def _folder_image(folder: Path, file_names: list[str], i: int) -> Image.Image:

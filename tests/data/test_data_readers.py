@@ -115,6 +115,19 @@ def test_unusable_images_are_skipped_with_a_warning(tmp_path, row):
 # The hub
 
 
+def test_without_metadata_subfolders_are_classes(tmp_path):
+    for i, name in enumerate(("red_fox/1.png", "red_fox/0.png", "dog/a.PNG", ".hidden/b.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(40 * i))
+    (tmp_path / "empty").mkdir()
+    assert available_splits(tmp_path) == ["test"]
+    pairs = load_pairs(tmp_path, "test")
+    assert pairs.keys == ["dog/a.PNG", "red_fox/0.png", "red_fox/1.png"]
+    assert pairs.classnames == ["dog", "red fox"] and pairs.labels.tolist() == [0, 1, 1]
+    assert pairs.prompts() == [["a photo of a dog."], ["a photo of a red fox."]]
+    assert greys(pairs) == [80, 40, 0]
+
+
 def test_a_hub_set_gives_captions_groups_and_images_on_demand(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     texts = [["a dog", " a brown dog "], ["a cat"], ["a bird", "NA"]]
