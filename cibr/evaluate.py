@@ -34,7 +34,7 @@ from cibr.metrics.retrieval import recall_items
 from cibr.metrics.zeroshot import accuracy_items
 from cibr.models import DualEncoder
 from cibr.models.features import embed_pairs, pixel_digests, prepare
-from cibr.utils import check_known, digest, write_atomically
+from cibr.utils import check_known, digest, save_table, write_atomically
 
 _KEY = ["suite", "dataset", "kind", "metric"]  # of a row
 
@@ -280,7 +280,8 @@ def evaluate(
         limit: maximum number of images per set, at least two, drawn with a fixed seed; 0 for all.
         batch_size: rows encoded at once.
         output_dir: folder for this model's results; a subfolder named after the suite gets
-            `rows.csv` and the predictions of each set, in `Task.file`, a file of safetensors.
+            `rows.csv`, `rows.json` and the predictions of each set, in `Task.file`, a file of
+            safetensors.
         max_skipped: the number of unusable samples per set that may be left out.
 
     Returns:
@@ -349,7 +350,7 @@ def _save(evaluation: Evaluation, folder: Path) -> None:
         items = {name: tensor.contiguous() for name, tensor in items.items()}
         save = partial(save_file, items, metadata={"kind": kind, "digest": of_data})
         write_atomically(folder / task.file, save)
-    write_atomically(folder / "rows.csv", partial(evaluation.rows.to_csv, index=False))
+    save_table(evaluation.rows, folder / "rows")
 
 
 def compare(

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,12 @@ def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
     finally:
         part.unlink(missing_ok=True)
     sync(file.parent)
+
+
+def save_table(table: Any, file: Path) -> None:
+    """Writes a data frame as CSV and as a list of rows in JSON, with these suffixes."""
+    write_atomically(Path(f"{file}.csv"), partial(table.to_csv, index=False))
+    write_atomically(Path(f"{file}.json"), partial(table.to_json, orient="records", indent=1))
 
 
 def sync(path: Path) -> None:
