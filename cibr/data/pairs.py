@@ -7,7 +7,7 @@ converted to 8-bit RGB by `to_rgb`. Pairs can be pickled, for DataLoader workers
 """
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -175,6 +175,29 @@ class Pairs:
             groups=None if self.groups is None else self.groups[rows],
             factors=None if factors is None else factors.iloc[chosen].reset_index(drop=True),
         )
+
+
+def joined(parts: Sequence[Pairs]) -> Pairs:
+    """The pairs of several sets, in their order, without labels; groups of two sets differ."""
+    sources = [(part, i) for part in parts for i in range(len(part))]
+    groups, start = [], 0
+    for part in parts:
+        own = torch.arange(len(part)) if part.groups is None else part.groups
+        groups.append(own + start)
+        start = int(groups[-1].max()) + 1
+    return Pairs(
+        name=parts[0].name,
+        split=parts[0].split,
+        captions=[part.captions[i] for part, i in sources],
+        keys=[part.keys[i] for part, i in sources],
+        load=partial(_of_parts, sources),
+        groups=torch.cat(groups) if any(part.groups is not None for part in parts) else None,
+    )
+
+
+def _of_parts(sources: list[tuple[Pairs, int]], i: int) -> Image.Image:
+    part, row = sources[i]
+    return part.image(row)
 
 
 def _chosen(load: Callable[[int], Image.Image], indices: list[int], i: int) -> Image.Image:

@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from cibr.data import Pairs, Source, available_splits, load_pairs, resolve
+from cibr.losses import PENALTIES
 from cibr.losses.cibr import MAX_BETA, arguments_of, check_penalty
 from cibr.losses.clip import Number
 from cibr.models import DualEncoder, model_kind
@@ -47,7 +48,7 @@ class RunConfig:
     towers: str = _setting(
         "", "of a frozen model: the folder or hub id of a dual encoder; empty for two small ones"
     )
-    penalty: str = _setting("vmf", "penalty added to the contrastive loss")
+    penalty: str = _setting("vmf", f"added to the contrastive loss: {', '.join(PENALTIES)}")
     penalty_options: dict[str, Any] = _setting({}, "of the penalty, such as kappa_b")
     beta: float = _setting(0.05, "weight of the penalty; 0 is CLIP", 0, MAX_BETA)
     sample: bool = _setting(False, "contrast samples of the encoders instead of their means")
@@ -116,7 +117,7 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
     of_kind = _preset(source, kind)
     unset = {name for name, value in vars(config).items() if value == DEFAULTS[name]}
     config = replace(config, **{name: of_kind[name] for name in of_kind if name in unset})
-    folder = config.output_dir or _runs_folder() / _run_name(config, source.name, of_kind)
+    folder = config.output_dir or runs_folder() / _run_name(config, source.name, of_kind)
     config = replace(config, output_dir=str(Path(folder).expanduser()))
     place = Path(source.place).resolve()
     if source.place and place.is_dir() and Path(config.output_dir).resolve().is_relative_to(place):
@@ -152,7 +153,7 @@ def _presets() -> dict[str, Any]:
     return yaml.safe_load(shipped("presets.yaml").read_text(encoding="utf-8"))
 
 
-def _runs_folder() -> Path:
+def runs_folder() -> Path:
     """The default parent of output folders: ``$CIBR_RUNS``, or ``runs``."""
     return Path(os.environ.get("CIBR_RUNS") or project_root() / "runs").expanduser()
 

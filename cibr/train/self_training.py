@@ -5,32 +5,19 @@ the heads train on these together with the true pairs (pseudo-labels, Lee 2013).
 captions are not among its candidates, as they would not be in the wild.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
-from PIL import Image
+from jaxtyping import Int
+from torch import Tensor
 
 from cibr.data import Pairs
+from cibr.data.pairs import joined
 from cibr.losses.cca import RegularisedCCA
 from cibr.models import DualEncoder
 from cibr.models.features import Inputs, prepare
 from cibr.train.config import RunConfig
 from cibr.train.trainer import fit_cca
-
-
-def _nearest_captions(cca: RegularisedCCA, inputs: Inputs) -> list[str]:
-    """The nearest text of each image under a CCA, among the texts of all other images."""
-    texts = inputs.pairs.texts()
-    owner = inputs.pairs.text_to_image()
-    vectors = cca.texts(inputs.texts[0])
-    nearest = []
-    for rows in torch.arange(len(inputs.pairs)).split(512):
-        similarity = cca.images(inputs.images[rows]) @ vectors.T
-        similarity[rows[:, None] == owner] = -torch.inf
-        nearest.append(similarity.argmax(1))
-    return [texts[i] for i in torch.cat(nearest).tolist()]
 
 
 def with_pseudo_pairs(
@@ -52,18 +39,34 @@ def with_pseudo_pairs(
         is to initialise the heads and to be the statistic of the penalty `anchor`.
     """
     cca = fit_cca(prepare(model, pairs), model.dim, config.cca_ridges)
-    nearest = _nearest_captions(cca, prepare(model, unpaired))
-    parts = [pairs] * repeats + [replace(unpaired, captions=[[text] for text in nearest])]
-    together = Pairs(
-        name=pairs.name,
-        split=pairs.split,
-        captions=[texts for part in parts for texts in part.captions],
-        keys=[key for part in parts for key in part.keys],
-        load=partial(_image, [(part, i) for part in parts for i in range(len(part))]),
-    )
-    return together, cca
+    return _together(pairs, unpaired, _nearest(cca, prepare(model, unpaired)), repeats), cca
 
 
-def _image(sources: Sequence[tuple[Pairs, int]], i: int) -> Image.Image:
-    part, row = sources[i]
-    return part.image(row)
+def with_pseudo_inputs(
+    train: Inputs, unpaired: Inputs, cca: RegularisedCCA, repeats: int
+) -> Inputs:
+    """The same from cached features, as `Inputs`."""
+    nearest = _nearest(cca, unpaired)
+    pairs = _together(train.pairs, unpaired.pairs, nearest, repeats)
+    images = torch.cat([train.images] * repeats + [unpaired.images])
+    texts = torch.cat([train.texts[0]] * repeats + [unpaired.texts[0][nearest]])
+    labels = pairs.match_labels()[pairs.text_to_image()]
+    return Inputs(pairs, images, (texts,), labels, train.preprocess)
+
+
+def _nearest(cca: RegularisedCCA, inputs: Inputs) -> Int[Tensor, " n"]:
+    """The nearest text of each image under a CCA, among the texts of all other images."""
+    owner = inputs.pairs.text_to_image()
+    vectors = cca.texts(inputs.texts[0])
+    nearest = []
+    for rows in torch.arange(len(inputs.pairs)).split(512):
+        similarity = cca.images(inputs.images[rows]) @ vectors.T
+        similarity[rows[:, None] == owner] = -torch.inf
+        nearest.append(similarity.argmax(1))
+    return torch.cat(nearest)
+
+
+def _together(pairs: Pairs, unpaired: Pairs, nearest: Int[Tensor, " n"], repeats: int) -> Pairs:
+    texts = unpaired.texts()
+    found = replace(unpaired, captions=[[texts[i]] for i in nearest.tolist()])
+    return replace(joined([pairs] * repeats + [found]), groups=None)

@@ -165,9 +165,7 @@ class CIBRTrainer(Trainer):
         if config.cca_start or "statistic" in arguments_of(config.penalty):
             self.statistic = self.fit_statistic()
         if config.cca_start:
-            cca, heads = self.statistic, model.backbone
-            heads.image_head.start_at(cca.image_mean, cca.image_map)
-            heads.text_head.start_at(cca.text_mean, cca.text_map)
+            start_heads(model, self.statistic)
         broadcast(model.state_dict())  # in place: all processes start from the first one's weights
         torch.manual_seed(config.seed)  # of what the penalty trains
         self.loss_fn = self.build_loss().to(self.args.device)
@@ -437,6 +435,12 @@ def fit_cca(inputs: Inputs, dim: int, ridges: tuple[float, float]) -> Regularise
     """CCA of the cached features of all pairs, with each image repeated for each of its texts."""
     images = inputs.images[inputs.pairs.text_to_image()]
     return RegularisedCCA.fit(images, inputs.texts[0], dim, *ridges)
+
+
+def start_heads(model: DualEncoder, cca: RegularisedCCA) -> None:
+    """Sets the heads over frozen towers to the maps of a CCA."""
+    model.backbone.image_head.start_at(cca.image_mean, cca.image_map)
+    model.backbone.text_head.start_at(cca.text_mean, cca.text_map)
 
 
 def fit(

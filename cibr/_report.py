@@ -1,0 +1,85 @@
+"""The report of a comparison of recipes as one HTML page: verdict, table, figure, searches."""
+
+import base64
+import html
+import io
+
+import pandas as pd
+
+from cibr.data import Pairs
+from cibr.metrics import query_ranks
+from cibr.models import DualEncoder
+from cibr.models.features import Inputs, embed_pairs
+
+_STYLE = """body { font: 16px sans-serif; max-width: 65em; margin: auto; padding: 1em }
+td, th { padding: .2em .6em; text-align: right } img { height: 96px; margin: 2px; max-width: 100% }
+img.figure { height: auto } img.own { outline: 3px solid green }"""
+
+
+def shown_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Recalls in per cent by recipe, and the difference of their mean from CLIP heads in points."""
+    wide = 100 * table.pivot(index="recipe", columns="metric", values="value")
+    wide = wide.loc[table["recipe"].unique(), table["metric"].unique()].round(1)
+    mean = table[table["metric"] == "mean"].set_index("recipe")
+    points = 100 * mean[["difference", "low", "high"]]
+    text = [f"{d:+.1f} [{low:+.1f}, {high:+.1f}]" for d, low, high in points.to_numpy()]
+    wide["minus CLIP"] = pd.Series(text, points.index)
+    short = {"image_to_text_": "i→t ", "text_to_image_": "t→i ", "recall": ""}
+    for long, name in short.items():
+        wide.columns = wide.columns.str.replace(long, name)
+    return wide.assign(**{"best at the end of its range": mean["at_end"]})
+
+
+def report(verdict: str, table: pd.DataFrame, model: DualEncoder, test: Inputs) -> str:
+    """The page.
+
+    Args:
+        verdict: a sentence.
+        table: of `Comparison`.
+        model: the winner.
+        test: held-out pairs, of which the ten best and worst searches are shown.
+    """
+    pairs, captions, owner = test.pairs, test.pairs.texts(), test.pairs.text_to_image().tolist()
+    images, texts = embed_pairs(model, test)
+    ranks = query_ranks(images, texts, *pairs.retrieval_targets()).text_ranks
+    order = ranks.argsort(stable=True).tolist()
+    parts = [f"<h1>Which recipe works on {html.escape(pairs.name)}?</h1>"]
+    parts += [f"<p>{html.escape(verdict)}</p>", shown_table(table).to_html(border=0, na_rep="")]
+    parts += [_image(_figure(table), "png", "figure", "differences from CLIP heads")]
+    for title, chosen in (("Best searches", order[:10]), ("Worst searches", order[:-11:-1])):
+        parts.append(f"<h2>{title}</h2><p>The three nearest images; its own is framed.</p>")
+        for text in chosen:
+            nearest = (images @ texts[text]).argsort(descending=True)[:3].tolist()
+            shown = nearest if owner[text] in nearest else [*nearest, owner[text]]
+            found = "".join(_thumbnail(pairs, i, i == owner[text]) for i in shown)
+            line = f"{html.escape(captions[text])} (its own at rank {int(ranks[text]) + 1})"
+            parts.append(f"<p>{line}<br>{found}</p>")
+    head = "<!doctype html><html lang='en'><meta charset='utf-8'><title>Recipes compared</title>"
+    return f"{head}<style>{_STYLE}</style>{''.join(parts)}</html>"
+
+
+def _figure(table: pd.DataFrame) -> bytes:
+    from matplotlib.figure import Figure
+
+    mean = table[table["metric"] == "mean"].iloc[::-1]
+    figure, file = Figure((7, 0.4 * len(mean) + 0.8), layout="constrained"), io.BytesIO()
+    axis = figure.subplots()
+    middle, low, high = 100 * mean[["difference", "low", "high"]].to_numpy().T
+    axis.errorbar(middle, mean["recipe"], xerr=(middle - low, high - middle), fmt="o", capsize=3)
+    axis.axvline(0, color="grey", lw=1)
+    axis.set_xlabel("mean recall minus CLIP heads, points; 95 % intervals over images and seeds")
+    figure.savefig(file, format="png", dpi=120)
+    return file.getvalue()
+
+
+def _thumbnail(pairs: Pairs, i: int, is_own: bool) -> str:
+    image, file = pairs.image(i).copy(), io.BytesIO()
+    image.thumbnail((192, 192))
+    image.convert("RGB").save(file, "JPEG")
+    return _image(file.getvalue(), "jpeg", "own" if is_own else "", str(pairs.keys[i]))
+
+
+def _image(content: bytes, kind: str, of_class: str, alt: str) -> str:
+    code = base64.b64encode(content).decode()
+    source = f"data:image/{kind};base64,{code}"
+    return f"<img class='{of_class}' alt='{html.escape(alt, quote=True)}' src='{source}'>"

@@ -1,0 +1,408 @@
+"""Which recipe works on one's own pairs: heads over frozen towers, tuned alike and compared.
+
+Every recipe is tuned on validation by equally many trials, its best trial is repeated with several
+seeds, and these are compared with CLIP heads on held-out images, paired by image and seed. Towers
+are run once and trained heads are kept, so that a killed comparison continues and another one with
+the same folder and pairs repeats nothing.
+"""
+
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from cibr._report import report
+from cibr.data import Pairs, available_splits, load_pairs
+from cibr.data.pairs import joined
+from cibr.losses import RegularisedCCA
+from cibr.metrics import paired_difference, query_ranks, retrieval_recalls
+from cibr.metrics.intervals import of_clusters
+from cibr.metrics.retrieval import recall_items
+from cibr.models import DualEncoder
+from cibr.models._towers import FrozenBackbone
+from cibr.models.features import Inputs, embed_pairs, prepare
+from cibr.train import (
+    WeightAverage,
+    build_model,
+    configure,
+    load_splits,
+)
+from cibr.train.config import hold_out
+from cibr.train.self_training import with_pseudo_inputs
+from cibr.train.trainer import CIBRTrainer, fit_cca, start_heads
+from cibr.utils import check_known, digest, save_table, write_atomically
+
+_LEAST = 50  # images for the comparison, and for validation
+_DECAY = 0.95  # of averaged weights, per step
+# Values of each setting; the first trial has the first of each.
+_GRID = {
+    "learning_rate": (0.004, 0.001, 0.002, 0.008, 0.016),
+    "epochs": (40, 20, 80),
+    "temperature": (0.03, 0.02, 0.05, 0.08),
+    "weight_decay": (0.3, 0.1, 1.0, 3.0),
+    "dropout": (0.5, 0.3, 0.6, 0.7),
+    "batch_size": (512, 256, 1024),
+}
+_RIDGES = {"cca_ridges": tuple((x, y) for x in (3.0, 1.0, 10.0) for y in (1.0, 0.3, 3.0))}
+_START = _GRID | _RIDGES | {"learning_rate": (3e-4, 3e-5, 1e-4, 1e-3), "epochs": (40, 20, 80)}
+_Values = dict[str, Float[np.ndarray, " n"]]
+
+
+class Recipe(NamedTuple):
+    """How heads are made.
+
+    Args:
+        about: in words.
+        grid: values of settings of `cibr.configure`, of which trials are drawn; without `epochs`
+            the heads are the CCA itself.
+        averaged: whether the average of the weights over the steps is used.
+        joined: names of other recipes whose scores are summed, in place of a grid; the same name
+            twice has two seeds.
+    """
+
+    about: str
+    grid: Mapping[str, tuple]
+    averaged: bool = False
+    joined: tuple[str, ...] = ()
+
+
+RECIPES = {  # the simplest first
+    "CCA": Recipe("closed-form CCA, nothing is trained", _RIDGES),
+    "CLIP": Recipe("heads trained with CLIP's loss", _GRID),
+    "CLIP-averaged": Recipe("the average of their weights over the steps", _GRID, averaged=True),
+    "CCA-start": Recipe("CLIP's loss, from the CCA", _START),
+    "CCA-anchor": Recipe(
+        "the same, held near the CCA",
+        _START | {"penalty": ("anchor",), "kappa_e": (8192.0,), "beta": (0.3, 0.1, 1.0, 3.0)},
+    ),
+    "self-training": Recipe(
+        "the same as CCA-start, with unpaired images and texts that the CCA pairs",
+        _START | {"repeats": (3, 1, 10)},
+    ),
+    "CLIP+CCA": Recipe("summed scores of both", {}, joined=("CLIP", "CCA")),
+    "CLIP+CLIP": Recipe("summed scores of two trainings", {}, joined=("CLIP", "CLIP")),
+}
+_WAYS = {
+    "mean": "both directions",
+    "text_to_image_mean": "searching images by text",
+    "image_to_text_mean": "finding texts for images",
+}
+
+
+class Comparison(NamedTuple):
+    """What `compare_recipes` found.
+
+    Args:
+        table: one row per recipe and recall: `recipe, metric, value`, its `difference` from that of
+            CLIP heads with a 95 % interval `low, high` over images and seeds, in [0, 1], and
+            `at_end`, the settings whose best value ends their range.
+        winners: the recommended recipe, by `mean`, `text_to_image_mean` and `image_to_text_mean`.
+        verdict: the same in a sentence.
+    """
+
+    table: pd.DataFrame
+    winners: dict[str, str]
+    verdict: str
+
+
+class _HeadTrainer(CIBRTrainer):
+    """A trainer on given features; it saves nothing.
+
+    Args:
+        given: `Inputs` of training and of validation.
+        statistic: in place of the CCA of the training pairs.
+        of_trainer: of `CIBRTrainer`.
+    """
+
+    def __init__(
+        self, *of_trainer: Any, given: Sequence[Inputs], statistic: RegularisedCCA | None, **named
+    ):
+        self.given, self.given_statistic = given, statistic
+        super().__init__(*of_trainer, *(part.pairs for part in given), **named)
+
+    def prepare_pairs(self, pairs: Pairs) -> Inputs:
+        """The given features."""
+        return self.given[pairs is not self.train_dataset]
+
+    def fit_statistic(self) -> RegularisedCCA:
+        """The given statistic, or the CCA."""
+        return self.given_statistic or super().fit_statistic()
+
+    def save_model(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+    _save_checkpoint = save_model
+
+
+class _Beside(WeightAverage):
+    """Averaged weights, which do not replace the model's own."""
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+
+class Bench:
+    """Heads over frozen towers, trained on demand.
+
+    Args:
+        base: a model with the towers.
+        train: features of the training pairs.
+        validation: features of the validation pairs.
+        folder: where trained heads are kept, and looked for first.
+        unpaired: features of images and texts for self-training.
+    """
+
+    def __init__(
+        self,
+        base: DualEncoder,
+        train: Inputs,
+        validation: Inputs,
+        folder: Path,
+        unpaired: Inputs | None = None,
+    ):
+        self.base, self.train, self.validation = base, train, validation
+        self.folder, self.unpaired = folder, unpaired
+        known = [part for part in (train, unpaired) if part is not None]
+        data = [(part.pairs.keys, part.pairs.captions, part.images[0].tolist()) for part in known]
+        self.data = digest(repr(data))
+
+    def heads(self, settings: dict[str, Any], seed: int) -> dict[str, dict[str, Tensor]]:
+        """The weights of heads and, as `average`, their average over the steps."""
+        name = digest(repr((self.data, sorted(settings.items()), seed)))[:16]
+        file = self.folder / f"{name}.safetensors"
+        if not file.exists():
+            states = self._trained(settings, seed)
+            flat = {f"{k}/{n}": t.contiguous() for k in states for n, t in states[k].items()}
+            write_atomically(file, partial(save_file, flat))
+        states = {"own": {}, "average": {}}
+        for key, tensor in load_file(file).items():
+            kind, name = key.split("/")
+            states[kind][name] = tensor
+        return states
+
+    def _trained(self, settings: dict[str, Any], seed: int) -> dict[str, dict[str, Tensor]]:
+        run = {"model": "frozen", "seed": seed, "beta": 0.0, "validate_every": 10**6} | settings
+        repeats = run.pop("repeats", 0)
+        with TemporaryDirectory() as scratch:
+            config = configure(**run, output_dir=scratch)
+            torch.manual_seed(seed)
+            model, train, cca = self.model([{}], config.dropout), self.train, None
+            model.set_temperature(config.temperature, config.learn_temperature)
+            if "cca_ridges" in settings:
+                cca = fit_cca(train, model.dim, config.cca_ridges)
+            if "epochs" not in settings:
+                start_heads(model, cca)
+                return {"own": model.own_state()}
+            if repeats:
+                train = with_pseudo_inputs(train, self.unpaired, cca, repeats)
+            n_rows = min(config.batch_size, len(train.pairs))
+            config = replace(config, batch_size=n_rows, cca_start=cca is not None)
+            average = _Beside(_DECAY)
+            given = dict(given=(train, self.validation), statistic=cca, callbacks=[average])
+            _HeadTrainer(model, config, **given).train()
+            return {"own": model.own_state(), "average": average.average}
+
+    def model(self, states: Sequence[dict[str, Tensor]], dropout: float = 0.0) -> DualEncoder:
+        """A model whose score is the mean of those of some heads; new heads for an empty state."""
+        base, old = self.base, self.base.backbone
+        backbone = FrozenBackbone(old.towers, base.image_size, old.dim, dropout, len(states))
+        model = DualEncoder(backbone, base.processor, base.tokenizer)
+        for i, state in enumerate(states):
+            place = "_head." if len(states) == 1 else f"_head.{i}."
+            own = {name.replace("_head.", place): tensor for name, tensor in state.items()}
+            model.load_state_dict(own, strict=False)
+        return model.eval()
+
+    def recipe(self, name: str, best: Mapping[str, dict], seed: int) -> DualEncoder:
+        """A recipe's model with a seed, from the best settings of each recipe with a grid."""
+        parts = RECIPES[name].joined or (name,)
+        states = [
+            self.heads(best[part], seed + 1000 * parts[:i].count(part))
+            for i, part in enumerate(parts)
+        ]
+        kinds = ["average" if RECIPES[part].averaged else "own" for part in parts]
+        return self.model([state[kind] for state, kind in zip(states, kinds, strict=True)])
+
+    def tuned(self, name: str, n_trials: int) -> dict[str, Any]:
+        """The settings of a recipe's best trial, by mean recall on validation with seed 0."""
+        scores, tried = [], draws(RECIPES[name].grid, n_trials)
+        for settings in tqdm(tried, desc=f"{name}: trials"):
+            embedded = embed_pairs(self.recipe(name, {name: settings}, 0), self.validation)
+            recalls = retrieval_recalls(*embedded, *self.validation.pairs.retrieval_targets())
+            scores.append(sum(recalls.values()))
+        return tried[int(np.argmax(scores))]
+
+
+def draws(grid: Mapping[str, tuple], n: int) -> list[dict[str, Any]]:
+    """Different points of a grid, the first value of each setting and then at random; recipes with
+    a setting in common are tried at the same values of it.
+    """
+    points: list[dict] = []
+    for i in range(20 * n):
+        point = {
+            name: values[0] if i == 0 else random.Random(f"{i} {name}").choice(values)
+            for name, values in grid.items()
+        }
+        if point not in points and len(points) < n:
+            points.append(point)
+    return points
+
+
+def _at_end(settings: dict[str, Any], grid: Mapping[str, tuple]) -> str:
+    """Names of the settings that have the lowest or highest value of their range."""
+    names = []
+    for name in (name for name in settings if len(grid[name]) > 1):
+        values = np.reshape(grid[name], (len(grid[name]), -1))  # a pair of ridges is two ranges
+        is_end = np.ravel(settings[name]) == np.array([values.min(0), values.max(0)])
+        names += [name] if is_end.any() else []
+    return ", ".join(names)
+
+
+def image_values(model: DualEncoder, test: Inputs) -> _Values:
+    """One number per image for every recall, and for their means, with the recall as its mean."""
+    ranks = query_ranks(*embed_pairs(model, test), *test.pairs.retrieval_targets())
+    values = {}
+    for name, hits in recall_items(ranks.image_ranks, ranks.text_ranks).items():
+        units = ranks.image_units if name.startswith("image") else ranks.text_units
+        values[name] = of_clusters(hits.numpy(), units.numpy())
+    for way in ("image_to_text", "text_to_image"):
+        values[f"{way}_mean"] = np.mean([v for n, v in values.items() if n.startswith(way)], axis=0)
+    return values | {"mean": (values["image_to_text_mean"] + values["text_to_image_mean"]) / 2}
+
+
+def compare_recipes(
+    dataset: str,
+    output_dir: str | Path,
+    *,
+    recipes: Sequence[str] = (),
+    pretrained: Sequence[str] = (),
+    unpaired: str = "",
+    n_trials: int = 8,
+    n_seeds: int = 3,
+) -> Comparison:
+    """Compares recipes on held-out images of a data set.
+
+    Args:
+        dataset: a name, a folder or a hub id. Its test split is held out, or else a tenth of its
+            images, at least 50, by group.
+        output_dir: for `compare.csv`, `compare.json`, `report.html`, the winner in `model/`, and
+            all trained heads in `heads/`.
+        recipes: names of `RECIPES`; by default all, self-training if there is `unpaired`. CLIP
+            heads are always among them.
+        pretrained: folders or hub ids of dual encoders: each is compared as it is, and with CLIP
+            heads and CCA over its frozen features.
+        unpaired: a data set of images and texts whose training split pairs them at random, for
+            self-training: an image is matched to any text but its own.
+        n_trials: of each recipe.
+        n_seeds: with which the best trial is repeated.
+
+    Raises:
+        ValueError: an unknown recipe, self-training without unpaired images, or too few images.
+    """
+    for name in recipes:
+        check_known("recipe", name, RECIPES)
+    if "self-training" in recipes and not unpaired:
+        raise ValueError("self-training needs images and texts without pairs: give unpaired")
+    wanted = {"CLIP", *(recipes or RECIPES)} - ({"self-training"} if not unpaired else set())
+    folder = Path(output_dir).expanduser()
+    (folder / "heads").mkdir(parents=True, exist_ok=True)
+    splits = compared_splits(dataset)
+    left = load_pairs(unpaired, "train") if unpaired else None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    values: dict[str, list[_Values]] = {}
+    at_end, models = {}, {}
+    for towers in ("", *pretrained):
+        prefix, chosen = (f"{towers}: ", {"CLIP", "CCA"}) if towers else ("", wanted)
+        if towers:
+            models[towers] = DualEncoder.from_pretrained(towers)
+            inputs = prepare(models[towers], splits[2], True)
+            values[towers] = [image_values(models[towers], inputs)] * n_seeds
+        base = build_model(configure(model="frozen", towers=towers), splits[0])
+        train, validation, test = (prepare(base, part, True, device) for part in splits)
+        others = prepare(base, left, True, device) if left else None
+        bench = Bench(base, train, validation, folder / "heads", others)
+        parts = chosen | {part for name in chosen for part in RECIPES[name].joined}
+        tuned = [name for name in RECIPES if name in parts and not RECIPES[name].joined]
+        best = {name: bench.tuned(name, n_trials) for name in tuned}
+        for name in (name for name in RECIPES if name in chosen):
+            seeds = tqdm(range(n_seeds), desc=f"{prefix}{name}: seeds")
+            trained = [bench.recipe(name, best, seed) for seed in seeds]
+            values[prefix + name] = [image_values(model, test) for model in trained]
+            models[prefix + name] = trained[0]
+            at_end[prefix + name] = _at_end(best.get(name, {}), RECIPES[name].grid)
+    found = _comparison(values, at_end)
+    save_table(found.table, folder / "compare")
+    model = models[found.winners["mean"]]
+    model.save_pretrained(folder / "model")
+    page = report(found.verdict, found.table, model, prepare(model, splits[2], True))
+    write_atomically(folder / "report.html", partial(Path.write_text, data=page, encoding="utf-8"))
+    return found
+
+
+def compared_splits(dataset: str) -> tuple[Pairs, Pairs, Pairs]:
+    """Pairs for training, for validation and for the comparison.
+
+    Without a test split, and for a validation split of fewer than 50 images, a tenth of the images,
+    at least 50, is held out, by group.
+
+    Raises:
+        ValueError: too few images.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*no test split")
+        train, validation, test = load_splits(configure(dataset=dataset, model="frozen"))
+    has_test = "test" in available_splits(dataset)
+    n_images = len(train) + len(validation) + has_test * len(test)
+    if n_images < 4 * _LEAST or len(test) < has_test * _LEAST:
+        fix = f"give {4 * _LEAST} or more, and no test split of fewer than {_LEAST}"
+        of_test = f", {len(test)} of them for testing" if has_test else ""
+        raise ValueError(f"{train.name} has {n_images} images{of_test}: {fix}")
+    if len(validation) < _LEAST:
+        train, validation = hold_out(joined([train, validation]), _LEAST)
+    if not has_test:
+        train, test = hold_out(train, _LEAST, "test")
+    return train, validation, test
+
+
+def _comparison(values: dict[str, list[_Values]], at_end: dict[str, str]) -> Comparison:
+    """The table, winners and verdict from the values of every recipe's seeds."""
+    rows, found = [], {}
+    for name, of_seeds in values.items():
+        for metric in of_seeds[0]:
+            clip, own = (np.stack([v[metric] for v in values[n]]) for n in ("CLIP", name))
+            interval = (0.0, 0.0, 0.0) if name == "CLIP" else paired_difference(clip, own)
+            rows.append((name, metric, own.mean(), *interval, at_end.get(name, "")))
+    columns = ["recipe", "metric", "value", "difference", "low", "high", "at_end"]
+    table = pd.DataFrame(rows, columns=columns)
+    for metric in _WAYS:
+        of = {name: np.stack([v[metric] for v in own]) for name, own in values.items()}
+        best = max(of, key=lambda name: of[name].mean())
+        equals = (n for n in of if n == best or paired_difference(of[n], of[best])[1] <= 0)
+        found[metric] = next(equals)  # the simplest
+    return Comparison(table, found, _verdict(found, table))
+
+
+def _verdict(winners: dict[str, str], table: pd.DataFrame) -> str:
+    points = (100 * table.set_index(["metric", "recipe"])[["difference", "low", "high"]]).round(1)
+
+    def words(metric: str) -> str:
+        name = winners[metric]
+        gain = "{:+.1f} [{:+.1f}, {:+.1f}] points of recall".format(*points.loc[(metric, name)])
+        return name if name == "CLIP" else f"{name} ({gain} from CLIP heads)"
+
+    if len({*winners.values()}) == 1:
+        return f"Use {words('mean')}: nothing is detectably better, and nothing as good is simpler."
+    both = "; ".join(f"for {_WAYS[metric]} {words(metric)}" for metric in [*_WAYS][1:])
+    return f"Use {both}; for both directions {words('mean')}."

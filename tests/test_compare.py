@@ -1,0 +1,152 @@
+"""`cibr compare`: equal trials, paired differences, a verdict, a model to search with."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import TEXTS, picture
+
+from cibr import DualEncoder, compare, load_pairs
+from cibr.compare import RECIPES, Bench, compare_recipes
+from cibr.metrics import retrieval_recalls
+from cibr.models.features import embed_pairs, prepare
+from cibr.train.trainer import CIBRTrainer
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch, build):
+    """A folder of small images, to be compared over small towers."""
+    monkeypatch.setattr(compare, "_LEAST", 8)
+    monkeypatch.setattr(
+        compare,
+        "build_model",
+        lambda config, pairs: build("frozen dual" if config.towers else "frozen"),
+    )
+    monkeypatch.setattr("cibr.models.features.cache_folder", lambda: tmp_path / "cache")
+    start = 0
+    for split, n in dict(train=40, validation=12, test=14).items():
+        folder = tmp_path / "photos" / split
+        folder.mkdir(parents=True)
+        lines = ["file_name,text"]
+        for i in range(n):
+            picture(start + i).save(folder / f"{i}.png")
+            lines.append(f"{i}.png,{TEXTS[(start + i) % len(TEXTS)]} {start + i}")
+        (folder / "metadata.csv").write_text("\n".join(lines))
+        start += n
+    return str(tmp_path / "photos")
+
+
+def test_it_compares_saves_the_winner_and_reuses_what_is_trained(
+    photos, tmp_path, monkeypatch, clip_folder
+):
+    few = dict(n_trials=2, n_seeds=1, pretrained=[clip_folder], unpaired=photos)
+    found = compare_recipes(photos, tmp_path / "out", **few)
+    names = [*RECIPES, clip_folder]
+    names += [f"{clip_folder}: {recipe}" for recipe in ("CCA", "CLIP")]
+    assert list(found.table["recipe"].unique()) == names
+    table = pd.read_csv(tmp_path / "out" / "compare.csv").set_index(["recipe", "metric"])
+    assert table.loc["CLIP", "difference"].eq(0).all()
+    pretrained = DualEncoder.from_pretrained(clip_folder)
+    test = load_pairs(photos, "test")
+    images, texts = pretrained.embed_images(test.images()), pretrained.embed_texts(test.texts())
+    recalls = retrieval_recalls(images, texts, *test.retrieval_targets())
+    values = table.loc[clip_folder, "value"]
+    assert values[[*recalls]].to_dict() == pytest.approx(recalls)
+    assert values["mean"] == pytest.approx(np.mean([*recalls.values()]))
+    gaps = table["value"] - table.loc["CLIP", "value"].reindex(table.index, level="metric")
+    assert table["difference"].tolist() == pytest.approx(gaps.tolist(), abs=1e-9)
+    assert (table["low"] <= table["difference"]).all() and (table["low"] < table["high"]).any()
+    winner = DualEncoder.from_pretrained(tmp_path / "out" / "model")
+    embedded = embed_pairs(winner, prepare(winner, test))
+    won = retrieval_recalls(*embedded, *test.retrieval_targets())
+    assert table.loc[found.winners["mean"], "value"][[*won]].to_dict() == pytest.approx(won)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert found.verdict.replace("'", "&#x27;") in page and page.count("<img") > 40
+
+    def train(_):
+        raise AssertionError("it is trained already")
+
+    monkeypatch.setattr(CIBRTrainer, "train", train)
+    again = compare_recipes(photos, tmp_path / "out", **few)
+    pd.testing.assert_frame_equal(again.table, found.table)
+    with pytest.raises(AssertionError, match="trained already"):
+        compare_recipes(photos, tmp_path / "out", n_trials=3, n_seeds=1)
+
+
+def test_scores_of_joined_heads_are_the_mean_of_theirs(build):
+    bench = object.__new__(Bench)
+    bench.base = build("frozen")
+    states = [bench.model([{}]).own_state() for _ in range(2)]
+    pixels, tokens = bench.base.preprocess([picture(0)]), bench.base.tokenize(TEXTS[:3])
+    cosines = []
+    for parts in ([states[0]], [states[1]], states):
+        model = bench.model(parts)
+        image, texts = model.encode_images(pixels).features, model.encode_texts(*tokens).features
+        cosines.append(image @ texts.T)
+    assert torch.allclose(cosines[2], (cosines[0] + cosines[1]) / 2, atol=1e-6)
+
+
+def test_the_simplest_of_equals_wins_by_direction():
+    generator = np.random.default_rng(0)
+    base = (generator.random((2, 60)) < 0.5).astype(float)
+    better = np.maximum(base, generator.random((2, 60)) < 0.5)
+
+    def recipe(search, captions):
+        of = {"text_to_image_mean": search, "image_to_text_mean": captions}
+        of["mean"] = (search + captions) / 2
+        return [{name: value[seed] for name, value in of.items()} for seed in range(2)]
+
+    values = {"simple": recipe(base, base), "CLIP": recipe(base, base)}
+    equal = compare._comparison(values, {})
+    assert {*equal.winners.values()} == {"simple"}
+    assert equal.verdict.startswith("Use simple (+0.0 [+0.0, +0.0] points of recall from CLIP")
+    values |= {"search": recipe(better, base), "more": recipe(better, base)}
+    found = compare._comparison(values, {})
+    assert found.winners == {
+        "mean": "search",
+        "text_to_image_mean": "search",
+        "image_to_text_mean": "simple",
+    }
+    assert "searching images by text search (+" in found.verdict
+    assert "finding texts for images simple (+0.0" in found.verdict
+
+
+def test_trials_start_at_the_first_values_and_share_those_of_shared_settings():
+    clip, anchor = (compare.draws(RECIPES[name].grid, 8) for name in ("CLIP", "CCA-anchor"))
+    assert clip[0] == {name: values[0] for name, values in RECIPES["CLIP"].grid.items()}
+    assert len({repr(point) for point in clip}) == len(anchor) == 8
+    shared = ("temperature", "weight_decay", "dropout", "batch_size")
+    for name in shared:
+        assert [point[name] for point in clip] == [point[name] for point in anchor]
+    assert len(compare.draws(RECIPES["CCA"].grid, 40)) == 9
+
+
+def test_settings_at_the_end_of_their_range_are_named():
+    grid = RECIPES["CCA-anchor"].grid
+    middle = {name: sorted(values)[len(values) // 2] for name, values in grid.items()}
+    middle["cca_ridges"] = (3.0, 1.0)
+    assert compare._at_end(middle | {"epochs": 40}, grid) == ""
+    edge = {"cca_ridges": (3.0, 0.3), "beta": 3.0, "epochs": 40}
+    assert compare._at_end(middle | edge, grid) == "cca_ridges, beta"
+
+
+def test_photos_are_held_out_by_group_and_too_few_are_refused(photos, tmp_path, monkeypatch):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    lines = ["file_name,text,group"]
+    for i in range(60):
+        picture(i).save(flat / f"{i}.png")
+        lines.append(f"{i}.png,{TEXTS[i % 56]} {i},item {i // 3}")
+    (flat / "metadata.csv").write_text("\n".join(lines))
+    splits = compare.compared_splits(str(flat))
+    keys = [{int(key.split(".")[0]) // 3 for key in part.keys} for part in splits]
+    assert sum(map(len, splits)) == 60 and sum(map(len, keys)) == 20
+    assert [part.split for part in splits] == ["train", "validation", "test"]
+    assert len(splits[1]) >= 8 and len(splits[2]) >= 8
+    assert splits[2].image(0).tobytes() == picture(int(splits[2].keys[0][:-4])).tobytes()
+    assert [len(part) for part in compare.compared_splits(photos)] == [40, 12, 14]
+    monkeypatch.setattr(compare, "_LEAST", 16)
+    with pytest.raises(ValueError, match="flat has 60 images: give 64 or more"):
+        compare.compared_splits(str(flat))
+    with pytest.raises(ValueError, match="66 images, 14 of them .* no test split of fewer than 16"):
+        compare_recipes(photos, "unused")
