@@ -25,6 +25,7 @@ _EXAMPLES = """examples:
   accelerate launch -m cibr.cli train config.json
   cibr evaluate runs/mine --compare-with clip-tiny
   cibr evaluate runs/mine --data path/to/folder
+  cibr compare --dataset path/to/folder --pretrained openai/clip-vit-base-patch32
   cibr search runs/mine path/to/photos "a dog on the beach" "a red car" --top 5
 """
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     argv = [re.sub("^--[^=]+", lambda option: option[0].replace("_", "-"), word) for word in argv]
     try:
-        arguments = _parser(argv[:1] == ["train"]).parse_args(argv)
+        arguments = _parser("".join(argv[:1])).parse_args(argv)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: _print_error(f"warning: {message}")
             for module in arguments.plugin:
@@ -78,8 +79,8 @@ def _print_error(message: str) -> None:
     print(f"cibr: {' '.join(message.split())}", file=sys.stderr)
 
 
-def _parser(with_settings: bool) -> argparse.ArgumentParser:
-    """The argument parser; only `train` adds the settings of a run, which take long to import."""
+def _parser(command: str) -> argparse.ArgumentParser:
+    """The argument parser of a command, whose settings or recipes take long to import."""
     common = argparse.ArgumentParser(add_help=False)
     modules = "a module to import first, which registers penalties, data sets or suites"
     common.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=modules)
@@ -94,14 +95,14 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
         "cibr", description=about, epilog=_EXAMPLES, formatter_class=raw
     )
     parser.add_argument("--version", action="version", version=f"cibr {cibr.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="train | evaluate | search")
+    commands = parser.add_subparsers(required=True, metavar="train | evaluate | compare | search")
 
     train = commands.add_parser("train", help="train a model, CLIP or CIBR", parents=[common])
     file_help = "a JSON file with settings, such as a run's run.json; options override it"
     train.add_argument("config", nargs="?", type=Path, help=file_help)
     recipe = "a tested recipe: many-pairs, few-pairs or wrong-captions"
     train.add_argument("--preset", default=argparse.SUPPRESS, help=recipe)
-    if with_settings:
+    if command == "train":
         _add_settings(train)
     train.set_defaults(run=_train)
 
@@ -117,6 +118,25 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
     evaluate.add_argument("--output-dir", type=Path, help="a folder for scores and predictions")
     evaluate.add_argument("--batch-size", type=int, default=256, help="items per batch (256)")
     evaluate.set_defaults(run=_evaluate)
+
+    about = "find out which recipe works on your pairs"
+    compare = commands.add_parser("compare", help=about, parents=[common])
+    compare.add_argument("--dataset", required=True, help="a folder, a data set's name or a hub id")
+    recipes = "by default all"
+    if command == "compare":
+        from cibr.compare import RECIPES
+
+        recipes += f" of {', '.join(RECIPES)}"
+    compare.add_argument("--recipes", nargs="+", default=[], metavar="NAME", help=recipes)
+    dual = "also a pretrained dual encoder, by folder or hub id; repeatable"
+    compare.add_argument("--pretrained", action="append", default=[], metavar="NAME", help=dual)
+    unpaired = "a folder of images and texts that are not pairs, for self-training"
+    compare.add_argument("--unpaired", default="", metavar="FOLDER", help=unpaired)
+    compare.add_argument("--trials", type=int, default=8, help="of each recipe (8)")
+    compare.add_argument("--seeds", type=int, default=3, help="of each recipe's best trial (3)")
+    place = "for report, table, winner and all heads; runs/compare-NAME by default"
+    compare.add_argument("--output-dir", type=Path, help=place)
+    compare.set_defaults(run=_compare)
 
     about = "rank a folder's images by queries"
     search = commands.add_parser("search", help=about, parents=[with_model])
@@ -154,6 +174,9 @@ def _train(arguments: argparse.Namespace) -> None:
 
     config = configure(**_settings(arguments))
     train, validation, _ = load_splits(config)
+    if len(validation) < 50:
+        what = f"{len(validation)} images for validation are few: recalls of them say little"
+        _print_error(f"warning: {what}")
     history = fit(build_model(config, train), train, validation, config)
     if PartialState().is_main_process:
         print(history.iloc[-1].to_string())
@@ -176,6 +199,22 @@ def _settings(arguments: argparse.Namespace) -> dict:
         raise ValueError(f"{str(file)!r} is not a JSON object ({error})") from error
 
 
+def _compare(arguments: argparse.Namespace) -> None:
+    from cibr._report import shown_table
+    from cibr.compare import RECIPES, compare_recipes
+    from cibr.train.config import runs_folder
+
+    place = arguments.output_dir or runs_folder() / f"compare-{Path(arguments.dataset).name}"
+    options = {"n_trials": arguments.trials, "n_seeds": arguments.seeds}
+    options |= {name: getattr(arguments, name) for name in ("recipes", "pretrained", "unpaired")}
+    found = compare_recipes(arguments.dataset, place, **options)
+    print(shown_table(found.table).to_string(), end="\n\n")
+    for name in found.table["recipe"].unique():
+        if name in RECIPES:
+            print(f"{name}: {RECIPES[name].about}")
+    print(f"\n{found.verdict}\n\nreport, table, and the model of that: {place}")
+
+
 def _load(name: str, device: str):
     import torch
 
@@ -188,6 +227,7 @@ def _load(name: str, device: str):
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from cibr import evaluate as evaluation
+    from cibr.utils import save_table
 
     names = filter(None, (arguments.model, arguments.compare_with))
     models = {name: _load(name, arguments.device) for name in names}
@@ -207,7 +247,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         differences = evaluation.compare(other, model)
         if arguments.output_dir:
             folder = arguments.output_dir.expanduser() / _quoted(model.model) / model.suite
-            differences.to_csv(folder / f"minus-{_quoted(other.model)}.csv", index=False)
+            save_table(differences, folder / f"minus-{_quoted(other.model)}")
         print(f"\n{model.model} minus {other.model}, paired by image: points, with 95 % intervals")
         _print_tables(differences, "difference")
 
@@ -227,26 +267,18 @@ def _print_tables(rows, value: str) -> None:
 
 
 def _search(arguments: argparse.Namespace) -> None:
-    import torch
-
     from cibr.data.pairs import open_rgb
 
     if not all(query.strip() for query in arguments.query):
         raise ValueError("the text to search for is empty: describe what the images should show")
     model = _load(arguments.model, arguments.device)
-    images = _images(arguments.folder)
-    files, features = [], []
-    while some := list(itertools.islice(images, 16)):  # in memory at full size
-        files += [file for file, _ in some]
-        features.append(model.embed_images([image for _, image in some]))
-    if not files:
-        raise ValueError(f"no image in {str(arguments.folder)!r}: give a folder with some")
+    files, features = _index(model, arguments.folder)
     for query in arguments.query:
         if Path(query).is_file():
-            [vector] = model.embed_images([open_rgb(query)])
+            [vector] = model.embed_images([open_rgb(query)]).cpu()
         else:
-            [vector] = model.embed_texts([query], truncate=True)
-        cosines = torch.cat(features) @ vector
+            [vector] = model.embed_texts([query], truncate=True).cpu()
+        cosines = features @ vector
         if len(arguments.query) > 1:
             print(f"\n{query}")
         print("rank  cosine  image")
@@ -255,16 +287,48 @@ def _search(arguments: argparse.Namespace) -> None:
             print(f"{rank:4}  {cosines[i]:6.3f}  {files[i]}")
 
 
-def _images(folder: Path) -> Iterator[tuple]:
-    """The images in a folder and in those below, with their files, without broken ones."""
-    from cibr.data.pairs import IMAGE_SUFFIXES, open_rgb
+def _index(model, folder: Path):
+    """The images in a folder and in those below, but broken ones, and their embeddings, which the
+    cache folder keeps while model and file are the same.
+    """
+    import torch
+    from PIL import Image
+    from safetensors.torch import load_file, save_file
 
+    from cibr.data.pairs import IMAGE_SUFFIXES
+    from cibr.utils import cache_folder, digest, write_atomically
+
+    probe = model.embed_texts(["a photo"]), model.embed_images([Image.new("RGB", (64, 64))])
+    of_model = repr([features.tolist() for features in probe])
+    place = cache_folder() / "search" / digest(str(folder.resolve()) + of_model)[:24]
+    known = load_file(place) if place.is_file() else {}
+    stored, files = known.keys(), {}
     for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() in IMAGE_SUFFIXES:
-            try:
-                yield file, open_rgb(file)
-            except (OSError, ValueError):
-                _print_error(f"left out {str(file)!r}, which does not decode as an image")
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
+            state = file.stat()
+            files[f"{file.relative_to(folder)} {state.st_size} {state.st_mtime_ns}"] = file
+    images = _images({key: file for key, file in files.items() if key not in known})
+    while some := dict(itertools.islice(images, 16)):  # in memory at full size
+        vectors = model.embed_images([*some.values()]).cpu()
+        known = known | {key: vector.clone() for key, vector in zip(some, vectors, strict=True)}
+    kept = {key: known[key] for key in files if key in known}
+    if not kept:
+        raise ValueError(f"no image in {str(folder)!r}: give a folder with some")
+    if kept.keys() != stored:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(place, lambda part: save_file(kept, part))
+    return [files[key] for key in kept], torch.stack([*kept.values()])
+
+
+def _images(files: dict[str, Path]) -> Iterator[tuple]:
+    """The images of files, by their keys, without broken ones."""
+    from cibr.data.pairs import open_rgb
+
+    for key, file in files.items():
+        try:
+            yield key, open_rgb(file)
+        except (OSError, ValueError):
+            _print_error(f"left out {str(file)!r}, which does not decode as an image")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 from helpers import picture
 
 import cibr
-from cibr import train
+from cibr import DualEncoder, train
 from cibr.cli import main
 from cibr.data.pairs import open_rgb
 
@@ -50,6 +50,36 @@ def test_search_ranks_the_images_of_a_folder_and_names_broken_ones(tmp_path, cap
     assert lines[3].split()[2] == rows[0][2] and lines[-1].split()[1:] == ["1.000", queries[1]]
 
 
+def test_search_embeds_an_image_again_when_it_or_the_model_changes(
+    tmp_path, monkeypatch, capsys, build
+):
+    monkeypatch.setattr("cibr.utils.cache_folder", lambda: tmp_path / "cache")
+    (tmp_path / "photos").mkdir()
+    for i in range(5):
+        picture(i).save(tmp_path / "photos" / f"{i}.png")
+    embedded, embed = [], DualEncoder.embed_images
+    monkeypatch.setattr(
+        DualEncoder, "embed_images", lambda self, x: embedded.append(len(x)) or embed(self, x)
+    )
+    models = [str(build(kind).save_pretrained(tmp_path / kind)) for kind in ("tiny", "frozen")]
+
+    def search(model):
+        embedded.clear()
+        assert main(["search", model, str(tmp_path / "photos"), "a dog"]) == 0
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+        return {Path(name).name: cosine for _, cosine, name in lines}, embedded[1:]  # no probe
+
+    first, n_embedded = search(models[0])
+    assert n_embedded == [5] and search(models[0]) == (first, [])
+    other, n_embedded = search(models[1])
+    assert n_embedded == [5] and other != first
+    picture(9).save(tmp_path / "photos" / "1.png")
+    (tmp_path / "photos" / "2.png").unlink()
+    changed, n_embedded = search(models[0])
+    assert n_embedded == [1] and changed.keys() == first.keys() - {"2.png"}
+    assert [name for name in changed if changed[name] != first[name]] == ["1.png"]
+
+
 def test_evaluate_prints_the_first_model_minus_the_second_on_the_limited_sets(
     small, clip_folder, tmp_path, capsys, build
 ):
@@ -69,6 +99,7 @@ def test_evaluate_prints_the_first_model_minus_the_second_on_the_limited_sets(
     metric = differences.abs().idxmax()
     line = next(line for line in compared.splitlines() if line.startswith(metric))
     [saved] = (tmp_path / "out").rglob("minus-*.csv")
+    assert pd.read_json(saved.with_suffix(".json")).shape == pd.read_csv(saved).shape
     saved = pd.read_csv(saved).set_index(["dataset", "metric"])["difference"].loc["captions"]
     assert saved.to_dict() == pytest.approx((differences / 100).to_dict())
     assert differences[metric] != 0 and line.split()[1] == f"{differences[metric]:+.1f}"
@@ -89,7 +120,7 @@ def test_train_merges_a_file_and_options_and_prints_the_last_row_of_the_history(
     monkeypatch, tmp_path, capsys
 ):
     seen, history = [], pd.DataFrame({"epoch": [1, 2], "clip_loss": [3.0, 2.5]})
-    monkeypatch.setattr(train, "load_splits", lambda config: (None, None, None))
+    monkeypatch.setattr(train, "load_splits", lambda config: ([], [0] * 49, []))
     monkeypatch.setattr(train, "build_model", lambda config, pairs: None)
     monkeypatch.setattr(train, "fit", lambda *given: seen.append(given[-1]) or history)
     file = tmp_path / "config.json"
@@ -99,7 +130,8 @@ def test_train_merges_a_file_and_options_and_prints_the_last_row_of_the_history(
     (config,) = seen
     assert (config.beta, config.seed, config.sample, config.learning_rate) == (0.2, 4, True, 0.01)
     assert config.batch_size == 64 and config.dataset == "glyphs"
-    printed = capsys.readouterr().out
+    printed, errors = capsys.readouterr()
+    assert "49 images for validation are few" in errors
     assert "clip_loss    2.5" in printed and str(tmp_path / "run") in printed
     file.write_text(json.dumps({"configuration": vars(config), "run": {}}))
     assert main(["train", str(file), "--seed", "5"]) == 0
