@@ -106,6 +106,8 @@ def test_methods_start_from_their_best_trial_once_all_trials_have_rows(tmp_path)
     methods = "{method: CLIP}, {method: CIBR, dropout: 0.5}, {method: untried}"
     methods = f"[{methods}, {{method: curve, like: CLIP, beta: [0.1, 0.2]}}]"
     (tmp_path / "final.yaml").write_text(f"{final} {{few: {{methods: {methods}}}}}")
+    others = "{more: {tuned_at: few, fixed: {seed: 9}, methods: [{method: CLIP}]}}"
+    (tmp_path / "more.yaml").write_text(f"{final} {others}")
     tried = read_plan(tmp_path / "trials.yaml")
     clip = [run for run, own in tried.runs.items() if own["method"] == "CLIP"]
     for i, run in enumerate(clip):
@@ -121,6 +123,8 @@ def test_methods_start_from_their_best_trial_once_all_trials_have_rows(tmp_path)
     best = FEW | {"method": "CLIP", "beta": 0, "dropout": 0.2}
     curve = [best | fixed | {"method": "curve", "beta": beta} for beta in (0.1, 0.2)]
     assert [*plan.runs.values()] == [best | fixed, fixed | {"method": "untried"}, *curve]
+    more = best | fixed | {"condition": "more", "seed": 9}
+    assert [*read_plan(tmp_path / "more.yaml").runs.values()] == [more]
     diverged = {run: {"error": "diverged"} for run in tried.runs if run not in clip}
     write_rows(tried, tmp_path, diverged)
     with pytest.raises(ValueError, match="'CIBR' in 'few' diverged"):

@@ -11,7 +11,8 @@
 
 A list is an axis of a grid; a value that is itself a list is written as a nested list. With
 `draw: 24` that many points of the grid are drawn at random. With `trials: other.yaml` each method
-takes the settings of its best trial in that sweep, and waits until all its trials have rows. With
+takes the settings of its best trial in that sweep, of the same condition or of that which
+`tuned_at` names, and waits until all its trials have rows. With
 `at_once: 50` a notebook does that many runs.
 `python -m cibr_book.experiments.plan SWEEP.yaml FOLDER` adds the rows of a folder to the table.
 `experiments/Snakefile` executes the runs.
@@ -85,7 +86,8 @@ def read_plan(file: str | Path, results: str | Path = "") -> _Plan:
             own = dict(method)
             like = own.pop("like", own.get("method", ""))
             score = own.get("choose", "")
-            best = _best_trial(trials, tried, condition, like, score) if trials else {}
+            tuned_at = part.get("tuned_at", condition)
+            best = _best_trial(trials, tried, tuned_at, like, score) if trials else {}
             if best is None:
                 waiting.append(f"{condition}: {own['method']}")
                 continue

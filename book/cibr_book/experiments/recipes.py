@@ -1,0 +1,104 @@
+"""The recipes of `cibr.compare` on photos of Flickr8k, many and few: a run of recipes.yaml.
+
+Features of the frozen towers are computed once, and a draw of photos and captions picks rows of
+them. The photos that a draw leaves out are the unpaired ones of self-training.
+"""
+
+import atexit
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from cibr.compare import RECIPES, Bench, image_values
+from cibr.data import Pairs, load_pairs
+from cibr.metrics import retrieval_recalls
+from cibr.models import DualEncoder
+from cibr.models.features import Inputs, embed_pairs, prepare
+from cibr.train import build_model, configure
+from cibr_book.experiments.corruptions import Corruption, corrupt, split_subset
+
+SETS = {"flickr8k": "flickr8k", "coco": "coco-mini"}  # test sets, by the start of a column's name
+
+
+@lru_cache(maxsize=1)
+def _features() -> tuple[DualEncoder, dict[str, Inputs]]:
+    """The towers, and features of the training, validation and test photos."""
+    parts = {name: load_pairs("flickr8k", name) for name in ("train", "validation")}
+    parts |= {name: load_pairs(data, "test") for name, data in SETS.items()}
+    base = build_model(configure(dataset="flickr8k", model="frozen"), parts["train"])
+    return base, {name: prepare(base, pairs) for name, pairs in parts.items()}
+
+
+def picked(whole: Inputs, pairs: Pairs) -> Inputs:
+    """Features of pairs whose photos and captions are among those of `whole`."""
+    photos = {key: i for i, key in enumerate(whole.pairs.keys)}
+    captions = {text: i for i, text in enumerate(whole.pairs.texts())}
+    images = whole.images[[photos[key] for key in pairs.keys]]
+    texts = whole.texts[0][[captions[text] for text in pairs.texts()]]
+    labels = pairs.match_labels()[pairs.text_to_image()]
+    return Inputs(pairs, images, (texts,), labels, whole.preprocess)
+
+
+def one_caption_each(pairs: Pairs, seed: int) -> Pairs:
+    """The pairs with one caption of each photo, drawn at random."""
+    generator = torch.Generator().manual_seed(3_000 + seed)
+    drawn = torch.rand(len(pairs), generator=generator).tolist()
+    captions = [[of[int(u * len(of))]] for u, of in zip(drawn, pairs.captions, strict=True)]
+    return replace(pairs, captions=captions)
+
+
+@lru_cache(maxsize=2)
+def _bench(corruption: Corruption, one_caption: bool, seed: int) -> Bench:
+    """A draw; the heads that its runs train are kept while the process lives."""
+    base, features = _features()
+    whole = features["train"]
+    train = corrupt(whole.pairs, corruption, seed)
+    _, left = split_subset(whole.pairs, corruption, seed)
+    if one_caption:
+        train, left = (one_caption_each(part, seed) for part in (train, left))
+    scratch = TemporaryDirectory()
+    atexit.register(scratch.cleanup)
+    unpaired = picked(whole, left) if len(left) else None
+    return Bench(base, picked(whole, train), features["validation"], Path(scratch.name), unpaired)
+
+
+def train_and_measure(settings: dict[str, Any], folder: str) -> dict[str, float]:
+    """Trains recipes on a draw of Flickr8k's training photos.
+
+    Args:
+        settings: `recipes`, of `cibr.compare.RECIPES`; `seed`, of the draw and the training;
+            `corruption`, the fields of a `Corruption`; `one_caption`, whether photos have one
+            caption; `tests`, whether to test as well; and values for the settings of the recipes.
+        folder: not used: a run of seconds is rather done again.
+
+    Returns:
+        `validation/<recipe>`, the mean of the six recalls in [0, 1]. With `tests` for each set of
+        `SETS` and its only recipe `<set>/<recall>`, the six recalls and their means by direction
+        and over both.
+    """
+    corruption = Corruption(**settings.get("corruption", {}), redraw=True)
+    seed = settings["seed"]
+    bench = _bench(corruption, settings.get("one_caption", False), seed)
+    best = {
+        name: {setting: _value(settings[setting]) for setting in recipe.grid if setting in settings}
+        for name, recipe in RECIPES.items()
+    }
+    found = {}
+    for name in settings["recipes"]:
+        model = bench.recipe(name, best, seed)
+        held_out = bench.validation
+        targets = held_out.pairs.retrieval_targets()
+        recalls = retrieval_recalls(*embed_pairs(model, held_out), *targets)
+        found[f"validation/{name}"] = sum(recalls.values()) / len(recalls)
+        for test in SETS if settings.get("tests") else ():
+            values = image_values(model, _features()[1][test])
+            found |= {f"{test}/{metric}": float(of.mean()) for metric, of in values.items()}
+    return found
+
+
+def _value(setting: Any) -> Any:
+    return tuple(setting) if isinstance(setting, list) else setting

@@ -1,0 +1,69 @@
+"""Recipes on draws of photos: features that are picked, single captions, what a run measures."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import noise_pairs
+
+from cibr.metrics import retrieval_recalls
+from cibr.models.features import embed_pairs, prepare
+from cibr_book.experiments import recipes
+from cibr_book.experiments.corruptions import Corruption, corrupt
+
+
+@pytest.fixture
+def features(build, monkeypatch, tmp_path):
+    """Small towers and their features in place of those of photos."""
+    monkeypatch.setattr("cibr.models.features.cache_folder", lambda: tmp_path / "cache")
+    base, whole = build("frozen"), noise_pairs(60, n_captions=2)
+    texts = [
+        [f"{text} {i} {c}" for c, text in enumerate(of)] for i, of in enumerate(whole.captions)
+    ]
+    whole = replace(whole, captions=texts)
+    parts = {"train": whole, **{name: whole.subset(range(20)) for name in recipes.SETS}}
+    parts |= {"validation": whole.subset(range(20, 50))}
+    found = base, {name: prepare(base, pairs) for name, pairs in parts.items()}
+    monkeypatch.setattr(recipes, "_features", lambda: found)
+    recipes._bench.cache_clear()
+    yield found
+    recipes._bench.cache_clear()
+
+
+def test_picked_features_are_those_of_the_photos_and_captions(features):
+    base, parts = features
+    pairs = corrupt(parts["train"].pairs, Corruption(0.5, 0.6, redraw=True), 3)
+    picked, anew = recipes.picked(parts["train"], pairs), prepare(base, pairs)
+    torch.testing.assert_close(picked.images, anew.images)
+    torch.testing.assert_close(picked.texts, anew.texts)
+    assert torch.equal(picked.labels, anew.labels)
+
+
+def test_one_caption_is_one_of_a_photo_s_own_and_changes_with_the_seed():
+    pairs = noise_pairs(60, n_captions=2)
+    first, second = (recipes.one_caption_each(pairs, seed).captions for seed in (0, 1))
+    assert all(len(of) == 1 and of[0] in own for of, own in zip(first, pairs.captions, strict=True))
+    assert first != second and first == recipes.one_caption_each(pairs, 0).captions
+
+
+def test_a_run_trains_on_its_draw_and_measures_validation_and_both_test_sets(features):
+    settings = {"recipes": ["self-training"], "seed": 2, "corruption": {"fraction": 0.5}}
+    settings |= {"cca_ridges": [3, 1], "learning_rate": 1e-3, "epochs": 2, "temperature": 0.05}
+    settings |= {"weight_decay": 1, "dropout": 0.5, "batch_size": 16, "repeats": 2, "tests": True}
+    found = recipes.train_and_measure(settings, "")
+    corruption = Corruption(0.5, redraw=True)
+    bench = recipes._bench(corruption, False, 2)
+    assert bench.train.pairs.keys == corrupt(features[1]["train"].pairs, corruption, 2).keys
+    assert len(bench.unpaired.pairs) == 30
+    own = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+    grid = {name: own[name] for name in recipes.RECIPES["self-training"].grid}
+    model = bench.recipe("self-training", {"self-training": grid}, 2)
+    for name, part in (("validation", "validation"), ("coco", "coco")):
+        inputs = features[1][part]
+        recalls = retrieval_recalls(*embed_pairs(model, inputs), *inputs.pairs.retrieval_targets())
+        mean = sum(recalls.values()) / 6
+        column = "validation/self-training" if name == "validation" else "coco/mean"
+        assert found[column] == pytest.approx(mean)
+        if name == "coco":
+            for metric, value in recalls.items():
+                assert found[f"coco/{metric}"] == pytest.approx(value)
