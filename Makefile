@@ -43,7 +43,7 @@ versions: $(STAMP)
 	  names = "torch torchvision transformers timm numpy papermill nbval jupyter-book pytest".split(); \
 	  print("Python " + sys.version.split()[0], *(f"{n} {version(n)}" for n in names), sep=", ")'
 
-train: $(STAMP)  ## train at book scale with beta 0.05, into out.ipynb
+train: $(STAMP)  ## a demonstration of the penalty: train with beta 0.05, into out.ipynb
 	$(BIN)/papermill book/train.ipynb out.ipynb -p beta 0.05 --log-output
 
 test: $(STAMP) versions  ## the tests, then every notebook again; two workers

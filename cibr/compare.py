@@ -39,6 +39,7 @@ from cibr.train import (
     configure,
     load_splits,
 )
+from cibr.train._callbacks import Bar
 from cibr.train.config import hold_out
 from cibr.train.self_training import with_pseudo_inputs
 from cibr.train.trainer import CIBRTrainer, fit_cca, start_heads
@@ -118,7 +119,7 @@ class Comparison(NamedTuple):
 
 
 class _HeadTrainer(CIBRTrainer):
-    """A trainer on given features; it saves nothing.
+    """A trainer on given features; it shows and saves nothing.
 
     Args:
         given: `Inputs` of training and of validation.
@@ -131,6 +132,7 @@ class _HeadTrainer(CIBRTrainer):
     ):
         self.given, self.given_statistic = given, statistic
         super().__init__(*of_trainer, *(part.pairs for part in given), **named)
+        self.remove_callback(Bar)  # there is one over the trials
 
     def prepare_pairs(self, pairs: Pairs) -> Inputs:
         """The given features."""

@@ -187,7 +187,7 @@ def test_the_version_is_printed(capsys):
 def test_help_gives_the_meaning_and_the_default_of_a_setting(capsys):
     assert main(["train", "--help"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "weight of the penalty; 0 is CLIP (default 0.05)" in printed
+    assert "weight of the penalty; 0 is CLIP (default 0.0)" in printed
 
 
 def test_of_the_current_folder_a_command_imports_named_plugins_alone(tmp_path):

@@ -43,14 +43,14 @@ def _setting(
 class RunConfig:
     dataset: str = _setting("glyphs", "a data set's name, a folder or a hub id")
     model: str = _setting(
-        "tiny", "tiny, frozen, or a model to fine-tune: a run's folder or a hub id"
+        "", "tiny, frozen (for all but characters), or one to fine-tune: a run's folder or a hub id"
     )
     towers: str = _setting(
         "", "of a frozen model: the folder or hub id of a dual encoder; empty for two small ones"
     )
     penalty: str = _setting("vmf", f"added to the contrastive loss: {', '.join(PENALTIES)}")
     penalty_options: dict[str, Any] = _setting({}, "of the penalty, such as kappa_b")
-    beta: float = _setting(0.05, "weight of the penalty; 0 is CLIP", 0, MAX_BETA)
+    beta: float = _setting(0.0, "weight of the penalty; 0 is CLIP", 0, MAX_BETA)
     sample: bool = _setting(False, "contrast samples of the encoders instead of their means")
     kappa_e: float = _setting(1024.0, "concentration of the assumed noise", 1e-3, 1e6)
     epochs: int = _setting(0, "passes over the images; 0 for the default of the model", 1)
@@ -108,6 +108,7 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
     config = RunConfig(**{name: _checked(name, value) for name, value in parameters.items()})
     check_penalty(config.penalty, config.penalty_options)
     source = resolve(config.dataset)
+    config = replace(config, model=config.model or ("tiny" if source.kind == "code" else "frozen"))
     kind = model_kind(config.model)
     if kind != "frozen" and (config.cca_start or "statistic" in arguments_of(config.penalty)):
         what = "cca_start and penalties with a statistic, such as 'anchor',"

@@ -53,15 +53,17 @@ def test_a_recipe_is_the_tested_setting_and_fills_what_is_not_given(preset, cond
     assert configure(preset, beta=0.05, model="tiny", cca_start=False, penalty="vmf").beta == 0.05
 
 
-CHANGES = dict(beta=0.0, seed=1, penalty="mine", model="frozen", sample=True, epochs=3, kappa_e=8.0)
+CHANGES = dict(
+    beta=0.05, seed=1, penalty="mine", model="frozen", sample=True, epochs=3, kappa_e=8.0
+)
 CHANGES |= dict(penalty_options={"kappa_b": 20.0}, weight_decay=0.3)
 
 
 def test_a_setting_that_changes_the_run_changes_its_folder_and_no_other_does(monkeypatch):
     monkeypatch.setenv("CIBR_RUNS", "/runs")
     plain = configure().output_dir
-    assert plain == "/runs/glyphs-tiny-vmf-beta0.05-seed0"
-    assert configure(beta=0.0, seed=2).output_dir == "/runs/glyphs-tiny-vmf-beta0-seed2"
+    assert plain == "/runs/glyphs-tiny-vmf-beta0-seed0"
+    assert configure(beta=0.05, seed=2).output_dir == "/runs/glyphs-tiny-vmf-beta0.05-seed2"
     assert configure(sample=True).output_dir.startswith(f"{plain}-")
     folders = {configure(**{name: value}).output_dir for name, value in CHANGES.items()}
     assert len(folders | {plain}) == 1 + len(CHANGES)
@@ -103,7 +105,9 @@ def test_a_group_is_held_out_whole_or_not_at_all(tmp_path):
 def test_a_model_is_built_as_the_configuration_says(clip_folder, tmp_path):
     tiny = build_model(configure(temperature=0.2, dropout=0.3), PAIRS)
     assert (tiny.kind, tiny.image_size) == ("tiny", 32)
-    assert build_model(configure(dataset=write_folder(tmp_path, train=1)), PAIRS).image_size == 64
+    folder = write_folder(tmp_path, train=1)
+    assert build_model(configure(dataset=folder, model="tiny"), PAIRS).image_size == 64
+    assert configure(dataset=folder).model == "frozen" and configure().model == "tiny"
     assert tiny.logit_scale.item() == pytest.approx(5) and not tiny.log_logit_scale.requires_grad
     assert tiny.backbone.settings["dropout"] == 0.3
     torch.manual_seed(77)

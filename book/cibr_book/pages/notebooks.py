@@ -30,19 +30,20 @@ def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
     return {name: namespace[name] for name in names}
 
 
-def given(parameters: dict[str, Any], namespace: dict[str, Any]) -> dict[str, Any]:
-    """The parameters that papermill injected or that differ from the defaults of `RunConfig`, so
-    that a preset fills the others.
+def given(parameters: dict[str, Any], namespace: dict[str, Any], **of_page: Any) -> dict[str, Any]:
+    """The parameters that papermill injected or that differ from the defaults of `RunConfig`.
 
     Args:
         parameters: from `check_parameters`.
         namespace: the notebook's globals.
+        of_page: the page's own defaults, which a preset fills, too.
     """
     injected = _injected(namespace)
+    defaults = DEFAULTS | (of_page if parameters.get("preset") else {})
     return {
         name: value
         for name, value in parameters.items()
-        if name in injected or name not in DEFAULTS or value != DEFAULTS[name]
+        if name in injected or name not in defaults or value != defaults[name]
     }
 
 
