@@ -1,8 +1,11 @@
-"""Student's 95 % confidence intervals of means over seeds, by group."""
+"""Student's 95 % confidence intervals of means over seeds, by group, and exact tests of claims."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
+from statsmodels.stats.multitest import multipletests
 
 from cibr.metrics import mean_interval
 
@@ -22,3 +25,30 @@ def mean_intervals(rows: pd.DataFrame, by: Sequence[str], value: str) -> pd.Data
     groups = rows.dropna(subset=[value]).groupby(list(by), sort=False)[value]
     table = [(*key, *mean_interval(seeds.to_numpy()), len(seeds)) for key, seeds in groups]
     return pd.DataFrame(table, columns=[*by, "mean", "low", "high", "n"])
+
+
+def verdicts(claims: Iterable[tuple]) -> pd.DataFrame:
+    """Claims that a mean difference is positive, each with its exact test and Holm's correction.
+
+    Args:
+        claims: hypothesis, claim, and the difference under each seed.
+
+    Returns:
+        `hypothesis, claim`; the mean `difference` with Student's 95 % interval over seeds `low,
+        high`; `p_value`, of the mean over all changes of the seeds' signs, one-sided, and `holm`,
+        corrected for all claims; and the `verdict`: `holds` at 5 %, `contradicted` if the interval
+        is below 0, or `undecided`.
+    """
+    table = []
+    for hypothesis, claim, seeds in claims:
+        values = np.asarray(seeds)
+        signs = np.array([*itertools.product((1, -1), repeat=len(values))])
+        mean, low, high = mean_interval(values)
+        p_value = ((signs * values).mean(1) >= mean - 1e-12).mean()
+        table.append([hypothesis, claim, mean, low, high, p_value])
+    columns = ["hypothesis", "claim", "difference", "low", "high", "p_value"]
+    tests = pd.DataFrame(table, columns=columns)
+    tests["holm"] = multipletests(tests["p_value"], method="holm")[1]
+    choices = [tests["holm"] < 0.05, tests["high"] < 0]
+    tests["verdict"] = np.select(choices, ["holds", "contradicted"], "undecided")
+    return tests

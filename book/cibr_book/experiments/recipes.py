@@ -11,15 +11,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pandas as pd
 import torch
 
 from cibr.compare import RECIPES, Bench, image_values
 from cibr.data import Pairs, load_pairs
-from cibr.metrics import retrieval_recalls
+from cibr.metrics import mean_interval, retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.features import Inputs, embed_pairs, prepare
 from cibr.train import build_model, configure
 from cibr_book.experiments.corruptions import Corruption, corrupt, split_subset
+from cibr_book.intervals import verdicts
 
 SETS = {"flickr8k": "flickr8k", "coco": "coco-mini"}  # test sets, by the start of a column's name
 
@@ -102,3 +104,92 @@ def train_and_measure(settings: dict[str, Any], folder: str) -> dict[str, float]
 
 def _value(setting: Any) -> Any:
     return tuple(setting) if isinstance(setting, list) else setting
+
+
+def against_clip(rows: pd.DataFrame) -> pd.DataFrame:
+    """Scores of every run beside those of `CLIP` with the same draw, in points.
+
+    Args:
+        rows: of recipes.csv; trials are left out.
+
+    Returns:
+        One row per run and score: `condition, method, seed, test, score, value, difference`. The
+        scores of a run that diverged are 0.
+    """
+    runs = rows[rows["seed"] >= 600]
+    scores = runs.filter(regex=f"^(?:{'|'.join(SETS)})/").columns
+    runs = runs.fillna(dict.fromkeys(scores, 0.0))
+    keys = ["condition", "seed", "measure"]
+    table = runs.melt([*keys[:2], "method"], scores, "measure", "value")
+    table["value"] *= 100
+    clip = table.loc[table["method"] == "CLIP"].set_index(keys)["value"]
+    table["difference"] = table["value"] - table[keys].apply(tuple, axis=1).map(clip)
+    table[["test", "score"]] = table["measure"].str.split("/", expand=True).to_numpy()
+    return table.drop(columns="measure")
+
+
+def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
+    """The claims of experiments/recipes.md about searching Flickr8k's test photos.
+
+    Args:
+        rows: of recipes.csv, all of them.
+
+    Returns:
+        Of `cibr_book.intervals.verdicts`, with differences in points.
+    """
+    table = against_clip(rows).query("test == 'flickr8k' and score == 'text_to_image_mean'")
+    of = table.set_index(["condition", "method", "seed"])["difference"].sort_index()
+    claims = [
+        ("1", f"self-training gains, {n}", of[f"{n} photos", "self-training"])
+        for n in ("150", "600", "3,000")
+    ]
+    claims += [("2", "CCA gains, 150", of["150 photos", "CCA"])]
+    claims += [("2", "CCA loses, 6,000", -of["6,000 photos", "CCA"])]
+    claims += [
+        ("3", f"CLIP+CCA gains, {n}", of[where, "CLIP+CCA"])
+        for n, where in (
+            ("600", "600 photos"),
+            ("3,000", "3,000 photos"),
+            ("3,000 with one caption", "3,000 photos, one caption"),
+        )
+    ]
+    claims += [
+        ("4", f"{name} gains, 6,000", of["6,000 photos", name])
+        for name in ("CLIP+CLIP", "CLIP-averaged")
+    ]
+    wrong = of["3,000 photos, 30 % wrong captions", "CCA-anchor"]
+    claims += [("5", "CCA-anchor gains, 3,000 with 30 % wrong captions", wrong)]
+    own = of["600 photos", "CCA-anchor"] - of["600 photos", "CCA-start"]
+    claims += [("5", "CCA-anchor is above CCA-start, 600", own)]
+    return verdicts(claims)
+
+
+def advice(rows: pd.DataFrame) -> pd.DataFrame:
+    """The simplest recipe, but for self-training, that the one with the highest mean does not beat.
+
+    Args:
+        rows: of recipes.csv, all of them.
+
+    Returns:
+        One row per condition and direction, `text_to_image_mean` or `image_to_text_mean`, by
+        Flickr8k's test photos: `condition, score, advice`, its `difference` from CLIP in points,
+        `low, high`, and `coco`, the same difference on coco-mini.
+    """
+    table = against_clip(rows[rows["method"] != "self-training"])
+    directions = ["text_to_image_mean", "image_to_text_mean"]
+    found = []
+    for (condition, score), part in table.groupby(["condition", "score"], sort=False):
+        if score not in directions:
+            continue
+        by_test = {
+            test: own.pivot(index="seed", columns="method", values="difference")
+            for test, own in part.groupby("test")
+        }
+        of = by_test["flickr8k"][[name for name in RECIPES if name in by_test["flickr8k"]]]
+        best = of[of.mean().idxmax()]
+        behind = {n: mean_interval((best - of[n]).to_numpy())[1] for n in of if n != best.name}
+        name = next(n for n in of if behind.get(n, 0.0) <= 0)
+        interval = mean_interval(of[name].to_numpy())
+        found.append([condition, score, name, *interval, by_test["coco"][name].mean()])
+    columns = ["condition", "score", "advice", "difference", "low", "high", "coco"]
+    return pd.DataFrame(found, columns=columns)

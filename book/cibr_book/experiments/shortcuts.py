@@ -12,7 +12,6 @@ training what theorem 3 expects of a penalty. `glyph_sheets` has shortcuts of ma
 image and text share is known.
 """
 
-import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -27,7 +26,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Float64
 from scipy.stats import mannwhitneyu
-from statsmodels.stats.multitest import multipletests
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -36,7 +34,7 @@ from cibr.data import Pairs
 from cibr.data.glyphs import SERIF, STIX, draw_all, glyph_characters, pixel_image, sample_factors
 from cibr.losses.cca import RegularisedCCA, canonical_maps, centred_moments
 from cibr.losses.vmf import vmf_mean_cosine
-from cibr.metrics import mean_interval, retrieval_recalls
+from cibr.metrics import retrieval_recalls
 from cibr.metrics.zeroshot import class_embeddings
 from cibr.models import DualEncoder
 from cibr.models.features import Inputs, embed_pairs, prepare
@@ -46,6 +44,7 @@ from cibr.utils import check_known
 from cibr_book.experiments import run
 from cibr_book.experiments.corruptions import PAPERS, has_word, in_both_styles
 from cibr_book.experiments.training import StudyTrainer
+from cibr_book.intervals import verdicts
 from cibr_book.worlds.shortcuts import SHIFTS, shifted_nats, thresholded_gains
 from cibr_book.worlds.training import KAPPA_B
 
@@ -487,10 +486,7 @@ def hypothesis_tests(rows: pd.DataFrame) -> pd.DataFrame:
         rows: of shortcuts.csv, all of them.
 
     Returns:
-        `hypothesis, claim`; `difference` in points with Student's 95 % interval over seeds `low,
-        high`; `p_value`, of the mean over all changes of the seeds' signs, and `holm`, corrected
-        for all claims; and the `verdict`: `holds` at 5 %, `contradicted` if the interval is below
-        0, or `undecided`.
+        Of `cibr_book.intervals.verdicts`, with differences in points.
     """
     recall = against_clip(rows).query("score == 'recall'")
     names = ["condition", "method", "dose", "cca_dim", "shift"]
@@ -514,16 +510,4 @@ def hypothesis_tests(rows: pd.DataFrame) -> pd.DataFrame:
     cells = interactions(rows, 0.3)
     measured, gains = np.stack([*cells["seeds"]]), (cells["predicted"] > 0).to_numpy()
     table += [("Hc", "better where predicted", measured[gains].mean(0) - measured[~gains].mean(0))]
-    signs = np.array([*itertools.product((1, -1), repeat=8)])
-    claims = []
-    for hypothesis, claim, seeds in table:
-        values = np.asarray(seeds)
-        mean, low, high = mean_interval(values)
-        p_value = ((signs * values).mean(1) >= mean - 1e-12).mean()
-        claims.append([hypothesis, claim, mean, low, high, p_value])
-    columns = ["hypothesis", "claim", "difference", "low", "high", "p_value"]
-    tests = pd.DataFrame(claims, columns=columns)
-    tests["holm"] = multipletests(tests["p_value"], method="holm")[1]
-    choices = [tests["holm"] < 0.05, tests["high"] < 0]
-    tests["verdict"] = np.select(choices, ["holds", "contradicted"], "undecided")
-    return tests
+    return verdicts(table)

@@ -1,15 +1,20 @@
 """Recipes on draws of photos: features that are picked, single captions, what a run measures."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+import yaml
 from helpers import noise_pairs
 
 from cibr.metrics import retrieval_recalls
 from cibr.models.features import embed_pairs, prepare
 from cibr_book.experiments import recipes
 from cibr_book.experiments.corruptions import Corruption, corrupt
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -67,3 +72,52 @@ def test_a_run_trains_on_its_draw_and_measures_validation_and_both_test_sets(fea
         if name == "coco":
             for metric, value in recalls.items():
                 assert found[f"coco/{metric}"] == pytest.approx(value)
+
+
+def made_up_rows(gain):
+    """Rows with recalls of 0.5 for CLIP, and `gain(condition, method, test, score, seed)` more."""
+    rows = []
+    plan = yaml.safe_load((ROOT / "experiments" / "recipes.yaml").read_text())
+    for condition, part in plan["conditions"].items():
+        for method in part["methods"]:
+            for seed in range(600, 608):
+                row = {"condition": condition, "method": method["method"], "seed": seed}
+                for test in recipes.SETS:
+                    for score in ("text_to_image_mean", "image_to_text_mean"):
+                        own = (condition, row["method"], test, score, seed)
+                        row[f"{test}/{score}"] = 0.5 + 0.001 * seed + gain(*own)
+                rows.append(row)
+    rows.append({"condition": "150 photos", "method": "CLIP", "seed": 0})  # a trial
+    return pd.DataFrame(rows)
+
+
+def test_claims_and_advice_follow_from_the_rows():
+    def gain(condition, method, test, score, seed):
+        if test == "coco":
+            return 0.02 if method == "CCA-start" else 0.0
+        if method == "self-training":
+            return 0.05
+        if condition == "6,000 photos":
+            return {"CCA": -0.03, "CLIP+CLIP": 0.01}.get(method, 0.0)
+        noise = 0.001 * (seed % 3 - 1)
+        if score == "image_to_text_mean":
+            return {"CCA-anchor": 0.0003 + noise}.get(method, 0.0)
+        return {"CCA-start": 0.01, "CCA-anchor": 0.01 + noise, "CLIP+CCA": 0.0103}.get(method, 0.0)
+
+    rows = made_up_rows(gain)
+    claims = recipes.claim_tests(rows).set_index("claim")
+    assert len(claims) == 12
+    holds = claims.index[claims["verdict"] == "holds"]
+    assert {*claims.index} - {*holds} == {
+        "CCA gains, 150",
+        "CLIP-averaged gains, 6,000",
+        "CCA-anchor is above CCA-start, 600",
+    }
+    assert claims.loc["self-training gains, 600", "difference"] == pytest.approx(5)
+    assert claims.loc["CCA loses, 6,000", "difference"] == pytest.approx(3)
+    found = recipes.advice(rows).set_index(["condition", "score"])
+    assert found.loc[("6,000 photos", "text_to_image_mean"), "advice"] == "CLIP+CLIP"
+    assert found.loc[("300 photos", "image_to_text_mean"), "advice"] == "CCA"
+    few = found.loc[("300 photos", "text_to_image_mean")]
+    assert few["advice"] == "CCA-anchor" and few["difference"] == pytest.approx(1, abs=0.1)
+    assert found.loc[("6,000 photos", "text_to_image_mean"), "coco"] == pytest.approx(0)
