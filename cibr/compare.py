@@ -177,8 +177,8 @@ class Bench:
         self.base, self.train, self.validation = base, train, validation
         self.folder, self.unpaired = folder, unpaired
         known = [part for part in (train, unpaired) if part is not None]
-        data = [(part.pairs.keys, part.pairs.captions, part.images[0].tolist()) for part in known]
-        self.data = digest(repr(data))
+        seen = [(part.pairs.captions, digest(part.images.numpy().tobytes())) for part in known]
+        self.data = digest(repr(seen))
 
     def heads(self, settings: dict[str, Any], seed: int) -> dict[str, dict[str, Tensor]]:
         """The weights of heads and, as `average`, their average over the steps."""

@@ -71,6 +71,9 @@ def test_it_compares_saves_the_winner_and_reuses_what_is_trained(
     pd.testing.assert_frame_equal(again.table, found.table)
     with pytest.raises(AssertionError, match="trained already"):
         compare_recipes(photos, tmp_path / "out", n_trials=3, n_seeds=1)
+    picture(99).save(tmp_path / "photos" / "train" / "7.png")
+    with pytest.raises(AssertionError, match="trained already"):
+        compare_recipes(photos, tmp_path / "out", **few)
 
 
 def test_scores_of_joined_heads_are_the_mean_of_theirs(build):
