@@ -108,6 +108,7 @@ CASES = [
     ("too many bad", folder(GONE + "\nbroken.png,y", max_skipped=1), ValueError, "broken.png"),
     ("half a row", jsonl(A_TEXT + '"x"}\n{"file_name"'), ValueError, "line 2: "),
     ("row that is a list", jsonl('["a.png", "x"]'), ValueError, "line 1: .*file_name"),
+    ("a key twice", jsonl(A_TEXT + '"x", "text": "y"}'), ValueError, "line 1: .*text comes twice"),
     ("number", jsonl(A_TEXT + "7}"), ValueError, "line 1: .*text 7"),
     ("null in a list", jsonl(A_TEXT + '["x", null]}'), ValueError, "line 1: .*text"),
     ("both kinds", files("metadata.csv", "metadata.jsonl"), ValueError, "jsonl, metadata.csv"),

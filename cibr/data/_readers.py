@@ -190,17 +190,26 @@ def _metadata(file: Path) -> _Rows:
     """The rows of a metadata file by image, which may have several."""
     with fileinput.FileInput(file, encoding="utf-8-sig") as lines:
         try:
-            rows: Any = map(json.loads, filter(str.strip, lines))
+            read = partial(json.loads, object_pairs_hook=_once)
+            rows: Any = map(read, filter(str.strip, lines))
             if file.suffix == ".csv":
                 rows = csv.DictReader(lines, skipinitialspace=True, strict=True)
-                columns = rows.fieldnames or []
-                if twice := [name for name in columns if columns.count(name) > 1]:
-                    raise ValueError(f"{twice[0]} comes twice: keep one")
+                _once((name, "") for name in rows.fieldnames or [])
             merged = _merged(map(_row, rows))
         except (ValueError, TypeError, RecursionError, csv.Error) as error:
             raise ValueError(f"{file}, line {lines.lineno()}: mend it ({error})") from error
     _warn_of_unnamed(file, merged)
     return merged
+
+
+def _once(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of a row by name."""
+    row: dict[str, Any] = {}
+    for name, value in fields:
+        if name in row:
+            raise ValueError(f"{name} comes twice: keep one")
+        row[name] = value
+    return row
 
 
 def _warn_of_unnamed(file: Path, rows: _Rows) -> None:
