@@ -12,7 +12,8 @@ from cibr.models import DualEncoder
 from cibr.models.features import Inputs, embed_pairs
 
 _STYLE = """body { font: 16px sans-serif; max-width: 65em; margin: auto; padding: 1em }
-td, th { padding: .2em .6em; text-align: right } img { height: 96px; margin: 2px; max-width: 100% }
+td, th { padding: .2em .5em; text-align: right } td { white-space: nowrap }
+img { height: 96px; margin: 2px; max-width: 100% }
 img.figure { height: auto } img.own { outline: 3px solid green }"""
 
 
@@ -27,7 +28,9 @@ def shown_table(table: pd.DataFrame) -> pd.DataFrame:
     short = {"image_to_text_": "i→t ", "text_to_image_": "t→i ", "recall": ""}
     for long, name in short.items():
         wide.columns = wide.columns.str.replace(long, name)
-    return wide.assign(**{"best at the end of its range": mean["at_end"]})
+    return wide.assign(
+        **{"at the end of its range": mean["at_end"]} if mean["at_end"].any() else {}
+    )
 
 
 def report(verdict: str, table: pd.DataFrame, model: DualEncoder, test: Inputs) -> str:
@@ -42,7 +45,8 @@ def report(verdict: str, table: pd.DataFrame, model: DualEncoder, test: Inputs) 
     pairs, captions, owner = test.pairs, test.pairs.texts(), test.pairs.text_to_image().tolist()
     images, texts = embed_pairs(model, test)
     ranks = query_ranks(images, texts, *pairs.retrieval_targets()).text_ranks
-    order = ranks.argsort(stable=True).tolist()
+    own = (images[owner] * texts).sum(1)  # of equal ranks the nearest are the best
+    order = (ranks - own / 4).argsort(stable=True).tolist()
     parts = [f"<h1>Which recipe works on {html.escape(pairs.name)}?</h1>"]
     parts += [f"<p>{html.escape(verdict)}</p>", shown_table(table).to_html(border=0, na_rep="")]
     parts += [_image(_figure(table), "png", "figure", "differences from CLIP heads")]
