@@ -7,6 +7,7 @@ otherwise; `--debug` shows the traceback.
 
 import argparse
 import importlib
+import io
 import itertools
 import json
 import os
@@ -14,6 +15,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -37,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, by default those of the process.
     """
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be valid text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     argv = [re.sub("^--[^=]+", lambda option: option[0].replace("_", "-"), word) for word in argv]
     try:
         arguments = _parser("".join(argv[:1])).parse_args(argv)
@@ -222,7 +227,13 @@ def _load(name: str, device: str):
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return DualEncoder.from_pretrained(name).to(device)
+    model = DualEncoder.from_pretrained(name)
+    try:
+        return model.to(device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"--device {device} ({error}): give cpu, or a GPU that is there"
+        ) from error
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -293,6 +304,7 @@ def _index(model, folder: Path):
     """
     import torch
     from PIL import Image
+    from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
     from cibr.data.pairs import IMAGE_SUFFIXES
@@ -301,7 +313,9 @@ def _index(model, folder: Path):
     probe = model.embed_texts(["a photo"]), model.embed_images([Image.new("RGB", (64, 64))])
     of_model = repr([features.tolist() for features in probe])
     place = cache_folder() / "search" / digest(str(folder.resolve()) + of_model)[:24]
-    known = load_file(place) if place.is_file() else {}
+    known = {}
+    with suppress(OSError, SafetensorError):  # absent or damaged: made anew
+        known = load_file(place)
     stored, files = known.keys(), {}
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
@@ -315,8 +329,9 @@ def _index(model, folder: Path):
     if not kept:
         raise ValueError(f"no image in {str(folder)!r}: give a folder with some")
     if kept.keys() != stored:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(place, lambda part: save_file(kept, part))
+        with suppress(OSError, SafetensorError):  # without it only time is lost
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, lambda part: save_file(kept, part))
     return [files[key] for key in kept], torch.stack([*kept.values()])
 
 

@@ -6,9 +6,12 @@ are run once and trained heads are kept, so that a killed comparison continues a
 the same folder and pairs repeats nothing.
 """
 
+import numbers
 import random
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -177,19 +181,23 @@ class Bench:
         self.base, self.train, self.validation = base, train, validation
         self.folder, self.unpaired = folder, unpaired
         known = [part for part in (train, unpaired) if part is not None]
-        seen = [(part.pairs.captions, digest(part.images.numpy().tobytes())) for part in known]
-        self.data = digest(repr(seen))
+        pixels = [digest(part.images.numpy().tobytes()) for part in known]
+        shown = [(part.pairs.captions, part.labels.tolist()) for part in known]
+        self.data = digest(repr((shown, pixels)))
 
     def heads(self, settings: dict[str, Any], seed: int) -> dict[str, dict[str, Tensor]]:
         """The weights of heads and, as `average`, their average over the steps."""
         name = digest(repr((self.data, sorted(settings.items()), seed)))[:16]
         file = self.folder / f"{name}.safetensors"
-        if not file.exists():
+        flat: dict[str, Tensor] = {}
+        with suppress(OSError, SafetensorError):  # absent or damaged: trained anew
+            flat = load_file(file)
+        if not flat:
             states = self._trained(settings, seed)
             flat = {f"{k}/{n}": t.contiguous() for k in states for n, t in states[k].items()}
             write_atomically(file, partial(save_file, flat))
         states = {"own": {}, "average": {}}
-        for key, tensor in load_file(file).items():
+        for key, tensor in flat.items():
             kind, name = key.split("/")
             states[kind][name] = tensor
         return states
@@ -318,9 +326,12 @@ def compare_recipes(
     if "self-training" in recipes and not unpaired:
         raise ValueError("self-training needs images and texts without pairs: give unpaired")
     wanted = {"CLIP", *(recipes or RECIPES)} - ({"self-training"} if not unpaired else set())
-    folder = Path(output_dir).expanduser()
-    (folder / "heads").mkdir(parents=True, exist_ok=True)
+    for name, n in dict(n_trials=n_trials, n_seeds=n_seeds).items():
+        if not isinstance(n, numbers.Integral) or n < 1:
+            raise ValueError(f"{name} is {n!r}: give a whole number from 1")
+    folder = Path(configure(dataset=dataset, output_dir=str(output_dir)).output_dir)
     splits = compared_splits(dataset)
+    (folder / "heads").mkdir(parents=True, exist_ok=True)
     left = load_pairs(unpaired, "train") if unpaired else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     values: dict[str, list[_Values]] = {}
@@ -347,6 +358,7 @@ def compare_recipes(
     found = _comparison(values, at_end)
     save_table(found.table, folder / "compare")
     model = models[found.winners["mean"]]
+    shutil.rmtree(folder / "model", ignore_errors=True)  # another kind of model has other files
     model.save_pretrained(folder / "model")
     page = report(found.verdict, found.table, model, prepare(model, splits[2], True))
     write_atomically(folder / "report.html", partial(Path.write_text, data=page, encoding="utf-8"))
@@ -371,10 +383,16 @@ def compared_splits(dataset: str) -> tuple[Pairs, Pairs, Pairs]:
         fix = f"give {4 * _LEAST} or more, and no test split of fewer than {_LEAST}"
         of_test = f", {len(test)} of them for testing" if has_test else ""
         raise ValueError(f"{train.name} has {n_images} images{of_test}: {fix}")
-    if len(validation) < _LEAST:
-        train, validation = hold_out(joined([train, validation]), _LEAST)
-    if not has_test:
-        train, test = hold_out(train, _LEAST, "test")
+    try:
+        if len(validation) < _LEAST:
+            train, validation = hold_out(joined([train, validation]), _LEAST)
+        if not has_test:
+            train, test = hold_out(train, _LEAST, "test")
+    except ValueError:  # there are too few groups
+        train = train.subset([])
+    if len(train) < _LEAST:
+        what = f"{len(train)} images of {train.name} are left for training"
+        raise ValueError(f"{what}, {_LEAST} are needed: give more, or smaller groups")
     return train, validation, test
 
 
@@ -393,10 +411,12 @@ def _comparison(values: dict[str, list[_Values]], at_end: dict[str, str]) -> Com
         best = max(of, key=lambda name: of[name].mean())
         equals = (n for n in of if n == best or paired_difference(of[n], of[best])[1] <= 0)
         found[metric] = next(equals)  # the simplest
-    return Comparison(table, found, _verdict(found, table))
+    return Comparison(
+        table, found, _verdict(found, table, len(next(iter(values.values()))[0]["mean"]))
+    )
 
 
-def _verdict(winners: dict[str, str], table: pd.DataFrame) -> str:
+def _verdict(winners: dict[str, str], table: pd.DataFrame, n_images: int) -> str:
     points = (100 * table.set_index(["metric", "recipe"])[["difference", "low", "high"]]).round(1)
 
     def words(metric: str) -> str:
@@ -404,7 +424,18 @@ def _verdict(winners: dict[str, str], table: pd.DataFrame) -> str:
         gain = "{:+.1f} [{:+.1f}, {:+.1f}] points of recall".format(*points.loc[(metric, name)])
         return name if name == "CLIP" else f"{name} ({gain} from CLIP heads)"
 
+    best = table[table["metric"] == "mean"].set_index("recipe")["value"].idxmax()
+    behind = (
+        points.loc[("mean", best), "difference"]
+        - points.loc[("mean", winners["mean"]), "difference"]
+    )
+    close = (
+        f" {best} has {behind:.1f} points more, which {n_images} images do not tell from chance."
+    )
+    close = close if best != winners["mean"] else ""
     if len({*winners.values()}) == 1:
-        return f"Use {words('mean')}: nothing is detectably better, and nothing as good is simpler."
+        return (
+            f"Use {words('mean')}: no other is detectably better, and none as good simpler.{close}"
+        )
     both = "; ".join(f"for {_WAYS[metric]} {words(metric)}" for metric in [*_WAYS][1:])
-    return f"Use {both}; for both directions {words('mean')}."
+    return f"Use {both}; for both directions {words('mean')}.{close}"

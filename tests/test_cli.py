@@ -1,6 +1,7 @@
 """The command `cibr`: what it prints and leaves behind, and one clear line for what goes wrong."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -78,6 +79,11 @@ def test_search_embeds_an_image_again_when_it_or_the_model_changes(
     changed, n_embedded = search(models[0])
     assert n_embedded == [1] and changed.keys() == first.keys() - {"2.png"}
     assert [name for name in changed if changed[name] != first[name]] == ["1.png"]
+    for index in (tmp_path / "cache" / "search").iterdir():
+        index.write_bytes(index.read_bytes()[:40])
+    assert search(models[0]) == (changed, [4])
+    picture(5).save(tmp_path / "photos" / os.fsdecode(b"caf\xe9.png"))
+    assert "caf\\udce9.png" in search(models[0])[0]
 
 
 def test_evaluate_prints_the_first_model_minus_the_second_on_the_limited_sets(
@@ -166,7 +172,11 @@ def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
         (["search", "clip-tiny", "{tmp}", "a dog"], 1, "no image in '{tmp}'"),
         (["search", "clip-tiny", "{tmp}/none", "a dog"], 1, "no image in '{tmp}/none'"),
         (["search", "clip-tiny", "{tmp}", "a dog", "--plugin", "absent"], 1, "--plugin absent: No"),
-        (["search", "clip-tiny", "{tmp}", "a dog", "--device", "gpu"], 1, "device string: gpu"),
+        (
+            ["search", "clip-tiny", "{tmp}", "a dog", "--device", "gpu"],
+            1,
+            "device string: gpu.*give cpu",
+        ),
         (["train", "--penalty", "vmff"], 1, "'vmff', did you mean 'vmf'"),
         (["train", "{tmp}/none.json"], 1, "none.json"),
     ],

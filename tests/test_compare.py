@@ -71,9 +71,22 @@ def test_it_compares_saves_the_winner_and_reuses_what_is_trained(
     pd.testing.assert_frame_equal(again.table, found.table)
     with pytest.raises(AssertionError, match="trained already"):
         compare_recipes(photos, tmp_path / "out", n_trials=3, n_seeds=1)
-    picture(99).save(tmp_path / "photos" / "train" / "7.png")
-    with pytest.raises(AssertionError, match="trained already"):
-        compare_recipes(photos, tmp_path / "out", **few)
+    stray = tmp_path / "out" / "model" / "stray.json"  # of a winner of another kind
+    stray.write_text("{}")
+    compare_recipes(photos, tmp_path / "out", **few)
+    assert not stray.exists()
+    metadata, photo = (tmp_path / "photos" / "train" / n for n in ("metadata.csv", "7.png"))
+    heads = max((tmp_path / "out" / "heads").iterdir(), key=lambda file: file.stat().st_size)
+    group = metadata.read_text().replace(",text", ",text,group").replace(" 0\n", " 0,a\n")
+    damage = [
+        lambda: heads.write_bytes(heads.read_bytes()[:50]),
+        lambda: picture(99).save(photo),
+        lambda: metadata.write_text(group.replace(" 1\n", " 1,a\n")),
+    ]
+    for change in damage:
+        change()
+        with pytest.raises(AssertionError, match="trained already"):
+            compare_recipes(photos, tmp_path / "out", **few)
 
 
 def test_scores_of_joined_heads_are_the_mean_of_theirs(build):

@@ -21,6 +21,7 @@ import re
 import tarfile
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -133,7 +134,8 @@ def _load_images(
             found[file_name] = row
         else:
             skip(FileNotFoundError(f"{image} is missing, but {file} names it"))
-    return _pairs(name, split, found, partial(_folder_image, file.parent), skip)
+    pairs = _pairs(name, split, found, partial(_folder_image, file.parent), skip)
+    return replace(pairs, stamp=_stamp(file.parent / key for key in pairs.keys))
 
 
 def _classes(folder: Path) -> dict[str, list[str]]:
@@ -163,6 +165,11 @@ def _load_classes(folder: Path, classes: dict[str, list[str]], name: str, skip: 
     )
     pairs.labels, pairs.templates = torch.tensor(labels), ["a photo of a {c}."]
     return pairs
+
+
+def _stamp(files: Iterable[Path]) -> str:
+    states = map(os.stat, files)
+    return digest(repr([(state.st_size, state.st_mtime_ns) for state in states]))
 
 
 def _folder_image(folder: Path, file_names: list[str], i: int) -> Image.Image:
@@ -337,6 +344,7 @@ def _load_shards(place: str, folder: str, name: str, skip: _Skip) -> Pairs:
         images.append((number, *sample["image"]))
     load = partial(_shard_image, shards, keys, np.array(images, dtype=np.int64).reshape(-1, 3))
     pairs = Pairs(name, split_of(folder), captions, keys, load, classnames=classnames)
+    pairs.stamp = _stamp(shards)
     templates = root / "zeroshot_classification_templates.txt"
     if has_classes:
         pairs.labels = torch.tensor(labels, dtype=torch.long)

@@ -43,6 +43,7 @@ class Pairs:
         classnames: the class names that `labels` index, in a classification set.
         templates: prompt templates for zero-shot classification, with ``{c}`` for the class name.
         groups: equal numbers for renderings of the same item; None if unknown.
+        stamp: changes when a file of the images does; empty if unknown.
 
     Raises:
         ValueError: if the lengths disagree, or an image has no text.
@@ -58,6 +59,7 @@ class Pairs:
     classnames: list[str] | None = None
     templates: list[str] | None = None
     groups: Int64[Tensor, " n"] | None = None
+    stamp: str = ""
 
     def __post_init__(self) -> None:
         if any(isinstance(texts, str) for texts in self.captions):
@@ -192,6 +194,7 @@ def joined(parts: Sequence[Pairs]) -> Pairs:
         keys=[part.keys[i] for part, i in sources],
         load=partial(_of_parts, sources),
         groups=torch.cat(groups) if any(part.groups is not None for part in parts) else None,
+        stamp="".join(part.stamp for part in parts),
     )
 
 

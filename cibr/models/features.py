@@ -177,7 +177,7 @@ def _image_features(model: DualEncoder, pairs: Pairs, name: str) -> Tensor:
     def pooled(rows: Sequence[int]) -> Tensor:
         return model.encode_images(_decode(model.preprocess, pairs, rows)).pooled
 
-    shown = (pairs.name, pairs.split, pairs.keys, pixel_digests(pairs))
+    shown = (pairs.name, pairs.split, pairs.keys, pairs.stamp, pixel_digests(pairs))
     tower, *_ = model.backbone.towers.parts().values()
     identity = [_tower_digest(tower), model.processor.to_dict(), shown]
     return _cached(name, identity, range(len(pairs)), pooled, size)
