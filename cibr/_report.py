@@ -69,7 +69,8 @@ def _figure(table: pd.DataFrame) -> bytes:
     figure, file = Figure((7, 0.4 * len(mean) + 0.8), layout="constrained"), io.BytesIO()
     axis = figure.subplots()
     middle, low, high = 100 * mean[["difference", "low", "high"]].to_numpy().T
-    axis.errorbar(middle, mean["recipe"], xerr=(middle - low, high - middle), fmt="o", capsize=3)
+    names = mean["recipe"].str.replace("$", r"\$")
+    axis.errorbar(middle, names, xerr=(middle - low, high - middle), fmt="o", capsize=3)
     axis.axvline(0, color="grey", lw=1)
     axis.set_xlabel("mean recall minus CLIP heads, points; 95 % intervals over images and seeds")
     figure.savefig(file, format="png", dpi=120)

@@ -207,9 +207,13 @@ def _settings(arguments: argparse.Namespace) -> dict:
 def _compare(arguments: argparse.Namespace) -> None:
     from cibr._report import shown_table
     from cibr.compare import RECIPES, compare_recipes
+    from cibr.data import resolve
     from cibr.train.config import runs_folder
+    from cibr.utils import digest
 
-    place = arguments.output_dir or runs_folder() / f"compare-{Path(arguments.dataset).name}"
+    source = resolve(arguments.dataset)  # folders may share a name
+    name = f"compare-{source.name}-{digest(str(Path(source.place).resolve()))[:6]}"
+    place = arguments.output_dir or runs_folder() / name
     options = {"n_trials": arguments.trials, "n_seeds": arguments.seeds}
     options |= {name: getattr(arguments, name) for name in ("recipes", "pretrained", "unpaired")}
     found = compare_recipes(arguments.dataset, place, **options)
@@ -285,7 +289,7 @@ def _search(arguments: argparse.Namespace) -> None:
     model = _load(arguments.model, arguments.device)
     files, features = _index(model, arguments.folder)
     for query in arguments.query:
-        if Path(query).is_file():
+        if os.path.isfile(query):  # False for impossible names, too
             [vector] = model.embed_images([open_rgb(query)]).cpu()
         else:
             [vector] = model.embed_texts([query], truncate=True).cpu()
@@ -320,7 +324,8 @@ def _index(model, folder: Path):
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
             state = file.stat()
-            files[f"{file.relative_to(folder)} {state.st_size} {state.st_mtime_ns}"] = file
+            seen = str(file.relative_to(folder)), state.st_size, state.st_mtime_ns
+            files[digest(repr(seen))] = file
     images = _images({key: file for key, file in files.items() if key not in known})
     while some := dict(itertools.islice(images, 16)):  # in memory at full size
         vectors = model.embed_images([*some.values()]).cpu()

@@ -327,22 +327,26 @@ def compare_recipes(
         raise ValueError("self-training needs images and texts without pairs: give unpaired")
     wanted = {"CLIP", *(recipes or RECIPES)} - ({"self-training"} if not unpaired else set())
     for name, n in dict(n_trials=n_trials, n_seeds=n_seeds).items():
-        if not isinstance(n, numbers.Integral) or n < 1:
-            raise ValueError(f"{name} is {n!r}: give a whole number from 1")
+        if not isinstance(n, numbers.Integral) or not 1 <= n <= 1000:
+            raise ValueError(f"{name} is {n!r}: give a whole number from 1 to 1000")
     folder = Path(configure(dataset=dataset, output_dir=str(output_dir)).output_dir)
     splits = compared_splits(dataset)
     (folder / "heads").mkdir(parents=True, exist_ok=True)
-    left = load_pairs(unpaired, "train") if unpaired else None
+    left = _not_held_out(load_pairs(unpaired, "train"), splits[1:]) if unpaired else None
+    bases = [
+        build_model(configure(model="frozen", towers=towers), splits[0])
+        for towers in ("", *pretrained)
+    ]  # all names are known before anything is trained
     device = "cuda" if torch.cuda.is_available() else "cpu"
     values: dict[str, list[_Values]] = {}
     at_end, models = {}, {}
-    for towers in ("", *pretrained):
+    for towers, base in zip(("", *pretrained), bases, strict=True):
         prefix, chosen = (f"{towers}: ", {"CLIP", "CCA"}) if towers else ("", wanted)
         if towers:
-            models[towers] = DualEncoder.from_pretrained(towers)
-            inputs = prepare(models[towers], splits[2], True)
-            values[towers] = [image_values(models[towers], inputs)] * n_seeds
-        base = build_model(configure(model="frozen", towers=towers), splits[0])
+            as_it_is = f"{towers} as it is"
+            models[as_it_is] = DualEncoder.from_pretrained(towers)
+            inputs = prepare(models[as_it_is], splits[2], True)
+            values[as_it_is] = [image_values(models[as_it_is], inputs)] * n_seeds
         train, validation, test = (prepare(base, part, True, device) for part in splits)
         others = prepare(base, left, True, device) if left else None
         bench = Bench(base, train, validation, folder / "heads", others)
@@ -363,6 +367,16 @@ def compare_recipes(
     page = report(found.verdict, found.table, model, prepare(model, splits[2], True))
     write_atomically(folder / "report.html", partial(Path.write_text, data=page, encoding="utf-8"))
     return found
+
+
+def _not_held_out(unpaired: Pairs, held_out: Sequence[Pairs]) -> Pairs:
+    """Unpaired images and texts without those that have a held-out text."""
+    texts = {text for part in held_out for text in part.texts()}
+    left = [i for i, own in enumerate(unpaired.captions) if not texts.intersection(own)]
+    if len(left) < len(unpaired):
+        what = f"{len(unpaired) - len(left)} of {unpaired.name} have texts of held-out images"
+        warnings.warn(f"{what}: they are left out of self-training", stacklevel=3)
+    return unpaired.subset(left)
 
 
 def compared_splits(dataset: str) -> tuple[Pairs, Pairs, Pairs]:

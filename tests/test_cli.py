@@ -175,7 +175,7 @@ def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
         (
             ["search", "clip-tiny", "{tmp}", "a dog", "--device", "gpu"],
             1,
-            "device string: gpu.*give cpu",
+            "device string: gpu): give cpu",
         ),
         (["train", "--penalty", "vmff"], 1, "'vmff', did you mean 'vmf'"),
         (["train", "{tmp}/none.json"], 1, "none.json"),

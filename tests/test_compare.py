@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import TEXTS, picture
+from helpers import TEXTS, noise_pairs, picture
 
 from cibr import DualEncoder, compare, load_pairs
 from cibr.compare import RECIPES, Bench, compare_recipes
@@ -41,7 +41,7 @@ def test_it_compares_saves_the_winner_and_reuses_what_is_trained(
 ):
     few = dict(n_trials=2, n_seeds=1, pretrained=[clip_folder], unpaired=photos)
     found = compare_recipes(photos, tmp_path / "out", **few)
-    names = [*RECIPES, clip_folder]
+    names = [*RECIPES, f"{clip_folder} as it is"]
     names += [f"{clip_folder}: {recipe}" for recipe in ("CCA", "CLIP")]
     assert list(found.table["recipe"].unique()) == names
     table = pd.read_csv(tmp_path / "out" / "compare.csv").set_index(["recipe", "metric"])
@@ -50,7 +50,7 @@ def test_it_compares_saves_the_winner_and_reuses_what_is_trained(
     test = load_pairs(photos, "test")
     images, texts = pretrained.embed_images(test.images()), pretrained.embed_texts(test.texts())
     recalls = retrieval_recalls(images, texts, *test.retrieval_targets())
-    values = table.loc[clip_folder, "value"]
+    values = table.loc[f"{clip_folder} as it is", "value"]
     assert values[[*recalls]].to_dict() == pytest.approx(recalls)
     assert values["mean"] == pytest.approx(np.mean([*recalls.values()]))
     gaps = table["value"] - table.loc["CLIP", "value"].reindex(table.index, level="metric")
@@ -87,6 +87,13 @@ def test_it_compares_saves_the_winner_and_reuses_what_is_trained(
         change()
         with pytest.raises(AssertionError, match="trained already"):
             compare_recipes(photos, tmp_path / "out", **few)
+
+
+def test_unpaired_images_with_held_out_texts_are_left_out():
+    held, unpaired = noise_pairs(9, split="test"), noise_pairs(30)
+    with pytest.warns(UserWarning, match="9 of noise have texts of held-out images"):
+        left = compare._not_held_out(unpaired, [held])
+    assert left.keys == unpaired.keys[9:]
 
 
 def test_scores_of_joined_heads_are_the_mean_of_theirs(build):

@@ -144,7 +144,7 @@ def _classes(folder: Path) -> dict[str, list[str]]:
     for file in sorted(folder.glob("[!.]*/[!.]*")):
         if file.suffix.lower() in IMAGE_SUFFIXES:
             found.setdefault(file.parent.name, []).append(file.relative_to(folder).as_posix())
-    if len(found) < 2:
+    if len(found) < 2 or {split_of(name) for name in found} <= {*_SPLITS.values()}:
         fix = "write one, or put the images of each class into a subfolder, to classify them"
         raise FileNotFoundError(f"{folder} has no metadata.jsonl or metadata.csv: {fix}")
     return found
@@ -203,6 +203,8 @@ def _metadata(file: Path) -> _Rows:
                 rows = csv.DictReader(lines, skipinitialspace=True, strict=True)
                 _once((name, "") for name in rows.fieldnames or [])
             merged = _merged(map(_row, rows))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not UTF-8 text ({error}): save it as that") from error
         except (ValueError, TypeError, RecursionError, csv.Error) as error:
             raise ValueError(f"{file}, line {lines.lineno()}: mend it ({error})") from error
     _warn_of_unnamed(file, merged)

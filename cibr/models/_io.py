@@ -81,6 +81,7 @@ def from_hub(loader: str, name: str | Path) -> Any:
     """
     source = resolve(str(name))
     options = {"dtype": torch.float32} if loader == "AutoModel" else {}
+    options |= {"trust_remote_code": False}  # else transformers asks, and a pipe may say yes
     try:
         with quiet_transformers():
             loaded = getattr(transformers, loader).from_pretrained(source, **options)

@@ -67,8 +67,9 @@ class RunCallback(TrainerCallback):
             return
         name = signal.Signals(self.received).name
         folder = self.trainer.run_folder.path / f"checkpoint-{state.global_step}"
-        place = f"at step {state.global_step} of {state.max_steps} in {str(folder)!r}"
-        message = f"{name}: the run is saved {place}; start it again to go on"
+        place = f"saved at step {state.global_step} of {state.max_steps} in {str(folder)!r}"
+        is_now = place if folder.is_dir() else "stopped"  # heads of seconds are not saved
+        message = f"{name}: the run is {is_now}; start it again to go on"
         if state.is_world_process_zero:
             tqdm.write(message, file=sys.stderr)
         self.trainer.accelerator.wait_for_everyone()

@@ -126,6 +126,21 @@ def test_without_metadata_subfolders_are_classes(tmp_path):
     assert pairs.classnames == ["dog", "red fox"] and pairs.labels.tolist() == [0, 1, 1]
     assert pairs.prompts() == [["a photo of a dog."], ["a photo of a red fox."]]
     assert greys(pairs) == [80, 40, 0]
+    for name in ("red_fox", "dog"):
+        (tmp_path / name).rename(tmp_path / {"red_fox": "train", "dog": "val"}[name])
+    with pytest.raises(FileNotFoundError, match="no metadata.jsonl or metadata.csv"):
+        available_splits(tmp_path)
+
+
+def test_a_set_s_stamp_changes_with_any_of_its_files(tmp_path, three):
+    folder = write_images(tmp_path / "photos", *(f"{i}.png" for i in range(3)))
+    write_metadata(folder, "file_name,text\n0.png,x\n1.png,y\n2.png,z\n")
+    before = load_pairs(folder, "train").stamp, load_pairs(three).stamp
+    assert all(before) and before == (load_pairs(folder, "train").stamp, load_pairs(three).stamp)
+    for file in (folder / "1.png", three / "train" / "1.tar"):
+        os.utime(file, ns=(0, 0))
+    after = load_pairs(folder, "train").stamp, load_pairs(three).stamp
+    assert before[0] != after[0] and before[1] != after[1]
 
 
 def test_a_hub_set_gives_captions_groups_and_images_on_demand(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 errors.
 """
 
+import json
 import shutil
 from functools import cache
 
@@ -113,3 +114,15 @@ def test_crafted_pickle_refused(build, tmp_path):
         assert not ran.exists()
     torch.load(hub / "pytorch_model.bin", weights_only=False)
     assert ran.exists()  # the code in the file would have run
+
+
+def test_code_in_a_model_s_folder_does_not_run_whatever_the_answer(hub, tmp_path, monkeypatch):
+    folder = shutil.copytree(hub("CLIP"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "evil"}
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'it ran')!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises((FileNotFoundError, ValueError), match="model"):
+        DualEncoder.from_pretrained(str(folder))
+    assert not (tmp_path / "it ran").exists()
