@@ -7,6 +7,7 @@ otherwise; `--debug` shows the traceback.
 
 import argparse
 import importlib
+import importlib.util
 import io
 import itertools
 import json
@@ -65,19 +66,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _import_plugin(module: str) -> None:
-    """Imports a module, which may be in the current folder.
+def _import_plugin(name: str) -> None:
+    """Imports a module that is installed or lies in the current folder.
 
-    No other module is looked for there: an installed one comes first, and the folder leaves the
-    path again.
+    No other module is looked for there.
     """
-    sys.path.append("")
     try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"--plugin {module}: {error}") from error
-    finally:
-        sys.path.remove("")
+        if importlib.util.find_spec(name) is None:
+            places = [Path(f"{name}.py"), Path(name) / "__init__.py"]
+            [file] = [place for place in places if place.is_file()] or [places[0]]
+            spec = importlib.util.spec_from_file_location(name, file)
+            sys.modules[name] = module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        importlib.import_module(name)
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        raise ValueError(f"--plugin {name}: {error}") from error
 
 
 def _print_error(message: str) -> None:
@@ -284,6 +287,8 @@ def _print_tables(rows, value: str) -> None:
 def _search(arguments: argparse.Namespace) -> None:
     from cibr.data.pairs import open_rgb
 
+    if arguments.top < 1:
+        raise ValueError(f"--top is {arguments.top}: give a number from 1")
     if not all(query.strip() for query in arguments.query):
         raise ValueError("the text to search for is empty: describe what the images should show")
     model = _load(arguments.model, arguments.device)

@@ -321,6 +321,9 @@ def compare_recipes(
     Raises:
         ValueError: an unknown recipe, self-training without unpaired images, or too few images.
     """
+    if isinstance(recipes, str) or isinstance(pretrained, str):
+        raise ValueError("recipes or pretrained is a string: give a list of names")
+    recipes = list(recipes)
     for name in recipes:
         check_known("recipe", name, RECIPES)
     if "self-training" in recipes and not unpaired:

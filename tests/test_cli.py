@@ -171,7 +171,13 @@ def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
         (["search", "clip-tiny", "{tmp}", " "], 1, "the text to search for is empty"),
         (["search", "clip-tiny", "{tmp}", "a dog"], 1, "no image in '{tmp}'"),
         (["search", "clip-tiny", "{tmp}/none", "a dog"], 1, "no image in '{tmp}/none'"),
-        (["search", "clip-tiny", "{tmp}", "a dog", "--plugin", "absent"], 1, "--plugin absent: No"),
+        (["search", "clip-tiny", "{tmp}", "dog" * 200], 1, "no image in '{tmp}'"),
+        (["search", "clip-tiny", "{tmp}", "a dog", "--top", "0"], 1, "--top is 0: give a number"),
+        (
+            ["search", "clip-tiny", "{tmp}", "a dog", "--plugin", "absent"],
+            1,
+            "--plugin absent: [Errno 2] No such file",
+        ),
         (
             ["search", "clip-tiny", "{tmp}", "a dog", "--device", "gpu"],
             1,
@@ -203,7 +209,7 @@ def test_help_gives_the_meaning_and_the_default_of_a_setting(capsys):
 def test_of_the_current_folder_a_command_imports_named_plugins_alone(tmp_path):
     [script] = entry_points(group="console_scripts", name="cibr")
     assert script.load() is main
-    for name in ("numpy", "pandas", "tokenizers", "torch", "torch_npu", "kernels"):
+    for name in ("numpy", "pandas", "tokenizers", "torch", "torch_npu", "kernels", "bottleneck"):
         (tmp_path / f"{name}.py").write_text(f"open('{name} was imported', 'w')\n")
     plugin = "import atexit, pandas, sys\natexit.register(lambda: print('' in sys.path))\n"
     (tmp_path / "own_plugin.py").write_text(plugin)

@@ -1,5 +1,7 @@
 """`cibr compare`: equal trials, paired differences, a verdict, a model to search with."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -173,3 +175,18 @@ def test_photos_are_held_out_by_group_and_too_few_are_refused(photos, tmp_path, 
         compare.compared_splits(str(flat))
     with pytest.raises(ValueError, match="66 images, 14 of them .* no test split of fewer than 16"):
         compare_recipes(photos, "unused")
+    coarse = [re.sub(r"item \d+", f"item {i // 40}", line) for i, line in enumerate(lines)]
+    (flat / "metadata.csv").write_text("\n".join(coarse))
+    monkeypatch.setattr(compare, "_LEAST", 12)
+    with pytest.raises(ValueError, match="images of flat are left for training, 12 are needed"):
+        compare.compared_splits(str(flat))
+
+
+def test_a_comparison_of_nothing_or_into_the_photos_is_refused(photos, tmp_path):
+    for n in (0, 1001):
+        with pytest.raises(ValueError, match=f"n_trials is {n}: give a whole number from 1"):
+            compare_recipes(photos, tmp_path / "out", n_trials=n)
+    with pytest.raises(ValueError, match="pretrained is a string: give a list of names"):
+        compare_recipes(photos, tmp_path / "out", pretrained="clip")
+    with pytest.raises(ValueError, match="output_dir .* is within the data set's folder"):
+        compare_recipes(photos, f"{photos}/out")

@@ -22,6 +22,7 @@ from torch import Tensor
 # Suffixes of the image files that a folder is searched for and a shard's samples may have.
 # EPS and the like are left out: Pillow would run an interpreter of their programs.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+_LONGEST = 500  # times its width; scaled to a square's side, an image of 2 KB may need gigabytes
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 _Indices = Iterable[int] | Shaped[Tensor, " m"] | Shaped[np.ndarray, " m"]  # integers or a mask
@@ -248,12 +249,14 @@ def open_rgb(file: str | Path | bytes, where: str = "") -> Image.Image:
         The image in mode ``RGB``, see `to_rgb`.
 
     Raises:
-        ValueError: if the file does not decode.
+        ValueError: if the file does not decode, or is 500 times as long as wide.
         FileNotFoundError: if there is no such file.
     """
     try:
         source = io.BytesIO(file) if isinstance(file, bytes) else file
         with Image.open(source, formats=_FORMATS) as image:
+            if max(image.size) > _LONGEST * min(image.size):
+                raise ValueError(f"it has {image.width:,} x {image.height:,} pixels")
             return to_rgb(image)
     except FileNotFoundError:
         raise

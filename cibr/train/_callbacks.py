@@ -89,9 +89,15 @@ class WeightAverage(TrainerCallback):
     Args:
         decay: decay of the average per step, in [0, 1); 0 for the weights after the last step.
         interpolation: share of the initial weights in the result, in [0, 1).
+
+    Raises:
+        ValueError: a number outside its range.
     """
 
     def __init__(self, decay: float, interpolation: float = 0.0):
+        if not (0 <= decay < 1 and 0 <= interpolation < 1):
+            given = f"decay is {decay!r} and interpolation {interpolation!r}"
+            raise ValueError(f"{given}: give numbers from 0 to less than 1")
         self.decay, self.interpolation = decay, interpolation
         self.start: dict[str, Tensor] = {}
         self.average: dict[str, Tensor] = {}

@@ -8,6 +8,7 @@ state.
 
 import hashlib
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -170,11 +171,13 @@ class RunFolder:
 
     def _checkpoints(self) -> list[Path]:
         """Folders of checkpoints, whole or not, oldest first."""
-        found = {int(f.name.split("-")[1]): f for f in self.path.glob("checkpoint-[0-9]*")}
+        named = [re.fullmatch(r"checkpoint-(\d+)", f.name) for f in self.path.glob("checkpoint-*")]
+        found = {int(name[1]): self.path / name[0] for name in named if name}
         return [found[step] for step in sorted(found)]
 
     def _remove_checkpoints(self) -> None:
-        for path in (*self._checkpoints(), *self.path.glob("*.part")):
+        parts = [f for f in self.path.glob("*.part") if re.search(r"\.\d+\.part$", f.name)]
+        for path in (*self._checkpoints(), *parts):
             self._remove(path)
 
     def _remove(self, path: Path) -> None:

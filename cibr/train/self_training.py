@@ -37,7 +37,13 @@ def with_pseudo_pairs(
         The true pairs and the images of `unpaired`, each with its nearest text under the CCA of the
         true pairs, all without labels and groups, so that equal texts match; and this CCA, which
         is to initialise the heads and to be the statistic of the penalty `anchor`.
+
+    Raises:
+        ValueError: fewer than two unpaired images, or no repetition.
     """
+    if len(unpaired) < 2 or repeats < 1:
+        given = f"there are {len(unpaired)} unpaired images, and repeats is {repeats!r}"
+        raise ValueError(f"{given}: give two images or more, and 1 or more")
     cca = fit_cca(prepare(model, pairs), model.dim, config.cca_ridges)
     return _together(pairs, unpaired, _nearest(cca, prepare(model, unpaired)), repeats), cca
 

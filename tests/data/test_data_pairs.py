@@ -139,6 +139,13 @@ def test_photos_turn_upright_by_their_exif_orientation():
     assert (upright.getpixel((4, 2)), upright.getpixel((4, 13))) == ((0, 0, 0), (255, 255, 255))
 
 
+def test_an_image_far_longer_than_wide_is_named_and_not_scaled():
+    for size in ((1, 501), (501, 1)):
+        with pytest.raises(ValueError, match=f"it has {size[0]} x {size[1]} pixels"):
+            open_rgb(encoded(Image.new("L", size), "PNG"), "thin")
+    assert open_rgb(encoded(Image.new("L", (1, 500)), "PNG")).size == (1, 500)
+
+
 def test_an_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
     animation = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -214,6 +215,16 @@ def test_code_in_a_checkpoint_is_not_run_even_if_its_digest_fits(tmp_path, name)
     with pytest.raises(Exception, match="[Ww]eights.only"):
         train(tmp_path)
     assert not (tmp_path / "owned").exists()
+
+
+def test_what_a_user_keeps_in_a_run_s_folder_stays(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    kept = [folder / "checkpoint-1-mine", folder / "thesis.part"]
+    kept[0].mkdir()
+    kept[1].write_text("a chapter")
+    run = RunFolder(folder)
+    run._remove_checkpoints()
+    assert all(path.exists() for path in kept) and not run._checkpoints()
 
 
 def test_a_second_run_on_a_folder_is_refused_until_the_first_one_has_ended(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Self-training: which captions unpaired photos get, and how often the true pairs come."""
 
+import pytest
 import torch
 from helpers import noise_pairs
 
@@ -26,3 +27,10 @@ def test_unpaired_photos_get_the_nearest_captions_of_others_and_pairs_come_as_of
     similarity[own] = -2
     assert train.captions[36:] == [[left.texts()[i]] for i in similarity.argmax(1).tolist()]
     assert train.image(40).tobytes() == left.image(4).tobytes()
+
+
+def test_self_training_needs_two_unpaired_images_and_the_true_pairs(build):
+    model, pairs, config = build("frozen"), noise_pairs(6), configure(model="frozen")
+    for unpaired, repeats in ((noise_pairs(1), 1), (noise_pairs(4), 0)):
+        with pytest.raises(ValueError, match="give two images or more, and 1 or more"):
+            with_pseudo_pairs(model, config, pairs, unpaired, repeats)

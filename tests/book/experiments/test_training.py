@@ -49,6 +49,12 @@ def test_the_average_is_a_loop_over_steps_mixed_with_the_start(decay, interpolat
     torch.testing.assert_close(flat(model), expected)
 
 
+@pytest.mark.parametrize("numbers", [(1.0, 0.0), (-0.1, 0.0), (float("nan"), 0.0), (0.5, 1.0)])
+def test_an_average_needs_a_decay_and_a_share(numbers):
+    with pytest.raises(ValueError, match="decay is .* from 0 to less than 1"):
+        WeightAverage(*numbers)
+
+
 def test_a_run_in_groups_validates_and_keeps_the_average(tmp_path):
     groups = {"trainer": StudyTrainer, "held_out": PAIRS}
     additions = {"group_size": 2}
