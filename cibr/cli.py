@@ -127,6 +127,20 @@ def _parser(command: str) -> argparse.ArgumentParser:
     evaluate.add_argument("--batch-size", type=int, default=256, help="items per batch (256)")
     evaluate.set_defaults(run=_evaluate)
 
+    _add_compare(commands, common, command)
+
+    about = "rank a folder's images by queries"
+    search = commands.add_parser("search", help=about, parents=[with_model])
+    search.add_argument("folder", type=Path, help="images in it and in the folders below")
+    queries = "queries: texts, or image files to find similar ones"
+    search.add_argument("query", nargs="+", help=queries)
+    search.add_argument("--top", type=int, default=5, help="number of images to print (5)")
+    search.set_defaults(run=_search)
+    return parser
+
+
+def _add_compare(commands, common: argparse.ArgumentParser, command: str) -> None:
+    """The command `compare`, with the names of the recipes if it was called."""
     about = "find out which recipe works on your pairs"
     compare = commands.add_parser("compare", help=about, parents=[common])
     compare.add_argument("--dataset", required=True, help="a folder, a data set's name or a hub id")
@@ -145,15 +159,6 @@ def _parser(command: str) -> argparse.ArgumentParser:
     place = "for report, table, winner and all heads; runs/compare-NAME by default"
     compare.add_argument("--output-dir", type=Path, help=place)
     compare.set_defaults(run=_compare)
-
-    about = "rank a folder's images by queries"
-    search = commands.add_parser("search", help=about, parents=[with_model])
-    search.add_argument("folder", type=Path, help="images in it and in the folders below")
-    queries = "queries: texts, or image files to find similar ones"
-    search.add_argument("query", nargs="+", help=queries)
-    search.add_argument("--top", type=int, default=5, help="number of images to print (5)")
-    search.set_defaults(run=_search)
-    return parser
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:

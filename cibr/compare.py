@@ -323,16 +323,13 @@ def compare_recipes(
     """
     if isinstance(recipes, str) or isinstance(pretrained, str):
         raise ValueError("recipes or pretrained is a string: give a list of names")
-    recipes = list(recipes)
-    for name in recipes:
-        check_known("recipe", name, RECIPES)
-    if "self-training" in recipes and not unpaired:
-        raise ValueError("self-training needs images and texts without pairs: give unpaired")
-    wanted = {"CLIP", *(recipes or RECIPES)} - ({"self-training"} if not unpaired else set())
     for name, n in dict(n_trials=n_trials, n_seeds=n_seeds).items():
         if not isinstance(n, numbers.Integral) or not 1 <= n <= 1000:
             raise ValueError(f"{name} is {n!r}: give a whole number from 1 to 1000")
+    wanted = _wanted(list(recipes), unpaired)
     folder = Path(configure(dataset=dataset, output_dir=str(output_dir)).output_dir)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "heads").is_dir():
+        raise ValueError(f"{str(folder)!r} has other files: choose another output_dir")
     splits = compared_splits(dataset)
     (folder / "heads").mkdir(parents=True, exist_ok=True)
     left = _not_held_out(load_pairs(unpaired, "train"), splits[1:]) if unpaired else None
@@ -370,6 +367,15 @@ def compare_recipes(
     page = report(found.verdict, found.table, model, prepare(model, splits[2], True))
     write_atomically(folder / "report.html", partial(Path.write_text, data=page, encoding="utf-8"))
     return found
+
+
+def _wanted(recipes: list[str], unpaired: str) -> set[str]:
+    """The recipes to compare, of which CLIP heads are always one."""
+    for name in recipes:
+        check_known("recipe", name, RECIPES)
+    if "self-training" in recipes and not unpaired:
+        raise ValueError("self-training needs images and texts without pairs: give unpaired")
+    return {"CLIP", *(recipes or RECIPES)} - ({"self-training"} if not unpaired else set())
 
 
 def _not_held_out(unpaired: Pairs, held_out: Sequence[Pairs]) -> Pairs:

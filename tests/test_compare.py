@@ -190,3 +190,7 @@ def test_a_comparison_of_nothing_or_into_the_photos_is_refused(photos, tmp_path)
         compare_recipes(photos, tmp_path / "out", pretrained="clip")
     with pytest.raises(ValueError, match="output_dir .* is within the data set's folder"):
         compare_recipes(photos, f"{photos}/out")
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    with pytest.raises(ValueError, match="mine' has other files: choose another output_dir"):
+        compare_recipes(photos, tmp_path / "mine")
+    assert (tmp_path / "mine" / "model").is_dir()
