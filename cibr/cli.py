@@ -31,6 +31,8 @@ _EXAMPLES = """examples:
   cibr compare --dataset path/to/folder --pretrained openai/clip-vit-base-patch32
   cibr search runs/mine path/to/photos "a dog on the beach" "a red car" --top 5
 """
+_COMPARED = ("recipes", "pretrained", "unpaired", "max_skipped")
+_SKIPPED = "unusable samples of a split that may be left out (0)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,6 +127,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, default=0, help="images per set; 0 for all")
     evaluate.add_argument("--output-dir", type=Path, help="a folder for scores and predictions")
     evaluate.add_argument("--batch-size", type=int, default=256, help="items per batch (256)")
+    evaluate.add_argument("--max-skipped", type=int, default=0, help=_SKIPPED)
     evaluate.set_defaults(run=_evaluate)
 
     _add_compare(commands, common, command)
@@ -158,6 +161,7 @@ def _add_compare(commands, common: argparse.ArgumentParser, command: str) -> Non
     compare.add_argument("--seeds", type=int, default=3, help="of each recipe's best trial (3)")
     place = "for report, table, winner and all heads; runs/compare-NAME by default"
     compare.add_argument("--output-dir", type=Path, help=place)
+    compare.add_argument("--max-skipped", type=int, default=0, help=_SKIPPED)
     compare.set_defaults(run=_compare)
 
 
@@ -223,7 +227,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     name = f"compare-{source.name}-{digest(str(Path(source.place).resolve()))[:6]}"
     place = arguments.output_dir or runs_folder() / name
     options = {"n_trials": arguments.trials, "n_seeds": arguments.seeds}
-    options |= {name: getattr(arguments, name) for name in ("recipes", "pretrained", "unpaired")}
+    options |= {name: getattr(arguments, name) for name in _COMPARED}
     found = compare_recipes(arguments.dataset, place, **options)
     print(shown_table(found.table).to_string(), end="\n\n")
     for name in found.table["recipe"].unique():
@@ -260,7 +264,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     results = []
     for name, model in models.items():
         folder = arguments.output_dir and arguments.output_dir.expanduser() / _quoted(name)
-        options = dict(limit=arguments.limit, batch_size=arguments.batch_size, output_dir=folder)
+        options = {n: getattr(arguments, n) for n in ("limit", "batch_size", "max_skipped")}
+        options["output_dir"] = folder
         results.append(evaluation.evaluate(model, suite, name=name, **options))
         title = arguments.data or f"suite {results[-1].suite}"
         print(f"\n{name} on {title}: per cent, with 95 % intervals")

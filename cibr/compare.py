@@ -301,6 +301,7 @@ def compare_recipes(
     unpaired: str = "",
     n_trials: int = 8,
     n_seeds: int = 3,
+    max_skipped: int = 0,
 ) -> Comparison:
     """Compares recipes on held-out images of a data set.
 
@@ -317,6 +318,7 @@ def compare_recipes(
             self-training: an image is matched to any text but its own.
         n_trials: of each recipe.
         n_seeds: with which the best trial is repeated.
+        max_skipped: the number of unusable samples per split that may be left out.
 
     Raises:
         ValueError: an unknown recipe, self-training without unpaired images, or too few images.
@@ -328,11 +330,15 @@ def compare_recipes(
             raise ValueError(f"{name} is {n!r}: give a whole number from 1 to 1000")
     wanted = _wanted(list(recipes), unpaired)
     folder = Path(configure(dataset=dataset, output_dir=str(output_dir)).output_dir)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "heads").is_dir():
-        raise ValueError(f"{str(folder)!r} has other files: choose another output_dir")
-    splits = compared_splits(dataset)
+    is_new = (folder.is_dir() and not any(folder.iterdir())) or not folder.exists()
+    if not is_new and not (folder / "heads").is_dir():
+        what = f"output_dir {str(folder)!r} has other files, or is one"
+        raise ValueError(f"{what}: choose another")
+    splits = compared_splits(dataset, max_skipped)
     (folder / "heads").mkdir(parents=True, exist_ok=True)
-    left = _not_held_out(load_pairs(unpaired, "train"), splits[1:]) if unpaired else None
+    left = None
+    if unpaired:
+        left = _not_held_out(load_pairs(unpaired, max_skipped=max_skipped), splits[1:])
     bases = [
         build_model(configure(model="frozen", towers=towers), splits[0])
         for towers in ("", *pretrained)
@@ -388,18 +394,19 @@ def _not_held_out(unpaired: Pairs, held_out: Sequence[Pairs]) -> Pairs:
     return unpaired.subset(left)
 
 
-def compared_splits(dataset: str) -> tuple[Pairs, Pairs, Pairs]:
+def compared_splits(dataset: str, max_skipped: int = 0) -> tuple[Pairs, Pairs, Pairs]:
     """Pairs for training, for validation and for the comparison.
 
     Without a test split, and for a validation split of fewer than 50 images, a tenth of the images,
     at least 50, is held out, by group.
 
     Raises:
-        ValueError: too few images.
+        ValueError: too few images, or more unusable ones than `max_skipped`.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*no test split")
-        train, validation, test = load_splits(configure(dataset=dataset, model="frozen"))
+        config = configure(dataset=dataset, model="frozen", max_skipped=max_skipped)
+        train, validation, test = load_splits(config)
     has_test = "test" in available_splits(dataset)
     n_images = len(train) + len(validation) + has_test * len(test)
     if n_images < 4 * _LEAST or len(test) < has_test * _LEAST:

@@ -95,7 +95,7 @@ def suite_tasks(suite: _Suite) -> tuple[Task, ...]:
             of tasks, no task, or two tasks with one name.
     """
     if not isinstance(suite, (str, Path)):
-        tasks = tuple(suite)
+        tasks = (suite,) if isinstance(suite, Task) else tuple(suite)
     elif suite not in SUITES and Path(suite).is_file():
         tasks = _read_suite(Path(suite))
     else:
@@ -116,14 +116,17 @@ def _suite_name(suite: _Suite) -> str:
     """
     if isinstance(suite, (str, Path)):
         return Path(suite).stem
+    suite = [suite] if isinstance(suite, Task) else suite
     names = {Path(task.dataset).name.removeprefix("wds_") for task in suite}
     return names.pop() if len(names) == 1 else "tasks"
 
 
 def _read_suite(file: Path) -> tuple[Task, ...]:
     try:
-        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return tuple(Task(**{key: str(value) for key, value in dict(e).items()}) for e in entries)
+        entries = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader)  # all is text
+        if not all(isinstance(text, str) for entry in entries for text in dict(entry).values()):
+            raise ValueError("a value is not a text")
+        return tuple(Task(**entry) for entry in entries)
     except (yaml.YAMLError, TypeError, ValueError) as error:
         fix = "give a YAML list of tasks, such as '- dataset: flickr8k', each with some of"
         message = f"{str(file)!r} is not a suite ({error}): {fix} {', '.join(Task._fields)}"

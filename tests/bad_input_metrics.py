@@ -63,10 +63,11 @@ def settings(file):
 
 
 BAD_ROWS = [broken(value) for value in (math.nan, math.inf, 0.0, 1.02)]
-NO_ROWS = [EYE[0], EYE[:0]]
+NO_ROWS = [EYE[0], EYE[:0], EYE.numpy()]
 NO_LABELS = [OWN.float(), OWN > 3, OWN[:2], OWN[None]]
 CANCELLED = torch.stack([torch.ones(2, 4), ints(1, -3)[:, None] * ints(1, 2, 3, 5) / 7])
 SUITES = ["- {", "dataset: cats", "", "- kind: retrieval", "- {dataset: a, knd: b}"]
+SUITES += ["- {dataset: a, group: &x [*x]}"]
 BAD = {
     "image_embeddings": [f(x) for f in (recall, by_label, ranks) for x in (*BAD_ROWS, *NO_ROWS)],
     "text_embeddings": [f(text=x) for f in (recall, by_label) for x in BAD_ROWS]
@@ -94,6 +95,7 @@ BAD = {
     "unknown suite": [partial(suite_tasks, x) for x in ("charactres", "nowhere/own.yaml")],
     "give at least one": [partial(suite_tasks, []), of_file("own.yaml", "[]", suite_tasks)],
     "unknown kind of task 'probe'": [partial(suite_tasks, [Task("a", "probe")])],
+    "unknown kind of task 'sort'": [partial(suite_tasks, Task("a", "sort"))],
     "each data set once": [partial(suite_tasks, [Task("x/a"), Task("y/a")])],
     "different images": [partial(compare, evaluation("x"), evaluation("y"))],
     "evaluations": [partial(compare, x, []) for x in ([], [evaluation("")] * 2)],

@@ -68,6 +68,10 @@ def training(pairs=PAIRS, world_size=1, **options):
     return call
 
 
+def fitting(pairs, config):
+    return lambda: fit(build_model(configure(), PAIRS), pairs, None, config)
+
+
 def with_fsdp(folder):
     class Sharded(CIBRTrainer):
         def create_accelerator_and_postprocess(self):
@@ -107,11 +111,9 @@ RUNS = [
     ("no epoch", damaged_run("{}", "epoch,step\n"), "damaged .*no epoch"),
     ("deep JSON", damaged_run("[" * 100_000), "output_dir .* damaged"),
     ("no model", lambda: fit(None, PAIRS, None, configure()), "build_model"),
-    (
-        "no defaults",
-        lambda: fit(build_model(configure(), PAIRS), PAIRS, None, RunConfig()),
-        "configure",
-    ),
+    ("no pairs", fitting(None, configure()), "the pairs to train on are of type NoneType"),
+    ("no configuration", fitting(PAIRS, None), "configure"),
+    ("no defaults", fitting(PAIRS, RunConfig()), "configure"),
     ("FSDP", with_fsdp, "without FSDP"),
     ("one pair", training(PAIRS.subset([0])), "all 1 pairs of .*'noise'"),
     ("one caption", training(SAME), "all 9 pairs of .*'noise', 'a red cat'"),

@@ -1,6 +1,7 @@
 """`cibr compare`: equal trials, paired differences, a verdict, a model to search with."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -191,6 +192,14 @@ def test_a_comparison_of_nothing_or_into_the_photos_is_refused(photos, tmp_path)
     with pytest.raises(ValueError, match="output_dir .* is within the data set's folder"):
         compare_recipes(photos, f"{photos}/out")
     (tmp_path / "mine" / "model").mkdir(parents=True)
-    with pytest.raises(ValueError, match="mine' has other files: choose another output_dir"):
+    with pytest.raises(ValueError, match="mine' has other files, or is one: choose another"):
         compare_recipes(photos, tmp_path / "mine")
     assert (tmp_path / "mine" / "model").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file' has other files, or is one: choose another"):
+        compare_recipes(photos, tmp_path / "file")
+    Path(photos, "test", "3.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"3\.png does not decode .* set max_skipped"):
+        compare.compared_splits(photos)[2].image(3)
+    with pytest.warns(UserWarning, match="test of photos: 1 unusable samples are left out"):
+        assert len(compare.compared_splits(photos, max_skipped=1)[2]) == 13

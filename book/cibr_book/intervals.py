@@ -27,6 +27,32 @@ def mean_intervals(rows: pd.DataFrame, by: Sequence[str], value: str) -> pd.Data
     return pd.DataFrame(table, columns=[*by, "mean", "low", "high", "n"])
 
 
+def against_clip(
+    runs: pd.DataFrame, scores: Sequence[str], where: str, names: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Scores of runs beside those of `CLIP` in the same condition with the same seed, in points.
+
+    Args:
+        runs: one row each.
+        scores: columns `<where>/<score>`; where a run diverged, they are 0.
+        where: what the first part is, such as a test set.
+        names: columns to keep.
+
+    Returns:
+        One row per run and score: `condition, seed, method`, the names, `where`, `score, value,
+        clip, difference`.
+    """
+    keys = ["condition", "seed", "measure"]
+    runs = runs.fillna(dict.fromkeys(scores, 0.0))
+    long = runs.melt([*keys[:2], "method", *names], scores, "measure", "value")
+    long["value"] *= 100
+    clip = long.loc[long["method"] == "CLIP", [*keys, "value"]]
+    table = long.merge(clip.rename(columns={"value": "clip"}), on=keys)
+    table["difference"] = table["value"] - table["clip"]
+    table[[where, "score"]] = table["measure"].str.split("/", expand=True).to_numpy()
+    return table.drop(columns="measure")
+
+
 def verdicts(claims: Iterable[tuple]) -> pd.DataFrame:
     """Claims that a mean difference is positive, each with its exact test and Holm's correction.
 

@@ -121,7 +121,7 @@ def _read_images(place: str) -> _Loaders:
 def _metadata_files(folder: Path) -> list[Path]:
     """The metadata files in a folder and its subfolders."""
     patterns = [f"{place}metadata.{kind}" for kind in ("jsonl", "csv") for place in ("", "[!.]*/")]
-    return [file for pattern in patterns for file in sorted(folder.glob(pattern))]
+    return [f for pattern in patterns for f in sorted(folder.glob(pattern)) if f.is_file()]
 
 
 def _load_images(
@@ -142,7 +142,7 @@ def _classes(folder: Path) -> dict[str, list[str]]:
     """The images, by file name, in each subfolder that has some."""
     found: dict[str, list[str]] = {}
     for file in sorted(folder.glob("[!.]*/[!.]*")):
-        if file.suffix.lower() in IMAGE_SUFFIXES:
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
             found.setdefault(file.parent.name, []).append(file.relative_to(folder).as_posix())
     if len(found) < 2 or {split_of(name) for name in found} <= {*_SPLITS.values()}:
         fix = "write one, or put the images of each class into a subfolder, to classify them"

@@ -66,6 +66,9 @@ class Pairs:
         if any(isinstance(texts, str) for texts in self.captions):
             raise ValueError(f"captions of {self.name} has a string: pass a list per image")
         self.captions = [list(filter(None, map(str.strip, texts))) for texts in self.captions]
+        for part in ("labels", "groups"):
+            value = getattr(self, part)
+            setattr(self, part, None if value is None else torch.as_tensor(value))
         for part in ("keys", "labels", "groups", "factors"):
             value = getattr(self, part)
             if value is not None and len(value) != len(self):

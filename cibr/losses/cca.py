@@ -82,7 +82,8 @@ class RegularisedCCA(nn.Module):
         check_number("ridge_text", ridge_text, 1e-12, 1e12)
         means, moments = centred_moments(image_pooled, text_pooled)
         if not (moments[0].trace() > 0 and moments[1].trace() > 0):
-            raise ValueError("image_pooled and text_pooled must be finite and vary over the pairs")
+            rule = "image_pooled and text_pooled must be finite and vary over the pairs"
+            raise ValueError(f"{rule}: give images, and texts, that are not all equal")
         return cls(*means, *canonical_maps(moments, dim, ridge_image, ridge_text))
 
     def forward(self, image_pooled: Float[Tensor, "n p"], text_pooled: Float[Tensor, "n q"]):

@@ -254,6 +254,9 @@ def _n_reaching(tile: Float[Tensor, "t m"], lowest: Float[Tensor, " t"]) -> Floa
 def _check_embeddings(**embeddings: Tensor) -> None:
     """Raises ValueError unless all are tensors [n, d] of finite unit vectors, with one d."""
     for name, rows in embeddings.items():
+        if not isinstance(rows, Tensor):
+            fix = "pass a torch.Tensor, such as torch.as_tensor(array)"
+            raise ValueError(f"{name} is of type {type(rows).__name__}: {fix}")
         if rows.ndim != 2 or not len(rows):
             raise ValueError(f"{name} has shape {list(rows.shape)}: pass [n, d] with n >= 1")
         is_unit = (rows.float().norm(dim=1) - 1).abs() <= _UNIT_TOLERANCE

@@ -468,7 +468,10 @@ def _check(model: DualEncoder, train: Pairs, config: RunConfig) -> None:
     if not isinstance(model, DualEncoder):
         what = f"the model to train is of type {type(model).__name__}"
         raise ValueError(f"{what}: make one with build_model(config, train)")
-    if not (config.epochs and config.batch_size):
+    if not isinstance(train, Pairs):
+        what = f"the pairs to train on are of type {type(train).__name__}"
+        raise ValueError(f"{what}: load some with load_splits(config)")
+    if not (isinstance(config, RunConfig) and config.epochs and config.batch_size):
         raise ValueError("the configuration is not filled in: make it with configure(...)")
     where = f"the split {train.split!r} of {train.name!r}"
     if len(torch.unique(train.match_labels())) < 2:

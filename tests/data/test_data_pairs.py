@@ -7,6 +7,7 @@ import pandas
 import pytest
 import torch
 from data_files import encoded
+from helpers import unchecked
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -80,8 +81,9 @@ def test_match_labels_join_images_that_share_captions_or_groups_as_a_slow_search
 
 
 def test_given_labels_are_the_match_labels():
-    about = dict(labels=torch.tensor([3, 1, 1]), groups=torch.tensor([0, 0, 0]))
-    assert with_captions("a", "a", "b", **about).match_labels().tolist() == [3, 1, 1]
+    about = dict(labels=[3, 1, 1], groups=torch.tensor([0, 0, 0]))
+    with unchecked():  # a list, too
+        assert with_captions("a", "a", "b", **about).match_labels().tolist() == [3, 1, 1]
 
 
 def test_retrieval_is_by_pairs_where_captions_tell_images_apart_or_images_have_several():

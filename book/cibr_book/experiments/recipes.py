@@ -20,8 +20,8 @@ from cibr.metrics import mean_interval, retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.features import Inputs, embed_pairs, prepare
 from cibr.train import build_model, configure
+from cibr_book import intervals
 from cibr_book.experiments.corruptions import Corruption, corrupt, split_subset
-from cibr_book.intervals import verdicts
 
 SETS = {"flickr8k": "flickr8k", "coco": "coco-mini"}  # test sets, by the start of a column's name
 
@@ -113,19 +113,10 @@ def against_clip(rows: pd.DataFrame) -> pd.DataFrame:
         rows: of recipes.csv; trials are left out.
 
     Returns:
-        One row per run and score: `condition, method, seed, test, score, value, difference`. The
-        scores of a run that diverged are 0.
+        Of `cibr_book.intervals.against_clip`, with `test`.
     """
-    runs = rows[rows["seed"] >= 600]
-    scores = runs.filter(regex=f"^(?:{'|'.join(SETS)})/").columns
-    runs = runs.fillna(dict.fromkeys(scores, 0.0))
-    keys = ["condition", "seed", "measure"]
-    table = runs.melt([*keys[:2], "method"], scores, "measure", "value")
-    table["value"] *= 100
-    clip = table.loc[table["method"] == "CLIP"].set_index(keys)["value"]
-    table["difference"] = table["value"] - table[keys].apply(tuple, axis=1).map(clip)
-    table[["test", "score"]] = table["measure"].str.split("/", expand=True).to_numpy()
-    return table.drop(columns="measure")
+    scores = rows.filter(regex=f"^(?:{'|'.join(SETS)})/").columns.tolist()
+    return intervals.against_clip(rows[rows["seed"] >= 600], scores, "test")
 
 
 def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
@@ -161,7 +152,7 @@ def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
     claims += [("5", "CCA-anchor gains, 3,000 with 30 % wrong captions", wrong)]
     own = of["600 photos", "CCA-anchor"] - of["600 photos", "CCA-start"]
     claims += [("5", "CCA-anchor is above CCA-start, 600", own)]
-    return verdicts(claims)
+    return intervals.verdicts(claims)
 
 
 def advice(rows: pd.DataFrame) -> pd.DataFrame:

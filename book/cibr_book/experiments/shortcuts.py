@@ -41,10 +41,10 @@ from cibr.models.features import Inputs, embed_pairs, prepare
 from cibr.train import build_model, configure, load_splits
 from cibr.train.trainer import Rows
 from cibr.utils import check_known
+from cibr_book import intervals
 from cibr_book.experiments import run
 from cibr_book.experiments.corruptions import PAPERS, has_word, in_both_styles
 from cibr_book.experiments.training import StudyTrainer
-from cibr_book.intervals import verdicts
 from cibr_book.worlds.shortcuts import SHIFTS, shifted_nats, thresholded_gains
 from cibr_book.worlds.training import KAPPA_B
 
@@ -430,23 +430,14 @@ def against_clip(rows: pd.DataFrame) -> pd.DataFrame:
         rows: of shortcuts.csv; predictions are left out.
 
     Returns:
-        One row per run, shift and score: `condition, method, dose, cca_dim, seed, shift, score,
-        value, clip, difference`; dose and directions are 0 where a method has none, and so are the
-        scores of a run that diverged.
+        Of `cibr_book.intervals.against_clip` with `shift`, `dose` and `cca_dim`, the latter two 0
+        where a method has none.
     """
     settings = pd.DataFrame([*rows["configuration"].map(json.loads)], rows.index)
     runs = rows.assign(dose=settings["dose"], cca_dim=settings["cca_dim"])
-    scores = runs.filter(regex="^(?:kept|removed|reversed)/(?!value)").columns
-    runs = runs[runs["method"] != "prediction"]
-    runs = runs.fillna(dict.fromkeys(["dose", "cca_dim", *scores], 0.0))  # one that diverged
-    keys = ["condition", "seed", "measure"]
-    long = runs.melt([*keys[:2], "method", "dose", "cca_dim"], scores, "measure", "value")
-    long["value"] *= 100
-    clip = long.loc[long["method"] == "CLIP", [*keys, "value"]]
-    table = long.merge(clip.rename(columns={"value": "clip"}), on=keys)
-    table["difference"] = table["value"] - table["clip"]
-    table[["shift", "score"]] = table["measure"].str.split("/", expand=True).to_numpy()
-    return table.drop(columns="measure")
+    scores = runs.filter(regex="^(?:kept|removed|reversed)/(?!value)").columns.tolist()
+    runs = runs[runs["method"] != "prediction"].fillna({"dose": 0.0, "cca_dim": 0.0})
+    return intervals.against_clip(runs, scores, "shift", ["dose", "cca_dim"])
 
 
 def interactions(rows: pd.DataFrame, dose: float) -> pd.DataFrame:
@@ -510,4 +501,4 @@ def hypothesis_tests(rows: pd.DataFrame) -> pd.DataFrame:
     cells = interactions(rows, 0.3)
     measured, gains = np.stack([*cells["seeds"]]), (cells["predicted"] > 0).to_numpy()
     table += [("Hc", "better where predicted", measured[gains].mean(0) - measured[~gains].mean(0))]
-    return verdicts(table)
+    return intervals.verdicts(table)
