@@ -214,7 +214,7 @@ class Bench:
                 cca = fit_cca(train, model.dim, config.cca_ridges)
             if "epochs" not in settings:
                 start_heads(model, cca)
-                return {"own": model.own_state()}
+                return {"own": model.state_dict()}
             if repeats:
                 train = with_pseudo_inputs(train, self.unpaired, cca, repeats)
             n_rows = min(config.batch_size, len(train.pairs))
@@ -222,7 +222,7 @@ class Bench:
             average = _Beside(_DECAY)
             given = dict(given=(train, self.validation), statistic=cca, callbacks=[average])
             _HeadTrainer(model, config, **given).train()
-            return {"own": model.own_state(), "average": average.average}
+            return {"own": model.state_dict(), "average": average.average}
 
     def model(self, states: Sequence[dict[str, Tensor]], dropout: float = 0.0) -> DualEncoder:
         """A model whose score is the mean of those of some heads; new heads for an empty state."""

@@ -102,7 +102,7 @@ def test_unpaired_images_with_held_out_texts_are_left_out():
 def test_scores_of_joined_heads_are_the_mean_of_theirs(build):
     bench = object.__new__(Bench)
     bench.base = build("frozen")
-    states = [bench.model([{}]).own_state() for _ in range(2)]
+    states = [bench.model([{}]).state_dict() for _ in range(2)]
     pixels, tokens = bench.base.preprocess([picture(0)]), bench.base.tokenize(TEXTS[:3])
     cosines = []
     for parts in ([states[0]], [states[1]], states):

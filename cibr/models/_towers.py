@@ -294,7 +294,8 @@ class FrozenBackbone(nn.Module):
     """Frozen pretrained towers, always in eval mode, under trainable projection heads.
 
     The heads project the towers' pooled features; `cibr.models.features` computes these once per
-    data set and caches them.
+    data set and caches them. The towers are no submodule: a step walks over the heads alone, and
+    the state dict has no tower.
 
     Args:
         towers: `TwoTowers`, or the `HubBackbone` of a dual encoder.
@@ -309,7 +310,7 @@ class FrozenBackbone(nn.Module):
     def __init__(self, towers: nn.Module, size: int, dim: int, dropout: float, n_heads: int = 1):
         super().__init__()
         self.settings = dict(dim=dim, dropout=dropout, n_heads=n_heads)
-        self.towers = towers.requires_grad_(False)
+        self._unregistered = (towers.requires_grad_(False).eval(),)
         self.context, self.reads_padding = towers.context, towers.reads_padding
         self.dim = dim * n_heads
         tokens = torch.zeros(1, 2, dtype=torch.long)
@@ -323,11 +324,14 @@ class FrozenBackbone(nn.Module):
                 _JoinedHeads(_ResidualHead(w, dim, dropout) for _ in range(n_heads)) for w in widths
             )
 
-    def train(self, mode: bool = True) -> "FrozenBackbone":
-        """Sets the mode of the heads alone."""
-        super().train(mode)
-        self.towers.eval()
-        return self
+    @property
+    def towers(self) -> nn.Module:
+        """The frozen towers."""
+        return self._unregistered[0]
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "FrozenBackbone":
+        self.towers._apply(fn)  # to a device or type
+        return super()._apply(fn, recurse)
 
     @torch.no_grad()
     def image_pooled(self, pixels: _Pixels) -> _Pooled:

@@ -329,10 +329,6 @@ class DualEncoder(nn.Module):
             raise ValueError("embeddings are not finite: the model's weights are damaged")
         return vectors
 
-    def own_state(self) -> dict[str, Tensor]:
-        """The state dict without frozen towers."""
-        return {k: v for k, v in self.state_dict().items() if not k.startswith("backbone.towers.")}
-
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes a folder that `from_pretrained` reads, bit for bit; other files in it are kept.
 
@@ -374,7 +370,7 @@ class DualEncoder(nn.Module):
                 tower.save_pretrained(folder / part)
         about = {"kind": self.kind, "settings": backbone.settings}
         (folder / _CONFIG).write_text(json.dumps(about, indent=2))
-        save_file({k: v.contiguous() for k, v in self.own_state().items()}, folder / _WEIGHTS)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / _WEIGHTS)
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "DualEncoder":
@@ -425,10 +421,7 @@ class DualEncoder(nn.Module):
             towers, processor = _read_towers(folder, settings)
             backbone = _towers.FrozenBackbone(towers, processor.size, **about["settings"])
         model = cls(backbone, processor, _io.from_hub("AutoTokenizer", folder))
-        state = load_file(folder / _WEIGHTS)
-        missing, unknown = model.load_state_dict(state, strict=False)
-        if unknown or set(missing) & set(model.own_state()):  # frozen towers have their own files
-            raise ValueError(f"{_WEIGHTS} does not fit {_CONFIG}")
+        model.load_state_dict(load_file(folder / _WEIGHTS))
         return model.eval()
 
 

@@ -113,7 +113,7 @@ class WeightAverage(TrainerCallback):
     def on_step_end(self, args, state, control, model, **_):
         """Adds the weights after a step."""
         weight = (1 - self.decay) / (1 - self.decay**state.global_step)
-        for name, weights in model.own_state().items():
+        for name, weights in model.state_dict().items():
             self.average[name].lerp_(weights, weight)
 
     def on_log(self, args, state, control, model, **_):
@@ -124,7 +124,7 @@ class WeightAverage(TrainerCallback):
 
     def on_evaluate(self, args, state, control, model, **_):
         """Puts the model's own weights back."""
-        model.load_state_dict(self.own, strict=False)
+        model.load_state_dict(self.own)
         self.own = {}
 
     def on_train_end(self, args, state, control, model, **_):
@@ -133,7 +133,7 @@ class WeightAverage(TrainerCallback):
 
     @torch.no_grad()
     def _copy_to(self, model: DualEncoder) -> None:
-        for name, weights in model.own_state().items():
+        for name, weights in model.state_dict().items():
             average = self.average[name]
             if self.interpolation:
                 average = average.lerp(self.start[name], self.interpolation)
@@ -149,7 +149,7 @@ class WeightAverage(TrainerCallback):
 
 
 def _copied(model: DualEncoder) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.own_state().items()}
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 @contextmanager

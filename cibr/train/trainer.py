@@ -206,7 +206,7 @@ class CIBRTrainer(Trainer):
 
     def _load_finished(self) -> None:
         stored = DualEncoder.from_pretrained(str(self.run_folder.path))
-        self.model.load_state_dict(stored.own_state(), strict=False)
+        self.model.load_state_dict(stored.state_dict())
         self.model.eval()
         if self.args.should_save:
             held = "holds this run, finished: its model and history are loaded"
@@ -362,7 +362,7 @@ class CIBRTrainer(Trainer):
             return
         folder = Path(output_dir)  # of a checkpoint
         folder.mkdir()
-        own = {name: part.contiguous() for name, part in self.model.own_state().items()}
+        own = {name: part.contiguous() for name, part in self.model.state_dict().items()}
         save_file(own, folder / _ENCODERS)
         parts = [part.state_dict() for part in (self.loss_fn, *self._stateful())]
         state = {"sums": self.sums, "seconds": self.seconds, "parts": parts}
@@ -378,7 +378,7 @@ class CIBRTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        self.model.load_state_dict(load_file(folder / _ENCODERS), strict=False)  # frozen towers
+        self.model.load_state_dict(load_file(folder / _ENCODERS))
         state = torch.load(folder / _PARTS, map_location="cpu", weights_only=True)
         self.sums = state["sums"]
         self.seconds = state["seconds"]

@@ -105,7 +105,9 @@ def test_frozen_towers_stay_in_eval_mode_and_without_gradients(build):
     model.encode_images(model.preprocess([picture(0)])).features[:, 0].sum().backward()
     assert all(p.grad is None and not p.requires_grad for p in towers.parameters())
     assert model.backbone.image_head.linear.weight.grad.abs().sum() > 0
-    assert not any("tower" in name for name in model.own_state())
+    assert not any("tower" in name for name in model.state_dict())
+    assert all(p.dtype == torch.float64 for p in model.double().backbone.towers.parameters())
+    model.float()
     # As the image tower was trained.
     assert model.mean.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
     assert model.std.flatten().tolist() == pytest.approx([0.2, 0.3, 0.4])
