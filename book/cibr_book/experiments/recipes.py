@@ -136,22 +136,14 @@ def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
     ]
     claims += [("2", "CCA gains, 150", of["150 photos", "CCA"])]
     claims += [("2", "CCA loses, 6,000", -of["6,000 photos", "CCA"])]
-    claims += [
-        ("3", f"CLIP+CCA gains, {n}", of[where, "CLIP+CCA"])
-        for n, where in (
-            ("600", "600 photos"),
-            ("3,000", "3,000 photos"),
-            ("3,000 with one caption", "3,000 photos, one caption"),
-        )
-    ]
-    claims += [
-        ("4", f"{name} gains, 6,000", of["6,000 photos", name])
-        for name in ("CLIP+CLIP", "CLIP-averaged")
-    ]
+    for n in ("600", "3,000", "6,000"):
+        claims += [("3", f"CLIP+CCA gains, {n}", of[f"{n} photos", "CLIP+CCA"])]
+    for n in ("600", "3,000"):
+        above = of[f"{n} photos", "CLIP+CCA"] - of[f"{n} photos", "CLIP+CLIP"]
+        claims += [("4", f"CLIP+CCA is above CLIP+CLIP, {n}", above)]
+    claims += [("4", "CLIP+CLIP gains, 6,000", of["6,000 photos", "CLIP+CLIP"])]
     wrong = of["3,000 photos, 30 % wrong captions", "CCA-anchor"]
     claims += [("5", "CCA-anchor gains, 3,000 with 30 % wrong captions", wrong)]
-    own = of["600 photos", "CCA-anchor"] - of["600 photos", "CCA-start"]
-    claims += [("5", "CCA-anchor is above CCA-start, 600", own)]
     return intervals.verdicts(claims)
 
 
