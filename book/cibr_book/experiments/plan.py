@@ -114,7 +114,7 @@ def _best_trial(
     `choose`. A trial that diverged is never the best.
 
     Returns:
-        The settings without `seed` and `suites`; empty for a method without trials; None while a
+        The settings without `seed` and `suites`, as axes of one value; empty for a method without trials; None while a
         trial has no row.
     """
     names = {"condition": condition, "method": method}
@@ -129,7 +129,8 @@ def _best_trial(
         what = f"every trial of {method!r} in {condition!r} diverged"
         raise ValueError(f"{what}: give it smaller learning rates, or leave the method out")
     best = trials.runs[scores.idxmax()]
-    return {name: value for name, value in best.items() if name not in ("seed", "suites")}
+    values = {n: [value] if isinstance(value, list) else value for n, value in best.items()}
+    return {name: value for name, value in values.items() if name not in ("seed", "suites")}
 
 
 def _grid(axes: dict[str, Any]) -> list[dict[str, Any]]:

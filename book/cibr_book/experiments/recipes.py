@@ -53,7 +53,7 @@ def one_caption_each(pairs: Pairs, seed: int) -> Pairs:
     return replace(pairs, captions=captions)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)  # one a seed of a condition
 def _bench(corruption: Corruption, one_caption: bool, seed: int) -> Bench:
     """A draw; the heads that its runs train are kept while the process lives."""
     base, features = _features()
