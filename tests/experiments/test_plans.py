@@ -100,7 +100,7 @@ def test_rows_are_collected_once_as_text_and_only_those_of_the_plan(tmp_path):
 
 def test_methods_start_from_their_best_trial_once_all_trials_have_rows(tmp_path):
     trials = SMALL.replace("rows.csv", "trials.csv")
-    trials = trials.replace("seed: [1, 2]", "dropout: [0.1, 0.2], seed: 7")
+    trials = trials.replace("seed: [1, 2]", "dropout: [0.1, 0.2], cca_ridges: [[3, 1]], seed: 7")
     (tmp_path / "trials.yaml").write_text(trials)
     final = "results: rows.csv\ntrials: trials.yaml\nfixed: {dataset: flickr8k}\nconditions:"
     methods = "{method: CLIP}, {method: CIBR, dropout: 0.5}, {method: untried}"
@@ -120,7 +120,7 @@ def test_methods_start_from_their_best_trial_once_all_trials_have_rows(tmp_path)
     plan = read_plan(tmp_path / "final.yaml")
     assert plan.waiting == ("few: CIBR",)
     fixed = {"dataset": "flickr8k", "condition": "few"}
-    best = FEW | {"method": "CLIP", "beta": 0, "dropout": 0.2}
+    best = FEW | {"method": "CLIP", "beta": 0, "dropout": 0.2, "cca_ridges": [3, 1]}
     curve = [best | fixed | {"method": "curve", "beta": beta} for beta in (0.1, 0.2)]
     assert [*plan.runs.values()] == [best | fixed, fixed | {"method": "untried"}, *curve]
     more = best | fixed | {"condition": "more", "seed": 9}
