@@ -114,8 +114,8 @@ def _best_trial(
     `choose`. A trial that diverged is never the best.
 
     Returns:
-        The settings without `seed` and `suites`, as axes of one value; empty for a method without trials; None while a
-        trial has no row.
+        The settings without `seed` and `suites`, as axes of one value; empty for a method without
+        trials; None while a trial has no row.
     """
     names = {"condition": condition, "method": method}
     runs = [run for run, settings in trials.runs.items() if names.items() <= settings.items()]
