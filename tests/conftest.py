@@ -1,5 +1,6 @@
 """Small models for the tests: real classes with random weights, saved as on the hub."""
 
+import hypothesis
 import pytest
 import torch
 from helpers import TEXTS, unchecked
@@ -8,6 +9,9 @@ from small_suite import make_small_suite
 
 from cibr.models import DualEncoder
 from cibr.models._towers import train_tokenizer
+
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
