@@ -330,8 +330,8 @@ def compare_recipes(
             raise ValueError(f"{name} is {n!r}: give a whole number from 1 to 1000")
     wanted = _wanted(list(recipes), unpaired)
     folder = Path(configure(dataset=dataset, output_dir=str(output_dir)).output_dir)
-    is_new = (folder.is_dir() and not any(folder.iterdir())) or not folder.exists()
-    if not is_new and not (folder / "heads").is_dir():
+    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_free and not (folder / "heads").is_dir():
         what = f"output_dir {str(folder)!r} has other files, or is one"
         raise ValueError(f"{what}: choose another")
     splits = compared_splits(dataset, max_skipped)

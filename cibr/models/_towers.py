@@ -313,8 +313,10 @@ class FrozenBackbone(nn.Module):
         self._unregistered = (towers.requires_grad_(False).eval(),)
         self.context, self.reads_padding = towers.context, towers.reads_padding
         self.dim = dim * n_heads
-        tokens = torch.zeros(1, 2, dtype=torch.long)
-        self.dim_image_pooled = self.image_pooled(torch.zeros(1, 3, size, size)).shape[1]
+        place = next(towers.parameters()).device
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=place)
+        pixels = torch.zeros(1, 3, size, size, device=place)
+        self.dim_image_pooled = self.image_pooled(pixels).shape[1]
         self.dim_text_pooled = self.text_pooled(tokens, torch.ones_like(tokens)).shape[1]
         widths = self.dim_image_pooled, self.dim_text_pooled
         if n_heads == 1:
