@@ -24,13 +24,12 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from cibr._report import report
 from cibr.data import Pairs, available_splits, load_pairs
 from cibr.data.pairs import joined
-from cibr.losses import RegularisedCCA
 from cibr.metrics import paired_difference, query_ranks, retrieval_recalls
 from cibr.metrics.intervals import of_clusters
 from cibr.metrics.retrieval import recall_items
@@ -122,7 +121,7 @@ class Comparison(NamedTuple):
     verdict: str
 
 
-class _HeadTrainer(CIBRTrainer):
+class FeatureTrainer(CIBRTrainer):
     """A trainer on given features; it shows and saves nothing.
 
     Args:
@@ -132,7 +131,7 @@ class _HeadTrainer(CIBRTrainer):
     """
 
     def __init__(
-        self, *of_trainer: Any, given: Sequence[Inputs], statistic: RegularisedCCA | None, **named
+        self, *of_trainer: Any, given: Sequence[Inputs], statistic: nn.Module | None, **named
     ):
         self.given, self.given_statistic = given, statistic
         super().__init__(*of_trainer, *(part.pairs for part in given), **named)
@@ -142,7 +141,7 @@ class _HeadTrainer(CIBRTrainer):
         """The given features."""
         return self.given[pairs is not self.train_dataset]
 
-    def fit_statistic(self) -> RegularisedCCA:
+    def fit_statistic(self) -> nn.Module:
         """The given statistic, or the CCA."""
         return self.given_statistic or super().fit_statistic()
 
@@ -221,7 +220,7 @@ class Bench:
             config = replace(config, batch_size=n_rows, cca_start=cca is not None)
             average = _Beside(_DECAY)
             given = dict(given=(train, self.validation), statistic=cca, callbacks=[average])
-            _HeadTrainer(model, config, **given).train()
+            FeatureTrainer(model, config, **given).train()
             return {"own": model.state_dict(), "average": average.average}
 
     def model(self, states: Sequence[dict[str, Tensor]], dropout: float = 0.0) -> DualEncoder:

@@ -182,10 +182,10 @@ class _TinyTextTower(nn.Module):
 
     def forward(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
         states = self.tokens(ids) + self.positions[: ids.shape[1]]
-        return _mean_pool(self.layers(states, src_key_padding_mask=mask == 0), mask)
+        return mean_pool(self.layers(states, src_key_padding_mask=mask == 0), mask)
 
 
-def _mean_pool(states: Float[Tensor, "n t p"], mask: _Tokens) -> _Pooled:
+def mean_pool(states: Float[Tensor, "n t p"], mask: _Tokens) -> _Pooled:
     """The mean over the tokens, without padding."""
     weight = mask.unsqueeze(-1).to(states.dtype)
     return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
@@ -287,7 +287,7 @@ class TwoTowers(nn.Module):
     def text_pooled(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
         """Pooled features of token ids."""
         states = self.text_tower(input_ids=ids, attention_mask=mask).last_hidden_state
-        return _mean_pool(states, mask)
+        return mean_pool(states, mask)
 
 
 class FrozenBackbone(nn.Module):

@@ -27,7 +27,7 @@ SETS = {"flickr8k": "flickr8k", "coco": "coco-mini"}  # test sets, by the start 
 
 
 @lru_cache(maxsize=1)
-def _features() -> tuple[DualEncoder, dict[str, Inputs]]:
+def features() -> tuple[DualEncoder, dict[str, Inputs]]:
     """The towers, and features of the training, validation and test photos."""
     parts = {name: load_pairs("flickr8k", name) for name in ("train", "validation")}
     parts |= {name: load_pairs(data, "test") for name, data in SETS.items()}
@@ -54,10 +54,10 @@ def one_caption_each(pairs: Pairs, seed: int) -> Pairs:
 
 
 @lru_cache(maxsize=8)  # one a seed of a condition
-def _bench(corruption: Corruption, one_caption: bool, seed: int) -> Bench:
+def bench(corruption: Corruption, one_caption: bool, seed: int) -> Bench:
     """A draw; the heads that its runs train are kept while the process lives."""
-    base, features = _features()
-    whole = features["train"]
+    base, inputs = features()
+    whole = inputs["train"]
     train = corrupt(whole.pairs, corruption, seed)
     _, left = split_subset(whole.pairs, corruption, seed)
     if one_caption:
@@ -65,7 +65,7 @@ def _bench(corruption: Corruption, one_caption: bool, seed: int) -> Bench:
     scratch = TemporaryDirectory()
     atexit.register(scratch.cleanup)
     unpaired = picked(whole, left) if len(left) else None
-    return Bench(base, picked(whole, train), features["validation"], Path(scratch.name), unpaired)
+    return Bench(base, picked(whole, train), inputs["validation"], Path(scratch.name), unpaired)
 
 
 def train_and_measure(settings: dict[str, Any], folder: str) -> dict[str, float]:
@@ -84,20 +84,20 @@ def train_and_measure(settings: dict[str, Any], folder: str) -> dict[str, float]
     """
     corruption = Corruption(**settings.get("corruption", {}), redraw=True)
     seed = settings["seed"]
-    bench = _bench(corruption, settings.get("one_caption", False), seed)
+    drawn = bench(corruption, settings.get("one_caption", False), seed)
     best = {
         name: {setting: _value(settings[setting]) for setting in recipe.grid if setting in settings}
         for name, recipe in RECIPES.items()
     }
     found = {}
     for name in settings["recipes"]:
-        model = bench.recipe(name, best, seed)
-        held_out = bench.validation
+        model = drawn.recipe(name, best, seed)
+        held_out = drawn.validation
         targets = held_out.pairs.retrieval_targets()
         recalls = retrieval_recalls(*embed_pairs(model, held_out), *targets)
         found[f"validation/{name}"] = sum(recalls.values()) / len(recalls)
         for test in SETS if settings.get("tests") else ():
-            values = image_values(model, _features()[1][test])
+            values = image_values(model, features()[1][test])
             found |= {f"{test}/{metric}": float(of.mean()) for metric, of in values.items()}
     return found
 

@@ -29,10 +29,10 @@ def features(build, monkeypatch, tmp_path):
     parts = {"train": whole, **{name: whole.subset(range(20)) for name in recipes.SETS}}
     parts |= {"validation": whole.subset(range(20, 50))}
     found = base, {name: prepare(base, pairs) for name, pairs in parts.items()}
-    monkeypatch.setattr(recipes, "_features", lambda: found)
-    recipes._bench.cache_clear()
+    monkeypatch.setattr(recipes, "features", lambda: found)
+    recipes.bench.cache_clear()
     yield found
-    recipes._bench.cache_clear()
+    recipes.bench.cache_clear()
 
 
 def test_picked_features_are_those_of_the_photos_and_captions(features):
@@ -57,7 +57,7 @@ def test_a_run_trains_on_its_draw_and_measures_validation_and_both_test_sets(fea
     settings |= {"weight_decay": 1, "dropout": 0.5, "batch_size": 16, "repeats": 2, "tests": True}
     found = recipes.train_and_measure(settings, "")
     corruption = Corruption(0.5, redraw=True)
-    bench = recipes._bench(corruption, False, 2)
+    bench = recipes.bench(corruption, False, 2)
     assert bench.train.pairs.keys == corrupt(features[1]["train"].pairs, corruption, 2).keys
     assert len(bench.unpaired.pairs) == 30
     own = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}

@@ -1,0 +1,78 @@
+"""The ablation over beta: a run of ablation.yaml.
+
+It is a run of the study, and afterwards the residual information of its embeddings is measured on
+test pairs, which took no part in training.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import RidgeCV
+from torch.nn import functional as F
+
+from cibr.data import load_pairs
+from cibr.losses.vmf import sample_vmf, vmf_fit_kappa, vmf_mean_cosine, vmf_residual_nats
+from cibr.models import DualEncoder
+from cibr.models.dual_encoder import Encoded
+from cibr.models.features import Inputs, prepare
+from cibr_book.experiments import run
+from cibr_book.worlds.estimators import estimate_nats
+
+KAPPAS = (8192, 512)  # concentrations of the noise with which information is measured
+_RIDGES = np.logspace(-1, 5, 13)
+
+
+def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
+    """`cibr_book.experiments.run.train_and_measure`, and `residual_nats` of the trained model."""
+    metrics = run.train_and_measure(settings, folder)
+    model = DualEncoder.from_pretrained(folder)
+    test = prepare(model, load_pairs(settings["dataset"], "test"), True)
+    return metrics | residual_nats(*first_pairs(model, test))
+
+
+@torch.no_grad()
+def first_pairs(model: DualEncoder, inputs: Inputs) -> tuple[Encoded, Encoded]:
+    """Images and their first texts: unit vectors [n, d] and pooled features."""
+    first = inputs.pairs.text_to_image().diff(prepend=torch.tensor([-1])).nonzero()[:, 0]
+    batch = inputs[torch.arange(len(inputs.pairs)), first]
+    with model.evaluating():
+        return model.encode_images(batch.images), model.encode_texts(*batch.texts)
+
+
+def residual_nats(image: Encoded, text: Encoded) -> dict[str, float]:
+    """Residual information of embeddings with vMF noise, by estimators fitted afterwards.
+
+    Args:
+        image: unit vectors and pooled features of test images, in pairs with the texts.
+        text: of the texts.
+
+    Returns:
+        In nats, the mean of both modalities: `residual_bound_<kappa>`, the upper bound of a
+        backward encoder whose centre is a ridge regression from the other modality's pooled
+        features, fitted on the other half of the pairs; `residual_mine`, the paper's difference of
+        two estimates, at the first of `KAPPAS`.
+    """
+    found = {f"residual_bound_{kappa}": 0.0 for kappa in KAPPAS} | {"residual_mine": 0.0}
+    for own, other in ((image, text), (text, image)):
+        z, dim = own.features, own.features.shape[1]
+        cosine = (z * _crossfitted(other.pooled, z)).sum(1).mean().double()
+        for kappa in KAPPAS:
+            kappa_b = vmf_fit_kappa(vmf_mean_cosine(kappa, dim) * cosine, dim)
+            nats = vmf_residual_nats(cosine, kappa, kappa_b, dim)
+            found[f"residual_bound_{kappa}"] += nats.item() / 2
+        noisy = sample_vmf(z, KAPPAS[0], torch.Generator().manual_seed(0))
+        told, shared = (estimate_nats(noisy, x.pooled, ["MINE"])["MINE"] for x in (own, other))
+        found["residual_mine"] += (told - shared) / 2
+    return found
+
+
+def _crossfitted(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """Directions of z predicted from x by a ridge regression on the other half of the rows."""
+    is_first = torch.arange(len(x)) % 2 == 0
+    predicted = torch.empty_like(z)
+    for rows in (is_first, ~is_first):
+        fitted = RidgeCV(_RIDGES).fit(x[~rows].numpy(), z[~rows].numpy())
+        predicted[rows] = torch.from_numpy(fitted.predict(x[rows].numpy())).to(z)
+    return F.normalize(predicted, dim=1)

@@ -1,0 +1,169 @@
+"""Towers whose last two stages are trained, over what the stages before them give: a run of
+moving.yaml.
+
+The frozen part of a tower takes the place of the whole, so its outputs are computed once, and the
+stages that move are the first part of the head.
+"""
+
+import copy
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cibr.compare import FeatureTrainer
+from cibr.data import load_pairs
+from cibr.models import DualEncoder
+from cibr.models._towers import FrozenBackbone, TwoTowers, mean_pool
+from cibr.models.features import Inputs, prepare
+from cibr.train import WeightAverage, configure
+from cibr_book.experiments import recipes
+from cibr_book.experiments.corruptions import Corruption, corrupt
+from cibr_book.experiments.run import from_history, library_settings, suite_scores
+
+_N_MOVING = 2  # of seven stages of EfficientNet, with the last convolution, and of six layers
+_N_TOKENS = 32  # captions are cut to, 0.2 % of them
+
+
+class _CutTowers(TwoTowers):
+    """Towers up to the stages that move; in place of pooled features their outputs, flattened."""
+
+    def __init__(self, towers: TwoTowers):
+        network, text = towers.image_tower.timm_model, copy.deepcopy(towers.text_tower)
+        image = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[:-_N_MOVING])
+        image.config = towers.image_tower.config
+        text.encoder.layer = text.encoder.layer[:-_N_MOVING]
+        super().__init__(image, text)
+        self.context = _N_TOKENS
+
+    def image_pooled(self, pixels: Tensor) -> Tensor:
+        """Feature maps, [n, c * h * w]."""
+        return self.image_tower(pixels.contiguous(memory_format=torch.channels_last)).flatten(1)
+
+    def text_pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states and the mask beside them, [n, 32 * (p + 1)], with zeros for padding."""
+        states = self.text_tower(input_ids=ids, attention_mask=mask).last_hidden_state
+        masked = torch.cat([states, mask[..., None].to(states)], 2)
+        return F.pad(masked, (0, 0, 0, _N_TOKENS - ids.shape[1])).flatten(1)
+
+
+class _Stages(nn.Module):
+    """Stages that move, always in eval mode: batches have no statistics, and nothing is dropped."""
+
+    def train(self, mode: bool = True) -> "_Stages":
+        """Nothing changes."""
+        return super().train(False)
+
+
+class _ImageStages(_Stages):
+    """From feature maps to pooled features."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        last = (*network.blocks[-_N_MOVING:], network.conv_head, network.bn2, network.global_pool)
+        self.stages = copy.deepcopy(nn.Sequential(*last)).requires_grad_().eval()
+        self.n_channels = network.blocks[-_N_MOVING][0].conv_pw.in_channels
+
+    def forward(self, flat: Tensor) -> Tensor:
+        side = round((flat.shape[1] / self.n_channels) ** 0.5)
+        maps = flat.view(-1, self.n_channels, side, side)
+        return self.stages(maps.contiguous(memory_format=torch.channels_last))
+
+
+class _TextStages(_Stages):
+    """From hidden states to their mean over the tokens."""
+
+    def __init__(self, tower: nn.Module):
+        super().__init__()
+        layers = tower.encoder.layer[-_N_MOVING:]
+        self.layers = copy.deepcopy(layers).requires_grad_().eval()
+
+    def forward(self, flat: Tensor) -> Tensor:
+        states = flat.view(len(flat), _N_TOKENS, -1)
+        states = states[:, : max(1, int(states[..., -1].sum(1).max()))]
+        states, mask = states[..., :-1], states[..., -1].long()
+        bias = (1.0 - mask[:, None, None]) * torch.finfo(states.dtype).min
+        for layer in self.layers:
+            output = layer(states, bias)
+            states = output[0] if isinstance(output, tuple) else output
+        return mean_pool(states, mask)
+
+
+def moving(model: DualEncoder) -> DualEncoder:
+    """A model of the same embeddings whose towers' last stages are trained with the heads.
+
+    Args:
+        model: heads over the two frozen towers.
+    """
+    old = model.backbone
+    heads = copy.deepcopy([old.image_head, old.text_head])
+    backbone = FrozenBackbone(_CutTowers(old.towers), model.image_size, old.dim, 0.0)
+    image = _ImageStages(old.towers.image_tower.timm_model)
+    backbone.image_head = nn.Sequential(image, heads[0])
+    backbone.text_head = nn.Sequential(_TextStages(old.towers.text_tower), heads[1])
+    return DualEncoder(backbone, model.processor, model.tokenizer).eval()
+
+
+class StartingPoint(nn.Module):
+    """The embeddings before training, as the statistic of an anchor.
+
+    Args:
+        model: of which a copy is kept.
+    """
+
+    def __init__(self, model: DualEncoder):
+        super().__init__()
+        self.start = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, image_pooled: Tensor, text_pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors of both modalities."""
+        images = self.start.encode_images(image_pooled).features
+        return images, self.start.encode_texts(text_pooled).features
+
+
+@lru_cache(maxsize=1)
+def _features() -> dict[str, Inputs]:
+    """What the frozen stages give for Flickr8k's training and validation photos."""
+    model = moving(recipes.features()[0])
+    parts = ("train", "validation")
+    return {part: prepare(model, load_pairs("flickr8k", part), True) for part in parts}
+
+
+def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
+    """Fine-tunes both towers' last stages and the heads on a draw of Flickr8k's training photos.
+
+    Args:
+        settings: of `cibr.configure`; `seed`, of the draw, too; `corruption`, the fields of a
+            `Corruption`; `start`, the settings with which the heads are trained first, see
+            `cibr.compare.Bench.heads`; `untouched`, for the start itself; `ema_decay`, of
+            `WeightAverage`; and `suites`, none for a trial.
+        folder: for predictions.
+
+    Returns:
+        `validation_*` of the last epoch, and `<suite>/<set>/<metric>`.
+    """
+    own, start = dict(settings), dict(settings["start"])
+    for name in ("start", "suites"):
+        own.pop(name, None)
+    start["cca_ridges"] = tuple(start["cca_ridges"])
+    corruption = Corruption(**settings.get("corruption", {}), redraw=True)
+    bench = recipes.bench(corruption, False, settings["seed"])
+    heads = bench.heads(start, settings["seed"])["own"]
+    model = moving(bench.model([heads], settings.get("dropout", 0.0)))
+    metrics = {}
+    if not own.pop("untouched", False):
+        config = configure(output_dir=str(folder), **library_settings(own))
+        model.set_temperature(config.temperature, config.learn_temperature)
+        whole, validation = _features().values()
+        train = recipes.picked(whole, corrupt(whole.pairs, corruption, settings["seed"]))
+        decay = settings.get("ema_decay", 0.0)
+        given = dict(given=(train, validation), statistic=StartingPoint(model))
+        averages = [WeightAverage(decay)] if decay else []
+        trainer = FeatureTrainer(model, config, **given, callbacks=averages)
+        trainer.train()
+        metrics = from_history(trainer.history)
+    return metrics | suite_scores(model, settings.get("suites", []), folder)

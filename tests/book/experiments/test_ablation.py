@@ -1,0 +1,46 @@
+"""The residual information that is measured after training."""
+
+import pytest
+import torch
+from helpers import noise_pairs
+from torch.nn import functional as F
+
+from cibr.models.dual_encoder import Encoded
+from cibr.models.features import prepare
+from cibr_book.experiments.ablation import KAPPAS, first_pairs, residual_nats
+
+
+def pairs_that_share(noise):
+    """Embeddings of 400 pairs, a linear function of the other's pooled features and noise."""
+    generator = torch.Generator().manual_seed(0)
+    shared, own, other = (torch.randn(400, 6, generator=generator) for _ in range(3))
+    basis = torch.randn(2, 6, 16, generator=generator)
+    z = [F.normalize(shared @ basis[0] + noise * x @ basis[1], dim=1) for x in (own, other)]
+    pooled = [torch.cat([shared, x], 1) for x in (own, other)]
+    return [Encoded(*of) for of in zip(z, pooled, strict=True)]
+
+
+def test_the_bound_grows_with_what_only_one_modality_knows():
+    little, some, much = (residual_nats(*pairs_that_share(noise)) for noise in (0, 0.3, 1))
+    for kappa in KAPPAS:
+        name = f"residual_bound_{kappa}"
+        assert 0 <= little[name] < 0.6 * some[name] < 0.5 * much[name]
+    assert much[f"residual_bound_{KAPPAS[0]}"] > much[f"residual_bound_{KAPPAS[1]}"]
+    assert much["residual_mine"] > little["residual_mine"] + 0.3
+
+
+def test_features_of_other_pairs_explain_less():
+    pairs = pairs_that_share(0.3)
+    strangers = [Encoded(of.features, of.pooled.roll(1, 0)) for of in pairs]
+    bound = f"residual_bound_{KAPPAS[0]}"
+    assert residual_nats(*strangers)[bound] > 1.4 * residual_nats(*pairs)[bound]
+
+
+@pytest.mark.parametrize("kind", ["tiny", "frozen"])
+def test_an_image_is_paired_with_its_first_text(build, kind):
+    model = build(kind)
+    inputs = prepare(model, noise_pairs(10, n_captions=3))
+    image, text = first_pairs(model, inputs)
+    own = model.embed_texts([of[0] for of in inputs.pairs.captions])
+    torch.testing.assert_close(text.features, own)
+    assert len(image.features) == 10

@@ -1,0 +1,86 @@
+"""Towers whose last stages move: the same embeddings before training, and what a run trains."""
+
+import pytest
+import torch
+import transformers
+from helpers import TEXTS, noise_pairs
+from small_models import SIZES
+
+from cibr.losses import CIBRLoss
+from cibr.models import DualEncoder
+from cibr.models._towers import FrozenBackbone, ImageProcessor, TwoTowers, train_tokenizer
+from cibr.models.features import embed_pairs, prepare
+from cibr_book.experiments import moving, recipes
+
+START = {"epochs": 1, "learning_rate": 1e-3, "temperature": 0.05, "batch_size": 16}
+RUN = {"model": "frozen", "dataset": "flickr8k", "seed": 1, "epochs": 1, "batch_size": 16}
+RUN |= {"start": START | {"cca_ridges": [3, 1]}, "corruption": {"fraction": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def base():
+    """Heads over an EfficientNet-Lite0 and a BERT of four layers with random weights."""
+    torch.manual_seed(0)
+    config = transformers.TimmWrapperConfig(architecture="tf_efficientnet_lite0", num_labels=0)
+    image, tokenizer = transformers.TimmWrapperModel(config), train_tokenizer(TEXTS, context=40)
+    for norm in (m for m in image.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.momentum = 1.0  # one batch makes its statistics those of the random weights
+    image.train()(pixel_values=torch.randn(8, 3, 64, 64))
+    sizes = SIZES | {"num_hidden_layers": 4, "vocab_size": len(tokenizer)}
+    text = transformers.BertModel(transformers.BertConfig(max_position_embeddings=40, **sizes))
+    backbone = FrozenBackbone(TwoTowers(image, text), 64, 16, 0.0)
+    return DualEncoder(backbone, ImageProcessor(64), tokenizer).eval()
+
+
+@pytest.fixture
+def drawn(base, monkeypatch, tmp_path):
+    """Pairs in place of Flickr8k's."""
+    monkeypatch.setattr("cibr.models.features.cache_folder", lambda: tmp_path / "cache")
+    parts = {"train": noise_pairs(60, n_captions=2), "validation": noise_pairs(20)}
+    found = base, {name: prepare(base, pairs) for name, pairs in parts.items()}
+    monkeypatch.setattr(recipes, "features", lambda: found)
+    monkeypatch.setattr(moving, "load_pairs", lambda _, name: parts[name])
+    moving._features.cache_clear()
+    recipes.bench.cache_clear()
+    yield parts
+    moving._features.cache_clear()
+    recipes.bench.cache_clear()
+
+
+def test_before_training_embeddings_are_those_of_the_frozen_towers(base, drawn):
+    model = moving.moving(base).train()
+    own, whole = (prepare(m, drawn["train"]) for m in (model, base))
+    assert own.images.shape[1] > whole.images.shape[1]
+    for z, frozen in zip(embed_pairs(model, own), embed_pairs(base, whole), strict=True):
+        torch.testing.assert_close(z, frozen, atol=1e-5, rtol=0)
+    texts = [TEXTS[0], " ".join(TEXTS[:3])]  # of two lengths
+    torch.testing.assert_close(model.embed_texts(texts), base.embed_texts(texts))
+
+
+def test_training_moves_the_last_stages_and_heads_alone(base, drawn, monkeypatch, tmp_path):
+    models = []
+    monkeypatch.setattr(moving, "suite_scores", lambda model, *_: models.append(model) or {})
+    start = moving.train_and_measure(RUN | {"untouched": True}, tmp_path / "start")
+    found = moving.train_and_measure(RUN | {"learning_rate": 1e-3}, tmp_path / "run")
+    assert start == {} and 0 <= found["validation_recall@5"] <= 1
+    before, after = (model.state_dict() for model in models)
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert all("running_" in name or "num_batches" in name or "log_" in name for name in still)
+    assert any("running_" in name for name in still) and len(still) < len(before) / 2
+    for own, towers in zip(models, (base, base), strict=True):
+        frozen = [tower.state_dict() for tower in own.backbone.towers.parts().values()]
+        assert len(frozen[0]) < len(towers.backbone.towers.image_tower.state_dict())
+
+
+def test_the_start_is_the_centre_of_an_anchor(base, drawn):
+    model = moving.moving(base)
+    inputs = prepare(model, drawn["validation"])
+    batch = inputs[torch.arange(20), torch.arange(20)]
+    image, text = model.encode_images(batch.images), model.encode_texts(*batch.texts)
+    loss = CIBRLoss(1.0, "anchor", statistic=moving.StartingPoint(model))
+    given = dict(image_pooled=image.pooled, text_pooled=text.pooled)
+    assert loss(image.features, text.features, 10.0, **given)["penalty_loss"].abs() < 1e-4
+    with torch.no_grad():
+        model.backbone.image_head[0].stages[0][0].conv_pw.weight.mul_(2)
+    moved = model.encode_images(batch.images).features
+    assert loss(moved, text.features, 10.0, **given)["penalty_loss"] > 1e-3
