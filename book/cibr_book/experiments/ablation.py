@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.linear_model import RidgeCV
 from torch.nn import functional as F
@@ -17,10 +18,19 @@ from cibr.losses.vmf import sample_vmf, vmf_fit_kappa, vmf_mean_cosine, vmf_resi
 from cibr.models import DualEncoder
 from cibr.models.dual_encoder import Encoded
 from cibr.models.features import Inputs, prepare
+from cibr_book import intervals
 from cibr_book.experiments import run
+from cibr_book.experiments.confirmation import VALIDATION, measure_columns
 from cibr_book.worlds.estimators import estimate_nats
 
 KAPPAS = (8192, 512)  # concentrations of the noise with which information is measured
+FORMS = ("vMF", "vMF, sampled", "cross-fitting", "MINE")
+MEASURES = {
+    "search": "text to image, Flickr8k",
+    "naming": "image to text, Flickr8k",
+    "zero-shot accuracy": "zero-shot accuracy",
+    VALIDATION: VALIDATION,
+}
 _RIDGES = np.logspace(-1, 5, 13)
 
 
@@ -76,3 +86,36 @@ def _crossfitted(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         fitted = RidgeCV(_RIDGES).fit(x[~rows].numpy(), z[~rows].numpy())
         predicted[rows] = torch.from_numpy(fitted.predict(x[rows].numpy())).to(z)
     return F.normalize(predicted, dim=1)
+
+
+def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of photos in ablation.csv or moving.csv with `MEASURES`, in points."""
+    columns = measure_columns()
+    own = {name: rows[columns[of]].mean(axis=1, skipna=False) for name, of in MEASURES.items()}
+    return rows.assign(**{name: 100 * values.fillna(0) for name, values in own.items()})
+
+
+def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
+    """Claims 1 to 3 of experiments/moving.md, each number corrected apart.
+
+    Args:
+        rows: of ablation.csv, all of them.
+
+    Returns:
+        Of `cibr_book.intervals.verdicts`, with differences in nats and in points.
+    """
+    claims: dict[str, list[tuple]] = {"1": [], "2": [], "3": []}
+    bound = f"residual_bound_{KAPPAS[0]}"
+    photos = with_measures(rows[rows["condition"].str.startswith("Flickr8k")])
+    for condition, own in photos.groupby("condition", sort=False):
+        by = own.set_index(["method", "beta", "seed"]).sort_index()
+        clip = by.loc["CLIP"].droplevel("beta")
+        for form in FORMS:
+            of, at = by.loc[form], 3.0 if form == "MINE" else 0.2
+            best = of[VALIDATION].groupby("beta").mean().idxmax()
+            where, less = f"{form}, {condition}", clip[bound] - of.xs(at, level="beta")[bound]
+            claims["1"].append(("1", f"less residual information at {at:g}: {where}", less))
+            for number, measure in (("2", "search"), ("3", "zero-shot accuracy")):
+                gain = of.xs(best, level="beta")[measure] - clip[measure]
+                claims[number].append((number, f"{measure} gains at {best:g}: {where}", gain))
+    return pd.concat(map(intervals.verdicts, claims.values()), ignore_index=True)

@@ -44,7 +44,7 @@ VALIDATION = "recall on validation"
 DEGRADED = "recall on degraded photos"
 
 
-def _columns() -> dict[str, list[str]]:
+def measure_columns() -> dict[str, list[str]]:
     """The columns of the rows whose mean is a measure, by the measure's name."""
     recalls = {way: [f"{way}_recall@{k}" for k in (1, 5, 10)] for way in WAYS.values()}
     both = [recall for names in recalls.values() for recall in names]
@@ -116,7 +116,7 @@ def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
         ValueError: a run lacks scores.
     """
     measures = {
-        name: 100 * rows[own].mean(axis=1, skipna=False) for name, own in _columns().items()
+        name: 100 * rows[own].mean(axis=1, skipna=False) for name, own in measure_columns().items()
     }
     table = pd.DataFrame(measures)
     incomplete = table.isna().any(axis=1)

@@ -1,5 +1,9 @@
 """The residual information that is measured after training."""
 
+import itertools
+
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import noise_pairs
@@ -7,7 +11,14 @@ from torch.nn import functional as F
 
 from cibr.models.dual_encoder import Encoded
 from cibr.models.features import prepare
-from cibr_book.experiments.ablation import KAPPAS, first_pairs, residual_nats
+from cibr_book.experiments.ablation import (
+    FORMS,
+    KAPPAS,
+    claim_tests,
+    first_pairs,
+    residual_nats,
+)
+from cibr_book.experiments.confirmation import VALIDATION, measure_columns
 
 
 def pairs_that_share(noise):
@@ -44,3 +55,32 @@ def test_an_image_is_paired_with_its_first_text(build, kind):
     own = model.embed_texts([of[0] for of in inputs.pairs.captions])
     torch.testing.assert_close(text.features, own)
     assert len(image.features) == 10
+
+
+def test_claims_are_of_the_weight_that_validation_chooses():
+    columns = measure_columns()
+    runs = [("CLIP", 0.0), *itertools.product(FORMS, (0.05, 0.2, 3.0))]
+    rows = []
+    for (method, beta), seed in itertools.product(runs, range(8)):
+        noise = np.random.default_rng(seed).normal(0, 0.001, 4)
+        row = dict.fromkeys([c for of in columns.values() for c in of], 0.5 + noise[0])
+        row |= {"residual_bound_8192": 100 + noise[1] - 20 * (method == "vMF" and beta == 0.2)}
+        if (method, beta) == ("vMF", 0.05):
+            names = columns[VALIDATION] + columns["text to image, Flickr8k"]
+            row |= {name: row[name] + 0.01 + noise[2] for name in names}
+        if method == "MINE":
+            lost = columns["zero-shot accuracy"]
+            row |= {name: row[name] - 0.01 + noise[3] for name in lost}
+        rows.append({"condition": "Flickr8k", "method": method, "beta": beta, "seed": seed} | row)
+    tests = claim_tests(pd.DataFrame(rows)).set_index("claim")
+    assert len(tests) == 12
+    expected = {
+        "less residual information at 0.2: vMF, Flickr8k": "holds",
+        "less residual information at 3: MINE, Flickr8k": "undecided",
+        "search gains at 0.05: vMF, Flickr8k": "holds",
+        "search gains at 0.05: cross-fitting, Flickr8k": "undecided",
+        "zero-shot accuracy gains at 0.05: MINE, Flickr8k": "contradicted",
+    }
+    assert tests.loc[[*expected], "verdict"].tolist() == [*expected.values()]
+    assert tests.loc["search gains at 0.05: vMF, Flickr8k", "difference"] == pytest.approx(1, 0.2)
+    assert (tests.groupby("hypothesis")["holm"].min() >= 4 / 256).all()
