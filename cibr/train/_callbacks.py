@@ -113,7 +113,7 @@ class WeightAverage(TrainerCallback):
     def on_step_end(self, args, state, control, model, **_):
         """Adds the weights after a step."""
         weight = (1 - self.decay) / (1 - self.decay**state.global_step)
-        for name, weights in model.state_dict().items():
+        for name, weights in _numbers(model).items():
             self.average[name].lerp_(weights, weight)
 
     def on_log(self, args, state, control, model, **_):
@@ -124,7 +124,7 @@ class WeightAverage(TrainerCallback):
 
     def on_evaluate(self, args, state, control, model, **_):
         """Puts the model's own weights back."""
-        model.load_state_dict(self.own)
+        model.load_state_dict(self.own, strict=False)
         self.own = {}
 
     def on_train_end(self, args, state, control, model, **_):
@@ -133,7 +133,7 @@ class WeightAverage(TrainerCallback):
 
     @torch.no_grad()
     def _copy_to(self, model: DualEncoder) -> None:
-        for name, weights in model.state_dict().items():
+        for name, weights in _numbers(model).items():
             average = self.average[name]
             if self.interpolation:
                 average = average.lerp(self.start[name], self.interpolation)
@@ -148,8 +148,13 @@ class WeightAverage(TrainerCallback):
         self.average, self.start = state["average"], state["start"]
 
 
+def _numbers(model: DualEncoder) -> dict[str, Tensor]:
+    """Its state without counts, such as the batches that a batch norm has seen."""
+    return {name: part for name, part in model.state_dict().items() if part.is_floating_point()}
+
+
 def _copied(model: DualEncoder) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    return {name: tensor.detach().clone() for name, tensor in _numbers(model).items()}
 
 
 @contextmanager

@@ -19,10 +19,15 @@ from cibr.data import load_pairs
 from cibr.models import DualEncoder
 from cibr.models._towers import FrozenBackbone, TwoTowers, mean_pool
 from cibr.models.features import Inputs, prepare
-from cibr.train import WeightAverage, configure
+from cibr.train import configure
 from cibr_book.experiments import recipes
 from cibr_book.experiments.corruptions import Corruption, corrupt
-from cibr_book.experiments.run import from_history, library_settings, suite_scores
+from cibr_book.experiments.run import (
+    from_history,
+    library_settings,
+    suite_scores,
+    training_additions,
+)
 
 _N_MOVING = 2  # of seven stages of EfficientNet, with the last convolution, and of six layers
 _N_TOKENS = 32  # captions are cut to, 0.2 % of them
@@ -139,8 +144,8 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     Args:
         settings: of `cibr.configure`; `seed`, of the draw, too; `corruption`, the fields of a
             `Corruption`; `start`, the settings with which the heads are trained first, see
-            `cibr.compare.Bench.heads`; `untouched`, for the start itself; `ema_decay`, of
-            `WeightAverage`; and `suites`, none for a trial.
+            `cibr.compare.Bench.heads`; `untouched`, for the start itself; `ema_decay` and
+            `interpolation`, of `WeightAverage`; and `suites`, none for a trial.
         folder: for predictions.
 
     Returns:
@@ -160,10 +165,8 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         model.set_temperature(config.temperature, config.learn_temperature)
         whole, validation = _features().values()
         train = recipes.picked(whole, corrupt(whole.pairs, corruption, settings["seed"]))
-        decay = settings.get("ema_decay", 0.0)
         given = dict(given=(train, validation), statistic=StartingPoint(model))
-        averages = [WeightAverage(decay)] if decay else []
-        trainer = FeatureTrainer(model, config, **given, callbacks=averages)
+        trainer = FeatureTrainer(model, config, **given, **training_additions(settings))
         trainer.train()
         metrics = from_history(trainer.history)
     return metrics | suite_scores(model, settings.get("suites", []), folder)
