@@ -10,7 +10,7 @@ from pathlib import Path
 from cibr import load_pairs
 
 FOLDER = Path(__file__).resolve().parent / "thumbnails" / "test"
-SHOWN = (10, 87, 245, 310, 522, 701)  # of the test photos
+SHOWN = (953, 10, 245, 310, 522, 701)  # of the test photos
 SIDE = 120  # pixels
 
 if __name__ == "__main__":
