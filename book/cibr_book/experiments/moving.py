@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +21,10 @@ from cibr.models import DualEncoder
 from cibr.models._towers import FrozenBackbone, TwoTowers, mean_pool
 from cibr.models.features import Inputs, prepare
 from cibr.train import configure
+from cibr_book import intervals
 from cibr_book.experiments import recipes
+from cibr_book.experiments.ablation import with_measures
+from cibr_book.experiments.confirmation import VALIDATION
 from cibr_book.experiments.corruptions import Corruption, corrupt
 from cibr_book.experiments.run import (
     from_history,
@@ -170,3 +174,28 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         trainer.train()
         metrics = from_history(trainer.history)
     return metrics | suite_scores(model, settings.get("suites", []), folder)
+
+
+def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
+    """Claims 4 and 5 of experiments/moving.md, about 600 photos.
+
+    Args:
+        rows: of moving.csv, all of them; trials are left out.
+
+    Returns:
+        Of `cibr_book.intervals.verdicts`, with differences in points.
+    """
+    tested = with_measures(rows[(rows["condition"] == "600 photos") & (rows["seed"] >= 800)])
+    of = {}
+    for method, own in tested.groupby("method", sort=False):
+        best = own.groupby("beta")[VALIDATION].mean().idxmax()
+        of[method] = own[own["beta"] == best].set_index("seed")
+    start, clip, accuracy = of.pop("start"), of.pop("CLIP"), "zero-shot accuracy"
+    claims = [("4", f"CLIP lowers {accuracy}", start[accuracy] - clip[accuracy])]
+    claims += [("4", "CLIP raises search", clip["search"] - start["search"])]
+    for method, own in of.items():
+        for measure in ("search", accuracy):
+            claims.append(
+                ("5", f"{method} is above CLIP in {measure}", own[measure] - clip[measure])
+            )
+    return intervals.verdicts(claims)

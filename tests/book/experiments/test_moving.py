@@ -1,5 +1,6 @@
 """Towers whose last stages move: the same embeddings before training, and what a run trains."""
 
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -11,6 +12,7 @@ from cibr.models import DualEncoder
 from cibr.models._towers import FrozenBackbone, ImageProcessor, TwoTowers, train_tokenizer
 from cibr.models.features import embed_pairs, prepare
 from cibr_book.experiments import moving, recipes
+from cibr_book.experiments.confirmation import VALIDATION, measure_columns
 
 START = {"epochs": 1, "learning_rate": 1e-3, "temperature": 0.05, "batch_size": 16}
 RUN = {"model": "frozen", "dataset": "flickr8k", "seed": 1, "epochs": 1, "batch_size": 16}
@@ -87,3 +89,33 @@ def test_the_start_is_the_centre_of_an_anchor(base, drawn):
         model.backbone.image_head[0].stages[0][0].conv_pw.weight.mul_(2)
     moved = model.encode_images(batch.images).features
     assert loss(moved, text.features, 10.0, **given)["penalty_loss"] > 1e-3
+
+
+def test_claims_compare_the_chosen_weight_with_fine_tuned_clip():
+    columns = measure_columns()
+    effects = {  # on search, zero-shot accuracy and validation
+        ("start", 0.0): (-0.03, 0.02, 0.0),
+        ("CLIP", 0.0): (0.0, 0.0, 0.0),
+        ("anchor", 0.3): (0.01, 0.01, 0.02),
+        ("anchor", 1.0): (0.05, 0.05, 0.01),
+        ("MINE", 0.3): (-0.01, 0.0, 0.0),
+    }
+    names = ("text to image, Flickr8k", "zero-shot accuracy", VALIDATION)
+    rows = []
+    for (method, beta), gains in effects.items():
+        for seed in range(800, 808):
+            row = dict.fromkeys([c for of in columns.values() for c in of], 0.5 + seed / 1e4)
+            for name, gain in zip(names, gains, strict=True):
+                row |= {c: row[c] + gain + (seed % 3) * 1e-4 for c in columns[name]}
+            row |= {"condition": "600 photos", "method": method, "beta": beta, "seed": seed}
+            rows.append(row)
+    tests = moving.claim_tests(pd.DataFrame(rows)).set_index("claim")
+    assert tests.loc["anchor is above CLIP in search", "difference"] == pytest.approx(1)
+    assert tests["verdict"].to_dict() == {
+        "CLIP lowers zero-shot accuracy": "holds",
+        "CLIP raises search": "holds",
+        "anchor is above CLIP in search": "holds",
+        "anchor is above CLIP in zero-shot accuracy": "holds",
+        "MINE is above CLIP in search": "contradicted",
+        "MINE is above CLIP in zero-shot accuracy": "undecided",
+    }
