@@ -96,7 +96,7 @@ def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
-    """Claims 1 to 3 of experiments/moving.md, each number corrected apart.
+    """The claims of experiments/ablation.md, each number corrected apart.
 
     Args:
         rows: of ablation.csv, all of them.
