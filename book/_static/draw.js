@@ -215,8 +215,7 @@
   };
   const load = () => {
     loading ??= (async () => {
-      const wasFocused = document.activeElement === at("load");
-      at("load").disabled = true;
+      at("load").hidden = true;
       at("status").textContent = "Loading the models";
       try {
         const found = await fetchAll();
@@ -224,20 +223,24 @@
         world = found;
       } catch (error) {
         loading = null;
-        at("load").disabled = false;
+        at("load").hidden = false;
         at("status").textContent =
-          `The models could not be loaded (${error.message}): check the connection and try again.`;
+          `The models could not be loaded (${error.message}): check the connection.`;
         return;
       }
       at("status").textContent = "Both models are loaded.";
-      at("load").remove();
-      if (wasFocused) canvas.focus({ preventScroll: true });
       if (!strokes.length && printed() < 0) at("pick").selectedIndex = 1;
       update();
     })();
     return loading;
   };
   at("load").addEventListener("click", load);
+  const isNear = (seen, watch) => {
+    if (!seen.some((entry) => entry.isIntersecting)) return;
+    watch.disconnect();
+    load();
+  };
+  new IntersectionObserver(isNear, { rootMargin: "600px" }).observe(at("page"));
 
   at("page").hidden = false;
   show();

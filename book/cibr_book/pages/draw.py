@@ -114,5 +114,4 @@ def as_page() -> str:
         for character in _PRINTED
     ]
     data = {"scripts": addresses, "guides": _GUIDES}
-    megabytes = f"{len(_payload()) / 1e6:.1f}"
-    return filled(__file__, data, printed="".join(options), megabytes=megabytes)
+    return filled(__file__, data, printed="".join(options))

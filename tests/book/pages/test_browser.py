@@ -174,8 +174,7 @@ def test_the_drawing_has_the_models_of_python_and_follows_mouse_and_keyboard(pag
     page.set_viewport_size(DESK)
     visit(page, "book/train")
     assert not [url for url in page.requests if "/draw/" in url]
-    page.focus("#draw-load")
-    page.keyboard.press("Enter")
+    page.locator("#draw-canvas").scroll_into_view_if_needed()
     page.wait_for_selector("#draw-names output:not(:empty)", timeout=180_000)
     images = list(varied_glyphs(60).images())
     grey = [np.asarray(image.convert("L")).ravel().tolist() for image in images]
