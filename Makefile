@@ -8,6 +8,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 GPUS ?= 0
+CHROMIUM ?= $(firstword $(shell command -v chromium chromium-browser google-chrome))
 CONDITION ?= MSCOCO, ViT-B/32
 LIBRARY_TESTS := tests --ignore=tests/book --ignore=tests/experiments --ignore=tests/test_environment.py
 # Written last: an install that was cut off is not taken as done.
@@ -20,7 +21,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 
 .DEFAULT_GOAL := help
-.PHONY: help train test book lint lowest bench rows paper notebooks clean versions
+.PHONY: help train test book pdf lint lowest bench rows paper notebooks clean versions
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
@@ -52,6 +53,15 @@ test: $(STAMP) versions  ## the tests, then every notebook again; two workers
 
 book: $(STAMP)  ## render the stored notebooks into _build/html; any warning is an error
 	$(BIN)/jupyter-book build . -W -n --keep-going --quiet
+
+# Of one page each: the whole, whose paths are of the folder above, and the chapters of theorems.
+pdf: book  ## book.pdf, theory.pdf and gaussian.pdf into _build; needs Chromium, no TeX
+	@test -n "$(CHROMIUM)" || { echo "make pdf prints with Chromium: install it, or name one: make pdf CHROMIUM=..." >&2; exit 1; }
+	$(BIN)/jupyter-book build . --builder custom --custom-builder singlehtml --quiet
+	sed 's,href="book/intro.html#,href="#,g' _build/singlehtml/book/intro.html >_build/singlehtml/book.html
+	for page in singlehtml/book html/book/theory html/book/gaussian; do $(CHROMIUM) --headless --no-sandbox \
+	  --virtual-time-budget=120000 --no-pdf-header-footer --print-to-pdf=_build/$${page##*/}.pdf \
+	  file://$(CURDIR)/_build/$$page.html || exit 1; done
 
 rows: $(STAMP)  ## a sweep's rows again, into again.csv: SWEEP=confirmation ONLY="CIBR vMF"
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/snakemake -s experiments/Snakefile --profile experiments/profiles/local \
