@@ -2,6 +2,7 @@
 
 import sys
 import tomllib
+from datetime import date
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def test_conda_environment_equals_pyproject_in_names_and_ranges():
     assert found.pop("python") == SpecifierSet(PROJECT["requires-python"])
     assert found.pop("pip") == SpecifierSet("")
     assert found == ranges(PROJECT["dependencies"] + EXTRAS["book"])
+
+
+def test_the_citation_has_the_version_and_a_date():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == PROJECT["version"]
+    assert date.fromisoformat(cited["date-released"]).year >= 2026
 
 
 def test_every_requirement_has_a_lower_bound():
