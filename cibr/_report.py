@@ -40,7 +40,7 @@ def report(verdict: str, table: pd.DataFrame, model: DualEncoder, test: Inputs) 
         verdict: a sentence.
         table: of `Comparison`.
         model: the winner.
-        test: held-out pairs, of which the ten best and worst searches are shown.
+        test: held-out pairs; the page shows their ten best and worst searches.
     """
     pairs, captions, owner = test.pairs, test.pairs.texts(), test.pairs.text_to_image().tolist()
     images, texts = embed_pairs(model, test)

@@ -32,7 +32,7 @@ _EXAMPLES = """examples:
   cibr search runs/mine path/to/photos "a dog on the beach" "a red car" --top 5
 """
 _COMPARED = ("recipes", "pretrained", "unpaired", "max_skipped")
-_SKIPPED = "unusable samples of a split that may be left out (0)"
+_SKIPPED = "maximum number of unusable samples per split (0)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,7 +134,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
     about = "rank a folder's images by queries"
     search = commands.add_parser("search", help=about, parents=[with_model])
-    search.add_argument("folder", type=Path, help="images in it and in the folders below")
+    search.add_argument("folder", type=Path, help="image folder, searched recursively")
     queries = "queries: texts, or image files to find similar ones"
     search.add_argument("query", nargs="+", help=queries)
     search.add_argument("--top", type=int, default=5, help="number of images to print (5)")
@@ -318,8 +318,8 @@ def _search(arguments: argparse.Namespace) -> None:
 
 
 def _index(model, folder: Path):
-    """The images in a folder and in those below, but broken ones, and their embeddings, which the
-    cache folder keeps while model and file are the same.
+    """The intact images in a folder and its subfolders, and their embeddings; the cache folder
+    keeps these while model and file are the same.
     """
     import torch
     from PIL import Image

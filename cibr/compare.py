@@ -1,9 +1,9 @@
 """Which recipe works on one's own pairs: heads over frozen towers, tuned alike and compared.
 
-Every recipe is tuned on validation by equally many trials, its best trial is repeated with several
-seeds, and these are compared with CLIP heads on held-out images, paired by image and seed. Towers
-are run once and trained heads are kept, so that a killed comparison continues and another one with
-the same folder and pairs repeats nothing.
+Every recipe is tuned on validation with the same number of trials. Its best trial is repeated with
+several seeds and compared with CLIP heads on held-out images, paired by image and seed. Towers run
+once and trained heads are kept: a killed comparison resumes, and a new one with the same folder and
+pairs repeats nothing.
 """
 
 import numbers
@@ -70,11 +70,11 @@ class Recipe(NamedTuple):
 
     Args:
         about: in words.
-        grid: values of settings of `cibr.configure`, of which trials are drawn; without `epochs`
-            the heads are the CCA itself.
+        grid: values of `cibr.configure` settings; trials are drawn from them. Without `epochs` the
+            heads are the CCA itself.
         averaged: whether the average of the weights over the steps is used.
-        joined: names of other recipes whose scores are summed, in place of a grid; the same name
-            twice has two seeds.
+        joined: instead of a grid, names of other recipes whose scores are summed; a repeated name
+            uses two seeds.
     """
 
     about: str
@@ -225,7 +225,7 @@ class Bench:
             return {"own": model.state_dict(), "average": average.average}
 
     def model(self, states: Sequence[dict[str, Tensor]], dropout: float = 0.0) -> DualEncoder:
-        """A model whose score is the mean of those of some heads; new heads for an empty state."""
+        """A model whose score averages those of several heads; an empty state gives new heads."""
         base, old = self.base, self.base.backbone
         backbone = FrozenBackbone(old.towers, base.image_size, old.dim, dropout, len(states))
         model = DualEncoder(backbone, base.processor, base.tokenizer)
@@ -256,8 +256,8 @@ class Bench:
 
 
 def draws(grid: Mapping[str, tuple], n: int) -> list[dict[str, Any]]:
-    """Different points of a grid, the first value of each setting and then at random; recipes with
-    the same values of a setting are tried at the same ones.
+    """Distinct points of a grid: the first values, then random ones; recipes with the same values
+    of a setting try the same ones.
     """
     points: list[dict] = []
     for i in range(20 * n):
@@ -281,7 +281,7 @@ def _at_end(settings: dict[str, Any], grid: Mapping[str, tuple]) -> str:
 
 
 def image_values(model: DualEncoder, test: Inputs) -> _Values:
-    """One number per image for every recall, and for their means, with the recall as its mean."""
+    """One number per image for every recall and for their means; its mean is the recall."""
     ranks = query_ranks(*embed_pairs(model, test), *test.pairs.retrieval_targets())
     values = {}
     for name, hits in recall_items(ranks.image_ranks, ranks.text_ranks).items():
@@ -314,11 +314,11 @@ def compare_recipes(
             heads are always among them.
         pretrained: folders or hub ids of dual encoders: each is compared as it is, and with CLIP
             heads and CCA over its frozen features.
-        unpaired: a data set of images and texts whose training split pairs them at random, for
-            self-training: an image is matched to any text but its own.
+        unpaired: a data set whose training split pairs images and texts at random, for
+            self-training: an image is never matched to its own text.
         n_trials: of each recipe.
-        n_seeds: with which the best trial is repeated.
-        max_skipped: the number of unusable samples per split that may be left out.
+        n_seeds: repetitions of the best trial.
+        max_skipped: maximum number of unusable samples per split.
 
     Raises:
         ValueError: an unknown recipe, self-training without unpaired images, or too few images.

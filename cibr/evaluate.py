@@ -5,10 +5,9 @@ classification follows Radford et al. (2021): a class is the renormalised mean o
 vectors. Retrieval is paired (Karpathy and Fei-Fei, 2015) or by label, according to `Pairs.paired`.
 Texts longer than the context are truncated.
 
-A score is the mean of one number an item, also where classes or data sets count alike whatever
-their size (`cibr.metrics.intervals`). Its 95 % interval is Student's over items; with several
-seeds, seeds and items are resampled. An item is an image with its texts or, by label, everything
-with one label.
+A score is the mean of one number per item, even where classes or data sets have equal weight
+(`cibr.metrics.intervals`). Its 95 % interval is Student's over items; with several seeds, seeds and
+items are resampled. An item is an image with its texts or, by label, everything with one label.
 """
 
 import numbers
@@ -111,8 +110,8 @@ def suite_tasks(suite: _Suite) -> tuple[Task, ...]:
 
 
 def _suite_name(suite: _Suite) -> str:
-    """The name of a suite in tables and folders: its own, the stem of its file, or that of its only
-    data set, else `tasks`.
+    """The name of a suite in tables and folders: its own, its file's stem, its only data set's, or
+    `tasks`.
     """
     if isinstance(suite, (str, Path)):
         return Path(suite).stem
@@ -138,8 +137,8 @@ def dataset_tasks(dataset: str) -> tuple[Task, ...]:
     captions.
 
     Args:
-        dataset: a name or a folder; see `cibr.load_pairs`. The test split is used, else validation,
-            else train.
+        dataset: a name or a folder; see `cibr.load_pairs`. Uses the test split, or validation, or
+            train.
 
     Raises:
         ValueError, FileNotFoundError, ConnectionError: as `cibr.load_pairs`; or class names without
@@ -212,8 +211,8 @@ class Evaluation:
         """Tidy scores with the columns `model, suite, dataset, kind, metric, value, low, high` and
         `n`, the number of queries.
 
-        They are those of sets, then of groups, such as the four styles of PACS, and of all
-        zero-shot sets, in which a group counts as one set.
+        Sets come first, then groups, such as the four styles of PACS, and all zero-shot sets, where
+        a group counts as one set.
         """
         rows = []
         for key, score in _scores(self).items():
@@ -285,7 +284,7 @@ def evaluate(
         output_dir: folder for this model's results; a subfolder named after the suite gets
             `rows.csv`, `rows.json` and the predictions of each set, in `Task.file`, a file of
             safetensors.
-        max_skipped: the number of unusable samples per set that may be left out.
+        max_skipped: maximum number of unusable samples per set.
 
     Returns:
         The evaluation, with `rows` of scores and the `predictions` per item.

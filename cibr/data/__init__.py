@@ -48,12 +48,12 @@ def load_pairs(name: str | Path, split: str = "train", *, max_skipped: int = 0) 
         name: a name of `DATASETS` or with a card; a folder of images with metadata, of shards or of
             Parquet files; or a hub id, ``owner/name``.
         split: ``train``, ``validation`` (or ``val``, ``dev``) or ``test``; `glyphs` has two more.
-        max_skipped: the number of unusable samples that may be left out, with a warning, for which
-            every image is decoded once; with 0 the first unusable sample raises.
+        max_skipped: maximum number of unusable samples to skip with a warning; every image is then
+            decoded once. With 0 the first unusable sample raises.
 
     Returns:
-        The pairs of the split. Where there is none for validation, a flat folder of images is
-        split by a hash; of other data, `cibr.load_splits` holds out training pairs.
+        The pairs of the split. Without a validation split, a flat folder of images is split by a
+        hash; for other data, `cibr.load_splits` holds out training pairs.
 
     Raises:
         ValueError: if the name or the split is unknown, or the data are unusable.

@@ -1,10 +1,10 @@
 """Readers of image folders, WebDataset shards, and hub data sets through `datasets`.
 
 A reader takes a place, a folder or a hub id, and returns for each split a function that loads its
-pairs. That function takes the data set's name and what is called with the error of each unusable
-sample, to raise it or to count the sample as left out. data/README.md has the formats of image
-folders and hub data sets. Metadata are not read by `datasets`, which turns the text "NA" into a
-missing value and "2013" into a number, nor by pandas, which cuts a row of too many fields.
+pairs. That function takes the data set's name and a callback for the error of each unusable sample,
+which raises it or counts the sample as skipped. data/README.md has the formats of image folders and
+hub data sets. Metadata bypass `datasets`, which turns the text "NA" into a missing value and "2013"
+into a number, and pandas, which truncates rows with too many fields.
 
 Shards: the layout of ``clip-benchmark/wds_*`` on the hub. ``<split>/nshards.txt`` contains the
 number of shards, ``<split>/0.tar``, ``1.tar``, ... the samples: members that share a name up to its
@@ -94,9 +94,9 @@ def _pairs(name: str, split: str, rows: _Rows, load: Callable, skip: _Skip) -> P
 
 def _read_images(place: str) -> _Loaders:
     """Splits are subfolders with metadata, or the first folder in the file names of one metadata
-    file. With neither, a tenth of the images is ``validation``, chosen by a hash of each
-    ``file_name`` (or its group), so that later additions move no image, and the rest is ``train``.
-    Without metadata, subfolders are classes, and there is only ``test``.
+    file. With neither, a hash of each ``file_name`` (or its group) assigns a tenth of the images to
+    ``validation`` and the rest to ``train``; later additions move no image. Without metadata,
+    subfolders are classes, and there is only ``test``.
     """
     folder = Path(place)
     files = _metadata_files(folder)
@@ -177,7 +177,7 @@ def _folder_image(folder: Path, file_names: list[str], i: int) -> Image.Image:
 
 
 def _splits_of(file: Path, rows: _Rows) -> dict[str, str]:
-    """The split of each image: its first folder, or else by a hash of its group or name."""
+    """The split of each image: its first folder, or by a hash of its group or name."""
     splits = {name: split_of(name.partition("/")[0]) for name in rows}
     outside = [name for name, split in splits.items() if split not in _SPLITS.values()]
     if outside and len(outside) < len(splits):

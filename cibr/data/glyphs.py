@@ -1,11 +1,11 @@
 """Glyph pairs: printed characters and their Unicode names, rendered from the fonts in matplotlib.
 
 A sample is one character in one face, drawn with Pillow on a 32 px square, with the character's
-Unicode name in lower case as its caption. Image and text share the character. Specific to the image
-are typeface, weight, slant, size, position, ink and paper; specific to the text is the template
-around the name. Every choice is a hash of the character and the face, so characters, captions,
-factors and splits are the same on every machine; pixels can differ by a few grey levels with the
-FreeType version. Some images are ambiguous: Latin A and Greek Alpha look the same.
+Unicode name in lower case as its caption. Image and text share the character. Typeface, weight,
+slant, size, position, ink and paper are specific to the image, the template around the name to the
+text. Every choice is a hash of the character and the face, so characters, captions, factors and
+splits are the same on every machine; pixels can differ by a few grey levels with the FreeType
+version. Some images are ambiguous: Latin A and Greek Alpha look the same.
 """
 
 import unicodedata

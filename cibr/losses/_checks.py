@@ -1,4 +1,4 @@
-"""Checks at the door of the losses: what would train on without an error is refused by name."""
+"""Input checks of the losses: inputs that would fail silently are rejected by name."""
 
 import math
 import numbers

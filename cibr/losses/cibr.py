@@ -28,8 +28,8 @@ _OPTIONAL = ("image_pooled", "text_pooled", "generator")
 def beta_at(progress: Number, beta: Number) -> float:
     """Penalty weight at a given fraction of training: zero, then a linear ramp, then beta.
 
-    It is zero for the first third, so that encoders trained from scratch first learn to tell pairs
-    apart, rises linearly to beta at two thirds and is constant from there.
+    It is zero for the first third: encoders trained from scratch first learn to tell pairs apart.
+    It then rises linearly to beta at two thirds and stays constant.
 
     Args:
         progress: fraction of training completed, in [0, 1].
@@ -72,8 +72,8 @@ class CIBRLoss(nn.Module):
             that a schedule may set before each step, see `beta_at`. With `vmf`, `crossfit` and
             `anchor`, compare settings by beta kappa_b A_d(kappa_e) / logit_scale.
         penalty: a name of `PENALTIES`, or a `Term`.
-        kappa_e: concentration of the encoders e(z|x), with `sample` of the noise; without, it only
-            scales the vMF penalties. The study's runs on photos use 8,192.
+        kappa_e: concentration of the encoders e(z|x): of the noise with `sample`, otherwise only a
+            scale of the vMF penalties. The study's photo runs use 8,192.
         sample: contrast samples of vMF(mu, kappa_e) instead of the means mu, in both train and eval
             mode. Noise without a penalty is `sample=True, beta=0`.
         options: of the penalty, such as `kappa_b` (vmf, crossfit, anchor), `statistic`
@@ -163,7 +163,7 @@ class CIBRLoss(nn.Module):
         Returns:
             `penalty_excess`, the penalty without its weight; its own reports, such as
             `residual_image_nats`; and, of CLIP's loss, `mi_lower_bound_nats`, log n - loss, a lower
-            bound on I(Z_v;Z_t). With labels it is one if image and text are conditionally
+            bound on I(Z_v;Z_t). With labels it holds if image and text are conditionally
             independent given the label and rows are drawn independently.
 
         Raises:

@@ -6,13 +6,12 @@ class in `PENALTIES`, which makes it available by name.
 
 `vmf`, `crossfit` and `anchor` are von Mises-Fisher bounds. For every backward encoder b,
 E[log e(z|x_v) - log b(z|x_t)] >= I(Z_v;X_v|X_t), with equality for b = p(z|x_t). The encoder is
-e = vMF(mu_v, kappa_e), the noise with which the information is measured, and b = vMF(centre,
-kappa_b), so that the penalty is kappa_b A_d(kappa_e) (1 - mean cosine with the centre) above a
-constant that measures a mismatch of concentrations and is left out. The inequality needs a centre
-that is a function of the text and of samples other than the pair; where the centre is a statistic
-of the image itself, as in `anchor`, it bounds less. It holds for the source of the pairs: in a data
-set where every text is unique, the text identifies its image, and the bound can fall to its floor
-by memorising the pairs.
+e = vMF(mu_v, kappa_e), the noise with which information is measured, and b = vMF(centre, kappa_b).
+The penalty is then kappa_b A_d(kappa_e) (1 - mean cosine with the centre), without a constant that
+measures a mismatch of concentrations. The inequality needs a centre that is a function of the text
+and of samples other than the pair; where the centre is a statistic of the image itself, as in
+`anchor`, it bounds less. It holds for the source of the pairs: in a data set where every text is
+unique, the text identifies its image, and the bound can fall to its floor by memorising the pairs.
 
 Source: the bounds of Fischer (2020, arXiv 2002.05379); Ji et al. (2025, arXiv 2503.24182) for MINE.
 """
@@ -35,11 +34,11 @@ _mean_cosine_of_noise = cache(vmf_mean_cosine)  # the same in every step
 
 
 class LossInputs(NamedTuple):
-    """What a penalty may read of a batch of n pairs; what the caller did not pass is None."""
+    """A penalty's inputs from a batch of n pairs; those that the caller omits are None."""
 
     image: Tensor  # mean directions mu_v, unit vectors [n, d]
     text: Tensor  # mean directions mu_t
-    z_image: Tensor  # what is contrasted: samples of the encoders with `sample`, else the means
+    z_image: Tensor  # contrasted: samples of the encoders with `sample`, otherwise the means
     z_text: Tensor
     logit_scale: Tensor  # 1 / temperature
     kappa_e: float  # concentration of the encoders e(z|x)
@@ -58,9 +57,8 @@ class LossInputs(NamedTuple):
 class Term(nn.Module):
     """A penalty, which `CIBRLoss` weighs with beta.
 
-    One that trains parts of its own, as `Mine` does, has a method `update(inputs)` too, which
-    `CIBRLoss.update` calls with inputs that have no gradients. It runs on every process of a run,
-    with the same inputs.
+    A penalty that trains its own parts, such as `Mine`, also has a method `update(inputs)`.
+    `CIBRLoss.update` calls it on every process of a run, with the same inputs, without gradients.
 
     Attributes:
         needs: the optional arguments of `CIBRLoss.forward` that it reads: `labels`, `image_pooled`,
@@ -76,7 +74,7 @@ class Term(nn.Module):
         raise NotImplementedError
 
     def reports(self, inputs: LossInputs) -> dict[str, Scalar]:
-        """What a run reports of a batch, by name; a name ends in `_nats` for information.
+        """The reports on a batch, by name; names of information end in `_nats`.
 
         Only bounds on and estimates of I(Z_v;X_v|X_t) may be called `residual_*`.
         """
@@ -133,10 +131,10 @@ class VMF(VMFBound):
 class Crossfit(VMFBound):
     """Backward encoders centred at a prediction from the other half of the batch.
 
-    For texts that are unique, so that pairs could be memorised: the centre of a row is a ridge
-    regression from the other modality's embeddings, fitted on the other half; rows of one label are
-    in the same half. With independently drawn rows of different labels this is a bound as `vmf` is:
-    the centre does not depend on the row's own image. There is no gradient to the centres.
+    For unique texts, whose pairs could be memorised. The centre of a row is a ridge regression from
+    the other modality's embeddings, fitted on the other half; rows of one label are in the same
+    half. With independently drawn rows of different labels this is a bound as `vmf` is: the centre
+    does not depend on the row's own image. There is no gradient to the centres.
     """
 
     def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
@@ -181,8 +179,8 @@ class Mine(Term):
 
     There are four critics, each modality's embeddings with each tower's pooled features. They are
     separable: all n^2 pairs of the batch are scored, and the mismatched ones are the samples of the
-    product of the marginals. They are trained alongside the encoders, in `update`, by an Adam of
-    their own; both are in the state dict.
+    product of the marginals. `update` trains them alongside the encoders with their own Adam; both
+    are in the state dict.
 
     Args:
         dims: widths of the embeddings and of the image and the text tower's pooled features.

@@ -1,9 +1,9 @@
 """95 % intervals of means over items: Student's, and a bootstrap over training seeds and items.
 
-They measure how much a score varies with the sample of test items (and training seeds). Items that
-are not independent, or means of means, are turned into one number an item first (`of_clusters`,
-`of_groups`): its mean is the score and its standard error, to first order, that of the score.
-`scipy.stats.bootstrap` does not resample seeds and items jointly.
+They measure how much a score varies with the sample of test items (and training seeds). Dependent
+items and means of means are first turned into one number per item (`of_clusters`, `of_groups`). Its
+mean is the score; its standard error is, to first order, the score's. `scipy.stats.bootstrap` does
+not resample seeds and items jointly.
 """
 
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def mean_interval(values: _Values, clusters: _Values | None = None) -> tuple[flo
 def of_clusters(
     values: Float[np.ndarray, " n"], clusters: Shaped[np.ndarray, " n"]
 ) -> Float[np.ndarray, " c"]:
-    """One number per cluster, with the mean over items as their mean.
+    """One number per cluster; their mean is the mean over items.
 
     Their standard error is that of the ratio estimator, as clusters have unequal numbers of items.
 
@@ -66,10 +66,10 @@ def of_clusters(
 def of_groups(
     values: Float[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
-    """One number per item, with the mean of the groups' means as their mean.
+    """One number per item; their mean is the mean of group means.
 
-    Groups count alike whatever their size, such as classes or data sets. The standard error is that
-    of a mean of means: only the spread within groups counts, and a group of one item adds none.
+    Groups, such as classes or data sets, have equal weight. The standard error is that of a mean of
+    means: only the spread within groups counts, and a group of one item adds none.
     """
     groups = np.unique(groups, return_inverse=True)[1]
     sizes = np.bincount(groups)

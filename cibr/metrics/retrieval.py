@@ -217,7 +217,7 @@ def retrieval_ranks(
 def _label_ranks(
     queries: _Images, labels: _OfImages, gallery: _Texts, gallery_labels: _OfTexts
 ) -> _OfImages:
-    """The same for queries [n] of which every item with the query's label is correct."""
+    """The same for queries [n], where every item with the query's label is correct."""
     absent = labels[~torch.isin(labels, gallery_labels)].tolist()
     if absent:
         known = f"{gallery_labels.min()} to {gallery_labels.max()}"
@@ -240,12 +240,12 @@ def _blocks(n: int, width: int) -> Iterator[slice]:
 
 
 def _rounding(embeddings: Float[Tensor, "n d"]) -> float:
-    """By how much two cosines that are equal may differ; see the first paragraph."""
+    """The largest difference of equal cosines; see the first paragraph."""
     return torch.finfo(torch.float32).eps * (4 + embeddings.shape[1] ** 0.5)
 
 
 def _n_reaching(tile: Float[Tensor, "t m"], lowest: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
-    """Number of similarities of each row that reach its lowest that counts, exact to 2^24."""
+    """How many similarities in each row reach its threshold, exact to 2^24."""
     # Floats summed by a product with ones: several times faster than counting Booleans.
     reached = torch.ge(tile, lowest[:, None], out=torch.empty_like(tile))
     return reached.mv(reached.new_ones(reached.shape[1]))

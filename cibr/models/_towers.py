@@ -294,8 +294,8 @@ class FrozenBackbone(nn.Module):
     """Frozen pretrained towers, always in eval mode, under trainable projection heads.
 
     The heads project the towers' pooled features; `cibr.models.features` computes these once per
-    data set and caches them. The towers are no submodule: a step walks over the heads alone, and
-    the state dict has no tower.
+    data set and caches them. The towers are not a submodule: steps and the state dict cover only
+    the heads.
 
     Args:
         towers: `TwoTowers`, or the `HubBackbone` of a dual encoder.

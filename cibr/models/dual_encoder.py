@@ -1,7 +1,7 @@
 """`DualEncoder`: images and texts as unit vectors; from scratch, over frozen towers or from
 transformers.
 
-One class around three backbones (`cibr.models._towers`). To their pooling and projection it adds
+One class around three backbones (`cibr.models._towers`), which pool and project. It adds
 preprocessing, the tokenizer, the temperature, embedding of any images and strings, and a folder
 format.
 """
@@ -196,8 +196,8 @@ class DualEncoder(nn.Module):
             images: PIL images of any size, in any mode but `F` and `I`.
 
         Returns:
-            8-bit RGB, [n, 3, image_size, image_size]; of a model of transformers, what its own
-            image processor makes of them, normalised floats.
+            8-bit RGB, [n, 3, image_size, image_size]; for a model of transformers, normalised
+            floats from its own image processor.
         """
         return self.processor(images)
 
@@ -333,9 +333,9 @@ class DualEncoder(nn.Module):
         """Writes a folder that `from_pretrained` reads, bit for bit; other files in it are kept.
 
         A model of transformers is saved as on the hub, with its tokenizer and image preprocessing.
-        Others have `cibr.json` (kind and settings of the backbone) and `cibr.safetensors`
-        (all weights that train) in place of its model, and `frozen` ones their towers in
-        `image_tower/` and `text_tower/`, or `towers/`.
+        Others store `cibr.json` (kind and settings of the backbone) and `cibr.safetensors` (all
+        trainable weights) in place of its model. `frozen` ones add their towers in `image_tower/`
+        and `text_tower/`, or `towers/`.
 
         Raises:
             ValueError: a folder that cannot be written.
@@ -378,9 +378,9 @@ class DualEncoder(nn.Module):
         transformers with its temperature.
 
         Two small models, trained on glyphs, are shipped with the package: `clip-tiny` and
-        `cibr-tiny`. Of transformers, any class with `get_image_features` and `get_text_features`,
-        such as `CLIPModel` (`openai/clip-vit-base-patch32`) or `SiglipModel`
-        (`google/siglip-base-patch16-224`), comes with its own tokenizer and image preprocessing.
+        `cibr-tiny`. Any transformers class with `get_image_features` and `get_text_features`, such
+        as `CLIPModel` (`openai/clip-vit-base-patch32`) or `SiglipModel`
+        (`google/siglip-base-patch16-224`), loads with its own tokenizer and image preprocessing.
         The bias of SigLIP's logits is kept but not used: it changes no ranking.
 
         Args:

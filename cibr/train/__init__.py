@@ -1,6 +1,6 @@
 """Training: `configure`, `load_splits` and `build_model` set up a run, `fit` trains it.
 
-What needs transformers.Trainer, which takes seconds to import, is loaded on first use.
+Names that need transformers.Trainer load on first use: it takes seconds to import.
 """
 
 from importlib import import_module

@@ -96,6 +96,6 @@ class GradCache:
 
 
 def reduce_gradient(parameter: nn.Parameter, accelerator, reduction: str = "mean") -> None:
-    """Sums a gradient over processes, or averages one that each has in full but for rounding."""
+    """Sums a gradient over processes, or averages full ones, equal up to rounding."""
     if accelerator.num_processes > 1 and parameter.grad is not None:
         parameter.grad = accelerator.reduce(parameter.grad, reduction=reduction)

@@ -1,7 +1,7 @@
 """The output folder of a run: its lock, checkpoints that count only when whole, the finished run.
 
 Trainer would resume from the newest folder, whole or not. Here a checkpoint counts once its last
-file is written, `whole.json`, with digests of the others; what is not whole is passed over. Order,
+file, `whole.json` with digests of the others, is written; one that is not whole is skipped. Order,
 captions, dropout and noise are keyed by the seed and the step, so a checkpoint needs no random
 state.
 """
@@ -44,7 +44,7 @@ class RunFolder:
     def __init__(self, path: Path, writes: bool = True):
         self.path = path
         self.writes = writes
-        self.identity: dict[str, Any] = {}  # what must be equal to resume another's checkpoint
+        self.identity: dict[str, Any] = {}  # must match to resume another's checkpoint
         self._name = f"output_dir {str(path)!r}"
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ class RunFolder:
     def seal(self, folder: Path, history: pd.DataFrame, best: str | None) -> None:
         """Marks a checkpoint as whole, writes the history and removes old checkpoints.
 
-        The newest, the one before it, as one may be damaged, and the `best` are kept.
+        Keeps the newest two, as one may be damaged, and the `best`.
         """
         digests = {}
         for file in folder.iterdir():

@@ -43,7 +43,7 @@ def _setting(
 class RunConfig:
     dataset: str = _setting("glyphs", "a data set's name, a folder or a hub id")
     model: str = _setting(
-        "", "tiny, frozen (for all but characters), or one to fine-tune: a run's folder or a hub id"
+        "", "tiny, frozen (except for characters), or a run's folder or hub id to fine-tune"
     )
     towers: str = _setting(
         "", "of a frozen model: the folder or hub id of a dual encoder; empty for two small ones"
@@ -174,7 +174,7 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
 
     Args:
         config: from `configure`.
-        n_pairs: pairs for training; a larger batch is all of them.
+        n_pairs: pairs for training, which cap the batch size.
         validates: whether there are pairs for validation.
 
     Raises:
@@ -214,7 +214,7 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
     arguments = TrainingArguments(**decided, **defaults | config.training_arguments)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process uses one GPU
     if arguments.device.type == "cpu":
-        arguments._setup_devices = torch.device("cpu")  # to "cpu:0" torch 2.6 loads nothing
+        arguments._setup_devices = torch.device("cpu")  # torch 2.6 cannot load to "cpu:0"
     n_rows, n_processes = min(config.batch_size, n_pairs), arguments.world_size
     if n_rows < n_processes or (config.batch_size % n_processes and config.batch_size <= n_pairs):
         cannot = f"{n_processes} processes cannot share a batch of {n_rows} pairs equally"
@@ -251,8 +251,7 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
 
 
 def hold_out(train: Pairs, least: int = 0, split: str = "validation") -> tuple[Pairs, Pairs]:
-    """Training pairs without a tenth of them, at most 1,000, and that tenth; images of one group
-    are on one side.
+    """Splits training pairs into the rest and a held-out tenth, at most 1,000; groups stay whole.
 
     Args:
         train: the training pairs.

@@ -2,7 +2,7 @@
 
 Each unpaired photo is paired with its nearest caption under regularised CCA of frozen features, and
 the heads train on these together with the true pairs (pseudo-labels, Lee 2013). A photo's own
-captions are not among its candidates, as they would not be in the wild.
+captions are excluded: they would be missing in practice.
 """
 
 from dataclasses import replace
@@ -35,8 +35,8 @@ def with_pseudo_pairs(
 
     Returns:
         The true pairs and the images of `unpaired`, each with its nearest text under the CCA of the
-        true pairs, all without labels and groups, so that equal texts match; and this CCA, which
-        is to initialise the heads and to be the statistic of the penalty `anchor`.
+        true pairs, all without labels and groups: equal texts match; and this CCA, to initialise
+        the heads and serve as the statistic of the penalty `anchor`.
 
     Raises:
         ValueError: fewer than two unpaired images, or no repetition.

@@ -2,12 +2,12 @@
 
 It overrides how Trainer draws batches, takes a step, evaluates and saves; logging, callbacks, best
 model and early stopping are Trainer's. Everything random (order, captions, dropout, noise) is keyed
-by the seed and the step, so a run resumes from its newest whole checkpoint with the same result as
-without the interruption.
+by the seed and the step, so a run resumed from its newest whole checkpoint has the result of an
+uninterrupted one.
 
-A step is exact for any division of its batch: features of all parts and processes are gathered, and
-gradients reduced, by `GradCache`, so the model is not wrapped in DDP; FSDP and DeepSpeed, which
-gather a model's parts in its `forward`, are refused.
+A step is exact for any division of its batch: `GradCache` gathers features of all parts and
+processes and reduces gradients, so the model needs no DDP. FSDP and DeepSpeed, which gather a
+model's parts in its `forward`, are refused.
 """
 
 import json
@@ -52,8 +52,8 @@ Rows = tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]
 class CIBRTrainer(Trainer):
     """Trains a `DualEncoder` on image-text pairs with `CIBRLoss`.
 
-    `train` resumes an unfinished run of the same configuration and pairs; of a finished one it
-    loads the weights and the history. The output folder then contains the model (see
+    `train` resumes an unfinished run of the same configuration and pairs, or loads weights and
+    history of a finished one. The output folder then contains the model (see
     `DualEncoder.save_pretrained`), `history.csv` and `run.json`, and during training checkpoints.
 
     To vary a run, override `prepare_pairs`, `epoch_rows`, `fit_statistic`, `build_loss`,
@@ -475,7 +475,7 @@ def _check(model: DualEncoder, train: Pairs, config: RunConfig) -> None:
         raise ValueError("the configuration is not filled in: make it with configure(...)")
     where = f"the split {train.split!r} of {train.name!r}"
     if len(torch.unique(train.match_labels())) < 2:
-        rule = "match by caption, label or group: a contrast needs two that differ"
+        rule = "share a caption, label or group: add pairs with another, as negatives"
         raise ValueError(f"all {len(train)} pairs of {where}, {train.texts()[0]!r}, {rule}")
     if config.batch_size > len(train):
         larger = f"batch_size {config.batch_size:,} is larger than the {len(train):,} pairs"

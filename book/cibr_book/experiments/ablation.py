@@ -1,7 +1,7 @@
 """The ablation over beta: a run of ablation.yaml.
 
-It is a run of the study, and afterwards the residual information of its embeddings is measured on
-test pairs, which took no part in training.
+After a run of the study, the residual information of its embeddings is measured on test pairs,
+which took no part in training.
 """
 
 from pathlib import Path

@@ -281,7 +281,7 @@ def _p_text(p_value: float) -> str:
 def over_beta(rows: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
     """Differences from CLIP along the curves over beta, for the seeds of each.
 
-    A form's own runs are a point of its curve if they have its settings but beta.
+    A form's own runs are a point of its curve if only beta differs.
 
     Args:
         rows: from `with_measures`.

@@ -1,4 +1,4 @@
-"""What CIBR is compared with: penalties, and losses with another contrastive term than CLIP's.
+"""Controls for CIBR: penalties, and losses with a contrastive term other than CLIP's.
 
 Importing this module adds the penalties to `cibr.losses.PENALTIES`; they report the residuals of
 `vmf`, which bound the information of any encoder. `LOSSES` has the losses by name.

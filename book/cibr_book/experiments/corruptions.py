@@ -110,8 +110,7 @@ def has_word(pairs: Pairs, word: str) -> Bool[Tensor, " n"]:
 
 
 def in_both_styles(pairs: Pairs, style: str) -> Pairs:
-    """All pairs as they are, then all of them with their images in one of `STYLES`, which their
-    keys end with.
+    """All pairs unchanged, then all with their images in one of `STYLES`, the suffix of their keys.
 
     Both renderings of an image have its captions, so they are positives of each other's texts.
 

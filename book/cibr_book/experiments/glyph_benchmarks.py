@@ -1,8 +1,8 @@
 """Zero-shot benchmarks for glyphs, from letters to handwritten digits.
 
 Seven data sets for models trained on glyphs, without a download. Class names use the words of the
-Unicode names. All but the digits show typefaces that training never sees: STIX in `validation`,
-DejaVu Serif in `test`, and for letters Computer Modern too. Characters held out from training are
+Unicode names. All sets except the digits show typefaces unseen in training: STIX in `validation`,
+DejaVu Serif in `test`, plus Computer Modern for letters. Characters held out from training are
 excluded, and so are those that a face renders identically to one of another class, such as Latin A
 and Greek Alpha among the scripts. The digits are handwritten, from scikit-learn; their first half
 is for validation.

@@ -1,8 +1,7 @@
-"""Towers whose last two stages are trained, over what the stages before them give: a run of
-moving.yaml.
+"""Training of the towers' last two stages on outputs of the earlier ones: a run of moving.yaml.
 
-The frozen part of a tower takes the place of the whole, so its outputs are computed once, and the
-stages that move are the first part of the head.
+The frozen part of a tower replaces the whole, so its outputs are computed once. The stages that
+move are the first part of the head.
 """
 
 import copy
@@ -38,7 +37,7 @@ _N_TOKENS = 32  # captions are cut to, 0.2 % of them
 
 
 class _CutTowers(TwoTowers):
-    """Towers up to the stages that move; in place of pooled features their outputs, flattened."""
+    """Towers up to the stages that move; their flattened outputs replace pooled features."""
 
     def __init__(self, towers: TwoTowers):
         network, text = towers.image_tower.timm_model, copy.deepcopy(towers.text_tower)
@@ -120,7 +119,7 @@ class StartingPoint(nn.Module):
     """The embeddings before training, as the statistic of an anchor.
 
     Args:
-        model: of which a copy is kept.
+        model: a copy of it is kept.
     """
 
     def __init__(self, model: DualEncoder):
@@ -146,7 +145,7 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     """Fine-tunes both towers' last stages and the heads on a draw of Flickr8k's training photos.
 
     Args:
-        settings: of `cibr.configure`; `seed`, of the draw, too; `corruption`, the fields of a
+        settings: of `cibr.configure`; `seed`, also of the draw; `corruption`, the fields of a
             `Corruption`; `start`, the settings with which the heads are trained first, see
             `cibr.compare.Bench.heads`; `untouched`, for the start itself; `ema_decay` and
             `interpolation`, of `WeightAverage`; and `suites`, none for a trial.

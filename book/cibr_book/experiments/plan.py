@@ -158,8 +158,8 @@ def _values(axes: dict[str, Any]) -> dict[str, list]:
 def _drawn(axes: dict[str, Any], n: int, condition: str) -> list[dict[str, Any]]:
     """Distinct random points of a grid.
 
-    The value of an axis depends on the condition, the number of the draw and the axis alone, so
-    methods that share an axis in a condition are tried at the same values of it.
+    The value of an axis depends only on the condition, the number of the draw and the axis, so
+    methods that share an axis in a condition try the same values.
 
     Args:
         axes: as of `_grid`.

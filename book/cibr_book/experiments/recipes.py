@@ -75,7 +75,7 @@ def train_and_measure(settings: dict[str, Any], folder: str) -> dict[str, float]
         settings: `recipes`, of `cibr.compare.RECIPES`; `seed`, of the draw and the training;
             `corruption`, the fields of a `Corruption`; `one_caption`, whether photos have one
             caption; `tests`, whether to test as well; and values for the settings of the recipes.
-        folder: not used: a run of seconds is rather done again.
+        folder: unused: repeating a run takes seconds.
 
     Returns:
         `validation/<recipe>`, the mean of the six recalls in [0, 1]. With `tests` for each set of
@@ -148,7 +148,7 @@ def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def advice(rows: pd.DataFrame) -> pd.DataFrame:
-    """The simplest recipe, but for self-training, that the one with the highest mean does not beat.
+    """The simplest recipe, without self-training, that the one of highest mean does not beat.
 
     Args:
         rows: of recipes.csv, all of them.

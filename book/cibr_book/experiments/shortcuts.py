@@ -7,9 +7,9 @@ the same random numbers, so that only the shortcut differs between the three.
 
 Features of frozen towers (or pixels and tokens, for towers from scratch) are computed once for both
 renderings of every photo and for all versions of every caption, and a draw picks rows of them.
-`train_and_measure` does a run of experiments/shortcuts.yaml. `predicted_values` says before any
-training what theorem 3 expects of a penalty. `glyph_sheets` has shortcuts of many values where what
-image and text share is known.
+`train_and_measure` does a run of experiments/shortcuts.yaml. `predicted_values` gives theorem 3's
+prediction for a penalty without training. `glyph_sheets` has shortcuts of many values and a known
+shared content.
 """
 
 import json
@@ -138,7 +138,7 @@ def draw(views: Views, shortcut: Shortcut, seed: int, shift: str = "kept") -> In
     Args:
         views: of the split.
         shortcut: its style is that of the views.
-        seed: of the uniform numbers, which are another split's own and the same for every shift.
+        seed: of the uniform numbers, which differ by split and are the same for every shift.
         shift: one of `SHIFTS`; a removed shortcut has strength 0.5 and names of either style, a
             reversed one has 1 - strength and the names of the other style.
 
@@ -189,11 +189,10 @@ def _training_pairs(views: Views, shortcut: Shortcut, seed: int, n: int, both: b
 def glyph_sheets(first: float, last: float) -> list[Pairs]:
     """Sheets of four characters: 2,000 for training, 1,000 each for validation and test.
 
-    A caption names the four of twenty Greek and Latin letters that its sheet shows, which is all
-    that they share. The probability that a letter is named, and not any of the twenty in its place,
-    falls evenly from `first` to `last`: if they are equal, all letters are shared alike, and to an
-    encoder that sees them equally well their correlations are, with a gap below; else they form a
-    tail.
+    A caption names the four of twenty Greek and Latin letters on its sheet; they share nothing
+    else. The probability that a letter is named, rather than any of the twenty, falls evenly from
+    `first` to `last`. If these are equal, all letters are shared equally, with equal correlations
+    for an encoder that sees them equally well, and a gap below. Otherwise they form a tail.
     """
     known = glyph_characters().sample(frac=1, random_state=0)
     shown = known[known["name"].str.fullmatch(_SHOWN)]
@@ -255,7 +254,7 @@ class ShortcutTrainer(StudyTrainer):
         return cca
 
     def save_model(self, *_: Any, **__: Any) -> None:
-        """Nothing: a run of seconds is rather done again."""
+        """Nothing: repeating a run takes seconds."""
 
     _save_checkpoint = save_model
 
@@ -265,8 +264,8 @@ def _groups(pairs: Pairs) -> Tensor:
 
 
 def best_threshold(scores: Float[Tensor, " n"], pairs: Pairs) -> float:
-    """The threshold above which to say that photos have the word, of the highest accuracy; midway
-    between two scores, the lowest of equals.
+    """The most accurate threshold for photos with the word, which score above it; midway between
+    two scores, the lowest of equals.
     """
     order = scores.argsort()
     with_word = torch.tensor(pairs.factors["word"].to_numpy())[order]
@@ -380,14 +379,14 @@ def train_and_measure(settings: dict[str, Any], folder: str) -> dict[str, float]
     """Trains a method on photos with a shortcut and measures it under each shift.
 
     Args:
-        settings: of `cibr_book.experiments.run.train_and_measure` but for its corruptions and
+        settings: of `cibr_book.experiments.run.train_and_measure` without its corruptions and
             shifts; `shortcut`, the fields of `Shortcut`; `pairs`, how many training pairs are
             drawn, by default all; `dose`, the penalty's weight of 1 - cos times the temperature, in
             place of `beta` (of MINE, which has no such weight: the beta that vMF has at this dose);
             `sheets`, the arguments of `glyph_sheets`, in place of the data set; `cca_dim` and
             `balanced`, of `ShortcutTrainer`; `both_styles`, whether training photos are shown in
             both; and `predict`, a list of doses, for `predicted_values` without any training.
-        folder: not used: a run of seconds is rather done again.
+        folder: unused: repeating a run takes seconds.
 
     Returns:
         The values of the last epoch on validation, in distribution; for each of `SHIFTS`,

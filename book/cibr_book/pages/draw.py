@@ -90,9 +90,7 @@ def _payload() -> bytes:
 
 
 def write_script(static: Path) -> None:
-    """Writes the payload to the folder of a built book's static files, as a script that hands its
-    bytes on in base64.
-    """
+    """Writes the payload to a built book's static files, as a script with its bytes in base64."""
     file = static / _SCRIPT
     file.parent.mkdir(exist_ok=True)
     text = base64.b64encode(_payload()).decode()

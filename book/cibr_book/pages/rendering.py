@@ -1,10 +1,10 @@
 """What the rendered pages need beyond Jupyter Book: an extension of Sphinx, for _config.yml.
 
-Two directives put what modules of this room make into a page when the book is built: `between`, a
-map with sliders, and `draw`, two models in the page; `get-project` says where the project is.
-Docstrings, with code in single backticks and equations in indented lines, are turned
-into the markup that Sphinx reads. Pages drop the scripts of Thebe, which would fetch kernels from
-the network, and those that would draw icons a second time.
+Two directives insert the output of modules in `pages` when the book is built: `between`, a map with
+sliders, and `draw`, two models in the page; `get-project` says where the project is. Docstrings,
+with code in single backticks and equations in indented lines, are turned into the markup that
+Sphinx reads. Pages drop the scripts of Thebe, which would fetch kernels from the network, and those
+that would draw icons a second time.
 """
 
 import re
@@ -29,7 +29,7 @@ _ICONS = re.compile(
     r'<script [^>]*src="[^"]*fontawesome[^"]*"[^>]*></script>'
     r'|<link rel="preload" [^>]*fa-(?:brands|regular)[^>]*>'
 )
-# Parameters one a line: Sphinx writes them as the definitions in a list that defines no term.
+# One parameter per line: Sphinx writes them as definitions in a list without terms.
 _SIGNATURE = re.compile(r'<dl>\n(?:<dd><em class="sig-param">.*</dd>\n)+</dl>')
 # The width at which a figure has its type's size, for the style of narrow screens.
 _FIGURE_WIDTH = re.compile(r'(?<= style=")width: (\d+px)')

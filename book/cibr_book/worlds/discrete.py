@@ -9,7 +9,7 @@ with scores s_ij = <u(x_i), w(t_j)> / temperature of N pairs drawn independently
 batch's loss over all batches, times their probabilities. Images of one value of the shared factor S
 differ in the image-only factor alone. Theorem 1 of the book replaces their embeddings by their mean
 (`averaged`), whose loss is not higher, or by one of them (`representatives`), drawn at random,
-whose loss is not higher on average. `adversary` looks for towers for which it would.
+whose loss is not higher on average. `adversary` looks for counterexamples.
 
 Source: Cover & Thomas, Elements of Information Theory (2006), for the identities.
 """

@@ -1,7 +1,7 @@
 """A Gaussian world of images and texts: the information of linear encoders from determinants.
 
-Information is measured with noise of a stated level. `contrast_rows` ties it to the temperature, a
-convention: exp(<u, z> / temperature) is proportional, for z of one length, to a Gaussian density of
+Information is measured with noise of a stated level. By convention, `contrast_rows` ties it to the
+temperature: for z of one length, exp(<u, z> / temperature) is proportional to a Gaussian density of
 variance temperature around u.
 
 Source: Cover & Thomas, Elements of Information Theory (2006), for the identities; Chechik et al.
@@ -215,8 +215,8 @@ def train_gaussian(
 ) -> tuple[Float64[Tensor, "runs seeds d v"], Float64[Tensor, "runs seeds d t"]]:
     """Trains two linear encoders on fresh Gaussian pairs; embeddings have mean squared length 1.
 
-    The mean power of the embedding is fixed, not the norm of each vector, so that Z_v = W x_v +
-    noise stays Gaussian and its information exact.
+    Fixing the mean power of the embedding, not the norm of each vector, keeps Z_v = W x_v + noise
+    Gaussian and its information exact.
 
     Args:
         world: images and texts.

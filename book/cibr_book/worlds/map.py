@@ -1,9 +1,9 @@
 """When does a bottleneck pay? A map over the number of pairs and the scale of the nuisance.
 
-A world between the exact ones and photos: a finite number of Gaussian pairs, of which linear
-encoders still have exact information. Image and text share 8 factors with correlation 0.95 and have
-56 factors of their own, whose standard deviation is the nuisance scale; rotations mix them. Recall
-is measured among 1,000 pairs.
+A world between the exact ones and photos: a finite number of Gaussian pairs; the information of
+linear encoders is still exact. Image and text share 8 factors with correlation 0.95 and have 56
+factors of their own, whose standard deviation is the nuisance scale; rotations mix them. Recall is
+measured among 1,000 pairs.
 
 The rows of data/results/world_between.csv were tuned by the code of the commit that they name, in
 rounds around the best trial and beyond the ends of a grid. `method_rows` makes a row again from its
@@ -157,7 +157,7 @@ def _closed_form(sample: Sample, trial: Trial) -> Float[Tensor, "2 p d"]:
     """The maps of ridge CCA of the training pairs, z = x @ map.
 
     Args:
-        sample: whose training pairs, which have mean zero in the world, are centred anyway.
+        sample: its training pairs are centred, although their mean in the world is zero.
         trial: `ridge`, of both sides, in units of the mean variance; `power` of the correlation
             that weighs a direction; `dim`, the number of directions.
     """
@@ -279,10 +279,10 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
         rows: the map's table.
 
     Returns:
-        A row for each cell and method but CLIP: `pairs, nuisance, method`, the mean of the
-        difference with Student's 95 % interval, `mean, low, high`, over `n` seeds; and for
-        contenders the `q_value` of Student's test, adjusted by Benjamini and Hochberg over all of
-        them and all cells.
+        A row per cell and method except CLIP: `pairs, nuisance, method`, the mean of the difference
+        with Student's 95 % interval, `mean, low, high`, over `n` seeds; and for contenders the
+        `q_value` of Student's test, adjusted by Benjamini and Hochberg over all contenders and
+        cells.
     """
     clip = rows.loc[rows["method"] == "CLIP", [*CELL, "seed", "test_recall"]]
     pairs = rows[rows["method"] != "CLIP"].merge(clip, on=[*CELL, "seed"], suffixes=("", "_clip"))
@@ -297,8 +297,8 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def winners(table: pd.DataFrame) -> pd.DataFrame:
-    """The best method of each cell: of the contenders that gain over CLIP significantly and by half
-    a point, the simplest that is within half a point of the largest gain; CLIP if there is none.
+    """The best method of each cell: the simplest contender that gains over CLIP significantly and
+    by half a point, and is within half a point of the largest gain; CLIP if there is none.
 
     Args:
         table: from `gains`.

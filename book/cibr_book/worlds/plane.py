@@ -1,14 +1,14 @@
 """The information plane of the discrete world: shared against residual information, by method.
 
-The networks of `train_discrete` are trained by every method, for the same number of steps from the
-same initial weights, and I(Z_v;X_t) and I(Z_v;X_v|X_t) are measured of unit vectors with von
-Mises-Fisher noise of two concentrations, kappa; methods that train with noise do so at the first.
-Rows of the method `optimum` are the best that any embedding of this width can do at a noise. Seeds
+Every method trains the networks of `train_discrete` for the same number of steps from the same
+initial weights. I(Z_v;X_t) and I(Z_v;X_v|X_t) are then measured for unit vectors with von
+Mises-Fisher noise of two concentrations, kappa; methods that train with noise use the first. Rows
+of the method `optimum` are the best that any embedding of this width can do at a noise. Seeds
 beyond the first eight count how often training with noise fails.
 
-`plane_rows` makes runs of data/results/information_plane.csv again, those that contrast samples
-with other draws of the noise. The rows of `CIBR MINE`, trained by the library's loss one run at a
-time, and of the optimum, by gradient ascent, are of the code that the column `commit` names.
+`plane_rows` recomputes runs of data/results/information_plane.csv; those that contrast samples get
+new noise. The rows of `CIBR MINE`, trained by the library's loss one run at a time, and of the
+optimum, by gradient ascent, come from the code that the column `commit` names.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,9 @@
 """Shortcuts: what image and text share in training and validation, but not at test.
 
-The first part is theorem 3 of the book: what a penalty, noise and weight decay make of the
-canonical correlations, and what that is worth once the shortcut is gone. The second part trains the
-towers of the map (`cibr_book.worlds.map`) with 8 shortcuts among the 56 factors that image and text
-have of their own; `train_and_measure` is a run of the sweeps experiments/shortcut-map*.yaml.
+The first part is theorem 3 of the book: the effect of a penalty, noise and weight decay on the
+canonical correlations, and its value once the shortcut is gone. The second part trains the towers
+of the map (`cibr_book.worlds.map`) with 8 shortcuts among the 56 factors that image and text have
+of their own; `train_and_measure` is a run of the sweeps experiments/shortcut-map*.yaml.
 """
 
 import json
@@ -41,7 +41,7 @@ def thresholded_gains(rho: Correlations, penalty: float = 0.0, noise: float = 0.
 
 
 def fixed_length_gains(rho: Correlations, temperature: float, penalty: float = 0.0) -> Correlations:
-    """The same for embeddings of mean squared length 1: a temperature lowers the correlations, too.
+    """The same for embeddings of mean squared length 1: a temperature also lowers correlations.
 
     Args:
         rho: canonical correlations in [0, 1], in any order.
@@ -79,7 +79,7 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
             `power`, `dim`) or of CLIP (see `cibr_book.worlds.training.Settings`), with `dose`, the
             penalty's weight of 1 - cos times the temperature, in place of `beta`. `choose` changes
             nothing.
-        folder: not used: what is measured is small enough to be trained again.
+        folder: unused: the towers are small enough to retrain.
 
     Returns:
         For each of `SHIFTS`, `<shift>/recall@1`, the mean of both directions among 1,000 pairs, and
@@ -109,8 +109,8 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
 
 
 def _accuracies(weights: Weights, samples: Sequence[Sample]) -> Float[Tensor, " samples"]:
-    """Accuracy of test images among 200 classes, each of which is a text without its own factors
-    but for the shortcuts, as the mean over many texts would be.
+    """Accuracy of test images among 200 classes. Each is a text whose only own factors are the
+    shortcuts, like the mean over many texts.
     """
     pairs = []
     for sample in samples:

@@ -4,9 +4,9 @@
 
     beta kappa_b A_d(kappa_e) (1 - cos)
 
-the bound `vmf` of `CIBRLoss` less its floor, or `crossfit` with other centres. Runs differ in their
-settings only: weights, batches, dropout and noise depend on the seed alone, so that no run depends
-on its companions. `train_discrete` and `train_gaussian` train on pairs drawn anew in every step,
+the bound `vmf` of `CIBRLoss` less its floor, or `crossfit` with other centres. Runs differ only in
+their settings: weights, batches, dropout and noise depend only on the seed, so no run depends on
+another. `train_discrete` and `train_gaussian` train on pairs drawn anew in every step,
 `cibr_book.worlds.map` on a finite number.
 """
 
@@ -215,7 +215,7 @@ class _Draws:
         self.noise = [torch.Generator().manual_seed(seed + 2) for seed in seeds]
 
     def kept(self, inputs: Pair) -> Pair:
-        """The inputs without what dropout drops; their scale matters to no unit vector."""
+        """The inputs after dropout; unit vectors do not depend on their scale."""
         if self.dropout is None:
             return inputs
         drawn = [torch.rand(2, 1, *inputs[0].shape[2:], generator=g) for g in self.masks]
