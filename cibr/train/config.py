@@ -90,8 +90,8 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
     a digest of the others that are not at their defaults.
 
     Args:
-        preset: a recipe of the study for photos, `many-pairs`, `few-pairs` or `wrong-captions`;
-            parameters override it.
+        preset: a recipe of the study for photos, `very-few-pairs`, `few-pairs`, `many-pairs`,
+            `one-caption` or `wrong-captions`; parameters override it.
         **parameters: fields of `RunConfig`.
 
     Raises:

@@ -11,19 +11,22 @@ from helpers import same
 from small_runs import PAIRS, write_folder
 
 from cibr.train import build_model, configure, load_splits
+from cibr_book.experiments import recipes
 from cibr_book.experiments.tables import read_table
 
 NAMES = ("epochs", "batch_size", "learning_rate", "temperature", "dropout", "weight_decay")
 PRESETS = [  # of a card, and of any folder, even one with the card's name
     ("glyphs", "tiny", (5, 128, 2e-3, 0.12, 0.0, 0.01)),
     ("folder/glyphs", "tiny", (20, 256, 2e-3, 0.1, 0.1, 0.05)),
-    ("folder/glyphs", "frozen", (30, 1024, 4e-3, 0.05, 0.4, 1.0)),
+    ("folder/glyphs", "frozen", (160, 128, 8e-3, 0.03, 0.6, 1.0)),
     ("folder/glyphs", "some/clip", (3, 64, 1e-5, 0.01, 0.0, 0.1)),
 ]
-RECIPES = {  # of `configure`, and the condition of the committed rows
-    "many-pairs": "Flickr8k",
-    "few-pairs": "Flickr8k, 10 % of the pairs",
-    "wrong-captions": "Flickr8k, 30 % shuffled captions, drawn anew",
+RECIPES = {  # of `configure`: the condition and the method of the committed rows
+    "very-few-pairs": ("150 photos", "CCA-anchor"),
+    "few-pairs": ("600 photos", "CCA-start"),
+    "many-pairs": ("3,000 photos", "CLIP"),
+    "one-caption": ("3,000 photos, one caption", "CLIP"),
+    "wrong-captions": ("3,000 photos, 30 % wrong captions", "CCA-start"),
 }
 
 
@@ -38,18 +41,21 @@ def test_presets_fill_what_is_not_given(tmp_path, monkeypatch, dataset, model, p
     assert {name: filled[name] for name in NAMES} == given
 
 
-@pytest.mark.parametrize(("preset", "condition"), RECIPES.items())
-def test_a_recipe_is_the_tested_setting_and_fills_what_is_not_given(preset, condition):
-    method = "CLIP" if preset == "many-pairs" else "CCA anchor"
-    rows = read_table("confirmation.csv")
-    rows = rows[(rows["condition"] == condition) & (rows["method"] == method)]
-    assert len(rows) == 16
+@pytest.mark.parametrize(("preset", "tested"), RECIPES.items())
+def test_a_recipe_is_the_best_that_trains_and_fills_what_is_not_given(preset, tested):
+    rows = read_table("recipes.csv").query("seed >= 600")
+    one_model = rows[rows["method"].isin(["CLIP", "CCA-start", "CCA-anchor"])]
+    best = recipes.advice(one_model).set_index(["condition", "score"])["advice"]
+    condition, method = tested
+    assert best[condition, "text_to_image_mean"] == method
     usual = vars(configure(model="frozen", output_dir="x"))
-    for settings in map(json.loads, rows["configuration"]):
-        tested = {name: value for name, value in settings.items() if name in usual}
-        ridges = settings.get("cca_ridge_image", 3.0), settings.get("cca_ridge_text", 1.0)
-        tested |= dict(cca_ridges=ridges, dataset="glyphs", seed=0, validate_every=1)
-        assert vars(configure(preset, output_dir="x")) == usual | tested
+    of_tested = rows[(rows["condition"] == condition) & (rows["method"] == method)]
+    for settings in map(json.loads, of_tested["configuration"]):
+        values = {name: value for name, value in settings.items() if name in usual}
+        is_from_cca = method != "CLIP"
+        ridges = tuple(map(float, values.pop("cca_ridges"))) if is_from_cca else (3.0, 1.0)
+        values |= dict(cca_start=is_from_cca, cca_ridges=ridges, dataset="glyphs", seed=0)
+        assert vars(configure(preset, output_dir="x")) == usual | values
     assert configure(preset, beta=0.05, model="tiny", cca_start=False, penalty="vmf").beta == 0.05
 
 

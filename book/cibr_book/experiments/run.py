@@ -89,6 +89,8 @@ def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
     for name in settings:
         check_known("setting", name, [*DEFAULTS, *_PENALTY_OPTIONS, *_STUDY_SETTINGS])
     own = {name: value for name, value in settings.items() if name in DEFAULTS}
+    if own.get("model") == "frozen":
+        own.setdefault("batch_size", 1024)  # the default when the sweeps were planned
     options = {name: settings[name] for name in _PENALTY_OPTIONS if name in settings}
     if options:
         own["penalty_options"] = options
