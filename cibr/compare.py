@@ -438,9 +438,11 @@ def _comparison(values: dict[str, list[_Values]], at_end: dict[str, str]) -> Com
     table = pd.DataFrame(rows, columns=columns)
     for metric in _WAYS:
         of = {name: np.stack([v[metric] for v in own]) for name, own in values.items()}
-        best = max(of, key=lambda name: of[name].mean())
-        equals = (n for n in of if n == best or paired_difference(of[n], of[best])[1] <= 0)
-        found[metric] = next(equals)  # the simplest
+        winner, *others = of  # the simplest, until one is detectably better
+        for name in others:
+            if paired_difference(of[winner], of[name])[1] > 0:
+                winner = name
+        found[metric] = winner
     return Comparison(
         table, found, _verdict(found, table, len(next(iter(values.values()))[0]["mean"]))
     )
