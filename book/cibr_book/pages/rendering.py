@@ -55,7 +55,7 @@ class _GetProject(SphinxDirective):
         if not (project_root() / ".git").exists():  # built from such an archive
             return []
         link = f'<a href="../{_ARCHIVE}" download>Download the project</a>'
-        return [nodes.raw("", f"<p>{link} (a zip of 8 MB) and unpack it.</p>", format="html")]
+        return [nodes.raw("", f"<p>{link} (a zip) and unpack it.</p>", format="html")]
 
 
 def _add_buttons(app: Sphinx | None, config: Config) -> None:
