@@ -42,9 +42,12 @@ def report(verdict: str, table: pd.DataFrame, model: DualEncoder, test: Inputs) 
         model: the winner.
         test: held-out pairs; the page shows their ten best and worst searches.
     """
-    pairs, captions, owner = test.pairs, test.pairs.texts(), test.pairs.text_to_image().tolist()
+    pairs = test.pairs
     images, texts = embed_pairs(model, test)
-    ranks = query_ranks(images, texts, *pairs.retrieval_targets()).text_ranks
+    found = query_ranks(images, texts, *pairs.retrieval_targets())
+    rows, ranks = found.text_rows, found.text_ranks
+    texts, owner = texts[rows], pairs.text_to_image()[rows].tolist()
+    captions = [pairs.texts()[row] for row in rows.tolist()]
     own = (images[owner] * texts).sum(1)  # of equal ranks the nearest are the best
     order = (ranks - own / 4).argsort(stable=True).tolist()
     parts = [f"<h1>Which recipe works on {html.escape(pairs.name)}?</h1>"]

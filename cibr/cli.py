@@ -76,7 +76,7 @@ def _import_plugin(name: str) -> None:
     try:
         if importlib.util.find_spec(name) is None:
             places = [Path(f"{name}.py"), Path(name) / "__init__.py"]
-            [file] = [place for place in places if place.is_file()] or [places[0]]
+            file = next((place for place in places if place.is_file()), places[0])
             spec = importlib.util.spec_from_file_location(name, file)
             sys.modules[name] = module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
@@ -209,11 +209,13 @@ def _settings(arguments: argparse.Namespace) -> dict:
         return given
     try:
         stored = dict(json.loads(file.read_text(encoding="utf-8")))
-        if "configuration" in stored:  # of a finished run, whose folder is taken
-            stored = {n: v for n, v in stored["configuration"].items() if n != "output_dir"}
-        return stored | given
+        run = dict(stored.get("configuration", {}))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{str(file)!r} is not a JSON object ({error})") from error
+    if run and "preset" in given:
+        raise ValueError(f"{str(file)!r} is of a run and sets everything: leave out --preset")
+    run.pop("output_dir", None)  # which is taken
+    return (run or stored) | given
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -260,7 +262,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     models = {name: _load(name, arguments.device) for name in names}
     suite = arguments.suite or "characters"
     if arguments.data:
-        suite = evaluation.dataset_tasks(arguments.data)
+        suite = evaluation.dataset_tasks(arguments.data, arguments.max_skipped)
     results = []
     for name, model in models.items():
         folder = arguments.output_dir and arguments.output_dir.expanduser() / _quoted(name)

@@ -181,7 +181,11 @@ class Bench:
         self.base, self.train, self.validation = base, train, validation
         self.folder, self.unpaired = folder, unpaired
         known = [part for part in (train, unpaired) if part is not None]
-        pixels = [digest(part.images.numpy().tobytes()) for part in known]
+        pixels = [
+            digest(features.numpy().tobytes())
+            for part in known
+            for features in (part.images, part.texts[0])
+        ]
         shown = [(part.pairs.captions, part.labels.tolist()) for part in known]
         self.data = digest(repr((shown, pixels)))
 
@@ -331,14 +335,16 @@ def compare_recipes(
     wanted = _wanted(list(recipes), unpaired)
     folder = Path(configure(dataset=dataset, output_dir=str(output_dir)).output_dir)
     is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not is_free and not (folder / "heads").is_dir():
+    mark = folder / "heads" / "of_cibr_compare"  # a folder without it is not ours to change
+    if not is_free and not mark.exists():
         what = f"output_dir {str(folder)!r} has other files, or is one"
         raise ValueError(f"{what}: choose another")
     splits = compared_splits(dataset, max_skipped)
-    (folder / "heads").mkdir(parents=True, exist_ok=True)
     left = None
     if unpaired:
         left = _not_held_out(load_pairs(unpaired, max_skipped=max_skipped), splits[1:])
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
     bases = [
         build_model(configure(model="frozen", towers=towers), splits[0])
         for towers in ("", *pretrained)
@@ -350,8 +356,8 @@ def compare_recipes(
         prefix, chosen = (f"{towers}: ", {"CLIP", "CCA"}) if towers else ("", wanted)
         if towers:
             as_it_is = f"{towers} as it is"
-            models[as_it_is] = DualEncoder.from_pretrained(towers)
-            inputs = prepare(models[as_it_is], splits[2], True)
+            models[as_it_is] = DualEncoder.from_pretrained(towers).to(device)
+            inputs = prepare(models[as_it_is], splits[2], True, device)
             values[as_it_is] = [image_values(models[as_it_is], inputs)] * n_seeds
         train, validation, test = (prepare(base, part, True, device) for part in splits)
         others = prepare(base, left, True, device) if left else None
@@ -367,9 +373,11 @@ def compare_recipes(
             at_end[prefix + name] = _at_end(best.get(name, {}), RECIPES[name].grid)
     found = _comparison(values, at_end)
     save_table(found.table, folder / "compare")
-    model = models[found.winners["mean"]]
+    model = models[found.winners["mean"]].to("cpu")
+    shutil.rmtree(folder / "model.part", ignore_errors=True)
+    model.save_pretrained(folder / "model.part")
     shutil.rmtree(folder / "model", ignore_errors=True)  # another kind of model has other files
-    model.save_pretrained(folder / "model")
+    (folder / "model.part").rename(folder / "model")
     page = report(found.verdict, found.table, model, prepare(model, splits[2], True))
     write_atomically(folder / "report.html", partial(Path.write_text, data=page, encoding="utf-8"))
     return found
@@ -391,6 +399,9 @@ def _not_held_out(unpaired: Pairs, held_out: Sequence[Pairs]) -> Pairs:
     if len(left) < len(unpaired):
         what = f"{len(unpaired) - len(left)} of {unpaired.name} have texts of held-out images"
         warnings.warn(f"{what}: they are left out of self-training", stacklevel=3)
+    if len(left) < 2:
+        what = f"{unpaired.name} has {len(left)} images without texts of held-out images"
+        raise ValueError(f"{what}: self-training needs two or more")
     return unpaired.subset(left)
 
 
@@ -466,8 +477,6 @@ def _verdict(winners: dict[str, str], table: pd.DataFrame, n_images: int) -> str
     )
     close = close if best != winners["mean"] else ""
     if len({*winners.values()}) == 1:
-        return (
-            f"Use {words('mean')}: no other is detectably better, and none as good simpler.{close}"
-        )
+        return f"Use {words('mean')}: nothing less simple is detectably better.{close}"
     both = "; ".join(f"for {_WAYS[metric]} {words(metric)}" for metric in [*_WAYS][1:])
     return f"Use {both}; for both directions {words('mean')}.{close}"

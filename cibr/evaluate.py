@@ -132,13 +132,14 @@ def _read_suite(file: Path) -> tuple[Task, ...]:
         raise ValueError(message) from error
 
 
-def dataset_tasks(dataset: str) -> tuple[Task, ...]:
+def dataset_tasks(dataset: str, max_skipped: int = 0) -> tuple[Task, ...]:
     """The tasks that a data set supports: zero-shot with class names and templates, retrieval with
     captions.
 
     Args:
         dataset: a name or a folder; see `cibr.load_pairs`. Uses the test split, or validation, or
             train.
+        max_skipped: maximum number of unusable samples.
 
     Raises:
         ValueError, FileNotFoundError, ConnectionError: as `cibr.load_pairs`; or class names without
@@ -146,7 +147,7 @@ def dataset_tasks(dataset: str) -> tuple[Task, ...]:
     """
     there = available_splits(dataset)
     split = next((name for name in ("test", "validation", "train") if name in there), "test")
-    pairs = load_pairs(dataset, split)
+    pairs = load_pairs(dataset, split, max_skipped=max_skipped)
     tasks = []
     if pairs.classnames and pairs.templates:
         tasks.append(Task(dataset, "zero-shot", split))

@@ -143,6 +143,8 @@ def test_train_merges_a_file_and_options_and_prints_the_last_row_of_the_history(
     assert main(["train", str(file), "--seed", "5"]) == 0
     assert seen[1] == replace(config, seed=5, output_dir=seen[1].output_dir)
     assert seen[1].output_dir != config.output_dir
+    assert main(["train", str(file), "--preset", "few-pairs"]) == 1
+    assert "sets everything: leave out --preset" in capsys.readouterr().err
 
 
 def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """`cibr compare`: equal trials, paired differences, a verdict, a model to search with."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from helpers import TEXTS, noise_pairs, picture
 
 from cibr import DualEncoder, compare, load_pairs
+from cibr._report import report
 from cibr.compare import RECIPES, Bench, compare_recipes
 from cibr.metrics import retrieval_recalls
 from cibr.models.features import embed_pairs, prepare
@@ -97,6 +99,21 @@ def test_unpaired_images_with_held_out_texts_are_left_out():
     with pytest.warns(UserWarning, match="9 of noise have texts of held-out images"):
         left = compare._not_held_out(unpaired, [held])
     assert left.keys == unpaired.keys[9:]
+    few = pytest.raises(ValueError, match="noise has 1 images .*: self-training needs two")
+    with few, pytest.warns(UserWarning, match="29 of noise"):
+        compare._not_held_out(unpaired, [noise_pairs(29, split="test")])
+
+
+def test_the_report_shows_a_text_of_several_images_once(build):
+    model, pairs = build("frozen"), noise_pairs(12)
+    captions = [["a cup"] if i < 3 else own for i, own in enumerate(pairs.captions)]
+    inputs = prepare(model, replace(pairs, captions=captions))
+    values = {name: [compare.image_values(model, inputs)] * 2 for name in ("CCA", "CLIP")}
+    found = compare._comparison(values, {})
+    page = report(found.verdict, found.table, model, inputs)
+    best, worst = page.split("<h2>Worst searches")
+    assert best.count("(its own at rank") == worst.count("(its own at rank") == 10
+    assert best.count("a cup (") <= 1 >= worst.count("a cup (")
 
 
 def test_scores_of_joined_heads_are_the_mean_of_theirs(build):
@@ -192,7 +209,8 @@ def test_a_comparison_of_nothing_or_into_the_photos_is_refused(photos, tmp_path)
         compare_recipes(photos, tmp_path / "out", pretrained="clip")
     with pytest.raises(ValueError, match="output_dir .* is within the data set's folder"):
         compare_recipes(photos, f"{photos}/out")
-    (tmp_path / "mine" / "model").mkdir(parents=True)
+    for name in ("model", "heads"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
     with pytest.raises(ValueError, match="mine' has other files, or is one: choose another"):
         compare_recipes(photos, tmp_path / "mine")
     assert (tmp_path / "mine" / "model").is_dir()

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 import torch
 from data_files import TEMPLATES as TEMPLATES_FILE
+from data_files import write_metadata
+from helpers import picture
 from safetensors.torch import load_file
 from scipy import stats
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
@@ -91,6 +93,14 @@ def test_a_data_set_has_tasks_by_its_contents_on_the_best_of_its_splits(small):
     (small / "wds_some" / TEMPLATES_FILE).unlink()
     with pytest.raises(ValueError, match=TEMPLATES_FILE):
         engine.dataset_tasks("some")
+    broken = small / "broken" / "test"
+    broken.mkdir(parents=True)
+    picture(0).save(broken / "a.png")
+    write_metadata(broken, "file_name,text\na.png,a cup\nnone.png,a dog\n")
+    with pytest.raises(FileNotFoundError, match="none.png"):
+        engine.dataset_tasks(str(broken.parent))
+    with pytest.warns(UserWarning, match="1 unusable"):
+        engine.dataset_tasks(str(broken.parent), max_skipped=1)
 
 
 def test_scores_and_predictions_are_saved_and_the_model_stays_as_it_was(build, small, tmp_path):

@@ -51,12 +51,17 @@ def checked_features(
     if image.ndim != 2 or image.shape != text.shape or len(image) < 2:
         got = f"{list(image.shape)} and {list(text.shape)}"
         raise ValueError(f"image_features and text_features must be [n, d], n >= 2, got {got}")
+    if labels is not None:
+        check_tensors(labels=labels)
     if labels is not None and (labels.is_floating_point() or labels.shape != image.shape[:1]):
         got = f"{labels.dtype} {list(labels.shape)}"
         raise ValueError(f"labels must be integers, [{len(image)}], got {got}")
     dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
     image, text = image.to(dtype), text.to(dtype)
     scale = torch.as_tensor(scale, dtype=dtype, device=image.device)
+    if scale.numel() != 1:
+        raise ValueError(f"logit_scale must be one number, got {list(scale.shape)}")
+    scale = scale.reshape(())
     lengths = [torch.linalg.vector_norm(side.detach(), dim=1) for side in (image, text)]
     errors = [(length - 1).abs().amax() for length in lengths]  # not finite if an entry is not
     *errors, value = torch.stack([*errors, scale.detach()]).tolist()

@@ -36,6 +36,7 @@ class Ranks(NamedTuple):
     text_ranks: _OfTexts
     image_units: _OfImages
     text_units: _OfTexts
+    text_rows: _OfTexts  # the row of each text query among all texts
 
 
 def recall_at_k(
@@ -155,7 +156,8 @@ def query_ranks(
     """
     if labels is None:
         ranks = retrieval_ranks(image_embeddings, text_embeddings, text_to_image)
-        return Ranks(*ranks, torch.arange(len(image_embeddings)), text_to_image)
+        units = torch.arange(len(image_embeddings)), text_to_image
+        return Ranks(*ranks, *units, torch.arange(len(text_embeddings)))
     _check_embeddings(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
     _check_labels("text_to_image", text_to_image, len(text_embeddings))
     _check_labels("labels", labels, len(image_embeddings))
@@ -168,7 +170,7 @@ def query_ranks(
     text_labels = text_labels[rows]
     image_ranks = _label_ranks(image_embeddings, labels, text_embeddings, text_labels)
     text_ranks = _label_ranks(text_embeddings, text_labels, image_embeddings, labels)
-    return Ranks(image_ranks, text_ranks, labels, text_labels)
+    return Ranks(image_ranks, text_ranks, labels, text_labels, torch.tensor(rows))
 
 
 def retrieval_ranks(

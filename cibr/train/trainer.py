@@ -312,10 +312,17 @@ class CIBRTrainer(Trainer):
 
     # Logs and validation
 
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None
+    ) -> dict[str, float]:
         """Logs and returns the recalls of the validation pairs in [0, 1], by names such as
         `eval_text_to_image_recall@10`; their mean, `eval_mean_recall`, decides on the best model.
+
+        Raises:
+            ValueError: other pairs, which `cibr.evaluate` measures.
         """
+        if eval_dataset is not None:
+            raise ValueError("evaluate measures validation pairs: for others use cibr.evaluate")
         targets = self.held_out.pairs.retrieval_targets()
         recalls = retrieval_recalls(*embed_pairs(self.model, self.held_out), *targets)
         recalls = {f"eval_{name}": value for name, value in recalls.items()}

@@ -183,6 +183,8 @@ def test_a_run_has_a_model_card(tmp_path):
     config = settings(tmp_path, epochs=1)
     trainer = CIBRTrainer(small_model(config), config, PAIRS, HELD_OUT)
     trainer.train()
+    with pytest.raises(ValueError, match="for others use cibr.evaluate"):
+        trainer.evaluate(PAIRS)
     trainer.create_model_card(model_name="small")
     card = (tmp_path / "README.md").read_text()
     assert "# small" in card and "learning_rate: 0.001" in card
