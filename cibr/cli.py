@@ -1,5 +1,5 @@
-"""The command `cibr` (or `python -m cibr.cli`): train a model, evaluate it on benchmarks, search a
-folder of images.
+"""The command `cibr` (or `python -m cibr.cli`): compare recipes, train a model, evaluate it on
+benchmarks, search a folder of images.
 
 Errors are reported in one line on stderr, with exit code 2 for arguments that do not parse and 1
 otherwise; `--debug` shows the traceback.

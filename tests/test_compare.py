@@ -193,7 +193,7 @@ def test_photos_are_held_out_by_group_and_too_few_are_refused(photos, tmp_path, 
     with pytest.raises(ValueError, match="flat has 60 images: give 64 or more"):
         compare.compared_splits(str(flat))
     with pytest.raises(ValueError, match="66 images, 14 of them .* no test split of fewer than 16"):
-        compare_recipes(photos, "unused")
+        compare_recipes(photos, tmp_path / "unused")
     coarse = [re.sub(r"item \d+", f"item {i // 40}", line) for i, line in enumerate(lines)]
     (flat / "metadata.csv").write_text("\n".join(coarse))
     monkeypatch.setattr(compare, "_LEAST", 12)

@@ -198,7 +198,8 @@ class CIBRTrainer(Trainer):
         run["architecture"] = f"{self.model.kind} {self.model.backbone.settings}"
         for name, pairs in (("training", self.train_dataset), ("validation", self.eval_dataset)):
             if pairs is not None:
-                of_pairs = digest(repr((pairs.keys, pairs.captions)))[:12]
+                shown = (pairs.keys, pairs.captions, pairs.match_labels().tolist())
+                of_pairs = digest(repr(shown))[:12]
                 run[f"{name} pairs"] = f"{len(pairs):,} with digest {of_pairs}"
         run["callbacks"] = [type(callback).__name__ for callback in self._stateful()]
         run["precision"] = self.accelerator.mixed_precision

@@ -80,10 +80,12 @@ def test_a_subclass_may_give_other_inputs(tmp_path):
     pd.testing.assert_frame_equal(history[recalls], expected[recalls])
 
 
+GROUPS = torch.tensor([0, 0, *range(1, 23)])
 OTHER_RUNS = {
     r"beta \(0.1 there, 0.2 here\)\. ": dict(beta=0.2),
     r"training pairs \('24 with ": dict(pairs=replace(PAIRS, keys=PAIRS.keys[::-1])),
     r"validation pairs \('10 ": dict(held_out=replace(HELD_OUT, captions=HELD_OUT.captions[::-1])),
+    r"training pairs \('24 with digest": dict(pairs=replace(PAIRS, groups=GROUPS)),
 }
 
 
