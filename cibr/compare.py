@@ -96,7 +96,7 @@ RECIPES = {  # the simplest first
         "the same as CCA-start, with unpaired images and texts that the CCA pairs",
         _START | {"learning_rate": (3e-4, 1e-4, 1e-3), "repeats": (3, 1, 10)},
     ),
-    "CLIP+CCA": Recipe("summed scores of both", {}, joined=("CLIP", "CCA")),
+    "CLIP+CCA": Recipe("summed scores of both, tuned together", {}, joined=("CLIP", "CCA")),
     "CLIP+CLIP": Recipe("summed scores of two trainings", {}, joined=("CLIP", "CLIP")),
 }
 _WAYS = {
@@ -240,23 +240,31 @@ class Bench:
         return model.eval()
 
     def recipe(self, name: str, best: Mapping[str, dict], seed: int) -> DualEncoder:
-        """A recipe's model with a seed, from the best settings of each recipe with a grid."""
+        """A recipe's model with a seed, from the best settings of each recipe; those of a sum, by
+        its parts, default to the parts' own.
+        """
         parts = RECIPES[name].joined or (name,)
+        settings = (best.get(name) or best) if RECIPES[name].joined else best
         states = [
-            self.heads(best[part], seed + 1000 * parts[:i].count(part))
+            self.heads(settings[part], seed + 1000 * parts[:i].count(part))
             for i, part in enumerate(parts)
         ]
         kinds = ["average" if RECIPES[part].averaged else "own" for part in parts]
         return self.model([state[kind] for state, kind in zip(states, kinds, strict=True)])
 
     def tuned(self, name: str, n_trials: int) -> dict[str, Any]:
-        """The settings of a recipe's best trial, by mean recall on validation with seed 0."""
-        scores, tried = [], draws(RECIPES[name].grid, n_trials)
+        """The settings of a recipe's best trial, by mean recall on validation with seed 0; of a
+        sum, whose trials are those of its parts in order, they are by part.
+        """
+        parts = RECIPES[name].joined or (name,)
+        points = zip(*(draws(RECIPES[part].grid, n_trials) for part in parts), strict=False)
+        scores, tried = [], [dict(zip(parts, point, strict=True)) for point in points]
         for settings in tqdm(tried, desc=f"{name}: trials"):
-            embedded = embed_pairs(self.recipe(name, {name: settings}, 0), self.validation)
+            embedded = embed_pairs(self.recipe(name, settings, 0), self.validation)
             recalls = retrieval_recalls(*embedded, *self.validation.pairs.retrieval_targets())
             scores.append(sum(recalls.values()))
-        return tried[int(np.argmax(scores))]
+        best = tried[int(np.argmax(scores))]
+        return best if RECIPES[name].joined else best[name]
 
 
 def draws(grid: Mapping[str, tuple], n: int) -> list[dict[str, Any]]:
@@ -363,14 +371,16 @@ def compare_recipes(
         others = prepare(base, left, True, device) if left else None
         bench = Bench(base, train, validation, folder / "heads", others)
         parts = chosen | {part for name in chosen for part in RECIPES[name].joined}
-        tuned = [name for name in RECIPES if name in parts and not RECIPES[name].joined]
+        # Two trainings of one recipe have its settings: trials of their sum would be twice as many.
+        tuned = [name for name in RECIPES if name in parts and name != "CLIP+CLIP"]
         best = {name: bench.tuned(name, n_trials) for name in tuned}
         for name in (name for name in RECIPES if name in chosen):
             seeds = tqdm(range(n_seeds), desc=f"{prefix}{name}: seeds")
             trained = [bench.recipe(name, best, seed) for seed in seeds]
             values[prefix + name] = [image_values(model, test) for model in trained]
             models[prefix + name] = trained[0]
-            at_end[prefix + name] = _at_end(best.get(name, {}), RECIPES[name].grid)
+            of_grid = best[name] if RECIPES[name].grid else {}
+            at_end[prefix + name] = _at_end(of_grid, RECIPES[name].grid)
     found = _comparison(values, at_end)
     save_table(found.table, folder / "compare")
     model = models[found.winners["mean"]].to("cpu")
