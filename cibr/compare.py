@@ -62,6 +62,7 @@ _GRID = {
 _RIDGES = {"cca_ridges": tuple((x, y) for x in (10.0, 3.0, 30.0) for y in (1.0, 0.3, 3.0))}
 _START = _GRID | _RIDGES | {"learning_rate": (1e-4, 3e-5, 3e-4), "epochs": (20, 10, 40)}
 _START |= {"weight_decay": (0.3, 0.1, 1.0), "dropout": (0.4, 0.3, 0.6)}
+_MARK = Path("heads", "of_cibr_compare")  # a folder with this file is a comparison's
 _Values = dict[str, Float[np.ndarray, " n"]]
 
 
@@ -120,6 +121,14 @@ class Comparison(NamedTuple):
     table: pd.DataFrame
     winners: dict[str, str]
     verdict: str
+
+
+class _Entry(NamedTuple):
+    """A recipe compared: values of every seed, the first seed's model, settings at an end."""
+
+    values: list[_Values]
+    model: DualEncoder
+    at_end: str
 
 
 class FeatureTrainer(CIBRTrainer):
@@ -266,6 +275,23 @@ class Bench:
         best = tried[int(np.argmax(scores))]
         return best if RECIPES[name].joined else best[name]
 
+    def entries(
+        self, chosen: set[str], test: Inputs, n_trials: int, n_seeds: int
+    ) -> dict[str, _Entry]:
+        """The chosen recipes, each tuned, repeated and tested."""
+        parts = chosen | {part for name in chosen for part in RECIPES[name].joined}
+        # Trials of a recipe's sum with itself would be twice as many: it has the recipe's settings.
+        tuned = [name for name in RECIPES if name in parts and len({*RECIPES[name].joined}) != 1]
+        best = {name: self.tuned(name, n_trials) for name in tuned}
+        entries = {}
+        for name in (name for name in RECIPES if name in chosen):
+            seeds = tqdm(range(n_seeds), desc=f"{name}: seeds")
+            models = [self.recipe(name, best, seed) for seed in seeds]
+            values = [image_values(model, test) for model in models]
+            of_grid = best[name] if RECIPES[name].grid else {}
+            entries[name] = _Entry(values, models[0], _at_end(of_grid, RECIPES[name].grid))
+        return entries
+
 
 def draws(grid: Mapping[str, tuple], n: int) -> list[dict[str, Any]]:
     """Distinct points of a grid: the first values, then random ones; recipes with the same values
@@ -342,55 +368,53 @@ def compare_recipes(
             raise ValueError(f"{name} is {n!r}: give a whole number from 1 to 1000")
     wanted = _wanted(list(recipes), unpaired)
     folder = Path(configure(dataset=dataset, output_dir=str(output_dir)).output_dir)
-    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    mark = folder / "heads" / "of_cibr_compare"  # a folder without it is not ours to change
-    if not is_free and not mark.exists():
-        what = f"output_dir {str(folder)!r} has other files, or is one"
-        raise ValueError(f"{what}: choose another")
+    _check_free(folder)
     splits = compared_splits(dataset, max_skipped)
     left = None
     if unpaired:
         left = _not_held_out(load_pairs(unpaired, max_skipped=max_skipped), splits[1:])
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.touch()
-    bases = [
-        build_model(configure(model="frozen", towers=towers), splits[0])
+    (folder / _MARK).parent.mkdir(parents=True, exist_ok=True)
+    (folder / _MARK).touch()
+    bases = {
+        towers: build_model(configure(model="frozen", towers=towers), splits[0])
         for towers in ("", *pretrained)
-    ]  # all names are known before anything is trained
+    }  # all names are known before anything is trained
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    values: dict[str, list[_Values]] = {}
-    at_end, models = {}, {}
-    for towers, base in zip(("", *pretrained), bases, strict=True):
-        prefix, chosen = (f"{towers}: ", {"CLIP", "CCA"}) if towers else ("", wanted)
+    entries: dict[str, _Entry] = {}
+    for towers, base in bases.items():
+        chosen, prefix = wanted, ""
         if towers:
-            as_it_is = f"{towers} as it is"
-            models[as_it_is] = DualEncoder.from_pretrained(towers).to(device)
-            inputs = prepare(models[as_it_is], splits[2], True, device)
-            values[as_it_is] = [image_values(models[as_it_is], inputs)] * n_seeds
+            chosen, prefix = {"CLIP", "CCA"}, f"{towers}: "
+            model = DualEncoder.from_pretrained(towers).to(device)
+            values = image_values(model, prepare(model, splits[2], True, device))
+            entries[f"{towers} as it is"] = _Entry([values] * n_seeds, model, "")
         train, validation, test = (prepare(base, part, True, device) for part in splits)
         others = prepare(base, left, True, device) if left else None
         bench = Bench(base, train, validation, folder / "heads", others)
-        parts = chosen | {part for name in chosen for part in RECIPES[name].joined}
-        # Two trainings of one recipe have its settings: trials of their sum would be twice as many.
-        tuned = [name for name in RECIPES if name in parts and name != "CLIP+CLIP"]
-        best = {name: bench.tuned(name, n_trials) for name in tuned}
-        for name in (name for name in RECIPES if name in chosen):
-            seeds = tqdm(range(n_seeds), desc=f"{prefix}{name}: seeds")
-            trained = [bench.recipe(name, best, seed) for seed in seeds]
-            values[prefix + name] = [image_values(model, test) for model in trained]
-            models[prefix + name] = trained[0]
-            of_grid = best[name] if RECIPES[name].grid else {}
-            at_end[prefix + name] = _at_end(of_grid, RECIPES[name].grid)
-    found = _comparison(values, at_end)
+        for name, entry in bench.entries(chosen, test, n_trials, n_seeds).items():
+            entries[prefix + name] = entry
+    found = _comparison(entries)
+    _save(found, entries[found.winners["mean"]].model.to("cpu"), splits[2], folder)
+    return found
+
+
+def _check_free(folder: Path) -> None:
+    """Refuses a folder with files of others: it is not ours to change."""
+    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_free and not (folder / _MARK).exists():
+        what = f"output_dir {str(folder)!r} has other files, or is one"
+        raise ValueError(f"{what}: choose another")
+
+
+def _save(found: Comparison, model: DualEncoder, test: Pairs, folder: Path) -> None:
+    """Writes the table, the winner and the report."""
     save_table(found.table, folder / "compare")
-    model = models[found.winners["mean"]].to("cpu")
     shutil.rmtree(folder / "model.part", ignore_errors=True)
     model.save_pretrained(folder / "model.part")
     shutil.rmtree(folder / "model", ignore_errors=True)  # another kind of model has other files
     (folder / "model.part").rename(folder / "model")
-    page = report(found.verdict, found.table, model, prepare(model, splits[2], True))
+    page = report(found.verdict, found.table, model, prepare(model, test, True))
     write_atomically(folder / "report.html", partial(Path.write_text, data=page, encoding="utf-8"))
-    return found
 
 
 def _wanted(recipes: list[str], unpaired: str) -> set[str]:
@@ -447,26 +471,30 @@ def compared_splits(dataset: str, max_skipped: int = 0) -> tuple[Pairs, Pairs, P
     return train, validation, test
 
 
-def _comparison(values: dict[str, list[_Values]], at_end: dict[str, str]) -> Comparison:
+def _comparison(entries: Mapping[str, _Entry]) -> Comparison:
     """The table, winners and verdict from the values of every recipe's seeds."""
-    rows, found = [], {}
-    for name, of_seeds in values.items():
-        for metric in of_seeds[0]:
-            clip, own = (np.stack([v[metric] for v in values[n]]) for n in ("CLIP", name))
-            interval = (0.0, 0.0, 0.0) if name == "CLIP" else paired_difference(clip, own)
-            rows.append((name, metric, own.mean(), *interval, at_end.get(name, "")))
+    values = {
+        name: {metric: np.stack([v[metric] for v in entry.values]) for metric in entry.values[0]}
+        for name, entry in entries.items()
+    }
+    rows = []
+    for name, own in values.items():
+        for metric, recalls in own.items():
+            interval = (0.0, 0.0, 0.0)
+            if name != "CLIP":
+                interval = paired_difference(values["CLIP"][metric], recalls)
+            rows.append((name, metric, recalls.mean(), *interval, entries[name].at_end))
     columns = ["recipe", "metric", "value", "difference", "low", "high", "at_end"]
     table = pd.DataFrame(rows, columns=columns)
+    winners = {}
     for metric in _WAYS:
-        of = {name: np.stack([v[metric] for v in own]) for name, own in values.items()}
-        winner, *others = of  # the simplest, until one is detectably better
+        winner, *others = values  # the simplest, until one is detectably better
         for name in others:
-            if paired_difference(of[winner], of[name])[1] > 0:
+            if paired_difference(values[winner][metric], values[name][metric])[1] > 0:
                 winner = name
-        found[metric] = winner
-    return Comparison(
-        table, found, _verdict(found, table, len(next(iter(values.values()))[0]["mean"]))
-    )
+        winners[metric] = winner
+    n_images = values["CLIP"]["mean"].shape[1]
+    return Comparison(table, winners, _verdict(winners, table, n_images))
 
 
 def _verdict(winners: dict[str, str], table: pd.DataFrame, n_images: int) -> str:

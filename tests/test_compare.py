@@ -109,8 +109,8 @@ def test_the_report_shows_a_text_of_several_images_once(build):
     model, pairs = build("frozen"), noise_pairs(12)
     captions = [["a cup"] if i < 3 else own for i, own in enumerate(pairs.captions)]
     inputs = prepare(model, replace(pairs, captions=captions))
-    values = {name: [compare.image_values(model, inputs)] * 2 for name in ("CCA", "CLIP")}
-    found = compare._comparison(values, {})
+    entry = compare._Entry([compare.image_values(model, inputs)] * 2, model, "")
+    found = compare._comparison({"CCA": entry, "CLIP": entry})
     page = report(found.verdict, found.table, model, inputs)
     best, worst = page.split("<h2>Worst searches")
     assert best.count("(its own at rank") == worst.count("(its own at rank") == 10
@@ -139,15 +139,16 @@ def test_the_simplest_of_equals_wins_by_direction():
     def recipe(search, captions):
         of = {"text_to_image_mean": search, "image_to_text_mean": captions}
         of["mean"] = (search + captions) / 2
-        return [{name: value[seed] for name, value in of.items()} for seed in range(2)]
+        values = [{name: value[seed] for name, value in of.items()} for seed in range(2)]
+        return compare._Entry(values, None, "")
 
-    values = {"simple": recipe(base, base), "CLIP": recipe(base, base)}
-    equal = compare._comparison(values, {})
+    entries = {"simple": recipe(base, base), "CLIP": recipe(base, base)}
+    equal = compare._comparison(entries)
     assert {*equal.winners.values()} == {"simple"}
     assert equal.verdict.startswith("Use simple (+0.0 [+0.0, +0.0] points of recall from CLIP")
-    values |= {"erratic": recipe(erratic, base)}
-    values |= {"search": recipe(better, base), "more": recipe(better, base)}
-    found = compare._comparison(values, {})
+    entries |= {"erratic": recipe(erratic, base)}
+    entries |= {"search": recipe(better, base), "more": recipe(better, base)}
+    found = compare._comparison(entries)
     assert found.winners == {
         "mean": "search",
         "text_to_image_mean": "search",
