@@ -10,11 +10,18 @@ Number = float | int
 MAX_SCALE = 1e6  # of the cosines; 100 in CLIP
 
 
-def check_number(name: str, value: Number, low: Number, high: Number) -> float:
-    """The value as a float, or ValueError unless it is a number in [low, high]."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+class NotFiniteError(ValueError):
+    """Features or a logit scale that are not finite: training has diverged."""
+
+
+def check_number(
+    name: str, value: Number, low: Number, high: Number, kind: type = numbers.Real
+) -> float:
+    """The value as a float, or ValueError unless it is a number of that kind in [low, high]."""
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:
-        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}")
+        what = "a whole number" if kind is numbers.Integral else "a number"
+        raise ValueError(f"{name} must be {what} from {low:g} to {high:g}, got {value!r}")
     return float(value)
 
 
@@ -68,8 +75,8 @@ def checked_features(
     for name, error in zip(("image_features", "text_features"), errors, strict=True):
         if not error < tolerance:
             rule = f"{name} must be finite (CIBRLoss: unit vectors), a length is off by {error:.3g}"
-            raise ValueError(f"{rule}: use torch.nn.functional.normalize(x, dim=1)")
+            raise NotFiniteError(f"{rule}: use torch.nn.functional.normalize(x, dim=1)")
     if not 0 < value <= MAX_SCALE:
         fix = "pass the multiplier itself, exp() of the logarithm that CLIP learns"
-        raise ValueError(f"logit_scale must be above 0, to {MAX_SCALE:g}, got {value}: {fix}")
+        raise NotFiniteError(f"logit_scale must be above 0, to {MAX_SCALE:g}, got {value}: {fix}")
     return image, text, scale

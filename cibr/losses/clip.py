@@ -7,6 +7,7 @@ its rows are in memory. Source: Radford et al. (2021, arXiv 2103.00020), figure 
 """
 
 import math
+from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int
@@ -167,6 +168,6 @@ def clip_loss(
         0.000136
     """
     if chunk_size is not None:
-        check_number("chunk_size", chunk_size, 1, math.inf)
+        check_number("chunk_size", chunk_size, 1, math.inf, Integral)
     inputs = checked_features(image_features, text_features, logit_scale, labels)
     return info_nce(*inputs, labels, chunk_size)

@@ -17,6 +17,7 @@ Source: the bounds of Fischer (2020, arXiv 2002.05379); Ji et al. (2025, arXiv 2
 """
 
 from functools import cache
+from numbers import Integral
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -194,7 +195,7 @@ class Mine(Term):
         self, dims: tuple[int, int, int], critic_steps: int = 1, critic_rate: float = 1e-3
     ):
         super().__init__()
-        check_number("critic_steps", critic_steps, 1, 1000)
+        check_number("critic_steps", critic_steps, 1, 1000, Integral)
         self.critic_steps = critic_steps
         dim, dim_image, dim_text = dims
         self.critics = nn.ModuleDict()

@@ -12,7 +12,7 @@ from helpers import same
 from small_runs import PAIRS, before_step, settings, small_model
 from twin import CASES, Double, model_of, plain_run, settings_of
 
-from cibr.losses import RegularisedCCA
+from cibr.losses import CIBRLoss, RegularisedCCA, Term
 from cibr.models import features
 from cibr.models.features import prepare
 from cibr.train._grad_cache import GradCache
@@ -123,3 +123,15 @@ def test_what_is_not_finite_stops_before_the_step(tmp_path, part, hook, message,
         trainer.train()
     handles[0].remove()
     assert same(trainer.model, kept[0])
+
+
+def test_an_error_of_a_penalty_is_not_taken_for_divergence(tmp_path):
+    class Faulty(Term):
+        def forward(self, inputs):
+            raise ValueError("what the penalty says")
+
+    config = settings(tmp_path)
+    trainer = CIBRTrainer(small_model(config), config, PAIRS)
+    trainer.build_loss = lambda: CIBRLoss(0.1, Faulty())
+    with pytest.raises(ValueError, match="^what the penalty says$"):
+        trainer.train()
