@@ -40,7 +40,9 @@ def check_known(what: str, value: str, known: Collection[str]) -> None:
 
 def digest(content: str | bytes) -> str:
     """Returns the SHA-256 hash of a text in UTF-8 or of bytes, in 64 hexadecimal digits."""
-    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+    if isinstance(content, str):  # names of files need not be valid text
+        content = content.encode(errors="backslashreplace")
+    return hashlib.sha256(content).hexdigest()
 
 
 def _in_checkout() -> bool:

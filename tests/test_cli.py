@@ -55,9 +55,10 @@ def test_search_embeds_an_image_again_when_it_or_the_model_changes(
     tmp_path, monkeypatch, capsys, build
 ):
     monkeypatch.setattr("cibr.utils.cache_folder", lambda: tmp_path / "cache")
-    (tmp_path / "photos").mkdir()
+    photos = tmp_path / os.fsdecode(b"caf\xe9")
+    photos.mkdir()
     for i in range(5):
-        picture(i).save(tmp_path / "photos" / f"{i}.png")
+        picture(i).save(photos / f"{i}.png")
     embedded, embed = [], DualEncoder.embed_images
     monkeypatch.setattr(
         DualEncoder, "embed_images", lambda self, x: embedded.append(len(x)) or embed(self, x)
@@ -66,7 +67,7 @@ def test_search_embeds_an_image_again_when_it_or_the_model_changes(
 
     def search(model):
         embedded.clear()
-        assert main(["search", model, str(tmp_path / "photos"), "a dog"]) == 0
+        assert main(["search", model, str(photos), "a dog"]) == 0
         lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
         return {Path(name).name: cosine for _, cosine, name in lines}, embedded[1:]  # no probe
 
@@ -74,15 +75,15 @@ def test_search_embeds_an_image_again_when_it_or_the_model_changes(
     assert n_embedded == [5] and search(models[0]) == (first, [])
     other, n_embedded = search(models[1])
     assert n_embedded == [5] and other != first
-    picture(9).save(tmp_path / "photos" / "1.png")
-    (tmp_path / "photos" / "2.png").unlink()
+    picture(9).save(photos / "1.png")
+    (photos / "2.png").unlink()
     changed, n_embedded = search(models[0])
     assert n_embedded == [1] and changed.keys() == first.keys() - {"2.png"}
     assert [name for name in changed if changed[name] != first[name]] == ["1.png"]
     for index in (tmp_path / "cache" / "search").iterdir():
         index.write_bytes(index.read_bytes()[:40])
     assert search(models[0]) == (changed, [4])
-    picture(5).save(tmp_path / "photos" / os.fsdecode(b"caf\xe9.png"))
+    picture(5).save(photos / os.fsdecode(b"caf\xe9.png"))
     assert "caf\\udce9.png" in search(models[0])[0]
 
 
