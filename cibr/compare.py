@@ -261,19 +261,23 @@ class Bench:
         kinds = ["average" if RECIPES[part].averaged else "own" for part in parts]
         return self.model([state[kind] for state, kind in zip(states, kinds, strict=True)])
 
-    def tuned(self, name: str, n_trials: int) -> dict[str, Any]:
-        """The settings of a recipe's best trial, by mean recall on validation with seed 0; of a
-        sum, whose trials are those of its parts in order, they are by part.
+    def tuned(self, name: str, n_trials: int, best: Mapping[str, dict]) -> dict[str, Any]:
+        """The settings of a recipe's best trial, by mean recall on validation with seed 0.
+
+        A sum is tuned together, and its settings are by part: the best ones of each part are the
+        first trial, then come the parts' trials in order.
         """
         parts = RECIPES[name].joined or (name,)
         points = zip(*(draws(RECIPES[part].grid, n_trials) for part in parts), strict=False)
         scores, tried = [], [dict(zip(parts, point, strict=True)) for point in points]
+        if RECIPES[name].joined:
+            tried = [{part: best[part] for part in parts}, *tried[: n_trials - 1]]
         for settings in tqdm(tried, desc=f"{name}: trials"):
             embedded = embed_pairs(self.recipe(name, settings, 0), self.validation)
             recalls = retrieval_recalls(*embedded, *self.validation.pairs.retrieval_targets())
             scores.append(sum(recalls.values()))
-        best = tried[int(np.argmax(scores))]
-        return best if RECIPES[name].joined else best[name]
+        chosen = tried[int(np.argmax(scores))]
+        return chosen if RECIPES[name].joined else chosen[name]
 
     def entries(
         self, chosen: set[str], test: Inputs, n_trials: int, n_seeds: int
@@ -282,7 +286,9 @@ class Bench:
         parts = chosen | {part for name in chosen for part in RECIPES[name].joined}
         # Trials of a recipe's sum with itself would be twice as many: it has the recipe's settings.
         tuned = [name for name in RECIPES if name in parts and len({*RECIPES[name].joined}) != 1]
-        best = {name: self.tuned(name, n_trials) for name in tuned}
+        best: dict[str, dict] = {}
+        for name in tuned:
+            best[name] = self.tuned(name, n_trials, best)
         entries = {}
         for name in (name for name in RECIPES if name in chosen):
             seeds = tqdm(range(n_seeds), desc=f"{name}: seeds")

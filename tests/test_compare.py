@@ -159,14 +159,16 @@ def test_the_simplest_of_equals_wins_by_direction():
 
 
 def test_a_sum_is_tuned_together(monkeypatch):
-    scores, tried = iter([0.1, 0.3, 0.2]), []
+    scores, tried = iter([0.1, 0.3, 0.2, 0.2, 0.1, 0.1]), []
     bench = object.__new__(Bench)
     bench.validation = SimpleNamespace(pairs=noise_pairs(3))
     monkeypatch.setattr(Bench, "recipe", lambda self, name, best, seed: tried.append(best))
     monkeypatch.setattr(compare, "embed_pairs", lambda model, inputs: ())
     monkeypatch.setattr(compare, "retrieval_recalls", lambda *_: {"recall": next(scores)})
     clip, cca = (compare.draws(RECIPES[name].grid, 3) for name in ("CLIP", "CCA"))
-    assert bench.tuned("CLIP+CCA", 3) == {"CLIP": clip[1], "CCA": cca[1]} == tried[1]
+    best = {"CLIP": clip[2], "CCA": cca[0]}
+    assert bench.tuned("CLIP+CCA", 3, best) == {"CLIP": clip[0], "CCA": cca[0]} == tried[1]
+    assert bench.tuned("CLIP+CCA", 3, best) == best == tried[3]  # each part's own, tried first
 
 
 def test_trials_start_at_the_first_values_and_share_those_of_shared_settings():
