@@ -32,7 +32,7 @@ def make_stand_in(
     """
     glyphs = load_pairs("glyphs", "test")
     train = replace(glyphs.subset(range(192)), split="train")
-    test = glyphs.subset(range(192, 240))
+    test = glyphs.subset(range(192, 448))
     for name in ("mscoco_captions", "flickr30k"):
         for pairs in (train, test):
             _write_split(folder / "data" / f"wds_{name}", pairs)

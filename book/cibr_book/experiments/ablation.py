@@ -1,4 +1,4 @@
-"""The ablation over beta: a run of ablation.yaml.
+"""The ablation over beta: a run of ablation.yaml, and of clip-coco.yaml.
 
 After a run of the study, the residual information of its embeddings is measured on test pairs,
 which took no part in training.
@@ -32,23 +32,30 @@ MEASURES = {
     VALIDATION: VALIDATION,
 }
 _RIDGES = np.logspace(-1, 5, 13)
+_AT_ONCE = 1024  # pairs
 
 
 def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
     """`cibr_book.experiments.run.train_and_measure`, and `residual_nats` of the trained model."""
     metrics = run.train_and_measure(settings, folder)
-    model = DualEncoder.from_pretrained(folder)
-    test = prepare(model, load_pairs(settings["dataset"], "test"), True)
+    place = settings["model"] if settings.get("untouched") else folder
+    model = DualEncoder.from_pretrained(place).to("cuda" if torch.cuda.is_available() else "cpu")
+    test = prepare(model, load_pairs(settings["dataset"], "test"), True, model.mean.device)
     return metrics | residual_nats(*first_pairs(model, test))
 
 
 @torch.no_grad()
 def first_pairs(model: DualEncoder, inputs: Inputs) -> tuple[Encoded, Encoded]:
-    """Images and their first texts: unit vectors [n, d] and pooled features."""
+    """Images and their first texts: unit vectors [n, d] and pooled features, on the CPU."""
     first = inputs.pairs.text_to_image().diff(prepend=torch.tensor([-1])).nonzero()[:, 0]
-    batch = inputs[torch.arange(len(inputs.pairs)), first]
+    sides: tuple[list, list] = ([], [])
     with model.evaluating():
-        return model.encode_images(batch.images), model.encode_texts(*batch.texts)
+        for rows in torch.arange(len(first)).split(_AT_ONCE):
+            batch = inputs[rows, first[rows]]
+            sides[0].append(model.encode_images(batch.images))
+            sides[1].append(model.encode_texts(*batch.texts))
+    image, text = (Encoded(*map(torch.cat, zip(*parts, strict=True))) for parts in sides)
+    return Encoded(*(x.cpu() for x in image)), Encoded(*(x.cpu() for x in text))
 
 
 def residual_nats(image: Encoded, text: Encoded) -> dict[str, float]:

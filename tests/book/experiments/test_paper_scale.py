@@ -7,11 +7,11 @@ from accelerate.state import AcceleratorState
 from paper_stand_in import make_stand_in
 from scipy import stats
 
-from cibr_book.experiments.paper_scale import RETRIEVAL, ZERO_SHOT, result_tables
+from cibr_book.experiments.paper_scale import RESIDUAL, RETRIEVAL, ZERO_SHOT, result_tables
 from cibr_book.experiments.plan import collect, read_plan, save_row
 from cibr_book.experiments.tables import read_table
 
-COLUMNS = [*ZERO_SHOT.values(), *RETRIEVAL.values()]
+COLUMNS = [*ZERO_SHOT.values(), *RETRIEVAL.values(), *RESIDUAL.values()]
 SET = next(iter(ZERO_SHOT))
 CONTROLS = ["CLIP", "noise only", "CLIP, weight averaging", "CyCLIP", "CLIP-Refine", "CIBR vMF"]
 
@@ -33,8 +33,10 @@ def test_the_tables_have_scores_with_intervals_and_significant_gains_over_each_c
     rows.loc[rows["method"] == "noise only", ZERO_SHOT["mean of 7"]] += 0.5
     rows.loc[:, [name for name in COLUMNS if "recall@10" in name]] = 0.0
     rows = rows[(rows["method"] != "untouched") | (rows["seed"] == 0)]
-    accuracies, recalls, gains = result_tables(rows).values()
+    accuracies, recalls, nats, gains = result_tables(rows).values()
     assert accuracies.shape == (8, 8) and recalls.shape == (8, 12)
+    bound = rows.loc[rows["method"] == "CLIP", RESIDUAL["bound"]].mean()
+    assert nats.loc[("c", "CLIP"), "bound"].startswith(f"{bound:.1f} ± ")
     scores = 100 * rows.loc[rows["method"] == "CLIP", ZERO_SHOT[SET]]
     half = stats.sem(scores) * stats.t.ppf(0.975, 4)
     assert accuracies.loc[("c", "CLIP"), SET] == f"{scores.mean():.1f} ± {half:.1f}"
