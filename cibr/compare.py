@@ -36,12 +36,7 @@ from cibr.metrics.retrieval import recall_items
 from cibr.models import DualEncoder
 from cibr.models._towers import FrozenBackbone
 from cibr.models.features import Inputs, embed_pairs, prepare
-from cibr.train import (
-    WeightAverage,
-    build_model,
-    configure,
-    load_splits,
-)
+from cibr.train import WeightAverage, build_model, configure, load_splits
 from cibr.train._callbacks import Bar
 from cibr.train.config import hold_out
 from cibr.train.self_training import with_pseudo_inputs
