@@ -155,16 +155,10 @@ def _load_classes(folder: Path, classes: dict[str, list[str]], name: str, skip: 
     labels = [i for i, files in enumerate(classes.values()) for _ in files]
     names = [of_class.replace("_", " ") for of_class in classes]
     files = [file for files in classes.values() for file in files]
-    pairs = Pairs(
-        name,
-        "test",
-        [[names[i]] for i in labels],
-        files,
-        classnames=names,
-        load=partial(_folder_image, folder, files),
-    )
-    pairs.labels, pairs.templates = torch.tensor(labels), ["a photo of a {c}."]
-    return pairs
+    captions = [[names[i]] for i in labels]
+    load = partial(_folder_image, folder, files)
+    known = dict(labels=torch.tensor(labels), classnames=names, templates=["a photo of a {c}."])
+    return Pairs(name, "test", captions, files, load, **known)
 
 
 def _stamp(files: Iterable[Path]) -> str:
