@@ -510,14 +510,11 @@ def _verdict(winners: dict[str, str], table: pd.DataFrame, n_images: int) -> str
         return name if name == "CLIP" else f"{name} ({gain} from CLIP heads)"
 
     best = table[table["metric"] == "mean"].set_index("recipe")["value"].idxmax()
-    behind = (
-        points.loc[("mean", best), "difference"]
-        - points.loc[("mean", winners["mean"]), "difference"]
-    )
-    close = (
-        f" {best} has {behind:.1f} points more, which {n_images} images do not tell from chance."
-    )
-    close = close if best != winners["mean"] else ""
+    close = ""
+    if best != winners["mean"]:
+        gains = points["difference"].loc["mean"]
+        more = f"{gains[best] - gains[winners['mean']]:.1f} points more"
+        close = f" {best} has {more}, which {n_images} images do not tell from chance."
     if len({*winners.values()}) == 1:
         return f"Use {words('mean')}: nothing less simple is detectably better.{close}"
     both = "; ".join(f"for {_WAYS[metric]} {words(metric)}" for metric in [*_WAYS][1:])
