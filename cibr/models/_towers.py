@@ -259,6 +259,12 @@ class _JoinedHeads(nn.ModuleList):
         return torch.cat([F.normalize(head(pooled), dim=-1) for head in self], dim=-1)
 
 
+def _residual_heads(dim_in: int, dim: int, dropout: float, n_heads: int) -> nn.Module:
+    """One head, or several side by side."""
+    heads = [_ResidualHead(dim_in, dim, dropout) for _ in range(n_heads)]
+    return heads[0] if n_heads == 1 else _JoinedHeads(heads)
+
+
 class TwoTowers(nn.Module):
     """An image and a text model of transformers that know nothing of each other.
 
@@ -318,13 +324,8 @@ class FrozenBackbone(nn.Module):
         pixels = torch.zeros(1, 3, size, size, device=place)
         self.dim_image_pooled = self.image_pooled(pixels).shape[1]
         self.dim_text_pooled = self.text_pooled(tokens, torch.ones_like(tokens)).shape[1]
-        widths = self.dim_image_pooled, self.dim_text_pooled
-        if n_heads == 1:
-            self.image_head, self.text_head = (_ResidualHead(w, dim, dropout) for w in widths)
-        else:
-            self.image_head, self.text_head = (
-                _JoinedHeads(_ResidualHead(w, dim, dropout) for _ in range(n_heads)) for w in widths
-            )
+        self.image_head = _residual_heads(self.dim_image_pooled, dim, dropout, n_heads)
+        self.text_head = _residual_heads(self.dim_text_pooled, dim, dropout, n_heads)
 
     @property
     def towers(self) -> nn.Module:
