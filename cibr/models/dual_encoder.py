@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from cibr.models import _io, _towers
@@ -370,7 +370,7 @@ class DualEncoder(nn.Module):
                 tower.save_pretrained(folder / part)
         about = {"kind": self.kind, "settings": backbone.settings}
         (folder / _CONFIG).write_text(json.dumps(about, indent=2))
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / _WEIGHTS)
+        save_model(self, folder / _WEIGHTS)
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "DualEncoder":
@@ -421,7 +421,7 @@ class DualEncoder(nn.Module):
             towers, processor = _read_towers(folder, settings)
             backbone = _towers.FrozenBackbone(towers, processor.size, **about["settings"])
         model = cls(backbone, processor, _io.from_hub("AutoTokenizer", folder))
-        model.load_state_dict(load_file(folder / _WEIGHTS))
+        load_model(model, folder / _WEIGHTS)
         return model.eval()
 
 

@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from accelerate.utils import broadcast, broadcast_object_list, send_to_device
 from jaxtyping import Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
@@ -371,8 +371,7 @@ class CIBRTrainer(Trainer):
             return
         folder = Path(output_dir)  # of a checkpoint
         folder.mkdir()
-        own = {name: part.contiguous() for name, part in self.model.state_dict().items()}
-        save_file(own, folder / _ENCODERS)
+        save_model(self.model, folder / _ENCODERS)
         parts = [part.state_dict() for part in (self.loss_fn, *self._stateful())]
         state = {"sums": self.sums, "seconds": self.seconds, "parts": parts}
         torch.save(state, folder / _PARTS)
@@ -387,7 +386,7 @@ class CIBRTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        self.model.load_state_dict(load_file(folder / _ENCODERS))
+        load_model(self.model, folder / _ENCODERS)
         state = torch.load(folder / _PARTS, map_location="cpu", weights_only=True)
         self.sums = state["sums"]
         self.seconds = state["seconds"]

@@ -53,7 +53,7 @@ def test_a_full_disk_leaves_the_old_model_and_no_rubbish(build, tmp_path, monkey
     old = build("tiny")
     old.save_pretrained(tmp_path)
     before = names(tmp_path)
-    monkeypatch.setattr(dual_encoder, "save_file", Mock(side_effect=OSError(28, "No space left")))
+    monkeypatch.setattr(dual_encoder, "save_model", Mock(side_effect=OSError(28, "No space left")))
     with pytest.raises(ValueError, match="cannot write the model to .*No space left.*make room"):
         changed(build("tiny")).save_pretrained(tmp_path)
     assert names(tmp_path) == before and equal(DualEncoder.from_pretrained(tmp_path), old)
