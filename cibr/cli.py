@@ -298,9 +298,9 @@ def _print_tables(rows, value: str) -> None:
 
 def _search(arguments: argparse.Namespace) -> None:
     from cibr.data.pairs import open_rgb
+    from cibr.utils import check_number
 
-    if arguments.top < 1:
-        raise ValueError(f"--top is {arguments.top}: give a number from 1")
+    check_number("--top", arguments.top, 1)
     if not all(query.strip() for query in arguments.query):
         raise ValueError("the text to search for is empty: describe what the images should show")
     model = _load(arguments.model, arguments.device)

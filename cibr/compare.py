@@ -6,7 +6,6 @@ once and trained heads are kept: a killed comparison resumes, and a new one with
 pairs repeats nothing.
 """
 
-import numbers
 import random
 import shutil
 import warnings
@@ -41,7 +40,7 @@ from cibr.train._callbacks import Bar
 from cibr.train.config import hold_out
 from cibr.train.self_training import with_pseudo_inputs
 from cibr.train.trainer import CIBRTrainer, fit_cca, start_heads
-from cibr.utils import check_known, digest, save_table, write_atomically
+from cibr.utils import check_known, check_number, digest, save_table, write_atomically
 
 _LEAST = 50  # images for the comparison, and for validation
 _DECAY = 0.95  # of averaged weights, per step
@@ -367,9 +366,8 @@ def compare_recipes(
     """
     if isinstance(recipes, str) or isinstance(pretrained, str):
         raise ValueError("recipes or pretrained is a string: give a list of names")
-    for name, n in dict(n_trials=n_trials, n_seeds=n_seeds).items():
-        if not isinstance(n, numbers.Integral) or not 1 <= n <= 1000:
-            raise ValueError(f"{name} is {n!r}: give a whole number from 1 to 1000")
+    check_number("n_trials", n_trials, 1, 1000, whole=True)
+    check_number("n_seeds", n_seeds, 1, 1000, whole=True)
     wanted = _wanted(list(recipes), unpaired)
     folder = Path(configure(dataset=dataset, output_dir=str(output_dir)).output_dir)
     _check_free(folder)

@@ -10,7 +10,6 @@ A score is the mean of one number per item, even where classes or data sets have
 items are resampled. An item is an image with its texts or, by label, everything with one label.
 """
 
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -33,7 +32,7 @@ from cibr.metrics.retrieval import recall_items
 from cibr.metrics.zeroshot import accuracy_items
 from cibr.models import DualEncoder
 from cibr.models.features import embed_pairs, pixel_digests, prepare
-from cibr.utils import check_known, digest, save_table, write_atomically
+from cibr.utils import check_known, check_number, digest, save_table, write_atomically
 
 _KEY = ["suite", "dataset", "kind", "metric"]  # of a row
 
@@ -304,8 +303,7 @@ def evaluate(
     if not isinstance(model, DualEncoder):
         fix = "load one with DualEncoder.from_pretrained(name)"
         raise ValueError(f"the model to evaluate is of type {type(model).__name__}: {fix}")
-    if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}: give a whole number from 1")
+    check_number("batch_size", batch_size, 1, whole=True)
     for task in tasks:
         resolve(task.dataset)  # report a mistyped name before computing anything
     if output_dir is not None:

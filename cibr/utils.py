@@ -1,7 +1,9 @@
-"""Shared helpers: unknown names, the project's folders, atomic writes and provenance."""
+"""Shared helpers: checks of names and numbers, the project's folders, atomic writes, provenance."""
 
 import difflib
 import hashlib
+import math
+import numbers
 import os
 import platform
 import subprocess
@@ -36,6 +38,18 @@ def check_known(what: str, value: str, known: Collection[str]) -> None:
         raise ValueError(
             f"unknown {what} {value!r}{nearest(value, known) or '.'} Known: {', '.join(known)}"
         )
+
+
+def check_number(
+    name: str, value: Any, low: float | int, high: float | int = math.inf, *, whole: bool = False
+) -> float:
+    """The value as a float, or ValueError unless it is a number, or a whole one, in [low, high]."""
+    is_number = isinstance(value, numbers.Integral if whole else numbers.Real)
+    if not is_number or isinstance(value, bool) or not low <= value <= high:
+        what = f"a {'whole ' if whole else ''}number from {low:g}"
+        upper = f" to {high:g}" if high < math.inf else ""
+        raise ValueError(f"{name} is {value!r}: give {what}{upper}")
+    return float(value)
 
 
 def digest(content: str | bytes) -> str:

@@ -42,7 +42,7 @@ BAD = {
     "progress": [partial(beta_at, x, 0.6) for x in NUMBERS],
     "image_features is of type ndarray: pass a torch.Tensor": [clip(IMAGE.numpy())],
     "text_pooled is of type ndarray": [fit(POOLED, POOLED.numpy())],
-    "dim must": [partial(RegularisedCCA.fit, POOLED, POOLED, x) for x in (0, 4.5)],
+    "dim is (0|4.5): give": [partial(RegularisedCCA.fit, POOLED, POOLED, x) for x in (0, 4.5)],
     "statistic of an anchor is a module": [loss(0.1, "anchor", statistic="cca")],
     "kappa_e": [loss(kappa_e=x) for x in NUMBERS],
     "kappa_b": [loss(kappa_b=x) for x in NUMBERS],

@@ -1,7 +1,6 @@
 """Input checks of the losses: inputs that would fail silently are rejected by name."""
 
 import math
-import numbers
 
 import torch
 from torch import Tensor
@@ -12,17 +11,6 @@ MAX_SCALE = 1e6  # of the cosines; 100 in CLIP
 
 class NotFiniteError(ValueError):
     """Features or a logit scale that are not finite: training has diverged."""
-
-
-def check_number(
-    name: str, value: Number, low: Number, high: Number, kind: type = numbers.Real
-) -> float:
-    """The value as a float, or ValueError unless it is a number of that kind in [low, high]."""
-    is_number = isinstance(value, kind) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high:
-        what = "a whole number" if kind is numbers.Integral else "a number"
-        raise ValueError(f"{name} must be {what} from {low:g} to {high:g}, got {value!r}")
-    return float(value)
 
 
 def check_tensors(**tensors: Tensor) -> None:

@@ -12,15 +12,14 @@ of a Gaussian information bottleneck between image and text, with other weights 
 serve as a training-free model.
 """
 
-from numbers import Integral
-
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.losses._checks import check_number, check_tensors
+from cibr.losses._checks import check_tensors
 from cibr.losses.clip import Features
+from cibr.utils import check_number
 
 _Moments = tuple[Float64[Tensor, "p p"], Float64[Tensor, "q q"], Float64[Tensor, "p q"]]
 
@@ -79,7 +78,7 @@ class RegularisedCCA(nn.Module):
                 ridge that is not positive.
         """
         check_tensors(image_pooled=image_pooled, text_pooled=text_pooled)
-        check_number("dim", dim, 1, 2**20, Integral)
+        check_number("dim", dim, 1, 2**20, whole=True)
         check_number("ridge_image", ridge_image, 1e-12, 1e12)
         check_number("ridge_text", ridge_text, 1e-12, 1e12)
         means, moments = centred_moments(image_pooled, text_pooled)

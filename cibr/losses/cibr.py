@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from cibr.losses._checks import Number, check_number, checked_features
+from cibr.losses._checks import Number, checked_features
 from cibr.losses.clip import Features, Labels, Scalar, info_nce
 from cibr.losses.penalties import PENALTIES, LossInputs, Term
 from cibr.losses.vmf import sample_vmf
-from cibr.utils import check_known
+from cibr.utils import check_known, check_number
 
 MAX_BETA = 1e4  # above it, less than 1e-4 of the gradient is the contrastive loss's
 _TOLERANCE = 1e-2  # of unit vectors; rounding to bfloat16 changes a norm by up to 4e-3

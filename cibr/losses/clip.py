@@ -7,14 +7,14 @@ its rows are in memory. Source: Radford et al. (2021, arXiv 2103.00020), figure 
 """
 
 import math
-from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cibr.losses._checks import Number, check_number, checked_features
+from cibr.losses._checks import Number, checked_features
+from cibr.utils import check_number
 
 # Up to this n, one n x n matrix is kept for the backward pass (16 MiB in float32); above it, blocks
 # of similarities are recomputed, at the cost of one matrix product in four.
@@ -168,6 +168,6 @@ def clip_loss(
         0.000136
     """
     if chunk_size is not None:
-        check_number("chunk_size", chunk_size, 1, math.inf, Integral)
+        check_number("chunk_size", chunk_size, 1, whole=True)
     inputs = checked_features(image_features, text_features, logit_scale, labels)
     return info_nce(*inputs, labels, chunk_size)

@@ -17,17 +17,16 @@ Source: the bounds of Fischer (2020, arXiv 2002.05379); Ji et al. (2025, arXiv 2
 """
 
 from functools import cache
-from numbers import Integral
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.losses._checks import check_number
 from cibr.losses.clip import Features, Labels, Scalar
 from cibr.losses.critics import MineNats, SeparableCritic
 from cibr.losses.vmf import vmf_fit_kappa, vmf_mean_cosine, vmf_residual_nats
+from cibr.utils import check_number
 
 _DIM_HIDDEN = 128  # of MINE's critics
 _RIDGE = 1.0  # times the mean eigenvalue of the unit vectors' second moment, 1 / d
@@ -195,7 +194,7 @@ class Mine(Term):
         self, dims: tuple[int, int, int], critic_steps: int = 1, critic_rate: float = 1e-3
     ):
         super().__init__()
-        check_number("critic_steps", critic_steps, 1, 1000, Integral)
+        check_number("critic_steps", critic_steps, 1, 1000, whole=True)
         self.critic_steps = critic_steps
         dim, dim_image, dim_text = dims
         self.critics = nn.ModuleDict()

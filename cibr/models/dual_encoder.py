@@ -8,7 +8,6 @@ format.
 
 import json
 import math
-import numbers
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from cibr.models import _io, _towers
+from cibr.utils import check_number
 
 _Pixels = Float[Tensor, "n 3 h w"]
 _Tokens = Int[Tensor, "n t"]
@@ -104,9 +104,8 @@ class DualEncoder(nn.Module):
         Raises:
             ValueError: texts that are not a list of strings, or a size below 1.
         """
-        if min(dim, width, image_size) < 1:
-            sizes = f"dim is {dim}, width {width} and image_size {image_size}"
-            raise ValueError(f"{sizes}: give whole numbers from 1")
+        for name, size in dict(dim=dim, width=width, image_size=image_size).items():
+            check_number(name, size, 1, whole=True)
         rule = "a tiny model learns its tokenizer from a list of texts"
         tokenizer = _towers.train_tokenizer(_listed(texts, str, rule))
         context = tokenizer.model_max_length
@@ -318,8 +317,7 @@ class DualEncoder(nn.Module):
             self.train(was_training)
 
     def _embed(self, encode: Callable, items: list, batch_size: int) -> _Vectors:
-        if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size!r}: give a whole number from 1")
+        check_number("batch_size", batch_size, 1, whole=True)
         parts = [torch.zeros(0, self.dim)]
         with self.evaluating():
             for start in range(0, len(items), batch_size):
