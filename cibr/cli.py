@@ -16,7 +16,6 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -325,19 +324,16 @@ def _index(model, folder: Path):
     """
     import torch
     from PIL import Image
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
 
     from cibr.data.pairs import IMAGE_SUFFIXES
-    from cibr.utils import cache_folder, digest, write_atomically
+    from cibr.models.features import keep_tensors, read_tensors
+    from cibr.utils import cache_folder, digest
 
     probe = model.embed_texts(["a photo"]), model.embed_images([Image.new("RGB", (64, 64))])
     of_model = repr([features.tolist() for features in probe])
     place = cache_folder() / "search" / digest(str(folder.resolve()) + of_model)[:24]
-    known = {}
-    with suppress(OSError, SafetensorError):  # absent or damaged: made anew
-        known = load_file(place)
-    stored, files = known.keys(), {}
+    stored = known = read_tensors(place)
+    files = {}
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
             state = file.stat()
@@ -350,10 +346,8 @@ def _index(model, folder: Path):
     kept = {key: known[key] for key in files if key in known}
     if not kept:
         raise ValueError(f"no image in {str(folder)!r}: give a folder with some")
-    if kept.keys() != stored:
-        with suppress(OSError, SafetensorError):  # without it only time is lost
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(place, lambda part: save_file(kept, part))
+    if kept.keys() != stored.keys():
+        keep_tensors(place, kept)
     return [files[key] for key in kept], torch.stack([*kept.values()])
 
 

@@ -10,7 +10,6 @@ import random
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -34,7 +32,7 @@ from cibr.metrics.intervals import of_clusters
 from cibr.metrics.retrieval import recall_items
 from cibr.models import DualEncoder
 from cibr.models._towers import FrozenBackbone
-from cibr.models.features import Inputs, embed_pairs, prepare
+from cibr.models.features import Inputs, embed_pairs, prepare, read_tensors
 from cibr.train import WeightAverage, build_model, configure, load_splits
 from cibr.train._callbacks import Bar
 from cibr.train.config import hold_out
@@ -202,9 +200,7 @@ class Bench:
         """The weights of heads and, as `average`, their average over the steps."""
         name = digest(repr((self.data, sorted(settings.items()), seed)))[:16]
         file = self.folder / f"{name}.safetensors"
-        flat: dict[str, Tensor] = {}
-        with suppress(OSError, SafetensorError):  # absent or damaged: trained anew
-            flat = load_file(file)
+        flat = read_tensors(file)
         if not flat:
             states = self._trained(settings, seed)
             flat = {f"{k}/{n}": t.contiguous() for k in states for n, t in states[k].items()}

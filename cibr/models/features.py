@@ -12,6 +12,8 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -202,14 +204,27 @@ def _text_features(model: DualEncoder, texts: list[str], truncate: bool, name: s
 def _cached(name: str, identity: list, items: Sequence, pool: Callable, size: int) -> Tensor:
     """Pools items in batches, or reads what an earlier call with this identity stored."""
     file = cache_folder() / "features" / f"{name}-{digest(repr(identity))[:16]}.safetensors"
-    with suppress(OSError, SafetensorError, KeyError):
-        return load_file(file)["features"]
+    stored = read_tensors(file)
+    if "features" in stored:
+        return stored["features"]
     starts = tqdm(range(0, len(items), size), desc=f"{name}: features", delay=1)
     features = torch.cat([pool(items[i : i + size]).float().cpu() for i in starts])
-    with suppress(OSError, SafetensorError):  # without a cache, only time is lost
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, lambda part: save_file({"features": features}, part))
+    keep_tensors(file, {"features": features})
     return features
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file; none if it is absent or damaged."""
+    with suppress(OSError, SafetensorError):
+        return load_file(file)
+    return {}
+
+
+def keep_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes tensors to a cache; where it cannot be written, only time is lost."""
+    with suppress(OSError, SafetensorError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, partial(save_file, tensors))
 
 
 def pixel_digests(pairs: Pairs) -> list[str]:
