@@ -133,7 +133,7 @@ class FeatureTrainer(CIBRTrainer):
     """A trainer on given features; it shows and saves nothing.
 
     Args:
-        given: `Inputs` of training and of validation.
+        given: `Inputs` of training and, to validate, of validation.
         statistic: in place of the CCA of the training pairs.
         of_trainer: of `CIBRTrainer`.
     """
@@ -212,7 +212,7 @@ class Bench:
         return states
 
     def _trained(self, settings: dict[str, Any], seed: int) -> dict[str, dict[str, Tensor]]:
-        run = {"model": "frozen", "seed": seed, "beta": 0.0, "validate_every": 10**6} | settings
+        run = {"model": "frozen", "seed": seed, "beta": 0.0} | settings
         repeats = run.pop("repeats", 0)
         with TemporaryDirectory() as scratch:
             config = configure(**run, output_dir=scratch)
@@ -229,7 +229,7 @@ class Bench:
             n_rows = min(config.batch_size, len(train.pairs))
             config = replace(config, batch_size=n_rows, cca_start=cca is not None)
             average = _Beside(_DECAY)
-            given = dict(given=(train, self.validation), statistic=cca, callbacks=[average])
+            given = dict(given=[train], statistic=cca, callbacks=[average])
             FeatureTrainer(model, config, **given).train()
             return {"own": model.state_dict(), "average": average.average}
 
