@@ -74,8 +74,8 @@ def _import_plugin(name: str) -> None:
     """
     try:
         if importlib.util.find_spec(name) is None:
-            places = [Path(f"{name}.py"), Path(name) / "__init__.py"]
-            file = next((place for place in places if place.is_file()), places[0])
+            files = [Path(f"{name}.py"), Path(name) / "__init__.py"]
+            file = next(filter(Path.is_file, files), files[0])
             spec = importlib.util.spec_from_file_location(name, file)
             sys.modules[name] = module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
@@ -158,8 +158,8 @@ def _add_compare(commands, common: argparse.ArgumentParser, command: str) -> Non
     compare.add_argument("--unpaired", default="", metavar="FOLDER", help=unpaired)
     compare.add_argument("--trials", type=int, default=8, help="of each recipe (8)")
     compare.add_argument("--seeds", type=int, default=3, help="of each recipe's best trial (3)")
-    place = "for report, table, winner and all heads; runs/compare-NAME by default"
-    compare.add_argument("--output-dir", type=Path, help=place)
+    folder = "for report, table, winner and all heads; runs/compare-NAME by default"
+    compare.add_argument("--output-dir", type=Path, help=folder)
     compare.add_argument("--max-skipped", type=int, default=0, help=_SKIPPED)
     compare.set_defaults(run=_compare)
 
@@ -226,15 +226,15 @@ def _compare(arguments: argparse.Namespace) -> None:
 
     source = resolve(arguments.dataset)  # folders may share a name
     name = f"compare-{source.name}-{digest(str(Path(source.place).resolve()))[:6]}"
-    place = arguments.output_dir or runs_folder() / name
+    folder = arguments.output_dir or runs_folder() / name
     options = {"n_trials": arguments.trials, "n_seeds": arguments.seeds}
     options |= {name: getattr(arguments, name) for name in _COMPARED}
-    found = compare_recipes(arguments.dataset, place, **options)
+    found = compare_recipes(arguments.dataset, folder, **options)
     print(shown_table(found.table).to_string(), end="\n\n")
     for name in found.table["recipe"].unique():
         if name in RECIPES:
             print(f"{name}: {RECIPES[name].about}")
-    print(f"\n{found.verdict}\n\nreport, table, and the model of that: {place}")
+    print(f"\n{found.verdict}\n\nreport, table, and the model of that: {folder}")
 
 
 def _load(name: str, device: str):
@@ -331,8 +331,8 @@ def _index(model, folder: Path):
 
     probe = model.embed_texts(["a photo"]), model.embed_images([Image.new("RGB", (64, 64))])
     of_model = repr([features.tolist() for features in probe])
-    place = cache_folder() / "search" / digest(str(folder.resolve()) + of_model)[:24]
-    stored = known = read_tensors(place)
+    index = cache_folder() / "search" / digest(str(folder.resolve()) + of_model)[:24]
+    stored = known = read_tensors(index)
     files = {}
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
@@ -347,7 +347,7 @@ def _index(model, folder: Path):
     if not kept:
         raise ValueError(f"no image in {str(folder)!r}: give a folder with some")
     if kept.keys() != stored.keys():
-        keep_tensors(place, kept)
+        keep_tensors(index, kept)
     return [files[key] for key in kept], torch.stack([*kept.values()])
 
 

@@ -239,8 +239,8 @@ class Bench:
         backbone = FrozenBackbone(old.towers, base.image_size, old.dim, dropout, len(states))
         model = DualEncoder(backbone, base.processor, base.tokenizer)
         for i, state in enumerate(states):
-            place = "_head." if len(states) == 1 else f"_head.{i}."
-            own = {name.replace("_head.", place): tensor for name, tensor in state.items()}
+            prefix = "_head." if len(states) == 1 else f"_head.{i}."
+            own = {name.replace("_head.", prefix): tensor for name, tensor in state.items()}
             model.load_state_dict(own, strict=False)
         return model.eval()
 

@@ -167,6 +167,6 @@ def _cards() -> dict[str, dict[str, Any]]:
 
 def _in_cibr_data() -> dict[str, Path]:
     """The folders ``wds_<name>`` in ``CIBR_DATA``, by name; none if it is not set."""
-    place = Path(os.environ.get("CIBR_DATA") or os.devnull).expanduser()
-    folders = [folder for folder in sorted(place.glob("wds_*")) if folder.is_dir()]
+    root = Path(os.environ.get("CIBR_DATA") or os.devnull).expanduser()
+    folders = [folder for folder in sorted(root.glob("wds_*")) if folder.is_dir()]
     return {folder.name.removeprefix("wds_"): folder for folder in folders}

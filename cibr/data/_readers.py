@@ -318,26 +318,26 @@ def _load_shards(place: str, folder: str, name: str, skip: _Skip) -> Pairs:
     root = _shard_root(place, "*.txt", f"{folder}/*")
     n_shards = int(_lines(root / folder / "nshards.txt")[0])
     shards, samples = [], []
-    for number in tqdm(range(n_shards), desc=f"{name}: shards", delay=1):
-        shards.append(root / folder / f"{number}.tar")
-        samples += [(number, key, sample) for key, sample in _index(shards[-1]).items()]
+    for i in tqdm(range(n_shards), desc=f"{name}: shards", delay=1):
+        shards.append(root / folder / f"{i}.tar")
+        samples += [(i, key, sample) for key, sample in _index(shards[-1]).items()]
     has_classes = any("cls" in sample for _, _, sample in samples)
     classnames = _lines(root / "classnames.txt") if has_classes else None
     numbers = {str(label): label for label in range(len(classnames or []))}
     keys, captions, labels, images = [], [], [], []
-    for number, key, sample in samples:
+    for shard, key, sample in samples:
         label = numbers.get(sample.get("cls", "").strip())
         texts = _texts(sample.get("txt", "").split("\n"))
         texts = texts or ([] if label is None else [classnames[label]])
         if "image" not in sample or not texts or (has_classes and label is None):
             needed = "an image, and a text or the number of a line in classnames.txt"
             has = f"has {str(sample)[:80]}: it needs {needed}"
-            skip(ValueError(f"sample {key!r} of {shards[number]} {has}"))
+            skip(ValueError(f"sample {key!r} of {shards[shard]} {has}"))
             continue
         keys.append(key)
         captions.append(texts)
         labels.append(label)
-        images.append((number, *sample["image"]))
+        images.append((shard, *sample["image"]))
     load = partial(_shard_image, shards, keys, np.array(images, dtype=np.int64).reshape(-1, 3))
     pairs = Pairs(name, split_of(folder), captions, keys, load, classnames=classnames)
     pairs.stamp = _stamp(shards)

@@ -200,9 +200,9 @@ def draw_all(factors: pd.DataFrame) -> np.ndarray:
     pixels = np.empty((len(factors), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     for i, row in enumerate(factors.itertuples(index=False)):
         image = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), row.paper)
-        place = (IMAGE_SIZE / 2 + row.x, IMAGE_SIZE / 2 + row.y)
+        centre = (IMAGE_SIZE / 2 + row.x, IMAGE_SIZE / 2 + row.y)
         font = _font(files[row.typeface, row.weight, row.slant], row.size)
-        ImageDraw.Draw(image).text(place, row.character, fill=row.ink, font=font, anchor="mm")
+        ImageDraw.Draw(image).text(centre, row.character, fill=row.ink, font=font, anchor="mm")
         pixels[i] = image
     return pixels
 

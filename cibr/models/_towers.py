@@ -319,9 +319,9 @@ class FrozenBackbone(nn.Module):
         self._unregistered = (towers.requires_grad_(False).eval(),)
         self.context, self.reads_padding = towers.context, towers.reads_padding
         self.dim = dim * n_heads
-        place = next(towers.parameters()).device
-        tokens = torch.zeros(1, 2, dtype=torch.long, device=place)
-        pixels = torch.zeros(1, 3, size, size, device=place)
+        device = next(towers.parameters()).device
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=device)
+        pixels = torch.zeros(1, 3, size, size, device=device)
         self.dim_image_pooled = self.image_pooled(pixels).shape[1]
         self.dim_text_pooled = self.text_pooled(tokens, torch.ones_like(tokens)).shape[1]
         self.image_head = _residual_heads(self.dim_image_pooled, dim, dropout, n_heads)

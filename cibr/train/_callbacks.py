@@ -48,8 +48,8 @@ class RunCallback(TrainerCallback):
         now = time.perf_counter()
         trainer.seconds += now - self.started
         self.started = now
-        number = torch.tensor([max(trainer.signals, default=0)], device=args.device)
-        self.received = int(trainer.accelerator.gather(number).max())
+        signals = torch.tensor([max(trainer.signals, default=0)], device=args.device)
+        self.received = int(trainer.accelerator.gather(signals).max())
         control.should_save |= bool(self.received) or state.global_step % state.save_steps == 0
         control.should_save &= state.global_step % trainer.steps_per_epoch != 0
 
@@ -67,8 +67,8 @@ class RunCallback(TrainerCallback):
             return
         name = signal.Signals(self.received).name
         folder = self.trainer.run_folder.path / f"checkpoint-{state.global_step}"
-        place = f"saved at step {state.global_step} of {state.max_steps} in {str(folder)!r}"
-        is_now = place if folder.is_dir() else "stopped"  # heads of seconds are not saved
+        saved = f"saved at step {state.global_step} of {state.max_steps} in {str(folder)!r}"
+        is_now = saved if folder.is_dir() else "stopped"  # heads of seconds are not saved
         message = f"{name}: the run is {is_now}; start it again to go on"
         if state.is_world_process_zero:
             tqdm.write(message, file=sys.stderr)

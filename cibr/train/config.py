@@ -120,8 +120,8 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
     config = replace(config, **{name: of_kind[name] for name in of_kind if name in unset})
     folder = config.output_dir or runs_folder() / _run_name(config, source.name, of_kind)
     config = replace(config, output_dir=str(Path(folder).expanduser()))
-    place = Path(source.place).resolve()
-    if source.place and place.is_dir() and Path(config.output_dir).resolve().is_relative_to(place):
+    data = Path(source.place).resolve()
+    if source.place and data.is_dir() and Path(config.output_dir).resolve().is_relative_to(data):
         where = f"output_dir {config.output_dir!r} is within the data set's folder"
         raise ValueError(f"{where}: choose one outside")
     return config

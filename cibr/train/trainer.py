@@ -240,8 +240,8 @@ class CIBRTrainer(Trainer):
         Raises:
             FloatingPointError: features, a loss or a gradient that are not finite.
         """
-        number = self.state.global_step + 1
-        seed = self.config.seed + 1_000_003 * number
+        step = self.state.global_step + 1
+        seed = self.config.seed + 1_000_003 * step
         torch.manual_seed(seed + 7_919 * self.args.process_index)  # dropout, of these rows
         generator = torch.Generator().manual_seed(seed)  # noise, of the whole batch
         model.train()
@@ -258,7 +258,7 @@ class CIBRTrainer(Trainer):
                 named = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
                 raise FloatingPointError(f"it is not finite ({named})")
         except (FloatingPointError, NotFiniteError) as error:
-            raise FloatingPointError(f"step {number} was not taken: {error}") from error
+            raise FloatingPointError(f"step {step} was not taken: {error}") from error
         values |= {"beta": self.loss_fn.beta, "steps": 1}
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in values.items()}
         return terms["loss"].detach()
