@@ -46,7 +46,8 @@ def report(verdict: str, table: pd.DataFrame, model: DualEncoder, test: Inputs) 
     images, texts = embed_pairs(model, test)
     found = query_ranks(images, texts, *pairs.retrieval_targets())
     rows, ranks = found.text_rows, found.text_ranks
-    texts, owner = texts[rows], pairs.text_to_image()[rows].tolist()
+    texts = texts[rows]
+    owner = pairs.text_to_image()[rows].tolist()
     captions = [pairs.texts()[row] for row in rows.tolist()]
     own = (images[owner] * texts).sum(1)  # of equal ranks the nearest are the best
     order = (ranks - own / 4).argsort(stable=True).tolist()
@@ -69,7 +70,8 @@ def _figure(table: pd.DataFrame) -> bytes:
     from matplotlib.figure import Figure
 
     mean = table[table["metric"] == "mean"].iloc[::-1]
-    figure, file = Figure((7, 0.4 * len(mean) + 0.8), layout="constrained"), io.BytesIO()
+    file = io.BytesIO()
+    figure = Figure((7, 0.4 * len(mean) + 0.8), layout="constrained")
     axis = figure.subplots()
     middle, low, high = 100 * mean[["difference", "low", "high"]].to_numpy().T
     names = mean["recipe"].str.replace("$", r"\$")
@@ -81,7 +83,8 @@ def _figure(table: pd.DataFrame) -> bytes:
 
 
 def _thumbnail(pairs: Pairs, i: int, is_own: bool) -> str:
-    image, file = pairs.image(i).copy(), io.BytesIO()
+    file = io.BytesIO()
+    image = pairs.image(i).copy()
     image.thumbnail((192, 192))
     image.convert("RGB").save(file, "JPEG")
     return _image(file.getvalue(), "jpeg", "own" if is_own else "", str(pairs.keys[i]))

@@ -217,7 +217,8 @@ class Bench:
         with TemporaryDirectory() as scratch:
             config = configure(**run, output_dir=scratch)
             torch.manual_seed(seed)
-            model, train, cca = self.model([{}], config.dropout), self.train, None
+            model = self.model([{}], config.dropout)
+            train, cca = self.train, None
             model.set_temperature(config.temperature, config.learn_temperature)
             if "cca_ridges" in settings:
                 cca = fit_cca(train, model.dim, config.cca_ridges)
@@ -264,7 +265,8 @@ class Bench:
         """
         *others, last = RECIPES[name].joined or (name,)
         fixed = {part: best[part] for part in others}
-        scores, tried = [], [fixed | {last: p} for p in draws(RECIPES[last].grid, n_trials)]
+        tried = [fixed | {last: point} for point in draws(RECIPES[last].grid, n_trials)]
+        scores = []
         for settings in tqdm(tried, desc=f"{name}: trials"):
             embedded = embed_pairs(self.recipe(name, settings, 0), self.validation)
             recalls = retrieval_recalls(*embedded, *self.validation.pairs.retrieval_targets())

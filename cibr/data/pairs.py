@@ -186,7 +186,8 @@ class Pairs:
 def joined(parts: Sequence[Pairs]) -> Pairs:
     """The pairs of several sets, in their order, without labels; groups of two sets differ."""
     sources = [(part, i) for part in parts for i in range(len(part))]
-    groups, start = [], 0
+    groups = []
+    start = 0
     for part in parts:
         own = torch.arange(len(part)) if part.groups is None else part.groups
         groups.append(own + start)

@@ -112,7 +112,8 @@ class VMFBound(Term):
 
         They bound information in samples of vMF(mu, kappa_e), whether or not training draws them.
         """
-        kappa_e, dim = inputs.kappa_e, inputs.image.shape[1]
+        kappa_e = inputs.kappa_e
+        dim = inputs.image.shape[1]
         cosines = torch.stack(self.cosines(inputs))
         exact = cosines.cpu().double().clamp(-1, 1)  # MPS has no float64
         kappa_b = vmf_fit_kappa(_mean_cosine_of_noise(kappa_e, dim) * exact, dim)

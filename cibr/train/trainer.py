@@ -135,7 +135,8 @@ class CIBRTrainer(Trainer):
                 self._load_finished()
                 return self.history
             self.set_up()
-            self.sums, self.seconds = {}, 0.0
+            self.sums = {}
+            self.seconds = 0.0
             [checkpoint] = broadcast_object_list([run.newest_checkpoint()])
             try:
                 super().train(checkpoint)
