@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from cibr.evaluate import SUITES
+from cibr_book.experiments.ablation import KAPPAS
 from cibr_book.experiments.tables import differences
 from cibr_book.intervals import mean_intervals
 
@@ -20,7 +21,7 @@ RETRIEVAL = {
     for way in ("image_to_text", "text_to_image")
     for k in (1, 5, 10)
 }
-RESIDUAL = {"bound": "residual_bound_8192", "difference by MINE": "residual_mine"}
+RESIDUAL = {"bound": f"residual_bound_{KAPPAS[0]}", "difference by MINE": "residual_mine"}
 _SCORES = [ZERO_SHOT["mean of 7"], *(RETRIEVAL[name] for name in RETRIEVAL if name.endswith("@1"))]
 _CONTROLS = ("CLIP", "noise only", "CLIP, weight averaging", "CyCLIP", "CLIP-Refine", "CIBR vMF")
 _ROW = ["condition", "method"]

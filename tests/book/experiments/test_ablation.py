@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from cibr.models.dual_encoder import Encoded
 from cibr.models.features import prepare
+from cibr_book.experiments import ablation
 from cibr_book.experiments.ablation import (
     FORMS,
     KAPPAS,
@@ -48,7 +49,8 @@ def test_features_of_other_pairs_explain_less():
 
 
 @pytest.mark.parametrize("kind", ["tiny", "frozen"])
-def test_an_image_is_paired_with_its_first_text(build, kind):
+def test_an_image_is_paired_with_its_first_text(build, kind, monkeypatch):
+    monkeypatch.setattr(ablation, "_AT_ONCE", 4)  # in three batches
     model = build(kind)
     inputs = prepare(model, noise_pairs(10, n_captions=3))
     image, text = first_pairs(model, inputs)
