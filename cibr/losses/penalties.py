@@ -295,6 +295,11 @@ def _crossfitted_means(source: Features, target: Features, labels: Labels | None
     fitted_on = torch.stack([~is_first, is_first]).to(source)  # [half that is predicted, n]
     x = fitted_on[..., None] * source
     ridge = _RIDGE * fitted_on.sum(1).clamp(min=1) / dim
-    moment = x.mT @ x + ridge[:, None, None] * torch.eye(dim, dtype=x.dtype, device=x.device)
-    of_first, of_second = source @ torch.linalg.solve(moment, x.mT @ target)
+    size = min(n, dim)  # of the smaller of two equal forms
+    ridges = ridge[:, None, None] * torch.eye(size, dtype=x.dtype, device=x.device)
+    if n < dim:
+        means = source @ x.mT @ torch.linalg.solve(x @ x.mT + ridges, target.expand(2, -1, -1))
+    else:
+        means = source @ torch.linalg.solve(x.mT @ x + ridges, x.mT @ target)
+    of_first, of_second = means
     return F.normalize(torch.where(is_first[:, None], of_first, of_second), dim=1)

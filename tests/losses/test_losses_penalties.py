@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from cibr.losses import CIBRLoss
-from cibr.losses.vmf import vmf_fit_kappa, vmf_residual_nats
+from cibr.losses.vmf import vmf_fit_kappa, vmf_mean_cosine, vmf_residual_nats
 
-MEAN_COSINE = 1 / math.tanh(60) - 1 / 60  # on the ordinary sphere, d = 3
+ORDINARY = 1 / math.tanh(60) - 1 / 60  # the mean cosine on the ordinary sphere, d = 3
 
 
 def predicted(source, target, labels):
@@ -22,17 +22,20 @@ def predicted(source, target, labels):
     rows = []
     for i in range(len(source)):
         x, y = (side[is_odd != is_odd[i]].detach() for side in (source, target))
-        weights = torch.linalg.inv(x.T @ x + len(x) / 3 * torch.eye(3).double()) @ x.T @ y
+        d = x.shape[1]
+        weights = torch.linalg.inv(x.T @ x + len(x) / d * torch.eye(d).double()) @ x.T @ y
         rows.append(F.normalize(source[i].detach() @ weights, dim=0))
     return torch.stack(rows)
 
 
 @pytest.mark.parametrize("labels", [None, LABELS])
-@pytest.mark.parametrize("penalty", ["vmf", "crossfit", "anchor"])
-def test_penalty_gradient_and_reports_are_those_of_the_centres_of_b(penalty, labels):
-    image, text, scale = pair(12, 3)
+@pytest.mark.parametrize(
+    ("penalty", "d"), [("vmf", 3), ("crossfit", 3), ("crossfit", 16), ("anchor", 3)]
+)
+def test_penalty_gradient_and_reports_are_those_of_the_centres_of_b(penalty, d, labels):
+    image, text, scale = pair(12, d)
     pooled = pooled_features(12)
-    loss_fn = build(0.5, penalty, d=3, kappa_e=60.0, kappa_b=9.0)
+    loss_fn = build(0.5, penalty, d=d, kappa_e=60.0, kappa_b=9.0)
     value = loss_fn(image, text, scale, labels, **pooled)["penalty_loss"]
     rows = torch.arange(12) if labels is None else labels
     centres = [text, image]
@@ -41,13 +44,14 @@ def test_penalty_gradient_and_reports_are_those_of_the_centres_of_b(penalty, lab
     elif penalty == "anchor":
         centres = [side.double() for side in loss_fn.penalty.statistic(*pooled.values())]
     cosines = [(x * c).sum(1).mean() for x, c in zip((image, text), centres, strict=True)]
-    expected = 0.5 * 9 * MEAN_COSINE * (1 - sum(cosines) / 2)
+    mean_cosine = ORDINARY if d == 3 else vmf_mean_cosine(60.0, d)
+    expected = 0.5 * 9 * mean_cosine * (1 - sum(cosines) / 2)
     assert_close(value, expected)
     gradients = [torch.autograd.grad(x, (image, text)) for x in (value, expected)]
     assert_close(*gradients)
     for cosine, nats in zip(cosines, [*loss_fn.reports().values()][1:3], strict=True):
-        fitted = vmf_fit_kappa(MEAN_COSINE * cosine, 3)
-        assert_close(nats, vmf_residual_nats(cosine.detach(), 60.0, fitted, 3))
+        fitted = vmf_fit_kappa(mean_cosine * cosine, d)
+        assert_close(nats, vmf_residual_nats(cosine.detach(), 60.0, fitted, d))
 
 
 def test_equal_embeddings_rounded_to_bfloat16_have_no_residual():
