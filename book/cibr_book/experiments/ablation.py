@@ -25,10 +25,11 @@ from cibr_book.worlds.estimators import estimate_nats
 
 KAPPAS = (8192, 512)  # concentrations of the noise with which information is measured
 FORMS = ("vMF", "vMF, sampled", "cross-fitting", "MINE")
+ZERO_SHOT = "zero-shot accuracy"
 MEASURES = {
     "search": "text to image, Flickr8k",
     "naming": "image to text, Flickr8k",
-    "zero-shot accuracy": "zero-shot accuracy",
+    ZERO_SHOT: ZERO_SHOT,
     VALIDATION: VALIDATION,
 }
 _RIDGES = np.logspace(-1, 5, 13)
@@ -102,6 +103,26 @@ def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(**{name: 100 * values.fillna(0) for name, values in own.items()})
 
 
+def over_beta(rows: pd.DataFrame) -> pd.DataFrame:
+    """Residual information and differences from CLIP along beta.
+
+    Args:
+        rows: of one condition of photos in ablation.csv.
+
+    Returns:
+        `measure, method, beta, mean, low, high`, over seeds: of the bound in nats, and in points.
+    """
+    bound = f"residual_bound_{KAPPAS[0]}"
+    rows = with_measures(rows)
+    clip = rows[rows["method"] == "CLIP"].set_index("seed")
+    own = rows[rows["method"] != "CLIP"]
+    gains = {name: own[name] - own["seed"].map(clip[name]) for name in ("search", ZERO_SHOT)}
+    own = own.assign(**gains)
+    parts = [intervals.mean_intervals(own, ["method", "beta"], x) for x in (bound, *gains)]
+    names = "residual information, nats", "search, points from CLIP", "zero-shot, points from CLIP"
+    return pd.concat([part.assign(measure=n) for n, part in zip(names, parts, strict=True)])
+
+
 def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
     """The claims of experiments/ablation.md, each number corrected apart.
 
@@ -109,9 +130,11 @@ def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
         rows: of ablation.csv, all of them.
 
     Returns:
-        Of `cibr_book.intervals.verdicts`, with differences in nats and in points.
+        Of `cibr_book.intervals.verdicts`, with differences in nats and in points, and the `beta` of
+        a claim, which is named by `<form>: <condition>`.
     """
-    claims: dict[str, list[tuple]] = {"1": [], "2": [], "3": []}
+    claims: dict[str, list[tuple]] = {"residual": [], "search": [], ZERO_SHOT: []}
+    betas = []
     bound = f"residual_bound_{KAPPAS[0]}"
     photos = with_measures(rows[rows["condition"].str.startswith("Flickr8k")])
     for condition, own in photos.groupby("condition", sort=False):
@@ -120,9 +143,11 @@ def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
         for form in FORMS:
             of, at = by.loc[form], 3.0 if form == "MINE" else 0.2
             best = of[VALIDATION].groupby("beta").mean().idxmax()
-            where, less = f"{form}, {condition}", clip[bound] - of.xs(at, level="beta")[bound]
-            claims["1"].append(("1", f"less residual information at {at:g}: {where}", less))
-            for number, measure in (("2", "search"), ("3", "zero-shot accuracy")):
+            name, less = f"{form}: {condition}", clip[bound] - of.xs(at, level="beta")[bound]
+            claims["residual"].append(("residual", name, less))
+            for measure in ("search", ZERO_SHOT):
                 gain = of.xs(best, level="beta")[measure] - clip[measure]
-                claims[number].append((number, f"{measure} gains at {best:g}: {where}", gain))
-    return pd.concat(map(intervals.verdicts, claims.values()), ignore_index=True)
+                claims[measure].append((measure, name, gain))
+            betas.append([at, best, best])
+    tests = pd.concat(map(intervals.verdicts, claims.values()), ignore_index=True)
+    return tests.assign(beta=np.transpose(betas).ravel())

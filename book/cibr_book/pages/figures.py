@@ -87,6 +87,7 @@ def interval_lines(
     panel: str | None = None,
     log: bool = False,
     references: Sequence = (),
+    share_y: bool = True,
 ) -> list[Axes]:
     """Means with intervals over a column: one line for each value of `by`, side by side in panels.
 
@@ -97,13 +98,14 @@ def interval_lines(
         panel: the column of the panels; one panel if None.
         log: whether the horizontal axis is logarithmic, with a tick at every value.
         references: lines that are grey and dotted.
+        share_y: whether panels have one vertical axis.
 
     Returns:
         One Axes a panel.
     """
     parts = [("", rows)] if panel is None else list(rows.groupby(panel, sort=False))
     size = (4.8, 3.2) if panel is None else (min(3.2 * len(parts), WIDTH), 2.6)
-    figure, axes = panels(1, len(parts), *size, sharey=True)
+    figure, axes = panels(1, len(parts), *size, sharey=share_y)
     drawn = _styles(list(rows[by].unique()), references)
     for axis, (value, part) in zip(axes[0], parts, strict=True):
         for i, (name, (colour, marker)) in enumerate(drawn.items()):

@@ -15,8 +15,10 @@ from cibr_book.experiments import ablation
 from cibr_book.experiments.ablation import (
     FORMS,
     KAPPAS,
+    ZERO_SHOT,
     claim_tests,
     first_pairs,
+    over_beta,
     residual_nats,
 )
 from cibr_book.experiments.confirmation import VALIDATION, measure_columns
@@ -74,15 +76,21 @@ def test_claims_are_of_the_weight_that_validation_chooses():
             lost = columns["zero-shot accuracy"]
             row |= {name: row[name] - 0.01 + noise[3] for name in lost}
         rows.append({"condition": "Flickr8k", "method": method, "beta": beta, "seed": seed} | row)
-    tests = claim_tests(pd.DataFrame(rows)).set_index("claim")
+    tests = claim_tests(pd.DataFrame(rows)).set_index(["hypothesis", "claim"])
     assert len(tests) == 12
     expected = {
-        "less residual information at 0.2: vMF, Flickr8k": "holds",
-        "less residual information at 3: MINE, Flickr8k": "undecided",
-        "search gains at 0.05: vMF, Flickr8k": "holds",
-        "search gains at 0.05: cross-fitting, Flickr8k": "undecided",
-        "zero-shot accuracy gains at 0.05: MINE, Flickr8k": "contradicted",
+        ("residual", "vMF: Flickr8k"): ("holds", 0.2),
+        ("residual", "MINE: Flickr8k"): ("undecided", 3),
+        ("search", "vMF: Flickr8k"): ("holds", 0.05),
+        ("search", "cross-fitting: Flickr8k"): ("undecided", 0.05),
+        (ZERO_SHOT, "MINE: Flickr8k"): ("contradicted", 0.05),
     }
-    assert tests.loc[[*expected], "verdict"].tolist() == [*expected.values()]
-    assert tests.loc["search gains at 0.05: vMF, Flickr8k", "difference"] == pytest.approx(1, 0.2)
+    found = tests.loc[[*expected], ["verdict", "beta"]]
+    assert [*map(tuple, found.to_numpy())] == [*expected.values()]
+    assert tests.loc[("search", "vMF: Flickr8k"), "difference"] == pytest.approx(1, 0.2)
     assert (tests.groupby("hypothesis")["holm"].min() >= 4 / 256).all()
+    curves = over_beta(pd.DataFrame(rows)).set_index(["measure", "method", "beta"])["mean"]
+    assert curves["residual information, nats", "vMF", 0.2] == pytest.approx(80, 0.01)
+    assert curves["search, points from CLIP", "vMF", 0.05] == pytest.approx(1, 0.2)
+    assert curves["zero-shot, points from CLIP", "MINE", 3.0] == pytest.approx(-1, 0.2)
+    assert "CLIP" not in curves.index.unique("method")
