@@ -37,7 +37,6 @@ IN_WORDS = {
 WAYS = {"image to text": "image_to_text", "text to image": "text_to_image"}
 RECALLS = [f"recall on {name}" for name in PHOTOS]
 DIRECTIONS = [f"{way}, {name}" for name in PHOTOS for way in WAYS]
-FIRST = [f"{way} R@1, {name}" for name in PHOTOS for way in WAYS]
 _TASKS = {f"accuracy on {n}": f"{s}/{n}" for s, names in SETS.items() for n in names.split()}
 ACCURACIES = list(_TASKS)
 VALIDATION = "recall on validation"
@@ -53,7 +52,6 @@ def measure_columns() -> dict[str, list[str]]:
         columns[f"recall on {photos}"] = [f"{task}/{recall}" for recall in both]
         for words, way in WAYS.items():
             columns[f"{words}, {photos}"] = [f"{task}/{recall}" for recall in recalls[way]]
-            columns[f"{words} R@1, {photos}"] = [f"{task}/{way}_recall@1"]
     accuracies = [f"{task}/accuracy@1" for task in _TASKS.values()]
     columns |= {name: [column] for name, column in zip(_TASKS, accuracies, strict=True)}
     columns |= {"zero-shot accuracy": accuracies, "accuracy on the new sets": accuracies[-4:]}
@@ -107,9 +105,9 @@ def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         The rows with `RECALLS` and `VALIDATION`, each the mean of recall@1, 5 and 10 in both
         directions on a set of photos, the last one Flickr8k's validation split; `DIRECTIONS`, the
-        same in one direction; `FIRST`, recall@1 alone; `ACCURACIES`; `zero-shot accuracy`,
-        the mean over eleven sets, and `accuracy on the new sets`, over four of them; `DEGRADED`,
-        the mean over five shifts at three strengths. Conditions are in the order of `IN_WORDS`.
+        same in one direction; `ACCURACIES`; `zero-shot accuracy`, the mean over eleven sets, and
+        `accuracy on the new sets`, over four of them; `DEGRADED`, the mean over five shifts at
+        three strengths. Conditions are in the order of `IN_WORDS`.
 
     Raises:
         KeyError: a score of the plan has no column.

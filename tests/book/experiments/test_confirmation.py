@@ -65,7 +65,6 @@ def test_measures_are_the_means_of_their_own_columns_in_points():
         VALIDATION: "^validation",
         "text to image, Flickr8k": "^mini/flickr8k/text_to",
         "image to text, coco-mini": "^confirmation/coco-mini/image_to",
-        "text to image R@1, coco-mini": "^confirmation/coco-mini/text_to_image_recall@1$",
         "accuracy on dtd10": "mini/dtd10/",
         "zero-shot accuracy": "/accuracy@1",
         "accuracy on the new sets": "^confirmation/.*/accuracy@1",
