@@ -87,7 +87,7 @@ def interval_lines(
     panel: str | None = None,
     log: bool = False,
     references: Sequence = (),
-    share_y: bool = True,
+    stacked: bool = False,
 ) -> list[Axes]:
     """Means with intervals over a column: one line for each value of `by`, side by side in panels.
 
@@ -98,16 +98,20 @@ def interval_lines(
         panel: the column of the panels; one panel if None.
         log: whether the horizontal axis is logarithmic, with a tick at every value.
         references: lines that are grey and dotted.
-        share_y: whether panels have one vertical axis.
+        stacked: one panel below the other, with vertical axes of their own.
 
     Returns:
         One Axes a panel.
     """
     parts = [("", rows)] if panel is None else list(rows.groupby(panel, sort=False))
-    size = (4.8, 3.2) if panel is None else (min(3.2 * len(parts), WIDTH), 2.6)
-    figure, axes = panels(1, len(parts), *size, sharey=share_y)
+    if stacked:
+        figure, axes = panels(len(parts), 1, 4.8, 1.7 * len(parts), sharex=True)
+    else:
+        size = (4.8, 3.2) if panel is None else (min(3.2 * len(parts), WIDTH), 2.6)
+        figure, axes = panels(1, len(parts), *size, sharey=True)
+    axes = axes.ravel()
     drawn = _styles(list(rows[by].unique()), references)
-    for axis, (value, part) in zip(axes[0], parts, strict=True):
+    for axis, (value, part) in zip(axes, parts, strict=True):
         for i, (name, (colour, marker)) in enumerate(drawn.items()):
             line = part[part[by] == name]
             # A shift on a logarithmic axis, so that intervals stand apart.
@@ -123,8 +127,10 @@ def interval_lines(
             axis.set_xscale("log")
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.xaxis.set_minor_formatter(NullFormatter())
-    _legend_above(figure, axes[0, 0])
-    return list(axes[0])
+        if stacked:
+            axis.label_outer()
+    _legend_above(figure, axes[0])
+    return list(axes)
 
 
 def reference_line(axis: Axes, value: float, text: str) -> None:

@@ -45,6 +45,9 @@ def test_interval_lines_have_a_panel_a_value_and_a_line_a_name():
     assert {to_hex(bar.lines[0].get_color()).upper() for bar in bars[::2]} == {GREY}
     ends = [segment[:, 1].tolist() for segment in bars[0].lines[2][0].get_segments()]
     assert np.allclose(ends, [[0.9, 1.2], [1.9, 2.2]])
+    stacked = figures.interval_lines(rows, "temperature", "encoder", **how, stacked=True)
+    assert [axis.get_xlabel() for axis in stacked] == ["", "temperature"]
+    assert stacked[0].get_ylim()[1] < stacked[1].get_ylim()[0]
 
 
 def test_interval_bars_are_in_per_cent():
