@@ -29,6 +29,7 @@ ZERO_SHOT = "zero-shot accuracy"
 MEASURES = {
     "search": "text to image, Flickr8k",
     "naming": "image to text, Flickr8k",
+    "search on coco-mini": "text to image, coco-mini",
     ZERO_SHOT: ZERO_SHOT,
     VALIDATION: VALIDATION,
 }
