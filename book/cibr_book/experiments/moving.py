@@ -153,8 +153,9 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     Args:
         settings: of `cibr.configure`; `seed`, also of the draw; `corruption`, the fields of a
             `Corruption`; `start`, the settings with which the heads are trained first, see
-            `cibr.compare.Bench.heads`; `untouched`, for the start itself; `ema_decay` and
-            `interpolation`, of `WeightAverage`; and `suites`, none for a trial.
+            `cibr.compare.Bench.heads`; `untouched`, for the start itself; `heads_alone`, whether
+            the stages stand still; `ema_decay` and `interpolation`, of `WeightAverage`; and
+            `suites`, none for a trial.
         folder: for predictions.
 
     Returns:
@@ -169,6 +170,9 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     heads = bench.heads(start, settings["seed"])["own"]
     model = moving(bench.model([heads], settings.get("dropout", 0.0)))
     metrics = {}
+    if own.pop("heads_alone", False):
+        for side in (model.backbone.image_head, model.backbone.text_head):
+            side[0].requires_grad_(False)
     if not own.pop("untouched", False):
         config = configure(output_dir=str(folder), **library_settings(own))
         model.set_temperature(config.temperature, config.learn_temperature)

@@ -75,6 +75,11 @@ def test_training_moves_the_last_stages_and_heads_alone(base, drawn, monkeypatch
     assert half.keys() == found.keys()
     for name, weights in models[2].backbone.named_parameters(prefix="backbone"):
         torch.testing.assert_close(weights, before[name].lerp(after[name], 0.5))
+    moving.train_and_measure(RUN | {"learning_rate": 1e-3, "heads_alone": True}, tmp_path / "alone")
+    alone = models[3].state_dict()
+    changed = {name for name in alone if not torch.equal(before[name], alone[name])}
+    heads = {name for name in alone if "_head.1." in name}
+    assert changed - {"log_logit_scale"} == heads - still
 
 
 def test_the_start_is_the_centre_of_an_anchor(base, drawn):
