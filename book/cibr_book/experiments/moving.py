@@ -22,7 +22,7 @@ from cibr.models.features import Inputs, prepare
 from cibr.train import configure
 from cibr_book import intervals
 from cibr_book.experiments import recipes
-from cibr_book.experiments.ablation import with_measures
+from cibr_book.experiments.ablation import ZERO_SHOT, with_measures
 from cibr_book.experiments.confirmation import VALIDATION
 from cibr_book.experiments.corruptions import Corruption, corrupt
 from cibr_book.experiments.run import (
@@ -35,6 +35,8 @@ from cibr_book.experiments.run import (
 _N_MOVING = 2  # of seven stages of EfficientNet, with the last convolution, and of six layers
 _N_TOKENS = 32  # captions are cut to, 0.2 % of them
 _AT_ONCE = 16  # texts of like length, whose padding would double the work
+_ANCHOR = "anchor at the start"
+_ALONE = "anchor, heads alone"
 
 
 class _CutTowers(TwoTowers):
@@ -209,11 +211,11 @@ def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
     """
     best = at_best_weights(rows[rows["condition"] == "600 photos"])
     of = {method: own.set_index("seed") for method, own in best.groupby("method", sort=False)}
-    start, clip, accuracy = of.pop("start"), of.pop("CLIP"), "zero-shot accuracy"
-    claims = [("1", f"CLIP lowers {accuracy}", start[accuracy] - clip[accuracy])]
-    claims += [("1", "CLIP raises search", clip["search"] - start["search"])]
-    for method, own in of.items():
-        for measure in ("search", accuracy):
-            gain = own[measure] - clip[measure]
-            claims.append(("2", f"{method} is above CLIP in {measure}", gain))
-    return intervals.verdicts(claims)
+    tested = [name for name in of if name not in ("start", "CLIP", "noise only", _ALONE)]
+    claims = [("1", ZERO_SHOT, "start", "CLIP"), ("1", "search", "CLIP", "start")]
+    claims += [("2", x, method, "CLIP") for method in tested for x in ("search", ZERO_SHOT)]
+    claims += [("3", "search", _ANCHOR, control) for control in ("CLIP, weight averaging", _ALONE)]
+    return intervals.verdicts(
+        (number, f"{measure}: {better} above {worse}", of[better][measure] - of[worse][measure])
+        for number, measure, better, worse in claims
+    )
