@@ -109,7 +109,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a model, CLIP or CIBR", parents=[common])
     file_help = "a JSON file with settings, such as a run's run.json; options override it"
     train.add_argument("config", nargs="?", type=Path, help=file_help)
-    recipe = "a tested recipe: very-few-pairs, few-pairs, many-pairs, one-caption, wrong-captions"
+    recipe = "tested settings: very-few-pairs, few-pairs, many-pairs, one-caption, wrong-captions"
     train.add_argument("--preset", default=argparse.SUPPRESS, help=recipe)
     if command == "train":
         _add_settings(train)

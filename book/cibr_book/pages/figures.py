@@ -113,7 +113,7 @@ def interval_lines(
     drawn = _styles(list(rows[by].unique()), references)
     for axis, (value, part) in zip(axes, parts, strict=True):
         for i, (name, (colour, marker)) in enumerate(drawn.items()):
-            line = part[part[by] == name]
+            line = part[part[by] == name].sort_values(x)
             # A shift on a logarithmic axis, so that intervals stand apart.
             shift = 1.04 ** (i - (len(drawn) - 1) / 2) if log else 1
             errors = [line["mean"] - line["low"], line["high"] - line["mean"]]

@@ -37,7 +37,8 @@ def test_curves_share_a_panel_and_are_named_where_there_are_several():
 def test_interval_lines_have_a_panel_a_value_and_a_line_a_name():
     rows = intervals(batch_size=[16, 64], encoder=["untrained", "InfoNCE"], temperature=[0.1, 1.0])
     how = dict(panel="batch_size", log=True, references=["untrained"])
-    axes = figures.interval_lines(rows, "temperature", "encoder", **how)
+    backwards = rows.sort_values("temperature", ascending=False, kind="stable")
+    axes = figures.interval_lines(backwards, "temperature", "encoder", **how)
     assert [axis.get_title() for axis in axes] == ["batch size 16", "batch size 64"]
     bars = [bar for axis in axes for bar in axis.containers]
     assert [bar.get_label() for bar in bars] == ["untrained", "InfoNCE"] * 2
