@@ -29,11 +29,24 @@ SETS = {
     "confirmation": "clothing10 flowers5 rsscn7 glyph_digits",
 }
 FEW_OR_WRONG = ("Flickr8k, 10 % of the pairs", "Flickr8k, 30 % shuffled captions, drawn anew")
-IN_WORDS = {
-    FEW_OR_WRONG[0]: "10 % of the pairs",
+_CONDITIONS = {
+    FEW_OR_WRONG[0]: "600 photos",
     FEW_OR_WRONG[1]: "wrong captions",
-    "Flickr8k": "all pairs",
+    "Flickr8k": "6,000 photos",
 }
+_METHODS = {
+    "CLIP, weight averaging": "CLIP-averaged",
+    "CLIP, CCA start": "CCA-start",
+    "CLIP, self-training": "self-training",
+    "closed-form CCA": "CCA",
+    "CCA anchor": "CCA-anchor",
+    "CIBR MINE": "MINE",
+    "CIBR vMF": "vMF",
+    "CIBR vMF, sampled": "vMF, sampled",
+    "CIBR crossfit": "cross-fitting",
+}
+# The names of the chapters and of `cibr compare`, for `DataFrame.replace`.
+IN_WORDS = {"condition": _CONDITIONS, "method": _METHODS, "control": _METHODS}
 WAYS = {"image to text": "image_to_text", "text to image": "text_to_image"}
 RECALLS = [f"recall on {name}" for name in PHOTOS]
 DIRECTIONS = [f"{way}, {name}" for name in PHOTOS for way in WAYS]
@@ -122,7 +135,7 @@ def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
         runs = ", ".join(rows.loc[incomplete, "run"])
         raise ValueError(f"the runs {runs} lack scores: execute them again")
     measured = pd.concat([rows, table], axis=1)
-    places = list(IN_WORDS).index
+    places = list(_CONDITIONS).index
     return measured.sort_values("condition", key=lambda names: names.map(places), kind="stable")
 
 
@@ -235,7 +248,7 @@ def verdict_table(tests: pd.DataFrame) -> pd.DataFrame:
     Args:
         tests: from `hypothesis_tests`.
     """
-    texts = tests.replace({"condition": IN_WORDS}).assign(text=interval_text(tests))
+    texts = tests.replace(IN_WORDS).assign(text=interval_text(tests))
     texts["p, Holm"] = texts["holm"].map(_p_text)
     names = [*CLAIM, "verdict", "p, Holm"]
     wide = texts.pivot(index=names, columns="measure", values="text").reset_index()
@@ -259,10 +272,9 @@ def zero_shot_table(rows: pd.DataFrame) -> pd.DataFrame:
         the gain with its interval over seeds, with a star if a gain is found after correction; the
         same over `four new sets`, without one; and the corrected p-value `p, Holm`.
     """
-    rows = rows.replace({"condition": IN_WORDS})
     key = ["condition", "method"]
-    tests = zero_shot_tests(rows).set_index(key)
-    new = differences(rows, ["accuracy on the new sets"]).set_index(key)
+    tests = zero_shot_tests(rows).replace(IN_WORDS).set_index(key)
+    new = differences(rows, ["accuracy on the new sets"]).replace(IN_WORDS).set_index(key)
     table = {
         "gains less than a point": tests["verdict"],
         "eleven sets": interval_text(tests) + tests["over_seeds"].map({True: " *", False: ""}),

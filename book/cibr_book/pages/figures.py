@@ -25,12 +25,12 @@ _MARKERS = "os^DvP*X"
 # Colour and marker of methods and estimators, the same in every figure.
 _NAMES = {
     ("black", "D"): ("CLIP",),
-    (BLUE, "o"): ("CIBR", "CIBR vMF", "InfoNCE"),
-    (SKY, "s"): ("CIBR vMF, sampled",),
-    (GREEN, "^"): ("CIBR crossfit", "NWJ"),
-    (ORANGE, "v"): ("CIBR MINE", "DV"),
-    (PINK, "s"): ("CCA anchor",),
-    (GREY, "P"): ("CLIP, CCA start",),
+    (BLUE, "o"): ("CIBR", "CIBR vMF", "vMF", "InfoNCE"),
+    (SKY, "s"): ("CIBR vMF, sampled", "vMF, sampled"),
+    (GREEN, "^"): ("CIBR crossfit", "cross-fitting", "NWJ"),
+    (ORANGE, "v"): ("CIBR MINE", "MINE", "DV"),
+    (PINK, "s"): ("CCA-anchor",),
+    (GREY, "P"): ("CLIP, CCA start", "CCA-start"),
     (GREEN, "s"): ("CLIP, weight averaging",),
     (RED, "s"): ("SMILE, clip 1",),
     (RED, "P"): ("noise only",),

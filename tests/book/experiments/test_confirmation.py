@@ -40,7 +40,7 @@ TASKS = [f"{suite}/{name}" for suite in SETS for name in SETS[suite].split()]
 def rows():
     """Measured rows of all methods in all conditions: 30 points, the same seeds' effect in all."""
     random = np.random.default_rng(0)
-    runs = [(c, m, seed) for c in IN_WORDS for m in METHODS for seed in SEEDS]
+    runs = [(c, m, seed) for c in IN_WORDS["condition"] for m in METHODS for seed in SEEDS]
     runs += [("Flickr8k", "CIBR vMF over beta", seed) for seed in (200, 201)]
     table = pd.DataFrame(runs, columns=["condition", "method", "seed"])
     table["run"] = [f"{i:012x}" for i in range(len(table))]
@@ -106,7 +106,7 @@ def measured(rows, request):
         gains = random.choice([-1.5, -0.3, 0, 0.4, 1, 1.5]) + random.normal(0, 0.6, 13)
         noise = random.choice([0.2, 1]) * random.normal(size=(len(own), 1))
         rows.loc[own.index, [*RECALLS, *ACCURACIES]] += gains + noise
-    return rows, dict.fromkeys(IN_WORDS, "CIBR vMF") | {"Flickr8k": "CIBR crossfit"}
+    return rows, dict.fromkeys(IN_WORDS["condition"], "CIBR vMF") | {"Flickr8k": "CIBR crossfit"}
 
 
 def test_claims_on_recall_are_tested_and_decided_as_planned(measured):
@@ -170,7 +170,7 @@ def test_tables_show_verdicts_and_differences_with_their_intervals():
     assert gains["eleven sets"].str.endswith(" *").tolist() == found["over_seeds"].tolist()
     new = differences(rows, ["accuracy on the new sets"]).query("method == 'CCA anchor'").iloc[0]
     text = "{difference:+.2f} [{low:+.2f}, {high:+.2f}]".format(**new)
-    assert gains.loc[("10 % of the pairs", "CCA anchor"), "four new sets"] == text
+    assert gains.loc[("600 photos", "CCA-anchor"), "four new sets"] == text
 
 
 def test_other_seeds_than_the_plans_are_refused(rows):
