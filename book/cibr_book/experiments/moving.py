@@ -214,7 +214,7 @@ def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
     tested = [name for name in of if name not in ("start", "CLIP", "noise only", _ALONE)]
     claims = [("1", ZERO_SHOT, "start", "CLIP"), ("1", "search", "CLIP", "start")]
     claims += [("2", x, method, "CLIP") for method in tested for x in ("search", ZERO_SHOT)]
-    claims += [("3", "search", _ANCHOR, control) for control in ("CLIP, weight averaging", _ALONE)]
+    claims += [("3", "search", _ANCHOR, control) for control in ("CLIP-averaged", _ALONE)]
     return intervals.verdicts(
         (number, f"{measure}: {better} above {worse}", of[better][measure] - of[worse][measure])
         for number, measure, better, worse in claims

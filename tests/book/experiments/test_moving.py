@@ -101,7 +101,7 @@ def test_claims_compare_the_chosen_weight_with_fine_tuned_clip():
     effects = {  # on search, zero-shot accuracy and validation
         ("start", 0.0): (-0.03, 0.02, 0.0),
         ("CLIP", 0.0): (0.0, 0.0, 0.0),
-        ("CLIP, weight averaging", 0.0): (0.0, 0.01, 0.0),
+        ("CLIP-averaged", 0.0): (0.0, 0.01, 0.0),
         ("noise only", 0.0): (0.05, 0.05, 0.0),
         ("anchor at the start", 0.3): (0.01, 0.01, 0.02),
         ("anchor at the start", 1.0): (0.05, 0.05, 0.01),
@@ -123,12 +123,12 @@ def test_claims_compare_the_chosen_weight_with_fine_tuned_clip():
     assert tests["verdict"].to_dict() == {
         "zero-shot accuracy: start above CLIP": "holds",
         "search: CLIP above start": "holds",
-        "search: CLIP, weight averaging above CLIP": "undecided",
-        "zero-shot accuracy: CLIP, weight averaging above CLIP": "holds",
+        "search: CLIP-averaged above CLIP": "undecided",
+        "zero-shot accuracy: CLIP-averaged above CLIP": "holds",
         "search: anchor at the start above CLIP": "holds",
         "zero-shot accuracy: anchor at the start above CLIP": "holds",
         "search: MINE above CLIP": "contradicted",
         "zero-shot accuracy: MINE above CLIP": "undecided",
-        "search: anchor at the start above CLIP, weight averaging": "holds",
+        "search: anchor at the start above CLIP-averaged": "holds",
         "search: anchor at the start above anchor, heads alone": "contradicted",
     }
