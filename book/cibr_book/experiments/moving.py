@@ -16,9 +16,12 @@ from torch.nn import functional as F
 
 from cibr.compare import FeatureTrainer
 from cibr.data import load_pairs
+from cibr.losses import CIBRLoss
+from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models._towers import FrozenBackbone, TwoTowers, mean_pool
-from cibr.models.features import Inputs, prepare
+from cibr.models.dual_encoder import Encoded
+from cibr.models.features import Inputs, embed_pairs, prepare
 from cibr.train import configure
 from cibr_book import intervals
 from cibr_book.experiments import recipes
@@ -31,6 +34,7 @@ from cibr_book.experiments.run import (
     suite_scores,
     training_additions,
 )
+from cibr_book.experiments.tables import KEY
 
 _N_MOVING = 2  # of seven stages of EfficientNet, with the last convolution, and of six layers
 _N_TOKENS = 32  # captions are cut to, 0.2 % of them
@@ -117,6 +121,7 @@ def moving(model: DualEncoder) -> DualEncoder:
     old = model.backbone
     heads = copy.deepcopy([old.image_head, old.text_head])
     backbone = FrozenBackbone(_CutTowers(old.towers), model.image_size, old.dim, 0.0)
+    backbone.dim_image_pooled, backbone.dim_text_pooled = old.dim_image_pooled, old.dim_text_pooled
     image = _ImageStages(old.towers.image_tower.timm_model)
     backbone.image_head = nn.Sequential(image, heads[0])
     backbone.text_head = nn.Sequential(_TextStages(old.towers.text_tower), heads[1])
@@ -127,7 +132,7 @@ class StartingPoint(nn.Module):
     """The embeddings before training, as the statistic of an anchor.
 
     Args:
-        model: a copy of it is kept.
+        model: heads over the two frozen towers.
     """
 
     def __init__(self, model: DualEncoder):
@@ -139,6 +144,36 @@ class StartingPoint(nn.Module):
         """Unit vectors of both modalities."""
         images = self.start.encode_images(image_pooled).features
         return images, self.start.encode_texts(text_pooled).features
+
+
+class _MovingTrainer(FeatureTrainer):
+    """A trainer whose pooled features, of critics and anchor, are the towers' before training.
+
+    Args:
+        model: from `moving`.
+        ramps: whether a penalty's weight rises from 0.
+        named: of `FeatureTrainer`.
+    """
+
+    def __init__(self, model: DualEncoder, *given, ramps: bool = True, **named):
+        heads = model.backbone.image_head, model.backbone.text_head
+        self.pools = [copy.deepcopy(head[0]).requires_grad_(False) for head in heads]
+        self.ramps = ramps
+        super().__init__(model, *given, **named)
+
+    def build_loss(self) -> CIBRLoss:
+        """The loss of the run."""
+        loss_fn = super().build_loss()
+        loss_fn.penalty.ramps &= self.ramps
+        return loss_fn
+
+    def loss_inputs(self, image: Encoded, text: Encoded) -> dict[str, Tensor]:
+        """The inputs of the loss."""
+        if "image_pooled" in self.loss_fn.needs:
+            with torch.no_grad():
+                parts = zip((image, text), self.pools, strict=True)
+                image, text = (part._replace(pooled=pool(part.pooled)) for part, pool in parts)
+        return super().loss_inputs(image, text)
 
 
 @lru_cache(maxsize=1)
@@ -156,12 +191,12 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         settings: of `cibr.configure`; `seed`, also of the draw; `corruption`, the fields of a
             `Corruption`; `start`, the settings with which the heads are trained first, see
             `cibr.compare.Bench.heads`; `untouched`, for the start itself; `heads_alone`, whether
-            the stages stand still; `ema_decay` and `interpolation`, of `WeightAverage`; and
-            `suites`, none for a trial.
+            the stages stand still; `ramp`, whether a penalty's weight rises from 0; `ema_decay` and
+            `interpolation`, of `WeightAverage`; and `suites`, none for a trial.
         folder: for predictions.
 
     Returns:
-        `validation_*` of the last epoch, and `<suite>/<set>/<metric>`.
+        `validation_*` at the end, and `<suite>/<set>/<metric>`.
     """
     own, start = dict(settings), dict(settings["start"])
     for name in ("start", "suites"):
@@ -170,46 +205,50 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     corruption = Corruption(**settings.get("corruption", {}), redraw=True)
     bench = recipes.bench(corruption, False, settings["seed"])
     heads = bench.heads(start, settings["seed"])["own"]
-    model = moving(bench.model([heads], settings.get("dropout", 0.0)))
-    metrics = {}
+    still = bench.model([heads], settings.get("dropout", 0.0))
+    model = moving(still)
+    whole, validation = _features().values()
     if own.pop("heads_alone", False):
         for side in (model.backbone.image_head, model.backbone.text_head):
             side[0].requires_grad_(False)
-    if not own.pop("untouched", False):
+    if own.pop("untouched", False):
+        embedded = embed_pairs(model, validation)
+        recalls = retrieval_recalls(*embedded, *validation.pairs.retrieval_targets())
+        metrics = {f"validation_{name}": recall for name, recall in recalls.items()}
+    else:
         config = configure(output_dir=str(folder), **library_settings(own))
         model.set_temperature(config.temperature, config.learn_temperature)
-        whole, validation = _features().values()
         train = recipes.picked(whole, corrupt(whole.pairs, corruption, settings["seed"]))
-        given = dict(given=(train, validation), statistic=StartingPoint(model))
-        trainer = FeatureTrainer(model, config, **given, **training_additions(settings))
+        given = dict(given=(train, validation), statistic=StartingPoint(still))
+        given |= dict(ramps=settings.get("ramp", True))
+        trainer = _MovingTrainer(model, config, **given, **training_additions(settings))
         trainer.train()
         metrics = from_history(trainer.history)
     return metrics | suite_scores(model, settings.get("suites", []), folder)
 
 
-def at_best_weights(rows: pd.DataFrame) -> pd.DataFrame:
+def at_best_settings(rows: pd.DataFrame) -> pd.DataFrame:
     """The planned runs of moving.csv with `ablation.MEASURES`, in points: of each method those at
-    its weight with the highest mean recall on validation.
+    its settings, of up to three, with the highest mean recall on validation.
 
     Args:
-        rows: of moving.csv; trials are left out.
+        rows: of moving.csv, from `read_table`; trials are left out.
     """
     rows = with_measures(rows[rows["seed"] >= 800])
-    cells = ["condition", "method", "beta"]
-    best = rows.groupby(cells)[VALIDATION].mean().groupby(level=cells[:2]).idxmax()
-    return rows[pd.MultiIndex.from_frame(rows[cells]).isin(best)]
+    best = rows.groupby(KEY)[VALIDATION].mean().groupby(level=KEY[:2]).idxmax()
+    return rows[pd.MultiIndex.from_frame(rows[KEY]).isin(best)]
 
 
 def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
     """The claims of experiments/moving.md, about 600 photos.
 
     Args:
-        rows: of moving.csv, all of them; trials are left out.
+        rows: of moving.csv, from `read_table`, all of them; trials are left out.
 
     Returns:
         Of `cibr_book.intervals.verdicts`, with differences in points.
     """
-    best = at_best_weights(rows[rows["condition"] == "600 photos"])
+    best = at_best_settings(rows[rows["condition"] == "600 photos"])
     of = {method: own.set_index("seed") for method, own in best.groupby("method", sort=False)}
     tested = [name for name in of if name not in ("start", "CLIP", "noise only", _ALONE)]
     claims = [("1", ZERO_SHOT, "start", "CLIP"), ("1", "search", "CLIP", "start")]
