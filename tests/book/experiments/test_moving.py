@@ -139,13 +139,13 @@ def test_claims_compare_the_chosen_weight_with_fine_tuned_clip():
     assert gain == pytest.approx(1)
     assert tests["verdict"].to_dict() == {
         "zero-shot accuracy: start above CLIP": "holds",
-        "search: CLIP above start": "holds",
         "search: CLIP-averaged above CLIP": "undecided",
         "zero-shot accuracy: CLIP-averaged above CLIP": "holds",
         "search: anchor at the start above CLIP": "holds",
         "zero-shot accuracy: anchor at the start above CLIP": "holds",
         "search: MINE above CLIP": "contradicted",
         "zero-shot accuracy: MINE above CLIP": "undecided",
+        "search: anchor at the start above start": "holds",
         "search: anchor at the start above CLIP-averaged": "holds",
         "search: anchor at the start above anchor, heads alone": "contradicted",
     }
