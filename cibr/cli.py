@@ -30,7 +30,7 @@ _EXAMPLES = """examples:
   cibr compare --dataset path/to/folder --pretrained openai/clip-vit-base-patch32
   cibr search runs/mine path/to/photos "a dog on the beach" "a red car" --top 5
 """
-_COMPARED = ("recipes", "pretrained", "unpaired", "max_skipped")
+_COMPARED = ("recipes", "pretrained", "unpaired", "max_skipped", "keep")
 _SKIPPED = "maximum number of unusable samples per split (0)"
 
 
@@ -153,6 +153,8 @@ def _add_compare(commands, common: argparse.ArgumentParser, command: str) -> Non
         recipes += f" of {', '.join(RECIPES)}"
     compare.add_argument("--recipes", nargs="+", default=[], metavar="NAME", help=recipes)
     dual = "also a pretrained dual encoder, by folder or hub id; repeatable"
+    keep = "a recipe whose model is saved, whichever wins"
+    compare.add_argument("--keep", default="", metavar="NAME", help=keep)
     compare.add_argument("--pretrained", action="append", default=[], metavar="NAME", help=dual)
     unpaired = "a folder of images and texts that are not pairs, for self-training"
     compare.add_argument("--unpaired", default="", metavar="FOLDER", help=unpaired)
@@ -234,7 +236,9 @@ def _compare(arguments: argparse.Namespace) -> None:
     for name in found.table["recipe"].unique():
         if name in RECIPES:
             print(f"{name}: {RECIPES[name].about}")
-    print(f"\n{found.verdict}\n\nreport, table, and the model of that: {folder}")
+    print(
+        f"\n{found.verdict}\n\nreport, table, and the model of {arguments.keep or 'that'}: {folder}"
+    )
 
 
 def _load(name: str, device: str):

@@ -341,14 +341,15 @@ def compare_recipes(
     n_trials: int = 8,
     n_seeds: int = 3,
     max_skipped: int = 0,
+    keep: str = "",
 ) -> Comparison:
     """Compares recipes on held-out images of a data set.
 
     Args:
         dataset: a name, a folder or a hub id. Its test split is held out, or else a tenth of its
             images, at least 50, by group.
-        output_dir: for `compare.csv`, `compare.json`, `report.html`, the winner in `model/`, and
-            all trained heads in `heads/`.
+        output_dir: for `compare.csv`, `compare.json`, `report.html`, the winner or `keep` in
+            `model/`, and all trained heads in `heads/`.
         recipes: names of `RECIPES`; by default all, self-training if there is `unpaired`. CLIP
             heads are always among them.
         pretrained: folders or hub ids of dual encoders: each is compared as it is, and with CLIP
@@ -358,15 +359,19 @@ def compare_recipes(
         n_trials: of each recipe.
         n_seeds: repetitions of the best trial.
         max_skipped: maximum number of unusable samples per split.
+        keep: a recipe whose model is saved, whichever wins.
 
     Raises:
-        ValueError: an unknown recipe, self-training without unpaired images, or too few images.
+        ValueError: an unknown recipe, one to keep that is not compared, self-training without
+            unpaired images, or too few images.
     """
     if isinstance(recipes, str) or isinstance(pretrained, str):
         raise ValueError("recipes or pretrained is a string: give a list of names")
     check_number("n_trials", n_trials, 1, 1000, whole=True)
     check_number("n_seeds", n_seeds, 1, 1000, whole=True)
     wanted = _wanted(list(recipes), unpaired)
+    if keep:
+        check_known("recipe to keep, of those compared:", keep, sorted(wanted))
     folder = Path(configure(dataset=dataset, output_dir=str(output_dir)).output_dir)
     _check_free(folder)
     splits = compared_splits(dataset, max_skipped)
@@ -394,7 +399,8 @@ def compare_recipes(
         for name, entry in bench.entries(chosen, test, n_trials, n_seeds).items():
             entries[prefix + name] = entry
     found = _comparison(entries)
-    _save(found, entries[found.winners["mean"]].model.to("cpu"), splits[2], folder)
+    kept = entries[keep or found.winners["mean"]].model
+    _save(found, kept.to("cpu"), splits[2], folder)
     return found
 
 

@@ -62,9 +62,15 @@ def test_it_compares_saves_the_winner_and_reuses_what_is_trained(
     gaps = table["value"] - table.loc["CLIP", "value"].reindex(table.index, level="metric")
     assert table["difference"].tolist() == pytest.approx(gaps.tolist(), abs=1e-9)
     assert (table["low"] <= table["difference"]).all() and (table["low"] < table["high"]).any()
-    winner = DualEncoder.from_pretrained(tmp_path / "out" / "model")
-    embedded = embed_pairs(winner, prepare(winner, test))
-    won = retrieval_recalls(*embedded, *test.retrieval_targets())
+
+    def saved() -> dict[str, float]:
+        """Recalls of the saved model."""
+        model = DualEncoder.from_pretrained(tmp_path / "out" / "model")
+        return retrieval_recalls(
+            *embed_pairs(model, prepare(model, test)), *test.retrieval_targets()
+        )
+
+    won = saved()
     assert table.loc[found.winners["mean"], "value"][[*won]].to_dict() == pytest.approx(won)
     page = (tmp_path / "out" / "report.html").read_text()
     assert found.verdict.replace("'", "&#x27;") in page and page.count("<img") > 40
@@ -75,6 +81,12 @@ def test_it_compares_saves_the_winner_and_reuses_what_is_trained(
     monkeypatch.setattr(CIBRTrainer, "train", train)
     again = compare_recipes(photos, tmp_path / "out", **few)
     pd.testing.assert_frame_equal(again.table, found.table)
+    of = {name: table.loc[name, "value"][[*won]].to_dict() for name in RECIPES}
+    other = next(name for name in RECIPES if of[name] != pytest.approx(won))
+    compare_recipes(photos, tmp_path / "out", **few, keep=other)
+    assert saved() == pytest.approx(of[other])
+    with pytest.raises(ValueError, match="recipe to keep, of those compared: 'CCA'"):
+        compare_recipes(photos, tmp_path / "out", recipes=["CCA-start"], keep="CCA")
     with pytest.raises(AssertionError, match="trained already"):
         compare_recipes(photos, tmp_path / "out", n_trials=3, n_seeds=1)
     stray = tmp_path / "out" / "model" / "stray.json"  # of a winner of another kind
