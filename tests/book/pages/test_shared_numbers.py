@@ -8,7 +8,7 @@ import pytest
 
 from cibr_book.experiments import recipes
 from cibr_book.experiments.confirmation import best_forms, with_measures
-from cibr_book.experiments.tables import read_table
+from cibr_book.experiments.tables import differences, read_table
 
 ROOT = Path(__file__).resolve().parents[3]
 CONDITIONS = (
@@ -46,6 +46,11 @@ def test_the_first_table_has_the_numbers_of_the_confirmation(gain):
         printed = [float(cell) for cell in row.split("|")]
         values = [gain(*each) for each in zip(CONDITIONS, methods, strict=True)]
         assert printed == [pytest.approx(value, abs=0.0501) for value in values], title
+    found = differences(with_measures(read_table("confirmation.csv")), ["recall on Flickr8k"])
+    names = {name for row in (METHODS | simpler).values() for name in row}
+    shown = found[found["method"].isin(names)]
+    (half,) = re.findall(r"is wider than ±(\S+) ", text)
+    assert ((shown["high"] - shown["low"]) / 2).max() < float(half)
 
 
 def test_the_first_page_advises_what_the_plan_of_the_recipes_found():
