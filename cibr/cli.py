@@ -236,9 +236,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     for name in found.table["recipe"].unique():
         if name in RECIPES:
             print(f"{name}: {RECIPES[name].about}")
-    print(
-        f"\n{found.verdict}\n\nreport, table, and the model of {arguments.keep or 'that'}: {folder}"
-    )
+    kept = arguments.keep or "that"
+    print(f"\n{found.verdict}\n\nreport, table, and the model of {kept}: {folder}")
 
 
 def _load(name: str, device: str):

@@ -359,7 +359,7 @@ def compare_recipes(
         n_trials: of each recipe.
         n_seeds: repetitions of the best trial.
         max_skipped: maximum number of unusable samples per split.
-        keep: a recipe whose model is saved, whichever wins.
+        keep: a recipe whose model is saved, and shown in the report, whichever wins.
 
     Raises:
         ValueError: an unknown recipe, one to keep that is not compared, self-training without
@@ -371,7 +371,7 @@ def compare_recipes(
     check_number("n_seeds", n_seeds, 1, 1000, whole=True)
     wanted = _wanted(list(recipes), unpaired)
     if keep:
-        check_known("recipe to keep, of those compared:", keep, sorted(wanted))
+        check_known("recipe to keep", keep, sorted(wanted))
     folder = Path(configure(dataset=dataset, output_dir=str(output_dir)).output_dir)
     _check_free(folder)
     splits = compared_splits(dataset, max_skipped)
