@@ -439,8 +439,8 @@ def against_clip(rows: pd.DataFrame) -> pd.DataFrame:
     return intervals.against_clip(runs, scores, "shift", ["dose", "cca_dim"])
 
 
-def interactions(rows: pd.DataFrame, dose: float) -> pd.DataFrame:
-    """How much better a penalty does under a shift than without one, as predicted and as measured.
+def effects(rows: pd.DataFrame, dose: float) -> pd.DataFrame:
+    """What a penalty changes under every shift, as theorem 3 predicts and as measured.
 
     Args:
         rows: of shortcuts.csv.
@@ -448,25 +448,32 @@ def interactions(rows: pd.DataFrame, dose: float) -> pd.DataFrame:
 
     Returns:
         One row per condition with a prediction and a shift: `condition, shift`; `predicted`, the
-        difference of log V; `measured`, that of recall in points; both are means over seeds; and
-        `seeds`, the measured ones by seed.
+        change of log V; `measured`, that of recall from CLIP in points; both are means over seeds;
+        and `seeds`, the measured ones by seed.
     """
     of_vmf = against_clip(rows).query(
         "method == 'CIBR vMF' and dose == @dose and score == 'recall'"
     )
     recalls = of_vmf.pivot(index=["condition", "seed"], columns="shift", values="difference")
-    predicted = rows[rows["method"] == "prediction"].set_index(["condition", "seed"])
-    gains = {
-        s: np.log(predicted[f"{s}/value@{dose:g}"] / predicted[f"{s}/value@0"]) for s in SHIFTS
-    }
+    values = rows[rows["method"] == "prediction"].set_index(["condition", "seed"])
     table = []
-    for condition in predicted.index.unique("condition"):
-        for shift in ("removed", "reversed"):
-            measured = (recalls[shift] - recalls["kept"])[condition]
-            expected = (gains[shift] - gains["kept"])[condition].mean()
-            seeds = measured.to_numpy()
+    for condition in values.index.unique("condition"):
+        for shift in SHIFTS:
+            with_penalty, without = f"{shift}/value@{dose:g}", f"{shift}/value@0"
+            expected = np.log(values[with_penalty] / values[without])[condition].mean()
+            seeds = recalls[shift][condition].to_numpy()
             table.append([condition, shift, expected, seeds.mean(), seeds])
     return pd.DataFrame(table, columns=["condition", "shift", "predicted", "measured", "seeds"])
+
+
+def interactions(rows: pd.DataFrame, dose: float) -> pd.DataFrame:
+    """How much better a penalty does under a shift than without one: `effects` minus the same with
+    the shortcut kept, in the same columns.
+    """
+    cells = effects(rows, dose).set_index(["condition", "shift"])
+    shifted = cells.drop("kept", level="shift")
+    kept = cells.xs("kept", level="shift").loc[shifted.index.get_level_values("condition")]
+    return (shifted - kept.to_numpy()).infer_objects().reset_index()
 
 
 def hypothesis_tests(rows: pd.DataFrame) -> pd.DataFrame:

@@ -242,6 +242,9 @@ def test_claims_hold_are_undecided_or_contradicted():
     diverged.loc[0, recalls] = np.nan
     lost = shortcuts.against_clip(diverged)
     assert (lost["value"] == 0).sum() == 3 and len(lost) == len(shortcuts.against_clip(rows))
+    effects = shortcuts.effects(rows, 0.3).set_index(["condition", "shift"])
     cells = shortcuts.interactions(rows, 0.3).set_index(["condition", "shift"])
+    assert effects.loc[("child, blur, 1", "removed"), "predicted"] == pytest.approx(-1)
+    assert effects.loc[("child, blur, 1", "removed"), "measured"] == pytest.approx(0.5, abs=0.02)
     assert cells.loc[("water, tint, 1", "reversed"), "measured"] == pytest.approx(-1, abs=0.02)
     assert cells.loc[("water, tint, 1", "reversed"), "predicted"] == pytest.approx(-1)
