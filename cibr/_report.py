@@ -5,6 +5,7 @@ import html
 import io
 
 import pandas as pd
+import torch
 
 from cibr.data import Pairs
 from cibr.metrics import query_ranks
@@ -33,13 +34,14 @@ def shown_table(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def report(verdict: str, table: pd.DataFrame, model: DualEncoder, test: Inputs) -> str:
+def report(verdict: str, table: pd.DataFrame, name: str, model: DualEncoder, test: Inputs) -> str:
     """The page.
 
     Args:
         verdict: a sentence.
         table: of `Comparison`.
-        model: the winner.
+        name: the recipe of the model.
+        model: the winner, or the one to keep.
         test: held-out pairs; the page shows their ten best and worst searches.
     """
     pairs = test.pairs
@@ -54,13 +56,20 @@ def report(verdict: str, table: pd.DataFrame, model: DualEncoder, test: Inputs) 
     parts = [f"<h1>Which recipe works on {html.escape(pairs.name)}?</h1>"]
     parts += [f"<p>{html.escape(verdict)}</p>", shown_table(table).to_html(border=0, na_rep="")]
     parts += [_image(_figure(table), "png", "figure", "differences from CLIP heads")]
+    parts.append(f"<p>The searches are those of {html.escape(name)}, the saved model.</p>")
+    labels = pairs.retrieval_targets()[2]
+    labels = torch.arange(len(pairs)) if labels is None else labels
     for title, chosen in (("Best searches", order[:10]), ("Worst searches", order[:-11:-1])):
-        parts.append(f"<h2>{title}</h2><p>The three nearest images; its own is framed.</p>")
+        parts.append(
+            f"<h2>{title}</h2><p>The three nearest images; those that match are framed.</p>"
+        )
         for text in chosen:
-            nearest = (images @ texts[text]).argsort(descending=True)[:3].tolist()
-            shown = nearest if owner[text] in nearest else [*nearest, owner[text]]
-            found = "".join(_thumbnail(pairs, i, i == owner[text]) for i in shown)
-            line = f"{html.escape(captions[text])} (its own at rank {int(ranks[text]) + 1})"
+            cosines, matches = images @ texts[text], labels == labels[owner[text]]
+            nearest = cosines.argsort(descending=True)[:3].tolist()
+            best = int(cosines.masked_fill(~matches, -2).argmax())
+            shown = nearest if best in nearest else [*nearest, best]
+            found = "".join(_thumbnail(pairs, i, bool(matches[i])) for i in shown)
+            line = f"{html.escape(captions[text])} (the first match at rank {int(ranks[text]) + 1})"
             parts.append(f"<p>{line}<br>{found}</p>")
     head = "<!doctype html><html lang='en'><meta charset='utf-8'><title>Recipes compared</title>"
     return f"{head}<style>{_STYLE}</style>{''.join(parts)}</html>"

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in argv:
             raise
-        is_ours = isinstance(error, (ValueError, OSError))
+        is_ours = isinstance(error, (ValueError, OSError, FloatingPointError))
         unexpected = f"{type(error).__name__}: {error} (--debug shows where)"
         _print_error(str(error) if is_ours else unexpected)
         return 1
@@ -227,7 +227,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     from cibr.utils import digest
 
     source = resolve(arguments.dataset)  # folders may share a name
-    name = f"compare-{source.name}-{digest(str(Path(source.place).resolve()))[:6]}"
+    place = Path(source.place).resolve() if os.path.isdir(source.place) else source.place
+    name = f"compare-{source.name}-{digest(str(place))[:6]}"
     folder = arguments.output_dir or runs_folder() / name
     options = {"n_trials": arguments.trials, "n_seeds": arguments.seeds}
     options |= {name: getattr(arguments, name) for name in _COMPARED}
@@ -306,7 +307,7 @@ def _search(arguments: argparse.Namespace) -> None:
     if not all(query.strip() for query in arguments.query):
         raise ValueError("the text to search for is empty: describe what the images should show")
     model = _load(arguments.model, arguments.device)
-    files, features = _index(model, arguments.folder)
+    files, features = _index(model, arguments.model, arguments.folder)
     for query in arguments.query:
         if os.path.isfile(query):  # False for impossible names, too
             [vector] = model.embed_images([open_rgb(query)]).cpu()
@@ -321,44 +322,53 @@ def _search(arguments: argparse.Namespace) -> None:
             print(f"{rank:4}  {cosines[i]:6.3f}  {files[i]}")
 
 
-def _index(model, folder: Path):
+def _index(model, name: str, folder: Path):
     """The intact images in a folder and its subfolders, and their embeddings; the cache folder
-    keeps these while model and file are the same.
+    keeps these while model and file are the same, also of a search that was interrupted.
     """
     import torch
     from PIL import Image
+    from tqdm import tqdm
 
     from cibr.data.pairs import IMAGE_SUFFIXES
     from cibr.models.features import keep_tensors, read_tensors
     from cibr.utils import cache_folder, digest
 
-    probe = model.embed_texts(["a photo"]), model.embed_images([Image.new("RGB", (64, 64))])
-    of_model = repr([features.tolist() for features in probe])
-    index = cache_folder() / "search" / digest(str(folder.resolve()) + of_model)[:24]
-    stored = known = read_tensors(index)
+    probe = torch.cat(
+        [model.embed_texts(["a photo"]), model.embed_images([Image.new("RGB", (64, 64))])]
+    )
+    index = cache_folder() / "search" / digest(f"{folder.resolve()} {name}")[:24]
+    stored = read_tensors(index)
+    before = stored.pop("probe", probe[:0])  # another device or number of threads rounds otherwise
+    if before.shape != probe.shape or not torch.allclose(before, probe, atol=1e-3):
+        stored = {}
+    known = dict(stored)
     files = {}
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
             state = file.stat()
             seen = str(file.relative_to(folder)), state.st_size, state.st_mtime_ns
             files[digest(repr(seen))] = file
-    images = _images({key: file for key, file in files.items() if key not in known})
-    while some := dict(itertools.islice(images, 16)):  # in memory at full size
-        vectors = model.embed_images([*some.values()]).cpu()
-        known = known | {key: vector.clone() for key, vector in zip(some, vectors, strict=True)}
-    kept = {key: known[key] for key in files if key in known}
+    new = {key: file for key, file in files.items() if key not in known}
+    images = _images(tqdm(new.items(), desc="images", delay=2))
+    try:
+        while some := dict(itertools.islice(images, 16)):  # in memory at full size
+            vectors = model.embed_images([*some.values()]).cpu()
+            known |= {key: vector.clone() for key, vector in zip(some, vectors, strict=True)}
+    finally:  # an interrupted search keeps what it has embedded
+        kept = {key: known[key] for key in files if key in known}
+        if kept and kept.keys() != stored.keys():
+            keep_tensors(index, kept | {"probe": probe})
     if not kept:
         raise ValueError(f"no image in {str(folder)!r}: give a folder with some")
-    if kept.keys() != stored.keys():
-        keep_tensors(index, kept)
     return [files[key] for key in kept], torch.stack([*kept.values()])
 
 
-def _images(files: dict[str, Path]) -> Iterator[tuple]:
+def _images(files: Iterable[tuple[str, Path]]) -> Iterator[tuple]:
     """The images of files, by their keys, without broken ones."""
     from cibr.data.pairs import open_rgb
 
-    for key, file in files.items():
+    for key, file in files:
         try:
             yield key, open_rgb(file)
         except (OSError, ValueError):

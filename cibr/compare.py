@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from cibr._report import report
@@ -134,24 +134,17 @@ class FeatureTrainer(CIBRTrainer):
 
     Args:
         given: `Inputs` of training and, to validate, of validation.
-        statistic: in place of the CCA of the training pairs.
         of_trainer: of `CIBRTrainer`.
     """
 
-    def __init__(
-        self, *of_trainer: Any, given: Sequence[Inputs], statistic: nn.Module | None, **named
-    ):
-        self.given, self.given_statistic = given, statistic
+    def __init__(self, *of_trainer: Any, given: Sequence[Inputs], **named):
+        self.given = given
         super().__init__(*of_trainer, *(part.pairs for part in given), **named)
         self.remove_callback(Bar)  # there is one over the trials
 
     def prepare_pairs(self, pairs: Pairs) -> Inputs:
         """The given features."""
         return self.given[pairs is not self.train_dataset]
-
-    def fit_statistic(self) -> nn.Module:
-        """The given statistic, or the CCA."""
-        return self.given_statistic or super().fit_statistic()
 
     def save_model(self, *_: Any, **__: Any) -> None:
         """Nothing."""
@@ -187,18 +180,14 @@ class Bench:
     ):
         self.base, self.train, self.validation = base, train, validation
         self.folder, self.unpaired = folder, unpaired
-        known = [part for part in (train, unpaired) if part is not None]
-        pixels = [
-            digest(features.numpy().tobytes())
-            for part in known
-            for features in (part.images, part.texts[0])
-        ]
-        shown = [(part.pairs.captions, part.labels.tolist()) for part in known]
-        self.data = digest(repr((shown, pixels)))
+        self.data = [_content(train)]  # without and with what self-training adds
+        if unpaired is not None:
+            self.data.append(_content(train, unpaired))
 
     def heads(self, settings: dict[str, Any], seed: int) -> dict[str, dict[str, Tensor]]:
         """The weights of heads and, as `average`, their average over the steps."""
-        name = digest(repr((self.data, sorted(settings.items()), seed)))[:16]
+        data = self.data["repeats" in settings]
+        name = digest(repr((data, sorted(settings.items()), seed)))[:16]
         file = self.folder / f"{name}.safetensors"
         flat = read_tensors(file)
         if not flat:
@@ -294,6 +283,12 @@ class Bench:
         return entries
 
 
+def _content(*parts: Inputs) -> str:
+    pixels = [digest(x.numpy().tobytes()) for part in parts for x in (part.images, part.texts[0])]
+    shown = [(part.pairs.captions, part.labels.tolist()) for part in parts]
+    return digest(repr((shown, pixels)))
+
+
 def draws(grid: Mapping[str, tuple], n: int) -> list[dict[str, Any]]:
     """Distinct points of a grid: the first values, then random ones; recipes with the same values
     of a setting try the same ones.
@@ -347,7 +342,7 @@ def compare_recipes(
 
     Args:
         dataset: a name, a folder or a hub id. Its test split is held out, or else a tenth of its
-            images, at least 50, by group.
+            images, 50 to 1,000, by group.
         output_dir: for `compare.csv`, `compare.json`, `report.html`, the winner or `keep` in
             `model/`, and all trained heads in `heads/`.
         recipes: names of `RECIPES`; by default all, self-training if there is `unpaired`. CLIP
@@ -394,13 +389,15 @@ def compare_recipes(
             values = image_values(model, prepare(model, splits[2], True, device))
             entries[f"{towers} as it is"] = _Entry([values] * n_seeds, model, "")
         train, validation, test = (prepare(base, part, True, device) for part in splits)
-        others = prepare(base, left, True, device) if left else None
+        others = None
+        if left and "self-training" in chosen:
+            others = prepare(base, left, True, device)
         bench = Bench(base, train, validation, folder / "heads", others)
         for name, entry in bench.entries(chosen, test, n_trials, n_seeds).items():
             entries[prefix + name] = entry
     found = _comparison(entries)
-    kept = entries[keep or found.winners["mean"]].model
-    _save(found, kept.to("cpu"), splits[2], folder)
+    name = keep or found.winners["mean"]
+    _save(found, name, entries[name].model.to("cpu"), splits[2], folder)
     return found
 
 
@@ -412,14 +409,14 @@ def _check_free(folder: Path) -> None:
         raise ValueError(f"{what}: choose another")
 
 
-def _save(found: Comparison, model: DualEncoder, test: Pairs, folder: Path) -> None:
+def _save(found: Comparison, name: str, model: DualEncoder, test: Pairs, folder: Path) -> None:
     """Writes the table, the winner and the report."""
     save_table(found.table, folder / "compare")
     shutil.rmtree(folder / "model.part", ignore_errors=True)
     model.save_pretrained(folder / "model.part")
     shutil.rmtree(folder / "model", ignore_errors=True)  # another kind of model has other files
     (folder / "model.part").rename(folder / "model")
-    page = report(found.verdict, found.table, model, prepare(model, test, True))
+    page = report(found.verdict, found.table, name, model, prepare(model, test, True))
     write_atomically(folder / "report.html", partial(Path.write_text, data=page, encoding="utf-8"))
 
 
@@ -449,7 +446,7 @@ def compared_splits(dataset: str, max_skipped: int = 0) -> tuple[Pairs, Pairs, P
     """Pairs for training, for validation and for the comparison.
 
     Without a test split, and for a validation split of fewer than 50 images, a tenth of the images,
-    at least 50, is held out, by group.
+    50 to 1,000, is held out, by group.
 
     Raises:
         ValueError: too few images, or more unusable ones than `max_skipped`.
@@ -494,16 +491,15 @@ def _comparison(entries: Mapping[str, _Entry]) -> Comparison:
     table = pd.DataFrame(rows, columns=columns)
     winners = {}
     for metric in _WAYS:
-        winner, *others = values  # the simplest, until one is detectably better
+        winner, *others = values  # the simplest, until one is better, and not by rounding
         for name in others:
-            if paired_difference(values[winner][metric], values[name][metric])[1] > 0:
+            if paired_difference(values[winner][metric], values[name][metric])[1] > 1e-9:
                 winner = name
         winners[metric] = winner
-    n_images = values["CLIP"]["mean"].shape[1]
-    return Comparison(table, winners, _verdict(winners, table, n_images))
+    return Comparison(table, winners, _verdict(winners, table))
 
 
-def _verdict(winners: dict[str, str], table: pd.DataFrame, n_images: int) -> str:
+def _verdict(winners: dict[str, str], table: pd.DataFrame) -> str:
     points = (100 * table.set_index(["metric", "recipe"])[["difference", "low", "high"]]).round(1)
 
     def words(metric: str) -> str:
@@ -511,12 +507,11 @@ def _verdict(winners: dict[str, str], table: pd.DataFrame, n_images: int) -> str
         gain = "{:+.1f} [{:+.1f}, {:+.1f}] points of recall".format(*points.loc[(metric, name)])
         return name if name == "CLIP" else f"{name} ({gain} from CLIP heads)"
 
-    best = table[table["metric"] == "mean"].set_index("recipe")["value"].idxmax()
-    close = ""
-    if best != winners["mean"]:
-        gains = points["difference"].loc["mean"]
+    gains = points["difference"].loc["mean"]
+    best, close = gains.idxmax(), ""
+    if gains[best] > gains[winners["mean"]]:
         more = f"{gains[best] - gains[winners['mean']]:.1f} points more"
-        close = f" {best} has {more}, which {n_images} images do not tell from chance."
+        close = f" {best} has {more}, which the held-out images do not tell from chance."
     if len({*winners.values()}) == 1:
         return f"Use {words('mean')}: nothing less simple is detectably better.{close}"
     both = "; ".join(f"for {_WAYS[metric]} {words(metric)}" for metric in [*_WAYS][1:])

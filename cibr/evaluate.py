@@ -44,6 +44,11 @@ class _Score(NamedTuple):
     n: int
 
 
+def _stem(dataset: str) -> str:
+    """The name of a data set in tables and files, also of the folder `.`."""
+    return Path(dataset).resolve().name.removeprefix("wds_")
+
+
 class Task(NamedTuple):
     """One benchmark: a data set, the kind of task, the split, and the group whose mean counts as
     one set.
@@ -57,7 +62,7 @@ class Task(NamedTuple):
     @property
     def title(self) -> str:
         """Its name in tables, with the split if that is neither test nor validation."""
-        name = Path(self.dataset).name.removeprefix("wds_") or self.dataset
+        name = _stem(self.dataset)
         return name if self.split in ("test", "validation") else f"{name}/{self.split}"
 
     @property
@@ -115,7 +120,7 @@ def _suite_name(suite: _Suite) -> str:
     if isinstance(suite, (str, Path)):
         return Path(suite).stem
     suite = [suite] if isinstance(suite, Task) else suite
-    names = {Path(task.dataset).name.removeprefix("wds_") for task in suite}
+    names = {_stem(task.dataset) for task in suite}
     return names.pop() if len(names) == 1 else "tasks"
 
 
@@ -314,12 +319,14 @@ def evaluate(
         try:
             pairs = load_task(task, limit, max_skipped=max_skipped)
             predictions[task] = _predict(model, task, pairs, batch_size)
+            if output_dir is not None:  # now: a later set may fail
+                _save(predictions[task], folder / task.file)
         except ValueError as error:
             what = f"{task.kind} on {task.title} of suite {title!r}: {error}"
             raise ValueError(what) from error
     evaluation = Evaluation(name, title, predictions)
     if output_dir is not None:
-        _save(evaluation, folder)
+        save_table(evaluation.rows, folder / "rows")
     return evaluation
 
 
@@ -346,12 +353,10 @@ def _predict(model: DualEncoder, task: Task, pairs: Pairs, batch_size: int) -> P
     return Predictions(kind, items, digest(repr((*shown, pixel_digests(pairs)))))
 
 
-def _save(evaluation: Evaluation, folder: Path) -> None:
-    for task, (kind, items, of_data) in evaluation.predictions.items():
-        items = {name: tensor.contiguous() for name, tensor in items.items()}
-        save = partial(save_file, items, metadata={"kind": kind, "digest": of_data})
-        write_atomically(folder / task.file, save)
-    save_table(evaluation.rows, folder / "rows")
+def _save(predictions: Predictions, file: Path) -> None:
+    kind, items, of_data = predictions
+    items = {name: tensor.contiguous() for name, tensor in items.items()}
+    write_atomically(file, partial(save_file, items, metadata={"kind": kind, "digest": of_data}))
 
 
 def compare(

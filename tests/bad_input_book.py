@@ -55,7 +55,11 @@ def sweep(text):
 RUN = "results: rows.csv\nconditions: {all: {methods: [{method: CLIP, seed: [1, 1]}]}}"
 CALLS |= {
     "sweep's entry": (sweep("result: rows.csv"), ".*sweep.yaml: 'result', did you mean 'results'"),
-    "sweep's draw": (sweep(RUN.replace("seed:", "draw: 3, seed:")), "the grid has 2 points"),
+    "sweep's condition": (
+        sweep(RUN.replace("methods", "method")),
+        "entry of 'all' in .*: 'method'",
+    ),
+    "sweep's draw": (sweep(RUN.replace("seed:", "draw: 3, seed:")), "the grid has 1 points"),
     "sweep without results": (sweep("conditions: {}"), "needs the entries"),
     "sweep's run twice": (sweep(RUN), "two runs have the settings .*: drop one"),
     "sweep's text": (sweep(RUN.replace("[1, 1]", "1e-3")), "seed: YAML reads '1e-3' as text"),

@@ -87,6 +87,29 @@ def test_search_embeds_an_image_again_when_it_or_the_model_changes(
     assert "caf\\udce9.png" in search(models[0])[0]
 
 
+def test_a_stopped_search_keeps_what_it_has_embedded(tmp_path, monkeypatch, build):
+    monkeypatch.setattr("cibr.utils.cache_folder", lambda: tmp_path / "cache")
+    (tmp_path / "photos").mkdir()
+    for i in range(40):
+        picture(i).save(tmp_path / "photos" / f"{i}.png")
+    seen, embed = [], DualEncoder.embed_images
+
+    def stopped(model, images):
+        seen.append(len(images))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return embed(model, images)
+
+    monkeypatch.setattr(DualEncoder, "embed_images", stopped)
+    call = [
+        "search",
+        str(build("tiny").save_pretrained(tmp_path / "tiny")),
+        str(tmp_path / "photos"),
+    ]
+    assert main([*call, "a dog"]) == 130
+    assert main([*call, "a dog"]) == 0 and seen == [1, 16, 16, 1, 16, 8]
+
+
 def test_evaluate_prints_the_first_model_minus_the_second_on_the_limited_sets(
     small, clip_folder, tmp_path, capsys, build
 ):

@@ -123,9 +123,10 @@ def test_the_report_shows_a_text_of_several_images_once(build):
     inputs = prepare(model, replace(pairs, captions=captions))
     entry = compare._Entry([compare.image_values(model, inputs)] * 2, model, "")
     found = compare._comparison({"CCA": entry, "CLIP": entry})
-    page = report(found.verdict, found.table, model, inputs)
+    page = report(found.verdict, found.table, "CLIP", model, inputs)
+    assert "The searches are those of CLIP, the saved model." in page
     best, worst = page.split("<h2>Worst searches")
-    assert best.count("(its own at rank") == worst.count("(its own at rank") == 10
+    assert best.count("first match at rank") == worst.count("first match at rank") == 10
     assert best.count("a cup (") <= 1 >= worst.count("a cup (")
 
 
@@ -158,6 +159,8 @@ def test_the_simplest_of_equals_wins_by_direction():
     equal = compare._comparison(entries)
     assert {*equal.winners.values()} == {"simple"}
     assert equal.verdict.startswith("Use simple (+0.0 [+0.0, +0.0] points of recall from CLIP")
+    rounded = entries | {"rounded": recipe(base + 1e-16, base * (1 + 1e-15))}
+    assert compare._comparison(rounded).winners == equal.winners
     entries |= {"erratic": recipe(erratic, base)}
     entries |= {"search": recipe(better, base), "more": recipe(better, base)}
     found = compare._comparison(entries)

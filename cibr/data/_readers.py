@@ -95,8 +95,8 @@ def _pairs(name: str, split: str, rows: _Rows, load: Callable, skip: _Skip) -> P
 def _read_images(place: str) -> _Loaders:
     """Splits are subfolders with metadata, or the first folder in the file names of one metadata
     file. With neither, a hash of each ``file_name`` (or its group) assigns a tenth of the images to
-    ``validation`` and the rest to ``train``; later additions move no image. Without metadata,
-    subfolders are classes, and there is only ``test``.
+    ``validation`` and the rest to ``train``; unless none fell into the tenth, later additions move
+    no image. Without metadata, subfolders are classes, and there is only ``test``.
     """
     folder = Path(place)
     files = _metadata_files(folder)
@@ -110,6 +110,8 @@ def _read_images(place: str) -> _Loaders:
     if not is_whole:
         return {split: partial(_load_images, file, split) for split, file in by_split.items()}
     rows = _metadata(files[0])
+    if not rows:
+        raise ValueError(f"{files[0]} has no rows: add images with their texts")
     splits = _splits_of(files[0], rows)
     loaders = {}
     for split in sorted(set(splits.values())):
@@ -146,6 +148,7 @@ def _classes(folder: Path) -> dict[str, list[str]]:
             found.setdefault(file.parent.name, []).append(file.relative_to(folder).as_posix())
     if len(found) < 2 or {split_of(name) for name in found} <= {*_SPLITS.values()}:
         fix = "write one, or put the images of each class into a subfolder, to classify them"
+        fix += "; shards need <split>/nshards.txt"
         raise FileNotFoundError(f"{folder} has no metadata.jsonl or metadata.csv: {fix}")
     return found
 
@@ -158,6 +161,7 @@ def _load_classes(folder: Path, classes: dict[str, list[str]], name: str, skip: 
     captions = [[names[i]] for i in labels]
     load = partial(_folder_image, folder, files)
     known = dict(labels=torch.tensor(labels), classnames=names, templates=["a photo of a {c}."])
+    known["stamp"] = _stamp(folder / file for file in files)
     return Pairs(name, "test", captions, files, load, **known)
 
 
@@ -271,7 +275,8 @@ def _load_hub(place: str, split: str, name: str, skip: _Skip) -> Pairs:
     groups = data["group"] if "group" in data.column_names else [None] * len(data)
     fields = zip(map(_texts, data[column]), map(_group, groups), strict=True)
     rows = {f"row {i}": row for i, row in enumerate(fields)}
-    return _pairs(name, split_of(split), rows, partial(_hub_image, files), skip)
+    pairs = _pairs(name, split_of(split), rows, partial(_hub_image, files), skip)
+    return replace(pairs, stamp=_stamp(Path(file["filename"]) for file in data.cache_files))
 
 
 def _hub_image(files: Any, keys: list[str], i: int) -> Image.Image:
@@ -285,6 +290,8 @@ def _fetched(place: str, ask: Callable, **options: Any) -> Any:
     try:
         return ask(place, **options)
     except OSError as error:  # all that the network and the hub raise
+        if Path(place).is_dir():
+            raise ValueError(f"{place} cannot be read ({error})") from error
         what = f"{place} is no folder here and cannot be fetched from the hub ({error})"
         raise ConnectionError(f"{what}: check name and network, or set CIBR_DATA") from error
     except Exception as error:  # the builders of `datasets` raise nearly anything
@@ -316,7 +323,11 @@ def _shard_root(place: str, *patterns: str) -> Path:
 def _load_shards(place: str, folder: str, name: str, skip: _Skip) -> Pairs:
     """Pairs of the split in a folder; with labels, class names and templates if it has ``.cls``."""
     root = _shard_root(place, "*.txt", f"{folder}/*")
-    n_shards = int(_lines(root / folder / "nshards.txt")[0])
+    counted = root / folder / "nshards.txt"
+    try:
+        n_shards = int(_lines(counted)[0])
+    except ValueError as error:
+        raise ValueError(f"{counted} has no number of shards ({error})") from error
     shards, samples = [], []
     for i in tqdm(range(n_shards), desc=f"{name}: shards", delay=1):
         shards.append(root / folder / f"{i}.tar")

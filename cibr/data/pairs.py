@@ -8,6 +8,7 @@ converted to 8-bit RGB by `to_rgb`. Pairs can be pickled, for DataLoader workers
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -92,7 +93,8 @@ class Pairs:
 
     def images(self, indices: _Indices | None = None) -> Iterator[Image.Image]:
         """Yields the images at these indices, in order, or all images."""
-        return (self.image(int(i)) for i in (range(len(self)) if indices is None else indices))
+        pairs = self if indices is None else self.subset(indices)
+        return map(pairs.load, range(len(pairs)))
 
     def texts(self) -> list[str]:
         """Returns all texts as one list, image by image."""
@@ -228,7 +230,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: a mode without a fixed range, ``F`` or ``I``.
     """
-    image = ImageOps.exif_transpose(image)
+    with suppress(SyntaxError):  # damaged EXIF says nothing about the pixels
+        image = ImageOps.exif_transpose(image)
     if image.mode in ("F", "I"):
         raise ValueError(
             f"mode {image.mode} has no fixed range of greys: save it with 8 or 16 bits"

@@ -178,12 +178,21 @@ class CIBRLoss(nn.Module):
             reports["mi_lower_bound_nats"] = math.log(len(inputs.image)) - clip_loss
         return reports
 
-    def update(self, image_features: Features, text_features: Features, **optional: Any) -> None:
+    def update(
+        self,
+        image_features: Features,
+        text_features: Features,
+        logit_scale: Scalar | Number = 1.0,
+        labels: Labels | None = None,
+        **optional: Any,
+    ) -> None:
         """Trains what the penalty itself trains, such as MINE's critics; call it before `forward`.
 
         Args:
             image_features: unit vectors mu_v, [n, d].
             text_features: unit vectors mu_t, [n, d].
+            logit_scale: as in `forward`, where a penalty needs it.
+            labels: as in `forward`.
             optional: as in `forward`.
 
         Raises:
@@ -191,14 +200,15 @@ class CIBRLoss(nn.Module):
             FloatingPointError: a gradient that is not finite.
         """
         if hasattr(self.penalty, "update"):
-            inputs = self._inputs(image_features, text_features, 1.0, None, optional)
-            self.penalty.update(inputs.detached())
+            inputs = self._inputs(image_features, text_features, logit_scale, labels, optional)
+            with torch.autocast(image_features.device.type, enabled=False):
+                self.penalty.update(inputs.detached())
 
     def _inputs(self, image, text, logit_scale, labels, optional: dict[str, Any]) -> LossInputs:
         """The checked inputs of the terms, with samples drawn if `sample` is set."""
         image, text, scale = checked_features(image, text, logit_scale, labels, _TOLERANCE)
         for name in optional:
-            check_known("input of CIBRLoss", name, [*_OPTIONAL, *sorted(self.needs)])
+            check_known("input of CIBRLoss", name, sorted({*_OPTIONAL, *self.needs}))
         given = {"labels": labels, **optional}
         missing = sorted(name for name in self.needs if given.get(name) is None)
         if missing:

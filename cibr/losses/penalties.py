@@ -167,10 +167,11 @@ class Anchor(VMFBound):
         if not isinstance(statistic, nn.Module):
             fix = "fit one, such as RegularisedCCA.fit(image_pooled, text_pooled, dim)"
             raise ValueError(f"the statistic of an anchor is a module, got {statistic!r}: {fix}")
-        self.statistic = statistic
+        self.statistic = statistic.requires_grad_(False)
 
     def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
-        image_centre, text_centre = self.statistic(inputs.image_pooled, inputs.text_pooled)
+        with torch.no_grad():
+            image_centre, text_centre = self.statistic(inputs.image_pooled, inputs.text_pooled)
         image_cosine = _mean_cosine(inputs.image, image_centre.to(inputs.image))
         return image_cosine, _mean_cosine(inputs.text, text_centre.to(inputs.text))
 

@@ -83,8 +83,8 @@ def of_groups(
 def paired_difference(a: _Matrix, b: _Matrix, seed: int = 0) -> tuple[float, float, float]:
     """Paired difference of models b and a on the same items, averaged over training seeds.
 
-    A resample draws seeds and items. With s seeds the interval is too narrow, by up to a fraction
-    1/(2s) of its width.
+    A resample draws seeds and items. With few seeds the interval is too narrow: where s seeds
+    decide, by a factor of sqrt(1 - 1/s), and Student's quantile is not used.
 
     Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13.
 

@@ -274,6 +274,9 @@ def _check_embeddings(**embeddings: Tensor) -> None:
 
 def _check_labels(name: str, labels: _OfImages, n: int) -> None:
     """Raises ValueError unless labels or indices are a torch tensor of n whole numbers."""
+    if not isinstance(labels, Tensor):
+        fix = "pass a torch.Tensor, such as torch.as_tensor(array)"
+        raise ValueError(f"{name} is of type {type(labels).__name__}: {fix}")
     fractional = labels.is_floating_point() or labels.dtype == torch.bool
     if fractional or labels.shape != (n,):
         got = f"{labels.dtype} {list(labels.shape)}"

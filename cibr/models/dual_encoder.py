@@ -6,6 +6,7 @@ preprocessing, the tokenizer, the temperature, embedding of any images and strin
 format.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,9 @@ _TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
 _CONFIG = "cibr.json"
 _WEIGHTS = "cibr.safetensors"
 _PREPROCESSING = "preprocessor_config.json"
+_DUAL_TOWERS = Path("towers", "config.json")
+# Files of another kind of model that would be read in place of a new one's.
+_OF_OTHERS = {"hub": (Path(_CONFIG), Path(_WEIGHTS)), "frozen": (_DUAL_TOWERS,)}
 
 
 class Encoded(NamedTuple):
@@ -107,7 +111,7 @@ class DualEncoder(nn.Module):
         for name, size in dict(dim=dim, width=width, image_size=image_size).items():
             check_number(name, size, 1, whole=True)
         rule = "a tiny model learns its tokenizer from a list of texts"
-        tokenizer = _towers.train_tokenizer(_listed(texts, str, rule))
+        tokenizer = _towers.train_tokenizer([*_checked(texts, str, rule)])
         context = tokenizer.model_max_length
         backbone = _towers.TinyBackbone(dim, width, len(tokenizer), context, dropout)
         return cls(backbone, _towers.ImageProcessor(image_size), tokenizer)
@@ -278,7 +282,7 @@ class DualEncoder(nn.Module):
                 `F` or `I`; batch_size < 1.
         """
         fix = "open files with PIL.Image.open(path), make images of arrays with Image.fromarray"
-        images = _listed(images, Image.Image, f"embed_images takes a list of PIL images: {fix}")
+        images = _checked(images, Image.Image, f"embed_images takes a list of PIL images: {fix}")
         return self._embed(
             lambda part: self.encode_images(self.preprocess(part)), images, batch_size
         )
@@ -300,7 +304,9 @@ class DualEncoder(nn.Module):
             ValueError: anything but a list of strings; a text longer than the context, unless
                 `truncate` is set; batch_size < 1.
         """
-        texts = _listed(texts, str, "embed_texts takes a list of strings: make them with str(item)")
+        texts = _checked(
+            texts, str, "embed_texts takes a list of strings: make them with str(item)"
+        )
         return self._embed(
             lambda part: self.encode_texts(*self.tokenize(part, truncate)), texts, batch_size
         )
@@ -316,19 +322,20 @@ class DualEncoder(nn.Module):
         finally:
             self.train(was_training)
 
-    def _embed(self, encode: Callable, items: list, batch_size: int) -> _Vectors:
+    def _embed(self, encode: Callable, items: Iterator, batch_size: int) -> _Vectors:
         check_number("batch_size", batch_size, 1, whole=True)
         parts = [torch.zeros(0, self.dim)]
         with self.evaluating():
-            for start in range(0, len(items), batch_size):
-                parts.append(encode(items[start : start + batch_size]).features.float().cpu())
+            while part := list(itertools.islice(items, batch_size)):  # of a generator, no more
+                parts.append(encode(part).features.float().cpu())
         vectors = torch.cat(parts)
         if not vectors.isfinite().all():
             raise ValueError("embeddings are not finite: the model's weights are damaged")
         return vectors
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes a folder that `from_pretrained` reads, bit for bit; other files in it are kept.
+        """Writes a folder that `from_pretrained` reads, bit for bit; those of another model are
+        replaced, other files in it kept.
 
         A model of transformers is saved as on the hub, with its tokenizer and image preprocessing.
         Others store `cibr.json` (kind and settings of the backbone) and `cibr.safetensors` (all
@@ -343,10 +350,14 @@ class DualEncoder(nn.Module):
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=folder) as new, _io.quiet_transformers():
                 self._write(Path(new))
-                for file in Path(new).rglob("*.*"):  # at the end: a full disk keeps the old model
-                    target = folder / file.relative_to(new)
-                    target.parent.mkdir(exist_ok=True)
-                    file.replace(target)
+                names = [file.relative_to(new) for file in Path(new).rglob("*.*")]
+                mode = (Path(new) / _PREPROCESSING).stat().st_mode  # safetensors: the owner's only
+                for name in names:  # at the end: a full disk keeps the old model
+                    (folder / name).parent.mkdir(exist_ok=True)
+                    (Path(new) / name).chmod(mode)
+                    (Path(new) / name).replace(folder / name)
+                for name in {*_OF_OTHERS.get(self.kind, ())} - {*names}:
+                    (folder / name).unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
             what = f"cannot write the model to {str(folder)!r}: {error}"
             raise ValueError(f"{what}; make room or choose another output_dir") from error
@@ -425,7 +436,7 @@ class DualEncoder(nn.Module):
 
 def _read_towers(folder: Path, settings: dict) -> tuple[nn.Module, Callable]:
     """Frozen towers and their image preprocessing, of a folder that `save_pretrained` wrote."""
-    if (folder / "towers").exists():
+    if (folder / _DUAL_TOWERS).exists():
         processor = _towers.HubImageProcessor(_io.from_hub("AutoImageProcessor", folder))
         return _towers.HubBackbone(_io.from_hub("AutoModel", folder / "towers")), processor
     image, text = (
@@ -434,12 +445,11 @@ def _read_towers(folder: Path, settings: dict) -> tuple[nn.Module, Callable]:
     return _towers.TwoTowers(image, text), _towers.ImageProcessor.from_dict(settings)
 
 
-def _listed(items: Iterable, kind: type, rule: str) -> list:
-    """The items as a list, after checking the type of each."""
+def _checked(items: Iterable, kind: type, rule: str) -> Iterator:
+    """The items, each after a check of its type."""
     is_one = items is None or isinstance(items, (kind, str, Path))
-    items = [items] if is_one else list(items)
-    for item in items:
+    for item in [items] if is_one else items:
         if is_one or not isinstance(item, kind):
             one = "one " if is_one else "a list with "
             raise ValueError(f"got {one}{type(item).__name__}, but {rule}")
-    return items
+        yield item

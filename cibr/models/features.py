@@ -65,8 +65,8 @@ class Inputs(Dataset):
         texts = tuple(part[rows] for part in self.texts)
         if len(texts) == 1 or len(rows) == 0:
             return texts
-        longest = int(texts[1].sum(1).max())  # token ids and mask are cut to the longest text
-        return tuple(part[:, :longest] for part in texts)
+        is_used = texts[1].any(0)  # token ids and mask are cut to the longest text
+        return tuple(part[:, is_used] for part in texts)
 
     def __getitems__(self, rows: tuple[Tensor, Tensor]) -> Batch:
         """A batch, for loaders."""
@@ -95,7 +95,7 @@ def prepare(
     model: DualEncoder,
     pairs: Pairs,
     truncate: bool = False,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     *,
     texts: list[str] | None = None,
 ) -> Inputs:
@@ -105,7 +105,7 @@ def prepare(
         model: the encoders.
         pairs: the images, and the texts unless others are given.
         truncate: truncate texts longer than the context instead of raising.
-        device: the device of frozen towers.
+        device: where frozen towers move to; None leaves them.
         texts: replace the pairs' own, such as zero-shot prompts; each has its own label.
 
     Returns:
@@ -128,7 +128,7 @@ def prepare(
             rows = tqdm(range(len(pairs)), desc=f"{name}: images", delay=2)
             images = _decode(model.preprocess, pairs, rows)
         return Inputs(pairs, images, model.tokenize(texts, truncate), labels, model.processor)
-    with model.to(device).evaluating():
+    with model.to(device or model.mean.device).evaluating():
         images = _image_features(model, pairs, f"{name}-images")
         features = _text_features(model, texts, truncate, f"{name}-texts")
     return Inputs(pairs, images, (features,), labels, model.processor)

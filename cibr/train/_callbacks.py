@@ -99,6 +99,7 @@ class WeightAverage(TrainerCallback):
             given = f"decay is {decay!r} and interpolation {interpolation!r}"
             raise ValueError(f"{given}: give numbers from 0 to less than 1")
         self.decay, self.interpolation = decay, interpolation
+        self.settings = {"decay": decay, "interpolation": interpolation}  # of a run's identity
         self.start: dict[str, Tensor] = {}
         self.average: dict[str, Tensor] = {}
         self.own: dict[str, Tensor] = {}
@@ -108,6 +109,10 @@ class WeightAverage(TrainerCallback):
         if state.global_step == 0:
             self.start = _copied(model)
             self.average = _copied(model)
+        for kept in (self.start, self.average):  # those of a checkpoint are on the CPU
+            kept |= {
+                name: kept[name].to(weights.device) for name, weights in _numbers(model).items()
+            }
 
     @torch.no_grad()
     def on_step_end(self, args, state, control, model, **_):

@@ -203,6 +203,7 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
     defaults = dict(
         adam_beta2=0.98,  # as in CLIP
         metric_for_best_model="mean_recall",
+        restore_callback_states_from_checkpoint=True,  # such as the patience of early stopping
         report_to="none",
         use_cpu=not torch.accelerator.is_available(),
         ddp_timeout=10_800,  # s, for the process that extracts a frozen tower's features

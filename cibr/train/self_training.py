@@ -30,7 +30,7 @@ def with_pseudo_pairs(
         config: of the run; its `cca_ridges` are used.
         pairs: the true pairs.
         unpaired: images and texts, stored as pairs in any order; an image may have several texts.
-            It is never given one of those that are stored with it.
+            It is never given one of those that are stored with it, only an equal one of others.
         repeats: repetitions of each true pair per epoch.
 
     Returns:
@@ -44,8 +44,9 @@ def with_pseudo_pairs(
     if len(unpaired) < 2 or repeats < 1:
         given = f"there are {len(unpaired)} unpaired images, and repeats is {repeats!r}"
         raise ValueError(f"{given}: give two images or more, and 1 or more")
-    cca = fit_cca(prepare(model, pairs), model.dim, config.cca_ridges)
-    return _together(pairs, unpaired, _nearest(cca, prepare(model, unpaired)), repeats), cca
+    true, others = (prepare(model, part, True) for part in (pairs, unpaired))
+    cca = fit_cca(true, model.dim, config.cca_ridges)
+    return with_pseudo_inputs(true, others, cca, repeats).pairs, cca
 
 
 def with_pseudo_inputs(
@@ -53,7 +54,9 @@ def with_pseudo_inputs(
 ) -> Inputs:
     """The same from cached features, as `Inputs`."""
     nearest = _nearest(cca, unpaired)
-    pairs = _together(train.pairs, unpaired.pairs, nearest, repeats)
+    texts_of_all = unpaired.pairs.texts()
+    found = replace(unpaired.pairs, captions=[[texts_of_all[i]] for i in nearest.tolist()])
+    pairs = replace(joined([train.pairs] * repeats + [found]), groups=None)
     images = torch.cat([train.images] * repeats + [unpaired.images])
     texts = torch.cat([train.texts[0]] * repeats + [unpaired.texts[0][nearest]])
     labels = pairs.match_labels()[pairs.text_to_image()]
@@ -70,9 +73,3 @@ def _nearest(cca: RegularisedCCA, inputs: Inputs) -> Int[Tensor, " n"]:
         similarity[rows[:, None] == owner] = -torch.inf
         nearest.append(similarity.argmax(1))
     return torch.cat(nearest)
-
-
-def _together(pairs: Pairs, unpaired: Pairs, nearest: Int[Tensor, " n"], repeats: int) -> Pairs:
-    texts = unpaired.texts()
-    found = replace(unpaired, captions=[[texts[i]] for i in nearest.tolist()])
-    return replace(joined([pairs] * repeats + [found]), groups=None)

@@ -24,7 +24,7 @@ import torch
 from accelerate.utils import broadcast, broadcast_object_list, send_to_device
 from jaxtyping import Int
 from safetensors.torch import load_model, save_model
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback
@@ -67,6 +67,7 @@ class CIBRTrainer(Trainer):
         train: the training pairs.
         validation: the pairs for validation recall, or None.
         callbacks: of transformers, such as `EarlyStoppingCallback`.
+        statistic: for `cca_start` and the penalty `anchor`, in place of that of `fit_statistic`.
 
     Attributes:
         history: that `train` returned.
@@ -90,10 +91,12 @@ class CIBRTrainer(Trainer):
         train: Pairs,
         validation: Pairs | None = None,
         callbacks: Sequence[TrainerCallback] = (),
+        statistic: nn.Module | None = None,
     ):
         _check(model, train, config)
         args = training_arguments(config, len(train), validation is not None)
         self.config = config
+        self.given_statistic = statistic
         self.train_dataset = train
         self.run_folder = RunFolder(Path(args.output_dir), args.should_save)
         self.batch_size = args.per_device_train_batch_size * args.world_size
@@ -165,7 +168,7 @@ class CIBRTrainer(Trainer):
                 self.held_out = self.prepare_pairs(self.eval_dataset)
         self.statistic = None
         if config.cca_start or "statistic" in arguments_of(config.penalty):
-            self.statistic = self.fit_statistic()
+            self.statistic = self.given_statistic or self.fit_statistic()
         if config.cca_start:
             start_heads(model, self.statistic)
         broadcast(model.state_dict())  # in place: all processes start from the first one's weights
@@ -194,16 +197,19 @@ class CIBRTrainer(Trainer):
     def identity(self) -> dict[str, Any]:
         """What decides the result of a run: configuration, architecture and pairs."""
         run = {n: v for n, v in asdict(self.config).items() if n not in NOT_THE_RUN}
-        for name in ("dataset", "model"):  # one folder has many spellings
+        for name in ("dataset", "model", "towers"):  # one folder has many spellings
             folder = Path(run[name]).expanduser()
-            run[name] = str(folder.resolve()) if folder.is_dir() else run[name]
+            run[name] = str(folder.resolve()) if run[name] and folder.is_dir() else run[name]
         run["architecture"] = f"{self.model.kind} {self.model.backbone.settings}"
         for name, pairs in (("training", self.train_dataset), ("validation", self.eval_dataset)):
             if pairs is not None:
                 shown = (pairs.keys, pairs.captions, pairs.match_labels().tolist())
                 of_pairs = digest(repr(shown))[:12]
                 run[f"{name} pairs"] = f"{len(pairs):,} with digest {of_pairs}"
-        run["callbacks"] = [type(callback).__name__ for callback in self._stateful()]
+        run["callbacks"] = [
+            type(callback).__name__ + str(getattr(callback, "settings", ""))
+            for callback in self._stateful()
+        ]
         run["precision"] = self.accelerator.mixed_precision
         return run
 
@@ -253,7 +259,7 @@ class CIBRTrainer(Trainer):
             parameters = [*model.parameters(), *self.loss_fn.trained_parameters()]
             norm = torch.nn.utils.clip_grad_norm_(parameters, self._largest_norm)
             terms |= self.loss_fn.reports() | _batch_health(cache) | {"grad_norm": norm}
-            # The only wait for the device in a step.
+            # One wait for the device, not one a term.
             values = dict(zip(terms, torch.stack([*terms.values()]).tolist(), strict=True))
             if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
                 named = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
@@ -286,7 +292,7 @@ class CIBRTrainer(Trainer):
         loss_fn.beta = self.config.beta
         if loss_fn.penalty.ramps:
             loss_fn.beta = beta_at(self.state.global_step / self.state.max_steps, self.config.beta)
-        loss_fn.update(**inputs)
+        loss_fn.update(**inputs, labels=cache.labels)
         terms = loss_fn(**inputs, logit_scale=model.logit_scale, labels=cache.labels)
         loss = sum(terms.values())
         loss.backward()
@@ -294,6 +300,9 @@ class CIBRTrainer(Trainer):
         for parameter in loss_fn.trained_parameters():
             reduce_gradient(parameter, self.accelerator)
         return {"loss": loss} | terms
+
+    def _get_grad_norm(self, *_: Any, **__: Any) -> None:
+        """Nothing: `training_step` logs it."""
 
     def create_optimizer(self, *_: Any) -> torch.optim.Optimizer:
         """AdamW, without weight decay for gains, biases and the temperature."""

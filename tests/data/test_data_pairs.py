@@ -53,6 +53,8 @@ def test_a_boolean_mask_selects_and_is_not_taken_for_indices(mask):
     chosen = [key for key, is_in in zip(("k0", "k1", "k2"), mask, strict=True) if is_in]
     pairs = with_captions("a", "b", "c")
     assert pairs.subset(torch.tensor(mask)).keys == pairs.subset(np.array(mask)).keys == chosen
+    shown = [image.tobytes() for image in pairs.images(torch.tensor(mask))]
+    assert shown == [pairs.image(int(key[1])).tobytes() for key in chosen]
 
 
 def slow_labels(pairs):

@@ -135,12 +135,17 @@ def test_without_metadata_subfolders_are_classes(tmp_path):
 def test_a_set_s_stamp_changes_with_any_of_its_files(tmp_path, three):
     folder = write_images(tmp_path / "photos", *(f"{i}.png" for i in range(3)))
     write_metadata(folder, "file_name,text\n0.png,x\n1.png,y\n2.png,z\n")
-    before = load_pairs(folder, "train").stamp, load_pairs(three).stamp
-    assert all(before) and before == (load_pairs(folder, "train").stamp, load_pairs(three).stamp)
-    for file in (folder / "1.png", three / "train" / "1.tar"):
+    classes = write_images(tmp_path / "classes", "a/0.png", "b/1.png")
+
+    def stamps():
+        sets = (folder, "train"), (three, "train"), (classes, "test")
+        return [load_pairs(*given).stamp for given in sets]
+
+    before = stamps()
+    assert all(before) and before == stamps()
+    for file in (folder / "1.png", three / "train" / "1.tar", classes / "b/1.png"):
         os.utime(file, ns=(0, 0))
-    after = load_pairs(folder, "train").stamp, load_pairs(three).stamp
-    assert before[0] != after[0] and before[1] != after[1]
+    assert all(old != new for old, new in zip(before, stamps(), strict=True))
 
 
 def test_a_hub_set_gives_captions_groups_and_images_on_demand(tmp_path, monkeypatch):

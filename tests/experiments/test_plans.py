@@ -131,6 +131,9 @@ def test_methods_start_from_their_best_trial_once_all_trials_have_rows(tmp_path)
     write_rows(tried, tmp_path, diverged)
     with pytest.raises(ValueError, match="'CIBR' in 'few' diverged"):
         read_plan(tmp_path / "final.yaml")
+    (tmp_path / "more.yaml").write_text(f"{final} {others.replace('few', 'Few')}")
+    with pytest.raises(ValueError, match="trials.yaml has no 'CLIP' in 'Few', which 'more' names"):
+        read_plan(tmp_path / "more.yaml")
 
 
 def test_a_row_has_the_names_the_settings_and_the_metrics_or_the_error(tmp_path, monkeypatch):

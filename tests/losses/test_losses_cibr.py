@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import cibr_book  # noqa: F401  registers the study's penalties
 from cibr.losses import PENALTIES, CIBRLoss, beta_at, clip_loss
-from cibr.losses.penalties import VMF
+from cibr.losses.penalties import VMF, Term
 from cibr.losses.vmf import sample_vmf
 
 
@@ -68,3 +68,19 @@ def test_a_penalty_works_by_name_and_as_an_object():
     by_name, as_object = CIBRLoss(0.5, "vmf", kappa_b=3.0), CIBRLoss(0.5, VMF(3.0))
     by_name.update(*leaves[:2])  # nothing of it is trained
     assert by_name(*leaves) == as_object(*leaves)
+
+
+def test_an_update_has_the_inputs_of_the_loss():
+    class Trained(Term):
+        needs = ("labels",)
+
+        def forward(self, inputs):
+            return inputs.image.sum() * 0
+
+        def update(self, inputs):
+            self.seen = inputs.labels
+
+    features, labels = pair()[:2], torch.arange(12) // 2
+    loss_fn = CIBRLoss(0.5, term := Trained())
+    loss_fn.update(*features, labels=labels)
+    assert torch.equal(term.seen, labels)

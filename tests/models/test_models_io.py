@@ -49,6 +49,13 @@ def test_a_saved_model_comes_back_bit_for_bit_and_is_replaced_whole(build, tmp_p
     assert (tmp_path / "history.csv").read_text() == "epoch\n"
 
 
+def test_a_model_replaces_one_of_another_kind(build, tmp_path):
+    kinds = ["tiny", "hub", "frozen dual", "frozen", "hub", "tiny"]
+    for model in map(build, kinds):
+        again = DualEncoder.from_pretrained(model.save_pretrained(tmp_path))
+        assert again.kind == model.kind and same(again, model) and equal(again, model)
+
+
 def test_a_full_disk_leaves_the_old_model_and_no_rubbish(build, tmp_path, monkeypatch):
     old = build("tiny")
     old.save_pretrained(tmp_path)

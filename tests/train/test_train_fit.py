@@ -165,7 +165,7 @@ class Recalls(TrainerCallback):
 
     def on_evaluate(self, args, state, control, model, metrics, **_):
         self.kept.append(copy.deepcopy(model))
-        metrics["eval_mean_recall"] = (0.1, 0.3, 0.2, 0.2, 0.2, 0.2)[len(self.kept) - 1]
+        metrics["eval_mean_recall"] = (0.1, 0.3, 0.2, 0.2, 0.2, 0.2)[round(state.epoch) - 1]
 
 
 BEST = {"load_best_model_at_end": True}
@@ -179,6 +179,15 @@ def test_the_best_model_is_kept_and_a_run_without_gain_stops_early(tmp_path):
     assert history["epoch"].tolist() == [1, 2, 3, 4]
     stored = DualEncoder.from_pretrained(tmp_path)
     assert same(stored, recalls.kept[1]) and not same(stored, recalls.kept[3])
+
+
+def test_patience_goes_on_where_a_run_stopped(tmp_path):
+    def options():
+        callbacks = [Recalls(), EarlyStoppingCallback(early_stopping_patience=2)]
+        return dict(epochs=6, training_arguments=BEST, additions={"callbacks": callbacks})
+
+    stop_at(11, tmp_path, **options())  # of three steps an epoch
+    assert train(tmp_path, **options())[1]["epoch"].tolist() == [1, 2, 3, 4]
 
 
 def test_a_run_has_a_model_card(tmp_path):

@@ -130,6 +130,7 @@ def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
         name: 100 * rows[own].mean(axis=1, skipna=False) for name, own in measure_columns().items()
     }
     table = pd.DataFrame(measures)
+    table[rows.reindex(columns=["error"])["error"].notna()] = 0.0
     incomplete = table.isna().any(axis=1)
     if incomplete.any():
         runs = ", ".join(rows.loc[incomplete, "run"])

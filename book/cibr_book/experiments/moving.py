@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from cibr.compare import FeatureTrainer
 from cibr.data import load_pairs
-from cibr.losses import CIBRLoss
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models._towers import FrozenBackbone, TwoTowers, mean_pool
@@ -35,6 +34,7 @@ from cibr_book.experiments.run import (
     training_additions,
 )
 from cibr_book.experiments.tables import KEY
+from cibr_book.experiments.training import StudyTrainer
 
 _N_MOVING = 2  # of seven stages of EfficientNet, with the last convolution, and of six layers
 _N_TOKENS = 32  # captions are cut to, 0.2 % of them
@@ -146,33 +146,26 @@ class StartingPoint(nn.Module):
         return images, self.start.encode_texts(text_pooled).features
 
 
-class _MovingTrainer(FeatureTrainer):
+class _MovingTrainer(FeatureTrainer, StudyTrainer):
     """A trainer whose pooled features, of critics and anchor, are the towers' before training.
 
     Args:
         model: from `moving`.
-        ramps: whether a penalty's weight rises from 0.
-        named: of `FeatureTrainer`.
+        named: of `FeatureTrainer` and `StudyTrainer`.
     """
 
-    def __init__(self, model: DualEncoder, *given, ramps: bool = True, **named):
+    def __init__(self, model: DualEncoder, *given, **named):
         heads = model.backbone.image_head, model.backbone.text_head
         self.pools = [copy.deepcopy(head[0]).requires_grad_(False) for head in heads]
-        self.ramps = ramps
         super().__init__(model, *given, **named)
-
-    def build_loss(self) -> CIBRLoss:
-        """The loss of the run."""
-        loss_fn = super().build_loss()
-        loss_fn.penalty.ramps &= self.ramps
-        return loss_fn
 
     def loss_inputs(self, image: Encoded, text: Encoded) -> dict[str, Tensor]:
         """The inputs of the loss."""
         if "image_pooled" in self.loss_fn.needs:
             with torch.no_grad():
                 parts = zip((image, text), self.pools, strict=True)
-                image, text = (part._replace(pooled=pool(part.pooled)) for part, pool in parts)
+                device = self.args.device
+                image, text = (p._replace(pooled=pool.to(device)(p.pooled)) for p, pool in parts)
         return super().loss_inputs(image, text)
 
 
@@ -220,7 +213,6 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         model.set_temperature(config.temperature, config.learn_temperature)
         train = recipes.picked(whole, corrupt(whole.pairs, corruption, settings["seed"]))
         given = dict(given=(train, validation), statistic=StartingPoint(still))
-        given |= dict(ramps=settings.get("ramp", True))
         trainer = _MovingTrainer(model, config, **given, **training_additions(settings))
         trainer.train()
         metrics = from_history(trainer.history)

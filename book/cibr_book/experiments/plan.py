@@ -37,6 +37,7 @@ from cibr.utils import check_known, provenance, write_atomically
 from cibr_book.experiments.tables import read_table
 
 _ENTRIES = ("results", "work", "at_once", "trials", "fixed", "conditions")
+_OF_CONDITION = ("fixed", "methods", "tuned_at")
 _NAMES = ("method", "condition")  # a run's names, which do not affect its results
 _WORK = "cibr_book.experiments.run.train_and_measure"
 
@@ -68,7 +69,8 @@ def read_plan(file: str | Path, results: str | Path = "") -> _Plan:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: an entry is unknown or missing, or two runs are equal.
+        ValueError: an entry is unknown or missing, two runs are equal, or trials lack a method that
+            the sweep names.
     """
     file = Path(file)
     entries = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -82,12 +84,17 @@ def read_plan(file: str | Path, results: str | Path = "") -> _Plan:
     runs: dict[str, dict[str, Any]] = {}
     waiting = []
     for condition, part in entries["conditions"].items():
+        for name in part:
+            check_known(f"entry of {condition!r} in {file}:", name, _OF_CONDITION)
         for method in part["methods"]:
             own = dict(method)
             like = own.pop("like", own.get("method", ""))
             score = own.get("choose", "")
             tuned_at = part.get("tuned_at", condition)
             best = _best_trial(trials, tried, tuned_at, like, score) if trials else {}
+            if trials and best == {} and ("like" in method or "tuned_at" in part):
+                what = f"{like!r} in {tuned_at!r}, which {condition!r} names"
+                raise ValueError(f"{file}: {entries['trials']} has no {what}: correct the name")
             if best is None:
                 waiting.append(f"{condition}: {own['method']}")
                 continue
@@ -170,7 +177,8 @@ def _drawn(axes: dict[str, Any], n: int, condition: str) -> list[dict[str, Any]]
         ValueError: the grid has fewer points.
     """
     values = _values(axes)
-    size = math.prod(map(len, values.values()))
+    different = [[x for i, x in enumerate(axis) if x not in axis[:i]] for axis in values.values()]
+    size = math.prod(map(len, different))
     if n > size:
         raise ValueError(f"{condition}: draw is {n}, but the grid has {size} points: draw fewer")
     points: list[dict[str, Any]] = []

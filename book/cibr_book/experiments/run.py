@@ -40,7 +40,7 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
             whether to test on degraded photos too; `unpaired`, with `self_training: true` and
             `repeats` for self-training on the pairs that a corruption leaves out; `group_size`, of
             `grouped_rows`; `ema_decay` and `interpolation`, of `WeightAverage`;
-            `feature_noise` and `contrastive`, of `StudyTrainer`; `mixed_precision`, `bf16`;
+            `feature_noise`, `contrastive` and `ramp`, of `StudyTrainer`; `mixed_precision`, `bf16`;
             `cca_ridge_image` and `cca_ridge_text`, the two of `cca_ridges`; and `untouched`, for
             the pretrained model without training.
         folder: for the trained model, its history and its predictions.
@@ -98,7 +98,8 @@ def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
         image, text = DEFAULTS["cca_ridges"]
         ridges = settings.get("cca_ridge_image", image), settings.get("cca_ridge_text", text)
         own["cca_ridges"] = ridges
-    if settings.get("mixed_precision") == "bf16":
+    if "mixed_precision" in settings:
+        check_known("mixed_precision", settings["mixed_precision"], ["bf16"])
         own["training_arguments"] = {"bf16": True}
     return own
 
@@ -107,6 +108,7 @@ def training_additions(settings: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `StudyTrainer` beside those of `CIBRTrainer`."""
     names = ("group_size", "feature_noise", "contrastive")
     additions = {name: settings[name] for name in names if name in settings}
+    additions["ramps"] = settings.get("ramp", True)
     decay, interpolation = settings.get("ema_decay", 0.0), settings.get("interpolation", 0.0)
     if decay or interpolation:
         additions["callbacks"] = [WeightAverage(decay, interpolation)]

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from cibr.compare import FeatureTrainer
 from cibr.data import Pairs
 from cibr.data.glyphs import SERIF, STIX, draw_all, glyph_characters, pixel_image, sample_factors
 from cibr.losses.cca import RegularisedCCA, canonical_maps, centred_moments
@@ -214,26 +215,20 @@ def glyph_sheets(first: float, last: float) -> list[Pairs]:
     return [replace(whole.subset(rows), split=split) for split, rows in parts]
 
 
-class ShortcutTrainer(StudyTrainer):
-    """A trainer on given features, which saves neither checkpoints nor the model.
+class ShortcutTrainer(FeatureTrainer, StudyTrainer):
+    """A trainer on given features with balanced groups, or a CCA of fewer directions.
 
     Args:
-        model: of `StudyTrainer`.
-        config: of `StudyTrainer`.
-        given: the `Inputs` of training and of validation.
+        of_trainer: of `FeatureTrainer`.
         balanced: whether photos of an epoch are drawn with replacement such that every group (word
             by style) is equally likely.
         cca_dim: directions that a CCA keeps; 0 for all.
-        named: of `StudyTrainer`.
+        named: of `FeatureTrainer` and `StudyTrainer`.
     """
 
-    def __init__(self, model, config, *given, balanced=False, cca_dim=0, **named):
-        self.given, self.balanced, self.cca_dim = given, balanced, cca_dim
-        super().__init__(model, config, *(inputs.pairs for inputs in given), **named)
-
-    def prepare_pairs(self, pairs: Pairs) -> Inputs:
-        """The given features."""
-        return self.given[pairs is not self.train_dataset]
+    def __init__(self, *of_trainer, balanced=False, cca_dim=0, **named):
+        self.balanced, self.cca_dim = balanced, cca_dim
+        super().__init__(*of_trainer, **named)
 
     def epoch_rows(self, epoch: int) -> Rows:
         """Rows of photos as they come, or balanced."""
@@ -252,11 +247,6 @@ class ShortcutTrainer(StudyTrainer):
         for directions in (cca.image_map, cca.text_map) if self.cca_dim else ():
             directions[self.cca_dim :] = 0
         return cca
-
-    def save_model(self, *_: Any, **__: Any) -> None:
-        """Nothing: repeating a run takes seconds."""
-
-    _save_checkpoint = save_model
 
 
 def _groups(pairs: Pairs) -> Tensor:
@@ -364,15 +354,16 @@ def _value(rho: Mapping[str, Float64[Tensor, "2 s"]], shift: str, dose: float) -
 def _features(
     dataset: str, model: str, sheets: tuple[float, ...], word: str, style: str, named: bool
 ) -> tuple:
-    """Views of the three splits, and prompts with the word and without; runs of a process share
-    them.
+    """Views of the three splits, prompts with the word and without, and their tokenizer; runs of a
+    process share them.
     """
     config = configure(dataset=dataset, model=model)
     splits = glyph_sheets(*sheets) if sheets else load_splits(config)
     encoder = build_model(config, splits[0])
     prompts = [template.format(name) for name in (word, "something") for template in TEMPLATES]
     of_prompts = prepare(encoder, splits[0].subset([0]), texts=prompts).texts
-    return [prepare_views(encoder, pairs, style, named) for pairs in splits], of_prompts
+    views = [prepare_views(encoder, pairs, style, named) for pairs in splits]
+    return views, of_prompts, encoder.tokenizer
 
 
 def train_and_measure(settings: dict[str, Any], folder: str) -> dict[str, float]:
@@ -402,7 +393,7 @@ def train_and_measure(settings: dict[str, Any], folder: str) -> dict[str, float]
         config = configure(output_dir=scratch, **run.library_settings(others))
         data = config.dataset, config.model, tuple(own.get("sheets", ()))
         shown = shortcut.word, shortcut.style, shortcut.named > 0
-        views, prompts = _features(*data, *shown)
+        views, prompts, tokenizer = _features(*data, *shown)
         chosen = own.get("pairs", 0), own.get("both_styles", False)
         train = _training_pairs(views[0], shortcut, config.seed, *chosen)
         draws = [{s: draw(v, shortcut, config.seed, s) for s in SHIFTS} for v in views[1:]]
@@ -410,13 +401,14 @@ def train_and_measure(settings: dict[str, Any], folder: str) -> dict[str, float]
         if "predict" in own:
             return predicted_values(train, held_out, own["predict"])
         model = build_model(config, train.pairs)
+        model.tokenizer = tokenizer  # of the features; one learned from the draw has other ids
         if "dose" in own:
             kappa_b = config.penalty_options.get("kappa_b", KAPPA_B)
             weight = kappa_b * vmf_mean_cosine(config.kappa_e, model.dim) * config.temperature
             config = replace(config, beta=float(own["dose"] / weight))
         options = {name: own[name] for name in ("balanced", "cca_dim") if name in own}
         options |= run.training_additions(others)
-        trainer = ShortcutTrainer(model, config, train, held_out["kept"], **options)
+        trainer = ShortcutTrainer(model, config, given=(train, held_out["kept"]), **options)
         found = run.from_history(trainer.train())
         found |= measures(model, held_out["kept"], tests, prompts)
         return found | run.suite_scores(model, own.get("suites", []), scratch)

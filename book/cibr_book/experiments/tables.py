@@ -33,8 +33,8 @@ def read_table(name: str | Path) -> pd.DataFrame:
         name: of a file under data/results, or the path of another file.
 
     Returns:
-        The table with `zero-shot`, the mean accuracy on the zero-shot sets, `recall`, the mean of
-        recall@1, 5 and 10 in both directions on the test split, both NaN for runs that were not
+        The table with `zero-shot`, the mean over suites of their mean accuracy, `recall`, the mean
+        of recall@1, 5 and 10 in both directions on the test split, both NaN for runs that were not
         tested; `validation`, the same mean on the validation split; `hyperparameters` in words,
         without beta.
     """

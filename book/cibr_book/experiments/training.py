@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cibr.data import Pairs
-from cibr.losses import RegularisedCCA
+from cibr.losses import CIBRLoss
 from cibr.models import DualEncoder
 from cibr.models.features import Batch
 from cibr.train._grad_cache import GradCache
@@ -55,25 +55,25 @@ class StudyTrainer(CIBRTrainer):
 
     Args:
         given: of `CIBRTrainer`.
-        statistic: in place of the CCA of the training pairs.
         feature_noise: of Gaussian noise on cached features, in units of their deviations.
         group_size: of `grouped_rows`; 1 for rows without groups.
         contrastive: a name of `LOSSES`.
+        ramps: whether a penalty's weight may rise from 0.
         named: of `CIBRTrainer`.
     """
 
     def __init__(
         self,
         *given,
-        statistic: RegularisedCCA | None = None,
         feature_noise: float = 0.0,
         group_size: int = 1,
         contrastive: str = "clip",
+        ramps: bool = True,
         **named,
     ):
         self.contrastive = contrastive
         self.loss_class = LOSSES[contrastive]
-        self.given_statistic = statistic
+        self.ramps = ramps
         self.feature_noise = feature_noise
         self.group_size = group_size
         self.teacher: DualEncoder | None = None
@@ -81,7 +81,7 @@ class StudyTrainer(CIBRTrainer):
 
     def identity(self) -> dict[str, Any]:
         """Also the study's own settings."""
-        names = ("contrastive", "feature_noise", "group_size")
+        names = ("contrastive", "feature_noise", "group_size", "ramps")
         return super().identity() | {name: getattr(self, name) for name in names}
 
     def set_up(self) -> None:
@@ -94,9 +94,11 @@ class StudyTrainer(CIBRTrainer):
         if "teacher_logits" in self.loss_fn.needs:
             self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
 
-    def fit_statistic(self) -> RegularisedCCA:
-        """The statistic that was given, or the CCA of the training pairs."""
-        return self.given_statistic or super().fit_statistic()
+    def build_loss(self) -> CIBRLoss:
+        """The loss of the run."""
+        loss_fn = super().build_loss()
+        loss_fn.penalty.ramps &= self.ramps
+        return loss_fn
 
     def epoch_rows(self, epoch: int) -> Rows:
         """Rows in groups, if they have a size."""

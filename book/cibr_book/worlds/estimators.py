@@ -2,8 +2,8 @@
 
 A critic scores every pair, scores[i, j] = T(x_i, y_j). The diagonal contains samples of the joint
 distribution P, the rest samples of the product of the marginals Q. With the critic T = log p(x,y) /
-p(x)p(y) each estimate from that matrix tends to I(X;Y); they differ for an imperfect critic or a
-small batch.
+p(x)p(y), for NWJ plus 1, each estimate from that matrix but SMILE's tends to I(X;Y); they differ
+for an imperfect critic or a small batch.
 
     InfoNCE    lower bound, also for a batch       never above log n
     NWJ        lower bound in expectation          variance grows like e^I
@@ -169,7 +169,7 @@ def estimate_nats(
     if len(x) < 2 * batch_size:
         raise ValueError(f"{len(x)} samples: pass {2 * batch_size} or more, two batches")
     half = len(x) // 2
-    x, y = (((s - s[:half].mean(0)) / s[:half].std(0).clamp(min=1e-12)).float() for s in (x, y))
+    x, y = (_standardised(samples, half) for samples in (x, y))
     nats = {}
     for estimator in estimators:
         critic = _fit_critic(x[:half], y[:half], estimator, batch_size=batch_size, **options)
@@ -179,6 +179,13 @@ def estimate_nats(
             values = [READINGS[estimator](critic(a, b)) for a, b in blocks if len(a) == size]
         nats[estimator] = torch.stack(values).mean().item()
     return nats
+
+
+def _standardised(samples: Tensor, half: int) -> Tensor:
+    """Columns of mean 0 and variance 1 in the first half; nearly constant ones become 0."""
+    spread = samples[:half].std(0)
+    spread = spread.where(spread > 1e-2 * spread.max(), torch.inf)
+    return ((samples - samples[:half].mean(0)) / spread).float()
 
 
 def _correlation_of(nats: float, dim: int) -> float:

@@ -279,7 +279,7 @@ def contrast_rows(
     settings = [Settings(temperature, decay=decay) for temperature in temperatures]
     runs = list(itertools.product(enumerate(temperatures), enumerate(seeds)))
     for dim, trained in itertools.product(dims, (False, True)):
-        training = options if trained else {"n_steps": 0}
+        training = options if trained else options | {"n_steps": 0}
         towers = train_gaussian(world, settings, seeds, dim=dim, **training)
         for (i, temperature), (j, seed) in runs:
             image, text = (side[i, j] for side in towers)

@@ -65,11 +65,6 @@ def shifted_nats(gains: Correlations, rho: Correlations) -> float:
     return float(torch.nan_to_num(value))
 
 
-def typical_correlation(rho: Correlations) -> float:
-    """The mean of correlations weighted by themselves: below the core's, shortcuts are weak."""
-    return float(rho.square().sum() / rho.sum())
-
-
 def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
     """Trains a method of the map on pairs with shortcuts and measures it under each shift.
 
@@ -77,8 +72,8 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         settings: `pairs`; `shortcut`, the correlation of the shortcuts in training; `seed`, one or
             a list, of which the mean is taken; and hyper-parameters, those of a ridge CCA (`ridge`,
             `power`, `dim`) or of CLIP (see `cibr_book.worlds.training.Settings`), with `dose`, the
-            penalty's weight of 1 - cos times the temperature, in place of `beta`. `choose` changes
-            nothing.
+            penalty's weight of 1 - cos times the temperature (with noise, A_d(kappa) of that), in
+            place of `beta`. `choose` changes nothing.
         folder: unused: the towers are small enough to retrain.
 
     Returns:

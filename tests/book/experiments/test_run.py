@@ -40,8 +40,8 @@ def test_self_training_has_the_pairs_that_a_corruption_leaves_out(tmp_path, monk
     given = {}
     history = pd.DataFrame({"step": [5], "seconds": [1.0]})
 
-    def trainer(model, config, pairs, validation, statistic):
-        given.update(pairs=pairs, statistic=statistic)
+    def trainer(model, config, pairs, validation, statistic, ramps):
+        given.update(pairs=pairs, statistic=statistic, ramps=ramps)
         return SimpleNamespace(train=lambda: None, history=history)
 
     def pseudo_pairs(model, config, pairs, unpaired, repeats):

@@ -55,6 +55,12 @@ def test_an_average_needs_a_decay_and_a_share(numbers):
         WeightAverage(*numbers)
 
 
+def test_another_average_is_another_run(tmp_path):
+    train(tmp_path, additions={"callbacks": [WeightAverage(decay=0.9)]})
+    with pytest.raises(ValueError, match="'decay': 0.9.* there, .*'decay': 0.0.* here"):
+        train(tmp_path, additions={"callbacks": [WeightAverage(0.0)]})
+
+
 def test_a_run_in_groups_validates_and_keeps_the_average(tmp_path):
     groups = {"trainer": StudyTrainer, "held_out": PAIRS}
     additions = {"group_size": 2}
@@ -75,6 +81,8 @@ def test_a_run_is_that_of_its_study_settings(tmp_path):
     assert (history["penalty_loss"] > 0).all() and "mi_lower_bound_nats" not in history
     with pytest.raises(ValueError, match=r"contrastive \('hycd' there, 'clip' here\), group_size"):
         train(tmp_path, additions={"group_size": 2}, **options)
+    _, still = train(tmp_path / "still", trainer=StudyTrainer, additions={"ramps": False})
+    assert still["beta"].tolist() == pytest.approx([0.1, 0.1], rel=1e-12)
     config = settings(tmp_path / "first", penalty="rafa")
     trainer = StudyTrainer(small_model(config), config, PAIRS, contrastive="hycd")
     trainer.set_up()

@@ -21,7 +21,8 @@ def test_a_small_price_helps_if_and_only_if_shortcuts_are_typically_weaker(core,
     core, shared = (torch.tensor(side, dtype=torch.float64) for side in (core, shared))
     rho = torch.cat([core, shared])
     at_test = torch.cat([core, 0 * shared])
-    gap = shortcuts.typical_correlation(core) - shortcuts.typical_correlation(shared)
+    typical = [of.square().sum() / of.sum() for of in (core, shared)]  # weighted by themselves
+    gap = typical[0] - typical[1]
     gains = shortcuts.thresholded_gains(rho, penalty)
     change = shortcuts.shifted_nats(gains, at_test) - shortcuts.shifted_nats(rho, at_test)
     assert change * gap > 0 or abs(gap) < 0.01
