@@ -89,7 +89,7 @@ lowest: $(VENV)-lowest.txt  ## the library's tests with the lowest versions that
 	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest $(LIBRARY_TESTS) -n 2 -W ignore::DeprecationWarning
 
 bench: $(STAMP)  ## the library beside its peers, as ratios in one table; bench/ has more
-	$(BIN)/python bench/summary.py
+	env -u MALLOC_TRIM_THRESHOLD_ -u MALLOC_MMAP_THRESHOLD_ $(BIN)/python bench/summary.py
 
 clean:  ## remove the rendered book and caches; .venv, runs/ and data/ stay
 	rm -rf _build out.ipynb .pytest_cache .ruff_cache
