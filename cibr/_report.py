@@ -15,7 +15,7 @@ from cibr.models.features import Inputs, embed_pairs
 _STYLE = """body { font: 16px sans-serif; max-width: 65em; margin: auto; padding: 1em }
 td, th { padding: .2em .5em; text-align: right } td { white-space: nowrap }
 img { height: 96px; margin: 2px; max-width: 100% }
-img.figure { height: auto } img.own { outline: 3px solid green }"""
+img.figure { height: auto } img.match { outline: 3px solid green }"""
 
 
 def shown_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -91,12 +91,12 @@ def _figure(table: pd.DataFrame) -> bytes:
     return file.getvalue()
 
 
-def _thumbnail(pairs: Pairs, i: int, is_own: bool) -> str:
+def _thumbnail(pairs: Pairs, i: int, is_match: bool) -> str:
     file = io.BytesIO()
     image = pairs.image(i).copy()
     image.thumbnail((192, 192))
     image.convert("RGB").save(file, "JPEG")
-    return _image(file.getvalue(), "jpeg", "own" if is_own else "", str(pairs.keys[i]))
+    return _image(file.getvalue(), "jpeg", "match" if is_match else "", str(pairs.keys[i]))
 
 
 def _image(content: bytes, kind: str, of_class: str, alt: str) -> str:

@@ -350,7 +350,7 @@ def compare_recipes(
         pretrained: folders or hub ids of dual encoders: each is compared as it is, and with CLIP
             heads and CCA over its frozen features.
         unpaired: a data set whose training split pairs images and texts at random, for
-            self-training: an image is never matched to its own text.
+            self-training: an image is never matched to a text of its row.
         n_trials: of each recipe.
         n_seeds: repetitions of the best trial.
         max_skipped: maximum number of unusable samples per split.

@@ -59,7 +59,7 @@ class CIBRTrainer(Trainer):
 
     To vary a run, override `prepare_pairs`, `epoch_rows`, `fit_statistic`, `build_loss`,
     `loss_inputs`, `encode_batch` or `_prepare_inputs`. Callbacks with a `state_dict` are saved and
-    restored with the checkpoints.
+    restored with the checkpoints; their `settings`, if any, are part of the run's identity.
 
     Args:
         model: from `build_model`; it is trained in place.
