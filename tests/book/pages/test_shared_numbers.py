@@ -54,6 +54,18 @@ def test_the_first_table_has_the_numbers_of_the_confirmation(gain):
     assert ((shown["high"] - shown["low"]) / 2).max() < float(half)
 
 
+def test_the_page_on_own_loops_has_the_losses_of_the_confirmed_curve():
+    text = (ROOT / "book/howto/own_loop.ipynb").read_text("utf-8")
+    said = re.search(r"= 0.02 cost (\S+) points of recall, .* = 0.06 cost (\S+)\. ", text).groups()
+    rows = with_measures(read_table("confirmation.csv"))
+    rows = rows[rows["condition"] == "Flickr8k"]
+    clip = rows[rows["method"] == "CLIP"].set_index("seed")["recall on Flickr8k"]
+    curve = rows[rows["method"] == "CIBR vMF over beta"]
+    for beta, points in zip((0.1, 0.3), said, strict=True):
+        own = curve[curve["beta"] == beta].set_index("seed")["recall on Flickr8k"]
+        assert float(points) == pytest.approx((clip - own).dropna().mean(), abs=0.0501)
+
+
 def test_the_first_page_advises_what_the_plan_of_the_recipes_found():
     text = (ROOT / "book/intro.md").read_text("utf-8")
     rows = pd.read_csv(ROOT / "data/results/recipes.csv").query("seed >= 600")
