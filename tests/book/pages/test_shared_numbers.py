@@ -75,7 +75,8 @@ def test_the_first_page_advises_what_the_plan_of_the_recipes_found():
     trials = read_plan(ROOT / "experiments/recipes-trials.yaml").runs.values()
     tuned = {settings["condition"] for settings in trials}
     unsure = []
-    for found in recipes.advice(rows).itertuples():
+    # The page leaves out 6,000 photos, where CLIP's settings are borrowed and too weak.
+    for found in recipes.advice(rows).query("condition != '6,000 photos'").itertuples():
         photos = re.escape(found.condition.replace(" photos", ""))
         photos += "" if found.condition in tuned else r" \\\*"
         cells = re.search(rf"^\| {photos} \| (.*) \| (.*) \| (.*) \|$", text, re.MULTILINE)
