@@ -6,8 +6,8 @@ vectors. Retrieval is paired (Karpathy and Fei-Fei, 2015) or by label, according
 Texts longer than the context are truncated.
 
 A score is the mean of one number per item, even where classes or data sets have equal weight
-(`cibr.metrics.intervals`). Its 95 % interval is Student's over items; with several seeds, seeds and
-items are resampled. An item is an image with its texts or, by label, everything with one label.
+(`cibr.metrics.intervals`). Its 95 % interval is Student's over items; with several seeds, their
+variances add up. An item is an image with its texts or, by label, everything with one label.
 """
 
 from collections.abc import Sequence
@@ -389,10 +389,7 @@ def compare(
     rows = []
     for key, score in of_a[0].items():
         x, y = (np.stack([scores[key].values for scores in side]) for side in (of_a, of_b))
-        if len(a) > 1:
-            interval = metrics.paired_difference(x, y)
-        else:
-            interval = metrics.mean_interval(y[0] - x[0])
+        interval = metrics.paired_difference(x, y)
         means = float(x.mean()), float(y.mean())
         rows.append((a[0].suite, *key, *means, *interval, score.n, len(a)))
     columns = [*_KEY, "a", "b", "difference", "low", "high", "n", "n_seeds"]

@@ -145,14 +145,14 @@ def test_scores_of_joined_heads_are_the_mean_of_theirs(build):
 
 def test_the_simplest_of_equals_wins_by_direction():
     generator = np.random.default_rng(0)
-    base = (generator.random((2, 60)) < 0.5).astype(float)
-    better = np.maximum(base, generator.random((2, 60)) < 0.25)
+    base = (generator.random((3, 200)) < 0.5).astype(float)
+    better = np.maximum(base, generator.random((3, 200)) < 0.25)
     erratic = np.roll(base, 1, 1)  # neither better than the simple nor worse than the better one
 
     def recipe(search, captions):
         of = {"text_to_image_mean": search, "image_to_text_mean": captions}
         of["mean"] = (search + captions) / 2
-        values = [{name: value[seed] for name, value in of.items()} for seed in range(2)]
+        values = [{name: value[seed] for name, value in of.items()} for seed in range(3)]
         return compare._Entry(values, None, "")
 
     entries = {"simple": recipe(base, base), "CLIP": recipe(base, base)}

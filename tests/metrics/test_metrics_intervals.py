@@ -54,12 +54,19 @@ def test_groups_count_alike_and_only_the_spread_within_them_counts(nested):
     assert stats.sem(values) == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("n_values", [2, 500])  # few values are drawn by their counts
-def test_the_variance_of_seeds_and_of_items_add_up(n_values):
+def test_the_variances_of_seeds_and_of_items_add_up_as_in_welchs_test():
     rng = np.random.default_rng(3)
-    seeds = rng.normal(0, 1, (40, 1))
-    items = rng.normal(0, 3, n_values)[np.arange(500) % n_values]
-    mean, low, high = paired_difference(np.zeros((40, 500)), seeds + items)
-    half = 1.96 * np.sqrt(seeds.var() / 40 + items.var() / 500)
-    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
-    assert mean == pytest.approx(seeds.mean() + items.mean())
+    for n_seeds, of_seeds in ((2, 1.0), (3, 0.1), (16, 0.01)):
+        b = rng.normal(0, of_seeds, (n_seeds, 1)) + rng.normal(0, 1, 50)
+        a = rng.normal(0, 0.1, b.shape)
+        over_seeds, over_items = (b - a).mean(1), (b - a).mean(0)
+        welch = stats.ttest_ind(over_seeds, over_items - over_items.mean(), equal_var=False)
+        expected = [over_seeds.mean(), *welch.confidence_interval()]
+        assert paired_difference(a, b) == pytest.approx(expected)
+
+
+def test_a_single_seed_counts_its_items_and_a_single_item_has_no_interval():
+    a, b = np.random.default_rng(4).normal(size=(2, 1, 9))
+    assert paired_difference(a, b) == pytest.approx(mean_interval((b - a)[0]))
+    assert paired_difference(a, a) == (0, 0, 0)
+    assert all(map(math.isnan, paired_difference(a.T[:, :1], b.T[:, :1])[1:]))

@@ -339,7 +339,7 @@ def photo_intervals(
         hits: `run`, the ids; and for each of `PHOTOS` the hits of its photos [run, photo].
 
     Returns:
-        The tests with `low` and `high` of the bootstrap over seeds and photos.
+        The tests with `low` and `high` over seeds and photos.
 
     Raises:
         ValueError: hits that do not have a test's difference.
