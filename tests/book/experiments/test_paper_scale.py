@@ -13,7 +13,8 @@ from cibr_book.experiments.tables import read_table
 
 COLUMNS = [*ZERO_SHOT.values(), *RETRIEVAL.values(), *RESIDUAL.values()]
 SET = next(iter(ZERO_SHOT))
-CONTROLS = ["CLIP", "noise only", "CLIP, weight averaging", "CyCLIP", "CLIP-Refine", "CIBR vMF"]
+CONTROLS = ["untouched", "CLIP", "noise only", "CLIP, weight averaging", "CyCLIP", "CLIP-Refine"]
+CONTROLS += ["CIBR vMF"]
 
 
 def rows_of(means: dict[str, float]) -> pd.DataFrame:
@@ -30,6 +31,7 @@ def rows_of(means: dict[str, float]) -> pd.DataFrame:
 
 def test_the_tables_have_scores_with_intervals_and_significant_gains_over_each_control():
     rows = rows_of({"CIBR crossfit": 0.6} | dict.fromkeys(CONTROLS, 0.5) | {"untouched": 0.4})
+    rows["validation"] = rows["validation"].mask(rows["method"] == "untouched")
     rows.loc[rows["method"] == "noise only", ZERO_SHOT["mean of 7"]] += 0.5
     rows.loc[:, [name for name in COLUMNS if "recall@10" in name]] = 0.0
     rows = rows[(rows["method"] != "untouched") | (rows["seed"] == 0)]
@@ -42,10 +44,8 @@ def test_the_tables_have_scores_with_intervals_and_significant_gains_over_each_c
     assert accuracies.loc[("c", "CLIP"), SET] == f"{scores.mean():.1f} ± {half:.1f}"
     untouched = 100 * rows.loc[rows["method"] == "untouched", ZERO_SHOT[SET]].item()
     assert accuracies.loc[("c", "untouched"), SET] == f"{untouched:.1f}"
-    assert list(gains) == CONTROLS and set(gains.loc["c"].index) == {"CIBR crossfit", "CIBR vMF"}
-    found = gains.loc[("c", "CIBR crossfit")].tolist()
-    assert found == ["5 of 5", "4 of 5", *4 * ["5 of 5"]]
-    assert gains.loc[("c", "CIBR vMF"), ["CLIP", "CIBR vMF"]].tolist() == ["0 of 5", ""]
+    assert list(gains) == CONTROLS and list(gains.index) == [("c", "CIBR crossfit")]
+    assert gains.iloc[0].tolist() == ["5 of 5", "5 of 5", "4 of 5", *4 * ["5 of 5"]]
 
 
 @pytest.fixture
