@@ -1,6 +1,7 @@
 """What metrics, evaluation and the command line refuse: calls by the argument that errors name."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -97,8 +98,12 @@ BAD = {
     "unknown kind of task 'probe'": [partial(suite_tasks, [Task("a", "probe")])],
     "unknown kind of task 'sort'": [partial(suite_tasks, Task("a", "sort"))],
     "each data set once": [partial(suite_tasks, [Task("x/a"), Task("y/a")])],
-    "different images": [partial(compare, evaluation("x"), evaluation("y"))],
-    "evaluations": [partial(compare, x, []) for x in ([], [evaluation("")] * 2)],
+    "different images": [
+        partial(compare, [evaluation("x")] * len(asked), [*map(evaluation, asked)])
+        for asked in ("y", "xy")
+    ],
+    "evaluations": [partial(compare, x, []) for x in ([], [evaluation("")] * 2)]
+    + [partial(compare, evaluation(""), replace(evaluation(""), suite="t"))],
     "is not a suite": [of_file("own.yaml", text, suite_tasks) for text in SUITES],
     "JSON object": [of_file("config.json", text, settings) for text in ("{", "[1]")],
 }

@@ -85,6 +85,9 @@ def test_search_embeds_an_image_again_when_it_or_the_model_changes(
     assert search(models[0]) == (changed, [4])
     picture(5).save(photos / os.fsdecode(b"caf\xe9.png"))
     assert "caf\\udce9.png" in search(models[0])[0]
+    Path(models[0]).rename(tmp_path / "before")
+    Path(models[1]).rename(models[0])  # another model of the same name and width
+    assert search(models[0])[1] == [5]
 
 
 def test_a_stopped_search_keeps_what_it_has_embedded(tmp_path, monkeypatch, build):

@@ -85,6 +85,8 @@ def test_it_compares_saves_the_winner_and_reuses_what_is_trained(
     other = next(name for name in RECIPES if of[name] != pytest.approx(won))
     compare_recipes(photos, tmp_path / "out", **few, keep=other)
     assert saved() == pytest.approx(of[other])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"those of {other}, the saved model" in page and other != found.winners["mean"]
     with pytest.raises(ValueError, match="unknown recipe to keep 'CCA'"):
         compare_recipes(photos, tmp_path / "out", recipes=["CCA-start"], keep="CCA")
     with pytest.raises(AssertionError, match="trained already"):
@@ -147,7 +149,8 @@ def test_the_simplest_of_equals_wins_by_direction():
     generator = np.random.default_rng(0)
     base = (generator.random((3, 200)) < 0.5).astype(float)
     better = np.maximum(base, generator.random((3, 200)) < 0.25)
-    erratic = np.roll(base, 1, 1)  # neither better than the simple nor worse than the better one
+    erratic = np.roll(better, 1, 1)
+    erratic[:, :9] = 1  # a higher mean than the better one, by chance
 
     def recipe(search, captions):
         of = {"text_to_image_mean": search, "image_to_text_mean": captions}
@@ -161,8 +164,8 @@ def test_the_simplest_of_equals_wins_by_direction():
     assert equal.verdict.startswith("Use simple (+0.0 [+0.0, +0.0] points of recall from CLIP")
     rounded = entries | {"rounded": recipe(base + 1e-16, base * (1 + 1e-15))}
     assert compare._comparison(rounded).winners == equal.winners
-    entries |= {"erratic": recipe(erratic, base)}
     entries |= {"search": recipe(better, base), "more": recipe(better, base)}
+    entries |= {"erratic": recipe(erratic, base)}
     found = compare._comparison(entries)
     assert found.winners == {
         "mean": "search",
@@ -251,3 +254,19 @@ def test_a_comparison_of_nothing_or_into_the_photos_is_refused(photos, tmp_path)
         compare.compared_splits(photos)[2].image(3)
     with pytest.warns(UserWarning, match="test of photos: 1 unusable samples are left out"):
         assert len(compare.compared_splits(photos, max_skipped=1)[2]) == 13
+
+
+def test_texts_of_validation_are_left_out_of_self_training(photos, tmp_path):
+    few = dict(n_trials=1, n_seeds=1, unpaired=f"{photos}/validation")
+    refused = pytest.raises(ValueError, match="has 0 images without texts of held-out images")
+    with refused, pytest.warns(UserWarning, match="of validation have texts of held-out"):
+        compare_recipes(photos, tmp_path / "out", **few)
+
+
+def test_a_repeated_part_of_a_sum_has_another_seed(monkeypatch, build):
+    bench, seeds = object.__new__(Bench), []
+    monkeypatch.setattr(Bench, "heads", lambda self, _, seed: seeds.append(seed) or {"own": {}})
+    monkeypatch.setattr(Bench, "model", lambda self, states: build("tiny"))
+    for seed in range(3):
+        bench.recipe("CLIP+CLIP", {"CLIP": {}}, seed)
+    assert len({*seeds}) == 6

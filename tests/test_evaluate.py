@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from cibr import evaluate as engine
 from cibr.data import load_pairs
 from cibr.evaluate import Evaluation, Predictions, Task, compare, evaluate
-from cibr.metrics import mean_interval, retrieval_recalls
+from cibr.metrics import mean_interval, paired_difference, retrieval_recalls
 
 
 def by_metric(evaluation, dataset):
@@ -206,6 +206,17 @@ def test_a_comparison_is_of_b_minus_a_by_item_and_pairs_seeds_by_place(build, sm
     assert set(seeds["n_seeds"]) == {2}
     half = there["difference"] / 2
     assert seeds[["a", "difference"]].to_numpy() == pytest.approx(np.stack([other - half, half], 1))
+
+
+def test_the_interval_of_a_difference_is_over_images_and_seeds():
+    def of(ranks):  # of every seed
+        items = [dict(labels=torch.zeros(5, dtype=int), ranks=torch.tensor(own)) for own in ranks]
+        return [Evaluation("m", "s", {ONE: Predictions("zero-shot", own, "")}) for own in items]
+
+    a, b = [[1, 1, 0, 0, 1], [1, 0, 1, 1, 1]], [[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]
+    row = compare(of(a), of(b)).set_index("metric").loc["accuracy@1"]
+    expected = paired_difference(1.0 - np.array(a), 1.0 - np.array(b))
+    assert row[["difference", "low", "high"]].tolist() == pytest.approx(expected)
 
 
 def rows_of(task, **items):

@@ -59,3 +59,14 @@ def test_equal_embeddings_rounded_to_bfloat16_have_no_residual():
     loss_fn = CIBRLoss(0.5)
     loss_fn(1.005 * image, 1.005 * image, scale)
     assert loss_fn.reports()["residual_image_nats"].item() == pytest.approx(0, abs=1e-8)
+
+
+def test_an_anchor_has_no_gradient_to_what_its_centres_are_of():
+    pooled = {name: value.requires_grad_() for name, value in pooled_features().items()}
+    build(0.5, "anchor")(*pair(), **pooled)["penalty_loss"].backward()
+    assert all(value.grad is None for value in pooled.values())
+
+
+def test_a_batch_of_one_label_has_a_finite_penalty():
+    terms = build(0.5, "crossfit")(*pair(), torch.zeros(12, dtype=torch.long))
+    assert terms["penalty_loss"].isfinite()

@@ -69,4 +69,5 @@ def test_a_single_seed_counts_its_items_and_a_single_item_has_no_interval():
     a, b = np.random.default_rng(4).normal(size=(2, 1, 9))
     assert paired_difference(a, b) == pytest.approx(mean_interval((b - a)[0]))
     assert paired_difference(a, a) == (0, 0, 0)
+    assert paired_difference(0 * a, 0 * a + 2) == (2, 2, 2)
     assert all(map(math.isnan, paired_difference(a.T[:, :1], b.T[:, :1])[1:]))

@@ -251,3 +251,34 @@ def test_a_finished_run_is_loaded_and_one_of_another_configuration_refused(
     with pytest.raises(ValueError, match=message):
         train(tmp_path / "out", epochs=1, beta=0.2)
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
+def sealed(folder, step, **identity):
+    """A run's folder with one more checkpoint, of no files."""
+    run = RunFolder(folder)
+    run.identity = identity
+    (folder / f"checkpoint-{step}").mkdir()
+    run.seal(folder / f"checkpoint-{step}", pd.DataFrame(), None)
+    return run
+
+
+def test_the_tenth_checkpoint_is_newer_than_the_ninth(tmp_path):
+    for step in (8, 9, 10):
+        run = sealed(tmp_path, step)
+    assert run.newest_checkpoint() == str(tmp_path / "checkpoint-10")
+
+
+def test_a_checkpoint_with_a_setting_that_is_no_longer_known_is_refused(tmp_path):
+    sealed(tmp_path, 1, beta=0.1, noise=2)
+    run = RunFolder(tmp_path)
+    run.identity = {"beta": 0.1}
+    with pytest.raises(ValueError, match=r"configuration: noise \(2 there, None here\)\. "):
+        run.newest_checkpoint()
+
+
+def test_a_damaged_checkpoint_is_removed(tmp_path):
+    run = sealed(tmp_path, 1)
+    (tmp_path / "checkpoint-2").mkdir()
+    with pytest.warns(UserWarning, match="checkpoint-2' is incomplete or damaged"):
+        assert run.newest_checkpoint() == str(tmp_path / "checkpoint-1")
+    assert not (tmp_path / "checkpoint-2").exists()

@@ -102,6 +102,7 @@ BROKEN = [  # a part of the trainer, what it outputs or its gradient becomes, an
     ("loss_fn.penalty", times(math.nan), r"it is not finite \(loss nan, clip_loss \d"),
     ("loss_fn.penalty", overflow, r"it is not finite \(loss \d.*, grad_norm (inf|nan)"),
     ("loss_fn.penalty.critics.image_image", overflow, "the critics' loss is"),
+    ("loss_fn.penalty.critics.image_image", times(1e30), "the critics' loss .* norm inf"),
 ]
 
 

@@ -50,6 +50,13 @@ def test_features_of_other_pairs_explain_less():
     assert residual_nats(*strangers)[bound] > 1.4 * residual_nats(*pairs)[bound]
 
 
+def test_a_half_is_predicted_from_the_other():
+    image, text = pairs_that_share(0)
+    signs = torch.tensor([1.0, -1.0]).repeat(200)[:, None]  # the halves contradict each other
+    cosines = ablation._crossfitted(text.pooled, signs * image.features) * signs * image.features
+    assert cosines.sum(1).mean() < -0.9
+
+
 @pytest.mark.parametrize("kind", ["tiny", "frozen"])
 def test_an_image_is_paired_with_its_first_text(build, kind, monkeypatch):
     monkeypatch.setattr(ablation, "_AT_ONCE", 4)  # in three batches
@@ -89,8 +96,19 @@ def test_claims_are_of_the_weight_that_validation_chooses():
     assert [*map(tuple, found.to_numpy())] == [*expected.values()]
     assert tests.loc[("search", "vMF: Flickr8k"), "difference"] == pytest.approx(1, 0.2)
     assert (tests.groupby("hypothesis")["holm"].min() >= 4 / 256).all()
-    curves = over_beta(pd.DataFrame(rows)).set_index(["measure", "method", "beta"])["mean"]
+    assert tests.loc[("residual", "vMF: Flickr8k"), "holm"] == pytest.approx(4 / 256)
+    curves = over_beta(pd.DataFrame(rows)).set_index(["measure", "method", "beta"])
+    equal = curves.loc[("search, points from CLIP", "vMF", 0.2), ["low", "high"]]
+    assert equal.tolist() == pytest.approx([0, 0], abs=1e-9)  # seed by seed
+    curves = curves["mean"]
     assert curves["residual information, nats", "vMF", 0.2] == pytest.approx(80, 0.01)
     assert curves["search, points from CLIP", "vMF", 0.05] == pytest.approx(1, 0.2)
     assert curves["zero-shot, points from CLIP", "MINE", 3.0] == pytest.approx(-1, 0.2)
     assert "CLIP" not in curves.index.unique("method")
+
+
+def test_a_run_that_diverged_scores_0():
+    names = {name for of in measure_columns().values() for name in of}
+    rows = pd.DataFrame([{"error": "diverged"}, {"error": None}]).assign(**dict.fromkeys(names))
+    found = ablation.with_measures(rows.astype(dict.fromkeys(names, float)))[[*ablation.MEASURES]]
+    assert (found.loc[0] == 0).all() and found.loc[1].isna().all()

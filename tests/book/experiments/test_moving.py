@@ -7,6 +7,7 @@ import transformers
 from helpers import TEXTS, noise_pairs
 from small_models import SIZES
 
+from cibr.compare import Bench
 from cibr.losses import CIBRLoss
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
@@ -15,6 +16,7 @@ from cibr.models.features import embed_pairs, prepare
 from cibr.train import configure
 from cibr_book.experiments import moving, recipes
 from cibr_book.experiments.confirmation import VALIDATION, measure_columns
+from cibr_book.experiments.corruptions import corrupt
 
 START = {"epochs": 1, "learning_rate": 1e-3, "temperature": 0.05, "batch_size": 16}
 RUN = {"model": "frozen", "dataset": "flickr8k", "seed": 1, "epochs": 1, "batch_size": 16}
@@ -134,7 +136,11 @@ def test_claims_compare_the_chosen_weight_with_fine_tuned_clip():
             row |= {"condition": "600 photos", "method": name, "hyperparameters": settings}
             row |= {"beta": beta, "seed": seed}
             rows.append(row)
-    tests = moving.claim_tests(pd.DataFrame(rows)).set_index("claim")
+    trials = [row | {"seed": 0} | dict.fromkeys(columns[VALIDATION], row["beta"]) for row in rows]
+    half = [row | dict.fromkeys(columns["text to image, Flickr8k"], 0.5) for row in rows]
+    elsewhere = [row | {"condition": "3,000 photos"} for row in half]
+    given = pd.DataFrame(rows + trials[::8] + elsewhere)
+    tests = moving.claim_tests(given).set_index("claim")
     gain = tests.loc["search: anchor at the start above CLIP", "difference"]
     assert gain == pytest.approx(1)
     assert tests["verdict"].to_dict() == {
@@ -149,3 +155,13 @@ def test_claims_compare_the_chosen_weight_with_fine_tuned_clip():
         "search: anchor at the start above CLIP-averaged": "holds",
         "search: anchor at the start above anchor, heads alone": "contradicted",
     }
+
+
+def test_the_seed_is_also_that_of_the_draw_and_of_the_start(drawn, monkeypatch, tmp_path):
+    seeds, heads = [], Bench.heads
+    spy = lambda *given: seeds.append(given[2]) or corrupt(*given)  # noqa: E731
+    for module in (recipes, moving):
+        monkeypatch.setattr(module, "corrupt", spy)
+    monkeypatch.setattr(Bench, "heads", lambda *given: seeds.append(given[2]) or heads(*given))
+    moving.train_and_measure(RUN | {"seed": 5}, tmp_path / "run")
+    assert seeds == [5, 5, 5]

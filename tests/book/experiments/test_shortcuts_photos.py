@@ -67,6 +67,29 @@ def test_names_are_of_the_photo_of_either_style_or_of_the_other(share):
         assert abs(named.double().mean() - share) <= 2 * (share * (1 - share) / N) ** 0.5
         agrees = ((names == 0.5) == styled[OWNER])[named].double().mean()
         assert abs(agrees - agreement) <= (0.05 if shift == "removed" else 0)
+        assert abs((names == 0.5)[named].double().mean() - 0.5) <= 0.05
+
+
+def test_a_draw_of_some_pairs_has_their_own_features():
+    views = many_views("train")
+    pick = lambda seed: shortcuts._training_pairs(views, Shortcut("dog"), seed, 50, False)  # noqa: E731
+    some, numbers = pick(3), [int(own[0].split()[2]) for own in pick(3).pairs.captions]
+    assert len({*numbers}) == 50 and some.images[:, 0].floor().tolist() == numbers
+    assert some.texts[0][:, 0].floor().tolist() == [2 * i + c for i in numbers for c in (0, 1)]
+    assert pick(4).pairs.keys != some.pairs.keys
+
+
+def test_groups_of_many_styles_do_not_mix():
+    factors = pd.DataFrame({"word": np.arange(16) < 8, "style": np.arange(16) % 8})
+    scores = torch.tensor([1.0] * 10 + [0.0] * 6)  # wrong for two groups without the word
+    pairs = replace(noise_pairs(16), factors=factors)
+    assert shortcuts.word_measures(scores, 0.5, pairs)["worst_group"] == 0
+
+
+def test_the_threshold_is_midway_between_two_scores_and_the_lowest_of_equals():
+    for word, expected in (([False, False, True, True], 1.5), ([False, True, False, True], 0.5)):
+        pairs = replace(noise_pairs(4), factors=pd.DataFrame({"word": word}))
+        assert shortcuts.best_threshold(torch.arange(4.0), pairs) == expected
 
 
 def test_the_word_is_measured_as_by_counting():
@@ -108,6 +131,27 @@ def test_the_prediction_has_the_sign_of_theorem_3(rho_s, sign):
         assert none < small < large
     assert values["kept/value@0.3"] < values["kept/value@0"] == pytest.approx(whole / 2, rel=0.1)
     assert values["removed/value@0"] == pytest.approx(core**2 / (2 * whole), rel=0.1)
+
+
+def unrelated(n, d, seed, shared=0.0):
+    """Pairs of features with a correlation in the first of d directions."""
+    x, y = torch.randn(2, n, d, generator=torch.Generator().manual_seed(seed))
+    y[:, :1] += shared * x[:, :1]
+    return Inputs(noise_pairs(n), x, (y,), torch.arange(n), list)
+
+
+def test_errors_of_weak_directions_do_not_add_up():
+    train, held = unrelated(400, 40, 0), unrelated(400, 40, 1)
+    value = shortcuts.predicted_values(train, {"kept": held}, [])["kept/value@0"]
+    assert value < 0.01  # of squares of 40 correlations, it would be about 0.05
+
+
+def test_ridges_are_those_of_the_highest_value_in_distribution(monkeypatch):
+    train, held, each = unrelated(60, 20, 0, 1.0), unrelated(2000, 20, 1, 1.0), []
+    for ridges in [*((one,) for one in shortcuts.RIDGES), shortcuts.RIDGES]:
+        monkeypatch.setattr(shortcuts, "RIDGES", ridges)
+        each.append(shortcuts.predicted_values(train, {"kept": held}, [])["kept/value@0"])
+    assert each.pop() == max(each) > min(each)
 
 
 @pytest.fixture
@@ -248,3 +292,11 @@ def test_claims_hold_are_undecided_or_contradicted():
     assert effects.loc[("child, blur, 1", "removed"), "measured"] == pytest.approx(0.5, abs=0.02)
     assert cells.loc[("water, tint, 1", "reversed"), "measured"] == pytest.approx(-1, abs=0.02)
     assert cells.loc[("water, tint, 1", "reversed"), "predicted"] == pytest.approx(-1)
+
+
+def test_the_threshold_is_of_validation(small_run, monkeypatch):
+    splits, best = [], shortcuts.best_threshold
+    spy = lambda *given: splits.append(given[1].split) or best(*given)  # noqa: E731
+    monkeypatch.setattr(shortcuts, "best_threshold", spy)
+    small_run()
+    assert splits == ["validation"]
