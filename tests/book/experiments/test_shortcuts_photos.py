@@ -81,7 +81,7 @@ def test_a_draw_of_some_pairs_has_their_own_features():
 
 def test_groups_of_many_styles_do_not_mix():
     factors = pd.DataFrame({"word": np.arange(16) < 8, "style": np.arange(16) % 8})
-    scores = torch.tensor([1.0] * 10 + [0.0] * 6)  # wrong for two groups without the word
+    scores = torch.tensor([1.0] * 8 + [0.0, 0.0, 1.0, 1.0] + [0.0] * 4)  # two groups are wrong
     pairs = replace(noise_pairs(16), factors=factors)
     assert shortcuts.word_measures(scores, 0.5, pairs)["worst_group"] == 0
 
