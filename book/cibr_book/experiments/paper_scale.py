@@ -37,7 +37,7 @@ def result_tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     Returns:
         By title: accuracies and recalls as text, `34.9 ± 0.2`, with half of Student's 95 % interval
         over seeds; residual information; and in how many of five scores, the mean accuracy and
-        recall@1, each method of CIBR is significantly above each control, such as vMF.
+        recall@1, each method of CIBR but vMF, a control, is significantly above each control.
     """
     return {
         "Zero-shot accuracy in per cent": _score_table(rows, ZERO_SHOT),

@@ -159,7 +159,11 @@ def test_claims_compare_the_chosen_weight_with_fine_tuned_clip():
 
 def test_the_seed_is_also_that_of_the_draw_and_of_the_start(drawn, monkeypatch, tmp_path):
     seeds, heads = [], Bench.heads
-    spy = lambda *given: seeds.append(given[2]) or corrupt(*given)  # noqa: E731
+
+    def spy(*given):
+        seeds.append(given[2])
+        return corrupt(*given)
+
     for module in (recipes, moving):
         monkeypatch.setattr(module, "corrupt", spy)
     monkeypatch.setattr(Bench, "heads", lambda *given: seeds.append(given[2]) or heads(*given))

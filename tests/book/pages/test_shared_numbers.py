@@ -26,6 +26,14 @@ METHODS = {
 }
 
 
+RECIPES = ("CLIP", "CLIP+CCA", "CLIP+CLIP")
+QUOTES = {
+    "intro.md": r"takes CLIP to (\S+) % .* gain (\S+) in search, CLIP\+CCA (\S+) \(",
+    "recipes.ipynb": r"CLIP tuned there, the sum gains (\S+) in search",
+    "beta.ipynb": r"takes CLIP from 42.3 to (\S+) % ",
+}
+
+
 @pytest.fixture(scope="module")
 def gain():
     """A method's mean difference from tuned CLIP, in points; of CLIP itself the mean."""
@@ -64,6 +72,17 @@ def test_the_page_on_own_loops_has_the_losses_of_the_confirmed_curve():
     for beta, points in zip((0.1, 0.3), said, strict=True):
         own = curve[curve["beta"] == beta].set_index("seed")["recall on Flickr8k"]
         assert float(points) == pytest.approx((clip - own).dropna().mean(), abs=0.0501)
+
+
+def test_pages_quote_the_comparison_that_the_page_on_own_pairs_prints():
+    pages = {name: (ROOT / f"book/{name}").read_text("utf-8") for name in QUOTES}
+    printed = (ROOT / "book/howto/own_pairs.ipynb").read_text("utf-8")
+    row = {name: re.search(rf'"{re.escape(name)} +(.*)\\n', printed)[1].split() for name in RECIPES}
+    mean, search = ({name: float(row[name][i]) for name in row} for i in (2, 1))
+    gains = [round(search[name] - search["CLIP"], 1) for name in ("CLIP+CLIP", "CLIP+CCA")]
+    wanted = [[mean["CLIP"], *gains], [gains[1]], [mean["CLIP"]]]
+    for (name, pattern), numbers in zip(QUOTES.items(), wanted, strict=True):
+        assert [*map(float, re.search(pattern, pages[name]).groups())] == numbers, name
 
 
 def test_the_first_page_advises_what_the_plan_of_the_recipes_found():
