@@ -22,6 +22,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "experiments"
 IDS = {
     "levelled": "fcc9f72cc98e94a550713b7aefaf7b81cb10a182ff91093684411c2d40b4afc5",
     "confirmation": "c6e3a9f7e2a4740db548baa8c1fbf30b7a9e82650918e881b1cabf30a869af0f",
+    "ablation": "f503469d3359e56a8ceab4c6e850da33a6fc55239b763dcd8b7dcb19b89fbb97",
     "recipes": "3e7e115a02005d997f37f2b856d643869952a086854fb8d02194acaad9c9a4e0",
 }
 FEW = {"corruption": {"fraction": 0.1}, "condition": "few"}

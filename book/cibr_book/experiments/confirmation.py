@@ -289,30 +289,6 @@ def _p_text(p_value: float) -> str:
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def over_beta(rows: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
-    """Differences from CLIP along the curves over beta, for the seeds of each.
-
-    A form's own runs are a point of its curve if only beta differs.
-
-    Args:
-        rows: from `with_measures`.
-        measures: columns.
-
-    Returns:
-        As `cibr_book.experiments.tables.differences`, with the form as `method`.
-    """
-    parts = []
-    for _, own in rows.groupby("condition", sort=False):
-        of_curve = own["method"].str.endswith("over beta")
-        forms = own["method"].str.replace(r",? over beta$", "", regex=True)
-        settings = forms + ": " + own["hyperparameters"]
-        is_shown = settings.isin(settings[of_curve]) | (forms == "CLIP")
-        is_shown &= own["seed"].isin(own.loc[of_curve, "seed"])
-        parts.append(differences(own.assign(method=forms)[is_shown], measures))
-    table = pd.concat(parts, ignore_index=True)
-    return table.sort_values("beta", kind="stable", ignore_index=True)
-
-
 def _photo_hits(file: Path) -> UInt8[np.ndarray, " n"]:
     """How often each photo is found, of 30 times; its mean over photos is the mean recall.
 

@@ -192,20 +192,6 @@ def test_the_best_trial_says_which_of_its_values_end_their_range():
     assert best_forms(forms) == {"few": "CIBR crossfit"}
 
 
-def test_a_forms_own_runs_are_a_point_of_its_curve_where_they_share_its_settings():
-    cells = [("CLIP", 0.0, "rate 1", 30), ("CIBR vMF", 0.1, "rate 1", 31)]
-    cells += [("CIBR crossfit", 0.1, "rate 2", 39), ("CIBR vMF over beta", 1.0, "rate 1", 25)]
-    cells += [("CIBR crossfit over beta", 0.3, "rate 1", 32)]
-    table = pd.DataFrame(cells, columns=["method", "beta", "hyperparameters", "recall"])
-    table = table.merge(pd.DataFrame({"seed": [1, 2, 3]}), how="cross")
-    other = table["seed"].eq(3) & table["method"].str.endswith("over beta")
-    table = table[~other].assign(condition="few", validation=0.0)
-    curve = confirmation.over_beta(table, ["recall"])
-    assert (curve["n_seeds"] == 2).all()
-    found = curve.set_index(["method", "beta"])["difference"].to_dict()
-    assert found == {("CIBR vMF", 0.1): 1, ("CIBR vMF", 1.0): -5, ("CIBR crossfit", 0.3): 2}
-
-
 def test_an_interval_over_photos_is_of_the_hits_of_the_runs_that_a_claim_compares():
     rows, hits = with_measures(read_table("confirmation.csv")), dict(np.load(confirmation.HITS))
     forms = best_forms(read_table("confirmation_trials.csv"))

@@ -51,7 +51,7 @@ def test_a_notebook_is_committed_executed_without_errors_and_personal_paths(path
 
 def test_the_first_page_shows_the_figure_that_a_notebook_made():
     code = code_cells(BOOK / "beta.ipynb")
-    (cell,) = [c for c in code if '"fig-confirmation-beta"' in json.dumps(c.metadata)]
+    (cell,) = [c for c in code if '"fig-beta"' in json.dumps(c.metadata)]
     made = next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
     assert base64.b64decode(made) == (BOOK / "images" / "beta.png").read_bytes()
 

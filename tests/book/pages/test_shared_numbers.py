@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cibr_book.experiments import recipes
+from cibr_book.experiments import ablation, recipes
 from cibr_book.experiments.confirmation import best_forms, with_measures
 from cibr_book.experiments.plan import read_plan
 from cibr_book.experiments.tables import differences, read_table
@@ -62,16 +62,14 @@ def test_the_first_table_has_the_numbers_of_the_confirmation(gain):
     assert ((shown["high"] - shown["low"]) / 2).max() < float(half)
 
 
-def test_the_page_on_own_loops_has_the_losses_of_the_confirmed_curve():
+def test_the_page_on_own_loops_has_the_losses_of_the_ablation():
     text = (ROOT / "book/howto/own_loop.ipynb").read_text("utf-8")
-    said = re.search(r"= 0.02 cost (\S+) points of recall, .* = 0.06 cost (\S+)\. ", text).groups()
-    rows = with_measures(read_table("confirmation.csv"))
-    rows = rows[rows["condition"] == "Flickr8k"]
-    clip = rows[rows["method"] == "CLIP"].set_index("seed")["recall on Flickr8k"]
-    curve = rows[rows["method"] == "CIBR vMF over beta"]
-    for beta, points in zip((0.1, 0.3), said, strict=True):
-        own = curve[curve["beta"] == beta].set_index("seed")["recall on Flickr8k"]
-        assert float(points) == pytest.approx((clip - own).dropna().mean(), abs=0.0501)
+    said = re.search(r"= 0.05 cost (\S+) points of search, .* = 0.2 cost (\S+) \(", text).groups()
+    rows = ablation.with_measures(read_table("ablation.csv")).query("condition == 'Flickr8k'")
+    search = rows.set_index(["method", "beta", "seed"])["search"].sort_index()
+    for beta, points in zip((0.05, 0.2), said, strict=True):
+        lost = (search["CLIP", 0.0] - search["vMF", beta]).mean()
+        assert float(points) == pytest.approx(lost, abs=0.0501)
 
 
 def test_pages_quote_the_comparison_that_the_page_on_own_pairs_prints():
