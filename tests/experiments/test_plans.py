@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -85,6 +86,17 @@ def test_a_sweep_runs_what_its_plan_says(sweep):
         main = planned[~planned["method"].str.endswith("over beta")]
         seeds = main.groupby(["condition", "method"])["seed"].agg(sorted)
         assert all(own == SEEDS for own in seeds)
+
+
+def test_the_sweep_that_the_page_shows_can_be_planned(tmp_path):
+    page = (FOLDER.parent / "book/howto/sweep.md").read_text("utf-8")
+    own, trials = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(own)
+    (tmp_path / "mine_trials.yaml").write_text(trials)
+    plan = read_plan(tmp_path / "mine_trials.yaml")
+    methods = [run["method"] for run in plan.runs.values()]
+    assert methods == ["CLIP"] * 8 + ["CIBR vMF"] * 8
+    assert read_plan(tmp_path / "mine.yaml").waiting
 
 
 def test_rows_are_collected_once_as_text_and_only_those_of_the_plan(tmp_path):

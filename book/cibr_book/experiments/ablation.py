@@ -112,7 +112,7 @@ def over_beta(rows: pd.DataFrame) -> pd.DataFrame:
     """Residual information and differences from CLIP along beta.
 
     Args:
-        rows: of one condition of photos in ablation.csv.
+        rows: of one condition of photos in ablation.csv; the noise alone is left out.
 
     Returns:
         `measure, method, beta, mean, low, high`, over seeds: of the bound in nats, and in points.
@@ -120,7 +120,7 @@ def over_beta(rows: pd.DataFrame) -> pd.DataFrame:
     bound = f"residual_bound_{KAPPAS[0]}"
     rows = with_measures(rows)
     clip = rows[rows["method"] == "CLIP"].set_index("seed")
-    own = rows[rows["method"] != "CLIP"]
+    own = rows[rows["method"].isin(FORMS)]
     gains = {name: own[name] - own["seed"].map(clip[name]) for name in ("search", ZERO_SHOT)}
     own = own.assign(**gains)
     parts = [intervals.mean_intervals(own, ["method", "beta"], x) for x in (bound, *gains)]
