@@ -24,6 +24,7 @@ IDS = {
     "levelled": "fcc9f72cc98e94a550713b7aefaf7b81cb10a182ff91093684411c2d40b4afc5",
     "confirmation": "c6e3a9f7e2a4740db548baa8c1fbf30b7a9e82650918e881b1cabf30a869af0f",
     "ablation": "f503469d3359e56a8ceab4c6e850da33a6fc55239b763dcd8b7dcb19b89fbb97",
+    "moving": "5935fd9bb3e4b4b6ba9ad5e28fb686a5859eac94ce7ddaaae6ff569a7738f80b",
     "recipes": "3e7e115a02005d997f37f2b856d643869952a086854fb8d02194acaad9c9a4e0",
 }
 FEW = {"corruption": {"fraction": 0.1}, "condition": "few"}
