@@ -1,7 +1,7 @@
 """Controls for CIBR: penalties, and losses with a contrastive term other than CLIP's.
 
 Importing this module adds the penalties to `cibr.losses.PENALTIES`; they report the residuals of
-`vmf`, which bound the information of any encoder. `LOSSES` has the losses by name.
+`vmf`, which bound the information of any encoder, or their own. `LOSSES` has the losses by name.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cibr.losses import PENALTIES, CIBRLoss, LossInputs
 from cibr.losses.clip import Scalar
-from cibr.losses.penalties import VMF
+from cibr.losses.penalties import VMF, VMFBound
 
 _HYCD_ALPHA = 0.5  # as in CLIP-Refine
 
@@ -58,6 +58,21 @@ class _RaFA(VMF):
         return F.mse_loss(image, reference) + F.mse_loss(text, reference)
 
 
+class _StartAnchor(VMFBound):
+    """`cibr.losses.Anchor` at the initial model's embeddings of the pair, for towers that move.
+
+    It needs `teacher_image` and `teacher_text`, [n, d] each, unit vectors.
+    """
+
+    needs = ("teacher_image", "teacher_text")
+    ramps = False
+    bounded = "beyond_start"
+
+    def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+        image, text = (inputs.others[name].detach() for name in self.needs)
+        return (inputs.image * image).sum(1).mean(), (inputs.text * text).sum(1).mean()
+
+
 class _HyCDLoss(CIBRLoss):
     """Hybrid contrastive distillation: cross-entropy to half matches, half teacher's softmax.
 
@@ -92,5 +107,5 @@ def _distilled(
     return -(target * student.log_softmax(1)).sum(1).mean()
 
 
-PENALTIES |= {"cyclip": _CyCLIP, "rafa": _RaFA}
+PENALTIES |= {"cyclip": _CyCLIP, "rafa": _RaFA, "start": _StartAnchor}
 LOSSES = {"clip": CIBRLoss, "hycd": _HyCDLoss}

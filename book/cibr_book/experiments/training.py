@@ -91,7 +91,7 @@ class StudyTrainer(CIBRTrainer):
             cached = (self.inputs.images, *self.inputs.texts)
             scales = [self.feature_noise * part.std(0) for part in cached]
             self.noise = [scale.to(self.args.device) for scale in scales]
-        if "teacher_logits" in self.loss_fn.needs:
+        if any(name.startswith("teacher_") for name in self.loss_fn.needs):
             self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
 
     def build_loss(self) -> CIBRLoss:
@@ -125,7 +125,7 @@ class StudyTrainer(CIBRTrainer):
         return named
 
     def encode_batch(self, model, batch):
-        """Also the teacher's logits on the whole batch, images in rows."""
+        """Also the teacher's embeddings of the whole batch, or logits, images in rows."""
         cache = super().encode_batch(model, batch)
         if self.teacher is not None:
             size, inputs = self.config.micro_batch_size, super().loss_inputs
@@ -134,5 +134,8 @@ class StudyTrainer(CIBRTrainer):
                     self.teacher, batch, self.accelerator, size, loss_inputs=inputs
                 ).features
             images, texts = taught["image_features"], taught["text_features"]
-            cache.features["teacher_logits"] = self.teacher.logit_scale * images @ texts.T
+            given = {"teacher_image": images, "teacher_text": texts}
+            given["teacher_logits"] = self.teacher.logit_scale * images @ texts.T
+            needs = self.loss_fn.needs
+            cache.features |= {name: part for name, part in given.items() if name in needs}
         return cache

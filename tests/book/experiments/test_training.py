@@ -1,5 +1,7 @@
 """What the study adds to `cibr.fit`: rows in groups, and averages of the weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import noise_pairs, same
@@ -92,5 +94,10 @@ def test_a_run_is_that_of_its_study_settings(tmp_path):
     torch.testing.assert_close(
         features["teacher_logits"], logits
     )  # the initial model, in eval mode
+    trainer = StudyTrainer(small_model(config), replace(config, penalty="start"), PAIRS)
+    trainer.set_up()
+    at_start = trainer.encode_batch(trainer.model, trainer.inputs[rows, rows]).features
+    for name in ("image", "text"):
+        torch.testing.assert_close(at_start[f"teacher_{name}"], features[f"{name}_features"])
     projected = torch.nn.functional.normalize(features["image_projected"], dim=1)
     torch.testing.assert_close(projected, features["image_features"])
