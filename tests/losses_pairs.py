@@ -25,9 +25,13 @@ def pooled_features(n=12, dtype=torch.float32):
 
 
 def optional_inputs(penalty, image, text):
-    """Pooled features, and what else a penalty needs: embeddings of twice their length."""
-    longer = {"image_projected": 2 * image, "text_projected": 2 * text}
-    needed = {name: x for name, x in longer.items() if name in PENALTIES[penalty].needs}
+    """Pooled features, and what else a penalty needs: embeddings of twice their length, and those
+    of another model.
+    """
+    others = {"image_projected": 2 * image, "text_projected": 2 * text}
+    taught = pair(*image.shape, image.dtype, seed=5)
+    others |= {"teacher_image": taught[0].detach(), "teacher_text": taught[1].detach()}
+    needed = {name: x for name, x in others.items() if name in PENALTIES[penalty].needs}
     return pooled_features(len(image)) | needed
 
 

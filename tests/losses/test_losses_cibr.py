@@ -26,13 +26,13 @@ def test_beta_weighs_a_penalty_that_is_reported_with_nats_and_zero_is_bit_equal_
     assert not loss_fn(*leaves, **inputs)["penalty_loss"].requires_grad
     loss_fn.beta = 0.3
     terms, reports = loss_fn(*leaves, **inputs), loss_fn.reports()
-    bounded = "beyond_statistic" if penalty == "anchor" else "residual"
+    bounded = {"anchor": "beyond_statistic", "start": "beyond_start"}.get(penalty, "residual")
     sides = [f"{bounded}_{side}_nats" for side in ("image", "text")]
     assert list(reports) == ["penalty_excess", *sides, "mi_lower_bound_nats"]
     assert reports["mi_lower_bound_nats"] == math.log(12) - expected[0]
     assert terms["penalty_loss"] == 0.3 * reports["penalty_excess"]
     assert not any(value.requires_grad for value in reports.values())
-    assert loss_fn.penalty.ramps == (penalty not in ("anchor", "rafa"))
+    assert loss_fn.penalty.ramps == (penalty not in ("anchor", "rafa", "start"))
 
 
 @pytest.mark.parametrize("penalty", sorted({*PENALTIES} - {"crossfit"}))  # its centres are fixed
