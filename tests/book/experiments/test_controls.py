@@ -40,6 +40,27 @@ def test_a_control_is_what_its_paper_says_and_reports_the_residuals_of_vmf(writt
     assert loss_fn.reports() == vmf.reports() | {"penalty_excess": 2 * value}
 
 
+class Fixed(torch.nn.Module):
+    """A statistic that is what it was made with."""
+
+    def __init__(self, *centres):
+        super().__init__()
+        self.centres = centres
+
+    def forward(self, *pooled):
+        return self.centres
+
+
+def test_the_anchor_at_the_start_is_the_anchor_at_the_embeddings_of_the_start():
+    image, text, scale = pair()
+    taught = [side.detach() for side in pair(seed=5)[:2]]
+    given = {"teacher_image": taught[0], "teacher_text": taught[1]}
+    value = CIBRLoss(0.5, "start")(image, text, scale, **given)["penalty_loss"]
+    anchor = CIBRLoss(0.5, "anchor", statistic=Fixed(*taught))
+    pooled = {"image_pooled": image.detach(), "text_pooled": text.detach()}
+    assert_close(value, anchor(image, text, scale, **pooled)["penalty_loss"])
+
+
 def hycd(logits, matches):
     matches, total = matches / matches.sum(1), 0.0
     for student, taught in ((logits, TEACHER), (logits.T, TEACHER.T)):
