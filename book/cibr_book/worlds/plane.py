@@ -1,8 +1,12 @@
 """The information plane of the discrete world: shared against residual information, by method.
 
 Every method trains the networks of `train_discrete` for the same number of steps from the same
-initial weights. I(Z_v;X_t) and I(Z_v;X_v|X_t) are then measured for unit vectors with von
-Mises-Fisher noise of two concentrations, kappa; methods that train with noise use the first. Rows
+initial weights: one-hot factors, a hidden layer of 64 ReLU units and 8 outputs without biases, by
+AdamW at a constant rate of 0.01 without weight decay, on 64 fresh pairs a step. Equal texts in a
+batch are negatives. Methods with noise contrast one draw around each embedding of both towers; the
+vMF penalty has kappa_b = 10. I(Z_v;X_t) and I(Z_v;X_v|X_t) are then measured for the image tower's
+unit vectors with von Mises-Fisher noise of two concentrations, kappa, by 2,000 draws an image and
+exact mixture densities; methods that train with noise use the first. Rows
 of the method `optimum` are the best that any embedding of this width can do at a noise. Seeds
 beyond the first eight count how often training with noise fails.
 
