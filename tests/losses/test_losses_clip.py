@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import open_clip
 import pytest
 import torch
 from hypothesis import given, settings
@@ -31,6 +32,16 @@ def test_loss_in_blocks_equals_the_full_matrix(n, d, chunk_size, n_labels, scale
     got = value_and_gradients(lambda *x: clip_loss(*x, labels, chunk_size), leaves)
     expected = value_and_gradients(lambda *x: full_matrix_loss(*x, labels), leaves)
     assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "d", "scale"), [(64, 8, 10.0), (2100, 64, 100.0)])
+def test_loss_and_gradients_are_those_of_open_clip(n, d, scale):
+    leaves = *pair(n, d, torch.float32)[:2], torch.tensor(scale, requires_grad=True)
+    value, gradients = value_and_gradients(clip_loss, leaves)
+    peer, of_peer = value_and_gradients(open_clip.ClipLoss(), leaves)
+    assert_close(value, peer, rtol=0, atol=1e-6)
+    for own, theirs in zip(gradients, of_peer, strict=True):
+        assert_close(own, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item())
 
 
 @pytest.mark.parametrize("chunk_size", [None, 3])
