@@ -6,9 +6,11 @@ AdamW at a constant rate of 0.01 without weight decay, on 64 fresh pairs a step.
 batch are negatives. Methods with noise contrast one draw around each embedding of both towers; the
 vMF penalty has kappa_b = 10. I(Z_v;X_t) and I(Z_v;X_v|X_t) are then measured for the image tower's
 unit vectors with von Mises-Fisher noise of two concentrations, kappa, by 2,000 draws an image and
-exact mixture densities; methods that train with noise use the first. Rows
-of the method `optimum` are the best that any embedding of this width can do at a noise. Seeds
-beyond the first eight count how often training with noise fails.
+exact mixture densities; methods that train with noise use the first. Rows of the method `optimum`
+are the best that any embedding of this width can do at a noise: vectors ascend I(Z_v;X_t) - beta
+I(Z_v;X_v|X_t). Those that depend on the shared factor S alone suffice: as V is independent of S and
+the text, I(Z_v;X_t) <= I(Z_v;X_t|V) and I(Z_v;X_v) >= I(Z_v;S|V), and the best single value of V
+does no worse. Seeds beyond the first eight count how often training with noise fails.
 
 `plane_rows` recomputes runs of data/results/information_plane.csv; those that contrast samples get
 new noise. The rows of `CIBR MINE`, trained by the library's loss one run at a time, and of the
