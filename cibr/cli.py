@@ -153,7 +153,7 @@ def _add_compare(commands, common: argparse.ArgumentParser, command: str) -> Non
         recipes += f" of {', '.join(RECIPES)}"
     compare.add_argument("--recipes", nargs="+", default=[], metavar="NAME", help=recipes)
     dual = "also a pretrained dual encoder, by folder or hub id; repeatable"
-    keep = "a recipe whose model is saved, whichever wins"
+    keep = "a row of the table whose model is saved, whichever wins"
     compare.add_argument("--keep", default="", metavar="NAME", help=keep)
     compare.add_argument("--pretrained", action="append", default=[], metavar="NAME", help=dual)
     unpaired = "a folder of images and texts that are not pairs, for self-training"

@@ -354,10 +354,11 @@ def compare_recipes(
         n_trials: of each recipe.
         n_seeds: repetitions of the best trial.
         max_skipped: maximum number of unusable samples per split.
-        keep: a recipe whose model is saved, and shown in the report, whichever wins.
+        keep: a row of the table, such as `CLIP+CCA` or `<pretrained>: CLIP`, whose model is saved,
+            and shown in the report, whichever wins.
 
     Raises:
-        ValueError: an unknown recipe, one to keep that is not compared, self-training without
+        ValueError: an unknown recipe, a row to keep that is not compared, self-training without
             unpaired images, or too few images.
     """
     if isinstance(recipes, str) or isinstance(pretrained, str):
@@ -365,8 +366,9 @@ def compare_recipes(
     check_number("n_trials", n_trials, 1, 1000, whole=True)
     check_number("n_seeds", n_seeds, 1, 1000, whole=True)
     wanted = _wanted(list(recipes), unpaired)
+    rows = [f"{name}{of}" for name in pretrained for of in (" as it is", ": CLIP", ": CCA")]
     if keep:
-        check_known("recipe to keep", keep, sorted(wanted))
+        check_known("row to keep", keep, [*sorted(wanted), *rows])
     folder = Path(configure(dataset=dataset, output_dir=str(output_dir)).output_dir)
     _check_free(folder)
     splits = compared_splits(dataset, max_skipped)

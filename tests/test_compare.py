@@ -87,7 +87,10 @@ def test_it_compares_saves_the_winner_and_reuses_what_is_trained(
     assert saved() == pytest.approx(of[other])
     page = (tmp_path / "out" / "report.html").read_text()
     assert f"those of {other}, the saved model" in page and other != found.winners["mean"]
-    with pytest.raises(ValueError, match="unknown recipe to keep 'CCA'"):
+    of_towers = table.loc[f"{clip_folder}: CLIP", "value"][[*won]]
+    compare_recipes(photos, tmp_path / "out", **few, keep=f"{clip_folder}: CLIP")
+    assert of_towers.to_dict() == pytest.approx(saved()) and of_towers.to_dict() != of[other]
+    with pytest.raises(ValueError, match="unknown row to keep 'CCA'"):
         compare_recipes(photos, tmp_path / "out", recipes=["CCA-start"], keep="CCA")
     with pytest.raises(AssertionError, match="trained already"):
         compare_recipes(photos, tmp_path / "out", n_trials=3, n_seeds=1)
