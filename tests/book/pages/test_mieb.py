@@ -1,23 +1,22 @@
-"""The wrapper of the how-to on evaluation runs in mteb, offline, and its recalls are ours."""
+"""The wrapper of the page on `cibr.evaluate` runs in mteb, offline, and its recalls are ours."""
 
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
 
 import cibr
 
-HOWTO = Path(__file__).resolve().parents[3] / "book" / "howto" / "evaluate.ipynb"
+PAGE = Path(__file__).resolve().parents[3] / "book" / "api" / "evaluate.md"
 
 
 def test_recalls_of_a_small_task_in_mteb_are_ours(monkeypatch, tmp_path):
     monkeypatch.setenv("MTEB_CACHE", str(tmp_path))
     mteb = pytest.importorskip("mteb")
     datasets = pytest.importorskip("datasets")
-    page = "\n".join(cell.source for cell in nbformat.read(HOWTO, 4).cells)
-    (code,) = re.findall(r"^```python\n(.*?class MIEBEncoder.*?)^```", page, re.M | re.S)
+    section = PAGE.read_text("utf-8").split("## MIEB\n")[1]
+    code = re.search(r"^```python\n(.*?)^```", section, re.M | re.S)[1]
     howto = {}
     exec(code, howto)
     pairs = cibr.load_pairs("glyphs", "test").subset(range(90))  # no name twice
