@@ -124,7 +124,11 @@ def over_beta(rows: pd.DataFrame) -> pd.DataFrame:
     gains = {name: own[name] - own["seed"].map(clip[name]) for name in ("search", ZERO_SHOT)}
     own = own.assign(**gains)
     parts = [intervals.mean_intervals(own, ["method", "beta"], x) for x in (bound, *gains)]
-    names = "residual information, nats", "search, points from CLIP", "zero-shot, points from CLIP"
+    names = (
+        "residual information (a bound), nats",
+        "search, points from CLIP",
+        "zero-shot, points from CLIP",
+    )
     return pd.concat([part.assign(measure=n) for n, part in zip(names, parts, strict=True)])
 
 

@@ -101,7 +101,7 @@ def test_claims_are_of_the_weight_that_validation_chooses():
     equal = curves.loc[("search, points from CLIP", "vMF", 0.2), ["low", "high"]]
     assert equal.tolist() == pytest.approx([0, 0], abs=1e-9)  # seed by seed
     curves = curves["mean"]
-    assert curves["residual information, nats", "vMF", 0.2] == pytest.approx(80, 0.01)
+    assert curves["residual information (a bound), nats", "vMF", 0.2] == pytest.approx(80, 0.01)
     assert curves["search, points from CLIP", "vMF", 0.05] == pytest.approx(1, 0.2)
     assert curves["zero-shot, points from CLIP", "MINE", 3.0] == pytest.approx(-1, 0.2)
     assert set(curves.index.unique("method")) == set(FORMS)
