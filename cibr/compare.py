@@ -366,9 +366,10 @@ def compare_recipes(
     check_number("n_trials", n_trials, 1, 1000, whole=True)
     check_number("n_seeds", n_seeds, 1, 1000, whole=True)
     wanted = _wanted(list(recipes), unpaired)
-    rows = [f"{name}{of}" for name in pretrained for of in (" as it is", ": CLIP", ": CCA")]
+    of_towers = {"": wanted} | {towers: {"CLIP", "CCA"} for towers in pretrained}
     if keep:
-        check_known("row to keep", keep, [*sorted(wanted), *rows])
+        rows = [_row(towers, name) for towers, names in of_towers.items() for name in sorted(names)]
+        check_known("row to keep", keep, [*rows, *(_row(towers) for towers in pretrained)])
     folder = Path(configure(dataset=dataset, output_dir=str(output_dir)).output_dir)
     _check_free(folder)
     splits = compared_splits(dataset, max_skipped)
@@ -379,28 +380,34 @@ def compare_recipes(
     (folder / _MARK).touch()
     bases = {
         towers: build_model(configure(model="frozen", towers=towers), splits[0])
-        for towers in ("", *pretrained)
+        for towers in of_towers
     }  # all names are known before anything is trained
     device = "cuda" if torch.cuda.is_available() else "cpu"
     entries: dict[str, _Entry] = {}
     for towers, base in bases.items():
-        chosen, prefix = wanted, ""
+        chosen = of_towers[towers]
         if towers:
-            chosen, prefix = {"CLIP", "CCA"}, f"{towers}: "
             model = DualEncoder.from_pretrained(towers).to(device)
             values = image_values(model, prepare(model, splits[2], True, device))
-            entries[f"{towers} as it is"] = _Entry([values] * n_seeds, model, "")
+            entries[_row(towers)] = _Entry([values] * n_seeds, model, "")
         train, validation, test = (prepare(base, part, True, device) for part in splits)
         others = None
         if left and "self-training" in chosen:
             others = prepare(base, left, True, device)
         bench = Bench(base, train, validation, folder / "heads", others)
         for name, entry in bench.entries(chosen, test, n_trials, n_seeds).items():
-            entries[prefix + name] = entry
+            entries[_row(towers, name)] = entry
     found = _comparison(entries)
     name = keep or found.winners["mean"]
     _save(found, name, entries[name].model.to("cpu"), splits[2], folder)
     return found
+
+
+def _row(towers: str, recipe: str = "") -> str:
+    """The name of a row: of a recipe, also over a pretrained model's features, or of that model."""
+    if not recipe:
+        return f"{towers} as it is"
+    return f"{towers}: {recipe}" if towers else recipe
 
 
 def _check_free(folder: Path) -> None:

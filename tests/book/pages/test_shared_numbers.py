@@ -125,3 +125,17 @@ def test_the_first_page_advises_what_the_plan_of_the_recipes_found():
         assert float(points) == pytest.approx(mean, abs=0.0501)
         of_start = gained[f"{number} photos", "CCA-start"] / mean
         assert 0.4 < of_start < 0.6 or number == "3,000"
+
+
+def test_the_page_on_sweeps_names_every_sweep_and_its_hours():
+    text = (ROOT / "book/howto/sweep.md").read_text("utf-8")
+    rows = re.findall(r"results/(\w+\.csv)>` \| (.*) \| (\d+) \|", text)
+    for table, sweeps, hours in rows:
+        for sweep in re.findall(r"`([\w-]+)`", sweeps):
+            plan = read_plan(ROOT / f"experiments/{sweep}.yaml")
+            assert plan.results.name == table
+        seconds = pd.read_csv(ROOT / "data/results" / table)["seconds"].sum()
+        assert float(hours) == pytest.approx(seconds / 7200, abs=0.55)  # on two cores
+    named = {sweep for _, sweeps, _ in rows for sweep in re.findall(r"`([\w-]+)`", sweeps)}
+    files = {file.stem for file in (ROOT / "experiments").glob("*.yaml")}
+    assert files - named == {"clip-coco", "clip-coco-trials"}  # the paper's, which have no rows
