@@ -62,6 +62,17 @@ def test_the_first_table_has_the_numbers_of_the_confirmation(gain):
     assert ((shown["high"] - shown["low"]) / 2).max() < float(half)
 
 
+def test_the_first_page_and_readme_have_the_losses_of_the_figure():
+    rows = ablation.with_measures(read_table("ablation.csv")).query("condition == @CONDITIONS[1]")
+    means = rows.groupby(["method", "beta"])[["search", ablation.ZERO_SHOT]].mean()
+    lost = means.loc["CLIP", 0.0] - means.min()
+    for page in ("book/intro.md", "README.md"):
+        text = (ROOT / page).read_text("utf-8")
+        said = re.search(r"both fall, by up to (\d+) and (\d+) points", text).groups()
+        said += (re.search(r"strong, it costs up to (\d+)\.\*\*", text)[1],)
+        assert [*map(int, said)] == [round(lost.iloc[i]) for i in (0, 1, 0)]
+
+
 def test_the_page_on_own_loops_has_the_losses_of_the_ablation():
     text = (ROOT / "book/howto/own_loop.ipynb").read_text("utf-8")
     said = re.search(r"= 0.05 cost (\S+) points of search, .* = 0.2 cost (\S+) \(", text).groups()
