@@ -296,8 +296,8 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A row per cell and method except CLIP: `pairs, nuisance, method`, the mean of the difference
         with Student's 95 % interval, `mean, low, high`, over `n` seeds; and for contenders the
-        `q_value` of Student's test, adjusted by Benjamini and Hochberg over all contenders and
-        cells.
+        `p_value` of Student's test and the `q_value`, adjusted by Benjamini and Hochberg over all
+        contenders and cells.
     """
     clip = rows.loc[rows["method"] == "CLIP", [*CELL, "seed", "test_recall"]]
     pairs = rows[rows["method"] != "CLIP"].merge(clip, on=[*CELL, "seed"], suffixes=("", "_clip"))
@@ -306,8 +306,8 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     differences = pairs.groupby(KEY, sort=False)["difference"]
     p_values = differences.agg(lambda x: stats.ttest_1samp(x, 0).pvalue if x.std() else math.nan)
     tested = table["method"].isin(CONTENDERS) & p_values.notna().to_numpy()
-    adjusted = stats.false_discovery_control(p_values[tested.to_numpy()])
-    table.loc[tested, "q_value"] = adjusted
+    table.loc[tested, "p_value"] = p_values[tested.to_numpy()].to_numpy()
+    table.loc[tested, "q_value"] = stats.false_discovery_control(table.loc[tested, "p_value"])
     return table
 
 
