@@ -52,7 +52,7 @@ def test_search_ranks_the_images_of_a_folder_and_names_broken_ones(tmp_path, cap
 
 
 def test_search_embeds_an_image_again_when_it_or_the_model_changes(
-    tmp_path, monkeypatch, capsys, build
+    tmp_path, monkeypatch, capsys, build, clip_folder
 ):
     monkeypatch.setattr("cibr.utils.cache_folder", lambda: tmp_path / "cache")
     photos = tmp_path / os.fsdecode(b"caf\xe9")
@@ -88,6 +88,7 @@ def test_search_embeds_an_image_again_when_it_or_the_model_changes(
     Path(models[0]).rename(tmp_path / "before")
     Path(models[1]).rename(models[0])  # another model of the same name and width
     assert search(models[0])[1] == [5]
+    assert search(clip_folder)[1] == [5]  # a CLIP of transformers
 
 
 def test_a_stopped_search_keeps_what_it_has_embedded(tmp_path, monkeypatch, build):
