@@ -378,6 +378,22 @@ def compare_recipes(
         left = _not_held_out(load_pairs(unpaired, max_skipped=max_skipped), splits[1:])
     (folder / _MARK).parent.mkdir(parents=True, exist_ok=True)
     (folder / _MARK).touch()
+    entries = _entries(of_towers, splits, left, folder / "heads", n_trials, n_seeds)
+    found = _comparison(entries)
+    name = keep or found.winners["mean"]
+    _save(found, name, entries[name].model.to("cpu"), splits[2], folder)
+    return found
+
+
+def _entries(
+    of_towers: Mapping[str, set[str]],
+    splits: Sequence[Pairs],
+    unpaired: Pairs | None,
+    folder: Path,
+    n_trials: int,
+    n_seeds: int,
+) -> dict[str, _Entry]:
+    """The rows of the comparison: recipes of all towers, and pretrained models as they are."""
     bases = {
         towers: build_model(configure(model="frozen", towers=towers), splits[0])
         for towers in of_towers
@@ -392,15 +408,12 @@ def compare_recipes(
             entries[_row(towers)] = _Entry([values] * n_seeds, model, "")
         train, validation, test = (prepare(base, part, True, device) for part in splits)
         others = None
-        if left and "self-training" in chosen:
-            others = prepare(base, left, True, device)
-        bench = Bench(base, train, validation, folder / "heads", others)
+        if unpaired and "self-training" in chosen:
+            others = prepare(base, unpaired, True, device)
+        bench = Bench(base, train, validation, folder, others)
         for name, entry in bench.entries(chosen, test, n_trials, n_seeds).items():
             entries[_row(towers, name)] = entry
-    found = _comparison(entries)
-    name = keep or found.winners["mean"]
-    _save(found, name, entries[name].model.to("cpu"), splits[2], folder)
-    return found
+    return entries
 
 
 def _row(towers: str, recipe: str = "") -> str:
