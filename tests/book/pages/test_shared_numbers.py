@@ -76,6 +76,12 @@ def test_the_first_page_and_readme_have_the_losses_of_the_figure():
         said = re.search(r"both fall, by up to (\d+) and (\d+) points", text).groups()
         said += (re.search(r"large weight costs search up to (\d+)", text)[1],)
         assert [*map(int, said)] == [round(lost.iloc[i]) for i in (0, 1, 0)]
+        assert re.search(r"[Rr]etuned.*, vMF's loss halves", text)
+    whole = ablation.with_measures(read_table("ablation.csv"))
+    retuned = whole.query("condition == '600 photos, retuned' and seed > 0")
+    left = means.loc[("CLIP", 0.0), "search"] - retuned.groupby("beta")["search"].mean()
+    shares = left / (means.loc[("CLIP", 0.0), "search"] - means.loc["vMF", "search"])
+    assert len(left) == 3 and shares.dropna().between(0.4, 0.6).all()
 
 
 def test_the_page_on_own_loops_has_the_losses_of_the_ablation():
