@@ -73,7 +73,8 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
             a list, of which the mean is taken; and hyper-parameters, those of a ridge CCA (`ridge`,
             `power`, `dim`) or of CLIP (see `cibr_book.worlds.training.Settings`), with `dose`, the
             penalty's weight of 1 - cos times the temperature (with noise, A_d(kappa) of that), in
-            place of `beta`. `choose` changes nothing.
+            place of `beta`, and `hotter`, by which the temperature is multiplied. `choose` changes
+            nothing.
         folder: unused: the towers are small enough to retrain.
 
     Returns:
@@ -84,6 +85,8 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     n_pairs, shortcut, seeds = (trial.pop(name) for name in ("pairs", "shortcut", "seed"))
     trial.pop("choose", None)
     seeds = seeds if isinstance(seeds, list) else [seeds]
+    if "hotter" in trial:
+        trial["temperature"] *= trial.pop("hotter")
     if "dose" in trial:
         trial["beta"] = trial.pop("dose") / (KAPPA_B * trial["temperature"])
     samples = {
