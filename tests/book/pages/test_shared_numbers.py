@@ -21,7 +21,7 @@ CONDITIONS = (
 PHOTOS = ("recall on Flickr8k", "recall on coco-mini")
 METHODS = {
     "baseline: tuned heads with CLIP's loss, %": ["CLIP"] * 3,
-    "residual penalty, MINE (our reading)": ["CIBR MINE"] * 3,
+    "residual penalty, MINE (our reading of the paper)": ["CIBR MINE"] * 3,
     "CCA": ["closed-form CCA"] * 3,
     "CCA-start": ["CLIP, CCA start"] * 3,
     "CCA-anchor": ["CCA anchor"] * 3,
