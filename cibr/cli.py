@@ -133,7 +133,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
     about = "rank a folder's images by queries"
     search = commands.add_parser("search", help=about, parents=[with_model])
-    search.add_argument("folder", type=Path, help="image folder, searched recursively")
+    folder = "image folder, searched recursively; embeddings are kept for the next search"
+    search.add_argument("folder", type=Path, help=folder)
     queries = "queries: texts, or image files to find similar ones"
     search.add_argument("query", nargs="+", help=queries)
     search.add_argument("--top", type=int, default=5, help="number of images to print (5)")
@@ -145,20 +146,21 @@ def _add_compare(commands, common: argparse.ArgumentParser, command: str) -> Non
     """The command `compare`, with the names of the recipes if it was called."""
     about = "find out which recipe works on your pairs"
     compare = commands.add_parser("compare", help=about, parents=[common])
-    compare.add_argument("--dataset", required=True, help="a folder, a data set's name or a hub id")
+    dataset = "a folder with metadata.csv, a data set's name or a hub id"
+    compare.add_argument("--dataset", required=True, help=dataset)
     recipes = "by default all"
     if command == "compare":
         from cibr.compare import RECIPES
 
-        recipes += f" of {', '.join(RECIPES)}"
+        recipes += f" of {', '.join(RECIPES)} (self-training with --unpaired)"
     compare.add_argument("--recipes", nargs="+", default=[], metavar="NAME", help=recipes)
-    dual = "also a pretrained dual encoder, by folder or hub id; repeatable"
-    keep = "a row of the table whose model is saved, whichever wins"
+    dual = "also a pretrained dual encoder, as it is and with heads; folder or hub id; repeatable"
+    keep = "a row of the table whose model is saved, whichever wins, such as 'NAME as it is'"
     compare.add_argument("--keep", default="", metavar="NAME", help=keep)
     compare.add_argument("--pretrained", action="append", default=[], metavar="NAME", help=dual)
     unpaired = "a folder of images and texts that are not pairs, for self-training"
     compare.add_argument("--unpaired", default="", metavar="FOLDER", help=unpaired)
-    compare.add_argument("--trials", type=int, default=8, help="of each recipe (8)")
+    compare.add_argument("--trials", type=int, default=8, help="trials of each recipe (8)")
     compare.add_argument("--seeds", type=int, default=3, help="of each recipe's best trial (3)")
     folder = "for report, table, winner and all heads; runs/compare-NAME by default"
     compare.add_argument("--output-dir", type=Path, help=folder)

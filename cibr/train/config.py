@@ -43,7 +43,8 @@ def _setting(
 class RunConfig:
     dataset: str = _setting("glyphs", "a data set's name, a folder or a hub id")
     model: str = _setting(
-        "", "tiny, frozen (except for characters), or a run's folder or hub id to fine-tune"
+        "",
+        "tiny, frozen (the default but for characters), or a run's folder or hub id to fine-tune",
     )
     towers: str = _setting(
         "", "of a frozen model: the folder or hub id of a dual encoder; empty for two small ones"
