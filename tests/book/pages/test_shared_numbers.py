@@ -49,7 +49,8 @@ def gain():
 
 def test_the_first_table_has_the_numbers_of_the_confirmation(gain):
     forms = best_forms(read_table("confirmation_trials.csv"))
-    simpler = {"residual penalty, simpler form chosen on validation": [forms[name] for name in CONDITIONS]}
+    name = "residual penalty, simpler form chosen on validation"
+    simpler = {name: [forms[condition] for condition in CONDITIONS]}
     text = (ROOT / "book/intro.md").read_text("utf-8")
     for title, methods in (METHODS | simpler).items():
         row = re.search(rf"^\| {re.escape(title)} \|(.*)\|$", text, re.MULTILINE)[1]
