@@ -1,4 +1,4 @@
-"""The report of a comparison of recipes as one HTML page: verdict, table, figure, searches."""
+"""The report of a comparison of recipes as one HTML page: advice, table, figure, searches."""
 
 import base64
 import html
@@ -34,11 +34,11 @@ def shown_table(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def report(verdict: str, table: pd.DataFrame, name: str, model: DualEncoder, test: Inputs) -> str:
+def report(advice: str, table: pd.DataFrame, name: str, model: DualEncoder, test: Inputs) -> str:
     """The page.
 
     Args:
-        verdict: a sentence.
+        advice: a sentence.
         table: of `Comparison`.
         name: the recipe of the model.
         model: the winner, or the one to keep.
@@ -54,7 +54,7 @@ def report(verdict: str, table: pd.DataFrame, name: str, model: DualEncoder, tes
     own = (images[owner] * texts).sum(1)  # of equal ranks the nearest are the best
     order = (ranks - own / 4).argsort(stable=True).tolist()
     parts = [f"<h1>Which recipe works on {html.escape(pairs.name)}?</h1>"]
-    parts += [f"<p>{html.escape(verdict)}</p>", shown_table(table).to_html(border=0, na_rep="")]
+    parts += [f"<p>{html.escape(advice)}</p>", shown_table(table).to_html(border=0, na_rep="")]
     parts += [_image(_figure(table), "png", "figure", "differences from CLIP heads")]
     parts.append(f"<p>The searches are those of {html.escape(name)}, the saved model.</p>")
     labels = pairs.retrieval_targets()[2]

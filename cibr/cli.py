@@ -240,7 +240,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         if name in RECIPES:
             print(f"{name}: {RECIPES[name].about}")
     kept = arguments.keep or "that"
-    print(f"\n{found.verdict}\n\nreport, table, and the model of {kept}: {folder}")
+    print(f"\n{found.advice}\n\nreport, table, and the model of {kept}: {folder}")
 
 
 def _load(name: str, device: str):

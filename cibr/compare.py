@@ -113,12 +113,12 @@ class Comparison(NamedTuple):
             CLIP heads with a 95 % interval `low, high` over images and seeds, in [0, 1], and
             `at_end`, the settings whose best value ends their range.
         winners: the recommended recipe, by `mean`, `text_to_image_mean` and `image_to_text_mean`.
-        verdict: the same in a sentence.
+        advice: the same in a sentence.
     """
 
     table: pd.DataFrame
     winners: dict[str, str]
-    verdict: str
+    advice: str
 
 
 class _Entry(NamedTuple):
@@ -438,7 +438,7 @@ def _save(found: Comparison, name: str, model: DualEncoder, test: Pairs, folder:
     model.save_pretrained(folder / "model.part")
     shutil.rmtree(folder / "model", ignore_errors=True)  # another kind of model has other files
     (folder / "model.part").rename(folder / "model")
-    page = report(found.verdict, found.table, name, model, prepare(model, test, True))
+    page = report(found.advice, found.table, name, model, prepare(model, test, True))
     write_atomically(folder / "report.html", partial(Path.write_text, data=page, encoding="utf-8"))
 
 
@@ -497,7 +497,7 @@ def compared_splits(dataset: str, max_skipped: int = 0) -> tuple[Pairs, Pairs, P
 
 
 def _comparison(entries: Mapping[str, _Entry]) -> Comparison:
-    """The table, winners and verdict from the values of every recipe's seeds."""
+    """The table, winners and advice from the values of every recipe's seeds."""
     values = {
         name: {metric: np.stack([v[metric] for v in entry.values]) for metric in entry.values[0]}
         for name, entry in entries.items()
@@ -518,10 +518,10 @@ def _comparison(entries: Mapping[str, _Entry]) -> Comparison:
             if paired_difference(values[winner][metric], values[name][metric])[1] > 1e-9:
                 winner = name
         winners[metric] = winner
-    return Comparison(table, winners, _verdict(winners, table))
+    return Comparison(table, winners, _advice(winners, table))
 
 
-def _verdict(winners: dict[str, str], table: pd.DataFrame) -> str:
+def _advice(winners: dict[str, str], table: pd.DataFrame) -> str:
     points = (100 * table.set_index(["metric", "recipe"])[["difference", "low", "high"]]).round(1)
 
     def words(metric: str) -> str:

@@ -1,4 +1,4 @@
-"""`cibr compare`: equal trials, paired differences, a verdict, a model to search with."""
+"""`cibr compare`: equal trials, paired differences, advice, a model to search with."""
 
 import re
 from dataclasses import replace
@@ -73,7 +73,7 @@ def test_it_compares_saves_the_winner_and_reuses_what_is_trained(
     won = saved()
     assert table.loc[found.winners["mean"], "value"][[*won]].to_dict() == pytest.approx(won)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert found.verdict.replace("'", "&#x27;") in page and page.count("<img") > 40
+    assert found.advice.replace("'", "&#x27;") in page and page.count("<img") > 40
 
     def train(_):
         raise AssertionError("it is trained already")
@@ -128,7 +128,7 @@ def test_the_report_shows_a_text_of_several_images_once(build):
     inputs = prepare(model, replace(pairs, captions=captions))
     entry = compare._Entry([compare.image_values(model, inputs)] * 2, model, "")
     found = compare._comparison({"CCA": entry, "CLIP": entry})
-    page = report(found.verdict, found.table, "CLIP", model, inputs)
+    page = report(found.advice, found.table, "CLIP", model, inputs)
     assert "The searches are those of CLIP, the saved model." in page
     best, worst = page.split("<h2>Worst searches")
     assert best.count("first match at rank") == worst.count("first match at rank") == 10
@@ -164,7 +164,7 @@ def test_the_simplest_of_equals_wins_by_direction():
     entries = {"simple": recipe(base, base), "CLIP": recipe(base, base)}
     equal = compare._comparison(entries)
     assert {*equal.winners.values()} == {"simple"}
-    assert equal.verdict.startswith("Use simple (+0.0 [+0.0, +0.0] points of recall from CLIP")
+    assert equal.advice.startswith("Use simple (+0.0 [+0.0, +0.0] points of recall from CLIP")
     rounded = entries | {"rounded": recipe(base + 1e-16, base * (1 + 1e-15))}
     assert compare._comparison(rounded).winners == equal.winners
     entries |= {"search": recipe(better, base), "more": recipe(better, base)}
@@ -175,8 +175,8 @@ def test_the_simplest_of_equals_wins_by_direction():
         "text_to_image_mean": "search",
         "image_to_text_mean": "simple",
     }
-    assert "searching images by text search (+" in found.verdict
-    assert "finding texts for images simple (+0.0" in found.verdict
+    assert "searching images by text search (+" in found.advice
+    assert "finding texts for images simple (+0.0" in found.advice
 
 
 def test_the_last_part_of_a_sum_is_tuned_beside_the_best_of_the_first(monkeypatch):
