@@ -121,6 +121,11 @@ def test_the_first_page_advises_what_the_plan_of_the_recipes_found():
     search = clip[recalls].mean()
     (in_ten,) = re.findall(r"3,000 photos do so for (\d+) %", text)
     assert int(in_ten) == round(100 * search.loc["3,000 photos", recalls[-1]])
+    published = pd.read_csv(ROOT / "data/results/published.csv")
+    of_clip = published[published["metric"] == "text_to_image_recall@10"]
+    assert of_clip["dataset"].tolist() == ["flickr30k"]
+    (said,) = re.findall(r"first ten for (\S+) % of captions", text)
+    assert float(said) == pytest.approx(of_clip["value"].iloc[0], abs=0.0501)
     trials = read_plan(ROOT / "experiments/recipes-trials.yaml").runs.values()
     tuned = {settings["condition"] for settings in trials}
     of = ["test", "score", "condition", "method"]
