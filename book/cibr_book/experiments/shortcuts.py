@@ -425,7 +425,7 @@ def against_clip(rows: pd.DataFrame) -> pd.DataFrame:
         where a method has none.
     """
     settings = pd.DataFrame([*rows["configuration"].map(json.loads)], rows.index)
-    runs = rows.assign(dose=settings["dose"], cca_dim=settings["cca_dim"])
+    runs = rows.assign(**settings.reindex(columns=["dose", "cca_dim"]))
     scores = runs.filter(regex="^(?:kept|removed|reversed)/(?!value)").columns.tolist()
     runs = runs[runs["method"] != "prediction"].fillna({"dose": 0.0, "cca_dim": 0.0})
     return intervals.against_clip(runs, scores, "shift", ["dose", "cca_dim"])
@@ -500,3 +500,42 @@ def hypothesis_tests(rows: pd.DataFrame) -> pd.DataFrame:
     measured, gains = np.stack([*cells["seeds"]]), (cells["predicted"] > 0).to_numpy()
     table += [("Hc", "better where predicted", measured[gains].mean(0) - measured[~gains].mean(0))]
     return intervals.verdicts(table)
+
+
+def beyond_temperature(rows: pd.DataFrame, dose: float) -> pd.DataFrame:
+    """What a penalty changes in heads' recall on sheets beyond a temperature of (1 + dose) times
+    CLIP's, as planned at the end of experiments/shortcut-controls.yaml.
+
+    Args:
+        rows: of shortcuts.csv, those of the plan.
+        dose: of vMF, 0.3 (claimed) or 1.
+
+    Returns:
+        One row per `condition`, in points of recall: with the shortcut removed, the mean `penalty`
+        and `hotter` temperature minus CLIP, and the `difference` of the two with its interval
+        `low, high`; the same difference as `kept`; the `claim`, "gain" if the paper's colour is
+        weaker than all letters, else "loss"; and its `holm` and `verdict`, see
+        `cibr_book.intervals.verdicts`.
+    """
+    hotter = {0.3: "CLIP, 1.3 times the temperature", 1: "CLIP, twice the temperature"}[dose]
+    recall = against_clip(rows).query("score == 'recall'")
+    names = ["condition", "method", "dose", "shift", "seed"]
+    by_seed = recall.set_index(names)["difference"].sort_index()
+    drawn = rows.groupby("condition", sort=False)["configuration"].first().map(json.loads)
+    claims, means, signs = [], [], []
+    for condition, settings in drawn.items():
+        of = {s: by_seed.loc[condition, "CIBR vMF", dose, s] for s in ("removed", "kept")}
+        than = {s: by_seed.loc[condition, hotter, 0.0, s] for s in ("removed", "kept")}
+        is_weaker = settings["shortcut"]["named"] ** 0.5 < min(settings["sheets"])
+        name, sign = ("gain", 1) if is_weaker else ("loss", -1)
+        claims.append((name, condition, sign * (of["removed"] - than["removed"])))
+        signs.append(sign)
+        kept = (of["kept"] - than["kept"]).mean()
+        means.append([of["removed"].mean(), than["removed"].mean(), kept])
+    tests = intervals.verdicts(claims)
+    ends = tests[["low", "high"]].mul(signs, axis=0)
+    tests["difference"] *= signs
+    tests["low"], tests["high"] = ends.min(axis=1), ends.max(axis=1)
+    tests[["penalty", "hotter", "kept"]] = means
+    tests = tests.rename(columns={"hypothesis": "claim", "claim": "condition"})
+    return tests.drop(columns="p_value")

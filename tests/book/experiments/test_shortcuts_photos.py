@@ -296,6 +296,41 @@ def test_claims_hold_are_undecided_or_contradicted():
     assert cells.loc[("water, tint, 1", "reversed"), "predicted"] == pytest.approx(-1)
 
 
+def test_beyond_the_temperature_a_weaker_colour_is_a_gain_and_a_stronger_one_a_loss():
+    generator = np.random.default_rng(0)
+    rows = []
+
+    def add(condition, sheets, named, penalty, hotter):
+        of_dose = "CLIP, 1.3 times the temperature"
+        for method, dose, points in (
+            ("CLIP", 0, 0),
+            ("CIBR vMF", 0.3, penalty),
+            (of_dose, 0, hotter),
+        ):
+            settings = {"sheets": sheets, "shortcut": {"named": named}}
+            settings |= {"dose": dose} if dose else {}
+            for seed in range(8):
+                kept, removed = np.array([2, points]) / 100 + 1e-5 * generator.standard_normal(2)
+                row = {"condition": condition, "method": method, "seed": seed}
+                row |= {"kept/recall": 0.5 + kept * bool(dose), "removed/recall": 0.4 + removed}
+                rows.append(row | {"reversed/recall": 0.1, "configuration": json.dumps(settings)})
+
+    add("weaker", [0.8, 0.8], 0.5, 1, 0.5)
+    add("stronger than the last letter", [1, 0.6], 0.5, 1, 2)
+    add("weaker, but behind", [1, 0.6], 0.3, 0, 1)
+    found = shortcuts.beyond_temperature(pd.DataFrame(rows), 0.3)
+    assert found["difference"].tolist() == pytest.approx([0.5, -1, -1], abs=0.01)
+    assert (found["low"] < found["difference"]).all() and (
+        found["difference"] < found["high"]
+    ).all()
+    assert found["claim"].tolist() == ["gain", "loss", "gain"]
+    assert found["verdict"].tolist() == ["holds", "holds", "contradicted"]
+    assert found["holm"].tolist() == pytest.approx([3 / 256, 3 / 256, 1])
+    assert found["penalty"].tolist() == pytest.approx([1, 1, 0], abs=0.01)
+    assert found["hotter"].tolist() == pytest.approx([0.5, 2, 1], abs=0.01)
+    assert found["kept"].tolist() == pytest.approx([2] * 3, abs=0.01)
+
+
 def test_the_threshold_is_of_validation(small_run, monkeypatch):
     splits, best = [], shortcuts.best_threshold
 
