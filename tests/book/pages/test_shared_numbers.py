@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from cibr_book.experiments import ablation, recipes
-from cibr_book.experiments.confirmation import best_forms, with_measures
+from cibr_book.experiments.confirmation import HITS, best_forms, photo_intervals, with_measures
 from cibr_book.experiments.plan import read_plan
 from cibr_book.experiments.tables import differences, read_table
 from cibr_book.intervals import mean_intervals
@@ -63,6 +64,30 @@ def test_the_first_table_has_the_numbers_of_the_confirmation(gain):
     halves = ((shown["high"] - shown["low"]) / 2).groupby(shown["measure"]).max()
     limits = re.search(r"is wider than ±(\S+) on Flickr8k, ±(\S+) on MSCOCO", text).groups()
     assert all(halves[photos] < float(limit) for photos, limit in zip(PHOTOS, limits, strict=True))
+    claims = shown[shown["method"] != "CLIP"].assign(control="CLIP", hypothesis="")
+    with np.load(HITS) as hits:
+        over_photos = photo_intervals(claims, with_measures(read_table("confirmation.csv")), hits)
+    over_photos["half"] = (over_photos["high"] - over_photos["low"]) / 2
+    pattern = (
+        r"test photos none is wider than ±(\S+) and ±(\S+), of the penalty's ±(\S+) and ±(\S+)\."
+    )
+    said = [*map(float, re.search(pattern, text).groups())]
+    is_penalty = over_photos["method"].str.startswith("CIBR")
+    for part, limits in ((over_photos, said[:2]), (over_photos[is_penalty], said[2:])):
+        widest = part.groupby("measure")["half"].max()
+        assert all(limit - 0.1 < widest[p] < limit for p, limit in zip(PHOTOS, limits, strict=True))
+
+
+def test_the_first_pages_print_the_loss_of_the_papers_form():
+    found = differences(with_measures(read_table("confirmation.csv")), [PHOTOS[0]])
+    (loss,) = found[
+        found["condition"].eq(CONDITIONS[1]) & found["method"].eq("CIBR MINE")
+    ].itertuples()
+    for page in ("book/intro.md", "README.md"):
+        words = " ".join((ROOT / page).read_text("utf-8").split())
+        (said,) = re.findall(r"with 600 photos lost (\S+) \[(\S+), (\S+)\]", words)
+        ends = -loss.difference, -loss.high, -loss.low
+        assert [*map(float, said)] == [pytest.approx(end, abs=0.0501) for end in ends]
 
 
 def test_the_first_page_and_readme_have_the_losses_of_the_figure():
