@@ -69,7 +69,7 @@ def test_the_first_table_has_the_numbers_of_the_confirmation(gain):
         over_photos = photo_intervals(claims, with_measures(read_table("confirmation.csv")), hits)
     over_photos["half"] = (over_photos["high"] - over_photos["low"]) / 2
     pattern = (
-        r"test photos none is wider than ±(\S+) and ±(\S+), of the penalty's ±(\S+) and ±(\S+)\."
+        r"test photos none is wider than ±(\S+) and ±(\S+), of the penalty's ±(\S+) and ±(\S+);"
     )
     said = [*map(float, re.search(pattern, text).groups())]
     is_penalty = over_photos["method"].str.startswith("CIBR")
