@@ -56,8 +56,8 @@
     controls[1].setAttribute("aria-valuetext", `nuisance scale ${cell.nuisance}`);
     Object.entries(corner(chosen)).forEach(([name, value]) => ring.setAttribute(name, value));
     part("map").append(ring); // above the cells
-    const verdict = cell.best === "CLIP" ? "no method is better than tuned CLIP by half a point" : `${cell.best} is best, ${signed(cell.gain)} points over tuned CLIP`;
-    part("summary").textContent = `${grouped(cell.pairs)} pairs, nuisance scale ${cell.nuisance}: ${verdict}.`;
+    const outcome = cell.best === "CLIP" ? "no method is better than tuned CLIP by half a point" : `${cell.best} is best, ${signed(cell.gain)} points over tuned CLIP`;
+    part("summary").textContent = `${grouped(cell.pairs)} pairs, nuisance scale ${cell.nuisance}: ${outcome}.`;
     part("methods").replaceChildren();
     fill(part("methods").createTHead().insertRow(), HEAD, "th");
     const body = part("methods").createTBody();

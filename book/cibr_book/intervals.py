@@ -53,7 +53,7 @@ def against_clip(
     return table.drop(columns="measure")
 
 
-def verdicts(claims: Iterable[tuple]) -> pd.DataFrame:
+def outcomes(claims: Iterable[tuple]) -> pd.DataFrame:
     """Claims that a mean difference is positive, each with its exact test and Holm's correction.
 
     Args:
@@ -62,7 +62,7 @@ def verdicts(claims: Iterable[tuple]) -> pd.DataFrame:
     Returns:
         `hypothesis, claim`; the mean `difference` with Student's 95 % interval over seeds `low,
         high`; `p_value`, of the mean over all changes of the seeds' signs, one-sided, and `holm`,
-        corrected for all claims; and the `verdict`: `holds` at 5 %, `contradicted` if the interval
+        corrected for all claims; and the `outcome`: `holds` at 5 %, `contradicted` if the interval
         is below 0, or `undecided`.
     """
     table = []
@@ -76,5 +76,5 @@ def verdicts(claims: Iterable[tuple]) -> pd.DataFrame:
     tests = pd.DataFrame(table, columns=columns)
     tests["holm"] = multipletests(tests["p_value"], method="holm")[1]
     choices = [tests["holm"] < 0.05, tests["high"] < 0]
-    tests["verdict"] = np.select(choices, ["holds", "contradicted"], "undecided")
+    tests["outcome"] = np.select(choices, ["holds", "contradicted"], "undecided")
     return tests

@@ -139,7 +139,7 @@ def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
         rows: of ablation.csv, all of them.
 
     Returns:
-        Of `cibr_book.intervals.verdicts`, with differences in nats and in points, and the `beta` of
+        Of `cibr_book.intervals.outcomes`, with differences in nats and in points, and the `beta` of
         a claim, which is named by `<form>: <condition>`.
     """
     claims: dict[str, list[tuple]] = {"residual": [], "search": [], ZERO_SHOT: []}
@@ -158,5 +158,5 @@ def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
                 gain = of.xs(best, level="beta")[measure] - clip[measure]
                 claims[measure].append((measure, name, gain))
             betas.append([at, best, best])
-    tests = pd.concat(map(intervals.verdicts, claims.values()), ignore_index=True)
+    tests = pd.concat(map(intervals.outcomes, claims.values()), ignore_index=True)
     return tests.assign(beta=np.transpose(betas).ravel())

@@ -156,7 +156,7 @@ def _paired(rows: pd.DataFrame, method: str, control: str, measures: Sequence[st
 
 
 def hypothesis_tests(rows: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFrame:
-    """Every test of H1 to H3, and the verdicts on their claims.
+    """Every test of H1 to H3, and the outcomes of their claims.
 
     A claim is a hypothesis in a condition for a method and a control. H1 and H2 are tested by
     Student's paired test over seeds, H3 by two one-sided tests of a difference within the margin.
@@ -170,7 +170,7 @@ def hypothesis_tests(rows: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFra
     Returns:
         `hypothesis, condition, method, control, measure`; `difference` in points, with Student's
         95 % interval over seeds `low, high`; `p_value`; and of its claim `holm`, the corrected
-        p-value, and `verdict`: `holds` at 5 %, `contradicted` if on both photo sets the interval
+        p-value, and `outcome`: `holds` at 5 %, `contradicted` if on both photo sets the interval
         excludes what is claimed, or `undecided`.
     """
     controls = [("H1", "CLIP"), ("H2", "CLIP, CCA start"), ("H2", "closed-form CCA")]
@@ -194,14 +194,14 @@ def hypothesis_tests(rows: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFra
     names = ["measure", "difference", "low", "high", "p_value", "supported", "excluded"]
     tests = pd.DataFrame(table, columns=[*CLAIM, *names])
     on_both = {"p_value": "max", "supported": "all", "excluded": "all"}
-    verdicts = tests.groupby(CLAIM, sort=False).agg(on_both).reset_index()
-    verdicts["holm"] = multipletests(verdicts["p_value"], method="holm")[1]
-    holds = verdicts["supported"] & (verdicts["holm"] < 0.05)
-    verdicts["verdict"] = _verdict(holds, verdicts["excluded"])
-    return tests[[*CLAIM, *names[:5]]].merge(verdicts[[*CLAIM, "holm", "verdict"]], on=CLAIM)
+    outcomes = tests.groupby(CLAIM, sort=False).agg(on_both).reset_index()
+    outcomes["holm"] = multipletests(outcomes["p_value"], method="holm")[1]
+    holds = outcomes["supported"] & (outcomes["holm"] < 0.05)
+    outcomes["outcome"] = _outcome(holds, outcomes["excluded"])
+    return tests[[*CLAIM, *names[:5]]].merge(outcomes[[*CLAIM, "holm", "outcome"]], on=CLAIM)
 
 
-def _verdict(holds: pd.Series, contradicted: pd.Series) -> np.ndarray:
+def _outcome(holds: pd.Series, contradicted: pd.Series) -> np.ndarray:
     return np.select([holds, contradicted], ["holds", "contradicted"], "undecided")
 
 
@@ -217,7 +217,7 @@ def zero_shot_tests(rows: pd.DataFrame) -> pd.DataFrame:
         `condition, method`; `difference` in points, the mean over seeds and sets, with Student's
         95 % interval over seeds `low, high`; `holm`, the p-value of a gain below `GAIN` over seeds,
         corrected over the table; whether a gain of any size is found `over_seeds` and `over_sets`,
-        corrected likewise; `verdict`: `holds` at 5 %, `contradicted` if `low` is above `GAIN`, or
+        corrected likewise; `outcome`: `holds` at 5 %, `contradicted` if `low` is above `GAIN`, or
         `undecided`.
     """
     planned = rows[~rows["method"].str.endswith("over beta")]
@@ -239,11 +239,11 @@ def zero_shot_tests(rows: pd.DataFrame) -> pd.DataFrame:
     for name in ("holm", "over_seeds", "over_sets"):
         tests[name] = multipletests(tests[name], method="holm")[1]
     found = tests[["over_seeds", "over_sets"]] < 0.05
-    return tests.assign(verdict=_verdict(tests["holm"] < 0.05, tests["low"] > GAIN), **found)
+    return tests.assign(outcome=_outcome(tests["holm"] < 0.05, tests["low"] > GAIN), **found)
 
 
-def verdict_table(tests: pd.DataFrame) -> pd.DataFrame:
-    """H1 to H3 as a table of text: `verdict`, the differences on both sets of photos with their
+def outcome_table(tests: pd.DataFrame) -> pd.DataFrame:
+    """H1 to H3 as a table of text: `outcome`, the differences on both sets of photos with their
     intervals over seeds, and the corrected p-value.
 
     Args:
@@ -251,11 +251,11 @@ def verdict_table(tests: pd.DataFrame) -> pd.DataFrame:
     """
     texts = tests.replace(IN_WORDS).assign(text=interval_text(tests))
     texts["p, Holm"] = texts["holm"].map(_p_text)
-    names = [*CLAIM, "verdict", "p, Holm"]
+    names = [*CLAIM, "outcome", "p, Holm"]
     wide = texts.pivot(index=names, columns="measure", values="text").reset_index()
     table = texts[names].drop_duplicates().merge(wide).set_index(CLAIM)
     table = table.rename_axis(index={"hypothesis": "claim"})
-    return table[["verdict", *RECALLS, "p, Holm"]].rename(columns=_short)
+    return table[["outcome", *RECALLS, "p, Holm"]].rename(columns=_short)
 
 
 def _short(measure: str) -> str:
@@ -269,7 +269,7 @@ def zero_shot_table(rows: pd.DataFrame) -> pd.DataFrame:
         rows: from `with_measures`.
 
     Returns:
-        One row per method and condition: the verdict on `gains less than a point`; `eleven sets`,
+        One row per method and condition: the outcome of `gains less than a point`; `eleven sets`,
         the gain with its interval over seeds, with a star if a gain is found after correction; the
         same over `four new sets`, without one; and the corrected p-value `p, Holm`.
     """
@@ -277,7 +277,7 @@ def zero_shot_table(rows: pd.DataFrame) -> pd.DataFrame:
     tests = zero_shot_tests(rows).replace(IN_WORDS).set_index(key)
     new = differences(rows, ["accuracy on the new sets"]).replace(IN_WORDS).set_index(key)
     table = {
-        "gains less than a point": tests["verdict"],
+        "gains less than a point": tests["outcome"],
         "eleven sets": interval_text(tests) + tests["over_seeds"].map({True: " *", False: ""}),
         "four new sets": interval_text(new.loc[tests.index]),
         "p, Holm": tests["holm"].map(_p_text),

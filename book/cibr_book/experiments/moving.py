@@ -238,7 +238,7 @@ def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
         rows: of moving.csv, from `read_table`, all of them; trials are left out.
 
     Returns:
-        Of `cibr_book.intervals.verdicts`, with differences in points.
+        Of `cibr_book.intervals.outcomes`, with differences in points.
     """
     best = at_best_settings(rows[rows["condition"] == "600 photos"])
     of = {method: own.set_index("seed") for method, own in best.groupby("method", sort=False)}
@@ -247,7 +247,7 @@ def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
     claims += [("2", x, method, "CLIP") for method in tested for x in ("search", ZERO_SHOT)]
     controls = ("start", "CLIP-averaged", _ALONE)
     claims += [("3", "search", _ANCHOR, control) for control in controls]
-    return intervals.verdicts(
+    return intervals.outcomes(
         (number, f"{measure}: {better} above {worse}", of[better][measure] - of[worse][measure])
         for number, measure, better, worse in claims
     )

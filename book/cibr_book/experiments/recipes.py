@@ -126,7 +126,7 @@ def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
         rows: of recipes.csv, all of them.
 
     Returns:
-        Of `cibr_book.intervals.verdicts`, with differences in points.
+        Of `cibr_book.intervals.outcomes`, with differences in points.
     """
     table = against_clip(rows).query("test == 'flickr8k' and score == 'text_to_image_mean'")
     of = table.set_index(["condition", "method", "seed"])["difference"].sort_index()
@@ -144,7 +144,7 @@ def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
     claims += [("4", "CLIP+CLIP gains, 6,000", of["6,000 photos", "CLIP+CLIP"])]
     wrong = of["3,000 photos, 30 % wrong captions", "CCA-anchor"]
     claims += [("5", "CCA-anchor gains, 3,000 with 30 % wrong captions", wrong)]
-    return intervals.verdicts(claims)
+    return intervals.outcomes(claims)
 
 
 def advice(rows: pd.DataFrame) -> pd.DataFrame:

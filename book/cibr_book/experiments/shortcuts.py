@@ -35,7 +35,7 @@ from cibr.data import Pairs
 from cibr.data.glyphs import SERIF, STIX, draw_all, glyph_characters, pixel_image, sample_factors
 from cibr.losses.cca import RegularisedCCA, canonical_maps, centred_moments
 from cibr.losses.vmf import vmf_mean_cosine
-from cibr.metrics import retrieval_recalls
+from cibr.metrics import mean_interval, retrieval_recalls
 from cibr.metrics.zeroshot import class_embeddings
 from cibr.models import DualEncoder
 from cibr.models.features import Inputs, embed_pairs, prepare
@@ -475,7 +475,7 @@ def hypothesis_tests(rows: pd.DataFrame) -> pd.DataFrame:
         rows: of shortcuts.csv, all of them.
 
     Returns:
-        Of `cibr_book.intervals.verdicts`, with differences in points.
+        Of `cibr_book.intervals.outcomes`, with differences in points.
     """
     recall = against_clip(rows).query("score == 'recall'")
     names = ["condition", "method", "dose", "cca_dim", "shift"]
@@ -499,7 +499,7 @@ def hypothesis_tests(rows: pd.DataFrame) -> pd.DataFrame:
     cells = interactions(rows, 0.3)
     measured, gains = np.stack([*cells["seeds"]]), (cells["predicted"] > 0).to_numpy()
     table += [("Hc", "better where predicted", measured[gains].mean(0) - measured[~gains].mean(0))]
-    return intervals.verdicts(table)
+    return intervals.outcomes(table)
 
 
 def beyond_temperature(rows: pd.DataFrame, dose: float) -> pd.DataFrame:
@@ -514,28 +514,24 @@ def beyond_temperature(rows: pd.DataFrame, dose: float) -> pd.DataFrame:
         One row per `condition`, in points of recall: with the shortcut removed, the mean `penalty`
         and `hotter` temperature minus CLIP, and the `difference` of the two with its interval
         `low, high`; the same difference as `kept`; the `claim`, "gain" if the paper's colour is
-        weaker than all letters, else "loss"; and its `holm` and `verdict`, see
-        `cibr_book.intervals.verdicts`.
+        weaker than all letters, else "loss"; and its `holm` and `outcome`, see
+        `cibr_book.intervals.outcomes`.
     """
     hotter = {0.3: "CLIP, 1.3 times the temperature", 1: "CLIP, twice the temperature"}[dose]
     recall = against_clip(rows).query("score == 'recall'")
     names = ["condition", "method", "dose", "shift", "seed"]
     by_seed = recall.set_index(names)["difference"].sort_index()
     drawn = rows.groupby("condition", sort=False)["configuration"].first().map(json.loads)
-    claims, means, signs = [], [], []
+    claims, table = [], []
     for condition, settings in drawn.items():
         of = {s: by_seed.loc[condition, "CIBR vMF", dose, s] for s in ("removed", "kept")}
         than = {s: by_seed.loc[condition, hotter, 0.0, s] for s in ("removed", "kept")}
+        lead = of["removed"] - than["removed"]
         is_weaker = settings["shortcut"]["named"] ** 0.5 < min(settings["sheets"])
         name, sign = ("gain", 1) if is_weaker else ("loss", -1)
-        claims.append((name, condition, sign * (of["removed"] - than["removed"])))
-        signs.append(sign)
-        kept = (of["kept"] - than["kept"]).mean()
-        means.append([of["removed"].mean(), than["removed"].mean(), kept])
-    tests = intervals.verdicts(claims)
-    ends = tests[["low", "high"]].mul(signs, axis=0)
-    tests["difference"] *= signs
-    tests["low"], tests["high"] = ends.min(axis=1), ends.max(axis=1)
-    tests[["penalty", "hotter", "kept"]] = means
-    tests = tests.rename(columns={"hypothesis": "claim", "claim": "condition"})
-    return tests.drop(columns="p_value")
+        claims.append((name, condition, sign * lead))
+        means = of["removed"].mean(), than["removed"].mean(), (of["kept"] - than["kept"]).mean()
+        table.append([condition, name, *means, *mean_interval(lead.to_numpy())])
+    columns = ["condition", "claim", "penalty", "hotter", "kept", "difference", "low", "high"]
+    tests = intervals.outcomes(claims)[["holm", "outcome"]]
+    return pd.DataFrame(table, columns=columns).join(tests)

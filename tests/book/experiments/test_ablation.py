@@ -92,7 +92,7 @@ def test_claims_are_of_the_weight_that_validation_chooses():
         ("search", "cross-fitting: Flickr8k"): ("undecided", 0.05),
         (ZERO_SHOT, "MINE: Flickr8k"): ("contradicted", 0.05),
     }
-    found = tests.loc[[*expected], ["verdict", "beta"]]
+    found = tests.loc[[*expected], ["outcome", "beta"]]
     assert [*map(tuple, found.to_numpy())] == [*expected.values()]
     assert tests.loc[("search", "vMF: Flickr8k"), "difference"] == pytest.approx(1, 0.2)
     assert (tests.groupby("hypothesis")["holm"].min() >= 4 / 256).all()

@@ -133,8 +133,8 @@ def test_claims_on_recall_are_tested_and_decided_as_planned(measured):
         below = max(claim.high) < (-0.5 if about_equality else 0)
         sides = zip(claim.low, claim.high, strict=True)
         beyond = about_equality and all(low > 0.5 or high < -0.5 for low, high in sides)
-        verdict = in_plan(p_value, supported, below or beyond)
-        assert claim.verdict == [verdict] * 2 and claim.holm == [pytest.approx(p_value)] * 2
+        outcome = in_plan(p_value, supported, below or beyond)
+        assert claim.outcome == [outcome] * 2 and claim.holm == [pytest.approx(p_value)] * 2
 
 
 def test_gains_of_zero_shot_accuracy_are_tested_and_decided_as_planned(measured):
@@ -155,16 +155,16 @@ def test_gains_of_zero_shot_accuracy_are_tested_and_decided_as_planned(measured)
     assert found["holm"].tolist() == pytest.approx(below)
     assert found["over_seeds"].tolist() == [p < 0.05 for p in over_seeds]
     assert found["over_sets"].tolist() == [p < 0.05 for p in over_sets]
-    verdicts = map(in_plan, below, [True] * len(below), found["low"] > 1)
-    assert found["verdict"].tolist() == [*verdicts]
+    outcomes = map(in_plan, below, [True] * len(below), found["low"] > 1)
+    assert found["outcome"].tolist() == [*outcomes]
 
 
-def test_tables_show_verdicts_and_differences_with_their_intervals():
+def test_tables_show_outcomes_and_differences_with_their_intervals():
     rows = with_measures(read_table("confirmation.csv"))
     tests = hypothesis_tests(rows, best_forms(read_table("confirmation_trials.csv")))
-    table = confirmation.verdict_table(tests)
+    table = confirmation.outcome_table(tests)
     text = "{difference:+.2f} [{low:+.2f}, {high:+.2f}]".format(**tests.iloc[1])
-    assert table.iloc[0].tolist()[2:] == [text, "< 0.001"] and table["verdict"].iloc[0] == "holds"
+    assert table.iloc[0].tolist()[2:] == [text, "< 0.001"] and table["outcome"].iloc[0] == "holds"
     gains = confirmation.zero_shot_table(rows)
     found = zero_shot_tests(rows)
     assert gains["eleven sets"].str.endswith(" *").tolist() == found["over_seeds"].tolist()

@@ -143,7 +143,7 @@ def test_claims_compare_the_chosen_weight_with_fine_tuned_clip():
     tests = moving.claim_tests(given).set_index("claim")
     gain = tests.loc["search: anchor at the start above CLIP", "difference"]
     assert gain == pytest.approx(1)
-    assert tests["verdict"].to_dict() == {
+    assert tests["outcome"].to_dict() == {
         "zero-shot accuracy: start above CLIP": "holds",
         "search: CLIP-averaged above CLIP": "undecided",
         "zero-shot accuracy: CLIP-averaged above CLIP": "holds",

@@ -109,7 +109,7 @@ def test_claims_and_advice_follow_from_the_rows():
     rows = made_up_rows(gain)
     claims = recipes.claim_tests(rows).set_index("claim")
     assert len(claims) == 12
-    holds = claims.index[claims["verdict"] == "holds"]
+    holds = claims.index[claims["outcome"] == "holds"]
     assert {*claims.index} - {*holds} == {
         "CCA gains, 150",
         "CLIP+CCA gains, 6,000",

@@ -276,10 +276,10 @@ def test_claims_hold_are_undecided_or_contradicted():
     rows = made_up_rows()
     tests = shortcuts.hypothesis_tests(rows).set_index("claim")
     assert len(tests) == 11 and (tests["hypothesis"].value_counts() == [4, 4, 2, 1]).all()
-    verdicts = tests["verdict"]
+    outcomes = tests["outcome"]
     lost, equal = (f"child, blur: {claim}" for claim in ("a loss at 1", "worse at 1 than at 0.5"))
-    assert (verdicts[lost], verdicts[equal]) == ("contradicted", "undecided")
-    assert (verdicts.drop([lost, equal]) == "holds").all()
+    assert (outcomes[lost], outcomes[equal]) == ("contradicted", "undecided")
+    assert (outcomes.drop([lost, equal]) == "holds").all()
     assert tests["holm"].min() == pytest.approx(11 / 256)
     assert tests.loc["better where predicted", "difference"] == pytest.approx(1.625, abs=0.02)
     assert tests.loc["water, tint, 1: CCA loses less", "difference"] == pytest.approx(3, abs=0.02)
@@ -324,7 +324,7 @@ def test_beyond_the_temperature_a_weaker_colour_is_a_gain_and_a_stronger_one_a_l
         found["difference"] < found["high"]
     ).all()
     assert found["claim"].tolist() == ["gain", "loss", "gain"]
-    assert found["verdict"].tolist() == ["holds", "holds", "contradicted"]
+    assert found["outcome"].tolist() == ["holds", "holds", "contradicted"]
     assert found["holm"].tolist() == pytest.approx([3 / 256, 3 / 256, 1])
     assert found["penalty"].tolist() == pytest.approx([1, 1, 0], abs=0.01)
     assert found["hotter"].tolist() == pytest.approx([0.5, 2, 1], abs=0.01)
