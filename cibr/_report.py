@@ -19,18 +19,18 @@ img.figure { height: auto } img.match { outline: 3px solid green }"""
 
 
 def shown_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Recalls in per cent by recipe, and the difference of their mean from CLIP heads in points."""
+    """Recalls in per cent by recipe, and the difference in search from CLIP heads in points."""
     wide = 100 * table.pivot(index="recipe", columns="metric", values="value")
     wide = wide.loc[table["recipe"].unique(), table["metric"].unique()].round(1)
-    mean = table[table["metric"] == "mean"].set_index("recipe")
-    points = 100 * mean[["difference", "low", "high"]]
+    search = table[table["metric"] == "text_to_image_mean"].set_index("recipe")
+    points = 100 * search[["difference", "low", "high"]]
     text = [f"{d:+.1f} [{low:+.1f}, {high:+.1f}]" for d, low, high in points.to_numpy()]
-    wide["minus CLIP"] = pd.Series(text, points.index)
+    wide["search minus CLIP"] = pd.Series(text, points.index)
     short = {"image_to_text_": "i→t ", "text_to_image_": "t→i ", "recall": ""}
     for long, name in short.items():
         wide.columns = wide.columns.str.replace(long, name)
     return wide.assign(
-        **{"at the end of its range": mean["at_end"]} if mean["at_end"].any() else {}
+        **{"at the end of its range": search["at_end"]} if search["at_end"].any() else {}
     )
 
 
@@ -41,7 +41,7 @@ def report(advice: str, table: pd.DataFrame, name: str, model: DualEncoder, test
         advice: a sentence.
         table: of `Comparison`.
         name: the recipe of the model.
-        model: the winner, or the one to keep.
+        model: the winner in search, or the one to keep.
         test: held-out pairs; the page shows their ten best and worst searches.
     """
     pairs = test.pairs
@@ -78,15 +78,15 @@ def report(advice: str, table: pd.DataFrame, name: str, model: DualEncoder, test
 def _figure(table: pd.DataFrame) -> bytes:
     from matplotlib.figure import Figure
 
-    mean = table[table["metric"] == "mean"].iloc[::-1]
+    search = table[table["metric"] == "text_to_image_mean"].iloc[::-1]
     file = io.BytesIO()
-    figure = Figure((7, 0.4 * len(mean) + 0.8), layout="constrained")
+    figure = Figure((7, 0.4 * len(search) + 0.8), layout="constrained")
     axis = figure.subplots()
-    middle, low, high = 100 * mean[["difference", "low", "high"]].to_numpy().T
-    names = mean["recipe"].str.replace("$", r"\$")
+    middle, low, high = 100 * search[["difference", "low", "high"]].to_numpy().T
+    names = search["recipe"].str.replace("$", r"\$")
     axis.errorbar(middle, names, xerr=(middle - low, high - middle), fmt="o", capsize=3)
     axis.axvline(0, color="grey", lw=1)
-    axis.set_xlabel("mean recall minus CLIP heads, points; 95 % intervals over images and seeds")
+    axis.set_xlabel("search recall minus CLIP heads, points; 95 % intervals over images and seeds")
     figure.savefig(file, format="png", dpi=120)
     return file.getvalue()
 

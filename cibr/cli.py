@@ -162,7 +162,7 @@ def _add_compare(commands, common: argparse.ArgumentParser, command: str) -> Non
     compare.add_argument("--unpaired", default="", metavar="FOLDER", help=unpaired)
     compare.add_argument("--trials", type=int, default=8, help="trials of each recipe (8)")
     compare.add_argument("--seeds", type=int, default=3, help="of each recipe's best trial (3)")
-    folder = "for report, table, winner and all heads; runs/compare-NAME by default"
+    folder = "for report, table, winner in search, all heads; runs/compare-NAME by default"
     compare.add_argument("--output-dir", type=Path, help=folder)
     compare.add_argument("--max-skipped", type=int, default=0, help=_SKIPPED)
     compare.set_defaults(run=_compare)
@@ -223,7 +223,7 @@ def _settings(arguments: argparse.Namespace) -> dict:
 
 def _compare(arguments: argparse.Namespace) -> None:
     from cibr._report import shown_table
-    from cibr.compare import RECIPES, compare_recipes
+    from cibr.compare import RECIPES, SEARCH, compare_recipes
     from cibr.data import resolve
     from cibr.train.config import runs_folder
     from cibr.utils import digest
@@ -239,7 +239,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     for name in found.table["recipe"].unique():
         if name in RECIPES:
             print(f"{name}: {RECIPES[name].about}")
-    kept = arguments.keep or "that"
+    kept = arguments.keep or found.winners[SEARCH]
     print(f"\n{found.advice}\n\nreport, table, and the model of {kept}: {folder}")
 
 

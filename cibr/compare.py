@@ -98,11 +98,8 @@ RECIPES = {  # the simplest first
     "CLIP+CCA": Recipe("summed scores of both; CCA is tuned anew", {}, joined=("CLIP", "CCA")),
     "CLIP+CLIP": Recipe("summed scores of two trainings", {}, joined=("CLIP", "CLIP")),
 }
-_WAYS = {
-    "mean": "both directions",
-    "text_to_image_mean": "searching images by text",
-    "image_to_text_mean": "finding texts for images",
-}
+SEARCH = "text_to_image_mean"
+_WAYS = {SEARCH: "searching images by text", "image_to_text_mean": "finding texts for images"}
 
 
 class Comparison(NamedTuple):
@@ -112,7 +109,7 @@ class Comparison(NamedTuple):
         table: one row per recipe and recall: `recipe, metric, value`, its `difference` from that of
             CLIP heads with a 95 % interval `low, high` over images and seeds, in [0, 1], and
             `at_end`, the settings whose best value ends their range.
-        winners: the recommended recipe, by `mean`, `text_to_image_mean` and `image_to_text_mean`.
+        winners: the recommended recipe, by `text_to_image_mean` and `image_to_text_mean`.
         advice: the same in a sentence.
     """
 
@@ -343,8 +340,8 @@ def compare_recipes(
     Args:
         dataset: a name, a folder or a hub id. Its test split is held out, or else a tenth of its
             images, 50 to 1,000, by group.
-        output_dir: for `compare.csv`, `compare.json`, `report.html`, the winner or `keep` in
-            `model/`, and all trained heads in `heads/`.
+        output_dir: for `compare.csv`, `compare.json`, `report.html`, the winner in search (text to
+            image) or `keep` in `model/`, and all trained heads in `heads/`.
         recipes: names of `RECIPES`; by default all, self-training if there is `unpaired`. CLIP
             heads are always among them.
         pretrained: folders or hub ids of dual encoders: each is compared as it is, and with CLIP
@@ -380,7 +377,7 @@ def compare_recipes(
     (folder / _MARK).touch()
     entries = _entries(of_towers, splits, left, folder / "heads", n_trials, n_seeds)
     found = _comparison(entries)
-    name = keep or found.winners["mean"]
+    name = keep or found.winners[SEARCH]
     _save(found, name, entries[name].model.to("cpu"), splits[2], folder)
     return found
 
@@ -529,12 +526,11 @@ def _advice(winners: dict[str, str], table: pd.DataFrame) -> str:
         gain = "{:+.1f} [{:+.1f}, {:+.1f}] points of recall".format(*points.loc[(metric, name)])
         return name if name == "CLIP" else f"{name} ({gain} from CLIP heads)"
 
-    gains = points["difference"].loc["mean"]
+    gains = points["difference"].loc[SEARCH]
     best, close = gains.idxmax(), ""
-    if gains[best] > gains[winners["mean"]]:
-        more = f"{gains[best] - gains[winners['mean']]:.1f} points more"
-        close = f" {best} has {more}, which the held-out images do not tell from chance."
+    if gains[best] > gains[winners[SEARCH]]:
+        more = f"{gains[best] - gains[winners[SEARCH]]:.1f} points more"
+        close = f" In search {best} has {more}, which the held-out images do not tell from chance."
     if len({*winners.values()}) == 1:
-        return f"Use {words('mean')}: nothing less simple is detectably better.{close}"
-    both = "; ".join(f"for {_WAYS[metric]} {words(metric)}" for metric in [*_WAYS][1:])
-    return f"Use {both}; for both directions {words('mean')}.{close}"
+        return f"Use {words(SEARCH)}: nothing less simple is detectably better.{close}"
+    return f"Use {', '.join(f'for {_WAYS[metric]} {words(metric)}' for metric in _WAYS)}.{close}"
