@@ -87,6 +87,11 @@ def test_it_compares_saves_the_winner_and_reuses_what_is_trained(
     assert saved() == pytest.approx(of[other])
     page = (tmp_path / "out" / "report.html").read_text()
     assert f"those of {other}, the saved model" in page and other != found.winners[SEARCH]
+    found_of, apart = compare._comparison, found.winners | {SEARCH: other}
+    with monkeypatch.context() as patch:  # a recipe that wins in search alone is saved
+        patch.setattr(compare, "_comparison", lambda of: found_of(of)._replace(winners=apart))
+        compare_recipes(photos, tmp_path / "out", **few)
+    assert saved() == pytest.approx(of[other])
     of_towers = table.loc[f"{clip_folder}: CLIP", "value"][[*won]]
     compare_recipes(photos, tmp_path / "out", **few, keep=f"{clip_folder}: CLIP")
     assert of_towers.to_dict() == pytest.approx(saved()) and of_towers.to_dict() != of[other]
