@@ -119,6 +119,24 @@ def against_clip(rows: pd.DataFrame) -> pd.DataFrame:
     return intervals.against_clip(rows[rows["seed"] >= 600], scores, "test")
 
 
+def with_saved(rows: pd.DataFrame) -> pd.DataFrame:
+    """Recipes of `cibr compare`, and beside them the model that it would save.
+
+    Args:
+        rows: of advice.csv.
+
+    Returns:
+        The rows with `method` and `condition`, and for each folder those of two rules, both by
+        search on its held-out photos: `highest`, the recipe with the highest recall, and
+        `simplest`, the simplest until another is detectably better.
+    """
+    rows = rows.assign(condition=rows["photos"].map("{:,} photos".format), method=rows["recipe"])
+    highest = rows.groupby(["photos", "seed"])["held_out/text_to_image_mean"].idxmax()
+    is_simplest = rows["simplest"].fillna("").str.contains("text_to_image_mean")
+    chosen = {"highest": rows.loc[highest], "simplest": rows[is_simplest]}
+    return pd.concat([rows, *(part.assign(method=name) for name, part in chosen.items())])
+
+
 def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
     """The claims of experiments/recipes.md about searching Flickr8k's test photos.
 

@@ -124,3 +124,20 @@ def test_claims_and_advice_follow_from_the_rows():
     few = found.loc[("300 photos", "text_to_image_mean")]
     assert few["advice"] == "CCA-anchor" and few["difference"] == pytest.approx(1, abs=0.1)
     assert found.loc[("6,000 photos", "text_to_image_mean"), "coco"] == pytest.approx(0)
+
+
+def test_a_comparison_saves_the_highest_of_its_held_out_photos_or_the_simplest():
+    names, search = ["CCA", "CLIP", "CLIP+CCA"], "text_to_image_mean"
+    rows = [
+        {"photos": n, "seed": seed, "recipe": name, f"held_out/{search}": held[i], "simplest": wins}
+        for n, seed, held, winner in ((600, 0, (2, 1, 2), "CCA"), (3000, 1, (1, 2, 3), "CLIP"))
+        for i, name in enumerate(names)
+        for wins in [f"{search} mean" if name == winner else "mean" if name == "CCA" else None]
+    ]
+    found = recipes.with_saved(pd.DataFrame(rows)).set_index(["condition", "method"])["recipe"]
+    assert len(found) == 6 + 4
+    saved = {
+        method: found.xs(method, level="method").tolist() for method in ("highest", "simplest")
+    }
+    assert saved == {"highest": ["CCA", "CLIP+CCA"], "simplest": ["CCA", "CLIP"]}
+    assert {*found.index.get_level_values("condition")} == {"600 photos", "3,000 photos"}
