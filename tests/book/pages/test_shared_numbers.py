@@ -60,13 +60,13 @@ def test_the_first_table_has_the_numbers_of_the_confirmation(gain):
     names = {name for row in (METHODS | simpler).values() for name in row}
     shown = found[found["method"].isin(names)]
     halves = ((shown["high"] - shown["low"]) / 2).groupby(shown["measure"]).max()
-    limits = re.search(r"is wider than ±(\S+) on Flickr8k, ±(\S+) on MSCOCO", text).groups()
+    limits = re.search(r"seeds are at most ±(\S+) on Flickr8k, ±(\S+) on MSCOCO", text).groups()
     assert all(halves[photos] < float(limit) for photos, limit in zip(PHOTOS, limits, strict=True))
     claims = shown[shown["method"] != "CLIP"].assign(control="CLIP", hypothesis="")
     with np.load(HITS) as hits:
         over_photos = photo_intervals(claims, with_measures(read_table("confirmation.csv")), hits)
     over_photos["half"] = (over_photos["high"] - over_photos["low"]) / 2
-    (line,) = re.findall(r"over seeds and test photos none is wider than (.*);", text)
+    (line,) = re.findall(r"over seeds and test photos at most (.*), and", text)
     said = [float(half) for half in re.findall(r"±([\d.]+)", line)]
     is_penalty = over_photos["method"].str.startswith("CIBR")
     for part, limits in ((over_photos, said[:2]), (over_photos[is_penalty], said[2:])):
@@ -166,7 +166,7 @@ def test_the_first_page_advises_what_the_plan_of_the_recipes_found():
             assert float(points) == pytest.approx(gain["mean"], abs=0.0501)
             halves[test].append((gain["high"] - gain["low"]) / 2)
     limits = re.search(
-        r"wider than ±(\S+) on Flickr8k, whose .*, ±(\S+) on MSCOCO\. \\", text
+        r"at most ±(\S+) on Flickr8k, whose .*, ±(\S+) on MSCOCO\. \\", text
     ).groups()
     for test, limit in zip(halves, map(float, limits), strict=True):
         assert limit - 0.1 < max(halves[test]) < limit
