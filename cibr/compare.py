@@ -109,8 +109,9 @@ class Comparison(NamedTuple):
         table: one row per recipe and recall: `recipe, metric, value`, its `difference` from that of
             CLIP heads with a 95 % interval `low, high` over images and seeds, in [0, 1], and
             `at_end`, the settings whose best value ends their range.
-        winners: the recommended recipe, by `text_to_image_mean` and `image_to_text_mean`.
-        advice: the same in a sentence.
+        winners: the recipe with the highest recall, of equals the simplest, by
+            `text_to_image_mean` and `image_to_text_mean`.
+        advice: the same in words, and the simplest that is not detectably worse.
     """
 
     table: pd.DataFrame
@@ -508,29 +509,22 @@ def _comparison(entries: Mapping[str, _Entry]) -> Comparison:
             rows.append((name, metric, recalls.mean(), *interval, entries[name].at_end))
     columns = ["recipe", "metric", "value", "difference", "low", "high", "at_end"]
     table = pd.DataFrame(rows, columns=columns)
-    winners = {}
-    for metric in _WAYS:
-        winner, *others = values  # the simplest, until one is better, and not by rounding
-        for name in others:
-            if paired_difference(values[winner][metric], values[name][metric])[1] > 1e-9:
-                winner = name
-        winners[metric] = winner
-    return Comparison(table, winners, _advice(winners, table))
+    recalls = table.pivot(index="recipe", columns="metric", values="value").loc[[*values]]
+    winners = recalls[[*_WAYS]].round(9).idxmax().to_dict()  # rounding errors win nothing
+    return Comparison(table, winners, _advice(winners, values))
 
 
-def _advice(winners: dict[str, str], table: pd.DataFrame) -> str:
-    points = (100 * table.set_index(["metric", "recipe"])[["difference", "low", "high"]]).round(1)
-
-    def words(metric: str) -> str:
-        name = winners[metric]
-        gain = "{:+.1f} [{:+.1f}, {:+.1f}] points of recall".format(*points.loc[(metric, name)])
-        return name if name == "CLIP" else f"{name} ({gain} from CLIP heads)"
-
-    gains = points["difference"].loc[SEARCH]
-    best, close = gains.idxmax(), ""
-    if gains[best] > gains[winners[SEARCH]]:
-        more = f"{gains[best] - gains[winners[SEARCH]]:.1f} points more"
-        close = f" In search {best} has {more}, which the held-out images do not tell from chance."
-    if len({*winners.values()}) == 1:
-        return f"Use {words(SEARCH)}: nothing less simple is detectably better.{close}"
-    return f"Use {', '.join(f'for {_WAYS[metric]} {words(metric)}' for metric in _WAYS)}.{close}"
+def _advice(winners: Mapping[str, str], values: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    lines = []
+    for metric, way in _WAYS.items():
+        name, own = winners[metric], {recipe: of[metric] for recipe, of in values.items()}
+        line = f"For {way} use {name}"
+        if name != "CLIP":
+            gain = 100 * np.array(paired_difference(own["CLIP"], own[name]))
+            line += ": {:+.1f} [{:+.1f}, {:+.1f}] points of recall from CLIP heads".format(*gain)
+        equals = (n for n in own if n == name or paired_difference(own[n], own[name])[1] <= 1e-9)
+        simplest = next(equals)
+        if simplest != name:
+            line += f"; not detectably better than {simplest}, which is simpler"
+        lines.append(f"{line}.")
+    return " ".join(lines)

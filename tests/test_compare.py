@@ -153,7 +153,7 @@ def test_scores_of_joined_heads_are_the_mean_of_theirs(build):
     assert torch.allclose(cosines[2], (cosines[0] + cosines[1]) / 2, atol=1e-6)
 
 
-def test_the_simplest_of_equals_wins_by_direction():
+def test_the_highest_wins_by_direction_of_equals_the_simplest():
     generator = np.random.default_rng(0)
     base = (generator.random((3, 200)) < 0.5).astype(float)
     better = np.maximum(base, generator.random((3, 200)) < 0.25)
@@ -168,15 +168,20 @@ def test_the_simplest_of_equals_wins_by_direction():
     entries = {"simple": recipe(base, base), "CLIP": recipe(base, base)}
     equal = compare._comparison(entries)
     assert {*equal.winners.values()} == {"simple"}
-    assert equal.advice.startswith("Use simple (+0.0 [+0.0, +0.0] points of recall from CLIP")
+    line = "use simple: +0.0 [+0.0, +0.0] points of recall from CLIP heads."
+    assert equal.advice.count(line) == 2 and "simpler" not in equal.advice
     rounded = entries | {"rounded": recipe(base + 1e-16, base * (1 + 1e-15))}
     assert compare._comparison(rounded).winners == equal.winners
     entries |= {"search": recipe(better, base), "more": recipe(better, base)}
     entries |= {"erratic": recipe(erratic, base)}
     found = compare._comparison(entries)
-    assert found.winners == {"text_to_image_mean": "search", "image_to_text_mean": "simple"}
-    assert "searching images by text search (+" in found.advice
-    assert "finding texts for images simple (+0.0" in found.advice
+    assert found.winners == {"text_to_image_mean": "erratic", "image_to_text_mean": "simple"}
+    search, captions = found.advice.split(" For ")
+    assert search.startswith("For searching images by text use erratic: +")
+    assert search.endswith("CLIP heads; not detectably better than search, which is simpler.")
+    assert captions.startswith("finding texts for images use simple: +0.0 [")
+    entries["CLIP"] = recipe(erratic, base)
+    assert "images by text use CLIP. For finding" in compare._comparison(entries).advice
 
 
 def test_the_last_part_of_a_sum_is_tuned_beside_the_best_of_the_first(monkeypatch):

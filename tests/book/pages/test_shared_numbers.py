@@ -11,7 +11,7 @@ from cibr_book.experiments import ablation, recipes
 from cibr_book.experiments.confirmation import HITS, best_forms, photo_intervals, with_measures
 from cibr_book.experiments.plan import read_plan
 from cibr_book.experiments.tables import differences, read_table
-from cibr_book.intervals import mean_intervals
+from cibr_book.intervals import against_clip, mean_intervals
 
 ROOT = Path(__file__).resolve().parents[3]
 CONDITIONS = (
@@ -177,6 +177,23 @@ def test_the_first_page_advises_what_the_plan_of_the_recipes_found():
         assert float(points) == pytest.approx(mean, abs=0.0501)
         of_start = gained[f"{number} photos", "CCA-start"] / mean
         assert 0.4 < of_start < 0.6 or number == "3,000"
+
+
+def test_the_first_page_and_readme_have_what_a_saved_model_gained():
+    rows = recipes.with_saved(pd.read_csv(ROOT / "data/results/advice.csv"))
+    searched = [f"{test}/text_to_image_mean" for test in recipes.SETS]
+    saved = rows[rows["method"] == "highest"].set_index("condition")["recipe"]
+    assert saved["3,000 photos"].tolist() == ["CLIP+CCA"] * 8
+    gains = against_clip(rows, searched, "test").query("method == 'highest'")
+    means = gains.groupby(["condition", "test"])["difference"].mean()
+    intro, readme = ((ROOT / name).read_text("utf-8") for name in ("book/intro.md", "README.md"))
+    (line,) = re.findall(r"always CLIP\+CCA, gained .*", intro)
+    said = re.findall(r"(\d\.\d)", line)
+    cells = [(f"{n} photos", test) for n in ("3,000", "1,500", "600") for test in recipes.SETS]
+    assert [*map(float, said)] == [pytest.approx(means[cell], abs=0.0501) for cell in cells]
+    words = " ".join(readme.split())
+    assert re.search(r"saved `CLIP\+CCA`, (\S+) points above its", words)[1] == said[0]
+    assert "eight times of eight" in words
 
 
 def test_the_page_on_sweeps_names_every_sweep_and_its_hours():
