@@ -126,8 +126,8 @@ def over_beta(rows: pd.DataFrame) -> pd.DataFrame:
     parts = [intervals.mean_intervals(own, ["method", "beta"], x) for x in (bound, *gains)]
     names = (
         "residual information (a bound), nats",
-        "search, points from CLIP",
-        "zero-shot, points from CLIP",
+        "search, points from CLIP heads",
+        "zero-shot, points from CLIP heads",
     )
     return pd.concat([part.assign(measure=n) for n, part in zip(names, parts, strict=True)])
 
