@@ -102,6 +102,9 @@ def test_the_first_page_and_readme_have_the_losses_of_the_figure():
     whole = means.loc[("CLIP", 0.0), "search"] - means.loc["vMF", "search"]
     shares = left / whole.loc[left.index]
     assert len(shares) == 3 and shares.between(0.4, 0.6).all()
+    (near,) = re.findall(r"bound stays near (\d+)\)", (ROOT / "book/intro.md").read_text("utf-8"))
+    bounds = retuned.groupby("beta")["residual_bound_8192"].mean()
+    assert bounds.to_numpy() == pytest.approx(np.full(3, float(near)), rel=0.07)
 
 
 def test_the_page_on_own_loops_has_the_losses_of_the_ablation():
