@@ -346,7 +346,7 @@ def compare_recipes(
         recipes: names of `RECIPES`; by default all, self-training if there is `unpaired`. CLIP
             heads are always among them.
         pretrained: folders or hub ids of dual encoders: each is compared as it is, and with CLIP
-            heads and CCA over its frozen features.
+            heads, CCA and their sum over its frozen features.
         unpaired: a data set whose training split pairs images and texts at random, for
             self-training: an image is never matched to a text of its row.
         n_trials: of each recipe.
@@ -364,7 +364,7 @@ def compare_recipes(
     check_number("n_trials", n_trials, 1, 1000, whole=True)
     check_number("n_seeds", n_seeds, 1, 1000, whole=True)
     wanted = _wanted(list(recipes), unpaired)
-    of_towers = {"": wanted} | {towers: {"CLIP", "CCA"} for towers in pretrained}
+    of_towers = {"": wanted} | {towers: {"CLIP", "CCA", "CLIP+CCA"} for towers in pretrained}
     if keep:
         rows = [_row(towers, name) for towers, names in of_towers.items() for name in sorted(names)]
         check_known("row to keep", keep, [*rows, *(_row(towers) for towers in pretrained)])

@@ -48,7 +48,7 @@ def test_it_compares_saves_the_winner_and_reuses_what_is_trained(
     few = dict(n_trials=2, n_seeds=1, pretrained=[clip_folder], unpaired=photos)
     found = compare_recipes(photos, tmp_path / "out", **few)
     names = [*RECIPES, f"{clip_folder} as it is"]
-    names += [f"{clip_folder}: {recipe}" for recipe in ("CCA", "CLIP")]
+    names += [f"{clip_folder}: {recipe}" for recipe in ("CCA", "CLIP", "CLIP+CCA")]
     assert list(found.table["recipe"].unique()) == names
     table = pd.read_csv(tmp_path / "out" / "compare.csv").set_index(["recipe", "metric"])
     assert table.loc["CLIP", "difference"].eq(0).all()
