@@ -18,11 +18,15 @@ img { height: 96px; margin: 2px; max-width: 100% }
 img.figure { height: auto } img.match { outline: 3px solid green }"""
 
 
+def _search(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["metric"] == "text_to_image_mean"]
+
+
 def shown_table(table: pd.DataFrame) -> pd.DataFrame:
     """Recalls in per cent by recipe, and the difference in search from CLIP heads in points."""
     wide = 100 * table.pivot(index="recipe", columns="metric", values="value")
     wide = wide.loc[table["recipe"].unique(), table["metric"].unique()].round(1)
-    search = table[table["metric"] == "text_to_image_mean"].set_index("recipe")
+    search = _search(table).set_index("recipe")
     points = 100 * search[["difference", "low", "high"]]
     text = [f"{d:+.1f} [{low:+.1f}, {high:+.1f}]" for d, low, high in points.to_numpy()]
     wide["search minus CLIP"] = pd.Series(text, points.index)
@@ -78,7 +82,7 @@ def report(advice: str, table: pd.DataFrame, name: str, model: DualEncoder, test
 def _figure(table: pd.DataFrame) -> bytes:
     from matplotlib.figure import Figure
 
-    search = table[table["metric"] == "text_to_image_mean"].iloc[::-1]
+    search = _search(table).iloc[::-1]
     file = io.BytesIO()
     figure = Figure((7, 0.4 * len(search) + 0.8), layout="constrained")
     axis = figure.subplots()

@@ -12,7 +12,7 @@ import torch
 from helpers import TEXTS, noise_pairs, picture
 
 from cibr import DualEncoder, compare, load_pairs
-from cibr._report import report
+from cibr._report import report, shown_table
 from cibr.compare import RECIPES, SEARCH, Bench, compare_recipes
 from cibr.metrics import retrieval_recalls
 from cibr.models.features import embed_pairs, prepare
@@ -138,6 +138,18 @@ def test_the_report_shows_a_text_of_several_images_once(build):
     best, worst = page.split("<h2>Worst searches")
     assert best.count("first match at rank") == worst.count("first match at rank") == 10
     assert best.count("a cup (") <= 1 >= worst.count("a cup (")
+
+
+def test_the_table_shows_recalls_and_the_difference_in_search():
+    rows = [
+        (name, metric, value, value - 0.3, value - 0.32, value - 0.27, "")
+        for name, search, mean in (("CLIP", 0.3, 0.3), ("CCA", 0.35, 0.4))
+        for metric, value in (("text_to_image_mean", search), ("mean", mean))
+    ]
+    columns = ["recipe", "metric", "value", "difference", "low", "high", "at_end"]
+    shown = shown_table(pd.DataFrame(rows, columns=columns))
+    assert shown.loc["CCA"].tolist() == [35.0, 40.0, "+5.0 [+3.0, +8.0]"]
+    assert shown.columns.tolist() == ["t→i mean", "mean", "search minus CLIP"]
 
 
 def test_scores_of_joined_heads_are_the_mean_of_theirs(build):

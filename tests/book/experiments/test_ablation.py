@@ -98,12 +98,12 @@ def test_claims_are_of_the_weight_that_validation_chooses():
     assert (tests.groupby("hypothesis")["holm"].min() >= 4 / 256).all()
     assert tests.loc[("residual", "vMF: Flickr8k"), "holm"] == pytest.approx(4 / 256)
     curves = over_beta(pd.DataFrame(rows)).set_index(["measure", "method", "beta"])
-    equal = curves.loc[("search, points from CLIP", "vMF", 0.2), ["low", "high"]]
+    equal = curves.loc[("search, points from CLIP heads", "vMF", 0.2), ["low", "high"]]
     assert equal.tolist() == pytest.approx([0, 0], abs=1e-9)  # seed by seed
     curves = curves["mean"]
     assert curves["residual information (a bound), nats", "vMF", 0.2] == pytest.approx(80, 0.01)
-    assert curves["search, points from CLIP", "vMF", 0.05] == pytest.approx(1, 0.2)
-    assert curves["zero-shot, points from CLIP", "MINE", 3.0] == pytest.approx(-1, 0.2)
+    assert curves["search, points from CLIP heads", "vMF", 0.05] == pytest.approx(1, 0.2)
+    assert curves["zero-shot, points from CLIP heads", "MINE", 3.0] == pytest.approx(-1, 0.2)
     assert set(curves.index.unique("method")) == set(FORMS)
 
 
