@@ -52,6 +52,10 @@ def test_the_citation_has_the_version_and_a_date():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert cited["version"] == PROJECT["version"]
     assert date.fromisoformat(cited["date-released"]).year >= 2026
+    entry = (ROOT / "book" / "intro.md").read_text("utf-8").partition("```bibtex")[2]
+    (author,) = cited["authors"]
+    for field in (author["name"], cited["title"], cited["version"], cited["date-released"]):
+        assert f"{{{field}}}" in entry
 
 
 def test_every_requirement_has_a_lower_bound():
