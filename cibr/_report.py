@@ -18,8 +18,11 @@ img { height: 96px; margin: 2px; max-width: 100% }
 img.figure { height: auto } img.match { outline: 3px solid green }"""
 
 
+SEARCH = "text_to_image_mean"  # the metric of search
+
+
 def _search(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["metric"] == "text_to_image_mean"]
+    return table[table["metric"] == SEARCH]
 
 
 def shown_table(table: pd.DataFrame) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from cibr._report import report
+from cibr._report import SEARCH, report
 from cibr.data import Pairs, available_splits, load_pairs
 from cibr.data.pairs import joined
 from cibr.metrics import paired_difference, query_ranks, retrieval_recalls
@@ -98,7 +98,6 @@ RECIPES = {  # the simplest first
     "CLIP+CCA": Recipe("summed scores of both; CCA is tuned anew", {}, joined=("CLIP", "CCA")),
     "CLIP+CLIP": Recipe("summed scores of two trainings", {}, joined=("CLIP", "CLIP")),
 }
-SEARCH = "text_to_image_mean"
 _WAYS = {SEARCH: "searching images by text", "image_to_text_mean": "finding texts for images"}
 
 
@@ -511,17 +510,18 @@ def _comparison(entries: Mapping[str, _Entry]) -> Comparison:
     table = pd.DataFrame(rows, columns=columns)
     recalls = table.pivot(index="recipe", columns="metric", values="value").loc[[*values]]
     winners = recalls[[*_WAYS]].round(9).idxmax().to_dict()  # rounding errors win nothing
-    return Comparison(table, winners, _advice(winners, values))
+    return Comparison(table, winners, _advice(winners, values, table))
 
 
-def _advice(winners: Mapping[str, str], values: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+def _advice(winners: dict[str, str], values: dict[str, dict], table: pd.DataFrame) -> str:
+    points = 100 * table.set_index(["metric", "recipe"])[["difference", "low", "high"]]
     lines = []
     for metric, way in _WAYS.items():
         name, own = winners[metric], {recipe: of[metric] for recipe, of in values.items()}
         line = f"For {way} use {name}"
         if name != "CLIP":
-            gain = 100 * np.array(paired_difference(own["CLIP"], own[name]))
-            line += ": {:+.1f} [{:+.1f}, {:+.1f}] points of recall from CLIP heads".format(*gain)
+            gain = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*points.loc[(metric, name)])
+            line += f": {gain} points of recall from CLIP heads"
         equals = (n for n in own if n == name or paired_difference(own[n], own[name])[1] <= 1e-9)
         simplest = next(equals)
         if simplest != name:

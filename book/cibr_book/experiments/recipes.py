@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from cibr.compare import RECIPES, Bench, image_values
+from cibr.compare import RECIPES, SEARCH, Bench, image_values
 from cibr.data import Pairs, load_pairs
 from cibr.metrics import mean_interval, retrieval_recalls
 from cibr.models import DualEncoder
@@ -131,8 +131,8 @@ def with_saved(rows: pd.DataFrame) -> pd.DataFrame:
         `simplest`, the simplest until another is detectably better.
     """
     rows = rows.assign(condition=rows["photos"].map("{:,} photos".format), method=rows["recipe"])
-    highest = rows.groupby(["photos", "seed"])["held_out/text_to_image_mean"].idxmax()
-    is_simplest = rows["simplest"].fillna("").str.contains("text_to_image_mean")
+    highest = rows.groupby(["photos", "seed"])[f"held_out/{SEARCH}"].idxmax()
+    is_simplest = rows["simplest"].fillna("").str.contains(SEARCH)
     chosen = {"highest": rows.loc[highest], "simplest": rows[is_simplest]}
     return pd.concat([rows, *(part.assign(method=name) for name, part in chosen.items())])
 

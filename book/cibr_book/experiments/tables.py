@@ -96,7 +96,8 @@ def in_points(
     return table[list(rows["measure"].unique())]
 
 
-def interval_text(rows: pd.DataFrame) -> pd.Series:
+def interval_text(rows: pd.DataFrame, digits: int = 2) -> pd.Series:
     """`difference`, `low` and `high` of each row as `+0.31 [+0.14, +0.48]`."""
     cells = rows[["difference", "low", "high"]].apply(tuple, axis=1)
-    return cells.map(lambda numbers: "{:+.2f} [{:+.2f}, {:+.2f}]".format(*numbers))
+    number = f"{{:+.{digits}f}}"
+    return cells.map(lambda numbers: f"{number} [{number}, {number}]".format(*numbers))

@@ -208,7 +208,7 @@ def test_the_first_page_and_readme_have_what_a_saved_model_gained():
     assert [*map(float, said)] == [pytest.approx(means[cell], abs=0.0501) for cell in cells]
     words = " ".join(readme.split())
     (of_readme,) = re.findall(
-        r"saved `CLIP\+CCA` eight times of eight, on average (\S+) points", words
+        r"saved `CLIP\+CCA` eight times out of eight, on average (\S+) points", words
     )
     assert of_readme == said[0]
 
