@@ -7,7 +7,7 @@ compares the recipes with its defaults. The row of a recipe in `data/results/adv
 recall on the held-out photos of the folder, and that of the model that would be saved, trained with
 the first seed, on two sets which the comparison never saw: Flickr8k's 1,000 test photos and
 coco-mini. `simplest` names the directions for which the recipe is the simplest that is not
-detectably worse. Rows that are there are not made again.
+detectably worse. A stopped run resumes: rows in the file are not made again.
 
 Two rules to choose the saved model are compared, both by held-out search (text to image): the
 simplest recipe, until another is detectably better, and the recipe with the highest recall. The
@@ -17,6 +17,7 @@ folders, became the default (by 0.1, undecided).
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,7 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "book")]
 from cibr import compare
 from cibr.metrics import paired_difference
 from cibr.train.config import hold_out
-from cibr.utils import provenance
+from cibr.utils import provenance, write_atomically
 from cibr_book.experiments.recipes import SETS, features, picked
 
 RESULTS = ROOT / "data" / "results" / "advice.csv"
@@ -79,15 +80,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", nargs="+", type=int, default=[600, 1500, 3000])
     parser.add_argument("--seeds", nargs="+", type=int, default=[*range(700, 708)])
-    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     for n_photos in arguments.photos:
         for seed in arguments.seeds:
-            done = pd.read_csv(arguments.out) if arguments.out.exists() else pd.DataFrame()
-            if len(done) and (done[["photos", "seed"]] == [n_photos, seed]).all(1).any():
+            done = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame()
+            if len(done) and (done[["photos", "seed"]] == [n_photos, seed]).all(axis=1).any():
                 continue
             table = pd.concat([done, pd.DataFrame(folder_rows(n_photos, seed))])
-            table.sort_values(["photos", "seed"], kind="stable").to_csv(arguments.out, index=False)
+            table = table.sort_values(["photos", "seed"], kind="stable")
+            write_atomically(RESULTS, partial(table.to_csv, index=False))
             print(f"{n_photos} photos, seed {seed}: done", flush=True)
 
 
