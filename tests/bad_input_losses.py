@@ -13,6 +13,7 @@ IMAGE, TEXT, _ = (leaf.detach().float() for leaf in pair())
 POOLED = pooled_features()["image_pooled"]
 BROKEN = IMAGE.index_fill(0, torch.tensor(3), math.nan)
 INFINITE = IMAGE.index_fill(0, torch.tensor(3), math.inf)
+LOSS = CIBRLoss(0.1)
 NUMBERS = (-0.1, math.inf, math.nan, True, "0.1")
 
 
@@ -38,7 +39,8 @@ BAD = {
     "chunk_size": [clip(chunk_size=x) for x in (0, -1, 4.0)],
     "logit_scale": [clip(scale=x) for x in (torch.tensor(-2.0), 0.0, math.nan, math.inf)],
     r"logit_scale must be one number, got \[2\]": [clip(scale=torch.ones(2))],
-    "beta": [loss(x) for x in NUMBERS],
+    "beta": [loss(x) for x in NUMBERS] + [partial(setattr, LOSS, "beta", x) for x in NUMBERS],
+    "the penalty 'mine' needs dims: pass dims=": [loss(0.05, "mine")],
     "progress": [partial(beta_at, x, 0.6) for x in NUMBERS],
     "image_features is of type ndarray: pass a torch.Tensor": [clip(IMAGE.numpy())],
     "text_pooled is of type ndarray": [fit(POOLED, POOLED.numpy())],

@@ -8,7 +8,7 @@ bounds and estimates of R.
 
 import inspect
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -68,9 +68,10 @@ class CIBRLoss(nn.Module):
     Source: the objective of Ji et al. (2025, arXiv 2503.24182).
 
     Args:
-        beta: weight of the penalty, from 0 (plain CLIP, bit for bit) to 10,000; an attribute
-            that a schedule may set before each step, see `beta_at`. With `vmf`, `crossfit` and
-            `anchor`, compare settings by beta kappa_b A_d(kappa_e) / logit_scale.
+        beta: weight of the penalty, from 0 to 10,000; an attribute that a schedule may set before
+            each step, see `beta_at`. At 0 the penalty has no part in the graph: the loss is CLIP's,
+            bit for bit, even if the penalty is not finite. With `vmf`, `crossfit` and `anchor`,
+            compare settings by beta kappa_b A_d(kappa_e) / logit_scale.
         penalty: a name of `PENALTIES`, or a `Term`.
         kappa_e: concentration of the encoders e(z|x): of the noise with `sample`, otherwise only a
             scale of the vMF penalties. The study's photo runs use 8,192.
@@ -80,7 +81,8 @@ class CIBRLoss(nn.Module):
             (anchor) or `dims` (mine).
 
     Raises:
-        ValueError: an unknown penalty or option, or a number out of its range.
+        ValueError: an unknown penalty or option, one that the penalty needs and lacks, or a number
+            out of its range, also when `beta` is set later.
     """
 
     def __init__(
@@ -93,16 +95,29 @@ class CIBRLoss(nn.Module):
         **options: Any,
     ):
         super().__init__()
-        self.beta = check_number("beta", beta, 0, MAX_BETA)
+        self.beta = beta
         self.kappa_e = check_number("kappa_e", kappa_e, 1e-3, 1e6)
         self.sample = sample
         if isinstance(penalty, str):
             check_penalty(penalty, options)
+            needed = [n for n, x in arguments_of(penalty).items() if x.default is x.empty]
+            if missing := ", ".join(name for name in needed if name not in options):
+                fix = f"pass {missing}=..., which help(cibr.losses.PENALTIES[{penalty!r}]) explains"
+                raise ValueError(f"the penalty {penalty!r} needs {missing}: {fix}")
             penalty = PENALTIES[penalty](**options)
         elif options or not isinstance(penalty, Term):
             raise ValueError(f"a penalty is a name or a Term with its options, got {penalty!r}")
         self.penalty = penalty
         self._last: tuple[LossInputs, Scalar, Scalar] | None = None
+
+    @property
+    def beta(self) -> float:
+        """The weight of the penalty."""
+        return self._beta
+
+    @beta.setter
+    def beta(self, value: Number) -> None:
+        self._beta = check_number("beta", value, 0, MAX_BETA)
 
     @property
     def needs(self) -> set[str]:
@@ -153,7 +168,8 @@ class CIBRLoss(nn.Module):
             clip_loss = self.contrastive_loss(inputs)
             penalty = self.penalty(inputs if self.beta else fixed)
         self._last = fixed, clip_loss.detach(), penalty.detach()
-        terms = {"clip_loss": clip_loss, "penalty_loss": self.beta * penalty}
+        weighted = self.beta * penalty if self.beta else torch.zeros_like(clip_loss)
+        terms = {"clip_loss": clip_loss, "penalty_loss": weighted}
         return terms if output_dict else sum(terms.values())
 
     @torch.no_grad()
@@ -222,8 +238,8 @@ class CIBRLoss(nn.Module):
         return LossInputs(*fields, **own, others=optional)
 
 
-def arguments_of(penalty: str) -> Collection[str]:
-    """The arguments of a penalty's constructor, such as its options, by its name."""
+def arguments_of(penalty: str) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a penalty's constructor, which are its options, by its name."""
     return inspect.signature(PENALTIES[penalty]).parameters
 
 

@@ -35,6 +35,31 @@ def test_beta_weighs_a_penalty_that_is_reported_with_nats_and_zero_is_bit_equal_
     assert loss_fn.penalty.ramps == (penalty not in ("anchor", "rafa", "start"))
 
 
+class Diverged(Term):
+    """A penalty that is no number, nor has it gradients that are."""
+
+    def forward(self, inputs):
+        return (inputs.image - inputs.image).norm() / 0
+
+
+def test_with_beta_zero_a_penalty_that_is_not_finite_leaves_clip_as_it_is():
+    leaves = pair()
+    loss_fn = CIBRLoss(0.0, Diverged())
+    total = partial(loss_fn, output_dict=False)
+    got, expected = value_and_gradients(total, leaves), value_and_gradients(clip_loss, leaves)
+    assert_close(got, expected, rtol=0, atol=0)
+    loss_fn.beta = 0.1
+    assert not total(*leaves).isfinite()
+
+
+def test_a_weight_that_was_refused_leaves_the_one_before():
+    loss_fn = CIBRLoss(0.1)
+    for beta in (-5, math.nan, math.inf):
+        with pytest.raises(ValueError, match="beta is"):
+            loss_fn.beta = beta
+    assert loss_fn.beta == 0.1
+
+
 @pytest.mark.parametrize("penalty", sorted({*PENALTIES} - {"crossfit"}))  # its centres are fixed
 def test_gradients_of_the_whole_are_those_of_finite_differences(penalty):
     loss_fn = build(0.3, penalty, d=3, kappa_e=30.0, sample=True).double()
