@@ -31,7 +31,7 @@ from cibr.metrics.intervals import of_clusters, of_groups
 from cibr.metrics.retrieval import recall_items
 from cibr.metrics.zeroshot import accuracy_items
 from cibr.models import DualEncoder
-from cibr.models.features import embed_pairs, pixel_digests, prepare
+from cibr.models.features import embed_pairs, prepare
 from cibr.utils import check_known, check_number, digest, save_table, write_atomically
 
 _KEY = ["suite", "dataset", "kind", "metric"]  # of a row
@@ -350,7 +350,7 @@ def _predict(model: DualEncoder, task: Task, pairs: Pairs, batch_size: int) -> P
         items = metrics.query_ranks(images, texts, *pairs.retrieval_targets())._asdict()
         if len(items["image_units"].unique()) < 2:
             raise ValueError("all images match one another: retrieval needs two that differ")
-    return Predictions(kind, items, digest(repr((*shown, pixel_digests(pairs)))))
+    return Predictions(kind, items, digest(repr((*shown, pairs.image_digests()))))
 
 
 def _save(predictions: Predictions, file: Path) -> None:

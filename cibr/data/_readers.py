@@ -21,7 +21,6 @@ import re
 import tarfile
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -72,16 +71,19 @@ def _group(value: Any) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _pairs(name: str, split: str, rows: _Rows, load: Callable, skip: _Skip) -> Pairs:
-    """Pairs of the images with a text, each text of an image once; `load` takes the keys and an
-    index.
+def _pairs(
+    name: str, split: str, rows: _Rows, load: Callable, read: Callable, skip: _Skip
+) -> Pairs:
+    """Pairs of the images with a text, each text of an image once; `load` and `read` take the keys
+    and an index.
     """
     for key, (texts, _) in rows.items():
         if not texts:
             skip(ValueError(f"{key} of {name} has no text: write one or drop the row"))
     rows = {key: row for key, row in rows.items() if row[0]}
     captions = [list(dict.fromkeys(texts)) for texts, _ in rows.values()]
-    pairs = Pairs(name, split, captions, list(rows), partial(load, list(rows)))
+    keys = list(rows)
+    pairs = Pairs(name, split, captions, keys, partial(load, keys), read=partial(read, keys))
     if any(group for _, group in rows.values()):
         groups = [group or (key,) for key, (_, group) in rows.items()]
         numbers = {item: number for number, item in enumerate(dict.fromkeys(groups))}
@@ -136,8 +138,8 @@ def _load_images(
             found[file_name] = row
         else:
             skip(FileNotFoundError(f"{image} is missing, but {file} names it"))
-    pairs = _pairs(name, split, found, partial(_folder_image, file.parent), skip)
-    return replace(pairs, stamp=_stamp(file.parent / key for key in pairs.keys))
+    of_folder = (partial(of, file.parent) for of in (_folder_image, _folder_file))
+    return _pairs(name, split, found, *of_folder, skip)
 
 
 def _classes(folder: Path) -> dict[str, list[str]]:
@@ -159,19 +161,17 @@ def _load_classes(folder: Path, classes: dict[str, list[str]], name: str, skip: 
     names = [of_class.replace("_", " ") for of_class in classes]
     files = [file for files in classes.values() for file in files]
     captions = [[names[i]] for i in labels]
-    load = partial(_folder_image, folder, files)
+    load, read = (partial(of, folder, files) for of in (_folder_image, _folder_file))
     known = dict(labels=torch.tensor(labels), classnames=names, templates=["a photo of a {c}."])
-    known["stamp"] = _stamp(folder / file for file in files)
-    return Pairs(name, "test", captions, files, load, **known)
+    return Pairs(name, "test", captions, files, load, read=read, **known)
 
 
-def _stamp(files: Iterable[Path]) -> str:
-    states = map(os.stat, files)
-    return digest(repr([(state.st_size, state.st_mtime_ns) for state in states]))
+def _folder_file(folder: Path, file_names: list[str], i: int) -> Path:
+    return folder / file_names[i]
 
 
 def _folder_image(folder: Path, file_names: list[str], i: int) -> Image.Image:
-    return open_rgb(folder / file_names[i])
+    return open_rgb(_folder_file(folder, file_names, i))
 
 
 def _splits_of(file: Path, rows: _Rows) -> dict[str, str]:
@@ -275,14 +275,19 @@ def _load_hub(place: str, split: str, name: str, skip: _Skip) -> Pairs:
     groups = data["group"] if "group" in data.column_names else [None] * len(data)
     fields = zip(map(_texts, data[column]), map(_group, groups), strict=True)
     rows = {f"row {i}": row for i, row in enumerate(fields)}
-    pairs = _pairs(name, split_of(split), rows, partial(_hub_image, files), skip)
-    return replace(pairs, stamp=_stamp(Path(file["filename"]) for file in data.cache_files))
+    of_files = (partial(of, files) for of in (_hub_image, _hub_file))
+    return _pairs(name, split_of(split), rows, *of_files, skip)
+
+
+def _hub_file(files: Any, keys: list[str], i: int) -> bytes | Path:
+    """Image i in its row of a `datasets.Dataset` with undecoded images."""
+    image = files[int(keys[i].removeprefix("row "))]["image"] or {}
+    in_file = image.get("path") and not image.get("bytes")
+    return Path(image["path"]) if in_file else image.get("bytes") or b""
 
 
 def _hub_image(files: Any, keys: list[str], i: int) -> Image.Image:
-    """Loads image i from its row of a `datasets.Dataset` with undecoded images."""
-    image = files[int(keys[i].removeprefix("row "))]["image"] or {}
-    return open_rgb(image.get("bytes") or image.get("path") or b"", f"the image of {keys[i]}")
+    return open_rgb(_hub_file(files, keys, i), f"the image of {keys[i]}")
 
 
 def _fetched(place: str, ask: Callable, **options: Any) -> Any:
@@ -349,9 +354,10 @@ def _load_shards(place: str, folder: str, name: str, skip: _Skip) -> Pairs:
         captions.append(texts)
         labels.append(label)
         images.append((shard, *sample["image"]))
-    load = partial(_shard_image, shards, keys, np.array(images, dtype=np.int64).reshape(-1, 3))
-    pairs = Pairs(name, split_of(folder), captions, keys, load, classnames=classnames)
-    pairs.stamp = _stamp(shards)
+    read = partial(_shard_bytes, shards, np.array(images, dtype=np.int64).reshape(-1, 3))
+    titles = [f"sample {key!r} of {shards[i]}" for key, (i, *_) in zip(keys, images, strict=True)]
+    load = partial(_shard_image, read, titles)
+    pairs = Pairs(name, split_of(folder), captions, keys, load, classnames=classnames, read=read)
     templates = root / "zeroshot_classification_templates.txt"
     if has_classes:
         pairs.labels = torch.tensor(labels, dtype=torch.long)
@@ -360,14 +366,16 @@ def _load_shards(place: str, folder: str, name: str, skip: _Skip) -> Pairs:
     return pairs
 
 
-def _shard_image(shards: list[Path], keys: list[str], images: np.ndarray, i: int) -> Image.Image:
-    """Loads image i from its shard; the columns of `images` [n, 3] are shard, offset and size in
-    bytes.
-    """
+def _shard_bytes(shards: list[Path], images: np.ndarray, i: int) -> bytes:
+    """The file of image i; the columns of `images` [n, 3] are shard, offset and size in bytes."""
     shard, offset, size = images[i].tolist()
     with open(shards[shard], "rb") as file:
         file.seek(offset)
-        return open_rgb(file.read(size), f"the image of sample {keys[i]!r} of {shards[shard]}")
+        return file.read(size)
+
+
+def _shard_image(read: Callable[[int], bytes], titles: list[str], i: int) -> Image.Image:
+    return open_rgb(read(i), f"the image of {titles[i]}")
 
 
 def _lines(file: Path) -> list[str]:

@@ -6,6 +6,7 @@ Image i has one or more texts, `captions[i]`; flattened, the texts are numbered 
 converted to 8-bit RGB by `to_rgb`. Pairs can be pickled, for DataLoader workers.
 """
 
+import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -19,6 +20,8 @@ import torch
 from jaxtyping import Int64, Shaped
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from cibr.utils import digest
 
 # Suffixes of the image files that a folder is searched for and a shard's samples may have.
 # EPS and the like are left out: Pillow would run an interpreter of their programs.
@@ -45,7 +48,8 @@ class Pairs:
         classnames: the class names that `labels` index, in a classification set.
         templates: prompt templates for zero-shot classification, with ``{c}`` for the class name.
         groups: equal numbers for renderings of the same item; None if unknown.
-        stamp: changes when a file of the images does; empty if unknown.
+        read: takes an index and returns the image's file, a path or bytes; None if `load` makes the
+            images.
 
     Raises:
         ValueError: if the lengths disagree, or an image has no text.
@@ -61,7 +65,7 @@ class Pairs:
     classnames: list[str] | None = None
     templates: list[str] | None = None
     groups: Int64[Tensor, " n"] | None = None
-    stamp: str = ""
+    read: Callable[[int], bytes | Path] | None = None
 
     def __post_init__(self) -> None:
         if any(isinstance(texts, str) for texts in self.captions):
@@ -95,6 +99,11 @@ class Pairs:
         """Yields the images at these indices, in order, or all images."""
         pairs = self if indices is None else self.subset(indices)
         return map(pairs.load, range(len(pairs)))
+
+    def image_digests(self) -> list[str]:
+        """Returns a SHA-256 digest per image, of its file or, without one, of its pixels."""
+        read = self.read or self.image
+        return [_digest(read(i)) for i in range(len(self))]
 
     def texts(self) -> list[str]:
         """Returns all texts as one list, image by image."""
@@ -179,6 +188,7 @@ class Pairs:
             captions=[self.captions[i] for i in chosen],
             keys=[self.keys[i] for i in chosen],
             load=partial(_chosen, self.load, chosen),
+            read=None if self.read is None else partial(_chosen, self.read, chosen),
             labels=None if self.labels is None else self.labels[rows],
             groups=None if self.groups is None else self.groups[rows],
             factors=None if factors is None else factors.iloc[chosen].reset_index(drop=True),
@@ -201,7 +211,6 @@ def joined(parts: Sequence[Pairs]) -> Pairs:
         keys=[part.keys[i] for part, i in sources],
         load=partial(_of_parts, sources),
         groups=torch.cat(groups) if any(part.groups is not None for part in parts) else None,
-        stamp="".join(part.stamp for part in parts),
     )
 
 
@@ -210,8 +219,17 @@ def _of_parts(sources: list[tuple[Pairs, int]], i: int) -> Image.Image:
     return part.image(row)
 
 
-def _chosen(load: Callable[[int], Image.Image], indices: list[int], i: int) -> Image.Image:
+def _chosen(load: Callable[[int], Any], indices: list[int], i: int) -> Any:
     return load(indices[i])
+
+
+def _digest(image: Image.Image | bytes | Path) -> str:
+    if isinstance(image, Path):
+        with image.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(image, Image.Image):  # RGB, as `Pairs.image` returns it
+        image = repr(image.size).encode() + image.tobytes()
+    return digest(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -179,9 +179,8 @@ def _image_features(model: DualEncoder, pairs: Pairs, name: str) -> Tensor:
     def pooled(rows: Sequence[int]) -> Tensor:
         return model.encode_images(_decode(model.preprocess, pairs, rows)).pooled
 
-    shown = (pairs.name, pairs.split, pairs.keys, pairs.stamp, pixel_digests(pairs))
     tower, *_ = model.backbone.towers.parts().values()
-    identity = [_tower_digest(tower), model.processor.to_dict(), shown]
+    identity = [_tower_digest(tower), model.processor.to_dict(), pairs.image_digests()]
     return _cached(name, identity, range(len(pairs)), pooled, size)
 
 
@@ -225,14 +224,6 @@ def keep_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
     with suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, partial(save_file, tensors))
-
-
-def pixel_digests(pairs: Pairs) -> list[str]:
-    """Digests of a few evenly spaced images, to detect a data set that was changed under the same
-    names.
-    """
-    rows = torch.linspace(0, len(pairs) - 1, min(64, len(pairs))).long().tolist()
-    return [digest(pairs.image(i).tobytes()) for i in rows]
 
 
 def _tower_digest(tower: torch.nn.Module) -> str:

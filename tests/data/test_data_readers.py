@@ -2,8 +2,10 @@
 from them.
 """
 
+import hashlib
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock, call
 
@@ -132,20 +134,19 @@ def test_without_metadata_subfolders_are_classes(tmp_path):
         available_splits(tmp_path)
 
 
-def test_a_set_s_stamp_changes_with_any_of_its_files(tmp_path, three):
-    folder = write_images(tmp_path / "photos", *(f"{i}.png" for i in range(3)))
-    write_metadata(folder, "file_name,text\n0.png,x\n1.png,y\n2.png,z\n")
-    classes = write_images(tmp_path / "classes", "a/0.png", "b/1.png")
-
-    def stamps():
-        sets = (folder, "train"), (three, "train"), (classes, "test")
-        return [load_pairs(*given).stamp for given in sets]
-
-    before = stamps()
-    assert all(before) and before == stamps()
-    for file in (folder / "1.png", three / "train" / "1.tar", classes / "b/1.png"):
-        os.utime(file, ns=(0, 0))
-    assert all(old != new for old, new in zip(before, stamps(), strict=True))
+def test_an_image_s_digest_is_that_of_its_file_or_of_its_pixels(tmp_path, three):
+    photos = write_images(tmp_path / "photos", "train/0.png", "train/1.png")
+    (photos / "train" / "1.png").write_bytes(png(30))
+    write_metadata(photos, "file_name,text\ntrain/0.png,x\ntrain/1.png,y\n")
+    parquet = write_parquet(tmp_path / "parquet", "train", ["x", "y"])
+    for place in (photos, three, parquet):
+        pairs = load_pairs(place, "train")
+        files = [pairs.read(i) for i in (1, 0)]
+        files = [file.read_bytes() if isinstance(file, Path) else file for file in files]
+        of_files = [hashlib.sha256(file).hexdigest() for file in files]
+        assert pairs.subset([1, 0]).image_digests() == of_files and of_files[0] != of_files[1]
+        of_pixels = replace(pairs, read=None).image_digests()
+        assert len({*of_pixels}) == len(pairs) and not {*of_pixels} & {*of_files}
 
 
 def test_a_hub_set_gives_captions_groups_and_images_on_demand(tmp_path, monkeypatch):
