@@ -100,6 +100,7 @@ def damaged_run(record, history="epoch,step\n1,2\n"):
     return call
 
 
+RECORD = '{"configuration": {}, "run": {}, "finished": true}'
 SAME = replace(noise_pairs(9), captions=[["a red cat"]] * 9)
 TWO = PAIRS.subset([0, 1])
 RUNS = [
@@ -107,9 +108,9 @@ RUNS = [
     ("output in the data", output_within_the_data, "output_dir .* within the data set's folder"),
     ("output under a file", output_under_a_file, "output_dir .* cannot be written"),
     ("other files", output_with_other_files, "output_dir .*'thesis.tex'"),
-    ("a record that is a list", damaged_run("[]", ""), "output_dir .* damaged .*choose another"),
-    ("no epoch", damaged_run("{}", "epoch,step\n"), "damaged .*no epoch"),
-    ("deep JSON", damaged_run("[" * 100_000), "output_dir .* damaged"),
+    ("a record that is a list", damaged_run("[]", ""), "files that no run made, such as"),
+    ("no epoch", damaged_run(RECORD, "epoch,step\n"), "damaged .*no epoch.*choose another"),
+    ("deep JSON", damaged_run("[" * 100_000), "files that no run made, such as"),
     ("no model", lambda: fit(None, PAIRS, None, configure()), "build_model"),
     ("no pairs", fitting(None, configure()), "the pairs to train on are of type NoneType"),
     ("no configuration", fitting(PAIRS, None), "configure"),

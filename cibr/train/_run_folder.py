@@ -1,18 +1,20 @@
 """The output folder of a run: its lock, checkpoints that count only when whole, the finished run.
 
-Trainer would resume from the newest folder, whole or not. Here a checkpoint counts once its last
-file, `whole.json` with digests of the others, is written; one that is not whole is skipped. Order,
-captions, dropout and noise are keyed by the seed and the step, so a checkpoint needs no random
-state.
+A folder belongs to a run if it has that run's `run.json`, which is written before the first step
+into a folder without other files. Only what runs made is removed or written over.
+
+Trainer would resume from the newest checkpoint, whole or not. Here each has a `whole.json`: it is
+written first, as the mark that a run made the folder, and again at the end, with digests of the
+other files; then the checkpoint counts. Order, captions, dropout and noise are keyed by the seed
+and the step, so a checkpoint needs no random state.
 """
 
 import hashlib
 import json
 import re
-import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ _PATIENCE = 5  # s, as worker processes of a killed run may hold the lock a litt
 _HISTORY = "history.csv"
 _RECORD = "run.json"
 _MARK = "whole.json"
-_OF_A_RUN = (_HISTORY, _RECORD, "checkpoint-*", "runs", "README.md")
-_OF_A_RUN += ("*.ipynb", "*.log", "*.part", ".*")
+_LOCK = ".cibr.lock"
+_PART = re.compile(rf"({re.escape(_HISTORY)}|{re.escape(_RECORD)})\.\d+\.part")
+_BESIDE = ("*.ipynb", "*.log", ".*")  # what others may write there: a run's notebook, its log
 
 
 class RunFolder:
@@ -38,7 +41,7 @@ class RunFolder:
         writes: whether this process writes to it.
 
     Raises:
-        ValueError: the folder cannot be written, or contains other files.
+        ValueError: the folder cannot be written, or contains files that no run made.
     """
 
     def __init__(self, path: Path, writes: bool = True):
@@ -48,11 +51,16 @@ class RunFolder:
         self._name = f"output_dir {str(path)!r}"
         try:
             path.mkdir(parents=True, exist_ok=True)
-            names = [f.name for f in path.iterdir() if not any(map(f.match, _OF_A_RUN))]
+            names = sorted(file.name for file in path.iterdir())
         except OSError as error:
             raise ValueError(f"{self._name} cannot be written: {error}; choose another") from error
-        if names and not self._checkpoints() and not (path / _RECORD).exists():
-            what = f"already has files that are no run's, such as {min(names)!r}"
+        if self._record():
+            others = [f.name for f in self._checkpoints() if not _is_ours(f)]
+        else:
+            others = [n for n in names if not _PART.fullmatch(n)]
+            others = [n for n in others if not any(map(Path(n).match, _BESIDE))]
+        if others and writes:
+            what = f"already has files that no run made, such as {others[0]!r}"
             raise ValueError(f"{self._name} {what}: choose another")
 
     @contextmanager
@@ -66,7 +74,7 @@ class RunFolder:
         if not self.writes:
             yield
             return
-        lock = FileLock(self.path / ".lock", timeout=_PATIENCE)
+        lock = FileLock(self.path / _LOCK, timeout=_PATIENCE)
         try:
             lock.acquire()
         except Timeout as error:
@@ -75,7 +83,7 @@ class RunFolder:
         try:
             yield
         finally:
-            (self.path / ".lock").unlink(missing_ok=True)
+            (self.path / _LOCK).unlink(missing_ok=True)
             lock.release()
 
     def finished(self) -> pd.DataFrame | None:
@@ -85,20 +93,19 @@ class RunFolder:
             ValueError: the run has another configuration or other pairs; the message lists the
                 differences.
         """
-        record, table = self.path / _RECORD, self.path / _HISTORY
-        if not (record.exists() and table.exists()):
+        record = self._record()
+        if not record or not record.get("finished", True):
             return None
         fix = f"or remove {str(self.path)!r}"
         try:
-            stored = dict(json.loads(record.read_text(encoding="utf-8"))).get("run", {})
             # Empty cells are epochs without validation.
-            history = pd.read_csv(table, dtype=str)
+            history = pd.read_csv(self.path / _HISTORY, dtype=str)
             if history.empty:
                 raise ValueError(f"{_HISTORY} has no epoch")
-        except (ValueError, TypeError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             what = f"a finished run that is damaged ({error})"
             raise ValueError(f"{self._name} has {what}: choose another, {fix}") from error
-        self._refuse_another(stored, "a finished run", fix)
+        self._refuse_another(record["run"], "a finished run", fix)
         self._remove_checkpoints()
         return history.astype(float).astype({"epoch": int, "step": int})  # to the last digit
 
@@ -126,18 +133,28 @@ class RunFolder:
             return "there is no checkpoint yet"
         return f"the last good checkpoint is {str(whole[-1])!r}"
 
+    def begin(self, configuration: dict[str, Any]) -> None:
+        """Writes the record that makes the folder this run's."""
+        with self.writing(self.path / _RECORD):
+            self._write_record(configuration, finished=False)
+
+    def begin_checkpoint(self, folder: Path) -> None:
+        """Makes the folder of a checkpoint, with the mark that it is a run's."""
+        folder.mkdir()
+        _write(folder / _MARK, json.dumps({"run": self.identity}))
+
     @contextmanager
     def writing(self, path: Path) -> Iterator[None]:
-        """A context that writes a file or folder anew; what is left of a failure is removed.
+        """A context that writes a file or a checkpoint; what is left of a failed one is removed.
 
         Raises:
             ValueError: it cannot be written; the message names the last good checkpoint.
         """
-        self._remove(path)
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
-            self._remove(path)
+            if path.is_dir():
+                self._remove(path)
             fix = f"{self.last_good()}. Make room or choose another output_dir"
             raise ValueError(f"cannot write {str(path)!r}: {error}; {fix}") from error
 
@@ -148,8 +165,9 @@ class RunFolder:
         """
         digests = {}
         for file in folder.iterdir():
-            sync(file)  # durable before the mark
-            digests[file.name] = _digest(file)
+            if file.name != _MARK:
+                sync(file)  # durable before the mark
+                digests[file.name] = _digest(file)
         _write(folder / _MARK, json.dumps({"run": self.identity, "digests": digests}))
         sync(self.path)
         self._write_history(history)
@@ -161,9 +179,24 @@ class RunFolder:
         """Writes the record of a run whose model is saved, then removes the checkpoints."""
         with self.writing(self.path / _RECORD):
             self._write_history(history)
-            about = {"configuration": configuration, "run": self.identity} | provenance()
-            _write(self.path / _RECORD, json.dumps(about, indent=2) + "\n")
+            self._write_record(configuration, finished=True)
         self._remove_checkpoints()
+
+    def _record(self) -> dict[str, Any]:
+        """The record of the folder's run, or an empty one if it is no run's."""
+        try:
+            record = json.loads((self.path / _RECORD).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        parts = (
+            [record.get(n) for n in ("configuration", "run")] if isinstance(record, dict) else []
+        )
+        return record if parts and all(isinstance(part, dict) for part in parts) else {}
+
+    def _write_record(self, configuration: dict[str, Any], finished: bool) -> None:
+        if self.writes:
+            about = {"configuration": configuration, "run": self.identity, "finished": finished}
+            _write(self.path / _RECORD, json.dumps(about | provenance(), indent=2) + "\n")
 
     def _write_history(self, history: pd.DataFrame) -> None:
         if len(history):
@@ -176,13 +209,21 @@ class RunFolder:
         return [found[step] for step in sorted(found)]
 
     def _remove_checkpoints(self) -> None:
-        parts = [f for f in self.path.glob("*.part") if re.search(r"\.\d+\.part$", f.name)]
+        parts = [file for file in self.path.glob("*.part") if _PART.fullmatch(file.name)]
         for path in (*self._checkpoints(), *parts):
             self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        if self.writes:
-            path.unlink(missing_ok=True) if path.is_file() else shutil.rmtree(path, True)
+        """Removes a file, or a checkpoint that a run made."""
+        if not self.writes:
+            return
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+        elif _is_ours(path):
+            with suppress(OSError):  # the mark last: what a kill leaves is known as ours
+                for file in sorted(path.iterdir(), key=lambda file: file.name == _MARK):
+                    file.unlink()
+                path.rmdir()
 
     def _refuse_another(self, stored: dict[str, Any], what: str, fix: str) -> None:
         differences = [
@@ -193,6 +234,14 @@ class RunFolder:
         if differences:
             held = f"{str(self.path)!r} holds {what} of another configuration"
             raise ValueError(f"{held}: {', '.join(differences)}. Choose another output_dir, {fix}")
+
+
+def _is_ours(checkpoint: Path) -> bool:
+    """Whether a run made this folder: it has a mark, or no more than a part of one."""
+    if not checkpoint.is_dir():
+        return False
+    names = [file.name for file in checkpoint.iterdir()]
+    return _MARK in names or all(name.startswith(_MARK) for name in names)
 
 
 def _mark_of_whole(folder: Path) -> dict[str, Any] | None:

@@ -141,6 +141,7 @@ class CIBRTrainer(Trainer):
             self.sums = {}
             self.seconds = 0.0
             [checkpoint] = broadcast_object_list([run.newest_checkpoint()])
+            run.begin(asdict(self.config))
             try:
                 super().train(checkpoint)
             except FloatingPointError as error:
@@ -206,6 +207,7 @@ class CIBRTrainer(Trainer):
                 shown = (pairs.keys, pairs.captions, pairs.match_labels().tolist())
                 of_pairs = digest(repr(shown))[:12]
                 run[f"{name} pairs"] = f"{len(pairs):,} with digest {of_pairs}"
+                run[f"{name} images"] = f"digest {digest(repr(pairs.image_digests()))[:12]}"
         run["callbacks"] = [
             type(callback).__name__ + str(getattr(callback, "settings", ""))
             for callback in self._stateful()
@@ -380,7 +382,7 @@ class CIBRTrainer(Trainer):
             self.model.save_pretrained(output_dir or self.args.output_dir)
             return
         folder = Path(output_dir)  # of a checkpoint
-        folder.mkdir()
+        self.run_folder.begin_checkpoint(folder)
         save_model(self.model, folder / _ENCODERS)
         parts = [part.state_dict() for part in (self.loss_fn, *self._stateful())]
         state = {"sums": self.sums, "seconds": self.seconds, "parts": parts}

@@ -116,12 +116,13 @@ KILLS = [  # before which function is called for what, and how often
     ("cibr.train.trainer embed_pairs", "", 1),  # in the first validation
     ("torch save", "checkpoint-3/parts.pt", 1),
     ("torch save", "checkpoint-3/optimizer.pt", 1),
-    ("shutil rmtree", "checkpoint-1", 2),
-    ("os replace", "checkpoint-3/whole.json", 1),
+    ("os unlink", "checkpoint-1/whole.json", 1),
+    ("os replace", "checkpoint-3/whole.json", 1),  # before anything of it is written
+    ("os replace", "checkpoint-3/whole.json", 2),
     ("os replace", "history.csv", 1),
     ("os replace", "history.csv", 4),  # after the last step
-    ("os replace", "run.json", 1),
-    ("shutil rmtree", "checkpoint-5", 2),  # after the record of the finished run
+    ("os replace", "run.json", 2),
+    ("os unlink", "checkpoint-5/optimizer.pt", 1),  # after the record of the finished run
 ]
 
 
@@ -129,7 +130,7 @@ KILLS = [  # before which function is called for what, and how often
 @pytest.mark.parametrize("moment", KILLS, ids=lambda moment: " ".join(map(str, moment)))
 def test_a_kill_in_the_middle_of_a_save_loses_at_most_that_save(whole, tmp_path, moment):
     assert exit_code_of(run, tmp_path, partial(kill_at, *moment)) == -signal.SIGKILL
-    assert (tmp_path / "run.json").exists() or last_step(tmp_path) >= 2
+    assert json.loads((tmp_path / "run.json").read_text())["finished"] or last_step(tmp_path) >= 2
     train(tmp_path)
     assert_equal_runs(tmp_path, whole)
 
@@ -234,7 +235,7 @@ def test_a_second_run_on_a_folder_is_refused_until_the_first_one_has_ended(tmp_p
     with RunFolder(tmp_path).claimed(), RunFolder(tmp_path, writes=False).claimed(), refused:
         train(tmp_path.name, epochs=1)  # the same folder, spelled in another way
     train(tmp_path, epochs=1)
-    assert not (tmp_path / ".lock").exists()
+    assert not (tmp_path / ".cibr.lock").exists()
 
 
 def test_a_finished_run_is_loaded_and_one_of_another_configuration_refused(
@@ -257,7 +258,8 @@ def sealed(folder, step, **identity):
     """A run's folder with one more checkpoint, of no files."""
     run = RunFolder(folder)
     run.identity = identity
-    (folder / f"checkpoint-{step}").mkdir()
+    run.begin({})
+    run.begin_checkpoint(folder / f"checkpoint-{step}")
     run.seal(folder / f"checkpoint-{step}", pd.DataFrame(), None)
     return run
 

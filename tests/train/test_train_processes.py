@@ -66,7 +66,8 @@ LAUNCH += "-m cibr.cli train config.json"
 @pytest.mark.slow
 def test_accelerate_launch_trains_and_saves_at_sigterm(tmp_path):
     data = write_folder(tmp_path / "mine", train=8, validation=4, test=2)
-    config = dict(dataset=data, epochs=50, batch_size=4, output_dir=str(tmp_path / "out"))
+    config = dict(dataset=data, model="tiny", epochs=50, batch_size=4)
+    config["output_dir"] = str(tmp_path / "out")
     (tmp_path / "config.json").write_text(json.dumps(config))
     with (tmp_path / "log").open("w") as log:
         command = [sys.executable, *LAUNCH.split()]
