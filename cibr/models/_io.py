@@ -6,13 +6,14 @@ shipped with the package and on the hub. `DualEncoder.save_pretrained` says what
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers.utils import logging
 
 from cibr.utils import nearest, shipped
@@ -72,15 +73,49 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def from_hub(loader: str, name: str | Path) -> Any:
+class WeightsError(ValueError):
+    """Weights that a model cannot be used with: others than its own, or not finite."""
+
+
+def check_weights(
+    model: nn.Module, source: str | Path, missing: Collection[str], others: Collection[str]
+) -> None:
+    """Raises WeightsError unless a model's weights were all in its files and are finite.
+
+    Args:
+        model: with the weights loaded.
+        source: its folder or hub id.
+        missing: names of its weights that the files lack.
+        others: names in the files that it has no place for; they matter if some are missing.
+    """
+    where = f"the weights in {str(source)!r}"
+    if missing:
+        found = f"they have {len(others)} others, such as {min(others)!r}" if others else ""
+        fix = "save the whole model again, without a wrapper such as DistributedDataParallel"
+        what = f"{where} lack {len(missing)} of {type(model).__name__}, such as {min(missing)!r}"
+        raise WeightsError(f"{'; '.join(filter(None, [what, found]))}: {fix}")
+    for name, weights in model.state_dict().items():
+        if weights.is_floating_point() and not weights.isfinite().all():
+            fix = "take those of an earlier checkpoint, or train again at a lower learning rate"
+            raise WeightsError(f"{where} are not finite, such as {name!r}: {fix}")
+
+
+def from_hub(loader: str, name: str | Path, unused: str = " ") -> Any:
     """Calls `from_pretrained` of a class of transformers: AutoModel, in float32, AutoTokenizer or
     AutoImageProcessor.
 
+    Args:
+        loader: the class's name.
+        name: a folder, or a hub id.
+        unused: how the names of weights begin that may be missing, as nothing reads them.
+
     Raises:
         FileNotFoundError: nothing to load; the message says where it searched, and the fix.
+        WeightsError: weights that do not fit the model or are not finite.
     """
     source = resolve(str(name))
-    options = {"dtype": torch.float32} if loader == "AutoModel" else {}
+    is_model = loader == "AutoModel"
+    options = {"dtype": torch.float32, "output_loading_info": True} if is_model else {}
     options |= {"trust_remote_code": False}  # else transformers asks, and a pipe may say yes
     try:
         with quiet_transformers():
@@ -93,4 +128,9 @@ def from_hub(loader: str, name: str | Path) -> Any:
         cause = str(error).strip().partition("\n")[0] or type(error).__name__
         message = f"cannot load {source!r} with transformers.{loader} ({cause}): {fix}"
         raise FileNotFoundError(message) from error
-    return loaded
+    if not is_model:
+        return loaded
+    model, info = loaded
+    missing = [name for name in info["missing_keys"] if not name.startswith(unused)]
+    check_weights(model, source, missing, info["unexpected_keys"])
+    return model

@@ -144,7 +144,8 @@ class DualEncoder(nn.Module):
 
         Raises:
             FileNotFoundError: a tower, the tokenizer or the image preprocessing is missing.
-            ValueError: towers that are not a dual encoder of transformers.
+            ValueError: towers that are not a dual encoder of transformers; weights that do not fit
+                a tower or are not finite.
         """
         if towers:
             dual = cls.from_pretrained(towers)
@@ -154,7 +155,7 @@ class DualEncoder(nn.Module):
             backbone = _towers.FrozenBackbone(dual.backbone, dual.image_size, dim, dropout)
             return cls(backbone, dual.processor, dual.tokenizer)
         image = _io.from_hub("AutoModel", image_tower)
-        text = _io.from_hub("AutoModel", text_tower)
+        text = _io.from_hub("AutoModel", text_tower, unused="pooler.")
         if hasattr(image.config, "pretrained_cfg"):  # of a model of timm
             mean, std = image.config.pretrained_cfg["mean"], image.config.pretrained_cfg["std"]
         else:
@@ -398,18 +399,21 @@ class DualEncoder(nn.Module):
         Raises:
             FileNotFoundError: the model, its tokenizer or its image preprocessing is missing; the
                 message names the places searched.
-            ValueError: a folder that is incomplete or damaged, or a model that is not a dual
-                encoder.
+            ValueError: a folder that is incomplete or damaged, a model that is not a dual encoder,
+                or weights that do not fit it or are not finite.
         """
         name = str(name)
         folder = Path(_io.resolve(name)).absolute()
         if (folder / _CONFIG).exists() or (folder / _WEIGHTS).exists():
             try:
                 return cls._read(folder)
+            except _io.WeightsError:
+                raise
             except Exception as error:  # readers raise nearly anything on damaged files
                 damaged = f"{str(folder)!r} is incomplete or damaged"
                 raise ValueError(f"{damaged}: save the model again ({error})") from error
-        if any(folder.glob("checkpoint*")) and not (folder / "config.json").exists():
+        is_run = (folder / "run.json").exists() or any(folder.glob("checkpoint*"))
+        if is_run and not (folder / "config.json").exists():
             what = f"{name!r} has no model yet: it is the folder of an unfinished run"
             raise FileNotFoundError(f"{what}; repeat the command that began it")
         backbone = _towers.HubBackbone(_io.from_hub("AutoModel", name))
@@ -430,7 +434,8 @@ class DualEncoder(nn.Module):
             towers, processor = _read_towers(folder, settings)
             backbone = _towers.FrozenBackbone(towers, processor.size, **about["settings"])
         model = cls(backbone, processor, _io.from_hub("AutoTokenizer", folder))
-        load_model(model, folder / _WEIGHTS)
+        missing, others = load_model(model, folder / _WEIGHTS, strict=False)
+        _io.check_weights(model, folder, missing, others)
         return model.eval()
 
 

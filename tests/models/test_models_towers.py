@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from helpers import TEXTS, picture
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_models_dual_encoder import odd_images
 
@@ -29,6 +29,7 @@ def test_images_are_preprocessed_as_by_transformers_bit_for_bit():
 @settings(max_examples=50, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_a_tokenizer_reads_every_string_in_lower_case(text):
+    assume("<end>" not in text.lower() and "<pad>" not in text.lower())  # its own marks
     tokenizer = train_tokenizer(TEXTS)
     ids = tokenizer(text)["input_ids"]
     assert ids == tokenizer(text.lower())["input_ids"]
