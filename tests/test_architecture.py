@@ -67,3 +67,10 @@ def test_imports_point_one_way(path):
 def test_losses_and_tiny_models_are_used_without_the_libraries_of_what_is_larger(statement, unused):
     code = f"import sys\n{statement}\nprint([name for name in {unused} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_no_folder_of_tests_is_left_out(pytestconfig):
+    patterns = pytestconfig.getini("norecursedirs")
+    folders = {file.parent for file in Path(__file__).parent.rglob("test_*.py")}
+    assert len(folders) > 5
+    assert [folder for folder in folders if any(map(folder.match, patterns))] == []

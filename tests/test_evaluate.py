@@ -157,6 +157,7 @@ class Peer:
 # chance.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:WebDataset\\(shardshuffle")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.extra
 @pytest.mark.parametrize("kind", ["frozen", "hub"])
 def test_scores_equal_those_of_clip_benchmark(build, small, kind):
     builder = pytest.importorskip("clip_benchmark.datasets.builder")

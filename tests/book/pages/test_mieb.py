@@ -11,6 +11,7 @@ import cibr
 PAGE = Path(__file__).resolve().parents[3] / "book" / "api" / "evaluate.md"
 
 
+@pytest.mark.extra
 def test_recalls_of_a_small_task_in_mteb_are_ours(monkeypatch, tmp_path):
     monkeypatch.setenv("MTEB_CACHE", str(tmp_path))
     mteb = pytest.importorskip("mteb")
