@@ -9,11 +9,12 @@
           - {method: CLIP, beta: 0, seed: [1, 2]}
           - {method: CIBR vMF, penalty: vmf, beta: [0.01, 0.1], seed: [1, 2]}
 
-A list is an axis of a grid; a value that is itself a list is written as a nested list. With
-`draw: 24` that many points of the grid are drawn at random. With `trials: other.yaml` each method
-takes the settings of its best trial in that sweep, of the same condition or of that which
-`tuned_at` names, and waits until all its trials have rows. With
-`at_once: 50` a notebook does that many runs.
+A list is an axis of a grid; a value that is itself a list is written as a nested list. Settings
+that change together are one axis, `together: [{beta: 0.1, kappa_b: 10}, {beta: 0.2, kappa_b: 5}]`.
+With `draw: 24` that many points of the grid are drawn at random. With `trials: other.yaml` each
+method takes the settings of its best trial in that sweep or, with a list, in any of several, on
+average over the trials' seeds, of the same condition or of that which `tuned_at` names, and waits
+until all its trials have rows. With `at_once: 50` a notebook does that many runs.
 `python -m cibr_book.experiments.plan SWEEP.yaml FOLDER` adds the rows of a folder to the table.
 `experiments/Snakefile` executes the runs.
 """
@@ -78,7 +79,10 @@ def read_plan(file: str | Path, results: str | Path = "") -> _Plan:
         check_known(f"entry of {file}:", name, _ENTRIES)
     if not {"results", "conditions"} <= set(entries):
         raise ValueError(f"{file} needs the entries 'results' and 'conditions'")
-    trials = read_plan(file.parent / entries["trials"]) if "trials" in entries else None
+    names = entries.get("trials", [])
+    parts = [read_plan(file.parent / n) for n in ([names] if isinstance(names, str) else names)]
+    all_runs = {run: own for part in parts for run, own in part.runs.items()}
+    trials = parts[0]._replace(runs=all_runs) if parts else None
     has_rows = trials is not None and trials.results.exists()
     tried = read_table(trials.results) if has_rows else pd.DataFrame({"run": []})
     runs: dict[str, dict[str, Any]] = {}
@@ -102,6 +106,7 @@ def read_plan(file: str | Path, results: str | Path = "") -> _Plan:
             n_drawn = axes.pop("draw", 0)
             points = _drawn(axes, n_drawn, condition) if n_drawn else _grid(axes)
             for settings in points:
+                settings |= settings.pop("together", {})
                 run = _run_id(settings)
                 if run in runs:
                     raise ValueError(f"{file}: two runs have the settings {settings}: drop one")
@@ -118,7 +123,8 @@ def _best_trial(
 
     The score is the mean of the six validation recalls or, if trials were evaluated on zero-shot
     sets, the mean of that and the accuracy on these; or the column `score`, which a method names by
-    `choose`. A trial that diverged is never the best.
+    `choose`. A trial with several seeds counts by the mean over them; one that diverged with any of
+    them is never the best.
 
     Returns:
         The settings without `seed` and `suites`, as axes of one value; empty for a method without
@@ -132,6 +138,8 @@ def _best_trial(
         return None
     rows = rows.set_index("run").loc[runs]
     scores = rows[score] if score else rows[["validation", "zero-shot"]].mean(axis=1)
+    but_for_the_seed = [_as_json(trials.runs[run] | {"seed": 0}) for run in runs]
+    scores = scores.groupby(but_for_the_seed).transform(lambda seeds: seeds.mean(skipna=False))
     if scores.isna().all():
         what = f"every trial of {method!r} in {condition!r} diverged"
         raise ValueError(f"{what}: give it smaller learning rates, or leave the method out")
