@@ -220,13 +220,13 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
 
 
 def at_best_settings(rows: pd.DataFrame) -> pd.DataFrame:
-    """The planned runs of moving.csv with `ablation.MEASURES`, in points: of each method those at
+    """The runs of moving.yaml with `ablation.MEASURES`, in points: of each method those at
     its settings, of up to three, with the highest mean recall on validation.
 
     Args:
-        rows: of moving.csv, from `read_table`; trials are left out.
+        rows: of moving.csv, from `read_table`; trials and runs of other plans are left out.
     """
-    rows = with_measures(rows[rows["seed"] >= 800])
+    rows = with_measures(rows[rows["seed"].between(800, 899)])
     best = rows.groupby(KEY)[VALIDATION].mean().groupby(level=KEY[:2]).idxmax()
     return rows[pd.MultiIndex.from_frame(rows[KEY]).isin(best)]
 

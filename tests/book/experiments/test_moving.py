@@ -139,7 +139,8 @@ def test_claims_compare_the_chosen_weight_with_fine_tuned_clip():
     trials = [row | {"seed": 0} | dict.fromkeys(columns[VALIDATION], row["beta"]) for row in rows]
     half = [row | dict.fromkeys(columns["text to image, Flickr8k"], 0.5) for row in rows]
     elsewhere = [row | {"condition": "3,000 photos"} for row in half]
-    given = pd.DataFrame(rows + trials[::8] + elsewhere)
+    later = [row | {"seed": row["seed"] + 100} for row in half]  # of another plan
+    given = pd.DataFrame(rows + trials[::8] + elsewhere + later)
     tests = moving.claim_tests(given).set_index("claim")
     gain = tests.loc["search: anchor at the start above CLIP", "difference"]
     assert gain == pytest.approx(1)
