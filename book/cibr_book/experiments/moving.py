@@ -5,8 +5,10 @@ move are the first part of the head.
 """
 
 import copy
+import json
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -184,39 +186,66 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         settings: of `cibr.configure`; `seed`, also of the draw; `corruption`, the fields of a
             `Corruption`; `start`, the settings with which the heads are trained first, see
             `cibr.compare.Bench.heads`; `untouched`, for the start itself; `heads_alone`, whether
-            the stages stand still; `ramp`, whether a penalty's weight rises from 0; `ema_decay` and
-            `interpolation`, of `WeightAverage`; and `suites`, none for a trial.
+            the stages stand still; `ramp`, whether a penalty's weight rises from 0; `ema_decay`, of
+            `WeightAverage`; `interpolation`, the share of the start's weights in the result; and
+            `suites`, none for a trial.
         folder: for predictions.
 
     Returns:
         `validation_*` at the end, and `<suite>/<set>/<metric>`.
     """
-    own, start = dict(settings), dict(settings["start"])
-    for name in ("start", "suites"):
-        own.pop(name, None)
+    own = dict(settings)
+    suites, share = own.pop("suites", []), own.pop("interpolation", 0.0)
+    start, model, metrics = _trained(json.dumps(own, sort_keys=True))
+    if share:
+        model = copy.deepcopy(model)
+        for name, weights in model.state_dict().items():
+            if weights.is_floating_point():
+                weights.lerp_(start[name].to(weights.device), share)
+        metrics = metrics | _validated(model)
+    return metrics | suite_scores(model, suites, folder)
+
+
+@lru_cache(maxsize=1)  # for runs that differ in `interpolation` alone
+def _trained(settings: str) -> tuple[dict[str, Tensor], DualEncoder, dict[str, float]]:
+    """The weights before training, the model after it, and its metrics on validation.
+
+    Args:
+        settings: of a run without `suites` and `interpolation`, as JSON.
+    """
+    own = json.loads(settings)
+    start, seed = own.pop("start"), own["seed"]
     start["cca_ridges"] = tuple(start["cca_ridges"])
-    corruption = Corruption(**settings.get("corruption", {}), redraw=True)
-    bench = recipes.bench(corruption, False, settings["seed"])
-    heads = bench.heads(start, settings["seed"])["own"]
-    still = bench.model([heads], settings.get("dropout", 0.0))
+    corruption = Corruption(**own.get("corruption", {}), redraw=True)
+    bench = recipes.bench(corruption, False, seed)
+    still = bench.model([bench.heads(start, seed)["own"]], own.get("dropout", 0.0))
     model = moving(still)
     whole, validation = _features().values()
     if own.pop("heads_alone", False):
         for side in (model.backbone.image_head, model.backbone.text_head):
             side[0].requires_grad_(False)
     if own.pop("untouched", False):
-        embedded = embed_pairs(model, validation)
-        recalls = retrieval_recalls(*embedded, *validation.pairs.retrieval_targets())
-        metrics = {f"validation_{name}": recall for name, recall in recalls.items()}
-    else:
-        config = configure(output_dir=str(folder), **library_settings(own))
+        return {}, model, _validated(model)
+    with TemporaryDirectory() as scratch:
+        config = configure(output_dir=scratch, **library_settings(own))
         model.set_temperature(config.temperature, config.learn_temperature)
-        train = recipes.picked(whole, corrupt(whole.pairs, corruption, settings["seed"]))
+        before = copy.deepcopy(model.state_dict())
+        train = recipes.picked(whole, corrupt(whole.pairs, corruption, seed))
         given = dict(given=(train, validation), statistic=StartingPoint(still))
-        trainer = _MovingTrainer(model, config, **given, **training_additions(settings))
+        trainer = _MovingTrainer(model, config, **given, **training_additions(own))
         trainer.train()
-        metrics = from_history(trainer.history)
-    return metrics | suite_scores(model, settings.get("suites", []), folder)
+    return before, model, from_history(trainer.history)
+
+
+def _validated(model: DualEncoder) -> dict[str, float]:
+    """Recalls on validation, and their means over both directions, as of `from_history`."""
+    validation = _features()["validation"]
+    targets = validation.pairs.retrieval_targets()
+    recalls = retrieval_recalls(*embed_pairs(model, validation), *targets)
+    for k in (1, 5, 10):
+        both = recalls[f"image_to_text_recall@{k}"] + recalls[f"text_to_image_recall@{k}"]
+        recalls[f"recall@{k}"] = both / 2
+    return {f"validation_{name}": recall for name, recall in recalls.items()}
 
 
 def at_best_settings(rows: pd.DataFrame) -> pd.DataFrame:
