@@ -57,8 +57,8 @@ _NOISES = (0.01, 0.1)  # variances at which information is reported
 N_SHARED = 8
 _N_OWN = 56
 _CORRELATION = 0.95
-_DIM = 16
-_BATCH_SIZE = 128
+DIM = 16
+BATCH_SIZE = 128
 _N_GALLERY = 1000  # pairs that a recall is measured among
 _DEFAULTS = {"temperature": 0.07, "rate": 1e-3, "steps": 300}  # of CLIP, untuned
 # Methods that compete with tuned CLIP, the simplest last.
@@ -186,18 +186,19 @@ def _closed_form(sample: Sample, trial: Trial) -> Float[Tensor, "2 p d"]:
 
 
 def fit(
-    samples: Sequence[Sample], method: str, trial: Trial, cca: Trial
-) -> tuple[Weights, Float[Tensor, "1 samples"]]:
+    samples: Sequence[Sample], method: str, trial: Trial, cca: Trial, keep_best: bool = True
+) -> tuple[Weights, Float[Tensor, "1 samples"] | None]:
     """Towers of a method for every sample, and their recall on validation.
 
-    AdamW with PyTorch's one-cycle rate; batches of 128 pairs, or all pairs if they are fewer. The
-    checkpoint kept is the best on validation of five in the course of a run.
+    AdamW with PyTorch's one-cycle rate; batches of 128 pairs, or all pairs if they are fewer.
 
     Args:
         samples: with equally many training pairs.
         method: its name in the table.
         trial: its hyper-parameters.
         cca: those of ridge CCA, at which the `CLIP, CCA start` begins.
+        keep_best: keep the best on validation of five checkpoints in the course of a run; otherwise
+            the last weights, without a recall.
     """
     validate = partial(recalls, pairs=[sample.validation for sample in samples])
     if method == "ridge CCA":
@@ -206,11 +207,11 @@ def fit(
     seeds = [sample.seed for sample in samples]
     n_inputs = samples[0].train.shape[2]
     if method == "CLIP, CCA start":
-        maps = _closed_forms(samples, cca | {"dim": min(cca["dim"], _DIM)})
-        maps = F.pad(maps, (0, _DIM - maps.shape[-1]))
+        maps = _closed_forms(samples, cca | {"dim": min(cca["dim"], DIM)})
+        maps = F.pad(maps, (0, DIM - maps.shape[-1]))
         first = maps / (maps.square().mean((3, 4), keepdim=True).sqrt() * n_inputs**0.5)
     else:
-        size = 2, 1, n_inputs, _DIM
+        size = 2, 1, n_inputs, DIM
         drawn = [torch.randn(size, generator=torch.Generator().manual_seed(s)) for s in seeds]
         first = torch.stack(drawn, 2) / n_inputs**0.5
     trial = _DEFAULTS | trial
@@ -224,7 +225,7 @@ def fit(
 
     named = {name: float(value) for name, value in trial.items() if name != "steps"}
     settings = Settings(**named, sampled=math.isfinite(trial.get("kappa", math.inf)))
-    options = dict(one_cycle=True, validate=validate)
+    options = dict(one_cycle=True, validate=validate if keep_best else None)
     return train([[side] for side in first], batch, [settings], seeds, n_steps, **options)
 
 
@@ -241,7 +242,7 @@ def recalls(weights: Weights, pairs: Sequence[Sides]) -> Float[Tensor, "1 sample
 def _batches(sample: Sample, n_steps: int) -> Tensor:
     """The rows of each step, [n_steps, b]: every epoch is another order of the pairs."""
     n = sample.train.shape[1]
-    size = min(_BATCH_SIZE, n)
+    size = min(BATCH_SIZE, n)
     generator = torch.Generator().manual_seed(sample.seed)
     n_epochs = -(-n_steps // (n // size))
     orders = [torch.randperm(n, generator=generator) for _ in range(n_epochs)]

@@ -1,9 +1,8 @@
 """Shortcuts: what image and text share in training and validation, but not at test.
 
-The first part is theorem 3 of the book: the effect of a penalty, noise and weight decay on the
-canonical correlations, and its value once the shortcut is gone. The second part trains the towers
-of the map (`cibr_book.worlds.map`) with 8 shortcuts among the 56 factors that image and text have
-of their own; `train_and_measure` is a run of the sweeps experiments/shortcut-map*.yaml.
+The towers of the map (`cibr_book.worlds.map`), with 8 shortcuts among the 56 factors that image and
+text have of their own. `train_and_predict` is a run of experiments/threshold-map.yaml;
+`train_and_measure` one of the earlier sweeps experiments/shortcut-map*.yaml.
 """
 
 import json
@@ -13,56 +12,20 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
+from cibr.losses.cca import canonical_maps, centred_moments
 from cibr.utils import project_root
 from cibr_book.intervals import mean_intervals
-from cibr_book.worlds.map import N_SHARED, Sample, draw_sample, fit, recalls
+from cibr_book.worlds.map import BATCH_SIZE, DIM, N_SHARED, Sample, draw_sample, fit, recalls
+from cibr_book.worlds.threshold import batch_gains, fixed_length_gains
 from cibr_book.worlds.training import KAPPA_B, Weights, embed
 
-Correlations = Float64[Tensor, " s"]
 TABLE = project_root() / "data" / "results" / "shortcut_map.csv"
 SHIFTS = {"kept": 1.0, "removed": 0.0, "reversed": -1.0}  # times the shortcut's correlation
 _N_CLASSES = 200
-
-
-def thresholded_gains(rho: Correlations, penalty: float = 0.0, noise: float = 0.0) -> Correlations:
-    """Gains of the canonical directions at the optimum of CLIP's loss with a penalty and noise.
-
-    Args:
-        rho: canonical correlations in [0, 1].
-        penalty: weight of the squared distance of paired embeddings, |u - w|^2 / (2 temperature);
-            for unit vectors, the weight of 1 - cos times the temperature.
-        noise: variance of the noise in each coordinate of the embeddings, over the temperature;
-            weight decay of the same size does the same to white inputs.
-    """
-    return torch.clamp((1 + penalty) * rho - penalty - noise, min=0)
-
-
-def fixed_length_gains(rho: Correlations, temperature: float, penalty: float = 0.0) -> Correlations:
-    """The same for embeddings of mean squared length 1: a temperature also lowers correlations.
-
-    Args:
-        rho: canonical correlations in [0, 1], in any order.
-        temperature: of the softmax; it bounds the sum of the gains by its inverse.
-        penalty: weight of the squared distance of paired embeddings over 2 temperature.
-    """
-    scaled = (1 + penalty) * rho
-    n_kept = torch.arange(1, len(rho) + 1)
-    excess = scaled.sort(descending=True).values.cumsum(0) - 1 / temperature
-    return torch.clamp(scaled - (excess / n_kept).max().clamp(min=0), min=0)
-
-
-def shifted_nats(gains: Correlations, rho: Correlations) -> float:
-    """log N minus CLIP's loss of a score, in the limit of large batches, at its best temperature.
-
-    Args:
-        gains: of the canonical directions in the score, up to a common factor.
-        rho: correlations of these directions at test.
-    """
-    value = (gains * rho).sum().clamp(min=0) ** 2 / (2 * gains.square().sum())
-    return float(torch.nan_to_num(value))
+_NO_RIDGE = 1e-9
 
 
 def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
@@ -104,6 +67,56 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         measures[f"{shift}/recall@1"] = float(on_test.mean())
         measures[f"{shift}/accuracy@1"] = float(accuracies.mean())
     return measures
+
+
+def train_and_predict(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
+    """Trains CLIP's towers with a dose on pairs with shortcuts, beside what theory makes of them.
+
+    The weights are those after the last step. The predictions know the training pairs alone: their
+    canonical directions, as many as the towers are wide, with the gains of the limit of large
+    batches and with those of batches of this size.
+
+    Args:
+        settings: `pairs`, `shortcut`, `seed`, `temperature`, `dose`, `rate` and `steps`.
+        folder: unused: the towers are small enough to retrain.
+
+    Returns:
+        By `trained`, `limit` and `batches`, such as `trained/ratio`: the mean gain of shortcuts
+        over that of the core, and recalls as of `train_and_measure`, where the shortcut is kept
+        and where it is removed; and `squared_gains`, their sum in the limit.
+    """
+    n_pairs, seed, temperature = (settings[name] for name in ("pairs", "seed", "temperature"))
+    shortcuts = {"kept": settings["shortcut"], "removed": 0.0}
+    samples = {name: draw_sample(n_pairs, 1.0, seed, rho) for name, rho in shortcuts.items()}
+    trial = {name: settings[name] for name in ("temperature", "rate", "steps")}
+    trial["beta"] = settings["dose"] / (KAPPA_B * temperature)
+    weights = {"trained": fit([samples["kept"]], "CLIP", trial, {}, keep_best=False)[0]}
+    _, moments = centred_moments(*samples["kept"].train)
+    maps = canonical_maps(moments, DIM, _NO_RIDGE, _NO_RIDGE)  # times the root of correlations
+    rho = (maps[0] @ moments[2] * maps[1]).sum(1).sqrt()
+    gains = {"limit": fixed_length_gains(rho, temperature, settings["dose"])}
+    gains["batches"] = batch_gains(rho, temperature, settings["dose"], BATCH_SIZE)
+    for name, own in gains.items():
+        weights[name] = [[((own / rho).sqrt() * side.T).float()[None, None]] for side in maps]
+    found = {"squared_gains": float(gains["limit"].square().sum())}
+    for name, own in weights.items():
+        found[f"{name}/ratio"] = _gain_ratio(own, samples["kept"])
+        for shift, sample in samples.items():
+            found[f"{name}/{shift}/recall@1"] = float(recalls(own, [sample.test]))
+            on_validation = float(recalls(own, [sample.validation]))
+            found[f"{name}/{shift}/validation_recall@1"] = on_validation
+    return found
+
+
+def _gain_ratio(weights: Weights, sample: Sample) -> float:
+    """The mean gain of the shortcuts over that of the core, in the score of linear towers."""
+    image, text = (
+        stretch @ side[-1][0, 0].double()
+        for stretch, side in zip(sample.stretch, weights, strict=True)
+    )
+    world = sample.world
+    gains = (world.mix_image.T @ image @ text.T @ world.mix_text).diagonal()
+    return float(gains[N_SHARED : 2 * N_SHARED].mean() / gains[:N_SHARED].mean())
 
 
 def _accuracies(weights: Weights, samples: Sequence[Sample]) -> Float[Tensor, " samples"]:

@@ -1,4 +1,4 @@
-"""Theorem 3's signs at random spectra, and the world of the map with shortcuts."""
+"""The world of the map with shortcuts: its runs, and what theory predicts of them."""
 
 import itertools
 import json
@@ -6,35 +6,11 @@ import json
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cibr_book.worlds import shortcuts
 from cibr_book.worlds.map import draw_sample
 
-CORRELATIONS = st.lists(st.floats(0.05, 0.99), min_size=1, max_size=6)
 CCA = {"pairs": 512, "shortcut": 0.9, "ridge": 0.1, "power": 1, "dim": 12}
-
-
-@given(core=CORRELATIONS, shared=CORRELATIONS, penalty=st.floats(1e-6, 1e-4))
-def test_a_small_price_helps_if_and_only_if_shortcuts_are_typically_weaker(core, shared, penalty):
-    core, shared = (torch.tensor(side, dtype=torch.float64) for side in (core, shared))
-    rho = torch.cat([core, shared])
-    at_test = torch.cat([core, 0 * shared])
-    typical = [of.square().sum() / of.sum() for of in (core, shared)]  # weighted by themselves
-    gap = typical[0] - typical[1]
-    gains = shortcuts.thresholded_gains(rho, penalty)
-    change = shortcuts.shifted_nats(gains, at_test) - shortcuts.shifted_nats(rho, at_test)
-    assert change * gap > 0 or abs(gap) < 0.01
-    assert shortcuts.shifted_nats(gains, rho) <= shortcuts.shifted_nats(rho, rho) + 1e-12
-    assert shortcuts.shifted_nats(rho, -rho) == 0.0 == shortcuts.shifted_nats(0 * rho, rho)
-
-
-def test_noise_lowers_every_gain_and_a_penalty_spares_what_is_strong():
-    rho = torch.tensor([1.0, 0.6, 0.1], dtype=torch.float64)
-    torch.testing.assert_close(
-        shortcuts.thresholded_gains(rho, 0.5, 0.2), torch.tensor([0.8, 0.2, 0.0]).double()
-    )
 
 
 def test_shortcuts_are_the_first_own_factors_and_change_no_image():
@@ -97,13 +73,17 @@ def test_differences_are_paired_by_draw_within_a_cell_and_trials_are_left_out():
     assert found.set_index("dose")["mean"].round(9).to_dict() == {0.3: 15.0, 1.0: 30.0}
 
 
-@given(rho=CORRELATIONS, temperature=st.floats(0.1, 5), penalty=st.floats(0, 2))
-def test_at_fixed_length_gains_are_thresholded_until_their_sum_fits(rho, temperature, penalty):
-    rho = torch.tensor(rho, dtype=torch.float64)
-    gains = shortcuts.fixed_length_gains(rho, temperature, penalty)
-    scaled = (1 + penalty) * rho
-    total = min(scaled.sum().item(), 1 / temperature)
-    assert gains.sum().item() == pytest.approx(total) and gains.min() >= 0
-    lowered = (scaled - gains)[gains > 1e-9]
-    assert lowered.max() - lowered.min() < 1e-9 and lowered.min() > -1e-12
-    assert (scaled - gains).max() <= lowered.max() + 1e-9
+def test_a_run_stands_beside_what_its_training_pairs_alone_predict():
+    run = {"pairs": 1024, "shortcut": 0.8, "seed": 0, "rate": 0.03, "steps": 500}
+    low, high = (
+        shortcuts.train_and_predict(run | point, "")
+        for point in ({"temperature": 0.2, "dose": 0.6}, {"temperature": 0.57, "dose": 0.0})
+    )
+    for found in (low, high):
+        assert found["batches/ratio"] == pytest.approx(found["trained/ratio"], abs=0.04)
+        for name in ("kept/recall@1", "removed/recall@1", "removed/validation_recall@1"):
+            assert found[f"batches/{name}"] == pytest.approx(found[f"trained/{name}"], abs=0.05)
+    assert high["limit/ratio"] == pytest.approx(high["trained/ratio"], abs=0.07)
+    assert low["limit/ratio"] > low["trained/ratio"] + 0.1  # its squared gains are near log 128
+    assert high["squared_gains"] < 0.5 < 1.5 < low["squared_gains"]
+    assert high["trained/kept/recall@1"] > high["trained/removed/recall@1"] + 0.2

@@ -1,0 +1,114 @@
+"""One threshold: what linear CLIP makes of canonical correlations, in the limit and in batches.
+
+In the limit of large batches its gains have a closed form, theorem 3 of the book. In finite batches
+of unit vectors they do not: `batch_gains` minimises CLIP's loss itself over the gains, of Gaussian
+pairs with the given correlations. Neither has a parameter to fit.
+"""
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+from torch.nn import functional as F
+
+from cibr.losses import clip_loss
+
+Correlations = Float64[Tensor, " s"]
+_STEPS, _RATE = 300, 0.05  # of `batch_gains`; twice the steps change no gain by a hundredth
+_LEAST = 1e-3  # a direction's gain at the start
+
+
+def free_length_gains(rho: Correlations, dose: float = 0.0, noise: float = 0.0) -> Correlations:
+    """Gains of the canonical directions at the optimum, for embeddings of free length.
+
+    Args:
+        rho: canonical correlations in [0, 1].
+        dose: weight of the squared distance of paired embeddings, |u - w|^2 / (2 temperature);
+            for unit vectors, the weight of 1 - cos times the temperature.
+        noise: variance of the noise in each coordinate of the embeddings, over the temperature;
+            weight decay of the same size does the same to white inputs.
+    """
+    return torch.clamp((1 + dose) * rho - dose - noise, min=0)
+
+
+def fixed_length_gains(rho: Correlations, temperature: float, dose: float = 0.0) -> Correlations:
+    """The same for embeddings of mean squared length 1, whose gains sum up to 1 / temperature.
+
+    Args:
+        rho: canonical correlations in [0, 1], in any order.
+        temperature: of the softmax.
+        dose: as in `free_length_gains`.
+    """
+    scaled = (1 + dose) * rho
+    n_kept = torch.arange(1, len(rho) + 1)
+    excess = scaled.sort(descending=True).values.cumsum(0) - 1 / temperature
+    return torch.clamp(scaled - (excess / n_kept).max().clamp(min=0), min=0)
+
+
+def trained_temperature_gains(rho: Correlations, weight: float) -> tuple[Correlations, float]:
+    """The same where the temperature is trained and the weight of 1 - cos is fixed.
+
+    Args:
+        rho: canonical correlations in [0, 1], of which one at least is positive.
+        weight: of 1 - cos.
+
+    Returns:
+        The gains, and the temperature, one over their sum.
+    """
+    low, high = 1e-6, 1e6
+    for _ in range(
+        200
+    ):  # bisection: with the gains at a temperature, is their sum's inverse below?
+        temperature = (low * high) ** 0.5
+        dose = weight * temperature
+        cosine = temperature * (fixed_length_gains(rho, temperature, dose) * rho).sum()
+        gains = torch.clamp((1 + dose) * rho - dose * cosine, min=0)
+        low, high = (temperature, high) if gains.sum() * temperature < 1 else (low, temperature)
+    return gains, temperature
+
+
+def batch_gains(
+    rho: Correlations, temperature: float, dose: float, batch_size: int, seed: int = 0
+) -> Correlations:
+    """The gains that minimise CLIP's loss of finite batches, for embeddings of unit length.
+
+    The embeddings are those of Gaussian pairs with these correlations, each direction times the
+    root of its gain, then normalised; so only ratios of gains matter.
+
+    Args:
+        rho: correlations in [0, 1], of all directions that the embeddings can hold.
+        temperature: of the softmax.
+        dose: weight of 1 - cos times the temperature.
+        batch_size: pairs in a batch.
+        seed: of the pairs, which are drawn anew in every step.
+
+    Returns:
+        The gains; they sum up to 1 / temperature.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rho32 = rho.float().clamp(max=1 - 1e-6)
+    start = fixed_length_gains(rho, temperature, dose).float().clamp(min=_LEAST)
+    logs = (start.log() / 2).requires_grad_()
+    descent = torch.optim.Adam([logs], lr=_RATE)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(descent, _RATE, _STEPS, cycle_momentum=False)
+    for _ in range(_STEPS):
+        x, own = torch.randn(2, batch_size, len(rho), generator=generator)
+        y = rho32 * x + (1 - rho32.square()).sqrt() * own
+        u, w = (F.normalize(logs.exp() * side, dim=1) for side in (x, y))
+        pull = dose / temperature * (1 - (u * w).sum(1).mean())
+        descent.zero_grad()
+        (clip_loss(u, w, 1 / temperature) + pull).backward()
+        descent.step()
+        cycle.step()
+    gains = (2 * logs.detach().double()).exp()
+    return gains / (temperature * gains.sum())
+
+
+def shifted_nats(gains: Correlations, rho: Correlations) -> float:
+    """log N minus CLIP's loss of a score, in the limit of large batches, at its best temperature.
+
+    Args:
+        gains: of the canonical directions in the score, up to a common factor.
+        rho: correlations of these directions at test.
+    """
+    value = (gains * rho).sum().clamp(min=0) ** 2 / (2 * gains.square().sum())
+    return float(torch.nan_to_num(value))
