@@ -80,7 +80,8 @@ def read_plan(file: str | Path, results: str | Path = "") -> _Plan:
     if not {"results", "conditions"} <= set(entries):
         raise ValueError(f"{file} needs the entries 'results' and 'conditions'")
     names = entries.get("trials", [])
-    parts = [read_plan(file.parent / n) for n in ([names] if isinstance(names, str) else names)]
+    names = [names] if isinstance(names, str) else names
+    parts = [read_plan(file.parent / name) for name in names]
     all_runs = {run: own for part in parts for run, own in part.runs.items()}
     trials = parts[0]._replace(runs=all_runs) if parts else None
     has_rows = trials is not None and trials.results.exists()
@@ -98,7 +99,7 @@ def read_plan(file: str | Path, results: str | Path = "") -> _Plan:
             best = _best_trial(trials, tried, tuned_at, like, score) if trials else {}
             if trials and best == {} and ("like" in method or "tuned_at" in part):
                 what = f"{like!r} in {tuned_at!r}, which {condition!r} names"
-                raise ValueError(f"{file}: {entries['trials']} has no {what}: correct the name")
+                raise ValueError(f"{file}: {' or '.join(names)} has no {what}: correct the name")
             if best is None:
                 waiting.append(f"{condition}: {own['method']}")
                 continue
