@@ -1,0 +1,161 @@
+"""Photos, predicted from a spectrum: a run of experiments/spectrum-*.yaml.
+
+The canonical correlations of a draw's features, with ridges, give gains by theorem 3 or by the loss
+of Gaussian batches (`cibr_book.worlds.threshold`), and these give heads in closed form. Beside them
+linear heads are trained: Gaussian noise on their inputs, of the ridges' variance, is the ridge of
+the covariances.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+from torch.nn import functional as F
+
+from cibr.losses import CIBRLoss
+from cibr.losses.cca import canonical_maps, centred_moments
+from cibr.metrics import retrieval_recalls
+from cibr.models.features import Inputs
+from cibr.train.trainer import epoch_rows
+from cibr_book.experiments import recipes
+from cibr_book.experiments.corruptions import Corruption, corrupt
+from cibr_book.worlds.threshold import batch_gains, fixed_length_gains
+from cibr_book.worlds.training import KAPPA_B
+
+DIM = 256  # directions, and the width of trained heads
+_RATE = 1e-3
+_SHOWN = (2, 4, 7, 11, 21, 41)  # directions whose gain over the first is reported
+Sides = list[Float64[Tensor, "_ _"]]  # of images and texts
+Maps = list[Float[Tensor, "d _"]]
+
+
+class Spectrum:
+    """The regularised canonical directions of pairs.
+
+    Args:
+        pairs: cached features of the training pairs.
+        ridges: of images and texts, in units of the mean variance of a feature.
+
+    Attributes:
+        rho: the regularised correlations of the first `DIM` directions.
+    """
+
+    def __init__(self, pairs: Inputs, ridges: tuple[float, float]):
+        images, texts = pairs.images[pairs.pairs.text_to_image()], pairs.texts[0]
+        self.means, moments = centred_moments(images, texts)
+        maps = canonical_maps(moments, DIM, *ridges)
+        self.rho = (maps[0] @ moments[2] * maps[1]).sum(1).clamp(min=1e-12).sqrt()
+        self.maps: Sides = [side / self.rho.sqrt()[:, None] for side in maps]
+        variances = [
+            ridge * side.trace() / len(side)
+            for ridge, side in zip(ridges, moments[:2], strict=True)
+        ]
+        self.deviations = [float(variance.sqrt()) for variance in variances]
+        whole = [
+            side + v * torch.eye(len(side)) for side, v in zip(moments[:2], variances, strict=True)
+        ]
+        self.inverses: Sides = [s @ m.T for s, m in zip(whole, self.maps, strict=True)]
+
+    def heads(self, gains: Float64[Tensor, " d"]) -> Maps:
+        """The maps whose score has these gains."""
+        return [(gains.sqrt()[:, None] * side).float() for side in self.maps]
+
+    def gains(self, heads: Maps) -> Float64[Tensor, "d d"]:
+        """The score of heads in the canonical directions of both sides."""
+        image, text = (h.double() @ i for h, i in zip(heads, self.inverses, strict=True))
+        return image.T @ text
+
+    def recalls(self, heads: Maps, pairs: Inputs) -> dict[str, float]:
+        """Recalls of heads, and their means over each direction."""
+        sides = zip((pairs.images, pairs.texts[0]), self.means, heads, strict=True)
+        embeddings = [F.normalize((x - m.float()) @ head.T, dim=1) for x, m, head in sides]
+        found = retrieval_recalls(*embeddings, *pairs.pairs.retrieval_targets())
+        for way in ("image_to_text", "text_to_image"):
+            own = [value for name, value in found.items() if name.startswith(way)]
+            found[f"{way}_mean"] = sum(own) / len(own)
+        return found
+
+
+def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
+    """Heads of a draw of Flickr8k's training photos, predicted or trained.
+
+    Args:
+        settings: `photos`, their number; `seed`, of the draw, the order, the captions and the
+            noise; `ridges`; `temperature`, `dose`; `gains`, `limit`, `batches` or `trained`; and
+            for the last two `batch_size`, for the last `steps`.
+        folder: unused: heads are small enough to make again.
+
+    Returns:
+        `validation_*` and `flickr8k/*`, `coco/*`: recalls and their means by direction;
+        `gain@k`, of direction k over the first; and `diagonal`, the share of the squared score
+        that is on the diagonal, 1 for predictions.
+    """
+    whole, seed = recipes.features()[1], settings["seed"]
+    pairs, spectrum = _drawn(settings["photos"], seed, tuple(settings["ridges"]))
+    point = settings["temperature"], settings["dose"]
+    if settings["gains"] == "trained":
+        heads = _trained(spectrum, pairs, *point, settings["batch_size"], settings["steps"], seed)
+    elif settings["gains"] == "batches":
+        heads = spectrum.heads(batch_gains(spectrum.rho, *point, settings["batch_size"], seed))
+    else:
+        heads = spectrum.heads(fixed_length_gains(spectrum.rho, *point))
+    gains = spectrum.gains(heads)
+    own = gains.diagonal()
+    found = {f"gain@{k}": float(own[k - 1] / own[0]) for k in _SHOWN if k <= len(own)}
+    found["diagonal"] = float(own.square().sum() / gains.square().sum())
+    for test, columns in (
+        ("validation", "validation_"),
+        ("flickr8k", "flickr8k/"),
+        ("coco", "coco/"),
+    ):
+        recalls = spectrum.recalls(heads, whole[test])
+        found |= {f"{columns}{name}": value for name, value in recalls.items()}
+    return found
+
+
+@lru_cache(maxsize=1)  # for runs that differ in temperature, dose and batch alone
+def _drawn(n_photos: int, seed: int, ridges: tuple[float, float]) -> tuple[Inputs, Spectrum]:
+    whole = recipes.features()[1]["train"]
+    drawn = Corruption(fraction=n_photos / len(whole.pairs), redraw=True)
+    pairs = recipes.picked(whole, corrupt(whole.pairs, drawn, seed))
+    return pairs, Spectrum(pairs, ridges)
+
+
+def _trained(
+    spectrum: Spectrum,
+    pairs: Inputs,
+    temperature: float,
+    dose: float,
+    batch_size: int,
+    n_steps: int,
+    seed: int,
+) -> Maps:
+    """Linear heads by Adam and a one-cycle rate, with noise on their inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = [
+        x - m.float() for x, m in zip((pairs.images, pairs.texts[0]), spectrum.means, strict=True)
+    ]
+    widths = [x.shape[1] for x in inputs]
+    heads = [torch.randn(DIM, n, generator=generator) / n**0.5 for n in widths]
+    descent = torch.optim.Adam([head.requires_grad_() for head in heads], lr=_RATE)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(descent, _RATE, n_steps, cycle_momentum=False)
+    loss_fn = CIBRLoss(dose / (KAPPA_B * temperature), kappa_b=KAPPA_B, kappa_e=1e6)
+    per_epoch = len(pairs.pairs) // batch_size
+    for step in range(n_steps):
+        if step % per_epoch == 0:
+            order = epoch_rows(pairs.pairs, seed, step // per_epoch)
+        start = step % per_epoch * batch_size
+        rows = [side[start : start + batch_size] for side in order]
+        sides = []
+        for x, row, head, deviation in zip(inputs, rows, heads, spectrum.deviations, strict=True):
+            noisy = x[row] + deviation * torch.randn(batch_size, x.shape[1], generator=generator)
+            sides.append(F.normalize(noisy @ head.T, dim=1))
+        labels = pairs.pairs.match_labels()[rows[0]]
+        descent.zero_grad()
+        loss_fn(*sides, 1 / temperature, labels, output_dict=False).backward()
+        descent.step()
+        cycle.step()
+    return [head.detach() for head in heads]

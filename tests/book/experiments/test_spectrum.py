@@ -1,0 +1,63 @@
+"""Heads predicted from a spectrum, and trained, on Gaussian features of known correlations."""
+
+import pytest
+import torch
+
+from cibr.data import Pairs
+from cibr.models.features import Inputs
+from cibr_book.experiments import recipes, spectrum
+from cibr_book.worlds.threshold import batch_gains, fixed_length_gains
+
+RHO = torch.tensor([0.9, 0.7, 0.5, 0.3])
+N = {"train": 12_000, "validation": 300, "flickr8k": 300, "coco": 300}
+RUN = {"photos": 12_000, "seed": 5, "ridges": [0.1, 0.2], "temperature": 0.4, "dose": 0.3}
+
+
+def gaussian_inputs(n, seed):
+    """Features of 10 and 8 dimensions, of unequal variance, that share four factors."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(n, 10, generator=generator), torch.randn(n, 8, generator=generator)
+    y[:, :4] = RHO * x[:, :4] + (1 - RHO**2).sqrt() * y[:, :4]
+    captions, keys = [[f"caption {i}"] for i in range(n)], [str(i) for i in range(n)]
+    pairs = Pairs("gaussian", "train", captions, keys, lambda i: None)
+    images, texts = x * torch.linspace(1, 3, 10) + 1, y * torch.linspace(3, 1, 8) - 2
+    return Inputs(pairs, images, (texts,), torch.arange(n), lambda images: None)
+
+
+@pytest.fixture(autouse=True)
+def features(monkeypatch):
+    """The features of all photos, and a number of directions below theirs."""
+    inputs = {name: gaussian_inputs(n, seed) for seed, (name, n) in enumerate(N.items())}
+    monkeypatch.setattr(recipes, "features", lambda: (None, inputs))
+    monkeypatch.setattr(spectrum, "DIM", 6)
+    monkeypatch.setattr(spectrum, "_RATE", 0.01)  # of few and wide features
+    spectrum._drawn.cache_clear()
+    yield inputs
+    spectrum._drawn.cache_clear()
+
+
+def test_heads_have_the_gains_that_they_are_made_of_and_find_what_is_shared(features):
+    of = spectrum.Spectrum(features["train"], (1e-6, 1e-6))
+    torch.testing.assert_close(of.rho[:4].float(), RHO, atol=0.05, rtol=0)
+    gains = fixed_length_gains(of.rho, 0.5)
+    torch.testing.assert_close(of.gains(of.heads(gains)), gains.diag(), atol=1e-4, rtol=0)
+    recalls = of.recalls(of.heads(gains), features["flickr8k"])
+    assert recalls["text_to_image_mean"] > 0.08  # 0.018 by chance
+    ways = [recalls[f"text_to_image_recall@{k}"] for k in (1, 5, 10)]
+    assert recalls["text_to_image_mean"] == pytest.approx(sum(ways) / 3)
+
+
+def test_trained_linear_heads_have_the_gains_that_batches_predict():
+    options = {"batch_size": 250, "steps": 800}
+    found = {
+        gains: spectrum.train_and_measure(RUN | options | {"gains": gains}, "")
+        for gains in ("trained", "batches", "limit")
+    }
+    assert found["batches"]["diagonal"] == pytest.approx(1) and found["trained"]["diagonal"] > 0.97
+    trained, batches = found["trained"], found["batches"]
+    assert trained["gain@2"] == pytest.approx(batches["gain@2"], abs=0.06)
+    for name in ("validation_text_to_image_mean", "flickr8k/image_to_text_mean"):
+        assert trained[name] == pytest.approx(batches[name], abs=0.02)
+    _, of = spectrum._drawn(12_000, 5, (0.1, 0.2))
+    gains = batch_gains(of.rho, 0.4, 0.3, 250, 5)
+    assert batches["gain@2"] == pytest.approx(float(gains[1] / gains[0]), abs=1e-4)
