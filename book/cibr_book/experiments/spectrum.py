@@ -1,7 +1,7 @@
 """Photos, predicted from a spectrum: a run of experiments/spectrum-*.yaml.
 
 The canonical correlations of a draw's features, with ridges, give gains by theorem 3 or by the loss
-of Gaussian batches (`cibr_book.worlds.threshold`), and these give heads in closed form. Beside them
+of Gaussian pairs (`cibr_book.worlds.threshold`), and these give heads in closed form. Beside them
 linear heads are trained: Gaussian noise on their inputs, of the ridges' variance, is the ridge of
 the covariances.
 """
@@ -22,7 +22,7 @@ from cibr.models.features import Inputs
 from cibr.train.trainer import epoch_rows
 from cibr_book.experiments import recipes
 from cibr_book.experiments.corruptions import Corruption, corrupt
-from cibr_book.worlds.threshold import batch_gains, fixed_length_gains
+from cibr_book.worlds.threshold import fixed_length_gains, loss_gains
 from cibr_book.worlds.training import KAPPA_B
 
 DIM = 256  # directions, and the width of trained heads
@@ -84,7 +84,7 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
 
     Args:
         settings: `photos`, their number; `seed`, of the draw, the order, the captions and the
-            noise; `ridges`; `temperature`, `dose`; `gains`, `limit`, `batches` or `trained`; and
+            noise; `ridges`; `temperature`, `dose`; `gains`, `limit`, `loss` or `trained`; and
             for the last two `batch_size`, for the last `steps`.
         folder: unused: heads are small enough to make again.
 
@@ -98,8 +98,8 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     point = settings["temperature"], settings["dose"]
     if settings["gains"] == "trained":
         heads = _trained(spectrum, pairs, *point, settings["batch_size"], settings["steps"], seed)
-    elif settings["gains"] == "batches":
-        heads = spectrum.heads(batch_gains(spectrum.rho, *point, settings["batch_size"], seed))
+    elif settings["gains"] == "loss":
+        heads = spectrum.heads(loss_gains(spectrum.rho, *point, settings["batch_size"], seed))
     else:
         heads = spectrum.heads(fixed_length_gains(spectrum.rho, *point))
     gains = spectrum.gains(heads)

@@ -19,7 +19,7 @@ from cibr.losses.cca import canonical_maps, centred_moments
 from cibr.utils import project_root
 from cibr_book.intervals import mean_intervals
 from cibr_book.worlds.map import BATCH_SIZE, DIM, N_SHARED, Sample, draw_sample, fit, recalls
-from cibr_book.worlds.threshold import batch_gains, fixed_length_gains
+from cibr_book.worlds.threshold import fixed_length_gains, loss_gains
 from cibr_book.worlds.training import KAPPA_B, Weights, embed
 
 TABLE = project_root() / "data" / "results" / "shortcut_map.csv"
@@ -74,14 +74,14 @@ def train_and_predict(settings: dict[str, Any], folder: str | Path) -> dict[str,
 
     The weights are those after the last step. The predictions know the training pairs alone: their
     canonical directions, as many as the towers are wide, with the gains of the limit of large
-    batches and with those of batches of this size.
+    batches and with those that minimise the loss of batches of unit vectors.
 
     Args:
         settings: `pairs`, `shortcut`, `seed`, `temperature`, `dose`, `rate` and `steps`.
         folder: unused: the towers are small enough to retrain.
 
     Returns:
-        By `trained`, `limit` and `batches`, such as `trained/ratio`: the mean gain of shortcuts
+        By `trained`, `limit` and `loss`, such as `trained/ratio`: the mean gain of shortcuts
         over that of the core, and recalls as of `train_and_measure`, where the shortcut is kept
         and where it is removed; and `squared_gains`, their sum in the limit.
     """
@@ -95,7 +95,7 @@ def train_and_predict(settings: dict[str, Any], folder: str | Path) -> dict[str,
     maps = canonical_maps(moments, DIM, _NO_RIDGE, _NO_RIDGE)  # times the root of correlations
     rho = (maps[0] @ moments[2] * maps[1]).sum(1).sqrt()
     gains = {"limit": fixed_length_gains(rho, temperature, settings["dose"])}
-    gains["batches"] = batch_gains(rho, temperature, settings["dose"], BATCH_SIZE)
+    gains["loss"] = loss_gains(rho, temperature, settings["dose"], BATCH_SIZE)
     for name, own in gains.items():
         weights[name] = [[((own / rho).sqrt() * side.T).float()[None, None]] for side in maps]
     found = {"squared_gains": float(gains["limit"].square().sum())}

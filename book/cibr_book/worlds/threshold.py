@@ -1,19 +1,18 @@
-"""One threshold: what linear CLIP makes of canonical correlations, in the limit and in batches.
+"""One threshold: what linear CLIP makes of canonical correlations, in the limit and by its loss.
 
-In the limit of large batches its gains have a closed form, theorem 3 of the book. In finite batches
-of unit vectors they do not: `batch_gains` minimises CLIP's loss itself over the gains, of Gaussian
-pairs with the given correlations. Neither has a parameter to fit.
+In the limit of large batches its gains have a closed form, theorem 3 of the book. For embeddings of
+unit length, and in finite batches, they do not: `loss_gains` minimises CLIP's loss itself over the
+gains, of Gaussian pairs with the given correlations. Neither has a parameter to fit.
 """
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
-from torch.nn import functional as F
 
 from cibr.losses import clip_loss
 
 Correlations = Float64[Tensor, " s"]
-_STEPS, _RATE = 300, 0.05  # of `batch_gains`; twice the steps change no gain by a hundredth
+_STEPS, _RATE = 300, 0.05  # of `loss_gains`; twice the steps change no gain by a hundredth
 _LEAST = 1e-3  # a direction's gain at the start
 
 
@@ -66,13 +65,18 @@ def trained_temperature_gains(rho: Correlations, weight: float) -> tuple[Correla
     return gains, temperature
 
 
-def batch_gains(
-    rho: Correlations, temperature: float, dose: float, batch_size: int, seed: int = 0
+def loss_gains(
+    rho: Correlations,
+    temperature: float,
+    dose: float,
+    batch_size: int,
+    seed: int = 0,
+    unit: bool = True,
 ) -> Correlations:
-    """The gains that minimise CLIP's loss of finite batches, for embeddings of unit length.
+    """The gains that minimise CLIP's loss itself, for Gaussian pairs with these correlations.
 
-    The embeddings are those of Gaussian pairs with these correlations, each direction times the
-    root of its gain, then normalised; so only ratios of gains matter.
+    An embedding is each direction times the root of its gain, then normalised; so only ratios of
+    gains matter.
 
     Args:
         rho: correlations in [0, 1], of all directions that the embeddings can hold.
@@ -80,6 +84,7 @@ def batch_gains(
         dose: weight of 1 - cos times the temperature.
         batch_size: pairs in a batch.
         seed: of the pairs, which are drawn anew in every step.
+        unit: whether every embedding has unit length, or their mean square.
 
     Returns:
         The gains; they sum up to 1 / temperature.
@@ -93,8 +98,10 @@ def batch_gains(
     for _ in range(_STEPS):
         x, own = torch.randn(2, batch_size, len(rho), generator=generator)
         y = rho32 * x + (1 - rho32.square()).sqrt() * own
-        u, w = (F.normalize(logs.exp() * side, dim=1) for side in (x, y))
-        pull = dose / temperature * (1 - (u * w).sum(1).mean())
+        u, w = logs.exp() * x, logs.exp() * y
+        lengths = [z.norm(dim=1, keepdim=True) if unit else logs.exp().norm() for z in (u, w)]
+        u, w = u / lengths[0], w / lengths[1]
+        pull = dose / temperature * (u - w).square().sum(1).mean() / 2
         descent.zero_grad()
         (clip_loss(u, w, 1 / temperature) + pull).backward()
         descent.step()

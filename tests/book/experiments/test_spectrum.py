@@ -6,7 +6,7 @@ import torch
 from cibr.data import Pairs
 from cibr.models.features import Inputs
 from cibr_book.experiments import recipes, spectrum
-from cibr_book.worlds.threshold import batch_gains, fixed_length_gains
+from cibr_book.worlds.threshold import fixed_length_gains, loss_gains
 
 RHO = torch.tensor([0.9, 0.7, 0.5, 0.3])
 N = {"train": 12_000, "validation": 300, "flickr8k": 300, "coco": 300}
@@ -47,17 +47,17 @@ def test_heads_have_the_gains_that_they_are_made_of_and_find_what_is_shared(feat
     assert recalls["text_to_image_mean"] == pytest.approx(sum(ways) / 3)
 
 
-def test_trained_linear_heads_have_the_gains_that_batches_predict():
+def test_trained_linear_heads_have_the_gains_that_the_loss_predicts():
     options = {"batch_size": 250, "steps": 800}
     found = {
         gains: spectrum.train_and_measure(RUN | options | {"gains": gains}, "")
-        for gains in ("trained", "batches", "limit")
+        for gains in ("trained", "loss", "limit")
     }
-    assert found["batches"]["diagonal"] == pytest.approx(1) and found["trained"]["diagonal"] > 0.97
-    trained, batches = found["trained"], found["batches"]
-    assert trained["gain@2"] == pytest.approx(batches["gain@2"], abs=0.06)
+    assert found["loss"]["diagonal"] == pytest.approx(1) and found["trained"]["diagonal"] > 0.97
+    trained, predicted = found["trained"], found["loss"]
+    assert trained["gain@2"] == pytest.approx(predicted["gain@2"], abs=0.06)
     for name in ("validation_text_to_image_mean", "flickr8k/image_to_text_mean"):
-        assert trained[name] == pytest.approx(batches[name], abs=0.02)
+        assert trained[name] == pytest.approx(predicted[name], abs=0.02)
     _, of = spectrum._drawn(12_000, 5, (0.1, 0.2))
-    gains = batch_gains(of.rho, 0.4, 0.3, 250, 5)
-    assert batches["gain@2"] == pytest.approx(float(gains[1] / gains[0]), abs=1e-4)
+    gains = loss_gains(of.rho, 0.4, 0.3, 250, 5)
+    assert predicted["gain@2"] == pytest.approx(float(gains[1] / gains[0]), abs=1e-4)

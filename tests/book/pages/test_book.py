@@ -17,7 +17,6 @@ import yaml
 ROOT = Path(__file__).resolve().parents[3]
 BOOK = ROOT / "book"
 NOTEBOOKS = sorted([*BOOK.glob("*.ipynb"), *BOOK.glob("howto/*.ipynb")])
-DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 PERSONAL_PATH = re.compile(r"/(?:home|root|tmp|Users|var|usr|opt|mnt|work)/\w|[A-Z]:\\\\?Users")
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -28,10 +27,14 @@ def code_cells(path):
 
 
 @each_notebook
-def test_a_notebook_defines_nothing_and_its_parameters_are_annotated(path):
+def test_a_notebook_shows_what_it_defines_and_its_parameters_are_annotated(path):
     for cell in code_cells(path):
         tree = ast.parse(re.sub(r"^[%!].*$", "", cell.source, flags=re.MULTILINE))
-        assert not any(isinstance(node, DEFINITIONS) for node in ast.walk(tree))
+        nodes = [*ast.walk(tree)]
+        assert not any(isinstance(node, ast.ClassDef | ast.AsyncFunctionDef) for node in nodes)
+        defined = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+        assert all(map(ast.get_docstring, defined))
+        assert not (defined and "hide-input" in cell.metadata.get("tags", []))
         if "parameters" in cell.metadata.get("tags", []):
             assert all(isinstance(statement, ast.AnnAssign) for statement in tree.body)
 

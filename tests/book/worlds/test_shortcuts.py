@@ -80,9 +80,9 @@ def test_a_run_stands_beside_what_its_training_pairs_alone_predict():
         for point in ({"temperature": 0.2, "dose": 0.6}, {"temperature": 0.57, "dose": 0.0})
     )
     for found in (low, high):
-        assert found["batches/ratio"] == pytest.approx(found["trained/ratio"], abs=0.04)
+        assert found["loss/ratio"] == pytest.approx(found["trained/ratio"], abs=0.04)
         for name in ("kept/recall@1", "removed/recall@1", "removed/validation_recall@1"):
-            assert found[f"batches/{name}"] == pytest.approx(found[f"trained/{name}"], abs=0.05)
+            assert found[f"loss/{name}"] == pytest.approx(found[f"trained/{name}"], abs=0.05)
     assert high["limit/ratio"] == pytest.approx(high["trained/ratio"], abs=0.07)
     assert low["limit/ratio"] > low["trained/ratio"] + 0.1  # its squared gains are near log 128
     assert high["squared_gains"] < 0.5 < 1.5 < low["squared_gains"]

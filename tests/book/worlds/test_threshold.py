@@ -71,13 +71,12 @@ def test_with_a_trained_temperature_gains_minimise_the_objective(weight):
     torch.testing.assert_close(gains[kept], expected[kept])
 
 
-def test_gains_of_batches_are_those_of_the_limit_if_these_are_small_and_else_flatter():
+def test_gains_of_the_loss_are_those_of_the_limit_but_steeper_at_unit_length():
     rho = torch.tensor([0.9, 0.6, 0.3], dtype=torch.float64).repeat_interleave(8)
-    in_limit = threshold.fixed_length_gains(rho, 0.6)
-    torch.testing.assert_close(
-        threshold.batch_gains(rho, 0.6, 0.0, 256), in_limit, atol=0.02, rtol=0
-    )
-    gains = threshold.batch_gains(rho, 0.1, 0.5, 128)
-    in_limit = threshold.fixed_length_gains(rho, 0.1, 0.5)
-    assert gains.sum().item() == pytest.approx(10)
-    assert gains[8:16].mean() / gains[:8].mean() < in_limit[8] / in_limit[0] - 0.1
+    limit = threshold.fixed_length_gains(rho, 0.15, 0.2)
+    mean = threshold.loss_gains(rho, 0.15, 0.2, 512, unit=False)
+    unit = threshold.loss_gains(rho, 0.15, 0.2, 512)
+    assert mean.sum().item() == pytest.approx(1 / 0.15) == unit.sum().item()
+    torch.testing.assert_close(mean, limit, atol=0.05, rtol=0)
+    ratios = [float(gains[8:16].mean() / gains[:8].mean()) for gains in (limit, mean, unit)]
+    assert ratios[1] == pytest.approx(ratios[0], abs=0.05) and ratios[2] < ratios[0] - 0.1
