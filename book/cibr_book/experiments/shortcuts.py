@@ -46,7 +46,8 @@ from cibr_book import intervals
 from cibr_book.experiments import run
 from cibr_book.experiments.corruptions import PAPERS, has_word, in_both_styles
 from cibr_book.experiments.training import StudyTrainer
-from cibr_book.worlds.shortcuts import SHIFTS, shifted_nats, thresholded_gains
+from cibr_book.worlds.shortcuts import SHIFTS
+from cibr_book.worlds.threshold import free_length_gains, shifted_nats
 from cibr_book.worlds.training import KAPPA_B
 
 LOOKS = {  # the styles of photos, "" for a photo as it is, and their names at the end of a caption
@@ -346,7 +347,7 @@ def _correlations(maps: tuple[Tensor, Tensor], inputs: Inputs) -> Float64[Tensor
 
 
 def _value(rho: Mapping[str, Float64[Tensor, "2 s"]], shift: str, dose: float) -> float:
-    gains = [thresholded_gains(half.clamp(min=0), dose) for half in rho["kept"]]
+    gains = [free_length_gains(half.clamp(min=0), dose) for half in rho["kept"]]
     return (shifted_nats(gains[0], rho[shift][1]) + shifted_nats(gains[1], rho[shift][0])) / 2
 
 

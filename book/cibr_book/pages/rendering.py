@@ -1,10 +1,9 @@
 """What the rendered pages need beyond Jupyter Book: an extension of Sphinx, for _config.yml.
 
-Two directives insert the output of modules in `pages` when the book is built: `between`, a map with
-sliders, and `draw`, two models in the page; `get-project` says where the project is. Docstrings,
-with code in single backticks and equations in indented lines, are turned into the markup that
-Sphinx reads. Pages drop the scripts of Thebe, which would fetch kernels from the network, and those
-that would draw icons a second time.
+Two directives insert HTML when the book is built: `draw`, two models in the page, and
+`get-project`, where the project is. Docstrings, with code in single backticks and equations in
+indented lines, are turned into the markup that Sphinx reads. Pages drop the scripts of Thebe, which
+would fetch kernels from the network, and those that would draw icons a second time.
 """
 
 import re
@@ -19,10 +18,9 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
 from cibr.utils import project_root
-from cibr_book.pages import between_explorer, draw
+from cibr_book.pages import draw
 
 _ARCHIVE = "cibr.zip"
-_PAGES = {"draw": draw, "between": between_explorer}
 _FIGURE_SCALE = 2  # a figure's pixels for one of the page: figures have 200 dpi, pages show 100
 # The script that draws icons a second time, and fonts loaded before any icon asks for them.
 _ICONS = re.compile(
@@ -36,12 +34,12 @@ _FIGURE_WIDTH = re.compile(r'(?<= style=")width: (\d+px)')
 _SCROLLER = '<div class="pst-scrollable-table-container"'
 
 
-class _Piece(SphinxDirective):
-    """A piece of HTML that a module makes from the project's files."""
+class _Drawing(SphinxDirective):
+    """The drawing, made from the shipped models."""
 
     def run(self) -> list[nodes.Node]:
         self.env.note_reread()  # the files may change where the page does not
-        return [nodes.raw("", _PAGES[self.name].as_page(), format="html")]
+        return [nodes.raw("", draw.as_page(), format="html")]
 
 
 class _GetProject(SphinxDirective):
@@ -83,7 +81,7 @@ def _tidy_page(
 ) -> None:
     """Gives a page its scripts and makes odd lists of Sphinx accessible."""
     body = _FIGURE_WIDTH.sub(r"--width: \1; width: \1", context.get("body", ""))
-    scripts = [f"{name}.js" for name in _PAGES if f'id="{name}-data"' in body]
+    scripts = ["draw.js"] * ('id="draw-data"' in body)
     scripts += ["figures.js"] * ("image-reference" in body)
     for name in scripts:
         app.add_js_file(name, loading_method="defer")  # on this page alone
@@ -142,8 +140,7 @@ def _complete_site(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Connects the directives and the steps: docstrings first, pages after other extensions."""
-    for name in _PAGES:
-        app.add_directive(name, _Piece)
+    app.add_directive("draw", _Drawing)
     app.add_directive("get-project", _GetProject)
     app.add_config_value("repository_address", "", "html")
     app.connect("config-inited", _add_buttons)
