@@ -77,22 +77,6 @@ def sample_spike(rho: Correlations, n: int, p: int, q: int) -> Directions:
     return Directions(sample, shared / sample, v, w)
 
 
-def population_correlation(r: Correlations, n: int, p: int, q: int) -> Correlations:
-    """The inverse of `sample_spike`: population correlations; 0 for those below the edge.
-
-    Args:
-        r: sample correlations.
-        n: number of pairs, above p + q.
-        p: number of image variables.
-        q: number of text variables.
-    """
-    a, b = p / n, q / n
-    half = (r.square() - a * (1 - b) - b * (1 - a)) / 2
-    root = (half.square() - a * b * (1 - a) * (1 - b)).clamp(min=0).sqrt()
-    squared = (half + root).clamp(min=0) / ((1 - a) * (1 - b))
-    return squared.sqrt().where(r > noise_edge(n, p, q), 0)
-
-
 def predicted_directions(rho: Correlations, n: int, p: int, q: int) -> Directions:
     """All directions of a sample before it is drawn: those that are seen, then noise.
 
@@ -137,7 +121,7 @@ def best_threshold(rho: Correlations, n: int, p: int, q: int) -> tuple[float, fl
     """The soft threshold of sample correlations with the largest predicted J.
 
     Args:
-        rho: positive population correlations, or those that `population_correlation` finds.
+        rho: positive population correlations.
         n: number of pairs, above p + q.
         p: number of image variables.
         q: number of text variables.

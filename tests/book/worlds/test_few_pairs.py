@@ -48,14 +48,11 @@ def test_what_is_seen_is_stronger_in_the_sample_than_at_test():
     assert_mean(s[:, 2:].cumsum(1), predicted.covariance[2:].cumsum(0), slack=0.05)  # of noise
 
 
-def test_a_correlation_is_recovered_if_it_is_seen_and_else_looks_like_noise():
+def test_a_correlation_is_seen_if_it_is_strong_and_else_looks_like_noise():
     rho = torch.tensor([0.99, 0.7, 0.44, 0.43, 0.2], dtype=torch.float64)
     spike, seen = few_pairs.sample_spike(rho, **SIZES), rho > 0.439
     assert spike.covariance.isfinite().equal(seen)
-    recovered = few_pairs.population_correlation(spike.sample, **SIZES)
-    torch.testing.assert_close(recovered[seen], rho[seen])
     r = drawn_directions(rho[4:], **SIZES, draws=30)[0].mean(0)
-    assert (few_pairs.population_correlation(r, **SIZES) == 0).all()
     assert abs(r[0] - few_pairs.noise_edge(**SIZES)) < 0.015
     torch.testing.assert_close(r, few_pairs.noise_correlations(**SIZES), atol=0.01, rtol=0)
 
