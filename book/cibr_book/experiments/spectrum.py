@@ -1,4 +1,4 @@
-"""Photos, predicted from a spectrum: a run of experiments/spectrum-*.yaml.
+"""Photos, predicted from a spectrum: a run of experiments/spectrum-*.yaml and gains*.yaml.
 
 The canonical correlations of a draw's features, with ridges, give gains by theorem 3 or by the loss
 of Gaussian pairs (`cibr_book.worlds.threshold`), and these give heads in closed form. Beside them
@@ -6,7 +6,8 @@ linear heads are trained: Gaussian noise on their inputs, of the ridges' varianc
 the covariances.
 """
 
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from cibr.losses import CIBRLoss
 from cibr.losses.cca import canonical_maps, centred_moments
 from cibr.metrics import retrieval_recalls
-from cibr.models.features import Inputs
+from cibr.models.features import Inputs, embed_pairs
 from cibr.train.trainer import epoch_rows
 from cibr_book.experiments import recipes
 from cibr_book.experiments.corruptions import Corruption, corrupt
@@ -30,6 +31,7 @@ _RATE = 1e-3
 _SHOWN = (2, 4, 7, 11, 21, 41)  # directions whose gain over the first is reported
 Sides = list[Float64[Tensor, "_ _"]]  # of images and texts
 Maps = list[Float[Tensor, "d _"]]
+Embeddings = Sequence[Float[Tensor, "_ d"]]
 
 
 class Spectrum:
@@ -68,58 +70,79 @@ class Spectrum:
         image, text = (h.double() @ i for h, i in zip(heads, self.inverses, strict=True))
         return image.T @ text
 
-    def recalls(self, heads: Maps, pairs: Inputs) -> dict[str, float]:
-        """Recalls of heads, and their means over each direction."""
+    def embeddings(self, heads: Maps, pairs: Inputs) -> Embeddings:
+        """Unit vectors of the images and of the texts."""
         sides = zip((pairs.images, pairs.texts[0]), self.means, heads, strict=True)
-        embeddings = [F.normalize((x - m.float()) @ head.T, dim=1) for x, m, head in sides]
-        found = retrieval_recalls(*embeddings, *pairs.pairs.retrieval_targets())
-        for way in ("image_to_text", "text_to_image"):
-            own = [value for name, value in found.items() if name.startswith(way)]
-            found[f"{way}_mean"] = sum(own) / len(own)
-        return found
+        return [F.normalize((x - mean.float()) @ head.T, dim=1) for x, mean, head in sides]
+
+
+def direction_recalls(embeddings: Embeddings, pairs: Inputs) -> dict[str, float]:
+    """Recalls of unit vectors of pairs, and their means over each direction."""
+    found = retrieval_recalls(*embeddings, *pairs.pairs.retrieval_targets())
+    for way in ("image_to_text", "text_to_image"):
+        own = [value for name, value in found.items() if name.startswith(way)]
+        found[f"{way}_mean"] = sum(own) / len(own)
+    return found
 
 
 def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
-    """Heads of a draw of Flickr8k's training photos, predicted or trained.
+    """Heads of a draw of Flickr8k's training photos, predicted, trained, or the study's.
 
     Args:
         settings: `photos`, their number; `seed`, of the draw, the order, the captions and the
-            noise; `ridges`; `temperature`, `dose`; `gains`, `limit`, `loss` or `trained`; and
-            for the last two `batch_size`, for the last `steps`.
+            noise. For heads on canonical directions `ridges` and `gains`: `limit`, `loss` or
+            `trained`, with `temperature` and `dose`, and for the last two `batch_size`, for the
+            last `steps`; or `power`, with the `power` of the correlations. For the study's
+            heads, `heads`, their settings; scores of both are summed.
         folder: unused: heads are small enough to make again.
 
     Returns:
-        `validation_*` and `flickr8k/*`, `coco/*`: recalls and their means by direction;
-        `gain@k`, of direction k over the first; and `diagonal`, the share of the squared score
-        that is on the diagonal, 1 for predictions.
+        `validation_*` and `flickr8k/*`, `coco/*`: recalls and their means by direction. For heads
+        on canonical directions `gain@k`, of direction k over the first; and `diagonal`, the share
+        of the squared score that is on the diagonal, 1 for predictions.
     """
-    whole, seed = recipes.features()[1], settings["seed"]
-    pairs, spectrum = _drawn(settings["photos"], seed, tuple(settings["ridges"]))
-    point = settings["temperature"], settings["dose"]
-    if settings["gains"] == "trained":
-        heads = _trained(spectrum, pairs, *point, settings["batch_size"], settings["steps"], seed)
-    elif settings["gains"] == "loss":
-        heads = spectrum.heads(loss_gains(spectrum.rho, *point, settings["batch_size"], seed))
-    else:
-        heads = spectrum.heads(fixed_length_gains(spectrum.rho, *point))
-    gains = spectrum.gains(heads)
-    own = gains.diagonal()
-    found = {f"gain@{k}": float(own[k - 1] / own[0]) for k in _SHOWN if k <= len(own)}
-    found["diagonal"] = float(own.square().sum() / gains.square().sum())
+    whole, n_photos, seed = recipes.features()[1], settings["photos"], settings["seed"]
+    drawn = Corruption(fraction=n_photos / len(whole["train"].pairs), redraw=True)
+    found, parts = {}, []
+    if "gains" in settings:
+        pairs, spectrum = _drawn(drawn, seed, tuple(settings["ridges"]))
+        heads = _heads(spectrum, pairs, settings)
+        gains = spectrum.gains(heads)
+        own = gains.diagonal()
+        found = {f"gain@{k}": float(own[k - 1] / own[0]) for k in _SHOWN if k <= len(own)}
+        found["diagonal"] = float(own.square().sum() / gains.square().sum())
+        parts.append(partial(spectrum.embeddings, heads))
+    if "heads" in settings:
+        bench = recipes.bench(drawn, False, seed)
+        parts.append(partial(embed_pairs, bench.recipe("CLIP", {"CLIP": settings["heads"]}, seed)))
     for test, columns in (
         ("validation", "validation_"),
         ("flickr8k", "flickr8k/"),
         ("coco", "coco/"),
     ):
-        recalls = spectrum.recalls(heads, whole[test])
+        of_parts = [part(whole[test]) for part in parts]
+        summed = [torch.cat(side, 1) / len(parts) ** 0.5 for side in zip(*of_parts, strict=True)]
+        recalls = direction_recalls(summed, whole[test])
         found |= {f"{columns}{name}": value for name, value in recalls.items()}
     return found
 
 
+def _heads(spectrum: Spectrum, pairs: Inputs, settings: dict[str, Any]) -> Maps:
+    """Linear heads, by what `gains` says."""
+    kind, seed = settings["gains"], settings["seed"]
+    if kind == "power":
+        return spectrum.heads(spectrum.rho ** settings["power"])
+    point = settings["temperature"], settings["dose"]
+    if kind == "limit":
+        return spectrum.heads(fixed_length_gains(spectrum.rho, *point))
+    if kind == "loss":
+        return spectrum.heads(loss_gains(spectrum.rho, *point, settings["batch_size"], seed))
+    return _trained(spectrum, pairs, *point, settings["batch_size"], settings["steps"], seed)
+
+
 @lru_cache(maxsize=1)  # for runs that differ in temperature, dose and batch alone
-def _drawn(n_photos: int, seed: int, ridges: tuple[float, float]) -> tuple[Inputs, Spectrum]:
+def _drawn(drawn: Corruption, seed: int, ridges: tuple[float, float]) -> tuple[Inputs, Spectrum]:
     whole = recipes.features()[1]["train"]
-    drawn = Corruption(fraction=n_photos / len(whole.pairs), redraw=True)
     pairs = recipes.picked(whole, corrupt(whole.pairs, drawn, seed))
     return pairs, Spectrum(pairs, ridges)
 

@@ -6,6 +6,7 @@ import torch
 from cibr.data import Pairs
 from cibr.models.features import Inputs
 from cibr_book.experiments import recipes, spectrum
+from cibr_book.experiments.corruptions import Corruption
 from cibr_book.worlds.threshold import fixed_length_gains, loss_gains
 
 RHO = torch.tensor([0.9, 0.7, 0.5, 0.3])
@@ -41,7 +42,8 @@ def test_heads_have_the_gains_that_they_are_made_of_and_find_what_is_shared(feat
     torch.testing.assert_close(of.rho[:4].float(), RHO, atol=0.05, rtol=0)
     gains = fixed_length_gains(of.rho, 0.5)
     torch.testing.assert_close(of.gains(of.heads(gains)), gains.diag(), atol=1e-4, rtol=0)
-    recalls = of.recalls(of.heads(gains), features["flickr8k"])
+    test = features["flickr8k"]
+    recalls = spectrum.direction_recalls(of.embeddings(of.heads(gains), test), test)
     assert recalls["text_to_image_mean"] > 0.08  # 0.018 by chance
     ways = [recalls[f"text_to_image_recall@{k}"] for k in (1, 5, 10)]
     assert recalls["text_to_image_mean"] == pytest.approx(sum(ways) / 3)
@@ -58,6 +60,31 @@ def test_trained_linear_heads_have_the_gains_that_the_loss_predicts():
     assert trained["gain@2"] == pytest.approx(predicted["gain@2"], abs=0.06)
     for name in ("validation_text_to_image_mean", "flickr8k/image_to_text_mean"):
         assert trained[name] == pytest.approx(predicted[name], abs=0.02)
-    _, of = spectrum._drawn(12_000, 5, (0.1, 0.2))
+    _, of = spectrum._drawn(Corruption(redraw=True), 5, (0.1, 0.2))
     gains = loss_gains(of.rho, 0.4, 0.3, 250, 5)
     assert predicted["gain@2"] == pytest.approx(float(gains[1] / gains[0]), abs=1e-4)
+
+
+def test_gains_are_a_power_of_the_correlations_and_scores_of_heads_are_summed(monkeypatch):
+    run = RUN | {"gains": "power", "power": 2}
+    found = spectrum.train_and_measure(run, "")
+    _, of = spectrum._drawn(Corruption(redraw=True), 5, (0.1, 0.2))
+    assert found["gain@4"] == pytest.approx(float((of.rho[3] / of.rho[0]) ** 2), abs=1e-6)
+    asked = []
+
+    class Bench:
+        def recipe(self, name, best, seed):
+            asked.append((name, best, seed))
+            return "heads"
+
+    monkeypatch.setattr(recipes, "bench", lambda *of: Bench())
+    own = of.heads(of.rho**2)
+    monkeypatch.setattr(spectrum, "embed_pairs", lambda _, pairs: of.embeddings(own, pairs))
+    summed = spectrum.train_and_measure(run | {"heads": {"epochs": 3}}, "")
+    assert summed == pytest.approx(found)  # twice the same scores
+    assert asked == [("CLIP", {"CLIP": {"epochs": 3}}, 5)]
+    whole = torch.ones(300, 4) / 2
+    monkeypatch.setattr(spectrum, "embed_pairs", lambda *_: [whole, whole])
+    assert spectrum.train_and_measure(run | {"heads": {}}, "") == pytest.approx(found)
+    alone = {"photos": 12_000, "seed": 5, "heads": {}}
+    assert spectrum.train_and_measure(alone, "")["flickr8k/text_to_image_mean"] == 0  # all tie
