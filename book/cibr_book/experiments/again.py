@@ -1,0 +1,134 @@
+"""A committed row again, by the code that made it: `make again ROW=2f1c0d9a7b3e`.
+
+A row names its commit. This makes a worktree of it in `.again/`, an environment from its own
+constraints, and there runs the row's sweep with that row alone. Data and models are found as ever,
+by `$CIBR_DATA` and `$CIBR_MODELS`.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from cibr.utils import digest, project_root
+
+_FIRST_CONSTRAINTS = "80c9e59"  # of commits before there were any
+# Prints the sweeps of a commit that have a run; the module moved once.
+_SWEEPS = """
+import sys
+from pathlib import Path
+try:
+    from cibr_book.experiments.plan import read_plan
+except ImportError:
+    from cibr_book.plan import read_plan
+for file in sorted(Path("experiments").glob("*.yaml")):
+    if sys.argv[1] in read_plan(file).runs:
+        print(file)
+"""
+
+
+def find_row(run: str, root: Path) -> pd.Series:
+    """The committed row of a run.
+
+    Args:
+        run: its id, twelve hexadecimal digits.
+        root: of the checkout.
+
+    Raises:
+        ValueError: no table has the row, or its code was never committed.
+    """
+    for table in sorted((root / "data" / "results").glob("*.csv")):
+        rows = pd.read_csv(table, dtype=str, keep_default_na=False)
+        if "run" in rows and (found := rows[rows["run"] == run]).size:
+            row = found.iloc[0].rename(table.name)
+            if row["commit"].endswith("+"):
+                what = f"the row {run} of {table.name} was made with uncommitted changes"
+                raise ValueError(f"{what} (its commit is {row['commit']}): choose another row")
+            return row
+    raise ValueError(f"no table in data/results has a row {run!r}: give the id of a run")
+
+
+def repeat(run: str, root: Path) -> pd.DataFrame:
+    """Makes a row again; what it prints on the way is the commit's own.
+
+    Args:
+        run: its id.
+        root: of the checkout, with its history.
+
+    Returns:
+        For every number of the row, `committed`, `again` and their `difference`.
+
+    Raises:
+        ValueError: see `find_row`, or the commit has no sweep with this run.
+        subprocess.CalledProcessError: git, pip or the run failed.
+    """
+    row = find_row(run, root)
+    place = root / ".again" / row["commit"]
+    if not (place / "experiments").exists():
+        _git(root, "worktree", "add", "--force", "--detach", str(place), row["commit"])
+    python = _environment(root, place)
+    # The commit's code comes before what the environment has installed.
+    variables = os.environ | {"PYTHONPATH": f"{place}{os.pathsep}{place / 'book'}"}
+    variables["PATH"] = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+
+    how = dict(cwd=place, env=variables, check=True, text=True)
+    command = [str(python), "-c", _SWEEPS, run]
+    sweeps = subprocess.run(command, stdout=subprocess.PIPE, **how).stdout.split()
+    if not sweeps:
+        raise ValueError(f"no sweep of commit {row['commit']} has the run {run}")
+    (place / "again.csv").unlink(missing_ok=True)
+    for file in place.glob(f"runs/again/{run}*"):
+        file.unlink()
+    settings = [f"sweep={sweeps[0]}", "results=again.csv", f"only={run}"]
+    profile = ["-s", "experiments/Snakefile", "--profile", "experiments/profiles/local"]
+    subprocess.run([str(python), "-m", "snakemake", *profile, "--config", *settings], **how)
+    again = pd.read_csv(place / "again.csv", dtype=str, keep_default_na=False).set_index("run")
+    table = pd.DataFrame({"committed": row, "again": again.loc[run]})
+    table = table.drop(["seed", "beta", "seconds"], errors="ignore")
+    table = table.apply(pd.to_numeric, errors="coerce").dropna()
+    return table.assign(difference=table["again"] - table["committed"])
+
+
+def _environment(root: Path, place: Path) -> Path:
+    """The interpreter of an environment with a commit's constraints, which is made once."""
+    if (place / "constraints.txt").exists():
+        constraints = (place / "constraints.txt").read_text(encoding="utf-8")
+    else:
+        print(f"the commit has no constraints: those of {_FIRST_CONSTRAINTS} are taken")
+        constraints = _git(root, "show", f"{_FIRST_CONSTRAINTS}:constraints.txt")
+    folder = root / ".again" / f"environment-{digest(constraints)[:12]}"
+    python = folder / "bin" / "python"
+    if not (folder / "made").exists():
+        print(f"making {folder} (a few minutes)", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        (folder / "constraints.txt").write_text(constraints, encoding="utf-8")
+        install = [str(python), "-m", "pip", "install", "--quiet", "--constraint"]
+        install.append(str(folder / "constraints.txt"))
+        subprocess.run([*install, "torch", "torchvision"], check=True)
+        subprocess.run([*install, "--editable", f"{place}[dev]"], check=True)
+        (folder / "made").touch()
+    return python
+
+
+def _git(root: Path, *arguments: str) -> str:
+    git = ["git", "-C", str(root), *arguments]
+    return subprocess.run(git, check=True, text=True, stdout=subprocess.PIPE).stdout
+
+
+def main() -> None:
+    """Repeats the row that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("run", help="the id of a row in data/results")
+    try:
+        table = repeat(parser.parse_args().run, project_root())
+    except (ValueError, subprocess.CalledProcessError) as error:
+        sys.exit(f"again: {error}")
+    print(table.to_string())
+    print(f"largest difference: {table['difference'].abs().max():.3g}")
+
+
+if __name__ == "__main__":
+    main()
