@@ -175,3 +175,10 @@ def test_a_row_has_the_names_the_settings_and_the_metrics_or_the_error(tmp_path,
     assert rows[0].items() >= (own | {"beta": 0, "metric": 0.333333, "n": 2}).items()
     assert rows[0]["configuration"] == '{"beta": 0, "seed": 1}' and "undefined" not in rows[0]
     assert rows[1]["error"].startswith("step 3") and "metric" not in rows[1]
+
+
+@pytest.mark.parametrize("name", ["cibr_book.experiments.gone", "cibr_book.experiments.run.gone"])
+def test_a_run_whose_code_has_retired_says_how_to_repeat_it(tmp_path, name):
+    with pytest.raises(ValueError, match="has retired: repeat a committed row by `make again ROW="):
+        save_row({"seed": 1}, tmp_path / "x.json", name)
+    assert not (tmp_path / "x.json").exists()

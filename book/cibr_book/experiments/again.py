@@ -1,4 +1,4 @@
-"""A committed row again, by the code that made it: `make again ROW=2f1c0d9a7b3e`.
+"""A committed row again, by the code that made it: `make again ROW=331089841cc6`.
 
 A row names its commit. This makes a worktree of it in `.again/`, an environment from its own
 constraints, and there runs the row's sweep with that row alone. Data and models are found as ever,

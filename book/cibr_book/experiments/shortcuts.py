@@ -7,48 +7,37 @@ the same random numbers, so that only the shortcut differs between the three.
 
 Features of frozen towers (or pixels and tokens, for towers from scratch) are computed once for both
 renderings of every photo and for all versions of every caption, and a draw picks rows of them.
-`train_and_measure` does a run of experiments/shortcuts.yaml. `predicted_values` gives theorem 3's
-prediction for a penalty without training. `glyph_sheets` has shortcuts of many values and a known
-shared content.
+`predicted_values` gives theorem 3's prediction for a penalty without training. `glyph_sheets` has
+shortcuts of many values and a known shared content. The runs of experiments/shortcuts.yaml were
+made by the commits that their rows name.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Float64
-from scipy.stats import mannwhitneyu
+from jaxtyping import Float64
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from cibr.compare import FeatureTrainer
 from cibr.data import Pairs
 from cibr.data.glyphs import SERIF, STIX, draw_all, glyph_characters, pixel_image, sample_factors
-from cibr.losses.cca import RegularisedCCA, canonical_maps, centred_moments
-from cibr.losses.vmf import vmf_mean_cosine
-from cibr.metrics import mean_interval, retrieval_recalls
-from cibr.metrics.zeroshot import class_embeddings
+from cibr.losses.cca import canonical_maps, centred_moments
+from cibr.metrics import mean_interval
 from cibr.models import DualEncoder
-from cibr.models.features import Inputs, embed_pairs, prepare
-from cibr.train import build_model, configure, load_splits
-from cibr.train.trainer import Rows
+from cibr.models.features import Inputs, prepare
 from cibr.utils import check_known
 from cibr_book import intervals
-from cibr_book.experiments import run
 from cibr_book.experiments.corruptions import PAPERS, has_word, in_both_styles
-from cibr_book.experiments.training import StudyTrainer
 from cibr_book.worlds.shortcuts import SHIFTS
 from cibr_book.worlds.threshold import free_length_gains, shifted_nats
-from cibr_book.worlds.training import KAPPA_B
 
 LOOKS = {  # the styles of photos, "" for a photo as it is, and their names at the end of a caption
     "grey": {"": "in colour", "grey": "in grey"},
@@ -56,15 +45,12 @@ LOOKS = {  # the styles of photos, "" for a photo as it is, and their names at t
     "blur": {"": "in focus", "blur": "out of focus"},
     "paper": {colour: f"on {colour} paper" for colour in PAPERS},
 }
-TEMPLATES = ("a photo of {}", "a picture with {}", "there is {} in the photo")
 RIDGES = ((1.0, 0.3), (3.0, 1.0), (10.0, 3.0), (30.0, 10.0))  # of image and text
 _SHOWN = (
     "greek small letter (?:zeta|eta|iota|kappa|mu|nu|xi|rho|sigma|tau|phi|chi)"
     "|latin capital letter [fgjkqrwz]"
 )
 _SPLITS = ("train", "validation", "test")
-_OWN = ("pairs", "shortcut", "both_styles", "balanced", "dose", "cca_dim", "predict", "suites")
-_OWN += ("sheets",)
 
 
 @dataclass(frozen=True)
@@ -174,20 +160,6 @@ def _inputs(like: Inputs, pairs: Pairs, images: Tensor, texts: tuple[Tensor, ...
     return replace(like, pairs=pairs, images=images, texts=texts, labels=labels)
 
 
-def _training_pairs(views: Views, shortcut: Shortcut, seed: int, n: int, both: bool) -> Inputs:
-    """A draw of n of the training pairs, or of all if n is 0; on demand, photos in both styles."""
-    whole = draw(views, shortcut, seed)
-    order = torch.randperm(len(whole.pairs), generator=torch.Generator().manual_seed(seed))
-    rows = order[: n or None].sort().values
-    kept = torch.isin(whole.pairs.text_to_image(), rows)
-    texts = tuple(part[kept].repeat(1 + both, 1) for part in whole.texts)
-    pairs, images = whole.pairs.subset(rows), whole.images[rows]
-    if both:
-        pairs = in_both_styles(pairs, shortcut.style)
-        images = views.images[:, rows].flatten(0, 1)
-    return _inputs(whole, pairs, images, texts)
-
-
 def glyph_sheets(first: float, last: float) -> list[Pairs]:
     """Sheets of four characters: 2,000 for training, 1,000 each for validation and test.
 
@@ -214,98 +186,6 @@ def glyph_sheets(first: float, last: float) -> list[Pairs]:
     ranges = range(2000), range(2000, 3000), range(3000, 4000)
     parts = zip(_SPLITS, ranges, strict=True)
     return [replace(whole.subset(rows), split=split) for split, rows in parts]
-
-
-class ShortcutTrainer(FeatureTrainer, StudyTrainer):
-    """A trainer on given features with balanced groups, or a CCA of fewer directions.
-
-    Args:
-        of_trainer: of `FeatureTrainer`.
-        balanced: whether photos of an epoch are drawn with replacement such that every group (word
-            by style) is equally likely.
-        cca_dim: directions that a CCA keeps; 0 for all.
-        named: of `FeatureTrainer` and `StudyTrainer`.
-    """
-
-    def __init__(self, *of_trainer, balanced=False, cca_dim=0, **named):
-        self.balanced, self.cca_dim = balanced, cca_dim
-        super().__init__(*of_trainer, **named)
-
-    def epoch_rows(self, epoch: int) -> Rows:
-        """Rows of photos as they come, or balanced."""
-        images, texts = super().epoch_rows(epoch)
-        if not self.balanced:
-            return images, texts
-        group = _groups(self.train_dataset)[images]
-        weights = 1 / torch.bincount(group)[group].double()
-        generator = torch.Generator().manual_seed(self.config.seed + 1_000_003 * (epoch + 1))
-        drawn = torch.multinomial(weights, len(images), replacement=True, generator=generator)
-        return images[drawn], texts[drawn]
-
-    def fit_statistic(self) -> RegularisedCCA:
-        """The CCA, with `cca_dim` directions."""
-        cca = super().fit_statistic()
-        for directions in (cca.image_map, cca.text_map) if self.cca_dim else ():
-            directions[self.cca_dim :] = 0
-        return cca
-
-
-def _groups(pairs: Pairs) -> Tensor:
-    return torch.tensor((len(PAPERS) * pairs.factors["word"] + pairs.factors["style"]).to_numpy())
-
-
-def best_threshold(scores: Float[Tensor, " n"], pairs: Pairs) -> float:
-    """The most accurate threshold for photos with the word, which score above it; midway between
-    two scores, the lowest of equals.
-    """
-    order = scores.argsort()
-    with_word = torch.tensor(pairs.factors["word"].to_numpy())[order]
-    right = torch.where(with_word, -1, 1).cumsum(0)  # as the threshold passes a photo
-    k = torch.cat([torch.zeros(1), right]).argmax()
-    ends = torch.tensor([-torch.inf]), scores[order], torch.tensor([torch.inf])
-    return float(torch.cat(ends)[k : k + 2].mean())
-
-
-def word_measures(scores: Float[Tensor, " n"], threshold: float, pairs: Pairs) -> dict[str, float]:
-    """`auc` of the word's scores and, at a threshold, `accuracy` and `worst_group`, the accuracy of
-    the group (word by style) where it is lowest.
-    """
-    with_word = torch.tensor(pairs.factors["word"].to_numpy())
-    sides = scores[with_word], scores[~with_word]
-    auc = float(mannwhitneyu(*sides).statistic) / (len(sides[0]) * len(sides[1]))
-    is_right = pd.Series(((scores > threshold) == with_word).numpy())
-    worst = is_right.groupby(_groups(pairs).numpy()).mean().min()
-    return {"auc": auc, "accuracy": is_right.mean(), "worst_group": worst}
-
-
-def measures(
-    model: DualEncoder,
-    validation: Inputs,
-    tests: Mapping[str, Inputs],
-    prompts: tuple[Tensor, ...],
-) -> dict[str, float]:
-    """Retrieval and recognition of the word under each shift, see `train_and_measure`.
-
-    Args:
-        model: a trained model.
-        validation: pairs in distribution, on which the word's threshold is chosen.
-        tests: test pairs by shift.
-        prompts: features, or tokens and mask, of prompts with the word and of as many without.
-    """
-    with model.evaluating():
-        embedded = model.encode_texts(*prompts).features.cpu()
-    word, other = class_embeddings(embedded.unflatten(0, (2, -1)))
-    threshold = best_threshold(embed_pairs(model, validation)[0] @ (word - other), validation.pairs)
-    found = {}
-    for shift, test in tests.items():
-        images, texts = embed_pairs(model, test)
-        recalls = retrieval_recalls(images, texts, *test.pairs.retrieval_targets())
-        of_shift = word_measures(images @ (word - other), threshold, test.pairs)
-        [first] = (recalls[name] for name in recalls if re.fullmatch("text.*recall@1", name))
-        of_shift["text_to_image_recall@1"] = first
-        of_shift |= {"recall": sum(recalls.values()) / len(recalls)}
-        found |= {f"{shift}/{name}": value for name, value in of_shift.items()}
-    return found
 
 
 def predicted_values(
@@ -349,70 +229,6 @@ def _correlations(maps: tuple[Tensor, Tensor], inputs: Inputs) -> Float64[Tensor
 def _value(rho: Mapping[str, Float64[Tensor, "2 s"]], shift: str, dose: float) -> float:
     gains = [free_length_gains(half.clamp(min=0), dose) for half in rho["kept"]]
     return (shifted_nats(gains[0], rho[shift][1]) + shifted_nats(gains[1], rho[shift][0])) / 2
-
-
-@lru_cache(maxsize=4)
-def _features(
-    dataset: str, model: str, sheets: tuple[float, ...], word: str, style: str, named: bool
-) -> tuple:
-    """Views of the three splits, prompts with the word and without, and their tokenizer; runs of a
-    process share them.
-    """
-    config = configure(dataset=dataset, model=model)
-    splits = glyph_sheets(*sheets) if sheets else load_splits(config)
-    encoder = build_model(config, splits[0])
-    prompts = [template.format(name) for name in (word, "something") for template in TEMPLATES]
-    of_prompts = prepare(encoder, splits[0].subset([0]), texts=prompts).texts
-    views = [prepare_views(encoder, pairs, style, named) for pairs in splits]
-    return views, of_prompts, encoder.tokenizer
-
-
-def train_and_measure(settings: dict[str, Any], folder: str) -> dict[str, float]:
-    """Trains a method on photos with a shortcut and measures it under each shift.
-
-    Args:
-        settings: of `cibr_book.experiments.run.train_and_measure` without its corruptions and
-            shifts; `shortcut`, the fields of `Shortcut`; `pairs`, how many training pairs are
-            drawn, by default all; `dose`, the penalty's weight of 1 - cos times the temperature, in
-            place of `beta` (of MINE, which has no such weight: the beta that vMF has at this dose);
-            `sheets`, the arguments of `glyph_sheets`, in place of the data set; `cca_dim` and
-            `balanced`, of `ShortcutTrainer`; `both_styles`, whether training photos are shown in
-            both; and `predict`, a list of doses, for `predicted_values` without any training.
-        folder: unused: repeating a run takes seconds.
-
-    Returns:
-        The values of the last epoch on validation, in distribution; for each of `SHIFTS`,
-        `<shift>/recall`, the mean of recall@1, 5 and 10 in both directions,
-        `<shift>/text_to_image_recall@1`, and `<shift>/auc`, `<shift>/accuracy` and
-        `<shift>/worst_group` of the word, whose score is the cosine with prompts of the word minus
-        that with prompts of something, at a threshold chosen on validation; scores of the suites.
-    """
-    own = {name: settings[name] for name in _OWN if name in settings}
-    others = {name: value for name, value in settings.items() if name not in own}
-    shortcut = Shortcut(**own["shortcut"])
-    with TemporaryDirectory() as scratch:
-        config = configure(output_dir=scratch, **run.library_settings(others))
-        data = config.dataset, config.model, tuple(own.get("sheets", ()))
-        shown = shortcut.word, shortcut.style, shortcut.named > 0
-        views, prompts, tokenizer = _features(*data, *shown)
-        chosen = own.get("pairs", 0), own.get("both_styles", False)
-        train = _training_pairs(views[0], shortcut, config.seed, *chosen)
-        draws = [{s: draw(v, shortcut, config.seed, s) for s in SHIFTS} for v in views[1:]]
-        held_out, tests = draws
-        if "predict" in own:
-            return predicted_values(train, held_out, own["predict"])
-        model = build_model(config, train.pairs)
-        model.tokenizer = tokenizer  # of the features; one learned from the draw has other ids
-        if "dose" in own:
-            kappa_b = config.penalty_options.get("kappa_b", KAPPA_B)
-            weight = kappa_b * vmf_mean_cosine(config.kappa_e, model.dim) * config.temperature
-            config = replace(config, beta=float(own["dose"] / weight))
-        options = {name: own[name] for name in ("balanced", "cca_dim") if name in own}
-        options |= run.training_additions(others)
-        trainer = ShortcutTrainer(model, config, given=(train, held_out["kept"]), **options)
-        found = run.from_history(trainer.train())
-        found |= measures(model, held_out["kept"], tests, prompts)
-        return found | run.suite_scores(model, own.get("suites", []), scratch)
 
 
 def against_clip(rows: pd.DataFrame) -> pd.DataFrame:

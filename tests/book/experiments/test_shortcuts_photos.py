@@ -10,7 +10,6 @@ import pytest
 import torch
 from helpers import noise_pairs
 
-from cibr.losses.vmf import vmf_mean_cosine
 from cibr.models.features import Inputs
 from cibr_book.experiments import corruptions, shortcuts
 from cibr_book.experiments.shortcuts import Shortcut, Views, draw
@@ -70,49 +69,6 @@ def test_names_are_of_the_photo_of_either_style_or_of_the_other(share):
         assert abs((names == 0.5)[named].double().mean() - 0.5) <= 0.05
 
 
-def test_a_draw_of_some_pairs_has_their_own_features():
-    views = many_views("train")
-    some, other = (
-        shortcuts._training_pairs(views, Shortcut("dog"), seed, 50, False) for seed in (3, 4)
-    )
-    numbers = [int(own[0].split()[2]) for own in some.pairs.captions]
-    assert len({*numbers}) == 50 and some.images[:, 0].floor().tolist() == numbers
-    assert some.texts[0][:, 0].floor().tolist() == [2 * i + c for i in numbers for c in (0, 1)]
-    assert other.pairs.keys != some.pairs.keys
-
-
-def test_groups_of_many_styles_do_not_mix():
-    factors = pd.DataFrame({"word": np.arange(16) < 8, "style": np.arange(16) % 8})
-    scores = torch.tensor([1.0] * 8 + [0.0, 0.0, 1.0, 1.0] + [0.0] * 4)  # two groups are wrong
-    pairs = replace(noise_pairs(16), factors=factors)
-    assert shortcuts.word_measures(scores, 0.5, pairs)["worst_group"] == 0
-
-
-def test_the_threshold_is_midway_between_two_scores_and_the_lowest_of_equals():
-    for word, expected in (([False, False, True, True], 1.5), ([False, True, False, True], 0.5)):
-        pairs = replace(noise_pairs(4), factors=pd.DataFrame({"word": word}))
-        assert shortcuts.best_threshold(torch.arange(4.0), pairs) == expected
-
-
-def test_the_word_is_measured_as_by_counting():
-    generator = torch.Generator().manual_seed(0)
-    word, style = (torch.rand(60, generator=generator) < share for share in (0.4, 0.5))
-    scores = (torch.randn(60, generator=generator) + word).mul(4).round() / 4  # with ties
-    factors = pd.DataFrame({"word": word.numpy(), "style": style.numpy()})
-    pairs = replace(noise_pairs(60), factors=factors)
-    won = [(a > b) + (a == b) / 2 for a in scores[word].tolist() for b in scores[~word].tolist()]
-    right = [(s > 0.3) == w for s, w in zip(scores.tolist(), word.tolist(), strict=True)]
-    group = list(zip(word.tolist(), style.tolist(), strict=True))
-    by_group = [[r for r, g in zip(right, group, strict=True) if g == one] for one in {*group}]
-    expected = {"auc": np.mean(won), "accuracy": np.mean(right)}
-    expected["worst_group"] = min(map(np.mean, by_group))
-    assert shortcuts.word_measures(scores, 0.3, pairs) == pytest.approx(expected)
-    scores = scores + torch.arange(60) / 1000
-    accuracy = lambda c: ((scores > c) == word).double().mean().item()  # noqa: E731
-    best = max(accuracy(c) for c in [-9.0, *(scores + 1e-4).tolist()])
-    assert accuracy(shortcuts.best_threshold(scores, pairs)) == best > accuracy(-9.0)
-
-
 @pytest.mark.parametrize(("rho_s", "sign"), [(0.4, 1), (0.9, -1)])
 def test_the_prediction_has_the_sign_of_theorem_3(rho_s, sign):
     """Eight core directions of correlation 0.7 and four shortcuts, weaker or stronger."""
@@ -154,49 +110,6 @@ def test_ridges_are_those_of_the_highest_value_in_distribution(monkeypatch):
         monkeypatch.setattr(shortcuts, "RIDGES", ridges)
         each.append(shortcuts.predicted_values(train, {"kept": held}, [])["kept/value@0"])
     assert each.pop() == max(each) > min(each)
-
-
-@pytest.fixture
-def small_run(build, tmp_path, monkeypatch):
-    """Does a short run on noise images over small frozen towers; returns its trainer, too."""
-    trainers, train = [None], shortcuts.ShortcutTrainer.train
-    splits = [noise_pairs(n, split=s) for s, n in dict(train=28, validation=14, test=21).items()]
-    patch = monkeypatch.setattr
-    patch(shortcuts.ShortcutTrainer, "train", lambda self: trainers.append(self) or train(self))
-    patch("cibr.models.features.cache_folder", lambda: tmp_path)
-    patch(shortcuts, "build_model", lambda config, train: build("frozen"))
-    patch(shortcuts, "load_splits", lambda config: splits)
-    patch(shortcuts, "_features", shortcuts._features.__wrapped__)  # without the cache
-    usual = {"model": "frozen", "epochs": 1, "batch_size": 10, "pairs": 20, "seed": 1, "beta": 0}
-    usual |= {"shortcut": {"word": "dog", "style": "tint", "strength": 0.8}, "temperature": 0.1}
-    return lambda **own: (shortcuts.train_and_measure(usual | own, ""), trainers[-1])
-
-
-def test_a_run_has_its_measures_and_a_dose_is_a_beta(small_run):
-    named = {"word": "dog", "style": "blur", "named": 0.5}
-    names = ("recall", "text_to_image_recall@1", "auc", "accuracy", "worst_group")
-    expected = {f"{shift}/{name}" for shift in shortcuts.SHIFTS for name in names}
-    for settings in ({}, {"penalty": "mine", "dose": 0.1, "shortcut": named}):
-        found, _ = small_run(**settings)
-        assert all(0 <= found[name] <= 1 for name in expected) and found["steps"] == 2
-    last = small_run(kappa_e=64.0, dose=0.3)[1]
-    assert last.config.beta * 10 * float(vmf_mean_cosine(64.0, 16)) * 0.1 == pytest.approx(0.3)
-    predicted, trainer = small_run(predict=[0.1])
-    assert {*predicted} == {f"{s}/value@{dose}" for s in shortcuts.SHIFTS for dose in (0, 0.1)}
-    assert trainer is last  # no training
-
-
-def test_remedies_see_both_styles_and_all_groups_alike(small_run):
-    both = small_run(both_styles=True)[1].inputs
-    assert both.pairs.captions[:20] == both.pairs.captions[20:] and len(both.images) == 40
-    assert not torch.isclose(both.images[:20], both.images[20:]).all(1).any()
-    balanced = small_run(balanced=True)[1]
-    rows = torch.cat([balanced.epoch_rows(epoch)[0] for epoch in range(200)])
-    shares = torch.bincount(shortcuts._groups(balanced.train_dataset)[rows]) / len(rows)
-    assert len(rows) == 4000 and (shares[shares > 0] - 1 / (shares > 0).sum()).abs().max() < 0.04
-    heads = small_run(cca_start=True, cca_dim=3, learning_rate=1e-9)[1].model.backbone
-    for head in (heads.image_head, heads.text_head):
-        assert (head.linear.weight.norm(dim=1) > 1e-6).tolist() == [True] * 3 + [False] * 13
 
 
 def test_sheets_show_what_their_captions_name(monkeypatch):
@@ -329,15 +242,3 @@ def test_beyond_the_temperature_a_weaker_colour_is_a_gain_and_a_stronger_one_a_l
     assert found["penalty"].tolist() == pytest.approx([1, 1, 0], abs=0.01)
     assert found["hotter"].tolist() == pytest.approx([0.5, 2, 1], abs=0.01)
     assert found["kept"].tolist() == pytest.approx([2] * 3, abs=0.01)
-
-
-def test_the_threshold_is_of_validation(small_run, monkeypatch):
-    splits, best = [], shortcuts.best_threshold
-
-    def spy(scores, pairs):
-        splits.append(pairs.split)
-        return best(scores, pairs)
-
-    monkeypatch.setattr(shortcuts, "best_threshold", spy)
-    small_run()
-    assert splits == ["validation"]
