@@ -155,10 +155,10 @@ def test_methods_start_from_their_best_trial_once_all_trials_have_rows(tmp_path)
 
 
 def test_trials_are_those_of_the_plan():
-    for name in ("moving-fair", "doses"):
+    for name in ("moving-fair", "doses", "gains"):
         runs, stated = read_plan(FOLDER / f"{name}-trials.yaml").runs, FOLDER / f"{name}.md"
         digest = hashlib.sha256("\n".join(sorted(runs)).encode()).hexdigest()
-        assert re.search(rf"{len(runs)} trials .*\n`{digest}`", stated.read_text("utf-8"))
+        assert re.search(rf"{len(runs):,} trials.*\n`{digest}`", stated.read_text("utf-8"))
 
 
 def test_a_row_has_the_names_the_settings_and_the_metrics_or_the_error(tmp_path, monkeypatch):

@@ -18,14 +18,12 @@ from cibr.utils import digest, project_root
 _FIRST_CONSTRAINTS = "80c9e59"  # of commits before there were any
 # Prints the sweeps of a commit that have a run; the module moved once.
 _SWEEPS = """
-import sys
+import importlib, importlib.util, sys
 from pathlib import Path
-try:
-    from cibr_book.experiments.plan import read_plan
-except ImportError:
-    from cibr_book.plan import read_plan
+here = importlib.util.find_spec("cibr_book.experiments")
+plan = importlib.import_module("cibr_book.experiments.plan" if here else "cibr_book.plan")
 for file in sorted(Path("experiments").glob("*.yaml")):
-    if sys.argv[1] in read_plan(file).runs:
+    if sys.argv[1] in plan.read_plan(file).runs:
         print(file)
 """
 
