@@ -300,16 +300,15 @@ def _crossfitted_means(source: Features, target: Features, labels: Labels | None
         Unit vectors, [n, d].
     """
     n, dim = source.shape
-    rows = torch.arange(n, device=source.device) if labels is None else labels
-    is_first = torch.unique(rows, return_inverse=True)[1] % 2 == 0
-    fitted_on = torch.stack([~is_first, is_first]).to(source)  # [half that is predicted, n]
-    x = fitted_on[..., None] * source
-    ridge = _RIDGE * fitted_on.sum(1).clamp(min=1) / dim
-    size = min(n, dim)  # of the smaller of two equal forms
-    ridges = ridge[:, None, None] * torch.eye(size, dtype=x.dtype, device=x.device)
-    if n < dim:
-        means = source @ x.mT @ torch.linalg.solve(x @ x.mT + ridges, target.expand(2, -1, -1))
-    else:
-        means = source @ torch.linalg.solve(x.mT @ x + ridges, x.mT @ target)
-    of_first, of_second = means
-    return F.normalize(torch.where(is_first[:, None], of_first, of_second), dim=1)
+    groups = torch.arange(n, device=source.device)
+    if labels is not None:
+        groups = torch.unique(labels, return_inverse=True)[1]
+    is_first = groups % 2 == 0
+    predicted = torch.empty_like(target)
+    for half in (is_first, ~is_first):
+        x, y = source[~half], target[~half]
+        # Ridge regression in the dual form: a matrix of the half's size, not of the space's.
+        ridge = _RIDGE * max(1, len(x)) / dim
+        gram = x @ x.T + ridge * torch.eye(len(x), dtype=x.dtype, device=x.device)
+        predicted[half] = source[half] @ x.T @ torch.linalg.solve(gram, y)
+    return F.normalize(predicted, dim=1)
