@@ -70,6 +70,13 @@ CANCELLED = torch.stack([torch.ones(2, 4), ints(1, -3)[:, None] * ints(1, 2, 3, 
 SUITES = ["- {", "dataset: cats", "", "- kind: retrieval", "- {dataset: a, knd: b}"]
 SUITES += ["- {dataset: a, group: &x [*x]}"]
 BAD = {
+    "not finite, first row 5: look for NaN": [
+        f(broken(value))
+        for f in (recall, by_label, ranks)
+        for value in (math.nan, math.inf, -math.inf)
+    ],
+    "not unit vectors, first row 5: normalise": [recall(text=broken(x)) for x in (0.0, 1.02)],
+    "image_embeddings is of type ndarray: pass a torch.Tensor": [recall(EYE.numpy())],
     "image_embeddings": [f(x) for f in (recall, by_label, ranks) for x in (*BAD_ROWS, *NO_ROWS)],
     "text_embeddings": [f(text=x) for f in (recall, by_label) for x in BAD_ROWS]
     + [recall(text=torch.eye(5), own=OWN[:5])],
