@@ -361,7 +361,7 @@ def _save(predictions: Predictions, file: Path) -> None:
     write_atomically(file, partial(save_file, items, metadata={"kind": kind, "digest": of_data}))
 
 
-def compare(
+def difference(
     a: Evaluation | Sequence[Evaluation], b: Evaluation | Sequence[Evaluation]
 ) -> pd.DataFrame:
     """Paired differences b - a of two models on the same images, with 95 % intervals.

@@ -10,7 +10,7 @@ import torch
 import cibr
 from cibr import metrics
 from cibr.cli import _parser, _settings
-from cibr.evaluate import Evaluation, Predictions, Task, compare, evaluate, suite_tasks
+from cibr.evaluate import Evaluation, Predictions, Task, difference, evaluate, suite_tasks
 from cibr.metrics import mean_interval, paired_difference
 from cibr.models import DualEncoder
 
@@ -106,11 +106,11 @@ BAD = {
     "unknown kind of task 'sort'": [partial(suite_tasks, Task("a", "sort"))],
     "each data set once": [partial(suite_tasks, [Task("x/a"), Task("y/a")])],
     "different images": [
-        partial(compare, [evaluation("x")] * len(asked), [*map(evaluation, asked)])
+        partial(difference, [evaluation("x")] * len(asked), [*map(evaluation, asked)])
         for asked in ("y", "xy")
     ],
-    "evaluations": [partial(compare, x, []) for x in ([], [evaluation("")] * 2)]
-    + [partial(compare, evaluation(""), replace(evaluation(""), suite="t"))],
+    "evaluations": [partial(difference, x, []) for x in ([], [evaluation("")] * 2)]
+    + [partial(difference, evaluation(""), replace(evaluation(""), suite="t"))],
     "is not a suite": [of_file("own.yaml", text, suite_tasks) for text in SUITES],
     "JSON object": [of_file("config.json", text, settings) for text in ("{", "[1]")],
 }
