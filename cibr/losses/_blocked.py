@@ -95,7 +95,7 @@ class _BlockedLoss(torch.autograd.Function):
             for rows in _blocks(len(image), ctx.chunk_size):
                 logits = (scale * image[rows]) @ text.T
                 slopes = (logits - row_max[rows, None]).exp_().div_(row_sum[rows, None])
-                slopes.addcdiv_((logits - column_max).exp_(), column_sum)
+                slopes.addcdiv_(logits.sub_(column_max).exp_(), column_sum)
                 slopes = _Targets(labels, rows, logits).taken_from(slopes)
                 torch.mm(slopes, text, out=product_image[rows])
                 product_text.addmm_(slopes.T, image[rows])
