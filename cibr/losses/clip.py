@@ -20,10 +20,7 @@ Scalar = Float[Tensor, ""]
 
 
 def plain_clip_loss(
-    image_features: Features,
-    text_features: Features,
-    logit_scale: Scalar | Number,
-    labels: Labels | None = None,
+    image: Features, text: Features, logit_scale: Scalar | Number, labels: Labels | None = None
 ) -> Scalar:
     """The definition: two cross-entropies over one matrix of similarities.
 
@@ -34,15 +31,15 @@ def plain_clip_loss(
     learning (Khosla et al. 2020, arXiv 2004.11362, L_out).
 
     Args:
-        image_features: unit vectors, [n, d].
-        text_features: unit vectors, [n, d]; row i belongs to image i.
+        image: unit vectors, [n, d].
+        text: unit vectors, [n, d]; row i belongs to image i.
         logit_scale: multiplier of the cosines, 1 / temperature.
         labels: pairs with one label are positives of each other, [n]; None when all differ.
 
     Returns:
         Nats, a scalar.
     """
-    logits = logit_scale * image_features @ text_features.T  # [n, n]
+    logits = logit_scale * image @ text.T  # [n, n]
     if labels is None:
         labels = torch.arange(len(logits), device=logits.device)
     is_positive = (labels[:, None] == labels).to(logits)

@@ -51,7 +51,7 @@ def proportion_interval(
     It is Student's, see `mean_interval`, and Wilson's where all items miss or all hit: 3.84 / (n +
     3.84) wide, for n independent items or clusters.
 
-    Source: Wilson (1927, JASA 22), Probable inference, the law of succession.
+    Source: Wilson (1927), Probable Inference, the Law of Succession, and Statistical Inference.
 
     Args:
         values: one number per item [n], such as a hit (0 or 1), whose mean is in [0, 1].
