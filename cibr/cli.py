@@ -279,7 +279,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         _print_tables(results[-1].rows, "value")
     if len(results) == 2:
         model, other = results
-        differences = evaluation.compare(other, model)
+        differences = evaluation.difference(other, model)
         if arguments.output_dir:
             folder = arguments.output_dir.expanduser() / _quoted(model.model) / model.suite
             save_table(differences, folder / f"minus-{_quoted(other.model)}")

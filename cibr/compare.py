@@ -28,7 +28,7 @@ from cibr._report import SEARCH, report
 from cibr.data import Pairs, available_splits, load_pairs
 from cibr.data.pairs import joined
 from cibr.metrics import paired_difference, query_ranks, retrieval_recalls
-from cibr.metrics.intervals import of_clusters
+from cibr.metrics.intervals import cluster_values
 from cibr.metrics.retrieval import recall_items
 from cibr.models import DualEncoder
 from cibr.models._towers import FrozenBackbone
@@ -317,7 +317,7 @@ def image_values(model: DualEncoder, test: Inputs) -> _Values:
     values = {}
     for name, hits in recall_items(ranks.image_ranks, ranks.text_ranks).items():
         units = ranks.image_units if name.startswith("image") else ranks.text_units
-        values[name] = of_clusters(hits.numpy(), units.numpy())
+        values[name] = cluster_values(hits.numpy(), units.numpy())
     for way in ("image_to_text", "text_to_image"):
         values[f"{way}_mean"] = np.mean([v for n, v in values.items() if n.startswith(way)], axis=0)
     return values | {"mean": (values["image_to_text_mean"] + values["text_to_image_mean"]) / 2}

@@ -6,8 +6,9 @@ vectors. Retrieval is paired (Karpathy and Fei-Fei, 2015) or by label, according
 Texts longer than the context are truncated.
 
 A score is the mean of one number per item, even where classes or data sets have equal weight
-(`cibr.metrics.intervals`). Its 95 % interval is Student's over items; with several seeds, their
-variances add up. An item is an image with its texts or, by label, everything with one label.
+(`cibr.metrics.intervals`). Its 95 % interval is Student's over items, at 0 and 1 Wilson's; with
+several seeds, their variances add up. An item is an image with its texts or, by label, everything
+with one label.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 from cibr import metrics
 from cibr.data import Pairs, available_splits, load_pairs, resolve
-from cibr.metrics.intervals import of_clusters, of_groups
+from cibr.metrics.intervals import cluster_values, group_balanced_values
 from cibr.metrics.retrieval import recall_items
 from cibr.metrics.zeroshot import accuracy_items
 from cibr.models import DualEncoder
@@ -108,8 +109,9 @@ def suite_tasks(suite: _Suite) -> tuple[Task, ...]:
         check_known("kind of task", task.kind, ("zero-shot", "retrieval"))
     files = [task.file for task in tasks]
     if not files or len(set(files)) < len(files):
-        fix = "give at least one, and each data set once"
-        raise ValueError(f"suite {_suite_name(suite)!r} has {files}: {fix}")
+        raise ValueError(
+            f"suite {_suite_name(suite)!r} has {files}: give at least one, and each data set once"
+        )
     return tasks
 
 
@@ -131,9 +133,10 @@ def _read_suite(file: Path) -> tuple[Task, ...]:
             raise ValueError("a value is not a text")
         return tuple(Task(**entry) for entry in entries)
     except (yaml.YAMLError, TypeError, ValueError) as error:
-        fix = "give a YAML list of tasks, such as '- dataset: flickr8k', each with some of"
-        message = f"{str(file)!r} is not a suite ({error}): {fix} {', '.join(Task._fields)}"
-        raise ValueError(message) from error
+        raise ValueError(
+            f"{str(file)!r} is not a suite ({error}): give a YAML list of tasks, such as "
+            f"'- dataset: flickr8k', each with some of {', '.join(Task._fields)}"
+        ) from error
 
 
 def dataset_tasks(dataset: str, max_skipped: int = 0) -> tuple[Task, ...]:
@@ -221,9 +224,8 @@ class Evaluation:
         """
         rows = []
         for key, score in _scores(self).items():
-            value, low, high = metrics.mean_interval(score.values)
-            interval = max(0.0, low), min(1.0, high)
-            rows.append((self.model, self.suite, *key, value, *interval, score.n))
+            interval = metrics.proportion_interval(score.values)
+            rows.append((self.model, self.suite, *key, *interval, score.n))
         return pd.DataFrame(rows, columns=["model", *_KEY, "value", "low", "high", "n"])
 
 
@@ -250,9 +252,8 @@ def _task_scores(predictions: Predictions) -> dict[str, _Score]:
     name = "recall" if kind == "retrieval" else "label_recall"
     scores = {}
     for metric, hits in recall_items(items["image_ranks"], items["text_ranks"], name=name).items():
-        side, _ = metric.split("_to_")
-        per_unit = of_clusters(hits.numpy(), items[f"{side}_units"].numpy())
-        scores[metric] = _Score(per_unit, len(hits))
+        units = items["image_units" if metric.startswith("image") else "text_units"]
+        scores[metric] = _Score(cluster_values(hits.numpy(), units.numpy()), len(hits))
     return scores
 
 
@@ -264,7 +265,7 @@ def _mean(tables: list[dict[str, _Score]]) -> dict[str, _Score]:
     for metric in tables[0]:
         values = [table[metric].values for table in tables]
         sets = np.repeat(np.arange(len(values)), [len(of_set) for of_set in values])
-        means[metric] = _Score(of_groups(np.concatenate(values), sets), len(sets))
+        means[metric] = _Score(group_balanced_values(np.concatenate(values), sets), len(sets))
     return means
 
 
@@ -306,8 +307,10 @@ def evaluate(
     if limit < 0 or limit == 1:
         raise ValueError(f"limit is {limit!r}: give 0, for all images, or a number from 2")
     if not isinstance(model, DualEncoder):
-        fix = "load one with DualEncoder.from_pretrained(name)"
-        raise ValueError(f"the model to evaluate is of type {type(model).__name__}: {fix}")
+        raise ValueError(
+            f"the model to evaluate is of type {type(model).__name__}: "
+            "load one with DualEncoder.from_pretrained(name)"
+        )
     check_number("batch_size", batch_size, 1, whole=True)
     for task in tasks:
         resolve(task.dataset)  # report a mistyped name before computing anything
@@ -322,8 +325,7 @@ def evaluate(
             if output_dir is not None:  # now: a later set may fail
                 _save(predictions[task], folder / task.file)
         except ValueError as error:
-            what = f"{task.kind} on {task.title} of suite {title!r}: {error}"
-            raise ValueError(what) from error
+            raise ValueError(f"{task.kind} on {task.title} of suite {title!r}: {error}") from error
     evaluation = Evaluation(name, title, predictions)
     if output_dir is not None:
         save_table(evaluation.rows, folder / "rows")
@@ -359,7 +361,7 @@ def _save(predictions: Predictions, file: Path) -> None:
     write_atomically(file, partial(save_file, items, metadata={"kind": kind, "digest": of_data}))
 
 
-def compare(
+def difference(
     a: Evaluation | Sequence[Evaluation], b: Evaluation | Sequence[Evaluation]
 ) -> pd.DataFrame:
     """Paired differences b - a of two models on the same images, with 95 % intervals.
@@ -377,14 +379,18 @@ def compare(
     a, b = ([side] if isinstance(side, Evaluation) else list(side) for side in (a, b))
     suites = {evaluation.suite for evaluation in a + b}
     if not a or len(a) != len(b) or len(suites) != 1:
-        fix = "give one evaluation per seed of each model, all of one suite"
-        raise ValueError(f"{len(a)} and {len(b)} evaluations of suites {sorted(suites)}: {fix}")
+        raise ValueError(
+            f"{len(a)} and {len(b)} evaluations of suites {sorted(suites)}: "
+            "give one evaluation per seed of each model, all of one suite"
+        )
     digests = [{(task.title, p.digest) for task, p in e.predictions.items()} for e in a + b]
     different = set().union(*digests) - set.intersection(*digests)
     if different:
         title, _ = min(different)
-        fix = "evaluate both with the same data and limit"
-        raise ValueError(f"a and b saw different images or texts of {title}: {fix}")
+        raise ValueError(
+            f"a and b saw different images or texts of {title}: "
+            "evaluate both with the same data and limit"
+        )
     of_a, of_b = ([_scores(evaluation) for evaluation in side] for side in (a, b))
     rows = []
     for key, score in of_a[0].items():

@@ -52,6 +52,18 @@ def check_number(
     return float(value)
 
 
+def check_tensors(**values: Any) -> None:
+    """Raises ValueError unless all values are tensors."""
+    from torch import Tensor
+
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{name} is of type {type(value).__name__}: "
+                "pass a torch.Tensor, such as torch.as_tensor(array)"
+            )
+
+
 def digest(content: str | bytes) -> str:
     """Returns the SHA-256 hash of a text in UTF-8 or of bytes, in 64 hexadecimal digits."""
     if isinstance(content, str):  # names of files need not be valid text

@@ -32,8 +32,10 @@ def fit(image, text=None, **ridges):
 
 BAD = {
     "n >= 2": [clip(IMAGE[:1], TEXT[:1]), clip(IMAGE[0]), clip(IMAGE[:, :5]), clip(text=TEXT[1:])],
-    "image_features": [clip(BROKEN)] + [loss(image=x) for x in (INFINITE, 1.05 * IMAGE)],
-    "text_features": [clip(text=INFINITE)] + [loss(text=x) for x in (BROKEN, 0 * TEXT)],
+    "image_features are not finite: look for NaN": [clip(BROKEN), loss(image=INFINITE)],
+    "text_features are not finite: look for NaN": [clip(text=INFINITE), loss(text=BROKEN)],
+    "image_features must be unit vectors, .* off by 0.05: norm": [loss(image=1.05 * IMAGE)],
+    "text_features must be unit vectors, .* off by 1: norm": [loss(text=0 * TEXT)],
     "labels must": [clip(labels=x) for x in (torch.arange(11), torch.arange(12.0))],
     "labels is of type list": [clip(labels=[0] * 12)],
     "chunk_size": [clip(chunk_size=x) for x in (0, -1, 4.0)],

@@ -10,7 +10,7 @@ import torch
 import cibr
 from cibr import metrics
 from cibr.cli import _parser, _settings
-from cibr.evaluate import Evaluation, Predictions, Task, compare, evaluate, suite_tasks
+from cibr.evaluate import Evaluation, Predictions, Task, difference, evaluate, suite_tasks
 from cibr.metrics import mean_interval, paired_difference
 from cibr.models import DualEncoder
 
@@ -70,6 +70,13 @@ CANCELLED = torch.stack([torch.ones(2, 4), ints(1, -3)[:, None] * ints(1, 2, 3, 
 SUITES = ["- {", "dataset: cats", "", "- kind: retrieval", "- {dataset: a, knd: b}"]
 SUITES += ["- {dataset: a, group: &x [*x]}"]
 BAD = {
+    "not finite, first row 5: look for NaN": [
+        f(broken(value))
+        for f in (recall, by_label, ranks)
+        for value in (math.nan, math.inf, -math.inf)
+    ],
+    "not unit vectors, first row 5: normalise": [recall(text=broken(x)) for x in (0.0, 1.02)],
+    "image_embeddings is of type ndarray: pass a torch.Tensor": [recall(EYE.numpy())],
     "image_embeddings": [f(x) for f in (recall, by_label, ranks) for x in (*BAD_ROWS, *NO_ROWS)],
     "text_embeddings": [f(text=x) for f in (recall, by_label) for x in BAD_ROWS]
     + [recall(text=torch.eye(5), own=OWN[:5])],
@@ -99,11 +106,11 @@ BAD = {
     "unknown kind of task 'sort'": [partial(suite_tasks, Task("a", "sort"))],
     "each data set once": [partial(suite_tasks, [Task("x/a"), Task("y/a")])],
     "different images": [
-        partial(compare, [evaluation("x")] * len(asked), [*map(evaluation, asked)])
+        partial(difference, [evaluation("x")] * len(asked), [*map(evaluation, asked)])
         for asked in ("y", "xy")
     ],
-    "evaluations": [partial(compare, x, []) for x in ([], [evaluation("")] * 2)]
-    + [partial(compare, evaluation(""), replace(evaluation(""), suite="t"))],
+    "evaluations": [partial(difference, x, []) for x in ([], [evaluation("")] * 2)]
+    + [partial(difference, evaluation(""), replace(evaluation(""), suite="t"))],
     "is not a suite": [of_file("own.yaml", text, suite_tasks) for text in SUITES],
     "JSON object": [of_file("config.json", text, settings) for text in ("{", "[1]")],
 }

@@ -1,4 +1,4 @@
-"""Small batches, losses of every penalty, and slow twins that the tests of the losses share."""
+"""Small batches and losses of every penalty, which the tests of the losses share."""
 
 import torch
 from torch.nn import functional as F
@@ -41,15 +41,6 @@ def build(beta, penalty="vmf", d=6, **options):
     arguments = {"dims": (d, 5, 4), "statistic": cca}
     needed = {name: x for name, x in arguments.items() if name in arguments_of(penalty)}
     return CIBRLoss(beta, penalty, **needed, **options)
-
-
-def full_matrix_loss(image, text, scale, labels=None):
-    """CLIP's loss from the whole matrix and PyTorch's cross-entropy."""
-    logits = scale * image @ text.T
-    labels = torch.arange(len(image)) if labels is None else labels
-    target = (labels[:, None] == labels).to(logits)
-    target = target / target.sum(1, keepdim=True)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def value_and_gradients(function, leaves):

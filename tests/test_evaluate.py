@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from cibr import evaluate as engine
 from cibr.data import load_pairs
-from cibr.evaluate import Evaluation, Predictions, Task, compare, evaluate
+from cibr.evaluate import Evaluation, Predictions, Task, difference, evaluate
 from cibr.metrics import mean_interval, paired_difference, retrieval_recalls
 
 
@@ -194,16 +194,16 @@ def test_scores_equal_those_of_clip_benchmark(build, small, kind):
 
 def test_a_comparison_is_of_b_minus_a_by_item_and_pairs_seeds_by_place(build, small):
     a, b = (evaluate(build(kind), "small", name=kind) for kind in ("tiny", "hub"))
-    there, back = compare(a, b), compare(b, a)
+    there, back = difference(a, b), difference(b, a)
     keys = ["suite", "dataset", "kind", "metric", "n"]
     assert there[keys].equals(a.rows[keys])
     values = there[["a", "b", "difference", "low"]].to_numpy()
     own, other = a.rows["value"], b.rows["value"]
     expected = np.stack([own, other, other - own, -back["high"]], axis=1)
     assert values == pytest.approx(expected)
-    for same in (compare(a, a), compare([a, b], [a, b])):
+    for same in (difference(a, a), difference([a, b], [a, b])):
         assert (same[["difference", "low", "high"]] == 0).all(axis=None)
-    seeds = compare([a, b], [b, b])
+    seeds = difference([a, b], [b, b])
     assert set(seeds["n_seeds"]) == {2}
     half = there["difference"] / 2
     assert seeds[["a", "difference"]].to_numpy() == pytest.approx(np.stack([other - half, half], 1))
@@ -215,7 +215,7 @@ def test_the_interval_of_a_difference_is_over_images_and_seeds():
         return [Evaluation("m", "s", {ONE: Predictions("zero-shot", own, "")}) for own in items]
 
     a, b = [[1, 1, 0, 0, 1], [1, 0, 1, 1, 1]], [[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]
-    row = compare(of(a), of(b)).set_index("metric").loc["accuracy@1"]
+    row = difference(of(a), of(b)).set_index("metric").loc["accuracy@1"]
     expected = paired_difference(1.0 - np.array(a), 1.0 - np.array(b))
     assert row[["difference", "low", "high"]].tolist() == pytest.approx(expected)
 
@@ -234,6 +234,12 @@ def test_an_interval_is_over_images_with_their_texts():
     expected = mean_interval(np.array(ranks) < 1, np.array(units))
     assert (row["n"], row["value"], row["high"]) == (7, pytest.approx(4 / 7), 1.0)
     assert row["low"] == pytest.approx(max(0, expected[1]))
+    row = rows_of(
+        CAPTIONS, **images | {"image_ranks": [0, 0, 0]}, text_ranks=ranks, text_units=units
+    )
+    row = row.loc["image_to_text_recall@1"]
+    assert (row["value"], row["high"]) == (1, 1)
+    assert row["low"] == pytest.approx(3 / (3 + 3.8415), abs=1e-4)  # Wilson's
 
 
 def test_a_mean_over_classes_has_the_spread_within_its_classes():

@@ -5,20 +5,17 @@ import math
 import torch
 from torch import Tensor
 
+from cibr.utils import check_tensors
+
 Number = float | int
 MAX_SCALE = 1e6  # of the cosines; 100 in CLIP
 
 
-class NotFiniteError(ValueError):
-    """Features or a logit scale that are not finite: training has diverged."""
+class FeaturesError(ValueError):
+    """Features that are not finite, or not unit vectors where they must be, or such a logit scale.
 
-
-def check_tensors(**tensors: Tensor) -> None:
-    """ValueError unless all are tensors."""
-    for name, value in tensors.items():
-        if not isinstance(value, Tensor):
-            what = f"{name} is of type {type(value).__name__}"
-            raise ValueError(f"{what}: pass a torch.Tensor, such as torch.as_tensor(array)")
+    In the course of a training, it has diverged.
+    """
 
 
 def checked_features(
@@ -44,13 +41,13 @@ def checked_features(
     """
     check_tensors(image_features=image, text_features=text)
     if image.ndim != 2 or image.shape != text.shape or len(image) < 2:
-        got = f"{list(image.shape)} and {list(text.shape)}"
-        raise ValueError(f"image_features and text_features must be [n, d], n >= 2, got {got}")
+        shapes = f"{list(image.shape)} and {list(text.shape)}"
+        raise ValueError(f"image_features and text_features must be [n, d], n >= 2, got {shapes}")
     if labels is not None:
         check_tensors(labels=labels)
-    if labels is not None and (labels.is_floating_point() or labels.shape != image.shape[:1]):
-        got = f"{labels.dtype} {list(labels.shape)}"
-        raise ValueError(f"labels must be integers, [{len(image)}], got {got}")
+        if labels.is_floating_point() or labels.shape != image.shape[:1]:
+            got = f"{labels.dtype} {list(labels.shape)}"
+            raise ValueError(f"labels must be integers, [{len(image)}], got {got}")
     dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
     image, text = image.to(dtype), text.to(dtype)
     scale = torch.as_tensor(scale, dtype=dtype, device=image.device)
@@ -61,10 +58,16 @@ def checked_features(
     errors = [(length - 1).abs().amax() for length in lengths]  # not finite if an entry is not
     *errors, value = torch.stack([*errors, scale.detach()]).tolist()
     for name, error in zip(("image_features", "text_features"), errors, strict=True):
-        if not error < tolerance:
-            rule = f"{name} must be finite (CIBRLoss: unit vectors), a length is off by {error:.3g}"
-            raise NotFiniteError(f"{rule}: use torch.nn.functional.normalize(x, dim=1)")
+        if not math.isfinite(error):
+            raise FeaturesError(f"{name} are not finite: look for NaN in weights and inputs")
+        if error >= tolerance:
+            raise FeaturesError(
+                f"{name} must be unit vectors, but a length is off by {error:.3g}: "
+                "normalise them with torch.nn.functional.normalize(x, dim=1)"
+            )
     if not 0 < value <= MAX_SCALE:
-        fix = "pass the multiplier itself, exp() of the logarithm that CLIP learns"
-        raise NotFiniteError(f"logit_scale must be above 0, to {MAX_SCALE:g}, got {value}: {fix}")
+        raise FeaturesError(
+            f"logit_scale must be above 0 and at most {MAX_SCALE:g}, got {value}: "
+            "pass the multiplier itself, the exponential of the logarithm that CLIP learns"
+        )
     return image, text, scale

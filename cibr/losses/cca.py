@@ -17,9 +17,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.losses._checks import check_tensors
 from cibr.losses.clip import Features
-from cibr.utils import check_number
+from cibr.utils import check_number, check_tensors
 
 _Moments = tuple[Float64[Tensor, "p p"], Float64[Tensor, "q q"], Float64[Tensor, "p q"]]
 
@@ -83,8 +82,10 @@ class RegularisedCCA(nn.Module):
         check_number("ridge_text", ridge_text, 1e-12, 1e12)
         means, moments = centred_moments(image_pooled, text_pooled)
         if not (moments[0].trace() > 0 and moments[1].trace() > 0):
-            rule = "image_pooled and text_pooled must be finite and vary over the pairs"
-            raise ValueError(f"{rule}: give images, and texts, that are not all equal")
+            raise ValueError(
+                "image_pooled and text_pooled must be finite and vary over the pairs: "
+                "give images, and texts, that are not all equal"
+            )
         return cls(*means, *canonical_maps(moments, dim, ridge_image, ridge_text))
 
     def forward(self, image_pooled: Float[Tensor, "n p"], text_pooled: Float[Tensor, "n q"]):

@@ -3,7 +3,23 @@
     L_CIBR = L_CLIP + beta * R,   R = (I(Z_v; X_v | X_t) + I(Z_t; X_t | X_v)) / 2
 
 after Ji et al. (2025, arXiv 2503.24182), who published no code. `cibr.losses.penalties` has the
-bounds and estimates of R.
+bounds and estimates of R. With the default penalty, the whole loss is
+
+    >>> from cibr.losses.clip import plain_clip_loss  # two cross-entropies, in six lines
+    >>> from cibr.losses.vmf import vmf_mean_cosine  # A_d(kappa), 0.99 here
+    >>> def cibr_loss(image, text, logit_scale, labels, beta, kappa_b=10.0, kappa_e=1024.0):
+    ...     weight = kappa_b * vmf_mean_cosine(kappa_e, dim=image.shape[1]).float()
+    ...     penalty = weight * (1 - (image * text).sum(1).mean())
+    ...     return plain_clip_loss(image, text, logit_scale, labels) + beta * penalty
+
+That is `CIBRLoss`:
+
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> image, text = nn.functional.normalize(torch.randn(2, 6, 16, generator=generator), dim=2)
+    >>> labels = torch.tensor([0, 1, 1, 2, 3, 4])  # rows 1 and 2 match each other's text, too
+    >>> expected = cibr_loss(image, text, 20.0, labels, beta=0.05)
+    >>> loss = CIBRLoss(beta=0.05)(image, text, 20.0, labels, output_dict=False)
+    >>> torch.testing.assert_close(loss, expected)
 """
 
 import inspect
@@ -14,8 +30,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from cibr.losses._blocked import blocked_clip_loss
 from cibr.losses._checks import Number, checked_features
-from cibr.losses.clip import Features, Labels, Scalar, info_nce
+from cibr.losses.clip import Features, Labels, Scalar
 from cibr.losses.penalties import PENALTIES, LossInputs, Term
 from cibr.losses.vmf import sample_vmf
 from cibr.utils import check_known, check_number
@@ -100,10 +117,12 @@ class CIBRLoss(nn.Module):
         self.sample = sample
         if isinstance(penalty, str):
             check_penalty(penalty, options)
-            needed = [n for n, x in arguments_of(penalty).items() if x.default is x.empty]
-            if missing := ", ".join(name for name in needed if name not in options):
-                fix = f"pass {missing}=..., which help(cibr.losses.PENALTIES[{penalty!r}]) explains"
-                raise ValueError(f"the penalty {penalty!r} needs {missing}: {fix}")
+            needed = {n for n, x in arguments_of(penalty).items() if x.default is x.empty}
+            if missing := ", ".join(sorted(needed - {*options})):
+                raise ValueError(
+                    f"the penalty {penalty!r} needs {missing}: pass {missing}=..., which "
+                    f"help(cibr.losses.PENALTIES[{penalty!r}]) explains"
+                )
             penalty = PENALTIES[penalty](**options)
         elif options or not isinstance(penalty, Term):
             raise ValueError(f"a penalty is a name or a Term with its options, got {penalty!r}")
@@ -130,7 +149,7 @@ class CIBRLoss(nn.Module):
 
     def contrastive_loss(self, inputs: LossInputs) -> Scalar:
         """The contrastive term, CLIP's, see `clip_loss`; a subclass may have another."""
-        return info_nce(inputs.z_image, inputs.z_text, inputs.logit_scale, inputs.labels)
+        return blocked_clip_loss(inputs.z_image, inputs.z_text, inputs.logit_scale, inputs.labels)
 
     def forward(
         self,
@@ -163,14 +182,16 @@ class CIBRLoss(nn.Module):
                 missing or unknown optional input.
         """
         inputs = self._inputs(image_features, text_features, logit_scale, labels, optional)
-        fixed = inputs.detached()
+        detached = inputs.detached()
         with torch.autocast(image_features.device.type, enabled=False):
             clip_loss = self.contrastive_loss(inputs)
-            penalty = self.penalty(inputs if self.beta else fixed)
-        self._last = fixed, clip_loss.detach(), penalty.detach()
-        weighted = self.beta * penalty if self.beta else torch.zeros_like(clip_loss)
-        terms = {"clip_loss": clip_loss, "penalty_loss": weighted}
-        return terms if output_dict else sum(terms.values())
+            # At 0 it is only reported: in the graph, a value that is not finite would reach clip's.
+            penalty = self.penalty(inputs if self.beta else detached)
+        penalty_loss = self.beta * penalty if self.beta else torch.zeros_like(clip_loss)
+        self._last = detached, clip_loss.detach(), penalty.detach()
+        if output_dict:
+            return {"clip_loss": clip_loss, "penalty_loss": penalty_loss}
+        return clip_loss + penalty_loss
 
     @torch.no_grad()
     def reports(self) -> dict[str, Scalar]:
@@ -234,8 +255,8 @@ class CIBRLoss(nn.Module):
         if self.sample:
             z_image = sample_vmf(image, self.kappa_e, own["generator"])
             z_text = sample_vmf(text, self.kappa_e, own["generator"])
-        fields = image, text, z_image, z_text, scale, self.kappa_e, labels
-        return LossInputs(*fields, **own, others=optional)
+        features = image, text, z_image, z_text
+        return LossInputs(*features, scale, self.kappa_e, labels, **own, others=optional)
 
 
 def arguments_of(penalty: str) -> Mapping[str, inspect.Parameter]:

@@ -4,7 +4,7 @@ All are functions of tensors. Ties count against the model, and embeddings that 
 vectors are rejected, so a broken model never scores well.
 """
 
-from cibr.metrics.intervals import mean_interval, paired_difference
+from cibr.metrics.intervals import mean_interval, paired_difference, proportion_interval
 from cibr.metrics.retrieval import (
     Ranks,
     query_ranks,
@@ -15,5 +15,5 @@ from cibr.metrics.retrieval import (
 from cibr.metrics.zeroshot import class_embeddings, class_ranks, zeroshot_accuracy
 
 __all__ = ["Ranks", "class_embeddings", "class_ranks", "mean_interval", "paired_difference"]
-__all__ += ["query_ranks", "recall_at_k", "retrieval_ranks", "retrieval_recalls"]
-__all__ += ["zeroshot_accuracy"]
+__all__ += ["proportion_interval", "query_ranks", "recall_at_k", "retrieval_ranks"]
+__all__ += ["retrieval_recalls", "zeroshot_accuracy"]

@@ -1,14 +1,16 @@
 """95 % intervals of means over items, and over training seeds and items.
 
 They measure how much a score varies with the sample of test items (and training seeds). Dependent
-items and means of means are first turned into one number per item (`of_clusters`, `of_groups`). Its
-mean is the score; its standard error is, to first order, the score's.
+items are first turned into one number per cluster (`cluster_values`), and items of a mean of means
+into one number each (`group_balanced_values`). The mean of these numbers is the score; its standard
+error is, to first order, the score's.
 """
 
 import numpy as np
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+_Z = 1.959964  # the 97.5 % quantile of the standard normal distribution
 _Values = Shaped[np.ndarray, " n"] | Shaped[Tensor, " n"]
 _Matrix = Shaped[np.ndarray, "s n"] | Shaped[Tensor, "s n"]
 
@@ -16,7 +18,7 @@ _Matrix = Shaped[np.ndarray, "s n"] | Shaped[Tensor, "s n"]
 def mean_interval(values: _Values, clusters: _Values | None = None) -> tuple[float, float, float]:
     """The mean over items with Student's 95 % interval.
 
-    For hits it is too narrow near 0 or 1: where all agree, its width is 0.
+    For hits use `proportion_interval`: where all agree, the width of this one is 0.
 
     Args:
         values: one number per item [n], such as a hit (0 or 1).
@@ -33,7 +35,7 @@ def mean_interval(values: _Values, clusters: _Values | None = None) -> tuple[flo
 
     values = _finite("values", values)
     if clusters is not None:
-        values = of_clusters(values, np.asarray(clusters))
+        values = cluster_values(values, np.asarray(clusters))
     mean = float(values.mean())
     if len(values) < 2:
         return mean, np.nan, np.nan
@@ -41,7 +43,36 @@ def mean_interval(values: _Values, clusters: _Values | None = None) -> tuple[flo
     return mean, mean - half, mean + half
 
 
-def of_clusters(
+def proportion_interval(
+    values: _Values, clusters: _Values | None = None
+) -> tuple[float, float, float]:
+    """The mean of hits with a 95 % interval within 0 and 1, which is never of width 0 there.
+
+    It is Student's, see `mean_interval`, and Wilson's where all items miss or all hit: 3.84 / (n +
+    3.84) wide, for n independent items or clusters.
+
+    Source: Wilson (1927), Probable Inference, the Law of Succession, and Statistical Inference.
+
+    Args:
+        values: one number per item [n], such as a hit (0 or 1), whose mean is in [0, 1].
+        clusters: as in `mean_interval`.
+
+    Returns:
+        The mean and the lower and upper end of its interval, NaN for a single item or cluster whose
+        value is neither 0 nor 1.
+
+    Raises:
+        ValueError: as `mean_interval`.
+    """
+    mean, low, high = mean_interval(values, clusters)
+    if 0 < mean < 1:
+        return mean, max(low, 0.0), min(high, 1.0)
+    n = len(values if clusters is None else np.unique(clusters))
+    width = _Z**2 / (n + _Z**2)
+    return (mean, 0.0, width) if mean <= 0 else (mean, 1 - width, 1.0)
+
+
+def cluster_values(
     values: Float[np.ndarray, " n"], clusters: Shaped[np.ndarray, " n"]
 ) -> Float[np.ndarray, " c"]:
     """One number per cluster; their mean is the mean over items.
@@ -59,7 +90,7 @@ def of_clusters(
     return mean + (np.bincount(clusters, values) - mean * counts) / counts.mean()
 
 
-def of_groups(
+def group_balanced_values(
     values: Float[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
     """One number per item; their mean is the mean of group means.
@@ -99,8 +130,10 @@ def paired_difference(a: _Matrix, b: _Matrix) -> tuple[float, float, float]:
     from scipy import stats
 
     if a.ndim != 2 or a.shape != b.shape:
-        fix = "give [seeds, items] with the same seeds and items"
-        raise ValueError(f"a has shape {tuple(a.shape)} but b {tuple(b.shape)}: {fix}")
+        raise ValueError(
+            f"a has shape {tuple(a.shape)} but b {tuple(b.shape)}: "
+            "give [seeds, items], with the same seeds and items"
+        )
     values = _finite("b", b) - _finite("a", a)
     mean = float(values.mean())
     if values.shape[1] < 2:

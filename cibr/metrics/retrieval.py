@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from cibr.metrics._checks import check_embeddings, check_labels
+
 _KS = (1, 5, 10)
 _TILE = 2**22  # numbers in memory at a time (16 MiB)
-_UNIT_TOLERANCE = 1e-2  # bfloat16 has three digits
 
 _Images = Float[Tensor, "n d"]
 _Texts = Float[Tensor, "m d"]
@@ -158,9 +159,9 @@ def query_ranks(
         ranks = retrieval_ranks(image_embeddings, text_embeddings, text_to_image)
         units = torch.arange(len(image_embeddings)), text_to_image
         return Ranks(*ranks, *units, torch.arange(len(text_embeddings)))
-    _check_embeddings(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
-    _check_labels("text_to_image", text_to_image, len(text_embeddings))
-    _check_labels("labels", labels, len(image_embeddings))
+    check_embeddings(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
+    check_labels("text_to_image", text_to_image, len(text_embeddings))
+    check_labels("labels", labels, len(image_embeddings))
     text_labels = labels[text_to_image]
     first: dict[tuple[str, int], int] = {}  # each text once per label
     for row, key in enumerate(zip(texts, text_labels.tolist(), strict=True)):
@@ -168,8 +169,8 @@ def query_ranks(
     rows = list(first.values())
     text_embeddings = text_embeddings[rows]
     text_labels = text_labels[rows]
-    image_ranks = _label_ranks(image_embeddings, labels, text_embeddings, text_labels)
-    text_ranks = _label_ranks(text_embeddings, text_labels, image_embeddings, labels)
+    image_ranks = label_ranks(image_embeddings, labels, text_embeddings, text_labels)
+    text_ranks = label_ranks(text_embeddings, text_labels, image_embeddings, labels)
     return Ranks(image_ranks, text_ranks, labels, text_labels, torch.tensor(rows))
 
 
@@ -190,13 +191,15 @@ def retrieval_ranks(
     Raises:
         ValueError: as `recall_at_k`.
     """
-    _check_embeddings(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
-    _check_labels("text_to_image", text_to_image, len(text_embeddings))
+    check_embeddings(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
+    check_labels("text_to_image", text_to_image, len(text_embeddings))
     n = len(image_embeddings)
     indices = torch.arange(n, device=text_to_image.device)
     if not torch.equal(text_to_image.unique().long(), indices):
-        span = f"from {text_to_image.min()} to {text_to_image.max()} for {n} images"
-        raise ValueError(f"text_to_image is {span}: count from 0, without those that have no text")
+        raise ValueError(
+            f"text_to_image is from {text_to_image.min()} to {text_to_image.max()} for {n} images: "
+            "count from 0, and leave out images that have no text"
+        )
     images = image_embeddings.float()
     texts = text_embeddings.float()
     own = text_to_image.long()
@@ -216,15 +219,29 @@ def retrieval_ranks(
     return image_ranks.long(), text_ranks.long()
 
 
-def _label_ranks(
+def label_ranks(
     queries: _Images, labels: _OfImages, gallery: _Texts, gallery_labels: _OfTexts
 ) -> _OfImages:
-    """The same for queries [n], where every item with the query's label is correct."""
+    """Ranks of queries for which every item with their label is correct; inputs are not checked.
+
+    Args:
+        queries: unit vectors [n, d].
+        labels: the label of each query [n].
+        gallery: unit vectors [m, d].
+        gallery_labels: the label of each item [m].
+
+    Returns:
+        Ranks [n], from 0.
+
+    Raises:
+        ValueError: a label that no item has.
+    """
     absent = labels[~torch.isin(labels, gallery_labels)].tolist()
     if absent:
-        known = f"{gallery_labels.min()} to {gallery_labels.max()}"
-        missing = f"{len(absent)} labels, first {absent[0]}, are not on the other side ({known})"
-        raise ValueError(f"{missing}: every query needs a correct item")
+        raise ValueError(
+            f"{len(absent)} labels, first {absent[0]}, are not among those of the other side, "
+            f"{gallery_labels.min()} to {gallery_labels.max()}: every query needs a correct item"
+        )
     gallery = gallery.float()
     ranks = torch.empty_like(labels, dtype=torch.long)
     for rows in _blocks(len(queries), len(gallery)):
@@ -251,33 +268,3 @@ def _n_reaching(tile: Float[Tensor, "t m"], lowest: Float[Tensor, " t"]) -> Floa
     # Floats summed by a product with ones: several times faster than counting Booleans.
     reached = torch.ge(tile, lowest[:, None], out=torch.empty_like(tile))
     return reached.mv(reached.new_ones(reached.shape[1]))
-
-
-def _check_embeddings(**embeddings: Tensor) -> None:
-    """Raises ValueError unless all are tensors [n, d] of finite unit vectors, with one d."""
-    for name, rows in embeddings.items():
-        if not isinstance(rows, Tensor):
-            fix = "pass a torch.Tensor, such as torch.as_tensor(array)"
-            raise ValueError(f"{name} is of type {type(rows).__name__}: {fix}")
-        if rows.ndim != 2 or not len(rows):
-            raise ValueError(f"{name} has shape {list(rows.shape)}: pass [n, d] with n >= 1")
-        is_unit = (rows.float().norm(dim=1) - 1).abs() <= _UNIT_TOLERANCE
-        bad = (~is_unit).nonzero().flatten().tolist()
-        if bad:
-            fix = "normalise them with torch.nn.functional.normalize"
-            fault = f"{len(bad)} rows, first row {bad[0]}, that are not finite unit vectors"
-            raise ValueError(f"{name} has {fault}: {fix}")
-    widths = {name: rows.shape[1] for name, rows in embeddings.items()}
-    if len({*widths.values()}) > 1:
-        raise ValueError(f"the dimensions differ: {widths}; embed both with one model")
-
-
-def _check_labels(name: str, labels: _OfImages, n: int) -> None:
-    """Raises ValueError unless labels or indices are a torch tensor of n whole numbers."""
-    if not isinstance(labels, Tensor):
-        fix = "pass a torch.Tensor, such as torch.as_tensor(array)"
-        raise ValueError(f"{name} is of type {type(labels).__name__}: {fix}")
-    fractional = labels.is_floating_point() or labels.dtype == torch.bool
-    if fractional or labels.shape != (n,):
-        got = f"{labels.dtype} {list(labels.shape)}"
-        raise ValueError(f"{name} is {got}: pass a tensor of {n} whole numbers")

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from cibr.metrics.intervals import of_groups
-from cibr.metrics.retrieval import _check_embeddings, _check_labels, _label_ranks
+from cibr.metrics._checks import check_embeddings, check_labels
+from cibr.metrics.intervals import group_balanced_values
+from cibr.metrics.retrieval import label_ranks
 
 _Images = Float[Tensor, "n d"]
 _Classes = Float[Tensor, "c d"]
@@ -35,7 +36,7 @@ def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor,
             cancel.
     """
     prompts = F.normalize(prompt_embeddings.float(), dim=2)
-    _check_embeddings(prompt_embeddings=prompts.flatten(0, 1))
+    check_embeddings(prompt_embeddings=prompts.flatten(0, 1))
     means = prompts.mean(1)
     # a sum that cancels leaves about 1e-8 in float32
     cancelled = (means.norm(dim=1) < 1e-6).nonzero().flatten().tolist()
@@ -57,13 +58,13 @@ def class_ranks(image_embeddings: _Images, class_embeddings: _Classes, labels: _
         Ranks [n], from 0.
 
     Raises:
-        ValueError: shapes that do not fit, embeddings that
-            are not finite unit vectors, a label outside the classes.
+        ValueError: shapes that do not fit, embeddings that are not finite unit vectors, a label
+            outside the classes.
     """
-    _check_embeddings(image_embeddings=image_embeddings, class_embeddings=class_embeddings)
-    _check_labels("labels", labels, len(image_embeddings))
+    check_embeddings(image_embeddings=image_embeddings, class_embeddings=class_embeddings)
+    check_labels("labels", labels, len(image_embeddings))
     classes = torch.arange(len(class_embeddings), device=labels.device)
-    return _label_ranks(image_embeddings, labels, class_embeddings, classes)
+    return label_ranks(image_embeddings, labels, class_embeddings, classes)
 
 
 def zeroshot_accuracy(
@@ -98,4 +99,4 @@ def accuracy_items(ranks: _Labels, labels: _Labels) -> dict[str, Float[np.ndarra
     classes = labels.cpu().numpy()
     if len(np.unique(classes)) == len(classes):  # nothing varies within a class of one image
         return {"accuracy@1": hits, "mean_per_class_accuracy": hits}
-    return {"accuracy@1": hits, "mean_per_class_accuracy": of_groups(hits, classes)}
+    return {"accuracy@1": hits, "mean_per_class_accuracy": group_balanced_values(hits, classes)}

@@ -31,7 +31,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from cibr.data import Pairs
 from cibr.losses import PENALTIES, CIBRLoss, RegularisedCCA, beta_at
-from cibr.losses._checks import NotFiniteError
+from cibr.losses._checks import FeaturesError
 from cibr.losses.cibr import arguments_of
 from cibr.losses.clip import Scalar
 from cibr.metrics import retrieval_recalls
@@ -266,7 +266,7 @@ class CIBRTrainer(Trainer):
             if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
                 named = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
                 raise FloatingPointError(f"it is not finite ({named})")
-        except (FloatingPointError, NotFiniteError) as error:
+        except (FloatingPointError, FeaturesError) as error:
             raise FloatingPointError(f"step {step} was not taken: {error}") from error
         values |= {"beta": self.loss_fn.beta, "steps": 1}
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in values.items()}

@@ -1,4 +1,6 @@
-"""Intervals are Student's, of clusters and of groups, too; seeds' and items' variances add up."""
+"""Intervals are Student's, of clusters and of groups, too, and Wilson's where all items agree; the
+variances of seeds and items add up.
+"""
 
 import math
 
@@ -8,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from cibr.metrics import mean_interval, paired_difference
-from cibr.metrics.intervals import of_groups
+from cibr.metrics import mean_interval, paired_difference, proportion_interval
+from cibr.metrics.intervals import group_balanced_values
 
 NUMBERS = st.floats(-100, 100)
 NESTED = st.lists(st.lists(NUMBERS, min_size=1, max_size=4), min_size=2, max_size=12)
@@ -32,6 +34,27 @@ def test_the_interval_is_the_set_of_means_that_students_test_does_not_reject(val
     assert all(map(math.isnan, mean_interval(np.array(values[:1]))[1:]))
 
 
+@pytest.mark.parametrize("clusters", [None, np.arange(24) // 3])
+@pytest.mark.parametrize("hit", [0.0, 1.0])
+def test_where_all_items_agree_the_interval_is_wilsons_and_not_of_width_zero(hit, clusters):
+    n = 24 if clusters is None else 8
+    wilson = stats.binomtest(int(n * hit), n).proportion_ci(method="wilson")
+    found = proportion_interval(np.full(24, hit), clusters)
+    assert found == pytest.approx((hit, wilson.low, wilson.high), abs=1e-6)
+    assert proportion_interval(np.full(1, hit))[1:] == pytest.approx(
+        stats.binomtest(int(hit), 1).proportion_ci(method="wilson"), abs=1e-6
+    )
+
+
+def test_elsewhere_it_is_students_within_zero_and_one():
+    for n_hits in (1, 12, 23):
+        hits = np.arange(24) < n_hits
+        mean, low, high = mean_interval(hits)
+        assert proportion_interval(hits) == (mean, max(low, 0), min(high, 1))
+    assert mean_interval(np.arange(24) < 1)[1] < 0
+    assert all(map(math.isnan, proportion_interval(np.array([0.5]))[1:]))
+
+
 @settings(max_examples=30, deadline=None)
 @given(NESTED)
 def test_the_items_of_a_cluster_count_as_one_by_the_ratio_estimator(nested):
@@ -47,7 +70,7 @@ def test_the_items_of_a_cluster_count_as_one_by_the_ratio_estimator(nested):
 @settings(max_examples=30, deadline=None)
 @given(NESTED)
 def test_groups_count_alike_and_only_the_spread_within_them_counts(nested):
-    values = of_groups(*flat(nested))
+    values = group_balanced_values(*flat(nested))
     assert values.mean() == pytest.approx(np.mean([np.mean(own) for own in nested]), abs=1e-9)
     errors = [stats.sem(own) if len(own) > 1 else 0.0 for own in nested]
     expected = np.linalg.norm(errors) / len(nested)

@@ -97,8 +97,8 @@ def overflow(module, inputs, output):
 
 
 BROKEN = [  # a part of the trainer, what it outputs or its gradient becomes, and the message
-    ("model.backbone.image_head", times(math.nan), "image_features must be finite"),
-    ("model.backbone.text_head", times(0.0), "text_features must be finite"),
+    ("model.backbone.image_head", times(math.nan), "image_features are not finite"),
+    ("model.backbone.text_head", times(0.0), "text_features must be unit vectors"),
     ("loss_fn.penalty", times(math.nan), r"it is not finite \(loss nan, clip_loss \d"),
     ("loss_fn.penalty", overflow, r"it is not finite \(loss \d.*, grad_norm (inf|nan)"),
     ("loss_fn.penalty.critics.image_image", overflow, "the critics' loss is"),

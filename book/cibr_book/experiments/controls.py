@@ -1,7 +1,7 @@
 """Controls for CIBR: penalties, and losses with a contrastive term other than CLIP's.
 
-Importing this module adds the penalties to `cibr.losses.PENALTIES`; they report the residuals of
-`vmf`, which bound the information of any encoder, or their own. `LOSSES` has the losses by name.
+Importing this module adds the penalties to `cibr.losses.PENALTIES`; they report the cosine distance
+of the pairs, as `vmf` does, or a bound of their own. `LOSSES` has the losses by name.
 """
 
 import torch

@@ -121,6 +121,7 @@ def from_history(history: pd.DataFrame) -> dict[str, float]:
     metrics = {f"validation_{name}": last[name] for name in history if "_recall@" in name}
     for k in (1, 5, 10):
         metrics[f"validation_recall@{k}"] = last.filter(regex=f"_recall@{k}$").mean()
-    kept = ["clip_loss", "penalty_excess", "residual_image_nats", "residual_text_nats"]
-    metrics |= {f"last_{name}": last[name] for name in (*kept, "temperature") if name in last}
+    of_penalties = ["pair_cosine_distance", "residual_image_nats", "residual_text_nats"]
+    kept = ["clip_loss", "penalty_excess", *of_penalties, "temperature"]
+    metrics |= {f"last_{name}": last[name] for name in kept if name in last}
     return metrics | {"steps": last["step"], "training_seconds": last["seconds"]}

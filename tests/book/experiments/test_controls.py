@@ -28,7 +28,7 @@ def rafa(image, text):
 
 
 @pytest.mark.parametrize("written_out", [cyclip, rafa])
-def test_a_control_is_what_its_paper_says_and_reports_the_residuals_of_vmf(written_out):
+def test_a_control_is_what_its_paper_says_and_reports_what_vmf_does(written_out):
     image, text, scale = pair()
     loss_fn, vmf = CIBRLoss(0.5, written_out.__name__), CIBRLoss(0.5)
     given = {"image_projected": 3 * image, "text_projected": 2 * text}
