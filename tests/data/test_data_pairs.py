@@ -145,7 +145,7 @@ def test_photos_turn_upright_by_their_exif_orientation():
 
 def test_an_image_far_longer_than_wide_is_named_and_not_scaled():
     for size in ((1, 501), (501, 1)):
-        with pytest.raises(ValueError, match=f"it has {size[0]} x {size[1]} pixels"):
+        with pytest.raises(ValueError, match="thin .* one side more than 500 times"):
             open_rgb(encoded(Image.new("L", size), "PNG"), "thin")
     assert open_rgb(encoded(Image.new("L", (1, 500)), "PNG")).size == (1, 500)
 
