@@ -12,11 +12,11 @@ from cibr.data import Pairs, load_pairs
 from cibr.data.pairs import open_rgb
 
 
-def folder(text: str | bytes, kind: str = "csv"):
-    """Loads a folder with an image a.png and these metadata."""
+def folder(text: str | bytes, kind: str = "csv", image: str = "a.png"):
+    """Loads a folder with an image and these metadata."""
 
     def call(tmp_path):
-        write_images(tmp_path / "photos", "a.png")
+        write_images(tmp_path / "photos", image)
         content = text if isinstance(text, bytes) else text.encode()
         (tmp_path / "photos" / f"metadata.{kind}").write_bytes(content)
         load_pairs(tmp_path / "photos")
@@ -81,12 +81,13 @@ NUMBERS = datasets.Dataset.from_dict({"image": [1], "text": ["a"]})
 CASES = [
     ("near name", lambda: load_pairs("flickr8"), ValueError, "mean 'flickr8k'.*CIBR_DATA"),
     ("long name", lambda: load_pairs("a" * 5000), ValueError, "data set 'aaa"),
+    ("file", lambda: load_pairs(__file__), ValueError, "is a file: give the folder"),
     ("no name", lambda: load_pairs(7), ValueError, "int is no kind of data set"),
     ("split", lambda: load_pairs("glyphs", "half"), ValueError, "split 'half'"),
     ("columns", folder("title,file\nx,a.png"), ValueError, "file_name and text: it has title"),
     ("a column twice", folder("file_name,text,Text\na.png,x,y"), ValueError, "column text twice"),
     ("two groups", folder("file,text,group\na.png,x,1\na.png,y,2"), ValueError, "1 in two groups"),
-    ("no rows", folder(ROW), ValueError, "train of photos is empty"),
+    ("no rows", folder(ROW, image="a.txt"), ValueError, "train of photos is empty"),
     ("open quote", folder(ROW + 'a.png,"a dog\nin/b.png,x'), ValueError, "line 3 .*closed"),
     ("latin-1", folder(LATIN), ValueError, r"metadata\.csv, line 2, is not UTF-8 .*Excel"),
     ("half a row", folder('{"file": "a.png", "text": "x"}\n{', "jsonl"), ValueError, "line 2"),

@@ -164,6 +164,8 @@ def resolve(name: str | Path) -> Source:
         repository = name.partition("/")[2]
         kind = "shards" if repository.startswith("wds_") else "datasets"
         return Source(repository.removeprefix("wds_"), kind, {}, name)
+    if os.path.isfile(given):
+        raise ValueError(f"{name} is a file: give the folder that it is in")
     known = dict.fromkeys([*DATASETS, *_cards(), *_in_cibr_data()])
     near = f"{nearest(name, known) or '.'} Known: {', '.join(known)}"
     ways = "give a folder with metadata.csv or shards, a hub id (owner/name), or set CIBR_DATA"

@@ -221,6 +221,7 @@ def _image_files(folder: Path) -> list[Path]:
 
 def _csv_rows(text: str) -> Iterator[_Row]:
     """Rows below a header, with its separator: a comma, a semicolon or a tab."""
+    text = re.sub(r"\Asep=.\s*\n", "", text)  # Excel's line
     header = text.lstrip().partition("\n")[0]
     separator = max(",;\t", key=header.count)
     source = io.StringIO(text, newline="")
@@ -243,11 +244,14 @@ def _csv_rows(text: str) -> Iterator[_Row]:
 def _json_rows(text: str) -> Iterator[_Row]:
     """A JSON object a line."""
     for number, line in enumerate(text.split("\n"), 1):
+        row, fault = {}, ""
         try:
-            row = json.loads(line) if line.strip() else {}
-            yield from [(f"line {number}", {_plain(n): row[n] for n in row}, "")] if row else []
-        except (ValueError, TypeError, RecursionError):
-            yield f"line {number}", {}, "rows that are no JSON objects"
+            if line.strip():
+                row = {_plain(name): value for name, value in json.loads(line).items()}
+        except (ValueError, AttributeError, RecursionError):
+            fault = "rows that are no JSON objects"
+        if row or fault:
+            yield f"line {number}", row, fault
 
 
 def _plain(column: str) -> str:
@@ -288,6 +292,7 @@ def _load_classes(folder: Path, name: str) -> Pairs:
     if len(classes) < 2 or {split_of(each) for each in classes} <= {*_SPLITS.values()}:
         what = f"{folder} has no metadata.csv or metadata.jsonl, no Parquet files and no shards"
         fix = "write one, or put the images of each class into a subfolder, to classify them"
+        fix += ", and give the folder of one split"
         raise FileNotFoundError(f"{what}: {fix}")
     titles = [each.replace("_", " ") for each in classes]
     labels = [classes.index(key.partition("/")[0]) for key in keys]
@@ -355,7 +360,7 @@ def table_pairs(name: str, split: str, table: Any, folder: Path | None = None) -
     try:
         files = table.select_columns(image).cast_column(image, datasets.Image(decode=False))
         texts = [_texts(value) for value in table[text]]
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # of columns that are not there, or of another type
         needed = f"a column image of images, and one of {', '.join(_TEXTS)}"
         raise ValueError(f"{name} needs {needed}: it has {dict(table.features)}") from error
     groups = table[plain["group"]] if "group" in plain else [None] * len(table)

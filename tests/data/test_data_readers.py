@@ -60,6 +60,7 @@ def test_metadata_have_any_separator_and_columns_in_any_case(tmp_path, separator
         write_metadata(train, [dict(zip(names, row, strict=True)) for row in ROWS])
     else:
         text = io.StringIO()
+        text.write(f"sep={separator}\r\n" if encoding == "utf-8-sig" else "")  # as Excel does
         csv.writer(text, delimiter=separator).writerows([names, *ROWS, ["", "", ""]])
         (train / "metadata.csv").write_bytes(text.getvalue().encode(encoding))
     pairs = pickle.loads(pickle.dumps(load_pairs(tmp_path / "photos", "train")))
