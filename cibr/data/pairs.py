@@ -28,7 +28,7 @@ from cibr.utils import digest
 # EPS and the like are left out: Pillow would run an interpreter of their programs.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _LONGEST = 500  # times its width; scaled to a square's side, an image of 2 KB may need gigabytes
-_HELD_OUT = 0.1  # of the items
+_HELD_OUT, _MOST_HELD_OUT = 0.1, 1000  # of the items, and images
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 _Indices = Iterable[int] | Shaped[Tensor, " m"] | Shaped[np.ndarray, " m"]  # integers or a mask
@@ -137,10 +137,11 @@ class Pairs:
         return _components(len(self), images, self.texts() + groups)
 
     def hold_out(self, least: int = 1, split: str = "validation") -> tuple["Pairs", "Pairs"]:
-        """Splits off a tenth of the items, chosen by a hash, so that additions move no image.
+        """Splits off a tenth of the items, some 1,000 images at most, chosen by a hash.
 
-        An item is a group, or else all images with equal files, and stays whole. Its place is that
-        of the hash of its group or file, so every call on the same images holds out the same.
+        An item is a group, or else all images with equal files, and stays whole. The hash of its
+        group or file decides, so every call on the same images holds out the same, and additions
+        move no image (beyond 10,000 images they return some to the rest).
 
         Args:
             least: images to hold out at least.
@@ -163,7 +164,8 @@ class Pairs:
         np.minimum.at(places, items, [int(digest(str(g))[:15], 16) / 16**15 for g in groups])
         order = places.argsort()[:-1]
         n_before = sizes[order].cumsum() - sizes[order]
-        is_chosen = np.isin(items, order[(places[order] < _HELD_OUT) | (n_before < least)])
+        is_low = (places[order] < _HELD_OUT) & (n_before < _MOST_HELD_OUT)
+        is_chosen = np.isin(items, order[is_low | (n_before < least)])
         held_out = self.subset(is_chosen)
         held_out.split = split
         return self.subset(~is_chosen), held_out
