@@ -16,6 +16,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -44,10 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     argv = [re.sub("^--[^=]+", lambda option: option[0].replace("_", "-"), word) for word in argv]
+    print_once = cache(_print_error)  # a data set may be loaded twice
     try:
+        if any(word.startswith("--max-skipped") for word in argv):
+            now = "unusable samples, fewer than a tenth, are left out with a warning"
+            raise ValueError(f"--max-skipped is gone: {now}")
         arguments = _parser("".join(argv[:1])).parse_args(argv)
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: _print_error(f"warning: {message}")
+            warnings.showwarning = lambda message, *_: print_once(f"warning: {message}")
             for module in arguments.plugin:
                 _import_plugin(module)
             arguments.run(arguments)

@@ -198,6 +198,7 @@ def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
     [
         (["evaluate", "x", "--suite", "characters", "--data", "y"], 2, "--data: not allowed with"),
         ([], 2, "the following arguments are required"),
+        (["train", "--max_skipped=3"], 1, "--max-skipped is gone: unusable samples"),
         (["evaluate", "clip-tiny", "--limit", "ten"], 2, "--limit: invalid int value: 'ten'"),
         (["evaluate", "{tmp}"], 1, "{tmp}"),
         (["search", "clip-tiny", "{tmp}", " "], 1, "the text to search for is empty"),
