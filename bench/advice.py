@@ -30,7 +30,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "book")]
 
 from cibr import compare
 from cibr.metrics import paired_difference
-from cibr.train.config import hold_out
 from cibr.utils import provenance, write_atomically
 from cibr_book.experiments.recipes import SETS, features, picked
 
@@ -52,8 +51,8 @@ def folder_rows(n_photos: int, seed: int) -> list[dict]:
     base, inputs = features()
     whole = inputs["train"]
     order = torch.randperm(len(whole.pairs), generator=torch.Generator().manual_seed(seed))
-    train, validation = hold_out(whole.pairs.subset(order[:n_photos].sort().values.tolist()), 50)
-    train, held_out = hold_out(train, 50, "test")
+    train, held_out = whole.pairs.subset(order[:n_photos].sort().values).hold_out(50, "test")
+    train, validation = train.hold_out(max(50, len(train) // 10))
     train, validation, held_out = (picked(whole, part) for part in (train, validation, held_out))
     names = {*compare.RECIPES} - {"self-training"}
     with TemporaryDirectory() as heads:

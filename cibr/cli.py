@@ -16,6 +16,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -30,8 +31,7 @@ _EXAMPLES = """examples:
   cibr compare --dataset path/to/folder --pretrained openai/clip-vit-base-patch32
   cibr search runs/mine path/to/photos "a dog on the beach" "a red car" --top 5
 """
-_COMPARED = ("recipes", "pretrained", "unpaired", "max_skipped", "keep")
-_SKIPPED = "maximum number of unusable samples per split (0)"
+_COMPARED = ("recipes", "pretrained", "unpaired", "keep")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,10 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     argv = [re.sub("^--[^=]+", lambda option: option[0].replace("_", "-"), word) for word in argv]
+    print_once = cache(_print_error)  # a data set may be loaded twice
     try:
+        if any(word.startswith("--max-skipped") for word in argv):
+            now = "unusable samples, fewer than a tenth, are left out with a warning"
+            raise ValueError(f"--max-skipped is gone: {now}")
         arguments = _parser("".join(argv[:1])).parse_args(argv)
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: _print_error(f"warning: {message}")
+            warnings.showwarning = lambda message, *_: print_once(f"warning: {message}")
             for module in arguments.plugin:
                 _import_plugin(module)
             arguments.run(arguments)
@@ -126,7 +130,6 @@ def _parser(command: str) -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, default=0, help="images per set; 0 for all")
     evaluate.add_argument("--output-dir", type=Path, help="a folder for scores and predictions")
     evaluate.add_argument("--batch-size", type=int, default=256, help="items per batch (256)")
-    evaluate.add_argument("--max-skipped", type=int, default=0, help=_SKIPPED)
     evaluate.set_defaults(run=_evaluate)
 
     _add_compare(commands, common, command)
@@ -164,7 +167,6 @@ def _add_compare(commands, common: argparse.ArgumentParser, command: str) -> Non
     compare.add_argument("--seeds", type=int, default=3, help="of each recipe's best trial (3)")
     folder = "for report, table, winner in search, all heads; runs/compare-NAME by default"
     compare.add_argument("--output-dir", type=Path, help=folder)
-    compare.add_argument("--max-skipped", type=int, default=0, help=_SKIPPED)
     compare.set_defaults(run=_compare)
 
 
@@ -190,10 +192,13 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     from accelerate import PartialState
 
+    from cibr.data import sizes
     from cibr.train import build_model, configure, fit, load_splits
 
     config = configure(**_settings(arguments))
     train, validation, _ = load_splits(config)
+    if PartialState().is_main_process:
+        _print_error(sizes(train, validation))
     if len(validation) < 50:
         what = f"{len(validation)} images for validation are few: recalls of them say little"
         _print_error(f"warning: {what}")
@@ -217,7 +222,8 @@ def _settings(arguments: argparse.Namespace) -> dict:
         raise ValueError(f"{str(file)!r} is not a JSON object ({error})") from error
     if run and "preset" in given:
         raise ValueError(f"{str(file)!r} is of a run and sets everything: leave out --preset")
-    run.pop("output_dir", None)  # which is taken
+    for name in ("output_dir", "max_skipped"):  # which is taken, which earlier runs recorded
+        run.pop(name, None)
     return (run or stored) | given
 
 
@@ -267,14 +273,17 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     models = {name: _load(name, arguments.device) for name in names}
     suite = arguments.suite or "characters"
     if arguments.data:
-        suite = evaluation.dataset_tasks(arguments.data, arguments.max_skipped)
+        suite = evaluation.dataset_tasks(arguments.data)
     results = []
     for name, model in models.items():
         folder = arguments.output_dir and arguments.output_dir.expanduser() / _quoted(name)
-        options = {n: getattr(arguments, n) for n in ("limit", "batch_size", "max_skipped")}
+        options = {n: getattr(arguments, n) for n in ("limit", "batch_size")}
         options["output_dir"] = folder
         results.append(evaluation.evaluate(model, suite, name=name, **options))
         title = arguments.data or f"suite {results[-1].suite}"
+        for task, found in results[-1].predictions.items() if arguments.data else ():
+            n_images = len(next(iter(found.items.values())))
+            _print_error(f"{task.title}: {n_images:,} images for {task.split}, {task.kind}")
         print(f"\n{name} on {title}: per cent, with 95 % intervals")
         _print_tables(results[-1].rows, "value")
     if len(results) == 2:

@@ -8,6 +8,7 @@ pairs repeats nothing.
 
 import random
 import shutil
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cibr._report import SEARCH, report
-from cibr.data import Pairs, available_splits, load_pairs
+from cibr.data import Pairs, available_splits, load_pairs, sizes
 from cibr.data.pairs import joined
 from cibr.metrics import paired_difference, query_ranks, retrieval_recalls
 from cibr.metrics.intervals import cluster_values
@@ -35,7 +36,6 @@ from cibr.models._towers import FrozenBackbone
 from cibr.models.features import Inputs, embed_pairs, prepare, read_tensors
 from cibr.train import WeightAverage, build_model, configure, load_splits
 from cibr.train._callbacks import Bar
-from cibr.train.config import hold_out
 from cibr.train.self_training import with_pseudo_inputs
 from cibr.train.trainer import CIBRTrainer, fit_cca, start_heads
 from cibr.utils import check_known, check_number, digest, save_table, write_atomically
@@ -332,7 +332,6 @@ def compare_recipes(
     unpaired: str = "",
     n_trials: int = 8,
     n_seeds: int = 3,
-    max_skipped: int = 0,
     keep: str = "",
 ) -> Comparison:
     """Compares recipes on held-out images of a data set.
@@ -350,7 +349,6 @@ def compare_recipes(
             self-training: an image is never matched to a text of its row.
         n_trials: of each recipe.
         n_seeds: repetitions of the best trial.
-        max_skipped: maximum number of unusable samples per split.
         keep: a row of the table, such as `CLIP+CCA` or `<pretrained>: CLIP`, whose model is saved,
             and shown in the report, whichever wins.
 
@@ -369,10 +367,11 @@ def compare_recipes(
         check_known("row to keep", keep, [*rows, *(_row(towers) for towers in pretrained)])
     folder = Path(configure(dataset=dataset, output_dir=str(output_dir)).output_dir)
     _check_free(folder)
-    splits = compared_splits(dataset, max_skipped)
+    splits = compared_splits(dataset)
+    print(f"cibr: {sizes(*splits)}", file=sys.stderr)
     left = None
     if unpaired:
-        left = _not_held_out(load_pairs(unpaired, max_skipped=max_skipped), splits[1:])
+        left = _not_held_out(load_pairs(unpaired), splits[1:])
     (folder / _MARK).parent.mkdir(parents=True, exist_ok=True)
     (folder / _MARK).touch()
     entries = _entries(of_towers, splits, left, folder / "heads", n_trials, n_seeds)
@@ -461,19 +460,19 @@ def _not_held_out(unpaired: Pairs, held_out: Sequence[Pairs]) -> Pairs:
     return unpaired.subset(left)
 
 
-def compared_splits(dataset: str, max_skipped: int = 0) -> tuple[Pairs, Pairs, Pairs]:
+def compared_splits(dataset: str) -> tuple[Pairs, Pairs, Pairs]:
     """Pairs for training, for validation and for the comparison.
 
-    Without a test split, and for a validation split of fewer than 50 images, a tenth of the images,
-    50 to 1,000, is held out, by group.
+    Without a test split, the validation split, which `cibr train` holds out, too, is for the
+    comparison, and a tenth of the others, at most 1,000, for validation. Both have 50 images or
+    more: those that they lack are held out.
 
     Raises:
-        ValueError: too few images, or more unusable ones than `max_skipped`.
+        ValueError: too few images.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*no test split")
-        config = configure(dataset=dataset, model="frozen", max_skipped=max_skipped)
-        train, validation, test = load_splits(config)
+        train, validation, test = load_splits(configure(dataset=dataset, model="frozen"))
     has_test = "test" in available_splits(dataset)
     n_images = len(train) + len(validation) + has_test * len(test)
     if n_images < 4 * _LEAST or len(test) < has_test * _LEAST:
@@ -481,16 +480,25 @@ def compared_splits(dataset: str, max_skipped: int = 0) -> tuple[Pairs, Pairs, P
         of_test = f", {len(test)} of them for testing" if has_test else ""
         raise ValueError(f"{train.name} has {n_images} images{of_test}: {fix}")
     try:
-        if len(validation) < _LEAST:
-            train, validation = hold_out(joined([train, validation]), _LEAST)
         if not has_test:
-            train, test = hold_out(train, _LEAST, "test")
+            train, test = _filled(train, replace(validation, split="test"), _LEAST)
+            validation = validation.subset([])
+            n_validation = max(_LEAST, min(1000, len(train) // 10))
+        train, validation = _filled(train, validation, _LEAST if has_test else n_validation)
     except ValueError:  # there are too few groups
         train = train.subset([])
     if len(train) < _LEAST:
         what = f"{len(train)} images of {train.name} are left for training"
         raise ValueError(f"{what}, {_LEAST} are needed: give more, or smaller groups")
     return train, validation, test
+
+
+def _filled(train: Pairs, part: Pairs, least: int) -> tuple[Pairs, Pairs]:
+    """The training pairs and a held-out part, with some of them if it has too few."""
+    if len(part) >= least:
+        return train, part
+    train, more = train.hold_out(least - len(part), part.split)
+    return train, joined([part, more])
 
 
 def _comparison(entries: Mapping[str, _Entry]) -> Comparison:

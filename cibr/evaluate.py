@@ -139,22 +139,20 @@ def _read_suite(file: Path) -> tuple[Task, ...]:
         ) from error
 
 
-def dataset_tasks(dataset: str, max_skipped: int = 0) -> tuple[Task, ...]:
+def dataset_tasks(dataset: str) -> tuple[Task, ...]:
     """The tasks that a data set supports: zero-shot with class names and templates, retrieval with
     captions.
 
     Args:
-        dataset: a name or a folder; see `cibr.load_pairs`. Uses the test split, or validation, or
-            train.
-        max_skipped: maximum number of unusable samples.
+        dataset: a name or a folder; see `cibr.load_pairs`. Uses the test split, or validation.
 
     Raises:
         ValueError, FileNotFoundError, ConnectionError: as `cibr.load_pairs`; or class names without
             templates.
     """
     there = available_splits(dataset)
-    split = next((name for name in ("test", "validation", "train") if name in there), "test")
-    pairs = load_pairs(dataset, split, max_skipped=max_skipped)
+    split = "validation" if "validation" in there and "test" not in there else "test"
+    pairs = load_pairs(dataset, split)
     tasks = []
     if pairs.classnames and pairs.templates:
         tasks.append(Task(dataset, "zero-shot", split))
@@ -165,19 +163,18 @@ def dataset_tasks(dataset: str, max_skipped: int = 0) -> tuple[Task, ...]:
     return tuple(tasks)
 
 
-def load_task(task: Task, limit: int = 0, **options) -> Pairs:
+def load_task(task: Task, limit: int = 0) -> Pairs:
     """Loads the pairs that `evaluate` uses for a task.
 
     Args:
         task: of a suite.
         limit: maximum number of images, drawn with a fixed seed (the first ones may be of one
             class); 0 for all.
-        options: of `cibr.load_pairs`.
 
     Raises:
         ValueError, FileNotFoundError, ConnectionError: as `cibr.load_pairs`.
     """
-    pairs = load_pairs(task.dataset, task.split, **options)
+    pairs = load_pairs(task.dataset, task.split)
     if not limit or limit >= len(pairs):
         return pairs
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))
@@ -277,7 +274,6 @@ def evaluate(
     limit: int = 0,
     batch_size: int = 256,
     output_dir: str | Path | None = None,
-    max_skipped: int = 0,
 ) -> Evaluation:
     """Evaluates a model on all data sets of a suite.
 
@@ -290,14 +286,13 @@ def evaluate(
         output_dir: folder for this model's results; a subfolder named after the suite gets
             `rows.csv`, `rows.json` and the predictions of each set, in `Task.file`, a file of
             safetensors.
-        max_skipped: maximum number of unusable samples per set.
 
     Returns:
         The evaluation, with `rows` of scores and the `predictions` per item.
 
     Raises:
         ValueError: no model, an unknown suite, kind or set, a limit or batch_size out of its range,
-            or an unusable sample (its set is named).
+            or a tenth of a set's samples that cannot be used (it is named).
         OSError: the output folder cannot be created.
         FileNotFoundError: a file of a set is missing.
         ConnectionError: a file cannot be fetched from the hub.
@@ -320,7 +315,7 @@ def evaluate(
     predictions = {}
     for task in tqdm(tasks, desc=name, unit="set", delay=1):
         try:
-            pairs = load_task(task, limit, max_skipped=max_skipped)
+            pairs = load_task(task, limit)
             predictions[task] = _predict(model, task, pairs, batch_size)
             if output_dir is not None:  # now: a later set may fail
                 _save(predictions[task], folder / task.file)

@@ -50,18 +50,6 @@ def write_shards(root: Path, *shards: list, split: str = "train") -> Path:
     return root
 
 
-def write_parquet(folder: Path, split: str, texts: list, column: str = "text", **columns) -> Path:
-    """One file of a hub set: images of grey 0, 10, 20, ... inside it."""
-    import datasets
-
-    images = [{"bytes": png(10 * i), "path": f"{i}.png"} for i in range(len(texts))]
-    content = datasets.Dataset.from_dict({"image": images, column: texts, **columns})
-    folder.mkdir(exist_ok=True)
-    file = folder / f"{split}-00000-of-00001.parquet"
-    content.cast_column("image", datasets.Image()).to_parquet(file)
-    return folder
-
-
 def write_classes(root: Path, *members: tuple, names: str = "cat\nsea lion\n") -> Path:
     """A validation split of two classes in one shard, with more members between its two samples."""
     given = [("a.png", png(10)), ("a.cls", "1"), ("b.png", png(20)), ("b.cls", "0\n")]

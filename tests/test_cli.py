@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pandas as pd
 import pytest
-from helpers import picture
+from helpers import noise_pairs, picture
 
 import cibr
 from cibr import DualEncoder, train
@@ -154,7 +154,8 @@ def test_train_merges_a_file_and_options_and_prints_the_last_row_of_the_history(
     monkeypatch, tmp_path, capsys
 ):
     seen, history = [], pd.DataFrame({"epoch": [1, 2], "clip_loss": [3.0, 2.5]})
-    monkeypatch.setattr(train, "load_splits", lambda config: ([], [0] * 49, []))
+    parts = noise_pairs(56), noise_pairs(49, split="validation"), None
+    monkeypatch.setattr(train, "load_splits", lambda config: parts)
     monkeypatch.setattr(train, "build_model", lambda config, pairs: None)
     monkeypatch.setattr(train, "fit", lambda *given: seen.append(given[-1]) or history)
     file = tmp_path / "config.json"
@@ -165,6 +166,7 @@ def test_train_merges_a_file_and_options_and_prints_the_last_row_of_the_history(
     assert (config.beta, config.seed, config.sample, config.learning_rate) == (0.2, 4, True, 0.01)
     assert config.batch_size == 64 and config.dataset == "glyphs"
     printed, errors = capsys.readouterr()
+    assert "noise: 56 images for train, 49 images for validation" in errors
     assert "49 images for validation are few" in errors
     assert "clip_loss    2.5" in printed and str(tmp_path / "run") in printed
     file.write_text(json.dumps({"configuration": vars(config), "run": {}}))
@@ -196,6 +198,7 @@ def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
     [
         (["evaluate", "x", "--suite", "characters", "--data", "y"], 2, "--data: not allowed with"),
         ([], 2, "the following arguments are required"),
+        (["train", "--max_skipped=3"], 1, "--max-skipped is gone: unusable samples"),
         (["evaluate", "clip-tiny", "--limit", "ten"], 2, "--limit: invalid int value: 'ten'"),
         (["evaluate", "{tmp}"], 1, "{tmp}"),
         (["search", "clip-tiny", "{tmp}", " "], 1, "the text to search for is empty"),

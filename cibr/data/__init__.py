@@ -7,20 +7,19 @@ card in ``datasets.yaml``; a hub id, ``owner/name``.
 
 import os
 import re
-import warnings
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from tqdm import tqdm
 
-from cibr.data._readers import READERS, folder_kind, split_of
+from cibr.data._readers import folder_kind, loaders, split_of, table_pairs, tables_of
 from cibr.data.pairs import Pairs
 from cibr.utils import nearest, shipped
 
-__all__ = ["DATASETS", "Dataset", "Pairs", "Source", "available_splits", "load_pairs", "resolve"]
+__all__ = ["DATASETS", "Dataset", "Pairs", "Source", "available_splits", "load_pairs", "load_parts"]
+__all__ += ["resolve", "sizes"]
 
 
 class Dataset(NamedTuple):
@@ -41,77 +40,89 @@ _GLYPH_SPLITS = ("train", "validation", "test", "validation_characters", "test_c
 DATASETS: dict[str, Dataset] = {"glyphs": Dataset(_load_glyphs, _GLYPH_SPLITS)}
 
 
-def load_pairs(name: str | Path, split: str = "train", *, max_skipped: int = 0) -> Pairs:
+def load_pairs(name: str | Path | Any, split: str = "train") -> Pairs:
     """Loads one split of a data set.
 
     Args:
-        name: a name of `DATASETS` or with a card; a folder of images with metadata, of shards or of
-            Parquet files; or a hub id, ``owner/name``.
+        name: a name of `DATASETS` or with a card; a folder of images with metadata, of shards, of
+            Parquet files or written by `save_to_disk`; a hub id, ``owner/name``; or a
+            `datasets.Dataset` or `datasets.DatasetDict`.
         split: ``train``, ``validation`` (or ``val``, ``dev``) or ``test``; `glyphs` has two more.
-        max_skipped: maximum number of unusable samples to skip with a warning; every image is then
-            decoded once. With 0 the first unusable sample raises.
+            Without a validation split, it is a tenth of ``train`` by `Pairs.hold_out`, and
+            ``train`` is the rest.
 
     Returns:
-        The pairs of the split. Without a validation split, a flat folder of images is split by a
-        hash; for other data, `cibr.load_splits` holds out training pairs.
+        The pairs of the split. Samples that cannot be used, less than a tenth, are left out with a
+        warning that counts them by reason; headers of images are checked, pixels are not decoded.
 
     Raises:
-        ValueError: if the name or the split is unknown, or the data are unusable.
+        ValueError: if the name or the split is unknown, or a tenth of the samples or more cannot be
+            used; the message counts them by reason and has the first names.
         FileNotFoundError: if a part of the data set is missing.
         ConnectionError: if the data set cannot be fetched from the hub.
     """
-    source = resolve(name)
-    split = split_of(split)
-    loaders = _loaders(source)
-    if split not in loaders:
-        raise ValueError(f"{name} has no split {split!r}: it has {', '.join(loaders) or 'none'}")
-    skipped = []
-
-    def skip(error: Exception) -> None:
-        skipped.append(error)
-        if len(skipped) > max_skipped:
-            raise error
-
-    pairs = loaders[split](source.name, skip)
-    if max_skipped > 0:
-        pairs = pairs.subset(_decodable(pairs, skip))
-    if not len(pairs):
-        raise ValueError(f"{split} of {source.name} is empty: add an image with a text")
-    if skipped:
-        what = f"{split} of {source.name}: {len(skipped):,} unusable samples are left out"
-        warnings.warn(f"{what}; the first: {skipped[0]}", stacklevel=2)
-    return pairs
+    return load_parts(name, [split])[0]
 
 
-def available_splits(name: str | Path) -> list[str]:
+def load_parts(name: str | Path | Any, splits: Sequence[str]) -> list[Pairs]:
+    """Loads several splits of a data set, as `load_pairs`; files of two of them are read once."""
+    given = _given(name)
+    offered = _offered(given)
+    parts: dict[str, Pairs] = {}
+    for split in map(split_of, splits):
+        if split not in offered:
+            known = ", ".join(offered) or "none"
+            raise ValueError(f"{name} has no split {split!r}: it has {known}")
+        if split in parts:
+            continue
+        if split in given and (split != "train" or "validation" in given):
+            parts[split] = given[split]()
+        else:
+            parts["train"] = given["train"]()
+            try:
+                parts["train"], parts["validation"] = parts["train"].hold_out()
+            except ValueError:  # of one item, which then is the training split
+                if split == "validation":
+                    raise
+    return [parts[split_of(split)] for split in splits]
+
+
+def available_splits(name: str | Path | Any) -> list[str]:
     """Returns the splits that `load_pairs` offers for a name.
 
     Raises:
         ValueError: as `resolve`, or if a folder's metadata are malformed.
-        FileNotFoundError: if a folder has no metadata.
         ConnectionError: if the name is a hub id and cannot be fetched.
     """
-    return list(_loaders(resolve(name)))
+    return _offered(_given(name))
 
 
-def _loaders(source: "Source") -> dict[str, Callable[..., Pairs]]:
-    """What loads each split of a data set; see `READERS`."""
+def sizes(*parts: Pairs) -> str:
+    """Returns how many images parts of a data set have, for commands to print."""
+    counts = {part.split: f"{len(part):,} images for {part.split}" for part in parts}
+    return f"{parts[0].name}: {', '.join(counts.values())}"
+
+
+def _given(name: str | Path | Any) -> dict[str, Callable[[], Pairs]]:
+    """What loads each split that a data set has."""
+    if not isinstance(name, str | Path):
+        tables = tables_of(name)
+        titles = {n: tables[n].info.dataset_name or "dataset" for n in tables}
+        return {
+            split_of(n): partial(table_pairs, titles[n], split_of(n), tables[n]) for n in tables
+        }
+    source = resolve(name)
     if source.kind == "code":
         load, splits = DATASETS[source.name]
-        return {split: lambda *_, split=split: load(split) for split in splits}
-    return READERS[source.kind](source.place, *source.card.get("splits", []))
+        return {split: partial(load, split) for split in splits}
+    given = loaders(source.place, source.kind, source.card.get("splits", []))
+    return {split: partial(load, source.name) for split, load in given.items()}
 
 
-def _decodable(pairs: Pairs, skip: Callable[[Exception], None]) -> list[int]:
-    """The images that decode; the others are skipped."""
-    good = []
-    for i in tqdm(range(len(pairs)), desc=f"{pairs.name}: checking images", delay=1):
-        try:
-            pairs.image(i)
-            good.append(i)
-        except (ValueError, FileNotFoundError) as error:
-            skip(error)
-    return good
+def _offered(given: Iterable[str]) -> list[str]:
+    """The splits of a data set, with one for validation if there is one for training."""
+    made = ["validation"] if "train" in given and "validation" not in given else []
+    return [*given, *made]
 
 
 class Source(NamedTuple):
@@ -119,8 +130,8 @@ class Source(NamedTuple):
 
     Args:
         name: the data set's name in messages and tables.
-        kind: ``code``, a set of `DATASETS`; ``images``, a folder of images with metadata;
-            ``shards``; or ``hub``, read by the library `datasets`.
+        kind: ``code``, a set of `DATASETS`; ``images``, a folder of images; ``shards``; or
+            ``datasets``, read by that library.
         card: its card; empty for a folder, whatever its name.
         place: the folder or the hub id; empty for ``code``.
     """
@@ -151,8 +162,10 @@ def resolve(name: str | Path) -> Source:
         return Source(name, "shards", card, card["hub"])
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         repository = name.partition("/")[2]
-        kind = "shards" if repository.startswith("wds_") else "hub"
+        kind = "shards" if repository.startswith("wds_") else "datasets"
         return Source(repository.removeprefix("wds_"), kind, {}, name)
+    if os.path.isfile(given):
+        raise ValueError(f"{name} is a file: give the folder that it is in")
     known = dict.fromkeys([*DATASETS, *_cards(), *_in_cibr_data()])
     near = f"{nearest(name, known) or '.'} Known: {', '.join(known)}"
     ways = "give a folder with metadata.csv or shards, a hub id (owner/name), or set CIBR_DATA"

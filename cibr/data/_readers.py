@@ -1,10 +1,9 @@
-"""Readers of image folders, WebDataset shards, and hub data sets through `datasets`.
+"""Readers of image folders and WebDataset shards and, through `datasets`, of Parquet and the hub.
 
-A reader takes a place, a folder or a hub id, and returns for each split a function that loads its
-pairs. That function takes the data set's name and a callback for the error of each unusable sample,
-which raises it or counts the sample as skipped. data/README.md has the formats of image folders and
-hub data sets. Metadata bypass `datasets`, which turns the text "NA" into a missing value and "2013"
-into a number, and pandas, which truncates rows with too many fields.
+`loaders` maps a place, a folder or a hub id, to a function per split that loads its pairs. All of
+them end in `_usable_pairs`, which opens the header of every image, leaves out samples that cannot
+be used and reports all of these at once. data/README.md has the formats. Metadata bypass `datasets`
+and pandas, which turn the text "NA" into a missing value and "2013" into a number.
 
 Shards: the layout of ``clip-benchmark/wds_*`` on the hub. ``<split>/nshards.txt`` contains the
 number of shards, ``<split>/0.tar``, ``1.tar``, ... the samples: members that share a name up to its
@@ -13,38 +12,53 @@ first dot, an image with ``.txt`` (one caption per line) or ``.cls`` (an index i
 for the class). Tar files are indexed once, and an image is then read by its offset.
 """
 
+import codecs
 import csv
-import fileinput
+import glob
+import io
 import json
 import os
 import re
 import tarfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from cibr.data.pairs import IMAGE_SUFFIXES, Pairs, open_rgb
+from cibr.data.pairs import IMAGE_SUFFIXES, Pairs, image_fault, open_rgb
 from cibr.utils import digest
 
 _SPLITS = dict.fromkeys(("train", "training"), "train")
 _SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 _SPLITS |= dict.fromkeys(("test", "testing"), "test")
-_TEXT_COLUMNS = ("text", "caption", "captions", "texts")
-_VALIDATION_SHARE = 10  # one image in ten
+# Names of columns in the order of preference, as `_plain` writes them.
+_FILES = ("filename", "file", "image", "imagename", "imagefile", "imagepath", "path")
+_TEXTS = ("text", "caption", "captions", "texts")
+_METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
+_FOUND = (*IMAGE_SUFFIXES, ".avif", ".heic", ".heif")  # the last are not read but reported
 # The key, up to the first dot, and the suffix of the files in a shard that are read.
-_SUFFIXES = "|".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+_SUFFIXES = "|".join(suffix[1:] for suffix in _FOUND)
 _SAMPLE_FILE = re.compile(rf"((?:.*/)?[^./]+)\.(txt|cls|{_SUFFIXES})", re.IGNORECASE)
 
-_Skip = Callable[[Exception], None]
-_Loaders = dict[str, Callable[[str, _Skip], Pairs]]  # what loads each split
-_Rows = dict[str, tuple[list[str], str]]  # texts of each image, and its group or "", by its key
+_File = Path | Callable[[], bytes | Path]
+_Row = tuple[str, dict[str, Any], str]  # where it is, its fields by plain column, its fault or ""
+_Load = Callable[[str], Pairs]  # loads a split of a data set, by the set's name
+
+
+class _Sample(NamedTuple):
+    """An image with its texts, and why they cannot be used, or ""."""
+
+    key: str
+    file: _File
+    texts: Sequence[str]
+    group: str = ""
+    label: int | None = None
+    fault: str = ""
 
 
 def split_of(name: str) -> str:
@@ -53,247 +67,321 @@ def split_of(name: str) -> str:
 
 
 def folder_kind(folder: Path) -> str:
-    """Returns the kind of data in a folder, a key of `READERS`."""
-    if (folder / "dataset_type.txt").is_file() or any(folder.glob("*/nshards.txt")):
+    """Returns how a folder is read, a kind of `loaders`."""
+    if (folder / "dataset_type.txt").exists() or any(folder.glob("*/nshards.txt")):
         return "shards"
-    return "hub" if not _metadata_files(folder) and any(folder.rglob("*.parquet")) else "images"
+    patterns = ("*.parquet", "dataset_info.json", "dataset_dict.json")
+    is_table = any(path for pattern in patterns for path in folder.rglob(pattern))
+    return "datasets" if is_table and not _metadata_files(folder) else "images"
+
+
+def loaders(place: str, kind: str, folders: Sequence[str] = ()) -> dict[str, _Load]:
+    """What loads each split of a place, by its kind; shards of the hub may be in known folders."""
+    if kind == "images":
+        return _image_loaders(Path(place))
+    return _shard_loaders(place, folders) if kind == "shards" else _table_loaders(place)
+
+
+def _usable_pairs(
+    name: str, split: str, samples: Iterable[_Sample], root: Path | None = None, **about: Any
+) -> Pairs:
+    """The pairs of the samples that can be used; with a root, their files must lie within it."""
+    found: list[_Sample] = []
+    faults: dict[str, list[str]] = {}
+    real = root and os.path.realpath(root)
+    for sample in tqdm(samples, desc=f"{name}: opening images", delay=1):
+        fault = sample.fault or ("" if sample.texts else "no text") or _fault(sample.file, real)
+        if fault:
+            faults.setdefault(fault, []).append(sample.key[:80])
+        else:
+            found.append(sample)
+    _report(f"{split} of {name}", faults, len(found))
+    keys, files, texts, groups, labels, _ = zip(*found, strict=True)
+    captions = [list(dict.fromkeys(own)) for own in texts]
+    load, read = partial(_image, name, keys, files), partial(_read, files)
+    pairs = Pairs(name, split, captions, list(keys), load, read=read, **about)
+    if any(groups):  # numbers that do not change when images are added
+        own = groups if all(groups) else pairs.image_digests()
+        owners = [group or single for group, single in zip(groups, own, strict=True)]
+        pairs.groups = torch.tensor([int(digest(owner)[:15], 16) for owner in owners])
+    if None not in labels:
+        pairs.labels = torch.tensor(labels)
+    return pairs
+
+
+def _fault(file: _File, root: str | None) -> str:
+    file = _read([file], 0)
+    is_there = isinstance(file, Path) and os.path.exists(file)
+    if root and is_there and not Path(os.path.realpath(file)).is_relative_to(root):
+        return "outside the folder"
+    return image_fault(file)
+
+
+def _report(where: str, faults: Mapping[str, list[str]], n_usable: int) -> None:
+    """Warns of samples that cannot be used, or raises if they are a tenth or more."""
+    n_faulty = sum(map(len, faults.values()))
+    if not n_faulty + n_usable:
+        raise ValueError(f"{where} is empty: add an image with a text")
+    parts = []
+    for fault, keys in sorted(faults.items(), key=lambda item: -len(item[1])):
+        more = ", ..." if len(keys) > 3 else ""
+        parts.append(f"{len(keys):,} {fault} ({', '.join(keys[:3])}{more})")
+    what = f"{n_faulty:,} of {n_faulty + n_usable:,} samples cannot be used: {'; '.join(parts)}"
+    if 10 * n_faulty >= n_faulty + n_usable:
+        raise ValueError(
+            f"{where}: {what}. Mend or remove them; only fewer than a tenth are left out"
+        )
+    if n_faulty:
+        warnings.warn(f"{where}: {what}. They are left out", stacklevel=6)
+
+
+def _read(files: Sequence[_File], i: int) -> bytes | Path:
+    file = files[i]
+    return file if isinstance(file, Path) else file()
+
+
+def _image(name: str, keys: Sequence[str], files: Sequence[_File], i: int) -> Image.Image:
+    file = _read(files, i)
+    return open_rgb(file, "" if isinstance(file, Path) else f"{keys[i]} of {name}")
 
 
 def _texts(value: Any) -> list[str]:
-    """The stripped texts of a field, a string or a list of strings."""
-    texts = [value] if isinstance(value, str) else value or []
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"the text {value!r} is no string or list of strings: write one")
-    return [text for text in map(str.strip, texts) if text]
+    """The stripped texts of a field, a text or a list of texts."""
+    values = value if isinstance(value, list) else [value]
+    return [text for text in (str(v).strip() for v in values if v is not None) if text]
 
 
-def _group(value: Any) -> str:
-    return "" if value is None else str(value).strip()
-
-
-def _pairs(
-    name: str, split: str, rows: _Rows, load: Callable, read: Callable, skip: _Skip
-) -> Pairs:
-    """Pairs of the images with a text, each text of an image once; `load` and `read` take the keys
-    and an index.
-    """
-    for key, (texts, _) in rows.items():
-        if not texts:
-            skip(ValueError(f"{key} of {name} has no text: write one or drop the row"))
-    rows = {key: row for key, row in rows.items() if row[0]}
-    captions = [list(dict.fromkeys(texts)) for texts, _ in rows.values()]
-    keys = list(rows)
-    pairs = Pairs(name, split, captions, keys, partial(load, keys), read=partial(read, keys))
-    if any(group for _, group in rows.values()):
-        groups = [group or (key,) for key, (_, group) in rows.items()]
-        numbers = {item: number for number, item in enumerate(dict.fromkeys(groups))}
-        pairs.groups = torch.tensor([numbers[item] for item in groups])
-    return pairs
+def _regular(file: Path) -> Path:
+    """The file, unless it is a FIFO, which never ends, or the like."""
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is no regular file: replace it with one")
+    return file
 
 
 # Image folders
 
 
-def _read_images(place: str) -> _Loaders:
-    """Splits are subfolders with metadata, or the first folder in the file names of one metadata
-    file. With neither, a hash of each ``file_name`` (or its group) assigns a tenth of the images to
-    ``validation`` and the rest to ``train``; unless none fell into the tenth, later additions move
-    no image. Without metadata, subfolders are classes, and there is only ``test``.
+def _image_loaders(folder: Path) -> dict[str, _Load]:
+    """Splits are subfolders with metadata, or the first folders in the file names of one metadata
+    file; the rest is ``train``. Without metadata, subfolders are classes, of a split ``test``.
     """
-    folder = Path(place)
     files = _metadata_files(folder)
     if not files:
-        return {"test": partial(_load_classes, folder, _classes(folder))}
-    by_split = {split_of(file.parent.name): file for file in files}
-    is_whole = any(file.parent == folder for file in files)
-    if len(files) > (1 if is_whole else len(by_split)):
+        return {"test": partial(_load_classes, folder)}
+    places = [file.parent for file in files]
+    if len(set(places)) < len(places) or (folder in places and len(places) > 1):
         names = ", ".join(str(file.relative_to(folder)) for file in files)
         raise ValueError(f"{folder} has {names}: keep one, or one in each split's subfolder")
-    if not is_whole:
-        return {split: partial(_load_images, file, split) for split, file in by_split.items()}
-    rows = _metadata(files[0])
-    if not rows:
-        raise ValueError(f"{files[0]} has no rows: add images with their texts")
-    splits = _splits_of(files[0], rows)
-    loaders = {}
-    for split in sorted(set(splits.values())):
-        chosen = {name: row for name, row in rows.items() if splits[name] == split}
-        loaders[split] = partial(_load_images, files[0], split, rows=chosen)
-    return loaders
+    parts: dict[str, list[_Sample]] = {}
+    for file in files:
+        for sample in _metadata(file):
+            first = sample.key.partition("/")[0].lower()
+            own = _SPLITS.get(first, "train") if file.parent == folder else file.parent.name
+            parts.setdefault(split_of(own), []).append(sample)
+    parts = parts or {"train": []}
+    return {split: partial(_load_images, folder, split, parts[split]) for split in parts}
 
 
 def _metadata_files(folder: Path) -> list[Path]:
     """The metadata files in a folder and its subfolders."""
-    patterns = [f"{place}metadata.{kind}" for kind in ("jsonl", "csv") for place in ("", "[!.]*/")]
-    return [f for pattern in patterns for f in sorted(folder.glob(pattern)) if f.is_file()]
+    patterns = [f"{place}{name}" for name in _METADATA for place in ("", "[!.]*/")]
+    return [file for pattern in patterns for file in sorted(folder.glob(pattern))]
 
 
-def _load_images(
-    file: Path, split: str, name: str, skip: _Skip, rows: _Rows | None = None
-) -> Pairs:
-    found = {}
-    for file_name, row in (rows or _metadata(file)).items():
-        image = file.parent / file_name
-        if os.path.isfile(image):  # False for impossible names, too
-            found[file_name] = row
-        else:
-            skip(FileNotFoundError(f"{image} is missing, but {file} names it"))
-    of_folder = (partial(of, file.parent) for of in (_folder_image, _folder_file))
-    return _pairs(name, split, found, *of_folder, skip)
+def _load_images(folder: Path, split: str, samples: list[_Sample], name: str) -> Pairs:
+    return _usable_pairs(name, split, samples, folder)
 
 
-def _classes(folder: Path) -> dict[str, list[str]]:
-    """The images, by file name, in each subfolder that has some."""
-    found: dict[str, list[str]] = {}
-    for file in sorted(folder.glob("[!.]*/[!.]*")):
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
-            found.setdefault(file.parent.name, []).append(file.relative_to(folder).as_posix())
-    if len(found) < 2 or {split_of(name) for name in found} <= {*_SPLITS.values()}:
-        fix = "write one, or put the images of each class into a subfolder, to classify them"
-        fix += "; shards need <split>/nshards.txt"
-        raise FileNotFoundError(f"{folder} has no metadata.jsonl or metadata.csv: {fix}")
-    return found
-
-
-def _load_classes(folder: Path, classes: dict[str, list[str]], name: str, skip: _Skip) -> Pairs:
-    """Pairs of images with the name of their class, for zero-shot classification."""
-    labels = [i for i, files in enumerate(classes.values()) for _ in files]
-    names = [of_class.replace("_", " ") for of_class in classes]
-    files = [file for files in classes.values() for file in files]
-    captions = [[names[i]] for i in labels]
-    load, read = (partial(of, folder, files) for of in (_folder_image, _folder_file))
-    known = dict(labels=torch.tensor(labels), classnames=names, templates=["a photo of a {c}."])
-    return Pairs(name, "test", captions, files, load, read=read, **known)
-
-
-def _folder_file(folder: Path, file_names: list[str], i: int) -> Path:
-    return folder / file_names[i]
-
-
-def _folder_image(folder: Path, file_names: list[str], i: int) -> Image.Image:
-    return open_rgb(_folder_file(folder, file_names, i))
-
-
-def _splits_of(file: Path, rows: _Rows) -> dict[str, str]:
-    """The split of each image: its first folder, or by a hash of its group or name."""
-    splits = {name: split_of(name.partition("/")[0]) for name in rows}
-    outside = [name for name, split in splits.items() if split not in _SPLITS.values()]
-    if outside and len(outside) < len(splits):
-        what = f"{file} names images in folders of splits and others outside, such as {outside[0]}"
-        raise ValueError(f"{what}: put all into such folders, or none")
-    if not outside:
-        return splits
-    items = {name: group or name for name, (_, group) in rows.items()}
-    scores = sorted((int(digest(item), 16), item) for item in set(items.values()))
-    n_chosen = sum(score < 2**256 // _VALIDATION_SHARE for score, _ in scores)
-    n_chosen = min(max(n_chosen, 1), len(scores) - 1)  # of two images, one for each split
-    chosen = {item for _, item in scores[:n_chosen]}
-    return {name: "validation" if items[name] in chosen else "train" for name in rows}
-
-
-def _metadata(file: Path) -> _Rows:
-    """The rows of a metadata file by image, which may have several."""
-    with fileinput.FileInput(file, encoding="utf-8-sig") as lines:
-        try:
-            read = partial(json.loads, object_pairs_hook=_once)
-            rows: Any = map(read, filter(str.strip, lines))
-            if file.suffix == ".csv":
-                rows = csv.DictReader(lines, skipinitialspace=True, strict=True)
-                _once((name, "") for name in rows.fieldnames or [])
-            merged = _merged(map(_row, rows))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is not UTF-8 text ({error}): save it as that") from error
-        except (ValueError, TypeError, RecursionError, csv.Error) as error:
-            raise ValueError(f"{file}, line {lines.lineno()}: mend it ({error})") from error
-    _warn_of_unnamed(file, merged)
-    return merged
-
-
-def _once(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """The fields of a row by name."""
-    row: dict[str, Any] = {}
-    for name, value in fields:
-        if name in row:
-            raise ValueError(f"{name} comes twice: keep one")
-        row[name] = value
-    return row
-
-
-def _warn_of_unnamed(file: Path, rows: _Rows) -> None:
-    """Warns of images beside a metadata file, or below it, that it does not name."""
-    names = [path.relative_to(file.parent).as_posix() for path in file.parent.rglob("*.*")]
-    images = {name for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
-    if unnamed := sorted(name for name in images - rows.keys() if "/." not in f"/{name}"):
+def _metadata(file: Path) -> list[_Sample]:
+    """The samples of a metadata file; warns of images in its folder that it does not name."""
+    content = _regular(file).read_bytes()
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+        rows = _json_rows(text) if file.suffix == ".jsonl" else _csv_rows(text)
+        samples = _named_samples(list(rows), file.parent)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        fix = "save it as that, in Excel as 'CSV UTF-8'"
+        raise ValueError(f"{file}, line {line}, is not UTF-8 text ({error}): {fix}") from error
+    except ValueError as error:
+        raise ValueError(f"{file} {error}") from error
+    names = {path.relative_to(file.parent).as_posix() for path in _image_files(file.parent)}
+    if unnamed := sorted(names - {sample.key for sample in samples}):
         what = f"{len(unnamed):,} images of its folder, such as {unnamed[0]}: they are left out"
         warnings.warn(f"{file} does not name {what}", stacklevel=2)
+    return samples
 
 
-def _merged(rows: Iterable[tuple[str, list[str], str]]) -> _Rows:
-    """All texts and the group of each image, from rows of key, texts and group."""
-    merged: _Rows = {}
-    for key, texts, group in rows:
-        before, known = merged.get(key, ([], ""))
-        if group and known and group != known:
-            raise ValueError(f"{key} is in the groups {known!r} and {group!r}: keep one")
-        merged[key] = [*before, *texts], group or known
-    return merged
+def _image_files(folder: Path) -> list[Path]:
+    """The image files in a folder and its subfolders, without hidden ones."""
+    files = (file for file in folder.rglob("*.*") if file.suffix.lower() in _FOUND)
+    return sorted(f for f in files if "/." not in f"/{f.relative_to(folder).as_posix()}")
 
 
-def _row(row: dict[str, Any]) -> tuple[str, list[str], str]:
-    """The file name, with forward slashes, the texts and the group of a row of metadata."""
-    if None in row:  # where `csv` puts what is left over
-        raise ValueError("too many fields: quote texts that hold a comma")
-    column = next((column for column in _TEXT_COLUMNS if column in row), None)
-    if "file_name" not in row or column is None:
-        raise ValueError(f"no column file_name or text among {', '.join(row)}")
-    path = PureWindowsPath(row["file_name"])
-    if not path.parts or path.anchor or ".." in path.parts:
-        raise ValueError(f"the file_name {str(path)!r} names no image within the folder")
-    return path.as_posix(), _texts(row[column]), _group(row.get("group"))
-
-
-# Hub data sets and local Parquet files, through `datasets`
-
-
-def _read_hub(place: str) -> _Loaders:
-    import datasets
-
-    names = _fetched(place, datasets.get_dataset_split_names)
-    return {split_of(name): partial(_load_hub, place, name) for name in names}
-
-
-def _load_hub(place: str, split: str, name: str, skip: _Skip) -> Pairs:
-    """Every row is an image."""
-    import datasets
-
-    data = _fetched(place, datasets.load_dataset, split=split)
-    column = next((column for column in _TEXT_COLUMNS if column in data.column_names), None)
-    if column is None or not isinstance(data.features.get("image"), datasets.Image):
-        needed = f"a column image of images and one of {', '.join(_TEXT_COLUMNS)}"
-        raise ValueError(f"{place} needs {needed}; there are {dict(data.features)}")
-    files = data.select_columns("image").cast_column("image", datasets.Image(decode=False))
-    groups = data["group"] if "group" in data.column_names else [None] * len(data)
-    fields = zip(map(_texts, data[column]), map(_group, groups), strict=True)
-    rows = {f"row {i}": row for i, row in enumerate(fields)}
-    of_files = (partial(of, files) for of in (_hub_image, _hub_file))
-    return _pairs(name, split_of(split), rows, *of_files, skip)
-
-
-def _hub_file(files: Any, keys: list[str], i: int) -> bytes | Path:
-    """Image i in its row of a `datasets.Dataset` with undecoded images."""
-    image = files[int(keys[i].removeprefix("row "))]["image"] or {}
-    in_file = image.get("path") and not image.get("bytes")
-    return Path(image["path"]) if in_file else image.get("bytes") or b""
-
-
-def _hub_image(files: Any, keys: list[str], i: int) -> Image.Image:
-    return open_rgb(_hub_file(files, keys, i), f"the image of {keys[i]}")
-
-
-def _fetched(place: str, ask: Callable, **options: Any) -> Any:
-    """The result of `ask(place)`, a function of `datasets` or of the hub's client."""
+def _csv_rows(text: str) -> Iterator[_Row]:
+    """Rows below a header, with its separator: a comma, a semicolon or a tab."""
+    text = re.sub(r"\Asep=.\s*\n", "", text)  # Excel's line
+    header = text.lstrip().partition("\n")[0]
+    separator = max(",;\t", key=header.count)
+    source = io.StringIO(text, newline="")
+    lines = csv.reader(source, delimiter=separator, skipinitialspace=True, strict=True)
     try:
-        return ask(place, **options)
+        rows = [(lines.line_num, row) for row in lines if any(map(str.strip, row))]
+    except csv.Error as error:
+        what = f"cannot be read up to line {lines.line_num} ({error})"
+        raise ValueError(f"{what}: look for a quote that is not closed") from error
+    names = [_plain(name) for name in rows[0][1]] if rows else []
+    for name in filter(None, names):
+        if names.count(name) > 1:
+            raise ValueError(f"has the column {name} twice: keep one")
+    for number, row in rows[1:]:
+        has_more = any(map(str.strip, row[len(names) :]))
+        fault = f"rows with too many fields, quote texts with {separator!r}" if has_more else ""
+        yield f"line {number}", dict(zip(names, row, strict=False)), fault
+
+
+def _json_rows(text: str) -> Iterator[_Row]:
+    """A JSON object a line."""
+    for number, line in enumerate(text.split("\n"), 1):
+        row, fault = {}, ""
+        try:
+            if line.strip():
+                row = {_plain(name): value for name, value in json.loads(line).items()}
+        except (ValueError, AttributeError, RecursionError):
+            fault = "rows that are no JSON objects"
+        if row or fault:
+            yield f"line {number}", row, fault
+
+
+def _plain(column: str) -> str:
+    """A column's name without case, spaces, underscores and hyphens."""
+    return re.sub(r"[\s_-]", "", column).lower()
+
+
+def _field(row: Mapping[str, Any], columns: Sequence[str]) -> Any:
+    return next((row[column] for column in columns if column in row), None)
+
+
+def _named_samples(rows: Sequence[_Row], folder: Path) -> list[_Sample]:
+    """The samples of rows that name image files, each with the texts of all its rows."""
+    names = dict.fromkeys(name for _, row, _ in rows for name in row)
+    if rows and not (names.keys() & {*_FILES} and names.keys() & {*_TEXTS}):
+        raise ValueError(f"needs the columns file_name and text: it has {', '.join(names)}")
+    samples: dict[str, _Sample] = {}
+    for where, row, fault in rows:
+        file_name = str(_field(row, _FILES) or "").strip()
+        if fault or not file_name:
+            samples[f"/{where}"] = _Sample(where, folder, (), fault=fault or "rows without a file")
+            continue
+        key = PureWindowsPath(file_name).as_posix()  # with slashes
+        before = samples.get(key, _Sample(key, folder / key, []))
+        group = "".join(_texts(row.get("group"))) or before.group
+        fault = "in two groups" if before.group not in ("", group) else before.fault
+        texts = [*before.texts, *_texts(_field(row, _TEXTS))]
+        samples[key] = before._replace(texts=texts, group=group, fault=fault)
+    return list(samples.values())
+
+
+def _load_classes(folder: Path, name: str) -> Pairs:
+    """Pairs of images with the name of their class, for zero-shot classification."""
+    # torchvision's `ImageFolder` would follow links, and take hidden folders for classes.
+    files = [file for file in _image_files(folder) if file.parent != folder]
+    keys = [file.relative_to(folder).as_posix() for file in files]
+    classes = list(dict.fromkeys(key.partition("/")[0] for key in keys))
+    if len(classes) < 2 or {split_of(each) for each in classes} <= {*_SPLITS.values()}:
+        what = f"{folder} has no metadata.csv or metadata.jsonl, no Parquet files and no shards"
+        fix = "write one, or put the images of each class into a subfolder, to classify them"
+        fix += ", and give the folder of one split"
+        raise FileNotFoundError(f"{what}: {fix}")
+    titles = [each.replace("_", " ") for each in classes]
+    labels = [classes.index(key.partition("/")[0]) for key in keys]
+    rows = zip(keys, files, labels, strict=True)
+    samples = [_Sample(key, file, [titles[label]], label=label) for key, file, label in rows]
+    about = dict(classnames=titles, templates=["a photo of a {c}."])
+    return _usable_pairs(name, "test", samples, folder, **about)
+
+
+# Tables, through `datasets`: Parquet files, what `save_to_disk` wrote, the hub
+
+
+def _table_loaders(place: str) -> dict[str, _Load]:
+    import datasets
+
+    folder = Path(place) if Path(place).is_dir() else None
+    if folder is None:
+        names = _fetched(place, datasets.get_dataset_split_names, place)
+        given = {name: partial(datasets.load_dataset, place, split=name) for name in names}
+    elif files := _parquet_files(folder):
+        load = partial(datasets.load_dataset, "parquet", split="train")
+        given = {split: partial(load, data_files=files[split]) for split in files}
+    else:
+        tables = tables_of(_fetched(place, datasets.load_from_disk, place))
+        given = {name: partial(tables.__getitem__, name) for name in tables}
+    return {split_of(n): partial(_load_table, place, split_of(n), given[n], folder) for n in given}
+
+
+def _parquet_files(folder: Path) -> dict[str, list[str]]:
+    """The Parquet files of each split, which is the first word in their paths that names one."""
+    files: dict[str, list[str]] = {}
+    for file in sorted(folder.rglob("*")):
+        if file.exists() and not file.is_dir() and _regular(file).suffix == ".parquet":
+            words = re.split(r"[/._-]", file.relative_to(folder).as_posix().lower())
+            split = next((_SPLITS[word] for word in words if word in _SPLITS), "train")
+            files.setdefault(split, []).append(glob.escape(str(file)))
+    return files
+
+
+def tables_of(data: Any) -> dict[str, Any]:
+    """The `datasets.Dataset` of each split of a `datasets.DatasetDict`, or of one of them."""
+    import datasets
+
+    if not isinstance(data, datasets.Dataset | datasets.DatasetDict):
+        fix = "give a name, a folder, a hub id, or a Dataset or DatasetDict of the library datasets"
+        raise ValueError(f"{type(data).__name__} is no kind of data set: {fix}")
+    return data if isinstance(data, dict) else {str(data.split or "train"): data}
+
+
+def _load_table(
+    place: str, split: str, load: Callable[[], Any], folder: Path | None, name: str
+) -> Pairs:
+    return table_pairs(name, split, _fetched(place, load), folder)
+
+
+def table_pairs(name: str, split: str, table: Any, folder: Path | None = None) -> Pairs:
+    """Pairs of the rows of a `datasets.Dataset`, each with an image; in a file within the folder,
+    if there is one.
+    """
+    import datasets
+
+    plain = {_plain(column): column for column in table.column_names}
+    images = [c for c, kind in table.features.items() if isinstance(kind, datasets.Image)]
+    image, text = next(iter(images), _field(plain, _FILES)), _field(plain, _TEXTS)
+    try:
+        files = table.select_columns(image).cast_column(image, datasets.Image(decode=False))
+        texts = [_texts(value) for value in table[text]]
+    except Exception as error:  # of columns that are not there, or of another type
+        needed = f"a column image of images, and one of {', '.join(_TEXTS)}"
+        raise ValueError(f"{name} needs {needed}: it has {dict(table.features)}") from error
+    groups = table[plain["group"]] if "group" in plain else [None] * len(table)
+    samples = []
+    for i, (own, group) in enumerate(zip(texts, groups, strict=True)):
+        file = partial(_table_file, files, image, folder or Path(), i)
+        samples.append(_Sample(f"row {i}", file, own, "".join(_texts(group))))
+    return _usable_pairs(name, split, samples, folder)
+
+
+def _table_file(files: Any, column: str, folder: Path, i: int) -> bytes | Path:
+    """The image of row i of a `datasets.Dataset` with undecoded images."""
+    image = files[i][column] or {}
+    in_file = image.get("path") and not image.get("bytes")
+    return folder / image["path"] if in_file else image.get("bytes") or b""
+
+
+def _fetched(place: str, ask: Callable, *given: Any, **options: Any) -> Any:
+    """The result of a function of `datasets` or of the hub's client."""
+    try:
+        return ask(*given, **options)
     except OSError as error:  # all that the network and the hub raise
         if Path(place).is_dir():
             raise ValueError(f"{place} cannot be read ({error})") from error
@@ -307,7 +395,7 @@ def _fetched(place: str, ask: Callable, **options: Any) -> Any:
 # WebDataset shards
 
 
-def _read_shards(place: str, *folders: str) -> _Loaders:
+def _shard_loaders(place: str, folders: Sequence[str]) -> dict[str, _Load]:
     """Splits are subfolders; if they are given, nothing is fetched to find them."""
     if not folders:
         files = _shard_root(place, "*.txt").glob("[!.]*/nshards.txt")
@@ -321,84 +409,54 @@ def _shard_root(place: str, *patterns: str) -> Path:
         return Path(place)
     import huggingface_hub
 
-    fetch = huggingface_hub.snapshot_download
-    return Path(_fetched(place, fetch, repo_type="dataset", allow_patterns=list(patterns)))
+    options = dict(repo_type="dataset", allow_patterns=list(patterns))
+    return Path(_fetched(place, huggingface_hub.snapshot_download, place, **options))
 
 
-def _load_shards(place: str, folder: str, name: str, skip: _Skip) -> Pairs:
+def _load_shards(place: str, folder: str, name: str) -> Pairs:
     """Pairs of the split in a folder; with labels, class names and templates if it has ``.cls``."""
     root = _shard_root(place, "*.txt", f"{folder}/*")
     counted = root / folder / "nshards.txt"
     try:
-        n_shards = int(_lines(counted)[0])
+        shards = [root / folder / f"{i}.tar" for i in range(int(_lines(counted)[0]))]
     except ValueError as error:
         raise ValueError(f"{counted} has no number of shards ({error})") from error
-    shards, samples = [], []
-    for i in tqdm(range(n_shards), desc=f"{name}: shards", delay=1):
-        shards.append(root / folder / f"{i}.tar")
-        samples += [(i, key, sample) for key, sample in _index(shards[-1]).items()]
-    has_classes = any("cls" in sample for _, _, sample in samples)
-    classnames = _lines(root / "classnames.txt") if has_classes else None
-    numbers = {str(label): label for label in range(len(classnames or []))}
-    keys, captions, labels, images = [], [], [], []
-    for shard, key, sample in samples:
-        label = numbers.get(sample.get("cls", "").strip())
-        texts = _texts(sample.get("txt", "").split("\n"))
-        texts = texts or ([] if label is None else [classnames[label]])
-        if "image" not in sample or not texts or (has_classes and label is None):
-            needed = "an image, and a text or the number of a line in classnames.txt"
-            has = f"has {str(sample)[:80]}: it needs {needed}"
-            skip(ValueError(f"sample {key!r} of {shards[shard]} {has}"))
-            continue
-        keys.append(key)
-        captions.append(texts)
-        labels.append(label)
-        images.append((shard, *sample["image"]))
-    read = partial(_shard_bytes, shards, np.array(images, dtype=np.int64).reshape(-1, 3))
-    titles = [f"sample {key!r} of {shards[i]}" for key, (i, *_) in zip(keys, images, strict=True)]
-    load = partial(_shard_image, read, titles)
-    pairs = Pairs(name, split_of(folder), captions, keys, load, classnames=classnames, read=read)
+    parts: dict[tuple[Path, str], dict[str, Any]] = {}  # image, txt and cls of samples
+    for shard in tqdm(shards, desc=f"{name}: shards", delay=1):
+        for key, suffix, part in _members(shard):
+            parts.setdefault((shard, key), {})[suffix] = part
+    classnames = None
+    if any("cls" in own for own in parts.values()):
+        classnames = _lines(root / "classnames.txt")
+    labels = {str(label): label for label in range(len(classnames or []))}
+    samples = []
+    for (_, key), own in parts.items():
+        label = labels.get(own.get("cls", "").strip())
+        texts = _texts(own.get("txt", "").split("\n"))
+        fault = "" if "image" in own else "samples without an image"
+        if classnames and label is None:
+            fault = fault or "samples whose .cls is no number of a line in classnames.txt"
+        elif classnames:
+            texts = texts or [classnames[label]]
+        samples.append(_Sample(key, own.get("image", root), texts, label=label, fault=fault))
     templates = root / "zeroshot_classification_templates.txt"
-    if has_classes:
-        pairs.labels = torch.tensor(labels, dtype=torch.long)
-    if has_classes and templates.is_file():
-        pairs.templates = _texts(_lines(templates))
-    return pairs
+    prompts = _texts(_lines(templates)) if classnames and templates.exists() else None
+    about = dict(classnames=classnames, templates=prompts)
+    return _usable_pairs(name, split_of(folder), samples, **about)
 
 
-def _shard_bytes(shards: list[Path], images: np.ndarray, i: int) -> bytes:
-    """The file of image i; the columns of `images` [n, 3] are shard, offset and size in bytes."""
-    shard, offset, size = images[i].tolist()
-    with open(shards[shard], "rb") as file:
-        file.seek(offset)
-        return file.read(size)
-
-
-def _shard_image(read: Callable[[int], bytes], titles: list[str], i: int) -> Image.Image:
-    return open_rgb(read(i), f"the image of {titles[i]}")
-
-
-def _lines(file: Path) -> list[str]:
-    """The stripped lines of a text file."""
-    text = file.read_text(encoding="utf-8-sig")
-    return [line.strip() for line in text.strip().split("\n")]
-
-
-def _index(shard: Path) -> dict[str, dict[str, Any]]:
-    """The samples of an uncompressed tar file by key: `image` (offset, size), `txt` and `cls`."""
-    samples: dict[str, dict[str, Any]] = {}
+def _members(shard: Path) -> Iterator[tuple[str, str, Any]]:
+    """Key, kind and content of the members of an uncompressed tar file; of images, their reader."""
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with tarfile.open(_regular(shard), "r:") as tar:
             for member in tar:
                 name = _SAMPLE_FILE.fullmatch(member.name)
-                if not name or not member.isfile():
-                    continue
-                sample = samples.setdefault(name[1], {})
-                suffix = name[2].lower()
-                if suffix in ("txt", "cls"):
-                    sample[suffix] = tar.extractfile(member).read().decode("utf-8-sig")
-                else:
-                    sample["image"] = (member.offset_data, member.size)
+                if name and member.isfile() and name[2].lower() in ("txt", "cls"):
+                    text = tar.extractfile(member).read().decode("utf-8-sig")
+                    yield name[1], name[2].lower(), text
+                elif name and member.isfile():
+                    image = partial(_shard_bytes, shard, member.offset_data, member.size)
+                    yield name[1], "image", image
             # tarfile takes a damaged or missing header for the end of the file; a complete file
             # ends in zeros.
             tar.fileobj.seek(tar.offset)
@@ -406,8 +464,15 @@ def _index(shard: Path) -> dict[str, dict[str, Any]]:
                 raise tarfile.ReadError(f"neither a sample nor the end at byte {tar.offset:,}")
     except (tarfile.TarError, UnicodeDecodeError) as error:
         raise ValueError(f"{shard} is damaged ({error}): fetch or write it again") from error
-    return samples
 
 
-# Readers by the kind of data.
-READERS = {"images": _read_images, "shards": _read_shards, "hub": _read_hub}
+def _shard_bytes(shard: Path, offset: int, size: int) -> bytes:
+    with open(shard, "rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def _lines(file: Path) -> list[str]:
+    """The stripped lines of a text file."""
+    text = _regular(file).read_text(encoding="utf-8-sig")
+    return [line.strip() for line in text.strip().split("\n")]

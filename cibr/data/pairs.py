@@ -8,9 +8,10 @@ converted to 8-bit RGB by `to_rgb`. Pairs can be pickled, for DataLoader workers
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from cibr.utils import digest
 # EPS and the like are left out: Pillow would run an interpreter of their programs.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _LONGEST = 500  # times its width; scaled to a square's side, an image of 2 KB may need gigabytes
+_HELD_OUT, _MOST_HELD_OUT = 0.1, 1000  # of the items, and images
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 _Indices = Iterable[int] | Shaped[Tensor, " m"] | Shaped[np.ndarray, " m"]  # integers or a mask
@@ -47,7 +49,7 @@ class Pairs:
         factors: a `pandas.DataFrame` of the factors of variation, one row per image.
         classnames: the class names that `labels` index, in a classification set.
         templates: prompt templates for zero-shot classification, with ``{c}`` for the class name.
-        groups: equal numbers for renderings of the same item; None if unknown.
+        groups: equal numbers for images of the same item; None if unknown.
         read: takes an index and returns the image's file, a path or bytes; None if `load` makes the
             images.
 
@@ -66,6 +68,7 @@ class Pairs:
     templates: list[str] | None = None
     groups: Int64[Tensor, " n"] | None = None
     read: Callable[[int], bytes | Path] | None = None
+    _digests: list[str] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if any(isinstance(texts, str) for texts in self.captions):
@@ -101,9 +104,14 @@ class Pairs:
         return map(pairs.load, range(len(pairs)))
 
     def image_digests(self) -> list[str]:
-        """Returns a SHA-256 digest per image, of its file or, without one, of its pixels."""
-        read = self.read or self.image
-        return [_digest(read(i)) for i in range(len(self))]
+        """Returns a SHA-256 digest per image, of its file or, without one, of its pixels.
+
+        Every file is read once: after a change, load the pairs again.
+        """
+        if self._digests is None:
+            read = self.read or self.image
+            self._digests = [_digest(read(i)) for i in range(len(self))]
+        return self._digests
 
     def texts(self) -> list[str]:
         """Returns all texts as one list, image by image."""
@@ -124,18 +132,43 @@ class Pairs:
         """
         if self.labels is not None:
             return self.labels
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
-
         groups = [] if self.groups is None else self.groups.tolist()
-        first: dict[str | int, int] = {}  # the first image of each caption (str) and group (int)
         images = self.text_to_image().tolist() + list(range(len(groups)))
-        shared = self.texts() + groups
-        linked = [(i, first.setdefault(item, i)) for i, item in zip(images, shared, strict=True)]
-        edges = np.array(linked, dtype=np.int64).reshape(-1, 2)
-        shape = (len(self), len(self))
-        graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=shape)
-        return torch.from_numpy(connected_components(graph, directed=False)[1]).long()
+        return _components(len(self), images, self.texts() + groups)
+
+    def hold_out(self, least: int = 1, split: str = "validation") -> tuple["Pairs", "Pairs"]:
+        """Splits off a tenth of the items, some 1,000 images at most, chosen by a hash.
+
+        An item is a group, or else all images with equal files, and stays whole. The hash of its
+        group or file decides, so every call on the same images holds out the same, and additions
+        move no image (beyond 10,000 images they return some to the rest).
+
+        Args:
+            least: images to hold out at least.
+            split: the name of the held-out part.
+
+        Returns:
+            The rest and the held-out part, both with an item at least.
+
+        Raises:
+            ValueError: if there is only one item.
+        """
+        digests = self.image_digests()
+        groups = digests if self.groups is None else self.groups.tolist()
+        items = _components(len(self), [*range(len(self))] * 2, digests + groups).numpy()
+        sizes = np.bincount(items)
+        if len(sizes) < 2:
+            what = f"{len(self)} images of {self.name} are one group or equal files"
+            raise ValueError(f"all {what}, so none can be held out: add others")
+        places = np.ones(len(sizes))  # in [0, 1]
+        np.minimum.at(places, items, [int(digest(str(g))[:15], 16) / 16**15 for g in groups])
+        order = places.argsort()[:-1]
+        n_before = sizes[order].cumsum() - sizes[order]
+        is_low = (places[order] < _HELD_OUT) & (n_before < _MOST_HELD_OUT)
+        is_chosen = np.isin(items, order[is_low | (n_before < least)])
+        held_out = self.subset(is_chosen)
+        held_out.split = split
+        return self.subset(~is_chosen), held_out
 
     @property
     def paired(self) -> bool:
@@ -183,7 +216,7 @@ class Pairs:
         rows = torch.arange(len(self))[rows if len(rows) else rows.long()]
         chosen = rows.tolist()
         factors = self.factors
-        return replace(
+        part = replace(
             self,
             captions=[self.captions[i] for i in chosen],
             keys=[self.keys[i] for i in chosen],
@@ -193,30 +226,45 @@ class Pairs:
             groups=None if self.groups is None else self.groups[rows],
             factors=None if factors is None else factors.iloc[chosen].reset_index(drop=True),
         )
+        part._digests = self._digests and [self._digests[i] for i in chosen]
+        return part
 
 
 def joined(parts: Sequence[Pairs]) -> Pairs:
-    """The pairs of several sets, in their order, without labels; groups of two sets differ."""
-    sources = [(part, i) for part in parts for i in range(len(part))]
-    groups = []
-    start = 0
-    for part in parts:
-        own = torch.arange(len(part)) if part.groups is None else part.groups
-        groups.append(own + start)
-        start = int(groups[-1].max()) + 1
+    """The pairs of parts of one set, in their order, without labels."""
+    groups = [-1 - torch.arange(len(p)) if p.groups is None else p.groups for p in parts]
+    rows = [(n, i) for n, part in enumerate(parts) for i in range(len(part))]
+    load = partial(_of_part, [part.load for part in parts], rows)
+    read = partial(_of_part, [part.read for part in parts], rows)
+    captions = [texts for part in parts for texts in part.captions]
     return Pairs(
         name=parts[0].name,
         split=parts[0].split,
-        captions=[part.captions[i] for part, i in sources],
-        keys=[part.keys[i] for part, i in sources],
-        load=partial(_of_parts, sources),
+        captions=captions,
+        keys=[key for part in parts for key in part.keys],
+        load=load,
         groups=torch.cat(groups) if any(part.groups is not None for part in parts) else None,
+        read=read if all(part.read for part in parts) else None,
     )
 
 
-def _of_parts(sources: list[tuple[Pairs, int]], i: int) -> Image.Image:
-    part, row = sources[i]
-    return part.image(row)
+def _of_part(calls: list[Callable[[int], Any]], rows: list[tuple[int, int]], i: int) -> Any:
+    part, row = rows[i]
+    return calls[part](row)
+
+
+def _components(n: int, images: list[int], shared: list[Hashable]) -> Int64[Tensor, " n"]:
+    """The connected components of n images, numbered in their order; `images[k]` has `shared[k]`,
+    and what images share connects them.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    first: dict[Hashable, int] = {}
+    linked = [(i, first.setdefault(item, i)) for i, item in zip(images, shared, strict=True)]
+    edges = np.array(linked, dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(n, n))
+    return torch.from_numpy(connected_components(graph, directed=False)[1]).long()
 
 
 def _chosen(load: Callable[[int], Any], indices: list[int], i: int) -> Any:
@@ -278,14 +326,52 @@ def open_rgb(file: str | Path | bytes, where: str = "") -> Image.Image:
         FileNotFoundError: if there is no such file.
     """
     try:
-        source = io.BytesIO(file) if isinstance(file, bytes) else file
-        with Image.open(source, formats=_FORMATS) as image:
-            if max(image.size) > _LONGEST * min(image.size):
-                raise ValueError(f"it has {image.width:,} x {image.height:,} pixels")
+        with _opened(file) as image:
             return to_rgb(image)
     except FileNotFoundError:
         raise
-    # Pillow raises nearly anything on broken files: OSError, SyntaxError, struct.error, EOFError.
-    except Exception as error:
-        what = f"{where or file} does not decode as an image ({error})"
-        raise ValueError(f"{what}: replace it or set max_skipped") from error
+    except Exception as error:  # Pillow raises nearly anything: SyntaxError, struct.error, EOFError
+        what = f"{where or file} does not decode as an image"
+        raise ValueError(f"{what} ({error}): replace or remove it") from error
+
+
+def image_fault(file: str | Path | bytes) -> str:
+    """Returns why an image file cannot be used, in words that are the same for all files with this
+    fault; empty if its header and its end are sound.
+
+    Pixels are not decoded: damage among them shows when the image is used.
+    """
+    try:
+        with _opened(file) as image:
+            if image.mode in ("F", "I"):
+                return f"greys without a fixed range, mode {image.mode}: save with 8 or 16 bits"
+            if image.format == "PNG":
+                image.verify()
+            is_cut = image.format == "JPEG" and image.fp.read().rfind(b"\xff\xd9") < 0
+            return "cut short" if is_cut else ""
+    except FileNotFoundError:
+        return "no such file"
+    except ValueError as error:
+        return str(error)
+    except Exception:  # Pillow raises nearly anything
+        return f"not an image of {', '.join(_FORMATS)}, or damaged"
+
+
+@contextmanager
+def _opened(file: str | Path | bytes) -> Iterator[Image.Image]:
+    """An image file with a sound header, not decoded yet."""
+    if not isinstance(file, bytes) and not os.path.isfile(file):  # a FIFO never ends
+        if os.path.exists(file):
+            raise ValueError("no regular file")
+        raise FileNotFoundError(f"there is no image {file}")
+    with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as source:
+        start = source.read(12)
+        source.seek(0)
+        if not start:
+            raise ValueError("an empty file")
+        if start[4:8] == b"ftyp":
+            raise ValueError("HEIC, HEIF or AVIF: save as JPEG")
+        with Image.open(source, formats=_FORMATS) as image:
+            if max(image.size) > _LONGEST * min(image.size):
+                raise ValueError(f"one side more than {_LONGEST} times the other")
+            yield image

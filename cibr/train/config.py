@@ -11,14 +11,13 @@ import numbers
 import os
 import warnings
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from cibr.data import Pairs, Source, available_splits, load_pairs, resolve
+from cibr.data import Pairs, Source, available_splits, load_parts, resolve
 from cibr.losses import PENALTIES
 from cibr.losses.cibr import MAX_BETA, arguments_of, check_penalty
 from cibr.losses.clip import Number
@@ -71,7 +70,6 @@ class RunConfig:
         (3.0, 1.0), "of CCA, image and text, in units of the mean variance", 1e-9, 1e9
     )
     validate_every: int = _setting(1, "epochs between validations", 1)
-    max_skipped: int = _setting(0, "unusable samples that may be left out", 0)
     training_arguments: dict[str, Any] = _setting(
         {}, "of transformers.TrainingArguments, such as report_to or bf16"
     )
@@ -101,6 +99,11 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
         FileNotFoundError: an unknown model, with the nearest known name.
     """
     for name in parameters:
+        if name == "max_skipped":
+            now = (
+                "unusable samples, fewer than a tenth, are left out with a warning that counts them"
+            )
+            raise ValueError(f"max_skipped is gone: {now}")
         check_known("parameter", name, SETTINGS)
     if preset:
         recipes = _presets()["recipes"]
@@ -228,55 +231,22 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
 def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
     """The training, validation and test pairs of a run.
 
-    Without a validation split, a tenth of the training pairs, at most 1,000, is held out for it, by
-    whole groups.
-    Without a test split, the validation pairs are returned for it, with a warning; their `split`
-    shows it.
+    Without a validation split, a tenth of the training images is held out for it, see
+    `Pairs.hold_out`. Without a test split, the validation pairs are returned for it, with a
+    warning; their `split` shows it.
 
     Raises:
-        ValueError: an unusable sample, or a data set that is too small to be split.
+        ValueError: a tenth of the samples or more that cannot be used, or nothing to hold out.
         FileNotFoundError: a part of the data set is missing.
         ConnectionError: the data set cannot be fetched from the hub.
     """
-    splits = available_splits(config.dataset)
-    load = partial(load_pairs, config.dataset, max_skipped=config.max_skipped)
-    train = load("train")
-    if "validation" in splits:
-        validation = load("validation")
-    else:
-        train, validation = hold_out(train)
-    if "test" in splits:
-        return train, validation, load("test")
-    reason = "no test split: the validation pairs, which choices may rest on, stand in for it"
-    warnings.warn(f"{train.name} has {reason}", stacklevel=2)
-    return train, validation, validation
-
-
-def hold_out(train: Pairs, least: int = 0, split: str = "validation") -> tuple[Pairs, Pairs]:
-    """Splits training pairs into the rest and a held-out tenth, at most 1,000; groups stay whole.
-
-    Args:
-        train: the training pairs.
-        least: images to hold out at least.
-        split: the name of the held-out part.
-
-    Raises:
-        ValueError: too few pairs or groups.
-    """
-    n_held_out = max(least, min(1000, len(train) // 10))
-    groups = torch.arange(len(train)) if train.groups is None else train.groups
-    groups, sizes = groups.unique(return_inverse=True, return_counts=True)[1:]
-    if n_held_out < 1 or len(sizes) < 2:
-        what = f"{train.name} has {len(train)} pairs in {len(sizes)} groups"
-        fix = "give a validation split, or ten pairs in two groups, of which some are held out"
-        raise ValueError(f"{what} and no validation split: {fix}")
-    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    order = list(dict.fromkeys(groups[rows].tolist()))
-    n_groups = int((sizes[order].cumsum(0) < n_held_out).sum()) + 1
-    is_held_out = torch.isin(groups, torch.tensor(order[: min(n_groups, len(sizes) - 1)]))
-    validation = train.subset(is_held_out.nonzero().flatten())
-    rest = train.subset((~is_held_out).nonzero().flatten())
-    return rest, replace(validation, split=split)
+    has_test = "test" in available_splits(config.dataset)
+    names = ["train", "validation", "test" if has_test else "validation"]
+    train, validation, test = load_parts(config.dataset, names)
+    if not has_test:
+        reason = "no test split: the validation pairs, which choices may rest on, stand in for it"
+        warnings.warn(f"{train.name} has {reason}", stacklevel=2)
+    return train, validation, test
 
 
 def build_model(config: RunConfig, train: Pairs) -> DualEncoder:

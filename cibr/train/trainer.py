@@ -15,7 +15,7 @@ import math
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from cibr.models.features import Batch, Inputs, embed_pairs, prepare
 from cibr.train._callbacks import Bar, RunCallback, noted_signals
 from cibr.train._grad_cache import GradCache, reduce_gradient, unit_vectors
 from cibr.train._run_folder import RunFolder
-from cibr.train.config import NOT_THE_RUN, RunConfig, training_arguments
+from cibr.train.config import DEFAULTS, NOT_THE_RUN, RunConfig, training_arguments
 from cibr.utils import digest
 
 # Share of the steps in which the learning rate rises to its peak; towers from scratch need longer.
@@ -94,6 +94,8 @@ class CIBRTrainer(Trainer):
         statistic: nn.Module | None = None,
     ):
         _check(model, train, config)
+        if config.dataset == DEFAULTS["dataset"]:  # also where pairs made in Python are given
+            config = replace(config, dataset=train.name)
         args = training_arguments(config, len(train), validation is not None)
         self.config = config
         self.given_statistic = statistic

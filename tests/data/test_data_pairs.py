@@ -96,6 +96,17 @@ def test_retrieval_is_by_pairs_where_captions_tell_images_apart_or_images_have_s
     assert not with_captions(["a", "b"], ["c", "d"], groups=torch.arange(2)).paired
 
 
+def test_a_tenth_is_held_out_or_more_if_asked_and_at_most_so_many_images(monkeypatch):
+    pairs = with_captions(*"a" * 200)
+    rest, held_out = pairs.hold_out()
+    assert 10 <= len(held_out) <= 30 and sorted(rest.keys + held_out.keys) == sorted(pairs.keys)
+    more = pairs.hold_out(60, "test")[1]
+    assert (len(more), more.split) == (60, "test") and {*held_out.keys} < {*more.keys}
+    monkeypatch.setattr("cibr.data.pairs._MOST_HELD_OUT", 5)
+    fewest = pairs.hold_out()[1]
+    assert len(fewest) == 5 and {*fewest.keys} < {*held_out.keys}
+
+
 def reopened(image, **options):
     return Image.open(io.BytesIO(encoded(image, **options)))
 
@@ -145,7 +156,7 @@ def test_photos_turn_upright_by_their_exif_orientation():
 
 def test_an_image_far_longer_than_wide_is_named_and_not_scaled():
     for size in ((1, 501), (501, 1)):
-        with pytest.raises(ValueError, match=f"it has {size[0]} x {size[1]} pixels"):
+        with pytest.raises(ValueError, match="thin .*one side more than 500 times"):
             open_rgb(encoded(Image.new("L", size), "PNG"), "thin")
     assert open_rgb(encoded(Image.new("L", (1, 500)), "PNG")).size == (1, 500)
 

@@ -1,10 +1,13 @@
-"""Readers: image folders, hub sets and shards give the same pairs as other implementations read
-from them.
+"""Readers: folders, tables and shards give the same pairs as other implementations read from them,
+say what cannot be used, and hold out the same images.
 """
 
+import csv
 import hashlib
+import io
 import os
 import pickle
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock, call
@@ -13,8 +16,9 @@ import datasets
 import huggingface_hub
 import numpy as np
 import pytest
-import torch
-from data_files import png, write_classes, write_images, write_metadata, write_parquet, write_shards
+from data_files import encoded, png, write_classes, write_images, write_metadata, write_shards
+from helpers import picture
+from PIL import Image
 
 from cibr.data import available_splits, load_pairs
 
@@ -25,157 +29,215 @@ def greys(pairs) -> list[int]:
     return [image.getpixel((4, 4))[0] for image in pairs.images()]
 
 
+def write_photos(folder: Path, n: int, rows: str = "") -> Path:
+    """A flat folder of different photos with a caption each, and more rows."""
+    folder.mkdir(exist_ok=True)
+    for i in range(n):
+        picture(i).save(folder / f"{i}.png")
+    lines = ["file_name,text", *(f"{i}.png,photo {i}" for i in range(n)), rows]
+    write_metadata(folder, "\n".join(lines))
+    return folder
+
+
 # Image folders
 
+ROWS = [  # file, caption, group
+    ("a.png", "a dog, brown; large", "g"),
+    ("a.png", "NA", ""),
+    ("./a.png", " NA ", ""),
+    ("ü, c.png", 'two\nlines, "quoted"', " g"),
+    ("in\\b.png", "null", ""),
+]
 
-@pytest.mark.parametrize(("start", "end"), [("", "\n"), ("\ufeff", "\r\n")])
-def test_splits_are_subfolders_with_their_own_metadata(tmp_path, start, end):
-    rows = ["file_name,text,group", 'a.png, "a dog, brown",g', "a.png,NA,", "./a.png, NA,"]
-    rows += [f'"ü, c.png","two{end}lines, ""quoted""",', "in\\b.png, ein großer Vogel ,", ""]
-    images = write_images(tmp_path / "photos" / "train", "a.png", "in/b.png", "ü, c.png")
-    write_metadata(images, start + end.join(rows))
-    test = write_images(tmp_path / "photos" / "test", "c.png", grey=30)
-    row = {"file_name": "./c.png", "caption": ["one", " two ", ""], "year": 2013}
-    write_metadata(test, [row])
-    train = pickle.loads(pickle.dumps(load_pairs(tmp_path / "photos", "train")))
-    assert (train.name, train.split, train.groups.tolist()) == ("photos", "train", [0, 1, 2])
-    assert train.keys == ["a.png", "ü, c.png", "in/b.png"]
-    assert greys(train) == [100] * 3
-    quoted = 'two\nlines, "quoted"'
-    assert train.captions == [["a dog, brown", "NA"], [quoted], ["ein großer Vogel"]]
-    other = load_pairs(tmp_path / "photos", "test")
-    assert (other.keys, other.captions, greys(other)) == (["c.png"], [["one", "two"]], [30])
+
+@pytest.mark.parametrize("separator", ",;\t")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "jsonl"])
+def test_metadata_have_any_separator_and_columns_in_any_case(tmp_path, separator, encoding):
+    train = write_images(tmp_path / "photos" / "train", "a.png", "in/b.png", "ü, c.png")
+    write_metadata(write_images(tmp_path / "photos" / "val", "a.png"), "file,captions\na.png,x")
+    names = ["File Name", " Caption", "GROUP"]
+    if encoding == "jsonl":
+        write_metadata(train, [dict(zip(names, row, strict=True)) for row in ROWS])
+    else:
+        text = io.StringIO()
+        text.write(f"sep={separator}\r\n" if encoding == "utf-8-sig" else "")  # as Excel does
+        csv.writer(text, delimiter=separator).writerows([names, *ROWS, ["", "", ""]])
+        (train / "metadata.csv").write_bytes(text.getvalue().encode(encoding))
+    pairs = pickle.loads(pickle.dumps(load_pairs(tmp_path / "photos", "train")))
+    assert (pairs.name, pairs.split) == ("photos", "train")
+    assert pairs.keys == ["a.png", "ü, c.png", "in/b.png"]
+    assert pairs.captions == [["a dog, brown; large", "NA"], ['two\nlines, "quoted"'], ["null"]]
+    assert pairs.groups[0] == pairs.groups[1] != pairs.groups[2]
+    assert greys(pairs) == [100] * 3
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "dev", "VAL", "validation"])
-def test_a_validation_split_may_have_its_usual_names(tmp_path, name):
+def test_splits_are_subfolders_with_metadata_or_named_in_one_metadata_file(tmp_path, name):
     for part in ("train", name):
         write_metadata(write_images(tmp_path / part, "a.png"), "file_name,text\na.png,x\n")
     write_images(tmp_path / ".ipynb_checkpoints", "metadata.csv")
     assert sorted(available_splits(tmp_path)) == ["train", "validation"]
-    for asked in ("validation", "dev"):
-        assert load_pairs(tmp_path, asked).split == "validation"
-
-
-def test_one_metadata_file_may_name_the_split_folders(tmp_path):
-    write_images(tmp_path, "train/a.png", "val/b.png")
-    write_metadata(tmp_path, "file_name,caption\ntrain/a.png,x\nval/b.png,y\n")
+    assert load_pairs(tmp_path, "dev").split == "validation"
+    for part in ("train", name):
+        (tmp_path / part / "metadata.csv").unlink()
+    write_metadata(tmp_path, f"file_name,text\ntrain/a.png,x\n{name}/a.png,y\n")
     assert available_splits(tmp_path) == ["train", "validation"]
-    found = {split: load_pairs(tmp_path, split).keys for split in ("train", "validation")}
-    assert found == {"train": ["train/a.png"], "validation": ["val/b.png"]}
+    assert load_pairs(tmp_path, "validation").keys == [f"{name}/a.png"]
 
 
 def test_images_that_the_metadata_do_not_name_are_left_out_with_a_warning(tmp_path):
-    names = ("a.png", "b.JPG", "in/c.png", ".hidden/d.png", "._a.png", "notes.txt")
-    write_metadata(write_images(tmp_path / "train", *names), "file_name,text\na.png,x\n")
+    names = ("a.png", "b.JPG", "in/c.heic", ".hidden/d.png", "._a.png", "notes.txt")
+    write_metadata(write_images(tmp_path, *names), "file_name,text\na.png,x\n")
     with pytest.warns(UserWarning, match="metadata.csv does not name 2 images .* such as b.JPG"):
         assert load_pairs(tmp_path).keys == ["a.png"]
 
 
-def test_without_split_folders_a_tenth_is_validation_and_groups_stay_together(tmp_path):
-    group = {f"{i}.png": i // 3 if i < 45 else None for i in range(60)}
-    rows = [{"file_name": name, "text": name, "group": group[name]} for name in group]
-    write_metadata(write_images(tmp_path, *group), rows)
-    train, validation = (load_pairs(tmp_path, split) for split in ("train", "validation"))
-    assert sorted(train.keys + validation.keys) == sorted(group)
-    assert 1 <= len(validation) <= 20
-    assert not {group[key] for key in train.keys} & {group[key] for key in validation.keys} - {None}
-    for part in (train, validation):
-        items = [key if group[key] is None else group[key] for key in part.keys]
-        numbers = {item: number for number, item in enumerate(dict.fromkeys(items))}
-        assert part.groups.tolist() == [numbers[item] for item in items]
+FAULTS = {  # the rows, and what is said of them
+    "gone.png,x\nnowhere.png,x\n" + "a" * 5000 + ",x": "3 no such file .gone.png, nowhere.png, aaa",
+    "cut.png,x": "1 not an image of BMP, .*, or damaged .cut.png",
+    "cut.jpg,x": "1 cut short .cut.jpg",
+    "empty.png,x": "1 an empty file .empty.png",
+    "a.heic,x": "1 HEIC, HEIF or AVIF: save as JPEG .a.heic",
+    "eps.png,x": "1 not an image of .*eps.png",
+    "deep.tif,x": "1 greys without a fixed range, mode F: save with 8 or 16 bits .deep.tif",
+    "fifo.png,x\nin,x": "2 no regular file .fifo.png, in.",
+    "link.png,x\n../outside.png,x": "2 outside the folder .link.png, ../outside.png",
+    "b.png, \nb.png,": "1 no text .b.png",
+    ",x": "1 rows without a file .line 202",
+    "b.png,a dog, brown": "1 rows with too many fields, quote texts with ',' .line 202",
+}
 
 
-def test_files_added_later_move_no_others_between_splits(tmp_path):
-    def splits(names):
-        write_metadata(write_images(tmp_path, *names), [dict(file_name=n, text="x") for n in names])
-        pairs = [load_pairs(tmp_path, split) for split in available_splits(tmp_path)]
-        return {key: part.split for part in pairs for key in part.keys}
-
-    names = [f"{i}.jpg" for i in range(600)]
-    assert splits(names[7:8]) == {"7.jpg": "train"}
-    assert set(splits(names[7:9]).values()) == {"train", "validation"}
-    before = splits(names[:300])
-    after = splits(names[::-1])
-    assert {name: after[name] for name in before} == before
-    assert list(after.values()).count("validation") == 46  # a tenth, by chance
-
-
-@pytest.mark.parametrize("row", ["gone.png,x", "link.png,x", "b.png, ", "b.png", "broken.png,x"])
+@pytest.mark.parametrize("rows", FAULTS, ids=list(FAULTS.values()))
 @pytest.mark.filterwarnings("ignore:.* does not name")
-def test_unusable_images_are_skipped_with_a_warning(tmp_path, row):
-    train = write_images(tmp_path / "train", "a.png", "b.png")
-    write_metadata(train, f"file_name,text\n{row}\na.png,x\n")
-    (train / "broken.png").write_bytes(png()[:50])
-    (train / "link.png").symlink_to("nowhere.png")
-    name = row.split(",")[0]
-    with pytest.warns(UserWarning, match=f"1 unusable samples .*; the first: .*{name}"):
-        pairs = load_pairs(tmp_path, max_skipped=2)
-    assert (pairs.keys, pairs.captions, greys(pairs)) == (["a.png"], [["x"]], [100])
+def test_unusable_samples_are_counted_by_reason_and_a_tenth_is_refused(tmp_path, rows):
+    folder = write_photos(tmp_path / "photos", 200, rows)
+    write_images(folder, "in/c.png", "b.png")
+    write_images(tmp_path, "outside.png")
+    os.mkfifo(folder / "fifo.png")
+    for name, file in {"link": "../outside", "nowhere": "gone"}.items():
+        (folder / f"{name}.png").symlink_to(f"{file}.png")
+    files = {"cut.png": png()[:50], "cut.jpg": encoded(picture(1), "JPEG")[:1500], "empty.png": b""}
+    files["eps.png"] = encoded(Image.new("RGB", (2, 2)), "EPS")
+    files["deep.tif"] = encoded(Image.new("F", (2, 2)), "TIFF")
+    files["a.heic"] = b"\0\0\0\x18ftypheic"
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    n = int(FAULTS[rows][0])
+    message = f"photos: {n} of {200 + n} samples cannot be used: {FAULTS[rows]}"
+    with pytest.warns(UserWarning, match=message + ".*They are left out"):
+        pairs = load_pairs(folder)
+    assert len(pairs) + len(load_pairs_silently(folder)) == 200
+    write_metadata(folder, f"file_name,text\n0.png,x\n{rows}\n")
+    with pytest.raises(ValueError, match=f"{n} of {1 + n} samples cannot be used: .*Mend or"):
+        load_pairs(folder)
 
 
-# The hub
+def load_pairs_silently(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return load_pairs(folder, "validation")
+
+
+def test_later_additions_move_no_image_and_equal_photos_and_groups_stay_together(tmp_path):
+    def splits():
+        parts = [load_pairs(tmp_path, split) for split in ("train", "validation")]
+        return {key: part.split for part in parts for key in part.keys}
+
+    write_photos(tmp_path, 150)
+    before = splits()
+    assert 5 <= list(before.values()).count("validation") <= 25  # a tenth, by chance
+    copies = {f"copy{i}.png": f"{i}.png" for i in range(150)}
+    for copy, name in copies.items():
+        (tmp_path / copy).write_bytes((tmp_path / name).read_bytes())
+    write_photos(tmp_path, 300, "\n".join(f"{copy},again" for copy in copies))
+    after = splits()
+    assert {name: after[name] for name in before} == before
+    assert all(after[copy] == after[name] for copy, name in copies.items())
+    rows = [f"{i}.png,x,{i // 3 if i < 200 else ''}" for i in range(299, -1, -1)]
+    write_metadata(tmp_path, "\n".join(["file_name,text,group", *rows, "copy0.png,x,0"]))
+    with pytest.warns(UserWarning, match="does not name 149"):
+        grouped = splits()
+    assert all(grouped[f"{i}.png"] == grouped[f"{i - i % 3}.png"] for i in range(198))
+    assert set(grouped.values()) == {"train", "validation"}
 
 
 def test_without_metadata_subfolders_are_classes(tmp_path):
-    for i, name in enumerate(("red_fox/1.png", "red_fox/0.png", "dog/a.PNG", ".hidden/b.png")):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for i, name in enumerate(("red_fox/1.png", "red_fox/in/0.png", "dog/a.PNG", ".hidden/b.png")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(png(40 * i))
     (tmp_path / "empty").mkdir()
     assert available_splits(tmp_path) == ["test"]
     pairs = load_pairs(tmp_path, "test")
-    assert pairs.keys == ["dog/a.PNG", "red_fox/0.png", "red_fox/1.png"]
+    assert pairs.keys == ["dog/a.PNG", "red_fox/1.png", "red_fox/in/0.png"]
     assert pairs.classnames == ["dog", "red fox"] and pairs.labels.tolist() == [0, 1, 1]
     assert pairs.prompts() == [["a photo of a dog."], ["a photo of a red fox."]]
-    assert greys(pairs) == [80, 40, 0]
-    for name in ("red_fox", "dog"):
-        (tmp_path / name).rename(tmp_path / {"red_fox": "train", "dog": "val"}[name])
-    with pytest.raises(FileNotFoundError, match="no metadata.jsonl or metadata.csv"):
-        available_splits(tmp_path)
+    assert greys(pairs) == [80, 0, 40]
+
+
+# Tables
+
+
+def table(**columns) -> datasets.Dataset:
+    n = len(next(iter(columns.values())))
+    images = [{"bytes": png(10 * i), "path": f"{i}.png"} for i in range(n)]
+    data = datasets.Dataset.from_dict({"Image": images, **columns})
+    return data.cast_column("Image", datasets.Image())
+
+
+def written(kind: str, folder: Path, monkeypatch):
+    """A data set of a training and a test split, as a name or an object of the library."""
+    texts = [["a dog", " a brown dog "], ["a cat"], ["a bird", "NA"]]
+    data = table(Captions=texts, group=["g", None, " g "])
+    both = datasets.DatasetDict(train=data, testing=data)
+    if kind == "hub":
+        monkeypatch.setattr(datasets, "get_dataset_split_names", {"owner/set": [*both]}.get)
+        monkeypatch.setattr(datasets, "load_dataset", lambda _, split: both[split])
+        return "owner/set"
+    if kind == "Parquet":
+        folder.mkdir()
+        for split in both:
+            both[split].to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    elif kind == "saved":
+        both.save_to_disk(folder)
+    return both if kind == "object" else folder
+
+
+@pytest.mark.parametrize("kind", ["hub", "Parquet", "saved", "object"])
+def test_tables_give_captions_groups_and_images_on_demand(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    place = written(kind, tmp_path / "set", monkeypatch)
+    assert sorted(available_splits(place)) == ["test", "train", "validation"]
+    pairs = pickle.loads(pickle.dumps(load_pairs(place, "test")))
+    assert (pairs.name, pairs.split) == ("dataset" if kind == "object" else "set", "test")
+    assert pairs.captions == [["a dog", "a brown dog"], ["a cat"], ["a bird", "NA"]]
+    assert pairs.groups[0] == pairs.groups[2] != pairs.groups[1]
+    assert pairs.keys == ["row 0", "row 1", "row 2"] and greys(pairs) == [0, 10, 20]
+    parts = [load_pairs(place, split) for split in ("train", "validation")]
+    assert sorted(map(len, parts)) == [1, 2]
+    if kind == "object":
+        assert load_pairs(place["testing"], "train").captions
+
+
+def test_a_table_names_no_files_outside_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    write_images(tmp_path, "a.png", "set/b.png", grey=7)
+    outside = str(tmp_path / "a.png")
+    data = datasets.Dataset.from_dict({"image": ["b.png", outside], "text": ["x", "y"]})
+    data.to_parquet(tmp_path / "set" / "train.parquet")
+    with pytest.raises(ValueError, match=r"1 of 2 .*: 1 outside the folder \(row 1\)"):
+        load_pairs(tmp_path / "set")
 
 
 def test_an_image_s_digest_is_that_of_its_file_or_of_its_pixels(tmp_path, three):
-    photos = write_images(tmp_path / "photos", "train/0.png", "train/1.png")
-    (photos / "train" / "1.png").write_bytes(png(30))
-    write_metadata(photos, "file_name,text\ntrain/0.png,x\ntrain/1.png,y\n")
-    parquet = write_parquet(tmp_path / "parquet", "train", ["x", "y"])
-    for place in (photos, three, parquet):
-        pairs = load_pairs(place, "train")
-        files = [pairs.read(i) for i in (1, 0)]
+    for place in (write_photos(tmp_path / "photos", 3), three):
+        pairs = load_pairs(place, available_splits(place)[0])
+        files = [pairs.read(i) for i in range(len(pairs))]
         files = [file.read_bytes() if isinstance(file, Path) else file for file in files]
         of_files = [hashlib.sha256(file).hexdigest() for file in files]
-        assert pairs.subset([1, 0]).image_digests() == of_files and of_files[0] != of_files[1]
+        assert pairs.subset([1, 0]).image_digests() == of_files[1::-1]
         of_pixels = replace(pairs, read=None).image_digests()
         assert len({*of_pixels}) == len(pairs) and not {*of_pixels} & {*of_files}
-
-
-def test_a_hub_set_gives_captions_groups_and_images_on_demand(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    texts = [["a dog", " a brown dog "], ["a cat"], ["a bird", "NA"]]
-    groups = ["row 1", None, " row 1 "]  # not that of the second row, whose key is its number
-    folder = write_parquet(tmp_path / "set", "train", texts, "captions", group=groups)
-    write_parquet(folder, "validation", texts[:2], "captions", group=["x", "x"])
-    assert available_splits(folder) == ["train", "validation"]
-    pairs = pickle.loads(pickle.dumps(load_pairs(folder)))
-    assert pairs.captions == [["a dog", "a brown dog"], ["a cat"], ["a bird", "NA"]]
-    assert (pairs.name, pairs.split, pairs.groups.tolist()) == ("set", "train", [0, 1, 0])
-    assert pairs.keys == ["row 0", "row 1", "row 2"]
-    assert greys(pairs) == [0, 10, 20]
-
-
-def test_a_hub_set_may_name_files_and_broken_ones_are_skipped(tmp_path, monkeypatch):
-    write_images(tmp_path, "a.png", grey=7)
-    (tmp_path / "b.png").write_bytes(b"no image")
-    a, b = (str(tmp_path / name) for name in ("a.png", "b.png"))
-    data = datasets.Dataset.from_dict({"image": [b, a, None, a], "text": ["x", " ", "y", "2013"]})
-    loaded = Mock(return_value=data.cast_column("image", datasets.Image()))
-    monkeypatch.setattr(datasets, "get_dataset_split_names", {"owner/photos": ["training"]}.get)
-    monkeypatch.setattr(datasets, "load_dataset", loaded)
-    with pytest.warns(UserWarning, match="train of photos: 3 .*: row 1 of photos has no text"):
-        pairs = load_pairs("owner/photos", max_skipped=3)
-    loaded.assert_called_once_with("owner/photos", split="training")
-    assert (pairs.name, pairs.captions, pairs.groups) == ("photos", [["2013"]], None)
-    assert greys(pairs) == [7]
 
 
 # Shards
@@ -187,66 +249,83 @@ def three(tmp_path):
     first += [("s1.webp", png(20, "WEBP")), ("s1.txt", " a cat \r\n\n"), ("s1.seg.png", b"mask")]
     second = [("in/s2.txt", "\ufeffein Vogel, größer"), ("in/s2.PNG", png(30))]
     write_images(tmp_path / "wds_three", ".checkpoints/nshards.txt")
-    return write_shards(tmp_path / "wds_three", first, second)
+    return write_shards(tmp_path / "wds_three", first, second, split="test")
 
 
 def test_samples_come_in_the_order_of_the_shards_with_texts_stripped(three):
-    pairs = pickle.loads(pickle.dumps(load_pairs(three)))
-    assert (pairs.name, pairs.split, pairs.labels) == ("three", "train", None)
-    assert available_splits(three) == ["train"]
+    pairs = pickle.loads(pickle.dumps(load_pairs(three, "test")))
+    assert (pairs.name, pairs.split, pairs.labels) == ("three", "test", None)
+    assert available_splits(three) == ["test"]
     assert pairs.keys == ["s0", "s1", "in/s2"]
     assert pairs.captions == [["a dog", "a brown dog"], ["a cat"], ["ein Vogel, größer"]]
     assert greys(pairs) == pytest.approx([10, 20, 30], abs=3)  # JPEG and WebP lose a little
 
 
-def test_more_than_ten_shards_come_in_the_order_of_their_numbers(tmp_path):
-    shards = [[(f"s{n}.png", png(10 * n)), (f"s{n}.txt", f"text {n}")] for n in range(12)]
-    pairs = load_pairs(write_shards(tmp_path / "set", *shards))
-    assert pairs.texts() == [f"text {n}" for n in range(12)]
-    assert greys(pairs) == [10 * n for n in range(12)]
-
-
 def test_class_sets_give_labels_names_and_prompts(tmp_path):
     pairs = load_pairs(write_classes(tmp_path / "set"), "validation")
-    assert torch.equal(pairs.labels, torch.tensor([1, 0]))
-    assert pairs.captions == [["sea lion"], ["cat"]]
+    assert (pairs.labels.tolist(), pairs.captions) == ([1, 0], [["sea lion"], ["cat"]])
     assert pairs.templates == ["a photo of a {c}.", "a {c}, {small}"]
-    assert pairs.prompts() == [
-        ["a photo of a cat.", "a cat, {small}"],
+    cat, sea_lion = pairs.prompts()
+    assert (cat[0], sea_lion) == (
+        "a photo of a cat.",
         ["a photo of a sea lion.", "a sea lion, {small}"],
-    ]
+    )
     (tmp_path / "set" / "zeroshot_classification_templates.txt").unlink()
     assert load_pairs(tmp_path / "set", "validation").templates is None
 
 
 @pytest.mark.parametrize(
-    "bad", [{"png": b"no", "cls": "0"}, {"png": png(), "cls": "7"}, {"png": png()}, {"cls": "0"}]
+    ("bad", "fault"),
+    [
+        ({"png": b"no", "cls": "0"}, "not an image"),
+        ({"png": png(), "cls": "7"}, "no number of a line in classnames.txt"),
+        ({"png": png(), "txt": "x"}, "no number of a line in classnames.txt"),
+        ({"cls": "0"}, "without an image"),
+    ],
 )
-def test_labels_stay_with_their_images_when_an_unusable_one_is_skipped(tmp_path, bad):
+def test_labels_stay_with_their_images_when_an_unusable_one_is_left_out(tmp_path, bad, fault):
     members = [(f"c.{suffix}", content) for suffix, content in bad.items()]
-    with pytest.warns(UserWarning, match="1 unusable samples .*; the first: .*'c'"):
-        pairs = load_pairs(write_classes(tmp_path / "set", *members), "val", max_skipped=1)
-    assert (pairs.keys, pairs.labels.tolist(), greys(pairs)) == (["a", "b"], [1, 0], [10, 20])
+    members += [
+        (f"{i}.{suffix}", content)
+        for i in range(9)
+        for suffix, content in (("png", png()), ("cls", "1"))
+    ]
+    with pytest.warns(UserWarning, match=rf"1 of 12 samples .*{fault}.*\(c\)"):
+        pairs = load_pairs(write_classes(tmp_path / "set", *members), "val")
+    assert (pairs.keys[0], pairs.keys[-1]) == ("a", "b")
+    assert (pairs.labels.tolist(), greys(pairs)) == ([*[1] * 10, 0], [10, *[100] * 9, 20])
 
 
 def test_a_shard_cut_short_anywhere_is_named(three):
-    shard = three / "train" / "0.tar"
+    shard = three / "test" / "0.tar"
     whole = shard.read_bytes()
     for size in range(0, len(whole.rstrip(b"\0")), 300):
         shard.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r"0\.tar is damaged"):
-            load_pairs(three)
+            load_pairs(three, "test")
 
 
 def test_the_hub_gives_what_a_folder_of_the_same_layout_gives(three, monkeypatch):
     serve = Mock(return_value=str(three))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", serve)
-    remote, local = load_pairs("owner/wds_three"), load_pairs(three)
+    remote, local = load_pairs("owner/wds_three", "test"), load_pairs(three, "test")
     assert serve.call_args_list == [
         call("owner/wds_three", repo_type="dataset", allow_patterns=patterns)
-        for patterns in (["*.txt"], ["*.txt", "train/*"])
+        for patterns in (["*.txt"], ["*.txt", "test/*"])
     ]
     assert (remote.name, remote.keys, remote.captions) == (local.name, local.keys, local.captions)
+
+
+@pytest.mark.parametrize(
+    "name", ["val/nshards.txt", "val/0.tar", "classnames.txt", "metadata.csv", "a.parquet"]
+)
+def test_a_fifo_among_the_files_is_refused(tmp_path, name):
+    is_alone = name in ("metadata.csv", "a.parquet")
+    folder = tmp_path if is_alone else write_classes(tmp_path / "set")
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(ValueError, match=f"{name} is no regular file"):
+        load_pairs(folder, "validation")
 
 
 @pytest.mark.data

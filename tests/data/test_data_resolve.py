@@ -33,7 +33,7 @@ def test_a_folder_comes_before_cibr_data_and_that_before_the_hub(tmp_path, monke
     assert resolve("flickr8k")[::3] == ("flickr8k", "clip-benchmark/wds_flickr8k")
     folder = write_shards(tmp_path / "data" / "wds_flickr8k", SHARD)
     assert resolve("flickr8k") == Source("flickr8k", "shards", {}, str(folder))
-    assert load_pairs("flickr8k").captions == [["a shard"]]
+    assert load_pairs("flickr8k").captions == [["a shard"]]  # one, so none is held out
     write_photos(Path("flickr8k"))
     assert resolve("flickr8k") == Source("flickr8k", "images", {}, "flickr8k")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -42,15 +42,15 @@ def test_a_folder_comes_before_cibr_data_and_that_before_the_hub(tmp_path, monke
 
 def test_a_hub_id_is_of_shards_if_its_name_says_so():
     assert resolve("owner/wds_birds") == Source("birds", "shards", {}, "owner/wds_birds")
-    assert resolve("owner/birds-2.0") == Source("birds-2.0", "hub", {}, "owner/birds-2.0")
-    assert resolve("wds_owner/birds").kind == "hub"
+    assert resolve("owner/birds-2.0") == Source("birds-2.0", "datasets", {}, "owner/birds-2.0")
+    assert resolve("wds_owner/birds").kind == "datasets"
 
 
 def test_a_folder_is_of_shards_or_of_images_with_metadata_or_of_parquet_files():
     folder = Path("x")
     for file, kind in (
         ("a.png", "images"),
-        ("data/a.parquet", "hub"),
+        ("data/a.parquet", "datasets"),
         ("train/metadata.csv", "images"),
         ("train/nshards.txt", "shards"),
     ):
@@ -61,7 +61,7 @@ def test_a_folder_is_of_shards_or_of_images_with_metadata_or_of_parquet_files():
 def test_a_data_set_made_by_code_is_loaded_by_its_name(monkeypatch):
     mine = Dataset(lambda split: noise_pairs(4, split=split), ["train", "odd"])
     monkeypatch.setitem(DATASETS, "flickr8k", mine)  # whatever the card says
-    assert available_splits("flickr8k") == ["train", "odd"]
+    assert available_splits("flickr8k") == ["train", "odd", "validation"]
     assert load_pairs("flickr8k", "odd").split == "odd"
 
 
@@ -69,6 +69,6 @@ def test_every_card_has_every_field_and_names_its_splits():
     for name, card in _cards().items():
         assert set(card) - {"presets"} == FIELDS, name
         assert card["kind"] in ("pairs", "zero-shot")
-        assert available_splits(name) == card["splits"]
+        assert available_splits(name)[: len(card["splits"])] == card["splits"]
         assert card["hub"] in (f"clip-benchmark/wds_{name}", None)
         assert card["hub"] or name in DATASETS

@@ -34,6 +34,7 @@ def test_a_run_leaves_its_model_history_and_configuration(run):
     assert same(DualEncoder.from_pretrained(folder), model) and not model.training
     pd.testing.assert_frame_equal(pd.read_csv(folder / "history.csv"), history)
     record = json.loads((folder / "run.json").read_text())
+    assert record["configuration"]["dataset"] == "noise"  # the name of its pairs
     assert record["configuration"]["beta"] == 0.1 and {"torch", "cibr"} <= record["versions"].keys()
     assert history["epoch"].tolist() == [1, 2, 3] and history["step"].tolist() == [3, 6, 9]
     assert history["temperature"].iloc[-1] == pytest.approx(1 / model.logit_scale.item())
