@@ -43,6 +43,7 @@ class Diverged(Term):
     """A penalty that is no number, nor has it gradients that are."""
 
     def forward(self, inputs):
+        self.is_in_graph = inputs.image.requires_grad
         return (inputs.image - inputs.image).norm() / 0
 
 
@@ -52,8 +53,9 @@ def test_with_beta_zero_a_penalty_that_is_not_finite_leaves_clip_as_it_is():
     total = partial(loss_fn, output_dict=False)
     got, expected = value_and_gradients(total, leaves), value_and_gradients(clip_loss, leaves)
     assert_close(got, expected, rtol=0, atol=0)
+    assert not loss_fn.penalty.is_in_graph
     loss_fn.beta = 0.1
-    assert not total(*leaves).isfinite()
+    assert not total(*leaves).isfinite() and loss_fn.penalty.is_in_graph
 
 
 def test_a_weight_that_was_refused_leaves_the_one_before():
