@@ -401,12 +401,12 @@ def _entries(
         chosen = of_towers[towers]
         if towers:
             model = DualEncoder.from_pretrained(towers).to(device)
-            values = image_values(model, prepare(model, splits[2], True, device))
+            values = image_values(model, prepare(model, splits[2], device))
             entries[_row(towers)] = _Entry([values] * n_seeds, model, "")
-        train, validation, test = (prepare(base, part, True, device) for part in splits)
+        train, validation, test = (prepare(base, part, device) for part in splits)
         others = None
         if unpaired and "self-training" in chosen:
-            others = prepare(base, unpaired, True, device)
+            others = prepare(base, unpaired, device)
         bench = Bench(base, train, validation, folder, others)
         for name, entry in bench.entries(chosen, test, n_trials, n_seeds).items():
             entries[_row(towers, name)] = entry
@@ -435,7 +435,7 @@ def _save(found: Comparison, name: str, model: DualEncoder, test: Pairs, folder:
     model.save_pretrained(folder / "model.part")
     shutil.rmtree(folder / "model", ignore_errors=True)  # another kind of model has other files
     (folder / "model.part").rename(folder / "model")
-    page = report(found.advice, found.table, name, model, prepare(model, test, True))
+    page = report(found.advice, found.table, name, model, prepare(model, test))
     write_atomically(folder / "report.html", partial(Path.write_text, data=page, encoding="utf-8"))
 
 

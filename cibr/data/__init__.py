@@ -17,10 +17,19 @@ import yaml
 from tqdm import tqdm
 
 from cibr.data._readers import READERS, folder_kind, split_of
-from cibr.data.pairs import Pairs
+from cibr.data.pairs import Features, Pairs
 from cibr.utils import nearest, shipped
 
-__all__ = ["DATASETS", "Dataset", "Pairs", "Source", "available_splits", "load_pairs", "resolve"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Features",
+    "Pairs",
+    "Source",
+    "available_splits",
+    "load_pairs",
+    "resolve",
+]
 
 
 class Dataset(NamedTuple):

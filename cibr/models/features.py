@@ -2,24 +2,29 @@
 
 `prepare` makes them and `embed_pairs` embeds them, in both training and evaluation. Texts are
 tokenised once. Small sets of images are kept in memory; larger ones are decoded batch by batch in
-worker processes. The features of frozen towers are computed once and kept in the cache folder, in
-one file for each tower and split, under a digest of everything they depend on.
+worker processes.
+
+Frozen towers see an image or a text once: the cache folder has a folder per tower, named after a
+digest of its weights and of what prepares its input. The files in it hold `features` [k, p] and the
+`keys` [k, 32] of their rows, SHA-256 digests of image files or texts. No file changes once it is
+written; rows that no file has are computed, and written to further ones.
 """
 
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -31,6 +36,7 @@ from cibr.utils import cache_folder, digest, write_atomically
 
 _IN_MEMORY = 2**30  # bytes of decoded images to keep in memory at most
 _AT_ONCE = 16  # images in memory at full size
+_PER_FILE = 2048  # items of a file in the cache: what a kill can lose
 
 
 class Batch(NamedTuple):
@@ -94,7 +100,6 @@ def _as_it_is(batch: Batch) -> Batch:
 def prepare(
     model: DualEncoder,
     pairs: Pairs,
-    truncate: bool = False,
     device: torch.device | str | None = None,
     *,
     texts: list[str] | None = None,
@@ -104,34 +109,46 @@ def prepare(
     Args:
         model: the encoders.
         pairs: the images, and the texts unless others are given.
-        truncate: truncate texts longer than the context instead of raising.
         device: where frozen towers move to; None leaves them.
         texts: replace the pairs' own, such as zero-shot prompts; each has its own label.
 
     Returns:
         Preprocessed images, in memory or decoded on demand, and token ids and mask of the texts,
-        [m, t] each; for frozen towers pooled features instead, [n, p] and [m, q].
+        [m, t] each; for frozen towers pooled features instead, [n, p] and [m, q]: those of the
+        pairs, of the cache or of the towers. Texts are cut to the model's context; a warning counts
+        those that are longer.
 
     Raises:
-        ValueError: a text longer than the context, unless `truncate` is set; an image that does not
-            decode.
+        ValueError: an image that does not decode.
     """
     if texts is None:
         texts = pairs.texts()
         labels = pairs.match_labels()[pairs.text_to_image()]
     else:
         labels = torch.arange(len(texts))
+    _warn_of_cuts(model, texts, f"{pairs.split} of {pairs.name}")
     name = f"{pairs.name}-{pairs.split}"
     if model.kind != "frozen":
         images = None
         if len(pairs) * model.preprocess([pairs.image(0)]).nbytes <= _IN_MEMORY:
             rows = tqdm(range(len(pairs)), desc=f"{name}: images", delay=2)
             images = _decode(model.preprocess, pairs, rows)
-        return Inputs(pairs, images, model.tokenize(texts, truncate), labels, model.processor)
+        return Inputs(pairs, images, model.tokenize(texts, truncate=True), labels, model.processor)
     with model.to(device or model.mean.device).evaluating():
-        images = _image_features(model, pairs, f"{name}-images")
-        features = _text_features(model, texts, truncate, f"{name}-texts")
+        images = _image_features(model, pairs, f"{name}: image features")
+        features = _text_features(model, texts, f"{name}: text features")
     return Inputs(pairs, images, (features,), labels, model.processor)
+
+
+def _warn_of_cuts(model: DualEncoder, texts: list[str], where: str) -> None:
+    limit = model.context
+    # A token has a byte or more, and up to four mark the ends: most texts need no look.
+    doubtful = [text for text in texts if len(text.encode(errors="replace")) > limit - 4]
+    encoded = model.tokenizer(doubtful, verbose=False)["input_ids"] if doubtful else []
+    n_cut = sum(len(ids) > limit for ids in encoded)
+    if n_cut:
+        what = f"{n_cut:,} of {len(texts):,} texts, {where}, have more than {limit} tokens"
+        warnings.warn(f"{what}: the model reads the first {limit} of each", stacklevel=3)
 
 
 def embed_pairs(
@@ -172,44 +189,71 @@ def _decode(preprocess: Callable, pairs: Pairs, rows: Iterable[int]) -> Tensor:
     return torch.cat(parts)
 
 
-def _image_features(model: DualEncoder, pairs: Pairs, name: str) -> Tensor:
+def _image_features(model: DualEncoder, pairs: Pairs, title: str) -> Float[Tensor, "n p"]:
     # Small batches stay in a CPU's cache: 16 photos at once are twice as fast as 64.
     size = 16 if model.mean.device.type == "cpu" else 256
 
-    def pooled(rows: Sequence[int]) -> Tensor:
+    def pooled(rows: list[int]) -> Tensor:
         return model.encode_images(_decode(model.preprocess, pairs, rows)).pooled
 
     tower, *_ = model.backbone.towers.parts().values()
-    identity = [_tower_digest(tower), model.processor.to_dict(), pairs.image_digests()]
-    return _cached(name, identity, range(len(pairs)), pooled, size)
+    reader = digest(repr((_tower_digest(tower), model.processor.to_dict())))
+    keys = pairs.image_digests()
+    wanted = dict(zip(keys, range(len(pairs)), strict=True))
+    features = _cached(f"images-{reader[:16]}", wanted, pooled, size, title)
+    return torch.stack([features[key] for key in keys])
 
 
-def _text_features(model: DualEncoder, texts: list[str], truncate: bool, name: str) -> Tensor:
+def _text_features(model: DualEncoder, texts: list[str], title: str) -> Float[Tensor, "m q"]:
     size = 64 if model.mean.device.type == "cpu" else 1024
 
-    def pooled(rows: Sequence[str]) -> Tensor:
-        return model.encode_texts(*model.tokenize(rows, truncate)).pooled
+    def pooled(rows: list[str]) -> Tensor:
+        return model.encode_texts(*model.tokenize(rows, truncate=True)).pooled
 
-    # Neighbours of equal length need no padding, and texts in another order have the same features.
-    unique = sorted(set(texts), key=lambda text: (len(text), text))
     vocabulary = sorted(model.tokenizer.get_vocab().items())
     *_, tower = model.backbone.towers.parts().values()
-    identity = [_tower_digest(tower), model.context, vocabulary]
-    features = _cached(name, [*identity, unique, truncate], unique, pooled, size)
-    row = {text: i for i, text in enumerate(unique)}
-    return features[[row[text] for text in texts]]
+    reader = digest(repr((_tower_digest(tower), model.context, vocabulary)))
+    # Neighbours of equal length need no padding.
+    wanted = {digest(t): t for t in sorted(set(texts), key=lambda text: (len(text), text))}
+    features = _cached(f"texts-{reader[:16]}", wanted, pooled, size, title)
+    return torch.stack([features[digest(text)] for text in texts])
 
 
-def _cached(name: str, identity: list, items: Sequence, pool: Callable, size: int) -> Tensor:
-    """Pools items in batches, or reads what an earlier call with this identity stored."""
-    file = cache_folder() / "features" / f"{name}-{digest(repr(identity))[:16]}.safetensors"
-    stored = read_tensors(file)
-    if "features" in stored:
-        return stored["features"]
-    starts = tqdm(range(0, len(items), size), desc=f"{name}: features", delay=1)
-    features = torch.cat([pool(items[i : i + size]).float().cpu() for i in starts])
-    keep_tensors(file, {"features": features})
+def _cached(
+    reader: str, wanted: Mapping[str, Any], pool: Callable, size: int, title: str
+) -> dict[str, Float[Tensor, " p"]]:
+    """Features by key: those that are stored, and those that `pool` makes of the other items."""
+    folder = cache_folder() / "features" / reader
+    features: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        features |= _stored(file, wanted)
+    new = [key for key in wanted if key not in features]
+    with tqdm(total=len(new), desc=title, delay=1) as bar:
+        for part in _split(new, _PER_FILE):
+            pooled = []
+            for keys in _split(part, size):
+                pooled.append(pool([wanted[key] for key in keys]).float().cpu())
+                bar.update(len(keys))
+            keys = torch.frombuffer(bytearray.fromhex("".join(part)), dtype=torch.uint8)
+            tensors = {"keys": keys.view(len(part), -1), "features": torch.cat(pooled)}
+            keep_tensors(folder / f"{digest(repr(part))[:32]}.safetensors", tensors)
+            features |= zip(part, tensors["features"], strict=True)
     return features
+
+
+def _split(items: list, size: int) -> list[list]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _stored(file: Path, wanted: Container[str]) -> dict[str, Float[Tensor, " p"]]:
+    """The features of a file whose keys are wanted; none if it is damaged."""
+    with suppress(OSError, SafetensorError), safe_open(file, "pt") as stored:
+        keys = stored.get_tensor("keys").numpy().tobytes().hex()
+        rows = {keys[64 * i : 64 * i + 64]: i for i in range(len(keys) // 64)}
+        found = [key for key in rows if key in wanted]
+        features = stored.get_tensor("features") if found else None
+        return {key: features[rows[key]] for key in found}
+    return {}
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

@@ -178,7 +178,7 @@ class CIBRTrainer(Trainer):
 
     def prepare_pairs(self, pairs: Pairs) -> Inputs:
         """The inputs of the training or the validation pairs."""
-        return prepare(self.model, pairs, True, self.args.device)
+        return prepare(self.model, pairs, self.args.device)
 
     def fit_statistic(self) -> RegularisedCCA:
         """The CCA of the training pairs, for `cca_start` and the penalty `anchor`."""

@@ -176,7 +176,7 @@ def _features() -> dict[str, Inputs]:
     """What the frozen stages give for Flickr8k's training and validation photos."""
     model = moving(recipes.features()[0])
     parts = ("train", "validation")
-    return {part: prepare(model, load_pairs("flickr8k", part), True) for part in parts}
+    return {part: prepare(model, load_pairs("flickr8k", part)) for part in parts}
 
 
 def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
