@@ -31,7 +31,6 @@ from cibr.metrics import paired_difference, query_ranks, retrieval_recalls
 from cibr.metrics.intervals import of_clusters
 from cibr.metrics.retrieval import recall_items
 from cibr.models import DualEncoder
-from cibr.models._towers import FrozenBackbone
 from cibr.models.features import Inputs, embed_pairs, prepare, read_tensors
 from cibr.train import WeightAverage, build_model, configure, load_splits
 from cibr.train._callbacks import Bar
@@ -184,7 +183,7 @@ class Bench:
     def heads(self, settings: dict[str, Any], seed: int) -> dict[str, dict[str, Tensor]]:
         """The weights of heads and, as `average`, their average over the steps."""
         data = self.data["repeats" in settings]
-        name = digest(repr((data, sorted(settings.items()), seed)))[:16]
+        name = digest(repr(("heads", data, sorted(settings.items()), seed)))[:16]
         file = self.folder / f"{name}.safetensors"
         flat = read_tensors(file)
         if not flat:
@@ -210,7 +209,7 @@ class Bench:
                 cca = fit_cca(train, model.dim, config.cca_ridges)
             if "epochs" not in settings:
                 start_heads(model, cca)
-                return {"own": model.state_dict()}
+                return {"own": model.own_weights()}
             if repeats:
                 train = with_pseudo_inputs(train, self.unpaired, cca, repeats)
             n_rows = min(config.batch_size, len(train.pairs))
@@ -218,13 +217,11 @@ class Bench:
             average = _Beside(_DECAY)
             given = dict(given=[train], statistic=cca, callbacks=[average])
             FeatureTrainer(model, config, **given).train()
-            return {"own": model.state_dict(), "average": average.average}
+            return {"own": model.own_weights(), "average": average.average}
 
     def model(self, states: Sequence[dict[str, Tensor]], dropout: float = 0.0) -> DualEncoder:
         """A model whose score averages those of several heads; an empty state gives new heads."""
-        base, old = self.base, self.base.backbone
-        backbone = FrozenBackbone(old.towers, base.image_size, old.dim, dropout, len(states))
-        model = DualEncoder(backbone, base.processor, base.tokenizer)
+        model = self.base.with_new_heads(dropout, len(states))
         for i, state in enumerate(states):
             prefix = "_head." if len(states) == 1 else f"_head.{i}."
             own = {name.replace("_head.", prefix): tensor for name, tensor in state.items()}

@@ -54,7 +54,7 @@ def file_in_the_way(tmp_path):
 
 def images_of_damaged():
     damaged = DualEncoder.tiny(TEXTS, dim=16, width=4)
-    damaged.backbone.image_head[2].weight.data.fill_(float("nan"))
+    damaged.image_head[2].weight.data.fill_(float("nan"))
     damaged.embed_images([picture(0)])
 
 

@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 import warnings
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from cibr.data import Pairs
-from cibr.models.dual_encoder import DualEncoder
+from cibr.models._towers import weights_digest
+from cibr.models.dual_encoder import DualEncoder, finite
 from cibr.utils import cache_folder, digest, write_atomically
 
 _IN_MEMORY = 2**30  # bytes of decoded images to keep in memory at most
@@ -57,7 +58,7 @@ class Inputs(Dataset):
     images: Tensor | None  # None: decoded on demand
     texts: tuple[Tensor, ...]
     labels: Int[Tensor, " m"]  # one per text: equal labels match
-    preprocess: Callable[[list[Image.Image]], Tensor]
+    preprocess: Callable[[list[Image.Image]], Tensor] | None = None  # None: they are in memory
 
     def __getitem__(self, rows: tuple[Tensor, Tensor]) -> Batch:
         image_rows, text_rows = rows
@@ -126,18 +127,40 @@ def prepare(
         labels = pairs.match_labels()[pairs.text_to_image()]
     else:
         labels = torch.arange(len(texts))
-    _warn_of_cuts(model, texts, f"{pairs.split} of {pairs.name}")
     name = f"{pairs.name}-{pairs.split}"
-    if model.kind != "frozen":
-        images = None
-        if len(pairs) * model.preprocess([pairs.image(0)]).nbytes <= _IN_MEMORY:
-            rows = tqdm(range(len(pairs)), desc=f"{name}: images", delay=2)
-            images = _decode(model.preprocess, pairs, rows)
-        return Inputs(pairs, images, model.tokenize(texts, truncate=True), labels, model.processor)
-    with model.to(device or model.mean.device).evaluating():
+    if model.kind == "frozen":
+        with model.to(device or model.device).evaluating():
+            images, features = _frozen_features(model, pairs, texts, name)
+        return Inputs(pairs, images, (features,), labels)
+    _warn_of_cuts(model, texts, name)
+    images = None
+    if len(pairs) * model.preprocess([pairs.image(0)]).nbytes <= _IN_MEMORY:
+        rows = tqdm(range(len(pairs)), desc=f"{name}: images", delay=2)
+        images = _decode(model.processor, pairs, rows)
+    tokens = model.tokenize(texts, truncate=True)
+    return Inputs(pairs, images, tokens, labels, model.processor)
+
+
+def _frozen_features(
+    model: DualEncoder, pairs: Pairs, texts: list[str], name: str
+) -> tuple[Float[Tensor, "n p"], Float[Tensor, "m q"]]:
+    """Features of the pairs' images and of the texts: given ones, or else those of the towers."""
+    given = pairs.features
+    if given is not None and tuple(given.towers) != model.tower_names:
+        if pairs.load is None:
+            what = f"{pairs.name} has features of {given.towers}"
+            fix = "give a model over the same towers, or pairs with images"
+            raise ValueError(f"{what}, and the heads read those of {model.tower_names}: {fix}")
+        given = None
+    if given is None:
         images = _image_features(model, pairs, f"{name}: image features")
-        features = _text_features(model, texts, f"{name}: text features")
-    return Inputs(pairs, images, (features,), labels, model.processor)
+    else:
+        images = given.images.float()
+    row = {} if given is None else {text: i for i, text in enumerate(given.strings)}
+    if row.keys() >= set(texts):
+        return images, given.texts[[row[text] for text in texts]].float()
+    _warn_of_cuts(model, texts, name)
+    return images, _text_features(model, texts, f"{name}: text features")
 
 
 def _warn_of_cuts(model: DualEncoder, texts: list[str], where: str) -> None:
@@ -163,6 +186,9 @@ def embed_pairs(
 
     Returns:
         Unit vectors of the images [n, d] and of the texts [m, d], float32, on the CPU.
+
+    Raises:
+        ValueError: embeddings that are not finite.
     """
     title = f"{inputs.pairs.name} {inputs.pairs.split}"
     rows = torch.arange(len(inputs.pairs)).split(batch_size)
@@ -175,7 +201,7 @@ def embed_pairs(
         rows = torch.arange(len(inputs.labels)).split(batch_size)
         for part in tqdm(rows, desc=f"{title}: texts", delay=2, leave=False):
             texts.append(model.encode_texts(*inputs._texts(part)).features.float().cpu())
-    return torch.cat(images), torch.cat(texts)
+    return finite(torch.cat(images)), finite(torch.cat(texts))
 
 
 def _decode(preprocess: Callable, pairs: Pairs, rows: Iterable[int]) -> Tensor:
@@ -190,54 +216,71 @@ def _decode(preprocess: Callable, pairs: Pairs, rows: Iterable[int]) -> Tensor:
 
 
 def _image_features(model: DualEncoder, pairs: Pairs, title: str) -> Float[Tensor, "n p"]:
+    towers = model.loaded_towers()
     # Small batches stay in a CPU's cache: 16 photos at once are twice as fast as 64.
-    size = 16 if model.mean.device.type == "cpu" else 256
+    size = 16 if model.device.type == "cpu" else 256
 
     def pooled(rows: list[int]) -> Tensor:
-        return model.encode_images(_decode(model.preprocess, pairs, rows)).pooled
+        return model.encode_images(_decode(towers.processor, pairs, rows)).pooled
 
-    tower, *_ = model.backbone.towers.parts().values()
-    reader = digest(repr((_tower_digest(tower), model.processor.to_dict())))
+    reader = _reader("images", towers.parts()[0], towers.processor)
     keys = pairs.image_digests()
     wanted = dict(zip(keys, range(len(pairs)), strict=True))
-    features = _cached(f"images-{reader[:16]}", wanted, pooled, size, title)
-    return torch.stack([features[key] for key in keys])
+    row = {key: i for i, key in enumerate(wanted)}
+    features = _cached(reader, wanted, pooled, size, title, order=lambda i: i)
+    return features[[row[key] for key in keys]]
 
 
 def _text_features(model: DualEncoder, texts: list[str], title: str) -> Float[Tensor, "m q"]:
-    size = 64 if model.mean.device.type == "cpu" else 1024
+    towers = model.loaded_towers()
+    size = 64 if model.device.type == "cpu" else 1024
 
     def pooled(rows: list[str]) -> Tensor:
         return model.encode_texts(*model.tokenize(rows, truncate=True)).pooled
 
-    vocabulary = sorted(model.tokenizer.get_vocab().items())
-    *_, tower = model.backbone.towers.parts().values()
-    reader = digest(repr((_tower_digest(tower), model.context, vocabulary)))
-    # Neighbours of equal length need no padding.
-    wanted = {digest(t): t for t in sorted(set(texts), key=lambda text: (len(text), text))}
-    features = _cached(f"texts-{reader[:16]}", wanted, pooled, size, title)
-    return torch.stack([features[digest(text)] for text in texts])
+    vocabulary = sorted(towers.tokenizer.get_vocab().items())
+    reader = _reader("texts", towers.parts()[1], (model.context, vocabulary))
+    row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    wanted = {digest(text): text for text in row}
+    features = _cached(reader, wanted, pooled, size, title, order=lambda text: (len(text), text))
+    return features[[row[text] for text in texts]]
+
+
+def _reader(kind: str, tower: torch.nn.Module, prepared_by: Any) -> str:
+    """The name of the cache's folder for a tower and what prepares its input."""
+    config = tower.config.to_dict()
+    for name in ("architectures", "transformers_version", "_name_or_path"):  # affect no feature
+        config.pop(name, None)
+    shown = json.dumps(config, sort_keys=True, default=str), next(tower.parameters()).dtype
+    return f"{kind}-{digest(repr((weights_digest(tower), *shown, prepared_by)))[:16]}"
 
 
 def _cached(
-    reader: str, wanted: Mapping[str, Any], pool: Callable, size: int, title: str
-) -> dict[str, Float[Tensor, " p"]]:
-    """Features by key: those that are stored, and those that `pool` makes of the other items."""
+    reader: str, wanted: Mapping[str, Any], pool: Callable, size: int, title: str, order: Callable
+) -> Float[Tensor, "n p"]:
+    """Features of items by their keys: stored ones, and those that `pool` makes of the others, in
+    batches of like items.
+    """
     folder = cache_folder() / "features" / reader
-    features: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        features |= _stored(file, wanted)
-    new = [key for key in wanted if key not in features]
+    places = {key: i for i, key in enumerate(wanted)}
+    files = sorted(folder.glob("*.safetensors"))
+    parts = [part for file in files for part in _stored(file, places)]
+    known = {i for part, _ in parts for i in part}
+    new = [key for key, i in places.items() if i not in known]
+    new.sort(key=lambda key: order(wanted[key]))  # of texts of equal length, none needs padding
     with tqdm(total=len(new), desc=title, delay=1) as bar:
-        for part in _split(new, _PER_FILE):
+        for keys in _split(new, _PER_FILE):
             pooled = []
-            for keys in _split(part, size):
-                pooled.append(pool([wanted[key] for key in keys]).float().cpu())
-                bar.update(len(keys))
-            keys = torch.frombuffer(bytearray.fromhex("".join(part)), dtype=torch.uint8)
-            tensors = {"keys": keys.view(len(part), -1), "features": torch.cat(pooled)}
-            keep_tensors(folder / f"{digest(repr(part))[:32]}.safetensors", tensors)
-            features |= zip(part, tensors["features"], strict=True)
+            for batch in _split(keys, size):
+                pooled.append(pool([wanted[key] for key in batch]).float().cpu())
+                bar.update(len(batch))
+            parts.append(([places[key] for key in keys], torch.cat(pooled)))
+            rows = torch.frombuffer(bytearray.fromhex("".join(keys)), dtype=torch.uint8)
+            tensors = {"keys": rows.view(len(keys), -1), "features": parts[-1][1]}
+            keep_tensors(folder / f"{digest(repr(keys))[:32]}.safetensors", tensors)
+    features = torch.zeros(len(wanted), max((part.shape[1] for _, part in parts), default=0))
+    for at, part in parts:
+        features[at] = part
     return features
 
 
@@ -245,15 +288,17 @@ def _split(items: list, size: int) -> list[list]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _stored(file: Path, wanted: Container[str]) -> dict[str, Float[Tensor, " p"]]:
-    """The features of a file whose keys are wanted; none if it is damaged."""
+def _stored(file: Path, places: Mapping[str, int]) -> list[tuple[list[int], Float[Tensor, "k p"]]]:
+    """The places of the wanted keys that a file has with their features, if it has some and is
+    whole.
+    """
     with suppress(OSError, SafetensorError), safe_open(file, "pt") as stored:
         keys = stored.get_tensor("keys").numpy().tobytes().hex()
-        rows = {keys[64 * i : 64 * i + 64]: i for i in range(len(keys) // 64)}
-        found = [key for key in rows if key in wanted]
-        features = stored.get_tensor("features") if found else None
-        return {key: features[rows[key]] for key in found}
-    return {}
+        keys = [keys[start : start + 64] for start in range(0, len(keys), 64)]
+        rows = [i for i, key in enumerate(keys) if key in places]
+        if rows:
+            return [([places[keys[i]] for i in rows], stored.get_tensor("features")[rows])]
+    return []
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -268,17 +313,3 @@ def keep_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
     with suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, partial(save_file, tensors))
-
-
-def _tower_digest(tower: torch.nn.Module) -> str:
-    """Digest of a tower, equal whether it comes from the hub or from a run's folder, which records
-    its class.
-    """
-    config = tower.config.to_dict()
-    for name in ("architectures", "transformers_version", "_name_or_path"):  # affect no feature
-        config.pop(name, None)
-    weights = {
-        name: (tensor.dtype, tensor.shape, digest(tensor.cpu().contiguous().numpy().tobytes()))
-        for name, tensor in sorted(tower.state_dict().items())
-    }
-    return digest(json.dumps(config, sort_keys=True, default=str) + repr(weights))

@@ -95,11 +95,11 @@ def test_features_are_never_those_of_other_pixels_towers_or_tokens(build, comput
     model, n_texts = build("frozen"), len(set(PAIRS.texts()))
     computed(model)
     assert computed(model, replace(PAIRS, load=lambda i: picture(i + 100 * (i == 7)))) == (1, 0)
-    model.backbone.towers.image_tower.layernorm.weight.data.mul_(2)
+    model.towers.image_tower.layernorm.weight.data.mul_(2)
     assert computed(model) == (23, 0)
-    model.backbone.towers.text_tower.config.layer_norm_eps = 1.0
+    model.towers.text_tower.config.layer_norm_eps = 1.0
     assert computed(model) == (0, n_texts)
-    object.__setattr__(model.processor, "image_mean", [0.1, 0.2, 0.3])
+    model.processor.image_mean = [0.1, 0.2, 0.3]
     assert computed(model) == (23, 0)
     model.tokenizer.add_tokens("zebra")
     assert computed(model) == (0, n_texts)
@@ -146,7 +146,7 @@ def test_long_texts_are_cut_with_one_warning_that_counts_them(build, kind):
     model = build(kind)
     long = [["every " * 90], ["a cat", "big " * 90], ["every " * 90]]
     pairs = replace(PAIRS.subset(range(3)), captions=long)
-    with pytest.warns(UserWarning, match=r"3 of 4 texts, train of noise, .* than \d\d") as caught:
+    with pytest.warns(UserWarning, match=r"3 of 4 texts, noise-train, .* than \d\d") as caught:
         inputs = prepare(model, pairs)
     assert len(caught) == 1
     expected = model.embed_texts(pairs.texts(), truncate=True)

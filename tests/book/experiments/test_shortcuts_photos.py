@@ -194,7 +194,7 @@ def test_remedies_see_both_styles_and_all_groups_alike(small_run):
     rows = torch.cat([balanced.epoch_rows(epoch)[0] for epoch in range(200)])
     shares = torch.bincount(shortcuts._groups(balanced.train_dataset)[rows]) / len(rows)
     assert len(rows) == 4000 and (shares[shares > 0] - 1 / (shares > 0).sum()).abs().max() < 0.04
-    heads = small_run(cca_start=True, cca_dim=3, learning_rate=1e-9)[1].model.backbone
+    heads = small_run(cca_start=True, cca_dim=3, learning_rate=1e-9)[1].model
     for head in (heads.image_head, heads.text_head):
         assert (head.linear.weight.norm(dim=1) > 1e-6).tolist() == [True] * 3 + [False] * 13
 
