@@ -32,7 +32,7 @@ from _measure import arguments, device_peak_mib, medians, peak_mib, show
 from cibr import CIBRLoss, DualEncoder, clip_loss
 from cibr.losses.penalties import VMF, LossInputs
 from cibr.losses.vmf import sample_vmf
-from cibr.models._towers import HubBackbone, ImageProcessor, train_tokenizer
+from cibr.models._towers import HubTowers, ImageProcessor, train_tokenizer
 from cibr.models.features import Batch
 from cibr.train._grad_cache import GradCache
 
@@ -247,7 +247,7 @@ def vit_b_32() -> DualEncoder:
     torch.manual_seed(0)
     clip = CLIPModel(CLIPConfig())
     return with_temperature(
-        DualEncoder(HubBackbone(clip), ImageProcessor(224), train_tokenizer(["a letter"]))
+        DualEncoder.whole(HubTowers(clip, ImageProcessor(224), train_tokenizer(["a letter"])))
     )
 
 

@@ -32,7 +32,6 @@ from cibr.metrics import paired_difference, query_ranks, retrieval_recalls
 from cibr.metrics.intervals import cluster_values
 from cibr.metrics.retrieval import recall_items
 from cibr.models import DualEncoder
-from cibr.models._towers import FrozenBackbone
 from cibr.models.features import Inputs, embed_pairs, prepare, read_tensors
 from cibr.train import WeightAverage, build_model, configure, load_splits
 from cibr.train._callbacks import Bar
@@ -184,7 +183,7 @@ class Bench:
     def heads(self, settings: dict[str, Any], seed: int) -> dict[str, dict[str, Tensor]]:
         """The weights of heads and, as `average`, their average over the steps."""
         data = self.data["repeats" in settings]
-        name = digest(repr((data, sorted(settings.items()), seed)))[:16]
+        name = digest(repr(("heads", data, sorted(settings.items()), seed)))[:16]
         file = self.folder / f"{name}.safetensors"
         flat = read_tensors(file)
         if not flat:
@@ -210,7 +209,7 @@ class Bench:
                 cca = fit_cca(train, model.dim, config.cca_ridges)
             if "epochs" not in settings:
                 start_heads(model, cca)
-                return {"own": model.state_dict()}
+                return {"own": model.own_weights()}
             if repeats:
                 train = with_pseudo_inputs(train, self.unpaired, cca, repeats)
             n_rows = min(config.batch_size, len(train.pairs))
@@ -218,13 +217,11 @@ class Bench:
             average = _Beside(_DECAY)
             given = dict(given=[train], statistic=cca, callbacks=[average])
             FeatureTrainer(model, config, **given).train()
-            return {"own": model.state_dict(), "average": average.average}
+            return {"own": model.own_weights(), "average": average.average}
 
     def model(self, states: Sequence[dict[str, Tensor]], dropout: float = 0.0) -> DualEncoder:
         """A model whose score averages those of several heads; an empty state gives new heads."""
-        base, old = self.base, self.base.backbone
-        backbone = FrozenBackbone(old.towers, base.image_size, old.dim, dropout, len(states))
-        model = DualEncoder(backbone, base.processor, base.tokenizer)
+        model = self.base.with_new_heads(dropout, len(states))
         for i, state in enumerate(states):
             prefix = "_head." if len(states) == 1 else f"_head.{i}."
             own = {name.replace("_head.", prefix): tensor for name, tensor in state.items()}
@@ -400,12 +397,12 @@ def _entries(
         chosen = of_towers[towers]
         if towers:
             model = DualEncoder.from_pretrained(towers).to(device)
-            values = image_values(model, prepare(model, splits[2], True, device))
+            values = image_values(model, prepare(model, splits[2], device))
             entries[_row(towers)] = _Entry([values] * n_seeds, model, "")
-        train, validation, test = (prepare(base, part, True, device) for part in splits)
+        train, validation, test = (prepare(base, part, device) for part in splits)
         others = None
         if unpaired and "self-training" in chosen:
-            others = prepare(base, unpaired, True, device)
+            others = prepare(base, unpaired, device)
         bench = Bench(base, train, validation, folder, others)
         for name, entry in bench.entries(chosen, test, n_trials, n_seeds).items():
             entries[_row(towers, name)] = entry
@@ -434,7 +431,7 @@ def _save(found: Comparison, name: str, model: DualEncoder, test: Pairs, folder:
     model.save_pretrained(folder / "model.part")
     shutil.rmtree(folder / "model", ignore_errors=True)  # another kind of model has other files
     (folder / "model.part").rename(folder / "model")
-    page = report(found.advice, found.table, name, model, prepare(model, test, True))
+    page = report(found.advice, found.table, name, model, prepare(model, test))
     write_atomically(folder / "report.html", partial(Path.write_text, data=page, encoding="utf-8"))
 
 

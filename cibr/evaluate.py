@@ -334,7 +334,7 @@ def _predict(model: DualEncoder, task: Task, pairs: Pairs, batch_size: int) -> P
     shown = (kind, pairs.name, pairs.split, pairs.keys, prompts or pairs.captions, labels)
     flat = prompts and [prompt for of_class in prompts for prompt in of_class]
     device = model.log_logit_scale.device
-    inputs = prepare(model, pairs, truncate=True, device=device, texts=flat)
+    inputs = prepare(model, pairs, device, texts=flat)
     images, texts = embed_pairs(model, inputs, batch_size)
     if prompts:
         if len(prompts) < 2:

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from cibr.data._readers import folder_kind, loaders, split_of, table_pairs, tables_of
-from cibr.data.pairs import Pairs
+from cibr.data.pairs import Features, Pairs
 from cibr.utils import nearest, shipped
 
-__all__ = ["DATASETS", "Dataset", "Pairs", "Source", "available_splits", "load_pairs", "load_parts"]
-__all__ += ["resolve", "sizes"]
+__all__ = ["DATASETS", "Dataset", "Features", "Pairs", "Source", "available_splits", "load_pairs"]
+__all__ += ["load_parts", "resolve", "sizes"]
 
 
 class Dataset(NamedTuple):

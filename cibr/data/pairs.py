@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,22 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".we
 _Indices = Iterable[int] | Shaped[Tensor, " m"] | Shaped[np.ndarray, " m"]  # integers or a mask
 
 
+class Features(NamedTuple):
+    """Pooled features of frozen towers, with which heads are trained without images.
+
+    Args:
+        images: of the images, one row each, [n, p].
+        texts: of the texts in `strings`, [m, q].
+        strings: texts in any order: the captions, and prompts if there are some.
+        towers: names of the image and of the text tower, as `DualEncoder.frozen` takes them.
+    """
+
+    images: Shaped[Tensor, "n p"]
+    texts: Shaped[Tensor, "m q"]
+    strings: list[str]
+    towers: tuple[str, str]
+
+
 @dataclass(eq=False)
 class Pairs:
     """Image-text pairs of one split.
@@ -44,7 +60,7 @@ class Pairs:
         captions: the texts of each image, at least one; they are stripped, empty ones dropped.
         keys: the samples' names, for messages.
         load: takes an index and returns the image in mode ``RGB``; a module-level function or a
-            `partial` of one, so that it can be pickled.
+            `partial` of one, so that it can be pickled. None if there are features alone.
         labels: content labels, equal for pairs that match; None if unknown.
         factors: a `pandas.DataFrame` of the factors of variation, one row per image.
         classnames: the class names that `labels` index, in a classification set.
@@ -52,6 +68,8 @@ class Pairs:
         groups: equal numbers for images of the same item; None if unknown.
         read: takes an index and returns the image's file, a path or bytes; None if `load` makes the
             images.
+        features: of frozen towers, which models over these towers read in place of images and
+            texts.
 
     Raises:
         ValueError: if the lengths disagree, or an image has no text.
@@ -61,13 +79,14 @@ class Pairs:
     split: str
     captions: list[list[str]]
     keys: list[str]
-    load: Callable[[int], Image.Image]
+    load: Callable[[int], Image.Image] | None = None
     labels: Int64[Tensor, " n"] | None = None
     factors: Any = None
     classnames: list[str] | None = None
     templates: list[str] | None = None
     groups: Int64[Tensor, " n"] | None = None
     read: Callable[[int], bytes | Path] | None = None
+    features: Features | None = None
     _digests: list[str] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -82,6 +101,9 @@ class Pairs:
             if value is not None and len(value) != len(self):
                 counts = f"{len(self)} images but {len(value)} {part}"
                 raise ValueError(f"{self.name} has {counts}: pass one per image")
+        if self.features is not None and len(self.features.images) != len(self):
+            counts = f"{len(self)} images but features of {len(self.features.images)}"
+            raise ValueError(f"{self.name} has {counts}: pass one row per image")
         for key, texts in zip(self.keys, self.captions, strict=True):
             if not texts:
                 raise ValueError(f"sample {key!r} of {self.name} has no text: give it a caption")
@@ -94,21 +116,26 @@ class Pairs:
 
         Raises:
             IndexError: if there is no image i.
-            ValueError: if the file does not decode.
+            ValueError: if the file does not decode, or there are features alone.
         """
+        if self.load is None:
+            raise ValueError(f"{self.name} has features of its images, but not the images")
         return self.load(range(len(self))[i])
 
     def images(self, indices: _Indices | None = None) -> Iterator[Image.Image]:
         """Yields the images at these indices, in order, or all images."""
         pairs = self if indices is None else self.subset(indices)
-        return map(pairs.load, range(len(pairs)))
+        return map(pairs.image, range(len(pairs)))
 
     def image_digests(self) -> list[str]:
-        """Returns a SHA-256 digest per image, of its file or, without one, of its pixels.
+        """Returns a SHA-256 digest per image, of its file or, without one, of its pixels, or of its
+        features if there is no image.
 
         Every file is read once: after a change, load the pairs again.
         """
-        if self._digests is None:
+        if self._digests is None and self.load is None:
+            self._digests = [digest(row.numpy().tobytes()) for row in self.features.images]
+        elif self._digests is None:
             read = self.read or self.image
             self._digests = [_digest(read(i)) for i in range(len(self))]
         return self._digests
@@ -215,16 +242,17 @@ class Pairs:
         rows = torch.as_tensor(indices)
         rows = torch.arange(len(self))[rows if len(rows) else rows.long()]
         chosen = rows.tolist()
-        factors = self.factors
+        factors, features = self.factors, self.features
         part = replace(
             self,
             captions=[self.captions[i] for i in chosen],
             keys=[self.keys[i] for i in chosen],
-            load=partial(_chosen, self.load, chosen),
+            load=None if self.load is None else partial(_chosen, self.load, chosen),
             read=None if self.read is None else partial(_chosen, self.read, chosen),
             labels=None if self.labels is None else self.labels[rows],
             groups=None if self.groups is None else self.groups[rows],
             factors=None if factors is None else factors.iloc[chosen].reset_index(drop=True),
+            features=None if features is None else features._replace(images=features.images[rows]),
         )
         part._digests = self._digests and [self._digests[i] for i in chosen]
         return part
@@ -237,15 +265,24 @@ def joined(parts: Sequence[Pairs]) -> Pairs:
     load = partial(_of_part, [part.load for part in parts], rows)
     read = partial(_of_part, [part.read for part in parts], rows)
     captions = [texts for part in parts for texts in part.captions]
+    features = [part.features for part in parts if part.features is not None]
+    is_shared = len(features) == len(parts) and len({own.towers for own in features}) == 1
     return Pairs(
         name=parts[0].name,
         split=parts[0].split,
         captions=captions,
         keys=[key for part in parts for key in part.keys],
-        load=load,
+        load=None if all(part.load is None for part in parts) else load,
+        features=_joined_features(features) if is_shared else None,
         groups=torch.cat(groups) if any(part.groups is not None for part in parts) else None,
         read=read if all(part.read for part in parts) else None,
     )
+
+
+def _joined_features(parts: Sequence[Features]) -> Features:
+    images, texts = (torch.cat(sides) for sides in zip(*(part[:2] for part in parts), strict=True))
+    strings = [text for part in parts for text in part.strings]
+    return Features(images, texts, strings, parts[0].towers)
 
 
 def _of_part(calls: list[Callable[[int], Any]], rows: list[tuple[int, int]], i: int) -> Any:

@@ -23,6 +23,11 @@ _CHECKPOINTS = ("clip-tiny", "cibr-tiny")  # shipped with the package
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name means the same on every machine: it is `owner/name` and not a folder here."""
+    return bool(_HUB_ID.fullmatch(name)) and not os.path.isdir(name)
+
+
 def resolve(name: str, known: Sequence[str] = _CHECKPOINTS) -> str:
     """The location of a model's files: a local folder, or the name itself as a hub id, not yet
     fetched.
@@ -30,12 +35,15 @@ def resolve(name: str, known: Sequence[str] = _CHECKPOINTS) -> str:
     Raises:
         FileNotFoundError: a name that is neither; the message suggests the nearest of the `known`
             names.
+        ValueError: a folder with a pipe in it, from which reading would never end.
     """
     folders = [Path(name), Path(os.environ.get("CIBR_MODELS", ".")) / name]
     if name in _CHECKPOINTS:
         folders.append(shipped(f"checkpoints/{name}"))
     for folder in map(os.path.expanduser, folders):
         if name and os.path.isdir(folder):  # False for impossible names, too
+            for file in filter(Path.is_fifo, Path(folder).iterdir()):
+                raise ValueError(f"{str(file)!r} is a pipe: put the model's file in its place")
             return folder
     if _HUB_ID.fullmatch(name):
         return name
@@ -100,7 +108,7 @@ def check_weights(
             raise WeightsError(f"{where} are not finite, such as {name!r}: {fix}")
 
 
-def from_hub(loader: str, name: str | Path, unused: str = " ") -> Any:
+def from_hub(loader: str, name: str | Path, unused: str | tuple[str, ...] = ()) -> Any:
     """Calls `from_pretrained` of a class of transformers: AutoModel, in float32, AutoTokenizer or
     AutoImageProcessor.
 

@@ -1,17 +1,20 @@
-"""Backbones of a `DualEncoder`: tiny towers from scratch, frozen towers under heads, or a model of
+"""Towers of a `DualEncoder`: tiny ones from scratch, two frozen ones, or those of a dual encoder of
 transformers.
 
-A backbone pools each modality (`image_pooled`, `text_pooled`), projects it (`image_head`,
-`text_head`) and has the attributes `dim`, `dim_image_pooled`, `dim_text_pooled`, `context`,
-`reads_padding` and `settings`. The module also has image preprocessing and the tokenizer of tiny
-models.
+Towers read images and texts with a processor and a tokenizer of their own and pool them:
+`image_pooled` takes normalised pixels, `text_pooled` token ids. The heads of a `DualEncoder` read
+what they pool.
 
-Tiny models and those over frozen towers have image preprocessing of their own: that of transformers
-imports torchvision, which takes two seconds.
+Tiny and two frozen towers have image preprocessing of ours: that of transformers imports
+torchvision, which takes two seconds, and needs twice the time for an image.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,21 +28,26 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 from cibr.data.pairs import to_rgb
+from cibr.models import _io
 
 _TEXT_WIDTH = 128  # of the tiny text tower
+_PROJECTIONS = ("visual_projection", "text_projection")  # heads within models of transformers
+_PREPROCESSING = "preprocessor_config.json"
 
 _Pixels = Float[Tensor, "n 3 h w"]  # normalised images
 _Tokens = Int[Tensor, "n t"]  # token ids, or their mask: 1 for tokens, 0 for padding
 _Pooled = Float[Tensor, "n p"]
 
 
-@dataclass(frozen=True)
-class ImageProcessor:
-    """Image preprocessing of tiny models and over frozen towers: an antialiased bicubic resize of
-    the short side, then a centre crop.
+# Preprocessing
 
-    The pixels equal those of `transformers.CLIPImageProcessor` bit for bit, and the file format is
-    the same.
+
+@dataclass
+class ImageProcessor:
+    """Image preprocessing of tiny models and over two frozen towers: an antialiased bicubic resize
+    of the short side, then a centre crop.
+
+    The pixels equal those of `transformers.CLIPImageProcessor` bit for bit.
 
     Args:
         size: the side of the square images, in pixels.
@@ -64,22 +72,6 @@ class ImageProcessor:
         top, left = ((side - self.size) // 2 for side in pixels.shape[1:])
         return pixels[:, top : top + self.size, left : left + self.size]
 
-    def to_dict(self) -> dict:
-        """The settings in the hub's format; omitted ones have the defaults of CLIP."""
-        return {
-            "image_processor_type": "CLIPImageProcessor",
-            "size": {"shortest_edge": self.size},
-            "crop_size": {"height": self.size, "width": self.size},
-            "image_mean": list(self.image_mean),
-            "image_std": list(self.image_std),
-        }
-
-    @classmethod
-    def from_dict(cls, settings: dict) -> "ImageProcessor":
-        """The processor of settings from `to_dict`."""
-        size = settings["size"]["shortest_edge"]
-        return cls(size, settings["image_mean"], settings["image_std"])
-
 
 class HubImageProcessor:
     """An image processor of transformers with the interface of `ImageProcessor`.
@@ -87,7 +79,7 @@ class HubImageProcessor:
     It returns float inputs of the model, [n, 3, size, size]: resized, cropped and normalised.
 
     Args:
-        processor: of transformers.
+        name: folder or hub id of the model.
 
     Raises:
         ValueError: a processor whose images are not square, such as that of SigLIP 2 NaFlex.
@@ -96,15 +88,17 @@ class HubImageProcessor:
     image_mean = (0.0, 0.0, 0.0)  # the values are normalised already
     image_std = (1.0, 1.0, 1.0)
 
-    def __init__(self, processor):
-        self.processor = processor
-        self.to_dict = processor.to_dict
+    def __init__(self, name: str | Path):
+        self.processor = _io.from_hub("AutoImageProcessor", name)
         shape = self([Image.new("RGB", (64, 48))]).shape
         if len(shape) != 4 or shape[2] != shape[3]:
-            name = type(processor).__name__
+            what = f"{type(self.processor).__name__} does not resize images to one square size"
             fix = "give a model of square images, such as google/siglip2-base-patch16-224"
-            raise ValueError(f"{name} does not resize images to one square size: {fix}")
+            raise ValueError(f"{what}: {fix}")
         self.size = shape[2]
+
+    def __repr__(self) -> str:
+        return repr(self.processor.to_dict())
 
     def __call__(self, images: list[Image.Image]) -> Tensor:
         """Images of any size as inputs of the model; `to_rgb` has the modes."""
@@ -122,6 +116,78 @@ def train_tokenizer(texts: list[str], context: int = 64) -> transformers.PreTrai
     tokenizer.post_processor = TemplateProcessing(single="$A <end>", special_tokens=ends)
     names = dict(pad_token="<pad>", eos_token="<end>", model_max_length=context)
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+# Towers
+
+
+class Towers(nn.Module):
+    """An image and a text encoder up to their pooled features, with what prepares their inputs.
+
+    Args:
+        processor: makes a tensor of PIL images: 8-bit pixels, or normalised floats.
+        tokenizer: of transformers.
+        n_positions: tokens that the text tower has positions for.
+    """
+
+    reads_padding = False
+
+    def __init__(self, processor: Callable, tokenizer, n_positions: int):
+        super().__init__()
+        self.processor = processor
+        self.tokenizer = tokenizer
+        self.n_positions = n_positions
+        for name, values in (("mean", processor.image_mean), ("std", processor.image_std)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+    def image_pooled(self, pixels: _Pixels) -> _Pooled:
+        """Pooled features of normalised images."""
+        raise NotImplementedError
+
+    def text_pooled(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
+        """Pooled features of token ids."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def widths(self) -> tuple[int, int]:
+        """The dimensions of the pooled features of images and of texts."""
+        size = self.processor.size
+        pixels = torch.zeros(1, 3, size, size, device=self.mean.device)
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=self.mean.device)
+        pooled = self.image_pooled(pixels), self.text_pooled(tokens, torch.ones_like(tokens))
+        return pooled[0].shape[1], pooled[1].shape[1]
+
+
+class TinyTowers(Towers):
+    """Two small towers to be trained from scratch.
+
+    Args:
+        tokenizer: from `train_tokenizer`.
+        width: channels of the image tower's first layer.
+        image_size: side of the images, in pixels.
+        dropout: probability of dropout, in the text tower.
+    """
+
+    def __init__(self, tokenizer, width: int, image_size: int, dropout: float):
+        super().__init__(ImageProcessor(image_size), tokenizer, tokenizer.model_max_length)
+        self.width = width
+        # On several threads oneDNN's gradient of channels-last convolutions whose width is no
+        # multiple of 16 writes out of bounds (torch 2.13, odd batches).
+        self.memory_format = torch.contiguous_format if width % 16 else torch.channels_last
+        self.image_tower = _tiny_image_tower(width).to(memory_format=self.memory_format)
+        self.text_tower = _TinyTextTower(len(tokenizer), self.n_positions, dropout)
+
+    def image_pooled(self, pixels: _Pixels) -> _Pooled:
+        """Features of a 4 x 4 grid, [n, 64 * width]."""
+        return self.image_tower(pixels.contiguous(memory_format=self.memory_format))
+
+    def text_pooled(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
+        """Mean last hidden states, [n, 128]."""
+        return self.text_tower(ids, mask)
+
+    def widths(self) -> tuple[int, int]:
+        """The dimensions of the pooled features of images and of texts."""
+        return 64 * self.width, _TEXT_WIDTH
 
 
 class _ChannelNorm(nn.LayerNorm):
@@ -191,98 +257,19 @@ def mean_pool(states: Float[Tensor, "n t p"], mask: _Tokens) -> _Pooled:
     return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-class TinyBackbone(nn.Module):
-    """The two tiny towers with linear heads."""
-
-    kind = "tiny"
-    reads_padding = False
-
-    def __init__(self, dim: int, width: int, vocabulary: int, context: int, dropout: float):
-        super().__init__()
-        self.settings = dict(dim=dim, width=width, vocabulary=vocabulary)
-        self.settings |= dict(context=context, dropout=dropout)
-        self.context = context
-        self.dim = dim
-        self.dim_image_pooled = 64 * width
-        self.dim_text_pooled = _TEXT_WIDTH
-        # On several threads oneDNN's gradient of channels-last convolutions whose width is no
-        # multiple of 16 writes out of bounds (torch 2.13, odd batches).
-        self.memory_format = torch.contiguous_format if width % 16 else torch.channels_last
-        self.image_tower = _tiny_image_tower(width).to(memory_format=self.memory_format)
-        self.text_tower = _TinyTextTower(vocabulary, context, dropout)
-        self.image_head = _linear_head(self.dim_image_pooled, dim, dropout)
-        self.text_head = _linear_head(self.dim_text_pooled, dim, dropout)
-
-    def image_pooled(self, pixels: _Pixels) -> _Pooled:
-        """Pooled features of normalised images."""
-        return self.image_tower(pixels.contiguous(memory_format=self.memory_format))
-
-    def text_pooled(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
-        """Pooled features of token ids."""
-        return self.text_tower(ids, mask)
-
-
-def _linear_head(dim_in: int, dim: int, dropout: float) -> nn.Sequential:
-    linear = nn.Linear(dim_in, dim, bias=False)
-    return nn.Sequential(nn.LayerNorm(dim_in), nn.Dropout(dropout), linear)
-
-
-class _ResidualHead(nn.Module):
-    """Projection of pooled features to the joint space: a linear map and a residual layer, each
-    with dropout.
-    """
-
-    def __init__(self, dim_in: int, dim: int, dropout: float):
-        super().__init__()
-        self.linear = nn.Linear(dim_in, dim)
-        self.residual = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, dim))
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(dim)
-
-    @torch.no_grad()
-    def start_at(self, mean: Float[Tensor, " p"], linear_map: Float[Tensor, "d p"]) -> None:
-        """Initialises the head with a linear map of centred features and a zero residual layer."""
-        self.linear.weight.copy_(linear_map)
-        self.linear.bias.copy_(-linear_map @ mean)
-        for parameter in self.residual[-1].parameters():
-            parameter.zero_()
-
-    def forward(self, pooled: _Pooled) -> Float[Tensor, "n d"]:
-        x = self.linear(self.dropout(pooled))
-        return self.norm(x + self.residual(x))
-
-
-class _JoinedHeads(nn.ModuleList):
-    """Heads side by side, whose unit vectors are concatenated: cosines are means over the heads."""
-
-    def forward(self, pooled: _Pooled) -> Float[Tensor, "n d"]:
-        return torch.cat([F.normalize(head(pooled), dim=-1) for head in self], dim=-1)
-
-
-def _residual_heads(dim_in: int, dim: int, dropout: float, n_heads: int) -> nn.Module:
-    """One head, or several side by side."""
-    heads = [_ResidualHead(dim_in, dim, dropout) for _ in range(n_heads)]
-    return heads[0] if n_heads == 1 else _JoinedHeads(heads)
-
-
-class TwoTowers(nn.Module):
+class TwoTowers(Towers):
     """An image and a text model of transformers that know nothing of each other.
 
     Args:
-        image: with a pooled output, in eval mode.
-        text: with hidden states, whose mean over the tokens is pooled, in eval mode.
+        image: with a pooled output.
+        text: with hidden states, whose mean over the tokens is pooled.
+        processor: of the images.
+        tokenizer: of the text model.
     """
 
-    reads_padding = False
-
-    def __init__(self, image: nn.Module, text: nn.Module):
-        super().__init__()
+    def __init__(self, image: nn.Module, text: nn.Module, processor: ImageProcessor, tokenizer):
+        super().__init__(processor, tokenizer, text.config.max_position_embeddings)
         self.image_tower, self.text_tower = image, text
-        self.context = text.config.max_position_embeddings
-
-    def parts(self) -> dict[str, nn.Module]:
-        """The models, by the name of their folder."""
-        return {"image_tower": self.image_tower, "text_tower": self.text_tower}
 
     def image_pooled(self, pixels: _Pixels) -> _Pooled:
         """Pooled features of normalised images."""
@@ -291,132 +278,160 @@ class TwoTowers(nn.Module):
         return self.image_tower(pixel_values=pixels).pooler_output.flatten(1)
 
     def text_pooled(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
-        """Pooled features of token ids."""
+        """Mean last hidden states of token ids."""
         states = self.text_tower(input_ids=ids, attention_mask=mask).last_hidden_state
         return mean_pool(states, mask)
 
+    def parts(self) -> tuple[nn.Module, nn.Module]:
+        """The models of images and of texts."""
+        return self.image_tower, self.text_tower
 
-class FrozenBackbone(nn.Module):
-    """Frozen pretrained towers, always in eval mode, under trainable projection heads.
-
-    The heads project the towers' pooled features; `cibr.models.features` computes these once per
-    data set and caches them. The towers are not a submodule: steps and the state dict cover only
-    the heads.
-
-    Args:
-        towers: `TwoTowers`, or the `HubBackbone` of a dual encoder.
-        size: side of the images, in pixels.
-        dim: dimension of the joint space, or of each of several heads.
-        dropout: probability of dropout, in the heads.
-        n_heads: heads of each modality, whose scores are averaged.
-    """
-
-    kind = "frozen"
-
-    def __init__(self, towers: nn.Module, size: int, dim: int, dropout: float, n_heads: int = 1):
-        super().__init__()
-        self.settings = dict(dim=dim, dropout=dropout, n_heads=n_heads)
-        self._unregistered = (towers.requires_grad_(False).eval(),)
-        self.context, self.reads_padding = towers.context, towers.reads_padding
-        self.dim = dim * n_heads
-        device = next(towers.parameters()).device
-        tokens = torch.zeros(1, 2, dtype=torch.long, device=device)
-        pixels = torch.zeros(1, 3, size, size, device=device)
-        self.dim_image_pooled = self.image_pooled(pixels).shape[1]
-        self.dim_text_pooled = self.text_pooled(tokens, torch.ones_like(tokens)).shape[1]
-        self.image_head = _residual_heads(self.dim_image_pooled, dim, dropout, n_heads)
-        self.text_head = _residual_heads(self.dim_text_pooled, dim, dropout, n_heads)
-
-    @property
-    def towers(self) -> nn.Module:
-        """The frozen towers."""
-        return self._unregistered[0]
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> "FrozenBackbone":
-        self.towers._apply(fn)  # to a device or type
-        return super()._apply(fn, recurse)
-
-    @torch.no_grad()
-    def image_pooled(self, pixels: _Pixels) -> _Pooled:
-        """Pooled features of normalised images."""
-        return self.towers.image_pooled(pixels)
-
-    @torch.no_grad()
-    def text_pooled(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
-        """Pooled features of token ids."""
-        return self.towers.text_pooled(ids, mask)
+    def save(self, image_folder: Path, text_folder: Path) -> None:
+        """Writes each tower to a folder, with what prepares its input."""
+        self.image_tower.save_pretrained(image_folder)
+        self.text_tower.save_pretrained(text_folder)
+        save_tokenizer(self.tokenizer, text_folder)
+        about = {"image_processor_type": "CLIPImageProcessor"}
+        about |= {name: [*getattr(self.processor, name)] for name in ("image_mean", "image_std")}
+        (image_folder / _PREPROCESSING).write_text(json.dumps(about, indent=2))
 
 
-class HubBackbone(nn.Module):
-    """A trainable dual encoder of transformers: any class with `get_image_features` and
+class HubTowers(Towers):
+    """The towers of a dual encoder of transformers: any class with `get_image_features` and
     `get_text_features`.
 
-    If both modalities end in a linear projection (CLIP, MetaCLIP 2, AltCLIP, Chinese CLIP, CLIPSeg,
-    VisionTextDualEncoder), the projections are the heads and their inputs are the pooled features.
-    Otherwise (SigLIP) the features themselves take the place of pooled features, and
-    `dim_image_pooled` and `dim_text_pooled` are None.
+    Where these end in linear projections (CLIP, MetaCLIP 2, AltCLIP, Chinese CLIP, CLIPSeg,
+    VisionTextDualEncoder), `take_projections` makes their inputs the pooled features. Elsewhere
+    (SigLIP) the embeddings take the place of pooled features.
 
     SigLIP was trained on texts padded to the context, with attention to the padding; see
     https://huggingface.co/docs/transformers/model_doc/siglip.
 
     Args:
         model: a model of transformers.
+        processor: of the images.
+        tokenizer: of the model.
 
     Raises:
         ValueError: a model of another kind, or without a single vector per text.
     """
 
-    kind = "hub"
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        needed = ("get_image_features", "get_text_features", "logit_scale")
-        features = None
-        if all(hasattr(model, name) for name in needed):
-            with torch.no_grad():  # configurations have various names for the width of the features
-                output = model.get_text_features(input_ids=torch.zeros(1, 2, dtype=torch.long))
-            features = output.pooler_output
-        if features is None or features.ndim != 2:
-            rule = f"it needs {', '.join(needed)}, and one vector per text"
-            fix = "Give a model such as a CLIPModel or a SiglipModel"
-            raise ValueError(f"{type(model).__name__} is not a dual encoder: {rule}. {fix}")
-        self.model = model
-        self.settings = {}
-        self.context = model.config.text_config.max_position_embeddings
+    def __init__(self, model: nn.Module, processor: Callable, tokenizer):
+        dim = _embedding_width(model)
+        super().__init__(processor, tokenizer, model.config.text_config.max_position_embeddings)
+        self.model, self.dim = model, dim
         self.reads_padding = model.config.model_type.startswith("siglip")
-        self.dim = features.shape[1]
-        self.dim_image_pooled = getattr(self.image_head, "in_features", None)
-        self.dim_text_pooled = getattr(self.text_head, "in_features", None)
 
-    def parts(self) -> dict[str, nn.Module]:
-        """The model, which has both towers, by the name of its folder where it is frozen."""
-        return {"towers": self.model}
+    def take_projections(self) -> list[nn.Module]:
+        """Takes the projections of images and texts out of the model; identities if it has none."""
+        projections = [getattr(self.model, name, nn.Identity()) for name in _PROJECTIONS]
+        self.put_projections([nn.Identity(), nn.Identity()])
+        return projections
 
-    @property
-    def image_head(self) -> nn.Module:
-        """The projection of images."""
-        return getattr(self.model, "visual_projection", nn.Identity())
-
-    @property
-    def text_head(self) -> nn.Module:
-        """The projection of texts."""
-        return getattr(self.model, "text_projection", nn.Identity())
+    def put_projections(self, projections: Sequence[nn.Module]) -> None:
+        """Puts projections into the places that the model has for them."""
+        for name, projection in zip(_PROJECTIONS, projections, strict=True):
+            if hasattr(self.model, name):
+                setattr(self.model, name, projection)
 
     def image_pooled(self, pixels: _Pixels) -> _Pooled:
         """Pooled features of normalised images."""
-        return _input_of(self.image_head, self.model.get_image_features, pixel_values=pixels)
+        return self.model.get_image_features(pixel_values=pixels).pooler_output
 
     def text_pooled(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
         """Pooled features of token ids."""
         masked = {} if self.reads_padding else {"attention_mask": mask}
-        return _input_of(self.text_head, self.model.get_text_features, input_ids=ids, **masked)
+        return self.model.get_text_features(input_ids=ids, **masked).pooler_output
+
+    def parts(self) -> tuple[nn.Module, nn.Module]:
+        """The model of images and of texts, which is one."""
+        return self.model, self.model
+
+    def save(self, folder: Path, *_: Path) -> None:
+        """Writes the model to a folder, with what prepares its inputs."""
+        self.model.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
+        settings = self.processor.processor.to_dict()
+        (folder / _PREPROCESSING).write_text(json.dumps(settings, indent=2))
 
 
-def _input_of(head: nn.Module, encode: Callable, **inputs: Tensor) -> _Pooled:
-    """The input of a head during a forward pass of its model, or the features if the model has no
-    such head.
+def _embedding_width(model: nn.Module) -> int:
+    """The dimension of a dual encoder's embeddings; a model of another kind is refused."""
+    needed = ("get_image_features", "get_text_features", "logit_scale")
+    features = None
+    if all(hasattr(model, name) for name in needed):
+        with torch.no_grad():  # configurations have various names for it
+            output = model.get_text_features(input_ids=torch.zeros(1, 2, dtype=torch.long))
+        features = output.pooler_output
+    if features is None or features.ndim != 2:
+        rule = f"it needs {', '.join(needed)}, and one vector per text"
+        fix = "Give a model such as a CLIPModel or a SiglipModel"
+        raise ValueError(f"{type(model).__name__} is not a dual encoder: {rule}. {fix}")
+    return features.shape[1]
+
+
+# Loading and saving
+
+
+def load_hub_towers(name: str | Path, unused: tuple[str, ...] = ()) -> HubTowers:
+    """The towers of a dual encoder of transformers, with its projections.
+
+    Args:
+        name: its folder or hub id.
+        unused: see `_io.from_hub`.
+
+    Raises:
+        FileNotFoundError: there is none of this name.
+        ValueError: a model of another kind, or weights that do not fit.
     """
-    seen = []
-    with head.register_forward_pre_hook(lambda _, values: seen.append(values[0])):
-        features = encode(**inputs).pooler_output
-    return seen[0] if seen else features
+    if Path(_io.resolve(str(name)), "cibr.json").exists():
+        fix = "give the folder or hub id of one of transformers"
+        raise ValueError(f"{str(name)!r} is a model of cibr's: {fix}")
+    model = _io.from_hub("AutoModel", name, unused)
+    _embedding_width(model)  # refuses others before their files are looked for
+    return HubTowers(model, HubImageProcessor(name), _io.from_hub("AutoTokenizer", name))
+
+
+def load_towers(image: str | Path, text: str | Path, image_size: int) -> TwoTowers | HubTowers:
+    """Towers to be frozen, without projections.
+
+    Args:
+        image: folder or hub id of an image tower with pooled features.
+        text: of a text tower and its tokenizer; the same as `image` for a dual encoder.
+        image_size: side of the images, in pixels; a dual encoder has its own.
+    """
+    if image == text:
+        towers = load_hub_towers(image, unused=_PROJECTIONS)
+        towers.take_projections()
+    else:
+        models = _io.from_hub("AutoModel", image), _io.from_hub("AutoModel", text, "pooler.")
+        tokenizer = _io.from_hub("AutoTokenizer", text)
+        processor = ImageProcessor(image_size, *_image_statistics(image, models[0].config))
+        towers = TwoTowers(*models, processor, tokenizer)
+    return towers
+
+
+def _image_statistics(name: str | Path, config: Any) -> tuple[tuple, tuple]:
+    """Means and deviations with which an image tower was trained."""
+    if hasattr(config, "pretrained_cfg"):  # of a model of timm
+        return tuple(config.pretrained_cfg["mean"]), tuple(config.pretrained_cfg["std"])
+    processor = _io.from_hub("AutoImageProcessor", name)
+    return tuple(processor.image_mean), tuple(processor.image_std)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Writes a tokenizer, without the padding and truncation of its last call."""
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.save_pretrained(folder)
+
+
+def weights_digest(tower: nn.Module) -> str:
+    """Digest of a tower's weights as float32, whatever their names in a version of transformers."""
+    seen = hashlib.sha256()
+    for weights in tower.state_dict().values():
+        weights = weights.float() if weights.is_floating_point() else weights
+        seen.update(repr(weights.shape).encode())
+        seen.update(weights.cpu().reshape(-1).numpy())
+    return seen.hexdigest()

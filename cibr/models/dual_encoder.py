@@ -1,29 +1,29 @@
 """`DualEncoder`: images and texts as unit vectors; from scratch, over frozen towers or from
 transformers.
 
-One class around three backbones (`cibr.models._towers`), which pool and project. It adds
-preprocessing, the tokenizer, the temperature, embedding of any images and strings, and a folder
-format.
+One class over towers (`cibr.models._towers`), which pool, and two heads, which project. It has the
+temperature, embeds any images and strings, and has a folder format.
 """
 
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cibr.models import _io, _towers
+from cibr.models._heads import linear_head, residual_head
 from cibr.utils import check_number
 
 _Pixels = Float[Tensor, "n 3 h w"]
@@ -35,17 +35,14 @@ _TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
 
 _CONFIG = "cibr.json"
 _WEIGHTS = "cibr.safetensors"
-_PREPROCESSING = "preprocessor_config.json"
-_DUAL_TOWERS = Path("towers", "config.json")
-# Files of another kind of model that would be read in place of a new one's.
-_OF_OTHERS = {"hub": (Path(_CONFIG), Path(_WEIGHTS)), "frozen": (_DUAL_TOWERS,)}
+_COPIES = {True: ("towers", "towers"), False: ("image_tower", "text_tower")}  # by: are they one
 
 
 class Encoded(NamedTuple):
     """One modality of a batch: unit vectors, and the pooled features that the head projected.
 
-    A backbone without heads, such as SigLIP's, has no pooled features; the unnormalised vectors
-    take their place, and `dim_image_pooled` of the backbone is None.
+    A model without projections, such as SigLIP, has no pooled features; the unnormalised vectors
+    take their place, and its `dim_image_pooled` is None.
     """
 
     features: Float[Tensor, "n d"]
@@ -57,10 +54,18 @@ class DualEncoder(nn.Module):
 
     Build one with `tiny`, `frozen` or `from_pretrained` rather than by hand.
 
-    Attributes:
+    Args:
+        towers: what pools; None for frozen towers that are loaded by their names as soon as an
+            image or a text needs them. Heads over given features need none.
+        image_head: what projects the pooled features of images to the joint space.
+        text_head: the same for texts.
         kind: `tiny`, `frozen` or `hub`, any dual encoder of transformers.
         dim: dimension of the joint space.
-        image_size: side of the square that images are cropped to, in pixels.
+        dims_pooled: of the pooled features of images and texts; None without projections.
+        settings: what builds the model again.
+        tower_names: of frozen towers, folders or hub ids; one name twice is a dual encoder.
+
+    Attributes:
         log_logit_scale: the logarithm of the multiplier of the cosines.
 
     Examples:
@@ -73,17 +78,26 @@ class DualEncoder(nn.Module):
         1.0
     """
 
-    def __init__(self, backbone: nn.Module, processor: Callable, tokenizer):
+    def __init__(
+        self,
+        towers: _towers.Towers | None,
+        image_head: nn.Module,
+        text_head: nn.Module,
+        *,
+        kind: str,
+        dim: int,
+        dims_pooled: tuple[int | None, int | None],
+        settings: dict[str, Any] | None = None,
+        tower_names: tuple[str, str] = _COPIES[False],
+    ):
         super().__init__()
-        self.backbone = backbone
-        self.processor = processor
-        self.tokenizer = tokenizer
-        self.kind = backbone.kind
-        self.dim = backbone.dim
-        self.image_size = processor.size
+        self.register_module("towers", towers)
+        self.image_head, self.text_head = image_head, text_head
+        self.kind, self.dim, self.settings = kind, dim, settings or {}
+        self.dim_image_pooled, self.dim_text_pooled = dims_pooled
+        self.tower_names = tower_names
+        self._tower_digests: list[str] = []  # of towers that are not loaded, if they are known
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        for name, values in (("mean", processor.image_mean), ("std", processor.image_std)):
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     @classmethod
     def tiny(
@@ -112,9 +126,17 @@ class DualEncoder(nn.Module):
             check_number(name, size, 1, whole=True)
         rule = "a tiny model learns its tokenizer from a list of texts"
         tokenizer = _towers.train_tokenizer([*_checked(texts, str, rule)])
-        context = tokenizer.model_max_length
-        backbone = _towers.TinyBackbone(dim, width, len(tokenizer), context, dropout)
-        return cls(backbone, _towers.ImageProcessor(image_size), tokenizer)
+        return cls._tiny(tokenizer, dim, width, image_size, dropout)
+
+    @classmethod
+    def _tiny(
+        cls, tokenizer, dim: int, width: int, image_size: int, dropout: float
+    ) -> "DualEncoder":
+        settings = dict(dim=dim, width=width, image_size=image_size, dropout=dropout)
+        towers = _towers.TinyTowers(tokenizer, width, image_size, dropout)
+        heads = [linear_head(dim_in, dim, dropout) for dim_in in towers.widths()]
+        about = dict(kind="tiny", dim=dim, dims_pooled=towers.widths(), settings=settings)
+        return cls(towers, *heads, **about)
 
     @classmethod
     def frozen(
@@ -123,6 +145,7 @@ class DualEncoder(nn.Module):
         text_tower: str = _TEXT_TOWER,
         *,
         towers: str = "",
+        dims_pooled: Sequence[int] | None = None,
         dim: int = 512,
         image_size: int = 160,
         dropout: float = 0.4,
@@ -137,6 +160,8 @@ class DualEncoder(nn.Module):
             towers: in place of these two, folder or hub id of a dual encoder of transformers; its
                 pooled features are the inputs of its projections, or its embeddings where it has
                 none (SigLIP).
+            dims_pooled: of the features of images and texts, if there are some already
+                (`Pairs.features`): the towers are then loaded when an image or a text needs them.
             dim: dimension of the joint space.
             image_size: side of the square that images are cropped to, in pixels; a dual encoder has
                 its own.
@@ -147,28 +172,132 @@ class DualEncoder(nn.Module):
             ValueError: towers that are not a dual encoder of transformers; weights that do not fit
                 a tower or are not finite.
         """
-        if towers:
-            dual = cls.from_pretrained(towers)
-            if dual.kind != "hub":
-                what = f"{towers!r} is a model of kind {dual.kind!r}"
-                raise ValueError(f"{what}: give the folder or hub id of one of transformers")
-            backbone = _towers.FrozenBackbone(dual.backbone, dual.image_size, dim, dropout)
-            return cls(backbone, dual.processor, dual.tokenizer)
-        image = _io.from_hub("AutoModel", image_tower)
-        text = _io.from_hub("AutoModel", text_tower, unused="pooler.")
-        if hasattr(image.config, "pretrained_cfg"):  # of a model of timm
-            mean, std = image.config.pretrained_cfg["mean"], image.config.pretrained_cfg["std"]
-        else:
-            trained_as = _io.from_hub("AutoImageProcessor", image_tower)
-            mean, std = trained_as.image_mean, trained_as.image_std
-        processor = _towers.ImageProcessor(image_size, mean, std)
-        backbone = _towers.FrozenBackbone(_towers.TwoTowers(image, text), image_size, dim, dropout)
-        return cls(backbone, processor, _io.from_hub("AutoTokenizer", text_tower))
+        names = (towers, towers) if towers else (image_tower, text_tower)
+        loaded = None if dims_pooled else _towers.load_towers(*names, image_size)
+        dims_pooled = dims_pooled or loaded.widths()
+        about = dict(dim=dim, dropout=dropout, image_size=image_size, tower_names=names)
+        return cls.over(loaded, dims_pooled, **about)
+
+    @classmethod
+    def over(
+        cls,
+        towers: _towers.Towers | None,
+        dims_pooled: Sequence[int],
+        *,
+        dim: int,
+        dropout: float,
+        n_heads: int = 1,
+        image_size: int = 160,
+        tower_names: tuple[str, str] = _COPIES[False],
+    ) -> "DualEncoder":
+        """Untrained heads over frozen towers, of which several models may share one object.
+
+        Args:
+            towers: frozen, in eval mode; None to load them by their names when they are needed.
+            dims_pooled: of the pooled features of images and texts.
+            dim: dimension of the joint space of a head.
+            dropout: probability of dropout, in the heads.
+            n_heads: heads of each modality, whose scores are averaged.
+            image_size: side of the square that images are cropped to, in pixels.
+            tower_names: folders or hub ids.
+        """
+        if towers is not None:
+            towers.requires_grad_(False).eval()
+        heads = [residual_head(dim_in, dim, dropout, n_heads) for dim_in in dims_pooled]
+        settings = dict(dims_pooled=[*dims_pooled], dim=dim, dropout=dropout, n_heads=n_heads)
+        return cls(
+            towers,
+            *heads,
+            kind="frozen",
+            dim=dim * n_heads,
+            dims_pooled=tuple(dims_pooled),
+            settings=settings | dict(image_size=image_size),
+            tower_names=tower_names,
+        )
+
+    @classmethod
+    def whole(cls, towers: _towers.HubTowers) -> "DualEncoder":
+        """A dual encoder of transformers, trainable, whose projections are the heads."""
+        scale = towers.model.logit_scale.item()
+        heads = towers.take_projections()
+        dims = tuple(getattr(head, "in_features", None) for head in heads)
+        model = cls(towers, *heads, kind="hub", dim=towers.dim, dims_pooled=dims)
+        model.log_logit_scale.data.fill_(scale)
+        return model.eval()
+
+    def with_new_heads(self, dropout: float, n_heads: int = 1) -> "DualEncoder":
+        """Untrained heads over this model's frozen towers, which both then share."""
+        settings = self.settings | dict(dropout=dropout, n_heads=n_heads)
+        return self.over(self.towers, **settings, tower_names=self.tower_names)
+
+    def loaded_towers(self) -> _towers.Towers:
+        """The towers, which are loaded now if nothing has needed them yet.
+
+        Raises:
+            FileNotFoundError: a tower is neither here nor on the hub; the message says the fix.
+            ValueError: towers of other weights than those that the heads were trained over.
+        """
+        if self.towers is None:
+            towers = _towers.load_towers(*self.tower_names, self.settings["image_size"])
+            if self._tower_digests not in ([], _digests(towers)):
+                what = f"the towers {' and '.join(self.tower_names)} have other weights than those"
+                fix = "get these, or train the heads again"
+                raise _io.WeightsError(f"{what} that the heads were trained over: {fix}")
+            self.towers = towers.to(self.log_logit_scale)
+        return self.towers
+
+    def train(self, mode: bool = True) -> "DualEncoder":
+        """Sets the mode, but for frozen towers: they stay in eval mode."""
+        super().train(mode)
+        if self.kind == "frozen" and self.towers is not None:
+            self.towers.eval()
+        return self
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """The weights by name, without those of frozen towers."""
+        weights = {"log_logit_scale": self.log_logit_scale.detach()}
+        for name, part in self.named_children():
+            if name != "towers" or self.kind != "frozen":
+                weights |= {f"{name}.{key}": own for key, own in part.state_dict().items()}
+        return weights
+
+    def load_own_weights(self, weights: Mapping[str, Tensor], source: str | Path) -> None:
+        """Sets the weights that `own_weights` returned.
+
+        Args:
+            weights: by name.
+            source: their folder, for messages.
+
+        Raises:
+            ValueError: weights that are missing or not finite.
+        """
+        missing, others = self.load_state_dict(weights, strict=False)
+        _io.check_weights(self, source, {*missing} & self.own_weights().keys(), others)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.log_logit_scale.device
+
+    @property
+    def processor(self) -> Callable:
+        """The image preprocessing of the towers."""
+        return self.loaded_towers().processor
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the towers."""
+        return self.loaded_towers().tokenizer
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square that images are cropped to, in pixels."""
+        return self.processor.size
 
     @property
     def context(self) -> int:
         """The maximum number of tokens of the text encoder."""
-        return min(self.backbone.context, self.tokenizer.model_max_length)
+        return min(self.loaded_towers().n_positions, self.tokenizer.model_max_length)
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
@@ -209,10 +338,11 @@ class DualEncoder(nn.Module):
         """8-bit pixels as normalised inputs of the image tower, on its device; floats keep their
         values.
         """
-        pixels = pixels.to(self.mean.device)
+        pixels = pixels.to(self.device)
         if pixels.is_floating_point():
             return pixels
-        return (pixels.float() / 255 - self.mean) / self.std
+        towers = self.loaded_towers()
+        return (pixels.float() / 255 - towers.mean) / towers.std
 
     def tokenize(self, texts: list[str], truncate: bool = False) -> tuple[_Tokens, _Tokens]:
         """Token ids and attention mask, padded to the longest text.
@@ -233,7 +363,7 @@ class DualEncoder(nn.Module):
             problem = f"a text has {n_tokens} tokens and the model reads {self.context}"
             fix = "Shorten it, or cut such texts with truncate=True"
             raise ValueError(f"{problem}: {texts[longest][:80]!r}... {fix}")
-        if self.backbone.reads_padding:
+        if self.loaded_towers().reads_padding:
             sides = (missing, 0) if self.tokenizer.padding_side == "left" else (0, missing)
             ids = F.pad(ids, sides, value=self.tokenizer.pad_token_id)
             mask = torch.ones_like(ids)
@@ -248,10 +378,10 @@ class DualEncoder(nn.Module):
         Returns:
             Unit vectors [n, d] and pooled features [n, p].
         """
-        images = images.to(self.mean.device)
+        images = images.to(self.device)
         if images.ndim == 4:
-            images = self.backbone.image_pooled(self.normalise(images))
-        return Encoded(F.normalize(self.backbone.image_head(images), dim=-1), images)
+            images = self.loaded_towers().image_pooled(self.normalise(images))
+        return Encoded(F.normalize(self.image_head(images), dim=-1), images)
 
     def encode_texts(self, texts: _Tokens | _Pooled, mask: _Tokens | None = None) -> Encoded:
         """Encodes texts on the model's device.
@@ -263,10 +393,10 @@ class DualEncoder(nn.Module):
         Returns:
             Unit vectors [n, d] and pooled features [n, q].
         """
-        texts = texts.to(self.mean.device)
+        texts = texts.to(self.device)
         if mask is not None:
-            texts = self.backbone.text_pooled(texts, mask.to(self.mean.device))
-        return Encoded(F.normalize(self.backbone.text_head(texts), dim=-1), texts)
+            texts = self.loaded_towers().text_pooled(texts, mask.to(self.device))
+        return Encoded(F.normalize(self.text_head(texts), dim=-1), texts)
 
     def embed_images(self, images: Iterable[Image.Image], batch_size: int = 256) -> _Vectors:
         """Embeds images as unit vectors.
@@ -329,58 +459,66 @@ class DualEncoder(nn.Module):
         with self.evaluating():
             while part := list(itertools.islice(items, batch_size)):  # of a generator, no more
                 parts.append(encode(part).features.float().cpu())
-        vectors = torch.cat(parts)
-        if not vectors.isfinite().all():
-            raise ValueError("embeddings are not finite: the model's weights are damaged")
-        return vectors
+        return finite(torch.cat(parts))
 
-    def save_pretrained(self, folder: str | Path) -> Path:
+    def save_pretrained(self, folder: str | Path, copy_towers: bool = False) -> Path:
         """Writes a folder that `from_pretrained` reads, bit for bit; those of another model are
         replaced, other files in it kept.
 
         A model of transformers is saved as on the hub, with its tokenizer and image preprocessing.
-        Others store `cibr.json` (kind and settings of the backbone) and `cibr.safetensors` (all
-        trainable weights) in place of its model. `frozen` ones add their towers in `image_tower/`
-        and `text_tower/`, or `towers/`.
+        Others store `cibr.json` (kind and settings) and `cibr.safetensors` (trainable weights).
+        Tiny ones add their tokenizer. Frozen towers are stored by name; those without a hub id, and
+        all with `copy_towers`, are copied to `image_tower/` and `text_tower/`, or `towers/`.
+
+        Args:
+            folder: where to write.
+            copy_towers: whether frozen towers are copied, for a machine that cannot get them.
 
         Raises:
             ValueError: a folder that cannot be written.
+            FileNotFoundError: towers to be copied that are missing.
         """
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=folder) as new, _io.quiet_transformers():
-                self._write(Path(new))
+                self._write(Path(new), copy_towers)
                 names = [file.relative_to(new) for file in Path(new).rglob("*.*")]
-                mode = (Path(new) / _PREPROCESSING).stat().st_mode  # safetensors: the owner's only
+                mode = min(Path(new).glob("*.json")).stat().st_mode  # safetensors: the owner's only
                 for name in names:  # at the end: a full disk keeps the old model
                     (folder / name).parent.mkdir(exist_ok=True)
                     (Path(new) / name).chmod(mode)
                     (Path(new) / name).replace(folder / name)
-                for name in {*_OF_OTHERS.get(self.kind, ())} - {*names}:
-                    (folder / name).unlink(missing_ok=True)
+                if self.kind == "hub":  # these would be read in place of a model of transformers
+                    for name in (_CONFIG, _WEIGHTS):
+                        (folder / name).unlink(missing_ok=True)
+        except FileNotFoundError:
+            raise
         except (OSError, SafetensorError) as error:
             what = f"cannot write the model to {str(folder)!r}: {error}"
             raise ValueError(f"{what}; make room or choose another output_dir") from error
         return folder
 
-    def _write(self, folder: Path) -> None:
-        backbone = self.backbone
-        if self.tokenizer.is_fast:  # the file would hold padding and truncation of the last call
-            self.tokenizer.backend_tokenizer.no_padding()
-            self.tokenizer.backend_tokenizer.no_truncation()
-        self.tokenizer.save_pretrained(folder)
-        (folder / _PREPROCESSING).write_text(json.dumps(self.processor.to_dict(), indent=2))
+    def _write(self, folder: Path, copy_towers: bool) -> None:
         if self.kind == "hub":
-            backbone.model.logit_scale.data.fill_(self.log_logit_scale.item())
-            backbone.model.save_pretrained(folder)
+            self.towers.model.logit_scale.data.fill_(self.log_logit_scale.item())
+            self.towers.put_projections([self.image_head, self.text_head])
+            try:
+                self.towers.save(folder)
+            finally:
+                self.towers.take_projections()
             return
-        if self.kind == "frozen":
-            for part, tower in backbone.towers.parts().items():
-                tower.save_pretrained(folder / part)
-        about = {"kind": self.kind, "settings": backbone.settings}
+        about = {"kind": self.kind, "settings": self.settings}
+        if self.kind == "tiny":
+            _towers.save_tokenizer(self.tokenizer, folder)
+        else:
+            is_copied = copy_towers or not all(map(_io.is_hub_id, self.tower_names))
+            if is_copied:
+                self.loaded_towers().save(*_copies(folder, self.tower_names))
+            digests = _digests(self.towers) if self.towers else self._tower_digests
+            about |= dict(towers=self.tower_names, digests=digests, copied=is_copied)
         (folder / _CONFIG).write_text(json.dumps(about, indent=2))
-        save_model(self, folder / _WEIGHTS)
+        save_weights(self.own_weights(), folder / _WEIGHTS)
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "DualEncoder":
@@ -392,6 +530,8 @@ class DualEncoder(nn.Module):
         as `CLIPModel` (`openai/clip-vit-base-patch32`) or `SiglipModel`
         (`google/siglip-base-patch16-224`), loads with its own tokenizer and image preprocessing.
         The bias of SigLIP's logits is kept but not used: it changes no ranking.
+
+        Frozen towers that are stored by name are loaded when an image or a text needs them.
 
         Args:
             name: a folder, a hub id or the name of a shipped model.
@@ -416,38 +556,52 @@ class DualEncoder(nn.Module):
         if is_run and not (folder / "config.json").exists():
             what = f"{name!r} has no model yet: it is the folder of an unfinished run"
             raise FileNotFoundError(f"{what}; repeat the command that began it")
-        backbone = _towers.HubBackbone(_io.from_hub("AutoModel", name))
-        processor = _towers.HubImageProcessor(_io.from_hub("AutoImageProcessor", name))
-        model = cls(backbone, processor, _io.from_hub("AutoTokenizer", name))
-        model.log_logit_scale.data.fill_(backbone.model.logit_scale.item())
-        return model.eval()
+        return cls.whole(_towers.load_hub_towers(name))
 
     @classmethod
     def _read(cls, folder: Path) -> "DualEncoder":
         """Loads a `tiny` or a `frozen` model."""
         about = json.loads((folder / _CONFIG).read_text())
-        settings = json.loads((folder / _PREPROCESSING).read_text())
+        weights = load_file(folder / _WEIGHTS)
+        if any(name.startswith("backbone.") for name in weights):
+            what = f"{str(folder)!r} was saved by an earlier version of cibr"
+            raise _io.WeightsError(f"{what}: load it with that version, or train it again")
+        settings = about["settings"]
         if about["kind"] == "tiny":
-            processor = _towers.ImageProcessor.from_dict(settings)
-            backbone = _towers.TinyBackbone(**about["settings"])
+            model = cls._tiny(_io.from_hub("AutoTokenizer", folder), **settings)
         else:
-            towers, processor = _read_towers(folder, settings)
-            backbone = _towers.FrozenBackbone(towers, processor.size, **about["settings"])
-        model = cls(backbone, processor, _io.from_hub("AutoTokenizer", folder))
-        missing, others = load_model(model, folder / _WEIGHTS, strict=False)
-        _io.check_weights(model, folder, missing, others)
+            names = tuple(about["towers"])
+            towers = None
+            if about["copied"]:
+                towers = _towers.load_towers(*_copies(folder, names), settings["image_size"])
+            model = cls.over(towers, **settings, tower_names=names)
+            model._tower_digests = about["digests"]
+        model.load_own_weights(weights, folder)
         return model.eval()
 
 
-def _read_towers(folder: Path, settings: dict) -> tuple[nn.Module, Callable]:
-    """Frozen towers and their image preprocessing, of a folder that `save_pretrained` wrote."""
-    if (folder / _DUAL_TOWERS).exists():
-        processor = _towers.HubImageProcessor(_io.from_hub("AutoImageProcessor", folder))
-        return _towers.HubBackbone(_io.from_hub("AutoModel", folder / "towers")), processor
-    image, text = (
-        _io.from_hub("AutoModel", folder / f"{side}_tower") for side in ("image", "text")
-    )
-    return _towers.TwoTowers(image, text), _towers.ImageProcessor.from_dict(settings)
+def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
+    """Writes weights to a file of safetensors, which holds neither views nor shared memory."""
+    whole = {
+        name: own.clone(memory_format=torch.contiguous_format) for name, own in weights.items()
+    }
+    save_file(whole, file)
+
+
+def finite(vectors: _Vectors) -> _Vectors:
+    """The vectors, or ValueError if some are not finite."""
+    if not vectors.isfinite().all():
+        raise ValueError("embeddings are not finite: the model's weights are damaged")
+    return vectors
+
+
+def _copies(folder: Path, names: tuple[str, str]) -> list[Path]:
+    """Where the towers of these names are copied to."""
+    return [folder / name for name in _COPIES[names[0] == names[1]]]
+
+
+def _digests(towers: _towers.TwoTowers | _towers.HubTowers) -> list[str]:
+    return [_towers.weights_digest(part) for part in dict.fromkeys(towers.parts())]
 
 
 def _checked(items: Iterable, kind: type, rule: str) -> Iterator:

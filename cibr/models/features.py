@@ -2,35 +2,42 @@
 
 `prepare` makes them and `embed_pairs` embeds them, in both training and evaluation. Texts are
 tokenised once. Small sets of images are kept in memory; larger ones are decoded batch by batch in
-worker processes. The features of frozen towers are computed once and kept in the cache folder, in
-one file for each tower and split, under a digest of everything they depend on.
+worker processes.
+
+Frozen towers see an image or a text once: the cache folder has a folder per tower, named after a
+digest of its weights and of what prepares its input. The files in it hold `features` [k, p] and the
+`keys` [k, 32] of their rows, SHA-256 digests of image files or texts. No file changes once it is
+written; rows that no file has are computed, and written to further ones.
 """
 
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from cibr.data import Pairs
-from cibr.models.dual_encoder import DualEncoder
+from cibr.models._towers import weights_digest
+from cibr.models.dual_encoder import DualEncoder, finite
 from cibr.utils import cache_folder, digest, write_atomically
 
 _IN_MEMORY = 2**30  # bytes of decoded images to keep in memory at most
 _AT_ONCE = 16  # images in memory at full size
+_PER_FILE = 2048  # items of a file in the cache: what a kill can lose
 
 
 class Batch(NamedTuple):
@@ -51,7 +58,7 @@ class Inputs(Dataset):
     images: Tensor | None  # None: decoded on demand
     texts: tuple[Tensor, ...]
     labels: Int[Tensor, " m"]  # one per text: equal labels match
-    preprocess: Callable[[list[Image.Image]], Tensor]
+    preprocess: Callable[[list[Image.Image]], Tensor] | None = None  # None: they are in memory
 
     def __getitem__(self, rows: tuple[Tensor, Tensor]) -> Batch:
         image_rows, text_rows = rows
@@ -94,7 +101,6 @@ def _as_it_is(batch: Batch) -> Batch:
 def prepare(
     model: DualEncoder,
     pairs: Pairs,
-    truncate: bool = False,
     device: torch.device | str | None = None,
     *,
     texts: list[str] | None = None,
@@ -104,17 +110,17 @@ def prepare(
     Args:
         model: the encoders.
         pairs: the images, and the texts unless others are given.
-        truncate: truncate texts longer than the context instead of raising.
         device: where frozen towers move to; None leaves them.
         texts: replace the pairs' own, such as zero-shot prompts; each has its own label.
 
     Returns:
         Preprocessed images, in memory or decoded on demand, and token ids and mask of the texts,
-        [m, t] each; for frozen towers pooled features instead, [n, p] and [m, q].
+        [m, t] each; for frozen towers pooled features instead, [n, p] and [m, q]: those of the
+        pairs, of the cache or of the towers. Texts are cut to the model's context; a warning counts
+        those that are longer.
 
     Raises:
-        ValueError: a text longer than the context, unless `truncate` is set; an image that does not
-            decode.
+        ValueError: an image that does not decode.
     """
     if texts is None:
         texts = pairs.texts()
@@ -122,16 +128,50 @@ def prepare(
     else:
         labels = torch.arange(len(texts))
     name = f"{pairs.name}-{pairs.split}"
-    if model.kind != "frozen":
-        images = None
-        if len(pairs) * model.preprocess([pairs.image(0)]).nbytes <= _IN_MEMORY:
-            rows = tqdm(range(len(pairs)), desc=f"{name}: images", delay=2)
-            images = _decode(model.preprocess, pairs, rows)
-        return Inputs(pairs, images, model.tokenize(texts, truncate), labels, model.processor)
-    with model.to(device or model.mean.device).evaluating():
-        images = _image_features(model, pairs, f"{name}-images")
-        features = _text_features(model, texts, truncate, f"{name}-texts")
-    return Inputs(pairs, images, (features,), labels, model.processor)
+    if model.kind == "frozen":
+        with model.to(device or model.device).evaluating():
+            images, features = _frozen_features(model, pairs, texts, name)
+        return Inputs(pairs, images, (features,), labels)
+    _warn_of_cuts(model, texts, name)
+    images = None
+    if len(pairs) * model.preprocess([pairs.image(0)]).nbytes <= _IN_MEMORY:
+        rows = tqdm(range(len(pairs)), desc=f"{name}: images", delay=2)
+        images = _decode(model.processor, pairs, rows)
+    tokens = model.tokenize(texts, truncate=True)
+    return Inputs(pairs, images, tokens, labels, model.processor)
+
+
+def _frozen_features(
+    model: DualEncoder, pairs: Pairs, texts: list[str], name: str
+) -> tuple[Float[Tensor, "n p"], Float[Tensor, "m q"]]:
+    """Features of the pairs' images and of the texts: given ones, or else those of the towers."""
+    given = pairs.features
+    if given is not None and tuple(given.towers) != model.tower_names:
+        if pairs.load is None:
+            what = f"{pairs.name} has features of {given.towers}"
+            fix = "give a model over the same towers, or pairs with images"
+            raise ValueError(f"{what}, and the heads read those of {model.tower_names}: {fix}")
+        given = None
+    if given is None:
+        images = _image_features(model, pairs, f"{name}: image features")
+    else:
+        images = given.images.float()
+    row = {} if given is None else {text: i for i, text in enumerate(given.strings)}
+    if row.keys() >= set(texts):
+        return images, given.texts[[row[text] for text in texts]].float()
+    _warn_of_cuts(model, texts, name)
+    return images, _text_features(model, texts, f"{name}: text features")
+
+
+def _warn_of_cuts(model: DualEncoder, texts: list[str], where: str) -> None:
+    limit = model.context
+    # A token has a byte or more, and up to four mark the ends: most texts need no look.
+    doubtful = [text for text in texts if len(text.encode(errors="replace")) > limit - 4]
+    encoded = model.tokenizer(doubtful, verbose=False)["input_ids"] if doubtful else []
+    n_cut = sum(len(ids) > limit for ids in encoded)
+    if n_cut:
+        what = f"{n_cut:,} of {len(texts):,} texts, {where}, have more than {limit} tokens"
+        warnings.warn(f"{what}: the model reads the first {limit} of each", stacklevel=3)
 
 
 def embed_pairs(
@@ -146,6 +186,9 @@ def embed_pairs(
 
     Returns:
         Unit vectors of the images [n, d] and of the texts [m, d], float32, on the CPU.
+
+    Raises:
+        ValueError: embeddings that are not finite.
     """
     title = f"{inputs.pairs.name} {inputs.pairs.split}"
     rows = torch.arange(len(inputs.pairs)).split(batch_size)
@@ -158,7 +201,7 @@ def embed_pairs(
         rows = torch.arange(len(inputs.labels)).split(batch_size)
         for part in tqdm(rows, desc=f"{title}: texts", delay=2, leave=False):
             texts.append(model.encode_texts(*inputs._texts(part)).features.float().cpu())
-    return torch.cat(images), torch.cat(texts)
+    return finite(torch.cat(images)), finite(torch.cat(texts))
 
 
 def _decode(preprocess: Callable, pairs: Pairs, rows: Iterable[int]) -> Tensor:
@@ -172,44 +215,90 @@ def _decode(preprocess: Callable, pairs: Pairs, rows: Iterable[int]) -> Tensor:
     return torch.cat(parts)
 
 
-def _image_features(model: DualEncoder, pairs: Pairs, name: str) -> Tensor:
+def _image_features(model: DualEncoder, pairs: Pairs, title: str) -> Float[Tensor, "n p"]:
+    towers = model.loaded_towers()
     # Small batches stay in a CPU's cache: 16 photos at once are twice as fast as 64.
-    size = 16 if model.mean.device.type == "cpu" else 256
+    size = 16 if model.device.type == "cpu" else 256
 
-    def pooled(rows: Sequence[int]) -> Tensor:
-        return model.encode_images(_decode(model.preprocess, pairs, rows)).pooled
+    def pooled(rows: list[int]) -> Tensor:
+        return model.encode_images(_decode(towers.processor, pairs, rows)).pooled
 
-    tower, *_ = model.backbone.towers.parts().values()
-    identity = [_tower_digest(tower), model.processor.to_dict(), pairs.image_digests()]
-    return _cached(name, identity, range(len(pairs)), pooled, size)
+    reader = _reader("images", towers.parts()[0], towers.processor)
+    keys = pairs.image_digests()
+    wanted = dict(zip(keys, range(len(pairs)), strict=True))
+    row = {key: i for i, key in enumerate(wanted)}
+    features = _cached(reader, wanted, pooled, size, title, order=lambda i: i)
+    return features[[row[key] for key in keys]]
 
 
-def _text_features(model: DualEncoder, texts: list[str], truncate: bool, name: str) -> Tensor:
-    size = 64 if model.mean.device.type == "cpu" else 1024
+def _text_features(model: DualEncoder, texts: list[str], title: str) -> Float[Tensor, "m q"]:
+    towers = model.loaded_towers()
+    size = 64 if model.device.type == "cpu" else 1024
 
-    def pooled(rows: Sequence[str]) -> Tensor:
-        return model.encode_texts(*model.tokenize(rows, truncate)).pooled
+    def pooled(rows: list[str]) -> Tensor:
+        return model.encode_texts(*model.tokenize(rows, truncate=True)).pooled
 
-    # Neighbours of equal length need no padding, and texts in another order have the same features.
-    unique = sorted(set(texts), key=lambda text: (len(text), text))
-    vocabulary = sorted(model.tokenizer.get_vocab().items())
-    *_, tower = model.backbone.towers.parts().values()
-    identity = [_tower_digest(tower), model.context, vocabulary]
-    features = _cached(name, [*identity, unique, truncate], unique, pooled, size)
-    row = {text: i for i, text in enumerate(unique)}
+    vocabulary = sorted(towers.tokenizer.get_vocab().items())
+    reader = _reader("texts", towers.parts()[1], (model.context, vocabulary))
+    row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    wanted = {digest(text): text for text in row}
+    features = _cached(reader, wanted, pooled, size, title, order=lambda text: (len(text), text))
     return features[[row[text] for text in texts]]
 
 
-def _cached(name: str, identity: list, items: Sequence, pool: Callable, size: int) -> Tensor:
-    """Pools items in batches, or reads what an earlier call with this identity stored."""
-    file = cache_folder() / "features" / f"{name}-{digest(repr(identity))[:16]}.safetensors"
-    stored = read_tensors(file)
-    if "features" in stored:
-        return stored["features"]
-    starts = tqdm(range(0, len(items), size), desc=f"{name}: features", delay=1)
-    features = torch.cat([pool(items[i : i + size]).float().cpu() for i in starts])
-    keep_tensors(file, {"features": features})
+def _reader(kind: str, tower: torch.nn.Module, prepared_by: Any) -> str:
+    """The name of the cache's folder for a tower and what prepares its input."""
+    config = tower.config.to_dict()
+    for name in ("architectures", "transformers_version", "_name_or_path"):  # affect no feature
+        config.pop(name, None)
+    shown = json.dumps(config, sort_keys=True, default=str), next(tower.parameters()).dtype
+    return f"{kind}-{digest(repr((weights_digest(tower), *shown, prepared_by)))[:16]}"
+
+
+def _cached(
+    reader: str, wanted: Mapping[str, Any], pool: Callable, size: int, title: str, order: Callable
+) -> Float[Tensor, "n p"]:
+    """Features of items by their keys: stored ones, and those that `pool` makes of the others, in
+    batches of like items.
+    """
+    folder = cache_folder() / "features" / reader
+    places = {key: i for i, key in enumerate(wanted)}
+    files = sorted(folder.glob("*.safetensors"))
+    parts = [part for file in files for part in _stored(file, places)]
+    known = {i for part, _ in parts for i in part}
+    new = [key for key, i in places.items() if i not in known]
+    new.sort(key=lambda key: order(wanted[key]))  # of texts of equal length, none needs padding
+    with tqdm(total=len(new), desc=title, delay=1) as bar:
+        for keys in _split(new, _PER_FILE):
+            pooled = []
+            for batch in _split(keys, size):
+                pooled.append(pool([wanted[key] for key in batch]).float().cpu())
+                bar.update(len(batch))
+            parts.append(([places[key] for key in keys], torch.cat(pooled)))
+            rows = torch.frombuffer(bytearray.fromhex("".join(keys)), dtype=torch.uint8)
+            tensors = {"keys": rows.view(len(keys), -1), "features": parts[-1][1]}
+            keep_tensors(folder / f"{digest(repr(keys))[:32]}.safetensors", tensors)
+    features = torch.zeros(len(wanted), max((part.shape[1] for _, part in parts), default=0))
+    for at, part in parts:
+        features[at] = part
     return features
+
+
+def _split(items: list, size: int) -> list[list]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _stored(file: Path, places: Mapping[str, int]) -> list[tuple[list[int], Float[Tensor, "k p"]]]:
+    """The places of the wanted keys that a file has with their features, if it has some and is
+    whole.
+    """
+    with suppress(OSError, SafetensorError), safe_open(file, "pt") as stored:
+        keys = stored.get_tensor("keys").numpy().tobytes().hex()
+        keys = [keys[start : start + 64] for start in range(0, len(keys), 64)]
+        rows = [i for i, key in enumerate(keys) if key in places]
+        if rows:
+            return [([places[keys[i]] for i in rows], stored.get_tensor("features")[rows])]
+    return []
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -224,17 +313,3 @@ def keep_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
     with suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, partial(save_file, tensors))
-
-
-def _tower_digest(tower: torch.nn.Module) -> str:
-    """Digest of a tower, equal whether it comes from the hub or from a run's folder, which records
-    its class.
-    """
-    config = tower.config.to_dict()
-    for name in ("architectures", "transformers_version", "_name_or_path"):  # affect no feature
-        config.pop(name, None)
-    weights = {
-        name: (tensor.dtype, tensor.shape, digest(tensor.cpu().contiguous().numpy().tobytes()))
-        for name, tensor in sorted(tower.state_dict().items())
-    }
-    return digest(json.dumps(config, sort_keys=True, default=str) + repr(weights))

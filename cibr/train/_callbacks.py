@@ -154,8 +154,8 @@ class WeightAverage(TrainerCallback):
 
 
 def _numbers(model: DualEncoder) -> dict[str, Tensor]:
-    """Its state without counts, such as the batches that a batch norm has seen."""
-    return {name: part for name, part in model.state_dict().items() if part.is_floating_point()}
+    """Its own weights without counts, such as the batches that a batch norm has seen."""
+    return {name: part for name, part in model.own_weights().items() if part.is_floating_point()}
 
 
 def _copied(model: DualEncoder) -> dict[str, Tensor]:

@@ -268,7 +268,12 @@ def build_model(config: RunConfig, train: Pairs) -> DualEncoder:
         size = _preset(resolve(config.dataset), "tiny")["image_size"]
         model = DualEncoder.tiny(train.texts(), image_size=size, dropout=config.dropout)
     elif config.model == "frozen":
-        model = DualEncoder.frozen(towers=config.towers, dropout=config.dropout)
+        given, of_towers = train.features, (config.towers, config.towers)
+        if given is not None and (not config.towers or given.towers == of_towers):
+            dims = given.images.shape[1], given.texts.shape[1]
+            model = DualEncoder.frozen(*given.towers, dims_pooled=dims, dropout=config.dropout)
+        else:
+            model = DualEncoder.frozen(towers=config.towers, dropout=config.dropout)
     else:
         model = DualEncoder.from_pretrained(config.model)
     model.set_temperature(config.temperature, config.learn_temperature)

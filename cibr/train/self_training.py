@@ -44,7 +44,7 @@ def with_pseudo_pairs(
     if len(unpaired) < 2 or repeats < 1:
         given = f"there are {len(unpaired)} unpaired images, and repeats is {repeats!r}"
         raise ValueError(f"{given}: give two images or more, and 1 or more")
-    true, others = (prepare(model, part, True) for part in (pairs, unpaired))
+    true, others = (prepare(model, part) for part in (pairs, unpaired))
     cca = fit_cca(true, model.dim, config.cca_ridges)
     return with_pseudo_inputs(true, others, cca, repeats).pairs, cca
 

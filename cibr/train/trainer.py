@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from accelerate.utils import broadcast, broadcast_object_list, send_to_device
 from jaxtyping import Int
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
@@ -36,7 +36,7 @@ from cibr.losses.cibr import arguments_of
 from cibr.losses.clip import Scalar
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
-from cibr.models.dual_encoder import Encoded
+from cibr.models.dual_encoder import Encoded, save_weights
 from cibr.models.features import Batch, Inputs, embed_pairs, prepare
 from cibr.train._callbacks import Bar, RunCallback, noted_signals
 from cibr.train._grad_cache import GradCache, reduce_gradient, unit_vectors
@@ -174,13 +174,13 @@ class CIBRTrainer(Trainer):
             self.statistic = self.given_statistic or self.fit_statistic()
         if config.cca_start:
             start_heads(model, self.statistic)
-        broadcast(model.state_dict())  # in place: all processes start from the first one's weights
+        broadcast(model.own_weights())  # in place: all processes start from the first one's weights
         torch.manual_seed(config.seed)  # of what the penalty trains
         self.loss_fn = self.build_loss().to(self.args.device)
 
     def prepare_pairs(self, pairs: Pairs) -> Inputs:
         """The inputs of the training or the validation pairs."""
-        return prepare(self.model, pairs, True, self.args.device)
+        return prepare(self.model, pairs, self.args.device)
 
     def fit_statistic(self) -> RegularisedCCA:
         """The CCA of the training pairs, for `cca_start` and the penalty `anchor`."""
@@ -188,8 +188,8 @@ class CIBRTrainer(Trainer):
 
     def build_loss(self) -> CIBRLoss:
         """The loss of the run."""
-        config, backbone = self.config, self.model.backbone
-        dims = self.model.dim, backbone.dim_image_pooled, backbone.dim_text_pooled
+        config, model = self.config, self.model
+        dims = model.dim, model.dim_image_pooled, model.dim_text_pooled
         provided = {"dims": dims, "statistic": self.statistic}
         known = arguments_of(config.penalty)
         options = {name: value for name, value in provided.items() if name in known}
@@ -203,7 +203,7 @@ class CIBRTrainer(Trainer):
         for name in ("dataset", "model", "towers"):  # one folder has many spellings
             folder = Path(run[name]).expanduser()
             run[name] = str(folder.resolve()) if run[name] and folder.is_dir() else run[name]
-        run["architecture"] = f"{self.model.kind} {self.model.backbone.settings}"
+        run["architecture"] = f"{self.model.kind} {self.model.settings}"
         for name, pairs in (("training", self.train_dataset), ("validation", self.eval_dataset)):
             if pairs is not None:
                 shown = (pairs.keys, pairs.captions, pairs.match_labels().tolist())
@@ -218,8 +218,8 @@ class CIBRTrainer(Trainer):
         return run
 
     def _load_finished(self) -> None:
-        stored = DualEncoder.from_pretrained(str(self.run_folder.path))
-        self.model.load_state_dict(stored.state_dict())
+        folder = self.run_folder.path
+        self.model.load_own_weights(DualEncoder.from_pretrained(folder).own_weights(), folder)
         self.model.eval()
         if self.args.should_save:
             held = "holds this run, finished: its model and history are loaded"
@@ -385,7 +385,7 @@ class CIBRTrainer(Trainer):
             return
         folder = Path(output_dir)  # of a checkpoint
         self.run_folder.begin_checkpoint(folder)
-        save_model(self.model, folder / _ENCODERS)
+        save_weights(self.model.own_weights(), folder / _ENCODERS)
         parts = [part.state_dict() for part in (self.loss_fn, *self._stateful())]
         state = {"sums": self.sums, "seconds": self.seconds, "parts": parts}
         torch.save(state, folder / _PARTS)
@@ -400,7 +400,7 @@ class CIBRTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        load_model(self.model, folder / _ENCODERS)
+        self.model.load_own_weights(load_file(folder / _ENCODERS), folder)
         state = torch.load(folder / _PARTS, map_location="cpu", weights_only=True)
         self.sums = state["sums"]
         self.seconds = state["seconds"]
@@ -461,8 +461,8 @@ def fit_cca(inputs: Inputs, dim: int, ridges: tuple[float, float]) -> Regularise
 
 def start_heads(model: DualEncoder, cca: RegularisedCCA) -> None:
     """Sets the heads over frozen towers to the maps of a CCA."""
-    model.backbone.image_head.start_at(cca.image_mean, cca.image_map)
-    model.backbone.text_head.start_at(cca.text_mean, cca.text_map)
+    model.image_head.start_at(cca.image_mean, cca.image_map)
+    model.text_head.start_at(cca.text_mean, cca.text_map)
 
 
 def fit(
@@ -503,7 +503,7 @@ def _check(model: DualEncoder, train: Pairs, config: RunConfig) -> None:
         larger = f"batch_size {config.batch_size:,} is larger than the {len(train):,} pairs"
         advice = "so an epoch is one step: lower batch_size or raise epochs"
         warnings.warn(f"{larger} of {where}, {advice}", stacklevel=4)
-    if "image_pooled" in PENALTIES[config.penalty].needs and not model.backbone.dim_image_pooled:
+    if "image_pooled" in PENALTIES[config.penalty].needs and not model.dim_image_pooled:
         lacks = f"a projection on each side, which {config.model!r} does not have"
         fix = "choose another, such as 'vmf', or a model like CLIPModel"
         raise ValueError(f"the penalty {config.penalty!r} needs {lacks}: {fix}")

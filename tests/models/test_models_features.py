@@ -2,11 +2,14 @@
 towers.
 """
 
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import TEXTS, noise_pairs, picture
+from safetensors.torch import load_file, save
 
 from cibr.models import DualEncoder, features
 from cibr.models.features import embed_pairs, prepare
@@ -53,61 +56,109 @@ def test_a_batch_is_the_rows_asked_for_whether_or_not_images_fit_in_memory(build
     assert max(sizes) == 4 and sum(sizes) == 23
 
 
-def test_features_are_computed_again_if_anything_has_changed_that_they_depend_on(build, store):
-    model = build("frozen")
+@pytest.fixture
+def computed(monkeypatch):
+    """Prepares pairs; returns how many images and texts the towers saw."""
+    seen = Counter()
 
-    def computed(pairs=PAIRS, **options):
-        before = set(store.glob("*"))
+    def counted(side, real):
+        def encode(model, first, *mask):
+            seen[side] += len(first)
+            return real(model, first, *mask)
+
+        monkeypatch.setattr(DualEncoder, f"encode_{side}", encode)
+
+    counted("images", DualEncoder.encode_images)
+    counted("texts", DualEncoder.encode_texts)
+
+    def computed(model, pairs=PAIRS, **options):
+        seen.clear()
         prepare(model, pairs, **options)
-        return [path.name.split("-")[2] for path in sorted(set(store.iterdir()) - before)]
+        return seen["images"], seen["texts"]
 
-    assert computed() == ["images", "texts"]
-    assert computed() == computed(replace(PAIRS, captions=PAIRS.captions[::-1])) == []
-    assert computed(truncate=True) == computed(texts=TEXTS[:4]) == ["texts"]
-    assert computed(replace(PAIRS, load=lambda i: picture(i + 1))) == ["images"]
-    assert computed(replace(PAIRS, load=lambda i: picture(i + (i == 7)))) == ["images"]
-    assert computed(replace(PAIRS, keys=TEXTS[:23])) == []
-    assert computed(replace(PAIRS, split="test")) == ["images", "texts"]
-    model.backbone.towers.image_tower.layernorm.weight.data.mul_(2)
-    assert computed() == ["images"]
-    model.backbone.towers.text_tower.config.layer_norm_eps = 1.0
-    assert computed() == ["texts"]
-    object.__setattr__(model.processor, "image_mean", [0.1, 0.2, 0.3])
-    assert computed() == ["images"]
+    return computed
+
+
+def test_towers_see_an_image_or_a_text_once_whatever_the_set_and_its_names(build, computed):
+    model, n_texts = build("frozen"), len(set(PAIRS.texts()))
+    first = PAIRS.subset(range(20))
+    assert computed(model, first) == (20, len(set(first.texts())))
+    assert computed(model) == (3, n_texts - len(set(first.texts())))
+    assert computed(model, replace(PAIRS, name="other", split="test", keys=TEXTS[:23])) == (0, 0)
+    assert (
+        computed(model, PAIRS.subset([5, 3, 5])) == computed(model, texts=PAIRS.texts()) == (0, 0)
+    )
+    assert computed(model, texts=["unseen", PAIRS.texts()[0], "unseen"]) == (0, 1)
+
+
+def test_features_are_never_those_of_other_pixels_towers_or_tokens(build, computed):
+    model, n_texts = build("frozen"), len(set(PAIRS.texts()))
+    computed(model)
+    assert computed(model, replace(PAIRS, load=lambda i: picture(i + 100 * (i == 7)))) == (1, 0)
+    model.towers.image_tower.layernorm.weight.data.mul_(2)
+    assert computed(model) == (23, 0)
+    model.towers.text_tower.config.layer_norm_eps = 1.0
+    assert computed(model) == (0, n_texts)
+    model.processor.image_mean = [0.1, 0.2, 0.3]
+    assert computed(model) == (23, 0)
     model.tokenizer.add_tokens("zebra")
-    assert computed() == ["texts"]
+    assert computed(model) == (0, n_texts)
+    assert computed(build("frozen dual")) == (23, n_texts)
 
 
-def test_stored_features_are_read_damaged_ones_computed_again_and_an_unwritable_store_does_no_harm(
-    build, store, tmp_path, monkeypatch
+def test_a_killed_command_keeps_whole_files_and_damaged_ones_are_computed_again(
+    build, store, computed, monkeypatch
 ):
-    model = build("frozen")
+    model, real, written = build("frozen"), Path.replace, []
+
+    def replace_or_stop(part, file):
+        written.append(file)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        return real(part, file)
+
+    monkeypatch.setattr(features, "_PER_FILE", 10)
+    monkeypatch.setattr(Path, "replace", replace_or_stop)
+    with pytest.raises(KeyboardInterrupt):
+        computed(model)
+    assert list(store.rglob("*.*")) == written[:1]
+    n_texts = len(set(PAIRS.texts()))
+    assert computed(model) == (13, n_texts) and computed(model) == (0, 0)
+    assert len(written) == 2 + 2 + -(-n_texts // 10)
     whole = prepare(model, PAIRS)
-    with monkeypatch.context() as patch:
-        patch.setattr(model, "encode_images", None)
-        patch.setattr(model, "encode_texts", None)
-        stored = prepare(model, PAIRS)
-    assert torch.equal(stored.images, whole.images)
-    assert torch.equal(stored.texts[0], whole.texts[0])
-    for file in store.iterdir():
-        file.write_bytes(file.read_bytes()[:100])
-    assert torch.equal(prepare(model, PAIRS).images, whole.images)
+    file = min(store.glob("images-*/*"))
+    n_rows = len(load_file(file)["keys"])
+    for damaged in (file.read_bytes()[:100], b"", save({"keys": torch.zeros(3)})):
+        file.write_bytes(damaged)
+        assert computed(model) == (n_rows, 0)
+    assert torch.allclose(prepare(model, PAIRS).images, whole.images, atol=1e-5)
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(build, tmp_path, monkeypatch):
+    whole = prepare(build("frozen"), PAIRS)
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "file")
-    assert torch.equal(prepare(model, PAIRS).images, whole.images)
+    assert torch.equal(prepare(build("frozen"), PAIRS).images, whole.images)
 
 
 @each_kind
-def test_embeddings_are_those_of_the_model_in_the_order_of_the_pairs(build, monkeypatch, kind):
+def test_long_texts_are_cut_with_one_warning_that_counts_them(build, kind):
+    model = build(kind)
+    long = [["every " * 90], ["a cat", "big " * 90], ["every " * 90]]
+    pairs = replace(PAIRS.subset(range(3)), captions=long)
+    with pytest.warns(UserWarning, match=r"3 of 4 texts, noise-train, .* than \d\d") as caught:
+        inputs = prepare(model, pairs)
+    assert len(caught) == 1
+    expected = model.embed_texts(pairs.texts(), truncate=True)
+    assert torch.allclose(embed_pairs(model, inputs)[1], expected, atol=1e-5)
+
+
+@each_kind
+def test_embeddings_are_those_of_the_model_in_the_order_of_the_pairs(build, kind):
     model = build(kind).train()
-    read, real = [], model.tokenize
-    monkeypatch.setattr(
-        model, "tokenize", lambda texts, cut: read.extend(texts) or real(texts, cut)
-    )
     before = torch.get_rng_state()
     images, texts = embed_pairs(model, prepare(model, PAIRS), batch_size=7)
     assert torch.equal(torch.get_rng_state(), before) and model.training
-    assert sorted(read) == sorted(set(PAIRS.texts()) if model.kind == "frozen" else PAIRS.texts())
     assert torch.allclose(images, model.embed_images(PAIRS.images()), atol=1e-5)
     assert torch.allclose(texts, model.embed_texts(PAIRS.texts()), atol=1e-5)
     of_prompts = prepare(model, PAIRS, texts=TEXTS[:4])
@@ -118,10 +169,9 @@ def test_embeddings_are_those_of_the_model_in_the_order_of_the_pairs(build, monk
 
 
 def test_a_frozen_model_that_was_saved_reads_the_features_of_the_one_from_the_hub(
-    build, store, tmp_path
+    build, computed, tmp_path
 ):
     model = build("frozen")
-    prepare(model, PAIRS)
-    before = set(store.iterdir())
-    prepare(DualEncoder.from_pretrained(model.save_pretrained(tmp_path / "saved")), PAIRS)
-    assert set(store.iterdir()) == before
+    computed(model)
+    again = DualEncoder.from_pretrained(model.save_pretrained(tmp_path / "saved"))
+    assert computed(again) == (0, 0)

@@ -55,7 +55,7 @@ def test_a_model_equals_transformers_and_so_does_what_it_saves(hub, tmp_path, na
     assert_equals_transformers(model, hub(name))
     model.set_temperature(0.05, learn=False)
     with torch.no_grad():
-        list(model.backbone.model.text_model.parameters())[-1].add_(0.1)
+        list(model.towers.model.text_model.parameters())[-1].add_(0.1)
     again = DualEncoder.from_pretrained(model.save_pretrained(tmp_path))
     assert same(again, model) and again.tokenizer.get_vocab() == model.tokenizer.get_vocab()
     assert_equals_transformers(again, tmp_path)
@@ -64,11 +64,11 @@ def test_a_model_equals_transformers_and_so_does_what_it_saves(hub, tmp_path, na
 
 def test_features_of_a_model_without_projections_take_the_place_of_pooled_ones(hub, tmp_path):
     model = DualEncoder.from_pretrained(hub("Siglip"))
-    assert (model.backbone.dim_image_pooled, model.backbone.dim_text_pooled) == (None, None)
+    assert (model.dim_image_pooled, model.dim_text_pooled) == (None, None)
     encoded = model.encode_texts(*model.tokenize(TEXTS[:3]))
     assert torch.equal(normalize(encoded.pooled, dim=1), encoded.features)
     encoded.features[:, 0].sum().backward()
-    assert model.backbone.model.text_model.head.weight.grad.abs().sum() > 0
+    assert model.towers.model.text_model.head.weight.grad.abs().sum() > 0
     config = configure(model=hub("Siglip"), output_dir=str(tmp_path), penalty="mine", batch_size=8)
     with pytest.raises(ValueError, match="mine' needs a projection on each side"):
         fit(model, noise_pairs(), None, config)

@@ -13,7 +13,7 @@ from test_models_dual_encoder import odd_images
 
 from cibr import DualEncoder
 from cibr.data.pairs import to_rgb
-from cibr.models._towers import ImageProcessor, TinyBackbone, train_tokenizer
+from cibr.models._towers import ImageProcessor, TinyTowers, train_tokenizer
 
 
 def test_images_are_preprocessed_as_by_transformers_bit_for_bit():
@@ -21,7 +21,8 @@ def test_images_are_preprocessed_as_by_transformers_bit_for_bit():
     images += [picture(0).resize(size) for size in ((47, 33), (32, 32), (32, 50))]
     for size in (32, 17):
         ours = ImageProcessor(size)
-        theirs = transformers.CLIPImageProcessor(**ours.to_dict())
+        crop = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+        theirs = transformers.CLIPImageProcessor(**crop)
         raw = theirs(images, do_rescale=False, do_normalize=False, return_tensors="pt")
         assert torch.equal(ours(images), raw["pixel_values"])
 
@@ -40,22 +41,22 @@ def test_a_tokenizer_reads_every_string_in_lower_case(text):
 
 def test_a_block_of_the_tiny_tower_starts_as_its_skip_connection():
     x = torch.randn(2, 4, 8, 8)
-    block = TinyBackbone(8, 2, 300, 16, 0.0).image_tower[6]
+    block = TinyTowers(train_tokenizer(TEXTS), 2, 32, 0.0).image_tower[6]
     assert torch.equal(block(x), block.skip(x).relu()) and block(x).shape == (2, 8, 4, 4)
 
 
 @pytest.mark.parametrize("width", [4, 16])
 def test_gradients_of_odd_batches_are_those_of_one_thread(width):
-    backbone = TinyBackbone(8, width, 300, 16, 0.0)
+    towers = TinyTowers(train_tokenizer(TEXTS), width, 32, 0.0)
     pixels = torch.randn(5, 3, 32, 32)
     before = torch.get_num_threads()
     gradients = []
     for n_threads in (1, 2):
         torch.set_num_threads(n_threads)
         for _ in range(5):
-            backbone.zero_grad()
-            backbone.image_pooled(pixels).square().sum().backward()
-        gradients.append([p.grad.clone() for p in backbone.image_tower.parameters()])
+            towers.zero_grad()
+            towers.image_pooled(pixels).square().sum().backward()
+        gradients.append([p.grad.clone() for p in towers.image_tower.parameters()])
     torch.set_num_threads(before)
     for a, b in zip(*gradients, strict=True):  # float32 sums in another order
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))

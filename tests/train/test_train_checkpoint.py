@@ -71,7 +71,7 @@ def whole(tmp_path_factory):
 def without_image_head(config, pairs):
     """A model with other weights, which all come from the checkpoint then."""
     model = small_model(config, pairs)
-    torch.nn.init.zeros_(model.backbone.image_head[2].weight)
+    torch.nn.init.zeros_(model.image_head[2].weight)
     return model
 
 

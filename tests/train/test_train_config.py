@@ -99,7 +99,7 @@ def test_a_model_is_built_as_the_configuration_says(clip_folder, tmp_path):
     assert build_model(configure(dataset=folder, model="tiny"), PAIRS).image_size == 64
     assert configure(dataset=folder).model == "frozen" and configure().model == "tiny"
     assert tiny.logit_scale.item() == pytest.approx(5) and not tiny.log_logit_scale.requires_grad
-    assert tiny.backbone.settings["dropout"] == 0.3
+    assert tiny.settings["dropout"] == 0.3
     torch.manual_seed(77)
     assert same(build_model(configure(temperature=0.2, dropout=0.3), PAIRS), tiny)
     assert not same(build_model(configure(temperature=0.2, seed=1), PAIRS), tiny)
@@ -109,4 +109,4 @@ def test_a_model_is_built_as_the_configuration_says(clip_folder, tmp_path):
         assert model.kind == ("hub" if folder == clip_folder else "tiny")
         assert model.logit_scale.item() == pytest.approx(10)
         assert model.log_logit_scale.requires_grad
-    assert same(model.backbone, tiny.backbone)
+    assert same(model.towers, tiny.towers) and same(model.image_head, tiny.image_head)

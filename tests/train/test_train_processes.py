@@ -24,7 +24,7 @@ def train_together(folder, rank):
         config = settings_of(case, folder / case)
         model = model_of(config)
         if rank:  # every process starts from the weights of the first one
-            torch.nn.init.zeros_(model.backbone.image_head[2].weight)
+            torch.nn.init.zeros_(model.image_head[2].weight)
         trainer = Double(model, config, PAIRS)
         trainer.train()
         torch.save(weights(model, trainer.loss_fn), folder / f"{case} {rank}.pt")

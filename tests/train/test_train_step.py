@@ -34,7 +34,7 @@ def test_a_run_equals_one_in_plain_pytorch(tmp_path, case):
     trainer = Double(model, config, PAIRS)
     trainer.train()
     loss_fn, epochs = plain_run(config, twin)
-    tolerance = 1e-9 if model.mean.device.type == "cpu" else 1e-6
+    tolerance = 1e-9 if model.device.type == "cpu" else 1e-6
     assert_equal(model, twin, tolerance)
     assert_equal(trainer.loss_fn, loss_fn, tolerance)
     for name in epochs[0]:
@@ -54,8 +54,8 @@ def test_steps_over_frozen_towers_start_at_cca_with_noise_and_equal_plain_ones(
     inputs = prepare(twin, PAIRS)
     cca = RegularisedCCA.fit(inputs.images[PAIRS.text_to_image()], inputs.texts[0], 16, 3.0, 1.0)
     inputs.images, inputs.texts = inputs.images.double(), (inputs.texts[0].double(),)
-    twin.backbone.image_head.start_at(cca.image_mean, cca.image_map)
-    twin.backbone.text_head.start_at(cca.text_mean, cca.text_map)
+    twin.image_head.start_at(cca.image_mean, cca.image_map)
+    twin.text_head.start_at(cca.text_mean, cca.text_map)
     plain_run(config, twin, inputs=inputs, noise=0.3, statistic=cca)
     assert_equal(model, twin, 1e-5)  # noise in float32 in one of them
 
@@ -97,8 +97,8 @@ def overflow(module, inputs, output):
 
 
 BROKEN = [  # a part of the trainer, what it outputs or its gradient becomes, and the message
-    ("model.backbone.image_head", times(math.nan), "image_features are not finite"),
-    ("model.backbone.text_head", times(0.0), "text_features must be unit vectors"),
+    ("model.image_head", times(math.nan), "image_features are not finite"),
+    ("model.text_head", times(0.0), "text_features must be unit vectors"),
     ("loss_fn.penalty", times(math.nan), r"it is not finite \(loss nan, clip_loss \d"),
     ("loss_fn.penalty", overflow, r"it is not finite \(loss \d.*, grad_norm (inf|nan)"),
     ("loss_fn.penalty.critics.image_image", overflow, "the critics' loss is"),

@@ -64,7 +64,7 @@ def plain_run(config, model, n_processes=1, bf16=False, inputs=None, noise=0.0, 
     """
     inputs = inputs or prepare(model, PAIRS)
     if config.penalty == "mine":
-        built["dims"] = model.dim, model.backbone.dim_image_pooled, model.backbone.dim_text_pooled
+        built["dims"] = model.dim, model.dim_image_pooled, model.dim_text_pooled
     torch.manual_seed(3)
     built |= dict(kappa_e=config.kappa_e, sample=config.sample, **config.penalty_options)
     loss_fn = CIBRLoss(0.1, config.penalty, **built).to(model.log_logit_scale.dtype)

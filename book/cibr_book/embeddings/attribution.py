@@ -38,7 +38,7 @@ def split_image_tower(model: DualEncoder) -> tuple[Callable, Callable]:
     """
     if model.kind != "tiny":
         raise ValueError(f"the feature maps of a {model.kind} model are unknown: pass a tiny one")
-    layers = list(model.backbone.image_tower)
+    layers = list(model.towers.image_tower)
     lower = nn.Sequential(*layers[:3])  # up to 16 x 16 positions with a receptive field of 5 px
     pool = nn.Sequential(*layers[3:])
     return lower, lambda maps: model.encode_images(pool(maps).flatten(1)).features
@@ -137,7 +137,7 @@ def randomised_weights(model: DualEncoder, seed: int = 0) -> DualEncoder:
     """
     shuffled = copy.deepcopy(model).eval()
     generator = torch.Generator().manual_seed(seed)
-    encoder = shuffled.backbone.image_tower, shuffled.backbone.image_head
+    encoder = shuffled.towers.image_tower, shuffled.image_head
     with torch.no_grad():
         for weight in nn.ModuleList(encoder).parameters():
             order = torch.randperm(weight.numel(), generator=generator)

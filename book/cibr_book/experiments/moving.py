@@ -20,7 +20,7 @@ from cibr.compare import FeatureTrainer
 from cibr.data import load_pairs
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
-from cibr.models._towers import FrozenBackbone, TwoTowers, mean_pool
+from cibr.models._towers import TwoTowers, mean_pool
 from cibr.models.dual_encoder import Encoded
 from cibr.models.features import Inputs, embed_pairs, prepare
 from cibr.train import configure
@@ -53,8 +53,8 @@ class _CutTowers(TwoTowers):
         image = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[:-_N_MOVING])
         image.config = towers.image_tower.config
         text.encoder.layer = text.encoder.layer[:-_N_MOVING]
-        super().__init__(image, text)
-        self.context = _N_TOKENS
+        super().__init__(image, text, towers.processor, towers.tokenizer)
+        self.n_positions = _N_TOKENS
 
     def image_pooled(self, pixels: Tensor) -> Tensor:
         """Feature maps, [n, c * h * w]."""
@@ -120,14 +120,12 @@ def moving(model: DualEncoder) -> DualEncoder:
     Args:
         model: heads over the two frozen towers.
     """
-    old = model.backbone
-    heads = copy.deepcopy([old.image_head, old.text_head])
-    backbone = FrozenBackbone(_CutTowers(old.towers), model.image_size, old.dim, 0.0)
-    backbone.dim_image_pooled, backbone.dim_text_pooled = old.dim_image_pooled, old.dim_text_pooled
-    image = _ImageStages(old.towers.image_tower.timm_model)
-    backbone.image_head = nn.Sequential(image, heads[0])
-    backbone.text_head = nn.Sequential(_TextStages(old.towers.text_tower), heads[1])
-    return DualEncoder(backbone, model.processor, model.tokenizer).eval()
+    towers, heads = model.towers, copy.deepcopy([model.image_head, model.text_head])
+    image = nn.Sequential(_ImageStages(towers.image_tower.timm_model), heads[0])
+    text = nn.Sequential(_TextStages(towers.text_tower), heads[1])
+    dims = model.dim_image_pooled, model.dim_text_pooled
+    about = dict(kind="frozen", dim=model.dim, dims_pooled=dims)
+    return DualEncoder(_CutTowers(towers), image, text, **about).eval()
 
 
 class StartingPoint(nn.Module):
@@ -157,7 +155,7 @@ class _MovingTrainer(FeatureTrainer, StudyTrainer):
     """
 
     def __init__(self, model: DualEncoder, *given, **named):
-        heads = model.backbone.image_head, model.backbone.text_head
+        heads = model.image_head, model.text_head
         self.pools = [copy.deepcopy(head[0]).requires_grad_(False) for head in heads]
         super().__init__(model, *given, **named)
 
@@ -176,7 +174,7 @@ def _features() -> dict[str, Inputs]:
     """What the frozen stages give for Flickr8k's training and validation photos."""
     model = moving(recipes.features()[0])
     parts = ("train", "validation")
-    return {part: prepare(model, load_pairs("flickr8k", part), True) for part in parts}
+    return {part: prepare(model, load_pairs("flickr8k", part)) for part in parts}
 
 
 def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
@@ -199,7 +197,7 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     start, model, metrics = _trained(json.dumps(own, sort_keys=True))
     if share:
         model = copy.deepcopy(model)
-        for name, weights in model.state_dict().items():
+        for name, weights in model.own_weights().items():
             if weights.is_floating_point():
                 weights.lerp_(start[name].to(weights.device), share)
         metrics = metrics | _validated(model)
@@ -222,14 +220,14 @@ def _trained(settings: str) -> tuple[dict[str, Tensor], DualEncoder, dict[str, f
     model = moving(still)
     whole, validation = _features().values()
     if own.pop("heads_alone", False):
-        for side in (model.backbone.image_head, model.backbone.text_head):
+        for side in (model.image_head, model.text_head):
             side[0].requires_grad_(False)
     if own.pop("untouched", False):
         return {}, model, _validated(model)
     with TemporaryDirectory() as scratch:
         config = configure(output_dir=scratch, **library_settings(own))
         model.set_temperature(config.temperature, config.learn_temperature)
-        before = copy.deepcopy(model.state_dict())
+        before = copy.deepcopy(model.own_weights())
         train = recipes.picked(whole, corrupt(whole.pairs, corruption, seed))
         given = dict(given=(train, validation), statistic=StartingPoint(still))
         trainer = _MovingTrainer(model, config, **given, **training_additions(own))

@@ -81,7 +81,7 @@ def shifted_recalls(model: DualEncoder, pairs: Pairs) -> dict[str, float]:
     means = {}
     for shift in SHIFTS:
         for strength in (1, 2, 3):
-            inputs = prepare(model, _shifted(pairs, shift, strength), truncate=True)
+            inputs = prepare(model, _shifted(pairs, shift, strength))
             embedded = embed_pairs(model, inputs)
             recalls = retrieval_recalls(*embedded, *pairs.retrieval_targets(), (1, 5, 10))
             means[f"shift/{shift}-{strength}/recall"] = float(np.mean([*recalls.values()]))

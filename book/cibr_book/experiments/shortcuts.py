@@ -107,14 +107,14 @@ def prepare_views(model: DualEncoder, pairs: Pairs, style: str, with_names: bool
         with_names: whether captions with the names of the styles are needed, too.
     """
     n, captions, images = len(pairs), [pairs.texts()], []
-    plain = prepare(model, pairs, truncate=True)
+    plain = prepare(model, pairs)
     for look, name in LOOKS[style].items():
         rendered = in_both_styles(pairs, look).subset(range(n, 2 * n)) if look else None
-        inputs = prepare(model, rendered, truncate=True) if look else plain
+        inputs = prepare(model, rendered) if look else plain
         images.append(inputs.images)
         captions += [[f"{text.rstrip(' .')}, {name}" for text in pairs.texts()]] * with_names
     one = pairs.subset([0])  # its image is not needed
-    versions = [prepare(model, one, truncate=True, texts=each).texts for each in captions]
+    versions = [prepare(model, one, texts=each).texts for each in captions]
     texts = zip(*versions, strict=True)  # tokens of one version may be longer than another's
     padded = (pad_sequence([part.T for part in parts], batch_first=True).mT for parts in texts)
     return Views(plain, torch.stack(images), captions, tuple(padded))

@@ -120,8 +120,8 @@ class StudyTrainer(CIBRTrainer):
         """Also the heads' outputs before normalisation, for which they run a second time."""
         named = super().loss_inputs(image, text)
         if "image_projected" in self.loss_fn.needs:
-            named["image_projected"] = self.model.backbone.image_head(image.pooled)
-            named["text_projected"] = self.model.backbone.text_head(text.pooled)
+            named["image_projected"] = self.model.image_head(image.pooled)
+            named["text_projected"] = self.model.text_head(text.pooled)
         return named
 
     def encode_batch(self, model, batch):

@@ -49,7 +49,8 @@ def _image_arrays(model: DualEncoder) -> dict[str, Float[np.ndarray, "r c"]]:
     The three channels of grey images are equal, so the first convolution is summed over them.
     """
     arrays = {}
-    for name, tensor in model.backbone.state_dict().items():
+    for name, tensor in model.state_dict().items():
+        name = name.removeprefix("towers.")
         if not name.startswith("image"):
             continue
         if tensor.ndim == 4:

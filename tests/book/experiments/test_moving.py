@@ -11,7 +11,7 @@ from cibr.compare import Bench
 from cibr.losses import CIBRLoss
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
-from cibr.models._towers import FrozenBackbone, ImageProcessor, TwoTowers, train_tokenizer
+from cibr.models._towers import ImageProcessor, TwoTowers, train_tokenizer
 from cibr.models.features import embed_pairs, prepare
 from cibr.train import configure
 from cibr_book.experiments import moving, recipes
@@ -34,8 +34,8 @@ def base():
     image.train()(pixel_values=torch.randn(8, 3, 64, 64))
     sizes = SIZES | {"num_hidden_layers": 4, "vocab_size": len(tokenizer)}
     text = transformers.BertModel(transformers.BertConfig(max_position_embeddings=40, **sizes))
-    backbone = FrozenBackbone(TwoTowers(image, text), 64, 16, 0.0)
-    return DualEncoder(backbone, ImageProcessor(64), tokenizer).eval()
+    towers = TwoTowers(image, text, ImageProcessor(64), tokenizer).eval()
+    return DualEncoder.over(towers, towers.widths(), dim=16, dropout=0.0).eval()
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_training_moves_the_last_stages_and_heads_alone(base, drawn, monkeypatch
     inputs = prepare(models[0], drawn["validation"])
     recalls = retrieval_recalls(*embed_pairs(models[0], inputs), *inputs.pairs.retrieval_targets())
     assert start.items() >= {f"validation_{name}": x for name, x in recalls.items()}.items()
-    before, after = (model.state_dict() for model in models)
+    before, after = (model.own_weights() for model in models)
     still = {name for name in before if torch.equal(before[name], after[name])}
     assert all("running_" in name or "num_batches" in name or "log_" in name for name in still)
     assert any("running_" in name for name in still) and len(still) < len(before) / 2
@@ -85,10 +85,11 @@ def test_training_moves_the_last_stages_and_heads_alone(base, drawn, monkeypatch
     z = embed_pairs(models[2], inputs := prepare(models[2], drawn["validation"]))
     recalls = retrieval_recalls(*z, *inputs.pairs.retrieval_targets())
     assert mixed.items() >= {f"validation_{name}": x for name, x in recalls.items()}.items()
-    for name, weights in models[2].backbone.named_parameters(prefix="backbone"):
+    parameters = dict(models[2].named_parameters())
+    for name, weights in ((n, w) for n, w in parameters.items() if not n.startswith("towers.")):
         torch.testing.assert_close(weights, before[name].lerp(after[name], 0.7))
     moving.train_and_measure(RUN | {"learning_rate": 1e-3, "heads_alone": True}, tmp_path / "alone")
-    alone = models[3].state_dict()
+    alone = models[3].own_weights()
     changed = {name for name in alone if not torch.equal(before[name], alone[name])}
     heads = {name for name in alone if "_head.1." in name}
     assert changed - {"log_logit_scale"} == heads - still
