@@ -54,7 +54,7 @@ def given(split, n=28):
 
 def test_heads_are_trained_tested_and_saved_over_given_features(tmp_path):
     run = {"dataset": "given", "model": "frozen", "output_dir": str(tmp_path / "run")}
-    run |= dict(epochs=20, batch_size=10, learning_rate=1e-2, cca_start=True)
+    run |= dict(epochs=20, batch_size=14, learning_rate=1e-3, dropout=0.0, cca_start=True)
     config = cibr.configure(**run)
     train, validation, test = cibr.load_splits(config)
     model = cibr.build_model(config, train)

@@ -85,6 +85,8 @@ class DualEncoder(nn.Module):
         settings: dict[str, Any],
     ):
         super().__init__()
+        if kind == "frozen" and towers is not None:
+            towers.requires_grad_(False).eval()
         self.register_module("towers", towers)
         self.image_head, self.text_head = image_head, text_head
         self.kind, self.settings = kind, settings
@@ -181,8 +183,6 @@ class DualEncoder(nn.Module):
             settings: of the class, with `dropout` and `n_heads`, the heads of each modality side by
                 side, whose scores are averaged.
         """
-        if towers is not None:
-            towers.requires_grad_(False).eval()
         dim, *dims_pooled = settings["dims"]
         each = dim // settings["n_heads"], settings["dropout"], settings["n_heads"]
         heads = [residual_head(dim_in, *each) for dim_in in dims_pooled]
@@ -229,9 +229,10 @@ class DualEncoder(nn.Module):
 
     def train(self, mode: bool = True) -> "DualEncoder":
         """Sets the mode; frozen towers stay in eval mode."""
-        super().train(mode)
-        if self.kind == "frozen" and self.towers is not None:
-            self.towers.eval()
+        self.training = mode
+        for name, part in self.named_children():
+            if name != "towers" or self.kind != "frozen":
+                part.train(mode)
         return self
 
     def own_weights(self) -> dict[str, Tensor]:
