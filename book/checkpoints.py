@@ -4,8 +4,8 @@ minute each on two cores.
 The tiny model is trained on the glyphs at its preset and seed 0, once with beta = 0 and once with
 beta = 0.05 and the vmf penalty, without sampling noise; the second is the run of book/train.ipynb.
 Runs that lie finished under runs/ are not repeated. data/checkpoints/clip-tiny and
-data/checkpoints/cibr-tiny keep weights in 16 bits, tokenizer, preprocessing, the history of the run
-and its configuration.
+data/checkpoints/cibr-tiny keep weights in 16 bits, the tokenizer, the history of the run and its
+configuration.
 """
 
 import json

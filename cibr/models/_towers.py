@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,9 @@ def train_tokenizer(texts: list[str], context: int = 64) -> transformers.PreTrai
 class Towers(nn.Module):
     """An image and a text encoder up to their pooled features, with what prepares their inputs.
 
+    A subclass has `image_pooled`, of normalised images, and `text_pooled`, of token ids and mask.
+    Pretrained towers have `parts`, the models of images and of texts, and `save`.
+
     Args:
         processor: makes a tensor of PIL images: 8-bit pixels, or normalised floats.
         tokenizer: of transformers.
@@ -140,22 +144,13 @@ class Towers(nn.Module):
         for name, values in (("mean", processor.image_mean), ("std", processor.image_std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
-    def image_pooled(self, pixels: _Pixels) -> _Pooled:
-        """Pooled features of normalised images."""
-        raise NotImplementedError
-
-    def text_pooled(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
-        """Pooled features of token ids."""
-        raise NotImplementedError
-
     @torch.no_grad()
-    def widths(self) -> tuple[int, int]:
+    def widths(self) -> list[int]:
         """The dimensions of the pooled features of images and of texts."""
-        size = self.processor.size
-        pixels = torch.zeros(1, 3, size, size, device=self.mean.device)
-        tokens = torch.zeros(1, 2, dtype=torch.long, device=self.mean.device)
-        pooled = self.image_pooled(pixels), self.text_pooled(tokens, torch.ones_like(tokens))
-        return pooled[0].shape[1], pooled[1].shape[1]
+        blank = self.processor([Image.new("RGB", (64, 48))]).float()
+        tokens = torch.zeros(1, 2, dtype=torch.long)
+        pooled = self.image_pooled(blank), self.text_pooled(tokens, torch.ones_like(tokens))
+        return [part.shape[1] for part in pooled]
 
 
 class TinyTowers(Towers):
@@ -170,7 +165,6 @@ class TinyTowers(Towers):
 
     def __init__(self, tokenizer, width: int, image_size: int, dropout: float):
         super().__init__(ImageProcessor(image_size), tokenizer, tokenizer.model_max_length)
-        self.width = width
         # On several threads oneDNN's gradient of channels-last convolutions whose width is no
         # multiple of 16 writes out of bounds (torch 2.13, odd batches).
         self.memory_format = torch.contiguous_format if width % 16 else torch.channels_last
@@ -185,9 +179,10 @@ class TinyTowers(Towers):
         """Mean last hidden states, [n, 128]."""
         return self.text_tower(ids, mask)
 
-    def widths(self) -> tuple[int, int]:
-        """The dimensions of the pooled features of images and of texts."""
-        return 64 * self.width, _TEXT_WIDTH
+
+def tiny_widths(width: int) -> tuple[int, int]:
+    """The dimensions of the pooled features of `TinyTowers`, of images and of texts."""
+    return 64 * width, _TEXT_WIDTH
 
 
 class _ChannelNorm(nn.LayerNorm):
@@ -325,14 +320,9 @@ class HubTowers(Towers):
     def take_projections(self) -> list[nn.Module]:
         """Takes the projections of images and texts out of the model; identities if it has none."""
         projections = [getattr(self.model, name, nn.Identity()) for name in _PROJECTIONS]
-        self.put_projections([nn.Identity(), nn.Identity()])
+        for name in filter(partial(hasattr, self.model), _PROJECTIONS):
+            setattr(self.model, name, nn.Identity())
         return projections
-
-    def put_projections(self, projections: Sequence[nn.Module]) -> None:
-        """Puts projections into the places that the model has for them."""
-        for name, projection in zip(_PROJECTIONS, projections, strict=True):
-            if hasattr(self.model, name):
-                setattr(self.model, name, projection)
 
     def image_pooled(self, pixels: _Pixels) -> _Pooled:
         """Pooled features of normalised images."""
@@ -347,9 +337,14 @@ class HubTowers(Towers):
         """The model of images and of texts, which is one."""
         return self.model, self.model
 
-    def save(self, folder: Path, *_: Path) -> None:
-        """Writes the model to a folder, with what prepares its inputs."""
-        self.model.save_pretrained(folder)
+    def save(self, folder: Path, *_: Path, projections: Sequence[nn.Module] = ()) -> None:
+        """Writes the model to a folder, with what prepares its inputs and with projections that
+        were taken out of it.
+        """
+        weights = self.model.state_dict()
+        for name, taken in zip(_PROJECTIONS, projections, strict=False):
+            weights |= {f"{name}.{key}": own for key, own in taken.state_dict().items()}
+        self.model.save_pretrained(folder, state_dict=weights)
         save_tokenizer(self.tokenizer, folder)
         settings = self.processor.processor.to_dict()
         (folder / _PREPROCESSING).write_text(json.dumps(settings, indent=2))
@@ -425,6 +420,11 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(folder)
+
+
+def digests(towers: TwoTowers | HubTowers) -> list[str]:
+    """A digest of the weights of each tower."""
+    return [weights_digest(part) for part in towers.parts()]
 
 
 def weights_digest(tower: nn.Module) -> str:

@@ -35,7 +35,6 @@ _TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
 
 _CONFIG = "cibr.json"
 _WEIGHTS = "cibr.safetensors"
-_COPIES = {True: ("towers", "towers"), False: ("image_tower", "text_tower")}  # by: are they one
 
 
 class Encoded(NamedTuple):
@@ -60,10 +59,9 @@ class DualEncoder(nn.Module):
         image_head: what projects the pooled features of images to the joint space.
         text_head: the same for texts.
         kind: `tiny`, `frozen` or `hub`, any dual encoder of transformers.
-        dim: dimension of the joint space.
-        dims_pooled: of the pooled features of images and texts; None without projections.
-        settings: what builds the model again.
-        tower_names: of frozen towers, folders or hub ids; one name twice is a dual encoder.
+        settings: what builds the model again, with `dims`, of the joint space and of the pooled
+            features of images and texts (None without projections), and the names of frozen
+            `towers`, folders or hub ids; one name twice is a dual encoder.
 
     Attributes:
         log_logit_scale: the logarithm of the multiplier of the cosines.
@@ -83,20 +81,16 @@ class DualEncoder(nn.Module):
         towers: _towers.Towers | None,
         image_head: nn.Module,
         text_head: nn.Module,
-        *,
         kind: str,
-        dim: int,
-        dims_pooled: tuple[int | None, int | None],
-        settings: dict[str, Any] | None = None,
-        tower_names: tuple[str, str] = _COPIES[False],
+        settings: dict[str, Any],
     ):
         super().__init__()
+        if kind == "frozen" and towers is not None:
+            towers.requires_grad_(False).eval()
         self.register_module("towers", towers)
         self.image_head, self.text_head = image_head, text_head
-        self.kind, self.dim, self.settings = kind, dim, settings or {}
-        self.dim_image_pooled, self.dim_text_pooled = dims_pooled
-        self.tower_names = tower_names
-        self._tower_digests: list[str] = []  # of towers that are not loaded, if they are known
+        self.kind, self.settings = kind, settings
+        self.dim, self.dim_image_pooled, self.dim_text_pooled = settings["dims"]
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     @classmethod
@@ -126,17 +120,16 @@ class DualEncoder(nn.Module):
             check_number(name, size, 1, whole=True)
         rule = "a tiny model learns its tokenizer from a list of texts"
         tokenizer = _towers.train_tokenizer([*_checked(texts, str, rule)])
-        return cls._tiny(tokenizer, dim, width, image_size, dropout)
+        sizes = dict(width=width, image_size=image_size, dropout=dropout)
+        return cls._tiny(tokenizer, sizes | {"dims": [dim, *_towers.tiny_widths(width)]})
 
     @classmethod
-    def _tiny(
-        cls, tokenizer, dim: int, width: int, image_size: int, dropout: float
-    ) -> "DualEncoder":
-        settings = dict(dim=dim, width=width, image_size=image_size, dropout=dropout)
-        towers = _towers.TinyTowers(tokenizer, width, image_size, dropout)
-        heads = [linear_head(dim_in, dim, dropout) for dim_in in towers.widths()]
-        about = dict(kind="tiny", dim=dim, dims_pooled=towers.widths(), settings=settings)
-        return cls(towers, *heads, **about)
+    def _tiny(cls, tokenizer, settings: dict[str, Any]) -> "DualEncoder":
+        sizes = {name: settings[name] for name in ("width", "image_size", "dropout")}
+        towers = _towers.TinyTowers(tokenizer, **sizes)
+        dim, *dims_pooled = settings["dims"]
+        heads = [linear_head(dim_in, dim, settings["dropout"]) for dim_in in dims_pooled]
+        return cls(towers, *heads, "tiny", settings)
 
     @classmethod
     def frozen(
@@ -172,63 +165,50 @@ class DualEncoder(nn.Module):
             ValueError: towers that are not a dual encoder of transformers; weights that do not fit
                 a tower or are not finite.
         """
-        names = (towers, towers) if towers else (image_tower, text_tower)
-        loaded = None if dims_pooled else _towers.load_towers(*names, image_size)
-        dims_pooled = dims_pooled or loaded.widths()
-        about = dict(dim=dim, dropout=dropout, image_size=image_size, tower_names=names)
-        return cls.over(loaded, dims_pooled, **about)
+        names = [towers, towers] if towers else [image_tower, text_tower]
+        settings = dict(towers=names, image_size=image_size, dropout=dropout, n_heads=1)
+        loaded = None
+        if dims_pooled is None:
+            loaded = _towers.load_towers(*names, image_size)
+            settings["digests"] = _towers.digests(loaded)
+        settings["dims"] = [dim, *(dims_pooled or loaded.widths())]
+        return cls.over(loaded, settings)
 
     @classmethod
-    def over(
-        cls,
-        towers: _towers.Towers | None,
-        dims_pooled: Sequence[int],
-        *,
-        dim: int,
-        dropout: float,
-        n_heads: int = 1,
-        image_size: int = 160,
-        tower_names: tuple[str, str] = _COPIES[False],
-    ) -> "DualEncoder":
-        """Untrained heads over frozen towers, of which several models may share one object.
+    def over(cls, towers: _towers.Towers | None, settings: dict[str, Any]) -> "DualEncoder":
+        """Untrained heads over frozen towers, or over none yet.
 
         Args:
-            towers: frozen, in eval mode; None to load them by their names when they are needed.
-            dims_pooled: of the pooled features of images and texts.
-            dim: dimension of the joint space of a head.
-            dropout: probability of dropout, in the heads.
-            n_heads: heads of each modality, whose scores are averaged.
-            image_size: side of the square that images are cropped to, in pixels.
-            tower_names: folders or hub ids.
+            towers: of which several models may share one object.
+            settings: of the class, with `dropout` and `n_heads`, the heads of each modality side by
+                side, whose scores are averaged.
         """
-        if towers is not None:
-            towers.requires_grad_(False).eval()
-        heads = [residual_head(dim_in, dim, dropout, n_heads) for dim_in in dims_pooled]
-        settings = dict(dims_pooled=[*dims_pooled], dim=dim, dropout=dropout, n_heads=n_heads)
-        return cls(
-            towers,
-            *heads,
-            kind="frozen",
-            dim=dim * n_heads,
-            dims_pooled=tuple(dims_pooled),
-            settings=settings | dict(image_size=image_size),
-            tower_names=tower_names,
-        )
+        dim, *dims_pooled = settings["dims"]
+        each = dim // settings["n_heads"], settings["dropout"], settings["n_heads"]
+        heads = [residual_head(dim_in, *each) for dim_in in dims_pooled]
+        return cls(towers, *heads, "frozen", settings)
 
     @classmethod
     def whole(cls, towers: _towers.HubTowers) -> "DualEncoder":
-        """A dual encoder of transformers, trainable, whose projections are the heads."""
-        scale = towers.model.logit_scale.item()
+        """A trainable dual encoder of transformers, whose projections are the heads."""
         heads = towers.take_projections()
-        dims = tuple(getattr(head, "in_features", None) for head in heads)
-        model = cls(towers, *heads, kind="hub", dim=towers.dim, dims_pooled=dims)
-        model.log_logit_scale.data.fill_(scale)
+        dims = [towers.dim, *(getattr(head, "in_features", None) for head in heads)]
+        model = cls(towers, *heads, "hub", {"dims": dims})
+        model.log_logit_scale.data.fill_(towers.model.logit_scale.item())
         return model.eval()
 
     def with_new_heads(self, dropout: float, n_heads: int = 1) -> "DualEncoder":
         """Untrained heads over this model's frozen towers, which both then share."""
-        settings = self.settings | dict(dropout=dropout, n_heads=n_heads)
-        return self.over(self.towers, **settings, tower_names=self.tower_names)
+        dim, *dims_pooled = self.settings["dims"]
+        dims = [dim // self.settings["n_heads"] * n_heads, *dims_pooled]
+        return self.over(
+            self.towers, self.settings | dict(dims=dims, dropout=dropout, n_heads=n_heads)
+        )
+
+    @property
+    def tower_names(self) -> tuple[str, ...]:
+        """Folders or hub ids of frozen towers, of images and of texts."""
+        return tuple(self.settings.get("towers", ("image_tower", "text_tower")))
 
     def loaded_towers(self) -> _towers.Towers:
         """The towers, which are loaded now if nothing has needed them yet.
@@ -239,18 +219,20 @@ class DualEncoder(nn.Module):
         """
         if self.towers is None:
             towers = _towers.load_towers(*self.tower_names, self.settings["image_size"])
-            if self._tower_digests not in ([], _digests(towers)):
+            found = _towers.digests(towers)
+            if self.settings.get("digests", found) != found:
                 what = f"the towers {' and '.join(self.tower_names)} have other weights than those"
                 fix = "get these, or train the heads again"
                 raise _io.WeightsError(f"{what} that the heads were trained over: {fix}")
-            self.towers = towers.to(self.log_logit_scale)
+            self.towers = towers.requires_grad_(False).eval().to(self.log_logit_scale)
         return self.towers
 
     def train(self, mode: bool = True) -> "DualEncoder":
-        """Sets the mode, but for frozen towers: they stay in eval mode."""
-        super().train(mode)
-        if self.kind == "frozen" and self.towers is not None:
-            self.towers.eval()
+        """Sets the mode; frozen towers stay in eval mode."""
+        self.training = mode
+        for name, part in self.named_children():
+            if name != "towers" or self.kind != "frozen":
+                part.train(mode)
         return self
 
     def own_weights(self) -> dict[str, Tensor]:
@@ -290,11 +272,6 @@ class DualEncoder(nn.Module):
         return self.loaded_towers().tokenizer
 
     @property
-    def image_size(self) -> int:
-        """Side of the square that images are cropped to, in pixels."""
-        return self.processor.size
-
-    @property
     def context(self) -> int:
         """The maximum number of tokens of the text encoder."""
         return min(self.loaded_towers().n_positions, self.tokenizer.model_max_length)
@@ -329,7 +306,7 @@ class DualEncoder(nn.Module):
             images: PIL images of any size, in any mode but `F` and `I`.
 
         Returns:
-            8-bit RGB, [n, 3, image_size, image_size]; for a model of transformers, normalised
+            8-bit RGB, [n, 3, h, w]; for a model of transformers, normalised
             floats from its own image processor.
         """
         return self.processor(images)
@@ -479,6 +456,8 @@ class DualEncoder(nn.Module):
             FileNotFoundError: towers to be copied that are missing.
         """
         folder = Path(folder)
+        if self.kind == "frozen" and (copy_towers or not all(map(_io.is_hub_id, self.tower_names))):
+            copy_towers = bool(self.loaded_towers())
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=folder) as new, _io.quiet_transformers():
@@ -492,8 +471,6 @@ class DualEncoder(nn.Module):
                 if self.kind == "hub":  # these would be read in place of a model of transformers
                     for name in (_CONFIG, _WEIGHTS):
                         (folder / name).unlink(missing_ok=True)
-        except FileNotFoundError:
-            raise
         except (OSError, SafetensorError) as error:
             what = f"cannot write the model to {str(folder)!r}: {error}"
             raise ValueError(f"{what}; make room or choose another output_dir") from error
@@ -502,21 +479,13 @@ class DualEncoder(nn.Module):
     def _write(self, folder: Path, copy_towers: bool) -> None:
         if self.kind == "hub":
             self.towers.model.logit_scale.data.fill_(self.log_logit_scale.item())
-            self.towers.put_projections([self.image_head, self.text_head])
-            try:
-                self.towers.save(folder)
-            finally:
-                self.towers.take_projections()
+            self.towers.save(folder, projections=[self.image_head, self.text_head])
             return
-        about = {"kind": self.kind, "settings": self.settings}
         if self.kind == "tiny":
             _towers.save_tokenizer(self.tokenizer, folder)
-        else:
-            is_copied = copy_towers or not all(map(_io.is_hub_id, self.tower_names))
-            if is_copied:
-                self.loaded_towers().save(*_copies(folder, self.tower_names))
-            digests = _digests(self.towers) if self.towers else self._tower_digests
-            about |= dict(towers=self.tower_names, digests=digests, copied=is_copied)
+        elif copy_towers:
+            self.towers.save(*_copies(folder, self.tower_names))
+        about = {"kind": self.kind, "settings": self.settings, "copied": copy_towers}
         (folder / _CONFIG).write_text(json.dumps(about, indent=2))
         save_weights(self.own_weights(), folder / _WEIGHTS)
 
@@ -566,16 +535,14 @@ class DualEncoder(nn.Module):
         if any(name.startswith("backbone.") for name in weights):
             what = f"{str(folder)!r} was saved by an earlier version of cibr"
             raise _io.WeightsError(f"{what}: load it with that version, or train it again")
-        settings = about["settings"]
+        settings, towers = about["settings"], None
         if about["kind"] == "tiny":
-            model = cls._tiny(_io.from_hub("AutoTokenizer", folder), **settings)
+            model = cls._tiny(_io.from_hub("AutoTokenizer", folder), settings)
         else:
-            names = tuple(about["towers"])
-            towers = None
             if about["copied"]:
-                towers = _towers.load_towers(*_copies(folder, names), settings["image_size"])
-            model = cls.over(towers, **settings, tower_names=names)
-            model._tower_digests = about["digests"]
+                places = _copies(folder, settings["towers"])
+                towers = _towers.load_towers(*places, settings["image_size"])
+            model = cls.over(towers, settings)
         model.load_own_weights(weights, folder)
         return model.eval()
 
@@ -595,13 +562,10 @@ def finite(vectors: _Vectors) -> _Vectors:
     return vectors
 
 
-def _copies(folder: Path, names: tuple[str, str]) -> list[Path]:
-    """Where the towers of these names are copied to."""
-    return [folder / name for name in _COPIES[names[0] == names[1]]]
-
-
-def _digests(towers: _towers.TwoTowers | _towers.HubTowers) -> list[str]:
-    return [_towers.weights_digest(part) for part in dict.fromkeys(towers.parts())]
+def _copies(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Where towers of these names are copied to; those of a dual encoder are one."""
+    is_dual = names[0] == names[1]
+    return [folder / ("towers" if is_dual else f"{side}_tower") for side in ("image", "text")]
 
 
 def _checked(items: Iterable, kind: type, rule: str) -> Iterator:

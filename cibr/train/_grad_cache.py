@@ -90,6 +90,8 @@ class GradCache:
                 tensors.append(own)
                 gradients.append(slope[first : first + len(own)])
         torch.autograd.backward(tensors, gradients)
+        if self.accelerator.num_processes == 1:
+            return
         for parameter in self.model.parameters():
             is_whole = parameter is self.model.log_logit_scale
             reduce_gradient(parameter, self.accelerator, "mean" if is_whole else "sum")

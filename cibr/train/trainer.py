@@ -260,7 +260,7 @@ class CIBRTrainer(Trainer):
         try:
             cache = self.encode_batch(model, self._prepare_inputs(inputs))
             terms = self._backward(model, cache, generator)
-            parameters = [*model.parameters(), *self.loss_fn.trained_parameters()]
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             norm = torch.nn.utils.clip_grad_norm_(parameters, self._largest_norm)
             terms |= self.loss_fn.reports() | _batch_health(cache) | {"grad_norm": norm}
             # One wait for the device, not one a term.

@@ -94,9 +94,9 @@ def test_a_tenth_of_train_stands_in_for_validation_and_validation_for_test(tmp_p
 
 def test_a_model_is_built_as_the_configuration_says(clip_folder, tmp_path):
     tiny = build_model(configure(temperature=0.2, dropout=0.3), PAIRS)
-    assert (tiny.kind, tiny.image_size) == ("tiny", 32)
+    assert (tiny.kind, tiny.processor.size) == ("tiny", 32)
     folder = write_folder(tmp_path, train=1)
-    assert build_model(configure(dataset=folder, model="tiny"), PAIRS).image_size == 64
+    assert build_model(configure(dataset=folder, model="tiny"), PAIRS).processor.size == 64
     assert configure(dataset=folder).model == "frozen" and configure().model == "tiny"
     assert tiny.logit_scale.item() == pytest.approx(5) and not tiny.log_logit_scale.requires_grad
     assert tiny.settings["dropout"] == 0.3

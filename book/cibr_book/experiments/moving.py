@@ -123,9 +123,7 @@ def moving(model: DualEncoder) -> DualEncoder:
     towers, heads = model.towers, copy.deepcopy([model.image_head, model.text_head])
     image = nn.Sequential(_ImageStages(towers.image_tower.timm_model), heads[0])
     text = nn.Sequential(_TextStages(towers.text_tower), heads[1])
-    dims = model.dim_image_pooled, model.dim_text_pooled
-    about = dict(kind="frozen", dim=model.dim, dims_pooled=dims)
-    return DualEncoder(_CutTowers(towers), image, text, **about).eval()
+    return DualEncoder(_CutTowers(towers), image, text, "frozen", model.settings).eval()
 
 
 class StartingPoint(nn.Module):

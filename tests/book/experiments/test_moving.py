@@ -35,7 +35,8 @@ def base():
     sizes = SIZES | {"num_hidden_layers": 4, "vocab_size": len(tokenizer)}
     text = transformers.BertModel(transformers.BertConfig(max_position_embeddings=40, **sizes))
     towers = TwoTowers(image, text, ImageProcessor(64), tokenizer).eval()
-    return DualEncoder.over(towers, towers.widths(), dim=16, dropout=0.0).eval()
+    settings = dict(dims=[16, *towers.widths()], dropout=0.0, n_heads=1)
+    return DualEncoder.over(towers, settings).eval()
 
 
 @pytest.fixture
