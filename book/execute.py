@@ -35,6 +35,7 @@ KERNEL = {
 # What kernels inherit here and under nbval: no progress bars, no network, and one thread, so that
 # sums come out the same on any number of cores and two workers share a machine well.
 ENVIRONMENT = {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 RUNS = tempfile.TemporaryDirectory(prefix="cibr-runs-")
 
@@ -71,6 +72,8 @@ def execute(path: Path) -> None:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         pngs = []
+        if cell.cell_type == "code":  # progress bars, where ipywidgets is installed
+            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
         for output in cell.get("outputs", []):
             if png := output.get("data", {}).get("image/png"):
                 output.data["image/png"] = _with_palette(png)

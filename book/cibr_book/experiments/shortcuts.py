@@ -36,7 +36,6 @@ from cibr.models.features import Inputs, prepare
 from cibr.utils import check_known
 from cibr_book import intervals
 from cibr_book.experiments.corruptions import PAPERS, has_word, in_both_styles
-from cibr_book.worlds.shortcuts import SHIFTS
 from cibr_book.worlds.threshold import free_length_gains, shifted_nats
 
 LOOKS = {  # the styles of photos, "" for a photo as it is, and their names at the end of a caption
@@ -45,6 +44,7 @@ LOOKS = {  # the styles of photos, "" for a photo as it is, and their names at t
     "blur": {"": "in focus", "blur": "out of focus"},
     "paper": {colour: f"on {colour} paper" for colour in PAPERS},
 }
+SHIFTS = {"kept": 1.0, "removed": 0.0, "reversed": -1.0}  # times the tie of style and caption
 RIDGES = ((1.0, 0.3), (3.0, 1.0), (10.0, 3.0), (30.0, 10.0))  # of image and text
 _SHOWN = (
     "greek small letter (?:zeta|eta|iota|kappa|mu|nu|xi|rho|sigma|tau|phi|chi)"

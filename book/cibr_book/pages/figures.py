@@ -22,6 +22,7 @@ from cibr_book.worlds.map import CONTENDERS
 _Values = Sequence[float | int] | Tensor
 _LINES = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "black")  # the palette's yellow is too pale
 _MARKERS = "os^DvP*X"
+SHADES = ("black", "#440154", "#31688E", "#35B779", "#B5A300")  # of growing doses
 # Colour and marker of methods and estimators, the same in every figure.
 _NAMES = {
     ("black", "D"): ("CLIP",),
@@ -138,6 +139,33 @@ def reference_line(axis: Axes, value: float, text: str) -> None:
     axis.axhline(value, color=GREY, lw=1, ls=":")
     place = axis.get_yaxis_transform()
     axis.text(1.01, value, text, color=GREY, va="center", transform=place)
+
+
+def predictions(rows: pd.DataFrame, panel: str, by: str, n_columns: int = 2) -> list[Axes]:
+    """Measured against predicted values, with the diagonal on which both are equal.
+
+    Args:
+        rows: `predicted, measured` and the columns named here, one row a point.
+        panel: the column of the panels.
+        by: the column of the points' colours; the first value is drawn on top.
+        n_columns: panels side by side.
+
+    Returns:
+        One Axes a panel.
+    """
+    parts = list(rows.groupby(panel, sort=False))
+    n_rows = -(-len(parts) // n_columns)
+    figure, axes = panels(n_rows, n_columns, min(3.2 * n_columns, WIDTH), 2.9 * n_rows)
+    drawn = _styles(list(rows[by].unique()))
+    for axis, (title, part) in zip(axes.flat, parts, strict=True):
+        ends = [f(part[["predicted", "measured"]].to_numpy()) for f in (np.min, np.max)]
+        axis.plot(ends, ends, color="black", lw=0.8)
+        for name, (colour, _) in reversed(drawn.items()):
+            own = part[part[by] == name]
+            axis.scatter(own["predicted"], own["measured"], 9, colour, lw=0, alpha=0.7, label=name)
+        axis.set(title=title, xlabel="predicted", ylabel="measured")
+    _legend_above(figure, axes[0, 0])
+    return list(axes.flat)
 
 
 def interval_bars(

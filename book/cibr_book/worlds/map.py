@@ -1,4 +1,4 @@
-"""When does a bottleneck pay? A map over the number of pairs and the scale of the nuisance.
+"""When does a threshold pay? A map over the number of pairs and the scale of the nuisance.
 
 A world between the exact ones and photos: a finite number of Gaussian pairs; the information of
 linear encoders is still exact. Image and text share 8 factors with correlation 0.95 and have 56

@@ -1,72 +1,32 @@
 """Shortcuts: what image and text share in training and validation, but not at test.
 
 The towers of the map (`cibr_book.worlds.map`), with 8 shortcuts among the 56 factors that image and
-text have of their own. `train_and_predict` is a run of experiments/threshold-map.yaml;
-`train_and_measure` one of the earlier sweeps experiments/shortcut-map*.yaml.
+text have of their own, beside what theory predicts of them: the runs of
+experiments/threshold-map.yaml, and the claims of their plan, experiments/threshold.md.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from cibr.losses.cca import canonical_maps, centred_moments
 from cibr.utils import project_root
-from cibr_book.intervals import mean_intervals
+from cibr_book.intervals import mean_intervals, outcomes
 from cibr_book.worlds.map import BATCH_SIZE, DIM, N_SHARED, Sample, draw_sample, fit, recalls
 from cibr_book.worlds.threshold import fixed_length_gains, loss_gains
-from cibr_book.worlds.training import KAPPA_B, Weights, embed
+from cibr_book.worlds.training import KAPPA_B, Weights
 
-TABLE = project_root() / "data" / "results" / "shortcut_map.csv"
-SHIFTS = {"kept": 1.0, "removed": 0.0, "reversed": -1.0}  # times the shortcut's correlation
-_N_CLASSES = 200
+TABLE = project_root() / "data" / "results" / "threshold_map.csv"
+CELL = ["pairs", "shortcut"]
+POINT = ["temperature", "dose"]
+PREDICTIONS = ("limit", "loss")
+CONDITION = 1.0  # squared gains, in sum, up to which the limit is expected to hold
+IN_DISTRIBUTION, UNDER_SHIFT = (f"trained/{s}/validation_recall@1" for s in ("kept", "removed"))
 _NO_RIDGE = 1e-9
-
-
-def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
-    """Trains a method of the map on pairs with shortcuts and measures it under each shift.
-
-    Args:
-        settings: `pairs`; `shortcut`, the correlation of the shortcuts in training; `seed`, one or
-            a list, of which the mean is taken; and hyper-parameters, those of a ridge CCA (`ridge`,
-            `power`, `dim`) or of CLIP (see `cibr_book.worlds.training.Settings`), with `dose`, the
-            penalty's weight of 1 - cos times the temperature (with noise, A_d(kappa) of that), in
-            place of `beta`, and `hotter`, by which the temperature is multiplied. `choose` changes
-            nothing.
-        folder: unused: the towers are small enough to retrain.
-
-    Returns:
-        For each of `SHIFTS`, `<shift>/recall@1`, the mean of both directions among 1,000 pairs, and
-        `<shift>/accuracy@1`, of 200 classes; and the recalls of validation pairs.
-    """
-    trial = dict(settings)
-    n_pairs, shortcut, seeds = (trial.pop(name) for name in ("pairs", "shortcut", "seed"))
-    trial.pop("choose", None)
-    seeds = seeds if isinstance(seeds, list) else [seeds]
-    if "hotter" in trial:
-        trial["temperature"] *= trial.pop("hotter")
-    if "dose" in trial:
-        trial["beta"] = trial.pop("dose") / (KAPPA_B * trial["temperature"])
-    samples = {
-        shift: [draw_sample(n_pairs, 1.0, seed, sign * shortcut) for seed in seeds]
-        for shift, sign in SHIFTS.items()
-    }
-    method = "ridge CCA" if "ridge" in trial else "CLIP"
-    weights, _ = fit(samples["kept"], method, trial, {})
-    measures = {}
-    for shift, shifted in samples.items():
-        on_validation = recalls(weights, [each.validation for each in shifted])
-        on_test = recalls(weights, [each.test for each in shifted])
-        accuracies = _accuracies(weights, shifted)
-        measures[f"{shift}/validation_recall@1"] = float(on_validation.mean())
-        measures[f"{shift}/recall@1"] = float(on_test.mean())
-        measures[f"{shift}/accuracy@1"] = float(accuracies.mean())
-    return measures
+_BETWEEN = 64  # points of a frontier between two temperatures
 
 
 def train_and_predict(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
@@ -82,8 +42,9 @@ def train_and_predict(settings: dict[str, Any], folder: str | Path) -> dict[str,
 
     Returns:
         By `trained`, `limit` and `loss`, such as `trained/ratio`: the mean gain of shortcuts
-        over that of the core, and recalls as of `train_and_measure`, where the shortcut is kept
-        and where it is removed; and `squared_gains`, their sum in the limit.
+        over that of the core, and recall@1 among 1,000 pairs of test and of validation, the mean of
+        both directions, where the shortcut is kept and where it is removed; and
+        `squared_gains`, their sum in the limit.
     """
     n_pairs, seed, temperature = (settings[name] for name in ("pairs", "seed", "temperature"))
     shortcuts = {"kept": settings["shortcut"], "removed": 0.0}
@@ -119,40 +80,105 @@ def _gain_ratio(weights: Weights, sample: Sample) -> float:
     return float(gains[N_SHARED : 2 * N_SHARED].mean() / gains[:N_SHARED].mean())
 
 
-def _accuracies(weights: Weights, samples: Sequence[Sample]) -> Float[Tensor, " samples"]:
-    """Accuracy of test images among 200 classes. Each is a text whose only own factors are the
-    shortcuts, like the mean over many texts.
-    """
-    pairs = []
-    for sample in samples:
-        named = sample.world.mix_text[:, : 2 * N_SHARED]
-        prompts = sample.test[1] @ (named @ named.T).float()
-        pairs.append(torch.stack([sample.test[0], prompts]))
-    means = embed(weights, tuple(torch.stack(pairs, 1)[:, None]))[:, 0]
-    images, prompts = means.unflatten(2, (-1, _N_CLASSES))  # [samples, groups, classes, d]
-    nearest = (images @ prompts.mT).argmax(-1)
-    return (nearest == torch.arange(_N_CLASSES)).float().mean((1, 2))
+def map_rows() -> pd.DataFrame:
+    """The runs of the map, with `CELL` and `POINT` as columns."""
+    rows = pd.read_csv(TABLE)
+    settings = pd.DataFrame([*rows["configuration"].map(json.loads)], rows.index)
+    return rows.join(settings[[*CELL, *POINT]])
 
 
-def map_differences(rows: pd.DataFrame) -> pd.DataFrame:
-    """Differences from tuned CLIP in points, paired by draw, with Student's intervals over draws.
+def best_points(rows: pd.DataFrame, score: str) -> pd.DataFrame:
+    """The runs of each cell at the temperature and dose of its highest mean score.
 
     Args:
-        rows: of the map's table; trials are left out.
+        rows: from `map_rows`, of the points to choose from.
+        score: a column.
+    """
+    means = rows.groupby([*CELL, *POINT])[score].mean()
+    best = pd.DataFrame([*means.groupby(CELL).idxmax()], columns=[*CELL, *POINT])
+    return rows.merge(best)
+
+
+def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
+    """Claims 1 and 2 of the plan, as from `cibr_book.intervals.outcomes`; of rows at one
+    temperature a cell, claim 1 alone.
+
+    Args:
+        rows: from `map_rows`, of one plan.
+    """
+    rows = rows[(rows["pairs"] == 1024) & (rows["shortcut"] > 0)]
+    of_clip = best_points(rows[rows["dose"] == 0], IN_DISTRIBUTION)
+    chosen = rows.merge(of_clip[[*CELL, "temperature"]].drop_duplicates())
+    removed = 100 * chosen.set_index(["shortcut", "dose", "seed"])["trained/removed/recall@1"]
+    claims = []
+    for shortcut, sign in {0.7: 1, 0.8: 1, 0.9: 1, 0.99: -1}.items():
+        by_dose = removed[shortcut].unstack()
+        for dose in by_dose.index[1:]:
+            gain = sign * (by_dose.loc[dose] - by_dose.loc[0])
+            claims.append((f"correlation {shortcut}", f"dose {dose:g}", gain))
+    if len(chosen) < len(rows):
+        errors = [_error(rows, name, "ratio").groupby(rows["seed"]).mean() for name in PREDICTIONS]
+        claims.append(("ratio of gains", "loss is nearer", errors[0] - errors[1]))
+    return outcomes(claims)
+
+
+def prediction_errors(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean absolute errors of both predictions, in ratios of gains and in points of recall.
+
+    Args:
+        rows: from `map_rows`.
 
     Returns:
-        A row for each cell, method, dose, shift and score: `pairs, shortcut, method, dose, shift,
-        score, mean, low, high, n`.
+        A row by `pairs`, `holds`, whether the limit's condition does, and `measure`: the errors of
+        `limit` and `loss`, and `n` runs.
     """
-    settings = pd.DataFrame([*rows["configuration"].map(json.loads)], rows.index)
-    rows = rows.join(settings[["pairs", "shortcut", "dose"]])
-    rows = rows[settings["choose"].notna()]
-    scores = [f"{shift}/{score}@1" for shift in SHIFTS for score in ("recall", "accuracy")]
-    keys = ["pairs", "shortcut", "seed", "measure"]
-    long = rows.melt([*keys[:3], "method", "dose"], scores, "measure", "value")
-    clip = long.loc[long["method"] == "CLIP", [*keys, "value"]]
-    both = long[long["method"] != "CLIP"].merge(clip, on=keys, suffixes=("", "_clip"))
-    both["difference"] = 100 * (both["value"] - both["value_clip"])
-    both[["shift", "score"]] = both["measure"].str.split("/", expand=True).to_numpy()
-    by = ["pairs", "shortcut", "method", "dose", "shift", "score"]
-    return mean_intervals(both.fillna({"dose": 0.0}), by, "difference")
+    measures = {"ratio": 1, "kept/recall@1": 100, "removed/recall@1": 100}
+    parts = [
+        rows[["pairs"]].assign(
+            holds=rows["squared_gains"] < CONDITION,
+            measure=name,
+            n=1,
+            **{of: scale * _error(rows, of, name) for of in PREDICTIONS},
+        )
+        for name, scale in measures.items()
+    ]
+    means = dict.fromkeys(PREDICTIONS, "mean") | {"n": "sum"}
+    return pd.concat(parts).groupby(["pairs", "holds", "measure"]).agg(means).reset_index()
+
+
+def _error(rows: pd.DataFrame, predicted: str, name: str) -> pd.Series:
+    return (rows[f"{predicted}/{name}"] - rows[f"trained/{name}"]).abs()
+
+
+def beyond_temperature(rows: pd.DataFrame, of: str = "trained") -> pd.DataFrame:
+    """How much more is recalled with a dose than by a temperature alone, without the shortcut.
+
+    At equal recall with the shortcut: draw by draw, a run with a dose is held against the highest
+    recall without it, among all temperatures and what lies on lines between neighbours, that comes
+    with as much recall of pairs with the shortcut as the run has; above all of these, against the
+    temperature that has most. A point that in some draw lies below all of them is left out: a
+    temperature outside the range might reach it.
+
+    Args:
+        rows: from `map_rows`.
+        of: `trained`, or one of `PREDICTIONS`.
+
+    Returns:
+        A row by `CELL` and `POINT` with Student's interval over draws, in points.
+    """
+    names = [f"{of}/kept/recall@1", f"{of}/removed/recall@1"]
+    parts = []
+    for _, cell in rows.groupby([*CELL, "seed"]):
+        alone = cell[cell["dose"] == 0].sort_values("temperature")[names].to_numpy()
+        places = np.linspace(0, len(alone) - 1, _BETWEEN * (len(alone) - 1) + 1)
+        kept, removed = (np.interp(places, np.arange(len(alone)), side) for side in alone.T)
+        dosed = cell[cell["dose"] > 0]
+        needed = dosed[names[0]].clip(upper=kept.max()).to_numpy()
+        level = np.where(kept >= needed[:, None], removed, 0).max(1)
+        excess = (100 * (dosed[names[1]] - level)).where(needed >= kept.min())
+        parts.append(dosed.assign(excess=excess))
+    table = pd.concat(parts)
+    of_point = table.groupby([*CELL, *POINT])["excess"]
+    return mean_intervals(
+        table[of_point.transform("count") == of_point.transform("size")], [*CELL, *POINT], "excess"
+    )

@@ -51,6 +51,16 @@ def test_interval_lines_have_a_panel_a_value_and_a_line_a_name():
     assert stacked[0].get_ylim()[1] < stacked[1].get_ylim()[0]
 
 
+def test_predictions_are_points_around_the_line_where_they_are_right():
+    columns = ["of", "holds", "predicted", "measured"]
+    values = [("ratio", "yes", 1, 2), ("ratio", "no", 3, 0), ("recall", "no", 5, 6)]
+    ratio, recall = figures.predictions(pd.DataFrame(values, columns=columns), "of", "holds")
+    assert [ratio.get_title(), recall.get_title()] == ["ratio", "recall"]
+    assert [line.get_xydata().tolist() for line in ratio.get_lines()] == [[[0, 0], [3, 3]]]
+    points = {dots.get_label(): dots.get_offsets().tolist() for dots in ratio.collections}
+    assert points == {"no": [[3, 0]], "yes": [[1, 2]]}
+
+
 def test_interval_bars_are_in_per_cent():
     rows = intervals(model=["CLIP", "randomised"], factor=["weight", "slant"])
     axis = figures.interval_bars(rows, "factor", "model", "%", ["randomised"])

@@ -1,7 +1,6 @@
 """The world of the map with shortcuts: its runs, and what theory predicts of them."""
 
 import itertools
-import json
 
 import pandas as pd
 import pytest
@@ -9,8 +8,6 @@ import torch
 
 from cibr_book.worlds import shortcuts
 from cibr_book.worlds.map import draw_sample
-
-CCA = {"pairs": 512, "shortcut": 0.9, "ridge": 0.1, "power": 1, "dim": 12}
 
 
 def test_shortcuts_are_the_first_own_factors_and_change_no_image():
@@ -24,53 +21,75 @@ def test_shortcuts_are_the_first_own_factors_and_change_no_image():
     assert not torch.equal(kept.test[1], without.test[1])
 
 
-def test_a_run_measures_each_shift_and_the_mean_of_its_draws():
-    found = [shortcuts.train_and_measure(CCA | {"seed": seed}, "") for seed in (1, 2, [1, 2])]
-    for name, value in found[2].items():
-        assert value == pytest.approx((found[0][name] + found[1][name]) / 2, abs=1e-6)
-    for measure in ("validation_recall@1", "recall@1", "accuracy@1"):
-        kept, removed, reverse = (found[0][f"{shift}/{measure}"] for shift in shortcuts.SHIFTS)
-        assert kept > removed + 0.1 and removed > reverse + 0.1
-
-
-def test_accuracy_is_that_of_the_nearest_of_two_hundred_texts_without_their_own_factors():
-    sample = draw_sample(512, 1.0, 1, 0.9)
-    maps = torch.randn(2, 1, 1, 64, 12, generator=torch.Generator().manual_seed(0))
-    (accuracy,) = shortcuts._accuracies([[side] for side in maps], [sample])
-    named = sample.world.mix_text[:, :16].float()
-    images, texts = sample.test[0] @ maps[0, 0, 0], sample.test[1] @ named @ named.T @ maps[1, 0, 0]
-    hits = 0
-    for i in range(len(images)):
-        group = range(i // 200 * 200, i // 200 * 200 + 200)
-        cosines = torch.cosine_similarity(images[i], texts[list(group)])
-        hits += group[int(cosines.argmax())] == i
-    assert accuracy == pytest.approx(hits / len(images))
-
-
-def test_a_dose_is_the_weight_of_the_penalty_times_the_temperature():
-    run = {"pairs": 64, "shortcut": 0.5, "seed": 0, "temperature": 0.4, "steps": 20}
-    by_dose = shortcuts.train_and_measure(run | {"dose": 2.0, "choose": "any"}, "")
-    assert by_dose == shortcuts.train_and_measure(run | {"beta": 0.5}, "")
-    assert by_dose != shortcuts.train_and_measure(run, "")
-
-
-def test_differences_are_paired_by_draw_within_a_cell_and_trials_are_left_out():
+def made_up_rows(pairs=1024, shortcuts=(0.7, 0.8, 0.9, 0.95, 0.99), seeds=range(8)):
+    """Runs in which doses lose what is kept and gain what is removed, and `loss` is nearer."""
     rows = []
-    for method, dose, gain in (("CLIP", None, 0.0), ("curve", 0.3, 0.1), ("curve", 1, 0.2)):
-        for pairs, seed in itertools.product((256, 1024), (0, 1)):
-            settings = {"pairs": pairs, "shortcut": 0.9, "choose": "kept"}
-            settings |= {"dose": dose} if dose else {}
-            row = {"method": method, "seed": seed, "configuration": json.dumps(settings)}
-            level = pairs / 1e4 + seed / 10
-            scores = [
-                f"{shift}/{s}@1" for shift in shortcuts.SHIFTS for s in ("recall", "accuracy")
-            ]
-            rows.append(row | dict.fromkeys(scores, level + gain * (1 + seed)))
-    trial = {"pairs": 256, "shortcut": 0.9}
-    rows.append(rows[0] | {"seed": "[100, 101]", "configuration": json.dumps(trial)})
-    found = shortcuts.map_differences(pd.DataFrame(rows))
-    assert len(found) == 2 * 2 * 6 and set(found["n"]) == {2}
-    assert found.set_index("dose")["mean"].round(9).to_dict() == {0.3: 15.0, 1.0: 30.0}
+    for shortcut, temperature, dose, seed in itertools.product(
+        shortcuts, (0.1, 0.2, 0.4), (0.0, 0.2, 0.6), seeds
+    ):
+        kept = 0.5 - (temperature - 0.2) ** 2 - dose / 10
+        gain = (1 if shortcut < 0.95 else -1) * (1 + seed / 100)
+        removed = 0.3 + gain * (temperature + dose) / 10
+        row = dict(pairs=pairs, shortcut=shortcut, temperature=temperature, dose=dose, seed=seed)
+        row |= {f"trained/kept/{name}": kept for name in ("recall@1", "validation_recall@1")}
+        row |= {f"trained/removed/{name}": removed for name in ("recall@1", "validation_recall@1")}
+        row |= {"trained/ratio": 0.5, "limit/ratio": 0.7, "loss/ratio": 0.4, "squared_gains": dose}
+        row |= {f"{of}/{s}/recall@1": 0.4 for of in ("limit", "loss") for s in ("kept", "removed")}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def test_the_plans_claims_are_at_the_temperature_that_clip_takes():
+    rows = made_up_rows()
+    rows.loc[rows["temperature"] != 0.2, "trained/removed/recall@1"] = 0.5
+    rows = pd.concat([rows, made_up_rows(256).assign(**{"loss/ratio": 9.0})])
+    tests = shortcuts.claim_tests(rows.sample(frac=1, random_state=0))
+    assert len(tests) == 4 * 2 + 1 and (tests["p_value"] == 1 / 2**8).all()
+    expected = [2.07, 6.21] * 4 + [0.1]
+    assert tests["difference"].to_numpy() == pytest.approx(expected)
+    again = shortcuts.claim_tests(rows[rows["temperature"] == 0.2])
+    assert len(again) == 8 and (again["holm"] == 8 / 2**8).all()
+    rows["loss/ratio"] = 0.9
+    assert shortcuts.claim_tests(rows)["outcome"].iloc[-1] == "contradicted"
+
+
+def test_errors_are_of_runs_that_meet_the_limits_condition_and_of_the_others():
+    errors = shortcuts.prediction_errors(made_up_rows().assign(squared_gains=lambda x: 5 * x.dose))
+    errors = errors.set_index(["holds", "measure"])
+    assert errors.loc[True, "n"].tolist() == [120] * 3
+    assert errors.loc[(False, "ratio"), ["limit", "loss"]].tolist() == pytest.approx([0.2, 0.1])
+    kept = [abs(0.5 - (t - 0.2) ** 2 - 0.4) for t in (0.1, 0.2, 0.4)]
+    assert errors.loc[(True, "kept/recall@1"), "loss"] == pytest.approx(100 * sum(kept) / 3)
+
+
+def test_a_dose_is_held_against_the_temperature_that_keeps_as_much():
+    one = pd.DataFrame(
+        [
+            (0.1, 0.0, 0.30, 0.10),
+            (0.2, 0.0, 0.50, 0.20),
+            (0.4, 0.0, 0.40, 0.30),
+            (0.2, 0.6, 0.45, 0.27),  # on the line: 0.25
+            (0.4, 0.6, 0.33, 0.35),  # below the best, but another temperature has less
+            (0.1, 0.6, 0.60, 0.20),  # above all: 0.20 at 0.50
+            (0.8, 0.6, 0.20, 0.90),  # below all: a higher temperature might have it
+        ],
+        columns=["temperature", "dose", "trained/kept/recall@1", "trained/removed/recall@1"],
+    ).assign(pairs=256, shortcut=0.8)
+    rows = pd.concat([one.assign(seed=0), one.assign(seed=1, dose=one["dose"] * 1.0)])
+    found = shortcuts.beyond_temperature(rows.sample(frac=1, random_state=1))
+    found = found.set_index("temperature")["mean"]
+    assert found.to_dict() == pytest.approx({0.2: 2.0, 0.4: 5.0, 0.1: 0.0})
+
+
+def test_points_are_chosen_in_each_cell_by_the_mean_over_draws():
+    rows = pd.concat([made_up_rows(seeds=(0, 1)), made_up_rows(256, (0.99,), seeds=(0, 1))])
+    best = shortcuts.best_points(rows, shortcuts.UNDER_SHIFT)
+    assert len(best) == 6 * 2
+    points = best.drop_duplicates(shortcuts.CELL).set_index(shortcuts.CELL)
+    assert points.loc[(1024, 0.7), shortcuts.POINT].tolist() == [0.4, 0.6]
+    assert points.loc[(256, 0.99), shortcuts.POINT].tolist() == [0.1, 0.0]
+    kept = shortcuts.best_points(rows, shortcuts.IN_DISTRIBUTION)
+    assert (kept["temperature"] == 0.2).all() and (kept["dose"] == 0).all()
 
 
 def test_a_run_stands_beside_what_its_training_pairs_alone_predict():
