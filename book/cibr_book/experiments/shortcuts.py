@@ -402,7 +402,9 @@ def train_and_measure(settings: dict[str, Any], folder: str) -> dict[str, float]
         if "predict" in own:
             return predicted_values(train, held_out, own["predict"])
         model = build_model(config, train.pairs)
-        model.tokenizer = tokenizer  # of the features; one learned from the draw has other ids
+        model.towers.tokenizer = (
+            tokenizer  # of the features: one of the draw has other ids
+        )
         if "dose" in own:
             kappa_b = config.penalty_options.get("kappa_b", KAPPA_B)
             weight = kappa_b * vmf_mean_cosine(config.kappa_e, model.dim) * config.temperature
