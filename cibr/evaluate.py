@@ -3,7 +3,7 @@
 A suite is a list of tasks: a name of `SUITES`, a YAML file, or `Task` objects. Zero-shot
 classification follows Radford et al. (2021): a class is the renormalised mean of its prompts' unit
 vectors. Retrieval is paired (Karpathy and Fei-Fei, 2015) or by label, according to `Pairs.paired`.
-Texts longer than the context are truncated.
+Texts longer than the context are cut, with a warning that counts them.
 
 A score is the mean of one number per item, even where classes or data sets have equal weight
 (`cibr.metrics.intervals`). Its 95 % interval is Student's over items, at 0 and 1 Wilson's; with

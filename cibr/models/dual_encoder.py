@@ -78,7 +78,7 @@ class DualEncoder(nn.Module):
 
     def __init__(
         self,
-        towers: _towers.Towers | None,
+        towers: nn.Module | None,
         image_head: nn.Module,
         text_head: nn.Module,
         kind: str,
@@ -175,7 +175,7 @@ class DualEncoder(nn.Module):
         return cls.over(loaded, settings)
 
     @classmethod
-    def over(cls, towers: _towers.Towers | None, settings: dict[str, Any]) -> "DualEncoder":
+    def over(cls, towers: nn.Module | None, settings: dict[str, Any]) -> "DualEncoder":
         """Untrained heads over frozen towers, or over none yet.
 
         Args:
@@ -189,7 +189,7 @@ class DualEncoder(nn.Module):
         return cls(towers, *heads, "frozen", settings)
 
     @classmethod
-    def whole(cls, towers: _towers.HubTowers) -> "DualEncoder":
+    def whole(cls, towers: nn.Module) -> "DualEncoder":
         """A trainable dual encoder of transformers, whose projections are the heads."""
         heads = towers.take_projections()
         dims = [towers.dim, *(getattr(head, "in_features", None) for head in heads)]
@@ -210,7 +210,7 @@ class DualEncoder(nn.Module):
         """Folders or hub ids of frozen towers, of images and of texts."""
         return tuple(self.settings.get("towers", ("image_tower", "text_tower")))
 
-    def loaded_towers(self) -> _towers.Towers:
+    def loaded_towers(self) -> nn.Module:
         """The towers, which are loaded now if nothing has needed them yet.
 
         Raises:

@@ -170,8 +170,8 @@ def _warn_of_cuts(model: DualEncoder, texts: list[str], where: str) -> None:
     encoded = model.tokenizer(doubtful, verbose=False)["input_ids"] if doubtful else []
     n_cut = sum(len(ids) > limit for ids in encoded)
     if n_cut:
-        what = f"{n_cut:,} of {len(texts):,} texts, {where}, have more than {limit} tokens"
-        warnings.warn(f"{what}: the model reads the first {limit} of each", stacklevel=3)
+        what = f"{n_cut:,} of {len(texts):,} texts of {where} are cut"
+        warnings.warn(f"{what} to the {limit} tokens that the model reads", stacklevel=3)
 
 
 def embed_pairs(

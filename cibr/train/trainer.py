@@ -82,6 +82,7 @@ class CIBRTrainer(Trainer):
     loss_class: type[CIBRLoss] = CIBRLoss
     sums: dict[str, float]  # of the terms since the last log, and of "steps"
     seconds: float  # of training
+    trained: list[nn.Parameter]  # of the model and the loss
     history: pd.DataFrame | None = None
 
     def __init__(
@@ -260,8 +261,7 @@ class CIBRTrainer(Trainer):
         try:
             cache = self.encode_batch(model, self._prepare_inputs(inputs))
             terms = self._backward(model, cache, generator)
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self._largest_norm)
+            norm = torch.nn.utils.clip_grad_norm_(self.trained, self._largest_norm)
             terms |= self.loss_fn.reports() | _batch_health(cache) | {"grad_norm": norm}
             # One wait for the device, not one a term.
             values = dict(zip(terms, torch.stack([*terms.values()]).tolist(), strict=True))
@@ -311,9 +311,9 @@ class CIBRTrainer(Trainer):
     def create_optimizer(self, *_: Any) -> torch.optim.Optimizer:
         """AdamW, without weight decay for gains, biases and the temperature."""
         parameters = [*self.model.parameters(), *self.loss_fn.trained_parameters()]
-        parameters = [p for p in parameters if p.requires_grad]
-        matrices = {"params": [p for p in parameters if p.ndim > 1]}
-        others = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
+        self.trained = [p for p in parameters if p.requires_grad]
+        matrices = {"params": [p for p in self.trained if p.ndim > 1]}
+        others = {"params": [p for p in self.trained if p.ndim <= 1], "weight_decay": 0.0}
         options = dict(lr=self.args.learning_rate, weight_decay=self.args.weight_decay)
         betas = self.args.adam_beta1, self.args.adam_beta2
         self.optimizer = torch.optim.AdamW([matrices, others], betas=betas, **options)

@@ -117,7 +117,7 @@ def lengthened(pairs):
     return replace(pairs, captions=captions)
 
 
-@pytest.mark.filterwarnings("ignore:.* have more than 40 tokens:UserWarning")
+@pytest.mark.filterwarnings("ignore:.* are cut to the 40 tokens:UserWarning")
 @pytest.mark.parametrize(("kind", "name"), [("frozen", "frozen"), ("clip", "some/clip")])
 def test_pretrained_models_train_on_long_captions_and_frozen_towers_do_not_move(
     build, tmp_path, monkeypatch, capsys, kind, name
