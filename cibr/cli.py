@@ -1,5 +1,5 @@
-"""The command `cibr` (or `python -m cibr.cli`): compare recipes, train a model, evaluate it on
-benchmarks, search a folder of images.
+"""The command `cibr` (or `python -m cibr.cli`): train a model, evaluate it on benchmarks, search a
+folder of images.
 
 Errors are reported in one line on stderr, with exit code 2 for arguments that do not parse and 1
 otherwise; `--debug` shows the traceback.
@@ -16,6 +16,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote
@@ -24,14 +25,14 @@ import cibr
 
 _EXAMPLES = """examples:
   cibr train --dataset glyphs --penalty vmf --beta 0.05 --output-dir runs/mine
+  cibr train --dataset path/to/folder --output-dir runs/photos
+  cibr train --dataset path/to/folder --towers openai/clip-vit-base-patch32
   cibr train config.json --seed 1
   accelerate launch -m cibr.cli train config.json
   cibr evaluate runs/mine --compare-with clip-tiny
   cibr evaluate runs/mine --data path/to/folder
-  cibr compare --dataset path/to/folder --pretrained openai/clip-vit-base-patch32
-  cibr search runs/mine path/to/photos "a dog on the beach" "a red car" --top 5
+  cibr search runs/photos path/to/photos "a dog on the beach" "a red car" --top 5
 """
-_COMPARED = ("recipes", "pretrained", "unpaired", "keep")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = [re.sub("^--[^=]+", lambda option: option[0].replace("_", "-"), word) for word in argv]
     print_once = cache(_print_error)  # a data set may be loaded twice
     try:
+        if argv[:1] == ["compare"]:
+            now = "cibr train --dataset FOLDER makes heads + CCA and says what they recall"
+            raise ValueError(f"compare is gone: {now}; --towers CLIP puts them over another model")
         if any(word.startswith("--max-skipped") for word in argv):
             now = "unusable samples, fewer than a tenth, are left out with a warning"
             raise ValueError(f"--max-skipped is gone: {now}")
@@ -108,13 +112,17 @@ def _parser(command: str) -> argparse.ArgumentParser:
         "cibr", description=about, epilog=_EXAMPLES, formatter_class=raw
     )
     parser.add_argument("--version", action="version", version=f"cibr {cibr.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="train | evaluate | compare | search")
+    commands = parser.add_subparsers(required=True, metavar="train | evaluate | search")
 
     train = commands.add_parser("train", help="train a model, CLIP or CIBR", parents=[common])
     file_help = "a JSON file with settings, such as a run's run.json; options override it"
     train.add_argument("config", nargs="?", type=Path, help=file_help)
-    recipe = "tested settings: very-few-pairs, few-pairs, many-pairs, one-caption, wrong-captions"
-    train.add_argument("--preset", default=argparse.SUPPRESS, help=recipe)
+    preset = "few-photos or many-photos; by default the number of photos chooses"
+    train.add_argument("--preset", default=argparse.SUPPRESS, help=preset)
+    trials = "settings of a frozen model to try on a held-out tenth; 0 for the preset alone"
+    train.add_argument("--trials", type=int, default=0, help=trials)
+    copies = "save frozen towers as well, for a machine that cannot get them"
+    train.add_argument("--copy-towers", action="store_true", help=copies)
     if command == "train":
         _add_settings(train)
     train.set_defaults(run=_train)
@@ -132,8 +140,6 @@ def _parser(command: str) -> argparse.ArgumentParser:
     evaluate.add_argument("--batch-size", type=int, default=256, help="items per batch (256)")
     evaluate.set_defaults(run=_evaluate)
 
-    _add_compare(commands, common, command)
-
     about = "rank a folder's images by queries"
     search = commands.add_parser("search", help=about, parents=[with_model])
     folder = "image folder, searched recursively; embeddings are kept for the next search"
@@ -143,31 +149,6 @@ def _parser(command: str) -> argparse.ArgumentParser:
     search.add_argument("--top", type=int, default=5, help="number of images to print (5)")
     search.set_defaults(run=_search)
     return parser
-
-
-def _add_compare(commands, common: argparse.ArgumentParser, command: str) -> None:
-    """The command `compare`, with the names of the recipes if it was called."""
-    about = "find out which recipe works on your pairs"
-    compare = commands.add_parser("compare", help=about, parents=[common])
-    dataset = "a folder with metadata.csv, a data set's name or a hub id"
-    compare.add_argument("--dataset", required=True, help=dataset)
-    recipes = "by default all"
-    if command == "compare":
-        from cibr.compare import RECIPES
-
-        recipes += f" of {', '.join(RECIPES)} (self-training with --unpaired)"
-    compare.add_argument("--recipes", nargs="+", default=[], metavar="NAME", help=recipes)
-    dual = "also a pretrained dual encoder, as it is and with heads; folder or hub id; repeatable"
-    keep = "a row of the table whose model is saved, whichever wins, such as 'NAME as it is'"
-    compare.add_argument("--keep", default="", metavar="NAME", help=keep)
-    compare.add_argument("--pretrained", action="append", default=[], metavar="NAME", help=dual)
-    unpaired = "a folder of images and texts that are not pairs, for self-training"
-    compare.add_argument("--unpaired", default="", metavar="FOLDER", help=unpaired)
-    compare.add_argument("--trials", type=int, default=8, help="trials of each recipe (8)")
-    compare.add_argument("--seeds", type=int, default=3, help="of each recipe's best trial (3)")
-    folder = "for report, table, winner in search, all heads; runs/compare-NAME by default"
-    compare.add_argument("--output-dir", type=Path, help=folder)
-    compare.set_defaults(run=_compare)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -192,25 +173,95 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     from accelerate import PartialState
 
-    from cibr.data import sizes
-    from cibr.train import build_model, configure, fit, load_splits
+    from cibr.data import available_splits, load_pairs, load_parts, sizes
+    from cibr.train import build_model, configure, fit
+    from cibr.train.config import preset_for
 
-    config = configure(**_settings(arguments))
-    train, validation, _ = load_splits(config)
-    if PartialState().is_main_process:
+    given = _settings(arguments)
+    config = configure(**given)
+    if "train+validation" in available_splits(config.dataset):
+        whole = load_pairs(config.dataset, "train+validation")
+        train, validation = whole.hold_out()
+    else:
+        whole = None
+        train, validation = load_parts(config.dataset, ["train", "validation"])
+    is_main = PartialState().is_main_process
+    if is_main:
         _print_error(sizes(train, validation))
-    if len(validation) < 50:
-        what = f"{len(validation)} images for validation are few: recalls of them say little"
-        _print_error(f"warning: {what}")
+        if len(validation) < 50:
+            what = f"{len(validation)} images for validation are few: recalls of them say little"
+            _print_error(f"warning: {what}")
+    if config.model == "frozen":
+        if arguments.config is None:
+            given = {"preset": preset_for(len(whole or train))} | given
+            config = configure(**given)
+            _print_error(f"settings: {given['preset']}")
+        _train_heads(config, train, validation, whole, arguments, is_main)
+        return
     history = fit(build_model(config, train), train, validation, config)
-    if PartialState().is_main_process:
+    if is_main:
         print(history.iloc[-1].to_string())
         print(f"\nmodel and history: {config.output_dir}")
 
 
+def _train_heads(config, train, validation, whole, arguments, is_main: bool) -> None:
+    """Heads over frozen towers: measured on the held-out part, then trained on the whole."""
+    from cibr.train import build_model, fit
+    from cibr.train._run_folder import RunFolder
+    from cibr.train.tuning import tuned
+
+    folder = Path(config.output_dir)
+    RunFolder(folder, is_main)  # refuses one with files of others before anything is written
+    if arguments.trials:
+        config = tuned(config, train, arguments.trials)
+    first = config if whole is None else replace(config, output_dir=str(folder / "held_out"))
+    model = build_model(first, train)
+    fit(model, train, validation, first)
+    if is_main:
+        _print_held_out(model, config, validation, Path(first.output_dir))
+    if whole is not None:
+        model = build_model(config, whole)
+        fit(model, whole, None, config)
+    if not is_main:
+        return
+    if arguments.copy_towers:
+        model.save_pretrained(folder, copy_towers=True)
+    n_images = len(train if whole is None else whole)
+    print(f"trained on {n_images:,} images: {folder}")
+    print(f'find photos with: cibr search {folder} path/to/photos "a dog on the beach"')
+
+
+def _print_held_out(model, config, pairs, folder: Path) -> None:
+    """Prints what a model recalls of held-out pairs, beside a dual encoder whose towers it has."""
+    import pandas as pd
+
+    from cibr.evaluate import evaluate_pairs
+    from cibr.utils import save_table
+
+    name = "heads + CCA" if config.cca else "heads"
+    results = {name: evaluate_pairs(model, pairs, name)}
+    if config.towers:
+        encoder = _load(config.towers, "auto")
+        results["as it is"] = evaluate_pairs(encoder, pairs, config.towers)
+    rows = {name: found.rows for name, found in results.items()}
+    save_table(rows[name], folder / "recall")
+    cells = "{:5.1f} [{:.1f}, {:.1f}]"
+    table = {
+        name: [cells.format(*row) for row in (100 * of[["value", "low", "high"]]).to_numpy()]
+        for name, of in rows.items()
+    }
+    print(
+        f"\n{len(pairs):,} held-out images, {len(pairs.texts()):,} texts: recall in per cent, "
+        "with 95 % intervals"
+    )
+    print(pd.DataFrame(table, rows[name]["metric"]).rename_axis(None).to_string(), end="\n\n")
+    if config.towers and rows["as it is"]["value"].mean() > rows[name]["value"].mean():
+        print(f"{config.towers} as it is recalls more: use it, {config.towers}, in place of these")
+
+
 def _settings(arguments: argparse.Namespace) -> dict:
     """The settings of the file, overridden by those of the command line."""
-    others = ("config", "run", "debug", "plugin")
+    others = ("config", "run", "debug", "plugin", "trials", "copy_towers")
     given = {name: value for name, value in vars(arguments).items() if name not in others}
     file = arguments.config
     if file is None:
@@ -225,28 +276,6 @@ def _settings(arguments: argparse.Namespace) -> dict:
     for name in ("output_dir", "max_skipped"):  # which is taken, which earlier runs recorded
         run.pop(name, None)
     return (run or stored) | given
-
-
-def _compare(arguments: argparse.Namespace) -> None:
-    from cibr._report import shown_table
-    from cibr.compare import RECIPES, SEARCH, compare_recipes
-    from cibr.data import resolve
-    from cibr.train.config import runs_folder
-    from cibr.utils import digest
-
-    source = resolve(arguments.dataset)  # folders may share a name
-    place = Path(source.place).resolve() if os.path.isdir(source.place) else source.place
-    name = f"compare-{source.name}-{digest(str(place))[:6]}"
-    folder = arguments.output_dir or runs_folder() / name
-    options = {"n_trials": arguments.trials, "n_seeds": arguments.seeds}
-    options |= {name: getattr(arguments, name) for name in _COMPARED}
-    found = compare_recipes(arguments.dataset, folder, **options)
-    print(shown_table(found.table).to_string(), end="\n\n")
-    for name in found.table["recipe"].unique():
-        if name in RECIPES:
-            print(f"{name}: {RECIPES[name].about}")
-    kept = arguments.keep or found.winners[SEARCH]
-    print(f"\n{found.advice}\n\nreport, table, and the model of {kept}: {folder}")
 
 
 def _load(name: str, device: str):

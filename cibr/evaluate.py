@@ -11,6 +11,7 @@ several seeds, their variances add up. An item is an image with its texts or, by
 with one label.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -32,6 +33,7 @@ from cibr.metrics.intervals import cluster_values, group_balanced_values
 from cibr.metrics.retrieval import recall_items
 from cibr.metrics.zeroshot import accuracy_items
 from cibr.models import DualEncoder
+from cibr.models.dual_encoder import image_key
 from cibr.models.features import embed_pairs, prepare
 from cibr.utils import check_known, check_number, digest, save_table, write_atomically
 
@@ -327,6 +329,18 @@ def evaluate(
     return evaluation
 
 
+def evaluate_pairs(model: DualEncoder, pairs: Pairs, name: str) -> Evaluation:
+    """Evaluates a model in retrieval on pairs that are loaded.
+
+    Args:
+        model: the encoders, on the device to use.
+        pairs: with two that differ at least.
+        name: the model's name in tables.
+    """
+    task = Task(pairs.name, "retrieval", pairs.split)
+    return Evaluation(name, pairs.name, {task: _predict(model, task, pairs, 256)})
+
+
 def _predict(model: DualEncoder, task: Task, pairs: Pairs, batch_size: int) -> Predictions:
     prompts = pairs.prompts() if task.kind == "zero-shot" else None
     kind = task.kind if prompts or pairs.paired else "retrieval by label"
@@ -334,6 +348,7 @@ def _predict(model: DualEncoder, task: Task, pairs: Pairs, batch_size: int) -> P
     shown = (kind, pairs.name, pairs.split, pairs.keys, prompts or pairs.captions, labels)
     flat = prompts and [prompt for of_class in prompts for prompt in of_class]
     device = model.log_logit_scale.device
+    _warn_of_seen(model, pairs)
     inputs = prepare(model, pairs, device, texts=flat)
     images, texts = embed_pairs(model, inputs, batch_size)
     if prompts:
@@ -348,6 +363,15 @@ def _predict(model: DualEncoder, task: Task, pairs: Pairs, batch_size: int) -> P
         if len(items["image_units"].unique()) < 2:
             raise ValueError("all images match one another: retrieval needs two that differ")
     return Predictions(kind, items, digest(repr((*shown, pairs.image_digests()))))
+
+
+def _warn_of_seen(model: DualEncoder, pairs: Pairs) -> None:
+    """Warns of images that the model was trained on."""
+    n_seen = sum(image_key(digest) in model.trained_on for digest in pairs.image_digests())
+    if n_seen:
+        what = f"the model was trained on {n_seen:,} of the {len(pairs):,} images"
+        fix = "what it recalls of others is in held_out/recall.csv of its run"
+        warnings.warn(f"{what} of {pairs.name} {pairs.split}: {fix}", stacklevel=3)
 
 
 def _save(predictions: Predictions, file: Path) -> None:

@@ -33,7 +33,8 @@ BAD = {  # values of each setting
 SETTINGS = [({name: value}, f"^{name} is ") for name, values in BAD.items() for value in values]
 SETTINGS += [
     (dict(betta=1.0), "'betta', did you mean 'beta'"),
-    (dict(preset="few-pair"), "'few-pair', did you mean 'few-pairs'"),
+    (dict(preset="few-photo"), "'few-photo', did you mean 'few-photos'"),
+    (dict(preset="many-pairs"), "'many-pairs' is gone: use 'many-photos'"),
     (dict(penalty="vfm"), "'vfm', did you mean 'vmf'"),
     (dict(penalty_options={"kapa_b": 1.0}), "'kapa_b', did you mean 'kappa_b'"),
     (dict(penalty="mine", penalty_options={"kappa_b": 1.0}), "'kappa_b'"),

@@ -20,9 +20,7 @@ MAY_IMPORT = {
     "models": {"data"},
     "evaluate": {"models", "metrics", "data"},
     "train": {"models", "losses", "data", "metrics"},
-    "_report": {"models", "metrics", "data"},
-    "compare": {"_report", "train", "models", "losses", "metrics", "data"},
-    "cli": {"_report", "compare", "models", "evaluate", "train", "data"},
+    "cli": {"models", "evaluate", "train", "data"},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 UNUSED = ["datasets", "matplotlib", "scipy", "sklearn", "timm", "torchvision"]

@@ -14,7 +14,7 @@ import pytest
 from helpers import noise_pairs, picture
 
 import cibr
-from cibr import DualEncoder, train
+from cibr import DualEncoder, data, train
 from cibr.cli import main
 from cibr.data.pairs import open_rgb
 
@@ -154,8 +154,8 @@ def test_train_merges_a_file_and_options_and_prints_the_last_row_of_the_history(
     monkeypatch, tmp_path, capsys
 ):
     seen, history = [], pd.DataFrame({"epoch": [1, 2], "clip_loss": [3.0, 2.5]})
-    parts = noise_pairs(56), noise_pairs(49, split="validation"), None
-    monkeypatch.setattr(train, "load_splits", lambda config: parts)
+    parts = noise_pairs(56), noise_pairs(49, split="validation")
+    monkeypatch.setattr(data, "load_parts", lambda *_: parts)
     monkeypatch.setattr(train, "build_model", lambda config, pairs: None)
     monkeypatch.setattr(train, "fit", lambda *given: seen.append(given[-1]) or history)
     file = tmp_path / "config.json"
@@ -173,16 +173,16 @@ def test_train_merges_a_file_and_options_and_prints_the_last_row_of_the_history(
     assert main(["train", str(file), "--seed", "5"]) == 0
     assert seen[1] == replace(config, seed=5, output_dir=seen[1].output_dir)
     assert seen[1].output_dir != config.output_dir
-    assert main(["train", str(file), "--preset", "few-pairs"]) == 1
+    assert main(["train", str(file), "--preset", "few-photos"]) == 1
     assert "sets everything: leave out --preset" in capsys.readouterr().err
 
 
 def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
     def stopped(error):
-        def load_splits(config):
+        def load_parts(*_):
             raise error
 
-        monkeypatch.setattr(train, "load_splits", load_splits)
+        monkeypatch.setattr(data, "load_parts", load_parts)
         return main(["train"]), capsys.readouterr().err
 
     assert stopped(KeyboardInterrupt("saved in runs/x")) == (130, "cibr: stopped by Ctrl-C\n")
@@ -198,6 +198,8 @@ def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
     [
         (["evaluate", "x", "--suite", "characters", "--data", "y"], 2, "--data: not allowed with"),
         ([], 2, "the following arguments are required"),
+        (["compare", "--dataset", "x"], 1, "compare is gone: cibr train --dataset FOLDER"),
+        (["train", "--preset", "few-pairs"], 1, "'few-pairs' is gone: use 'few-photos'"),
         (["train", "--max_skipped=3"], 1, "--max-skipped is gone: unusable samples"),
         (["evaluate", "clip-tiny", "--limit", "ten"], 2, "--limit: invalid int value: 'ten'"),
         (["evaluate", "{tmp}"], 1, "{tmp}"),

@@ -29,6 +29,9 @@ class Dataset(NamedTuple):
     splits: Sequence[str]
 
 
+_WHOLE = "train+validation"  # of sets whose validation split is held out of the other
+
+
 def _load_glyphs(split: str) -> Pairs:
     from cibr.data.glyphs import load_glyphs  # late: matplotlib takes a second to import
 
@@ -49,7 +52,7 @@ def load_pairs(name: str | Path | Any, split: str = "train") -> Pairs:
             `datasets.Dataset` or `datasets.DatasetDict`.
         split: ``train``, ``validation`` (or ``val``, ``dev``) or ``test``; `glyphs` has two more.
             Without a validation split, it is a tenth of ``train`` by `Pairs.hold_out`, and
-            ``train`` is the rest.
+            ``train`` is the rest; both are ``train+validation``.
 
     Returns:
         The pairs of the split. Samples that cannot be used, less than a tenth, are left out with a
@@ -75,7 +78,9 @@ def load_parts(name: str | Path | Any, splits: Sequence[str]) -> list[Pairs]:
             raise ValueError(f"{name} has no split {split!r}: it has {known}")
         if split in parts:
             continue
-        if split in given and (split != "train" or "validation" in given):
+        if split == _WHOLE:
+            parts[split] = given["train"]()
+        elif split in given and (split != "train" or "validation" in given):
             parts[split] = given[split]()
         else:
             parts["train"] = given["train"]()
@@ -121,8 +126,8 @@ def _given(name: str | Path | Any) -> dict[str, Callable[[], Pairs]]:
 
 def _offered(given: Iterable[str]) -> list[str]:
     """The splits of a data set, with one for validation if there is one for training."""
-    made = ["validation"] if "train" in given and "validation" not in given else []
-    return [*given, *made]
+    is_split = "train" in given and "validation" not in given
+    return [*given, *(["validation", _WHOLE] if is_split else [])]
 
 
 class Source(NamedTuple):

@@ -9,7 +9,7 @@ converted to 8-bit RGB by `to_rgb`. Pairs can be pickled, for DataLoader workers
 import hashlib
 import io
 import os
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,7 +28,8 @@ from cibr.utils import digest
 # EPS and the like are left out: Pillow would run an interpreter of their programs.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _LONGEST = 500  # times its width; scaled to a square's side, an image of 2 KB may need gigabytes
-_HELD_OUT, _MOST_HELD_OUT = 0.1, 1000  # of the items, and images
+_SHARES = 0.1, 0.2  # of the items that are held out, the least and the most
+_MEANT, _MOST_HELD_OUT = 50, 1000  # images to hold out of few, and of many
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 _Indices = Iterable[int] | Shaped[Tensor, " m"] | Shaped[np.ndarray, " m"]  # integers or a mask
@@ -163,16 +164,13 @@ class Pairs:
         images = self.text_to_image().tolist() + list(range(len(groups)))
         return _components(len(self), images, self.texts() + groups)
 
-    def hold_out(self, least: int = 1, split: str = "validation") -> tuple["Pairs", "Pairs"]:
-        """Splits off a tenth of the items, some 1,000 images at most, chosen by a hash.
+    def hold_out(self) -> tuple["Pairs", "Pairs"]:
+        """Splits off some items for validation, chosen by a hash: a tenth, but of fewer than 500
+        images some 50, of fewer than 250 a fifth, and never more than some 1,000 images.
 
         An item is a group, or else all images with equal files, and stays whole. The hash of its
-        group or file decides, so every call on the same images holds out the same, and additions
-        move no image (beyond 10,000 images they return some to the rest).
-
-        Args:
-            least: images to hold out at least.
-            split: the name of the held-out part.
+        group or file decides, so every call on the same images holds out the same, and later
+        additions move no image into the held-out part; they may return some to the rest.
 
         Returns:
             The rest and the held-out part, both with an item at least.
@@ -191,10 +189,11 @@ class Pairs:
         np.minimum.at(places, items, [int(digest(str(g))[:15], 16) / 16**15 for g in groups])
         order = places.argsort()[:-1]
         n_before = sizes[order].cumsum() - sizes[order]
-        is_low = (places[order] < _HELD_OUT) & (n_before < _MOST_HELD_OUT)
-        is_chosen = np.isin(items, order[is_low | (n_before < least)])
+        share = np.clip(_MEANT / len(self), *_SHARES)
+        is_low = (places[order] < share) & (n_before < _MOST_HELD_OUT)
+        is_chosen = np.isin(items, order[is_low | (n_before < 1)])
         held_out = self.subset(is_chosen)
-        held_out.split = split
+        held_out.split = "validation"
         return self.subset(~is_chosen), held_out
 
     @property
@@ -256,38 +255,6 @@ class Pairs:
         )
         part._digests = self._digests and [self._digests[i] for i in chosen]
         return part
-
-
-def joined(parts: Sequence[Pairs]) -> Pairs:
-    """The pairs of parts of one set, in their order, without labels."""
-    groups = [-1 - torch.arange(len(p)) if p.groups is None else p.groups for p in parts]
-    rows = [(n, i) for n, part in enumerate(parts) for i in range(len(part))]
-    load = partial(_of_part, [part.load for part in parts], rows)
-    read = partial(_of_part, [part.read for part in parts], rows)
-    captions = [texts for part in parts for texts in part.captions]
-    features = [part.features for part in parts if part.features is not None]
-    is_shared = len(features) == len(parts) and len({own.towers for own in features}) == 1
-    return Pairs(
-        name=parts[0].name,
-        split=parts[0].split,
-        captions=captions,
-        keys=[key for part in parts for key in part.keys],
-        load=None if all(part.load is None for part in parts) else load,
-        features=_joined_features(features) if is_shared else None,
-        groups=torch.cat(groups) if any(part.groups is not None for part in parts) else None,
-        read=read if all(part.read for part in parts) else None,
-    )
-
-
-def _joined_features(parts: Sequence[Features]) -> Features:
-    images, texts = (torch.cat(sides) for sides in zip(*(part[:2] for part in parts), strict=True))
-    strings = [text for part in parts for text in part.strings]
-    return Features(images, texts, strings, parts[0].towers)
-
-
-def _of_part(calls: list[Callable[[int], Any]], rows: list[tuple[int, int]], i: int) -> Any:
-    part, row = rows[i]
-    return calls[part](row)
 
 
 def _components(n: int, images: list[int], shared: list[Hashable]) -> Int64[Tensor, " n"]:

@@ -13,14 +13,10 @@ def linear_head(dim_in: int, dim: int, dropout: float) -> nn.Sequential:
     )
 
 
-def residual_head(dim_in: int, dim: int, dropout: float, n_heads: int = 1) -> nn.Module:
-    """The head over a frozen tower, or several side by side."""
-    heads = [ResidualHead(dim_in, dim, dropout) for _ in range(n_heads)]
-    return heads[0] if n_heads == 1 else JoinedHeads(heads)
-
-
 class ResidualHead(nn.Module):
-    """A linear map and a residual layer, each after dropout, and a LayerNorm."""
+    """The head over a frozen tower: a linear map and a residual layer, each after dropout, and a
+    LayerNorm.
+    """
 
     def __init__(self, dim_in: int, dim: int, dropout: float):
         super().__init__()

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cibr.models import _io, _towers
-from cibr.models._heads import linear_head, residual_head
+from cibr.models._heads import JoinedHeads, ResidualHead, linear_head
 from cibr.utils import check_number
 
 _Pixels = Float[Tensor, "n 3 h w"]
@@ -35,6 +35,7 @@ _TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
 
 _CONFIG = "cibr.json"
 _WEIGHTS = "cibr.safetensors"
+_TRAINED_ON = "trained_on.json"
 
 
 class Encoded(NamedTuple):
@@ -59,12 +60,13 @@ class DualEncoder(nn.Module):
         image_head: what projects the pooled features of images to the joint space.
         text_head: the same for texts.
         kind: `tiny`, `frozen` or `hub`, any dual encoder of transformers.
-        settings: what builds the model again, with `dims`, of the joint space and of the pooled
+        settings: what builds the model again, with `dims`, of a head's vectors and of the pooled
             features of images and texts (None without projections), and the names of frozen
             `towers`, folders or hub ids; one name twice is a dual encoder.
 
     Attributes:
         log_logit_scale: the logarithm of the multiplier of the cosines.
+        trained_on: the images of its training by `image_key`; empty if they are not known.
 
     Examples:
         >>> from cibr import DualEncoder, load_pairs
@@ -91,6 +93,7 @@ class DualEncoder(nn.Module):
         self.image_head, self.text_head = image_head, text_head
         self.kind, self.settings = kind, settings
         self.dim, self.dim_image_pooled, self.dim_text_pooled = settings["dims"]
+        self.trained_on: set[str] = set()
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     @classmethod
@@ -166,7 +169,7 @@ class DualEncoder(nn.Module):
                 a tower or are not finite.
         """
         names = [towers, towers] if towers else [image_tower, text_tower]
-        settings = dict(towers=names, image_size=image_size, dropout=dropout, n_heads=1)
+        settings = dict(towers=names, image_size=image_size, dropout=dropout, with_linear=False)
         loaded = None
         if dims_pooled is None:
             loaded = _towers.load_towers(*names, image_size)
@@ -180,13 +183,14 @@ class DualEncoder(nn.Module):
 
         Args:
             towers: of which several models may share one object.
-            settings: of the class, with `dropout` and `n_heads`, the heads of each modality side by
-                side, whose scores are averaged.
+            settings: of the class, with `dropout` and `with_linear`, see `add_linear_heads`.
         """
         dim, *dims_pooled = settings["dims"]
-        each = dim // settings["n_heads"], settings["dropout"], settings["n_heads"]
-        heads = [residual_head(dim_in, *each) for dim_in in dims_pooled]
-        return cls(towers, *heads, "frozen", settings)
+        heads = [ResidualHead(dim_in, dim, settings["dropout"]) for dim_in in dims_pooled]
+        model = cls(towers, *heads, "frozen", settings | {"with_linear": False})
+        if settings["with_linear"]:
+            model.add_linear_heads()
+        return model
 
     @classmethod
     def whole(cls, towers: nn.Module) -> "DualEncoder":
@@ -197,13 +201,19 @@ class DualEncoder(nn.Module):
         model.log_logit_scale.data.fill_(towers.model.logit_scale.item())
         return model.eval()
 
-    def with_new_heads(self, dropout: float, n_heads: int = 1) -> "DualEncoder":
-        """Untrained heads over this model's frozen towers, which both then share."""
-        dim, *dims_pooled = self.settings["dims"]
-        dims = [dim // self.settings["n_heads"] * n_heads, *dims_pooled]
-        return self.over(
-            self.towers, self.settings | dict(dims=dims, dropout=dropout, n_heads=n_heads)
-        )
+    def add_linear_heads(self) -> None:
+        """Puts a linear map beside the head of each modality, of the same width.
+
+        Their unit vectors are joined, so `dim` doubles and a cosine is the mean of both.
+        """
+        linear = [
+            nn.Linear(dim_in, self.dim, device=self.device)
+            for dim_in in (self.dim_image_pooled, self.dim_text_pooled)
+        ]
+        self.image_head = JoinedHeads([self.image_head, linear[0]])
+        self.text_head = JoinedHeads([self.text_head, linear[1]])
+        self.dim *= 2
+        self.settings = self.settings | {"with_linear": True}
 
     @property
     def tower_names(self) -> tuple[str, ...]:
@@ -446,6 +456,7 @@ class DualEncoder(nn.Module):
         Others store `cibr.json` (kind and settings) and `cibr.safetensors` (trainable weights).
         Tiny ones add their tokenizer. Frozen towers are stored by name; those without a hub id, and
         all with `copy_towers`, are copied to `image_tower/` and `text_tower/`, or `towers/`.
+        `trained_on.json` lists digests of the training images.
 
         Args:
             folder: where to write.
@@ -468,15 +479,19 @@ class DualEncoder(nn.Module):
                     (folder / name).parent.mkdir(exist_ok=True)
                     (Path(new) / name).chmod(mode)
                     (Path(new) / name).replace(folder / name)
+                stale = [] if self.trained_on else [_TRAINED_ON]
                 if self.kind == "hub":  # these would be read in place of a model of transformers
-                    for name in (_CONFIG, _WEIGHTS):
-                        (folder / name).unlink(missing_ok=True)
+                    stale += [_CONFIG, _WEIGHTS]
+                for name in stale:
+                    (folder / name).unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
             what = f"cannot write the model to {str(folder)!r}: {error}"
             raise ValueError(f"{what}; make room or choose another output_dir") from error
         return folder
 
     def _write(self, folder: Path, copy_towers: bool) -> None:
+        if self.trained_on:
+            (folder / _TRAINED_ON).write_text(json.dumps(sorted(self.trained_on)))
         if self.kind == "hub":
             self.towers.model.logit_scale.data.fill_(self.log_logit_scale.item())
             self.towers.save(folder, projections=[self.image_head, self.text_head])
@@ -515,7 +530,9 @@ class DualEncoder(nn.Module):
         folder = Path(_io.resolve(name)).absolute()
         if (folder / _CONFIG).exists() or (folder / _WEIGHTS).exists():
             try:
-                return cls._read(folder)
+                model = cls._read(folder)
+                model.trained_on = _trained_on(folder)
+                return model
             except _io.WeightsError:
                 raise
             except Exception as error:  # readers raise nearly anything on damaged files
@@ -525,7 +542,9 @@ class DualEncoder(nn.Module):
         if is_run and not (folder / "config.json").exists():
             what = f"{name!r} has no model yet: it is the folder of an unfinished run"
             raise FileNotFoundError(f"{what}; repeat the command that began it")
-        return cls.whole(_towers.load_hub_towers(name))
+        model = cls.whole(_towers.load_hub_towers(name))
+        model.trained_on = _trained_on(folder)
+        return model
 
     @classmethod
     def _read(cls, folder: Path) -> "DualEncoder":
@@ -545,6 +564,16 @@ class DualEncoder(nn.Module):
             model = cls.over(towers, settings)
         model.load_own_weights(weights, folder)
         return model.eval()
+
+
+def image_key(digest: str) -> str:
+    """The name of an image in `DualEncoder.trained_on`: the start of its digest."""
+    return digest[:16]
+
+
+def _trained_on(folder: Path) -> set[str]:
+    file = folder / _TRAINED_ON
+    return set(json.loads(file.read_text())) if file.is_file() else set()
 
 
 def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:

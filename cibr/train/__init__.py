@@ -11,7 +11,6 @@ _LATER = {
     "CIBRTrainer": "trainer",
     "fit": "trainer",
     "WeightAverage": "_callbacks",
-    "with_pseudo_pairs": "self_training",
 }
 __all__ = ["RunConfig", "build_model", "configure", "load_splits", *_LATER]
 

@@ -30,7 +30,8 @@ _RECORD = "run.json"
 _MARK = "whole.json"
 _LOCK = ".cibr.lock"
 _PART = re.compile(rf"({re.escape(_HISTORY)}|{re.escape(_RECORD)})\.\d+\.part")
-_BESIDE = ("*.ipynb", "*.log", ".*")  # what others may write there: a run's notebook, its log
+# What else may lie there: a run's notebook, its log, and what `cibr train` did before it.
+_BESIDE = ("*.ipynb", "*.log", ".*", "held_out", "trials")
 
 
 class RunFolder:

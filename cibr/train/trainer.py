@@ -36,7 +36,7 @@ from cibr.losses.cibr import arguments_of
 from cibr.losses.clip import Scalar
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
-from cibr.models.dual_encoder import Encoded, save_weights
+from cibr.models.dual_encoder import Encoded, image_key, save_weights
 from cibr.models.features import Batch, Inputs, embed_pairs, prepare
 from cibr.train._callbacks import Bar, RunCallback, noted_signals
 from cibr.train._grad_cache import GradCache, reduce_gradient, unit_vectors
@@ -135,6 +135,7 @@ class CIBRTrainer(Trainer):
         """
         run = self.run_folder
         run.identity = json.loads(json.dumps(self.identity()))  # without tuples
+        self.adds_cca = self.config.cca and self.model.settings.get("with_linear") is False
         with run.claimed(), noted_signals() as self.signals:
             self.history = run.finished()
             if self.history is not None:
@@ -154,8 +155,12 @@ class CIBRTrainer(Trainer):
                 fix = f"Set micro_batch_size to a part of {self.args.per_device_train_batch_size}"
                 what = f"the GPU is out of memory ({error}); {run.last_good()}"
                 raise ValueError(f"{what}. {fix}, or less than now, and start again") from error
-            self.model.eval()
             self.history = self._history()
+            if self.adds_cca:
+                add_cca(self.model, self.statistic or self.fit_statistic())
+                broadcast(self.model.own_weights())
+            self.model.trained_on |= set(map(image_key, self.train_dataset.image_digests()))
+            self.model.eval()
             self.save_model()
             if self.args.should_save:
                 run.finish(asdict(self.config), self.history)
@@ -184,7 +189,7 @@ class CIBRTrainer(Trainer):
         return prepare(self.model, pairs, self.args.device)
 
     def fit_statistic(self) -> RegularisedCCA:
-        """The CCA of the training pairs, for `cca_start` and the penalty `anchor`."""
+        """The CCA of the training pairs, for `cca`, `cca_start` and the penalty `anchor`."""
         return fit_cca(self.inputs, self.model.dim, self.config.cca_ridges)
 
     def build_loss(self) -> CIBRLoss:
@@ -220,7 +225,11 @@ class CIBRTrainer(Trainer):
 
     def _load_finished(self) -> None:
         folder = self.run_folder.path
-        self.model.load_own_weights(DualEncoder.from_pretrained(folder).own_weights(), folder)
+        saved = DualEncoder.from_pretrained(folder)
+        if self.adds_cca:
+            self.model.add_linear_heads()
+        self.model.load_own_weights(saved.own_weights(), folder)
+        self.model.trained_on = saved.trained_on
         self.model.eval()
         if self.args.should_save:
             held = "holds this run, finished: its model and history are loaded"
@@ -465,6 +474,18 @@ def start_heads(model: DualEncoder, cca: RegularisedCCA) -> None:
     model.text_head.start_at(cca.text_mean, cca.text_map)
 
 
+@torch.no_grad()
+def add_cca(model: DualEncoder, cca: RegularisedCCA) -> None:
+    """Puts a CCA beside the heads over frozen towers: their scores are averaged."""
+    model.add_linear_heads()
+    for (_, linear), mean, linear_map in (
+        (model.image_head, cca.image_mean, cca.image_map),
+        (model.text_head, cca.text_mean, cca.text_map),
+    ):
+        linear.weight.copy_(linear_map)
+        linear.bias.copy_(-linear_map @ mean)
+
+
 def fit(
     model: DualEncoder,
     train: Pairs,
@@ -499,7 +520,7 @@ def _check(model: DualEncoder, train: Pairs, config: RunConfig) -> None:
     if len(torch.unique(train.match_labels())) < 2:
         rule = "share a caption, label or group: add pairs with another, as negatives"
         raise ValueError(f"all {len(train)} pairs of {where}, {train.texts()[0]!r}, {rule}")
-    if config.batch_size > len(train):
+    if config.batch_size > len(train) and model.kind != "frozen":
         larger = f"batch_size {config.batch_size:,} is larger than the {len(train):,} pairs"
         advice = "so an epoch is one step: lower batch_size or raise epochs"
         warnings.warn(f"{larger} of {where}, {advice}", stacklevel=4)

@@ -7,7 +7,7 @@ import pandas
 import pytest
 import torch
 from data_files import encoded
-from helpers import unchecked
+from helpers import noise_pairs, unchecked
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -96,15 +96,22 @@ def test_retrieval_is_by_pairs_where_captions_tell_images_apart_or_images_have_s
     assert not with_captions(["a", "b"], ["c", "d"], groups=torch.arange(2)).paired
 
 
-def test_a_tenth_is_held_out_or_more_if_asked_and_at_most_so_many_images(monkeypatch):
-    pairs = with_captions(*"a" * 200)
+@pytest.mark.parametrize(
+    ("n", "least", "most"), [(1000, 70, 130), (300, 35, 65), (40, 3, 13), (3, 1, 2)]
+)
+def test_a_tenth_is_held_out_and_of_few_images_some_fifty_or_a_fifth(n, least, most):
+    pairs = noise_pairs(n)
     rest, held_out = pairs.hold_out()
-    assert 10 <= len(held_out) <= 30 and sorted(rest.keys + held_out.keys) == sorted(pairs.keys)
-    more = pairs.hold_out(60, "test")[1]
-    assert (len(more), more.split) == (60, "test") and {*held_out.keys} < {*more.keys}
-    monkeypatch.setattr("cibr.data.pairs._MOST_HELD_OUT", 5)
+    assert least <= len(held_out) <= most and held_out.split == "validation"
+    assert sorted(rest.keys + held_out.keys) == sorted(pairs.keys)
+
+
+def test_the_number_of_images_held_out_has_a_limit(monkeypatch):
+    pairs = noise_pairs(700)
+    held_out = pairs.hold_out()[1]
+    monkeypatch.setattr("cibr.data.pairs._MOST_HELD_OUT", 40)
     fewest = pairs.hold_out()[1]
-    assert len(fewest) == 5 and {*fewest.keys} < {*held_out.keys}
+    assert len(fewest) == 40 and {*fewest.keys} < {*held_out.keys}
 
 
 def reopened(image, **options):

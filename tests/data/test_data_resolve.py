@@ -61,7 +61,7 @@ def test_a_folder_is_of_shards_or_of_images_with_metadata_or_of_parquet_files():
 def test_a_data_set_made_by_code_is_loaded_by_its_name(monkeypatch):
     mine = Dataset(lambda split: noise_pairs(4, split=split), ["train", "odd"])
     monkeypatch.setitem(DATASETS, "flickr8k", mine)  # whatever the card says
-    assert available_splits("flickr8k") == ["train", "odd", "validation"]
+    assert available_splits("flickr8k") == ["train", "odd", "validation", "train+validation"]
     assert load_pairs("flickr8k", "odd").split == "odd"
 
 

@@ -1,6 +1,5 @@
 """The configuration of a run: presets, names of folders, splits and the model."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,26 +9,18 @@ from helpers import same
 from small_runs import PAIRS, write_folder
 
 from cibr.train import build_model, configure, load_splits
-from cibr_book.experiments import recipes
-from cibr_book.experiments.tables import read_table
+from cibr.train.config import PRESETS, preset_for
 
 NAMES = ("epochs", "batch_size", "learning_rate", "temperature", "dropout", "weight_decay")
-PRESETS = [  # of a card, and of any folder, even one with the card's name
+FILLED = [  # of a card, and of any folder, even one with the card's name
     ("glyphs", "tiny", (5, 128, 2e-3, 0.12, 0.0, 0.01)),
     ("folder/glyphs", "tiny", (20, 256, 2e-3, 0.1, 0.1, 0.05)),
-    ("folder/glyphs", "frozen", (160, 128, 8e-3, 0.03, 0.6, 1.0)),
+    ("folder/glyphs", "frozen", (80, 512, 8e-3, 0.03, 0.4, 0.3)),
     ("folder/glyphs", "some/clip", (3, 64, 1e-5, 0.01, 0.0, 0.1)),
 ]
-RECIPES = {  # of `configure`: the condition and the method of the committed rows
-    "very-few-pairs": ("150 photos", "CCA-anchor"),
-    "few-pairs": ("600 photos", "CCA-start"),
-    "many-pairs": ("3,000 photos", "CLIP"),
-    "one-caption": ("3,000 photos, one caption", "CLIP"),
-    "wrong-captions": ("3,000 photos, 30 % wrong captions", "CCA-start"),
-}
 
 
-@pytest.mark.parametrize(("dataset", "model", "preset"), PRESETS)
+@pytest.mark.parametrize(("dataset", "model", "preset"), FILLED)
 def test_presets_fill_what_is_not_given(tmp_path, monkeypatch, dataset, model, preset):
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "folder" / "glyphs", train=1)
@@ -40,22 +31,14 @@ def test_presets_fill_what_is_not_given(tmp_path, monkeypatch, dataset, model, p
     assert {name: filled[name] for name in NAMES} == given
 
 
-@pytest.mark.parametrize(("preset", "tested"), RECIPES.items())
-def test_a_recipe_is_the_best_that_trains_and_fills_what_is_not_given(preset, tested):
-    rows = read_table("recipes.csv").query("seed >= 600")
-    one_model = rows[rows["method"].isin(["CLIP", "CCA-start", "CCA-anchor"])]
-    best = recipes.advice(one_model).set_index(["condition", "score"])["advice"]
-    condition, method = tested
-    assert best[condition, "text_to_image_mean"] == method
-    usual = vars(configure(model="frozen", output_dir="x"))
-    of_tested = rows[(rows["condition"] == condition) & (rows["method"] == method)]
-    for settings in map(json.loads, of_tested["configuration"]):
-        values = {name: value for name, value in settings.items() if name in usual}
-        is_from_cca = method != "CLIP"
-        ridges = tuple(map(float, values.pop("cca_ridges"))) if is_from_cca else (3.0, 1.0)
-        values |= dict(cca_start=is_from_cca, cca_ridges=ridges, dataset="glyphs", seed=0)
-        assert vars(configure(preset, output_dir="x")) == usual | values
-    assert configure(preset, beta=0.05, model="tiny", cca_start=False, penalty="vmf").beta == 0.05
+@pytest.mark.parametrize(
+    ("n", "name"), [(2, "few-photos"), (1200, "few-photos"), (1201, "many-photos")]
+)
+def test_the_number_of_photos_chooses_the_preset_and_parameters_override_it(n, name):
+    assert preset_for(n) == name
+    config = configure(name, epochs=3, output_dir="x")
+    chosen = {name: value for name, value in PRESETS[name].items() if name != "epochs"}
+    assert vars(config).items() >= (chosen | {"epochs": 3, "model": "frozen"}).items()
 
 
 CHANGES = dict(
@@ -72,7 +55,7 @@ def test_a_setting_that_changes_the_run_changes_its_folder_and_no_other_does(mon
     assert configure(sample=True).output_dir.startswith(f"{plain}-")
     folders = {configure(**{name: value}).output_dir for name, value in CHANGES.items()}
     assert len(folders | {plain}) == 1 + len(CHANGES)
-    preset = dict(zip(NAMES, PRESETS[0][2], strict=True))
+    preset = dict(zip(NAMES, FILLED[0][2], strict=True))
     assert configure(micro_batch_size=5, **preset).output_dir == plain
     assert configure(output_dir="here").output_dir == "here"
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.compare import FeatureTrainer
 from cibr.data import load_pairs
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
@@ -36,7 +35,7 @@ from cibr_book.experiments.run import (
     training_additions,
 )
 from cibr_book.experiments.tables import KEY
-from cibr_book.experiments.training import StudyTrainer
+from cibr_book.experiments.training import FeatureTrainer, StudyTrainer, trained_heads
 
 _N_MOVING = 2  # of seven stages of EfficientNet, with the last convolution, and of six layers
 _N_TOKENS = 32  # captions are cut to, 0.2 % of them
@@ -181,7 +180,7 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     Args:
         settings: of `cibr.configure`; `seed`, also of the draw; `corruption`, the fields of a
             `Corruption`; `start`, the settings with which the heads are trained first, see
-            `cibr.compare.Bench.heads`; `untouched`, for the start itself; `heads_alone`, whether
+            `trained_heads`; `untouched`, for the start itself; `heads_alone`, whether
             the stages stand still; `ramp`, whether a penalty's weight rises from 0; `ema_decay`, of
             `WeightAverage`; `interpolation`, the share of the start's weights in the result; and
             `suites`, none for a trial.
@@ -213,8 +212,10 @@ def _trained(settings: str) -> tuple[dict[str, Tensor], DualEncoder, dict[str, f
     start, seed = own.pop("start"), own["seed"]
     start["cca_ridges"] = tuple(start["cca_ridges"])
     corruption = Corruption(**own.get("corruption", {}), redraw=True)
-    bench = recipes.bench(corruption, False, seed)
-    still = bench.model([bench.heads(start, seed)["own"]], own.get("dropout", 0.0))
+    base, parts = recipes.features()
+    drawn = recipes.picked(parts["train"], corrupt(parts["train"].pairs, corruption, seed))
+    still = base.over(base.towers, base.settings | {"dropout": own.get("dropout", 0.0)}).eval()
+    still.load_own_weights(trained_heads(base, drawn, start, seed).own_weights(), "the start")
     model = moving(still)
     whole, validation = _features().values()
     if own.pop("heads_alone", False):

@@ -1,28 +1,24 @@
-"""The recipes of `cibr.compare` on photos of Flickr8k, many and few: a run of recipes.yaml.
-
-Features of the frozen towers are computed once, and a draw of photos and captions picks rows of
-them. The photos that a draw leaves out are the unpaired ones of self-training.
+"""Recipes for heads on Flickr8k's photos: what the rows of recipes.csv and advice.csv say, and
+features of the towers, of which draws of photos and captions pick rows.
 """
 
-import atexit
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import pandas as pd
 import torch
 
-from cibr.compare import RECIPES, SEARCH, Bench, image_values
 from cibr.data import Pairs, load_pairs
-from cibr.metrics import mean_interval, retrieval_recalls
+from cibr.metrics import mean_interval
 from cibr.models import DualEncoder
-from cibr.models.features import Inputs, embed_pairs, prepare
+from cibr.models.features import Inputs, prepare
 from cibr.train import build_model, configure
 from cibr_book import intervals
-from cibr_book.experiments.corruptions import Corruption, corrupt, split_subset
 
+SEARCH = "text_to_image_mean"
+# The simplest first, as in recipes.md.
+RECIPES = ("CCA", "CLIP", "CLIP-averaged", "CCA-start", "CCA-anchor", "self-training")
+RECIPES += ("CLIP+CCA", "CLIP+CLIP")
 SETS = {"flickr8k": "flickr8k", "coco": "coco-mini"}  # test sets, by the start of a column's name
 
 
@@ -53,59 +49,6 @@ def one_caption_each(pairs: Pairs, seed: int) -> Pairs:
     return replace(pairs, captions=captions)
 
 
-@lru_cache(maxsize=8)  # one a seed of a condition
-def bench(corruption: Corruption, one_caption: bool, seed: int) -> Bench:
-    """A draw; the heads that its runs train are kept while the process lives."""
-    base, inputs = features()
-    whole = inputs["train"]
-    train = corrupt(whole.pairs, corruption, seed)
-    _, left = split_subset(whole.pairs, corruption, seed)
-    if one_caption:
-        train, left = (one_caption_each(part, seed) for part in (train, left))
-    scratch = TemporaryDirectory()
-    atexit.register(scratch.cleanup)
-    unpaired = picked(whole, left) if len(left) else None
-    return Bench(base, picked(whole, train), inputs["validation"], Path(scratch.name), unpaired)
-
-
-def train_and_measure(settings: dict[str, Any], folder: str) -> dict[str, float]:
-    """Trains recipes on a draw of Flickr8k's training photos.
-
-    Args:
-        settings: `recipes`, of `cibr.compare.RECIPES`; `seed`, of the draw and the training;
-            `corruption`, the fields of a `Corruption`; `one_caption`, whether photos have one
-            caption; `tests`, whether to test as well; and values for the settings of the recipes.
-        folder: unused: repeating a run takes seconds.
-
-    Returns:
-        `validation/<recipe>`, the mean of the six recalls in [0, 1]. With `tests` for each set of
-        `SETS` and its only recipe `<set>/<recall>`, the six recalls and their means by direction
-        and over both.
-    """
-    corruption = Corruption(**settings.get("corruption", {}), redraw=True)
-    seed = settings["seed"]
-    drawn = bench(corruption, settings.get("one_caption", False), seed)
-    best = {
-        name: {setting: _value(settings[setting]) for setting in recipe.grid if setting in settings}
-        for name, recipe in RECIPES.items()
-    }
-    found = {}
-    for name in settings["recipes"]:
-        model = drawn.recipe(name, best, seed)
-        held_out = drawn.validation
-        targets = held_out.pairs.retrieval_targets()
-        recalls = retrieval_recalls(*embed_pairs(model, held_out), *targets)
-        found[f"validation/{name}"] = sum(recalls.values()) / len(recalls)
-        for test in SETS if settings.get("tests") else ():
-            values = image_values(model, features()[1][test])
-            found |= {f"{test}/{metric}": float(of.mean()) for metric, of in values.items()}
-    return found
-
-
-def _value(setting: Any) -> Any:
-    return tuple(setting) if isinstance(setting, list) else setting
-
-
 def against_clip(rows: pd.DataFrame) -> pd.DataFrame:
     """Scores of every run beside those of `CLIP` with the same draw, in points.
 
@@ -120,7 +63,7 @@ def against_clip(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_saved(rows: pd.DataFrame) -> pd.DataFrame:
-    """Recipes of `cibr compare`, and beside them the model that it would save.
+    """Recipes, and beside them the model that comparing them would save.
 
     Args:
         rows: of advice.csv.

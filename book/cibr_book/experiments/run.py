@@ -9,23 +9,17 @@ import torch
 
 from cibr.evaluate import evaluate
 from cibr.models import DualEncoder
-from cibr.train import (
-    WeightAverage,
-    build_model,
-    configure,
-    load_splits,
-    with_pseudo_pairs,
-)
+from cibr.train import WeightAverage, build_model, configure, load_splits
 from cibr.train.config import DEFAULTS
 from cibr.utils import check_known
-from cibr_book.experiments.corruptions import Corruption, corrupt, split_subset
+from cibr_book.experiments.corruptions import Corruption, corrupt
 from cibr_book.experiments.shifts import shifted_recalls
 from cibr_book.experiments.training import StudyTrainer
 
 KEPT = r"accuracy@1$|_recall@(?:1|5|10)$"
 _PENALTY_OPTIONS = ("kappa_b", "critic_steps", "critic_rate")
 _STUDY_SETTINGS = (
-    *("corruption", "suites", "shifts", "unpaired", "untouched", "group_size"),
+    *("corruption", "suites", "shifts", "untouched", "group_size"),
     *("feature_noise", "contrastive"),
     *("ema_decay", "interpolation", "mixed_precision", "cca_ridge_image", "cca_ridge_text", "ramp"),
 )
@@ -37,10 +31,9 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     Args:
         settings: of `cibr.configure`; also `corruption`, the fields of a `Corruption`; `suites`,
             the suites of `cibr.evaluate`, none for a trial on validation recall only; `shifts`,
-            whether to test on degraded photos too; `unpaired`, with `self_training: true` and
-            `repeats` for self-training on the pairs that a corruption leaves out; `group_size`, of
-            `grouped_rows`; `ema_decay` and `interpolation`, of `WeightAverage`;
-            `feature_noise`, `contrastive` and `ramp`, of `StudyTrainer`; `mixed_precision`, `bf16`;
+            whether to test on degraded photos too; `group_size`, of `grouped_rows`; `ema_decay` and
+            `interpolation`, of `WeightAverage`; `feature_noise`, `contrastive` and `ramp`, of
+            `StudyTrainer`; `mixed_precision`, `bf16`;
             `cca_ridge_image` and `cca_ridge_text`, the two of `cca_ridges`; and `untouched`, for
             the pretrained model without training.
         folder: for the trained model, its history and its predictions.
@@ -50,7 +43,7 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         `<suite>/<set>/<metric>`; with `shifts` the results of `shifted_recalls`. For an untouched
         model only the scores of the suites.
     """
-    suites, unpaired = settings.get("suites", []), settings.get("unpaired")
+    suites = settings.get("suites", [])
     config = configure(output_dir=str(folder), **library_settings(settings))
     corruption = Corruption(**settings.get("corruption", {}))
     if settings.get("untouched"):
@@ -59,13 +52,9 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     else:
         whole, validation, test = load_splits(config)
         train = corrupt(whole, corruption, config.seed)
-        model, cca = build_model(config, train), None
-        if unpaired:
-            _, left = split_subset(whole, corruption, config.seed)
-            repeats = unpaired.get("repeats", 1)
-            train, cca = with_pseudo_pairs(model, config, train, left, repeats)
+        model = build_model(config, train)
         additions = training_additions(settings)
-        trainer = StudyTrainer(model, config, train, validation, statistic=cca, **additions)
+        trainer = StudyTrainer(model, config, train, validation, **additions)
         trainer.train()
         metrics = from_history(trainer.history)
         metrics |= shifted_recalls(model, test) if settings.get("shifts") else {}
@@ -86,9 +75,12 @@ def suite_scores(model: DualEncoder, suites: Sequence[str], folder: str | Path) 
 
 def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of `cibr.configure` among those of a run of the study."""
+    if "unpaired" in settings:
+        raise ValueError("self-training has retired: repeat a committed row by `make again`")
     for name in settings:
         check_known("setting", name, [*DEFAULTS, *_PENALTY_OPTIONS, *_STUDY_SETTINGS])
     own = {name: value for name, value in settings.items() if name in DEFAULTS}
+    own["cca"] = False
     if own.get("model") == "frozen":
         own.setdefault("batch_size", 1024)  # the default when the sweeps were planned
     options = {name: settings[name] for name in _PENALTY_OPTIONS if name in settings}

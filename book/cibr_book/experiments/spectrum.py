@@ -23,6 +23,7 @@ from cibr.models.features import Inputs, embed_pairs
 from cibr.train.trainer import epoch_rows
 from cibr_book.experiments import recipes
 from cibr_book.experiments.corruptions import Corruption, corrupt
+from cibr_book.experiments.training import trained_heads
 from cibr_book.worlds.threshold import fixed_length_gains, loss_gains
 from cibr_book.worlds.training import KAPPA_B
 
@@ -101,7 +102,8 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         on canonical directions `gain@k`, of direction k over the first; and `diagonal`, the share
         of the squared score that is on the diagonal, 1 for predictions.
     """
-    whole, n_photos, seed = recipes.features()[1], settings["photos"], settings["seed"]
+    base, whole = recipes.features()
+    n_photos, seed = settings["photos"], settings["seed"]
     drawn = Corruption(fraction=n_photos / len(whole["train"].pairs), redraw=True)
     found, parts = {}, []
     if "gains" in settings:
@@ -113,8 +115,8 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         found["diagonal"] = float(own.square().sum() / gains.square().sum())
         parts.append(partial(spectrum.embeddings, heads))
     if "heads" in settings:
-        bench = recipes.bench(drawn, False, seed)
-        parts.append(partial(embed_pairs, bench.recipe("CLIP", {"CLIP": settings["heads"]}, seed)))
+        pairs = recipes.picked(whole["train"], corrupt(whole["train"].pairs, drawn, seed))
+        parts.append(partial(embed_pairs, trained_heads(base, pairs, settings["heads"], seed)))
     for test, columns in (
         ("validation", "validation_"),
         ("flickr8k", "flickr8k/"),

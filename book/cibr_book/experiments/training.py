@@ -1,8 +1,11 @@
-"""What the study's runs add to `cibr.CIBRTrainer`: batches with groups of rows, noise on features,
-other losses and averaged weights.
+"""What the study adds to `cibr.CIBRTrainer`: given features, batches with groups of rows, noise on
+features, other losses and averaged weights.
 """
 
 import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -11,10 +14,57 @@ from torch import Tensor
 from cibr.data import Pairs
 from cibr.losses import CIBRLoss
 from cibr.models import DualEncoder
-from cibr.models.features import Batch
+from cibr.models.features import Batch, Inputs
+from cibr.train import configure
+from cibr.train._callbacks import Bar
 from cibr.train._grad_cache import GradCache
 from cibr.train.trainer import CIBRTrainer, Rows
 from cibr_book.experiments.controls import LOSSES
+
+
+class FeatureTrainer(CIBRTrainer):
+    """A trainer on given features; it shows and saves nothing.
+
+    Args:
+        given: `Inputs` of training and, to validate, of validation.
+        of_trainer: of `CIBRTrainer`.
+    """
+
+    def __init__(self, *of_trainer: Any, given: Sequence[Inputs], **named):
+        self.given = given
+        super().__init__(*of_trainer, *(part.pairs for part in given), **named)
+        self.remove_callback(Bar)
+
+    def prepare_pairs(self, pairs: Pairs) -> Inputs:
+        """The given features."""
+        return self.given[pairs is not self.train_dataset]
+
+    def save_model(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+    _save_checkpoint = save_model
+
+
+def trained_heads(
+    base: DualEncoder, train: Inputs, settings: dict[str, Any], seed: int
+) -> DualEncoder:
+    """Heads over frozen towers, trained on given features.
+
+    Args:
+        base: a model with the towers, which the heads share.
+        train: features of the training pairs.
+        settings: of `cibr.configure`; with `cca_ridges` training starts at CCA.
+        seed: of the initial weights, the order and dropout.
+    """
+    with TemporaryDirectory() as scratch:
+        run = {"model": "frozen", "seed": seed, "beta": 0.0, "cca": False} | settings
+        config = configure(**run, cca_start="cca_ridges" in settings, output_dir=scratch)
+        torch.manual_seed(seed)
+        model = base.over(base.towers, base.settings | {"dropout": config.dropout})
+        model.set_temperature(config.temperature, config.learn_temperature)
+        config = replace(config, batch_size=min(config.batch_size, len(train.pairs)))
+        FeatureTrainer(model, config, given=[train]).train()
+    return model.eval()
 
 
 def grouped_rows(pairs: Pairs, group_size: int, seed: int, epoch: int) -> Rows:

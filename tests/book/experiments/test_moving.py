@@ -7,7 +7,6 @@ import transformers
 from helpers import TEXTS, noise_pairs
 from small_models import SIZES
 
-from cibr.compare import Bench
 from cibr.losses import CIBRLoss
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
@@ -35,7 +34,7 @@ def base():
     sizes = SIZES | {"num_hidden_layers": 4, "vocab_size": len(tokenizer)}
     text = transformers.BertModel(transformers.BertConfig(max_position_embeddings=40, **sizes))
     towers = TwoTowers(image, text, ImageProcessor(64), tokenizer).eval()
-    settings = dict(dims=[16, *towers.widths()], dropout=0.0, n_heads=1)
+    settings = dict(dims=[16, *towers.widths()], dropout=0.0, with_linear=False)
     return DualEncoder.over(towers, settings).eval()
 
 
@@ -49,10 +48,8 @@ def drawn(base, monkeypatch, tmp_path):
     monkeypatch.setattr(moving, "load_pairs", lambda _, name: parts[name])
     moving._features.cache_clear()
     moving._trained.cache_clear()
-    recipes.bench.cache_clear()
     yield parts
     moving._features.cache_clear()
-    recipes.bench.cache_clear()
 
 
 def test_before_training_embeddings_are_those_of_the_frozen_towers(base, drawn):
@@ -102,7 +99,12 @@ def test_critics_and_the_anchor_see_the_towers_before_training(base, drawn, tmp_
     given = prepare(model, drawn["train"]), prepare(model, drawn["validation"])
     start = moving.StartingPoint(base)
     named = dict(
-        RUN, output_dir=str(tmp_path / "run"), penalty="mine", beta=1.0, learning_rate=1e-2
+        RUN,
+        cca=False,
+        output_dir=str(tmp_path / "run"),
+        penalty="mine",
+        beta=1.0,
+        learning_rate=1e-2,
     )
     config = configure(**{k: v for k, v in named.items() if k not in ("start", "corruption")})
     trainer = moving._MovingTrainer(model, config, given=given, statistic=start, ramps=False)
@@ -166,14 +168,14 @@ def test_claims_compare_the_chosen_weight_with_fine_tuned_clip():
 
 
 def test_the_seed_is_also_that_of_the_draw_and_of_the_start(drawn, monkeypatch, tmp_path):
-    seeds, heads = [], Bench.heads
+    seeds, heads = [], moving.trained_heads
 
     def spy(*given):
         seeds.append(given[2])
         return corrupt(*given)
 
-    for module in (recipes, moving):
-        monkeypatch.setattr(module, "corrupt", spy)
-    monkeypatch.setattr(Bench, "heads", lambda *given: seeds.append(given[2]) or heads(*given))
+    monkeypatch.setattr(moving, "corrupt", spy)
+    spied = lambda *given: seeds.append(given[3]) or heads(*given)  # noqa: E731
+    monkeypatch.setattr(moving, "trained_heads", spied)
     moving.train_and_measure(RUN | {"seed": 5}, tmp_path / "run")
     assert seeds == [5, 5, 5]

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from cibr.data import load_pairs
 from cibr_book.experiments import run
 from cibr_book.experiments.tables import read_table
 
@@ -34,24 +33,3 @@ def test_a_trial_has_the_recalls_of_its_last_epoch(tmp_path, monkeypatch):
     assert [metrics[f"validation_recall@{k}"] for k in (1, 5, 10)] == pytest.approx([0.2, 0.3, 0.2])
     assert metrics["validation_text_to_image_recall@1"] == 0.3 and metrics["last_clip_loss"] == 1
     assert metrics["steps"] == 10
-
-
-def test_self_training_has_the_pairs_that_a_corruption_leaves_out(tmp_path, monkeypatch):
-    given = {}
-    history = pd.DataFrame({"step": [5], "seconds": [1.0]})
-
-    def trainer(model, config, pairs, validation, statistic, ramps):
-        given.update(pairs=pairs, statistic=statistic, ramps=ramps)
-        return SimpleNamespace(train=lambda: None, history=history)
-
-    def pseudo_pairs(model, config, pairs, unpaired, repeats):
-        given.update(kept=pairs.keys, left=unpaired.keys, repeats=repeats)
-        return "pairs", "CCA"
-
-    monkeypatch.setattr(run, "StudyTrainer", trainer)
-    monkeypatch.setattr(run, "with_pseudo_pairs", pseudo_pairs)
-    run.train_and_measure(TINY | {"unpaired": {"self_training": True, "repeats": 3}}, tmp_path)
-    assert (given["pairs"], given["statistic"], given["repeats"]) == ("pairs", "CCA", 3)
-    train = load_pairs("glyphs", "train")
-    assert sorted(given["kept"] + given["left"]) == sorted(train.keys)
-    assert len(given["kept"]) == round(0.02 * len(train))
