@@ -340,12 +340,17 @@ def _print_tables(rows, value: str) -> None:
 
 
 def _search(arguments: argparse.Namespace) -> None:
-    from cibr.data.pairs import open_rgb
+    from cibr.data.pairs import IMAGE_SUFFIXES, open_rgb
     from cibr.utils import check_number
 
     check_number("--top", arguments.top, 1)
     if not all(query.strip() for query in arguments.query):
         raise ValueError("the text to search for is empty: describe what the images should show")
+    for query in arguments.query:
+        if Path(query).suffix.lower() in IMAGE_SUFFIXES and not os.path.isfile(query):
+            raise ValueError(
+                f"there is no image {query!r}: give its path, or a text without suffix"
+            )
     model = _load(arguments.model, arguments.device)
     files, features = _index(model, arguments.model, arguments.folder)
     for query in arguments.query:

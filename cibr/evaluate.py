@@ -12,7 +12,8 @@ with one label.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,6 +24,7 @@ import pandas as pd
 import torch
 import yaml
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -295,7 +297,7 @@ def evaluate(
     Raises:
         ValueError: no model, an unknown suite, kind or set, a limit or batch_size out of its range,
             or a tenth of a set's samples that cannot be used (it is named).
-        OSError: the output folder cannot be created.
+        OSError: results cannot be written.
         FileNotFoundError: a file of a set is missing.
         ConnectionError: a file cannot be fetched from the hub.
     """
@@ -313,20 +315,32 @@ def evaluate(
         resolve(task.dataset)  # report a mistyped name before computing anything
     if output_dir is not None:
         folder = Path(output_dir) / title
-        folder.mkdir(parents=True, exist_ok=True)  # fail now rather than after the sets
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)  # fail now rather than after the sets
     predictions = {}
     for task in tqdm(tasks, desc=name, unit="set", delay=1):
         try:
             pairs = load_task(task, limit)
             predictions[task] = _predict(model, task, pairs, batch_size)
             if output_dir is not None:  # now: a later set may fail
-                _save(predictions[task], folder / task.file)
+                with _writing(folder):
+                    _save(predictions[task], folder / task.file)
         except ValueError as error:
             raise ValueError(f"{task.kind} on {task.title} of suite {title!r}: {error}") from error
     evaluation = Evaluation(name, title, predictions)
     if output_dir is not None:
-        save_table(evaluation.rows, folder / "rows")
+        with _writing(folder):
+            save_table(evaluation.rows, folder / "rows")
     return evaluation
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        fix = "make room or choose another output_dir"
+        raise OSError(f"cannot write results to {str(folder)!r}: {error}; {fix}") from error
 
 
 def evaluate_pairs(model: DualEncoder, pairs: Pairs, name: str) -> Evaluation:

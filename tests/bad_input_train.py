@@ -124,6 +124,11 @@ RUNS = [
 for name in ("gradient_accumulation_steps", "num_train_epochs", "max_steps", "seed"):
     call = training(training_arguments={name: 2})
     RUNS.append((f"argument {name}", call, f"training_arguments has '{name}'"))
+for name, value in (("optim", "sgd"), ("lr_scheduler_type", "linear"), ("warm_up", 3)):
+    call = training(training_arguments={name: value})
+    RUNS.append((f"argument {name}", call, f"'{name}', which changes nothing: use .*adam_beta1"))
+call = training(training_arguments={"max_grad_norm": -1.0})
+RUNS.append(("a negative norm", call, "max_grad_norm is -1"))
 CASES = [(f"train: {given}", configuring(**given), ValueError, word) for given, word in SETTINGS]
 CASES += [(f"train: {name}", call, ValueError, words) for name, call, words in RUNS]
 unknown = "'froze', did you mean 'frozen'"

@@ -218,6 +218,12 @@ def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys):
             1,
             "device string: gpu): give cpu",
         ),
+        (["search", "clip-tiny", "{tmp}", "{tmp}/a.jpg"], 1, "there is no image '{tmp}/a.jpg'"),
+        (
+            ["evaluate", "clip-tiny", "--output-dir", "/proc/x"],
+            1,
+            "cannot write results to '/proc/x",
+        ),
         (["train", "--penalty", "vmff"], 1, "'vmff', did you mean 'vmf'"),
         (["train", "{tmp}/none.json"], 1, "none.json"),
     ],

@@ -538,6 +538,10 @@ class DualEncoder(nn.Module):
             except Exception as error:  # readers raise nearly anything on damaged files
                 damaged = f"{str(folder)!r} is incomplete or damaged"
                 raise ValueError(f"{damaged}: save the model again ({error})") from error
+        within = [file.parent for file in folder.glob(f"*/{_CONFIG}")]
+        if within and not (folder / "config.json").exists():
+            where = " or ".join(sorted(map(str, within)))
+            raise FileNotFoundError(f"{name!r} has no model of its own: give {where}")
         is_run = (folder / "run.json").exists() or any(folder.glob("checkpoint*"))
         if is_run and not (folder / "config.json").exists():
             what = f"{name!r} has no model yet: it is the folder of an unfinished run"

@@ -21,7 +21,7 @@ from cibr.losses import PENALTIES
 from cibr.losses.cibr import MAX_BETA, arguments_of, check_penalty
 from cibr.losses.clip import Number
 from cibr.models import DualEncoder, model_kind
-from cibr.utils import check_known, digest, project_root
+from cibr.utils import check_known, check_number, digest, project_root
 
 # Settings by number of photos, chosen on validation photos of Flickr8k by `bench/heads_cca.py`.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -73,6 +73,13 @@ _OLD_PRESETS = {
     "one-caption": "many-photos",
     "wrong-captions": "many-photos",
 }
+# Arguments of transformers that a run uses; others would change nothing, or break it.
+_USED = {"adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "tf32", "use_cpu"}
+_USED |= {"load_best_model_at_end", "metric_for_best_model", "greater_is_better", "save_steps"}
+_USED |= {"report_to", "run_name", "project", "log_level", "log_level_replica", "debug"}
+_USED |= {"push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision"}
+_USED |= {"ddp_backend", "ddp_timeout", "full_determinism", "fsdp", "fsdp_config", "deepspeed"}
+_USED |= {"restore_callback_states_from_checkpoint", "skip_memory_metrics", "accelerator_config"}
 NOT_THE_RUN = {"output_dir", "micro_batch_size"}  # do not affect results
 _IMAGE_SIZE = 64  # of a tiny model, in pixels
 _TYPES = {float: numbers.Real, int: numbers.Integral, str: str | Path, tuple: list | tuple}
@@ -237,9 +244,8 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
         validates: whether there are pairs for validation.
 
     Raises:
-        ValueError: an argument that a setting decides, or a batch that the processes cannot share
-            equally.
-        TypeError: an unknown argument.
+        ValueError: an argument that a setting decides or that changes nothing, a negative
+            max_grad_norm, or a batch that the processes cannot share equally.
     """
     from transformers import TrainingArguments  # takes seconds to import
 
@@ -271,7 +277,11 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
         if name in decided:
             fix = "set the setting that stands for it (see cibr.configure)"
             raise ValueError(f"training_arguments has {name!r}, which the run decides: {fix}")
+        if name not in _USED:
+            used = ", ".join(sorted(_USED))
+            raise ValueError(f"training_arguments has {name!r}, which changes nothing: use {used}")
     arguments = TrainingArguments(**decided, **defaults | config.training_arguments)
+    check_number("max_grad_norm", arguments.max_grad_norm or 0.0, 0)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process uses one GPU
     if arguments.device.type == "cpu":
         arguments._setup_devices = torch.device("cpu")  # torch 2.6 cannot load to "cpu:0"

@@ -324,8 +324,9 @@ class CIBRTrainer(Trainer):
         matrices = {"params": [p for p in self.trained if p.ndim > 1]}
         others = {"params": [p for p in self.trained if p.ndim <= 1], "weight_decay": 0.0}
         options = dict(lr=self.args.learning_rate, weight_decay=self.args.weight_decay)
-        betas = self.args.adam_beta1, self.args.adam_beta2
-        self.optimizer = torch.optim.AdamW([matrices, others], betas=betas, **options)
+        options |= dict(betas=(self.args.adam_beta1, self.args.adam_beta2))
+        options |= dict(eps=self.args.adam_epsilon)
+        self.optimizer = torch.optim.AdamW([matrices, others], **options)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, *_: Any) -> OneCycleLR:
