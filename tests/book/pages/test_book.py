@@ -14,6 +14,8 @@ import nbformat
 import pytest
 import yaml
 
+from cibr.train.config import PRESETS
+
 ROOT = Path(__file__).resolve().parents[3]
 BOOK = ROOT / "book"
 NOTEBOOKS = sorted([*BOOK.glob("*.ipynb"), *BOOK.glob("howto/*.ipynb")])
@@ -71,11 +73,10 @@ def test_table_of_contents_lists_exactly_the_pages_that_exist():
 def test_the_commands_that_pages_print_exist():
     pages = [*NOTEBOOKS, *BOOK.rglob("*.md"), ROOT / "README.md"]
     text = "".join(path.read_text("utf-8") for path in pages)
-    presets = yaml.safe_load((ROOT / "data" / "presets.yaml").read_text())["recipes"]
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     sweeps = [path.stem for path in (ROOT / "experiments").glob("*.yaml")]
     kinds = {r"[`\"\n]make ([a-z]+)\b": targets, r"make rows SWEEP=([\w-]+)": sweeps}
-    for pattern, known in (kinds | {r"--preset ([a-z-]+)": presets}).items():
+    for pattern, known in (kinds | {r"--preset ([a-z-]+)": PRESETS}).items():
         printed = set(re.findall(pattern, text))
         assert printed and printed <= set(known)
 
