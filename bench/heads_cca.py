@@ -40,16 +40,17 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "book")]
 
-from cibr import build_model, configure, fit, load_pairs
+from cibr import build_model, configure, load_pairs
 from cibr.data import Features, Pairs
+from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.features import embed_pairs, prepare
 from cibr.train.config import PRESETS, preset_for
 from cibr.utils import provenance, write_atomically
 from cibr_book.experiments.corruptions import Corruption, corrupt
 from cibr_book.experiments.recipes import SETS, one_caption_each
-from cibr_book.experiments.spectrum import direction_recalls
 from cibr_book.experiments.tables import read_table
+from cibr_book.experiments.training import FeatureTrainer
 
 RESULTS = ROOT / "data" / "results" / "heads_cca.csv"
 TRIALS = ("150", "600", "3000", "3000, one caption", "3000, 30 % wrong captions")
@@ -90,7 +91,8 @@ def embeddings(pairs: Pairs, settings: dict[str, Any], seed: int) -> dict[str, d
     with TemporaryDirectory() as folder:
         config = configure(**settings, model="frozen", seed=seed, output_dir=folder)
         model = build_model(config, pairs)
-        fit(model, pairs, None, config)
+        config = replace(config, batch_size=min(config.batch_size, len(pairs)))
+        FeatureTrainer(model, config, given=[prepare(model, pairs)]).train()
     found: dict[str, dict] = {"heads": {}, "CCA": {}}
     for name, part in data().items():
         if name != "train":
@@ -117,8 +119,9 @@ def run(stage: str, condition: str, seed: int, given: str) -> list[dict[str, Any
         row = dict(zip(KEY, (stage, condition, seed, given, method), strict=True))
         row["commit"] = provenance()["commit"]
         for name in ["validation"] if stage == "trials" else [*SETS]:
-            summed = [torch.cat(side, 1) for side in zip(*(of[name] for of in parts), strict=True)]
-            recalls = direction_recalls(summed, data()[name])
+            sides = zip(*(of[name] for of in parts), strict=True)
+            summed = [F.normalize(torch.cat(side, 1), dim=1) for side in sides]
+            recalls = retrieval_recalls(*summed, *data()[name].retrieval_targets())
             row |= {f"{name}/{metric}": value for metric, value in recalls.items()}
         rows.append(row)
     return rows
