@@ -48,7 +48,7 @@ from cibr.models.features import embed_pairs, prepare
 from cibr.train.config import PRESETS, preset_for
 from cibr.utils import provenance, write_atomically
 from cibr_book.experiments.corruptions import Corruption, corrupt
-from cibr_book.experiments.recipes import SETS, one_caption_each
+from cibr_book.experiments.recipes import SETS, heads_cca_means, one_caption_each, with_saved
 from cibr_book.experiments.tables import read_table
 from cibr_book.experiments.training import FeatureTrainer
 
@@ -155,6 +155,23 @@ def chosen(rows: pd.DataFrame) -> dict[str, str]:
     return found
 
 
+def gaps(rows: pd.DataFrame) -> pd.DataFrame:
+    """Points by which heads + CCA recall more than is asked for; negative where they do not."""
+    means = heads_cca_means(rows)
+    own = means.xs("heads + CCA", level="method")
+    others = means.drop("heads + CCA", level="method")
+    found = own - (others.groupby(level="condition").max() - 1)
+    saved = with_saved(pd.read_csv(ROOT / "data" / "results" / "advice.csv"))
+    saved = saved[saved["method"] == "highest"].groupby("photos").mean(numeric_only=True)
+    for n_photos, of in saved.iterrows():
+        for test in SETS:
+            for way, name in (("text_to_image", "search"), ("image_to_text", "text retrieval")):
+                asked = 100 * of[f"{test}/{way}_mean"] + 0.5
+                column = f"{test} {name}"
+                found.loc[str(n_photos), column] = own.loc[str(n_photos), column] - asked
+    return found
+
+
 def wanted(stage: str) -> Iterator[tuple[str, str, int, str]]:
     """The runs of a stage."""
     if stage == "trials":
@@ -183,6 +200,8 @@ def main(stage: str) -> None:
             print(f"{i} of {len(runs)} runs", flush=True)
     if stage == "trials":
         print(json.dumps(chosen(rows), indent=2))
+    else:
+        print(gaps(rows).round(2).to_string())
 
 
 if __name__ == "__main__":

@@ -80,6 +80,25 @@ def with_saved(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([rows, *(part.assign(method=name) for name, part in chosen.items())])
 
 
+def heads_cca_means(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean recall of heads + CCA and of their parts, in per cent.
+
+    Args:
+        rows: of heads_cca.csv; those of trials are left out.
+
+    Returns:
+        By `condition` and `method`, with two columns a test set, such as `flickr8k search` and
+        `flickr8k text retrieval`: the mean of recall@1, 5 and 10, over the draws.
+    """
+    tests = rows[rows["stage"] == "tests"].set_index(["condition", "method"])
+    found = {}
+    for test in SETS:
+        for way, name in (("text_to_image", "search"), ("image_to_text", "text retrieval")):
+            of = tests.filter(regex=f"^{test}/{way}_recall@").mean(axis=1)
+            found[f"{test} {name}"] = 100 * of.groupby(level=[0, 1]).mean()
+    return pd.DataFrame(found)
+
+
 def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
     """The claims of experiments/recipes.md about searching Flickr8k's test photos.
 
