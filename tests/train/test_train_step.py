@@ -46,7 +46,7 @@ def test_steps_over_frozen_towers_start_at_cca_with_noise_and_equal_plain_ones(
     build, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "cache")
-    options = dict(penalty="anchor", cca_start=True, cca=False, seed=3)
+    options = dict(penalty="anchor", cca_start=True, cca=False, cca_ridges=(3.0, 1.0), seed=3)
     config = settings(tmp_path / "out", model="frozen", **options)
     model = build("frozen", dropout=0.3).double()
     twin = copy.deepcopy(model)

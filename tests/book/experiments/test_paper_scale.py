@@ -57,6 +57,7 @@ def fresh_accelerator():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the model was trained on")  # the stand-in repeats images
 def test_the_sweeps_run_on_a_stand_in_trials_first(tmp_path, monkeypatch, fresh_accelerator):
     monkeypatch.setenv("CIBR_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("CIBR_MODELS", str(tmp_path / "models"))

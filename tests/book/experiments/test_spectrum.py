@@ -71,18 +71,12 @@ def test_gains_are_a_power_of_the_correlations_and_scores_of_heads_are_summed(mo
     _, of = spectrum._drawn(Corruption(redraw=True), 5, (0.1, 0.2))
     assert found["gain@4"] == pytest.approx(float((of.rho[3] / of.rho[0]) ** 2), abs=1e-6)
     asked = []
-
-    class Bench:
-        def recipe(self, name, best, seed):
-            asked.append((name, best, seed))
-            return "heads"
-
-    monkeypatch.setattr(recipes, "bench", lambda *of: Bench())
+    monkeypatch.setattr(spectrum, "trained_heads", lambda *of: asked.append(of[2:]))
     own = of.heads(of.rho**2)
     monkeypatch.setattr(spectrum, "embed_pairs", lambda _, pairs: of.embeddings(own, pairs))
     summed = spectrum.train_and_measure(run | {"heads": {"epochs": 3}}, "")
     assert summed == pytest.approx(found)  # twice the same scores
-    assert asked == [("CLIP", {"CLIP": {"epochs": 3}}, 5)]
+    assert asked == [({"epochs": 3}, 5)]
     whole = torch.ones(300, 4) / 2
     monkeypatch.setattr(spectrum, "embed_pairs", lambda *_: [whole, whole])
     assert spectrum.train_and_measure(run | {"heads": {}}, "") == pytest.approx(found)
