@@ -127,7 +127,10 @@ class RunConfig:
     )
     cca_start: bool = _setting(False, "start heads over frozen towers at regularised CCA")
     cca_ridges: tuple[float, float] = _setting(
-        (3.0, 1.0), "of CCA, image and text, in units of the mean variance", 1e-9, 1e9
+        (0.0, 0.0),
+        "of CCA, image and text, in units of the mean variance; 0 for the default",
+        1e-9,
+        1e9,
     )
     validate_every: int = _setting(1, "epochs between validations", 1)
     training_arguments: dict[str, Any] = _setting(

@@ -135,7 +135,8 @@ class CIBRTrainer(Trainer):
         """
         run = self.run_folder
         run.identity = json.loads(json.dumps(self.identity()))  # without tuples
-        self.adds_cca = self.config.cca and self.model.settings.get("with_linear") is False
+        is_frozen = self.config.model == self.model.kind == "frozen"
+        self.adds_cca = is_frozen and self.config.cca and not self.model.settings["with_linear"]
         with run.claimed(), noted_signals() as self.signals:
             self.history = run.finished()
             if self.history is not None:

@@ -82,14 +82,14 @@ def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
     own = {name: value for name, value in settings.items() if name in DEFAULTS}
     own["cca"] = False
     if own.get("model") == "frozen":
-        own.setdefault("batch_size", 1024)  # the default when the sweeps were planned
+        own.setdefault("batch_size", 1024)  # the defaults when the sweeps were planned
+        own.setdefault("cca_ridges", (3.0, 1.0))
     options = {name: settings[name] for name in _PENALTY_OPTIONS if name in settings}
     if options:
         own["penalty_options"] = options
     if "cca_ridge_image" in settings or "cca_ridge_text" in settings:
-        image, text = DEFAULTS["cca_ridges"]
-        ridges = settings.get("cca_ridge_image", image), settings.get("cca_ridge_text", text)
-        own["cca_ridges"] = ridges
+        image, text = settings.get("cca_ridge_image", 3.0), settings.get("cca_ridge_text", 1.0)
+        own["cca_ridges"] = image, text
     if "mixed_precision" in settings:
         check_known("mixed_precision", settings["mixed_precision"], ["bf16"])
         own["training_arguments"] = {"bf16": True}
