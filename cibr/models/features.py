@@ -145,22 +145,20 @@ def prepare(
 def _frozen_features(
     model: DualEncoder, pairs: Pairs, texts: list[str], name: str
 ) -> tuple[Float[Tensor, "n p"], Float[Tensor, "m q"]]:
-    """Features of the pairs' images and of the texts: given ones, or else those of the towers."""
-    given = pairs.features
-    if given is not None and tuple(given.towers) != model.tower_names:
-        if pairs.load is None:
-            raise ValueError(
-                f"{pairs.name} has features of {given.towers}, and the heads read those of "
-                f"{model.tower_names}: give a model over the same towers, or pairs with images"
-            )
-        given = None
-    if given is None:
+    """Features of images and texts: those that the pairs bring along, or those of the towers."""
+    features = pairs.features
+    if features is not None and tuple(features.towers) == model.tower_names:
+        images = features.images.float()
+        row = {text: i for i, text in enumerate(features.strings)}
+        if row.keys() >= set(texts):
+            return images, features.texts[[row[text] for text in texts]].float()
+    elif pairs.load is not None:
         images = _image_features(model, pairs, f"{name}: image features")
     else:
-        images = given.images.float()
-        row = {text: i for i, text in enumerate(given.strings)}
-        if row.keys() >= set(texts):
-            return images, given.texts[[row[text] for text in texts]].float()
+        raise ValueError(
+            f"{pairs.name} has features of {features.towers}, and the heads read those of "
+            f"{model.tower_names}: give a model over the same towers, or pairs with images"
+        )
     _warn_of_cuts(model, texts, name)
     return images, _text_features(model, texts, f"{name}: text features")
 
