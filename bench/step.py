@@ -32,8 +32,8 @@ from _measure import arguments, device_peak_mib, medians, peak_mib, show
 from cibr import CIBRLoss, DualEncoder, clip_loss
 from cibr.losses.penalties import VMF, LossInputs
 from cibr.losses.vmf import sample_vmf
-from cibr.models._towers import HubTowers, ImageProcessor, train_tokenizer
 from cibr.models.features import Batch
+from cibr.models.towers import HubTowers, ImageProcessor, train_tokenizer
 from cibr.train._grad_cache import GradCache
 
 SIZES, PART, CLIP_ROWS, CLIP_PART = (256, 1024, 4096), 256, 16, 4

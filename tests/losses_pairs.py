@@ -36,6 +36,7 @@ def optional_inputs(penalty, image, text):
 
 
 def build(beta, penalty="vmf", d=6, **options):
+    """A loss of any penalty, also of the study's `anchor`."""
     torch.manual_seed(0)
     cca = RegularisedCCA.fit(*pooled_features().values(), dim=d)
     arguments = {"dims": (d, 5, 4), "statistic": cca}

@@ -46,9 +46,9 @@ class _WholeLoss(torch.autograd.Function):
     def forward(ctx, image, text, scale, labels):
         logits = (scale * image) @ text.T
         targets = _Targets(labels, slice(len(image)), logits)
-        of_rows, of_columns = logits.log_softmax(1), logits.log_softmax(0)
-        loss = -(targets.mean_of(of_rows) + targets.mean_of(of_columns)).mean() / 2
-        slopes = targets.taken_from(of_rows.exp_().add_(of_columns.exp_()))
+        row_logs, column_logs = logits.log_softmax(1), logits.log_softmax(0)
+        loss = -(targets.mean_of(row_logs) + targets.mean_of(column_logs)).mean() / 2
+        slopes = targets.taken_from(row_logs.exp_().add_(column_logs.exp_()))
         ctx.save_for_backward(image, text, scale, slopes)
         return loss
 

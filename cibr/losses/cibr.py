@@ -87,15 +87,14 @@ class CIBRLoss(nn.Module):
     Args:
         beta: weight of the penalty, from 0 to 10,000; an attribute that a schedule may set before
             each step, see `beta_at`. At 0 the penalty has no part in the graph: the loss is CLIP's,
-            bit for bit, even if the penalty is not finite. With `vmf`, `crossfit` and `anchor`,
+            bit for bit, even if the penalty is not finite. With `vmf` and `crossfit`,
             compare settings by beta kappa_b A_d(kappa_e) / logit_scale.
         penalty: a name of `PENALTIES`, or a `Term`.
         kappa_e: concentration of the encoders e(z|x): of the noise with `sample`, otherwise only a
             scale of the vMF penalties. The study's photo runs use 8,192.
         sample: contrast samples of vMF(mu, kappa_e) instead of the means mu, in both train and eval
             mode. Noise without a penalty is `sample=True, beta=0`.
-        options: of the penalty, such as `kappa_b` (vmf, crossfit, anchor), `statistic`
-            (anchor) or `dims` (mine).
+        options: of the penalty, such as `kappa_b` (vmf, crossfit) or `dims` (mine).
 
     Raises:
         ValueError: an unknown penalty or option, one that the penalty needs and lacks, or a number
@@ -119,10 +118,7 @@ class CIBRLoss(nn.Module):
             check_penalty(penalty, options)
             needed = {n for n, x in arguments_of(penalty).items() if x.default is x.empty}
             if missing := ", ".join(sorted(needed - {*options})):
-                raise ValueError(
-                    f"the penalty {penalty!r} needs {missing}: pass {missing}=..., which "
-                    f"help(cibr.losses.PENALTIES[{penalty!r}]) explains"
-                )
+                raise ValueError(f"the penalty {penalty!r} needs {missing}: pass {missing}=...")
             penalty = PENALTIES[penalty](**options)
         elif options or not isinstance(penalty, Term):
             raise ValueError(f"a penalty is a name or a Term with its options, got {penalty!r}")
@@ -246,17 +242,17 @@ class CIBRLoss(nn.Module):
         image, text, scale = checked_features(image, text, logit_scale, labels, _TOLERANCE)
         for name in optional:
             check_known("input of CIBRLoss", name, sorted({*_OPTIONAL, *self.needs}))
-        given = {"labels": labels, **optional}
-        missing = sorted(name for name in self.needs if given.get(name) is None)
+        passed = {"labels": labels, **optional}
+        missing = sorted(name for name in self.needs if passed.get(name) is None)
         if missing:
             raise ValueError(f"the loss needs {', '.join(missing)}: pass them in the call")
-        own = {name: optional.pop(name, None) for name in _OPTIONAL}
+        known = {name: optional.pop(name, None) for name in _OPTIONAL}
         z_image, z_text = image, text
         if self.sample:
-            z_image = sample_vmf(image, self.kappa_e, own["generator"])
-            z_text = sample_vmf(text, self.kappa_e, own["generator"])
+            z_image = sample_vmf(image, self.kappa_e, known["generator"])
+            z_text = sample_vmf(text, self.kappa_e, known["generator"])
         features = image, text, z_image, z_text
-        return LossInputs(*features, scale, self.kappa_e, labels, **own, others=optional)
+        return LossInputs(*features, scale, self.kappa_e, labels, **known, others=optional)
 
 
 def arguments_of(penalty: str) -> Mapping[str, inspect.Parameter]:

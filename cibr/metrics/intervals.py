@@ -138,12 +138,13 @@ def paired_difference(a: _Matrix, b: _Matrix) -> tuple[float, float, float]:
     mean = float(values.mean())
     if values.shape[1] < 2:
         return mean, np.nan, np.nan
-    of_means = [values.mean(axis) for axis in (0, 1) if values.shape[1 - axis] > 1]
-    variances = np.array([stats.sem(means) ** 2 for means in of_means])
+    item_means, seed_means = values.mean(0), values.mean(1)
+    sides = [item_means] if len(seed_means) < 2 else [item_means, seed_means]
+    variances = np.array([stats.sem(means) ** 2 for means in sides])
     if not variances.any():
         return mean, mean, mean
-    own_degrees = [len(means) - 1 for means in of_means]
-    degrees = variances.sum() ** 2 / (variances**2 / own_degrees).sum()
+    degrees_of_sides = [len(means) - 1 for means in sides]
+    degrees = variances.sum() ** 2 / (variances**2 / degrees_of_sides).sum()
     half = float(stats.t.ppf(0.975, degrees) * np.sqrt(variances.sum()))
     return mean, mean - half, mean + half
 

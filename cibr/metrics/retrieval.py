@@ -21,8 +21,8 @@ _TILE = 2**22  # numbers in memory at a time (16 MiB)
 
 _Images = Float[Tensor, "n d"]
 _Texts = Float[Tensor, "m d"]
-_OfImages = Int[Tensor, " n"]
-_OfTexts = Int[Tensor, " m"]
+_PerImage = Int[Tensor, " n"]
+_PerText = Int[Tensor, " m"]
 _Ks = Sequence[int]
 
 
@@ -33,15 +33,15 @@ class Ranks(NamedTuple):
     label.
     """
 
-    image_ranks: _OfImages
-    text_ranks: _OfTexts
-    image_units: _OfImages
-    text_units: _OfTexts
-    text_rows: _OfTexts  # the row of each text query among all texts
+    image_ranks: _PerImage
+    text_ranks: _PerText
+    image_units: _PerImage
+    text_units: _PerText
+    text_rows: _PerText  # the row of each text query among all texts
 
 
 def recall_at_k(
-    image_embeddings: _Images, text_embeddings: _Texts, text_to_image: _OfTexts, ks: _Ks = _KS
+    image_embeddings: _Images, text_embeddings: _Texts, text_to_image: _PerText, ks: _Ks = _KS
 ) -> dict[str, float]:
     """Recall@k of paired retrieval in both directions, with any number of captions per image.
 
@@ -77,8 +77,8 @@ def retrieval_recalls(
     image_embeddings: _Images,
     text_embeddings: _Texts,
     texts: Sequence[str],
-    text_to_image: _OfTexts,
-    labels: _OfImages | None = None,
+    text_to_image: _PerText,
+    labels: _PerImage | None = None,
     ks: _Ks = _KS,
 ) -> dict[str, float]:
     """Recall@k of a data set: `recall_at_k` if its images have no labels, else recall by label.
@@ -105,7 +105,7 @@ def retrieval_recalls(
 
 
 def recall_items(
-    image_ranks: _OfImages, text_ranks: _OfTexts, ks: _Ks = _KS, name: str = "recall"
+    image_ranks: _PerImage, text_ranks: _PerText, ks: _Ks = _KS, name: str = "recall"
 ) -> dict[str, Float64[Tensor, " _"]]:
     """One number per query for each recall, which is their mean: 1 for a hit, else 0.
 
@@ -132,8 +132,8 @@ def query_ranks(
     image_embeddings: _Images,
     text_embeddings: _Texts,
     texts: Sequence[str],
-    text_to_image: _OfTexts,
-    labels: _OfImages | None = None,
+    text_to_image: _PerText,
+    labels: _PerImage | None = None,
 ) -> Ranks:
     """Ranks of a data set's queries: `retrieval_ranks` if its images have no labels, else by label.
 
@@ -175,8 +175,8 @@ def query_ranks(
 
 
 def retrieval_ranks(
-    image_embeddings: _Images, text_embeddings: _Texts, text_to_image: _OfTexts
-) -> tuple[_OfImages, _OfTexts]:
+    image_embeddings: _Images, text_embeddings: _Texts, text_to_image: _PerText
+) -> tuple[_PerImage, _PerText]:
     """Paired ranks: the number of incorrect items at least as similar as a query's best correct
     one, up to rounding.
 
@@ -220,8 +220,8 @@ def retrieval_ranks(
 
 
 def label_ranks(
-    queries: _Images, labels: _OfImages, gallery: _Texts, gallery_labels: _OfTexts
-) -> _OfImages:
+    queries: _Images, labels: _PerImage, gallery: _Texts, gallery_labels: _PerText
+) -> _PerImage:
     """Ranks of queries for which every item with their label is correct; inputs are not checked.
 
     Args:

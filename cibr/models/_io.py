@@ -47,9 +47,10 @@ def resolve(name: str, known: Sequence[str] = _CHECKPOINTS) -> str:
             return folder
     if _HUB_ID.fullmatch(name):
         return name
-    fix = f"a hub id such as openai/clip-vit-base-patch32, or {' or '.join(known)}"
-    near = nearest(name, known) or "."
-    raise FileNotFoundError(f"unknown model {name!r}{near} Give the folder of a model, {fix}")
+    raise FileNotFoundError(
+        f"unknown model {name!r}{nearest(name, known) or '.'} Give {' or '.join(known)}, a folder, "
+        "or a hub id such as openai/clip-vit-base-patch32"
+    )
 
 
 def model_kind(name: str) -> str:
@@ -66,9 +67,7 @@ def model_kind(name: str) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """A context without progress bars and loading reports of transformers, such as on unused
-    weights.
-    """
+    """A context without progress bars and loading reports of transformers."""
     verbosity = logging.get_verbosity()
     has_bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -81,14 +80,59 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-class WeightsError(ValueError):
-    """Weights that a model cannot be used with: others than its own, or not finite."""
+def from_hub(loader: str, name: str | Path, **options: Any) -> Any:
+    """Calls `from_pretrained` of a class of transformers; code in the files never runs.
+
+    Args:
+        loader: the class's name.
+        name: a folder, or a hub id.
+        options: of `from_pretrained`.
+
+    Raises:
+        FileNotFoundError: nothing to load; the message says where it searched, and the fix.
+    """
+    source = resolve(str(name))
+    options["trust_remote_code"] = False  # left out, transformers asks, and a pipe may say yes
+    try:
+        with quiet_transformers():
+            return getattr(transformers, loader).from_pretrained(source, **options)
+    except Exception as error:  # loaders raise nearly anything
+        cause = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise FileNotFoundError(
+            f"cannot load {source!r} with transformers.{loader} ({cause}): give its folder, "
+            f"set CIBR_MODELS to one that holds {name}, or connect to the hub"
+        ) from error
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer of a folder or hub id; FileNotFoundError if it has no vocabulary."""
+    tokenizer = from_hub("AutoTokenizer", name)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes one of no files
+        raise FileNotFoundError(f"cannot load {str(name)!r}: the tokenizer's files are missing")
+    return tokenizer
+
+
+def load_model(name: str | Path, unused: str | tuple[str, ...] = ()) -> nn.Module:
+    """A model of transformers in float32.
+
+    Args:
+        name: a folder, or a hub id.
+        unused: how the names of weights begin that may be missing, as nothing reads them.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: weights that do not fit the model or are not finite.
+    """
+    model, info = from_hub("AutoModel", name, dtype=torch.float32, output_loading_info=True)
+    missing = [key for key in info["missing_keys"] if not key.startswith(unused)]
+    check_weights(model, resolve(str(name)), missing, info["unexpected_keys"])
+    return model
 
 
 def check_weights(
     model: nn.Module, source: str | Path, missing: Collection[str], others: Collection[str]
 ) -> None:
-    """Raises WeightsError unless a model's weights were all in its files and are finite.
+    """Raises ValueError unless a model's weights were all in its files and are finite.
 
     Args:
         model: with the weights loaded.
@@ -96,49 +140,15 @@ def check_weights(
         missing: names of its weights that the files lack.
         others: names in the files that it has no place for; they matter if some are missing.
     """
-    where = f"the weights in {str(source)!r}"
     if missing:
-        found = f"they have {len(others)} others, such as {min(others)!r}" if others else ""
-        fix = "save the whole model again, without a wrapper such as DistributedDataParallel"
-        what = f"{where} lack {len(missing)} of {type(model).__name__}, such as {min(missing)!r}"
-        raise WeightsError(f"{'; '.join(filter(None, [what, found]))}: {fix}")
+        found = f", and have {len(others)} others, such as {min(others)!r}" if others else ""
+        raise ValueError(
+            f"the weights in {str(source)!r} lack {len(missing)} of the model, such as "
+            f"{min(missing)!r}{found}: save the whole model again, without a wrapper around it"
+        )
     for name, weights in model.state_dict().items():
         if weights.is_floating_point() and not weights.isfinite().all():
-            fix = "take those of an earlier checkpoint, or train again at a lower learning rate"
-            raise WeightsError(f"{where} are not finite, such as {name!r}: {fix}")
-
-
-def from_hub(loader: str, name: str | Path, unused: str | tuple[str, ...] = ()) -> Any:
-    """Calls `from_pretrained` of a class of transformers: AutoModel, in float32, AutoTokenizer or
-    AutoImageProcessor.
-
-    Args:
-        loader: the class's name.
-        name: a folder, or a hub id.
-        unused: how the names of weights begin that may be missing, as nothing reads them.
-
-    Raises:
-        FileNotFoundError: nothing to load; the message says where it searched, and the fix.
-        WeightsError: weights that do not fit the model or are not finite.
-    """
-    source = resolve(str(name))
-    is_model = loader == "AutoModel"
-    options = {"dtype": torch.float32, "output_loading_info": True} if is_model else {}
-    options |= {"trust_remote_code": False}  # else transformers asks, and a pipe may say yes
-    try:
-        with quiet_transformers():
-            loaded = getattr(transformers, loader).from_pretrained(source, **options)
-        # transformers makes a tokenizer without a vocabulary, silently.
-        if loader == "AutoTokenizer" and len(loaded) <= len(loaded.all_special_tokens):
-            raise ValueError("its files hold no vocabulary")
-    except Exception as error:  # loaders raise nearly anything
-        fix = f"give its folder, set CIBR_MODELS to one that holds {name}, or connect to the hub"
-        cause = str(error).strip().partition("\n")[0] or type(error).__name__
-        message = f"cannot load {source!r} with transformers.{loader} ({cause}): {fix}"
-        raise FileNotFoundError(message) from error
-    if not is_model:
-        return loaded
-    model, info = loaded
-    missing = [name for name in info["missing_keys"] if not name.startswith(unused)]
-    check_weights(model, source, missing, info["unexpected_keys"])
-    return model
+            raise ValueError(
+                f"the weights in {str(source)!r} are not finite, such as {name!r}: take an earlier "
+                "checkpoint, or train again at a lower learning rate"
+            )

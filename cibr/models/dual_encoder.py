@@ -1,7 +1,7 @@
 """`DualEncoder`: images and texts as unit vectors; from scratch, over frozen towers or from
 transformers.
 
-One class over towers (`cibr.models._towers`), which pool, and two heads, which project. It has the
+One class over towers (`cibr.models.towers`), which pool, and two heads, which project. It has the
 temperature, embeds any images and strings, and has a folder format.
 """
 
@@ -22,8 +22,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cibr.models import _io, _towers
-from cibr.models._heads import JoinedHeads, ResidualHead, linear_head
+from cibr.models._io import check_weights, is_hub_id, load_tokenizer, quiet_transformers, resolve
+from cibr.models.towers import (
+    JoinedHeads,
+    ResidualHead,
+    TinyTowers,
+    linear_head,
+    load_hub_towers,
+    load_towers,
+    train_tokenizer,
+)
 from cibr.utils import check_number
 
 _Pixels = Float[Tensor, "n 3 h w"]
@@ -121,18 +129,15 @@ class DualEncoder(nn.Module):
         """
         for name, size in dict(dim=dim, width=width, image_size=image_size).items():
             check_number(name, size, 1, whole=True)
-        rule = "a tiny model learns its tokenizer from a list of texts"
-        tokenizer = _towers.train_tokenizer([*_checked(texts, str, rule)])
-        sizes = dict(width=width, image_size=image_size, dropout=dropout)
-        return cls._tiny(tokenizer, sizes | {"dims": [dim, *_towers.tiny_widths(width)]})
+        tokenizer = train_tokenizer([*_checked(texts, str)])
+        return cls._tiny(tokenizer, [dim], width=width, image_size=image_size, dropout=dropout)
 
     @classmethod
-    def _tiny(cls, tokenizer, settings: dict[str, Any]) -> "DualEncoder":
-        sizes = {name: settings[name] for name in ("width", "image_size", "dropout")}
-        towers = _towers.TinyTowers(tokenizer, **sizes)
-        dim, *dims_pooled = settings["dims"]
-        heads = [linear_head(dim_in, dim, settings["dropout"]) for dim_in in dims_pooled]
-        return cls(towers, *heads, "tiny", settings)
+    def _tiny(cls, tokenizer, dims: list[int], **sizes: Any) -> "DualEncoder":
+        towers = TinyTowers(tokenizer, **sizes)
+        dims = [dims[0], *towers.widths()]
+        heads = [linear_head(dim_in, dims[0], sizes["dropout"]) for dim_in in dims[1:]]
+        return cls(towers, *heads, "tiny", sizes | {"dims": dims})
 
     @classmethod
     def frozen(
@@ -172,8 +177,8 @@ class DualEncoder(nn.Module):
         settings = dict(towers=names, image_size=image_size, dropout=dropout, with_linear=False)
         loaded = None
         if dims_pooled is None:
-            loaded = _towers.load_towers(*names, image_size)
-            settings["digests"] = _towers.digests(loaded)
+            loaded = load_towers(*names, image_size)
+            settings["digests"] = loaded.digests()
         settings["dims"] = [dim, *(dims_pooled or loaded.widths())]
         return cls.over(loaded, settings)
 
@@ -206,12 +211,10 @@ class DualEncoder(nn.Module):
 
         Their unit vectors are joined, so `dim` doubles and a cosine is the mean of both.
         """
-        linear = [
-            nn.Linear(dim_in, self.dim, device=self.device)
-            for dim_in in (self.dim_image_pooled, self.dim_text_pooled)
-        ]
-        self.image_head = JoinedHeads([self.image_head, linear[0]])
-        self.text_head = JoinedHeads([self.text_head, linear[1]])
+        image_linear = nn.Linear(self.dim_image_pooled, self.dim, device=self.device)
+        text_linear = nn.Linear(self.dim_text_pooled, self.dim, device=self.device)
+        self.image_head = JoinedHeads([self.image_head, image_linear])
+        self.text_head = JoinedHeads([self.text_head, text_linear])
         self.dim *= 2
         self.settings = self.settings | {"with_linear": True}
 
@@ -228,30 +231,31 @@ class DualEncoder(nn.Module):
             ValueError: towers of other weights than those that the heads were trained over.
         """
         if self.towers is None:
-            towers = _towers.load_towers(*self.tower_names, self.settings["image_size"])
-            found = _towers.digests(towers)
-            if self.settings.get("digests", found) != found:
-                what = f"the towers {' and '.join(self.tower_names)} have other weights than those"
-                fix = "get these, or train the heads again"
-                raise _io.WeightsError(f"{what} that the heads were trained over: {fix}")
+            towers = load_towers(*self.tower_names, self.settings["image_size"])
+            digests = towers.digests()
+            if self.settings.get("digests", digests) != digests:
+                raise ValueError(
+                    f"the towers {' and '.join(self.tower_names)} have other weights than those "
+                    "that the heads were trained over: get these, or train the heads again"
+                )
             self.towers = towers.requires_grad_(False).eval().to(self.log_logit_scale)
         return self.towers
 
     def train(self, mode: bool = True) -> "DualEncoder":
         """Sets the mode; frozen towers stay in eval mode."""
         self.training = mode
-        for name, part in self.named_children():
-            if name != "towers" or self.kind != "frozen":
-                part.train(mode)
+        self.image_head.train(mode)
+        self.text_head.train(mode)
+        if self.kind != "frozen":
+            self.towers.train(mode)
         return self
 
     def own_weights(self) -> dict[str, Tensor]:
         """The weights by name, without those of frozen towers."""
-        weights = {"log_logit_scale": self.log_logit_scale.detach()}
-        for name, part in self.named_children():
-            if name != "towers" or self.kind != "frozen":
-                weights |= {f"{name}.{key}": own for key, own in part.state_dict().items()}
-        return weights
+        weights = self.state_dict()
+        if self.kind == "frozen":
+            weights = {name: x for name, x in weights.items() if not name.startswith("towers.")}
+        return dict(weights)
 
     def load_own_weights(self, weights: Mapping[str, Tensor], source: str | Path) -> None:
         """Sets the weights that `own_weights` returned.
@@ -264,7 +268,7 @@ class DualEncoder(nn.Module):
             ValueError: weights that are missing or not finite.
         """
         missing, others = self.load_state_dict(weights, strict=False)
-        _io.check_weights(self, source, {*missing} & self.own_weights().keys(), others)
+        check_weights(self, source, {*missing} & self.own_weights().keys(), others)
 
     @property
     def device(self) -> torch.device:
@@ -303,9 +307,7 @@ class DualEncoder(nn.Module):
             ValueError: a temperature that is not positive.
         """
         if not temperature > 0:
-            raise ValueError(
-                f"temperature is {temperature!r}: give a positive number, such as 0.07"
-            )
+            raise ValueError(f"temperature is {temperature!r}: give a number above 0, such as 0.07")
         self.log_logit_scale.data.fill_(-math.log(temperature))
         self.log_logit_scale.requires_grad_(learn)
 
@@ -347,9 +349,10 @@ class DualEncoder(nn.Module):
         missing = self.context - ids.shape[1]
         if missing < 0:
             n_tokens, longest = mask.sum(1).max(0)
-            problem = f"a text has {n_tokens} tokens and the model reads {self.context}"
-            fix = "Shorten it, or cut such texts with truncate=True"
-            raise ValueError(f"{problem}: {texts[longest][:80]!r}... {fix}")
+            raise ValueError(
+                f"a text has {n_tokens} tokens and the model reads {self.context}: "
+                f"{texts[longest][:80]!r}... Shorten it, or cut such texts with truncate=True"
+            )
         if self.loaded_towers().reads_padding:
             sides = (missing, 0) if self.tokenizer.padding_side == "left" else (0, missing)
             ids = F.pad(ids, sides, value=self.tokenizer.pad_token_id)
@@ -399,11 +402,11 @@ class DualEncoder(nn.Module):
             ValueError: anything but a list of PIL images; a mode without a fixed range of greys,
                 `F` or `I`; batch_size < 1.
         """
-        fix = "open files with PIL.Image.open(path), make images of arrays with Image.fromarray"
-        images = _checked(images, Image.Image, f"embed_images takes a list of PIL images: {fix}")
-        return self._embed(
-            lambda part: self.encode_images(self.preprocess(part)), images, batch_size
-        )
+
+        def encode(batch: list[Image.Image]) -> Encoded:
+            return self.encode_images(self.preprocess(batch))
+
+        return self._embed(encode, _checked(images, Image.Image), batch_size)
 
     def embed_texts(
         self, texts: Iterable[str], batch_size: int = 256, truncate: bool = False
@@ -422,12 +425,11 @@ class DualEncoder(nn.Module):
             ValueError: anything but a list of strings; a text longer than the context, unless
                 `truncate` is set; batch_size < 1.
         """
-        texts = _checked(
-            texts, str, "embed_texts takes a list of strings: make them with str(item)"
-        )
-        return self._embed(
-            lambda part: self.encode_texts(*self.tokenize(part, truncate)), texts, batch_size
-        )
+
+        def encode(batch: list[str]) -> Encoded:
+            return self.encode_texts(*self.tokenize(batch, truncate))
+
+        return self._embed(encode, _checked(texts, str), batch_size)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -442,11 +444,11 @@ class DualEncoder(nn.Module):
 
     def _embed(self, encode: Callable, items: Iterator, batch_size: int) -> _Vectors:
         check_number("batch_size", batch_size, 1, whole=True)
-        parts = [torch.zeros(0, self.dim)]
+        vectors = [torch.zeros(0, self.dim)]
         with self.evaluating():
-            while part := list(itertools.islice(items, batch_size)):  # of a generator, no more
-                parts.append(encode(part).features.float().cpu())
-        return finite(torch.cat(parts))
+            while batch := list(itertools.islice(items, batch_size)):
+                vectors.append(encode(batch).features.float().cpu())
+        return finite(torch.cat(vectors))
 
     def save_pretrained(self, folder: str | Path, copy_towers: bool = False) -> Path:
         """Writes a folder that `from_pretrained` reads, bit for bit; those of another model are
@@ -467,23 +469,20 @@ class DualEncoder(nn.Module):
             FileNotFoundError: towers to be copied that are missing.
         """
         folder = Path(folder)
-        if self.kind == "frozen" and (copy_towers or not all(map(_io.is_hub_id, self.tower_names))):
-            copy_towers = bool(self.loaded_towers())
+        if self.kind == "frozen" and not all(map(is_hub_id, self.tower_names)):
+            copy_towers = True
+        if copy_towers:
+            self.loaded_towers()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=folder) as new, _io.quiet_transformers():
+            with TemporaryDirectory(dir=folder) as new, quiet_transformers():
                 self._write(Path(new), copy_towers)
-                names = [file.relative_to(new) for file in Path(new).rglob("*.*")]
-                mode = min(Path(new).glob("*.json")).stat().st_mode  # safetensors: the owner's only
-                for name in names:  # at the end: a full disk keeps the old model
-                    (folder / name).parent.mkdir(exist_ok=True)
-                    (Path(new) / name).chmod(mode)
-                    (Path(new) / name).replace(folder / name)
-                stale = [] if self.trained_on else [_TRAINED_ON]
-                if self.kind == "hub":  # these would be read in place of a model of transformers
-                    stale += [_CONFIG, _WEIGHTS]
-                for name in stale:
-                    (folder / name).unlink(missing_ok=True)
+                _move_files(Path(new), folder)  # at the end: a full disk keeps the old model
+            if self.kind == "hub":  # these would be read in place of a model of transformers
+                (folder / _CONFIG).unlink(missing_ok=True)
+                (folder / _WEIGHTS).unlink(missing_ok=True)
+            if not self.trained_on:
+                (folder / _TRAINED_ON).unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
             what = f"cannot write the model to {str(folder)!r}: {error}"
             raise ValueError(f"{what}; make room or choose another output_dir") from error
@@ -497,7 +496,7 @@ class DualEncoder(nn.Module):
             self.towers.save(folder, projections=[self.image_head, self.text_head])
             return
         if self.kind == "tiny":
-            _towers.save_tokenizer(self.tokenizer, folder)
+            self.towers.save(folder)
         elif copy_towers:
             self.towers.save(*_copies(folder, self.tower_names))
         about = {"kind": self.kind, "settings": self.settings, "copied": copy_towers}
@@ -526,27 +525,18 @@ class DualEncoder(nn.Module):
             ValueError: a folder that is incomplete or damaged, a model that is not a dual encoder,
                 or weights that do not fit it or are not finite.
         """
-        name = str(name)
-        folder = Path(_io.resolve(name)).absolute()
+        folder = Path(resolve(str(name))).absolute()
         if (folder / _CONFIG).exists() or (folder / _WEIGHTS).exists():
             try:
-                model = cls._read(folder)
-                model.trained_on = _trained_on(folder)
-                return model
-            except _io.WeightsError:
-                raise
+                return cls._read(folder)
             except Exception as error:  # readers raise nearly anything on damaged files
-                damaged = f"{str(folder)!r} is incomplete or damaged"
-                raise ValueError(f"{damaged}: save the model again ({error})") from error
-        within = [file.parent for file in folder.glob(f"*/{_CONFIG}")]
-        if within and not (folder / "config.json").exists():
-            where = " or ".join(sorted(map(str, within)))
-            raise FileNotFoundError(f"{name!r} has no model of its own: give {where}")
-        is_run = (folder / "run.json").exists() or any(folder.glob("checkpoint*"))
-        if is_run and not (folder / "config.json").exists():
-            what = f"{name!r} has no model yet: it is the folder of an unfinished run"
-            raise FileNotFoundError(f"{what}; repeat the command that began it")
-        model = cls.whole(_towers.load_hub_towers(name))
+                raise ValueError(f"cannot load the model in {str(folder)!r}: {error}") from error
+        if folder.is_dir() and not (folder / "config.json").exists():
+            raise FileNotFoundError(
+                f"{str(folder)!r} holds no model, neither cibr.json nor config.json: give the "
+                "folder of a saved model, or finish the run that began here"
+            )
+        model = cls.whole(load_hub_towers(name))
         model.trained_on = _trained_on(folder)
         return model
 
@@ -554,19 +544,16 @@ class DualEncoder(nn.Module):
     def _read(cls, folder: Path) -> "DualEncoder":
         """Loads a `tiny` or a `frozen` model."""
         about = json.loads((folder / _CONFIG).read_text())
-        weights = load_file(folder / _WEIGHTS)
-        if any(name.startswith("backbone.") for name in weights):
-            what = f"{str(folder)!r} was saved by an earlier version of cibr"
-            raise _io.WeightsError(f"{what}: load it with that version, or train it again")
-        settings, towers = about["settings"], None
+        settings = about["settings"]
         if about["kind"] == "tiny":
-            model = cls._tiny(_io.from_hub("AutoTokenizer", folder), settings)
+            model = cls._tiny(load_tokenizer(folder), **settings)
+        elif about["copied"]:
+            places = _copies(folder, settings["towers"])
+            model = cls.over(load_towers(*places, settings["image_size"]), settings)
         else:
-            if about["copied"]:
-                places = _copies(folder, settings["towers"])
-                towers = _towers.load_towers(*places, settings["image_size"])
-            model = cls.over(towers, settings)
-        model.load_own_weights(weights, folder)
+            model = cls.over(None, settings)
+        model.load_own_weights(load_file(folder / _WEIGHTS), folder)
+        model.trained_on = _trained_on(folder)
         return model.eval()
 
 
@@ -597,15 +584,27 @@ def finite(vectors: _Vectors) -> _Vectors:
 
 def _copies(folder: Path, names: Sequence[str]) -> list[Path]:
     """Where towers of these names are copied to; those of a dual encoder are one."""
-    is_dual = names[0] == names[1]
-    return [folder / ("towers" if is_dual else f"{side}_tower") for side in ("image", "text")]
+    if names[0] == names[1]:
+        return [folder / "towers"] * 2
+    return [folder / "image_tower", folder / "text_tower"]
 
 
-def _checked(items: Iterable, kind: type, rule: str) -> Iterator:
-    """The items, each after a check of its type."""
-    is_one = items is None or isinstance(items, (kind, str, Path))
-    for item in [items] if is_one else items:
-        if is_one or not isinstance(item, kind):
-            one = "one " if is_one else "a list with "
-            raise ValueError(f"got {one}{type(item).__name__}, but {rule}")
+def _move_files(source: Path, target: Path) -> None:
+    """Moves the files of a folder and its subfolders into another one."""
+    mode = min(source.glob("*.json")).stat().st_mode  # safetensors writes for the owner alone
+    for file in [file for file in source.rglob("*") if file.is_file()]:
+        place = target / file.relative_to(source)
+        place.parent.mkdir(exist_ok=True)
+        file.chmod(mode)
+        file.replace(place)
+
+
+def _checked(items: Iterable, kind: type) -> Iterator:
+    """The items, each after a check of its type: an image of PIL, or a string."""
+    wanted = "strings" if kind is str else "PIL images, from Image.open or Image.fromarray"
+    if items is None or isinstance(items, (str, Path, Image.Image)):
+        raise ValueError(f"got one {type(items).__name__}: pass a list of {wanted}")
+    for item in items:
+        if not isinstance(item, kind):
+            raise ValueError(f"got a list with {type(item).__name__}: pass a list of {wanted}")
         yield item

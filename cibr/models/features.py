@@ -24,15 +24,15 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from cibr.data import Pairs
-from cibr.models._towers import weights_digest
 from cibr.models.dual_encoder import DualEncoder, finite
+from cibr.models.towers import weights_digest
 from cibr.utils import cache_folder, digest, write_atomically
 
 _IN_MEMORY = 2**30  # bytes of decoded images to keep in memory at most
@@ -66,9 +66,10 @@ class Inputs(Dataset):
             images = _decode(self.preprocess, self.pairs, image_rows.tolist())
         else:
             images = self.images[image_rows]
-        return Batch(images, self._texts(text_rows), self.labels[text_rows])
+        return Batch(images, self.texts_at(text_rows), self.labels[text_rows])
 
-    def _texts(self, rows: Tensor) -> tuple[Tensor, ...]:
+    def texts_at(self, rows: Int[Tensor, " k"]) -> tuple[Tensor, ...]:
+        """Token ids and mask of these texts, or their pooled features."""
         texts = tuple(part[rows] for part in self.texts)
         if len(texts) == 1 or len(rows) == 0:
             return texts
@@ -91,10 +92,10 @@ class Inputs(Dataset):
         # The loader draws a seed for its workers, which must not come from the global generator.
         options = dict(generator=torch.Generator(), pin_memory=torch.cuda.is_available())
         options |= dict(num_workers=workers, persistent_workers=workers > 0)
-        return DataLoader(self, batch_sampler=rows, collate_fn=_as_it_is, **options)
+        return DataLoader(self, batch_sampler=rows, collate_fn=_unchanged, **options)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _unchanged(batch: Batch) -> Batch:
     return batch
 
 
@@ -144,21 +145,20 @@ def prepare(
 def _frozen_features(
     model: DualEncoder, pairs: Pairs, texts: list[str], name: str
 ) -> tuple[Float[Tensor, "n p"], Float[Tensor, "m q"]]:
-    """Features of the pairs' images and of the texts: given ones, or else those of the towers."""
-    given = pairs.features
-    if given is not None and tuple(given.towers) != model.tower_names:
-        if pairs.load is None:
-            what = f"{pairs.name} has features of {given.towers}"
-            fix = "give a model over the same towers, or pairs with images"
-            raise ValueError(f"{what}, and the heads read those of {model.tower_names}: {fix}")
-        given = None
-    if given is None:
+    """Features of images and texts: those that the pairs bring along, or those of the towers."""
+    features = pairs.features
+    if features is not None and tuple(features.towers) == model.tower_names:
+        images = features.images.float()
+        row = {text: i for i, text in enumerate(features.strings)}
+        if row.keys() >= set(texts):
+            return images, features.texts[[row[text] for text in texts]].float()
+    elif pairs.load is not None:
         images = _image_features(model, pairs, f"{name}: image features")
     else:
-        images = given.images.float()
-    row = {} if given is None else {text: i for i, text in enumerate(given.strings)}
-    if row.keys() >= set(texts):
-        return images, given.texts[[row[text] for text in texts]].float()
+        raise ValueError(
+            f"{pairs.name} has features of {features.towers}, and the heads read those of "
+            f"{model.tower_names}: give a model over the same towers, or pairs with images"
+        )
     _warn_of_cuts(model, texts, name)
     return images, _text_features(model, texts, f"{name}: text features")
 
@@ -170,8 +170,8 @@ def _warn_of_cuts(model: DualEncoder, texts: list[str], where: str) -> None:
     encoded = model.tokenizer(doubtful, verbose=False)["input_ids"] if doubtful else []
     n_cut = sum(len(ids) > limit for ids in encoded)
     if n_cut:
-        what = f"{n_cut:,} of {len(texts):,} texts of {where} are cut"
-        warnings.warn(f"{what} to the {limit} tokens that the model reads", stacklevel=3)
+        what = f"{n_cut:,} of {len(texts):,} texts of {where} are cut to the {limit} tokens"
+        warnings.warn(f"{what} that the model reads", stacklevel=3)
 
 
 def embed_pairs(
@@ -200,7 +200,7 @@ def embed_pairs(
             images.append(model.encode_images(batch.images).features.float().cpu())
         rows = torch.arange(len(inputs.labels)).split(batch_size)
         for part in tqdm(rows, desc=f"{title}: texts", delay=2, leave=False):
-            texts.append(model.encode_texts(*inputs._texts(part)).features.float().cpu())
+            texts.append(model.encode_texts(*inputs.texts_at(part)).features.float().cpu())
     return finite(torch.cat(images)), finite(torch.cat(texts))
 
 
@@ -217,70 +217,65 @@ def _decode(preprocess: Callable, pairs: Pairs, rows: Iterable[int]) -> Tensor:
 
 def _image_features(model: DualEncoder, pairs: Pairs, title: str) -> Float[Tensor, "n p"]:
     towers = model.loaded_towers()
+    folder = _cache_of("images", towers.parts()[0], towers.processor)
     # Small batches stay in a CPU's cache: 16 photos at once are twice as fast as 64.
     size = 16 if model.device.type == "cpu" else 256
 
-    def pooled(rows: list[int]) -> Tensor:
+    def pool(rows: list[int]) -> Tensor:
         return model.encode_images(_decode(towers.processor, pairs, rows)).pooled
 
-    reader = _reader("images", towers.parts()[0], towers.processor)
     keys = pairs.image_digests()
-    wanted = dict(zip(keys, range(len(pairs)), strict=True))
-    row = {key: i for i, key in enumerate(wanted)}
-    features = _cached(reader, wanted, pooled, size, title, order=lambda i: i)
-    return features[[row[key] for key in keys]]
+    row_of = {key: i for i, key in enumerate(keys)}
+    features = _cached(folder, row_of, pool, size, title)
+    return torch.stack([features[key] for key in keys])
 
 
 def _text_features(model: DualEncoder, texts: list[str], title: str) -> Float[Tensor, "m q"]:
     towers = model.loaded_towers()
+    vocabulary = sorted(towers.tokenizer.get_vocab().items())
+    folder = _cache_of("texts", towers.parts()[1], (model.context, vocabulary))
     size = 64 if model.device.type == "cpu" else 1024
 
-    def pooled(rows: list[str]) -> Tensor:
-        return model.encode_texts(*model.tokenize(rows, truncate=True)).pooled
+    def pool(batch: list[str]) -> Tensor:
+        return model.encode_texts(*model.tokenize(batch, truncate=True)).pooled
 
-    vocabulary = sorted(towers.tokenizer.get_vocab().items())
-    reader = _reader("texts", towers.parts()[1], (model.context, vocabulary))
-    row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    wanted = {digest(text): text for text in row}
-    features = _cached(reader, wanted, pooled, size, title, order=lambda text: (len(text), text))
-    return features[[row[text] for text in texts]]
+    key_of = {text: digest(text) for text in texts}
+    by_length = sorted(key_of, key=lambda text: (len(text), text))  # of equal ones, none is padded
+    features = _cached(folder, {key_of[text]: text for text in by_length}, pool, size, title)
+    return torch.stack([features[key_of[text]] for text in texts])
 
 
-def _reader(kind: str, tower: torch.nn.Module, prepared_by: Any) -> str:
-    """The name of the cache's folder for a tower and what prepares its input."""
+def _cache_of(kind: str, tower: torch.nn.Module, prepared_by: Any) -> Path:
+    """The folder of a tower's features, named after its weights and what prepares its input."""
     config = tower.config.to_dict()
     for name in ("architectures", "transformers_version", "_name_or_path"):  # affect no feature
         config.pop(name, None)
     shown = json.dumps(config, sort_keys=True, default=str), next(tower.parameters()).dtype
-    return f"{kind}-{digest(repr((weights_digest(tower), *shown, prepared_by)))[:16]}"
+    name = digest(repr((weights_digest(tower), *shown, prepared_by)))[:16]
+    return cache_folder() / "features" / f"{kind}-{name}"
 
 
 def _cached(
-    reader: str, wanted: Mapping[str, Any], pool: Callable, size: int, title: str, order: Callable
-) -> Float[Tensor, "n p"]:
-    """Features of items by their keys: stored ones, and those that `pool` makes of the others, in
-    batches of like items.
+    folder: Path, items: Mapping[str, Any], pool: Callable, size: int, title: str
+) -> dict[str, Float[Tensor, " p"]]:
+    """Features of items by key: those in a folder's files, and those that `pool` makes of the
+    others, in batches of `size` in the order of the items; they are added to the folder.
     """
-    folder = cache_folder() / "features" / reader
-    places = {key: i for i, key in enumerate(wanted)}
-    files = sorted(folder.glob("*.safetensors"))
-    parts = [part for file in files for part in _stored(file, places)]
-    known = {i for part, _ in parts for i in part}
-    new = [key for key, i in places.items() if i not in known]
-    new.sort(key=lambda key: order(wanted[key]))  # of texts of equal length, none needs padding
+    features = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        features |= _stored(file, items)
+    new = [key for key in items if key not in features]
     with tqdm(total=len(new), desc=title, delay=1) as bar:
         for keys in _split(new, _PER_FILE):
             pooled = []
             for batch in _split(keys, size):
-                pooled.append(pool([wanted[key] for key in batch]).float().cpu())
+                pooled.append(pool([items[key] for key in batch]).float().cpu())
                 bar.update(len(batch))
-            parts.append(([places[key] for key in keys], torch.cat(pooled)))
-            rows = torch.frombuffer(bytearray.fromhex("".join(keys)), dtype=torch.uint8)
-            tensors = {"keys": rows.view(len(keys), -1), "features": parts[-1][1]}
-            keep_tensors(folder / f"{digest(repr(keys))[:32]}.safetensors", tensors)
-    features = torch.zeros(len(wanted), max((part.shape[1] for _, part in parts), default=0))
-    for at, part in parts:
-        features[at] = part
+            rows = torch.cat(pooled)
+            features |= zip(keys, rows, strict=True)
+            digests = torch.frombuffer(bytearray.fromhex("".join(keys)), dtype=torch.uint8)
+            stored = {"keys": digests.view(len(keys), -1), "features": rows}
+            keep_tensors(folder / f"{digest(repr(keys))[:32]}.safetensors", stored)
     return features
 
 
@@ -288,17 +283,14 @@ def _split(items: list, size: int) -> list[list]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _stored(file: Path, places: Mapping[str, int]) -> list[tuple[list[int], Float[Tensor, "k p"]]]:
-    """The places of the wanted keys that a file has with their features, if it has some and is
-    whole.
-    """
-    with suppress(OSError, SafetensorError), safe_open(file, "pt") as stored:
-        keys = stored.get_tensor("keys").numpy().tobytes().hex()
-        keys = [keys[start : start + 64] for start in range(0, len(keys), 64)]
-        rows = [i for i, key in enumerate(keys) if key in places]
-        if rows:
-            return [([places[keys[i]] for i in rows], stored.get_tensor("features")[rows])]
-    return []
+def _stored(file: Path, wanted: Mapping[str, Any]) -> dict[str, Float[Tensor, " p"]]:
+    """The features of the wanted keys in a file of the cache; none if it is damaged."""
+    stored = read_tensors(file)
+    if stored.keys() != {"keys", "features"}:
+        return {}
+    keys = [key.tobytes().hex() for key in stored["keys"].numpy()]
+    rows = zip(keys, stored["features"], strict=True)
+    return {key: row for key, row in rows if key in wanted}
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

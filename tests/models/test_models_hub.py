@@ -87,12 +87,12 @@ def test_siglip_texts_are_padded_to_the_context_and_long_ones_refused(hub):
 
 
 def test_a_model_that_is_no_dual_encoder_is_refused(tower_folders, hub, tmp_path):
-    with pytest.raises(ValueError, match="BertModel is not a dual encoder: it needs get_image_f"):
+    with pytest.raises(ValueError, match="BertModel is not a dual encoder, with logit_scale"):
         DualEncoder.from_pretrained(tower_folders[1])
     sides = {f"{side}_config": VISION for side in ("image", "text", "multimodal")}
     flava = transformers.FlavaConfig(**sides, projection_dim=16, hidden_size=32)
     transformers.FlavaModel(flava).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="FlavaModel is not .*one vector per text. Give a model"):
+    with pytest.raises(ValueError, match="FlavaModel is not .*one vector per .*: give a model"):
         DualEncoder.from_pretrained(tmp_path)
     oblong = transformers.CLIPImageProcessor(crop_size={"height": 17, "width": 16})
     for processor in (transformers.Siglip2ImageProcessor(patch_size=16), oblong):

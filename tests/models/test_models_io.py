@@ -81,9 +81,9 @@ FILES = {
 @each_kind
 def test_a_missing_or_damaged_file_or_a_pipe_is_refused(build, tmp_path, kind):
     build(kind).save_pretrained(tmp_path)
-    error, message = ValueError, f"{tmp_path}.* is incomplete or damaged"
+    error, message = ValueError, f"cannot load the model in '{tmp_path}': "
     if kind == "hub":
-        error, message = FileNotFoundError, f"cannot load '{tmp_path}"
+        error, message = FileNotFoundError, f"cannot load '{tmp_path}'|'{tmp_path}' holds no model"
     for file in (tmp_path / name for name in FILES[kind]):
         content = file.read_bytes()
         for spoil in (lambda file: os.truncate(file, 50), os.remove):
@@ -95,14 +95,6 @@ def test_a_missing_or_damaged_file_or_a_pipe_is_refused(build, tmp_path, kind):
             DualEncoder.from_pretrained(tmp_path)
         file.unlink()
         file.write_bytes(content)
-
-
-def test_a_folder_of_an_earlier_version_says_so(build, tmp_path):
-    build("frozen").save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "cibr.safetensors")
-    save_file({f"backbone.{n}": w for n, w in weights.items()}, tmp_path / "cibr.safetensors")
-    with pytest.raises(ValueError, match="saved by an earlier version of cibr: load it with that"):
-        DualEncoder.from_pretrained(tmp_path)
 
 
 # Names of towers
@@ -139,11 +131,8 @@ def test_frozen_towers_are_saved_by_name_and_loaded_when_something_needs_them(
     assert torch.equal(again.encode_images(pooled).features, model.encode_images(pooled).features)
     assert again.towers is None
     again = DualEncoder.from_pretrained(again.save_pretrained(tmp_path / "again"))
-    assert (
-        equal(again, model)
-        and again.processor.size == 32
-        and again.tower_names == model.tower_names
-    )
+    assert equal(again, model) and again.tower_names == model.tower_names
+    assert again.preprocess([picture(0)]).shape == (1, 3, 32, 32)
 
 
 @each_frozen

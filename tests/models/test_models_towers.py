@@ -13,7 +13,7 @@ from test_models_dual_encoder import odd_images
 
 from cibr import DualEncoder
 from cibr.data.pairs import to_rgb
-from cibr.models._towers import ImageProcessor, TinyTowers, train_tokenizer
+from cibr.models.towers import ImageProcessor, TinyTowers, train_tokenizer
 
 
 def test_images_are_preprocessed_as_by_transformers_bit_for_bit():

@@ -59,7 +59,7 @@ class _RaFA(VMF):
 
 
 class _StartAnchor(VMFBound):
-    """`cibr.losses.Anchor` at the initial model's embeddings of the pair, for towers that move.
+    """`Anchor` at the initial model's embeddings of the pair, for towers that move.
 
     It needs `teacher_image` and `teacher_text`, [n, d] each, unit vectors.
     """

@@ -6,7 +6,7 @@ move are the first part of the head.
 
 import copy
 import json
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from cibr.data import load_pairs
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
-from cibr.models._towers import TwoTowers, mean_pool
 from cibr.models.dual_encoder import Encoded
 from cibr.models.features import Inputs, embed_pairs, prepare
+from cibr.models.towers import TwoTowers, mean_pool
 from cibr.train import configure
 from cibr_book import intervals
 from cibr_book.experiments import recipes
@@ -148,13 +148,17 @@ class _MovingTrainer(FeatureTrainer, StudyTrainer):
 
     Args:
         model: from `moving`.
+        statistic: of the anchor.
         named: of `FeatureTrainer` and `StudyTrainer`.
     """
 
-    def __init__(self, model: DualEncoder, *given, **named):
+    def __init__(self, model: DualEncoder, *given, statistic: nn.Module, **named):
         heads = model.image_head, model.text_head
         self.pools = [copy.deepcopy(head[0]).requires_grad_(False) for head in heads]
         super().__init__(model, *given, **named)
+        self.given_statistic = statistic  # so that none is fitted
+        if self.config.penalty == "anchor":
+            self.loss_class = partial(self.loss_class, statistic=statistic)
 
     def loss_inputs(self, image: Encoded, text: Encoded) -> dict[str, Tensor]:
         """The inputs of the loss."""

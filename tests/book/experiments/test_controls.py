@@ -4,11 +4,12 @@ import itertools
 
 import pytest
 import torch
-from losses_pairs import LABELS, pair
+from losses_pairs import LABELS, build, optional_inputs, pair, pooled_features
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from cibr.losses import CIBRLoss
+from cibr.losses.vmf import vmf_fit_kappa, vmf_mean_cosine, vmf_residual_nats
 from cibr_book.experiments.controls import LOSSES
 
 TEACHER = torch.randn(12, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -59,6 +60,38 @@ def test_the_anchor_at_the_start_is_the_anchor_at_the_embeddings_of_the_start():
     anchor = CIBRLoss(0.5, "anchor", statistic=Fixed(*taught))
     pooled = {"image_pooled": image.detach(), "text_pooled": text.detach()}
     assert_close(value, anchor(image, text, scale, **pooled)["penalty_loss"])
+
+
+def test_the_anchor_bounds_what_goes_beyond_its_statistic_which_gets_no_gradient():
+    image, text, scale = pair()
+    pooled = {name: value.requires_grad_() for name, value in pooled_features().items()}
+    loss_fn = build(0.5, "anchor", kappa_e=60.0, kappa_b=9.0)
+    value = loss_fn(image, text, scale, **pooled)["penalty_loss"]
+    centres = [side.detach().double() for side in loss_fn.penalty.statistic(*pooled.values())]
+    cosines = [(x * c).sum(1).mean() for x, c in zip((image, text), centres, strict=True)]
+    mean_cosine = vmf_mean_cosine(60.0, 6)
+    assert_close(value, 0.5 * 9 * mean_cosine * (1 - sum(cosines) / 2))
+    for side, cosine in zip(("image", "text"), cosines, strict=True):
+        fitted = vmf_fit_kappa(mean_cosine * cosine, 6)
+        bound = vmf_residual_nats(cosine.detach(), 60.0, fitted, 6)
+        assert_close(loss_fn.reports()[f"beyond_statistic_{side}_nats"], bound)
+    value.backward()
+    assert all(side.grad is None for side in pooled.values())
+    assert image.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("penalty", ["anchor", "cyclip", "rafa", "start"])
+def test_gradients_of_the_study_s_penalties_are_those_of_finite_differences(penalty):
+    loss_fn = build(0.3, penalty, d=3).double()
+    assert loss_fn.penalty.ramps == (penalty == "cyclip")
+
+    def total(*leaves):
+        features = [F.normalize(leaf, dim=1) for leaf in leaves[:2]]
+        optional = optional_inputs(penalty, *features)
+        optional["generator"] = torch.Generator().manual_seed(4)
+        return loss_fn(*features, leaves[2], **optional, output_dict=False)
+
+    assert torch.autograd.gradcheck(total, pair(n=4, d=3), fast_mode=True)
 
 
 def hycd(logits, matches):

@@ -10,8 +10,8 @@ from small_models import SIZES
 from cibr.losses import CIBRLoss
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
-from cibr.models._towers import ImageProcessor, TwoTowers, train_tokenizer
 from cibr.models.features import embed_pairs, prepare
+from cibr.models.towers import ImageProcessor, TwoTowers, train_tokenizer
 from cibr.train import configure
 from cibr_book.experiments import moving, recipes
 from cibr_book.experiments.confirmation import VALIDATION, measure_columns

@@ -1,19 +1,15 @@
-"""Towers of a `DualEncoder`: tiny ones from scratch, two frozen ones, or those of a dual encoder of
-transformers.
+"""Towers and heads of a `DualEncoder`.
 
 Towers read images and texts with a processor and a tokenizer of their own and pool them:
-`image_pooled` takes normalised pixels, `text_pooled` token ids. The heads of a `DualEncoder` read
-what they pool.
-
-Tiny and two frozen towers have image preprocessing of ours: that of transformers imports
-torchvision, which takes two seconds, and needs twice the time for an image.
+`image_pooled` takes normalised pixels, `text_pooled` token ids. They are tiny ones from scratch,
+two frozen ones, or those of a dual encoder of transformers. Heads project what towers pool to the
+joint space.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +25,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 from cibr.data.pairs import to_rgb
-from cibr.models import _io
+from cibr.models._io import from_hub, load_model, load_tokenizer
 
 _TEXT_WIDTH = 128  # of the tiny text tower
 _PROJECTIONS = ("visual_projection", "text_projection")  # heads within models of transformers
@@ -48,7 +44,8 @@ class ImageProcessor:
     """Image preprocessing of tiny models and over two frozen towers: an antialiased bicubic resize
     of the short side, then a centre crop.
 
-    The pixels equal those of `transformers.CLIPImageProcessor` bit for bit.
+    The pixels equal those of `transformers.CLIPImageProcessor` bit for bit, in two thirds of its
+    time and without importing torchvision.
 
     Args:
         size: the side of the square images, in pixels.
@@ -75,28 +72,15 @@ class ImageProcessor:
 
 
 class HubImageProcessor:
-    """An image processor of transformers with the interface of `ImageProcessor`.
-
-    It returns float inputs of the model, [n, 3, size, size]: resized, cropped and normalised.
-
-    Args:
-        name: folder or hub id of the model.
-
-    Raises:
-        ValueError: a processor whose images are not square, such as that of SigLIP 2 NaFlex.
+    """An image processor of transformers with the interface of `ImageProcessor`; its images are
+    normalised floats, the inputs of the model.
     """
 
-    image_mean = (0.0, 0.0, 0.0)  # the values are normalised already
+    image_mean = (0.0, 0.0, 0.0)
     image_std = (1.0, 1.0, 1.0)
 
-    def __init__(self, name: str | Path):
-        self.processor = _io.from_hub("AutoImageProcessor", name)
-        shape = self([Image.new("RGB", (64, 48))]).shape
-        if len(shape) != 4 or shape[2] != shape[3]:
-            what = f"{type(self.processor).__name__} does not resize images to one square size"
-            fix = "give a model of square images, such as google/siglip2-base-patch16-224"
-            raise ValueError(f"{what}: {fix}")
-        self.size = shape[2]
+    def __init__(self, processor: Callable):
+        self.processor = processor
 
     def __repr__(self) -> str:
         return repr(self.processor.to_dict())
@@ -152,6 +136,10 @@ class Towers(nn.Module):
         pooled = self.image_pooled(blank), self.text_pooled(tokens, torch.ones_like(tokens))
         return [part.shape[1] for part in pooled]
 
+    def digests(self) -> list[str]:
+        """A digest of the weights of the image tower and of the text tower."""
+        return [weights_digest(part) for part in self.parts()]
+
 
 class TinyTowers(Towers):
     """Two small towers to be trained from scratch.
@@ -168,7 +156,19 @@ class TinyTowers(Towers):
         # On several threads oneDNN's gradient of channels-last convolutions whose width is no
         # multiple of 16 writes out of bounds (torch 2.13, odd batches).
         self.memory_format = torch.contiguous_format if width % 16 else torch.channels_last
-        self.image_tower = _tiny_image_tower(width).to(memory_format=self.memory_format)
+        self.width = width
+        # Residual blocks at the higher resolutions double the time and gain no recall on glyphs.
+        self.image_tower = nn.Sequential(
+            nn.Conv2d(3, width, 5, 2, 2, bias=False),
+            _ChannelNorm(width),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False),
+            _ChannelNorm(2 * width),
+            nn.ReLU(),
+            _Block(2 * width, 4 * width),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+        ).to(memory_format=self.memory_format)
         self.text_tower = _TinyTextTower(len(tokenizer), self.n_positions, dropout)
 
     def image_pooled(self, pixels: _Pixels) -> _Pooled:
@@ -179,10 +179,13 @@ class TinyTowers(Towers):
         """Mean last hidden states, [n, 128]."""
         return self.text_tower(ids, mask)
 
+    def widths(self) -> list[int]:
+        """The dimensions of the pooled features of images and of texts."""
+        return [64 * self.width, _TEXT_WIDTH]
 
-def tiny_widths(width: int) -> tuple[int, int]:
-    """The dimensions of the pooled features of `TinyTowers`, of images and of texts."""
-    return 64 * width, _TEXT_WIDTH
+    def save(self, folder: Path) -> None:
+        """Writes the tokenizer to a folder."""
+        save_tokenizer(self.tokenizer, folder)
 
 
 class _ChannelNorm(nn.LayerNorm):
@@ -208,25 +211,6 @@ class _Block(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
         h = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(h)) + self.skip(x))
-
-
-def _tiny_image_tower(width: int) -> nn.Sequential:
-    """Small CNN: normalised images [n, 3, h, w] to features [n, 4 * width * 16], pooled to a 4 x 4
-    grid.
-
-    Residual blocks at the higher resolutions double its time and gain no recall on glyphs.
-    """
-    return nn.Sequential(
-        nn.Conv2d(3, width, 5, 2, 2, bias=False),
-        _ChannelNorm(width),
-        nn.ReLU(),
-        nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False),
-        _ChannelNorm(2 * width),
-        nn.ReLU(),
-        _Block(2 * width, 4 * width),
-        nn.AdaptiveAvgPool2d(4),
-        nn.Flatten(),
-    )
 
 
 class _TinyTextTower(nn.Module):
@@ -286,9 +270,10 @@ class TwoTowers(Towers):
         self.image_tower.save_pretrained(image_folder)
         self.text_tower.save_pretrained(text_folder)
         save_tokenizer(self.tokenizer, text_folder)
-        about = {"image_processor_type": "CLIPImageProcessor"}
-        about |= {name: [*getattr(self.processor, name)] for name in ("image_mean", "image_std")}
-        (image_folder / _PREPROCESSING).write_text(json.dumps(about, indent=2))
+        settings = {"image_processor_type": "CLIPImageProcessor"}
+        settings["image_mean"] = list(self.processor.image_mean)
+        settings["image_std"] = list(self.processor.image_std)
+        (image_folder / _PREPROCESSING).write_text(json.dumps(settings, indent=2))
 
 
 class HubTowers(Towers):
@@ -319,10 +304,11 @@ class HubTowers(Towers):
 
     def take_projections(self) -> list[nn.Module]:
         """Takes the projections of images and texts out of the model; identities if it has none."""
-        projections = [getattr(self.model, name, nn.Identity()) for name in _PROJECTIONS]
-        for name in filter(partial(hasattr, self.model), _PROJECTIONS):
-            setattr(self.model, name, nn.Identity())
-        return projections
+        taken = [getattr(self.model, name, nn.Identity()) for name in _PROJECTIONS]
+        for name in _PROJECTIONS:
+            if hasattr(self.model, name):
+                setattr(self.model, name, nn.Identity())
+        return taken
 
     def image_pooled(self, pixels: _Pixels) -> _Pooled:
         """Pooled features of normalised images."""
@@ -352,17 +338,60 @@ class HubTowers(Towers):
 
 def _embedding_width(model: nn.Module) -> int:
     """The dimension of a dual encoder's embeddings; a model of another kind is refused."""
-    needed = ("get_image_features", "get_text_features", "logit_scale")
-    features = None
-    if all(hasattr(model, name) for name in needed):
+    width = None
+    if hasattr(model, "get_image_features") and hasattr(model, "logit_scale"):
         with torch.no_grad():  # configurations have various names for it
             output = model.get_text_features(input_ids=torch.zeros(1, 2, dtype=torch.long))
-        features = output.pooler_output
-    if features is None or features.ndim != 2:
-        rule = f"it needs {', '.join(needed)}, and one vector per text"
-        fix = "Give a model such as a CLIPModel or a SiglipModel"
-        raise ValueError(f"{type(model).__name__} is not a dual encoder: {rule}. {fix}")
-    return features.shape[1]
+        if output.pooler_output is not None and output.pooler_output.ndim == 2:
+            width = output.pooler_output.shape[1]
+    if width is None:
+        raise ValueError(
+            f"{type(model).__name__} is not a dual encoder, with logit_scale and one vector per "
+            "image and per text: give a model such as a CLIPModel or a SiglipModel"
+        )
+    return width
+
+
+# Heads
+
+
+def linear_head(dim_in: int, dim: int, dropout: float) -> nn.Sequential:
+    """The head of a tiny model: LayerNorm, dropout and a linear map."""
+    return nn.Sequential(
+        nn.LayerNorm(dim_in), nn.Dropout(dropout), nn.Linear(dim_in, dim, bias=False)
+    )
+
+
+class ResidualHead(nn.Module):
+    """The head over a frozen tower: a linear map and a residual layer, each after dropout, and a
+    LayerNorm.
+    """
+
+    def __init__(self, dim_in: int, dim: int, dropout: float):
+        super().__init__()
+        self.linear = nn.Linear(dim_in, dim)
+        self.residual = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, dim))
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(dim)
+
+    @torch.no_grad()
+    def start_at(self, mean: Float[Tensor, " p"], linear_map: Float[Tensor, "d p"]) -> None:
+        """Initialises the head with a linear map of centred features and a zero residual layer."""
+        self.linear.weight.copy_(linear_map)
+        self.linear.bias.copy_(-linear_map @ mean)
+        for parameter in self.residual[-1].parameters():
+            parameter.zero_()
+
+    def forward(self, pooled: _Pooled) -> Float[Tensor, "n d"]:
+        x = self.linear(self.dropout(pooled))
+        return self.norm(x + self.residual(x))
+
+
+class JoinedHeads(nn.ModuleList):
+    """Heads side by side, whose unit vectors are concatenated: cosines are means over the heads."""
+
+    def forward(self, pooled: _Pooled) -> Float[Tensor, "n d"]:
+        return torch.cat([F.normalize(head(pooled), dim=-1) for head in self], dim=-1)
 
 
 # Loading and saving
@@ -373,18 +402,23 @@ def load_hub_towers(name: str | Path, unused: tuple[str, ...] = ()) -> HubTowers
 
     Args:
         name: its folder or hub id.
-        unused: see `_io.from_hub`.
+        unused: of `load_model`.
 
     Raises:
         FileNotFoundError: there is none of this name.
-        ValueError: a model of another kind, or weights that do not fit.
+        ValueError: a model of another kind, weights that do not fit, or an image processor whose
+            images are not square, such as that of SigLIP 2 NaFlex.
     """
-    if Path(_io.resolve(str(name)), "cibr.json").exists():
-        fix = "give the folder or hub id of one of transformers"
-        raise ValueError(f"{str(name)!r} is a model of cibr's: {fix}")
-    model = _io.from_hub("AutoModel", name, unused)
+    model = load_model(name, unused)
     _embedding_width(model)  # refuses others before their files are looked for
-    return HubTowers(model, HubImageProcessor(name), _io.from_hub("AutoTokenizer", name))
+    processor = HubImageProcessor(from_hub("AutoImageProcessor", name))
+    shape = processor([Image.new("RGB", (64, 48))]).shape
+    if len(shape) != 4 or shape[2] != shape[3]:
+        raise ValueError(
+            f"{type(processor.processor).__name__} does not resize images to one square size: give "
+            "a model of square images, such as google/siglip2-base-patch16-224"
+        )
+    return HubTowers(model, processor, load_tokenizer(name))
 
 
 def load_towers(image: str | Path, text: str | Path, image_size: int) -> TwoTowers | HubTowers:
@@ -398,19 +432,17 @@ def load_towers(image: str | Path, text: str | Path, image_size: int) -> TwoTowe
     if image == text:
         towers = load_hub_towers(image, unused=_PROJECTIONS)
         towers.take_projections()
-    else:
-        models = _io.from_hub("AutoModel", image), _io.from_hub("AutoModel", text, "pooler.")
-        tokenizer = _io.from_hub("AutoTokenizer", text)
-        processor = ImageProcessor(image_size, *_image_statistics(image, models[0].config))
-        towers = TwoTowers(*models, processor, tokenizer)
-    return towers
+        return towers
+    image_model, text_model = load_model(image), load_model(text, unused="pooler.")
+    processor = ImageProcessor(image_size, *_image_statistics(image, image_model.config))
+    return TwoTowers(image_model, text_model, processor, load_tokenizer(text))
 
 
 def _image_statistics(name: str | Path, config: Any) -> tuple[tuple, tuple]:
     """Means and deviations with which an image tower was trained."""
     if hasattr(config, "pretrained_cfg"):  # of a model of timm
         return tuple(config.pretrained_cfg["mean"]), tuple(config.pretrained_cfg["std"])
-    processor = _io.from_hub("AutoImageProcessor", name)
+    processor = from_hub("AutoImageProcessor", name)
     return tuple(processor.image_mean), tuple(processor.image_std)
 
 
@@ -420,11 +452,6 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(folder)
-
-
-def digests(towers: TwoTowers | HubTowers) -> list[str]:
-    """A digest of the weights of each tower."""
-    return [weights_digest(part) for part in towers.parts()]
 
 
 def weights_digest(tower: nn.Module) -> str:
