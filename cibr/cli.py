@@ -141,12 +141,12 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """An option for the preset and every field of `RunConfig`; None if it is not given."""
+    """An option for the preset and for every field of `RunConfig`."""
     from cibr.train.config import DEFAULTS, SETTINGS
 
-    group = parser.add_argument_group("settings", argument_default=argparse.SUPPRESS)
+    group = parser.add_argument_group("settings")
     preset = "few-photos or many-photos; by default the number of photos chooses"
-    group.add_argument("--preset", help=preset)
+    group.add_argument("--preset", default=argparse.SUPPRESS, help=preset)
     for name, default in DEFAULTS.items():
         kind = type(default)
         how: dict = {"type": kind, "metavar": kind.__name__}
@@ -191,10 +191,11 @@ def _train(arguments: argparse.Namespace) -> None:
     given = _settings(arguments)
     config = configure(**given)
     is_main = PartialState().is_main_process
-    splits = ["train", "validation"]
+    splits, whole = ["train", "validation"], None
     if "train+validation" in available_splits(config.dataset):  # validation is held out
-        splits.append("train+validation")
-    train, validation, *whole = load_parts(config.dataset, splits)
+        whole, train, validation = load_parts(config.dataset, ["train+validation", *splits])
+    else:
+        train, validation = load_parts(config.dataset, splits)
     if is_main:
         n_train, n_validation = len(train), len(validation)
         _print_error(f"{train.name}: {n_train:,} images for train, {n_validation:,} for validation")
@@ -202,7 +203,7 @@ def _train(arguments: argparse.Namespace) -> None:
             _print_error(f"warning: recalls of {n_validation} images for validation say little")
     if config.model == "frozen":
         if arguments.config is None:
-            given = {"preset": preset_for(len(whole[0] if whole else train))} | given
+            given = {"preset": preset_for(len(whole or train))} | given
             config = configure(**given)
             _print_error(f"settings: {given['preset']}")
         _train_heads(config, train, validation, whole, arguments, is_main)
@@ -213,9 +214,9 @@ def _train(arguments: argparse.Namespace) -> None:
         print(f"\nmodel and history: {config.output_dir}")
 
 
-def _train_heads(config, train, validation, whole: list, arguments, is_main: bool) -> None:
-    """Heads over frozen towers: measured on the validation part, then trained on the whole if that
-    part was held out.
+def _train_heads(config, train, validation, whole, arguments, is_main: bool) -> None:
+    """Heads over frozen towers: measured on the validation part, then, if that was held out,
+    trained on the whole.
     """
     from cibr.train import build_model, fit
     from cibr.train._run_folder import RunFolder
@@ -225,19 +226,19 @@ def _train_heads(config, train, validation, whole: list, arguments, is_main: boo
     RunFolder(folder, is_main)  # refuses one with files of others before anything is written
     if arguments.trials:
         config = tuned(config, train, arguments.trials)
-    first = replace(config, output_dir=str(folder / "held_out")) if whole else config
+    first = config if whole is None else replace(config, output_dir=str(folder / "held_out"))
     model = build_model(first, train)
     fit(model, train, validation, first)
     if is_main:
         _report_held_out(model, config, validation, Path(first.output_dir))
-    for pairs in whole:
-        model = build_model(config, pairs)
-        fit(model, pairs, None, config)
+    if whole is not None:
+        model = build_model(config, whole)
+        fit(model, whole, None, config)
     if not is_main:
         return
     if arguments.copy_towers:
         model.save_pretrained(folder, copy_towers=True)
-    print(f"trained on {sum(map(len, whole or [train])):,} images: {folder}")
+    print(f"trained on {len(whole or train):,} images: {folder}")
     print(f'find photos with: cibr search {folder} path/to/photos "a dog on the beach"')
 
 

@@ -319,9 +319,10 @@ def _table_pairs(name: str, split: str, table: Any, folder: Path | None = None) 
     def samples() -> Iterator[_Sample]:
         for i, (cell, own, owner) in enumerate(zip(files, texts, groups, strict=False)):
             key, file = f"row {i}", partial(_image_bytes, files, image, i)
-            if cell[image] and cell[image]["bytes"] is None:
-                file = (folder or Path()) / cell[image]["path"]
-                key = os.path.relpath(file, folder)
+            stored = cell[image] or {}
+            if stored.get("path") and not stored.get("bytes"):
+                file = Path(folder or "", stored["path"])
+                key = os.path.relpath(file, folder) if folder else str(file)
             yield _Sample(key, file, _texts(own), "".join(_texts(owner)))
 
     return _usable_pairs(name, split, _merged(samples()), folder)
