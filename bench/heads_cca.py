@@ -46,11 +46,12 @@ from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.features import embed_pairs, prepare
 from cibr.train.config import PRESETS, preset_for
-from cibr.utils import provenance, write_atomically
+from cibr.utils import write_atomically
 from cibr_book.experiments.corruptions import Corruption, corrupt
 from cibr_book.experiments.recipes import SETS, heads_cca_means, one_caption_each, with_saved
 from cibr_book.experiments.tables import read_table
 from cibr_book.experiments.training import FeatureTrainer
+from cibr_book.provenance import provenance
 
 RESULTS = ROOT / "data" / "results" / "heads_cca.csv"
 TRIALS = ("150", "600", "3000", "3000, one caption", "3000, 30 % wrong captions")

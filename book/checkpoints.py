@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import cibr
-from cibr.utils import project_root, provenance
+from cibr.utils import project_root
+from cibr_book.provenance import provenance
 
 BETAS = {"clip-tiny": 0.0, "cibr-tiny": 0.05}
 

@@ -1,10 +1,10 @@
 """Make the few Flickr8k thumbnails that the book shows: `CIBR_DATA=... python book/thumbnails.py`.
 
-They are written to book/thumbnails as a folder of images with metadata.jsonl, which the book then
+They are written to book/thumbnails as a folder of images with metadata.csv, which the book then
 reads like any folder of pairs. The photos are Flickr8k's (Hodosh et al. 2013), for research use.
 """
 
-import json
+import csv
 from pathlib import Path
 
 from cibr import load_pairs
@@ -20,5 +20,6 @@ if __name__ == "__main__":
     for i in SHOWN:
         file = FOLDER / f"{pairs.keys[i].split('/')[-1]}.jpg"
         pairs.image(i).resize((SIDE, SIDE)).save(file, quality=80)
-        rows.append(json.dumps({"file_name": file.name, "text": pairs.captions[i]}))
-    (FOLDER / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        rows += [(file.name, caption) for caption in pairs.captions[i]]
+    with (FOLDER / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([("file_name", "text"), *rows])

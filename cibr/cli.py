@@ -8,14 +8,11 @@ otherwise; `--debug` shows the traceback.
 import argparse
 import importlib
 import importlib.util
-import io
-import itertools
 import json
 import os
-import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -33,6 +30,11 @@ _EXAMPLES = """examples:
   cibr evaluate runs/mine --data path/to/folder
   cibr search runs/photos path/to/photos "a dog on the beach" "a red car" --top 5
 """
+_GONE = {  # what earlier versions took, and what stands for it
+    "compare": "cibr train --dataset FOLDER makes heads + CCA and says what they recall; "
+    "--towers CLIP puts them over another model",
+    "--max-skipped": "unusable samples, fewer than a tenth, are left out with a warning",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,29 +43,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments, by default those of the process.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    for stream in (sys.stdout, sys.stderr):  # names of files need not be valid text
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    argv = [re.sub("^--[^=]+", lambda option: option[0].replace("_", "-"), word) for word in argv]
-    print_once = cache(_print_error)  # a data set may be loaded twice
+    argv = sys.argv[1:] if argv is None else list(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be valid text
+    warn_once = cache(_print_error)  # a data set may be loaded twice
     try:
-        if argv[:1] == ["compare"]:
-            now = "cibr train --dataset FOLDER makes heads + CCA and says what they recall"
-            raise ValueError(f"compare is gone: {now}; --towers CLIP puts them over another model")
-        if any(word.startswith("--max-skipped") for word in argv):
-            now = "unusable samples, fewer than a tenth, are left out with a warning"
-            raise ValueError(f"--max-skipped is gone: {now}")
+        for word in argv[:1] + [word.partition("=")[0] for word in argv if word[:2] == "--"]:
+            if word in _GONE:
+                raise ValueError(f"{word} is gone: {_GONE[word]}")
         arguments = _parser("".join(argv[:1])).parse_args(argv)
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print_once(f"warning: {message}")
+            warnings.showwarning = lambda message, *_: warn_once(f"warning: {message}")
             for module in arguments.plugin:
                 _import_plugin(module)
             arguments.run(arguments)
         return 0
     except SystemExit as stop:  # from the parser, or from a run that was stopped
         return stop.code
-    except KeyboardInterrupt:  # the run has reported where it is saved
+    except KeyboardInterrupt:
         _print_error("stopped by Ctrl-C")
         return 130
     except Exception as error:
@@ -76,17 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _import_plugin(name: str) -> None:
-    """Imports a module that is installed or lies in the current folder.
-
-    No other module is looked for there.
+    """Imports a module that is installed, or else the file of this name in the current folder, from
+    which nothing else is imported.
     """
     try:
         if importlib.util.find_spec(name) is None:
-            files = [Path(f"{name}.py"), Path(name) / "__init__.py"]
-            file = next(filter(Path.is_file, files), files[0])
-            spec = importlib.util.spec_from_file_location(name, file)
-            sys.modules[name] = module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
+            spec = importlib.util.spec_from_file_location(name, f"{name}.py")
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[name])
         importlib.import_module(name)
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise ValueError(f"--plugin {name}: {error}") from error
@@ -97,7 +92,7 @@ def _print_error(message: str) -> None:
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
-    """The argument parser of a command, whose settings or recipes take long to import."""
+    """The argument parser; settings of `train`, which take long to import, are of that command."""
     common = argparse.ArgumentParser(add_help=False)
     modules = "a module to import first, which registers penalties, data sets or suites"
     common.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=modules)
@@ -106,23 +101,20 @@ def _parser(command: str) -> argparse.ArgumentParser:
     with_model.add_argument("model", help="clip-tiny, cibr-tiny, a folder or a hub id")
     with_model.add_argument("--device", default="auto", help="by default a GPU if available")
 
-    about = __doc__.partition("\n\n")[0]
-    raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        "cibr", description=about, epilog=_EXAMPLES, formatter_class=raw
+        "cibr",
+        description=__doc__.partition("\n\n")[0],
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"cibr {cibr.__version__}")
     commands = parser.add_subparsers(required=True, metavar="train | evaluate | search")
 
     train = commands.add_parser("train", help="train a model, CLIP or CIBR", parents=[common])
-    file_help = "a JSON file with settings, such as a run's run.json; options override it"
-    train.add_argument("config", nargs="?", type=Path, help=file_help)
-    preset = "few-photos or many-photos; by default the number of photos chooses"
-    train.add_argument("--preset", default=argparse.SUPPRESS, help=preset)
-    trials = "settings of a frozen model to try on a held-out tenth; 0 for the preset alone"
-    train.add_argument("--trials", type=int, default=0, help=trials)
-    copies = "save frozen towers as well, for a machine that cannot get them"
-    train.add_argument("--copy-towers", action="store_true", help=copies)
+    settings = "a JSON file with settings, such as a run's run.json; options override it"
+    train.add_argument("config", nargs="?", type=Path, help=settings)
+    train.add_argument("--trials", type=int, default=0, help="settings to try on a held-out tenth")
+    train.add_argument("--copy-towers", action="store_true", help="save the frozen towers, too")
     if command == "train":
         _add_settings(train)
     train.set_defaults(run=_train)
@@ -130,8 +122,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     about = "measure a model on benchmarks"
     evaluate = commands.add_parser("evaluate", help=about, parents=[with_model])
     on = evaluate.add_mutually_exclusive_group()
-    suites = "characters (default), paper, a plugin's, or a YAML file of tasks"
-    on.add_argument("--suite", help=suites)
+    on.add_argument("--suite", help="characters (default), paper, or a plugin's")
     on.add_argument("--data", metavar="NAME_OR_FOLDER", help="one data set instead of a suite")
     other = "a second model, subtracted from the first"
     evaluate.add_argument("--compare-with", metavar="MODEL", help=other)
@@ -142,20 +133,20 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
     about = "rank a folder's images by queries"
     search = commands.add_parser("search", help=about, parents=[with_model])
-    folder = "image folder, searched recursively; embeddings are kept for the next search"
-    search.add_argument("folder", type=Path, help=folder)
-    queries = "queries: texts, or image files to find similar ones"
-    search.add_argument("query", nargs="+", help=queries)
+    search.add_argument("folder", type=Path, help="a folder of images, searched recursively")
+    search.add_argument("query", nargs="+", help="texts, or image files to find similar ones")
     search.add_argument("--top", type=int, default=5, help="number of images to print (5)")
     search.set_defaults(run=_search)
     return parser
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """An option for every field of `RunConfig`."""
+    """An option for the preset and for every field of `RunConfig`."""
     from cibr.train.config import DEFAULTS, SETTINGS
 
     group = parser.add_argument_group("settings")
+    preset = "few-photos or many-photos; by default the number of photos chooses"
+    group.add_argument("--preset", default=argparse.SUPPRESS, help=preset)
     for name, default in DEFAULTS.items():
         kind = type(default)
         how: dict = {"type": kind, "metavar": kind.__name__}
@@ -170,27 +161,46 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         group.add_argument(option, default=argparse.SUPPRESS, help=help_text, **how)
 
 
+def _settings(arguments: argparse.Namespace) -> dict:
+    """The settings of the file, overridden by those of the command line."""
+    from cibr.train.config import SETTINGS
+
+    given = {n: value for n, value in vars(arguments).items() if n == "preset" or n in SETTINGS}
+    file = arguments.config
+    if file is None:
+        return given
+    try:
+        stored = dict(json.loads(file.read_text(encoding="utf-8")))
+        run = dict(stored.get("configuration", {}))  # of a run.json
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{str(file)!r} is not a JSON object ({error})") from error
+    if run and "preset" in given:
+        raise ValueError(f"{str(file)!r} is of a run and sets everything: leave out --preset")
+    run.pop("output_dir", None)  # which is taken
+    run.pop("max_skipped", None)  # which earlier versions recorded
+    return (run or stored) | given
+
+
 def _train(arguments: argparse.Namespace) -> None:
     from accelerate import PartialState
 
-    from cibr.data import available_splits, load_pairs, load_parts, sizes
+    from cibr.data import available_splits, load_parts
     from cibr.train import build_model, configure, fit
     from cibr.train.config import preset_for
 
     given = _settings(arguments)
     config = configure(**given)
-    if "train+validation" in available_splits(config.dataset):
-        whole = load_pairs(config.dataset, "train+validation")
-        train, validation = whole.hold_out()
-    else:
-        whole = None
-        train, validation = load_parts(config.dataset, ["train", "validation"])
     is_main = PartialState().is_main_process
+    splits, whole = ["train", "validation"], None
+    if "train+validation" in available_splits(config.dataset):  # validation is held out
+        whole, train, validation = load_parts(config.dataset, ["train+validation", *splits])
+    else:
+        train, validation = load_parts(config.dataset, splits)
     if is_main:
-        _print_error(sizes(train, validation))
-        if len(validation) < 50:
-            what = f"{len(validation)} images for validation are few: recalls of them say little"
-            _print_error(f"warning: {what}")
+        n_train, n_validation = len(train), len(validation)
+        _print_error(f"{train.name}: {n_train:,} images for train, {n_validation:,} for validation")
+        if n_validation < 50:
+            _print_error(f"warning: recalls of {n_validation} images for validation say little")
     if config.model == "frozen":
         if arguments.config is None:
             given = {"preset": preset_for(len(whole or train))} | given
@@ -205,7 +215,9 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _train_heads(config, train, validation, whole, arguments, is_main: bool) -> None:
-    """Heads over frozen towers: measured on the held-out part, then trained on the whole."""
+    """Heads over frozen towers: measured on the validation part, then, if that was held out,
+    trained on the whole.
+    """
     from cibr.train import build_model, fit
     from cibr.train._run_folder import RunFolder
     from cibr.train.tuning import tuned
@@ -218,7 +230,7 @@ def _train_heads(config, train, validation, whole, arguments, is_main: bool) -> 
     model = build_model(first, train)
     fit(model, train, validation, first)
     if is_main:
-        _print_held_out(model, config, validation, Path(first.output_dir))
+        _report_held_out(model, config, validation, Path(first.output_dir))
     if whole is not None:
         model = build_model(config, whole)
         fit(model, whole, None, config)
@@ -226,56 +238,27 @@ def _train_heads(config, train, validation, whole, arguments, is_main: bool) -> 
         return
     if arguments.copy_towers:
         model.save_pretrained(folder, copy_towers=True)
-    n_images = len(train if whole is None else whole)
-    print(f"trained on {n_images:,} images: {folder}")
+    print(f"trained on {len(whole or train):,} images: {folder}")
     print(f'find photos with: cibr search {folder} path/to/photos "a dog on the beach"')
 
 
-def _print_held_out(model, config, pairs, folder: Path) -> None:
+def _report_held_out(model, config, pairs, folder: Path) -> None:
     """Prints what a model recalls of held-out pairs, beside a dual encoder whose towers it has."""
-    import pandas as pd
-
     from cibr.evaluate import evaluate_pairs
     from cibr.utils import save_table
 
     name = "heads + CCA" if config.cca else "heads"
-    results = {name: evaluate_pairs(model, pairs, name)}
+    rows = evaluate_pairs(model, pairs, name).rows
+    save_table(rows, folder / "recall")
+    print(f"\n{len(pairs):,} held-out images, {len(pairs.texts()):,} texts: recall in per cent")
+    print(f"{name}, with 95 % intervals:")
+    _print_tables(rows)
     if config.towers:
-        encoder = _load(config.towers, "auto")
-        results["as it is"] = evaluate_pairs(encoder, pairs, config.towers)
-    rows = {name: found.rows for name, found in results.items()}
-    save_table(rows[name], folder / "recall")
-    cells = "{:5.1f} [{:.1f}, {:.1f}]"
-    table = {
-        name: [cells.format(*row) for row in (100 * of[["value", "low", "high"]]).to_numpy()]
-        for name, of in rows.items()
-    }
-    print(
-        f"\n{len(pairs):,} held-out images, {len(pairs.texts()):,} texts: recall in per cent, "
-        "with 95 % intervals"
-    )
-    print(pd.DataFrame(table, rows[name]["metric"]).rename_axis(None).to_string(), end="\n\n")
-    if config.towers and rows["as it is"]["value"].mean() > rows[name]["value"].mean():
-        print(f"{config.towers} as it is recalls more: use it, {config.towers}, in place of these")
-
-
-def _settings(arguments: argparse.Namespace) -> dict:
-    """The settings of the file, overridden by those of the command line."""
-    others = ("config", "run", "debug", "plugin", "trials", "copy_towers")
-    given = {name: value for name, value in vars(arguments).items() if name not in others}
-    file = arguments.config
-    if file is None:
-        return given
-    try:
-        stored = dict(json.loads(file.read_text(encoding="utf-8")))
-        run = dict(stored.get("configuration", {}))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{str(file)!r} is not a JSON object ({error})") from error
-    if run and "preset" in given:
-        raise ValueError(f"{str(file)!r} is of a run and sets everything: leave out --preset")
-    for name in ("output_dir", "max_skipped"):  # which is taken, which earlier runs recorded
-        run.pop(name, None)
-    return (run or stored) | given
+        own = evaluate_pairs(_load(config.towers, "auto"), pairs, config.towers).rows
+        print(f"{config.towers} as it is:")
+        _print_tables(own)
+        if own["value"].mean() > rows["value"].mean():
+            print(f"{config.towers} as it is recalls more: use it in place of these")
 
 
 def _load(name: str, device: str):
@@ -285,56 +268,43 @@ def _load(name: str, device: str):
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = DualEncoder.from_pretrained(name)
-    try:
-        return model.to(device)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(
-            f"--device {device} ({error}): give cpu, or a GPU that is there"
-        ) from error
+    return DualEncoder.from_pretrained(name).to(device)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from cibr import evaluate as evaluation
-    from cibr.utils import save_table
+    from cibr.evaluate import dataset_tasks, difference, evaluate
 
-    names = filter(None, (arguments.model, arguments.compare_with))
+    names = [name for name in (arguments.model, arguments.compare_with) if name]
     models = {name: _load(name, arguments.device) for name in names}
     suite = arguments.suite or "characters"
     if arguments.data:
-        suite = evaluation.dataset_tasks(arguments.data)
+        suite = dataset_tasks(arguments.data)
     results = []
     for name, model in models.items():
-        folder = arguments.output_dir and arguments.output_dir.expanduser() / _quoted(name)
-        options = {n: getattr(arguments, n) for n in ("limit", "batch_size")}
-        options["output_dir"] = folder
-        results.append(evaluation.evaluate(model, suite, name=name, **options))
-        title = arguments.data or f"suite {results[-1].suite}"
-        for task, found in results[-1].predictions.items() if arguments.data else ():
-            n_images = len(next(iter(found.items.values())))
-            _print_error(f"{task.title}: {n_images:,} images for {task.split}, {task.kind}")
-        print(f"\n{name} on {title}: per cent, with 95 % intervals")
-        _print_tables(results[-1].rows, "value")
+        folder = arguments.output_dir and arguments.output_dir.expanduser() / _file_name(name)
+        options = dict(limit=arguments.limit, batch_size=arguments.batch_size, output_dir=folder)
+        results.append(evaluate(model, suite, name=name, **options))
+        print(f"\n{name} on {arguments.data or suite}: per cent, with 95 % intervals")
+        if arguments.data:
+            for task, found in results[-1].predictions.items():
+                n_images = len(next(iter(found.items.values())))
+                print(f"{task.title}: {n_images:,} images for {task.split}, {task.kind}")
+        _print_tables(results[-1].rows)
     if len(results) == 2:
-        model, other = results
-        differences = evaluation.difference(other, model)
-        if arguments.output_dir:
-            folder = arguments.output_dir.expanduser() / _quoted(model.model) / model.suite
-            save_table(differences, folder / f"minus-{_quoted(other.model)}")
-        print(f"\n{model.model} minus {other.model}, paired by image: points, with 95 % intervals")
-        _print_tables(differences, "difference")
+        print(f"\n{names[0]} minus {names[1]}, paired by image: points, with 95 % intervals")
+        _print_tables(difference(*reversed(results)), "difference")
 
 
-def _quoted(name: str) -> str:
-    """A model's name as that of a folder; `x/m` and `x-m` have one each."""
-    return quote(name.strip("/"), safe="")
+def _file_name(model: str) -> str:
+    """The name of a model's folder of results; `x/m` and `x-m` have one each."""
+    return quote(model.strip("/"), safe="")
 
 
-def _print_tables(rows, value: str) -> None:
+def _print_tables(rows, value: str = "value") -> None:
     from cibr.evaluate import format_table
 
-    for _, of_kind in rows.groupby("kind", sort=False):
-        table = format_table(of_kind, value)
+    for _, part in rows.groupby("kind", sort=False):
+        table = format_table(part, value)
         narrower = table.T if len(table) < len(table.columns) else table
         print(narrower.to_string(), "\n")
 
@@ -344,21 +314,19 @@ def _search(arguments: argparse.Namespace) -> None:
     from cibr.utils import check_number
 
     check_number("--top", arguments.top, 1)
-    if not all(query.strip() for query in arguments.query):
-        raise ValueError("the text to search for is empty: describe what the images should show")
     for query in arguments.query:
+        if not query.strip():
+            raise ValueError("the text to search for is empty: say what the images should show")
         if Path(query).suffix.lower() in IMAGE_SUFFIXES and not os.path.isfile(query):
-            raise ValueError(
-                f"there is no image {query!r}: give its path, or a text without suffix"
-            )
+            raise ValueError(f"there is no image {query!r}: give its path, or a text")
     model = _load(arguments.model, arguments.device)
-    files, features = _index(model, arguments.model, arguments.folder)
+    files, image_embeddings = _index(model, arguments.folder)
     for query in arguments.query:
         if os.path.isfile(query):  # False for impossible names, too
-            [vector] = model.embed_images([open_rgb(query)]).cpu()
+            [embedding] = model.embed_images([open_rgb(query)]).cpu()
         else:
-            [vector] = model.embed_texts([query], truncate=True).cpu()
-        cosines = features @ vector
+            [embedding] = model.embed_texts([query], truncate=True).cpu()
+        cosines = image_embeddings @ embedding
         if len(arguments.query) > 1:
             print(f"\n{query}")
         print("rank  cosine  image")
@@ -367,9 +335,9 @@ def _search(arguments: argparse.Namespace) -> None:
             print(f"{rank:4}  {cosines[i]:6.3f}  {files[i]}")
 
 
-def _index(model, name: str, folder: Path):
-    """The intact images in a folder and its subfolders, and their embeddings; the cache folder
-    keeps these while model and file are the same, also of a search that was interrupted.
+def _index(model, folder: Path):
+    """The images in a folder and its subfolders that decode, and their embeddings, which a file in
+    the cache folder keeps by the images' names, sizes and dates.
     """
     import torch
     from PIL import Image
@@ -379,45 +347,41 @@ def _index(model, name: str, folder: Path):
     from cibr.models.features import keep_tensors, read_tensors
     from cibr.utils import cache_folder, digest
 
-    probe = torch.cat(
-        [model.embed_texts(["a photo"]), model.embed_images([Image.new("RGB", (64, 64))])]
-    )
-    index = cache_folder() / "search" / digest(f"{folder.resolve()} {name}")[:24]
-    stored = read_tensors(index)
-    before = stored.pop("probe", probe[:0])  # another device or number of threads rounds otherwise
-    if before.shape != probe.shape or not torch.allclose(before, probe, atol=1e-3):
-        stored = {}
-    known = dict(stored)
+    # What the model makes of a text and an image tells it from others of its name.
+    probe = torch.cat([model.embed_texts(["a"]), model.embed_images([Image.new("RGB", (64, 64))])])
+    about = repr((str(folder.resolve()), (100 * probe).round().int().tolist()))
+    index = cache_folder() / "search" / f"{digest(about)[:24]}.safetensors"
     files = {}
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
             state = file.stat()
-            seen = str(file.relative_to(folder)), state.st_size, state.st_mtime_ns
-            files[digest(repr(seen))] = file
-    new = {key: file for key, file in files.items() if key not in known}
-    images = _images(tqdm(new.items(), desc="images", delay=2))
+            files[digest(repr((str(file), state.st_size, state.st_mtime_ns)))] = file
+    known = {key: row for key, row in read_tensors(index).items() if key in files}
+    new = [key for key in files if key not in known]
     try:
-        while some := dict(itertools.islice(images, 16)):  # in memory at full size
-            vectors = model.embed_images([*some.values()]).cpu()
-            known |= {key: vector.clone() for key, vector in zip(some, vectors, strict=True)}
-    finally:  # an interrupted search keeps what it has embedded
-        kept = {key: known[key] for key in files if key in known}
-        if kept and kept.keys() != stored.keys():
-            keep_tensors(index, kept | {"probe": probe})
-    if not kept:
+        for start in tqdm(range(0, len(new), 16), delay=2):  # in memory at full size
+            images = _decoded({key: files[key] for key in new[start : start + 16]})
+            embeddings = model.embed_images([*images.values()]).cpu() if images else []
+            known |= {key: row.clone() for key, row in zip(images, embeddings, strict=True)}
+    finally:  # a search that is stopped keeps what it has embedded
+        keep_tensors(index, known)
+    if not known:
         raise ValueError(f"no image in {str(folder)!r}: give a folder with some")
-    return [files[key] for key in kept], torch.stack([*kept.values()])
+    found = [key for key in files if key in known]
+    return [files[key] for key in found], torch.stack([known[key] for key in found])
 
 
-def _images(files: Iterable[tuple[str, Path]]) -> Iterator[tuple]:
-    """The images of files, by their keys, without broken ones."""
+def _decoded(files: dict[str, Path]) -> dict:
+    """The images of files, without broken ones."""
     from cibr.data.pairs import open_rgb
 
-    for key, file in files:
+    images = {}
+    for key, file in files.items():
         try:
-            yield key, open_rgb(file)
+            images[key] = open_rgb(file)
         except (OSError, ValueError):
             _print_error(f"left out {str(file)!r}, which does not decode as an image")
+    return images
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Evaluation of models on suites of benchmarks, and paired comparison of models.
 
-A suite is a list of tasks: a name of `SUITES`, a YAML file, or `Task` objects. Zero-shot
-classification follows Radford et al. (2021): a class is the renormalised mean of its prompts' unit
-vectors. Retrieval is paired (Karpathy and Fei-Fei, 2015) or by label, according to `Pairs.paired`.
-Texts longer than the context are cut, with a warning that counts them.
+A suite is a name of `SUITES` or a list of `Task` objects. Zero-shot classification follows Radford
+et al. (2021): a class is the renormalised mean of its prompts' unit vectors. Retrieval is paired
+(Karpathy and Fei-Fei, 2015) or by label, according to `Pairs.paired`. Texts longer than the context
+are cut, with a warning that counts them.
 
 A score is the mean of one number per item, even where classes or data sets have equal weight
 (`cibr.metrics.intervals`). Its 95 % interval is Student's over items, at 0 and 1 Wilson's; with
@@ -12,17 +12,15 @@ with one label.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -30,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cibr import metrics
-from cibr.data import Pairs, available_splits, load_pairs, resolve
+from cibr.data import Pairs, available_splits, load_pairs
 from cibr.metrics.intervals import cluster_values, group_balanced_values
 from cibr.metrics.retrieval import recall_items
 from cibr.metrics.zeroshot import accuracy_items
@@ -40,18 +38,6 @@ from cibr.models.features import embed_pairs, prepare
 from cibr.utils import check_known, check_number, digest, save_table, write_atomically
 
 _KEY = ["suite", "dataset", "kind", "metric"]  # of a row
-
-
-class _Score(NamedTuple):
-    """One number an item, whose mean is the score, and the number of queries."""
-
-    values: Float[np.ndarray, " _"]
-    n: int
-
-
-def _stem(dataset: str) -> str:
-    """The name of a data set in tables and files, also of the folder `.`."""
-    return Path(dataset).resolve().name.removeprefix("wds_")
 
 
 class Task(NamedTuple):
@@ -65,10 +51,14 @@ class Task(NamedTuple):
     group: str = ""
 
     @property
+    def name(self) -> str:
+        """The name of its data set in tables, also of the folder `.`."""
+        return Path(self.dataset).resolve().name.removeprefix("wds_")
+
+    @property
     def title(self) -> str:
         """Its name in tables, with the split if that is neither test nor validation."""
-        name = _stem(self.dataset)
-        return name if self.split in ("test", "validation") else f"{name}/{self.split}"
+        return self.name if self.split in ("test", "validation") else f"{self.name}/{self.split}"
 
     @property
     def file(self) -> str:
@@ -76,7 +66,7 @@ class Task(NamedTuple):
         return f"{self.title.replace('/', '-')}-{self.kind}.safetensors"
 
 
-_Suite = str | Path | Sequence[Task]
+_Suite = str | Sequence[Task]
 _PAPER = "vtab-cifar10 vtab-cifar100 food101 vtab-caltech101 vtab-pets vtab-dtd vtab-eurosat"
 
 # `characters` needs no download. The seven zero-shot sets of Ji et al. (2025) are not public; those
@@ -95,52 +85,31 @@ def suite_tasks(suite: _Suite) -> tuple[Task, ...]:
     """The tasks of a suite.
 
     Args:
-        suite: a name of `SUITES`; a YAML file, a list of mappings with `dataset` and optionally
-            `kind`, `split` and `group`; or tasks.
+        suite: a name of `SUITES`, or tasks.
 
     Raises:
-        ValueError: an unknown suite or kind (with the known ones), a YAML file that is not a list
-            of tasks, no task, or two tasks with one name.
+        ValueError: an unknown suite or kind (with the known ones), no task, or two tasks with one
+            name.
     """
-    if not isinstance(suite, (str, Path)):
-        tasks = (suite,) if isinstance(suite, Task) else tuple(suite)
-    elif suite not in SUITES and Path(suite).is_file():
-        tasks = _read_suite(Path(suite))
-    else:
-        check_known("suite (a name or a YAML file of tasks)", str(suite), SUITES)
-        tasks = SUITES[str(suite)]
+    if isinstance(suite, str):
+        if suite.endswith((".yaml", ".yml")):
+            raise ValueError(f"{suite}: YAML suites are gone: add tasks to SUITES in a --plugin")
+        check_known("suite", suite, SUITES)
+    tasks = SUITES[suite] if isinstance(suite, str) else tuple(suite)
     for task in tasks:
         check_known("kind of task", task.kind, ("zero-shot", "retrieval"))
     files = [task.file for task in tasks]
     if not files or len(set(files)) < len(files):
-        raise ValueError(
-            f"suite {_suite_name(suite)!r} has {files}: give at least one, and each data set once"
-        )
+        raise ValueError(f"a suite has {files}: give at least one task, and each data set once")
     return tasks
 
 
 def _suite_name(suite: _Suite) -> str:
-    """The name of a suite in tables and folders: its own, its file's stem, its only data set's, or
-    `tasks`.
-    """
-    if isinstance(suite, (str, Path)):
-        return Path(suite).stem
-    suite = [suite] if isinstance(suite, Task) else suite
-    names = {_stem(task.dataset) for task in suite}
+    """The name of a suite in tables and folders: its own, its only data set's, or `tasks`."""
+    if isinstance(suite, str):
+        return suite
+    names = {task.name for task in suite}
     return names.pop() if len(names) == 1 else "tasks"
-
-
-def _read_suite(file: Path) -> tuple[Task, ...]:
-    try:
-        entries = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader)  # all is text
-        if not all(isinstance(text, str) for entry in entries for text in dict(entry).values()):
-            raise ValueError("a value is not a text")
-        return tuple(Task(**entry) for entry in entries)
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{str(file)!r} is not a suite ({error}): give a YAML list of tasks, such as "
-            f"'- dataset: flickr8k', each with some of {', '.join(Task._fields)}"
-        ) from error
 
 
 def dataset_tasks(dataset: str) -> tuple[Task, ...]:
@@ -154,8 +123,8 @@ def dataset_tasks(dataset: str) -> tuple[Task, ...]:
         ValueError, FileNotFoundError, ConnectionError: as `cibr.load_pairs`; or class names without
             templates.
     """
-    there = available_splits(dataset)
-    split = "validation" if "validation" in there and "test" not in there else "test"
+    splits = available_splits(dataset)
+    split = "validation" if "validation" in splits and "test" not in splits else "test"
     pairs = load_pairs(dataset, split)
     tasks = []
     if pairs.classnames and pairs.templates:
@@ -201,6 +170,13 @@ class Predictions(NamedTuple):
     digest: str
 
 
+class _Score(NamedTuple):
+    """One number an item, whose mean is the score, and the number of queries."""
+
+    values: Float[np.ndarray, " _"]
+    n: int
+
+
 @dataclass(eq=False)
 class Evaluation:
     """The results of a model on a suite.
@@ -215,7 +191,7 @@ class Evaluation:
     suite: str
     predictions: dict[Task, Predictions]
 
-    @cached_property
+    @property
     def rows(self) -> pd.DataFrame:
         """Tidy scores with the columns `model, suite, dataset, kind, metric, value, low, high` and
         `n`, the number of queries.
@@ -283,7 +259,7 @@ def evaluate(
 
     Args:
         model: the encoders, on the device to use.
-        suite: a name of `SUITES`, a YAML file or a list of tasks; see `suite_tasks`.
+        suite: a name of `SUITES` or a list of tasks.
         name: the model's name in tables.
         limit: maximum number of images per set, at least two, drawn with a fixed seed; 0 for all.
         batch_size: rows encoded at once.
@@ -301,46 +277,47 @@ def evaluate(
         FileNotFoundError: a file of a set is missing.
         ConnectionError: a file cannot be fetched from the hub.
     """
-    tasks = suite_tasks(suite)
-    title = _suite_name(suite)
-    if limit < 0 or limit == 1:
-        raise ValueError(f"limit is {limit!r}: give 0, for all images, or a number from 2")
     if not isinstance(model, DualEncoder):
         raise ValueError(
             f"the model to evaluate is of type {type(model).__name__}: "
             "load one with DualEncoder.from_pretrained(name)"
         )
+    if limit < 0 or limit == 1:
+        raise ValueError(f"limit is {limit!r}: give 0, for all images, or a number from 2")
     check_number("batch_size", batch_size, 1, whole=True)
+    evaluation = Evaluation(name, _suite_name(suite), {})
+    tasks = suite_tasks(suite)
     for task in tasks:
-        resolve(task.dataset)  # report a mistyped name before computing anything
+        available_splits(task.dataset)  # a mistyped name is reported before anything is computed
     if output_dir is not None:
-        folder = Path(output_dir) / title
-        with _writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)  # fail now rather than after the sets
-    predictions = {}
+        _save(evaluation, Path(output_dir))
     for task in tqdm(tasks, desc=name, unit="set", delay=1):
         try:
-            pairs = load_task(task, limit)
-            predictions[task] = _predict(model, task, pairs, batch_size)
-            if output_dir is not None:  # now: a later set may fail
-                with _writing(folder):
-                    _save(predictions[task], folder / task.file)
+            found = _predict(model, task, load_task(task, limit), batch_size)
         except ValueError as error:
-            raise ValueError(f"{task.kind} on {task.title} of suite {title!r}: {error}") from error
-    evaluation = Evaluation(name, title, predictions)
-    if output_dir is not None:
-        with _writing(folder):
-            save_table(evaluation.rows, folder / "rows")
+            where = f"{task.kind} on {task.title} of suite {evaluation.suite!r}"
+            raise ValueError(f"{where}: {error}") from error
+        evaluation.predictions[task] = found
+        if output_dir is not None:  # now: a later set may fail
+            _save(evaluation, Path(output_dir))
     return evaluation
 
 
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _save(evaluation: Evaluation, output_dir: Path) -> None:
+    """Writes the scores of an evaluation, and its last predictions."""
+    folder = output_dir / evaluation.suite
     try:
-        yield
+        folder.mkdir(parents=True, exist_ok=True)
+        save_table(evaluation.rows, folder / "rows")
+        for task, predictions in list(evaluation.predictions.items())[-1:]:
+            items = {name: tensor.contiguous() for name, tensor in predictions.items.items()}
+            about = {"kind": predictions.kind, "digest": predictions.digest}
+            write_atomically(folder / task.file, partial(save_file, items, metadata=about))
     except (OSError, SafetensorError) as error:
-        fix = "make room or choose another output_dir"
-        raise OSError(f"cannot write results to {str(folder)!r}: {error}; {fix}") from error
+        raise OSError(
+            f"cannot write results to {str(folder)!r}: {error}; "
+            "make room or choose another output_dir"
+        ) from error
 
 
 def evaluate_pairs(model: DualEncoder, pairs: Pairs, name: str) -> Evaluation:
@@ -356,42 +333,46 @@ def evaluate_pairs(model: DualEncoder, pairs: Pairs, name: str) -> Evaluation:
 
 
 def _predict(model: DualEncoder, task: Task, pairs: Pairs, batch_size: int) -> Predictions:
-    prompts = pairs.prompts() if task.kind == "zero-shot" else None
-    kind = task.kind if prompts or pairs.paired else "retrieval by label"
-    labels = None if kind == "retrieval" else pairs.match_labels().tolist()
-    shown = (kind, pairs.name, pairs.split, pairs.keys, prompts or pairs.captions, labels)
-    flat = prompts and [prompt for of_class in prompts for prompt in of_class]
-    device = model.log_logit_scale.device
     _warn_of_seen(model, pairs)
-    inputs = prepare(model, pairs, device, texts=flat)
-    images, texts = embed_pairs(model, inputs, batch_size)
-    if prompts:
-        if len(prompts) < 2:
-            raise ValueError(f"{pairs.name} has one class: zero-shot classification needs two")
-        classes = metrics.class_embeddings(texts.unflatten(0, (len(prompts), -1)))
-        ranks = metrics.class_ranks(images, classes, pairs.labels)
-        nearest = (images @ classes.T).argmax(1)
-        items = {"labels": pairs.labels, "predictions": nearest, "ranks": ranks}
+    if task.kind == "zero-shot":
+        kind, shown = "zero-shot", pairs.prompts()
+        items = _zero_shot_items(model, pairs, shown, batch_size)
     else:
+        kind, shown = "retrieval" if pairs.paired else "retrieval by label", pairs.captions
+        images, texts = embed_pairs(model, prepare(model, pairs, model.device), batch_size)
         items = metrics.query_ranks(images, texts, *pairs.retrieval_targets())._asdict()
         if len(items["image_units"].unique()) < 2:
             raise ValueError("all images match one another: retrieval needs two that differ")
-    return Predictions(kind, items, digest(repr((*shown, pairs.image_digests()))))
+    labels = None if kind == "retrieval" else pairs.match_labels().tolist()
+    seen = (kind, pairs.name, pairs.split, pairs.keys, shown, labels, pairs.image_digests())
+    return Predictions(kind, items, digest(repr(seen)))
+
+
+def _zero_shot_items(
+    model: DualEncoder, pairs: Pairs, prompts: list[list[str]], batch_size: int
+) -> dict[str, Tensor]:
+    if len(prompts) < 2:
+        raise ValueError(f"{pairs.name} has one class: zero-shot classification needs two")
+    texts = [prompt for of_class in prompts for prompt in of_class]
+    inputs = prepare(model, pairs, model.device, texts=texts)
+    images, texts = embed_pairs(model, inputs, batch_size)
+    classes = metrics.class_embeddings(texts.unflatten(0, (len(prompts), -1)))
+    return {
+        "labels": pairs.labels,
+        "predictions": (images @ classes.T).argmax(1),
+        "ranks": metrics.class_ranks(images, classes, pairs.labels),
+    }
 
 
 def _warn_of_seen(model: DualEncoder, pairs: Pairs) -> None:
     """Warns of images that the model was trained on."""
     n_seen = sum(image_key(digest) in model.trained_on for digest in pairs.image_digests())
     if n_seen:
-        what = f"the model was trained on {n_seen:,} of the {len(pairs):,} images"
-        fix = "what it recalls of others is in held_out/recall.csv of its run"
-        warnings.warn(f"{what} of {pairs.name} {pairs.split}: {fix}", stacklevel=3)
-
-
-def _save(predictions: Predictions, file: Path) -> None:
-    kind, items, of_data = predictions
-    items = {name: tensor.contiguous() for name, tensor in items.items()}
-    write_atomically(file, partial(save_file, items, metadata={"kind": kind, "digest": of_data}))
+        warnings.warn(
+            f"the model was trained on {n_seen:,} of the {len(pairs):,} images of {pairs.name} "
+            f"{pairs.split}: what it recalls of others is in held_out/recall.csv of its run",
+            stacklevel=3,
+        )
 
 
 def difference(

@@ -1,20 +1,16 @@
-"""Shared helpers: checks of names and numbers, the project's folders, atomic writes, provenance."""
+"""Shared helpers: checks of names and numbers, the project's folders, atomic writes."""
 
 import difflib
 import hashlib
 import math
 import numbers
 import os
-import platform
-import subprocess
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent
-_VERSIONS_OF = ("cibr", "torch", "transformers", "accelerate", "numpy")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -98,7 +94,7 @@ def shipped(relative: str) -> Path:
     """Returns the path of a data file or folder that is shipped with the package.
 
     Args:
-        relative: its path within ``data/``: ``datasets.yaml``, ``checkpoints/clip-tiny``, ...
+        relative: its path within ``data/``, such as ``checkpoints/clip-tiny``.
 
     Returns:
         ``cibr/_shipped/<relative>`` where a wheel installed it, else ``data/<relative>`` of the
@@ -143,29 +139,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def provenance() -> dict[str, Any]:
-    """Commit of the checkout and versions of the packages that results depend on.
-
-    Returns:
-        `commit`, 12 digits, with `+` if files other than result tables have changed, None outside a
-        checkout; and `versions` by package, with `python`.
-    """
-    versions = {name: import_module(name).__version__ for name in _VERSIONS_OF}
-    return {"commit": _commit(), "versions": {"python": platform.python_version()} | versions}
-
-
-def _commit() -> str | None:
-    if not _in_checkout():
-        return None
-    git = ["git", "-C", str(project_root())]
-    quiet = dict(stderr=subprocess.DEVNULL, text=True)
-    # Result tables change while they are made, and affect no result.
-    code = ["--untracked-files=no", "--", ".", ":(exclude)data/results"]
-    try:
-        changed = subprocess.check_output([*git, "status", "--porcelain", *code], **quiet)
-        commit = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], **quiet)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.strip() + ("+" if changed else "")

@@ -60,15 +60,13 @@ def of_file(name, text, read):
 
 
 def settings(file):
-    _settings(_parser(True).parse_args(["train", str(file)]))
+    _settings(_parser("train").parse_args(["train", str(file)]))
 
 
 BAD_ROWS = [broken(value) for value in (math.nan, math.inf, 0.0, 1.02)]
 NO_ROWS = [EYE[0], EYE[:0], EYE.numpy()]
 NO_LABELS = [OWN.float(), OWN > 3, OWN[:2], OWN[None]]
 CANCELLED = torch.stack([torch.ones(2, 4), ints(1, -3)[:, None] * ints(1, 2, 3, 5) / 7])
-SUITES = ["- {", "dataset: cats", "", "- kind: retrieval", "- {dataset: a, knd: b}"]
-SUITES += ["- {dataset: a, group: &x [*x]}"]
 BAD = {
     "not finite, first row 5: look for NaN": [
         f(broken(value))
@@ -100,10 +98,10 @@ BAD = {
     "limit": [evaluated(limit=x) for x in (1, -1)],
     "batch_size": [evaluated(batch_size=x) for x in (0, 2.5)],
     "model to evaluate is of type str": [lambda: evaluate("clip-tiny", "glyphs", name="m")],
-    "unknown suite": [partial(suite_tasks, x) for x in ("charactres", "nowhere/own.yaml")],
-    "give at least one": [partial(suite_tasks, []), of_file("own.yaml", "[]", suite_tasks)],
+    "unknown suite": [partial(suite_tasks, "charactres")],
+    "YAML suites are gone": [partial(suite_tasks, "own.yaml")],
+    "give at least one": [partial(suite_tasks, [])],
     "unknown kind of task 'probe'": [partial(suite_tasks, [Task("a", "probe")])],
-    "unknown kind of task 'sort'": [partial(suite_tasks, Task("a", "sort"))],
     "each data set once": [partial(suite_tasks, [Task("x/a"), Task("y/a")])],
     "different images": [
         partial(difference, [evaluation("x")] * len(asked), [*map(evaluation, asked)])
@@ -111,7 +109,6 @@ BAD = {
     ],
     "evaluations": [partial(difference, x, []) for x in ([], [evaluation("")] * 2)]
     + [partial(difference, evaluation(""), replace(evaluation(""), suite="t"))],
-    "is not a suite": [of_file("own.yaml", text, suite_tasks) for text in SUITES],
     "JSON object": [of_file("config.json", text, settings) for text in ("{", "[1]")],
 }
 CASES = [

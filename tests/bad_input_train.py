@@ -38,7 +38,7 @@ SETTINGS += [
     (dict(penalty="vfm"), "'vfm', did you mean 'vmf'"),
     (dict(penalty_options={"kapa_b": 1.0}), "'kapa_b', did you mean 'kappa_b'"),
     (dict(penalty="mine", penalty_options={"kappa_b": 1.0}), "'kappa_b'"),
-    (dict(dataset="glyph"), "'glyph', did you mean 'glyphs'"),
+    (dict(dataset="no/such/folder"), "no data set 'no/such/folder'"),
     (dict(penalty="anchor"), "'anchor', .* set model to 'frozen'"),
     (dict(cca_start=True), "cca_start .* set model to 'frozen'"),
     (dict(towers="clip-tiny"), "set model to .frozen."),

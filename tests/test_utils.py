@@ -1,14 +1,12 @@
-"""Utilities: the project's folders, files that are whole or absent, and provenance."""
+"""Utilities: the project's folders, and files that are whole or absent."""
 
 import os
-import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cibr import utils
-from cibr.utils import cache_folder, project_root, provenance, write_atomically
+from cibr.utils import cache_folder, project_root, write_atomically
 
 
 def test_folders_are_those_of_the_checkout_or_of_the_user(tmp_path, monkeypatch):
@@ -46,26 +44,3 @@ def test_the_content_is_on_disk_before_the_file_has_its_name(tmp_path, monkeypat
     write_atomically(link, lambda part: part.write_text("one"))
     assert seen == [False, True], "the file is synced, then named, then its folder is synced"
     assert link.is_symlink() and (tmp_path / "file.txt").read_text() == "one"
-
-
-def test_provenance_marks_changed_code_but_neither_changed_results_nor_new_files(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr(utils, "project_root", lambda: tmp_path)
-    monkeypatch.setattr(utils, "_in_checkout", lambda: True)
-    assert provenance()["commit"] is None  # no repository
-    code, table = tmp_path / "code.py", tmp_path / "data" / "results" / "rows.csv"
-    table.parent.mkdir(parents=True)
-    for file in (code, table):
-        file.write_text("1\n")
-    who = ["-c", "user.name=n", "-c", "user.email=e"]
-    for command in (["init"], ["add", "."], [*who, "commit", "-m", "Start"]):
-        subprocess.run(["git", "-C", tmp_path, *command], check=True, capture_output=True)
-    of_commit = provenance()["commit"]
-    table.write_text("2\n")
-    (tmp_path / "new.py").touch()
-    assert len(of_commit) == 12 and provenance()["commit"] == of_commit
-    code.write_text("2\n")
-    assert provenance()["commit"] == of_commit + "+"
-    versions = provenance()["versions"]
-    assert versions["numpy"] == np.__version__ and versions["python"].startswith("3.")

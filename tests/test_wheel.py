@@ -1,4 +1,4 @@
-"""The built wheel works away from the checkout: cards and checkpoints come with it."""
+"""The built wheel works away from the checkout: the checkpoints come with it."""
 
 import os
 import subprocess

@@ -96,7 +96,7 @@ def test_what_features_cannot_give_is_said_in_one_sentence():
     message = r"given has features of \('some/vit', .* the heads read those of \('some/clip',"
     with pytest.raises(ValueError, match=message):
         prepare(other, pairs)
-    with pytest.raises(ValueError, match="28 images but features of 27: pass one row per image"):
+    with pytest.raises(ValueError, match="28 images but 27 features: pass one per image"):
         Pairs(
             "given",
             "train",

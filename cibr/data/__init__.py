@@ -1,25 +1,24 @@
 """Data sets by name: rendered glyphs, local folders and data sets of the hub.
 
 `load_pairs` turns a name and a split into `Pairs`. A name resolves in this order: a set of
-`DATASETS`, such as ``glyphs``; an existing folder; ``$CIBR_DATA/wds_<name>``; a data set with a
-card in ``datasets.yaml``; a hub id, ``owner/name``.
+`DATASETS`, such as ``glyphs``; an existing folder; a hub id, ``owner/name``;
+``$CIBR_DATA/wds_<name>``; ``clip-benchmark/wds_<name>`` on the hub.
 """
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from cibr.data._readers import folder_kind, loaders, split_of, table_pairs, tables_of
+from cibr.data import _readers
+from cibr.data._readers import split_of
 from cibr.data.pairs import Features, Pairs
-from cibr.utils import nearest, shipped
+from cibr.utils import nearest
 
 __all__ = ["DATASETS", "Dataset", "Features", "Pairs", "Source", "available_splits", "load_pairs"]
-__all__ += ["load_parts", "resolve", "sizes"]
+__all__ += ["load_parts", "resolve"]
 
 
 class Dataset(NamedTuple):
@@ -27,9 +26,6 @@ class Dataset(NamedTuple):
 
     load: Callable[[str], Pairs]
     splits: Sequence[str]
-
-
-_WHOLE = "train+validation"  # of sets whose validation split is held out of the other
 
 
 def _load_glyphs(split: str) -> Pairs:
@@ -47,9 +43,11 @@ def load_pairs(name: str | Path | Any, split: str = "train") -> Pairs:
     """Loads one split of a data set.
 
     Args:
-        name: a name of `DATASETS` or with a card; a folder of images with metadata, of shards, of
-            Parquet files or written by `save_to_disk`; a hub id, ``owner/name``; or a
-            `datasets.Dataset` or `datasets.DatasetDict`.
+        name: a name of `DATASETS`; a folder of images with metadata, of shards, of Parquet files,
+            written by `save_to_disk`, or of a subfolder of images per class; a hub id,
+            ``owner/name``; ``flickr8k`` and the like, in ``$CIBR_DATA/wds_flickr8k`` or else
+            ``clip-benchmark/wds_flickr8k`` on the hub; or a `datasets.Dataset` or
+            `datasets.DatasetDict`.
         split: ``train``, ``validation`` (or ``val``, ``dev``) or ``test``; `glyphs` has two more.
             Without a validation split, it is a tenth of ``train`` by `Pairs.hold_out`, and
             ``train`` is the rest; both are ``train+validation``.
@@ -69,27 +67,14 @@ def load_pairs(name: str | Path | Any, split: str = "train") -> Pairs:
 
 def load_parts(name: str | Path | Any, splits: Sequence[str]) -> list[Pairs]:
     """Loads several splits of a data set, as `load_pairs`; files of two of them are read once."""
-    given = _given(name)
-    offered = _offered(given)
-    parts: dict[str, Pairs] = {}
-    for split in map(split_of, splits):
-        if split not in offered:
-            known = ", ".join(offered) or "none"
-            raise ValueError(f"{name} has no split {split!r}: it has {known}")
-        if split in parts:
-            continue
-        if split == _WHOLE:
-            parts[split] = given["train"]()
-        elif split in given and (split != "train" or "validation" in given):
-            parts[split] = given[split]()
-        else:
-            parts["train"] = given["train"]()
-            try:
-                parts["train"], parts["validation"] = parts["train"].hold_out()
-            except ValueError:  # of one item, which then is the training split
-                if split == "validation":
-                    raise
-    return [parts[split_of(split)] for split in splits]
+    loaders = _loaders(name)
+    splits = [split_of(split) for split in splits]
+    for split in splits:
+        if split not in loaders:
+            raise ValueError(
+                f"{name} has no split {split!r}: it has {', '.join(loaders) or 'none'}"
+            )
+    return [loaders[split]() for split in splits]
 
 
 def available_splits(name: str | Path | Any) -> list[str]:
@@ -97,37 +82,43 @@ def available_splits(name: str | Path | Any) -> list[str]:
 
     Raises:
         ValueError: as `resolve`, or if a folder's metadata are malformed.
-        ConnectionError: if the name is a hub id and cannot be fetched.
+        ConnectionError: if the data set is on the hub and cannot be fetched.
     """
-    return _offered(_given(name))
+    return list(_loaders(name))
 
 
-def sizes(*parts: Pairs) -> str:
-    """Returns how many images parts of a data set have, for commands to print."""
-    counts = {part.split: f"{len(part):,} images for {part.split}" for part in parts}
-    return f"{parts[0].name}: {', '.join(counts.values())}"
+def _loaders(name: str | Path | Any) -> _readers.Loaders:
+    """What loads each split of a data set, once; a tenth of ``train`` is held out if it has no
+    validation split.
+    """
+    loaders = {split: cache(load) for split, load in _own_loaders(name).items()}
+    if "train" not in loaders or "validation" in loaders:
+        return loaders
+    whole = loaders["train"]
+    parts = cache(lambda: whole().hold_out())
+    held_out = {"train": lambda: parts()[0], "validation": lambda: parts()[1]}
+    return loaders | held_out | {"train+validation": whole}
 
 
-def _given(name: str | Path | Any) -> dict[str, Callable[[], Pairs]]:
+def _own_loaders(name: str | Path | Any) -> _readers.Loaders:
     """What loads each split that a data set has."""
     if not isinstance(name, str | Path):
-        tables = tables_of(name)
-        titles = {n: tables[n].info.dataset_name or "dataset" for n in tables}
-        return {
-            split_of(n): partial(table_pairs, titles[n], split_of(n), tables[n]) for n in tables
-        }
+        tables = _readers.tables_of(name)
+        title = next(iter(tables.values())).info.dataset_name or "dataset"
+        return _readers.table_loaders(title, tables)
     source = resolve(name)
-    if source.kind == "code":
+    if not source.place:  # made by code
         load, splits = DATASETS[source.name]
         return {split: partial(load, split) for split in splits}
-    given = loaders(source.place, source.kind, source.card.get("splits", []))
-    return {split: partial(load, source.name) for split, load in given.items()}
-
-
-def _offered(given: Iterable[str]) -> list[str]:
-    """The splits of a data set, with one for validation if there is one for training."""
-    is_split = "train" in given and "validation" not in given
-    return [*given, *(["validation", _WHOLE] if is_split else [])]
+    if source.kind == "folder":
+        return _readers.folder_loaders(source.name, Path(source.place))
+    if source.kind == "datasets":
+        return _readers.hub_loaders(source.name, source.place)
+    try:
+        return _readers.shard_loaders(source.name, source.place)
+    except ConnectionError as error:
+        near = nearest(source.name, [*DATASETS, *_in_cibr_data()])
+        raise ConnectionError(f"{error}{near}") from error
 
 
 class Source(NamedTuple):
@@ -135,15 +126,13 @@ class Source(NamedTuple):
 
     Args:
         name: the data set's name in messages and tables.
-        kind: ``code``, a set of `DATASETS`; ``images``, a folder of images; ``shards``; or
-            ``datasets``, read by that library.
-        card: its card; empty for a folder, whatever its name.
+        kind: ``code``, a set of `DATASETS`; ``folder``; ``shards``, on the hub; or ``datasets``, on
+            the hub and read by that library.
         place: the folder or the hub id; empty for ``code``.
     """
 
     name: str
     kind: str
-    card: dict[str, Any]
     place: str = ""
 
 
@@ -151,36 +140,27 @@ def resolve(name: str | Path) -> Source:
     """Resolves a data set's name to its location, without reading or fetching data.
 
     Raises:
-        ValueError: if the name is unknown; the message has the nearest known name and the ways to
-            give data.
+        ValueError: if it is no name of a data set; the message has the ways to give data.
     """
     name = str(name)
-    card = _cards().get(name, {})
     if name in DATASETS:
-        return Source(name, "code", card)
-    given = os.path.expanduser(name)
-    folder = given if os.path.isdir(given) else _in_cibr_data().get(name)
+        return Source(name, "code")
+    path = os.path.expanduser(name)
+    folder = path if os.path.isdir(path) else _in_cibr_data().get(name)
     if folder:
-        title = Path(folder).resolve().name.removeprefix("wds_")
-        return Source(title, folder_kind(Path(folder)), {}, str(folder))
-    if card:
-        return Source(name, "shards", card, card["hub"])
+        return Source(Path(folder).resolve().name.removeprefix("wds_"), "folder", str(folder))
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         repository = name.partition("/")[2]
         kind = "shards" if repository.startswith("wds_") else "datasets"
-        return Source(repository.removeprefix("wds_"), kind, {}, name)
-    if os.path.isfile(given):
+        return Source(repository.removeprefix("wds_"), kind, name)
+    if re.fullmatch(r"\w[\w.-]{,90}", name) and not os.path.isfile(path):
+        return Source(name, "shards", f"clip-benchmark/wds_{name}")
+    if os.path.isfile(path):
         raise ValueError(f"{name} is a file: give the folder that it is in")
-    known = dict.fromkeys([*DATASETS, *_cards(), *_in_cibr_data()])
-    near = f"{nearest(name, known) or '.'} Known: {', '.join(known)}"
-    ways = "give a folder with metadata.csv or shards, a hub id (owner/name), or set CIBR_DATA"
-    raise ValueError(f"there is no data set {name!r}{near}. Or {ways}")
-
-
-@cache
-def _cards() -> dict[str, dict[str, Any]]:
-    """The data set cards of ``datasets.yaml`` by name."""
-    return yaml.safe_load(shipped("datasets.yaml").read_text(encoding="utf-8"))
+    raise ValueError(
+        f"there is no data set {name!r}: give a folder with metadata.csv or shards, a hub id "
+        f"(owner/name), or one of {', '.join([*DATASETS, *_in_cibr_data()])}"
+    )
 
 
 def _in_cibr_data() -> dict[str, Path]:

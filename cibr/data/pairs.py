@@ -2,8 +2,8 @@
 demand.
 
 Image i has one or more texts, `captions[i]`; flattened, the texts are numbered image by image.
-`Pairs.match_labels` defines which pairs match, for both losses and metrics. Images are
-converted to 8-bit RGB by `to_rgb`. Pairs can be pickled, for DataLoader workers.
+`Pairs.match_labels` defines which pairs match, for both losses and metrics. Images are converted to
+8-bit RGB by `to_rgb`. Pairs can be pickled, for DataLoader workers.
 """
 
 import hashlib
@@ -24,15 +24,15 @@ from torch import Tensor
 
 from cibr.utils import digest
 
-# Suffixes of the image files that a folder is searched for and a shard's samples may have.
 # EPS and the like are left out: Pillow would run an interpreter of their programs.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-_LONGEST = 500  # times its width; scaled to a square's side, an image of 2 KB may need gigabytes
-_SHARES = 0.1, 0.2  # of the items that are held out, the least and the most
-_MEANT, _MOST_HELD_OUT = 50, 1000  # images to hold out of few, and of many
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_MAX_ASPECT = 500  # scaled to a square's side, a longer image of 2 KB may need gigabytes
+_MIN_SHARE, _MAX_SHARE = 0.1, 0.2  # of the images that are held out
+_MIN_HELD_OUT, _MAX_HELD_OUT = 50, 1000  # images, if the shares allow
 
 _Indices = Iterable[int] | Shaped[Tensor, " m"] | Shaped[np.ndarray, " m"]  # integers or a mask
+_Loaded = Image.Image | Path | bytes
 
 
 class Features(NamedTuple):
@@ -60,15 +60,14 @@ class Pairs:
         split: the split's name, ``train``, ``validation`` or ``test``.
         captions: the texts of each image, at least one; they are stripped, empty ones dropped.
         keys: the samples' names, for messages.
-        load: takes an index and returns the image in mode ``RGB``; a module-level function or a
-            `partial` of one, so that it can be pickled. None if there are features alone.
+        load: takes an index and returns the image in mode ``RGB``, or its file, a path or bytes; a
+            module-level function or a `partial` of one, so that it can be pickled. None if there
+            are features alone.
         labels: content labels, equal for pairs that match; None if unknown.
         factors: a `pandas.DataFrame` of the factors of variation, one row per image.
         classnames: the class names that `labels` index, in a classification set.
         templates: prompt templates for zero-shot classification, with ``{c}`` for the class name.
         groups: equal numbers for images of the same item; None if unknown.
-        read: takes an index and returns the image's file, a path or bytes; None if `load` makes the
-            images.
         features: of frozen towers, which models over these towers read in place of images and
             texts.
 
@@ -80,13 +79,12 @@ class Pairs:
     split: str
     captions: list[list[str]]
     keys: list[str]
-    load: Callable[[int], Image.Image] | None = None
+    load: Callable[[int], _Loaded] | None = None
     labels: Int64[Tensor, " n"] | None = None
     factors: Any = None
     classnames: list[str] | None = None
     templates: list[str] | None = None
     groups: Int64[Tensor, " n"] | None = None
-    read: Callable[[int], bytes | Path] | None = None
     features: Features | None = None
     _digests: list[str] | None = field(default=None, init=False, repr=False)
 
@@ -94,17 +92,16 @@ class Pairs:
         if any(isinstance(texts, str) for texts in self.captions):
             raise ValueError(f"captions of {self.name} has a string: pass a list per image")
         self.captions = [list(filter(None, map(str.strip, texts))) for texts in self.captions]
-        for part in ("labels", "groups"):
-            value = getattr(self, part)
-            setattr(self, part, None if value is None else torch.as_tensor(value))
-        for part in ("keys", "labels", "groups", "factors"):
-            value = getattr(self, part)
-            if value is not None and len(value) != len(self):
-                counts = f"{len(self)} images but {len(value)} {part}"
-                raise ValueError(f"{self.name} has {counts}: pass one per image")
-        if self.features is not None and len(self.features.images) != len(self):
-            counts = f"{len(self)} images but features of {len(self.features.images)}"
-            raise ValueError(f"{self.name} has {counts}: pass one row per image")
+        self.labels = None if self.labels is None else torch.as_tensor(self.labels)
+        self.groups = None if self.groups is None else torch.as_tensor(self.groups)
+        per_image = {name: getattr(self, name) for name in ("keys", "labels", "groups", "factors")}
+        per_image["features"] = self.features and self.features.images
+        for name, values in per_image.items():
+            if values is not None and len(values) != len(self):
+                raise ValueError(
+                    f"{self.name} has {len(self)} images but {len(values)} {name}: "
+                    "pass one per image"
+                )
         for key, texts in zip(self.keys, self.captions, strict=True):
             if not texts:
                 raise ValueError(f"sample {key!r} of {self.name} has no text: give it a caption")
@@ -121,7 +118,12 @@ class Pairs:
         """
         if self.load is None:
             raise ValueError(f"{self.name} has features of its images, but not the images")
-        return self.load(range(len(self))[i])
+        loaded = self.load(range(len(self))[i])
+        if isinstance(loaded, Image.Image):
+            return loaded
+        return open_rgb(
+            loaded, "" if isinstance(loaded, Path) else f"{self.keys[i]} of {self.name}"
+        )
 
     def images(self, indices: _Indices | None = None) -> Iterator[Image.Image]:
         """Yields the images at these indices, in order, or all images."""
@@ -134,11 +136,12 @@ class Pairs:
 
         Every file is read once: after a change, load the pairs again.
         """
-        if self._digests is None and self.load is None:
-            self._digests = [digest(row.numpy().tobytes()) for row in self.features.images]
-        elif self._digests is None:
-            read = self.read or self.image
-            self._digests = [_digest(read(i)) for i in range(len(self))]
+        if self._digests is None:
+            if self.load is None:
+                contents = (row.numpy().tobytes() for row in self.features.images)
+            else:
+                contents = map(self.load, range(len(self)))
+            self._digests = list(map(_digest, contents))
         return self._digests
 
     def texts(self) -> list[str]:
@@ -183,18 +186,20 @@ class Pairs:
         items = _components(len(self), [*range(len(self))] * 2, digests + groups).numpy()
         sizes = np.bincount(items)
         if len(sizes) < 2:
-            what = f"{len(self)} images of {self.name} are one group or equal files"
-            raise ValueError(f"all {what}, so none can be held out: add others")
-        places = np.ones(len(sizes))  # in [0, 1]
+            raise ValueError(
+                f"all {len(self)} images of {self.name} are one group or equal files, so none can "
+                "be held out: add others"
+            )
+        places = np.ones(len(sizes))  # of items, in [0, 1]: the lowest are held out
         np.minimum.at(places, items, [int(digest(str(g))[:15], 16) / 16**15 for g in groups])
         order = places.argsort()[:-1]
         n_before = sizes[order].cumsum() - sizes[order]
-        share = np.clip(_MEANT / len(self), *_SHARES)
-        is_low = (places[order] < share) & (n_before < _MOST_HELD_OUT)
-        is_chosen = np.isin(items, order[is_low | (n_before < 1)])
-        held_out = self.subset(is_chosen)
+        share = np.clip(_MIN_HELD_OUT / len(self), _MIN_SHARE, _MAX_SHARE)
+        is_low = (places[order] < share) & (n_before < _MAX_HELD_OUT)
+        is_held_out = np.isin(items, order[is_low | (n_before == 0)])
+        held_out = self.subset(is_held_out)
         held_out.split = "validation"
-        return self.subset(~is_chosen), held_out
+        return self.subset(~is_held_out), held_out
 
     @property
     def paired(self) -> bool:
@@ -226,9 +231,10 @@ class Pairs:
         """
         templates = self.templates or [""]
         if not self.classnames or not all("{c}" in template for template in templates):
-            files = "classnames.txt and zeroshot_classification_templates.txt"
-            needed = "class names, and prompt templates with {c} for them"
-            raise ValueError(f"{self.name} needs {needed}: put {files} into its folder")
+            raise ValueError(
+                f"{self.name} needs class names, and prompt templates with {{c}} for them: put "
+                "classnames.txt and zeroshot_classification_templates.txt into its folder"
+            )
         return [[text.replace("{c}", name) for text in templates] for name in self.classnames]
 
     def subset(self, indices: _Indices) -> "Pairs":
@@ -241,18 +247,21 @@ class Pairs:
         rows = torch.as_tensor(indices)
         rows = torch.arange(len(self))[rows if len(rows) else rows.long()]
         chosen = rows.tolist()
-        factors, features = self.factors, self.features
-        part = replace(
-            self,
-            captions=[self.captions[i] for i in chosen],
-            keys=[self.keys[i] for i in chosen],
-            load=None if self.load is None else partial(_chosen, self.load, chosen),
-            read=None if self.read is None else partial(_chosen, self.read, chosen),
-            labels=None if self.labels is None else self.labels[rows],
-            groups=None if self.groups is None else self.groups[rows],
-            factors=None if factors is None else factors.iloc[chosen].reset_index(drop=True),
-            features=None if features is None else features._replace(images=features.images[rows]),
-        )
+        parts = {
+            "captions": [self.captions[i] for i in chosen],
+            "keys": [self.keys[i] for i in chosen],
+        }
+        if self.load is not None:
+            parts["load"] = partial(_load_chosen, self.load, chosen)
+        if self.labels is not None:
+            parts["labels"] = self.labels[rows]
+        if self.groups is not None:
+            parts["groups"] = self.groups[rows]
+        if self.factors is not None:
+            parts["factors"] = self.factors.iloc[chosen].reset_index(drop=True)
+        if self.features is not None:
+            parts["features"] = self.features._replace(images=self.features.images[rows])
+        part = replace(self, **parts)
         part._digests = self._digests and [self._digests[i] for i in chosen]
         return part
 
@@ -271,17 +280,17 @@ def _components(n: int, images: list[int], shared: list[Hashable]) -> Int64[Tens
     return torch.from_numpy(connected_components(graph, directed=False)[1]).long()
 
 
-def _chosen(load: Callable[[int], Any], indices: list[int], i: int) -> Any:
+def _load_chosen(load: Callable[[int], _Loaded], indices: list[int], i: int) -> _Loaded:
     return load(indices[i])
 
 
-def _digest(image: Image.Image | bytes | Path) -> str:
-    if isinstance(image, Path):
-        with image.open("rb") as file:
+def _digest(content: _Loaded) -> str:
+    if isinstance(content, Path):
+        with content.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    if isinstance(image, Image.Image):  # RGB, as `Pairs.image` returns it
-        image = repr(image.size).encode() + image.tobytes()
-    return digest(image)
+    if isinstance(content, Image.Image):
+        return digest(repr(content.size).encode() + content.tobytes())
+    return digest(content)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -335,8 +344,9 @@ def open_rgb(file: str | Path | bytes, where: str = "") -> Image.Image:
     except FileNotFoundError:
         raise
     except Exception as error:  # Pillow raises nearly anything: SyntaxError, struct.error, EOFError
-        what = f"{where or file} does not decode as an image"
-        raise ValueError(f"{what} ({error}): replace or remove it") from error
+        raise ValueError(
+            f"{where or file} does not decode as an image ({error}): replace or remove it"
+        ) from error
 
 
 def image_fault(file: str | Path | bytes) -> str:
@@ -376,6 +386,6 @@ def _opened(file: str | Path | bytes) -> Iterator[Image.Image]:
         if start[4:8] == b"ftyp":
             raise ValueError("HEIC, HEIF or AVIF: save as JPEG")
         with Image.open(source, formats=_FORMATS) as image:
-            if max(image.size) > _LONGEST * min(image.size):
-                raise ValueError(f"one side more than {_LONGEST} times the other")
+            if max(image.size) > _MAX_ASPECT * min(image.size):
+                raise ValueError(f"one side more than {_MAX_ASPECT} times the other")
             yield image

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from cibr.utils import provenance, sync, write_atomically
+import cibr
+from cibr.utils import sync, write_atomically
 
 _PATIENCE = 5  # s, as worker processes of a killed run may hold the lock a little longer
 _HISTORY = "history.csv"
@@ -197,7 +199,8 @@ class RunFolder:
     def _write_record(self, configuration: dict[str, Any], finished: bool) -> None:
         if self.writes:
             about = {"configuration": configuration, "run": self.identity, "finished": finished}
-            _write(self.path / _RECORD, json.dumps(about | provenance(), indent=2) + "\n")
+            about["versions"] = {"cibr": cibr.__version__, "torch": torch.__version__}
+            _write(self.path / _RECORD, json.dumps(about, indent=2) + "\n")
 
     def _write_history(self, history: pd.DataFrame) -> None:
         if len(history):

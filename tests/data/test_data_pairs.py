@@ -109,7 +109,7 @@ def test_a_tenth_is_held_out_and_of_few_images_some_fifty_or_a_fifth(n, least, m
 def test_the_number_of_images_held_out_has_a_limit(monkeypatch):
     pairs = noise_pairs(700)
     held_out = pairs.hold_out()[1]
-    monkeypatch.setattr("cibr.data.pairs._MOST_HELD_OUT", 40)
+    monkeypatch.setattr("cibr.data.pairs._MAX_HELD_OUT", 40)
     fewest = pairs.hold_out()[1]
     assert len(fewest) == 40 and {*fewest.keys} < {*held_out.keys}
 

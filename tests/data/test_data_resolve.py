@@ -1,4 +1,4 @@
-"""A data set's name leads to code, a folder, CIBR_DATA, a card or the hub, in this order."""
+"""A data set's name leads to code, a folder, CIBR_DATA or the hub, in this order."""
 
 from pathlib import Path
 
@@ -7,10 +7,9 @@ import pytest
 from data_files import png, write_images, write_metadata, write_shards
 from helpers import noise_pairs
 
-from cibr.data import DATASETS, Dataset, Source, _cards, available_splits, load_pairs, resolve
+from cibr.data import DATASETS, Dataset, Source, available_splits, load_pairs, resolve
 
 SHARD = [("s.png", png()), ("s.txt", "a shard")]
-FIELDS = {"title", "kind", "hub", "splits", "captions_per_image", "citation", "terms"}
 
 
 @pytest.fixture(autouse=True)
@@ -30,45 +29,24 @@ def write_photos(folder: Path) -> None:
 def test_a_folder_comes_before_cibr_data_and_that_before_the_hub(tmp_path, monkeypatch):
     write_photos(Path("glyphs"))
     assert resolve("glyphs").kind == "code"
-    assert resolve("flickr8k")[::3] == ("flickr8k", "clip-benchmark/wds_flickr8k")
-    folder = write_shards(tmp_path / "data" / "wds_flickr8k", SHARD)
-    assert resolve("flickr8k") == Source("flickr8k", "shards", {}, str(folder))
-    assert load_pairs("flickr8k").captions == [["a shard"]]  # one, so none is held out
+    assert resolve("flickr8k") == Source("flickr8k", "shards", "clip-benchmark/wds_flickr8k")
+    folder = write_shards(tmp_path / "data" / "wds_flickr8k", SHARD, split="test")
+    assert resolve("flickr8k") == Source("flickr8k", "folder", str(folder))
+    assert load_pairs("flickr8k", "test").captions == [["a shard"]]
     write_photos(Path("flickr8k"))
-    assert resolve("flickr8k") == Source("flickr8k", "images", {}, "flickr8k")
+    assert resolve("flickr8k") == Source("flickr8k", "folder", "flickr8k")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert resolve("~/here/flickr8k").place == str(tmp_path / "here" / "flickr8k")
 
 
 def test_a_hub_id_is_of_shards_if_its_name_says_so():
-    assert resolve("owner/wds_birds") == Source("birds", "shards", {}, "owner/wds_birds")
-    assert resolve("owner/birds-2.0") == Source("birds-2.0", "datasets", {}, "owner/birds-2.0")
+    assert resolve("owner/wds_birds") == Source("birds", "shards", "owner/wds_birds")
+    assert resolve("owner/birds-2.0") == Source("birds-2.0", "datasets", "owner/birds-2.0")
     assert resolve("wds_owner/birds").kind == "datasets"
-
-
-def test_a_folder_is_of_shards_or_of_images_with_metadata_or_of_parquet_files():
-    folder = Path("x")
-    for file, kind in (
-        ("a.png", "images"),
-        ("data/a.parquet", "datasets"),
-        ("train/metadata.csv", "images"),
-        ("train/nshards.txt", "shards"),
-    ):
-        assert resolve(write_images(folder, file)).kind == kind
-    assert resolve(write_images(Path("y"), "dataset_type.txt")).kind == "shards"
 
 
 def test_a_data_set_made_by_code_is_loaded_by_its_name(monkeypatch):
     mine = Dataset(lambda split: noise_pairs(4, split=split), ["train", "odd"])
-    monkeypatch.setitem(DATASETS, "flickr8k", mine)  # whatever the card says
+    monkeypatch.setitem(DATASETS, "flickr8k", mine)
     assert available_splits("flickr8k") == ["train", "odd", "validation", "train+validation"]
     assert load_pairs("flickr8k", "odd").split == "odd"
-
-
-def test_every_card_has_every_field_and_names_its_splits():
-    for name, card in _cards().items():
-        assert set(card) - {"presets"} == FIELDS, name
-        assert card["kind"] in ("pairs", "zero-shot")
-        assert available_splits(name)[: len(card["splits"])] == card["splits"]
-        assert card["hub"] in (f"clip-benchmark/wds_{name}", None)
-        assert card["hub"] or name in DATASETS

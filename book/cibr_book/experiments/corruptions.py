@@ -119,7 +119,7 @@ def in_both_styles(pairs: Pairs, style: str) -> Pairs:
     """
     check_known("style", style, STYLES)
     keys = [*pairs.keys, *(f"{key}/{style}" for key in pairs.keys)]
-    load = partial(_styled, pairs.load, len(pairs), style)
+    load = partial(_styled, pairs.image, len(pairs), style)
     return replace(pairs.subset(torch.arange(len(pairs)).repeat(2)), keys=keys, load=load)
 
 

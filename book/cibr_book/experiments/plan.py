@@ -34,8 +34,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
-from cibr.utils import check_known, provenance, write_atomically
+from cibr.utils import check_known, write_atomically
 from cibr_book.experiments.tables import read_table
+from cibr_book.provenance import provenance
 
 _ENTRIES = ("results", "work", "at_once", "trials", "fixed", "conditions")
 _OF_CONDITION = ("fixed", "methods", "tuned_at")

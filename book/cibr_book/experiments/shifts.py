@@ -63,7 +63,7 @@ def _shifted(pairs: Pairs, shift: str, strength: int) -> Pairs:
         strength: 1, 2 or 3.
     """
     degrade, strengths = SHIFTS[shift]
-    load = partial(_degraded, pairs.load, pairs.keys, degrade, strengths[strength - 1])
+    load = partial(_degraded, pairs.image, pairs.keys, degrade, strengths[strength - 1])
     return replace(pairs, keys=[f"{key}/{shift}-{strength}" for key in pairs.keys], load=load)
 
 
