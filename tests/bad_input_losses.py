@@ -47,7 +47,6 @@ BAD = {
     "image_features is of type ndarray: pass a torch.Tensor": [clip(IMAGE.numpy())],
     "text_pooled is of type ndarray": [fit(POOLED, POOLED.numpy())],
     "dim is (0|4.5): give": [partial(RegularisedCCA.fit, POOLED, POOLED, x) for x in (0, 4.5)],
-    "statistic of an anchor is a module": [loss(0.1, "anchor", statistic="cca")],
     "kappa_e": [loss(kappa_e=x) for x in NUMBERS],
     "kappa_b": [loss(kappa_b=x) for x in NUMBERS],
     "penalty 'vfm', did you mean 'vmf'": [loss(0.1, "vfm")],

@@ -8,8 +8,7 @@ R V' into regularised canonical correlations R, the statistics are the direction
 For Gaussian features <u_v, u_t> before normalisation is, up to the ridges, the bilinear score that
 minimises CLIP's population loss in large batches (Theorem 2 of the book). Its directions are those
 of a Gaussian information bottleneck between image and text, with other weights (Chechik et al.
-2005, JMLR 6). They initialise projection heads, are the statistic of the penalty `anchor`, and
-serve as a training-free model.
+2005, JMLR 6). They initialise projection heads, and serve as a training-free model.
 """
 
 import torch

@@ -4,14 +4,14 @@ A penalty is a `Term`: a module whose `forward` takes the `LossInputs` of a batc
 scalar that beta weighs. To add one, subclass `Term` and pass an object to `CIBRLoss`, or enter the
 class in `PENALTIES`, which makes it available by name.
 
-`vmf`, `crossfit` and `anchor` are von Mises-Fisher bounds. For every backward encoder b,
+`vmf` and `crossfit` are von Mises-Fisher bounds. For every backward encoder b,
 E[log e(z|x_v) - log b(z|x_t)] >= I(Z_v;X_v|X_t), with equality for b = p(z|x_t). The encoder is
 e = vMF(mu_v, kappa_e), the noise with which information is measured, and b = vMF(centre, kappa_b).
 The penalty is then kappa_b A_d(kappa_e) (1 - mean cosine with the centre), without a constant that
 measures a mismatch of concentrations. The inequality needs a centre that is a function of the text
-and of samples other than the pair; where the centre is a statistic of the image itself, as in
-`anchor`, it bounds less. It holds for the source of the pairs: in a data set where every text is
-unique, the text identifies its image, and the bound can fall to its floor by memorising the pairs.
+and of samples other than the pair. It holds for the source of the pairs: in a data set where every
+text is unique, the text identifies its image, and the bound can fall to its floor by memorising the
+pairs.
 
 Source: the bounds of Fischer (2020, arXiv 2002.05379); Ji et al. (2025, arXiv 2503.24182) for MINE.
 """
@@ -151,40 +151,6 @@ class Crossfit(VMFBound):
         return _mean_cosine(inputs.image, image_centre), _mean_cosine(inputs.text, text_centre)
 
 
-class Anchor(VMFBound):
-    """Backward encoders centred at a fixed statistic U of the modality's own pooled features.
-
-    It bounds I(Z_v;X_v|U_v), which is never below I(Z_v;X_v|U_v,X_t), the second term of
-    I(Z_v;X_v|X_t) = I(Z_v;U_v|X_t) + I(Z_v;X_v|U_v,X_t). It does not bound the whole: at a report
-    of 0 the first term may still be large. In effect it regularises the encoders towards the
-    statistic. For wrong captions and frozen towers.
-
-    Args:
-        statistic: maps pooled features of both modalities to unit vectors u_v, u_t, such as
-            `RegularisedCCA`.
-        kappa_b: as in `VMFBound`.
-    """
-
-    needs = ("image_pooled", "text_pooled")
-    ramps = False
-    bounded = "beyond_statistic"
-
-    def __init__(self, statistic: nn.Module, kappa_b: float = 10.0):
-        super().__init__(kappa_b)
-        if not isinstance(statistic, nn.Module):
-            raise ValueError(
-                f"the statistic of an anchor is a module, got {statistic!r}: "
-                "fit one, such as RegularisedCCA.fit(image_pooled, text_pooled, dim)"
-            )
-        self.statistic = statistic.requires_grad_(False)
-
-    def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
-        with torch.no_grad():
-            image_centre, text_centre = self.statistic(inputs.image_pooled, inputs.text_pooled)
-        image_cosine = _mean_cosine(inputs.image, image_centre.to(inputs.image))
-        return image_cosine, _mean_cosine(inputs.text, text_centre.to(inputs.text))
-
-
 class Mine(Term):
     """The paper's estimator: a difference of two Donsker-Varadhan estimates, which is no bound.
 
@@ -276,7 +242,6 @@ class Mine(Term):
 PENALTIES: dict[str, type[Term]] = {
     "vmf": VMF,
     "crossfit": Crossfit,
-    "anchor": Anchor,
     "mine": Mine,
 }
 

@@ -1,11 +1,11 @@
-"""The bounds `vmf`, `crossfit` and `anchor` against their centres, by a loop."""
+"""The bounds `vmf` and `crossfit` against their centres, by a loop."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from losses_pairs import LABELS, build, pair, pooled_features
+from losses_pairs import LABELS, build, pair
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -30,20 +30,15 @@ def predicted(source, target, labels):
 
 
 @pytest.mark.parametrize("labels", [None, LABELS])
-@pytest.mark.parametrize(
-    ("penalty", "d"), [("vmf", 3), ("crossfit", 3), ("crossfit", 16), ("anchor", 3)]
-)
+@pytest.mark.parametrize(("penalty", "d"), [("vmf", 3), ("crossfit", 3), ("crossfit", 16)])
 def test_penalty_gradient_and_reports_are_those_of_the_centres_of_b(penalty, d, labels):
     image, text, scale = pair(12, d)
-    pooled = pooled_features(12)
     loss_fn = build(0.5, penalty, d=d, kappa_e=60.0, kappa_b=9.0)
-    value = loss_fn(image, text, scale, labels, **pooled)["penalty_loss"]
+    value = loss_fn(image, text, scale, labels)["penalty_loss"]
     rows = torch.arange(12) if labels is None else labels
     centres = [text, image]
     if penalty == "crossfit":
         centres = [predicted(text, image, rows), predicted(image, text, rows)]
-    elif penalty == "anchor":
-        centres = [side.double() for side in loss_fn.penalty.statistic(*pooled.values())]
     cosines = [(x * c).sum(1).mean() for x, c in zip((image, text), centres, strict=True)]
     mean_cosine = ORDINARY if d == 3 else vmf_mean_cosine(60.0, d)
     expected = 0.5 * 9 * mean_cosine * (1 - sum(cosines) / 2)
@@ -67,12 +62,6 @@ def test_equal_embeddings_rounded_to_bfloat16_have_no_residual():
     loss_fn = CIBRLoss(0.5, Own())
     loss_fn(1.005 * image, 1.005 * image, scale)
     assert loss_fn.reports()["residual_image_nats"].item() == pytest.approx(0, abs=1e-8)
-
-
-def test_an_anchor_has_no_gradient_to_what_its_centres_are_of():
-    pooled = {name: value.requires_grad_() for name, value in pooled_features().items()}
-    build(0.5, "anchor")(*pair(), **pooled)["penalty_loss"].backward()
-    assert all(value.grad is None for value in pooled.values())
 
 
 def test_a_batch_of_one_label_has_a_finite_penalty():

@@ -4,11 +4,12 @@ import itertools
 
 import pytest
 import torch
-from losses_pairs import LABELS, pair
+from losses_pairs import LABELS, build, pair, pooled_features
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from cibr.losses import CIBRLoss
+from cibr.losses.vmf import vmf_mean_cosine
 from cibr_book.experiments.controls import LOSSES
 
 TEACHER = torch.randn(12, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -38,6 +39,18 @@ def test_a_control_is_what_its_paper_says_and_reports_what_vmf_does(written_out)
     assert_close(value, written_out(image, text) / 2)
     vmf(image, text, scale)
     assert loss_fn.reports() == vmf.reports() | {"penalty_excess": 2 * value}
+
+
+def test_an_anchor_pulls_to_a_statistic_of_the_pooled_features_without_a_gradient_to_them():
+    image, text, scale = pair()
+    pooled = {name: value.requires_grad_() for name, value in pooled_features().items()}
+    loss_fn = build(0.5, "anchor", kappa_e=60.0, kappa_b=9.0)
+    value = loss_fn(image, text, scale, **pooled)["penalty_loss"]
+    centres = loss_fn.penalty.statistic(*pooled.values())
+    cosines = [(x * c).sum(1).mean() for x, c in zip((image, text), centres, strict=True)]
+    assert_close(value, 0.5 * 9 * vmf_mean_cosine(60.0, 6) * (1 - sum(cosines) / 2))
+    value.backward()
+    assert all(part.grad is None for part in pooled.values())
 
 
 class Fixed(torch.nn.Module):

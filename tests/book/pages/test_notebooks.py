@@ -20,9 +20,9 @@ def test_parameters_that_papermill_injected_are_known():
 
 
 def test_a_preset_fills_what_a_reader_leaves_and_nothing_that_is_given():
-    parameters = {"preset": "few-pairs", "beta": 0.05, "model": "", "dropout": 0.3, "seed": 0}
+    parameters = {"preset": "few-photos", "beta": 0.05, "model": "", "dropout": 0.3, "seed": 0}
     left = given(parameters, {}, beta=0.05)
-    assert left == {"preset": "few-pairs", "dropout": 0.3} and configure(**left).model == "frozen"
+    assert left == {"preset": "few-photos", "dropout": 0.3} and configure(**left).model == "frozen"
     cells = {"In": ["seed = 1", "# Parameters\nbeta = 0.05\n"]}
     injected = given(parameters, cells, beta=0.05)
     assert injected == left | {"beta": 0.05} and configure(**injected).beta == 0.05
