@@ -34,7 +34,7 @@ from cibr.losses.penalties import VMF, LossInputs
 from cibr.losses.vmf import sample_vmf
 from cibr.models.features import Batch
 from cibr.models.towers import HubTowers, ImageProcessor, train_tokenizer
-from cibr.train._grad_cache import GradCache
+from cibr.train.grad_cache import GradCache
 
 SIZES, PART, CLIP_ROWS, CLIP_PART = (256, 1024, 4096), 256, 16, 4
 BETA = 0.05

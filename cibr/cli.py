@@ -219,7 +219,7 @@ def _train_heads(config, train, validation, whole, arguments, is_main: bool) -> 
     trained on the whole.
     """
     from cibr.train import build_model, fit
-    from cibr.train._run_folder import RunFolder
+    from cibr.train.run_folder import RunFolder
     from cibr.train.tuning import tuned
 
     folder = Path(config.output_dir)

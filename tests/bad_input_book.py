@@ -5,7 +5,7 @@ import math
 import torch
 from helpers import noise_pairs
 
-from cibr import DualEncoder
+from cibr import CIBRLoss, DualEncoder
 from cibr_book.embeddings import attribution, probes
 from cibr_book.experiments.corruptions import Corruption, corrupt, has_word, in_both_styles
 from cibr_book.experiments.plan import read_plan
@@ -32,7 +32,12 @@ def no_feature_map():
     attribution.split_image_tower(model)
 
 
+def anchor_without_module():
+    CIBRLoss(0.1, "anchor", statistic="cca")
+
+
 CALLS = {
+    "anchor: statistic": (anchor_without_module, "statistic of an anchor is a module"),
     "probe: constant": (lambda: probe(torch.zeros(4).long()), "two values or more"),
     "probe: unseen": (lambda: probe(torch.arange(4)), "all of them among the fitted items"),
     "feature map": (no_feature_map, "feature maps of a hub model are unknown"),

@@ -5,7 +5,6 @@ import torch
 from data_files import write_images, write_metadata
 from helpers import TEXTS, noise_pairs
 
-import cibr_book  # noqa: F401  # registers rafa
 from cibr import DualEncoder
 from cibr.train import configure
 from cibr.train.trainer import CIBRTrainer

@@ -153,10 +153,12 @@ def test_train_merges_a_file_and_options_and_prints_the_last_row_of_the_history(
     monkeypatch.setattr(train, "fit", lambda *given: seen.append(given[-1]) or history)
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"beta": 0.2, "seed": 3}))
-    options = ["--seed", "4", "--sample", "--learning-rate=0.01", "--batch-size", "64"]
+    options = ["--seed", "4", "--loss-options", '{"sample": true}', "--learning-rate=0.01"]
+    options += ["--batch-size", "64", "--no-learn-temperature"]
     assert main(["train", str(file), *options, "--output-dir", str(tmp_path / "run")]) == 0
     (config,) = seen
-    assert (config.beta, config.seed, config.sample, config.learning_rate) == (0.2, 4, True, 0.01)
+    assert (config.beta, config.seed, config.learning_rate) == (0.2, 4, 0.01)
+    assert config.loss_options == {"sample": True} and not config.learn_temperature
     assert config.batch_size == 64 and config.dataset == "glyphs"
     printed, errors = capsys.readouterr()
     assert "noise: 56 images for train, 49 for validation" in errors

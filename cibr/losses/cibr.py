@@ -87,8 +87,8 @@ class CIBRLoss(nn.Module):
     Args:
         beta: weight of the penalty, from 0 to 10,000; an attribute that a schedule may set before
             each step, see `beta_at`. At 0 the penalty has no part in the graph: the loss is CLIP's,
-            bit for bit, even if the penalty is not finite. With `vmf` and `crossfit`,
-            compare settings by beta kappa_b A_d(kappa_e) / logit_scale.
+            bit for bit, even if the penalty is not finite. With `vmf` and `crossfit`, compare
+            settings by beta kappa_b A_d(kappa_e) / logit_scale.
         penalty: a name of `PENALTIES`, or a `Term`.
         kappa_e: concentration of the encoders e(z|x): of the noise with `sample`, otherwise only a
             scale of the vMF penalties. The study's photo runs use 8,192.

@@ -7,15 +7,11 @@ from importlib import import_module
 
 from cibr.train.config import RunConfig, build_model, configure, load_splits
 
-_LATER = {
-    "CIBRTrainer": "trainer",
-    "fit": "trainer",
-    "WeightAverage": "_callbacks",
-}
-__all__ = ["RunConfig", "build_model", "configure", "load_splits", *_LATER]
+_OF_TRAINER = ["CIBRTrainer", "fit"]
+__all__ = ["RunConfig", "build_model", "configure", "load_splits", *_OF_TRAINER]
 
 
 def __getattr__(name: str):
-    if name not in _LATER:
+    if name not in _OF_TRAINER:
         raise AttributeError(f"module 'cibr.train' has no attribute {name!r}")
-    return getattr(import_module(f"cibr.train.{_LATER[name]}"), name)
+    return getattr(import_module("cibr.train.trainer"), name)

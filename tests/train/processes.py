@@ -13,7 +13,7 @@ from torch.multiprocessing import start_processes
 
 PRELOADED = ["torch._dynamo", "accelerate.utils", "cibr.train.trainer"]
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload([*PRELOADED, "cibr_book"])
+context.set_forkserver_preload(PRELOADED)
 
 
 def exit_code_of(function, *args, log=os.devnull, timeout=100):

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import resource
-import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,10 +20,9 @@ from processes import exit_code_of
 from small_runs import before_step, forks, small_model
 
 from cibr import DualEncoder
-from cibr.train import WeightAverage, _run_folder
-from cibr.train._callbacks import noted_signals
-from cibr.train._run_folder import RunFolder
-from cibr_book.experiments.training import StudyTrainer
+from cibr.train import run_folder
+from cibr.train.run_folder import RunFolder
+from cibr.train.trainer import sigterm_noted
 
 EVERY_STEP = {"save_steps": 1}
 train = partial(small_runs.train, training_arguments=EVERY_STEP)
@@ -49,7 +47,7 @@ def run(folder, arrange=None):
 
 def last_step(folder):
     """The step of the newest whole checkpoint."""
-    return max(int(mark.parent.name.split("-")[1]) for mark in folder.glob("*/whole.json"))
+    return int(RunFolder(folder).checkpoints()[-1].split("-")[-1])
 
 
 def assert_equal_runs(folder, whole):
@@ -76,7 +74,7 @@ def without_image_head(config, pairs):
 
 
 RUNS = [  # settings, and the step of the last checkpoint
-    (dict(sample=True, micro_batch_size=3), 4),
+    (dict(loss_options={"sample": True}, micro_batch_size=3), 4),
     (dict(penalty="mine", training_arguments={}), 3),
 ]
 
@@ -84,15 +82,11 @@ RUNS = [  # settings, and the step of the last checkpoint
 @forks
 @pytest.mark.parametrize(("options", "step"), RUNS)
 def test_resume_is_bit_equal(tmp_path, monkeypatch, options, step):
-    def additions():
-        return {"callbacks": [WeightAverage(0.9, 0.3)]}
-
-    options = options | {"trainer": StudyTrainer}
-    train(tmp_path / "whole", additions=additions(), **options)
-    stop_at(5, tmp_path / "stopped", additions=additions(), **options)
+    train(tmp_path / "whole", **options)
+    stop_at(5, tmp_path / "stopped", **options)
     assert last_step(tmp_path / "stopped") == step
     monkeypatch.setattr(small_runs, "small_model", without_image_head)
-    train(tmp_path / "stopped", additions=additions(), **options)
+    train(tmp_path / "stopped", **options)
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
 
 
@@ -114,19 +108,17 @@ def kill_at(function, name, time):
 KILLS = [  # before which function is called for what, and how often
     ("torch.autograd backward", "", 5),  # in the fifth step
     ("cibr.train.trainer embed_pairs", "", 1),  # in the first validation
-    ("torch save", "checkpoint-3/parts.pt", 1),
+    ("torch save", "checkpoint-3/cibr.pt", 1),
     ("torch save", "checkpoint-3/optimizer.pt", 1),
-    ("os unlink", "checkpoint-1/whole.json", 1),
-    ("os replace", "checkpoint-3/whole.json", 1),  # before anything of it is written
-    ("os replace", "checkpoint-3/whole.json", 2),
-    ("os replace", "history.csv", 1),
-    ("os replace", "history.csv", 4),  # after the last step
+    ("builtins open", "checkpoint-3/trainer_state.json", 1),
+    ("os unlink", "checkpoint-1/optimizer.pt", 1),
+    ("os unlink", "checkpoint-1/cibr.pt", 1),
+    ("os replace", "history.csv", 1),  # after the last step
     ("os replace", "run.json", 2),
     ("os unlink", "checkpoint-5/optimizer.pt", 1),  # after the record of the finished run
 ]
 
 
-@pytest.mark.filterwarnings("ignore:checkpoint .* is passed over")
 @pytest.mark.parametrize("moment", KILLS, ids=lambda moment: " ".join(map(str, moment)))
 def test_a_kill_in_the_middle_of_a_save_loses_at_most_that_save(whole, tmp_path, moment):
     assert exit_code_of(run, tmp_path, partial(kill_at, *moment)) == -signal.SIGKILL
@@ -150,92 +142,69 @@ def test_a_full_disk_keeps_the_last_checkpoints(whole, tmp_path):
     assert_equal_runs(folder, whole)
 
 
-@pytest.mark.parametrize(  # in an epoch, and at the end of one
-    ("name", "error", "step"), [("SIGTERM", SystemExit, 4), ("SIGINT", KeyboardInterrupt, 6)]
-)
-def test_signals_save_after_the_step_and_leave_with_a_message(
-    whole, tmp_path, monkeypatch, capsys, name, error, step
+@pytest.mark.parametrize("step", [4, 6])  # in an epoch, and at the end of one
+def test_sigterm_saves_after_the_step_and_ends_with_code_143(
+    whole, tmp_path, monkeypatch, capsys, step
 ):
     with monkeypatch.context() as patch:
-        before_step(step, partial(signal.raise_signal, signal.Signals[name]), patch.setattr)
-        with pytest.raises(error) as caught:
+        before_step(step, partial(signal.raise_signal, signal.SIGTERM), patch.setattr)
+        with pytest.raises(SystemExit) as caught:
             train(tmp_path, training_arguments={})
-    assert getattr(caught.value, "code", 143) == 143
-    folder = str(tmp_path / f"checkpoint-{step}")
-    message = f"{name}: the run is saved at step {step} of 6 in {folder!r}; start it again to go on"
-    assert message in capsys.readouterr().err and last_step(tmp_path) == step
+    assert caught.value.code == 143 and last_step(tmp_path) == step
+    message = f"SIGTERM: the run is saved at step {step} of 6; start it again to go on"
+    assert message in capsys.readouterr().err
     train(tmp_path, training_arguments={})
     assert_equal_runs(tmp_path, whole)
 
 
-def test_a_second_ctrl_c_interrupts_and_handlers_are_restored():
-    before = signal.getsignal(signal.SIGINT)
-    with noted_signals() as noted:
-        signal.raise_signal(signal.SIGINT)
-        assert noted == [signal.SIGINT]
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+def test_the_handler_of_sigterm_is_restored():
+    before = signal.getsignal(signal.SIGTERM)
+    with sigterm_noted() as received:
+        signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGTERM]
         with ThreadPoolExecutor() as pool:  # in another thread none can be handled
-            pool.submit(noted_signals().__enter__).result()
-    assert signal.getsignal(signal.SIGINT) is before
+            pool.submit(sigterm_noted().__enter__).result()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
-def truncate(file):
-    file.write_bytes(file.read_bytes()[:-10])
-
-
-def craft(file):
-    file.write_bytes(pickle.dumps(Crafted(file.parent.parent / "owned"), protocol=2))
-
-
-DAMAGED = {
-    "optimizer.pt": truncate,
-    "parts.pt": craft,
-    "encoders.safetensors": os.remove,
-    "whole.json": truncate,
-}
-
-
-@pytest.mark.parametrize(("name", "damage"), DAMAGED.items())
-def test_a_damaged_newest_checkpoint_is_passed_over(whole, tmp_path, name, damage):
-    stop_at(6, tmp_path)
-    damage(tmp_path / "checkpoint-5" / name)
-    with pytest.warns(UserWarning, match="checkpoint-5' is incomplete or damaged: it is passed"):
-        train(tmp_path)
-    assert_equal_runs(tmp_path, whole)
-
-
-@pytest.mark.parametrize("name", ["optimizer.pt", "parts.pt", "scheduler.pt"])
-def test_code_in_a_checkpoint_is_not_run_even_if_its_digest_fits(tmp_path, name):
+@pytest.mark.parametrize("name", ["cibr.pt", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_code_in_a_checkpoint_is_not_run(tmp_path, name):
     stop_at(3, tmp_path)
-    folder = tmp_path / "checkpoint-2"
-    craft(folder / name)
-    mark = json.loads((folder / "whole.json").read_text())
-    mark["digests"][name] = _run_folder._digest(folder / name)
-    (folder / "whole.json").write_text(json.dumps(mark))
+    file = tmp_path / "checkpoint-2" / name
+    assert file.exists()
+    file.write_bytes(pickle.dumps(Crafted(tmp_path / "owned"), protocol=2))
     with pytest.raises(Exception, match="[Ww]eights.only"):
         train(tmp_path)
     assert not (tmp_path / "owned").exists()
 
 
+def test_a_checkpoint_that_was_cut_short_does_not_count(whole, tmp_path):
+    stop_at(6, tmp_path)
+    state = tmp_path / "checkpoint-5" / "trainer_state.json"
+    state.write_bytes(state.read_bytes()[:-10])
+    assert last_step(tmp_path) == 4
+    train(tmp_path)
+    assert_equal_runs(tmp_path, whole)
+
+
 def test_what_a_user_keeps_in_a_run_s_folder_stays(whole, tmp_path):
-    folder = shutil.copytree(whole, tmp_path / "run")
-    kept = [folder / "checkpoint-1-mine", folder / "thesis.part"]
-    kept[0].mkdir()
-    kept[1].write_text("a chapter")
-    run = RunFolder(folder)
-    run._remove_checkpoints()
-    assert all(path.exists() for path in kept) and not run._checkpoints()
+    stop_at(3, tmp_path)
+    kept = [tmp_path / "checkpoint-1-mine" / "thesis", tmp_path / "thesis.part"]
+    kept[0].parent.mkdir()
+    for file in kept:
+        file.write_text("a chapter")
+    train(tmp_path)
+    assert [file.read_text() for file in kept] == ["a chapter"] * 2
+    assert not RunFolder(tmp_path).checkpoints()
 
 
 def test_a_second_run_on_a_folder_is_refused_until_the_first_one_has_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(_run_folder, "_PATIENCE", 0.1)
+    monkeypatch.setattr(run_folder, "_PATIENCE", 0.1)
     monkeypatch.chdir(tmp_path.parent)
     refused = pytest.raises(ValueError, match="another run is writing to output_dir .*: wait for")
-    with RunFolder(tmp_path).claimed(), RunFolder(tmp_path, writes=False).claimed(), refused:
+    with RunFolder(tmp_path).locked(), RunFolder(tmp_path, writes=False).locked(), refused:
         train(tmp_path.name, epochs=1)  # the same folder, spelled in another way
     train(tmp_path, epochs=1)
-    assert not (tmp_path / ".cibr.lock").exists()
 
 
 def test_a_finished_run_is_loaded_and_one_of_another_configuration_refused(
@@ -254,33 +223,27 @@ def test_a_finished_run_is_loaded_and_one_of_another_configuration_refused(
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
 
 
-def sealed(folder, step, **identity):
-    """A run's folder with one more checkpoint, of no files."""
-    run = RunFolder(folder)
-    run.identity = identity
-    run.begin({})
-    run.begin_checkpoint(folder / f"checkpoint-{step}")
-    run.seal(folder / f"checkpoint-{step}", pd.DataFrame(), None)
-    return run
+def checkpoint(folder, step):
+    """A whole checkpoint of a run, with no more than its first and its last file."""
+    place = folder / f"checkpoint-{step}"
+    place.mkdir()
+    (place / "cibr.pt").write_text("")
+    (place / "trainer_state.json").write_text("{}")
+    return str(place)
 
 
 def test_the_tenth_checkpoint_is_newer_than_the_ninth(tmp_path):
-    for step in (8, 9, 10):
-        run = sealed(tmp_path, step)
-    assert run.newest_checkpoint() == str(tmp_path / "checkpoint-10")
+    folder = RunFolder(tmp_path)
+    saved = [checkpoint(tmp_path, step) for step in (10, 8, 9)]
+    assert folder.checkpoints() == [*saved[1:], saved[0]]
+    folder.remove_checkpoints(but=saved[:1])
+    assert folder.checkpoints() == saved[:1]
 
 
-def test_a_checkpoint_with_a_setting_that_is_no_longer_known_is_refused(tmp_path):
-    sealed(tmp_path, 1, beta=0.1, noise=2)
+def test_a_run_with_a_setting_that_is_no_longer_known_is_refused(tmp_path):
     run = RunFolder(tmp_path)
-    run.identity = {"beta": 0.1}
+    run.write_record({}, {"beta": 0.1, "noise": 2})
+    assert run.finished_history({"beta": 0.1}) is None  # it has nothing that could be lost
+    checkpoint(tmp_path, 1)
     with pytest.raises(ValueError, match=r"configuration: noise \(2 there, None here\)\. "):
-        run.newest_checkpoint()
-
-
-def test_a_damaged_checkpoint_is_removed(tmp_path):
-    run = sealed(tmp_path, 1)
-    (tmp_path / "checkpoint-2").mkdir()
-    with pytest.warns(UserWarning, match="checkpoint-2' is incomplete or damaged"):
-        assert run.newest_checkpoint() == str(tmp_path / "checkpoint-1")
-    assert not (tmp_path / "checkpoint-2").exists()
+        run.finished_history({"beta": 0.1})

@@ -13,7 +13,7 @@ from helpers import same
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from small_runs import HELD_OUT, PAIRS, fail_before, forks, settings, small_model, stop_at, train
+from small_runs import HELD_OUT, PAIRS, forks, settings, small_model, stop_at, train
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from cibr import DualEncoder, fit
@@ -45,12 +45,8 @@ def test_a_run_leaves_its_model_history_and_configuration(run):
 @forks
 def test_neither_validation_nor_other_random_numbers_change_the_weights(run, tmp_path):
     torch.manual_seed(77)
-    model, history = train(tmp_path / "sparse", epochs=3, validate_every=4)
-    assert same(model, run[1])
-    assert history["text_to_image_recall@1"].isna().tolist() == [True, True, False]
-    _, stored = train(tmp_path / "sparse", epochs=3, validate_every=4)
-    pd.testing.assert_frame_equal(stored, history, check_exact=True)
-    assert same(train(tmp_path / "without", held_out=None, epochs=3)[0], run[1])
+    model, history = train(tmp_path / "without", held_out=None, epochs=3)
+    assert same(model, run[1]) and history.filter(regex="recall").empty
     for name, value in dict(seed=1, dropout=0.0).items():
         assert not same(train(tmp_path / name, epochs=3, **{name: value})[0], run[1])
 
@@ -96,8 +92,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path):
         message = f"an unfinished run of another configuration: .*{difference}"
         with pytest.raises(ValueError, match=message):
             train(tmp_path, **changes)
-    assert (tmp_path / "checkpoint-3" / "whole.json").exists()
-    assert pd.read_csv(tmp_path / "history.csv")["step"].tolist() == [3]
+    assert (tmp_path / "checkpoint-3" / "trainer_state.json").exists()
 
 
 def test_a_batch_larger_than_the_set_is_the_whole_set_with_a_warning(tmp_path):
@@ -138,13 +133,6 @@ def test_pretrained_models_train_on_long_captions_and_frozen_towers_do_not_move(
     again = build(kind)
     assert fit(again, *run).equals(history) and same(again, model)
     assert "holds this run, finished" in capsys.readouterr().err
-
-
-def test_a_full_gpu_names_the_last_good_checkpoint_and_the_remedy(tmp_path, monkeypatch):
-    fail_before(5, torch.OutOfMemoryError("CUDA out of memory"), monkeypatch.setattr)
-    message = "out of memory .*; the last good checkpoint is '.*checkpoint-3'. Set micro_batch_size"
-    with pytest.raises(ValueError, match=message):
-        train(tmp_path)
 
 
 # What transformers.Trainer brings

@@ -72,7 +72,7 @@ def test_accelerate_launch_trains_and_saves_at_sigterm(tmp_path):
     with (tmp_path / "log").open("w") as log:
         command = [sys.executable, *LAUNCH.split()]
         process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
-        while process.poll() is None and not any(tmp_path.glob("out/*/whole.json")):
+        while process.poll() is None and not any(tmp_path.glob("out/*/trainer_state.json")):
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=300) != 0

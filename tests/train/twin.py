@@ -11,32 +11,30 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from cibr.losses import CIBRLoss
 from cibr.models.features import prepare
-from cibr.train.trainer import epoch_rows
-from cibr_book.experiments.training import StudyTrainer
+from cibr.train.trainer import CIBRTrainer, epoch_rows
 
 N_STEPS = 6  # of which the last four differ in the weight of the penalty
-TWICE = {"critic_steps": 2}
+SAMPLED = {"sample": True, "kappa_e": 50.0}
 CASES = {
     "clip": dict(beta=0.0),
-    "vmf": dict(weight_decay=0.1, penalty_options={"kappa_b": 20.0}),
-    "vmf, sampled": dict(sample=True, kappa_e=50.0, micro_batch_size=3),
+    "vmf": dict(weight_decay=0.1, loss_options={"kappa_b": 20.0}),
+    "vmf, sampled": dict(loss_options=SAMPLED, micro_batch_size=3),
     "crossfit": dict(penalty="crossfit", micro_batch_size=5),
-    "mine": dict(penalty="mine", sample=True, penalty_options=TWICE, micro_batch_size=3),
+    "mine": dict(penalty="mine", loss_options=SAMPLED | {"critic_steps": 2}, micro_batch_size=3),
 }
 
 
-class Double(StudyTrainer):
+class Double(CIBRTrainer):
     """A trainer whose loss and cached features are in float64, as the models of these tests."""
 
     def set_up(self):
         super().set_up()
         self.loss_fn.double()
 
-    def _prepare_inputs(self, inputs):
+    def prepare_batch(self, batch):
         if self.model.kind == "frozen":
-            inputs = inputs._replace(images=inputs.images.double())
-            inputs = inputs._replace(texts=(inputs.texts[0].double(),))
-        return super()._prepare_inputs(inputs)
+            batch = batch._replace(images=batch.images.double(), texts=(batch.texts[0].double(),))
+        return super().prepare_batch(batch)
 
 
 def settings_of(case, folder="out", **options):
@@ -50,7 +48,7 @@ def model_of(config):
     return model
 
 
-def plain_run(config, model, n_processes=1, bf16=False, inputs=None, noise=0.0, **built):
+def plain_run(config, model, n_processes=1, bf16=False, inputs=None):
     """Trains a model; returns its loss and the mean terms of each epoch.
 
     Args:
@@ -59,15 +57,13 @@ def plain_run(config, model, n_processes=1, bf16=False, inputs=None, noise=0.0, 
         n_processes: processes whose rows and dropout are imitated.
         bf16: precision of the encoders.
         inputs: of the pairs.
-        noise: deviations of noise on the inputs.
-        built: what the penalty is built from.
     """
     inputs = inputs or prepare(model, PAIRS)
+    options = dict(config.loss_options)
     if config.penalty == "mine":
-        built["dims"] = model.dim, model.dim_image_pooled, model.dim_text_pooled
+        options["dims"] = model.dim, model.dim_image_pooled, model.dim_text_pooled
     torch.manual_seed(3)
-    built |= dict(kappa_e=config.kappa_e, sample=config.sample, **config.penalty_options)
-    loss_fn = CIBRLoss(0.1, config.penalty, **built).to(model.log_logit_scale.dtype)
+    loss_fn = CIBRLoss(0.1, config.penalty, **options).to(model.log_logit_scale.dtype)
     trained = [*model.parameters()]
     matrices = {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay}
     others = {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}
@@ -82,12 +78,11 @@ def plain_run(config, model, n_processes=1, bf16=False, inputs=None, noise=0.0, 
         for rank in range(n_processes):
             torch.manual_seed(seed + 7_919 * rank)
             own = inputs[tuple(part.chunk(n_processes)[rank] for part in rows)]
-            parts += encoded(config, model, inputs, own, bf16, noise)
+            parts += encoded(config, model, own, bf16)
         batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         batch["generator"] = torch.Generator().manual_seed(seed)
         loss_fn.update(**{name: x for name, x in batch.items() if name != "labels"})
-        ramp = min(max(3 * step / N_STEPS - 1, 0), 1)
-        loss_fn.beta = config.beta * (1 if config.penalty == "anchor" else ramp)
+        loss_fn.beta = config.beta * min(max(3 * step / N_STEPS - 1, 0), 1)
         terms = loss_fn(**batch, logit_scale=model.log_logit_scale.exp())
         adam.zero_grad()
         sum(terms.values()).backward()
@@ -96,37 +91,24 @@ def plain_run(config, model, n_processes=1, bf16=False, inputs=None, noise=0.0, 
         schedule.step()
         model.log_logit_scale.data.clamp_(max=math.log(100))
         epochs += [{}] if step % 3 == 0 else []
-        values = {name: term.item() for name, term in terms.items()} | diagnostics(batch)
+        values = {name: term.item() for name, term in terms.items()}
         for name, value in (values | {"beta": loss_fn.beta}).items():
             epochs[-1][name] = epochs[-1].get(name, 0.0) + value / 3
     return loss_fn, epochs
 
 
-def encoded(config, model, inputs, batch, bf16, noise):
+def encoded(config, model, batch, bf16):
     """Features and labels of each part of a process's rows, in one graph."""
-    images, texts = batch.images, batch.texts
-    if noise:
-        images = images + noise * inputs.images.std(0) * torch.randn_like(images)
-        texts = (texts[0] + noise * inputs.texts[0].std(0) * torch.randn_like(texts[0]),)
     model.train()
     parts = []
-    for rows in torch.arange(len(images)).split(config.micro_batch_size or len(images)):
+    n = len(batch.labels)
+    for rows in torch.arange(n).split(config.micro_batch_size or n):
         # Weights are cast again for each part; from one cast, gradients would be summed in bf16.
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
-            image = model.encode_images(images[rows])
-            text = model.encode_texts(*(part[rows] for part in texts))
+            image = model.encode_images(batch.images[rows])
+            text = model.encode_texts(*(part[rows] for part in batch.texts))
             named = dict(image_features=image.features, text_features=text.features)
             named |= dict(image_pooled=image.pooled.detach(), text_pooled=text.pooled.detach())
         named = {name: value.float() if bf16 else value for name, value in named.items()}
         parts.append(named | {"labels": batch.labels[rows]})
     return parts
-
-
-def diagnostics(batch):
-    """Mean cosines between different rows, and the share of repeated captions."""
-    values = {"repeated_captions": 1 - len(set(batch["labels"].tolist())) / 8}
-    for side in ("image", "text"):
-        x = batch[f"{side}_features"].detach()
-        cosines = [(x[i] @ x[j]).item() for i in range(8) for j in range(8) if i != j]
-        values[f"{side}_mean_cosine"] = sum(cosines) / 56
-    return values

@@ -6,7 +6,7 @@ of the pairs, as `vmf` does, or a bound of their own. `LOSSES` has the losses by
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cibr.losses import PENALTIES, CIBRLoss, LossInputs
@@ -58,6 +58,41 @@ class _RaFA(VMF):
         return F.mse_loss(image, reference) + F.mse_loss(text, reference)
 
 
+class Anchor(VMFBound):
+    """Backward encoders centred at a fixed statistic U of the modality's own pooled features.
+
+    It bounds I(Z_v;X_v|U_v), which is never below I(Z_v;X_v|U_v,X_t), the second term of
+    I(Z_v;X_v|X_t) = I(Z_v;U_v|X_t) + I(Z_v;X_v|U_v,X_t). It does not bound the whole: at a report
+    of 0 the first term may still be large. In effect it regularises the encoders towards the
+    statistic. For wrong captions and frozen towers.
+
+    Args:
+        statistic: maps pooled features of both modalities to unit vectors u_v, u_t, such as
+            `RegularisedCCA`.
+        kappa_b: as in `VMFBound`.
+    """
+
+    needs = ("image_pooled", "text_pooled")
+    ramps = False
+    bounded = "beyond_statistic"
+
+    def __init__(self, statistic: nn.Module, kappa_b: float = 10.0):
+        super().__init__(kappa_b)
+        if not isinstance(statistic, nn.Module):
+            raise ValueError(
+                f"the statistic of an anchor is a module, got {statistic!r}: "
+                "fit one, such as RegularisedCCA.fit(image_pooled, text_pooled, dim)"
+            )
+        self.statistic = statistic.requires_grad_(False)
+
+    def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+        with torch.no_grad():
+            image_centre, text_centre = self.statistic(inputs.image_pooled, inputs.text_pooled)
+        image_cosines = (inputs.image * image_centre.to(inputs.image)).sum(1)
+        text_cosines = (inputs.text * text_centre.to(inputs.text)).sum(1)
+        return image_cosines.mean(), text_cosines.mean()
+
+
 class _StartAnchor(VMFBound):
     """`Anchor` at the initial model's embeddings of the pair, for towers that move.
 
@@ -107,5 +142,5 @@ def _distilled(
     return -(target * student.log_softmax(1)).sum(1).mean()
 
 
-PENALTIES |= {"cyclip": _CyCLIP, "rafa": _RaFA, "start": _StartAnchor}
+PENALTIES |= {"anchor": Anchor, "cyclip": _CyCLIP, "rafa": _RaFA, "start": _StartAnchor}
 LOSSES = {"clip": CIBRLoss, "hycd": _HyCDLoss}

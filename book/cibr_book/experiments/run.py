@@ -9,18 +9,18 @@ import torch
 
 from cibr.evaluate import evaluate
 from cibr.models import DualEncoder
-from cibr.train import WeightAverage, build_model, configure, load_splits
+from cibr.train import build_model, configure, load_splits
 from cibr.train.config import DEFAULTS
 from cibr.utils import check_known
 from cibr_book.experiments.corruptions import Corruption, corrupt
 from cibr_book.experiments.shifts import shifted_recalls
-from cibr_book.experiments.training import StudyTrainer
+from cibr_book.experiments.training import StudyTrainer, WeightAverage
 
 KEPT = r"accuracy@1$|_recall@(?:1|5|10)$"
-_PENALTY_OPTIONS = ("kappa_b", "critic_steps", "critic_rate")
+_LOSS_OPTIONS = ("kappa_e", "sample", "kappa_b", "critic_steps", "critic_rate")
 _STUDY_SETTINGS = (
     *("corruption", "suites", "shifts", "untouched", "group_size"),
-    *("feature_noise", "contrastive"),
+    *("feature_noise", "contrastive", "validate_every"),
     *("ema_decay", "interpolation", "mixed_precision", "cca_ridge_image", "cca_ridge_text", "ramp"),
 )
 
@@ -32,10 +32,10 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         settings: of `cibr.configure`; also `corruption`, the fields of a `Corruption`; `suites`,
             the suites of `cibr.evaluate`, none for a trial on validation recall only; `shifts`,
             whether to test on degraded photos too; `group_size`, of `grouped_rows`; `ema_decay` and
-            `interpolation`, of `WeightAverage`; `feature_noise`, `contrastive` and `ramp`, of
-            `StudyTrainer`; `mixed_precision`, `bf16`;
-            `cca_ridge_image` and `cca_ridge_text`, the two of `cca_ridges`; and `untouched`, for
-            the pretrained model without training.
+            `interpolation`, of `WeightAverage`; `feature_noise`, `contrastive`, `ramp` and
+            `validate_every`, of `StudyTrainer`; `kappa_e`, `sample` and options of the penalty, of
+            `cibr.CIBRLoss`; `mixed_precision`, `bf16`; `cca_ridge_image` and `cca_ridge_text`, the
+            two of `cca_ridges`; and `untouched`, for the pretrained model without training.
         folder: for the trained model, its history and its predictions.
 
     Returns:
@@ -78,15 +78,13 @@ def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
     if "unpaired" in settings:
         raise ValueError("self-training has retired: repeat a committed row by `make again`")
     for name in settings:
-        check_known("setting", name, [*DEFAULTS, *_PENALTY_OPTIONS, *_STUDY_SETTINGS])
+        check_known("setting", name, [*DEFAULTS, *_LOSS_OPTIONS, *_STUDY_SETTINGS])
     own = {name: value for name, value in settings.items() if name in DEFAULTS}
     own["cca"] = False
     if own.get("model") == "frozen":
         own.setdefault("batch_size", 1024)  # the defaults when the sweeps were planned
         own.setdefault("cca_ridges", (3.0, 1.0))
-    options = {name: settings[name] for name in _PENALTY_OPTIONS if name in settings}
-    if options:
-        own["penalty_options"] = options
+    own["loss_options"] = {name: settings[name] for name in _LOSS_OPTIONS if name in settings}
     if "cca_ridge_image" in settings or "cca_ridge_text" in settings:
         image, text = settings.get("cca_ridge_image", 3.0), settings.get("cca_ridge_text", 1.0)
         own["cca_ridges"] = image, text
@@ -98,12 +96,12 @@ def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 def training_additions(settings: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `StudyTrainer` beside those of `CIBRTrainer`."""
-    names = ("group_size", "feature_noise", "contrastive")
+    names = ("group_size", "feature_noise", "contrastive", "validate_every")
     additions = {name: settings[name] for name in names if name in settings}
     additions["ramps"] = settings.get("ramp", True)
     decay, interpolation = settings.get("ema_decay", 0.0), settings.get("interpolation", 0.0)
     if decay or interpolation:
-        additions["callbacks"] = [WeightAverage(decay, interpolation)]
+        additions["average"] = WeightAverage(decay, interpolation)
     return additions
 
 

@@ -41,6 +41,18 @@ def test_a_control_is_what_its_paper_says_and_reports_what_vmf_does(written_out)
     assert loss_fn.reports() == vmf.reports() | {"penalty_excess": 2 * value}
 
 
+def test_an_anchor_pulls_to_a_statistic_of_the_pooled_features_without_a_gradient_to_them():
+    image, text, scale = pair()
+    pooled = {name: value.requires_grad_() for name, value in pooled_features().items()}
+    loss_fn = build(0.5, "anchor", kappa_e=60.0, kappa_b=9.0)
+    value = loss_fn(image, text, scale, **pooled)["penalty_loss"]
+    centres = loss_fn.penalty.statistic(*pooled.values())
+    cosines = [(x * c).sum(1).mean() for x, c in zip((image, text), centres, strict=True)]
+    assert_close(value, 0.5 * 9 * vmf_mean_cosine(60.0, 6) * (1 - sum(cosines) / 2))
+    value.backward()
+    assert all(part.grad is None for part in pooled.values())
+
+
 class Fixed(torch.nn.Module):
     """A statistic that is what it was made with."""
 

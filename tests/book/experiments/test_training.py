@@ -11,8 +11,7 @@ from transformers import TrainerState
 from cibr import DualEncoder
 from cibr.metrics import retrieval_recalls
 from cibr.models.features import embed_pairs, prepare
-from cibr.train import WeightAverage
-from cibr_book.experiments.training import StudyTrainer, grouped_rows
+from cibr_book.experiments.training import StudyTrainer, WeightAverage, grouped_rows
 
 TWICE = [*range(20), *range(0, 20, 2)]  # ten come twice, ten are alone
 
@@ -58,16 +57,18 @@ def test_an_average_needs_a_decay_and_a_share(numbers):
 
 
 def test_another_average_is_another_run(tmp_path):
-    train(tmp_path, additions={"callbacks": [WeightAverage(decay=0.9)]})
-    with pytest.raises(ValueError, match="'decay': 0.9.* there, .*'decay': 0.0.* here"):
-        train(tmp_path, additions={"callbacks": [WeightAverage(0.0)]})
+    averaged = {"trainer": StudyTrainer, "additions": {"average": WeightAverage(decay=0.9)}}
+    train(tmp_path, **averaged)
+    averaged["additions"] = {"average": WeightAverage(0.0)}
+    with pytest.raises(ValueError, match=r"decay \(0.9 there, 0.0 here\)"):
+        train(tmp_path, **averaged)
 
 
 def test_a_run_in_groups_validates_and_keeps_the_average(tmp_path):
     groups = {"trainer": StudyTrainer, "held_out": PAIRS}
     additions = {"group_size": 2}
     plain, _ = train(tmp_path / "plain", additions=additions, **groups)
-    averaged = {"callbacks": [WeightAverage(decay=0.9)]} | additions
+    averaged = {"average": WeightAverage(decay=0.9)} | additions
     model, history = train(tmp_path / "averaged", additions=averaged, **groups)
     assert not same(model, plain)
     assert same(DualEncoder.from_pretrained(tmp_path / "averaged"), model)

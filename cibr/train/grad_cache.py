@@ -56,22 +56,16 @@ class GradCache:
         micro_batch_size: int = 0,
         loss_inputs: Callable[[Encoded, Encoded], dict[str, Tensor]] = unit_vectors,
     ):
-        def encode(rows: slice) -> dict[str, Tensor]:
-            is_bf16 = accelerator.mixed_precision == "bf16"
-            with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=is_bf16):
-                image = model.encode_images(batch.images[rows])
-                text = model.encode_texts(*(part[rows] for part in batch.texts))
-                named = loss_inputs(image, text)
-            return {n: t.to(torch.promote_types(t.dtype, torch.float32)) for n, t in named.items()}
-
         self.model = model
         self.accelerator = accelerator
+        self.loss_inputs = loss_inputs
         n = len(batch.labels)
         size = micro_batch_size or n
         parts = [slice(start, start + size) for start in range(0, n, size)]
-        if len(parts) > 1:
-            encode = partial(checkpoint, encode, use_reentrant=False)
-        encoded = [encode(rows) for rows in parts]
+        encode = self._encode
+        if len(parts) > 1:  # activations are computed again in the backward pass
+            encode = partial(checkpoint, self._encode, use_reentrant=False)
+        encoded = [encode(batch, rows) for rows in parts]
         self._own = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
         self.features: dict[str, Float[Tensor, "n _"]] = {
             name: accelerator.gather(own.detach()).requires_grad_()
@@ -79,16 +73,26 @@ class GradCache:
         }
         self.labels: Int[Tensor, " n"] = accelerator.gather(batch.labels)
 
+    def _encode(self, batch: Batch, rows: slice) -> dict[str, Tensor]:
+        """The inputs of the loss from a part of the batch, in float32 or a wider type."""
+        is_bf16 = self.accelerator.mixed_precision == "bf16"
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=is_bf16):
+            image = self.model.encode_images(batch.images[rows])
+            text = self.model.encode_texts(*(part[rows] for part in batch.texts))
+            named = self.loss_inputs(image, text)
+        return {
+            name: x.to(torch.promote_types(x.dtype, torch.float32)) for name, x in named.items()
+        }
+
     def backward(self) -> None:
         """Adds the gradients of `features` to the model's parameters, over parts and processes."""
         first = self.accelerator.process_index * len(self._own["image_features"])
         tensors, gradients = [], []
         for name, own in self._own.items():
-            # Pooled features are detached, and projected ones get no gradient while beta is 0.
-            slope = self.features[name].grad
-            if own.requires_grad and slope is not None:
+            gradient = self.features[name].grad  # None of what the loss did not use
+            if own.requires_grad and gradient is not None:
                 tensors.append(own)
-                gradients.append(slope[first : first + len(own)])
+                gradients.append(gradient[first : first + len(own)])
         torch.autograd.backward(tensors, gradients)
         if self.accelerator.num_processes == 1:
             return
