@@ -180,6 +180,8 @@ def _checked(name: str, value: Any) -> Any:
             check_number(name, value, about["low"], about["high"], whole=kind is int)
         return kind(value)
     if kind is tuple and isinstance(value, list | tuple) and len(value) == len(default):
+        if tuple(value) == default:
+            return default
         return tuple(check_number(name, part, about["low"], about["high"]) for part in value)
     if isinstance(value, Path):
         value = str(value)
