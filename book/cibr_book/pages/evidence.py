@@ -13,15 +13,17 @@ import pandas as pd
 
 from cibr.losses.vmf import vmf_mean_cosine
 from cibr.utils import project_root
-from cibr_book.experiments.confirmation import IN_WORDS
+from cibr_book.experiments.confirmation import IN_WORDS, best_trials
 from cibr_book.experiments.tables import interval_text, p_text
 from cibr_book.worlds.training import KAPPA_B
 
-DIM = 512  # of the embeddings of heads on photos
+_DIM = 512  # of the embeddings of heads on photos
 _OUTCOMES = ["holds", "undecided", "contradicted"]
 # Columns of the rows under the names of this page.
 _WORDS = {"naming": "text retrieval", "recall on Flickr8k": "Flickr8k"}
 _WORDS |= {"recall on coco-mini": "coco-mini", "search on coco-mini": "search, coco-mini"}
+_SETTINGS = {"learning_rate": "rate", "weight_decay": "decay", "batch_size": "batch"}
+_SETTINGS |= {"cca_ridge_image": "image ridge", "cca_ridge_text": "text ridge"}
 
 
 def plan_rows(rows: pd.DataFrame, plan: str) -> pd.DataFrame:
@@ -108,6 +110,18 @@ def plus_minus(
     return wide.fillna("").rename(columns=_WORDS)
 
 
+def trial_table(trials: pd.DataFrame) -> pd.DataFrame:
+    """The best trials: `n` trials, recall on `validation` in per cent, and what lies at its `ends`.
+
+    Args:
+        trials: as for `cibr_book.experiments.confirmation.best_trials`.
+    """
+    best = best_trials(trials).replace(IN_WORDS).set_index(["condition", "method"])
+    names = best["ends"].str.split(", ")
+    best["ends"] = names.map(lambda own: ", ".join(_SETTINGS.get(name, name) for name in own))
+    return best.round({"validation": 1})
+
+
 def dose(configuration: str) -> float:
     """The dose of a run on photos: the weight of 1 - cos times the temperature, or MINE's weight.
 
@@ -117,8 +131,8 @@ def dose(configuration: str) -> float:
     run = json.loads(configuration)
     if run.get("penalty") not in ("vmf", "crossfit"):
         return run["beta"]
-    kappa_b = run.get("kappa_b", KAPPA_B)
-    return kappa_b * vmf_mean_cosine(run["kappa_e"], DIM) * run["beta"] * run["temperature"]
+    weight = run["beta"] * run.get("kappa_b", KAPPA_B)
+    return weight * run["temperature"] * float(vmf_mean_cosine(run["kappa_e"], _DIM))
 
 
 def in_order(rows: pd.DataFrame, **values: Iterable) -> pd.DataFrame:
