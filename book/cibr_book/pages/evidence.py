@@ -130,7 +130,7 @@ def dose(configuration: str) -> float:
     """
     run = json.loads(configuration)
     if run.get("penalty") not in ("vmf", "crossfit"):
-        return run["beta"]
+        return float(run["beta"])
     weight = run["beta"] * run.get("kappa_b", KAPPA_B)
     return weight * run["temperature"] * float(vmf_mean_cosine(run["kappa_e"], _DIM))
 
