@@ -14,7 +14,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 
 from cibr.metrics import mean_interval, paired_difference
 from cibr_book.experiments.shifts import SHIFTS
-from cibr_book.experiments.tables import RESULTS, differences, interval_text, read_table
+from cibr_book.experiments.tables import RESULTS, differences, interval_text, p_text, read_table
 
 MARGIN = 0.5  # points of mean recall within which two methods count as equal
 GAIN = 1.0  # points of zero-shot accuracy below which a gain counts as none
@@ -250,7 +250,7 @@ def outcome_table(tests: pd.DataFrame) -> pd.DataFrame:
         tests: from `hypothesis_tests`.
     """
     texts = tests.replace(IN_WORDS).assign(text=interval_text(tests))
-    texts["p, Holm"] = texts["holm"].map(_p_text)
+    texts["p, Holm"] = texts["holm"].map(p_text)
     names = [*CLAIM, "outcome", "p, Holm"]
     wide = texts.pivot(index=names, columns="measure", values="text").reset_index()
     table = texts[names].drop_duplicates().merge(wide).set_index(CLAIM)
@@ -280,13 +280,9 @@ def zero_shot_table(rows: pd.DataFrame) -> pd.DataFrame:
         "gains less than a point": tests["outcome"],
         "eleven sets": interval_text(tests) + tests["over_seeds"].map({True: " *", False: ""}),
         "four new sets": interval_text(new.loc[tests.index]),
-        "p, Holm": tests["holm"].map(_p_text),
+        "p, Holm": tests["holm"].map(p_text),
     }
     return pd.DataFrame(table)
-
-
-def _p_text(p_value: float) -> str:
-    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def _photo_hits(file: Path) -> UInt8[np.ndarray, " n"]:

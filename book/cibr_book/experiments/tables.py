@@ -101,3 +101,8 @@ def interval_text(rows: pd.DataFrame, digits: int = 2) -> pd.Series:
     cells = rows[["difference", "low", "high"]].apply(tuple, axis=1)
     number = f"{{:+.{digits}f}}"
     return cells.map(lambda numbers: f"{number} [{number}, {number}]".format(*numbers))
+
+
+def p_text(p_value: float) -> str:
+    """A p-value with three decimals."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
