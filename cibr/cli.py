@@ -122,7 +122,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     about = "measure a model on benchmarks"
     evaluate = commands.add_parser("evaluate", help=about, parents=[with_model])
     on = evaluate.add_mutually_exclusive_group()
-    suites = "characters (default), paper, a plugin's, or a YAML file of tasks"
+    suites = "characters (default), photos, paper, a plugin's, or a YAML file of tasks"
     on.add_argument("--suite", help=suites)
     on.add_argument("--data", metavar="NAME_OR_FOLDER", help="one data set instead of a suite")
     other = "a second model, subtracted from the first"

@@ -1,12 +1,13 @@
-"""Data sets by name: rendered glyphs, local folders and data sets of the hub.
+"""Data sets by name: rendered glyphs, photos as features, local folders and data sets of the hub.
 
 `load_pairs` turns a name and a split into `Pairs`. A name resolves in this order: a set of
-`DATASETS`, such as ``glyphs``; an existing folder; ``$CIBR_DATA/wds_<name>``; a data set with a
-card in ``datasets.yaml``; a hub id, ``owner/name``.
+`DATASETS`, such as ``glyphs`` or ``photos``; an existing folder; ``$CIBR_DATA/wds_<name>``; a data
+set with a card in ``datasets.yaml``; a hub id, ``owner/name``.
 """
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 
 from cibr.data._readers import folder_kind, loaders, split_of, table_pairs, tables_of
 from cibr.data.pairs import Features, Pairs
+from cibr.data.photos import SPLITS, load_photos
 from cibr.utils import nearest, shipped
 
 __all__ = ["DATASETS", "Dataset", "Features", "Pairs", "Source", "available_splits", "load_pairs"]
@@ -23,10 +25,13 @@ __all__ += ["load_parts", "resolve", "sizes"]
 
 
 class Dataset(NamedTuple):
-    """A data set made by code: `load` takes one of its `splits` and returns its pairs."""
+    """A data set with a name of its own: `load` takes one of its `splits` and returns its pairs;
+    `kind` is ``code`` if code makes the images, ``features`` if there are features in their place.
+    """
 
     load: Callable[[str], Pairs]
     splits: Sequence[str]
+    kind: str = "code"
 
 
 def _load_glyphs(split: str) -> Pairs:
@@ -36,8 +41,10 @@ def _load_glyphs(split: str) -> Pairs:
 
 
 _GLYPH_SPLITS = ("train", "validation", "test", "validation_characters", "test_characters")
-# Data sets made by code, by name; add your own with `DATASETS[name] = Dataset(load, splits)`.
+# Data sets by name; add your own with `DATASETS[name] = Dataset(load, splits)`.
 DATASETS: dict[str, Dataset] = {"glyphs": Dataset(_load_glyphs, _GLYPH_SPLITS)}
+for _name, _splits in SPLITS.items():
+    DATASETS[_name] = Dataset(partial(load_photos, _name), _splits, "features")
 
 
 def load_pairs(name: str | Path | Any, split: str = "train") -> Pairs:
@@ -47,9 +54,9 @@ def load_pairs(name: str | Path | Any, split: str = "train") -> Pairs:
         name: a name of `DATASETS` or with a card; a folder of images with metadata, of shards, of
             Parquet files or written by `save_to_disk`; a hub id, ``owner/name``; or a
             `datasets.Dataset` or `datasets.DatasetDict`.
-        split: ``train``, ``validation`` (or ``val``, ``dev``) or ``test``; `glyphs` has two more.
-            Without a validation split, it is a tenth of ``train`` by `Pairs.hold_out`, and
-            ``train`` is the rest.
+        split: ``train``, ``validation`` (or ``val``, ``dev``) or ``test``; `glyphs` has two more,
+            `photos` has ``shown``. Without a validation split, it is a tenth of ``train`` by
+            `Pairs.hold_out`, and ``train`` is the rest.
 
     Returns:
         The pairs of the split. Samples that cannot be used, less than a tenth, are left out with a
@@ -112,9 +119,9 @@ def _given(name: str | Path | Any) -> dict[str, Callable[[], Pairs]]:
             split_of(n): partial(table_pairs, titles[n], split_of(n), tables[n]) for n in tables
         }
     source = resolve(name)
-    if source.kind == "code":
-        load, splits = DATASETS[source.name]
-        return {split: partial(load, split) for split in splits}
+    if source.kind in ("code", "features"):
+        known = DATASETS[source.name]
+        return {split: partial(known.load, split) for split in known.splits}
     given = loaders(source.place, source.kind, source.card.get("splits", []))
     return {split: partial(load, source.name) for split, load in given.items()}
 
@@ -130,10 +137,10 @@ class Source(NamedTuple):
 
     Args:
         name: the data set's name in messages and tables.
-        kind: ``code``, a set of `DATASETS`; ``images``, a folder of images; ``shards``; or
-            ``datasets``, read by that library.
+        kind: ``code`` or ``features``, a set of `DATASETS`; ``images``, a folder of images;
+            ``shards``; or ``datasets``, read by that library.
         card: its card; empty for a folder, whatever its name.
-        place: the folder or the hub id; empty for ``code``.
+        place: the folder or the hub id; empty for a set of `DATASETS`.
     """
 
     name: str
@@ -151,9 +158,12 @@ def resolve(name: str | Path) -> Source:
     """
     name = str(name)
     card = _cards().get(name, {})
-    if name in DATASETS:
-        return Source(name, "code", card)
     given = os.path.expanduser(name)
+    if name in DATASETS:
+        if os.path.isdir(given):
+            what = f"{name} is taken as the data set of this name, not as the folder"
+            warnings.warn(f"{what}: write ./{name} for the folder", stacklevel=2)
+        return Source(name, DATASETS[name].kind, card)
     folder = given if os.path.isdir(given) else _in_cibr_data().get(name)
     if folder:
         title = Path(folder).resolve().name.removeprefix("wds_")
