@@ -22,9 +22,9 @@ from cibr.utils import project_root
 
 FOLDER = project_root() / "data" / "photos"
 SIZES = {"train": 3000, "validation": 300, "test": 1000}  # photos of Flickr8k
-# Photos per class, some 400 of a set, by the local set's name.
+# Photos per class, some 400 of a set, by the local set's name. Some clothes have fewer.
 CLASSES = {"cifar10": 40, "caltech101-mini": 4, "imagenette": 40, "intel-scenes": 66}
-CLASSES |= {"pacs-photo": 57, "flowers5": 80, "rsscn7": 57}
+CLASSES |= {"pacs-photo": 57, "clothing10": 40, "rsscn7": 57}
 SIDE = 120  # of a thumbnail, in pixels
 # The test photos with thumbnails: animals, water, snow and mountains, sport, cities and crowds.
 SHOWN = [953, 307, 355, 611, 736, 737, 699, 808, 818, 821, 825, 844, 604]
@@ -64,7 +64,7 @@ def order(pairs: Pairs) -> Int64[Tensor, " n"]:
 
 
 def balanced(pairs: Pairs, n: int) -> Pairs:
-    """Of a classification set n random photos of each class, in their order."""
+    """Of a classification set at most n random photos of each class, in their order."""
     rows, classes = order(pairs), range(len(pairs.classnames))
     of_classes = [rows[pairs.labels[rows] == label][:n] for label in classes]
     return pairs.subset(torch.cat(of_classes).sort().values)

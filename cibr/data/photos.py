@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 from cibr.data.pairs import Features, Pairs, open_rgb
 from cibr.utils import shipped
 
-CLASSES = ("cifar10", "caltech101", "imagenette", "intel-scenes", "pacs-photo", "flowers5")
-CLASSES = tuple(f"photos-{name}" for name in (*CLASSES, "rsscn7"))  # sets for zero-shot
+_CLASSES = "cifar10 caltech101 imagenette intel-scenes pacs-photo clothing10 rsscn7"
+CLASSES = tuple(f"photos-{name}" for name in _CLASSES.split())  # the sets for zero-shot
 SPLITS = {"photos": ("train", "validation", "test", "shown")}
 SPLITS |= dict.fromkeys(("photos-coco", *CLASSES), ("test",))
 

@@ -50,7 +50,8 @@ def test_all_sets_load_without_network_settings_or_images(closed):
         assert (pairs.load is not None) == (pairs.split == "shown")
     for pairs in parts[5:]:
         assert set(pairs.features.strings) >= {text for own in pairs.prompts() for text in own}
-        assert len(pairs) > 390 and len(pairs.labels.bincount().unique()) == 1  # balanced
+        counts = pairs.labels.bincount(minlength=len(pairs.classnames)).float()
+        assert len(pairs) > 290 and counts.max() <= 1.4 * counts.mean()  # no class is a good guess
 
 
 def test_captions_of_flickr8k_are_texts_only_where_photos_are_shown():
