@@ -122,7 +122,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     about = "measure a model on benchmarks"
     evaluate = commands.add_parser("evaluate", help=about, parents=[with_model])
     on = evaluate.add_mutually_exclusive_group()
-    on.add_argument("--suite", help="characters (default), paper, or a plugin's")
+    on.add_argument("--suite", help="characters (default), photos, paper, or a plugin's")
     on.add_argument("--data", metavar="NAME_OR_FOLDER", help="one data set instead of a suite")
     other = "a second model, subtracted from the first"
     evaluate.add_argument("--compare-with", metavar="MODEL", help=other)

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cibr import metrics
-from cibr.data import Pairs, available_splits, load_pairs
+from cibr.data import Pairs, available_splits, load_pairs, photos
 from cibr.metrics.intervals import cluster_values, group_balanced_values
 from cibr.metrics.retrieval import recall_items
 from cibr.metrics.zeroshot import accuracy_items
@@ -69,10 +69,15 @@ class Task(NamedTuple):
 _Suite = str | Sequence[Task]
 _PAPER = "vtab-cifar10 vtab-cifar100 food101 vtab-caltech101 vtab-pets vtab-dtd vtab-eurosat"
 
-# `characters` needs no download. The seven zero-shot sets of Ji et al. (2025) are not public; those
-# of `paper` are our choice. Add a suite with `SUITES[name] = (Task(...), ...)`.
+# `characters` and `photos` need no download. The seven zero-shot sets of Ji et al. (2025) are not
+# public; those of `paper` are our choice. Add a suite with `SUITES[name] = (Task(...), ...)`.
 SUITES: dict[str, tuple[Task, ...]] = {
     "characters": (Task("glyphs", "retrieval"), Task("glyphs", "retrieval", "test_characters")),
+    "photos": (
+        *map(Task, photos.CLASSES),
+        Task("photos", "retrieval"),
+        Task("photos-coco", "retrieval"),
+    ),
     "paper": (
         *map(Task, _PAPER.split()),
         Task("mscoco_captions", "retrieval"),

@@ -1,4 +1,4 @@
-"""The built wheel works away from the checkout: the checkpoints come with it."""
+"""The built wheel works away from the checkout: checkpoints come with it, photos do not."""
 
 import os
 import subprocess
@@ -16,6 +16,10 @@ pairs = cibr.load_pairs("glyphs", "test").subset(range(4))
 model = cibr.DualEncoder.from_pretrained("cibr-tiny")
 assert model.embed_images(list(pairs.images())).shape == (4, 128)
 assert len(evaluate(model, "characters", name="m", limit=50).rows)
+try:
+    raise SystemExit(f"{len(cibr.load_pairs('photos', 'test'))} photos are in the wheel")
+except FileNotFoundError as error:
+    assert "clone it" in str(error)
 """
 
 

@@ -1,12 +1,13 @@
-"""Data sets by name: rendered glyphs, local folders and data sets of the hub.
+"""Data sets by name: rendered glyphs, photos as features, local folders and data sets of the hub.
 
 `load_pairs` turns a name and a split into `Pairs`. A name resolves in this order: a set of
-`DATASETS`, such as ``glyphs``; an existing folder; a hub id, ``owner/name``;
+`DATASETS`, such as ``glyphs`` or ``photos``; an existing folder; a hub id, ``owner/name``;
 ``$CIBR_DATA/wds_<name>``; ``clip-benchmark/wds_<name>`` on the hub.
 """
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 from cibr.data import _readers
 from cibr.data._readers import split_of
 from cibr.data.pairs import Features, Pairs
+from cibr.data.photos import SPLITS, load_photos
 from cibr.utils import nearest
 
 __all__ = ["DATASETS", "Dataset", "Features", "Pairs", "Source", "available_splits", "load_pairs"]
@@ -22,10 +24,13 @@ __all__ += ["load_parts", "resolve"]
 
 
 class Dataset(NamedTuple):
-    """A data set made by code: `load` takes one of its `splits` and returns its pairs."""
+    """A data set with a name of its own: `load` takes one of its `splits` and returns its pairs;
+    `kind` is ``code`` if code makes the images, ``features`` if there are features in their place.
+    """
 
     load: Callable[[str], Pairs]
     splits: Sequence[str]
+    kind: str = "code"
 
 
 def _load_glyphs(split: str) -> Pairs:
@@ -35,8 +40,10 @@ def _load_glyphs(split: str) -> Pairs:
 
 
 _GLYPH_SPLITS = ("train", "validation", "test", "validation_characters", "test_characters")
-# Data sets made by code, by name; add your own with `DATASETS[name] = Dataset(load, splits)`.
+# Data sets by name; add your own with `DATASETS[name] = Dataset(load, splits)`.
 DATASETS: dict[str, Dataset] = {"glyphs": Dataset(_load_glyphs, _GLYPH_SPLITS)}
+for _name, _splits in SPLITS.items():
+    DATASETS[_name] = Dataset(partial(load_photos, _name), _splits, "features")
 
 
 def load_pairs(name: str | Path | Any, split: str = "train") -> Pairs:
@@ -48,9 +55,9 @@ def load_pairs(name: str | Path | Any, split: str = "train") -> Pairs:
             ``owner/name``; ``flickr8k`` and the like, in ``$CIBR_DATA/wds_flickr8k`` or else
             ``clip-benchmark/wds_flickr8k`` on the hub; or a `datasets.Dataset` or
             `datasets.DatasetDict`.
-        split: ``train``, ``validation`` (or ``val``, ``dev``) or ``test``; `glyphs` has two more.
-            Without a validation split, it is a tenth of ``train`` by `Pairs.hold_out`, and
-            ``train`` is the rest; both are ``train+validation``.
+        split: ``train``, ``validation`` (or ``val``, ``dev``) or ``test``; `glyphs` has two more,
+            `photos` has ``shown``. Without a validation split, it is a tenth of ``train`` by
+            `Pairs.hold_out`, and ``train`` is the rest; both are ``train+validation``.
 
     Returns:
         The pairs of the split. Samples that cannot be used, less than a tenth, are left out with a
@@ -107,9 +114,9 @@ def _own_loaders(name: str | Path | Any) -> _readers.Loaders:
         title = next(iter(tables.values())).info.dataset_name or "dataset"
         return _readers.table_loaders(title, tables)
     source = resolve(name)
-    if not source.place:  # made by code
-        load, splits = DATASETS[source.name]
-        return {split: partial(load, split) for split in splits}
+    if not source.place:
+        known = DATASETS[source.name]
+        return {split: partial(known.load, split) for split in known.splits}
     if source.kind == "folder":
         return _readers.folder_loaders(source.name, Path(source.place))
     if source.kind == "datasets":
@@ -126,9 +133,9 @@ class Source(NamedTuple):
 
     Args:
         name: the data set's name in messages and tables.
-        kind: ``code``, a set of `DATASETS`; ``folder``; ``shards``, on the hub; or ``datasets``, on
-            the hub and read by that library.
-        place: the folder or the hub id; empty for ``code``.
+        kind: ``code`` or ``features``, a set of `DATASETS`; ``folder``; ``shards``, on the hub; or
+            ``datasets``, on the hub and read by that library.
+        place: the folder or the hub id; empty for a set of `DATASETS`.
     """
 
     name: str
@@ -143,9 +150,12 @@ def resolve(name: str | Path) -> Source:
         ValueError: if it is no name of a data set; the message has the ways to give data.
     """
     name = str(name)
-    if name in DATASETS:
-        return Source(name, "code")
     path = os.path.expanduser(name)
+    if name in DATASETS:
+        if os.path.isdir(path):
+            what = f"{name} is taken as the data set of this name, not as the folder"
+            warnings.warn(f"{what}: write ./{name} for the folder", stacklevel=2)
+        return Source(name, DATASETS[name].kind)
     folder = path if os.path.isdir(path) else _in_cibr_data().get(name)
     if folder:
         return Source(Path(folder).resolve().name.removeprefix("wds_"), "folder", str(folder))

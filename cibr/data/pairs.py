@@ -117,7 +117,8 @@ class Pairs:
             ValueError: if the file does not decode, or there are features alone.
         """
         if self.load is None:
-            raise ValueError(f"{self.name} has features of its images, but not the images")
+            what = f"{self.name} has features of its images, but not the images"
+            raise ValueError(f"{what}: use heads over the towers that computed them")
         loaded = self.load(range(len(self))[i])
         if isinstance(loaded, Image.Image):
             return loaded

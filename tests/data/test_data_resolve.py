@@ -28,7 +28,9 @@ def write_photos(folder: Path) -> None:
 
 def test_a_folder_comes_before_cibr_data_and_that_before_the_hub(tmp_path, monkeypatch):
     write_photos(Path("glyphs"))
-    assert resolve("glyphs").kind == "code"
+    with pytest.warns(UserWarning, match=r"not as the folder: write \./glyphs for the folder"):
+        assert resolve("glyphs").kind == "code"
+    assert resolve("./glyphs").kind == "folder" and resolve("photos").kind == "features"
     assert resolve("flickr8k") == Source("flickr8k", "shards", "clip-benchmark/wds_flickr8k")
     folder = write_shards(tmp_path / "data" / "wds_flickr8k", SHARD, split="test")
     assert resolve("flickr8k") == Source("flickr8k", "folder", str(folder))

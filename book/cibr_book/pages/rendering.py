@@ -132,7 +132,8 @@ def _complete_site(app: Sphinx, error: Exception | None) -> None:
     site = Path(app.outdir)
     draw.write_script(site / "_static")
     if not app.config.repository_address and (project_root() / ".git").exists():
-        call = ["git", "archive", "--prefix=cibr/", "-o", site / _ARCHIVE, "HEAD", ".", ":!.ci"]
+        call = ["git", "archive", "--prefix=cibr/", "-o", site / _ARCHIVE, "HEAD", "."]
+        call += [":!.ci", ":!data/photos"]  # a visitor need not fetch 20 MB of features
         subprocess.run(call, cwd=project_root(), check=True)
     for page in site.rglob("*.html"):
         page.write_text(_ICONS.sub("", page.read_text("utf-8")), "utf-8")

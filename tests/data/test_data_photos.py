@@ -1,0 +1,136 @@
+"""`photos`: features of real photos in the repository, which need no network, towers or images."""
+
+import hashlib
+import os
+import re
+import runpy
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+import cibr
+from cibr.data import load_pairs, photos
+from cibr.evaluate import evaluate
+from cibr.utils import shipped
+
+FOLDER = shipped("photos")
+SCRIPT = Path(__file__).resolve().parents[2] / "book" / "photos.py"
+ID = re.compile(r"(train|validation|test)/s\d{7}#\d")
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="data/photos is not here")
+LOCAL = os.environ.get("CIBR_DATA") or ""
+with_data = pytest.mark.skipif(not Path(LOCAL, "wds_flickr8k").is_dir(), reason="no local Flickr8k")
+with_models = pytest.mark.skipif(not os.environ.get("CIBR_MODELS"), reason="no CIBR_MODELS")
+
+
+@pytest.fixture
+def closed(monkeypatch):
+    """Neither a network nor settings."""
+    monkeypatch.setattr(socket, "socket", None)
+    for name in ("CIBR_DATA", "CIBR_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_every_file_is_the_one_that_the_script_wrote():
+    lines = (FOLDER / "SHA256SUMS").read_text().splitlines()
+    digests = {name: digest for digest, name in map(str.split, lines)}
+    files = [*FOLDER.glob("*.safetensors"), *FOLDER.glob("shown/*")]
+    found = {file.relative_to(FOLDER).as_posix(): file.read_bytes() for file in files}
+    assert {name: hashlib.sha256(content).hexdigest() for name, content in found.items()} == digests
+
+
+def test_all_sets_load_without_network_settings_or_images(closed):
+    parts = [load_pairs(name, split) for name, own in photos.SPLITS.items() for split in own]
+    assert [len(pairs) for pairs in parts[:5]] == [3000, 300, 1000, 40, 407]
+    for pairs in parts:
+        images, texts, strings, _ = pairs.features
+        assert images.shape == (len(pairs), 1280) and texts.shape == (len(strings), 384)
+        assert set(strings) >= set(pairs.texts())
+        assert (pairs.load is not None) == (pairs.split == "shown")
+    for pairs in parts[5:]:
+        assert set(pairs.features.strings) >= {text for own in pairs.prompts() for text in own}
+        counts = pairs.labels.bincount(minlength=len(pairs.classnames)).float()
+        assert len(pairs) > 290 and counts.max() <= 1.4 * counts.mean()  # no class is a good guess
+
+
+def test_captions_of_flickr8k_are_texts_only_where_photos_are_shown():
+    shown = load_pairs("photos", "shown")
+    allowed = set(shown.texts())
+    assert not any(map(ID.fullmatch, allowed))
+    for split in ("train", "validation", "test"):
+        texts = load_pairs("photos", split).texts()
+        assert all(text in allowed or ID.fullmatch(text) for text in texts)
+
+
+def test_shown_photos_are_test_photos_with_a_thumbnail():
+    shown, test = load_pairs("photos", "shown"), load_pairs("photos", "test")
+    rows = [test.keys.index(key) for key in shown.keys]
+    assert torch.equal(shown.features.images, test.features.images[rows])
+    assert {image.size for image in shown.images()} == {(120, 120)}
+
+
+def test_heads_on_few_photos_beat_chance_on_every_set_and_load_again(closed, tmp_path):
+    options = dict(dataset="photos", preset="few-pairs", output_dir=str(tmp_path), epochs=1)
+    config = cibr.configure(**options)
+    train, validation, _ = cibr.load_splits(config)
+    train = train.subset(range(600))
+    cibr.fit(cibr.build_model(config, train), train, validation, config)
+    model = cibr.DualEncoder.from_pretrained(tmp_path)
+    rows = evaluate(model, "photos", name="heads").rows.set_index(["dataset", "metric"])
+    for name in photos.CLASSES:
+        chance = 1 / len(load_pairs(name, "test").classnames)
+        assert rows.loc[(name, "accuracy@1"), "low"] > chance, name
+    for name in ("photos", "photos-coco"):  # 0.5 and 1.2 % of all photos
+        assert rows.loc[(name, "text_to_image_recall@5"), "value"] > 0.2
+    with pytest.raises(FileNotFoundError, match="cannot load 'timm/.*set CIBR_MODELS"):
+        model.embed_texts(["a dog"])
+
+
+def test_where_the_folder_is_absent_the_error_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(photos, "shipped", lambda name: tmp_path / name)
+    monkeypatch.setenv("CIBR_DATA", str(tmp_path / "other"))
+    with pytest.raises(FileNotFoundError, match=r"test.safetensors is not here: .*; clone it"):
+        load_pairs("photos", "test")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "photos").symlink_to(FOLDER)
+    assert len(load_pairs("photos", "test")) == 1000
+
+
+def parts():
+    """The shipped splits, and the same photos of the local folder."""
+    for split in ("train", "validation", "test"):
+        whole, pairs = load_pairs("flickr8k", split), load_pairs("photos", split)
+        place = {f"{split}/{key}": i for i, key in enumerate(whole.keys)}
+        yield pairs, whole.subset([place[key] for key in pairs.keys])
+
+
+@pytest.mark.data
+@with_data
+def test_captions_are_equal_where_their_texts_are():
+    stands_for = {}
+    for pairs, local in parts():
+        assert torch.equal(pairs.match_labels(), local.match_labels())
+        assert pairs.paired and torch.equal(pairs.text_to_image(), local.text_to_image())
+        for name, text in zip(pairs.texts(), local.texts(), strict=True):
+            assert stands_for.setdefault(text, name) == name
+    assert len(set(stands_for.values())) == len(stands_for)
+
+
+@pytest.mark.data
+@pytest.mark.models
+@with_data
+@with_models
+def test_the_towers_compute_these_features_again():
+    script = runpy.run_path(str(SCRIPT))
+    *_, (pairs, local) = parts()
+    texts = local.texts()[:40]
+    with (model := cibr.DualEncoder.frozen()).evaluating():
+        images = script["image_features"](model, local.subset(range(20)))
+        texts = script["text_features"](model, local.texts()[:40])
+    stored, row = pairs.features, {text: i for i, text in enumerate(pairs.features.strings)}
+    rows = [row[name] for name in pairs.texts()[:40]]
+    for found, same, n_codes in ((images, stored.images, 255), (texts, stored.texts, 127)):
+        step = same.abs().amax(0) / n_codes
+        same = same[:20] if found is images else same[rows]
+        assert ((found - same).abs() <= 0.5 * step + 1e-4).all()  # rounding, and other machines
