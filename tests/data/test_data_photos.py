@@ -71,7 +71,7 @@ def test_shown_photos_are_test_photos_with_a_thumbnail():
 
 
 def test_heads_on_few_photos_beat_chance_on_every_set_and_load_again(closed, tmp_path):
-    options = dict(dataset="photos", preset="few-pairs", output_dir=str(tmp_path), epochs=1)
+    options = dict(dataset="photos", preset="few-photos", output_dir=str(tmp_path), epochs=20)
     config = cibr.configure(**options)
     train, validation, _ = cibr.load_splits(config)
     train = train.subset(range(600))
