@@ -28,10 +28,10 @@ def _defaults(*values: Any, **others: Any) -> dict[str, Any]:
     return dict(zip(_NAMES, values, strict=True)) | others
 
 
-# Settings by number of photos: the best trials for heads + CCA in recipes.csv, with 600 and 3,000.
+# Settings by number of photos, chosen on validation photos: `bench/heads_cca.py trials`.
 PRESETS: dict[str, dict[str, Any]] = {
-    "few-photos": _defaults(80, 1024, 0.001, 0.12, 0.5, 1.0, cca_ridges=(10.0, 1.0)),
-    "many-photos": _defaults(80, 512, 0.008, 0.03, 0.4, 0.3, cca_ridges=(3.0, 0.1)),
+    "few-photos": _defaults(80, 128, 0.002, 0.03, 0.7, 0.3, cca_ridges=(10.0, 0.3)),
+    "many-photos": _defaults(320, 512, 0.004, 0.03, 0.7, 3.0, cca_ridges=(3.0, 0.3)),
 }
 _FEW = 1200  # photos at most
 # Defaults by kind of model: of `tiny` chosen on validation, of `hub` untested.
