@@ -31,7 +31,7 @@ def _defaults(*values: Any, **others: Any) -> dict[str, Any]:
 # Settings by number of photos, chosen on validation photos: `bench/heads_cca.py trials`.
 PRESETS: dict[str, dict[str, Any]] = {
     "few-photos": _defaults(80, 128, 0.002, 0.03, 0.7, 0.3, cca_ridges=(10.0, 0.3)),
-    "many-photos": _defaults(320, 512, 0.004, 0.03, 0.7, 3.0, cca_ridges=(3.0, 0.3)),
+    "many-photos": _defaults(80, 512, 0.008, 0.03, 0.5, 1.0, cca_ridges=(10.0, 1.0)),
 }
 _FEW = 1200  # photos at most
 # Defaults by kind of model: of `tiny` chosen on validation, of `hub` untested.
