@@ -85,7 +85,7 @@ def residual_nats(image: Encoded, text: Encoded) -> dict[str, float]:
     return found
 
 
-def residual_bound(image: Encoded, text: Encoded, kappa: float = KAPPAS[0]) -> float:
+def residual_bound(image: Encoded, text: Encoded, kappa: float | int = KAPPAS[0]) -> float:
     """An upper bound of the residual information of embeddings with vMF noise, in nats.
 
     The centre of the backward encoder is a ridge regression from the other modality's pooled
