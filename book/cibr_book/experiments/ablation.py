@@ -164,16 +164,18 @@ def summary(tuned: pd.DataFrame, doses: pd.DataFrame, beside: pd.DataFrame) -> p
     words |= {"Flickr8k, 10 % of the pairs": "600 photos"}
     words |= {"Flickr8k, 30 % shuffled captions, drawn anew": "30 % wrong captions"}
     recall = tuned.pivot_table(RECALLS[0], ["condition", "seed"], "method")
-    for group, method in (("the penalty, tuned", "CIBR MINE"), ("CCA alone", "closed-form CCA")):
-        for condition, place in words.items():
-            of = recall.loc[condition]
-            gains[group, place] = of[method] - of["CLIP"]
+    for condition, place in words.items():
+        of = recall.loc[condition]
+        gains["the penalty, tuned", place] = of["CIBR MINE"] - of["CLIP"]
     of = with_measures(doses[doses["condition"] == "Flickr8k, 10 % of the pairs"])
-    recall = (of["search"] + of["naming"]) / 2
-    recall = recall.groupby([of["method"], of["beta"], of["seed"]]).mean()
+    of = of.assign(recall=(of["search"] + of["naming"]) / 2)
+    of = of.groupby(["method", "beta", "seed"])["recall"].mean()
     for dose in (0.05, 0.2, 0.75):
-        gain = recall["vMF", dose] - recall["CLIP", 0.0]
-        gains["the penalty, at a dose", f"{dose:g}, 600 photos"] = gain
+        gain = of["vMF", dose] - of["CLIP", 0.0]
+        gains["the penalty, 600 photos", f"at a dose of {dose:g}"] = gain
+    for condition, place in words.items():
+        of = recall.loc[condition]
+        gains["CCA alone", place] = of["closed-form CCA"] - of["CLIP"]
     recall = 100 * beside.filter(regex=r"^flickr8k/.*recall@").mean(axis=1)
     recall = recall.groupby([beside["condition"], beside["method"], beside["seed"]]).mean()
     for condition in ("3000", "600", "150"):
