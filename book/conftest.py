@@ -51,16 +51,22 @@ def align(text: str, stored: str) -> str:
     own, theirs = NUMBER.findall(text), NUMBER.findall(stored)
     words, their_words = (NUMBER.sub("", part).split() for part in (text, stored))
     is_close = len(own) == len(theirs) and all(
-        math.isclose(float(a), float(b), **CLOSE) for a, b in zip(own, theirs, strict=True)
+        math.isclose(float(a), float(b), **CLOSE)
+        for a, b in zip(own, theirs, strict=True)
     )
     return stored if is_close and words == their_words else text
 
 
-def _compare_closely(cell: IPyNbCell, test: list, ref: list, skip_compare: Any = None) -> bool:
+def _compare_closely(
+    cell: IPyNbCell, test: list, ref: list, skip_compare: Any = None
+) -> bool:
     """`IPyNbCell.compare_outputs`, of aligned texts where the cell has the tag."""
     if "compare-closely" in cell.cell.metadata.get("tags", []):
         for own, stored in zip_longest(test, ref, fillvalue={}):
-            for part, theirs in ((own, stored), (own.get("data", {}), stored.get("data", {}))):
+            for part, theirs in (
+                (own, stored),
+                (own.get("data", {}), stored.get("data", {})),
+            ):
                 for key in ("text", "text/plain", "text/html"):
                     if key in part and key in theirs:
                         part[key] = align(part[key], theirs[key])

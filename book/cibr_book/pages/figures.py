@@ -306,3 +306,27 @@ def gain_maps(table: pd.DataFrame, methods: Sequence[str] = CONTENDERS) -> list[
     for axis in axes[:, 0]:
         axis.set_ylabel("training pairs")
     return list(axes.flat[: len(methods)])
+
+
+def forest(rows: pd.DataFrame) -> Axes:
+    """Differences with their intervals as dots and lines, a row each, in groups of one colour.
+
+    Args:
+        rows: `group, row, mean, low, high`, in the order from top to bottom.
+
+    Returns:
+        The Axes, with a line at 0.
+    """
+    groups = [*dict.fromkeys(rows["group"])]
+    rows = rows.reset_index(drop=True)
+    places = -rows.index - 0.7 * rows["group"].map(groups.index)
+    figure, axes = panels(1, 1, 6.6, 0.9 + 0.24 * len(rows) + 0.3 * len(groups))
+    axis = axes[0, 0]
+    axis.axvline(0, color="black", lw=0.8)
+    for group in groups:
+        of = rows[rows["group"] == group]
+        widths = of["mean"] - of["low"], of["high"] - of["mean"]
+        axis.errorbar(of["mean"], places[of.index], xerr=widths, fmt="o", ms=5, label=group)
+    axis.set_yticks(places, rows["row"])
+    figure.legend(loc="outside upper center", ncols=2)
+    return axis
