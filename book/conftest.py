@@ -10,6 +10,7 @@ digits are rounded to four, since the last digits change with the processor. In 
 
 import math
 import re
+from collections import Counter
 from itertools import zip_longest
 from typing import Any
 
@@ -93,3 +94,14 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
         collector.skip_compare = (*collector.skip_compare, *NOT_COMPARED)
         collector.sanitize_patterns[FLOAT] = _round_float
         collector.sanitize_patterns[r"<Figure size [^>]*>"] = "<Figure>"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the seconds of each notebook, the slowest first."""
+    seconds: Counter = Counter()
+    for report in [report for of in terminalreporter.stats.values() for report in of]:
+        name = getattr(report, "nodeid", "").partition("::")[0]
+        if name.endswith(".ipynb"):
+            seconds[name] += report.duration
+    for name, taken in seconds.most_common():
+        terminalreporter.write_line(f"{taken:5.0f} s  {name}")

@@ -110,6 +110,7 @@ def test_what_trains_is_compared_closely_and_everything_else_exactly(tmp_path):
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     failed = {name for name in written if f"FAILED {name}.ipynb" in done.stdout}
     assert failed == {"exact", "far", "word", "fewer"}, done.stdout
+    assert re.search(r"^ +\d+ s  close.ipynb$", done.stdout, re.MULTILINE)
 
 
 def test_executing_twice_leaves_the_same_bytes_and_a_failure_leaves_the_notebook(tmp_path):
