@@ -29,7 +29,12 @@ from cibr_book.experiments import recipes
 from cibr_book.experiments.ablation import ZERO_SHOT, with_measures
 from cibr_book.experiments.confirmation import VALIDATION
 from cibr_book.experiments.corruptions import Corruption, corrupt
-from cibr_book.experiments.run import from_history, library_settings, suite_scores
+from cibr_book.experiments.run import (
+    from_history,
+    library_settings,
+    suite_scores,
+    validation_recalls,
+)
 from cibr_book.experiments.tables import KEY
 from cibr_book.experiments.training import FeatureTrainer, trained_heads
 
@@ -203,7 +208,7 @@ def _trained(settings: str) -> tuple[dict[str, Tensor], DualEncoder, dict[str, f
     still = base.over(base.towers, base.settings | {"dropout": own.get("dropout", 0.0)}).eval()
     still.load_own_weights(trained_heads(base, drawn, start, seed).own_weights(), "the start")
     model = moving(still)
-    whole, validation = _features().values()
+    whole = _features()["train"]
     if own.pop("untouched", False):
         return {}, model, _validated(model)
     with TemporaryDirectory() as scratch:
@@ -212,20 +217,14 @@ def _trained(settings: str) -> tuple[dict[str, Tensor], DualEncoder, dict[str, f
         model.set_temperature(config.temperature, config.learn_temperature)
         before = copy.deepcopy(model.own_weights())
         train = recipes.picked(whole, corrupt(whole.pairs, corruption, seed))
-        given = train, validation
-        history = _MovingTrainer(model, config, ramps=ramps, given=given).train()
-    return before, model, from_history(history)
+        history = _MovingTrainer(model, config, ramps=ramps, given=[train]).train()
+    return before, model, from_history(history) | _validated(model)
 
 
 def _validated(model: DualEncoder) -> dict[str, float]:
-    """Recalls on validation, and their means over both directions, as of `from_history`."""
     validation = _features()["validation"]
     targets = validation.pairs.retrieval_targets()
-    recalls = retrieval_recalls(*embed_pairs(model, validation), *targets)
-    for k in (1, 5, 10):
-        both = recalls[f"image_to_text_recall@{k}"] + recalls[f"text_to_image_recall@{k}"]
-        recalls[f"recall@{k}"] = both / 2
-    return {f"validation_{name}": recall for name, recall in recalls.items()}
+    return validation_recalls(retrieval_recalls(*embed_pairs(model, validation), *targets))
 
 
 def at_best_settings(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """One run of the study: train a configuration and evaluate it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +92,17 @@ def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
 def from_history(history: pd.DataFrame) -> dict[str, float]:
     """Recalls and terms of the last epoch of a history, as a row has them."""
     last = history.iloc[-1]
-    metrics = {f"validation_{name}": last[name] for name in history if "_recall@" in name}
-    for k in (1, 5, 10):
-        metrics[f"validation_recall@{k}"] = last.filter(regex=f"_recall@{k}$").mean()
+    metrics = validation_recalls(last.filter(like="_recall@").to_dict())
     of_penalties = ["pair_cosine_distance", "residual_image_nats", "residual_text_nats"]
     kept = ["clip_loss", "penalty_excess", *of_penalties, "temperature"]
     metrics |= {f"last_{name}": last[name] for name in kept if name in last}
     return metrics | {"steps": last["step"], "training_seconds": last["seconds"]}
+
+
+def validation_recalls(recalls: Mapping[str, float]) -> dict[str, float]:
+    """Recalls on validation, and their means over both directions, as a row has them."""
+    found = {f"validation_{name}": float(value) for name, value in recalls.items()}
+    for k in (1, 5, 10):
+        both = [value for name, value in found.items() if name.endswith(f"_recall@{k}")]
+        found |= {f"validation_recall@{k}": sum(both) / len(both)} if both else {}
+    return found

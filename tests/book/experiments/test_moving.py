@@ -88,7 +88,7 @@ def test_training_moves_the_last_stages_and_heads_alone(base, drawn, monkeypatch
 def test_critics_see_the_towers_before_training(base, drawn, tmp_path):
     model, rows = moving.moving(base), torch.arange(20)
     inputs, whole = (prepare(m, drawn["validation"])[rows, rows] for m in (model, base))
-    given = prepare(model, drawn["train"]), prepare(model, drawn["validation"])
+    given = [prepare(model, drawn["train"])]
     named = dict(
         penalty="mine", beta=1.0, learning_rate=1e-2, cca=False, output_dir=str(tmp_path / "run")
     )
