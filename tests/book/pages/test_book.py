@@ -53,13 +53,6 @@ def test_a_notebook_is_committed_executed_without_errors_and_personal_paths(path
         assert not PERSONAL_PATH.search("\n".join([output.get("text", ""), *texts]))
 
 
-def test_the_first_page_shows_the_figure_that_a_notebook_made():
-    code = code_cells(BOOK / "beta.ipynb")
-    (cell,) = [c for c in code if '"fig-beta"' in json.dumps(c.metadata)]
-    made = next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
-    assert base64.b64decode(made) == (BOOK / "images" / "beta.png").read_bytes()
-
-
 def test_table_of_contents_lists_exactly_the_pages_that_exist():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     chapters = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]

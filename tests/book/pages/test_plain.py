@@ -26,7 +26,9 @@ def markdown(page):
 
 
 def prose(text):
-    text = re.sub(r"^`{3,}\{admonition\}.*?\n(?::.*\n)*(.*?)^`{3,}$", r"\1", text, flags=re.M | re.S)
+    text = re.sub(
+        r"^`{3,}\{admonition\}.*?\n(?::.*\n)*(.*?)^`{3,}$", r"\1", text, flags=re.M | re.S
+    )
     for pattern in NO_PROSE:
         text = re.sub(pattern, " ", text, flags=re.MULTILINE | re.DOTALL)
     return text
