@@ -21,7 +21,10 @@ from cibr.utils import project_root
 from cibr_book.pages import draw
 
 _ARCHIVE = "cibr.zip"
-_MOVED = {"book/recipes.html": "evidence.html#evidence-recipes"}
+_MOVED = {
+    "book/beta.html": "ablation.html",
+    "book/recipes.html": "evidence.html#evidence-recipes",
+}
 # What no page loads of what Sphinx and MathJax bring, two thirds of the site.
 _UNUSED = re.compile(
     r"mathjax/(?!tex-chtml\.js|output/chtml/|input/tex/extensions/)|locales/|/fontawesome/.*/js/"

@@ -1,8 +1,6 @@
 """Notebooks have the agreed shape and are committed executed; what pages name exists."""
 
 import ast
-import base64
-import json
 import os
 import re
 import runpy

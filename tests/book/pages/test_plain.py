@@ -15,6 +15,7 @@ NO_PROSE = (  # blocks of code, equations, tables, headings, links, formulas and
     *(r"^---\n.*?^---\n", r"^(`{3,})[^\n]*\n.*?^\1 *$", r"\$\$.*?\$\$", r"^#.*?$", r"^\|.*?$"),
     *(r"!?\[([^]]*)\]\([^)]*\)", r"\{[\w:]+\}`[^`]*`", r"\$[^$]*\$", r"`[^`]*`", r"^:.*?$"),
 )
+BOX = r"^`{3,}\{admonition\}.*?\n(?::.*\n)*(.*?)^`{3,}$"  # whose words count, too
 NUMBER = re.compile(r"(?<![\w.])(?<![Tt]heorem )[-+]?\d[\d,.]*")
 
 
@@ -26,9 +27,7 @@ def markdown(page):
 
 
 def prose(text):
-    text = re.sub(
-        r"^`{3,}\{admonition\}.*?\n(?::.*\n)*(.*?)^`{3,}$", r"\1", text, flags=re.M | re.S
-    )
+    text = re.sub(BOX, r"\1", text, flags=re.MULTILINE | re.DOTALL)
     for pattern in NO_PROSE:
         text = re.sub(pattern, " ", text, flags=re.MULTILINE | re.DOTALL)
     return text
