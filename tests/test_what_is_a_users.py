@@ -146,7 +146,7 @@ def test_such_towers_are_refused_too_and_search_says_so(
         with pytest.raises(ValueError, match="lack .*'module"):
             DualEncoder.frozen(*given)
     with pytest.raises(ValueError, match="lack .*'module"):
-        DualEncoder.frozen(towers=dual)
+        DualEncoder.frozen(dual, dual)
     picture(0).save(tmp_path / "a.png")
     assert main(["search", dual, str(tmp_path), "a dog"]) == 1
     assert "others, such as 'module." in capsys.readouterr().err
@@ -158,7 +158,7 @@ def test_a_text_tower_needs_no_pooler_which_nothing_reads(tower_folders, tmp_pat
     left = {name: w for name, w in weights.items() if not name.startswith("pooler.")}
     assert len(left) < len(weights)
     save_file(left, text / "model.safetensors", {"format": "pt"})
-    DualEncoder.frozen(tower_folders[0], str(text), dim=16, image_size=32)
+    DualEncoder.frozen(tower_folders[0], str(text), dim=16)
 
 
 # Photos that change

@@ -1,7 +1,5 @@
 """The configuration of a run: presets, the default folder, splits and the model."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,7 @@ NAMES = ("epochs", "batch_size", "learning_rate", "temperature", "dropout", "wei
 FILLED = [  # of the set in code, and of any folder, even one with its name
     ("glyphs", "tiny", (5, 128, 2e-3, 0.12, 0.0, 0.01)),
     ("folder/glyphs", "tiny", (20, 256, 2e-3, 0.1, 0.1, 0.05)),
-    ("folder/glyphs", "frozen", (80, 512, 8e-3, 0.03, 0.4, 0.3)),
+    ("folder/glyphs", "frozen", (320, 512, 4e-3, 0.03, 0.7, 3.0)),
     ("folder/glyphs", "some/clip", (3, 64, 1e-5, 0.01, 0.0, 0.1)),
 ]
 
@@ -27,7 +25,7 @@ def test_presets_fill_what_is_not_given(tmp_path, monkeypatch, dataset, model, p
     filled = vars(configure(dataset=dataset, model=model))
     assert tuple(filled[name] for name in NAMES) == preset
     given = dict(zip(NAMES, (np.int64(3), 9, 1.0, 0.3, 0.0, 0), strict=True))
-    filled = vars(configure(dataset=Path(dataset), model=model, **given))
+    filled = vars(configure(dataset=dataset, model=model, **given))
     assert {name: filled[name] for name in NAMES} == given
 
 
@@ -66,9 +64,9 @@ def test_a_tenth_of_train_stands_in_for_validation_and_validation_for_test(tmp_p
 
 def test_a_model_is_built_as_the_configuration_says(clip_folder, tmp_path):
     tiny = build_model(configure(temperature=0.2, dropout=0.3), PAIRS)
-    assert (tiny.kind, tiny.processor.size) == ("tiny", 32)
+    assert (tiny.kind, tiny.towers.processor.size) == ("tiny", 32)
     folder = write_folder(tmp_path, train=1)
-    assert build_model(configure(dataset=folder, model="tiny"), PAIRS).processor.size == 64
+    assert build_model(configure(dataset=folder, model="tiny"), PAIRS).towers.processor.size == 64
     assert configure(dataset=folder).model == "frozen" and configure().model == "tiny"
     assert tiny.logit_scale.item() == pytest.approx(5) and not tiny.log_logit_scale.requires_grad
     assert tiny.settings["dropout"] == 0.3
