@@ -171,7 +171,7 @@ def test_a_finished_run_is_loaded_and_one_of_another_configuration_refused(tmp_p
     again, stored = train(tmp_path, epochs=1, micro_batch_size=3)  # which changes no weight
     assert "holds this run, finished: its model is loaded" in capsys.readouterr().err
     assert same(model, again) and not again.training and stored.equals(history)
-    with pytest.raises(ValueError, match="holds a run with another epochs, beta: choose another"):
+    with pytest.raises(ValueError, match="holds a run with another beta, epochs: choose another"):
         train(tmp_path, epochs=2, beta=0.2)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 

@@ -19,7 +19,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from cibr import DualEncoder, fit
 from cibr.models import features
 from cibr.train import configure
-from cibr.train.trainer import CIBRTrainer, epoch_rows
+from cibr.train.trainer import epoch_rows
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +38,14 @@ def test_a_run_leaves_its_model_history_and_configuration(run):
     assert history["epoch"].tolist() == [1, 2, 3] and history["step"].tolist() == [3, 6, 9]
     assert history["temperature"].iloc[-1] == pytest.approx(1 / model.logit_scale.item())
     assert history["text_to_image_recall@10"].iloc[-1] == 1
-    assert history["seconds"].is_monotonic_increasing
 
 
 @forks
-def test_neither_validation_nor_other_random_numbers_change_the_weights(run, tmp_path):
+def test_validation_does_not_change_the_weights_but_the_seed_does(run, tmp_path):
     torch.manual_seed(77)
     model, history = train(tmp_path / "without", held_out=None, epochs=3)
     assert same(model, run[1]) and history.filter(regex="recall").empty
-    for name, value in dict(seed=1, dropout=0.0).items():
-        assert not same(train(tmp_path / name, epochs=3, **{name: value})[0], run[1])
+    assert not same(train(tmp_path / "seed", epochs=3, seed=1)[0], run[1])
 
 
 @hypothesis_settings(max_examples=20, deadline=None)
@@ -59,7 +57,6 @@ def test_an_epoch_is_every_image_once_with_one_of_its_texts(seed, epoch):
     drawn = torch.cat([epoch_rows(PAIRS, seed, epoch + later)[1] for later in range(40)])
     assert set(drawn.tolist()) == set(range(len(PAIRS.texts())))
     assert not images.equal(epoch_rows(PAIRS, seed, epoch + 1)[0])
-    assert not images.equal(epoch_rows(PAIRS, seed + 1, epoch)[0])
 
 
 OTHER_PAIRS = {
@@ -115,18 +112,6 @@ def test_pretrained_models_train_on_long_captions_and_frozen_towers_do_not_move(
 # What transformers.Trainer brings
 
 
-def test_tensorboard_has_what_the_history_has(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    _, history = train(tmp_path, training_arguments={"report_to": "tensorboard"})
-    [file] = tmp_path.glob("runs/*/events*")
-    events = EventAccumulator(str(file)).Reload()
-    for name in history.columns.drop(["epoch", "step"]):
-        place = "eval" if "recall" in name else "train"
-        logged = [event.value for event in events.Scalars(f"{place}/{name}")]
-        assert logged == pytest.approx(history[name].tolist(), rel=1e-6), name
-
-
 class Recalls(TrainerCallback):
     """Replaces the recalls of the epochs, and keeps the weights that had each."""
 
@@ -149,22 +134,3 @@ def test_the_best_model_is_kept_and_a_run_without_gain_stops_early(tmp_path):
     assert history["epoch"].tolist() == [1, 2, 3, 4]
     stored = DualEncoder.from_pretrained(tmp_path)
     assert same(stored, recalls.kept[1]) and not same(stored, recalls.kept[3])
-
-
-def test_patience_goes_on_where_a_run_stopped(tmp_path):
-    def options():
-        callbacks = [Recalls(), EarlyStoppingCallback(early_stopping_patience=2)]
-        return dict(epochs=6, training_arguments=BEST, additions={"callbacks": callbacks})
-
-    stop_at(11, tmp_path, **options())  # of three steps an epoch
-    assert train(tmp_path, **options())[1]["epoch"].tolist() == [1, 2, 3, 4]
-
-
-def test_a_run_has_a_model_card(tmp_path):
-    config = settings(tmp_path, epochs=1)
-    trainer = CIBRTrainer(small_model(config), config, PAIRS, HELD_OUT)
-    trainer.train()
-    trainer.create_model_card(model_name="small")
-    card = (tmp_path / "README.md").read_text()
-    assert "# small" in card and "learning_rate: 0.001" in card
-    train(tmp_path, epochs=1)  # the folder is still that of this run
