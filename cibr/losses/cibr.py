@@ -140,10 +140,6 @@ class CIBRLoss(nn.Module):
         """The parameters for the caller's optimiser: not those that `update` trains."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    def contrastive_loss(self, inputs: LossInputs) -> Scalar:
-        """The contrastive term, CLIP's, see `clip_loss`; a subclass may have another."""
-        return blocked_clip_loss(inputs.z_image, inputs.z_text, inputs.logit_scale, inputs.labels)
-
     def forward(
         self,
         image_features: Features,
@@ -163,8 +159,7 @@ class CIBRLoss(nn.Module):
             labels: as in `clip_loss`, [n].
             output_dict: return the terms by name instead of their sum.
             optional: `image_pooled` and `text_pooled`, the inputs of the projection heads, [n, p]
-                and [n, q]; `generator`, of the noise, which is drawn for all n rows at once; and
-                whatever else `needs` names, [n, _].
+                and [n, q]; `generator`, of the noise, which is drawn for all n rows at once.
 
         Returns:
             `clip_loss`, the contrastive term, and `penalty_loss`, beta times the penalty, scalars;
@@ -177,7 +172,8 @@ class CIBRLoss(nn.Module):
         inputs = self._inputs(image_features, text_features, logit_scale, labels, optional)
         detached = inputs.detached()
         with torch.autocast(image_features.device.type, enabled=False):
-            clip_loss = self.contrastive_loss(inputs)
+            scale, labels = inputs.logit_scale, inputs.labels
+            clip_loss = blocked_clip_loss(inputs.z_image, inputs.z_text, scale, labels)
             # At 0 it is only reported: in the graph, a value that is not finite would reach clip's.
             penalty = self.penalty(inputs if self.beta else detached)
         penalty_loss = self.beta * penalty if self.beta else torch.zeros_like(clip_loss)
@@ -199,9 +195,7 @@ class CIBRLoss(nn.Module):
         inputs, clip_loss, penalty = self._last
         with torch.autocast(inputs.image.device.type, enabled=False):
             reports = {"penalty_excess": penalty} | self.penalty.reports(inputs)
-        if type(self).contrastive_loss is CIBRLoss.contrastive_loss:
-            reports["mi_lower_bound_nats"] = math.log(len(inputs.image)) - clip_loss
-        return reports
+        return reports | {"mi_lower_bound_nats": math.log(len(inputs.image)) - clip_loss}
 
     def update(
         self,
@@ -232,18 +226,17 @@ class CIBRLoss(nn.Module):
         """The checked inputs of the terms, with samples drawn if `sample` is set."""
         image, text, scale = checked_features(image, text, logit_scale, labels, _TOLERANCE)
         for name in optional:
-            check_known("input of CIBRLoss", name, sorted({*_OPTIONAL, *self.needs}))
+            check_known("input of CIBRLoss", name, _OPTIONAL)
         passed = {"labels": labels, **optional}
-        missing = sorted(name for name in self.needs if passed.get(name) is None)
+        missing = [name for name in self.penalty.needs if passed.get(name) is None]
         if missing:
             raise ValueError(f"the loss needs {', '.join(missing)}: pass them in the call")
-        known = {name: optional.pop(name, None) for name in _OPTIONAL}
         z_image, z_text = image, text
         if self.sample:
-            z_image = sample_vmf(image, self.kappa_e, known["generator"])
-            z_text = sample_vmf(text, self.kappa_e, known["generator"])
+            z_image = sample_vmf(image, self.kappa_e, optional.get("generator"))
+            z_text = sample_vmf(text, self.kappa_e, optional.get("generator"))
         features = image, text, z_image, z_text
-        return LossInputs(*features, scale, self.kappa_e, labels, **known, others=optional)
+        return LossInputs(*features, scale, self.kappa_e, **passed)
 
 
 def arguments_of(penalty: str) -> Mapping[str, inspect.Parameter]:

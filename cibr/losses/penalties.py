@@ -46,12 +46,10 @@ class LossInputs(NamedTuple):
     image_pooled: Tensor | None = None  # inputs of the projection heads, [n, p] and [n, q]
     text_pooled: Tensor | None = None
     generator: torch.Generator | None = None  # of noise
-    others: dict[str, Tensor] | None = None  # what `needs` names beyond these, [n, _] each
 
     def detached(self) -> "LossInputs":
         """The same without gradients."""
-        *values, others = [x.detach() if isinstance(x, Tensor) else x for x in self]
-        return LossInputs(*values, {name: x.detach() for name, x in (others or {}).items()})
+        return LossInputs(*(x.detach() if isinstance(x, Tensor) else x for x in self))
 
 
 class Term(nn.Module):
@@ -62,7 +60,7 @@ class Term(nn.Module):
 
     Attributes:
         needs: the optional arguments of `CIBRLoss.forward` that it reads: `labels`, `image_pooled`,
-            `text_pooled`, or any other name, found in `LossInputs.others`.
+            `text_pooled`.
         ramps: whether its weight is raised from 0 in the course of a run, see `beta_at`.
     """
 
@@ -173,8 +171,7 @@ class Mine(Term):
         super().__init__()
         self.critic_steps = critic_steps
         dim, dim_image, dim_text = dims
-        self.critics = nn.ModuleDict()
-        self.averages = nn.ModuleDict()
+        self.critics, self.averages = nn.ModuleDict(), nn.ModuleDict()
         for z in ("image", "text"):
             for x, dim_pooled in (("image", dim_image), ("text", dim_text)):
                 self.critics[f"{z}_{x}"] = SeparableCritic(dim, dim_pooled, _DIM_HIDDEN)

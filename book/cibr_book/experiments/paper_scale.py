@@ -23,8 +23,7 @@ RETRIEVAL = {
 }
 RESIDUAL = {"bound": f"residual_bound_{KAPPAS[0]}", "difference by MINE": "residual_mine"}
 _SCORES = [ZERO_SHOT["mean of 7"], *(RETRIEVAL[name] for name in RETRIEVAL if name.endswith("@1"))]
-_CONTROLS = ("untouched", "CLIP", "noise only", "CLIP, weight averaging", "CyCLIP", "CLIP-Refine")
-_CONTROLS += ("anchor at the start", "CIBR vMF")
+_CONTROLS = ("untouched", "CLIP", "noise only", "CIBR vMF")
 _ROW = ["condition", "method"]
 
 

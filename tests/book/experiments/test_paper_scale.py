@@ -13,8 +13,7 @@ from cibr_book.experiments.tables import read_table
 
 COLUMNS = [*ZERO_SHOT.values(), *RETRIEVAL.values(), *RESIDUAL.values()]
 SET = next(iter(ZERO_SHOT))
-CONTROLS = ["untouched", "CLIP", "noise only", "CLIP, weight averaging", "CyCLIP", "CLIP-Refine"]
-CONTROLS += ["anchor at the start", "CIBR vMF"]
+CONTROLS = ["untouched", "CLIP", "noise only", "CIBR vMF"]
 
 
 def rows_of(means: dict[str, float]) -> pd.DataFrame:
@@ -36,7 +35,7 @@ def test_the_tables_have_scores_with_intervals_and_significant_gains_over_each_c
     rows.loc[:, [name for name in COLUMNS if "recall@10" in name]] = 0.0
     rows = rows[(rows["method"] != "untouched") | (rows["seed"] == 0)]
     accuracies, recalls, nats, gains = result_tables(rows).values()
-    assert accuracies.shape == (9, 8) and recalls.shape == (9, 12)
+    assert accuracies.shape == (5, 8) and recalls.shape == (5, 12)
     bound = rows.loc[rows["method"] == "CLIP", RESIDUAL["bound"]].mean()
     assert nats.loc[("c", "CLIP"), "bound"].startswith(f"{bound:.1f} ± ")
     scores = 100 * rows.loc[rows["method"] == "CLIP", ZERO_SHOT[SET]]
@@ -45,7 +44,7 @@ def test_the_tables_have_scores_with_intervals_and_significant_gains_over_each_c
     untouched = 100 * rows.loc[rows["method"] == "untouched", ZERO_SHOT[SET]].item()
     assert accuracies.loc[("c", "untouched"), SET] == f"{untouched:.1f}"
     assert list(gains) == CONTROLS and list(gains.index) == [("c", "CIBR crossfit")]
-    assert gains.iloc[0].tolist() == ["5 of 5", "5 of 5", "4 of 5", *5 * ["5 of 5"]]
+    assert gains.iloc[0].tolist() == ["5 of 5", "5 of 5", "4 of 5", "5 of 5"]
 
 
 @pytest.fixture
