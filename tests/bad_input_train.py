@@ -2,29 +2,27 @@
 
 import math
 
-import numpy as np
 import pytest
 from small_runs import PAIRS, train, write_folder
 from transformers import TrainingArguments
 
 from cibr.train import configure, load_splits
 
-BAD = {  # values of each setting
-    "beta": [-0.1, math.nan, "0.1", True],
-    "epochs": [-1, 2.0, np.float32(2)],
-    "batch_size": [1],
-    "learning_rate": [math.inf],
-    "temperature": [0.009],
-    "micro_batch_size": [-1],
-    "weight_decay": [-0.5],
-    "dropout": [1.0],
-    "seed": [2**32],
-    "cca_ridges": [(0.0, 1.0), (math.inf, 1.0)],
-    "learn_temperature": [1],
-    "loss_options": [3],
-    "output_dir": [5],
+BAD = {  # a value of each setting
+    "beta": math.nan,
+    "epochs": 2.0,
+    "batch_size": 1,
+    "learning_rate": math.inf,
+    "temperature": 0.009,
+    "micro_batch_size": -1,
+    "weight_decay": -0.5,
+    "dropout": 1.0,
+    "seed": 2**32,
+    "cca_ridges": (0.0, 1.0),
+    "learn_temperature": 1,
+    "loss_options": 3,
 }
-SETTINGS = [({name: value}, f"^{name} is ") for name, values in BAD.items() for value in values]
+SETTINGS = [({name: value}, f"^{name} is ") for name, value in BAD.items()]
 SETTINGS += [
     (dict(betta=1.0), "'betta', did you mean 'beta'"),
     (dict(preset="few-photo"), "'few-photo', did you mean 'few-photos'"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from data_files import write_metadata
 from helpers import TEXTS, noise_pairs, picture, same
+from small_runs import write_folder
 
 from cibr import DualEncoder
 from cibr.cli import main
@@ -93,14 +94,8 @@ def test_scores_are_means_of_those_of_the_heads_and_of_cca(build, tower_folders,
 def test_a_set_with_its_own_validation_is_trained_once_and_no_cca_leaves_heads(
     clip_folder, tmp_path, capsys
 ):
-    for split, n in (("train", 20), ("validation", 10)):
-        (tmp_path / "mine" / split).mkdir(parents=True)
-        for i in range(n):
-            picture(i + 100 * n).save(tmp_path / "mine" / split / f"{i}.png")
-        rows = [f"{i}.png,{TEXTS[i]}" for i in range(n)]
-        write_metadata(tmp_path / "mine" / split, "\n".join(["file_name,text", *rows]))
-    folder = tmp_path / "run"
-    assert train(str(tmp_path / "mine"), clip_folder, folder, "--no-cca") == 0
+    data, folder = write_folder(tmp_path / "mine", train=20, validation=10), tmp_path / "run"
+    assert train(data, clip_folder, folder, "--no-cca") == 0
     assert "10 held-out images" in (printed := capsys.readouterr().out)
     assert "trained on 20 images" in printed and not (folder / "held_out").exists()
     assert not DualEncoder.from_pretrained(folder).settings["with_linear"]

@@ -10,7 +10,7 @@ import cibr
 from cibr.data import DATASETS, Dataset, Features
 from cibr.data.pairs import Pairs
 from cibr.evaluate import Task, evaluate
-from cibr.models.features import embed_pairs, prepare
+from cibr.models.features import prepare
 from cibr.train.trainer import fit_cca
 
 TOWERS = ("some/vit", "some/bert")
@@ -67,16 +67,6 @@ def test_heads_are_trained_tested_and_saved_over_given_features(tmp_path):
     assert rows[0].equals(rows[1]) and rows[0]["value"].between(0, 1).all()
     cca = fit_cca(prepare(again, train), 4, (1.0, 1.0))
     assert cca.images(prepare(again, test).images).shape == (28, 4)
-
-
-def test_parts_of_pairs_have_their_own_features():
-    pairs = given("train")
-    model = cibr.DualEncoder.frozen(*TOWERS, dims_pooled=(9, 7), dim=8).eval()
-    images, texts = embed_pairs(model, prepare(model, pairs))
-    some = pairs.subset([7, 2])
-    of_part = embed_pairs(model, prepare(model, some))
-    torch.testing.assert_close(of_part, (images[[7, 2]], texts[[14, 15, 4, 5]]))
-    assert some.image_digests() == [pairs.image_digests()[i] for i in (7, 2)]
 
 
 def test_what_features_cannot_give_is_said_in_one_sentence():

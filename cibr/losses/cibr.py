@@ -136,10 +136,6 @@ class CIBRLoss(nn.Module):
         """The optional arguments that `forward` requires, see `Term`."""
         return {*self.penalty.needs}
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """The parameters for the caller's optimiser: not those that `update` trains."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
-
     def forward(
         self,
         image_features: Features,

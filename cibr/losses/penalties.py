@@ -55,7 +55,8 @@ class LossInputs(NamedTuple):
 class Term(nn.Module):
     """A penalty, which `CIBRLoss` weighs with beta.
 
-    A penalty that trains its own parts, such as `Mine`, also has a method `update(inputs)`.
+    A penalty that trains its own parts, such as `Mine`, also has a method `update(inputs)`; nothing
+    else trains them.
     `CIBRLoss.update` calls it on every process of a run, with the same inputs, without gradients.
 
     Attributes:

@@ -50,7 +50,7 @@ _OLD_SETTINGS = {
 # Arguments of transformers that a run uses and no setting stands for.
 _TRAINING_ARGUMENTS = (
     *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "use_cpu"),
-    *("report_to", "run_name", "save_steps", "load_best_model_at_end", "ddp_timeout"),
+    *("report_to", "run_name", "save_steps", "load_best_model_at_end"),
 )
 
 
@@ -176,13 +176,7 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
 
     for name in config.training_arguments:
         check_known("training argument", name, _TRAINING_ARGUMENTS)
-    given = dict(
-        adam_beta2=0.98,  # as in CLIP
-        metric_for_best_model="mean_recall",
-        report_to="none",
-        use_cpu=not torch.accelerator.is_available(),
-        ddp_timeout=10_800,  # s, for the process that extracts a frozen tower's features
-    )
+    given = dict(adam_beta2=0.98, report_to="none", use_cpu=not torch.accelerator.is_available())
     arguments = TrainingArguments(
         output_dir=str(Path(config.output_dir).absolute()),
         num_train_epochs=config.epochs,
@@ -193,6 +187,8 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
         logging_strategy="epoch",
         save_strategy="epoch",
         eval_strategy="epoch" if validates else "no",
+        metric_for_best_model="mean_recall",
+        ddp_timeout=10_800,  # s, for the process that extracts a frozen tower's features
         logging_nan_inf_filter=False,  # what is not finite stops the run
         restore_callback_states_from_checkpoint=True,  # such as the patience of early stopping
         disable_tqdm=True,  # the bar of `trainer` is in its place

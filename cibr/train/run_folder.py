@@ -41,10 +41,8 @@ class RunFolder:
         if self._record():
             foreign = [folder for folder in self._checkpoints() if not _is_of_a_run(folder)]
         if foreign and writes:
-            raise ValueError(
-                f"output_dir {str(path)!r} already has files that no run made, such as "
-                f"{min(foreign).name!r}: choose another"
-            )
+            what = f"output_dir {str(path)!r} already has files that no run made, such as"
+            raise ValueError(f"{what} {min(foreign).name!r}: choose another")
 
     def locked(self) -> AbstractContextManager:
         """A context that keeps other runs out of the folder.
@@ -57,10 +55,8 @@ class RunFolder:
         try:
             return FileLock(self.path / ".cibr.lock", timeout=1).acquire()
         except Timeout:
-            raise ValueError(
-                f"another run is writing to output_dir {str(self.path)!r}: wait for its end, or "
-                "choose another"
-            ) from None
+            what = f"another run is writing to output_dir {str(self.path)!r}"
+            raise ValueError(f"{what}: wait for its end, or choose another") from None
 
     def finished_history(self, identity: dict[str, Any]) -> pd.DataFrame | None:
         """The history of a finished run, or None.
@@ -75,10 +71,8 @@ class RunFolder:
         names = {**stored, **identity}
         different = [name for name in names if stored.get(name) != identity.get(name)]
         if different:
-            raise ValueError(
-                f"{str(self.path)!r} holds a run with another {', '.join(different)}: choose "
-                "another output_dir, or remove this one"
-            )
+            what = f"{str(self.path)!r} holds a run with another {', '.join(different)}"
+            raise ValueError(f"{what}: choose another output_dir, or remove this one")
         if record["finished"]:
             # Numbers that are read as text keep their last digit; empty cells are NaN.
             history = pd.read_csv(self.path / "history.csv", dtype=str)
@@ -89,12 +83,11 @@ class RunFolder:
         """The whole checkpoints, oldest first."""
         return [folder for folder in self._checkpoints() if _is_whole(folder)]
 
-    def write_record(
-        self, configuration: dict[str, Any], identity: dict[str, Any], finished: bool = False
-    ) -> None:
-        """Writes `run.json`, which makes the folder this run's."""
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Writes `run.json`, which makes the folder this run's, with `configuration`, what decides
+        its result, `run`, and whether it is `finished`.
+        """
         versions = {"cibr": cibr.__version__, "torch": torch.__version__}
-        record = {"configuration": configuration, "run": identity, "finished": finished}
         self.write("run.json", json.dumps(record | {"versions": versions}, indent=2) + "\n")
 
     def write(self, name: str, text: str) -> None:

@@ -40,7 +40,7 @@ from cibr.models import DualEncoder
 from cibr.models.dual_encoder import Encoded, image_key
 from cibr.models.features import Batch, Inputs, embed_pairs, prepare
 from cibr.train.config import RunConfig, training_arguments
-from cibr.train.grad_cache import GradCache, reduce_gradient, unit_vectors
+from cibr.train.grad_cache import GradCache, unit_vectors
 from cibr.train.run_folder import CHECKPOINT, RunFolder
 from cibr.utils import digest
 
@@ -92,9 +92,8 @@ class CIBRTrainer(Trainer):
         self.steps_per_epoch = len(train) // self.batch_size
         self.sums: dict[str, float] = {}  # of the terms since the last log, and of "steps"
         callbacks = [_RunCallback(self), _Bar(), *callbacks]
-        super().__init__(
-            model, args, train_dataset=train, eval_dataset=validation, callbacks=callbacks
-        )
+        data = dict(train_dataset=train, eval_dataset=validation)
+        super().__init__(model, args, **data, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
         model.config = None  # of transformers: `create_model_card` looks for one
         assert not (self.is_fsdp_enabled or self.is_deepspeed_enabled), "launch without these"
@@ -115,8 +114,8 @@ class CIBRTrainer(Trainer):
             SystemExit: with code 143 after SIGTERM; the run is saved and resumes when started
                 again.
         """
-        folder, config = self.run_folder, asdict(self.config)
-        identity = json.loads(json.dumps(self.identity()))  # with lists for tuples, as stored
+        folder, identity = self.run_folder, self.identity()
+        record = {"configuration": asdict(self.config), "run": identity}
         with folder.locked():
             self.history = folder.finished_history(identity)
             if self.history is not None:
@@ -125,7 +124,7 @@ class CIBRTrainer(Trainer):
                 return self.history
             self.set_up()
             [newest] = broadcast_object_list([next(reversed(folder.checkpoints()), None)])
-            folder.write_record(config, identity)
+            folder.write_record(record | {"finished": False})
             with sigterm_noted() as self.sigterms:
                 super().train(newest and str(newest))
             if self._adds_cca():
@@ -137,7 +136,7 @@ class CIBRTrainer(Trainer):
             self.save_model()
             self.history = self._history()
             folder.write("history.csv", self.history.to_csv(index=False))
-            folder.write_record(config, identity, finished=True)
+            folder.write_record(record | {"finished": True})
             folder.remove_checkpoints()
             self.accelerator.wait_for_everyone()
         return self.history
@@ -171,12 +170,11 @@ class CIBRTrainer(Trainer):
                 about = pairs.keys, pairs.captions, pairs.match_labels().tolist()
                 content = digest(repr((about, pairs.image_digests())))
                 run[f"{name} pairs"] = f"{len(pairs)} with digest {content[:16]}"
-        return run
+        return json.loads(json.dumps(run))  # with lists for tuples, as stored
 
     def _adds_cca(self) -> bool:
         """Whether a CCA is put beside the heads over frozen towers in the end."""
-        is_frozen = self.config.model == self.model.kind == "frozen"
-        return is_frozen and self.config.cca and not self.model.settings["with_linear"]
+        return self.config.cca and self.config.model == self.model.kind == "frozen"
 
     def _load_finished(self) -> None:
         folder = self.run_folder.path
@@ -212,10 +210,8 @@ class CIBRTrainer(Trainer):
         torch.manual_seed(seed + 7_919 * self.args.process_index)  # dropout, of these rows
         generator = torch.Generator().manual_seed(seed)  # noise, of the whole batch
         model.train()
-        self.optimizer.zero_grad()  # Trainer does so for the model, not for what the loss trains
         terms = self._backward(self.encode_batch(model, inputs), generator)
-        trained = [*model.parameters(), *self.loss_fn.trained_parameters()]
-        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         # One wait for the device, not one a term.
         *values, norm = torch.stack([*terms.values(), norm]).tolist()
         values = dict(zip(terms, values, strict=True))
@@ -254,13 +250,7 @@ class CIBRTrainer(Trainer):
         loss = sum(terms.values())
         loss.backward()
         cache.backward()
-        for parameter in loss_fn.trained_parameters():
-            reduce_gradient(parameter, self.accelerator)
         return {"loss": loss} | terms | loss_fn.reports()
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Trainer's AdamW, over the model and what the loss trains."""
-        return super().create_optimizer(nn.ModuleList([self.model, self.loss_fn]))
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices: weight decay leaves out gains, biases and the temperature."""
@@ -268,13 +258,9 @@ class CIBRTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, *_: Any) -> OneCycleLR:
         """A one-cycle schedule of the learning rate."""
-        self.lr_scheduler = OneCycleLR(
-            self.optimizer,
-            self.args.learning_rate,
-            max(2, num_training_steps),
-            pct_start=_WARM_UP[self.model.kind],
-            cycle_momentum=False,
-        )
+        steps, warm_up = max(2, num_training_steps), _WARM_UP[self.model.kind]
+        options = dict(pct_start=warm_up, cycle_momentum=False)
+        self.lr_scheduler = OneCycleLR(self.optimizer, self.args.learning_rate, steps, **options)
         return self.lr_scheduler
 
     # Logs and validation

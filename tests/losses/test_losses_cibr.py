@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from cibr.losses import CIBRLoss, beta_at, clip_loss
-from cibr.losses.penalties import VMF, Term
+from cibr.losses.penalties import Term
 from cibr.losses.vmf import sample_vmf
 
 RESIDUAL = ["residual_image_nats", "residual_text_nats"]
@@ -79,13 +79,6 @@ def test_noise_without_penalty_is_the_contrast_of_samples_from_the_generator_alo
     loss = loss_fn(*features, scale, generator=drawn[0])["clip_loss"]
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(loss, clip_loss(*(sample_vmf(x, 50.0, drawn[1]) for x in features), scale))
-
-
-def test_a_penalty_works_by_name_and_as_an_object():
-    leaves = pair()
-    by_name, as_object = CIBRLoss(0.5, "vmf", kappa_b=3.0), CIBRLoss(0.5, VMF(3.0))
-    by_name.update(*leaves[:2])  # nothing of it is trained
-    assert by_name(*leaves) == as_object(*leaves)
 
 
 def test_an_update_has_the_inputs_of_the_loss():

@@ -100,28 +100,16 @@ def test_frozen_towers_stay_in_eval_mode_and_without_gradients(build):
     assert trained == model.own_weights().keys()
 
 
-@pytest.mark.parametrize(("kind", "of_heads"), [("tiny", 2), ("frozen", 4)])
-def test_dropout_is_as_asked_for_in_heads_and_a_tiny_text_tower(build, kind, of_heads):
-    model = build(kind, dropout=0.3).train()
-    found = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.training]
-    assert {module.p for module in found} == {0.3}
-    assert len(found) == of_heads + 3 * (kind == "tiny")
-    pooled = torch.randn(2, model.dim_image_pooled)
-    assert not torch.equal(model.image_head(pooled), model.image_head(pooled))
-
-
-def test_the_temperature_is_set_fixed_and_can_come_back_from_its_limit(build):
+def test_the_temperature_is_set_and_can_come_back_from_its_limit(build):
     model = build("tiny")
-    assert model.logit_scale.item() == pytest.approx(1 / 0.07)
+    model.set_temperature(0.005)
+    model.logit_scale.backward()
+    assert model.log_logit_scale.grad > 0
+    model.limit_logit_scale()
+    assert model.logit_scale.item() == pytest.approx(100)
     model.set_temperature(0.05, learn=False)
     assert model.logit_scale.item() == pytest.approx(20)
     assert not model.log_logit_scale.requires_grad
-    model.set_temperature(0.01)
-    model.logit_scale.backward()
-    assert model.log_logit_scale.grad > 0
-    model.log_logit_scale.data.add_(1)
-    model.limit_logit_scale()
-    assert model.logit_scale.item() == pytest.approx(100)
 
 
 def test_frozen_towers_may_be_those_of_a_dual_encoder(clip_folder, tmp_path):

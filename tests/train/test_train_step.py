@@ -10,10 +10,8 @@ import torch
 from accelerate import Accelerator
 from helpers import same
 from small_runs import PAIRS, before_step, settings, small_model
-from torch.optim.lr_scheduler import OneCycleLR
 from twin import CASES, Double, model_of, plain_run, settings_of
 
-from cibr.losses import CIBRLoss, Term
 from cibr.models import features
 from cibr.models.features import prepare
 from cibr.train.grad_cache import GradCache
@@ -112,40 +110,3 @@ def test_what_is_not_finite_stops_before_the_step(tmp_path, part, hook, monkeypa
         trainer.train()
     handles[0].remove()
     assert same(trainer.model, kept[0])
-
-
-class WithLoss(CIBRTrainer):
-    """A trainer of a given loss."""
-
-    def set_up(self):
-        super().set_up()
-        self.loss_fn = CIBRLoss(0.1, self.penalty)
-
-
-class Own(Term):
-    """A penalty that has only parameters of its own."""
-
-    ramps = False
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(2))
-
-    def forward(self, inputs):
-        return (self.weight - 3).square().sum()
-
-
-def test_what_a_penalty_trains_takes_the_steps_of_the_optimiser(tmp_path):
-    config = settings(tmp_path)
-    trainer = WithLoss(small_model(config), config, PAIRS)
-    trainer.penalty = Own()
-    trainer.train()
-    twin = Own()
-    adam = torch.optim.AdamW(twin.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0)
-    schedule = OneCycleLR(adam, 1e-3, 6, pct_start=0.45, cycle_momentum=False)
-    for _ in range(6):
-        adam.zero_grad()
-        (0.1 * twin(None)).backward()
-        adam.step()
-        schedule.step()
-    assert_equal(trainer.loss_fn.penalty, twin, 1e-6)
