@@ -48,10 +48,8 @@ _OLD_SETTINGS = {
     "cca_start": "heads + CCA, the default, is better",
 }
 # Arguments of transformers that a run uses and no setting stands for.
-_TRAINING_ARGUMENTS = (
-    *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "use_cpu"),
-    *("report_to", "run_name", "save_steps", "load_best_model_at_end"),
-)
+_TRAINING_ARGUMENTS = ("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
+_TRAINING_ARGUMENTS += ("bf16", "use_cpu", "report_to", "run_name", "save_steps")
 
 
 def _setting(
@@ -187,10 +185,8 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
         logging_strategy="epoch",
         save_strategy="epoch",
         eval_strategy="epoch" if validates else "no",
-        metric_for_best_model="mean_recall",
         ddp_timeout=10_800,  # s, for the process that extracts a frozen tower's features
         logging_nan_inf_filter=False,  # what is not finite stops the run
-        restore_callback_states_from_checkpoint=True,  # such as the patience of early stopping
         disable_tqdm=True,  # the bar of `trainer` is in its place
         **(given | config.training_arguments),
     )

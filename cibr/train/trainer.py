@@ -1,7 +1,7 @@
 """`CIBRTrainer`: a `transformers.Trainer` for `DualEncoder` and `CIBRLoss`.
 
 It overrides how Trainer draws batches, takes a step, evaluates and saves; the loop, optimiser,
-clipping, logs, callbacks, best model and early stopping are Trainer's. Everything random (order,
+clipping, logs and callbacks are Trainer's. Everything random (order,
 captions, dropout, noise) is keyed by the seed and the step, so a run resumed from its newest whole
 checkpoint has the result of an uninterrupted one.
 
@@ -63,7 +63,7 @@ class CIBRTrainer(Trainer):
         config: from `configure`.
         train: the training pairs.
         validation: the pairs for validation recall, or None.
-        callbacks: of transformers, such as `EarlyStoppingCallback`.
+        callbacks: of transformers.
 
     Attributes:
         history: that `train` returned.
@@ -91,11 +91,9 @@ class CIBRTrainer(Trainer):
         self.batch_size = args.per_device_train_batch_size * args.world_size
         self.steps_per_epoch = len(train) // self.batch_size
         self.sums: dict[str, float] = {}  # of the terms since the last log, and of "steps"
-        callbacks = [_RunCallback(self), _Bar(), *callbacks]
         data = dict(train_dataset=train, eval_dataset=validation)
-        super().__init__(model, args, **data, callbacks=callbacks)
+        super().__init__(model, args, **data, callbacks=[_RunCallback(self), _Bar(), *callbacks])
         self.remove_callback(PrinterCallback)
-        model.config = None  # of transformers: `create_model_card` looks for one
         assert not (self.is_fsdp_enabled or self.is_deepspeed_enabled), "launch without these"
         # Accelerate would wrap the model in DDP; `GradCache` has reduced the gradients already.
         self.accelerator.prepare_model = lambda model, **_: model
@@ -267,15 +265,12 @@ class CIBRTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Logs and returns the recalls of the validation pairs in [0, 1], by names such as
-        `eval_text_to_image_recall@10`; their mean, `eval_mean_recall`, decides on the best model.
+        `eval_text_to_image_recall@10`.
         """
         targets = self.held_out.pairs.retrieval_targets()
         recalls = retrieval_recalls(*embed_pairs(self.model, self.held_out), *targets)
         recalls = {f"eval_{name}": value for name, value in recalls.items()}
         self.log(dict(recalls))
-        recalls["eval_mean_recall"] = sum(recalls.values()) / len(recalls)
-        events = self.callback_handler
-        self.control = events.on_evaluate(self.args, self.state, self.control, recalls)
         return recalls
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -317,10 +312,6 @@ class CIBRTrainer(Trainer):
         self.loss_fn.load_state_dict(state["loss"])
         self.sums = state["sums"]
 
-    def _load_best_model(self) -> None:
-        """Private, as `_load_from_checkpoint`."""
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
-
 
 class _Bar(ProgressCallback):
     """The progress bar of transformers, without a line for every entry of the log."""
@@ -346,8 +337,7 @@ class _RunCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **_):
         folder = self.trainer.run_folder
-        best = Path(state.best_model_checkpoint or "")
-        folder.remove_checkpoints(but=[*folder.checkpoints()[-2:], best])
+        folder.remove_checkpoints(but=folder.checkpoints()[-2:])
         self.trainer.accelerator.wait_for_everyone()
         if self.is_stopping:
             message = f"SIGTERM: the run is saved at step {state.global_step} of {state.max_steps}"

@@ -131,9 +131,7 @@ def test_a_shipped_checkpoint_names_unseen_drawings_and_says_how_it_was_made(nam
     assert about["configuration"]["beta"] == beta and about["commit"]
 
 
-def test_a_model_is_a_folder_or_in_cibr_models_or_shipped_in_this_order(
-    tmp_path, monkeypatch
-):
+def test_a_model_is_a_folder_or_in_cibr_models_or_shipped_in_this_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CIBR_MODELS", str(tmp_path / "store"))
     assert DualEncoder.from_pretrained("cibr-tiny").dim == 128

@@ -1,8 +1,5 @@
-"""A run: what it leaves and reports, what decides the weights, what it warns of, and what
-transformers.Trainer brings.
-"""
+"""A run: what it leaves and reports, and what decides the weights."""
 
-import copy
 import json
 from dataclasses import replace
 
@@ -13,8 +10,7 @@ from helpers import same
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from small_runs import HELD_OUT, PAIRS, forks, settings, small_model, stop_at, train
-from transformers import EarlyStoppingCallback, TrainerCallback
+from small_runs import HELD_OUT, PAIRS, forks, stop_at, train
 
 from cibr import DualEncoder, fit
 from cibr.models import features
@@ -89,30 +85,3 @@ def test_pretrained_models_train_and_frozen_towers_do_not_move(
     assert any("projection" in name or "head" in name for name in moved)
     assert any("tower" in name or "_model" in name for name in moved) == (kind == "clip")
     assert same(DualEncoder.from_pretrained(tmp_path / "out"), model)
-
-
-# What transformers.Trainer brings
-
-
-class Recalls(TrainerCallback):
-    """Replaces the recalls of the epochs, and keeps the weights that had each."""
-
-    def __init__(self):
-        self.kept = []
-
-    def on_evaluate(self, args, state, control, model, metrics, **_):
-        self.kept.append(copy.deepcopy(model))
-        metrics["eval_mean_recall"] = (0.1, 0.3, 0.2, 0.2, 0.2, 0.2)[round(state.epoch) - 1]
-
-
-BEST = {"load_best_model_at_end": True}
-
-
-def test_the_best_model_is_kept_and_a_run_without_gain_stops_early(tmp_path):
-    config = settings(tmp_path, epochs=6, training_arguments=BEST)
-    recalls = Recalls()
-    callbacks = [recalls, EarlyStoppingCallback(early_stopping_patience=2)]
-    history = fit(small_model(config), PAIRS, HELD_OUT, config, callbacks)
-    assert history["epoch"].tolist() == [1, 2, 3, 4]
-    stored = DualEncoder.from_pretrained(tmp_path)
-    assert same(stored, recalls.kept[1]) and not same(stored, recalls.kept[3])
