@@ -144,7 +144,7 @@ class Peer:
         return self.model.encode_texts(*tokens).features
 
     def encode_image(self, pixels):
-        return self.model.encode_images(self.model.normalise(pixels)).features
+        return self.model.encode_images(pixels).features
 
     def transform(self, image):
         return self.model.preprocess([image])[0]

@@ -123,7 +123,7 @@ def moving(model: DualEncoder) -> DualEncoder:
     towers, heads = model.towers, copy.deepcopy([model.image_head, model.text_head])
     image = nn.Sequential(_ImageStages(towers.image_tower.timm_model), heads[0])
     text = nn.Sequential(_TextStages(towers.text_tower), heads[1])
-    return DualEncoder(_CutTowers(towers), image, text, "frozen", model.settings).eval()
+    return DualEncoder(_CutTowers(towers), [image, text], "frozen", model.settings).eval()
 
 
 class _MovingTrainer(FeatureTrainer):

@@ -36,7 +36,7 @@ def picked(whole: Inputs, pairs: Pairs) -> Inputs:
     images = whole.images[[photos[key] for key in pairs.keys]]
     texts = whole.texts[0][[captions[text] for text in pairs.texts()]]
     labels = pairs.match_labels()[pairs.text_to_image()]
-    return Inputs(pairs, images, (texts,), labels, whole.preprocess)
+    return Inputs(pairs, images, (texts,), labels)
 
 
 def against_clip(rows: pd.DataFrame) -> pd.DataFrame:
