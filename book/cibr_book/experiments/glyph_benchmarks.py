@@ -17,9 +17,15 @@ import torch
 from PIL import Image
 
 from cibr.data import DATASETS, Dataset, glyphs
-from cibr.data.glyphs import COMPUTER_MODERN, IMAGE_SIZE, SERIF, STIX, TEMPLATES, pixel_image
+from cibr.data.glyphs import FACES, IMAGE_SIZE, SERIF, STIX, TEMPLATES, Face, pixel_image
 from cibr.data.pairs import Pairs
 
+_COMPUTER_MODERN = (  # for Latin letters only: other code points follow TeX's encodings
+    Face("computer modern roman", "regular", "upright", "cmr10.ttf"),
+    Face("computer modern roman", "bold", "upright", "cmb10.ttf"),
+    Face("computer modern sans", "regular", "upright", "cmss10.ttf"),
+    Face("computer modern typewriter", "regular", "upright", "cmtt10.ttf"),
+)
 _SPLITS = ("validation", "test")
 _DIGIT_SIZE = 20  # px, about the height of a printed digit at 27 px
 _MAX_PER_CLASS = 100
@@ -118,14 +124,14 @@ def _classname(rules: dict[str, str], described: str) -> str | None:
 def _characters(name: str, split: str) -> _Samples:
     """A set of printed characters, rendered once per process."""
     n_draws = 4 if name in ("glyph_shapes", "glyph_arrows") else 0  # with nuisance factors
-    test_faces = SERIF + COMPUTER_MODERN if name == "glyph_letters" else SERIF
+    test_faces = SERIF + _COMPUTER_MODERN if name == "glyph_letters" else SERIF
     characters = glyphs.glyph_characters().query("group == 'seen'")
     described = characters["category"] + " " + characters["name"]
     classes = described.map(partial(_classname, GLYPH_BENCHMARKS[name]))
     characters = characters.assign(classname=classes).dropna(subset="classname")
     faces = STIX if split == "validation" else test_faces
     factors = glyphs.sample_factors(characters, faces, n_draws)
-    pixels = glyphs.draw_all(factors)
+    pixels = glyphs.draw_all(factors, FACES + _COMPUTER_MODERN)
     classes = factors["character"].map(characters.set_index("character")["classname"])
     keys = pd.Series(glyphs.glyph_pairs(split, factors, pixels).keys)
     keys = keys + "/" + keys.groupby(keys).cumcount().astype(str)
