@@ -88,7 +88,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="measure a model", parents=[with_model])
     on = evaluate.add_mutually_exclusive_group()
-    on.add_argument("--suite", default="characters", help="characters, photos, paper or your own")
+    on.add_argument("--suite", help="characters (default), photos, paper or your own")
     on.add_argument("--data", metavar="NAME_OR_FOLDER", help="one data set instead of a suite")
     evaluate.add_argument("--compare-with", metavar="MODEL", help="a model to subtract")
     evaluate.add_argument("--output-dir", type=Path, help="a folder for scores")
@@ -140,6 +140,7 @@ def _train(arguments: argparse.Namespace) -> None:
         _say(f"{train.name}: {n_train:,} images for train, {n_validation:,} for validation")
     if config.model == "frozen":
         given = {"preset": preset_for(len(whole[0] if whole else train))} | given
+        _say(f"settings: {given['preset']}")
         _train_heads(configure(**given), train, validation, whole, arguments, is_main)
         return
     history = fit(build_model(config, train), train, validation, config)
@@ -206,7 +207,9 @@ def _load(name: str, device: str | None = None):
 def _evaluate(arguments: argparse.Namespace) -> None:
     from cibr.evaluate import dataset_tasks, difference, evaluate
 
-    suite = dataset_tasks(arguments.data) if arguments.data else arguments.suite
+    suite = arguments.suite or "characters"
+    if arguments.data:
+        suite = dataset_tasks(arguments.data)
     results = []
     for name in filter(None, (arguments.model, arguments.compare_with)):
         folder = arguments.output_dir and arguments.output_dir / quote(name.strip("/"), safe="")
@@ -225,7 +228,7 @@ def _print_scores(rows, value: str = "value") -> None:
 
     for dataset, part in rows.groupby("dataset", sort=False):
         print(f"{dataset}, {part['n'].iloc[0]:,} images")
-        print(format_table(part, value).T.to_string(header=False), "\n")
+        print(format_table(part, value).T.to_string(header=False, index_names=False), "\n")
 
 
 def _search(arguments: argparse.Namespace) -> None:

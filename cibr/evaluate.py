@@ -230,13 +230,9 @@ def _add(evaluation: Evaluation, model: DualEncoder, task: Task, pairs: Pairs) -
             f"{pairs.split}: what it recalls of others is in held_out/recall.csv of its run",
             stacklevel=3,
         )
-    if task.kind == "zero-shot":
-        shown, scores = pairs.prompts(), _zero_shot(model, pairs)
-    else:
-        shown, scores = pairs.captions, _retrieval(model, pairs)
-    labels = None if pairs.paired else pairs.match_labels().tolist()
-    seen = (pairs.name, pairs.split, pairs.keys, shown, labels, pairs.image_digests())
-    evaluation.scores[task] = scores
+    measure = _zero_shot if task.kind == "zero-shot" else _retrieval
+    evaluation.scores[task] = measure(model, pairs)
+    seen = pairs.captions, pairs.classnames, pairs.templates, pairs.image_digests()
     evaluation.digests[task] = digest(repr(seen))
 
 

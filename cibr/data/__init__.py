@@ -117,10 +117,9 @@ def _own_loaders(name: str | Path | Any) -> _readers.Loaders:
     try:
         return load(source.name, source.place)
     except OSError as error:  # all that the network and the hub raise
-        raise ConnectionError(
-            f"{name} is no folder here and cannot be fetched from the hub ({error})"
-            f"{nearest(source.name, DATASETS)}: check name and network, or set CIBR_DATA"
-        ) from error
+        near = nearest(source.name, DATASETS)
+        what = f"{name} is neither here nor to be had from the hub ({error}){near}"
+        raise ConnectionError(f"{what}: check name and network, or set CIBR_DATA") from error
 
 
 class Source(NamedTuple):
@@ -139,28 +138,20 @@ class Source(NamedTuple):
 
 
 def resolve(name: str | Path) -> Source:
-    """Resolves a data set's name to its location, without reading or fetching data.
-
-    Raises:
-        ValueError: if it is a file.
-    """
+    """Resolves a data set's name to its location, without reading or fetching data."""
     name = str(name)
     path = os.path.expanduser(name)
     if name in DATASETS:
         if os.path.isdir(path):
             warnings.warn(
-                f"{name} is a data set's name: write ./{name} for the folder", stacklevel=2
+                f"{name} is a known data set: write ./{name} for the folder", stacklevel=2
             )
         return Source(name, DATASETS[name].kind)
     in_cibr_data = os.path.expanduser(f"{os.environ.get('CIBR_DATA') or os.devnull}/wds_{name}")
     for folder in (path, in_cibr_data):
         if os.path.isdir(folder):
             return Source(Path(folder).resolve().name.removeprefix("wds_"), "folder", folder)
-    if os.path.isfile(path):
-        raise ValueError(f"{name} is a file: give the folder that it is in")
-    own = name.rpartition("/")[2]
-    if "/" in name and not own.startswith("wds_"):
-        return Source(own, "datasets", name)
-    return Source(
-        own.removeprefix("wds_"), "shards", name if "/" in name else f"clip-benchmark/wds_{name}"
-    )
+    place = name if "/" in name else f"clip-benchmark/wds_{name}"
+    own = place.rpartition("/")[2]
+    kind = "shards" if own.startswith("wds_") else "datasets"
+    return Source(own.removeprefix("wds_"), kind, place)

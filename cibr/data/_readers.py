@@ -65,8 +65,12 @@ def folder_loaders(name: str, folder: Path) -> Loaders:
     patterns = ("metadata.[ct]sv", "[!.]*/metadata.[ct]sv")
     if metadata := [file for pattern in patterns for file in sorted(folder.glob(pattern))]:
         return _image_loaders(name, folder, metadata)
-    if tables := _tables_in(folder):
-        return table_loaders(name, tables, folder)
+    has_rows = any(folder.rglob("metadata.jsonl"))
+    if has_rows or any(folder.rglob("*.parquet")):
+        import datasets
+
+        place = ("imagefolder", None, str(folder)) if has_rows else (str(folder),)
+        return table_loaders(name, datasets.load_dataset(*place), folder)
     return {"test": partial(_load_classes, name, folder)}
 
 
@@ -224,18 +228,6 @@ def hub_loaders(name: str, repository: str) -> Loaders:
 
     splits = datasets.get_dataset_split_names(repository)
     return {split_of(split): partial(load, split) for split in splits}
-
-
-def _tables_in(folder: Path) -> Mapping[str, Any]:
-    """The tables of each split in a folder that `datasets` reads; none if there are none."""
-    has_rows = any(folder.rglob("metadata.jsonl"))
-    if not has_rows and not any(folder.rglob("*.parquet")):
-        return {}
-    import datasets
-
-    if has_rows:
-        return datasets.load_dataset("imagefolder", data_dir=str(folder))
-    return datasets.load_dataset(str(folder))
 
 
 def _table_pairs(name: str, split: str, table: Any, folder: Path | None = None) -> Pairs:

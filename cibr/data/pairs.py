@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -314,8 +314,7 @@ def open_rgb(file: str | Path | bytes, where: str = "") -> Image.Image:
         ValueError: if the file is missing or does not decode.
     """
     try:
-        with _opened(file) as image:
-            return to_rgb(image)
+        return to_rgb(_opened(file))
     except Exception as error:  # Pillow raises nearly anything: SyntaxError, struct.error, EOFError
         what = f"{where or file} does not decode as an image ({error})"
         raise ValueError(f"{what}: replace or remove it") from error
@@ -328,24 +327,21 @@ def image_fault(file: str | Path | bytes) -> str:
     Pixels are not decoded: damage among them shows when the image is used.
     """
     try:
-        with _opened(file) as image:
-            if image.format == "JPEG" and image.fp.read().rfind(b"\xff\xd9") < 0:
-                raise ValueError("cut short")
+        image = _opened(file)
+        is_cut = image.format == "JPEG" and b"\xff\xd9" not in image.fp.read()
+        return "cut short" if is_cut else ""
     except ValueError as error:
         return str(error)
     except Exception:  # Pillow raises nearly anything
         return f"not an image of {', '.join(_FORMATS)}, or damaged"
-    return ""
 
 
-@contextmanager
-def _opened(file: str | Path | bytes) -> Iterator[Image.Image]:
+def _opened(file: str | Path | bytes) -> Image.Image:
     """An image file with a sound header, not decoded yet."""
-    if not isinstance(file, bytes) and not os.path.isfile(file):  # a FIFO never ends
-        raise ValueError("no regular file" if os.path.exists(file) else "no such file")
-    with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as source:
-        if source.read(12)[4:8] == b"ftyp":
-            raise ValueError("HEIC, HEIF or AVIF: save as JPEG")
-        source.seek(0)
-        with Image.open(source, formats=_FORMATS) as image:
-            yield image
+    if not isinstance(file, bytes):
+        if not os.path.isfile(file):  # a FIFO never ends
+            raise ValueError("no regular file" if os.path.exists(file) else "no such file")
+        file = Path(file).read_bytes()
+    if file[4:8] == b"ftyp":
+        raise ValueError("HEIC, HEIF or AVIF: save as JPEG")
+    return Image.open(io.BytesIO(file), formats=_FORMATS)

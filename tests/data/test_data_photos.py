@@ -63,13 +63,6 @@ def test_captions_of_flickr8k_are_texts_only_where_photos_are_shown():
         assert all(text in allowed or ID.fullmatch(text) for text in texts)
 
 
-def test_shown_photos_are_test_photos_with_a_thumbnail():
-    shown, test = load_pairs("photos", "shown"), load_pairs("photos", "test")
-    rows = [test.keys.index(key) for key in shown.keys]
-    assert torch.equal(shown.features.images, test.features.images[rows])
-    assert {image.size for image in shown.images()} == {(120, 120)}
-
-
 def test_heads_on_few_photos_beat_chance_on_every_set_and_load_again(closed, tmp_path):
     options = dict(dataset="photos", preset="few-photos", output_dir=str(tmp_path), epochs=20)
     config = cibr.configure(**options)
@@ -83,8 +76,6 @@ def test_heads_on_few_photos_beat_chance_on_every_set_and_load_again(closed, tmp
         assert rows.loc[(name, "accuracy@1"), "low"] > chance, name
     for name in ("photos", "photos-coco"):  # 0.5 and 1.2 % of all photos
         assert rows.loc[(name, "text_to_image_recall@5"), "value"] > 0.2
-    with pytest.raises(FileNotFoundError, match="cannot load 'timm/.*set CIBR_MODELS"):
-        model.embed_texts(["a dog"])
 
 
 def test_where_the_folder_is_absent_the_error_says_how_to_get_it(monkeypatch, tmp_path):
@@ -92,9 +83,6 @@ def test_where_the_folder_is_absent_the_error_says_how_to_get_it(monkeypatch, tm
     monkeypatch.setenv("CIBR_DATA", str(tmp_path / "other"))
     with pytest.raises(FileNotFoundError, match=r"test.safetensors is not here: .*; clone it"):
         load_pairs("photos", "test")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "photos").symlink_to(FOLDER)
-    assert len(load_pairs("photos", "test")) == 1000
 
 
 def parts():
