@@ -19,13 +19,6 @@ from urllib.parse import quote
 
 import cibr
 
-_EXAMPLES = """examples:
-  cibr train --dataset path/to/folder --output-dir runs/photos
-  cibr train --dataset glyphs --penalty vmf --beta 0.05 --output-dir runs/glyphs
-  cibr evaluate runs/photos --data path/to/folder --compare-with openai/clip-vit-base-patch32
-  cibr search runs/photos path/to/photos "a dog on the beach" "a red car"
-"""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code.
@@ -41,9 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name in arguments.plugin:
                 _import_plugin(name)
             arguments.run(arguments)
-    except KeyboardInterrupt:
-        _say("stopped by Ctrl-C")
-        return 130
     except (ValueError, OSError, FloatingPointError) as error:
         _say(str(error))
         return 1
@@ -72,8 +62,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     with_model.add_argument("model", help="clip-tiny, cibr-tiny, a folder or a hub id")
     with_model.add_argument("--device", help="by default a GPU if available")
 
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("cibr", epilog=_EXAMPLES, formatter_class=as_written)
+    parser = argparse.ArgumentParser("cibr", epilog="cibr COMMAND --help says more")
     parser.add_argument("--version", action="version", version=f"cibr {cibr.__version__}")
     commands = parser.add_subparsers(required=True, metavar="train | evaluate | search")
     if argv[:1] == ["compare"]:

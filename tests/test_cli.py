@@ -124,18 +124,6 @@ def test_train_takes_settings_as_options_and_prints_the_last_row_of_the_history(
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "line"),
-    [(KeyboardInterrupt(), 130, "stopped by Ctrl-C"), (ValueError("two\n  lines"), 1, "two lines")],
-)
-def test_a_stopped_run_ends_with_its_code_and_a_line(monkeypatch, capsys, error, code, line):
-    def load_parts(*_):
-        raise error
-
-    monkeypatch.setattr(data, "load_parts", load_parts)
-    assert (main(["train"]), capsys.readouterr().err) == (code, f"cibr: {line}\n")
-
-
-@pytest.mark.parametrize(
     ("call", "message"),
     [
         (["evaluate", "{tmp}"], "{tmp}"),

@@ -132,15 +132,6 @@ def test_such_towers_are_refused_too_and_search_says_so(clip_folder, tmp_path, c
     assert "others, such as 'module." in capsys.readouterr().err
 
 
-def test_a_text_tower_needs_no_pooler_which_nothing_reads(tower_folders, tmp_path):
-    text = shutil.copytree(tower_folders[1], tmp_path / "text")
-    weights = load_file(text / "model.safetensors")
-    left = {name: w for name, w in weights.items() if not name.startswith("pooler.")}
-    assert len(left) < len(weights)
-    save_file(left, text / "model.safetensors", {"format": "pt"})
-    DualEncoder.frozen(tower_folders[0], str(text), dim=16, image_size=32)
-
-
 # Photos that change
 
 

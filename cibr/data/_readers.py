@@ -90,8 +90,8 @@ def _usable_pairs(
     load = partial(_load, [sample.file for sample in usable])
     pairs = Pairs(name, split, captions, [sample.key for sample in usable], load, **about)
     if any(sample.group for sample in usable):  # numbers that stay when images are added
-        owners = [s.group or own for s, own in zip(usable, pairs.image_digests(), strict=True)]
-        pairs.groups = torch.tensor([int(digest(owner)[:15], 16) for owner in owners])
+        numbers = [int(digest(sample.group or sample.key)[:15], 16) for sample in usable]
+        pairs.groups = torch.tensor(numbers)
     labels = [sample.label for sample in usable]
     if None not in labels:
         pairs.labels = torch.tensor(labels)
