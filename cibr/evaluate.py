@@ -240,7 +240,7 @@ def _zero_shot(model: DualEncoder, pairs: Pairs) -> dict[str, Score]:
     """Accuracies, with one number an image."""
     prompts = pairs.prompts()
     texts = [prompt for of_class in prompts for prompt in of_class]
-    images, texts = embed_pairs(model, prepare(model, pairs, model.device, texts=texts))
+    images, texts = embed_pairs(model, prepare(model, pairs, model.device, texts=texts), 256)
     classes = metrics.class_embeddings(texts.unflatten(0, (len(prompts), -1)))
     ranks = metrics.class_ranks(images, classes, pairs.labels)
     items = accuracy_items(ranks, pairs.labels)
@@ -249,7 +249,7 @@ def _zero_shot(model: DualEncoder, pairs: Pairs) -> dict[str, Score]:
 
 def _retrieval(model: DualEncoder, pairs: Pairs) -> dict[str, Score]:
     """Recalls, with one number an image with its texts, or a label."""
-    images, texts = embed_pairs(model, prepare(model, pairs, model.device))
+    images, texts = embed_pairs(model, prepare(model, pairs, model.device), 256)
     ranks = metrics.query_ranks(images, texts, *pairs.retrieval_targets())
     if len(ranks.image_units.unique()) < 2:
         raise ValueError(f"all images of {pairs.name} match one another: retrieval needs two")

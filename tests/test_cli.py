@@ -97,13 +97,6 @@ def test_evaluate_prints_and_saves_scores_and_the_first_model_minus_the_second(
     assert differences[metric] != 0 and line.split()[1] == f"{differences[metric]:+.1f}"
 
 
-def test_evaluate_takes_a_data_set(small, clip_folder, capsys):
-    place = str(small / "wds_captions")
-    assert main(["evaluate", clip_folder, "--data", place]) == 0
-    printed = capsys.readouterr().out
-    assert f"on {place}" in printed and "text_to_image_recall@10" in printed
-
-
 def test_train_takes_settings_as_options_and_prints_the_last_row_of_the_history(
     monkeypatch, tmp_path, capsys
 ):
