@@ -41,11 +41,12 @@ def changed(**about):
 ROWS = "file_name,text\na.png,x\nb.png,y"
 CASES = [
     ("near name", offline, ConnectionError, r"\(no\), did you mean 'glyphs'.*CIBR_DATA"),
+    ("no folder", lambda: load_pairs("/no/folder"), ValueError, "no data set '/no/folder'"),
     ("split", lambda: load_pairs("glyphs", "half"), ValueError, "split 'half'"),
     ("columns", folder("title,file\nx,a.png"), ValueError, "has title, file: it needs"),
     ("no rows", folder("file_name,text\n"), ValueError, "train of .* is empty"),
     ("latin-1", folder(ROWS.replace("x", "ö").encode("latin-1")), ValueError, "UTF-8.*Excel"),
-    ("equal photos", folder(ROWS, "a.png", "b.png"), ValueError, "all images .* equal files"),
+    ("equal photos", folder(ROWS, "a.png", "b.png"), ValueError, "all 2 images .* equal files"),
     ("no metadata", without_metadata, FileNotFoundError, "no metadata.csv"),
     ("no image file", lambda folder: open_rgb(folder / "gone.png"), ValueError, "no such file"),
     ("broken image", lambda: open_rgb(png()[:50], "it"), ValueError, "it does not decode"),

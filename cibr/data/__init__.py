@@ -6,6 +6,7 @@
 """
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -62,8 +63,8 @@ def load_pairs(name: str | Path | Any, split: str = "train") -> Pairs:
         warning that counts them by reason; headers of images are checked, pixels are not decoded.
 
     Raises:
-        ValueError: if the split is unknown, or a tenth of the samples or more cannot be used; the
-            message counts them by reason and has the first names.
+        ValueError: if name or split is unknown, or a tenth of the samples or more cannot be used,
+            which the message counts by reason, with the first names.
         FileNotFoundError: if a part of the data set is missing.
         ConnectionError: if the name is unknown here and cannot be fetched from the hub.
     """
@@ -83,7 +84,7 @@ def available_splits(name: str | Path | Any) -> list[str]:
     """Returns the splits that `load_pairs` offers for a name.
 
     Raises:
-        ValueError: if a folder's metadata are malformed.
+        ValueError: as `resolve`, or if a folder's metadata are malformed.
         ConnectionError: if the name is unknown here and cannot be fetched from the hub.
     """
     return list(_loaders(name))
@@ -138,7 +139,11 @@ class Source(NamedTuple):
 
 
 def resolve(name: str | Path) -> Source:
-    """Resolves a data set's name to its location, without reading or fetching data."""
+    """Resolves a data set's name to its location, without reading or fetching data.
+
+    Raises:
+        ValueError: if it is no folder and cannot be a name.
+    """
     name = str(name)
     path = os.path.expanduser(name)
     if name in DATASETS:
@@ -151,6 +156,8 @@ def resolve(name: str | Path) -> Source:
     for folder in (path, in_cibr_data):
         if os.path.isdir(folder):
             return Source(Path(folder).resolve().name.removeprefix("wds_"), "folder", folder)
+    if not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name):
+        raise ValueError(f"there is no data set {name!r}: give a folder or a hub id, owner/name")
     place = name if "/" in name else f"clip-benchmark/wds_{name}"
     own = place.rpartition("/")[2]
     kind = "shards" if own.startswith("wds_") else "datasets"

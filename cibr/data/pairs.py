@@ -175,7 +175,7 @@ class Pairs:
         items = _components(len(self), [*range(len(self))] * 2, digests + groups).numpy()
         sizes = np.bincount(items)
         if len(sizes) < 2:
-            raise ValueError(f"all images of {self.name} are one group or equal files: add others")
+            raise ValueError(f"all {len(self)} images of {self.name} are one group or equal files")
         places = np.ones(len(sizes))  # of items, in [0, 1]: the lowest are held out
         np.minimum.at(places, items, [int(digest(str(g))[:15], 16) / 16**15 for g in groups])
         order = places.argsort()[:-1]
@@ -283,12 +283,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     used.
 
     Args:
-        image: an image of any mode with a fixed range, such as ``1``, ``L``, ``P``, ``RGBA``,
-            ``CMYK`` and ``I;16``; of ``F`` and ``I``, values beyond 0 to 255 are clipped.
+        image: an image of any mode but ``F`` and ``I``, such as ``1``, ``L``, ``P``, ``RGBA``,
+            ``CMYK`` and ``I;16``.
 
     Returns:
         The image in mode ``RGB``, upright, with transparency on white.
+
+    Raises:
+        ValueError: a mode without a fixed range, ``F`` or ``I``.
     """
+    if image.mode in ("F", "I"):
+        raise ValueError(f"mode {image.mode} has no fixed range of greys: save it with 8 bits")
     with suppress(SyntaxError):  # damaged EXIF says nothing about the pixels
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
