@@ -33,7 +33,6 @@ from cibr.losses.cca import canonical_maps, centred_moments
 from cibr.metrics import mean_interval
 from cibr.models import DualEncoder
 from cibr.models.features import Inputs, prepare
-from cibr.utils import check_known
 from cibr_book import intervals
 from cibr_book.experiments.corruptions import PAPERS, has_word, in_both_styles
 from cibr_book.worlds.threshold import free_length_gains, shifted_nats
@@ -64,21 +63,12 @@ class Shortcut:
             word is not; 0.5 for no tie to the word.
         named: share of the captions that end with the name of their photo's style, or of photos as
             they are.
-
-    Raises:
-        ValueError: an unknown style, or a number outside [0, 1].
     """
 
     word: str
     style: str = "grey"
     strength: float | int = 0.5
     named: float | int = 0.0
-
-    def __post_init__(self) -> None:
-        check_known("style", self.style, LOOKS)
-        if not (0 <= self.strength <= 1 and 0 <= self.named <= 1):
-            given = f"strength is {self.strength!r} and named {self.named!r}"
-            raise ValueError(f"{given}: give a probability and a share, from 0 to 1")
 
 
 class Views(NamedTuple):
@@ -109,9 +99,8 @@ def prepare_views(model: DualEncoder, pairs: Pairs, style: str, with_names: bool
     n, captions, images = len(pairs), [pairs.texts()], []
     plain = prepare(model, pairs)
     for look, name in LOOKS[style].items():
-        rendered = in_both_styles(pairs, look).subset(range(n, 2 * n)) if look else None
-        inputs = prepare(model, rendered) if look else plain
-        images.append(inputs.images)
+        rendered = in_both_styles(pairs, look).subset(range(n, 2 * n)) if look else pairs
+        images.append(prepare(model, rendered).images)
         captions += [[f"{text.rstrip(' .')}, {name}" for text in pairs.texts()]] * with_names
     one = pairs.subset([0])  # its image is not needed
     versions = [prepare(model, one, texts=each).texts for each in captions]
@@ -136,13 +125,12 @@ def draw(views: Views, shortcut: Shortcut, seed: int, shift: str = "kept") -> In
     """
     pairs = views.plain.pairs
     owner, with_word = pairs.text_to_image(), has_word(pairs, shortcut.word)
-    n, m = len(pairs), len(owner)
+    n, m, n_looks = len(pairs), len(owner), len(views.images)
     generator = torch.Generator().manual_seed(3 * seed + _SPLITS.index(pairs.split))
     of_image, of_name, coin = (torch.rand(size, generator=generator) for size in (n, m, m))
-    tie = SHIFTS[shift] * (shortcut.strength - 0.5)
-    n_looks = len(views.images)
     look = (n_looks * of_image).long()
     if n_looks == 2:
+        tie = SHIFTS[shift] * (shortcut.strength - 0.5)
         look = (of_image < torch.where(with_word, 0.5 - tie, 0.5 + tie)).long()
     opposite = (look[owner] + n_looks // 2) % n_looks
     said = {"kept": look[owner], "removed": (n_looks * coin).long(), "reversed": opposite}[shift]
@@ -150,14 +138,11 @@ def draw(views: Views, shortcut: Shortcut, seed: int, shift: str = "kept") -> In
     words = iter([views.captions[v][j] for j, v in enumerate(version.tolist())])
     captions = [[*islice(words, len(own))] for own in pairs.captions]
     factors = pd.DataFrame({"word": with_word.numpy(), "style": look.numpy()})
+    pairs = replace(pairs, captions=captions, factors=factors)
     images = views.images[look, torch.arange(n)]
     texts = tuple(part[version, torch.arange(m)] for part in views.texts)
-    return _inputs(views.plain, replace(pairs, captions=captions, factors=factors), images, texts)
-
-
-def _inputs(like: Inputs, pairs: Pairs, images: Tensor, texts: tuple[Tensor, ...]) -> Inputs:
-    labels = pairs.match_labels()[pairs.text_to_image()]
-    return replace(like, pairs=pairs, images=images, texts=texts, labels=labels)
+    labels = pairs.match_labels()[owner]
+    return replace(views.plain, pairs=pairs, images=images, texts=texts, labels=labels)
 
 
 def glyph_sheets(first: float, last: float) -> list[Pairs]:

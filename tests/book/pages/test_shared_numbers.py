@@ -71,7 +71,7 @@ def test_the_first_page_says_what_better_ridges_give_cca():
     rows = recipes.against_clip(rows).query("condition == '6,000 photos' and method == 'CCA'")
     gains = rows[rows["score"] == "mean"].groupby("test")["difference"].mean()
     text = (ROOT / "book/intro.md").read_text("utf-8")
-    said = re.search(r"`recipes` it is at (\S+) / (\S+)\.\n", text).groups()
+    said = re.search(r"`evidence-recipes` it is at (\S+) / (\S+)\.\n", text).groups()
     assert [*map(float, said)] == [pytest.approx(gains[test], abs=0.0501) for test in recipes.SETS]
 
 
