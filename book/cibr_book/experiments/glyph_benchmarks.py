@@ -18,9 +18,15 @@ import torch
 from PIL import Image
 
 from cibr.data import DATASETS, Dataset, glyphs
-from cibr.data.glyphs import COMPUTER_MODERN, IMAGE_SIZE, SERIF, STIX, TEMPLATES, pixel_image
+from cibr.data.glyphs import FACES, IMAGE_SIZE, SERIF, STIX, TEMPLATES, Face, pixel_image
 from cibr.data.pairs import Pairs
 
+_COMPUTER_MODERN = (  # for Latin letters only: other code points follow TeX's encodings
+    Face("computer modern roman", "regular", "upright", "cmr10.ttf"),
+    Face("computer modern roman", "bold", "upright", "cmb10.ttf"),
+    Face("computer modern sans", "regular", "upright", "cmss10.ttf"),
+    Face("computer modern typewriter", "regular", "upright", "cmtt10.ttf"),
+)
 _DIGIT_SIZE = 20  # px, about the height of a printed digit at 27 px
 _MAX_PER_CLASS = 100
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -107,11 +113,11 @@ def _characters(name: str, split: str) -> _Samples:
     described = characters["category"] + " " + characters["name"]
     classes = described.map(partial(_classname, GLYPH_BENCHMARKS[name]))
     characters = characters.assign(classname=classes).dropna(subset="classname")
-    test_faces = SERIF + COMPUTER_MODERN if name == "glyph_letters" else SERIF
+    test_faces = SERIF + _COMPUTER_MODERN if name == "glyph_letters" else SERIF
     n_draws = 4 if name in ("glyph_shapes", "glyph_arrows") else 0  # with nuisance factors
     faces = STIX if split == "validation" else test_faces
     factors = glyphs.sample_factors(characters, faces, n_draws)
-    pixels = glyphs.draw_all(factors)
+    pixels = glyphs.draw_all(factors, FACES + _COMPUTER_MODERN)
     classes = factors["character"].map(characters.set_index("character")["classname"])
     keys = pd.Series(glyphs.glyph_pairs(split, factors, pixels).keys)
     keys = keys + "/" + keys.groupby(keys).cumcount().astype(str)
