@@ -44,6 +44,7 @@ from cibr.train.grad_cache import GradCache, unit_vectors
 from cibr.train.run_folder import CHECKPOINT, RunFolder
 from cibr.utils import digest
 
+_STEPS_APART = 50  # of two checkpoints, at least
 # Share of the steps in which the learning rate rises to its peak; towers from scratch need longer.
 _WARM_UP = {"tiny": 0.45, "frozen": 0.15, "hub": 0.15}
 Rows = tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]
@@ -321,11 +322,14 @@ class _Bar(ProgressCallback):
 
 
 class _RunCallback(TrainerCallback):
-    """Clamps the temperature, saves every `save_steps` steps, and saves and ends at SIGTERM."""
+    """Clamps the temperature, saves every `save_steps` steps and at the end of an epoch, and saves
+    and ends at SIGTERM.
+    """
 
     def __init__(self, trainer: CIBRTrainer):
         self.trainer = trainer
         self.is_stopping = False
+        self.saved_at = 0  # step
 
     def on_step_end(self, args, state, control, model, **_):
         model.limit_logit_scale()
@@ -335,7 +339,12 @@ class _RunCallback(TrainerCallback):
         # The last step of an epoch is saved once the epoch has its row of the history.
         control.should_save = is_due and state.global_step % self.trainer.steps_per_epoch != 0
 
+    def on_epoch_end(self, args, state, control, **_):
+        is_due = state.global_step - self.saved_at >= min(_STEPS_APART, state.save_steps)
+        control.should_save = self.is_stopping or is_due  # a checkpoint may cost more than an epoch
+
     def on_save(self, args, state, control, **_):
+        self.saved_at = state.global_step
         folder = self.trainer.run_folder
         folder.remove_checkpoints(but=folder.checkpoints()[-2:])
         self.trainer.accelerator.wait_for_everyone()

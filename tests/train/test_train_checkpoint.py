@@ -71,7 +71,7 @@ def without_image_head(config, pairs):
 
 RUNS = [  # settings, and the step of the last checkpoint
     (dict(loss_options={"sample": True}, micro_batch_size=3), 4),
-    (dict(penalty="mine", training_arguments={}), 3),
+    (dict(penalty="mine", training_arguments={"save_steps": 3}), 3),  # an epoch
 ]
 
 
@@ -84,6 +84,15 @@ def test_resume_is_bit_equal(tmp_path, monkeypatch, options, step):
     monkeypatch.setattr(small_runs, "small_model", without_image_head)
     train(tmp_path / "stopped", **options)
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
+
+
+@forks
+def test_short_epochs_have_no_checkpoint_each_and_a_run_begins_again(tmp_path):
+    options = {"training_arguments": {}}
+    stop_at(5, tmp_path, **options)  # after an epoch of three steps
+    assert not RunFolder(tmp_path).checkpoints()
+    train(tmp_path, **options)
+    assert DualEncoder.from_pretrained(tmp_path)
 
 
 def kill_at(function, name, time):

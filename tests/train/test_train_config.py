@@ -13,7 +13,7 @@ NAMES = ("epochs", "batch_size", "learning_rate", "temperature", "dropout", "wei
 FILLED = [  # of the set in code, and of any folder, even one with its name
     ("glyphs", "tiny", (5, 128, 2e-3, 0.12, 0.0, 0.01)),
     ("folder/glyphs", "tiny", (20, 256, 2e-3, 0.1, 0.1, 0.05)),
-    ("folder/glyphs", "frozen", (320, 512, 4e-3, 0.03, 0.7, 3.0)),
+    ("folder/glyphs", "frozen", (80, 512, 8e-3, 0.03, 0.5, 1.0)),
     ("folder/glyphs", "some/clip", (3, 64, 1e-5, 0.01, 0.0, 0.1)),
 ]
 

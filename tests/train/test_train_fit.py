@@ -63,9 +63,10 @@ OTHER_PAIRS = {
 
 @pytest.mark.parametrize("part", OTHER_PAIRS)
 def test_a_checkpoint_of_other_pairs_is_refused_and_kept(tmp_path, part):
-    stop_at(5, tmp_path)
+    every = {"training_arguments": {"save_steps": 3}}
+    stop_at(5, tmp_path, **every)
     with pytest.raises(ValueError, match=f"holds a run with another {part} pairs: choose"):
-        train(tmp_path, **OTHER_PAIRS[part])
+        train(tmp_path, **every, **OTHER_PAIRS[part])
     assert (tmp_path / "checkpoint-3" / "trainer_state.json").exists()
 
 
