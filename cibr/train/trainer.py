@@ -109,7 +109,7 @@ class CIBRTrainer(Trainer):
 
         Raises:
             ValueError: the folder is in use or contains another run.
-            FloatingPointError: a loss or gradient that is not finite.
+            FloatingPointError: features, a loss or a gradient that are not finite.
             SystemExit: with code 143 after SIGTERM; the run is saved and resumes when started
                 again.
         """
@@ -202,14 +202,18 @@ class CIBRTrainer(Trainer):
             The loss.
 
         Raises:
-            FloatingPointError: a loss or a gradient that is not finite.
+            FloatingPointError: features, a loss or a gradient that are not finite.
         """
         step = self.state.global_step + 1
         seed = self.config.seed + 1_000_003 * step
         torch.manual_seed(seed + 7_919 * self.args.process_index)  # dropout, of these rows
         generator = torch.Generator().manual_seed(seed)  # noise, of the whole batch
         model.train()
-        terms = self._backward(self.encode_batch(model, inputs), generator)
+        advice = "lower learning_rate or raise temperature, in another output_dir"
+        try:
+            terms = self._backward(self.encode_batch(model, inputs), generator)
+        except ValueError as error:  # features that are not finite
+            raise FloatingPointError(f"step {step} was not taken: {error}: {advice}") from error
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         # One wait for the device, not one a term.
         *values, norm = torch.stack([*terms.values(), norm]).tolist()
@@ -217,7 +221,7 @@ class CIBRTrainer(Trainer):
         if not math.isfinite(values["loss"]) or not math.isfinite(norm):
             raise FloatingPointError(
                 f"step {step} was not taken: the loss is {values['loss']:.6g}, its gradient's norm "
-                f"{norm:.6g}: lower learning_rate or raise temperature, in another output_dir"
+                f"{norm:.6g}: {advice}"
             )
         for name, value in (values | {"beta": self.loss_fn.beta, "steps": 1}).items():
             self.sums[name] = self.sums.get(name, 0.0) + value
