@@ -309,6 +309,16 @@ class CIBRTrainer(Trainer):
             torch.save(state | {"sums": self.sums}, Path(output_dir, CHECKPOINT))
         self.accelerator.wait_for_everyone()
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        """Private, as no public method sees that a disk is full."""
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError) as error:  # torch.save raises the latter
+            raise OSError(
+                f"cannot write a checkpoint to {str(self.run_folder.path)!r}: {error}; make room "
+                "or choose another output_dir"
+            ) from error
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Private, as no public method loads what `save_model` wrote."""
         folder = Path(resume_from_checkpoint)

@@ -185,3 +185,17 @@ def test_a_finished_run_is_loaded_and_one_of_another_configuration_refused(tmp_p
     with pytest.raises(ValueError, match="holds a run with another beta, epochs: choose another"):
         train(tmp_path, epochs=2, beta=0.2)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_full_disk_is_said_and_the_checkpoint_before_it_stays(tmp_path, monkeypatch):
+    save = torch.save
+
+    def full(state, place, *given, **named):
+        if "checkpoint-3" in str(place) and str(place).endswith("optimizer.pt"):
+            raise RuntimeError("PytorchStreamWriter failed writing file: no space left")
+        save(state, place, *given, **named)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="cannot write a checkpoint to .*no space left; make room"):
+        train(tmp_path)
+    assert last_step(tmp_path) == 2
