@@ -19,6 +19,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from cibr.data.pairs import Pairs
+from cibr.utils import check_known
 
 _AMBER = (1, 0, 0, 0, 0, 0.75, 0, 0, 0, 0, 0.45, 0)  # the rows of red, green and blue
 
@@ -83,3 +84,26 @@ def _with_shuffled_captions(pairs: Pairs, corruption: Corruption, order: Tensor)
     captions = [pairs.captions[i] for i in source.tolist()]
     labels = None if pairs.labels is None else pairs.labels[source]
     return replace(pairs, captions=captions, labels=labels)
+
+
+def in_both_styles(pairs: Pairs, style: str) -> Pairs:
+    """All pairs unchanged, then all with their images in one of `STYLES`, the suffix of their keys.
+
+    Both renderings of an image have its captions, so they are positives of each other's texts.
+
+    Raises:
+        ValueError: an unknown style.
+    """
+    check_known("style", style, STYLES)
+    keys = [*pairs.keys, *(f"{key}/{style}" for key in pairs.keys)]
+    load = partial(_styled, pairs.image, len(pairs), style)
+    return replace(pairs.subset(torch.arange(len(pairs)).repeat(2)), keys=keys, load=load)
+
+
+def _styled(load: Callable[[int], Image.Image], n: int, style: str, i: int) -> Image.Image:
+    """Loads image i, of which those from n on are in the style."""
+    return load(i) if i < n else STYLES[style](load(i - n))
+
+
+def _order(n: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))

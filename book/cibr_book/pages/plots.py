@@ -167,7 +167,7 @@ def search_gallery(
     """
     width = WIDTH - 1.6
     height = len(queries) * (width / n_shown + 0.34)
-    figure, axes = panels(len(queries), n_shown, width, height, layout=None)
+    figure, axes = panels(len(queries), n_shown, width, height, layout=None, dpi=110)
     figure.subplots_adjust(wspace=0.08, hspace=0.38, left=0.01, right=0.99, top=0.96, bottom=0.01)
     nearest = similarity.argsort(dim=1, descending=True, stable=True)[:, :n_shown]
     for query, row, shown in zip(queries, axes, nearest.tolist(), strict=True):
