@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name in arguments.plugin:
                 _import_plugin(name)
             arguments.run(arguments)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except KeyboardInterrupt:
+        _say("stopped by Ctrl-C")
+        return 130
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         _say(str(error))
         return 1
     return 0
@@ -148,6 +151,11 @@ def _train_heads(config, train, validation, whole, arguments, is_main: bool) -> 
 
     folder = Path(config.output_dir)
     RunFolder(folder, is_main)  # refuses one with files of others before anything is written
+    if len(validation) < 2:
+        raise ValueError(
+            f"{train.name}: {len(train) + len(validation)} images are too few to hold some out: "
+            "give 30 or more"
+        )
     if arguments.trials:
         config = tuned(config, train, arguments.trials)
     first = replace(config, output_dir=str(folder / "held_out")) if whole else config
@@ -199,6 +207,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     suite = arguments.suite or "characters"
     if arguments.data:
         suite = dataset_tasks(arguments.data)
+        for task in suite:
+            print(f"{task.dataset}: {task.split}, {task.kind}")
     results = []
     for name in filter(None, (arguments.model, arguments.compare_with)):
         folder = arguments.output_dir and arguments.output_dir / quote(name.strip("/"), safe="")
@@ -221,6 +231,11 @@ def _print_scores(rows, value: str = "value") -> None:
 
 
 def _search(arguments: argparse.Namespace) -> None:
+    from cibr.utils import check_number
+
+    check_number("--top", arguments.top, 1)
+    if not all(query.strip() for query in arguments.query):
+        raise ValueError("the text to search for is empty: say what the images should show")
     model = _load(arguments.model, arguments.device)
     files, images = _index(model, arguments.folder)
     for query in arguments.query:

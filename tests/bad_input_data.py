@@ -46,6 +46,8 @@ CASES = [
     ("columns", folder("title,file\nx,a.png"), ValueError, "has title, file: it needs"),
     ("no rows", folder("file_name,text\n"), ValueError, "train of .* is empty"),
     ("latin-1", folder(ROWS.replace("x", "ö").encode("latin-1")), ValueError, "UTF-8.*Excel"),
+    ("open quote", folder('file_name,text\na.png,x\nb.png,"y\n'), ValueError, "quote from line 3"),
+    ("odd quote", folder('file_name,text\na.png,"x" y\n'), ValueError, "a quote from line 2"),
     ("equal photos", folder(ROWS, "a.png", "b.png"), ValueError, "all 2 images .* equal files"),
     ("no metadata", without_metadata, FileNotFoundError, "no metadata.csv"),
     ("no image file", lambda folder: open_rgb(folder / "gone.png"), ValueError, "no such file"),

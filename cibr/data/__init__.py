@@ -76,7 +76,10 @@ def load_parts(name: str | Path | Any, splits: Sequence[str]) -> list[Pairs]:
     loaders = _loaders(name)
     for split in map(split_of, splits):
         if split not in loaders:
-            raise ValueError(f"{name} has no split {split!r}: it has {', '.join(loaders)}")
+            found = f"{name} has no split {split!r}: it has {', '.join(loaders)}"
+            raise ValueError(
+                f"{found}. A metadata.csv with the columns file_name and text makes one"
+            )
     return [loaders[split_of(split)]() for split in splits]
 
 

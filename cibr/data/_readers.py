@@ -103,7 +103,7 @@ def _fault(sample: _Sample, folder: Path | None) -> str:
         return "no text"
     file = _load([sample.file], 0)
     if folder and isinstance(file, Path) and not file.resolve().is_relative_to(folder.resolve()):
-        return "outside the folder"
+        return "outside the folder, by name or by link"
     return image_fault(file)
 
 
@@ -178,9 +178,10 @@ def _csv_samples(file: Path) -> Iterator[_Sample]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8: save it as that, in Excel 'CSV UTF-8'") from error
     separator = max(",;\t", key=text.partition("\n")[0].count)
-    rows = csv.DictReader(io.StringIO(text, ""), delimiter=separator, skipinitialspace=True)
+    form = dict(delimiter=separator, skipinitialspace=True, strict=True)
+    rows = csv.DictReader(io.StringIO(text, ""), **form)
     columns = _columns(str(file), rows.fieldnames or [])
-    for row in rows:
+    for row in _rows(rows, file):
         image, texts, group = (_texts(row.get(column)) for column in columns)
         key = PureWindowsPath(*image).as_posix()  # with slashes
         fault = ""
@@ -189,6 +190,23 @@ def _csv_samples(file: Path) -> Iterator[_Sample]:
             fault = f"rows with too many fields, quote texts with {separator!r}"
         if image or texts:
             yield _Sample(key, file.parent / key, texts, "".join(group), fault=fault)
+
+
+def _rows(rows: csv.DictReader, file: Path) -> Iterator[dict]:
+    """The rows, or ValueError at a quote without its end, which would swallow those that follow."""
+    end = 1
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise ValueError(
+                f"{file}: a quote from line {end + 1} on does not end as it should ({error}): "
+                "close it, or double a quote that is part of a text"
+            ) from error
+        if row is None:
+            return
+        yield row
+        end = rows.line_num
 
 
 def _load_classes(name: str, folder: Path) -> Pairs:

@@ -83,6 +83,12 @@ def from_hub(loader: str, name: str | Path, **options: Any) -> Any:
     try:
         return getattr(transformers, loader).from_pretrained(source, **options)
     except Exception as error:  # loaders raise nearly anything
+        if os.path.isdir(source) and not os.path.exists(f"{source}/config.json"):
+            own = sorted(str(file.parent) for file in Path(source).glob("*/cibr.json"))
+            raise FileNotFoundError(
+                f"{source!r} is no model, as it has no cibr.json and no config.json: give "
+                f"{' or '.join(own) or 'the output folder of a run'}"
+            ) from error
         cause = str(error).strip().partition("\n")[0] or type(error).__name__
         raise FileNotFoundError(
             f"cannot load {source!r} with transformers.{loader} ({cause}): give its folder, "

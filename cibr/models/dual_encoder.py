@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -463,7 +464,12 @@ class DualEncoder(nn.Module):
         else:
             model = cls.over(None, settings)
         if about["kind"] != "hub":
-            model.load_own_weights(load_file(folder / _WEIGHTS), folder)
+            try:
+                weights = load_file(folder / _WEIGHTS)
+            except SafetensorError as error:
+                damaged = f"{folder / _WEIGHTS} is damaged ({error}): save it again"
+                raise ValueError(damaged) from error
+            model.load_own_weights(weights, folder)
         model.trained_on = set(about.get("trained_on", ()))
         return model.eval()
 

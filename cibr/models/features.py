@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -273,6 +274,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def keep_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes tensors to a cache, for a kill to leave no part of a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, partial(save_file, tensors))
+    """Writes tensors to a cache; where it cannot be written, only time is lost."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, partial(save_file, tensors))
+    except (OSError, SafetensorError) as error:
+        warnings.warn(f"{file} cannot be written ({error}): it is computed again", stacklevel=2)

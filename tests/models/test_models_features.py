@@ -120,3 +120,10 @@ def test_embeddings_are_those_of_the_model_in_the_order_of_the_pairs(build, kind
     assert torch.allclose(
         embed_pairs(model, of_prompts)[1], model.embed_texts(TEXTS[:4]), atol=1e-5
     )
+
+
+def test_features_are_made_where_no_cache_can_be_written(build, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "file")
+    with pytest.warns(UserWarning, match="cannot be written .* it is computed again"):
+        assert len(prepare(build("frozen"), PAIRS).images) == len(PAIRS)

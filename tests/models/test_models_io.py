@@ -139,3 +139,13 @@ def test_a_model_is_a_folder_or_in_cibr_models_or_shipped_in_this_order(tmp_path
         DualEncoder.tiny(TEXTS, dim=dim, width=4).save_pretrained(folder / "cibr-tiny")
         assert DualEncoder.from_pretrained("cibr-tiny").dim == dim
     assert [model_kind(name) for name in ("tiny", "frozen", "a/b")] == ["tiny", "frozen", "hub"]
+
+
+def test_a_folder_of_runs_names_those_in_it_and_damaged_weights_are_named(build, tmp_path):
+    saved = build("tiny").save_pretrained(tmp_path / "runs" / "mine")
+    with pytest.raises(FileNotFoundError, match=r"runs' is no model, .* give .*runs/mine$"):
+        DualEncoder.from_pretrained(tmp_path / "runs")
+    file = tmp_path / "runs" / "mine" / "cibr.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"cibr.safetensors is damaged \(.*\): save it again"):
+        DualEncoder.from_pretrained(saved)
