@@ -50,7 +50,7 @@ from cibr.models.features import embed_pairs, prepare
 from cibr.train.config import PRESETS, preset_for
 from cibr.utils import write_atomically
 from cibr_book.experiments.corruptions import Corruption, corrupt
-from cibr_book.experiments.recipes import SETS, heads_cca_means, one_caption_each, with_saved
+from cibr_book.experiments.recipes import SETS, heads_cca_means, with_saved
 from cibr_book.experiments.tables import read_table
 from cibr_book.experiments.training import FeatureTrainer
 from cibr_book.provenance import provenance
@@ -88,6 +88,14 @@ def drawn(stage: str, condition: str, seed: int) -> Pairs:
     share = 0.3 if "wrong" in condition else 0.0
     pairs = corrupt(whole, Corruption(n_photos / len(whole), share, redraw=True), seed)
     return one_caption_each(pairs, seed) if "one caption" in condition else pairs
+
+
+def one_caption_each(pairs: Pairs, seed: int) -> Pairs:
+    """The pairs with one caption of each photo, drawn at random."""
+    generator = torch.Generator().manual_seed(3_000 + seed)
+    drawn = torch.rand(len(pairs), generator=generator).tolist()
+    captions = [[of[int(u * len(of))]] for u, of in zip(drawn, pairs.captions, strict=True)]
+    return replace(pairs, captions=captions)
 
 
 def embeddings(pairs: Pairs, settings: dict[str, Any], seed: int) -> dict[str, dict]:

@@ -44,7 +44,7 @@ def inputs(
     n: int, size: int = 32, tokens: int = 12, vocabulary: int = 256, device: str = "cpu"
 ) -> Batch:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8)
+    images = 2 * torch.rand(n, 3, size, size, generator=generator) - 1
     ids = torch.randint(2, vocabulary, (n, tokens), generator=generator)
     ids = ids.to(device)
     return Batch(images.to(device), (ids, torch.ones_like(ids)), torch.arange(n, device=device))

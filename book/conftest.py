@@ -3,14 +3,19 @@
 The bare command works from any folder: each notebook runs in the environment that runs pytest, with
 the same variables as when it was executed, and what cannot repeat on another machine is left out of
 the comparison. Text is compared as it stands, except that floats with more than four significant
-digits are rounded to four, since the last digits change with the processor. Cells that cannot
-repeat carry the tag `nbval-ignore-output`.
+digits are rounded to four, since the last digits change with the processor. In cells with the tag
+`compare-closely`, which train, numbers may differ by `CLOSE`. Cells that cannot repeat carry the tag
+`nbval-ignore-output`.
 """
 
+import math
 import re
+from collections import Counter
+from itertools import zip_longest
+from typing import Any
 
 import pytest
-from nbval.plugin import IPyNbFile
+from nbval.plugin import IPyNbCell, IPyNbFile
 
 from execute import prepare_environment
 
@@ -24,6 +29,8 @@ NOT_COMPARED = ("stderr", f"{GLUED}png", f"{GLUED}jpeg")
 # A decimal or exponent makes a float; names, versions and dates such as fc1.0, 2.13.0 are none.
 FLOAT = r"(?<![\w.])[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?(?!\w|\.\w)"
 SIGNIFICANT_DIGITS = 4
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
+CLOSE = {"rel_tol": 0.15, "abs_tol": 1.5}  # of recalls in per cent, on other processors
 ZERO = 1e-12  # below it, a printed difference of equal numbers is rounding error
 # nbval's default limit of a cell, and ours, for busy machines.
 NBVAL_SECONDS = 2000.0
@@ -38,6 +45,37 @@ def _round_float(match: re.Match[str]) -> str:
     digits = re.sub(r"[eE].*|[^\d]", "", text).lstrip("0")
     is_long = len(digits) > SIGNIFICANT_DIGITS
     return f"{float(text):.{SIGNIFICANT_DIGITS}g}" if is_long else text
+
+
+def align(text: str, stored: str) -> str:
+    """The stored text, if the other has the same words and close numbers; else the other."""
+    own, theirs = NUMBER.findall(text), NUMBER.findall(stored)
+    words, their_words = (NUMBER.sub("", part).split() for part in (text, stored))
+    is_close = len(own) == len(theirs) and all(
+        math.isclose(float(a), float(b), **CLOSE)
+        for a, b in zip(own, theirs, strict=True)
+    )
+    return stored if is_close and words == their_words else text
+
+
+def _compare_closely(
+    cell: IPyNbCell, test: list, ref: list, skip_compare: Any = None
+) -> bool:
+    """`IPyNbCell.compare_outputs`, of aligned texts where the cell has the tag."""
+    if "compare-closely" in cell.cell.metadata.get("tags", []):
+        for own, stored in zip_longest(test, ref, fillvalue={}):
+            for part, theirs in (
+                (own, stored),
+                (own.get("data", {}), stored.get("data", {})),
+            ):
+                for key in ("text", "text/plain", "text/html"):
+                    if key in part and key in theirs:
+                        part[key] = align(part[key], theirs[key])
+    return _compare_exactly(cell, test, ref, skip_compare)
+
+
+_compare_exactly = IPyNbCell.compare_outputs
+IPyNbCell.compare_outputs = _compare_closely
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,3 +94,14 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
         collector.skip_compare = (*collector.skip_compare, *NOT_COMPARED)
         collector.sanitize_patterns[FLOAT] = _round_float
         collector.sanitize_patterns[r"<Figure size [^>]*>"] = "<Figure>"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the seconds of each notebook, the slowest first."""
+    seconds: Counter = Counter()
+    for report in [report for of in terminalreporter.stats.values() for report in of]:
+        name = getattr(report, "nodeid", "").partition("::")[0]
+        if name.endswith(".ipynb"):
+            seconds[name] += report.duration
+    for name, taken in seconds.most_common():
+        terminalreporter.write_line(f"{taken:5.0f} s  {name}")

@@ -27,7 +27,11 @@ BOOK = Path(__file__).resolve().parent
 PATHS = sorted([*BOOK.glob("*.ipynb"), *BOOK.glob("howto/*.ipynb")])
 NOTEBOOKS = {path.stem: path for path in PATHS}
 # Figures that pages outside their notebook show: the figure's name and its file.
-FIGURES = {"fig-beta": BOOK / "images" / "beta.png"}
+FIGURES = {
+    "fig-search": BOOK / "images" / "search.png",
+    "fig-study": BOOK / "images" / "study.png",
+    "fig-water": BOOK / "images" / "threshold.png",
+}
 KERNEL = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python", "pygments_lexer": "ipython3"},

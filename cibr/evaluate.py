@@ -20,11 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 from tqdm import tqdm
 
 from cibr import metrics
@@ -35,14 +31,14 @@ from cibr.metrics.zeroshot import accuracy_items
 from cibr.models import DualEncoder
 from cibr.models.dual_encoder import image_key
 from cibr.models.features import embed_pairs, prepare
-from cibr.utils import check_known, check_number, digest, save_table, write_atomically
+from cibr.utils import check_known, digest, write_atomically
 
 _KEY = ["suite", "dataset", "kind", "metric"]  # of a row
 
 
 class Task(NamedTuple):
-    """One benchmark: a data set, the kind of task, the split, and the group whose mean counts as
-    one set.
+    """One benchmark: a data set, the kind of task (`zero-shot` or `retrieval`), the split, and the
+    group whose mean counts as one set.
     """
 
     dataset: str
@@ -51,22 +47,12 @@ class Task(NamedTuple):
     group: str = ""
 
     @property
-    def name(self) -> str:
-        """The name of its data set in tables, also of the folder `.`."""
-        return Path(self.dataset).resolve().name.removeprefix("wds_")
-
-    @property
     def title(self) -> str:
-        """Its name in tables, with the split if that is neither test nor validation."""
-        return self.name if self.split in ("test", "validation") else f"{self.name}/{self.split}"
-
-    @property
-    def file(self) -> str:
-        """The name of its file of results."""
-        return f"{self.title.replace('/', '-')}-{self.kind}.safetensors"
+        """The data set's name in tables, with the split if that is neither test nor validation."""
+        name = Path(self.dataset).resolve().name.removeprefix("wds_")  # also of the folder `.`
+        return name if self.split in ("test", "validation") else f"{name}/{self.split}"
 
 
-_Suite = str | Sequence[Task]
 _PAPER = "vtab-cifar10 vtab-cifar100 food101 vtab-caltech101 vtab-pets vtab-dtd vtab-eurosat"
 
 # `characters` and `photos` need no download. The seven zero-shot sets of Ji et al. (2025) are not
@@ -86,35 +72,18 @@ SUITES: dict[str, tuple[Task, ...]] = {
 }
 
 
-def suite_tasks(suite: _Suite) -> tuple[Task, ...]:
-    """The tasks of a suite.
-
-    Args:
-        suite: a name of `SUITES`, or tasks.
+def suite_tasks(suite: str | Sequence[Task]) -> tuple[Task, ...]:
+    """The tasks of a suite, a name of `SUITES` or tasks.
 
     Raises:
-        ValueError: an unknown suite or kind (with the known ones), no task, or two tasks with one
-            name.
+        ValueError: an unknown suite or kind, with the known ones.
     """
     if isinstance(suite, str):
-        if suite.endswith((".yaml", ".yml")):
-            raise ValueError(f"{suite}: YAML suites are gone: add tasks to SUITES in a --plugin")
         check_known("suite", suite, SUITES)
-    tasks = SUITES[suite] if isinstance(suite, str) else tuple(suite)
-    for task in tasks:
+        suite = SUITES[suite]
+    for task in suite:
         check_known("kind of task", task.kind, ("zero-shot", "retrieval"))
-    files = [task.file for task in tasks]
-    if not files or len(set(files)) < len(files):
-        raise ValueError(f"a suite has {files}: give at least one task, and each data set once")
-    return tasks
-
-
-def _suite_name(suite: _Suite) -> str:
-    """The name of a suite in tables and folders: its own, its only data set's, or `tasks`."""
-    if isinstance(suite, str):
-        return suite
-    names = {task.name for task in suite}
-    return names.pop() if len(names) == 1 else "tasks"
+    return tuple(suite)
 
 
 def dataset_tasks(dataset: str) -> tuple[Task, ...]:
@@ -131,51 +100,13 @@ def dataset_tasks(dataset: str) -> tuple[Task, ...]:
     splits = available_splits(dataset)
     split = "validation" if "validation" in splits and "test" not in splits else "test"
     pairs = load_pairs(dataset, split)
-    tasks = []
-    if pairs.classnames and pairs.templates:
-        tasks.append(Task(dataset, "zero-shot", split))
-    if not pairs.classnames or not set(pairs.texts()) <= set(pairs.classnames):
-        tasks.append(Task(dataset, "retrieval", split))
-    if not tasks:
-        pairs.prompts()  # raises with what is missing
-    return tuple(tasks)
+    if not pairs.classnames:
+        return (Task(dataset, "retrieval", split),)
+    pairs.prompts()  # raises without templates
+    return (Task(dataset, "zero-shot", split),)
 
 
-def load_task(task: Task, limit: int = 0) -> Pairs:
-    """Loads the pairs that `evaluate` uses for a task.
-
-    Args:
-        task: of a suite.
-        limit: maximum number of images, drawn with a fixed seed (the first ones may be of one
-            class); 0 for all.
-
-    Raises:
-        ValueError, FileNotFoundError, ConnectionError: as `cibr.load_pairs`.
-    """
-    pairs = load_pairs(task.dataset, task.split)
-    if not limit or limit >= len(pairs):
-        return pairs
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))
-    return pairs.subset(order[:limit].sort().values)
-
-
-class Predictions(NamedTuple):
-    """A model's predictions on one data set, per item.
-
-    Args:
-        kind: `zero-shot`, `retrieval` (paired) or `retrieval by label`.
-        items: for zero-shot `labels`, `predictions` and `ranks` [n]; for retrieval `image_ranks`
-            and `image_units` [n], and the same for texts [m]. Ranks count from 0; units are the
-            clusters of an interval, an image with its texts or all items of a label.
-        digest: of the images and texts; predictions with equal digests are comparable item by item.
-    """
-
-    kind: str
-    items: dict[str, Tensor]
-    digest: str
-
-
-class _Score(NamedTuple):
+class Score(NamedTuple):
     """One number an item, whose mean is the score, and the number of queries."""
 
     values: Float[np.ndarray, " _"]
@@ -189,12 +120,15 @@ class Evaluation:
     Args:
         model: the model's name in tables.
         suite: the suite's name in tables.
-        predictions: per item, by task.
+        scores: by task and metric.
+        digests: of each task's images and texts; scores are comparable item by item where they are
+            equal.
     """
 
     model: str
     suite: str
-    predictions: dict[Task, Predictions]
+    scores: dict[Task, dict[str, Score]]
+    digests: dict[Task, str]
 
     @property
     def rows(self) -> pd.DataFrame:
@@ -205,59 +139,41 @@ class Evaluation:
         a group counts as one set.
         """
         rows = []
-        for key, score in _scores(self).items():
+        for key, score in _with_means(self).items():
             interval = metrics.proportion_interval(score.values)
             rows.append((self.model, self.suite, *key, *interval, score.n))
         return pd.DataFrame(rows, columns=["model", *_KEY, "value", "low", "high", "n"])
 
 
-def _scores(evaluation: Evaluation) -> dict[tuple[str, str, str], _Score]:
+def _with_means(evaluation: Evaluation) -> dict[tuple[str, str, str], Score]:
     """Scores by data set, kind and metric: of sets, groups, and all zero-shot sets."""
-    sets, groups = {}, {}
-    for task, predictions in evaluation.predictions.items():
-        scores = _task_scores(predictions)
-        sets[task.title, task.kind] = scores
+    tables, groups = {}, {}
+    for task, scores in evaluation.scores.items():
+        tables[task.title, task.kind] = scores
         if task.kind == "zero-shot":
             groups.setdefault(task.group or task.title, []).append(scores)
     means = {name: _mean(members) for name, members in groups.items()}
     if len(means) > 1:
         means[f"mean of {len(means)}"] = _mean([*means.values()])
-    tables = sets | {(name, "zero-shot"): scores for name, scores in means.items()}
+    tables |= {(name, "zero-shot"): scores for name, scores in means.items()}
     return {(*key, metric): table[metric] for key, table in tables.items() for metric in table}
 
 
-def _task_scores(predictions: Predictions) -> dict[str, _Score]:
-    kind, items, _ = predictions
-    if kind == "zero-shot":
-        of_images = accuracy_items(items["ranks"], items["labels"])
-        return {name: _Score(values, len(values)) for name, values in of_images.items()}
-    name = "recall" if kind == "retrieval" else "label_recall"
-    scores = {}
-    for metric, hits in recall_items(items["image_ranks"], items["text_ranks"], name=name).items():
-        units = items["image_units" if metric.startswith("image") else "text_units"]
-        scores[metric] = _Score(cluster_values(hits.numpy(), units.numpy()), len(hits))
-    return scores
-
-
-def _mean(tables: list[dict[str, _Score]]) -> dict[str, _Score]:
+def _mean(tables: list[dict[str, Score]]) -> dict[str, Score]:
     """The mean of several zero-shot sets' scores."""
-    if len(tables) == 1:
-        return tables[0]
     means = {}
     for metric in tables[0]:
         values = [table[metric].values for table in tables]
         sets = np.repeat(np.arange(len(values)), [len(of_set) for of_set in values])
-        means[metric] = _Score(group_balanced_values(np.concatenate(values), sets), len(sets))
+        means[metric] = Score(group_balanced_values(np.concatenate(values), sets), len(sets))
     return means
 
 
 def evaluate(
     model: DualEncoder,
-    suite: _Suite,
+    suite: str | Sequence[Task],
     *,
     name: str,
-    limit: int = 0,
-    batch_size: int = 256,
     output_dir: str | Path | None = None,
 ) -> Evaluation:
     """Evaluates a model on all data sets of a suite.
@@ -266,63 +182,30 @@ def evaluate(
         model: the encoders, on the device to use.
         suite: a name of `SUITES` or a list of tasks.
         name: the model's name in tables.
-        limit: maximum number of images per set, at least two, drawn with a fixed seed; 0 for all.
-        batch_size: rows encoded at once.
-        output_dir: folder for this model's results; a subfolder named after the suite gets
-            `rows.csv`, `rows.json` and the predictions of each set, in `Task.file`, a file of
-            safetensors.
+        output_dir: folder for this model's results; `rows.csv` goes into a subfolder named after
+            the suite, after the only data set of a list, or `tasks`.
 
     Returns:
-        The evaluation, with `rows` of scores and the `predictions` per item.
+        The evaluation, with `rows` of scores.
 
     Raises:
-        ValueError: no model, an unknown suite, kind or set, a limit or batch_size out of its range,
-            or a tenth of a set's samples that cannot be used (it is named).
+        ValueError: an unknown suite, kind or set, or a tenth of a set's samples that cannot be used
+            (it is named).
         OSError: results cannot be written.
         FileNotFoundError: a file of a set is missing.
         ConnectionError: a file cannot be fetched from the hub.
     """
-    if not isinstance(model, DualEncoder):
-        raise ValueError(
-            f"the model to evaluate is of type {type(model).__name__}: "
-            "load one with DualEncoder.from_pretrained(name)"
-        )
-    if limit < 0 or limit == 1:
-        raise ValueError(f"limit is {limit!r}: give 0, for all images, or a number from 2")
-    check_number("batch_size", batch_size, 1, whole=True)
-    evaluation = Evaluation(name, _suite_name(suite), {})
     tasks = suite_tasks(suite)
-    for task in tasks:
-        available_splits(task.dataset)  # a mistyped name is reported before anything is computed
-    if output_dir is not None:
-        _save(evaluation, Path(output_dir))
+    titles = {task.title for task in tasks}
+    of_tasks = titles.pop() if len(titles) == 1 else "tasks"
+    evaluation = Evaluation(name, suite if isinstance(suite, str) else of_tasks, {}, {})
     for task in tqdm(tasks, desc=name, unit="set", delay=1):
-        try:
-            found = _predict(model, task, load_task(task, limit), batch_size)
-        except ValueError as error:
-            where = f"{task.kind} on {task.title} of suite {evaluation.suite!r}"
-            raise ValueError(f"{where}: {error}") from error
-        evaluation.predictions[task] = found
+        _add(evaluation, model, task, load_pairs(task.dataset, task.split))
         if output_dir is not None:  # now: a later set may fail
-            _save(evaluation, Path(output_dir))
+            folder = Path(output_dir) / evaluation.suite
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "rows.csv", partial(evaluation.rows.to_csv, index=False))
     return evaluation
-
-
-def _save(evaluation: Evaluation, output_dir: Path) -> None:
-    """Writes the scores of an evaluation, and its last predictions."""
-    folder = output_dir / evaluation.suite
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_table(evaluation.rows, folder / "rows")
-        for task, predictions in list(evaluation.predictions.items())[-1:]:
-            items = {name: tensor.contiguous() for name, tensor in predictions.items.items()}
-            about = {"kind": predictions.kind, "digest": predictions.digest}
-            write_atomically(folder / task.file, partial(save_file, items, metadata=about))
-    except (OSError, SafetensorError) as error:
-        raise OSError(
-            f"cannot write results to {str(folder)!r}: {error}; "
-            "make room or choose another output_dir"
-        ) from error
 
 
 def evaluate_pairs(model: DualEncoder, pairs: Pairs, name: str) -> Evaluation:
@@ -333,44 +216,13 @@ def evaluate_pairs(model: DualEncoder, pairs: Pairs, name: str) -> Evaluation:
         pairs: with two that differ at least.
         name: the model's name in tables.
     """
-    task = Task(pairs.name, "retrieval", pairs.split)
-    return Evaluation(name, pairs.name, {task: _predict(model, task, pairs, 256)})
+    evaluation = Evaluation(name, pairs.name, {}, {})
+    _add(evaluation, model, Task(pairs.name, "retrieval", pairs.split), pairs)
+    return evaluation
 
 
-def _predict(model: DualEncoder, task: Task, pairs: Pairs, batch_size: int) -> Predictions:
-    _warn_of_seen(model, pairs)
-    if task.kind == "zero-shot":
-        kind, shown = "zero-shot", pairs.prompts()
-        items = _zero_shot_items(model, pairs, shown, batch_size)
-    else:
-        kind, shown = "retrieval" if pairs.paired else "retrieval by label", pairs.captions
-        images, texts = embed_pairs(model, prepare(model, pairs, model.device), batch_size)
-        items = metrics.query_ranks(images, texts, *pairs.retrieval_targets())._asdict()
-        if len(items["image_units"].unique()) < 2:
-            raise ValueError("all images match one another: retrieval needs two that differ")
-    labels = None if kind == "retrieval" else pairs.match_labels().tolist()
-    seen = (kind, pairs.name, pairs.split, pairs.keys, shown, labels, pairs.image_digests())
-    return Predictions(kind, items, digest(repr(seen)))
-
-
-def _zero_shot_items(
-    model: DualEncoder, pairs: Pairs, prompts: list[list[str]], batch_size: int
-) -> dict[str, Tensor]:
-    if len(prompts) < 2:
-        raise ValueError(f"{pairs.name} has one class: zero-shot classification needs two")
-    texts = [prompt for of_class in prompts for prompt in of_class]
-    inputs = prepare(model, pairs, model.device, texts=texts)
-    images, texts = embed_pairs(model, inputs, batch_size)
-    classes = metrics.class_embeddings(texts.unflatten(0, (len(prompts), -1)))
-    return {
-        "labels": pairs.labels,
-        "predictions": (images @ classes.T).argmax(1),
-        "ranks": metrics.class_ranks(images, classes, pairs.labels),
-    }
-
-
-def _warn_of_seen(model: DualEncoder, pairs: Pairs) -> None:
-    """Warns of images that the model was trained on."""
+def _add(evaluation: Evaluation, model: DualEncoder, task: Task, pairs: Pairs) -> None:
+    """Adds a task's scores to an evaluation."""
     n_seen = sum(image_key(digest) in model.trained_on for digest in pairs.image_digests())
     if n_seen:
         warnings.warn(
@@ -378,6 +230,35 @@ def _warn_of_seen(model: DualEncoder, pairs: Pairs) -> None:
             f"{pairs.split}: what it recalls of others is in held_out/recall.csv of its run",
             stacklevel=3,
         )
+    measure = _zero_shot if task.kind == "zero-shot" else _retrieval
+    evaluation.scores[task] = measure(model, pairs)
+    seen = pairs.captions, pairs.classnames, pairs.templates, pairs.image_digests()
+    evaluation.digests[task] = digest(repr(seen))
+
+
+def _zero_shot(model: DualEncoder, pairs: Pairs) -> dict[str, Score]:
+    """Accuracies, with one number an image."""
+    prompts = pairs.prompts()
+    texts = [prompt for of_class in prompts for prompt in of_class]
+    images, texts = embed_pairs(model, prepare(model, pairs, model.device, texts=texts), 256)
+    classes = metrics.class_embeddings(texts.unflatten(0, (len(prompts), -1)))
+    ranks = metrics.class_ranks(images, classes, pairs.labels)
+    items = accuracy_items(ranks, pairs.labels)
+    return {metric: Score(values, len(values)) for metric, values in items.items()}
+
+
+def _retrieval(model: DualEncoder, pairs: Pairs) -> dict[str, Score]:
+    """Recalls, with one number an image with its texts, or a label."""
+    images, texts = embed_pairs(model, prepare(model, pairs, model.device), 256)
+    ranks = metrics.query_ranks(images, texts, *pairs.retrieval_targets())
+    if len(ranks.image_units.unique()) < 2:
+        raise ValueError(f"all images of {pairs.name} match one another: retrieval needs two")
+    name = "recall" if pairs.paired else "label_recall"
+    scores = {}
+    for metric, hits in recall_items(*ranks[:2], name=name).items():
+        units = ranks.image_units if metric.startswith("image") else ranks.text_units
+        scores[metric] = Score(cluster_values(hits.numpy(), units.numpy()), len(hits))
+    return scores
 
 
 def difference(
@@ -393,24 +274,13 @@ def difference(
         Scores with `suite, dataset, kind, metric, a, b, difference, low, high, n, n_seeds`.
 
     Raises:
-        ValueError: different suites, numbers of seeds, or images and texts of a set.
+        ValueError: different sets, images or texts, or numbers of seeds.
     """
     a, b = ([side] if isinstance(side, Evaluation) else list(side) for side in (a, b))
-    suites = {evaluation.suite for evaluation in a + b}
-    if not a or len(a) != len(b) or len(suites) != 1:
-        raise ValueError(
-            f"{len(a)} and {len(b)} evaluations of suites {sorted(suites)}: "
-            "give one evaluation per seed of each model, all of one suite"
-        )
-    digests = [{(task.title, p.digest) for task, p in e.predictions.items()} for e in a + b]
-    different = set().union(*digests) - set.intersection(*digests)
-    if different:
-        title, _ = min(different)
-        raise ValueError(
-            f"a and b saw different images or texts of {title}: "
-            "evaluate both with the same data and limit"
-        )
-    of_a, of_b = ([_scores(evaluation) for evaluation in side] for side in (a, b))
+    for task, seen in a[0].digests.items():
+        if any(evaluation.digests.get(task) != seen for evaluation in a + b):
+            raise ValueError(f"a and b saw different images or texts of {task.title}")
+    of_a, of_b = ([_with_means(evaluation) for evaluation in side] for side in (a, b))
     rows = []
     for key, score in of_a[0].items():
         x, y = (np.stack([scores[key].values for scores in side]) for side in (of_a, of_b))

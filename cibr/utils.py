@@ -6,7 +6,6 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Collection, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +66,11 @@ def digest(content: str | bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _in_checkout() -> bool:
-    """Whether the package is in its own checkout, beside ``pyproject.toml``."""
-    # Only the parent folder counts: a virtual environment may be inside another project.
-    return (_PACKAGE.parent / "pyproject.toml").is_file()
-
-
 def project_root() -> Path:
     """Returns the checkout's folder, or the current one when the package is installed."""
-    return _PACKAGE.parent if _in_checkout() else Path.cwd()
+    # Only the parent folder counts: a virtual environment may be inside another project.
+    in_checkout = (_PACKAGE.parent / "pyproject.toml").is_file()
+    return _PACKAGE.parent if in_checkout else Path.cwd()
 
 
 def cache_folder() -> Path:
@@ -85,8 +80,8 @@ def cache_folder() -> Path:
         ``data/cache`` of the checkout, which git ignores; when installed ``cibr`` in
         ``$XDG_CACHE_HOME``, by default ``~/.cache``.
     """
-    if _in_checkout():
-        return _PACKAGE.parent / "data" / "cache"
+    if project_root() == _PACKAGE.parent:
+        return project_root() / "data" / "cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cibr"
 
 
@@ -105,7 +100,7 @@ def shipped(relative: str) -> Path:
 
 
 def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
-    """Writes a file atomically: at any moment, also after a power cut, it is complete or absent.
+    """Writes a file atomically: at any moment it is complete or absent.
 
     Args:
         file: the file to write, in an existing folder. A link to a file stays a link.
@@ -119,23 +114,6 @@ def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
         write(part)
-        sync(part)
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)
-    sync(file.parent)
-
-
-def save_table(table: Any, file: Path) -> None:
-    """Writes a data frame as CSV and as a list of rows in JSON, with these suffixes."""
-    write_atomically(Path(f"{file}.csv"), partial(table.to_csv, index=False))
-    write_atomically(Path(f"{file}.json"), partial(table.to_json, orient="records", indent=1))
-
-
-def sync(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,7 +4,7 @@ import hypothesis
 import pytest
 import torch
 from helpers import TEXTS, unchecked
-from small_models import SIZES, VISION, save_model
+from small_models import CROP, SIZES, VISION, save_model
 from small_suite import make_small_suite
 
 from cibr.models import DualEncoder
@@ -22,7 +22,7 @@ def tower_folders(tmp_path_factory):
     image, text = (str(tmp_path_factory.mktemp("towers") / name) for name in ("vit", "bert"))
     torch.manual_seed(0)
     ViTModel(ViTConfig(**VISION)).save_pretrained(image)
-    CLIPImageProcessor(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]).save_pretrained(image)
+    CLIPImageProcessor(**CROP).save_pretrained(image)
     tokenizer = train_tokenizer(TEXTS, context=40)
     config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=40, **SIZES)
     BertModel(config).save_pretrained(text)
@@ -48,10 +48,10 @@ def build(request):
             return DualEncoder.tiny(TEXTS, dim=16, width=4, **options)
         if kind == "frozen":
             towers = request.getfixturevalue("tower_folders")
-            return DualEncoder.frozen(*towers, dim=16, image_size=32, **options)
+            return DualEncoder.frozen(*towers, dim=16, **options)
         clip = request.getfixturevalue("clip_folder")
         if kind == "frozen dual":
-            return DualEncoder.frozen(towers=clip, dim=16, **options)
+            return DualEncoder.frozen(clip, clip, dim=16, **options)
         return DualEncoder.from_pretrained(clip)
 
     return build

@@ -71,9 +71,9 @@ def stop_at(step, folder, **options):
 
 def write_folder(folder, **splits):
     """A folder of images with metadata, by the number of rows of each split."""
-    for split, n in splits.items():
+    for place, (split, n) in enumerate(splits.items()):
         for i in range(n):
-            write_images(folder / split, f"{i}.png", grey=i)
+            write_images(folder / split, f"{i}.png", grey=i + 80 * place)
         rows = [f"{i}.png,{TEXTS[i]}" for i in range(n)]
         write_metadata(folder / split, "\n".join(["file_name,text", *rows]))
     return str(folder)

@@ -1,27 +1,18 @@
 """pyproject.toml, environment.yml and constraints.txt describe one environment."""
 
-import sys
 import tomllib
 from datetime import date
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
-from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-MADE = (
-    (Path(sys.prefix) / ".installed").exists()
-    and sys.version_info[:2] == (3, 11)
-    and sys.platform == "linux"
-)
 PYPI_NAMES = {"pytorch": "torch"}  # of packages that conda-forge spells otherwise
 
 
@@ -54,7 +45,8 @@ def test_the_citation_has_the_version_and_a_date():
     assert date.fromisoformat(cited["date-released"]).year >= 2026
     entry = (ROOT / "book" / "intro.md").read_text("utf-8").partition("```bibtex")[2]
     (author,) = cited["authors"]
-    for field in (author["name"], cited["title"], cited["version"], cited["date-released"]):
+    title, year = cited["title"].replace("CIBR", "{CIBR}"), cited["date-released"][:4]
+    for field in (author["name"], title.replace("CLIP", "{CLIP}"), cited["version"], year):
         assert f"{{{field}}}" in entry
 
 
@@ -70,19 +62,3 @@ def test_constraints_are_exact_but_for_torch_and_lie_within_pyproject():
         (exact,) = specifier
         assert exact.operator == ("<=" if name in ("torch", "torchvision") else "=="), name
         assert stated.get(name, SpecifierSet()).contains(exact.version), name
-
-
-@pytest.mark.skipif(not MADE, reason="not an environment that make made with Python 3.11 on Linux")
-def test_constraints_hold_what_is_needed_as_it_is_installed():
-    assert ranges(PROJECT["dependencies"] + EXTRAS["book"]).keys() <= CONSTRAINTS.keys()
-    for name, specifier in CONSTRAINTS.items():
-        try:
-            installed = distribution(name)
-        except PackageNotFoundError:  # of an extra that is not installed
-            continue
-        version = Version(installed.version).public
-        assert specifier.contains(version), f"{name} {version} is not {name}{specifier}"
-        lines = [] if name == "torch" else installed.requires or []  # its build decides
-        further = map(Requirement, lines)
-        always = [r for r in further if not r.marker or r.marker.evaluate({"extra": ""})]
-        assert {canonicalize_name(each.name) for each in always} <= CONSTRAINTS.keys()

@@ -9,13 +9,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 USE = """
 import cibr
-from cibr.evaluate import evaluate
+from cibr.evaluate import Task, evaluate
 
 assert "site" in cibr.__file__ and cibr.__version__
 pairs = cibr.load_pairs("glyphs", "test").subset(range(4))
 model = cibr.DualEncoder.from_pretrained("cibr-tiny")
 assert model.embed_images(list(pairs.images())).shape == (4, 128)
-assert len(evaluate(model, "characters", name="m", limit=50).rows)
+tasks = [Task("glyphs", "retrieval", "test_characters")]
+assert len(evaluate(model, tasks, name="m").rows)
 try:
     raise SystemExit(f"{len(cibr.load_pairs('photos', 'test'))} photos are in the wheel")
 except FileNotFoundError as error:

@@ -10,7 +10,7 @@ import cibr
 from cibr.data import DATASETS, Dataset, Features
 from cibr.data.pairs import Pairs
 from cibr.evaluate import Task, evaluate
-from cibr.models.features import embed_pairs, prepare
+from cibr.models.features import prepare
 from cibr.train.trainer import fit_cca
 
 TOWERS = ("some/vit", "some/bert")
@@ -54,7 +54,7 @@ def given(split, n=28):
 
 def test_heads_are_trained_tested_and_saved_over_given_features(tmp_path):
     run = {"dataset": "given", "model": "frozen", "output_dir": str(tmp_path / "run")}
-    run |= dict(epochs=20, batch_size=14, learning_rate=1e-3, dropout=0.0, cca_start=True)
+    run |= dict(epochs=20, batch_size=14, learning_rate=1e-3, dropout=0.0)
     config = cibr.configure(**run)
     train, validation, test = cibr.load_splits(config)
     model = cibr.build_model(config, train)
@@ -67,16 +67,6 @@ def test_heads_are_trained_tested_and_saved_over_given_features(tmp_path):
     assert rows[0].equals(rows[1]) and rows[0]["value"].between(0, 1).all()
     cca = fit_cca(prepare(again, train), 4, (1.0, 1.0))
     assert cca.images(prepare(again, test).images).shape == (28, 4)
-
-
-def test_parts_of_pairs_have_their_own_features():
-    pairs = given("train")
-    model = cibr.DualEncoder.frozen(*TOWERS, dims_pooled=(9, 7), dim=8).eval()
-    images, texts = embed_pairs(model, prepare(model, pairs))
-    some = pairs.subset([7, 2])
-    of_part = embed_pairs(model, prepare(model, some))
-    torch.testing.assert_close(of_part, (images[[7, 2]], texts[[14, 15, 4, 5]]))
-    assert some.image_digests() == [pairs.image_digests()[i] for i in (7, 2)]
 
 
 def test_what_features_cannot_give_is_said_in_one_sentence():
@@ -92,15 +82,3 @@ def test_what_features_cannot_give_is_said_in_one_sentence():
             use()
     with pytest.raises(ValueError, match="given has features of its images, but not the images"):
         pairs.image(0)
-    other = cibr.DualEncoder.frozen("some/clip", "some/clip", dims_pooled=(9, 7), dim=8)
-    message = r"given has features of \('some/vit', .* the heads read those of \('some/clip',"
-    with pytest.raises(ValueError, match=message):
-        prepare(other, pairs)
-    with pytest.raises(ValueError, match="28 images but 27 features: pass one per image"):
-        Pairs(
-            "given",
-            "train",
-            pairs.captions,
-            pairs.keys,
-            features=pairs.features._replace(images=pairs.features.images[1:]),
-        )

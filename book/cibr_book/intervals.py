@@ -74,7 +74,20 @@ def outcomes(claims: Iterable[tuple]) -> pd.DataFrame:
         table.append([hypothesis, claim, mean, low, high, p_value])
     columns = ["hypothesis", "claim", "difference", "low", "high", "p_value"]
     tests = pd.DataFrame(table, columns=columns)
-    tests["holm"] = multipletests(tests["p_value"], method="holm")[1]
-    choices = [tests["holm"] < 0.05, tests["high"] < 0]
-    tests["outcome"] = np.select(choices, ["holds", "contradicted"], "undecided")
-    return tests
+    return decided(tests, tests["high"] < 0)
+
+
+def decided(
+    tests: pd.DataFrame, contradicted: pd.Series, supported: pd.Series | bool = True
+) -> pd.DataFrame:
+    """Claims with their p-values `holm`, corrected over all, and their `outcome`.
+
+    Args:
+        tests: a claim a row, with its `p_value`.
+        contradicted: whether the interval excludes a claim.
+        supported: whether a claim may hold, beside a p-value below 5 %.
+    """
+    holm = multipletests(tests["p_value"], method="holm")[1]
+    choices = [supported & (holm < 0.05), contradicted]
+    outcome = np.select(choices, ["holds", "contradicted"], "undecided")
+    return tests.assign(holm=holm, outcome=outcome)

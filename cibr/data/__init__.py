@@ -51,10 +51,9 @@ def load_pairs(name: str | Path | Any, split: str = "train") -> Pairs:
 
     Args:
         name: a name of `DATASETS`; a folder of images with metadata, of shards, of Parquet files,
-            written by `save_to_disk`, or of a subfolder of images per class; a hub id,
-            ``owner/name``; ``flickr8k`` and the like, in ``$CIBR_DATA/wds_flickr8k`` or else
-            ``clip-benchmark/wds_flickr8k`` on the hub; or a `datasets.Dataset` or
-            `datasets.DatasetDict`.
+            or of a subfolder of images per class; a hub id, ``owner/name``; ``flickr8k`` and the
+            like, in ``$CIBR_DATA/wds_flickr8k`` or else ``clip-benchmark/wds_flickr8k`` on the hub;
+            or a `datasets.Dataset` or `datasets.DatasetDict`.
         split: ``train``, ``validation`` (or ``val``, ``dev``) or ``test``; `glyphs` has two more,
             `photos` has ``shown``. Without a validation split, it is a tenth of ``train`` by
             `Pairs.hold_out`, and ``train`` is the rest; both are ``train+validation``.
@@ -64,10 +63,10 @@ def load_pairs(name: str | Path | Any, split: str = "train") -> Pairs:
         warning that counts them by reason; headers of images are checked, pixels are not decoded.
 
     Raises:
-        ValueError: if the name or the split is unknown, or a tenth of the samples or more cannot be
-            used; the message counts them by reason and has the first names.
+        ValueError: if name or split is unknown, or a tenth of the samples or more cannot be used,
+            which the message counts by reason, with the first names.
         FileNotFoundError: if a part of the data set is missing.
-        ConnectionError: if the data set cannot be fetched from the hub.
+        ConnectionError: if the name is unknown here and cannot be fetched from the hub.
     """
     return load_parts(name, [split])[0]
 
@@ -75,13 +74,13 @@ def load_pairs(name: str | Path | Any, split: str = "train") -> Pairs:
 def load_parts(name: str | Path | Any, splits: Sequence[str]) -> list[Pairs]:
     """Loads several splits of a data set, as `load_pairs`; files of two of them are read once."""
     loaders = _loaders(name)
-    splits = [split_of(split) for split in splits]
-    for split in splits:
+    for split in map(split_of, splits):
         if split not in loaders:
+            found = f"{name} has no split {split!r}: it has {', '.join(loaders)}"
             raise ValueError(
-                f"{name} has no split {split!r}: it has {', '.join(loaders) or 'none'}"
+                f"{found}. A metadata.csv with the columns file_name and text makes one"
             )
-    return [loaders[split]() for split in splits]
+    return [loaders[split_of(split)]() for split in splits]
 
 
 def available_splits(name: str | Path | Any) -> list[str]:
@@ -89,7 +88,7 @@ def available_splits(name: str | Path | Any) -> list[str]:
 
     Raises:
         ValueError: as `resolve`, or if a folder's metadata are malformed.
-        ConnectionError: if the data set is on the hub and cannot be fetched.
+        ConnectionError: if the name is unknown here and cannot be fetched from the hub.
     """
     return list(_loaders(name))
 
@@ -109,23 +108,22 @@ def _loaders(name: str | Path | Any) -> _readers.Loaders:
 
 def _own_loaders(name: str | Path | Any) -> _readers.Loaders:
     """What loads each split that a data set has."""
-    if not isinstance(name, str | Path):
-        tables = _readers.tables_of(name)
-        title = next(iter(tables.values())).info.dataset_name or "dataset"
-        return _readers.table_loaders(title, tables)
+    if not isinstance(name, str | Path):  # a DatasetDict or a Dataset
+        tables = name if isinstance(name, dict) else {str(name.split or "train"): name}
+        return _readers.table_loaders("dataset", tables)
     source = resolve(name)
     if not source.place:
         known = DATASETS[source.name]
         return {split: partial(known.load, split) for split in known.splits}
     if source.kind == "folder":
         return _readers.folder_loaders(source.name, Path(source.place))
-    if source.kind == "datasets":
-        return _readers.hub_loaders(source.name, source.place)
+    load = _readers.hub_loaders if source.kind == "datasets" else _readers.shard_loaders
     try:
-        return _readers.shard_loaders(source.name, source.place)
-    except ConnectionError as error:
-        near = nearest(source.name, [*DATASETS, *_in_cibr_data()])
-        raise ConnectionError(f"{error}{near}") from error
+        return load(source.name, source.place)
+    except OSError as error:  # all that the network and the hub raise
+        near = nearest(source.name, DATASETS)
+        what = f"{name} is neither here nor to be had from the hub ({error}){near}"
+        raise ConnectionError(f"{what}: check name and network, or set CIBR_DATA") from error
 
 
 class Source(NamedTuple):
@@ -147,34 +145,23 @@ def resolve(name: str | Path) -> Source:
     """Resolves a data set's name to its location, without reading or fetching data.
 
     Raises:
-        ValueError: if it is no name of a data set; the message has the ways to give data.
+        ValueError: if it is no folder and cannot be a name.
     """
     name = str(name)
     path = os.path.expanduser(name)
     if name in DATASETS:
         if os.path.isdir(path):
-            what = f"{name} is taken as the data set of this name, not as the folder"
-            warnings.warn(f"{what}: write ./{name} for the folder", stacklevel=2)
+            warnings.warn(
+                f"{name} is a known data set: write ./{name} for the folder", stacklevel=2
+            )
         return Source(name, DATASETS[name].kind)
-    folder = path if os.path.isdir(path) else _in_cibr_data().get(name)
-    if folder:
-        return Source(Path(folder).resolve().name.removeprefix("wds_"), "folder", str(folder))
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        repository = name.partition("/")[2]
-        kind = "shards" if repository.startswith("wds_") else "datasets"
-        return Source(repository.removeprefix("wds_"), kind, name)
-    if re.fullmatch(r"\w[\w.-]{,90}", name) and not os.path.isfile(path):
-        return Source(name, "shards", f"clip-benchmark/wds_{name}")
-    if os.path.isfile(path):
-        raise ValueError(f"{name} is a file: give the folder that it is in")
-    raise ValueError(
-        f"there is no data set {name!r}: give a folder with metadata.csv or shards, a hub id "
-        f"(owner/name), or one of {', '.join([*DATASETS, *_in_cibr_data()])}"
-    )
-
-
-def _in_cibr_data() -> dict[str, Path]:
-    """The folders ``wds_<name>`` in ``CIBR_DATA``, by name; none if it is not set."""
-    root = Path(os.environ.get("CIBR_DATA") or os.devnull).expanduser()
-    folders = [folder for folder in sorted(root.glob("wds_*")) if folder.is_dir()]
-    return {folder.name.removeprefix("wds_"): folder for folder in folders}
+    in_cibr_data = os.path.expanduser(f"{os.environ.get('CIBR_DATA') or os.devnull}/wds_{name}")
+    for folder in (path, in_cibr_data):
+        if os.path.isdir(folder):
+            return Source(Path(folder).resolve().name.removeprefix("wds_"), "folder", folder)
+    if not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name):
+        raise ValueError(f"there is no data set {name!r}: give a folder or a hub id, owner/name")
+    place = name if "/" in name else f"clip-benchmark/wds_{name}"
+    own = place.rpartition("/")[2]
+    kind = "shards" if own.startswith("wds_") else "datasets"
+    return Source(own.removeprefix("wds_"), kind, place)

@@ -8,6 +8,7 @@ splits are the same on every machine; pixels can differ by a few grey levels wit
 version. Some images are ambiguous: Latin A and Greek Alpha look the same.
 """
 
+import itertools
 import unicodedata
 from functools import cache, partial
 from pathlib import Path
@@ -38,10 +39,11 @@ _PLAIN = (24, 0, 0, 0, 255, 0)  # the nuisance factors, from size to template, o
 _MIN_CONTRAST = 96
 _BLANK = ("braille pattern blank", "object replacement character")  # without ink
 _BLANK_IN = ("modifier letter capital ou", "DejaVuSansMono-Oblique.ttf")  # in this face alone
+_FONTS = Path(matplotlib.get_data_path(), "fonts", "ttf")
 
 
-class _Face(NamedTuple):
-    """One font file: `typeface` is the design, `weight` and `slant` its variant."""
+class Face(NamedTuple):
+    """One font file of matplotlib: `typeface` is the design, `weight` and `slant` its variant."""
 
     typeface: str
     weight: str
@@ -49,28 +51,22 @@ class _Face(NamedTuple):
     file: str
 
 
-_Faces = tuple[_Face, ...]
+_Faces = tuple[Face, ...]
 
 
-def _family(typeface: str, stem: str, bold: str, slanted: str, both: str) -> _Faces:
-    return (
-        _Face(typeface, "regular", "upright", f"{stem}.ttf"),
-        _Face(typeface, "bold", "upright", f"{stem}{bold}.ttf"),
-        _Face(typeface, "regular", "oblique", f"{stem}{slanted}.ttf"),
-        _Face(typeface, "bold", "oblique", f"{stem}{both}.ttf"),
-    )
+def _family(typeface: str, stem: str, *endings: str) -> _Faces:
+    """The regular face, the bold one, the slanted one, and the one that is both."""
+    faces = itertools.product(("upright", "oblique"), ("regular", "bold"))
+    files = [f"{stem}{ending}.ttf" for ending in ("", *endings)]
+    named = zip(faces, files, strict=True)
+    return tuple(Face(typeface, weight, slant, file) for (slant, weight), file in named)
 
 
 _SANS = _family("sans", "DejaVuSans", "-Bold", "-Oblique", "-BoldOblique")
 _MONO = _family("mono", "DejaVuSansMono", "-Bold", "-Oblique", "-BoldOblique")
 SERIF = _family("serif", "DejaVuSerif", "-Bold", "-Italic", "-BoldItalic")
 STIX = _family("stix", "STIXGeneral", "Bol", "Italic", "BolIta")
-COMPUTER_MODERN = (  # for Latin letters only: other code points follow TeX's encodings
-    _Face("computer modern roman", "regular", "upright", "cmr10.ttf"),
-    _Face("computer modern roman", "bold", "upright", "cmb10.ttf"),
-    _Face("computer modern sans", "regular", "upright", "cmss10.ttf"),
-    _Face("computer modern typewriter", "regular", "upright", "cmtt10.ttf"),
-)
+FACES = _SANS + _MONO + SERIF + STIX
 # Faces and group of characters of each split, and the number of draws of the nuisance factors.
 _SPLITS = {
     "train": (_SANS + _MONO, "seen", 1),
@@ -81,8 +77,9 @@ _SPLITS = {
 }
 
 
+@cache
 def load_glyphs(split: str = "train") -> Pairs:
-    """Returns the glyph pairs of one split, rendered once per process.
+    """Returns the glyph pairs of one split, rendered once per process: always the same object.
 
     `train` has the seen characters in eight faces (DejaVu Sans and Mono) with all nuisance factors
     varying. `validation` (STIX) and `test` (DejaVu Serif) show the same characters in typefaces
@@ -99,16 +96,10 @@ def load_glyphs(split: str = "train") -> Pairs:
         from the centre in px), `ink, paper` (grey levels, 0 to 255), `template` (index into
         `TEMPLATES`).
     """
-    return glyph_pairs(split, *_drawn(split))
-
-
-@cache
-def _drawn(split: str) -> tuple[pd.DataFrame, np.ndarray]:
-    """Factors and pixels of a split, rendered once per process."""
     faces, group, n_draws = _SPLITS[split]
     characters = glyph_characters()
     factors = sample_factors(characters[characters["group"] == group], faces, n_draws)
-    return factors, draw_all(factors)
+    return glyph_pairs(split, factors, draw_all(factors))
 
 
 def glyph_pairs(split: str, factors: pd.DataFrame, pixels: np.ndarray) -> Pairs:
@@ -116,11 +107,10 @@ def glyph_pairs(split: str, factors: pd.DataFrame, pixels: np.ndarray) -> Pairs:
 
     A key is code point and face, such as ``U+0041/sans-bold-upright``, not unique if both repeat.
     """
-    named = zip(factors["template"], factors["name"], strict=True)
-    captions = [[TEMPLATES[template].format(name)] for template, name in named]
-    labels = torch.tensor([ord(character) for character in factors["character"]])
-    faces = factors["typeface"] + "-" + factors["weight"] + "-" + factors["slant"]
-    keys = [f"U+{label:04X}/{face}" for label, face in zip(labels.tolist(), faces, strict=True)]
+    rows = list(factors.itertuples())
+    captions = [[TEMPLATES[row.template].format(row.name)] for row in rows]
+    labels = torch.tensor([ord(row.character) for row in rows])
+    keys = [f"U+{ord(r.character):04X}/{r.typeface}-{r.weight}-{r.slant}" for r in rows]
     load = partial(pixel_image, pixels)
     return Pairs("glyphs", split, captions, keys, load, labels=labels, factors=factors)
 
@@ -190,13 +180,14 @@ def hash_numbers(key: str) -> tuple[int, ...]:
     return tuple(int(digits[i : i + 8], 16) for i in range(0, 64, 8))
 
 
-def draw_all(factors: pd.DataFrame) -> np.ndarray:
-    """Returns grey pixels [n, 32, 32] of the samples with the given factors, one row per sample.
+def draw_all(factors: pd.DataFrame, faces: _Faces = FACES) -> np.ndarray:
+    """Returns grey pixels [n, 32, 32] of the samples with the given factors, one row per sample, in
+    these faces.
 
     A character is centred by its line box rather than by its ink, which keeps a comma low and an
     apostrophe high, and then moved by (x, y) px.
     """
-    files = {face[:3]: face.file for face in _SANS + _MONO + SERIF + STIX + COMPUTER_MODERN}
+    files = {face[:3]: face.file for face in faces}
     pixels = np.empty((len(factors), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     for i, row in enumerate(factors.itertuples(index=False)):
         image = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), row.paper)
@@ -207,16 +198,12 @@ def draw_all(factors: pd.DataFrame) -> np.ndarray:
     return pixels
 
 
-def _font_path(file: str) -> str:
-    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / file)
-
-
 @cache
 def _charmap(file: str) -> frozenset[int]:
     """The code points of a font file."""
-    return frozenset(FT2Font(_font_path(file)).get_charmap())
+    return frozenset(FT2Font(str(_FONTS / file)).get_charmap())
 
 
 @cache
 def _font(file: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(_font_path(file), size, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(_FONTS / file, size, layout_engine=ImageFont.Layout.BASIC)

@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,6 @@ from cibr.utils import digest
 # EPS and the like are left out: Pillow would run an interpreter of their programs.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_MAX_ASPECT = 500  # scaled to a square's side, a longer image of 2 KB may need gigabytes
 _MIN_SHARE, _MAX_SHARE = 0.1, 0.2  # of the images that are held out
 _MIN_HELD_OUT, _MAX_HELD_OUT = 50, 1000  # images, if the shares allow
 
@@ -92,19 +91,14 @@ class Pairs:
         if any(isinstance(texts, str) for texts in self.captions):
             raise ValueError(f"captions of {self.name} has a string: pass a list per image")
         self.captions = [list(filter(None, map(str.strip, texts))) for texts in self.captions]
-        self.labels = None if self.labels is None else torch.as_tensor(self.labels)
-        self.groups = None if self.groups is None else torch.as_tensor(self.groups)
+        if not all(self.captions):
+            raise ValueError(f"an image of {self.name} has no text: give each a caption")
         per_image = {name: getattr(self, name) for name in ("keys", "labels", "groups", "factors")}
         per_image["features"] = self.features and self.features.images
         for name, values in per_image.items():
             if values is not None and len(values) != len(self):
-                raise ValueError(
-                    f"{self.name} has {len(self)} images but {len(values)} {name}: "
-                    "pass one per image"
-                )
-        for key, texts in zip(self.keys, self.captions, strict=True):
-            if not texts:
-                raise ValueError(f"sample {key!r} of {self.name} has no text: give it a caption")
+                counts = f"{len(self)} images but {len(values)} {name}"
+                raise ValueError(f"{self.name} has {counts}: pass one per image")
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -117,14 +111,11 @@ class Pairs:
             ValueError: if the file does not decode, or there are features alone.
         """
         if self.load is None:
-            what = f"{self.name} has features of its images, but not the images"
-            raise ValueError(f"{what}: use heads over the towers that computed them")
+            raise ValueError(f"{self.name} has features of its images, but not the images")
         loaded = self.load(range(len(self))[i])
         if isinstance(loaded, Image.Image):
             return loaded
-        return open_rgb(
-            loaded, "" if isinstance(loaded, Path) else f"{self.keys[i]} of {self.name}"
-        )
+        return open_rgb(loaded, f"{self.keys[i]} of {self.name}")
 
     def images(self, indices: _Indices | None = None) -> Iterator[Image.Image]:
         """Yields the images at these indices, in order, or all images."""
@@ -138,11 +129,8 @@ class Pairs:
         Every file is read once: after a change, load the pairs again.
         """
         if self._digests is None:
-            if self.load is None:
-                contents = (row.numpy().tobytes() for row in self.features.images)
-            else:
-                contents = map(self.load, range(len(self)))
-            self._digests = list(map(_digest, contents))
+            load = self.load or (lambda i: self.features.images[i].numpy().tobytes())
+            self._digests = [_digest(load(i)) for i in range(len(self))]
         return self._digests
 
     def texts(self) -> list[str]:
@@ -187,10 +175,7 @@ class Pairs:
         items = _components(len(self), [*range(len(self))] * 2, digests + groups).numpy()
         sizes = np.bincount(items)
         if len(sizes) < 2:
-            raise ValueError(
-                f"all {len(self)} images of {self.name} are one group or equal files, so none can "
-                "be held out: add others"
-            )
+            raise ValueError(f"all {len(self)} images of {self.name} are one group or equal files")
         places = np.ones(len(sizes))  # of items, in [0, 1]: the lowest are held out
         np.minimum.at(places, items, [int(digest(str(g))[:15], 16) / 16**15 for g in groups])
         order = places.argsort()[:-1]
@@ -215,11 +200,10 @@ class Pairs:
         texts = self.texts()
         return len(texts) > len(self) or len(set(texts)) == len(texts)
 
-    def retrieval_targets(
-        self,
-    ) -> tuple[list[str], Int64[Tensor, " m"], Int64[Tensor, " n"] | None]:
-        """Returns what is correct in retrieval: the texts, the index of each text's image, and the
-        label of each image, or None if `paired`; the arguments of `cibr.metrics.retrieval_recalls`.
+    def retrieval_targets(self) -> tuple[list[str], Tensor, Tensor | None]:
+        """Returns what is correct in retrieval: the m texts, the index of each one's image [m], and
+        the label of each image [n], or None if `paired`; the arguments of
+        `cibr.metrics.retrieval_recalls`.
         """
         labels = None if self.paired else self.match_labels()
         return self.texts(), self.text_to_image(), labels
@@ -232,10 +216,8 @@ class Pairs:
         """
         templates = self.templates or [""]
         if not self.classnames or not all("{c}" in template for template in templates):
-            raise ValueError(
-                f"{self.name} needs class names, and prompt templates with {{c}} for them: put "
-                "classnames.txt and zeroshot_classification_templates.txt into its folder"
-            )
+            files = "classnames.txt and zeroshot_classification_templates.txt"
+            raise ValueError(f"{self.name} needs class names and templates with {{c}}: add {files}")
         return [[text.replace("{c}", name) for text in templates] for name in self.classnames]
 
     def subset(self, indices: _Indices) -> "Pairs":
@@ -248,23 +230,23 @@ class Pairs:
         rows = torch.as_tensor(indices)
         rows = torch.arange(len(self))[rows if len(rows) else rows.long()]
         chosen = rows.tolist()
-        parts = {
-            "captions": [self.captions[i] for i in chosen],
-            "keys": [self.keys[i] for i in chosen],
-        }
-        if self.load is not None:
-            parts["load"] = partial(_load_chosen, self.load, chosen)
-        if self.labels is not None:
-            parts["labels"] = self.labels[rows]
-        if self.groups is not None:
-            parts["groups"] = self.groups[rows]
-        if self.factors is not None:
-            parts["factors"] = self.factors.iloc[chosen].reset_index(drop=True)
-        if self.features is not None:
-            parts["features"] = self.features._replace(images=self.features.images[rows])
-        part = replace(self, **parts)
-        part._digests = self._digests and [self._digests[i] for i in chosen]
-        return part
+
+        def part(values: Any) -> Any:
+            return None if values is None else values[rows]
+
+        features, factors = self.features, self.factors
+        pairs = replace(
+            self,
+            captions=[self.captions[i] for i in chosen],
+            keys=[self.keys[i] for i in chosen],
+            load=self.load and partial(_load_chosen, self.load, chosen),
+            labels=part(self.labels),
+            groups=part(self.groups),
+            factors=None if factors is None else factors.iloc[chosen].reset_index(drop=True),
+            features=features and features._replace(images=part(features.images)),
+        )
+        pairs._digests = self._digests and [self._digests[i] for i in chosen]
+        return pairs
 
 
 def _components(n: int, images: list[int], shared: list[Hashable]) -> Int64[Tensor, " n"]:
@@ -310,12 +292,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: a mode without a fixed range, ``F`` or ``I``.
     """
+    if image.mode in ("F", "I"):
+        raise ValueError(f"mode {image.mode} has no fixed range of greys: save it with 8 bits")
     with suppress(SyntaxError):  # damaged EXIF says nothing about the pixels
         image = ImageOps.exif_transpose(image)
-    if image.mode in ("F", "I"):
-        raise ValueError(
-            f"mode {image.mode} has no fixed range of greys: save it with 8 or 16 bits"
-        )
     if image.mode.startswith("I;16"):
         image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
     if image.has_transparency_data:
@@ -336,18 +316,13 @@ def open_rgb(file: str | Path | bytes, where: str = "") -> Image.Image:
         The image in mode ``RGB``, see `to_rgb`.
 
     Raises:
-        ValueError: if the file does not decode, or is 500 times as long as wide.
-        FileNotFoundError: if there is no such file.
+        ValueError: if the file is missing or does not decode.
     """
     try:
-        with _opened(file) as image:
-            return to_rgb(image)
-    except FileNotFoundError:
-        raise
+        return to_rgb(_opened(file))
     except Exception as error:  # Pillow raises nearly anything: SyntaxError, struct.error, EOFError
-        raise ValueError(
-            f"{where or file} does not decode as an image ({error}): replace or remove it"
-        ) from error
+        what = f"{where or file} does not decode as an image ({error})"
+        raise ValueError(f"{what}: replace or remove it") from error
 
 
 def image_fault(file: str | Path | bytes) -> str:
@@ -357,36 +332,21 @@ def image_fault(file: str | Path | bytes) -> str:
     Pixels are not decoded: damage among them shows when the image is used.
     """
     try:
-        with _opened(file) as image:
-            if image.mode in ("F", "I"):
-                return f"greys without a fixed range, mode {image.mode}: save with 8 or 16 bits"
-            if image.format == "PNG":
-                image.verify()
-            is_cut = image.format == "JPEG" and image.fp.read().rfind(b"\xff\xd9") < 0
-            return "cut short" if is_cut else ""
-    except FileNotFoundError:
-        return "no such file"
+        image = _opened(file)
+        is_cut = image.format == "JPEG" and b"\xff\xd9" not in image.fp.read()
+        return "cut short" if is_cut else ""
     except ValueError as error:
         return str(error)
     except Exception:  # Pillow raises nearly anything
         return f"not an image of {', '.join(_FORMATS)}, or damaged"
 
 
-@contextmanager
-def _opened(file: str | Path | bytes) -> Iterator[Image.Image]:
+def _opened(file: str | Path | bytes) -> Image.Image:
     """An image file with a sound header, not decoded yet."""
-    if not isinstance(file, bytes) and not os.path.isfile(file):  # a FIFO never ends
-        if os.path.exists(file):
-            raise ValueError("no regular file")
-        raise FileNotFoundError(f"there is no image {file}")
-    with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as source:
-        start = source.read(12)
-        source.seek(0)
-        if not start:
-            raise ValueError("an empty file")
-        if start[4:8] == b"ftyp":
-            raise ValueError("HEIC, HEIF or AVIF: save as JPEG")
-        with Image.open(source, formats=_FORMATS) as image:
-            if max(image.size) > _MAX_ASPECT * min(image.size):
-                raise ValueError(f"one side more than {_MAX_ASPECT} times the other")
-            yield image
+    if not isinstance(file, bytes):
+        if not os.path.isfile(file):  # a FIFO never ends
+            raise ValueError("no regular file" if os.path.exists(file) else "no such file")
+        file = Path(file).read_bytes()
+    if file[4:8] == b"ftyp":
+        raise ValueError("HEIC, HEIF or AVIF: save as JPEG")
+    return Image.open(io.BytesIO(file), formats=_FORMATS)

@@ -108,8 +108,7 @@ class _Targets:
     """
 
     def __init__(self, labels: Tensor | None, rows: slice, logits: Tensor):
-        self.rows = rows
-        self.shares = None
+        self.rows, self.shares = rows, None
         if labels is not None:
             is_positive = (labels[rows, None] == labels).to(logits)
             self.shares = is_positive.div_(is_positive.sum(1, keepdim=True))

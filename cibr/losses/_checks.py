@@ -11,13 +11,6 @@ Number = float | int
 MAX_SCALE = 1e6  # of the cosines; 100 in CLIP
 
 
-class FeaturesError(ValueError):
-    """Features that are not finite, or not unit vectors where they must be, or such a logit scale.
-
-    In the course of a training, it has diverged.
-    """
-
-
 def checked_features(
     image: Tensor,
     text: Tensor,
@@ -43,31 +36,22 @@ def checked_features(
     if image.ndim != 2 or image.shape != text.shape or len(image) < 2:
         shapes = f"{list(image.shape)} and {list(text.shape)}"
         raise ValueError(f"image_features and text_features must be [n, d], n >= 2, got {shapes}")
-    if labels is not None:
-        check_tensors(labels=labels)
-        if labels.is_floating_point() or labels.shape != image.shape[:1]:
-            got = f"{labels.dtype} {list(labels.shape)}"
-            raise ValueError(f"labels must be integers, [{len(image)}], got {got}")
+    if labels is not None and (labels.is_floating_point() or labels.shape != image.shape[:1]):
+        got = f"{labels.dtype} {list(labels.shape)}"
+        raise ValueError(f"labels must be integers, [{len(image)}], got {got}")
     dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
     image, text = image.to(dtype), text.to(dtype)
-    scale = torch.as_tensor(scale, dtype=dtype, device=image.device)
-    if scale.numel() != 1:
-        raise ValueError(f"logit_scale must be one number, got {list(scale.shape)}")
-    scale = scale.reshape(())
+    scale = torch.as_tensor(scale, dtype=dtype, device=image.device).reshape(())
     lengths = [torch.linalg.vector_norm(side.detach(), dim=1) for side in (image, text)]
     errors = [(length - 1).abs().amax() for length in lengths]  # not finite if an entry is not
     *errors, value = torch.stack([*errors, scale.detach()]).tolist()
     for name, error in zip(("image_features", "text_features"), errors, strict=True):
         if not math.isfinite(error):
-            raise FeaturesError(f"{name} are not finite: look for NaN in weights and inputs")
+            raise ValueError(f"{name} are not finite: look for NaN in weights and inputs")
         if error >= tolerance:
-            raise FeaturesError(
-                f"{name} must be unit vectors, but a length is off by {error:.3g}: "
-                "normalise them with torch.nn.functional.normalize(x, dim=1)"
-            )
+            what = f"{name} must be unit vectors, but a length is off by {error:.3g}"
+            raise ValueError(f"{what}: normalise them with torch.nn.functional.normalize(x, dim=1)")
     if not 0 < value <= MAX_SCALE:
-        raise FeaturesError(
-            f"logit_scale must be above 0 and at most {MAX_SCALE:g}, got {value}: "
-            "pass the multiplier itself, the exponential of the logarithm that CLIP learns"
-        )
+        what = f"logit_scale must be above 0 and at most {MAX_SCALE:g}, got {value}"
+        raise ValueError(f"{what}: pass the exponential of the logarithm that CLIP learns")
     return image, text, scale

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cibr.losses.clip import Features
-from cibr.utils import check_number, check_tensors
 
 _Moments = tuple[Float64[Tensor, "p p"], Float64[Tensor, "q q"], Float64[Tensor, "p q"]]
 
@@ -64,27 +63,19 @@ class RegularisedCCA(nn.Module):
                 texts.
             text_pooled: features of the texts, [n, q].
             dim: width of the joint space; directions beyond it are dropped.
-            ridge_image: l_v, in units of the mean variance of an image feature; choose both on
-                validation.
+            ridge_image: l_v, above 0, in units of the mean variance of an image feature; choose
+                both on validation.
             ridge_text: l_t, in units of the mean variance of a text feature.
 
         Returns:
             The module with the fitted means and maps.
 
         Raises:
-            ValueError: features that are no tensors, constant or not finite, a dim below 1, or a
-                ridge that is not positive.
+            ValueError: features that are constant or not finite.
         """
-        check_tensors(image_pooled=image_pooled, text_pooled=text_pooled)
-        check_number("dim", dim, 1, 2**20, whole=True)
-        check_number("ridge_image", ridge_image, 1e-12, 1e12)
-        check_number("ridge_text", ridge_text, 1e-12, 1e12)
         means, moments = centred_moments(image_pooled, text_pooled)
         if not (moments[0].trace() > 0 and moments[1].trace() > 0):
-            raise ValueError(
-                "image_pooled and text_pooled must be finite and vary over the pairs: "
-                "give images, and texts, that are not all equal"
-            )
+            raise ValueError("image_pooled and text_pooled must be finite and vary over the pairs")
         return cls(*means, *canonical_maps(moments, dim, ridge_image, ridge_text))
 
     def forward(self, image_pooled: Float[Tensor, "n p"], text_pooled: Float[Tensor, "n q"]):

@@ -97,8 +97,8 @@ class CIBRLoss(nn.Module):
         options: of the penalty, such as `kappa_b` (vmf, crossfit) or `dims` (mine).
 
     Raises:
-        ValueError: an unknown penalty or option, one that the penalty needs and lacks, or a number
-            out of its range, also when `beta` is set later.
+        ValueError: an unknown penalty or option, or a number out of its range, also when `beta` is
+            set later.
     """
 
     def __init__(
@@ -116,12 +116,9 @@ class CIBRLoss(nn.Module):
         self.sample = sample
         if isinstance(penalty, str):
             check_penalty(penalty, options)
-            needed = {n for n, x in arguments_of(penalty).items() if x.default is x.empty}
-            if missing := ", ".join(sorted(needed - {*options})):
-                raise ValueError(f"the penalty {penalty!r} needs {missing}: pass {missing}=...")
             penalty = PENALTIES[penalty](**options)
-        elif options or not isinstance(penalty, Term):
-            raise ValueError(f"a penalty is a name or a Term with its options, got {penalty!r}")
+        elif options:
+            raise ValueError(f"{penalty!r} has its options already: give none")
         self.penalty = penalty
         self._last: tuple[LossInputs, Scalar, Scalar] | None = None
 
@@ -138,14 +135,6 @@ class CIBRLoss(nn.Module):
     def needs(self) -> set[str]:
         """The optional arguments that `forward` requires, see `Term`."""
         return {*self.penalty.needs}
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """The parameters for the caller's optimiser: not those that `update` trains."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
-
-    def contrastive_loss(self, inputs: LossInputs) -> Scalar:
-        """The contrastive term, CLIP's, see `clip_loss`; a subclass may have another."""
-        return blocked_clip_loss(inputs.z_image, inputs.z_text, inputs.logit_scale, inputs.labels)
 
     def forward(
         self,
@@ -166,8 +155,7 @@ class CIBRLoss(nn.Module):
             labels: as in `clip_loss`, [n].
             output_dict: return the terms by name instead of their sum.
             optional: `image_pooled` and `text_pooled`, the inputs of the projection heads, [n, p]
-                and [n, q]; `generator`, of the noise, which is drawn for all n rows at once; and
-                whatever else `needs` names, [n, _].
+                and [n, q]; `generator`, of the noise, which is drawn for all n rows at once.
 
         Returns:
             `clip_loss`, the contrastive term, and `penalty_loss`, beta times the penalty, scalars;
@@ -180,7 +168,8 @@ class CIBRLoss(nn.Module):
         inputs = self._inputs(image_features, text_features, logit_scale, labels, optional)
         detached = inputs.detached()
         with torch.autocast(image_features.device.type, enabled=False):
-            clip_loss = self.contrastive_loss(inputs)
+            scale, labels = inputs.logit_scale, inputs.labels
+            clip_loss = blocked_clip_loss(inputs.z_image, inputs.z_text, scale, labels)
             # At 0 it is only reported: in the graph, a value that is not finite would reach clip's.
             penalty = self.penalty(inputs if self.beta else detached)
         penalty_loss = self.beta * penalty if self.beta else torch.zeros_like(clip_loss)
@@ -198,18 +187,11 @@ class CIBRLoss(nn.Module):
             `residual_image_nats`; and, of CLIP's loss, `mi_lower_bound_nats`, log n - loss, a lower
             bound on I(Z_v;Z_t). With labels it holds if image and text are conditionally
             independent given the label and rows are drawn independently.
-
-        Raises:
-            ValueError: no batch yet.
         """
-        if self._last is None:
-            raise ValueError("there is nothing to report yet: call the loss with a batch first")
         inputs, clip_loss, penalty = self._last
         with torch.autocast(inputs.image.device.type, enabled=False):
             reports = {"penalty_excess": penalty} | self.penalty.reports(inputs)
-        if type(self).contrastive_loss is CIBRLoss.contrastive_loss:
-            reports["mi_lower_bound_nats"] = math.log(len(inputs.image)) - clip_loss
-        return reports
+        return reports | {"mi_lower_bound_nats": math.log(len(inputs.image)) - clip_loss}
 
     def update(
         self,
@@ -230,7 +212,6 @@ class CIBRLoss(nn.Module):
 
         Raises:
             ValueError: features that `forward` rejects.
-            FloatingPointError: a gradient that is not finite.
         """
         if hasattr(self.penalty, "update"):
             inputs = self._inputs(image_features, text_features, logit_scale, labels, optional)
@@ -241,18 +222,17 @@ class CIBRLoss(nn.Module):
         """The checked inputs of the terms, with samples drawn if `sample` is set."""
         image, text, scale = checked_features(image, text, logit_scale, labels, _TOLERANCE)
         for name in optional:
-            check_known("input of CIBRLoss", name, sorted({*_OPTIONAL, *self.needs}))
+            check_known("input of CIBRLoss", name, _OPTIONAL)
         passed = {"labels": labels, **optional}
-        missing = sorted(name for name in self.needs if passed.get(name) is None)
+        missing = [name for name in self.penalty.needs if passed.get(name) is None]
         if missing:
             raise ValueError(f"the loss needs {', '.join(missing)}: pass them in the call")
-        known = {name: optional.pop(name, None) for name in _OPTIONAL}
         z_image, z_text = image, text
         if self.sample:
-            z_image = sample_vmf(image, self.kappa_e, known["generator"])
-            z_text = sample_vmf(text, self.kappa_e, known["generator"])
+            z_image = sample_vmf(image, self.kappa_e, optional.get("generator"))
+            z_text = sample_vmf(text, self.kappa_e, optional.get("generator"))
         features = image, text, z_image, z_text
-        return LossInputs(*features, scale, self.kappa_e, labels, **known, others=optional)
+        return LossInputs(*features, scale, self.kappa_e, **passed)
 
 
 def arguments_of(penalty: str) -> Mapping[str, inspect.Parameter]:

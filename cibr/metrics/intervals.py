@@ -29,11 +29,11 @@ def mean_interval(values: _Values, clusters: _Values | None = None) -> tuple[flo
         The mean and the lower and upper end of its interval, NaN for a single item or cluster.
 
     Raises:
-        ValueError: values that are empty or not finite, or not one cluster per item.
+        ValueError: not one cluster per item.
     """
     from scipy import stats
 
-    values = _finite("values", values)
+    values = np.asarray(values, dtype=float)
     if clusters is not None:
         values = cluster_values(values, np.asarray(clusters))
     mean = float(values.mean())
@@ -43,32 +43,25 @@ def mean_interval(values: _Values, clusters: _Values | None = None) -> tuple[flo
     return mean, mean - half, mean + half
 
 
-def proportion_interval(
-    values: _Values, clusters: _Values | None = None
-) -> tuple[float, float, float]:
+def proportion_interval(values: _Values) -> tuple[float, float, float]:
     """The mean of hits with a 95 % interval within 0 and 1, which is never of width 0 there.
 
     It is Student's, see `mean_interval`, and Wilson's where all items miss or all hit: 3.84 / (n +
-    3.84) wide, for n independent items or clusters.
+    3.84) wide, for n independent items.
 
     Source: Wilson (1927), Probable Inference, the Law of Succession, and Statistical Inference.
 
     Args:
         values: one number per item [n], such as a hit (0 or 1), whose mean is in [0, 1].
-        clusters: as in `mean_interval`.
 
     Returns:
-        The mean and the lower and upper end of its interval, NaN for a single item or cluster whose
-        value is neither 0 nor 1.
-
-    Raises:
-        ValueError: as `mean_interval`.
+        The mean and the lower and upper end of its interval, NaN for a single item whose value is
+        neither 0 nor 1.
     """
-    mean, low, high = mean_interval(values, clusters)
+    mean, low, high = mean_interval(values)
     if 0 < mean < 1:
         return mean, max(low, 0.0), min(high, 1.0)
-    n = len(values if clusters is None else np.unique(clusters))
-    width = _Z**2 / (n + _Z**2)
+    width = _Z**2 / (len(values) + _Z**2)
     return (mean, 0.0, width) if mean <= 0 else (mean, 1 - width, 1.0)
 
 
@@ -82,8 +75,6 @@ def cluster_values(
     Raises:
         ValueError: not one cluster per item.
     """
-    if len(clusters) != len(values):
-        raise ValueError(f"{len(values)} items but {len(clusters)} clusters: give one per item")
     clusters = np.unique(clusters, return_inverse=True)[1]
     counts = np.bincount(clusters)
     mean = values.mean()
@@ -125,7 +116,7 @@ def paired_difference(a: _Matrix, b: _Matrix) -> tuple[float, float, float]:
         NaN for a single item.
 
     Raises:
-        ValueError: shapes that differ, or values that are not finite.
+        ValueError: shapes that differ.
     """
     from scipy import stats
 
@@ -134,12 +125,11 @@ def paired_difference(a: _Matrix, b: _Matrix) -> tuple[float, float, float]:
             f"a has shape {tuple(a.shape)} but b {tuple(b.shape)}: "
             "give [seeds, items], with the same seeds and items"
         )
-    values = _finite("b", b) - _finite("a", a)
+    values = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
     mean = float(values.mean())
     if values.shape[1] < 2:
         return mean, np.nan, np.nan
-    item_means, seed_means = values.mean(0), values.mean(1)
-    sides = [item_means] if len(seed_means) < 2 else [item_means, seed_means]
+    sides = [values.mean(0), values.mean(1)][: len(values)]  # one seed has no variance
     variances = np.array([stats.sem(means) ** 2 for means in sides])
     if not variances.any():
         return mean, mean, mean
@@ -147,10 +137,3 @@ def paired_difference(a: _Matrix, b: _Matrix) -> tuple[float, float, float]:
     degrees = variances.sum() ** 2 / (variances**2 / degrees_of_sides).sum()
     half = float(stats.t.ppf(0.975, degrees) * np.sqrt(variances.sum()))
     return mean, mean - half, mean + half
-
-
-def _finite(name: str, values: np.ndarray | Tensor) -> np.ndarray:
-    values = np.asarray(values).astype(float)
-    if not values.size or not np.isfinite(values).all():
-        raise ValueError(f"{name} is empty or not finite: give one finite number per item")
-    return values

@@ -6,8 +6,7 @@ shipped with the package and on the hub. `DualEncoder.save_pretrained` says what
 
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +27,27 @@ def is_hub_id(name: str) -> bool:
     return bool(_HUB_ID.fullmatch(name)) and not os.path.isdir(name)
 
 
-def resolve(name: str, known: Sequence[str] = _CHECKPOINTS) -> str:
+def resolve(name: str) -> str:
     """The location of a model's files: a local folder, or the name itself as a hub id, not yet
     fetched.
 
     Raises:
-        FileNotFoundError: a name that is neither; the message suggests the nearest of the `known`
-            names.
+        FileNotFoundError: a name that is neither; the message suggests the nearest known one.
         ValueError: a folder with a pipe in it, from which reading would never end.
     """
-    folders = [Path(name), Path(os.environ.get("CIBR_MODELS", ".")) / name]
+    folders = [Path(name).expanduser(), Path(os.environ.get("CIBR_MODELS", "."), name)]
     if name in _CHECKPOINTS:
         folders.append(shipped(f"checkpoints/{name}"))
-    for folder in map(os.path.expanduser, folders):
+    for folder in folders:
         if name and os.path.isdir(folder):  # False for impossible names, too
-            for file in filter(Path.is_fifo, Path(folder).iterdir()):
+            for file in filter(Path.is_fifo, folder.iterdir()):
                 raise ValueError(f"{str(file)!r} is a pipe: put the model's file in its place")
-            return folder
+            return str(folder)
     if _HUB_ID.fullmatch(name):
         return name
+    known = [*_BUILT, *_CHECKPOINTS]
     raise FileNotFoundError(
-        f"unknown model {name!r}{nearest(name, known) or '.'} Give {' or '.join(known)}, a folder, "
+        f"unknown model {name!r}{nearest(name, known) or '.'} Give {', '.join(known)}, a folder, "
         "or a hub id such as openai/clip-vit-base-patch32"
     )
 
@@ -61,23 +60,8 @@ def model_kind(name: str) -> str:
     """
     if name in _BUILT:
         return name
-    resolve(name, _BUILT)
+    resolve(name)
     return "hub"
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """A context without progress bars and loading reports of transformers."""
-    verbosity = logging.get_verbosity()
-    has_bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if has_bars:
-            logging.enable_progress_bar()
 
 
 def from_hub(loader: str, name: str | Path, **options: Any) -> Any:
@@ -93,15 +77,25 @@ def from_hub(loader: str, name: str | Path, **options: Any) -> Any:
     """
     source = resolve(str(name))
     options["trust_remote_code"] = False  # left out, transformers asks, and a pipe may say yes
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # weights that are missing are reported by `check_weights`
     try:
-        with quiet_transformers():
-            return getattr(transformers, loader).from_pretrained(source, **options)
+        return getattr(transformers, loader).from_pretrained(source, **options)
     except Exception as error:  # loaders raise nearly anything
+        if os.path.isdir(source) and not os.path.exists(f"{source}/config.json"):
+            own = sorted(str(file.parent) for file in Path(source).glob("*/cibr.json"))
+            raise FileNotFoundError(
+                f"{source!r} is no model, as it has no cibr.json and no config.json: give "
+                f"{' or '.join(own) or 'the output folder of a run'}"
+            ) from error
         cause = str(error).strip().partition("\n")[0] or type(error).__name__
         raise FileNotFoundError(
             f"cannot load {source!r} with transformers.{loader} ({cause}): give its folder, "
             f"set CIBR_MODELS to one that holds {name}, or connect to the hub"
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def load_tokenizer(name: str | Path) -> Any:
@@ -125,30 +119,23 @@ def load_model(name: str | Path, unused: str | tuple[str, ...] = ()) -> nn.Modul
     """
     model, info = from_hub("AutoModel", name, dtype=torch.float32, output_loading_info=True)
     missing = [key for key in info["missing_keys"] if not key.startswith(unused)]
-    check_weights(model, resolve(str(name)), missing, info["unexpected_keys"])
+    check_weights(model, str(name), missing)
     return model
 
 
-def check_weights(
-    model: nn.Module, source: str | Path, missing: Collection[str], others: Collection[str]
-) -> None:
+def check_weights(model: nn.Module, source: str, missing: Collection[str]) -> None:
     """Raises ValueError unless a model's weights were all in its files and are finite.
 
     Args:
         model: with the weights loaded.
         source: its folder or hub id.
         missing: names of its weights that the files lack.
-        others: names in the files that it has no place for; they matter if some are missing.
     """
-    if missing:
-        found = f", and have {len(others)} others, such as {min(others)!r}" if others else ""
-        raise ValueError(
-            f"the weights in {str(source)!r} lack {len(missing)} of the model, such as "
-            f"{min(missing)!r}{found}: save the whole model again, without a wrapper around it"
-        )
-    for name, weights in model.state_dict().items():
-        if weights.is_floating_point() and not weights.isfinite().all():
+    weights = model.state_dict().items()
+    broken = [key for key, x in weights if x.is_floating_point() and not x.isfinite().all()]
+    for what, keys in (("missing", missing), ("not finite", broken)):
+        if keys:
             raise ValueError(
-                f"the weights in {str(source)!r} are not finite, such as {name!r}: take an earlier "
-                "checkpoint, or train again at a lower learning rate"
+                f"{len(keys)} of the weights in {source!r} are {what}, such as {min(keys)!r}: "
+                "save the whole model again, without a wrapper around it, or take an earlier one"
             )

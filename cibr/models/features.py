@@ -1,4 +1,4 @@
-"""Inputs of the encoders as tensors: uint8 images and tokens, or cached features of frozen towers.
+"""Inputs of the encoders as tensors: pixels and tokens, or cached features of frozen towers.
 
 `prepare` makes them and `embed_pairs` embeds them, in both training and evaluation. Texts are
 tokenised once. Small sets of images are kept in memory; larger ones are decoded batch by batch in
@@ -10,12 +10,12 @@ digest of its weights and of what prepares its input. The files in it hold `feat
 written; rows that no file has are computed, and written to further ones.
 """
 
+import hashlib
 import itertools
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,19 +23,18 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from cibr.data import Pairs
-from cibr.models.dual_encoder import DualEncoder, finite
-from cibr.models.towers import weights_digest
+from cibr.models.dual_encoder import DualEncoder
+from cibr.models.towers import preprocess
 from cibr.utils import cache_folder, digest, write_atomically
 
-_IN_MEMORY = 2**30  # bytes of decoded images to keep in memory at most
+_IN_MEMORY = 2**31  # bytes of preprocessed images to keep in memory at most
 _AT_ONCE = 16  # images in memory at full size
 _PER_FILE = 2048  # items of a file in the cache: what a kill can lose
 
@@ -58,15 +57,17 @@ class Inputs(Dataset):
     images: Tensor | None  # None: decoded on demand
     texts: tuple[Tensor, ...]
     labels: Int[Tensor, " m"]  # one per text: equal labels match
-    preprocess: Callable[[list[Image.Image]], Tensor] | None = None  # None: they are in memory
+    processor: Callable | None = None  # of images that are decoded on demand
 
     def __getitem__(self, rows: tuple[Tensor, Tensor]) -> Batch:
         image_rows, text_rows = rows
         if self.images is None:
-            images = _decode(self.preprocess, self.pairs, image_rows.tolist())
+            images = _decode(self.processor, self.pairs, image_rows.tolist())
         else:
             images = self.images[image_rows]
         return Batch(images, self.texts_at(text_rows), self.labels[text_rows])
+
+    __getitems__ = __getitem__  # which loaders call with the rows of a batch
 
     def texts_at(self, rows: Int[Tensor, " k"]) -> tuple[Tensor, ...]:
         """Token ids and mask of these texts, or their pooled features."""
@@ -75,10 +76,6 @@ class Inputs(Dataset):
             return texts
         is_used = texts[1].any(0)  # token ids and mask are cut to the longest text
         return tuple(part[:, is_used] for part in texts)
-
-    def __getitems__(self, rows: tuple[Tensor, Tensor]) -> Batch:
-        """A batch, for loaders."""
-        return self[rows]
 
     def loader(self, rows: Iterable[tuple[Tensor, Tensor]]) -> DataLoader:
         """Batches in the order of `rows`, in pinned memory if CUDA is available.
@@ -92,11 +89,7 @@ class Inputs(Dataset):
         # The loader draws a seed for its workers, which must not come from the global generator.
         options = dict(generator=torch.Generator(), pin_memory=torch.cuda.is_available())
         options |= dict(num_workers=workers, persistent_workers=workers > 0)
-        return DataLoader(self, batch_sampler=rows, collate_fn=_unchanged, **options)
-
-
-def _unchanged(batch: Batch) -> Batch:
-    return batch
+        return DataLoader(self, batch_sampler=rows, collate_fn=Batch._make, **options)
 
 
 def prepare(
@@ -128,50 +121,42 @@ def prepare(
         labels = pairs.match_labels()[pairs.text_to_image()]
     else:
         labels = torch.arange(len(texts))
-    name = f"{pairs.name}-{pairs.split}"
     if model.kind == "frozen":
         with model.to(device or model.device).evaluating():
-            images, features = _frozen_features(model, pairs, texts, name)
+            images, features = _frozen_features(model, pairs, texts)
         return Inputs(pairs, images, (features,), labels)
-    _warn_of_cuts(model, texts, name)
-    images = None
-    if len(pairs) * model.preprocess([pairs.image(0)]).nbytes <= _IN_MEMORY:
-        rows = tqdm(range(len(pairs)), desc=f"{name}: images", delay=2)
-        images = _decode(model.processor, pairs, rows)
-    tokens = model.tokenize(texts, truncate=True)
-    return Inputs(pairs, images, tokens, labels, model.processor)
+    _warn_of_cuts(model, pairs, texts)
+    processor = model.loaded_towers().processor
+    inputs = Inputs(pairs, None, model.tokenize(texts, truncate=True), labels, processor)
+    if len(pairs) * _decode(processor, pairs, [0]).nbytes <= _IN_MEMORY:
+        inputs.images = _decode(processor, pairs, tqdm(range(len(pairs)), "images", delay=2))
+    return inputs
 
 
 def _frozen_features(
-    model: DualEncoder, pairs: Pairs, texts: list[str], name: str
+    model: DualEncoder, pairs: Pairs, texts: list[str]
 ) -> tuple[Float[Tensor, "n p"], Float[Tensor, "m q"]]:
     """Features of images and texts: those that the pairs bring along, or those of the towers."""
-    features = pairs.features
-    if features is not None and tuple(features.towers) == model.tower_names:
-        images = features.images.float()
-        row = {text: i for i, text in enumerate(features.strings)}
+    given = pairs.features
+    if given is not None and tuple(given.towers) == model.tower_names:
+        images = given.images.float()
+        row = {text: i for i, text in enumerate(given.strings)}
         if row.keys() >= set(texts):
-            return images, features.texts[[row[text] for text in texts]].float()
-    elif pairs.load is not None:
-        images = _image_features(model, pairs, f"{name}: image features")
+            return images, given.texts[[row[text] for text in texts]].float()
     else:
-        raise ValueError(
-            f"{pairs.name} has features of {features.towers}, and the heads read those of "
-            f"{model.tower_names}: give a model over the same towers, or pairs with images"
-        )
-    _warn_of_cuts(model, texts, name)
-    return images, _text_features(model, texts, f"{name}: text features")
+        images = _image_features(model, pairs)
+    _warn_of_cuts(model, pairs, texts)
+    return images, _text_features(model, texts)
 
 
-def _warn_of_cuts(model: DualEncoder, texts: list[str], where: str) -> None:
+def _warn_of_cuts(model: DualEncoder, pairs: Pairs, texts: list[str]) -> None:
     limit = model.context
     # A token has a byte or more, and up to four mark the ends: most texts need no look.
     doubtful = [text for text in texts if len(text.encode(errors="replace")) > limit - 4]
-    encoded = model.tokenizer(doubtful, verbose=False)["input_ids"] if doubtful else []
-    n_cut = sum(len(ids) > limit for ids in encoded)
+    n_cut = sum(len(model.tokenizer(text, verbose=False)["input_ids"]) > limit for text in doubtful)
     if n_cut:
-        what = f"{n_cut:,} of {len(texts):,} texts of {where} are cut to the {limit} tokens"
-        warnings.warn(f"{what} that the model reads", stacklevel=3)
+        what = f"{n_cut:,} of {len(texts):,} texts of {pairs.name}-{pairs.split} are cut"
+        warnings.warn(f"{what} to the {limit} tokens that the model reads", stacklevel=3)
 
 
 def embed_pairs(
@@ -186,122 +171,112 @@ def embed_pairs(
 
     Returns:
         Unit vectors of the images [n, d] and of the texts [m, d], float32, on the CPU.
-
-    Raises:
-        ValueError: embeddings that are not finite.
     """
-    title = f"{inputs.pairs.name} {inputs.pairs.split}"
     rows = torch.arange(len(inputs.pairs)).split(batch_size)
     batches = inputs.loader([(part, part[:0]) for part in rows])
-    images = []
-    texts = []
+    images, texts = [], []
     with model.evaluating():
-        for batch in tqdm(batches, desc=f"{title}: images", delay=2, leave=False):
+        for batch in tqdm(batches, "images", delay=2, leave=False):
             images.append(model.encode_images(batch.images).features.float().cpu())
-        rows = torch.arange(len(inputs.labels)).split(batch_size)
-        for part in tqdm(rows, desc=f"{title}: texts", delay=2, leave=False):
+        for part in torch.arange(len(inputs.labels)).split(batch_size):
             texts.append(model.encode_texts(*inputs.texts_at(part)).features.float().cpu())
-    return finite(torch.cat(images)), finite(torch.cat(texts))
+    return torch.cat(images), torch.cat(texts)
 
 
-def _decode(preprocess: Callable, pairs: Pairs, rows: Iterable[int]) -> Tensor:
+def _decode(processor: Callable, pairs: Pairs, rows: Iterable[int]) -> Tensor:
     """Preprocessed images; photos are far larger at full size, so only a few are in memory at a
     time.
     """
     rows = iter(rows)
     parts = []
     while images := [pairs.image(i) for i in itertools.islice(rows, _AT_ONCE)]:
-        parts.append(preprocess(images))
+        parts.append(preprocess(processor, images))
     return torch.cat(parts)
 
 
-def _image_features(model: DualEncoder, pairs: Pairs, title: str) -> Float[Tensor, "n p"]:
+def _image_features(model: DualEncoder, pairs: Pairs) -> Float[Tensor, "n p"]:
     towers = model.loaded_towers()
-    folder = _cache_of("images", towers.parts()[0], towers.processor)
+    folder = _cache_of("images", towers.parts[0], towers.processor)
     # Small batches stay in a CPU's cache: 16 photos at once are twice as fast as 64.
     size = 16 if model.device.type == "cpu" else 256
 
     def pool(rows: list[int]) -> Tensor:
         return model.encode_images(_decode(towers.processor, pairs, rows)).pooled
 
-    keys = pairs.image_digests()
-    row_of = {key: i for i, key in enumerate(keys)}
-    features = _cached(folder, row_of, pool, size, title)
-    return torch.stack([features[key] for key in keys])
+    return _cached(folder, pairs.image_digests(), range(len(pairs)), pool, size)
 
 
-def _text_features(model: DualEncoder, texts: list[str], title: str) -> Float[Tensor, "m q"]:
+def _text_features(model: DualEncoder, texts: list[str]) -> Float[Tensor, "m q"]:
     towers = model.loaded_towers()
     vocabulary = sorted(towers.tokenizer.get_vocab().items())
-    folder = _cache_of("texts", towers.parts()[1], (model.context, vocabulary))
+    folder = _cache_of("texts", towers.parts[1], (model.context, vocabulary))
     size = 64 if model.device.type == "cpu" else 1024
 
     def pool(batch: list[str]) -> Tensor:
         return model.encode_texts(*model.tokenize(batch, truncate=True)).pooled
 
-    key_of = {text: digest(text) for text in texts}
-    by_length = sorted(key_of, key=lambda text: (len(text), text))  # of equal ones, none is padded
-    features = _cached(folder, {key_of[text]: text for text in by_length}, pool, size, title)
-    return torch.stack([features[key_of[text]] for text in texts])
+    by_length = sorted(set(texts), key=lambda text: (len(text), text))  # little is padding then
+    features = _cached(folder, [digest(text) for text in by_length], by_length, pool, size)
+    row = {text: i for i, text in enumerate(by_length)}
+    return features[[row[text] for text in texts]]
 
 
-def _cache_of(kind: str, tower: torch.nn.Module, prepared_by: Any) -> Path:
+def _cache_of(kind: str, tower: nn.Module, prepared_by: Any) -> Path:
     """The folder of a tower's features, named after its weights and what prepares its input."""
     config = tower.config.to_dict()
     for name in ("architectures", "transformers_version", "_name_or_path"):  # affect no feature
         config.pop(name, None)
     shown = json.dumps(config, sort_keys=True, default=str), next(tower.parameters()).dtype
-    name = digest(repr((weights_digest(tower), *shown, prepared_by)))[:16]
+    name = digest(repr((_weights_digest(tower), *shown, prepared_by)))[:16]
     return cache_folder() / "features" / f"{kind}-{name}"
 
 
+def _weights_digest(tower: nn.Module) -> str:
+    """Digest of a tower's weights as float32, whatever their names in a version of transformers."""
+    seen = hashlib.sha256()
+    for weights in tower.state_dict().values():
+        weights = weights.float() if weights.is_floating_point() else weights
+        seen.update(repr(weights.shape).encode())
+        seen.update(weights.cpu().reshape(-1).numpy())
+    return seen.hexdigest()
+
+
 def _cached(
-    folder: Path, items: Mapping[str, Any], pool: Callable, size: int, title: str
-) -> dict[str, Float[Tensor, " p"]]:
-    """Features of items by key: those in a folder's files, and those that `pool` makes of the
+    folder: Path, keys: Sequence[str], items: Sequence, pool: Callable, size: int
+) -> Float[Tensor, "n p"]:
+    """Features of items: those in a folder's files, by key, and those that `pool` makes of the
     others, in batches of `size` in the order of the items; they are added to the folder.
     """
+    item = dict(zip(keys, items, strict=True))
     features = {}
     for file in sorted(folder.glob("*.safetensors")):
-        features |= _stored(file, items)
-    new = [key for key in items if key not in features]
-    with tqdm(total=len(new), desc=title, delay=1) as bar:
-        for keys in _split(new, _PER_FILE):
-            pooled = []
-            for batch in _split(keys, size):
-                pooled.append(pool([items[key] for key in batch]).float().cpu())
-                bar.update(len(batch))
-            rows = torch.cat(pooled)
-            features |= zip(keys, rows, strict=True)
-            digests = torch.frombuffer(bytearray.fromhex("".join(keys)), dtype=torch.uint8)
-            stored = {"keys": digests.view(len(keys), -1), "features": rows}
-            keep_tensors(folder / f"{digest(repr(keys))[:32]}.safetensors", stored)
-    return features
+        stored = load_file(file)
+        stored_keys = [key.tobytes().hex() for key in stored["keys"].numpy()]
+        rows = zip(stored_keys, stored["features"], strict=True)
+        features |= {key: row for key, row in rows if key in item}
+    new = [key for key in item if key not in features]
+    for part in tqdm(_split(new, _PER_FILE), folder.name, delay=1):
+        pooled = [pool([item[key] for key in batch]).float().cpu() for batch in _split(part, size)]
+        features |= zip(part, torch.cat(pooled), strict=True)
+        digests = torch.frombuffer(bytearray.fromhex("".join(part)), dtype=torch.uint8)
+        stored = {"keys": digests.view(len(part), -1), "features": torch.cat(pooled)}
+        keep_tensors(folder / f"{digest(repr(part))[:32]}.safetensors", stored)
+    return torch.stack([features[key] for key in keys])
 
 
 def _split(items: list, size: int) -> list[list]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _stored(file: Path, wanted: Mapping[str, Any]) -> dict[str, Float[Tensor, " p"]]:
-    """The features of the wanted keys in a file of the cache; none if it is damaged."""
-    stored = read_tensors(file)
-    if stored.keys() != {"keys", "features"}:
-        return {}
-    keys = [key.tobytes().hex() for key in stored["keys"].numpy()]
-    rows = zip(keys, stored["features"], strict=True)
-    return {key: row for key, row in rows if key in wanted}
-
-
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file; none if it is absent or damaged."""
-    with suppress(OSError, SafetensorError):
-        return load_file(file)
-    return {}
+    """The tensors of a file of a cache; none if it is absent."""
+    return load_file(file) if file.exists() else {}
 
 
 def keep_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
     """Writes tensors to a cache; where it cannot be written, only time is lost."""
-    with suppress(OSError, SafetensorError):
+    try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, partial(save_file, tensors))
+    except (OSError, SafetensorError) as error:
+        warnings.warn(f"{file} cannot be written ({error}): it is computed again", stacklevel=2)

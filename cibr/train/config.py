@@ -41,28 +41,15 @@ _OF_KIND = {
     "hub": _defaults(3, 64, 0.00001, 0.01, 0.0, 0.1),
 }
 _TINY_ON_GLYPHS = _defaults(5, 128, 0.002, 0.12, 0.0, 0.01)
-# Names of earlier versions, and what to use instead.
-_OLD_PRESETS = {
-    "very-few-pairs": "few-photos",
-    "few-pairs": "few-photos",
-    "many-pairs": "many-photos",
-    "one-caption": "many-photos",
-    "wrong-captions": "many-photos",
-}
+# Settings of earlier versions, and what stands for them.
 _OLD_SETTINGS = {
-    "penalty_options": "give loss_options, such as {'kappa_b': 20}",
-    "kappa_e": "give loss_options={'kappa_e': ...}",
-    "sample": "give loss_options={'sample': True}",
-    "validate_every": "every epoch is validated",
-    "max_skipped": "fewer than a tenth of unusable samples are left out with a warning",
+    **dict.fromkeys(["penalty_options", "kappa_e", "sample"], "give loss_options"),
+    **dict.fromkeys(["validate_every", "max_skipped"], "leave it out"),
+    "cca_start": "heads + CCA, the default, is better",
 }
 # Arguments of transformers that a run uses and no setting stands for.
-_TRAINING_ARGUMENTS = (
-    *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "tf32"),
-    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "save_steps"),
-    *("report_to", "run_name", "project", "log_level", "use_cpu", "full_determinism"),
-    *("ddp_backend", "ddp_timeout"),
-)
+_TRAINING_ARGUMENTS = ("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
+_TRAINING_ARGUMENTS += ("bf16", "use_cpu", "report_to", "run_name", "save_steps")
 
 
 def _setting(
@@ -78,43 +65,26 @@ def _setting(
 @dataclass(frozen=True)
 class RunConfig:
     dataset: str = _setting("glyphs", "a data set's name, a folder or a hub id")
-    model: str = _setting(
-        "",
-        "tiny, frozen (the default but for characters), or a run's folder or hub id to fine-tune",
-    )
-    towers: str = _setting(
-        "", "of a frozen model: the folder or hub id of a dual encoder; empty for two small ones"
-    )
+    model: str = _setting("", "tiny, frozen (the default for photos), or a model to fine-tune")
+    towers: str = _setting("", "of a frozen model: a dual encoder; empty for two small ones")
     penalty: str = _setting("vmf", f"added to the contrastive loss: {', '.join(PENALTIES)}")
     beta: float = _setting(0.0, "weight of the penalty; 0 is CLIP", 0, MAX_BETA)
-    loss_options: dict[str, Any] = _setting(
-        {}, "of CIBRLoss: kappa_e, sample, and those of the penalty, such as kappa_b"
-    )
+    loss_options: dict[str, Any] = _setting({}, "of CIBRLoss, such as kappa_e, sample and kappa_b")
     epochs: int = _setting(0, "passes over the images; 0 for the default of the model", 1)
     batch_size: int = _setting(0, "pairs contrasted; 0 for the default", 2)
     learning_rate: float = _setting(0.0, "peak of the schedule; 0 for the default", 0, 1e3)
     temperature: float = _setting(0.0, "also of a pretrained CLIP; 0 for the default", 0.01, 1e3)
     learn_temperature: bool = _setting(False, "train the temperature")
     weight_decay: float = _setting(-1.0, "of matrices; -1 for the default", 0, 1e3)
-    dropout: float = _setting(
-        -1.0, "in heads and a tiny model's text tower; -1 for the default", 0, 0.999
-    )
+    dropout: float = _setting(-1.0, "in heads and tiny text towers; -1 for the default", 0, 0.999)
     seed: int = _setting(0, "of weights, order, captions, dropout and noise", 0, 2**32 - 1)
     output_dir: str = _setting("", "folder of the run; empty for one under runs/")
     micro_batch_size: int = _setting(0, "rows encoded at once; 0 for the whole batch", 1)
-    cca: bool = _setting(
-        True, "of a frozen model: average the scores of the trained heads and of CCA"
-    )
-    cca_start: bool = _setting(False, "start heads over frozen towers at regularised CCA")
+    cca: bool = _setting(True, "of a frozen model: average the scores of heads and of CCA")
     cca_ridges: tuple[float, float] = _setting(
-        (0.0, 0.0),
-        "of CCA, image and text, in units of the mean variance; 0 for the default",
-        1e-9,
-        1e9,
+        (0.0, 0.0), "of CCA, image and text, in mean variances; 0 for the default", 1e-9, 1e9
     )
-    training_arguments: dict[str, Any] = _setting(
-        {}, "of transformers.TrainingArguments, such as report_to or bf16"
-    )
+    training_arguments: dict[str, Any] = _setting({}, "of transformers, such as report_to or bf16")
 
 
 RunConfig.__doc__ = "Settings of a run. `configure` builds it and fills in defaults.\n\nArgs:"
@@ -142,8 +112,6 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
         if name in _OLD_SETTINGS:
             raise ValueError(f"the setting {name} is gone: {_OLD_SETTINGS[name]}")
         check_known("parameter", name, SETTINGS)
-    if preset in _OLD_PRESETS:
-        raise ValueError(f"the preset {preset!r} is gone: use {_OLD_PRESETS[preset]!r}")
     if preset:
         check_known("preset", preset, PRESETS)
         parameters = {"model": "frozen"} | PRESETS[preset] | parameters
@@ -153,8 +121,6 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
     if not config.model:
         config = replace(config, model="tiny" if source.kind == "code" else "frozen")
     kind = model_kind(config.model)
-    if config.cca_start and kind != "frozen":
-        raise ValueError("cca_start is a start for heads over frozen towers: set model to 'frozen'")
     if config.towers and kind != "frozen":
         raise ValueError("towers are those of a frozen model: set model to 'frozen'")
     is_tiny_on_glyphs = kind == "tiny" and config.dataset == "glyphs"
@@ -162,12 +128,11 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
     unset = [name for name in filled_in if getattr(config, name) == DEFAULTS[name]]
     config = replace(config, **{name: filled_in[name] for name in unset})
 
-    folder = Path(config.output_dir or _default_folder(config, source.name)).expanduser()
-    data = Path(source.place).resolve()
-    if source.place and data.is_dir() and folder.resolve().is_relative_to(data):
-        raise ValueError(
-            f"output_dir {str(folder)!r} is within the data set's folder: choose one outside"
-        )
+    runs = Path(os.environ.get("CIBR_RUNS") or project_root() / "runs")
+    name = f"{source.name}-{Path(config.model).name}-{config.penalty}-beta{config.beta:g}"
+    folder = Path(config.output_dir or runs / f"{name}-seed{config.seed}").expanduser()
+    if source.place and folder.resolve().is_relative_to(Path(source.place).resolve()):
+        raise ValueError(f"output_dir {str(folder)!r} is within the data: choose one outside")
     return replace(config, output_dir=str(folder))
 
 
@@ -175,33 +140,22 @@ def _checked(name: str, value: Any) -> Any:
     """A value with the type of its setting, and in the range unless it is the default."""
     default, about = DEFAULTS[name], SETTINGS[name].metadata
     kind = type(default)
+    if value == default and type(value) is kind:
+        return value
     if kind in (int, float):
-        if value != default or isinstance(value, bool):
-            check_number(name, value, about["low"], about["high"], whole=kind is int)
-        return kind(value)
-    if kind is tuple and isinstance(value, list | tuple) and len(value) == len(default):
-        if tuple(value) == default:
-            return default
-        return tuple(check_number(name, part, about["low"], about["high"]) for part in value)
-    if isinstance(value, Path):
-        value = str(value)
-    if not isinstance(value, kind) or kind is tuple:
-        raise ValueError(
-            f"{name} is {value!r}: give a {kind.__name__}, such as {default!r} ({about['help']})"
-        )
+        return kind(check_number(name, value, about["low"], about["high"], whole=kind is int))
+    if kind is tuple:
+        parts = zip(value, default, strict=True)
+        return tuple(check_number(name, part, about["low"], about["high"]) for part, _ in parts)
+    value = str(value) if isinstance(value, Path) else value
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is {value!r}: give a {kind.__name__}, {about['help']}")
     return value
 
 
 def preset_for(n_photos: int) -> str:
     """The preset for a number of photos to train on."""
     return "few-photos" if n_photos <= _FEW else "many-photos"
-
-
-def _default_folder(config: RunConfig, dataset: str) -> Path:
-    """A folder in ``$CIBR_RUNS``, or ``runs``, named after the main settings."""
-    model = Path(config.model).name
-    name = f"{dataset}-{model}-{config.penalty}-beta{config.beta:g}-seed{config.seed}"
-    return Path(os.environ.get("CIBR_RUNS") or project_root() / "runs") / name
 
 
 def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
@@ -213,26 +167,14 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
         validates: whether there are pairs for validation.
 
     Raises:
-        ValueError: an argument that a setting decides or that changes nothing, a negative
-            max_grad_norm, or a batch that the processes cannot share equally.
+        ValueError: an argument that a setting decides or that changes nothing, or a batch that the
+            processes cannot share equally.
     """
     from transformers import TrainingArguments  # takes seconds to import
 
     for name in config.training_arguments:
-        if name not in _TRAINING_ARGUMENTS:
-            raise ValueError(
-                f"training_arguments has {name!r}, which a setting of cibr.configure decides or a "
-                f"run does not use: give some of {', '.join(_TRAINING_ARGUMENTS)}"
-            )
-    given = dict(
-        adam_beta2=0.98,  # as in CLIP
-        metric_for_best_model="mean_recall",
-        report_to="none",
-        use_cpu=not torch.accelerator.is_available(),
-        ddp_timeout=10_800,  # s, for the process that extracts a frozen tower's features
-    )
-    given |= config.training_arguments
-    check_number("max_grad_norm", given.get("max_grad_norm", 1.0), 0)
+        check_known("training argument", name, _TRAINING_ARGUMENTS)
+    given = dict(adam_beta2=0.98, report_to="none", use_cpu=not torch.accelerator.is_available())
     arguments = TrainingArguments(
         output_dir=str(Path(config.output_dir).absolute()),
         num_train_epochs=config.epochs,
@@ -243,20 +185,17 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
         logging_strategy="epoch",
         save_strategy="epoch",
         eval_strategy="epoch" if validates else "no",
+        ddp_timeout=10_800,  # s, for the process that extracts a frozen tower's features
         logging_nan_inf_filter=False,  # what is not finite stops the run
-        restore_callback_states_from_checkpoint=True,  # such as the patience of early stopping
         disable_tqdm=True,  # the bar of `trainer` is in its place
-        **given,
+        **(given | config.training_arguments),
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # else several GPUs of a process are DataParallel
     if arguments.device.type == "cpu":  # with transformers 5.4, torch 2.6 cannot load to "cpu:0"
         arguments._setup_devices = torch.device("cpu")
     n_rows, n_processes = min(config.batch_size, n_pairs), arguments.world_size
     if n_rows < n_processes or (config.batch_size % n_processes and config.batch_size <= n_pairs):
-        raise ValueError(
-            f"{n_processes} processes cannot share a batch of {n_rows} pairs equally: give "
-            "batch_size a multiple of their number, or use fewer"
-        )
+        raise ValueError(f"{n_processes} processes cannot share {n_rows} pairs: change batch_size")
     arguments.per_device_train_batch_size = n_rows // n_processes
     return arguments
 
@@ -277,11 +216,8 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
     names = ["train", "validation", "test" if has_test else "validation"]
     train, validation, test = load_parts(config.dataset, names)
     if not has_test:
-        warnings.warn(
-            f"{train.name} has no test split: the validation pairs, which choices may rest on, "
-            "stand in for it",
-            stacklevel=2,
-        )
+        message = f"{train.name} has no test split: the validation pairs stand in for it"
+        warnings.warn(message, stacklevel=2)
     return train, validation, test
 
 
@@ -313,8 +249,9 @@ def build_model(config: RunConfig, train: Pairs) -> DualEncoder:
 
 def _frozen(config: RunConfig, train: Pairs) -> DualEncoder:
     """Heads over frozen towers, which are not loaded where the pairs have features of them."""
-    features, towers = train.features, (config.towers, config.towers)
-    if features is None or (config.towers and features.towers != towers):
-        return DualEncoder.frozen(towers=config.towers, dropout=config.dropout)
-    dims = features.images.shape[1], features.texts.shape[1]
-    return DualEncoder.frozen(*features.towers, dims_pooled=dims, dropout=config.dropout)
+    given = train.features
+    names = (config.towers, config.towers) if config.towers else ()
+    if given is None or (names and given.towers != names):
+        return DualEncoder.frozen(*names, dropout=config.dropout)
+    dims = given.images.shape[1], given.texts.shape[1]
+    return DualEncoder.frozen(*given.towers, dims_pooled=dims, dropout=config.dropout)

@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cibr.models import DualEncoder
@@ -98,10 +98,6 @@ class GradCache:
             return
         for parameter in self.model.parameters():
             is_whole = parameter is self.model.log_logit_scale
-            reduce_gradient(parameter, self.accelerator, "mean" if is_whole else "sum")
-
-
-def reduce_gradient(parameter: nn.Parameter, accelerator, reduction: str = "mean") -> None:
-    """Sums a gradient over processes, or averages full ones, equal up to rounding."""
-    if accelerator.num_processes > 1 and parameter.grad is not None:
-        parameter.grad = accelerator.reduce(parameter.grad, reduction=reduction)
+            if parameter.grad is not None:  # whole ones are equal up to rounding
+                reduction = "mean" if is_whole else "sum"
+                parameter.grad = self.accelerator.reduce(parameter.grad, reduction=reduction)

@@ -7,21 +7,18 @@ which is written last.
 """
 
 import json
-import re
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-import transformers
 from filelock import FileLock, Timeout
 
 import cibr
 
 CHECKPOINT = "cibr.pt"
-_PATIENCE = 5  # s, as worker processes of a killed run may hold the lock a little longer
 # What may lie in the folder of a new run: its notebook, its log, and `cibr train`'s own runs.
 _ALLOWED = ("*.ipynb", "*.log", ".*", "held_out", "trials")
 
@@ -34,143 +31,92 @@ class RunFolder:
         writes: whether this process writes to it.
 
     Raises:
-        ValueError: the folder cannot be written, or contains files that no run made.
+        ValueError: the folder has files that no run made.
     """
 
     def __init__(self, path: Path, writes: bool = True):
-        self.path = path
-        self.writes = writes
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            files = sorted(path.iterdir())
-        except OSError as error:
-            raise ValueError(
-                f"output_dir {str(path)!r} cannot be written: {error}; choose another"
-            ) from error
+        self.path, self.writes = path, writes
+        path.mkdir(parents=True, exist_ok=True)
+        foreign = [file for file in path.iterdir() if not any(map(file.match, _ALLOWED))]
         if self._record():
             foreign = [folder for folder in self._checkpoints() if not _is_of_a_run(folder)]
-        else:
-            foreign = [file for file in files if not any(map(file.match, _ALLOWED))]
         if foreign and writes:
-            raise ValueError(
-                f"output_dir {str(path)!r} already has files that no run made, such as "
-                f"{foreign[0].name!r}: choose another"
-            )
+            what = f"output_dir {str(path)!r} already has files that no run made, such as"
+            raise ValueError(f"{what} {min(foreign).name!r}: choose another")
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager:
         """A context that keeps other runs out of the folder.
 
         Raises:
             ValueError: another run is writing to it.
         """
-        lock = FileLock(self.path / ".cibr.lock", timeout=_PATIENCE)
+        if not self.writes:
+            return nullcontext()
         try:
-            if self.writes:
-                lock.acquire()
-        except Timeout as error:
-            raise ValueError(
-                f"another run is writing to output_dir {str(self.path)!r}: wait for its end, or "
-                "choose another"
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
+            return FileLock(self.path / ".cibr.lock", timeout=1).acquire()
+        except Timeout:
+            what = f"another run is writing to output_dir {str(self.path)!r}"
+            raise ValueError(f"{what}: wait for its end, or choose another") from None
 
     def finished_history(self, identity: dict[str, Any]) -> pd.DataFrame | None:
         """The history of a finished run, or None.
 
         Raises:
-            ValueError: the folder has a finished run, or one with a checkpoint, of another
-                configuration or other pairs; the message has the differences.
+            ValueError: the folder has a run of another configuration or other pairs.
         """
         record = self._record()
         if not record or not (record["finished"] or self.checkpoints()):
             return None
         stored = record["run"]
-        differences = [
-            f"{name} ({stored.get(name)!r} there, {identity.get(name)!r} here)"
-            for name in {**identity, **stored}
-            if stored.get(name) != identity.get(name)
-        ]
-        if differences:
-            kind = "a finished run" if record["finished"] else "an unfinished run"
-            raise ValueError(
-                f"{str(self.path)!r} holds {kind} of another configuration: "
-                f"{', '.join(differences)}. Choose another output_dir, or remove this one"
-            )
-        if not record["finished"]:
-            return None
-        # Numbers that are read as text keep their last digit; empty cells are NaN.
-        history = pd.read_csv(self.path / "history.csv", dtype=str)
-        return history.astype(float).astype({"epoch": int, "step": int})
+        names = {**stored, **identity}
+        different = [name for name in names if stored.get(name) != identity.get(name)]
+        if different:
+            what = f"{str(self.path)!r} holds a run with another {', '.join(different)}"
+            raise ValueError(f"{what}: choose another output_dir, or remove this one")
+        if record["finished"]:
+            # Numbers that are read as text keep their last digit; empty cells are NaN.
+            history = pd.read_csv(self.path / "history.csv", dtype=str)
+            return history.astype(float).astype({"epoch": int, "step": int})
+        return None
 
-    def checkpoints(self) -> list[str]:
+    def checkpoints(self) -> list[Path]:
         """The whole checkpoints, oldest first."""
-        return [str(folder) for folder in self._checkpoints() if _is_whole(folder)]
+        return [folder for folder in self._checkpoints() if _is_whole(folder)]
 
-    def last_good(self) -> str:
-        """The newest whole checkpoint, as a clause for messages."""
-        if whole := self.checkpoints():
-            return f"the last good checkpoint is {whole[-1]!r}"
-        return "there is no checkpoint yet"
-
-    def write_record(
-        self, configuration: dict[str, Any], identity: dict[str, Any], finished: bool = False
-    ) -> None:
-        """Writes `run.json`, which makes the folder this run's."""
-        versions = {
-            package.__name__: package.__version__ for package in (cibr, torch, transformers)
-        }
-        record = {"configuration": configuration, "run": identity, "finished": finished}
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Writes `run.json`, which makes the folder this run's, with `configuration`, what decides
+        its result, `run`, and whether it is `finished`.
+        """
+        versions = {"cibr": cibr.__version__, "torch": torch.__version__}
         self.write("run.json", json.dumps(record | {"versions": versions}, indent=2) + "\n")
 
     def write(self, name: str, text: str) -> None:
         """Writes a file that a kill leaves as it was before or as it is afterwards."""
         if self.writes:
             part = self.path / f".{name}.part"
-            with self.writing(self.path / name):
-                part.write_text(text, encoding="utf-8")
-                part.replace(self.path / name)
+            part.write_text(text, encoding="utf-8")
+            part.replace(self.path / name)
 
-    @contextmanager
-    def writing(self, path: Path) -> Iterator[None]:
-        """A context that writes a file or a checkpoint; what is left of a checkpoint is removed.
-
-        Raises:
-            ValueError: the disk is full or refuses; the message names the last good checkpoint.
-        """
-        try:
-            yield
-        except (OSError, RuntimeError) as error:  # torch.save raises the latter
-            if path.is_dir():
-                _remove(path)
-            raise ValueError(
-                f"cannot write {str(path)!r}: {error}; {self.last_good()}. Make room or choose "
-                "another output_dir"
-            ) from error
-
-    def remove_checkpoints(self, but: Collection[str | None] = ()) -> None:
-        """Removes the checkpoints that runs made, but for some."""
+    def remove_checkpoints(self, but: Collection[Path] = ()) -> None:
+        """Removes the checkpoints that runs made, but for some; of each, its mark last."""
         for folder in self._checkpoints():
-            if self.writes and _is_of_a_run(folder) and str(folder) not in but:
-                _remove(folder)
+            if self.writes and _is_of_a_run(folder) and folder not in but:
+                for file in sorted(folder.iterdir(), key=lambda file: file.name == CHECKPOINT):
+                    file.unlink()
+                folder.rmdir()
 
     def _record(self) -> dict[str, Any]:
         """The record of the folder's run, or an empty one if it is no run's."""
         try:
             record = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-            is_of_a_run = all(isinstance(record[name], dict) for name in ("configuration", "run"))
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return record if "run" in record and "finished" in record else {}
+        except (OSError, ValueError):
             return {}
-        return {"finished": True} | record if is_of_a_run else {}
 
     def _checkpoints(self) -> list[Path]:
         """Folders of checkpoints, whole or not, oldest first."""
-        named = [re.fullmatch(r"checkpoint-(\d+)", file.name) for file in self.path.iterdir()]
-        steps = {int(name[1]): self.path / name[0] for name in named if name}
-        return [steps[step] for step in sorted(steps)]
+        named = [f for f in self.path.glob("checkpoint-*") if f.name[11:].isdecimal()]
+        return sorted(named, key=lambda folder: int(folder.name[11:]))
 
 
 def _is_of_a_run(folder: Path) -> bool:
@@ -185,11 +131,3 @@ def _is_whole(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return _is_of_a_run(folder)
-
-
-def _remove(folder: Path) -> None:
-    """Removes a checkpoint, its mark last: what a kill leaves is known as a run's."""
-    with suppress(OSError):
-        for file in sorted(folder.iterdir(), key=lambda file: file.name == CHECKPOINT):
-            file.unlink()
-        folder.rmdir()

@@ -34,16 +34,12 @@ def test_the_interval_is_the_set_of_means_that_students_test_does_not_reject(val
     assert all(map(math.isnan, mean_interval(np.array(values[:1]))[1:]))
 
 
-@pytest.mark.parametrize("clusters", [None, np.arange(24) // 3])
 @pytest.mark.parametrize("hit", [0.0, 1.0])
-def test_where_all_items_agree_the_interval_is_wilsons_and_not_of_width_zero(hit, clusters):
-    n = 24 if clusters is None else 8
+@pytest.mark.parametrize("n", [1, 24])
+def test_where_all_items_agree_the_interval_is_wilsons_and_not_of_width_zero(hit, n):
     wilson = stats.binomtest(int(n * hit), n).proportion_ci(method="wilson")
-    found = proportion_interval(np.full(24, hit), clusters)
+    found = proportion_interval(np.full(n, hit))
     assert found == pytest.approx((hit, wilson.low, wilson.high), abs=1e-6)
-    assert proportion_interval(np.full(1, hit))[1:] == pytest.approx(
-        stats.binomtest(int(hit), 1).proportion_ci(method="wilson"), abs=1e-6
-    )
 
 
 def test_elsewhere_it_is_students_within_zero_and_one():
@@ -51,8 +47,6 @@ def test_elsewhere_it_is_students_within_zero_and_one():
         hits = np.arange(24) < n_hits
         mean, low, high = mean_interval(hits)
         assert proportion_interval(hits) == (mean, max(low, 0), min(high, 1))
-    assert mean_interval(np.arange(24) < 1)[1] < 0
-    assert all(map(math.isnan, proportion_interval(np.array([0.5]))[1:]))
 
 
 @settings(max_examples=30, deadline=None)

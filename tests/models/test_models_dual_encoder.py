@@ -40,7 +40,6 @@ def test_images_of_any_mode_and_strings_of_any_kind_become_unit_vectors(build, k
     assert_unit(vectors, len(images))
     assert torch.equal(model.embed_images([to_rgb(image) for image in images]), vectors)
     assert_unit(model.embed_texts(texts), len(texts))
-    assert_unit(model.embed_texts(np.array(texts)), len(texts))
     assert model.embed_texts([]).shape == model.embed_images([]).shape == (0, 16)
     assert_unit(model.embed_texts(["a cat", "every " * 80], truncate=True), 2)
     # The cut has left no trace in the tokenizer.
@@ -64,17 +63,13 @@ def test_order_batch_size_and_mode_do_not_change_an_embedding(build, kind):
 
 
 @each_kind
-def test_an_embedding_is_the_projection_of_pooled_features_of_normalised_pixels(build, kind):
+def test_an_embedding_is_the_projection_of_pooled_features(build, kind):
     model = build(kind).eval()
-    pixels = normalised = model.preprocess([picture(0)])
-    if not pixels.is_floating_point():
-        mean = torch.tensor(model.processor.image_mean)[:, None, None]
-        std = torch.tensor(model.processor.image_std)[:, None, None]
-        normalised = (pixels / 255 - mean) / std
-    pooled = model.towers.image_pooled(normalised)
+    pixels = model.preprocess([picture(0)])
+    pooled = model.towers.image_pooled(pixels)
     expected = F.normalize(model.image_head(pooled))
     assert pooled.shape == (1, model.dim_image_pooled)
-    for images in (pixels, model.normalise(pixels), pooled):
+    for images in (pixels, pooled):
         encoded = model.encode_images(images)
         assert torch.allclose(encoded.pooled, pooled, atol=1e-5)
         assert torch.allclose(encoded.features, expected, atol=1e-5)
@@ -84,17 +79,13 @@ def test_an_embedding_is_the_projection_of_pooled_features_of_normalised_pixels(
     assert torch.equal(features, model.encode_texts(pooled).features)
 
 
-def test_the_context_is_what_the_text_tower_has_positions_for(build):
+def test_the_context_is_what_the_text_tower_has_positions_for_or_its_tokenizer_allows(build):
     model = build("frozen")
     model.tokenizer.model_max_length = 10**30  # of tokenizers that do not know their model's limit
     assert model.context == 40
-    n_tokens = model.tokenize(["a red cat"])[0].shape[1]
-    model.tokenizer.model_max_length = n_tokens
-    assert model.context == n_tokens == model.tokenize(["a red cat"])[0].shape[1]
-    assert model.tokenize(["every " * 80], truncate=True)[0].shape == (1, n_tokens)
-    model.tokenizer.model_max_length = n_tokens - 1
-    with pytest.raises(ValueError, match=f"has {n_tokens} tokens and the model reads"):
-        model.tokenize(["a red cat"])
+    model.tokenizer.model_max_length = 5
+    assert model.context == 5
+    assert model.tokenize(["every " * 80], truncate=True)[0].shape == (1, 5)
 
 
 def test_frozen_towers_stay_in_eval_mode_and_without_gradients(build):
@@ -107,56 +98,25 @@ def test_frozen_towers_stay_in_eval_mode_and_without_gradients(build):
     assert model.image_head.linear.weight.grad.abs().sum() > 0
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == model.own_weights().keys()
-    # As the image tower was trained.
-    assert towers.mean.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
-    assert towers.std.flatten().tolist() == pytest.approx([0.2, 0.3, 0.4])
 
 
-def test_a_head_starts_at_a_linear_map_under_a_residual_layer(build):
-    head = build("frozen", dropout=0.0).image_head
-    x, mean, linear_map = torch.randn(9, 32), torch.randn(32), torch.randn(16, 32)
-    head.start_at(mean, linear_map)
-    expected = F.layer_norm((x - mean) @ linear_map.T, (16,))
-    assert torch.allclose(head(x), expected, atol=1e-4)
-    head.dropout.p = 0.5
-    assert not torch.equal(head.train()(x), head(x))
-    head.dropout.p = 0.0
-    torch.nn.init.normal_(head.residual[2].weight)
-    assert not torch.allclose(head(x), expected, atol=0.1)
-
-
-@pytest.mark.parametrize(("kind", "of_heads"), [("tiny", 2), ("frozen", 4)])
-def test_dropout_is_as_asked_for_in_heads_and_a_tiny_text_tower(build, kind, of_heads):
-    model = build(kind, dropout=0.3).train()
-    found = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.training]
-    assert {module.p for module in found} == {0.3}
-    assert len(found) == of_heads + 3 * (kind == "tiny")
-    pooled = torch.randn(2, model.dim_image_pooled)
-    assert not torch.equal(model.image_head(pooled), model.image_head(pooled))
-
-
-def test_the_temperature_is_set_fixed_and_can_come_back_from_its_limit(build):
+def test_the_temperature_is_set_and_can_come_back_from_its_limit(build):
     model = build("tiny")
-    assert model.logit_scale.item() == pytest.approx(1 / 0.07)
+    model.set_temperature(0.005)
+    model.logit_scale.backward()
+    assert model.log_logit_scale.grad > 0
+    model.limit_logit_scale()
+    assert model.logit_scale.item() == pytest.approx(100)
     model.set_temperature(0.05, learn=False)
     assert model.logit_scale.item() == pytest.approx(20)
     assert not model.log_logit_scale.requires_grad
-    model.set_temperature(0.01)
-    model.logit_scale.backward()
-    assert model.log_logit_scale.grad > 0
-    model.log_logit_scale.data.add_(1)
-    model.limit_logit_scale()
-    assert model.logit_scale.item() == pytest.approx(100)
-    model.set_temperature(0.5)
-    model.limit_logit_scale()
-    assert model.logit_scale.item() == pytest.approx(2)
 
 
 def test_frozen_towers_may_be_those_of_a_dual_encoder(clip_folder, tmp_path):
     """Heads read what its projections do, or its embeddings where it has none."""
     save_model(tmp_path, "Siglip")
     for folder in (clip_folder, str(tmp_path)):
-        own, frozen = DualEncoder.from_pretrained(folder), DualEncoder.frozen(towers=folder)
+        own, frozen = DualEncoder.from_pretrained(folder), DualEncoder.frozen(folder, folder)
         pixels, tokens = own.preprocess([picture(0)]), own.tokenize(["a cat"])
         assert torch.equal(frozen.preprocess([picture(0)]), pixels)
         assert torch.equal(frozen.encode_images(pixels).pooled, own.encode_images(pixels).pooled)

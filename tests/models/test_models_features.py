@@ -4,12 +4,10 @@ towers.
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from helpers import TEXTS, noise_pairs, picture
-from safetensors.torch import load_file, save
 
 from cibr.models import DualEncoder, features
 from cibr.models.features import embed_pairs, prepare
@@ -25,15 +23,15 @@ forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:Dep
 def store(tmp_path, monkeypatch):
     """A folder of the test's own for features."""
     monkeypatch.setattr(features, "cache_folder", lambda: tmp_path)
-    return tmp_path / "features"
 
 
 @forks
 def test_a_batch_is_the_rows_asked_for_whether_or_not_images_fit_in_memory(build, monkeypatch):
     model = build("tiny")
-    monkeypatch.setattr(features, "_IN_MEMORY", 23 * 3 * 32 * 32)  # bytes of all images
+    n_bytes = 4 * 23 * 3 * 32 * 32  # of all images
+    monkeypatch.setattr(features, "_IN_MEMORY", n_bytes)
     in_memory = prepare(model, PAIRS)
-    monkeypatch.setattr(features, "_IN_MEMORY", 23 * 3 * 32 * 32 - 1)
+    monkeypatch.setattr(features, "_IN_MEMORY", n_bytes - 1)
     monkeypatch.setattr(features.os, "cpu_count", lambda: 1)
     lazily = prepare(model, PAIRS)
     assert (in_memory.images is None, lazily.images is None) == (False, True)
@@ -48,12 +46,6 @@ def test_a_batch_is_the_rows_asked_for_whether_or_not_images_fit_in_memory(build
         assert all(map(torch.equal, (batch.images, *batch.texts, batch.labels), wanted))
         assert (len(last.images), loader.num_workers) == (1, n_workers)
     assert all(map(torch.equal, embed_pairs(model, lazily), embed_pairs(model, in_memory)))
-    sizes = []
-    monkeypatch.setattr(features, "_AT_ONCE", 4)  # images at full size are held a few at a time
-    lazily.preprocess = lambda images: sizes.append(len(images)) or model.preprocess(images)
-    rows = torch.arange(23)
-    assert torch.equal(lazily[rows, rows].images, in_memory.images)
-    assert max(sizes) == 4 and sum(sizes) == 23
 
 
 @pytest.fixture
@@ -85,9 +77,7 @@ def test_towers_see_an_image_or_a_text_once_whatever_the_set_and_its_names(build
     assert computed(model, first) == (20, len(set(first.texts())))
     assert computed(model) == (3, n_texts - len(set(first.texts())))
     assert computed(model, replace(PAIRS, name="other", split="test", keys=TEXTS[:23])) == (0, 0)
-    assert (
-        computed(model, PAIRS.subset([5, 3, 5])) == computed(model, texts=PAIRS.texts()) == (0, 0)
-    )
+    assert computed(model, PAIRS.subset([5, 3, 5])) == (0, 0)
     assert computed(model, texts=["unseen", PAIRS.texts()[0], "unseen"]) == (0, 1)
 
 
@@ -99,58 +89,20 @@ def test_features_are_never_those_of_other_pixels_towers_or_tokens(build, comput
     assert computed(model) == (23, 0)
     model.towers.text_tower.config.layer_norm_eps = 1.0
     assert computed(model) == (0, n_texts)
-    model.processor.image_mean = [0.1, 0.2, 0.3]
+    model.towers.processor.image_mean = [0.1, 0.2, 0.3]
     assert computed(model) == (23, 0)
     model.tokenizer.add_tokens("zebra")
     assert computed(model) == (0, n_texts)
     assert computed(build("frozen dual")) == (23, n_texts)
 
 
-def test_a_killed_command_keeps_whole_files_and_damaged_ones_are_computed_again(
-    build, store, computed, monkeypatch
-):
-    model, real, written = build("frozen"), Path.replace, []
-
-    def replace_or_stop(part, file):
-        written.append(file)
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        return real(part, file)
-
-    monkeypatch.setattr(features, "_PER_FILE", 10)
-    monkeypatch.setattr(Path, "replace", replace_or_stop)
-    with pytest.raises(KeyboardInterrupt):
-        computed(model)
-    assert list(store.rglob("*.*")) == written[:1]
-    n_texts = len(set(PAIRS.texts()))
-    assert computed(model) == (13, n_texts) and computed(model) == (0, 0)
-    assert len(written) == 2 + 2 + -(-n_texts // 10)
-    whole = prepare(model, PAIRS)
-    file = min(store.glob("images-*/*"))
-    n_rows = len(load_file(file)["keys"])
-    for damaged in (file.read_bytes()[:100], b"", save({"keys": torch.zeros(3)})):
-        file.write_bytes(damaged)
-        assert computed(model) == (n_rows, 0)
-    assert torch.allclose(prepare(model, PAIRS).images, whole.images, atol=1e-5)
-
-
-def test_a_cache_that_cannot_be_written_does_no_harm(build, tmp_path, monkeypatch):
-    whole = prepare(build("frozen"), PAIRS)
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "file")
-    assert torch.equal(prepare(build("frozen"), PAIRS).images, whole.images)
-
-
 @each_kind
-def test_long_texts_are_cut_with_one_warning_that_counts_them(build, kind):
+def test_long_texts_are_cut_with_a_warning_that_counts_them(build, kind):
     model = build(kind)
     long = [["every " * 90], ["a cat", "big " * 90], ["every " * 90]]
     pairs = replace(PAIRS.subset(range(3)), captions=long)
-    with pytest.warns(
-        UserWarning, match=r"3 of 4 texts of noise-train are cut to the \d\d"
-    ) as caught:
+    with pytest.warns(UserWarning, match=r"3 of 4 texts of noise-train are cut to the \d\d"):
         inputs = prepare(model, pairs)
-    assert len(caught) == 1
     expected = model.embed_texts(pairs.texts(), truncate=True)
     assert torch.allclose(embed_pairs(model, inputs)[1], expected, atol=1e-5)
 
@@ -170,10 +122,8 @@ def test_embeddings_are_those_of_the_model_in_the_order_of_the_pairs(build, kind
     )
 
 
-def test_a_frozen_model_that_was_saved_reads_the_features_of_the_one_from_the_hub(
-    build, computed, tmp_path
-):
-    model = build("frozen")
-    computed(model)
-    again = DualEncoder.from_pretrained(model.save_pretrained(tmp_path / "saved"))
-    assert computed(again) == (0, 0)
+def test_features_are_made_where_no_cache_can_be_written(build, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "file")
+    with pytest.warns(UserWarning, match="cannot be written .* it is computed again"):
+        assert len(prepare(build("frozen"), PAIRS).images) == len(PAIRS)

@@ -9,12 +9,11 @@ from functools import cache
 import pytest
 import torch
 import transformers
-from helpers import TEXTS, Crafted, noise_pairs, picture, same
-from small_models import MODELS, VISION, save_model
+from helpers import TEXTS, Crafted, picture, same
+from small_models import MODELS, save_model
 from torch.nn.functional import normalize
 
 from cibr.models import DualEncoder
-from cibr.train import configure, fit
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +58,15 @@ def test_a_model_equals_transformers_and_so_does_what_it_saves(hub, tmp_path, na
     again = DualEncoder.from_pretrained(model.save_pretrained(tmp_path))
     assert same(again, model) and again.tokenizer.get_vocab() == model.tokenizer.get_vocab()
     assert_equals_transformers(again, tmp_path)
-    assert list(tmp_path.glob("*.safetensors")) == [tmp_path / "model.safetensors"]
 
 
-def test_features_of_a_model_without_projections_take_the_place_of_pooled_ones(hub, tmp_path):
+def test_features_of_a_model_without_projections_take_the_place_of_pooled_ones(hub):
     model = DualEncoder.from_pretrained(hub("Siglip"))
     assert (model.dim_image_pooled, model.dim_text_pooled) == (None, None)
     encoded = model.encode_texts(*model.tokenize(TEXTS[:3]))
     assert torch.equal(normalize(encoded.pooled, dim=1), encoded.features)
     encoded.features[:, 0].sum().backward()
     assert model.towers.model.text_model.head.weight.grad.abs().sum() > 0
-    config = configure(model=hub("Siglip"), output_dir=str(tmp_path), penalty="mine", batch_size=8)
-    with pytest.raises(ValueError, match="mine' needs a projection on each side"):
-        fit(model, noise_pairs(), None, config)
 
 
 def test_siglip_texts_are_padded_to_the_context_and_long_ones_refused(hub):
@@ -79,27 +74,15 @@ def test_siglip_texts_are_padded_to_the_context_and_long_ones_refused(hub):
     ids, mask = model.tokenize(["a red cat", "a dog"])
     assert ids.shape == (2, 40) and mask.min() == 1
     assert ids[1, -1] == model.tokenizer.pad_token_id
-    model.tokenizer.padding_side = "left"
-    left, _ = model.tokenize(["a red cat", "a dog"])
-    assert left.shape == (2, 40) and left[0, 0] == 0 and left[:, -1].tolist() == [1, 1]
-    with pytest.raises(ValueError, match=r"a text has \d+ tokens and the model reads 40: 'a a"):
+    with pytest.raises(
+        ValueError, match=r"a text has \d+ tokens and the model reads 40: shorten '.*a a"
+    ):
         model.tokenize(["a dog", "a " * 40])
 
 
-def test_a_model_that_is_no_dual_encoder_is_refused(tower_folders, hub, tmp_path):
-    with pytest.raises(ValueError, match="BertModel is not a dual encoder, with logit_scale"):
+def test_a_model_that_is_no_dual_encoder_is_refused(tower_folders):
+    with pytest.raises(ValueError, match="BertModel is not a dual encoder: give a model such as"):
         DualEncoder.from_pretrained(tower_folders[1])
-    sides = {f"{side}_config": VISION for side in ("image", "text", "multimodal")}
-    flava = transformers.FlavaConfig(**sides, projection_dim=16, hidden_size=32)
-    transformers.FlavaModel(flava).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="FlavaModel is not .*one vector per .*: give a model"):
-        DualEncoder.from_pretrained(tmp_path)
-    oblong = transformers.CLIPImageProcessor(crop_size={"height": 17, "width": 16})
-    for processor in (transformers.Siglip2ImageProcessor(patch_size=16), oblong):
-        folder = shutil.copytree(hub("Siglip"), tmp_path / type(processor).__name__)
-        processor.save_pretrained(folder)
-        with pytest.raises(ValueError, match="ImageProcessor does not resize .* one square size"):
-            DualEncoder.from_pretrained(folder)
 
 
 def test_crafted_pickle_refused(build, tmp_path):

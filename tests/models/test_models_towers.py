@@ -1,6 +1,5 @@
 """Towers and what they read: pixels as transformers has them, names in order."""
 
-import os
 import unicodedata
 
 import pytest
@@ -11,20 +10,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_models_dual_encoder import odd_images
 
-from cibr import DualEncoder
-from cibr.data.pairs import to_rgb
-from cibr.models.towers import ImageProcessor, TinyTowers, train_tokenizer
+from cibr.models.towers import ImageProcessor, TinyTowers, preprocess, train_tokenizer
 
 
-def test_images_are_preprocessed_as_by_transformers_bit_for_bit():
-    images = [to_rgb(image) for image in odd_images()]
-    images += [picture(0).resize(size) for size in ((47, 33), (32, 32), (32, 50))]
+def test_images_are_preprocessed_as_by_transformers():
+    images = [*odd_images(), *(picture(0).resize(s) for s in ((47, 33), (32, 32), (32, 50)))]
     for size in (32, 17):
-        ours = ImageProcessor(size)
         crop = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
-        theirs = transformers.CLIPImageProcessor(**crop)
-        raw = theirs(images, do_rescale=False, do_normalize=False, return_tensors="pt")
-        assert torch.equal(ours(images), raw["pixel_values"])
+        half = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        own, theirs = ImageProcessor(size), transformers.CLIPImageProcessor(**crop, **half)
+        expected = preprocess(theirs, images)
+        torch.testing.assert_close(preprocess(own, images), expected, rtol=0, atol=1e-6)
 
 
 @settings(max_examples=50, deadline=None)
@@ -37,12 +33,6 @@ def test_a_tokenizer_reads_every_string_in_lower_case(text):
     assert ids[-1] == tokenizer.eos_token_id and len(ids) <= 2 + 4 * len(text.lower())
     shown = tokenizer.decode(ids, skip_special_tokens=True).strip()
     assert shown == unicodedata.normalize("NFC", text).lower().strip()
-
-
-def test_a_block_of_the_tiny_tower_starts_as_its_skip_connection():
-    x = torch.randn(2, 4, 8, 8)
-    block = TinyTowers(train_tokenizer(TEXTS), 2, 32, 0.0).image_tower[6]
-    assert torch.equal(block(x), block.skip(x).relu()) and block(x).shape == (2, 8, 4, 4)
 
 
 @pytest.mark.parametrize("width", [4, 16])
@@ -60,15 +50,3 @@ def test_gradients_of_odd_batches_are_those_of_one_thread(width):
     torch.set_num_threads(before)
     for a, b in zip(*gradients, strict=True):  # float32 sums in another order
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
-
-
-@pytest.mark.models
-@pytest.mark.skipif(not os.environ.get("CIBR_MODELS"), reason="CIBR_MODELS is not set")
-def test_the_real_frozen_towers_embed_images_and_texts_and_come_back(tmp_path):
-    model = DualEncoder.frozen()
-    texts = ["a dog runs over grass", "a red car"]
-    images = [picture(0), picture(1)]
-    assert model.embed_images(images).shape == model.embed_texts(texts).shape == (2, 512)
-    again = DualEncoder.from_pretrained(model.save_pretrained(tmp_path))
-    assert torch.equal(again.embed_texts(texts), model.embed_texts(texts))
-    assert torch.equal(again.embed_images(images), model.embed_images(images))

@@ -1,16 +1,9 @@
 """Processes that share a batch take the steps of one, and resume its run."""
 
-import json
-import signal
-import subprocess
-import sys
-import time
-
 import pandas as pd
-import pytest
 import torch
 from processes import run_together
-from small_runs import PAIRS, forks, stop_at, train, write_folder
+from small_runs import PAIRS, forks, stop_at, train
 from twin import CASES, Double, model_of, plain_run, settings_of
 
 
@@ -56,24 +49,3 @@ def test_a_run_resumes_on_two_processes(tmp_path):
     several = pd.read_csv(tmp_path / "several" / "history.csv")
     columns = one.columns.drop("seconds")
     pd.testing.assert_frame_equal(several[columns], one[columns], rtol=1e-3, atol=1e-3)
-
-
-LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 "
-LAUNCH += "--mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1 "
-LAUNCH += "-m cibr.cli train config.json"
-
-
-@pytest.mark.slow
-def test_accelerate_launch_trains_and_saves_at_sigterm(tmp_path):
-    data = write_folder(tmp_path / "mine", train=8, validation=4, test=2)
-    config = dict(dataset=data, model="tiny", epochs=50, batch_size=4)
-    config["output_dir"] = str(tmp_path / "out")
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with (tmp_path / "log").open("w") as log:
-        command = [sys.executable, *LAUNCH.split()]
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
-        while process.poll() is None and not any(tmp_path.glob("out/*/trainer_state.json")):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=300) != 0
-    assert "SIGTERM: the run is saved at step" in (tmp_path / "log").read_text()

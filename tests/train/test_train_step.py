@@ -10,10 +10,8 @@ import torch
 from accelerate import Accelerator
 from helpers import same
 from small_runs import PAIRS, before_step, settings, small_model
-from torch.optim.lr_scheduler import OneCycleLR
 from twin import CASES, Double, model_of, plain_run, settings_of
 
-from cibr.losses import CIBRLoss, RegularisedCCA, Term
 from cibr.models import features
 from cibr.models.features import prepare
 from cibr.train.grad_cache import GradCache
@@ -43,19 +41,13 @@ def test_a_run_equals_one_in_plain_pytorch(tmp_path, case):
         assert trainer.history[name].tolist() == pytest.approx(expected, rel=tolerance), name
 
 
-def test_steps_over_frozen_towers_start_at_cca_and_equal_plain_ones(build, monkeypatch, tmp_path):
+def test_steps_over_frozen_towers_equal_plain_ones(build, monkeypatch, tmp_path):
     monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "cache")
-    options = dict(model="frozen", cca_start=True, cca_ridges=(10.0, 1.0), cca=False, seed=3)
-    config = settings(tmp_path / "out", **options)
+    config = settings(tmp_path / "out", model="frozen", cca=False, seed=3)
     model = build("frozen", dropout=0.3).double()
     twin = copy.deepcopy(model)
     Double(model, config, PAIRS).train()
-    inputs = prepare(twin, PAIRS)
-    cca = RegularisedCCA.fit(inputs.images[PAIRS.text_to_image()], inputs.texts[0], 16, 10.0, 1.0)
-    inputs.images, inputs.texts = inputs.images.double(), (inputs.texts[0].double(),)
-    twin.image_head.start_at(cca.image_mean, cca.image_map)
-    twin.text_head.start_at(cca.text_mean, cca.text_map)
-    plain_run(config, twin, inputs=inputs)
+    plain_run(config, twin)
     assert_equal(model, twin)
 
 
@@ -95,18 +87,15 @@ def overflow(module, inputs, output):
     output.register_hook(lambda gradient: gradient * math.inf)
 
 
-BROKEN = [  # a part of the trainer, what it outputs or its gradient becomes, and the message
-    ("model.image_head", times(math.nan), "image_features are not finite"),
-    ("model.text_head", times(0.0), "text_features must be unit vectors"),
-    ("loss_fn.penalty", times(math.nan), r"it is not finite \(loss nan, clip_loss \d"),
-    ("loss_fn.penalty", overflow, r"it is not finite \(loss \d.*, grad_norm (inf|nan)"),
-    ("loss_fn.penalty.critics.image_image", overflow, "the critics' loss is"),
-    ("loss_fn.penalty.critics.image_image", times(1e30), "the critics' loss .* norm inf"),
+BROKEN = [  # a part of the trainer, and what its output or its gradient becomes
+    ("loss_fn.penalty", times(math.nan)),
+    ("loss_fn.penalty", overflow),
+    ("model.image_head", times(math.nan)),
 ]
 
 
-@pytest.mark.parametrize(("part", "hook", "message"), BROKEN)
-def test_what_is_not_finite_stops_before_the_step(tmp_path, part, hook, message, monkeypatch):
+@pytest.mark.parametrize(("part", "hook"), BROKEN)
+def test_what_is_not_finite_stops_before_the_step(tmp_path, part, hook, monkeypatch):
     config = settings(tmp_path, penalty="mine")
     trainer = CIBRTrainer(small_model(config), config, PAIRS)
     handles, kept = [], []
@@ -118,49 +107,7 @@ def test_what_is_not_finite_stops_before_the_step(tmp_path, part, hook, message,
         handles.append(module.register_forward_hook(hook))
 
     before_step(5, break_it, monkeypatch.setattr)
-    advice = "the last good checkpoint is '.*checkpoint-3'. Lower learning_rate or raise temp"
-    with pytest.raises(FloatingPointError, match=f"step 5 was not taken: {message}.*; {advice}"):
+    with pytest.raises(FloatingPointError, match="step 5 was not taken: .*: lower learning_rate"):
         trainer.train()
     handles[0].remove()
     assert same(trainer.model, kept[0])
-
-
-class Own(Term):
-    """A penalty that has only parameters of its own."""
-
-    ramps = False
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(2))
-
-    def forward(self, inputs):
-        return (self.weight - 3).square().sum()
-
-
-def test_what_a_penalty_trains_takes_the_steps_of_the_optimiser(tmp_path):
-    config = settings(tmp_path)
-    trainer = CIBRTrainer(small_model(config), config, PAIRS)
-    trainer.loss_class = lambda *_: CIBRLoss(0.1, Own())
-    trainer.train()
-    twin = Own()
-    adam = torch.optim.AdamW(twin.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0)
-    schedule = OneCycleLR(adam, 1e-3, 6, pct_start=0.45, cycle_momentum=False)
-    for _ in range(6):
-        adam.zero_grad()
-        (0.1 * twin(None)).backward()
-        adam.step()
-        schedule.step()
-    assert_equal(trainer.loss_fn.penalty, twin, 1e-6)
-
-
-def test_an_error_of_a_penalty_is_not_taken_for_divergence(tmp_path):
-    class Faulty(Term):
-        def forward(self, inputs):
-            raise ValueError("what the penalty says")
-
-    config = settings(tmp_path)
-    trainer = CIBRTrainer(small_model(config), config, PAIRS)
-    trainer.loss_class = lambda *_: CIBRLoss(0.1, Faulty())
-    with pytest.raises(ValueError, match="^what the penalty says$"):
-        trainer.train()

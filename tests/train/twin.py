@@ -25,16 +25,11 @@ CASES = {
 
 
 class Double(CIBRTrainer):
-    """A trainer whose loss and cached features are in float64, as the models of these tests."""
+    """A trainer whose loss is in float64, as the models of these tests."""
 
     def set_up(self):
         super().set_up()
         self.loss_fn.double()
-
-    def prepare_batch(self, batch):
-        if self.model.kind == "frozen":
-            batch = batch._replace(images=batch.images.double(), texts=(batch.texts[0].double(),))
-        return super().prepare_batch(batch)
 
 
 def settings_of(case, folder="out", **options):
@@ -48,7 +43,7 @@ def model_of(config):
     return model
 
 
-def plain_run(config, model, n_processes=1, bf16=False, inputs=None):
+def plain_run(config, model, n_processes=1, bf16=False):
     """Trains a model; returns its loss and the mean terms of each epoch.
 
     Args:
@@ -56,9 +51,8 @@ def plain_run(config, model, n_processes=1, bf16=False, inputs=None):
         model: the initial model, which is trained.
         n_processes: processes whose rows and dropout are imitated.
         bf16: precision of the encoders.
-        inputs: of the pairs.
     """
-    inputs = inputs or prepare(model, PAIRS)
+    inputs = prepare(model, PAIRS)
     options = dict(config.loss_options)
     if config.penalty == "mine":
         options["dims"] = model.dim, model.dim_image_pooled, model.dim_text_pooled

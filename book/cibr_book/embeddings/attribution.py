@@ -32,12 +32,7 @@ def split_image_tower(model: DualEncoder) -> tuple[Callable, Callable]:
     Returns:
         `lower`, normalised images [n, 3, h, w] to feature maps [n, c, h', w'], and `upper`, maps to
         unit vectors [n, d]; together they are `encode_images`. Both pass gradients.
-
-    Raises:
-        ValueError: a model of another kind.
     """
-    if model.kind != "tiny":
-        raise ValueError(f"the feature maps of a {model.kind} model are unknown: pass a tiny one")
     layers = list(model.towers.image_tower)
     lower = nn.Sequential(*layers[:3])  # up to 16 x 16 positions with a receptive field of 5 px
     pool = nn.Sequential(*layers[3:])
@@ -72,12 +67,7 @@ def bottleneck_maps(
     Returns:
         Nats per position [n, h, w], and the mean cosine of each image with its text under the final
         mask [n].
-
-    Raises:
-        ValueError: a weight that is not positive.
     """
-    if not 0 < weight < float("inf"):
-        raise ValueError(f"weight is {weight}: pass a positive price of a nat, such as 3e-4")
     maps, texts = maps.detach(), texts.detach()
     mean, std = noise_like.mean(0), noise_like.std(0)
     # A channel that is constant elsewhere has no noise.
@@ -122,10 +112,8 @@ def share_inside(maps: Maps, region: Bool[Tensor, "n h w"]) -> Float[Tensor, " n
     """Share of each map's positive mass inside a region; the region's area if the map is nowhere
     positive.
     """
-    positive = maps.clamp(min=0)
-    total = positive.sum((1, 2))
-    inside = (positive * region).sum((1, 2)) / total.clamp(min=1e-30)
-    return torch.where(total > 0, inside, region.float().mean((1, 2)))
+    positive = maps.clamp(min=0) + 1e-30
+    return (positive * region).sum((1, 2)) / positive.sum((1, 2))
 
 
 def randomised_weights(model: DualEncoder, seed: int = 0) -> DualEncoder:
@@ -137,9 +125,7 @@ def randomised_weights(model: DualEncoder, seed: int = 0) -> DualEncoder:
     """
     shuffled = copy.deepcopy(model).eval()
     generator = torch.Generator().manual_seed(seed)
-    encoder = shuffled.towers.image_tower, shuffled.image_head
-    with torch.no_grad():
-        for weight in nn.ModuleList(encoder).parameters():
-            order = torch.randperm(weight.numel(), generator=generator)
-            weight.copy_(weight.flatten()[order].view_as(weight))
+    for weight in nn.ModuleList([shuffled.towers.image_tower, shuffled.image_head]).parameters():
+        order = torch.randperm(weight.numel(), generator=generator)
+        weight.data = weight.data.flatten()[order].view_as(weight)
     return shuffled

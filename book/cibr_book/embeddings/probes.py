@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
@@ -24,29 +23,11 @@ from torch import Tensor
 Features = Float[Tensor, "n d"]
 Factor = Int[Tensor, " n"]
 # The probes of `leakage_items`, with their strengths of weight decay.
-_NETWORK = dict(learning_rate_init=2e-3, max_iter=20, random_state=0)
+_NETWORK = MLPClassifier((128,), learning_rate_init=2e-3, max_iter=20, random_state=0)
 _READERS = [
     {"reader": [LogisticRegression(max_iter=300)], "reader__C": [0.03, 0.3, 3.0]},
-    {"reader": [MLPClassifier((128,), **_NETWORK)], "reader__alpha": [1.0, 5.0, 20.0]},
+    {"reader": [_NETWORK], "reader__alpha": [1.0, 5.0, 20.0]},
 ]
-
-
-def _check_values(fitted: Factor, tested: Int[Tensor, " m"]) -> None:
-    values = fitted.unique().tolist()
-    if len(values) < 2 or not set(tested.tolist()) <= set(values):
-        rule = "pass a factor with two values or more, all of them among the fitted items"
-        raise ValueError(f"the fitted items have the values {values}: {rule}")
-
-
-def _tested_items(
-    probe: BaseEstimator, features: Features, factor: Factor
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """log q(v|z) of a fitted probe and log p(v) of the frequencies, in nats per item."""
-    log_q = np.log(probe.predict_proba(features.numpy()).clip(1e-12))
-    column = np.searchsorted(probe.classes_, factor.numpy())
-    log_p = np.log(np.bincount(column) / len(column))[column]
-    own = log_q[np.arange(len(column)), column]
-    return torch.from_numpy(own), torch.from_numpy(log_p)
 
 
 def leakage_items(
@@ -62,15 +43,13 @@ def leakage_items(
 
     Args:
         embeddings: vectors [n, d].
-        factors: small integers by name, [n] each.
+        factors: small integers by name, [n] each; each varies, and no value is of test items
+            alone.
         parts: 0 for the items to fit, 1 to tune, 2 to test, [n].
 
     Returns:
         For each factor the gain in log-likelihood of each test item over the test frequencies,
         divided by their entropy [m]; the mean is the leakage.
-
-    Raises:
-        ValueError: a factor that does not vary, or a value that only test items have.
     """
     known, tested = parts < 2, parts == 2
     folds = PredefinedSplit(torch.where(parts[known] == 1, 0, -1).numpy())
@@ -78,12 +57,14 @@ def leakage_items(
     search = GridSearchCV(probe, _READERS, scoring="neg_log_loss", cv=folds)
     leakage = {}
     for name, factor in factors.items():
-        _check_values(factor[known], factor[tested])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the network's epochs are few
             search.fit(embeddings[known].numpy(), factor[known].numpy())
-        log_q, log_p = _tested_items(search, embeddings[tested], factor[tested])
-        leakage[name] = (log_q - log_p) / -log_p.mean()
+        column = np.searchsorted(search.classes_, factor[tested].numpy())
+        log_q = np.log(search.predict_proba(embeddings[tested].numpy()).clip(1e-12))
+        log_p = np.log(np.bincount(column) / len(column))[column]
+        gain = log_q[np.arange(len(column)), column] - log_p
+        leakage[name] = torch.from_numpy(gain / -log_p.mean())
     return leakage
 
 

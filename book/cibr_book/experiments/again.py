@@ -5,7 +5,6 @@ constraints, and there runs the row's sweep with that row alone. Data and models
 by `$CIBR_DATA` and `$CIBR_MODELS`.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -40,8 +39,7 @@ def find_row(run: str, root: Path) -> pd.Series:
     """
     for table in sorted((root / "data" / "results").glob("*.csv")):
         rows = pd.read_csv(table, dtype=str, keep_default_na=False)
-        if "run" in rows and (found := rows[rows["run"] == run]).size:
-            row = found.iloc[0].rename(table.name)
+        for _, row in rows[rows["run"] == run].iterrows() if "run" in rows else ():
             if row["commit"].endswith("+"):
                 what = f"the row {run} of {table.name} was made with uncommitted changes"
                 raise ValueError(f"{what} (its commit is {row['commit']}): choose another row")
@@ -71,18 +69,15 @@ def repeat(run: str, root: Path) -> pd.DataFrame:
     # The commit's code comes before what the environment has installed.
     variables = os.environ | {"PYTHONPATH": f"{place}{os.pathsep}{place / 'book'}"}
     variables["PATH"] = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
-
     how = dict(cwd=place, env=variables, check=True, text=True)
-    command = [str(python), "-c", _SWEEPS, run]
-    sweeps = subprocess.run(command, stdout=subprocess.PIPE, **how).stdout.split()
-    if not sweeps:
+    found = subprocess.run([python, "-c", _SWEEPS, run], stdout=subprocess.PIPE, **how).stdout
+    if not found:
         raise ValueError(f"no sweep of commit {row['commit']} has the run {run}")
-    (place / "again.csv").unlink(missing_ok=True)
-    for file in place.glob(f"runs/again/{run}*"):
-        file.unlink()
-    settings = [f"sweep={sweeps[0]}", "results=again.csv", f"only={run}"]
-    profile = ["-s", "experiments/Snakefile", "--profile", "experiments/profiles/local"]
-    subprocess.run([str(python), "-m", "snakemake", *profile, "--config", *settings], **how)
+    for file in [place / "again.csv", *place.glob(f"runs/again/{run}*")]:
+        file.unlink(missing_ok=True)
+    command = [python, "-m", "snakemake", "-s", "experiments/Snakefile"]
+    command += ["--profile", "experiments/profiles/local", "--config", f"sweep={found.split()[0]}"]
+    subprocess.run([*command, "results=again.csv", f"only={run}"], **how)
     again = pd.read_csv(place / "again.csv", dtype=str, keep_default_na=False).set_index("run")
     table = pd.DataFrame({"committed": row, "again": again.loc[run]})
     table = table.drop(["seed", "beta", "seconds"], errors="ignore")
@@ -101,10 +96,9 @@ def _environment(root: Path, place: Path) -> Path:
     python = folder / "bin" / "python"
     if not (folder / "made").exists():
         print(f"making {folder} (a few minutes)", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         (folder / "constraints.txt").write_text(constraints, encoding="utf-8")
-        install = [str(python), "-m", "pip", "install", "--quiet", "--constraint"]
-        install.append(str(folder / "constraints.txt"))
+        install = [python, "-m", "pip", "install", "--quiet", "-c", folder / "constraints.txt"]
         subprocess.run([*install, "torch", "torchvision"], check=True)
         subprocess.run([*install, "--editable", f"{place}[dev]"], check=True)
         (folder / "made").touch()
@@ -116,17 +110,12 @@ def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(git, check=True, text=True, stdout=subprocess.PIPE).stdout
 
 
-def main() -> None:
-    """Repeats the row that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("run", help="the id of a row in data/results")
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("again: give the id of a row, make again ROW=331089841cc6")
     try:
-        table = repeat(parser.parse_args().run, project_root())
+        numbers = repeat(sys.argv[1], project_root())
     except (ValueError, subprocess.CalledProcessError) as error:
         sys.exit(f"again: {error}")
-    print(table.to_string())
-    print(f"largest difference: {table['difference'].abs().max():.3g}")
-
-
-if __name__ == "__main__":
-    main()
+    print(numbers.to_string())
+    print(f"largest difference: {numbers['difference'].abs().max():.3g}")

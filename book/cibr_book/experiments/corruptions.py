@@ -10,13 +10,11 @@ Styles change the rendering of an image but not its content, so its captions sta
 A corruption affects the same images for every training seed, unless `redraw` is set.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from jaxtyping import Bool
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
@@ -59,10 +57,8 @@ class Corruption:
     redraw: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("fraction", "shuffled_captions"):
-            share = getattr(self, name)
-            if not 0 <= share <= 1 or (name == "fraction" and share == 0):
-                raise ValueError(f"{name} is {share!r}: give a share of the images, at most 1")
+        if not (0 < self.fraction <= 1 and 0 <= self.shuffled_captions <= 1):
+            raise ValueError(f"fraction and shuffled_captions are shares, at most 1: got {self}")
 
 
 def corrupt(pairs: Pairs, corruption: Corruption, seed: int = 0) -> Pairs:
@@ -73,40 +69,21 @@ def corrupt(pairs: Pairs, corruption: Corruption, seed: int = 0) -> Pairs:
         corruption: the changes.
         seed: of the subset and the shuffled captions, where they are redrawn.
     """
-    kept, _ = split_subset(pairs, corruption, seed)
-    return _with_shuffled_captions(kept, corruption, seed)
-
-
-def split_subset(pairs: Pairs, corruption: Corruption, seed: int = 0) -> tuple[Pairs, Pairs]:
-    """The pairs that a corruption's `fraction` keeps and those that it drops, in their order."""
-    n_kept = min(len(pairs), max(2, round(corruption.fraction * len(pairs))))
+    n_kept = max(2, round(corruption.fraction * len(pairs)))
     order = _order(len(pairs), 1_000 + seed if corruption.redraw else 0)
-    return pairs.subset(order[:n_kept].sort().values), pairs.subset(order[n_kept:].sort().values)
+    kept = pairs.subset(order[:n_kept].sort().values)
+    order = _order(len(kept), 2_000 + seed if corruption.redraw else 1)
+    return _with_shuffled_captions(kept, corruption, order)
 
 
-def _with_shuffled_captions(pairs: Pairs, corruption: Corruption, seed: int) -> Pairs:
+def _with_shuffled_captions(pairs: Pairs, corruption: Corruption, order: Tensor) -> Pairs:
     """Shifts the captions and labels of a share of the images cyclically, in random order."""
-    order = _order(len(pairs), 2_000 + seed if corruption.redraw else 1)
     chosen = order[: round(corruption.shuffled_captions * len(pairs))]
     source = torch.arange(len(pairs))
     source[chosen] = chosen.roll(1)
     captions = [pairs.captions[i] for i in source.tolist()]
     labels = None if pairs.labels is None else pairs.labels[source]
     return replace(pairs, captions=captions, labels=labels)
-
-
-def has_word(pairs: Pairs, word: str) -> Bool[Tensor, " n"]:
-    """Which images have a whole word, in any case, in one of their captions.
-
-    Raises:
-        ValueError: a word that is in no image's captions, or in those of every image.
-    """
-    find_word = re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE).search
-    found = torch.tensor([any(map(find_word, texts)) for texts in pairs.captions])
-    if found.all() or not found.any():
-        what = f"{'every' if found.all() else 'no'} image of {pairs.name} has the word {word!r}"
-        raise ValueError(f"{what} in its captions: choose a word that only some have")
-    return found
 
 
 def in_both_styles(pairs: Pairs, style: str) -> Pairs:
@@ -128,5 +105,5 @@ def _styled(load: Callable[[int], Image.Image], n: int, style: str, i: int) -> I
     return load(i) if i < n else STYLES[style](load(i - n))
 
 
-def _order(n: int, seed: int) -> torch.Tensor:
+def _order(n: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))

@@ -1,8 +1,6 @@
 """The measures and tests of experiments/moving-fair.md and doses.md, from the runs' rows."""
 
-import numpy as np
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
 from cibr.metrics import mean_interval
@@ -102,7 +100,5 @@ def dose_tests(rows: pd.DataFrame) -> pd.DataFrame:
             table.append([method, measure, *mean_interval(gain), p_value])
     names = ["method", "measure", "difference", "low", "high", "p_value"]
     tests = pd.DataFrame(table, columns=names)
-    tests["holm"] = multipletests(tests["p_value"], method="holm")[1]
     beyond = (tests["low"] > MARGIN) | (tests["high"] < -MARGIN)
-    choices = [tests["holm"] < 0.05, beyond]
-    return tests.assign(outcome=np.select(choices, ["holds", "contradicted"], "undecided"))
+    return intervals.decided(tests, beyond)

@@ -9,6 +9,7 @@ is for validation.
 """
 
 import re
+from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
@@ -17,13 +18,20 @@ import torch
 from PIL import Image
 
 from cibr.data import DATASETS, Dataset, glyphs
-from cibr.data.glyphs import COMPUTER_MODERN, IMAGE_SIZE, SERIF, STIX, TEMPLATES, pixel_image
+from cibr.data.glyphs import FACES, IMAGE_SIZE, SERIF, STIX, TEMPLATES, Face, pixel_image
 from cibr.data.pairs import Pairs
 
-_SPLITS = ("validation", "test")
+_COMPUTER_MODERN = (  # for Latin letters only: other code points follow TeX's encodings
+    Face("computer modern roman", "regular", "upright", "cmr10.ttf"),
+    Face("computer modern roman", "bold", "upright", "cmb10.ttf"),
+    Face("computer modern sans", "regular", "upright", "cmss10.ttf"),
+    Face("computer modern typewriter", "regular", "upright", "cmtt10.ttf"),
+)
 _DIGIT_SIZE = 20  # px, about the height of a printed digit at 27 px
 _MAX_PER_CLASS = 100
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+# Keys, class names, pixels and factors of a set's images.
+_Samples = tuple[list[str], list[str], np.ndarray, pd.DataFrame | None]
 _WAY = (
     r"\b(?:leftwards|rightwards|upwards|downwards|left right|up down"
     r"|north east|north west|south east|south west)\b"
@@ -57,8 +65,6 @@ GLYPH_BENCHMARKS = {
     },
     "glyph_diacritics": {rf"L[ul] .* letter .* with ({_MARK})": r"letter with \1"},
 }
-# Keys, class names, pixels and factors of a set's images.
-_Samples = tuple[list[str], list[str], np.ndarray, pd.DataFrame | None]
 
 
 def _load(name: str, split: str) -> Pairs:
@@ -73,20 +79,14 @@ def _load(name: str, split: str) -> Pairs:
         except for the handwritten digits, `factors` as in `load_glyphs`. The caption of an image is
         its class name.
     """
-    samples = _digits(split) if name == "glyph_digits" else _characters(name, split)
-    keys, classes, pixels, factors = samples
+    found = _digits(split) if name == "glyph_digits" else _characters(name, split)
+    keys, classes, pixels, factors = found
     classnames = sorted(set(classes))
-    return Pairs(
-        name,
-        split,
-        [[classname] for classname in classes],
-        keys,
-        partial(pixel_image, pixels),
-        labels=torch.tensor([classnames.index(classname) for classname in classes]),
-        factors=factors,
-        classnames=classnames,
-        templates=[template.format("{c}") for template in TEMPLATES],
-    )
+    pairs = Pairs(name, split, [[each] for each in classes], keys, partial(pixel_image, pixels))
+    templates = [template.format("{c}") for template in TEMPLATES]
+    labels = torch.tensor([classnames.index(each) for each in classes])
+    about = dict(labels=labels, classnames=classnames, templates=templates, factors=factors)
+    return replace(pairs, **about)
 
 
 def _digits(split: str) -> _Samples:
@@ -102,30 +102,22 @@ def _digits(split: str) -> _Samples:
         grey = Image.fromarray((255 - digits.images[i] * (255 / 16)).round().astype(np.uint8))
         resized = grey.resize((_DIGIT_SIZE, _DIGIT_SIZE), Image.Resampling.BILINEAR)
         place[margin:-margin, margin:-margin] = np.asarray(resized)
-    keys = [f"handwritten/{i:04d}" for i in chosen]
-    return keys, [f"digit {_NUMBERS[digits.target[i]]}" for i in chosen], pixels, None
-
-
-def _classname(rules: dict[str, str], described: str) -> str | None:
-    for pattern, classname in rules.items():
-        match = re.fullmatch(pattern, described)
-        if match:
-            return match.expand(classname)
-    return None
+    classes = [f"digit {_NUMBERS[digits.target[i]]}" for i in chosen]
+    return [f"handwritten/{i:04d}" for i in chosen], classes, pixels, None
 
 
 @cache
 def _characters(name: str, split: str) -> _Samples:
     """A set of printed characters, rendered once per process."""
-    n_draws = 4 if name in ("glyph_shapes", "glyph_arrows") else 0  # with nuisance factors
-    test_faces = SERIF + COMPUTER_MODERN if name == "glyph_letters" else SERIF
     characters = glyphs.glyph_characters().query("group == 'seen'")
     described = characters["category"] + " " + characters["name"]
     classes = described.map(partial(_classname, GLYPH_BENCHMARKS[name]))
     characters = characters.assign(classname=classes).dropna(subset="classname")
+    test_faces = SERIF + _COMPUTER_MODERN if name == "glyph_letters" else SERIF
+    n_draws = 4 if name in ("glyph_shapes", "glyph_arrows") else 0  # with nuisance factors
     faces = STIX if split == "validation" else test_faces
     factors = glyphs.sample_factors(characters, faces, n_draws)
-    pixels = glyphs.draw_all(factors)
+    pixels = glyphs.draw_all(factors, FACES + _COMPUTER_MODERN)
     classes = factors["character"].map(characters.set_index("character")["classname"])
     keys = pd.Series(glyphs.glyph_pairs(split, factors, pixels).keys)
     keys = keys + "/" + keys.groupby(keys).cumcount().astype(str)
@@ -140,5 +132,10 @@ def _characters(name: str, split: str) -> _Samples:
     return keys[chosen].tolist(), classes[chosen].tolist(), pixels[chosen], factors
 
 
+def _classname(rules: dict[str, str], described: str) -> str | None:
+    matches = ((re.fullmatch(pattern, described), name) for pattern, name in rules.items())
+    return next((match.expand(name) for match, name in matches if match), None)
+
+
 for _name in ("glyph_digits", *GLYPH_BENCHMARKS):
-    DATASETS[_name] = Dataset(partial(_load, _name), _SPLITS)
+    DATASETS[_name] = Dataset(partial(_load, _name), ("validation", "test"))

@@ -6,7 +6,8 @@ move are the first part of the head.
 
 import copy
 import json
-from functools import lru_cache, partial
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,10 +33,10 @@ from cibr_book.experiments.run import (
     from_history,
     library_settings,
     suite_scores,
-    training_additions,
+    validation_recalls,
 )
 from cibr_book.experiments.tables import KEY
-from cibr_book.experiments.training import FeatureTrainer, StudyTrainer, trained_heads
+from cibr_book.experiments.training import FeatureTrainer, trained_heads
 
 _N_MOVING = 2  # of seven stages of EfficientNet, with the last convolution, and of six layers
 _N_TOKENS = 32  # captions are cut to, 0.2 % of them
@@ -122,51 +123,38 @@ def moving(model: DualEncoder) -> DualEncoder:
     towers, heads = model.towers, copy.deepcopy([model.image_head, model.text_head])
     image = nn.Sequential(_ImageStages(towers.image_tower.timm_model), heads[0])
     text = nn.Sequential(_TextStages(towers.text_tower), heads[1])
-    return DualEncoder(_CutTowers(towers), image, text, "frozen", model.settings).eval()
+    return DualEncoder(_CutTowers(towers), [image, text], "frozen", model.settings).eval()
 
 
-class StartingPoint(nn.Module):
-    """The embeddings before training, as the statistic of an anchor.
-
-    Args:
-        model: heads over the two frozen towers.
-    """
-
-    def __init__(self, model: DualEncoder):
-        super().__init__()
-        self.start = copy.deepcopy(model).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def forward(self, image_pooled: Tensor, text_pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors of both modalities."""
-        images = self.start.encode_images(image_pooled).features
-        return images, self.start.encode_texts(text_pooled).features
-
-
-class _MovingTrainer(FeatureTrainer, StudyTrainer):
-    """A trainer whose pooled features, of critics and anchor, are the towers' before training.
+class _MovingTrainer(FeatureTrainer):
+    """A trainer whose critics see the towers' pooled features before training.
 
     Args:
         model: from `moving`.
-        statistic: of the anchor.
-        named: of `FeatureTrainer` and `StudyTrainer`.
+        of_trainer: of `FeatureTrainer`.
+        ramps: whether the penalty's weight rises from 0.
+        given: of `FeatureTrainer`.
     """
 
-    def __init__(self, model: DualEncoder, *given, statistic: nn.Module, **named):
+    def __init__(self, model: DualEncoder, *of_trainer, ramps: bool, given: Sequence[Inputs]):
         heads = model.image_head, model.text_head
         self.pools = [copy.deepcopy(head[0]).requires_grad_(False) for head in heads]
-        super().__init__(model, *given, **named)
-        self.given_statistic = statistic  # so that none is fitted
-        if self.config.penalty == "anchor":
-            self.loss_class = partial(self.loss_class, statistic=statistic)
+        self.ramps = ramps
+        super().__init__(model, *of_trainer, given=given)
+
+    def set_up(self) -> None:
+        """Also whether the weight rises."""
+        super().set_up()
+        self.loss_fn.penalty.ramps &= self.ramps
+
+    @torch.no_grad()
+    def _before(self, side: Encoded, pool: nn.Module) -> Encoded:
+        return side._replace(pooled=pool.to(self.args.device)(side.pooled))
 
     def loss_inputs(self, image: Encoded, text: Encoded) -> dict[str, Tensor]:
         """The inputs of the loss."""
         if "image_pooled" in self.loss_fn.needs:
-            with torch.no_grad():
-                parts = zip((image, text), self.pools, strict=True)
-                device = self.args.device
-                image, text = (p._replace(pooled=pool.to(device)(p.pooled)) for p, pool in parts)
+            image, text = map(self._before, (image, text), self.pools)
         return super().loss_inputs(image, text)
 
 
@@ -184,9 +172,8 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     Args:
         settings: of `cibr.configure`; `seed`, also of the draw; `corruption`, the fields of a
             `Corruption`; `start`, the settings with which the heads are trained first, see
-            `trained_heads`; `untouched`, for the start itself; `heads_alone`, whether
-            the stages stand still; `ramp`, whether a penalty's weight rises from 0; `ema_decay`, of
-            `WeightAverage`; `interpolation`, the share of the start's weights in the result; and
+            `trained_heads`; `untouched`, for the start itself; `ramp`, whether a penalty's weight
+            rises from 0; `interpolation`, the share of the start's weights in the result; and
             `suites`, none for a trial.
         folder: for predictions.
 
@@ -221,32 +208,23 @@ def _trained(settings: str) -> tuple[dict[str, Tensor], DualEncoder, dict[str, f
     still = base.over(base.towers, base.settings | {"dropout": own.get("dropout", 0.0)}).eval()
     still.load_own_weights(trained_heads(base, drawn, start, seed).own_weights(), "the start")
     model = moving(still)
-    whole, validation = _features().values()
-    if own.pop("heads_alone", False):
-        for side in (model.image_head, model.text_head):
-            side[0].requires_grad_(False)
+    whole = _features()["train"]
     if own.pop("untouched", False):
         return {}, model, _validated(model)
     with TemporaryDirectory() as scratch:
+        ramps = own.pop("ramp", True)
         config = configure(output_dir=scratch, **library_settings(own))
         model.set_temperature(config.temperature, config.learn_temperature)
         before = copy.deepcopy(model.own_weights())
         train = recipes.picked(whole, corrupt(whole.pairs, corruption, seed))
-        given = dict(given=(train, validation), statistic=StartingPoint(still))
-        trainer = _MovingTrainer(model, config, **given, **training_additions(own))
-        trainer.train()
-    return before, model, from_history(trainer.history)
+        history = _MovingTrainer(model, config, ramps=ramps, given=[train]).train()
+    return before, model, from_history(history) | _validated(model)
 
 
 def _validated(model: DualEncoder) -> dict[str, float]:
-    """Recalls on validation, and their means over both directions, as of `from_history`."""
     validation = _features()["validation"]
     targets = validation.pairs.retrieval_targets()
-    recalls = retrieval_recalls(*embed_pairs(model, validation), *targets)
-    for k in (1, 5, 10):
-        both = recalls[f"image_to_text_recall@{k}"] + recalls[f"text_to_image_recall@{k}"]
-        recalls[f"recall@{k}"] = both / 2
-    return {f"validation_{name}": recall for name, recall in recalls.items()}
+    return validation_recalls(retrieval_recalls(*embed_pairs(model, validation), *targets))
 
 
 def at_best_settings(rows: pd.DataFrame) -> pd.DataFrame:

@@ -15,11 +15,9 @@ With `draw: 24` that many points of the grid are drawn at random. With `trials: 
 method takes the settings of its best trial in that sweep or, with a list, in any of several, on
 average over the trials' seeds, of the same condition or of that which `tuned_at` names, and waits
 until all its trials have rows. With `at_once: 50` a notebook does that many runs.
-`python -m cibr_book.experiments.plan SWEEP.yaml FOLDER` adds the rows of a folder to the table.
-`experiments/Snakefile` executes the runs.
+`experiments/Snakefile` executes the runs; as a program this module adds their rows to the table.
 """
 
-import argparse
 import hashlib
 import itertools
 import json
@@ -27,6 +25,7 @@ import math
 import pkgutil
 import random
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,11 +81,7 @@ def read_plan(file: str | Path, results: str | Path = "") -> _Plan:
         raise ValueError(f"{file} needs the entries 'results' and 'conditions'")
     names = entries.get("trials", [])
     names = [names] if isinstance(names, str) else names
-    parts = [read_plan(file.parent / name) for name in names]
-    all_runs = {run: own for part in parts for run, own in part.runs.items()}
-    trials = parts[0]._replace(runs=all_runs) if parts else None
-    has_rows = trials is not None and trials.results.exists()
-    tried = read_table(trials.results) if has_rows else pd.DataFrame({"run": []})
+    trials = _read_trials([file.parent / name for name in names])
     runs: dict[str, dict[str, Any]] = {}
     waiting = []
     for condition, part in entries["conditions"].items():
@@ -94,21 +89,17 @@ def read_plan(file: str | Path, results: str | Path = "") -> _Plan:
             check_known(f"entry of {condition!r} in {file}:", name, _OF_CONDITION)
         for method in part["methods"]:
             own = dict(method)
-            like = own.pop("like", own.get("method", ""))
-            score = own.get("choose", "")
+            like, score = own.pop("like", own.get("method", "")), own.get("choose", "")
             tuned_at = part.get("tuned_at", condition)
-            best = _best_trial(trials, tried, tuned_at, like, score) if trials else {}
+            best = _best_trial(*trials, tuned_at, like, score) if trials else {}
             if trials and best == {} and ("like" in method or "tuned_at" in part):
-                what = f"{like!r} in {tuned_at!r}, which {condition!r} names"
-                raise ValueError(f"{file}: {' or '.join(names)} has no {what}: correct the name")
+                what = f"{' or '.join(names)} has no {like!r} in {tuned_at!r}"
+                raise ValueError(f"{file}: {what}, which {condition!r} names: correct the name")
             if best is None:
                 waiting.append(f"{condition}: {own['method']}")
                 continue
             axes = best | entries.get("fixed", {}) | part.get("fixed", {}) | own
-            n_drawn = axes.pop("draw", 0)
-            points = _drawn(axes, n_drawn, condition) if n_drawn else _grid(axes)
-            for settings in points:
-                settings |= settings.pop("together", {})
+            for settings in _points(axes, condition):
                 run = _run_id(settings)
                 if run in runs:
                     raise ValueError(f"{file}: two runs have the settings {settings}: drop one")
@@ -118,8 +109,18 @@ def read_plan(file: str | Path, results: str | Path = "") -> _Plan:
     return _Plan(table.resolve(), work, runs, tuple(waiting), at_once)
 
 
+def _read_trials(files: list[Path]) -> tuple[dict[str, dict], pd.DataFrame] | None:
+    """The settings of trials by their ids, and the rows of the table that they share."""
+    if not files:
+        return None
+    plans = [read_plan(file) for file in files]
+    table = plans[0].results
+    rows = read_table(table) if table.exists() else pd.DataFrame({"run": []})
+    return {run: own for plan in plans for run, own in plan.runs.items()}, rows
+
+
 def _best_trial(
-    trials: _Plan, rows: pd.DataFrame, condition: str, method: str, score: str = ""
+    trials: dict[str, dict], rows: pd.DataFrame, condition: str, method: str, score: str
 ) -> dict[str, Any] | None:
     """The settings of a method's best trial in a condition, on validation only.
 
@@ -133,62 +134,54 @@ def _best_trial(
         trials; None while a trial has no row.
     """
     names = {"condition": condition, "method": method}
-    runs = [run for run, settings in trials.runs.items() if names.items() <= settings.items()]
+    runs = [run for run, settings in trials.items() if names.items() <= settings.items()]
     if not runs:
         return {}
     if not set(runs) <= set(rows["run"]):
         return None
     rows = rows.set_index("run").loc[runs]
     scores = rows[score] if score else rows[["validation", "zero-shot"]].mean(axis=1)
-    but_for_the_seed = [_as_json(trials.runs[run] | {"seed": 0}) for run in runs]
+    but_for_the_seed = [_as_json(trials[run] | {"seed": 0}) for run in runs]
     scores = scores.groupby(but_for_the_seed).transform(lambda seeds: seeds.mean(skipna=False))
     if scores.isna().all():
         what = f"every trial of {method!r} in {condition!r} diverged"
         raise ValueError(f"{what}: give it smaller learning rates, or leave the method out")
-    best = trials.runs[scores.idxmax()]
+    best = trials[scores.idxmax()]
     values = {n: [value] if isinstance(value, list) else value for n, value in best.items()}
     return {name: value for name, value in values.items() if name not in ("seed", "suites")}
 
 
-def _grid(axes: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every combination of the axes' values; the last axis changes fastest.
-
-    Examples:
-        >>> _grid({"beta": [0.0, 0.1], "seed": [0, 1], "model": "tiny"})[1]
-        {'beta': 0.0, 'seed': 1, 'model': 'tiny'}
-
-    Raises:
-        ValueError: a text that is a number without a point, such as 1e-3 in YAML.
-    """
-    values = _values(axes).values()
-    return [dict(zip(axes, combination, strict=True)) for combination in itertools.product(*values)]
-
-
-def _values(axes: dict[str, Any]) -> dict[str, list]:
+def _points(axes: dict[str, Any], condition: str) -> list[dict[str, Any]]:
+    """The settings of a method's runs: its grid, or as many points of it as `draw` says."""
+    n_drawn = axes.pop("draw", 0)
     values = {name: axis if isinstance(axis, list) else [axis] for name, axis in axes.items()}
     for name, value in [(name, value) for name, axis in values.items() for value in axis]:
         if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
             raise ValueError(f"{name}: YAML reads {value!r} as text; write a point, as in 1.0e-3")
-    return values
+    points = _drawn(values, n_drawn, condition) if n_drawn else _grid(values)
+    return [point | point.pop("together", {}) for point in points]
 
 
-def _drawn(axes: dict[str, Any], n: int, condition: str) -> list[dict[str, Any]]:
+def _grid(values: dict[str, list]) -> list[dict[str, Any]]:
+    """Every combination of the axes' values; the last axis changes fastest.
+
+    Examples:
+        >>> _grid({"beta": [0.0, 0.1], "seed": [0, 1], "model": ["tiny"]})[1]
+        {'beta': 0.0, 'seed': 1, 'model': 'tiny'}
+    """
+    return [dict(zip(values, each, strict=True)) for each in itertools.product(*values.values())]
+
+
+def _drawn(values: dict[str, list], n: int, condition: str) -> list[dict[str, Any]]:
     """Distinct random points of a grid.
 
     The value of an axis depends only on the condition, the number of the draw and the axis, so
     methods that share an axis in a condition try the same values.
 
-    Args:
-        axes: as of `_grid`.
-        n: number of points.
-        condition: the name of the condition.
-
     Raises:
         ValueError: the grid has fewer points.
     """
-    values = _values(axes)
-    different = [[x for i, x in enumerate(axis) if x not in axis[:i]] for axis in values.values()]
-    size = math.prod(map(len, different))
+    size = math.prod(len({_canonical(value) for value in axis}) for axis in values.values())
     if n > size:
         raise ValueError(f"{condition}: draw is {n}, but the grid has {size} points: draw fewer")
     points: list[dict[str, Any]] = []
@@ -213,11 +206,15 @@ def _run_id(settings: dict[str, Any]) -> str:
 
 def _as_json(settings: dict[str, Any]) -> str:
     """Settings without the run's names, as canonical JSON."""
-    return json.dumps(_plain(_decisive(settings)), sort_keys=True, allow_nan=False)
+    return _canonical(_decisive(settings))
 
 
 def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in _NAMES}
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(_plain(value), sort_keys=True, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
@@ -290,14 +287,10 @@ def collect(plan: _Plan, folder: str | Path) -> int:
 
 
 def _main() -> None:
-    """Collect the rows of a sweep and report how many of its runs have none."""
-    parser = argparse.ArgumentParser(description=_main.__doc__)
-    parser.add_argument("sweep", type=Path)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--results", default="", help="another table")
-    given = parser.parse_args()
-    plan = read_plan(given.sweep, given.results)
-    n_new = collect(plan, given.folder)
+    """Collects the rows of a sweep and reports how many of its runs have none."""
+    sweep, folder, results = sys.argv[1:]
+    plan = read_plan(sweep, results)
+    n_new = collect(plan, folder)
     n_missing = len(set(plan.runs) - set(committed(plan.results)["run"]))
     name = plan.results.name
     print(f"{name}: {n_new} new rows; {n_missing} of the {len(plan.runs)} runs have none")

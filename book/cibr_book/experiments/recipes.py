@@ -2,11 +2,9 @@
 features of the towers, of which draws of photos and captions pick rows.
 """
 
-from dataclasses import replace
 from functools import lru_cache
 
 import pandas as pd
-import torch
 
 from cibr.data import Pairs, load_pairs
 from cibr.metrics import mean_interval
@@ -38,15 +36,7 @@ def picked(whole: Inputs, pairs: Pairs) -> Inputs:
     images = whole.images[[photos[key] for key in pairs.keys]]
     texts = whole.texts[0][[captions[text] for text in pairs.texts()]]
     labels = pairs.match_labels()[pairs.text_to_image()]
-    return Inputs(pairs, images, (texts,), labels, whole.preprocess)
-
-
-def one_caption_each(pairs: Pairs, seed: int) -> Pairs:
-    """The pairs with one caption of each photo, drawn at random."""
-    generator = torch.Generator().manual_seed(3_000 + seed)
-    drawn = torch.rand(len(pairs), generator=generator).tolist()
-    captions = [[of[int(u * len(of))]] for u, of in zip(drawn, pairs.captions, strict=True)]
-    return replace(pairs, captions=captions)
+    return Inputs(pairs, images, (texts,), labels)
 
 
 def against_clip(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """One run of the study: train a configuration and evaluate it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,56 +9,44 @@ import torch
 
 from cibr.evaluate import evaluate
 from cibr.models import DualEncoder
-from cibr.train import build_model, configure, load_splits
+from cibr.train import CIBRTrainer, build_model, configure, load_splits
 from cibr.train.config import DEFAULTS
 from cibr.utils import check_known
 from cibr_book.experiments.corruptions import Corruption, corrupt
-from cibr_book.experiments.shifts import shifted_recalls
-from cibr_book.experiments.training import StudyTrainer, WeightAverage
 
-KEPT = r"accuracy@1$|_recall@(?:1|5|10)$"
+_KEPT = r"accuracy@1$|_recall@(?:1|5|10)$"
 _LOSS_OPTIONS = ("kappa_e", "sample", "kappa_b", "critic_steps", "critic_rate")
-_STUDY_SETTINGS = (
-    *("corruption", "suites", "shifts", "untouched", "group_size"),
-    *("feature_noise", "contrastive", "validate_every"),
-    *("ema_decay", "interpolation", "mixed_precision", "cca_ridge_image", "cca_ridge_text", "ramp"),
-)
+_OF_RUN = ("corruption", "suites", "untouched", "mixed_precision")
+_RIDGES = ("cca_ridge_image", "cca_ridge_text")
+_WITHOUT_EFFECT = ("validate_every", "shifts")  # every epoch is validated, no photo is degraded
+_RETIRED = {"unpaired", "group_size", "feature_noise", "ema_decay", "interpolation", "heads_alone"}
+_RETIRED |= {"ramp", "anchor"}  # names of settings, and a penalty
 
 
 def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
     """Trains and evaluates one configuration.
 
     Args:
-        settings: of `cibr.configure`; also `corruption`, the fields of a `Corruption`; `suites`,
-            the suites of `cibr.evaluate`, none for a trial on validation recall only; `shifts`,
-            whether to test on degraded photos too; `group_size`, of `grouped_rows`; `ema_decay` and
-            `interpolation`, of `WeightAverage`; `feature_noise`, `contrastive`, `ramp` and
-            `validate_every`, of `StudyTrainer`; `kappa_e`, `sample` and options of the penalty, of
-            `cibr.CIBRLoss`; `mixed_precision`, `bf16`; `cca_ridge_image` and `cca_ridge_text`, the
-            two of `cca_ridges`; and `untouched`, for the pretrained model without training.
+        settings: of `library_settings`; also `corruption`, the fields of a `Corruption`; `suites`,
+            the suites of `cibr.evaluate`, none for a trial on validation recall only; and
+            `untouched`, for the pretrained model without training.
         folder: for the trained model, its history and its predictions.
 
     Returns:
-        `validation_*` recalls and `last_*` values of the last epoch;
-        `<suite>/<set>/<metric>`; with `shifts` the results of `shifted_recalls`. For an untouched
-        model only the scores of the suites.
+        `validation_*` recalls and `last_*` values of the last epoch; `<suite>/<set>/<metric>`. For
+        an untouched model only the scores of the suites.
     """
-    suites = settings.get("suites", [])
     config = configure(output_dir=str(folder), **library_settings(settings))
-    corruption = Corruption(**settings.get("corruption", {}))
     if settings.get("untouched"):
         model, metrics = DualEncoder.from_pretrained(config.model), {}
         model.to("cuda" if torch.cuda.is_available() else "cpu")
     else:
-        whole, validation, test = load_splits(config)
-        train = corrupt(whole, corruption, config.seed)
+        train, validation, _ = load_splits(config)
+        train = corrupt(train, Corruption(**settings.get("corruption", {})), config.seed)
         model = build_model(config, train)
-        additions = training_additions(settings)
-        trainer = StudyTrainer(model, config, train, validation, **additions)
-        trainer.train()
-        metrics = from_history(trainer.history)
-        metrics |= shifted_recalls(model, test) if settings.get("shifts") else {}
-    return metrics | suite_scores(model, suites, folder)
+        trainer = CIBRTrainer(model, config, train, validation)
+        metrics = from_history(trainer.train())
+    return metrics | suite_scores(model, settings.get("suites", []), folder)
 
 
 def suite_scores(model: DualEncoder, suites: Sequence[str], folder: str | Path) -> dict[str, float]:
@@ -68,50 +56,53 @@ def suite_scores(model: DualEncoder, suites: Sequence[str], folder: str | Path) 
     metrics = {}
     for suite in suites:
         rows = evaluate(model, suite, name=Path(folder).name, output_dir=str(folder)).rows
-        kept = rows[rows["metric"].str.contains(KEPT)]
+        kept = rows[rows["metric"].str.contains(_KEPT)]
         metrics |= {f"{suite}/{row.dataset}/{row.metric}": row.value for row in kept.itertuples()}
     return metrics
 
 
 def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of `cibr.configure` among those of a run of the study."""
-    if "unpaired" in settings:
-        raise ValueError("self-training has retired: repeat a committed row by `make again`")
+    """A run's settings, under the names that committed rows have, as `cibr.configure` takes them.
+
+    Args:
+        settings: of `cibr.configure`; also `cca_ridge_image` and `cca_ridge_text`, the two of
+            `cca_ridges`; `kappa_e`, `sample` and the penalty's options, the `loss_options`; and
+            `mixed_precision`, `bf16`. Those of a run alone, and those that no longer have an
+            effect, are left out.
+
+    Raises:
+        ValueError: a setting that is unknown or whose code has retired.
+    """
+    for name in sorted(_RETIRED & {*settings, settings.get("penalty")}):
+        raise ValueError(f"{name!r} has retired: repeat a committed row by `make again ROW=<run>`")
+    known = [*DEFAULTS, *_LOSS_OPTIONS, *_OF_RUN, *_RIDGES, *_WITHOUT_EFFECT]
     for name in settings:
-        check_known("setting", name, [*DEFAULTS, *_LOSS_OPTIONS, *_STUDY_SETTINGS])
-    own = {name: value for name, value in settings.items() if name in DEFAULTS}
-    own["cca"] = False
-    if own.get("model") == "frozen":
-        own.setdefault("batch_size", 1024)  # the defaults when the sweeps were planned
-        own.setdefault("cca_ridges", (3.0, 1.0))
+        check_known("setting", name, known)
+    own = {"cca": False} | {name: settings[name] for name in DEFAULTS if name in settings}
     own["loss_options"] = {name: settings[name] for name in _LOSS_OPTIONS if name in settings}
-    if "cca_ridge_image" in settings or "cca_ridge_text" in settings:
-        image, text = settings.get("cca_ridge_image", 3.0), settings.get("cca_ridge_text", 1.0)
-        own["cca_ridges"] = image, text
+    if own.get("model") == "frozen":  # the defaults when the sweeps were planned
+        ridges = settings.get("cca_ridge_image", 3.0), settings.get("cca_ridge_text", 1.0)
+        own = {"batch_size": 1024, "cca_ridges": ridges} | own
     if "mixed_precision" in settings:
         check_known("mixed_precision", settings["mixed_precision"], ["bf16"])
         own["training_arguments"] = {"bf16": True}
     return own
 
 
-def training_additions(settings: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `StudyTrainer` beside those of `CIBRTrainer`."""
-    names = ("group_size", "feature_noise", "contrastive", "validate_every")
-    additions = {name: settings[name] for name in names if name in settings}
-    additions["ramps"] = settings.get("ramp", True)
-    decay, interpolation = settings.get("ema_decay", 0.0), settings.get("interpolation", 0.0)
-    if decay or interpolation:
-        additions["average"] = WeightAverage(decay, interpolation)
-    return additions
-
-
 def from_history(history: pd.DataFrame) -> dict[str, float]:
     """Recalls and terms of the last epoch of a history, as a row has them."""
     last = history.iloc[-1]
-    metrics = {f"validation_{name}": last[name] for name in history if "_recall@" in name}
-    for k in (1, 5, 10):
-        metrics[f"validation_recall@{k}"] = last.filter(regex=f"_recall@{k}$").mean()
+    metrics = validation_recalls(last.filter(like="_recall@").to_dict())
     of_penalties = ["pair_cosine_distance", "residual_image_nats", "residual_text_nats"]
     kept = ["clip_loss", "penalty_excess", *of_penalties, "temperature"]
     metrics |= {f"last_{name}": last[name] for name in kept if name in last}
     return metrics | {"steps": last["step"], "training_seconds": last["seconds"]}
+
+
+def validation_recalls(recalls: Mapping[str, float]) -> dict[str, float]:
+    """Recalls on validation, and their means over both directions, as a row has them."""
+    found = {f"validation_{name}": float(value) for name, value in recalls.items()}
+    for k in (1, 5, 10):
+        both = [value for name, value in found.items() if name.endswith(f"_recall@{k}")]
+        found |= {f"validation_recall@{k}": sum(both) / len(both)} if both else {}
+    return found

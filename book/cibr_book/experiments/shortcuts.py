@@ -1,163 +1,29 @@
-"""Photos with a shortcut: a style that goes with a word of the captions, or that captions name.
+"""Photos and sheets of letters with a shortcut: what the rows of shortcuts.csv say.
 
-In training and validation a photo is in a style with a probability that depends on whether a
-caption has the word; or, whatever the word, captions end with the name of their photo's style. Test
-photos and captions follow the same rule (kept), none (removed) or the opposite one (reversed), with
-the same random numbers, so that only the shortcut differs between the three.
-
-Features of frozen towers (or pixels and tokens, for towers from scratch) are computed once for both
-renderings of every photo and for all versions of every caption, and a draw picks rows of them.
-`predicted_values` gives theorem 3's prediction for a penalty without training. `glyph_sheets` has
-shortcuts of many values and a known shared content. The runs of experiments/shortcuts.yaml were
-made by the commits that their rows name.
+A shortcut is a style that goes with a word of the captions, or that captions name. Test photos and
+captions follow the same rule (kept), none (removed) or the opposite one (reversed). The runs of
+experiments/shortcuts.yaml were made by the commits that their rows name, with their drawing and
+their predictions.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Float64
-from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from cibr.data import Pairs
 from cibr.data.glyphs import SERIF, STIX, draw_all, glyph_characters, pixel_image, sample_factors
-from cibr.losses.cca import canonical_maps, centred_moments
 from cibr.metrics import mean_interval
-from cibr.models import DualEncoder
-from cibr.models.features import Inputs, prepare
-from cibr.utils import check_known
 from cibr_book import intervals
-from cibr_book.experiments.corruptions import PAPERS, has_word, in_both_styles
-from cibr_book.worlds.threshold import free_length_gains, shifted_nats
 
-LOOKS = {  # the styles of photos, "" for a photo as it is, and their names at the end of a caption
-    "grey": {"": "in colour", "grey": "in grey"},
-    "tint": {"": "in plain light", "tint": "in amber light"},
-    "blur": {"": "in focus", "blur": "out of focus"},
-    "paper": {colour: f"on {colour} paper" for colour in PAPERS},
-}
 SHIFTS = {"kept": 1.0, "removed": 0.0, "reversed": -1.0}  # times the tie of style and caption
-RIDGES = ((1.0, 0.3), (3.0, 1.0), (10.0, 3.0), (30.0, 10.0))  # of image and text
 _SHOWN = (
     "greek small letter (?:zeta|eta|iota|kappa|mu|nu|xi|rho|sigma|tau|phi|chi)"
     "|latin capital letter [fgjkqrwz]"
 )
 _SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Shortcut:
-    """A shortcut of photos and captions.
-
-    Args:
-        word: a whole word, in any case, that some captions have.
-        style: one of `LOOKS`.
-        strength: probability that a photo without the word is in the style, and that one with the
-            word is not; 0.5 for no tie to the word.
-        named: share of the captions that end with the name of their photo's style, or of photos as
-            they are.
-
-    Raises:
-        ValueError: an unknown style, or a number outside [0, 1].
-    """
-
-    word: str
-    style: str = "grey"
-    strength: float | int = 0.5
-    named: float | int = 0.0
-
-    def __post_init__(self) -> None:
-        check_known("style", self.style, LOOKS)
-        if not (0 <= self.strength <= 1 and 0 <= self.named <= 1):
-            given = f"strength is {self.strength!r} and named {self.named!r}"
-            raise ValueError(f"{given}: give a probability and a share, from 0 to 1")
-
-
-class Views(NamedTuple):
-    """What every draw of a split is picked from.
-
-    Args:
-        plain: photos and captions as they are.
-        images: features or pixels of the photos in every look, [looks, n, ...].
-        captions: all captions as they are, and with the name of each look.
-        texts: their features, or tokens and mask, [versions, m, q] each.
-    """
-
-    plain: Inputs
-    images: Tensor
-    captions: list[list[str]]
-    texts: tuple[Tensor, ...]
-
-
-def prepare_views(model: DualEncoder, pairs: Pairs, style: str, with_names: bool) -> Views:
-    """Features of both renderings of the photos and of the versions of their captions.
-
-    Args:
-        model: with frozen towers, or small enough for all pixels to be in memory.
-        pairs: a split.
-        style: one of `LOOKS`.
-        with_names: whether captions with the names of the styles are needed, too.
-    """
-    n, captions, images = len(pairs), [pairs.texts()], []
-    plain = prepare(model, pairs)
-    for look, name in LOOKS[style].items():
-        rendered = in_both_styles(pairs, look).subset(range(n, 2 * n)) if look else None
-        inputs = prepare(model, rendered) if look else plain
-        images.append(inputs.images)
-        captions += [[f"{text.rstrip(' .')}, {name}" for text in pairs.texts()]] * with_names
-    one = pairs.subset([0])  # its image is not needed
-    versions = [prepare(model, one, texts=each).texts for each in captions]
-    texts = zip(*versions, strict=True)  # tokens of one version may be longer than another's
-    padded = (pad_sequence([part.T for part in parts], batch_first=True).mT for parts in texts)
-    return Views(plain, torch.stack(images), captions, tuple(padded))
-
-
-def draw(views: Views, shortcut: Shortcut, seed: int, shift: str = "kept") -> Inputs:
-    """Pairs of a split with a shortcut.
-
-    Args:
-        views: of the split.
-        shortcut: its style is that of the views.
-        seed: of the uniform numbers, which differ by split and are the same for every shift.
-        shift: one of `SHIFTS`; a removed shortcut has strength 0.5 and names of either style, a
-            reversed one has 1 - strength and the names of the other style.
-
-    Returns:
-        The pairs with their features; `pairs.factors` says which photos have the `word` and are in
-        the `style`.
-    """
-    pairs = views.plain.pairs
-    owner, with_word = pairs.text_to_image(), has_word(pairs, shortcut.word)
-    n, m = len(pairs), len(owner)
-    generator = torch.Generator().manual_seed(3 * seed + _SPLITS.index(pairs.split))
-    of_image, of_name, coin = (torch.rand(size, generator=generator) for size in (n, m, m))
-    tie = SHIFTS[shift] * (shortcut.strength - 0.5)
-    n_looks = len(views.images)
-    look = (n_looks * of_image).long()
-    if n_looks == 2:
-        look = (of_image < torch.where(with_word, 0.5 - tie, 0.5 + tie)).long()
-    opposite = (look[owner] + n_looks // 2) % n_looks
-    said = {"kept": look[owner], "removed": (n_looks * coin).long(), "reversed": opposite}[shift]
-    version = torch.where(of_name < shortcut.named, 1 + said, 0)
-    words = iter([views.captions[v][j] for j, v in enumerate(version.tolist())])
-    captions = [[*islice(words, len(own))] for own in pairs.captions]
-    factors = pd.DataFrame({"word": with_word.numpy(), "style": look.numpy()})
-    images = views.images[look, torch.arange(n)]
-    texts = tuple(part[version, torch.arange(m)] for part in views.texts)
-    return _inputs(views.plain, replace(pairs, captions=captions, factors=factors), images, texts)
-
-
-def _inputs(like: Inputs, pairs: Pairs, images: Tensor, texts: tuple[Tensor, ...]) -> Inputs:
-    labels = pairs.match_labels()[pairs.text_to_image()]
-    return replace(like, pairs=pairs, images=images, texts=texts, labels=labels)
 
 
 def glyph_sheets(first: float, last: float) -> list[Pairs]:
@@ -186,49 +52,6 @@ def glyph_sheets(first: float, last: float) -> list[Pairs]:
     ranges = range(2000), range(2000, 3000), range(3000, 4000)
     parts = zip(_SPLITS, ranges, strict=True)
     return [replace(whole.subset(rows), split=split) for split, rows in parts]
-
-
-def predicted_values(
-    train: Inputs, validation: Mapping[str, Inputs], doses: list[float]
-) -> dict[str, float]:
-    """Theorem 3 (b)'s value V of a penalty under each shift, from frozen features alone.
-
-    Directions are those of a ridge CCA of the training pairs, with the ridges of the highest value
-    in distribution. Their correlations are of held-out pairs, as they are and under a shift; those
-    that decide on the gains come from the other half of the photos, so that errors of weak
-    directions do not add up.
-
-    Args:
-        train: the training pairs.
-        validation: the validation pairs under each shift, with `kept` among them.
-        doses: weights of 1 - cos times the temperature.
-
-    Returns:
-        `<shift>/value@<dose>` in nats, for no penalty, 0, and each dose: where it is above that of
-        0, the penalty should gain.
-    """
-    _, moments = centred_moments(train.images[train.pairs.text_to_image()], train.texts[0])
-    maps = [canonical_maps(moments, len(moments[1]), *ridges) for ridges in RIDGES]
-    spectra = [{s: _correlations(each, held) for s, held in validation.items()} for each in maps]
-    rho = max(spectra, key=lambda rho: _value(rho, "kept", 0.0))
-    doses = [0.0, *doses]
-    return {f"{s}/value@{dose:g}": _value(rho, s, dose) for s in validation for dose in doses}
-
-
-def _correlations(maps: tuple[Tensor, Tensor], inputs: Inputs) -> Float64[Tensor, "2 s"]:
-    """Correlations of paired directions in the even and in the odd photos."""
-    owner = inputs.pairs.text_to_image()
-    image, text = inputs.images[owner].double() @ maps[0].T, inputs.texts[0].double() @ maps[1].T
-    halves = []
-    for half in (owner % 2 == 0, owner % 2 == 1):
-        x, y = (F.normalize(side[half] - side[half].mean(0), dim=0) for side in (image, text))
-        halves.append((x * y).sum(0))
-    return torch.stack(halves)
-
-
-def _value(rho: Mapping[str, Float64[Tensor, "2 s"]], shift: str, dose: float) -> float:
-    gains = [free_length_gains(half.clamp(min=0), dose) for half in rho["kept"]]
-    return (shifted_nats(gains[0], rho[shift][1]) + shifted_nats(gains[1], rho[shift][0])) / 2
 
 
 def against_clip(rows: pd.DataFrame) -> pd.DataFrame:

@@ -86,6 +86,32 @@ def direction_recalls(embeddings: Embeddings, pairs: Inputs) -> dict[str, float]
     return found
 
 
+def predicted_recalls(
+    train: Inputs,
+    test: Inputs,
+    ridges: tuple[float, float],
+    temperature: float,
+    dose: float,
+    batch_size: int,
+) -> dict[str, float]:
+    """What linear heads recall whose gains minimise the loss for the correlations of features.
+
+    Args:
+        train: cached features of the training pairs.
+        test: of test pairs.
+        ridges: of `Spectrum`.
+        temperature: of the softmax.
+        dose: weight of 1 - cos times the temperature.
+        batch_size: pairs in a batch.
+
+    Returns:
+        Of `direction_recalls`.
+    """
+    spectrum = Spectrum(train, ridges)
+    gains = loss_gains(spectrum.rho, temperature, dose, batch_size)
+    return direction_recalls(spectrum.embeddings(spectrum.heads(gains), test), test)
+
+
 def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
     """Heads of a draw of Flickr8k's training photos, predicted, trained, or the study's.
 

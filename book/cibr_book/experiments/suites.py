@@ -1,19 +1,9 @@
-"""The study's suites of benchmarks, and published scores as a check of the evaluation code.
+"""The study's suites of benchmarks, which importing this module adds to `cibr.evaluate.SUITES`."""
 
-Importing this module adds the suites to `cibr.evaluate.SUITES`.
-"""
+from cibr.evaluate import SUITES, Task
+from cibr.utils import project_root
 
-import argparse
-
-import pandas as pd
-import torch
-
-from cibr.evaluate import SUITES, Task, evaluate
-from cibr.models import DualEncoder
-from cibr.utils import check_known, project_root
-
-PUBLISHED = project_root() / "data" / "results" / "published.csv"
-_PUBLISHED_SUITES = ("paper", "paper-extras")
+PUBLISHED = project_root() / "data" / "results" / "published.csv"  # scores that others report
 
 
 def _tasks(names: str, split: str = "test", group: str = "") -> list[Task]:
@@ -40,39 +30,3 @@ for _suite, _split in (("glyphs", "test"), ("glyphs-validation", "validation")):
         Task("glyphs", "retrieval", _split),
         Task("glyphs", "retrieval", f"{_split}_characters"),
     )
-
-
-def _against_published(rows: pd.DataFrame, model: str) -> pd.DataFrame:
-    """Published and measured scores side by side.
-
-    Args:
-        rows: of evaluations, see `Evaluation.rows`.
-        model: the hub id of a model in published.csv.
-
-    Returns:
-        `dataset, metric, published, measured, low, high, difference` in per cent, one row per
-        published score.
-    """
-    by = ["dataset", "metric"]
-    table = pd.read_csv(PUBLISHED)
-    check_known("model with published scores", model, list(table["model"].unique()))
-    known = table[table["model"] == model].rename(columns={"value": "published"})
-    both = known.merge(rows.rename(columns={"value": "measured"}), on=by, how="left")
-    both[["measured", "low", "high"]] *= 100
-    both["difference"] = both["measured"] - both["published"]
-    return both[[*by, "published", "measured", "low", "high", "difference"]]
-
-
-def _main() -> None:
-    """Print the published scores of a model beside those that `cibr.evaluate` measures."""
-    parser = argparse.ArgumentParser(description=_main.__doc__)
-    parser.add_argument("model", help="a hub id with published scores")
-    name = parser.parse_args().model
-    model = DualEncoder.from_pretrained(name)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    rows = pd.concat([evaluate(model, suite, name=name).rows for suite in _PUBLISHED_SUITES])
-    print(_against_published(rows, name).to_string(index=False, float_format="{:.2f}".format))
-
-
-if __name__ == "__main__":
-    _main()

@@ -6,13 +6,12 @@ a disk may load too. book/_static/draw_model.js has the forward pass, book/_stat
 """
 
 import base64
-import hashlib
 import json
 import struct
 import zlib
-from functools import cache
 from html import escape
 from pathlib import Path
+from string import Template
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from jaxtyping import Float
 
 from cibr.data import Pairs, load_pairs
 from cibr.models import DualEncoder
-from cibr_book.pages.html import filled
 
 MODELS = {"CLIP": "clip-tiny", "CIBR": "cibr-tiny"}
 _PRINTED = "DFGQRbdfgkt2358&?@%ßéñλЖ€"  # with one name each
@@ -29,7 +27,6 @@ _GUIDES = (7, 12, 25)  # rows of 32: the tops of H and x, and the line on which 
 _RANGES = ((0x0, 0x17F), (0x370, 0x45F), (0x2000, 0x24FF), (0x25A0, 0x27FF))
 _BITS = 12  # of a number; a cosine then moves by less than a thousandth
 _SCRIPT = "draw/weights.js"
-_STATIC = Path(__file__).resolve().parents[2] / "_static"
 
 
 def _pack_rows(rows: Float[np.ndarray, "r c"]) -> bytes:
@@ -70,7 +67,6 @@ def _known_pairs() -> Pairs:
     return pairs.subset([i for i, is_known in enumerate(known) if is_known])
 
 
-@cache
 def _payload() -> bytes:
     """What the page loads, compressed: the header's length, the header in JSON, and arrays in the
     order in which the header lists them as `name, rows, columns`. The first, `pixels`, has bytes.
@@ -100,11 +96,9 @@ def write_script(static: Path) -> None:
 
 def as_page() -> str:
     """The piece of HTML: canvas, controls and places that the script fills, and the addresses of
-    what it loads, with a digest, so that no browser keeps an older file.
+    what it loads.
     """
-    content = (_STATIC / "draw_model.js").read_bytes() + _payload()
-    version = hashlib.sha256(content).hexdigest()[:8]
-    addresses = [f"../_static/{name}?v={version}" for name in ("draw_model.js", _SCRIPT)]
+    addresses = [f"../_static/{name}" for name in ("draw_model.js", _SCRIPT)]
     factors = _known_pairs().factors
     places = {character: i for i, character in enumerate(factors["character"])}
     options = [
@@ -112,5 +106,6 @@ def as_page() -> str:
         f"{escape(character)} {factors['name'][places[character]]}</option>"
         for character in _PRINTED
     ]
-    data = {"scripts": addresses, "guides": _GUIDES}
-    return filled(__file__, data, printed="".join(options))
+    data = json.dumps({"scripts": addresses, "guides": _GUIDES})
+    piece = Path(__file__).with_suffix(".html").read_text("utf-8")
+    return Template(piece).substitute(data=data, printed="".join(options))

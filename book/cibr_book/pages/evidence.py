@@ -22,8 +22,6 @@ _OUTCOMES = ["holds", "undecided", "contradicted"]
 # Columns of the rows under the names of this page.
 _WORDS = {"naming": "text retrieval", "recall on Flickr8k": "Flickr8k"}
 _WORDS |= {"recall on coco-mini": "coco-mini", "search on coco-mini": "search, coco-mini"}
-_SETTINGS = {"learning_rate": "rate", "weight_decay": "decay", "batch_size": "batch"}
-_SETTINGS |= {"cca_ridge_image": "image ridge", "cca_ridge_text": "text ridge"}
 
 
 def plan_rows(rows: pd.DataFrame, plan: str) -> pd.DataFrame:
@@ -117,8 +115,7 @@ def trial_table(trials: pd.DataFrame) -> pd.DataFrame:
         trials: as for `cibr_book.experiments.confirmation.best_trials`.
     """
     best = best_trials(trials).replace(IN_WORDS).set_index(["condition", "method"])
-    names = best["ends"].str.split(", ")
-    best["ends"] = names.map(lambda own: ", ".join(_SETTINGS.get(name, name) for name in own))
+    best["ends"] = best["ends"].str.replace("_", " ")
     return best.round({"validation": 1})
 
 

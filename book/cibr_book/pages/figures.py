@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from cibr_book.pages.plots import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, WIDTH, panels, wrap
-from cibr_book.worlds.map import CONTENDERS
 
 _Values = Sequence[float | int] | Tensor
 _LINES = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "black")  # the palette's yellow is too pale
@@ -30,25 +29,20 @@ _NAMES = {
     (SKY, "s"): ("CIBR vMF, sampled", "vMF, sampled"),
     (GREEN, "^"): ("CIBR crossfit", "cross-fitting", "NWJ"),
     (ORANGE, "v"): ("CIBR MINE", "MINE", "DV"),
-    (PINK, "s"): ("CCA-anchor",),
-    (GREY, "P"): ("CLIP, CCA start", "CCA-start"),
-    (GREEN, "s"): ("CLIP, weight averaging",),
     (RED, "s"): ("SMILE, clip 1",),
     (RED, "P"): ("noise only",),
 }
-STYLES = {name: style for style, names in _NAMES.items() for name in names}
-_OF_MAP = STYLES | {"CLIP, CCA start": (GREEN, "^"), "ridge CCA": (PINK, "X")}
-COLOURS = {"CLIP": "#FFFFFF"} | {name: _OF_MAP[name][0] for name in CONTENDERS}  # on the page
+_STYLES = {name: style for style, names in _NAMES.items() for name in names}
 _MOST = 10  # points of a map at which a colour is darkest
 
 
 def _styles(names: Sequence[str], references: Sequence[str] = ()) -> dict[str, tuple[str, str]]:
-    """Colour and marker by name: those of `STYLES`, or grey for references, or the next free."""
-    taken = {STYLES[name][0] for name in names if name in STYLES}
+    """Colour and marker by name: those of `_STYLES`, or grey for references, or the next free."""
+    taken = {_STYLES[name][0] for name in names if name in _STYLES}
     free = (style for style in zip(_LINES, _MARKERS, strict=False) if style[0] not in taken)
     greys = ((GREY, marker) for marker in "s^Dv")
     return {
-        name: next(greys) if name in references else STYLES.get(name) or next(free)
+        name: next(greys) if name in references else _STYLES.get(name) or next(free)
         for name in names
     }
 
@@ -110,28 +104,27 @@ def interval_lines(
     else:
         size = (4.8, 3.2) if panel is None else (min(3.2 * len(parts), WIDTH), 2.6)
         figure, axes = panels(1, len(parts), *size, sharey=True)
-    axes = axes.ravel()
     drawn = _styles(list(rows[by].unique()), references)
-    for axis, (value, part) in zip(axes, parts, strict=True):
+    ticks = sorted(rows[x].unique())
+    for axis, (value, part) in zip(axes.flat, parts, strict=True):
         for i, (name, (colour, marker)) in enumerate(drawn.items()):
             line = part[part[by] == name].sort_values(x)
             # A shift on a logarithmic axis, so that intervals stand apart.
             shift = 1.04 ** (i - (len(drawn) - 1) / 2) if log else 1
             errors = [line["mean"] - line["low"], line["high"] - line["mean"]]
-            style = dict(color=colour, ls=":" if name in references else "-", marker=marker, ms=5)
-            style |= dict(lw=1.4, capsize=2, label=name)
+            style = dict(ls=":" if name in references else "-", lw=1.4, ms=5, capsize=2)
+            style |= dict(color=colour, marker=marker, label=name)
             axis.errorbar(shift * line[x], line["mean"], yerr=errors, **style)
         axis.set_xlabel(x.replace("_", " "))
         axis.set_title(value if isinstance(value, str) else f"{panel.replace('_', ' ')} {value}")
         if log:
-            ticks = sorted(rows[x].unique())
             axis.set_xscale("log")
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.xaxis.set_minor_formatter(NullFormatter())
         if stacked:
             axis.label_outer()
-    _legend_above(figure, axes[0])
-    return list(axes)
+    _legend_above(figure, axes.flat[0])
+    return list(axes.flat)
 
 
 def reference_line(axis: Axes, value: float, text: str) -> None:
@@ -141,21 +134,20 @@ def reference_line(axis: Axes, value: float, text: str) -> None:
     axis.text(1.01, value, text, color=GREY, va="center", transform=place)
 
 
-def predictions(rows: pd.DataFrame, panel: str, by: str, n_columns: int = 2) -> list[Axes]:
+def predictions(rows: pd.DataFrame, panel: str, by: str) -> list[Axes]:
     """Measured against predicted values, with the diagonal on which both are equal.
 
     Args:
         rows: `predicted, measured` and the columns named here, one row a point.
-        panel: the column of the panels.
+        panel: the column of the panels, of which two are side by side.
         by: the column of the points' colours; the first value is drawn on top.
-        n_columns: panels side by side.
 
     Returns:
         One Axes a panel.
     """
     parts = list(rows.groupby(panel, sort=False))
-    n_rows = -(-len(parts) // n_columns)
-    figure, axes = panels(n_rows, n_columns, min(3.2 * n_columns, WIDTH), 2.9 * n_rows)
+    n_rows = -(-len(parts) // 2)
+    figure, axes = panels(n_rows, 2, 6.4, 2.9 * n_rows)
     drawn = _styles(list(rows[by].unique()))
     for axis, (title, part) in zip(axes.flat, parts, strict=True):
         ends = [f(part[["predicted", "measured"]].to_numpy()) for f in (np.min, np.max)]
@@ -169,11 +161,7 @@ def predictions(rows: pd.DataFrame, panel: str, by: str, n_columns: int = 2) -> 
 
 
 def interval_bars(
-    rows: pd.DataFrame,
-    by: str,
-    colour_by: str,
-    label: str,
-    references: Sequence[str] = (),
+    rows: pd.DataFrame, by: str, colour_by: str, label: str, references: Sequence[str] = ()
 ) -> Axes:
     """Bars in per cent with intervals: several for each value of one column, coloured by another.
 
@@ -196,10 +184,9 @@ def interval_bars(
         part = rows[rows[colour_by] == name]
         at = part[by].map(places) + (i - (len(drawn) - 1) / 2) * step
         mean, low, high = 100 * part[["mean", "low", "high"]].to_numpy(dtype=float).T
-        fill = (colour, 0.35) if name in references else colour
-        axis.barh(at, mean, step, label=name, facecolor=fill, edgecolor=colour)
+        axis.barh(at, mean, step, label=name, color=colour)
         errors = [mean - low, high - mean]
-        axis.errorbar(mean, at, xerr=errors, fmt="none", ecolor=GREY, lw=1.1, capsize=2)
+        axis.errorbar(mean, at, xerr=errors, fmt="none", ecolor="black", lw=1.1, capsize=2)
     axis.axvline(0, color="black", lw=0.8)
     axis.set_yticks(list(places.values()), list(places))
     axis.set(xlabel=label, ylim=(len(places) - 0.5, -0.5))
@@ -219,11 +206,10 @@ def information_planes(rows: pd.DataFrame, limit: float) -> list[Axes]:
     Returns:
         One Axes a value of kappa.
     """
-    kappas = list(rows["kappa"].unique())
-    figure, axes = panels(1, len(kappas), WIDTH, 3.4)
+    parts = list(rows.groupby("kappa", sort=False))
+    figure, axes = panels(1, len(parts), WIDTH, 3.4)
     methods = [name for name in rows["method"].unique() if name != "optimum"]
-    for axis, kappa in zip(axes[0], kappas, strict=True):
-        part = rows[rows["kappa"] == kappa]
+    for axis, (kappa, part) in zip(axes[0], parts, strict=True):
         optimum = part[part["method"] == "optimum"].sort_values("residual")
         axis.plot(optimum["residual"], optimum["shared"], color=GREY, lw=2.5, label="optimum")
         for method, (colour, marker) in _styles(methods).items():
@@ -260,24 +246,21 @@ def attribution_rows(
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.grid(False)
-    for i, (image, title) in enumerate(zip(images, titles, strict=True)):
-        axes[0, i].imshow(image.convert("RGB"))
-        title = wrap(title, 80 // len(images))
-        axes[0, i].set_title(title, fontweight="normal", parse_math=False)
-        grey = np.asarray(image.convert("L"), dtype=float)
-        extent = (-0.5, grey.shape[1] - 0.5, grey.shape[0] - 0.5, -0.5)
-        for axis, of_kind in zip(axes[1:, i], maps.values(), strict=True):
-            positive = of_kind[i].clamp(min=0).numpy()
-            strength = positive / max(positive.max(), 1e-30)
-            axis.imshow(255 - (255 - grey) * 0.35, cmap="gray", vmin=0, vmax=255)
+    for axis, image, title in zip(axes[0], images, titles, strict=True):
+        axis.imshow(image.convert("RGB"))
+        axis.set_title(wrap(title, 80 // len(images)), fontweight="normal", parse_math=False)
+    for row, (name, of_kind) in zip(axes[1:], maps.items(), strict=True):
+        row[0].set_ylabel(wrap(name, 9), rotation=0, ha="right", va="center")
+        for axis, image, one in zip(row, images, of_kind.clamp(min=0), strict=True):
+            strength = (one / one.max().clamp(min=1e-30)).numpy()
+            axis.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255, alpha=0.35)
+            extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
             style = dict(cmap="Blues", alpha=0.85 * strength**0.5, vmin=0, vmax=1)
             axis.imshow(strength, extent=extent, **style)
-    for axis, name in zip(axes[1:, 0], maps, strict=True):
-        axis.set_ylabel(wrap(name, 9), rotation=0, ha="right", va="center")
     return list(axes.flat)
 
 
-def gain_maps(table: pd.DataFrame, methods: Sequence[str] = CONTENDERS) -> list[Axes]:
+def gain_maps(table: pd.DataFrame, methods: Sequence[str]) -> list[Axes]:
     """Gains over CLIP in points for several methods: blue is better than CLIP, red is worse.
 
     Args:
@@ -287,22 +270,42 @@ def gain_maps(table: pd.DataFrame, methods: Sequence[str] = CONTENDERS) -> list[
     Returns:
         The Axes; bold numbers have an interval without zero.
     """
-    n_rows = -(-len(methods) // 3)
-    axes = panels(n_rows, 3, WIDTH, 2.4 * n_rows, sharex=True, sharey=True)[1]
-    for axis in axes.flat[len(methods) :]:
-        axis.axis("off")
-    for axis, method in zip(axes.flat, methods, strict=False):
+    axes = panels(1, len(methods), 2.4 * len(methods), 2.4, sharex=True, sharey=True)[1][0]
+    for axis, method in zip(axes, methods, strict=True):
         part = table[table["method"] == method]
-        part = part.assign(sure=part["low"] * part["high"] > 0)
-        maps = part.pivot(index="pairs", columns="nuisance").sort_index(ascending=False)
+        maps = part.assign(sure=part["low"] * part["high"] > 0)
+        maps = maps.pivot(index="pairs", columns="nuisance").sort_index(ascending=False)
         texts = maps["mean"].map(lambda x: f"{x:+.0f}" if abs(x) >= 9.5 else f"{x:+.1f}")
         style = dict(cmap="RdBu", vmin=-_MOST, vmax=_MOST, cbar=False, annot_kws={"size": 7})
         sns.heatmap(maps["mean"], annot=texts, fmt="", ax=axis, **style)
         sure = maps["sure"].to_numpy()[maps["mean"].notna()]
         for text, is_sure in zip(axis.texts, sure, strict=True):
             text.set_fontweight("bold" if is_sure else "normal")
-        axis.set(title=wrap(method, 22), xlabel="nuisance scale", ylabel="")
+        axis.set(title=method, xlabel="nuisance scale", ylabel="")
         axis.set_yticklabels([f"{n:,}" for n in maps.index], rotation=0)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("training pairs")
-    return list(axes.flat[: len(methods)])
+    axes[0].set_ylabel("training pairs")
+    return list(axes)
+
+
+def forest(rows: pd.DataFrame) -> Axes:
+    """Differences with their intervals as dots and lines, a row each, in groups of one colour.
+
+    Args:
+        rows: `group, row, mean, low, high`, in the order from top to bottom.
+
+    Returns:
+        The Axes, with a line at 0.
+    """
+    groups = [*dict.fromkeys(rows["group"])]
+    rows = rows.reset_index(drop=True)
+    places = -rows.index - 0.7 * rows["group"].map(groups.index)
+    figure, axes = panels(1, 1, 6.6, 0.9 + 0.24 * len(rows) + 0.3 * len(groups))
+    axis = axes[0, 0]
+    axis.axvline(0, color="black", lw=0.8)
+    for group in groups:
+        of = rows[rows["group"] == group]
+        widths = of["mean"] - of["low"], of["high"] - of["mean"]
+        axis.errorbar(of["mean"], places[of.index], xerr=widths, fmt="o", ms=5, label=group)
+    axis.set_yticks(places, rows["row"])
+    figure.legend(loc="outside upper center", ncols=2)
+    return axis

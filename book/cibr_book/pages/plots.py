@@ -6,7 +6,6 @@ wrong, grey is context.
 """
 
 import textwrap
-import unicodedata
 from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
@@ -30,9 +29,9 @@ WIDTH = 7.2  # inches: at 100 px an inch the width of a page's text
 
 def set_style() -> None:
     """The book's style; call it once in a notebook, before the first figure."""
-    text = ("font.size", "axes.titlesize", "axes.labelsize", "figure.labelsize", "legend.fontsize")
-    text += ("legend.title_fontsize", "xtick.labelsize", "ytick.labelsize")
-    settings = dict.fromkeys(text, 9) | {"axes.titleweight": "bold", "legend.frameon": False}
+    sizes = ("font.size", "axes.titlesize", "axes.labelsize", "legend.fontsize")
+    sizes += ("xtick.labelsize", "ytick.labelsize")
+    settings = dict.fromkeys(sizes, 9) | {"axes.titleweight": "bold", "legend.frameon": False}
     settings |= {"figure.dpi": 200, "savefig.bbox": "tight", "savefig.pad_inches": 0.02}
     settings |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#E5E5E5"}
     sns.set_theme(context="paper", style="whitegrid", palette=_PALETTE, rc=settings)
@@ -58,30 +57,26 @@ def training_curves(history: pd.DataFrame) -> list[Axes]:
     Returns:
         Three Axes.
     """
-    axes = panels(1, 3, WIDTH, 2.6)[1][0]
+    loss, penalty, recall = panels(1, 3, WIDTH, 2.6)[1][0]
     epochs = history["epoch"]
-    curves = {
-        "clip_loss": ("contrastive loss", BLUE),
-        "penalty_excess": ("penalty excess, weight", ORANGE),
-    }
-    for axis, (column, (title, colour)) in zip(axes, curves.items(), strict=False):
-        axis.plot(epochs, history[column], "o-", ms=3, color=colour, label="excess")
-        axis.set(title=title, xlabel="epoch", ylabel="nats", ylim=(0, None))
-    weight = axes[1].twinx()
+    loss.plot(epochs, history["clip_loss"], "o-", ms=3, color=BLUE)
+    loss.set(title="contrastive loss", xlabel="epoch", ylabel="nats", ylim=(0, None))
+    penalty.plot(epochs, history["penalty_excess"], "o-", ms=3, color=ORANGE, label="excess")
+    penalty.set(title="penalty excess, weight", xlabel="epoch", ylabel="nats", ylim=(0, None))
+    weight = penalty.twinx()
     weight.step(epochs, history["beta"], where="pre", color=GREY, lw=1, label="beta")
     weight.set(ylabel="beta", ylim=(0, max(history["beta"].max() * 1.1, 0.01)))
     weight.grid(False)
-    axes[1].legend(handles=[*axes[1].get_lines(), *weight.get_lines()], **_BELOW)
-    for k, colour in ((1, BLUE), (10, GREEN)):
-        for side, line in (("image_to_text", "-"), ("text_to_image", "--")):
-            label = f"{side.replace('_', ' ')}, k={k}"
-            names = [f"{side}_recall@{k}", f"{side}_label_recall@{k}"]
-            for column in history.columns.intersection(names):
-                axes[2].plot(epochs, 100 * history[column], line, color=colour, label=label)
-    axes[2].set(title="validation recall@k", xlabel="epoch", ylabel="%", ylim=(0, 100))
-    if axes[2].lines:  # runs without validation have none
-        axes[2].legend(**_BELOW)
-    return list(axes)
+    penalty.legend(handles=[*penalty.get_lines(), *weight.get_lines()], **_BELOW)
+    for column in history.filter(regex=r"_to_.*recall@(?:1|10)$"):
+        words = column.replace("_label", "").replace("_recall@", ", k=").replace("_", " ")
+        style = {"ls": "-" if column.startswith("image") else "--"}
+        style["color"] = BLUE if column.endswith("@1") else GREEN
+        recall.plot(epochs, 100 * history[column], label=words, **style)
+    recall.set(title="validation recall@k", xlabel="epoch", ylabel="%", ylim=(0, 100))
+    if recall.lines:  # runs without validation have none
+        recall.legend(**_BELOW)
+    return [loss, penalty, recall]
 
 
 def image_grid(
@@ -141,16 +136,15 @@ def retrieval_gallery(
     beside = list(axes[:, 1::2].flat)[: len(images)]
     for axis, right, cosines in zip(beside, captions, similarity, strict=True):
         ranked = [texts[j] for j in cosines.argsort(descending=True).tolist()]
-        marks = [("✓", RIGHT) if text in right else ("✗", WRONG) for text in ranked[:n_shown]]
-        lines = [
-            (f"{mark} {_shorten(text, 38)}", colour)
-            for (mark, colour), text in zip(marks, ranked, strict=False)
-        ]
+        shown = {}
+        for text in ranked[:n_shown]:
+            mark, colour = ("✓", RIGHT) if text in right else ("✗", WRONG)
+            shown[f"{mark} {_shorten(text, 38)}"] = colour
         rank = min(ranked.index(text) for text in right)
         if rank >= n_shown:
-            lines.append((f"rank {rank + 1:,}: {_shorten(ranked[rank], 30)}", GREY))
-        for i, (text, colour) in enumerate(lines):
-            axis.text(0, 0.95 - 0.25 * i, text, color=colour, va="top", parse_math=False)
+            shown[f"rank {rank + 1:,}: {_shorten(ranked[rank], 30)}"] = GREY
+        for i, (line, colour) in enumerate(shown.items()):
+            axis.text(0, 0.95 - 0.25 * i, line, color=colour, va="top", parse_math=False)
     return beside
 
 
@@ -173,7 +167,7 @@ def search_gallery(
     """
     width = WIDTH - 1.6
     height = len(queries) * (width / n_shown + 0.34)
-    figure, axes = panels(len(queries), n_shown, width, height, layout=None)
+    figure, axes = panels(len(queries), n_shown, width, height, layout=None, dpi=110)
     figure.subplots_adjust(wspace=0.08, hspace=0.38, left=0.01, right=0.99, top=0.96, bottom=0.01)
     nearest = similarity.argsort(dim=1, descending=True, stable=True)[:, :n_shown]
     for query, row, shown in zip(queries, axes, nearest.tolist(), strict=True):
@@ -201,6 +195,4 @@ def wrap(text: str, width: int = 16) -> str:
 
 
 def _shorten(text: str, limit: int) -> str:
-    """A text cut to `limit` characters, with an ellipsis where something was cut."""
-    text = unicodedata.normalize("NFC", text)
-    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+    return textwrap.shorten(text, limit, placeholder="…")

@@ -3,7 +3,8 @@
 Two directives insert HTML when the book is built: `draw`, two models in the page, and
 `get-project`, where the project is. Docstrings, with code in single backticks and equations in
 indented lines, are turned into the markup that Sphinx reads. Pages drop the scripts of Thebe, which
-would fetch kernels from the network, and those that would draw icons a second time.
+would fetch kernels from the network, and those that would draw icons a second time. Addresses of
+earlier versions lead to where their content is.
 """
 
 import re
@@ -13,7 +14,6 @@ from pathlib import Path
 from docutils import nodes
 from PIL import Image
 from sphinx.application import Sphinx
-from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
@@ -21,6 +21,15 @@ from cibr.utils import project_root
 from cibr_book.pages import draw
 
 _ARCHIVE = "cibr.zip"
+_MOVED = {
+    "book/beta.html": "ablation.html",
+    "book/recipes.html": "evidence.html#evidence-recipes",
+}
+# What no page loads of what Sphinx and MathJax bring, two thirds of the site.
+_UNUSED = re.compile(
+    r"mathjax/(?!tex-chtml\.js|output/chtml/|input/tex/extensions/)|locales/|/fontawesome/.*/js/"
+    r"|\.(?:map|ttf)$"
+)
 _FIGURE_SCALE = 2  # a figure's pixels for one of the page: figures have 200 dpi, pages show 100
 # The script that draws icons a second time, and fonts loaded before any icon asks for them.
 _ICONS = re.compile(
@@ -34,6 +43,11 @@ _FIGURE_WIDTH = re.compile(r'(?<= style=")width: (\d+px)')
 _SCROLLER = '<div class="pst-scrollable-table-container"'
 
 
+def _in_repository() -> bool:
+    """Whether the book is not built from its own archive."""
+    return (project_root() / ".git").exists()
+
+
 class _Drawing(SphinxDirective):
     """The drawing, made from the shipped models."""
 
@@ -43,28 +57,13 @@ class _Drawing(SphinxDirective):
 
 
 class _GetProject(SphinxDirective):
-    """How a reader gets the project: from its repository, or as an archive beside the pages."""
+    """How a reader gets the project: as an archive beside the pages."""
 
     def run(self) -> list[nodes.Node]:
-        address = self.config.repository_address
-        if address:
-            call = f"git clone {address} cibr && cd cibr"
-            return [nodes.literal_block(call, call, language="bash")]
-        if not (project_root() / ".git").exists():  # built from such an archive
+        if not _in_repository():
             return []
         link = f'<a href="../{_ARCHIVE}" download>Download the project</a>'
         return [nodes.raw("", f"<p>{link} (a zip) and unpack it.</p>", format="html")]
-
-
-def _add_buttons(app: Sphinx | None, config: Config) -> None:
-    """Buttons for the repository, Binder and Colab, where its address is configured."""
-    options = config.html_theme_options
-    if config.repository_address:
-        launch = options.setdefault("launch_buttons", {})
-        launch["binderhub_url"] = "https://mybinder.org"
-        launch["colab_url"] = "https://colab.research.google.com"
-        options |= {"repository_url": config.repository_address, "repository_branch": "main"}
-        options["use_repository_button"] = True
 
 
 def _size_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -76,15 +75,12 @@ def _size_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
                 node["width"] = f"{image.width // _FIGURE_SCALE}px"
 
 
-def _tidy_page(
-    app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object
-) -> None:
+def _tidy_page(app: Sphinx, pagename: str, templatename: str, context: dict, *_: object) -> None:
     """Gives a page its scripts and makes odd lists of Sphinx accessible."""
     body = _FIGURE_WIDTH.sub(r"--width: \1; width: \1", context.get("body", ""))
-    scripts = ["draw.js"] * ('id="draw-data"' in body)
-    scripts += ["figures.js"] * ("image-reference" in body)
-    for name in scripts:
-        app.add_js_file(name, loading_method="defer")  # on this page alone
+    for name, sign in (("draw.js", 'id="draw-data"'), ("figures.js", "image-reference")):
+        if sign in body:
+            app.add_js_file(name, loading_method="defer")  # on this page alone
     context["script_files"] = [
         script
         for script in context.get("script_files", [])
@@ -118,33 +114,38 @@ def _inline(text: str) -> str:
     return "".join(part if part.startswith("``") else part.replace("|", "\\|") for part in parts)
 
 
-def _skip_alias(
-    app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object
-) -> bool | None:
+def _skip_alias(app: Sphinx, what: str, name: str, obj: object, *_: object) -> bool | None:
     """Leaves out the fields of named tuples, which their class describes; None for all others."""
     return True if (obj.__doc__ or "").startswith("Alias for field number") else None
 
 
 def _complete_site(app: Sphinx, error: Exception | None) -> None:
-    """Adds the drawing's models and the project as an archive; drops the second set of icons."""
+    """Adds the drawing's models, the project as an archive and old addresses; drops what no page
+    uses.
+    """
     if error is not None or app.builder.format != "html":
         return
     site = Path(app.outdir)
-    draw.write_script(site / "_static")
-    if not app.config.repository_address and (project_root() / ".git").exists():
+    static = site / "_static"
+    draw.write_script(static)
+    for file in static.rglob("*.*"):
+        if file.is_file() and _UNUSED.search(file.relative_to(static).as_posix()):
+            file.unlink()
+    if _in_repository():
         call = ["git", "archive", "--prefix=cibr/", "-o", site / _ARCHIVE, "HEAD", "."]
         call += [":!.ci", ":!data/photos"]  # a visitor need not fetch 20 MB of features
         subprocess.run(call, cwd=project_root(), check=True)
     for page in site.rglob("*.html"):
         page.write_text(_ICONS.sub("", page.read_text("utf-8")), "utf-8")
+    for old, new in _MOVED.items():
+        text = f'<meta http-equiv="refresh" content="0; url={new}"><a href="{new}">Moved</a>'
+        (site / old).write_text(f"<!doctype html><title>Moved</title>{text}\n", "utf-8")
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Connects the directives and the steps: docstrings first, pages after other extensions."""
     app.add_directive("draw", _Drawing)
     app.add_directive("get-project", _GetProject)
-    app.add_config_value("repository_address", "", "html")
-    app.connect("config-inited", _add_buttons)
     app.connect("autodoc-process-docstring", _mark_up_docstring, priority=400)
     app.connect("autodoc-skip-member", _skip_alias)
     app.connect("doctree-resolved", _size_figures)

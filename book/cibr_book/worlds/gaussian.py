@@ -221,7 +221,7 @@ def train_gaussian(
     Args:
         world: images and texts.
         settings: one of each run.
-        seeds: of weights, pairs and noise.
+        seeds: of weights and pairs.
         n_steps: of AdamW at a constant rate; 0 for the untrained encoders.
         dim: width of the embeddings.
         batch_size: pairs per step.
@@ -244,7 +244,7 @@ def train_gaussian(
 
     options = {"length": "mean"} | options
     first = [[start * drawn(dim, n).mT[None]] for n in sizes]
-    weights = train(first, batch, settings, seeds, n_steps, **options)[0]
+    weights = train(first, batch, settings, n_steps, **options)
     maps = [side[-1] for side in weights]
     if options["length"] == "mean":
         maps = [side / side.norm(dim=(-2, -1), keepdim=True) for side in maps]

@@ -15,9 +15,9 @@ import pandas as pd
 from cibr.losses.cca import canonical_maps, centred_moments
 from cibr.utils import project_root
 from cibr_book.intervals import mean_intervals, outcomes
-from cibr_book.worlds.map import BATCH_SIZE, DIM, N_SHARED, Sample, draw_sample, fit, recalls
+from cibr_book.worlds.map import BATCH_SIZE, DIM, N_SHARED, Sample, draw_sample, fit, recall
 from cibr_book.worlds.threshold import fixed_length_gains, loss_gains
-from cibr_book.worlds.training import KAPPA_B, Weights
+from cibr_book.worlds.training import KAPPA_B, Settings, Weights
 
 TABLE = project_root() / "data" / "results" / "threshold_map.csv"
 CELL = ["pairs", "shortcut"]
@@ -46,26 +46,27 @@ def train_and_predict(settings: dict[str, Any], folder: str | Path) -> dict[str,
         both directions, where the shortcut is kept and where it is removed; and
         `squared_gains`, their sum in the limit.
     """
-    n_pairs, seed, temperature = (settings[name] for name in ("pairs", "seed", "temperature"))
+    temperature, dose = float(settings["temperature"]), settings["dose"]
     shortcuts = {"kept": settings["shortcut"], "removed": 0.0}
-    samples = {name: draw_sample(n_pairs, 1.0, seed, rho) for name, rho in shortcuts.items()}
-    trial = {name: settings[name] for name in ("temperature", "rate", "steps")}
-    trial["beta"] = settings["dose"] / (KAPPA_B * temperature)
-    weights = {"trained": fit([samples["kept"]], "CLIP", trial, {}, keep_best=False)[0]}
+    samples = {
+        name: draw_sample(settings["pairs"], 1.0, settings["seed"], rho)
+        for name, rho in shortcuts.items()
+    }
+    run = Settings(temperature, beta=dose / (KAPPA_B * temperature), rate=float(settings["rate"]))
+    weights = {"trained": fit(samples["kept"], run, settings["steps"])}
     _, moments = centred_moments(*samples["kept"].train)
     maps = canonical_maps(moments, DIM, _NO_RIDGE, _NO_RIDGE)  # times the root of correlations
     rho = (maps[0] @ moments[2] * maps[1]).sum(1).sqrt()
-    gains = {"limit": fixed_length_gains(rho, temperature, settings["dose"])}
-    gains["loss"] = loss_gains(rho, temperature, settings["dose"], BATCH_SIZE)
+    gains = {"limit": fixed_length_gains(rho, temperature, dose)}
+    gains["loss"] = loss_gains(rho, temperature, dose, BATCH_SIZE)
     for name, own in gains.items():
         weights[name] = [[((own / rho).sqrt() * side.T).float()[None, None]] for side in maps]
     found = {"squared_gains": float(gains["limit"].square().sum())}
     for name, own in weights.items():
         found[f"{name}/ratio"] = _gain_ratio(own, samples["kept"])
         for shift, sample in samples.items():
-            found[f"{name}/{shift}/recall@1"] = float(recalls(own, [sample.test]))
-            on_validation = float(recalls(own, [sample.validation]))
-            found[f"{name}/{shift}/validation_recall@1"] = on_validation
+            found[f"{name}/{shift}/recall@1"] = recall(own, sample.test)
+            found[f"{name}/{shift}/validation_recall@1"] = recall(own, sample.validation)
     return found
 
 
@@ -132,16 +133,11 @@ def prediction_errors(rows: pd.DataFrame) -> pd.DataFrame:
         A row by `pairs`, `holds`, whether the limit's condition does, and `measure`: the errors of
         `limit` and `loss`, and `n` runs.
     """
-    measures = {"ratio": 1, "kept/recall@1": 100, "removed/recall@1": 100}
-    parts = [
-        rows[["pairs"]].assign(
-            holds=rows["squared_gains"] < CONDITION,
-            measure=name,
-            n=1,
-            **{of: scale * _error(rows, of, name) for of in PREDICTIONS},
-        )
-        for name, scale in measures.items()
-    ]
+    parts = []
+    for name, scale in {"ratio": 1, "kept/recall@1": 100, "removed/recall@1": 100}.items():
+        errors = {of: scale * _error(rows, of, name) for of in PREDICTIONS}
+        holds = rows["squared_gains"] < CONDITION
+        parts.append(rows[["pairs"]].assign(holds=holds, measure=name, n=1, **errors))
     means = dict.fromkeys(PREDICTIONS, "mean") | {"n": "sum"}
     return pd.concat(parts).groupby(["pairs", "holds", "measure"]).agg(means).reset_index()
 

@@ -58,12 +58,6 @@ def test_the_two_halves_of_a_tiny_tower_are_the_encoder(tiny):
     assert lower(pixels).shape == (2, 16, 16, 16) and torch.equal(upper(lower(pixels)), whole)
 
 
-def test_the_share_inside_counts_positive_values_alone():
-    maps = torch.tensor([[[1.0, 3.0], [-5.0, 0.0]], [[0.0, 0.0], [-1.0, 0.0]]])
-    region = torch.tensor([[True, False], [True, False]]).expand(2, 2, 2)
-    assert attribution.share_inside(maps, region).tolist() == [0.25, 0.5]
-
-
 def test_randomised_weights_are_the_same_weights_in_another_order(tiny):
     shuffled = attribution.randomised_weights(tiny)
     for (name, old), new in zip(tiny.named_parameters(), shuffled.parameters(), strict=True):

@@ -27,9 +27,21 @@ def test_a_trial_has_the_recalls_of_its_last_epoch(tmp_path, monkeypatch):
     columns = ["step", "seconds", "clip_loss", "penalty_excess", "temperature", *names]
     history = pd.DataFrame(0.0, range(2), columns).assign(step=[5, 10], clip_loss=[3, 1])
     history[names] = [[0.9] * 6, [0.1, 0.2, 0.1, 0.3, 0.4, 0.3]]
-    finished = SimpleNamespace(train=lambda: None, history=history)
-    monkeypatch.setattr(run, "StudyTrainer", lambda *given, **named: finished)
+    finished = SimpleNamespace(train=lambda: history)
+    monkeypatch.setattr(run, "CIBRTrainer", lambda *given: finished)
     metrics = run.train_and_measure(TINY, tmp_path / "run")
     assert [metrics[f"validation_recall@{k}"] for k in (1, 5, 10)] == pytest.approx([0.2, 0.3, 0.2])
     assert metrics["validation_text_to_image_recall@1"] == 0.3 and metrics["last_clip_loss"] == 1
     assert metrics["steps"] == 10
+
+
+def test_old_names_are_translated_and_retired_settings_say_how_to_repeat_a_row():
+    row = {"model": "frozen", "cca_ridge_image": 10, "validate_every": 10, "shifts": True}
+    found = run.library_settings(row | {"kappa_e": 8192, "suites": ["mini"], "epochs": 3})
+    assert found == {
+        **{"model": "frozen", "epochs": 3, "cca": False, "batch_size": 1024},
+        **{"cca_ridges": (10, 1.0), "loss_options": {"kappa_e": 8192}},
+    }
+    for retired in ({"group_size": 2}, {"penalty": "anchor"}):
+        with pytest.raises(ValueError, match="has retired: repeat a committed row by `make again"):
+            run.library_settings(row | retired)

@@ -1,11 +1,10 @@
 """Notebooks have the agreed shape and are committed executed; what pages name exists."""
 
 import ast
-import base64
-import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,13 +51,6 @@ def test_a_notebook_is_committed_executed_without_errors_and_personal_paths(path
         assert not PERSONAL_PATH.search("\n".join([output.get("text", ""), *texts]))
 
 
-def test_the_first_page_shows_the_figure_that_a_notebook_made():
-    code = code_cells(BOOK / "beta.ipynb")
-    (cell,) = [c for c in code if '"fig-beta"' in json.dumps(c.metadata)]
-    made = next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
-    assert base64.b64decode(made) == (BOOK / "images" / "beta.png").read_bytes()
-
-
 def test_table_of_contents_lists_exactly_the_pages_that_exist():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     chapters = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
@@ -89,6 +81,27 @@ def test_nbval_rounds_long_floats_and_nothing_else(monkeypatch):
         **dict.fromkeys(["0.05 1.5 1e-3", "torch 2.13.0, 2026-11-25, v1.23456, 123456"]),
     }.items():
         assert re.sub(policy["FLOAT"], policy["_round_float"], printed) == (compared or printed)
+
+
+def test_what_trains_is_compared_closely_and_everything_else_exactly(tmp_path):
+    def notebook(printed, *tags):
+        cell = nbformat.v4.new_code_cell("print('recall', 41.2, 0.5)")
+        cell.metadata["tags"], cell.execution_count = [*tags], 1
+        cell.outputs = [nbformat.v4.new_output("stream", text=f"{printed}\n")]
+        return nbformat.v4.new_notebook(cells=[cell])
+
+    close, tag = "recall 42.0 0.6", "compare-closely"
+    written = {"close": (close, tag), "exact": (close,), "far": ("recall 49.0 0.5", tag)}
+    written |= {"word": ("accuracy 42.0 0.6", tag), "fewer": ("recall 41.2", tag)}
+    for name, of in written.items():
+        nbformat.write(notebook(*of), tmp_path / f"{name}.ipynb")
+    shutil.copy(BOOK / "conftest.py", tmp_path)
+    command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", tmp_path]
+    environment = {**os.environ, "PYTHONPATH": f"{BOOK}:{ROOT}"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    failed = {name for name in written if f"FAILED {name}.ipynb" in done.stdout}
+    assert failed == {"exact", "far", "word", "fewer"}, done.stdout
+    assert re.search(r"^ +\d+ s  close.ipynb$", done.stdout, re.MULTILINE)
 
 
 def test_executing_twice_leaves_the_same_bytes_and_a_failure_leaves_the_notebook(tmp_path):

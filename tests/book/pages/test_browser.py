@@ -27,7 +27,7 @@ pytestmark = pytest.mark.extra
 ROOT = Path(__file__).resolve().parents[3]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
-KINDS = ["book/intro", "book/train", "book/between", "book/beta", "book/glossary", "search"]
+KINDS = ["book/intro", "book/train", "book/between", "book/ablation", "book/glossary", "search"]
 KINDS += ["book/api/losses", "book/references"]
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 800}
 # Names of hosts lead nowhere. Without its own sandbox, since that refuses to run as root; the pages
@@ -138,6 +138,12 @@ def test_links_within_the_book_lead_somewhere(site):
                 assert file.is_file(), (name, href)
                 anchor = f'id="{unquote(link.fragment)}"'
                 assert not link.fragment or anchor in file.read_text("utf-8"), (name, href)
+
+
+def test_old_addresses_lead_on_and_the_site_is_small(site):
+    assert "url=evidence.html#evidence-recipes" in (site / "book/recipes.html").read_text()
+    size = sum(file.stat().st_size for file in site.rglob("*") if file.is_file())
+    assert size < 31e6
 
 
 def test_no_page_has_errors_or_scrolls_sideways_on_a_phone(page):

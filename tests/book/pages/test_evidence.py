@@ -15,18 +15,6 @@ def test_rows_are_those_of_a_plan_only_if_none_is_missing():
         evidence.plan_rows(rows.iloc[1:], "confirmation.md")
 
 
-def test_provenance_counts_rows_with_local_changes():
-    rows = pd.DataFrame({"seed": [3, 1, 1], "commit": ["aa", "aa+", "bb+"]})
-    table = evidence.provenance({"runs": rows, "one": rows[:1]})
-    assert table.to_numpy().tolist() == [["3", "1 to 3", 2, 2], ["1", "3", 1, 0]]
-
-
-def test_outcomes_are_counted_by_family():
-    families = {"a": ["holds", "holds"], "b": ["contradicted", "undecided"]}
-    table = evidence.outcome_counts({n: pd.DataFrame({"outcome": o}) for n, o in families.items()})
-    assert table.to_numpy().tolist() == [[2, 2, 0, 0], [2, 0, 1, 1]]
-
-
 def test_differences_stay_in_the_order_of_the_rows_with_half_their_interval():
     rows = pd.DataFrame({"method": ["z", "a", "z"], "measure": ["search", "search", "naming"]})
     rows = rows.assign(difference=[1.0, -2.0, 3.0], low=[0.5, -3, np.nan], high=[1.5, -1, np.nan])
@@ -34,11 +22,6 @@ def test_differences_stay_in_the_order_of_the_rows_with_half_their_interval():
     assert table.index.tolist() == ["z", "a"]
     assert table.columns.tolist() == ["search", "text retrieval"]
     assert table.to_numpy().tolist() == [["+1.0 ± 0.5", "+3.0"], ["-2.0 ± 1.0", ""]]
-
-
-def test_rows_are_sorted_by_the_values_that_are_named():
-    rows = pd.DataFrame({"x": ["b", "a", "c", "a"], "y": [1, 2, 1, 1]})
-    assert evidence.in_order(rows, x=["b", "a"], y=[2, 1]).index.tolist() == [0, 1, 3]
 
 
 def test_the_dose_of_a_run_is_the_weight_that_the_ablation_planned():

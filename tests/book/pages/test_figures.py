@@ -7,7 +7,6 @@ import pandas as pd
 import torch
 from helpers import picture
 from matplotlib.colors import to_hex
-from PIL import Image
 
 from cibr_book.pages import figures, plots
 from cibr_book.pages.plots import GREY, RIGHT, WRONG
@@ -24,14 +23,6 @@ def intervals(**columns):
     rows = pd.DataFrame(list(itertools.product(*columns.values())), columns=list(columns))
     rows["mean"] = np.arange(1.0, len(rows) + 1)
     return rows.assign(low=rows["mean"] - 0.1, high=rows["mean"] + 0.2)
-
-
-def test_curves_share_a_panel_and_are_named_where_there_are_several():
-    curves = {"CLIP": ([0, 1], [2, 3]), "CIBR": ([0, 1], [4, 5])}
-    both, alone = figures.curve_panels({"both": curves, "alone": {"CLIP": curves["CLIP"]}})
-    assert drawn(both) == {"CLIP": [2, 3], "CIBR": [4, 5]} and both.get_ylim()[0] == 0
-    assert [text.get_text() for text in both.get_legend().get_texts()] == ["CLIP", "CIBR"]
-    assert alone.get_legend() is None
 
 
 def test_interval_lines_have_a_panel_a_value_and_a_line_a_name():
@@ -61,38 +52,10 @@ def test_predictions_are_points_around_the_line_where_they_are_right():
     assert points == {"no": [[3, 0]], "yes": [[1, 2]]}
 
 
-def test_interval_bars_are_in_per_cent():
-    rows = intervals(model=["CLIP", "randomised"], factor=["weight", "slant"])
-    axis = figures.interval_bars(rows, "factor", "model", "%", ["randomised"])
-    assert [round(bar.get_width()) for bar in axis.patches] == [100, 200, 300, 400]
-    assert np.allclose(axis.collections[0].get_segments()[0][:, 0], [90, 120])
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["weight", "slant"]
-
-
-def test_information_planes_show_every_run_below_the_optimum_and_join_the_means():
-    runs = {"temperature": 0.05, "beta": [0, 0, 1], "n_steps": 300, "seed": [0, 1, 0]}
-    runs |= {"method": "CIBR vMF", "residual": [0.4, 0.2, 0.1], "shared": [0.8, 0.6, 0.5]}
-    longer = {**runs, "n_steps": 1200, "shared": [0.1, 0.1, 0.1]}
-    optimum = {"method": "optimum", "residual": [0.4, 0.0], "shared": [0.98, 0.7]}
-    rows = pd.concat([pd.DataFrame(part) for part in (runs, longer, optimum)])
-    rows = pd.concat([rows.assign(kappa=kappa) for kappa in (20.0, 100.0)])
-    lines = drawn(figures.information_planes(rows, 1.0)[1])
-    assert lines["optimum"] == [0.7, 0.98] and np.allclose(lines["CIBR vMF"], [0.7, 0.5])
-    assert 6 in map(len, lines.values())
-
-
-def test_attribution_lies_over_each_image_a_row_for_each_map():
-    maps = {"a": torch.tensor([[[-1.0, 2.0], [1.0, 0.0]]] * 2), "flat": torch.zeros(2, 2, 2)}
-    axes = figures.attribution_rows([picture(0), picture(1)], ["one", "two"], maps)
-    assert axes[2].images[1].get_array().tolist() == [[0, 1], [0.5, 0]]
-    assert axes[4].images[1].get_array().max() == 0 and axes[3].images[0].get_array().shape
-    assert [axis.get_ylabel() for axis in axes] == ["", "", "a", "", "flat", ""]
-
-
 def test_maps_show_the_gain_of_each_cell():
     rows = pd.read_csv(TABLE)
     table = gains(rows)
-    axis = figures.gain_maps(table)[-1]
+    axis = figures.gain_maps(table, ["CIBR vMF", "ridge CCA"])[-1]
     of_cca = table[table["method"] == "ridge CCA"].sort_values(["nuisance", "pairs"])
     shown = {float(text.get_text()) for text in axis.texts}
     assert shown == {float(f"{x:+.0f}" if abs(x) >= 9.5 else f"{x:+.1f}") for x in of_cca["mean"]}
@@ -110,10 +73,3 @@ def test_a_gallery_marks_right_and_wrong_and_gives_the_rank_of_the_right_one():
     assert lines[0] == [("✓ a", RIGHT), ("✓ c", RIGHT)]
     assert lines[1] == [("✗ a", WRONG), ("✗ c", WRONG), ("rank 3: b costs $1 or $2", GREY)]
     axes[0].figure.canvas.draw()
-
-
-def test_a_search_shows_the_nearest_first_and_ties_in_order():
-    similarity = torch.tensor([[0.1, 0.9, 0.5, 0.2], [0.4, 0.9, 0.4, 0.8]])
-    load = lambda i: Image.new("L", (4, 4), i)  # noqa: E731
-    axes = plots.search_gallery(["a", "b"], similarity, load, 3)
-    assert [int(axis.images[0].get_array()[0, 0, 0]) for axis in axes] == [1, 2, 3, 1, 3, 0]

@@ -52,17 +52,6 @@ def by_definition(joint):
     return xlogy(joint, joint * joint.sum((0, 1)) / apart).sum()
 
 
-def test_texts_confuse_each_pair_of_shared_values_as_often_as_asked():
-    world = discrete_world((0.3, 0.0), 3, 2)
-    chances = torch.block_diag(torch.tensor([[0.7, 0.3], [0.3, 0.7]]), torch.eye(2)).double()
-    images = torch.stack([world.shared, world.image_only], 1)
-    assert torch.equal(images, torch.cartesian_prod(torch.arange(4), torch.arange(3)))
-    texts = torch.stack([world.text_shared, world.text_only], 1)
-    assert torch.equal(texts, torch.cartesian_prod(torch.arange(4), torch.arange(2)))
-    expected = chances[world.shared][:, world.text_shared] / (4 * 3 * 2)
-    torch.testing.assert_close(world.joint, expected)
-
-
 @settings(max_examples=20, deadline=None)
 @given(confusions=st.tuples(st.floats(0.01, 0.5), st.floats(0.01, 0.5)), seed=st.integers(0, 99))
 def test_informations_of_encoders_are_those_of_the_joint_distribution_of_all(confusions, seed):
@@ -150,23 +139,6 @@ def test_the_loss_sees_nuisance_exactly_within_the_span_of_the_texts(loss):
     assert loss(images + 0.1 * sign * within, texts, 0.2).item() > at_mean + 1e-4
     reach = within_reach(images + sign * beyond, texts)
     torch.testing.assert_close(reach, within_reach(images, texts))
-
-
-def test_pairs_of_two_do_not_see_nuisance_towards_texts_that_an_image_never_has():
-    texts = torch.eye(4).double()
-    images = averaged(SMALL, towers(4)[0])
-    images[:2, 2] += torch.tensor([0.5, -0.5]).double()  # texts 2 and 3 never name the first value
-    chosen = representatives(SMALL, images)
-    two, three = (
-        LOSSES[n](images, texts, 0.3) - LOSSES[n](chosen, texts, 0.3).mean() for n in (2, 3)
-    )
-    assert abs(two) < 1e-12 and three > 1e-4
-
-
-def test_a_mean_made_a_unit_vector_again_can_have_a_higher_loss_where_length_is_short():
-    images, texts = towers(2, seed=3)
-    unit = F.normalize(averaged(SMALL, images), dim=1)
-    assert LOSSES[3](unit, texts, 0.05) > LOSSES[3](images, texts, 0.05) + 0.1
 
 
 def test_the_adversary_finds_a_false_theorem_and_not_a_hole_in_this_one():

@@ -1,7 +1,5 @@
 """The world of the map with shortcuts: its runs, and what theory predicts of them."""
 
-import itertools
-
 import pandas as pd
 import pytest
 import torch
@@ -19,47 +17,6 @@ def test_shortcuts_are_the_first_own_factors_and_change_no_image():
     torch.testing.assert_close(factors, expected)
     assert torch.equal(kept.test[0], without.test[0])
     assert not torch.equal(kept.test[1], without.test[1])
-
-
-def made_up_rows(pairs=1024, shortcuts=(0.7, 0.8, 0.9, 0.95, 0.99), seeds=range(8)):
-    """Runs in which doses lose what is kept and gain what is removed, and `loss` is nearer."""
-    rows = []
-    for shortcut, temperature, dose, seed in itertools.product(
-        shortcuts, (0.1, 0.2, 0.4), (0.0, 0.2, 0.6), seeds
-    ):
-        kept = 0.5 - (temperature - 0.2) ** 2 - dose / 10
-        gain = (1 if shortcut < 0.95 else -1) * (1 + seed / 100)
-        removed = 0.3 + gain * (temperature + dose) / 10
-        row = dict(pairs=pairs, shortcut=shortcut, temperature=temperature, dose=dose, seed=seed)
-        row |= {f"trained/kept/{name}": kept for name in ("recall@1", "validation_recall@1")}
-        row |= {f"trained/removed/{name}": removed for name in ("recall@1", "validation_recall@1")}
-        row |= {"trained/ratio": 0.5, "limit/ratio": 0.7, "loss/ratio": 0.4, "squared_gains": dose}
-        row |= {f"{of}/{s}/recall@1": 0.4 for of in ("limit", "loss") for s in ("kept", "removed")}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def test_the_plans_claims_are_at_the_temperature_that_clip_takes():
-    rows = made_up_rows()
-    rows.loc[rows["temperature"] != 0.2, "trained/removed/recall@1"] = 0.5
-    rows = pd.concat([rows, made_up_rows(256).assign(**{"loss/ratio": 9.0})])
-    tests = shortcuts.claim_tests(rows.sample(frac=1, random_state=0))
-    assert len(tests) == 4 * 2 + 1 and (tests["p_value"] == 1 / 2**8).all()
-    expected = [2.07, 6.21] * 4 + [0.1]
-    assert tests["difference"].to_numpy() == pytest.approx(expected)
-    again = shortcuts.claim_tests(rows[rows["temperature"] == 0.2])
-    assert len(again) == 8 and (again["holm"] == 8 / 2**8).all()
-    rows["loss/ratio"] = 0.9
-    assert shortcuts.claim_tests(rows)["outcome"].iloc[-1] == "contradicted"
-
-
-def test_errors_are_of_runs_that_meet_the_limits_condition_and_of_the_others():
-    errors = shortcuts.prediction_errors(made_up_rows().assign(squared_gains=lambda x: 5 * x.dose))
-    errors = errors.set_index(["holds", "measure"])
-    assert errors.loc[True, "n"].tolist() == [120] * 3
-    assert errors.loc[(False, "ratio"), ["limit", "loss"]].tolist() == pytest.approx([0.2, 0.1])
-    kept = [abs(0.5 - (t - 0.2) ** 2 - 0.4) for t in (0.1, 0.2, 0.4)]
-    assert errors.loc[(True, "kept/recall@1"), "loss"] == pytest.approx(100 * sum(kept) / 3)
 
 
 def test_a_dose_is_held_against_the_temperature_that_keeps_as_much():
@@ -81,17 +38,6 @@ def test_a_dose_is_held_against_the_temperature_that_keeps_as_much():
     assert found.to_dict() == pytest.approx({0.2: 2.0, 0.4: 5.0, 0.1: 0.0})
 
 
-def test_points_are_chosen_in_each_cell_by_the_mean_over_draws():
-    rows = pd.concat([made_up_rows(seeds=(0, 1)), made_up_rows(256, (0.99,), seeds=(0, 1))])
-    best = shortcuts.best_points(rows, shortcuts.UNDER_SHIFT)
-    assert len(best) == 6 * 2
-    points = best.drop_duplicates(shortcuts.CELL).set_index(shortcuts.CELL)
-    assert points.loc[(1024, 0.7), shortcuts.POINT].tolist() == [0.4, 0.6]
-    assert points.loc[(256, 0.99), shortcuts.POINT].tolist() == [0.1, 0.0]
-    kept = shortcuts.best_points(rows, shortcuts.IN_DISTRIBUTION)
-    assert (kept["temperature"] == 0.2).all() and (kept["dose"] == 0).all()
-
-
 def test_a_run_stands_beside_what_its_training_pairs_alone_predict():
     run = {"pairs": 1024, "shortcut": 0.8, "seed": 0, "rate": 0.03, "steps": 500}
     low, high = (
@@ -106,3 +52,21 @@ def test_a_run_stands_beside_what_its_training_pairs_alone_predict():
     assert low["limit/ratio"] > low["trained/ratio"] + 0.1  # its squared gains are near log 128
     assert high["squared_gains"] < 0.5 < 1.5 < low["squared_gains"]
     assert high["trained/kept/recall@1"] > high["trained/removed/recall@1"] + 0.2
+
+
+def test_the_plans_claims_are_of_the_committed_rows_at_the_temperature_that_clip_takes():
+    rows = shortcuts.map_rows()
+    is_again = rows["condition"].str.endswith("again")
+    first, again = (shortcuts.claim_tests(part) for part in (rows[~is_again], rows[is_again]))
+    assert len(first) == 17 and len(again) == 16 and (again["outcome"] == "holds").all()
+    cell = rows[~is_again & (rows["pairs"] == 1024) & (rows["shortcut"] == 0.7)]
+    alone = cell[cell["dose"] == 0].groupby("temperature")
+    best = alone[shortcuts.IN_DISTRIBUTION].mean().idxmax()
+    means = cell[cell["temperature"] == best].groupby("dose")["trained/removed/recall@1"].mean()
+    gain = 100 * (means[0.6] - means[0.0])
+    claim = first.set_index(["hypothesis", "claim"]).loc[("correlation 0.7", "dose 0.6")]
+    assert claim["difference"] == pytest.approx(gain)
+    errors = shortcuts.prediction_errors(rows).set_index(["pairs", "holds", "measure"])
+    ratios = rows[(rows["pairs"] == 1024) & (rows["squared_gains"] < 1)]
+    error = (ratios["loss/ratio"] - ratios["trained/ratio"]).abs().mean()
+    assert errors.loc[(1024, True, "ratio"), "loss"] == pytest.approx(error)

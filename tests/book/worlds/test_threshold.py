@@ -24,13 +24,6 @@ def test_a_small_price_helps_if_and_only_if_shortcuts_are_typically_weaker(core,
     assert threshold.shifted_nats(rho, -rho) == 0.0 == threshold.shifted_nats(0 * rho, rho)
 
 
-def test_noise_lowers_every_gain_and_a_penalty_spares_what_is_strong():
-    rho = torch.tensor([1.0, 0.6, 0.1], dtype=torch.float64)
-    torch.testing.assert_close(
-        threshold.free_length_gains(rho, 0.5, 0.2), torch.tensor([0.8, 0.2, 0.0]).double()
-    )
-
-
 @given(rho=CORRELATIONS, temperature=st.floats(0.1, 5), penalty=st.floats(0, 2))
 def test_at_fixed_length_gains_are_thresholded_until_their_sum_fits(rho, temperature, penalty):
     rho = torch.tensor(rho, dtype=torch.float64)
