@@ -231,11 +231,15 @@ def _print_scores(rows, value: str = "value") -> None:
 
 
 def _search(arguments: argparse.Namespace) -> None:
+    from cibr.data.pairs import IMAGE_SUFFIXES
     from cibr.utils import check_number
 
     check_number("--top", arguments.top, 1)
-    if not all(query.strip() for query in arguments.query):
-        raise ValueError("the text to search for is empty: say what the images should show")
+    for query in arguments.query:
+        if not query.strip():
+            raise ValueError("the text to search for is empty: say what the images should show")
+        if query.lower().endswith(tuple(IMAGE_SUFFIXES)):
+            raise ValueError(f"{query!r} is the name of an image: search by a text")
     model = _load(arguments.model, arguments.device)
     files, images = _index(model, arguments.folder)
     for query in arguments.query:

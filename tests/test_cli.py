@@ -122,6 +122,7 @@ def test_train_takes_settings_as_options_and_prints_the_last_row_of_the_history(
         (["evaluate", "{tmp}"], "{tmp}"),
         (["search", "clip-tiny", "{tmp}/none", "a dog"], "no image in '{tmp}/none'"),
         (["search", "clip-tiny", "{tmp}", "a", " "], "the text to search for is empty"),
+        (["search", "clip-tiny", "{tmp}", "a.jpg"], "'a.jpg' is the name of an image: search by"),
         (["search", "clip-tiny", "{tmp}", "a", "--top", "0"], "--top is 0"),
         (["evaluate", "clip-tiny", "--plugin", "nope"], "No module named 'nope'"),
         (["evaluate", "clip-tiny", "--suite", "charactres"], "did you mean 'characters'"),

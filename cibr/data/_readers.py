@@ -65,6 +65,11 @@ def folder_loaders(name: str, folder: Path) -> Loaders:
     patterns = ("metadata.[ct]sv", "[!.]*/metadata.[ct]sv")
     if metadata := [file for pattern in patterns for file in sorted(folder.glob(pattern))]:
         return _image_loaders(name, folder, metadata)
+    if any((folder / f"dataset_{kind}.json").exists() for kind in ("info", "dict")):
+        import datasets
+
+        tables = datasets.load_from_disk(str(folder))
+        return table_loaders(name, tables if isinstance(tables, dict) else {"train": tables})
     has_rows = any(folder.rglob("metadata.jsonl"))
     if has_rows or any(folder.rglob("*.parquet")):
         import datasets

@@ -154,8 +154,8 @@ def test_without_metadata_subfolders_are_classes(tmp_path):
 # Tables
 
 
-def written(kind: str, monkeypatch):
-    """A data set of a training and a test split, as a name or an object of the library."""
+def written(kind: str, folder, monkeypatch):
+    """A data set of a training and a test split, as a name, a folder or an object."""
     images = [{"bytes": png(10 * i), "path": f"{i}.png"} for i in range(3)]
     texts = [["a dog", " a brown dog "], ["a cat"], ["a bird", "NA"]]
     columns = {"Image": images, "Captions": texts, "group": ["g", None, " g "]}
@@ -163,14 +163,23 @@ def written(kind: str, monkeypatch):
     both = datasets.DatasetDict(train=data, testing=data)
     if kind == "object":
         return both
+    if kind == "saved":
+        both.save_to_disk(folder)
+        return folder
+    if kind == "Parquet":
+        folder.mkdir()
+        for split in both:
+            both[split].to_parquet(folder / f"{split}-00000-of-00001.parquet")
+        return folder
     monkeypatch.setattr(datasets, "get_dataset_split_names", {"owner/set": [*both]}.get)
     monkeypatch.setattr(datasets, "load_dataset", lambda _, split: both[split])
     return "owner/set"
 
 
-@pytest.mark.parametrize("kind", ["hub", "object"])
-def test_tables_give_captions_groups_and_images_on_demand(monkeypatch, kind):
-    place = written(kind, monkeypatch)
+@pytest.mark.parametrize("kind", ["hub", "Parquet", "saved", "object"])
+def test_tables_give_captions_groups_and_images_on_demand(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    place = written(kind, tmp_path / "set", monkeypatch)
     assert sorted(available_splits(place)) == ["test", "train", "train+validation", "validation"]
     pairs = pickle.loads(pickle.dumps(load_pairs(place, "test")))
     assert (pairs.name, pairs.split) == ("dataset" if kind == "object" else "set", "test")
