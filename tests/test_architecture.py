@@ -16,7 +16,7 @@ MOST_LINES = {
     "cibr": 3_240,
     "book": 3_310,
     "tests": 5_620,
-}  # of code: what comes replaces something
+}  # of code
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
 
 # What each room may import of ours; all may use utils.
