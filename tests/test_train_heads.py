@@ -105,7 +105,8 @@ def test_trials_choose_the_settings_with_the_highest_recall(photos, clip_folder,
     run = dict(dataset=photos, towers=clip_folder, epochs=1, output_dir=str(tmp_path / "run"))
     config = configure("few-photos", **run)
     best = tuned(config, load_pairs(photos, "train"), 3)
-    means = [float(line.split()[-2]) for line in capsys.readouterr().err.splitlines()]
+    lines = capsys.readouterr().err.splitlines()  # others are of progress bars
+    means = [float(line.split()[-2]) for line in lines if line.startswith("trial")]
     assert len(means) == 3 and best.output_dir == config.output_dir
     trials = [json.loads(f.read_text()) for f in sorted((tmp_path / "run").rglob("run.json"))]
     tried = [trial["configuration"] for trial in trials]
