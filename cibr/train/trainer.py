@@ -12,6 +12,7 @@ DeepSpeed, which gather a model's parts in its `forward`.
 
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -93,7 +94,8 @@ class CIBRTrainer(Trainer):
         self.steps_per_epoch = len(train) // self.batch_size
         self.sums: dict[str, float] = {}  # of the terms since the last log, and of "steps"
         data = dict(train_dataset=train, eval_dataset=validation)
-        super().__init__(model, args, **data, callbacks=[_RunCallback(self), _Bar(), *callbacks])
+        bars = [] if os.environ.get("TQDM_DISABLE") else [_Bar()]  # tqdm's notebook bar ignores it
+        super().__init__(model, args, **data, callbacks=[_RunCallback(self), *bars, *callbacks])
         self.remove_callback(PrinterCallback)
         assert not (self.is_fsdp_enabled or self.is_deepspeed_enabled), "launch without these"
         # Accelerate would wrap the model in DDP; `GradCache` has reduced the gradients already.
