@@ -149,13 +149,13 @@ def _train_heads(config, train, validation, whole, arguments, is_main: bool) -> 
     from cibr.train.run_folder import RunFolder
     from cibr.train.tuning import tuned
 
-    folder = Path(config.output_dir)
-    RunFolder(folder, is_main)  # refuses one with files of others before anything is written
     if len(validation) < 2:
         raise ValueError(
             f"{train.name}: {len(train) + len(validation)} images are too few to hold some out: "
             "give 30 or more"
         )
+    folder = Path(config.output_dir)
+    RunFolder(folder, is_main)  # refuses one with files of others before anything is written
     if arguments.trials:
         config = tuned(config, train, arguments.trials)
     first = replace(config, output_dir=str(folder / "held_out")) if whole else config

@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cibr"
 MOST_LINES = {
-    "cibr": 3_245,
+    "cibr": 3_242,
     "book": 3_310,
     "tests": 5_620,
 }  # of code

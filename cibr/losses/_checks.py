@@ -11,6 +11,10 @@ Number = float | int
 MAX_SCALE = 1e6  # of the cosines; 100 in CLIP
 
 
+class NotFiniteError(ValueError, FloatingPointError):
+    """Features that are not finite: a bad input or, in training, a run that has diverged."""
+
+
 def checked_features(
     image: Tensor,
     text: Tensor,
@@ -47,7 +51,7 @@ def checked_features(
     *errors, value = torch.stack([*errors, scale.detach()]).tolist()
     for name, error in zip(("image_features", "text_features"), errors, strict=True):
         if not math.isfinite(error):
-            raise ValueError(f"{name} are not finite: look for NaN in weights and inputs")
+            raise NotFiniteError(f"{name} are not finite: look for NaN in weights and inputs")
         if error >= tolerance:
             what = f"{name} must be unit vectors, but a length is off by {error:.3g}"
             raise ValueError(f"{what}: normalise them with torch.nn.functional.normalize(x, dim=1)")

@@ -214,9 +214,7 @@ class CIBRTrainer(Trainer):
         advice = "lower learning_rate or raise temperature, in another output_dir"
         try:
             terms = self._backward(self.encode_batch(model, inputs), generator)
-        except ValueError as error:
-            if "not finite" not in str(error):
-                raise
+        except FloatingPointError as error:  # of features
             raise FloatingPointError(f"step {step} was not taken: {error}: {advice}") from error
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         # One wait for the device, not one a term.
