@@ -72,7 +72,6 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         parser.error("compare is gone: cibr train --dataset FOLDER makes heads + CCA")
 
     train = commands.add_parser("train", help="train a model, CLIP or CIBR", parents=[common])
-    train.add_argument("--trials", type=int, default=0, help="settings to try on a held-out tenth")
     train.add_argument("--copy-towers", action="store_true", help="save the frozen towers, too")
     if argv[:1] == ["train"]:
         _add_settings(train)
@@ -123,15 +122,16 @@ def _train(arguments: argparse.Namespace) -> None:
     given = {n: value for n, value in vars(arguments).items() if n == "preset" or n in SETTINGS}
     config = configure(**given)
     is_main = PartialState().is_main_process
-    splits = ["train", "validation"]
-    if "train+validation" in available_splits(config.dataset):  # validation is held out
-        splits.append("train+validation")
-    train, validation, *whole = load_parts(config.dataset, splits)
+    is_held_out = "train+validation" in available_splits(config.dataset)
+    everything = "train+validation" if is_held_out else "train"
+    train, validation, whole = load_parts(config.dataset, ["train", "validation", everything])
+    if is_main and "penalty" in given and not config.beta:
+        _say(f"warning: the penalty {config.penalty} changes nothing at beta 0: give --beta")
     if is_main:
         n_train, n_validation = len(train), len(validation)
         _say(f"{train.name}: {n_train:,} images for train, {n_validation:,} for validation")
     if config.model == "frozen":
-        given = {"preset": preset_for(len(whole[0] if whole else train))} | given
+        given = {"preset": preset_for(len(whole))} | given
         _say(f"settings: {given['preset']}")
         _train_heads(configure(**given), train, validation, whole, arguments, is_main)
         return
@@ -142,12 +142,11 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _train_heads(config, train, validation, whole, arguments, is_main: bool) -> None:
-    """Heads over frozen towers: measured on the validation part, then, if that was held out,
-    trained on the whole.
+    """Heads over frozen towers, measured on the validation part; if that was held out, they are
+    then trained again on the whole.
     """
     from cibr.train import build_model, fit
     from cibr.train.run_folder import RunFolder
-    from cibr.train.tuning import tuned
 
     if len(validation) < 2:
         raise ValueError(
@@ -156,21 +155,20 @@ def _train_heads(config, train, validation, whole, arguments, is_main: bool) -> 
         )
     folder = Path(config.output_dir)
     RunFolder(folder, is_main)  # refuses one with files of others before anything is written
-    if arguments.trials:
-        config = tuned(config, train, arguments.trials)
-    first = replace(config, output_dir=str(folder / "held_out")) if whole else config
+    is_held_out = whole is not train
+    first = replace(config, output_dir=str(folder / "held_out")) if is_held_out else config
     model = build_model(first, train)
     fit(model, train, validation, first)
     if is_main:
         _report_held_out(model, config, validation, Path(first.output_dir))
-    for pairs in whole:
-        model = build_model(config, pairs)
-        fit(model, pairs, None, config)
+    if is_held_out:
+        model = build_model(config, whole)
+        fit(model, whole, None, config)
     if not is_main:
         return
     if arguments.copy_towers:
         model.save_pretrained(folder, copy_towers=True)
-    print(f"trained on {len(whole[0] if whole else train):,} images: {folder}")
+    print(f"trained on {len(whole):,} images: {folder}")
     print(f'find photos with: cibr search {folder} path/to/photos "a dog on the beach"')
 
 
@@ -189,7 +187,7 @@ def _report_held_out(model, config, pairs, folder: Path) -> None:
         print(f"{config.towers} as it is:")
         _print_scores(own)
         if own["value"].mean() > rows["value"].mean():
-            print(f"{config.towers} as it is recalls more: use it in place of these")
+            print(f"{config.towers} as it is recalls more: use it instead of these heads")
 
 
 def _load(name: str, device: str | None = None):

@@ -20,7 +20,7 @@ import cibr
 
 CHECKPOINT = "cibr.pt"
 # What may lie in the folder of a new run: its notebook, its log, and `cibr train`'s own runs.
-_ALLOWED = ("*.ipynb", "*.log", ".*", "held_out", "trials")
+_ALLOWED = ("*.ipynb", "*.log", ".*", "held_out")
 
 
 class RunFolder:
