@@ -24,13 +24,10 @@ __all__ += ["load_parts", "resolve"]
 
 
 class Dataset(NamedTuple):
-    """A data set with a name of its own: `load` takes one of its `splits` and returns its pairs;
-    `kind` is ``code`` if code makes the images, ``features`` if there are features in their place.
-    """
+    """A data set with a name of its own: `load` takes one of its `splits` and returns its pairs."""
 
     load: Callable[[str], Pairs]
     splits: Sequence[str]
-    kind: str = "code"
 
 
 def _load_glyphs(split: str) -> Pairs:
@@ -43,7 +40,7 @@ _GLYPH_SPLITS = ("train", "validation", "test", "validation_characters", "test_c
 # Data sets by name; add your own with `DATASETS[name] = Dataset(load, splits)`.
 DATASETS: dict[str, Dataset] = {"glyphs": Dataset(_load_glyphs, _GLYPH_SPLITS)}
 for _name, _splits in SPLITS.items():
-    DATASETS[_name] = Dataset(partial(load_photos, _name), _splits, "features")
+    DATASETS[_name] = Dataset(partial(load_photos, _name), _splits)
 
 
 def load_pairs(name: str | Path | Any, split: str = "train") -> Pairs:
@@ -122,7 +119,7 @@ def _own_loaders(name: str | Path | Any) -> _readers.Loaders:
         return load(source.name, source.place)
     except OSError as error:  # all that the network and the hub raise
         near = nearest(source.name, DATASETS)
-        what = f"{name} is neither here nor to be had from the hub ({error}){near}"
+        what = f"{name} is neither here nor available from the hub ({error}){near}"
         raise ConnectionError(f"{what}: check name and network, or set CIBR_DATA") from error
 
 
@@ -131,8 +128,8 @@ class Source(NamedTuple):
 
     Args:
         name: the data set's name in messages and tables.
-        kind: ``code`` or ``features``, a set of `DATASETS`; ``folder``; ``shards``, on the hub; or
-            ``datasets``, on the hub and read by that library.
+        kind: ``known``, a set of `DATASETS`; ``folder``; ``shards``, on the hub; or ``datasets``, on
+            the hub and read by that library.
         place: the folder or the hub id; empty for a set of `DATASETS`.
     """
 
@@ -154,7 +151,7 @@ def resolve(name: str | Path) -> Source:
             warnings.warn(
                 f"{name} is a known data set: write ./{name} for the folder", stacklevel=2
             )
-        return Source(name, DATASETS[name].kind)
+        return Source(name, "known")
     in_cibr_data = os.path.expanduser(f"{os.environ.get('CIBR_DATA') or os.devnull}/wds_{name}")
     for folder in (path, in_cibr_data):
         if os.path.isdir(folder):

@@ -65,7 +65,7 @@ def _setting(
 @dataclass(frozen=True)
 class RunConfig:
     dataset: str = _setting("glyphs", "a data set's name, a folder or a hub id")
-    model: str = _setting("", "tiny, frozen (the default for photos), or a model to fine-tune")
+    model: str = _setting("", "tiny (for glyphs), frozen (for all else), or a model to fine-tune")
     towers: str = _setting("", "of a frozen model: a dual encoder; empty for two small ones")
     penalty: str = _setting("vmf", f"added to the contrastive loss: {', '.join(PENALTIES)}")
     beta: float = _setting(0.0, "weight of the penalty; 0 is CLIP", 0, MAX_BETA)
@@ -119,7 +119,7 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
     check_penalty(config.penalty, config.loss_options.keys() - {"kappa_e", "sample"})
     source = resolve(config.dataset)
     if not config.model:
-        config = replace(config, model="tiny" if source.kind == "code" else "frozen")
+        config = replace(config, model="tiny" if config.dataset == "glyphs" else "frozen")
     kind = model_kind(config.model)
     if config.towers and kind != "frozen":
         raise ValueError("towers are those of a frozen model: set model to 'frozen'")

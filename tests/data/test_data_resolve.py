@@ -13,8 +13,8 @@ def test_a_folder_comes_before_cibr_data_and_that_before_the_hub(tmp_path, monke
     monkeypatch.setenv("CIBR_DATA", str(tmp_path / "data"))
     Path("glyphs").mkdir()
     with pytest.warns(UserWarning, match=r"write \./glyphs for the folder"):
-        assert resolve("glyphs").kind == "code"
-    assert resolve("./glyphs").kind == "folder" and resolve("photos").kind == "features"
+        assert resolve("glyphs").kind == "known"
+    assert resolve("./glyphs").kind == "folder" and resolve("photos").kind == "known"
     assert resolve("flickr8k") == Source("flickr8k", "shards", "clip-benchmark/wds_flickr8k")
     (tmp_path / "data" / "wds_flickr8k").mkdir(parents=True)
     own = str(tmp_path / "data" / "wds_flickr8k")
