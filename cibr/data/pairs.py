@@ -89,7 +89,7 @@ class Pairs:
 
     def __post_init__(self) -> None:
         if any(isinstance(texts, str) for texts in self.captions):
-            raise ValueError(f"captions of {self.name} has a string: pass a list per image")
+            raise ValueError(f"captions of {self.name} contain a string: pass a list per image")
         self.captions = [list(filter(None, map(str.strip, texts))) for texts in self.captions]
         if not all(self.captions):
             raise ValueError(f"an image of {self.name} has no text: give each a caption")
@@ -165,7 +165,7 @@ class Pairs:
         additions move no image into the held-out part; they may return some to the rest.
 
         Returns:
-            The rest and the held-out part, both with an item at least.
+            The rest and the held-out part, each with at least one item.
 
         Raises:
             ValueError: if there is only one item.
@@ -178,11 +178,13 @@ class Pairs:
             raise ValueError(f"all {len(self)} images of {self.name} are one group or equal files")
         places = np.ones(len(sizes))  # of items, in [0, 1]: the lowest are held out
         np.minimum.at(places, items, [int(digest(str(g))[:15], 16) / 16**15 for g in groups])
-        order = places.argsort()[:-1]
-        n_before = sizes[order].cumsum() - sizes[order]
         share = np.clip(_MIN_HELD_OUT / len(self), _MIN_SHARE, _MAX_SHARE)
-        is_low = (places[order] < share) & (n_before < _MAX_HELD_OUT)
-        is_held_out = np.isin(items, order[is_low | (n_before == 0)])
+        chosen = []  # the lowest item in any case, the highest never
+        for item in places.argsort()[:-1]:
+            if chosen and (places[item] >= share or sizes[chosen].sum() >= _MAX_HELD_OUT):
+                break
+            chosen.append(item)
+        is_held_out = np.isin(items, chosen)
         held_out = self.subset(is_held_out)
         held_out.split = "validation"
         return self.subset(~is_held_out), held_out

@@ -1,7 +1,7 @@
 """The penalties of `CIBRLoss`.
 
 A penalty is a `Term`: a module whose `forward` takes the `LossInputs` of a batch and returns the
-scalar that beta weighs. To add one, subclass `Term` and pass an object to `CIBRLoss`, or enter the
+scalar that beta weights. To add one, subclass `Term` and pass an object to `CIBRLoss`, or enter the
 class in `PENALTIES`, which makes it available by name.
 
 `vmf` and `crossfit` are von Mises-Fisher bounds. For every backward encoder b,
@@ -34,18 +34,31 @@ _mean_cosine_of_noise = cache(vmf_mean_cosine)  # the same in every step
 
 
 class LossInputs(NamedTuple):
-    """A penalty's inputs from a batch of n pairs; those that the caller omits are None."""
+    """A penalty's inputs from a batch of n pairs; those that the caller omits are None.
 
-    image: Tensor  # mean directions mu_v, unit vectors [n, d]
-    text: Tensor  # mean directions mu_t
-    z_image: Tensor  # contrasted: samples of the encoders with `sample`, otherwise the means
+    Args:
+        image: the embeddings mu_v, unit vectors [n, d], which a penalty acts on.
+        text: the embeddings mu_t, [n, d].
+        z_image: what CLIP's loss contrasts: with `sample` draws around `image`, else the same.
+        z_text: the same of the texts.
+        logit_scale: 1 / temperature.
+        kappa_e: concentration of the encoders e(z|x).
+        labels: equal for pairs that match, [n].
+        image_pooled: inputs of the image head, [n, p], without gradients.
+        text_pooled: inputs of the text head, [n, q].
+        generator: of noise.
+    """
+
+    image: Tensor
+    text: Tensor
+    z_image: Tensor
     z_text: Tensor
-    logit_scale: Tensor  # 1 / temperature
-    kappa_e: float  # concentration of the encoders e(z|x)
-    labels: Tensor | None = None  # equal for pairs that match, [n]
-    image_pooled: Tensor | None = None  # inputs of the projection heads, [n, p] and [n, q]
+    logit_scale: Tensor
+    kappa_e: float
+    labels: Tensor | None = None
+    image_pooled: Tensor | None = None
     text_pooled: Tensor | None = None
-    generator: torch.Generator | None = None  # of noise
+    generator: torch.Generator | None = None
 
     def detached(self) -> "LossInputs":
         """The same without gradients."""
@@ -53,7 +66,7 @@ class LossInputs(NamedTuple):
 
 
 class Term(nn.Module):
-    """A penalty, which `CIBRLoss` weighs with beta.
+    """A penalty, which `CIBRLoss` weights by beta.
 
     A penalty that trains its own parts, such as `Mine`, also has a method `update(inputs)`; nothing
     else trains them.

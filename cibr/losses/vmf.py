@@ -166,6 +166,8 @@ def _sample_cosine_gap(kappa: Tensor, dim: int, generator: torch.Generator | Non
     two uniform numbers (Ulrich 1984). Gaps instead of cosines keep their digits at high
     concentrations.
     """
+    # Wood accepts a cosine w if kappa (w - x) + (d - 1) log((1 - x w) / (1 - x^2)) is at least the
+    # log of a uniform number, with x = (1 - b) / (1 + b). Here w is 1 - proposal, and x 1 - mode.
     n = len(kappa)
     device = kappa.device
     b = (dim - 1) / (2 * kappa + torch.sqrt(4 * kappa**2 + (dim - 1) ** 2))

@@ -97,7 +97,8 @@ class CIBRTrainer(Trainer):
         bars = [] if os.environ.get("TQDM_DISABLE") else [_Bar()]  # tqdm's notebook bar ignores it
         super().__init__(model, args, **data, callbacks=[_RunCallback(self), *bars, *callbacks])
         self.remove_callback(PrinterCallback)
-        assert not (self.is_fsdp_enabled or self.is_deepspeed_enabled), "launch without these"
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("FSDP and DeepSpeed split a model, which `GradCache` needs whole")
         # Accelerate would wrap the model in DDP; `GradCache` has reduced the gradients already.
         self.accelerator.prepare_model = lambda model, **_: model
 
@@ -238,10 +239,9 @@ class CIBRTrainer(Trainer):
     def loss_inputs(self, image: Encoded, text: Encoded) -> dict[str, Tensor]:
         """The inputs of the loss by name, from the encoded rows of a part of a batch."""
         named = unit_vectors(image, text)
-        if "image_pooled" in self.loss_fn.needs:
-            named["image_pooled"] = image.pooled.detach()
-            named["text_pooled"] = text.pooled.detach()
-        return named
+        pooled = {"image_pooled": image.pooled, "text_pooled": text.pooled}
+        needed = self.loss_fn.needs & pooled.keys()
+        return named | {name: pooled[name].detach() for name in needed}
 
     def _backward(self, cache: GradCache, generator: torch.Generator) -> dict[str, Scalar]:
         """The loss, its terms and its reports; gradients are added to the parameters."""
