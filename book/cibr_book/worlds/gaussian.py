@@ -184,25 +184,6 @@ def bottleneck_variance(correlations: Float64[Tensor, " s"], beta: float) -> Flo
     return torch.clamp((squared / c - 1) / (1 - squared), min=0)
 
 
-def clip_price(
-    rho: float | Float64[Tensor, " s"], noise_ratio: float = 1.0
-) -> float | Float64[Tensor, " s"]:
-    """The beta at which a Gaussian bottleneck keeps a direction as CLIP does: the book's theorem 2.
-
-    CLIP's optimum with linear towers of the least mean squared length gives a direction of
-    correlation rho the variance temperature * rho. `bottleneck_variance` is the same at
-    rho^2 / ((1 - rho^2)(1 + r rho)), where r = temperature / noise variance.
-
-    Args:
-        rho: canonical correlations in (0, 1), a number or a tensor.
-        noise_ratio: r; 1 for the noise that the temperature implies.
-
-    Returns:
-        beta, of the type of rho; it rises strictly with rho.
-    """
-    return rho**2 / ((1 - rho**2) * (1 + noise_ratio * rho))
-
-
 def train_gaussian(
     world: GaussianWorld,
     settings: Sequence[Settings],

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from cibr_book.worlds.estimators import nce_nats
 from cibr_book.worlds.gaussian import (
     bottleneck_variance,
-    clip_price,
     contrast_rows,
     gaussian_information_nats,
     gaussian_world,
@@ -75,6 +74,10 @@ def test_no_pair_of_linear_encoders_beats_the_optimal_ones(beta):
 @settings(max_examples=40, deadline=None)
 @given(rho=st.floats(0.05, 0.97), ratio=st.floats(0.05, 30), beta=st.floats(0.01, 10))
 def test_the_price_of_clip_makes_the_bottleneck_keep_what_clip_keeps_at_any_noise(rho, ratio, beta):
+    def clip_price(rho, ratio=1.0):
+        """At noise of variance temperature / ratio, for which CLIP keeps ratio * rho."""
+        return rho**2 / ((1 - rho**2) * (1 + ratio * rho))
+
     correlation = torch.tensor([rho], dtype=torch.float64)
     price = clip_price(rho, ratio)
     assert bottleneck_variance(correlation, price).item() == pytest.approx(ratio * rho)
