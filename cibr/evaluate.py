@@ -213,7 +213,7 @@ def evaluate_pairs(model: DualEncoder, pairs: Pairs, name: str) -> Evaluation:
 
     Args:
         model: the encoders, on the device to use.
-        pairs: with two that differ at least.
+        pairs: with at least two that differ.
         name: the model's name in tables.
     """
     evaluation = Evaluation(name, pairs.name, {}, {})
@@ -227,7 +227,7 @@ def _add(evaluation: Evaluation, model: DualEncoder, task: Task, pairs: Pairs) -
     if n_seen:
         warnings.warn(
             f"the model was trained on {n_seen:,} of the {len(pairs):,} images of {pairs.name} "
-            f"{pairs.split}: what it recalls of others is in held_out/recall.csv of its run",
+            f"{pairs.split}: its recall on others is in held_out/recall.csv of its run",
             stacklevel=3,
         )
     measure = _zero_shot if task.kind == "zero-shot" else _retrieval

@@ -13,9 +13,9 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cibr"
 MOST_LINES = {
-    "cibr": 3_242,
-    "book": 3_310,
-    "tests": 5_620,
+    "cibr": 3_206,
+    "book": 3_302,
+    "tests": 5_610,
 }  # of code
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
 

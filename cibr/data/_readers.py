@@ -181,7 +181,7 @@ def _csv_samples(file: Path) -> Iterator[_Sample]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8: save it as that, in Excel 'CSV UTF-8'") from error
+        raise ValueError(f"{file} is not UTF-8: save it as UTF-8, in Excel 'CSV UTF-8'") from error
     separator = max(",;\t", key=text.partition("\n")[0].count)
     form = dict(delimiter=separator, skipinitialspace=True, strict=True)
     rows = csv.DictReader(io.StringIO(text, ""), **form)
@@ -205,7 +205,7 @@ def _rows(rows: csv.DictReader, file: Path) -> Iterator[dict]:
             row = next(rows, None)
         except csv.Error as error:
             raise ValueError(
-                f"{file}: a quote from line {end + 1} on does not end as it should ({error}): "
+                f"{file}: a quote from line {end + 1} on is not closed properly ({error}): "
                 "close it, or double a quote that is part of a text"
             ) from error
         if row is None:

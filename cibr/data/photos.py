@@ -62,7 +62,7 @@ def _file(name: str) -> Path:
         if (place / name).exists():
             return place / name
     what = f"data/photos/{name} is not here: only a clone of the repository has it"
-    raise FileNotFoundError(f"{what}; clone it, or set CIBR_DATA to the folder data of a clone")
+    raise FileNotFoundError(f"{what}; clone it, or set CIBR_DATA to the data folder of a clone")
 
 
 def _read(file: Path, name: str, split: str) -> Pairs:

@@ -102,7 +102,7 @@ def paired_difference(a: _Matrix, b: _Matrix) -> tuple[float, float, float]:
     """Paired difference of models b and a on the same items, averaged over training seeds.
 
     The variances of the means over seeds and over items add up, with Satterthwaite's degrees of
-    freedom. Noise of a single seed and item counts in both, so the interval is rather too wide. A
+    freedom. Noise of a single seed and item counts in both, so the interval is on the wide side. A
     single seed adds nothing.
 
     Source: Satterthwaite (1946), An Approximate Distribution of Estimates of Variance Components.

@@ -183,7 +183,7 @@ def retrieval_ranks(
     own = text_to_image.long()
     n = len(images)
     if not torch.equal(own.unique(), torch.arange(n, device=own.device)):
-        raise ValueError("text_to_image must count images from 0, each with a text at least")
+        raise ValueError("text_to_image must count images from 0, each with at least one text")
     # Captions of an image are spread over rows of the product, so its best one is found first.
     blocks = _blocks(len(texts), images.shape[1])
     parts = [(texts[rows] * images[own[rows]]).sum(1) for rows in blocks]

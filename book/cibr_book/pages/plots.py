@@ -152,15 +152,17 @@ def search_gallery(
     queries: Sequence[str],
     similarity: Float[Tensor, "q n"],
     load: Callable[[int], Image.Image],
+    right: Sequence[int],
     n_shown: int = 5,
 ) -> list[Axes]:
-    """Each text above the images that a model ranks first.
+    """Each text above the images that a model ranks first, with its own image framed.
 
     Args:
         queries: q texts.
         similarity: cosines of texts to n images [q, n].
         load: takes an index and returns the image, such as `pairs.image`.
-        n_shown: images a text.
+        right: the index of each text's own image, q.
+        n_shown: images per text.
 
     Returns:
         The Axes of the images, row by row.
@@ -170,11 +172,12 @@ def search_gallery(
     figure, axes = panels(len(queries), n_shown, width, height, layout=None, dpi=110)
     figure.subplots_adjust(wspace=0.08, hspace=0.38, left=0.01, right=0.99, top=0.96, bottom=0.01)
     nearest = similarity.argsort(dim=1, descending=True, stable=True)[:, :n_shown]
-    for query, row, shown in zip(queries, axes, nearest.tolist(), strict=True):
+    for query, row, shown, own in zip(queries, axes, nearest.tolist(), right, strict=True):
         row[0].set_title(_shorten(query, 62), loc="left", fontweight="normal", parse_math=False)
         for axis, i in zip(row, shown, strict=True):
             axis.imshow(load(i).convert("RGB"))
-            axis.axis("off")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set(visible=i == own, color=GREEN, linewidth=3)
     return list(axes.flat)
 
 

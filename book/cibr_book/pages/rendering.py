@@ -63,7 +63,9 @@ class _GetProject(SphinxDirective):
         if not _in_repository():
             return []
         link = f'<a href="../{_ARCHIVE}" download>Download the project</a>'
-        return [nodes.raw("", f"<p>{link} (a zip) and unpack it.</p>", format="html")]
+        lacks = "the features of photos, without which pages on photos stop, are in the repository"
+        text = f"<p>{link} (a zip) and unpack it; {lacks}.</p>"
+        return [nodes.raw("", text, format="html")]
 
 
 def _size_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:

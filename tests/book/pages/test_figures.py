@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from helpers import picture
 from matplotlib.colors import to_hex
+from PIL import Image
 
 from cibr_book.pages import figures, plots
 from cibr_book.pages.plots import GREY, RIGHT, WRONG
@@ -61,6 +62,14 @@ def test_maps_show_the_gain_of_each_cell():
     assert shown == {float(f"{x:+.0f}" if abs(x) >= 9.5 else f"{x:+.1f}") for x in of_cca["mean"]}
     bold = sum(text.get_fontweight() == "bold" for text in axis.texts)
     assert bold == (of_cca["low"] * of_cca["high"] > 0).sum()
+
+
+def test_a_search_gallery_frames_the_image_of_the_text_alone():
+    similarity = torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.2, 0.1]])
+    image = Image.new("RGB", (4, 4))
+    axes = plots.search_gallery(["a", "b"], similarity, lambda i: image, [2, 2], n_shown=2)
+    framed = [axis.spines["top"].get_visible() for axis in axes]
+    assert framed == [False, True, False, False]  # images 1 and 2, then 0 and 1
 
 
 def test_a_gallery_marks_right_and_wrong_and_gives_the_rank_of_the_right_one():
