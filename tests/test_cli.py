@@ -101,8 +101,8 @@ def test_train_takes_settings_as_options_and_prints_the_last_row_of_the_history(
     monkeypatch, tmp_path, capsys
 ):
     seen, history = [], pd.DataFrame({"epoch": [1, 2], "clip_loss": [3.0, 2.5]})
-    parts = noise_pairs(56), noise_pairs(49, split="validation")
-    monkeypatch.setattr(data, "load_parts", lambda *_: parts)
+    parts = {"train": noise_pairs(56), "validation": noise_pairs(49, split="validation")}
+    monkeypatch.setattr(data, "load_parts", lambda _, splits: [parts[split] for split in splits])
     monkeypatch.setattr(train, "build_model", lambda config, pairs: None)
     monkeypatch.setattr(train, "fit", lambda *given: seen.append(given[-1]) or history)
     options = ["--beta", "0.2", "--loss-options", '{"sample": true}', "--learning-rate=0.01"]

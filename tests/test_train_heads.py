@@ -1,6 +1,5 @@
 """`cibr train` over frozen towers: heads + CCA, measured on held-out photos, trained on all."""
 
-
 import pandas as pd
 import pytest
 import torch

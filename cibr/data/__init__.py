@@ -128,8 +128,8 @@ class Source(NamedTuple):
 
     Args:
         name: the data set's name in messages and tables.
-        kind: ``known``, a set of `DATASETS`; ``folder``; ``shards``, on the hub; or ``datasets``, on
-            the hub and read by that library.
+        kind: ``known``, a set of `DATASETS`; ``folder``; ``shards``, on the hub; or ``datasets``,
+            on the hub and read by that library.
         place: the folder or the hub id; empty for a set of `DATASETS`.
     """
 

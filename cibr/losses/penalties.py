@@ -189,8 +189,8 @@ class Mine(Term):
         self.optimizer.load_state_dict(state)
 
     def forward(self, inputs: LossInputs) -> Scalar:
-        image, text = self.reports(inputs).values()
-        return (image + text) / 2
+        reports = self.reports(inputs)
+        return (reports["residual_image_nats"] + reports["residual_text_nats"]) / 2
 
     def reports(self, inputs: LossInputs) -> dict[str, Scalar]:
         """Estimates of the residual information, in nats, not bounds; they may be negative."""

@@ -43,7 +43,8 @@ class GradCache:
 
     Examples:
         >>> cache = GradCache(model, batch, accelerator, micro_batch_size=64)  # doctest: +SKIP
-        >>> terms = loss_fn(**cache.features, logit_scale=model.logit_scale)  # doctest: +SKIP
+        >>> inputs = cache.features | {"labels": cache.labels}  # doctest: +SKIP
+        >>> terms = loss_fn(**inputs, logit_scale=model.logit_scale)  # doctest: +SKIP
         >>> sum(terms.values()).backward()  # doctest: +SKIP
         >>> cache.backward()  # doctest: +SKIP
     """

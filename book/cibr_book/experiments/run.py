@@ -79,7 +79,8 @@ def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
     for name in settings:
         check_known("setting", name, known)
     own = {"cca": False} | {name: settings[name] for name in DEFAULTS if name in settings}
-    own["loss_options"] = {name: settings[name] for name in _LOSS_OPTIONS if name in settings}
+    options = {name: settings[name] for name in _LOSS_OPTIONS if name in settings}
+    own["loss_options"] = settings.get("loss_options", {}) | options
     if own.get("model") == "frozen":  # the defaults when the sweeps were planned
         ridges = settings.get("cca_ridge_image", 3.0), settings.get("cca_ridge_text", 1.0)
         own = {"batch_size": 1024, "cca_ridges": ridges} | own
