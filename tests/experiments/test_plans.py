@@ -25,6 +25,7 @@ IDS = {
     "confirmation": "c6e3a9f7e2a4740db548baa8c1fbf30b7a9e82650918e881b1cabf30a869af0f",
     "ablation": "f503469d3359e56a8ceab4c6e850da33a6fc55239b763dcd8b7dcb19b89fbb97",
     "moving": "5935fd9bb3e4b4b6ba9ad5e28fb686a5859eac94ce7ddaaae6ff569a7738f80b",
+    "moving-fair": "295d594868d739565accfd6ac4b87dc2ab674527b86faad10b839a86c93d61f0",
     "recipes": "3e7e115a02005d997f37f2b856d643869952a086854fb8d02194acaad9c9a4e0",
 }
 FEW = {"corruption": {"fraction": 0.1}, "condition": "few"}
@@ -155,7 +156,7 @@ def test_methods_start_from_their_best_trial_once_all_trials_have_rows(tmp_path)
 
 
 def test_trials_are_those_of_the_plan():
-    for name in ("moving-fair", "doses", "gains"):
+    for name in ("moving-fair", "moving-temperature", "doses", "gains"):
         runs, stated = read_plan(FOLDER / f"{name}-trials.yaml").runs, FOLDER / f"{name}.md"
         digest = hashlib.sha256("\n".join(sorted(runs)).encode()).hexdigest()
         assert re.search(rf"{len(runs):,} trials.*\n`{digest}`", stated.read_text("utf-8"))
