@@ -14,8 +14,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "cibr"
 MOST_LINES = {
     "cibr": 3_206,
-    "book": 3_302,
-    "tests": 5_610,
+    "book": 3_309,
+    "tests": 5_620,
 }  # of code
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
 

@@ -147,11 +147,14 @@ def over_beta(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts)
 
 
-def summary(tuned: pd.DataFrame, doses: pd.DataFrame, beside: pd.DataFrame) -> pd.DataFrame:
+def summary(
+    tuned: pd.DataFrame, moved: pd.DataFrame, doses: pd.DataFrame, beside: pd.DataFrame
+) -> pd.DataFrame:
     """What the penalty and CCA change in the recall of Flickr8k's test photos, against heads.
 
     Args:
         tuned: of confirmation.csv, with `confirmation.with_measures`.
+        moved: of moving.csv, with `fair.with_measures`.
         doses: of ablation.csv; vMF with 600 photos counts.
         beside: of heads_cca.csv, without trials.
 
@@ -167,6 +170,10 @@ def summary(tuned: pd.DataFrame, doses: pd.DataFrame, beside: pd.DataFrame) -> p
         for form in ("MINE", "crossfit" if photos == 6000 else "vMF"):
             gain = of[f"CIBR {form}"] - of["CLIP"]
             gains["the penalty, tuned", forms[form], photos] = gain
+    of = moved.assign(recall=(moved["search"] + moved["naming"]) / 2)
+    of = of.pivot_table("recall", "seed", "method")
+    for form in ("MINE", "vMF"):
+        gains["tuned, encoders trained, too", form, 600] = of[form] - of["CLIP"]
     of = with_measures(doses[doses["condition"] == "Flickr8k, 10 % of the pairs"])
     of = of.assign(recall=(of["search"] + of["naming"]) / 2)
     of = of.groupby(["method", "beta", "seed"])["recall"].mean()

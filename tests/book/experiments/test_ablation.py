@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from cibr.models.dual_encoder import Encoded
 from cibr.models.features import prepare
-from cibr_book.experiments import ablation, confirmation
+from cibr_book.experiments import ablation, confirmation, fair
 from cibr_book.experiments.ablation import (
     KAPPAS,
     ZERO_SHOT,
@@ -95,8 +95,13 @@ def test_the_summary_has_gains_over_heads_seed_by_seed():
     rows = confirmation.with_measures(read_table("confirmation.csv"))
     beside = pd.read_csv(RESULTS / "heads_cca.csv", dtype={"condition": str})
     beside = beside[beside["stage"] == "tests"]
-    found = ablation.summary(rows, read_table("ablation.csv"), beside)
-    found = found.set_index(["row", "photos"])
+    moved = fair.with_measures(read_table("moving.csv"))
+    found = ablation.summary(rows, moved, read_table("ablation.csv"), beside)
+    gain = moved.set_index(["method", "seed"])[["search", "naming"]].mean(axis=1)
+    gain = (gain["vMF"] - gain["CLIP"]).mean()
+    is_moved = found["group"] == "tuned, encoders trained, too"
+    assert found[is_moved].set_index("row").loc["vMF", "mean"] == pytest.approx(gain)
+    found = found[~is_moved].set_index(["row", "photos"])
     few = rows[rows["condition"] == "Flickr8k, 10 % of the pairs"].set_index(["method", "seed"])
     few = few["recall on Flickr8k"]
     gain = (few["CIBR MINE"] - few["CLIP"]).mean()
