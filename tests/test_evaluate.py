@@ -1,6 +1,7 @@
 """Evaluation of a suite: numbers are those of the embeddings, errors name the set."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from cibr import evaluate as engine
 from cibr.data import load_pairs
-from cibr.evaluate import Task, difference, evaluate
+from cibr.evaluate import Task, difference, evaluate, evaluate_pairs
 from cibr.metrics import proportion_interval, retrieval_recalls
 
 
@@ -181,3 +182,13 @@ def test_the_table_has_a_line_a_set_and_a_column_a_metric():
     assert (list(table.index), list(table.columns)) == (["b", "a"], ["m@5", "m@1"])
     assert table.loc["b"].tolist() == ["+50.0 [-100.0, +100.0]", "-25.0 [-100.0, +100.0]"]
     assert table.loc["a", "m@1"] == ""
+
+
+def test_evaluations_on_other_texts_or_images_are_not_compared(build, small):
+    model, pairs = build("tiny"), load_pairs("captions", "test")
+    texts = replace(pairs, captions=[*pairs.captions[1:], pairs.captions[0]])
+    images = replace(pairs, load=lambda i: pairs.image(-1 - i))
+    a, *others = (evaluate_pairs(model, of, "m") for of in (pairs, texts, images))
+    for b in others:
+        with pytest.raises(ValueError, match="different images or texts of captions"):
+            difference(a, b)

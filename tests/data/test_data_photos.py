@@ -102,3 +102,9 @@ def test_the_towers_compute_these_features_again():
         step = same.abs().amax(0) / n_codes
         same = same[:20] if found is images else same[rows]
         assert ((found - same).abs() <= 0.5 * step + 1e-4).all()  # rounding, and other machines
+
+
+def test_every_split_of_photos_has_its_names():
+    names = [(name, split) for name, own in photos.SPLITS.items() for split in own]
+    parts = [load_pairs(*name) for name in names]
+    assert [(pairs.name, pairs.split) for pairs in parts] == names

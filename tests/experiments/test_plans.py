@@ -183,3 +183,17 @@ def test_a_run_whose_code_has_retired_says_how_to_repeat_it(tmp_path, name):
     with pytest.raises(ValueError, match="has retired: repeat a committed row by `make again ROW="):
         save_row({"seed": 1}, tmp_path / "x.json", name)
     assert not (tmp_path / "x.json").exists()
+
+
+def test_the_best_trial_is_that_of_recall_and_accuracy_or_of_the_chosen_score(tmp_path):
+    clip = "conditions: {few: {methods: [{method: CLIP, %s}]}}"
+    trials = tmp_path / "trials.yaml"
+    trials.write_text(f"results: trials.csv\n{clip % 'dropout: [0.1, 0.2], seed: 1'}")
+    recall, accuracy = "validation_image_to_text_recall@1", "mini/mean of 7/accuracy@1"
+    scores = [{recall: 0.5, accuracy: 0.2}, {recall: 0.4, accuracy: 0.6}]
+    write_rows(read_plan(trials), tmp_path, dict(zip(read_plan(trials).runs, scores, strict=True)))
+    for choose, best in {"seed: 2": 0.2, "choose: validation": 0.1}.items():
+        final = tmp_path / "final.yaml"
+        final.write_text(f"results: rows.csv\ntrials: trials.yaml\n{clip % choose}")
+        (run,) = read_plan(final).runs.values()
+        assert run["dropout"] == best

@@ -199,3 +199,10 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_it_stays(tmp_path, monkey
     with pytest.raises(OSError, match="cannot write a checkpoint to .*no space left; make room"):
         train(tmp_path)
     assert last_step(tmp_path) == 2
+
+
+def test_a_run_goes_on_from_its_newest_checkpoint(tmp_path, monkeypatch):
+    stop_at(5, tmp_path)
+    assert len(RunFolder(tmp_path).checkpoints()) > 1
+    small_runs.fail_before(3, EOFError, monkeypatch.setattr)  # of six, two steps are left
+    train(tmp_path)

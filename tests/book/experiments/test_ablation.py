@@ -6,6 +6,7 @@ import torch
 from helpers import noise_pairs
 from torch.nn import functional as F
 
+from cibr.losses.vmf import vmf_mean_cosine
 from cibr.models.dual_encoder import Encoded
 from cibr.models.features import prepare
 from cibr_book.experiments import ablation, confirmation, fair
@@ -110,3 +111,19 @@ def test_the_summary_has_gains_over_heads_seed_by_seed():
     gain = 100 * (own.loc["heads + CCA"].mean() - own.loc["heads"].mean()).mean()
     assert found.loc[("heads + CCA", 3000), "mean"] == pytest.approx(gain)
     assert (found["low"] < found["mean"]).all() and set(found["n"]) == {6, 8, 16}
+
+
+def test_the_papers_estimate_is_of_the_first_noise(monkeypatch):
+    given = []
+
+    def estimate(noisy, pooled, names):
+        given.append(noisy)
+        return {"MINE": 0.0}
+
+    monkeypatch.setattr(ablation, "estimate_nats", estimate)
+    image, text = pairs_that_share(0.3)
+    residual_nats(image, text)
+    expected = vmf_mean_cosine(KAPPAS[0], 16)
+    for noisy, own in zip(given, (image, image, text, text), strict=True):
+        cosine = (noisy * own.features).sum(1).mean()
+        assert 1 - float(cosine) == pytest.approx(1 - float(expected), rel=0.1)

@@ -18,6 +18,7 @@ from cibr_book.experiments.confirmation import (
     best_forms,
     best_trials,
     hypothesis_tests,
+    measure_columns,
     with_measures,
     zero_shot_tests,
 )
@@ -152,3 +153,11 @@ def test_an_interval_over_photos_is_of_the_hits_of_the_runs_that_a_claim_compare
         sides.append(100 / 30 * hits["Flickr8k"][[places.index(run) for run in runs]])
     expected = [*paired_difference(*sides)]
     assert table.iloc[0][["difference", "low", "high"]].tolist() == pytest.approx(expected)
+
+
+def test_a_run_that_diverged_scores_0():
+    columns = sorted({name for of in measure_columns().values() for name in of})
+    rows = pd.DataFrame([[np.nan], [0.5]] * np.ones(len(columns)), columns=columns)
+    rows = rows.assign(condition="Flickr8k", error=["not finite", None])
+    found = with_measures(rows)[[*measure_columns()]]
+    assert (found.loc[0] == 0).all() and np.allclose(found.loc[1], 50)

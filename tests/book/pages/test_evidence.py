@@ -31,3 +31,10 @@ def test_the_dose_of_a_run_is_the_weight_that_the_ablation_planned():
     assert set(rows["method"]) == {"vMF", "vMF, sampled", "cross-fitting", "MINE"}
     doses = rows["configuration"].map(evidence.dose)
     assert doses.to_numpy() == pytest.approx(rows["beta"].to_numpy(), rel=2e-3)
+
+
+def test_outcomes_are_counted_by_family():
+    tests = pd.DataFrame({"outcome": ["holds", "undecided", "holds"]})
+    table = evidence.outcome_counts({"both": tests, "one": tests[:1]})
+    columns = ["claims", "holds", "undecided", "contradicted"]
+    assert table[columns].to_numpy().tolist() == [[3, 2, 1, 0], [1, 1, 0, 0]]
