@@ -125,9 +125,9 @@ def _train(arguments: argparse.Namespace) -> None:
     is_held_out = "train+validation" in available_splits(config.dataset)
     everything = "train+validation" if is_held_out else "train"
     train, validation, whole = load_parts(config.dataset, ["train", "validation", everything])
-    if is_main and "penalty" in given and not config.beta:
-        _say(f"warning: the penalty {config.penalty} changes nothing at beta 0: give --beta")
     if is_main:
+        if "penalty" in given and not config.beta:
+            _say(f"warning: the penalty {config.penalty} changes nothing at beta 0: give --beta")
         n_train, n_validation = len(train), len(validation)
         _say(f"{train.name}: {n_train:,} images for train, {n_validation:,} for validation")
     if config.model == "frozen":

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "cibr"
 MOST_LINES = {
     "cibr": 3_206,
     "book": 3_309,
-    "tests": 5_668,
+    "tests": 5_676,
 }  # of code
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
 

@@ -240,7 +240,8 @@ class CIBRTrainer(Trainer):
         """The inputs of the loss by name, from the encoded rows of a part of a batch."""
         named = unit_vectors(image, text)
         pooled = {"image_pooled": image.pooled, "text_pooled": text.pooled}
-        needed = self.loss_fn.needs & pooled.keys()
+        # In one order on all processes, as these are gathered one by one.
+        needed = [name for name in pooled if name in self.loss_fn.needs]
         return named | {name: pooled[name].detach() for name in needed}
 
     def _backward(self, cache: GradCache, generator: torch.Generator) -> dict[str, Scalar]:

@@ -4,6 +4,7 @@ before the step.
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from small_runs import PAIRS, before_step, settings, small_model
 from twin import CASES, Double, model_of, plain_run, settings_of
 
 from cibr.models import features
+from cibr.models.dual_encoder import Encoded
 from cibr.models.features import prepare
 from cibr.train.grad_cache import GradCache
 from cibr.train.trainer import CIBRTrainer
@@ -111,3 +113,11 @@ def test_what_is_not_finite_stops_before_the_step(tmp_path, part, hook, monkeypa
         trainer.train()
     handles[0].remove()
     assert same(trainer.model, kept[0])
+
+
+def test_all_processes_gather_inputs_in_one_order():
+    image, text = Encoded(torch.ones(2, 3), torch.ones(2, 4)), Encoded(*torch.ones(2, 2, 3))
+    names = ["image_features", "text_features", "image_pooled", "text_pooled"]
+    for needs in (names[2:], names[:1:-1]):  # a set has another order in each process
+        trainer = SimpleNamespace(loss_fn=SimpleNamespace(needs=needs))
+        assert [*CIBRTrainer.loss_inputs(trainer, image, text)] == names
