@@ -6,7 +6,7 @@ linear heads are trained: Gaussian noise on their inputs, of the ridges' varianc
 the covariances.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,9 @@ def predicted_recalls(
     test: Inputs,
     ridges: tuple[float, float],
     temperature: float,
-    dose: float,
+    doses: Iterable[float],
     batch_size: int,
-) -> dict[str, float]:
+) -> dict[float, dict[str, float]]:
     """What linear heads recall whose gains minimise the loss for the correlations of features.
 
     Args:
@@ -101,15 +101,18 @@ def predicted_recalls(
         test: of test pairs.
         ridges: of `Spectrum`.
         temperature: of the softmax.
-        dose: weight of 1 - cos times the temperature.
+        doses: weights of 1 - cos times the temperature.
         batch_size: pairs in a batch.
 
     Returns:
-        Of `direction_recalls`.
+        By dose those of `direction_recalls`.
     """
-    spectrum = Spectrum(train, ridges)
-    gains = loss_gains(spectrum.rho, temperature, dose, batch_size)
-    return direction_recalls(spectrum.embeddings(spectrum.heads(gains), test), test)
+    spectrum, found = Spectrum(train, ridges), {}
+    for dose in doses:
+        gains = loss_gains(spectrum.rho, temperature, dose, batch_size)
+        embeddings = spectrum.embeddings(spectrum.heads(gains), test)
+        found[dose] = direction_recalls(embeddings, test)
+    return found
 
 
 def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:

@@ -224,7 +224,7 @@ def train_discrete(
         world: images and texts.
         settings: one of each run.
         seeds: of weights and pairs; runs of one seed have equal initial networks.
-        n_steps: of AdamW at a constant rate; 0 for the untrained encoders.
+        n_steps: of Adam at a constant rate; 0 for the untrained encoders.
         dim: width of the embeddings.
         batch_size: pairs per step.
 

@@ -1,23 +1,17 @@
 """A Gaussian world of images and texts: the information of linear encoders from determinants.
 
-Information is measured with noise of a stated level. By convention, `contrast_rows` ties it to the
-temperature: for z of one length, exp(<u, z> / temperature) is proportional to a Gaussian density of
-variance temperature around u.
+Information is measured with noise of a stated level.
 
 Source: Cover & Thomas, Elements of Information Theory (2006), for the identities; Chechik et al.
 (2005, JMLR 6) for the optimal linear encoder.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 from jaxtyping import Float64
 from torch import Tensor
-
-from cibr_book.worlds.training import Pair, Settings, train
 
 Nats = Float64[Tensor, ""]
 Covariance = Float64[Tensor, "n n"]
@@ -182,95 +176,6 @@ def bottleneck_variance(correlations: Float64[Tensor, " s"], beta: float) -> Flo
     squared = correlations**2
     c = beta / (1 + beta)
     return torch.clamp((squared / c - 1) / (1 - squared), min=0)
-
-
-def train_gaussian(
-    world: GaussianWorld,
-    settings: Sequence[Settings],
-    seeds: Sequence[int] = (0,),
-    n_steps: int = 300,
-    dim: int = 8,
-    batch_size: int = 128,
-    start: float = 1.0,
-    **options,
-) -> tuple[Float64[Tensor, "runs seeds d v"], Float64[Tensor, "runs seeds d t"]]:
-    """Trains two linear encoders on fresh Gaussian pairs; embeddings have mean squared length 1.
-
-    Fixing the mean power of the embedding, not the norm of each vector, keeps Z_v = W x_v + noise
-    Gaussian and its information exact.
-
-    Args:
-        world: images and texts.
-        settings: one of each run.
-        seeds: of weights and pairs.
-        n_steps: of AdamW at a constant rate; 0 for the untrained encoders.
-        dim: width of the embeddings.
-        batch_size: pairs per step.
-        start: standard deviation of the first weights.
-        options: of `train`; `length="free"` for embeddings of any length.
-
-    Returns:
-        W of the images and of the texts, each with tr(W W^T) = 1 unless the length is free.
-    """
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    sizes = [len(world.image), len(world.text)]
-    root = torch.linalg.cholesky(world.covariance)
-
-    def drawn(n_rows: int, n_columns: int) -> Float64[Tensor, "seeds n_rows n_columns"]:
-        size = n_rows, n_columns
-        return torch.stack([torch.randn(size, generator=g, dtype=root.dtype) for g in generators])
-
-    def batch(step: int) -> Pair:
-        return (drawn(batch_size, len(root)) @ root.T)[None].split(sizes, -1)
-
-    options = {"length": "mean"} | options
-    first = [[start * drawn(dim, n).mT[None]] for n in sizes]
-    weights = train(first, batch, settings, n_steps, **options)
-    maps = [side[-1] for side in weights]
-    if options["length"] == "mean":
-        maps = [side / side.norm(dim=(-2, -1), keepdim=True) for side in maps]
-    return tuple(side.mT for side in maps)
-
-
-def contrast_rows(
-    world: GaussianWorld,
-    temperatures: Sequence[float],
-    dims: Sequence[int],
-    seeds: Sequence[int],
-    decay: float = 0.0,
-    **options,
-) -> pd.DataFrame:
-    """`train_gaussian` at several temperatures and widths, measured before and after by
-    `linear_encoder_nats`, with the temperature as the noise variance.
-
-    Args:
-        world: images and texts.
-        temperatures: of the softmax.
-        dims: widths of the embedding.
-        seeds: of weights and pairs; both measurements share the initial weights.
-        decay: weight decay.
-        options: of the training.
-
-    Returns:
-        Tidy rows of `temperature, dim, seed, trained`, the information in nats and
-        `nuisance_in_span`: the share of the squared length of the image-only factors' embeddings
-        that lies in the span of the texts' embeddings, from 0 to 1.
-    """
-    rows = []
-    settings = [Settings(temperature, decay=decay) for temperature in temperatures]
-    runs = list(itertools.product(enumerate(temperatures), enumerate(seeds)))
-    for dim, trained in itertools.product(dims, (False, True)):
-        training = options if trained else options | {"n_steps": 0}
-        towers = train_gaussian(world, settings, seeds, dim=dim, **training)
-        for (i, temperature), (j, seed) in runs:
-            image, text = (side[i, j] for side in towers)
-            nats = linear_encoder_nats(world, image, temperature)
-            image_only = (image @ world.mix_image[:, len(world.correlations) :]).T
-            inside = within_reach(image_only, text.T)
-            nats["nuisance_in_span"] = inside.square().sum() / image_only.square().sum()
-            row = dict(temperature=temperature, dim=dim, seed=seed, trained=trained)
-            rows.append(row | {name: float(value) for name, value in nats.items()})
-    return pd.DataFrame(rows)
 
 
 def within_reach(

@@ -8,7 +8,7 @@ Pairs: factors are standard normal before scaling. A random orthogonal matrix fo
 rotates its 64, and one constant gives all numbers a mean square of 1.
 
 Towers: one matrix a side, without bias, at first normal with variance 1/64; embeddings have unit
-length. AdamW and the one-cycle rate, without momentum cycling, in batches of 128 pairs, or all if
+length. Adam and the one-cycle rate, without momentum cycling, in batches of 128 pairs, or all if
 there are fewer.
 
 The rows of data/results/world_between.csv come from the code of the commits that they name: every
@@ -108,7 +108,7 @@ def fit(sample: Sample, settings: Settings, n_steps: int) -> Weights:
     Args:
         sample: the training pairs, and the seed.
         settings: of the run.
-        n_steps: of AdamW with PyTorch's one-cycle rate.
+        n_steps: of Adam with PyTorch's one-cycle rate.
     """
     generator = torch.Generator().manual_seed(sample.seed)
     n_inputs = sample.train.shape[2]

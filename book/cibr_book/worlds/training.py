@@ -6,8 +6,8 @@
 
 the bound `vmf` of `CIBRLoss` less its floor, at a concentration so high that A_d(kappa_e) is 1.
 Runs differ only in their settings: weights and batches depend only on the seed, so no run depends
-on another. `train_discrete` and `train_gaussian` train on pairs drawn anew in every step,
-`cibr_book.worlds.map` on a finite number.
+on another. `train_discrete` trains on pairs drawn anew in every step, `cibr_book.worlds.map` on a
+finite number.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,13 +33,11 @@ class Settings:
         temperature: of the softmax, positive.
         beta: weight of the penalty, 0 for none.
         rate: learning rate, the largest where it follows a cycle.
-        decay: weight decay of AdamW.
     """
 
     temperature: float = 0.07
     beta: float = 0.0
     rate: float = 0.01
-    decay: float = 0.0
 
 
 def train(
@@ -47,32 +45,30 @@ def train(
     batch: Callable[[int], Pair],
     settings: Sequence[Settings],
     n_steps: int,
-    length: str = "unit",
     one_cycle: bool = False,
 ) -> Weights:
-    """Trains every run from every seed's first weights by AdamW.
+    """Trains every run from every seed's first weights by Adam.
 
     Args:
         first: weights of each seed, [1, seeds, inputs, outputs].
         batch: takes a step and returns its pairs, of each seed.
         settings: one of each run.
         n_steps: of the optimizer.
-        length: of the embeddings, as in `embed`.
         one_cycle: whether the rate follows PyTorch's one-cycle schedule, or is constant.
 
     Returns:
         The weights of all runs.
     """
-    groups = []  # each run has its own weights, rate and decay
+    groups = []  # each run has its own weights and rate
     for run in settings:
         own = [layer.clone().requires_grad_() for side in first for layer in side]
-        groups.append({"params": own, "lr": run.rate, "weight_decay": run.decay})
-    descent = torch.optim.AdamW(groups)
+        groups.append({"params": own, "lr": run.rate})
+    descent = torch.optim.Adam(groups)
     if one_cycle:
         rates = [run.rate for run in settings]
         cycle = torch.optim.lr_scheduler.OneCycleLR(descent, rates, n_steps, cycle_momentum=False)
     for step in range(n_steps):
-        means = embed(_together(groups, first), batch(step), length)
+        means = embed(_together(groups, first), batch(step))
         descent.zero_grad()
         losses(means, settings).sum().backward()
         descent.step()
@@ -81,26 +77,20 @@ def train(
     return [[layer.detach() for layer in side] for side in _together(groups, first)]
 
 
-def embed(weights: Weights, inputs: Pair, length: str = "unit") -> Means:
-    """Embeddings of images and texts by linear towers or by towers with a hidden layer.
+def embed(weights: Weights, inputs: Pair) -> Means:
+    """Unit vectors of images and texts by linear towers or by towers with a hidden layer.
 
     Args:
         weights: each side has its last layer, after a hidden layer's weights and biases if there is
             one.
         inputs: of images and texts.
-        length: `unit` for unit vectors; `mean` for linear maps of unit norm, whose embeddings of
-            inputs of unit variance have mean squared length 1; `free`.
     """
     sides = []
     for layers, x in zip(weights, inputs, strict=True):
         if len(layers) == 3:
             x = torch.relu(x @ layers[0] + layers[1])
-        last = layers[-1]
-        if length == "mean":
-            last = last / last.norm(dim=(-2, -1), keepdim=True)
-        sides.append(x @ last)
-    means = torch.stack(sides)
-    return F.normalize(means, dim=-1) if length == "unit" else means
+        sides.append(x @ layers[-1])
+    return F.normalize(torch.stack(sides), dim=-1)
 
 
 def losses(means: Means, settings: Sequence[Settings]) -> Float[Tensor, "runs seeds"]:

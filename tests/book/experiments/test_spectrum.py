@@ -50,9 +50,9 @@ def test_heads_have_the_gains_that_they_are_made_of_and_find_what_is_shared(feat
 
 
 def test_predicted_recalls_are_those_of_the_gains_of_the_loss(features):
-    point = RUN["temperature"], RUN["dose"], 250
+    point = RUN["temperature"], (0.0, RUN["dose"]), 250
     parts = features["train"], features["flickr8k"]
-    found = spectrum.predicted_recalls(*parts, tuple(RUN["ridges"]), *point)
+    found = spectrum.predicted_recalls(*parts, tuple(RUN["ridges"]), *point)[RUN["dose"]]
     run = spectrum.train_and_measure(RUN | {"gains": "loss", "batch_size": 250}, "")
     for name, value in found.items():
         assert value == pytest.approx(run[f"flickr8k/{name}"], abs=0.02)  # photos in another order
