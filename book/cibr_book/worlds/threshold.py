@@ -5,8 +5,12 @@ unit length, and in finite batches, they do not: `loss_gains` minimises CLIP's l
 gains, of Gaussian pairs with the given correlations. Neither has a parameter to fit.
 """
 
+import math
+
+import numpy as np
 import torch
 from jaxtyping import Float64
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from cibr.losses import clip_loss
@@ -46,6 +50,8 @@ def fixed_length_gains(rho: Correlations, temperature: float, dose: float = 0.0)
 def trained_temperature_gains(rho: Correlations, weight: float) -> tuple[Correlations, float]:
     """The same where the temperature is trained and the weight of 1 - cos is fixed.
 
+    The limit of the loss may have several minima over the temperature; this is the lowest.
+
     Args:
         rho: canonical correlations in [0, 1], of which one at least is positive.
         weight: of 1 - cos.
@@ -53,16 +59,19 @@ def trained_temperature_gains(rho: Correlations, weight: float) -> tuple[Correla
     Returns:
         The gains, and the temperature, one over their sum.
     """
-    low, high = 1e-6, 1e6
-    for _ in range(
-        200
-    ):  # bisection: with the gains at a temperature, is their sum's inverse below?
-        temperature = (low * high) ** 0.5
-        dose = weight * temperature
-        cosine = temperature * (fixed_length_gains(rho, temperature, dose) * rho).sum()
-        gains = torch.clamp((1 + dose) * rho - dose * cosine, min=0)
-        low, high = (temperature, high) if gains.sum() * temperature < 1 else (low, temperature)
-    return gains, temperature
+
+    def at(log: float) -> tuple[Correlations, float]:
+        """The best gains at a temperature, and the limit of the loss."""
+        gains = fixed_length_gains(rho, math.exp(log), weight * math.exp(log))
+        shared = (1 + weight * math.exp(log)) * (gains * rho).sum()
+        return gains, float(gains.square().sum() / 2 - shared)
+
+    logs = np.linspace(-10, 10, 2001)
+    best = int(np.argmin([at(log)[1] for log in logs[1:-1]])) + 1
+    around = (logs[best - 1], logs[best + 1])
+    found = minimize_scalar(lambda log: at(log)[1], bounds=around, options={"xatol": 1e-10})
+    gains = at(found.x)[0]
+    return gains, float(1 / gains.sum())
 
 
 def loss_gains(
