@@ -1,9 +1,6 @@
 """The study's suites of benchmarks, which importing this module adds to `cibr.evaluate.SUITES`."""
 
 from cibr.evaluate import SUITES, Task
-from cibr.utils import project_root
-
-PUBLISHED = project_root() / "data" / "results" / "published.csv"  # scores that others report
 
 
 def _tasks(names: str, split: str = "test", group: str = "") -> list[Task]:

@@ -4,11 +4,11 @@ import pandas as pd
 import pytest
 
 from cibr.evaluate import SUITES
-from cibr_book.experiments.suites import PUBLISHED
+from cibr_book.experiments.tables import RESULTS
 
 
 def test_published_scores_are_of_the_papers_sets():
-    known = pd.read_csv(PUBLISHED)
+    known = pd.read_csv(RESULTS / "published.csv")
     sets = {task.dataset for suite in ("paper", "paper-extras") for task in SUITES[suite]}
     assert set(known["dataset"]) == sets and known["value"].between(1, 100).all()
 
