@@ -141,6 +141,13 @@ def test_the_best_trial_says_which_of_its_values_end_their_range():
     assert best_forms(forms) == {"few": "CIBR crossfit"}
 
 
+def test_a_trial_counts_by_the_mean_over_its_seeds():
+    of_seeds = [json.dumps({"beta": beta, "seed": seed}) for beta in (0, 1, 2) for seed in (1, 2)]
+    trials = pd.DataFrame({"configuration": of_seeds, "validation": [1, 9, 6, 6, 2, 3]})
+    trials = trials.assign(condition="few", method="CLIP")
+    assert best_trials(trials).iloc[0][["n", "validation", "ends"]].tolist() == [3, 6, ""]
+
+
 def test_an_interval_over_photos_is_of_the_hits_of_the_runs_that_a_claim_compares():
     rows, hits = with_measures(read_table("confirmation.csv")), dict(np.load(confirmation.HITS))
     forms = best_forms(read_table("confirmation_trials.csv"))
