@@ -96,7 +96,7 @@ def image_grid(
     titles = [wrap(text, 90 // n_columns) for text in titles]
     n_lines = max(text.count("\n") + 1 for text in titles)
     height = n_rows * (WIDTH / n_columns + 0.15 * n_lines)
-    axes = panels(n_rows, n_columns, WIDTH, height)[1]
+    axes = panels(n_rows, n_columns, WIDTH, height, dpi=130)[1]
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, title in zip(axes.flat, images, titles, strict=False):
