@@ -26,6 +26,7 @@ IDS = {
     "ablation": "f503469d3359e56a8ceab4c6e850da33a6fc55239b763dcd8b7dcb19b89fbb97",
     "moving": "5935fd9bb3e4b4b6ba9ad5e28fb686a5859eac94ce7ddaaae6ff569a7738f80b",
     "moving-fair": "295d594868d739565accfd6ac4b87dc2ab674527b86faad10b839a86c93d61f0",
+    "doses": "81f8603376f6137a94195205ebf1c52516480791c0e002cb3873998d72c0eb47",
     "recipes": "3e7e115a02005d997f37f2b856d643869952a086854fb8d02194acaad9c9a4e0",
 }
 FEW = {"corruption": {"fraction": 0.1}, "condition": "few"}
