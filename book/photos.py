@@ -35,7 +35,7 @@ SHOWN += [245, 701, 754, 744, 392, 84, 10, 439, 929, 639, 206, 857, 878]
 def image_features(model: DualEncoder, pairs: Pairs) -> Float[Tensor, "n p"]:
     """Pooled features of all images."""
     batches = torch.arange(len(pairs)).split(16)
-    pixels = (model.preprocess([*pairs.images(rows)]) for rows in batches)
+    pixels = (model.preprocess([*pairs.subset(rows).images()]) for rows in batches)
     return torch.cat([model.encode_images(batch).pooled for batch in pixels])
 
 

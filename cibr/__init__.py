@@ -6,7 +6,6 @@ models and training.
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers
@@ -16,11 +15,7 @@ if TYPE_CHECKING:  # the same names for type checkers
     from cibr.models import DualEncoder
     from cibr.train import CIBRTrainer, RunConfig, build_model, configure, fit, load_splits
 
-try:
-    __version__ = version("cibr")
-except PackageNotFoundError:  # a checkout on the path that was never installed
-    __version__ = "0+unknown"
-
+__version__ = "0.5.0"
 __all__ = ["CIBRLoss", "CIBRTrainer", "DualEncoder", "Pairs", "RunConfig", "__version__"]
 __all__ += ["beta_at", "build_model", "clip_loss", "configure", "fit", "load_pairs", "load_splits"]
 __all__ += ["recall_at_k"]

@@ -79,7 +79,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="measure a model", parents=[with_model])
     on = evaluate.add_mutually_exclusive_group()
-    on.add_argument("--suite", help="characters (default), photos, paper or your own")
+    on.add_argument("--suite", default="characters", help="or photos, paper or your own")
     on.add_argument("--data", metavar="NAME_OR_FOLDER", help="one data set instead of a suite")
     evaluate.add_argument("--compare-with", metavar="MODEL", help="a model to subtract")
     evaluate.add_argument("--output-dir", type=Path, help="a folder for scores")
@@ -113,11 +113,15 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    """Trains a model and says what it recalls of held-out images. Heads over frozen towers are then
+    trained again on all images, if a part of these was held out.
+    """
     from accelerate import PartialState
 
     from cibr.data import available_splits, load_parts
     from cibr.train import build_model, configure, fit
     from cibr.train.config import SETTINGS, preset_for
+    from cibr.train.run_folder import RunFolder
 
     given = {n: value for n, value in vars(arguments).items() if n == "preset" or n in SETTINGS}
     config = configure(**given)
@@ -125,60 +129,42 @@ def _train(arguments: argparse.Namespace) -> None:
     is_held_out = "train+validation" in available_splits(config.dataset)
     everything = "train+validation" if is_held_out else "train"
     train, validation, whole = load_parts(config.dataset, ["train", "validation", everything])
-    if is_main:
-        if "penalty" in given and not config.beta:
-            _say(f"warning: the penalty {config.penalty} changes nothing at beta 0: give --beta")
-        n_train, n_validation = len(train), len(validation)
-        _say(f"{train.name}: {n_train:,} images for train, {n_validation:,} for validation")
     if config.model == "frozen":
         given = {"preset": preset_for(len(whole))} | given
-        _say(f"settings: {given['preset']}")
-        _train_heads(configure(**given), train, validation, whole, arguments, is_main)
-        return
-    history = fit(build_model(config, train), train, validation, config)
+        config = configure(**given)
     if is_main:
-        print(history.iloc[-1].to_string())
-        print(f"\nmodel and history: {config.output_dir}")
-
-
-def _train_heads(config, train, validation, whole, arguments, is_main: bool) -> None:
-    """Heads over frozen towers, measured on the validation part; if that was held out, they are
-    then trained again on the whole.
-    """
-    from cibr.train import build_model, fit
-    from cibr.train.run_folder import RunFolder
-
+        n_train, n_validation = len(train), len(validation)
+        _say(f"{train.name}: {n_train:,} images for train, {n_validation:,} for validation")
+        _say(f"settings: {given.get('preset', config.model)}")
+        if "penalty" in given and not config.beta:
+            _say(f"warning: the penalty {config.penalty} changes nothing at beta 0: give --beta")
     if len(validation) < 2:
-        raise ValueError(
-            f"{train.name}: {len(train) + len(validation)} images are too few to hold some out: "
-            "give 30 or more"
-        )
+        raise ValueError(f"{train.name}: too few images to hold some out: give 30 or more")
     folder = Path(config.output_dir)
     RunFolder(folder, is_main)  # refuses one with files of others before anything is written
-    is_held_out = whole is not train
-    first = replace(config, output_dir=str(folder / "held_out")) if is_held_out else config
+    is_twice = is_held_out and config.model == "frozen"
+    first = replace(config, output_dir=str(folder / "held_out")) if is_twice else config
     model = build_model(first, train)
     fit(model, train, validation, first)
     if is_main:
-        _report_held_out(model, config, validation, Path(first.output_dir))
-    if is_held_out:
+        _report_held_out(model, first, validation)
+    if is_twice:
         model = build_model(config, whole)
         fit(model, whole, None, config)
-    if not is_main:
-        return
-    if arguments.copy_towers:
-        model.save_pretrained(folder, copy_towers=True)
-    print(f"trained on {len(whole):,} images: {folder}")
-    print(f'find photos with: cibr search {folder} path/to/photos "a dog on the beach"')
+    if is_main:
+        if arguments.copy_towers:
+            model.save_pretrained(folder, copy_towers=True)
+        print(f"trained on {len(whole if is_twice else train):,} images: {folder}")
+        print(f'find photos with: cibr search {folder} path/to/photos "a dog on the beach"')
 
 
-def _report_held_out(model, config, pairs, folder: Path) -> None:
+def _report_held_out(model, config, pairs) -> None:
     """Prints what a model recalls of held-out pairs, beside a dual encoder whose towers it has."""
     from cibr.evaluate import evaluate_pairs
 
-    name = "heads + CCA" if config.cca else "heads"
+    name = "heads + CCA" if model.settings.get("with_linear") else config.model
     rows = evaluate_pairs(model, pairs, name).rows
-    rows.to_csv(folder / "recall.csv", index=False)
+    rows.to_csv(Path(config.output_dir, "recall.csv"), index=False)
     print(f"\n{len(pairs):,} held-out images, {len(pairs.texts()):,} texts: recall in per cent")
     print(f"{name}, with 95 % intervals:")
     _print_scores(rows)
@@ -202,15 +188,11 @@ def _load(name: str, device: str | None = None):
 def _evaluate(arguments: argparse.Namespace) -> None:
     from cibr.evaluate import dataset_tasks, difference, evaluate
 
-    suite = arguments.suite or "characters"
-    if arguments.data:
-        suite = dataset_tasks(arguments.data)
-        for task in suite:
-            print(f"{task.dataset}: {task.split}, {task.kind}")
+    suite = dataset_tasks(arguments.data) if arguments.data else arguments.suite
     results = []
     for name in filter(None, (arguments.model, arguments.compare_with)):
-        folder = arguments.output_dir and arguments.output_dir / quote(name.strip("/"), safe="")
         model = _load(name, arguments.device)
+        folder = arguments.output_dir and arguments.output_dir / quote(name.strip("/"), safe="")
         results.append(evaluate(model, suite, name=name, output_dir=folder))
         print(f"\n{name} on {arguments.data or suite}: per cent, with 95 % intervals")
         _print_scores(results[-1].rows)
@@ -254,17 +236,18 @@ def _index(model, folder: Path):
     """
     import torch
     from PIL import Image
+    from safetensors.torch import load_file
     from tqdm import tqdm
 
     from cibr.data.pairs import IMAGE_SUFFIXES, open_rgb
-    from cibr.models.features import keep_tensors, read_tensors
+    from cibr.models.features import keep_tensors
     from cibr.utils import cache_folder, digest
 
     # What the model makes of a text and an image tells it from others of its name.
     probe = torch.cat([model.embed_texts(["a"]), model.embed_images([Image.new("RGB", (64, 64))])])
     about = repr((str(folder.resolve()), (100 * probe).round().int().tolist()))
     index = cache_folder() / "search" / f"{digest(about)[:24]}.safetensors"
-    known, found = read_tensors(index), {}
+    known, found = load_file(index) if index.exists() else {}, {}
     for file in tqdm(sorted(folder.rglob("*")), delay=2):
         if file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
             continue

@@ -20,11 +20,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 from tqdm import tqdm
 
 from cibr import metrics
-from cibr.data import Pairs, available_splits, load_pairs, photos
+from cibr.data import Pairs, available_splits, load_pairs, photos, title_of
 from cibr.metrics.intervals import cluster_values, group_balanced_values
 from cibr.metrics.retrieval import recall_items
 from cibr.metrics.zeroshot import accuracy_items
@@ -49,8 +48,12 @@ class Task(NamedTuple):
     @property
     def title(self) -> str:
         """The data set's name in tables, with the split if that is neither test nor validation."""
-        name = Path(self.dataset).resolve().name.removeprefix("wds_")  # also of the folder `.`
+        name = title_of(self.dataset)
         return name if self.split in ("test", "validation") else f"{name}/{self.split}"
+
+
+def _suite(zero_shot: Sequence[str], retrieval: Sequence[str]) -> tuple[Task, ...]:
+    return (*map(Task, zero_shot), *(Task(name, "retrieval") for name in retrieval))
 
 
 _PAPER = "vtab-cifar10 vtab-cifar100 food101 vtab-caltech101 vtab-pets vtab-dtd vtab-eurosat"
@@ -59,16 +62,8 @@ _PAPER = "vtab-cifar10 vtab-cifar100 food101 vtab-caltech101 vtab-pets vtab-dtd 
 # public; those of `paper` are our choice. Add a suite with `SUITES[name] = (Task(...), ...)`.
 SUITES: dict[str, tuple[Task, ...]] = {
     "characters": (Task("glyphs", "retrieval"), Task("glyphs", "retrieval", "test_characters")),
-    "photos": (
-        *map(Task, photos.CLASSES),
-        Task("photos", "retrieval"),
-        Task("photos-coco", "retrieval"),
-    ),
-    "paper": (
-        *map(Task, _PAPER.split()),
-        Task("mscoco_captions", "retrieval"),
-        Task("flickr30k", "retrieval"),
-    ),
+    "photos": _suite(photos.CLASSES, ["photos", "photos-coco"]),
+    "paper": _suite(_PAPER.split(), ["mscoco_captions", "flickr30k"]),
 }
 
 
@@ -76,41 +71,26 @@ def suite_tasks(suite: str | Sequence[Task]) -> tuple[Task, ...]:
     """The tasks of a suite, a name of `SUITES` or tasks.
 
     Raises:
-        ValueError: an unknown suite or kind, with the known ones.
+        ValueError: an unknown suite, with the known ones.
     """
-    if isinstance(suite, str):
-        check_known("suite", suite, SUITES)
-        suite = SUITES[suite]
-    for task in suite:
-        check_known("kind of task", task.kind, ("zero-shot", "retrieval"))
-    return tuple(suite)
+    if not isinstance(suite, str):
+        return tuple(suite)
+    check_known("suite", suite, SUITES)
+    return SUITES[suite]
 
 
-def dataset_tasks(dataset: str) -> tuple[Task, ...]:
-    """The tasks that a data set supports: zero-shot with class names and templates, retrieval with
-    captions.
+def dataset_tasks(dataset: str) -> tuple[Task]:
+    """The task of a data set: zero-shot if it has class names, else retrieval.
 
     Args:
         dataset: a name or a folder; see `cibr.load_pairs`. Uses the test split, or validation.
 
     Raises:
-        ValueError, FileNotFoundError, ConnectionError: as `cibr.load_pairs`; or class names without
-            templates.
+        ValueError, FileNotFoundError, ConnectionError: as `cibr.load_pairs`.
     """
-    splits = available_splits(dataset)
-    split = "validation" if "validation" in splits and "test" not in splits else "test"
-    pairs = load_pairs(dataset, split)
-    if not pairs.classnames:
-        return (Task(dataset, "retrieval", split),)
-    pairs.prompts()  # raises without templates
-    return (Task(dataset, "zero-shot", split),)
-
-
-class Score(NamedTuple):
-    """One number an item, whose mean is the score, and the number of queries."""
-
-    values: Float[np.ndarray, " _"]
-    n: int
+    split = "test" if "test" in available_splits(dataset) else "validation"
+    kind = "zero-shot" if load_pairs(dataset, split).classnames else "retrieval"
+    return (Task(dataset, kind, split),)
 
 
 @dataclass(eq=False)
@@ -120,53 +100,28 @@ class Evaluation:
     Args:
         model: the model's name in tables.
         suite: the suite's name in tables.
-        scores: by task and metric.
-        digests: of each task's images and texts; scores are comparable item by item where they are
-            equal.
+        scores: one number an item, whose mean is the score, by data set, kind and metric: of sets
+            first, then of groups, such as the four styles of PACS, and of all zero-shot sets, where
+            a group counts as one set.
+        digests: of each data set's images and texts; scores are comparable item by item where they
+            are equal.
     """
 
     model: str
     suite: str
-    scores: dict[Task, dict[str, Score]]
-    digests: dict[Task, str]
+    scores: dict[tuple[str, str, str], np.ndarray]
+    digests: dict[tuple[str, str], str]
 
     @property
     def rows(self) -> pd.DataFrame:
         """Tidy scores with the columns `model, suite, dataset, kind, metric, value, low, high` and
-        `n`, the number of queries.
-
-        Sets come first, then groups, such as the four styles of PACS, and all zero-shot sets, where
-        a group counts as one set.
+        `n`, the number of items.
         """
         rows = []
-        for key, score in _with_means(self).items():
-            interval = metrics.proportion_interval(score.values)
-            rows.append((self.model, self.suite, *key, *interval, score.n))
+        for key, values in self.scores.items():
+            interval = metrics.proportion_interval(values)
+            rows.append((self.model, self.suite, *key, *interval, len(values)))
         return pd.DataFrame(rows, columns=["model", *_KEY, "value", "low", "high", "n"])
-
-
-def _with_means(evaluation: Evaluation) -> dict[tuple[str, str, str], Score]:
-    """Scores by data set, kind and metric: of sets, groups, and all zero-shot sets."""
-    tables, groups = {}, {}
-    for task, scores in evaluation.scores.items():
-        tables[task.title, task.kind] = scores
-        if task.kind == "zero-shot":
-            groups.setdefault(task.group or task.title, []).append(scores)
-    means = {name: _mean(members) for name, members in groups.items()}
-    if len(means) > 1:
-        means[f"mean of {len(means)}"] = _mean([*means.values()])
-    tables |= {(name, "zero-shot"): scores for name, scores in means.items()}
-    return {(*key, metric): table[metric] for key, table in tables.items() for metric in table}
-
-
-def _mean(tables: list[dict[str, Score]]) -> dict[str, Score]:
-    """The mean of several zero-shot sets' scores."""
-    means = {}
-    for metric in tables[0]:
-        values = [table[metric].values for table in tables]
-        sets = np.repeat(np.arange(len(values)), [len(of_set) for of_set in values])
-        means[metric] = Score(group_balanced_values(np.concatenate(values), sets), len(sets))
-    return means
 
 
 def evaluate(
@@ -182,74 +137,99 @@ def evaluate(
         model: the encoders, on the device to use.
         suite: a name of `SUITES` or a list of tasks.
         name: the model's name in tables.
-        output_dir: folder for this model's results; `rows.csv` goes into a subfolder named after
+        output_dir: a folder for this model's results: `rows.csv` goes into a subfolder named after
             the suite, after the only data set of a list, or `tasks`.
 
     Returns:
         The evaluation, with `rows` of scores.
 
     Raises:
-        ValueError: an unknown suite, kind or set, or a tenth of a set's samples that cannot be used
-            (it is named).
+        ValueError: an unknown suite, or a tenth of a set's samples that cannot be used (it is
+            named).
         OSError: results cannot be written.
         FileNotFoundError: a file of a set is missing.
         ConnectionError: a file cannot be fetched from the hub.
     """
     tasks = suite_tasks(suite)
-    titles = {task.title for task in tasks}
-    of_tasks = titles.pop() if len(titles) == 1 else "tasks"
+    of_tasks = tasks[0].title if len(tasks) == 1 else "tasks"
     evaluation = Evaluation(name, suite if isinstance(suite, str) else of_tasks, {}, {})
     for task in tqdm(tasks, desc=name, unit="set", delay=1):
-        _add(evaluation, model, task, load_pairs(task.dataset, task.split))
+        pairs = load_pairs(task.dataset, task.split)
+        _add(evaluation, model, pairs, task.title, task.kind)
         if output_dir is not None:  # now: a later set may fail
-            folder = Path(output_dir) / evaluation.suite
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "rows.csv", partial(evaluation.rows.to_csv, index=False))
+            _write(evaluation, output_dir)
+    zero_shot = [task for task in tasks if task.kind == "zero-shot"]
+    for metric in ("accuracy@1", "mean_per_class_accuracy"):
+        groups: dict[str, list[np.ndarray]] = {}
+        for task in zero_shot:
+            values = evaluation.scores[task.title, "zero-shot", metric]
+            groups.setdefault(task.group or task.title, []).append(values)
+        means = {group: _mean(sets) for group, sets in groups.items()}
+        if len(means) > 1:
+            means[f"mean of {len(means)}"] = _mean([*means.values()])
+        evaluation.scores |= {(group, "zero-shot", metric): mean for group, mean in means.items()}
+    if output_dir is not None:
+        _write(evaluation, output_dir)
     return evaluation
 
 
+def _write(evaluation: Evaluation, output_dir: str | Path) -> None:
+    folder = Path(output_dir) / evaluation.suite
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "rows.csv", partial(evaluation.rows.to_csv, index=False))
+
+
+def _mean(sets: list[np.ndarray]) -> np.ndarray:
+    """The mean of several zero-shot sets' scores, in which a set counts as one."""
+    of_set = np.repeat(np.arange(len(sets)), [len(values) for values in sets])
+    return group_balanced_values(np.concatenate(sets), of_set)
+
+
 def evaluate_pairs(model: DualEncoder, pairs: Pairs, name: str) -> Evaluation:
-    """Evaluates a model in retrieval on pairs that are loaded.
+    """Evaluates a model on pairs that are loaded: zero-shot if they have class names, else in
+    retrieval.
 
     Args:
         model: the encoders, on the device to use.
         pairs: with at least two that differ.
         name: the model's name in tables.
+
+    Raises:
+        ValueError: images that all match one another.
     """
     evaluation = Evaluation(name, pairs.name, {}, {})
-    _add(evaluation, model, Task(pairs.name, "retrieval", pairs.split), pairs)
+    kind = "zero-shot" if pairs.classnames else "retrieval"
+    _add(evaluation, model, pairs, pairs.name, kind)
     return evaluation
 
 
-def _add(evaluation: Evaluation, model: DualEncoder, task: Task, pairs: Pairs) -> None:
-    """Adds a task's scores to an evaluation."""
+def _add(evaluation: Evaluation, model: DualEncoder, pairs: Pairs, title: str, kind: str) -> None:
+    """Adds a set's scores to an evaluation."""
+    measures = {"zero-shot": _zero_shot, "retrieval": _retrieval}
+    check_known("kind of task", kind, measures)
     n_seen = sum(image_key(digest) in model.trained_on for digest in pairs.image_digests())
     if n_seen:
-        warnings.warn(
-            f"the model was trained on {n_seen:,} of the {len(pairs):,} images of {pairs.name} "
-            f"{pairs.split}: its recall on others is in held_out/recall.csv of its run",
-            stacklevel=3,
-        )
-    measure = _zero_shot if task.kind == "zero-shot" else _retrieval
-    evaluation.scores[task] = measure(model, pairs)
+        what = f"the model was trained on {n_seen:,} of the {len(pairs):,} images of {pairs.name}"
+        warnings.warn(f"{what}: recall on others is in held_out/recall.csv", stacklevel=3)
+    for metric, values in measures[kind](model, pairs).items():
+        evaluation.scores[title, kind, metric] = values
     seen = pairs.captions, pairs.classnames, pairs.templates, pairs.image_digests()
-    evaluation.digests[task] = digest(repr(seen))
+    evaluation.digests[title, kind] = digest(repr(seen))
 
 
-def _zero_shot(model: DualEncoder, pairs: Pairs) -> dict[str, Score]:
+def _zero_shot(model: DualEncoder, pairs: Pairs) -> dict[str, np.ndarray]:
     """Accuracies, with one number an image."""
     prompts = pairs.prompts()
     texts = [prompt for of_class in prompts for prompt in of_class]
-    images, texts = embed_pairs(model, prepare(model, pairs, model.device, texts=texts), 256)
+    images, texts = embed_pairs(model, prepare(model, pairs, texts=texts), 256)
     classes = metrics.class_embeddings(texts.unflatten(0, (len(prompts), -1)))
     ranks = metrics.class_ranks(images, classes, pairs.labels)
-    items = accuracy_items(ranks, pairs.labels)
-    return {metric: Score(values, len(values)) for metric, values in items.items()}
+    return accuracy_items(ranks, pairs.labels)
 
 
-def _retrieval(model: DualEncoder, pairs: Pairs) -> dict[str, Score]:
+def _retrieval(model: DualEncoder, pairs: Pairs) -> dict[str, np.ndarray]:
     """Recalls, with one number an image with its texts, or a label."""
-    images, texts = embed_pairs(model, prepare(model, pairs, model.device), 256)
+    images, texts = embed_pairs(model, prepare(model, pairs), 256)
     ranks = metrics.query_ranks(images, texts, *pairs.retrieval_targets())
     if len(ranks.image_units.unique()) < 2:
         raise ValueError(f"all images of {pairs.name} match one another: retrieval needs two")
@@ -257,7 +237,7 @@ def _retrieval(model: DualEncoder, pairs: Pairs) -> dict[str, Score]:
     scores = {}
     for metric, hits in recall_items(*ranks[:2], name=name).items():
         units = ranks.image_units if metric.startswith("image") else ranks.text_units
-        scores[metric] = Score(cluster_values(hits.numpy(), units.numpy()), len(hits))
+        scores[metric] = cluster_values(hits.numpy(), units.numpy())
     return scores
 
 
@@ -277,16 +257,15 @@ def difference(
         ValueError: different sets, images or texts, or numbers of seeds.
     """
     a, b = ([side] if isinstance(side, Evaluation) else list(side) for side in (a, b))
-    for task, seen in a[0].digests.items():
-        if any(evaluation.digests.get(task) != seen for evaluation in a + b):
-            raise ValueError(f"a and b saw different images or texts of {task.title}")
-    of_a, of_b = ([_with_means(evaluation) for evaluation in side] for side in (a, b))
+    for key, seen in a[0].digests.items():
+        if any(evaluation.digests.get(key) != seen for evaluation in a + b):
+            raise ValueError(f"a and b saw different images or texts of {key[0]}")
     rows = []
-    for key, score in of_a[0].items():
-        x, y = (np.stack([scores[key].values for scores in side]) for side in (of_a, of_b))
+    for key, values in a[0].scores.items():
+        x, y = (np.stack([of.scores[key] for of in side]) for side in (a, b))
         interval = metrics.paired_difference(x, y)
         means = float(x.mean()), float(y.mean())
-        rows.append((a[0].suite, *key, *means, *interval, score.n, len(a)))
+        rows.append((a[0].suite, *key, *means, *interval, len(values), len(a)))
     columns = [*_KEY, "a", "b", "difference", "low", "high", "n", "n_seeds"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -2,10 +2,11 @@
 
 import difflib
 import hashlib
+import itertools
 import math
 import numbers
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +42,44 @@ def check_number(
     """The value as a float, or ValueError unless it is a number, or a whole one, in [low, high]."""
     is_number = isinstance(value, numbers.Integral if whole else numbers.Real)
     if not is_number or isinstance(value, bool) or not low <= value <= high:
-        what = f"a {'whole ' if whole else ''}number from {low:g}"
-        upper = f" to {high:g}" if high < math.inf else ""
-        raise ValueError(f"{name} is {value!r}: give {what}{upper}")
+        what = "whole number" if whole else "number"
+        raise ValueError(f"{name} is {value!r}: give a {what} from {low:g} to {high:g}")
     return float(value)
 
 
-def check_tensors(**values: Any) -> None:
-    """Raises ValueError unless all values are tensors."""
-    from torch import Tensor
+class NotFiniteError(ValueError, FloatingPointError):
+    """Features that are not finite: a bad input or, in training, a run that has diverged."""
 
-    for name, value in values.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"{name} is of type {type(value).__name__}: "
-                "pass a torch.Tensor, such as torch.as_tensor(array)"
-            )
+
+def check_unit_vectors(tolerance: float = 0.01, **embeddings: Any) -> None:
+    """Raises ValueError unless all rows are finite and of unit length.
+
+    Args:
+        tolerance: lengths may differ from 1 by so much; bfloat16 has three digits.
+        embeddings: tensors [n, d] of one row or more, by the names that errors have.
+    """
+    for name, rows in embeddings.items():
+        if not len(rows):
+            raise ValueError(f"{name} are empty: give one row or more")
+        error = (rows.detach().float().norm(dim=1) - 1).abs().amax().item()
+        if not math.isfinite(error):
+            raise NotFiniteError(f"{name} are not finite: look for NaN in weights and inputs")
+        if error > tolerance:
+            what = f"{name} must be unit vectors, but a length is off by {error:.3g}"
+            raise ValueError(f"{what}: normalise them with torch.nn.functional.normalize(x, dim=1)")
+
+
+def batched(items: Iterable, batch_size: int) -> Iterator[list]:
+    """Yields lists of items, of which the last may be shorter, as `itertools.batched` does from
+    Python 3.12 on.
+
+    Raises:
+        ValueError: batch_size < 1.
+    """
+    check_number("batch_size", batch_size, 1, whole=True)
+    items = iter(items)
+    while batch := list(itertools.islice(items, batch_size)):
+        yield batch
 
 
 def digest(content: str | bytes) -> str:

@@ -31,7 +31,6 @@ BAD = {
     "logit_scale": clip(scale=-2.0),
     "beta": loss(-0.1),
     "progress": partial(beta_at, 1.1, 0.6),
-    "image_features is of type ndarray: pass a torch.Tensor": clip(IMAGE.numpy()),
     "kappa_e": loss(kappa_e=0.0),
     "kappa_b": loss(kappa_b=math.nan),
     "penalty 'vfm', did you mean 'vmf'": loss(0.1, "vfm"),

@@ -8,7 +8,7 @@ import torch
 
 import cibr
 from cibr import metrics
-from cibr.evaluate import Evaluation, Task, difference, suite_tasks
+from cibr.evaluate import Evaluation, Task, difference, evaluate, suite_tasks
 from cibr.metrics import mean_interval, paired_difference
 
 EYE, OWN = torch.eye(12), torch.arange(12)
@@ -34,24 +34,24 @@ def ranks(image=EYE, classes=EYE, labels=OWN):
 
 
 def evaluation(seen):
-    return Evaluation("m", "s", {}, {Task("one"): seen})
+    return Evaluation("m", "s", {}, {("one", "retrieval"): seen})
 
 
 BAD = {
-    "image_embeddings is not finite: look for NaN": [
+    "image_embeddings are not finite: look for NaN": [
         f(broken(value)) for f in (recall, by_label, ranks) for value in (math.nan, math.inf)
     ],
-    "text_embeddings is empty or .* not unit vectors": [
+    "text_embeddings must be unit vectors": [
         f(text=broken(value)) for f in (recall, by_label) for value in (0.0, 1.02)
     ],
-    "class_embeddings is not finite": [ranks(classes=broken(math.nan))],
-    "prompt_embeddings": [partial(metrics.class_embeddings, torch.ones(0, 2, 4))],
+    "class_embeddings are not finite": [ranks(classes=broken(math.nan))],
+    "prompt_embeddings are empty": [partial(metrics.class_embeddings, torch.ones(0, 2, 4))],
     "text_to_image must count images": [recall(own=OWN + 1), recall(own=OWN.clamp(max=5))],
     "labels has some that no item has": [ranks(labels=OWN + 1)],
     "seeds, items": [partial(paired_difference, np.ones((1, 3)), np.ones((2, 3)))],
     "length": [partial(mean_interval, np.ones(3), np.arange(2))],
     "unknown suite": [partial(suite_tasks, "charactres")],
-    "unknown kind of task 'probe'": [partial(suite_tasks, [Task("a", "probe")])],
+    "unknown kind of task 'probe'": [partial(evaluate, None, [Task("glyphs", "probe")], name="m")],
     "different images or texts of one": [partial(difference, evaluation("x"), evaluation("y"))],
 }
 CASES = [

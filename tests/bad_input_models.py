@@ -35,6 +35,6 @@ CASES = [
     ("misspelt kind", lambda: model_kind("frozn"), FileNotFoundError, "mean 'frozen'"),
     ("misspelt model", load("cibr-tinny"), FileNotFoundError, "mean 'cibr-tiny'"),
     ("no name", load(""), FileNotFoundError, "model ''"),
-    ("empty folder", lambda f: DualEncoder.from_pretrained(f), FileNotFoundError, "is no model"),
+    ("empty folder", lambda f: DualEncoder.from_pretrained(f), FileNotFoundError, "cannot load"),
 ]
 CASES = [(f"models: {name}", *case) for name, *case in CASES]

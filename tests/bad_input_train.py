@@ -29,18 +29,12 @@ SETTINGS += [
     (dict(penalty="vfm"), "'vfm', did you mean 'vmf'"),
     (dict(loss_options={"kapa_b": 1.0}), "'kapa_b', did you mean 'kappa_b'"),
     (dict(kappa_e=8192.0), "the setting kappa_e is gone: give loss_options"),
-    (dict(dataset="no/such/folder"), "no data set 'no/such/folder'"),
     (dict(towers="clip-tiny"), "set model to .frozen."),
 ]
 
 
 def configuring(**options):
     return lambda: configure(**options)
-
-
-def output_within_the_data(folder):
-    data = write_folder(folder / "mine", train=9)
-    configure(dataset=data, output_dir=f"{data}/runs/one")
 
 
 def too_few_to_hold_out(folder):
@@ -58,7 +52,6 @@ def training(pairs=PAIRS, world_size=1, **options):
 
 RUNS = [
     ("too few to hold out", too_few_to_hold_out, "all 1 images of mine"),
-    ("output in the data", output_within_the_data, "output_dir .* is within the data"),
     ("an odd batch", training(batch_size=5, world_size=2), "2 processes .* 5 pairs: change batch"),
     ("one pair", training(PAIRS.subset([0])), "n >= 2"),
     (

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.parse import quote
 
 import pandas as pd
@@ -97,23 +98,18 @@ def test_evaluate_prints_and_saves_scores_and_the_first_model_minus_the_second(
     assert differences[metric] != 0 and line.split()[1] == f"{differences[metric]:+.1f}"
 
 
-def test_train_takes_settings_as_options_and_prints_the_last_row_of_the_history(
-    monkeypatch, tmp_path, capsys
-):
-    seen, history = [], pd.DataFrame({"epoch": [1, 2], "clip_loss": [3.0, 2.5]})
+def test_train_takes_settings_as_options_and_says_what_it_trains_on(monkeypatch, tmp_path, capsys):
     parts = {"train": noise_pairs(56), "validation": noise_pairs(49, split="validation")}
     monkeypatch.setattr(data, "load_parts", lambda _, splits: [parts[split] for split in splits])
-    monkeypatch.setattr(train, "build_model", lambda config, pairs: None)
-    monkeypatch.setattr(train, "fit", lambda *given: seen.append(given[-1]) or history)
+    seen = Mock(side_effect=ValueError("seen"))
+    monkeypatch.setattr(train, "build_model", seen)
     options = ["--beta", "0.2", "--loss-options", '{"sample": true}', "--learning-rate=0.01"]
     options += ["--batch-size", "64", "--no-learn-temperature"]
-    assert main(["train", *options, "--output-dir", str(tmp_path / "run")]) == 0
-    (config,) = seen
+    assert main(["train", *options, "--output-dir", str(tmp_path / "run")]) == 1
+    config = seen.call_args[0][0]
     assert (config.beta, config.batch_size, config.learning_rate) == (0.2, 64, 0.01)
     assert config.loss_options == {"sample": True} and not config.learn_temperature
-    printed, errors = capsys.readouterr()
-    assert "noise: 56 images for train, 49 for validation" in errors
-    assert "clip_loss    2.5" in printed and str(tmp_path / "run") in printed
+    assert "noise: 56 images for train, 49 for validation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -141,7 +137,7 @@ def test_what_is_wrong_is_said_in_a_line(call, message, tmp_path, capsys):
         (["--version"], 0, f"cibr {cibr.__version__}"),
         (["train", "--help"], 0, "weight of the penalty; 0 is CLIP (default 0.0)"),
         (["compare", "--dataset", "x"], 2, "compare is gone: cibr train --dataset FOLDER"),
-        (["evaluate", "x", "--suite", "characters", "--data", "y"], 2, "--data: not allowed with"),
+        (["evaluate", "x", "--suite", "photos", "--data", "y"], 2, "--data: not allowed with"),
     ],
 )
 def test_what_the_parser_answers(call, code, message, capsys):

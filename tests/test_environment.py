@@ -9,6 +9,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+import cibr
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -41,7 +43,7 @@ def test_conda_environment_equals_pyproject_in_names_and_ranges():
 
 def test_the_citation_has_the_version_and_a_date():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert cited["version"] == PROJECT["version"]
+    assert cited["version"] == cibr.__version__
     assert date.fromisoformat(cited["date-released"]).year >= 2026
     entry = (ROOT / "book" / "intro.md").read_text("utf-8").partition("```bibtex")[2]
     (author,) = cited["authors"]

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from data_files import TEMPLATES as TEMPLATES_FILE
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from small_suite import CAPTIONS, LEFT, ONE, noise, write_captions
 from torch.utils.data import DataLoader
@@ -35,8 +34,8 @@ def test_images_of_one_text_are_all_correct_and_the_text_stands_once(build, smal
         rows = by_metric(evaluate(model, [Task("shared", "retrieval")], name="m"), "shared")
     expected = retrieval_recalls(*embedded(model, pairs), *pairs.retrieval_targets())
     assert set(expected) == {f"{d}_label_recall@1" for d in ("image_to_text", "text_to_image")}
-    for (name, recall), n in zip(expected.items(), (5, 3), strict=True):
-        assert (rows.loc[name, "value"], rows.loc[name, "n"]) == (pytest.approx(recall), n)
+    for name, recall in expected.items():
+        assert (rows.loc[name, "value"], rows.loc[name, "n"]) == (pytest.approx(recall), 3)
 
 
 def test_a_group_counts_as_one_set_in_the_mean(build, small):
@@ -68,9 +67,6 @@ def test_a_data_set_has_a_task_by_its_contents_on_the_best_of_its_splits(small):
         (task,) = engine.dataset_tasks(str(folder))
         assert task == Task(str(folder), "retrieval", split)
         shutil.rmtree(folder / place)
-    (small / "wds_one" / TEMPLATES_FILE).unlink()
-    with pytest.raises(ValueError, match=TEMPLATES_FILE):
-        engine.dataset_tasks("one")
 
 
 def test_scores_are_saved_and_the_model_stays_as_it_was(build, small, tmp_path):
@@ -171,7 +167,7 @@ def test_an_interval_is_over_images_with_their_texts(build, small):
     of_images = torch.zeros(len(pairs)).double().index_add(0, own, hits - hits.mean())
     values = hits.mean() + of_images * len(pairs) / len(texts)
     expected = proportion_interval(values.numpy())
-    assert row["n"] == len(texts)
+    assert row["n"] == len(pairs)
     assert row[["value", "low", "high"]].tolist() == pytest.approx(expected)
 
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cibr.data import _readers
 from cibr.data._readers import split_of
@@ -19,8 +19,8 @@ from cibr.data.pairs import Features, Pairs
 from cibr.data.photos import SPLITS, load_photos
 from cibr.utils import nearest
 
-__all__ = ["DATASETS", "Dataset", "Features", "Pairs", "Source", "available_splits", "load_pairs"]
-__all__ += ["load_parts", "resolve"]
+__all__ = ["DATASETS", "Dataset", "Features", "Pairs", "available_splits", "load_pairs"]
+__all__ += ["load_parts", "title_of"]
 
 
 class Dataset(NamedTuple):
@@ -43,14 +43,13 @@ for _name, _splits in SPLITS.items():
     DATASETS[_name] = Dataset(partial(load_photos, _name), _splits)
 
 
-def load_pairs(name: str | Path | Any, split: str = "train") -> Pairs:
+def load_pairs(name: str | Path, split: str = "train") -> Pairs:
     """Loads one split of a data set.
 
     Args:
         name: a name of `DATASETS`; a folder of images with metadata, of shards, of Parquet files,
-            or of a subfolder of images per class; a hub id, ``owner/name``; ``flickr8k`` and the
-            like, in ``$CIBR_DATA/wds_flickr8k`` or else ``clip-benchmark/wds_flickr8k`` on the hub;
-            or a `datasets.Dataset` or `datasets.DatasetDict`.
+            or of a subfolder of images per class; a hub id, ``owner/name``; or ``flickr8k`` and the
+            like, in ``$CIBR_DATA/wds_flickr8k`` or else ``clip-benchmark/wds_flickr8k`` on the hub.
         split: ``train``, ``validation`` (or ``val``, ``dev``) or ``test``; `glyphs` has two more,
             `photos` has ``shown``. Without a validation split, it is a tenth of ``train`` by
             `Pairs.hold_out`, and ``train`` is the rest; both are ``train+validation``.
@@ -68,29 +67,26 @@ def load_pairs(name: str | Path | Any, split: str = "train") -> Pairs:
     return load_parts(name, [split])[0]
 
 
-def load_parts(name: str | Path | Any, splits: Sequence[str]) -> list[Pairs]:
+def load_parts(name: str | Path, splits: Sequence[str]) -> list[Pairs]:
     """Loads several splits of a data set, as `load_pairs`; files of two of them are read once."""
     loaders = _loaders(name)
     for split in map(split_of, splits):
         if split not in loaders:
-            found = f"{name} has no split {split!r}: it has {', '.join(loaders)}"
-            raise ValueError(
-                f"{found}. A metadata.csv with the columns file_name and text makes one"
-            )
+            raise ValueError(f"{name} has no split {split!r}: it has {', '.join(loaders)}")
     return [loaders[split_of(split)]() for split in splits]
 
 
-def available_splits(name: str | Path | Any) -> list[str]:
+def available_splits(name: str | Path) -> list[str]:
     """Returns the splits that `load_pairs` offers for a name.
 
     Raises:
-        ValueError: as `resolve`, or if a folder's metadata are malformed.
+        ValueError: if the name is unknown, or a folder's metadata are malformed.
         ConnectionError: if the name is unknown here and cannot be fetched from the hub.
     """
     return list(_loaders(name))
 
 
-def _loaders(name: str | Path | Any) -> _readers.Loaders:
+def _loaders(name: str | Path) -> _readers.Loaders:
     """What loads each split of a data set, once; a tenth of ``train`` is held out if it has no
     validation split.
     """
@@ -103,62 +99,39 @@ def _loaders(name: str | Path | Any) -> _readers.Loaders:
     return loaders | held_out | {"train+validation": whole}
 
 
-def _own_loaders(name: str | Path | Any) -> _readers.Loaders:
+def _own_loaders(name: str | Path) -> _readers.Loaders:
     """What loads each split that a data set has."""
-    if not isinstance(name, str | Path):  # a DatasetDict or a Dataset
-        tables = name if isinstance(name, dict) else {str(name.split or "train"): name}
-        return _readers.table_loaders("dataset", tables)
-    source = resolve(name)
-    if not source.place:
-        known = DATASETS[source.name]
+    name = str(name)
+    if name in DATASETS:
+        if os.path.isdir(name):
+            message = f"{name} is a known data set: write ./{name} for the folder"
+            warnings.warn(message, stacklevel=4)
+        known = DATASETS[name]
         return {split: partial(known.load, split) for split in known.splits}
-    if source.kind == "folder":
-        return _readers.folder_loaders(source.name, Path(source.place))
-    load = _readers.hub_loaders if source.kind == "datasets" else _readers.shard_loaders
+    place = _place(name)
+    if os.path.isdir(place):
+        return _readers.folder_loaders(title_of(name), Path(place))
+    is_shards = place.partition("/")[2].startswith("wds_")
+    load = _readers.shard_loaders if is_shards else _readers.table_loaders
     try:
-        return load(source.name, source.place)
+        return load(title_of(name), place)
     except OSError as error:  # all that the network and the hub raise
-        near = nearest(source.name, DATASETS)
+        near = nearest(name, DATASETS)
         what = f"{name} is neither here nor available from the hub ({error}){near}"
         raise ConnectionError(f"{what}: check name and network, or set CIBR_DATA") from error
 
 
-class Source(NamedTuple):
-    """The resolved location of a data set.
-
-    Args:
-        name: the data set's name in messages and tables.
-        kind: ``known``, a set of `DATASETS`; ``folder``; ``shards``, on the hub; or ``datasets``,
-            on the hub and read by that library.
-        place: the folder or the hub id; empty for a set of `DATASETS`.
-    """
-
-    name: str
-    kind: str
-    place: str = ""
-
-
-def resolve(name: str | Path) -> Source:
-    """Resolves a data set's name to its location, without reading or fetching data.
-
-    Raises:
-        ValueError: if it is no folder and cannot be a name.
-    """
-    name = str(name)
-    path = os.path.expanduser(name)
-    if name in DATASETS:
-        if os.path.isdir(path):
-            warnings.warn(
-                f"{name} is a known data set: write ./{name} for the folder", stacklevel=2
-            )
-        return Source(name, "known")
-    in_cibr_data = os.path.expanduser(f"{os.environ.get('CIBR_DATA') or os.devnull}/wds_{name}")
-    for folder in (path, in_cibr_data):
+def _place(name: str) -> str:
+    """The folder of a name, or else its hub id."""
+    in_cibr_data = f"{os.environ.get('CIBR_DATA') or os.devnull}/wds_{name}"
+    for folder in map(os.path.expanduser, (name, in_cibr_data)):
         if os.path.isdir(folder):
-            return Source(Path(folder).resolve().name.removeprefix("wds_"), "folder", folder)
+            return folder
     if not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name):
         raise ValueError(f"there is no data set {name!r}: give a folder or a hub id, owner/name")
-    place = name if "/" in name else f"clip-benchmark/wds_{name}"
-    own = place.rpartition("/")[2]
-    kind = "shards" if own.startswith("wds_") else "datasets"
-    return Source(own.removeprefix("wds_"), kind, place)
+    return name if "/" in name else f"clip-benchmark/wds_{name}"
+
+
+def title_of(name: str | Path) -> str:
+    """Returns a data set's name in tables: the last part of a folder or a hub id."""
+    return Path(name).resolve().name.removeprefix("wds_")  # also of the folder `.`

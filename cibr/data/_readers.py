@@ -1,9 +1,9 @@
 """Readers of image folders and WebDataset shards and, through `datasets`, of tables and the hub.
 
-`folder_loaders`, `table_loaders`, `hub_loaders` and `shard_loaders` map each split of a data set to
-a function that loads its pairs. All of these end in `_usable_pairs`, which opens the header of
-every image, leaves out samples that cannot be used and reports all of them at once. data/README.md
-has the formats. ``metadata.csv`` bypasses pandas, which takes the caption "NA" for a missing value.
+`folder_loaders`, `table_loaders` and `shard_loaders` map each split of a data set to a function
+that loads its pairs. All of these end in `_usable_pairs`, which opens the header of every image,
+leaves out samples that cannot be used and reports all of them at once. data/README.md has the
+formats. ``metadata.csv`` bypasses pandas, which takes the caption "NA" for a missing value.
 
 Shards have the layout of ``clip-benchmark/wds_*`` on the hub: ``<split>/nshards.txt`` contains the
 number of shards, ``<split>/0.tar``, ``1.tar``, ... the samples: members that share a name up to its
@@ -56,26 +56,14 @@ def split_of(name: str) -> str:
 
 
 def folder_loaders(name: str, folder: Path) -> Loaders:
-    """What loads each split of a folder, by what it contains; one with a FIFO is refused."""
-    for file in folder.rglob("*"):
-        if file.exists() and not file.is_file() and not file.is_dir():
-            raise ValueError(f"{file} is no regular file: replace it with one")
+    """What loads each split of a folder, by what it contains."""
     if any(folder.glob("*/nshards.txt")):
         return shard_loaders(name, str(folder))
     patterns = ("metadata.[ct]sv", "[!.]*/metadata.[ct]sv")
     if metadata := [file for pattern in patterns for file in sorted(folder.glob(pattern))]:
         return _image_loaders(name, folder, metadata)
-    if any((folder / f"dataset_{kind}.json").exists() for kind in ("info", "dict")):
-        import datasets
-
-        tables = datasets.load_from_disk(str(folder))
-        return table_loaders(name, tables if isinstance(tables, dict) else {"train": tables})
-    has_rows = any(folder.rglob("metadata.jsonl"))
-    if has_rows or any(folder.rglob("*.parquet")):
-        import datasets
-
-        place = ("imagefolder", None, str(folder)) if has_rows else (str(folder),)
-        return table_loaders(name, datasets.load_dataset(*place), folder)
+    if any(folder.rglob("metadata.jsonl")) or any(folder.rglob("*.parquet")):
+        return table_loaders(name, str(folder))
     return {"test": partial(_load_classes, name, folder)}
 
 
@@ -114,10 +102,7 @@ def _fault(sample: _Sample, folder: Path | None) -> str:
 
 def _report(where: str, faults: Mapping[str, list[str]], n_usable: int) -> None:
     """Warns of samples that cannot be used, or raises if they are a tenth or more."""
-    reasons = []
-    for fault, keys in faults.items():
-        more = ", ..." if len(keys) > 3 else ""
-        reasons.append(f"{len(keys):,} {fault} ({', '.join(keys[:3])}{more})")
+    reasons = [f"{len(keys):,} {fault} ({', '.join(keys[:3])})" for fault, keys in faults.items()]
     n_faulty = sum(map(len, faults.values()))
     n_samples = n_faulty + n_usable
     found = f"{where}: {n_faulty:,} of {n_samples:,} samples cannot be used: {'; '.join(reasons)}"
@@ -184,34 +169,22 @@ def _csv_samples(file: Path) -> Iterator[_Sample]:
         raise ValueError(f"{file} is not UTF-8: save it as UTF-8, in Excel 'CSV UTF-8'") from error
     separator = max(",;\t", key=text.partition("\n")[0].count)
     form = dict(delimiter=separator, skipinitialspace=True, strict=True)
-    rows = csv.DictReader(io.StringIO(text, ""), **form)
-    columns = _columns(str(file), rows.fieldnames or [])
-    for row in _rows(rows, file):
+    table = csv.DictReader(io.StringIO(text, ""), **form)
+    columns = _columns(str(file), table.fieldnames or [])
+    try:
+        rows = list(table)
+    except csv.Error as error:  # a quote without its end, which would swallow the rows that follow
+        what = f"{file}: a quote near line {table.line_num + 1} is not closed properly ({error})"
+        raise ValueError(f"{what}: close it, or double a quote that is part of a text") from error
+    for number, row in enumerate(rows, 2):
         image, texts, group = (_texts(row.get(column)) for column in columns)
         key = PureWindowsPath(*image).as_posix()  # with slashes
         fault = ""
         if any(_texts(row.get(None))):
-            key = f"line {rows.line_num}"
+            key = f"row {number}"
             fault = f"rows with too many fields, quote texts with {separator!r}"
         if image or texts:
             yield _Sample(key, file.parent / key, texts, "".join(group), fault=fault)
-
-
-def _rows(rows: csv.DictReader, file: Path) -> Iterator[dict]:
-    """The rows, or ValueError at a quote without its end, which would swallow those that follow."""
-    end = 1
-    while True:
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            raise ValueError(
-                f"{file}: a quote from line {end + 1} on is not closed properly ({error}): "
-                "close it, or double a quote that is part of a text"
-            ) from error
-        if row is None:
-            return
-        yield row
-        end = rows.line_num
 
 
 def _load_classes(name: str, folder: Path) -> Pairs:
@@ -228,32 +201,27 @@ def _load_classes(name: str, folder: Path) -> Pairs:
     for file, label in found.samples:
         key = Path(file).relative_to(folder).as_posix()
         samples.append(_Sample(key, Path(file), [titles[label]], label=label))
-    about = dict(classnames=titles, templates=["a photo of a {c}."])
-    return _usable_pairs(name, "test", samples, folder, **about)
+    return _usable_pairs(name, "test", samples, folder, classnames=titles)
 
 
 # Tables, through `datasets`
 
 
-def table_loaders(name: str, tables: Mapping[str, Any], folder: Path | None = None) -> Loaders:
-    """What loads each split of tables, each a `datasets.Dataset`."""
-    named = {split_of(split): table for split, table in tables.items()}
-    return {split: partial(_table_pairs, name, split, named[split], folder) for split in named}
-
-
-def hub_loaders(name: str, repository: str) -> Loaders:
-    """What loads each split of an image-text data set on the hub."""
+def table_loaders(name: str, place: str) -> Loaders:
+    """What loads each split of a folder or of an image-text data set on the hub."""
     import datasets
 
-    def load(split: str) -> Pairs:
-        table = datasets.load_dataset(repository, split=split)
-        return _table_pairs(name, split_of(split), table)
+    folder = Path(place) if os.path.isdir(place) else None  # which files of a table must lie in
 
-    splits = datasets.get_dataset_split_names(repository)
+    def load(split: str) -> Pairs:
+        table = datasets.load_dataset(place, split=split)
+        return _table_pairs(name, split_of(split), table, folder)
+
+    splits = datasets.get_dataset_split_names(place)
     return {split_of(split): partial(load, split) for split in splits}
 
 
-def _table_pairs(name: str, split: str, table: Any, folder: Path | None = None) -> Pairs:
+def _table_pairs(name: str, split: str, table: Any, folder: Path | None) -> Pairs:
     import datasets
 
     image, text, group = _columns(name, table.column_names)

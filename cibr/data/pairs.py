@@ -6,7 +6,6 @@ Image i has one or more texts, `captions[i]`; flattened, the texts are numbered 
 8-bit RGB by `to_rgb`. Pairs can be pickled, for DataLoader workers.
 """
 
-import hashlib
 import io
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -93,12 +92,10 @@ class Pairs:
         self.captions = [list(filter(None, map(str.strip, texts))) for texts in self.captions]
         if not all(self.captions):
             raise ValueError(f"an image of {self.name} has no text: give each a caption")
-        per_image = {name: getattr(self, name) for name in ("keys", "labels", "groups", "factors")}
-        per_image["features"] = self.features and self.features.images
-        for name, values in per_image.items():
+        for name in ("keys", "labels", "groups", "factors"):
+            values = getattr(self, name)
             if values is not None and len(values) != len(self):
-                counts = f"{len(self)} images but {len(values)} {name}"
-                raise ValueError(f"{self.name} has {counts}: pass one per image")
+                raise ValueError(f"{self.name} has {len(self)} images but {len(values)} {name}")
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -117,10 +114,9 @@ class Pairs:
             return loaded
         return open_rgb(loaded, f"{self.keys[i]} of {self.name}")
 
-    def images(self, indices: _Indices | None = None) -> Iterator[Image.Image]:
-        """Yields the images at these indices, in order, or all images."""
-        pairs = self if indices is None else self.subset(indices)
-        return map(pairs.image, range(len(pairs)))
+    def images(self) -> Iterator[Image.Image]:
+        """Yields all images."""
+        return map(self.image, range(len(self)))
 
     def image_digests(self) -> list[str]:
         """Returns a SHA-256 digest per image, of its file or, without one, of its pixels, or of its
@@ -211,15 +207,15 @@ class Pairs:
         return self.texts(), self.text_to_image(), labels
 
     def prompts(self) -> list[list[str]]:
-        """Returns the zero-shot prompts of each class: its name in every template.
+        """Returns the zero-shot prompts of each class: its name in every template, or "a photo of a
+        {c}." without any.
 
         Raises:
-            ValueError: if the set has no class names, no templates, or a template without ``{c}``.
+            ValueError: if the set has no class names.
         """
-        templates = self.templates or [""]
-        if not self.classnames or not all("{c}" in template for template in templates):
-            files = "classnames.txt and zeroshot_classification_templates.txt"
-            raise ValueError(f"{self.name} needs class names and templates with {{c}}: add {files}")
+        templates = self.templates or ["a photo of a {c}."]
+        if not self.classnames:
+            raise ValueError(f"{self.name} has no class names: add a classnames.txt")
         return [[text.replace("{c}", name) for text in templates] for name in self.classnames]
 
     def subset(self, indices: _Indices) -> "Pairs":
@@ -271,10 +267,9 @@ def _load_chosen(load: Callable[[int], _Loaded], indices: list[int], i: int) -> 
 
 def _digest(content: _Loaded) -> str:
     if isinstance(content, Path):
-        with content.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        content = content.read_bytes()
     if isinstance(content, Image.Image):
-        return digest(repr(content.size).encode() + content.tobytes())
+        content = repr(content.size).encode() + content.tobytes()
     return digest(content)
 
 

@@ -31,14 +31,12 @@ import torch
 from torch import nn
 
 from cibr.losses._blocked import blocked_clip_loss
-from cibr.losses._checks import Number, checked_features
-from cibr.losses.clip import Features, Labels, Scalar
+from cibr.losses.clip import Features, Labels, Number, Scalar, checked_features
 from cibr.losses.penalties import PENALTIES, LossInputs, Term
 from cibr.losses.vmf import sample_vmf
-from cibr.utils import check_known, check_number
+from cibr.utils import check_known, check_number, check_unit_vectors
 
 MAX_BETA = 1e4  # above it, less than 1e-4 of the gradient is the contrastive loss's
-_TOLERANCE = 1e-2  # of unit vectors; rounding to bfloat16 changes a norm by up to 4e-3
 _OPTIONAL = ("image_pooled", "text_pooled", "generator")
 
 
@@ -220,7 +218,8 @@ class CIBRLoss(nn.Module):
 
     def _inputs(self, image, text, logit_scale, labels, optional: dict[str, Any]) -> LossInputs:
         """The checked inputs of the terms, with samples drawn if `sample` is set."""
-        image, text, scale = checked_features(image, text, logit_scale, labels, _TOLERANCE)
+        image, text, scale = checked_features(image, text, logit_scale, labels)
+        check_unit_vectors(image_features=image, text_features=text)
         for name in optional:
             check_known("input of CIBRLoss", name, _OPTIONAL)
         passed = {"labels": labels, **optional}

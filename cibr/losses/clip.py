@@ -5,18 +5,21 @@
 Source: Radford et al. (2021, arXiv 2103.00020), figure 3.
 """
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from cibr.losses._blocked import blocked_clip_loss
-from cibr.losses._checks import Number, checked_features
-from cibr.utils import check_number
+from cibr.utils import check_number, check_unit_vectors
 
 Features = Float[Tensor, "n d"]
 Labels = Int[Tensor, " n"]
 Scalar = Float[Tensor, ""]
+Number = float | int
+MAX_SCALE = 1e6  # of the cosines; 100 in CLIP
 
 
 def plain_clip_loss(
@@ -87,5 +90,33 @@ def clip_loss(
     """
     if chunk_size is not None:
         check_number("chunk_size", chunk_size, 1, whole=True)
-    inputs = checked_features(image_features, text_features, logit_scale, labels)
-    return blocked_clip_loss(*inputs, labels, chunk_size)
+    image, text, scale = checked_features(image_features, text_features, logit_scale, labels)
+    check_unit_vectors(math.inf, image_features=image, text_features=text)
+    return blocked_clip_loss(image, text, scale, labels, chunk_size)
+
+
+def checked_features(
+    image: Tensor, text: Tensor, scale: Tensor | Number, labels: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features in a common precision, at least float32, and the logit scale as a tensor.
+
+    Args:
+        image: features of the images, [n, d].
+        text: features of the texts, [n, d].
+        scale: multiplier of the cosines.
+        labels: as in `clip_loss`, [n].
+
+    Raises:
+        ValueError: as `clip_loss`, but that entries are not looked at.
+    """
+    if image.ndim != 2 or image.shape != text.shape or len(image) < 2:
+        shapes = f"{list(image.shape)} and {list(text.shape)}"
+        raise ValueError(f"image_features and text_features must be [n, d], n >= 2, got {shapes}")
+    if labels is not None and (labels.is_floating_point() or labels.shape != image.shape[:1]):
+        got = f"{labels.dtype} {list(labels.shape)}"
+        raise ValueError(f"labels must be integers, [{len(image)}], got {got}")
+    dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
+    image, text = image.to(dtype), text.to(dtype)
+    scale = torch.as_tensor(scale, dtype=dtype, device=image.device).reshape(())
+    check_number("logit_scale", scale.item(), 1e-6, MAX_SCALE)
+    return image, text, scale

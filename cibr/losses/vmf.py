@@ -20,7 +20,7 @@ from numpy.polynomial import Polynomial
 from torch import Tensor
 from torch.nn import functional as F
 
-from cibr.losses._checks import Number
+from cibr.losses.clip import Number
 
 # Debye's expansion is used only at orders of at least 50, where nine terms leave an error below
 # 1e-14; lower orders are reached by the stable downward recurrence.

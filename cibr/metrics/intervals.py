@@ -121,10 +121,8 @@ def paired_difference(a: _Matrix, b: _Matrix) -> tuple[float, float, float]:
     from scipy import stats
 
     if a.ndim != 2 or a.shape != b.shape:
-        raise ValueError(
-            f"a has shape {tuple(a.shape)} but b {tuple(b.shape)}: "
-            "give [seeds, items], with the same seeds and items"
-        )
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise ValueError(f"a and b must be [seeds, items], the same ones, got {shapes}")
     values = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
     mean = float(values.mean())
     if values.shape[1] < 2:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from cibr.metrics._checks import check_embeddings
+from cibr.utils import check_unit_vectors
 
 _KS = (1, 5, 10)
 _TILE = 2**22  # numbers in memory at a time (16 MiB)
@@ -148,7 +148,7 @@ def query_ranks(
     if labels is None:
         ranks = retrieval_ranks(image_embeddings, text_embeddings, text_to_image)
         return Ranks(*ranks, torch.arange(len(image_embeddings)), text_to_image)
-    check_embeddings(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
+    check_unit_vectors(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
     text_labels = labels[text_to_image]
     first: dict[tuple[str, int], int] = {}  # each text once per label
     for row, key in enumerate(zip(texts, text_labels.tolist(), strict=True)):
@@ -177,7 +177,7 @@ def retrieval_ranks(
     Raises:
         ValueError: as `recall_at_k`.
     """
-    check_embeddings(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
+    check_unit_vectors(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
     images = image_embeddings.float()
     texts = text_embeddings.float()
     own = text_to_image.long()

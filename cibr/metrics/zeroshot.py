@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from cibr.metrics._checks import check_embeddings
 from cibr.metrics.intervals import group_balanced_values
 from cibr.metrics.retrieval import label_ranks
+from cibr.utils import check_unit_vectors
 
 _Images = Float[Tensor, "n d"]
 _Classes = Float[Tensor, "c d"]
@@ -35,7 +35,7 @@ def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor,
         ValueError: no class or template, or a prompt that is zero or not finite.
     """
     prompts = F.normalize(prompt_embeddings.float(), dim=2)
-    check_embeddings(prompt_embeddings=prompts.flatten(0, 1))
+    check_unit_vectors(prompt_embeddings=prompts.flatten(0, 1))
     return F.normalize(prompts.mean(1), dim=1)
 
 
@@ -54,7 +54,7 @@ def class_ranks(image_embeddings: _Images, class_embeddings: _Classes, labels: _
     Raises:
         ValueError: embeddings that are not finite unit vectors, a label outside the classes.
     """
-    check_embeddings(image_embeddings=image_embeddings, class_embeddings=class_embeddings)
+    check_unit_vectors(image_embeddings=image_embeddings, class_embeddings=class_embeddings)
     classes = torch.arange(len(class_embeddings), device=labels.device)
     return label_ranks(image_embeddings, labels, class_embeddings, classes)
 

@@ -33,15 +33,11 @@ def resolve(name: str) -> str:
 
     Raises:
         FileNotFoundError: a name that is neither; the message suggests the nearest known one.
-        ValueError: a folder with a pipe in it, from which reading would never end.
     """
     folders = [Path(name).expanduser(), Path(os.environ.get("CIBR_MODELS", "."), name)]
-    if name in _CHECKPOINTS:
-        folders.append(shipped(f"checkpoints/{name}"))
+    folders.append(shipped(f"checkpoints/{name}"))
     for folder in folders:
         if name and os.path.isdir(folder):  # False for impossible names, too
-            for file in filter(Path.is_fifo, folder.iterdir()):
-                raise ValueError(f"{str(file)!r} is a pipe: put the model's file in its place")
             return str(folder)
     if _HUB_ID.fullmatch(name):
         return name
@@ -83,12 +79,6 @@ def from_hub(loader: str, name: str | Path, **options: Any) -> Any:
     try:
         return getattr(transformers, loader).from_pretrained(source, **options)
     except Exception as error:  # loaders raise nearly anything
-        if os.path.isdir(source) and not os.path.exists(f"{source}/config.json"):
-            own = sorted(str(file.parent) for file in Path(source).glob("*/cibr.json"))
-            raise FileNotFoundError(
-                f"{source!r} is no model, as it has no cibr.json and no config.json: give "
-                f"{' or '.join(own) or 'the output folder of a run'}"
-            ) from error
         cause = str(error).strip().partition("\n")[0] or type(error).__name__
         raise FileNotFoundError(
             f"cannot load {source!r} with transformers.{loader} ({cause}): give its folder, "

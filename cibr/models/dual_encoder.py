@@ -5,10 +5,9 @@ One class over towers (`cibr.models.towers`), which pool, and two heads, which p
 temperature, embeds any images and strings, and has a folder format.
 """
 
-import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,17 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cibr.models._io import check_weights, is_hub_id, load_tokenizer, resolve
-from cibr.models.towers import (
-    JoinedHeads,
-    ResidualHead,
-    TinyTowers,
-    linear_head,
-    load_hub_towers,
-    load_towers,
-    preprocess,
-    train_tokenizer,
-)
-from cibr.utils import check_number
+from cibr.models.towers import TinyTowers, load_hub_towers, load_towers, preprocess, train_tokenizer
+from cibr.utils import batched
 
 _Pixels = Float[Tensor, "n 3 h w"]
 _Tokens = Int[Tensor, "n t"]
@@ -112,15 +102,9 @@ class DualEncoder(nn.Module):
             image_size: side of the square that images are cropped to, in pixels.
             dropout: probability of dropout, in the heads and the text tower.
         """
-        tokenizer = train_tokenizer(texts)
-        return cls._tiny(tokenizer, [dim], width=width, image_size=image_size, dropout=dropout)
-
-    @classmethod
-    def _tiny(cls, tokenizer, dims: list[int], **sizes: Any) -> "DualEncoder":
-        towers = TinyTowers(tokenizer, **sizes)
-        dims = [dims[0], *towers.widths()]
-        heads = [linear_head(dim_in, dims[0], sizes["dropout"]) for dim_in in dims[1:]]
-        return cls(towers, heads, "tiny", sizes | {"dims": dims})
+        sizes = dict(width=width, image_size=image_size, dropout=dropout)
+        towers = TinyTowers(train_tokenizer(texts), **sizes)
+        return cls.over(towers, sizes | {"dims": [dim, *towers.widths()]}, "tiny")
 
     @classmethod
     def frozen(
@@ -153,21 +137,23 @@ class DualEncoder(nn.Module):
         names = [image_tower, text_tower]
         towers = None if dims_pooled else load_towers(*names)
         dims = [dim, *(dims_pooled or towers.widths())]
-        settings = dict(towers=names, dims=dims, dropout=dropout, with_linear=False)
-        return cls.over(towers, settings)
+        return cls.over(towers, dict(towers=names, dims=dims, dropout=dropout))
 
     @classmethod
-    def over(cls, towers: nn.Module | None, settings: dict[str, Any]) -> "DualEncoder":
-        """Untrained heads over frozen towers, or over none yet.
+    def over(cls, towers: nn.Module | None, settings: dict, kind: str = "frozen") -> "DualEncoder":
+        """Untrained heads over towers, or over none yet.
 
         Args:
-            towers: of which several models may share one object.
-            settings: of the class, with `dropout` and `with_linear`, see `add_linear_heads`.
+            towers: of which several models may share one object, if they are frozen.
+            settings: of the class, with `dropout` and perhaps `with_linear`, see
+                `add_linear_heads`.
+            kind: `frozen` or `tiny`.
         """
         dim, *dims_pooled = settings["dims"]
-        heads = [ResidualHead(dim_in, dim, settings["dropout"]) for dim_in in dims_pooled]
-        model = cls(towers, heads, "frozen", settings | {"with_linear": False})
-        if settings["with_linear"]:
+        head = ResidualHead if kind == "frozen" else linear_head
+        heads = [head(dim_in, dim, settings["dropout"]) for dim_in in dims_pooled]
+        model = cls(towers, heads, kind, settings | {"with_linear": False})
+        if settings.get("with_linear"):
             model.add_linear_heads()
         return model
 
@@ -341,11 +327,8 @@ class DualEncoder(nn.Module):
         Raises:
             ValueError: a mode without a fixed range of greys, `F` or `I`; batch_size < 1.
         """
-
-        def encode(batch: list[Image.Image]) -> Encoded:
-            return self.encode_images(self.preprocess(batch))
-
-        return self._embed(encode, images, batch_size)
+        batches = batched(images, batch_size)
+        return self.unit_vectors(self.encode_images(self.preprocess(batch)) for batch in batches)
 
     def embed_texts(
         self, texts: Iterable[str], batch_size: int = 256, truncate: bool = False
@@ -364,14 +347,16 @@ class DualEncoder(nn.Module):
             ValueError: one string; a text longer than the context, unless `truncate` is set;
                 batch_size < 1.
         """
-
         if isinstance(texts, str):
             raise ValueError("embed_texts got one string: pass a list of strings")
+        batches = (self.tokenize(batch, truncate) for batch in batched(texts, batch_size))
+        return self.unit_vectors(self.encode_texts(*batch) for batch in batches)
 
-        def encode(batch: list[str]) -> Encoded:
-            return self.encode_texts(*self.tokenize(batch, truncate))
-
-        return self._embed(encode, texts, batch_size)
+    def unit_vectors(self, encoded: Iterable[Encoded]) -> _Vectors:
+        """Unit vectors of batches, which are encoded here, in eval mode; float32, on the CPU."""
+        with self.evaluating():
+            parts = [batch.features.float().cpu() for batch in encoded]
+        return torch.cat([torch.zeros(0, self.dim), *parts])
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -383,14 +368,6 @@ class DualEncoder(nn.Module):
                 yield
         finally:
             self.train(was_training)
-
-    def _embed(self, encode: Callable, items: Iterable, batch_size: int) -> _Vectors:
-        check_number("batch_size", batch_size, 1, whole=True)
-        vectors, items = [torch.zeros(0, self.dim)], iter(items)
-        with self.evaluating():
-            while batch := list(itertools.islice(items, batch_size)):
-                vectors.append(encode(batch).features.float().cpu())
-        return torch.cat(vectors)
 
     def save_pretrained(self, folder: str | Path, copy_towers: bool = False) -> Path:
         """Writes a folder that `from_pretrained` reads, bit for bit; other files in it are kept.
@@ -454,16 +431,17 @@ class DualEncoder(nn.Module):
         if not (folder / _ABOUT).exists():
             return cls.whole(load_hub_towers(name))
         about = json.loads((folder / _ABOUT).read_text())
-        settings = about["settings"]
-        if about["kind"] == "hub":
+        kind, settings = about["kind"], about["settings"]
+        if kind == "hub":
             model = cls.whole(load_hub_towers(folder))
-        elif about["kind"] == "tiny":
-            model = cls._tiny(load_tokenizer(folder), **settings)
-        elif about["copied"]:
-            model = cls.over(load_towers(*_copies(folder, settings["towers"])), settings)
         else:
-            model = cls.over(None, settings)
-        if about["kind"] != "hub":
+            towers = None
+            if kind == "tiny":
+                sizes = {size: settings[size] for size in ("width", "image_size", "dropout")}
+                towers = TinyTowers(load_tokenizer(folder), **sizes)
+            elif about["copied"]:
+                towers = load_towers(*_copies(folder, settings["towers"]))
+            model = cls.over(towers, settings, kind)
             try:
                 weights = load_file(folder / _WEIGHTS)
             except SafetensorError as error:
@@ -472,6 +450,37 @@ class DualEncoder(nn.Module):
             model.load_own_weights(weights, folder)
         model.trained_on = set(about.get("trained_on", ()))
         return model.eval()
+
+
+def linear_head(dim_in: int, dim: int, dropout: float) -> nn.Sequential:
+    """The head of a tiny model: LayerNorm, dropout and a linear map."""
+    return nn.Sequential(
+        nn.LayerNorm(dim_in), nn.Dropout(dropout), nn.Linear(dim_in, dim, bias=False)
+    )
+
+
+class ResidualHead(nn.Module):
+    """The head over a frozen tower: a linear map and a residual layer, each after dropout, and a
+    LayerNorm.
+    """
+
+    def __init__(self, dim_in: int, dim: int, dropout: float):
+        super().__init__()
+        self.linear = nn.Linear(dim_in, dim)
+        self.residual = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, dim))
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, pooled: _Pooled) -> Float[Tensor, "n d"]:
+        x = self.linear(self.dropout(pooled))
+        return self.norm(x + self.residual(x))
+
+
+class JoinedHeads(nn.ModuleList):
+    """Heads side by side, whose unit vectors are concatenated: cosines are means over the heads."""
+
+    def forward(self, pooled: _Pooled) -> Float[Tensor, "n d"]:
+        return torch.cat([F.normalize(head(pooled), dim=-1) for head in self], dim=-1)
 
 
 def image_key(digest: str) -> str:

@@ -11,7 +11,6 @@ written; rows that no file has are computed, and written to further ones.
 """
 
 import hashlib
-import itertools
 import json
 import os
 import warnings
@@ -32,7 +31,7 @@ from tqdm import tqdm
 from cibr.data import Pairs
 from cibr.models.dual_encoder import DualEncoder
 from cibr.models.towers import preprocess
-from cibr.utils import cache_folder, digest, write_atomically
+from cibr.utils import batched, cache_folder, digest, write_atomically
 
 _IN_MEMORY = 2**31  # bytes of preprocessed images to keep in memory at most
 _AT_ONCE = 16  # images in memory at full size
@@ -92,19 +91,12 @@ class Inputs(Dataset):
         return DataLoader(self, batch_sampler=rows, collate_fn=Batch._make, **options)
 
 
-def prepare(
-    model: DualEncoder,
-    pairs: Pairs,
-    device: torch.device | str | None = None,
-    *,
-    texts: list[str] | None = None,
-) -> Inputs:
+def prepare(model: DualEncoder, pairs: Pairs, *, texts: list[str] | None = None) -> Inputs:
     """Prepares the inputs of a model for a set of pairs.
 
     Args:
-        model: the encoders.
+        model: the encoders, on the device to use.
         pairs: the images, and the texts unless others are given.
-        device: where frozen towers move to; None leaves them.
         texts: replace the pairs' own, such as zero-shot prompts; each has its own label.
 
     Returns:
@@ -122,7 +114,7 @@ def prepare(
     else:
         labels = torch.arange(len(texts))
     if model.kind == "frozen":
-        with model.to(device or model.device).evaluating():
+        with model.evaluating():
             images, features = _frozen_features(model, pairs, texts)
         return Inputs(pairs, images, (features,), labels)
     _warn_of_cuts(model, pairs, texts)
@@ -174,24 +166,19 @@ def embed_pairs(
     """
     rows = torch.arange(len(inputs.pairs)).split(batch_size)
     batches = inputs.loader([(part, part[:0]) for part in rows])
-    images, texts = [], []
-    with model.evaluating():
-        for batch in tqdm(batches, "images", delay=2, leave=False):
-            images.append(model.encode_images(batch.images).features.float().cpu())
-        for part in torch.arange(len(inputs.labels)).split(batch_size):
-            texts.append(model.encode_texts(*inputs.texts_at(part)).features.float().cpu())
-    return torch.cat(images), torch.cat(texts)
+    batches = tqdm(batches, "images", delay=2, leave=False)
+    images = model.unit_vectors(model.encode_images(batch.images) for batch in batches)
+    rows = torch.arange(len(inputs.labels)).split(batch_size)
+    texts = model.unit_vectors(model.encode_texts(*inputs.texts_at(part)) for part in rows)
+    return images, texts
 
 
 def _decode(processor: Callable, pairs: Pairs, rows: Iterable[int]) -> Tensor:
     """Preprocessed images; photos are far larger at full size, so only a few are in memory at a
     time.
     """
-    rows = iter(rows)
-    parts = []
-    while images := [pairs.image(i) for i in itertools.islice(rows, _AT_ONCE)]:
-        parts.append(preprocess(processor, images))
-    return torch.cat(parts)
+    batches = batched(rows, _AT_ONCE)
+    return torch.cat([preprocess(processor, [pairs.image(i) for i in part]) for part in batches])
 
 
 def _image_features(model: DualEncoder, pairs: Pairs) -> Float[Tensor, "n p"]:
@@ -215,10 +202,7 @@ def _text_features(model: DualEncoder, texts: list[str]) -> Float[Tensor, "m q"]
     def pool(batch: list[str]) -> Tensor:
         return model.encode_texts(*model.tokenize(batch, truncate=True)).pooled
 
-    by_length = sorted(set(texts), key=lambda text: (len(text), text))  # little is padding then
-    features = _cached(folder, [digest(text) for text in by_length], by_length, pool, size)
-    row = {text: i for i, text in enumerate(by_length)}
-    return features[[row[text] for text in texts]]
+    return _cached(folder, [digest(text) for text in texts], texts, pool, size)
 
 
 def _cache_of(kind: str, tower: nn.Module, prepared_by: Any) -> Path:
@@ -245,7 +229,7 @@ def _cached(
     folder: Path, keys: Sequence[str], items: Sequence, pool: Callable, size: int
 ) -> Float[Tensor, "n p"]:
     """Features of items: those in a folder's files, by key, and those that `pool` makes of the
-    others, in batches of `size` in the order of the items; they are added to the folder.
+    others, in batches of `size`; they are added to the folder.
     """
     item = dict(zip(keys, items, strict=True))
     features = {}
@@ -254,23 +238,15 @@ def _cached(
         stored_keys = [key.tobytes().hex() for key in stored["keys"].numpy()]
         rows = zip(stored_keys, stored["features"], strict=True)
         features |= {key: row for key, row in rows if key in item}
-    new = [key for key in item if key not in features]
-    for part in tqdm(_split(new, _PER_FILE), folder.name, delay=1):
-        pooled = [pool([item[key] for key in batch]).float().cpu() for batch in _split(part, size)]
+    # Rows in their order, and texts by their length, so that little is padding.
+    new = sorted(item.keys() - features, key=lambda key: (len(str(item[key])), item[key]))
+    for part in tqdm([*batched(new, _PER_FILE)], folder.name, delay=1):
+        pooled = [pool([item[key] for key in batch]).float().cpu() for batch in batched(part, size)]
         features |= zip(part, torch.cat(pooled), strict=True)
         digests = torch.frombuffer(bytearray.fromhex("".join(part)), dtype=torch.uint8)
         stored = {"keys": digests.view(len(part), -1), "features": torch.cat(pooled)}
         keep_tensors(folder / f"{digest(repr(part))[:32]}.safetensors", stored)
     return torch.stack([features[key] for key in keys])
-
-
-def _split(items: list, size: int) -> list[list]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file of a cache; none if it is absent."""
-    return load_file(file) if file.exists() else {}
 
 
 def keep_tensors(file: Path, tensors: dict[str, Tensor]) -> None:

@@ -1,9 +1,8 @@
-"""Towers and heads of a `DualEncoder`.
+"""Towers of a `DualEncoder`.
 
 Towers read images and texts with a processor and a tokenizer of their own and pool them:
 `image_pooled` takes normalised pixels, `text_pooled` token ids. They are tiny ones from scratch,
-two frozen ones, or those of a dual encoder of transformers. Heads project what towers pool to the
-joint space.
+two frozen ones, or those of a dual encoder of transformers.
 """
 
 from collections.abc import Callable, Sequence
@@ -289,40 +288,6 @@ class HubTowers(Towers):
         """Pooled features of token ids."""
         masked = {} if self.reads_padding else {"attention_mask": mask}
         return self.model.get_text_features(input_ids=ids, **masked).pooler_output
-
-
-# Heads
-
-
-def linear_head(dim_in: int, dim: int, dropout: float) -> nn.Sequential:
-    """The head of a tiny model: LayerNorm, dropout and a linear map."""
-    return nn.Sequential(
-        nn.LayerNorm(dim_in), nn.Dropout(dropout), nn.Linear(dim_in, dim, bias=False)
-    )
-
-
-class ResidualHead(nn.Module):
-    """The head over a frozen tower: a linear map and a residual layer, each after dropout, and a
-    LayerNorm.
-    """
-
-    def __init__(self, dim_in: int, dim: int, dropout: float):
-        super().__init__()
-        self.linear = nn.Linear(dim_in, dim)
-        self.residual = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, dim))
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, pooled: _Pooled) -> Float[Tensor, "n d"]:
-        x = self.linear(self.dropout(pooled))
-        return self.norm(x + self.residual(x))
-
-
-class JoinedHeads(nn.ModuleList):
-    """Heads side by side, whose unit vectors are concatenated: cosines are means over the heads."""
-
-    def forward(self, pooled: _Pooled) -> Float[Tensor, "n d"]:
-        return torch.cat([F.normalize(head(pooled), dim=-1) for head in self], dim=-1)
 
 
 # Loading

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cibr.data import Pairs, available_splits, load_parts, resolve
+from cibr.data import Pairs, available_splits, load_parts, title_of
 from cibr.losses import PENALTIES
 from cibr.losses.cibr import MAX_BETA, check_penalty
 from cibr.models import DualEncoder, model_kind
@@ -47,6 +47,7 @@ _OLD_SETTINGS = {
     **dict.fromkeys(["validate_every", "max_skipped"], "leave it out"),
     "cca_start": "heads + CCA, the default, is better",
 }
+_STEPS_APART = 50  # of two checkpoints, at least
 # Arguments of transformers that a run uses and no setting stands for.
 _TRAINING_ARGUMENTS = ("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
 _TRAINING_ARGUMENTS += ("bf16", "use_cpu", "report_to", "run_name", "save_steps")
@@ -105,7 +106,7 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
 
     Raises:
         ValueError: an unknown parameter, data set, penalty or option (with the nearest known name),
-            a value outside its range, or an output folder within the data.
+            or a value outside its range.
         FileNotFoundError: an unknown model, with the nearest known name.
     """
     for name in parameters:
@@ -117,7 +118,6 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
         parameters = {"model": "frozen"} | PRESETS[preset] | parameters
     config = RunConfig(**{name: _checked(name, value) for name, value in parameters.items()})
     check_penalty(config.penalty, config.loss_options.keys() - {"kappa_e", "sample"})
-    source = resolve(config.dataset)
     if not config.model:
         config = replace(config, model="tiny" if config.dataset == "glyphs" else "frozen")
     kind = model_kind(config.model)
@@ -129,10 +129,10 @@ def configure(preset: str = "", **parameters: Any) -> RunConfig:
     config = replace(config, **{name: filled_in[name] for name in unset})
 
     runs = Path(os.environ.get("CIBR_RUNS") or project_root() / "runs")
-    name = f"{source.name}-{Path(config.model).name}-{config.penalty}-beta{config.beta:g}"
+    name = (
+        f"{title_of(config.dataset)}-{Path(config.model).name}-{config.penalty}-beta{config.beta:g}"
+    )
     folder = Path(config.output_dir or runs / f"{name}-seed{config.seed}").expanduser()
-    if source.place and folder.resolve().is_relative_to(Path(source.place).resolve()):
-        raise ValueError(f"output_dir {str(folder)!r} is within the data: choose one outside")
     return replace(config, output_dir=str(folder))
 
 
@@ -175,6 +175,9 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
     for name in config.training_arguments:
         check_known("training argument", name, _TRAINING_ARGUMENTS)
     given = dict(adam_beta2=0.98, report_to="none", use_cpu=not torch.accelerator.is_available())
+    n_rows = min(config.batch_size, n_pairs)
+    n_steps = n_pairs // n_rows  # of an epoch
+    given["save_steps"] = min(500, n_steps * math.ceil(_STEPS_APART / n_steps))
     arguments = TrainingArguments(
         output_dir=str(Path(config.output_dir).absolute()),
         num_train_epochs=config.epochs,
@@ -182,9 +185,9 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
         weight_decay=config.weight_decay,
         optim="adamw_torch",
         seed=config.seed,
-        logging_strategy="epoch",
-        save_strategy="epoch",
-        eval_strategy="epoch" if validates else "no",
+        logging_steps=n_steps,  # also between validations
+        eval_strategy="steps" if validates else "no",
+        save_total_limit=2,
         ddp_timeout=10_800,  # s, for the process that extracts a frozen tower's features
         logging_nan_inf_filter=False,  # what is not finite stops the run
         disable_tqdm=True,  # the bar of `trainer` is in its place
@@ -193,7 +196,7 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
     arguments._n_gpu = min(arguments.n_gpu, 1)  # else several GPUs of a process are DataParallel
     if arguments.device.type == "cpu":  # with transformers 5.4, torch 2.6 cannot load to "cpu:0"
         arguments._setup_devices = torch.device("cpu")
-    n_rows, n_processes = min(config.batch_size, n_pairs), arguments.world_size
+    n_processes = arguments.world_size
     if n_rows < n_processes or (config.batch_size % n_processes and config.batch_size <= n_pairs):
         raise ValueError(f"{n_processes} processes cannot share {n_rows} pairs: change batch_size")
     arguments.per_device_train_batch_size = n_rows // n_processes

@@ -1,13 +1,13 @@
 """The output folder of a run: whose it is, its lock, its checkpoints and the finished run.
 
 A folder belongs to a run once it has that run's `run.json`, which is written before the first step
-into a folder without other files. Only what runs made is removed or written over. A checkpoint is a
-run's if it has the file `CHECKPOINT`, which is written first, and counts if it has Trainer's state,
-which is written last.
+into a folder without other files. Checkpoints are in a folder of their own, which is removed in the
+end; nothing else is removed or written over. A checkpoint counts once its last file, Trainer's
+state, is whole.
 """
 
 import json
-from collections.abc import Collection
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from filelock import FileLock, Timeout
 
 import cibr
 
-CHECKPOINT = "cibr.pt"
 # What may lie in the folder of a new run: its notebook, its log, and `cibr train`'s own runs.
 _ALLOWED = ("*.ipynb", "*.log", ".*", "held_out")
 
@@ -30,17 +29,19 @@ class RunFolder:
         path: of the folder, which is created.
         writes: whether this process writes to it.
 
+    Attributes:
+        checkpoints: the folder of its checkpoints, `checkpoint-STEP`.
+
     Raises:
         ValueError: the folder has files that no run made.
     """
 
     def __init__(self, path: Path, writes: bool = True):
         self.path, self.writes = path, writes
+        self.checkpoints = path / ".checkpoints"
         path.mkdir(parents=True, exist_ok=True)
         foreign = [file for file in path.iterdir() if not any(map(file.match, _ALLOWED))]
-        if self._record():
-            foreign = [folder for folder in self._checkpoints() if not _is_of_a_run(folder)]
-        if foreign and writes:
+        if foreign and writes and not self._record():
             what = f"output_dir {str(path)!r} already has files that no run made, such as"
             raise ValueError(f"{what} {min(foreign).name!r}: choose another")
 
@@ -65,7 +66,7 @@ class RunFolder:
             ValueError: the folder has a run of another configuration or other pairs.
         """
         record = self._record()
-        if not record or not (record["finished"] or self.checkpoints()):
+        if not record or not (record["finished"] or self.newest_checkpoint()):
             return None
         stored = record["run"]
         names = {**stored, **identity}
@@ -79,9 +80,17 @@ class RunFolder:
             return history.astype(float).astype({"epoch": int, "step": int})
         return None
 
-    def checkpoints(self) -> list[Path]:
-        """The whole checkpoints, oldest first."""
-        return [folder for folder in self._checkpoints() if _is_whole(folder)]
+    def newest_checkpoint(self) -> str | None:
+        """The newest whole checkpoint."""
+        states = self.checkpoints.glob("checkpoint-*/trainer_state.json")
+        whole = [state.parent for state in states if state.read_text().endswith("\n}\n")]
+        newest = max(whole, key=lambda folder: int(folder.name.split("-")[1]), default=None)
+        return newest and str(newest)
+
+    def remove_checkpoints(self) -> None:
+        """Removes what only an unfinished run needs."""
+        if self.writes:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Writes `run.json`, which makes the folder this run's, with `configuration`, what decides
@@ -97,14 +106,6 @@ class RunFolder:
             part.write_text(text, encoding="utf-8")
             part.replace(self.path / name)
 
-    def remove_checkpoints(self, but: Collection[Path] = ()) -> None:
-        """Removes the checkpoints that runs made, but for some; of each, its mark last."""
-        for folder in self._checkpoints():
-            if self.writes and _is_of_a_run(folder) and folder not in but:
-                for file in sorted(folder.iterdir(), key=lambda file: file.name == CHECKPOINT):
-                    file.unlink()
-                folder.rmdir()
-
     def _record(self) -> dict[str, Any]:
         """The record of the folder's run, or an empty one if it is no run's."""
         try:
@@ -112,22 +113,3 @@ class RunFolder:
             return record if "run" in record and "finished" in record else {}
         except (OSError, ValueError):
             return {}
-
-    def _checkpoints(self) -> list[Path]:
-        """Folders of checkpoints, whole or not, oldest first."""
-        named = [f for f in self.path.glob("checkpoint-*") if f.name[11:].isdecimal()]
-        return sorted(named, key=lambda folder: int(folder.name[11:]))
-
-
-def _is_of_a_run(folder: Path) -> bool:
-    """Whether a run made this folder of a checkpoint, or had begun to."""
-    return folder.is_dir() and ((folder / CHECKPOINT).exists() or not any(folder.iterdir()))
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a checkpoint of a run has all its files."""
-    try:
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return _is_of_a_run(folder)

@@ -16,8 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from cibr.data import Pairs
@@ -42,10 +40,10 @@ from cibr.models.dual_encoder import Encoded, image_key
 from cibr.models.features import Batch, Inputs, embed_pairs, prepare
 from cibr.train.config import RunConfig, training_arguments
 from cibr.train.grad_cache import GradCache, unit_vectors
-from cibr.train.run_folder import CHECKPOINT, RunFolder
+from cibr.train.run_folder import RunFolder
 from cibr.utils import digest
 
-_STEPS_APART = 50  # of two checkpoints, at least
+CHECKPOINT = "cibr.pt"  # what a checkpoint has of ours
 # Share of the steps in which the learning rate rises to its peak; towers from scratch need longer.
 _WARM_UP = {"tiny": 0.45, "frozen": 0.15, "hub": 0.15}
 Rows = tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]
@@ -65,7 +63,6 @@ class CIBRTrainer(Trainer):
         config: from `configure`.
         train: the training pairs.
         validation: the pairs for validation recall, or None.
-        callbacks: of transformers.
 
     Attributes:
         history: that `train` returned.
@@ -77,25 +74,20 @@ class CIBRTrainer(Trainer):
 
     model: DualEncoder
     history: pd.DataFrame | None = None
+    is_stopped = False  # by SIGTERM
 
     def __init__(
-        self,
-        model: DualEncoder,
-        config: RunConfig,
-        train: Pairs,
-        validation: Pairs | None = None,
-        callbacks: Sequence[TrainerCallback] = (),
+        self, model: DualEncoder, config: RunConfig, train: Pairs, validation: Pairs | None = None
     ):
         args = training_arguments(config, len(train), validation is not None)
         self.config = config
-        self.train_dataset = train
         self.run_folder = RunFolder(Path(args.output_dir), args.should_save)
+        self.adds_cca = config.cca and config.model == model.kind == "frozen"
         self.batch_size = args.per_device_train_batch_size * args.world_size
-        self.steps_per_epoch = len(train) // self.batch_size
         self.sums: dict[str, float] = {}  # of the terms since the last log, and of "steps"
         data = dict(train_dataset=train, eval_dataset=validation)
         bars = [] if os.environ.get("TQDM_DISABLE") else [_Bar()]  # tqdm's notebook bar ignores it
-        super().__init__(model, args, **data, callbacks=[_RunCallback(self), *bars, *callbacks])
+        super().__init__(model, args, **data, callbacks=[_RunCallback(self), *bars])
         self.remove_callback(PrinterCallback)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("FSDP and DeepSpeed split a model, which `GradCache` needs whole")
@@ -125,11 +117,10 @@ class CIBRTrainer(Trainer):
                 self._load_finished()
                 return self.history
             self.set_up()
-            [newest] = broadcast_object_list([next(reversed(folder.checkpoints()), None)])
+            [newest] = broadcast_object_list([folder.newest_checkpoint()])
             folder.write_record(record | {"finished": False})
-            with sigterm_noted() as self.sigterms:
-                super().train(newest and str(newest))
-            if self._adds_cca():
+            self._train_from(newest)
+            if self.adds_cca:
                 ridges = self.config.cca_ridges
                 add_cca(self.model, fit_cca(self.inputs, self.model.dim, ridges))
                 broadcast(self.model.own_weights())
@@ -160,7 +151,7 @@ class CIBRTrainer(Trainer):
 
     def prepare_pairs(self, pairs: Pairs) -> Inputs:
         """The inputs of the training or the validation pairs."""
-        return prepare(self.model, pairs, self.args.device)
+        return prepare(self.model, pairs)
 
     def identity(self) -> dict[str, Any]:
         """What decides the result of a run: configuration and pairs."""
@@ -174,14 +165,23 @@ class CIBRTrainer(Trainer):
                 run[f"{name} pairs"] = f"{len(pairs)} with digest {content[:16]}"
         return json.loads(json.dumps(run))  # with lists for tuples, as stored
 
-    def _adds_cca(self) -> bool:
-        """Whether a CCA is put beside the heads over frozen towers in the end."""
-        return self.config.cca and self.config.model == self.model.kind == "frozen"
+    def _train_from(self, checkpoint: str | None) -> None:
+        """Trains, and at SIGTERM, such as SLURM's before its time limit, saves and ends."""
+        self.sigterms: list[int] = []
+        before = signal.signal(signal.SIGTERM, lambda number, _: self.sigterms.append(number))
+        try:
+            super().train(checkpoint)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        if self.is_stopped:
+            at = f"step {self.state.global_step} of {self.state.max_steps}"
+            print(f"SIGTERM: the run is saved at {at}; start it again to go on", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGTERM)
 
     def _load_finished(self) -> None:
         folder = self.run_folder.path
         saved = DualEncoder.from_pretrained(folder)
-        if self._adds_cca():
+        if self.adds_cca:
             self.model.add_linear_heads()
         self.model.load_own_weights(saved.own_weights(), folder)
         self.model.trained_on = saved.trained_on
@@ -212,20 +212,19 @@ class CIBRTrainer(Trainer):
         torch.manual_seed(seed + 7_919 * self.args.process_index)  # dropout, of these rows
         generator = torch.Generator().manual_seed(seed)  # noise, of the whole batch
         model.train()
-        advice = "lower learning_rate or raise temperature, in another output_dir"
         try:
             terms = self._backward(self.encode_batch(model, inputs), generator)
-        except FloatingPointError as error:  # of features
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+            # One wait for the device, not one a term.
+            *values, norm = torch.stack([*terms.values(), norm]).tolist()
+            values = dict(zip(terms, values, strict=True))
+            if not math.isfinite(values["loss"] + norm):
+                what = f"the loss is {values['loss']:.6g}, its gradient's norm {norm:.6g}"
+                raise FloatingPointError(what)
+        except FloatingPointError as error:  # also of features
+            advice = "lower learning_rate or raise temperature, in another output_dir"
             raise FloatingPointError(f"step {step} was not taken: {error}: {advice}") from error
-        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-        # One wait for the device, not one a term.
-        *values, norm = torch.stack([*terms.values(), norm]).tolist()
-        values = dict(zip(terms, values, strict=True))
-        if not math.isfinite(values["loss"]) or not math.isfinite(norm):
-            raise FloatingPointError(
-                f"step {step} was not taken: the loss is {values['loss']:.6g}, its gradient's norm "
-                f"{norm:.6g}: {advice}"
-            )
         for name, value in (values | {"beta": self.loss_fn.beta, "steps": 1}).items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         return terms["loss"].detach()
@@ -279,6 +278,7 @@ class CIBRTrainer(Trainer):
         recalls = retrieval_recalls(*embed_pairs(self.model, self.held_out), *targets)
         recalls = {f"eval_{name}": value for name, value in recalls.items()}
         self.log(dict(recalls))
+        self.control.should_evaluate = False  # until the end of the next epoch
         return recalls
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -300,6 +300,10 @@ class CIBRTrainer(Trainer):
 
     # Checkpoints
 
+    def _get_output_dir(self, trial: Any = None) -> str:
+        """Private, as no argument moves the checkpoints alone."""
+        return str(self.run_folder.checkpoints)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the model to a folder, by default the output folder."""
         if not _internal_call:
@@ -307,7 +311,7 @@ class CIBRTrainer(Trainer):
                 self.model.save_pretrained(output_dir or self.args.output_dir)
             return
         if self.args.should_save:  # of a checkpoint: the first file of it
-            Path(output_dir).mkdir(exist_ok=True)
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
             state = {"weights": self.model.own_weights(), "loss": self.loss_fn.state_dict()}
             torch.save(state | {"sums": self.sums}, Path(output_dir, CHECKPOINT))
         self.accelerator.wait_for_everyone()
@@ -339,47 +343,16 @@ class _Bar(ProgressCallback):
 
 
 class _RunCallback(TrainerCallback):
-    """Clamps the temperature, saves every `save_steps` steps and at the end of an epoch, and saves
-    and ends at SIGTERM.
-    """
+    """Clamps the temperature after each step, and saves and ends the run at SIGTERM."""
 
     def __init__(self, trainer: CIBRTrainer):
         self.trainer = trainer
-        self.is_stopping = False
-        self.saved_at = 0  # step
 
     def on_step_end(self, args, state, control, model, **_):
         model.limit_logit_scale()
         sigterms = torch.tensor([len(self.trainer.sigterms)], device=args.device)
-        self.is_stopping = bool(self.trainer.accelerator.gather(sigterms).any())
-        is_due = self.is_stopping or state.global_step % state.save_steps == 0
-        # The last step of an epoch is saved once the epoch has its row of the history.
-        control.should_save = is_due and state.global_step % self.trainer.steps_per_epoch != 0
-
-    def on_epoch_end(self, args, state, control, **_):
-        is_due = state.global_step - self.saved_at >= min(_STEPS_APART, state.save_steps)
-        control.should_save = self.is_stopping or is_due  # a checkpoint may cost more than an epoch
-
-    def on_save(self, args, state, control, **_):
-        self.saved_at = state.global_step
-        folder = self.trainer.run_folder
-        folder.remove_checkpoints(but=folder.checkpoints()[-2:])
-        self.trainer.accelerator.wait_for_everyone()
-        if self.is_stopping:
-            message = f"SIGTERM: the run is saved at step {state.global_step} of {state.max_steps}"
-            tqdm.write(f"{message}; start it again to go on", file=sys.stderr)
-            raise SystemExit(128 + signal.SIGTERM)
-
-
-@contextmanager
-def sigterm_noted() -> Iterator[list[int]]:
-    """A context with a list of the SIGTERMs received, such as SLURM's before its time limit."""
-    received: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        if self.trainer.accelerator.gather(sigterms).any():
+            self.trainer.is_stopped = control.should_save = control.should_training_stop = True
 
 
 class _Steps:
@@ -393,7 +366,7 @@ class _Steps:
         self.trainer = trainer
 
     def __len__(self) -> int:
-        return self.trainer.steps_per_epoch
+        return len(self.trainer.train_dataset) // self.trainer.batch_size
 
     def __iter__(self) -> Iterator[Rows]:
         args = self.trainer.args
@@ -438,11 +411,7 @@ def add_cca(model: DualEncoder, cca: RegularisedCCA) -> None:
 
 
 def fit(
-    model: DualEncoder,
-    train: Pairs,
-    validation: Pairs | None,
-    config: RunConfig,
-    callbacks: Sequence[TrainerCallback] = (),
+    model: DualEncoder, train: Pairs, validation: Pairs | None, config: RunConfig
 ) -> pd.DataFrame:
     """Trains a model in place with `CIBRTrainer`, whose arguments it takes.
 
@@ -452,4 +421,4 @@ def fit(
         and `learning_rate` of its last step; `temperature`; `seconds` since this call began to
         train; and validation recalls in [0, 1].
     """
-    return CIBRTrainer(model, config, train, validation, callbacks).train()
+    return CIBRTrainer(model, config, train, validation).train()

@@ -46,7 +46,7 @@ def test_a_subset_of_a_subset_keeps_everything_of_an_image_together():
 def test_a_boolean_mask_selects_and_is_not_taken_for_indices(kind):
     pairs = with_captions("a", "b", "c")
     assert pairs.subset(kind([False, True, True])).keys == ["k1", "k2"]
-    shown = [image.tobytes() for image in pairs.images(kind([False, False, True]))]
+    shown = [image.tobytes() for image in pairs.subset(kind([False, False, True])).images()]
     assert shown == [pairs.image(2).tobytes()]
 
 

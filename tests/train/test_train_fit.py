@@ -67,7 +67,7 @@ def test_a_checkpoint_of_other_pairs_is_refused_and_kept(tmp_path, part):
     stop_at(5, tmp_path, **every)
     with pytest.raises(ValueError, match=f"holds a run with another {part} pairs: choose"):
         train(tmp_path, **every, **OTHER_PAIRS[part])
-    assert (tmp_path / "checkpoint-3" / "trainer_state.json").exists()
+    assert (tmp_path / ".checkpoints" / "checkpoint-3" / "trainer_state.json").exists()
 
 
 @pytest.mark.parametrize(("kind", "name"), [("frozen", "frozen"), ("clip", "some/clip")])

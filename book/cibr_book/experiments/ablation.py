@@ -47,7 +47,7 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     test = load_pairs(settings["dataset"], "test")
     if test.labels is not None:  # glyphs are in the order of their characters
         test = test.subset(torch.randperm(len(test), generator=torch.Generator().manual_seed(0)))
-    test = prepare(model, test, model.device)
+    test = prepare(model, test)
     return metrics | residual_nats(*first_pairs(model, test))
 
 
