@@ -202,11 +202,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _print_scores(rows, value: str = "value") -> None:
-    """Prints a line a metric for each data set, with the number of queries."""
+    """Prints a line a metric for each data set, with the number of independent items."""
     from cibr.evaluate import format_table
 
     for dataset, part in rows.groupby("dataset", sort=False):
-        print(f"{dataset}, {part['n'].iloc[0]:,} images")
+        print(f"{dataset}, n = {part['n'].iloc[0]:,}")
         print(format_table(part, value).T.to_string(header=False, index_names=False), "\n")
 
 

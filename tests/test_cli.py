@@ -90,7 +90,7 @@ def test_evaluate_prints_and_saves_scores_and_the_first_model_minus_the_second(
         for model in (clip_folder, other)
     }
     rows = [pd.read_csv(file).set_index(["dataset", "metric"]) for file in files.values()]
-    assert printed.count("mean of 2") == 3 and printed.count("captions, 14 images") == 3
+    assert printed.count("mean of 2") == 3 and printed.count("captions, n = 14") == 3
     _, _, compared = printed.partition(f"{clip_folder} minus {other}")
     differences = 100 * (rows[0]["value"] - rows[1]["value"]).loc["captions"]
     metric = differences.abs().idxmax()
