@@ -189,12 +189,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from cibr.evaluate import dataset_tasks, difference, evaluate
 
     suite = dataset_tasks(arguments.data) if arguments.data else arguments.suite
+    where = f"{arguments.data} ({suite[0].split})" if arguments.data else suite
     results = []
     for name in filter(None, (arguments.model, arguments.compare_with)):
         model = _load(name, arguments.device)
         folder = arguments.output_dir and arguments.output_dir / quote(name.strip("/"), safe="")
         results.append(evaluate(model, suite, name=name, output_dir=folder))
-        print(f"\n{name} on {arguments.data or suite}: per cent, with 95 % intervals")
+        print(f"\n{name} on {where}: per cent, with 95 % intervals")
         _print_scores(results[-1].rows)
     if len(results) == 2:
         print(f"\n{results[0].model} minus {results[1].model}: points, with 95 % intervals")

@@ -154,8 +154,7 @@ def evaluate(
     of_tasks = tasks[0].title if len(tasks) == 1 else "tasks"
     evaluation = Evaluation(name, suite if isinstance(suite, str) else of_tasks, {}, {})
     for task in tqdm(tasks, desc=name, unit="set", delay=1):
-        pairs = load_pairs(task.dataset, task.split)
-        _add(evaluation, model, pairs, task.title, task.kind)
+        _add(evaluation, model, load_pairs(task.dataset, task.split), task.title, task.kind)
         if output_dir is not None:  # now: a later set may fail
             _write(evaluation, output_dir)
     zero_shot = [task for task in tasks if task.kind == "zero-shot"]
