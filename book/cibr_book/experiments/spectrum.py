@@ -6,11 +6,13 @@ linear heads are trained: Gaussian noise on their inputs, of the ridges' varianc
 the covariances.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -28,6 +30,7 @@ from cibr_book.worlds.threshold import fixed_length_gains, loss_gains
 from cibr_book.worlds.training import KAPPA_B
 
 DIM = 256  # directions, and the width of trained heads
+POINT = ["photos", "temperature", "dose", "batch_size", "measure"]  # of the photo curve
 _RATE = 1e-3
 _SHOWN = (2, 4, 7, 11, 21, 41)  # directions whose gain over the first is reported
 Sides = list[Float64[Tensor, "_ _"]]  # of images and texts
@@ -207,9 +210,61 @@ def _trained(
         for x, row, head, deviation in zip(inputs, rows, heads, spectrum.deviations, strict=True):
             noisy = x[row] + deviation * torch.randn(batch_size, x.shape[1], generator=generator)
             sides.append(F.normalize(noisy @ head.T, dim=1))
-        labels = pairs.pairs.match_labels()[rows[0]]
         descent.zero_grad()
-        loss_fn(*sides, 1 / temperature, labels, output_dict=False).backward()
+        loss_fn(*sides, 1 / temperature, pairs.labels[rows[1]], output_dict=False).backward()
         descent.step()
         cycle.step()
     return [head.detach() for head in heads]
+
+
+def curve(rows: pd.DataFrame, test: str = "flickr8k") -> pd.DataFrame:
+    """Recalls of experiments/spectrum.md, predicted and trained on the same draws.
+
+    Args:
+        rows: of spectrum.csv; others than those of spectrum-predicted.yaml and -trained.yaml are
+            left out.
+        test: the photos, `flickr8k` or `coco`.
+
+    Returns:
+        A row by `POINT` and `seed`, of points that were trained: `limit`, `loss` and `trained`,
+        mean recalls in per cent, where `measure` is search or text retrieval.
+    """
+    planned = rows[rows["method"].isin(["limit", "loss", "trained"])]
+    settings = pd.DataFrame([*planned["configuration"].map(json.loads)], planned.index)
+    ways = {"text_to_image": "search", "image_to_text": "text retrieval"}
+    recalls = 100 * planned[[f"{test}/{way}_mean" for way in ways]].set_axis(ways.values(), axis=1)
+    named = settings[[*POINT[:-1], "seed"]].assign(method=planned["method"]).join(recalls)
+    key = [*POINT[:3], "measure", "seed"]
+    long = named.melt([*POINT[:-1], "seed", "method"], var_name="measure", value_name="recall")
+    of_method = dict(list(long.groupby("method")))
+    limit = of_method["limit"].set_index(key)["recall"].rename("limit")
+    found = [
+        of_method[name].set_index([*key, "batch_size"])["recall"] for name in ("loss", "trained")
+    ]
+    table = pd.concat(found, axis=1, keys=["loss", "trained"]).dropna()
+    return table.reset_index().join(limit, on=key)
+
+
+def curve_claims(draws: pd.DataFrame) -> pd.DataFrame:
+    """What experiments/spectrum.md counts as success.
+
+    Args:
+        draws: from `curve`.
+
+    Returns:
+        For the claims 1 to 3 the mean absolute `error`, in points, what it is to be `below`, and
+        whether it `holds`.
+    """
+    means = draws.groupby(POINT)[["limit", "loss", "trained"]].mean()
+    errors = means[["limit", "loss"]].rsub(means["trained"], axis=0).abs()
+    dose = means.index.get_level_values("dose")
+    changes = means.xs(0.2, level="dose") - means.xs(0, level="dose")
+    of_changes = (changes["trained"] - changes["loss"]).abs().mean()
+    large = errors[dose >= 0.2].mean()
+    claims = {
+        "recall up to a dose of 0.2": (errors.loc[dose <= 0.2, "loss"].mean(), 1.0),
+        "recall from a dose of 0.2 on": (large["loss"], large["limit"]),
+        "change by a dose of 0.2": (of_changes, 0.5),
+    }
+    table = pd.DataFrame(claims, ["error", "below"]).T
+    return table.assign(holds=table["error"] < table["below"])
