@@ -288,7 +288,7 @@ def gain_maps(table: pd.DataFrame, methods: Sequence[str]) -> list[Axes]:
 
 
 def forest(rows: pd.DataFrame) -> Axes:
-    """Differences with their intervals as dots and lines, a row each, in groups of one colour.
+    """Differences with their intervals as dots and lines, a row each, under the names of groups.
 
     Args:
         rows: `group, row, mean, low, high`, in the order from top to bottom.
@@ -298,14 +298,16 @@ def forest(rows: pd.DataFrame) -> Axes:
     """
     groups = [*dict.fromkeys(rows["group"])]
     rows = rows.reset_index(drop=True)
-    places = -rows.index - 0.7 * rows["group"].map(groups.index)
-    figure, axes = panels(1, 1, 6.6, 0.9 + 0.24 * len(rows) + 0.3 * len(groups))
-    axis = axes[0, 0]
+    places = -rows.index - 1.25 * rows["group"].map(groups.index)
+    axis = panels(1, 1, 6.6, 0.6 + 0.24 * (len(rows) + 1.2 * len(groups)))[1][0, 0]
     axis.axvline(0, color="black", lw=0.8)
-    for group in groups:
+    for i, group in enumerate(groups):
         of = rows[rows["group"] == group]
         widths = of["mean"] - of["low"], of["high"] - of["mean"]
-        axis.errorbar(of["mean"], places[of.index], xerr=widths, fmt="o", ms=5, label=group)
+        heights = places[of.index]
+        axis.errorbar(of["mean"], heights, xerr=widths, fmt="o", ms=5, color=f"C{i}")
+        at = dict(xy=(0, heights.max() + 0.9), xycoords=("axes fraction", "data"))
+        axis.annotate(group, **at, xytext=(4, 0), textcoords="offset points", va="center")
     axis.set_yticks(places, rows["row"])
-    figure.legend(loc="outside upper center", ncols=2)
+    axis.set_ylim(places.min() - 0.7, 1.5)
     return axis
