@@ -173,9 +173,7 @@ def summary(
     of = moved.assign(recall=(moved["search"] + moved["naming"]) / 2)
     of = of.pivot_table("recall", "seed", "method")
     for form in ("MINE", "vMF"):
-        gains["the penalty, encoders' last stages trained, too, tuned", form, 600] = (
-            of[form] - of["CLIP"]
-        )
+        gains["the penalty, last stages trained, too, tuned", form, 600] = of[form] - of["CLIP"]
     of = with_measures(doses[doses["condition"] == "Flickr8k, 10 % of the pairs"])
     of = of.assign(recall=(of["search"] + of["naming"]) / 2)
     of = of.groupby(["method", "beta", "seed"])["recall"].mean()

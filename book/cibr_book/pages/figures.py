@@ -304,10 +304,9 @@ def forest(rows: pd.DataFrame) -> Axes:
     for i, group in enumerate(groups):
         of = rows[rows["group"] == group]
         widths = of["mean"] - of["low"], of["high"] - of["mean"]
-        heights = places[of.index]
-        axis.errorbar(of["mean"], heights, xerr=widths, fmt="o", ms=5, color=f"C{i}")
-        at = dict(xy=(0, heights.max() + 0.9), xycoords=("axes fraction", "data"))
-        axis.annotate(group, **at, xytext=(4, 0), textcoords="offset points", va="center")
+        axis.errorbar(of["mean"], places[of.index], xerr=widths, fmt="o", ms=5, color=f"C{i}")
+        top = places[of.index].max() + 0.9
+        axis.text(0.01, top, group, transform=axis.get_yaxis_transform(), va="center")
     axis.set_yticks(places, rows["row"])
     axis.set_ylim(places.min() - 0.7, 1.5)
     return axis

@@ -100,7 +100,7 @@ def test_the_summary_has_gains_over_heads_seed_by_seed():
     found = ablation.summary(rows, moved, read_table("ablation.csv"), beside)
     gain = moved.set_index(["method", "seed"])[["search", "naming"]].mean(axis=1)
     gain = (gain["vMF"] - gain["CLIP"]).mean()
-    is_moved = found["group"] == "the penalty, encoders' last stages trained, too, tuned"
+    is_moved = found["group"] == "the penalty, last stages trained, too, tuned"
     assert found[is_moved].set_index("row").loc["vMF", "mean"] == pytest.approx(gain)
     found = found[~is_moved].set_index(["row", "photos"])
     few = rows[rows["condition"] == "Flickr8k, 10 % of the pairs"].set_index(["method", "seed"])
