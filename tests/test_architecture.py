@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "cibr"
 MOST_LINES = {
     "cibr": 3_014,
-    "book": 3_290,
+    "book": 3_292,
     "tests": 5_678,
 }  # of code
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)

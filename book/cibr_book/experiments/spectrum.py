@@ -253,7 +253,7 @@ def curve_claims(draws: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         For the claims 1 to 3 the mean absolute `error`, in points, what it is to be `below`, and
-        whether it `holds`.
+        the `outcome`: `holds` or `contradicted`.
     """
     means = draws.groupby(POINT)[["limit", "loss", "trained"]].mean()
     errors = means[["limit", "loss"]].rsub(means["trained"], axis=0).abs()
@@ -267,4 +267,5 @@ def curve_claims(draws: pd.DataFrame) -> pd.DataFrame:
         "change by a dose of 0.2": (of_changes, 0.5),
     }
     table = pd.DataFrame(claims, ["error", "below"]).T
-    return table.assign(holds=table["error"] < table["below"])
+    holds = table["error"] < table["below"]
+    return table.assign(outcome=holds.map({True: "holds", False: "contradicted"}))

@@ -156,7 +156,8 @@ def predictions(rows: pd.DataFrame, panel: str, by: str) -> list[Axes]:
             own = part[part[by] == name]
             axis.scatter(own["predicted"], own["measured"], 9, colour, lw=0, alpha=0.7, label=name)
         axis.set(title=title, xlabel="predicted", ylabel="measured")
-    _legend_above(figure, axes[0, 0])
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncol=len(names))
     return list(axes.flat)
 
 

@@ -113,6 +113,6 @@ def test_the_photo_curve_pairs_predictions_with_what_was_trained_and_judges_them
     claims = spectrum.curve_claims(draws)
     assert claims["error"].tolist() == pytest.approx([0.05, 0.8, 0.1])
     assert claims["below"].tolist() == pytest.approx([1, 1.6, 0.5])
-    assert claims["holds"].all()
+    assert claims["outcome"].eq("holds").all()
     worse = spectrum.curve_claims(draws.assign(loss=draws["limit"] + draws["dose"]))
-    assert worse["holds"].tolist() == [True, False, True]
+    assert worse["outcome"].tolist() == ["holds", "contradicted", "holds"]
