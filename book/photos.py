@@ -6,7 +6,6 @@ the same kind of machine write the same bytes; elsewhere a few codes differ by o
 for training are those that the study's sweeps use as half of Flickr8k, the first 600 its tenth.
 """
 
-import hashlib
 import json
 import shutil
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from cibr import DualEncoder, load_pairs
 from cibr.data import Pairs
 from cibr.data.photos import strings
-from cibr.utils import project_root
+from cibr.utils import digest, project_root
 
 FOLDER = project_root() / "data" / "photos"
 SIZES = {"train": 3000, "validation": 300, "test": 1000}  # photos of Flickr8k
@@ -121,7 +120,7 @@ if __name__ == "__main__":
             write(model, name.removesuffix("-mini"), pairs, {})
     files = sorted([*FOLDER.glob("*.safetensors"), *FOLDER.glob("shown/*.jpg")])
     lines = (
-        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(FOLDER).as_posix()}\n"
+        f"{digest(file.read_bytes())}  {file.relative_to(FOLDER).as_posix()}\n"
         for file in files
     )
     (FOLDER / "SHA256SUMS").write_text("".join(lines))

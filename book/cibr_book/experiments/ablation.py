@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from torch.nn import functional as F
 
 from cibr.data import load_pairs
@@ -21,7 +22,7 @@ from cibr.models.dual_encoder import Encoded
 from cibr.models.features import Inputs, prepare
 from cibr_book import intervals
 from cibr_book.experiments import run
-from cibr_book.experiments.confirmation import RECALLS, VALIDATION, measure_columns
+from cibr_book.experiments.confirmation import RECALLS, VALIDATION, means, measure_columns
 from cibr_book.worlds.estimators import estimate_nats
 
 KAPPAS = (8192, 512)  # concentrations of the noise with which information is measured
@@ -110,20 +111,15 @@ def residual_bound(image: Encoded, text: Encoded, kappa: float | int = KAPPAS[0]
 
 def _crossfitted(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     """Directions of z predicted from x by a ridge regression on the other half of the rows."""
-    is_first = torch.arange(len(x)) % 2 == 0
-    predicted = torch.empty_like(z)
-    for rows in (is_first, ~is_first):
-        fitted = RidgeCV(_RIDGES).fit(x[~rows].numpy(), z[~rows].numpy())
-        predicted[rows] = torch.from_numpy(fitted.predict(x[rows].numpy())).to(z)
-    return F.normalize(predicted, dim=1)
+    halves = PredefinedSplit(np.arange(len(x)) % 2)
+    predicted = cross_val_predict(RidgeCV(_RIDGES), x.numpy(), z.numpy(), cv=halves)
+    return F.normalize(torch.from_numpy(predicted).to(z), dim=1)
 
 
 def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of photos in ablation.csv or moving.csv with `MEASURES`, in points."""
     columns = measure_columns()
-    own = {name: rows[columns[of]].mean(axis=1, skipna=False) for name, of in MEASURES.items()}
-    diverged = rows.reindex(columns=["error"])["error"].notna()
-    return rows.assign(**{n: 100 * values.mask(diverged, 0.0) for n, values in own.items()})
+    return rows.assign(**means(rows, {name: columns[of] for name, of in MEASURES.items()}))
 
 
 def over_beta(rows: pd.DataFrame) -> pd.DataFrame:

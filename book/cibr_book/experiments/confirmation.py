@@ -71,6 +71,14 @@ def measure_columns() -> dict[str, list[str]]:
     return columns
 
 
+def means(rows: pd.DataFrame, columns: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Means of columns by the names of measures, in points; where a run diverged, they are 0."""
+    found = {name: 100 * rows[own].mean(axis=1, skipna=False) for name, own in columns.items()}
+    table = pd.DataFrame(found)
+    table[rows.reindex(columns=["error"])["error"].notna()] = 0.0
+    return table
+
+
 def best_trials(trials: pd.DataFrame) -> pd.DataFrame:
     """The best trial of each method in each condition, and which of its values end their range.
 
@@ -124,12 +132,7 @@ def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
         `accuracy on the new sets`, over four of them; `DEGRADED`, the mean over five shifts at
         three strengths. Conditions are in the order of `IN_WORDS`.
     """
-    measures = {
-        name: 100 * rows[own].mean(axis=1, skipna=False) for name, own in measure_columns().items()
-    }
-    table = pd.DataFrame(measures)
-    table[rows.reindex(columns=["error"])["error"].notna()] = 0.0
-    measured = pd.concat([rows, table], axis=1)
+    measured = pd.concat([rows, means(rows, measure_columns())], axis=1)
     places = list(_CONDITIONS).index
     return measured.sort_values("condition", key=lambda names: names.map(places), kind="stable")
 

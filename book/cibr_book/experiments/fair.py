@@ -7,7 +7,7 @@ from cibr.metrics import mean_interval
 from cibr_book import intervals
 from cibr_book.experiments import ablation
 from cibr_book.experiments.ablation import ZERO_SHOT
-from cibr_book.experiments.confirmation import MARGIN, measure_columns
+from cibr_book.experiments.confirmation import MARGIN, means, measure_columns
 
 SEEDS = list(range(900, 916))
 MOVING, DOSES = "600 photos, tuned alike", "600 photos, fixed doses"  # conditions of the rows
@@ -43,10 +43,8 @@ def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
     """
     planned = rows["condition"].isin([MOVING, DOSES]) & rows["seed"].isin(SEEDS)
     rows = ablation.with_measures(rows[planned])
-    accuracies = rows[[measure_columns()[f"accuracy on {name}"][0] for name in SETS]]
-    diverged = rows.reindex(columns=["error"])["error"].notna()
-    accuracy = 100 * accuracies.mean(axis=1, skipna=False).mask(diverged, 0.0)
-    return rows.assign(**{ZERO_SHOT: accuracy})
+    accuracies = [measure_columns()[f"accuracy on {name}"][0] for name in SETS]
+    return rows.assign(**means(rows, {ZERO_SHOT: accuracies}))
 
 
 def _gain(rows: pd.DataFrame, method: str, measure: str) -> pd.Series:

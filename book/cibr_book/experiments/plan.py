@@ -18,7 +18,6 @@ until all its trials have rows. With `at_once: 50` a notebook does that many run
 `experiments/Snakefile` executes the runs; as a program this module adds their rows to the table.
 """
 
-import hashlib
 import itertools
 import json
 import math
@@ -33,7 +32,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
-from cibr.utils import check_known, write_atomically
+from cibr.utils import check_known, digest, write_atomically
 from cibr_book.experiments.tables import read_table
 from cibr_book.provenance import provenance
 
@@ -201,7 +200,7 @@ def _run_id(settings: dict[str, Any]) -> str:
         >>> _run_id({"beta": 1, "seed": 0}) == _run_id({"seed": 0, "beta": 1.0, "method": "CLIP"})
         True
     """
-    return hashlib.sha256(_as_json(settings).encode()).hexdigest()[:12]
+    return digest(_as_json(settings))[:12]
 
 
 def _as_json(settings: dict[str, Any]) -> str:

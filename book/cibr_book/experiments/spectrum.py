@@ -55,15 +55,12 @@ class Spectrum:
         maps = canonical_maps(moments, DIM, *ridges)
         self.rho = (maps[0] @ moments[2] * maps[1]).sum(1).clamp(min=1e-12).sqrt()
         self.maps: Sides = [side / self.rho.sqrt()[:, None] for side in maps]
-        variances = [
-            ridge * side.trace() / len(side)
-            for ridge, side in zip(ridges, moments[:2], strict=True)
-        ]
-        self.deviations = [float(variance.sqrt()) for variance in variances]
-        whole = [
-            side + v * torch.eye(len(side)) for side, v in zip(moments[:2], variances, strict=True)
-        ]
-        self.inverses: Sides = [s @ m.T for s, m in zip(whole, self.maps, strict=True)]
+        self.deviations, self.inverses = [], []
+        for side, ridge, to_canonical in zip(moments[:2], ridges, self.maps, strict=True):
+            variance = ridge * side.trace() / len(side)
+            self.deviations.append(float(variance.sqrt()))
+            whole = side + variance * torch.eye(len(side))
+            self.inverses.append(whole @ to_canonical.T)
 
     def heads(self, gains: Float64[Tensor, " d"]) -> Maps:
         """The maps whose score has these gains."""
@@ -149,15 +146,12 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     if "heads" in settings:
         pairs = recipes.picked(whole["train"], corrupt(whole["train"].pairs, drawn, seed))
         parts.append(partial(embed_pairs, trained_heads(base, pairs, settings["heads"], seed)))
-    for test, columns in (
-        ("validation", "validation_"),
-        ("flickr8k", "flickr8k/"),
-        ("coco", "coco/"),
-    ):
+    columns = {"validation": "validation_", "flickr8k": "flickr8k/", "coco": "coco/"}
+    for test, start in columns.items():
         of_parts = [part(whole[test]) for part in parts]
         summed = [torch.cat(side, 1) / len(parts) ** 0.5 for side in zip(*of_parts, strict=True)]
         recalls = direction_recalls(summed, whole[test])
-        found |= {f"{columns}{name}": value for name, value in recalls.items()}
+        found |= {f"{start}{name}": value for name, value in recalls.items()}
     return found
 
 

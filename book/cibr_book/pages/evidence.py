@@ -5,14 +5,13 @@ A section has the rows of its plan (`plan_rows`), where they come from (`provena
 +1.5]`, see `cibr_book.experiments.tables.interval_text`, or `+1.0 ± 0.5`, from `plus_minus`.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
 from cibr.losses.vmf import vmf_mean_cosine
-from cibr.utils import project_root
+from cibr.utils import digest, project_root
 from cibr_book.experiments.confirmation import IN_WORDS, best_trials
 from cibr_book.experiments.tables import interval_text, p_text
 from cibr_book.worlds.training import KAPPA_B
@@ -35,7 +34,7 @@ def plan_rows(rows: pd.DataFrame, plan: str) -> pd.DataFrame:
         ValueError: the rows are others.
     """
     text = (project_root() / "experiments" / plan).read_text("utf-8")
-    if hashlib.sha256("\n".join(sorted(rows["run"])).encode()).hexdigest() not in text:
+    if digest("\n".join(sorted(rows["run"]))) not in text:
         raise ValueError(f"these {len(rows)} rows are not the runs of {plan}: select them all")
     return rows
 

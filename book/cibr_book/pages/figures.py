@@ -25,10 +25,9 @@ SHADES = ("black", "#440154", "#31688E", "#35B779", "#B5A300")  # of growing dos
 # Colour and marker of methods and estimators, the same in every figure.
 _NAMES = {
     ("black", "D"): ("CLIP",),
-    (BLUE, "o"): ("CIBR", "CIBR vMF", "vMF", "InfoNCE"),
-    (SKY, "s"): ("CIBR vMF, sampled", "vMF, sampled"),
-    (GREEN, "^"): ("CIBR crossfit", "cross-fitting", "NWJ"),
-    (ORANGE, "v"): ("CIBR MINE", "MINE", "DV"),
+    (BLUE, "o"): ("CIBR", "CIBR vMF", "InfoNCE"),
+    (GREEN, "^"): ("NWJ",),
+    (ORANGE, "v"): ("DV",),
     (RED, "s"): ("SMILE, clip 1",),
     (RED, "P"): ("noise only",),
 }
@@ -40,9 +39,8 @@ def _styles(names: Sequence[str], references: Sequence[str] = ()) -> dict[str, t
     """Colour and marker by name: those of `_STYLES`, or grey for references, or the next free."""
     taken = {_STYLES[name][0] for name in names if name in _STYLES}
     free = (style for style in zip(_LINES, _MARKERS, strict=False) if style[0] not in taken)
-    greys = ((GREY, marker) for marker in "s^Dv")
     return {
-        name: next(greys) if name in references else _STYLES.get(name) or next(free)
+        name: (GREY, "s") if name in references else _STYLES.get(name) or next(free)
         for name in names
     }
 
@@ -70,19 +68,12 @@ def curve_panels(
         for name, (colour, _) in _styles(list(curves)).items():
             axis.plot(*curves[name], color=colour, lw=2, label=name)
         axis.set(title=title, ylim=(0, None), **settings)
-        if len(curves) > 1:
-            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26))
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26))
     return list(axes[0])
 
 
 def interval_lines(
-    rows: pd.DataFrame,
-    x: str,
-    by: str,
-    panel: str | None = None,
-    log: bool = False,
-    references: Sequence = (),
-    stacked: bool = False,
+    rows: pd.DataFrame, x: str, by: str, panel: str | None = None, log: bool = False
 ) -> list[Axes]:
     """Means with intervals over a column: one line for each value of `by`, side by side in panels.
 
@@ -90,39 +81,30 @@ def interval_lines(
         rows: `mean, low, high` and the columns named here, one row a point.
         x: the column of the horizontal axis.
         by: the column of the lines.
-        panel: the column of the panels; one panel if None.
+        panel: the column of the panels' titles; one panel if None.
         log: whether the horizontal axis is logarithmic, with a tick at every value.
-        references: lines that are grey and dotted.
-        stacked: one panel below the other, with vertical axes of their own.
 
     Returns:
         One Axes a panel.
     """
     parts = [("", rows)] if panel is None else list(rows.groupby(panel, sort=False))
-    if stacked:
-        figure, axes = panels(len(parts), 1, 4.8, 1.7 * len(parts), sharex=True)
-    else:
-        size = (4.8, 3.2) if panel is None else (min(3.2 * len(parts), WIDTH), 2.6)
-        figure, axes = panels(1, len(parts), *size, sharey=True)
-    drawn = _styles(list(rows[by].unique()), references)
+    size = (4.8, 3.2) if panel is None else (min(3.2 * len(parts), WIDTH), 2.6)
+    figure, axes = panels(1, len(parts), *size, sharey=True)
+    drawn = _styles(list(rows[by].unique()))
     ticks = sorted(rows[x].unique())
-    for axis, (value, part) in zip(axes.flat, parts, strict=True):
+    for axis, (title, part) in zip(axes.flat, parts, strict=True):
         for i, (name, (colour, marker)) in enumerate(drawn.items()):
             line = part[part[by] == name].sort_values(x)
             # A shift on a logarithmic axis, so that intervals stand apart.
             shift = 1.04 ** (i - (len(drawn) - 1) / 2) if log else 1
             errors = [line["mean"] - line["low"], line["high"] - line["mean"]]
-            style = dict(ls=":" if name in references else "-", lw=1.4, ms=5, capsize=2)
-            style |= dict(color=colour, marker=marker, label=name)
+            style = dict(color=colour, marker=marker, lw=1.4, ms=5, capsize=2, label=name)
             axis.errorbar(shift * line[x], line["mean"], yerr=errors, **style)
-        axis.set_xlabel(x.replace("_", " "))
-        axis.set_title(value if isinstance(value, str) else f"{panel.replace('_', ' ')} {value}")
+        axis.set(title=title, xlabel=x.replace("_", " "))
         if log:
             axis.set_xscale("log")
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.xaxis.set_minor_formatter(NullFormatter())
-        if stacked:
-            axis.label_outer()
     _legend_above(figure, axes.flat[0])
     return list(axes.flat)
 

@@ -181,11 +181,9 @@ def search_gallery(
     return list(axes.flat)
 
 
-def pick_evenly(
-    groups: Int[Tensor, " m"] | Bool[Tensor, " m"], n: int, seed: int = 0
-) -> Int[Tensor, " n"]:
-    """Indices of n items for a gallery, by group: as many of each, such as hits and misses."""
-    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).numpy()
+def pick_evenly(groups: Bool[Tensor, " m"], n: int) -> Int[Tensor, " n"]:
+    """Indices of n items for a gallery, by group: as many hits as misses."""
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(0)).numpy()
     table = pd.DataFrame({"group": groups.numpy()[order]}, index=order)
     table["turn"] = table.groupby("group").cumcount()
     chosen = table.sort_values(["turn", "group"]).head(n).sort_values(["group", "turn"])

@@ -11,6 +11,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import nbformat
 from docutils import nodes
 from PIL import Image
 from sphinx.application import Sphinx
@@ -123,7 +124,7 @@ def _skip_alias(app: Sphinx, what: str, name: str, obj: object, *_: object) -> b
 
 def _complete_site(app: Sphinx, error: Exception | None) -> None:
     """Adds the drawing's models, the project as an archive and old addresses; drops what no page
-    uses.
+    uses, and the outputs of notebooks that are downloaded.
     """
     if error is not None or app.builder.format != "html":
         return
@@ -137,6 +138,12 @@ def _complete_site(app: Sphinx, error: Exception | None) -> None:
         call = ["git", "archive", "--prefix=cibr/", "-o", site / _ARCHIVE, "HEAD", "."]
         call += [":!.ci", ":!data/photos"]  # a visitor need not fetch 20 MB of features
         subprocess.run(call, cwd=project_root(), check=True)
+    for notebook in site.glob("_sources/**/*.ipynb"):
+        content = nbformat.read(notebook, as_version=4)
+        for cell in content.cells:
+            if cell.cell_type == "code":
+                cell.outputs = []
+        nbformat.write(content, notebook)
     for page in site.rglob("*.html"):
         page.write_text(_ICONS.sub("", page.read_text("utf-8")), "utf-8")
     for old, new in _MOVED.items():

@@ -27,6 +27,7 @@ Nats = Float[Tensor, ""]
 Scores = Float[Tensor, "n n"]
 X = Float[Tensor, "n d"]
 Y = Float[Tensor, "n e"]
+_BATCH_SIZE = 128  # pairs per training step, without replacement, and per batch of InfoNCE
 _N_BLOCKS = 5  # of held-out samples, over which a value is averaged
 
 
@@ -107,9 +108,7 @@ READINGS: dict[str, Callable[[Tensor], Tensor]] = {
 _OBJECTIVES = {"NWJ": _nwj_nats, "InfoNCE": nce_nats, "SMILE": _jsd_objective}
 
 
-def _fit_critic(
-    x: X, y: Y, estimator: str, n_steps: int = 400, batch_size: int = 128, seed: int = 0
-) -> nn.Module:
+def _fit_critic(x: X, y: Y, estimator: str, n_steps: int = 400, seed: int = 0) -> nn.Module:
     """Trains the critic of an estimator on samples.
 
     Args:
@@ -117,7 +116,6 @@ def _fit_critic(
         y: samples, row i drawn jointly with row i of x, [n, e].
         estimator: one of `READINGS`.
         n_steps: steps of Adam, with a cosine schedule to zero.
-        batch_size: pairs per step, drawn without replacement within the step.
         seed: of the weights and the batches.
 
     Returns:
@@ -131,7 +129,7 @@ def _fit_critic(
     optimizer = torch.optim.Adam(critic.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     for _ in range(n_steps):
-        rows = torch.randperm(len(x), generator=generator)[:batch_size]
+        rows = torch.randperm(len(x), generator=generator)[:_BATCH_SIZE]
         scores = critic(x[rows], y[rows])
         if estimator == "MINE":
             gain = mine_nats(scores, is_update=True)
@@ -145,19 +143,18 @@ def _fit_critic(
 
 
 def estimate_nats(
-    x: X, y: Y, estimators: Sequence[str] = tuple(READINGS), batch_size: int = 128, **options
+    x: X, y: Y, estimators: Sequence[str] = tuple(READINGS), **options: int
 ) -> dict[str, float]:
     """I(X;Y) from samples by several estimators, with critics trained on one half and evaluated on
     the other.
 
     Columns are standardised first, which does not change the information. InfoNCE is evaluated in
-    batches of `batch_size` and cannot exceed its log; the others are evaluated in five blocks.
+    batches of 128 and cannot exceed its log; the others are evaluated in five blocks.
 
     Args:
         x: samples, [n, d].
         y: samples, row i drawn jointly with row i of x, [n, e].
         estimators: of `READINGS`.
-        batch_size: pairs per training step, and per batch of InfoNCE.
         options: of `_fit_critic`.
 
     Returns:
@@ -166,14 +163,14 @@ def estimate_nats(
     Raises:
         ValueError: a half has fewer samples than a batch.
     """
-    if len(x) < 2 * batch_size:
-        raise ValueError(f"{len(x)} samples: pass {2 * batch_size} or more, two batches")
+    if len(x) < 2 * _BATCH_SIZE:
+        raise ValueError(f"{len(x)} samples: pass {2 * _BATCH_SIZE} or more, two batches")
     half = len(x) // 2
     x, y = (_standardised(samples, half) for samples in (x, y))
     nats = {}
     for estimator in estimators:
-        critic = _fit_critic(x[:half], y[:half], estimator, batch_size=batch_size, **options)
-        size = batch_size if estimator == "InfoNCE" else (len(x) - half) // _N_BLOCKS
+        critic = _fit_critic(x[:half], y[:half], estimator, **options)
+        size = _BATCH_SIZE if estimator == "InfoNCE" else (len(x) - half) // _N_BLOCKS
         blocks = zip(x[half:].split(size), y[half:].split(size), strict=True)
         with torch.no_grad():
             values = [READINGS[estimator](critic(a, b)) for a, b in blocks if len(a) == size]

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from cibr_book.pages import figures, plots
-from cibr_book.pages.plots import GREY, RIGHT, WRONG
+from cibr_book.pages.plots import BLUE, GREY, RIGHT, WRONG
 from cibr_book.worlds.map import TABLE, gains
 
 
@@ -27,20 +27,17 @@ def intervals(**columns):
 
 
 def test_interval_lines_have_a_panel_a_value_and_a_line_a_name():
-    rows = intervals(batch_size=[16, 64], encoder=["untrained", "InfoNCE"], temperature=[0.1, 1.0])
-    how = dict(panel="batch_size", log=True, references=["untrained"])
-    backwards = rows.sort_values("temperature", ascending=False, kind="stable")
-    axes = figures.interval_lines(backwards, "temperature", "encoder", **how)
-    assert [axis.get_title() for axis in axes] == ["batch size 16", "batch size 64"]
+    rows = intervals(data=["photos", "sheets"], encoder=["new", "InfoNCE"], batch_size=[16, 64])
+    backwards = rows.sort_values("batch_size", ascending=False, kind="stable")
+    axes = figures.interval_lines(backwards, "batch_size", "encoder", panel="data", log=True)
+    assert [axis.get_title() for axis in axes] == ["photos", "sheets"]
+    assert [axis.get_xlabel() for axis in axes] == ["batch size"] * 2
     bars = [bar for axis in axes for bar in axis.containers]
-    assert [bar.get_label() for bar in bars] == ["untrained", "InfoNCE"] * 2
+    assert [bar.get_label() for bar in bars] == ["new", "InfoNCE"] * 2
     assert [bar.lines[0].get_ydata().tolist() for bar in bars] == [[1, 2], [3, 4], [5, 6], [7, 8]]
-    assert {to_hex(bar.lines[0].get_color()).upper() for bar in bars[::2]} == {GREY}
+    assert {to_hex(bar.lines[0].get_color()).upper() for bar in bars[1::2]} == {BLUE}
     ends = [segment[:, 1].tolist() for segment in bars[0].lines[2][0].get_segments()]
     assert np.allclose(ends, [[0.9, 1.2], [1.9, 2.2]])
-    stacked = figures.interval_lines(rows, "temperature", "encoder", **how, stacked=True)
-    assert [axis.get_xlabel() for axis in stacked] == ["", "temperature"]
-    assert stacked[0].get_ylim()[1] < stacked[1].get_ylim()[0]
 
 
 def test_predictions_are_points_around_the_line_where_they_are_right():
