@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from cibr.losses import CIBRLoss
 from cibr.losses.cca import canonical_maps, centred_moments
 from cibr.metrics import retrieval_recalls
+from cibr.models import DualEncoder
 from cibr.models.features import Inputs, embed_pairs
 from cibr.train.trainer import epoch_rows
 from cibr_book.experiments import recipes
@@ -131,8 +132,7 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         on canonical directions `gain@k`, of direction k over the first; and `diagonal`, the share
         of the squared score that is on the diagonal, 1 for predictions.
     """
-    base, whole = recipes.features()
-    n_photos, seed = settings["photos"], settings["seed"]
+    whole, n_photos, seed = recipes.features()[1], settings["photos"], settings["seed"]
     drawn = Corruption(fraction=n_photos / len(whole["train"].pairs), redraw=True)
     found, parts = {}, []
     if "gains" in settings:
@@ -144,8 +144,8 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         found["diagonal"] = float(own.square().sum() / gains.square().sum())
         parts.append(partial(spectrum.embeddings, heads))
     if "heads" in settings:
-        pairs = recipes.picked(whole["train"], corrupt(whole["train"].pairs, drawn, seed))
-        parts.append(partial(embed_pairs, trained_heads(base, pairs, settings["heads"], seed)))
+        own = _study_heads(drawn, seed, json.dumps(settings["heads"], sort_keys=True))
+        parts.append(partial(embed_pairs, own))
     columns = {"validation": "validation_", "flickr8k": "flickr8k/", "coco": "coco/"}
     for test, start in columns.items():
         of_parts = [part(whole[test]) for part in parts]
@@ -166,6 +166,13 @@ def _heads(spectrum: Spectrum, pairs: Inputs, settings: dict[str, Any]) -> Maps:
     if kind == "loss":
         return spectrum.heads(loss_gains(spectrum.rho, *point, settings["batch_size"], seed))
     return _trained(spectrum, pairs, *point, settings["batch_size"], settings["steps"], seed)
+
+
+@lru_cache(maxsize=2)  # for sums that differ in what is added alone
+def _study_heads(drawn: Corruption, seed: int, settings: str) -> DualEncoder:
+    base, whole = recipes.features()
+    pairs = recipes.picked(whole["train"], corrupt(whole["train"].pairs, drawn, seed))
+    return trained_heads(base, pairs, json.loads(settings), seed)
 
 
 @lru_cache(maxsize=1)  # for runs that differ in temperature, dose and batch alone

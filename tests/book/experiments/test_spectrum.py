@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cibr.data import Pairs
+from cibr.models import DualEncoder
 from cibr.models.features import Inputs
 from cibr_book.experiments import recipes, spectrum
 from cibr_book.experiments.corruptions import Corruption
@@ -36,9 +37,11 @@ def features(monkeypatch):
     monkeypatch.setattr(recipes, "features", lambda: (None, inputs))
     monkeypatch.setattr(spectrum, "DIM", 6)
     monkeypatch.setattr(spectrum, "_RATE", 0.01)  # of few and wide features
-    spectrum._drawn.cache_clear()
+    for cached in (spectrum._drawn, spectrum._study_heads):
+        cached.cache_clear()
     yield inputs
-    spectrum._drawn.cache_clear()
+    for cached in (spectrum._drawn, spectrum._study_heads):
+        cached.cache_clear()
 
 
 def test_heads_have_the_gains_that_they_are_made_of_and_find_what_is_shared(features):
@@ -84,12 +87,14 @@ def test_gains_are_a_power_of_the_correlations_and_scores_of_heads_are_summed(mo
     _, of = spectrum._drawn(Corruption(redraw=True), 5, (0.1, 0.2))
     assert found["gain@4"] == pytest.approx(float((of.rho[3] / of.rho[0]) ** 2), abs=1e-6)
     asked = []
-    monkeypatch.setattr(spectrum, "trained_heads", lambda *of: asked.append(of[2:]))
+    heads = DualEncoder.tiny(["caption"])  # stand in for those of photos
+    monkeypatch.setattr(spectrum, "trained_heads", lambda *of: asked.append(of[2:]) or heads)
     own = of.heads(of.rho**2)
     monkeypatch.setattr(spectrum, "embed_pairs", lambda _, pairs: of.embeddings(own, pairs))
-    summed = spectrum.train_and_measure(run | {"heads": {"epochs": 3}}, "")
+    for _ in range(2):
+        summed = spectrum.train_and_measure(run | {"heads": {"epochs": 3}}, "")
     assert summed == pytest.approx(found)  # twice the same scores
-    assert asked == [({"epochs": 3}, 5)]
+    assert asked == [({"epochs": 3}, 5)]  # trained once
     whole = torch.ones(300, 4) / 2
     monkeypatch.setattr(spectrum, "embed_pairs", lambda *_: [whole, whole])
     assert spectrum.train_and_measure(run | {"heads": {}}, "") == pytest.approx(found)
