@@ -32,6 +32,7 @@ from cibr_book.worlds.training import KAPPA_B
 
 DIM = 256  # directions, and the width of trained heads
 POINT = ["photos", "temperature", "dose", "batch_size", "measure"]  # of the photo curve
+WAYS = {"text_to_image": "search", "image_to_text": "text retrieval"}
 _RATE = 1e-3
 _SHOWN = (2, 4, 7, 11, 21, 41)  # directions whose gain over the first is reported
 Sides = list[Float64[Tensor, "_ _"]]  # of images and texts
@@ -232,8 +233,7 @@ def curve(rows: pd.DataFrame, test: str = "flickr8k") -> pd.DataFrame:
     """
     planned = rows[rows["method"].isin(["limit", "loss", "trained"])]
     settings = pd.DataFrame([*planned["configuration"].map(json.loads)], planned.index)
-    ways = {"text_to_image": "search", "image_to_text": "text retrieval"}
-    recalls = 100 * planned[[f"{test}/{way}_mean" for way in ways]].set_axis(ways.values(), axis=1)
+    recalls = 100 * planned[[f"{test}/{way}_mean" for way in WAYS]].set_axis(WAYS.values(), axis=1)
     named = settings[[*POINT[:-1], "seed"]].assign(method=planned["method"]).join(recalls)
     key = [*POINT[:3], "measure", "seed"]
     long = named.melt([*POINT[:-1], "seed", "method"], var_name="measure", value_name="recall")
