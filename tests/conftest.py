@@ -3,7 +3,7 @@
 import hypothesis
 import pytest
 import torch
-from helpers import TEXTS, unchecked
+from helpers import TEXTS
 from small_models import CROP, SIZES, VISION, save_model
 from small_suite import make_small_suite
 
@@ -61,10 +61,3 @@ def build(request):
 def small(tmp_path, monkeypatch):
     """The folder of the data sets of the suite `small`."""
     return make_small_suite(tmp_path, monkeypatch)
-
-
-@pytest.fixture(name="unchecked")
-def unchecked_fixture():
-    """Lets wrong types and shapes reach our own errors when annotations are checked too."""
-    with unchecked():
-        yield

@@ -5,13 +5,16 @@ import os
 import re
 import runpy
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers import noise_pairs
 
 import cibr
 from cibr.data import load_pairs, photos
 from cibr.evaluate import evaluate
+from cibr.models.features import prepare
 from cibr.utils import shipped
 
 FOLDER = shipped("photos")
@@ -27,6 +30,7 @@ with_models = pytest.mark.skipif(not os.environ.get("CIBR_MODELS"), reason="no C
 def closed(monkeypatch):
     """Neither a network nor settings."""
     monkeypatch.setattr(socket, "socket", None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in ("CIBR_DATA", "CIBR_MODELS"):
         monkeypatch.delenv(name, raising=False)
 
@@ -40,7 +44,9 @@ def test_every_file_is_the_one_that_the_script_wrote():
 
 
 def test_all_sets_load_without_network_settings_or_images(closed):
-    parts = [load_pairs(name, split) for name, own in photos.SPLITS.items() for split in own]
+    names = [(name, split) for name, own in photos.SPLITS.items() for split in own]
+    parts = [load_pairs(*of) for of in names]
+    assert [(pairs.name, pairs.split) for pairs in parts] == names
     assert [len(pairs) for pairs in parts[:5]] == [3000, 300, 1000, 40, 407]
     for pairs in parts:
         images, texts, strings, _ = pairs.features
@@ -62,14 +68,32 @@ def test_captions_of_flickr8k_are_texts_only_where_photos_are_shown():
         assert all(text in allowed or ID.fullmatch(text) for text in texts)
 
 
+def test_what_features_cannot_give_is_said_in_one_sentence(closed):
+    pairs, towers = load_pairs("photos", "test"), ("some/vit", "some/bert")
+    pairs = replace(pairs, features=pairs.features._replace(towers=towers))
+    model = cibr.DualEncoder.frozen(*towers, dims_pooled=(1280, 384), dim=8)
+    message = "cannot load 'some/vit' with .*: give its folder, set CIBR_MODELS to one that holds"
+    for use in (
+        lambda: model.embed_texts(["a cat"]),
+        lambda: prepare(model, noise_pairs(3)),
+        lambda: prepare(model, pairs, texts=["a cat", "an unseen text"]),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            use()
+    with pytest.raises(ValueError, match="photos has features of its images, but not the images"):
+        pairs.image(0)
+
+
 def test_heads_on_few_photos_beat_chance_on_every_set_and_load_again(closed, tmp_path):
     options = dict(dataset="photos", preset="few-photos", output_dir=str(tmp_path), epochs=20)
     config = cibr.configure(**options)
     train, validation, _ = cibr.load_splits(config)
     train = train.subset(range(600))
-    cibr.fit(cibr.build_model(config, train), train, validation, config)
+    trained = cibr.build_model(config, train)
+    cibr.fit(trained, train, validation, config)
     model = cibr.DualEncoder.from_pretrained(tmp_path)
     rows = evaluate(model, "photos", name="heads").rows.set_index(["dataset", "metric"])
+    assert trained.towers is model.towers is None
     for name in photos.CLASSES:
         chance = 1 / len(load_pairs(name, "test").classnames)
         assert rows.loc[(name, "accuracy@1"), "low"] > chance, name
@@ -102,9 +126,3 @@ def test_the_towers_compute_these_features_again():
         step = same.abs().amax(0) / n_codes
         same = same[:20] if found is images else same[rows]
         assert ((found - same).abs() <= 0.5 * step + 1e-4).all()  # rounding, and other machines
-
-
-def test_every_split_of_photos_has_its_names():
-    names = [(name, split) for name, own in photos.SPLITS.items() for split in own]
-    parts = [load_pairs(*name) for name in names]
-    assert [(pairs.name, pairs.split) for pairs in parts] == names

@@ -9,13 +9,7 @@ import pandas as pd
 import pytest
 
 from cibr_book.experiments.confirmation import FORMS, SEEDS, best_forms
-from cibr_book.experiments.plan import (
-    _run_id,
-    collect,
-    committed,
-    read_plan,
-    save_row,
-)
+from cibr_book.experiments.plan import _run_id, collect, committed, read_plan, save_row
 from cibr_book.experiments.tables import read_table
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
