@@ -270,3 +270,27 @@ def curve_claims(draws: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(claims, ["error", "below"]).T
     holds = table["error"] < table["below"]
     return table.assign(outcome=holds.map({True: "holds", False: "contradicted"}))
+
+
+def gains_rule(rows: pd.DataFrame) -> pd.DataFrame:
+    """What experiments/gains.md decides by: validation recall over that of today's heads.
+
+    Args:
+        rows: of gains.csv, those of gains.yaml.
+
+    Returns:
+        A row for each method that may take another's place, alone and in the sum: over how many
+        points, by `condition`, and whether they are positive `everywhere`. Linear heads are
+        compared with the better of both closed forms.
+    """
+    ways = [f"validation_{way}_mean" for way in WAYS]
+    planned = rows.assign(recall=100 * rows[ways].mean(axis=1))
+    recall = planned.pivot_table("recall", "method", "condition", sort=False)
+    over = {}
+    for start in ("", "heads + "):
+        power, threshold, linear = (start + name for name in ("power", "threshold", "linear"))
+        over[f"{threshold} over {power}"] = recall.loc[threshold] - recall.loc[power]
+        closed = recall.loc[[power, threshold]].max()
+        over[f"{linear} over both"] = recall.loc[linear] - closed
+    table = pd.DataFrame(over).T
+    return table.assign(everywhere=(table > 0).all(axis=1))

@@ -121,3 +121,26 @@ def test_the_photo_curve_pairs_predictions_with_what_was_trained_and_judges_them
     assert claims["outcome"].eq("holds").all()
     worse = spectrum.curve_claims(draws.assign(loss=draws["limit"] + draws["dose"]))
     assert worse["outcome"].tolist() == ["holds", "contradicted", "holds"]
+
+
+def test_a_method_takes_anothers_place_only_if_it_is_higher_for_every_number_of_photos():
+    recalls = {"power": (30, 40), "threshold": (31, 39), "linear": (32, 41)}
+    recalls |= {
+        "heads + power": (30, 40),
+        "heads + threshold": (31, 41),
+        "heads + linear": (30, 42),
+    }
+    rows = [
+        {"method": method, "condition": condition, "seed": seed}
+        | {
+            f"validation_{way}_mean": (recall + off) / 100
+            for way, off in zip(spectrum.WAYS, (1, -1), strict=True)
+        }
+        for method, both in recalls.items()
+        for condition, recall in zip(("few", "many"), both, strict=True)
+        for seed in (1, 2)
+    ]
+    table = spectrum.gains_rule(pd.DataFrame(rows))
+    assert table["few"].tolist() == pytest.approx([1, 1, 1, -1])
+    assert table["many"].tolist() == pytest.approx([-1, 1, 1, 1])
+    assert table["everywhere"].tolist() == [False, True, True, False]
