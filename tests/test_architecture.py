@@ -14,8 +14,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "cibr"
 MOST_LINES = {
     "cibr": 3_014,
-    "book": 3_228,
-    "tests": 5_600,
+    "book": 3_100,
+    "tests": 5_531,
 }  # of code
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
 

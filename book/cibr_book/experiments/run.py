@@ -1,6 +1,5 @@
 """One run of the study: train a configuration and evaluate it."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +44,8 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         train = corrupt(train, Corruption(**settings.get("corruption", {})), config.seed)
         model = build_model(config, train)
         trainer = CIBRTrainer(model, config, train, validation)
-        metrics = from_history(trainer.train())
-    return metrics | suite_scores(model, settings.get("suites", []), folder)
-
-
-def suite_scores(model: DualEncoder, suites: Sequence[str], folder: str | Path) -> dict[str, float]:
-    """Recalls and accuracies of a model on suites, `<suite>/<set>/<metric>`; predictions are
-    written to the folder.
-    """
-    metrics = {}
-    for suite in suites:
+        metrics = _from_history(trainer.train())
+    for suite in settings.get("suites", []):
         rows = evaluate(model, suite, name=Path(folder).name, output_dir=str(folder)).rows
         kept = rows[rows["metric"].str.contains(_KEPT)]
         metrics |= {f"{suite}/{row.dataset}/{row.metric}": row.value for row in kept.itertuples()}
@@ -90,20 +81,14 @@ def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return own
 
 
-def from_history(history: pd.DataFrame) -> dict[str, float]:
-    """Recalls and terms of the last epoch of a history, as a row has them."""
+def _from_history(history: pd.DataFrame) -> dict[str, float]:
+    """Recalls, with their means over both directions, and terms of the last epoch of a history."""
     last = history.iloc[-1]
-    metrics = validation_recalls(last.filter(like="_recall@").to_dict())
+    metrics = {f"validation_{name}": last[name] for name in last.index if "_recall@" in name}
+    for k in (1, 5, 10):
+        both = [value for name, value in metrics.items() if name.endswith(f"_recall@{k}")]
+        metrics |= {f"validation_recall@{k}": sum(both) / len(both)} if both else {}
     of_penalties = ["pair_cosine_distance", "residual_image_nats", "residual_text_nats"]
     kept = ["clip_loss", "penalty_excess", *of_penalties, "temperature"]
     metrics |= {f"last_{name}": last[name] for name in kept if name in last}
     return metrics | {"steps": last["step"], "training_seconds": last["seconds"]}
-
-
-def validation_recalls(recalls: Mapping[str, float]) -> dict[str, float]:
-    """Recalls on validation, and their means over both directions, as a row has them."""
-    found = {f"validation_{name}": float(value) for name, value in recalls.items()}
-    for k in (1, 5, 10):
-        both = [value for name, value in found.items() if name.endswith(f"_recall@{k}")]
-        found |= {f"validation_recall@{k}": sum(both) / len(both)} if both else {}
-    return found

@@ -9,11 +9,10 @@ import torch
 from transformers import ProgressCallback
 
 from cibr.data import Pairs
-from cibr.losses import RegularisedCCA
 from cibr.models import DualEncoder
 from cibr.models.features import Inputs
 from cibr.train import configure
-from cibr.train.trainer import CIBRTrainer, fit_cca
+from cibr.train.trainer import CIBRTrainer
 
 
 class FeatureTrainer(CIBRTrainer):
@@ -47,7 +46,7 @@ def trained_heads(
     Args:
         base: a model with the towers, which the heads share.
         train: features of the training pairs.
-        settings: of `cibr.configure`; with `cca_ridges` training starts at CCA.
+        settings: of `cibr.configure`.
         seed: of the initial weights, the order and dropout.
     """
     with TemporaryDirectory() as scratch:
@@ -56,21 +55,6 @@ def trained_heads(
         torch.manual_seed(seed)
         model = base.over(base.towers, base.settings | {"dropout": config.dropout})
         model.set_temperature(config.temperature, config.learn_temperature)
-        if "cca_ridges" in settings:
-            start_at_cca(model, fit_cca(train, model.dim, config.cca_ridges))
         config = replace(config, batch_size=min(config.batch_size, len(train.pairs)))
         FeatureTrainer(model, config, given=[train]).train()
     return model.eval()
-
-
-@torch.no_grad()
-def start_at_cca(model: DualEncoder, cca: RegularisedCCA) -> None:
-    """Sets heads over frozen towers to the maps of a CCA, with a zero residual layer."""
-    for head, mean, linear_map in (
-        (model.image_head, cca.image_mean, cca.image_map),
-        (model.text_head, cca.text_mean, cca.text_map),
-    ):
-        head.linear.weight.copy_(linear_map)
-        head.linear.bias.copy_(-linear_map @ mean)
-        for parameter in head.residual[-1].parameters():
-            parameter.zero_()
