@@ -28,7 +28,7 @@ _MOVED = {
 }
 # What no page loads of what Sphinx and MathJax bring, two thirds of the site.
 _UNUSED = re.compile(
-    r"mathjax/(?!tex-chtml\.js|output/chtml/|input/tex/extensions/)|locales/|/fontawesome/.*/js/"
+    r"mathjax/(?!tex-chtml\.js|output/chtml/)|locales/|/fontawesome/.*/js/"
     r"|\.(?:map|ttf)$"
 )
 _FIGURE_SCALE = 2  # a figure's pixels for one of the page: figures have 200 dpi, pages show 100
@@ -135,7 +135,7 @@ def _complete_site(app: Sphinx, error: Exception | None) -> None:
         if file.is_file() and _UNUSED.search(file.relative_to(static).as_posix()):
             file.unlink()
     if _in_repository():
-        call = ["git", "archive", "--prefix=cibr/", "-o", site / _ARCHIVE, "HEAD", "."]
+        call = ["git", "archive", "-9", "--prefix=cibr/", "-o", site / _ARCHIVE, "HEAD", "."]
         call += [":!.ci", ":!data/photos"]  # a visitor need not fetch 20 MB of features
         subprocess.run(call, cwd=project_root(), check=True)
     for notebook in site.glob("_sources/**/*.ipynb"):

@@ -190,7 +190,7 @@ def test_the_drawing_has_the_models_of_python_and_follows_mouse_and_keyboard(pag
     for folder, cosines in zip(draw.MODELS.values(), found, strict=True):
         model = DualEncoder.from_pretrained(folder)
         exact = model.embed_images(images) @ model.embed_texts(names).T
-        assert np.abs(np.array(cosines) - exact.numpy()).max() < 1e-3
+        assert np.abs(np.array(cosines) - exact.numpy()).max() < 1e-2
     page.select_option("#draw-pick", label="Q latin capital letter q")
     assert first_names(page) == ["latin capital letter q"] * 2
     page.click("#draw-clear")
