@@ -1,4 +1,8 @@
-"""The measures and tests of experiments/moving-fair.md and doses.md, from the runs' rows."""
+"""The measures and tests of moving-fair.md, moving-temperature.md and doses.md, plans under
+experiments/, from the runs' rows.
+"""
+
+from collections.abc import Sequence
 
 import pandas as pd
 from statsmodels.stats.weightstats import DescrStatsW
@@ -11,6 +15,7 @@ from cibr_book.experiments.confirmation import MARGIN, means, measure_columns
 
 SEEDS = list(range(900, 916))
 MOVING, DOSES = "600 photos, tuned alike", "600 photos, fixed doses"  # conditions of the rows
+TEMPERATURE, LATER_SEEDS = "600 photos, any temperature", list(range(920, 936))
 _N_CLASSES = {"cifar10": 10, "caltech101-mini": 101, "food101-64px": 101, "imagenette": 10}
 _N_CLASSES |= {"intel-scenes": 6, "dtd10": 10, "pacs": 7, "clothing10": 10, "flowers5": 5}
 _N_CLASSES |= {"rsscn7": 7, "glyph_digits": 10}
@@ -35,19 +40,20 @@ def start_accuracy(rows: pd.DataFrame) -> pd.DataFrame:
     return table.assign(beats_chance=table["start"] >= table["chance"] + 5)
 
 
-def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
+def with_measures(rows: pd.DataFrame, conditions: Sequence[str] = (MOVING, DOSES)) -> pd.DataFrame:
     """The planned runs with `ablation.MEASURES`, in points, zero-shot accuracy over `SETS` alone.
 
     Args:
-        rows: of moving.csv or ablation.csv, from `read_table`; others are left out.
+        rows: of moving.csv or ablation.csv, from `read_table`; trials are left out.
+        conditions: of the runs.
     """
-    planned = rows["condition"].isin([MOVING, DOSES]) & rows["seed"].isin(SEEDS)
+    planned = rows["condition"].isin(conditions) & rows["seed"].isin(SEEDS + LATER_SEEDS)
     rows = ablation.with_measures(rows[planned])
     accuracies = [measure_columns()[f"accuracy on {name}"][0] for name in SETS]
     return rows.assign(**means(rows, {ZERO_SHOT: accuracies}))
 
 
-def _gain(rows: pd.DataFrame, method: str, measure: str) -> pd.Series:
+def _gain(rows: pd.DataFrame, method: str, measure: str, seeds: Sequence[int] = SEEDS) -> pd.Series:
     """Differences from CLIP, by seed.
 
     Raises:
@@ -55,8 +61,8 @@ def _gain(rows: pd.DataFrame, method: str, measure: str) -> pd.Series:
     """
     of = rows.set_index("seed").sort_index()
     gain = of.loc[of["method"] == method, measure] - of.loc[of["method"] == "CLIP", measure]
-    if gain.dropna().index.tolist() != SEEDS:
-        raise ValueError(f"{method!r} and 'CLIP' need {measure} with each seed of {SEEDS}, once")
+    if gain.dropna().index.tolist() != seeds:
+        raise ValueError(f"{method!r} and 'CLIP' need {measure} with each seed of {seeds}, once")
     return gain
 
 
@@ -74,6 +80,23 @@ def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
     return intervals.outcomes(
         (number, f"{measure}: {method} above CLIP", _gain(rows, method, measure))
         for number, measure, method in claims
+    )
+
+
+def temperature_tests(rows: pd.DataFrame) -> pd.DataFrame:
+    """The claims of experiments/moving-temperature.md: vMF is above CLIP where each has its own
+    temperature.
+
+    Args:
+        rows: of moving.csv, from `read_table`, all of them.
+
+    Returns:
+        Of `cibr_book.intervals.outcomes`, with differences in points.
+    """
+    rows = with_measures(rows, [TEMPERATURE])
+    return intervals.outcomes(
+        (number, f"{measure}: vMF above CLIP", _gain(rows, "vMF", measure, LATER_SEEDS))
+        for number, measure in (("1", "search"), ("2", ZERO_SHOT))
     )
 
 

@@ -1,4 +1,4 @@
-"""The tests of moving-fair.md and doses.md on made-up rows, and the sets where starts are known."""
+"""The tests of fair plans on made-up rows, and the sets where starts are known."""
 
 import pandas as pd
 import pytest
@@ -37,6 +37,16 @@ def test_three_claims_are_of_the_planned_runs_and_of_the_sets_that_count():
     assert diverged[0] == pytest.approx((15 * 5 - 50 - 9.15) / 16)
     with pytest.raises(ValueError, match="'vMF' and 'CLIP' need zero-shot accuracy with each"):
         fair.claim_tests(pd.DataFrame(rows[1:]))
+
+
+def test_two_claims_are_of_runs_with_temperatures_of_their_own():
+    rows = runs(fair.TEMPERATURE, "CLIP", seeds=fair.LATER_SEEDS) + runs(fair.MOVING, "CLIP")
+    rows += runs(fair.TEMPERATURE, "vMF", 0.001, fair.LATER_SEEDS, search=0.01, counted=-0.01)
+    rows += runs(fair.TEMPERATURE, "vMF", seeds=[1, 2], search=-0.4)  # trials
+    tests = fair.temperature_tests(pd.DataFrame(rows))
+    assert tests["outcome"].tolist() == ["holds", "contradicted"]
+    assert tests["difference"].to_numpy() == pytest.approx([1, -1])
+    assert tests["holm"][0] == pytest.approx(2 / 2**16)
 
 
 def test_a_dose_is_equal_only_if_both_one_sided_tests_say_so():
