@@ -23,7 +23,6 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6
 PINK, SKY = "#CC79A7", "#56B4E9"
 RIGHT, WRONG = "#007A59", "#B84F00"  # green and red for text, dark enough on white and inverted
 _PALETTE = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "#F0E442", "#000000")
-_BELOW = dict(loc="upper center", bbox_to_anchor=(0.5, -0.26))
 WIDTH = 7.2  # inches: at 100 px an inch the width of a page's text
 
 
@@ -43,40 +42,6 @@ def panels(
     """A figure of a size in inches and its Axes [n_rows, n_columns]."""
     options = {"layout": "constrained", "squeeze": False} | options
     return plt.subplots(n_rows, n_columns, figsize=(width, height), **options)
-
-
-def training_curves(history: pd.DataFrame) -> list[Axes]:
-    """Contrastive loss, penalty excess with its weight, and validation recall over the epochs, side
-    by side.
-
-    The loss that is minimised is not drawn: it mixes the two with a weight that rises.
-
-    Args:
-        history: as `cibr.fit` returns it.
-
-    Returns:
-        Three Axes.
-    """
-    loss, penalty, recall = panels(1, 3, WIDTH, 2.6)[1][0]
-    epochs = history["epoch"]
-    loss.plot(epochs, history["clip_loss"], "o-", ms=3, color=BLUE)
-    loss.set(title="contrastive loss", xlabel="epoch", ylabel="nats", ylim=(0, None))
-    penalty.plot(epochs, history["penalty_excess"], "o-", ms=3, color=ORANGE, label="excess")
-    penalty.set(title="penalty excess, weight", xlabel="epoch", ylabel="nats", ylim=(0, None))
-    weight = penalty.twinx()
-    weight.step(epochs, history["beta"], where="pre", color=GREY, lw=1, label="beta")
-    weight.set(ylabel="beta", ylim=(0, max(history["beta"].max() * 1.1, 0.01)))
-    weight.grid(False)
-    penalty.legend(handles=[*penalty.get_lines(), *weight.get_lines()], **_BELOW)
-    for column in history.filter(regex=r"_to_.*recall@(?:1|10)$"):
-        words = column.replace("_label", "").replace("_recall@", ", k=").replace("_", " ")
-        style = {"ls": "-" if column.startswith("image") else "--"}
-        style["color"] = BLUE if column.endswith("@1") else GREEN
-        recall.plot(epochs, 100 * history[column], label=words, **style)
-    recall.set(title="validation recall@k", xlabel="epoch", ylabel="%", ylim=(0, 100))
-    if recall.lines:  # runs without validation have none
-        recall.legend(**_BELOW)
-    return [loss, penalty, recall]
 
 
 def image_grid(
@@ -136,14 +101,14 @@ def retrieval_gallery(
     beside = list(axes[:, 1::2].flat)[: len(images)]
     for axis, right, cosines in zip(beside, captions, similarity, strict=True):
         ranked = [texts[j] for j in cosines.argsort(descending=True).tolist()]
-        shown = {}
+        shown = []
         for text in ranked[:n_shown]:
             mark, colour = ("✓", RIGHT) if text in right else ("✗", WRONG)
-            shown[f"{mark} {_shorten(text, 38)}"] = colour
+            shown.append((f"{mark} {_shorten(text, 38)}", colour))
         rank = min(ranked.index(text) for text in right)
         if rank >= n_shown:
-            shown[f"rank {rank + 1:,}: {_shorten(ranked[rank], 30)}"] = GREY
-        for i, (line, colour) in enumerate(shown.items()):
+            shown.append((f"rank {rank + 1:,}: {_shorten(ranked[rank], 30)}", GREY))
+        for i, (line, colour) in enumerate(shown):
             axis.text(0, 0.95 - 0.25 * i, line, color=colour, va="top", parse_math=False)
     return beside
 
@@ -196,4 +161,6 @@ def wrap(text: str, width: int = 16) -> str:
 
 
 def _shorten(text: str, limit: int) -> str:
-    return textwrap.shorten(text, limit, placeholder="…")
+    """A text of at most `limit` characters, without its middle: names differ at their ends."""
+    half = (limit - 1) // 2
+    return text if len(text) <= limit else f"{text[:half].rstrip()}…{text[-half:].lstrip()}"

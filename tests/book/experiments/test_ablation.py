@@ -97,12 +97,16 @@ def test_the_summary_has_gains_over_heads_seed_by_seed():
     beside = pd.read_csv(RESULTS / "heads_cca.csv", dtype={"condition": str})
     beside = beside[beside["stage"] == "tests"]
     moved = fair.with_measures(read_table("moving.csv"))
-    found = ablation.summary(rows, moved, read_table("ablation.csv"), beside)
+    doses = fair.with_measures(read_table("ablation.csv"))
+    found = ablation.summary(rows, moved, doses, beside)
     gain = moved.set_index(["method", "seed"])[["search", "naming"]].mean(axis=1)
     gain = (gain["vMF"] - gain["CLIP"]).mean()
     is_moved = found["group"] == "the penalty, last stages trained, too, tuned"
     assert found[is_moved].set_index("row").loc["vMF", "mean"] == pytest.approx(gain)
     found = found[~is_moved].set_index(["row", "photos"])
+    dosed = doses.set_index(["method", "seed"])[["search", "naming"]].mean(axis=1)
+    gain = (dosed["vMF at 0.75"] - dosed["CLIP"]).mean()
+    assert found.loc[("vMF, dose 0.75", 600), "mean"] == pytest.approx(gain)
     few = rows[rows["condition"] == "Flickr8k, 10 % of the pairs"].set_index(["method", "seed"])
     few = few["recall on Flickr8k"]
     gain = (few["CIBR MINE"] - few["CLIP"]).mean()
