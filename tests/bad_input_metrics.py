@@ -8,7 +8,7 @@ import torch
 
 import cibr
 from cibr import metrics
-from cibr.evaluate import Evaluation, Task, difference, evaluate, suite_tasks
+from cibr.evaluate import Task, evaluate
 from cibr.metrics import mean_interval, paired_difference
 
 EYE, OWN = torch.eye(12), torch.arange(12)
@@ -33,10 +33,6 @@ def ranks(image=EYE, classes=EYE, labels=OWN):
     return partial(metrics.class_ranks, image, classes, labels)
 
 
-def evaluation(seen):
-    return Evaluation("m", "s", {}, {("one", "retrieval"): seen})
-
-
 BAD = {
     "image_embeddings are not finite: look for NaN": [
         f(broken(value)) for f in (recall, by_label, ranks) for value in (math.nan, math.inf)
@@ -50,9 +46,7 @@ BAD = {
     "labels has some that no item has": [ranks(labels=OWN + 1)],
     "seeds, items": [partial(paired_difference, np.ones((1, 3)), np.ones((2, 3)))],
     "length": [partial(mean_interval, np.ones(3), np.arange(2))],
-    "unknown suite": [partial(suite_tasks, "charactres")],
     "unknown kind of task 'probe'": [partial(evaluate, None, [Task("glyphs", "probe")], name="m")],
-    "different images or texts of one": [partial(difference, evaluation("x"), evaluation("y"))],
 }
 CASES = [
     (f"metrics: {word} {i}", call, ValueError, word)

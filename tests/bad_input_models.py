@@ -6,7 +6,6 @@ from helpers import TEXTS, picture
 from PIL import Image
 
 from cibr import DualEncoder
-from cibr.models import model_kind
 
 
 @cache
@@ -32,7 +31,6 @@ CASES = [
     ("float image", images([Image.new("F", (2, 2))]), ValueError, "mode F has no fixed range"),
     ("one image", images(picture(0)), TypeError, "not iterable"),
     ("long text", texts(["a", "every " * 80]), ValueError, "reads 64: shorten '.*every .*truncate"),
-    ("misspelt kind", lambda: model_kind("frozn"), FileNotFoundError, "mean 'frozen'"),
     ("misspelt model", load("cibr-tinny"), FileNotFoundError, "mean 'cibr-tiny'"),
     ("no name", load(""), FileNotFoundError, "model ''"),
     ("empty folder", lambda f: DualEncoder.from_pretrained(f), FileNotFoundError, "cannot load"),

@@ -26,7 +26,6 @@ SETTINGS = [({name: value}, f"^{name} is ") for name, value in BAD.items()]
 SETTINGS += [
     (dict(betta=1.0), "'betta', did you mean 'beta'"),
     (dict(preset="few-photo"), "'few-photo', did you mean 'few-photos'"),
-    (dict(penalty="vfm"), "'vfm', did you mean 'vmf'"),
     (dict(loss_options={"kapa_b": 1.0}), "'kapa_b', did you mean 'kappa_b'"),
     (dict(kappa_e=8192.0), "the setting kappa_e is gone: give loss_options"),
     (dict(towers="clip-tiny"), "set model to .frozen."),

@@ -14,6 +14,12 @@ hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
 
+@pytest.fixture(autouse=True)
+def own_features(tmp_path, monkeypatch):
+    """Each test caches features of frozen towers in a folder of its own."""
+    monkeypatch.setattr("cibr.models.features.cache_folder", lambda: tmp_path / "cache")
+
+
 @pytest.fixture(scope="session")
 def tower_folders(tmp_path_factory):
     """Folders of a small image tower and a small text tower with its tokenizer."""

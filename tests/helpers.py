@@ -2,6 +2,7 @@
 
 import os
 from contextlib import contextmanager
+from pathlib import Path
 
 import jaxtyping
 import numpy as np
@@ -36,6 +37,16 @@ def noise_pairs(n: int = 48, n_captions: int = 1, split: str = "train") -> Pairs
         [TEXTS[(i + 5 * c) % len(TEXTS)] for c in range(1 + i % n_captions)] for i in range(n)
     ]
     return Pairs("noise", split, captions, [f"picture {i}" for i in range(n)], picture)
+
+
+def write_photos(folder: Path, n: int, rows: str = "") -> Path:
+    """A flat folder of different photos with a caption each, and more rows."""
+    folder.mkdir(exist_ok=True)
+    for i in range(n):
+        picture(i).save(folder / f"{i}.png")
+    lines = ["file_name,text", *(f"{i}.png,photo {i}" for i in range(n)), rows]
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    return folder
 
 
 def same(a, b) -> bool:

@@ -9,7 +9,6 @@ from data_files import encoded, write_shards
 from helpers import TEXTS, picture
 
 from cibr.evaluate import SUITES, Task
-from cibr.models import features
 
 TEMPLATES = ["a small {c}", "a big {c}", "a red {c}"]
 CLASSES = ["cat", "dog", "bird", "tree", "house", "car"]
@@ -52,6 +51,5 @@ def make_small_suite(folder, monkeypatch):
     captions = [[TEXTS[i + 14 * k] for k in range(1 + i % 3)] for i in range(14)]
     write_captions(root / "wds_captions", captions, noise(500))
     monkeypatch.setenv("CIBR_DATA", str(root))
-    monkeypatch.setattr(features, "cache_folder", lambda: folder / "cache")
     monkeypatch.setitem(SUITES, "small", (ONE, LEFT, RIGHT, CAPTIONS))
     return root

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "cibr"
 MOST_LINES = {
     "cibr": 3_014,
     "book": 3_100,
-    "tests": 5_531,
+    "tests": 5_500,
 }  # of code
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
 

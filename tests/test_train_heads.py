@@ -3,8 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-from data_files import write_metadata
-from helpers import TEXTS, noise_pairs, picture, same
+from helpers import noise_pairs, same, write_photos
 from small_runs import write_folder
 
 from cibr import DualEncoder
@@ -18,23 +17,10 @@ from cibr.train.trainer import fit_cca
 N = 40
 
 
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path_factory):
-    folder = tmp_path_factory.getbasetemp() / "features of heads"
-    monkeypatch.setattr("cibr.models.features.cache_folder", lambda: folder)
-
-
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """A folder of noise with captions."""
-    folder = tmp_path_factory.mktemp("photos") / "mine"
-    folder.mkdir()
-    for i in range(N):
-        picture(i).save(folder / f"{i}.png")
-    write_metadata(
-        folder, "\n".join(["file_name,text", *(f"{i}.png,{TEXTS[i]}" for i in range(N))])
-    )
-    return str(folder)
+    return str(write_photos(tmp_path_factory.mktemp("photos") / "mine", N))
 
 
 def train(photos, clip_folder, folder, *options):

@@ -16,7 +16,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 from data_files import encoded, png, write_classes, write_images, write_metadata, write_shards
-from helpers import picture
+from helpers import picture, write_photos
 from PIL import Image
 
 from cibr.data import available_splits, load_pairs
@@ -26,16 +26,6 @@ CIBR_DATA = os.environ.get("CIBR_DATA")
 
 def greys(pairs) -> list[int]:
     return [image.getpixel((4, 4))[0] for image in pairs.images()]
-
-
-def write_photos(folder: Path, n: int, rows: str = "") -> Path:
-    """A flat folder of different photos with a caption each, and more rows."""
-    folder.mkdir(exist_ok=True)
-    for i in range(n):
-        picture(i).save(folder / f"{i}.png")
-    lines = ["file_name,text", *(f"{i}.png,photo {i}" for i in range(n)), rows]
-    write_metadata(folder, "\n".join(lines))
-    return folder
 
 
 # Image folders

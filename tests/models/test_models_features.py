@@ -19,12 +19,6 @@ each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "frozen dual", "h
 forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    """A folder of the test's own for features."""
-    monkeypatch.setattr(features, "cache_folder", lambda: tmp_path)
-
-
 @forks
 def test_a_batch_is_the_rows_asked_for_whether_or_not_images_fit_in_memory(build, monkeypatch):
     model = build("tiny")

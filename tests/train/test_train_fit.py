@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from small_runs import HELD_OUT, PAIRS, forks, stop_at, train
 
 from cibr import DualEncoder, fit
-from cibr.models import features
 from cibr.train import configure
 from cibr.train.trainer import epoch_rows
 
@@ -65,10 +64,7 @@ def test_a_checkpoint_of_other_pairs_is_refused_and_kept(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "name"), [("frozen", "frozen"), ("clip", "some/clip")])
-def test_pretrained_models_train_and_frozen_towers_do_not_move(
-    build, tmp_path, monkeypatch, kind, name
-):
-    monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "cache")
+def test_pretrained_models_train_and_frozen_towers_do_not_move(build, tmp_path, kind, name):
     options = dict(model=name, output_dir=str(tmp_path / "out"), epochs=1, batch_size=8)
     model = build(kind)
     fit(model, PAIRS, HELD_OUT, configure(learning_rate=1e-3, **options))

@@ -13,7 +13,6 @@ from helpers import same
 from small_runs import PAIRS, before_step, settings, small_model
 from twin import CASES, Double, model_of, plain_run, settings_of
 
-from cibr.models import features
 from cibr.models.dual_encoder import Encoded
 from cibr.models.features import prepare
 from cibr.train.grad_cache import GradCache
@@ -43,8 +42,7 @@ def test_a_run_equals_one_in_plain_pytorch(tmp_path, case):
         assert trainer.history[name].tolist() == pytest.approx(expected, rel=tolerance), name
 
 
-def test_steps_over_frozen_towers_equal_plain_ones(build, monkeypatch, tmp_path):
-    monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "cache")
+def test_steps_over_frozen_towers_equal_plain_ones(build, tmp_path):
     config = settings(tmp_path / "out", model="frozen", cca=False, seed=3)
     model = build("frozen", dropout=0.3).double()
     twin = copy.deepcopy(model)

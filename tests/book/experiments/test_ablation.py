@@ -18,7 +18,6 @@ from cibr_book.experiments.ablation import (
     over_beta,
     residual_nats,
 )
-from cibr_book.experiments.confirmation import measure_columns
 from cibr_book.experiments.tables import RESULTS, read_table
 
 
@@ -57,13 +56,6 @@ def test_an_image_is_paired_with_its_first_text(build, kind, monkeypatch):
     own = model.embed_texts([of[0] for of in inputs.pairs.captions])
     torch.testing.assert_close(text.features, own)
     assert len(image.features) == 10
-
-
-def test_a_run_that_diverged_scores_0():
-    names = {name for of in measure_columns().values() for name in of}
-    rows = pd.DataFrame([{"error": "diverged"}, {"error": None}]).assign(**dict.fromkeys(names))
-    found = ablation.with_measures(rows.astype(dict.fromkeys(names, float)))[[*ablation.MEASURES]]
-    assert (found.loc[0] == 0).all() and found.loc[1].isna().all()
 
 
 def test_claims_are_of_the_weight_that_validation_chooses():

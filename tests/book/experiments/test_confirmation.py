@@ -148,9 +148,8 @@ def test_a_trial_counts_by_the_mean_over_its_seeds():
     assert best_trials(trials).iloc[0][["n", "validation", "ends"]].tolist() == [3, 6, ""]
 
 
-def test_an_interval_over_photos_is_of_the_hits_of_the_runs_that_a_claim_compares():
-    rows, hits = with_measures(read_table("confirmation.csv")), dict(np.load(confirmation.HITS))
-    forms = best_forms(read_table("confirmation_trials.csv"))
+def test_an_interval_over_photos_is_of_the_hits_of_the_runs_that_a_claim_compares(measured):
+    (rows, forms), hits = measured, dict(np.load(confirmation.HITS))
     tests = hypothesis_tests(rows, forms).query("method == 'CCA anchor' and control == 'CLIP'")
     table = confirmation.photo_intervals(tests, rows, hits)
     own, places = rows[rows["condition"] == tests["condition"].iloc[0]], list(hits["run"])

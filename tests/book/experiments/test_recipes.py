@@ -13,25 +13,14 @@ from cibr_book.experiments.corruptions import Corruption, corrupt
 from cibr_book.experiments.tables import read_table
 
 
-@pytest.fixture
-def features(build, monkeypatch, tmp_path):
-    """Small towers and their features in place of those of photos."""
-    monkeypatch.setattr("cibr.models.features.cache_folder", lambda: tmp_path / "cache")
+def test_picked_features_are_those_of_the_photos_and_captions(build):
     base, whole = build("frozen"), noise_pairs(60, n_captions=2)
     texts = [
         [f"{text} {i} {c}" for c, text in enumerate(of)] for i, of in enumerate(whole.captions)
     ]
-    whole = replace(whole, captions=texts)
-    parts = {"train": whole, **{name: whole.subset(range(20)) for name in recipes.SETS}}
-    parts |= {"validation": whole.subset(range(20, 50))}
-    found = base, {name: prepare(base, pairs) for name, pairs in parts.items()}
-    return found
-
-
-def test_picked_features_are_those_of_the_photos_and_captions(features):
-    base, parts = features
-    pairs = corrupt(parts["train"].pairs, Corruption(0.5, 0.6, redraw=True), 3)
-    picked, anew = recipes.picked(parts["train"], pairs), prepare(base, pairs)
+    inputs = prepare(base, replace(whole, captions=texts))
+    pairs = corrupt(inputs.pairs, Corruption(0.5, 0.6, redraw=True), 3)
+    picked, anew = recipes.picked(inputs, pairs), prepare(base, pairs)
     torch.testing.assert_close(picked.images, anew.images)
     torch.testing.assert_close(picked.texts, anew.texts)
     assert torch.equal(picked.labels, anew.labels)

@@ -8,17 +8,13 @@ from scipy import stats
 from cibr_book.experiments.tables import differences, in_points, read_table
 
 
-@pytest.fixture
-def rows():
-    """Three seeds of CLIP at two temperatures, and three of a penalty, of which CLIP has two."""
+def test_differences_are_from_the_best_clip_of_the_condition_paired_by_seed():
+    # Three seeds of CLIP at two temperatures, and three of a penalty, of which CLIP has two.
     table = [("CLIP", "temperature 0.1", seed, 30 + seed, 50 + seed) for seed in (1, 2, 3)]
     table += [("CLIP", "temperature 0.2", seed, (40, 20, 20)[seed - 1], 90) for seed in (1, 2, 3)]
     table += [("ours", "", seed, 30, 53 + seed**2) for seed in (2, 3, 4)]
     names = ["method", "hyperparameters", "seed", "validation", "zero-shot"]
-    return pd.DataFrame(table, columns=names).assign(condition="toys", beta=0.0)
-
-
-def test_differences_are_from_the_best_clip_of_the_condition_paired_by_seed(rows):
+    rows = pd.DataFrame(table, columns=names).assign(condition="toys", beta=0.0)
     alone = rows[rows["method"] == "ours"].assign(condition="without CLIP")
     other = rows.assign(condition="other", validation=-rows["validation"])
     table = differences(pd.concat([rows, alone, other], ignore_index=True), ["zero-shot"])
