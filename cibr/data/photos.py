@@ -14,14 +14,12 @@ data/photos/README.md is the card, and ``book/photos.py`` makes the folder.
 import json
 import os
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from cibr.data.pairs import Features, Pairs, open_rgb
+from cibr.data.pairs import Features, Pairs
 from cibr.utils import shipped
 
 _CLASSES = "cifar10 caltech101 imagenette intel-scenes pacs-photo clothing10 rsscn7"
@@ -52,7 +50,7 @@ def load_photos(name: str, split: str) -> Pairs:
     test = load_photos(name, "test")
     rows = [i for i, key in enumerate(test.keys) if Path(key).name in thumbnails]
     files = [thumbnails[Path(test.keys[i]).name] for i in rows]
-    return replace(test.subset(rows), split=split, load=partial(_thumbnail, files))
+    return replace(test.subset(rows), split=split, load=files.__getitem__)
 
 
 def _file(name: str) -> Path:
@@ -86,7 +84,3 @@ def strings(pairs: Pairs) -> list[str]:
     """
     prompts = [text for texts in pairs.prompts() for text in texts] if pairs.classnames else []
     return list(dict.fromkeys([*pairs.texts(), *prompts]))
-
-
-def _thumbnail(files: list[Path], i: int) -> Image.Image:
-    return open_rgb(files[i])

@@ -73,8 +73,6 @@ class DualEncoder(nn.Module):
 
     def __init__(self, towers: nn.Module | None, heads: list, kind: str, settings: dict[str, Any]):
         super().__init__()
-        if kind == "frozen" and towers is not None:
-            towers.requires_grad_(False).eval()
         self.register_module("towers", towers)
         self.image_head, self.text_head = heads
         self.kind, self.settings = kind, settings
@@ -191,8 +189,7 @@ class DualEncoder(nn.Module):
             FileNotFoundError: a tower is neither here nor on the hub; the message says the fix.
         """
         if self.towers is None:
-            towers = load_towers(*self.tower_names)
-            self.towers = towers.requires_grad_(False).eval().to(self.log_logit_scale)
+            self.towers = load_towers(*self.tower_names).to(self.log_logit_scale)
         return self.towers
 
     def train(self, mode: bool = True) -> "DualEncoder":

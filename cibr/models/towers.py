@@ -313,7 +313,7 @@ def load_hub_towers(name: str | Path, unused: tuple[str, ...] = ()) -> HubTowers
 
 
 def load_towers(image: str | Path, text: str | Path) -> TwoTowers | HubTowers:
-    """Towers to be frozen, without projections.
+    """Frozen towers, without projections.
 
     Args:
         image: folder or hub id of an image tower with pooled features.
@@ -322,11 +322,12 @@ def load_towers(image: str | Path, text: str | Path) -> TwoTowers | HubTowers:
     if image == text:
         towers = load_hub_towers(image, unused=_PROJECTIONS)
         towers.exchange_projections(nn.Identity(), nn.Identity())
-        return towers
+        return towers.requires_grad_(False).eval()
     image_model, text_model = load_model(image), load_model(text, unused="pooler.")
     if hasattr(image_model.config, "pretrained_cfg"):
         about = image_model.config.pretrained_cfg
         processor = ImageProcessor(_IMAGE_SIZE, tuple(about["mean"]), tuple(about["std"]))
     else:
         processor = from_hub("AutoImageProcessor", image)
-    return TwoTowers(image_model, text_model, processor, load_tokenizer(text))
+    towers = TwoTowers(image_model, text_model, processor, load_tokenizer(text))
+    return towers.requires_grad_(False).eval()

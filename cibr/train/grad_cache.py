@@ -8,7 +8,7 @@ same random state, so dropout is the same (Gao et al. 2021, "Scaling deep contra
 size under memory limited setup", arXiv 2101.06983, by `torch.utils.checkpoint`).
 """
 
-from collections.abc import Callable
+from collections.abc import Collection
 from functools import partial
 
 import torch
@@ -17,13 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cibr.models import DualEncoder
-from cibr.models.dual_encoder import Encoded
 from cibr.models.features import Batch
-
-
-def unit_vectors(image: Encoded, text: Encoded) -> dict[str, Tensor]:
-    """The features that every loss reads, by the argument names of `CIBRLoss`."""
-    return {"image_features": image.features, "text_features": text.features}
 
 
 class GradCache:
@@ -35,7 +29,7 @@ class GradCache:
         accelerator: an `accelerate.Accelerator`; its `mixed_precision` is the encoders', `bf16` or
             `no`, but features are at least float32.
         micro_batch_size: rows encoded at once; 0 for all.
-        loss_inputs: the tensors to keep of the encoded rows of a part, by name.
+        needs: what the loss reads beside unit vectors, of `image_pooled` and `text_pooled`.
 
     Attributes:
         features: of the whole batch, [n, _] each, by name.
@@ -55,11 +49,11 @@ class GradCache:
         batch: Batch,
         accelerator,
         micro_batch_size: int = 0,
-        loss_inputs: Callable[[Encoded, Encoded], dict[str, Tensor]] = unit_vectors,
+        needs: Collection[str] = (),
     ):
         self.model = model
         self.accelerator = accelerator
-        self.loss_inputs = loss_inputs
+        self.needs = needs
         n = len(batch.labels)
         size = micro_batch_size or n
         parts = [slice(start, start + size) for start in range(0, n, size)]
@@ -80,7 +74,10 @@ class GradCache:
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=is_bf16):
             image = self.model.encode_images(batch.images[rows])
             text = self.model.encode_texts(*(part[rows] for part in batch.texts))
-            named = self.loss_inputs(image, text)
+        named = {"image_features": image.features, "text_features": text.features}
+        pooled = {"image_pooled": image.pooled.detach(), "text_pooled": text.pooled.detach()}
+        # In one order on all processes, as these are gathered one by one.
+        named |= {name: x for name, x in pooled.items() if name in self.needs}
         return {
             name: x.to(torch.promote_types(x.dtype, torch.float32)) for name, x in named.items()
         }

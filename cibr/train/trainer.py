@@ -36,10 +36,10 @@ from cibr.losses.cibr import arguments_of
 from cibr.losses.clip import Scalar
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
-from cibr.models.dual_encoder import Encoded, image_key
+from cibr.models.dual_encoder import image_key
 from cibr.models.features import Batch, Inputs, embed_pairs, prepare
 from cibr.train.config import RunConfig, training_arguments
-from cibr.train.grad_cache import GradCache, unit_vectors
+from cibr.train.grad_cache import GradCache
 from cibr.train.run_folder import RunFolder
 from cibr.utils import digest
 
@@ -56,7 +56,7 @@ class CIBRTrainer(Trainer):
     history of a finished one. The output folder then contains the model (see
     `DualEncoder.save_pretrained`), `history.csv` and `run.json`, and during training checkpoints.
 
-    To vary a run, override `set_up`, `prepare_pairs`, `encode_batch` or `loss_inputs`.
+    To vary a run, override `set_up`, `prepare_pairs` or `encode_batch`.
 
     Args:
         model: from `build_model`; it is trained in place.
@@ -233,15 +233,7 @@ class CIBRTrainer(Trainer):
         """Features of the whole batch, of which `batch` has this process's rows."""
         batch = send_to_device(batch, self.args.device, non_blocking=True)
         size = self.config.micro_batch_size
-        return GradCache(model, batch, self.accelerator, size, self.loss_inputs)
-
-    def loss_inputs(self, image: Encoded, text: Encoded) -> dict[str, Tensor]:
-        """The inputs of the loss by name, from the encoded rows of a part of a batch."""
-        named = unit_vectors(image, text)
-        pooled = {"image_pooled": image.pooled, "text_pooled": text.pooled}
-        # In one order on all processes, as these are gathered one by one.
-        needed = [name for name in pooled if name in self.loss_fn.needs]
-        return named | {name: pooled[name].detach() for name in needed}
+        return GradCache(model, batch, self.accelerator, size, self.loss_fn.needs)
 
     def _backward(self, cache: GradCache, generator: torch.Generator) -> dict[str, Scalar]:
         """The loss, its terms and its reports; gradients are added to the parameters."""

@@ -4,7 +4,6 @@ before the step.
 
 import copy
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from helpers import same
 from small_runs import PAIRS, before_step, settings, small_model
 from twin import CASES, Double, model_of, plain_run, settings_of
 
-from cibr.models.dual_encoder import Encoded
 from cibr.models.features import prepare
 from cibr.train.grad_cache import GradCache
 from cibr.train.trainer import CIBRTrainer
@@ -114,8 +112,8 @@ def test_what_is_not_finite_stops_before_the_step(tmp_path, part, hook, monkeypa
 
 
 def test_all_processes_gather_inputs_in_one_order():
-    image, text = Encoded(torch.ones(2, 3), torch.ones(2, 4)), Encoded(*torch.ones(2, 2, 3))
+    model, rows = small_model(settings()), torch.arange(10)
+    batch = prepare(model, PAIRS)[rows, rows]
     names = ["image_features", "text_features", "image_pooled", "text_pooled"]
     for needs in (names[2:], names[:1:-1]):  # a set has another order in each process
-        trainer = SimpleNamespace(loss_fn=SimpleNamespace(needs=needs))
-        assert [*CIBRTrainer.loss_inputs(trainer, image, text)] == names
+        assert [*GradCache(model, batch, Accelerator(), needs=needs).features] == names
