@@ -167,9 +167,12 @@ def summary(
             gain = of[f"CIBR {form}"] - of["CLIP"]
             gains["the penalty over frozen encoders, tuned", forms[form], photos] = gain
     of = moved.assign(recall=(moved["search"] + moved["naming"]) / 2)
-    of = of.pivot_table("recall", "seed", "method")
+    of = of.pivot_table("recall", ["condition", "seed"], "method")
+    group = "the penalty, last stages trained, too, tuned"
+    alike, free = of.loc["600 photos, tuned alike"], of.loc["600 photos, any temperature"]
     for form in ("MINE", "vMF"):
-        gains["the penalty, last stages trained, too, tuned", form, 600] = of[form] - of["CLIP"]
+        gains[group, form, 600] = alike[form] - alike["CLIP"]
+    gains[group, "vMF, temperatures tuned, too", 600] = free["vMF"] - free["CLIP"]
     of = doses.assign(recall=(doses["search"] + doses["naming"]) / 2)
     of = of.pivot_table("recall", "seed", "method")
     for dose in (0.05, 0.2, 0.75):

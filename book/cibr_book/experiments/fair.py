@@ -13,9 +13,11 @@ from cibr_book.experiments import ablation
 from cibr_book.experiments.ablation import ZERO_SHOT
 from cibr_book.experiments.confirmation import MARGIN, means, measure_columns
 
-SEEDS = list(range(900, 916))
-MOVING, DOSES = "600 photos, tuned alike", "600 photos, fixed doses"  # conditions of the rows
-TEMPERATURE, LATER_SEEDS = "600 photos, any temperature", list(range(920, 936))
+SEEDS, LATER_SEEDS = list(range(900, 916)), list(range(920, 936))
+# Conditions of the rows.
+MOVING, DOSES = "600 photos, tuned alike", "600 photos, fixed doses"
+TEMPERATURE = "600 photos, any temperature"
+CONDITIONS = (MOVING, TEMPERATURE, DOSES)
 _N_CLASSES = {"cifar10": 10, "caltech101-mini": 101, "food101-64px": 101, "imagenette": 10}
 _N_CLASSES |= {"intel-scenes": 6, "dtd10": 10, "pacs": 7, "clothing10": 10, "flowers5": 5}
 _N_CLASSES |= {"rsscn7": 7, "glyph_digits": 10}
@@ -40,7 +42,7 @@ def start_accuracy(rows: pd.DataFrame) -> pd.DataFrame:
     return table.assign(beats_chance=table["start"] >= table["chance"] + 5)
 
 
-def with_measures(rows: pd.DataFrame, conditions: Sequence[str] = (MOVING, DOSES)) -> pd.DataFrame:
+def with_measures(rows: pd.DataFrame, conditions: Sequence[str] = CONDITIONS) -> pd.DataFrame:
     """The planned runs with `ablation.MEASURES`, in points, zero-shot accuracy over `SETS` alone.
 
     Args:
@@ -75,7 +77,7 @@ def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Of `cibr_book.intervals.outcomes`, with differences in points.
     """
-    rows = with_measures(rows)
+    rows = with_measures(rows, [MOVING])
     claims = [("1", ZERO_SHOT, "vMF"), ("2", ZERO_SHOT, "MINE"), ("3", "search", "vMF")]
     return intervals.outcomes(
         (number, f"{measure}: {method} above CLIP", _gain(rows, method, measure))
@@ -112,7 +114,7 @@ def dose_tests(rows: pd.DataFrame) -> pd.DataFrame:
         the `outcome`: `holds` at 5 %, `contradicted` if the interval is beyond the margin, or
         `undecided`.
     """
-    rows = with_measures(rows)
+    rows = with_measures(rows, [DOSES])
     table = []
     for method in rows["method"].unique():
         for measure in ("search", "naming") if method != "CLIP" else ():
