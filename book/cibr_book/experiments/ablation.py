@@ -16,13 +16,12 @@ from torch.nn import functional as F
 
 from cibr.data import load_pairs
 from cibr.losses.vmf import sample_vmf, vmf_fit_kappa, vmf_mean_cosine, vmf_residual_nats
-from cibr.metrics import mean_interval
 from cibr.models import DualEncoder
 from cibr.models.dual_encoder import Encoded
 from cibr.models.features import Inputs, prepare
 from cibr_book import intervals
 from cibr_book.experiments import run
-from cibr_book.experiments.confirmation import RECALLS, VALIDATION, means, measure_columns
+from cibr_book.experiments.confirmation import VALIDATION, means, measure_columns
 from cibr_book.worlds.estimators import estimate_nats
 
 KAPPAS = (8192, 512)  # concentrations of the noise with which information is measured
@@ -141,52 +140,6 @@ def over_beta(rows: pd.DataFrame) -> pd.DataFrame:
         found = intervals.mean_intervals(changed, ["method", "beta"], name)
         parts.append(found.assign(measure=name))
     return pd.concat(parts)
-
-
-def summary(
-    tuned: pd.DataFrame, moved: pd.DataFrame, doses: pd.DataFrame, beside: pd.DataFrame
-) -> pd.DataFrame:
-    """What the penalty and CCA change in the recall of Flickr8k's test photos, against heads.
-
-    Args:
-        tuned: of confirmation.csv, with `confirmation.with_measures`.
-        moved: of moving.csv, with `fair.with_measures`.
-        doses: of ablation.csv, with `fair.with_measures`; vMF counts.
-        beside: of heads_cca.csv, without trials.
-
-    Returns:
-        `group, row, photos, mean, low, high, n`: the mean recall of both directions in points, with
-        95 % intervals over seeds, by number of photos.
-    """
-    gains = {}
-    recall = tuned.pivot_table(RECALLS[0], ["condition", "seed"], "method")
-    of_photos = {6000: recall.loc["Flickr8k"], 600: recall.loc["Flickr8k, 10 % of the pairs"]}
-    forms = {"MINE": "MINE", "vMF": "vMF", "crossfit": "cross-fitting"}
-    for photos, of in of_photos.items():
-        for form in ("MINE", "crossfit" if photos == 6000 else "vMF"):
-            gain = of[f"CIBR {form}"] - of["CLIP"]
-            gains["the penalty over frozen encoders, tuned", forms[form], photos] = gain
-    of = moved.assign(recall=(moved["search"] + moved["naming"]) / 2)
-    of = of.pivot_table("recall", ["condition", "seed"], "method")
-    group = "the penalty, last stages trained, too, tuned"
-    alike, free = of.loc["600 photos, tuned alike"], of.loc["600 photos, any temperature"]
-    for form in ("MINE", "vMF"):
-        gains[group, form, 600] = alike[form] - alike["CLIP"]
-    gains[group, "vMF, temperatures tuned, too", 600] = free["vMF"] - free["CLIP"]
-    of = doses.assign(recall=(doses["search"] + doses["naming"]) / 2)
-    of = of.pivot_table("recall", "seed", "method")
-    for dose in (0.05, 0.2, 0.75):
-        group = "the penalty over frozen encoders, all else tuned for each dose"
-        gains[group, f"vMF, dose {dose:g}", 600] = of[f"vMF at {dose:g}"] - of["CLIP"]
-    for photos, of in of_photos.items():
-        gains["CCA instead", "CCA alone", photos] = of["closed-form CCA"] - of["CLIP"]
-    recall = 100 * beside.filter(regex=r"^flickr8k/.*recall@").mean(axis=1)
-    recall = recall.groupby([beside["condition"], beside["method"], beside["seed"]]).mean()
-    for photos in (3000, 600, 150):
-        gain = recall[f"{photos}", "heads + CCA"] - recall[f"{photos}", "heads"]
-        gains["CCA instead", "heads + CCA", photos] = gain
-    rows = [(*key, *mean_interval(gain.to_numpy()), len(gain)) for key, gain in gains.items()]
-    return pd.DataFrame(rows, columns=["group", "row", "photos", "mean", "low", "high", "n"])
 
 
 def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,5 @@
-"""The measures and tests of moving-fair.md, moving-temperature.md and doses.md, plans under
-experiments/, from the runs' rows.
+"""The measures and tests of the plans that tune all methods alike, moving-fair.md,
+moving-temperature.md and doses.md under experiments/; and all changes of recall in one table.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,12 @@ from cibr.metrics import mean_interval
 from cibr_book import intervals
 from cibr_book.experiments import ablation
 from cibr_book.experiments.ablation import ZERO_SHOT
-from cibr_book.experiments.confirmation import MARGIN, means, measure_columns
+from cibr_book.experiments.confirmation import MARGIN, RECALLS, means, measure_columns
 
 SEEDS, LATER_SEEDS = list(range(900, 916)), list(range(920, 936))
 # Conditions of the rows.
 MOVING, DOSES = "600 photos, tuned alike", "600 photos, fixed doses"
 TEMPERATURE = "600 photos, any temperature"
-CONDITIONS = (MOVING, TEMPERATURE, DOSES)
 _N_CLASSES = {"cifar10": 10, "caltech101-mini": 101, "food101-64px": 101, "imagenette": 10}
 _N_CLASSES |= {"intel-scenes": 6, "dtd10": 10, "pacs": 7, "clothing10": 10, "flowers5": 5}
 _N_CLASSES |= {"rsscn7": 7, "glyph_digits": 10}
@@ -42,14 +41,14 @@ def start_accuracy(rows: pd.DataFrame) -> pd.DataFrame:
     return table.assign(beats_chance=table["start"] >= table["chance"] + 5)
 
 
-def with_measures(rows: pd.DataFrame, conditions: Sequence[str] = CONDITIONS) -> pd.DataFrame:
+def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
     """The planned runs with `ablation.MEASURES`, in points, zero-shot accuracy over `SETS` alone.
 
     Args:
-        rows: of moving.csv or ablation.csv, from `read_table`; trials are left out.
-        conditions: of the runs.
+        rows: of moving.csv or ablation.csv, from `read_table`; others are left out.
     """
-    planned = rows["condition"].isin(conditions) & rows["seed"].isin(SEEDS + LATER_SEEDS)
+    planned = rows["condition"].isin([MOVING, TEMPERATURE, DOSES])
+    planned &= rows["seed"].isin(SEEDS + LATER_SEEDS)
     rows = ablation.with_measures(rows[planned])
     accuracies = [measure_columns()[f"accuracy on {name}"][0] for name in SETS]
     return rows.assign(**means(rows, {ZERO_SHOT: accuracies}))
@@ -77,7 +76,7 @@ def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Of `cibr_book.intervals.outcomes`, with differences in points.
     """
-    rows = with_measures(rows, [MOVING])
+    rows = with_measures(rows[rows["condition"] == MOVING])
     claims = [("1", ZERO_SHOT, "vMF"), ("2", ZERO_SHOT, "MINE"), ("3", "search", "vMF")]
     return intervals.outcomes(
         (number, f"{measure}: {method} above CLIP", _gain(rows, method, measure))
@@ -95,7 +94,7 @@ def temperature_tests(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Of `cibr_book.intervals.outcomes`, with differences in points.
     """
-    rows = with_measures(rows, [TEMPERATURE])
+    rows = with_measures(rows[rows["condition"] == TEMPERATURE])
     return intervals.outcomes(
         (number, f"{measure}: vMF above CLIP", _gain(rows, "vMF", measure, LATER_SEEDS))
         for number, measure in (("1", "search"), ("2", ZERO_SHOT))
@@ -114,7 +113,7 @@ def dose_tests(rows: pd.DataFrame) -> pd.DataFrame:
         the `outcome`: `holds` at 5 %, `contradicted` if the interval is beyond the margin, or
         `undecided`.
     """
-    rows = with_measures(rows, [DOSES])
+    rows = with_measures(rows[rows["condition"] == DOSES])
     table = []
     for method in rows["method"].unique():
         for measure in ("search", "naming") if method != "CLIP" else ():
@@ -125,3 +124,44 @@ def dose_tests(rows: pd.DataFrame) -> pd.DataFrame:
     tests = pd.DataFrame(table, columns=names)
     beyond = (tests["low"] > MARGIN) | (tests["high"] < -MARGIN)
     return intervals.decided(tests, beyond)
+
+
+def summary(tuned: pd.DataFrame, alike: pd.DataFrame, beside: pd.DataFrame) -> pd.DataFrame:
+    """What the penalty and CCA change in the recall of Flickr8k's test photos, against heads.
+
+    Args:
+        tuned: of confirmation.csv, with `confirmation.with_measures`.
+        alike: of moving.csv and ablation.csv, with `with_measures`; of doses those of vMF count.
+        beside: of heads_cca.csv, without trials.
+
+    Returns:
+        `group, row, photos, mean, low, high, n`: the mean recall of both directions in points, with
+        95 % intervals over seeds, by number of photos.
+    """
+    gains = {}
+    recall = tuned.pivot_table(RECALLS[0], ["condition", "seed"], "method")
+    of_photos = {6000: recall.loc["Flickr8k"], 600: recall.loc["Flickr8k, 10 % of the pairs"]}
+    forms = {"MINE": "MINE", "vMF": "vMF", "crossfit": "cross-fitting"}
+    for photos, of in of_photos.items():
+        for form in ("MINE", "crossfit" if photos == 6000 else "vMF"):
+            gain = of[f"CIBR {form}"] - of["CLIP"]
+            gains["the penalty over frozen encoders, tuned", forms[form], photos] = gain
+    recall = alike.assign(recall=alike[["search", "naming"]].mean(axis=1))
+    recall = recall.pivot_table("recall", ["condition", "seed"], "method")
+    trained = "the penalty, with the last stages trained as well, tuned"
+    at_doses = "the penalty over frozen encoders, all else tuned for each dose"
+    compared = [(trained, "MINE", MOVING, "MINE"), (trained, "vMF", MOVING, "vMF")]
+    compared += [(trained, "vMF, temperature tuned as well", TEMPERATURE, "vMF")]
+    compared += [(at_doses, f"vMF, dose {d}", DOSES, f"vMF at {d}") for d in (0.05, 0.2, 0.75)]
+    for group, row, condition, method in compared:
+        of = recall.loc[condition]
+        gains[group, row, 600] = of[method] - of["CLIP"]
+    for photos, of in of_photos.items():
+        gains["CCA instead", "CCA alone", photos] = of["closed-form CCA"] - of["CLIP"]
+    recall = 100 * beside.filter(regex=r"^flickr8k/.*recall@").mean(axis=1)
+    recall = recall.groupby([beside["condition"], beside["method"], beside["seed"]]).mean()
+    for photos in (3000, 600, 150):
+        gain = recall[f"{photos}", "heads + CCA"] - recall[f"{photos}", "heads"]
+        gains["CCA instead", "heads + CCA", photos] = gain
+    rows = [(*key, *mean_interval(gain.to_numpy()), len(gain)) for key, gain in gains.items()]
+    return pd.DataFrame(rows, columns=["group", "row", "photos", "mean", "low", "high", "n"])

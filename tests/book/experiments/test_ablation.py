@@ -1,6 +1,5 @@
 """The residual information that is measured after training."""
 
-import pandas as pd
 import pytest
 import torch
 from helpers import noise_pairs
@@ -9,7 +8,7 @@ from torch.nn import functional as F
 from cibr.losses.vmf import vmf_mean_cosine
 from cibr.models.dual_encoder import Encoded
 from cibr.models.features import prepare
-from cibr_book.experiments import ablation, confirmation, fair
+from cibr_book.experiments import ablation
 from cibr_book.experiments.ablation import (
     KAPPAS,
     ZERO_SHOT,
@@ -18,7 +17,7 @@ from cibr_book.experiments.ablation import (
     over_beta,
     residual_nats,
 )
-from cibr_book.experiments.tables import RESULTS, read_table
+from cibr_book.experiments.tables import read_table
 
 
 def pairs_that_share(noise):
@@ -81,35 +80,6 @@ def test_claims_are_of_the_weight_that_validation_chooses():
     assert vmf.loc["search", "beta"] == chosen
     gain = curves["search", "vMF", chosen]
     assert vmf.loc["search", "difference"] == pytest.approx(gain)
-
-
-FAIR = (fair.MOVING, fair.TEMPERATURE)
-
-
-def test_the_summary_has_gains_over_heads_seed_by_seed():
-    """On the committed rows, beside differences that are taken here in another way."""
-    rows = confirmation.with_measures(read_table("confirmation.csv"))
-    beside = pd.read_csv(RESULTS / "heads_cca.csv", dtype={"condition": str})
-    beside = beside[beside["stage"] == "tests"]
-    moved = fair.with_measures(read_table("moving.csv"))
-    doses = fair.with_measures(read_table("ablation.csv"))
-    found = ablation.summary(rows, moved, doses, beside)
-    gain = moved.set_index(["condition", "method", "seed"])[["search", "naming"]].mean(axis=1)
-    gains = [(gain[of]["vMF"] - gain[of]["CLIP"]).mean() for of in FAIR]
-    is_moved = found["group"] == "the penalty, last stages trained, too, tuned"
-    assert [*found[is_moved]["mean"][1:]] == pytest.approx(gains)
-    found = found[~is_moved].set_index(["row", "photos"])
-    dosed = doses.set_index(["method", "seed"])[["search", "naming"]].mean(axis=1)
-    gain = (dosed["vMF at 0.75"] - dosed["CLIP"]).mean()
-    assert found.loc[("vMF, dose 0.75", 600), "mean"] == pytest.approx(gain)
-    few = rows[rows["condition"] == "Flickr8k, 10 % of the pairs"].set_index(["method", "seed"])
-    few = few["recall on Flickr8k"]
-    gain = (few["CIBR MINE"] - few["CLIP"]).mean()
-    assert found.loc[("MINE", 600), "mean"] == pytest.approx(gain)
-    own = beside[beside["condition"] == "3000"].set_index("method").filter(like="flickr8k/")
-    gain = 100 * (own.loc["heads + CCA"].mean() - own.loc["heads"].mean()).mean()
-    assert found.loc[("heads + CCA", 3000), "mean"] == pytest.approx(gain)
-    assert (found["low"] < found["mean"]).all() and set(found["n"]) == {6, 8, 16}
 
 
 def test_the_papers_estimate_is_of_the_first_noise(monkeypatch):

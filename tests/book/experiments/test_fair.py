@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from cibr_book.experiments import fair
+from cibr_book.experiments import confirmation, fair
 from cibr_book.experiments.confirmation import measure_columns
 from cibr_book.experiments.tables import RESULTS, read_table
 
@@ -66,3 +66,29 @@ def test_sets_count_where_the_committed_starts_beat_chance():
     plan = (RESULTS.parents[1] / "experiments" / "moving-fair.md").read_text("utf-8")
     for name, start, chance, _ in table.itertuples():
         assert f"| {name} | {start:.1f} | {chance:.1f} |" in plan
+
+
+def test_the_summary_has_gains_over_heads_seed_by_seed():
+    """On the committed rows, beside differences that are taken here in another way."""
+    rows = confirmation.with_measures(read_table("confirmation.csv"))
+    beside = pd.read_csv(RESULTS / "heads_cca.csv", dtype={"condition": str})
+    beside = beside[beside["stage"] == "tests"]
+    parts = [fair.with_measures(read_table(f"{name}.csv")) for name in ("moving", "ablation")]
+    alike = pd.concat(parts)
+    found = fair.summary(rows, alike, beside)
+    recall = alike.set_index(["condition", "method", "seed"])[["search", "naming"]].mean(axis=1)
+    plans = (fair.MOVING, fair.TEMPERATURE)
+    gains = [(recall[plan]["vMF"] - recall[plan]["CLIP"]).mean() for plan in plans]
+    is_moved = found["group"].str.contains("last stages")
+    assert [*found[is_moved]["mean"][1:]] == pytest.approx(gains)
+    found = found[~is_moved].set_index(["row", "photos"])
+    gain = (recall[fair.DOSES]["vMF at 0.75"] - recall[fair.DOSES]["CLIP"]).mean()
+    assert found.loc[("vMF, dose 0.75", 600), "mean"] == pytest.approx(gain)
+    few = rows[rows["condition"] == "Flickr8k, 10 % of the pairs"].set_index(["method", "seed"])
+    few = few["recall on Flickr8k"]
+    gain = (few["CIBR MINE"] - few["CLIP"]).mean()
+    assert found.loc[("MINE", 600), "mean"] == pytest.approx(gain)
+    own = beside[beside["condition"] == "3000"].set_index("method").filter(like="flickr8k/")
+    gain = 100 * (own.loc["heads + CCA"].mean() - own.loc["heads"].mean()).mean()
+    assert found.loc[("heads + CCA", 3000), "mean"] == pytest.approx(gain)
+    assert (found["low"] < found["mean"]).all() and set(found["n"]) == {6, 8, 16}
