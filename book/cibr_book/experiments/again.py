@@ -1,8 +1,9 @@
 """A committed row again, by the code that made it: `make again ROW=331089841cc6`.
 
 A row names its commit. This makes a worktree of it in `.again/`, an environment from its own
-constraints, and there runs the row's sweep with that row alone. Data and models are found as ever,
-by `$CIBR_DATA` and `$CIBR_MODELS`.
+constraints, and there runs the row's sweep with that row alone. If the commit does not have the
+sweep, since rows of its trials came after the code, today's has its settings. Data and models are
+found as ever, by `$CIBR_DATA` and `$CIBR_MODELS`.
 """
 
 import os
@@ -15,13 +16,13 @@ import pandas as pd
 from cibr.utils import digest, project_root
 
 _FIRST_CONSTRAINTS = "80c9e59"  # of commits before there were any
-# Prints the sweeps of a commit that have a run; the module moved once.
+# Prints the sweeps of a checkout that have a run, by the code of a commit; the module moved once.
 _SWEEPS = """
 import importlib, importlib.util, sys
 from pathlib import Path
 here = importlib.util.find_spec("cibr_book.experiments")
 plan = importlib.import_module("cibr_book.experiments.plan" if here else "cibr_book.plan")
-for file in sorted(Path("experiments").glob("*.yaml")):
+for file in sorted(Path(sys.argv[2], "experiments").glob("*.yaml")):
     if sys.argv[1] in plan.read_plan(file).runs:
         print(file)
 """
@@ -58,7 +59,7 @@ def repeat(run: str, root: Path) -> pd.DataFrame:
         For every number of the row, `committed`, `again` and their `difference`.
 
     Raises:
-        ValueError: see `find_row`, or the commit has no sweep with this run.
+        ValueError: see `find_row`, or no sweep has this run.
         subprocess.CalledProcessError: git, pip or the run failed.
     """
     row = find_row(run, root)
@@ -70,13 +71,21 @@ def repeat(run: str, root: Path) -> pd.DataFrame:
     variables = os.environ | {"PYTHONPATH": f"{place}{os.pathsep}{place / 'book'}"}
     variables["PATH"] = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
     how = dict(cwd=place, env=variables, check=True, text=True)
-    found = subprocess.run([python, "-c", _SWEEPS, run], stdout=subprocess.PIPE, **how).stdout
-    if not found:
-        raise ValueError(f"no sweep of commit {row['commit']} has the run {run}")
+    for plans in (place, root):
+        search = [python, "-c", _SWEEPS, run, plans]
+        if found := subprocess.run(search, stdout=subprocess.PIPE, **how).stdout:
+            break
+    else:
+        raise ValueError(f"no sweep of commit {row['commit']}, or of today, has the run {run}")
     for file in [place / "again.csv", *place.glob(f"runs/again/{run}*")]:
         file.unlink(missing_ok=True)
     command = [python, "-m", "snakemake", "-s", "experiments/Snakefile"]
-    command += ["--profile", "experiments/profiles/local", "--config", f"sweep={found.split()[0]}"]
+    command += [
+        "--profile",
+        "experiments/profiles/local",
+        "--config",
+        f"sweep={found.splitlines()[0]}",
+    ]
     subprocess.run([*command, "results=again.csv", f"only={run}"], **how)
     again = pd.read_csv(place / "again.csv", dtype=str, keep_default_na=False).set_index("run")
     table = pd.DataFrame({"committed": row, "again": again.loc[run]})

@@ -13,14 +13,15 @@ CONSTRAINTS = "numpy==2.0\n"
 PLAN = """
 from types import SimpleNamespace
 def read_plan(file):
-    return SimpleNamespace(runs={"aaaaaaaaaaaa": {}} if "right" in str(file) else {})
+    run = {"right.yaml": "aaaaaaaaaaaa", "later.yaml": "eeeeeeeeeeee"}.get(file.name)
+    return SimpleNamespace(runs={run: {}})
 """
 # In place of a run: a row with the number that the commit says.
 SNAKEFILE = """
 import json
 rule all:
     run:
-        assert config["sweep"] == "experiments/right.yaml", config
+        assert config["sweep"].endswith(("/right.yaml", "/later.yaml")), config
         number = open("number.txt").read()
         with open(config["results"], "w") as table:
             print("run,commit,seed,recall,note", file=table)
@@ -55,8 +56,12 @@ def root(tmp_path):
     git(tmp_path, "add", "--all")
     git(tmp_path, "commit", "--quiet", "--message=first")
     commit = git(tmp_path, "rev-parse", "--short=12", "HEAD")
-    rows = f"aaaaaaaaaaaa,{commit},1,0.2,text\nbbbbbbbbbbbb,{commit}+,1,0.2,text\n"
-    (tmp_path / "data/results/table.csv").write_text("run,commit,seed,recall,note\n" + rows)
+    rows = [
+        f"{run},{commit},1,0.2,text" for run in ("aaaaaaaaaaaa", "dddddddddddd", "eeeeeeeeeeee")
+    ]
+    rows = ["run,commit,seed,recall,note", *rows, f"bbbbbbbbbbbb,{commit}+,1,0.2,text\n"]
+    (tmp_path / "data/results/table.csv").write_text("\n".join(rows))
+    (tmp_path / "experiments/later.yaml").write_text("")
     (tmp_path / "number.txt").write_text("0.75")
     environment = tmp_path / ".again" / f"environment-{digest(CONSTRAINTS)[:12]}"
     environment.mkdir(parents=True)
@@ -72,6 +77,12 @@ def test_a_row_comes_from_the_code_of_its_commit_and_is_compared_number_by_numbe
         assert table.index.tolist() == ["recall"]
         assert table.loc["recall"].tolist() == pytest.approx([0.2, 0.25, 0.05])
     assert (root / "number.txt").read_text() == "0.75"
+
+
+def test_a_sweep_that_came_after_the_code_of_its_row_is_that_of_today(root):
+    assert repeat("eeeeeeeeeeee", root).loc["recall", "again"] == 0.25
+    with pytest.raises(ValueError, match="or of today, has the run dddddddddddd"):
+        repeat("dddddddddddd", root)
 
 
 def test_rows_that_are_unknown_or_of_uncommitted_code_are_refused(root):
