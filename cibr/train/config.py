@@ -183,7 +183,7 @@ def training_arguments(config: RunConfig, n_pairs: int, validates: bool):
         num_train_epochs=config.epochs,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         seed=config.seed,
         logging_steps=n_steps,  # also between validations
         eval_strategy="steps" if validates else "no",
