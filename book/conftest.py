@@ -1,8 +1,8 @@
 """How `pytest --nbval book/` compares a notebook with its stored outputs.
 
 The bare command works from any folder: each notebook runs in the environment that runs pytest, with
-the same variables as when it was executed, and what cannot repeat on another machine is left out of
-the comparison. Text is compared as it stands, except that floats with more than four significant
+the same variables as when it was executed, on all cores if no workers share them, and what cannot
+repeat on another machine is left out of the comparison. Text is compared as it stands, except that floats with more than four significant
 digits are rounded to four, since the last digits change with the processor. In cells with the tag
 `compare-closely`, which train, numbers may differ by `CLOSE`. Cells that cannot repeat carry the tag
 `nbval-ignore-output`.
@@ -86,7 +86,7 @@ def pytest_configure(config: pytest.Config) -> None:
         option.nbval_current_env = option.nbval_kernel_name is None
         if float(option.nbval_cell_timeout) == NBVAL_SECONDS:
             option.nbval_cell_timeout = CELL_SECONDS
-        prepare_environment()
+        prepare_environment(is_alone=not hasattr(config, "workerinput"))
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:

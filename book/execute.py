@@ -37,16 +37,27 @@ KERNEL = {
     "language_info": {"name": "python", "pygments_lexer": "ipython3"},
 }
 # What kernels inherit here and under nbval: no progress bars, no network, and one thread, so that
-# sums come out the same on any number of cores and two workers share a machine well.
-ENVIRONMENT = {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+# sums come out the same on any number of cores and two workers share a machine well. A single worker
+# of nbval gives torch all cores, whose idle threads wait for the next product of a small model, but
+# not numpy, whose threads only get in each other's way. As in the Makefile, glibc keeps freed memory.
+ENVIRONMENT = {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+ENVIRONMENT |= dict.fromkeys(
+    ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), "1073741824"
+)
+ALL_CORES = {"OMP_NUM_THREADS": str(os.cpu_count()), "GOMP_SPINCOUNT": "10000"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 RUNS = tempfile.TemporaryDirectory(prefix="cibr-runs-")
 
 
-def prepare_environment() -> None:
-    """Set ENVIRONMENT, hide local data and models, and send runs to a new folder."""
-    os.environ.update(ENVIRONMENT)
+def prepare_environment(is_alone: bool = False) -> None:
+    """Set ENVIRONMENT, hide local data and models, and send runs to a new folder.
+
+    Args:
+        is_alone: whether one notebook at a time runs, which may take all cores.
+    """
+    os.environ.update(ENVIRONMENT | (ALL_CORES if is_alone else {}))
     os.environ["CIBR_RUNS"] = RUNS.name
     os.environ.pop("CIBR_DATA", None)
     os.environ.pop("CIBR_MODELS", None)
