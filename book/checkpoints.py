@@ -1,15 +1,16 @@
 """Make the two small models that come with the package: `python book/checkpoints.py`, less than a
-minute each on two cores.
+minute each on two cores. With `python book/checkpoints.py NAME` only one of `BETAS`.
 
 The tiny model is trained on the glyphs at its preset and seed 0, once with beta = 0 and once with
 beta = 0.05 and the vmf penalty, without sampling noise; the second is the run of book/train.ipynb.
 Runs that lie finished under runs/ are not repeated. data/checkpoints/clip-tiny and
 data/checkpoints/cibr-tiny keep weights in 16 bits, the tokenizer, the history of the run and its
-configuration.
+configuration; of a third run, with beta = 1, only history and configuration are kept.
 """
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +19,8 @@ import cibr
 from cibr.utils import project_root
 from cibr_book.provenance import provenance
 
-BETAS = {"clip-tiny": 0.0, "cibr-tiny": 0.05}
+BETAS = {"clip-tiny": 0.0, "cibr-tiny": 0.05, "beta-1": 1.0}
+WITHOUT_WEIGHTS = ("beta-1",)
 
 
 def _make(folder: Path, beta: float) -> pd.DataFrame:
@@ -28,7 +30,9 @@ def _make(folder: Path, beta: float) -> pd.DataFrame:
     model = cibr.build_model(config, train)
     history = cibr.fit(model, train, validation, config).drop(columns="seconds")
     shutil.rmtree(folder, ignore_errors=True)
-    model.half().save_pretrained(folder)  # half the size; loading widens weights again
+    folder.mkdir()
+    if folder.name not in WITHOUT_WEIGHTS:
+        model.half().save_pretrained(folder)  # half the size; loading widens weights again
     history.to_csv(folder / "history.csv", index=False, float_format="%.6g")
     settings = {
         name: value for name, value in vars(config).items() if name != "output_dir"
@@ -39,7 +43,8 @@ def _make(folder: Path, beta: float) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    for name, beta in BETAS.items():
+    for name in sys.argv[1:] or BETAS:
+        beta = BETAS[name]
         history = _make(project_root() / "data" / "checkpoints" / name, beta)
         row = history[["epoch", "clip_loss", "image_to_text_label_recall@1"]].tail(1)
         print(f"{name}, beta = {beta:g}:\n{row.to_string(index=False)}", flush=True)
