@@ -32,7 +32,8 @@ def _make(folder: Path, beta: float) -> pd.DataFrame:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     if folder.name not in WITHOUT_WEIGHTS:
-        model.half().save_pretrained(folder)  # half the size; loading widens weights again
+        # Half the size; loading widens weights again.
+        model.half().save_pretrained(folder)
     history.to_csv(folder / "history.csv", index=False, float_format="%.6g")
     settings = {
         name: value for name, value in vars(config).items() if name != "output_dir"

@@ -43,7 +43,7 @@ def text_features(model: DualEncoder, texts: list[str]) -> Float[Tensor, "m q"]:
     order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), texts[i]))
     features = torch.zeros(len(texts), model.dim_text_pooled)
     for rows in torch.tensor(order).split(64):
-        tokens = model.tokenize([texts[i] for i in rows], truncate=True)
+        tokens = model.tokenize([texts[i] for i in rows])
         features[rows] = model.encode_texts(*tokens).pooled
     return features
 

@@ -224,7 +224,7 @@ def _search(arguments: argparse.Namespace) -> None:
     model = _load(arguments.model, arguments.device)
     files, images = _index(model, arguments.folder)
     for query in arguments.query:
-        cosines = images @ model.embed_texts([query], truncate=True)[0].cpu()
+        cosines = images @ model.embed_texts([query])[0].cpu()
         print(f"\n{query}\nrank  cosine  image")
         ranked = cosines.argsort(descending=True, stable=True).tolist()
         for rank, i in enumerate(ranked[: arguments.top], 1):

@@ -36,12 +36,12 @@ _KEY = ["suite", "dataset", "kind", "metric"]  # of a row
 
 
 class Task(NamedTuple):
-    """One benchmark: a data set, the kind of task (`zero-shot` or `retrieval`), the split, and the
-    group whose mean counts as one set.
+    """One benchmark: a data set, its split, and the group whose mean counts as one set.
+
+    It is zero-shot classification if the data set has class names, else retrieval.
     """
 
     dataset: str
-    kind: str = "zero-shot"
     split: str = "test"
     group: str = ""
 
@@ -52,18 +52,15 @@ class Task(NamedTuple):
         return name if self.split in ("test", "validation") else f"{name}/{self.split}"
 
 
-def _suite(zero_shot: Sequence[str], retrieval: Sequence[str]) -> tuple[Task, ...]:
-    return (*map(Task, zero_shot), *(Task(name, "retrieval") for name in retrieval))
-
-
 _PAPER = "vtab-cifar10 vtab-cifar100 food101 vtab-caltech101 vtab-pets vtab-dtd vtab-eurosat"
+_PAPER += " mscoco_captions flickr30k"
 
 # `characters` and `photos` need no download. The seven zero-shot sets of Ji et al. (2025) are not
 # public; those of `paper` are our choice. Add a suite with `SUITES[name] = (Task(...), ...)`.
 SUITES: dict[str, tuple[Task, ...]] = {
-    "characters": (Task("glyphs", "retrieval"), Task("glyphs", "retrieval", "test_characters")),
-    "photos": _suite(photos.CLASSES, ["photos", "photos-coco"]),
-    "paper": _suite(_PAPER.split(), ["mscoco_captions", "flickr30k"]),
+    "characters": (Task("glyphs"), Task("glyphs", "test_characters")),
+    "photos": tuple(map(Task, (*photos.CLASSES, "photos", "photos-coco"))),
+    "paper": tuple(map(Task, _PAPER.split())),
 }
 
 
@@ -80,7 +77,7 @@ def suite_tasks(suite: str | Sequence[Task]) -> tuple[Task, ...]:
 
 
 def dataset_tasks(dataset: str) -> tuple[Task]:
-    """The task of a data set: zero-shot if it has class names, else retrieval.
+    """The task of a data set.
 
     Args:
         dataset: a name or a folder; see `cibr.load_pairs`. Uses the test split, or validation.
@@ -89,8 +86,7 @@ def dataset_tasks(dataset: str) -> tuple[Task]:
         ValueError, FileNotFoundError, ConnectionError: as `cibr.load_pairs`.
     """
     split = "test" if "test" in available_splits(dataset) else "validation"
-    kind = "zero-shot" if load_pairs(dataset, split).classnames else "retrieval"
-    return (Task(dataset, kind, split),)
+    return (Task(dataset, split),)
 
 
 @dataclass(eq=False)
@@ -154,15 +150,15 @@ def evaluate(
     of_tasks = tasks[0].title if len(tasks) == 1 else "tasks"
     evaluation = Evaluation(name, suite if isinstance(suite, str) else of_tasks, {}, {})
     for task in tqdm(tasks, desc=name, unit="set", delay=1):
-        _add(evaluation, model, load_pairs(task.dataset, task.split), task.title, task.kind)
+        _add(evaluation, model, load_pairs(task.dataset, task.split), task.title)
         if output_dir is not None:  # now: a later set may fail
             _write(evaluation, output_dir)
-    zero_shot = [task for task in tasks if task.kind == "zero-shot"]
+    group_of = {task.title: task.group or task.title for task in tasks}
     for metric in ("accuracy@1", "mean_per_class_accuracy"):
         groups: dict[str, list[np.ndarray]] = {}
-        for task in zero_shot:
-            values = evaluation.scores[task.title, "zero-shot", metric]
-            groups.setdefault(task.group or task.title, []).append(values)
+        for (title, _, of), values in evaluation.scores.items():
+            if of == metric:
+                groups.setdefault(group_of[title], []).append(values)
         means = {group: _mean(sets) for group, sets in groups.items()}
         if len(means) > 1:
             means[f"mean of {len(means)}"] = _mean([*means.values()])
@@ -197,20 +193,18 @@ def evaluate_pairs(model: DualEncoder, pairs: Pairs, name: str) -> Evaluation:
         ValueError: images that all match one another.
     """
     evaluation = Evaluation(name, pairs.name, {}, {})
-    kind = "zero-shot" if pairs.classnames else "retrieval"
-    _add(evaluation, model, pairs, pairs.name, kind)
+    _add(evaluation, model, pairs, pairs.name)
     return evaluation
 
 
-def _add(evaluation: Evaluation, model: DualEncoder, pairs: Pairs, title: str, kind: str) -> None:
+def _add(evaluation: Evaluation, model: DualEncoder, pairs: Pairs, title: str) -> None:
     """Adds a set's scores to an evaluation."""
-    measures = {"zero-shot": _zero_shot, "retrieval": _retrieval}
-    check_known("kind of task", kind, measures)
     n_seen = sum(image_key(digest) in model.trained_on for digest in pairs.image_digests())
     if n_seen:
         what = f"the model was trained on {n_seen:,} of the {len(pairs):,} images of {pairs.name}"
         warnings.warn(f"{what}: recall on others is in held_out/recall.csv", stacklevel=3)
-    for metric, values in measures[kind](model, pairs).items():
+    kind, measure = ("zero-shot", _zero_shot) if pairs.classnames else ("retrieval", _retrieval)
+    for metric, values in measure(model, pairs).items():
         evaluation.scores[title, kind, metric] = values
     seen = pairs.captions, pairs.classnames, pairs.templates, pairs.image_digests()
     evaluation.digests[title, kind] = digest(repr(seen))

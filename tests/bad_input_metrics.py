@@ -8,7 +8,6 @@ import torch
 
 import cibr
 from cibr import metrics
-from cibr.evaluate import Task, evaluate
 from cibr.metrics import mean_interval, paired_difference
 
 EYE, OWN = torch.eye(12), torch.arange(12)
@@ -46,7 +45,6 @@ BAD = {
     "labels has some that no item has": [ranks(labels=OWN + 1)],
     "seeds, items": [partial(paired_difference, np.ones((1, 3)), np.ones((2, 3)))],
     "length": [partial(mean_interval, np.ones(3), np.arange(2))],
-    "unknown kind of task 'probe'": [partial(evaluate, None, [Task("glyphs", "probe")], name="m")],
 }
 CASES = [
     (f"metrics: {word} {i}", call, ValueError, word)

@@ -13,7 +13,7 @@ from cibr.evaluate import SUITES, Task
 TEMPLATES = ["a small {c}", "a big {c}", "a red {c}"]
 CLASSES = ["cat", "dog", "bird", "tree", "house", "car"]
 ONE, LEFT, RIGHT = Task("one"), Task("left", group="sides"), Task("right", group="sides")
-CAPTIONS = Task("captions", "retrieval")
+CAPTIONS = Task("captions")
 
 
 def write_set(folder, kind, contents, images, split="test"):

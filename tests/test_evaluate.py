@@ -23,7 +23,7 @@ def by_metric(evaluation, dataset):
 
 
 def embedded(model, pairs):
-    return model.embed_images(list(pairs.images())), model.embed_texts(pairs.texts(), truncate=True)
+    return model.embed_images(list(pairs.images())), model.embed_texts(pairs.texts())
 
 
 def test_images_of_one_text_are_all_correct_and_the_text_stands_once(build, small):
@@ -31,7 +31,7 @@ def test_images_of_one_text_are_all_correct_and_the_text_stands_once(build, smal
     write_captions(small / "wds_shared", [[caption] for caption in captions], noise(500))
     model, pairs = build("tiny"), load_pairs("shared", "test")
     with pytest.warns(UserWarning, match="1 of 5 texts of shared-test are cut to the 64 tokens"):
-        rows = by_metric(evaluate(model, [Task("shared", "retrieval")], name="m"), "shared")
+        rows = by_metric(evaluate(model, [Task("shared")], name="m"), "shared")
     expected = retrieval_recalls(*embedded(model, pairs), *pairs.retrieval_targets())
     assert set(expected) == {f"{d}_label_recall@1" for d in ("image_to_text", "text_to_image")}
     for name, recall in expected.items():
@@ -65,7 +65,7 @@ def test_a_data_set_has_a_task_by_its_contents_on_the_best_of_its_splits(small):
         shutil.copytree(folder / "test", folder / split)
     for split, place in (("test", "test"), ("validation", "val"), ("validation", "train")):
         (task,) = engine.dataset_tasks(str(folder))
-        assert task == Task(str(folder), "retrieval", split)
+        assert task == Task(str(folder), split)
         shutil.rmtree(folder / place)
 
 
@@ -80,7 +80,7 @@ def test_scores_are_saved_and_the_model_stays_as_it_was(build, small, tmp_path):
 def test_images_that_all_match_are_refused_by_the_name_of_their_set(build, small):
     write_captions(small / "wds_same", [["a cat"], ["a cat"]], noise(500))
     with pytest.raises(ValueError, match="all images of same match one another"):
-        evaluate(build("tiny"), [Task("same", "retrieval")], name="m")
+        evaluate(build("tiny"), [Task("same")], name="m")
 
 
 class Peer:

@@ -259,21 +259,12 @@ class DualEncoder(nn.Module):
         """
         return preprocess(self.loaded_towers().processor, images)
 
-    def tokenize(self, texts: list[str], truncate: bool = False) -> tuple[_Tokens, _Tokens]:
-        """Token ids and attention mask, padded to the longest text.
+    def tokenize(self, texts: list[str]) -> tuple[_Tokens, _Tokens]:
+        """Token ids and attention mask, padded to the longest text and cut to the context.
 
         SigLIP attends to padding, so its texts are padded to the context and its mask is 1
         throughout.
-
-        Raises:
-            ValueError: a text longer than the context, unless `truncate` is set.
         """
-        for ids in [] if truncate else self.tokenizer(texts, verbose=False)["input_ids"]:
-            if len(ids) > self.context:
-                raise ValueError(
-                    f"a text has {len(ids)} tokens and the model reads {self.context}: shorten "
-                    f"'{self.tokenizer.decode(ids)[:80]}...', or cut it with truncate=True"
-                )
         reads_padding = self.loaded_towers().reads_padding
         padding = "max_length" if reads_padding else True
         options = dict(padding=padding, truncation=True, max_length=self.context)
@@ -327,26 +318,22 @@ class DualEncoder(nn.Module):
         batches = batched(images, batch_size)
         return self.unit_vectors(self.encode_images(self.preprocess(batch)) for batch in batches)
 
-    def embed_texts(
-        self, texts: Iterable[str], batch_size: int = 256, truncate: bool = False
-    ) -> _Vectors:
-        """Embeds texts as unit vectors.
+    def embed_texts(self, texts: Iterable[str], batch_size: int = 256) -> _Vectors:
+        """Embeds texts as unit vectors; those longer than the context are cut.
 
         Args:
             texts: strings.
             batch_size: texts encoded at once.
-            truncate: truncate texts longer than the context instead of raising.
 
         Returns:
             Unit vectors [n, d], float32, on the CPU.
 
         Raises:
-            ValueError: one string; a text longer than the context, unless `truncate` is set;
-                batch_size < 1.
+            ValueError: one string; batch_size < 1.
         """
         if isinstance(texts, str):
             raise ValueError("embed_texts got one string: pass a list of strings")
-        batches = (self.tokenize(batch, truncate) for batch in batched(texts, batch_size))
+        batches = (self.tokenize(batch) for batch in batched(texts, batch_size))
         return self.unit_vectors(self.encode_texts(*batch) for batch in batches)
 
     def unit_vectors(self, encoded: Iterable[Encoded]) -> _Vectors:

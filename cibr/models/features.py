@@ -119,7 +119,7 @@ def prepare(model: DualEncoder, pairs: Pairs, *, texts: list[str] | None = None)
         return Inputs(pairs, images, (features,), labels)
     _warn_of_cuts(model, pairs, texts)
     processor = model.loaded_towers().processor
-    inputs = Inputs(pairs, None, model.tokenize(texts, truncate=True), labels, processor)
+    inputs = Inputs(pairs, None, model.tokenize(texts), labels, processor)
     if len(pairs) * _decode(processor, pairs, [0]).nbytes <= _IN_MEMORY:
         inputs.images = _decode(processor, pairs, tqdm(range(len(pairs)), "images", delay=2))
     return inputs
@@ -200,7 +200,7 @@ def _text_features(model: DualEncoder, texts: list[str]) -> Float[Tensor, "m q"]
     size = 64 if model.device.type == "cpu" else 1024
 
     def pool(batch: list[str]) -> Tensor:
-        return model.encode_texts(*model.tokenize(batch, truncate=True)).pooled
+        return model.encode_texts(*model.tokenize(batch)).pooled
 
     return _cached(folder, [digest(text) for text in texts], texts, pool, size)
 
