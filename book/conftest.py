@@ -2,10 +2,10 @@
 
 The bare command works from any folder: each notebook runs in the environment that runs pytest, with
 the same variables as when it was executed, on all cores if no workers share them, and what cannot
-repeat on another machine is left out of the comparison. Text is compared as it stands, except that floats with more than four significant
-digits are rounded to four, since the last digits change with the processor. In cells with the tag
-`compare-closely`, which train, numbers may differ by `CLOSE`. Cells that cannot repeat carry the tag
-`nbval-ignore-output`.
+repeat on another machine is left out of the comparison. Text is compared as it stands, except that
+floats with more than four significant digits are rounded to four, since the last digits change with
+the processor. In cells with the tag `compare-closely`, which train, numbers may differ by `CLOSE`.
+Cells that cannot repeat carry the tag `nbval-ignore-output`.
 """
 
 import math
@@ -23,8 +23,8 @@ collect_ignore_glob = ["_build/*", "*/.ipynb_checkpoints/*"]
 
 # nbval leaves PNG and JPEG out; the same images pass through glue under these names. A newer
 # library's warnings are no result of the book.
-GLUED = "application/papermill.record/image/"
-NOT_COMPARED = ("stderr", f"{GLUED}png", f"{GLUED}jpeg")
+GLUED = "application/papermill.record/"
+NOT_COMPARED = ("stderr", f"{GLUED}image/png", f"{GLUED}image/jpeg")
 
 # A decimal or exponent makes a float; names, versions and dates such as fc1.0, 2.13.0 are none.
 FLOAT = r"(?<![\w.])[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?(?!\w|\.\w)"
@@ -69,7 +69,7 @@ def _compare_closely(
                 (own, stored),
                 (own.get("data", {}), stored.get("data", {})),
             ):
-                for key in ("text", "text/plain", "text/html"):
+                for key in ("text", "text/plain", "text/html", f"{GLUED}text/plain"):
                     if key in part and key in theirs:
                         part[key] = align(part[key], theirs[key])
     return _compare_exactly(cell, test, ref, skip_compare)

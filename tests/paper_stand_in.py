@@ -15,7 +15,7 @@ from cibr.models.towers import train_tokenizer
 from cibr.utils import project_root
 
 CONDITION = "MSCOCO, ViT-B/32"
-SETS = [task.dataset for task in SUITES["paper"] if task.kind == "zero-shot"]
+SETS = [task.dataset for task in SUITES["paper"]][:7]
 
 
 def make_stand_in(

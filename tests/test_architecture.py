@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cibr"
 MOST_LINES = {
-    "cibr": 3_002,
+    "cibr": 2_989,
     "book": 3_100,
     "tests": 5_500,
 }  # of code

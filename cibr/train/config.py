@@ -47,7 +47,7 @@ _OLD_SETTINGS = {
     **dict.fromkeys(["validate_every", "max_skipped"], "leave it out"),
     "cca_start": "heads + CCA, the default, is better",
 }
-_STEPS_APART = 50  # of two checkpoints, at least
+_STEPS_APART = 200  # of two checkpoints, at least: heads take seconds for them
 # Arguments of transformers that a run uses and no setting stands for.
 _TRAINING_ARGUMENTS = ("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
 _TRAINING_ARGUMENTS += ("bf16", "use_cpu", "report_to", "run_name", "save_steps")

@@ -6,9 +6,10 @@ from typing import Any
 import pandas as pd
 import torch
 
+import cibr
 from cibr.evaluate import evaluate
 from cibr.models import DualEncoder
-from cibr.train import CIBRTrainer, build_model, configure, load_splits
+from cibr.train import build_model, configure, load_splits
 from cibr.train.config import DEFAULTS
 from cibr.utils import check_known
 from cibr_book.experiments.corruptions import Corruption, corrupt
@@ -43,8 +44,7 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         train, validation, _ = load_splits(config)
         train = corrupt(train, Corruption(**settings.get("corruption", {})), config.seed)
         model = build_model(config, train)
-        trainer = CIBRTrainer(model, config, train, validation)
-        metrics = _from_history(trainer.train())
+        metrics = _from_history(cibr.fit(model, train, validation, config))
     for suite in settings.get("suites", []):
         rows = evaluate(model, suite, name=Path(folder).name, output_dir=str(folder)).rows
         kept = rows[rows["metric"].str.contains(_KEPT)]

@@ -23,10 +23,8 @@ from cibr.losses.cca import canonical_maps, centred_moments
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.features import Inputs, embed_pairs
-from cibr.train.trainer import epoch_rows
 from cibr_book.experiments import recipes
 from cibr_book.experiments.corruptions import Corruption, corrupt
-from cibr_book.experiments.training import trained_heads
 from cibr_book.worlds.threshold import fixed_length_gains, loss_gains
 from cibr_book.worlds.training import KAPPA_B
 
@@ -171,6 +169,8 @@ def _heads(spectrum: Spectrum, pairs: Inputs, settings: dict[str, Any]) -> Maps:
 
 @lru_cache(maxsize=2)  # for sums that differ in what is added alone
 def _study_heads(drawn: Corruption, seed: int, settings: str) -> DualEncoder:
+    from cibr_book.experiments.training import trained_heads  # late: it takes seconds
+
     base, whole = recipes.features()
     pairs = recipes.picked(whole["train"], corrupt(whole["train"].pairs, drawn, seed))
     return trained_heads(base, pairs, json.loads(settings), seed)
@@ -193,6 +193,8 @@ def _trained(
     seed: int,
 ) -> Maps:
     """Linear heads by Adam and a one-cycle rate, with noise on their inputs."""
+    from cibr.train.trainer import epoch_rows  # late, too
+
     generator = torch.Generator().manual_seed(seed)
     inputs = [
         x - m.float() for x, m in zip((pairs.images, pairs.texts[0]), spectrum.means, strict=True)

@@ -1,10 +1,9 @@
 """One run of the study has the columns of the committed rows."""
 
-from types import SimpleNamespace
-
 import pandas as pd
 import pytest
 
+import cibr
 from cibr_book.experiments import run
 from cibr_book.experiments.tables import read_table
 
@@ -27,8 +26,7 @@ def test_a_trial_has_the_recalls_of_its_last_epoch(tmp_path, monkeypatch):
     columns = ["step", "seconds", "clip_loss", "penalty_excess", "temperature", *names]
     history = pd.DataFrame(0.0, range(2), columns).assign(step=[5, 10], clip_loss=[3, 1])
     history[names] = [[0.9] * 6, [0.1, 0.2, 0.1, 0.3, 0.4, 0.3]]
-    finished = SimpleNamespace(train=lambda: history)
-    monkeypatch.setattr(run, "CIBRTrainer", lambda *given: finished)
+    monkeypatch.setattr(cibr, "fit", lambda *given: history)
     metrics = run.train_and_measure(TINY, tmp_path / "run")
     assert [metrics[f"validation_recall@{k}"] for k in (1, 5, 10)] == pytest.approx([0.2, 0.3, 0.2])
     assert metrics["validation_text_to_image_recall@1"] == 0.3 and metrics["last_clip_loss"] == 1

@@ -10,7 +10,7 @@ import torch
 from cibr.data import Pairs
 from cibr.models import DualEncoder
 from cibr.models.features import Inputs
-from cibr_book.experiments import recipes, spectrum
+from cibr_book.experiments import recipes, spectrum, training
 from cibr_book.experiments.corruptions import Corruption
 from cibr_book.worlds.threshold import fixed_length_gains, loss_gains
 
@@ -88,7 +88,7 @@ def test_gains_are_a_power_of_the_correlations_and_scores_of_heads_are_summed(mo
     assert found["gain@4"] == pytest.approx(float((of.rho[3] / of.rho[0]) ** 2), abs=1e-6)
     asked = []
     heads = DualEncoder.tiny(["caption"])  # stand in for those of photos
-    monkeypatch.setattr(spectrum, "trained_heads", lambda *of: asked.append(of[2:]) or heads)
+    monkeypatch.setattr(training, "trained_heads", lambda *of: asked.append(of[2:]) or heads)
     own = of.heads(of.rho**2)
     monkeypatch.setattr(spectrum, "embed_pairs", lambda _, pairs: of.embeddings(own, pairs))
     for _ in range(2):
