@@ -157,11 +157,11 @@ def summary(tuned: pd.DataFrame, alike: pd.DataFrame, beside: pd.DataFrame) -> p
         of = recall.loc[condition]
         gains[group, row, 600] = of[method] - of["CLIP"]
     for photos, of in of_photos.items():
-        gains["CCA instead", "CCA alone", photos] = of["closed-form CCA"] - of["CLIP"]
+        gains["CCA, alone or with heads", "CCA alone", photos] = of["closed-form CCA"] - of["CLIP"]
     recall = 100 * beside.filter(regex=r"^flickr8k/.*recall@").mean(axis=1)
     recall = recall.groupby([beside["condition"], beside["method"], beside["seed"]]).mean()
     for photos in (3000, 600, 150):
         gain = recall[f"{photos}", "heads + CCA"] - recall[f"{photos}", "heads"]
-        gains["CCA instead", "heads + CCA", photos] = gain
+        gains["CCA, alone or with heads", "heads + CCA", photos] = gain
     rows = [(*key, *mean_interval(gain.to_numpy()), len(gain)) for key, gain in gains.items()]
     return pd.DataFrame(rows, columns=["group", "row", "photos", "mean", "low", "high", "n"])
