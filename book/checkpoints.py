@@ -20,7 +20,6 @@ from cibr.utils import project_root
 from cibr_book.provenance import provenance
 
 BETAS = {"clip-tiny": 0.0, "cibr-tiny": 0.05, "beta-1": 1.0}
-WITHOUT_WEIGHTS = ("beta-1",)
 
 
 def _make(folder: Path, beta: float) -> pd.DataFrame:
@@ -31,7 +30,7 @@ def _make(folder: Path, beta: float) -> pd.DataFrame:
     history = cibr.fit(model, train, validation, config).drop(columns="seconds")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    if folder.name not in WITHOUT_WEIGHTS:
+    if folder.name != "beta-1":
         # Half the size; loading widens weights again.
         model.half().save_pretrained(folder)
     history.to_csv(folder / "history.csv", index=False, float_format="%.6g")

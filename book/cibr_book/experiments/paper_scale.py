@@ -12,7 +12,7 @@ from cibr.evaluate import SUITES
 from cibr_book.experiments.ablation import KAPPAS
 from cibr_book.intervals import mean_intervals
 
-_CLASSES = [task.dataset for task in SUITES["paper"]][:7]
+_CLASSES = [task.dataset for task in SUITES["paper"]][:7]  # two sets of captions follow
 ZERO_SHOT = {name: f"paper/{name}/accuracy@1" for name in (*_CLASSES, "mean of 7")}
 RETRIEVAL = {
     f"{title}, {way.replace('_', ' ')}, @{k}": f"paper/{name}/{way}_recall@{k}"
