@@ -14,9 +14,11 @@ from cibr_book.experiments.ablation import ZERO_SHOT
 from cibr_book.experiments.confirmation import MARGIN, RECALLS, means, measure_columns
 
 SEEDS, LATER_SEEDS = list(range(900, 916)), list(range(920, 936))
+_GAINS_FROM = 960  # the first seed of gains.md
 # Conditions of the rows.
 MOVING, DOSES = "600 photos, tuned alike", "600 photos, fixed doses"
 TEMPERATURE = "600 photos, any temperature"
+SETTINGS_OF_CLIP = "Flickr8k, 10 % of the pairs"
 _N_CLASSES = {"cifar10": 10, "caltech101-mini": 101, "food101-64px": 101, "imagenette": 10}
 _N_CLASSES |= {"intel-scenes": 6, "dtd10": 10, "pacs": 7, "clothing10": 10, "flowers5": 5}
 _N_CLASSES |= {"rsscn7": 7, "glyph_digits": 10}
@@ -42,14 +44,16 @@ def start_accuracy(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
-    """The planned runs with `ablation.MEASURES`, in points, zero-shot accuracy over `SETS` alone.
+    """The planned runs, and noise without a penalty at CLIP's settings beside CLIP, with
+    `ablation.MEASURES`, in points, zero-shot accuracy over `SETS` alone.
 
     Args:
         rows: of moving.csv or ablation.csv, from `read_table`; others are left out.
     """
     planned = rows["condition"].isin([MOVING, TEMPERATURE, DOSES])
     planned &= rows["seed"].isin(SEEDS + LATER_SEEDS)
-    rows = ablation.with_measures(rows[planned])
+    noise = rows["condition"].eq(SETTINGS_OF_CLIP) & rows["method"].isin(["CLIP", "noise only"])
+    rows = ablation.with_measures(rows[planned | noise])
     accuracies = [measure_columns()[f"accuracy on {name}"][0] for name in SETS]
     return rows.assign(**means(rows, {ZERO_SHOT: accuracies}))
 
@@ -126,42 +130,46 @@ def dose_tests(rows: pd.DataFrame) -> pd.DataFrame:
     return intervals.decided(tests, beyond)
 
 
-def summary(tuned: pd.DataFrame, alike: pd.DataFrame, beside: pd.DataFrame) -> pd.DataFrame:
-    """What the penalty and CCA change in the recall of Flickr8k's test photos, against heads.
+def summary(tuned: pd.DataFrame, alike: pd.DataFrame, closed: pd.DataFrame) -> pd.DataFrame:
+    """What the penalty and CCA change in the recall of Flickr8k's test photos, against heads that
+    are trained with CLIP's loss, tuned as well, on the same photos.
 
     Args:
         tuned: of confirmation.csv, with `confirmation.with_measures`.
         alike: of moving.csv and ablation.csv, with `with_measures`; of doses those of vMF count.
-        beside: of heads_cca.csv, without trials.
+        closed: of gains.csv, from `read_table`; trials are left out.
 
     Returns:
         `group, row, photos, mean, low, high, n`: the mean recall of both directions in points, with
         95 % intervals over seeds, by number of photos.
     """
     gains = {}
+    frozen = "the penalty over frozen encoders, tuned"
     recall = tuned.pivot_table(RECALLS[0], ["condition", "seed"], "method")
     of_photos = {6000: recall.loc["Flickr8k"], 600: recall.loc["Flickr8k, 10 % of the pairs"]}
     forms = {"MINE": "MINE", "vMF": "vMF", "crossfit": "cross-fitting"}
     for photos, of in of_photos.items():
-        for form in ("MINE", "crossfit" if photos == 6000 else "vMF"):
-            gain = of[f"CIBR {form}"] - of["CLIP"]
-            gains["the penalty over frozen encoders, tuned", forms[form], photos] = gain
+        for form in ("crossfit" if photos == 6000 else "vMF", "MINE"):
+            gains[frozen, forms[form], photos] = of[f"CIBR {form}"] - of["CLIP"]
     recall = alike.assign(recall=alike[["search", "naming"]].mean(axis=1))
     recall = recall.pivot_table("recall", ["condition", "seed"], "method")
     trained = "the penalty, with the last stages trained as well, tuned"
     at_doses = "the penalty over frozen encoders, all else tuned for each dose"
-    compared = [(trained, "MINE", MOVING, "MINE"), (trained, "vMF", MOVING, "vMF")]
+    noise = "noise alone"
+    compared = [(frozen, f"{noise}, at CLIP's settings", SETTINGS_OF_CLIP, "noise only")]
+    compared += [(trained, "vMF", MOVING, "vMF")]
     compared += [(trained, "vMF, temperature tuned as well", TEMPERATURE, "vMF")]
+    compared += [(trained, "MINE", MOVING, "MINE"), (trained, noise, MOVING, "noise only")]
     compared += [(at_doses, f"vMF, dose {d}", DOSES, f"vMF at {d}") for d in (0.05, 0.2, 0.75)]
     for group, row, condition, method in compared:
         of = recall.loc[condition]
-        gains[group, row, 600] = of[method] - of["CLIP"]
-    for photos, of in of_photos.items():
-        gains["CCA, alone or with heads", "CCA alone", photos] = of["closed-form CCA"] - of["CLIP"]
-    recall = 100 * beside.filter(regex=r"^flickr8k/.*recall@").mean(axis=1)
-    recall = recall.groupby([beside["condition"], beside["method"], beside["seed"]]).mean()
-    for photos in (3000, 600, 150):
-        gain = recall[f"{photos}", "heads + CCA"] - recall[f"{photos}", "heads"]
-        gains["CCA, alone or with heads", "heads + CCA", photos] = gain
+        gains[group, row, 600] = (of[method] - of["CLIP"]).dropna()
+    closed = closed[closed["seed"] >= _GAINS_FROM]
+    recall = 100 * closed.filter(regex=r"^flickr8k/.*recall@").mean(axis=1)
+    recall = recall.groupby([closed["condition"], closed["method"], closed["seed"]]).mean()
+    for photos in (6000, 3000, 600, 150):
+        of = recall[f"{photos:,} photos"]
+        for row, method in (("CCA alone", "power"), ("heads + CCA", "heads + power")):
+            gains["CCA, alone or with heads, tuned", row, photos] = of[method] - of["heads"]
     rows = [(*key, *mean_interval(gain.to_numpy()), len(gain)) for key, gain in gains.items()]
     return pd.DataFrame(rows, columns=["group", "row", "photos", "mean", "low", "high", "n"])

@@ -289,7 +289,8 @@ def forest(rows: pd.DataFrame) -> Axes:
         widths = of["mean"] - of["low"], of["high"] - of["mean"]
         axis.errorbar(of["mean"], places[of.index], xerr=widths, fmt="o", ms=5, color=f"C{i}")
         top = places[of.index].max() + 0.9
-        axis.text(0.01, top, group, transform=axis.get_yaxis_transform(), va="center")
+        place = dict(transform=axis.get_yaxis_transform(), va="center")
+        axis.text(0.01, top, group, **place, bbox={"color": "white", "pad": 1})
     axis.set_yticks(places, rows["row"])
     axis.set_ylim(places.min() - 0.7, 1.5)
     return axis

@@ -5,18 +5,11 @@ import torch
 from helpers import noise_pairs
 from torch.nn import functional as F
 
+from cibr import CIBRLoss, configure
 from cibr.losses.vmf import vmf_mean_cosine
 from cibr.models.dual_encoder import Encoded
 from cibr.models.features import prepare
 from cibr_book.experiments import ablation
-from cibr_book.experiments.ablation import (
-    KAPPAS,
-    ZERO_SHOT,
-    claim_tests,
-    first_pairs,
-    over_beta,
-    residual_nats,
-)
 from cibr_book.experiments.tables import read_table
 
 
@@ -30,20 +23,32 @@ def pairs_that_share(noise):
     return [Encoded(*of) for of in zip(z, pooled, strict=True)]
 
 
+def test_a_dose_is_the_weight_of_one_minus_cosine_times_the_temperature():
+    image, text = F.normalize(torch.randn(2, 5, 64), dim=2)
+    config = ablation.with_dose(configure("few-photos"), 0.2, 64)
+    loss_fn = CIBRLoss(config.beta, config.penalty, **config.loss_options)
+    penalty = loss_fn(image, text, 1 / config.temperature)["penalty_loss"]
+    distance = 1 - (image * text).sum(1).mean()
+    torch.testing.assert_close(config.temperature * penalty, 0.2 * distance)
+    mine = ablation.with_dose(configure("few-photos", penalty="mine"), 0.2, 64)
+    assert mine.beta == 0.2 and mine.loss_options["sample"]
+
+
 def test_the_bound_grows_with_what_only_one_modality_knows():
-    little, some, much = (residual_nats(*pairs_that_share(noise)) for noise in (0, 0.3, 1))
-    for kappa in KAPPAS:
+    little, some, much = (ablation.residual_nats(*pairs_that_share(noise)) for noise in (0, 0.3, 1))
+    for kappa in ablation.KAPPAS:
         name = f"residual_bound_{kappa}"
         assert 0 <= little[name] < 0.6 * some[name] < 0.5 * much[name]
-    assert much[f"residual_bound_{KAPPAS[0]}"] > much[f"residual_bound_{KAPPAS[1]}"]
+    high, low = (much[f"residual_bound_{kappa}"] for kappa in ablation.KAPPAS)
+    assert high > low
     assert much["residual_mine"] > little["residual_mine"] + 0.3
 
 
 def test_features_of_other_pairs_explain_less():
     pairs = pairs_that_share(0.3)
     strangers = [Encoded(of.features, of.pooled.roll(1, 0)) for of in pairs]
-    bound = f"residual_bound_{KAPPAS[0]}"
-    assert residual_nats(*strangers)[bound] > 1.4 * residual_nats(*pairs)[bound]
+    bound = f"residual_bound_{ablation.KAPPAS[0]}"
+    assert ablation.residual_nats(*strangers)[bound] > 1.4 * ablation.residual_nats(*pairs)[bound]
 
 
 @pytest.mark.parametrize("kind", ["tiny", "frozen"])
@@ -51,7 +56,7 @@ def test_an_image_is_paired_with_its_first_text(build, kind, monkeypatch):
     monkeypatch.setattr(ablation, "_AT_ONCE", 4)  # in three batches
     model = build(kind)
     inputs = prepare(model, noise_pairs(10, n_captions=3))
-    image, text = first_pairs(model, inputs)
+    image, text = ablation.first_pairs(model, inputs)
     own = model.embed_texts([of[0] for of in inputs.pairs.captions])
     torch.testing.assert_close(text.features, own)
     assert len(image.features) == 10
@@ -60,16 +65,16 @@ def test_an_image_is_paired_with_its_first_text(build, kind, monkeypatch):
 def test_claims_are_of_the_weight_that_validation_chooses():
     rows = read_table("ablation.csv")
     rows = rows[rows["condition"].str.startswith("Flickr8k") & (rows["method"] != "noise only")]
-    tests = claim_tests(rows)
+    tests = ablation.claim_tests(rows)
     counts = tests.groupby("hypothesis")["outcome"].value_counts()
     assert counts.to_dict() == {
         ("residual", "holds"): 12,
         ("search", "undecided"): 9,
         ("search", "contradicted"): 3,
-        (ZERO_SHOT, "undecided"): 12,
+        (ablation.ZERO_SHOT, "undecided"): 12,
     }
     few = rows[rows["condition"] == "Flickr8k, 10 % of the pairs"]
-    curves = over_beta(few).set_index(["measure", "method", "beta"])["mean"]
+    curves = ablation.over_beta(few).set_index(["measure", "method", "beta"])["mean"]
     of = few.groupby(["method", "beta"])
     bound = of["residual_bound_8192"].mean()
     vmf = tests[tests["claim"] == "vMF: Flickr8k, 10 % of the pairs"].set_index("hypothesis")
@@ -91,8 +96,8 @@ def test_the_papers_estimate_is_of_the_first_noise(monkeypatch):
 
     monkeypatch.setattr(ablation, "estimate_nats", estimate)
     image, text = pairs_that_share(0.3)
-    residual_nats(image, text)
-    expected = vmf_mean_cosine(KAPPAS[0], 16)
+    ablation.residual_nats(image, text)
+    expected = vmf_mean_cosine(ablation.KAPPAS[0], 16)
     for noisy, own in zip(given, (image, image, text, text), strict=True):
         cosine = (noisy * own.features).sum(1).mean()
         assert 1 - float(cosine) == pytest.approx(1 - float(expected), rel=0.1)
