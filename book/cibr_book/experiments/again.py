@@ -80,16 +80,12 @@ def repeat(run: str, root: Path) -> pd.DataFrame:
     for file in [place / "again.csv", *place.glob(f"runs/again/{run}*")]:
         file.unlink(missing_ok=True)
     command = [python, "-m", "snakemake", "-s", "experiments/Snakefile"]
-    command += [
-        "--profile",
-        "experiments/profiles/local",
-        "--config",
-        f"sweep={found.splitlines()[0]}",
-    ]
+    command += ["--profile", "experiments/profiles/local"]
+    command += ["--config", f"sweep={found.splitlines()[0]}"]
     subprocess.run([*command, "results=again.csv", f"only={run}"], **how)
     again = pd.read_csv(place / "again.csv", dtype=str, keep_default_na=False).set_index("run")
     table = pd.DataFrame({"committed": row, "again": again.loc[run]})
-    table = table.drop(["seed", "beta", "seconds"], errors="ignore")
+    table = table.drop(["seed", "beta", "seconds", "training_seconds"], errors="ignore")
     table = table.apply(pd.to_numeric, errors="coerce").dropna()
     return table.assign(difference=table["again"] - table["committed"])
 

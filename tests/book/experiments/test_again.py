@@ -24,8 +24,8 @@ rule all:
         assert config["sweep"].endswith(("/right.yaml", "/later.yaml")), config
         number = open("number.txt").read()
         with open(config["results"], "w") as table:
-            print("run,commit,seed,recall,note", file=table)
-            print(f"{config['only']},now,1,{number},text", file=table)
+            print("run,commit,seed,recall,training_seconds,note", file=table)
+            print(f"{config['only']},now,1,{number},7,text", file=table)
 """
 
 
@@ -56,10 +56,10 @@ def root(tmp_path):
     git(tmp_path, "add", "--all")
     git(tmp_path, "commit", "--quiet", "--message=first")
     commit = git(tmp_path, "rev-parse", "--short=12", "HEAD")
-    rows = [
-        f"{run},{commit},1,0.2,text" for run in ("aaaaaaaaaaaa", "dddddddddddd", "eeeeeeeeeeee")
-    ]
-    rows = ["run,commit,seed,recall,note", *rows, f"bbbbbbbbbbbb,{commit}+,1,0.2,text\n"]
+    rows = ["run,commit,seed,recall,training_seconds,note"]
+    for run in ("aaaaaaaaaaaa", "dddddddddddd", "eeeeeeeeeeee"):
+        rows.append(f"{run},{commit},1,0.2,5,text")
+    rows.append(f"bbbbbbbbbbbb,{commit}+,1,0.2,5,text\n")
     (tmp_path / "data/results/table.csv").write_text("\n".join(rows))
     (tmp_path / "experiments/later.yaml").write_text("")
     (tmp_path / "number.txt").write_text("0.75")
