@@ -90,7 +90,7 @@ def test_the_summary_has_gains_over_heads_seed_by_seed():
     assert found.loc[("MINE", 600), "mean"] == pytest.approx(gain)
     noise = recall[fair.SETTINGS_OF_CLIP]
     gain = (noise["noise only"] - noise["CLIP"]).mean()
-    assert found.loc[("noise alone, at CLIP's settings", 600), "mean"] == pytest.approx(gain)
+    assert found.loc[("noise alone, not tuned", 600), "mean"] == pytest.approx(gain)
     own = closed[(closed["condition"] == "3,000 photos") & (closed["seed"] > 100)]
     own = own.set_index("method").filter(regex="flickr8k/.*@")
     gain = 100 * (own.loc["heads + power"].mean() - own.loc["heads"].mean()).mean()
