@@ -18,7 +18,7 @@ _GAINS_FROM = 960  # the first seed of gains.md
 # Conditions of the rows.
 MOVING, DOSES = "600 photos, tuned alike", "600 photos, fixed doses"
 TEMPERATURE = "600 photos, any temperature"
-SETTINGS_OF_CLIP = "Flickr8k, 10 % of the pairs"
+FEW = "Flickr8k, 10 % of the pairs"
 _N_CLASSES = {"cifar10": 10, "caltech101-mini": 101, "food101-64px": 101, "imagenette": 10}
 _N_CLASSES |= {"intel-scenes": 6, "dtd10": 10, "pacs": 7, "clothing10": 10, "flowers5": 5}
 _N_CLASSES |= {"rsscn7": 7, "glyph_digits": 10}
@@ -52,7 +52,7 @@ def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
     """
     planned = rows["condition"].isin([MOVING, TEMPERATURE, DOSES])
     planned &= rows["seed"].isin(SEEDS + LATER_SEEDS)
-    noise = rows["condition"].eq(SETTINGS_OF_CLIP) & rows["method"].isin(["CLIP", "noise only"])
+    noise = rows["condition"].eq(FEW) & rows["method"].isin(["CLIP", "noise only"])
     rows = ablation.with_measures(rows[planned | noise])
     accuracies = [measure_columns()[f"accuracy on {name}"][0] for name in SETS]
     return rows.assign(**means(rows, {ZERO_SHOT: accuracies}))
@@ -146,7 +146,7 @@ def summary(tuned: pd.DataFrame, alike: pd.DataFrame, closed: pd.DataFrame) -> p
     gains = {}
     frozen = "the penalty over frozen encoders, tuned"
     recall = tuned.pivot_table(RECALLS[0], ["condition", "seed"], "method")
-    of_photos = {6000: recall.loc["Flickr8k"], 600: recall.loc["Flickr8k, 10 % of the pairs"]}
+    of_photos = {6000: recall.loc["Flickr8k"], 600: recall.loc[FEW]}
     forms = {"MINE": "MINE", "vMF": "vMF", "crossfit": "cross-fitting"}
     for photos, of in of_photos.items():
         for form in ("crossfit" if photos == 6000 else "vMF", "MINE"):
@@ -156,7 +156,7 @@ def summary(tuned: pd.DataFrame, alike: pd.DataFrame, closed: pd.DataFrame) -> p
     trained = "the penalty, with the last stages trained as well, tuned"
     at_doses = "the penalty over frozen encoders, all else tuned for each dose"
     noise = "noise alone"
-    compared = [(frozen, f"{noise}, not tuned", SETTINGS_OF_CLIP, "noise only")]
+    compared = [(frozen, f"{noise}, not tuned", FEW, "noise only")]
     compared += [(trained, "vMF, one temperature for both", MOVING, "vMF")]
     compared += [(trained, "vMF, temperature tuned as well", TEMPERATURE, "vMF")]
     compared += [(trained, "MINE", MOVING, "MINE"), (trained, noise, MOVING, "noise only")]
@@ -167,10 +167,10 @@ def summary(tuned: pd.DataFrame, alike: pd.DataFrame, closed: pd.DataFrame) -> p
     closed = closed[closed["seed"] >= _GAINS_FROM]
     recall = 100 * closed.filter(regex=r"^flickr8k/.*recall@").mean(axis=1)
     recall = recall.groupby([closed["condition"], closed["method"], closed["seed"]]).mean()
+    instead = {"CCA alone": "power", "heads + CCA": "heads + power", "linear heads": "linear"}
     for photos in (6000, 3000, 600, 150):
         of = recall[f"{photos:,} photos"]
-        rows = {"CCA alone": "power", "heads + CCA": "heads + power", "linear heads": "linear"}
-        for row, method in rows.items():
+        for row, method in instead.items():
             gains["instead of a penalty, tuned", row, photos] = of[method] - of["heads"]
     rows = [(*key, *mean_interval(gain.to_numpy()), len(gain)) for key, gain in gains.items()]
     return pd.DataFrame(rows, columns=["group", "row", "photos", "mean", "low", "high", "n"])

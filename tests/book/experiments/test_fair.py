@@ -84,11 +84,11 @@ def test_the_summary_has_gains_over_heads_seed_by_seed():
     found = found[~is_moved].set_index(["row", "photos"])
     gain = (recall[fair.DOSES]["vMF at 0.75"] - recall[fair.DOSES]["CLIP"]).mean()
     assert found.loc[("vMF, dose 0.75", 600), "mean"] == pytest.approx(gain)
-    few = rows[rows["condition"] == "Flickr8k, 10 % of the pairs"].set_index(["method", "seed"])
+    few = rows[rows["condition"] == fair.FEW].set_index(["method", "seed"])
     few = few["recall on Flickr8k"]
     gain = (few["CIBR MINE"] - few["CLIP"]).mean()
     assert found.loc[("MINE", 600), "mean"] == pytest.approx(gain)
-    noise = recall[fair.SETTINGS_OF_CLIP]
+    noise = recall[fair.FEW]
     gain = (noise["noise only"] - noise["CLIP"]).mean()
     assert found.loc[("noise alone, not tuned", 600), "mean"] == pytest.approx(gain)
     own = closed[(closed["condition"] == "3,000 photos") & (closed["seed"] > 100)]
