@@ -3,21 +3,13 @@ moment.
 """
 
 import ast
-import io
 import subprocess
 import sys
-import tokenize
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cibr"
-MOST_LINES = {
-    "cibr": 2_989,
-    "book": 3_100,
-    "tests": 5_500,
-}  # of code
-NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
 
 # What each room may import of ours; all may use utils.
 MAY_IMPORT = {
@@ -80,23 +72,3 @@ def test_no_folder_of_tests_is_left_out(pytestconfig):
     folders = {file.parent for file in Path(__file__).parent.rglob("test_*.py")}
     assert len(folders) > 5
     assert [folder for folder in folders if any(map(folder.match, patterns))] == []
-
-
-def code_lines(path: Path) -> int:
-    """The lines of a file without those of docstrings and comments, and empty ones."""
-    text = path.read_text("utf-8")
-    lines: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in (*NO_CODE, tokenize.ENDMARKER):
-            lines.update(range(token.start[0], token.end[0] + 1))
-    documented = ast.Module, ast.ClassDef, ast.FunctionDef
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, documented) and ast.get_docstring(node) is not None:
-            lines.difference_update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    return len(lines)
-
-
-@pytest.mark.parametrize("folder", MOST_LINES)
-def test_code_stays_within_its_budget(folder):
-    counted = {path: code_lines(path) for path in (PACKAGE.parent / folder).rglob("*.py")}
-    assert sum(counted.values()) <= MOST_LINES[folder], max(counted, key=counted.get)
