@@ -84,7 +84,7 @@ def ids(parts: dict[str, Pairs], shown: Pairs) -> dict[str, str]:
 def write(model: DualEncoder, name: str, pairs: Pairs, names: dict[str, str]) -> None:
     """Writes the file of a set, with `names` in place of the captions that have one."""
     images, texts = image_features(model, pairs), text_features(model, strings(pairs))
-    about = {"towers": model.tower_names, "keys": pairs.keys}
+    about = {"towers": model.towers.names, "keys": pairs.keys}
     if pairs.classnames:
         about |= {"classnames": pairs.classnames, "templates": pairs.templates}
     else:

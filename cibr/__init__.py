@@ -13,10 +13,10 @@ if TYPE_CHECKING:  # the same names for type checkers
     from cibr.losses import CIBRLoss, beta_at, clip_loss
     from cibr.metrics import recall_at_k
     from cibr.models import DualEncoder
-    from cibr.train import CIBRTrainer, RunConfig, build_model, configure, fit, load_splits
+    from cibr.train import RunConfig, build_model, configure, fit, load_splits
 
 __version__ = "0.5.0"
-__all__ = ["CIBRLoss", "CIBRTrainer", "DualEncoder", "Pairs", "RunConfig", "__version__"]
+__all__ = ["CIBRLoss", "DualEncoder", "Pairs", "RunConfig", "__version__"]
 __all__ += ["beta_at", "build_model", "clip_loss", "configure", "fit", "load_pairs", "load_splits"]
 __all__ += ["recall_at_k"]
 _ROOMS = ("losses", "metrics", "data", "models", "train")  # the quickest to import first

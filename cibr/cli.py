@@ -9,6 +9,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 import runpy
 import sys
 import warnings
@@ -68,8 +69,6 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("cibr", epilog="cibr COMMAND --help says more")
     parser.add_argument("--version", action="version", version=f"cibr {cibr.__version__}")
     commands = parser.add_subparsers(required=True, metavar="train | evaluate | search")
-    if argv[:1] == ["compare"]:
-        parser.error("compare is gone: cibr train --dataset FOLDER makes heads + CCA")
 
     train = commands.add_parser("train", help="train a model, CLIP or CIBR", parents=[common])
     train.add_argument("--copy-towers", action="store_true", help="save the frozen towers, too")
@@ -94,38 +93,40 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """An option for the preset and for every field of `RunConfig`."""
-    from cibr.train.config import DEFAULTS, SETTINGS
+    """An option for the preset and for every field of `RunConfig`, whose docstring has the help."""
+    from cibr.train.config import SETTINGS, RunConfig
 
+    arguments = RunConfig.__doc__.partition("Args:")[2]
+    found = re.findall(r"^        (\w+): (.*(?:\n            .*)*)", arguments, re.MULTILINE)
+    helps = {name: " ".join(text.split()).removesuffix(".") for name, text in found}
     group = parser.add_argument_group("settings", argument_default=argparse.SUPPRESS)
-    group.add_argument("--preset", help="few-photos or many-photos (default: by their number)")
-    for name, default in DEFAULTS.items():
-        kind = type(default)
-        how: dict = {"type": kind, "metavar": kind.__name__}
+    group.add_argument("--preset", help="few-photos or many-photos, by default by their number")
+    for name, kind in SETTINGS.items():
+        option = f"--{name}".replace("_", "-")
         if kind is bool:
-            how = {"action": argparse.BooleanOptionalAction}
+            how: dict = {"action": argparse.BooleanOptionalAction}
         elif kind is dict:
             how = {"type": json.loads, "metavar": "JSON"}
-        elif kind is tuple:
-            how = {"type": float, "nargs": len(default), "metavar": "float"}
-        help_text = f"{SETTINGS[name].metadata['help']} (default {default!r})"
-        group.add_argument(f"--{name}".replace("_", "-"), help=help_text, **how)
+        else:
+            how = {"type": kind, "metavar": kind.__name__}
+        default = getattr(RunConfig, name, None)
+        help_text = helps[name] if default is None else f"{helps[name]} (default {default!r})"
+        group.add_argument(option, help=help_text, **how)
 
 
 def _train(arguments: argparse.Namespace) -> None:
     """Trains a model and says what it recalls of held-out images. Heads over frozen towers are then
     trained again on all images, if a part of these was held out.
     """
-    from accelerate import PartialState
-
     from cibr.data import available_splits, load_parts
     from cibr.train import build_model, configure, fit
     from cibr.train.config import SETTINGS, preset_for
+    from cibr.train.loop import start_accelerator
     from cibr.train.run_folder import RunFolder
 
     given = {n: value for n, value in vars(arguments).items() if n == "preset" or n in SETTINGS}
     config = configure(**given)
-    is_main = PartialState().is_main_process
+    is_main = start_accelerator().is_main_process
     is_held_out = "train+validation" in available_splits(config.dataset)
     everything = "train+validation" if is_held_out else "train"
     train, validation, whole = load_parts(config.dataset, ["train", "validation", everything])
@@ -161,8 +162,9 @@ def _train(arguments: argparse.Namespace) -> None:
 def _report_held_out(model, config, pairs) -> None:
     """Prints what a model recalls of held-out pairs, beside a dual encoder whose towers it has."""
     from cibr.evaluate import evaluate_pairs
+    from cibr.models import SummedHead
 
-    name = "heads + CCA" if model.settings.get("with_linear") else config.model
+    name = "heads + CCA" if isinstance(model.head, SummedHead) else config.model
     rows = evaluate_pairs(model, pairs, name).rows
     rows.to_csv(Path(config.output_dir, "recall.csv"), index=False)
     print(f"\n{len(pairs):,} held-out images, {len(pairs.texts()):,} texts: recall in per cent")

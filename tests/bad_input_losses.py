@@ -4,13 +4,12 @@ import math
 from functools import partial
 
 import torch
-from losses_pairs import pair, pooled_features
+from losses_pairs import pair
 
-from cibr.losses import CIBRLoss, RegularisedCCA, beta_at, clip_loss, vmf
+from cibr.losses import CIBRLoss, beta_at, clip_loss, vmf
 from cibr.losses.penalties import VMF
 
 IMAGE, TEXT, _ = (leaf.detach().float() for leaf in pair())
-POOLED = pooled_features()["image_pooled"]
 BROKEN = IMAGE.index_fill(0, torch.tensor(3), math.nan)
 
 
@@ -38,7 +37,6 @@ BAD = {
     "'kapa_b', did you mean 'kappa_b'": loss(kapa_b=3.0),
     "input of CIBRLoss 'labls'": loss(given={"labls": 1}),
     "needs image_pooled, text_pooled": loss(0.1, "mine", dims=(6, 5, 4)),
-    "image_pooled and text_pooled must": partial(RegularisedCCA.fit, POOLED, 0 * POOLED, 6),
     "kappa must": partial(vmf.sample_vmf, IMAGE, -1.0),
 }
 CASES = [(f"losses: {word}", call, ValueError, word) for word, call in BAD.items()]

@@ -2,10 +2,12 @@
 
 from functools import cache
 
+import torch
 from helpers import TEXTS, picture
 from PIL import Image
 
 from cibr import DualEncoder
+from cibr.models import RegularisedCCA
 
 
 @cache
@@ -25,7 +27,12 @@ def load(name):
     return lambda: DualEncoder.from_pretrained(name)
 
 
+def constant_features():
+    RegularisedCCA.fit(torch.randn(9, 4), torch.zeros(9, 4), dim=3)
+
+
 CASES = [
+    ("constant", constant_features, ValueError, "image_pooled and text_pooled must be finite"),
     ("one text", texts("a cat"), ValueError, "got one string: pass a list of strings"),
     ("no batch", texts(TEXTS, batch_size=0), ValueError, "batch_size is 0"),
     ("float image", images([Image.new("F", (2, 2))]), ValueError, "mode F has no fixed range"),

@@ -5,9 +5,9 @@ import torch
 from data_files import write_images, write_metadata
 from helpers import TEXTS, noise_pairs
 
-from cibr import DualEncoder
+from cibr import DualEncoder, fit
 from cibr.train import configure
-from cibr.train.trainer import CIBRTrainer
+from cibr.train.loop import Training
 
 PAIRS = noise_pairs(24, n_captions=3)
 HELD_OUT = noise_pairs(10, n_captions=2, split="validation")
@@ -30,26 +30,26 @@ def small_model(config, pairs=PAIRS):
     return model.eval()  # as one that was loaded
 
 
-def train(folder, pairs=PAIRS, held_out=HELD_OUT, trainer=CIBRTrainer, additions=None, **options):
-    """A small run of a trainer, with its additional arguments; returns its model and history."""
+def train(folder, pairs=PAIRS, held_out=HELD_OUT, **options):
+    """A small run; returns its model and history."""
     config = settings(folder, **options)
     model = small_model(config, pairs)
-    run = trainer(model, config, pairs, held_out, **(additions or {}))
-    run.train()
-    return model, run.history
+    history = fit(model, pairs, held_out, config)
+    return model, history
 
 
 def before_step(n, act, patch=setattr):
     """Acts before the n-th step that this process takes from now on."""
-    real, taken = CIBRTrainer.encode_batch, []
+    take_step = Training.take_step
+    taken = []
 
-    def encode_batch(*given):
+    def act_and_take_step(training, batch):
         taken.append(1)
         if len(taken) == n:
             act()
-        return real(*given)
+        return take_step(training, batch)
 
-    patch(CIBRTrainer, "encode_batch", encode_batch)
+    patch(Training, "take_step", act_and_take_step)
 
 
 def fail_before(n, error, patch=setattr):

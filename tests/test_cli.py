@@ -136,7 +136,7 @@ def test_what_is_wrong_is_said_in_a_line(call, message, tmp_path, capsys):
     [
         (["--version"], 0, f"cibr {cibr.__version__}"),
         (["train", "--help"], 0, "weight of the penalty; 0 is CLIP (default 0.0)"),
-        (["compare", "--dataset", "x"], 2, "compare is gone: cibr train --dataset FOLDER"),
+        (["compare", "--dataset", "x"], 2, "invalid choice: 'compare'"),
         (["evaluate", "x", "--suite", "photos", "--data", "y"], 2, "--data: not allowed with"),
     ],
 )

@@ -3,9 +3,8 @@
 A loss takes tensors, never a model, and returns scalars in nats.
 """
 
-from cibr.losses.cca import RegularisedCCA
 from cibr.losses.cibr import CIBRLoss, beta_at
 from cibr.losses.clip import clip_loss
 from cibr.losses.penalties import PENALTIES, LossInputs, Term
 
-__all__ = ["PENALTIES", "CIBRLoss", "LossInputs", "RegularisedCCA", "Term", "beta_at", "clip_loss"]
+__all__ = ["PENALTIES", "CIBRLoss", "LossInputs", "Term", "beta_at", "clip_loss"]

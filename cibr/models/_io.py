@@ -48,16 +48,10 @@ def resolve(name: str) -> str:
     )
 
 
-def model_kind(name: str) -> str:
-    """The kind of a model to train, `tiny`, `frozen` or `hub`, from its name, without loading it.
-
-    Raises:
-        FileNotFoundError: a name that is not `tiny` or `frozen`, a folder or a hub id.
-    """
-    if name in _BUILT:
-        return name
-    resolve(name)
-    return "hub"
+def check_model(name: str) -> None:
+    """Raises FileNotFoundError unless a model to train is built here, a folder or a hub id."""
+    if name not in _BUILT:
+        resolve(name)
 
 
 def from_hub(loader: str, name: str | Path, **options: Any) -> Any:

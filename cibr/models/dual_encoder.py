@@ -1,8 +1,9 @@
 """`DualEncoder`: images and texts as unit vectors; from scratch, over frozen towers or from
 transformers.
 
-One class over towers (`cibr.models.towers`), which pool, and two heads, which project. It has the
-temperature, embeds any images and strings, and has a folder format.
+It is made of parts: towers, which pool (`cibr.models.towers`), and a head, which projects
+(`cibr.models.heads`). It has the temperature, embeds any images and strings, and has a folder
+format (`DualEncoder.save_pretrained`).
 """
 
 import json
@@ -20,16 +21,33 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cibr.models._io import check_weights, is_hub_id, load_tokenizer, resolve
-from cibr.models.towers import TinyTowers, load_hub_towers, load_towers, preprocess, train_tokenizer
+from cibr.models._io import check_weights, resolve
+from cibr.models.heads import (
+    Head,
+    LinearHead,
+    ResidualHead,
+    TransformersHead,
+    build_head,
+    describe_head,
+)
+from cibr.models.towers import (
+    FrozenTowers,
+    TinyTowers,
+    Towers,
+    TransformersTowers,
+    load_transformers_towers,
+    preprocess,
+    train_tokenizer,
+)
 from cibr.utils import batched
 
 _Pixels = Float[Tensor, "n 3 h w"]
 _Tokens = Int[Tensor, "n t"]
 _Vectors = Float[Tensor, "n d"]
 _Pooled = Float[Tensor, "n p"]
-_ABOUT = "cibr.json"
+_DESCRIPTION = "cibr.json"
 _WEIGHTS = "cibr.safetensors"
+_TOWERS: dict[str, type[Towers]] = {"tiny": TinyTowers, "frozen": FrozenTowers}
 
 
 class Encoded(NamedTuple):
@@ -46,16 +64,11 @@ class Encoded(NamedTuple):
 class DualEncoder(nn.Module):
     """An image encoder and a text encoder with a joint space of `dim` dimensions.
 
-    Build one with `tiny`, `frozen` or `from_pretrained` rather than by hand.
+    Build one with `tiny`, `frozen` or `from_pretrained`, or from its parts.
 
     Args:
-        towers: what pools; None for frozen towers that are loaded by their names as soon as an
-            image or a text needs them. Heads over given features need none.
-        heads: what projects the pooled features of images, and of texts, to the joint space.
-        kind: `tiny`, `frozen` or `hub`, any dual encoder of transformers.
-        settings: what builds the model again, with `dims`, of a head's vectors and of the pooled
-            features of images and texts (None without projections), and the names of frozen
-            `towers`, folders or hub ids; one name twice is a dual encoder.
+        towers: what pools images and texts.
+        head: what projects pooled features to the joint space.
 
     Attributes:
         log_logit_scale: the logarithm of the multiplier of the cosines.
@@ -71,12 +84,10 @@ class DualEncoder(nn.Module):
         1.0
     """
 
-    def __init__(self, towers: nn.Module | None, heads: list, kind: str, settings: dict[str, Any]):
+    def __init__(self, towers: Towers, head: Head):
         super().__init__()
-        self.register_module("towers", towers)
-        self.image_head, self.text_head = heads
-        self.kind, self.settings = kind, settings
-        self.dim, self.dim_image_pooled, self.dim_text_pooled = settings["dims"]
+        self.towers = towers
+        self.head = head
         self.trained_on: set[str] = set()
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
@@ -98,11 +109,10 @@ class DualEncoder(nn.Module):
             dim: dimension of the joint space.
             width: channels of the image tower's first layer.
             image_size: side of the square that images are cropped to, in pixels.
-            dropout: probability of dropout, in the heads and the text tower.
+            dropout: probability of dropout, in the head and the text tower.
         """
-        sizes = dict(width=width, image_size=image_size, dropout=dropout)
-        towers = TinyTowers(train_tokenizer(texts), **sizes)
-        return cls.over(towers, sizes | {"dims": [dim, *towers.widths()]}, "tiny")
+        towers = TinyTowers(train_tokenizer(texts), width, image_size, dropout)
+        return cls(towers, LinearHead(dim, towers.dim_image, towers.dim_text, dropout))
 
     @classmethod
     def frozen(
@@ -114,7 +124,7 @@ class DualEncoder(nn.Module):
         dim: int = 512,
         dropout: float = 0.4,
     ) -> "DualEncoder":
-        """Frozen pretrained towers under trainable projection heads.
+        """Frozen pretrained towers under a trainable head.
 
         Args:
             image_tower: folder or hub id of a tower with pooled features.
@@ -125,98 +135,56 @@ class DualEncoder(nn.Module):
             dims_pooled: of the features of images and texts, if there are some already
                 (`Pairs.features`): the towers are then loaded when an image or a text needs them.
             dim: dimension of the joint space.
-            dropout: probability of dropout, in the heads.
+            dropout: probability of dropout, in the head.
 
         Raises:
             FileNotFoundError: a tower, the tokenizer or the image preprocessing is missing.
             ValueError: towers that are not a dual encoder of transformers; weights that do not fit
                 a tower or are not finite.
         """
-        names = [image_tower, text_tower]
-        towers = None if dims_pooled else load_towers(*names)
-        dims = [dim, *(dims_pooled or towers.widths())]
-        return cls.over(towers, dict(towers=names, dims=dims, dropout=dropout))
+        towers = FrozenTowers(image_tower, text_tower, dims_pooled)
+        return cls(towers, ResidualHead(dim, towers.dim_image, towers.dim_text, dropout))
 
     @classmethod
-    def over(cls, towers: nn.Module | None, settings: dict, kind: str = "frozen") -> "DualEncoder":
-        """Untrained heads over towers, or over none yet.
-
-        Args:
-            towers: of which several models may share one object, if they are frozen.
-            settings: of the class, with `dropout` and perhaps `with_linear`, see
-                `add_linear_heads`.
-            kind: `frozen` or `tiny`.
-        """
-        dim, *dims_pooled = settings["dims"]
-        head = ResidualHead if kind == "frozen" else linear_head
-        heads = [head(dim_in, dim, settings["dropout"]) for dim_in in dims_pooled]
-        model = cls(towers, heads, kind, settings | {"with_linear": False})
-        if settings.get("with_linear"):
-            model.add_linear_heads()
-        return model
-
-    @classmethod
-    def whole(cls, towers: nn.Module) -> "DualEncoder":
-        """A trainable dual encoder of transformers, whose projections are the heads."""
-        heads = towers.exchange_projections(nn.Identity(), nn.Identity())
-        dims_pooled = [getattr(head, "in_features", None) for head in heads]
-        dims = [getattr(heads[0], "out_features", None) or towers.widths()[0], *dims_pooled]
-        model = cls(towers, heads, "hub", {"dims": dims})
+    def whole(cls, towers: TransformersTowers) -> "DualEncoder":
+        """A trainable dual encoder of transformers, whose projections become the head."""
+        image, text = towers.exchange_projections(nn.Identity(), nn.Identity())
+        dim = getattr(image, "out_features", None) or towers.measured_widths()[0]
+        model = cls(towers, TransformersHead(image, text, dim))
         model.log_logit_scale.data.fill_(towers.model.logit_scale.item())
         return model.eval()
 
-    def add_linear_heads(self) -> None:
-        """Puts a linear map beside the head of each modality, of the same width.
-
-        Their unit vectors are joined, so `dim` doubles and a cosine is the mean of both.
-        """
-        image_linear = nn.Linear(self.dim_image_pooled, self.dim, device=self.device)
-        text_linear = nn.Linear(self.dim_text_pooled, self.dim, device=self.device)
-        self.image_head = JoinedHeads([self.image_head, image_linear])
-        self.text_head = JoinedHeads([self.text_head, text_linear])
-        self.dim *= 2
-        self.settings = self.settings | {"with_linear": True}
+    @property
+    def dim(self) -> int:
+        """The dimension of the joint space."""
+        return self.head.dim
 
     @property
-    def tower_names(self) -> tuple[str, ...]:
-        """Folders or hub ids of frozen towers, of images and of texts."""
-        return tuple(self.settings["towers"])
+    def dim_image_pooled(self) -> int | None:
+        """The dimension of the pooled features of images, None without projections."""
+        return self.head.dim_image
 
-    def loaded_towers(self) -> nn.Module:
-        """The towers, which are loaded now if nothing has needed them yet.
+    @property
+    def dim_text_pooled(self) -> int | None:
+        """The dimension of the pooled features of texts, None without projections."""
+        return self.head.dim_text
 
-        Raises:
-            FileNotFoundError: a tower is neither here nor on the hub; the message says the fix.
-        """
-        if self.towers is None:
-            self.towers = load_towers(*self.tower_names).to(self.log_logit_scale)
-        return self.towers
-
-    def train(self, mode: bool = True) -> "DualEncoder":
-        """Sets the mode; frozen towers stay in eval mode."""
-        super().train(mode)
-        if self.kind == "frozen" and self.towers is not None:
-            self.towers.eval()
-        return self
-
-    def own_weights(self) -> dict[str, Tensor]:
-        """The weights by name, without those of frozen towers."""
-        own = self.state_dict().items()
-        is_frozen = self.kind == "frozen"
-        return {name: x for name, x in own if not (is_frozen and name.startswith("towers."))}
-
-    def load_own_weights(self, weights: Mapping[str, Tensor], source: str | Path) -> None:
-        """Sets the weights that `own_weights` returned.
+    def load_weights(self, weights: Mapping[str, Tensor], source: str | Path) -> None:
+        """Sets all weights, which are those of `state_dict`: frozen towers have none in it.
 
         Args:
             weights: by name.
-            source: their folder, for messages.
+            source: their file or folder, for messages.
 
         Raises:
-            ValueError: weights that are missing or not finite.
+            ValueError: weights that are missing, of another shape or not finite.
         """
-        missing = self.load_state_dict(weights, strict=False).missing_keys
-        check_weights(self, str(source), {*missing} & self.own_weights().keys())
+        try:
+            missing = self.load_state_dict(weights, strict=False).missing_keys
+        except RuntimeError as error:  # another shape
+            reason = " ".join(str(error).split())
+            raise ValueError(f"the weights in {str(source)!r} do not fit: {reason}") from error
+        check_weights(self, str(source), missing)
 
     @property
     def device(self) -> torch.device:
@@ -226,12 +194,12 @@ class DualEncoder(nn.Module):
     @property
     def tokenizer(self) -> Any:
         """The tokenizer of the towers."""
-        return self.loaded_towers().tokenizer
+        return self.towers.tokenizer
 
     @property
     def context(self) -> int:
         """The maximum number of tokens of the text encoder."""
-        return min(self.loaded_towers().n_positions, self.tokenizer.model_max_length)
+        return min(self.towers.n_positions, self.tokenizer.model_max_length)
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
@@ -257,7 +225,7 @@ class DualEncoder(nn.Module):
         Returns:
             The inputs of `encode_images`, [n, 3, h, w].
         """
-        return preprocess(self.loaded_towers().processor, images)
+        return preprocess(self.towers.processor, images)
 
     def tokenize(self, texts: list[str]) -> tuple[_Tokens, _Tokens]:
         """Token ids and attention mask, padded to the longest text and cut to the context.
@@ -265,10 +233,16 @@ class DualEncoder(nn.Module):
         SigLIP attends to padding, so its texts are padded to the context and its mask is 1
         throughout.
         """
-        reads_padding = self.loaded_towers().reads_padding
+        reads_padding = self.towers.reads_padding
         padding = "max_length" if reads_padding else True
-        options = dict(padding=padding, truncation=True, max_length=self.context)
-        tokens = self.tokenizer(texts, return_attention_mask=True, return_tensors="pt", **options)
+        tokens = self.tokenizer(
+            texts,
+            padding=padding,
+            truncation=True,
+            max_length=self.context,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
         return ids, torch.ones_like(mask) if reads_padding else mask
 
@@ -283,8 +257,8 @@ class DualEncoder(nn.Module):
         """
         images = images.to(self.log_logit_scale)  # its device and type
         if images.ndim == 4:
-            images = self.loaded_towers().image_pooled(images)
-        return Encoded(F.normalize(self.image_head(images), dim=-1), images)
+            images = self.towers.image_pooled(images)
+        return Encoded(F.normalize(self.head.project_images(images), dim=-1), images)
 
     def encode_texts(self, texts: _Tokens | _Pooled, mask: _Tokens | None = None) -> Encoded:
         """Encodes texts on the model's device.
@@ -299,8 +273,8 @@ class DualEncoder(nn.Module):
         if mask is None:
             texts = texts.to(self.log_logit_scale)
         else:
-            texts = self.loaded_towers().text_pooled(texts.to(self.device), mask.to(self.device))
-        return Encoded(F.normalize(self.text_head(texts), dim=-1), texts)
+            texts = self.towers.text_pooled(texts.to(self.device), mask.to(self.device))
+        return Encoded(F.normalize(self.head.project_texts(texts), dim=-1), texts)
 
     def embed_images(self, images: Iterable[Image.Image], batch_size: int = 256) -> _Vectors:
         """Embeds images as unit vectors.
@@ -356,11 +330,12 @@ class DualEncoder(nn.Module):
     def save_pretrained(self, folder: str | Path, copy_towers: bool = False) -> Path:
         """Writes a folder that `from_pretrained` reads, bit for bit; other files in it are kept.
 
-        `cibr.json` has kind, settings and digests of the training images. A model of transformers
-        is saved as on the hub, with its tokenizer and image preprocessing. Others store their
-        trainable weights, `cibr.safetensors`, and tiny ones their tokenizer. Frozen towers are
-        stored by name; those without a hub id, and all with `copy_towers`, are copied to
-        `image_tower/` and `text_tower/`, or `towers/`.
+        `cibr.json` names and describes the towers and the head, so that each can be built again,
+        and has the keys of the training images; `cibr.safetensors` has the weights of all parts.
+        Tiny towers add their tokenizer. Frozen towers are stored by name; those without a hub id,
+        and all with `copy_towers`, are copied to `image_tower/` and `text_tower/`, or `towers/`. A
+        dual encoder of transformers is saved as on the hub instead, with its tokenizer, its image
+        preprocessing and its projections, and `cibr.json` has only the keys.
 
         Args:
             folder: where to write.
@@ -371,22 +346,21 @@ class DualEncoder(nn.Module):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        about = {"kind": self.kind, "settings": self.settings, "copied": False}
-        if self.kind == "hub":
+        description: dict[str, Any] = {"trained_on": sorted(self.trained_on)}
+        if isinstance(self.towers, TransformersTowers):
             self.towers.model.logit_scale.data.fill_(self.log_logit_scale.item())
-            self.towers.exchange_projections(self.image_head, self.text_head)
-            self.towers.save(folder, folder)
+            self.towers.exchange_projections(self.head.image, self.head.text)
+            self.towers.save_model(folder)
             self.towers.exchange_projections(nn.Identity(), nn.Identity())
-        elif self.kind == "tiny":
-            self.tokenizer.save_pretrained(folder)
-        elif copy_towers or not all(map(is_hub_id, self.tower_names)):
-            about["copied"] = True
-            self.loaded_towers().save(*_copies(folder, self.tower_names))
-        if self.kind != "hub":
-            weights = {name: x.contiguous() for name, x in self.own_weights().items()}
+        else:
+            options = {"copy": copy_towers} if self.towers.is_frozen else {}
+            names = {towers_class: name for name, towers_class in _TOWERS.items()}
+            saved = self.towers.save(folder, **options)
+            description["towers"] = {"name": names[type(self.towers)], **saved}
+            description["head"] = describe_head(self.head)
+            weights = {name: x.contiguous() for name, x in self.state_dict().items()}
             save_file(weights, folder / _WEIGHTS)
-        about["trained_on"] = sorted(self.trained_on)
-        (folder / _ABOUT).write_text(json.dumps(about))
+        (folder / _DESCRIPTION).write_text(json.dumps(description))
         return folder
 
     @classmethod
@@ -412,68 +386,31 @@ class DualEncoder(nn.Module):
                 finite.
         """
         folder = Path(resolve(str(name)))
-        if not (folder / _ABOUT).exists():
-            return cls.whole(load_hub_towers(name))
-        about = json.loads((folder / _ABOUT).read_text())
-        kind, settings = about["kind"], about["settings"]
-        if kind == "hub":
-            model = cls.whole(load_hub_towers(folder))
+        file = folder / _DESCRIPTION
+        if not file.exists():
+            return cls.whole(load_transformers_towers(name))
+        description = json.loads(file.read_text())
+        if "trained_on" not in description:
+            raise ValueError(f"{file} is of another version of cibr: train the model again")
+        if "towers" not in description:
+            model = cls.whole(load_transformers_towers(folder))
         else:
-            towers = None
-            if kind == "tiny":
-                sizes = {size: settings[size] for size in ("width", "image_size", "dropout")}
-                towers = TinyTowers(load_tokenizer(folder), **sizes)
-            elif about["copied"]:
-                towers = load_towers(*_copies(folder, settings["towers"]))
-            model = cls.over(towers, settings, kind)
-            try:
-                weights = load_file(folder / _WEIGHTS)
-            except SafetensorError as error:
-                damaged = f"{folder / _WEIGHTS} is damaged ({error}): save it again"
-                raise ValueError(damaged) from error
-            model.load_own_weights(weights, folder)
-        model.trained_on = set(about.get("trained_on", ()))
+            settings = description["towers"]
+            towers_class = _TOWERS[settings.pop("name")]
+            towers = towers_class.load(folder, **settings)
+            model = cls(towers, build_head(description["head"]))
+            model.load_weights(_load_weights(folder / _WEIGHTS), folder)
+        model.trained_on = set(description["trained_on"])
         return model.eval()
 
 
-def linear_head(dim_in: int, dim: int, dropout: float) -> nn.Sequential:
-    """The head of a tiny model: LayerNorm, dropout and a linear map."""
-    return nn.Sequential(
-        nn.LayerNorm(dim_in), nn.Dropout(dropout), nn.Linear(dim_in, dim, bias=False)
-    )
-
-
-class ResidualHead(nn.Module):
-    """The head over a frozen tower: a linear map and a residual layer, each after dropout, and a
-    LayerNorm.
-    """
-
-    def __init__(self, dim_in: int, dim: int, dropout: float):
-        super().__init__()
-        self.linear = nn.Linear(dim_in, dim)
-        self.residual = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, dim))
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, pooled: _Pooled) -> Float[Tensor, "n d"]:
-        x = self.linear(self.dropout(pooled))
-        return self.norm(x + self.residual(x))
-
-
-class JoinedHeads(nn.ModuleList):
-    """Heads side by side, whose unit vectors are concatenated: cosines are means over the heads."""
-
-    def forward(self, pooled: _Pooled) -> Float[Tensor, "n d"]:
-        return torch.cat([F.normalize(head(pooled), dim=-1) for head in self], dim=-1)
+def _load_weights(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}): save it again") from error
 
 
 def image_key(digest: str) -> str:
     """The name of an image in `DualEncoder.trained_on`: the start of its digest."""
     return digest[:16]
-
-
-def _copies(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Where towers of these names are copied to; those of a dual encoder are one."""
-    if names[0] == names[1]:
-        return [folder / "towers"] * 2
-    return [folder / "image_tower", folder / "text_tower"]

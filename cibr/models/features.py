@@ -113,12 +113,12 @@ def prepare(model: DualEncoder, pairs: Pairs, *, texts: list[str] | None = None)
         labels = pairs.match_labels()[pairs.text_to_image()]
     else:
         labels = torch.arange(len(texts))
-    if model.kind == "frozen":
+    if model.towers.is_frozen:
         with model.evaluating():
-            images, features = _frozen_features(model, pairs, texts)
-        return Inputs(pairs, images, (features,), labels)
+            images, text_features = _frozen_features(model, pairs, texts)
+        return Inputs(pairs, images, (text_features,), labels)
     _warn_of_cuts(model, pairs, texts)
-    processor = model.loaded_towers().processor
+    processor = model.towers.processor
     inputs = Inputs(pairs, None, model.tokenize(texts), labels, processor)
     if len(pairs) * _decode(processor, pairs, [0]).nbytes <= _IN_MEMORY:
         inputs.images = _decode(processor, pairs, tqdm(range(len(pairs)), "images", delay=2))
@@ -129,12 +129,12 @@ def _frozen_features(
     model: DualEncoder, pairs: Pairs, texts: list[str]
 ) -> tuple[Float[Tensor, "n p"], Float[Tensor, "m q"]]:
     """Features of images and texts: those that the pairs bring along, or those of the towers."""
-    given = pairs.features
-    if given is not None and tuple(given.towers) == model.tower_names:
-        images = given.images.float()
-        row = {text: i for i, text in enumerate(given.strings)}
-        if row.keys() >= set(texts):
-            return images, given.texts[[row[text] for text in texts]].float()
+    features = pairs.features
+    if features is not None and tuple(features.towers) == model.towers.names:
+        images = features.images.float()
+        row_of = {text: row for row, text in enumerate(features.strings)}
+        if row_of.keys() >= set(texts):
+            return images, features.texts[[row_of[text] for text in texts]].float()
     else:
         images = _image_features(model, pairs)
     _warn_of_cuts(model, pairs, texts)
@@ -182,8 +182,8 @@ def _decode(processor: Callable, pairs: Pairs, rows: Iterable[int]) -> Tensor:
 
 
 def _image_features(model: DualEncoder, pairs: Pairs) -> Float[Tensor, "n p"]:
-    towers = model.loaded_towers()
-    folder = _cache_of("images", towers.parts[0], towers.processor)
+    towers = model.towers.towers
+    folder = _cache_of("images", towers.image_tower, towers.processor)
     # Small batches stay in a CPU's cache: 16 photos at once are twice as fast as 64.
     size = 16 if model.device.type == "cpu" else 256
 
@@ -194,9 +194,9 @@ def _image_features(model: DualEncoder, pairs: Pairs) -> Float[Tensor, "n p"]:
 
 
 def _text_features(model: DualEncoder, texts: list[str]) -> Float[Tensor, "m q"]:
-    towers = model.loaded_towers()
+    towers = model.towers.towers
     vocabulary = sorted(towers.tokenizer.get_vocab().items())
-    folder = _cache_of("texts", towers.parts[1], (model.context, vocabulary))
+    folder = _cache_of("texts", towers.text_tower, (model.context, vocabulary))
     size = 64 if model.device.type == "cpu" else 1024
 
     def pool(batch: list[str]) -> Tensor:

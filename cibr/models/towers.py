@@ -1,13 +1,15 @@
-"""Towers of a `DualEncoder`.
+"""Towers: the encoders of a dual encoder, up to their pooled features.
 
 Towers read images and texts with a processor and a tokenizer of their own and pool them:
-`image_pooled` takes normalised pixels, `text_pooled` token ids. They are tiny ones from scratch,
-two frozen ones, or those of a dual encoder of transformers.
+`image_pooled` takes normalised pixels, `text_pooled` token ids. `TinyTowers` are trained from
+scratch, `FrozenTowers` are named and never trained, and `TransformersTowers` are those of a dual
+encoder of transformers, to be fine-tuned.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 from cibr.data.pairs import to_rgb
-from cibr.models._io import from_hub, load_model, load_tokenizer
+from cibr.models._io import from_hub, is_hub_id, load_model, load_tokenizer
 
 _IMAGE_SIZE = 160  # pixels, of images for a tower of timm
 _TEXT_WIDTH = 128  # of the tiny text tower
@@ -56,7 +58,8 @@ class ImageProcessor:
 
     def __call__(self, images: list[Image.Image], return_tensors: str = "pt") -> dict[str, Tensor]:
         """`pixel_values` of RGB images, normalised squares [n, 3, size, size]."""
-        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (self.image_mean, self.image_std))
+        mean = torch.tensor(self.image_mean).view(3, 1, 1)
+        std = torch.tensor(self.image_std).view(3, 1, 1)
         squares = torch.stack([self._square(image) for image in images])
         return {"pixel_values": (squares.float() / 255 - mean) / std}
 
@@ -101,32 +104,42 @@ class Towers(nn.Module):
         n_positions: tokens that the text tower has positions for.
 
     Attributes:
-        parts: of pretrained towers, the models of images and of texts.
+        dim_image: dimension of the pooled features of images.
+        dim_text: dimension of the pooled features of texts.
+        names: of frozen towers, folders or hub ids; else None.
+        is_frozen: whether no weight is trained, so that pooled features can be cached.
+        is_pretrained: whether training begins at weights that know something.
+        reads_padding: whether the text tower attends to padding.
     """
 
+    dim_image: int
+    dim_text: int
+    names: tuple[str, str] | None = None
+    is_frozen = False
+    is_pretrained = True
     reads_padding = False
-    parts: tuple[nn.Module, ...] = ()
 
     def __init__(self, processor: Callable, tokenizer, n_positions: int):
         super().__init__()
-        self.processor, self.tokenizer, self.n_positions = processor, tokenizer, n_positions
+        self.processor = processor
+        self.tokenizer = tokenizer
+        self.n_positions = n_positions
+
+    def image_pooled(self, pixels: _Pixels) -> _Pooled:
+        """Pooled features of normalised images."""
+        raise NotImplementedError
+
+    def text_pooled(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
+        """Pooled features of token ids."""
+        raise NotImplementedError
 
     @torch.no_grad()
-    def widths(self) -> list[int]:
-        """The dimensions of the pooled features of images and of texts."""
-        tokens = torch.zeros(1, 2, dtype=torch.long)
+    def measured_widths(self) -> tuple[int, int]:
+        """The dimensions of the pooled features of images and of texts, from a pass of each."""
         images = self.image_pooled(preprocess(self.processor, [Image.new("RGB", (64, 48))]))
-        return [images.shape[1], self.text_pooled(tokens, torch.ones_like(tokens)).shape[1]]
-
-    def save(self, *folders: Path) -> None:
-        """Writes the models of images and of texts to two folders, or one that is both to one
-        folder, with what prepares their inputs.
-        """
-        for folder, part in dict(zip(folders, self.parts, strict=True)).items():
-            part.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folders[1])
-        if not isinstance(self.processor, ImageProcessor):
-            self.processor.save_pretrained(folders[0])
+        tokens = torch.zeros(1, 2, dtype=torch.long)
+        texts = self.text_pooled(tokens, torch.ones_like(tokens))
+        return images.shape[1], texts.shape[1]
 
 
 class TinyTowers(Towers):
@@ -139,12 +152,18 @@ class TinyTowers(Towers):
         dropout: probability of dropout, in the text tower.
     """
 
+    is_pretrained = False
+
     def __init__(self, tokenizer, width: int, image_size: int, dropout: float):
         super().__init__(ImageProcessor(image_size), tokenizer, tokenizer.model_max_length)
         # On several threads oneDNN's gradient of channels-last convolutions whose width is no
         # multiple of 16 writes out of bounds (torch 2.13, odd batches).
         self.memory_format = torch.contiguous_format if width % 16 else torch.channels_last
         self.width = width
+        self.image_size = image_size
+        self.dropout = dropout
+        self.dim_image = 64 * width
+        self.dim_text = _TEXT_WIDTH
         # Residual blocks at the higher resolutions double the time and gain no recall on glyphs.
         self.image_tower = nn.Sequential(
             *_halved(3, width, 5),
@@ -163,9 +182,15 @@ class TinyTowers(Towers):
         """Mean last hidden states, [n, 128]."""
         return self.text_tower(ids, mask)
 
-    def widths(self) -> list[int]:
-        """The dimensions of the pooled features of images and of texts."""
-        return [64 * self.width, _TEXT_WIDTH]  # known without a pass, which would draw dropout
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Writes the tokenizer into a folder; returns the other arguments of `load`."""
+        self.tokenizer.save_pretrained(folder)
+        return {"width": self.width, "image_size": self.image_size, "dropout": self.dropout}
+
+    @classmethod
+    def load(cls, folder: Path, **sizes: Any) -> "TinyTowers":
+        """Towers with the tokenizer of a folder, of the given sizes, with new weights."""
+        return cls(load_tokenizer(folder), **sizes)
 
 
 class _ChannelNorm(nn.LayerNorm):
@@ -234,8 +259,8 @@ class TwoTowers(Towers):
 
     def __init__(self, image: nn.Module, text: nn.Module, processor: Callable, tokenizer):
         super().__init__(processor, tokenizer, text.config.max_position_embeddings)
-        self.image_tower, self.text_tower = image, text
-        self.parts = image, text
+        self.image_tower = image
+        self.text_tower = text
 
     def image_pooled(self, pixels: _Pixels) -> _Pooled:
         """Pooled features of normalised images."""
@@ -248,8 +273,16 @@ class TwoTowers(Towers):
         states = self.text_tower(input_ids=ids, attention_mask=mask).last_hidden_state
         return mean_pool(states, mask)
 
+    def save_copies(self, folder: Path) -> None:
+        """Writes `image_tower/` and `text_tower/` into a folder."""
+        self.image_tower.save_pretrained(folder / "image_tower")
+        if not isinstance(self.processor, ImageProcessor):  # one of timm is in the model's config
+            self.processor.save_pretrained(folder / "image_tower")
+        self.text_tower.save_pretrained(folder / "text_tower")
+        self.tokenizer.save_pretrained(folder / "text_tower")
 
-class HubTowers(Towers):
+
+class TransformersTowers(Towers):
     """The towers of a dual encoder of transformers: any class with `get_image_features` and
     `get_text_features`.
 
@@ -269,15 +302,25 @@ class HubTowers(Towers):
     def __init__(self, model: nn.Module, processor: Callable, tokenizer):
         super().__init__(processor, tokenizer, model.config.text_config.max_position_embeddings)
         self.model = model
-        self.parts = model, model
         self.reads_padding = model.config.model_type.startswith("siglip")
+
+    @property
+    def image_tower(self) -> nn.Module:
+        """The whole model, which has both towers."""
+        return self.model
+
+    @property
+    def text_tower(self) -> nn.Module:
+        """The whole model, which has both towers."""
+        return self.model
 
     def exchange_projections(self, image: nn.Module, text: nn.Module) -> list[nn.Module]:
         """Replaces the projections of images and texts; returns those before, or identities if it
         had none.
         """
         before = [getattr(self.model, name, nn.Identity()) for name in _PROJECTIONS]
-        self.model.visual_projection, self.model.text_projection = image, text
+        self.model.visual_projection = image
+        self.model.text_projection = text
         return before
 
     def image_pooled(self, pixels: _Pixels) -> _Pooled:
@@ -289,11 +332,129 @@ class HubTowers(Towers):
         masked = {} if self.reads_padding else {"attention_mask": mask}
         return self.model.get_text_features(input_ids=ids, **masked).pooler_output
 
+    def save_copies(self, folder: Path) -> None:
+        """Writes the model without its projections into `towers/` of a folder."""
+        self.save_model(folder / "towers")
+
+    def save_model(self, folder: Path) -> None:
+        """Writes the model as on the hub, with its tokenizer and image preprocessing."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if not isinstance(self.processor, ImageProcessor):
+            self.processor.save_pretrained(folder)
+
+
+class FrozenTowers(Towers):
+    """Pretrained towers by name, which are loaded as soon as an image or a text needs them.
+
+    They are no submodules, so their weights are neither parameters of a model nor in its state, and
+    they stay in eval mode. Several models may share one object.
+
+    Args:
+        image: folder or hub id of an image tower with pooled features.
+        text: folder or hub id of a text tower and its tokenizer; the same as `image` for a dual
+            encoder of transformers.
+        dims: dimensions of the pooled features of images and of texts; None: the towers are loaded
+            now, and tell.
+        copies: a folder with copies of the towers, which are loaded now in place of the names.
+
+    Raises:
+        FileNotFoundError: a tower, its tokenizer or its image preprocessing is missing.
+        ValueError: weights that do not fit a tower or are not finite.
+    """
+
+    is_frozen = True
+
+    def __init__(
+        self,
+        image: str,
+        text: str,
+        dims: Sequence[int] | None = None,
+        copies: Path | None = None,
+    ):
+        nn.Module.__init__(self)
+        self.names = (str(image), str(text))
+        self._copies = copies
+        self._loaded: list[Towers] = []  # in a list, so that it is not registered as a submodule
+        self.register_buffer("_like", torch.empty(0), persistent=False)  # has device and type
+        if dims is None or copies is not None:  # copies are read at once, as all of a folder
+            measured = self.towers.measured_widths()
+        self.dim_image, self.dim_text = dims or measured
+
+    @property
+    def towers(self) -> TwoTowers | TransformersTowers:
+        """The towers, on the device and in the type of the model; they are loaded if need be.
+
+        Raises:
+            FileNotFoundError: a tower is neither here nor on the hub; the message says the fix.
+        """
+        if not self._loaded:
+            self._loaded.append(load_towers(*self._locations()))
+        [towers] = self._loaded
+        weight = next(towers.parameters())
+        if weight.device != self._like.device or weight.dtype != self._like.dtype:
+            towers.to(self._like)
+        return towers
+
+    def _locations(self) -> tuple[str | Path, str | Path]:
+        if self._copies is None:
+            return self.names
+        if self.names[0] == self.names[1]:
+            return self._copies / "towers", self._copies / "towers"
+        return self._copies / "image_tower", self._copies / "text_tower"
+
+    @property
+    def processor(self) -> Callable:
+        """Of images."""
+        return self.towers.processor
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of texts."""
+        return self.towers.tokenizer
+
+    @property
+    def n_positions(self) -> int:
+        """Tokens that the text tower has positions for."""
+        return self.towers.n_positions
+
+    @property
+    def reads_padding(self) -> bool:
+        """Whether the text tower attends to padding."""
+        return self.towers.reads_padding
+
+    def image_pooled(self, pixels: _Pixels) -> _Pooled:
+        """Pooled features of normalised images."""
+        return self.towers.image_pooled(pixels)
+
+    def text_pooled(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
+        """Pooled features of token ids."""
+        return self.towers.text_pooled(ids, mask)
+
+    def save(self, folder: Path, copy: bool = False) -> dict[str, Any]:
+        """Returns the arguments of `load`; towers without a hub id, and all with `copy`, are copied
+        into the folder.
+
+        Raises:
+            FileNotFoundError: towers to be copied that are missing.
+        """
+        is_copied = copy or not all(map(is_hub_id, self.names))
+        if is_copied:
+            self.towers.save_copies(folder)
+        image, text = self.names
+        dims = [self.dim_image, self.dim_text]
+        return {"image": image, "text": text, "dims": dims, "are_copied": is_copied}
+
+    @classmethod
+    def load(cls, folder: Path, *, are_copied: bool, **arguments: Any) -> "FrozenTowers":
+        """Towers from what `save` returned; its copies in the folder are loaded at once."""
+        return cls(**arguments, copies=folder if are_copied else None)
+
 
 # Loading
 
 
-def load_hub_towers(name: str | Path, unused: tuple[str, ...] = ()) -> HubTowers:
+def load_transformers_towers(name: str | Path, unused: tuple[str, ...] = ()) -> TransformersTowers:
     """The towers of a dual encoder of transformers, with its projections.
 
     Args:
@@ -309,24 +470,27 @@ def load_hub_towers(name: str | Path, unused: tuple[str, ...] = ()) -> HubTowers
         raise ValueError(
             f"{type(model).__name__} is not a dual encoder: give a model such as a CLIPModel"
         )
-    return HubTowers(model, from_hub("AutoImageProcessor", name), load_tokenizer(name))
+    return TransformersTowers(model, from_hub("AutoImageProcessor", name), load_tokenizer(name))
 
 
-def load_towers(image: str | Path, text: str | Path) -> TwoTowers | HubTowers:
-    """Frozen towers, without projections.
+def load_towers(image: str | Path, text: str | Path) -> TwoTowers | TransformersTowers:
+    """Towers without gradients and projections.
 
     Args:
         image: folder or hub id of an image tower with pooled features.
         text: of a text tower and its tokenizer; the same as `image` for a dual encoder.
     """
     if image == text:
-        towers = load_hub_towers(image, unused=_PROJECTIONS)
+        towers = load_transformers_towers(image, unused=_PROJECTIONS)
         towers.exchange_projections(nn.Identity(), nn.Identity())
         return towers.requires_grad_(False).eval()
-    image_model, text_model = load_model(image), load_model(text, unused="pooler.")
+    image_model = load_model(image)
+    text_model = load_model(text, unused="pooler.")
     if hasattr(image_model.config, "pretrained_cfg"):
-        about = image_model.config.pretrained_cfg
-        processor = ImageProcessor(_IMAGE_SIZE, tuple(about["mean"]), tuple(about["std"]))
+        statistics = image_model.config.pretrained_cfg
+        mean = tuple(statistics["mean"])
+        std = tuple(statistics["std"])
+        processor = ImageProcessor(_IMAGE_SIZE, image_mean=mean, image_std=std)
     else:
         processor = from_hub("AutoImageProcessor", image)
     towers = TwoTowers(image_model, text_model, processor, load_tokenizer(text))

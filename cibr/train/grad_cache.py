@@ -12,6 +12,7 @@ from collections.abc import Collection
 from functools import partial
 
 import torch
+from accelerate import Accelerator
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -26,10 +27,10 @@ class GradCache:
     Args:
         model: the encoders.
         batch: this process's rows; every process has the same number.
-        accelerator: an `accelerate.Accelerator`; its `mixed_precision` is the encoders', `bf16` or
-            `no`, but features are at least float32.
-        micro_batch_size: rows encoded at once; 0 for all.
+        accelerator: an `accelerate.Accelerator`, which knows the processes.
+        micro_batch_size: rows encoded at once; None for all.
         needs: what the loss reads beside unit vectors, of `image_pooled` and `text_pooled`.
+        bf16: whether the encoders compute in bfloat16; features are at least float32.
 
     Attributes:
         features: of the whole batch, [n, _] each, by name.
@@ -47,13 +48,17 @@ class GradCache:
         self,
         model: DualEncoder,
         batch: Batch,
-        accelerator,
-        micro_batch_size: int = 0,
+        accelerator: Accelerator,
+        *,
+        micro_batch_size: int | None = None,
         needs: Collection[str] = (),
+        bf16: bool = False,
     ):
         self.model = model
         self.accelerator = accelerator
         self.needs = needs
+        self.bf16 = bf16
+
         n = len(batch.labels)
         size = micro_batch_size or n
         parts = [slice(start, start + size) for start in range(0, n, size)]
@@ -61,41 +66,52 @@ class GradCache:
         if len(parts) > 1:  # activations are computed again in the backward pass
             encode = partial(checkpoint, self._encode, use_reentrant=False)
         encoded = [encode(batch, rows) for rows in parts]
-        self._own = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
+
+        # Of this process's rows, in the graph of the encoders.
+        self._local = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
         self.features: dict[str, Float[Tensor, "n _"]] = {
-            name: accelerator.gather(own.detach()).requires_grad_()
-            for name, own in self._own.items()
+            name: accelerator.gather(local.detach()).requires_grad_()
+            for name, local in self._local.items()
         }
         self.labels: Int[Tensor, " n"] = accelerator.gather(batch.labels)
 
     def _encode(self, batch: Batch, rows: slice) -> dict[str, Tensor]:
         """The inputs of the loss from a part of the batch, in float32 or a wider type."""
-        is_bf16 = self.accelerator.mixed_precision == "bf16"
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=is_bf16):
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.bf16):
             image = self.model.encode_images(batch.images[rows])
-            text = self.model.encode_texts(*(part[rows] for part in batch.texts))
-        named = {"image_features": image.features, "text_features": text.features}
-        pooled = {"image_pooled": image.pooled.detach(), "text_pooled": text.pooled.detach()}
+            text = self.model.encode_texts(*(tensor[rows] for tensor in batch.texts))
+        outputs = {"image_features": image.features, "text_features": text.features}
         # In one order on all processes, as these are gathered one by one.
-        named |= {name: x for name, x in pooled.items() if name in self.needs}
-        return {
-            name: x.to(torch.promote_types(x.dtype, torch.float32)) for name, x in named.items()
-        }
+        if "image_pooled" in self.needs:
+            outputs["image_pooled"] = image.pooled.detach()
+        if "text_pooled" in self.needs:
+            outputs["text_pooled"] = text.pooled.detach()
+        return {name: _at_least_float32(x) for name, x in outputs.items()}
 
     def backward(self) -> None:
         """Adds the gradients of `features` to the model's parameters, over parts and processes."""
-        first = self.accelerator.process_index * len(self._own["image_features"])
-        tensors, gradients = [], []
-        for name, own in self._own.items():
+        n_rows = len(self._local["image_features"])
+        start = self.accelerator.process_index * n_rows
+        rows = slice(start, start + n_rows)
+        tensors = []
+        gradients = []
+        for name, local in self._local.items():
             gradient = self.features[name].grad  # None of what the loss did not use
-            if own.requires_grad and gradient is not None:
-                tensors.append(own)
-                gradients.append(gradient[first : first + len(own)])
+            if local.requires_grad and gradient is not None:
+                tensors.append(local)
+                gradients.append(gradient[rows])
         torch.autograd.backward(tensors, gradients)
         if self.accelerator.num_processes == 1:
             return
+
         for parameter in self.model.parameters():
+            if parameter.grad is None:
+                continue
+            # The temperature's is of the whole batch in every process, up to rounding.
             is_whole = parameter is self.model.log_logit_scale
-            if parameter.grad is not None:  # whole ones are equal up to rounding
-                reduction = "mean" if is_whole else "sum"
-                parameter.grad = self.accelerator.reduce(parameter.grad, reduction=reduction)
+            reduction = "mean" if is_whole else "sum"
+            parameter.grad = self.accelerator.reduce(parameter.grad, reduction=reduction)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,14 +1,13 @@
-"""The output folder of a run: whose it is, its lock, its checkpoints and the finished run.
+"""The output folder of a run: whose it is, its lock, its checkpoint and the finished run.
 
-A folder belongs to a run once it has that run's `run.json`, which is written before the first step
-into a folder without other files. Checkpoints are in a folder of their own, which is removed in the
-end; nothing else is removed or written over. A checkpoint counts once its last file, Trainer's
-state, is whole.
+A folder belongs to a run once it has that run's `run.json`, which is written before the first step,
+into a folder without files of others. The run writes into no link and removes nothing but its own
+checkpoint.
 """
 
 import json
-import shutil
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,15 @@ import torch
 from filelock import FileLock, Timeout
 
 import cibr
+from cibr.data import Pairs
+from cibr.train.config import RunConfig
+from cibr.utils import digest
 
-# What may lie in the folder of a new run: its notebook, its log, and `cibr train`'s own runs.
+_LOCK = ".cibr.lock"
+# What may lie in the folder of a new run: its notebook, its log, hidden files, and the run on held
+# out photos that `cibr train` makes first.
 _ALLOWED = ("*.ipynb", "*.log", ".*", "held_out")
+_NO_EFFECT = ("output_dir", "micro_batch_size", "save_steps", "log_with")  # on a run's result
 
 
 class RunFolder:
@@ -27,23 +32,38 @@ class RunFolder:
 
     Args:
         path: of the folder, which is created.
-        writes: whether this process writes to it.
+        is_main: whether this process writes to it.
 
     Attributes:
-        checkpoints: the folder of its checkpoints, `checkpoint-STEP`.
+        checkpoint: the file of its checkpoint.
 
     Raises:
-        ValueError: the folder has files that no run made.
+        ValueError: the folder has files that no run made, or links.
     """
 
-    def __init__(self, path: Path, writes: bool = True):
-        self.path, self.writes = path, writes
-        self.checkpoints = path / ".checkpoints"
+    def __init__(self, path: Path, is_main: bool = True):
+        self.path = path
+        self.is_main = is_main
+        self.checkpoint = path / "checkpoint.pt"
+        self._checkpoint_part = path / ".checkpoint.pt.part"
         path.mkdir(parents=True, exist_ok=True)
-        foreign = [file for file in path.iterdir() if not any(map(file.match, _ALLOWED))]
-        if foreign and writes and not self._record():
-            what = f"output_dir {str(path)!r} already has files that no run made, such as"
-            raise ValueError(f"{what} {min(foreign).name!r}: choose another")
+        if is_main:
+            self._refuse_files_of_others()
+
+    def _refuse_files_of_others(self) -> None:
+        is_of_a_run = bool(self._record())
+        for file in sorted(self.path.iterdir()):
+            is_allowed = any(map(file.match, _ALLOWED))
+            if not is_allowed and not is_of_a_run:
+                raise ValueError(
+                    f"output_dir {str(self.path)!r} already has files that no run made, such as "
+                    f"{file.name!r}: choose another"
+                )
+            if file.is_symlink() and file.suffix not in (".ipynb", ".log"):
+                raise ValueError(
+                    f"output_dir {str(self.path)!r} has a link, {file.name!r}, and a run writes "
+                    "through none: choose another folder, or remove the link"
+                )
 
     def locked(self) -> AbstractContextManager:
         """A context that keeps other runs out of the folder.
@@ -51,57 +71,106 @@ class RunFolder:
         Raises:
             ValueError: another run is writing to it.
         """
-        if not self.writes:
+        if not self.is_main:
             return nullcontext()
         try:
-            return FileLock(self.path / ".cibr.lock", timeout=1).acquire()
+            return FileLock(self.path / _LOCK, timeout=1).acquire()
         except Timeout:
-            what = f"another run is writing to output_dir {str(self.path)!r}"
-            raise ValueError(f"{what}: wait for its end, or choose another") from None
+            raise ValueError(
+                f"another run is writing to output_dir {str(self.path)!r}: wait for its end, or "
+                "choose another"
+            ) from None
 
     def finished_history(self, identity: dict[str, Any]) -> pd.DataFrame | None:
-        """The history of a finished run, or None.
+        """The history of this run if it is finished, else None.
+
+        Args:
+            identity: of the run, from `identity_of`.
 
         Raises:
-            ValueError: the folder has a run of another configuration or other pairs.
+            ValueError: the folder has the model or the checkpoint of another run.
         """
         record = self._record()
-        if not record or not (record["finished"] or self.newest_checkpoint()):
+        if not record or not (record["finished"] or self.checkpoint.exists()):
             return None
         stored = record["run"]
         names = {**stored, **identity}
         different = [name for name in names if stored.get(name) != identity.get(name)]
         if different:
-            what = f"{str(self.path)!r} holds a run with another {', '.join(different)}"
-            raise ValueError(f"{what}: choose another output_dir, or remove this one")
-        if record["finished"]:
-            # Numbers that are read as text keep their last digit; empty cells are NaN.
-            history = pd.read_csv(self.path / "history.csv", dtype=str)
-            return history.astype(float).astype({"epoch": int, "step": int})
-        return None
+            raise ValueError(
+                f"{str(self.path)!r} holds a run with another {', '.join(different)}: choose "
+                "another output_dir, or remove this one"
+            )
+        if not record["finished"]:
+            return None
+        # Numbers that are read as text keep their last digit; empty cells become NaN.
+        history = pd.read_csv(self.path / "history.csv", dtype=str).astype(float)
+        return history.astype({"epoch": int, "step": int})
 
-    def newest_checkpoint(self) -> str | None:
-        """The newest whole checkpoint."""
-        states = self.checkpoints.glob("checkpoint-*/trainer_state.json")
-        whole = [state.parent for state in states if state.read_text().endswith("\n}\n")]
-        newest = max(whole, key=lambda folder: int(folder.name.split("-")[1]), default=None)
-        return newest and str(newest)
+    def save_checkpoint(self, state: dict[str, Any], identity: dict[str, Any]) -> None:
+        """Writes the state of a run; a kill leaves the one before, or this one.
 
-    def remove_checkpoints(self) -> None:
+        Raises:
+            OSError: it cannot be written.
+        """
+        if not self.is_main:
+            return
+        try:
+            torch.save(state | {"run": identity}, self._checkpoint_part)
+            self._checkpoint_part.replace(self.checkpoint)
+        except (OSError, RuntimeError) as error:  # torch.save raises the latter on a full disk
+            raise OSError(
+                f"cannot write a checkpoint to {str(self.path)!r}: {error}; make room or choose "
+                "another output_dir"
+            ) from error
+
+    def load_checkpoint(self, identity: dict[str, Any]) -> dict[str, Any] | None:
+        """The state of this run in its checkpoint, None without one; code in the file is not run.
+
+        Raises:
+            ValueError: the file is damaged, or not of this run.
+        """
+        if not self.checkpoint.exists():
+            return None
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except Exception as error:  # loaders of damaged files raise nearly anything
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise ValueError(
+                f"{str(self.checkpoint)!r} is damaged ({reason}): remove it to begin again"
+            ) from error
+        if not isinstance(state, dict) or state.get("run") != identity:
+            raise ValueError(f"{str(self.checkpoint)!r} is not of this run: remove it, or move it")
+        return state
+
+    def remove_checkpoint(self) -> None:
         """Removes what only an unfinished run needs."""
-        if self.writes:
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+        if self.is_main:
+            self.checkpoint.unlink(missing_ok=True)
+            self._checkpoint_part.unlink(missing_ok=True)
+
+    def remove_leftover(self, identity: dict[str, Any]) -> None:
+        """Removes the checkpoint that a kill left in this run's finished folder."""
+        try:
+            state = self.load_checkpoint(identity)
+        except ValueError:  # a file of someone else
+            return
+        if state is not None:
+            self.remove_checkpoint()
 
     def write_record(self, record: dict[str, Any]) -> None:
-        """Writes `run.json`, which makes the folder this run's, with `configuration`, what decides
-        its result, `run`, and whether it is `finished`.
+        """Writes `run.json`, which makes the folder this run's.
+
+        Args:
+            record: the `configuration`, what decides the result as `run`, and whether the run is
+                `finished`; versions are added.
         """
         versions = {"cibr": cibr.__version__, "torch": torch.__version__}
         self.write("run.json", json.dumps(record | {"versions": versions}, indent=2) + "\n")
 
     def write(self, name: str, text: str) -> None:
-        """Writes a file that a kill leaves as it was before or as it is afterwards."""
-        if self.writes:
+        """Writes a file, which a kill leaves as it was or as it will be."""
+        if self.is_main:
             part = self.path / f".{name}.part"
             part.write_text(text, encoding="utf-8")
             part.replace(self.path / name)
@@ -110,6 +179,18 @@ class RunFolder:
         """The record of the folder's run, or an empty one if it is no run's."""
         try:
             record = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-            return record if "run" in record and "finished" in record else {}
         except (OSError, ValueError):
             return {}
+        is_record = isinstance(record, dict) and {"run", "finished"} <= record.keys()
+        return record if is_record else {}
+
+
+def identity_of(config: RunConfig, train: Pairs, validation: Pairs | None) -> dict[str, Any]:
+    """What decides the result of a run: its configuration and its pairs, as JSON stores them."""
+    identity = {name: value for name, value in asdict(config).items() if name not in _NO_EFFECT}
+    for name, pairs in (("training pairs", train), ("validation pairs", validation)):
+        if pairs is not None:
+            described = pairs.keys, pairs.captions, pairs.match_labels().tolist()
+            content = digest(repr((described, pairs.image_digests())))
+            identity[name] = f"{len(pairs)} with digest {content[:16]}"
+    return json.loads(json.dumps(identity))

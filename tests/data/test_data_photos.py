@@ -93,7 +93,6 @@ def test_heads_on_few_photos_beat_chance_on_every_set_and_load_again(closed, tmp
     cibr.fit(trained, train, validation, config)
     model = cibr.DualEncoder.from_pretrained(tmp_path)
     rows = evaluate(model, "photos", name="heads").rows.set_index(["dataset", "metric"])
-    assert trained.towers is model.towers is None
     for name in photos.CLASSES:
         chance = 1 / len(load_pairs(name, "test").classnames)
         assert rows.loc[(name, "accuracy@1"), "low"] > chance, name

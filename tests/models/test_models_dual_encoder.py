@@ -67,7 +67,7 @@ def test_an_embedding_is_the_projection_of_pooled_features(build, kind):
     model = build(kind).eval()
     pixels = model.preprocess([picture(0)])
     pooled = model.towers.image_pooled(pixels)
-    expected = F.normalize(model.image_head(pooled))
+    expected = F.normalize(model.head.project_images(pooled))
     assert pooled.shape == (1, model.dim_image_pooled)
     for images in (pixels, pooled):
         encoded = model.encode_images(images)
@@ -75,7 +75,7 @@ def test_an_embedding_is_the_projection_of_pooled_features(build, kind):
         assert torch.allclose(encoded.features, expected, atol=1e-5)
     features, pooled = model.encode_texts(*model.tokenize(["a cat"]))
     assert pooled.shape == (1, model.dim_text_pooled)
-    assert torch.equal(features, F.normalize(model.text_head(pooled)))
+    assert torch.equal(features, F.normalize(model.head.project_texts(pooled)))
     assert torch.equal(features, model.encode_texts(pooled).features)
 
 
@@ -90,14 +90,14 @@ def test_the_context_is_what_the_text_tower_has_positions_for_or_its_tokenizer_a
 
 def test_frozen_towers_stay_in_eval_mode_and_without_gradients(build):
     model = build("frozen").train()
-    towers = model.towers
-    assert not any(module.training for module in towers.modules()) and model.image_head.training
+    towers = model.towers.towers
+    assert not any(module.training for module in towers.modules()) and model.head.training
     model.encode_texts(*model.tokenize(["a cat"])).features[:, 0].sum().backward()
     model.encode_images(model.preprocess([picture(0)])).features[:, 0].sum().backward()
     assert all(p.grad is None and not p.requires_grad for p in towers.parameters())
-    assert model.image_head.linear.weight.grad.abs().sum() > 0
+    assert model.head.image.linear.weight.grad.abs().sum() > 0
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == model.own_weights().keys()
+    assert trained == model.state_dict().keys()
 
 
 def test_the_temperature_is_set_and_can_come_back_from_its_limit(build):

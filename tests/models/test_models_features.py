@@ -79,9 +79,9 @@ def test_features_are_never_those_of_other_pixels_towers_or_tokens(build, comput
     model, n_texts = build("frozen"), len(set(PAIRS.texts()))
     computed(model)
     assert computed(model, replace(PAIRS, load=lambda i: picture(i + 100 * (i == 7)))) == (1, 0)
-    model.towers.image_tower.layernorm.weight.data.mul_(2)
+    model.towers.towers.image_tower.layernorm.weight.data.mul_(2)
     assert computed(model) == (23, 0)
-    model.towers.text_tower.config.layer_norm_eps = 1.0
+    model.towers.towers.text_tower.config.layer_norm_eps = 1.0
     assert computed(model) == (0, n_texts)
     model.towers.processor.image_mean = [0.1, 0.2, 0.3]
     assert computed(model) == (23, 0)

@@ -9,7 +9,7 @@ from helpers import TEXTS, picture, same
 from safetensors.torch import load_file, save_file
 
 import cibr
-from cibr.models import DualEncoder, model_kind
+from cibr.models import DualEncoder
 from cibr.utils import shipped
 
 each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "frozen dual", "hub"])
@@ -40,7 +40,8 @@ def test_a_saved_model_comes_back_bit_for_bit_whatever_was_in_its_folder(build, 
     model = changed(build(kind))
     model.trained_on = {"0123", "4567"}
     again = DualEncoder.from_pretrained(model.save_pretrained(tmp_path))
-    assert (again.kind, again.training, again.context) == (model.kind, False, model.context)
+    assert type(again.towers) is type(model.towers) and type(again.head) is type(model.head)
+    assert (again.training, again.context) == (False, model.context)
     assert same(again, model) and equal(again, model) and again.trained_on == model.trained_on
     assert (tmp_path / "history.csv").read_text() == "epoch\n"
 
@@ -62,17 +63,19 @@ def over(kind):
 
 @each_frozen
 def test_frozen_towers_are_saved_by_name_and_loaded_when_something_needs_them(
-    store, tmp_path, kind
+    store, tmp_path, monkeypatch, kind
 ):
     model = over(kind)
     folder = model.save_pretrained(tmp_path / "model")
     assert sorted(file.name for file in folder.iterdir()) == OURS
-    again = DualEncoder.from_pretrained(folder)
-    pooled = torch.randn(3, model.dim_image_pooled)
-    assert torch.equal(again.encode_images(pooled).features, model.encode_images(pooled).features)
-    assert again.towers is None
-    again = DualEncoder.from_pretrained(again.save_pretrained(tmp_path / "again"))
-    assert equal(again, model) and again.tower_names == model.tower_names
+    with monkeypatch.context() as patch:
+        patch.setattr("cibr.models.towers.load_towers", None)
+        again = DualEncoder.from_pretrained(folder)
+        pooled = torch.randn(3, model.dim_image_pooled)
+        expected = model.encode_images(pooled).features
+        assert torch.equal(again.encode_images(pooled).features, expected)
+        again = DualEncoder.from_pretrained(again.save_pretrained(tmp_path / "again"))
+    assert equal(again, model) and again.towers.names == model.towers.names
 
 
 @each_frozen
@@ -82,7 +85,7 @@ def test_copied_towers_go_where_there_is_neither_hub_nor_store(store, tmp_path, 
     by_name = model.save_pretrained(tmp_path / "named")
     store.rename(tmp_path / "elsewhere")
     again = DualEncoder.from_pretrained(tmp_path / "moved")
-    assert equal(again, model) and again.tower_names == model.tower_names
+    assert equal(again, model) and again.towers.names == model.towers.names
     message = "cannot load 'some/.*: give its folder, set CIBR_MODELS to one that holds some/"
     with pytest.raises(FileNotFoundError, match=message):
         DualEncoder.from_pretrained(by_name).embed_images([picture(0)])
@@ -130,7 +133,6 @@ def test_a_model_is_a_folder_or_in_cibr_models_or_shipped_in_this_order(tmp_path
     for dim, folder in ((8, tmp_path / "store"), (4, tmp_path)):
         DualEncoder.tiny(TEXTS, dim=dim, width=4).save_pretrained(folder / "cibr-tiny")
         assert DualEncoder.from_pretrained("cibr-tiny").dim == dim
-    assert [model_kind(name) for name in ("tiny", "frozen", "a/b")] == ["tiny", "frozen", "hub"]
 
 
 def test_damaged_weights_are_named(build, tmp_path):

@@ -11,7 +11,7 @@ import warnings
 import torch
 from torch.multiprocessing import start_processes
 
-PRELOADED = ["torch._dynamo", "accelerate.utils", "cibr.train.trainer"]
+PRELOADED = ["torch._dynamo", "accelerate.utils", "cibr.train.loop"]
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(PRELOADED)
 

@@ -1,6 +1,4 @@
-"""A run that is killed or told to stop resumes to the weights of an undisturbed one, bit for bit;
-its folder is for one run, and code in its files is not run.
-"""
+"""A run that is killed or stopped resumes to the weights of an undisturbed one, bit for bit."""
 
 import json
 import os
@@ -14,15 +12,13 @@ import pytest
 import small_runs
 import torch
 from helpers import Crafted, same
-from processes import exit_code_of
+from processes import exit_code_of, run_together
 from small_runs import before_step, forks, small_model
 
 from cibr import DualEncoder
-from cibr.train.run_folder import RunFolder
 
-EVERY_STEP = {"save_steps": 1}
-train = partial(small_runs.train, training_arguments=EVERY_STEP)
-stop_at = partial(small_runs.stop_at, training_arguments=EVERY_STEP)
+train = partial(small_runs.train, save_steps=1)
+stop_at = partial(small_runs.stop_at, save_steps=1)
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +37,9 @@ def run(folder, arrange=None):
     train(folder)
 
 
-def last_step(folder):
-    """The step of the newest whole checkpoint."""
-    return int(RunFolder(folder).newest_checkpoint().rpartition("-")[2])
+def saved_step(folder):
+    """The number of steps that the checkpoint has."""
+    return torch.load(folder / "checkpoint.pt")["step"]
 
 
 def assert_equal_runs(folder, whole):
@@ -65,23 +61,22 @@ def whole(tmp_path_factory):
 def without_image_head(config, pairs):
     """A model with other weights, which all come from the checkpoint then."""
     model = small_model(config, pairs)
-    torch.nn.init.zeros_(model.image_head[2].weight)
+    torch.nn.init.zeros_(model.head.image[2].weight)
     return model
 
 
-RUNS = [  # settings, the step of the last checkpoint, and how many there are
-    (dict(loss_options={"sample": True}, micro_batch_size=3), 4, 2),
-    (dict(penalty="mine", training_arguments={"save_steps": 3}), 3, 1),  # an epoch
+RUNS = [  # settings, and the step of the last checkpoint
+    (dict(loss_options={"sample": True}, micro_batch_size=3), 4),
+    (dict(penalty="mine", save_steps=3), 3),  # an epoch
 ]
 
 
 @forks
-@pytest.mark.parametrize(("options", "step", "n_checkpoints"), RUNS)
-def test_resume_is_bit_equal(tmp_path, monkeypatch, options, step, n_checkpoints):
+@pytest.mark.parametrize(("options", "step"), RUNS)
+def test_a_resumed_run_is_bit_equal(tmp_path, monkeypatch, options, step):
     train(tmp_path / "whole", **options)
     stop_at(5, tmp_path / "stopped", **options)
-    assert last_step(tmp_path / "stopped") == step
-    assert len([*RunFolder(tmp_path / "stopped").checkpoints.iterdir()]) == n_checkpoints
+    assert saved_step(tmp_path / "stopped") == step
     small_runs.fail_before(7 - step, EOFError, monkeypatch.setattr)  # of six, the others are left
     monkeypatch.setattr(small_runs, "small_model", without_image_head)
     train(tmp_path / "stopped", **options)
@@ -90,10 +85,9 @@ def test_resume_is_bit_equal(tmp_path, monkeypatch, options, step, n_checkpoints
 
 @forks
 def test_short_epochs_have_no_checkpoint_each_and_a_run_begins_again(tmp_path):
-    options = {"training_arguments": {}}
-    stop_at(5, tmp_path, **options)  # after an epoch of three steps
-    assert not RunFolder(tmp_path).newest_checkpoint()
-    train(tmp_path, **options)
+    stop_at(5, tmp_path, save_steps=None)  # after an epoch of three steps
+    assert not (tmp_path / "checkpoint.pt").exists()
+    train(tmp_path, save_steps=None)
     assert DualEncoder.from_pretrained(tmp_path)
 
 
@@ -101,7 +95,8 @@ def kill_at(function, name, time):
     """Kills the process before a function is called for a path that ends so the n-th time."""
     module, function = function.split()
     module = import_module(module)
-    real, times = getattr(module, function), []
+    real = getattr(module, function)
+    times = []
 
     def call(*given, **named):
         times.extend([1] * any(str(x).endswith(name) for x in given))
@@ -112,22 +107,36 @@ def kill_at(function, name, time):
     setattr(module, function, call)
 
 
-KILLS = [  # before which function is called for what, and how often
-    ("torch.autograd backward", "", 5),  # in the fifth step
-    ("torch save", "checkpoint-3/cibr.pt", 1),
-    ("torch save", "checkpoint-3/optimizer.pt", 1),
-    ("builtins open", "checkpoint-3/trainer_state.json", 1),
-    ("shutil rmtree", "checkpoint-1", 1),
-    ("os replace", "history.csv", 1),  # after the last step
-    ("os replace", "run.json", 2),
-    ("shutil rmtree", ".checkpoints", 1),  # after the record of the finished run
-]
+def kill_within_a_save():
+    """Kills the process when half of the fourth checkpoint is written."""
+    save = torch.save
+    times = []
+
+    def save_half(state, file):
+        save(state, file)
+        times.append(1)
+        if len(times) == 4:
+            os.truncate(file, os.path.getsize(file) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = save_half
 
 
-@pytest.mark.parametrize("moment", KILLS, ids=lambda moment: " ".join(map(str, moment)))
-def test_a_kill_in_the_middle_of_a_save_loses_at_most_that_save(whole, tmp_path, moment):
-    assert exit_code_of(run, tmp_path, partial(kill_at, *moment)) == -signal.SIGKILL
-    assert json.loads((tmp_path / "run.json").read_text())["finished"] or last_step(tmp_path) >= 2
+KILLS = {
+    "in the fifth step": partial(kill_at, "torch.autograd backward", "", 5),
+    "before a checkpoint": partial(kill_at, "torch save", ".checkpoint.pt.part", 3),
+    "within a checkpoint": kill_within_a_save,
+    "before a checkpoint is in its place": partial(kill_at, "os replace", "checkpoint.pt", 3),
+    "before the history": partial(kill_at, "os replace", "history.csv", 1),
+    "before the record of the end": partial(kill_at, "os replace", "run.json", 2),
+    "before the checkpoint is removed": partial(kill_at, "os unlink", "checkpoint.pt", 1),
+}
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_kill_at_any_moment_loses_at_most_one_checkpoint(whole, tmp_path, moment):
+    assert exit_code_of(run, tmp_path, KILLS[moment]) == -signal.SIGKILL
+    assert json.loads((tmp_path / "run.json").read_text())["finished"] or saved_step(tmp_path) >= 2
     train(tmp_path)
     assert_equal_runs(tmp_path, whole)
 
@@ -140,61 +149,58 @@ def test_sigterm_saves_after_the_step_and_ends_with_code_143(
     with monkeypatch.context() as patch:
         before_step(step, partial(signal.raise_signal, signal.SIGTERM), patch.setattr)
         with pytest.raises(SystemExit) as caught:
-            train(tmp_path, training_arguments={})
-    assert caught.value.code == 143 and last_step(tmp_path) == step
+            train(tmp_path, save_steps=None)
+    assert caught.value.code == 143 and saved_step(tmp_path) == step
     assert signal.getsignal(signal.SIGTERM) is handler
     message = f"SIGTERM: the run is saved at step {step} of 6; start it again to go on"
     assert message in capsys.readouterr().err
-    train(tmp_path, training_arguments={})
+    train(tmp_path, save_steps=None)
     assert_equal_runs(tmp_path, whole)
 
 
-@pytest.mark.parametrize("name", ["cibr.pt", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_code_in_a_checkpoint_is_not_run(tmp_path, name):
+def stop_one_process(folder, rank):
+    """A run on two processes, of which the second is told to stop in its fourth step."""
+    if rank == 1:
+        before_step(4, partial(signal.raise_signal, signal.SIGTERM))
+    try:
+        train(folder, save_steps=None)
+    except SystemExit as end:
+        (folder.parent / f"code {rank}").write_text(str(end.code))
+
+
+def go_on(folder, rank):
+    train(folder, save_steps=None)
+
+
+def test_sigterm_to_one_of_several_processes_saves_and_stops_them_all(tmp_path):
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    run_together(2, stop_one_process, stopped)
+    assert [(tmp_path / f"code {rank}").read_text() for rank in (0, 1)] == ["143", "143"]
+    assert saved_step(stopped) == 4
+    run_together(2, go_on, stopped)
+    run_together(2, go_on, tmp_path / "whole")
+    assert_equal_runs(stopped, tmp_path / "whole")
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
     stop_at(3, tmp_path)
-    file = tmp_path / ".checkpoints" / "checkpoint-2" / name
-    assert file.exists()
+    file = tmp_path / "checkpoint.pt"
     file.write_bytes(pickle.dumps(Crafted(tmp_path / "owned"), protocol=2))
-    with pytest.raises(Exception, match="[Ww]eights.only"):
+    with pytest.raises(ValueError, match="checkpoint.pt' is damaged .*: remove it to begin again"):
         train(tmp_path)
-    assert not (tmp_path / "owned").exists()
-
-
-def test_the_newest_checkpoint_that_is_whole_counts(tmp_path):
-    for step in (10, 9, 8, 11):
-        folder = tmp_path / ".checkpoints" / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        (folder / "trainer_state.json").write_text("{\n}\n" if step < 11 else "{\n")
-    assert last_step(tmp_path) == 10
-
-
-def test_a_second_run_on_a_folder_is_refused_until_the_first_one_has_ended(tmp_path):
-    refused = pytest.raises(ValueError, match="another run is writing to output_dir .*: wait for")
-    with RunFolder(tmp_path).locked(), RunFolder(tmp_path, writes=False).locked(), refused:
-        train(tmp_path, epochs=1)
-    train(tmp_path, epochs=1)
-
-
-def test_a_finished_run_is_loaded_and_one_of_another_configuration_refused(tmp_path, capsys):
-    model, history = train(tmp_path, epochs=1)
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    again, stored = train(tmp_path, epochs=1, micro_batch_size=3)  # which changes no weight
-    assert "holds this run, finished: its model is loaded" in capsys.readouterr().err
-    assert same(model, again) and not again.training and stored.equals(history)
-    with pytest.raises(ValueError, match="holds a run with another beta, epochs: choose another"):
-        train(tmp_path, epochs=2, beta=0.2)
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert not (tmp_path / "owned").exists() and file.exists()
 
 
 def test_a_full_disk_is_said_and_the_checkpoint_before_it_stays(tmp_path, monkeypatch):
     save = torch.save
 
-    def full(state, place, *given, **named):
-        if "checkpoint-3" in str(place) and str(place).endswith("optimizer.pt"):
+    def full(state, place):
+        if state["step"] == 3:
             raise RuntimeError("PytorchStreamWriter failed writing file: no space left")
-        save(state, place, *given, **named)
+        save(state, place)
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="cannot write a checkpoint to .*no space left; make room"):
         train(tmp_path)
-    assert last_step(tmp_path) == 2
+    assert saved_step(tmp_path) == 2

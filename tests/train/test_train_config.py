@@ -55,7 +55,7 @@ def test_without_a_test_split_validation_stands_in_for_it(tmp_path):
 
 def test_a_model_is_built_as_the_configuration_says(clip_folder, tmp_path):
     tiny = build_model(configure(temperature=0.2, dropout=0.3), PAIRS)
-    assert (tiny.kind, tiny.towers.processor.size) == ("tiny", 32)
+    assert tiny.towers.processor.size == 32
     folder = write_folder(tmp_path, train=1)
     assert configure(dataset=folder).model == "frozen" and configure().model == "tiny"
     assert tiny.logit_scale.item() == pytest.approx(5) and not tiny.log_logit_scale.requires_grad
@@ -64,4 +64,4 @@ def test_a_model_is_built_as_the_configuration_says(clip_folder, tmp_path):
     assert not same(build_model(configure(temperature=0.2, seed=1), PAIRS), tiny)
     run = configure(model=clip_folder, temperature=0.1, learn_temperature=True)
     model = build_model(run, PAIRS)
-    assert model.kind == "hub" and model.logit_scale.item() == pytest.approx(10)
+    assert model.logit_scale.item() == pytest.approx(10)

@@ -14,7 +14,7 @@ from small_runs import HELD_OUT, PAIRS, forks, stop_at, train
 
 from cibr import DualEncoder, fit
 from cibr.train import configure
-from cibr.train.trainer import epoch_rows
+from cibr.train.loop import epoch_rows
 
 
 @pytest.fixture(scope="module")
@@ -55,24 +55,33 @@ def test_an_epoch_is_every_image_once_with_one_of_its_texts(seed, epoch):
 
 
 def test_a_checkpoint_of_other_pairs_is_refused_and_kept(tmp_path):
-    every = {"training_arguments": {"save_steps": 3}}
-    stop_at(5, tmp_path, **every)
+    stop_at(5, tmp_path, save_steps=3)
     others = replace(HELD_OUT, captions=HELD_OUT.captions[::-1])
     with pytest.raises(ValueError, match="holds a run with another validation pairs: choose"):
-        train(tmp_path, held_out=others, **every)
-    assert (tmp_path / ".checkpoints" / "checkpoint-3" / "trainer_state.json").exists()
+        train(tmp_path, held_out=others, save_steps=3)
+    assert (tmp_path / "checkpoint.pt").exists()
 
 
-@pytest.mark.parametrize(("kind", "name"), [("frozen", "frozen"), ("clip", "some/clip")])
-def test_pretrained_models_train_and_frozen_towers_do_not_move(build, tmp_path, kind, name):
+def fitted(build, tmp_path, kind, name):
+    """A small model before and after an epoch, and as it was saved."""
     options = dict(model=name, output_dir=str(tmp_path / "out"), epochs=1, batch_size=8)
-    model = build(kind)
+    start, model = build(kind), build(kind)
     fit(model, PAIRS, HELD_OUT, configure(learning_rate=1e-3, **options))
-    start = build(kind)
-    if kind == "frozen":
-        start.add_linear_heads()
-    start = start.state_dict()
-    moved = {name for name, value in model.state_dict().items() if not value.equal(start[name])}
-    assert any("projection" in name or "head" in name for name in moved)
-    assert any("tower" in name or "_model" in name for name in moved) == (kind == "clip")
-    assert same(DualEncoder.from_pretrained(tmp_path / "out"), model)
+    return start, model, DualEncoder.from_pretrained(tmp_path / "out")
+
+
+def test_heads_over_frozen_towers_train_and_the_towers_do_not_move(build, tmp_path):
+    start, model, saved = fitted(build, tmp_path, "frozen", "frozen")
+    assert same(model.towers.towers, start.towers.towers)
+    trained_head = model.head.heads[0]
+    weights = zip(trained_head.parameters(), start.head.parameters(), strict=True)
+    assert not any(torch.equal(after, before) for after, before in weights)
+    assert same(saved, model)
+
+
+def test_all_weights_of_a_dual_encoder_of_transformers_train(build, tmp_path):
+    start, model, saved = fitted(build, tmp_path, "clip", "some/clip")
+    before = dict(start.named_parameters())
+    kept = {name for name, x in model.named_parameters() if torch.equal(x, before[name])}
+    assert kept <= {"log_logit_scale"}  # which is not learned unless asked for
+    assert same(saved, model)

@@ -4,7 +4,10 @@ import pandas as pd
 import torch
 from processes import run_together
 from small_runs import PAIRS, forks, stop_at, train
-from twin import CASES, Double, model_of, plain_run, settings_of
+from twin import CASES, model_of, plain_run, settings_of
+
+from cibr.models.features import prepare
+from cibr.train.loop import Training
 
 
 def weights(*modules):
@@ -14,13 +17,13 @@ def weights(*modules):
 def train_together(folder, rank):
     """Saves the weights of a model and its loss after a run of every case."""
     for case in CASES:
-        config = settings_of(case, folder / case)
+        config = settings_of(case)
         model = model_of(config)
         if rank:  # every process starts from the weights of the first one
-            torch.nn.init.zeros_(model.image_head[2].weight)
-        trainer = Double(model, config, PAIRS)
-        trainer.train()
-        torch.save(weights(model, trainer.loss_fn), folder / f"{case} {rank}.pt")
+            torch.nn.init.zeros_(model.head.image[2].weight)
+        training = Training(model, config, prepare(model, PAIRS))
+        training.run()
+        torch.save(weights(model, training.loss_fn), folder / f"{case} {rank}.pt")
 
 
 def test_two_processes_take_the_steps_of_one_that_encodes_their_rows(tmp_path):

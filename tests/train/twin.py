@@ -1,4 +1,4 @@
-"""A run in plain PyTorch, which that of the trainer must equal: one graph for all parts of a batch
+"""A run in plain PyTorch, which `Training` must equal: one graph for all parts of a batch
 and for all processes, and every constant written out.
 """
 
@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from cibr.losses import CIBRLoss
 from cibr.models.features import prepare
-from cibr.train.trainer import CIBRTrainer, epoch_rows
+from cibr.train.loop import epoch_rows
 
 N_STEPS = 6  # of which the last four differ in the weight of the penalty
 SAMPLED = {"sample": True, "kappa_e": 50.0}
@@ -22,14 +22,6 @@ CASES = {
     "crossfit": dict(penalty="crossfit", micro_batch_size=5),
     "mine": dict(penalty="mine", loss_options=SAMPLED | {"critic_steps": 2}, micro_batch_size=3),
 }
-
-
-class Double(CIBRTrainer):
-    """A trainer whose loss is in float64, as the models of these tests."""
-
-    def set_up(self):
-        super().set_up()
-        self.loss_fn.double()
 
 
 def settings_of(case, folder="out", **options):
@@ -62,7 +54,7 @@ def plain_run(config, model, n_processes=1, bf16=False):
     matrices = {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay}
     others = {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}
     adam = torch.optim.AdamW([matrices, others], lr=1e-3, betas=(0.9, 0.98))
-    warm_up = 0.15 if model.kind == "frozen" else 0.45
+    warm_up = 0.15 if config.model == "frozen" else 0.45
     schedule = OneCycleLR(adam, 1e-3, N_STEPS, pct_start=warm_up, cycle_momentum=False)
     epochs = []
     for step in range(N_STEPS):

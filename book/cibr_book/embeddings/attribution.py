@@ -125,7 +125,7 @@ def randomised_weights(model: DualEncoder, seed: int = 0) -> DualEncoder:
     """
     shuffled = copy.deepcopy(model).eval()
     generator = torch.Generator().manual_seed(seed)
-    for weight in nn.ModuleList([shuffled.towers.image_tower, shuffled.image_head]).parameters():
+    for weight in nn.ModuleList([shuffled.towers.image_tower, shuffled.head.image]).parameters():
         order = torch.randperm(weight.numel(), generator=generator)
         weight.data = weight.data.flatten()[order].view_as(weight)
     return shuffled

@@ -10,7 +10,7 @@ import cibr
 from cibr.evaluate import evaluate
 from cibr.models import DualEncoder
 from cibr.train import build_model, configure, load_splits
-from cibr.train.config import DEFAULTS
+from cibr.train.config import SETTINGS
 from cibr.utils import check_known
 from cibr_book.experiments.corruptions import Corruption, corrupt
 
@@ -66,10 +66,10 @@ def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """
     for name in sorted(_RETIRED & {*settings, settings.get("penalty")}):
         raise ValueError(f"{name!r} has retired: repeat a committed row by `make again ROW=<run>`")
-    known = [*DEFAULTS, *_LOSS_OPTIONS, *_OF_RUN, *_RIDGES, *_WITHOUT_EFFECT]
+    known = [*SETTINGS, *_LOSS_OPTIONS, *_OF_RUN, *_RIDGES, *_WITHOUT_EFFECT]
     for name in settings:
         check_known("setting", name, known)
-    own = {"cca": False} | {name: settings[name] for name in DEFAULTS if name in settings}
+    own = {"cca": False} | {name: settings[name] for name in SETTINGS if name in settings}
     options = {name: settings[name] for name in _LOSS_OPTIONS if name in settings}
     own["loss_options"] = settings.get("loss_options", {}) | options
     if own.get("model") == "frozen":  # the defaults when the sweeps were planned
@@ -77,7 +77,7 @@ def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
         own = {"batch_size": 1024, "cca_ridges": ridges} | own
     if "mixed_precision" in settings:
         check_known("mixed_precision", settings["mixed_precision"], ["bf16"])
-        own["training_arguments"] = {"bf16": True}
+        own["bf16"] = True
     return own
 
 

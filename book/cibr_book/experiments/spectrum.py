@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cibr.losses import CIBRLoss
-from cibr.losses.cca import canonical_maps, centred_moments
+from cibr.models.cca import canonical_maps, centred_moments
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.features import Inputs, embed_pairs

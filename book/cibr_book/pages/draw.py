@@ -47,7 +47,7 @@ def _image_arrays(model: DualEncoder) -> dict[str, Float[np.ndarray, "r c"]]:
     """
     arrays = {}
     for name, tensor in model.state_dict().items():
-        name = name.removeprefix("towers.")
+        name = name.removeprefix("towers.").replace("head.image", "image_head")
         if not name.startswith("image"):
             continue
         if tensor.ndim == 4:

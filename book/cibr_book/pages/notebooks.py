@@ -3,7 +3,6 @@
 import ast
 from typing import Any
 
-from cibr.train.config import DEFAULTS
 from cibr.utils import check_known
 
 
@@ -28,23 +27,6 @@ def check_parameters(namespace: dict[str, Any], known: str) -> dict[str, Any]:
     for name in _injected(namespace):
         check_known("parameter", name, names)
     return {name: namespace[name] for name in names}
-
-
-def given(parameters: dict[str, Any], namespace: dict[str, Any], **of_page: Any) -> dict[str, Any]:
-    """The parameters that papermill injected or that differ from the defaults of `RunConfig`.
-
-    Args:
-        parameters: from `check_parameters`.
-        namespace: the notebook's globals.
-        of_page: the page's own defaults, which a preset fills, too.
-    """
-    injected = _injected(namespace)
-    defaults = DEFAULTS | (of_page if parameters.get("preset") else {})
-    return {
-        name: value
-        for name, value in parameters.items()
-        if name in injected or name not in defaults or value != defaults[name]
-    }
 
 
 def _injected(namespace: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cibr.losses.cca import canonical_maps, centred_moments
+from cibr.models.cca import canonical_maps, centred_moments
 from cibr.utils import project_root
 from cibr_book.intervals import mean_intervals, outcomes
 from cibr_book.worlds.map import BATCH_SIZE, DIM, N_SHARED, Sample, draw_sample, fit, recall

@@ -5,7 +5,7 @@ import scipy.linalg
 import torch
 from torch.testing import assert_close
 
-from cibr.losses import RegularisedCCA
+from cibr.models import RegularisedCCA
 
 generator = torch.Generator().manual_seed(0)
 IMAGE = 3 + torch.randn(60, 7, generator=generator) @ torch.randn(7, 7, generator=generator)
@@ -13,6 +13,7 @@ TEXT = IMAGE[:, :5] ** 2 / 9 + torch.randn(60, 5, generator=generator)
 
 
 @pytest.mark.parametrize("ridges", [(), (0.5, 0.2)])
+@torch.no_grad()
 def test_maps_diagonalise_the_covariances_and_hold_the_correlations_of_the_eigenproblem(ridges):
     joint = torch.cov(torch.cat([IMAGE, TEXT], 1).double().T, correction=0)
     cross, covariances = joint[:7, 7:], [joint[:7, :7], joint[7:, 7:]]
@@ -22,7 +23,7 @@ def test_maps_diagonalise_the_covariances_and_hold_the_correlations_of_the_eigen
     values = scipy.linalg.eigh(joint - regularised, regularised, eigvals_only=True)
     correlations = torch.from_numpy(values[::-1][:5].copy())
     cca = RegularisedCCA.fit(IMAGE, TEXT, 5, *ridges).double()
-    maps = cca.image_map, cca.text_map
+    maps = cca.image.weight, cca.text.weight
     for side, covariance in zip(maps, covariances, strict=True):
         assert_close(side @ covariance @ side.T, correlations.diag(), atol=1e-6, rtol=0)
     product = maps[0] @ cross @ maps[1].T
@@ -30,13 +31,15 @@ def test_maps_diagonalise_the_covariances_and_hold_the_correlations_of_the_eigen
     directions = maps[0] @ torch.from_numpy(scipy.linalg.sqrtm(covariances[0].numpy()))
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     assert (largest > 0).all()  # which fixes the signs
-    features = IMAGE.double(), TEXT.double()
-    for unit, x, side in zip(cca(*features), features, maps, strict=True):
-        projected = (x - x.mean(0)) @ side.T
-        assert_close(unit, projected / projected.norm(dim=1, keepdim=True), atol=1e-5, rtol=0)
+    image = IMAGE.double()
+    text = TEXT.double()
+    assert_close(cca.project_images(image), (image - image.mean(0)) @ maps[0].T, atol=1e-5, rtol=0)
+    assert_close(cca.project_texts(text), (text - text.mean(0)) @ maps[1].T, atol=1e-5, rtol=0)
 
 
 def test_a_wider_space_is_padded_and_a_narrower_one_keeps_the_first_directions():
-    five, nine, two = (RegularisedCCA.fit(IMAGE, TEXT, dim) for dim in (5, 9, 2))
-    assert torch.equal(nine.image_map, torch.cat([five.image_map, torch.zeros(4, 7)]))
-    assert torch.equal(two.text_map, five.text_map[:2])
+    five = RegularisedCCA.fit(IMAGE, TEXT, 5)
+    nine = RegularisedCCA.fit(IMAGE, TEXT, 9)
+    two = RegularisedCCA.fit(IMAGE, TEXT, 2)
+    assert torch.equal(nine.image.weight, torch.cat([five.image.weight, torch.zeros(4, 7)]))
+    assert torch.equal(two.text.weight, five.text.weight[:2])

@@ -8,44 +8,45 @@ R V' into regularised canonical correlations R, the statistics are the direction
 For Gaussian features <u_v, u_t> before normalisation is, up to the ridges, the bilinear score that
 minimises CLIP's population loss in large batches (Theorem 2 of the book). Its directions are those
 of a Gaussian information bottleneck between image and text, with other weights (Chechik et al.
-2005, JMLR 6). They initialise projection heads and serve as a training-free model.
+2005, JMLR 6). They are a head without training, which is summed with a trained one, and a start for
+linear heads.
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from cibr.losses.clip import Features
+from cibr.models.dual_encoder import DualEncoder
+from cibr.models.features import Inputs
+from cibr.models.heads import HEADS, Head, SummedHead
 
 _Moments = tuple[Float64[Tensor, "p p"], Float64[Tensor, "q q"], Float64[Tensor, "p q"]]
 
 
-class RegularisedCCA(nn.Module):
-    """Fixed linear maps from pooled image and text features to unit vectors in a joint space.
+class RegularisedCCA(Head):
+    """Linear maps of pooled features into the space of their canonical correlations, from `fit`.
 
     Args:
-        image_mean: m_v, [p].
-        text_mean: m_t, [q].
-        image_map: R^1/2 U' S_v^-1/2, padded with zero rows to `dim`, [dim, p].
-        text_map: the same for the texts, [dim, q].
+        dim: dimension of the joint space.
+        dim_image: p, dimension of the pooled features of images.
+        dim_text: q, dimension of the pooled features of texts.
 
     Examples:
         >>> generator = torch.Generator().manual_seed(0)
         >>> image_pooled = torch.randn(100, 6, generator=generator)
         >>> text_pooled = image_pooled[:, :4] + torch.randn(100, 4, generator=generator)
         >>> cca = RegularisedCCA.fit(image_pooled, text_pooled, dim=4)
-        >>> image_features, text_features = cca(image_pooled, text_pooled)
+        >>> image_features = F.normalize(cca.project_images(image_pooled), dim=1)
+        >>> text_features = F.normalize(cca.project_texts(text_pooled), dim=1)
         >>> bool((image_features * text_features).sum(1).mean() > 0.5)
         True
     """
 
-    def __init__(self, image_mean: Tensor, text_mean: Tensor, image_map: Tensor, text_map: Tensor):
-        super().__init__()
-        self.register_buffer("image_mean", image_mean.float())
-        self.register_buffer("text_mean", text_mean.float())
-        self.register_buffer("image_map", image_map.float())
-        self.register_buffer("text_map", text_map.float())
+    def __init__(self, dim: int, dim_image: int, dim_text: int):
+        super().__init__(dim, dim_image, dim_text)
+        self.image = nn.Linear(dim_image, dim)
+        self.text = nn.Linear(dim_text, dim)
 
     @classmethod
     def fit(
@@ -68,7 +69,7 @@ class RegularisedCCA(nn.Module):
             ridge_text: l_t, in units of the mean variance of a text feature.
 
         Returns:
-            The module with the fitted means and maps.
+            The head with the fitted maps, float32.
 
         Raises:
             ValueError: features that are constant or not finite.
@@ -76,19 +77,44 @@ class RegularisedCCA(nn.Module):
         means, moments = centred_moments(image_pooled, text_pooled)
         if not (moments[0].trace() > 0 and moments[1].trace() > 0):
             raise ValueError("image_pooled and text_pooled must be finite and vary over the pairs")
-        return cls(*means, *canonical_maps(moments, dim, ridge_image, ridge_text))
+        image_map, text_map = canonical_maps(moments, dim, ridge_image, ridge_text)
+        cca = cls(dim, image_pooled.shape[1], text_pooled.shape[1])
+        _set_centred_map(cca.image, image_map, means[0])
+        _set_centred_map(cca.text, text_map, means[1])
+        return cca
 
-    def forward(self, image_pooled: Float[Tensor, "n p"], text_pooled: Float[Tensor, "n q"]):
-        """Unit vectors of both sides, [n, dim] each, row by row."""
-        return self.images(image_pooled), self.texts(text_pooled)
 
-    def images(self, pooled: Float[Tensor, "n p"]) -> Features:
-        """u_v of images, unit vectors [n, dim]."""
-        return F.normalize((pooled - self.image_mean) @ self.image_map.T, dim=1)
+HEADS["cca"] = RegularisedCCA
 
-    def texts(self, pooled: Float[Tensor, "m q"]) -> Float[Tensor, "m d"]:
-        """u_t of texts, unit vectors [m, dim]."""
-        return F.normalize((pooled - self.text_mean) @ self.text_map.T, dim=1)
+
+def add_cca(model: DualEncoder, inputs: Inputs, ridge_image: float, ridge_text: float) -> None:
+    """Sums the scores of a model over frozen towers and of the CCA of its training pairs.
+
+    Args:
+        model: its head becomes the sum of its head, as wide as the CCA, and of the CCA.
+        inputs: cached features of the training pairs; each image is repeated for each text.
+        ridge_image: see `RegularisedCCA.fit`.
+        ridge_text: see `RegularisedCCA.fit`.
+    """
+    images = inputs.images[inputs.pairs.text_to_image()]
+    (texts,) = inputs.texts
+    cca = RegularisedCCA.fit(images, texts, model.dim, ridge_image, ridge_text)
+    model.head = SummedHead([model.head, cca.to(model.log_logit_scale)])
+
+
+def remove_cca(model: DualEncoder) -> None:
+    """Takes away what `add_cca` added, if it has."""
+    if isinstance(model.head, SummedHead) and isinstance(model.head.heads[-1], RegularisedCCA):
+        model.head = model.head.heads[0]
+
+
+@torch.no_grad()
+def _set_centred_map(
+    linear: nn.Linear, matrix: Float64[Tensor, "dim p"], mean: Float64[Tensor, " p"]
+) -> None:
+    """Makes a linear layer compute matrix (x - mean)."""
+    linear.weight.copy_(matrix)
+    linear.bias.copy_(-linear.weight @ mean.float())
 
 
 def centred_moments(
@@ -103,11 +129,13 @@ def centred_moments(
     Returns:
         The means m_v [p] and m_t [q], and the covariances C_v [p, p], C_t [q, q] and C_vt [p, q].
     """
+    n = len(image_pooled)
     image, text = image_pooled.double(), text_pooled.double()
-    means = image.mean(0), text.mean(0)
-    n = len(image)
-    image, text = image - means[0], text - means[1]
-    return means, (image.T @ image / n, text.T @ text / n, image.T @ text / n)
+    image_mean, text_mean = image.mean(0), text.mean(0)
+    image = image - image_mean
+    text = text - text_mean
+    moments = image.T @ image / n, text.T @ text / n, image.T @ text / n
+    return (image_mean, text_mean), moments
 
 
 def canonical_maps(
@@ -128,14 +156,20 @@ def canonical_maps(
         The maps of the images [dim, p] and of the texts [dim, q], float64.
     """
     image, text, cross = moments
-    whiten = [_inverse_root(c, ridge) for c, ridge in ((image, ridge_image), (text, ridge_text))]
-    u, correlations, v = torch.linalg.svd(whiten[0] @ cross @ whiten[1], full_matrices=False)
-    signs = u.gather(0, u.abs().argmax(0, keepdim=True)).sign()
-    weights = correlations[:, None] ** 0.5
-    maps = weights * ((u * signs).T @ whiten[0]), weights * (signs.T * v @ whiten[1])
-    return tuple(F.pad(side[:dim], (0, 0, 0, max(0, dim - len(side)))) for side in maps)
+    whiten_image = _inverse_root(image, ridge_image)
+    whiten_text = _inverse_root(text, ridge_text)
+    u, correlations, v = torch.linalg.svd(whiten_image @ cross @ whiten_text, full_matrices=False)
+    signs = u.gather(0, u.abs().argmax(0, keepdim=True)).sign()  # [1, k], of the columns of U
+    roots = correlations[:, None] ** 0.5
+    image_map = roots * ((u * signs).T @ whiten_image)
+    text_map = roots * (signs.T * v @ whiten_text)
+    n_missing = max(0, dim - len(correlations))
+    image_map = F.pad(image_map[:dim], (0, 0, 0, n_missing))
+    text_map = F.pad(text_map[:dim], (0, 0, 0, n_missing))
+    return image_map, text_map
 
 
 def _inverse_root(covariance: Float64[Tensor, "p p"], ridge: float) -> Float64[Tensor, "p p"]:
     values, vectors = torch.linalg.eigh(covariance)
-    return vectors / (values.clamp(min=0) + ridge * values.clamp(min=0).mean()).sqrt() @ vectors.T
+    values = values.clamp(min=0)
+    return vectors / (values + ridge * values.mean()).sqrt() @ vectors.T
