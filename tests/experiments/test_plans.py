@@ -205,13 +205,6 @@ def test_a_row_has_the_names_the_settings_and_the_metrics_or_the_error(tmp_path,
     assert rows[1]["error"].startswith("step 3") and "metric" not in rows[1]
 
 
-@pytest.mark.parametrize("name", ["cibr_book.experiments.gone", "cibr_book.experiments.run.gone"])
-def test_a_run_whose_code_has_retired_says_how_to_repeat_it(tmp_path, name):
-    with pytest.raises(ValueError, match="has retired: repeat a committed row by `make again ROW="):
-        save_row({"seed": 1}, tmp_path / "x.json", name)
-    assert not (tmp_path / "x.json").exists()
-
-
 def test_the_best_trial_is_that_of_recall_and_accuracy_or_of_the_chosen_score(tmp_path):
     clip = "conditions: {few: {methods: [{method: CLIP, %s}]}}"
     trials = tmp_path / "trials.yaml"

@@ -243,19 +243,12 @@ def save_row(settings: dict[str, Any], file: str | Path, work: str) -> dict[str,
     Returns:
         The row, with `run, method, condition, beta, seed, configuration, commit, versions,
         seconds` and the metrics, or the `error` of a run that diverged.
-
-    Raises:
-        ValueError: the function is no longer there.
     """
     file = Path(file)
     row = {"run": _run_id(settings)}
     row |= {name: settings.get(name, "") for name in (*_NAMES, "beta", "seed")}
     row |= {"configuration": _as_json(settings)} | provenance()
-    try:
-        train = pkgutil.resolve_name(work)
-    except (AttributeError, ImportError) as error:
-        what = f"{work}, which makes these runs, has retired"
-        raise ValueError(f"{what}: repeat a committed row by `make again ROW=<run>`") from error
+    train = pkgutil.resolve_name(work)
     start = time.monotonic()
     try:
         metrics = train(_decisive(settings), file.with_suffix(""))
