@@ -21,7 +21,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 
 .DEFAULT_GOAL := help
-.PHONY: help train test book pdf lint lowest bench rows again paper notebooks clean versions
+.PHONY: help train test book pdf lint lowest bench rows paper notebooks clean versions
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
@@ -63,12 +63,9 @@ pdf: book  ## book.pdf, theory.pdf and gaussian.pdf into _build; needs Chromium,
 	  --virtual-time-budget=120000 --no-pdf-header-footer --print-to-pdf=_build/$${page##*/}.pdf \
 	  file://$(CURDIR)/_build/$$page.html || exit 1; done
 
-rows: $(STAMP)  ## a sweep's rows again, into again.csv: SWEEP=confirmation ONLY="CIBR vMF"
+rows: $(STAMP)  ## a sweep's rows again, into again.csv: SWEEP=ablation ONLY=MINE
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/snakemake -s experiments/Snakefile --profile experiments/profiles/local \
 	  --config sweep=experiments/$(SWEEP).yaml results=again.csv $(if $(ONLY),only="$(ONLY)")
-
-again: $(STAMP)  ## a committed row by the code of its commit, beside the old one: ROW=id
-	$(BIN)/python -m cibr_book.experiments.again $(ROW)
 
 paper: $(STAMP)  ## the paper's setting, trials and then runs: CONDITION="MSCOCO, ViT-B/32" GPUS="0"
 	for sweep in clip-coco-trials clip-coco; do PATH="$(abspath $(BIN)):$$PATH" $(BIN)/snakemake -s experiments/Snakefile \

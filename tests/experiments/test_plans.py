@@ -2,27 +2,40 @@
 
 import hashlib
 import json
+import pkgutil
 import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from cibr_book.experiments import ablation
+from cibr_book.experiments import run as study
 from cibr_book.experiments.confirmation import FORMS, SEEDS, best_forms
-from cibr_book.experiments.plan import _run_id, collect, committed, read_plan, save_row
+from cibr_book.experiments.plan import (
+    _decisive,
+    _run_id,
+    collect,
+    committed,
+    read_plan,
+    save_row,
+)
 from cibr_book.experiments.tables import read_table
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
+SWEEPS = sorted(FOLDER.glob("*.yaml"))
 # Of the ids, sorted, one a line: the drawn points and settings of these sweeps are frozen.
 IDS = {
-    "levelled": "fcc9f72cc98e94a550713b7aefaf7b81cb10a182ff91093684411c2d40b4afc5",
-    "confirmation": "c6e3a9f7e2a4740db548baa8c1fbf30b7a9e82650918e881b1cabf30a869af0f",
+    "finished/levelled": "fcc9f72cc98e94a550713b7aefaf7b81cb10a182ff91093684411c2d40b4afc5",
+    "finished/confirmation": "c6e3a9f7e2a4740db548baa8c1fbf30b7a9e82650918e881b1cabf30a869af0f",
     "ablation": "f503469d3359e56a8ceab4c6e850da33a6fc55239b763dcd8b7dcb19b89fbb97",
-    "moving": "5935fd9bb3e4b4b6ba9ad5e28fb686a5859eac94ce7ddaaae6ff569a7738f80b",
-    "moving-fair": "295d594868d739565accfd6ac4b87dc2ab674527b86faad10b839a86c93d61f0",
+    "finished/moving": "5935fd9bb3e4b4b6ba9ad5e28fb686a5859eac94ce7ddaaae6ff569a7738f80b",
+    "finished/moving-fair": "295d594868d739565accfd6ac4b87dc2ab674527b86faad10b839a86c93d61f0",
     "doses": "81f8603376f6137a94195205ebf1c52516480791c0e002cb3873998d72c0eb47",
-    "recipes": "3e7e115a02005d997f37f2b856d643869952a086854fb8d02194acaad9c9a4e0",
+    "finished/recipes": "3e7e115a02005d997f37f2b856d643869952a086854fb8d02194acaad9c9a4e0",
 }
+# Plans that have runs and, of some, trials whose ids they state.
+WITH_TRIALS = ("doses", "gains", "finished/moving-fair", "finished/moving-temperature")
 FEW = {"corruption": {"fraction": 0.1}, "condition": "few"}
 SMALL = """
 results: rows.csv
@@ -73,10 +86,10 @@ def test_the_committed_plans_draw_the_points_whose_rows_are_committed(sweep):
 
 def test_a_sweep_runs_what_its_plan_says(sweep):
     name, plan = sweep
-    if name != "levelled":  # which has the trials
+    if name != "finished/levelled":  # which has the trials
         stated = (FOLDER / f"{name}.md").read_text()
         assert f"{len(plan.runs)} runs" in stated and f"`{IDS[name]}`" in stated
-    if name == "confirmation":
+    if name == "finished/confirmation":
         planned = pd.DataFrame(plan.runs.values())
         forms = planned[planned["method"].isin(FORMS)].groupby("condition")["method"].unique()
         assert forms.explode().to_dict() == best_forms(read_table("confirmation_trials.csv"))
@@ -151,10 +164,29 @@ def test_methods_start_from_their_best_trial_once_all_trials_have_rows(tmp_path)
 
 
 def test_trials_are_those_of_the_plan():
-    for name in ("moving-fair", "moving-temperature", "doses", "gains"):
+    for name in WITH_TRIALS:
         runs, stated = read_plan(FOLDER / f"{name}-trials.yaml").runs, FOLDER / f"{name}.md"
         digest = hashlib.sha256("\n".join(sorted(runs)).encode()).hexdigest()
         assert re.search(rf"{len(runs):,} trials.*\n`{digest}`", stated.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
+def test_a_sweep_that_is_not_finished_has_its_code_and_known_settings(file):
+    plan = read_plan(file)
+    work = pkgutil.resolve_name(plan.work)
+    if work in (study.train_and_measure, ablation.train_and_measure):
+        for settings in plan.runs.values():
+            study.library_settings(_decisive(settings))
+
+
+def test_finished_plans_and_sweeps_are_in_their_list_and_have_their_rows():
+    listed = (FOLDER / "finished" / "README.md").read_text("utf-8")
+    for file in (FOLDER / "finished").glob("*.yaml"):
+        plan = read_plan(file)
+        assert f"`{file.stem}`" in listed and f"`{plan.results.name}`" in listed
+        assert set(plan.runs) <= set(committed(plan.results)["run"])
+    for file in (FOLDER / "finished").glob("*.md"):
+        assert f"({file.name})" in listed or file.name == "README.md"
 
 
 def test_a_row_has_the_names_the_settings_and_the_metrics_or_the_error(tmp_path, monkeypatch):
@@ -171,13 +203,6 @@ def test_a_row_has_the_names_the_settings_and_the_metrics_or_the_error(tmp_path,
     assert rows[0].items() >= (own | {"beta": 0, "metric": 0.333333, "n": 2}).items()
     assert rows[0]["configuration"] == '{"beta": 0, "seed": 1}' and "undefined" not in rows[0]
     assert rows[1]["error"].startswith("step 3") and "metric" not in rows[1]
-
-
-@pytest.mark.parametrize("name", ["cibr_book.experiments.gone", "cibr_book.experiments.run.gone"])
-def test_a_run_whose_code_has_retired_says_how_to_repeat_it(tmp_path, name):
-    with pytest.raises(ValueError, match="has retired: repeat a committed row by `make again ROW="):
-        save_row({"seed": 1}, tmp_path / "x.json", name)
-    assert not (tmp_path / "x.json").exists()
 
 
 def test_the_best_trial_is_that_of_recall_and_accuracy_or_of_the_chosen_score(tmp_path):

@@ -1,4 +1,4 @@
-"""The measures and tests of experiments/confirmation.md, from the rows of its runs."""
+"""The measures and tests of experiments/finished/confirmation.md, from the rows of its runs."""
 
 import json
 from collections.abc import Mapping, Sequence

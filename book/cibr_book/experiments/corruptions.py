@@ -2,10 +2,8 @@
 
 Styles change the rendering of an image but not its content, so its captions stay valid:
 
-    grey      without colour
     tint      with an amber cast, as by lamplight
-    blur      mildly out of focus
-    yellow    black on yellow paper; so are the other `PAPERS`
+    lime      black on lime paper
 
 A corruption affects the same images for every training seed, unless `redraw` is set.
 """
@@ -15,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from cibr.data.pairs import Pairs
@@ -23,18 +21,9 @@ from cibr.utils import check_known
 
 _AMBER = (1, 0, 0, 0, 0, 0.75, 0, 0, 0, 0, 0.45, 0)  # the rows of red, green and blue
 
-PAPERS = ("white", "yellow", "orange", "pink", "lime", "cyan", "violet", "tan")
-
-
-def _on_paper(colour: str, image: Image.Image) -> Image.Image:
-    return ImageOps.colorize(ImageOps.grayscale(image), "black", colour)
-
-
 STYLES: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "grey": lambda image: ImageOps.grayscale(image).convert("RGB"),
     "tint": lambda image: image.convert("RGB", _AMBER),
-    "blur": lambda image: image.filter(ImageFilter.GaussianBlur(1)),
-    **{colour: partial(_on_paper, colour) for colour in PAPERS},
+    "lime": lambda image: ImageOps.colorize(ImageOps.grayscale(image), "black", "lime"),
 }
 
 

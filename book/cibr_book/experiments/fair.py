@@ -1,5 +1,6 @@
-"""The measures and tests of the plans that tune all methods alike, moving-fair.md,
-moving-temperature.md and doses.md under experiments/; and all changes of recall in one table.
+"""The measures and tests of the plans that tune all methods alike, doses.md in experiments/, and
+moving-fair.md and moving-temperature.md in experiments/finished/; and all changes of recall in one
+table.
 """
 
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ def _gain(rows: pd.DataFrame, method: str, measure: str, seeds: Sequence[int] = 
 
 
 def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
-    """The claims of experiments/moving-fair.md.
+    """The claims of experiments/finished/moving-fair.md.
 
     Args:
         rows: of moving.csv, from `read_table`, all of them.
@@ -89,8 +90,8 @@ def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def temperature_tests(rows: pd.DataFrame) -> pd.DataFrame:
-    """The claims of experiments/moving-temperature.md: vMF is above CLIP where each has its own
-    temperature.
+    """The claims of experiments/finished/moving-temperature.md: vMF is above CLIP where each has
+    its own temperature.
 
     Args:
         rows: of moving.csv, from `read_table`, all of them.

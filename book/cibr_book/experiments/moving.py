@@ -1,6 +1,6 @@
-"""Fine-tuned towers: the claims of experiments/moving.md.
+"""Fine-tuned towers: the claims of experiments/finished/moving.md.
 
-The code of its runs has retired; `make again` repeats a row.
+The code of its runs is no longer here: experiments/finished/README.md says how to repeat a row.
 """
 
 import pandas as pd
@@ -27,7 +27,7 @@ def at_best_settings(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
-    """The claims of experiments/moving.md, about 600 photos.
+    """The claims of experiments/finished/moving.md, about 600 photos.
 
     Args:
         rows: of moving.csv, from `read_table`, all of them; trials are left out.

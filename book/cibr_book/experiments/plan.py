@@ -16,6 +16,10 @@ method takes the settings of its best trial in that sweep or, with a list, in an
 average over the trials' seeds, of the same condition or of that which `tuned_at` names, and waits
 until all its trials have rows. With `at_once: 50` a notebook does that many runs.
 `experiments/Snakefile` executes the runs; as a program this module adds their rows to the table.
+
+Sweeps whose code is no longer here lie in `experiments/finished/`, byte for byte as they were in
+`experiments/`, so their `results` are relative to the folder above. Its README has the three
+commands that repeat a row by the code of its commit.
 """
 
 import itertools
@@ -38,6 +42,7 @@ from cibr_book.provenance import provenance
 
 _ENTRIES = ("results", "work", "at_once", "trials", "fixed", "conditions")
 _OF_CONDITION = ("fixed", "methods", "tuned_at")
+_FINISHED = "finished"
 _NAMES = ("method", "condition")  # a run's names, which do not affect its results
 _WORK = "cibr_book.experiments.run.train_and_measure"
 
@@ -103,7 +108,10 @@ def read_plan(file: str | Path, results: str | Path = "") -> _Plan:
                 if run in runs:
                     raise ValueError(f"{file}: two runs have the settings {settings}: drop one")
                 runs[run] = settings | {"condition": condition}
-    table = Path(results) if results else file.parent / entries["results"]
+    folder = file.resolve().parent
+    if folder.name == _FINISHED:
+        folder = folder.parent
+    table = Path(results) if results else folder / entries["results"]
     work, at_once = entries.get("work", _WORK), entries.get("at_once", 1)
     return _Plan(table.resolve(), work, runs, tuple(waiting), at_once)
 
@@ -235,19 +243,12 @@ def save_row(settings: dict[str, Any], file: str | Path, work: str) -> dict[str,
     Returns:
         The row, with `run, method, condition, beta, seed, configuration, commit, versions,
         seconds` and the metrics, or the `error` of a run that diverged.
-
-    Raises:
-        ValueError: the function is no longer there.
     """
     file = Path(file)
     row = {"run": _run_id(settings)}
     row |= {name: settings.get(name, "") for name in (*_NAMES, "beta", "seed")}
     row |= {"configuration": _as_json(settings)} | provenance()
-    try:
-        train = pkgutil.resolve_name(work)
-    except (AttributeError, ImportError) as error:
-        what = f"{work}, which makes these runs, has retired"
-        raise ValueError(f"{what}: repeat a committed row by `make again ROW=<run>`") from error
+    train = pkgutil.resolve_name(work)
     start = time.monotonic()
     try:
         metrics = train(_decisive(settings), file.with_suffix(""))

@@ -90,7 +90,7 @@ def heads_cca_means(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
-    """The claims of experiments/recipes.md about searching Flickr8k's test photos.
+    """The claims of experiments/finished/recipes.md about searching Flickr8k's test photos.
 
     Args:
         rows: of recipes.csv, all of them.

@@ -17,10 +17,6 @@ from cibr_book.experiments.corruptions import Corruption, corrupt
 _KEPT = r"accuracy@1$|_recall@(?:1|5|10)$"
 _LOSS_OPTIONS = ("kappa_e", "sample", "kappa_b", "critic_steps", "critic_rate")
 _OF_RUN = ("corruption", "suites", "untouched", "mixed_precision")
-_RIDGES = ("cca_ridge_image", "cca_ridge_text")
-_WITHOUT_EFFECT = ("validate_every", "shifts")  # every epoch is validated, no photo is degraded
-_RETIRED = {"unpaired", "group_size", "feature_noise", "ema_decay", "interpolation", "heads_alone"}
-_RETIRED |= {"ramp", "anchor"}  # names of settings, and a penalty
 
 
 def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
@@ -56,25 +52,22 @@ def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """A run's settings, under the names that committed rows have, as `cibr.configure` takes them.
 
     Args:
-        settings: of `cibr.configure`; also `cca_ridge_image` and `cca_ridge_text`, the two of
-            `cca_ridges`; `kappa_e`, `sample` and the penalty's options, the `loss_options`; and
-            `mixed_precision`, `bf16`. Those of a run alone, and those that no longer have an
-            effect, are left out.
+        settings: of `cibr.configure`; also `kappa_e`, `sample` and the penalty's options, the
+            `loss_options`; and `mixed_precision`, `bf16`. Those of a run alone are left out, and
+            so is `validate_every`, which is part of the ids of committed runs: every epoch is
+            validated.
 
     Raises:
-        ValueError: a setting that is unknown or whose code has retired.
+        ValueError: an unknown setting.
     """
-    for name in sorted(_RETIRED & {*settings, settings.get("penalty")}):
-        raise ValueError(f"{name!r} has retired: repeat a committed row by `make again ROW=<run>`")
-    known = [*SETTINGS, *_LOSS_OPTIONS, *_OF_RUN, *_RIDGES, *_WITHOUT_EFFECT]
+    known = [*SETTINGS, *_LOSS_OPTIONS, *_OF_RUN, "validate_every"]
     for name in settings:
         check_known("setting", name, known)
     own = {"cca": False} | {name: settings[name] for name in SETTINGS if name in settings}
     options = {name: settings[name] for name in _LOSS_OPTIONS if name in settings}
     own["loss_options"] = settings.get("loss_options", {}) | options
-    if own.get("model") == "frozen":  # the defaults when the sweeps were planned
-        ridges = settings.get("cca_ridge_image", 3.0), settings.get("cca_ridge_text", 1.0)
-        own = {"batch_size": 1024, "cca_ridges": ridges} | own
+    if own.get("model") == "frozen":  # the default when the sweeps were planned
+        own = {"batch_size": 1024} | own
     if "mixed_precision" in settings:
         check_known("mixed_precision", settings["mixed_precision"], ["bf16"])
         own["bf16"] = True

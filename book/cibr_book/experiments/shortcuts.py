@@ -2,8 +2,8 @@
 
 A shortcut is a style that goes with a word of the captions, or that captions name. Test photos and
 captions follow the same rule (kept), none (removed) or the opposite one (reversed). The runs of
-experiments/shortcuts.yaml were made by the commits that their rows name, with their drawing and
-their predictions.
+experiments/finished/shortcuts.yaml were made by the commits that their rows name, with their
+drawing and their predictions.
 """
 
 import json
@@ -109,7 +109,8 @@ def interactions(rows: pd.DataFrame, dose: float) -> pd.DataFrame:
 
 
 def hypothesis_tests(rows: pd.DataFrame) -> pd.DataFrame:
-    """The claims of experiments/shortcuts.md, each with its exact test and Holm's correction.
+    """The claims of experiments/finished/shortcuts.md, each with its exact test and Holm's
+    correction.
 
     Args:
         rows: of shortcuts.csv, all of them.
@@ -144,7 +145,7 @@ def hypothesis_tests(rows: pd.DataFrame) -> pd.DataFrame:
 
 def beyond_temperature(rows: pd.DataFrame, dose: float) -> pd.DataFrame:
     """What a penalty changes in heads' recall on sheets beyond a temperature of (1 + dose) times
-    CLIP's, as planned at the end of experiments/shortcut-controls.yaml.
+    CLIP's, as planned at the end of experiments/finished/shortcut-controls.yaml.
 
     Args:
         rows: of shortcuts.csv, those of the plan.

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cibr.losses import CIBRLoss
-from cibr.models.cca import canonical_maps, centred_moments
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
+from cibr.models.cca import canonical_maps, centred_moments
 from cibr.models.features import Inputs, embed_pairs
 from cibr_book.experiments import recipes
 from cibr_book.experiments.corruptions import Corruption, corrupt

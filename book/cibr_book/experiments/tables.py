@@ -18,7 +18,7 @@ RESULTS = project_root() / "data" / "results"
 HEADLINE = ("zero-shot", "recall")
 KEY = ["condition", "method", "beta", "hyperparameters"]
 _NOT_TUNED = ["seed", "suites", "dataset", "model", "corruption", "penalty", "sample"]
-_NOT_TUNED += ["contrastive", "beta", "validate_every", "unpaired"]
+_NOT_TUNED += ["beta", "validate_every", "unpaired"]
 _SCORES = {  # pattern of the columns by name; their mean
     "zero-shot": r"/mean of \d+/accuracy@1$",
     "recall": r"^(?:mini/flickr8k|glyphs/glyphs)/\w+_recall@(?:1|5|10)$",

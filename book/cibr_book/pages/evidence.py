@@ -28,12 +28,14 @@ def plan_rows(rows: pd.DataFrame, plan: str) -> pd.DataFrame:
 
     Args:
         rows: of a table.
-        plan: a file in experiments/, which states the digest of its runs' ids.
+        plan: the name of a file in experiments/ or experiments/finished/, which states the digest
+            of its runs' ids.
 
     Raises:
         ValueError: the rows are others.
     """
-    text = (project_root() / "experiments" / plan).read_text("utf-8")
+    (file,) = (project_root() / "experiments").rglob(plan)
+    text = file.read_text("utf-8")
     if digest("\n".join(sorted(rows["run"]))) not in text:
         raise ValueError(f"these {len(rows)} rows are not the runs of {plan}: select them all")
     return rows

@@ -63,7 +63,7 @@ def test_a_dose_is_equal_only_if_both_one_sided_tests_say_so():
 def test_sets_count_where_the_committed_starts_beat_chance():
     table = fair.start_accuracy(read_table("moving.csv"))
     assert table.index[table["beats_chance"]].tolist() == fair.SETS
-    plan = (RESULTS.parents[1] / "experiments" / "moving-fair.md").read_text("utf-8")
+    plan = (RESULTS.parents[1] / "experiments/finished/moving-fair.md").read_text("utf-8")
     for name, start, chance, _ in table.itertuples():
         assert f"| {name} | {start:.1f} | {chance:.1f} |" in plan
 

@@ -33,13 +33,12 @@ def test_a_trial_has_the_recalls_of_its_last_epoch(tmp_path, monkeypatch):
     assert metrics["steps"] == 10
 
 
-def test_old_names_are_translated_and_retired_settings_say_how_to_repeat_a_row():
-    row = {"model": "frozen", "cca_ridge_image": 10, "validate_every": 10, "shifts": True}
+def test_names_of_committed_rows_are_translated_and_unknown_settings_refused():
+    row = {"model": "frozen", "validate_every": 10}
     found = run.library_settings(row | {"kappa_e": 8192, "suites": ["mini"], "epochs": 3})
     assert found == {
         **{"model": "frozen", "epochs": 3, "cca": False, "batch_size": 1024},
-        **{"cca_ridges": (10, 1.0), "loss_options": {"kappa_e": 8192}},
+        "loss_options": {"kappa_e": 8192},
     }
-    for retired in ({"group_size": 2}, {"penalty": "anchor"}):
-        with pytest.raises(ValueError, match="has retired: repeat a committed row by `make again"):
-            run.library_settings(row | retired)
+    with pytest.raises(ValueError, match="unknown setting 'group_size'"):
+        run.library_settings(row | {"group_size": 2})
