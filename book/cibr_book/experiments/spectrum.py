@@ -193,7 +193,7 @@ def _trained(
     seed: int,
 ) -> Maps:
     """Linear heads by Adam and a one-cycle rate, with noise on their inputs."""
-    from cibr.train.trainer import epoch_rows  # late, too
+    from cibr.train.loop import epoch_rows  # late, too
 
     generator = torch.Generator().manual_seed(seed)
     inputs = [
