@@ -45,13 +45,14 @@ from cibr import build_model, configure, load_pairs
 from cibr.data import Features, Pairs
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
+from cibr.models.cca import add_cca
 from cibr.models.features import embed_pairs, prepare
+from cibr.train import Training
 from cibr.train.config import PRESETS, preset_for
 from cibr.utils import write_atomically
 from cibr_book.experiments.corruptions import Corruption, corrupt
 from cibr_book.experiments.recipes import SETS, heads_cca_means, with_saved
 from cibr_book.experiments.tables import read_table
-from cibr_book.experiments.training import FeatureTrainer
 from cibr_book.provenance import provenance
 
 RESULTS = ROOT / "data" / "results" / "heads_cca.csv"
@@ -73,7 +74,7 @@ def data() -> dict[str, Pairs]:
     found = {}
     for name, pairs in parts.items():
         inputs = prepare(base, pairs)
-        features = Features(inputs.images, inputs.texts[0], pairs.texts(), base.tower_names)
+        features = Features(inputs.images, inputs.texts[0], pairs.texts(), base.towers.names)
         found[name] = replace(pairs, features=features)
     return found
 
@@ -97,13 +98,27 @@ def one_caption_each(pairs: Pairs, seed: int) -> Pairs:
     return replace(pairs, captions=captions)
 
 
+def as_settings(row: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a row as `configure` takes them; rows have the ridges in one pair."""
+    image, text = row["cca_ridges"]
+    others = {name: value for name, value in row.items() if name != "cca_ridges"}
+    return others | {"cca_ridge_image": image, "cca_ridge_text": text}
+
+
+def as_row(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a preset as rows have them."""
+    ridges = ["cca_ridge_image", "cca_ridge_text"]
+    others = {name: value for name, value in settings.items() if name not in ridges}
+    return others | {"cca_ridges": [settings[name] for name in ridges]}
+
+
 def embeddings(pairs: Pairs, settings: dict[str, Any], seed: int) -> dict[str, dict]:
     """Unit vectors of validation and test sets, of heads and of CCA."""
-    with TemporaryDirectory() as folder:
-        config = configure(**settings, model="frozen", seed=seed, output_dir=folder)
-        model = build_model(config, pairs)
-        config = replace(config, batch_size=min(config.batch_size, len(pairs)))
-        FeatureTrainer(model, config, given=[prepare(model, pairs)]).train()
+    config = configure(**as_settings(settings), model="frozen", seed=seed)
+    model = build_model(config, pairs)
+    inputs = prepare(model, pairs)
+    Training(model, config, inputs).run()
+    add_cca(model, inputs, config.cca_ridge_image, config.cca_ridge_text)
     found: dict[str, dict] = {"heads": {}, "CCA": {}}
     for name, part in data().items():
         if name != "train":
@@ -146,7 +161,7 @@ def n_steps(settings: dict[str, Any]) -> int:
 def candidates() -> list[str]:
     """Settings to try, as JSON."""
     rows = read_table("recipes.csv").query("seed < 600").dropna(subset=["validation/CLIP+CCA"])
-    names = [*PRESETS["few-photos"]]
+    names = [*as_row(PRESETS["few-photos"])]
     found = {}
     for _, part in rows.groupby("condition", sort=False):
         best = part.sort_values("validation/CLIP+CCA", ascending=False)["configuration"]
@@ -199,7 +214,7 @@ def wanted(stage: str) -> Iterator[tuple[str, str, int, str]]:
     else:
         for condition, seeds in DRAWS.items():
             n_photos = int(condition.partition(",")[0])
-            settings = json.dumps(PRESETS[preset_for(n_photos)], sort_keys=True)
+            settings = json.dumps(as_row(PRESETS[preset_for(n_photos)]), sort_keys=True)
             for seed in seeds:
                 yield stage, condition, seed, settings
 
