@@ -50,7 +50,6 @@ from cibr.train.config import RunConfig
 from cibr.train.grad_cache import GradCache
 from cibr.train.run_folder import RunFolder, identity_of
 
-_STEPS_BETWEEN_CHECKPOINTS = 200  # at least; heads over frozen towers take seconds for them
 _EXTRACTION_LIMIT = timedelta(hours=3)  # the other processes wait while one extracts features
 Rows = tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]
 
@@ -87,17 +86,9 @@ class Training:
         self.held_out = held_out
         self.accelerator = accelerator or start_accelerator()
 
-        n_pairs = len(inputs.pairs)
-        n_processes = self.accelerator.num_processes
-        batch_size = min(config.batch_size, n_pairs)
-        self.rows_per_process = batch_size // n_processes
-        is_uneven = config.batch_size <= n_pairs and batch_size % n_processes > 0
-        if self.rows_per_process == 0 or is_uneven:
-            raise ValueError(
-                f"{n_processes} processes cannot share {batch_size} pairs: change batch_size"
-            )
-        self.batch_size = self.rows_per_process * n_processes
-        self.steps_per_epoch = n_pairs // self.batch_size
+        self.rows_per_process = self._rows_per_process()
+        self.batch_size = self.rows_per_process * self.accelerator.num_processes
+        self.steps_per_epoch = len(inputs.pairs) // self.batch_size
         self.n_steps = self.steps_per_epoch * config.epochs
 
         model.to(self.accelerator.device)
@@ -130,30 +121,27 @@ class Training:
             FloatingPointError: features, a loss or a gradient that are not finite.
             SystemExit: after SIGTERM, once the state is saved.
         """
-        epochs_between = math.ceil(_STEPS_BETWEEN_CHECKPOINTS / self.steps_per_epoch)
-        save_every = self.config.save_steps or min(500, self.steps_per_epoch * epochs_between)
-        is_main = self.accelerator.is_main_process
-        bar = tqdm(total=self.n_steps, initial=self.step, unit="step", disable=not is_main or None)
+        # In processes other than the main one the bar is off; elsewhere TQDM_DISABLE decides.
+        hidden = {} if self.accelerator.is_main_process else {"disable": True}
+        bar = tqdm(total=self.n_steps, initial=self.step, unit="step", delay=1, **hidden)
         start = time.time()
         with bar, _sigterms(are_caught=save is not None) as sigterms:
             for batch in self.inputs.loader(self._rows()):
-                terms, of_optimizer = self.take_step(batch)
+                terms, gradient = self.take_step(batch)
                 for name, value in terms.items():
                     self.sums[name] = self.sums.get(name, 0.0) + value
                 if self.step % self.steps_per_epoch == 0:
-                    self._log_epoch(of_optimizer, time.time() - start)
+                    self._log_epoch(gradient, time.time() - start)
                 bar.update()
+
                 is_stopped = self._any_process(len(sigterms) > 0)
-                is_due = self.step % save_every == 0 or self.step == self.n_steps or is_stopped
-                if save is not None and is_due:
+                if save is not None and (is_stopped or self._is_checkpoint_due()):
                     save(self.state_dict())
                     self.accelerator.wait_for_everyone()
                 if is_stopped:
-                    print(
-                        f"SIGTERM: the run is saved at step {self.step} of {self.n_steps}; start "
-                        "it again to go on",
-                        file=sys.stderr,
-                    )
+                    where = f"step {self.step} of {self.n_steps}"
+                    message = f"SIGTERM: the run is saved at {where}; start it again to go on"
+                    print(message, file=sys.stderr)
                     raise SystemExit(128 + signal.SIGTERM)
         return pd.DataFrame(self.history)
 
@@ -161,13 +149,15 @@ class Training:
         """Takes one step on the whole batch, of which `batch` has this process's rows.
 
         Returns:
-            The loss, its terms and beta, which are averaged over an epoch; and the gradient's norm
-            before clipping, `grad_norm`, and the `learning_rate`.
+            The `loss`, its terms and `beta`; and `grad_norm`, the gradient's norm before clipping,
+            with the `learning_rate`.
 
         Raises:
-            FloatingPointError: features, the loss or its gradient are not finite.
+            FloatingPointError: features, the loss or its gradient are not finite; no weight has
+                changed.
         """
         model, loss_fn = self.model, self.loss_fn
+        # Primes keep the random streams of steps, processes and epochs apart.
         seed = self.config.seed + 1_000_003 * (self.step + 1)
         torch.manual_seed(seed + 7_919 * self.accelerator.process_index)  # dropout, of these rows
         noise = torch.Generator().manual_seed(seed)  # of the whole batch
@@ -193,8 +183,7 @@ class Training:
             loss.backward()
             cache.backward()
             norm = clip_grad_norm_(model.parameters(), max_norm=1.0).item()
-            terms = {"loss": loss} | terms
-            values = {name: term.item() for name, term in terms.items()}
+            values = {name: x.item() for name, x in {"loss": loss, **terms}.items()}
             if not math.isfinite(values["loss"] + norm):
                 described = f"the loss is {values['loss']:.6g}, its gradient's norm {norm:.6g}"
                 raise FloatingPointError(described)
@@ -210,8 +199,8 @@ class Training:
         self.optimizer.zero_grad()
         model.limit_logit_scale()
         self.step += 1
-        of_optimizer = {"grad_norm": norm, "learning_rate": learning_rate}
-        return values | {"beta": loss_fn.beta}, of_optimizer
+        terms = values | {"beta": loss_fn.beta}
+        return terms, {"grad_norm": norm, "learning_rate": learning_rate}
 
     def validate(self) -> dict[str, float]:
         """The recalls of the validation pairs in [0, 1], such as `text_to_image_recall@10`."""
@@ -252,7 +241,8 @@ class Training:
             rows = slice(start, start + self.rows_per_process)
             yield images[rows], texts[rows]
 
-    def _log_epoch(self, of_optimizer: dict[str, float], seconds: float) -> None:
+    def _log_epoch(self, gradient: dict[str, float], seconds: float) -> None:
+        """Adds the row of the epoch that has ended to the history, and sends it to the tracker."""
         means = {name: total / self.steps_per_epoch for name, total in self.sums.items()}
         reports = {name: value.item() for name, value in self.loss_fn.reports().items()}
         self.sums = {}
@@ -261,7 +251,7 @@ class Training:
             "step": self.step,
             **means,
             **reports,
-            **of_optimizer,
+            **gradient,
             "temperature": 1 / self.model.logit_scale.item(),
             "seconds": seconds,
         }
@@ -269,6 +259,27 @@ class Training:
             row |= self.validate()
         self.history.append(row)
         self.accelerator.log(row, step=self.step)
+
+    def _is_checkpoint_due(self) -> bool:
+        """By default at the end of an epoch, 200 steps or more after the last one, or after 500
+        steps; and always after the last step.
+        """
+        save_steps = self.config.save_steps
+        if save_steps is None:
+            n_epochs = math.ceil(200 / self.steps_per_epoch)
+            save_steps = min(500, n_epochs * self.steps_per_epoch)
+        return self.step % save_steps == 0 or self.step == self.n_steps
+
+    def _rows_per_process(self) -> int:
+        n_pairs = len(self.inputs.pairs)
+        n_processes = self.accelerator.num_processes
+        batch_size = min(self.config.batch_size, n_pairs)
+        is_uneven = batch_size == self.config.batch_size and batch_size % n_processes > 0
+        if batch_size < n_processes or is_uneven:
+            raise ValueError(
+                f"{n_processes} processes cannot share {batch_size} pairs: change batch_size"
+            )
+        return batch_size // n_processes
 
     def _any_process(self, value: bool) -> bool:
         """Whether a value is true in any process."""

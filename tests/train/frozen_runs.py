@@ -1,8 +1,8 @@
 """Numbers of small runs as they were when training was a subclass of `transformers.Trainer`.
 
-`PYTHONPATH=tests:tests/train python tests/train/frozen_runs.py` writes `frozen_runs.json`, which
-was written then; the loop of today must give the same. They are not digests of bytes, since processors round differently: runs are in float64
-where the model allows it, and numbers are compared to nine digits.
+`PYTHONPATH=tests:tests/train python tests/train/frozen_runs.py` writes `frozen_runs.json`. It was
+written by the code of then; the loop of today must give the same. They are not digests of bytes,
+since processors round differently: the models are in float64, and nine digits are compared.
 """
 
 import json
