@@ -243,7 +243,7 @@ def _index(model, folder: Path):
     from tqdm import tqdm
 
     from cibr.data.pairs import IMAGE_SUFFIXES, open_rgb
-    from cibr.models.features import keep_tensors
+    from cibr.models.feature_cache import keep_tensors
     from cibr.utils import cache_folder, digest
 
     # What the model makes of a text and an image tells it from others of its name.

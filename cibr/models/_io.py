@@ -6,7 +6,8 @@ shipped with the package and on the hub. `DualEncoder.save_pretrained` says what
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,11 @@ def resolve(name: str) -> str:
     Raises:
         FileNotFoundError: a name that is neither; the message suggests the nearest known one.
     """
-    folders = [Path(name).expanduser(), Path(os.environ.get("CIBR_MODELS", "."), name)]
-    folders.append(shipped(f"checkpoints/{name}"))
+    folders = (
+        Path(name).expanduser(),
+        Path(os.environ.get("CIBR_MODELS", "."), name),
+        shipped(f"checkpoints/{name}"),
+    )
     for folder in folders:
         if name and os.path.isdir(folder):  # False for impossible names, too
             return str(folder)
@@ -67,19 +71,32 @@ def from_hub(loader: str, name: str | Path, **options: Any) -> Any:
     """
     source = resolve(str(name))
     options["trust_remote_code"] = False  # left out, transformers asks, and a pipe may say yes
-    logging.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # weights that are missing are reported by `check_weights`
     try:
-        return getattr(transformers, loader).from_pretrained(source, **options)
+        with _quiet_transformers():
+            return getattr(transformers, loader).from_pretrained(source, **options)
+    except (MemoryError, torch.OutOfMemoryError, ImportError):
+        raise
     except Exception as error:  # loaders raise nearly anything
         cause = str(error).strip().partition("\n")[0] or type(error).__name__
         raise FileNotFoundError(
             f"cannot load {source!r} with transformers.{loader} ({cause}): give its folder, "
             f"set CIBR_MODELS to one that holds {name}, or connect to the hub"
         ) from error
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """A context without progress bars and messages; `check_weights` reports missing weights."""
+    has_bar = logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
     finally:
         logging.set_verbosity(verbosity)
+        if has_bar:
+            logging.enable_progress_bar()
 
 
 def load_tokenizer(name: str | Path) -> Any:
@@ -117,9 +134,9 @@ def check_weights(model: nn.Module, source: str, missing: Collection[str]) -> No
     """
     weights = model.state_dict().items()
     broken = [key for key, x in weights if x.is_floating_point() and not x.isfinite().all()]
-    for what, keys in (("missing", missing), ("not finite", broken)):
+    for fault, keys in (("missing", missing), ("not finite", broken)):
         if keys:
             raise ValueError(
-                f"{len(keys)} of the weights in {source!r} are {what}, such as {min(keys)!r}: "
+                f"{len(keys)} of the weights in {source!r} are {fault}, such as {min(keys)!r}: "
                 "save the whole model again, without a wrapper around it, or take an earlier one"
             )

@@ -375,22 +375,22 @@ class FrozenTowers(Towers):
         nn.Module.__init__(self)
         self.names = (str(image), str(text))
         self._copies = copies
-        self._loaded: list[Towers] = []  # in a list, so that it is not registered as a submodule
+        self._towers: list[Towers] = []  # in a list, so that it is not registered as a submodule
         self.register_buffer("_like", torch.empty(0), persistent=False)  # has device and type
         if dims is None or copies is not None:  # copies are read at once, as all of a folder
-            measured = self.towers.measured_widths()
+            measured = self.loaded.measured_widths()
         self.dim_image, self.dim_text = dims or measured
 
     @property
-    def towers(self) -> TwoTowers | TransformersTowers:
+    def loaded(self) -> TwoTowers | TransformersTowers:
         """The towers, on the device and in the type of the model; they are loaded if need be.
 
         Raises:
             FileNotFoundError: a tower is neither here nor on the hub; the message says the fix.
         """
-        if not self._loaded:
-            self._loaded.append(load_towers(*self._locations()))
-        [towers] = self._loaded
+        if not self._towers:
+            self._towers.append(load_towers(*self._locations()))
+        [towers] = self._towers
         weight = next(towers.parameters())
         if weight.device != self._like.device or weight.dtype != self._like.dtype:
             towers.to(self._like)
@@ -406,30 +406,30 @@ class FrozenTowers(Towers):
     @property
     def processor(self) -> Callable:
         """Of images."""
-        return self.towers.processor
+        return self.loaded.processor
 
     @property
     def tokenizer(self) -> Any:
         """Of texts."""
-        return self.towers.tokenizer
+        return self.loaded.tokenizer
 
     @property
     def n_positions(self) -> int:
         """Tokens that the text tower has positions for."""
-        return self.towers.n_positions
+        return self.loaded.n_positions
 
     @property
     def reads_padding(self) -> bool:
         """Whether the text tower attends to padding."""
-        return self.towers.reads_padding
+        return self.loaded.reads_padding
 
     def image_pooled(self, pixels: _Pixels) -> _Pooled:
         """Pooled features of normalised images."""
-        return self.towers.image_pooled(pixels)
+        return self.loaded.image_pooled(pixels)
 
     def text_pooled(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
         """Pooled features of token ids."""
-        return self.towers.text_pooled(ids, mask)
+        return self.loaded.text_pooled(ids, mask)
 
     def save(self, folder: Path, copy: bool = False) -> dict[str, Any]:
         """Returns the arguments of `load`; towers without a hub id, and all with `copy`, are copied
@@ -440,7 +440,7 @@ class FrozenTowers(Towers):
         """
         is_copied = copy or not all(map(is_hub_id, self.names))
         if is_copied:
-            self.towers.save_copies(folder)
+            self.loaded.save_copies(folder)
         image, text = self.names
         dims = [self.dim_image, self.dim_text]
         return {"image": image, "text": text, "dims": dims, "are_copied": is_copied}

@@ -90,7 +90,7 @@ def test_the_context_is_what_the_text_tower_has_positions_for_or_its_tokenizer_a
 
 def test_frozen_towers_stay_in_eval_mode_and_without_gradients(build):
     model = build("frozen").train()
-    towers = model.towers.towers
+    towers = model.towers.loaded
     assert not any(module.training for module in towers.modules()) and model.head.training
     model.encode_texts(*model.tokenize(["a cat"])).features[:, 0].sum().backward()
     model.encode_images(model.preprocess([picture(0)])).features[:, 0].sum().backward()

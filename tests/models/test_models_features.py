@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import TEXTS, noise_pairs, picture
 
-from cibr.models import DualEncoder, features
+from cibr.models import DualEncoder, feature_cache, features
 from cibr.models.features import embed_pairs, prepare
 
 PAIRS = noise_pairs(23, n_captions=3)
@@ -23,9 +23,9 @@ forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:Dep
 def test_a_batch_is_the_rows_asked_for_whether_or_not_images_fit_in_memory(build, monkeypatch):
     model = build("tiny")
     n_bytes = 4 * 23 * 3 * 32 * 32  # of all images
-    monkeypatch.setattr(features, "_IN_MEMORY", n_bytes)
+    monkeypatch.setattr(features, "_MOST_IN_MEMORY", n_bytes)
     in_memory = prepare(model, PAIRS)
-    monkeypatch.setattr(features, "_IN_MEMORY", n_bytes - 1)
+    monkeypatch.setattr(features, "_MOST_IN_MEMORY", n_bytes - 1)
     monkeypatch.setattr(features.os, "cpu_count", lambda: 1)
     lazily = prepare(model, PAIRS)
     assert (in_memory.images is None, lazily.images is None) == (False, True)
@@ -79,9 +79,9 @@ def test_features_are_never_those_of_other_pixels_towers_or_tokens(build, comput
     model, n_texts = build("frozen"), len(set(PAIRS.texts()))
     computed(model)
     assert computed(model, replace(PAIRS, load=lambda i: picture(i + 100 * (i == 7)))) == (1, 0)
-    model.towers.towers.image_tower.layernorm.weight.data.mul_(2)
+    model.towers.loaded.image_tower.layernorm.weight.data.mul_(2)
     assert computed(model) == (23, 0)
-    model.towers.towers.text_tower.config.layer_norm_eps = 1.0
+    model.towers.loaded.text_tower.config.layer_norm_eps = 1.0
     assert computed(model) == (0, n_texts)
     model.towers.processor.image_mean = [0.1, 0.2, 0.3]
     assert computed(model) == (23, 0)
@@ -118,6 +118,6 @@ def test_embeddings_are_those_of_the_model_in_the_order_of_the_pairs(build, kind
 
 def test_features_are_made_where_no_cache_can_be_written(build, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(features, "cache_folder", lambda: tmp_path / "file")
+    monkeypatch.setattr(feature_cache, "cache_folder", lambda: tmp_path / "file")
     with pytest.warns(UserWarning, match="cannot be written .* it is computed again"):
         assert len(prepare(build("frozen"), PAIRS).images) == len(PAIRS)
