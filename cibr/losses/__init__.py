@@ -6,6 +6,14 @@ A loss takes tensors, never a model, and returns scalars in nats.
 from cibr.losses.cca import RegularisedCCA
 from cibr.losses.cibr import CIBRLoss, beta_at
 from cibr.losses.clip import clip_loss
-from cibr.losses.penalties import PENALTIES, LossInputs, Term
+from cibr.losses.penalties import PENALTIES, LossInputs, Penalty
 
-__all__ = ["PENALTIES", "CIBRLoss", "LossInputs", "RegularisedCCA", "Term", "beta_at", "clip_loss"]
+__all__ = [
+    "PENALTIES",
+    "CIBRLoss",
+    "LossInputs",
+    "Penalty",
+    "RegularisedCCA",
+    "beta_at",
+    "clip_loss",
+]

@@ -32,7 +32,7 @@ from torch import nn
 
 from cibr.losses._blocked import blocked_clip_loss
 from cibr.losses.clip import Features, Labels, Number, Scalar, checked_features
-from cibr.losses.penalties import PENALTIES, LossInputs, Term
+from cibr.losses.penalties import PENALTIES, LossInputs, Penalty
 from cibr.losses.vmf import sample_vmf
 from cibr.utils import check_known, check_number, check_unit_vectors
 
@@ -87,7 +87,7 @@ class CIBRLoss(nn.Module):
             each step, see `beta_at`. At 0 the penalty has no part in the graph: the loss is CLIP's,
             bit for bit, even if the penalty is not finite. With `vmf` and `crossfit`, compare
             settings by beta kappa_b A_d(kappa_e) / logit_scale.
-        penalty: a name of `PENALTIES`, or a `Term`.
+        penalty: a name of `PENALTIES`, or a `Penalty`.
         kappa_e: concentration of the encoders e(z|x): of the noise with `sample`, otherwise only a
             scale of the vMF penalties. The study's photo runs use 8,192.
         sample: contrast samples of vMF(mu, kappa_e) instead of the means mu, in both train and eval
@@ -102,7 +102,7 @@ class CIBRLoss(nn.Module):
     def __init__(
         self,
         beta: Number,
-        penalty: str | Term = "vmf",
+        penalty: str | Penalty = "vmf",
         *,
         kappa_e: Number = 1024.0,
         sample: bool = False,
@@ -131,7 +131,7 @@ class CIBRLoss(nn.Module):
 
     @property
     def needs(self) -> set[str]:
-        """The optional arguments that `forward` requires, see `Term`."""
+        """The optional arguments that `forward` requires, see `Penalty`."""
         return {*self.penalty.needs}
 
     def forward(

@@ -1,7 +1,7 @@
 """The penalties of `CIBRLoss`.
 
-A penalty is a `Term`: a module whose `forward` takes the `LossInputs` of a batch and returns the
-scalar that beta weights. To add one, subclass `Term` and pass an object to `CIBRLoss`, or enter the
+A `Penalty` is a module whose `forward` takes the `LossInputs` of a batch and returns the scalar
+that beta weights. To add one, subclass `Penalty` and pass an object to `CIBRLoss`, or enter the
 class in `PENALTIES`, which makes it available by name.
 
 `vmf` and `crossfit` are von Mises-Fisher bounds. For every backward encoder b,
@@ -65,8 +65,8 @@ class LossInputs(NamedTuple):
         return LossInputs(*(x.detach() if isinstance(x, Tensor) else x for x in self))
 
 
-class Term(nn.Module):
-    """A penalty, which `CIBRLoss` weights by beta.
+class Penalty(nn.Module):
+    """A term of the loss that `CIBRLoss` weights by beta.
 
     A penalty that trains its own parts, such as `Mine`, also has a method `update(inputs)`; nothing
     else trains them.
@@ -93,7 +93,7 @@ class Term(nn.Module):
         return {}
 
 
-class VMF(Term):
+class VMF(Penalty):
     """Backward encoders centred at the paired embedding of the other modality; the default.
 
     Its bound is so loose that its nats mean little, so the distance of the pairs is reported.
@@ -152,7 +152,7 @@ class Crossfit(VMF):
         return {"residual_image_nats": image_nats, "residual_text_nats": text_nats}
 
 
-class Mine(Term):
+class Mine(Penalty):
     """The paper's estimator: a difference of two Donsker-Varadhan estimates, which is no bound.
 
     There are four critics, each modality's embeddings with each tower's pooled features. They are
@@ -230,7 +230,7 @@ class Mine(Term):
         return nats
 
 
-PENALTIES: dict[str, type[Term]] = {"vmf": VMF, "crossfit": Crossfit, "mine": Mine}
+PENALTIES: dict[str, type[Penalty]] = {"vmf": VMF, "crossfit": Crossfit, "mine": Mine}
 
 
 def _mean_cosine(a: Features, b: Features) -> Scalar:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from cibr.losses import CIBRLoss, beta_at, clip_loss
-from cibr.losses.penalties import Term
+from cibr.losses.penalties import Penalty
 from cibr.losses.vmf import sample_vmf
 
 RESIDUAL = ["residual_image_nats", "residual_text_nats"]
@@ -34,7 +34,7 @@ def test_beta_weighs_a_penalty_that_is_reported_and_zero_is_bit_equal_to_clip(pe
     assert not any(value.requires_grad for value in reports.values())
 
 
-class Diverged(Term):
+class Diverged(Penalty):
     """A penalty that is no number, nor has it gradients that are."""
 
     def forward(self, inputs):
@@ -82,7 +82,7 @@ def test_noise_without_penalty_is_the_contrast_of_samples_from_the_generator_alo
 
 
 def test_an_update_has_the_inputs_of_the_loss():
-    class Trained(Term):
+    class Trained(Penalty):
         needs = ("labels",)
 
         def forward(self, inputs):
