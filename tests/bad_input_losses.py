@@ -36,7 +36,9 @@ BAD = {
     "penalty 'vfm', did you mean 'vmf'": loss(0.1, "vfm"),
     "has its options already": loss(0.1, VMF(), kappa_b=3.0),
     "'kapa_b', did you mean 'kappa_b'": loss(kapa_b=3.0),
-    "input of CIBRLoss 'labls'": loss(given={"labls": 1}),
+    "'critic_step', did you mean 'critic_steps'": lambda: CIBRLoss.for_model(
+        None, 0.1, "mine", critic_step=3
+    ),
     "needs image_pooled, text_pooled": loss(0.1, "mine", dims=(6, 5, 4)),
     "image_pooled and text_pooled must": partial(RegularisedCCA.fit, POOLED, 0 * POOLED, 6),
     "kappa must": partial(vmf.sample_vmf, IMAGE, -1.0),

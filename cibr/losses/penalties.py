@@ -89,6 +89,19 @@ class Penalty(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ()
     ramps: ClassVar[bool] = True
 
+    @classmethod
+    def for_model(cls, model: Any, **options: Any) -> "Penalty":
+        """Builds the penalty for the embeddings of a model, as `CIBRLoss.for_model` does.
+
+        Override it if the constructor needs something of the model, such as its widths.
+
+        Args:
+            model: a `cibr.DualEncoder`, or an object with the attributes that the penalty reads;
+                by default none.
+            options: arguments of the constructor.
+        """
+        return cls(**options)
+
     def forward(self, inputs: LossInputs) -> Scalar:
         """The scalar to be minimised, with gradients to the features of the inputs."""
         raise NotImplementedError
@@ -199,6 +212,19 @@ class Mine(Penalty):
         # Only `update` lets them have gradients: no other optimiser trains them.
         self.critics.requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.critics.parameters(), lr=critic_rate)
+
+    @classmethod
+    def for_model(cls, model: Any, **options: Any) -> "Mine":
+        """Builds the penalty with the widths of a model.
+
+        Args:
+            model: an object with `dim`, `dim_image_pooled` and `dim_text_pooled`, as a
+                `cibr.DualEncoder` has them.
+            options: arguments of the constructor; `dims` replaces the model's.
+        """
+        if "dims" not in options:
+            options["dims"] = (model.dim, model.dim_image_pooled, model.dim_text_pooled)
+        return cls(**options)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The state of the critics' optimiser, for the state dict."""

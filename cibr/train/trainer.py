@@ -32,7 +32,6 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from cibr.data import Pairs
 from cibr.losses import CIBRLoss, RegularisedCCA, beta_at
-from cibr.losses.cibr import arguments_of
 from cibr.losses.clip import Scalar
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
@@ -143,10 +142,8 @@ class CIBRTrainer(Trainer):
                 self.held_out = self.prepare_pairs(self.eval_dataset)
         broadcast(self.model.own_weights())  # in place: all start from the first one's weights
         torch.manual_seed(self.config.seed)  # of what the penalty trains
-        model, options = self.model, dict(self.config.loss_options)
-        if "dims" in arguments_of(self.config.penalty):
-            options.setdefault("dims", (model.dim, model.dim_image_pooled, model.dim_text_pooled))
-        loss_fn = CIBRLoss(self.config.beta, self.config.penalty, **options)
+        config = self.config
+        loss_fn = CIBRLoss.for_model(self.model, config.beta, config.penalty, **config.loss_options)
         self.loss_fn = loss_fn.to(self.args.device)
 
     def prepare_pairs(self, pairs: Pairs) -> Inputs:

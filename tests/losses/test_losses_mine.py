@@ -2,12 +2,14 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from losses_pairs import build, pair, pooled_features
 from torch.testing import assert_close
 
+from cibr.losses import CIBRLoss
 from cibr.losses.critics import MineNats
 from cibr.losses.vmf import sample_vmf
 
@@ -84,3 +86,17 @@ def test_two_steps_at_once_are_two_updates_between_which_all_can_be_saved():
     for other in (restored, twice):
         assert all(map(torch.equal, once.parameters(), other.parameters()))
         assert all(map(torch.equal, once.buffers(), other.buffers()))
+
+
+def test_for_a_model_mine_has_its_widths_unless_others_are_given():
+    model = SimpleNamespace(dim=6, dim_image_pooled=5, dim_text_pooled=4)
+    torch.manual_seed(0)
+    loss_fn = CIBRLoss.for_model(model, 0.3, "mine", kappa_e=50.0, sample=True, critic_steps=2)
+    expected = build(0.3, "mine", d=6)  # with dims=(6, 5, 4), from the same seed
+    assert loss_fn.beta == 0.3
+    assert loss_fn.kappa_e == 50.0
+    assert loss_fn.sample
+    assert loss_fn.penalty.critic_steps == 2
+    assert all(map(torch.equal, loss_fn.parameters(), expected.parameters()))
+    narrow = CIBRLoss.for_model(model, 0.3, "mine", dims=(3, 2, 1))
+    assert narrow.penalty.critics["image_text"].g[0].in_features == 1
