@@ -25,7 +25,7 @@ def recall(image=EYE, text=EYE, own=OWN):
 
 
 def by_label(image=EYE, text=EYE, labels=OWN):
-    return partial(metrics.query_ranks, image, text, STRINGS, OWN, labels)
+    return partial(metrics.retrieval_ranks, image, text, OWN, labels, STRINGS)
 
 
 def ranks(image=EYE, classes=EYE, labels=OWN):

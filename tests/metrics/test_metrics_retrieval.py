@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cibr.data import Pairs
-from cibr.metrics import query_ranks, recall_at_k, retrieval, retrieval_recalls
+from cibr.metrics import recall_at_k, retrieval, retrieval_ranks, retrieval_recalls
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 
@@ -52,7 +52,7 @@ def test_ranks_equal_a_loop_over_queries_and_rounding_breaks_no_tie(
     for labels, name, rows in ((None, "", range(n + extra)), (by_label, "label_", distinct)):
         of_images = torch.arange(n) if labels is None else labels
         with mock.patch.object(retrieval, "_TILE", tile):
-            found = query_ranks(*rounded, strings, own, labels)
+            found = retrieval_ranks(*rounded, own, labels, strings)
             recalls = retrieval_recalls(*rounded, strings, own, labels, (1, 2, 999))
         sides = (images, of_images), (texts[rows], of_images[own][rows])
         for i, (queries, gallery) in enumerate((sides, sides[::-1])):
