@@ -45,6 +45,7 @@ BAD = {
     "has its options already": loss(penalty=VMF(), kappa_b=3.0),
     "'kapa_b', did you mean 'kappa_b'": loss(kapa_b=3.0),
     "'critic_step', did you mean 'critic_steps'": loss_for_model("mine", critic_step=3),
+    "reports are those of the last batch": CIBRLoss(0.1).reports,
     "needs image_pooled, text_pooled": loss(penalty="mine", dims=(6, 5, 4)),
     "image_pooled and text_pooled must": partial(RegularisedCCA.fit, POOLED, 0 * POOLED, 6),
     "kappa must": partial(vmf.sample_vmf, IMAGE, -1.0),

@@ -233,7 +233,12 @@ class CIBRLoss(nn.Module):
             `residual_image_nats`; and, of CLIP's loss, `mi_lower_bound_nats`, log n - loss, a lower
             bound on I(Z_v;Z_t). With labels it holds if image and text are conditionally
             independent given the label and rows are drawn independently.
+
+        Raises:
+            ValueError: the loss has not been called yet.
         """
+        if self._last is None:
+            raise ValueError("reports are those of the last batch: call the loss first")
         inputs, clip_loss, penalty = self._last
         with torch.autocast(inputs.image.device.type, enabled=False):
             penalty_reports = self.penalty.reports(inputs)
