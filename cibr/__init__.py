@@ -5,10 +5,11 @@ Names are loaded on first use (PEP 562): importing the losses does not import th
 models and training.
 """
 
+# ruff: noqa: F401 -- the imports below are for type checkers, which do not run `__getattr__`
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the same names for type checkers
+if TYPE_CHECKING:
     from cibr.data import Pairs, load_pairs
     from cibr.losses import CIBRLoss, beta_at, clip_loss
     from cibr.metrics import recall_at_k
@@ -16,20 +17,32 @@ if TYPE_CHECKING:  # the same names for type checkers
     from cibr.train import RunConfig, build_model, configure, fit, load_splits
 
 __version__ = "0.5.0"
-__all__ = ["CIBRLoss", "DualEncoder", "Pairs", "RunConfig", "__version__"]
-__all__ += ["beta_at", "build_model", "clip_loss", "configure", "fit", "load_pairs", "load_splits"]
-__all__ += ["recall_at_k"]
-_ROOMS = ("losses", "metrics", "data", "models", "train")  # the quickest to import first
+
+_MODULE_OF_NAME = {
+    "CIBRLoss": "cibr.losses",
+    "DualEncoder": "cibr.models",
+    "Pairs": "cibr.data",
+    "RunConfig": "cibr.train",
+    "beta_at": "cibr.losses",
+    "build_model": "cibr.train",
+    "clip_loss": "cibr.losses",
+    "configure": "cibr.train",
+    "fit": "cibr.train",
+    "load_pairs": "cibr.data",
+    "load_splits": "cibr.train",
+    "recall_at_k": "cibr.metrics",
+}
+__all__ = ["__version__", *_MODULE_OF_NAME]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        for room in _ROOMS:
-            module = import_module(f"cibr.{room}")
-            if name in module.__all__:
-                value = globals()[name] = getattr(module, name)
-                return value
-    raise AttributeError(f"module 'cibr' has no attribute {name!r}; it has {', '.join(__all__)}")
+    if name not in _MODULE_OF_NAME:
+        raise AttributeError(
+            f"module 'cibr' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
+    value = getattr(import_module(_MODULE_OF_NAME[name]), name)
+    globals()[name] = value  # so that this function is not asked again
+    return value
 
 
 def __dir__() -> list[str]:

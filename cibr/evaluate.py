@@ -25,7 +25,6 @@ from tqdm import tqdm
 from cibr import metrics
 from cibr.data import Pairs, available_splits, load_pairs, photos, title_of
 from cibr.metrics.intervals import cluster_values, group_balanced_values
-from cibr.metrics.retrieval import recall_items
 from cibr.metrics.zeroshot import accuracy_items
 from cibr.models import DualEncoder
 from cibr.models.dual_encoder import image_key
@@ -222,15 +221,15 @@ def _zero_shot(model: DualEncoder, pairs: Pairs) -> dict[str, np.ndarray]:
 
 def _retrieval(model: DualEncoder, pairs: Pairs) -> dict[str, np.ndarray]:
     """Recalls, with one number an image with its texts, or a label."""
-    images, texts = embed_pairs(model, prepare(model, pairs), 256)
-    ranks = metrics.query_ranks(images, texts, *pairs.retrieval_targets())
-    if len(ranks.image_units.unique()) < 2:
+    image_embeddings, text_embeddings = embed_pairs(model, prepare(model, pairs), 256)
+    texts, text_to_image, labels = pairs.retrieval_targets()
+    ranks = metrics.retrieval_ranks(image_embeddings, text_embeddings, text_to_image, labels, texts)
+    if len(ranks.image_clusters.unique()) < 2:
         raise ValueError(f"all images of {pairs.name} match one another: retrieval needs two")
-    name = "recall" if pairs.paired else "label_recall"
     scores = {}
-    for metric, hits in recall_items(*ranks[:2], name=name).items():
-        units = ranks.image_units if metric.startswith("image") else ranks.text_units
-        scores[metric] = cluster_values(hits.numpy(), units.numpy())
+    for metric, hits in metrics.recall_hits(ranks).items():
+        clusters = ranks.image_clusters if metric.startswith("image") else ranks.text_clusters
+        scores[metric] = cluster_values(hits.numpy(), clusters.numpy())
     return scores
 
 

@@ -1,10 +1,18 @@
 """Losses: the exact, memory-bounded `clip_loss`, `CIBRLoss` built on it, and its penalties.
 
-A loss takes tensors, never a model, and returns scalars in nats.
+A loss takes tensors, never a model, and returns scalars in nats (`CIBRLoss.for_model` reads the
+widths of a model, no more).
 """
 
 from cibr.losses.cibr import CIBRLoss, beta_at
 from cibr.losses.clip import clip_loss
-from cibr.losses.penalties import PENALTIES, LossInputs, Term
+from cibr.losses.penalties import PENALTIES, LossInputs, Penalty
 
-__all__ = ["PENALTIES", "CIBRLoss", "LossInputs", "Term", "beta_at", "clip_loss"]
+__all__ = [
+    "PENALTIES",
+    "CIBRLoss",
+    "LossInputs",
+    "Penalty",
+    "beta_at",
+    "clip_loss",
+]

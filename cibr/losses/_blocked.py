@@ -1,11 +1,12 @@
 """CLIP's loss with a backward pass of its own: faster, and in blocks of rows where n is large.
 
-Value and gradients are those of `cibr.losses.clip.plain_clip_loss`, which is the definition. The
-slope of the loss by the logits is ((row softmax) + (column softmax) - 2 targets) / 2n. Up to 2,048
-pairs the forward pass computes the numerator and keeps it: one n x n matrix, where autograd keeps
-several. Above, no such matrix exists at any time: the forward pass keeps the maximum and the sum of
-every row and column, from which the backward pass computes the slopes again, block by block, at the
-cost of one matrix product in four.
+    dL / dlogits = (row softmax + column softmax - 2 targets) / 2n
+
+Value and gradients are those of `cibr.losses.clip.plain_clip_loss`, which is the definition. Up to
+2,048 pairs the forward pass computes the numerator above and keeps it: one n x n matrix, where
+autograd keeps several. With more pairs no such matrix exists at any time: the forward pass keeps
+the maximum and the sum of every row and column, from which the backward pass computes the slopes
+again, block by block, at the cost of one matrix product in four.
 """
 
 import math
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_LARGEST_WHOLE = 2048  # pairs; 16 MiB in float32
-_CHUNK_SIZE = 512  # rows of a block above it
+_LARGEST_WHOLE = 2048  # pairs; their matrix takes 16 MiB in float32
+_CHUNK_SIZE = 512  # rows of a block where there are more pairs
 
 
 def blocked_clip_loss(
@@ -29,6 +30,9 @@ def blocked_clip_loss(
         scale: multiplier of the cosines, a scalar.
         labels: as in `clip_loss`, [n].
         chunk_size: as in `clip_loss`.
+
+    Returns:
+        Nats, a scalar.
     """
     n = len(image)
     if chunk_size is None:
@@ -44,11 +48,15 @@ class _WholeLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, image, text, scale, labels):
-        logits = (scale * image) @ text.T
+        logits = (scale * image) @ text.T  # [n, n]
         targets = _Targets(labels, slice(len(image)), logits)
-        row_logs, column_logs = logits.log_softmax(1), logits.log_softmax(0)
-        loss = -(targets.mean_of(row_logs) + targets.mean_of(column_logs)).mean() / 2
-        slopes = targets.taken_from(row_logs.exp_().add_(column_logs.exp_()))
+        row_log_softmax = logits.log_softmax(1)
+        column_log_softmax = logits.log_softmax(0)
+        log_likelihoods = targets.means(row_log_softmax) + targets.means(column_log_softmax)
+        loss = -log_likelihoods.mean() / 2
+        # In place: no other matrix is allocated, and the logarithms are not needed any more.
+        softmaxes = row_log_softmax.exp_().add_(column_log_softmax.exp_())
+        slopes = targets.subtract_twice_from_(softmaxes)
         ctx.save_for_backward(image, text, scale, slopes)
         return loss
 
@@ -57,8 +65,9 @@ class _WholeLoss(torch.autograd.Function):
     def backward(ctx, grad):
         image, text, scale, slopes = ctx.saved_tensors
         with torch.autocast(image.device.type, enabled=False):
-            products = slopes @ text, slopes.T @ image
-        return *_gradients(image, scale, grad, *products), None
+            slopes_by_text = slopes @ text
+            slopes_by_image = slopes.T @ image
+        return *_gradients(image, scale, grad, slopes_by_text, slopes_by_image), None
 
 
 class _BlockedLoss(torch.autograd.Function):
@@ -70,57 +79,72 @@ class _BlockedLoss(torch.autograd.Function):
     def forward(ctx, image, text, scale, labels, chunk_size):
         n = len(image)
         # Maximum and sum are kept apart: as one log-sum, a loss near zero would lose its digits.
-        row_max, row_sum, positive = image.new_empty(3, n)
-        column_max, column_sum = image.new_full((n,), -math.inf), image.new_zeros(n)
+        row_max = image.new_empty(n)
+        row_sum = image.new_empty(n)  # of exp(logits - row_max)
+        column_max = image.new_full((n,), -math.inf)
+        column_sum = image.new_zeros(n)  # of exp(logits - column_max), over the rows so far
+        positive = image.new_empty(n)  # each row's mean logit over its targets
         for rows in _blocks(n, chunk_size):
             logits = (scale * image[rows]) @ text.T  # [chunk_size, n]
             row_max[rows] = logits.amax(1)
             row_sum[rows] = (logits - row_max[rows, None]).exp_().sum(1)
-            highest = torch.maximum(column_max, logits.amax(0))
-            column_sum *= (column_max - highest).exp_()
-            column_sum += (logits - highest).exp_().sum(0)
-            column_max = highest
-            positive[rows] = _Targets(labels, rows, logits).mean_of(logits)
+            new_column_max = torch.maximum(column_max, logits.amax(0))
+            column_sum *= (column_max - new_column_max).exp_()
+            column_sum += (logits - new_column_max).exp_().sum(0)
+            column_max = new_column_max
+            positive[rows] = _Targets(labels, rows, logits).means(logits)
         ctx.chunk_size = chunk_size
         ctx.save_for_backward(image, text, scale, labels, row_max, row_sum, column_max, column_sum)
-        above = (row_max - positive) + (column_max - positive)
-        return (above + row_sum.log() + column_sum.log()).mean() / 2
+        # Both cross-entropies of a pair: log of the sum of exp(logits), minus the positive one.
+        maxima_above_positive = (row_max - positive) + (column_max - positive)
+        return (maxima_above_positive + row_sum.log() + column_sum.log()).mean() / 2
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         image, text, scale, labels, row_max, row_sum, column_max, column_sum = ctx.saved_tensors
-        product_image, product_text = torch.empty_like(image), torch.zeros_like(text)
+        slopes_by_text = torch.empty_like(image)
+        slopes_by_image = torch.zeros_like(text)
         with torch.autocast(image.device.type, enabled=False):
             for rows in _blocks(len(image), ctx.chunk_size):
-                logits = (scale * image[rows]) @ text.T
-                slopes = (logits - row_max[rows, None]).exp_().div_(row_sum[rows, None])
-                slopes.addcdiv_(logits.sub_(column_max).exp_(), column_sum)
-                slopes = _Targets(labels, rows, logits).taken_from(slopes)
-                torch.mm(slopes, text, out=product_image[rows])
-                product_text.addmm_(slopes.T, image[rows])
-        return *_gradients(image, scale, grad, product_image, product_text), None, None
+                logits = (scale * image[rows]) @ text.T  # [chunk_size, n]
+                row_softmax = (logits - row_max[rows, None]).exp_().div_(row_sum[rows, None])
+                column_exp = logits.sub_(column_max).exp_()
+                softmaxes = row_softmax.addcdiv_(column_exp, column_sum)
+                slopes = _Targets(labels, rows, logits).subtract_twice_from_(softmaxes)
+                torch.mm(slopes, text, out=slopes_by_text[rows])
+                slopes_by_image.addmm_(slopes.T, image[rows])
+        return *_gradients(image, scale, grad, slopes_by_text, slopes_by_image), None, None
 
 
 class _Targets:
     """The target distributions of some rows: 1 / m for each of the m columns with the row's label,
     or all mass on the pair itself if there are no labels, which needs no matrix.
+
+    Args:
+        labels: as in `clip_loss`, [n].
+        rows: which of the n rows.
+        logits: a matrix, [rows, n], of the dtype that the targets are to have.
     """
 
     def __init__(self, labels: Tensor | None, rows: slice, logits: Tensor):
-        self.rows, self.shares = rows, None
+        self.rows = rows
+        self.shares = None  # [rows, n]
         if labels is not None:
             is_positive = (labels[rows, None] == labels).to(logits)
             self.shares = is_positive.div_(is_positive.sum(1, keepdim=True))
 
-    def mean_of(self, values: Tensor) -> Tensor:
+    def means(self, values: Tensor) -> Tensor:
         """Means of the rows of a matrix, [rows, n], over their targets, [rows]."""
         if self.shares is None:
             return values[:, self.rows].diagonal()
         return (values * self.shares).sum(1)
 
-    def taken_from(self, softmaxes: Tensor) -> Tensor:
-        """The sum of both softmaxes, [rows, n], minus the targets of both directions, in place."""
+    def subtract_twice_from_(self, softmaxes: Tensor) -> Tensor:
+        """The sum of both softmaxes, [rows, n], minus the targets of both directions, in place.
+
+        Targets are symmetric, so those of both directions are the same matrix.
+        """
         if self.shares is None:
             softmaxes[:, self.rows].diagonal().sub_(2)
             return softmaxes
@@ -132,10 +156,14 @@ def _blocks(n: int, size: int) -> list[slice]:
 
 
 def _gradients(
-    image: Tensor, scale: Tensor, grad: Tensor, product_image: Tensor, product_text: Tensor
+    image: Tensor, scale: Tensor, grad: Tensor, slopes_by_text: Tensor, slopes_by_image: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of features and scale from the products of the slopes with texts and images."""
+    """Gradients of image, text and scale from slopes @ text and slopes.T @ image, [n, d], which are
+    overwritten.
+    """
     weight = grad * scale / (2 * len(image))
-    grad_image = product_image.mul_(weight)
+    grad_image = slopes_by_text.mul_(weight)
+    grad_text = slopes_by_image.mul_(weight)
+    # scale * dL/dscale = sum of logits * dL/dlogits = sum of image * dL/dimage
     grad_scale = torch.dot(image.flatten(), grad_image.flatten()) / scale
-    return grad_image, product_text.mul_(weight), grad_scale
+    return grad_image, grad_text, grad_scale

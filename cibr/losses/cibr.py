@@ -24,20 +24,20 @@ That is `CIBRLoss`:
 
 import inspect
 import math
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from cibr.losses._blocked import blocked_clip_loss
 from cibr.losses.clip import Features, Labels, Number, Scalar, checked_features
-from cibr.losses.penalties import PENALTIES, LossInputs, Term
+from cibr.losses.penalties import PENALTIES, LossInputs, Penalty
 from cibr.losses.vmf import sample_vmf
 from cibr.utils import check_known, check_number, check_unit_vectors
 
 MAX_BETA = 1e4  # above it, less than 1e-4 of the gradient is the contrastive loss's
-_OPTIONAL = ("image_pooled", "text_pooled", "generator")
 
 
 def beta_at(progress: Number, beta: Number) -> float:
@@ -60,8 +60,17 @@ def beta_at(progress: Number, beta: Number) -> float:
         >>> [beta_at(progress, beta=0.05) for progress in (0, 0.5, 1)]
         [0.0, 0.025, 0.05]
     """
-    check_number("progress", progress, 0, 1)
-    return float(beta) * min(max(3 * progress - 1, 0.0), 1.0)
+    check_number("progress", progress, low=0, high=1)
+    ramp = min(max(3 * progress - 1, 0.0), 1.0)
+    return float(beta) * ramp
+
+
+class _LastBatch(NamedTuple):
+    """What `reports` needs of the last batch, without gradients."""
+
+    inputs: LossInputs
+    clip_loss: Tensor
+    penalty: Tensor  # without its weight
 
 
 class CIBRLoss(nn.Module):
@@ -87,7 +96,7 @@ class CIBRLoss(nn.Module):
             each step, see `beta_at`. At 0 the penalty has no part in the graph: the loss is CLIP's,
             bit for bit, even if the penalty is not finite. With `vmf` and `crossfit`, compare
             settings by beta kappa_b A_d(kappa_e) / logit_scale.
-        penalty: a name of `PENALTIES`, or a `Term`.
+        penalty: a name of `PENALTIES`, or a `Penalty`.
         kappa_e: concentration of the encoders e(z|x): of the noise with `sample`, otherwise only a
             scale of the vMF penalties. The study's photo runs use 8,192.
         sample: contrast samples of vMF(mu, kappa_e) instead of the means mu, in both train and eval
@@ -102,7 +111,7 @@ class CIBRLoss(nn.Module):
     def __init__(
         self,
         beta: Number,
-        penalty: str | Term = "vmf",
+        penalty: str | Penalty = "vmf",
         *,
         kappa_e: Number = 1024.0,
         sample: bool = False,
@@ -110,7 +119,7 @@ class CIBRLoss(nn.Module):
     ):
         super().__init__()
         self.beta = beta
-        self.kappa_e = check_number("kappa_e", kappa_e, 1e-3, 1e6)
+        self.kappa_e = check_number("kappa_e", kappa_e, low=1e-3, high=1e6)
         self.sample = sample
         if isinstance(penalty, str):
             check_penalty(penalty, options)
@@ -118,7 +127,36 @@ class CIBRLoss(nn.Module):
         elif options:
             raise ValueError(f"{penalty!r} has its options already: give none")
         self.penalty = penalty
-        self._last: tuple[LossInputs, Scalar, Scalar] | None = None
+        self._last: _LastBatch | None = None
+
+    @classmethod
+    def for_model(
+        cls,
+        model: Any,
+        beta: Number,
+        penalty: str = "vmf",
+        *,
+        kappa_e: Number = 1024.0,
+        sample: bool = False,
+        **options: Any,
+    ) -> "CIBRLoss":
+        """Builds the loss for the embeddings of a model, from which `mine` takes its widths.
+
+        Args:
+            model: a `cibr.DualEncoder`, or an object with the attributes that the penalty reads,
+                see `Penalty.for_model`.
+            beta: weight of the penalty.
+            penalty: a name of `PENALTIES`.
+            kappa_e: concentration of the encoders.
+            sample: contrast samples instead of means.
+            options: of the penalty.
+
+        Raises:
+            ValueError: as the constructor.
+        """
+        check_penalty(penalty, options)
+        built = PENALTIES[penalty].for_model(model, **options)
+        return cls(beta, built, kappa_e=kappa_e, sample=sample)
 
     @property
     def beta(self) -> float:
@@ -127,12 +165,12 @@ class CIBRLoss(nn.Module):
 
     @beta.setter
     def beta(self, value: Number) -> None:
-        self._beta = check_number("beta", value, 0, MAX_BETA)
+        self._beta = check_number("beta", value, low=0, high=MAX_BETA)
 
     @property
     def needs(self) -> set[str]:
-        """The optional arguments that `forward` requires, see `Term`."""
-        return {*self.penalty.needs}
+        """The optional arguments that `forward` requires, see `Penalty`."""
+        return set(self.penalty.needs)
 
     def forward(
         self,
@@ -141,8 +179,10 @@ class CIBRLoss(nn.Module):
         logit_scale: Scalar | Number,
         labels: Labels | None = None,
         *,
+        image_pooled: Float[Tensor, "n p"] | None = None,
+        text_pooled: Float[Tensor, "n q"] | None = None,
+        generator: torch.Generator | None = None,
         output_dict: bool = True,
-        **optional: Any,
     ) -> dict[str, Scalar] | Scalar:
         """Computes the terms of the loss.
 
@@ -151,27 +191,35 @@ class CIBRLoss(nn.Module):
             text_features: unit vectors mu_t, [n, d].
             logit_scale: multiplier of the cosines, 1 / temperature.
             labels: as in `clip_loss`, [n].
+            image_pooled: inputs of the image head, [n, p], for penalties that need them.
+            text_pooled: inputs of the text head, [n, q], for penalties that need them.
+            generator: of the noise, which is drawn for all n rows at once.
             output_dict: return the terms by name instead of their sum.
-            optional: `image_pooled` and `text_pooled`, the inputs of the projection heads, [n, p]
-                and [n, q]; `generator`, of the noise, which is drawn for all n rows at once.
 
         Returns:
             `clip_loss`, the contrastive term, and `penalty_loss`, beta times the penalty, scalars;
             or their sum.
 
         Raises:
-            ValueError: as `clip_loss`; features whose lengths differ from 1 by more than 0.01; a
-                missing or unknown optional input.
+            ValueError: as `clip_loss`; features whose lengths differ from 1 by more than 0.01; an
+                input that the penalty needs and that is missing.
         """
-        inputs = self._inputs(image_features, text_features, logit_scale, labels, optional)
+        inputs = self._checked_inputs(
+            image_features, text_features, logit_scale, labels, image_pooled, text_pooled, generator
+        )
         detached = inputs.detached()
         with torch.autocast(image_features.device.type, enabled=False):
-            scale, labels = inputs.logit_scale, inputs.labels
-            clip_loss = blocked_clip_loss(inputs.z_image, inputs.z_text, scale, labels)
-            # At 0 it is only reported: in the graph, a value that is not finite would reach clip's.
-            penalty = self.penalty(inputs if self.beta else detached)
-        penalty_loss = self.beta * penalty if self.beta else torch.zeros_like(clip_loss)
-        self._last = detached, clip_loss.detach(), penalty.detach()
+            clip_loss = blocked_clip_loss(
+                inputs.z_image, inputs.z_text, inputs.logit_scale, inputs.labels
+            )
+            if self.beta:
+                penalty = self.penalty(inputs)
+                penalty_loss = self.beta * penalty
+            else:
+                # Only reported: in the graph, 0 times a penalty that is not finite would be NaN.
+                penalty = self.penalty(detached)
+                penalty_loss = torch.zeros_like(clip_loss)
+        self._last = _LastBatch(detached, clip_loss.detach(), penalty.detach())
         if output_dict:
             return {"clip_loss": clip_loss, "penalty_loss": penalty_loss}
         return clip_loss + penalty_loss
@@ -185,11 +233,20 @@ class CIBRLoss(nn.Module):
             `residual_image_nats`; and, of CLIP's loss, `mi_lower_bound_nats`, log n - loss, a lower
             bound on I(Z_v;Z_t). With labels it holds if image and text are conditionally
             independent given the label and rows are drawn independently.
+
+        Raises:
+            ValueError: the loss has not been called yet.
         """
+        if self._last is None:
+            raise ValueError("reports are those of the last batch: call the loss first")
         inputs, clip_loss, penalty = self._last
         with torch.autocast(inputs.image.device.type, enabled=False):
-            reports = {"penalty_excess": penalty} | self.penalty.reports(inputs)
-        return reports | {"mi_lower_bound_nats": math.log(len(inputs.image)) - clip_loss}
+            penalty_reports = self.penalty.reports(inputs)
+        return {
+            "penalty_excess": penalty,
+            **penalty_reports,
+            "mi_lower_bound_nats": math.log(len(inputs.image)) - clip_loss,
+        }
 
     def update(
         self,
@@ -197,7 +254,10 @@ class CIBRLoss(nn.Module):
         text_features: Features,
         logit_scale: Scalar | Number = 1.0,
         labels: Labels | None = None,
-        **optional: Any,
+        *,
+        image_pooled: Float[Tensor, "n p"] | None = None,
+        text_pooled: Float[Tensor, "n q"] | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
         """Trains what the penalty itself trains, such as MINE's critics; call it before `forward`.
 
@@ -205,42 +265,53 @@ class CIBRLoss(nn.Module):
             image_features: unit vectors mu_v, [n, d].
             text_features: unit vectors mu_t, [n, d].
             logit_scale: as in `forward`, where a penalty needs it.
-            labels: as in `forward`.
-            optional: as in `forward`.
+            labels: as in `forward`, [n].
+            image_pooled: as in `forward`, [n, p].
+            text_pooled: as in `forward`, [n, q].
+            generator: as in `forward`.
 
         Raises:
             ValueError: features that `forward` rejects.
         """
-        if hasattr(self.penalty, "update"):
-            inputs = self._inputs(image_features, text_features, logit_scale, labels, optional)
-            with torch.autocast(image_features.device.type, enabled=False):
-                self.penalty.update(inputs.detached())
+        if not hasattr(self.penalty, "update"):
+            return  # and draw no noise: `forward` is to be the first to use the generator
+        inputs = self._checked_inputs(
+            image_features, text_features, logit_scale, labels, image_pooled, text_pooled, generator
+        )
+        with torch.autocast(image_features.device.type, enabled=False):
+            self.penalty.update(inputs.detached())
 
-    def _inputs(self, image, text, logit_scale, labels, optional: dict[str, Any]) -> LossInputs:
-        """The checked inputs of the terms, with samples drawn if `sample` is set."""
-        image, text, scale = checked_features(image, text, logit_scale, labels)
+    def _checked_inputs(
+        self, image, text, logit_scale, labels, image_pooled, text_pooled, generator
+    ) -> LossInputs:
+        """The inputs of the terms, with samples drawn if `sample` is set."""
+        image, text, logit_scale = checked_features(image, text, logit_scale, labels)
         check_unit_vectors(image_features=image, text_features=text)
-        for name in optional:
-            check_known("input of CIBRLoss", name, _OPTIONAL)
-        passed = {"labels": labels, **optional}
-        missing = [name for name in self.penalty.needs if passed.get(name) is None]
-        if missing:
-            raise ValueError(f"the loss needs {', '.join(missing)}: pass them in the call")
         z_image, z_text = image, text
         if self.sample:
-            z_image = sample_vmf(image, self.kappa_e, optional.get("generator"))
-            z_text = sample_vmf(text, self.kappa_e, optional.get("generator"))
-        features = image, text, z_image, z_text
-        return LossInputs(*features, scale, self.kappa_e, **passed)
-
-
-def arguments_of(penalty: str) -> Mapping[str, inspect.Parameter]:
-    """The arguments of a penalty's constructor, which are its options, by its name."""
-    return inspect.signature(PENALTIES[penalty]).parameters
+            z_image = sample_vmf(image, self.kappa_e, generator)
+            z_text = sample_vmf(text, self.kappa_e, generator)
+        inputs = LossInputs(
+            image=image,
+            text=text,
+            z_image=z_image,
+            z_text=z_text,
+            logit_scale=logit_scale,
+            kappa_e=self.kappa_e,
+            labels=labels,
+            image_pooled=image_pooled,
+            text_pooled=text_pooled,
+            generator=generator,
+        )
+        missing = [name for name in self.penalty.needs if getattr(inputs, name) is None]
+        if missing:
+            raise ValueError(f"the loss needs {', '.join(missing)}: pass them in the call")
+        return inputs
 
 
 def check_penalty(penalty: str, options: Collection[str]) -> None:
     """Raises ValueError for an unknown penalty, or an option that its constructor does not take."""
     check_known("penalty", penalty, PENALTIES)
+    known = inspect.signature(PENALTIES[penalty]).parameters
     for name in options:
-        check_known(f"option of {penalty!r}", name, arguments_of(penalty))
+        check_known(f"option of {penalty!r}", name, known)

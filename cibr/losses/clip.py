@@ -19,7 +19,7 @@ Features = Float[Tensor, "n d"]
 Labels = Int[Tensor, " n"]
 Scalar = Float[Tensor, ""]
 Number = float | int
-MAX_SCALE = 1e6  # of the cosines; 100 in CLIP
+MAX_SCALE = 1e6  # the largest logit_scale that is accepted; CLIP's is at most 100
 
 
 def plain_clip_loss(
@@ -47,7 +47,9 @@ def plain_clip_loss(
         labels = torch.arange(len(logits), device=logits.device)
     is_positive = (labels[:, None] == labels).to(logits)
     targets = is_positive / is_positive.sum(1, keepdim=True)  # symmetric: one for both directions
-    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+    image_to_text = F.cross_entropy(logits, targets)
+    text_to_image = F.cross_entropy(logits.T, targets)
+    return (image_to_text + text_to_image) / 2
 
 
 def clip_loss(
@@ -89,16 +91,17 @@ def clip_loss(
         0.000136
     """
     if chunk_size is not None:
-        check_number("chunk_size", chunk_size, 1, whole=True)
+        check_number("chunk_size", chunk_size, low=1, whole=True)
     image, text, scale = checked_features(image_features, text_features, logit_scale, labels)
-    check_unit_vectors(math.inf, image_features=image, text_features=text)
+    # Finite, of any length.
+    check_unit_vectors(tolerance=math.inf, image_features=image, text_features=text)
     return blocked_clip_loss(image, text, scale, labels, chunk_size)
 
 
 def checked_features(
     image: Tensor, text: Tensor, scale: Tensor | Number, labels: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Features in a common precision, at least float32, and the logit scale as a tensor.
+    """Checks shapes and the scale, and brings the inputs of a loss to one precision.
 
     Args:
         image: features of the images, [n, d].
@@ -106,17 +109,23 @@ def checked_features(
         scale: multiplier of the cosines.
         labels: as in `clip_loss`, [n].
 
+    Returns:
+        The features, [n, d], in their common precision, float32 at least, and the scale as a
+        scalar tensor.
+
     Raises:
-        ValueError: as `clip_loss`, but that entries are not looked at.
+        ValueError: as `clip_loss`, but entries of features are not looked at.
     """
     if image.ndim != 2 or image.shape != text.shape or len(image) < 2:
-        shapes = f"{list(image.shape)} and {list(text.shape)}"
-        raise ValueError(f"image_features and text_features must be [n, d], n >= 2, got {shapes}")
+        raise ValueError(
+            "image_features and text_features must be [n, d], n >= 2, got "
+            f"{list(image.shape)} and {list(text.shape)}"
+        )
     if labels is not None and (labels.is_floating_point() or labels.shape != image.shape[:1]):
-        got = f"{labels.dtype} {list(labels.shape)}"
-        raise ValueError(f"labels must be integers, [{len(image)}], got {got}")
+        raise ValueError(
+            f"labels must be integers, [{len(image)}], got {labels.dtype} {list(labels.shape)}"
+        )
     dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
-    image, text = image.to(dtype), text.to(dtype)
     scale = torch.as_tensor(scale, dtype=dtype, device=image.device).reshape(())
-    check_number("logit_scale", scale.item(), 1e-6, MAX_SCALE)
-    return image, text, scale
+    check_number("logit_scale", scale.item(), low=1e-6, high=MAX_SCALE)
+    return image.to(dtype), text.to(dtype), scale

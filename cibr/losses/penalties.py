@@ -1,11 +1,13 @@
-"""The penalties of `CIBRLoss`.
+"""The penalties R of `CIBRLoss`: bounds on and estimates of modality-specific information.
 
-A penalty is a `Term`: a module whose `forward` takes the `LossInputs` of a batch and returns the
-scalar that beta weights. To add one, subclass `Term` and pass an object to `CIBRLoss`, or enter the
+    R is meant to be (I(Z_v; X_v | X_t) + I(Z_t; X_t | X_v)) / 2, in nats
+
+A `Penalty` is a module whose `forward` takes the `LossInputs` of a batch and returns the scalar
+that beta weights. To add one, subclass `Penalty` and pass an object to `CIBRLoss`, or enter the
 class in `PENALTIES`, which makes it available by name.
 
 `vmf` and `crossfit` are von Mises-Fisher bounds. For every backward encoder b,
-E[log e(z|x_v) - log b(z|x_t)] >= I(Z_v;X_v|X_t), with equality for b = p(z|x_t). The encoder is
+E[log e(z|x_v) - log b(z|x_t)] >= I(Z_v; X_v | X_t), with equality for b = p(z|x_t). The encoder is
 e = vMF(mu_v, kappa_e), the noise with which information is measured, and b = vMF(centre, kappa_b).
 The penalty is then kappa_b A_d(kappa_e) (1 - mean cosine with the centre), without a constant that
 measures a mismatch of concentrations. The inequality needs a centre that is a function of the text
@@ -13,13 +15,16 @@ and of samples other than the pair. It holds for the source of the pairs: in a d
 text is unique, the text identifies its image, and the bound can fall to its floor by memorising the
 pairs.
 
+`mine` estimates I(Z_v; X_v) - I(Z_v; X_t) with critics, see `cibr.losses.critics`.
+
 Source: the bounds of Fischer (2020, arXiv 2002.05379); Ji et al. (2025, arXiv 2503.24182) for MINE.
 """
 
 from functools import cache
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,7 +35,7 @@ from cibr.utils import check_number
 
 _DIM_HIDDEN = 128  # of MINE's critics
 _RIDGE = 1.0  # times the mean eigenvalue of the unit vectors' second moment, 1 / d
-_mean_cosine_of_noise = cache(vmf_mean_cosine)  # the same in every step
+_mean_cosine_of_noise = cache(vmf_mean_cosine)  # A_d(kappa_e), the same in every step
 
 
 class LossInputs(NamedTuple):
@@ -38,15 +43,16 @@ class LossInputs(NamedTuple):
 
     Args:
         image: the embeddings mu_v, unit vectors [n, d], which a penalty acts on.
-        text: the embeddings mu_t, [n, d].
-        z_image: what CLIP's loss contrasts: with `sample` draws around `image`, else the same.
-        z_text: the same of the texts.
-        logit_scale: 1 / temperature.
+        text: the embeddings mu_t, unit vectors [n, d].
+        z_image: what CLIP's loss contrasts, [n, d]: with `sample` draws around `image`, else the
+            same as `image`.
+        z_text: the same for the texts, [n, d].
+        logit_scale: 1 / temperature, a scalar.
         kappa_e: concentration of the encoders e(z|x).
         labels: equal for pairs that match, [n].
         image_pooled: inputs of the image head, [n, p], without gradients.
-        text_pooled: inputs of the text head, [n, q].
-        generator: of noise.
+        text_pooled: inputs of the text head, [n, q], without gradients.
+        generator: of the noise.
     """
 
     image: Tensor
@@ -61,16 +67,18 @@ class LossInputs(NamedTuple):
     generator: torch.Generator | None = None
 
     def detached(self) -> "LossInputs":
-        """The same without gradients."""
-        return LossInputs(*(x.detach() if isinstance(x, Tensor) else x for x in self))
+        """The same inputs without gradients."""
+        fields = [field.detach() if isinstance(field, Tensor) else field for field in self]
+        return LossInputs(*fields)
 
 
-class Term(nn.Module):
-    """A penalty, which `CIBRLoss` weights by beta.
+class Penalty(nn.Module):
+    """A term of the loss that `CIBRLoss` weights by beta.
 
-    A penalty that trains its own parts, such as `Mine`, also has a method `update(inputs)`; nothing
-    else trains them.
-    `CIBRLoss.update` calls it on every process of a run, with the same inputs, without gradients.
+    A penalty that trains parts of its own, such as `Mine`, also has a method `update(inputs)`,
+    since nothing else trains them. `CIBRLoss.update` calls it on every process of a run, with the
+    same inputs, without gradients. Such a penalty returns its optimiser's state from
+    `get_extra_state` and restores it in `set_extra_state`, so that a resumed run is the same run.
 
     Attributes:
         needs: the optional arguments of `CIBRLoss.forward` that it reads: `labels`, `image_pooled`,
@@ -81,19 +89,32 @@ class Term(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ()
     ramps: ClassVar[bool] = True
 
+    @classmethod
+    def for_model(cls, model: Any, **options: Any) -> "Penalty":
+        """Builds the penalty for the embeddings of a model, as `CIBRLoss.for_model` does.
+
+        Override it if the constructor needs something of the model, such as its widths.
+
+        Args:
+            model: a `cibr.DualEncoder`, or an object with the attributes that the penalty reads;
+                by default none.
+            options: arguments of the constructor.
+        """
+        return cls(**options)
+
     def forward(self, inputs: LossInputs) -> Scalar:
         """The scalar to be minimised, with gradients to the features of the inputs."""
         raise NotImplementedError
 
     def reports(self, inputs: LossInputs) -> dict[str, Scalar]:
-        """The reports on a batch, by name; names of information end in `_nats`.
+        """Diagnostics of a batch, by name; names of information end in `_nats`.
 
-        Only bounds on and estimates of I(Z_v;X_v|X_t) may be called `residual_*`.
+        Only bounds on and estimates of I(Z_v; X_v | X_t) may be called `residual_*`.
         """
         return {}
 
 
-class VMF(Term):
+class VMF(Penalty):
     """Backward encoders centred at the paired embedding of the other modality; the default.
 
     Its bound is so loose that its nats mean little, so the distance of the pairs is reported.
@@ -107,7 +128,7 @@ class VMF(Term):
 
     def __init__(self, kappa_b: float = 10.0):
         super().__init__()
-        self.kappa_b = check_number("kappa_b", kappa_b, 1e-3, 1e6)
+        self.kappa_b = check_number("kappa_b", kappa_b, low=1e-3, high=1e6)
 
     def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         """Mean cosine of the images, and of the texts, with the centres of their b."""
@@ -115,9 +136,10 @@ class VMF(Term):
         return cosine, cosine
 
     def forward(self, inputs: LossInputs) -> Scalar:
+        """kappa_b A_d(kappa_e) (1 - mean cosine), the mean over both modalities."""
         image_cosine, text_cosine = self.cosines(inputs)
-        mean_cosine = _mean_cosine_of_noise(inputs.kappa_e, inputs.image.shape[1])
-        weight = (self.kappa_b * mean_cosine).to(image_cosine)
+        mean_cosine_of_noise = _mean_cosine_of_noise(inputs.kappa_e, dim=inputs.image.shape[1])
+        weight = (self.kappa_b * mean_cosine_of_noise).to(image_cosine)
         return weight * (1 - (image_cosine + text_cosine) / 2)
 
     def reports(self, inputs: LossInputs) -> dict[str, Scalar]:
@@ -135,8 +157,9 @@ class Crossfit(VMF):
     """
 
     def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
-        image_centre = _crossfitted_means(inputs.text, inputs.image, inputs.labels)
-        text_centre = _crossfitted_means(inputs.image, inputs.text, inputs.labels)
+        """Mean cosine of the images, and of the texts, with their predicted centres."""
+        image_centre = _crossfitted_directions(inputs.text, inputs.image, inputs.labels)
+        text_centre = _crossfitted_directions(inputs.image, inputs.text, inputs.labels)
         return _mean_cosine(inputs.image, image_centre), _mean_cosine(inputs.text, text_centre)
 
     def reports(self, inputs: LossInputs) -> dict[str, Scalar]:
@@ -144,15 +167,19 @@ class Crossfit(VMF):
 
         They bound information in samples of vMF(mu, kappa_e), whether or not training draws them.
         """
-        kappa_e, dim = inputs.kappa_e, inputs.image.shape[1]
-        cosines = torch.stack(self.cosines(inputs))
-        exact = cosines.cpu().double().clamp(-1, 1)  # MPS has no float64
-        kappa_b = vmf_fit_kappa(_mean_cosine_of_noise(kappa_e, dim) * exact, dim)
-        image_nats, text_nats = vmf_residual_nats(exact, kappa_e, kappa_b, dim).to(cosines)
+        kappa_e = inputs.kappa_e
+        dim = inputs.image.shape[1]
+        cosines = torch.stack(self.cosines(inputs))  # [2]: image, text
+        exact_cosines = cosines.cpu().double().clamp(-1, 1)  # MPS has no float64
+        # The mean cosine of a sample with the centre is A_d(kappa_e) times that of its mean.
+        sample_cosines = _mean_cosine_of_noise(kappa_e, dim=dim) * exact_cosines
+        kappa_b = vmf_fit_kappa(sample_cosines, dim)
+        nats = vmf_residual_nats(exact_cosines, kappa_e, kappa_b, dim)
+        image_nats, text_nats = nats.to(cosines)
         return {"residual_image_nats": image_nats, "residual_text_nats": text_nats}
 
 
-class Mine(Term):
+class Mine(Penalty):
     """The paper's estimator: a difference of two Donsker-Varadhan estimates, which is no bound.
 
     There are four critics, each modality's embeddings with each tower's pooled features. They are
@@ -161,7 +188,8 @@ class Mine(Term):
     are in the state dict.
 
     Args:
-        dims: widths of the embeddings and of the image and the text tower's pooled features.
+        dims: widths of the embeddings and of the image and the text tower's pooled features:
+            (d, p, q).
         critic_steps: steps of the critics before each step of the encoders.
         critic_rate: learning rate of the critics.
     """
@@ -173,22 +201,41 @@ class Mine(Term):
     ):
         super().__init__()
         self.critic_steps = critic_steps
-        dim, dim_image, dim_text = dims
-        self.critics, self.averages = nn.ModuleDict(), nn.ModuleDict()
-        for z in ("image", "text"):
-            for x, dim_pooled in (("image", dim_image), ("text", dim_text)):
-                self.critics[f"{z}_{x}"] = SeparableCritic(dim, dim_pooled, _DIM_HIDDEN)
-                self.averages[f"{z}_{x}"] = MineNats()
-        self.critics.requires_grad_(False)  # but in `update`: no other optimiser trains them
+        dim, dim_image_pooled, dim_text_pooled = dims
+        self.critics = nn.ModuleDict()  # by names such as "image_text", of T(z_image, x_text)
+        self.averages = nn.ModuleDict()
+        for z_name in ("image", "text"):
+            for x_name, dim_pooled in (("image", dim_image_pooled), ("text", dim_text_pooled)):
+                critic = SeparableCritic(dim, dim_pooled, dim_hidden=_DIM_HIDDEN)
+                self.critics[f"{z_name}_{x_name}"] = critic
+                self.averages[f"{z_name}_{x_name}"] = MineNats()
+        # Only `update` lets them have gradients: no other optimiser trains them.
+        self.critics.requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.critics.parameters(), lr=critic_rate)
 
-    def get_extra_state(self) -> dict:
+    @classmethod
+    def for_model(cls, model: Any, **options: Any) -> "Mine":
+        """Builds the penalty with the widths of a model.
+
+        Args:
+            model: an object with `dim`, `dim_image_pooled` and `dim_text_pooled`, as a
+                `cibr.DualEncoder` has them.
+            options: arguments of the constructor; `dims` replaces the model's.
+        """
+        if "dims" not in options:
+            options["dims"] = (model.dim, model.dim_image_pooled, model.dim_text_pooled)
+        return cls(**options)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The state of the critics' optimiser, for the state dict."""
         return self.optimizer.state_dict()
 
-    def set_extra_state(self, state: dict) -> None:
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restores the critics' optimiser from the state dict."""
         self.optimizer.load_state_dict(state)
 
     def forward(self, inputs: LossInputs) -> Scalar:
+        """The mean of both residuals, in nats, with gradients to the embeddings alone."""
         reports = self.reports(inputs)
         return (reports["residual_image_nats"] + reports["residual_text_nats"]) / 2
 
@@ -209,12 +256,14 @@ class Mine(Term):
         for _ in range(self.critic_steps):
             self.optimizer.zero_grad(set_to_none=True)
             self.critics.requires_grad_(True)
-            (-sum(self._nats(inputs, is_update=True).values())).backward()
+            nats = self._nats(inputs, is_update=True)
+            loss = -sum(nats.values())  # the critics maximise their estimates
+            loss.backward()
             self.critics.requires_grad_(False)
             self.optimizer.step()
 
     def _nats(self, inputs: LossInputs, is_update: bool = False) -> dict[str, Scalar]:
-        """Each critic's estimate, on inputs of unit variance; pooled features get no gradient.
+        """Each critic's estimate of I(Z; X), by name; pooled features get no gradient.
 
         Only an update moves the moving averages.
         """
@@ -222,15 +271,17 @@ class Mine(Term):
         pooled = {"image": inputs.image_pooled, "text": inputs.text_pooled}
         nats = {}
         for name, critic in self.critics.items():
-            z_side, x_side = name.split("_")
-            dtype = critic.f[0].weight.dtype
-            z = embeddings[z_side].to(dtype) * embeddings[z_side].shape[1] ** 0.5
-            x = F.layer_norm(pooled[x_side].detach().to(dtype), pooled[x_side].shape[1:])
+            z_name, x_name = name.split("_")
+            z = embeddings[z_name].to(critic.dtype)
+            x = pooled[x_name].detach().to(critic.dtype)
+            # Coordinates of unit variance: those of a unit vector have a mean square of 1 / d.
+            z = z * z.shape[1] ** 0.5
+            x = F.layer_norm(x, x.shape[1:])
             nats[name] = self.averages[name](critic(z, x), is_update)
         return nats
 
 
-PENALTIES: dict[str, type[Term]] = {"vmf": VMF, "crossfit": Crossfit, "mine": Mine}
+PENALTIES: dict[str, type[Penalty]] = {"vmf": VMF, "crossfit": Crossfit, "mine": Mine}
 
 
 def _mean_cosine(a: Features, b: Features) -> Scalar:
@@ -239,28 +290,37 @@ def _mean_cosine(a: Features, b: Features) -> Scalar:
 
 
 @torch.no_grad()
-def _crossfitted_means(source: Features, target: Features, labels: Labels | None) -> Features:
+def _crossfitted_directions(source: Features, target: Features, labels: Labels | None) -> Features:
     """Directions of rows predicted by ridge regression on the other half of the batch.
 
     Args:
         source: unit vectors of the other modality, [n, d].
         target: unit vectors to be predicted, [n, d].
-        labels: as in `clip_loss`, [n]; None when all differ. Rows with equal labels are in the same
-            half, so no row is predicted from its own label.
+        labels: as in `clip_loss`, [n]; None when all differ.
 
     Returns:
-        Unit vectors, [n, d].
+        Unit vectors, [n, d]; zeros where all rows have one label, so that the other half is empty.
     """
-    n, dim = source.shape
-    groups = torch.arange(n, device=source.device)
-    if labels is not None:
-        groups = torch.unique(labels, return_inverse=True)[1]
-    is_first = groups % 2 == 0
+    dim = source.shape[1]
+    is_even = _is_in_even_half(labels, source)
     predicted = torch.empty_like(target)
-    for half in (is_first, ~is_first):
-        x, y = source[~half], target[~half]
-        # Ridge regression in the dual form: a matrix of the half's size, not of the space's.
-        ridge = _RIDGE * max(1, len(x)) / dim
+    for rows in (is_even, ~is_even):
+        x = source[~rows]  # [m, d], the half that the regression is fitted on
+        y = target[~rows]
+        # The dual form has a matrix of the half's size, [m, m], not of the space's, [d, d].
+        ridge = _RIDGE * len(x) / dim
         gram = x @ x.T + ridge * torch.eye(len(x), dtype=x.dtype, device=x.device)
-        predicted[half] = source[half] @ x.T @ torch.linalg.solve(gram, y)
+        predicted[rows] = source[rows] @ x.T @ torch.linalg.solve(gram, y)
     return F.normalize(predicted, dim=1)
+
+
+def _is_in_even_half(labels: Labels | None, features: Features) -> Bool[Tensor, " n"]:
+    """Which rows are in the first of two halves: those of every other label.
+
+    Rows with equal labels are in the same half, so no row is predicted from its own label.
+    """
+    if labels is None:
+        label_ranks = torch.arange(len(features), device=features.device)
+    else:
+        label_ranks = torch.unique(labels, return_inverse=True)[1]
+    return label_ranks % 2 == 0

@@ -1,11 +1,13 @@
 """Von Mises-Fisher distributions on the unit sphere, and bounds on information with them.
 
-The density of vMF(mu, k) on the sphere in d dimensions is C_d(k) exp(k <mu, z>), its mean cosine is
-A_d(k) = I_{d/2}(k) / I_{d/2-1}(k). With e(z|x_v) = vMF(mu_v, k_e) and b(z|x_t) = vMF(mu_t, k_b) the
-bound E[log e(z|x_v) - log b(z|x_t)] on I(Z_v; X_v | X_t) has a closed form (`vmf_residual_nats`).
-Values are float64 for any input: the terms reach 1e5 and cancel, and I_v itself under- and
-overflows for orders up to thousands and arguments up to 1e5. Only samples have the dtype of their
-mean directions.
+    density       C_d(k) exp(k <mu, z>) on the unit sphere in d dimensions
+    mean cosine   A_d(k) = E <mu, z> = I_{d/2}(k) / I_{d/2-1}(k)
+
+With e(z|x_v) = vMF(mu_v, k_e) and b(z|x_t) = vMF(mu_t, k_b) the bound
+E[log e(z|x_v) - log b(z|x_t)] on I(Z_v; X_v | X_t) has a closed form (`vmf_residual_nats`). Values
+are float64 for any input: the terms reach 1e5 and cancel, and I_v itself under- and overflows for
+orders up to thousands and arguments up to 1e5. Only samples have the dtype of their mean
+directions.
 
 Source: Mardia & Jupp, Directional Statistics (2000), section 9.3; Lee et al. (2021, arXiv
 2109.12909) for the use as encoders; DLMF 10.41 (uniform expansion in the order, due to Debye) and
@@ -26,51 +28,67 @@ from cibr.losses.clip import Number
 # 1e-14; lower orders are reached by the stable downward recurrence.
 _N_TERMS = 9
 _LOWEST_DEBYE_ORDER = 50
-_NEWTON_STEPS = 5
+_NEWTON_STEPS = 5  # of `vmf_fit_kappa`, which converges quadratically
 
 _Values = Float[Tensor, "..."] | Number
 _Float64s = Float64[Tensor, "..."]
 
 
 def _debye_polynomials() -> Float64[Tensor, "2 k powers"]:
-    """Coefficients of U_k(t) and V_k(t) (DLMF 10.41.10-11)."""
-    table = torch.zeros(2, _N_TERMS, 3 * _N_TERMS - 2, dtype=torch.float64)
-    t, u = Polynomial([0.0, 1.0]), Polynomial([1.0])
-    table[:, 0, 0] = 1.0
+    """Coefficients of U_k(t), and of V_k(t), by ascending powers of t (DLMF 10.41.10-11).
+
+    U_{k+1}(t) = t^2 (1 - t^2) U_k'(t) / 2 + integral from 0 to t of (1 - 5 s^2) U_k(s) / 8 ds
+    V_{k+1}(t) = U_{k+1}(t) - t (1 - t^2) U_k(t) / 2 - t^2 (1 - t^2) U_k'(t)
+    """
+    coefficients = torch.zeros(2, _N_TERMS, 3 * _N_TERMS - 2, dtype=torch.float64)
+    coefficients[:, 0, 0] = 1.0  # U_0 = V_0 = 1
+    t = Polynomial([0.0, 1.0])
+    u = Polynomial([1.0])
     for k in range(1, _N_TERMS):
         slope = t**2 * (1 - t**2) * u.deriv()
-        following = slope / 2 + ((1 - 5 * t**2) * u / 8).integ()
-        v = following - t * (1 - t**2) * u / 2 - slope
-        table[0, k, : len(following.coef)] = torch.from_numpy(following.coef)
-        table[1, k, : len(v.coef)] = torch.from_numpy(v.coef)
-        u = following
-    return table
+        next_u = slope / 2 + ((1 - 5 * t**2) * u / 8).integ()
+        next_v = next_u - t * (1 - t**2) * u / 2 - slope
+        coefficients[0, k, : len(next_u.coef)] = torch.from_numpy(next_u.coef)
+        coefficients[1, k, : len(next_v.coef)] = torch.from_numpy(next_v.coef)
+        u = next_u
+    return coefficients
 
 
 _DEBYE = _debye_polynomials()
 
 
-def _bessel(order: float, x: Tensor) -> tuple[Tensor, Tensor]:
+def _log_bessel_and_ratio(
+    order: float, x: Float64[Tensor, "..."]
+) -> tuple[Float64[Tensor, "..."], Float64[Tensor, "..."]]:
     """log(I_v(x) / x^v) and I_{v+1}(x) / I_v(x), both regular at x = 0, with relative errors of
     about 1e-14.
 
     Starts from Debye's expansion at a high order w (t = w / s, s = sqrt(w^2 + x^2)):
         log(I_w / x^w) = s - w log(w + s) - log(2 pi s) / 2 + log sum_k U_k(t) / w^k
         y_w = x I_{w+1} / I_w = s sum_k V_k / w^k / sum_k U_k / w^k - w
-    and steps down with I_n / x^n = (2 n + 2 + y_{n+1}) I_{n+1} / x^{n+1}.
+    and steps down with
+        I_n / x^n = (2 n + 2 + y_{n+1}) I_{n+1} / x^{n+1}
+        y_n = x^2 / (2 n + 2 + y_{n+1}).
+
+    Args:
+        order: v, which is d / 2 - 1 for the sphere in d dimensions.
+        x: any shape.
     """
     n_steps = max(2, math.ceil(_LOWEST_DEBYE_ORDER - order))
-    top = order + n_steps
-    s = torch.sqrt(top**2 + x**2)
-    weights = float(top) ** -torch.arange(_N_TERMS, dtype=x.dtype, device=x.device)
-    exponents = torch.arange(_DEBYE.shape[2], dtype=x.dtype, device=x.device)
-    powers = (top / s).unsqueeze(-1) ** exponents  # [..., 3 * _N_TERMS - 2]
-    tables = _DEBYE.to(x.device, non_blocking=True)  # small enough not to synchronise
-    sum_u, sum_v = (powers @ (weights @ tables).T).unbind(-1)
-    log_scaled = s - top * torch.log(top + s) - torch.log(2 * math.pi * s) / 2 + torch.log(sum_u)
-    y = s * sum_v / sum_u - top
+    top_order = order + n_steps  # w
+    s = torch.sqrt(top_order**2 + x**2)
+    t = top_order / s
+    powers_of_t = t.unsqueeze(-1) ** torch.arange(_DEBYE.shape[2], dtype=x.dtype, device=x.device)
+    powers_of_w = float(top_order) ** -torch.arange(_N_TERMS, dtype=x.dtype, device=x.device)
+    debye = _DEBYE.to(x.device, non_blocking=True)  # small enough not to synchronise
+    polynomials = powers_of_w @ debye  # [2, powers]
+    sum_u, sum_v = (powers_of_t @ polynomials.T).unbind(-1)  # the shape of x
+    log_scaled = (
+        s - top_order * torch.log(top_order + s) - torch.log(2 * math.pi * s) / 2 + torch.log(sum_u)
+    )
+    y = s * sum_v / sum_u - top_order
     for step in reversed(range(n_steps)):
-        denominator = 2 * (order + step + 1) + y
+        denominator = 2 * (order + step + 1) + y  # n = order + step
         log_scaled = log_scaled + torch.log(denominator)
         y = x**2 / denominator
     return log_scaled, x / denominator
@@ -88,7 +106,9 @@ def vmf_mean_cosine(kappa: _Values, dim: int) -> _Float64s:
     Returns:
         A_d(kappa) in [0, 1), the shape of kappa, float64.
     """
-    return _bessel(dim / 2 - 1, torch.as_tensor(kappa, dtype=torch.float64))[1]
+    kappa = torch.as_tensor(kappa, dtype=torch.float64)
+    _, mean_cosine = _log_bessel_and_ratio(dim / 2 - 1, kappa)
+    return mean_cosine
 
 
 def vmf_log_normalizer(kappa: _Values, dim: int) -> _Float64s:
@@ -103,7 +123,8 @@ def vmf_log_normalizer(kappa: _Values, dim: int) -> _Float64s:
     Returns:
         log C_d(kappa) in nats, the shape of kappa, float64.
     """
-    log_bessel, _ = _bessel(dim / 2 - 1, torch.as_tensor(kappa, dtype=torch.float64))
+    kappa = torch.as_tensor(kappa, dtype=torch.float64)
+    log_bessel, _ = _log_bessel_and_ratio(dim / 2 - 1, kappa)
     return -dim / 2 * math.log(2 * math.pi) - log_bessel
 
 
@@ -121,14 +142,16 @@ def vmf_fit_kappa(mean_cosine: _Values, dim: int) -> _Float64s:
         kappa >= 0, the shape of mean_cosine, float64; 0 where mean_cosine <= 0.
     """
     mean_cosine = torch.as_tensor(mean_cosine, dtype=torch.float64).detach()
-    positive = mean_cosine > 0
-    target = torch.where(positive, mean_cosine, 0.5)
-    fit = target * (dim - target**2) / (1 - target**2)
+    is_positive = mean_cosine > 0
+    target = torch.where(is_positive, mean_cosine, 0.5)  # any value that has a fit
+    kappa = target * (dim - target**2) / (1 - target**2)
     for _ in range(_NEWTON_STEPS):
-        ratio = _bessel(dim / 2 - 1, fit)[1]
-        slope = 1 - ratio**2 - (dim - 1) * ratio / fit
-        fit = fit * torch.clamp(1 - (ratio - target) / slope / fit, 0.5, 2.0)
-    return torch.where(positive, fit, 0.0)
+        fitted = vmf_mean_cosine(kappa, dim)
+        slope = 1 - fitted**2 - (dim - 1) * fitted / kappa  # A_d'(kappa)
+        newton_factor = 1 - (fitted - target) / slope / kappa
+        # Near a cosine of 1 the slope is mostly rounding: a step halves or doubles kappa at most.
+        kappa = kappa * torch.clamp(newton_factor, min=0.5, max=2.0)
+    return torch.where(is_positive, kappa, 0.0)
 
 
 def vmf_residual_nats(cosine: _Values, kappa_e: _Values, kappa_b: _Values, dim: int) -> _Float64s:
@@ -151,40 +174,44 @@ def vmf_residual_nats(cosine: _Values, kappa_e: _Values, kappa_b: _Values, dim: 
     Returns:
         Nats, float64, in the common shape of the three; below 0 only through rounding.
     """
-    cosine, kappa_e, kappa_b = (
-        torch.as_tensor(value, dtype=torch.float64) for value in (cosine, kappa_e, kappa_b)
-    )
+    cosine = torch.as_tensor(cosine, dtype=torch.float64)
+    kappa_e = torch.as_tensor(kappa_e, dtype=torch.float64)
+    kappa_b = torch.as_tensor(kappa_b, dtype=torch.float64)
     log_ratio = vmf_log_normalizer(kappa_e, dim) - vmf_log_normalizer(kappa_b, dim)
     mean_cosine = vmf_mean_cosine(kappa_e, dim)
     return log_ratio + kappa_e * mean_cosine - kappa_b * mean_cosine * cosine
 
 
-def _sample_cosine_gap(kappa: Tensor, dim: int, generator: torch.Generator | None) -> Tensor:
+def _sample_cosine_gaps(
+    kappa: Float64[Tensor, " n"], dim: int, generator: torch.Generator | None
+) -> Float64[Tensor, " n"]:
     """1 - <mu, z> for z ~ vMF(mu, kappa), [n], by Wood's rejection sampling, all rows at once.
 
-    Wood's Beta variable is (1 + c) / 2 with c one coordinate of a uniform unit vector, drawn from
-    two uniform numbers (Ulrich 1984). Gaps instead of cosines keep their digits at high
-    concentrations.
+    Wood proposes a cosine w = (1 - (1 + b) beta) / (1 - (1 - b) beta), where beta is (1 + c) / 2
+    with c one coordinate of a uniform unit vector, drawn from two uniform numbers (Ulrich 1984). He
+    accepts it if kappa (w - x) + (d - 1) log((1 - x w) / (1 - x^2)) is at least the log of a third
+    uniform number, with x = (1 - b) / (1 + b). Here are the gaps 1 - w and 1 - x instead of the
+    cosines, which would lose their digits at high concentrations.
     """
-    # Wood accepts a cosine w if kappa (w - x) + (d - 1) log((1 - x w) / (1 - x^2)) is at least the
-    # log of a uniform number, with x = (1 - b) / (1 + b). Here w is 1 - proposal, and x 1 - mode.
     n = len(kappa)
-    device = kappa.device
     b = (dim - 1) / (2 * kappa + torch.sqrt(4 * kappa**2 + (dim - 1) ** 2))
-    mode = 2 * b / (1 + b)
-    gap = torch.zeros_like(kappa)
-    pending = torch.ones(n, dtype=torch.bool, device=device)
-    while bool(pending.any()):
-        u = torch.rand(3, n, generator=generator, dtype=kappa.dtype, device=device)
-        radius = torch.sqrt(-torch.expm1(2 * torch.log(u[0]) / (dim - 2)))
-        beta = (1 + radius * torch.cos(2 * math.pi * u[1])) / 2
-        proposal = 2 * b * beta / (1 - beta + b * beta)
-        shrink = (mode + (1 - mode) * proposal) / (mode * (2 - mode))
-        log_accept = kappa * (mode - proposal) + (dim - 1) * torch.log(shrink)
-        accepted = pending & (torch.log(u[2]) <= log_accept)
-        gap = torch.where(accepted, proposal, gap)
-        pending = pending & ~accepted
-    return gap
+    gap_of_x = 2 * b / (1 + b)  # 1 - x
+    gaps = torch.zeros_like(kappa)
+    is_pending = torch.ones(n, dtype=torch.bool, device=kappa.device)
+    while bool(is_pending.any()):
+        # For every row, pending or not, so that shapes do not depend on what was accepted.
+        for_radius, for_angle, for_acceptance = torch.rand(
+            3, n, generator=generator, dtype=kappa.dtype, device=kappa.device
+        )
+        radius = torch.sqrt(-torch.expm1(2 * torch.log(for_radius) / (dim - 2)))
+        beta = (1 + radius * torch.cos(2 * math.pi * for_angle)) / 2
+        proposal = 2 * b * beta / (1 - beta + b * beta)  # 1 - w
+        ratio = (gap_of_x + (1 - gap_of_x) * proposal) / (gap_of_x * (2 - gap_of_x))
+        log_accept = kappa * (gap_of_x - proposal) + (dim - 1) * torch.log(ratio)
+        is_accepted = is_pending & (torch.log(for_acceptance) <= log_accept)
+        gaps = torch.where(is_accepted, proposal, gaps)
+        is_pending = is_pending & ~is_accepted
+    return gaps
 
 
 def sample_vmf(
@@ -214,11 +241,11 @@ def sample_vmf(
     kappa = torch.as_tensor(kappa, dtype=torch.float64).detach()
     if dim < 2 or not ((kappa >= 0) & (kappa < math.inf)).all():  # no draw would be accepted
         raise ValueError(f"kappa must be finite and not negative, and d at least 2, got d = {dim}")
-    gap = _sample_cosine_gap(kappa.to(device).expand(n), dim, generator)
+    gaps = _sample_cosine_gaps(kappa.to(device).expand(n), dim, generator)  # 1 - w, [n]
     noise = torch.randn(n, dim, generator=generator, device=device, dtype=torch.float32)
     mu = mean_directions.to(torch.promote_types(mean_directions.dtype, torch.float32))
-    along = (1 - gap).to(mu)[:, None]
-    across = torch.sqrt(gap * (2 - gap)).to(mu)[:, None]
+    cosine = (1 - gaps).to(mu)[:, None]
+    sine = torch.sqrt(gaps * (2 - gaps)).to(mu)[:, None]
     noise = noise.to(mu)
     tangent = F.normalize(noise - (noise * mu).sum(1, keepdim=True) * mu, dim=1)
-    return (along * mu + across * tangent).to(mean_directions.dtype)
+    return (cosine * mu + sine * tangent).to(mean_directions.dtype)

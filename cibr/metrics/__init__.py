@@ -7,13 +7,23 @@ vectors are rejected, so a broken model never scores well.
 from cibr.metrics.intervals import mean_interval, paired_difference, proportion_interval
 from cibr.metrics.retrieval import (
     Ranks,
-    query_ranks,
     recall_at_k,
+    recall_hits,
     retrieval_ranks,
     retrieval_recalls,
 )
 from cibr.metrics.zeroshot import class_embeddings, class_ranks, zeroshot_accuracy
 
-__all__ = ["Ranks", "class_embeddings", "class_ranks", "mean_interval", "paired_difference"]
-__all__ += ["proportion_interval", "query_ranks", "recall_at_k", "retrieval_ranks"]
-__all__ += ["retrieval_recalls", "zeroshot_accuracy"]
+__all__ = [
+    "Ranks",
+    "class_embeddings",
+    "class_ranks",
+    "mean_interval",
+    "paired_difference",
+    "proportion_interval",
+    "recall_at_k",
+    "recall_hits",
+    "retrieval_ranks",
+    "retrieval_recalls",
+    "zeroshot_accuracy",
+]

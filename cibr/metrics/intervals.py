@@ -1,9 +1,14 @@
 """95 % intervals of means over items, and over training seeds and items.
 
-They measure how much a score varies with the sample of test items (and training seeds). Dependent
-items are first turned into one number per cluster (`cluster_values`), and items of a mean of means
-into one number each (`group_balanced_values`). The mean of these numbers is the score; its standard
-error is, to first order, the score's.
+    mean +- t_{0.975}(n - 1) s / sqrt(n)     for n independent numbers of standard deviation s
+
+An interval says how much a score varies with the sample of test items (and training seeds).
+Dependent items are first turned into one number per cluster (`cluster_values`), and items of a mean
+of means into one number each (`group_balanced_values`). The mean of these numbers is the score; its
+standard error is, to first order, the score's.
+
+Source: Student's interval; Wilson (1927) where all items agree; Satterthwaite (1946) for seeds and
+items.
 """
 
 import numpy as np
@@ -11,6 +16,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 _Z = 1.959964  # the 97.5 % quantile of the standard normal distribution
+_LEVEL = 0.975  # of the upper end
 _Values = Shaped[np.ndarray, " n"] | Shaped[Tensor, " n"]
 _Matrix = Shaped[np.ndarray, "s n"] | Shaped[Tensor, "s n"]
 
@@ -39,8 +45,8 @@ def mean_interval(values: _Values, clusters: _Values | None = None) -> tuple[flo
     mean = float(values.mean())
     if len(values) < 2:
         return mean, np.nan, np.nan
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return mean, mean - half, mean + half
+    half_width = float(stats.t.ppf(_LEVEL, len(values) - 1) * stats.sem(values))
+    return mean, mean - half_width, mean + half_width
 
 
 def proportion_interval(values: _Values) -> tuple[float, float, float]:
@@ -61,8 +67,10 @@ def proportion_interval(values: _Values) -> tuple[float, float, float]:
     mean, low, high = mean_interval(values)
     if 0 < mean < 1:
         return mean, max(low, 0.0), min(high, 1.0)
-    width = _Z**2 / (len(values) + _Z**2)
-    return (mean, 0.0, width) if mean <= 0 else (mean, 1 - width, 1.0)
+    wilson_width = _Z**2 / (len(values) + _Z**2)
+    if mean <= 0:
+        return mean, 0.0, wilson_width
+    return mean, 1 - wilson_width, 1.0
 
 
 def cluster_values(
@@ -70,15 +78,24 @@ def cluster_values(
 ) -> Float[np.ndarray, " c"]:
     """One number per cluster; their mean is the mean over items.
 
-    Their standard error is that of the ratio estimator, as clusters have unequal numbers of items.
+    Their standard error is that of the ratio estimator (sum of values over number of items), as
+    clusters have unequal numbers of items.
+
+    Args:
+        values: one number per item [n].
+        clusters: the cluster of each item [n].
+
+    Returns:
+        mean + (sum of the cluster's values - mean * its size) / mean size, [c].
 
     Raises:
         ValueError: not one cluster per item.
     """
-    clusters = np.unique(clusters, return_inverse=True)[1]
-    counts = np.bincount(clusters)
+    cluster_indices = np.unique(clusters, return_inverse=True)[1]
+    sizes = np.bincount(cluster_indices)
+    sums = np.bincount(cluster_indices, values)
     mean = values.mean()
-    return mean + (np.bincount(clusters, values) - mean * counts) / counts.mean()
+    return mean + (sums - mean * sizes) / sizes.mean()
 
 
 def group_balanced_values(
@@ -88,14 +105,26 @@ def group_balanced_values(
 
     Groups, such as classes or data sets, have equal weight. The standard error is that of a mean of
     means: only the spread within groups counts, and a group of one item adds none.
+
+    Args:
+        values: one number per item [n].
+        groups: the group of each item [n].
+
+    Returns:
+        The mean of group means plus the item's scaled deviation from its group's mean, [n].
     """
-    groups = np.unique(groups, return_inverse=True)[1]
-    sizes = np.bincount(groups)
-    means = np.bincount(groups, values) / sizes
+    group_indices = np.unique(groups, return_inverse=True)[1]
+    sizes = np.bincount(group_indices)
+    means = np.bincount(group_indices, values) / sizes
     n = len(values)
+    n_groups = len(sizes)
+    # The mean of G means has the variance sum_g SS_g / (n_g (n_g - 1)) / G^2, with SS_g the squared
+    # deviations in group g. That of n numbers is their squared deviations over n (n - 1). Both are
+    # equal if deviations in g are scaled by sqrt(n (n - 1) / (n_g (n_g - 1))) / G:
     unbiased = np.sqrt((n - 1) / n * sizes / np.maximum(1, sizes - 1))
-    scales = n / len(sizes) / sizes * unbiased
-    return means.mean() + scales[groups] * (values - means[groups])
+    scales = n / n_groups / sizes * unbiased
+    deviations = values - means[group_indices]
+    return means.mean() + scales[group_indices] * deviations
 
 
 def paired_difference(a: _Matrix, b: _Matrix) -> tuple[float, float, float]:
@@ -121,17 +150,22 @@ def paired_difference(a: _Matrix, b: _Matrix) -> tuple[float, float, float]:
     from scipy import stats
 
     if a.ndim != 2 or a.shape != b.shape:
-        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-        raise ValueError(f"a and b must be [seeds, items], the same ones, got {shapes}")
-    values = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
-    mean = float(values.mean())
-    if values.shape[1] < 2:
+        raise ValueError(
+            "a and b must be [seeds, items], the same ones, got "
+            f"{tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    differences = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
+    n_seeds, n_items = differences.shape
+    mean = float(differences.mean())
+    if n_items < 2:
         return mean, np.nan, np.nan
-    sides = [values.mean(0), values.mean(1)][: len(values)]  # one seed has no variance
-    variances = np.array([stats.sem(means) ** 2 for means in sides])
+    samples = [differences.mean(axis=0)]  # one mean for each item
+    if n_seeds > 1:  # a single seed has no variance
+        samples.append(differences.mean(axis=1))
+    variances = np.array([stats.sem(sample) ** 2 for sample in samples])
     if not variances.any():
         return mean, mean, mean
-    degrees_of_sides = [len(means) - 1 for means in sides]
-    degrees = variances.sum() ** 2 / (variances**2 / degrees_of_sides).sum()
-    half = float(stats.t.ppf(0.975, degrees) * np.sqrt(variances.sum()))
-    return mean, mean - half, mean + half
+    degrees_of_samples = np.array([len(sample) - 1 for sample in samples])
+    degrees = variances.sum() ** 2 / (variances**2 / degrees_of_samples).sum()  # Satterthwaite's
+    half_width = float(stats.t.ppf(_LEVEL, degrees) * np.sqrt(variances.sum()))
+    return mean, mean - half_width, mean + half_width

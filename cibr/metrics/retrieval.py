@@ -1,10 +1,17 @@
 """Retrieval metrics from ranks, in bounded memory, with ties counted against the model.
 
-The rank of a query is the number of incorrect items at least as similar as its best correct one, up
-to the rounding of a float32 sum of d products, 1.2e-7 (4 + sqrt(d)) of the cosine. So collapsed
-embeddings, where everything ties, score 0 rather than 100 %. There are two protocols.
-*Paired* (Karpathy and Fei-Fei, 2015): only an image's own captions are correct. *By label*: every
-item with the query's label is correct, as in a loss with several positives.
+    rank(query) = number of incorrect items with <query, item> >= <query, best correct item> - e
+    recall@k    = share of queries with a rank below k
+
+The margin e is the rounding of a float32 sum of d products, 1.2e-7 (4 + sqrt(d)) of the cosine, so
+collapsed embeddings, where everything ties, score 0 rather than 100 %. There are two protocols.
+*Paired*: only an image's own captions are correct. *By label*: every item with the query's label is
+correct, as in a loss with several positives.
+
+`retrieval_ranks` is the one computation: `recall_hits` turns its ranks into a hit or a miss for
+each query, whose means are what `recall_at_k` and `retrieval_recalls` return.
+
+Source: Karpathy and Fei-Fei (2015) for the paired protocol of captioned photos.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,12 +38,21 @@ class Ranks(NamedTuple):
 
     Queries of one cluster are not independent: an image with its texts, or everything with one
     label.
+
+    Args:
+        image_ranks: of each image among the texts, [n].
+        text_ranks: of each text among the images, [m].
+        image_clusters: the cluster of each image, [n].
+        text_clusters: the cluster of each text, [m].
+        by_label: whether every item with the query's label is correct, or only an image's own
+            captions.
     """
 
-    image_ranks: _PerImage
-    text_ranks: _PerText
-    image_units: _PerImage
-    text_units: _PerText
+    image_ranks: Int[Tensor, " n"]
+    text_ranks: Int[Tensor, " m"]
+    image_clusters: Int[Tensor, " n"]
+    text_clusters: Int[Tensor, " m"]
+    by_label: bool
 
 
 def recall_at_k(
@@ -65,7 +81,7 @@ def recall_at_k(
         ValueError: an image without text, or embeddings that are not finite unit vectors.
     """
     ranks = retrieval_ranks(image_embeddings, text_embeddings, text_to_image)
-    return {name: hits.mean().item() for name, hits in recall_items(*ranks, ks).items()}
+    return _means(recall_hits(ranks, ks))
 
 
 def retrieval_recalls(
@@ -78,132 +94,95 @@ def retrieval_recalls(
 ) -> dict[str, float]:
     """Recall@k of a data set: `recall_at_k` if its images have no labels, else recall by label.
 
+    `cibr.Pairs.retrieval_targets` returns the texts, indices and labels of a data set.
+
     Args:
         image_embeddings: unit vectors [n, d].
         text_embeddings: unit vectors [m, d].
-        texts: the m texts; see `query_ranks`.
+        texts: the m texts themselves; see `retrieval_ranks`.
         text_to_image: the index of each text's image [m].
         labels: the label of each image [n], or None.
-        ks: the cut-offs, by default 1, 5 and 10; those above the size of the smaller gallery are
-            left out.
+        ks: the cut-offs; those above the size of the smaller gallery are left out.
 
     Returns:
         Recalls in [0, 1], named as those of `recall_at_k`, by label
         `{"image_to_text_label_recall@k": ..., "text_to_image_label_recall@k": ...}`.
 
     Raises:
-        ValueError: as `query_ranks`.
+        ValueError: as `retrieval_ranks`.
     """
-    ranks = query_ranks(image_embeddings, text_embeddings, texts, text_to_image, labels)[:2]
-    items = recall_items(*ranks, ks, "recall" if labels is None else "label_recall")
-    return {name: hits.mean().item() for name, hits in items.items()}
-
-
-def recall_items(
-    image_ranks: _PerImage, text_ranks: _PerText, ks: _Ks = _KS, name: str = "recall"
-) -> dict[str, Float64[Tensor, " _"]]:
-    """One number per query for each recall, which is their mean: 1 for a hit, else 0.
-
-    Args:
-        image_ranks: from `query_ranks` [n].
-        text_ranks: the same of the texts [m].
-        ks: the cut-offs; those above the smaller of n and m are left out.
-        name: `recall` or `label_recall`.
-    """
-    fitting = [k for k in ks if k <= min(len(image_ranks), len(text_ranks))]
-    items = {}
-    for direction, ranks in (("image_to_text", image_ranks), ("text_to_image", text_ranks)):
-        for k in fitting:
-            items[f"{direction}_{name}@{k}"] = (ranks < k).double()
-    return items
-
-
-def query_ranks(
-    image_embeddings: _Images,
-    text_embeddings: _Texts,
-    texts: Sequence[str],
-    text_to_image: _PerText,
-    labels: _PerImage | None = None,
-) -> Ranks:
-    """Ranks of a data set's queries: `retrieval_ranks` if its images have no labels, else by label.
-
-    By label, every item with the query's label is correct, as positives in training are. A text
-    that several images share is once in the gallery, so a perfect model has rank 0 everywhere.
-    `cibr.Pairs.retrieval_targets` returns the texts, indices and labels of a data set.
-
-    Args:
-        image_embeddings: unit vectors [n, d].
-        text_embeddings: unit vectors [m, d].
-        texts: the m texts themselves.
-        text_to_image: the index of each text's image [m].
-        labels: the label of each image [n], equal for images that match the same texts; None if
-            only an image's own texts are correct.
-
-    Returns:
-        The ranks; by label, `text_ranks` are those of the distinct texts, in order.
-
-    Raises:
-        ValueError: as `recall_at_k`.
-    """
-    if labels is None:
-        ranks = retrieval_ranks(image_embeddings, text_embeddings, text_to_image)
-        return Ranks(*ranks, torch.arange(len(image_embeddings)), text_to_image)
-    check_unit_vectors(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
-    text_labels = labels[text_to_image]
-    first: dict[tuple[str, int], int] = {}  # each text once per label
-    for row, key in enumerate(zip(texts, text_labels.tolist(), strict=True)):
-        first.setdefault(key, row)
-    rows = list(first.values())
-    gallery, of_texts = text_embeddings[rows], text_labels[rows]
-    image_ranks = label_ranks(image_embeddings, labels, gallery, of_texts)
-    text_ranks = label_ranks(gallery, of_texts, image_embeddings, labels)
-    return Ranks(image_ranks, text_ranks, labels, of_texts)
+    ranks = retrieval_ranks(image_embeddings, text_embeddings, text_to_image, labels, texts)
+    return _means(recall_hits(ranks, ks))
 
 
 def retrieval_ranks(
-    image_embeddings: _Images, text_embeddings: _Texts, text_to_image: _PerText
-) -> tuple[_PerImage, _PerText]:
-    """Paired ranks: the number of incorrect items at least as similar as a query's best correct
-    one, up to rounding.
+    image_embeddings: _Images,
+    text_embeddings: _Texts,
+    text_to_image: _PerText,
+    labels: _PerImage | None = None,
+    texts: Sequence[str] | None = None,
+) -> Ranks:
+    """The number of incorrect items at least as similar as each query's best correct one, up to
+    rounding: paired without labels, else by label.
+
+    By label, every item with the query's label is correct, as positives in training are.
 
     Args:
         image_embeddings: unit vectors [n, d].
         text_embeddings: unit vectors [m, d].
         text_to_image: the index of each text's image [m].
+        labels: the label of each image [n], equal for images that match the same texts; None if
+            only an image's own texts are correct.
+        texts: the m texts themselves. By label, a text that several images share is once in the
+            gallery, so that a perfect model has rank 0 everywhere; None keeps all texts.
 
     Returns:
-        Ranks of the image queries [n] and of the text queries [m], from 0.
+        The ranks; by label, those of texts are those of the distinct texts, in order.
 
     Raises:
-        ValueError: as `recall_at_k`.
+        ValueError: an image without text, or embeddings that are not finite unit vectors.
     """
     check_unit_vectors(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
-    images = image_embeddings.float()
-    texts = text_embeddings.float()
-    own = text_to_image.long()
-    n = len(images)
-    if not torch.equal(own.unique(), torch.arange(n, device=own.device)):
-        raise ValueError("text_to_image must count images from 0, each with at least one text")
-    # Captions of an image are spread over rows of the product, so its best one is found first.
-    blocks = _blocks(len(texts), images.shape[1])
-    parts = [(texts[rows] * images[own[rows]]).sum(1) for rows in blocks]
-    text_best = torch.cat(parts)
-    text_best -= _rounding(images)
-    image_best = text_best.new_full((n,), -torch.inf).scatter_reduce(0, own, text_best, "amax")
-    image_ranks = torch.zeros_like(image_best)
-    text_ranks = torch.empty_like(text_best)
-    for rows in _blocks(len(texts), n):
-        tile = texts[rows] @ images.T
-        tile.scatter_(1, own[rows, None], -torch.inf)
-        image_ranks += _n_reaching(tile.T, image_best)
-        text_ranks[rows] = _n_reaching(tile, text_best[rows])
-    return image_ranks.long(), text_ranks.long()
+    if labels is None:
+        image_ranks, text_ranks = _paired_ranks(image_embeddings, text_embeddings, text_to_image)
+        image_clusters = torch.arange(len(image_embeddings))
+        return Ranks(image_ranks, text_ranks, image_clusters, text_to_image, by_label=False)
+    text_labels = labels[text_to_image]
+    if texts is not None:
+        rows = _first_of_each_text(texts, text_labels)
+        text_embeddings = text_embeddings[rows]
+        text_labels = text_labels[rows]
+    image_ranks = label_ranks(image_embeddings, labels, text_embeddings, text_labels)
+    text_ranks = label_ranks(text_embeddings, text_labels, image_embeddings, labels)
+    return Ranks(image_ranks, text_ranks, labels, text_labels, by_label=True)
+
+
+def recall_hits(ranks: Ranks, ks: _Ks = _KS) -> dict[str, Float64[Tensor, " _"]]:
+    """One number per query for each recall, which is their mean: 1 for a hit, else 0.
+
+    Args:
+        ranks: from `retrieval_ranks`.
+        ks: the cut-offs; those above the smaller number of queries are left out.
+
+    Returns:
+        The hits of the image queries, [n], and of the text queries, [m], for each k, named as the
+        recalls of `retrieval_recalls`.
+    """
+    largest_k = min(len(ranks.image_ranks), len(ranks.text_ranks))
+    name = "label_recall" if ranks.by_label else "recall"
+    ranks_by_direction = {"image_to_text": ranks.image_ranks, "text_to_image": ranks.text_ranks}
+    hits = {}
+    for direction, direction_ranks in ranks_by_direction.items():
+        for k in ks:
+            if k <= largest_k:
+                hits[f"{direction}_{name}@{k}"] = (direction_ranks < k).double()
+    return hits
 
 
 def label_ranks(
     queries: _Images, labels: _PerImage, gallery: _Texts, gallery_labels: _PerText
 ) -> _PerImage:
-    """Ranks of queries for which every item with their label is correct; inputs are not checked.
+    """Ranks of queries for which every item with their label is correct; vectors are not checked.
 
     Args:
         queries: unit vectors [n, d].
@@ -221,27 +200,74 @@ def label_ranks(
         raise ValueError("labels has some that no item has: every query needs a correct item")
     gallery = gallery.float()
     ranks = torch.empty_like(labels, dtype=torch.long)
-    for rows in _blocks(len(queries), len(gallery)):
-        tile = queries[rows].float() @ gallery.T
+    for rows in _blocks(len(queries), row_size=len(gallery)):
+        similarities = queries[rows].float() @ gallery.T  # [rows, m]
         is_correct = labels[rows, None] == gallery_labels
-        best = tile.masked_fill(~is_correct, -torch.inf).amax(1) - _rounding(gallery)
-        ranks[rows] = _n_reaching(tile.masked_fill_(is_correct, -torch.inf), best).long()
+        best_correct = similarities.masked_fill(~is_correct, -torch.inf).amax(1)
+        threshold = best_correct - _margin(gallery)
+        incorrect = similarities.masked_fill_(is_correct, -torch.inf)
+        ranks[rows] = _n_reaching(incorrect, threshold).long()
     return ranks
 
 
-def _blocks(n: int, width: int) -> Iterator[slice]:
-    """Slices of n rows, each with up to `_TILE` numbers if a row has `width` of them."""
-    size = max(1, _TILE // width)
-    return (slice(start, start + size) for start in range(0, n, size))
+def _paired_ranks(
+    images: _Images, texts: _Texts, text_to_image: _PerText
+) -> tuple[_PerImage, _PerText]:
+    """Ranks of images and of texts, both from one product, whose blocks are rows of texts."""
+    images = images.float()
+    texts = texts.float()
+    image_of_text = text_to_image.long()
+    n = len(images)
+    if not torch.equal(image_of_text.unique(), torch.arange(n, device=image_of_text.device)):
+        raise ValueError("text_to_image must count images from 0, each with at least one text")
+    # Captions of an image are spread over the blocks, so its best one is found first.
+    text_thresholds = torch.cat(
+        [
+            (texts[rows] * images[image_of_text[rows]]).sum(1)
+            for rows in _blocks(len(texts), row_size=images.shape[1])
+        ]
+    )
+    text_thresholds -= _margin(images)
+    image_thresholds = text_thresholds.new_full((n,), -torch.inf)
+    image_thresholds.scatter_reduce_(0, image_of_text, text_thresholds, "amax")
+    image_ranks = torch.zeros_like(image_thresholds)
+    text_ranks = torch.empty_like(text_thresholds)
+    for rows in _blocks(len(texts), row_size=n):
+        incorrect = texts[rows] @ images.T  # [rows, n]
+        incorrect.scatter_(1, image_of_text[rows, None], -torch.inf)
+        image_ranks += _n_reaching(incorrect.T, image_thresholds)
+        text_ranks[rows] = _n_reaching(incorrect, text_thresholds[rows])
+    return image_ranks.long(), text_ranks.long()
 
 
-def _rounding(embeddings: Float[Tensor, "n d"]) -> float:
-    """The largest difference of equal cosines; see the first paragraph."""
-    return torch.finfo(torch.float32).eps * (4 + embeddings.shape[1] ** 0.5)
+def _first_of_each_text(texts: Sequence[str], text_labels: _PerText) -> list[int]:
+    """The rows of texts that have not occurred before with their label."""
+    first_rows: dict[tuple[str, int], int] = {}
+    for row, key in enumerate(zip(texts, text_labels.tolist(), strict=True)):
+        first_rows.setdefault(key, row)
+    return list(first_rows.values())
 
 
-def _n_reaching(tile: Float[Tensor, "t m"], lowest: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
-    """How many similarities in each row reach its threshold, exact to 2^24."""
+def _means(hits: dict[str, Float64[Tensor, " _"]]) -> dict[str, float]:
+    return {name: values.mean().item() for name, values in hits.items()}
+
+
+def _blocks(n: int, row_size: int) -> Iterator[slice]:
+    """Slices of n rows, each with up to `_TILE` numbers if a row has `row_size` of them."""
+    n_rows = max(1, _TILE // row_size)
+    return (slice(start, start + n_rows) for start in range(0, n, n_rows))
+
+
+def _margin(embeddings: Float[Tensor, "n d"]) -> float:
+    """The largest difference, by rounding, of cosines that are equal."""
+    dim = embeddings.shape[1]
+    return torch.finfo(torch.float32).eps * (4 + dim**0.5)
+
+
+def _n_reaching(
+    values: Float[Tensor, "t m"], thresholds: Float[Tensor, " t"]
+) -> Float[Tensor, " t"]:
+    """How many values in each row reach its threshold, as floats, exact to 2^24."""
     # Floats summed by a product with ones: several times faster than counting Booleans.
-    reached = torch.ge(tile, lowest[:, None], out=torch.empty_like(tile))
-    return reached.mv(reached.new_ones(reached.shape[1]))
+    is_reached = torch.ge(values, thresholds[:, None], out=torch.empty_like(values))
+    return is_reached.mv(is_reached.new_ones(is_reached.shape[1]))

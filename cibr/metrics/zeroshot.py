@@ -1,7 +1,12 @@
 """Zero-shot classification by the nearest class embedding, the mean of a class's prompt embeddings.
 
-As in retrieval, an image's rank is the number of incorrect classes at least as similar as its own,
-up to rounding, so ties count against the model and collapsed embeddings score 0.
+    rank(image) = number of other classes c with <image, class c> >= <image, own class> - e
+    accuracy    = share of images with rank 0
+
+The margin e is that of retrieval's ranks, the rounding of cosines, so ties count against the model
+and collapsed embeddings score 0.
+
+Source: Radford et al. (2021, arXiv 2103.00020), section 3.1.
 """
 
 import numpy as np
@@ -34,9 +39,9 @@ def class_embeddings(prompt_embeddings: Float[Tensor, "c t d"]) -> Float[Tensor,
     Raises:
         ValueError: no class or template, or a prompt that is zero or not finite.
     """
-    prompts = F.normalize(prompt_embeddings.float(), dim=2)
+    prompts = F.normalize(prompt_embeddings.float(), dim=2)  # [c, t, d]
     check_unit_vectors(prompt_embeddings=prompts.flatten(0, 1))
-    return F.normalize(prompts.mean(1), dim=1)
+    return F.normalize(prompts.mean(dim=1), dim=1)
 
 
 def class_ranks(image_embeddings: _Images, class_embeddings: _Classes, labels: _Labels) -> _Labels:
@@ -77,7 +82,8 @@ def zeroshot_accuracy(
         ValueError: as `class_ranks`.
     """
     ranks = class_ranks(image_embeddings, class_embeddings, labels)
-    return {name: float(x.mean()) for name, x in accuracy_items(ranks, labels).items()}
+    items = accuracy_items(ranks, labels)
+    return {name: float(values.mean()) for name, values in items.items()}
 
 
 def accuracy_items(ranks: _Labels, labels: _Labels) -> dict[str, Float[np.ndarray, " n"]]:
@@ -86,9 +92,14 @@ def accuracy_items(ranks: _Labels, labels: _Labels) -> dict[str, Float[np.ndarra
     Args:
         ranks: the rank of each image's own class [n], see `class_ranks`.
         labels: the class of each image [n].
+
+    Returns:
+        `accuracy@1`, a hit or a miss of each image, [n], and `mean_per_class_accuracy`, the same
+        with equal weights of classes, see `group_balanced_values`, [n].
     """
     hits = (ranks == 0).double().cpu().numpy()
     classes = labels.cpu().numpy()
-    if len(np.unique(classes)) == len(classes):  # nothing varies within a class of one image
-        return {"accuracy@1": hits, "mean_per_class_accuracy": hits}
-    return {"accuracy@1": hits, "mean_per_class_accuracy": group_balanced_values(hits, classes)}
+    has_one_image_per_class = len(np.unique(classes)) == len(classes)
+    # Nothing varies within a class of one image: without this case the interval's width were 0.
+    balanced_hits = hits if has_one_image_per_class else group_balanced_values(hits, classes)
+    return {"accuracy@1": hits, "mean_per_class_accuracy": balanced_hits}

@@ -40,7 +40,6 @@ from tqdm import tqdm
 
 from cibr.data import Pairs
 from cibr.losses import CIBRLoss, beta_at
-from cibr.losses.cibr import arguments_of
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.cca import add_cca, remove_cca
@@ -384,11 +383,7 @@ def start_accelerator(config: RunConfig | None = None) -> Accelerator:
 def build_loss(config: RunConfig, model: DualEncoder) -> CIBRLoss:
     """The loss of a configuration; its seed sets the weights of what a penalty trains."""
     torch.manual_seed(config.seed)
-    options = dict(config.loss_options)
-    if "dims" in arguments_of(config.penalty):
-        dims = model.dim, model.dim_image_pooled, model.dim_text_pooled
-        options.setdefault("dims", dims)
-    loss_fn = CIBRLoss(config.beta, config.penalty, **options)
+    loss_fn = CIBRLoss.for_model(model, config.beta, config.penalty, **config.loss_options)
     return loss_fn.to(model.log_logit_scale)  # its device and type
 
 

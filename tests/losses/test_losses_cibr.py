@@ -9,33 +9,67 @@ from losses_pairs import LABELS, build, pair, pooled_features, value_and_gradien
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from cibr.losses import CIBRLoss, beta_at, clip_loss
-from cibr.losses.penalties import Term
+from cibr.losses import CIBRLoss, Penalty, beta_at, clip_loss
 from cibr.losses.vmf import sample_vmf
 
-RESIDUAL = ["residual_image_nats", "residual_text_nats"]
-REPORTS = {"vmf": ["pair_cosine_distance"], "crossfit": RESIDUAL, "mine": RESIDUAL}
+RESIDUALS = ["residual_image_nats", "residual_text_nats"]
+REPORTS = {"vmf": ["pair_cosine_distance"], "crossfit": RESIDUALS, "mine": RESIDUALS}
+every_penalty = pytest.mark.parametrize("penalty", REPORTS)
 
 
-@pytest.mark.parametrize("penalty", REPORTS)
-def test_beta_weighs_a_penalty_that_is_reported_and_zero_is_bit_equal_to_clip(penalty):
+@every_penalty
+def test_with_beta_zero_value_and_gradients_are_clips_bit_for_bit(penalty):
+    leaves = pair()
+    loss_fn = build(0.0, penalty)
+    total = partial(loss_fn, labels=LABELS, output_dict=False, **pooled_features())
+    expected = value_and_gradients(partial(clip_loss, labels=LABELS), leaves)
+    assert_close(value_and_gradients(total, leaves), expected, rtol=0, atol=0)
+
+
+@every_penalty
+def test_the_terms_are_clips_loss_and_beta_times_the_penalty(penalty):
     leaves = pair()
     inputs = pooled_features() | {"labels": LABELS}
-    clip, loss_fn = partial(clip_loss, labels=LABELS), build(0.0, penalty)
-    total = partial(loss_fn, output_dict=False, **inputs)
-    got, expected = (value_and_gradients(f, leaves) for f in (total, clip))
-    assert_close(got, expected, rtol=0, atol=0)
-    assert not loss_fn(*leaves, **inputs)["penalty_loss"].requires_grad
-    loss_fn.beta = 0.3
-    terms, reports = loss_fn(*leaves, **inputs), loss_fn.reports()
+    loss_fn = build(0.3, penalty)
+    terms = loss_fn(*leaves, **inputs)
+    assert list(terms) == ["clip_loss", "penalty_loss"]
+    assert terms["clip_loss"] == clip_loss(*leaves, LABELS)
+    assert terms["penalty_loss"] == 0.3 * loss_fn.reports()["penalty_excess"]
+    assert loss_fn(*leaves, **inputs, output_dict=False) == sum(terms.values())
+
+
+@every_penalty
+def test_the_penalty_is_reported_at_every_beta(penalty):
+    leaves = pair()
+    inputs = pooled_features() | {"labels": LABELS}
+    loss_fn = build(0.3, penalty)
+    loss_fn(*leaves, **inputs)
+    expected = loss_fn.reports()
+    loss_fn.beta = 0.0
+    loss_fn(*leaves, **inputs)
+    assert loss_fn.reports() == expected
+
+
+@every_penalty
+def test_reports_are_named_and_without_gradients(penalty):
+    leaves = pair()
+    loss_fn = build(0.3, penalty)
+    loss_fn(*leaves, LABELS, **pooled_features())
+    reports = loss_fn.reports()
     assert list(reports) == ["penalty_excess", *REPORTS[penalty], "mi_lower_bound_nats"]
-    assert reports["mi_lower_bound_nats"] == math.log(12) - expected[0]
-    assert terms["penalty_loss"] == 0.3 * reports["penalty_excess"]
     assert not any(value.requires_grad for value in reports.values())
 
 
-class Diverged(Term):
-    """A penalty that is no number, nor has it gradients that are."""
+def test_the_reported_lower_bound_is_log_n_minus_clips_loss():
+    leaves = pair()
+    loss_fn = CIBRLoss(0.3)
+    loss_fn(*leaves)
+    bound = loss_fn.reports()["mi_lower_bound_nats"]
+    assert bound.item() == pytest.approx(math.log(12) - clip_loss(*leaves).item())
+
+
+class Diverged(Penalty):
+    """A penalty whose value and gradients are not finite."""
 
     def forward(self, inputs):
         self.is_in_graph = inputs.image.requires_grad
@@ -46,22 +80,31 @@ def test_with_beta_zero_a_penalty_that_is_not_finite_leaves_clip_as_it_is():
     leaves = pair()
     loss_fn = CIBRLoss(0.0, Diverged())
     total = partial(loss_fn, output_dict=False)
-    got, expected = value_and_gradients(total, leaves), value_and_gradients(clip_loss, leaves)
-    assert_close(got, expected, rtol=0, atol=0)
+    expected = value_and_gradients(clip_loss, leaves)
+    assert_close(value_and_gradients(total, leaves), expected, rtol=0, atol=0)
     assert not loss_fn.penalty.is_in_graph
-    loss_fn.beta = 0.1
-    assert not total(*leaves).isfinite() and loss_fn.penalty.is_in_graph
+
+
+def test_with_a_positive_beta_a_penalty_that_is_not_finite_is_not_hidden():
+    loss_fn = CIBRLoss(0.1, Diverged())
+    assert not loss_fn(*pair(), output_dict=False).isfinite()
+    assert loss_fn.penalty.is_in_graph
 
 
 @pytest.mark.parametrize("penalty", ["vmf", "mine"])  # the centres of `crossfit` are fixed
-def test_gradients_of_the_whole_are_those_of_finite_differences(penalty):
+def test_gradients_of_the_sampled_loss_are_those_of_finite_differences(penalty):
     loss_fn = build(0.3, penalty, d=3, kappa_e=30.0, sample=True).double()
 
-    def total(*leaves):
-        features = [F.normalize(leaf, dim=1) for leaf in leaves[:2]]
-        optional = pooled_features(len(features[0])) | {"labels": LABELS[3:7]}
-        optional["generator"] = torch.Generator().manual_seed(4)
-        return loss_fn(*features, leaves[2], **optional, output_dict=False)
+    def total(image, text, logit_scale):
+        return loss_fn(
+            F.normalize(image, dim=1),
+            F.normalize(text, dim=1),
+            logit_scale,
+            LABELS[3:7],
+            **pooled_features(n=4),
+            generator=torch.Generator().manual_seed(4),
+            output_dict=False,
+        )
 
     assert torch.autograd.gradcheck(total, pair(n=4, d=3), fast_mode=True)
 
@@ -71,27 +114,60 @@ def test_the_weight_ramps_from_zero_to_a_constant():
     assert ramp == pytest.approx([0, 0, 0.3, 0.48, 0.6, 0.6, 0.6])
 
 
-def test_noise_without_penalty_is_the_contrast_of_samples_from_the_generator_alone():
-    *features, scale = pair()
-    drawn = [torch.Generator().manual_seed(3) for _ in range(2)]
-    state = torch.get_rng_state()
+def test_noise_without_penalty_is_clips_loss_of_samples():
+    image, text, scale = pair()
+    generator = torch.Generator().manual_seed(3)
     loss_fn = CIBRLoss(0.0, sample=True, kappa_e=50.0).eval()
-    loss = loss_fn(*features, scale, generator=drawn[0])["clip_loss"]
+    loss = loss_fn(image, text, scale, generator=torch.Generator().manual_seed(3))["clip_loss"]
+    z_image = sample_vmf(image, 50.0, generator)
+    z_text = sample_vmf(text, 50.0, generator)
+    assert loss == clip_loss(z_image, z_text, scale)
+
+
+def test_noise_is_drawn_from_the_generator_alone():
+    state = torch.get_rng_state()
+    CIBRLoss(0.1, sample=True)(*pair(), generator=torch.Generator().manual_seed(3))
     assert torch.equal(state, torch.get_rng_state())
-    assert torch.equal(loss, clip_loss(*(sample_vmf(x, 50.0, drawn[1]) for x in features), scale))
 
 
-def test_an_update_has_the_inputs_of_the_loss():
-    class Trained(Term):
-        needs = ("labels",)
+class Trained(Penalty):
+    """A penalty with parts of its own, which keeps what they were given."""
 
-        def forward(self, inputs):
-            return inputs.image.sum() * 0
+    needs = ("labels",)
 
-        def update(self, inputs):
-            self.seen = inputs.labels
+    def forward(self, inputs):
+        return inputs.image.sum() * 0
 
-    features, labels = pair()[:2], torch.arange(12) // 2
-    loss_fn = CIBRLoss(0.5, term := Trained())
-    loss_fn.update(*features, labels=labels)
-    assert torch.equal(term.seen, labels)
+    def update(self, inputs):
+        self.inputs = inputs
+
+
+def test_an_update_has_the_inputs_of_the_loss_without_gradients():
+    image, text, _ = pair()
+    loss_fn = CIBRLoss(0.5, Trained())
+    loss_fn.update(image, text, labels=LABELS)
+    inputs = loss_fn.penalty.inputs
+    assert torch.equal(inputs.image, image)
+    assert torch.equal(inputs.labels, LABELS)
+    assert not inputs.image.requires_grad
+
+
+def test_an_update_of_a_penalty_without_parts_draws_no_noise():
+    image, text, _ = pair()
+    generator = torch.Generator().manual_seed(3)
+    state = generator.get_state()
+    CIBRLoss(0.5, "vmf", sample=True).update(image, text, generator=generator)
+    assert torch.equal(state, generator.get_state())
+
+
+@every_penalty
+def test_updates_and_reports_under_autocast_are_those_in_float32(penalty):
+    def reports(enabled):
+        image, text, scale = [leaf.detach().float() for leaf in pair()]
+        loss_fn = build(0.3, penalty)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            loss_fn.update(image, text, **pooled_features())
+            loss_fn(image, text, scale, **pooled_features())
+            return loss_fn.reports()
+
+    assert reports(enabled=True) == reports(enabled=False)

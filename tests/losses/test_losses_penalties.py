@@ -12,47 +12,82 @@ from torch.testing import assert_close
 from cibr.losses import CIBRLoss
 from cibr.losses.vmf import vmf_fit_kappa, vmf_mean_cosine, vmf_residual_nats
 
-ORDINARY = 1 / math.tanh(60) - 1 / 60  # the mean cosine on the ordinary sphere, d = 3
+KAPPA_E = 60.0
+# A_d(60): on the ordinary sphere, d = 3, it is coth(kappa) - 1 / kappa.
+MEAN_COSINE_OF_NOISE = {
+    3: 1 / math.tanh(KAPPA_E) - 1 / KAPPA_E,
+    16: vmf_mean_cosine(KAPPA_E, 16).item(),  # against mpmath in test_losses_vmf.py
+}
 
 
 def predicted(source, target, labels):
     """Ridge predictions of each row from the other half, in which no row has its label."""
-    ranks = np.unique(labels.numpy(), return_inverse=True)[1]
-    is_odd = torch.from_numpy(ranks % 2 == 1)
+    labels = torch.arange(len(source)) if labels is None else labels
+    label_ranks = np.unique(labels.numpy(), return_inverse=True)[1]
+    is_odd = torch.from_numpy(label_ranks % 2 == 1)
+    d = source.shape[1]
     rows = []
     for i in range(len(source)):
-        x, y = (side[is_odd != is_odd[i]].detach() for side in (source, target))
-        d = x.shape[1]
-        weights = torch.linalg.inv(x.T @ x + len(x) / d * torch.eye(d).double()) @ x.T @ y
+        is_other_half = is_odd != is_odd[i]
+        x = source[is_other_half].detach()
+        y = target[is_other_half].detach()
+        ridge = len(x) / d * torch.eye(d, dtype=x.dtype)
+        weights = torch.linalg.inv(x.T @ x + ridge) @ x.T @ y
         rows.append(F.normalize(source[i].detach() @ weights, dim=0))
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("labels", [None, LABELS])
-@pytest.mark.parametrize(("penalty", "d"), [("vmf", 3), ("crossfit", 3), ("crossfit", 16)])
-def test_penalty_gradient_and_reports_are_those_of_the_centres_of_b(penalty, d, labels):
-    image, text, scale = pair(12, d)
-    loss_fn = CIBRLoss(0.5, penalty, kappa_e=60.0, kappa_b=9.0)
-    value = loss_fn(image, text, scale, labels)["penalty_loss"]
-    rows = torch.arange(12) if labels is None else labels
-    centres = [text, image]
-    if penalty == "crossfit":
-        centres = [predicted(text, image, rows), predicted(image, text, rows)]
-    cosines = [(x * c).sum(1).mean() for x, c in zip((image, text), centres, strict=True)]
-    mean_cosine = ORDINARY if d == 3 else vmf_mean_cosine(60.0, d)
-    expected = 0.5 * 9 * mean_cosine * (1 - sum(cosines) / 2)
-    assert_close(value, expected)
-    gradients = [torch.autograd.grad(x, (image, text)) for x in (value, expected)]
-    assert_close(*gradients)
-    reports = loss_fn.reports()
+def mean_cosines(penalty, image, text, labels):
+    """Mean cosine of the images, and of the texts, with the centres of the backward encoders."""
     if penalty == "vmf":
-        assert_close(reports["pair_cosine_distance"], 1 - cosines[0].detach())
-        return
-    for cosine, nats in zip(cosines, [*reports.values()][1:3], strict=True):
-        fitted = vmf_fit_kappa(mean_cosine * cosine, d)
-        assert_close(nats, vmf_residual_nats(cosine.detach(), 60.0, fitted, d))
+        image_centre, text_centre = text, image
+    else:
+        image_centre = predicted(text, image, labels)
+        text_centre = predicted(image, text, labels)
+    return (image * image_centre).sum(1).mean(), (text * text_centre).sum(1).mean()
+
+
+with_labels_or_not = pytest.mark.parametrize("labels", [None, LABELS])
+
+
+@with_labels_or_not
+@pytest.mark.parametrize(("penalty", "d"), [("vmf", 3), ("crossfit", 3), ("crossfit", 16)])
+def test_value_and_gradient_are_those_of_the_distance_from_the_centres(penalty, d, labels):
+    image, text, scale = pair(12, d)
+    loss_fn = CIBRLoss(0.5, penalty, kappa_e=KAPPA_E, kappa_b=9.0)
+    value = loss_fn(image, text, scale, labels)["penalty_loss"]
+    image_cosine, text_cosine = mean_cosines(penalty, image, text, labels)
+    distance = 1 - (image_cosine + text_cosine) / 2
+    expected = 0.5 * 9 * MEAN_COSINE_OF_NOISE[d] * distance
+    assert_close(value, expected)
+    gradients = torch.autograd.grad(value, (image, text))
+    assert_close(gradients, torch.autograd.grad(expected, (image, text)))
+
+
+@with_labels_or_not
+@pytest.mark.parametrize("d", [3, 16])
+def test_crossfit_reports_bounds_at_the_concentration_that_fits(d, labels):
+    image, text, scale = pair(12, d)
+    loss_fn = CIBRLoss(0.5, "crossfit", kappa_e=KAPPA_E, kappa_b=9.0)
+    loss_fn(image, text, scale, labels)
+    reports = loss_fn.reports()
+    cosines = [cosine.item() for cosine in mean_cosines("crossfit", image, text, labels)]
+    for name, cosine in zip(("image", "text"), cosines, strict=True):
+        kappa_b = vmf_fit_kappa(MEAN_COSINE_OF_NOISE[d] * cosine, d)
+        expected = vmf_residual_nats(cosine, KAPPA_E, kappa_b, d)
+        assert_close(reports[f"residual_{name}_nats"], expected)
+
+
+def test_vmf_reports_the_mean_distance_of_the_pairs():
+    image, text, scale = pair()
+    loss_fn = CIBRLoss(0.5, "vmf")
+    loss_fn(image, text, scale)
+    distances = [1 - image[i] @ text[i] for i in range(12)]
+    expected = torch.stack(distances).mean().detach()
+    assert_close(loss_fn.reports()["pair_cosine_distance"], expected)
 
 
 def test_a_batch_of_one_label_has_a_finite_penalty():
-    terms = CIBRLoss(0.5, "crossfit")(*pair(), torch.zeros(12, dtype=torch.long))
+    image, text, scale = pair()
+    terms = CIBRLoss(0.5, "crossfit")(image, text, scale, torch.zeros(12, dtype=torch.long))
     assert terms["penalty_loss"].isfinite()

@@ -18,9 +18,9 @@ NESTED = st.lists(st.lists(NUMBERS, min_size=1, max_size=4), min_size=2, max_siz
 
 
 def flat(nested):
-    """The values of nested lists and the number of each value's list."""
-    parts = [part for part, values in enumerate(nested) for _ in values]
-    return np.concatenate(nested), np.array(parts)
+    """The values of nested lists and the index of each value's list."""
+    indices = [index for index, values in enumerate(nested) for _ in values]
+    return np.concatenate(nested), np.array(indices)
 
 
 @settings(max_examples=30, deadline=None)
@@ -31,22 +31,27 @@ def test_the_interval_is_the_set_of_means_that_students_test_does_not_reject(val
     if high - low > 1e-6:
         for end in (low, high):
             assert stats.ttest_1samp(values, end).pvalue == pytest.approx(0.05, abs=1e-6)
-    assert all(map(math.isnan, mean_interval(np.array(values[:1]))[1:]))
+
+
+def test_a_single_item_has_no_interval():
+    mean, low, high = mean_interval(np.array([0.25]))
+    assert mean == 0.25
+    assert math.isnan(low) and math.isnan(high)
 
 
 @pytest.mark.parametrize("hit", [0.0, 1.0])
 @pytest.mark.parametrize("n", [1, 24])
 def test_where_all_items_agree_the_interval_is_wilsons_and_not_of_width_zero(hit, n):
     wilson = stats.binomtest(int(n * hit), n).proportion_ci(method="wilson")
-    found = proportion_interval(np.full(n, hit))
-    assert found == pytest.approx((hit, wilson.low, wilson.high), abs=1e-6)
+    interval = proportion_interval(np.full(n, hit))
+    assert interval == pytest.approx((hit, wilson.low, wilson.high), abs=1e-6)
 
 
-def test_elsewhere_it_is_students_within_zero_and_one():
-    for n_hits in (1, 12, 23):
-        hits = np.arange(24) < n_hits
-        mean, low, high = mean_interval(hits)
-        assert proportion_interval(hits) == (mean, max(low, 0), min(high, 1))
+@pytest.mark.parametrize("n_hits", [1, 12, 23])
+def test_elsewhere_it_is_students_within_zero_and_one(n_hits):
+    hits = np.arange(24) < n_hits
+    mean, low, high = mean_interval(hits)
+    assert proportion_interval(hits) == (mean, max(low, 0), min(high, 1))
 
 
 @settings(max_examples=30, deadline=None)
@@ -54,37 +59,56 @@ def test_elsewhere_it_is_students_within_zero_and_one():
 def test_the_items_of_a_cluster_count_as_one_by_the_ratio_estimator(nested):
     values, clusters = flat(nested)
     mean = values.mean()
-    residuals = [sum(own) - len(own) * mean for own in nested]
+    residuals = [sum(cluster) - len(cluster) * mean for cluster in nested]
     error = stats.sem(residuals) * len(nested) / len(values)
-    half = stats.t.ppf(0.975, len(nested) - 1) * error
-    expected = (mean, mean - half, mean + half)
-    assert mean_interval(values, 7 - 3 * clusters) == pytest.approx(expected, abs=1e-9)
+    half_width = stats.t.ppf(0.975, len(nested) - 1) * error
+    expected = (mean, mean - half_width, mean + half_width)
+    names = 7 - 3 * clusters  # neither sorted nor from zero
+    assert mean_interval(values, names) == pytest.approx(expected, abs=1e-9)
 
 
 @settings(max_examples=30, deadline=None)
 @given(NESTED)
-def test_groups_count_alike_and_only_the_spread_within_them_counts(nested):
+def test_the_mean_of_balanced_values_is_the_mean_of_group_means(nested):
     values = group_balanced_values(*flat(nested))
-    assert values.mean() == pytest.approx(np.mean([np.mean(own) for own in nested]), abs=1e-9)
-    errors = [stats.sem(own) if len(own) > 1 else 0.0 for own in nested]
-    expected = np.linalg.norm(errors) / len(nested)
+    assert values.mean() == pytest.approx(np.mean([np.mean(group) for group in nested]), abs=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(NESTED)
+def test_the_error_of_balanced_values_is_that_of_a_mean_of_group_means(nested):
+    values = group_balanced_values(*flat(nested))
+    errors = [stats.sem(group) if len(group) > 1 else 0.0 for group in nested]
+    expected = np.sqrt(np.sum(np.square(errors))) / len(nested)
     assert stats.sem(values) == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_variances_of_seeds_and_of_items_add_up_as_in_welchs_test():
+@pytest.mark.parametrize(("n_seeds", "seed_spread"), [(2, 1.0), (3, 0.1), (16, 0.01)])
+def test_the_variances_of_seeds_and_of_items_add_up_as_in_welchs_test(n_seeds, seed_spread):
     rng = np.random.default_rng(3)
-    for n_seeds, of_seeds in ((2, 1.0), (3, 0.1), (16, 0.01)):
-        b = rng.normal(0, of_seeds, (n_seeds, 1)) + rng.normal(0, 1, 50)
-        a = rng.normal(0, 0.1, b.shape)
-        over_seeds, over_items = (b - a).mean(1), (b - a).mean(0)
-        welch = stats.ttest_ind(over_seeds, over_items - over_items.mean(), equal_var=False)
-        expected = [over_seeds.mean(), *welch.confidence_interval()]
-        assert paired_difference(a, b) == pytest.approx(expected)
+    item_effects = rng.normal(0, 1, 50)
+    b = item_effects + rng.normal(0, seed_spread, (n_seeds, 1))
+    a = rng.normal(0, 0.1, b.shape)
+    seed_means = (b - a).mean(axis=1)
+    item_means = (b - a).mean(axis=0)
+    # Its two samples are the seeds and the items, of which the latter have a mean of zero.
+    welch = stats.ttest_ind(seed_means, item_means - item_means.mean(), equal_var=False)
+    low, high = welch.confidence_interval()
+    assert paired_difference(a, b) == pytest.approx((seed_means.mean(), low, high))
 
 
-def test_a_single_seed_counts_its_items_and_a_single_item_has_no_interval():
+def test_the_difference_of_a_single_seed_is_that_of_its_items():
     a, b = np.random.default_rng(4).normal(size=(2, 1, 9))
-    assert paired_difference(a, b) == pytest.approx(mean_interval((b - a)[0]))
+    assert paired_difference(a, b) == pytest.approx(mean_interval(b[0] - a[0]))
+
+
+def test_a_difference_without_spread_has_an_interval_of_width_zero():
+    a = np.zeros((2, 9))
     assert paired_difference(a, a) == (0, 0, 0)
-    assert paired_difference(0 * a, 0 * a + 2) == (2, 2, 2)
-    assert all(map(math.isnan, paired_difference(a.T[:, :1], b.T[:, :1])[1:]))
+    assert paired_difference(a, a + 2) == (2, 2, 2)
+
+
+def test_the_difference_of_a_single_item_has_no_interval():
+    mean, low, high = paired_difference(np.zeros((3, 1)), np.array([[1.0], [2.0], [3.0]]))
+    assert mean == 2
+    assert math.isnan(low) and math.isnan(high)

@@ -2,10 +2,10 @@
 
 import torch
 
-from cibr.losses import PENALTIES, LossInputs, Term
+from cibr.losses import PENALTIES, LossInputs, Penalty
 
 
-class Gaussian(Term):
+class Gaussian(Penalty):
     """Mean KL(N(z_v, s^2) || N(z_t, s^2)) in nats; symmetric, so it bounds both residuals.
 
     Args:
