@@ -33,7 +33,8 @@ from cibr import CIBRLoss, DualEncoder, clip_loss
 from cibr.losses.penalties import VMF, LossInputs
 from cibr.losses.vmf import sample_vmf
 from cibr.models.features import Batch
-from cibr.models.towers import ImageProcessor, TransformersTowers, train_tokenizer
+from cibr.models.preprocessing import ImageProcessor, train_tokenizer
+from cibr.models.towers import TransformersTowers
 from cibr.train.grad_cache import GradCache
 
 SIZES, PART, CLIP_ROWS, CLIP_PART = (256, 1024, 4096), 256, 16, 4
@@ -247,7 +248,7 @@ def vit_b_32() -> DualEncoder:
     torch.manual_seed(0)
     clip = CLIPModel(CLIPConfig())
     return with_temperature(
-        DualEncoder.whole(
+        DualEncoder.from_transformers(
             TransformersTowers(clip, ImageProcessor(224), train_tokenizer(["a letter"]))
         )
     )

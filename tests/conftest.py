@@ -8,7 +8,7 @@ from small_models import CROP, SIZES, VISION, save_model
 from small_suite import make_small_suite
 
 from cibr.models import DualEncoder
-from cibr.models.towers import train_tokenizer
+from cibr.models.preprocessing import train_tokenizer
 
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.load_profile("repeatable")

@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from cibr.data import Pairs, load_pairs
 from cibr.evaluate import SUITES
-from cibr.models.towers import train_tokenizer
+from cibr.models.preprocessing import train_tokenizer
 from cibr.utils import project_root
 
 CONDITION = "MSCOCO, ViT-B/32"

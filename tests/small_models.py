@@ -4,7 +4,7 @@ import torch
 import transformers
 from helpers import TEXTS
 
-from cibr.models.towers import train_tokenizer
+from cibr.models.preprocessing import train_tokenizer
 
 SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
 TEXT = SIZES | dict(max_position_embeddings=40, bos_token_id=1, eos_token_id=1, pad_token_id=0)

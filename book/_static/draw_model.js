@@ -1,4 +1,4 @@
-// The image encoder of the two tiny models, after cibr/models/towers.py. No library. A linear map
+// The image encoder of the two tiny models, after cibr/models/tiny.py. No library. A linear map
 // has a row for each output, a feature map a row for each place; both are Float32Arrays, row after
 // row.
 (() => {

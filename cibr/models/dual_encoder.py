@@ -30,14 +30,13 @@ from cibr.models.heads import (
     build_head,
     describe_head,
 )
+from cibr.models.preprocessing import preprocess, train_tokenizer
+from cibr.models.tiny import TinyTowers
 from cibr.models.towers import (
     FrozenTowers,
-    TinyTowers,
     Towers,
     TransformersTowers,
     load_transformers_towers,
-    preprocess,
-    train_tokenizer,
 )
 from cibr.utils import batched
 
@@ -146,7 +145,7 @@ class DualEncoder(nn.Module):
         return cls(towers, ResidualHead(dim, towers.dim_image, towers.dim_text, dropout))
 
     @classmethod
-    def whole(cls, towers: TransformersTowers) -> "DualEncoder":
+    def from_transformers(cls, towers: TransformersTowers) -> "DualEncoder":
         """A trainable dual encoder of transformers, whose projections become the head."""
         image, text = towers.exchange_projections(nn.Identity(), nn.Identity())
         dim = getattr(image, "out_features", None) or towers.measured_widths()[0]
@@ -388,12 +387,12 @@ class DualEncoder(nn.Module):
         folder = Path(resolve(str(name)))
         file = folder / _DESCRIPTION
         if not file.exists():
-            return cls.whole(load_transformers_towers(name))
+            return cls.from_transformers(load_transformers_towers(name))
         description = json.loads(file.read_text())
         if "trained_on" not in description:
             raise ValueError(f"{file} is of another version of cibr: train the model again")
         if "towers" not in description:
-            model = cls.whole(load_transformers_towers(folder))
+            model = cls.from_transformers(load_transformers_towers(folder))
         else:
             settings = description["towers"]
             towers_class = _TOWERS[settings.pop("name")]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from cibr.data import Pairs
 from cibr.models.dual_encoder import DualEncoder
 from cibr.models.feature_cache import cached_features, folder_of_tower
-from cibr.models.towers import preprocess
+from cibr.models.preprocessing import preprocess
 from cibr.utils import batched, digest
 
 _MOST_IN_MEMORY = 2**31  # bytes of preprocessed images that are kept

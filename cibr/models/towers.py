@@ -1,96 +1,29 @@
 """Towers: the encoders of a dual encoder, up to their pooled features.
 
 Towers read images and texts with a processor and a tokenizer of their own and pool them:
-`image_pooled` takes normalised pixels, `text_pooled` token ids. `TinyTowers` are trained from
-scratch, `FrozenTowers` are named and never trained, and `TransformersTowers` are those of a dual
-encoder of transformers, to be fine-tuned.
+`image_pooled` takes normalised pixels, `text_pooled` token ids. `FrozenTowers` are named and never
+trained, `TransformersTowers` are those of a dual encoder of transformers, to be fine-tuned, and
+`cibr.models.tiny` has two that are trained from scratch.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-import transformers
 from jaxtyping import Float, Int
 from PIL import Image
-from tokenizers import Tokenizer
-from tokenizers.implementations import ByteLevelBPETokenizer
-from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
-from cibr.data.pairs import to_rgb
 from cibr.models._io import from_hub, is_hub_id, load_model, load_tokenizer
+from cibr.models.preprocessing import ImageProcessor, preprocess
 
-_IMAGE_SIZE = 160  # pixels, of images for a tower of timm
-_TEXT_WIDTH = 128  # of the tiny text tower
+_TIMM_IMAGE_SIZE = 160  # pixels
 _PROJECTIONS = ("visual_projection", "text_projection")  # heads within models of transformers
 
 _Pixels = Float[Tensor, "n 3 h w"]  # normalised images
 _Tokens = Int[Tensor, "n t"]  # token ids, or their mask: 1 for tokens, 0 for padding
 _Pooled = Float[Tensor, "n p"]
-
-
-# Preprocessing
-
-
-@dataclass
-class ImageProcessor:
-    """Image preprocessing of tiny models and of image towers of timm, with the interface of those
-    of transformers: an antialiased bicubic resize of the short side, a centre crop and a
-    normalisation.
-
-    The pixels equal those of `transformers.CLIPImageProcessor`, in two thirds of its time and
-    without importing torchvision.
-
-    Args:
-        size: the side of the square images, in pixels.
-        image_mean: channel means of the normalisation, for values in [0, 1].
-        image_std: channel standard deviations of the normalisation.
-    """
-
-    size: int
-    image_mean: Sequence[float] = (0.5, 0.5, 0.5)
-    image_std: Sequence[float] = (0.5, 0.5, 0.5)
-
-    def __call__(self, images: list[Image.Image], return_tensors: str = "pt") -> dict[str, Tensor]:
-        """`pixel_values` of RGB images, normalised squares [n, 3, size, size]."""
-        mean = torch.tensor(self.image_mean).view(3, 1, 1)
-        std = torch.tensor(self.image_std).view(3, 1, 1)
-        squares = torch.stack([self._square(image) for image in images])
-        return {"pixel_values": (squares.float() / 255 - mean) / std}
-
-    def _square(self, image: Image.Image) -> Tensor:
-        pixels = torch.from_numpy(np.array(image)).movedim(2, 0)
-        short = min(pixels.shape[1:])
-        if short != self.size:
-            sides = [self.size * side // short for side in pixels.shape[1:]]
-            pixels = F.interpolate(pixels[None], sides, mode="bicubic", antialias=True)[0]
-        top, left = ((side - self.size) // 2 for side in pixels.shape[1:])
-        return pixels[:, top : top + self.size, left : left + self.size]
-
-
-def preprocess(processor: Callable, images: list[Image.Image]) -> _Pixels:
-    """Images of any size and mode, see `to_rgb`, as inputs of an image tower."""
-    return processor([to_rgb(image) for image in images], return_tensors="pt")["pixel_values"]
-
-
-def train_tokenizer(texts: list[str], context: int = 64) -> transformers.PreTrainedTokenizerFast:
-    """A lower-case byte-level BPE tokenizer learned from texts; it can encode every string."""
-    learned = ByteLevelBPETokenizer(lowercase=True, unicode_normalizer="nfc", add_prefix_space=True)
-    options = dict(min_frequency=0, show_progress=False, special_tokens=["<pad>", "<end>"])
-    learned.train_from_iterator(texts, 2048, **options)
-    tokenizer = Tokenizer.from_str(learned.to_str())
-    ends = [("<end>", tokenizer.token_to_id("<end>"))]
-    tokenizer.post_processor = TemplateProcessing(single="$A <end>", special_tokens=ends)
-    names = dict(pad_token="<pad>", eos_token="<end>", model_max_length=context)
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
-
-
-# Towers
 
 
 class Towers(nn.Module):
@@ -140,105 +73,6 @@ class Towers(nn.Module):
         tokens = torch.zeros(1, 2, dtype=torch.long)
         texts = self.text_pooled(tokens, torch.ones_like(tokens))
         return images.shape[1], texts.shape[1]
-
-
-class TinyTowers(Towers):
-    """Two small towers to be trained from scratch.
-
-    Args:
-        tokenizer: from `train_tokenizer`.
-        width: channels of the image tower's first layer.
-        image_size: side of the images, in pixels.
-        dropout: probability of dropout, in the text tower.
-    """
-
-    is_pretrained = False
-
-    def __init__(self, tokenizer, width: int, image_size: int, dropout: float):
-        super().__init__(ImageProcessor(image_size), tokenizer, tokenizer.model_max_length)
-        # On several threads oneDNN's gradient of channels-last convolutions whose width is no
-        # multiple of 16 writes out of bounds (torch 2.13, odd batches).
-        self.memory_format = torch.contiguous_format if width % 16 else torch.channels_last
-        self.width = width
-        self.image_size = image_size
-        self.dropout = dropout
-        self.dim_image = 64 * width
-        self.dim_text = _TEXT_WIDTH
-        # Residual blocks at the higher resolutions double the time and gain no recall on glyphs.
-        self.image_tower = nn.Sequential(
-            *_halved(3, width, 5),
-            *_halved(width, 2 * width, 3),
-            _Block(2 * width, 4 * width),
-            nn.AdaptiveAvgPool2d(4),
-            nn.Flatten(),
-        ).to(memory_format=self.memory_format)
-        self.text_tower = _TinyTextTower(len(tokenizer), self.n_positions, dropout)
-
-    def image_pooled(self, pixels: _Pixels) -> _Pooled:
-        """Features of a 4 x 4 grid, [n, 64 * width]."""
-        return self.image_tower(pixels.contiguous(memory_format=self.memory_format))
-
-    def text_pooled(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
-        """Mean last hidden states, [n, 128]."""
-        return self.text_tower(ids, mask)
-
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Writes the tokenizer into a folder; returns the other arguments of `load`."""
-        self.tokenizer.save_pretrained(folder)
-        return {"width": self.width, "image_size": self.image_size, "dropout": self.dropout}
-
-    @classmethod
-    def load(cls, folder: Path, **sizes: Any) -> "TinyTowers":
-        """Towers with the tokenizer of a folder, of the given sizes, with new weights."""
-        return cls(load_tokenizer(folder), **sizes)
-
-
-class _ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels at each position of a feature map [n, c, h, w]."""
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        normed = super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return normed.contiguous() if x.is_contiguous() else normed
-
-
-def _halved(dim_in: int, dim: int, size: int) -> tuple[nn.Module, ...]:
-    """A convolution that halves the sides, normalised and rectified."""
-    conv = nn.Conv2d(dim_in, dim, size, 2, size // 2, bias=False)
-    return conv, _ChannelNorm(dim), nn.ReLU()
-
-
-class _Block(nn.Module):
-    """Residual block of two 3x3 convolutions that halves the sides, initialised to its skip."""
-
-    def __init__(self, dim_in: int, dim: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(dim_in, dim, 3, 2, 1, bias=False)
-        self.norm1 = _ChannelNorm(dim)
-        self.conv2 = nn.Conv2d(dim, dim, 3, 1, 1, bias=False)
-        self.norm2 = _ChannelNorm(dim)
-        self.skip = nn.Conv2d(dim_in, dim, 1, 2, bias=False)
-        nn.init.zeros_(self.norm2.weight)
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
-        h = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(h)) + self.skip(x))
-
-
-class _TinyTextTower(nn.Module):
-    """Small transformer from token ids to the mean of the last hidden states, without padding."""
-
-    def __init__(self, vocabulary: int, context: int, dropout: float):
-        super().__init__()
-        self.tokens = nn.Embedding(vocabulary, _TEXT_WIDTH)
-        self.positions = nn.Parameter(0.02 * torch.randn(context, _TEXT_WIDTH))
-        nn.init.normal_(self.tokens.weight, std=0.02)
-        options = dict(dropout=dropout, activation="gelu", batch_first=True, norm_first=True)
-        layer = nn.TransformerEncoderLayer(_TEXT_WIDTH, 4, 2 * _TEXT_WIDTH, **options)
-        self.layers = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
-
-    def forward(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
-        states = self.tokens(ids) + self.positions[: ids.shape[1]]
-        return mean_pool(self.layers(states, src_key_padding_mask=mask == 0), mask)
 
 
 def mean_pool(states: Float[Tensor, "n t p"], mask: _Tokens) -> _Pooled:
@@ -377,9 +211,8 @@ class FrozenTowers(Towers):
         self._copies = copies
         self._towers: list[Towers] = []  # in a list, so that it is not registered as a submodule
         self.register_buffer("_like", torch.empty(0), persistent=False)  # has device and type
-        if dims is None or copies is not None:  # copies are read at once, as all of a folder
-            measured = self.loaded.measured_widths()
-        self.dim_image, self.dim_text = dims or measured
+        needs_towers = dims is None or copies is not None
+        self.dim_image, self.dim_text = self.loaded.measured_widths() if needs_towers else dims
 
     @property
     def loaded(self) -> TwoTowers | TransformersTowers:
@@ -451,9 +284,6 @@ class FrozenTowers(Towers):
         return cls(**arguments, copies=folder if are_copied else None)
 
 
-# Loading
-
-
 def load_transformers_towers(name: str | Path, unused: tuple[str, ...] = ()) -> TransformersTowers:
     """The towers of a dual encoder of transformers, with its projections.
 
@@ -490,7 +320,7 @@ def load_towers(image: str | Path, text: str | Path) -> TwoTowers | Transformers
         statistics = image_model.config.pretrained_cfg
         mean = tuple(statistics["mean"])
         std = tuple(statistics["std"])
-        processor = ImageProcessor(_IMAGE_SIZE, image_mean=mean, image_std=std)
+        processor = ImageProcessor(_TIMM_IMAGE_SIZE, image_mean=mean, image_std=std)
     else:
         processor = from_hub("AutoImageProcessor", image)
     towers = TwoTowers(image_model, text_model, processor, load_tokenizer(text))

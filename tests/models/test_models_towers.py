@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_models_dual_encoder import odd_images
 
-from cibr.models.towers import ImageProcessor, TinyTowers, preprocess, train_tokenizer
+from cibr.models.preprocessing import ImageProcessor, preprocess, train_tokenizer
+from cibr.models.tiny import TinyTowers
 
 
 def test_images_are_preprocessed_as_by_transformers():
