@@ -55,6 +55,30 @@ def test_one_command_measures_on_the_held_out_and_trains_on_all(
     assert "finished" in capsys.readouterr().err
 
 
+def test_all_photos_decide_the_preset_and_not_those_that_are_left_to_train_on(
+    photos, clip_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("cibr.train.config._FEW", N - 1)  # the photos that are left are fewer
+    assert train(photos, clip_folder, tmp_path / "run", "--batch-size", "16") == 0
+    assert "settings: many-photos" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_towers_as_they_are_are_recommended_if_they_recall_more(
+    photos, clip_folder, tmp_path, capsys, seed
+):
+    assert train(photos, clip_folder, tmp_path / "run", "--seed", str(seed)) == 0
+    held_out = load_pairs(photos, "validation")
+    means = []
+    for folder in (tmp_path / "run" / "held_out", clip_folder):
+        model = DualEncoder.from_pretrained(folder)
+        images, texts = embed_pairs(model, prepare(model, held_out))
+        recalls = retrieval_recalls(images, texts, *held_out.retrieval_targets())
+        means.append(sum(recalls.values()) / len(recalls))
+    is_recommended = f"{clip_folder} as it is recalls more" in capsys.readouterr().out
+    assert is_recommended == (means[1] > means[0])
+
+
 def test_scores_are_means_of_those_of_the_heads_and_of_cca(build, tmp_path):
     pairs = noise_pairs(24, n_captions=2)
 

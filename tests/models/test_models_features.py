@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import TEXTS, noise_pairs, picture
 
+from cibr.data import Features
 from cibr.models import DualEncoder, feature_cache, features
 from cibr.models.features import embed_pairs, prepare
 
@@ -65,29 +66,92 @@ def computed(monkeypatch):
     return computed
 
 
-def test_towers_see_an_image_or_a_text_once_whatever_the_set_and_its_names(build, computed):
-    model, n_texts = build("frozen"), len(set(PAIRS.texts()))
+N_TEXTS = len(set(PAIRS.texts()))
+
+
+def test_towers_see_an_image_or_a_text_once(build, computed):
+    model = build("frozen")
     first = PAIRS.subset(range(20))
-    assert computed(model, first) == (20, len(set(first.texts())))
-    assert computed(model) == (3, n_texts - len(set(first.texts())))
-    assert computed(model, replace(PAIRS, name="other", split="test", keys=TEXTS[:23])) == (0, 0)
+    n_texts = len(set(first.texts()))
+    assert computed(model, first) == (20, n_texts)
+    assert computed(model) == (3, N_TEXTS - n_texts)
     assert computed(model, PAIRS.subset([5, 3, 5])) == (0, 0)
     assert computed(model, texts=["unseen", PAIRS.texts()[0], "unseen"]) == (0, 1)
 
 
-def test_features_are_never_those_of_other_pixels_towers_or_tokens(build, computed):
-    model, n_texts = build("frozen"), len(set(PAIRS.texts()))
+def test_names_of_a_set_and_of_its_images_do_not_matter(build, computed):
+    model = build("frozen")
     computed(model)
-    assert computed(model, replace(PAIRS, load=lambda i: picture(i + 100 * (i == 7)))) == (1, 0)
+    renamed = replace(PAIRS, name="other", split="test", keys=TEXTS[:23])
+    assert computed(model, renamed) == (0, 0)
+
+
+def other_weights(model):
     model.towers.loaded.image_tower.layernorm.weight.data.mul_(2)
-    assert computed(model) == (23, 0)
+
+
+def other_settings(model):
     model.towers.loaded.text_tower.config.layer_norm_eps = 1.0
-    assert computed(model) == (0, n_texts)
+
+
+def other_pixels(model):
     model.towers.processor.image_mean = [0.1, 0.2, 0.3]
-    assert computed(model) == (23, 0)
+
+
+def other_tokens(model):
     model.tokenizer.add_tokens("zebra")
-    assert computed(model) == (0, n_texts)
-    assert computed(build("frozen dual")) == (23, n_texts)
+
+
+def other_context(model):
+    model.tokenizer.model_max_length = 5
+
+
+CHANGES = [  # of what makes features, and how many images and texts are computed again
+    (other_weights, (23, 0)),
+    (other_settings, (0, N_TEXTS)),
+    (other_pixels, (23, 0)),
+    (other_tokens, (0, N_TEXTS)),
+    pytest.param(
+        *(other_context, (0, N_TEXTS)), marks=pytest.mark.filterwarnings("ignore:.*are cut to")
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "n_computed"), CHANGES)
+def test_features_are_computed_again_if_what_makes_them_changed(
+    build, computed, change, n_computed
+):
+    model = build("frozen")
+    computed(model)
+    change(model)
+    assert computed(model) == n_computed
+
+
+def test_features_of_changed_images_and_of_other_towers_are_computed(build, computed):
+    computed(build("frozen"))
+    changed = replace(PAIRS, load=lambda i: picture(i + 100 * (i == 7)))
+    assert computed(build("frozen"), changed) == (1, 0)
+    assert computed(build("frozen dual")) == (23, N_TEXTS)
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_features_that_pairs_bring_along_are_used_for_their_towers_alone(build, computed, is_same):
+    model = build("frozen")
+    image_tower, text_tower = model.towers.names
+    strings = [*dict.fromkeys(PAIRS.texts())][::-1]
+    features = Features(
+        images=torch.randn(23, model.dim_image_pooled),
+        texts=torch.randn(len(strings), model.dim_text_pooled),
+        strings=strings,
+        towers=(image_tower, text_tower if is_same else "some/other"),
+    )
+    pairs = replace(PAIRS, features=features)
+    assert computed(model, pairs) == ((0, 0) if is_same else (23, N_TEXTS))
+    inputs = prepare(model, pairs)
+    assert torch.equal(inputs.images, features.images) == is_same
+    if is_same:
+        rows = [strings.index(text) for text in PAIRS.texts()]
+        assert torch.equal(inputs.texts[0], features.texts[rows])
 
 
 @each_kind

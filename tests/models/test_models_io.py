@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -95,11 +96,15 @@ def prefixed(weights):
     return {f"module.{name}": x for name, x in weights.items()}
 
 
-def with_nan(weights):
-    return weights | {max(weights): torch.full_like(weights[max(weights)], torch.nan)}
+def filled(value, weights):
+    return weights | {max(weights): torch.full_like(weights[max(weights)], value)}
 
 
-UNFIT = [(prefixed, r"\d+ of the weights .* are missing, such as"), (with_nan, "are not finite")]
+UNFIT = [
+    (prefixed, r"\d+ of the weights .* are missing, such as"),
+    (partial(filled, torch.nan), "are not finite"),
+    (partial(filled, torch.inf), "are not finite"),
+]
 FILES = {"tiny": "cibr.safetensors", "frozen": "text_tower/model.safetensors"}
 FILES |= {"frozen dual": "towers/model.safetensors", "hub": "model.safetensors"}
 
@@ -133,6 +138,22 @@ def test_a_model_is_a_folder_or_in_cibr_models_or_shipped_in_this_order(tmp_path
     for dim, folder in ((8, tmp_path / "store"), (4, tmp_path)):
         DualEncoder.tiny(TEXTS, dim=dim, width=4).save_pretrained(folder / "cibr-tiny")
         assert DualEncoder.from_pretrained("cibr-tiny").dim == dim
+
+
+def test_weights_of_another_shape_are_refused(build, tmp_path):
+    file = build("tiny").save_pretrained(tmp_path) / "cibr.safetensors"
+    weights = load_file(file)
+    weights["head.image.2.weight"] = torch.zeros(3, 3)
+    save_file(weights, file)
+    with pytest.raises(ValueError, match="the weights in .* do not fit: .*head.image.2.weight"):
+        DualEncoder.from_pretrained(tmp_path)
+
+
+def test_a_folder_of_another_version_is_refused_by_name(build, tmp_path):
+    build("tiny").save_pretrained(tmp_path)
+    (tmp_path / "cibr.json").write_text('{"kind": "tiny", "settings": {}, "copied": false}')
+    with pytest.raises(ValueError, match="cibr.json is of another version of cibr: train"):
+        DualEncoder.from_pretrained(tmp_path)
 
 
 def test_damaged_weights_are_named(build, tmp_path):

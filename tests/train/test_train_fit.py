@@ -10,7 +10,7 @@ from helpers import same
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from small_runs import HELD_OUT, PAIRS, forks, stop_at, train
+from small_runs import HELD_OUT, PAIRS, forks, settings, small_model, stop_at, train
 
 from cibr import DualEncoder, fit
 from cibr.train import configure
@@ -85,3 +85,15 @@ def test_all_weights_of_a_dual_encoder_of_transformers_train(build, tmp_path):
     kept = {name for name, x in model.named_parameters() if torch.equal(x, before[name])}
     assert kept <= {"log_logit_scale"}  # which is not learned unless asked for
     assert same(saved, model)
+
+
+def test_a_model_remembers_the_images_of_all_its_trainings(tmp_path):
+    first = PAIRS.subset(range(12))
+    second = PAIRS.subset(range(8, 24))
+    config = settings(tmp_path / "first", epochs=1)
+    model = small_model(config)
+    fit(model, first, None, config)
+    assert len(model.trained_on) == 12
+    fit(model, second, None, settings(tmp_path / "second", epochs=1))
+    assert len(model.trained_on) == 24
+    assert DualEncoder.from_pretrained(tmp_path / "second").trained_on == model.trained_on
