@@ -46,6 +46,7 @@ BAD = {
     "'critic_step', did you mean 'critic_steps'": loss_for_model("mine", critic_step=3),
     "reports are those of the last batch": CIBRLoss(0.1).reports,
     "needs image_pooled, text_pooled": loss(penalty="mine", dims=(6, 5, 4)),
+    "critic_steps is -1": loss(penalty="mine", dims=(6, 5, 4), critic_steps=-1),
     "kappa must": partial(vmf.sample_vmf, IMAGE, -1.0),
 }
 CASES = [(f"losses: {word}", call, ValueError, word) for word, call in BAD.items()]

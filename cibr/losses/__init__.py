@@ -1,7 +1,7 @@
 """Losses: the exact, memory-bounded `clip_loss`, `CIBRLoss` built on it, and its penalties.
 
-A loss takes tensors, never a model, and returns scalars in nats (`CIBRLoss.for_model` reads the
-widths of a model, no more).
+A loss takes tensors, never a model, and returns scalars in nats (`CIBRLoss.for_model` reads only
+a model's widths).
 """
 
 from cibr.losses.cibr import CIBRLoss, beta_at

@@ -6,7 +6,7 @@ Value and gradients are those of `cibr.losses.clip.plain_clip_loss`, which is th
 2,048 pairs the forward pass computes the numerator above and keeps it: one n x n matrix, where
 autograd keeps several. With more pairs no such matrix exists at any time: the forward pass keeps
 the maximum and the sum of every row and column, from which the backward pass computes the slopes
-again, block by block, at the cost of one matrix product in four.
+again, block by block, at the cost of a fourth matrix product beside the usual three.
 """
 
 import math
@@ -56,7 +56,7 @@ class _WholeLoss(torch.autograd.Function):
         loss = -log_likelihoods.mean() / 2
         # In place: no other matrix is allocated, and the logarithms are not needed any more.
         softmaxes = row_log_softmax.exp_().add_(column_log_softmax.exp_())
-        slopes = targets.subtract_twice_from_(softmaxes)
+        slopes = targets.subtract_both_directions_from_(softmaxes)
         ctx.save_for_backward(image, text, scale, slopes)
         return loss
 
@@ -65,9 +65,9 @@ class _WholeLoss(torch.autograd.Function):
     def backward(ctx, grad):
         image, text, scale, slopes = ctx.saved_tensors
         with torch.autocast(image.device.type, enabled=False):
-            slopes_by_text = slopes @ text
-            slopes_by_image = slopes.T @ image
-        return *_gradients(image, scale, grad, slopes_by_text, slopes_by_image), None
+            slopes_times_text = slopes @ text
+            slopes_times_image = slopes.T @ image
+        return *_gradients(image, scale, grad, slopes_times_text, slopes_times_image), None
 
 
 class _BlockedLoss(torch.autograd.Function):
@@ -103,18 +103,18 @@ class _BlockedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         image, text, scale, labels, row_max, row_sum, column_max, column_sum = ctx.saved_tensors
-        slopes_by_text = torch.empty_like(image)
-        slopes_by_image = torch.zeros_like(text)
+        slopes_times_text = torch.empty_like(image)
+        slopes_times_image = torch.zeros_like(text)
         with torch.autocast(image.device.type, enabled=False):
             for rows in _blocks(len(image), ctx.chunk_size):
                 logits = (scale * image[rows]) @ text.T  # [chunk_size, n]
                 row_softmax = (logits - row_max[rows, None]).exp_().div_(row_sum[rows, None])
                 column_exp = logits.sub_(column_max).exp_()
                 softmaxes = row_softmax.addcdiv_(column_exp, column_sum)
-                slopes = _Targets(labels, rows, logits).subtract_twice_from_(softmaxes)
-                torch.mm(slopes, text, out=slopes_by_text[rows])
-                slopes_by_image.addmm_(slopes.T, image[rows])
-        return *_gradients(image, scale, grad, slopes_by_text, slopes_by_image), None, None
+                slopes = _Targets(labels, rows, logits).subtract_both_directions_from_(softmaxes)
+                torch.mm(slopes, text, out=slopes_times_text[rows])
+                slopes_times_image.addmm_(slopes.T, image[rows])
+        return *_gradients(image, scale, grad, slopes_times_text, slopes_times_image), None, None
 
 
 class _Targets:
@@ -140,7 +140,7 @@ class _Targets:
             return values[:, self.rows].diagonal()
         return (values * self.shares).sum(1)
 
-    def subtract_twice_from_(self, softmaxes: Tensor) -> Tensor:
+    def subtract_both_directions_from_(self, softmaxes: Tensor) -> Tensor:
         """The sum of both softmaxes, [rows, n], minus the targets of both directions, in place.
 
         Targets are symmetric, so those of both directions are the same matrix.
@@ -156,14 +156,18 @@ def _blocks(n: int, size: int) -> list[slice]:
 
 
 def _gradients(
-    image: Tensor, scale: Tensor, grad: Tensor, slopes_by_text: Tensor, slopes_by_image: Tensor
+    image: Tensor,
+    scale: Tensor,
+    grad: Tensor,
+    slopes_times_text: Tensor,
+    slopes_times_image: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of image, text and scale from slopes @ text and slopes.T @ image, [n, d], which are
     overwritten.
     """
     weight = grad * scale / (2 * len(image))
-    grad_image = slopes_by_text.mul_(weight)
-    grad_text = slopes_by_image.mul_(weight)
+    grad_image = slopes_times_text.mul_(weight)
+    grad_text = slopes_times_image.mul_(weight)
     # scale * dL/dscale = sum of logits * dL/dlogits = sum of image * dL/dimage
     grad_scale = torch.dot(image.flatten(), grad_image.flatten()) / scale
     return grad_image, grad_text, grad_scale

@@ -61,8 +61,8 @@ def beta_at(progress: Number, beta: Number) -> float:
         [0.0, 0.025, 0.05]
     """
     check_number("progress", progress, low=0, high=1)
-    ramp = min(max(3 * progress - 1, 0.0), 1.0)
-    return float(beta) * ramp
+    ramp = 3 * progress - 1  # 0 at one third, 1 at two thirds
+    return float(beta) * min(max(ramp, 0.0), 1.0)
 
 
 class _LastBatch(NamedTuple):
@@ -94,8 +94,9 @@ class CIBRLoss(nn.Module):
     Args:
         beta: weight of the penalty, from 0 to 10,000; an attribute that a schedule may set before
             each step, see `beta_at`. At 0 the penalty has no part in the graph: the loss is CLIP's,
-            bit for bit, even if the penalty is not finite. With `vmf` and `crossfit`, compare
-            settings by beta kappa_b A_d(kappa_e) / logit_scale.
+            bit for bit, even if the penalty is not finite. With `vmf` and `crossfit`,
+            settings with an equal beta * kappa_b * A_d(kappa_e) / logit_scale have about the same
+            strength.
         penalty: a name of `PENALTIES`, or a `Penalty`.
         kappa_e: concentration of the encoders e(z|x): of the noise with `sample`, otherwise only a
             scale of the vMF penalties. The study's photo runs use 8,192.
@@ -204,7 +205,7 @@ class CIBRLoss(nn.Module):
             ValueError: as `clip_loss`; features whose lengths differ from 1 by more than 0.01; an
                 input that the penalty needs and that is missing.
         """
-        inputs = self._checked_inputs(
+        inputs = self._check_and_sample(
             image_features, text_features, logit_scale, labels, image_pooled, text_pooled, generator
         )
         detached = inputs.detached()
@@ -274,15 +275,22 @@ class CIBRLoss(nn.Module):
             ValueError: features that `forward` rejects.
         """
         if not hasattr(self.penalty, "update"):
-            return  # and draw no noise: `forward` is to be the first to use the generator
-        inputs = self._checked_inputs(
+            return  # before sampling, so that `forward` gets the generator's first draws
+        inputs = self._check_and_sample(
             image_features, text_features, logit_scale, labels, image_pooled, text_pooled, generator
         )
         with torch.autocast(image_features.device.type, enabled=False):
             self.penalty.update(inputs.detached())
 
-    def _checked_inputs(
-        self, image, text, logit_scale, labels, image_pooled, text_pooled, generator
+    def _check_and_sample(
+        self,
+        image: Features,
+        text: Features,
+        logit_scale: Scalar | Number,
+        labels: Labels | None,
+        image_pooled: Tensor | None,
+        text_pooled: Tensor | None,
+        generator: torch.Generator | None,
     ) -> LossInputs:
         """The inputs of the terms, with samples drawn if `sample` is set."""
         image, text, logit_scale = checked_features(image, text, logit_scale, labels)

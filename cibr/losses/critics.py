@@ -88,13 +88,13 @@ class MineNats(nn.Module):
         # Log of the moving average of E_Q[e^T]; NaN until the first update.
         self.register_buffer("log_average", torch.tensor(math.nan))
 
-    def forward(self, scores: Float[Tensor, "n n"], is_update: bool = False) -> Scalar:
+    def forward(self, scores: Float[Tensor, "n n"], update_average: bool = False) -> Scalar:
         """The estimate from T(x_i, y_j), [n, n], n at least 2, whose diagonal is drawn from P.
 
         Args:
             scores: T(x_i, y_j), [n, n].
-            is_update: move the average by this batch first; before its first update, it is that of
-                the batch.
+            update_average: first fold this batch into the moving average. Until then, the batch's
+                own mean takes its place.
 
         Returns:
             Nats, a scalar; a lower bound as n grows, an estimate that may exceed the information
@@ -103,7 +103,7 @@ class MineNats(nn.Module):
         joint = scores.diagonal().mean()  # E_P[T]
         log_marginal = log_mean_exp(mismatches(scores))  # log E_Q[e^T]
         log_batch = log_marginal.detach().to(self.log_average)
-        if is_update:
+        if update_average:
             self.log_average.copy_(self._moved_average(log_batch))
         log_average = torch.where(self.log_average.isnan(), log_batch, self.log_average)
         estimate = joint - log_marginal

@@ -34,7 +34,7 @@ from cibr.losses.vmf import vmf_fit_kappa, vmf_mean_cosine, vmf_residual_nats
 from cibr.utils import check_number
 
 _DIM_HIDDEN = 128  # of MINE's critics
-_RIDGE = 1.0  # times the mean eigenvalue of the unit vectors' second moment, 1 / d
+_RIDGE = 1.0  # in units of the mean eigenvalue, 1 / d, of the unit vectors' second moment
 _mean_cosine_of_noise = cache(vmf_mean_cosine)  # A_d(kappa_e), the same in every step
 
 
@@ -117,7 +117,8 @@ class Penalty(nn.Module):
 class VMF(Penalty):
     """Backward encoders centred at the paired embedding of the other modality; the default.
 
-    Its bound is so loose that its nats mean little, so the distance of the pairs is reported.
+    The bound is too loose for its nats to be informative, so the cosine distance of the pairs is
+    reported.
 
     Args:
         kappa_b: concentration of the backward encoders.
@@ -192,23 +193,31 @@ class Mine(Penalty):
             (d, p, q).
         critic_steps: steps of the critics before each step of the encoders.
         critic_rate: learning rate of the critics.
+
+    Raises:
+        ValueError: critic_steps is not a whole number of 1 or more.
     """
 
     needs = ("image_pooled", "text_pooled")
+    _sides: ClassVar = {  # of z and of x, by the name of their critic
+        "image_image": ("image", "image"),
+        "image_text": ("image", "text"),
+        "text_image": ("text", "image"),
+        "text_text": ("text", "text"),
+    }
 
     def __init__(
         self, dims: tuple[int, int, int], critic_steps: int = 1, critic_rate: float = 1e-3
     ):
         super().__init__()
-        self.critic_steps = critic_steps
+        self.critic_steps = int(check_number("critic_steps", critic_steps, low=1, whole=True))
         dim, dim_image_pooled, dim_text_pooled = dims
-        self.critics = nn.ModuleDict()  # by names such as "image_text", of T(z_image, x_text)
+        dims_pooled = {"image": dim_image_pooled, "text": dim_text_pooled}
+        self.critics = nn.ModuleDict()  # "image_text" is T(z_image, x_text)
         self.averages = nn.ModuleDict()
-        for z_name in ("image", "text"):
-            for x_name, dim_pooled in (("image", dim_image_pooled), ("text", dim_text_pooled)):
-                critic = SeparableCritic(dim, dim_pooled, dim_hidden=_DIM_HIDDEN)
-                self.critics[f"{z_name}_{x_name}"] = critic
-                self.averages[f"{z_name}_{x_name}"] = MineNats()
+        for name, (_, x_name) in self._sides.items():
+            self.critics[name] = SeparableCritic(dim, dims_pooled[x_name], dim_hidden=_DIM_HIDDEN)
+            self.averages[name] = MineNats()
         # Only `update` lets them have gradients: no other optimiser trains them.
         self.critics.requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.critics.parameters(), lr=critic_rate)
@@ -253,16 +262,16 @@ class Mine(Penalty):
         Args:
             inputs: the batch, without gradients.
         """
+        self.critics.requires_grad_(True)
         for _ in range(self.critic_steps):
-            self.optimizer.zero_grad(set_to_none=True)
-            self.critics.requires_grad_(True)
-            nats = self._nats(inputs, is_update=True)
+            self.optimizer.zero_grad()
+            nats = self._nats(inputs, update_average=True)
             loss = -sum(nats.values())  # the critics maximise their estimates
             loss.backward()
-            self.critics.requires_grad_(False)
             self.optimizer.step()
+        self.critics.requires_grad_(False)  # else the encoders' step would train them, too
 
-    def _nats(self, inputs: LossInputs, is_update: bool = False) -> dict[str, Scalar]:
+    def _nats(self, inputs: LossInputs, update_average: bool = False) -> dict[str, Scalar]:
         """Each critic's estimate of I(Z; X), by name; pooled features get no gradient.
 
         Only an update moves the moving averages.
@@ -271,13 +280,13 @@ class Mine(Penalty):
         pooled = {"image": inputs.image_pooled, "text": inputs.text_pooled}
         nats = {}
         for name, critic in self.critics.items():
-            z_name, x_name = name.split("_")
+            z_name, x_name = self._sides[name]
             z = embeddings[z_name].to(critic.dtype)
             x = pooled[x_name].detach().to(critic.dtype)
             # Coordinates of unit variance: those of a unit vector have a mean square of 1 / d.
             z = z * z.shape[1] ** 0.5
             x = F.layer_norm(x, x.shape[1:])
-            nats[name] = self.averages[name](critic(z, x), is_update)
+            nats[name] = self.averages[name](critic(z, x), update_average)
         return nats
 
 

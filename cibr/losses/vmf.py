@@ -28,6 +28,7 @@ from cibr.losses.clip import Number
 # 1e-14; lower orders are reached by the stable downward recurrence.
 _N_TERMS = 9
 _LOWEST_DEBYE_ORDER = 50
+_FEWEST_STEPS = 2  # down from the order of the expansion; each makes its error smaller
 _NEWTON_STEPS = 5  # of `vmf_fit_kappa`, which converges quadratically
 
 _Values = Float[Tensor, "..."] | Number
@@ -74,7 +75,7 @@ def _log_bessel_and_ratio(
         order: v, which is d / 2 - 1 for the sphere in d dimensions.
         x: any shape.
     """
-    n_steps = max(2, math.ceil(_LOWEST_DEBYE_ORDER - order))
+    n_steps = max(_FEWEST_STEPS, math.ceil(_LOWEST_DEBYE_ORDER - order))
     top_order = order + n_steps  # w
     s = torch.sqrt(top_order**2 + x**2)
     t = top_order / s
@@ -200,15 +201,16 @@ def _sample_cosine_gaps(
     is_pending = torch.ones(n, dtype=torch.bool, device=kappa.device)
     while bool(is_pending.any()):
         # For every row, pending or not, so that shapes do not depend on what was accepted.
-        for_radius, for_angle, for_acceptance = torch.rand(
+        u_radius, u_angle, u_accept = torch.rand(
             3, n, generator=generator, dtype=kappa.dtype, device=kappa.device
         )
-        radius = torch.sqrt(-torch.expm1(2 * torch.log(for_radius) / (dim - 2)))
-        beta = (1 + radius * torch.cos(2 * math.pi * for_angle)) / 2
+        # In two dimensions log(u) / 0 = -inf, and the radius is 1.
+        radius = torch.sqrt(-torch.expm1(2 * torch.log(u_radius) / (dim - 2)))
+        beta = (1 + radius * torch.cos(2 * math.pi * u_angle)) / 2
         proposal = 2 * b * beta / (1 - beta + b * beta)  # 1 - w
         ratio = (gap_of_x + (1 - gap_of_x) * proposal) / (gap_of_x * (2 - gap_of_x))
         log_accept = kappa * (gap_of_x - proposal) + (dim - 1) * torch.log(ratio)
-        is_accepted = is_pending & (torch.log(for_acceptance) <= log_accept)
+        is_accepted = is_pending & (torch.log(u_accept) <= log_accept)
         gaps = torch.where(is_accepted, proposal, gaps)
         is_pending = is_pending & ~is_accepted
     return gaps
@@ -221,9 +223,9 @@ def sample_vmf(
 
     z = w mu + sqrt(1 - w^2) v, with v uniform among the unit vectors orthogonal to mu.
 
-    Source: Wood (1994), Simulation of the von Mises-Fisher distribution. The noise is drawn in one
-    precision and for all rows at once: a generator gives the same noise for every dtype of the
-    directions.
+    Source: Wood (1994), Simulation of the von Mises-Fisher distribution. The noise is drawn
+    in fixed precisions (gaps in float64, tangents in float32) and for all rows at once, so a
+    generator gives the same noise for every dtype of the directions.
 
     Args:
         mean_directions: mu, unit vectors, [n, d].
@@ -239,8 +241,10 @@ def sample_vmf(
     n, dim = mean_directions.shape
     device = mean_directions.device if generator is None else generator.device
     kappa = torch.as_tensor(kappa, dtype=torch.float64).detach()
-    if dim < 2 or not ((kappa >= 0) & (kappa < math.inf)).all():  # no draw would be accepted
-        raise ValueError(f"kappa must be finite and not negative, and d at least 2, got d = {dim}")
+    if dim < 2:
+        raise ValueError(f"mean_directions must have 2 dimensions or more, but have {dim}")
+    if not ((kappa >= 0) & (kappa < math.inf)).all():  # no draw would be accepted
+        raise ValueError(f"kappa must be finite and not negative, but is {kappa.tolist()}")
     gaps = _sample_cosine_gaps(kappa.to(device).expand(n), dim, generator)  # 1 - w, [n]
     noise = torch.randn(n, dim, generator=generator, device=device, dtype=torch.float32)
     mu = mean_directions.to(torch.promote_types(mean_directions.dtype, torch.float32))

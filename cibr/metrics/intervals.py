@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-_Z = 1.959964  # the 97.5 % quantile of the standard normal distribution
-_LEVEL = 0.975  # of the upper end
+_UPPER_LEVEL = 0.975  # of the upper end of a 95 % interval
+_NORMAL_QUANTILE = 1.959964  # at that level
 _Values = Shaped[np.ndarray, " n"] | Shaped[Tensor, " n"]
 _Matrix = Shaped[np.ndarray, "s n"] | Shaped[Tensor, "s n"]
 
@@ -35,7 +35,7 @@ def mean_interval(values: _Values, clusters: _Values | None = None) -> tuple[flo
         The mean and the lower and upper end of its interval, NaN for a single item or cluster.
 
     Raises:
-        ValueError: not one cluster per item.
+        ValueError: clusters and values differ in number.
     """
     from scipy import stats
 
@@ -45,7 +45,7 @@ def mean_interval(values: _Values, clusters: _Values | None = None) -> tuple[flo
     mean = float(values.mean())
     if len(values) < 2:
         return mean, np.nan, np.nan
-    half_width = float(stats.t.ppf(_LEVEL, len(values) - 1) * stats.sem(values))
+    half_width = float(stats.t.ppf(_UPPER_LEVEL, len(values) - 1) * stats.sem(values))
     return mean, mean - half_width, mean + half_width
 
 
@@ -65,9 +65,11 @@ def proportion_interval(values: _Values) -> tuple[float, float, float]:
         neither 0 nor 1.
     """
     mean, low, high = mean_interval(values)
+    if np.isnan(mean):
+        return mean, np.nan, np.nan
     if 0 < mean < 1:
         return mean, max(low, 0.0), min(high, 1.0)
-    wilson_width = _Z**2 / (len(values) + _Z**2)
+    wilson_width = _NORMAL_QUANTILE**2 / (len(values) + _NORMAL_QUANTILE**2)
     if mean <= 0:
         return mean, 0.0, wilson_width
     return mean, 1 - wilson_width, 1.0
@@ -86,10 +88,10 @@ def cluster_values(
         clusters: the cluster of each item [n].
 
     Returns:
-        mean + (sum of the cluster's values - mean * its size) / mean size, [c].
+        One number per cluster, [c]: mean + (sum of its values - mean * its size) / mean size.
 
     Raises:
-        ValueError: not one cluster per item.
+        ValueError: clusters and values differ in number.
     """
     cluster_indices = np.unique(clusters, return_inverse=True)[1]
     sizes = np.bincount(cluster_indices)
@@ -167,5 +169,5 @@ def paired_difference(a: _Matrix, b: _Matrix) -> tuple[float, float, float]:
         return mean, mean, mean
     degrees_of_samples = np.array([len(sample) - 1 for sample in samples])
     degrees = variances.sum() ** 2 / (variances**2 / degrees_of_samples).sum()  # Satterthwaite's
-    half_width = float(stats.t.ppf(_LEVEL, degrees) * np.sqrt(variances.sum()))
+    half_width = float(stats.t.ppf(_UPPER_LEVEL, degrees) * np.sqrt(variances.sum()))
     return mean, mean - half_width, mean + half_width

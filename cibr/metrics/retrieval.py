@@ -122,10 +122,11 @@ def retrieval_ranks(
     labels: _PerImage | None = None,
     texts: Sequence[str] | None = None,
 ) -> Ranks:
-    """The number of incorrect items at least as similar as each query's best correct one, up to
-    rounding: paired without labels, else by label.
+    """Ranks of every query's best correct item, from 0.
 
-    By label, every item with the query's label is correct, as positives in training are.
+    A rank is the number of incorrect items that are at least as similar, up to rounding. Without
+    labels only an image's own texts are correct; with labels every item with the query's label is,
+    as positives in training are.
 
     Args:
         image_embeddings: unit vectors [n, d].
@@ -145,7 +146,7 @@ def retrieval_ranks(
     check_unit_vectors(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
     if labels is None:
         image_ranks, text_ranks = _paired_ranks(image_embeddings, text_embeddings, text_to_image)
-        image_clusters = torch.arange(len(image_embeddings))
+        image_clusters = torch.arange(len(image_embeddings), device=text_to_image.device)
         return Ranks(image_ranks, text_ranks, image_clusters, text_to_image, by_label=False)
     text_labels = labels[text_to_image]
     if texts is not None:
@@ -169,19 +170,22 @@ def recall_hits(ranks: Ranks, ks: _Ks = _KS) -> dict[str, Float64[Tensor, " _"]]
         recalls of `retrieval_recalls`.
     """
     largest_k = min(len(ranks.image_ranks), len(ranks.text_ranks))
-    name = "label_recall" if ranks.by_label else "recall"
+    metric = "label_recall" if ranks.by_label else "recall"
     ranks_by_direction = {"image_to_text": ranks.image_ranks, "text_to_image": ranks.text_ranks}
     hits = {}
     for direction, direction_ranks in ranks_by_direction.items():
         for k in ks:
             if k <= largest_k:
-                hits[f"{direction}_{name}@{k}"] = (direction_ranks < k).double()
+                hits[f"{direction}_{metric}@{k}"] = (direction_ranks < k).double()
     return hits
 
 
 def label_ranks(
-    queries: _Images, labels: _PerImage, gallery: _Texts, gallery_labels: _PerText
-) -> _PerImage:
+    queries: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    gallery: Float[Tensor, "m d"],
+    gallery_labels: Int[Tensor, " m"],
+) -> Int[Tensor, " n"]:
     """Ranks of queries for which every item with their label is correct; vectors are not checked.
 
     Args:

@@ -100,6 +100,6 @@ def accuracy_items(ranks: _Labels, labels: _Labels) -> dict[str, Float[np.ndarra
     hits = (ranks == 0).double().cpu().numpy()
     classes = labels.cpu().numpy()
     has_one_image_per_class = len(np.unique(classes)) == len(classes)
-    # Nothing varies within a class of one image: without this case the interval's width were 0.
+    # Nothing varies within a class of one image: without this case the interval would have width 0.
     balanced_hits = hits if has_one_image_per_class else group_balanced_values(hits, classes)
     return {"accuracy@1": hits, "mean_per_class_accuracy": balanced_hits}

@@ -56,12 +56,12 @@ def test_an_update_moves_the_average_by_a_tenth_before_the_gradient():
     for seed in range(3):
         scores = random_scores(seed)
         average = 0.9 * average + 0.1 * mean_mismatch(scores).item()
-        assert_is_mine(estimator(scores, is_update=True), scores, average)
+        assert_is_mine(estimator(scores, update_average=True), scores, average)
 
 
 def test_without_an_update_the_average_stays():
     estimator = MineNats().double()
-    estimator(random_scores(0), is_update=True)
+    estimator(random_scores(0), update_average=True)
     average = mean_mismatch(random_scores(0)).item()
     for seed in (1, 2):
         scores = random_scores(seed)

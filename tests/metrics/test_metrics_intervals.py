@@ -33,6 +33,10 @@ def test_the_interval_is_the_set_of_means_that_students_test_does_not_reject(val
             assert stats.ttest_1samp(values, end).pvalue == pytest.approx(0.05, abs=1e-6)
 
 
+def test_values_that_are_not_numbers_have_no_interval():
+    assert all(map(math.isnan, proportion_interval(np.array([0.0, math.nan, 1.0]))))
+
+
 def test_a_single_item_has_no_interval():
     mean, low, high = mean_interval(np.array([0.25]))
     assert mean == 0.25

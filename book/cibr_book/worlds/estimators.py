@@ -132,7 +132,7 @@ def _fit_critic(x: X, y: Y, estimator: str, n_steps: int = 400, seed: int = 0) -
         rows = torch.randperm(len(x), generator=generator)[:_BATCH_SIZE]
         scores = critic(x[rows], y[rows])
         if estimator == "MINE":
-            gain = mine_nats(scores, is_update=True)
+            gain = mine_nats(scores, update_average=True)
         else:
             gain = _OBJECTIVES[estimator](scores)
         optimizer.zero_grad()
