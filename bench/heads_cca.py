@@ -45,7 +45,7 @@ from cibr import build_model, configure, load_pairs
 from cibr.data import Features, Pairs
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
-from cibr.models.cca import add_cca
+from cibr.models.cca import with_cca
 from cibr.models.features import embed_pairs, prepare
 from cibr.train import Training
 from cibr.train.config import PRESETS, preset_for
@@ -118,7 +118,9 @@ def embeddings(pairs: Pairs, settings: dict[str, Any], seed: int) -> dict[str, d
     model = build_model(config, pairs)
     inputs = prepare(model, pairs)
     Training(model, config, inputs).run()
-    add_cca(model, inputs, config.cca_ridge_image, config.cca_ridge_text)
+    repeated = inputs.images[pairs.text_to_image()]
+    ridges = {"ridge_image": config.cca_ridge_image, "ridge_text": config.cca_ridge_text}
+    model.head = with_cca(model.head, repeated, *inputs.texts, **ridges)
     found: dict[str, dict] = {"heads": {}, "CCA": {}}
     for name, part in data().items():
         if name != "train":

@@ -243,7 +243,7 @@ def _index(model, folder: Path):
     from tqdm import tqdm
 
     from cibr.data.pairs import IMAGE_SUFFIXES, open_rgb
-    from cibr.models.feature_cache import keep_tensors
+    from cibr.models.frozen_features import save_to_cache
     from cibr.utils import cache_folder, digest
 
     # What the model makes of a text and an image tells it from others of its name.
@@ -264,7 +264,7 @@ def _index(model, folder: Path):
         found[file] = key, row
     if not found:
         raise ValueError(f"no image in {str(folder)!r}: give a folder with some")
-    keep_tensors(index, dict(found.values()))
+    save_to_cache(index, dict(found.values()))
     return [*found], torch.stack([row for _, row in found.values()])
 
 

@@ -17,7 +17,7 @@ hypothesis.settings.load_profile("repeatable")
 @pytest.fixture(autouse=True)
 def own_features(tmp_path, monkeypatch):
     """Each test caches features of frozen towers in a folder of its own."""
-    monkeypatch.setattr("cibr.models.feature_cache.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("cibr.models.frozen_features.cache_folder", lambda: tmp_path / "cache")
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,9 @@ def test_one_command_measures_on_the_held_out_and_trains_on_all(
 def test_all_photos_decide_the_preset_and_not_those_that_are_left_to_train_on(
     photos, clip_folder, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("cibr.train.config._FEW", N - 1)  # the photos that are left are fewer
+    monkeypatch.setattr(
+        "cibr.train.config._MOST_FEW_PHOTOS", N - 1
+    )  # the photos that are left are fewer
     assert train(photos, clip_folder, tmp_path / "run", "--batch-size", "16") == 0
     assert "settings: many-photos" in capsys.readouterr().err
 

@@ -37,6 +37,7 @@ from cibr.losses.penalties import PENALTIES, LossInputs, Penalty
 from cibr.losses.vmf import sample_vmf
 from cibr.utils import check_known, check_number, check_unit_vectors
 
+LOSS_OPTIONS = {"kappa_e", "sample"}  # of CIBRLoss, whatever the penalty
 MAX_BETA = 1e4  # above it, less than 1e-4 of the gradient is the contrastive loss's
 
 

@@ -1,16 +1,21 @@
 """Dual encoders: small ones from scratch, heads over frozen towers, and models of transformers."""
 
-from cibr.models._io import check_model
 from cibr.models.cca import RegularisedCCA
 from cibr.models.dual_encoder import DualEncoder, Encoded
-from cibr.models.heads import HEADS, Head, SummedHead
+from cibr.models.heads import Head, SummedHead
+from cibr.models.loading import check_model
+from cibr.models.parts import HEADS, TOWERS
+from cibr.models.towers import FrozenTowers, Towers
 
 __all__ = [
     "HEADS",
+    "TOWERS",
     "DualEncoder",
     "Encoded",
+    "FrozenTowers",
     "Head",
     "RegularisedCCA",
     "SummedHead",
+    "Towers",
     "check_model",
 ]

@@ -1,27 +1,42 @@
 """Regularised CCA of two sets of features: the optimum of a linear CLIP on Gaussian features.
 
-With S_v = C_v + l_v (tr C_v / p) I, S_t likewise, and the decomposition S_v^-1/2 C_vt S_t^-1/2 = U
-R V' into regularised canonical correlations R, the statistics are the directions of
+With S_v = C_v + l_v (tr C_v / p) I, S_t likewise, and the singular value decomposition
+
+    S_v^-1/2 C_vt S_t^-1/2 = U R V'
+
+into regularised canonical correlations R, the statistics are the directions of
 
     u_v = R^1/2 U' S_v^-1/2 (x_v - m_v),    u_t = R^1/2 V' S_t^-1/2 (x_t - m_t).
 
 For Gaussian features <u_v, u_t> before normalisation is, up to the ridges, the bilinear score that
 minimises CLIP's population loss in large batches (Theorem 2 of the book). Its directions are those
 of a Gaussian information bottleneck between image and text, with other weights (Chechik et al.
-2005, JMLR 6). They are a head without training, which is summed with a trained one, and a start for
-linear heads.
+2005, JMLR 6). They are a head that needs no training, which is summed with a trained one, and a
+start for linear heads.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from cibr.models.dual_encoder import DualEncoder
-from cibr.models.features import Inputs
-from cibr.models.heads import HEADS, Head, SummedHead
+from cibr.models.heads import Head, SummedHead
 
-_Moments = tuple[Float64[Tensor, "p p"], Float64[Tensor, "q q"], Float64[Tensor, "p q"]]
+
+class Moments(NamedTuple):
+    """Covariances of paired features, float64.
+
+    Args:
+        image: C_v, [p, p].
+        text: C_t, [q, q].
+        cross: C_vt, [p, q].
+    """
+
+    image: Float64[Tensor, "p p"]
+    text: Float64[Tensor, "q q"]
+    cross: Float64[Tensor, "p q"]
 
 
 class RegularisedCCA(Head):
@@ -63,7 +78,7 @@ class RegularisedCCA(Head):
             image_pooled: features of the images, [n, p]; an image is repeated for each of its
                 texts.
             text_pooled: features of the texts, [n, q].
-            dim: width of the joint space; directions beyond it are dropped.
+            dim: dimension of the joint space; directions beyond it are dropped.
             ridge_image: l_v, above 0, in units of the mean variance of an image feature; choose
                 both on validation.
             ridge_text: l_t, in units of the mean variance of a text feature.
@@ -74,38 +89,42 @@ class RegularisedCCA(Head):
         Raises:
             ValueError: features that are constant or not finite.
         """
-        means, moments = centred_moments(image_pooled, text_pooled)
-        if not (moments[0].trace() > 0 and moments[1].trace() > 0):
+        (image_mean, text_mean), moments = centred_moments(image_pooled, text_pooled)
+        if not (moments.image.trace() > 0 and moments.text.trace() > 0):
             raise ValueError("image_pooled and text_pooled must be finite and vary over the pairs")
         image_map, text_map = canonical_maps(moments, dim, ridge_image, ridge_text)
         cca = cls(dim, image_pooled.shape[1], text_pooled.shape[1])
-        _set_centred_map(cca.image, image_map, means[0])
-        _set_centred_map(cca.text, text_map, means[1])
+        _set_centred_map(cca.image, image_map, image_mean)
+        _set_centred_map(cca.text, text_map, text_mean)
         return cca
 
 
-HEADS["cca"] = RegularisedCCA
-
-
-def add_cca(model: DualEncoder, inputs: Inputs, ridge_image: float, ridge_text: float) -> None:
-    """Sums the scores of a model over frozen towers and of the CCA of its training pairs.
+def with_cca(
+    head: Head,
+    image_pooled: Float[Tensor, "n p"],
+    text_pooled: Float[Tensor, "n q"],
+    *,
+    ridge_image: float,
+    ridge_text: float,
+) -> SummedHead:
+    """The sum of a head and of the CCA of its training pairs, which is as wide as the head.
 
     Args:
-        model: its head becomes the sum of its head, as wide as the CCA, and of the CCA.
-        inputs: cached features of the training pairs; each image is repeated for each text.
+        head: a trained head.
+        image_pooled: features of the images, [n, p]; an image is repeated for each of its texts.
+        text_pooled: features of the texts, [n, q].
         ridge_image: see `RegularisedCCA.fit`.
         ridge_text: see `RegularisedCCA.fit`.
     """
-    images = inputs.images[inputs.pairs.text_to_image()]
-    (texts,) = inputs.texts
-    cca = RegularisedCCA.fit(images, texts, model.dim, ridge_image, ridge_text)
-    model.head = SummedHead([model.head, cca.to(model.log_logit_scale)])
+    cca = RegularisedCCA.fit(image_pooled, text_pooled, head.dim, ridge_image, ridge_text)
+    return SummedHead([head, cca])
 
 
-def remove_cca(model: DualEncoder) -> None:
-    """Takes away what `add_cca` added, if it has."""
-    if isinstance(model.head, SummedHead) and isinstance(model.head.heads[-1], RegularisedCCA):
-        model.head = model.head.heads[0]
+def without_cca(head: Head) -> Head:
+    """The head that `with_cca` was given, or the head itself if it is no such sum."""
+    if isinstance(head, SummedHead) and isinstance(head.heads[-1], RegularisedCCA):
+        return head.heads[0]
+    return head
 
 
 @torch.no_grad()
@@ -119,7 +138,7 @@ def _set_centred_map(
 
 def centred_moments(
     image_pooled: Float[Tensor, "n p"], text_pooled: Float[Tensor, "n q"]
-) -> tuple[tuple[Tensor, Tensor], _Moments]:
+) -> tuple[tuple[Tensor, Tensor], Moments]:
     """First and second moments of paired features, in float64.
 
     Args:
@@ -127,19 +146,21 @@ def centred_moments(
         text_pooled: features of the texts, row by row, [n, q].
 
     Returns:
-        The means m_v [p] and m_t [q], and the covariances C_v [p, p], C_t [q, q] and C_vt [p, q].
+        The means m_v [p] and m_t [q], and the covariances.
     """
     n = len(image_pooled)
-    image, text = image_pooled.double(), text_pooled.double()
-    image_mean, text_mean = image.mean(0), text.mean(0)
+    image = image_pooled.double()
+    text = text_pooled.double()
+    image_mean = image.mean(0)
+    text_mean = text.mean(0)
     image = image - image_mean
     text = text - text_mean
-    moments = image.T @ image / n, text.T @ text / n, image.T @ text / n
+    moments = Moments(image.T @ image / n, text.T @ text / n, image.T @ text / n)
     return (image_mean, text_mean), moments
 
 
 def canonical_maps(
-    moments: _Moments, dim: int, ridge_image: float, ridge_text: float
+    moments: Moments, dim: int, ridge_image: float, ridge_text: float
 ) -> tuple[Float64[Tensor, "dim p"], Float64[Tensor, "dim q"]]:
     """The maps R^1/2 U' S_v^-1/2 and R^1/2 V' S_t^-1/2 of the covariances, padded with zero rows
     to `dim`.
@@ -147,22 +168,22 @@ def canonical_maps(
     Signs are fixed by making the largest entry of each direction of U positive.
 
     Args:
-        moments: the covariances C_v, C_t and C_vt.
-        dim: width of the joint space; directions beyond it are dropped.
+        moments: from `centred_moments`.
+        dim: dimension of the joint space; directions beyond it are dropped.
         ridge_image: l_v, in units of the mean variance of an image feature.
         ridge_text: l_t, in units of the mean variance of a text feature.
 
     Returns:
         The maps of the images [dim, p] and of the texts [dim, q], float64.
     """
-    image, text, cross = moments
-    whiten_image = _inverse_root(image, ridge_image)
-    whiten_text = _inverse_root(text, ridge_text)
-    u, correlations, v = torch.linalg.svd(whiten_image @ cross @ whiten_text, full_matrices=False)
+    whiten_image = _inverse_root(moments.image, ridge_image)
+    whiten_text = _inverse_root(moments.text, ridge_text)
+    whitened = whiten_image @ moments.cross @ whiten_text
+    u, correlations, v_transposed = torch.linalg.svd(whitened, full_matrices=False)
     signs = u.gather(0, u.abs().argmax(0, keepdim=True)).sign()  # [1, k], of the columns of U
     roots = correlations[:, None] ** 0.5
     image_map = roots * ((u * signs).T @ whiten_image)
-    text_map = roots * (signs.T * v @ whiten_text)
+    text_map = roots * (signs.T * v_transposed @ whiten_text)
     n_missing = max(0, dim - len(correlations))
     image_map = F.pad(image_map[:dim], (0, 0, 0, n_missing))
     text_map = F.pad(text_map[:dim], (0, 0, 0, n_missing))
@@ -170,6 +191,7 @@ def canonical_maps(
 
 
 def _inverse_root(covariance: Float64[Tensor, "p p"], ridge: float) -> Float64[Tensor, "p p"]:
+    """S^-1/2 of S = C + ridge (tr C / p) I."""
     values, vectors = torch.linalg.eigh(covariance)
     values = values.clamp(min=0)
     return vectors / (values + ridge * values.mean()).sqrt() @ vectors.T

@@ -8,7 +8,7 @@ format (`DualEncoder.save_pretrained`).
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,15 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cibr.models._io import check_weights, resolve
-from cibr.models.heads import (
-    Head,
-    LinearHead,
-    ResidualHead,
-    TransformersHead,
-    build_head,
-    describe_head,
-)
+from cibr.models.heads import Head, LinearHead, ResidualHead, TransformersHead
+from cibr.models.loading import check_weights, resolve
+from cibr.models.parts import build_head, describe_head, load_towers, save_towers
 from cibr.models.preprocessing import preprocess, train_tokenizer
 from cibr.models.tiny import TinyTowers
 from cibr.models.towers import (
@@ -46,7 +40,6 @@ _Vectors = Float[Tensor, "n d"]
 _Pooled = Float[Tensor, "n p"]
 _DESCRIPTION = "cibr.json"
 _WEIGHTS = "cibr.safetensors"
-_TOWERS: dict[str, type[Towers]] = {"tiny": TinyTowers, "frozen": FrozenTowers}
 
 
 class Encoded(NamedTuple):
@@ -147,8 +140,8 @@ class DualEncoder(nn.Module):
     @classmethod
     def from_transformers(cls, towers: TransformersTowers) -> "DualEncoder":
         """A trainable dual encoder of transformers, whose projections become the head."""
-        image, text = towers.exchange_projections(nn.Identity(), nn.Identity())
-        dim = getattr(image, "out_features", None) or towers.measured_widths()[0]
+        image, text = towers.take_projections()
+        dim = getattr(image, "out_features", towers.dim_image)
         model = cls(towers, TransformersHead(image, text, dim))
         model.log_logit_scale.data.fill_(towers.model.logit_scale.item())
         return model.eval()
@@ -189,6 +182,11 @@ class DualEncoder(nn.Module):
     def device(self) -> torch.device:
         """Where the model is."""
         return self.log_logit_scale.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return self.log_logit_scale.dtype
 
     @property
     def tokenizer(self) -> Any:
@@ -254,7 +252,7 @@ class DualEncoder(nn.Module):
         Returns:
             Unit vectors [n, d] and pooled features [n, p].
         """
-        images = images.to(self.log_logit_scale)  # its device and type
+        images = images.to(self.device, self.dtype)
         if images.ndim == 4:
             images = self.towers.image_pooled(images)
         return Encoded(F.normalize(self.head.project_images(images), dim=-1), images)
@@ -270,7 +268,7 @@ class DualEncoder(nn.Module):
             Unit vectors [n, d] and pooled features [n, q].
         """
         if mask is None:
-            texts = texts.to(self.log_logit_scale)
+            texts = texts.to(self.device, self.dtype)
         else:
             texts = self.towers.text_pooled(texts.to(self.device), mask.to(self.device))
         return Encoded(F.normalize(self.head.project_texts(texts), dim=-1), texts)
@@ -288,8 +286,9 @@ class DualEncoder(nn.Module):
         Raises:
             ValueError: a mode without a fixed range of greys, `F` or `I`; batch_size < 1.
         """
-        batches = batched(images, batch_size)
-        return self.unit_vectors(self.encode_images(self.preprocess(batch)) for batch in batches)
+        return self.unit_vectors(
+            lambda batch: self.encode_images(self.preprocess(batch)), batched(images, batch_size)
+        )
 
     def embed_texts(self, texts: Iterable[str], batch_size: int = 256) -> _Vectors:
         """Embeds texts as unit vectors; those longer than the context are cut.
@@ -306,14 +305,23 @@ class DualEncoder(nn.Module):
         """
         if isinstance(texts, str):
             raise ValueError("embed_texts got one string: pass a list of strings")
-        batches = (self.tokenize(batch) for batch in batched(texts, batch_size))
-        return self.unit_vectors(self.encode_texts(*batch) for batch in batches)
+        return self.unit_vectors(
+            lambda batch: self.encode_texts(*self.tokenize(batch)), batched(texts, batch_size)
+        )
 
-    def unit_vectors(self, encoded: Iterable[Encoded]) -> _Vectors:
-        """Unit vectors of batches, which are encoded here, in eval mode; float32, on the CPU."""
+    def unit_vectors(self, encode: Callable[[Any], Encoded], batches: Iterable) -> _Vectors:
+        """Encodes batches in eval mode and without gradients, one after another.
+
+        Args:
+            encode: takes a batch.
+            batches: of any kind.
+
+        Returns:
+            Unit vectors of all batches [n, d], float32, on the CPU.
+        """
         with self.evaluating():
-            parts = [batch.features.float().cpu() for batch in encoded]
-        return torch.cat([torch.zeros(0, self.dim), *parts])
+            vectors = [encode(batch).features.float().cpu() for batch in batches]
+        return torch.cat([torch.zeros(0, self.dim), *vectors])
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -341,22 +349,19 @@ class DualEncoder(nn.Module):
             copy_towers: whether frozen towers are copied, for a machine that cannot get them.
 
         Raises:
+            ValueError: a part whose class is in neither `cibr.models.HEADS` nor
+                `cibr.models.TOWERS`.
             FileNotFoundError: towers to be copied that are missing.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         description: dict[str, Any] = {"trained_on": sorted(self.trained_on)}
-        if isinstance(self.towers, TransformersTowers):
+        if isinstance(self.head, TransformersHead):
             self.towers.model.logit_scale.data.fill_(self.log_logit_scale.item())
-            self.towers.exchange_projections(self.head.image, self.head.text)
-            self.towers.save_model(folder)
-            self.towers.exchange_projections(nn.Identity(), nn.Identity())
+            self.towers.write_model(folder, self.head.image, self.head.text)
         else:
-            options = {"copy": copy_towers} if self.towers.is_frozen else {}
-            names = {towers_class: name for name, towers_class in _TOWERS.items()}
-            saved = self.towers.save(folder, **options)
-            description["towers"] = {"name": names[type(self.towers)], **saved}
             description["head"] = describe_head(self.head)
+            description["towers"] = save_towers(self.towers, folder, copy=copy_towers)
             weights = {name: x.contiguous() for name, x in self.state_dict().items()}
             save_file(weights, folder / _WEIGHTS)
         (folder / _DESCRIPTION).write_text(json.dumps(description))
@@ -394,9 +399,7 @@ class DualEncoder(nn.Module):
         if "towers" not in description:
             model = cls.from_transformers(load_transformers_towers(folder))
         else:
-            settings = description["towers"]
-            towers_class = _TOWERS[settings.pop("name")]
-            towers = towers_class.load(folder, **settings)
+            towers = load_towers(description["towers"], folder)
             model = cls(towers, build_head(description["head"]))
             model.load_weights(_load_weights(folder / _WEIGHTS), folder)
         model.trained_on = set(description["trained_on"])

@@ -1,12 +1,12 @@
-"""Inputs of the encoders as tensors: pixels and tokens, or cached features of frozen towers.
+"""Inputs of the encoders as tensors: pixels and tokens, or features of frozen towers.
 
 `prepare` makes them and `embed_pairs` embeds them, in both training and evaluation. Texts are
 tokenised once. Small sets of images are kept in memory; larger ones are decoded batch by batch in
-worker processes. Frozen towers see an image or a text once (`cibr.models.feature_cache`).
+worker processes. Frozen towers see an image or a text once (`cibr.models.frozen_features`).
 """
 
 import os
-import warnings
+import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,12 +19,11 @@ from tqdm import tqdm
 
 from cibr.data import Pairs
 from cibr.models.dual_encoder import DualEncoder
-from cibr.models.feature_cache import cached_features, folder_of_tower
-from cibr.models.preprocessing import preprocess
-from cibr.utils import batched, digest
+from cibr.models.frozen_features import frozen_features, warn_of_cut_texts
+from cibr.models.preprocessing import decode_images
 
 _MOST_IN_MEMORY = 2**31  # bytes of preprocessed images that are kept
-_DECODED_AT_ONCE = 16  # images in memory at full size
+_MOST_WORKERS = 16
 _Rows = tuple[Int[Tensor, " _"], Int[Tensor, " _"]]  # of images, and of texts
 
 
@@ -60,7 +59,7 @@ class Inputs(Dataset):
     def __getitem__(self, rows: _Rows) -> Batch:
         image_rows, text_rows = rows
         if self.images is None:
-            images = _decode(self.processor, self.pairs, image_rows.tolist())
+            images = decode_images(self.processor, self.pairs, image_rows.tolist())
         else:
             images = self.images[image_rows]
         return Batch(images, self.texts_at(text_rows), self.labels[text_rows])
@@ -69,8 +68,9 @@ class Inputs(Dataset):
 
     def texts_at(self, rows: Int[Tensor, " k"]) -> tuple[Tensor, ...]:
         """Token ids and mask of these texts, cut to the longest one, or their pooled features."""
+        are_pooled = len(self.texts) == 1
         texts = tuple(tensor[rows] for tensor in self.texts)
-        if len(texts) == 1 or len(rows) == 0:
+        if are_pooled or len(rows) == 0:
             return texts
         ids, mask = texts
         is_used = mask.any(0)
@@ -87,11 +87,21 @@ class Inputs(Dataset):
         return DataLoader(
             self,
             batch_sampler=rows,
-            collate_fn=Batch._make,
-            num_workers=0 if self.images is not None else min(16, os.cpu_count() or 1),
+            collate_fn=_as_it_is,  # `__getitems__` returns whole batches
+            num_workers=0 if self.images is not None else min(_MOST_WORKERS, os.cpu_count() or 1),
+            worker_init_fn=_ignore_sigterm,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # workers' seeds must not come from the global generator
         )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return Batch(*batch)
+
+
+def _ignore_sigterm(worker: int) -> None:
+    """Leaves SIGTERM, which SLURM sends to every process, to the run: it saves, then ends them."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def prepare(model: DualEncoder, pairs: Pairs, *, texts: list[str] | None = None) -> Inputs:
@@ -119,15 +129,15 @@ def prepare(model: DualEncoder, pairs: Pairs, *, texts: list[str] | None = None)
 
     if model.towers.is_frozen:
         with model.evaluating():
-            images, text_features = _frozen_features(model, pairs, texts)
+            images, text_features = frozen_features(model, pairs, texts)
         return Inputs(pairs, images, (text_features,), labels)
 
-    _warn_of_cuts(model, pairs, texts)
+    warn_of_cut_texts(model, pairs, texts)
     processor = model.towers.processor
     inputs = Inputs(pairs, None, model.tokenize(texts), labels, processor)
-    n_bytes = _decode(processor, pairs, [0]).nbytes
+    n_bytes = decode_images(processor, pairs, [0]).nbytes
     if len(pairs) * n_bytes <= _MOST_IN_MEMORY:
-        inputs.images = _decode(processor, pairs, tqdm(range(len(pairs)), "images", delay=2))
+        inputs.images = decode_images(processor, pairs, tqdm(range(len(pairs)), "images", delay=2))
     return inputs
 
 
@@ -144,82 +154,12 @@ def embed_pairs(
     Returns:
         Unit vectors of the images [n, d] and of the texts [m, d], float32, on the CPU.
     """
-    none = torch.arange(0)
+    no_texts = torch.arange(0)
     image_rows = torch.arange(len(inputs.pairs)).split(batch_size)
-    batches = tqdm(inputs.loader([(rows, none) for rows in image_rows]), "images", delay=2)
-    images = model.unit_vectors(model.encode_images(batch.images) for batch in batches)
+    loader = inputs.loader([(rows, no_texts) for rows in image_rows])
+    images = model.unit_vectors(
+        lambda batch: model.encode_images(batch.images), tqdm(loader, "images", delay=2)
+    )
     text_rows = torch.arange(len(inputs.labels)).split(batch_size)
-    texts = model.unit_vectors(model.encode_texts(*inputs.texts_at(rows)) for rows in text_rows)
+    texts = model.unit_vectors(lambda rows: model.encode_texts(*inputs.texts_at(rows)), text_rows)
     return images, texts
-
-
-def _decode(processor: Callable, pairs: Pairs, rows: Iterable[int]) -> Tensor:
-    """Preprocessed images; photos are far larger at full size, so only a few are in memory at a
-    time.
-    """
-    batches = batched(rows, _DECODED_AT_ONCE)
-    return torch.cat([preprocess(processor, [pairs.image(i) for i in batch]) for batch in batches])
-
-
-def _warn_of_cuts(model: DualEncoder, pairs: Pairs, texts: list[str]) -> None:
-    limit = model.context
-    # A token has a byte or more, and up to four mark the ends: most texts need no look.
-    doubtful = [text for text in texts if len(text.encode(errors="replace")) > limit - 4]
-    n_cut = sum(len(model.tokenizer(text, verbose=False)["input_ids"]) > limit for text in doubtful)
-    if n_cut:
-        warnings.warn(
-            f"{n_cut:,} of {len(texts):,} texts of {pairs.name}-{pairs.split} are cut to the "
-            f"{limit} tokens that the model reads",
-            stacklevel=3,
-        )
-
-
-# Features of frozen towers
-
-
-def _frozen_features(
-    model: DualEncoder, pairs: Pairs, texts: list[str]
-) -> tuple[Float[Tensor, "n p"], Float[Tensor, "m q"]]:
-    """Features of images and texts: those that the pairs bring along, or those of the towers."""
-    features = pairs.features
-    if features is not None and tuple(features.towers) == model.towers.names:
-        images = features.images.float()
-        row_of = {text: row for row, text in enumerate(features.strings)}
-        if row_of.keys() >= set(texts):
-            return images, features.texts[[row_of[text] for text in texts]].float()
-    else:
-        images = _image_features(model, pairs)
-    _warn_of_cuts(model, pairs, texts)
-    return images, _text_features(model, texts)
-
-
-def _image_features(model: DualEncoder, pairs: Pairs) -> Float[Tensor, "n p"]:
-    towers = model.towers.loaded
-
-    def pool(rows: list[int]) -> Tensor:
-        return model.encode_images(_decode(towers.processor, pairs, rows)).pooled
-
-    return cached_features(
-        folder_of_tower("images", towers.image_tower, prepared_by=towers.processor),
-        keys=pairs.image_digests(),
-        items=range(len(pairs)),
-        pool=pool,
-        # Small batches stay in a CPU's cache: 16 photos at once are twice as fast as 64.
-        batch_size=16 if model.device.type == "cpu" else 256,
-    )
-
-
-def _text_features(model: DualEncoder, texts: list[str]) -> Float[Tensor, "m q"]:
-    towers = model.towers.loaded
-    vocabulary = sorted(towers.tokenizer.get_vocab().items())
-
-    def pool(batch: list[str]) -> Tensor:
-        return model.encode_texts(*model.tokenize(batch)).pooled
-
-    return cached_features(
-        folder_of_tower("texts", towers.text_tower, prepared_by=(model.context, vocabulary)),
-        keys=[digest(text) for text in texts],
-        items=texts,
-        pool=pool,
-        batch_size=64 if model.device.type == "cpu" else 1024,
-    )

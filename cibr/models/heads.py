@@ -1,7 +1,7 @@
 """Heads: the last part of a dual encoder, from the pooled features of its towers to a joint space.
 
 A head projects images and texts; the model normalises what it returns. To add one, subclass `Head`
-and enter the class in `HEADS`, which a saved model names it by.
+and register it in `cibr.models.HEADS` under the name that saved models will use.
 """
 
 from collections.abc import Sequence
@@ -49,14 +49,9 @@ class Head(nn.Module):
         """The arguments that build the head again, as JSON can store them."""
         return {"dim": self.dim, "dim_image": self.dim_image, "dim_text": self.dim_text}
 
-    @classmethod
-    def from_settings(cls, **settings: Any) -> "Head":
-        """A head with the settings of another, and weights of its own."""
-        return cls(**settings)
 
-
-class LinearHead(Head):
-    """LayerNorm, dropout and a linear map without a bias: the head of a tiny model.
+class _ProjectionHead(Head):
+    """A projection of images and one of texts, of the same kind.
 
     Args:
         dim: see `Head`, as `dim_image` and `dim_text`.
@@ -70,17 +65,33 @@ class LinearHead(Head):
         self.text = self._projection(dim_text)
 
     def _projection(self, dim_in: int) -> nn.Module:
-        linear = nn.Linear(dim_in, self.dim, bias=False)
-        return nn.Sequential(nn.LayerNorm(dim_in), nn.Dropout(self.dropout), linear)
+        raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
-        """The arguments of the class."""
+        """The arguments that build the head again, as JSON can store them."""
         return {**super().settings(), "dropout": self.dropout}
 
 
-class ResidualHead(LinearHead):
+class LinearHead(_ProjectionHead):
+    """LayerNorm, dropout and a linear map without a bias: the head of a tiny model.
+
+    Args:
+        dim: see `Head`, as `dim_image` and `dim_text`.
+        dropout: probability of dropout.
+    """
+
+    def _projection(self, dim_in: int) -> nn.Module:
+        linear = nn.Linear(dim_in, self.dim, bias=False)
+        return nn.Sequential(nn.LayerNorm(dim_in), nn.Dropout(self.dropout), linear)
+
+
+class ResidualHead(_ProjectionHead):
     """A linear map and a residual layer, each after dropout, and a LayerNorm: the head over frozen
-    towers. It has the arguments of `LinearHead`.
+    towers.
+
+    Args:
+        dim: see `Head`, as `dim_image` and `dim_text`.
+        dropout: probability of dropout.
     """
 
     def _projection(self, dim_in: int) -> nn.Module:
@@ -103,6 +114,8 @@ class _ResidualProjection(nn.Module):
 class TransformersHead(Head):
     """The projections of a dual encoder of transformers, or identities where it has none.
 
+    It is saved within the model of transformers, so it is not in `HEADS`.
+
     Args:
         image: of images.
         text: of texts.
@@ -118,20 +131,20 @@ class TransformersHead(Head):
 
 
 class SummedHead(Head):
-    """Several heads, whose scores are summed: a cosine is the weighted mean of theirs.
+    """Several heads whose scores are summed: a cosine is the weighted mean of theirs.
 
     The unit vectors of the heads lie side by side, each times the root of its weight.
 
     Args:
         heads: over the same pooled features.
-        weights: of their cosines, above 0; by default equal.
+        cosine_weights: of the heads, above 0; by default equal.
     """
 
-    def __init__(self, heads: Sequence[Head], weights: Sequence[float] | None = None):
+    def __init__(self, heads: Sequence[Head], cosine_weights: Sequence[float] | None = None):
         dim = sum(head.dim for head in heads)
         super().__init__(dim, heads[0].dim_image, heads[0].dim_text)
         self.heads = nn.ModuleList(heads)
-        self.weights = [1.0] * len(heads) if weights is None else list(weights)
+        self.cosine_weights = list(cosine_weights or [1.0] * len(heads))
 
     def project_images(self, pooled: _Pooled) -> _Vectors:
         """Weighted unit vectors of images, side by side, [n, dim]."""
@@ -142,34 +155,5 @@ class SummedHead(Head):
         return self._side_by_side([head.project_texts(pooled) for head in self.heads])
 
     def _side_by_side(self, vectors: list[Tensor]) -> _Vectors:
-        pairs = zip(vectors, self.weights, strict=True)
+        pairs = zip(vectors, self.cosine_weights, strict=True)
         return torch.cat([weight**0.5 * F.normalize(x, dim=-1) for x, weight in pairs], dim=-1)
-
-    def settings(self) -> dict[str, Any]:
-        """The heads' names and settings, and the weights."""
-        return {"heads": [describe_head(head) for head in self.heads], "weights": self.weights}
-
-    @classmethod
-    def from_settings(cls, heads: list[dict[str, Any]], weights: list[float]) -> "SummedHead":
-        """A head with the settings of another, and weights of its own."""
-        return cls([build_head(head) for head in heads], weights)
-
-
-# By the name that a saved model has for it.
-HEADS: dict[str, type[Head]] = {
-    "linear": LinearHead,
-    "residual": ResidualHead,
-    "sum": SummedHead,
-}
-
-
-def describe_head(head: Head) -> dict[str, Any]:
-    """The name and the settings of a head, from which `build_head` makes one like it."""
-    names = [name for name, head_class in HEADS.items() if head_class is type(head)]
-    return {"name": names[0], **head.settings()}
-
-
-def build_head(description: dict[str, Any]) -> Head:
-    """A head from its description; its weights are new."""
-    settings = dict(description)
-    return HEADS[settings.pop("name")].from_settings(**settings)

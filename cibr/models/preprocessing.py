@@ -1,6 +1,6 @@
 """What prepares the inputs of towers: images as pixels, texts as tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,12 @@ from tokenizers.implementations import ByteLevelBPETokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
+from cibr.data import Pairs
 from cibr.data.pairs import to_rgb
+from cibr.utils import batched
+
+_DECODED_AT_ONCE = 16  # images in memory at full size
+_VOCABULARY_SIZE = 2048  # of a tiny model's tokenizer, at most
 
 
 @dataclass
@@ -37,13 +42,16 @@ class ImageProcessor:
     image_std: Sequence[float] = (0.5, 0.5, 0.5)
 
     def __call__(self, images: list[Image.Image], return_tensors: str = "pt") -> dict[str, Tensor]:
-        """`pixel_values` of RGB images, normalised squares [n, 3, size, size]."""
+        """`pixel_values` of RGB images, normalised squares [n, 3, size, size]; `return_tensors` is
+        there for the interface.
+        """
         mean = torch.tensor(self.image_mean).view(3, 1, 1)
         std = torch.tensor(self.image_std).view(3, 1, 1)
         squares = torch.stack([self._square(image) for image in images])
         return {"pixel_values": (squares.float() / 255 - mean) / std}
 
     def _square(self, image: Image.Image) -> Tensor:
+        """Resized and cropped pixels, [3, size, size], from 0 to 255."""
         pixels = torch.from_numpy(np.array(image)).movedim(2, 0)
         short = min(pixels.shape[1:])
         if short != self.size:
@@ -58,12 +66,23 @@ def preprocess(processor: Callable, images: list[Image.Image]) -> Float[Tensor, 
     return processor([to_rgb(image) for image in images], return_tensors="pt")["pixel_values"]
 
 
+def decode_images(
+    processor: Callable, pairs: Pairs, rows: Iterable[int]
+) -> Float[Tensor, "n 3 h w"]:
+    """Images of pairs as inputs of an image tower.
+
+    Photos are far larger at full size, so only a few are in memory at a time.
+    """
+    batches = batched(rows, _DECODED_AT_ONCE)
+    return torch.cat([preprocess(processor, [pairs.image(i) for i in batch]) for batch in batches])
+
+
 def train_tokenizer(texts: list[str], context: int = 64) -> transformers.PreTrainedTokenizerFast:
     """A lower-case byte-level BPE tokenizer learned from texts; it can encode every string."""
     learned = ByteLevelBPETokenizer(lowercase=True, unicode_normalizer="nfc", add_prefix_space=True)
     learned.train_from_iterator(
         texts,
-        vocab_size=2048,
+        vocab_size=_VOCABULARY_SIZE,
         min_frequency=0,
         show_progress=False,
         special_tokens=["<pad>", "<end>"],

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cibr.models._io import load_tokenizer
+from cibr.models.loading import load_tokenizer
 from cibr.models.preprocessing import ImageProcessor
 from cibr.models.towers import Towers, mean_pool
 
+_GRID = 4  # side of the pooled feature map
 _TEXT_WIDTH = 128
 
 _Pixels = Float[Tensor, "n 3 h w"]  # normalised images
@@ -32,34 +33,37 @@ class TinyTowers(Towers):
     is_pretrained = False
 
     def __init__(self, tokenizer, width: int, image_size: int, dropout: float):
-        super().__init__(ImageProcessor(image_size), tokenizer, tokenizer.model_max_length)
+        super().__init__()
+        self.processor = ImageProcessor(image_size)
+        self.tokenizer = tokenizer
+        self.n_positions = tokenizer.model_max_length
         # On several threads oneDNN's gradient of channels-last convolutions whose width is no
         # multiple of 16 writes out of bounds (torch 2.13, odd batches).
         self.memory_format = torch.contiguous_format if width % 16 else torch.channels_last
         self.width = width
         self.image_size = image_size
         self.dropout = dropout
-        self.dim_image = 64 * width
+        self.dim_image = 4 * width * _GRID**2
         self.dim_text = _TEXT_WIDTH
         # Residual blocks at the higher resolutions double the time and gain no recall on glyphs.
         self.image_tower = nn.Sequential(
-            *_halved(3, width, size=5),
-            *_halved(width, 2 * width, size=3),
+            *_downsample(3, width, size=5),
+            *_downsample(width, 2 * width, size=3),
             _Block(2 * width, 4 * width),
-            nn.AdaptiveAvgPool2d(4),
+            nn.AdaptiveAvgPool2d(_GRID),
             nn.Flatten(),
         ).to(memory_format=self.memory_format)
         self.text_tower = _TinyTextTower(len(tokenizer), self.n_positions, dropout)
 
     def image_pooled(self, pixels: _Pixels) -> _Pooled:
-        """Features of a 4 x 4 grid, [n, 64 * width]."""
+        """Features of a 4 x 4 grid, [n, dim_image]."""
         return self.image_tower(pixels.contiguous(memory_format=self.memory_format))
 
     def text_pooled(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
-        """Mean last hidden states, [n, 128]."""
+        """Mean last hidden states, [n, dim_text]."""
         return self.text_tower(ids, mask)
 
-    def save(self, folder: Path) -> dict[str, Any]:
+    def save(self, folder: Path, copy: bool = False) -> dict[str, Any]:
         """Writes the tokenizer into a folder; returns the other arguments of `load`."""
         self.tokenizer.save_pretrained(folder)
         return {"width": self.width, "image_size": self.image_size, "dropout": self.dropout}
@@ -78,14 +82,14 @@ class _ChannelNorm(nn.LayerNorm):
         return normed.contiguous() if x.is_contiguous() else normed
 
 
-def _halved(dim_in: int, dim: int, size: int) -> tuple[nn.Module, ...]:
+def _downsample(dim_in: int, dim: int, size: int) -> tuple[nn.Module, ...]:
     """A convolution that halves the sides, normalised and rectified."""
     conv = nn.Conv2d(dim_in, dim, size, stride=2, padding=size // 2, bias=False)
     return conv, _ChannelNorm(dim), nn.ReLU()
 
 
 class _Block(nn.Module):
-    """Residual block of two 3x3 convolutions that halves the sides, initialised to its skip."""
+    """Residual block of two 3x3 convolutions that halves the sides; it starts as its skip."""
 
     def __init__(self, dim_in: int, dim: int):
         super().__init__()

@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from cibr.models._io import from_hub, is_hub_id, load_model, load_tokenizer
+from cibr.models.loading import is_hub_id, load_model, load_pretrained, load_tokenizer
 from cibr.models.preprocessing import ImageProcessor, preprocess
 
-_TIMM_IMAGE_SIZE = 160  # pixels
+# Pixels, in place of the checkpoints' own, such as 224: half the work. Shipped features have it.
+_TIMM_IMAGE_SIZE = 160
 _PROJECTIONS = ("visual_projection", "text_projection")  # heads within models of transformers
 
 _Pixels = Float[Tensor, "n 3 h w"]  # normalised images
@@ -27,16 +28,14 @@ _Pooled = Float[Tensor, "n p"]
 
 
 class Towers(nn.Module):
-    """An image and a text encoder up to their pooled features, with what prepares their inputs.
+    """The interface of an image and a text encoder, up to their pooled features.
 
-    A subclass has `image_pooled`, of normalised images, and `text_pooled`, of token ids and mask.
+    To be saved, a subclass also needs an entry in `cibr.models.TOWERS`.
 
-    Args:
+    Attributes:
         processor: of images, from transformers, or an `ImageProcessor`.
         tokenizer: of transformers.
         n_positions: tokens that the text tower has positions for.
-
-    Attributes:
         dim_image: dimension of the pooled features of images.
         dim_text: dimension of the pooled features of texts.
         names: of frozen towers, folders or hub ids; else None.
@@ -45,18 +44,15 @@ class Towers(nn.Module):
         reads_padding: whether the text tower attends to padding.
     """
 
+    processor: Callable
+    tokenizer: Any
+    n_positions: int
     dim_image: int
     dim_text: int
     names: tuple[str, str] | None = None
     is_frozen = False
     is_pretrained = True
     reads_padding = False
-
-    def __init__(self, processor: Callable, tokenizer, n_positions: int):
-        super().__init__()
-        self.processor = processor
-        self.tokenizer = tokenizer
-        self.n_positions = n_positions
 
     def image_pooled(self, pixels: _Pixels) -> _Pooled:
         """Pooled features of normalised images."""
@@ -66,13 +62,20 @@ class Towers(nn.Module):
         """Pooled features of token ids."""
         raise NotImplementedError
 
-    @torch.no_grad()
-    def measured_widths(self) -> tuple[int, int]:
-        """The dimensions of the pooled features of images and of texts, from a pass of each."""
-        images = self.image_pooled(preprocess(self.processor, [Image.new("RGB", (64, 48))]))
-        tokens = torch.zeros(1, 2, dtype=torch.long)
-        texts = self.text_pooled(tokens, torch.ones_like(tokens))
-        return images.shape[1], texts.shape[1]
+    def save(self, folder: Path, copy: bool = False) -> dict[str, Any]:
+        """Writes what is neither a weight of the towers nor an argument of `load`, and returns
+        these arguments, as JSON can store them.
+
+        Args:
+            folder: an existing one.
+            copy: whether towers that are stored by name are copied, too.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, folder: Path, **arguments: Any) -> "Towers":
+        """Towers from what `save` wrote and returned, with new weights."""
+        raise NotImplementedError
 
 
 def mean_pool(states: Float[Tensor, "n t p"], mask: _Tokens) -> _Pooled:
@@ -85,16 +88,22 @@ class TwoTowers(Towers):
     """An image and a text model of transformers that know nothing of each other.
 
     Args:
-        image: with a pooled output.
-        text: with hidden states, whose mean over the tokens is pooled.
+        image_tower: a model with a pooled output.
+        text_tower: a model with hidden states, whose mean over the tokens is pooled.
         processor: of the images.
         tokenizer: of the text model.
     """
 
-    def __init__(self, image: nn.Module, text: nn.Module, processor: Callable, tokenizer):
-        super().__init__(processor, tokenizer, text.config.max_position_embeddings)
-        self.image_tower = image
-        self.text_tower = text
+    def __init__(
+        self, image_tower: nn.Module, text_tower: nn.Module, processor: Callable, tokenizer: Any
+    ):
+        super().__init__()
+        self.image_tower = image_tower
+        self.text_tower = text_tower
+        self.processor = processor
+        self.tokenizer = tokenizer
+        self.n_positions = text_tower.config.max_position_embeddings
+        self.dim_image, self.dim_text = _measured_dims(self)
 
     def image_pooled(self, pixels: _Pixels) -> _Pooled:
         """Pooled features of normalised images."""
@@ -107,10 +116,10 @@ class TwoTowers(Towers):
         states = self.text_tower(input_ids=ids, attention_mask=mask).last_hidden_state
         return mean_pool(states, mask)
 
-    def save_copies(self, folder: Path) -> None:
-        """Writes `image_tower/` and `text_tower/` into a folder."""
+    def write_copies(self, folder: Path) -> None:
+        """Writes both models, as on the hub, into `image_tower/` and `text_tower/` of a folder."""
         self.image_tower.save_pretrained(folder / "image_tower")
-        if not isinstance(self.processor, ImageProcessor):  # one of timm is in the model's config
+        if not isinstance(self.processor, ImageProcessor):  # timm's mean and std are in the config
             self.processor.save_pretrained(folder / "image_tower")
         self.text_tower.save_pretrained(folder / "text_tower")
         self.tokenizer.save_pretrained(folder / "text_tower")
@@ -121,7 +130,7 @@ class TransformersTowers(Towers):
     `get_text_features`.
 
     Where these end in linear projections (CLIP, MetaCLIP 2, AltCLIP, Chinese CLIP, CLIPSeg,
-    VisionTextDualEncoder), `exchange_projections` makes their inputs the pooled features. Elsewhere
+    VisionTextDualEncoder), `take_projections` makes their inputs the pooled features. Elsewhere
     (SigLIP) the embeddings take the place of pooled features.
 
     SigLIP was trained on texts padded to the context, with attention to the padding; see
@@ -133,29 +142,37 @@ class TransformersTowers(Towers):
         tokenizer: of the model.
     """
 
-    def __init__(self, model: nn.Module, processor: Callable, tokenizer):
-        super().__init__(processor, tokenizer, model.config.text_config.max_position_embeddings)
+    def __init__(self, model: nn.Module, processor: Callable, tokenizer: Any):
+        super().__init__()
         self.model = model
+        self.processor = processor
+        self.tokenizer = tokenizer
+        self.n_positions = model.config.text_config.max_position_embeddings
         self.reads_padding = model.config.model_type.startswith("siglip")
 
     @property
     def image_tower(self) -> nn.Module:
-        """The whole model, which has both towers."""
+        """The whole model, whose weights and configuration the feature cache reads."""
         return self.model
 
     @property
     def text_tower(self) -> nn.Module:
-        """The whole model, which has both towers."""
+        """The whole model, whose weights and configuration the feature cache reads."""
         return self.model
 
-    def exchange_projections(self, image: nn.Module, text: nn.Module) -> list[nn.Module]:
-        """Replaces the projections of images and texts; returns those before, or identities if it
-        had none.
+    def take_projections(self) -> tuple[nn.Module, nn.Module]:
+        """Returns the projections of images and of texts, identities where there are none, and
+        leaves identities in their places; the dimensions of the pooled features are then known.
         """
-        before = [getattr(self.model, name, nn.Identity()) for name in _PROJECTIONS]
+        image = getattr(self.model, "visual_projection", nn.Identity())
+        text = getattr(self.model, "text_projection", nn.Identity())
+        self._set_projections(nn.Identity(), nn.Identity())
+        self.dim_image, self.dim_text = _measured_dims(self)
+        return image, text
+
+    def _set_projections(self, image: nn.Module, text: nn.Module) -> None:
         self.model.visual_projection = image
         self.model.text_projection = text
-        return before
 
     def image_pooled(self, pixels: _Pixels) -> _Pooled:
         """Pooled features of normalised images."""
@@ -166,30 +183,45 @@ class TransformersTowers(Towers):
         masked = {} if self.reads_padding else {"attention_mask": mask}
         return self.model.get_text_features(input_ids=ids, **masked).pooler_output
 
-    def save_copies(self, folder: Path) -> None:
-        """Writes the model without its projections into `towers/` of a folder."""
-        self.save_model(folder / "towers")
-
-    def save_model(self, folder: Path) -> None:
-        """Writes the model as on the hub, with its tokenizer and image preprocessing."""
-        self.model.save_pretrained(folder)
+    def write_model(self, folder: Path, image: nn.Module, text: nn.Module) -> None:
+        """Writes the model with these projections as on the hub, with its tokenizer and image
+        preprocessing.
+        """
+        self._set_projections(image, text)
+        try:
+            self.model.save_pretrained(folder)
+        finally:
+            self._set_projections(nn.Identity(), nn.Identity())
         self.tokenizer.save_pretrained(folder)
         if not isinstance(self.processor, ImageProcessor):
             self.processor.save_pretrained(folder)
+
+    def write_copies(self, folder: Path) -> None:
+        """Writes the model without its projections into `towers/` of a folder."""
+        self.write_model(folder / "towers", nn.Identity(), nn.Identity())
+
+
+@torch.no_grad()
+def _measured_dims(towers: Towers) -> tuple[int, int]:
+    """The dimensions of the pooled features of images and of texts, from a pass of each."""
+    pixels = preprocess(towers.processor, [Image.new("RGB", (64, 48))])
+    ids = torch.zeros(1, 2, dtype=torch.long)
+    mask = torch.ones_like(ids)
+    return towers.image_pooled(pixels).shape[1], towers.text_pooled(ids, mask).shape[1]
 
 
 class FrozenTowers(Towers):
     """Pretrained towers by name, which are loaded as soon as an image or a text needs them.
 
-    They are no submodules, so their weights are neither parameters of a model nor in its state, and
-    they stay in eval mode. Several models may share one object.
+    They are not submodules, so their weights are neither parameters of a model nor in its state,
+    and they stay in eval mode. Several models may share one object.
 
     Args:
-        image: folder or hub id of an image tower with pooled features.
-        text: folder or hub id of a text tower and its tokenizer; the same as `image` for a dual
-            encoder of transformers.
-        dims: dimensions of the pooled features of images and of texts; None: the towers are loaded
-            now, and tell.
+        image_tower: folder or hub id of an image tower with pooled features.
+        text_tower: folder or hub id of a text tower and its tokenizer; the same as `image_tower`
+            for a dual encoder of transformers.
+        dims_pooled: dimensions of the pooled features of images and of texts; None: the towers are
+            loaded now and measured.
         copies: a folder with copies of the towers, which are loaded now in place of the names.
 
     Raises:
@@ -201,18 +233,20 @@ class FrozenTowers(Towers):
 
     def __init__(
         self,
-        image: str,
-        text: str,
-        dims: Sequence[int] | None = None,
+        image_tower: str,
+        text_tower: str,
+        dims_pooled: Sequence[int] | None = None,
         copies: Path | None = None,
     ):
-        nn.Module.__init__(self)
-        self.names = (str(image), str(text))
+        super().__init__()
+        self.names = (str(image_tower), str(text_tower))
         self._copies = copies
         self._towers: list[Towers] = []  # in a list, so that it is not registered as a submodule
-        self.register_buffer("_like", torch.empty(0), persistent=False)  # has device and type
-        needs_towers = dims is None or copies is not None
-        self.dim_image, self.dim_text = self.loaded.measured_widths() if needs_towers else dims
+        # Follows the model to its device and type, and the towers follow it.
+        self.register_buffer("_like", torch.empty(0), persistent=False)
+        if dims_pooled is None or copies is not None:
+            dims_pooled = self.loaded.dim_image, self.loaded.dim_text
+        self.dim_image, self.dim_text = dims_pooled
 
     @property
     def loaded(self) -> TwoTowers | TransformersTowers:
@@ -222,7 +256,7 @@ class FrozenTowers(Towers):
             FileNotFoundError: a tower is neither here nor on the hub; the message says the fix.
         """
         if not self._towers:
-            self._towers.append(load_towers(*self._locations()))
+            self._towers.append(load_named_towers(*self._locations()))
         [towers] = self._towers
         weight = next(towers.parameters())
         if weight.device != self._like.device or weight.dtype != self._like.dtype:
@@ -230,9 +264,10 @@ class FrozenTowers(Towers):
         return towers
 
     def _locations(self) -> tuple[str | Path, str | Path]:
+        image_tower, text_tower = self.names
         if self._copies is None:
-            return self.names
-        if self.names[0] == self.names[1]:
+            return image_tower, text_tower
+        if image_tower == text_tower:
             return self._copies / "towers", self._copies / "towers"
         return self._copies / "image_tower", self._copies / "text_tower"
 
@@ -271,12 +306,16 @@ class FrozenTowers(Towers):
         Raises:
             FileNotFoundError: towers to be copied that are missing.
         """
-        is_copied = copy or not all(map(is_hub_id, self.names))
-        if is_copied:
-            self.loaded.save_copies(folder)
-        image, text = self.names
-        dims = [self.dim_image, self.dim_text]
-        return {"image": image, "text": text, "dims": dims, "are_copied": is_copied}
+        image_tower, text_tower = self.names
+        are_copied = copy or not (is_hub_id(image_tower) and is_hub_id(text_tower))
+        if are_copied:
+            self.loaded.write_copies(folder)
+        return {
+            "image_tower": image_tower,
+            "text_tower": text_tower,
+            "dims_pooled": [self.dim_image, self.dim_text],
+            "are_copied": are_copied,
+        }
 
     @classmethod
     def load(cls, folder: Path, *, are_copied: bool, **arguments: Any) -> "FrozenTowers":
@@ -289,7 +328,7 @@ def load_transformers_towers(name: str | Path, unused: tuple[str, ...] = ()) -> 
 
     Args:
         name: its folder or hub id.
-        unused: of `load_model`.
+        unused: prefixes of weights that may be missing, see `load_model`.
 
     Raises:
         FileNotFoundError: there is none of this name.
@@ -300,28 +339,33 @@ def load_transformers_towers(name: str | Path, unused: tuple[str, ...] = ()) -> 
         raise ValueError(
             f"{type(model).__name__} is not a dual encoder: give a model such as a CLIPModel"
         )
-    return TransformersTowers(model, from_hub("AutoImageProcessor", name), load_tokenizer(name))
+    processor = load_pretrained("AutoImageProcessor", name)
+    return TransformersTowers(model, processor, load_tokenizer(name))
 
 
-def load_towers(image: str | Path, text: str | Path) -> TwoTowers | TransformersTowers:
-    """Towers without gradients and projections.
+def load_named_towers(
+    image_tower: str | Path, text_tower: str | Path
+) -> TwoTowers | TransformersTowers:
+    """Towers without projections and gradients, in eval mode.
 
     Args:
-        image: folder or hub id of an image tower with pooled features.
-        text: of a text tower and its tokenizer; the same as `image` for a dual encoder.
+        image_tower: folder or hub id of an image tower with pooled features.
+        text_tower: of a text tower and its tokenizer; the same as `image_tower` for a dual encoder.
     """
-    if image == text:
-        towers = load_transformers_towers(image, unused=_PROJECTIONS)
-        towers.exchange_projections(nn.Identity(), nn.Identity())
+    if image_tower == text_tower:
+        towers = load_transformers_towers(image_tower, unused=_PROJECTIONS)
+        towers.take_projections()
         return towers.requires_grad_(False).eval()
-    image_model = load_model(image)
-    text_model = load_model(text, unused="pooler.")
-    if hasattr(image_model.config, "pretrained_cfg"):
+    image_model = load_model(image_tower)
+    text_model = load_model(text_tower, unused="pooler.")
+    if hasattr(image_model.config, "pretrained_cfg"):  # of timm
         statistics = image_model.config.pretrained_cfg
-        mean = tuple(statistics["mean"])
-        std = tuple(statistics["std"])
-        processor = ImageProcessor(_TIMM_IMAGE_SIZE, image_mean=mean, image_std=std)
+        processor = ImageProcessor(
+            _TIMM_IMAGE_SIZE,
+            image_mean=tuple(statistics["mean"]),
+            image_std=tuple(statistics["std"]),
+        )
     else:
-        processor = from_hub("AutoImageProcessor", image)
-    towers = TwoTowers(image_model, text_model, processor, load_tokenizer(text))
+        processor = load_pretrained("AutoImageProcessor", image_tower)
+    towers = TwoTowers(image_model, text_model, processor, load_tokenizer(text_tower))
     return towers.requires_grad_(False).eval()

@@ -1,21 +1,18 @@
 """Configuration of a run: its settings, checked before training, and the defaults of a model.
 
 Each setting is declared once, in `RunConfig`: its type, its default and, in the docstring, its
-help. `configure` checks settings and fills in the defaults of the model, `load_splits` loads the
-pairs, and `build_model` builds the model.
+help. `configure` checks settings and fills in the defaults of the model.
 """
 
 import os
-import warnings
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
-import torch
-
-from cibr.data import Pairs, available_splits, load_parts, title_of
-from cibr.losses.cibr import MAX_BETA, check_penalty
-from cibr.models import DualEncoder, check_model
+from cibr.data import title_of
+from cibr.losses.cibr import LOSS_OPTIONS, MAX_BETA, check_penalty
+from cibr.models import check_model
 from cibr.utils import check_known, check_number, project_root
 
 
@@ -27,28 +24,28 @@ class RunConfig:
         dataset: a data set's name, a folder or a hub id.
         model: tiny (for glyphs), frozen (for all else), or a dual encoder to fine-tune, by folder
             or hub id.
-        towers: of a frozen model: a dual encoder of transformers, by folder or hub id; by default
-            two small towers.
-        penalty: added to the contrastive loss: vmf, crossfit or mine.
+        towers: a dual encoder of transformers, by folder or hub id, whose towers a frozen model
+            has; by default it has two small ones.
+        penalty: what is added to the contrastive loss: vmf, crossfit or mine.
         beta: weight of the penalty; 0 is CLIP.
-        loss_options: of CIBRLoss, such as kappa_e, sample and kappa_b.
+        loss_options: options of CIBRLoss, such as kappa_e, sample and kappa_b.
         epochs: passes over the images.
         batch_size: pairs contrasted with each other.
         learning_rate: peak of the one-cycle schedule.
-        temperature: of the softmax over cosines, also of a pretrained CLIP.
-        learn_temperature: train the temperature.
-        weight_decay: of matrices.
-        dropout: probability, in heads and tiny text towers.
-        seed: of weights, order, captions, dropout and noise.
-        output_dir: folder of the run; by default one under runs/.
+        temperature: temperature of the softmax over cosines, also of a pretrained CLIP.
+        learn_temperature: train the temperature, too.
+        weight_decay: AdamW's, applied to weight matrices only.
+        dropout: probability of dropout, in heads and tiny text towers.
+        seed: decides weights, order, captions, dropout and noise.
+        output_dir: the run's folder; by default one under runs/.
         micro_batch_size: rows encoded at once; by default the whole batch.
-        cca: of a frozen model: sum the scores of its heads and of CCA.
-        cca_ridge_image: of CCA, in mean variances of an image feature.
-        cca_ridge_text: of CCA, in mean variances of a text feature.
+        cca: sum the scores of a frozen model's head and of CCA.
+        cca_ridge_image: CCA's ridge for images, in units of the mean variance of a feature.
+        cca_ridge_text: CCA's ridge for texts, in units of the mean variance of a feature.
         bf16: encoders compute in bfloat16, the loss in float32.
-        save_steps: steps between two checkpoints; by default 200 or more, at the end of an epoch,
-            and at most 500.
-        log_with: a tracker of accelerate that gets the history too, such as tensorboard.
+        save_steps: steps between two checkpoints; by default the fewest whole epochs with 200
+            steps or more, but at most 500.
+        log_with: a tracker of accelerate that also gets the history, such as tensorboard.
     """
 
     dataset: str = "glyphs"
@@ -75,15 +72,14 @@ class RunConfig:
     log_with: str | None = None
 
 
-def _type_of(annotation: Any) -> type:
-    """int for `int | None`, dict for `dict[str, Any]`."""
-    if annotation in (str, int, float, bool):
-        return annotation
-    is_optional = type(None) in get_args(annotation)
-    return get_args(annotation)[0] if is_optional else dict
+def _type_of(hint: Any) -> type:
+    """int for `int | None`, dict for `dict[str, Any]`, and a plain type for itself."""
+    if isinstance(hint, UnionType):
+        [hint] = [option for option in get_args(hint) if option is not NoneType]
+    return get_origin(hint) or hint
 
 
-SETTINGS = {setting.name: _type_of(setting.type) for setting in fields(RunConfig)}  # name: type
+SETTINGS = {name: _type_of(hint) for name, hint in get_type_hints(RunConfig).items()}
 _RANGES = {  # lowest and highest value
     "beta": (0, MAX_BETA),
     "epochs": (1, 1e9),
@@ -123,7 +119,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         cca_ridge_text=1.0,
     ),
 }
-_FEW = 1200  # photos at most
+_MOST_FEW_PHOTOS = 1200
+# Chosen on validation.
 _TINY = dict(
     epochs=20,
     batch_size=256,
@@ -131,7 +128,8 @@ _TINY = dict(
     temperature=0.1,
     dropout=0.1,
     weight_decay=0.05,
-)  # chosen on validation
+)
+# Chosen on validation.
 _TINY_ON_GLYPHS = dict(
     epochs=5,
     batch_size=128,
@@ -139,7 +137,8 @@ _TINY_ON_GLYPHS = dict(
     temperature=0.12,
     dropout=0.0,
     weight_decay=0.01,
-)  # chosen on validation
+)
+# Of a pretrained dual encoder; untested.
 _FINE_TUNING = dict(
     epochs=3,
     batch_size=64,
@@ -147,15 +146,16 @@ _FINE_TUNING = dict(
     temperature=0.01,
     dropout=0.0,
     weight_decay=0.1,
-)  # of a pretrained dual encoder; untested
+)
 
 
 def configure(preset: str | None = None, **parameters: Any) -> RunConfig:
     """Builds a checked configuration, filled in with the defaults of data set and model.
 
     Args:
-        preset: settings for photos, `few-photos` or `many-photos`, the default, see `preset_for`;
-            parameters override it.
+        preset: tested settings for photos, `few-photos` or `many-photos`, see `preset_for`;
+            parameters override it. None: the defaults of the model, which are `many-photos` for a
+            frozen one.
         **parameters: fields of `RunConfig`; None stands for the default. Without an `output_dir`
             the run gets a folder under `runs/`, named after its data, model, penalty, beta and
             seed.
@@ -171,23 +171,23 @@ def configure(preset: str | None = None, **parameters: Any) -> RunConfig:
     if preset is not None:
         check_known("preset", preset, PRESETS)
         parameters = {"model": "frozen"} | PRESETS[preset] | parameters
-    config = RunConfig(**{name: _checked(name, value) for name, value in parameters.items()})
-    check_penalty(config.penalty, config.loss_options.keys() - {"kappa_e", "sample"})
-    if config.model is None:
-        config = replace(config, model="tiny" if config.dataset == "glyphs" else "frozen")
+    parameters = {name: _checked(name, value) for name, value in parameters.items()}
+    if "model" not in parameters:
+        is_of_glyphs = parameters.get("dataset", "glyphs") == "glyphs"
+        parameters["model"] = "tiny" if is_of_glyphs else "frozen"
+    config = RunConfig(**parameters)
+    check_penalty(config.penalty, config.loss_options.keys() - LOSS_OPTIONS)
     check_model(config.model)
     if config.towers and config.model != "frozen":
         raise ValueError("towers are those of a frozen model: set model to 'frozen'")
-    defaults = _defaults_of(config)
-    missing = [name for name in defaults if getattr(config, name) is None]
-    config = replace(config, **{name: defaults[name] for name in missing})
-    if config.output_dir is None:
-        config = replace(config, output_dir=str(_default_folder(config)))
-    return replace(config, output_dir=str(Path(config.output_dir).expanduser()))
+
+    config = RunConfig(**(_defaults_of(config) | parameters))
+    folder = config.output_dir or _default_folder(config)
+    return replace(config, output_dir=str(Path(folder).expanduser()))
 
 
 def _defaults_of(config: RunConfig) -> dict[str, Any]:
-    """The settings of a model that are not given."""
+    """The default settings of a model."""
     if config.model == "frozen":
         return PRESETS["many-photos"]
     if config.model == "tiny":
@@ -223,61 +223,4 @@ def _checked(name: str, value: Any) -> Any:
 
 def preset_for(n_photos: int) -> str:
     """The preset for a number of photos to train on."""
-    return "few-photos" if n_photos <= _FEW else "many-photos"
-
-
-def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
-    """The training, validation and test pairs of a run.
-
-    Without a validation split, a tenth of the training images is held out for it, see
-    `Pairs.hold_out`. Without a test split, the validation pairs are returned for it, with a
-    warning; their `split` shows it.
-
-    Raises:
-        ValueError: a tenth of the samples or more that cannot be used, or nothing to hold out.
-        FileNotFoundError: a part of the data set is missing.
-        ConnectionError: the data set cannot be fetched from the hub.
-    """
-    has_test = "test" in available_splits(config.dataset)
-    names = ["train", "validation", "test" if has_test else "validation"]
-    train, validation, test = load_parts(config.dataset, names)
-    if not has_test:
-        message = f"{train.name} has no test split: the validation pairs stand in for it"
-        warnings.warn(message, stacklevel=2)
-    return train, validation, test
-
-
-def build_model(config: RunConfig, train: Pairs) -> DualEncoder:
-    """Builds or loads the model of a configuration; its seed sets the initial weights.
-
-    Args:
-        config: from `configure`.
-        train: the training pairs, from whose texts a tiny model learns its tokenizer.
-
-    Returns:
-        The model, on the CPU.
-
-    Raises:
-        FileNotFoundError: the model, a tower, its tokenizer or its image preprocessing is missing.
-        ValueError: a folder that is incomplete or damaged, or a model that is not a dual encoder.
-    """
-    torch.manual_seed(config.seed)
-    if config.model == "tiny":
-        size = 32 if config.dataset == "glyphs" else 64  # pixels
-        model = DualEncoder.tiny(train.texts(), image_size=size, dropout=config.dropout)
-    elif config.model == "frozen":
-        model = _frozen(config, train)
-    else:
-        model = DualEncoder.from_pretrained(config.model)
-    model.set_temperature(config.temperature, config.learn_temperature)
-    return model
-
-
-def _frozen(config: RunConfig, train: Pairs) -> DualEncoder:
-    """Heads over frozen towers, which are not loaded where the pairs have features of them."""
-    names = (config.towers, config.towers) if config.towers else ()
-    features = train.features
-    if features is None or (names and features.towers != names):
-        return DualEncoder.frozen(*names, dropout=config.dropout)
-    dims = features.images.shape[1], features.texts.shape[1]
-    return DualEncoder.frozen(*features.towers, dims_pooled=dims, dropout=config.dropout)
+    return "few-photos" if n_photos <= _MOST_FEW_PHOTOS else "many-photos"

@@ -29,7 +29,7 @@ class GradCache:
         batch: this process's rows; every process has the same number.
         accelerator: an `accelerate.Accelerator`, which knows the processes.
         micro_batch_size: rows encoded at once; None for all.
-        needs: what the loss reads beside unit vectors, of `image_pooled` and `text_pooled`.
+        needs: the optional features that the loss reads: `image_pooled`, `text_pooled`.
         bf16: whether the encoders compute in bfloat16; features are at least float32.
 
     Attributes:
@@ -81,7 +81,7 @@ class GradCache:
             image = self.model.encode_images(batch.images[rows])
             text = self.model.encode_texts(*(tensor[rows] for tensor in batch.texts))
         outputs = {"image_features": image.features, "text_features": text.features}
-        # In one order on all processes, as these are gathered one by one.
+        # In the same order on all processes: each name is gathered by a collective call.
         if "image_pooled" in self.needs:
             outputs["image_pooled"] = image.pooled.detach()
         if "text_pooled" in self.needs:
@@ -96,7 +96,7 @@ class GradCache:
         tensors = []
         gradients = []
         for name, local in self._local.items():
-            gradient = self.features[name].grad  # None of what the loss did not use
+            gradient = self.features[name].grad  # None if the loss did not use this input
             if local.requires_grad and gradient is not None:
                 tensors.append(local)
                 gradients.append(gradient[rows])
@@ -107,7 +107,7 @@ class GradCache:
         for parameter in self.model.parameters():
             if parameter.grad is None:
                 continue
-            # The temperature's is of the whole batch in every process, up to rounding.
+            # The temperature enters the loss itself, so every process has its whole gradient.
             is_whole = parameter is self.model.log_logit_scale
             reduction = "mean" if is_whole else "sum"
             parameter.grad = self.accelerator.reduce(parameter.grad, reduction=reduction)

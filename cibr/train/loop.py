@@ -2,17 +2,18 @@
 
 `fit` trains a `DualEncoder` with `CIBRLoss` in an output folder (`cibr.train.run_folder`);
 `Training` is the loop itself. Everything random (order, captions, dropout, noise) is a function of
-the seed and the step, so a run that resumes from a checkpoint equals one that was never stopped,
-bit for bit.
+the seed, the step, the process and the division into micro-batches, so a run that resumes from a
+checkpoint equals one that was never stopped, bit for bit on a CPU.
 
-A step is exact for any division of its batch: `GradCache` gathers the features of all parts and
-processes and sums the gradients. So the model needs no wrapper such as DDP, and `accelerate` only
-finds the device and the processes and forwards the log.
+A step has the loss and the gradients of its whole batch, however it is divided: `GradCache` gathers
+the features of all micro-batches and processes and sums the gradients. So the model needs no
+wrapper such as DDP, and `accelerate` only finds the device and the processes and forwards the log.
 """
 
 import math
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ from cibr.data import Pairs
 from cibr.losses import CIBRLoss, beta_at
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
-from cibr.models.cca import add_cca, remove_cca
+from cibr.models.cca import with_cca, without_cca
 from cibr.models.dual_encoder import image_key
 from cibr.models.features import Batch, Inputs, embed_pairs, prepare
 from cibr.train.config import RunConfig
@@ -50,7 +51,100 @@ from cibr.train.grad_cache import GradCache
 from cibr.train.run_folder import RunFolder, identity_of
 
 _EXTRACTION_LIMIT = timedelta(hours=3)  # the other processes wait while one extracts features
+_MAX_GRADIENT_NORM = 1.0
+_WARM_UP, _WARM_UP_FROM_SCRATCH = 0.15, 0.45  # shares of the steps in which the rate rises
+_FEWEST_STEPS_TO_SAVE, _MOST_STEPS_TO_SAVE = 200, 500  # between checkpoints, by default
+# Primes keep the random streams of steps, processes and epochs apart.
+_STEP_PRIME, _PROCESS_PRIME, _EPOCH_PRIME = 1_000_003, 7_919, 15_485_863
 Rows = tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]
+
+
+def fit(
+    model: DualEncoder, train: Pairs, validation: Pairs | None, config: RunConfig
+) -> pd.DataFrame:
+    """Trains a model in place, or resumes its run, or loads it if the run is finished.
+
+    The output folder then contains the model (see `DualEncoder.save_pretrained`), `history.csv` and
+    `run.json`; during training also a checkpoint.
+
+    Args:
+        model: from `build_model`.
+        train: the training pairs.
+        validation: the pairs for validation recall, or None.
+        config: from `configure`.
+
+    Returns:
+        The history, one row per `epoch` and its last `step`: `loss, clip_loss, penalty_loss, beta`,
+        averaged over the epoch's steps; the reports of the loss on the last batch (see
+        `CIBRLoss.reports`), `grad_norm`, before clipping, and `learning_rate` of the last step;
+        `temperature`; `seconds` since this call began to train; and validation recalls in [0, 1].
+
+    Raises:
+        ValueError: the output folder is in use, or contains another run, other people's files or
+            links; a batch that the processes cannot share equally.
+        FloatingPointError: features, a loss or a gradient that are not finite.
+        SystemExit: with code 143 after SIGTERM; the run is saved and resumes when started again.
+    """
+    accelerator = start_accelerator(config)
+    is_main = accelerator.is_main_process
+    model.to(accelerator.device)
+    identity = identity_of(config, train, validation)
+    folder = RunFolder(Path(config.output_dir), is_main)
+    with folder.locked():
+        folder.check_owner(identity)
+        if folder.is_finished():
+            folder.remove_leftover(identity)
+            _load_finished(model, folder.path)
+            return folder.history()
+
+        # A head over frozen towers is trained alone; CCA joins it in the end.
+        has_cca = config.cca and config.model == "frozen" and model.towers.is_frozen
+        if has_cca:
+            model.head = without_cca(model.head)
+        with accelerator.main_process_first():  # which extracts features that the others read
+            inputs = prepare(model, train)
+            held_out = None if validation is None else prepare(model, validation)
+        training = Training(model, config, inputs, held_out, accelerator)
+        state = folder.load_checkpoint(identity)
+        if state is not None:
+            training.load_state_dict(state)
+        accelerator.wait_for_everyone()  # before the main process writes over what others read
+        record = {"configuration": asdict(config), "run": identity}
+        folder.write_record(record | {"finished": False})
+
+        accelerator.init_trackers("cibr")
+        history = training.run(save=partial(folder.save_checkpoint, identity=identity))
+        # Not `end_training`: it ends the process group, and a script may call `fit` again.
+        for tracker in accelerator.trackers:
+            tracker.finish()
+
+        if has_cca:
+            model.head = with_cca(
+                model.head,
+                inputs.images[train.text_to_image()],
+                *inputs.texts,
+                ridge_image=config.cca_ridge_image,
+                ridge_text=config.cca_ridge_text,
+            ).to(accelerator.device)
+            broadcast(model.state_dict())  # processes may round differently
+        model.trained_on |= set(map(image_key, train.image_digests()))
+        model.eval()
+        if is_main:
+            model.save_pretrained(folder.path)
+        folder.write_history(history)
+        folder.write_record(record | {"finished": True})
+        folder.remove_checkpoint()
+        accelerator.wait_for_everyone()
+    return history
+
+
+def _load_finished(model: DualEncoder, folder: Path) -> None:
+    saved = DualEncoder.from_pretrained(folder).to(model.device, model.dtype)
+    model.head = saved.head  # which may have been summed with CCA
+    model.load_weights(saved.state_dict(), folder)
+    model.trained_on = saved.trained_on
+    model.eval()
+    print(f"{folder} holds this run, finished: its model is loaded", file=sys.stderr)
 
 
 class Training:
@@ -91,14 +185,14 @@ class Training:
         self.n_steps = self.steps_per_epoch * config.epochs
 
         model.to(self.accelerator.device)
-        broadcast(model.state_dict())  # in place: all processes start from those of the first
+        broadcast(model.state_dict())  # in place: all processes start from the first one's
         self.loss_fn = build_loss(config, model)
         self.optimizer = build_optimizer(config, model)
         self.schedule = OneCycleLR(
             self.optimizer,
             config.learning_rate,
-            max(2, self.n_steps),
-            pct_start=0.15 if model.towers.is_pretrained else 0.45,  # from scratch it rises longer
+            total_steps=max(2, self.n_steps),  # one step is none that it can divide
+            pct_start=_WARM_UP if model.towers.is_pretrained else _WARM_UP_FROM_SCRATCH,
             cycle_momentum=False,
         )
         self.step = 0
@@ -126,11 +220,11 @@ class Training:
         start = time.time()
         with bar, _sigterms(are_caught=save is not None) as sigterms:
             for batch in self.inputs.loader(self._rows()):
-                terms, gradient = self.take_step(batch)
-                for name, value in terms.items():
+                averaged, latest = self.take_step(batch)
+                for name, value in averaged.items():
                     self.sums[name] = self.sums.get(name, 0.0) + value
                 if self.step % self.steps_per_epoch == 0:
-                    self._log_epoch(gradient, time.time() - start)
+                    self._log_epoch(latest, time.time() - start)
                 bar.update()
 
                 is_stopped = self._any_process(len(sigterms) > 0)
@@ -148,58 +242,62 @@ class Training:
         """Takes one step on the whole batch, of which `batch` has this process's rows.
 
         Returns:
-            The `loss`, its terms and `beta`; and `grad_norm`, the gradient's norm before clipping,
-            with the `learning_rate`.
+            What an epoch's row averages, the `loss`, its terms and `beta`; and what it has of the
+            last step, `grad_norm`, the gradient's norm before clipping, and `learning_rate`.
 
         Raises:
-            FloatingPointError: features, the loss or its gradient are not finite; no weight has
-                changed.
+            FloatingPointError: features, the loss or its gradient are not finite; no weight of the
+                model has changed.
         """
-        model, loss_fn = self.model, self.loss_fn
-        # Primes keep the random streams of steps, processes and epochs apart.
-        seed = self.config.seed + 1_000_003 * (self.step + 1)
-        torch.manual_seed(seed + 7_919 * self.accelerator.process_index)  # dropout, of these rows
-        noise = torch.Generator().manual_seed(seed)  # of the whole batch
-        loss_fn.beta = self.config.beta
-        if loss_fn.penalty.ramps:
-            loss_fn.beta = beta_at(self.step / self.n_steps, self.config.beta)
+        seed = self.config.seed + _STEP_PRIME * (self.step + 1)
+        torch.manual_seed(seed + _PROCESS_PRIME * self.accelerator.process_index)  # dropout
+        noise = torch.Generator().manual_seed(seed)  # of the whole batch, the same everywhere
+        learning_rate = self.schedule.get_last_lr()[0]
+        self.loss_fn.beta = self.config.beta
+        if self.loss_fn.penalty.ramps:
+            self.loss_fn.beta = beta_at(self.step / self.n_steps, self.config.beta)
 
-        model.train()
-        batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
+        self.model.train()
+        self.optimizer.zero_grad()
         try:
-            cache = GradCache(
-                model,
-                batch,
-                self.accelerator,
-                micro_batch_size=self.config.micro_batch_size,
-                needs=loss_fn.needs,
-                bf16=self.config.bf16,
-            )
-            inputs = cache.features | {"labels": cache.labels, "generator": noise}
-            loss_fn.update(**inputs)
-            terms = loss_fn(**inputs, logit_scale=model.logit_scale)
-            loss = sum(terms.values())
-            loss.backward()
-            cache.backward()
-            norm = clip_grad_norm_(model.parameters(), max_norm=1.0).item()
-            values = {name: x.item() for name, x in {"loss": loss, **terms}.items()}
-            if not math.isfinite(values["loss"] + norm):
-                described = f"the loss is {values['loss']:.6g}, its gradient's norm {norm:.6g}"
-                raise FloatingPointError(described)
-        except FloatingPointError as error:  # also of features
+            values, gradient_norm = self._gradients(batch, noise)
+        except FloatingPointError as error:
             raise FloatingPointError(
                 f"step {self.step + 1} was not taken: {error}: lower learning_rate or raise "
                 "temperature, in another output_dir"
             ) from error
-
-        learning_rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
         self.schedule.step()
-        self.optimizer.zero_grad()
-        model.limit_logit_scale()
+        self.model.limit_logit_scale()
         self.step += 1
-        terms = values | {"beta": loss_fn.beta}
-        return terms, {"grad_norm": norm, "learning_rate": learning_rate}
+        averaged = values | {"beta": self.loss_fn.beta}
+        latest = {"grad_norm": gradient_norm, "learning_rate": learning_rate}
+        return averaged, latest
+
+    def _gradients(self, batch: Batch, noise: torch.Generator) -> tuple[dict[str, float], float]:
+        """Sets the clipped gradients of a batch; returns the loss with its terms, and the norm of
+        the gradients before they are clipped.
+        """
+        cache = GradCache(
+            self.model,
+            send_to_device(batch, self.accelerator.device, non_blocking=True),
+            self.accelerator,
+            micro_batch_size=self.config.micro_batch_size,
+            needs=self.loss_fn.needs,
+            bf16=self.config.bf16,
+        )
+        inputs = cache.features | {"labels": cache.labels, "generator": noise}
+        self.loss_fn.update(**inputs)
+        terms = self.loss_fn(**inputs, logit_scale=self.model.logit_scale)
+        loss = sum(terms.values())
+        loss.backward()
+        cache.backward()
+        norm = clip_grad_norm_(self.model.parameters(), _MAX_GRADIENT_NORM).item()
+        values = {name: x.item() for name, x in {"loss": loss, **terms}.items()}
+        if not (math.isfinite(values["loss"]) and math.isfinite(norm)):
+            described = f"the loss is {values['loss']:.6g}, its gradient's norm {norm:.6g}"
+            raise FloatingPointError(described)
+        return values, norm
 
     def validate(self) -> dict[str, float]:
         """The recalls of the validation pairs in [0, 1], such as `text_to_image_recall@10`."""
@@ -240,7 +338,7 @@ class Training:
             rows = slice(start, start + self.rows_per_process)
             yield images[rows], texts[rows]
 
-    def _log_epoch(self, gradient: dict[str, float], seconds: float) -> None:
+    def _log_epoch(self, latest: dict[str, float], seconds: float) -> None:
         """Adds the row of the epoch that has ended to the history, and sends it to the tracker."""
         means = {name: total / self.steps_per_epoch for name, total in self.sums.items()}
         reports = {name: value.item() for name, value in self.loss_fn.reports().items()}
@@ -250,7 +348,7 @@ class Training:
             "step": self.step,
             **means,
             **reports,
-            **gradient,
+            **latest,
             "temperature": 1 / self.model.logit_scale.item(),
             "seconds": seconds,
         }
@@ -260,20 +358,21 @@ class Training:
         self.accelerator.log(row, step=self.step)
 
     def _is_checkpoint_due(self) -> bool:
-        """By default at the end of an epoch, 200 steps or more after the last one, or after 500
-        steps; and always after the last step.
+        """After the last step, and every `save_steps` steps: by default the fewest whole epochs
+        with at least 200 steps, but at most 500 steps.
         """
         save_steps = self.config.save_steps
         if save_steps is None:
-            n_epochs = math.ceil(200 / self.steps_per_epoch)
-            save_steps = min(500, n_epochs * self.steps_per_epoch)
+            n_epochs = math.ceil(_FEWEST_STEPS_TO_SAVE / self.steps_per_epoch)
+            save_steps = min(n_epochs * self.steps_per_epoch, _MOST_STEPS_TO_SAVE)
         return self.step % save_steps == 0 or self.step == self.n_steps
 
     def _rows_per_process(self) -> int:
         n_pairs = len(self.inputs.pairs)
         n_processes = self.accelerator.num_processes
+        # Fewer pairs than a batch are one batch, cut to a multiple of the processes.
         batch_size = min(self.config.batch_size, n_pairs)
-        is_uneven = batch_size == self.config.batch_size and batch_size % n_processes > 0
+        is_uneven = n_pairs >= self.config.batch_size and batch_size % n_processes > 0
         if batch_size < n_processes or is_uneven:
             raise ValueError(
                 f"{n_processes} processes cannot share {batch_size} pairs: change batch_size"
@@ -286,74 +385,6 @@ class Training:
             return value
         mine = torch.tensor([value], device=self.accelerator.device)
         return bool(self.accelerator.gather(mine).any())
-
-
-def fit(
-    model: DualEncoder, train: Pairs, validation: Pairs | None, config: RunConfig
-) -> pd.DataFrame:
-    """Trains a model in place, or resumes its run, or loads it if the run is finished.
-
-    The output folder then contains the model (see `DualEncoder.save_pretrained`), `history.csv` and
-    `run.json`; during training also a checkpoint.
-
-    Args:
-        model: from `build_model`.
-        train: the training pairs.
-        validation: the pairs for validation recall, or None.
-        config: from `configure`.
-
-    Returns:
-        The history, one row per `epoch` and its last `step`: `loss, clip_loss, penalty_loss, beta`,
-        averaged over the epoch's steps; the reports of the loss on the last batch (see
-        `CIBRLoss.reports`), `grad_norm`, before clipping, and `learning_rate` of the last step;
-        `temperature`; `seconds` since this call began to train; and validation recalls in [0, 1].
-
-    Raises:
-        ValueError: the output folder is in use, or contains another run or files of others; a batch
-            that the processes cannot share equally.
-        FloatingPointError: features, a loss or a gradient that are not finite.
-        SystemExit: with code 143 after SIGTERM; the run is saved and resumes when started again.
-    """
-    accelerator = start_accelerator(config)
-    identity = identity_of(config, train, validation)
-    folder = RunFolder(Path(config.output_dir), accelerator.is_main_process)
-    has_cca = config.cca and config.model == "frozen" and model.towers.is_frozen
-    with folder.locked():
-        finished = folder.finished_history(identity)
-        if finished is not None:
-            folder.remove_leftover(identity)
-            _load_finished(model, folder.path)
-            return finished
-        # The first process extracts the features of frozen towers, the others read them.
-        model.to(accelerator.device)
-        if has_cca:
-            remove_cca(model)  # of an earlier run: it is fitted again in the end
-        with accelerator.main_process_first():
-            inputs = prepare(model, train)
-            held_out = None if validation is None else prepare(model, validation)
-        training = Training(model, config, inputs, held_out, accelerator)
-        state = folder.load_checkpoint(identity)
-        if state is not None:
-            training.load_state_dict(state)
-        accelerator.wait_for_everyone()
-        record = {"configuration": asdict(config), "run": identity}
-        folder.write_record(record | {"finished": False})
-        accelerator.init_trackers("cibr")
-        history = training.run(save=partial(folder.save_checkpoint, identity=identity))
-        for tracker in accelerator.trackers:
-            tracker.finish()
-        if has_cca:
-            add_cca(model, inputs, config.cca_ridge_image, config.cca_ridge_text)
-            broadcast(model.state_dict())
-        model.trained_on |= set(map(image_key, train.image_digests()))
-        model.eval()
-        if accelerator.is_main_process:
-            model.save_pretrained(folder.path)
-        folder.write("history.csv", history.to_csv(index=False))
-        folder.write_record(record | {"finished": True})
-        folder.remove_checkpoint()
-        accelerator.wait_for_everyone()
-    return history
 
 
 def start_accelerator(config: RunConfig | None = None) -> Accelerator:
@@ -372,7 +403,8 @@ def start_accelerator(config: RunConfig | None = None) -> Accelerator:
     )
     if log_with and not accelerator.log_with:
         raise ValueError(f"log_with is {log_with!r}, which is not installed: pip install it")
-    if accelerator.mixed_precision != "no":  # which holds for a process, not for a run
+    # accelerate sets it once per Python process, so two runs in one script could not differ.
+    if accelerator.mixed_precision != "no":
         raise ValueError(
             f"accelerate has mixed_precision {accelerator.mixed_precision}: leave it out, and give "
             "the setting bf16"
@@ -384,7 +416,7 @@ def build_loss(config: RunConfig, model: DualEncoder) -> CIBRLoss:
     """The loss of a configuration; its seed sets the weights of what a penalty trains."""
     torch.manual_seed(config.seed)
     loss_fn = CIBRLoss.for_model(model, config.beta, config.penalty, **config.loss_options)
-    return loss_fn.to(model.log_logit_scale)  # its device and type
+    return loss_fn.to(model.device, model.dtype)
 
 
 def build_optimizer(config: RunConfig, model: DualEncoder) -> AdamW:
@@ -405,7 +437,7 @@ def epoch_rows(pairs: Pairs, seed: int, epoch: int) -> Rows:
     Returns:
         Indices of images, and of texts in `pairs.texts()`, [n] each.
     """
-    generator = torch.Generator().manual_seed(seed + 15_485_863 * (epoch + 1))
+    generator = torch.Generator().manual_seed(seed + _EPOCH_PRIME * (epoch + 1))
     n_texts = torch.bincount(pairs.text_to_image(), minlength=len(pairs))
     first_text = n_texts.cumsum(0) - n_texts
     images = torch.randperm(len(pairs), generator=generator)
@@ -417,9 +449,12 @@ def epoch_rows(pairs: Pairs, seed: int, epoch: int) -> Rows:
 
 @contextmanager
 def _sigterms(are_caught: bool) -> Iterator[list[int]]:
-    """A context that notes each SIGTERM, such as SLURM's before its time limit, in a list."""
+    """A context that notes each SIGTERM, such as SLURM's before its time limit, in a list.
+
+    Only a main thread can catch signals: elsewhere they end the process as usual.
+    """
     received: list[int] = []
-    if not are_caught:
+    if not are_caught or threading.current_thread() is not threading.main_thread():
         yield received
         return
     previous = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
@@ -427,12 +462,3 @@ def _sigterms(are_caught: bool) -> Iterator[list[int]]:
         yield received
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _load_finished(model: DualEncoder, folder: Path) -> None:
-    saved = DualEncoder.from_pretrained(folder).to(model.log_logit_scale)
-    model.head = saved.head  # which may have been summed with CCA
-    model.load_weights(saved.state_dict(), folder)
-    model.trained_on = saved.trained_on
-    model.eval()
-    print(f"{folder} holds this run, finished: its model is loaded", file=sys.stderr)

@@ -1,13 +1,15 @@
-"""The output folder of a run: whose it is, its lock, its checkpoint and the finished run.
+"""The output folder of a run: which run owns it, its lock, its checkpoint and the finished run.
 
-A folder belongs to a run once it has that run's `run.json`, which is written before the first step,
-into a folder without files of others. The run writes into no link and removes nothing but its own
-checkpoint.
+A run owns a folder once its `run.json` is there, which is written before the first step, and only
+into a folder without other people's files. A run never writes through a link, and removes nothing
+but its own checkpoint.
 """
 
 import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,10 @@ from cibr.train.config import RunConfig
 from cibr.utils import digest
 
 _LOCK = ".cibr.lock"
-# What may lie in the folder of a new run: its notebook, its log, hidden files, and the run on held
-# out photos that `cibr train` makes first.
+# What may lie in the folder of a new run: its notebook, its log, hidden files, and the run without
+# the held-out photos that `cibr train` makes first.
 _ALLOWED = ("*.ipynb", "*.log", ".*", "held_out")
-_NO_EFFECT = ("output_dir", "micro_batch_size", "save_steps", "log_with")  # on a run's result
+_WITHOUT_EFFECT = ("output_dir", "save_steps", "log_with")  # settings that no weight depends on
 
 
 class RunFolder:
@@ -45,16 +47,15 @@ class RunFolder:
         self.path = path
         self.is_main = is_main
         self.checkpoint = path / "checkpoint.pt"
-        self._checkpoint_part = path / ".checkpoint.pt.part"
         path.mkdir(parents=True, exist_ok=True)
         if is_main:
-            self._refuse_files_of_others()
+            self._refuse_foreign_files()
 
-    def _refuse_files_of_others(self) -> None:
-        is_of_a_run = bool(self._record())
+    def _refuse_foreign_files(self) -> None:
+        has_record = bool(self._record())
         for file in sorted(self.path.iterdir()):
             is_allowed = any(map(file.match, _ALLOWED))
-            if not is_allowed and not is_of_a_run:
+            if not is_allowed and not has_record:
                 raise ValueError(
                     f"output_dir {str(self.path)!r} already has files that no run made, such as "
                     f"{file.name!r}: choose another"
@@ -81,43 +82,45 @@ class RunFolder:
                 "choose another"
             ) from None
 
-    def finished_history(self, identity: dict[str, Any]) -> pd.DataFrame | None:
-        """The history of this run if it is finished, else None.
+    def check_owner(self, identity: dict[str, Any]) -> None:
+        """Refuses the folder if it has the model or the checkpoint of another run.
 
         Args:
             identity: of the run, from `identity_of`.
 
         Raises:
-            ValueError: the folder has the model or the checkpoint of another run.
+            ValueError: it has; the message names the settings that differ.
         """
         record = self._record()
-        if not record or not (record["finished"] or self.checkpoint.exists()):
-            return None
+        if not self.is_finished() and not self.checkpoint.exists():
+            return  # nothing would be lost
         stored = record["run"]
-        names = {**stored, **identity}
+        names = list(stored | identity)
         different = [name for name in names if stored.get(name) != identity.get(name)]
         if different:
             raise ValueError(
                 f"{str(self.path)!r} holds a run with another {', '.join(different)}: choose "
                 "another output_dir, or remove this one"
             )
-        if not record["finished"]:
-            return None
+
+    def is_finished(self) -> bool:
+        """Whether the folder has a finished run."""
+        return self._record().get("finished", False)
+
+    def history(self) -> pd.DataFrame:
+        """The history of the finished run."""
         # Numbers that are read as text keep their last digit; empty cells become NaN.
         history = pd.read_csv(self.path / "history.csv", dtype=str).astype(float)
         return history.astype({"epoch": int, "step": int})
 
     def save_checkpoint(self, state: dict[str, Any], identity: dict[str, Any]) -> None:
-        """Writes the state of a run; a kill leaves the one before, or this one.
+        """Writes the state of a run; after a kill the old or the new one is there, whole.
 
         Raises:
             OSError: it cannot be written.
         """
-        if not self.is_main:
-            return
         try:
-            torch.save(state | {"run": identity}, self._checkpoint_part)
-            self._checkpoint_part.replace(self.checkpoint)
+            self._write("checkpoint.pt", partial(torch.save, state | {"run": identity}))
         except (OSError, RuntimeError) as error:  # torch.save raises the latter on a full disk
             raise OSError(
                 f"cannot write a checkpoint to {str(self.path)!r}: {error}; make room or choose "
@@ -144,10 +147,10 @@ class RunFolder:
         return state
 
     def remove_checkpoint(self) -> None:
-        """Removes what only an unfinished run needs."""
+        """Removes the checkpoint, which only an unfinished run needs."""
         if self.is_main:
             self.checkpoint.unlink(missing_ok=True)
-            self._checkpoint_part.unlink(missing_ok=True)
+            self._part_of("checkpoint.pt").unlink(missing_ok=True)
 
     def remove_leftover(self, identity: dict[str, Any]) -> None:
         """Removes the checkpoint that a kill left in this run's finished folder."""
@@ -166,14 +169,26 @@ class RunFolder:
                 `finished`; versions are added.
         """
         versions = {"cibr": cibr.__version__, "torch": torch.__version__}
-        self.write("run.json", json.dumps(record | {"versions": versions}, indent=2) + "\n")
+        text = json.dumps(record | {"versions": versions}, indent=2) + "\n"
+        self._write("run.json", partial(Path.write_text, data=text, encoding="utf-8"))
 
-    def write(self, name: str, text: str) -> None:
-        """Writes a file, which a kill leaves as it was or as it will be."""
+    def write_history(self, history: pd.DataFrame) -> None:
+        """Writes `history.csv`."""
+        self._write("history.csv", partial(history.to_csv, index=False))
+
+    def _write(self, name: str, write: Callable[[Path], Any]) -> None:
+        """Writes a file in the main process: after a kill it is whole, or as it was.
+
+        Unlike `cibr.utils.write_atomically` it follows no link, and what a kill has left is written
+        over by the next attempt.
+        """
         if self.is_main:
-            part = self.path / f".{name}.part"
-            part.write_text(text, encoding="utf-8")
+            part = self._part_of(name)
+            write(part)
             part.replace(self.path / name)
+
+    def _part_of(self, name: str) -> Path:
+        return self.path / f".{name}.part"
 
     def _record(self) -> dict[str, Any]:
         """The record of the folder's run, or an empty one if it is no run's."""
@@ -187,7 +202,9 @@ class RunFolder:
 
 def identity_of(config: RunConfig, train: Pairs, validation: Pairs | None) -> dict[str, Any]:
     """What decides the result of a run: its configuration and its pairs, as JSON stores them."""
-    identity = {name: value for name, value in asdict(config).items() if name not in _NO_EFFECT}
+    identity = {
+        name: value for name, value in asdict(config).items() if name not in _WITHOUT_EFFECT
+    }
     for name, pairs in (("training pairs", train), ("validation pairs", validation)):
         if pairs is not None:
             described = pairs.keys, pairs.captions, pairs.match_labels().tolist()

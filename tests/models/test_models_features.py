@@ -10,7 +10,7 @@ import torch
 from helpers import TEXTS, noise_pairs, picture
 
 from cibr.data import Features
-from cibr.models import DualEncoder, feature_cache, features
+from cibr.models import DualEncoder, features, frozen_features
 from cibr.models.features import embed_pairs, prepare
 
 PAIRS = noise_pairs(23, n_captions=3)
@@ -182,6 +182,6 @@ def test_embeddings_are_those_of_the_model_in_the_order_of_the_pairs(build, kind
 
 def test_features_are_made_where_no_cache_can_be_written(build, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(feature_cache, "cache_folder", lambda: tmp_path / "file")
-    with pytest.warns(UserWarning, match="cannot be written .* it is computed again"):
+    monkeypatch.setattr(frozen_features, "cache_folder", lambda: tmp_path / "file")
+    with pytest.warns(UserWarning, match="cannot be written .* it will be computed again"):
         assert len(prepare(build("frozen"), PAIRS).images) == len(PAIRS)

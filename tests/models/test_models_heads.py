@@ -7,7 +7,8 @@ from helpers import same
 
 from cibr import DualEncoder
 from cibr.models import RegularisedCCA, SummedHead
-from cibr.models.heads import LinearHead, ResidualHead, build_head, describe_head
+from cibr.models.heads import LinearHead, ResidualHead
+from cibr.models.parts import build_head, describe_head
 
 POOLED = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
 
@@ -56,7 +57,7 @@ def cosines(head, images, texts):
 def test_the_cosines_of_a_sum_are_the_weighted_mean_of_those_of_its_heads():
     texts = torch.randn(30, 5)
     heads = [ResidualHead(dim, 6, 5, dropout=0.0).eval() for dim in (4, 3, 8)]
-    summed = SummedHead(heads, weights=[1.0, 2.0, 0.5])
+    summed = SummedHead(heads, cosine_weights=[1.0, 2.0, 0.5])
     first, second, third = (cosines(head, POOLED, texts) for head in heads)
     expected = (first + 2 * second + 0.5 * third) / 3.5
     torch.testing.assert_close(cosines(summed, POOLED, texts), expected)
@@ -65,7 +66,7 @@ def test_the_cosines_of_a_sum_are_the_weighted_mean_of_those_of_its_heads():
 
 def test_a_head_is_built_again_from_its_description():
     sums = SummedHead([ResidualHead(4, 6, 5, dropout=0.1), RegularisedCCA(3, 6, 5)])
-    head = SummedHead([sums, LinearHead(2, 6, 5, dropout=0.2)], weights=[0.5, 2.0])
+    head = SummedHead([sums, LinearHead(2, 6, 5, dropout=0.2)], cosine_weights=[0.5, 2.0])
     again = build_head(describe_head(head))
     assert describe_head(again) == describe_head(head)
     again.load_state_dict(head.state_dict())
@@ -75,7 +76,7 @@ def test_a_head_is_built_again_from_its_description():
 def test_a_model_with_a_weighted_sum_comes_back_bit_for_bit(build, tmp_path):
     model = build("frozen")
     second = ResidualHead(5, model.dim_image_pooled, model.dim_text_pooled, dropout=0.3)
-    model.head = SummedHead([model.head, second], weights=[1.0, 0.3])
+    model.head = SummedHead([model.head, second], cosine_weights=[1.0, 0.3])
     again = DualEncoder.from_pretrained(model.save_pretrained(tmp_path))
     assert same(again, model) and again.dim == 21
     pooled = torch.randn(9, model.dim_text_pooled)

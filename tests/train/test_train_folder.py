@@ -26,7 +26,7 @@ def test_a_second_run_on_a_folder_is_refused_until_the_first_one_has_ended(tmp_p
 def test_a_finished_run_is_loaded(tmp_path, capsys):
     model, history = train(tmp_path, epochs=1)
     before = contents(tmp_path)
-    again, stored = train(tmp_path, epochs=1, micro_batch_size=3)  # which changes no weight
+    again, stored = train(tmp_path, epochs=1, save_steps=2)  # which changes no weight
     assert "holds this run, finished: its model is loaded" in capsys.readouterr().err
     assert same(model, again) and not again.training and stored.equals(history)
     assert contents(tmp_path) == before

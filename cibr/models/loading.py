@@ -1,4 +1,4 @@
-"""Models by name.
+"""Models by name: where their files are, and loading them with transformers.
 
 A name is looked for as a folder, in `$CIBR_MODELS/<hub id>`, among the two checkpoints that are
 shipped with the package and on the hub. `DualEncoder.save_pretrained` says what a folder holds.
@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from cibr.utils import nearest, shipped
 
-_BUILT = ("tiny", "frozen")  # kinds of model with a name of their own
+_BUILT_HERE = ("tiny", "frozen")  # names of models that are built, not loaded
 _CHECKPOINTS = ("clip-tiny", "cibr-tiny")  # shipped with the package
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
 
@@ -35,9 +35,10 @@ def resolve(name: str) -> str:
     Raises:
         FileNotFoundError: a name that is neither; the message suggests the nearest known one.
     """
+    store = os.environ.get("CIBR_MODELS") or os.devnull  # in which there is nothing
     folders = (
         Path(name).expanduser(),
-        Path(os.environ.get("CIBR_MODELS", "."), name),
+        Path(store, name),
         shipped(f"checkpoints/{name}"),
     )
     for folder in folders:
@@ -45,7 +46,7 @@ def resolve(name: str) -> str:
             return str(folder)
     if _HUB_ID.fullmatch(name):
         return name
-    known = [*_BUILT, *_CHECKPOINTS]
+    known = [*_BUILT_HERE, *_CHECKPOINTS]
     raise FileNotFoundError(
         f"unknown model {name!r}{nearest(name, known) or '.'} Give {', '.join(known)}, a folder, "
         "or a hub id such as openai/clip-vit-base-patch32"
@@ -53,33 +54,34 @@ def resolve(name: str) -> str:
 
 
 def check_model(name: str) -> None:
-    """Raises FileNotFoundError unless a model to train is built here, a folder or a hub id."""
-    if name not in _BUILT:
+    """Raises FileNotFoundError unless the name is tiny, frozen, a folder or a hub id."""
+    if name not in _BUILT_HERE:
         resolve(name)
 
 
-def from_hub(loader: str, name: str | Path, **options: Any) -> Any:
+def load_pretrained(class_name: str, name: str | Path, **options: Any) -> Any:
     """Calls `from_pretrained` of a class of transformers; code in the files never runs.
 
     Args:
-        loader: the class's name.
+        class_name: the class, such as `AutoModel`.
         name: a folder, or a hub id.
         options: of `from_pretrained`.
 
     Raises:
-        FileNotFoundError: nothing to load; the message says where it searched, and the fix.
+        FileNotFoundError: nothing to load, or files that transformers cannot read; the message says
+            where it searched, and the fix.
     """
     source = resolve(str(name))
     options["trust_remote_code"] = False  # left out, transformers asks, and a pipe may say yes
     try:
         with _quiet_transformers():
-            return getattr(transformers, loader).from_pretrained(source, **options)
+            return getattr(transformers, class_name).from_pretrained(source, **options)
     except (MemoryError, torch.OutOfMemoryError, ImportError):
         raise
-    except Exception as error:  # loaders raise nearly anything
+    except Exception as error:  # transformers raises nearly anything for damaged files
         cause = str(error).strip().partition("\n")[0] or type(error).__name__
         raise FileNotFoundError(
-            f"cannot load {source!r} with transformers.{loader} ({cause}): give its folder, "
+            f"cannot load {source!r} with transformers.{class_name} ({cause}): give its folder, "
             f"set CIBR_MODELS to one that holds {name}, or connect to the hub"
         ) from error
 
@@ -101,7 +103,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 def load_tokenizer(name: str | Path) -> Any:
     """The tokenizer of a folder or hub id; FileNotFoundError if it has no vocabulary."""
-    tokenizer = from_hub("AutoTokenizer", name)
+    tokenizer = load_pretrained("AutoTokenizer", name)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes one of no files
         raise FileNotFoundError(f"cannot load {str(name)!r}: the tokenizer's files are missing")
     return tokenizer
@@ -112,13 +114,13 @@ def load_model(name: str | Path, unused: str | tuple[str, ...] = ()) -> nn.Modul
 
     Args:
         name: a folder, or a hub id.
-        unused: how the names of weights begin that may be missing, as nothing reads them.
+        unused: prefixes of weights that may be missing because nothing reads them.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: weights that do not fit the model or are not finite.
     """
-    model, info = from_hub("AutoModel", name, dtype=torch.float32, output_loading_info=True)
+    model, info = load_pretrained("AutoModel", name, dtype=torch.float32, output_loading_info=True)
     missing = [key for key in info["missing_keys"] if not key.startswith(unused)]
     check_weights(model, str(name), missing)
     return model
