@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import signal
+import subprocess
 from functools import partial
 from importlib import import_module
 
@@ -16,6 +17,7 @@ from processes import exit_code_of, run_together
 from small_runs import before_step, forks, small_model
 
 from cibr import DualEncoder
+from cibr.models import features
 
 train = partial(small_runs.train, save_steps=1)
 stop_at = partial(small_runs.stop_at, save_steps=1)
@@ -181,6 +183,23 @@ def test_sigterm_to_one_of_several_processes_saves_and_stops_them_all(tmp_path):
     run_together(2, go_on, stopped)
     run_together(2, go_on, tmp_path / "whole")
     assert_equal_runs(stopped, tmp_path / "whole")
+
+
+def stop_all_with_workers(folder):
+    """A run that decodes images in workers; it and they are told to stop in its fourth step."""
+    os.setsid()  # a process group of its own
+    features._MOST_IN_MEMORY = 0
+    # From outside, as by SLURM: workers know a signal of their parent.
+    kill = ["kill", "-TERM", f"-{os.getpgid(0)}"]
+    before_step(4, partial(subprocess.run, kill, start_new_session=True))
+    train(folder, save_steps=None)
+
+
+def test_sigterm_to_the_workers_as_well_lets_the_run_save(whole, tmp_path):
+    assert exit_code_of(stop_all_with_workers, tmp_path) == 143
+    assert saved_step(tmp_path) == 4
+    train(tmp_path, save_steps=None)
+    assert_equal_runs(tmp_path, whole)
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
