@@ -52,10 +52,14 @@ from cibr.train.run_folder import RunFolder, identity_of
 
 _EXTRACTION_LIMIT = timedelta(hours=3)  # the other processes wait while one extracts features
 _MAX_GRADIENT_NORM = 1.0
-_WARM_UP, _WARM_UP_FROM_SCRATCH = 0.15, 0.45  # shares of the steps in which the rate rises
-_FEWEST_STEPS_TO_SAVE, _MOST_STEPS_TO_SAVE = 200, 500  # between checkpoints, by default
+_WARM_UP = 0.15  # share of the steps in which the learning rate rises to its peak
+_WARM_UP_FROM_SCRATCH = 0.45
+_MIN_STEPS_BETWEEN_CHECKPOINTS = 200  # by default
+_MAX_STEPS_BETWEEN_CHECKPOINTS = 500
 # Primes keep the random streams of steps, processes and epochs apart.
-_STEP_PRIME, _PROCESS_PRIME, _EPOCH_PRIME = 1_000_003, 7_919, 15_485_863
+_STEP_PRIME = 1_000_003
+_PROCESS_PRIME = 7_919
+_EPOCH_PRIME = 15_485_863
 Rows = tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]
 
 
@@ -191,7 +195,7 @@ class Training:
         self.schedule = OneCycleLR(
             self.optimizer,
             config.learning_rate,
-            total_steps=max(2, self.n_steps),  # one step is none that it can divide
+            total_steps=max(2, self.n_steps),  # it divides by zero at one step
             pct_start=_WARM_UP if model.towers.is_pretrained else _WARM_UP_FROM_SCRATCH,
             cycle_momentum=False,
         )
@@ -363,8 +367,8 @@ class Training:
         """
         save_steps = self.config.save_steps
         if save_steps is None:
-            n_epochs = math.ceil(_FEWEST_STEPS_TO_SAVE / self.steps_per_epoch)
-            save_steps = min(n_epochs * self.steps_per_epoch, _MOST_STEPS_TO_SAVE)
+            n_epochs = math.ceil(_MIN_STEPS_BETWEEN_CHECKPOINTS / self.steps_per_epoch)
+            save_steps = min(n_epochs * self.steps_per_epoch, _MAX_STEPS_BETWEEN_CHECKPOINTS)
         return self.step % save_steps == 0 or self.step == self.n_steps
 
     def _rows_per_process(self) -> int:
