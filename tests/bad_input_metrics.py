@@ -49,7 +49,7 @@ BAD = {
         paired(text_to_image=INDICES + 1),
         paired(text_to_image=INDICES.clamp(max=5)),
     ],
-    "labels has some that no item has": [zeroshot(labels=INDICES + 1)],
+    "some queries have a label that no item has": [zeroshot(labels=INDICES + 1)],
     "seeds, items": [partial(paired_difference, np.ones((1, 3)), np.ones((2, 3)))],
     "length": [partial(mean_interval, np.ones(3), np.arange(2))],
 }

@@ -56,7 +56,7 @@ class _WholeLoss(torch.autograd.Function):
         loss = -log_likelihoods.mean() / 2
         # In place: no other matrix is allocated, and the logarithms are not needed any more.
         softmaxes = row_log_softmax.exp_().add_(column_log_softmax.exp_())
-        slopes = targets.subtract_both_directions_from_(softmaxes)
+        slopes = targets.subtract_twice_from_(softmaxes)
         ctx.save_for_backward(image, text, scale, slopes)
         return loss
 
@@ -95,7 +95,8 @@ class _BlockedLoss(torch.autograd.Function):
             positive[rows] = _Targets(labels, rows, logits).means(logits)
         ctx.chunk_size = chunk_size
         ctx.save_for_backward(image, text, scale, labels, row_max, row_sum, column_max, column_sum)
-        # Both cross-entropies of a pair: log of the sum of exp(logits), minus the positive one.
+        # Both cross-entropies: log of the sum of exp(logits), minus the positive logit. With labels
+        # only their mean is right: rows and columns have the same sum of positive logits.
         maxima_above_positive = (row_max - positive) + (column_max - positive)
         return (maxima_above_positive + row_sum.log() + column_sum.log()).mean() / 2
 
@@ -111,7 +112,7 @@ class _BlockedLoss(torch.autograd.Function):
                 row_softmax = (logits - row_max[rows, None]).exp_().div_(row_sum[rows, None])
                 column_exp = logits.sub_(column_max).exp_()
                 softmaxes = row_softmax.addcdiv_(column_exp, column_sum)
-                slopes = _Targets(labels, rows, logits).subtract_both_directions_from_(softmaxes)
+                slopes = _Targets(labels, rows, logits).subtract_twice_from_(softmaxes)
                 torch.mm(slopes, text, out=slopes_times_text[rows])
                 slopes_times_image.addmm_(slopes.T, image[rows])
         return *_gradients(image, scale, grad, slopes_times_text, slopes_times_image), None, None
@@ -140,7 +141,7 @@ class _Targets:
             return values[:, self.rows].diagonal()
         return (values * self.shares).sum(1)
 
-    def subtract_both_directions_from_(self, softmaxes: Tensor) -> Tensor:
+    def subtract_twice_from_(self, softmaxes: Tensor) -> Tensor:
         """The sum of both softmaxes, [rows, n], minus the targets of both directions, in place.
 
         Targets are symmetric, so those of both directions are the same matrix.

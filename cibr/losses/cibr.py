@@ -206,7 +206,7 @@ class CIBRLoss(nn.Module):
             ValueError: as `clip_loss`; features whose lengths differ from 1 by more than 0.01; an
                 input that the penalty needs and that is missing.
         """
-        inputs = self._check_and_sample(
+        inputs = self._loss_inputs(
             image_features, text_features, logit_scale, labels, image_pooled, text_pooled, generator
         )
         detached = inputs.detached()
@@ -277,13 +277,13 @@ class CIBRLoss(nn.Module):
         """
         if not hasattr(self.penalty, "update"):
             return  # before sampling, so that `forward` gets the generator's first draws
-        inputs = self._check_and_sample(
+        inputs = self._loss_inputs(
             image_features, text_features, logit_scale, labels, image_pooled, text_pooled, generator
         )
         with torch.autocast(image_features.device.type, enabled=False):
             self.penalty.update(inputs.detached())
 
-    def _check_and_sample(
+    def _loss_inputs(
         self,
         image: Features,
         text: Features,

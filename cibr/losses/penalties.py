@@ -35,7 +35,7 @@ from cibr.utils import check_number
 
 _DIM_HIDDEN = 128  # of MINE's critics
 _RIDGE = 1.0  # in units of the mean eigenvalue, 1 / d, of the unit vectors' second moment
-_mean_cosine_of_noise = cache(vmf_mean_cosine)  # A_d(kappa_e), the same in every step
+_cached_mean_cosine = cache(vmf_mean_cosine)  # A_d(kappa_e), the same in every step
 
 
 class LossInputs(NamedTuple):
@@ -139,7 +139,7 @@ class VMF(Penalty):
     def forward(self, inputs: LossInputs) -> Scalar:
         """kappa_b A_d(kappa_e) (1 - mean cosine), the mean over both modalities."""
         image_cosine, text_cosine = self.cosines(inputs)
-        mean_cosine_of_noise = _mean_cosine_of_noise(inputs.kappa_e, dim=inputs.image.shape[1])
+        mean_cosine_of_noise = _cached_mean_cosine(inputs.kappa_e, dim=inputs.image.shape[1])
         weight = (self.kappa_b * mean_cosine_of_noise).to(image_cosine)
         return weight * (1 - (image_cosine + text_cosine) / 2)
 
@@ -173,7 +173,7 @@ class Crossfit(VMF):
         cosines = torch.stack(self.cosines(inputs))  # [2]: image, text
         exact_cosines = cosines.cpu().double().clamp(-1, 1)  # MPS has no float64
         # The mean cosine of a sample with the centre is A_d(kappa_e) times that of its mean.
-        sample_cosines = _mean_cosine_of_noise(kappa_e, dim=dim) * exact_cosines
+        sample_cosines = _cached_mean_cosine(kappa_e, dim=dim) * exact_cosines
         kappa_b = vmf_fit_kappa(sample_cosines, dim)
         nats = vmf_residual_nats(exact_cosines, kappa_e, kappa_b, dim)
         image_nats, text_nats = nats.to(cosines)
@@ -245,16 +245,20 @@ class Mine(Penalty):
 
     def forward(self, inputs: LossInputs) -> Scalar:
         """The mean of both residuals, in nats, with gradients to the embeddings alone."""
-        reports = self.reports(inputs)
-        return (reports["residual_image_nats"] + reports["residual_text_nats"]) / 2
+        image_nats, text_nats = self._residuals(inputs)
+        return (image_nats + text_nats) / 2
 
     def reports(self, inputs: LossInputs) -> dict[str, Scalar]:
         """Estimates of the residual information, in nats, not bounds; they may be negative."""
+        image_nats, text_nats = self._residuals(inputs)
+        return {"residual_image_nats": image_nats, "residual_text_nats": text_nats}
+
+    def _residuals(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+        """Estimates of I(Z_v; X_v | X_t) and of I(Z_t; X_t | X_v), in nats."""
         nats = self._nats(inputs)
-        return {
-            "residual_image_nats": nats["image_image"] - nats["image_text"],
-            "residual_text_nats": nats["text_text"] - nats["text_image"],
-        }
+        image_nats = nats["image_image"] - nats["image_text"]
+        text_nats = nats["text_text"] - nats["text_image"]
+        return image_nats, text_nats
 
     def update(self, inputs: LossInputs) -> None:
         """Steps of the critics, with fixed embeddings.

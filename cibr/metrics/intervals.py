@@ -122,9 +122,10 @@ def group_balanced_values(
     n_groups = len(sizes)
     # The mean of G means has the variance sum_g SS_g / (n_g (n_g - 1)) / G^2, with SS_g the squared
     # deviations in group g. That of n numbers is their squared deviations over n (n - 1). Both are
-    # equal if deviations in g are scaled by sqrt(n (n - 1) / (n_g (n_g - 1))) / G:
-    unbiased = np.sqrt((n - 1) / n * sizes / np.maximum(1, sizes - 1))
-    scales = n / n_groups / sizes * unbiased
+    # equal if deviations in g are scaled by n / (G n_g) * sqrt((n - 1) / n * n_g / (n_g - 1)):
+    weights = n / n_groups / sizes
+    corrections = np.sqrt((n - 1) / n * sizes / np.maximum(1, sizes - 1))  # of degrees of freedom
+    scales = weights * corrections
     deviations = values - means[group_indices]
     return means.mean() + scales[group_indices] * deviations
 

@@ -201,7 +201,9 @@ def label_ranks(
         ValueError: a label that no item has.
     """
     if not torch.isin(labels, gallery_labels).all():
-        raise ValueError("labels has some that no item has: every query needs a correct item")
+        raise ValueError(
+            "some queries have a label that no item has: every query needs a correct item"
+        )
     gallery = gallery.float()
     ranks = torch.empty_like(labels, dtype=torch.long)
     for rows in _blocks(len(queries), row_size=len(gallery)):

@@ -107,7 +107,7 @@ def with_cca(
     ridge_image: float,
     ridge_text: float,
 ) -> SummedHead:
-    """The sum of a head and of the CCA of its training pairs, which is as wide as the head.
+    """The sum of a head and of the CCA of its training pairs; the CCA has the head's width.
 
     Args:
         head: a trained head.
@@ -146,7 +146,7 @@ def centred_moments(
         text_pooled: features of the texts, row by row, [n, q].
 
     Returns:
-        The means m_v [p] and m_t [q], and the covariances.
+        The means m_v [p] and m_t [q], in one pair, and the covariances.
     """
     n = len(image_pooled)
     image = image_pooled.double()
@@ -155,7 +155,7 @@ def centred_moments(
     text_mean = text.mean(0)
     image = image - image_mean
     text = text - text_mean
-    moments = Moments(image.T @ image / n, text.T @ text / n, image.T @ text / n)
+    moments = Moments(image.T @ image / n, text.T @ text / n, cross=image.T @ text / n)
     return (image_mean, text_mean), moments
 
 

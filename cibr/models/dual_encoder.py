@@ -253,9 +253,8 @@ class DualEncoder(nn.Module):
             Unit vectors [n, d] and pooled features [n, p].
         """
         images = images.to(self.device, self.dtype)
-        if images.ndim == 4:
-            images = self.towers.image_pooled(images)
-        return Encoded(F.normalize(self.head.project_images(images), dim=-1), images)
+        pooled = self.towers.image_pooled(images) if images.ndim == 4 else images
+        return Encoded(F.normalize(self.head.project_images(pooled), dim=-1), pooled)
 
     def encode_texts(self, texts: _Tokens | _Pooled, mask: _Tokens | None = None) -> Encoded:
         """Encodes texts on the model's device.
@@ -268,10 +267,10 @@ class DualEncoder(nn.Module):
             Unit vectors [n, d] and pooled features [n, q].
         """
         if mask is None:
-            texts = texts.to(self.device, self.dtype)
+            pooled = texts.to(self.device, self.dtype)
         else:
-            texts = self.towers.text_pooled(texts.to(self.device), mask.to(self.device))
-        return Encoded(F.normalize(self.head.project_texts(texts), dim=-1), texts)
+            pooled = self.towers.text_pooled(texts.to(self.device), mask.to(self.device))
+        return Encoded(F.normalize(self.head.project_texts(pooled), dim=-1), pooled)
 
     def embed_images(self, images: Iterable[Image.Image], batch_size: int = 256) -> _Vectors:
         """Embeds images as unit vectors.
@@ -321,7 +320,7 @@ class DualEncoder(nn.Module):
         """
         with self.evaluating():
             vectors = [encode(batch).features.float().cpu() for batch in batches]
-        return torch.cat([torch.zeros(0, self.dim), *vectors])
+        return torch.cat([torch.zeros(0, self.dim), *vectors])  # also of no batches
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -391,7 +390,7 @@ class DualEncoder(nn.Module):
         """
         folder = Path(resolve(str(name)))
         file = folder / _DESCRIPTION
-        if not file.exists():
+        if not file.exists():  # a hub id, or a folder that transformers wrote
             return cls.from_transformers(load_transformers_towers(name))
         description = json.loads(file.read_text())
         if "trained_on" not in description:

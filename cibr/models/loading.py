@@ -35,12 +35,10 @@ def resolve(name: str) -> str:
     Raises:
         FileNotFoundError: a name that is neither; the message suggests the nearest known one.
     """
-    store = os.environ.get("CIBR_MODELS") or os.devnull  # in which there is nothing
-    folders = (
-        Path(name).expanduser(),
-        Path(store, name),
-        shipped(f"checkpoints/{name}"),
-    )
+    folders = [Path(name).expanduser()]
+    if store := os.environ.get("CIBR_MODELS"):
+        folders.append(Path(store, name))
+    folders.append(shipped(f"checkpoints/{name}"))
     for folder in folders:
         if name and os.path.isdir(folder):  # False for impossible names, too
             return str(folder)
@@ -72,7 +70,7 @@ def load_pretrained(class_name: str, name: str | Path, **options: Any) -> Any:
             where it searched, and the fix.
     """
     source = resolve(str(name))
-    options["trust_remote_code"] = False  # left out, transformers asks, and a pipe may say yes
+    options["trust_remote_code"] = False  # if unset, transformers asks, and a pipe may answer yes
     try:
         with _quiet_transformers():
             return getattr(transformers, class_name).from_pretrained(source, **options)
@@ -104,7 +102,7 @@ def _quiet_transformers() -> Iterator[None]:
 def load_tokenizer(name: str | Path) -> Any:
     """The tokenizer of a folder or hub id; FileNotFoundError if it has no vocabulary."""
     tokenizer = load_pretrained("AutoTokenizer", name)
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes one of no files
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers builds one without files
         raise FileNotFoundError(f"cannot load {str(name)!r}: the tokenizer's files are missing")
     return tokenizer
 

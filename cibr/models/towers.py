@@ -63,8 +63,8 @@ class Towers(nn.Module):
         raise NotImplementedError
 
     def save(self, folder: Path, copy: bool = False) -> dict[str, Any]:
-        """Writes what is neither a weight of the towers nor an argument of `load`, and returns
-        these arguments, as JSON can store them.
+        """Writes the files that `load` needs besides weights, and returns its other arguments, as
+        JSON can store them.
 
         Args:
             folder: an existing one.
@@ -204,7 +204,7 @@ class TransformersTowers(Towers):
 @torch.no_grad()
 def _measured_dims(towers: Towers) -> tuple[int, int]:
     """The dimensions of the pooled features of images and of texts, from a pass of each."""
-    pixels = preprocess(towers.processor, [Image.new("RGB", (64, 48))])
+    pixels = preprocess(towers.processor, [Image.new("RGB", (64, 48))])  # any image
     ids = torch.zeros(1, 2, dtype=torch.long)
     mask = torch.ones_like(ids)
     return towers.image_pooled(pixels).shape[1], towers.text_pooled(ids, mask).shape[1]

@@ -80,19 +80,20 @@ def _type_of(hint: Any) -> type:
 
 
 SETTINGS = {name: _type_of(hint) for name, hint in get_type_hints(RunConfig).items()}
+_LARGE = 1e9
 _RANGES = {  # lowest and highest value
     "beta": (0, MAX_BETA),
-    "epochs": (1, 1e9),
-    "batch_size": (2, 1e9),
+    "epochs": (1, _LARGE),
+    "batch_size": (2, _LARGE),
     "learning_rate": (0, 1e3),
     "temperature": (0.01, 1e3),
     "weight_decay": (0, 1e3),
     "dropout": (0, 0.999),
     "seed": (0, 2**32 - 1),
-    "micro_batch_size": (1, 1e9),
-    "cca_ridge_image": (1e-9, 1e9),
-    "cca_ridge_text": (1e-9, 1e9),
-    "save_steps": (1, 1e9),
+    "micro_batch_size": (1, _LARGE),
+    "cca_ridge_image": (1 / _LARGE, _LARGE),
+    "cca_ridge_text": (1 / _LARGE, _LARGE),
+    "save_steps": (1, _LARGE),
 }
 
 # Settings of frozen models by number of photos, chosen on validation photos:
@@ -172,16 +173,15 @@ def configure(preset: str | None = None, **parameters: Any) -> RunConfig:
         check_known("preset", preset, PRESETS)
         parameters = {"model": "frozen"} | PRESETS[preset] | parameters
     parameters = {name: _checked(name, value) for name, value in parameters.items()}
-    if "model" not in parameters:
-        is_of_glyphs = parameters.get("dataset", "glyphs") == "glyphs"
-        parameters["model"] = "tiny" if is_of_glyphs else "frozen"
     config = RunConfig(**parameters)
+    if config.model is None:
+        config = replace(config, model="tiny" if config.dataset == "glyphs" else "frozen")
     check_penalty(config.penalty, config.loss_options.keys() - LOSS_OPTIONS)
     check_model(config.model)
     if config.towers and config.model != "frozen":
         raise ValueError("towers are those of a frozen model: set model to 'frozen'")
 
-    config = RunConfig(**(_defaults_of(config) | parameters))
+    config = replace(config, **(_defaults_of(config) | parameters))
     folder = config.output_dir or _default_folder(config)
     return replace(config, output_dir=str(Path(folder).expanduser()))
 

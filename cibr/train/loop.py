@@ -228,7 +228,7 @@ class Training:
                 for name, value in averaged.items():
                     self.sums[name] = self.sums.get(name, 0.0) + value
                 if self.step % self.steps_per_epoch == 0:
-                    self._log_epoch(latest, time.time() - start)
+                    self._end_epoch(latest, time.time() - start)
                 bar.update()
 
                 is_stopped = self._any_process(len(sigterms) > 0)
@@ -342,8 +342,8 @@ class Training:
             rows = slice(start, start + self.rows_per_process)
             yield images[rows], texts[rows]
 
-    def _log_epoch(self, latest: dict[str, float], seconds: float) -> None:
-        """Adds the row of the epoch that has ended to the history, and sends it to the tracker."""
+    def _end_epoch(self, latest: dict[str, float], seconds: float) -> None:
+        """Validates, adds the epoch's row to the history and sends it to the tracker."""
         means = {name: total / self.steps_per_epoch for name, total in self.sums.items()}
         reports = {name: value.item() for name, value in self.loss_fn.reports().items()}
         self.sums = {}
@@ -443,7 +443,7 @@ def epoch_rows(pairs: Pairs, seed: int, epoch: int) -> Rows:
     """
     generator = torch.Generator().manual_seed(seed + _EPOCH_PRIME * (epoch + 1))
     n_texts = torch.bincount(pairs.text_to_image(), minlength=len(pairs))
-    first_text = n_texts.cumsum(0) - n_texts
+    first_text = n_texts.cumsum(0) - n_texts  # texts lie image by image
     images = torch.randperm(len(pairs), generator=generator)
     uniform = torch.rand(len(pairs), generator=generator)[images]
     drawn = (uniform * n_texts[images]).long()

@@ -49,9 +49,9 @@ class RunFolder:
         self.checkpoint = path / "checkpoint.pt"
         path.mkdir(parents=True, exist_ok=True)
         if is_main:
-            self._refuse_foreign_files()
+            self._check_files()
 
-    def _refuse_foreign_files(self) -> None:
+    def _check_files(self) -> None:
         has_record = bool(self._record())
         for file in sorted(self.path.iterdir()):
             is_allowed = any(map(file.match, _ALLOWED))
@@ -92,8 +92,9 @@ class RunFolder:
             ValueError: it has; the message names the settings that differ.
         """
         record = self._record()
-        if not self.is_finished() and not self.checkpoint.exists():
-            return  # nothing would be lost
+        is_worth_keeping = self.is_finished() or self.checkpoint.exists()
+        if not record or not is_worth_keeping:
+            return
         stored = record["run"]
         names = list(stored | identity)
         different = [name for name in names if stored.get(name) != identity.get(name)]
@@ -120,7 +121,7 @@ class RunFolder:
             OSError: it cannot be written.
         """
         try:
-            self._write("checkpoint.pt", partial(torch.save, state | {"run": identity}))
+            self._write(self.checkpoint.name, partial(torch.save, state | {"run": identity}))
         except (OSError, RuntimeError) as error:  # torch.save raises the latter on a full disk
             raise OSError(
                 f"cannot write a checkpoint to {str(self.path)!r}: {error}; make room or choose "
@@ -150,7 +151,7 @@ class RunFolder:
         """Removes the checkpoint, which only an unfinished run needs."""
         if self.is_main:
             self.checkpoint.unlink(missing_ok=True)
-            self._part_of("checkpoint.pt").unlink(missing_ok=True)
+            self._part_of(self.checkpoint.name).unlink(missing_ok=True)
 
     def remove_leftover(self, identity: dict[str, Any]) -> None:
         """Removes the checkpoint that a kill left in this run's finished folder."""

@@ -17,7 +17,7 @@ def load_splits(config: RunConfig) -> tuple[Pairs, Pairs, Pairs]:
     warning; their `split` shows it.
 
     Raises:
-        ValueError: a tenth of the samples or more that cannot be used, or nothing to hold out.
+        ValueError: a tenth of the samples or more are unusable, or there is nothing to hold out.
         FileNotFoundError: a part of the data set is missing.
         ConnectionError: the data set cannot be fetched from the hub.
     """

@@ -53,7 +53,7 @@ class Spectrum:
         images, texts = pairs.images[pairs.pairs.text_to_image()], pairs.texts[0]
         self.means, moments = centred_moments(images, texts)
         maps = canonical_maps(moments, DIM, *ridges)
-        self.rho = (maps[0] @ moments[2] * maps[1]).sum(1).clamp(min=1e-12).sqrt()
+        self.rho = (maps[0] @ moments.cross * maps[1]).sum(1).clamp(min=1e-12).sqrt()
         self.maps: Sides = [side / self.rho.sqrt()[:, None] for side in maps]
         self.deviations, self.inverses = [], []
         for side, ridge, to_canonical in zip(moments[:2], ridges, self.maps, strict=True):

@@ -56,7 +56,7 @@ def train_and_predict(settings: dict[str, Any], folder: str | Path) -> dict[str,
     weights = {"trained": fit(samples["kept"], run, settings["steps"])}
     _, moments = centred_moments(*samples["kept"].train)
     maps = canonical_maps(moments, DIM, _NO_RIDGE, _NO_RIDGE)  # times the root of correlations
-    rho = (maps[0] @ moments[2] * maps[1]).sum(1).sqrt()
+    rho = (maps[0] @ moments.cross * maps[1]).sum(1).sqrt()
     gains = {"limit": fixed_length_gains(rho, temperature, dose)}
     gains["loss"] = loss_gains(rho, temperature, dose, BATCH_SIZE)
     for name, own in gains.items():
