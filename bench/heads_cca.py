@@ -46,7 +46,7 @@ from cibr.data import Features, Pairs
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.cca import with_cca
-from cibr.models.features import embed_pairs, prepare
+from cibr.models.inputs import embed_pairs, prepare
 from cibr.train import Training
 from cibr.train.config import PRESETS, preset_for
 from cibr.utils import write_atomically

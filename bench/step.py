@@ -32,7 +32,7 @@ from _measure import arguments, device_peak_mib, medians, peak_mib, show
 from cibr import CIBRLoss, DualEncoder, clip_loss
 from cibr.losses.penalties import VMF, LossInputs
 from cibr.losses.vmf import sample_vmf
-from cibr.models.features import Batch
+from cibr.models.inputs import Batch
 from cibr.models.preprocessing import ImageProcessor, train_tokenizer
 from cibr.models.towers import TransformersTowers
 from cibr.train.grad_cache import GradCache

@@ -28,7 +28,7 @@ from cibr.metrics.intervals import cluster_values, group_balanced_values
 from cibr.metrics.zeroshot import accuracy_items
 from cibr.models import DualEncoder
 from cibr.models.dual_encoder import image_key
-from cibr.models.features import embed_pairs, prepare
+from cibr.models.inputs import embed_pairs, prepare
 from cibr.utils import check_known, digest, write_atomically
 
 _KEY = ["suite", "dataset", "kind", "metric"]  # of a row

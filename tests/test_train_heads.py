@@ -12,7 +12,7 @@ from cibr.cli import main
 from cibr.data import load_pairs
 from cibr.metrics import retrieval_recalls
 from cibr.models import RegularisedCCA, SummedHead
-from cibr.models.features import embed_pairs, prepare
+from cibr.models.inputs import embed_pairs, prepare
 from cibr.train import configure, fit
 
 N = 40

@@ -24,11 +24,10 @@ from tqdm import tqdm
 
 from cibr.data import Pairs
 from cibr.models.dual_encoder import DualEncoder
-from cibr.models.preprocessing import decode_images
+from cibr.models.preprocessing import decode_images, warn_of_cut_texts
 from cibr.utils import batched, cache_folder, digest, write_atomically
 
 _ITEMS_PER_FILE = 2048  # what a kill can lose
-_MOST_END_TOKENS = 4  # that a tokenizer adds to a text
 
 
 def frozen_features(
@@ -51,35 +50,22 @@ def frozen_features(
         row_of_text = {text: row for row, text in enumerate(features.strings)}
     if row_of_text and set(texts) <= row_of_text.keys():
         return images, features.texts[[row_of_text[text] for text in texts]].float()
-    warn_of_cut_texts(model, pairs, texts)
+    warn_of_cut_texts(model.tokenizer, model.context, pairs, texts)
     return images, _text_features(model, texts)
-
-
-def warn_of_cut_texts(model: DualEncoder, pairs: Pairs, texts: list[str]) -> None:
-    """Warns with the number of texts that are longer than the model's context."""
-    limit = model.context
-    # A token has a byte or more, so shorter texts fit and are not tokenised.
-    shortest = limit - _MOST_END_TOKENS
-    doubtful = [text for text in texts if len(text.encode(errors="replace")) > shortest]
-    n_cut = sum(len(model.tokenizer(text, verbose=False)["input_ids"]) > limit for text in doubtful)
-    if n_cut:
-        warnings.warn(
-            f"{n_cut:,} of {len(texts):,} texts of {pairs.name}-{pairs.split} are cut to the "
-            f"{limit} tokens that the model reads",
-            stacklevel=4,
-        )
 
 
 def _image_features(model: DualEncoder, pairs: Pairs) -> Float[Tensor, "n p"]:
     towers = model.towers.loaded
 
     def pool(rows: list[int]) -> Tensor:
-        return model.encode_images(decode_images(towers.processor, pairs, rows)).pooled
+        pixels = decode_images(towers.processor, pairs, rows)
+        return model.towers.image_pooled(pixels.to(model.device, model.dtype))
 
     return _cached(
         _folder_of_tower("images", towers.image_tower, prepared_by=towers.processor),
         keys=pairs.image_digests(),
         items=range(len(pairs)),
+        order=lambda row: row,
         pool=pool,
         # Small batches stay in a CPU's cache: 16 photos at once are twice as fast as 64.
         batch_size=16 if model.device.type == "cpu" else 256,
@@ -91,12 +77,14 @@ def _text_features(model: DualEncoder, texts: list[str]) -> Float[Tensor, "m q"]
     vocabulary = sorted(towers.tokenizer.get_vocab().items())
 
     def pool(batch: list[str]) -> Tensor:
-        return model.encode_texts(*model.tokenize(batch)).pooled
+        ids, mask = model.tokenize(batch)
+        return model.towers.text_pooled(ids.to(model.device), mask.to(model.device))
 
     return _cached(
         _folder_of_tower("texts", towers.text_tower, prepared_by=(model.context, vocabulary)),
         keys=[digest(text) for text in texts],
         items=texts,
+        order=lambda text: (len(text), text),  # little is padding if lengths are alike
         pool=pool,
         batch_size=64 if model.device.type == "cpu" else 1024,
     )
@@ -141,6 +129,7 @@ def _cached(
     *,
     keys: Sequence[str],
     items: Sequence,
+    order: Callable[[Any], Any],
     pool: Callable[[list], Tensor],
     batch_size: int,
 ) -> Float[Tensor, "n p"]:
@@ -151,23 +140,19 @@ def _cached(
         folder: from `_folder_of_tower`.
         keys: SHA-256 digests of the items, in hexadecimal digits.
         items: rows of images, or texts.
+        order: the sort key by which missing items are computed.
         pool: takes a list of items and returns their features.
         batch_size: items that `pool` takes at once.
     """
     item_of = dict(zip(keys, items, strict=True))
     features = _read(folder, item_of)
-    missing = sorted(item_of.keys() - features, key=lambda key: _order_of(item_of[key]))
+    missing = sorted(item_of.keys() - features, key=lambda key: order(item_of[key]))
     for new_keys in tqdm([*batched(missing, _ITEMS_PER_FILE)], folder.name, delay=1):
         batches = batched([item_of[key] for key in new_keys], batch_size)
         new_features = torch.cat([pool(batch).float().cpu() for batch in batches])
         features.update(zip(new_keys, new_features, strict=True))
         _write(folder, new_keys, new_features)
     return torch.stack([features[key] for key in keys])
-
-
-def _order_of(item: int | str) -> tuple[int, int | str]:
-    """Rows of images in their order, and texts by their length, so that little is padding."""
-    return len(str(item)), item
 
 
 def _read(folder: Path, wanted: Collection[str]) -> dict[str, Float[Tensor, " p"]]:

@@ -1,7 +1,9 @@
 """What prepares the inputs of towers: images as pixels, texts as tokens."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from cibr.data.pairs import to_rgb
 from cibr.utils import batched
 
 _DECODED_AT_ONCE = 16  # images in memory at full size
+_MOST_END_TOKENS = 4  # that a tokenizer adds to a text
 _VOCABULARY_SIZE = 2048  # of a tiny model's tokenizer, at most
 
 
@@ -87,7 +90,7 @@ def train_tokenizer(texts: list[str], context: int = 64) -> transformers.PreTrai
         show_progress=False,
         special_tokens=["<pad>", "<end>"],
     )
-    tokenizer = Tokenizer.from_str(learned.to_str())
+    tokenizer = Tokenizer.from_str(learned.to_str())  # of a class that has a post-processor
     ends = [("<end>", tokenizer.token_to_id("<end>"))]
     tokenizer.post_processor = TemplateProcessing(single="$A <end>", special_tokens=ends)
     return transformers.PreTrainedTokenizerFast(
@@ -96,3 +99,24 @@ def train_tokenizer(texts: list[str], context: int = 64) -> transformers.PreTrai
         eos_token="<end>",
         model_max_length=context,
     )
+
+
+def warn_of_cut_texts(tokenizer: Any, context: int, pairs: Pairs, texts: list[str]) -> None:
+    """Warns with the number of texts that have more tokens than a model reads.
+
+    Args:
+        tokenizer: of the model.
+        context: the most tokens that it reads.
+        pairs: whose texts these are, for the message.
+        texts: captions or prompts.
+    """
+    # A token has a byte or more, so shorter texts fit and are not tokenised.
+    shortest = context - _MOST_END_TOKENS
+    doubtful = [text for text in texts if len(text.encode(errors="replace")) > shortest]
+    n_cut = sum(len(tokenizer(text, verbose=False)["input_ids"]) > context for text in doubtful)
+    if n_cut:
+        warnings.warn(
+            f"{n_cut:,} of {len(texts):,} texts of {pairs.name}-{pairs.split} are cut to the "
+            f"{context} tokens that the model reads",
+            stacklevel=2,
+        )

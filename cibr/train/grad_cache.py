@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cibr.models import DualEncoder
-from cibr.models.features import Batch
+from cibr.models.inputs import Batch
 
 
 class GradCache:

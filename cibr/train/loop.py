@@ -45,7 +45,7 @@ from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.cca import with_cca, without_cca
 from cibr.models.dual_encoder import image_key
-from cibr.models.features import Batch, Inputs, embed_pairs, prepare
+from cibr.models.inputs import Batch, Inputs, embed_pairs, prepare
 from cibr.train.config import RunConfig
 from cibr.train.grad_cache import GradCache
 from cibr.train.run_folder import RunFolder, identity_of
@@ -157,7 +157,7 @@ class Training:
     Args:
         model: the encoders, which are trained in place.
         config: from `cibr.train.configure`.
-        inputs: the training pairs, from `cibr.models.features.prepare`.
+        inputs: the training pairs, from `cibr.models.inputs.prepare`.
         held_out: the validation pairs, or None.
         accelerator: from `start_accelerator`.
 

@@ -14,7 +14,7 @@ from helpers import noise_pairs
 import cibr
 from cibr.data import load_pairs, photos
 from cibr.evaluate import evaluate
-from cibr.models.features import prepare
+from cibr.models.inputs import prepare
 from cibr.utils import shipped
 
 FOLDER = shipped("photos")

@@ -17,7 +17,7 @@ from processes import exit_code_of, run_together
 from small_runs import before_step, forks, small_model
 
 from cibr import DualEncoder
-from cibr.models import features
+from cibr.models import inputs
 
 train = partial(small_runs.train, save_steps=1)
 stop_at = partial(small_runs.stop_at, save_steps=1)
@@ -188,7 +188,7 @@ def test_sigterm_to_one_of_several_processes_saves_and_stops_them_all(tmp_path):
 def stop_all_with_workers(folder):
     """A run that decodes images in workers; it and they are told to stop in its fourth step."""
     os.setsid()  # a process group of its own
-    features._MOST_IN_MEMORY = 0
+    inputs._MOST_IN_MEMORY = 0
     # From outside, as by SLURM: workers know a signal of their parent.
     kill = ["kill", "-TERM", f"-{os.getpgid(0)}"]
     before_step(4, partial(subprocess.run, kill, start_new_session=True))

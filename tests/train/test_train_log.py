@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from small_runs import PAIRS, settings, small_model, train
 
 from cibr.losses import CIBRLoss
-from cibr.models.features import prepare
+from cibr.models.inputs import prepare
 from cibr.train import Training
 
 

@@ -6,7 +6,7 @@ from processes import run_together
 from small_runs import PAIRS, forks, stop_at, train
 from twin import CASES, model_of, plain_run, settings_of
 
-from cibr.models.features import prepare
+from cibr.models.inputs import prepare
 from cibr.train.loop import Training
 
 

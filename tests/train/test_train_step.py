@@ -12,7 +12,7 @@ from helpers import same
 from small_runs import PAIRS, before_step, settings, small_model
 from twin import CASES, model_of, plain_run, settings_of
 
-from cibr.models.features import prepare
+from cibr.models.inputs import prepare
 from cibr.train.grad_cache import GradCache
 from cibr.train.loop import Training
 

@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import OneCycleLR
 
 from cibr.losses import CIBRLoss
-from cibr.models.features import prepare
+from cibr.models.inputs import prepare
 from cibr.train.loop import epoch_rows
 
 N_STEPS = 6  # of which the last four differ in the weight of the penalty

@@ -19,7 +19,7 @@ from cibr.data import load_pairs
 from cibr.losses.vmf import sample_vmf, vmf_fit_kappa, vmf_mean_cosine, vmf_residual_nats
 from cibr.models import DualEncoder
 from cibr.models.dual_encoder import Encoded
-from cibr.models.features import Inputs, prepare
+from cibr.models.inputs import Inputs, prepare
 from cibr.train import RunConfig
 from cibr_book import intervals
 from cibr_book.experiments import run

@@ -9,7 +9,7 @@ import pandas as pd
 from cibr.data import Pairs, load_pairs
 from cibr.metrics import mean_interval
 from cibr.models import DualEncoder
-from cibr.models.features import Inputs, prepare
+from cibr.models.inputs import Inputs, prepare
 from cibr.train import build_model, configure
 from cibr_book import intervals
 

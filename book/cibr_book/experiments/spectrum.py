@@ -22,7 +22,7 @@ from cibr.losses import CIBRLoss
 from cibr.metrics import retrieval_recalls
 from cibr.models import DualEncoder
 from cibr.models.cca import canonical_maps, centred_moments
-from cibr.models.features import Inputs, embed_pairs
+from cibr.models.inputs import Inputs, embed_pairs
 from cibr_book.experiments import recipes
 from cibr_book.experiments.corruptions import Corruption, corrupt
 from cibr_book.worlds.threshold import fixed_length_gains, loss_gains

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from cibr.models import DualEncoder
-from cibr.models.features import Inputs
 from cibr.models.heads import ResidualHead
+from cibr.models.inputs import Inputs
 from cibr.train import Training, configure
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from cibr import CIBRLoss, configure
 from cibr.losses.vmf import vmf_mean_cosine
 from cibr.models.dual_encoder import Encoded
-from cibr.models.features import prepare
+from cibr.models.inputs import prepare
 from cibr_book.experiments import ablation
 from cibr_book.experiments.tables import read_table
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import noise_pairs
 
-from cibr.models.features import prepare
+from cibr.models.inputs import prepare
 from cibr_book.experiments import recipes
 from cibr_book.experiments.corruptions import Corruption, corrupt
 from cibr_book.experiments.tables import read_table

@@ -9,7 +9,7 @@ import torch
 
 from cibr.data import Pairs
 from cibr.models import DualEncoder
-from cibr.models.features import Inputs
+from cibr.models.inputs import Inputs
 from cibr_book.experiments import recipes, spectrum, training
 from cibr_book.experiments.corruptions import Corruption
 from cibr_book.worlds.threshold import fixed_length_gains, loss_gains

@@ -10,8 +10,9 @@ import torch
 from helpers import TEXTS, noise_pairs, picture
 
 from cibr.data import Features
-from cibr.models import DualEncoder, features, frozen_features
-from cibr.models.features import embed_pairs, prepare
+from cibr.models import FrozenTowers, frozen_features
+from cibr.models import inputs as model_inputs
+from cibr.models.inputs import embed_pairs, prepare
 
 PAIRS = noise_pairs(23, n_captions=3)
 PAIRS.captions[0] = ["a red cat beside a big house"]  # longer than the others
@@ -24,10 +25,10 @@ forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:Dep
 def test_a_batch_is_the_rows_asked_for_whether_or_not_images_fit_in_memory(build, monkeypatch):
     model = build("tiny")
     n_bytes = 4 * 23 * 3 * 32 * 32  # of all images
-    monkeypatch.setattr(features, "_MOST_IN_MEMORY", n_bytes)
+    monkeypatch.setattr(model_inputs, "_MOST_IN_MEMORY", n_bytes)
     in_memory = prepare(model, PAIRS)
-    monkeypatch.setattr(features, "_MOST_IN_MEMORY", n_bytes - 1)
-    monkeypatch.setattr(features.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(model_inputs, "_MOST_IN_MEMORY", n_bytes - 1)
+    monkeypatch.setattr(model_inputs.os, "cpu_count", lambda: 1)
     lazily = prepare(model, PAIRS)
     assert (in_memory.images is None, lazily.images is None) == (False, True)
     ids, mask = model.tokenize([PAIRS.texts()[i] for i in (4, 0, 40)])
@@ -48,20 +49,23 @@ def computed(monkeypatch):
     """Prepares pairs; returns how many images and texts the towers saw."""
     seen = Counter()
 
-    def counted(side, real):
-        def encode(model, first, *mask):
-            seen[side] += len(first)
-            return real(model, first, *mask)
+    def counted(side):
+        name = f"{side}_pooled"
+        pool = getattr(FrozenTowers, name)
 
-        monkeypatch.setattr(DualEncoder, f"encode_{side}", encode)
+        def pool_and_count(towers, items, *mask):
+            seen[side] += len(items)
+            return pool(towers, items, *mask)
 
-    counted("images", DualEncoder.encode_images)
-    counted("texts", DualEncoder.encode_texts)
+        monkeypatch.setattr(FrozenTowers, name, pool_and_count)
+
+    counted("image")
+    counted("text")
 
     def computed(model, pairs=PAIRS, **options):
         seen.clear()
         prepare(model, pairs, **options)
-        return seen["images"], seen["texts"]
+        return seen["image"], seen["text"]
 
     return computed
 

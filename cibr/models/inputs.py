@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from cibr.data import Pairs
 from cibr.models.dual_encoder import DualEncoder
-from cibr.models.frozen_features import frozen_features, warn_of_cut_texts
-from cibr.models.preprocessing import decode_images
+from cibr.models.frozen_features import frozen_features
+from cibr.models.preprocessing import decode_images, warn_of_cut_texts
 
 _MOST_IN_MEMORY = 2**31  # bytes of preprocessed images that are kept
 _MOST_WORKERS = 16
@@ -96,11 +96,13 @@ class Inputs(Dataset):
 
 
 def _as_it_is(batch: Batch) -> Batch:
-    return Batch(*batch)
+    return batch
 
 
 def _ignore_sigterm(worker: int) -> None:
-    """Leaves SIGTERM, which SLURM sends to every process, to the run: it saves, then ends them."""
+    """Leaves SIGTERM, which SLURM sends to every process, to the run: it saves a checkpoint, then
+    stops its workers.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
@@ -132,13 +134,13 @@ def prepare(model: DualEncoder, pairs: Pairs, *, texts: list[str] | None = None)
             images, text_features = frozen_features(model, pairs, texts)
         return Inputs(pairs, images, (text_features,), labels)
 
-    warn_of_cut_texts(model, pairs, texts)
+    warn_of_cut_texts(model.tokenizer, model.context, pairs, texts)
     processor = model.towers.processor
-    inputs = Inputs(pairs, None, model.tokenize(texts), labels, processor)
-    n_bytes = decode_images(processor, pairs, [0]).nbytes
-    if len(pairs) * n_bytes <= _MOST_IN_MEMORY:
-        inputs.images = decode_images(processor, pairs, tqdm(range(len(pairs)), "images", delay=2))
-    return inputs
+    bytes_per_image = decode_images(processor, pairs, [0]).nbytes
+    images = None
+    if len(pairs) * bytes_per_image <= _MOST_IN_MEMORY:
+        images = decode_images(processor, pairs, tqdm(range(len(pairs)), "images", delay=2))
+    return Inputs(pairs, images, model.tokenize(texts), labels, processor)
 
 
 def embed_pairs(
