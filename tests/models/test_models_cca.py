@@ -43,3 +43,11 @@ def test_a_wider_space_is_padded_and_a_narrower_one_keeps_the_first_directions()
     two = RegularisedCCA.fit(IMAGE, TEXT, 2)
     assert torch.equal(nine.image.weight, torch.cat([five.image.weight, torch.zeros(4, 7)]))
     assert torch.equal(two.text.weight, five.text.weight[:2])
+
+
+@pytest.mark.parametrize("constant", [0, 1])
+def test_constant_features_of_either_side_are_refused(constant):
+    sides = [IMAGE, TEXT]
+    sides[constant] = torch.full_like(sides[constant], 2.0)
+    with pytest.raises(ValueError, match="image_pooled and text_pooled must be finite and vary"):
+        RegularisedCCA.fit(*sides, 5)

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from helpers import TEXTS, picture
 from PIL import Image
-from small_models import save_model
+from small_models import TEXT, save_model
 
 from cibr.data.pairs import to_rgb
 from cibr.models import DualEncoder
+from cibr.models.preprocessing import train_tokenizer
 
 each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "frozen dual", "hub"])
 
@@ -122,3 +124,25 @@ def test_frozen_towers_may_be_those_of_a_dual_encoder(clip_folder, tmp_path):
         assert torch.equal(frozen.encode_images(pixels).pooled, own.encode_images(pixels).pooled)
         assert torch.equal(frozen.encode_texts(*tokens).pooled, own.encode_texts(*tokens).pooled)
         assert frozen.encode_images(pixels).features.shape == (1, 512)
+
+
+def test_embeddings_are_float32_whatever_the_type_of_the_model(build):
+    model = build("tiny").double()
+    assert model.embed_texts(["a cat"]).dtype == torch.float32
+    assert model.embed_images([picture(0)]).dtype == torch.float32
+
+
+def test_an_image_that_does_not_embed_leaves_the_mode_of_the_model(build):
+    model = build("tiny").train()
+    with pytest.raises(ValueError, match="mode F has no fixed range"):
+        model.embed_images([Image.new("F", (2, 2))])
+    assert model.training
+
+
+def test_dimensions_of_pooled_features_are_told_apart(tmp_path, tower_folders):
+    text = TEXT | {"vocab_size": len(train_tokenizer(TEXTS)), "hidden_size": 48}
+    transformers.BertModel(transformers.BertConfig(**text)).save_pretrained(tmp_path)
+    train_tokenizer(TEXTS, context=40).save_pretrained(tmp_path)
+    model = DualEncoder.frozen(tower_folders[0], str(tmp_path), dim=16)
+    assert (model.dim_image_pooled, model.dim_text_pooled) == (32, 48)
+    assert model.embed_texts(["a cat"]).shape == model.embed_images([picture(0)]).shape == (1, 16)

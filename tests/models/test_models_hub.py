@@ -106,3 +106,41 @@ def test_code_in_a_model_s_folder_does_not_run_whatever_the_answer(hub, tmp_path
     with pytest.raises((FileNotFoundError, ValueError), match="model"):
         DualEncoder.from_pretrained(str(folder))
     assert not (tmp_path / "it ran").exists()
+
+
+def test_projections_of_different_widths_are_told_apart(tmp_path):
+    save_model(tmp_path)
+    model = transformers.CLIPModel.from_pretrained(tmp_path)
+    model.config.vision_config.hidden_size = 48
+    transformers.CLIPModel(model.config).save_pretrained(tmp_path)
+    model = DualEncoder.from_pretrained(tmp_path)
+    assert (model.dim_image_pooled, model.dim_text_pooled, model.dim) == (48, 32, 16)
+
+
+def test_weights_in_half_precision_are_loaded_in_float32(hub, tmp_path):
+    folder = shutil.copytree(hub("CLIP"), tmp_path / "half")
+    transformers.CLIPModel.from_pretrained(folder).half().save_pretrained(folder)
+    model = DualEncoder.from_pretrained(folder)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_model_without_its_tokenizer_is_refused(hub, tmp_path):
+    folder = shutil.copytree(hub("CLIP"), tmp_path / "model")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match="cannot load .*model'.*okenizer"):
+        DualEncoder.from_pretrained(folder)
+
+
+def test_a_load_leaves_the_messages_of_transformers_as_they_were(hub):
+    logging = transformers.utils.logging
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    try:
+        logging.set_verbosity_info()
+        logging.enable_progress_bar()
+        DualEncoder.from_pretrained(hub("CLIP"))
+        assert logging.get_verbosity() == logging.INFO and logging.is_progress_bar_enabled()
+    finally:
+        logging.set_verbosity(before[0])
+        if not before[1]:
+            logging.disable_progress_bar()

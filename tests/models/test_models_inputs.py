@@ -2,6 +2,7 @@
 towers.
 """
 
+import warnings
 from collections import Counter
 from dataclasses import replace
 
@@ -189,3 +190,46 @@ def test_features_are_made_where_no_cache_can_be_written(build, tmp_path, monkey
     monkeypatch.setattr(frozen_features, "cache_folder", lambda: tmp_path / "file")
     with pytest.warns(UserWarning, match="cannot be written .* it will be computed again"):
         assert len(prepare(build("frozen"), PAIRS).images) == len(PAIRS)
+
+
+def cut_to_context(model, text):
+    """The number of warnings that a text is cut."""
+    pairs = replace(PAIRS.subset([0]), captions=[[text]])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        prepare(model, pairs)
+    return sum("are cut to the" in str(warning.message) for warning in caught)
+
+
+def test_a_text_that_just_fills_the_context_is_not_cut(build):
+    model = build("tiny")
+    text = "\x01" * 62  # a token each, after that of a space and before that of the end
+    assert len(model.tokenizer(text)["input_ids"]) == model.context == 64
+    assert (cut_to_context(model, text), cut_to_context(model, text + "\x01")) == (0, 1)
+
+
+def test_a_text_of_few_characters_and_many_tokens_is_cut_with_a_warning(build):
+    assert cut_to_context(build("tiny"), "漢" * 30) == 1  # three bytes, and tokens, each
+
+
+def test_features_of_images_that_pairs_bring_along_are_used_with_prompts(build, computed):
+    model = build("frozen")
+    given = Features(
+        images=torch.randn(23, model.dim_image_pooled),
+        texts=torch.randn(1, model.dim_text_pooled),
+        strings=["a cat"],
+        towers=model.towers.names,
+    )
+    pairs = replace(PAIRS, features=given)
+    assert computed(model, pairs, texts=["a cat", "unseen"]) == (0, 2)
+
+
+def test_features_of_another_precision_are_computed(build, computed):
+    computed(build("frozen"))
+    assert computed(build("frozen").double()) == (23, N_TEXTS)
+
+
+def test_features_are_kept_file_by_file(build, computed, monkeypatch):
+    monkeypatch.setattr(frozen_features, "_ITEMS_PER_FILE", 5)
+    computed(build("frozen"))
+    assert computed(build("frozen")) == (0, 0)

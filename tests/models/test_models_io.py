@@ -162,3 +162,49 @@ def test_damaged_weights_are_named(build, tmp_path):
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(ValueError, match=r"cibr.safetensors is damaged \(.*\): save it again"):
         DualEncoder.from_pretrained(saved)
+
+
+def test_sizes_and_dropout_of_a_tiny_model_come_back(tmp_path):
+    model = DualEncoder.tiny(TEXTS, dim=8, width=4, image_size=16, dropout=0.3)
+    again = DualEncoder.from_pretrained(model.save_pretrained(tmp_path))
+    assert again.preprocess([picture(0)]).shape == (1, 3, 16, 16)
+    dropouts = [m.p for m in again.modules() if isinstance(m, torch.nn.Dropout)]
+    assert len(dropouts) > 2 and set(dropouts) == {0.3}
+
+
+def test_a_wide_tiny_model_comes_back_bit_for_bit(tmp_path):
+    model = DualEncoder.tiny(TEXTS, dim=8, width=16)
+    assert same(DualEncoder.from_pretrained(model.save_pretrained(tmp_path)), model)
+
+
+def test_both_towers_are_copied_if_one_has_no_hub_id(store, tower_folders, tmp_path):
+    for names in (("some/vit", tower_folders[1]), (tower_folders[0], "some/bert")):
+        folder = DualEncoder.frozen(*names, dim=16).save_pretrained(tmp_path / "model")
+        assert (folder / "image_tower").is_dir() and (folder / "text_tower").is_dir()
+        shutil.rmtree(folder)
+
+
+def test_towers_in_a_folder_that_reads_as_a_hub_id_are_copied(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(store.parent)
+    folder = over("frozen").save_pretrained(tmp_path / "model")
+    assert (folder / "image_tower").is_dir() and (folder / "text_tower").is_dir()
+
+
+def test_dimensions_of_towers_that_are_saved_by_name_are_told_apart(tmp_path):
+    model = DualEncoder.frozen("an/image", "a/text", dims_pooled=(5, 7), dim=16)
+    again = DualEncoder.from_pretrained(model.save_pretrained(tmp_path))
+    assert (again.dim_image_pooled, again.dim_text_pooled) == (5, 7)
+    assert (again.towers.dim_image, again.towers.dim_text) == (5, 7)
+
+
+def test_a_tilde_in_the_name_of_a_model_is_the_home_folder(build, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = build("tiny")
+    model.save_pretrained(tmp_path / "mine")
+    assert same(DualEncoder.from_pretrained("~/mine"), model)
+
+
+@pytest.mark.parametrize("name", ["../nothing", "./nothing", ".hidden/model"])
+def test_a_path_to_no_folder_is_no_hub_id(name):
+    with pytest.raises(FileNotFoundError, match=f"unknown model '{name}'"):
+        DualEncoder.from_pretrained(name)

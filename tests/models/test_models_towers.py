@@ -8,8 +8,11 @@ import transformers
 from helpers import TEXTS, picture
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from small_models import VISION
 from test_models_dual_encoder import odd_images
 
+from cibr.models import DualEncoder
 from cibr.models.preprocessing import ImageProcessor, preprocess, train_tokenizer
 from cibr.models.tiny import TinyTowers
 
@@ -51,3 +54,27 @@ def test_gradients_of_odd_batches_are_those_of_one_thread(width):
     torch.set_num_threads(before)
     for a, b in zip(*gradients, strict=True):  # float32 sums in another order
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
+
+
+def test_an_image_tower_of_timm_reads_160_pixels_with_its_own_statistics(tmp_path, tower_folders):
+    statistics = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    sizes = VISION | {"image_size": 160, "patch_size": 32}
+    config = transformers.ViTConfig(**sizes, pretrained_cfg=statistics)
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    model = DualEncoder.frozen(str(tmp_path), tower_folders[1], dim=16)
+    pixels = model.preprocess([Image.new("RGB", (200, 300), (51, 102, 153))])
+    assert pixels.shape == (1, 3, 160, 160)
+    expected = torch.tensor([(0.2 - 0.1) / 0.4, (0.4 - 0.2) / 0.5, (0.6 - 0.3) / 0.6])
+    torch.testing.assert_close(pixels[0, :, 80, 80], expected)
+
+
+def test_a_text_tower_may_lack_the_pooler_that_nothing_reads(tmp_path, tower_folders):
+    image, text = tower_folders
+    tower = transformers.BertModel.from_pretrained(text, add_pooling_layer=False)
+    tower.save_pretrained(tmp_path)
+    train_tokenizer(TEXTS, context=40).save_pretrained(tmp_path)
+    found = DualEncoder.frozen(image, str(tmp_path), dim=16).towers
+    tokens = found.tokenizer(["a red cat"], return_tensors="pt")
+    states = tower.eval()(**tokens).last_hidden_state
+    pooled = found.text_pooled(tokens["input_ids"], tokens["attention_mask"])
+    torch.testing.assert_close(pooled, states.mean(1))

@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import subprocess
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 
@@ -12,12 +13,14 @@ import pandas as pd
 import pytest
 import small_runs
 import torch
-from helpers import Crafted, same
+from helpers import Crafted, noise_pairs, picture, same
 from processes import exit_code_of, run_together
 from small_runs import before_step, forks, small_model
 
 from cibr import DualEncoder
 from cibr.models import inputs
+from cibr.models.inputs import prepare
+from cibr.train.loop import Training
 
 train = partial(small_runs.train, save_steps=1)
 stop_at = partial(small_runs.stop_at, save_steps=1)
@@ -223,3 +226,38 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_it_stays(tmp_path, monkey
     with pytest.raises(OSError, match="cannot write a checkpoint to .*no space left; make room"):
         train(tmp_path)
     assert saved_step(tmp_path) == 2
+
+
+INTERVALS = [  # pairs in batches of two, epochs, settings, and the steps of the checkpoints
+    (6, 135, {}, [201, 402, 405]),
+    (600, 2, {}, [300, 600]),
+    (1200, 1, {}, [500, 600]),
+    (6, 5, {"save_steps": 7}, [7, 14, 15]),
+]
+
+
+@pytest.mark.parametrize(("n", "epochs", "options", "steps"), INTERVALS)
+def test_checkpoints_are_200_to_500_steps_apart_or_as_asked(monkeypatch, n, epochs, options, steps):
+    pairs = replace(noise_pairs(n), load=lambda i: picture(0))
+
+    def take_no_step(training, batch):
+        training.step += 1
+        return {"loss": 0.0}, {}
+
+    monkeypatch.setattr(Training, "take_step", take_no_step)
+    monkeypatch.setattr(Training, "_end_epoch", lambda *_: None)
+    config = small_runs.settings(epochs=epochs, batch_size=2, **options)
+    model = small_model(config, pairs)
+    saved = []
+    training = Training(model, config, prepare(model, pairs))
+    training.run(save=lambda state: saved.append(state["step"]))
+    assert saved == steps
+
+
+def test_sigterm_ends_a_run_that_is_not_saved_as_usual(monkeypatch):
+    handlers = []
+    before_step(2, lambda: handlers.append(signal.getsignal(signal.SIGTERM)), monkeypatch.setattr)
+    config = small_runs.settings()
+    model = small_model(config)
+    Training(model, config, prepare(model, small_runs.PAIRS)).run()
+    assert handlers == [signal.getsignal(signal.SIGTERM)]

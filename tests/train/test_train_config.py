@@ -1,11 +1,15 @@
 """The configuration of a run: presets, the default folder, splits and the model."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from helpers import same
 from small_runs import PAIRS, write_folder
 
+from cibr.data import Features
 from cibr.train import build_model, configure, load_splits
 from cibr.train.config import preset_for
 
@@ -86,3 +90,75 @@ def test_a_model_is_built_as_the_configuration_says(clip_folder, tmp_path):
     run = configure(model=clip_folder, temperature=0.1, learn_temperature=True)
     model = build_model(run, PAIRS)
     assert model.logit_scale.item() == pytest.approx(10)
+
+
+LOWEST = [  # a setting, its lowest value and one below it
+    ("beta", 0, -1e-9),
+    ("epochs", 1, 0),
+    ("batch_size", 2, 1),
+    ("learning_rate", 0, -1e-9),
+    ("temperature", 0.01, 0.0099),
+    ("weight_decay", 0, -1e-9),
+    ("dropout", 0, -1e-9),
+    ("seed", 0, -1),
+    ("micro_batch_size", 1, 0),
+    ("cca_ridge_image", 1e-9, 0),
+    ("cca_ridge_text", 1e-9, 0),
+    ("save_steps", 1, 0),
+]
+
+
+@pytest.mark.parametrize(("name", "lowest", "below"), LOWEST)
+def test_a_number_may_be_the_lowest_and_none_below(name, lowest, below):
+    assert vars(configure(**{name: lowest}))[name] == lowest
+    with pytest.raises(ValueError, match=f"^{name} is {below}"):
+        configure(**{name: below})
+
+
+def test_a_path_stands_for_its_text(tmp_path):
+    folder = write_folder(tmp_path / "mine", train=1)
+    as_text = configure(dataset=folder, output_dir=str(tmp_path / "out"))
+    assert configure(dataset=Path(folder), output_dir=tmp_path / "out") == as_text
+
+
+def test_a_tilde_in_the_output_folder_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert configure(output_dir="~/run").output_dir == str(tmp_path / "run")
+
+
+def test_a_tiny_model_reads_larger_images_of_photos(tmp_path):
+    run = configure(dataset=write_folder(tmp_path, train=1), model="tiny")
+    assert build_model(run, PAIRS).towers.processor.size == 64
+
+
+def dropouts(model):
+    return {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+
+
+def with_features(towers):
+    """Pairs with features of five dimensions of images and seven of texts."""
+    texts = PAIRS.texts()
+    features = Features(torch.randn(24, 5), torch.randn(len(texts), 7), texts, towers)
+    return replace(PAIRS, features=features)
+
+
+def test_a_model_has_the_dropout_of_its_configuration(clip_folder):
+    run = configure(model="frozen", dropout=0.3)
+    assert dropouts(build_model(run, with_features(("an/image", "a/text")))) == {0.3}
+    assert dropouts(build_model(configure(dropout=0.3), PAIRS)) == {0.3}
+    run = configure(model="frozen", dropout=0.3, towers=clip_folder)
+    assert dropouts(build_model(run, PAIRS)) == {0.3}
+
+
+def test_towers_that_are_not_given_are_those_of_the_features_of_the_pairs():
+    pairs = with_features(("an/image", "a/text"))
+    model = build_model(configure(model="frozen"), pairs)
+    assert model.towers.names == ("an/image", "a/text")
+    assert (model.dim_image_pooled, model.dim_text_pooled) == (5, 7)
+
+
+def test_towers_that_are_given_go_before_those_of_the_features_of_the_pairs(clip_folder):
+    run = configure(model="frozen", towers=clip_folder)
+    model = build_model(run, with_features(("an/image", "a/text")))
+    assert model.towers.names == (clip_folder, clip_folder)
+    assert (model.dim_image_pooled, model.dim_text_pooled) == (32, 32)

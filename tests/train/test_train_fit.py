@@ -1,7 +1,9 @@
 """A run: what it leaves and reports, and what decides the weights."""
 
 import json
+import time
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -10,9 +12,19 @@ from helpers import same
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from small_runs import HELD_OUT, PAIRS, forks, settings, small_model, stop_at, train
+from small_runs import (
+    HELD_OUT,
+    PAIRS,
+    before_step,
+    forks,
+    settings,
+    small_model,
+    stop_at,
+    train,
+)
 
 from cibr import DualEncoder, fit
+from cibr.models.heads import ResidualHead
 from cibr.train import configure
 from cibr.train.loop import epoch_rows
 
@@ -97,3 +109,28 @@ def test_a_model_remembers_the_images_of_all_its_trainings(tmp_path):
     fit(model, second, None, settings(tmp_path / "second", epochs=1))
     assert len(model.trained_on) == 24
     assert DualEncoder.from_pretrained(tmp_path / "second").trained_on == model.trained_on
+
+
+def test_seconds_are_those_since_the_start_of_the_training(tmp_path, monkeypatch):
+    before_step(1, partial(time.sleep, 0.3), monkeypatch.setattr)
+    start = time.time()
+    seconds = train(tmp_path, epochs=3)[1]["seconds"]
+    assert 0.3 < seconds[0] < seconds[1] < seconds[2] < time.time() - start
+
+
+def test_a_run_of_one_step_takes_it_near_the_peak_of_the_schedule(tmp_path):
+    history = train(tmp_path, epochs=1, batch_size=24)[1]
+    assert history["learning_rate"].tolist() == [pytest.approx(1e-3, rel=0.05)]
+
+
+def test_all_settings_decide_a_run_but_its_folder_and_how_it_is_saved_and_logged(run):
+    record = json.loads((run[0] / "run.json").read_text())
+    without_effect = {"output_dir", "save_steps", "log_with"}
+    assert record["configuration"].keys() - record["run"].keys() == without_effect
+
+
+def test_heads_that_are_trained_on_get_no_cca(build, tmp_path):
+    _, model, saved = fitted(
+        build, tmp_path, "frozen", str(build("frozen").save_pretrained(tmp_path / "in"))
+    )
+    assert type(model.head) is type(saved.head) is ResidualHead

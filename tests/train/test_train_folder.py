@@ -1,7 +1,9 @@
 """The output folder is for one run: what others put there stays."""
 
 import json
+from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from helpers import same
@@ -119,3 +121,55 @@ def test_a_run_that_was_loaded_leaves_the_model_as_one_that_was_trained(tmp_path
     other = small_model(settings(tmp_path, seed=5))
     fit(other, PAIRS, None, config)
     assert same(other, model) and other.trained_on == model.trained_on
+
+
+def test_a_finished_run_is_loaded_in_the_type_of_the_model(tmp_path):
+    config = settings(tmp_path, epochs=1)
+    fit(small_model(config), PAIRS, None, config)
+    model = small_model(config).double()
+    fit(model, PAIRS, None, config)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+
+
+def test_a_run_on_pairs_with_other_positives_is_another_run(tmp_path):
+    train(tmp_path, epochs=1)
+    others = replace(PAIRS, labels=torch.arange(24) // 2)
+    with pytest.raises(ValueError, match="holds a run with another training pairs"):
+        train(tmp_path, others, epochs=1)
+
+
+def test_a_link_to_a_log_is_no_hindrance(tmp_path):
+    (tmp_path / "slurm.log").write_text("mine")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "slurm.log").symlink_to(tmp_path / "slurm.log")
+    train(folder, epochs=1)
+    assert (tmp_path / "slurm.log").read_text() == "mine"
+
+
+def test_a_link_that_someone_puts_into_a_run_s_folder_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    stop_at(5, folder, save_steps=3)
+    (folder / ".history.csv.part").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="has a link, '.history.csv.part', and a run writes"):
+        train(folder, save_steps=3)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_process_that_is_not_the_main_one_writes_and_removes_nothing(tmp_path):
+    (tmp_path / "checkpoint.pt").write_text("of the main one")
+    before = contents(tmp_path)
+    folder = RunFolder(tmp_path, is_main=False)
+    folder.write_history(pd.DataFrame({"epoch": [1]}))
+    folder.write_record({"finished": True})
+    folder.save_checkpoint({"step": 1}, {})
+    folder.remove_checkpoint()
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("text", ['["run", "finished"]', "3", "null", '{"run": {}}', "not JSON"])
+def test_a_run_json_of_others_is_no_record_of_a_run(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match="files that no run made, such as 'run.json'"):
+        train(tmp_path, epochs=1)
+    assert contents(tmp_path) == {"run.json": text.encode()}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker
 from small_runs import PAIRS, settings, small_model, train
 
 from cibr.losses import CIBRLoss
@@ -50,3 +51,10 @@ def test_a_precision_that_accelerate_has_for_the_whole_process_is_refused(tmp_pa
     monkeypatch.setattr(Accelerator, "mixed_precision", "bf16")
     with pytest.raises(ValueError, match="mixed_precision bf16: leave it out, and give .* bf16"):
         train(tmp_path)
+
+
+def test_a_tracker_is_told_that_the_run_ends(tmp_path, monkeypatch):
+    ends = []
+    monkeypatch.setattr(TensorBoardTracker, "finish", lambda tracker: ends.append(tracker.name))
+    train(tmp_path, epochs=1, log_with="tensorboard")
+    assert ends == ["tensorboard"]

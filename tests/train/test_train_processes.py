@@ -2,8 +2,9 @@
 
 import pandas as pd
 import torch
+from accelerate import Accelerator
 from processes import run_together
-from small_runs import PAIRS, forks, stop_at, train
+from small_runs import PAIRS, forks, settings, small_model, stop_at, train
 from twin import CASES, model_of, plain_run, settings_of
 
 from cibr.models.inputs import prepare
@@ -52,3 +53,11 @@ def test_a_run_resumes_on_two_processes(tmp_path):
     several = pd.read_csv(tmp_path / "several" / "history.csv")
     columns = one.columns.drop("seconds")
     pd.testing.assert_frame_equal(several[columns], one[columns], rtol=1e-3, atol=1e-3)
+
+
+def test_processes_share_a_set_that_is_smaller_than_its_batch(monkeypatch):
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    config = settings(batch_size=512)
+    model = small_model(config)
+    training = Training(model, config, prepare(model, PAIRS.subset(range(23))))
+    assert (training.rows_per_process, training.batch_size, training.n_steps) == (11, 22, 2)
