@@ -7,6 +7,9 @@ Value and gradients are those of `cibr.losses.clip.plain_clip_loss`, which is th
 autograd keeps several. With more pairs no such matrix exists at any time: the forward pass keeps
 the maximum and the sum of every row and column, from which the backward pass computes the slopes
 again, block by block, at the cost of a fourth matrix product beside the usual three.
+
+The definition in blocks with `torch.utils.checkpoint` would take fifteen lines, but 1.01 and 1.08
+times as long as the plain one at 1,024 and 4,096 pairs, where this takes 0.81 and 0.70 (two cores).
 """
 
 import math
