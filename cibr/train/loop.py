@@ -220,7 +220,7 @@ class Training:
         """
         # In processes other than the main one the bar is off; elsewhere TQDM_DISABLE decides.
         hidden = {} if self.accelerator.is_main_process else {"disable": True}
-        bar = tqdm(total=self.n_steps, initial=self.step, unit="step", delay=1, **hidden)
+        bar = tqdm(total=self.n_steps, initial=self.step, unit="step", mininterval=1, **hidden)
         start = time.time()
         with bar, _sigterms(are_caught=save is not None) as sigterms:
             for batch in self.inputs.loader(self._rows()):
