@@ -17,6 +17,7 @@ from torch import Tensor
 from cibr import DualEncoder, load_pairs
 from cibr.data import Pairs
 from cibr.data.photos import strings
+from cibr.models.names import load_classifier
 from cibr.utils import digest, project_root
 
 FOLDER = project_root() / "data" / "photos"
@@ -97,6 +98,23 @@ def write(model: DualEncoder, name: str, pairs: Pairs, names: dict[str, str]) ->
     print(f"{name}: {len(pairs):,} photos, {len(texts):,} texts", flush=True)
 
 
+def write_classes(model: DualEncoder) -> None:
+    """Writes the classifier of the image tower and the text features of its classes, in half
+    precision.
+    """
+    classifier = load_classifier(model.towers.names[0])
+    tensors = {
+        "weight": classifier.weight,
+        "bias": classifier.bias,
+        "features": text_features(model, classifier.texts),
+    }
+    about = {"towers": model.towers.names, "texts": classifier.texts}
+    text = json.dumps(about, ensure_ascii=False, separators=(",", ":"))
+    halves = {name: tensor.half().contiguous() for name, tensor in tensors.items()}
+    save_file(halves, FOLDER / "classes.safetensors", metadata={"about": text})
+    print(f"classes: {len(classifier.texts):,}", flush=True)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)  # the order of sums, and so the bytes, depend on it
     shutil.rmtree(FOLDER / "shown", ignore_errors=True)
@@ -118,6 +136,7 @@ if __name__ == "__main__":
         for name, n in CLASSES.items():
             pairs = balanced(load_pairs(name, "test"), n)
             write(model, name.removesuffix("-mini"), pairs, {})
+        write_classes(model)
     files = sorted([*FOLDER.glob("*.safetensors"), *FOLDER.glob("shown/*.jpg")])
     lines = (
         f"{digest(file.read_bytes())}  {file.relative_to(FOLDER).as_posix()}\n"

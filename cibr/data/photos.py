@@ -15,9 +15,12 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
+from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 
 from cibr.data.pairs import Features, Pairs
 from cibr.utils import shipped
@@ -53,6 +56,44 @@ def load_photos(name: str, split: str) -> Pairs:
     return replace(test.subset(rows), split=split, load=files.__getitem__)
 
 
+class Classes(NamedTuple):
+    """The image network's classifier, and its classes in the text network.
+
+    Args:
+        weight: of its last layer, [k, p].
+        bias: [k].
+        texts: names of the k classes with WordNet's definitions.
+        features: of the texts, [k, q].
+    """
+
+    weight: Float[Tensor, "k p"]
+    bias: Float[Tensor, " k"]
+    texts: list[str]
+    features: Float[Tensor, "k q"]
+
+
+def load_classes(towers: tuple[str, str]) -> Classes | None:
+    """Loads ``classes.safetensors``, float32; None if it is not here, or of other towers.
+
+    Args:
+        towers: names of an image and of a text tower.
+    """
+    try:
+        file = _file("classes.safetensors")
+    except FileNotFoundError:
+        return None
+    about = _about(file)
+    if tuple(about["towers"]) != towers:
+        return None
+    tensors = {name: tensor.float() for name, tensor in load_file(file).items()}
+    return Classes(texts=about["texts"], **tensors)
+
+
+def _about(file: Path) -> dict:
+    with safe_open(file, "pt") as stored:
+        return json.loads(stored.metadata()["about"])
+
+
 def _file(name: str) -> Path:
     """A file or folder of ``data/photos``: of the checkout, or where `CIBR_DATA` points to."""
     own = Path(os.environ.get("CIBR_DATA") or os.devnull).expanduser()
@@ -64,8 +105,7 @@ def _file(name: str) -> Path:
 
 
 def _read(file: Path, name: str, split: str) -> Pairs:
-    with safe_open(file, "pt") as stored:
-        about = json.loads(stored.metadata()["about"])
+    about = _about(file)
     tensors = load_file(file)
     images, texts = (
         tensors[f"{side}_codes"].float() * tensors[f"{side}_step"] for side in ("image", "text")

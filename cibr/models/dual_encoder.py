@@ -1,4 +1,4 @@
-"""`DualEncoder`: images and texts as unit vectors; from scratch, over frozen towers or from
+"""`DualEncoder`: images and texts as unit vectors; from scratch, over pretrained towers or from
 transformers.
 
 It is made of parts: towers, which pool (`cibr.models.towers`), and a head, which projects
@@ -21,23 +21,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cibr.data.photos import load_classes
 from cibr.models.heads import Head, LinearHead, ResidualHead, TransformersHead
 from cibr.models.loading import check_weights, resolve
+from cibr.models.named_towers import FrozenTowers, StagedTowers
+from cibr.models.names import Classifier, NamesHead, load_classifier
 from cibr.models.parts import build_head, describe_head, load_towers, save_towers
 from cibr.models.preprocessing import preprocess, train_tokenizer
 from cibr.models.tiny import TinyTowers
-from cibr.models.towers import (
-    FrozenTowers,
-    Towers,
-    TransformersTowers,
-    load_transformers_towers,
-)
+from cibr.models.towers import Towers, TransformersTowers, load_transformers_towers
 from cibr.utils import batched
 
 _Pixels = Float[Tensor, "n 3 h w"]
 _Tokens = Int[Tensor, "n t"]
 _Vectors = Float[Tensor, "n d"]
 _Pooled = Float[Tensor, "n p"]
+# The towers whose features data/photos has.
+IMAGE_TOWER = "timm/tf_efficientnet_lite0.in1k"
+TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
 _DESCRIPTION = "cibr.json"
 _WEIGHTS = "cibr.safetensors"
 
@@ -56,7 +57,7 @@ class Encoded(NamedTuple):
 class DualEncoder(nn.Module):
     """An image encoder and a text encoder with a joint space of `dim` dimensions.
 
-    Build one with `tiny`, `frozen` or `from_pretrained`, or from its parts.
+    Build one with `tiny`, `names`, `frozen` or `from_pretrained`, or from its parts.
 
     Args:
         towers: what pools images and texts.
@@ -65,6 +66,8 @@ class DualEncoder(nn.Module):
     Attributes:
         log_logit_scale: the logarithm of the multiplier of the cosines.
         trained_on: the images of its training by `image_key`; empty if they are not known.
+        is_pretrained: whether its embeddings mean something already, so that training goes on from
+            what it knows.
 
     Examples:
         >>> from cibr import DualEncoder, load_pairs
@@ -81,6 +84,7 @@ class DualEncoder(nn.Module):
         self.towers = towers
         self.head = head
         self.trained_on: set[str] = set()
+        self.is_pretrained = False
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     @classmethod
@@ -107,10 +111,72 @@ class DualEncoder(nn.Module):
         return cls(towers, LinearHead(dim, towers.dim_image, towers.dim_text, dropout))
 
     @classmethod
+    def names(
+        cls,
+        image_tower: str = IMAGE_TOWER,
+        text_tower: str = TEXT_TOWER,
+        *,
+        class_texts: Sequence[str] | None = None,
+        train_stages: int = 0,
+        dims_pooled: Sequence[int] | None = None,
+        softmax_temperature: float = 3.0,
+        dropout: float = 0.2,
+    ) -> "DualEncoder":
+        """A model that knows the names of an image classifier's classes, before it has seen a
+        caption: see `cibr.models.names`. It can be used as it is, or trained.
+
+        For the default towers, a clone of the repository has the classifier and the text features
+        of its classes (`data/photos`), in half precision; the towers are then loaded when an image
+        or a text needs them.
+
+        Args:
+            image_tower: folder or hub id of an image classification model of timm or transformers.
+            text_tower: folder or hub id of the text tower and its tokenizer; its features are means
+                over tokens.
+            class_texts: what the classes are; by default as `load_classifier` says.
+            train_stages: the last stages of both towers that are trained with the head.
+            dims_pooled: of the features of images and texts, if there are some already
+                (`Pairs.features`): the towers are then loaded when an image or a text needs them.
+            softmax_temperature: of the class probabilities.
+            dropout: probability of dropout, in the head.
+
+        Raises:
+            FileNotFoundError: a tower, the tokenizer or the image preprocessing is missing.
+            ValueError: an image tower without a classifier, classes without names, another number
+                of texts than classes, more stages than a tower has; weights that do not fit a tower
+                or are not finite.
+        """
+        stored = None if class_texts else load_classes((image_tower, text_tower))
+        if stored is not None:
+            classifier = Classifier(stored.weight, stored.bias, stored.texts)
+            dims_pooled = stored.weight.shape[1], stored.features.shape[1]
+        else:
+            classifier = load_classifier(image_tower, class_texts)
+        if train_stages:
+            towers = StagedTowers(image_tower, text_tower, dims_pooled, n_stages=train_stages)
+        else:
+            towers = FrozenTowers(image_tower, text_tower, dims_pooled)
+        head = NamesHead(
+            towers.dim_image,
+            towers.dim_text,
+            len(classifier.texts),
+            softmax_temperature,
+            dropout,
+        )
+        model = cls(towers, head)
+        if stored is not None:
+            class_features = stored.features
+        else:
+            class_features = model.pool_texts(classifier.texts)
+        head.start_at(classifier, class_features)
+        model.is_pretrained = True
+        return model.eval()
+
+    @classmethod
     def frozen(
         cls,
-        image_tower: str = "timm/tf_efficientnet_lite0.in1k",
-        text_tower: str = "sentence-transformers/all-MiniLM-L6-v2",
+        image_tower: str = IMAGE_TOWER,
+        text_tower: str = TEXT_TOWER,
         *,
         dims_pooled: Sequence[int] | None = None,
         dim: int = 512,
@@ -140,10 +206,11 @@ class DualEncoder(nn.Module):
     @classmethod
     def from_transformers(cls, towers: TransformersTowers) -> "DualEncoder":
         """A trainable dual encoder of transformers, whose projections become the head."""
-        image, text = towers.take_projections()
+        image, text = towers.projections
         dim = getattr(image, "out_features", towers.dim_image)
         model = cls(towers, TransformersHead(image, text, dim))
         model.log_logit_scale.data.fill_(towers.model.logit_scale.item())
+        model.is_pretrained = True
         return model.eval()
 
     @property
@@ -160,23 +227,6 @@ class DualEncoder(nn.Module):
     def dim_text_pooled(self) -> int | None:
         """The dimension of the pooled features of texts, None without projections."""
         return self.head.dim_text
-
-    def load_weights(self, weights: Mapping[str, Tensor], source: str | Path) -> None:
-        """Sets all weights, which are those of `state_dict`: frozen towers have none in it.
-
-        Args:
-            weights: by name.
-            source: their file or folder, for messages.
-
-        Raises:
-            ValueError: weights that are missing, of another shape or not finite.
-        """
-        try:
-            missing = self.load_state_dict(weights, strict=False).missing_keys
-        except RuntimeError as error:  # another shape
-            reason = " ".join(str(error).split())
-            raise ValueError(f"the weights in {str(source)!r} do not fit: {reason}") from error
-        check_weights(self, str(source), missing)
 
     @property
     def device(self) -> torch.device:
@@ -253,7 +303,8 @@ class DualEncoder(nn.Module):
             Unit vectors [n, d] and pooled features [n, p].
         """
         images = images.to(self.device, self.dtype)
-        pooled = self.towers.image_pooled(images) if images.ndim == 4 else images
+        are_pixels = images.ndim == 4
+        pooled = self.towers.image_pooled(images) if are_pixels else images
         return Encoded(F.normalize(self.head.project_images(pooled), dim=-1), pooled)
 
     def encode_texts(self, texts: _Tokens | _Pooled, mask: _Tokens | None = None) -> Encoded:
@@ -308,6 +359,12 @@ class DualEncoder(nn.Module):
             lambda batch: self.encode_texts(*self.tokenize(batch)), batched(texts, batch_size)
         )
 
+    def pool_texts(self, texts: Iterable[str], batch_size: int = 64) -> _Pooled:
+        """Pooled features of texts [m, q], on the model's device; see `embed_texts`."""
+        with self.evaluating():
+            batches = [self.tokenize(batch) for batch in batched(texts, batch_size)]
+            return torch.cat([self.encode_texts(*batch).pooled for batch in batches])
+
     def unit_vectors(self, encode: Callable[[Any], Encoded], batches: Iterable) -> _Vectors:
         """Encodes batches in eval mode and without gradients, one after another.
 
@@ -333,6 +390,23 @@ class DualEncoder(nn.Module):
         finally:
             self.train(was_training)
 
+    def load_weights(self, weights: Mapping[str, Tensor], source: str | Path) -> None:
+        """Sets all weights, which are those of `state_dict`: frozen towers have none in it.
+
+        Args:
+            weights: by name.
+            source: their file or folder, for messages.
+
+        Raises:
+            ValueError: weights that are missing, of another shape or not finite.
+        """
+        try:
+            missing = self.load_state_dict(weights, strict=False).missing_keys
+        except RuntimeError as error:  # another shape
+            reason = " ".join(str(error).split())
+            raise ValueError(f"the weights in {str(source)!r} do not fit: {reason}") from error
+        check_weights(self, str(source), missing)
+
     def save_pretrained(self, folder: str | Path, copy_towers: bool = False) -> Path:
         """Writes a folder that `from_pretrained` reads, bit for bit; other files in it are kept.
 
@@ -355,7 +429,7 @@ class DualEncoder(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         description: dict[str, Any] = {"trained_on": sorted(self.trained_on)}
-        if isinstance(self.head, TransformersHead):
+        if isinstance(self.head, TransformersHead):  # as on the hub, without towers in cibr.json
             self.towers.model.logit_scale.data.fill_(self.log_logit_scale.item())
             self.towers.write_model(folder, self.head.image, self.head.text)
         else:
@@ -371,16 +445,17 @@ class DualEncoder(nn.Module):
         """Loads a folder that `save_pretrained` wrote, bit for bit, or a dual encoder of
         transformers with its temperature.
 
-        Two small models, trained on glyphs, are shipped with the package: `clip-tiny` and
-        `cibr-tiny`. Any transformers class with `get_image_features` and `get_text_features`, such
-        as `CLIPModel` (`openai/clip-vit-base-patch32`) or `SiglipModel`
+        Shipped with the package are `clip-tiny` and `cibr-tiny`, trained on glyphs, and
+        `names-flickr8k`, trained on photos; `names` is the start of `DualEncoder.names` over the
+        default towers. Any transformers class with `get_image_features` and `get_text_features`,
+        such as `CLIPModel` (`openai/clip-vit-base-patch32`) or `SiglipModel`
         (`google/siglip-base-patch16-224`), loads with its own tokenizer and image preprocessing.
         The bias of SigLIP's logits is kept but not used: it changes no ranking.
 
         Frozen towers that are stored by name are loaded when an image or a text needs them.
 
         Args:
-            name: a folder, a hub id or the name of a shipped model.
+            name: a folder, a hub id, the name of a shipped model, or `names`.
 
         Raises:
             FileNotFoundError: the model, its tokenizer or its image preprocessing is missing; the
@@ -388,6 +463,8 @@ class DualEncoder(nn.Module):
             ValueError: a model that is not a dual encoder, or weights that do not fit it or are not
                 finite.
         """
+        if name == "names":
+            return cls.names()
         folder = Path(resolve(str(name)))
         file = folder / _DESCRIPTION
         if not file.exists():  # a hub id, or a folder that transformers wrote
@@ -395,13 +472,15 @@ class DualEncoder(nn.Module):
         description = json.loads(file.read_text())
         if "trained_on" not in description:
             raise ValueError(f"{file} is of another version of cibr: train the model again")
-        if "towers" not in description:
+        is_of_transformers = "towers" not in description
+        if is_of_transformers:
             model = cls.from_transformers(load_transformers_towers(folder))
         else:
             towers = load_towers(description["towers"], folder)
             model = cls(towers, build_head(description["head"]))
             model.load_weights(_load_weights(folder / _WEIGHTS), folder)
         model.trained_on = set(description["trained_on"])
+        model.is_pretrained = True
         return model.eval()
 
 

@@ -1,7 +1,7 @@
 """Models by name: where their files are, and loading them with transformers.
 
-A name is looked for as a folder, in `$CIBR_MODELS/<hub id>`, among the two checkpoints that are
-shipped with the package and on the hub. `DualEncoder.save_pretrained` says what a folder holds.
+A name is looked for as a folder, in `$CIBR_MODELS/<hub id>`, among the checkpoints that are
+shipped with the package, and on the hub. `DualEncoder.save_pretrained` says what a folder holds.
 """
 
 import os
@@ -18,8 +18,8 @@ from transformers.utils import logging
 
 from cibr.utils import nearest, shipped
 
-_BUILT_HERE = ("tiny", "frozen")  # names of models that are built, not loaded
-_CHECKPOINTS = ("clip-tiny", "cibr-tiny")  # shipped with the package
+_BUILT_HERE = ("tiny", "names", "frozen")  # models that are built, not loaded
+_CHECKPOINTS = ("clip-tiny", "cibr-tiny", "names-flickr8k")  # shipped with the package
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
 
 
@@ -52,7 +52,7 @@ def resolve(name: str) -> str:
 
 
 def check_model(name: str) -> None:
-    """Raises FileNotFoundError unless the name is tiny, frozen, a folder or a hub id."""
+    """Raises FileNotFoundError unless a name is tiny, names, frozen, a folder or a hub id."""
     if name not in _BUILT_HERE:
         resolve(name)
 
@@ -107,21 +107,57 @@ def load_tokenizer(name: str | Path) -> Any:
     return tokenizer
 
 
-def load_model(name: str | Path, unused: str | tuple[str, ...] = ()) -> nn.Module:
+def load_model(
+    name: str | Path, unused: str | tuple[str, ...] = (), class_name: str = "AutoModel"
+) -> nn.Module:
     """A model of transformers in float32.
 
     Args:
         name: a folder, or a hub id.
         unused: prefixes of weights that may be missing because nothing reads them.
+        class_name: the class that loads it.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: weights that do not fit the model or are not finite.
     """
-    model, info = load_pretrained("AutoModel", name, dtype=torch.float32, output_loading_info=True)
+    model, info = load_pretrained(class_name, name, dtype=torch.float32, output_loading_info=True)
     missing = [key for key in info["missing_keys"] if not key.startswith(unused)]
     check_weights(model, str(name), missing)
     return model
+
+
+def is_timm(name: str | Path) -> bool:
+    """Whether a folder or hub id has a model of timm."""
+    return load_pretrained("AutoConfig", name).model_type == "timm_wrapper"
+
+
+def is_image_classifier(name: str | Path) -> bool:
+    """Whether a folder or hub id has an image classification model of timm or transformers."""
+    config = load_pretrained("AutoConfig", name)
+    if is_timm(name):
+        return config.num_labels > 0
+    architectures = config.architectures or [""]
+    return architectures[0].endswith("ForImageClassification")
+
+
+def load_image_classifier(name: str | Path) -> tuple[nn.Module, nn.Linear]:
+    """An image classification model, and its last layer.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a model without a classifier, or with one that is not a single linear layer.
+    """
+    fix = "give an image classification model, such as timm/tf_efficientnet_lite0.in1k"
+    if not is_image_classifier(name):
+        raise ValueError(f"{str(name)!r} has no classifier, so it knows no names: {fix}")
+    model = load_model(name, class_name="AutoModelForImageClassification")
+    n_classes = model.config.num_labels
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    last = [layer for layer in layers if layer.out_features == n_classes]
+    if len(last) != 1:
+        raise ValueError(f"{str(name)!r} ends in {len(last)} linear layers, not in one: {fix}")
+    return model, last[0]
 
 
 def check_weights(model: nn.Module, source: str, missing: Collection[str]) -> None:

@@ -9,13 +9,20 @@ from typing import Any
 
 from cibr.models.cca import RegularisedCCA
 from cibr.models.heads import Head, LinearHead, ResidualHead, SummedHead
+from cibr.models.named_towers import FrozenTowers, StagedTowers
+from cibr.models.names import NamesHead
 from cibr.models.tiny import TinyTowers
-from cibr.models.towers import FrozenTowers, Towers
+from cibr.models.towers import Towers
 
-TOWERS: dict[str, type[Towers]] = {"tiny": TinyTowers, "frozen": FrozenTowers}
+TOWERS: dict[str, type[Towers]] = {
+    "tiny": TinyTowers,
+    "frozen": FrozenTowers,
+    "staged": StagedTowers,
+}
 HEADS: dict[str, type[Head]] = {
     "linear": LinearHead,
     "residual": ResidualHead,
+    "names": NamesHead,
     "cca": RegularisedCCA,
 }
 _SUM = "sum"  # of heads that have descriptions of their own

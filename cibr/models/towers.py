@@ -1,12 +1,13 @@
 """Towers: the encoders of a dual encoder, up to their pooled features.
 
 Towers read images and texts with a processor and a tokenizer of their own and pool them:
-`image_pooled` takes normalised pixels, `text_pooled` token ids. `FrozenTowers` are named and never
-trained, `TransformersTowers` are those of a dual encoder of transformers, to be fine-tuned, and
-`cibr.models.tiny` has two that are trained from scratch.
+`image_pooled` takes normalised pixels, `text_pooled` token ids. `TwoTowers` are two models of
+transformers, `TransformersTowers` are those of one dual encoder. `cibr.models.named_towers` has
+pretrained ones that are frozen, wholly or up to their last stages, and `cibr.models.tiny` two that
+are trained from scratch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,8 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from cibr.models.loading import is_hub_id, load_model, load_pretrained, load_tokenizer
+from cibr.models.loading import load_model, load_pretrained, load_tokenizer
 from cibr.models.preprocessing import ImageProcessor, preprocess
-
-# Pixels, in place of the checkpoints' own, such as 224: half the work. Shipped features have it.
-_TIMM_IMAGE_SIZE = 160
-_PROJECTIONS = ("visual_projection", "text_projection")  # heads within models of transformers
 
 _Pixels = Float[Tensor, "n 3 h w"]  # normalised images
 _Tokens = Int[Tensor, "n t"]  # token ids, or their mask: 1 for tokens, 0 for padding
@@ -130,8 +127,8 @@ class TransformersTowers(Towers):
     `get_text_features`.
 
     Where these end in linear projections (CLIP, MetaCLIP 2, AltCLIP, Chinese CLIP, CLIPSeg,
-    VisionTextDualEncoder), `take_projections` makes their inputs the pooled features. Elsewhere
-    (SigLIP) the embeddings take the place of pooled features.
+    VisionTextDualEncoder), their inputs are the pooled features: the projections are taken out of
+    the model. Elsewhere (SigLIP) the embeddings take the place of pooled features.
 
     SigLIP was trained on texts padded to the context, with attention to the padding; see
     https://huggingface.co/docs/transformers/model_doc/siglip.
@@ -140,6 +137,9 @@ class TransformersTowers(Towers):
         model: a model of transformers.
         processor: of the images.
         tokenizer: of the model.
+
+    Attributes:
+        projections: of images and of texts, identities where the model had none.
     """
 
     def __init__(self, model: nn.Module, processor: Callable, tokenizer: Any):
@@ -149,6 +149,11 @@ class TransformersTowers(Towers):
         self.tokenizer = tokenizer
         self.n_positions = model.config.text_config.max_position_embeddings
         self.reads_padding = model.config.model_type.startswith("siglip")
+        image_projection = getattr(model, "visual_projection", nn.Identity())
+        text_projection = getattr(model, "text_projection", nn.Identity())
+        self.projections = (image_projection, text_projection)  # not submodules: a head has them
+        self._set_projections(nn.Identity(), nn.Identity())
+        self.dim_image, self.dim_text = _measured_dims(self)
 
     @property
     def image_tower(self) -> nn.Module:
@@ -159,16 +164,6 @@ class TransformersTowers(Towers):
     def text_tower(self) -> nn.Module:
         """The whole model, whose weights and configuration the feature cache reads."""
         return self.model
-
-    def take_projections(self) -> tuple[nn.Module, nn.Module]:
-        """Returns the projections of images and of texts, identities where there are none, and
-        leaves identities in their places; the dimensions of the pooled features are then known.
-        """
-        image = getattr(self.model, "visual_projection", nn.Identity())
-        text = getattr(self.model, "text_projection", nn.Identity())
-        self._set_projections(nn.Identity(), nn.Identity())
-        self.dim_image, self.dim_text = _measured_dims(self)
-        return image, text
 
     def _set_projections(self, image: nn.Module, text: nn.Module) -> None:
         self.model.visual_projection = image
@@ -210,119 +205,6 @@ def _measured_dims(towers: Towers) -> tuple[int, int]:
     return towers.image_pooled(pixels).shape[1], towers.text_pooled(ids, mask).shape[1]
 
 
-class FrozenTowers(Towers):
-    """Pretrained towers by name, which are loaded as soon as an image or a text needs them.
-
-    They are not submodules, so their weights are neither parameters of a model nor in its state,
-    and they stay in eval mode. Several models may share one object.
-
-    Args:
-        image_tower: folder or hub id of an image tower with pooled features.
-        text_tower: folder or hub id of a text tower and its tokenizer; the same as `image_tower`
-            for a dual encoder of transformers.
-        dims_pooled: dimensions of the pooled features of images and of texts; None: the towers are
-            loaded now and measured.
-        copies: a folder with copies of the towers, which are loaded now in place of the names.
-
-    Raises:
-        FileNotFoundError: a tower, its tokenizer or its image preprocessing is missing.
-        ValueError: weights that do not fit a tower or are not finite.
-    """
-
-    is_frozen = True
-
-    def __init__(
-        self,
-        image_tower: str,
-        text_tower: str,
-        dims_pooled: Sequence[int] | None = None,
-        copies: Path | None = None,
-    ):
-        super().__init__()
-        self.names = (str(image_tower), str(text_tower))
-        self._copies = copies
-        self._towers: list[Towers] = []  # in a list, so that it is not registered as a submodule
-        # Follows the model to its device and type, and the towers follow it.
-        self.register_buffer("_like", torch.empty(0), persistent=False)
-        if dims_pooled is None or copies is not None:
-            dims_pooled = self.loaded.dim_image, self.loaded.dim_text
-        self.dim_image, self.dim_text = dims_pooled
-
-    @property
-    def loaded(self) -> TwoTowers | TransformersTowers:
-        """The towers, on the device and in the type of the model; they are loaded if need be.
-
-        Raises:
-            FileNotFoundError: a tower is neither here nor on the hub; the message says the fix.
-        """
-        if not self._towers:
-            self._towers.append(load_named_towers(*self._locations()))
-        [towers] = self._towers
-        weight = next(towers.parameters())
-        if weight.device != self._like.device or weight.dtype != self._like.dtype:
-            towers.to(self._like)
-        return towers
-
-    def _locations(self) -> tuple[str | Path, str | Path]:
-        image_tower, text_tower = self.names
-        if self._copies is None:
-            return image_tower, text_tower
-        if image_tower == text_tower:
-            return self._copies / "towers", self._copies / "towers"
-        return self._copies / "image_tower", self._copies / "text_tower"
-
-    @property
-    def processor(self) -> Callable:
-        """Of images."""
-        return self.loaded.processor
-
-    @property
-    def tokenizer(self) -> Any:
-        """Of texts."""
-        return self.loaded.tokenizer
-
-    @property
-    def n_positions(self) -> int:
-        """Tokens that the text tower has positions for."""
-        return self.loaded.n_positions
-
-    @property
-    def reads_padding(self) -> bool:
-        """Whether the text tower attends to padding."""
-        return self.loaded.reads_padding
-
-    def image_pooled(self, pixels: _Pixels) -> _Pooled:
-        """Pooled features of normalised images."""
-        return self.loaded.image_pooled(pixels)
-
-    def text_pooled(self, ids: _Tokens, mask: _Tokens) -> _Pooled:
-        """Pooled features of token ids."""
-        return self.loaded.text_pooled(ids, mask)
-
-    def save(self, folder: Path, copy: bool = False) -> dict[str, Any]:
-        """Returns the arguments of `load`; towers without a hub id, and all with `copy`, are copied
-        into the folder.
-
-        Raises:
-            FileNotFoundError: towers to be copied that are missing.
-        """
-        image_tower, text_tower = self.names
-        are_copied = copy or not (is_hub_id(image_tower) and is_hub_id(text_tower))
-        if are_copied:
-            self.loaded.write_copies(folder)
-        return {
-            "image_tower": image_tower,
-            "text_tower": text_tower,
-            "dims_pooled": [self.dim_image, self.dim_text],
-            "are_copied": are_copied,
-        }
-
-    @classmethod
-    def load(cls, folder: Path, *, are_copied: bool, **arguments: Any) -> "FrozenTowers":
-        """Towers from what `save` returned; its copies in the folder are loaded at once."""
-        return cls(**arguments, copies=folder if are_copied else None)
-
-
 def load_transformers_towers(name: str | Path, unused: tuple[str, ...] = ()) -> TransformersTowers:
     """The towers of a dual encoder of transformers, with its projections.
 
@@ -341,31 +223,3 @@ def load_transformers_towers(name: str | Path, unused: tuple[str, ...] = ()) -> 
         )
     processor = load_pretrained("AutoImageProcessor", name)
     return TransformersTowers(model, processor, load_tokenizer(name))
-
-
-def load_named_towers(
-    image_tower: str | Path, text_tower: str | Path
-) -> TwoTowers | TransformersTowers:
-    """Towers without projections and gradients, in eval mode.
-
-    Args:
-        image_tower: folder or hub id of an image tower with pooled features.
-        text_tower: of a text tower and its tokenizer; the same as `image_tower` for a dual encoder.
-    """
-    if image_tower == text_tower:
-        towers = load_transformers_towers(image_tower, unused=_PROJECTIONS)
-        towers.take_projections()
-        return towers.requires_grad_(False).eval()
-    image_model = load_model(image_tower)
-    text_model = load_model(text_tower, unused="pooler.")
-    if hasattr(image_model.config, "pretrained_cfg"):  # of timm
-        statistics = image_model.config.pretrained_cfg
-        processor = ImageProcessor(
-            _TIMM_IMAGE_SIZE,
-            image_mean=tuple(statistics["mean"]),
-            image_std=tuple(statistics["std"]),
-        )
-    else:
-        processor = load_pretrained("AutoImageProcessor", image_tower)
-    towers = TwoTowers(image_model, text_model, processor, load_tokenizer(text_tower))
-    return towers.requires_grad_(False).eval()

@@ -22,8 +22,8 @@ class RunConfig:
 
     Args:
         dataset: a data set's name, a folder or a hub id.
-        model: tiny (for glyphs), frozen (for all else), or a dual encoder to fine-tune, by folder
-            or hub id.
+        model: tiny (for glyphs), names (a start that knows names), frozen (heads over frozen
+            towers; for all else), or a dual encoder to fine-tune, by folder or hub id.
         towers: a dual encoder of transformers, by folder or hub id, whose towers a frozen model
             has; by default it has two small ones.
         penalty: what is added to the contrastive loss: vmf, crossfit or mine.
@@ -39,8 +39,11 @@ class RunConfig:
         seed: decides weights, order, captions, dropout and noise.
         output_dir: the run's folder; by default one under runs/.
         micro_batch_size: rows encoded at once; by default the whole batch.
-        cca: sum the scores of a frozen model's head and of CCA.
-        cca_ridge_image: CCA's ridge for images, in units of the mean variance of a feature.
+        train_stages: stages of both towers of names that are trained, too, from their ends.
+        cca: sum the scores of the trained head and of CCA, for frozen towers.
+        cca_weight: weight of CCA's scores; the head's have 1.
+        cca_ridge_image: CCA's ridge for images, in units of the mean variance of a feature; by
+            default chosen from the training pairs, as is that for texts.
         cca_ridge_text: CCA's ridge for texts, in units of the mean variance of a feature.
         bf16: encoders compute in bfloat16, the loss in float32.
         save_steps: steps between two checkpoints; by default the fewest whole epochs with 200
@@ -64,7 +67,9 @@ class RunConfig:
     seed: int = 0
     output_dir: str | None = None
     micro_batch_size: int | None = None
-    cca: bool = True
+    train_stages: int = 0
+    cca: bool | None = None
+    cca_weight: float | None = None
     cca_ridge_image: float | None = None
     cca_ridge_text: float | None = None
     bf16: bool = False
@@ -91,34 +96,56 @@ _RANGES = {  # lowest and highest value
     "dropout": (0, 0.999),
     "seed": (0, 2**32 - 1),
     "micro_batch_size": (1, _LARGE),
+    "train_stages": (0, _LARGE),
+    "cca_weight": (1 / _LARGE, _LARGE),
     "cca_ridge_image": (1 / _LARGE, _LARGE),
     "cca_ridge_text": (1 / _LARGE, _LARGE),
     "save_steps": (1, _LARGE),
 }
 
-# Settings of frozen models by number of photos, chosen on validation photos:
-# `bench/heads_cca.py trials`.
-PRESETS: dict[str, dict[str, Any]] = {
-    "few-photos": dict(
-        epochs=80,
-        batch_size=128,
-        learning_rate=0.002,
-        temperature=0.03,
-        dropout=0.7,
-        weight_decay=0.3,
-        cca_ridge_image=10.0,
-        cca_ridge_text=0.3,
-    ),
-    "many-photos": dict(
-        epochs=80,
-        batch_size=512,
-        learning_rate=0.008,
-        temperature=0.03,
-        dropout=0.5,
-        weight_decay=1.0,
-        cca_ridge_image=10.0,
-        cca_ridge_text=1.0,
-    ),
+# Settings for photos, by model and number of photos, chosen on validation photos: those of `names`
+# by `bench/names.py`, those of `frozen` by `bench/heads_cca.py trials`.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "names": {
+        "few-photos": dict(
+            epochs=20,
+            batch_size=64,
+            learning_rate=0.0001,
+            temperature=0.05,
+            dropout=0.2,
+            weight_decay=0.0,
+        ),
+        "many-photos": dict(
+            epochs=10,
+            batch_size=256,
+            learning_rate=0.0001,
+            temperature=0.05,
+            dropout=0.2,
+            weight_decay=0.0,
+        ),
+    },
+    "frozen": {
+        "few-photos": dict(
+            epochs=80,
+            batch_size=128,
+            learning_rate=0.002,
+            temperature=0.03,
+            dropout=0.7,
+            weight_decay=0.3,
+            cca_ridge_image=10.0,
+            cca_ridge_text=0.3,
+        ),
+        "many-photos": dict(
+            epochs=80,
+            batch_size=512,
+            learning_rate=0.008,
+            temperature=0.03,
+            dropout=0.5,
+            weight_decay=1.0,
+            cca_ridge_image=10.0,
+            cca_ridge_text=1.0,
+        ),
+    },
 }
 _MOST_FEW_PHOTOS = 1200
 # Chosen on validation.
@@ -155,44 +182,66 @@ def configure(preset: str | None = None, **parameters: Any) -> RunConfig:
 
     Args:
         preset: tested settings for photos, `few-photos` or `many-photos`, see `preset_for`;
-            parameters override it. None: the defaults of the model, which are `many-photos` for a
-            frozen one.
+            parameters override it. None: the defaults of the model, which are `many-photos` for
+            names and frozen.
         **parameters: fields of `RunConfig`; None stands for the default. Without an `output_dir`
             the run gets a folder under `runs/`, named after its data, model, penalty, beta and
             seed.
 
     Raises:
-        ValueError: an unknown parameter, penalty or option (with the nearest known name), or a
-            value outside its range.
+        ValueError: an unknown parameter, preset, penalty or option (with the nearest known name), a
+            value outside its range, or settings that do not go with the model.
         FileNotFoundError: an unknown model, with the nearest known name.
     """
     for name in parameters:
         check_known("parameter", name, SETTINGS)
-    parameters = {name: value for name, value in parameters.items() if value is not None}
-    if preset is not None:
-        check_known("preset", preset, PRESETS)
-        parameters = {"model": "frozen"} | PRESETS[preset] | parameters
-    parameters = {name: _checked(name, value) for name, value in parameters.items()}
-    config = RunConfig(**parameters)
-    if config.model is None:
-        config = replace(config, model="tiny" if config.dataset == "glyphs" else "frozen")
+    given = {name: _checked(name, value) for name, value in parameters.items() if value is not None}
+    dataset = given.get("dataset", RunConfig.dataset)
+    model = given.get("model") or _default_model(dataset, preset)
+    check_model(model)
+    config = RunConfig(**(_defaults_of(model, dataset, preset) | given | {"model": model}))
     check_penalty(config.penalty, config.loss_options.keys() - LOSS_OPTIONS)
-    check_model(config.model)
-    if config.towers and config.model != "frozen":
-        raise ValueError("towers are those of a frozen model: set model to 'frozen'")
-
-    config = replace(config, **(_defaults_of(config) | parameters))
+    _check_towers(config)
     folder = config.output_dir or _default_folder(config)
     return replace(config, output_dir=str(Path(folder).expanduser()))
 
 
-def _defaults_of(config: RunConfig) -> dict[str, Any]:
-    """The default settings of a model."""
-    if config.model == "frozen":
-        return PRESETS["many-photos"]
-    if config.model == "tiny":
-        return _TINY_ON_GLYPHS if config.dataset == "glyphs" else _TINY
-    return _FINE_TUNING
+def _default_model(dataset: str, preset: str | None) -> str:
+    return "tiny" if dataset == "glyphs" and preset is None else "frozen"
+
+
+def _defaults_of(model: str, dataset: str, preset: str | None) -> dict[str, Any]:
+    """The default settings of a model, or those of a preset.
+
+    Raises:
+        ValueError: an unknown preset, or one for a model that has none.
+    """
+    presets = PRESETS.get(model, {})
+    if preset is not None:
+        check_known("preset", preset, PRESETS["frozen"])
+        if not presets:
+            raise ValueError(f"{model} has no preset {preset}: leave it out")
+    if presets:
+        with_cca = {"cca": model == "frozen", "cca_weight": 1.0}
+        return with_cca | presets[preset or "many-photos"]
+    without_cca = {"cca": False}
+    if model == "tiny":
+        return without_cca | (_TINY_ON_GLYPHS if dataset == "glyphs" else _TINY)
+    return without_cca | _FINE_TUNING
+
+
+def _check_towers(config: RunConfig) -> None:
+    """Raises ValueError for settings that need other towers than those of the model."""
+    if config.towers and config.model != "frozen":
+        raise ValueError("towers are those of a frozen model: set model to 'frozen'")
+    if config.train_stages and config.model != "names":
+        raise ValueError("train_stages are those of the towers of names: set model to 'names'")
+    is_frozen = config.model in PRESETS and not config.train_stages
+    if config.cca and not is_frozen:
+        raise ValueError(
+            "cca needs the features of frozen towers: set model to 'names' or 'frozen', without "
+            "train_stages, or leave it out"
+        )
 
 
 def _default_folder(config: RunConfig) -> Path:

@@ -42,8 +42,8 @@ from tqdm import tqdm
 from cibr.data import Pairs
 from cibr.losses import CIBRLoss, beta_at
 from cibr.metrics import retrieval_recalls
-from cibr.models import DualEncoder
-from cibr.models.cca import with_cca, without_cca
+from cibr.models import DualEncoder, SummedHead
+from cibr.models.cca import RIDGES, choose_ridges, with_cca, without_cca
 from cibr.models.dual_encoder import image_key
 from cibr.models.inputs import Batch, Inputs, embed_pairs, prepare
 from cibr.train.config import RunConfig
@@ -101,10 +101,9 @@ def fit(
             _load_finished(model, folder.path)
             return folder.history()
 
-        # A head over frozen towers is trained alone; CCA joins it in the end.
-        has_cca = config.cca and config.model == "frozen" and model.towers.is_frozen
+        has_cca = config.cca and model.towers.is_frozen
         if has_cca:
-            model.head = without_cca(model.head)
+            model.head = without_cca(model.head)  # which is trained alone; CCA joins it in the end
         with accelerator.main_process_first():  # which extracts features that the others read
             inputs = prepare(model, train)
             held_out = None if validation is None else prepare(model, validation)
@@ -123,15 +122,10 @@ def fit(
             tracker.finish()
 
         if has_cca:
-            model.head = with_cca(
-                model.head,
-                inputs.images[train.text_to_image()],
-                *inputs.texts,
-                ridge_image=config.cca_ridge_image,
-                ridge_text=config.cca_ridge_text,
-            ).to(accelerator.device)
+            model.head = _with_cca(model, config, inputs).to(accelerator.device)
             broadcast(model.state_dict())  # processes may round differently
         model.trained_on |= set(map(image_key, train.image_digests()))
+        model.is_pretrained = True
         model.eval()
         if is_main:
             model.save_pretrained(folder.path)
@@ -142,11 +136,38 @@ def fit(
     return history
 
 
+def _with_cca(model: DualEncoder, config: RunConfig, inputs: Inputs) -> SummedHead:
+    """The head of a model, summed with the CCA of its training pairs.
+
+    Raises:
+        ValueError: fewer than ten images, from which no ridges can be chosen.
+    """
+    image_of_pair = inputs.pairs.text_to_image()
+    image_pooled = inputs.images[image_of_pair]
+    [text_pooled] = inputs.texts
+    ridges_image = RIDGES if config.cca_ridge_image is None else [config.cca_ridge_image]
+    ridges_text = RIDGES if config.cca_ridge_text is None else [config.cca_ridge_text]
+    ridge_image, ridge_text = ridges_image[0], ridges_text[0]
+    if len(ridges_image) * len(ridges_text) > 1:
+        ridge_image, ridge_text = choose_ridges(
+            image_pooled, text_pooled, image_of_pair, ridges_image, ridges_text
+        )
+    return with_cca(
+        model.head,
+        image_pooled,
+        text_pooled,
+        ridge_image=ridge_image,
+        ridge_text=ridge_text,
+        cosine_weight=config.cca_weight,
+    )
+
+
 def _load_finished(model: DualEncoder, folder: Path) -> None:
     saved = DualEncoder.from_pretrained(folder).to(model.device, model.dtype)
     model.head = saved.head  # which may have been summed with CCA
     model.load_weights(saved.state_dict(), folder)
     model.trained_on = saved.trained_on
+    model.is_pretrained = True
     model.eval()
     print(f"{folder} holds this run, finished: its model is loaded", file=sys.stderr)
 
@@ -199,6 +220,7 @@ class Training:
             pct_start=_WARM_UP if model.towers.is_pretrained else _WARM_UP_FROM_SCRATCH,
             cycle_momentum=False,
         )
+        self.was_pretrained = model.is_pretrained
         self.step = 0
         self.sums: dict[str, float] = {}  # of the loss and its terms, over the steps of the epoch
         self.history: list[dict[str, float]] = []
@@ -258,7 +280,7 @@ class Training:
         noise = torch.Generator().manual_seed(seed)  # of the whole batch, the same everywhere
         learning_rate = self.schedule.get_last_lr()[0]
         self.loss_fn.beta = self.config.beta
-        if self.loss_fn.penalty.ramps:
+        if self.loss_fn.penalty.ramps and not self.was_pretrained:
             self.loss_fn.beta = beta_at(self.step / self.n_steps, self.config.beta)
 
         self.model.train()

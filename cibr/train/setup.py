@@ -42,18 +42,31 @@ def build_model(config: RunConfig, train: Pairs) -> DualEncoder:
 
     Raises:
         FileNotFoundError: the model, a tower, its tokenizer or its image preprocessing is missing.
-        ValueError: a folder that is incomplete or damaged, or a model that is not a dual encoder.
+        ValueError: a folder that is incomplete or damaged, or a model that is not a dual encoder;
+            an image tower that knows no names; stages to train from features without pictures.
     """
     torch.manual_seed(config.seed)
     if config.model == "tiny":
         size = 32 if config.dataset == "glyphs" else 64  # pixels
         model = DualEncoder.tiny(train.texts(), image_size=size, dropout=config.dropout)
+    elif config.model == "names":
+        model = _names(config, train)
     elif config.model == "frozen":
         model = _frozen(config, train)
     else:
         model = DualEncoder.from_pretrained(config.model)
     model.set_temperature(config.temperature, config.learn_temperature)
     return model
+
+
+def _names(config: RunConfig, train: Pairs) -> DualEncoder:
+    """A start that knows names, with the settings of its training."""
+    if config.train_stages and train.load is None:
+        raise ValueError(
+            f"{train.name} has features and no pictures, so stages cannot be trained on it: give "
+            "dataset a folder of photos, or leave train_stages out"
+        )
+    return DualEncoder.names(train_stages=config.train_stages, dropout=config.dropout)
 
 
 def _frozen(config: RunConfig, train: Pairs) -> DualEncoder:

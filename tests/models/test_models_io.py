@@ -70,7 +70,7 @@ def test_frozen_towers_are_saved_by_name_and_loaded_when_something_needs_them(
     folder = model.save_pretrained(tmp_path / "model")
     assert sorted(file.name for file in folder.iterdir()) == OURS
     with monkeypatch.context() as patch:
-        patch.setattr("cibr.models.towers.load_named_towers", None)
+        patch.setattr("cibr.models.named_towers.load_named_towers", None)
         again = DualEncoder.from_pretrained(folder)
         pooled = torch.randn(3, model.dim_image_pooled)
         expected = model.encode_images(pooled).features
