@@ -119,7 +119,7 @@ class DualEncoder(nn.Module):
         class_texts: Sequence[str] | None = None,
         train_stages: int = 0,
         dims_pooled: Sequence[int] | None = None,
-        softmax_temperature: float = 3.0,
+        softmax_temperature: float = 2.5,
         dropout: float = 0.2,
     ) -> "DualEncoder":
         """A model that knows the names of an image classifier's classes, before it has seen a

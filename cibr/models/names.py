@@ -67,7 +67,7 @@ class NamesHead(Head):
         dim_image: int,
         dim_text: int,
         n_classes: int,
-        softmax_temperature: float = 3.0,
+        softmax_temperature: float = 2.5,
         dropout: float = 0.2,
     ):
         super().__init__(dim_text, dim_image, dim_text)
