@@ -75,10 +75,9 @@ class LossInputs(NamedTuple):
 class Penalty(nn.Module):
     """A term of the loss that `CIBRLoss` weights by beta.
 
-    A penalty that trains parts of its own, such as `Mine`, also has a method `update(inputs)`,
-    since nothing else trains them. `CIBRLoss.update` calls it on every process of a run, with the
-    same inputs, without gradients. Such a penalty returns its optimiser's state from
-    `get_extra_state` and restores it in `set_extra_state`, so that a resumed run is the same run.
+    A penalty that trains parts of its own, such as `Mine`, overrides `update`, since nothing else
+    trains them. It returns its optimiser's state from `get_extra_state` and restores it in
+    `set_extra_state`, so that a resumed run is the same run.
 
     Attributes:
         needs: the optional arguments of `CIBRLoss.forward` that it reads: `labels`, `image_pooled`,
@@ -105,6 +104,15 @@ class Penalty(nn.Module):
     def forward(self, inputs: LossInputs) -> Scalar:
         """The scalar to be minimised, with gradients to the features of the inputs."""
         raise NotImplementedError
+
+    def update(self, inputs: LossInputs) -> None:
+        """Trains the penalty's own parts, before the step of the encoders; by default it has none.
+
+        `CIBRLoss.update` calls it on every process of a run, with the same inputs.
+
+        Args:
+            inputs: the batch, without gradients.
+        """
 
     def reports(self, inputs: LossInputs) -> dict[str, Scalar]:
         """Diagnostics of a batch, by name; names of information end in `_nats`.
