@@ -1,7 +1,7 @@
 """Von Mises-Fisher distributions on the unit sphere, and bounds on information with them.
 
     density       C_d(k) exp(k <mu, z>) on the unit sphere in d dimensions
-    mean cosine   A_d(k) = E <mu, z> = I_{d/2}(k) / I_{d/2-1}(k)
+    mean cosine   A_d(k) = E <mu, z> = I_{d/2}(k) / I_{d/2-1}(k), the mean resultant length
 
 With e(z|x_v) = vMF(mu_v, k_e) and b(z|x_t) = vMF(mu_t, k_b) the bound
 E[log e(z|x_v) - log b(z|x_t)] on I(Z_v; X_v | X_t) has a closed form (`vmf_residual_nats`). Values
