@@ -122,7 +122,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from cibr.train import build_model, configure, fit
     from cibr.train.config import SETTINGS, preset_for
     from cibr.train.loop import start_accelerator
-    from cibr.train.run_folder import RunFolder
+    from cibr.train.run_folder import create_folder
 
     given = {n: value for n, value in vars(arguments).items() if n == "preset" or n in SETTINGS}
     config = configure(**given)
@@ -142,7 +142,7 @@ def _train(arguments: argparse.Namespace) -> None:
     if len(validation) < 2:
         raise ValueError(f"{train.name}: too few images to hold some out: give 30 or more")
     folder = Path(config.output_dir)
-    RunFolder(folder, is_main)  # refuses one with files of others before anything is written
+    create_folder(folder, is_main)  # refuses one with files of others before anything is written
     is_twice = is_held_out and config.model == "frozen"
     first = replace(config, output_dir=str(folder / "held_out")) if is_twice else config
     model = build_model(first, train)

@@ -207,8 +207,15 @@ class CIBRLoss(nn.Module):
                 input that the penalty needs and that is missing.
         """
         inputs = self._loss_inputs(
-            image_features, text_features, logit_scale, labels, image_pooled, text_pooled, generator
+            image=image_features,
+            text=text_features,
+            logit_scale=logit_scale,
+            labels=labels,
+            image_pooled=image_pooled,
+            text_pooled=text_pooled,
+            generator=generator,
         )
+        self._check_needs(inputs)
         detached = inputs.detached()
         with torch.autocast(image_features.device.type, enabled=False):
             clip_loss = blocked_clip_loss(
@@ -273,18 +280,26 @@ class CIBRLoss(nn.Module):
             generator: as in `forward`.
 
         Raises:
-            ValueError: features that `forward` rejects.
+            ValueError: inputs that `forward` rejects.
         """
-        if not hasattr(self.penalty, "update"):
+        if type(self.penalty).update is Penalty.update:  # the one that trains nothing
             return  # before sampling, so that `forward` gets the generator's first draws
         inputs = self._loss_inputs(
-            image_features, text_features, logit_scale, labels, image_pooled, text_pooled, generator
+            image=image_features,
+            text=text_features,
+            logit_scale=logit_scale,
+            labels=labels,
+            image_pooled=image_pooled,
+            text_pooled=text_pooled,
+            generator=generator,
         )
+        self._check_needs(inputs)
         with torch.autocast(image_features.device.type, enabled=False):
             self.penalty.update(inputs.detached())
 
     def _loss_inputs(
         self,
+        *,
         image: Features,
         text: Features,
         logit_scale: Scalar | Number,
@@ -300,7 +315,7 @@ class CIBRLoss(nn.Module):
         if self.sample:
             z_image = sample_vmf(image, self.kappa_e, generator)
             z_text = sample_vmf(text, self.kappa_e, generator)
-        inputs = LossInputs(
+        return LossInputs(
             image=image,
             text=text,
             z_image=z_image,
@@ -312,10 +327,12 @@ class CIBRLoss(nn.Module):
             text_pooled=text_pooled,
             generator=generator,
         )
+
+    def _check_needs(self, inputs: LossInputs) -> None:
+        """Raises ValueError for an input that the penalty needs and that the caller omitted."""
         missing = [name for name in self.penalty.needs if getattr(inputs, name) is None]
         if missing:
             raise ValueError(f"the loss needs {', '.join(missing)}: pass them in the call")
-        return inputs
 
 
 def check_penalty(penalty: str, options: Collection[str]) -> None:

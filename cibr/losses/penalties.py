@@ -9,11 +9,16 @@ class in `PENALTIES`, which makes it available by name.
 `vmf` and `crossfit` are von Mises-Fisher bounds. For every backward encoder b,
 E[log e(z|x_v) - log b(z|x_t)] >= I(Z_v; X_v | X_t), with equality for b = p(z|x_t). The encoder is
 e = vMF(mu_v, kappa_e), the noise with which information is measured, and b = vMF(centre, kappa_b).
-The penalty is then kappa_b A_d(kappa_e) (1 - mean cosine with the centre), without a constant that
-measures a mismatch of concentrations. The inequality needs a centre that is a function of the text
-and of samples other than the pair. It holds for the source of the pairs: in a data set where every
-text is unique, the text identifies its image, and the bound can fall to its floor by memorising the
-pairs.
+The bound is then the sum of the penalty and a constant,
+
+    penalty    kappa_b A_d(kappa_e) (1 - E <mu_v, centre>)
+    constant   log(C_d(kappa_e) / C_d(kappa_b)) + (kappa_e - kappa_b) A_d(kappa_e)
+
+with C_d the normaliser and A_d the mean resultant length of `cibr.losses.vmf`. The constant
+measures only how far the concentrations differ and has no gradient, so it is dropped. The
+inequality needs a centre that is a function of the text and of samples other than the pair. It
+holds for the source of the pairs: in a data set where every text is unique, the text identifies its
+image, and the bound can fall to its floor by memorising the pairs.
 
 `mine` estimates I(Z_v; X_v) - I(Z_v; X_t) with critics, see `cibr.losses.critics`.
 
@@ -35,7 +40,7 @@ from cibr.utils import check_number
 
 _DIM_HIDDEN = 128  # of MINE's critics
 _RIDGE = 1.0  # in units of the mean eigenvalue, 1 / d, of the unit vectors' second moment
-_cached_mean_cosine = cache(vmf_mean_cosine)  # A_d(kappa_e), the same in every step
+_mean_resultant_length = cache(vmf_mean_cosine)  # A_d(kappa_e), the same in every step
 
 
 class LossInputs(NamedTuple):
@@ -75,10 +80,9 @@ class LossInputs(NamedTuple):
 class Penalty(nn.Module):
     """A term of the loss that `CIBRLoss` weights by beta.
 
-    A penalty that trains parts of its own, such as `Mine`, also has a method `update(inputs)`,
-    since nothing else trains them. `CIBRLoss.update` calls it on every process of a run, with the
-    same inputs, without gradients. Such a penalty returns its optimiser's state from
-    `get_extra_state` and restores it in `set_extra_state`, so that a resumed run is the same run.
+    A penalty that trains parts of its own, such as `Mine`, overrides `update`, since nothing else
+    trains them. It returns its optimiser's state from `get_extra_state` and restores it in
+    `set_extra_state`, so that a resumed run is the same run.
 
     Attributes:
         needs: the optional arguments of `CIBRLoss.forward` that it reads: `labels`, `image_pooled`,
@@ -106,6 +110,15 @@ class Penalty(nn.Module):
         """The scalar to be minimised, with gradients to the features of the inputs."""
         raise NotImplementedError
 
+    def update(self, inputs: LossInputs) -> None:
+        """Trains the penalty's own parts, before the step of the encoders; by default it has none.
+
+        `CIBRLoss.update` calls it on every process of a run, with the same inputs.
+
+        Args:
+            inputs: the batch, without gradients.
+        """
+
     def reports(self, inputs: LossInputs) -> dict[str, Scalar]:
         """Diagnostics of a batch, by name; names of information end in `_nats`.
 
@@ -131,16 +144,20 @@ class VMF(Penalty):
         super().__init__()
         self.kappa_b = check_number("kappa_b", kappa_b, low=1e-3, high=1e6)
 
-    def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
-        """Mean cosine of the images, and of the texts, with the centres of their b."""
+    def cosines_with_centres(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+        """Mean cosine of the images, and of the texts, with the centres of their b.
+
+        A subclass with other centres overrides this. Here the centre of each embedding is its pair,
+        so the two means are one number.
+        """
         cosine = _mean_cosine(inputs.image, inputs.text)
         return cosine, cosine
 
     def forward(self, inputs: LossInputs) -> Scalar:
         """kappa_b A_d(kappa_e) (1 - mean cosine), the mean over both modalities."""
-        image_cosine, text_cosine = self.cosines(inputs)
-        mean_cosine_of_noise = _cached_mean_cosine(inputs.kappa_e, dim=inputs.image.shape[1])
-        weight = (self.kappa_b * mean_cosine_of_noise).to(image_cosine)
+        image_cosine, text_cosine = self.cosines_with_centres(inputs)
+        mean_resultant_length = _mean_resultant_length(inputs.kappa_e, dim=inputs.image.shape[1])
+        weight = (self.kappa_b * mean_resultant_length).to(image_cosine)
         return weight * (1 - (image_cosine + text_cosine) / 2)
 
     def reports(self, inputs: LossInputs) -> dict[str, Scalar]:
@@ -157,7 +174,7 @@ class Crossfit(VMF):
     does not depend on the row's own image. There is no gradient to the centres.
     """
 
-    def cosines(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
+    def cosines_with_centres(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         """Mean cosine of the images, and of the texts, with their predicted centres."""
         image_centre = _crossfitted_directions(inputs.text, inputs.image, inputs.labels)
         text_centre = _crossfitted_directions(inputs.image, inputs.text, inputs.labels)
@@ -170,10 +187,10 @@ class Crossfit(VMF):
         """
         kappa_e = inputs.kappa_e
         dim = inputs.image.shape[1]
-        cosines = torch.stack(self.cosines(inputs))  # [2]: image, text
+        cosines = torch.stack(self.cosines_with_centres(inputs))  # [2]: image, text
         exact_cosines = cosines.cpu().double().clamp(-1, 1)  # MPS has no float64
         # The mean cosine of a sample with the centre is A_d(kappa_e) times that of its mean.
-        sample_cosines = _cached_mean_cosine(kappa_e, dim=dim) * exact_cosines
+        sample_cosines = _mean_resultant_length(kappa_e, dim=dim) * exact_cosines
         kappa_b = vmf_fit_kappa(sample_cosines, dim)
         nats = vmf_residual_nats(exact_cosines, kappa_e, kappa_b, dim)
         image_nats, text_nats = nats.to(cosines)
@@ -199,7 +216,8 @@ class Mine(Penalty):
     """
 
     needs = ("image_pooled", "text_pooled")
-    _sides: ClassVar = {  # of z and of x, by the name of their critic
+    # The modalities of z and of x by critic: "text_image" is T(z_text, x_image).
+    _sides: ClassVar = {
         "image_image": ("image", "image"),
         "image_text": ("image", "text"),
         "text_image": ("text", "image"),
@@ -213,7 +231,7 @@ class Mine(Penalty):
         self.critic_steps = int(check_number("critic_steps", critic_steps, low=1, whole=True))
         dim, dim_image_pooled, dim_text_pooled = dims
         dims_pooled = {"image": dim_image_pooled, "text": dim_text_pooled}
-        self.critics = nn.ModuleDict()  # "image_text" is T(z_image, x_text)
+        self.critics = nn.ModuleDict()
         self.averages = nn.ModuleDict()
         for name, (_, x_name) in self._sides.items():
             self.critics[name] = SeparableCritic(dim, dims_pooled[x_name], dim_hidden=_DIM_HIDDEN)

@@ -1,7 +1,7 @@
 """Von Mises-Fisher distributions on the unit sphere, and bounds on information with them.
 
     density       C_d(k) exp(k <mu, z>) on the unit sphere in d dimensions
-    mean cosine   A_d(k) = E <mu, z> = I_{d/2}(k) / I_{d/2-1}(k)
+    mean cosine   A_d(k) = E <mu, z> = I_{d/2}(k) / I_{d/2-1}(k), the mean resultant length
 
 With e(z|x_v) = vMF(mu_v, k_e) and b(z|x_t) = vMF(mu_t, k_b) the bound
 E[log e(z|x_v) - log b(z|x_t)] on I(Z_v; X_v | X_t) has a closed form (`vmf_residual_nats`). Values
@@ -64,35 +64,54 @@ def _log_bessel_and_ratio(
     """log(I_v(x) / x^v) and I_{v+1}(x) / I_v(x), both regular at x = 0, with relative errors of
     about 1e-14.
 
-    Starts from Debye's expansion at a high order w (t = w / s, s = sqrt(w^2 + x^2)):
-        log(I_w / x^w) = s - w log(w + s) - log(2 pi s) / 2 + log sum_k U_k(t) / w^k
-        y_w = x I_{w+1} / I_w = s sum_k V_k / w^k / sum_k U_k / w^k - w
-    and steps down with
-        I_n / x^n = (2 n + 2 + y_{n+1}) I_{n+1} / x^{n+1}
-        y_n = x^2 / (2 n + 2 + y_{n+1}).
+    Debye's expansion gives log(I_n / x^n) and y_n = x I_{n+1} / I_n at a high order, from which the
+    recurrence leads down to n = v:
+
+        I_n / x^n = (2 (n + 1) + y_{n+1}) I_{n+1} / x^{n+1}
+        y_n = x^2 / (2 (n + 1) + y_{n+1})
 
     Args:
         order: v, which is d / 2 - 1 for the sphere in d dimensions.
         x: any shape.
     """
     n_steps = max(_FEWEST_STEPS, math.ceil(_LOWEST_DEBYE_ORDER - order))
-    top_order = order + n_steps  # w
-    s = torch.sqrt(top_order**2 + x**2)
-    t = top_order / s
+    log_scaled, y = _debye_expansion(order + n_steps, x)
+    for steps_left in reversed(range(1, n_steps)):
+        n = order + steps_left
+        denominator = 2 * (n + 1) + y
+        log_scaled = log_scaled + torch.log(denominator)
+        y = x**2 / denominator
+    # The last step leads to n = v. There y_v = x * ratio = x^2 / denominator, so that the ratio is
+    # x / denominator; y_v / x would be 0 / 0 at x = 0.
+    denominator = 2 * (order + 1) + y
+    log_scaled = log_scaled + torch.log(denominator)
+    ratio = x / denominator
+    return log_scaled, ratio
+
+
+def _debye_expansion(
+    order: float, x: Float64[Tensor, "..."]
+) -> tuple[Float64[Tensor, "..."], Float64[Tensor, "..."]]:
+    """log(I_w(x) / x^w) and y_w = x I_{w+1}(x) / I_w(x) at a high order w.
+
+    With s = sqrt(w^2 + x^2) and t = w / s:
+
+        log(I_w / x^w) = s - w log(w + s) - log(2 pi s) / 2 + log sum_k U_k(t) / w^k
+        y_w = s (sum_k V_k(t) / w^k) / (sum_k U_k(t) / w^k) - w
+
+    Args:
+        order: w, at least `_LOWEST_DEBYE_ORDER`.
+        x: any shape.
+    """
+    s = torch.sqrt(order**2 + x**2)
+    t = order / s
     powers_of_t = t.unsqueeze(-1) ** torch.arange(_DEBYE.shape[2], dtype=x.dtype, device=x.device)
-    powers_of_w = float(top_order) ** -torch.arange(_N_TERMS, dtype=x.dtype, device=x.device)
+    powers_of_w = float(order) ** -torch.arange(_N_TERMS, dtype=x.dtype, device=x.device)
     debye = _DEBYE.to(x.device, non_blocking=True)  # small enough not to synchronise
     polynomials = powers_of_w @ debye  # [2, powers]
     sum_u, sum_v = (powers_of_t @ polynomials.T).unbind(-1)  # the shape of x
-    log_scaled = (
-        s - top_order * torch.log(top_order + s) - torch.log(2 * math.pi * s) / 2 + torch.log(sum_u)
-    )
-    y = s * sum_v / sum_u - top_order
-    for step in reversed(range(n_steps)):
-        denominator = 2 * (order + step + 1) + y  # n = order + step
-        log_scaled = log_scaled + torch.log(denominator)
-        y = x**2 / denominator
-    return log_scaled, x / denominator
+    log_scaled = s - order * torch.log(order + s) - torch.log(2 * math.pi * s) / 2
+    return log_scaled + torch.log(sum_u), s * sum_v / sum_u - order
 
 
 def vmf_mean_cosine(kappa: _Values, dim: int) -> _Float64s:
@@ -188,15 +207,21 @@ def _sample_cosine_gaps(
 ) -> Float64[Tensor, " n"]:
     """1 - <mu, z> for z ~ vMF(mu, kappa), [n], by Wood's rejection sampling, all rows at once.
 
-    Wood proposes a cosine w = (1 - (1 + b) beta) / (1 - (1 - b) beta), where beta is (1 + c) / 2
-    with c one coordinate of a uniform unit vector, drawn from two uniform numbers (Ulrich 1984). He
-    accepts it if kappa (w - x) + (d - 1) log((1 - x w) / (1 - x^2)) is at least the log of a third
-    uniform number, with x = (1 - b) / (1 + b). Here are the gaps 1 - w and 1 - x instead of the
-    cosines, which would lose their digits at high concentrations.
+    It draws gaps, 1 minus a cosine, because the cosines themselves lose their digits at high
+    concentrations. A gap g is proposed, and accepted with a probability that has its maximum, 1, at
+    the gap h:
+
+        g = 2 b beta / (1 - beta + b beta),   h = 2 b / (1 + b)
+        log u <= kappa (h - g) + (d - 1) log((h + (1 - h) g) / (h (2 - h)))
+
+    Here b = (d - 1) / (2 kappa + sqrt(4 kappa^2 + (d - 1)^2)), u is uniform, and beta is
+    (1 + c) / 2 with c one coordinate of a uniform unit vector, drawn from two uniform numbers
+    (Ulrich 1984). Wood writes the same with the cosines w = 1 - g and x = 1 - h: the test is then
+    log u <= kappa (w - x) + (d - 1) log((1 - x w) / (1 - x^2)).
     """
     n = len(kappa)
     b = (dim - 1) / (2 * kappa + torch.sqrt(4 * kappa**2 + (dim - 1) ** 2))
-    gap_of_x = 2 * b / (1 + b)  # 1 - x
+    surest_gap = 2 * b / (1 + b)  # h = 1 - x
     gaps = torch.zeros_like(kappa)
     is_pending = torch.ones(n, dtype=torch.bool, device=kappa.device)
     while bool(is_pending.any()):
@@ -207,9 +232,10 @@ def _sample_cosine_gaps(
         # In two dimensions log(u) / 0 = -inf, and the radius is 1.
         radius = torch.sqrt(-torch.expm1(2 * torch.log(u_radius) / (dim - 2)))
         beta = (1 + radius * torch.cos(2 * math.pi * u_angle)) / 2
-        proposal = 2 * b * beta / (1 - beta + b * beta)  # 1 - w
-        ratio = (gap_of_x + (1 - gap_of_x) * proposal) / (gap_of_x * (2 - gap_of_x))
-        log_accept = kappa * (gap_of_x - proposal) + (dim - 1) * torch.log(ratio)
+        proposal = 2 * b * beta / (1 - beta + b * beta)  # g = 1 - w
+        # (1 - x w) / (1 - x^2), in gaps
+        ratio = (surest_gap + (1 - surest_gap) * proposal) / (surest_gap * (2 - surest_gap))
+        log_accept = kappa * (surest_gap - proposal) + (dim - 1) * torch.log(ratio)
         is_accepted = is_pending & (torch.log(u_accept) <= log_accept)
         gaps = torch.where(is_accepted, proposal, gaps)
         is_pending = is_pending & ~is_accepted

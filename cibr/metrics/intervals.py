@@ -50,10 +50,11 @@ def mean_interval(values: _Values, clusters: _Values | None = None) -> tuple[flo
 
 
 def proportion_interval(values: _Values) -> tuple[float, float, float]:
-    """The mean of hits with a 95 % interval within 0 and 1, which is never of width 0 there.
+    """The mean of hits with a 95 % interval within 0 and 1.
 
-    It is Student's, see `mean_interval`, and Wilson's where all items miss or all hit: 3.84 / (n +
-    3.84) wide, for n independent items.
+    The interval is Student's, see `mean_interval`, unless the mean is 0 or 1, so that all n items
+    miss or all hit. Student's would have no width there, so the interval is Wilson's, which is
+    3.84 / (n + 3.84) wide if the items are independent.
 
     Source: Wilson (1927), Probable Inference, the Law of Succession, and Statistical Inference.
 
@@ -70,7 +71,7 @@ def proportion_interval(values: _Values) -> tuple[float, float, float]:
     if 0 < mean < 1:
         return mean, max(low, 0.0), min(high, 1.0)
     wilson_width = _NORMAL_QUANTILE**2 / (len(values) + _NORMAL_QUANTILE**2)
-    if mean <= 0:
+    if mean <= 0:  # all miss; rounding may take a mean of 0 below 0, and one of 1 above 1
         return mean, 0.0, wilson_width
     return mean, 1 - wilson_width, 1.0
 
@@ -106,7 +107,12 @@ def group_balanced_values(
     """One number per item; their mean is the mean of group means.
 
     Groups, such as classes or data sets, have equal weight. The standard error is that of a mean of
-    means: only the spread within groups counts, and a group of one item adds none.
+    means: only the spread within groups counts, and a group of one item adds none. An item x of
+    group g, one of G groups, which has n_g of the n items and the mean m_g, becomes
+
+        (m_1 + ... + m_G) / G + weight_g * correction_g * (x - m_g)
+        weight_g     = n / (G n_g)
+        correction_g = sqrt((n - 1) / n * n_g / (n_g - 1))
 
     Args:
         values: one number per item [n].
@@ -121,8 +127,8 @@ def group_balanced_values(
     n = len(values)
     n_groups = len(sizes)
     # The mean of G means has the variance sum_g SS_g / (n_g (n_g - 1)) / G^2, with SS_g the squared
-    # deviations in group g. That of n numbers is their squared deviations over n (n - 1). Both are
-    # equal if deviations in g are scaled by n / (G n_g) * sqrt((n - 1) / n * n_g / (n_g - 1)):
+    # deviations in group g. That of the mean of n numbers is their squared deviations over
+    # n (n - 1). Both are equal if deviations in g are multiplied by weight_g * correction_g.
     weights = n / n_groups / sizes
     corrections = np.sqrt((n - 1) / n * sizes / np.maximum(1, sizes - 1))  # of degrees of freedom
     scales = weights * corrections
@@ -131,7 +137,7 @@ def group_balanced_values(
 
 
 def paired_difference(a: _Matrix, b: _Matrix) -> tuple[float, float, float]:
-    """Paired difference of models b and a on the same items, averaged over training seeds.
+    """The mean of b - a, of two models on the same items, with its interval over seeds and items.
 
     The variances of the means over seeds and over items add up, with Satterthwaite's degrees of
     freedom. Noise of a single seed and item counts in both, so the interval is on the wide side. A

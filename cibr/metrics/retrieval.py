@@ -212,7 +212,7 @@ def label_ranks(
         best_correct = similarities.masked_fill(~is_correct, -torch.inf).amax(1)
         threshold = best_correct - _margin(gallery)
         incorrect = similarities.masked_fill_(is_correct, -torch.inf)
-        ranks[rows] = _n_reaching(incorrect, threshold).long()
+        ranks[rows] = _n_reaching(incorrect, threshold)
     return ranks
 
 
@@ -226,24 +226,24 @@ def _paired_ranks(
     n = len(images)
     if not torch.equal(image_of_text.unique(), torch.arange(n, device=image_of_text.device)):
         raise ValueError("text_to_image must count images from 0, each with at least one text")
-    # Captions of an image are spread over the blocks, so its best one is found first.
-    text_thresholds = torch.cat(
+    own_similarities = torch.cat(  # of each text with its own image, [m]
         [
             (texts[rows] * images[image_of_text[rows]]).sum(1)
             for rows in _blocks(len(texts), row_size=images.shape[1])
         ]
     )
-    text_thresholds -= _margin(images)
+    text_thresholds = own_similarities - _margin(images)
+    # An image's threshold is the largest of its texts', which may lie in several of the blocks.
     image_thresholds = text_thresholds.new_full((n,), -torch.inf)
     image_thresholds.scatter_reduce_(0, image_of_text, text_thresholds, "amax")
-    image_ranks = torch.zeros_like(image_thresholds)
-    text_ranks = torch.empty_like(text_thresholds)
+    image_ranks = torch.zeros_like(image_thresholds, dtype=torch.long)
+    text_ranks = torch.empty_like(text_thresholds, dtype=torch.long)
     for rows in _blocks(len(texts), row_size=n):
-        incorrect = texts[rows] @ images.T  # [rows, n]
-        incorrect.scatter_(1, image_of_text[rows, None], -torch.inf)
+        similarities = texts[rows] @ images.T  # [rows, n]
+        incorrect = similarities.scatter_(1, image_of_text[rows, None], -torch.inf)
         image_ranks += _n_reaching(incorrect.T, image_thresholds)
         text_ranks[rows] = _n_reaching(incorrect, text_thresholds[rows])
-    return image_ranks.long(), text_ranks.long()
+    return image_ranks, text_ranks
 
 
 def _first_of_each_text(texts: Sequence[str], text_labels: _PerText) -> list[int]:
@@ -270,10 +270,9 @@ def _margin(embeddings: Float[Tensor, "n d"]) -> float:
     return torch.finfo(torch.float32).eps * (4 + dim**0.5)
 
 
-def _n_reaching(
-    values: Float[Tensor, "t m"], thresholds: Float[Tensor, " t"]
-) -> Float[Tensor, " t"]:
-    """How many values in each row reach its threshold, as floats, exact to 2^24."""
-    # Floats summed by a product with ones: several times faster than counting Booleans.
+def _n_reaching(values: Float[Tensor, "t m"], thresholds: Float[Tensor, " t"]) -> Int[Tensor, " t"]:
+    """How many values in each row reach its threshold."""
+    # Floats summed by a product with ones, exact to 2^24: several times faster than counting
+    # Booleans.
     is_reached = torch.ge(values, thresholds[:, None], out=torch.empty_like(values))
-    return is_reached.mv(is_reached.new_ones(is_reached.shape[1]))
+    return is_reached.mv(is_reached.new_ones(is_reached.shape[1])).long()

@@ -10,7 +10,7 @@ written to further ones.
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,52 +42,56 @@ def frozen_features(
         texts: captions or prompts.
     """
     features = pairs.features
-    if features is None or tuple(features.towers) != model.towers.names:
-        images = _image_features(model, pairs)
-        row_of_text = {}
-    else:
-        images = features.images.float()
-        row_of_text = {text: row for row, text in enumerate(features.strings)}
-    if row_of_text and set(texts) <= row_of_text.keys():
-        return images, features.texts[[row_of_text[text] for text in texts]].float()
-    warn_of_cut_texts(model.tokenizer, model.context, pairs, texts)
-    return images, _text_features(model, texts)
+    are_of_these_towers = features is not None and tuple(features.towers) == model.towers.names
+    if not are_of_these_towers:
+        return _image_features(model, pairs), _text_features(model, pairs, texts)
+    images = features.images.float()
+    row_of_text = {text: row for row, text in enumerate(features.strings)}
+    if not set(texts) <= row_of_text.keys():
+        return images, _text_features(model, pairs, texts)
+    rows = [row_of_text[text] for text in texts]
+    return images, features.texts[rows].float()
 
 
 def _image_features(model: DualEncoder, pairs: Pairs) -> Float[Tensor, "n p"]:
+    """Features of the images of pairs, of the cache or of the tower."""
     towers = model.towers.loaded
+    keys = pairs.image_digests()
+    row_of_key = {key: row for row, key in enumerate(keys)}  # of equal images the last
 
     def pool(rows: list[int]) -> Tensor:
         pixels = decode_images(towers.processor, pairs, rows)
         return model.towers.image_pooled(pixels.to(model.device, model.dtype))
 
-    return _cached(
+    features = _cached(
         _folder_of_tower("images", towers.image_tower, prepared_by=towers.processor),
-        keys=pairs.image_digests(),
-        items=range(len(pairs)),
-        order=lambda row: row,
-        pool=pool,
+        {keys[row]: row for row in sorted(row_of_key.values())},
+        pool,
         # Small batches stay in a CPU's cache: 16 photos at once are twice as fast as 64.
         batch_size=16 if model.device.type == "cpu" else 256,
     )
+    return torch.stack([features[key] for key in keys])
 
 
-def _text_features(model: DualEncoder, texts: list[str]) -> Float[Tensor, "m q"]:
+def _text_features(model: DualEncoder, pairs: Pairs, texts: list[str]) -> Float[Tensor, "m q"]:
+    """Features of texts, of the cache or of the tower; a warning counts those that are cut."""
+    warn_of_cut_texts(model.tokenizer, model.context, pairs, texts)
     towers = model.towers.loaded
+    keys = [digest(text) for text in texts]
     vocabulary = sorted(towers.tokenizer.get_vocab().items())
 
     def pool(batch: list[str]) -> Tensor:
         ids, mask = model.tokenize(batch)
         return model.towers.text_pooled(ids.to(model.device), mask.to(model.device))
 
-    return _cached(
+    by_length = sorted(set(texts), key=lambda text: (len(text), text))  # little is padding
+    features = _cached(
         _folder_of_tower("texts", towers.text_tower, prepared_by=(model.context, vocabulary)),
-        keys=[digest(text) for text in texts],
-        items=texts,
-        order=lambda text: (len(text), text),  # little is padding if lengths are alike
-        pool=pool,
+        {digest(text): text for text in by_length},
+        pool,
         batch_size=64 if model.device.type == "cpu" else 1024,
     )
+    return torch.stack([features[key] for key in keys])
 
 
 # The cache
@@ -125,34 +129,26 @@ def _weights_digest(tower: nn.Module) -> str:
 
 
 def _cached(
-    folder: Path,
-    *,
-    keys: Sequence[str],
-    items: Sequence,
-    order: Callable[[Any], Any],
-    pool: Callable[[list], Tensor],
-    batch_size: int,
-) -> Float[Tensor, "n p"]:
-    """Features of items: those in a folder's files, and those that `pool` makes of the others,
-    which are added to the folder.
+    folder: Path, items: dict[str, Any], pool: Callable[[list], Tensor], batch_size: int
+) -> dict[str, Float[Tensor, " p"]]:
+    """Features of items by key: those in a folder's files, and those that `pool` makes of the
+    others, which are added to the folder.
 
     Args:
         folder: from `_folder_of_tower`.
-        keys: SHA-256 digests of the items, in hexadecimal digits.
-        items: rows of images, or texts.
-        order: the sort key by which missing items are computed.
+        items: rows of images, or texts, by their SHA-256 digests in hexadecimal digits, in the
+            order in which those that no file has are computed.
         pool: takes a list of items and returns their features.
         batch_size: items that `pool` takes at once.
     """
-    item_of = dict(zip(keys, items, strict=True))
-    features = _read(folder, item_of)
-    missing = sorted(item_of.keys() - features, key=lambda key: order(item_of[key]))
+    features = _read(folder, items)
+    missing = [key for key in items if key not in features]
     for new_keys in tqdm([*batched(missing, _ITEMS_PER_FILE)], folder.name, delay=1):
-        batches = batched([item_of[key] for key in new_keys], batch_size)
+        batches = batched([items[key] for key in new_keys], batch_size)
         new_features = torch.cat([pool(batch).float().cpu() for batch in batches])
         features.update(zip(new_keys, new_features, strict=True))
         _write(folder, new_keys, new_features)
-    return torch.stack([features[key] for key in keys])
+    return features
 
 
 def _read(folder: Path, wanted: Collection[str]) -> dict[str, Float[Tensor, " p"]]:

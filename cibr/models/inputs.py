@@ -56,6 +56,11 @@ class Inputs(Dataset):
     labels: Int[Tensor, " m"]
     processor: Callable | None = None
 
+    @property
+    def texts_are_pooled(self) -> bool:
+        """Whether `texts` are pooled features, a single tensor, and not token ids with a mask."""
+        return len(self.texts) == 1
+
     def __getitem__(self, rows: _Rows) -> Batch:
         image_rows, text_rows = rows
         if self.images is None:
@@ -64,13 +69,12 @@ class Inputs(Dataset):
             images = self.images[image_rows]
         return Batch(images, self.texts_at(text_rows), self.labels[text_rows])
 
-    __getitems__ = __getitem__  # which loaders call with the rows of a batch
+    __getitems__ = __getitem__  # what a loader calls, with the rows of a whole batch
 
     def texts_at(self, rows: Int[Tensor, " k"]) -> tuple[Tensor, ...]:
         """Token ids and mask of these texts, cut to the longest one, or their pooled features."""
-        are_pooled = len(self.texts) == 1
         texts = tuple(tensor[rows] for tensor in self.texts)
-        if are_pooled or len(rows) == 0:
+        if self.texts_are_pooled or len(rows) == 0:
             return texts
         ids, mask = texts
         is_used = mask.any(0)
@@ -84,10 +88,11 @@ class Inputs(Dataset):
         Args:
             rows: indices of images and of texts; consumed lazily.
         """
+        # Each element of `rows` goes to `__getitems__`, whose `Batch` is passed on as it is.
         return DataLoader(
             self,
             batch_sampler=rows,
-            collate_fn=_as_it_is,  # `__getitems__` returns whole batches
+            collate_fn=_as_it_is,
             num_workers=0 if self.images is not None else min(_MOST_WORKERS, os.cpu_count() or 1),
             worker_init_fn=_ignore_sigterm,
             pin_memory=torch.cuda.is_available(),
@@ -156,6 +161,7 @@ def embed_pairs(
     Returns:
         Unit vectors of the images [n, d] and of the texts [m, d], float32, on the CPU.
     """
+    # The loader is for images alone, which may have to be decoded; all texts are in memory.
     no_texts = torch.arange(0)
     image_rows = torch.arange(len(inputs.pairs)).split(batch_size)
     loader = inputs.loader([(rows, no_texts) for rows in image_rows])

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +92,11 @@ def fit(
     is_main = accelerator.is_main_process
     model.to(accelerator.device)
     identity = identity_of(config, train, validation)
-    folder = RunFolder(Path(config.output_dir), is_main)
+    folder = RunFolder(Path(config.output_dir), identity, is_main)
     with folder.locked():
-        folder.check_owner(identity)
+        folder.check_owner()
         if folder.is_finished():
-            folder.remove_leftover(identity)
+            folder.remove_leftover()
             _load_finished(model, folder.path)
             return folder.history()
 
@@ -108,15 +107,14 @@ def fit(
             inputs = prepare(model, train)
             held_out = None if validation is None else prepare(model, validation)
         training = Training(model, config, inputs, held_out, accelerator)
-        state = folder.load_checkpoint(identity)
+        state = folder.load_checkpoint()
         if state is not None:
             training.load_state_dict(state)
         accelerator.wait_for_everyone()  # before the main process writes over what others read
-        record = {"configuration": asdict(config), "run": identity}
-        folder.write_record(record | {"finished": False})
+        folder.write_record(asdict(config), is_finished=False)
 
         accelerator.init_trackers("cibr")
-        history = training.run(save=partial(folder.save_checkpoint, identity=identity))
+        history = training.run(save=folder.save_checkpoint)
         # Not `end_training`: it ends the process group, and a script may call `fit` again.
         for tracker in accelerator.trackers:
             tracker.finish()
@@ -130,7 +128,7 @@ def fit(
         if is_main:
             model.save_pretrained(folder.path)
         folder.write_history(history)
-        folder.write_record(record | {"finished": True})
+        folder.write_record(asdict(config), is_finished=True)
         folder.remove_checkpoint()
         accelerator.wait_for_everyone()
     return history

@@ -14,7 +14,7 @@ from cibr.losses.vmf import vmf_fit_kappa, vmf_mean_cosine, vmf_residual_nats
 
 KAPPA_E = 60.0
 # A_d(60): on the ordinary sphere, d = 3, it is coth(kappa) - 1 / kappa.
-MEAN_COSINE_OF_NOISE = {
+MEAN_RESULTANT_LENGTH = {
     3: 1 / math.tanh(KAPPA_E) - 1 / KAPPA_E,
     16: vmf_mean_cosine(KAPPA_E, 16).item(),  # against mpmath in test_losses_vmf.py
 }
@@ -58,7 +58,7 @@ def test_value_and_gradient_are_those_of_the_distance_from_the_centres(penalty, 
     value = loss_fn(image, text, scale, labels)["penalty_loss"]
     image_cosine, text_cosine = mean_cosines(penalty, image, text, labels)
     distance = 1 - (image_cosine + text_cosine) / 2
-    expected = 0.5 * 9 * MEAN_COSINE_OF_NOISE[d] * distance
+    expected = 0.5 * 9 * MEAN_RESULTANT_LENGTH[d] * distance
     assert_close(value, expected)
     gradients = torch.autograd.grad(value, (image, text))
     assert_close(gradients, torch.autograd.grad(expected, (image, text)))
@@ -73,7 +73,7 @@ def test_crossfit_reports_bounds_at_the_concentration_that_fits(d, labels):
     reports = loss_fn.reports()
     cosines = [cosine.item() for cosine in mean_cosines("crossfit", image, text, labels)]
     for name, cosine in zip(("image", "text"), cosines, strict=True):
-        kappa_b = vmf_fit_kappa(MEAN_COSINE_OF_NOISE[d] * cosine, d)
+        kappa_b = vmf_fit_kappa(MEAN_RESULTANT_LENGTH[d] * cosine, d)
         expected = vmf_residual_nats(cosine, KAPPA_E, kappa_b, d)
         assert_close(reports[f"residual_{name}_nats"], expected)
 

@@ -20,7 +20,8 @@ def contents(folder):
 
 def test_a_second_run_on_a_folder_is_refused_until_the_first_one_has_ended(tmp_path):
     refused = pytest.raises(ValueError, match="another run is writing to output_dir .*: wait for")
-    with RunFolder(tmp_path).locked(), RunFolder(tmp_path, is_main=False).locked(), refused:
+    main, other = RunFolder(tmp_path, {}), RunFolder(tmp_path, {}, is_main=False)
+    with main.locked(), other.locked(), refused:
         train(tmp_path, epochs=1)
     train(tmp_path, epochs=1)
 
@@ -159,10 +160,10 @@ def test_a_link_that_someone_puts_into_a_run_s_folder_is_refused(tmp_path):
 def test_a_process_that_is_not_the_main_one_writes_and_removes_nothing(tmp_path):
     (tmp_path / "checkpoint.pt").write_text("of the main one")
     before = contents(tmp_path)
-    folder = RunFolder(tmp_path, is_main=False)
+    folder = RunFolder(tmp_path, {}, is_main=False)
     folder.write_history(pd.DataFrame({"epoch": [1]}))
-    folder.write_record({"finished": True})
-    folder.save_checkpoint({"step": 1}, {})
+    folder.write_record({}, is_finished=True)
+    folder.save_checkpoint({"step": 1})
     folder.remove_checkpoint()
     assert contents(tmp_path) == before
 
