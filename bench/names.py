@@ -66,6 +66,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
+from timm.data import ImageNetInfo
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,10 +79,14 @@ from cibr import DualEncoder, build_model, configure, load_pairs
 from cibr.data import Pairs
 from cibr.data.photos import CLASSES
 from cibr.evaluate import evaluate_pairs
+from cibr.metrics import paired_difference
 from cibr.models import SummedHead
 from cibr.models.cca import RegularisedCCA, choose_ridges
+from cibr.models.dual_encoder import IMAGE_TOWER
 from cibr.models.inputs import Inputs, prepare
+from cibr.models.names import Classifier, load_classifier
 from cibr.train import Training
+from cibr.train.config import PRESETS, preset_for
 from cibr.utils import write_atomically
 from cibr_book.provenance import provenance
 
@@ -104,6 +110,25 @@ FURTHER_TEMPERATURES = {0.02: 0.014, 0.1: 0.14}
 CCA_WEIGHTS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
 HEADS_WEIGHTS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
 KEY = ["step", "condition", "seed", "settings"]
+DRAWS = {
+    "150": (*range(710, 716), *range(900, 906)),
+    "600": (*range(700, 708), *range(900, 906)),
+    "3000": (*range(700, 708), *range(900, 906)),
+}
+COMMITTED_RIDGES = {
+    "few-photos": (10.0, 0.3),
+    "some-photos": (10.0, 0.3),
+    "many-photos": (10.0, 1.0),
+}
+WITH_HEADS = (0.0, 0.0)  # weights of CCA and of heads in a sum of three, from the trials
+FLICKR8K = ("flickr8k search", "flickr8k text retrieval")
+RETRIEVAL = (*FLICKR8K, "coco search", "coco text retrieval")
+COMPARED = (
+    "fine-tuned + CCA",
+    "fine-tuned + CCA + heads",
+    "heads + CCA",
+    "heads + CCA, ridges as committed",
+)
 
 Scores = dict[str, np.ndarray]  # a number for each photo
 
@@ -400,8 +425,216 @@ def _simplest(table: Table, conditions: list[str], keys: list[str]) -> dict[str,
     return min(near, key=lambda point: (point["learning_rate"], point["epochs"]))
 
 
+# Gate
+
+
+def gate(step: str, condition: str, seed: int, given: str) -> tuple[list[dict], Scores]:
+    """A draw: a row for each method with all of its scores, and the numbers of Flickr8k's photos
+    for the methods that the gate compares.
+    """
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    pairs = drawn("tests", condition, seed)
+    preset = preset_for(int(condition))
+    methods = _parts(pairs, preset, seed) | _variants(pairs, preset, seed)
+    rows = []
+    photos = {}
+    for method, model in methods.items():
+        scores = test_scores(model)
+        row = dict(zip(KEY, (step, condition, seed, given), strict=True))
+        row |= {"method": method, "commit": provenance()["commit"]}
+        rows.append(row | {name: values.mean() for name, values in scores.items()})
+        if method in COMPARED:
+            photos |= {
+                f"{condition}|{seed}|{method}|{name}": scores[name].astype(np.float16)
+                for name in FLICKR8K
+            }
+    return rows, photos
+
+
+def _parts(pairs: Pairs, preset: str, seed: int) -> dict[str, DualEncoder]:
+    """The fine-tuned start, heads and CCA, and their sums."""
+    own = trained(pairs, {"preset": preset}, seed)
+    second = trained(pairs, {"preset": preset}, seed + 1000)
+    heads = trained(pairs, {"preset": preset}, seed, model="frozen")
+    inputs = prepare(own, pairs)
+    cca = fitted_cca(inputs)
+    committed_cca = fitted_cca(inputs, COMMITTED_RIDGES[preset])
+    weight = PRESETS["names"][preset]["cca_weight"]
+    methods = {
+        "fine-tuned": own,
+        "fine-tuned + CCA": summed(own, cca, weights=(1.0, weight)),
+        "heads": heads,
+        "CCA": summed(cca, weights=(1.0,)),
+        "heads + CCA": summed(heads, cca, weights=(1.0, 1.0)),
+        "heads + CCA, ridges as committed": summed(heads, committed_cca, weights=(1.0, 1.0)),
+        "two fine-tuned": summed(own, second, weights=(1.0, 1.0)),
+        "fine-tuned + heads": summed(own, heads, weights=(1.0, 1.0)),
+    }
+    if preset == "many-photos":
+        methods["fine-tuned + CCA + heads"] = summed(own, cca, heads, weights=(1.0, *WITH_HEADS))
+    return methods
+
+
+def _variants(pairs: Pairs, preset: str, seed: int) -> dict[str, DualEncoder]:
+    """The start, what it is without a part of it, and controls; each untrained and fine-tuned."""
+    methods = {"start": start()}
+    changes = {
+        "two maps trained": _train_maps_alone,
+        "names without definitions": _use_names_alone,
+        "not centred": _do_not_centre,
+        "shuffled texts": partial(_shuffle_texts, seed=seed),
+        "random texts": partial(_use_random_texts, seed=seed),
+        "random classifier": partial(_use_random_classifier, seed=seed),
+    }
+    for name, change in changes.items():
+        if change is not _train_maps_alone:
+            untrained = DualEncoder.names()
+            change(untrained)
+            methods[f"{name}, untrained"] = untrained
+        methods[name] = trained(pairs, {"preset": preset}, seed, change)
+    return methods
+
+
+def _train_maps_alone(model: DualEncoder) -> None:
+    model.head.requires_grad_(False)
+    model.head.image_map.requires_grad_()
+    model.head.text_map.requires_grad_()
+
+
+def _use_names_alone(model: DualEncoder) -> None:
+    model.head.start_at(*_names_alone())
+
+
+@cache
+def _names_alone() -> tuple[Classifier, torch.Tensor]:
+    """The classifier with the names of its classes, and their text features."""
+    names = ImageNetInfo().label_descriptions()
+    classifier = load_classifier(IMAGE_TOWER, names)
+    return classifier, start().pool_texts(names)
+
+
+def _do_not_centre(model: DualEncoder) -> None:
+    nn.init.zeros_(model.head.centre)
+    model.head.centre.requires_grad_(False)
+
+
+@torch.no_grad()
+def _shuffle_texts(model: DualEncoder, seed: int) -> None:
+    vectors = model.head.class_vectors
+    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))
+    vectors.copy_(vectors[order])
+
+
+@torch.no_grad()
+def _use_random_texts(model: DualEncoder, seed: int) -> None:
+    head = model.head
+    generator = torch.Generator().manual_seed(seed)
+    head.class_vectors.normal_(generator=generator)
+    head.class_vectors.copy_(F.normalize(head.class_vectors, dim=1))
+    head.centre.copy_(head.class_vectors.mean(0))
+
+
+@torch.no_grad()
+def _use_random_classifier(model: DualEncoder, seed: int) -> None:
+    weight = model.head.classifier.weight
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(weight.shape, generator=generator)
+    weight.copy_(weight.mean(1, keepdim=True) + weight.std(1, keepdim=True) * noise)
+
+
+# Report
+
+
+def means_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over draws in per cent, by condition and method.
+
+    Returns:
+        Search and text retrieval on both sets, zero-shot (the mean of the seven sets) and zero-shot
+        without the sets most of whose class names are among ImageNet's.
+    """
+    points = 100 * rows.set_index(["condition", "method"])[[*RETRIEVAL, *class_sets()]]
+    points["zero-shot"] = points[[*class_sets()]].mean(axis=1)
+    unknown = [name for name, share in known_names().items() if share < 0.5]
+    points["zero-shot, other names"] = points[unknown].mean(axis=1)
+    columns = [*RETRIEVAL, "zero-shot", "zero-shot, other names", *class_sets()]
+    return points.groupby(["condition", "method"], sort=False)[columns].mean()
+
+
+def known_names() -> dict[str, float]:
+    """The share of each set's class names that are names of ImageNet's classes."""
+    names = {
+        name.strip().lower()
+        for description in ImageNetInfo().label_descriptions()
+        for name in description.split(",")
+    }
+    return {
+        title: float(np.mean([name.lower() in names for name in pairs.classnames]))
+        for title, pairs in class_sets().items()
+    }
+
+
+def chance() -> float:
+    """The zero-shot mean of guessing a class, in per cent."""
+    return 100 * float(np.mean([1 / len(pairs.classnames) for pairs in class_sets().values()]))
+
+
+def report(table: Table) -> None:
+    """Prints the table, and which parts of the gate pass."""
+    means = means_of(table.rows)
+    print(means.round(1).to_string())
+    print(f"chance of zero-shot: {chance():.1f}; names known: {known_names()}")
+    for condition, coco_margin in (("150", 10), ("600", 10), ("3000", 5)):
+        for other in ("heads + CCA", "heads + CCA, ridges as committed"):
+            print(f"{condition} photos, beside {other}:")
+            gain = means.loc[condition, "fine-tuned + CCA"] - means.loc[condition, other]
+            for way in ("coco search", "coco text retrieval"):
+                _say(f"{way} {gain[way]:+.1f}, asked {coco_margin:+}", gain[way] >= coco_margin)
+            _say(f"zero-shot {gain['zero-shot']:+.1f}, asked +10", gain["zero-shot"] >= 10)
+            own = "fine-tuned + CCA"
+            if condition == "3000" and WITH_HEADS[1] > 0:
+                own = "fine-tuned + CCA + heads"
+            for name in FLICKR8K:
+                mean, low, high = _difference(table, condition, own, other, name)
+                described = f"{own}, {name} {mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+                _say(f"{described}, asked not below 0", high >= 0)
+        _report_controls(table.rows, means, condition)
+
+
+def _report_controls(rows: pd.DataFrame, means: pd.DataFrame, condition: str) -> None:
+    for control in ("shuffled texts", "random texts", "random classifier"):
+        is_one = (rows["method"] == f"{control}, untrained") & (rows["condition"] == condition)
+        of_draws = 100 * rows.loc[is_one, [*class_sets()]].mean(axis=1)
+        errors = abs(of_draws.mean() - chance()) / of_draws.sem()
+        described = f"{control}, untrained: zero-shot {of_draws.mean():.1f}"
+        _say(f"{described}, {errors:.1f} standard errors from chance", errors <= 3)
+        below = (means.loc[condition, "fine-tuned"] - means.loc[condition, control])["zero-shot"]
+        _say(f"{control}, fine-tuned: zero-shot {-below:+.1f}, asked -8", below >= 8)
+
+
+def _say(text: str, passes: bool) -> None:
+    print(f"  {'passes' if passes else 'MISSED'}: {text}")
+
+
+def _difference(
+    table: Table, condition: str, own: str, other: str, name: str
+) -> tuple[float, float, float]:
+    """The difference of two methods in points, with its interval over draws and photos."""
+    draws = table.rows.loc[table.rows["condition"] == condition, "seed"].unique()
+    sides = [
+        np.stack([table.photos[f"{condition}|{seed}|{method}|{name}"] for seed in draws])
+        for method in (other, own)
+    ]
+    return paired_difference(*(100 * side.astype(float) for side in sides))
+
+
 if __name__ == "__main__":
     if sys.argv[1:] == ["trials"]:
         print(json.dumps(choose(Table("names_trials")), indent=2))
+    elif sys.argv[1:] == ["gate"]:
+        gate_table = Table("names")
+        runs = [("gate", n, seed, "{}") for n, seeds in DRAWS.items() for seed in seeds]
+        gate_table.run(gate, runs)
+        report(gate_table)
     else:
         sys.exit(__doc__)
