@@ -98,6 +98,8 @@ class Evaluation:
         scores: one number an item, whose mean is the score, by data set, kind and metric: of sets
             first, then of groups, such as the four styles of PACS, and of all zero-shot sets, where
             a group counts as one set.
+        chance: what guessing has on average, by the keys of `scores`: the recalls of a random
+            order, and the accuracy of always naming the most frequent class.
         digests: of each data set's images and texts; scores are comparable item by item where they
             are equal.
     """
@@ -105,18 +107,20 @@ class Evaluation:
     model: str
     suite: str
     scores: dict[tuple[str, str, str], np.ndarray]
+    chance: dict[tuple[str, str, str], float]
     digests: dict[tuple[str, str], str]
 
     @property
     def rows(self) -> pd.DataFrame:
-        """Tidy scores with the columns `model, suite, dataset, kind, metric, value, low, high` and
-        `n`, the number of items.
+        """Tidy scores with the columns `model, suite, dataset, kind, metric, value, low, high, n`,
+        the number of items, and `chance`.
         """
         rows = []
         for key, values in self.scores.items():
             interval = metrics.proportion_interval(values)
-            rows.append((self.model, self.suite, *key, *interval, len(values)))
-        return pd.DataFrame(rows, columns=["model", *_KEY, "value", "low", "high", "n"])
+            rows.append((self.model, self.suite, *key, *interval, len(values), self.chance[key]))
+        columns = ["model", *_KEY, "value", "low", "high", "n", "chance"]
+        return pd.DataFrame(rows, columns=columns)
 
 
 def evaluate(
@@ -147,21 +151,25 @@ def evaluate(
     """
     tasks = suite_tasks(suite)
     of_tasks = tasks[0].title if len(tasks) == 1 else "tasks"
-    evaluation = Evaluation(name, suite if isinstance(suite, str) else of_tasks, {}, {})
+    evaluation = Evaluation(name, suite if isinstance(suite, str) else of_tasks, {}, {}, {})
     for task in tqdm(tasks, desc=name, unit="set", delay=1):
         _add(evaluation, model, load_pairs(task.dataset, task.split), task.title)
         if output_dir is not None:  # now: a later set may fail
             _write(evaluation, output_dir)
     group_of = {task.title: task.group or task.title for task in tasks}
     for metric in ("accuracy@1", "mean_per_class_accuracy"):
-        groups: dict[str, list[np.ndarray]] = {}
-        for (title, _, of), values in evaluation.scores.items():
-            if of == metric:
-                groups.setdefault(group_of[title], []).append(values)
-        means = {group: _mean(sets) for group, sets in groups.items()}
+        sets_of_group: dict[str, list[tuple[np.ndarray, float]]] = {}
+        for key, values in evaluation.scores.items():
+            title, _, of_key = key
+            if of_key == metric:
+                scored = (values, evaluation.chance[key])
+                sets_of_group.setdefault(group_of[title], []).append(scored)
+        means = {group: _mean(sets) for group, sets in sets_of_group.items()}
         if len(means) > 1:
             means[f"mean of {len(means)}"] = _mean([*means.values()])
-        evaluation.scores |= {(group, "zero-shot", metric): mean for group, mean in means.items()}
+        for group, (values, chance) in means.items():
+            evaluation.scores[group, "zero-shot", metric] = values
+            evaluation.chance[group, "zero-shot", metric] = chance
     if output_dir is not None:
         _write(evaluation, output_dir)
     return evaluation
@@ -173,10 +181,11 @@ def _write(evaluation: Evaluation, output_dir: str | Path) -> None:
     write_atomically(folder / "rows.csv", partial(evaluation.rows.to_csv, index=False))
 
 
-def _mean(sets: list[np.ndarray]) -> np.ndarray:
-    """The mean of several zero-shot sets' scores, in which a set counts as one."""
-    of_set = np.repeat(np.arange(len(sets)), [len(values) for values in sets])
-    return group_balanced_values(np.concatenate(sets), of_set)
+def _mean(sets: list[tuple[np.ndarray, float]]) -> tuple[np.ndarray, float]:
+    """The mean of several zero-shot sets' scores and of their chances; a set counts as one."""
+    scores, chances = zip(*sets, strict=True)
+    of_set = np.repeat(np.arange(len(scores)), [len(values) for values in scores])
+    return group_balanced_values(np.concatenate(scores), of_set), float(np.mean(chances))
 
 
 def evaluate_pairs(model: DualEncoder, pairs: Pairs, name: str) -> Evaluation:
@@ -191,7 +200,7 @@ def evaluate_pairs(model: DualEncoder, pairs: Pairs, name: str) -> Evaluation:
     Raises:
         ValueError: images that all match one another.
     """
-    evaluation = Evaluation(name, pairs.name, {}, {})
+    evaluation = Evaluation(name, pairs.name, {}, {}, {})
     _add(evaluation, model, pairs, pairs.name)
     return evaluation
 
@@ -203,24 +212,32 @@ def _add(evaluation: Evaluation, model: DualEncoder, pairs: Pairs, title: str) -
         what = f"the model was trained on {n_seen:,} of the {len(pairs):,} images of {pairs.name}"
         warnings.warn(f"{what}: recall on others is in held_out/recall.csv", stacklevel=3)
     kind, measure = ("zero-shot", _zero_shot) if pairs.classnames else ("retrieval", _retrieval)
-    for metric, values in measure(model, pairs).items():
+    scores, chance = measure(model, pairs)
+    for metric, values in scores.items():
         evaluation.scores[title, kind, metric] = values
+        evaluation.chance[title, kind, metric] = chance[metric]
     seen = pairs.captions, pairs.classnames, pairs.templates, pairs.image_digests()
     evaluation.digests[title, kind] = digest(repr(seen))
 
 
-def _zero_shot(model: DualEncoder, pairs: Pairs) -> dict[str, np.ndarray]:
-    """Accuracies, with one number an image."""
+_Scores = tuple[dict[str, np.ndarray], dict[str, float]]  # one number an item, and chance
+
+
+def _zero_shot(model: DualEncoder, pairs: Pairs) -> _Scores:
+    """Accuracies, with one number an image, and those of the most frequent class."""
     prompts = pairs.prompts()
     texts = [prompt for of_class in prompts for prompt in of_class]
     images, texts = embed_pairs(model, prepare(model, pairs, texts=texts), 256)
     classes = metrics.class_embeddings(texts.unflatten(0, (len(prompts), -1)))
     ranks = metrics.class_ranks(images, classes, pairs.labels)
-    return accuracy_items(ranks, pairs.labels)
+    scores = accuracy_items(ranks, pairs.labels)
+    most_frequent = (pairs.labels != pairs.labels.mode().values).long()  # its rank is 0 for them
+    guesses = accuracy_items(most_frequent, pairs.labels)
+    return scores, {metric: float(values.mean()) for metric, values in guesses.items()}
 
 
-def _retrieval(model: DualEncoder, pairs: Pairs) -> dict[str, np.ndarray]:
-    """Recalls, with one number an image with its texts, or a label."""
+def _retrieval(model: DualEncoder, pairs: Pairs) -> _Scores:
+    """Recalls, with one number an image with its texts, or a label, and those of a random order."""
     image_embeddings, text_embeddings = embed_pairs(model, prepare(model, pairs), 256)
     texts, text_to_image, labels = pairs.retrieval_targets()
     ranks = metrics.retrieval_ranks(image_embeddings, text_embeddings, text_to_image, labels, texts)
@@ -230,7 +247,7 @@ def _retrieval(model: DualEncoder, pairs: Pairs) -> dict[str, np.ndarray]:
     for metric, hits in metrics.recall_hits(ranks).items():
         clusters = ranks.image_clusters if metric.startswith("image") else ranks.text_clusters
         scores[metric] = cluster_values(hits.numpy(), clusters.numpy())
-    return scores
+    return scores, metrics.chance_recalls(ranks)
 
 
 def difference(

@@ -3,7 +3,7 @@
 import hypothesis
 import pytest
 import torch
-from helpers import TEXTS
+from helpers import TEXTS, THINGS
 from small_models import CROP, SIZES, VISION, save_model
 from small_suite import make_small_suite
 
@@ -37,6 +37,19 @@ def tower_folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def classifier_folder(tmp_path_factory):
+    """A folder of a small image classification model of transformers with seven classes."""
+    from transformers import CLIPImageProcessor, ViTConfig, ViTForImageClassification
+
+    folder = str(tmp_path_factory.mktemp("classifier") / "vit")
+    torch.manual_seed(1)
+    config = ViTConfig(**VISION, id2label=dict(enumerate(THINGS)))
+    ViTForImageClassification(config).save_pretrained(folder)
+    CLIPImageProcessor(**CROP).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory):
     """A folder with a small CLIPModel, its tokenizer and its image processor."""
     folder = str(tmp_path_factory.mktemp("clip") / "small-clip")
@@ -55,6 +68,11 @@ def build(request):
         if kind == "frozen":
             towers = request.getfixturevalue("tower_folders")
             return DualEncoder.frozen(*towers, dim=16, **options)
+        if kind in ("names", "staged"):
+            image = request.getfixturevalue("classifier_folder")
+            text = request.getfixturevalue("tower_folders")[1]
+            n_stages = 1 if kind == "staged" else 0
+            return DualEncoder.names(image, text, train_stages=n_stages, **options)
         clip = request.getfixturevalue("clip_folder")
         if kind == "frozen dual":
             return DualEncoder.frozen(clip, clip, dim=16, **options)

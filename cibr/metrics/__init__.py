@@ -7,6 +7,7 @@ vectors are rejected, so a broken model never scores well.
 from cibr.metrics.intervals import mean_interval, paired_difference, proportion_interval
 from cibr.metrics.retrieval import (
     Ranks,
+    chance_recalls,
     recall_at_k,
     recall_hits,
     retrieval_ranks,
@@ -16,6 +17,7 @@ from cibr.metrics.zeroshot import class_embeddings, class_ranks, zeroshot_accura
 
 __all__ = [
     "Ranks",
+    "chance_recalls",
     "class_embeddings",
     "class_ranks",
     "mean_interval",

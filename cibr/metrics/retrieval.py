@@ -180,6 +180,34 @@ def recall_hits(ranks: Ranks, ks: _Ks = _KS) -> dict[str, Float64[Tensor, " _"]]
     return hits
 
 
+def chance_recalls(ranks: Ranks, ks: _Ks = _KS) -> dict[str, float]:
+    """The recalls that a random order of the gallery has on average.
+
+    Of T items, r of which are correct, none is among the first k with the probability
+    C(T - r, k) / C(T, k).
+
+    Args:
+        ranks: from `retrieval_ranks`; only their clusters and numbers count.
+        ks: the cut-offs, see `recall_hits`.
+
+    Returns:
+        Recalls in [0, 1], by the names of `recall_hits`.
+    """
+    chances = {}
+    for name in recall_hits(ranks, ks):
+        queries, gallery = ranks.text_clusters, ranks.image_clusters
+        if name.startswith("image_to_text"):
+            queries, gallery = ranks.image_clusters, ranks.text_clusters
+        _, cluster = torch.cat([queries, gallery]).unique(return_inverse=True)
+        n_correct = torch.bincount(cluster[len(queries) :])[cluster[: len(queries)]]
+        is_missed = torch.ones(len(queries), dtype=torch.float64)
+        for n_drawn in range(int(name.partition("@")[2])):
+            n_left = len(gallery) - n_drawn
+            is_missed *= (n_left - n_correct.cpu()).clamp(min=0) / n_left
+        chances[name] = 1 - is_missed.mean().item()
+    return chances
+
+
 def label_ranks(
     queries: Float[Tensor, "n d"],
     labels: Int[Tensor, " n"],

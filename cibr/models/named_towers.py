@@ -241,21 +241,26 @@ class _Classifier(nn.Module):
         super().__init__()
         self.model = model
         self.config = model.config
-        self.save_pretrained = model.save_pretrained
-        self._inputs: list[Tensor] = []
-        last_layer.register_forward_pre_hook(lambda _, inputs: self._inputs.append(inputs[0]))
+        [self._last_layer] = [name for name, x in model.named_modules() if x is last_layer]
 
     def forward(self, pixel_values: _Pixels) -> BaseModelOutputWithPooling:
-        self.model(pixel_values=pixel_values)
-        return BaseModelOutputWithPooling(pooler_output=self._inputs.pop())
+        read: list[Tensor] = []
+        last_layer = self.model.get_submodule(self._last_layer)
+        with last_layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])):
+            self.model(pixel_values=pixel_values)
+        return BaseModelOutputWithPooling(pooler_output=read[0])
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes the whole model, as on the hub."""
+        self.model.save_pretrained(folder)
 
 
 def stages_of(tower: nn.Module) -> list[list[nn.Parameter]]:
     """The parameters of each stage of a tower, first to last: the blocks of a model of timm after
     its stem, the layers of a transformer, the stages of other models of transformers.
 
-    What follows the last stage belongs to it; a pooler, which mean-pooled texts do not pass, is
-    left out.
+    What follows the last stage belongs to it, but for a pooler, which mean-pooled texts do not
+    pass, and a classifier, which comes after the pooled features.
     """
     if hasattr(tower, "timm_model"):
         from timm.models import group_parameters  # late: timm takes long to import
@@ -269,6 +274,8 @@ def stages_of(tower: nn.Module) -> list[list[nn.Parameter]]:
     stages = [list(stage.parameters()) for stage in lists[path]]
     names = [name for name, _ in tower.named_parameters()]
     last = max(i for i, name in enumerate(names) if name.startswith(f"{path}."))
-    after = [name for name in names[last + 1 :] if "pooler" not in name]
+    after = [
+        name for name in names[last + 1 :] if "pooler" not in name and "classifier" not in name
+    ]
     stages[-1].extend(tower.get_parameter(name) for name in after)
     return stages

@@ -5,7 +5,8 @@ import scipy.linalg
 import torch
 from torch.testing import assert_close
 
-from cibr.models import RegularisedCCA
+from cibr.models import RegularisedCCA, cca
+from cibr.models.cca import canonical_maps, centred_moments, choose_ridges
 
 generator = torch.Generator().manual_seed(0)
 IMAGE = 3 + torch.randn(60, 7, generator=generator) @ torch.randn(7, 7, generator=generator)
@@ -51,3 +52,50 @@ def test_constant_features_of_either_side_are_refused(constant):
     sides[constant] = torch.full_like(sides[constant], 2.0)
     with pytest.raises(ValueError, match="image_pooled and text_pooled must be finite and vary"):
         RegularisedCCA.fit(*sides, 5)
+
+
+def held_out_information(ridges, fold):
+    """J of the pairs of a fold, by the score of each pair."""
+    _, moments = centred_moments(IMAGE[~fold], TEXT[~fold])
+    image_map, text_map = canonical_maps(moments, 5, *ridges)
+    image = IMAGE[fold].double()
+    text = TEXT[fold].double()
+    scores = (image - image.mean(0)) @ image_map.T @ text_map @ (text - text.mean(0)).T
+    return scores.diag().mean().clamp(min=0) ** 2 / (2 * scores.square().mean())
+
+
+def test_ridges_are_those_whose_cca_scores_held_out_images_best(monkeypatch):
+    image_of_pair = torch.arange(60)
+    folds = torch.arange(60) % 5
+    monkeypatch.setattr("cibr.models.cca._folds", lambda _: folds)
+    candidates = ((0.01, 0.3, 10.0), (0.02, 0.5, 20.0))
+    information = {
+        (a, b): sum(held_out_information((a, b), folds == fold) for fold in range(5)).item()
+        for a in candidates[0]
+        for b in candidates[1]
+    }
+    best = max(information, key=information.get)
+    assert choose_ridges(IMAGE, TEXT, image_of_pair, *candidates) == best
+
+
+def test_fewer_pairs_need_larger_ridges():
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(2000, 40, generator=generator)
+    text = image[:, :30] + 2 * torch.randn(2000, 30, generator=generator)
+    few = choose_ridges(image[:60], text[:60], torch.arange(60))
+    many = choose_ridges(image, text, torch.arange(2000))
+    assert few[0] > many[0] and few[1] > many[1]
+
+
+def test_texts_of_one_image_lie_in_one_fold():
+    image_of_pair = torch.arange(40).repeat_interleave(3) + 7
+    folds = cca._folds(image_of_pair)
+    assert torch.equal(folds.view(40, 3), folds.view(40, 3)[:, :1].expand(40, 3))
+    assert torch.bincount(folds).tolist() == [24] * 5
+
+
+def test_too_few_images_to_choose_from_are_refused_with_the_way_out():
+    with pytest.raises(ValueError, match="ridges cannot be chosen from 9 images: give 10 or more"):
+        choose_ridges(IMAGE[:9], TEXT[:9], torch.arange(9))
+    with pytest.raises(ValueError, match="must be finite and vary over the pairs"):
+        choose_ridges(torch.full_like(IMAGE, torch.nan), TEXT, torch.arange(60))

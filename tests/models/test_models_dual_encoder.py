@@ -13,7 +13,8 @@ from cibr.data.pairs import to_rgb
 from cibr.models import DualEncoder
 from cibr.models.preprocessing import train_tokenizer
 
-each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "frozen dual", "hub"])
+KINDS = ["tiny", "names", "staged", "frozen", "frozen dual", "hub"]
+each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def odd_images():

@@ -17,7 +17,8 @@ from cibr.models.inputs import embed_pairs, prepare
 
 PAIRS = noise_pairs(23, n_captions=3)
 PAIRS.captions[0] = ["a red cat beside a big house"]  # longer than the others
-each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "frozen dual", "hub"])
+KINDS = ["tiny", "names", "staged", "frozen", "frozen dual", "hub"]
+each_kind = pytest.mark.parametrize("kind", KINDS)
 # From Python 3.12 on, of every fork beside threads; the workers only decode images.
 forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 

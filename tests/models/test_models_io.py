@@ -13,7 +13,8 @@ import cibr
 from cibr.models import DualEncoder
 from cibr.utils import shipped
 
-each_kind = pytest.mark.parametrize("kind", ["tiny", "frozen", "frozen dual", "hub"])
+KINDS = ["tiny", "names", "staged", "frozen", "frozen dual", "hub"]
+each_kind = pytest.mark.parametrize("kind", KINDS)
 each_frozen = pytest.mark.parametrize("kind", ["frozen", "frozen dual"])
 OURS = ["cibr.json", "cibr.safetensors"]
 

@@ -54,7 +54,7 @@ def plain_run(config, model, n_processes=1, bf16=False):
     matrices = {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay}
     others = {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}
     adam = torch.optim.AdamW([matrices, others], lr=1e-3, betas=(0.9, 0.98))
-    warm_up = 0.15 if config.model == "frozen" else 0.45
+    warm_up = 0.45 if config.model == "tiny" else 0.15
     schedule = OneCycleLR(adam, 1e-3, N_STEPS, pct_start=warm_up, cycle_momentum=False)
     epochs = []
     for step in range(N_STEPS):
@@ -68,7 +68,9 @@ def plain_run(config, model, n_processes=1, bf16=False):
         batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         batch["generator"] = torch.Generator().manual_seed(seed)
         loss_fn.update(**{name: x for name, x in batch.items() if name != "labels"})
-        loss_fn.beta = config.beta * min(max(3 * step / N_STEPS - 1, 0), 1)
+        is_from_scratch = config.model in ("tiny", "frozen")
+        share = min(max(3 * step / N_STEPS - 1, 0), 1) if is_from_scratch else 1
+        loss_fn.beta = config.beta * share
         terms = loss_fn(**batch, logit_scale=model.log_logit_scale.exp())
         adam.zero_grad()
         sum(terms.values()).backward()
