@@ -73,7 +73,7 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "book"), str(ROOT / "bench")]
 
-from heads_cca import data, drawn
+from heads_cca import COMMITTED_RIDGES, data, drawn
 
 from cibr import DualEncoder, build_model, configure, load_pairs
 from cibr.data import Pairs
@@ -115,12 +115,7 @@ DRAWS = {
     "600": (*range(700, 708), *range(900, 906)),
     "3000": (*range(700, 708), *range(900, 906)),
 }
-COMMITTED_RIDGES = {
-    "few-photos": (10.0, 0.3),
-    "some-photos": (10.0, 0.3),
-    "many-photos": (10.0, 1.0),
-}
-WITH_HEADS = (0.0, 0.0)  # weights of CCA and of heads in a sum of three, from the trials
+WITH_HEADS = (1.0, 1.0)  # weights of CCA and of heads in a sum of three, from the trials
 FLICKR8K = ("flickr8k search", "flickr8k text retrieval")
 RETRIEVAL = (*FLICKR8K, "coco search", "coco text retrieval")
 COMPARED = (

@@ -63,7 +63,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--plugin", action="append", default=[], help="a module to import first")
     with_model = argparse.ArgumentParser(add_help=False, parents=[common])
-    with_model.add_argument("model", help="clip-tiny, cibr-tiny, a folder or a hub id")
+    with_model.add_argument(
+        "model", help="names, a shipped model such as clip-tiny, a folder or a hub id"
+    )
     with_model.add_argument("--device", help="by default a GPU if available")
 
     parser = argparse.ArgumentParser("cibr", epilog="cibr COMMAND --help says more")
@@ -100,7 +102,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     found = re.findall(r"^        (\w+): (.*(?:\n            .*)*)", arguments, re.MULTILINE)
     helps = {name: " ".join(text.split()).removesuffix(".") for name, text in found}
     group = parser.add_argument_group("settings", argument_default=argparse.SUPPRESS)
-    group.add_argument("--preset", help="few-photos or many-photos, by default by their number")
+    group.add_argument(
+        "--preset", help="few-photos, some-photos or many-photos, by default by number"
+    )
     for name, kind in SETTINGS.items():
         option = f"--{name}".replace("_", "-")
         if kind is bool:
@@ -115,12 +119,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    """Trains a model and says what it recalls of held-out images. Heads over frozen towers are then
-    trained again on all images, if a part of these was held out.
+    """Trains a model and says what it recalls of held-out images. Models over frozen towers are
+    then trained again on all images, if a part of these was held out.
     """
     from cibr.data import available_splits, load_parts
     from cibr.train import build_model, configure, fit
-    from cibr.train.config import SETTINGS, preset_for
+    from cibr.train.config import PRESETS, SETTINGS, preset_for
     from cibr.train.loop import start_accelerator
     from cibr.train.run_folder import create_folder
 
@@ -130,7 +134,7 @@ def _train(arguments: argparse.Namespace) -> None:
     is_held_out = "train+validation" in available_splits(config.dataset)
     everything = "train+validation" if is_held_out else "train"
     train, validation, whole = load_parts(config.dataset, ["train", "validation", everything])
-    if config.model == "frozen":
+    if config.model in PRESETS:
         given = {"preset": preset_for(len(whole))} | given
         config = configure(**given)
     if is_main:
@@ -143,7 +147,7 @@ def _train(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{train.name}: too few images to hold some out: give 30 or more")
     folder = Path(config.output_dir)
     create_folder(folder, is_main)  # refuses one with files of others before anything is written
-    is_twice = is_held_out and config.model == "frozen"
+    is_twice = is_held_out and config.model in PRESETS
     first = replace(config, output_dir=str(folder / "held_out")) if is_twice else config
     model = build_model(first, train)
     fit(model, train, validation, first)
@@ -164,7 +168,9 @@ def _report_held_out(model, config, pairs) -> None:
     from cibr.evaluate import evaluate_pairs
     from cibr.models import SummedHead
 
-    name = "heads + CCA" if isinstance(model.head, SummedHead) else config.model
+    name = {"names": "names, fine-tuned", "frozen": "heads"}.get(config.model, config.model)
+    if isinstance(model.head, SummedHead):
+        name += " + CCA"
     rows = evaluate_pairs(model, pairs, name).rows
     rows.to_csv(Path(config.output_dir, "recall.csv"), index=False)
     print(f"\n{len(pairs):,} held-out images, {len(pairs.texts()):,} texts: recall in per cent")
@@ -205,12 +211,18 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _print_scores(rows, value: str = "value") -> None:
-    """Prints a line a metric for each data set, with the number of independent items."""
+    """Prints a line a metric for each data set, with the number of independent items, and beside
+    scores those of guessing.
+    """
     from cibr.evaluate import format_table
 
     for dataset, part in rows.groupby("dataset", sort=False):
         print(f"{dataset}, n = {part['n'].iloc[0]:,}")
-        print(format_table(part, value).T.to_string(header=False, index_names=False), "\n")
+        table = format_table(part, value).T
+        if "chance" in part:
+            chance = part.set_index("metric")["chance"]
+            table["chance"] = [f"chance {100 * chance[metric]:.1f}" for metric in table.index]
+        print(table.to_string(header=False, index_names=False), "\n")
 
 
 def _search(arguments: argparse.Namespace) -> None:

@@ -104,37 +104,49 @@ _RANGES = {  # lowest and highest value
 }
 
 # Settings for photos, by model and number of photos, chosen on validation photos: those of `names`
-# by `bench/names.py`, those of `frozen` by `bench/heads_cca.py trials`.
+# by `bench/names.py trials`, those of `frozen` by `bench/heads_cca.py trials`.
+_HEADS_OF_FEW_PHOTOS = dict(
+    epochs=80,
+    batch_size=128,
+    learning_rate=0.002,
+    temperature=0.03,
+    dropout=0.7,
+    weight_decay=0.3,
+    cca_weight=1.0,
+)
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "names": {
         "few-photos": dict(
-            epochs=20,
+            epochs=40,
             batch_size=64,
+            learning_rate=0.00003,
+            temperature=0.14,
+            dropout=0.1,
+            weight_decay=0.0,
+            cca_weight=0.25,
+        ),
+        "some-photos": dict(
+            epochs=20,
+            batch_size=128,
             learning_rate=0.0001,
-            temperature=0.05,
+            temperature=0.07,
             dropout=0.2,
             weight_decay=0.0,
+            cca_weight=1.0,
         ),
         "many-photos": dict(
-            epochs=10,
+            epochs=5,
             batch_size=256,
-            learning_rate=0.0001,
-            temperature=0.05,
-            dropout=0.2,
+            learning_rate=0.0003,
+            temperature=0.07,
+            dropout=0.0,
             weight_decay=0.0,
+            cca_weight=1.0,
         ),
     },
     "frozen": {
-        "few-photos": dict(
-            epochs=80,
-            batch_size=128,
-            learning_rate=0.002,
-            temperature=0.03,
-            dropout=0.7,
-            weight_decay=0.3,
-            cca_ridge_image=10.0,
-            cca_ridge_text=0.3,
-        ),
+        "few-photos": _HEADS_OF_FEW_PHOTOS,
+        "some-photos": _HEADS_OF_FEW_PHOTOS,
         "many-photos": dict(
             epochs=80,
             batch_size=512,
@@ -142,12 +154,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             temperature=0.03,
             dropout=0.5,
             weight_decay=1.0,
-            cca_ridge_image=10.0,
-            cca_ridge_text=1.0,
+            cca_weight=1.0,
         ),
     },
 }
-_MOST_FEW_PHOTOS = 1200
+_MOST_PHOTOS = {"few-photos": 300, "some-photos": 1200}  # of a preset
 # Chosen on validation.
 _TINY = dict(
     epochs=20,
@@ -181,9 +192,9 @@ def configure(preset: str | None = None, **parameters: Any) -> RunConfig:
     """Builds a checked configuration, filled in with the defaults of data set and model.
 
     Args:
-        preset: tested settings for photos, `few-photos` or `many-photos`, see `preset_for`;
-            parameters override it. None: the defaults of the model, which are `many-photos` for
-            names and frozen.
+        preset: tested settings for photos, `few-photos`, `some-photos` or `many-photos`, see
+            `preset_for`; parameters override it. None: the defaults of the model, which are
+            `many-photos` for names and frozen.
         **parameters: fields of `RunConfig`; None stands for the default. Without an `output_dir`
             the run gets a folder under `runs/`, named after its data, model, penalty, beta and
             seed.
@@ -222,8 +233,8 @@ def _defaults_of(model: str, dataset: str, preset: str | None) -> dict[str, Any]
         if not presets:
             raise ValueError(f"{model} has no preset {preset}: leave it out")
     if presets:
-        with_cca = {"cca": model == "frozen", "cca_weight": 1.0}
-        return with_cca | presets[preset or "many-photos"]
+        has_cca = model == "frozen" or dataset != "photos"
+        return {"cca": has_cca} | presets[preset or "many-photos"]
     without_cca = {"cca": False}
     if model == "tiny":
         return without_cca | (_TINY_ON_GLYPHS if dataset == "glyphs" else _TINY)
@@ -272,4 +283,7 @@ def _checked(name: str, value: Any) -> Any:
 
 def preset_for(n_photos: int) -> str:
     """The preset for a number of photos to train on."""
-    return "few-photos" if n_photos <= _MOST_FEW_PHOTOS else "many-photos"
+    for preset, most in _MOST_PHOTOS.items():
+        if n_photos <= most:
+            return preset
+    return "many-photos"
