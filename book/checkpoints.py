@@ -1,17 +1,19 @@
-"""Make the two small models that come with the package: `python book/checkpoints.py`, less than a
-minute each on two cores. With `python book/checkpoints.py NAME` only one of `BETAS`.
+"""Make the small models that come with the package: `python book/checkpoints.py`, less than a
+minute each on two cores. With `python book/checkpoints.py NAME` only one of `CHECKPOINTS`.
 
-The tiny model is trained on the glyphs at its preset and seed 0, once with beta = 0 and once with
-beta = 0.05 and the vmf penalty, without sampling noise; the second is the run of book/train.ipynb.
-Runs that lie finished under runs/ are not repeated. data/checkpoints/clip-tiny and
-data/checkpoints/cibr-tiny keep weights in 16 bits, the tokenizer, the history of the run and its
-configuration; of a third run, with beta = 1, only history and configuration are kept.
+`clip-tiny` and `cibr-tiny` are trained on the glyphs at their preset and seed 0, with beta = 0 and
+with beta = 0.05 and the vmf penalty, without sampling noise; the second is the run of
+book/train.ipynb. `names-flickr8k` is the start that knows names, fine-tuned with CLIP's loss on the
+3,000 photos of data/photos, whose terms it has. Runs that lie finished under runs/ are not
+repeated. Each folder of data/checkpoints keeps weights in 16 bits, the tokenizer of a tiny model,
+the history of the run and its configuration; of `beta-1` only history and configuration are kept.
 """
 
 import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -19,12 +21,18 @@ import cibr
 from cibr.utils import project_root
 from cibr_book.provenance import provenance
 
-BETAS = {"clip-tiny": 0.0, "cibr-tiny": 0.05, "beta-1": 1.0}
+DATA = project_root() / "data"
+CHECKPOINTS: dict[str, dict[str, Any]] = {
+    "clip-tiny": {"dataset": "glyphs", "model": "tiny", "beta": 0.0},
+    "cibr-tiny": {"dataset": "glyphs", "model": "tiny", "beta": 0.05},
+    "beta-1": {"dataset": "glyphs", "model": "tiny", "beta": 1.0},
+    "names-flickr8k": {"dataset": "photos", "model": "names", "preset": "many-photos"},
+}
 
 
-def _make(folder: Path, beta: float) -> pd.DataFrame:
+def _make(folder: Path, settings: dict[str, Any]) -> pd.DataFrame:
     """Train one model, or find it trained, copy what the book needs, and return its history."""
-    config = cibr.configure(dataset="glyphs", model="tiny", beta=beta)
+    config = cibr.configure(**settings)
     train, validation, _ = cibr.load_splits(config)
     model = cibr.build_model(config, train)
     history = cibr.fit(model, train, validation, config).drop(columns="seconds")
@@ -33,18 +41,18 @@ def _make(folder: Path, beta: float) -> pd.DataFrame:
     if folder.name != "beta-1":
         # Half the size; loading widens weights again.
         model.half().save_pretrained(folder)
+    if config.dataset == "photos":
+        shutil.copy(DATA / "photos" / "LICENSE", folder)
     history.to_csv(folder / "history.csv", index=False, float_format="%.6g")
-    settings = {
-        name: value for name, value in vars(config).items() if name != "output_dir"
-    }
-    about = json.dumps({"configuration": settings, **provenance()}, indent=2)
+    kept = {name: value for name, value in vars(config).items() if name != "output_dir"}
+    about = json.dumps({"configuration": kept, **provenance()}, indent=2)
     (folder / "run.json").write_text(about + "\n", encoding="utf-8")
     return history
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or BETAS:
-        beta = BETAS[name]
-        history = _make(project_root() / "data" / "checkpoints" / name, beta)
-        row = history[["epoch", "clip_loss", "image_to_text_label_recall@1"]].tail(1)
-        print(f"{name}, beta = {beta:g}:\n{row.to_string(index=False)}", flush=True)
+    for name in sys.argv[1:] or CHECKPOINTS:
+        history = _make(DATA / "checkpoints" / name, CHECKPOINTS[name])
+        recalls = history.filter(regex="image_to_text.*recall@1$").columns
+        row = history[["epoch", "clip_loss", *recalls]].tail(1)
+        print(f"{name}:\n{row.to_string(index=False)}", flush=True)

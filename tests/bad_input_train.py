@@ -20,6 +20,8 @@ BAD = {  # a value of each setting
     "seed": 2**32,
     "cca_ridge_image": 0.0,
     "cca_ridge_text": "1",
+    "cca_weight": 0.0,
+    "train_stages": -1,
     "output_dir": "",
     "learn_temperature": 1,
     "loss_options": 3,
@@ -29,7 +31,10 @@ SETTINGS += [
     (dict(betta=1.0), "'betta', did you mean 'beta'"),
     (dict(preset="few-photo"), "'few-photo', did you mean 'few-photos'"),
     (dict(loss_options={"kapa_b": 1.0}), "'kapa_b', did you mean 'kappa_b'"),
-    (dict(towers="clip-tiny"), "set model to .frozen."),
+    (dict(towers="clip-tiny", model="names"), "set model to .frozen."),
+    (dict(train_stages=1, model="frozen"), "train_stages .* set model to .names."),
+    (dict(cca=True), "cca needs the features of frozen towers: set model to .names. or .frozen."),
+    (dict(cca=True, model="names", train_stages=1), "cca needs the features of frozen towers"),
 ]
 
 

@@ -58,25 +58,23 @@ def clip_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def build(request):
+def build(tower_folders, classifier_folder, clip_folder):
     """Builds a small model of a kind, always with the same weights."""
+    text_tower = tower_folders[1]
 
     def build(kind: str, **options) -> DualEncoder:
         torch.manual_seed(2)
         if kind == "tiny":
             return DualEncoder.tiny(TEXTS, dim=16, width=4, **options)
+        if kind == "names":
+            return DualEncoder.names(classifier_folder, text_tower, **options)
+        if kind == "staged":
+            return DualEncoder.names(classifier_folder, text_tower, train_stages=1, **options)
         if kind == "frozen":
-            towers = request.getfixturevalue("tower_folders")
-            return DualEncoder.frozen(*towers, dim=16, **options)
-        if kind in ("names", "staged"):
-            image = request.getfixturevalue("classifier_folder")
-            text = request.getfixturevalue("tower_folders")[1]
-            n_stages = 1 if kind == "staged" else 0
-            return DualEncoder.names(image, text, train_stages=n_stages, **options)
-        clip = request.getfixturevalue("clip_folder")
+            return DualEncoder.frozen(*tower_folders, dim=16, **options)
         if kind == "frozen dual":
-            return DualEncoder.frozen(clip, clip, dim=16, **options)
-        return DualEncoder.from_pretrained(clip)
+            return DualEncoder.frozen(clip_folder, clip_folder, dim=16, **options)
+        return DualEncoder.from_pretrained(clip_folder)
 
     return build
 

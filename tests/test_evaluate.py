@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from cibr import evaluate as engine
 from cibr.data import load_pairs
-from cibr.evaluate import Task, difference, evaluate, evaluate_pairs
+from cibr.evaluate import Task, difference, evaluate, evaluate_pairs, suite_tasks
 from cibr.metrics import proportion_interval, retrieval_recalls
 
 
@@ -188,3 +188,22 @@ def test_evaluations_on_other_texts_or_images_are_not_compared(build, small):
     for b in others:
         with pytest.raises(ValueError, match="different images or texts of captions"):
             difference(a, b)
+
+
+def test_chance_stands_beside_scores(build, small):
+    evaluation = evaluate(build("tiny"), "small", name="m")
+    rows = evaluation.rows.set_index(["dataset", "metric"])
+    for task in suite_tasks("small"):
+        pairs = load_pairs(task.dataset, task.split)
+        if pairs.classnames:
+            counts = torch.bincount(pairs.labels)
+            share = counts.max().item() / len(pairs)
+            assert rows.loc[(task.title, "accuracy@1"), "chance"] == pytest.approx(share)
+            n_seen = int((counts > 0).sum())
+            per_class = rows.loc[(task.title, "mean_per_class_accuracy"), "chance"]
+            assert per_class == pytest.approx(1 / n_seen)
+    chance = rows["chance"].xs("accuracy@1", level="metric")
+    assert chance["sides"] == pytest.approx((chance["left"] + chance["right"]) / 2)
+    assert chance["mean of 2"] == pytest.approx((chance["one"] + chance["sides"]) / 2)
+    n = len(load_pairs("captions", "test"))
+    assert rows.loc[("captions", "text_to_image_recall@1"), "chance"] == pytest.approx(1 / n)

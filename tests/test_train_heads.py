@@ -1,5 +1,7 @@
 """`cibr train` over frozen towers: heads + CCA, measured on held-out photos, trained on all."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -11,9 +13,11 @@ from cibr import DualEncoder
 from cibr.cli import main
 from cibr.data import load_pairs
 from cibr.metrics import retrieval_recalls
-from cibr.models import RegularisedCCA, SummedHead
+from cibr.models import NamesHead, RegularisedCCA, SummedHead
+from cibr.models.cca import choose_ridges
 from cibr.models.inputs import embed_pairs, prepare
 from cibr.train import configure, fit
+from cibr.train.config import _MOST_PHOTOS
 
 N = 40
 
@@ -58,11 +62,10 @@ def test_one_command_measures_on_the_held_out_and_trains_on_all(
 def test_all_photos_decide_the_preset_and_not_those_that_are_left_to_train_on(
     photos, clip_folder, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(
-        "cibr.train.config._MOST_FEW_PHOTOS", N - 1
-    )  # the photos that are left are fewer
+    # The photos that are left are fewer.
+    monkeypatch.setitem(_MOST_PHOTOS, "few-photos", N - 1)
     assert train(photos, clip_folder, tmp_path / "run", "--batch-size", "16") == 0
-    assert "settings: many-photos" in capsys.readouterr().err
+    assert "settings: some-photos" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -105,6 +108,39 @@ def test_scores_are_means_of_those_of_the_heads_and_of_cca(build, tmp_path):
     images, texts = embed_pairs(both, inputs)
     torch.testing.assert_close(images @ texts.T, expected)
     assert images.shape[1] == 32 and same(DualEncoder.from_pretrained(tmp_path / "True"), both)
+
+
+def test_ridges_that_are_not_given_are_chosen_from_the_training_pairs(build, tmp_path):
+    pairs = noise_pairs(40, n_captions=3)
+    config = configure(
+        "few-photos", model="frozen", epochs=1, batch_size=20, output_dir=str(tmp_path)
+    )
+    fit(model := build("frozen"), pairs, None, config)
+    inputs = prepare(model, pairs)
+    repeated = inputs.images[pairs.text_to_image()]
+    ridges = choose_ridges(repeated, inputs.texts[0], pairs.text_to_image())
+    expected = RegularisedCCA.fit(repeated, inputs.texts[0], 16, *ridges)
+    assert same(model.head.heads[1], expected)
+    config = replace(config, cca_ridge_image=0.5, output_dir=str(tmp_path / "given"))
+    fit(other := build("frozen"), pairs, None, config)
+    best_with_it = choose_ridges(
+        repeated, inputs.texts[0], pairs.text_to_image(), ridges_image=[0.5]
+    )
+    given = RegularisedCCA.fit(repeated, inputs.texts[0], 16, *best_with_it)
+    assert best_with_it[0] == 0.5 and same(other.head.heads[1], given)
+
+
+@pytest.mark.parametrize("weight", [0.25, 1.0])
+def test_the_start_is_fine_tuned_and_summed_with_cca_at_its_weight(build, tmp_path, weight):
+    pairs = noise_pairs(40, n_captions=2)
+    options = dict(model="names", dataset="some/folder", epochs=2, batch_size=20)
+    config = configure(**options, cca_weight=weight, output_dir=str(tmp_path))
+    fit(model := build("names"), pairs, None, config)
+    names, cca = model.head.heads
+    assert isinstance(names, NamesHead) and isinstance(cca, RegularisedCCA)
+    assert model.head.cosine_weights == [1.0, weight] and cca.dim == names.dim
+    assert not same(names, build("names").head)
+    assert same(DualEncoder.from_pretrained(tmp_path), model)
 
 
 def test_a_set_with_its_own_validation_is_trained_once_and_no_cca_leaves_heads(

@@ -207,33 +207,34 @@ def configure(preset: str | None = None, **parameters: Any) -> RunConfig:
     for name in parameters:
         check_known("parameter", name, SETTINGS)
     given = {name: _checked(name, value) for name, value in parameters.items() if value is not None}
-    dataset = given.get("dataset", RunConfig.dataset)
-    model = given.get("model") or _default_model(dataset, preset)
+    model = given.get("model") or _default_model(given, preset)
     check_model(model)
-    config = RunConfig(**(_defaults_of(model, dataset, preset) | given | {"model": model}))
+    config = RunConfig(**(_defaults_of(model, given, preset) | given | {"model": model}))
     check_penalty(config.penalty, config.loss_options.keys() - LOSS_OPTIONS)
     _check_towers(config)
     folder = config.output_dir or _default_folder(config)
     return replace(config, output_dir=str(Path(folder).expanduser()))
 
 
-def _default_model(dataset: str, preset: str | None) -> str:
-    return "tiny" if dataset == "glyphs" and preset is None else "frozen"
+def _default_model(given: dict[str, Any], preset: str | None) -> str:
+    is_of_glyphs = given.get("dataset", RunConfig.dataset) == "glyphs"
+    return "tiny" if is_of_glyphs and preset is None else "frozen"
 
 
-def _defaults_of(model: str, dataset: str, preset: str | None) -> dict[str, Any]:
+def _defaults_of(model: str, given: dict[str, Any], preset: str | None) -> dict[str, Any]:
     """The default settings of a model, or those of a preset.
 
     Raises:
         ValueError: an unknown preset, or one for a model that has none.
     """
+    dataset = given.get("dataset", RunConfig.dataset)
     presets = PRESETS.get(model, {})
     if preset is not None:
         check_known("preset", preset, PRESETS["frozen"])
         if not presets:
             raise ValueError(f"{model} has no preset {preset}: leave it out")
     if presets:
-        has_cca = model == "frozen" or dataset != "photos"
+        has_cca = model == "frozen" or not (dataset == "photos" or given.get("train_stages"))
         return {"cca": has_cca} | presets[preset or "many-photos"]
     without_cca = {"cca": False}
     if model == "tiny":

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from cibr.data import Pairs
 from cibr.metrics import (
     Ranks,
+    chance_recalls,
     recall_at_k,
     recall_hits,
     retrieval,
@@ -206,3 +207,30 @@ def test_what_is_a_positive_in_training_is_a_hit_and_a_perfect_model_scores_one(
         image_embeddings, text_embeddings, texts, text_to_image, labels, ks=(1, 99)
     )
     assert recalls == {f"{direction}_label_recall@1": 1.0 for direction in DIRECTIONS}
+
+
+def test_chance_is_the_mean_recall_of_random_embeddings():
+    generator = torch.Generator().manual_seed(0)
+    text_to_image = torch.tensor([0, 0, 0, 1, 2, 2, 3, 4, 4, 5, 6])
+    labels = torch.tensor([3, 3, 5, 5, 5, 9, 7])
+    for of_images in (None, labels):
+        found = []
+        for _ in range(2000):
+            images = F.normalize(torch.randn(7, 9, generator=generator), dim=1)
+            texts = F.normalize(torch.randn(11, 9, generator=generator), dim=1)
+            ranks = retrieval_ranks(images, texts, text_to_image, of_images)
+            hits = recall_hits(ranks, ks=(1, 5))
+            found.append([values.mean().item() for values in hits.values()])
+        expected = chance_recalls(ranks, ks=(1, 5))
+        assert list(expected) == list(hits)
+        means = torch.tensor(found).mean(0).tolist()
+        assert list(expected.values()) == pytest.approx(means, abs=0.02)
+
+
+def test_chance_is_one_where_every_item_is_correct():
+    same = F.normalize(torch.ones(3, 2), dim=1)
+    ranks = retrieval_ranks(same, same, torch.arange(3), torch.zeros(3, dtype=torch.long))
+    assert chance_recalls(ranks, ks=(1,)) == {
+        "image_to_text_label_recall@1": 1.0,
+        "text_to_image_label_recall@1": 1.0,
+    }

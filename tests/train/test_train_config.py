@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from helpers import same
 from small_runs import PAIRS, write_folder
 
+from cibr import DualEncoder
 from cibr.data import Features
 from cibr.train import build_model, configure, load_splits
 from cibr.train.config import preset_for
@@ -35,26 +37,60 @@ def test_defaults_of_the_model_fill_what_is_not_given(
     assert {name: filled[name] for name in NAMES} == given
 
 
-# Chosen on validation photos: `bench/heads_cca.py trials`.
-FEW = dict(epochs=80, batch_size=128, learning_rate=0.002, temperature=0.03, dropout=0.7)
-FEW |= dict(weight_decay=0.3, cca_ridge_image=10.0, cca_ridge_text=0.3)
-MANY = dict(epochs=80, batch_size=512, learning_rate=0.008, temperature=0.03, dropout=0.5)
-MANY |= dict(weight_decay=1.0, cca_ridge_image=10.0, cca_ridge_text=1.0)
+# Chosen on validation photos: `bench/heads_cca.py trials` and `bench/names.py trials`.
+HEADS_FEW = dict(zip(NAMES, (80, 128, 0.002, 0.03, 0.7, 0.3), strict=True))
+HEADS_MANY = dict(zip(NAMES, (80, 512, 0.008, 0.03, 0.5, 1.0), strict=True))
+NAMES_FEW = dict(zip(NAMES, (40, 64, 0.00003, 0.14, 0.1, 0.0), strict=True))
+NAMES_SOME = dict(zip(NAMES, (20, 128, 0.0001, 0.07, 0.2, 0.0), strict=True))
+NAMES_MANY = dict(zip(NAMES, (5, 256, 0.0003, 0.07, 0.0, 0.0), strict=True))
+CHOSEN = [  # model, preset, values, weight of CCA
+    ("frozen", "few-photos", HEADS_FEW, 1.0),
+    ("frozen", "some-photos", HEADS_FEW, 1.0),
+    ("frozen", "many-photos", HEADS_MANY, 1.0),
+    ("names", "few-photos", NAMES_FEW, 0.25),
+    ("names", "some-photos", NAMES_SOME, 1.0),
+    ("names", "many-photos", NAMES_MANY, 1.0),
+]
 
 
-@pytest.mark.parametrize(("preset", "values"), [("few-photos", FEW), ("many-photos", MANY)])
-def test_a_preset_has_the_values_that_were_chosen(preset, values):
-    assert vars(configure(preset)).items() >= (values | {"model": "frozen"}).items()
+@pytest.mark.parametrize(("model", "preset", "values", "cca_weight"), CHOSEN)
+def test_a_preset_has_the_values_that_were_chosen(model, preset, values, cca_weight):
+    config = vars(configure(preset, model=model))
+    assert config.items() >= (values | {"model": model, "cca_weight": cca_weight}).items()
+    assert config["cca_ridge_image"] is None and config["cca_ridge_text"] is None
 
 
 def test_parameters_override_a_preset():
-    config = configure("few-photos", epochs=3, cca_ridge_text=2)
-    expected = FEW | {"epochs": 3, "cca_ridge_text": 2.0}
+    config = configure("few-photos", model="frozen", epochs=3, cca_ridge_text=2)
+    expected = HEADS_FEW | {"epochs": 3, "cca_ridge_text": 2.0}
     assert vars(config).items() >= expected.items()
 
 
+@pytest.mark.parametrize("model", ["tiny", "clip-tiny"])
+def test_a_model_without_presets_refuses_one(model):
+    with pytest.raises(ValueError, match=f"{model} has no preset few-photos: leave it out"):
+        configure("few-photos", model=model)
+
+
+def test_cca_is_summed_over_frozen_towers_and_on_the_features_of_photos_only_with_heads():
+    assert configure(model="frozen", dataset="photos").cca
+    assert configure(model="names", dataset="some/folder").cca
+    assert not configure(model="names", dataset="photos").cca
+    assert not configure(model="names", train_stages=1, dataset="some/folder").cca
+    assert not configure().cca
+    assert not configure(model="frozen", cca=False).cca
+    assert configure(model="names", dataset="photos", cca=True).cca
+
+
 @pytest.mark.parametrize(
-    ("n", "name"), [(2, "few-photos"), (1200, "few-photos"), (1201, "many-photos")]
+    ("n", "name"),
+    [
+        (2, "few-photos"),
+        (300, "few-photos"),
+        (301, "some-photos"),
+        (1200, "some-photos"),
+        (1201, "many-photos"),
+    ],
 )
 def test_the_number_of_photos_chooses_the_preset(n, name):
     assert preset_for(n) == name
@@ -104,6 +140,7 @@ LOWEST = [  # a setting, its lowest value and one below it
     ("micro_batch_size", 1, 0),
     ("cca_ridge_image", 1e-9, 0),
     ("cca_ridge_text", 1e-9, 0),
+    ("cca_weight", 1e-9, 0),
     ("save_steps", 1, 0),
 ]
 
@@ -148,6 +185,16 @@ def test_a_model_has_the_dropout_of_its_configuration(clip_folder):
     assert dropouts(build_model(configure(dropout=0.3), PAIRS)) == {0.3}
     run = configure(model="frozen", dropout=0.3, towers=clip_folder)
     assert dropouts(build_model(run, PAIRS)) == {0.3}
+
+
+def test_a_names_model_has_the_dropout_and_the_stages_of_its_configuration(build, monkeypatch):
+    start = build("names")
+    names = Mock(return_value=start)
+    monkeypatch.setattr(DualEncoder, "names", names)
+    config = configure(model="names", dropout=0.3, train_stages=2, temperature=0.2)
+    assert build_model(config, PAIRS) is start
+    names.assert_called_once_with(dropout=0.3, train_stages=2)
+    assert start.logit_scale.item() == pytest.approx(5)
 
 
 def test_towers_that_are_not_given_are_those_of_the_features_of_the_pairs():

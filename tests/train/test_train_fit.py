@@ -134,3 +134,15 @@ def test_heads_that_are_trained_on_get_no_cca(build, tmp_path):
         build, tmp_path, "frozen", str(build("frozen").save_pretrained(tmp_path / "in"))
     )
     assert type(model.head) is type(saved.head) is ResidualHead
+
+
+def test_the_weight_of_a_penalty_rises_from_scratch_and_is_constant_from_a_start(tmp_path):
+    betas = {}
+    for is_pretrained in (False, True):
+        config = settings(tmp_path / str(is_pretrained), epochs=3)
+        model = small_model(config)
+        model.is_pretrained = is_pretrained
+        betas[is_pretrained] = fit(model, PAIRS, None, config)["beta"].tolist()
+        assert model.is_pretrained
+    assert betas[True] == pytest.approx([0.1] * 3)
+    assert betas[False][0] == 0 and 0 < betas[False][1] < betas[False][2] == pytest.approx(0.1)
