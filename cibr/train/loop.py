@@ -89,10 +89,9 @@ def fit(
         SystemExit: with code 143 after SIGTERM; the run is saved and resumes when started again.
     """
     accelerator = start_accelerator(config)
-    is_main = accelerator.is_main_process
     model.to(accelerator.device)
     identity = identity_of(config, train, validation)
-    folder = RunFolder(Path(config.output_dir), identity, is_main)
+    folder = RunFolder(Path(config.output_dir), identity, accelerator.is_main_process)
     with folder.locked():
         folder.check_owner()
         if folder.is_finished():
@@ -125,13 +124,19 @@ def fit(
         model.trained_on |= set(map(image_key, train.image_digests()))
         model.is_pretrained = True
         model.eval()
-        if is_main:
-            model.save_pretrained(folder.path)
-        folder.write_history(history)
-        folder.write_record(asdict(config), is_finished=True)
-        folder.remove_checkpoint()
+        _save_finished(model, history, folder, config)
         accelerator.wait_for_everyone()
     return history
+
+
+def _save_finished(
+    model: DualEncoder, history: pd.DataFrame, folder: RunFolder, config: RunConfig
+) -> None:
+    if folder.is_main:
+        model.save_pretrained(folder.path)
+    folder.write_history(history)
+    folder.write_record(asdict(config), is_finished=True)
+    folder.remove_checkpoint()
 
 
 def _with_cca(model: DualEncoder, config: RunConfig, inputs: Inputs) -> SummedHead:
@@ -143,12 +148,14 @@ def _with_cca(model: DualEncoder, config: RunConfig, inputs: Inputs) -> SummedHe
     image_of_pair = inputs.pairs.text_to_image()
     image_pooled = inputs.images[image_of_pair]
     [text_pooled] = inputs.texts
-    ridges_image = RIDGES if config.cca_ridge_image is None else [config.cca_ridge_image]
-    ridges_text = RIDGES if config.cca_ridge_text is None else [config.cca_ridge_text]
-    ridge_image, ridge_text = ridges_image[0], ridges_text[0]
-    if len(ridges_image) * len(ridges_text) > 1:
+    ridge_image, ridge_text = config.cca_ridge_image, config.cca_ridge_text
+    if ridge_image is None or ridge_text is None:
         ridge_image, ridge_text = choose_ridges(
-            image_pooled, text_pooled, image_of_pair, ridges_image, ridges_text
+            image_pooled,
+            text_pooled,
+            image_of_pair,
+            ridges_image=[ridge_image] if ridge_image else RIDGES,
+            ridges_text=[ridge_text] if ridge_text else RIDGES,
         )
     return with_cca(
         model.head,
