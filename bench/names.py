@@ -88,6 +88,7 @@ from cibr.models.names import Classifier, load_classifier
 from cibr.train import Training
 from cibr.train.config import PRESETS, preset_for
 from cibr.utils import write_atomically
+from cibr_book.experiments.names import CLASS_SETS, CONTROLS, chance, known_names, means_of
 from cibr_book.provenance import provenance
 
 RESULTS = ROOT / "data" / "results"
@@ -117,7 +118,6 @@ DRAWS = {
 }
 WITH_HEADS = (1.0, 1.0)  # weights of CCA and of heads in a sum of three, from the trials
 FLICKR8K = ("flickr8k search", "flickr8k text retrieval")
-RETRIEVAL = (*FLICKR8K, "coco search", "coco text retrieval")
 COMPARED = (
     "fine-tuned + CCA",
     "fine-tuned + CCA + heads",
@@ -541,39 +541,6 @@ def _use_random_classifier(model: DualEncoder, seed: int) -> None:
 # Report
 
 
-def means_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over draws in per cent, by condition and method.
-
-    Returns:
-        Search and text retrieval on both sets, zero-shot (the mean of the seven sets) and zero-shot
-        without the sets most of whose class names are among ImageNet's.
-    """
-    points = 100 * rows.set_index(["condition", "method"])[[*RETRIEVAL, *class_sets()]]
-    points["zero-shot"] = points[[*class_sets()]].mean(axis=1)
-    unknown = [name for name, share in known_names().items() if share < 0.5]
-    points["zero-shot, other names"] = points[unknown].mean(axis=1)
-    columns = [*RETRIEVAL, "zero-shot", "zero-shot, other names", *class_sets()]
-    return points.groupby(["condition", "method"], sort=False)[columns].mean()
-
-
-def known_names() -> dict[str, float]:
-    """The share of each set's class names that are names of ImageNet's classes."""
-    names = {
-        name.strip().lower()
-        for description in ImageNetInfo().label_descriptions()
-        for name in description.split(",")
-    }
-    return {
-        title: float(np.mean([name.lower() in names for name in pairs.classnames]))
-        for title, pairs in class_sets().items()
-    }
-
-
-def chance() -> float:
-    """The zero-shot mean of guessing a class, in per cent."""
-    return 100 * float(np.mean([1 / len(pairs.classnames) for pairs in class_sets().values()]))
-
-
 def report(table: Table) -> None:
     """Prints the table, and which parts of the gate pass."""
     means = means_of(table.rows)
@@ -597,9 +564,9 @@ def report(table: Table) -> None:
 
 
 def _report_controls(rows: pd.DataFrame, means: pd.DataFrame, condition: str) -> None:
-    for control in ("shuffled texts", "random texts", "random classifier"):
+    for control in CONTROLS:
         is_one = (rows["method"] == f"{control}, untrained") & (rows["condition"] == condition)
-        of_draws = 100 * rows.loc[is_one, [*class_sets()]].mean(axis=1)
+        of_draws = 100 * rows.loc[is_one, [*CLASS_SETS]].mean(axis=1)
         errors = abs(of_draws.mean() - chance()) / of_draws.sem()
         described = f"{control}, untrained: zero-shot {of_draws.mean():.1f}"
         _say(f"{described}, {errors:.1f} standard errors from chance", errors <= 3)

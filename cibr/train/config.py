@@ -22,8 +22,8 @@ class RunConfig:
 
     Args:
         dataset: a data set's name, a folder or a hub id.
-        model: tiny (for glyphs), names (a start that knows names), frozen (heads over frozen
-            towers; for all else), or a dual encoder to fine-tune, by folder or hub id.
+        model: tiny (for glyphs), names (a start that knows names; for all else), frozen (heads
+            over frozen towers), or a dual encoder to fine-tune, by folder or hub id.
         towers: a dual encoder of transformers, by folder or hub id, whose towers a frozen model
             has; by default it has two small ones.
         penalty: what is added to the contrastive loss: vmf, crossfit or mine.
@@ -218,7 +218,9 @@ def configure(preset: str | None = None, **parameters: Any) -> RunConfig:
 
 def _default_model(given: dict[str, Any], preset: str | None) -> str:
     is_of_glyphs = given.get("dataset", RunConfig.dataset) == "glyphs"
-    return "tiny" if is_of_glyphs and preset is None else "frozen"
+    if is_of_glyphs and preset is None:
+        return "tiny"
+    return "frozen" if "towers" in given else "names"
 
 
 def _defaults_of(model: str, given: dict[str, Any], preset: str | None) -> dict[str, Any]:
