@@ -17,6 +17,21 @@ RETRIEVAL = (
 )
 CLASS_SETS = tuple(name.removeprefix("photos-") for name in CLASSES)
 CONTROLS = ("shuffled texts", "random texts", "random classifier")
+SIZES = ("150", "600", "3000")  # photos to learn from
+_SCORES = [*RETRIEVAL, "zero-shot", "zero-shot, other names"]
+_MODELS = (
+    "start",
+    "fine-tuned",
+    "fine-tuned + CCA",
+    "fine-tuned + CCA + heads",
+    "two fine-tuned",
+    "fine-tuned + heads",
+    "heads",
+    "CCA",
+    "heads + CCA",
+    "heads + CCA, ridges as committed",
+)
+_PARTS = ("two maps trained", "names without definitions", "not centred", *CONTROLS)
 
 
 def means_of(rows: pd.DataFrame) -> pd.DataFrame:
@@ -36,6 +51,23 @@ def means_of(rows: pd.DataFrame) -> pd.DataFrame:
     points["zero-shot, other names"] = points[unknown].mean(axis=1)
     columns = [*RETRIEVAL, "zero-shot", "zero-shot, other names", *CLASS_SETS]
     return points.groupby(["condition", "method"], sort=False)[columns].mean()
+
+
+def models_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """`means_of` the start, heads and CCA, and their sums, by number of photos."""
+    means = means_of(rows)
+    order = [(n, method) for n in SIZES for method in _MODELS if (n, method) in means.index]
+    return means.loc[order, _SCORES]
+
+
+def parts_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """`means_of` the start without a part of it and of controls, untrained and fine-tuned."""
+    means = means_of(rows)
+    methods = ["start", "fine-tuned"]
+    for part in _PARTS:
+        methods += [f"{part}, untrained", part]
+    order = [(n, method) for n in SIZES for method in methods if (n, method) in means.index]
+    return means.loc[order, _SCORES]
 
 
 @cache
