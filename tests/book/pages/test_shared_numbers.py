@@ -10,24 +10,28 @@ import pandas as pd
 import pytest
 
 from cibr_book.experiments import ablation
+from cibr_book.experiments.names import means_of
 from cibr_book.experiments.plan import read_plan
 from cibr_book.experiments.tables import read_table
 from execute import FIGURES
 
 ROOT = Path(__file__).resolve().parents[3]
 INTRO = ROOT / "book" / "intro.md"
-SEARCH = "flickr8k/text_to_image_recall"
 
 
-def test_the_table_by_number_of_photos_is_that_of_the_draws():
-    rows = pd.read_csv(ROOT / "data/results/heads_cca.csv", dtype={"condition": str})
-    rows = rows[(rows["stage"] == "tests") & (rows["method"] == "heads + CCA")]
-    means = 100 * rows.set_index("condition").filter(like="flickr8k/").groupby("condition").mean()
-    said = re.findall(r"^\| ([\d,]+) \| ([\d.]+) \| ([\d.]+) \|$", INTRO.read_text(), re.MULTILINE)
-    assert [n for n, *_ in said] == ["150", "400", "600", "1,500", "3,000"]
-    for n_photos, *recalls in said:
-        of = [means.loc[n_photos.replace(",", ""), f"{SEARCH}@{k}"] for k in (1, 10)]
-        assert [*map(float, recalls)] == pytest.approx(of, abs=0.0501)
+def test_the_table_of_the_first_page_is_that_of_the_draws():
+    means = means_of(pd.read_csv(ROOT / "data/results/names.csv", dtype={"condition": str}))
+    row = r"^\|([^|]*)\| ([\d,]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$"
+    said = re.findall(row, INTRO.read_text(), re.MULTILINE)
+    methods = ["start", *["fine-tuned + CCA"] * 3, "heads + CCA"]
+    assert [n for _, n, *_ in said] == ["0", "150", "600", "3,000", "600"]
+    for method, (_, n_photos, *numbers) in zip(methods, said, strict=True):
+        condition = n_photos.replace(",", "") if n_photos != "0" else "600"
+        scores = means.loc[condition, method][["flickr8k search", "coco search", "zero-shot"]]
+        assert [*map(float, numbers)] == pytest.approx(scores.tolist(), abs=0.0501)
+    for share, method in (("39 %", "fine-tuned + CCA"), ("27 %", "heads + CCA")):
+        assert share in (ROOT / "README.md").read_text()
+        assert round(means.loc["600", method]["coco search"]) == int(share[:2])
 
 
 @pytest.mark.parametrize("name", FIGURES)
