@@ -1,6 +1,7 @@
 """A start that knows names: its formula, its classifiers and what is refused."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -124,6 +125,7 @@ def test_the_shipped_start_needs_no_tower_for_features(monkeypatch):
 
 
 @pytest.mark.models
+@pytest.mark.skipif(not os.environ.get("CIBR_MODELS"), reason="no CIBR_MODELS")
 def test_the_shipped_start_is_the_towers_own_in_half_precision():
     stored = load_classes((IMAGE_TOWER, TEXT_TOWER))
     own = DualEncoder.names(class_texts=stored.texts)

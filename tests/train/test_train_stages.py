@@ -1,11 +1,13 @@
 """Towers whose last stages are trained."""
 
 import copy
+import os
+from dataclasses import replace
 
 import pytest
 import torch
-from helpers import noise_pairs
-from small_runs import PAIRS, settings
+from helpers import noise_pairs, same
+from small_runs import PAIRS, fail_before, settings
 from twin import plain_run
 
 from cibr import DualEncoder, fit
@@ -55,6 +57,20 @@ def test_a_step_over_trained_stages_equals_a_plain_one_however_it_is_cut(build, 
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_a_run_that_was_stopped_resumes_bit_for_bit(build, tmp_path):
+    config = settings(tmp_path / "whole", **STAGED, save_steps=2)
+    fit(whole := build("staged"), PAIRS, None, config)
+    stopped = replace(config, output_dir=str(tmp_path / "stopped"))
+    with pytest.MonkeyPatch.context() as patch:
+        fail_before(4, EOFError, patch.setattr)
+        with pytest.raises(EOFError):
+            fit(build("staged"), PAIRS, None, stopped)
+    assert (tmp_path / "stopped" / "checkpoint.pt").exists()
+    fit(resumed := build("staged"), PAIRS, None, stopped)
+    assert same(resumed, whole)
+    assert same(DualEncoder.from_pretrained(tmp_path / "stopped"), whole)
+
+
 def test_a_copy_of_a_model_has_towers_of_its_own(build):
     model = build("staged")
     twin = copy.deepcopy(model)
@@ -90,6 +106,7 @@ def test_features_without_pictures_are_refused_with_the_way_out():
 
 
 @pytest.mark.models
+@pytest.mark.skipif(not os.environ.get("CIBR_MODELS"), reason="no CIBR_MODELS")
 def test_stages_of_the_small_towers_are_blocks_and_layers():
     towers = DualEncoder.frozen().towers.loaded
     image = stages_of(towers.image_tower)
