@@ -90,7 +90,9 @@ def test_scores_are_means_of_those_of_the_heads_and_of_cca(build, tmp_path):
     def fitted(cca):
         folder = str(tmp_path / f"{cca}")
         ridges = dict(cca_ridge_image=7.0, cca_ridge_text=0.2)
-        config = configure("few-photos", epochs=2, cca=cca, output_dir=folder, seed=1, **ridges)
+        config = configure(
+            "few-photos", model="frozen", epochs=2, cca=cca, output_dir=folder, seed=1, **ridges
+        )
         torch.manual_seed(1)
         model = build("frozen", dropout=config.dropout)
         fit(model, pairs, None, config)
@@ -128,6 +130,13 @@ def test_ridges_that_are_not_given_are_chosen_from_the_training_pairs(build, tmp
     )
     given = RegularisedCCA.fit(repeated, inputs.texts[0], 16, *best_with_it)
     assert best_with_it[0] == 0.5 and same(other.head.heads[1], given)
+
+
+def test_too_few_photos_to_choose_ridges_from_are_refused_before_training(build, tmp_path):
+    config = configure("few-photos", model="frozen", output_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="ridges cannot be chosen from 9 images: give 10 or more"):
+        fit(build("frozen"), noise_pairs(9), None, config)
+    assert not (tmp_path / "run.json").exists()
 
 
 @pytest.mark.parametrize("weight", [0.25, 1.0])

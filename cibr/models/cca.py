@@ -1,10 +1,12 @@
 """Regularised CCA of two sets of features: the optimum of a linear CLIP on Gaussian features.
 
-With S_v = C_v + l_v (tr C_v / p) I, S_t likewise, and the singular value decomposition
+The covariances of the two sides get ridges, S_v = C_v + l_v (tr C_v / p) I and S_t likewise. The
+singular value decomposition
 
     S_v^-1/2 C_vt S_t^-1/2 = U R V'
 
-into regularised canonical correlations R, the statistics are the directions of
+has the regularised canonical correlations on the diagonal of R. The embeddings of an image and of a
+text are the directions of
 
     u_v = R^1/2 U' S_v^-1/2 (x_v - m_v),    u_t = R^1/2 V' S_t^-1/2 (x_t - m_t).
 
@@ -193,7 +195,7 @@ def canonical_maps(
     signs = u.gather(0, u.abs().argmax(0, keepdim=True)).sign()  # [1, k], of the columns of U
     roots = correlations[:, None] ** 0.5
     image_map = roots * ((u * signs).T @ whiten_image)
-    text_map = roots * (signs.T * v_transposed @ whiten_text)
+    text_map = roots * ((signs.T * v_transposed) @ whiten_text)
     n_missing = max(0, dim - len(correlations))
     image_map = F.pad(image_map[:dim], (0, 0, 0, n_missing))
     text_map = F.pad(text_map[:dim], (0, 0, 0, n_missing))
@@ -204,7 +206,7 @@ def _inverse_root(covariance: Float64[Tensor, "p p"], ridge: float) -> Float64[T
     """S^-1/2 of S = C + ridge (tr C / p) I."""
     values, vectors = torch.linalg.eigh(covariance)
     values = values.clamp(min=0)
-    return vectors / (values + ridge * values.mean()).sqrt() @ vectors.T
+    return (vectors / (values + ridge * values.mean()).sqrt()) @ vectors.T
 
 
 def choose_ridges(
@@ -217,7 +219,7 @@ def choose_ridges(
     """The ridges with which the CCA of four fifths of the pairs scores the last fifth best.
 
     The score of a pair is <u_v, u_t> = x' M y before normalisation, M = S_v^-1 C_vt S_t^-1. At its
-    best temperature its information in large batches is J = A^2 / 2 B nats, where A is the mean
+    best temperature its information in large batches is J = A^2 / (2 B) nats, where A is the mean
     score of pairs that match and B the mean square over all pairs (Proofs, "Few pairs"); ridges are
     chosen by the mean of J over the fifths. J needs no singular value decomposition, so a hundred
     pairs of ridges are compared in seconds.
@@ -276,7 +278,7 @@ def _information(
     information = torch.zeros(len(ridges_image), len(ridges_text), dtype=torch.float64)
     for i, ridge_image in enumerate(ridges_image):
         scaled = cross / (image_variances + ridge_image * image_variances.mean())[:, None]
-        scaled_by_image = scaled.T @ image_held_out @ scaled  # [q, q]
+        scaled_by_image = scaled.T @ image_held_out @ scaled  # [q, q]; B = tr(M' C_v M C_t)
         for j, ridge_text in enumerate(ridges_text):
             scale = 1 / (text_variances + ridge_text * text_variances.mean())
             matching = ((scaled * scale) * cross_held_out).sum()  # A

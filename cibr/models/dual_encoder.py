@@ -118,7 +118,6 @@ class DualEncoder(nn.Module):
         *,
         class_texts: Sequence[str] | None = None,
         train_stages: int = 0,
-        dims_pooled: Sequence[int] | None = None,
         softmax_temperature: float = 2.5,
         dropout: float = 0.2,
     ) -> "DualEncoder":
@@ -135,8 +134,6 @@ class DualEncoder(nn.Module):
                 over tokens.
             class_texts: what the classes are; by default as `load_classifier` says.
             train_stages: the last stages of both towers that are trained with the head.
-            dims_pooled: of the features of images and texts, if there are some already
-                (`Pairs.features`): the towers are then loaded when an image or a text needs them.
             softmax_temperature: of the class probabilities.
             dropout: probability of dropout, in the head.
 
@@ -147,11 +144,12 @@ class DualEncoder(nn.Module):
                 or are not finite.
         """
         stored = None if class_texts else load_classes((image_tower, text_tower))
-        if stored is not None:
+        dims_pooled = None
+        if stored is None:
+            classifier = load_classifier(image_tower, class_texts)
+        else:
             classifier = Classifier(stored.weight, stored.bias, stored.texts)
             dims_pooled = stored.weight.shape[1], stored.features.shape[1]
-        else:
-            classifier = load_classifier(image_tower, class_texts)
         if train_stages:
             towers = StagedTowers(image_tower, text_tower, dims_pooled, n_stages=train_stages)
         else:
@@ -164,10 +162,7 @@ class DualEncoder(nn.Module):
             dropout,
         )
         model = cls(towers, head)
-        if stored is not None:
-            class_features = stored.features
-        else:
-            class_features = model.pool_texts(classifier.texts)
+        class_features = stored.features if stored else model.pool_texts(classifier.texts)
         head.start_at(classifier, class_features)
         model.is_pretrained = True
         return model.eval()
@@ -290,8 +285,10 @@ class DualEncoder(nn.Module):
             return_attention_mask=True,
             return_tensors="pt",
         )
-        ids, mask = tokens["input_ids"], tokens["attention_mask"]
-        return ids, torch.ones_like(mask) if reads_padding else mask
+        mask = tokens["attention_mask"]
+        if reads_padding:
+            mask = torch.ones_like(mask)
+        return tokens["input_ids"], mask
 
     def encode_images(self, images: _Pixels | _Pooled) -> Encoded:
         """Encodes images on the model's device.

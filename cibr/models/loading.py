@@ -156,7 +156,10 @@ def load_image_classifier(name: str | Path) -> tuple[nn.Module, nn.Linear]:
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     last = [layer for layer in layers if layer.out_features == n_classes]
     if len(last) != 1:
-        raise ValueError(f"{str(name)!r} ends in {len(last)} linear layers, not in one: {fix}")
+        raise ValueError(
+            f"{str(name)!r} has {len(last)} linear layers with an output for each class, not one: "
+            f"{fix}"
+        )
     return model, last[0]
 
 

@@ -1,6 +1,8 @@
-"""Pretrained towers by name, which are stored by name, too: frozen, or but for their last stages.
+"""Pretrained towers that a model keeps by name: `FrozenTowers`, and `StagedTowers`, whose last
+stages are trained.
 
-Their weights stay out of a model's parameters and of its folder, but for stages that are trained.
+A name is a folder or a hub id. The weights that stay frozen are neither parameters of the model nor
+in its folder, which has the names instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,6 +30,7 @@ from cibr.models.towers import (
     TwoTowers,
     load_transformers_towers,
 )
+from cibr.utils import check_number
 
 # Pixels, in place of the checkpoints' own, such as 224: half the work. Shipped features have it.
 _TIMM_IMAGE_SIZE = 160
@@ -180,6 +183,7 @@ class StagedTowers(FrozenTowers):
         n_stages: int,
     ):
         super().__init__(image_tower, text_tower, dims_pooled, copies)
+        check_number("train_stages", n_stages, 1, whole=True)
         if image_tower == text_tower:
             raise ValueError(f"{image_tower!r} is a dual encoder: fine-tune it as a model itself")
         self.n_stages = n_stages
@@ -256,26 +260,34 @@ class _Classifier(nn.Module):
 
 
 def stages_of(tower: nn.Module) -> list[list[nn.Parameter]]:
-    """The parameters of each stage of a tower, first to last: the blocks of a model of timm after
-    its stem, the layers of a transformer, the stages of other models of transformers.
+    """The parameters of each stage of a tower, first to last.
 
-    What follows the last stage belongs to it, but for a pooler, which mean-pooled texts do not
-    pass, and a classifier, which comes after the pooled features.
+    Stages are the blocks of a model of timm, without its stem, the layers of a transformer, and the
+    stages of other models of transformers. What comes between the last stage and the pooled
+    features, such as a norm, belongs to the last stage.
     """
-    if hasattr(tower, "timm_model"):
-        from timm.models import group_parameters  # late: timm takes long to import
+    is_of_timm = hasattr(tower, "timm_model")
+    return _timm_stages(tower.timm_model) if is_of_timm else _transformers_stages(tower)
 
-        model = tower.timm_model
-        groups = group_parameters(model, model.group_matcher(coarse=True))
-        _stem, *stages = [groups[i] for i in sorted(groups)]
-        return [[model.get_parameter(name) for name in stage] for stage in stages]
-    lists = {n: x for n, x in tower.named_modules() if isinstance(x, nn.ModuleList)}
-    path = min(lists, key=lambda name: name.count("."))
-    stages = [list(stage.parameters()) for stage in lists[path]]
-    names = [name for name, _ in tower.named_parameters()]
-    last = max(i for i, name in enumerate(names) if name.startswith(f"{path}."))
-    after = [
-        name for name in names[last + 1 :] if "pooler" not in name and "classifier" not in name
-    ]
-    stages[-1].extend(tower.get_parameter(name) for name in after)
+
+def _timm_stages(model: nn.Module) -> list[list[nn.Parameter]]:
+    from timm.models import group_parameters  # late: timm takes long to import
+
+    groups = group_parameters(model, model.group_matcher(coarse=True))
+    _stem, *stages = [groups[i] for i in sorted(groups)]
+    return [[model.get_parameter(name) for name in stage] for stage in stages]
+
+
+def _transformers_stages(model: nn.Module) -> list[list[nn.Parameter]]:
+    # Layers and stages lie in a list, and it is the outermost one of a model.
+    lists = {name: x for name, x in model.named_modules() if isinstance(x, nn.ModuleList)}
+    outermost = min(lists, key=lambda name: name.count("."))
+    stages = [list(stage.parameters()) for stage in lists[outermost]]
+
+    names = [name for name, _ in model.named_parameters()]  # in the order of the forward pass
+    last_of_list = max(i for i, name in enumerate(names) if name.startswith(f"{outermost}."))
+    for name in names[last_of_list + 1 :]:
+        # Mean-pooled texts pass no pooler, and a classifier comes after the pooled features.
+        if "pooler" not in name and "classifier" not in name:
+            stages[-1].append(model.get_parameter(name))
     return stages

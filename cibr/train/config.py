@@ -236,6 +236,7 @@ def _defaults_of(model: str, given: dict[str, Any], preset: str | None) -> dict[
         if not presets:
             raise ValueError(f"{model} has no preset {preset}: leave it out")
     if presets:
+        # Without CCA the start finds more of other people's photos; with it, more like one's own.
         has_cca = model == "frozen" or not (dataset == "photos" or given.get("train_stages"))
         return {"cca": has_cca} | presets[preset or "many-photos"]
     without_cca = {"cca": False}

@@ -84,7 +84,8 @@ def fit(
 
     Raises:
         ValueError: the output folder is in use, or contains another run, other people's files or
-            links; a batch that the processes cannot share equally.
+            links; a batch that the processes cannot share equally; fewer than ten images to choose
+            CCA's ridges from.
         FloatingPointError: features, a loss or a gradient that are not finite.
         SystemExit: with code 143 after SIGTERM; the run is saved and resumes when started again.
     """
@@ -105,6 +106,7 @@ def fit(
         with accelerator.main_process_first():  # which extracts features that the others read
             inputs = prepare(model, train)
             held_out = None if validation is None else prepare(model, validation)
+        ridges = _cca_ridges(config, inputs) if has_cca else None  # before training: may be refused
         training = Training(model, config, inputs, held_out, accelerator)
         state = folder.load_checkpoint()
         if state is not None:
@@ -119,7 +121,7 @@ def fit(
             tracker.finish()
 
         if has_cca:
-            model.head = _with_cca(model, config, inputs).to(accelerator.device)
+            model.head = _with_cca(model, config, inputs, ridges).to(accelerator.device)
             broadcast(model.state_dict())  # processes may round differently
         model.trained_on |= set(map(image_key, train.image_digests()))
         model.is_pretrained = True
@@ -139,28 +141,34 @@ def _save_finished(
     folder.remove_checkpoint()
 
 
-def _with_cca(model: DualEncoder, config: RunConfig, inputs: Inputs) -> SummedHead:
-    """The head of a model, summed with the CCA of its training pairs.
+def _cca_ridges(config: RunConfig, inputs: Inputs) -> tuple[float, float]:
+    """CCA's ridges for images and for texts: those of the configuration, or else chosen.
 
     Raises:
         ValueError: fewer than ten images, from which no ridges can be chosen.
     """
-    image_of_pair = inputs.pairs.text_to_image()
-    image_pooled = inputs.images[image_of_pair]
-    [text_pooled] = inputs.texts
     ridge_image, ridge_text = config.cca_ridge_image, config.cca_ridge_text
-    if ridge_image is None or ridge_text is None:
-        ridge_image, ridge_text = choose_ridges(
-            image_pooled,
-            text_pooled,
-            image_of_pair,
-            ridges_image=[ridge_image] if ridge_image else RIDGES,
-            ridges_text=[ridge_text] if ridge_text else RIDGES,
-        )
+    if ridge_image is not None and ridge_text is not None:
+        return ridge_image, ridge_text
+    image_of_pair = inputs.pairs.text_to_image()
+    return choose_ridges(
+        inputs.images[image_of_pair],
+        *inputs.texts,
+        image_of_pair,
+        ridges_image=[ridge_image] if ridge_image else RIDGES,
+        ridges_text=[ridge_text] if ridge_text else RIDGES,
+    )
+
+
+def _with_cca(
+    model: DualEncoder, config: RunConfig, inputs: Inputs, ridges: tuple[float, float]
+) -> SummedHead:
+    """The head of a model, summed with the CCA of its training pairs."""
+    ridge_image, ridge_text = ridges
     return with_cca(
         model.head,
-        image_pooled,
-        text_pooled,
+        inputs.images[inputs.pairs.text_to_image()],
+        *inputs.texts,
         ridge_image=ridge_image,
         ridge_text=ridge_text,
         cosine_weight=config.cca_weight,

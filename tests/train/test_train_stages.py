@@ -92,6 +92,12 @@ def test_more_stages_than_a_tower_has_are_refused_by_name(classifier_folder, tow
         DualEncoder.names(classifier_folder, tower_folders[1], train_stages=3)
 
 
+@pytest.mark.parametrize("n_stages", [0, -1])
+def test_no_stages_are_not_all_of_them(classifier_folder, tower_folders, n_stages):
+    with pytest.raises(ValueError, match=f"train_stages is {n_stages}: give a whole number from 1"):
+        StagedTowers(classifier_folder, tower_folders[1], n_stages=n_stages)
+
+
 def test_a_dual_encoder_is_fine_tuned_as_itself(clip_folder):
     with pytest.raises(ValueError, match="is a dual encoder: fine-tune it as a model itself"):
         StagedTowers(clip_folder, clip_folder, n_stages=1)
