@@ -95,7 +95,7 @@ class RegularisedCCA(Head):
         Raises:
             ValueError: features that are constant or not finite.
         """
-        (image_mean, text_mean), moments = centred_moments(image_pooled, text_pooled)
+        (image_mean, text_mean), moments = centred_moments(image_pooled.cpu(), text_pooled.cpu())
         _check_variance(moments)
         image_map, text_map = canonical_maps(moments, dim, ridge_image, ridge_text)
         cca = cls(dim, image_pooled.shape[1], text_pooled.shape[1])
@@ -237,16 +237,26 @@ def choose_ridges(
     Raises:
         ValueError: features that are constant or not finite; fewer than ten images.
     """
+    image_pooled, text_pooled = image_pooled.cpu(), text_pooled.cpu()
+    _, whole = centred_moments(image_pooled, text_pooled)
+    _check_variance(whole)
     information = torch.zeros(len(ridges_image), len(ridges_text), dtype=torch.float64)
-    fold_of_pair = _folds(image_of_pair)
+    fold_of_pair = _folds(image_of_pair.cpu())
     for fold in range(_N_FOLDS):
         is_held_out = fold_of_pair == fold
         _, fitted = centred_moments(image_pooled[~is_held_out], text_pooled[~is_held_out])
         _, held_out = centred_moments(image_pooled[is_held_out], text_pooled[is_held_out])
-        _check_variance(fitted)
-        information += _information(fitted, held_out, ridges_image, ridges_text)
-    best_image, best_text = divmod(int(information.argmax()), len(ridges_text))
-    return ridges_image[best_image], ridges_text[best_text]
+        if _varies(fitted, whole) and _varies(held_out, whole):
+            information += _information(fitted, held_out, ridges_image, ridges_text)
+    best = (information == information.max()).nonzero()[-1]  # the largest ridges of equal ones
+    return ridges_image[int(best[0])], ridges_text[int(best[1])]
+
+
+def _varies(part: Moments, whole: Moments) -> bool:
+    """Whether the features of both sides vary, by more than rounding, in a part of the pairs."""
+    image_varies = part.image.trace() > 1e-9 * whole.image.trace()
+    text_varies = part.text.trace() > 1e-9 * whole.text.trace()
+    return bool(image_varies and text_varies)
 
 
 def _folds(image_of_pair: Int[Tensor, " n"]) -> Int[Tensor, " n"]:

@@ -44,6 +44,8 @@ def resolve(name: str) -> str:
             return str(folder)
     if _HUB_ID.fullmatch(name):
         return name
+    if name in _BUILT_HERE:
+        raise FileNotFoundError(f"{name} is a model to be trained: give the folder of a run")
     known = [*_BUILT_HERE, *_CHECKPOINTS]
     raise FileNotFoundError(
         f"unknown model {name!r}{nearest(name, known) or '.'} Give {', '.join(known)}, a folder, "
@@ -141,26 +143,24 @@ def is_image_classifier(name: str | Path) -> bool:
     return architectures[0].endswith("ForImageClassification")
 
 
-def load_image_classifier(name: str | Path) -> tuple[nn.Module, nn.Linear]:
-    """An image classification model, and its last layer.
+def load_image_classifier(name: str | Path) -> tuple[nn.Module, nn.Linear | None]:
+    """An image classification model, and its last layer: None unless it is a single linear one.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: a model without a classifier, or with one that is not a single linear layer.
     """
-    fix = "give an image classification model, such as timm/tf_efficientnet_lite0.in1k"
-    if not is_image_classifier(name):
-        raise ValueError(f"{str(name)!r} has no classifier, so it knows no names: {fix}")
     model = load_model(name, class_name="AutoModelForImageClassification")
+    if is_timm(name):
+        layers = [model.timm_model.get_classifier()]
+    else:
+        layers = [
+            layer
+            for path, layer in model.named_modules()
+            if path.partition(".")[0] in ("classifier", "head") and not any(layer.children())
+        ]
     n_classes = model.config.num_labels
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-    last = [layer for layer in layers if layer.out_features == n_classes]
-    if len(last) != 1:
-        raise ValueError(
-            f"{str(name)!r} has {len(last)} linear layers with an output for each class, not one: "
-            f"{fix}"
-        )
-    return model, last[0]
+    last = [x for x in layers if isinstance(x, nn.Linear) and x.out_features == n_classes]
+    return model, last[0] if len(last) == 1 else None
 
 
 def check_weights(model: nn.Module, source: str, missing: Collection[str]) -> None:

@@ -90,8 +90,11 @@ class FrozenTowers(Towers):
         if not self._unregistered:
             self._unregistered.append(load_named_towers(*self._locations()))
         [towers] = self._unregistered
-        weight = next(towers.parameters())
-        if weight.device != self._like.device or weight.dtype != self._like.dtype:
+        is_alike = all(
+            weight.device == self._like.device and weight.dtype == self._like.dtype
+            for weight in towers.parameters()
+        )
+        if not is_alike:
             towers.to(self._like)
         return towers
 
@@ -219,8 +222,9 @@ def load_named_towers(
     text_model = load_model(text_tower, unused="pooler.")
     if hasattr(image_model.config, "pretrained_cfg"):  # of timm
         statistics = image_model.config.pretrained_cfg
+        is_of_one_size = statistics.get("fixed_input_size", False)  # such as a ViT
         processor = ImageProcessor(
-            _TIMM_IMAGE_SIZE,
+            statistics["input_size"][-1] if is_of_one_size else _TIMM_IMAGE_SIZE,
             image_mean=tuple(statistics["mean"]),
             image_std=tuple(statistics["std"]),
         )
@@ -231,12 +235,14 @@ def load_named_towers(
 
 
 def _load_image_model(name: str | Path) -> nn.Module:
-    if is_timm(name) or not is_image_classifier(name):
-        return load_model(name)  # timm's pooled output is what its classifier reads
-    return _Classifier(*load_image_classifier(name))
+    if is_image_classifier(name) and not is_timm(name):
+        model, last_layer = load_image_classifier(name)
+        if last_layer is not None:
+            return _PooledClassifier(model, last_layer)
+    return load_model(name)  # in timm, its pooled output is what a linear classifier reads
 
 
-class _Classifier(nn.Module):
+class _PooledClassifier(nn.Module):
     """An image classification model of transformers whose pooled output is what its last layer
     reads; a pooled output of its own may be another one, as in ViT.
     """
@@ -245,6 +251,7 @@ class _Classifier(nn.Module):
         super().__init__()
         self.model = model
         self.config = model.config
+        # Its name, so that a copy of this module finds its own layer.
         [self._last_layer] = [name for name, x in model.named_modules() if x is last_layer]
 
     def forward(self, pixel_values: _Pixels) -> BaseModelOutputWithPooling:
@@ -279,13 +286,19 @@ def _timm_stages(model: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def _transformers_stages(model: nn.Module) -> list[list[nn.Parameter]]:
-    # Layers and stages lie in a list, and it is the outermost one of a model.
     lists = {name: x for name, x in model.named_modules() if isinstance(x, nn.ModuleList)}
-    outermost = min(lists, key=lambda name: name.count("."))
-    stages = [list(stage.parameters()) for stage in lists[outermost]]
+    if not lists:
+        raise ValueError(f"{type(model).__name__} has no stages: leave train_stages out")
+    # Stages lie in one of the outermost lists, the one with most of the weights.
+    depth = min(name.count(".") for name in lists)
+    path = max(
+        [name for name in lists if name.count(".") == depth],
+        key=lambda name: sum(weight.numel() for weight in lists[name].parameters()),
+    )
+    stages = [list(stage.parameters()) for stage in lists[path]]
 
     names = [name for name, _ in model.named_parameters()]  # in the order of the forward pass
-    last_of_list = max(i for i, name in enumerate(names) if name.startswith(f"{outermost}."))
+    last_of_list = max(i for i, name in enumerate(names) if name.startswith(f"{path}."))
     for name in names[last_of_list + 1 :]:
         # Mean-pooled texts pass no pooler, and a classifier comes after the pooled features.
         if "pooler" not in name and "classifier" not in name:

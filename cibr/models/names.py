@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cibr.models.heads import Head
-from cibr.models.loading import load_image_classifier
+from cibr.models.loading import is_image_classifier, load_image_classifier
 
 _Pooled = Float[Tensor, "n p"]
 _Vectors = Float[Tensor, "n d"]
@@ -129,16 +129,23 @@ def load_classifier(image_tower: str, texts: Sequence[str] | None = None) -> Cla
         FileNotFoundError: there is no such model.
         ValueError: a tower without a classifier, classes without names, or another number of texts.
     """
-    model, linear = load_image_classifier(image_tower)
+    fix = "give an image classification model, such as timm/tf_efficientnet_lite0.in1k"
+    if not is_image_classifier(image_tower):
+        raise ValueError(f"{image_tower!r} has no classifier, so it knows no names: {fix}")
+    model, last_layer = load_image_classifier(image_tower)
+    if last_layer is None:
+        raise ValueError(f"the classifier of {image_tower!r} is not one linear layer: {fix}")
     texts = list(_class_texts(model.config) if texts is None else texts)
-    if len(texts) != linear.out_features:
+    if len(texts) != last_layer.out_features:
         raise ValueError(
-            f"class_texts has {len(texts)} texts: give one for each of the {linear.out_features} "
-            f"classes of {image_tower!r}"
+            f"class_texts has {len(texts)} texts: give one for each of the "
+            f"{last_layer.out_features} classes of {image_tower!r}"
         )
     if texts[0] == "LABEL_0":  # what transformers writes where nothing is known
         raise ValueError(f"the classes of {image_tower!r} have no names: give class_texts")
-    return Classifier(linear.weight.detach(), linear.bias.detach(), texts)
+    weight = last_layer.weight.detach()
+    bias = weight.new_zeros(len(weight)) if last_layer.bias is None else last_layer.bias.detach()
+    return Classifier(weight, bias, texts)
 
 
 def _class_texts(config: Any) -> list[str]:

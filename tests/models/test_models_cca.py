@@ -99,3 +99,19 @@ def test_too_few_images_to_choose_from_are_refused_with_the_way_out():
         choose_ridges(IMAGE[:9], TEXT[:9], torch.arange(9))
     with pytest.raises(ValueError, match="must be finite and vary over the pairs"):
         choose_ridges(torch.full_like(IMAGE, torch.nan), TEXT, torch.arange(60))
+
+
+def test_a_constant_fifth_says_nothing_and_equal_ridges_are_decided_for_the_largest(monkeypatch):
+    folds = torch.arange(60) % 5
+    monkeypatch.setattr("cibr.models.cca._folds", lambda _: folds)
+    text = TEXT.clone()
+    text[folds == 2] = 0.1
+    image_of_pair = torch.arange(60)
+    ridges = choose_ridges(IMAGE, text, image_of_pair, (0.01, 0.3), (0.02, 0.5))
+    assert ridges[0] in (0.01, 0.3) and ridges[1] in (0.02, 0.5)
+    without_relation = torch.full_like(TEXT, 0.1)
+    without_relation[0] = 1.0  # so that all but one fifth are constant, and this has A = 0 or less
+    image = IMAGE.clone()
+    image[folds == 0] = image[folds == 0].mean(0)
+    chosen = choose_ridges(image, without_relation, image_of_pair, (0.1, 9.0), (0.2, 8.0))
+    assert chosen == (9.0, 8.0)

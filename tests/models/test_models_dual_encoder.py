@@ -28,8 +28,8 @@ def odd_images():
     return [rgb, transparent, deep, *modes, *sizes]
 
 
-def assert_unit(vectors, n):
-    assert vectors.shape == (n, 16) and vectors.dtype == torch.float32
+def assert_unit(vectors, n, dim=16):
+    assert vectors.shape == (n, dim) and vectors.dtype == torch.float32
     assert not vectors.requires_grad
     assert torch.allclose(vectors.norm(dim=1), torch.ones(n), atol=1e-5)
 
@@ -40,11 +40,11 @@ def test_images_of_any_mode_and_strings_of_any_kind_become_unit_vectors(build, k
     images = odd_images()
     texts = ["", " ", "a cat", "Ünïcödé 漢字 🐈", "a\nb", "A CAT"]
     vectors = model.embed_images(images)
-    assert_unit(vectors, len(images))
+    assert_unit(vectors, len(images), model.dim)
     assert torch.equal(model.embed_images([to_rgb(image) for image in images]), vectors)
-    assert_unit(model.embed_texts(texts), len(texts))
-    assert model.embed_texts([]).shape == model.embed_images([]).shape == (0, 16)
-    assert_unit(model.embed_texts(["a cat", "every " * 80]), 2)
+    assert_unit(model.embed_texts(texts), len(texts), model.dim)
+    assert model.embed_texts([]).shape == model.embed_images([]).shape == (0, model.dim)
+    assert_unit(model.embed_texts(["a cat", "every " * 80]), 2, model.dim)
     # The cut has left no trace in the tokenizer.
     assert model.tokenize(["a cat"])[0].shape[1] < model.context
 

@@ -108,6 +108,7 @@ UNFIT = [
 ]
 FILES = {"tiny": "cibr.safetensors", "frozen": "text_tower/model.safetensors"}
 FILES |= {"frozen dual": "towers/model.safetensors", "hub": "model.safetensors"}
+FILES |= dict.fromkeys(["names", "staged"], "cibr.safetensors")
 
 
 @pytest.mark.parametrize(("spoil", "message"), UNFIT)

@@ -114,6 +114,20 @@ def test_classes_without_names_need_texts_one_for_each(tmp_path, tower_folders):
     assert model.head.n_classes == 3
 
 
+def test_a_layer_within_the_tower_is_not_taken_for_the_classifier(tmp_path, tower_folders):
+    config = transformers.ViTConfig(**VISION, id2label={i: f"thing {i}" for i in range(32)})
+    vit = transformers.ViTForImageClassification(config).eval()  # as many classes as dimensions
+    vit.save_pretrained(tmp_path)
+    transformers.CLIPImageProcessor(**CROP).save_pretrained(tmp_path)
+    assert torch.equal(load_classifier(str(tmp_path)).weight, vit.classifier.weight)
+
+
+def test_a_classifier_of_several_layers_is_refused_by_name(classifier_folder, monkeypatch):
+    monkeypatch.setattr("cibr.models.names.load_image_classifier", lambda _: (None, None))
+    with pytest.raises(ValueError, match="classifier of .*vit' is not one linear layer: give"):
+        load_classifier(classifier_folder)
+
+
 def test_the_shipped_start_needs_no_tower_for_features(monkeypatch):
     monkeypatch.setattr("cibr.models.named_towers.load_named_towers", None)
     monkeypatch.setattr("cibr.models.names.load_image_classifier", None)

@@ -118,7 +118,8 @@ def test_a_model_is_built_as_the_configuration_says(clip_folder, tmp_path):
     tiny = build_model(configure(temperature=0.2, dropout=0.3), PAIRS)
     assert tiny.towers.processor.size == 32
     folder = write_folder(tmp_path, train=1)
-    assert configure(dataset=folder).model == "frozen" and configure().model == "tiny"
+    assert configure(dataset=folder).model == "names" and configure().model == "tiny"
+    assert configure(dataset=folder, towers=clip_folder).model == "frozen"
     assert tiny.logit_scale.item() == pytest.approx(5) and not tiny.log_logit_scale.requires_grad
     torch.manual_seed(77)
     assert same(build_model(configure(temperature=0.2, dropout=0.3), PAIRS), tiny)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from helpers import noise_pairs, same
 from small_runs import PAIRS, fail_before, settings
 from twin import plain_run
@@ -109,6 +110,20 @@ def test_features_without_pictures_are_refused_with_the_way_out():
     config = configure(dataset="photos", model="names", train_stages=1)
     with pytest.raises(ValueError, match="noise has features and no pictures.*give dataset a fold"):
         build_model(config, pairs)
+
+
+def test_stages_are_the_list_with_most_weights_and_there_must_be_one():
+    # It also has a list of patch embeddings beside that of its stages.
+    config = transformers.PvtConfig(
+        image_size=32, hidden_sizes=[32] * 4, depths=[1] * 4, num_attention_heads=[1] * 4
+    )
+    pvt = transformers.PvtModel(config)
+    stages = stages_of(pvt)
+    for stage, block in zip(stages[:3], pvt.encoder.block, strict=False):
+        assert list(map(id, stage)) == list(map(id, block.parameters()))
+    assert len(stages) == 4
+    with pytest.raises(ValueError, match="Linear has no stages: leave train_stages out"):
+        stages_of(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.models
