@@ -1,6 +1,7 @@
 """`photos`: features of real photos in the repository, which need no network, towers or images."""
 
 import hashlib
+import json
 import os
 import re
 import runpy
@@ -13,7 +14,7 @@ from helpers import noise_pairs
 
 import cibr
 from cibr.data import load_pairs, photos
-from cibr.evaluate import evaluate
+from cibr.evaluate import Task, evaluate
 from cibr.models.inputs import prepare
 from cibr.utils import shipped
 
@@ -125,3 +126,27 @@ def test_the_towers_compute_these_features_again():
         step = same.abs().amax(0) / n_codes
         same = same[:20] if found is images else same[rows]
         assert ((found - same).abs() <= 0.5 * step + 1e-4).all()  # rounding, and other machines
+
+
+def test_the_shipped_model_of_photos_finds_those_of_another_set(closed):
+    model = cibr.DualEncoder.from_pretrained("names-flickr8k")
+    rows = evaluate(model, [Task("photos-coco")], name="m").rows.set_index("metric")["value"]
+    for way in ("text_to_image", "image_to_text"):  # in the draws of names.csv 46 %
+        mean = sum(rows[f"{way}_recall@{k}"] for k in (1, 5, 10)) / 3
+        assert 0.43 < mean < 0.49
+    folder = shipped("checkpoints/names-flickr8k")
+    configuration = json.loads((folder / "run.json").read_text())["configuration"]
+    assert (configuration["model"], configuration["dataset"]) == ("names", "photos")
+    assert (folder / "LICENSE").read_bytes() == (FOLDER / "LICENSE").read_bytes()
+
+
+def test_training_on_the_photos_makes_the_shipped_model(closed, tmp_path):
+    config = cibr.configure(dataset="photos", preset="many-photos", output_dir=str(tmp_path))
+    train, validation, _ = cibr.load_splits(config)
+    cibr.fit(model := cibr.build_model(config, train), train, validation, config)
+    shipped_model = cibr.DualEncoder.from_pretrained("names-flickr8k")
+    assert shipped_model.trained_on == model.trained_on
+    for name, weights in model.head.state_dict().items():
+        found = shipped_model.head.state_dict()[name]
+        error = (found - weights).norm() / weights.norm()
+        assert error < 0.01, name  # half precision, and sums in another order
