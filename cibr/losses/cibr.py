@@ -3,13 +3,12 @@
     L_CIBR = L_CLIP + beta * R,   R = (I(Z_v; X_v | X_t) + I(Z_t; X_t | X_v)) / 2
 
 after Ji et al. (2025, arXiv 2503.24182), who published no code. `cibr.losses.penalties` has the
-bounds and estimates of R. With the default penalty, the whole loss is
+bounds and estimates of R. The default penalty is an alignment term, the mean cosine distance of the
+pairs at the temperature of CLIP's loss, and the whole loss is
 
     >>> from cibr.losses.clip import plain_clip_loss  # two cross-entropies, in six lines
-    >>> from cibr.losses.vmf import vmf_mean_cosine  # A_d(kappa), 0.99 here
-    >>> def cibr_loss(image, text, logit_scale, labels, beta, kappa_b=10.0, kappa_e=1024.0):
-    ...     weight = kappa_b * vmf_mean_cosine(kappa_e, dim=image.shape[1]).float()
-    ...     penalty = weight * (1 - (image * text).sum(1).mean())
+    >>> def cibr_loss(image, text, logit_scale, labels, beta):
+    ...     penalty = logit_scale * (1 - (image * text).sum(1).mean())
     ...     return plain_clip_loss(image, text, logit_scale, labels) + beta * penalty
 
 That is `CIBRLoss`:
@@ -33,7 +32,13 @@ from torch import Tensor, nn
 
 from cibr.losses._blocked import blocked_clip_loss
 from cibr.losses.clip import Features, Labels, Number, Scalar, checked_features
-from cibr.losses.penalties import PENALTIES, LossInputs, Penalty
+from cibr.losses.penalties import (
+    PENALTIES,
+    LossInputs,
+    Penalty,
+    check_concentration,
+    noise_concentration,
+)
 from cibr.losses.vmf import sample_vmf
 from cibr.utils import check_known, check_number, check_unit_vectors
 
@@ -95,12 +100,12 @@ class CIBRLoss(nn.Module):
     Args:
         beta: weight of the penalty, from 0 to 10,000; an attribute that a schedule may set before
             each step, see `beta_at`. At 0 the penalty has no part in the graph: the loss is CLIP's,
-            bit for bit, even if the penalty is not finite. With `vmf` and `crossfit`,
-            settings with an equal beta * kappa_b * A_d(kappa_e) / logit_scale have about the same
-            strength.
+            bit for bit, even if the penalty is not finite. With `vmf` and `crossfit` one beta is
+            the same price at every temperature and width; `mine` has another scale.
         penalty: a name of `PENALTIES`, or a `Penalty`.
-        kappa_e: concentration of the encoders e(z|x): of the noise with `sample`, otherwise only a
-            scale of the vMF penalties. The study's photo runs use 8,192.
+        kappa_e: concentration of the encoders e(z|x), the noise that `sample` draws. None: 8 times
+            the width of the embeddings with `sample`, which is one angle of noise at every width,
+            and without it no noise. A number scales the vMF penalties by A_d(kappa_e) in any case.
         sample: contrast samples of vMF(mu, kappa_e) instead of the means mu, in both train and eval
             mode. Noise without a penalty is `sample=True, beta=0`.
         options: of the penalty, such as `kappa_b` (vmf, crossfit) or `dims` (mine).
@@ -115,13 +120,13 @@ class CIBRLoss(nn.Module):
         beta: Number,
         penalty: str | Penalty = "vmf",
         *,
-        kappa_e: Number = 1024.0,
+        kappa_e: Number | None = None,
         sample: bool = False,
         **options: Any,
     ):
         super().__init__()
         self.beta = beta
-        self.kappa_e = check_number("kappa_e", kappa_e, low=1e-3, high=1e6)
+        self.kappa_e = check_concentration("kappa_e", kappa_e)
         self.sample = sample
         if isinstance(penalty, str):
             check_penalty(penalty, options)
@@ -138,7 +143,7 @@ class CIBRLoss(nn.Module):
         beta: Number,
         penalty: str = "vmf",
         *,
-        kappa_e: Number = 1024.0,
+        kappa_e: Number | None = None,
         sample: bool = False,
         **options: Any,
     ) -> "CIBRLoss":
@@ -149,7 +154,7 @@ class CIBRLoss(nn.Module):
                 see `Penalty.for_model`.
             beta: weight of the penalty.
             penalty: a name of `PENALTIES`.
-            kappa_e: concentration of the encoders.
+            kappa_e: concentration of the encoders, as in the constructor.
             sample: contrast samples instead of means.
             options: of the penalty.
 
@@ -311,17 +316,20 @@ class CIBRLoss(nn.Module):
         """The inputs of the terms, with samples drawn if `sample` is set."""
         image, text, logit_scale = checked_features(image, text, logit_scale, labels)
         check_unit_vectors(image_features=image, text_features=text)
+        kappa_e = self.kappa_e
         z_image, z_text = image, text
         if self.sample:
-            z_image = sample_vmf(image, self.kappa_e, generator)
-            z_text = sample_vmf(text, self.kappa_e, generator)
+            if kappa_e is None:
+                kappa_e = noise_concentration(dim=image.shape[1])
+            z_image = sample_vmf(image, kappa_e, generator)
+            z_text = sample_vmf(text, kappa_e, generator)
         return LossInputs(
             image=image,
             text=text,
             z_image=z_image,
             z_text=z_text,
             logit_scale=logit_scale,
-            kappa_e=self.kappa_e,
+            kappa_e=kappa_e,
             labels=labels,
             image_pooled=image_pooled,
             text_pooled=text_pooled,

@@ -7,7 +7,7 @@ that beta weights. To add one, subclass `Penalty` and pass an object to `CIBRLos
 class in `PENALTIES`, which makes it available by name.
 
 `vmf` and `crossfit` are von Mises-Fisher bounds. For every backward encoder b,
-E[log e(z|x_v) - log b(z|x_t)] >= I(Z_v; X_v | X_t), with equality for b = p(z|x_t). The encoder is
+E[log e(z|x_v) - log b(z|x_t)] >= I(Z_v; X_v | X_t), with equality for b = p(z|x_t). Take
 e = vMF(mu_v, kappa_e), the noise with which information is measured, and b = vMF(centre, kappa_b).
 The bound is then the sum of the penalty and a constant,
 
@@ -15,8 +15,14 @@ The bound is then the sum of the penalty and a constant,
     constant   log(C_d(kappa_e) / C_d(kappa_b)) + (kappa_e - kappa_b) A_d(kappa_e)
 
 with C_d the normaliser and A_d the mean resultant length of `cibr.losses.vmf`. The constant
-measures only how far the concentrations differ and has no gradient, so it is dropped. The
-inequality needs a centre that is a function of the text and of samples other than the pair. It
+measures only how far the concentrations differ and has no gradient, so it is dropped: the penalty
+is an excess over the constant in nats, and not the information.
+
+By default kappa_b = 1 / temperature, which is the concentration whose log-ratio the logits of CLIP
+are. Where embeddings are not sampled they are their means, so A_d has no part in it. The penalty is
+then (1 - E <mu_v, centre>) / temperature, and beta means the same at every temperature and width.
+
+The inequality needs a centre that is a function of the text and of samples other than the pair. It
 holds for the source of the pairs: in a data set where every text is unique, the text identifies its
 image, and the bound can fall to its floor by memorising the pairs.
 
@@ -53,7 +59,7 @@ class LossInputs(NamedTuple):
             same as `image`.
         z_text: the same for the texts, [n, d].
         logit_scale: 1 / temperature, a scalar.
-        kappa_e: concentration of the encoders e(z|x).
+        kappa_e: concentration of the encoders e(z|x); None where embeddings are their means.
         labels: equal for pairs that match, [n].
         image_pooled: inputs of the image head, [n, p], without gradients.
         text_pooled: inputs of the text head, [n, q], without gradients.
@@ -65,7 +71,7 @@ class LossInputs(NamedTuple):
     z_image: Tensor
     z_text: Tensor
     logit_scale: Tensor
-    kappa_e: float
+    kappa_e: float | None
     labels: Tensor | None = None
     image_pooled: Tensor | None = None
     text_pooled: Tensor | None = None
@@ -128,21 +134,22 @@ class Penalty(nn.Module):
 
 
 class VMF(Penalty):
-    """Backward encoders centred at the paired embedding of the other modality; the default.
+    """An alignment term: the backward encoders are centred at the paired embeddings.
 
-    The bound is too loose for its nats to be informative, so the cosine distance of the pairs is
-    reported.
+    The penalty is the default: (1 - cos) / temperature, on average over the pairs. The bound is too
+    loose for its nats to be informative, so the cosine distance of the pairs is reported.
 
     Args:
-        kappa_b: concentration of the backward encoders.
+        kappa_b: concentration of the backward encoders; None: 1 / temperature, without a gradient
+            to the temperature.
 
     Raises:
         ValueError: a kappa_b outside 0.001 to 1e6.
     """
 
-    def __init__(self, kappa_b: float = 10.0):
+    def __init__(self, kappa_b: float | None = None):
         super().__init__()
-        self.kappa_b = check_number("kappa_b", kappa_b, low=1e-3, high=1e6)
+        self.kappa_b = check_concentration("kappa_b", kappa_b)
 
     def cosines_with_centres(self, inputs: LossInputs) -> tuple[Scalar, Scalar]:
         """Mean cosine of the images, and of the texts, with the centres of their b.
@@ -156,8 +163,10 @@ class VMF(Penalty):
     def forward(self, inputs: LossInputs) -> Scalar:
         """kappa_b A_d(kappa_e) (1 - mean cosine), the mean over both modalities."""
         image_cosine, text_cosine = self.cosines_with_centres(inputs)
-        mean_resultant_length = _mean_resultant_length(inputs.kappa_e, dim=inputs.image.shape[1])
-        weight = (self.kappa_b * mean_resultant_length).to(image_cosine)
+        weight = inputs.logit_scale.detach() if self.kappa_b is None else self.kappa_b
+        if inputs.kappa_e is not None:
+            dim = inputs.image.shape[1]
+            weight = weight * _mean_resultant_length(inputs.kappa_e, dim=dim).to(image_cosine)
         return weight * (1 - (image_cosine + text_cosine) / 2)
 
     def reports(self, inputs: LossInputs) -> dict[str, Scalar]:
@@ -183,10 +192,11 @@ class Crossfit(VMF):
     def reports(self, inputs: LossInputs) -> dict[str, Scalar]:
         """Upper bounds in nats, in expectation over batches, at the kappa_b that fits this one.
 
-        They bound information in samples of vMF(mu, kappa_e), whether or not training draws them.
+        They bound information in samples of vMF(mu, kappa_e), whether or not training draws them;
+        kappa_e is 8 d where none was given.
         """
-        kappa_e = inputs.kappa_e
         dim = inputs.image.shape[1]
+        kappa_e = noise_concentration(dim) if inputs.kappa_e is None else inputs.kappa_e
         cosines = torch.stack(self.cosines_with_centres(inputs))  # [2]: image, text
         exact_cosines = cosines.cpu().double().clamp(-1, 1)  # MPS has no float64
         # The mean cosine of a sample with the centre is A_d(kappa_e) times that of its mean.
@@ -310,6 +320,16 @@ class Mine(Penalty):
             x = F.layer_norm(x, x.shape[1:])
             nats[name] = self.averages[name](critic(z, x), update_average)
         return nats
+
+
+def noise_concentration(dim: int) -> float:
+    """The default concentration of the noise, 8 d: one angle at every width, with A_d = 0.94."""
+    return 8.0 * dim
+
+
+def check_concentration(name: str, kappa: float | None) -> float | None:
+    """Raises ValueError for a concentration outside 0.001 to 1e6; None, the default, passes."""
+    return None if kappa is None else check_number(name, kappa, low=1e-3, high=1e6)
 
 
 PENALTIES: dict[str, type[Penalty]] = {"vmf": VMF, "crossfit": Crossfit, "mine": Mine}

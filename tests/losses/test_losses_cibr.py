@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from cibr.losses import CIBRLoss, Penalty, beta_at, clip_loss
-from cibr.losses.vmf import sample_vmf
+from cibr.losses.vmf import sample_vmf, vmf_mean_cosine
 
 RESIDUALS = ["residual_image_nats", "residual_text_nats"]
 REPORTS = {"vmf": ["pair_cosine_distance"], "crossfit": RESIDUALS, "mine": RESIDUALS}
@@ -91,9 +91,10 @@ def test_with_a_positive_beta_a_penalty_that_is_not_finite_is_not_hidden():
     assert loss_fn.penalty.is_in_graph
 
 
-@pytest.mark.parametrize("penalty", ["vmf", "mine"])  # the centres of `crossfit` are fixed
-def test_gradients_of_the_sampled_loss_are_those_of_finite_differences(penalty):
-    loss_fn = build(0.3, penalty, d=3, kappa_e=30.0, sample=True).double()
+# The centres of `crossfit` are fixed; without a kappa_b, so is the temperature in `vmf`.
+@pytest.mark.parametrize(("penalty", "options"), [("vmf", {"kappa_b": 9.0}), ("mine", {})])
+def test_gradients_of_the_sampled_loss_are_those_of_finite_differences(penalty, options):
+    loss_fn = build(0.3, penalty, d=3, kappa_e=30.0, sample=True, **options).double()
 
     def total(image, text, logit_scale):
         return loss_fn(
@@ -122,6 +123,18 @@ def test_noise_without_penalty_is_clips_loss_of_samples():
     z_image = sample_vmf(image, 50.0, generator)
     z_text = sample_vmf(text, 50.0, generator)
     assert loss == clip_loss(z_image, z_text, scale)
+
+
+def test_noise_has_one_angle_at_every_width_unless_a_concentration_is_given():
+    image, text, scale = pair(d=6)
+    generator = torch.Generator().manual_seed(3)
+    loss_fn = CIBRLoss(0.0, sample=True)
+    loss = loss_fn(image, text, scale, generator=torch.Generator().manual_seed(3))["clip_loss"]
+    z_image = sample_vmf(image, 8 * 6, generator)
+    z_text = sample_vmf(text, 8 * 6, generator)
+    assert loss == clip_loss(z_image, z_text, scale)
+    cosines = [vmf_mean_cosine(8 * d, d).item() for d in (64, 128, 512, 1024)]
+    assert cosines == pytest.approx([0.94] * 4, abs=0.005)
 
 
 def test_noise_is_drawn_from_the_generator_alone():

@@ -47,6 +47,34 @@ def mean_cosines(penalty, image, text, labels):
     return (image * image_centre).sum(1).mean(), (text * text_centre).sum(1).mean()
 
 
+@pytest.mark.parametrize("scale", [7.0, 70.0])
+@pytest.mark.parametrize("penalty", ["vmf", "crossfit"])
+def test_by_default_the_cost_is_the_distance_at_the_temperature_of_the_logits(penalty, scale):
+    image, text, _ = pair(12, 6)
+    value = CIBRLoss(0.5, penalty)(image, text, scale)["penalty_loss"]
+    image_cosine, text_cosine = mean_cosines(penalty, image, text, None)
+    expected = 0.5 * scale * (1 - (image_cosine + text_cosine) / 2)
+    assert_close(value, expected)
+    gradients = torch.autograd.grad(value, (image, text))
+    assert_close(gradients, torch.autograd.grad(expected, (image, text)))
+
+
+@pytest.mark.parametrize("penalty", ["vmf", "crossfit"])
+def test_the_temperature_gets_no_gradient_from_the_penalty(penalty):
+    image, text, scale = pair()
+    value = CIBRLoss(0.5, penalty)(image, text, scale)["penalty_loss"]
+    assert torch.autograd.grad(value, scale, allow_unused=True) == (None,)
+
+
+@pytest.mark.parametrize(("options", "kappa_e"), [({}, 8 * 16), ({"kappa_e": KAPPA_E}, KAPPA_E)])
+@pytest.mark.parametrize("penalty", ["vmf", "crossfit"])
+def test_with_samples_the_cost_is_times_their_mean_cosine(penalty, options, kappa_e):
+    image, text, scale = pair(12, 16)
+    value = CIBRLoss(0.5, penalty, sample=True, **options)(image, text, scale)["penalty_loss"]
+    without = CIBRLoss(0.5, penalty)(image, text, scale)["penalty_loss"]
+    assert_close(value, vmf_mean_cosine(kappa_e, 16) * without)
+
+
 with_labels_or_not = pytest.mark.parametrize("labels", [None, LABELS])
 
 
@@ -62,6 +90,17 @@ def test_value_and_gradient_are_those_of_the_distance_from_the_centres(penalty, 
     assert_close(value, expected)
     gradients = torch.autograd.grad(value, (image, text))
     assert_close(gradients, torch.autograd.grad(expected, (image, text)))
+
+
+def test_crossfit_reports_bounds_at_eight_times_the_width_by_default():
+    image, text, scale = pair(12, 6)
+    reports = []
+    for options in ({}, {"kappa_e": 48.0}):
+        loss_fn = CIBRLoss(0.5, "crossfit", **options)
+        loss_fn(image, text, scale)
+        reports.append(loss_fn.reports())
+    assert reports[0]["residual_image_nats"] == reports[1]["residual_image_nats"]
+    assert reports[0]["residual_text_nats"] == reports[1]["residual_text_nats"]
 
 
 @with_labels_or_not

@@ -13,7 +13,7 @@ import torch
 from processes import run_together
 from small_models import save_model
 from small_runs import HELD_OUT, PAIRS, settings
-from twin import CASES, model_of, settings_of
+from twin import CASES, FIXED, model_of, settings_of
 
 from cibr import DualEncoder, fit
 
@@ -43,7 +43,7 @@ def run_hub(folder):
     save_model(Path(folder) / "clip")
     model = DualEncoder.from_pretrained(Path(folder) / "clip").double()
     model.is_pretrained = False  # then, the weight of a penalty rose in all runs
-    config = settings(Path(folder) / "run", model="some/clip", seed=3)
+    config = settings(Path(folder) / "run", model="some/clip", seed=3, loss_options=FIXED)
     model.set_temperature(config.temperature, config.learn_temperature)
     return summary(model, fit(model, PAIRS, HELD_OUT, config))
 

@@ -15,11 +15,12 @@ from cibr.train.loop import epoch_rows
 
 N_STEPS = 6  # of which the last four differ in the weight of the penalty
 SAMPLED = {"sample": True, "kappa_e": 50.0}
+FIXED = {"kappa_b": 10.0, "kappa_e": 1024.0}
 CASES = {
     "clip": dict(beta=0.0),
-    "vmf": dict(weight_decay=0.1, loss_options={"kappa_b": 20.0}),
-    "vmf, sampled": dict(loss_options=SAMPLED, micro_batch_size=3),
-    "crossfit": dict(penalty="crossfit", micro_batch_size=5),
+    "vmf": dict(weight_decay=0.1, loss_options={"kappa_b": 20.0, "kappa_e": 1024.0}),
+    "vmf, sampled": dict(loss_options=SAMPLED | {"kappa_b": 10.0}, micro_batch_size=3),
+    "crossfit": dict(penalty="crossfit", loss_options=FIXED, micro_batch_size=5),
     "mine": dict(penalty="mine", loss_options=SAMPLED | {"critic_steps": 2}, micro_batch_size=3),
 }
 

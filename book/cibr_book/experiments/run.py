@@ -16,6 +16,7 @@ from cibr_book.experiments.corruptions import Corruption, corrupt
 
 _KEPT = r"accuracy@1$|_recall@(?:1|5|10)$"
 _LOSS_OPTIONS = ("kappa_e", "sample", "kappa_b", "critic_steps", "critic_rate")
+_KAPPA_B = 10.0  # of rows that have a `kappa_e` alone
 _OF_RUN = ("corruption", "suites", "untouched", "mixed_precision")
 
 
@@ -55,7 +56,7 @@ def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
         settings: of `cibr.configure`; also `kappa_e`, `sample` and the penalty's options, the
             `loss_options`; and `mixed_precision`, `bf16`. Those of a run alone are left out, and
             so is `validate_every`, which is part of the ids of committed runs: every epoch is
-            validated.
+            validated. A penalty with a `kappa_e` and no `kappa_b` has the default of then, 10.
 
     Raises:
         ValueError: an unknown setting.
@@ -66,6 +67,9 @@ def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
     own = {"cca": False} | {name: settings[name] for name in SETTINGS if name in settings}
     options = {name: settings[name] for name in _LOSS_OPTIONS if name in settings}
     own["loss_options"] = settings.get("loss_options", {}) | options
+    is_vmf = own.get("penalty", "vmf") in ("vmf", "crossfit")
+    if is_vmf and "kappa_e" in own["loss_options"]:
+        own["loss_options"] = {"kappa_b": _KAPPA_B} | own["loss_options"]
     if own.get("model") == "frozen":  # the default when the sweeps were planned
         own = {"batch_size": 1024} | own
     if "mixed_precision" in settings:

@@ -38,7 +38,13 @@ def test_names_of_committed_rows_are_translated_and_unknown_settings_refused():
     found = run.library_settings(row | {"kappa_e": 8192, "suites": ["mini"], "epochs": 3})
     assert found == {
         **{"model": "frozen", "epochs": 3, "cca": False, "batch_size": 1024},
-        "loss_options": {"kappa_e": 8192},
+        "loss_options": {"kappa_e": 8192, "kappa_b": 10.0},
+    }
+    given = {"penalty": "vmf", "kappa_e": 8192, "kappa_b": 34.39}
+    assert run.library_settings(given)["loss_options"] == {"kappa_e": 8192, "kappa_b": 34.39}
+    assert run.library_settings({"penalty": "vmf"})["loss_options"] == {}
+    assert run.library_settings({"penalty": "mine", "kappa_e": 50})["loss_options"] == {
+        "kappa_e": 50
     }
     with pytest.raises(ValueError, match="unknown setting 'group_size'"):
         run.library_settings(row | {"group_size": 2})
