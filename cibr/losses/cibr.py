@@ -243,10 +243,12 @@ class CIBRLoss(nn.Module):
         """Diagnostics of the last batch, as detached scalars.
 
         Returns:
-            `penalty_excess`, the penalty without its weight; its own reports, such as
-            `residual_image_nats`; and, of CLIP's loss, `mi_lower_bound_nats`, log n - loss, a lower
-            bound on I(Z_v;Z_t). With labels it holds if image and text are conditionally
-            independent given the label and rows are drawn independently.
+            `penalty_excess`, the penalty without its weight, and its own reports, such as
+            `residual_image_nats`; `pair_cosine_distance`, the mean of 1 - cos over the pairs, from
+            0 to 2, and `modality_gap`, the distance of the mean embeddings of images and of texts,
+            from 0 to 2; and, of CLIP's loss, `mi_lower_bound_nats`, log n - loss, a lower bound on
+            I(Z_v;Z_t). With labels it holds if image and text are conditionally independent given
+            the label and rows are drawn independently.
 
         Raises:
             ValueError: the loss has not been called yet.
@@ -259,6 +261,8 @@ class CIBRLoss(nn.Module):
         return {
             "penalty_excess": penalty,
             **penalty_reports,
+            "pair_cosine_distance": 1 - (inputs.image * inputs.text).sum(1).mean(),
+            "modality_gap": (inputs.image.mean(0) - inputs.text.mean(0)).norm(),
             "mi_lower_bound_nats": math.log(len(inputs.image)) - clip_loss,
         }
 

@@ -137,7 +137,7 @@ class VMF(Penalty):
     """An alignment term: the backward encoders are centred at the paired embeddings.
 
     The penalty is the default: (1 - cos) / temperature, on average over the pairs. The bound is too
-    loose for its nats to be informative, so the cosine distance of the pairs is reported.
+    loose for its nats to be informative, so none are reported.
 
     Args:
         kappa_b: concentration of the backward encoders; None: 1 / temperature, without a gradient
@@ -168,10 +168,6 @@ class VMF(Penalty):
             dim = inputs.image.shape[1]
             weight = weight * _mean_resultant_length(inputs.kappa_e, dim=dim).to(image_cosine)
         return weight * (1 - (image_cosine + text_cosine) / 2)
-
-    def reports(self, inputs: LossInputs) -> dict[str, Scalar]:
-        """`pair_cosine_distance`, the mean over pairs of 1 - cos, from 0 to 2, not in nats."""
-        return {"pair_cosine_distance": 1 - _mean_cosine(inputs.image, inputs.text)}
 
 
 class Crossfit(VMF):

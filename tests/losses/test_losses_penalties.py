@@ -117,15 +117,6 @@ def test_crossfit_reports_bounds_at_the_concentration_that_fits(d, labels):
         assert_close(reports[f"residual_{name}_nats"], expected)
 
 
-def test_vmf_reports_the_mean_distance_of_the_pairs():
-    image, text, scale = pair()
-    loss_fn = CIBRLoss(0.5, "vmf")
-    loss_fn(image, text, scale)
-    distances = [1 - image[i] @ text[i] for i in range(12)]
-    expected = torch.stack(distances).mean().detach()
-    assert_close(loss_fn.reports()["pair_cosine_distance"], expected)
-
-
 def test_a_batch_of_one_label_has_a_finite_penalty():
     image, text, scale = pair()
     terms = CIBRLoss(0.5, "crossfit")(image, text, scale, torch.zeros(12, dtype=torch.long))
