@@ -2,11 +2,10 @@
 minute each on two cores. With `python book/checkpoints.py NAME` only one of `CHECKPOINTS`.
 
 `clip-tiny` and `cibr-tiny` are trained on the glyphs at their preset and seed 0, with beta = 0 and
-with beta = 0.05 and the vmf penalty, without sampling noise; the second is the run of
-book/train.ipynb. `names-flickr8k` is the start that knows names, fine-tuned with CLIP's loss on the
-3,000 photos of data/photos, whose terms it has. Runs that lie finished under runs/ are not
-repeated. Each folder of data/checkpoints keeps weights in 16 bits, the tokenizer of a tiny model,
-the history of the run and its configuration; of `beta-1` only history and configuration are kept.
+with beta = 0.05 and the vmf penalty. `names-flickr8k` is the start that knows names, fine-tuned
+with CLIP's loss on the 3,000 photos of data/photos, whose terms it has. Runs that lie finished
+under runs/ are not repeated. Each folder of data/checkpoints keeps weights in 16 bits, the
+tokenizer of a tiny model, the history of the run and its configuration.
 """
 
 import json
@@ -25,7 +24,6 @@ DATA = project_root() / "data"
 CHECKPOINTS: dict[str, dict[str, Any]] = {
     "clip-tiny": {"dataset": "glyphs", "model": "tiny", "beta": 0.0},
     "cibr-tiny": {"dataset": "glyphs", "model": "tiny", "beta": 0.05},
-    "beta-1": {"dataset": "glyphs", "model": "tiny", "beta": 1.0},
     "names-flickr8k": {"dataset": "photos", "model": "names", "preset": "many-photos"},
 }
 
@@ -38,9 +36,7 @@ def _make(folder: Path, settings: dict[str, Any]) -> pd.DataFrame:
     history = cibr.fit(model, train, validation, config).drop(columns="seconds")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    if folder.name != "beta-1":
-        # Half the size; loading widens weights again.
-        model.half().save_pretrained(folder)
+    model.half().save_pretrained(folder)  # half the size; loading widens weights again
     if config.dataset == "photos":
         shutil.copy(DATA / "photos" / "LICENSE", folder)
     history.to_csv(folder / "history.csv", index=False, float_format="%.6g")
