@@ -10,7 +10,7 @@ of book/train.ipynb. What one run found is called more than chance only if it is
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,6 +40,8 @@ CHANCE = "no more than chance"
 MORE = "more than chance"
 ONE_SEED = "one seed: we cannot tell"
 TITLES = {"photos": "Flickr8k", "photos-coco": "MSCOCO"}
+Point = tuple[str, float]  # a penalty and its beta
+Run = tuple[str, float, int]  # and a seed
 _NOT_COMPARED = ("seed", "output_dir")  # the spread is over seeds
 
 
@@ -196,6 +198,49 @@ def findings(
             }
         )
     return pd.DataFrame(rows).set_index("measure")
+
+
+def changes(
+    scores: Mapping[Run, dict[str, np.ndarray]], points: Sequence[Point], seeds: Iterable[int]
+) -> pd.DataFrame:
+    """Differences from CLIP, each seed against itself, with intervals over photos and seeds.
+
+    Args:
+        scores: of `headline`, by penalty, beta and seed.
+        points: penalties with betas; the first is CLIP.
+        seeds: of the runs.
+
+    Returns:
+        In points: `measure, penalty, beta, mean, low, high`, for every point but the first.
+    """
+    clip, *others = points
+    rows = []
+    for measure in next(iter(scores.values())):
+        before = np.stack([100 * scores[*clip, seed][measure] for seed in seeds])
+        for penalty, beta in others:
+            after = np.stack([100 * scores[penalty, beta, seed][measure] for seed in seeds])
+            mean, low, high = paired_difference(before, after)
+            rows.append((measure, penalty, beta, mean, low, high))
+    return pd.DataFrame(rows, columns=["measure", "penalty", "beta", "mean", "low", "high"])
+
+
+def changes_by_seed(
+    values: Mapping[Run, Mapping[str, float]], clip: Point, others: Sequence[Point]
+) -> pd.DataFrame:
+    """Differences from CLIP of each seed: `measure, penalty, beta, seed, change`.
+
+    Args:
+        values: of each run by name.
+        clip: the point that others are compared with.
+        others: the other points.
+    """
+    rows = []
+    for (penalty, beta, seed), of_run in values.items():
+        if (penalty, beta) in others:
+            for measure, value in of_run.items():
+                change = value - values[*clip, seed][measure]
+                rows.append((measure, penalty, beta, seed, change))
+    return pd.DataFrame(rows, columns=["measure", "penalty", "beta", "seed", "change"])
 
 
 def seed_range(differences: pd.Series) -> tuple[float, float]:

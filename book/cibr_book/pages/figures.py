@@ -109,6 +109,45 @@ def interval_lines(
     return list(axes.flat)
 
 
+def changes_over_beta(by_seed: pd.DataFrame, intervals: pd.DataFrame) -> list[Axes]:
+    """Differences from CLIP over beta, a panel a measure: dots are runs, lines their means.
+
+    Args:
+        by_seed: `measure, penalty, beta, seed, change`.
+        intervals: `measure, penalty, beta, mean, low, high`, for bands; other measures have none.
+
+    Returns:
+        One Axes a measure.
+    """
+    measures = by_seed["measure"].unique()
+    n_columns = 4
+    n_rows = -(-len(measures) // n_columns)
+    figure, axes = panels(n_rows, n_columns, WIDTH, 2.0 * n_rows)
+    drawn = _styles(list(by_seed["penalty"].unique()))
+    betas = sorted(by_seed["beta"].unique())
+    for axis, measure in zip(axes.flat, measures, strict=False):
+        for penalty, (colour, marker) in drawn.items():
+            dots = by_seed.query("measure == @measure and penalty == @penalty")
+            band = intervals.query("measure == @measure and penalty == @penalty")
+            means = dots.groupby("beta")["change"].mean()
+            axis.plot([0, *means.index], [0, *means], color=colour, lw=1.4, label=penalty)
+            axis.plot(dots["beta"], dots["change"], marker, color=colour, ms=3, alpha=0.6)
+            zero = [0.0] if len(band) else []
+            limits = ([*zero, *band["low"]], [*zero, *band["high"]])
+            axis.fill_between([*zero, *band["beta"]], *limits, color=colour, alpha=0.15, lw=0)
+        axis.axhline(0, color="black", lw=0.6)
+        axis.set_xscale("symlog", linthresh=betas[0], linscale=0.4)
+        axis.set_xticks([0, *betas], ["0", *map("{:g}".format, betas)])
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_title(wrap(measure, 20), fontweight="normal")
+        axis.set_xlabel("beta")
+    for axis in axes.flat[len(measures) :]:
+        axis.remove()
+    if len(drawn) > 1:
+        _legend_above(figure, axes.flat[0])
+    return list(axes.flat[: len(measures)])
+
+
 def reference_line(axis: Axes, value: float, text: str) -> None:
     """A dotted horizontal line with its name at the right end."""
     axis.axhline(value, color=GREY, lw=1, ls=":")

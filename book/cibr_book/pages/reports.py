@@ -5,15 +5,16 @@ Jupyter, GitHub and an HTML file of the notebook show alike. Headers of tables a
 numbers name the unit, by which the notebook's stored outputs are compared.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from cibr.data import Pairs
 from cibr.evaluate import Evaluation
 from cibr.metrics import mean_interval
 from cibr_book.experiments import twins
-from cibr_book.experiments.twins import CHANCE, MORE, Twins
+from cibr_book.experiments.twins import CHANCE, MORE, Point, Twins
 
 _SETS = {
     "photos-cifar10": "CIFAR-10",
@@ -219,3 +220,65 @@ def folders(own: Twins) -> str:
     paths = [config.output_dir for config in (own.clip_config, own.config)]
     names = dict.fromkeys("/".join(path.split("/")[-2:]) for path in paths)
     return "Saved: " + ", ".join(f"`{name}`" for name in names)
+
+
+def point(penalty: str, beta: float) -> str:
+    """A penalty at a price in words."""
+    return "CLIP" if beta == 0 else f"{_PENALTIES[penalty]}, beta = {beta:g}"
+
+
+def points(of: Sequence[Point]) -> str:
+    """Penalties and prices in words."""
+    words = [point(*each) for each in of]
+    return words[0] if len(words) == 1 else f"{'; '.join(words[:-1])} and {words[-1]}"
+
+
+def score_table(
+    scores: Mapping[twins.Run, Mapping[str, np.ndarray]], of: Sequence[Point]
+) -> pd.DataFrame:
+    """Mean scores over seeds in per cent, a row a point.
+
+    Args:
+        scores: of `twins.headline`, by penalty, beta and seed.
+        of: the points, in the order of the rows.
+    """
+    means = {
+        run: {f"{name}, %": 100 * values.mean() for name, values in each.items()}
+        for run, each in scores.items()
+    }
+    return mean_table(means, of).round(1)
+
+
+def mean_table(
+    values: Mapping[twins.Run, Mapping[str, float]], of: Sequence[Point]
+) -> pd.DataFrame:
+    """Means over seeds, a row a point.
+
+    Args:
+        values: by penalty, beta and seed, and by name.
+        of: the points, in the order of the rows.
+    """
+    table = pd.DataFrame(values).T.groupby(level=[0, 1]).mean().loc[[*of]]
+    table.index = [point(*each) for each in of]
+    return table
+
+
+def over_beta(changes: pd.DataFrame) -> str:
+    """Which differences from CLIP their intervals tell from zero, in a paragraph.
+
+    Args:
+        changes: of `twins.changes`.
+    """
+    if changes.empty:
+        return "**Nothing to compare**: no price but 0 was given."
+    is_beyond = (changes["low"] > 0) | (changes["high"] < 0)
+    counted = (
+        f"**Of {len(changes)} differences from CLIP, {is_beyond.sum()} can be told from zero**"
+    )
+    counted += " by their 95 % intervals over photos and seeds"
+    parts = []
+    for (penalty, beta), rows in changes[is_beyond].groupby(["penalty", "beta"]):
+        named = zip(rows["measure"], rows["mean"], strict=True)
+        listed = [f"{measure} {change:+.1f} points" for measure, change in named]
+        parts.append(f"at {point(penalty, beta)} {', '.join(listed)}")
+    return f"{counted}: {'; '.join(parts)}." if parts else f"{counted}."
