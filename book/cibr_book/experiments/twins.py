@@ -40,6 +40,19 @@ CHANCE = "no more than chance"
 MORE = "more than chance"
 ONE_SEED = "one seed: we cannot tell"
 TITLES = {"photos": "Flickr8k", "photos-coco": "MSCOCO"}
+BENCHMARK = {  # parameters of book/benchmarks.ipynb, whose differences over eight seeds are stored
+    "beta": BETA,
+    "n_photos": N_PHOTOS,
+    "n_seeds": 1,
+    "first_seed": 0,
+    "epochs": None,
+    "batch_size": None,
+    "learning_rate": None,
+    "temperature": None,
+    "models": "",
+    "suite": "photos",
+    "differences": "",
+}
 Point = tuple[str, float]  # a penalty and its beta
 Run = tuple[str, float, int]  # and a seed
 _NOT_COMPARED = ("seed", "output_dir")  # the spread is over seeds
@@ -222,6 +235,28 @@ def changes(
             mean, low, high = paired_difference(before, after)
             rows.append((measure, penalty, beta, mean, low, high))
     return pd.DataFrame(rows, columns=["measure", "penalty", "beta", "mean", "low", "high"])
+
+
+def compared(results: Mapping[str, list[Evaluation]], first: str) -> pd.DataFrame:
+    """Differences of models from one of them, with intervals over items and seeds.
+
+    Args:
+        results: of each model, an evaluation a seed, in the same order.
+        first: the model that the others are compared with.
+
+    Returns:
+        In points: `model, measure, mean, low, high`.
+    """
+    before = [headline([each]) for each in results[first]]
+    rows = []
+    for model, evaluations_of in results.items():
+        after = [headline([each]) for each in evaluations_of]
+        for measure in before[0] if model != first else ():
+            one = np.stack([100 * each[measure] for each in before])
+            other = np.stack([100 * each[measure] for each in after])
+            mean, low, high = paired_difference(one, other)
+            rows.append((model, measure, mean, low, high))
+    return pd.DataFrame(rows, columns=["model", "measure", "mean", "low", "high"])
 
 
 def changes_by_seed(

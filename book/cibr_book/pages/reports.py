@@ -282,3 +282,67 @@ def over_beta(changes: pd.DataFrame) -> str:
         listed = [f"{measure} {change:+.1f} points" for measure, change in named]
         parts.append(f"at {point(penalty, beta)} {', '.join(listed)}")
     return f"{counted}: {'; '.join(parts)}." if parts else f"{counted}."
+
+
+def benchmark_run(models: Sequence[str], beta: float, n_photos: int, n_seeds: int) -> str:
+    """What a page of benchmarks measures.
+
+    Args:
+        models: finished models; none if some are trained here.
+        beta: of both forms of CIBR.
+        n_photos: to train on.
+        n_seeds: of each model.
+    """
+    if models:
+        return f"**This page** measures {', '.join(f'`{name}`' for name in models)}."
+    seeds = "one seed" if n_seeds == 1 else f"{n_seeds} seeds"
+    return (
+        f"**This page** trains CLIP, CIBR (vMF) and CIBR (MINE) at $\\beta = {beta:g}$ on "
+        f"{n_photos:,} photos of Flickr8k, with {seeds} each, and measures them beside their start."
+    )
+
+
+def difference_table(found: pd.DataFrame) -> pd.DataFrame | None:
+    """Differences with their intervals as text, a row a measure, a column a model.
+
+    Args:
+        found: of `twins.compared`.
+    """
+    if found.empty:
+        return None
+    texts = found.assign(
+        text=[
+            f"{mean:+.2f}, from {low:+.2f} to {high:+.2f}"
+            for mean, low, high in zip(found["mean"], found["low"], found["high"], strict=True)
+        ]
+    )
+    order = found["measure"].unique()
+    models = found["model"].unique()
+    table = texts.pivot(index="measure", columns="model", values="text").loc[order, models]
+    table.columns = [f"{name}, points" for name in table]
+    return table.rename_axis(index=None)
+
+
+def told_apart(found: pd.DataFrame, first: str) -> str:
+    """Which differences from a model can be told from zero, in a paragraph.
+
+    Args:
+        found: of `twins.compared`.
+        first: the model that the others were compared with.
+    """
+    if found.empty:
+        return "There is one model, and nothing to compare it with."
+    said = []
+    for model, rows in found.groupby("model", sort=False):
+        is_beyond = (rows["low"] > 0) | (rows["high"] < 0)
+        named = zip(rows["measure"][is_beyond], rows["mean"][is_beyond], strict=True)
+        listed = ", ".join(f"{measure} {mean:+.2f} points" for measure, mean in named)
+        n_others = f"{(~is_beyond).sum()} of {len(rows)}"
+        if not listed:
+            said.append(f"**{model}** cannot be told from {first} in any of {len(rows)} measures.")
+        elif is_beyond.all():
+            said.append(f"**{model}** differs from {first} in every measure: {listed}.")
+        else:
+            said.append(f"**{model}** differs from {first} in {listed}, and cannot be told from it")
+            said[-1] += f" in {n_others} measures."
+    return " ".join(said)
