@@ -44,8 +44,9 @@ versions: $(STAMP)
 	  names = "torch torchvision transformers timm numpy papermill nbval jupyter-book pytest".split(); \
 	  print("Python " + sys.version.split()[0], *(f"{n} {version(n)}" for n in names), sep=", ")'
 
-train: $(STAMP)  ## a demonstration of the penalty: train with beta 0.05, into out.ipynb
+train: $(STAMP)  ## train with beta 0.05 beside a twin at 0; the report is out.ipynb, and out.html for a browser
 	$(BIN)/papermill book/train.ipynb out.ipynb -p beta 0.05 --log-output
+	$(BIN)/python book/report.py out.ipynb
 
 test: $(STAMP) versions  ## the tests, then every notebook again; two workers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2
@@ -92,5 +93,5 @@ bench: $(STAMP)  ## the library beside its peers, as ratios in one table; bench/
 	env -u MALLOC_TRIM_THRESHOLD_ -u MALLOC_MMAP_THRESHOLD_ $(BIN)/python bench/summary.py
 
 clean:  ## remove the rendered book and caches; .venv, runs/ and data/ stay
-	rm -rf _build out.ipynb .pytest_cache .ruff_cache
+	rm -rf _build out.ipynb out.html .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

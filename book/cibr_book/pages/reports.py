@@ -198,7 +198,9 @@ def _average(measures: pd.Index) -> str:
     spread = pd.read_csv(twins.RESULTS / twins.SPREAD)
     changed = []
     for name in measures:
-        mean, low, high = mean_interval(spread.loc[spread["measure"] == name, "difference"])
+        mean, low, high = mean_interval(
+            spread.loc[spread["measure"] == name, "difference"].to_numpy()
+        )
         if low > 0 or high < 0:
             changed.append(f"{name} {mean:+.2f} points (from {low:+.2f} to {high:+.2f} points)")
     if not changed:
