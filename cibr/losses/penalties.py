@@ -39,7 +39,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cibr.losses.clip import Features, Labels, Scalar
+from cibr.losses.clip import Features, Labels, Number, Scalar
 from cibr.losses.critics import MineNats, SeparableCritic
 from cibr.losses.vmf import vmf_fit_kappa, vmf_mean_cosine, vmf_residual_nats
 from cibr.utils import check_number
@@ -71,7 +71,7 @@ class LossInputs(NamedTuple):
     z_image: Tensor
     z_text: Tensor
     logit_scale: Tensor
-    kappa_e: float | None
+    kappa_e: Number | None
     labels: Tensor | None = None
     image_pooled: Tensor | None = None
     text_pooled: Tensor | None = None
@@ -147,7 +147,7 @@ class VMF(Penalty):
         ValueError: a kappa_b outside 0.001 to 1e6.
     """
 
-    def __init__(self, kappa_b: float | None = None):
+    def __init__(self, kappa_b: Number | None = None):
         super().__init__()
         self.kappa_b = check_concentration("kappa_b", kappa_b)
 
@@ -323,7 +323,7 @@ def noise_concentration(dim: int) -> float:
     return 8.0 * dim
 
 
-def check_concentration(name: str, kappa: float | None) -> float | None:
+def check_concentration(name: str, kappa: Number | None) -> Number | None:
     """Raises ValueError for a concentration outside 0.001 to 1e6; None, the default, passes."""
     return None if kappa is None else check_number(name, kappa, low=1e-3, high=1e6)
 

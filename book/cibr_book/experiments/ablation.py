@@ -4,7 +4,6 @@ After a run of the study, the residual information of its embeddings is measured
 which took no part in training.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from cibr.losses.vmf import sample_vmf, vmf_fit_kappa, vmf_mean_cosine, vmf_resi
 from cibr.models import DualEncoder
 from cibr.models.dual_encoder import Encoded
 from cibr.models.inputs import Inputs, prepare
-from cibr.train import RunConfig
 from cibr_book import intervals
 from cibr_book.experiments import run
 from cibr_book.experiments.confirmation import VALIDATION, means, measure_columns
@@ -51,21 +49,6 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         test = test.subset(torch.randperm(len(test), generator=torch.Generator().manual_seed(0)))
     test = prepare(model, test)
     return metrics | residual_nats(*first_pairs(model, test))
-
-
-def with_dose(config: RunConfig, dose: float, dim: int) -> RunConfig:
-    """A configuration whose beta is a dose: `kappa_b` makes it the weight of 1 - cos times the
-    temperature. MINE's beta stays a weight of nats.
-
-    Args:
-        config: from `cibr.configure`.
-        dose: of the penalty.
-        dim: of the embeddings.
-    """
-    options = {"sample": True, "critic_rate": 1e-4}
-    if config.penalty != "mine":
-        options = {"kappa_b": 1 / (config.temperature * float(vmf_mean_cosine(KAPPAS[0], dim)))}
-    return replace(config, beta=dose, loss_options={"kappa_e": KAPPAS[0]} | options)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from cibr_book.experiments.confirmation import MARGIN, RECALLS, means, measure_c
 SEEDS, LATER_SEEDS = list(range(900, 916)), list(range(920, 936))
 _GAINS_FROM = 960  # the first seed of gains.md
 # Conditions of the rows.
-MOVING, DOSES = "600 photos, tuned alike", "600 photos, fixed doses"
+MOVING, BETAS = "600 photos, tuned alike", "600 photos, fixed doses"
 TEMPERATURE = "600 photos, any temperature"
 FEW = "Flickr8k, 10 % of the pairs"
 _N_CLASSES = {"cifar10": 10, "caltech101-mini": 101, "food101-64px": 101, "imagenette": 10}
@@ -51,7 +51,7 @@ def with_measures(rows: pd.DataFrame) -> pd.DataFrame:
     Args:
         rows: of moving.csv or ablation.csv, from `read_table`; others are left out.
     """
-    planned = rows["condition"].isin([MOVING, TEMPERATURE, DOSES])
+    planned = rows["condition"].isin([MOVING, TEMPERATURE, BETAS])
     planned &= rows["seed"].isin(SEEDS + LATER_SEEDS)
     noise = rows["condition"].eq(FEW) & rows["method"].isin(["CLIP", "noise only"])
     rows = ablation.with_measures(rows[planned | noise])
@@ -106,8 +106,8 @@ def temperature_tests(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def dose_tests(rows: pd.DataFrame) -> pd.DataFrame:
-    """The claims of experiments/doses.md: at each dose recall is within `MARGIN` of CLIP's.
+def beta_tests(rows: pd.DataFrame) -> pd.DataFrame:
+    """The claims of experiments/doses.md: at each beta recall is within `MARGIN` of CLIP's.
 
     Args:
         rows: of ablation.csv, from `read_table`, all of them.
@@ -118,7 +118,7 @@ def dose_tests(rows: pd.DataFrame) -> pd.DataFrame:
         the `outcome`: `holds` at 5 %, `contradicted` if the interval is beyond the margin, or
         `undecided`.
     """
-    rows = with_measures(rows[rows["condition"] == DOSES])
+    rows = with_measures(rows[rows["condition"] == BETAS])
     table = []
     for method in rows["method"].unique():
         for measure in ("search", "naming") if method != "CLIP" else ():
@@ -137,7 +137,8 @@ def summary(tuned: pd.DataFrame, alike: pd.DataFrame, closed: pd.DataFrame) -> p
 
     Args:
         tuned: of confirmation.csv, with `confirmation.with_measures`.
-        alike: of moving.csv and ablation.csv, with `with_measures`; of doses those of vMF count.
+        alike: of moving.csv and ablation.csv, with `with_measures`; of the fixed betas
+            those of vMF count.
         closed: of gains.csv, from `read_table`; trials are left out.
 
     Returns:
@@ -155,13 +156,13 @@ def summary(tuned: pd.DataFrame, alike: pd.DataFrame, closed: pd.DataFrame) -> p
     recall = alike.assign(recall=alike[["search", "naming"]].mean(axis=1))
     recall = recall.pivot_table("recall", ["condition", "seed"], "method")
     trained = "the penalty, with the last stages trained as well, tuned"
-    at_doses = "the penalty over frozen encoders, all else tuned for each dose"
+    at_betas = "the penalty over frozen encoders, all else tuned for each beta"
     noise = "noise alone"
     compared = [(frozen, f"{noise}, not tuned", FEW, "noise only")]
     compared += [(trained, "vMF, one temperature for both", MOVING, "vMF")]
     compared += [(trained, "vMF, temperature tuned as well", TEMPERATURE, "vMF")]
     compared += [(trained, "MINE", MOVING, "MINE"), (trained, noise, MOVING, "noise only")]
-    compared += [(at_doses, f"vMF, dose {d}", DOSES, f"vMF at {d}") for d in (0.05, 0.2, 0.75)]
+    compared += [(at_betas, f"vMF, beta {b}", BETAS, f"vMF at {b}") for b in (0.05, 0.2, 0.75)]
     for group, row, condition, method in compared:
         of = recall.loc[condition]
         gains[group, row, 600] = (of[method] - of["CLIP"]).dropna()

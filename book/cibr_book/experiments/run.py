@@ -13,10 +13,10 @@ from cibr.train import build_model, configure, load_splits
 from cibr.train.config import SETTINGS
 from cibr.utils import check_known
 from cibr_book.experiments.corruptions import Corruption, corrupt
+from cibr_book.experiments.tables import KAPPA_B
 
 _KEPT = r"accuracy@1$|_recall@(?:1|5|10)$"
 _LOSS_OPTIONS = ("kappa_e", "sample", "kappa_b", "critic_steps", "critic_rate")
-_KAPPA_B = 10.0  # of rows that have a `kappa_e` alone
 _OF_RUN = ("corruption", "suites", "untouched", "mixed_precision")
 
 
@@ -69,7 +69,7 @@ def library_settings(settings: dict[str, Any]) -> dict[str, Any]:
     own["loss_options"] = settings.get("loss_options", {}) | options
     is_vmf = own.get("penalty", "vmf") in ("vmf", "crossfit")
     if is_vmf and "kappa_e" in own["loss_options"]:
-        own["loss_options"] = {"kappa_b": _KAPPA_B} | own["loss_options"]
+        own["loss_options"] = {"kappa_b": KAPPA_B} | own["loss_options"]
     if own.get("model") == "frozen":  # the default when the sweeps were planned
         own = {"batch_size": 1024} | own
     if "mixed_precision" in settings:

@@ -61,22 +61,23 @@ def against_clip(rows: pd.DataFrame) -> pd.DataFrame:
         rows: of shortcuts.csv; predictions are left out.
 
     Returns:
-        Of `cibr_book.intervals.against_clip` with `shift`, `dose` and `cca_dim`, the latter two 0
+        Of `cibr_book.intervals.against_clip` with `shift`, `beta` and `cca_dim`, the latter two 0
         where a method has none.
     """
     settings = pd.DataFrame([*rows["configuration"].map(json.loads)], rows.index)
-    runs = rows.assign(**settings.reindex(columns=["dose", "cca_dim"]))
+    settings = settings.reindex(columns=["dose", "cca_dim"])
+    runs = rows.assign(beta=settings["dose"], cca_dim=settings["cca_dim"])
     scores = runs.filter(regex="^(?:kept|removed|reversed)/(?!value)").columns.tolist()
-    runs = runs[runs["method"] != "prediction"].fillna({"dose": 0.0, "cca_dim": 0.0})
-    return intervals.against_clip(runs, scores, "shift", ["dose", "cca_dim"])
+    runs = runs[runs["method"] != "prediction"].fillna({"beta": 0.0, "cca_dim": 0.0})
+    return intervals.against_clip(runs, scores, "shift", ["beta", "cca_dim"])
 
 
-def effects(rows: pd.DataFrame, dose: float) -> pd.DataFrame:
+def effects(rows: pd.DataFrame, beta: float) -> pd.DataFrame:
     """What a penalty changes under every shift, as theorem 3 predicts and as measured.
 
     Args:
         rows: of shortcuts.csv.
-        dose: of vMF.
+        beta: of vMF.
 
     Returns:
         One row per condition with a prediction and a shift: `condition, shift`; `predicted`, the
@@ -84,25 +85,25 @@ def effects(rows: pd.DataFrame, dose: float) -> pd.DataFrame:
         and `seeds`, the measured ones by seed.
     """
     of_vmf = against_clip(rows).query(
-        "method == 'CIBR vMF' and dose == @dose and score == 'recall'"
+        "method == 'CIBR vMF' and beta == @beta and score == 'recall'"
     )
     recalls = of_vmf.pivot(index=["condition", "seed"], columns="shift", values="difference")
     values = rows[rows["method"] == "prediction"].set_index(["condition", "seed"])
     table = []
     for condition in values.index.unique("condition"):
         for shift in SHIFTS:
-            with_penalty, without = f"{shift}/value@{dose:g}", f"{shift}/value@0"
+            with_penalty, without = f"{shift}/value@{beta:g}", f"{shift}/value@0"
             expected = np.log(values[with_penalty] / values[without])[condition].mean()
             seeds = recalls[shift][condition].to_numpy()
             table.append([condition, shift, expected, seeds.mean(), seeds])
     return pd.DataFrame(table, columns=["condition", "shift", "predicted", "measured", "seeds"])
 
 
-def interactions(rows: pd.DataFrame, dose: float) -> pd.DataFrame:
+def interactions(rows: pd.DataFrame, beta: float) -> pd.DataFrame:
     """How much better a penalty does under a shift than without one: `effects` minus the same with
     the shortcut kept, in the same columns.
     """
-    cells = effects(rows, dose).set_index(["condition", "shift"])
+    cells = effects(rows, beta).set_index(["condition", "shift"])
     shifted = cells.drop("kept", level="shift")
     kept = cells.xs("kept", level="shift").loc[shifted.index.get_level_values("condition")]
     return (shifted - kept.to_numpy()).infer_objects().reset_index()
@@ -119,11 +120,11 @@ def hypothesis_tests(rows: pd.DataFrame) -> pd.DataFrame:
         Of `cibr_book.intervals.outcomes`, with differences in points.
     """
     recall = against_clip(rows).query("score == 'recall'")
-    names = ["condition", "method", "dose", "cca_dim", "shift"]
+    names = ["condition", "method", "beta", "cca_dim", "shift"]
     by_seed = recall.set_index([*names, "seed"]).sort_index()
 
-    def effect(condition: str, method: str, dose=0.0, dim=0, shift="removed", what="difference"):
-        return by_seed.loc[(condition, method, dose, dim, shift), what]
+    def effect(condition: str, method: str, beta=0.0, dim=0, shift="removed", what="difference"):
+        return by_seed.loc[(condition, method, beta, dim, shift), what]
 
     table = []
     for pair in ("water, tint", "child, blur"):
@@ -143,13 +144,13 @@ def hypothesis_tests(rows: pd.DataFrame) -> pd.DataFrame:
     return intervals.outcomes(table)
 
 
-def beyond_temperature(rows: pd.DataFrame, dose: float) -> pd.DataFrame:
-    """What a penalty changes in heads' recall on sheets beyond a temperature of (1 + dose) times
+def beyond_temperature(rows: pd.DataFrame, beta: float) -> pd.DataFrame:
+    """What a penalty changes in heads' recall on sheets beyond a temperature of (1 + beta) times
     CLIP's, as planned at the end of experiments/finished/shortcut-controls.yaml.
 
     Args:
         rows: of shortcuts.csv, those of the plan.
-        dose: of vMF, 0.3 (claimed) or 1.
+        beta: of vMF, 0.3 (claimed) or 1.
 
     Returns:
         One row per `condition`, in points of recall: with the shortcut removed, the mean `penalty`
@@ -158,14 +159,14 @@ def beyond_temperature(rows: pd.DataFrame, dose: float) -> pd.DataFrame:
         weaker than all letters, else "loss"; and its `holm` and `outcome`, see
         `cibr_book.intervals.outcomes`.
     """
-    hotter = {0.3: "CLIP, 1.3 times the temperature", 1: "CLIP, twice the temperature"}[dose]
+    hotter = {0.3: "CLIP, 1.3 times the temperature", 1: "CLIP, twice the temperature"}[beta]
     recall = against_clip(rows).query("score == 'recall'")
-    names = ["condition", "method", "dose", "shift", "seed"]
+    names = ["condition", "method", "beta", "shift", "seed"]
     by_seed = recall.set_index(names)["difference"].sort_index()
     drawn = rows.groupby("condition", sort=False)["configuration"].first().map(json.loads)
     claims, table = [], []
     for condition, settings in drawn.items():
-        of = {s: by_seed.loc[condition, "CIBR vMF", dose, s] for s in ("removed", "kept")}
+        of = {s: by_seed.loc[condition, "CIBR vMF", beta, s] for s in ("removed", "kept")}
         than = {s: by_seed.loc[condition, hotter, 0.0, s] for s in ("removed", "kept")}
         lead = of["removed"] - than["removed"]
         is_weaker = settings["shortcut"]["named"] ** 0.5 < min(settings["sheets"])

@@ -26,10 +26,9 @@ from cibr.models.inputs import Inputs, embed_pairs
 from cibr_book.experiments import recipes
 from cibr_book.experiments.corruptions import Corruption, corrupt
 from cibr_book.worlds.threshold import fixed_length_gains, loss_gains
-from cibr_book.worlds.training import KAPPA_B
 
 DIM = 256  # directions, and the width of trained heads
-POINT = ["photos", "temperature", "dose", "batch_size", "measure"]  # of the photo curve
+POINT = ["photos", "temperature", "beta", "batch_size", "measure"]  # of the photo curve
 WAYS = {"text_to_image": "search", "image_to_text": "text retrieval"}
 _RATE = 1e-3
 _SHOWN = (2, 4, 7, 11, 21, 41)  # directions whose gain over the first is reported
@@ -91,7 +90,7 @@ def predicted_recalls(
     test: Inputs,
     ridges: tuple[float, float],
     temperature: float,
-    doses: Iterable[float],
+    betas: Iterable[float],
     batch_size: int,
 ) -> dict[float, dict[str, float]]:
     """What linear heads recall whose gains minimise the loss for the correlations of features.
@@ -101,17 +100,17 @@ def predicted_recalls(
         test: of test pairs.
         ridges: of `Spectrum`.
         temperature: of the softmax.
-        doses: weights of 1 - cos times the temperature.
+        betas: weights of the penalty.
         batch_size: pairs in a batch.
 
     Returns:
-        By dose those of `direction_recalls`.
+        By beta those of `direction_recalls`.
     """
     spectrum, found = Spectrum(train, ridges), {}
-    for dose in doses:
-        gains = loss_gains(spectrum.rho, temperature, dose, batch_size)
+    for beta in betas:
+        gains = loss_gains(spectrum.rho, temperature, beta, batch_size)
         embeddings = spectrum.embeddings(spectrum.heads(gains), test)
-        found[dose] = direction_recalls(embeddings, test)
+        found[beta] = direction_recalls(embeddings, test)
     return found
 
 
@@ -121,9 +120,9 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
     Args:
         settings: `photos`, their number; `seed`, of the draw, the order, the captions and the
             noise. For heads on canonical directions `ridges` and `gains`: `limit`, `loss` or
-            `trained`, with `temperature` and `dose`, and for the last two `batch_size`, for the
-            last `steps`; or `power`, with the `power` of the correlations. For the study's
-            heads, `heads`, their settings; scores of both are summed.
+            `trained`, with `temperature` and `dose`, which is the penalty's beta, and for the last
+            two `batch_size`, for the last `steps`; or `power`, with the `power` of the
+            correlations. For the study's heads, `heads`, their settings; scores of both are summed.
         folder: unused: heads are small enough to make again.
 
     Returns:
@@ -176,7 +175,7 @@ def _study_heads(drawn: Corruption, seed: int, settings: str) -> DualEncoder:
     return trained_heads(base, pairs, json.loads(settings), seed)
 
 
-@lru_cache(maxsize=1)  # for runs that differ in temperature, dose and batch alone
+@lru_cache(maxsize=1)  # for runs that differ in temperature, beta and batch alone
 def _drawn(drawn: Corruption, seed: int, ridges: tuple[float, float]) -> tuple[Inputs, Spectrum]:
     whole = recipes.features()[1]["train"]
     pairs = recipes.picked(whole, corrupt(whole.pairs, drawn, seed))
@@ -187,7 +186,7 @@ def _trained(
     spectrum: Spectrum,
     pairs: Inputs,
     temperature: float,
-    dose: float,
+    beta: float,
     batch_size: int,
     n_steps: int,
     seed: int,
@@ -203,7 +202,7 @@ def _trained(
     heads = [torch.randn(DIM, n, generator=generator) / n**0.5 for n in widths]
     descent = torch.optim.Adam([head.requires_grad_() for head in heads], lr=_RATE)
     cycle = torch.optim.lr_scheduler.OneCycleLR(descent, _RATE, n_steps, cycle_momentum=False)
-    loss_fn = CIBRLoss(dose / (KAPPA_B * temperature), kappa_b=KAPPA_B, kappa_e=1e6)
+    loss_fn = CIBRLoss(beta)
     per_epoch = len(pairs.pairs) // batch_size
     for step in range(n_steps):
         if step % per_epoch == 0:
@@ -235,6 +234,7 @@ def curve(rows: pd.DataFrame, test: str = "flickr8k") -> pd.DataFrame:
     """
     planned = rows[rows["method"].isin(["limit", "loss", "trained"])]
     settings = pd.DataFrame([*planned["configuration"].map(json.loads)], planned.index)
+    settings = settings.rename(columns={"dose": "beta"})
     recalls = 100 * planned[[f"{test}/{way}_mean" for way in WAYS]].set_axis(WAYS.values(), axis=1)
     named = settings[[*POINT[:-1], "seed"]].assign(method=planned["method"]).join(recalls)
     key = [*POINT[:3], "measure", "seed"]
@@ -260,14 +260,14 @@ def curve_claims(draws: pd.DataFrame) -> pd.DataFrame:
     """
     means = draws.groupby(POINT)[["limit", "loss", "trained"]].mean()
     errors = means[["limit", "loss"]].rsub(means["trained"], axis=0).abs()
-    dose = means.index.get_level_values("dose")
-    changes = means.xs(0.2, level="dose") - means.xs(0, level="dose")
+    beta = means.index.get_level_values("beta")
+    changes = means.xs(0.2, level="beta") - means.xs(0, level="beta")
     of_changes = (changes["trained"] - changes["loss"]).abs().mean()
-    large = errors[dose >= 0.2].mean()
+    large = errors[beta >= 0.2].mean()
     claims = {
-        "recall up to a dose of 0.2": (errors.loc[dose <= 0.2, "loss"].mean(), 1.0),
-        "recall from a dose of 0.2 on": (large["loss"], large["limit"]),
-        "change by a dose of 0.2": (of_changes, 0.5),
+        "recall up to a beta of 0.2": (errors.loc[beta <= 0.2, "loss"].mean(), 1.0),
+        "recall from a beta of 0.2 on": (large["loss"], large["limit"]),
+        "change by a beta of 0.2": (of_changes, 0.5),
     }
     table = pd.DataFrame(claims, ["error", "below"]).T
     holds = table["error"] < table["below"]

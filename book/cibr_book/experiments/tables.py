@@ -8,15 +8,20 @@ the one with the best mean validation recall.
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from cibr.losses.clip import Number
+from cibr.losses.vmf import vmf_mean_cosine
 from cibr.utils import project_root
 from cibr_book.intervals import mean_intervals
 
 RESULTS = project_root() / "data" / "results"
 HEADLINE = ("zero-shot", "recall")
 KEY = ["condition", "method", "beta", "hyperparameters"]
+KAPPA_B = 10.0  # of rows that name a `kappa_e` alone
+_DIM = 512  # of the embeddings of heads on photos
 _NOT_TUNED = ["seed", "suites", "dataset", "model", "corruption", "penalty", "sample"]
 _NOT_TUNED += ["beta", "validate_every", "unpaired"]
 _SCORES = {  # pattern of the columns by name; their mean
@@ -36,15 +41,43 @@ def read_table(name: str | Path) -> pd.DataFrame:
         The table with `zero-shot`, the mean over suites of their mean accuracy, `recall`, the mean
         of recall@1, 5 and 10 in both directions on the test split, both NaN for runs that were not
         tested; `validation`, the same mean on the validation split; `hyperparameters` in words,
-        without beta.
+        without beta; and `beta`, see `beta_of`.
     """
     file = RESULTS / name if (RESULTS / name).exists() else name
     rows = pd.read_csv(file, dtype={"run": str, "commit": str})
     scores = {
         score: 100 * rows.filter(regex=pattern).mean(axis=1) for score, pattern in _SCORES.items()
     }
-    words = rows["configuration"].map(json.loads).map(_in_words)
+    settings = rows["configuration"].map(json.loads)
+    if "beta" in rows:
+        rows["beta"] = [*map(beta_of, settings, rows["beta"])]
+    words = settings.map(_in_words)
     return pd.concat([rows, pd.DataFrame(scores).assign(hyperparameters=words)], axis=1).copy()
+
+
+def beta_of(settings: dict[str, Any], beta: Number) -> Number:
+    """The weight of a run's penalty, as `CIBRLoss` has it: that of (1 - cos) / temperature.
+
+    Rows of earlier sweeps have another unit: their penalty was beta kappa_b A_d(kappa_e) (1 - cos),
+    or they name the weight itself, as `dose`. Where the temperature was learned the two units
+    differ in every step, so the row keeps its own; so do MINE, whose penalty is in nats, and
+    penalties that are no part of the library.
+
+    Args:
+        settings: of the run.
+        beta: the row's own.
+
+    Returns:
+        The weight, a conversion with two digits.
+    """
+    if "dose" in settings:
+        return settings["dose"]
+    if settings.get("penalty") not in ("vmf", "crossfit") or "temperature" not in settings:
+        return beta
+    if "kappa_e" not in settings:
+        return beta
+    cost = settings.get("kappa_b", KAPPA_B) * vmf_mean_cosine(settings["kappa_e"], _DIM)
+    return float(f"{settings['beta'] * float(cost) * settings['temperature']:.2g}")
 
 
 def _in_words(settings: dict) -> str:

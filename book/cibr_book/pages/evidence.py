@@ -5,18 +5,14 @@ A section has the rows of its plan (`plan_rows`), where they come from (`provena
 +1.5]`, see `cibr_book.experiments.tables.interval_text`, or `+1.0 ± 0.5`, from `plus_minus`.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from cibr.losses.vmf import vmf_mean_cosine
 from cibr.utils import digest, project_root
 from cibr_book.experiments.confirmation import IN_WORDS, best_trials
 from cibr_book.experiments.tables import interval_text, p_text
-from cibr_book.worlds.training import KAPPA_B
 
-_DIM = 512  # of the embeddings of heads on photos
 _OUTCOMES = ["holds", "undecided", "contradicted"]
 # Columns of the rows under the names of this page.
 _WORDS = {"naming": "text retrieval", "recall on Flickr8k": "Flickr8k"}
@@ -118,19 +114,6 @@ def trial_table(trials: pd.DataFrame) -> pd.DataFrame:
     best = best_trials(trials).replace(IN_WORDS).set_index(["condition", "method"])
     best["ends"] = best["ends"].str.replace("_", " ")
     return best.round({"validation": 1})
-
-
-def dose(configuration: str) -> float:
-    """The dose of a run on photos: the weight of 1 - cos times the temperature, or MINE's weight.
-
-    Args:
-        configuration: of a row.
-    """
-    run = json.loads(configuration)
-    if run.get("penalty") not in ("vmf", "crossfit"):
-        return float(run["beta"])
-    weight = run["beta"] * run.get("kappa_b", KAPPA_B)
-    return weight * run["temperature"] * float(vmf_mean_cosine(run["kappa_e"], _DIM))
 
 
 def in_order(rows: pd.DataFrame, **values: Iterable) -> pd.DataFrame:

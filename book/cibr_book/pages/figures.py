@@ -21,7 +21,7 @@ from cibr_book.pages.plots import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, WID
 _Values = Sequence[float | int] | Tensor
 _LINES = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "black")  # the palette's yellow is too pale
 _MARKERS = "os^DvP*X"
-SHADES = ("black", "#440154", "#31688E", "#35B779", "#B5A300")  # of growing doses
+SHADES = ("black", "#440154", "#31688E", "#35B779", "#B5A300")  # of growing beta
 # Colour and marker of methods and estimators, the same in every figure.
 _NAMES = {
     ("black", "D"): ("CLIP",),

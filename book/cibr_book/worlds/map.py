@@ -103,7 +103,7 @@ def draw_sample(n_pairs: int, nuisance: float, seed: int, shortcut: float = 0.0)
 
 
 def fit(sample: Sample, settings: Settings, n_steps: int) -> Weights:
-    """CLIP's towers, with a dose of the penalty or without, after the last step.
+    """CLIP's towers, with the penalty or without, after the last step.
 
     Args:
         sample: the training pairs, and the seed.

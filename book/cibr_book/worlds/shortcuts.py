@@ -17,11 +17,11 @@ from cibr.utils import project_root
 from cibr_book.intervals import mean_intervals, outcomes
 from cibr_book.worlds.map import BATCH_SIZE, DIM, N_SHARED, Sample, draw_sample, fit, recall
 from cibr_book.worlds.threshold import fixed_length_gains, loss_gains
-from cibr_book.worlds.training import KAPPA_B, Settings, Weights
+from cibr_book.worlds.training import Settings, Weights
 
 TABLE = project_root() / "data" / "results" / "threshold_map.csv"
 CELL = ["pairs", "shortcut"]
-POINT = ["temperature", "dose"]
+POINT = ["temperature", "beta"]
 PREDICTIONS = ("limit", "loss")
 CONDITION = 1.0  # squared gains, in sum, up to which the limit is expected to hold
 IN_DISTRIBUTION, UNDER_SHIFT = (f"trained/{s}/validation_recall@1" for s in ("kept", "removed"))
@@ -30,14 +30,15 @@ _BETWEEN = 64  # points of a frontier between two temperatures
 
 
 def train_and_predict(settings: dict[str, Any], folder: str | Path) -> dict[str, float]:
-    """Trains CLIP's towers with a dose on pairs with shortcuts, beside what theory makes of them.
+    """Trains towers with a penalty on pairs with shortcuts, beside what theory makes of them.
 
     The weights are those after the last step. The predictions know the training pairs alone: their
     canonical directions, as many as the towers are wide, with the gains of the limit of large
     batches and with those that minimise the loss of batches of unit vectors.
 
     Args:
-        settings: `pairs`, `shortcut`, `seed`, `temperature`, `dose`, `rate` and `steps`.
+        settings: `pairs`, `shortcut`, `seed`, `temperature`, `dose`, which is the penalty's
+            beta, `rate` and `steps`.
         folder: unused: the towers are small enough to retrain.
 
     Returns:
@@ -46,19 +47,19 @@ def train_and_predict(settings: dict[str, Any], folder: str | Path) -> dict[str,
         both directions, where the shortcut is kept and where it is removed; and
         `squared_gains`, their sum in the limit.
     """
-    temperature, dose = float(settings["temperature"]), settings["dose"]
+    temperature, beta = float(settings["temperature"]), settings["dose"]
     shortcuts = {"kept": settings["shortcut"], "removed": 0.0}
     samples = {
         name: draw_sample(settings["pairs"], 1.0, settings["seed"], rho)
         for name, rho in shortcuts.items()
     }
-    run = Settings(temperature, beta=dose / (KAPPA_B * temperature), rate=float(settings["rate"]))
+    run = Settings(temperature, beta, rate=float(settings["rate"]))
     weights = {"trained": fit(samples["kept"], run, settings["steps"])}
     _, moments = centred_moments(*samples["kept"].train)
     maps = canonical_maps(moments, DIM, _NO_RIDGE, _NO_RIDGE)  # times the root of correlations
     rho = (maps[0] @ moments.cross * maps[1]).sum(1).sqrt()
-    gains = {"limit": fixed_length_gains(rho, temperature, dose)}
-    gains["loss"] = loss_gains(rho, temperature, dose, BATCH_SIZE)
+    gains = {"limit": fixed_length_gains(rho, temperature, beta)}
+    gains["loss"] = loss_gains(rho, temperature, beta, BATCH_SIZE)
     for name, own in gains.items():
         weights[name] = [[((own / rho).sqrt() * side.T).float()[None, None]] for side in maps]
     found = {"squared_gains": float(gains["limit"].square().sum())}
@@ -85,11 +86,12 @@ def map_rows() -> pd.DataFrame:
     """The runs of the map, with `CELL` and `POINT` as columns."""
     rows = pd.read_csv(TABLE)
     settings = pd.DataFrame([*rows["configuration"].map(json.loads)], rows.index)
-    return rows.join(settings[[*CELL, *POINT]])
+    points = settings.rename(columns={"dose": "beta"})[[*CELL, *POINT]]
+    return rows.drop(columns="beta").join(points)
 
 
 def best_points(rows: pd.DataFrame, score: str) -> pd.DataFrame:
-    """The runs of each cell at the temperature and dose of its highest mean score.
+    """The runs of each cell at the temperature and beta of its highest mean score.
 
     Args:
         rows: from `map_rows`, of the points to choose from.
@@ -108,15 +110,15 @@ def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
         rows: from `map_rows`, of one plan.
     """
     rows = rows[(rows["pairs"] == 1024) & (rows["shortcut"] > 0)]
-    of_clip = best_points(rows[rows["dose"] == 0], IN_DISTRIBUTION)
+    of_clip = best_points(rows[rows["beta"] == 0], IN_DISTRIBUTION)
     chosen = rows.merge(of_clip[[*CELL, "temperature"]].drop_duplicates())
-    removed = 100 * chosen.set_index(["shortcut", "dose", "seed"])["trained/removed/recall@1"]
+    removed = 100 * chosen.set_index(["shortcut", "beta", "seed"])["trained/removed/recall@1"]
     claims = []
     for shortcut, sign in {0.7: 1, 0.8: 1, 0.9: 1, 0.99: -1}.items():
-        by_dose = removed[shortcut].unstack()
-        for dose in by_dose.index[1:]:
-            gain = sign * (by_dose.loc[dose] - by_dose.loc[0])
-            claims.append((f"correlation {shortcut}", f"dose {dose:g}", gain))
+        by_beta = removed[shortcut].unstack()
+        for beta in by_beta.index[1:]:
+            gain = sign * (by_beta.loc[beta] - by_beta.loc[0])
+            claims.append((f"correlation {shortcut}", f"beta {beta:g}", gain))
     if len(chosen) < len(rows):
         errors = [_error(rows, name, "ratio").groupby(rows["seed"]).mean() for name in PREDICTIONS]
         claims.append(("ratio of gains", "loss is nearer", errors[0] - errors[1]))
@@ -147,13 +149,13 @@ def _error(rows: pd.DataFrame, predicted: str, name: str) -> pd.Series:
 
 
 def beyond_temperature(rows: pd.DataFrame, of: str = "trained") -> pd.DataFrame:
-    """How much more is recalled with a dose than by a temperature alone, without the shortcut.
+    """How much more is recalled with the penalty than by a temperature alone, without the shortcut.
 
-    At equal recall with the shortcut: draw by draw, a run with a dose is held against the highest
-    recall without it, among all temperatures and what lies on lines between neighbours, that comes
-    with as much recall of pairs with the shortcut as the run has; above all of these, against the
-    temperature that has most. A point that in some draw lies below all of them is left out: a
-    temperature outside the range might reach it.
+    At equal recall with the shortcut: draw by draw, a run with the penalty is held against the
+    highest recall without it, among all temperatures and what lies on lines between neighbours,
+    that comes with as much recall of pairs with the shortcut as the run has; above all of these,
+    against the temperature that has most. A point that in some draw lies below all of them is left
+    out: a temperature outside the range might reach it.
 
     Args:
         rows: from `map_rows`.
@@ -165,14 +167,14 @@ def beyond_temperature(rows: pd.DataFrame, of: str = "trained") -> pd.DataFrame:
     names = [f"{of}/kept/recall@1", f"{of}/removed/recall@1"]
     parts = []
     for _, cell in rows.groupby([*CELL, "seed"]):
-        alone = cell[cell["dose"] == 0].sort_values("temperature")[names].to_numpy()
+        alone = cell[cell["beta"] == 0].sort_values("temperature")[names].to_numpy()
         places = np.linspace(0, len(alone) - 1, _BETWEEN * (len(alone) - 1) + 1)
         kept, removed = (np.interp(places, np.arange(len(alone)), side) for side in alone.T)
-        dosed = cell[cell["dose"] > 0]
-        needed = dosed[names[0]].clip(upper=kept.max()).to_numpy()
+        penalised = cell[cell["beta"] > 0]
+        needed = penalised[names[0]].clip(upper=kept.max()).to_numpy()
         level = np.where(kept >= needed[:, None], removed, 0).max(1)
-        excess = (100 * (dosed[names[1]] - level)).where(needed >= kept.min())
-        parts.append(dosed.assign(excess=excess))
+        excess = (100 * (penalised[names[1]] - level)).where(needed >= kept.min())
+        parts.append(penalised.assign(excess=excess))
     table = pd.concat(parts)
     of_point = table.groupby([*CELL, *POINT])["excess"]
     return mean_intervals(

@@ -20,28 +20,28 @@ _STEPS, _RATE = 300, 0.05  # of `loss_gains`; twice the steps change no gain by 
 _LEAST = 1e-3  # a direction's gain at the start
 
 
-def free_length_gains(rho: Correlations, dose: float = 0.0, noise: float = 0.0) -> Correlations:
+def free_length_gains(rho: Correlations, beta: float = 0.0, noise: float = 0.0) -> Correlations:
     """Gains of the canonical directions at the optimum, for embeddings of free length.
 
     Args:
         rho: canonical correlations in [0, 1].
-        dose: weight of the squared distance of paired embeddings, |u - w|^2 / (2 temperature);
-            for unit vectors, the weight of 1 - cos times the temperature.
+        beta: weight of the squared distance of paired embeddings, |u - w|^2 / (2 temperature);
+            for unit vectors this is (1 - cos) / temperature.
         noise: variance of the noise in each coordinate of the embeddings, over the temperature;
             weight decay of the same size does the same to white inputs.
     """
-    return torch.clamp((1 + dose) * rho - dose - noise, min=0)
+    return torch.clamp((1 + beta) * rho - beta - noise, min=0)
 
 
-def fixed_length_gains(rho: Correlations, temperature: float, dose: float = 0.0) -> Correlations:
+def fixed_length_gains(rho: Correlations, temperature: float, beta: float = 0.0) -> Correlations:
     """The same for embeddings of mean squared length 1, whose gains sum up to 1 / temperature.
 
     Args:
         rho: canonical correlations in [0, 1], in any order.
         temperature: of the softmax.
-        dose: as in `free_length_gains`.
+        beta: as in `free_length_gains`.
     """
-    scaled = (1 + dose) * rho
+    scaled = (1 + beta) * rho
     n_kept = torch.arange(1, len(rho) + 1)
     excess = scaled.sort(descending=True).values.cumsum(0) - 1 / temperature
     return torch.clamp(scaled - (excess / n_kept).max().clamp(min=0), min=0)
@@ -77,7 +77,7 @@ def trained_temperature_gains(rho: Correlations, weight: float) -> tuple[Correla
 def loss_gains(
     rho: Correlations,
     temperature: float,
-    dose: float,
+    beta: float,
     batch_size: int,
     seed: int = 0,
     unit: bool = True,
@@ -90,7 +90,7 @@ def loss_gains(
     Args:
         rho: correlations in [0, 1], of all directions that the embeddings can hold.
         temperature: of the softmax.
-        dose: weight of 1 - cos times the temperature.
+        beta: weight of (1 - cos) / temperature.
         batch_size: pairs in a batch.
         seed: of the pairs, which are drawn anew in every step.
         unit: whether every embedding has unit length, or their mean square.
@@ -100,7 +100,7 @@ def loss_gains(
     """
     generator = torch.Generator().manual_seed(seed)
     rho32 = rho.float().clamp(max=1 - 1e-6)
-    start = fixed_length_gains(rho, temperature, dose).float().clamp(min=_LEAST)
+    start = fixed_length_gains(rho, temperature, beta).float().clamp(min=_LEAST)
     logs = (start.log() / 2).requires_grad_()
     descent = torch.optim.Adam([logs], lr=_RATE)
     cycle = torch.optim.lr_scheduler.OneCycleLR(descent, _RATE, _STEPS, cycle_momentum=False)
@@ -110,7 +110,7 @@ def loss_gains(
         u, w = logs.exp() * x, logs.exp() * y
         lengths = [z.norm(dim=1, keepdim=True) if unit else logs.exp().norm() for z in (u, w)]
         u, w = u / lengths[0], w / lengths[1]
-        pull = dose / temperature * (u - w).square().sum(1).mean() / 2
+        pull = beta / temperature * (u - w).square().sum(1).mean() / 2
         descent.zero_grad()
         (clip_loss(u, w, 1 / temperature) + pull).backward()
         descent.step()

@@ -2,9 +2,9 @@
 
 `train` minimises, for every run (a `Settings`) and every seed, CLIP's loss plus
 
-    beta kappa_b (1 - cos)
+    beta (1 - cos) / temperature
 
-the bound `vmf` of `CIBRLoss` less its floor, at a concentration so high that A_d(kappa_e) is 1.
+the penalty `vmf` of `CIBRLoss`, as it is by default.
 Runs differ only in their settings: weights and batches depend only on the seed, so no run depends
 on another. `train_discrete` trains on pairs drawn anew in every step, `cibr_book.worlds.map` on a
 finite number.
@@ -17,8 +17,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-
-KAPPA_B = 10.0  # of the penalty's backward encoders, the library's default
 
 Weights = list[list[Float[Tensor, "_ seeds _ _"]]]  # of each side, its layers, [runs, ...]
 Pair = tuple[Float[Tensor, "*#batch n _"], Float[Tensor, "*#batch m _"]]  # images and texts
@@ -106,7 +104,7 @@ def losses(means: Means, settings: Sequence[Settings]) -> Float[Tensor, "runs se
     partitions = (torch.logsumexp(scores, 3) + torch.logsumexp(scores, 2)) / 2
     contrast = (partitions - scores.diagonal(dim1=2, dim2=3)).mean(2)
     cosines = (images * texts).sum(3).mean(2)
-    pulls = means.new_tensor([KAPPA_B * run.beta for run in settings])
+    pulls = means.new_tensor([run.beta / run.temperature for run in settings])
     return contrast + pulls[:, None] * (1 - cosines)
 
 

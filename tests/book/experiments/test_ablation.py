@@ -5,7 +5,6 @@ import torch
 from helpers import noise_pairs
 from torch.nn import functional as F
 
-from cibr import CIBRLoss, configure
 from cibr.losses.vmf import vmf_mean_cosine
 from cibr.models.dual_encoder import Encoded
 from cibr.models.inputs import prepare
@@ -21,17 +20,6 @@ def pairs_that_share(noise):
     z = [F.normalize(shared @ basis[0] + noise * x @ basis[1], dim=1) for x in (own, other)]
     pooled = [torch.cat([shared, x], 1) for x in (own, other)]
     return [Encoded(*of) for of in zip(z, pooled, strict=True)]
-
-
-def test_a_dose_is_the_weight_of_one_minus_cosine_times_the_temperature():
-    image, text = F.normalize(torch.randn(2, 5, 64), dim=2)
-    config = ablation.with_dose(configure("few-photos"), 0.2, 64)
-    loss_fn = CIBRLoss(config.beta, config.penalty, **config.loss_options)
-    penalty = loss_fn(image, text, 1 / config.temperature)["penalty_loss"]
-    distance = 1 - (image * text).sum(1).mean()
-    torch.testing.assert_close(config.temperature * penalty, 0.2 * distance)
-    mine = ablation.with_dose(configure("few-photos", penalty="mine"), 0.2, 64)
-    assert mine.beta == 0.2 and mine.loss_options["sample"]
 
 
 def test_the_bound_grows_with_what_only_one_modality_knows():

@@ -49,12 +49,12 @@ def test_two_claims_are_of_runs_with_temperatures_of_their_own():
     assert tests["holm"][0] == pytest.approx(2 / 2**16)
 
 
-def test_a_dose_is_equal_only_if_both_one_sided_tests_say_so():
-    rows = runs(fair.DOSES, "CLIP") + runs(fair.DOSES, "vMF at 0.2", seeds=[1], search=-0.4)
-    rows += runs(fair.DOSES, "vMF at 0.05", 0.004, search=0.001, naming=-0.001)
-    rows += runs(fair.DOSES, "vMF at 0.2", 0.004, search=-0.006, naming=0.006)
-    rows += runs(fair.DOSES, "vMF at 0.75", 0.004, search=-0.02, naming=0.02)
-    tests = fair.dose_tests(pd.DataFrame(rows))
+def test_a_beta_is_equal_only_if_both_one_sided_tests_say_so():
+    rows = runs(fair.BETAS, "CLIP") + runs(fair.BETAS, "vMF at 0.2", seeds=[1], search=-0.4)
+    rows += runs(fair.BETAS, "vMF at 0.05", 0.004, search=0.001, naming=-0.001)
+    rows += runs(fair.BETAS, "vMF at 0.2", 0.004, search=-0.006, naming=0.006)
+    rows += runs(fair.BETAS, "vMF at 0.75", 0.004, search=-0.02, naming=0.02)
+    tests = fair.beta_tests(pd.DataFrame(rows))
     assert [*tests["outcome"][::2]] == ["holds", "undecided", "contradicted"]  # in search
     assert [*tests["outcome"][1::2]] == ["holds", "undecided", "contradicted"]
     assert tests["holm"].min() == pytest.approx(6 * tests["p_value"].min())
@@ -82,8 +82,8 @@ def test_the_summary_has_gains_over_heads_seed_by_seed():
     is_moved = found["group"].str.contains("last stages")
     assert [*found[is_moved]["mean"]] == pytest.approx(gains)
     found = found[~is_moved].set_index(["row", "photos"])
-    gain = (recall[fair.DOSES]["vMF at 0.75"] - recall[fair.DOSES]["CLIP"]).mean()
-    assert found.loc[("vMF, dose 0.75", 600), "mean"] == pytest.approx(gain)
+    gain = (recall[fair.BETAS]["vMF at 0.75"] - recall[fair.BETAS]["CLIP"]).mean()
+    assert found.loc[("vMF, beta 0.75", 600), "mean"] == pytest.approx(gain)
     few = rows[rows["condition"] == fair.FEW].set_index(["method", "seed"])
     few = few["recall on Flickr8k"]
     gain = (few["CIBR MINE"] - few["CLIP"]).mean()

@@ -1,8 +1,10 @@
 """What Evidence says of the start that knows names, from the committed rows."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from cibr.metrics import paired_difference
 from cibr_book.experiments.names import (
     CLASS_SETS,
     CONTROLS,
@@ -59,6 +61,44 @@ def test_numbers_of_the_page():
     assert zero_shot["start"].round(1) == 52.9
     start = at_600.loc[["not centred, untrained", "start"], "coco text retrieval"]
     assert start.round(1).tolist() == [18.9, 29.6]
+
+
+def test_after_3000_photos_no_model_has_all_that_was_asked():
+    at_3000 = MEANS.loc["3000"]
+    gains = at_3000.drop(index="heads + CCA") - at_3000.loc["heads + CCA"]
+    gains = gains.loc[["fine-tuned + CCA", "fine-tuned + CCA + heads"]]
+    shown = gains[["coco search", "coco text retrieval", "zero-shot"]].round(1)
+    assert shown.to_numpy().tolist() == [[7.2, 5.7, 10.5], [5.4, 5.3, 8.5]]
+    assert gains["zero-shot, other names"].round(1).iloc[0] == 8.4
+    photos = np.load(RESULTS / "names_photos.npz")
+    ends = []
+    for method in gains.index:
+        name = "flickr8k text retrieval"
+        seeds = ROWS.loc[ROWS["condition"] == "3000", "seed"].unique()
+        both = [
+            np.stack([100.0 * photos[f"3000|{seed}|{of}|{name}"] for seed in seeds])
+            for of in ("heads + CCA", method)
+        ]
+        ends.append(paired_difference(*both))
+    assert np.round(ends[0], 1).tolist() == [-2.1, -2.9, -1.4]
+    assert ends[1][1] < 0 < ends[1][2]
+
+
+def test_what_cca_and_definitions_change():
+    changes = {}
+    for size in SIZES:
+        of_size = MEANS.loc[size]
+        changes[size] = of_size.loc["fine-tuned + CCA"] - of_size.loc["fine-tuned"]
+        names_alone = of_size.loc["names without definitions"] - of_size.loc["fine-tuned"]
+        without = names_alone[["flickr8k search", "flickr8k text retrieval", *COCO]]
+        assert without.max() < 0.2
+        assert size != "3000" or without.abs().max() < 0.5
+    assert changes["600"][["intel-scenes", "rsscn7"]].round(1).tolist() == [3.8, 2.0]
+    assert changes["150"][[*COCO]].round(1).tolist() == [-0.5, 1.1]
+    start = MEANS.loc["600"].loc[["start", "names without definitions, untrained"]]
+    before = start.diff().iloc[1]
+    assert before[["flickr8k search", "coco search"]].round(1).tolist() == [-2.1, -2.9]
+    assert before[["flickr8k text retrieval", "coco text retrieval"]].round(1).min() >= -0.1
 
 
 def test_parts_and_controls_do_what_the_page_says():

@@ -104,22 +104,22 @@ def test_gains_are_a_power_of_the_correlations_and_scores_of_heads_are_summed(mo
 
 def test_the_photo_curve_pairs_predictions_with_what_was_trained_and_judges_them():
     rows = []
-    for method, dose, seed in itertools.product(["limit", "loss", "trained"], [0, 0.2, 3], [1, 2]):
-        run = {"photos": 600, "temperature": 0.05, "dose": dose, "seed": seed}
+    for method, beta, seed in itertools.product(["limit", "loss", "trained"], [0, 0.2, 3], [1, 2]):
+        run = {"photos": 600, "temperature": 0.05, "dose": beta, "seed": seed}
         run |= {} if method == "limit" else {"batch_size": 128}
-        search = 0.3 - {"limit": 0.02, "loss": 0.03, "trained": 0.04}[method] * dose + seed / 100
+        search = 0.3 - {"limit": 0.02, "loss": 0.03, "trained": 0.04}[method] * beta + seed / 100
         found = {"flickr8k/text_to_image_mean": search, "flickr8k/image_to_text_mean": 0.2}
         rows.append({"method": method, "configuration": json.dumps(run), **found})
     others = [{"method": "CCA", "configuration": "{}"}, rows[-1] | {"method": "heads at 0"}]
     draws = spectrum.curve(pd.DataFrame(rows + others))
     assert len(draws) == 3 * 2 * 2
-    of = draws.set_index(["measure", "dose", "seed"]).loc[("search", 3.0, 2)]
+    of = draws.set_index(["measure", "beta", "seed"]).loc[("search", 3.0, 2)]
     assert of[["limit", "loss", "trained"]].tolist() == pytest.approx([26, 23, 20])
     claims = spectrum.curve_claims(draws)
     assert claims["error"].tolist() == pytest.approx([0.05, 0.8, 0.1])
     assert claims["below"].tolist() == pytest.approx([1, 1.6, 0.5])
     assert claims["outcome"].eq("holds").all()
-    worse = spectrum.curve_claims(draws.assign(loss=draws["limit"] + draws["dose"]))
+    worse = spectrum.curve_claims(draws.assign(loss=draws["limit"] + draws["beta"]))
     assert worse["outcome"].tolist() == ["holds", "contradicted", "holds"]
 
 

@@ -24,15 +24,6 @@ def test_differences_stay_in_the_order_of_the_rows_with_half_their_interval():
     assert table.to_numpy().tolist() == [["+1.0 ± 0.5", "+3.0"], ["-2.0 ± 1.0", ""]]
 
 
-def test_the_dose_of_a_run_is_the_weight_that_the_ablation_planned():
-    rows = read_table("ablation.csv")
-    rows = rows[rows["condition"].str.startswith("Flickr8k") & (rows["beta"] > 0)]
-    rows = rows.drop_duplicates(["condition", "method", "beta"])
-    assert set(rows["method"]) == {"vMF", "vMF, sampled", "cross-fitting", "MINE"}
-    doses = rows["configuration"].map(evidence.dose)
-    assert doses.to_numpy() == pytest.approx(rows["beta"].to_numpy(), rel=2e-3)
-
-
 def test_outcomes_are_counted_by_family():
     tests = pd.DataFrame({"outcome": ["holds", "undecided", "holds"]})
     table = evidence.outcome_counts({"both": tests, "one": tests[:1]})

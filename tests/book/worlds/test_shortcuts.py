@@ -19,7 +19,7 @@ def test_shortcuts_are_the_first_own_factors_and_change_no_image():
     assert not torch.equal(kept.test[1], without.test[1])
 
 
-def test_a_dose_is_held_against_the_temperature_that_keeps_as_much():
+def test_the_penalty_is_held_against_the_temperature_that_keeps_as_much():
     one = pd.DataFrame(
         [
             (0.1, 0.0, 0.30, 0.10),
@@ -30,9 +30,9 @@ def test_a_dose_is_held_against_the_temperature_that_keeps_as_much():
             (0.1, 0.6, 0.60, 0.20),  # above all: 0.20 at 0.50
             (0.8, 0.6, 0.20, 0.90),  # below all: a higher temperature might have it
         ],
-        columns=["temperature", "dose", "trained/kept/recall@1", "trained/removed/recall@1"],
+        columns=["temperature", "beta", "trained/kept/recall@1", "trained/removed/recall@1"],
     ).assign(pairs=256, shortcut=0.8)
-    rows = pd.concat([one.assign(seed=0), one.assign(seed=1, dose=one["dose"] * 1.0)])
+    rows = pd.concat([one.assign(seed=0), one.assign(seed=1, beta=one["beta"] * 1.0)])
     found = shortcuts.beyond_temperature(rows.sample(frac=1, random_state=1))
     found = found.set_index("temperature")["mean"]
     assert found.to_dict() == pytest.approx({0.2: 2.0, 0.4: 5.0, 0.1: 0.0})
@@ -60,11 +60,11 @@ def test_the_plans_claims_are_of_the_committed_rows_at_the_temperature_that_clip
     first, again = (shortcuts.claim_tests(part) for part in (rows[~is_again], rows[is_again]))
     assert len(first) == 17 and len(again) == 16 and (again["outcome"] == "holds").all()
     cell = rows[~is_again & (rows["pairs"] == 1024) & (rows["shortcut"] == 0.7)]
-    alone = cell[cell["dose"] == 0].groupby("temperature")
+    alone = cell[cell["beta"] == 0].groupby("temperature")
     best = alone[shortcuts.IN_DISTRIBUTION].mean().idxmax()
-    means = cell[cell["temperature"] == best].groupby("dose")["trained/removed/recall@1"].mean()
+    means = cell[cell["temperature"] == best].groupby("beta")["trained/removed/recall@1"].mean()
     gain = 100 * (means[0.6] - means[0.0])
-    claim = first.set_index(["hypothesis", "claim"]).loc[("correlation 0.7", "dose 0.6")]
+    claim = first.set_index(["hypothesis", "claim"]).loc[("correlation 0.7", "beta 0.6")]
     assert claim["difference"] == pytest.approx(gain)
     errors = shortcuts.prediction_errors(rows).set_index(["pairs", "holds", "measure"])
     ratios = rows[(rows["pairs"] == 1024) & (rows["squared_gains"] < 1)]

@@ -39,11 +39,11 @@ def test_at_fixed_length_gains_are_thresholded_until_their_sum_fits(rho, tempera
 
 
 @settings(deadline=None)
-@given(rho=CORRELATIONS, temperature=st.floats(0.05, 5), dose=st.floats(0, 3))
-def test_at_fixed_length_a_dose_is_a_higher_temperature(rho, temperature, dose):
+@given(rho=CORRELATIONS, temperature=st.floats(0.05, 5), beta=st.floats(0, 3))
+def test_at_fixed_length_the_penalty_is_a_higher_temperature(rho, temperature, beta):
     rho = torch.tensor(rho, dtype=torch.float64)
-    cosines = temperature * threshold.fixed_length_gains(rho, temperature, dose)
-    hotter = (1 + dose) * temperature
+    cosines = temperature * threshold.fixed_length_gains(rho, temperature, beta)
+    hotter = (1 + beta) * temperature
     torch.testing.assert_close(cosines, hotter * threshold.fixed_length_gains(rho, hotter))
 
 
@@ -61,9 +61,9 @@ def test_with_a_trained_temperature_gains_minimise_the_objective(weight):
     gains, temperature = threshold.trained_temperature_gains(rho, weight)
     torch.testing.assert_close(gains, free.detach().clamp(min=0), atol=1e-4, rtol=0)
     assert temperature == pytest.approx(1 / gains.sum().item())
-    dose, cosine = weight * temperature, temperature * (gains * rho).sum()
+    beta, cosine = weight * temperature, temperature * (gains * rho).sum()
     kept = gains > 0
-    expected = (1 + dose) * (rho - dose * cosine / (1 + dose))
+    expected = (1 + beta) * (rho - beta * cosine / (1 + beta))
     torch.testing.assert_close(gains[kept], expected[kept], atol=1e-5, rtol=0)
 
 
