@@ -4,19 +4,19 @@ The bare command works from any folder: each notebook runs in the environment th
 the same variables as when it was executed, on all cores if no workers share them, and what cannot
 repeat on another machine is left out of the comparison. Text is compared as it stands, except that
 floats with more than four significant digits are rounded to four, since the last digits change with
-the processor. In cells with the tag `compare-closely`, which train, numbers may differ by `CLOSE`.
-Cells that cannot repeat carry the tag `nbval-ignore-output`.
+the processor. In cells with the tag `trains`, whose numbers come from training, those with a unit
+may differ by its tolerance, see `cibr_book.pages.compare`; a table is compared as HTML. Cells that
+cannot repeat carry the tag `nbval-ignore-output`.
 """
 
-import math
 import re
 from collections import Counter
-from itertools import zip_longest
 from typing import Any
 
 import pytest
 from nbval.plugin import IPyNbCell, IPyNbFile
 
+from cibr_book.pages.compare import is_close, is_close_html
 from execute import WIDGET, prepare_environment
 
 collect_ignore_glob = ["_build/*", "*/.ipynb_checkpoints/*"]
@@ -29,8 +29,6 @@ NOT_COMPARED = ("stderr", f"{GLUED}image/png", f"{GLUED}image/jpeg")
 # A decimal or exponent makes a float; names, versions and dates such as fc1.0, 2.13.0 are none.
 FLOAT = r"(?<![\w.])[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?(?!\w|\.\w)"
 SIGNIFICANT_DIGITS = 4
-NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
-CLOSE = {"rel_tol": 0.15, "abs_tol": 1.5}  # of recalls in per cent, on other processors
 ZERO = 1e-12  # below it, a printed difference of equal numbers is rounding error
 # nbval's default limit of a cell, and ours, for busy machines.
 NBVAL_SECONDS = 2000.0
@@ -47,36 +45,35 @@ def _round_float(match: re.Match[str]) -> str:
     return f"{float(text):.{SIGNIFICANT_DIGITS}g}" if is_long else text
 
 
-def align(text: str, stored: str) -> str:
-    """The stored text, if the other has the same words and close numbers; else the other."""
-    own, theirs = NUMBER.findall(text), NUMBER.findall(stored)
-    words, their_words = (NUMBER.sub("", part).split() for part in (text, stored))
-    is_close = len(own) == len(theirs) and all(
-        math.isclose(float(a), float(b), **CLOSE)
-        for a, b in zip(own, theirs, strict=True)
-    )
-    return stored if is_close and words == their_words else text
+TEXTS = ("text", "text/plain", "text/markdown", f"{GLUED}text/plain")
 
 
-def _compare_closely(
+def _take_close(own: dict, stored: dict) -> None:
+    """Replaces texts and tables of an output by the stored ones where these are close."""
+    if "text/html" in own and "text/html" in stored:
+        if is_close_html(own["text/html"], stored["text/html"]):
+            own["text/html"] = stored["text/html"]
+        own["text/plain"] = stored.get("text/plain")  # the same table
+    for key in TEXTS:
+        if key in own and key in stored and is_close(own[key], stored[key]):
+            own[key] = stored[key]
+
+
+def _compare_by_unit(
     cell: IPyNbCell, test: list, ref: list, skip_compare: Any = None
 ) -> bool:
-    """`IPyNbCell.compare_outputs` without progress bars, of aligned texts where the cell has the tag."""
+    """`IPyNbCell.compare_outputs` without progress bars; with tolerances where the cell trains."""
     test = [output for output in test if WIDGET not in output.get("data", {})]
-    if "compare-closely" in cell.cell.metadata.get("tags", []):
-        for own, stored in zip_longest(test, ref, fillvalue={}):
-            for part, theirs in (
-                (own, stored),
-                (own.get("data", {}), stored.get("data", {})),
-            ):
-                for key in ("text", "text/plain", "text/html", f"{GLUED}text/plain"):
-                    if key in part and key in theirs:
-                        part[key] = align(part[key], theirs[key])
+    if "trains" in cell.cell.metadata.get("tags", []):
+        printed = [output for output in test if output.get("name") != "stderr"]
+        for own, stored in zip(printed, ref, strict=False):
+            _take_close(own, stored)
+            _take_close(own.get("data", {}), stored.get("data", {}))
     return _compare_exactly(cell, test, ref, skip_compare)
 
 
 _compare_exactly = IPyNbCell.compare_outputs
-IPyNbCell.compare_outputs = _compare_closely
+IPyNbCell.compare_outputs = _compare_by_unit
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from cibr.data import Pairs
 from cibr.evaluate import Evaluation
@@ -137,6 +139,22 @@ def geometry(clip: Mapping[str, float], own: Mapping[str, float], of: Twins) -> 
         values = f"{name} {clip[name]:.3f} without it, {name} {own[name]:.3f} with it"
         words.append(f"{moved} ({values})")
     return f"In this run the penalty {words[0]} and {words[1]}."
+
+
+def cosine_table(embedded: Mapping[str, tuple[Tensor, Tensor]], first_text: Tensor) -> pd.DataFrame:
+    """The mean cosine of images with their own texts, and with the others', a row a model.
+
+    Args:
+        embedded: of each model by name, unit vectors of n images [n, d] and m texts [m, d].
+        first_text: the row of each image's text, [n].
+    """
+    table = {}
+    for name, (images, texts) in embedded.items():
+        cosines = images @ texts[first_text].T
+        is_pair = torch.eye(len(cosines), dtype=torch.bool)
+        table[name] = cosines[is_pair].mean().item(), cosines[~is_pair].mean().item()
+    columns = ["cosine of pairs", "cosine of others"]
+    return pd.DataFrame.from_dict(table, orient="index", columns=columns).round(2)
 
 
 def findings_table(found: pd.DataFrame, own: Twins) -> pd.DataFrame:
