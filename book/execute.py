@@ -107,6 +107,7 @@ if __name__ == "__main__":
         sys.exit(f"no such notebook: {missing}; there are {', '.join(NOTEBOOKS)}")
     for name in names:
         start = time.monotonic()
-        os.environ["CIBR_RUNS"] = str(Path(RUNS.name, name))  # none finds another's finished run
+        # In a folder of its own, where no run of another notebook lies finished.
+        os.environ["CIBR_RUNS"] = str(Path(RUNS.name, name))
         execute(NOTEBOOKS[name])
         print(f"{name} executed in {time.monotonic() - start:.0f} s", flush=True)
