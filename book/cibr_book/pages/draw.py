@@ -1,4 +1,4 @@
-"""The drawing in the chapter on training: the two shipped models, run in the reader's browser.
+"""The drawing in the chapter What an embedding keeps: the two shipped models, run in the browser.
 
 The page loads the image encoders of `clip-tiny` and `cibr-tiny`, rounded, their embeddings of the
 names that it knows, and an image of each. They come as a script, which a page that was opened from

@@ -179,7 +179,7 @@ def first_names(page):
 
 def test_the_drawing_has_the_models_of_python_and_follows_mouse_and_keyboard(page):
     page.set_viewport_size(DESK)
-    visit(page, "book/train")
+    visit(page, "book/interpretability")
     assert not [url for url in page.requests if "/draw/" in url]
     page.locator("#draw-canvas").scroll_into_view_if_needed()
     page.wait_for_selector("#draw-names output:not(:empty)", timeout=180_000)
