@@ -19,6 +19,7 @@ from cibr.data import Pairs
 from cibr.data.photos import strings
 from cibr.models.names import load_classifier
 from cibr.utils import digest, project_root
+from cibr_book.experiments.photo_sets import coded
 
 FOLDER = project_root() / "data" / "photos"
 SIZES = {"train": 3000, "validation": 300, "test": 1000}  # photos of Flickr8k
@@ -47,15 +48,6 @@ def text_features(model: DualEncoder, texts: list[str]) -> Float[Tensor, "m q"]:
         tokens = model.tokenize([texts[i] for i in rows])
         features[rows] = model.encode_texts(*tokens).pooled
     return features
-
-
-def coded(side: str, features: Float[Tensor, "n d"]) -> dict[str, Tensor]:
-    """Features as 8-bit codes and a step per dimension; means of ReLUs, as of images, are not
-    negative and use all 8 bits for their size.
-    """
-    dtype = torch.int8 if (features < 0).any() else torch.uint8
-    step = (features.abs().amax(0) / torch.iinfo(dtype).max).clamp(min=1e-9)
-    return {f"{side}_codes": (features / step).round().to(dtype), f"{side}_step": step}
 
 
 def order(pairs: Pairs) -> Int64[Tensor, " n"]:
@@ -92,7 +84,9 @@ def write(model: DualEncoder, name: str, pairs: Pairs, names: dict[str, str]) ->
         named = ([names.get(text, text) for text in own] for own in pairs.captions)
         about["captions"] = [*named]
     labels = {"labels": pairs.labels} if pairs.classnames else {}
-    tensors = labels | coded("image", images) | coded("text", texts)
+    tensors = dict(labels)
+    for side, features in (("image", images), ("text", texts)):
+        tensors[f"{side}_codes"], tensors[f"{side}_step"] = coded(features)
     text = json.dumps(about, ensure_ascii=False, separators=(",", ":"))
     save_file(tensors, FOLDER / f"{name}.safetensors", metadata={"about": text})
     print(f"{name}: {len(pairs):,} photos, {len(texts):,} texts", flush=True)
