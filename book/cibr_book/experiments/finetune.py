@@ -10,7 +10,7 @@ import sys
 import time
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,8 +58,8 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
             train on, a draw of the book's 3,000 by the seed; `train_stages`, of both towers;
             `options` of the loss; `decay`, towards the start's weights; and `suites`, what is
             measured: `validation`, for trials; `curve`, the shipped sets, probes and bounds; or
-            `claims`, all sets, whose hits are kept.
-        folder: where hits go.
+            `claims`, all sets.
+        folder: where the hits of every query go, as bits.
 
     Returns:
         `<set>/<metric>` of the sets: recalls and accuracies in [0, 1], `pair_cosine_distance` and
@@ -85,39 +85,28 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
             first |= {f"{name}/{way}": ids for way, ids in measured.first_five().items()}
         if name == "flickr8k" and settings["suites"] == "curve":
             found |= {f"{name}/{key}": x for key, x in _information(*measured.of_pairs()).items()}
-    if settings["suites"] == "claims":
-        _save(Path(folder) / "hits.npz", kept)
-        if settings["seed"] == SHOWN_SEED:
-            _save(Path(folder) / "first.npz", first)
+    _save(Path(folder) / "hits.npz", kept)
+    if settings["suites"] == "claims" and settings["seed"] == SHOWN_SEED:
+        _save(Path(folder) / "first.npz", first)
     return found
 
 
 # The two settings
 
 
-class _Setting(Protocol):
-    """What differs between frozen towers and trained stages."""
-
-    def start(self) -> DualEncoder:
-        """A model at the start."""
-
-    def training(self, n_photos: int, seed: int) -> Inputs:
-        """A draw of training photos."""
-
-    def features_of(self, name: str, model: DualEncoder) -> Pairs:
-        """A set with the features that a model's head reads."""
-
-
 class _Frozen:
     """Towers that are frozen, whose features are known."""
 
     def start(self) -> DualEncoder:
+        """A model at the start."""
         return DualEncoder.names()
 
     def training(self, n_photos: int, seed: int) -> Inputs:
+        """A draw of training photos."""
         return prepare(self.start(), drawn(with_features("train"), n_photos, seed))
 
     def features_of(self, name: str, model: DualEncoder) -> Pairs:
+        """A set with the features that the model's head reads."""
         return with_features(name)
 
 
@@ -135,9 +124,11 @@ class _Stages:
         self._activations: dict[Any, Inputs] = {}
 
     def start(self) -> DualEncoder:
+        """A model at the start, which reads activations."""
         return copy.deepcopy(self._rest)
 
     def training(self, n_photos: int, seed: int) -> Inputs:
+        """A draw of training photos."""
         if (n_photos, seed) not in self._activations:
             pairs = drawn(with_pictures("train"), n_photos, seed)
             inputs = stages.training_inputs(stages.activations(self._whole, pairs))
@@ -145,18 +136,18 @@ class _Stages:
         return self._activations[n_photos, seed]
 
     def features_of(self, name: str, model: DualEncoder) -> Pairs:
+        """A set with the features that the trained stages of the model have."""
         if name not in self._activations:
             self._activations[name] = stages.activations(self._whole, with_pictures(name))
-        inputs = self._activations[name]
-        return stages.with_pooled(model, inputs)
+        return stages.with_pooled(model, self._activations[name])
 
 
 @cache
-def _setting(n_stages: int) -> _Setting:
+def _setting(n_stages: int) -> _Frozen | _Stages:
     return _Stages(n_stages) if n_stages else _Frozen()
 
 
-def _trained(setting: _Setting, settings: dict[str, Any]) -> DualEncoder:
+def _trained(setting: _Frozen | _Stages, settings: dict[str, Any]) -> DualEncoder:
     """The start, fine-tuned."""
     own = {name: value for name, value in settings.items() if name not in _OF_RUN}
     own["loss_options"] = settings.get("options", {})

@@ -115,7 +115,7 @@ def _read_by(module: nn.Module, function: Callable, *arguments: Tensor) -> Tenso
     """What a module reads in a call of a function, which ends there."""
     read: list[Tensor] = []
 
-    def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def stop(_: nn.Module, inputs: tuple) -> None:
         read.append(inputs[0].clone())
         raise _Reached
 
