@@ -23,7 +23,10 @@ def make_report(notebook: Path) -> Path:
 
     Raises:
         FileNotFoundError: there is no such notebook.
+        ValueError: a cell of it failed.
     """
+    content = nbformat.read(notebook, as_version=4)
+    _drop_log(content, notebook)
     exporter = HTMLExporter(
         template_name="report",
         extra_template_basedirs=[str(BOOK)],
@@ -33,11 +36,10 @@ def make_report(notebook: Path) -> Path:
     )
     hidden = TagRemovePreprocessor(enabled=True, remove_input_tags={"hide-input"})
     exporter.register_preprocessor(hidden, enabled=True)
-    content = nbformat.read(notebook, as_version=4)
     script = distribution("sphinx-mathjax-offline").locate_file(_MATHJAX)
     resources = {
         "mathjax": Path(script).read_text("utf-8"),
-        "metadata": {"name": notebook.stem},
+        "metadata": {"name": _title(content) or notebook.stem},
     }
     html, _ = exporter.from_notebook_node(content, resources)
     report = notebook.with_suffix(".html")
@@ -45,6 +47,28 @@ def make_report(notebook: Path) -> Path:
     return report
 
 
+def _drop_log(content: nbformat.NotebookNode, notebook: Path) -> None:
+    """Removes what cells wrote to stderr, such as progress bars."""
+    for cell in content.cells:
+        outputs = cell.get("outputs", [])
+        for output in outputs:
+            if output.output_type == "error":
+                failed = f"{output.ename}: {output.evalue}"
+                raise ValueError(
+                    f"a cell of {notebook} failed ({failed}): mend it and run again"
+                )
+        cell["outputs"] = [each for each in outputs if each.get("name") != "stderr"]
+
+
+def _title(content: nbformat.NotebookNode) -> str:
+    """The first heading of a notebook."""
+    lines = (line for cell in content.cells for line in cell.source.splitlines())
+    return next((line[2:] for line in lines if line.startswith("# ")), "")
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        print(make_report(Path(name)))
+    try:
+        for name in sys.argv[1:]:
+            print(make_report(Path(name)))
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(str(error))

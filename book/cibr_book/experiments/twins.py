@@ -29,7 +29,7 @@ from cibr.models import DualEncoder
 from cibr.models.inputs import embed_pairs, prepare
 from cibr.train import RunConfig
 from cibr.train.config import PRESETS, preset_for
-from cibr.utils import digest, project_root
+from cibr.utils import check_number, digest, project_root
 from cibr_book.experiments.tables import RESULTS
 
 SPREAD = "twins.csv"
@@ -107,6 +107,18 @@ def _default_folder(n_photos: int, beta: float, settings: dict[str, Any]) -> Pat
     given = {name: value for name, value in settings.items() if value is not None}
     name = f"twins-{digest(repr((n_photos, beta, sorted(given.items()))))[:8]}"
     return Path(os.environ.get("CIBR_RUNS") or project_root() / "runs") / name
+
+
+def photos_to_train(n_photos: int | None, train: Pairs) -> int:
+    """The number of photos to train on: as given, or by default `N_PHOTOS` of the book's, and all
+    of others.
+
+    Raises:
+        ValueError: fewer than ten, or more than there are.
+    """
+    if n_photos is None:
+        return N_PHOTOS if train.name == "photos" else len(train)
+    return int(check_number("n_photos", n_photos, 10, len(train), whole=True))
 
 
 def drawn(pairs: Pairs, n_photos: int, seed: int) -> Pairs:

@@ -6,6 +6,7 @@ numbers name the unit, by which the notebook's stored outputs are compared.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -29,16 +30,20 @@ _SETS = {
 }
 _WAYS = {"text_to_image": "search", "image_to_text": "text retrieval"}
 _PENALTIES = {"vmf": "vMF", "crossfit": "cross-fitting", "mine": "MINE"}
-_MODELS = {"names": "the start that knows names", "frozen": "heads over frozen encoders"}
+_MODELS = {
+    "names": "a model that knows names before it has seen a caption",
+    "frozen": "heads over frozen encoders",
+}
 _MODELS |= {"tiny": "two small encoders from scratch"}
 
 
-def run(own: Twins, pairs: Pairs, test: Pairs) -> str:
+def run(own: Twins, pairs: Pairs, validation: Pairs, test: Pairs) -> str:
     """What was trained on what, and whether this page is that of the default run.
 
     Args:
         own: the run and its twin.
         pairs: what both were trained on.
+        validation: what both are watched on.
         test: what both are measured on.
     """
     config = own.config
@@ -51,8 +56,9 @@ def run(own: Twins, pairs: Pairs, test: Pairs) -> str:
         lines = [f"{start} with CLIP's loss alone ($\\beta = 0$), so its twin is the same run. "]
     else:
         lines = [f"{start}, {_price(own)}, and its twin at $\\beta = 0$. "]
-    lines += [f"The seed is {config.seed}, training takes {config.epochs} epochs, and the test "]
-    lines += [f"has {len(test):,} other images with their texts."]
+    lines += [f"The seed is {config.seed}, and training takes {config.epochs} epochs. Validation "]
+    lines += [f"has {len(validation):,} other images with their texts, and the test {len(test):,}"]
+    lines += [", beside photos of other sets." if config.dataset == "photos" else "."]
     if config.train_stages:
         lines += [f" The last {config.train_stages} stages of both towers are trained, too."]
     if not own.is_default:
@@ -239,7 +245,9 @@ def folders(own: Twins) -> str:
     """Where both models are, by the names of their folders."""
     paths = [config.output_dir for config in (own.clip_config, own.config)]
     names = dict.fromkeys("/".join(path.split("/")[-2:]) for path in paths)
-    return "Saved: " + ", ".join(f"`{name}`" for name in names)
+    is_default = Path(own.config.output_dir).parent.name.startswith("twins-")
+    place = ", under `runs/` or the folder that `CIBR_RUNS` names" if is_default else ""
+    return "Saved: " + ", ".join(f"`{name}`" for name in names) + place
 
 
 def point(penalty: str, beta: float) -> str:

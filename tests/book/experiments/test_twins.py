@@ -212,3 +212,12 @@ def test_training_beside_the_twin_is_repeatable(short, tmp_path):
     _, (_, again) = twins_of(tmp_path)
     for one, other in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_the_number_of_photos_is_the_books_or_a_sensible_one():
+    assert twins.photos_to_train(None, TRAIN) == 600
+    assert twins.photos_to_train(None, load_pairs("photos-coco", "test")) == 407
+    assert twins.photos_to_train(10, TRAIN) == 10
+    for n_photos in (0, 9, 3001):
+        with pytest.raises(ValueError, match=f"n_photos is {n_photos}: give a whole number"):
+            twins.photos_to_train(n_photos, TRAIN)

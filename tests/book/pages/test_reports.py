@@ -9,6 +9,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from cibr.data import load_pairs
 from cibr.evaluate import Evaluation
@@ -21,6 +22,7 @@ WITH_PARAMETERS = ("train", "ablation", "benchmarks")
 # Roles, directives and labels of MyST, which other viewers print as they stand.
 MYST = re.compile(r"\{[a-z:]+\}`|^\s*(?:```|:::)\{|^\([\w-]+\)=$", re.MULTILINE)
 TEST = load_pairs("photos", "test")
+VALIDATION = load_pairs("photos", "validation")
 each_report = pytest.mark.parametrize("name", WITH_PARAMETERS)
 
 
@@ -44,14 +46,15 @@ def findings(**rows):
 
 def test_the_run_is_described_by_its_own_settings():
     pairs = load_pairs("photos", "train").subset(range(600))
-    said = reports.run(plan(), pairs, TEST)
+    said = reports.run(plan(), pairs, VALIDATION, TEST)
     assert "600 images" in said and "vMF" in said and "beta = 0.05$" in said
+    assert "Validation has 300" in said and "the test 1,000" in said
     assert "not the defaults" not in said
-    other = reports.run(plan(0.3, penalty="mine", seed=4, epochs=3), pairs, TEST)
+    other = reports.run(plan(0.3, penalty="mine", seed=4, epochs=3), pairs, VALIDATION, TEST)
     assert "MINE" in other and "beta = 0.3$" in other and "The seed is 4" in other
     assert "3 epochs" in other and "not the defaults" in other
-    assert "CLIP's loss alone" in reports.run(plan(0.0), pairs, TEST)
-    assert "MINE" not in reports.run(plan(0.0, penalty="mine"), pairs, TEST)
+    assert "CLIP's loss alone" in reports.run(plan(0.0), pairs, VALIDATION, TEST)
+    assert "MINE" not in reports.run(plan(0.0, penalty="mine"), pairs, VALIDATION, TEST)
 
 
 def test_the_default_run_is_more_than_chance_only_where_both_intervals_say_so():
@@ -179,3 +182,31 @@ def test_one_file_of_html_opens_without_a_network(name, elsewhere, tmp_path):
     for place in linked:
         assert place.startswith("https://arxiv.org/abs/") or place.removeprefix("#") in page
     assert "MathJax" in html and "check_parameters(" not in page  # hidden cells stay hidden
+
+
+def test_the_mean_cosines_of_pairs_and_of_others():
+    images = torch.eye(3)
+    texts = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0.6, 0.8, 0], [0, 0, 1]])
+    table = reports.cosine_table({"CLIP": (images, texts)}, torch.tensor([0, 2, 3]))
+    assert table.loc["CLIP", "cosine of pairs"] == round((1 + 0.8 + 1) / 3, 2)
+    assert table.loc["CLIP", "cosine of others"] == 0.1
+
+
+def test_a_report_has_no_log_and_is_refused_for_a_failed_notebook(tmp_path):
+    log = nbformat.v4.new_output("stream", name="stderr", text="100%|####|")
+    said = nbformat.v4.new_output("stream", name="stdout", text="a result")
+    cell = nbformat.v4.new_code_cell("1", outputs=[log, said])
+    cells = [nbformat.v4.new_markdown_cell("# A title\n\nText."), cell]
+    file = tmp_path / "out.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), file)
+    command = [sys.executable, BOOK / "report.py", file]
+    subprocess.run(command, check=True, capture_output=True)
+    html = file.with_suffix(".html").read_text("utf-8")
+    assert "a result" in html and "####" not in html and "<title>A title</title>" in html
+
+    file.with_suffix(".html").unlink()
+    cell.outputs = [nbformat.v4.new_output("error", ename="ValueError", evalue="beta is -1")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), file)
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 1 and "ValueError: beta is -1" in refused.stderr
+    assert not file.with_suffix(".html").exists()
